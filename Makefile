@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+GO ?= go
+export GOFLAGS ?= -buildvcs=false
+VERSION ?= 0.1.0-dev
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## the static binary, bin/cri-dockerd
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cri-dockerd ./cmd/cri-dockerd
+
+demo: ## engine, daemon, a pod through it, its page
+	hack/install-deps.sh
+	$(MAKE) build
+	hack/demo.sh
+
+test: deps-test docker29 ## all tests: units, conformance on both engines
+	$(GO) vet ./...
+	test -z "$$(gofmt -l cmd internal test)"
+	$(GO) test -race -shuffle=on -timeout 30m ./...
+
+conformance: deps-test docker29 ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
+	$(GO) test -race -count=1 -timeout 30m ./test/conformance
+
+pause: ## build the embedded pause programs from their source
+	$(GO) run ./internal/engine/pause/build
+
+lint: ## golangci-lint, if it is installed
+	golangci-lint run
+
+deps-test:
+	hack/install-deps.sh test
+
+docker29:
+	hack/docker29.sh
+
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help build demo test conformance pause lint deps-test docker29 clean

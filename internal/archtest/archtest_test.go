@@ -1,0 +1,254 @@
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "cri-dockerd/"
+
+// arrows says for every package of the daemon which packages of ours it may import. A new package is added here on purpose: the table is
+// the architecture (see ARCHITECTURE.md).
+var arrows = map[string][]string{
+	"internal/spec":         {},
+	"internal/undo":         {},
+	"internal/keylock":      {},
+	"internal/config":       {},
+	"internal/engine/pause": {},
+	"internal/engine":       {"internal/spec", "internal/engine/pause"},
+	"internal/node":         {"internal/spec", "internal/engine"},
+	"internal/podnet":       {"internal/spec", "internal/undo"},
+	"internal/logs":         {"internal/spec"},
+	"internal/stream":       {"internal/engine"},
+	"internal/cri":          {"internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/undo", "internal/keylock"},
+	"internal/rpc":          {},
+	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
+	"internal/daemon": {
+		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/stream",
+		"internal/cri", "internal/rpc",
+	},
+	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check"},
+	// Programs and fixtures that are not part of the daemon.
+	"internal/engine/pause/src":   {},
+	"internal/engine/pause/build": {"internal/engine/pause"},
+	"internal/engine/enginetest":  {"internal/spec", "internal/engine"},
+	"internal/archtest":           {},
+}
+
+// restricted says who may import a package from outside.
+var restricted = map[string]struct {
+	users  []string
+	reason string
+}{
+	"github.com/moby/moby/client":         {[]string{"internal/engine", "internal/engine/enginetest"}, "Docker's verbs are engine's"},
+	"github.com/moby/moby/api":            {[]string{"internal/engine", "internal/engine/enginetest", "internal/spec", "internal/node"}, "only engine, spec and node know Docker's types"},
+	"google.golang.org/grpc":              {[]string{"internal/rpc", "internal/check"}, "only rpc serves gRPC; check is a client"},
+	"github.com/containernetworking/cni":  {[]string{"internal/podnet"}, "CNI is podnet's"},
+	"k8s.io/cri-streaming":                {[]string{"internal/stream"}, "the streaming server is stream's"},
+	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/config"}, "command lines belong to cmd"},
+	"github.com/coreos/go-systemd":        {[]string{"internal/daemon", "internal/rpc"}, "systemd is the daemon's"},
+	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check"}, "codes are mapped once, in rpc"},
+	"google.golang.org/protobuf/encoding": {nil, "nothing in the daemon needs protobuf's other encodings"},
+}
+
+// banned must not be linked into the daemon, however indirectly.
+var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/", "github.com/docker/docker/"}
+
+type pkg struct {
+	ImportPath string
+	Name       string
+	Doc        string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+	Deps       []string
+}
+
+// list runs go list on patterns from the repository's root.
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Name,Doc,Dir,GoFiles,Imports,Deps"}, args...)...)
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestArrowsGoDownOnly(t *testing.T) {
+	for _, p := range list(t, "./cmd/...", "./internal/...") {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		allowed, known := arrows[name]
+		if !known {
+			t.Errorf("%s is not in the table of arrows: add it there, and to ARCHITECTURE.md", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if own, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, own) {
+				t.Errorf("%s imports %s, which lies beside or above it", name, own)
+			}
+			for prefix, r := range restricted {
+				if (imp == prefix || strings.HasPrefix(imp, prefix+"/")) && !slices.Contains(r.users, name) {
+					t.Errorf("%s imports %s: %s", name, imp, r.reason)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageIsDocumented(t *testing.T) {
+	for _, p := range list(t, "./...") {
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}
+
+func TestNothingBannedIsLinked(t *testing.T) {
+	p := list(t, "./cmd/cri-dockerd")[0]
+	for _, dep := range p.Deps {
+		for _, b := range banned {
+			if strings.HasPrefix(dep+"/", b) {
+				t.Errorf("the daemon links %s", dep)
+			}
+		}
+	}
+}
+
+// parse calls visit for every Go file of ours.
+func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.File)) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".")) && path != root {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		visit(rel, fset, f)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNoFunctionOver80Lines(t *testing.T) {
+	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Body == nil {
+				continue
+			}
+			if n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1; n > 80 {
+				t.Errorf("%s: %s has %d lines", path, fn.Name.Name, n)
+			}
+		}
+	})
+}
+
+// TestNoHiddenState forbids init functions and package variables that are written after they were made, and contexts that come from
+// nowhere: everything that changes has an owner that daemon wires.
+func TestNoHiddenState(t *testing.T) {
+	roots := []string{"cmd/", "internal/daemon/", "internal/check/"}
+	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
+		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "test/") || strings.HasPrefix(path, "internal/engine/pause/build") {
+			return
+		}
+		globals := map[string]bool{}
+		for _, d := range f.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if d.Name.Name == "init" && d.Recv == nil {
+					t.Errorf("%s: init function", path)
+				}
+			case *ast.GenDecl:
+				if d.Tok == token.VAR {
+					for _, s := range d.Specs {
+						for _, n := range s.(*ast.ValueSpec).Names {
+							globals[n.Name] = true
+						}
+					}
+				}
+			}
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.AssignStmt:
+				for _, l := range n.Lhs {
+					if id, ok := l.(*ast.Ident); ok && n.Tok != token.DEFINE && globals[id.Name] && id.Obj != nil && id.Obj.Decl != nil {
+						if _, local := id.Obj.Decl.(*ast.AssignStmt); !local {
+							t.Errorf("%s: package variable %s is written", fset.Position(n.Pos()), id.Name)
+						}
+					}
+				}
+			case *ast.CallExpr:
+				if sel, ok := n.Fun.(*ast.SelectorExpr); ok {
+					if x, ok := sel.X.(*ast.Ident); ok && x.Name == "context" && (sel.Sel.Name == "Background" || sel.Sel.Name == "TODO") &&
+						!slices.ContainsFunc(roots, func(r string) bool { return strings.HasPrefix(path, r) }) {
+						t.Errorf("%s: context.%s outside main, daemon and tests", fset.Position(n.Pos()), sel.Sel.Name)
+					}
+				}
+			}
+			return true
+		})
+	})
+}
+
+// TestSkips forbids tests that give up: what a test needs, it installs or builds.
+func TestSkips(t *testing.T) {
+	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
+		if strings.HasPrefix(path, "internal/archtest/") {
+			return
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Skip" || sel.Sel.Name == "Skipf" || sel.Sel.Name == "SkipNow") {
+				t.Errorf("%s: %s", fset.Position(n.Pos()), sel.Sel.Name)
+			}
+			return true
+		})
+		for _, imp := range f.Imports {
+			if p, _ := strconv.Unquote(imp.Path.Value); p == "io/ioutil" || p == "log" {
+				t.Errorf("%s imports %s: use os/io, log/slog", path, p)
+			}
+		}
+	})
+}

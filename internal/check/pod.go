@@ -1,0 +1,318 @@
+package check
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/engine/pause"
+)
+
+const patience = 15 * time.Second // for what comes up by itself: a listening program, a line in a log
+
+// podTest is one run of the self-test.
+type podTest struct {
+	cri    runtimeapi.RuntimeServiceClient
+	images runtimeapi.ImageServiceClient
+	docker *engine.Engine
+	image  string
+	pod    *runtimeapi.PodSandboxConfig
+
+	podID, containerID, ip string
+}
+
+// runPod runs the self-test and removes what it made, however it ends.
+func runPod(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
+	t, closeAll, err := newPodTest(cfg)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepDeadline)
+		defer cancel()
+		if cleanErr := t.clean(ctx); cleanErr != nil {
+			err = errors.Join(err, fmt.Errorf("clean up: %w", cleanErr))
+		}
+	}()
+	return run(ctx, out, t.steps())
+}
+
+func newPodTest(cfg *config.Config) (*podTest, func(), error) {
+	endpoint := cfg.Endpoint
+	if strings.HasPrefix(endpoint, "fd:") {
+		endpoint = "unix:///var/run/cri-dockerd.sock"
+	}
+	conn, err := grpc.NewClient(strings.Replace(endpoint, "tcp://", "passthrough:///", 1), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, fmt.Errorf("--container-runtime-endpoint %q: %w", cfg.Endpoint, err)
+	}
+	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	dir, err := os.MkdirTemp("", "cri-dockerd-check-")
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close(), docker.Close())
+	}
+	b := make([]byte, 5)
+	_, _ = rand.Read(b) // never fails
+	id := hex.EncodeToString(b)
+	t := &podTest{
+		cri: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn), docker: docker,
+		image: "cri-dockerd.local/check:" + id,
+		pod: &runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: "check-" + id, Namespace: "cri-dockerd", Uid: "check-" + id},
+			Hostname: "check-" + id, LogDirectory: dir, Linux: &runtimeapi.LinuxPodSandboxConfig{},
+		},
+	}
+	return t, func() {
+		_ = conn.Close()
+		_ = docker.Close()
+		_ = os.RemoveAll(dir)
+	}, nil
+}
+
+const restart = "systemctl restart cri-docker, and look at journalctl -u cri-docker"
+
+func (t *podTest) steps() []step {
+	return []step{
+		{"the daemon answers", "cri-dockerd does not run, or listens elsewhere", "systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint", t.version},
+		{"Docker and the pod network are ready", "see the reason above", "follow the reason above; for a network: kubectl apply your add-on, or --network-plugin=kubenet --pod-cidr=10.244.0.0/24", t.ready},
+		{"image made from this program", "Docker does not answer at --docker-endpoint, or its disk is full", "docker info; df -h", t.loadImage},
+		{"sandbox", "the pause container or the CNI plugins do not start", "docker ps -a; ls /opt/cni/bin /usr/lib/cni; " + restart, t.runSandbox},
+		{"container created", "Docker refuses the container", "journalctl -u docker -n 50", t.create},
+		{"container started", "the OCI runtime does not start processes here", "docker run --rm " + t.image + " version", t.start},
+		{"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address range, or bridge-nf rules", "iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use", t.fetch},
+		{"exec", "Docker cannot start a second process in the container", "docker exec; " + restart, t.exec},
+		{"logs", "Docker does not use json-file for the container, or its data root is not on this file system", "docker info -f '{{.LoggingDriver}} {{.DockerRootDir}}'", t.logs},
+		{"port-forward", "the streaming server cannot be reached on loopback", "leave --streaming-bind-addr away; " + restart, t.portForward},
+		{"pod stopped", "Docker does not stop containers", "journalctl -u docker -n 50", t.stop},
+		{"pod removed, nothing left", "something still holds the pod", restart, t.remove},
+	}
+}
+
+func (t *podTest) version(ctx context.Context) (string, error) {
+	v, err := t.cri.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion), nil
+}
+
+func (t *podTest) ready(ctx context.Context) (string, error) {
+	s, err := t.cri.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return "", err
+	}
+	for _, c := range s.GetStatus().GetConditions() {
+		if !c.Status {
+			return "", fmt.Errorf("%s is false: %s", c.Type, c.Message)
+		}
+	}
+	return "", nil
+}
+
+// loadImage makes an image whose only file is this program, and waits until the daemon has seen it.
+func (t *podTest) loadImage(ctx context.Context) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	program, err := os.ReadFile(self)
+	if err != nil {
+		return "", err
+	}
+	archive, err := pause.Archive(t.image, runtime.GOARCH, map[string][]byte{"cri-dockerd": program}, []string{"/cri-dockerd"}, nil)
+	if err != nil {
+		return "", err
+	}
+	if err := t.docker.LoadImage(ctx, strings.NewReader(string(archive))); err != nil {
+		return "", err
+	}
+	return t.image, eventually(ctx, patience, func(ctx context.Context) error {
+		r, err := t.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: t.image}})
+		if err == nil && r.GetImage() == nil {
+			err = errors.New("the daemon does not see the image: it speaks to another Docker")
+		}
+		return err
+	})
+}
+
+func (t *podTest) runSandbox(ctx context.Context) (string, error) {
+	r, err := t.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: t.pod})
+	if err != nil {
+		return "", err
+	}
+	t.podID = r.PodSandboxId
+	s, err := t.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID})
+	if err != nil {
+		return "", err
+	}
+	if t.ip = s.GetStatus().GetNetwork().GetIp(); t.ip == "" {
+		return "", errors.New("the pod has no address")
+	}
+	return "address " + t.ip, nil
+}
+
+func (t *podTest) create(ctx context.Context) (string, error) {
+	r, err := t.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: t.podID, SandboxConfig: t.pod, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "page"}, Image: &runtimeapi.ImageSpec{Image: t.image}, Args: []string{pageCommand}, LogPath: "page.log",
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			ReadonlyRootfs: true, NoNewPrivs: true, RunAsUser: &runtimeapi.Int64Value{Value: 65534},
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			Capabilities:     &runtimeapi.Capability{DropCapabilities: []string{"ALL"}},
+		}},
+	}})
+	t.containerID = r.GetContainerId()
+	return "", err
+}
+
+func (t *podTest) start(ctx context.Context) (string, error) {
+	_, err := t.cri.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: t.containerID})
+	return "", err
+}
+
+func (t *podTest) fetch(ctx context.Context) (string, error) {
+	target := "http://" + net.JoinHostPort(t.ip, pagePort) + "/from-the-node"
+	err := eventually(ctx, patience, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+		if err != nil {
+			return err
+		}
+		r, err := (&http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+		if err == nil && string(b) != page {
+			err = fmt.Errorf("somebody else answers at %s: %q", target, b)
+		}
+		return err
+	})
+	return target + "\n     " + strings.TrimSpace(page), err
+}
+
+func (t *podTest) exec(ctx context.Context) (string, error) {
+	r, err := t.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: t.containerID, Cmd: []string{"/cri-dockerd", "version"}, Timeout: 20})
+	if err == nil && (r.ExitCode != 0 || !strings.HasPrefix(string(r.Stdout), "cri-dockerd ")) {
+		err = fmt.Errorf("exit code %d, output %q %q", r.ExitCode, r.Stdout, r.Stderr)
+	}
+	return strings.TrimSpace(string(r.GetStdout())), err
+}
+
+func (t *podTest) logs(ctx context.Context) (string, error) {
+	file := filepath.Join(t.pod.LogDirectory, "page.log")
+	return file, eventually(ctx, patience, func(context.Context) error {
+		b, err := os.ReadFile(file)
+		if err == nil && !strings.Contains(string(b), "/from-the-node") {
+			err = fmt.Errorf("%s lacks the line of the request", file)
+		}
+		return err
+	})
+}
+
+// portForward speaks the WebSocket form of port-forward: channel 0 carries data, channel 1 errors, each frame with its channel in front.
+func (t *podTest) portForward(ctx context.Context) (string, error) {
+	r, err := t.cri.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: t.podID, Port: []int32{8080}})
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(r.Url)
+	if err != nil {
+		return "", err
+	}
+	u.Scheme, u.RawQuery = "ws", "port="+pagePort
+	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: patience}
+	c, _, err := d.DialContext(ctx, u.String(), nil)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", r.Url, err)
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00GET /forwarded HTTP/1.0\r\n\r\n")); err != nil {
+		return "", err
+	}
+	var answer strings.Builder
+	for !strings.Contains(answer.String(), page) {
+		_, m, err := c.ReadMessage()
+		if err != nil {
+			return "", fmt.Errorf("after %q: %w", answer.String(), err)
+		}
+		if len(m) > 3 && m[0] == 1 {
+			return "", errors.New(string(m[1:]))
+		}
+		if len(m) > 0 && m[0] == 0 {
+			answer.Write(m[1:])
+		}
+	}
+	return "", nil
+}
+
+func (t *podTest) stop(ctx context.Context) (string, error) {
+	_, err := t.cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: t.podID})
+	return "", err
+}
+
+// remove removes the pod and looks whether the daemon, Docker and the node still have anything of it.
+func (t *podTest) remove(ctx context.Context) (string, error) {
+	if _, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: t.podID}); err != nil {
+		return "", err
+	}
+	if _, err := t.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID}); status.Code(err) != codes.NotFound {
+		return "", fmt.Errorf("the sandbox is still known: %w", err)
+	}
+	for _, id := range []string{t.podID, t.containerID} {
+		if _, err := t.docker.Inspect(ctx, id); err == nil {
+			return "", fmt.Errorf("Docker still has container %s", id)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(t.pod.LogDirectory, "page.log")); !errors.Is(err, os.ErrNotExist) {
+		return "", errors.New("the log is still there")
+	}
+	if c, err := net.DialTimeout("tcp", net.JoinHostPort(t.ip, pagePort), 100*time.Millisecond); err == nil {
+		return "", errors.Join(errors.New("the pod's address still answers"), c.Close())
+	}
+	return "", nil
+}
+
+// clean removes pod and image, whatever the steps did.
+func (t *podTest) clean(ctx context.Context) error {
+	var errs []error
+	if t.podID != "" {
+		_, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: t.podID})
+		errs = append(errs, err)
+	}
+	if _, err := t.docker.Host(ctx); err != nil {
+		return errors.Join(errs...) // Docker is down, and nothing was made
+	}
+	present, err := t.docker.HasImage(ctx, t.image)
+	if present {
+		err = t.docker.RemoveImage(ctx, t.image)
+	}
+	return errors.Join(append(errs, err)...)
+}

@@ -1,0 +1,245 @@
+// Package config is the daemon's configuration: one struct, its flags with their defaults, and the checks that need no other part. It has no
+// behaviour.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// Config is all that flags decide.
+type Config struct {
+	Endpoint         string // where the CRI is served
+	DockerEndpoint   string // "" means DOCKER_HOST and its companions
+	RootDirectory    string
+	RunDirectory     string
+	PauseImage       string        // "" means the embedded one
+	PullDeadline     time.Duration // without any progress
+	RequestTimeout   time.Duration // accepted, unused
+	StreamingAddr    string
+	NetworkPlugin    string // cni, kubenet or ""
+	CNIConfDir       string
+	CNIBinDirs       []string
+	CNICacheDir      string
+	MTU              int
+	HairpinMode      string
+	PodCIDR          []string
+	IPv6DualStack    bool   // accepted, unused
+	RuntimeCgroups   string // accepted, unused
+	LogLevel         string
+	LogFormat        string
+	TLSCert          string
+	TLSKey           string
+	TLSClientCA      string
+	parsedCIDRs      []netip.Prefix
+	unusedFlagsGiven []string
+}
+
+// unused are flags of older shims that have lost their meaning, and why.
+var unused = map[string]string{
+	"runtime-request-timeout": "a call ends when the kubelet gives it up",
+	"runtime-cgroups":         "the daemon stays in the cgroup that started it; set Slice= in its unit",
+	"ipv6-dual-stack":         "pods get the families that the network gives; give two ranges to --pod-cidr for kubenet",
+}
+
+// Register adds every flag to f with its default.
+func (c *Config) Register(f *pflag.FlagSet) {
+	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
+	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock", "where Docker listens; empty means DOCKER_HOST and its companions")
+	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of the daemon's lock and of what older shims left")
+	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces; its mounts outlive the daemon")
+	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which needs no registry")
+	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
+	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "accepted for compatibility")
+	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and port-forward; empty means a free port on 127.0.0.1")
+	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's own bridge")
+	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
+	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "directories of CNI plugins, with commas between")
+	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of CNI's cache")
+	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
+	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth or promiscuous-bridge")
+	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
+	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "accepted for compatibility")
+	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "accepted for compatibility")
+	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
+	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
+	f.StringVar(&c.TLSKey, "tls-key-file", "", "key of --tls-cert-file")
+	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "authorities of the clients of a tcp:// endpoint")
+}
+
+// Validate checks what flags said; the error names the flag and the fix. f tells which flags were given.
+func (c *Config) Validate(f *pflag.FlagSet) error {
+	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	f.Visit(func(flag *pflag.Flag) {
+		if _, ok := unused[flag.Name]; ok {
+			c.unusedFlagsGiven = append(c.unusedFlagsGiven, flag.Name)
+		}
+	})
+	return nil
+}
+
+func (c *Config) validateNames() error {
+	if c.LogLevel == "trace" || c.LogLevel == "warning" || c.LogLevel == "fatal" || c.LogLevel == "panic" { // logrus's names
+		c.LogLevel = map[string]string{"trace": "debug", "warning": "warn", "fatal": "error", "panic": "error"}[c.LogLevel]
+	}
+	for _, v := range []struct {
+		flag, value string
+		known       []string
+	}{
+		{"network-plugin", c.NetworkPlugin, []string{"cni", "kubenet", ""}},
+		{"hairpin-mode", c.HairpinMode, []string{"none", "hairpin-veth", "promiscuous-bridge"}},
+		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
+		{"log-format", c.LogFormat, []string{"text", "json"}},
+	} {
+		if !slices.Contains(v.known, v.value) {
+			return fmt.Errorf("--%s %q: use one of %q", v.flag, v.value, v.known)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validatePaths() error {
+	for flag, p := range map[string]string{
+		"cri-dockerd-root-directory": c.RootDirectory, "run-directory": c.RunDirectory, "cni-conf-dir": c.CNIConfDir, "cni-cache-dir": c.CNICacheDir,
+	} {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("--%s %q: give an absolute path", flag, p)
+		}
+	}
+	for _, p := range c.CNIBinDirs {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("--cni-bin-dir %q: give absolute paths", p)
+		}
+	}
+	given := 0
+	for _, p := range []string{c.TLSCert, c.TLSKey, c.TLSClientCA} {
+		if p != "" {
+			given++
+		}
+	}
+	if given != 0 && given != 3 {
+		return fmt.Errorf("--tls-cert-file, --tls-key-file and --tls-client-ca-file belong together; give all three")
+	}
+	return nil
+}
+
+func (c *Config) validateNumbers() error {
+	if c.MTU < 0 || c.MTU > 65535 {
+		return fmt.Errorf("--network-plugin-mtu %d: give 0 to 65535 bytes", c.MTU)
+	}
+	if c.PullDeadline < 0 {
+		return fmt.Errorf("--image-pull-progress-deadline %s: give 0 (none) or more", c.PullDeadline)
+	}
+	return nil
+}
+
+func (c *Config) validateCIDRs() error {
+	c.parsedCIDRs = nil
+	for _, s := range c.PodCIDR {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("--pod-cidr %q: give ranges like 10.244.1.0/24: %w", s, err)
+		}
+		c.parsedCIDRs = append(c.parsedCIDRs, p.Masked())
+	}
+	if n := len(c.parsedCIDRs); n > 2 || n == 2 && c.parsedCIDRs[0].Addr().Is4() == c.parsedCIDRs[1].Addr().Is4() {
+		return fmt.Errorf("--pod-cidr %q: give one range, or one for each of IPv4 and IPv6", c.PodCIDR)
+	}
+	return nil
+}
+
+func (c *Config) validateStreaming() error {
+	host := c.StreamingAddr
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	if host == "" || host == "localhost" {
+		return nil
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
+	}
+	return nil
+}
+
+// StreamingHostPort is --streaming-bind-addr with what it may leave out: loopback, and any free port.
+func (c *Config) StreamingHostPort() string {
+	if c.StreamingAddr == "" {
+		return "127.0.0.1:0"
+	}
+	if _, _, err := net.SplitHostPort(c.StreamingAddr); err != nil {
+		return net.JoinHostPort(strings.Trim(c.StreamingAddr, "[]"), "0")
+	}
+	return c.StreamingAddr
+}
+
+// CIDRs are the pod ranges, known after Validate.
+func (c *Config) CIDRs() []netip.Prefix { return c.parsedCIDRs }
+
+// Warnings are lines about what was given and has no effect, known after Validate.
+func (c *Config) Warnings() []string {
+	var out []string
+	for _, name := range c.unusedFlagsGiven {
+		out = append(out, fmt.Sprintf("--%s has no effect: %s", name, unused[name]))
+	}
+	return out
+}
+
+// Logger is the log that the flags describe, on standard error.
+func (c *Config) Logger() *slog.Logger {
+	level := map[string]slog.Level{"debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError}[c.LogLevel]
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}
+
+// Nearest is the flag of f whose name is closest to an unknown one's, "" if none is near.
+func Nearest(f *pflag.FlagSet, name string) string {
+	best, distance := "", len(name)/2+1
+	f.VisitAll(func(flag *pflag.Flag) {
+		if d := edits(flag.Name, name); d < distance {
+			best, distance = flag.Name, d
+		}
+	})
+	return best
+}
+
+// edits is the Levenshtein distance of two words.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		previous := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			previous, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, previous+cost)
+		}
+	}
+	return row[len(b)]
+}

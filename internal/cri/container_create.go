@@ -1,0 +1,110 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/undo"
+)
+
+// CreateContainer makes a container in a running sandbox (CRI CreateContainer). A call that fails leaves nothing, and what an earlier
+// attempt left under the same name is cleared.
+func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (_ *runtimeapi.CreateContainerResponse, err error) {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	create, err := s.translateContainer(r, host)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err)
+	}
+	unlock, err := s.names.Lock(ctx, create.Name)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", create.Name, err)
+	}
+	defer unlock()
+	if err := makeDirs(create.MakeDirs); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", create.Name, err)
+	}
+	var u undo.Stack
+	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
+	id, err := s.createContainer(ctx, create)
+	if err == nil {
+		err = s.View.Refresh(ctx, id)
+	}
+	if errdefs.IsAlreadyExists(err) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, errors.Join(err, u.Run(ctx, undoDeadline))
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// translateContainer gathers what the translation needs; it touches nothing.
+func (s *Service) translateContainer(r *runtimeapi.CreateContainerRequest, host spec.Host) (*spec.Create, error) {
+	cfg := r.GetConfig()
+	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	if !sb.Running {
+		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	}
+	image, err := s.View.Image(cfg.GetImage().GetImage())
+	if err != nil {
+		return nil, err
+	}
+	profile, err := readSeccomp(spec.SeccompFile(cfg))
+	if err != nil {
+		return nil, err
+	}
+	if target := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
+		if _, err := s.View.Container(target); err != nil {
+			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
+		}
+	}
+	return spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
+		Host: host, Sandbox: sb, Image: image, SeccompProfile: profile,
+		Log: s.Logs.Config(spec.LogPath(cfg, r.GetSandboxConfig())),
+	})
+}
+
+// makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type. They stay: they may be in use by others.
+func makeDirs(dirs []string) error {
+	for _, d := range dirs {
+		if _, err := os.Stat(d); errors.Is(err, os.ErrNotExist) {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return fmt.Errorf("make missing host path: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// createContainer makes the container; a leftover with its name that has never run, or has ended, is cleared once.
+func (s *Service) createContainer(ctx context.Context, create *spec.Create) (string, error) {
+	id, err := s.Engine.Create(ctx, create)
+	if !errdefs.IsConflict(err) {
+		return id, err
+	}
+	old, o, findErr := s.Engine.FindByName(ctx, create.Name)
+	if findErr != nil && !errdefs.IsNotFound(findErr) {
+		return "", errors.Join(err, findErr)
+	}
+	if findErr == nil {
+		if o.Container == nil || o.Container.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			return "", fmt.Errorf("container %s has the name already: %w", old, errdefs.ErrAlreadyExists)
+		}
+		if err := s.removeContainer(ctx, o.Container); err != nil {
+			return "", err
+		}
+	}
+	return s.Engine.Create(ctx, create)
+}

@@ -1,0 +1,41 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+)
+
+// RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). An unknown ID is a success.
+func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	c, err := s.View.Container(r.GetContainerId())
+	if err != nil {
+		if err := notFoundIsFine(err); err != nil {
+			return nil, err
+		}
+		return &runtimeapi.RemoveContainerResponse{}, nil
+	}
+	unlock, err := s.names.Lock(ctx, c.Name)
+	if err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	defer unlock()
+	if err := s.removeContainer(ctx, c); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemoveContainerResponse{}, nil
+}
+
+func (s *Service) removeContainer(ctx context.Context, c *spec.Container) error {
+	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
+		return err
+	}
+	return errors.Join(s.Logs.Removed(ctx, c), s.View.Refresh(ctx, c.ID))
+}

@@ -1,0 +1,45 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// StartContainer starts a container that was created (CRI StartContainer). One that has run already is FailedPrecondition. A container
+// whose start fails stays, as ended, with the engine's words; the kubelet removes it.
+func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	c, err := s.View.Container(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := s.names.Lock(ctx, c.Name)
+	if err != nil {
+		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
+	}
+	defer unlock()
+	if c, err = s.View.Container(c.ID); err != nil { // it may have changed while we waited
+		return nil, err
+	}
+	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	startErr := s.Engine.Start(ctx, c.ID)
+	// The view and the log are put right whether or not it started, even if the caller has gone.
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
+	defer cancel()
+	err = errors.Join(startErr, s.View.Refresh(after, c.ID))
+	if now, findErr := s.View.Container(c.ID); findErr == nil {
+		err = errors.Join(err, s.Logs.Started(after, now))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StartContainerResponse{}, nil
+}

@@ -1,0 +1,36 @@
+package cri
+
+import (
+	"context"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// StopContainer stops a container: its stop signal, and SIGKILL after timeout seconds, at once with 0 (CRI StopContainer). A stopped or
+// unknown container is a success.
+func (s *Service) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	c, err := s.View.Container(r.GetContainerId())
+	if err != nil {
+		if err := notFoundIsFine(err); err != nil {
+			return nil, err
+		}
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+		grace := time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second))) * time.Second
+		if err := notFoundIsFine(s.Engine.Stop(ctx, c.ID, grace)); err != nil {
+			return nil, err
+		}
+		if err := s.View.Refresh(ctx, c.ID); err != nil {
+			return nil, err
+		}
+	}
+	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// maxGrace keeps absurd grace periods within what a Duration can hold.
+const maxGrace = 10 * 365 * 24 * time.Hour

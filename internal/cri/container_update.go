@@ -1,0 +1,32 @@
+package cri
+
+import (
+	"context"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+)
+
+// UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request without Linux resources changes nothing.
+func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.View.Container(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetLinux() == nil {
+		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+	}
+	update, err := spec.NewUpdate(r.GetLinux(), host)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.View.Refresh(ctx, c.ID)
+}

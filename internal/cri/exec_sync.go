@@ -1,0 +1,61 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/spec"
+)
+
+// outputLimit is how much of each stream ExecSync returns; the rest is dropped, so that a talkative probe cannot fill memory (CRI ExecSync
+// names 16 MB).
+const outputLimit = 16 << 20
+
+// ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After timeout seconds, if not 0, the command
+// and all that it started are killed and the answer is DeadlineExceeded.
+func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	c, err := s.running(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetTimeout() > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second)))*time.Second)
+		defer cancel()
+	}
+	var stdout, stderr capped
+	code, err := s.Engine.Exec(ctx, c.ID, engine.Exec{Cmd: r.GetCmd(), Streams: engine.Streams{Stdout: &stdout, Stderr: &stderr}})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), ExitCode: int32(code)}, nil
+}
+
+// running is a container that must run: NotFound or FailedPrecondition else.
+func (s *Service) running(id string) (*spec.Container, error) {
+	c, err := s.View.Container(id)
+	if err != nil {
+		return nil, err
+	}
+	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return nil, fmt.Errorf("container %s does not run (%s): %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	return c, nil
+}
+
+// capped keeps the first outputLimit bytes of what is written, and takes the rest without an error.
+type capped struct{ bytes.Buffer }
+
+func (c *capped) Write(p []byte) (int, error) {
+	c.Buffer.Write(p[:min(len(p), outputLimit-c.Len())])
+	return len(p), nil
+}

@@ -1,0 +1,71 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"cri-dockerd/internal/spec"
+)
+
+// Recover clears what a crash left: networks and pins of sandboxes that are gone or do not run, and sandboxes that were made and never
+// started. It never touches a pod that runs. It is called whenever the view has been read anew.
+func (s *Service) Recover(ctx context.Context) error {
+	if _, err := s.host(); err != nil {
+		return err
+	}
+	var errs []error
+	holders := append(s.Network.Attached(), s.Pins.List()...)
+	slices.Sort(holders)
+	for _, id := range slices.Compact(holders) {
+		errs = append(errs, s.recoverNetwork(ctx, id))
+	}
+	for _, sb := range s.View.Sandboxes() {
+		errs = append(errs, s.recoverSandbox(ctx, sb))
+	}
+	return errors.Join(errs...)
+}
+
+// recoverNetwork releases a network whose sandbox is gone or does not run.
+func (s *Service) recoverNetwork(ctx context.Context, id string) error {
+	sb, err := s.View.Sandbox(id)
+	if err != nil {
+		sb = &spec.Sandbox{ID: id}
+	}
+	unlock, err := s.names.Lock(ctx, sb.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Asked again under the lock: a pod may have been started since.
+	if now, err := s.View.Sandbox(id); err == nil && now.Running {
+		return nil
+	}
+	s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
+	if err := s.disconnect(ctx, sb); err != nil {
+		return fmt.Errorf("recover sandbox %s: %w", id, err)
+	}
+	return nil
+}
+
+// recoverSandbox removes a sandbox that was made, never handed to the kubelet, and holds a name: one that never ran, or runs without its
+// network. The kubelet starts such a pod anew.
+func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
+	halfMade := !sb.Running && sb.Pid == 0 && sb.NeverStarted
+	unconnected := sb.Running && !sb.HostNetwork() && s.Network.Mode() == "none" && sb.Namespaces != nil && !s.connected(sb) && len(s.View.ContainersOf(sb.ID)) == 0
+	if !halfMade && !unconnected {
+		return nil
+	}
+	unlock, err := s.names.Lock(ctx, sb.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	now, err := s.View.Sandbox(sb.ID)
+	if err != nil || (halfMade && now.Running) || (unconnected && s.connected(now)) {
+		return notFoundIsFine(err)
+	}
+	s.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
+	return s.removeSandbox(ctx, now)
+}

@@ -1,0 +1,86 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// runtimeName is what nodes show and tools look for: docker://<version>.
+	runtimeName = "docker"
+	// kubeletAPI is the version of the kubelet's runtime API, a constant since the CRI exists (CRI VersionRequest).
+	kubeletAPI = "0.1.0"
+	criVersion = "v1"
+)
+
+// Version names the runtime (CRI Version).
+func (s *Service) Version(_ context.Context, r *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.VersionResponse{Version: kubeletAPI, RuntimeName: runtimeName, RuntimeVersion: host.EngineVersion, RuntimeApiVersion: criVersion}, nil
+}
+
+// Status says whether pods can run and be connected, and why not (CRI Status). It answers also while the engine is down.
+func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	e := s.View.Engine()
+	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: e.Ready}
+	if !e.Ready {
+		runtime.Reason, runtime.Message = "DockerNotReady", e.Reason
+	}
+	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.Network.Ready(); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
+	}
+	resp := &runtimeapi.StatusResponse{
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
+		Features: &runtimeapi.RuntimeFeatures{},
+	}
+	if e.Ready {
+		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: e.Host.RecursiveReadOnly()}
+		for _, name := range append([]string{""}, e.Host.Runtimes...) {
+			resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+		}
+	}
+	if !r.GetVerbose() {
+		return resp, nil
+	}
+	info, err := verbose(map[string]any{"engine": e.Host, "sandboxes": len(s.View.Sandboxes()), "containers": len(s.View.Containers())})
+	resp.Info = info
+	return resp, err
+}
+
+// RuntimeConfig tells the kubelet the engine's cgroup driver (CRI RuntimeConfig).
+func (s *Service) RuntimeConfig(_ context.Context, r *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	driver := runtimeapi.CgroupDriver_CGROUPFS
+	if host.CgroupDriver == "systemd" {
+		driver = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
+}
+
+// UpdateRuntimeConfig takes the node's pod CIDR, one or two with a comma between (CRI UpdateRuntimeConfig). Without one it changes nothing.
+func (s *Service) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	var cidrs []netip.Prefix
+	for part := range strings.SplitSeq(r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(), ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			return nil, fmt.Errorf("runtime_config.network_config.pod_cidr: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		cidrs = append(cidrs, p.Masked())
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, s.Network.SetPodCIDR(cidrs)
+}

@@ -1,0 +1,81 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/spec"
+)
+
+// The pod's network: the namespace that the engine made with the pause is pinned, so that it outlives the pause process, and connected.
+// A namespace of our own, made before the pause, would replace connect alone.
+
+// pod is a sandbox as the network needs to know it.
+func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
+	return podnet.Pod{
+		ID: sb.ID, Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), UID: sb.Metadata.GetUid(),
+		NetNS: s.Pins.Path(sb.ID), Annotations: sb.Annotations,
+	}
+}
+
+// connected says whether the pod has what connect gives.
+func (s *Service) connected(sb *spec.Sandbox) bool {
+	return s.Network.Mode() != "none" || len(s.Network.IPs(sb.ID)) > 0
+}
+
+// connect writes the pod's resolv.conf and connects it to the network. Its undo is disconnect.
+func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+	if cfg.GetDnsConfig() != nil && sb.ResolvConfPath != "" {
+		// In place: the file is mounted in all of the pod's containers.
+		if err := os.WriteFile(sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig()), 0o644); err != nil {
+			return fmt.Errorf("write the pod's resolv.conf: %w", err)
+		}
+	}
+	if sb.HostNetwork() || s.Network.Mode() != "none" {
+		return nil
+	}
+	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
+		return err
+	}
+	p := s.pod(sb)
+	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
+	_, err := s.Network.Add(ctx, p)
+	return err
+}
+
+// disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running pause.
+func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
+	if sb.HostNetwork() {
+		return nil
+	}
+	p := s.pod(sb)
+	if p.NetNS == "" && sb.Pid != 0 {
+		p.NetNS = fmt.Sprintf("/proc/%d/ns/net", sb.Pid) // of an older shim's pod
+	}
+	if err := s.Network.Del(ctx, p); err != nil {
+		return err
+	}
+	return s.Pins.Unpin(sb.ID)
+}
+
+// NetNS is the path of a running sandbox's network namespace, "" for the host's. NotFound, or FailedPrecondition when the pod does not run.
+func (s *Service) NetNS(sandboxID string) (string, error) {
+	sb, err := s.View.Sandbox(sandboxID)
+	switch {
+	case err != nil:
+		return "", err
+	case !sb.Running:
+		return "", fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	case sb.HostNetwork():
+		return "", nil
+	}
+	if pin := s.Pins.Path(sb.ID); pin != "" {
+		return pin, nil
+	}
+	return fmt.Sprintf("/proc/%d/ns/net", sb.Pid), nil
+}

@@ -1,0 +1,54 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+)
+
+// RemovePodSandbox stops a pod if it runs and removes its containers and sandbox (CRI RemovePodSandbox). An unknown ID is a success.
+func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		if err := notFoundIsFine(err); err != nil {
+			return nil, err
+		}
+		// The pause was removed behind our back; its containers may be left.
+		sb = &spec.Sandbox{ID: r.GetPodSandboxId()}
+		if len(s.View.ContainersOf(sb.ID)) == 0 && s.Network.IPs(sb.ID) == nil {
+			return &runtimeapi.RemovePodSandboxResponse{}, nil
+		}
+	}
+	unlock, err := s.names.Lock(ctx, sb.Name)
+	if err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+	}
+	defer unlock()
+	if err := s.removeSandbox(ctx, sb); err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+// removeSandbox undoes all that a sandbox is. The pause goes last: as long as anything is left, the sandbox stays listed and the kubelet
+// tries again.
+func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
+	if err := s.stopSandbox(ctx, sb); err != nil {
+		return err
+	}
+	for _, c := range s.View.ContainersOf(sb.ID) {
+		if err := s.removeContainer(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := notFoundIsFine(s.Engine.Remove(ctx, sb.ID)); err != nil {
+		return err
+	}
+	return s.View.Refresh(ctx, sb.ID)
+}

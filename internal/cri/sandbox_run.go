@@ -1,0 +1,132 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/undo"
+)
+
+// RunPodSandbox makes a pod's sandbox and returns when it is ready (CRI RunPodSandbox). A call that fails leaves nothing; one that is
+// repeated returns the sandbox that is there, and what an earlier attempt left is cleared first.
+func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	name := spec.SandboxName(r.GetConfig().GetMetadata())
+	unlock, err := s.names.Lock(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
+	defer unlock()
+	create, err := s.translateSandbox(ctx, r, host)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
+	id, err := s.runSandbox(ctx, r.GetConfig(), create)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// translateSandbox gathers what the translation needs and is the last step that touches nothing but images.
+func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (*spec.Create, error) {
+	profile, err := readSeccomp(spec.SandboxSeccompFile(r.GetConfig()))
+	if err != nil {
+		return nil, err
+	}
+	o := spec.SandboxOptions{Host: host, RuntimeHandler: r.GetRuntimeHandler(), NetworkMode: s.Network.Mode(), SeccompProfile: profile}
+	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled for nothing
+		return nil, err
+	}
+	if o.Image, err = s.Engine.PauseImage(ctx); err != nil {
+		return nil, err
+	}
+	return spec.NewSandbox(r.GetConfig(), o)
+}
+
+// runSandbox makes and starts the pause and connects the pod. What it acquires hangs on the container, so there is one undo for all: the
+// sandbox of that name is taken apart, network first; if that fails, it stays listed as not ready, and the kubelet or recovery tries again.
+func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create) (id string, err error) {
+	var u undo.Stack
+	// By name, not by ID: a create that was cancelled or lost its answer may have happened.
+	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
+	defer func() {
+		if err != nil && !errdefs.IsAlreadyExists(err) {
+			err = errors.Join(err, u.Run(ctx, undoDeadline))
+		}
+	}()
+	id, err = s.createSandbox(ctx, create)
+	if err != nil {
+		return "", err
+	}
+	if s.alreadyRuns(id) {
+		return id, nil
+	}
+	if err := s.Engine.Start(ctx, id); err != nil {
+		return "", err
+	}
+	if err := s.View.Refresh(ctx, id); err != nil {
+		return "", err
+	}
+	sb, err := s.View.Sandbox(id)
+	if err != nil {
+		return "", err
+	}
+	if !sb.Running {
+		return "", fmt.Errorf("the pause process ended at once: %w", errdefs.ErrUnavailable)
+	}
+	return id, s.connect(ctx, sb, cfg)
+}
+
+// createSandbox makes the pause container. A name in use is either the same pod running, which is returned, or a leftover, which is
+// cleared once.
+func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (string, error) {
+	id, err := s.Engine.Create(ctx, create)
+	if !errdefs.IsConflict(err) {
+		return id, err
+	}
+	old, o, findErr := s.Engine.FindByName(ctx, create.Name)
+	if findErr != nil && !errdefs.IsNotFound(findErr) {
+		return "", errors.Join(err, findErr)
+	}
+	if findErr == nil {
+		if o.Sandbox == nil {
+			return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", old, errdefs.ErrAlreadyExists)
+		}
+		if o.Sandbox.Running && (o.Sandbox.HostNetwork() || s.connected(o.Sandbox)) {
+			return old, s.View.Refresh(ctx, old)
+		}
+		if err := s.removeSandbox(ctx, o.Sandbox); err != nil {
+			return "", err
+		}
+	}
+	return s.Engine.Create(ctx, create)
+}
+
+// alreadyRuns says whether createSandbox found the pod running.
+func (s *Service) alreadyRuns(id string) bool {
+	sb, err := s.View.Sandbox(id)
+	return err == nil && sb.Running && (sb.HostNetwork() || s.connected(sb))
+}
+
+// removeByName takes apart what of ours has this name, if there is something.
+func (s *Service) removeByName(ctx context.Context, name string) error {
+	_, o, err := s.Engine.FindByName(ctx, name)
+	switch {
+	case err != nil:
+		return notFoundIsFine(err)
+	case o.Sandbox != nil:
+		return s.removeSandbox(ctx, o.Sandbox)
+	case o.Container != nil:
+		return s.removeContainer(ctx, o.Container)
+	}
+	return nil // somebody else's
+}

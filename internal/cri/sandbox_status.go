@@ -1,0 +1,44 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"net/netip"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+)
+
+// PodSandboxStatus describes one sandbox, from memory (CRI PodSandboxStatus). NotFound for an unknown ID.
+func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb))}
+	if r.GetVerbose() {
+		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name})
+	}
+	return resp, err
+}
+
+// addresses are a pod's, none on the host network.
+func (s *Service) addresses(sb *spec.Sandbox) []netip.Addr {
+	if sb.HostNetwork() {
+		return nil
+	}
+	if ips := s.Network.IPs(sb.ID); ips != nil {
+		return ips
+	}
+	return sb.EngineIPs
+}
+
+// verbose is the info map of a verbose answer: one key with JSON, as crictl shows it.
+func verbose(v any) (map[string]string, error) {
+	b, err := json.Marshal(v)
+	return map[string]string{"info": string(b)}, err
+}

@@ -1,0 +1,75 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
+)
+
+// StopPodSandbox stops everything of a pod by force and releases its network (CRI StopPodSandbox). It is idempotent, knows nothing of an
+// unknown ID, and works when the pause process or its container is gone.
+func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		if err := notFoundIsFine(err); err != nil {
+			return nil, err
+		}
+		return &runtimeapi.StopPodSandboxResponse{}, s.stopOrphans(ctx, r.GetPodSandboxId())
+	}
+	unlock, err := s.names.Lock(ctx, sb.Name)
+	if err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
+	}
+	defer unlock()
+	if err := s.stopSandbox(ctx, sb); err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// stopSandbox kills containers and pause side by side and releases the network meanwhile.
+func (s *Service) stopSandbox(ctx context.Context, sb *spec.Sandbox) error {
+	var g errgroup.Group // every part is tried, whatever became of the others
+	errs := make([]error, 2)
+	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb); return nil })
+	g.Go(func() error { errs[1] = s.disconnect(ctx, sb); return nil })
+	_ = g.Wait()
+	return errors.Join(errs...)
+}
+
+// killAll kills containers, and the pause if one is given, and renews the view.
+func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pause *spec.Sandbox) error {
+	var ids []string
+	for _, c := range containers {
+		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			ids = append(ids, c.ID)
+		}
+	}
+	if pause != nil && pause.Running {
+		ids = append(ids, pause.ID)
+	}
+	var g errgroup.Group
+	errs := make([]error, len(ids))
+	for i, id := range ids {
+		g.Go(func() error { errs[i] = notFoundIsFine(s.Engine.Stop(ctx, id, 0)); return nil })
+	}
+	_ = g.Wait()
+	return errors.Join(append(errs, s.View.Refresh(ctx, ids...))...)
+}
+
+// stopOrphans stops what is left of a pod whose pause container was removed behind our back.
+func (s *Service) stopOrphans(ctx context.Context, sandboxID string) error {
+	errs := []error{s.killAll(ctx, s.View.ContainersOf(sandboxID), nil)}
+	if s.Network.IPs(sandboxID) != nil || s.Pins.Path(sandboxID) != "" {
+		errs = append(errs, s.disconnect(ctx, &spec.Sandbox{ID: sandboxID}))
+	}
+	return errors.Join(errs...)
+}

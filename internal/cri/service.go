@@ -1,0 +1,174 @@
+// Package cri is the CRI itself: one RPC, one file, each method the story of its call. It only choreographs: what a request means is
+// decided in spec, what runs is known by node, what Docker does is done by engine, and pod networks are podnet's. The interfaces below
+// are all that it needs of them.
+package cri
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/keylock"
+	"cri-dockerd/internal/node"
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/spec"
+)
+
+// Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict, InvalidArgument, Unavailable …). A call that was
+// cancelled may still have happened at the engine.
+type Engine interface {
+	// Create makes a container and returns its ID. A name in use is a Conflict (errdefs.IsConflict). Once asked, the engine is waited for
+	// even if ctx ends.
+	Create(ctx context.Context, c *spec.Create) (id string, err error)
+	// Start starts a container that was made. Starting a running one is no error.
+	Start(ctx context.Context, id string) error
+	// Stop sends the container's stop signal and, after grace, SIGKILL; it returns when the container has ended. Grace 0 kills at once. A
+	// stopped container is no error; an unknown one is NotFound.
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown one is NotFound.
+	Remove(ctx context.Context, id string) error
+	// Update changes resources of a container.
+	Update(ctx context.Context, id string, u *spec.Update) error
+	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
+	FindByName(ctx context.Context, name string) (id string, o spec.Object, err error)
+	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends first, the process and all its
+	// descendants are killed and ctx's error is returned.
+	Exec(ctx context.Context, id string, x engine.Exec) (exitCode int, err error)
+	// Pull pulls an image and returns its ID.
+	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id string, err error)
+	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
+	RemoveImage(ctx context.Context, ref string) error
+	// PauseImage makes sure that the sandbox image is there and returns the name to create sandboxes from: the embedded image, loaded if
+	// it is missing, or the configured one, pulled if it is missing.
+	PauseImage(ctx context.Context) (ref string, err error)
+}
+
+// View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened to a unique prefix; an unknown ID is
+// NotFound, an ambiguous one InvalidArgument.
+type View interface {
+	Engine() node.EngineState
+	Sandbox(id string) (*spec.Sandbox, error)
+	Container(id string) (*spec.Container, error)
+	Image(ref string) (*spec.Image, error) // by ID (also shortened, with or without "sha256:"), tag or digest
+	Sandboxes() []*spec.Sandbox            // newest first
+	Containers() []*spec.Container         // newest first
+	ContainersOf(sandboxID string) []*spec.Container
+	Images() []*spec.Image
+	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
+	// the view without an error.
+	Refresh(ctx context.Context, ids ...string) error
+	// RefreshImages reads all images anew.
+	RefreshImages(ctx context.Context) error
+}
+
+// Logs is how a container's output reaches the kubelet.
+type Logs interface {
+	// Config is what Docker is told for a container with this log path ("" if it has none).
+	Config(path string) spec.LogConfig
+	// Started makes the log of a container that has just been started (or failed to) visible at its path.
+	Started(ctx context.Context, c *spec.Container) error
+	// Removed undoes Started. The log of an unknown container is no error.
+	Removed(ctx context.Context, c *spec.Container) error
+}
+
+// Streams hands out single-use URLs of the streaming server.
+type Streams interface {
+	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
+	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
+	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
+}
+
+// Network is the pod network; see podnet.Network for the contract.
+type Network interface {
+	Add(ctx context.Context, p podnet.Pod) ([]netip.Addr, error)
+	Del(ctx context.Context, p podnet.Pod) error
+	IPs(sandboxID string) []netip.Addr
+	Attached() []string
+	Ready() error
+	SetPodCIDR(cidrs []netip.Prefix) error
+	Mode() string
+}
+
+// Namespaces pins network namespaces so that they outlive the pause process; see podnet.Pins.
+type Namespaces interface {
+	Pin(sandboxID string, pid int) (path string, err error)
+	Path(sandboxID string) string // "" when nothing is pinned
+	Unpin(sandboxID string) error
+	List() []string
+}
+
+// Deps are the parts that a Service is wired from; all are required.
+type Deps struct {
+	Log     *slog.Logger
+	Engine  Engine
+	View    View
+	Network Network
+	Pins    Namespaces
+	Logs    Logs
+	Streams Streams
+}
+
+// Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. RPCs that it does not have answer Unimplemented with their
+// name, through the embedded servers.
+type Service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	Deps
+	names *keylock.Map // serialises calls on one name or ID
+}
+
+var (
+	_ runtimeapi.RuntimeServiceServer = (*Service)(nil)
+	_ runtimeapi.ImageServiceServer   = (*Service)(nil)
+)
+
+// New returns the services. Recover should be called whenever the view has been read anew.
+func New(d Deps) *Service { return &Service{Deps: d, names: keylock.New()} }
+
+// undoDeadline is how long undoing a failed call may take, whatever became of the caller.
+const undoDeadline = 30 * time.Second
+
+// host is the engine as it is now, or Unavailable with the reason: what is not known must not be answered, since a kubelet would take an
+// empty list for the end of its pods.
+func (s *Service) host() (spec.Host, error) {
+	e := s.View.Engine()
+	if !e.Ready {
+		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
+	}
+	return e.Host, nil
+}
+
+// begin is how every RPC begins: the request is valid, and the engine is there.
+func (s *Service) begin(req any) (spec.Host, error) {
+	if err := spec.Validate(req); err != nil {
+		return spec.Host{}, err
+	}
+	return s.host()
+}
+
+// readSeccomp is the content of a Localhost profile, "" without one.
+func readSeccomp(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return string(b), nil
+}
+
+// notFoundIsFine makes an idempotent call of one that finds its object gone.
+func notFoundIsFine(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
+
+	"cri-dockerd/internal/spec"
+)
+
+// inspects is how many inspects run at once when everything is read.
+const inspects = 8
+
+// createDeadline is for the engine's answer to a create, which takes about 10 ms.
+const createDeadline = 2 * time.Minute
+
+// Create makes a container (POST /containers/create) and returns its ID. A name in use is a Conflict. Once asked, the engine's answer is
+// waited for, whatever becomes of ctx: a create that was given up would happen behind the back of whoever undoes it.
+func (e *Engine) Create(ctx context.Context, c *spec.Create) (string, error) {
+	if ctx.Err() != nil {
+		return "", wrap(ctx.Err(), "create container %s", c.Name)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createDeadline)
+	defer cancel()
+	r, err := e.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: c.Name, Config: c.Config, HostConfig: c.Host})
+	if err != nil {
+		return "", wrap(err, "create container %s", c.Name)
+	}
+	for _, w := range r.Warnings {
+		e.cfg.Log.Debug("the engine warns", "container", c.Name, "warning", w)
+	}
+	return r.ID, nil
+}
+
+// Start starts a container (POST /containers/{id}/start). A running one is no error.
+func (e *Engine) Start(ctx context.Context, id string) error {
+	_, err := e.docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
+	return wrap(err, "start container %s", id)
+}
+
+// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended. Docker counts in whole seconds; grace is
+// rounded up. A stopped container is no error, an unknown one NotFound.
+func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error {
+	seconds := int(math.Ceil(grace.Seconds()))
+	_, err := e.docker.ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &seconds})
+	return wrap(err, "stop container %s", id)
+}
+
+// Remove removes a container by force with its anonymous volumes. An unknown one is NotFound; one whose removal is under way already is
+// waited for.
+func (e *Engine) Remove(ctx context.Context, id string) error {
+	for {
+		_, err := e.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		if !errdefs.IsConflict(err) {
+			return wrap(err, "remove container %s", id)
+		}
+		select {
+		case <-ctx.Done():
+			return wrap(err, "remove container %s", id)
+		case <-time.After(50 * time.Millisecond): // another caller's removal is under way
+		}
+	}
+}
+
+// Update changes a container's resources (POST /containers/{id}/update).
+func (e *Engine) Update(ctx context.Context, id string, u *spec.Update) error {
+	_, err := e.docker.ContainerUpdate(ctx, id, client.ContainerUpdateOptions{Resources: &u.Resources})
+	return wrap(err, "update container %s", id)
+}
+
+// Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
+func (e *Engine) Inspect(ctx context.Context, id string) (spec.Object, error) {
+	r, err := e.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	if err != nil {
+		return spec.Object{}, wrap(err, "inspect container %s", id)
+	}
+	return spec.Read(r.Container), nil
+}
+
+// FindByName is the container with this name (without slash) and what it is; NotFound if there is none.
+func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Object, error) {
+	r, err := e.docker.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	if err != nil {
+		return "", spec.Object{}, wrap(err, "find container %s", name)
+	}
+	if r.Container.Name != "/"+name { // Docker also finds by a prefix of the ID
+		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
+	}
+	return r.Container.ID, spec.Read(r.Container), nil
+}
+
+// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out.
+func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
+	list, err := e.docker.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.OurLabel)})
+	if err != nil {
+		return nil, wrap(err, "list containers")
+	}
+	out := make([]spec.Object, len(list.Items))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(inspects)
+	for i, item := range list.Items {
+		g.Go(func() error {
+			o, err := e.Inspect(ctx, item.ID)
+			out[i] = o
+			return ignore(err, errdefs.IsNotFound)
+		})
+	}
+	return out, g.Wait()
+}

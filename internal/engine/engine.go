@@ -1,0 +1,131 @@
+// Package engine is Docker Engine as this program uses it: Docker's own Go client, its verbs in the vocabulary of spec, and what the
+// client lacks: an event stream that never blocks, pulls that end when nothing moves, exec that kills what it started, and the embedded
+// pause image. Only engine, spec and node know Docker's types.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"cri-dockerd/internal/spec"
+)
+
+// Config says which engine to speak to and how.
+type Config struct {
+	// Endpoint is unix:///path, tcp://host:port or npipe://…; empty means DOCKER_HOST and its companions.
+	Endpoint string
+	// PauseImage is the sandbox image; empty means the embedded one.
+	PauseImage string
+	// PullDeadline ends a pull in which nothing at all has moved for so long.
+	PullDeadline time.Duration
+	Log          *slog.Logger
+}
+
+// Engine is the connection to one Docker Engine. It is safe for concurrent use.
+type Engine struct {
+	cfg     Config
+	docker  *client.Client
+	images  imageCache
+	loading sync.Mutex             // one load of the pause image at a time
+	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
+}
+
+// New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
+func New(cfg Config) (*Engine, error) {
+	opts := []client.Opt{client.WithUserAgent("cri-dockerd")}
+	if cfg.Endpoint == "" {
+		opts = append(opts, client.FromEnv)
+	} else {
+		opts = append(opts, client.WithHost(cfg.Endpoint))
+	}
+	docker, err := client.New(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("--docker-endpoint %q: %w", cfg.Endpoint, err)
+	}
+	return &Engine{cfg: cfg, docker: docker, images: imageCache{byID: map[string]*spec.Image{}}}, nil
+}
+
+// Close ends idle connections.
+func (e *Engine) Close() error { return e.docker.Close() }
+
+// minAPI is Engine 20.10's.
+const minAPI = "1.41"
+
+// Host connects, negotiates the API version anew, and reads what the engine is (GET /_ping, /info). Errors are Unavailable when the engine
+// does not answer, FailedPrecondition when it is too old.
+func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
+	if _, err := e.docker.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true, ForceNegotiate: true}); err != nil {
+		return spec.Host{}, wrap(err, "ping the engine at %s", e.docker.DaemonHost())
+	}
+	info, err := e.docker.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return spec.Host{}, wrap(err, "read the engine's information")
+	}
+	h := spec.ReadHost(info.Info, e.docker.ClientVersion(), minOOMScore("/proc/self"))
+	e.arch.Store(&h.Architecture)
+	if !h.AtLeast(minAPI) {
+		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
+	}
+	return h, nil
+}
+
+// capSysResource is the bit of CAP_SYS_RESOURCE, without which a process cannot lower an oom_score_adj (capabilities(7), proc(5)).
+const capSysResource = 24
+
+// minOOMScore is the lowest oom_score_adj that a container can get on this machine, from our own capabilities and score: an engine beside
+// us is bound like ourselves.
+func minOOMScore(proc string) int {
+	status, err := os.ReadFile(proc + "/status")
+	if err != nil {
+		return -1000
+	}
+	for line := range strings.Lines(string(status)) {
+		hex, ok := strings.CutPrefix(line, "CapEff:")
+		if !ok {
+			continue
+		}
+		caps, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		if err != nil || caps&(1<<capSysResource) != 0 {
+			return -1000
+		}
+	}
+	own, err := os.ReadFile(proc + "/oom_score_adj")
+	if err != nil {
+		return 0
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(own)))
+	if err != nil {
+		return 0
+	}
+	return score
+}
+
+// wrap adds the operation to an error of the client's, and the kind Unavailable to one that came before any answer.
+func wrap(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	op := fmt.Sprintf(format, args...)
+	if client.IsErrConnectionFailed(err) && !errdefs.IsUnavailable(err) {
+		return fmt.Errorf("%s: %w: %w", op, errdefs.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
+
+// ignore is err unless it is of the kind.
+func ignore(err error, kind func(error) bool) error {
+	if err != nil && kind(err) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,135 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	killDeadline = 10 * time.Second // for the whole killing, whatever became of the call
+	killRounds   = 10               // a tree that forks while it is killed is looked at again
+)
+
+// killExec kills an exec'd process and what it started. It is done whether or not the call that ran it is cancelled.
+func (e *Engine) killExec(ctx context.Context, id, exec string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
+	defer cancel()
+	in, err := e.docker.ExecInspect(ctx, exec, client.ExecInspectOptions{})
+	if err != nil {
+		return wrap(err, "kill exec in container %s", id)
+	}
+	if !in.Running || in.PID == 0 {
+		return nil
+	}
+	if err := killTree("/proc", in.PID, id); err != nil {
+		return fmt.Errorf("kill exec in container %s: %w", id, err)
+	}
+	return nil
+}
+
+// process is one line of /proc/<pid>/stat, proc_pid_stat(5).
+type process struct{ pid, parent, session int }
+
+// killTree kills pid with its descendants and the members of its session, as far as they are in the container's cgroup, until none is left.
+func killTree(proc string, pid int, container string) error {
+	for range killRounds {
+		targets := family(readProcesses(proc), pid)
+		alive := 0
+		var errs []error
+		for _, target := range targets {
+			killed, err := kill(proc, target, container)
+			if killed {
+				alive++
+			}
+			errs = append(errs, err)
+		}
+		if alive == 0 {
+			return errors.Join(errs...)
+		}
+	}
+	return nil
+}
+
+// kill sends SIGKILL through a pidfd, so that a PID that was given away meanwhile is not hit: the cgroup is looked at after the pidfd was
+// opened.
+func kill(proc string, pid int, container string) (bool, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	cgroup, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil || !strings.Contains(string(cgroup), container) {
+		return false, nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		return false, nil //nolint:nilerr // it has ended meanwhile
+	}
+	return true, nil
+}
+
+func readProcesses(proc string) []process {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return nil
+	}
+	var all []process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile(proc + "/" + e.Name() + "/stat")
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// The name in brackets may hold anything; state, parent, group and session follow the last bracket.
+		_, rest, ok := cutLast(string(stat), ") ")
+		f := strings.Fields(rest)
+		if !ok || len(f) < 4 || f[0] == "Z" {
+			continue
+		}
+		parent, _ := strconv.Atoi(f[1])
+		session, _ := strconv.Atoi(f[3])
+		all = append(all, process{pid, parent, session})
+	}
+	return all
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// family is root, if it is there, with its descendants and the members of its session.
+func family(all []process, root int) []int {
+	in := map[int]bool{root: true}
+	for grown := true; grown; {
+		grown = false
+		for _, p := range all {
+			if !in[p.pid] && (in[p.parent] || p.session == root) {
+				in[p.pid], grown = true, true
+			}
+		}
+	}
+	var out []int
+	for _, p := range all {
+		if in[p.pid] {
+			out = append(out, p.pid)
+		}
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package pause
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// members are the files of a tar archive.
+func members(t *testing.T, archive []byte) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestImage(t *testing.T) {
+	for _, names := range [][2]string{{"amd64", "x86_64"}, {"arm64", "aarch64"}} {
+		archive, ref, err := Image(names[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, same, err := Image(names[1])
+		if err != nil || same != ref || !bytes.Equal(again, archive) {
+			t.Errorf("%s and %s differ: %s, %s, %v", names[0], names[1], ref, same, err)
+		}
+		if tag, ok := strings.CutPrefix(ref, "cri-dockerd.local/pause:"); !ok || len(tag) != 12 {
+			t.Errorf("the name is %s", ref)
+		}
+		files := members(t, archive)
+		var manifest []struct {
+			Config           string
+			RepoTags, Layers []string
+		}
+		if err := json.Unmarshal(files["manifest.json"], &manifest); err != nil {
+			t.Fatal(err)
+		}
+		var config struct {
+			Architecture string
+			Config       struct {
+				Entrypoint []string
+				Labels     map[string]string
+			}
+		}
+		if err := json.Unmarshal(files[manifest[0].Config], &config); err != nil {
+			t.Fatal(err)
+		}
+		if config.Architecture != names[0] || config.Config.Labels["io.cri-dockerd.pinned"] != "true" {
+			t.Errorf("%s: %+v", names[0], config)
+		}
+		if diff := cmp.Diff([]string{ref}, manifest[0].RepoTags); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{"/pause"}, config.Config.Entrypoint); diff != "" {
+			t.Error(diff)
+		}
+		if len(members(t, files[manifest[0].Layers[0]])["pause"]) == 0 {
+			t.Errorf("%s: the layer has no program", names[0])
+		}
+	}
+	if _, _, err := Image("riscv64"); err == nil || !strings.Contains(err.Error(), "--pod-infra-container-image") {
+		t.Errorf("an architecture without a program: %v", err)
+	}
+}
+
+// TestProgramsAreSafe looks at what the kernel sees of the programs: static, and no memory both writable and executable.
+func TestProgramsAreSafe(t *testing.T) {
+	for machine, program := range map[elf.Machine][]byte{elf.EM_X86_64: amd64, elf.EM_AARCH64: arm64} {
+		f, err := elf.NewFile(bytes.NewReader(program))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Machine != machine || f.Type != elf.ET_EXEC {
+			t.Errorf("%v: %v, %v", machine, f.Machine, f.Type)
+		}
+		stack := false
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+				t.Errorf("%v is not static", machine)
+			}
+			if p.Flags&(elf.PF_W|elf.PF_X) == elf.PF_W|elf.PF_X {
+				t.Errorf("%v: %v is writable and executable", machine, p.Type)
+			}
+			stack = stack || p.Type == elf.PT_GNU_STACK
+		}
+		if !stack {
+			t.Errorf("%v: without PT_GNU_STACK the stack would be executable", machine)
+		}
+	}
+}

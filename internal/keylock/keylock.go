@@ -1,0 +1,48 @@
+// Package keylock serialises work by key, and gives up waiting when the caller's context ends.
+package keylock
+
+import (
+	"context"
+	"sync"
+)
+
+// Map is a set of locks, one for each key in use.
+type Map struct {
+	mu    sync.Mutex // guards locks
+	locks map[string]*lock
+}
+
+type lock struct {
+	held  chan struct{} // holds one element while the lock is taken
+	users int           // holders and waiters; the entry goes with the last one
+}
+
+// New returns an empty Map.
+func New() *Map { return &Map{locks: map[string]*lock{}} }
+
+// Lock takes the lock of key. It returns ctx's error if ctx ends first; else unlock must be called once.
+func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	m.mu.Lock()
+	l := m.locks[key]
+	if l == nil {
+		l = &lock{held: make(chan struct{}, 1)}
+		m.locks[key] = l
+	}
+	l.users++
+	m.mu.Unlock()
+	select {
+	case l.held <- struct{}{}:
+		return func() { <-l.held; m.leave(key, l) }, nil
+	case <-ctx.Done():
+		m.leave(key, l)
+		return nil, ctx.Err()
+	}
+}
+
+func (m *Map) leave(key string, l *lock) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(m.locks, key)
+	}
+}

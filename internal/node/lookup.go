@@ -1,0 +1,96 @@
+package node
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/spec"
+)
+
+// Sandbox is the sandbox with this ID or unique prefix of one. NotFound, or InvalidArgument for an ambiguous prefix.
+func (v *View) Sandbox(id string) (*spec.Sandbox, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return find(v.store.sandboxes, "sandbox", id)
+}
+
+// Container is the container with this ID or unique prefix of one. NotFound, or InvalidArgument for an ambiguous prefix.
+func (v *View) Container(id string) (*spec.Container, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return find(v.store.containers, "container", id)
+}
+
+func find[T any](all map[string]*T, kind, id string) (*T, error) {
+	if x, ok := all[id]; ok {
+		return x, nil
+	}
+	var hit *T
+	for full, x := range all {
+		if id == "" || !strings.HasPrefix(full, id) {
+			continue
+		}
+		if hit != nil {
+			return nil, fmt.Errorf("%s %s: several IDs begin like this: %w", kind, id, errdefs.ErrInvalidArgument)
+		}
+		hit = x
+	}
+	if hit == nil {
+		return nil, fmt.Errorf("%s %s: %w", kind, id, errdefs.ErrNotFound)
+	}
+	return hit, nil
+}
+
+// Sandboxes are all sandboxes, newest first. The list is shared: read only.
+func (v *View) Sandboxes() []*spec.Sandbox {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.store.sort()
+	return v.store.sortedSandboxes
+}
+
+// Containers are all containers, newest first. The list is shared: read only.
+func (v *View) Containers() []*spec.Container {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.store.sort()
+	return v.store.sortedContainers
+}
+
+// ContainersOf are a sandbox's containers, newest first.
+func (v *View) ContainersOf(sandboxID string) []*spec.Container {
+	var out []*spec.Container
+	for _, c := range v.Containers() {
+		if c.SandboxID == sandboxID {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// Images are all images.
+func (v *View) Images() []*spec.Image {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.images
+}
+
+// Image is the image with this name, digest, or ID, which may be shortened. NotFound if there is none.
+func (v *View) Image(ref string) (*spec.Image, error) {
+	images := v.Images()
+	if name := spec.Familiar(ref); name != "" {
+		for _, i := range images {
+			if i.Named(name) {
+				return i, nil
+			}
+		}
+	}
+	for _, i := range images {
+		if i.HasID(ref) {
+			return i, nil
+		}
+	}
+	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
+}

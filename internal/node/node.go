@@ -1,0 +1,251 @@
+// Package node is what runs on this node, in memory: sandboxes, containers and images, filled from Docker and kept in step by its events
+// (Docker is the source of truth, memory is a view of it). Every List and Status RPC is answered from here.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/spec"
+)
+
+// Source is the engine as the view needs it.
+type Source interface {
+	// Host connects and reads what the engine is.
+	Host(ctx context.Context) (spec.Host, error)
+	// Objects reads every container of ours.
+	Objects(ctx context.Context) ([]spec.Object, error)
+	// Inspect reads one container; NotFound if it is gone, an empty object if it is not ours.
+	Inspect(ctx context.Context, id string) (spec.Object, error)
+	// Images reads all images.
+	Images(ctx context.Context) ([]*spec.Image, error)
+	// Events subscribes before it returns; changed must not block; done tells the stream's end once.
+	Events(ctx context.Context, changed func(engine.Event)) (done <-chan error)
+}
+
+// EngineState is the state of the connection to Docker.
+type EngineState struct {
+	Ready  bool   // events flow and the view is complete
+	Reason string // why not, in words; "" when Ready
+	Host   spec.Host
+}
+
+const (
+	backoffMin   = 100 * time.Millisecond
+	backoffMax   = 2 * time.Second
+	resyncPeriod = 5 * time.Minute // against events that the engine dropped
+	readDeadline = 2 * time.Minute // for one look at everything
+)
+
+// View is the node's state. It is safe for concurrent use.
+type View struct {
+	src    Source
+	log    *slog.Logger
+	synced chan struct{} // one element after each first look of a connection
+
+	dirty dirtySet
+
+	mu     sync.RWMutex // guards all below
+	state  EngineState
+	store  store
+	images []*spec.Image
+	ticket uint64 // counts looks at the engine; a look that began later wins
+}
+
+// New returns an empty view, which is not ready until Run has connected.
+func New(src Source, log *slog.Logger) *View {
+	return &View{
+		src: src, log: log, synced: make(chan struct{}, 1), dirty: dirtySet{wake: make(chan struct{}, 1)},
+		state: EngineState{Reason: "not yet connected to Docker"}, store: newStore(),
+	}
+}
+
+// Synced has an element whenever the view has been read anew after a connection was made.
+func (v *View) Synced() <-chan struct{} { return v.synced }
+
+// Engine is the state of the connection.
+func (v *View) Engine() EngineState {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.state
+}
+
+// Run keeps the view in step with the engine until ctx ends: it connects, reads everything, follows the events, and starts again when the
+// engine goes away.
+func (v *View) Run(ctx context.Context) error {
+	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
+		err := v.follow(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if v.Engine().Ready {
+			wait = backoffMin
+			v.log.Warn("lost Docker", "err", err)
+		} else if wait == backoffMin {
+			v.log.Warn("Docker is not ready", "err", err)
+		}
+		v.setDown(err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (v *View) setDown(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state.Ready = false
+	v.state.Reason = fmt.Sprintf("Docker does not answer: %v; start it (systemctl start docker) or correct --docker-endpoint", err)
+	if errdefs.IsFailedPrecondition(err) {
+		v.state.Reason = err.Error()
+	}
+}
+
+var errStreamEnded = errors.New("the engine ended its event stream")
+
+// follow holds one connection: it returns with the reason for its end.
+func (v *View) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	host, err := v.src.Host(ctx)
+	if err != nil {
+		return err
+	}
+	done := v.src.Events(ctx, v.dirty.mark)
+	if err := v.readAll(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.state = EngineState{Ready: true, Host: host}
+	v.mu.Unlock()
+	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
+	select {
+	case v.synced <- struct{}{}:
+	default:
+	}
+	resync := time.NewTicker(resyncPeriod)
+	defer resync.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err == nil {
+				err = errStreamEnded
+			}
+			return err
+		case <-v.dirty.wake:
+			err = v.renewDirty(ctx)
+		case <-resync.C:
+			err = v.readAll(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// renewDirty reads what events have named.
+func (v *View) renewDirty(ctx context.Context) error {
+	ids, images := v.dirty.take()
+	if images {
+		if err := v.RefreshImages(ctx); err != nil {
+			return err
+		}
+	}
+	return v.Refresh(ctx, ids...)
+}
+
+// readAll reads everything. What was read by a later look meanwhile stays.
+func (v *View) readAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readDeadline)
+	defer cancel()
+	ticket := v.look()
+	objects, err := v.src.Objects(ctx)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.store.replace(objects, ticket)
+	v.mu.Unlock()
+	return v.RefreshImages(ctx)
+}
+
+func (v *View) look() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ticket++
+	return v.ticket
+}
+
+// Refresh reads the objects anew from the engine, so that the view shows what has been done; one that is gone leaves the view.
+func (v *View) Refresh(ctx context.Context, ids ...string) error {
+	var errs []error
+	for _, id := range ids {
+		ticket := v.look()
+		o, err := v.src.Inspect(ctx, id)
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, err)
+			continue
+		}
+		v.mu.Lock()
+		v.store.put(id, o, ticket)
+		v.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// RefreshImages reads all images anew.
+func (v *View) RefreshImages(ctx context.Context) error {
+	images, err := v.src.Images(ctx)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.images = images
+	return nil
+}
+
+// dirtySet is what events have named and nobody has read yet. Marking never blocks.
+type dirtySet struct {
+	wake   chan struct{}
+	mu     sync.Mutex // guards the rest
+	ids    map[string]struct{}
+	images bool
+}
+
+func (d *dirtySet) mark(e engine.Event) {
+	d.mu.Lock()
+	if e.Image {
+		d.images = true
+	} else {
+		if d.ids == nil {
+			d.ids = map[string]struct{}{}
+		}
+		d.ids[e.ID] = struct{}{}
+	}
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (d *dirtySet) take() (ids []string, images bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.ids {
+		ids = append(ids, id)
+	}
+	images = d.images
+	d.ids, d.images = nil, false
+	return ids, images
+}

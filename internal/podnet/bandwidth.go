@@ -1,0 +1,39 @@
+package podnet
+
+import (
+	"math"
+	"strconv"
+	"strings"
+)
+
+// The annotations with which a pod asks for limits (Kubernetes documentation, "Network Plugins", support for traffic shaping).
+const (
+	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
+	egressAnnotation  = "kubernetes.io/egress-bandwidth"
+)
+
+// bandwidth is the capability of that name: rates in bits per second; a burst is needed with each, and unlimited. Annotations that are no
+// quantity were refused by the kubelet before and are left out.
+func bandwidth(annotations map[string]string) map[string]int64 {
+	out := map[string]int64{}
+	for _, a := range []struct{ key, name string }{{ingressAnnotation, "ingress"}, {egressAnnotation, "egress"}} {
+		if rate, ok := quantity(annotations[a.key]); ok && rate > 0 {
+			out[a.name+"Rate"], out[a.name+"Burst"] = rate, math.MaxInt32*8 // the plugin's largest
+		}
+	}
+	return out
+}
+
+// quantity reads a Kubernetes quantity ("10M", "1Gi", "500k", "1e6") as a whole number.
+func quantity(s string) (int64, bool) {
+	number := strings.TrimRight(s, "numkKMGTPEi")
+	unit, ok := map[string]float64{
+		"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "m": 1e-3,
+		"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
+	}[s[len(number):]]
+	v, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || v < 0 || v*unit > math.MaxInt64/2 {
+		return 0, false
+	}
+	return int64(v * unit), true
+}

@@ -1,0 +1,44 @@
+// Package podnet gives pods their network: CNI (any conformant plugins), kubenet (a bridge on the node's pod CIDR, made by the standard
+// plugins from a generated configuration) and no-op (the engine's own bridge). What a pod got is remembered by libcni's cache alone, so a
+// restart, a change of configuration or a crash never loses the means to undo it.
+package podnet
+
+import (
+	"context"
+	"net/netip"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Pod is one sandbox as a network needs to know it.
+type Pod struct {
+	ID          string // the sandbox ID, CNI_CONTAINERID
+	Name        string
+	Namespace   string
+	UID         string
+	NetNS       string // path of the network namespace; "" when it is gone (DEL without one)
+	Annotations map[string]string
+	Ports       []*runtimeapi.PortMapping // those with a host port become the capability portMappings
+	DNS         *runtimeapi.DNSConfig
+}
+
+// Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
+// one pod are serialised by the caller.
+type Network interface {
+	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind.
+	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
+	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error.
+	Del(ctx context.Context, p Pod) error
+	// IPs are the addresses of a connected pod, from memory; nil when it has none. Survives a restart of the daemon.
+	IPs(sandboxID string) []netip.Addr
+	// Attached lists the sandbox IDs that hold a connection, for the recovery of leftovers.
+	Attached() []string
+	// Ready is nil when pods can be connected, else the reason in words that an operator can act on.
+	Ready() error
+	// SetPodCIDR tells the node's ranges (UpdateRuntimeConfig); networks that do not allot addresses themselves ignore it.
+	SetPodCIDR(cidrs []netip.Prefix) error
+	// Mode is the engine's network mode for sandboxes: "none" when we connect them, "bridge" when the engine does.
+	Mode() string
+	// Close stops watching.
+	Close() error
+}

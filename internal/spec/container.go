@@ -1,0 +1,205 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ContainerOptions are the circumstances in which a container is made.
+type ContainerOptions struct {
+	Host           Host
+	Sandbox        *Sandbox
+	Log            LogConfig
+	Image          *Image
+	SeccompProfile string // the content of the Localhost profile, see SeccompFile
+}
+
+// LogPath is where the kubelet expects a container's log, "" if nowhere.
+func LogPath(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) string {
+	if cfg.GetLogPath() == "" || pod.GetLogDirectory() == "" {
+		return ""
+	}
+	return path.Join(pod.GetLogDirectory(), cfg.GetLogPath())
+}
+
+// NewContainer translates CreateContainer's configurations, which must have passed Validate. Errors are InvalidArgument and name the field.
+func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, o ContainerOptions) (*Create, error) {
+	if len(cfg.GetCommand()) == 0 && len(cfg.GetArgs()) == 0 && !o.Image.Entrypoint {
+		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(), errdefs.ErrInvalidArgument)
+	}
+	own := map[string]string{labelType: typeContainer, labelSandboxID: o.Sandbox.ID, labelImage: askedImage(cfg)}
+	if p := LogPath(cfg, pod); p != "" {
+		own[labelLogPath] = p
+	}
+	c := &Create{
+		Name: ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata),
+		Config: &container.Config{
+			Image:       o.Image.ID, // a tag may move between the kubelet's look and our create
+			Entrypoint:  cfg.GetCommand(),
+			Cmd:         cfg.GetArgs(),
+			WorkingDir:  cfg.GetWorkingDir(),
+			Env:         environment(cfg.GetEnvs()),
+			Labels:      writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), own, false),
+			Tty:         cfg.GetTty(),
+			OpenStdin:   cfg.GetStdin(),
+			StdinOnce:   cfg.GetStdinOnce(),
+			StopSignal:  signalName(cfg.GetStopSignal()),
+			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}}, // probes are the kubelet's
+		},
+		Host: &container.HostConfig{
+			LogConfig:     container.LogConfig{Type: o.Log.Driver, Config: o.Log.Options},
+			RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled}, // restarts are the kubelet's
+			Runtime:       o.Sandbox.Runtime,
+			Annotations:   shimGroup(o.Host, o.Sandbox.Name),
+		},
+	}
+	for _, step := range []func(*Create, *runtimeapi.ContainerConfig, ContainerOptions) error{
+		containerNamespaces, containerSecurity, containerMounts, containerDevices, containerResources,
+	} {
+		if err := step(c, cfg, o); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// askedImage is the image's name as the user wrote it, which the kubelet shows and compares.
+func askedImage(cfg *runtimeapi.ContainerConfig) string {
+	if s := cfg.GetImage().GetUserSpecifiedImage(); s != "" {
+		return s
+	}
+	return cfg.GetImage().GetImage()
+}
+
+func environment(in []*runtimeapi.KeyValue) []string {
+	out := make([]string, 0, len(in))
+	for _, e := range in {
+		out = append(out, e.GetKey()+"="+string(e.GetValue()))
+	}
+	return out
+}
+
+// containerNamespaces joins the pod's namespaces.
+func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	join := "container:" + o.Sandbox.ID
+	c.Host.NetworkMode, c.Host.IpcMode = container.NetworkMode(join), container.IpcMode(join)
+	if o.Sandbox.HostNetwork() {
+		c.Host.NetworkMode, c.Host.UTSMode = "host", "host"
+	}
+	if o.Sandbox.Namespaces.GetIpc() == runtimeapi.NamespaceMode_NODE {
+		c.Host.IpcMode = "host"
+	}
+	switch ns.GetPid() {
+	case runtimeapi.NamespaceMode_POD:
+		if ns != nil {
+			c.Host.PidMode = container.PidMode(join)
+		}
+	case runtimeapi.NamespaceMode_NODE:
+		c.Host.PidMode = "host"
+	case runtimeapi.NamespaceMode_TARGET:
+		if ns.GetTargetId() == "" {
+			return fmt.Errorf("config.linux.security_context.namespace_options.target_id: must not be empty with pid mode TARGET: %w", errdefs.ErrInvalidArgument)
+		}
+		c.Host.PidMode = container.PidMode("container:" + ns.GetTargetId())
+	}
+	if o.Host.CgroupVersion == "2" {
+		c.Host.CgroupnsMode = container.CgroupnsModePrivate
+	}
+	return nil
+}
+
+func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	const field = "config.linux.security_context"
+	sc := cfg.GetLinux().GetSecurityContext()
+	user, err := processUser(field, sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetRunAsUsername())
+	if err != nil {
+		return err
+	}
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
+		return errStrictGroups(field)
+	}
+	if len(sc.GetCapabilities().GetAddAmbientCapabilities()) > 0 {
+		return fmt.Errorf("%s.capabilities.add_ambient_capabilities: Docker cannot set ambient capabilities: %w", field, errdefs.ErrInvalidArgument)
+	}
+	c.Config.User = user
+	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
+	c.Host.Privileged = sc.GetPrivileged()
+	c.Host.ReadonlyRootfs = sc.GetReadonlyRootfs()
+	c.Host.CapAdd = capabilities(sc.GetCapabilities().GetAddCapabilities())
+	c.Host.CapDrop = capabilities(sc.GetCapabilities().GetDropCapabilities())
+	if sc != nil && !sc.GetPrivileged() {
+		// The kubelet sends the default lists for procMount Default and empty ones for Unmasked; for Docker, nil means its own defaults.
+		c.Host.MaskedPaths = append([]string{}, sc.GetMaskedPaths()...)
+		c.Host.ReadonlyPaths = append([]string{}, sc.GetReadonlyPaths()...)
+	}
+	if sc.GetNoNewPrivs() {
+		c.Host.SecurityOpt = append(c.Host.SecurityOpt, "no-new-privileges")
+	}
+	in := securityInput{
+		seccomp:  seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath()), //nolint:staticcheck // old kubelets send only the path
+		apparmor: sc.GetApparmor(), selinux: sc.GetSelinuxOptions(), profile: o.SeccompProfile,
+	}
+	if in.apparmor == nil {
+		in.apparmor = legacyProfile(sc.GetApparmorProfile()) //nolint:staticcheck // kubelets before 1.30 send only this
+	}
+	opts, err := securityOptions(field, in, o.Host)
+	c.Host.SecurityOpt = append(c.Host.SecurityOpt, opts...)
+	return err
+}
+
+// containerDevices passes device nodes, and CDI names to engines that know them.
+func containerDevices(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	for _, d := range cfg.GetDevices() {
+		c.Host.Devices = append(c.Host.Devices, container.DeviceMapping{
+			PathOnHost: d.GetHostPath(), PathInContainer: d.GetContainerPath(), CgroupPermissions: d.GetPermissions(),
+		})
+	}
+	var cdi []string
+	for _, d := range cfg.GetCDIDevices() {
+		cdi = append(cdi, d.GetName())
+	}
+	if len(cdi) == 0 {
+		return nil
+	}
+	if !o.Host.AtLeast("1.44") {
+		return fmt.Errorf("config.CDI_devices: Docker Engine %s has no CDI (%s); it came with Engine 25: %w", o.Host.EngineVersion, strings.Join(cdi, ", "), errdefs.ErrInvalidArgument)
+	}
+	c.Host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cdi}}
+	return nil
+}
+
+// containerResources sets limits. Huge pages and unified cgroup settings cannot be told to Docker; the kubelet sends zero limits for every
+// page size and its own unified keys as a matter of course, so they are not refused.
+func containerResources(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	r := cfg.GetLinux().GetResources()
+	devices := c.Host.Resources
+	c.Host.Resources = resources(r)
+	c.Host.Devices, c.Host.DeviceRequests = devices.Devices, devices.DeviceRequests
+	c.Host.CgroupParent = o.Sandbox.CgroupParent
+	c.Host.OomScoreAdj = o.Host.clampOOM(r.GetOomScoreAdj())
+	return nil
+}
+
+// resources are limits in Docker's terms. Docker would give as much swap as memory where only memory is limited; Kubernetes means none.
+func resources(r *runtimeapi.LinuxContainerResources) container.Resources {
+	out := container.Resources{
+		CPUShares: r.GetCpuShares(), CPUPeriod: r.GetCpuPeriod(), CPUQuota: r.GetCpuQuota(),
+		Memory: r.GetMemoryLimitInBytes(), MemorySwap: r.GetMemorySwapLimitInBytes(),
+		CpusetCpus: r.GetCpusetCpus(), CpusetMems: r.GetCpusetMems(),
+	}
+	if out.MemorySwap == 0 && out.Memory > 0 {
+		out.MemorySwap = out.Memory
+	}
+	return out
+}
+
+// NewUpdate translates UpdateContainerResources. Zero means "leave as it is", for CRI as for Docker; a quota of -1 lifts it.
+func NewUpdate(r *runtimeapi.LinuxContainerResources, _ Host) (*Update, error) {
+	return &Update{Resources: resources(r)}, nil
+}

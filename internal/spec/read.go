@@ -1,0 +1,231 @@
+package spec
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The reasons of an ended container that the kubelet and its users know.
+const (
+	reasonCompleted = "Completed"
+	reasonError     = "Error"
+	reasonOOM       = "OOMKilled"
+	reasonCannotRun = "ContainerCannotRun"
+)
+
+// OurLabel is a filter for Docker's list: every container of ours, and of the shims before, has it.
+const OurLabel = labelType
+
+// Read is what Docker's answer to an inspect means: a sandbox, a container, or nothing for what is not ours. It accepts incomplete
+// answers (a container that is being removed).
+func Read(in container.InspectResponse) Object {
+	if in.Config == nil {
+		return Object{}
+	}
+	n, err := parseName(in.Name)
+	if err != nil {
+		return Object{}
+	}
+	if in.State == nil {
+		in.State = &container.State{}
+	}
+	if in.HostConfig == nil {
+		in.HostConfig = &container.HostConfig{}
+	}
+	switch in.Config.Labels[labelType] {
+	case typeSandbox:
+		return Object{Sandbox: readSandbox(in, n)}
+	case typeContainer:
+		return Object{Container: readContainer(in, n)}
+	}
+	return Object{}
+}
+
+func readSandbox(in container.InspectResponse, n name) *Sandbox {
+	labels, annotations := readLabels(in.Config.Labels, true)
+	s := &Sandbox{
+		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"),
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
+		Labels:   labels, Annotations: annotations,
+		RuntimeHandler: in.Config.Labels[labelHandler],
+		Namespaces:     readNamespaces(in),
+		CreatedAt:      readTime(in.Created),
+		Running:        in.State.Running, Pid: in.State.Pid, NeverStarted: in.State.Status == container.StateCreated,
+		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
+		CgroupParent: in.HostConfig.CgroupParent, Runtime: in.HostConfig.Runtime,
+	}
+	if in.NetworkSettings != nil {
+		for _, e := range in.NetworkSettings.Networks {
+			if e == nil {
+				continue
+			}
+			for _, ip := range []netip.Addr{e.IPAddress, e.GlobalIPv6Address} {
+				if ip.IsValid() && !ip.IsUnspecified() {
+					s.EngineIPs = append(s.EngineIPs, ip)
+				}
+			}
+		}
+	}
+	return s
+}
+
+// readNamespaces restores the pod's namespace options. The pid mode of old shims' pods is not recorded; they meant CONTAINER unless host.
+func readNamespaces(in container.InspectResponse) *runtimeapi.NamespaceOption {
+	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+	if v, ok := runtimeapi.NamespaceMode_value[in.Config.Labels[labelPid]]; ok {
+		o.Pid = runtimeapi.NamespaceMode(v)
+	}
+	if in.HostConfig.PidMode.IsHost() {
+		o.Pid = runtimeapi.NamespaceMode_NODE
+	}
+	if in.HostConfig.NetworkMode.IsHost() {
+		o.Network = runtimeapi.NamespaceMode_NODE
+	}
+	if in.HostConfig.IpcMode.IsHost() {
+		o.Ipc = runtimeapi.NamespaceMode_NODE
+	}
+	return o
+}
+
+func readContainer(in container.InspectResponse, n name) *Container {
+	labels, annotations := readLabels(in.Config.Labels, false)
+	c := &Container{
+		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"), SandboxID: in.Config.Labels[labelSandboxID],
+		Metadata: &runtimeapi.ContainerMetadata{Name: n.container, Attempt: n.attempt},
+		Labels:   labels, Annotations: annotations,
+		Image:   cmp.Or(in.Config.Labels[labelImage], in.Config.Image),
+		ImageID: in.Image,
+		Pid:     in.State.Pid,
+		LogPath: in.Config.Labels[labelLogPath], EngineLogPath: in.LogPath, LogDriver: in.HostConfig.LogConfig.Type,
+		Mounts:     readMounts(in),
+		Resources:  readResources(in.HostConfig),
+		User:       readUser(in),
+		StopSignal: readSignal(in.Config.StopSignal),
+		TTY:        in.Config.Tty, Stdin: in.Config.OpenStdin, StdinOnce: in.Config.StdinOnce,
+	}
+	readState(c, in)
+	return c
+}
+
+// readState sets state, times, exit code and reason. A container whose start failed stays "created" for Docker; for the kubelet it has
+// ended, at the time of its making, lest a back-off counts from 1970.
+func readState(c *Container, in container.InspectResponse) {
+	s := in.State
+	c.CreatedAt, c.StartedAt, c.FinishedAt = readTime(in.Created), readTime(s.StartedAt), readTime(s.FinishedAt)
+	switch {
+	case s.Running || s.Paused || s.Restarting:
+		c.State, c.FinishedAt = runtimeapi.ContainerState_CONTAINER_RUNNING, time.Time{}
+		return
+	case s.Status == container.StateCreated && s.Error == "" && s.ExitCode == 0:
+		c.State = runtimeapi.ContainerState_CONTAINER_CREATED
+		return
+	}
+	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), s.Error
+	switch {
+	case s.Status == container.StateCreated || c.StartedAt.IsZero():
+		c.Reason = reasonCannotRun
+		c.ExitCode = cmp.Or(c.ExitCode, 128) // never a success
+		if c.FinishedAt.IsZero() {
+			c.FinishedAt = c.CreatedAt
+		}
+	case s.OOMKilled:
+		c.Reason = reasonOOM
+	case s.ExitCode == 0:
+		c.Reason = reasonCompleted
+	default:
+		c.Reason = reasonError
+	}
+}
+
+// readTime is a Docker time; what is unset ("0001-01-01T00:00:00Z") or broken is zero.
+func readTime(s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil || t.Year() <= 1 {
+		return time.Time{}
+	}
+	return t
+}
+
+// readMounts are the bind mounts in order of their targets; image volumes are Docker's own affair.
+func readMounts(in container.InspectResponse) []*runtimeapi.Mount {
+	recursive, relabelled := map[string]bool{}, map[string]bool{}
+	for _, m := range in.HostConfig.Mounts {
+		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
+	}
+	for _, b := range in.HostConfig.Binds {
+		if parts := strings.Split(b, ":"); len(parts) == 3 {
+			relabelled[parts[1]] = strings.Contains(strings.ToLower(parts[2]), "z")
+		}
+	}
+	var out []*runtimeapi.Mount
+	for _, m := range in.Mounts {
+		if m.Type != mount.TypeBind {
+			continue
+		}
+		out = append(out, &runtimeapi.Mount{
+			HostPath: m.Source, ContainerPath: m.Destination, Readonly: !m.RW, Propagation: readPropagation(m.Propagation),
+			RecursiveReadOnly: recursive[m.Destination], SelinuxRelabel: relabelled[m.Destination],
+		})
+	}
+	slices.SortFunc(out, func(a, b *runtimeapi.Mount) int { return strings.Compare(a.ContainerPath, b.ContainerPath) })
+	return out
+}
+
+func readResources(h *container.HostConfig) *runtimeapi.ContainerResources {
+	return &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{
+		CpuPeriod: h.CPUPeriod, CpuQuota: h.CPUQuota, CpuShares: h.CPUShares,
+		MemoryLimitInBytes: h.Memory, MemorySwapLimitInBytes: h.MemorySwap,
+		CpusetCpus: h.CpusetCpus, CpusetMems: h.CpusetMems, OomScoreAdj: int64(h.OomScoreAdj),
+	}}
+}
+
+// readUser is the process's user as far as numbers are known; nil where only names are.
+func readUser(in container.InspectResponse) *runtimeapi.ContainerUser {
+	user, group, _ := strings.Cut(in.Config.User, ":")
+	if user == "" {
+		user = "0"
+	}
+	uid, err := strconv.ParseInt(user, 10, 64)
+	if err != nil {
+		return nil
+	}
+	gid, err := strconv.ParseInt(cmp.Or(group, "0"), 10, 64)
+	if err != nil {
+		return nil
+	}
+	u := &runtimeapi.LinuxContainerUser{Uid: uid, Gid: gid, SupplementalGroups: []int64{gid}}
+	for _, g := range in.HostConfig.GroupAdd {
+		if n, err := strconv.ParseInt(g, 10, 64); err == nil && !slices.Contains(u.SupplementalGroups, n) {
+			u.SupplementalGroups = append(u.SupplementalGroups, n)
+		}
+	}
+	return &runtimeapi.ContainerUser{Linux: u}
+}
+
+// ReadImage is what Docker's list says of an image together with what only its inspect says.
+func ReadImage(s image.Summary, in image.InspectResponse) *Image {
+	i := &Image{ID: s.ID, RepoTags: real(s.RepoTags), RepoDigests: real(s.RepoDigests), Size: s.Size, Labels: s.Labels}
+	if c := in.Config; c != nil {
+		i.User = c.User
+		i.Entrypoint = len(c.Entrypoint)+len(c.Cmd) > 0
+		if i.Labels == nil {
+			i.Labels = c.Labels
+		}
+	}
+	i.Pinned = i.Labels[LabelPinned] == "true"
+	return i
+}
+
+// real leaves out the placeholders that old engines list for images without a name.
+func real(refs []string) []string {
+	return slices.DeleteFunc(slices.Clone(refs), func(r string) bool { return strings.HasPrefix(r, "<none>") })
+}

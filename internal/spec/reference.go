@@ -1,0 +1,32 @@
+package spec
+
+import (
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// Familiar is an image's name as Docker lists it: the short form, with the tag latest where neither tag nor digest is given, and without
+// the tag where there is a digest. "" if ref is no name.
+func Familiar(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	if d, ok := named.(reference.Digested); ok {
+		return reference.FamiliarName(named) + "@" + d.Digest().String()
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
+}
+
+// shortestID is how many digits of an ID are taken for one: Docker shows twelve.
+const shortestID = 12
+
+// HasID says whether ref is this image's ID, whole or shortened, with or without its algorithm.
+func (i *Image) HasID(ref string) bool {
+	if ref == i.ID {
+		return true
+	}
+	hex := strings.TrimPrefix(ref, "sha256:")
+	return len(hex) >= shortestID && strings.HasPrefix(strings.TrimPrefix(i.ID, "sha256:"), hex)
+}

@@ -1,0 +1,185 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	sandboxShares = 2 // the pause needs next to no CPU
+	sandboxOOM    = -998
+	defaultShm    = 64 << 20 // bytes, what Docker gives by default
+)
+
+// SandboxOptions are the circumstances in which a sandbox is made.
+type SandboxOptions struct {
+	Host           Host
+	Image          string // the pause image
+	RuntimeHandler string // of the request; "" is the engine's default runtime
+	NetworkMode    string // "none" or "bridge", for pods with a network of their own
+	SeccompProfile string // the content of the Localhost profile, see SeccompFile
+}
+
+// NewSandbox translates RunPodSandbox's configuration, which must have passed Validate, into the pause container. Errors are
+// InvalidArgument and name the field.
+func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, error) {
+	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	runtime, err := ociRuntime(o.RuntimeHandler, o.Host)
+	if err != nil {
+		return nil, err
+	}
+	if ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && ns.GetUsernsOptions() != nil {
+		return nil, fmt.Errorf("config.linux.security_context.namespace_options.userns_options: user namespaces are not supported on this runtime; set hostUsers: true: %w", errdefs.ErrInvalidArgument)
+	}
+	name := SandboxName(cfg.GetMetadata())
+	c := &Create{
+		Name: name,
+		Config: &container.Config{
+			Hostname: cfg.GetHostname(),
+			Image:    o.Image,
+			Labels: writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), map[string]string{
+				labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String(),
+			}, true),
+		},
+		Host: &container.HostConfig{
+			LogConfig:     container.LogConfig{Type: "none"},
+			RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled},
+			NetworkMode:   container.NetworkMode(o.NetworkMode),
+			IpcMode:       container.IPCModeShareable,
+			OomScoreAdj:   o.Host.clampOOM(sandboxOOM),
+			ShmSize:       defaultShm,
+			Runtime:       runtime,
+			SecurityOpt:   []string{"no-new-privileges"},
+			Annotations:   shimGroup(o.Host, name),
+			Resources:     container.Resources{CgroupParent: cgroupParent(cfg.GetLinux().GetCgroupParent(), o.Host), CPUShares: sandboxShares},
+		},
+	}
+	if err := sandboxNamespaces(c, cfg, ns); err != nil {
+		return nil, err
+	}
+	return c, sandboxSecurity(c, cfg.GetLinux().GetSecurityContext(), o)
+}
+
+// sandboxNamespaces sets network, ipc, pid and what depends on them.
+func sandboxNamespaces(c *Create, cfg *runtimeapi.PodSandboxConfig, ns *runtimeapi.NamespaceOption) error {
+	if ns.GetIpc() == runtimeapi.NamespaceMode_NODE {
+		c.Host.IpcMode = "host"
+	}
+	if ns.GetPid() == runtimeapi.NamespaceMode_NODE {
+		c.Host.PidMode = "host"
+	}
+	c.Host.Sysctls = cfg.GetLinux().GetSysctls()
+	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE {
+		c.Host.NetworkMode, c.Host.UTSMode, c.Config.Hostname = "host", "host", ""
+		for k := range c.Host.Sysctls {
+			if strings.HasPrefix(k, "net.") {
+				return fmt.Errorf("config.linux.sysctls[%s]: a pod on the host network cannot set it: %w", k, errdefs.ErrInvalidArgument)
+			}
+		}
+		return nil
+	}
+	if c.Host.NetworkMode == "bridge" {
+		return bindPorts(c, cfg.GetPortMappings())
+	}
+	return nil
+}
+
+// bindPorts publishes host ports on the engine's own bridge; with other networks they are the network's work.
+func bindPorts(c *Create, ports []*runtimeapi.PortMapping) error {
+	for i, p := range ports {
+		if p.GetHostPort() <= 0 {
+			continue
+		}
+		port, ok := network.PortFrom(uint16(p.GetContainerPort()), network.IPProtocol(strings.ToLower(p.GetProtocol().String())))
+		if !ok {
+			return fmt.Errorf("config.port_mappings[%d]: %v is not a port: %w", i, p, errdefs.ErrInvalidArgument)
+		}
+		b := network.PortBinding{HostPort: fmt.Sprint(p.GetHostPort())}
+		if p.GetHostIp() != "" {
+			ip, err := netip.ParseAddr(p.GetHostIp())
+			if err != nil {
+				return fmt.Errorf("config.port_mappings[%d].host_ip: %w: %w", i, err, errdefs.ErrInvalidArgument)
+			}
+			b.HostIP = ip
+		}
+		if c.Host.PortBindings == nil {
+			c.Host.PortBindings, c.Config.ExposedPorts = network.PortMap{}, network.PortSet{}
+		}
+		c.Host.PortBindings[port] = append(c.Host.PortBindings[port], b)
+		c.Config.ExposedPorts[port] = struct{}{}
+	}
+	return nil
+}
+
+func sandboxSecurity(c *Create, sc *runtimeapi.LinuxSandboxSecurityContext, o SandboxOptions) error {
+	const field = "config.linux.security_context"
+	c.Host.Privileged = sc.GetPrivileged()
+	c.Host.ReadonlyRootfs = sc.GetReadonlyRootfs()
+	user, err := processUser(field, sc.GetRunAsUser(), sc.GetRunAsGroup(), "")
+	if err != nil {
+		return err
+	}
+	c.Config.User = user
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
+		return errStrictGroups(field)
+	}
+	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
+	opts, err := securityOptions(field, securityInput{
+		seccomp: seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath()), apparmor: sc.GetApparmor(), selinux: sc.GetSelinuxOptions(), //nolint:staticcheck // old kubelets send only the path
+		profile: o.SeccompProfile,
+	}, o.Host)
+	c.Host.SecurityOpt = append(c.Host.SecurityOpt, opts...)
+	return err
+}
+
+// ociRuntime is the engine's runtime for a handler.
+func ociRuntime(handler string, h Host) (string, error) {
+	if handler == "" {
+		return "", nil
+	}
+	for _, r := range h.Runtimes {
+		if r == handler {
+			return r, nil
+		}
+	}
+	return "", fmt.Errorf("runtime_handler: the engine has no runtime %q (it has: %s); add it to the engine's daemon.json: %w",
+		handler, strings.Join(h.Runtimes, ", "), errdefs.ErrInvalidArgument)
+}
+
+// cgroupParent is a CRI cgroup parent as the engine wants it: with the systemd driver the slice's name alone.
+func cgroupParent(parent string, h Host) string {
+	if parent != "" && h.CgroupDriver == "systemd" {
+		return path.Base(parent)
+	}
+	return parent
+}
+
+// shimGroup makes containerd's runc shim serve all containers of a pod from one process; engines before API 1.43 have no annotations.
+func shimGroup(h Host, sandbox string) map[string]string {
+	if !h.AtLeast("1.43") {
+		return nil
+	}
+	return map[string]string{labelShimGroupKey: sandbox}
+}
+
+// ResolvConf is the content of a pod's resolv.conf (CRI DNSConfig).
+func ResolvConf(d *runtimeapi.DNSConfig) []byte {
+	var b strings.Builder
+	for _, s := range d.GetServers() {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if s := d.GetSearches(); len(s) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(s, " "))
+	}
+	if o := d.GetOptions(); len(o) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
+	}
+	return []byte(b.String())
+}

@@ -1,0 +1,129 @@
+// Package spec is the vocabulary of the house and its only translator: it turns CRI requests into what Docker is told, and what Docker
+// answers into the records that CRI answers are made from. It is pure: no I/O, clock, logger or context, so every rule in it is proved by
+// golden files (testdata) and fuzzing. All packages that act (engine, node, cri) speak in its types; it imports none of them.
+//
+// Names and labels follow the scheme that dockershim and its successors share, so that pods survive a change of the shim in both
+// directions.
+package spec
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Host is what the translation must know of the engine and of this machine. It is read once per connection and never changes while the
+// engine runs.
+type Host struct {
+	EngineVersion   string // e.g. "20.10.24"
+	APIVersion      string // negotiated, e.g. "1.41"
+	OperatingSystem string // "linux" or "windows"
+	Architecture    string // as the engine says it: "x86_64", "aarch64"
+	CgroupDriver    string // "cgroupfs" or "systemd"
+	CgroupVersion   string // "1" or "2"
+	StorageDriver   string
+	RootDir         string // the engine's data root
+	DefaultRuntime  string
+	Runtimes        []string // OCI runtimes that the engine has configured, sorted
+	SecurityOptions []string // names only: "apparmor", "seccomp", "selinux", "rootless", "userns"
+	LiveRestore     bool
+	// MinOOMScoreAdj is the lowest oom_score_adj that a container can get here: -1000, or higher where CAP_SYS_RESOURCE is missing.
+	MinOOMScoreAdj int
+}
+
+// Create is one container as Docker is told to make it (POST /containers/create).
+type Create struct {
+	Name   string
+	Config *container.Config
+	Host   *container.HostConfig
+	// MakeDirs are host paths of bind mounts that must exist as directories before the container is made; the missing ones are made
+	// (what the kubelet expects of a hostPath without a type).
+	MakeDirs []string
+}
+
+// Update is a change of a container's resources as Docker is told to make it (POST /containers/{id}/update).
+type Update struct {
+	Resources container.Resources
+}
+
+// LogConfig is how Docker is told to keep a container's output.
+type LogConfig struct {
+	Driver  string            // e.g. "json-file"
+	Options map[string]string // driver options
+}
+
+// Object is one container of Docker's as the record it stands for. At most one field is set; none for a container that is not ours.
+type Object struct {
+	Sandbox   *Sandbox
+	Container *Container
+}
+
+// Sandbox is the record of one pod sandbox: everything that Docker remembers of it, in CRI's terms. It is shared and must not be changed.
+type Sandbox struct {
+	ID             string // the engine's ID of the pause container
+	Name           string // the container's name, without slash
+	Metadata       *runtimeapi.PodSandboxMetadata
+	Labels         map[string]string
+	Annotations    map[string]string
+	RuntimeHandler string // as requested in RunPodSandbox
+	Namespaces     *runtimeapi.NamespaceOption
+	CreatedAt      time.Time
+	Running        bool // the pause process runs; READY in CRI's terms
+	NeverStarted   bool // made, and its pause has not run
+	Pid            int  // of the pause process, 0 when it does not run
+	NetworkMode    string
+	EngineIPs      []netip.Addr // addresses that the engine gave; only with the no-op network
+	ResolvConfPath string
+	HostsPath      string
+	CgroupParent   string
+	Runtime        string // the OCI runtime, as HostConfig.Runtime has it
+}
+
+// HostNetwork says whether the pod lives in the node's network namespace.
+func (s *Sandbox) HostNetwork() bool {
+	return s.Namespaces.GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// Container is the record of one container. It is shared and must not be changed.
+type Container struct {
+	ID            string
+	Name          string // the container's name, without slash
+	SandboxID     string
+	Metadata      *runtimeapi.ContainerMetadata
+	Labels        map[string]string
+	Annotations   map[string]string
+	Image         string // as the container was created: a name or an ID
+	ImageID       string // the engine's ID of the image
+	State         runtimeapi.ContainerState
+	CreatedAt     time.Time
+	StartedAt     time.Time // zero before the start
+	FinishedAt    time.Time // zero before the end
+	ExitCode      int32
+	Reason        string // Completed, Error, OOMKilled, ContainerCannotRun
+	Message       string
+	Pid           int    // 0 when it does not run
+	LogPath       string // <LogDirectory>/<LogPath> of CRI; "" without one
+	EngineLogPath string // the engine's own log file (json-file), "" with other drivers
+	LogDriver     string
+	Mounts        []*runtimeapi.Mount
+	Resources     *runtimeapi.ContainerResources
+	User          *runtimeapi.ContainerUser
+	StopSignal    runtimeapi.Signal
+	TTY           bool
+	Stdin         bool
+	StdinOnce     bool
+}
+
+// Image is the record of one image. It is shared and must not be changed.
+type Image struct {
+	ID          string // the engine's own ID, unchanged
+	RepoTags    []string
+	RepoDigests []string
+	Size        int64  // bytes
+	User        string // the image's USER
+	Entrypoint  bool   // the image has an ENTRYPOINT or CMD; false: a command is required
+	Labels      map[string]string
+	Pinned      bool // never to be collected
+}

@@ -1,0 +1,120 @@
+package spec
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func (s *Sandbox) state() runtimeapi.PodSandboxState {
+	if s.Running {
+		return runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// Item is the sandbox in a list (ListPodSandbox).
+func (s *Sandbox) Item() *runtimeapi.PodSandbox {
+	return &runtimeapi.PodSandbox{
+		Id: s.ID, Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt),
+		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
+	}
+}
+
+// Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a pod on the host network has none.
+func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
+	n := &runtimeapi.PodSandboxNetworkStatus{}
+	for i, ip := range ips {
+		if i == 0 {
+			n.Ip = ip.String()
+		} else {
+			n.AdditionalIps = append(n.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
+		}
+	}
+	return &runtimeapi.PodSandboxStatus{
+		Id: s.ID, Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt), Network: n,
+		Linux:  &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: s.Namespaces}},
+		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
+	}
+}
+
+// Item is the container in a list (ListContainers).
+func (c *Container) Item() *runtimeapi.Container {
+	return &runtimeapi.Container{
+		Id: c.ID, PodSandboxId: c.SandboxID, Metadata: c.Metadata, Image: &runtimeapi.ImageSpec{Image: c.Image},
+		ImageRef: c.ImageID, ImageId: c.ImageID, State: c.State, CreatedAt: nanos(c.CreatedAt),
+		Labels: c.Labels, Annotations: c.Annotations,
+	}
+}
+
+// Status is the answer to ContainerStatus.
+func (c *Container) Status() *runtimeapi.ContainerStatus {
+	return &runtimeapi.ContainerStatus{
+		Id: c.ID, Metadata: c.Metadata, State: c.State,
+		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt),
+		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
+		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageID, ImageId: c.ImageID,
+		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, LogPath: c.LogPath,
+		Resources: c.Resources, User: c.User, StopSignal: c.StopSignal,
+	}
+}
+
+// CRI is the image in answers of the image service.
+func (i *Image) CRI() *runtimeapi.Image {
+	out := &runtimeapi.Image{
+		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 0)), Pinned: i.Pinned,
+		Spec: &runtimeapi.ImageSpec{Image: i.ID},
+	}
+	user, _, _ := strings.Cut(i.User, ":")
+	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+		out.Uid = &runtimeapi.Int64Value{Value: uid}
+	} else {
+		out.Username = user
+	}
+	return out
+}
+
+// Named says whether ref, a normalised name with tag or digest, is one of the image's names, in Docker's short or in the full form.
+func (i *Image) Named(familiar string) bool {
+	for _, list := range [][]string{i.RepoTags, i.RepoDigests} {
+		for _, r := range list {
+			if r == familiar {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// MatchSandbox says whether a sandbox passes ListPodSandbox's filter; its id may be a prefix.
+func MatchSandbox(f *runtimeapi.PodSandboxFilter, s *Sandbox) bool {
+	return strings.HasPrefix(s.ID, f.GetId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == s.state()) &&
+		matchLabels(f.GetLabelSelector(), s.Labels)
+}
+
+// MatchContainer says whether a container passes ListContainers' filter; its ids may be prefixes.
+func MatchContainer(f *runtimeapi.ContainerFilter, c *Container) bool {
+	return strings.HasPrefix(c.ID, f.GetId()) && strings.HasPrefix(c.SandboxID, f.GetPodSandboxId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == c.State) &&
+		matchLabels(f.GetLabelSelector(), c.Labels)
+}
+
+func matchLabels(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}

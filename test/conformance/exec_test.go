@@ -1,0 +1,214 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestExecSync(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("echo out; echo err >&2; exit 5"), Timeout: 20})
+		if err != nil || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" || r.ExitCode != 5 {
+			t.Errorf("ExecSync: %v, %v", r, err)
+		}
+		if r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}}); err == nil {
+			t.Errorf("a missing command: %v", r)
+		}
+		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})
+		if err != nil || len(r.Stdout) != 16<<20 {
+			t.Errorf("20 MB of output: %d bytes, %v", len(r.GetStdout()), err)
+		}
+	})
+}
+
+func TestExecSyncTimeoutKillsTheTree(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		begin := time.Now()
+		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("trap '' TERM; sleep 4321 & sleep 4322"), Timeout: 1})
+		if status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("ExecSync: %v", err)
+		}
+		if d := time.Since(begin); d > 5*time.Second {
+			t.Errorf("returned after %v", d)
+		}
+		eventually(t, "nothing of the command is left", func() bool { return !strings.Contains(n.exec(t, id, "ps"), "sleep 432") })
+	})
+}
+
+// dialer makes WebSocket connections inside the engine's network namespace.
+func (n *node) dialer() *websocket.Dialer {
+	return &websocket.Dialer{
+		Subprotocols:     []string{"v5.channel.k8s.io", "v4.channel.k8s.io"},
+		HandshakeTimeout: 10 * time.Second,
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return n.DialContext(ctx, network, addr)
+		},
+	}
+}
+
+// stream opens a streaming URL as a WebSocket.
+func (n *node) stream(t *testing.T, raw string) *websocket.Conn {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
+		t.Fatalf("streaming URL %q is not absolute or not on loopback: %v", raw, err)
+	}
+	u.Scheme = "ws"
+	c, resp, err := n.dialer().DialContext(t.Context(), u.String(), nil)
+	if err != nil {
+		t.Fatalf("%s: %v, %v", raw, err, resp)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// collect reads a channel-framed stream until its end or until the text of channel ch contains want.
+func collect(t *testing.T, c *websocket.Conn, ch byte, want string) map[byte]string {
+	t.Helper()
+	got := map[byte]string{}
+	for want == "" || !strings.Contains(got[ch], want) {
+		_, m, err := c.ReadMessage()
+		if err != nil {
+			return got
+		}
+		if len(m) > 0 {
+			got[m[0]] += string(m[1:])
+		}
+	}
+	return got
+}
+
+func TestExecStream(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: sh("read x; echo got $x; echo e >&2; exit 4"), Stdin: true, Stdout: true, Stderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := n.stream(t, r.Url)
+		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00hello\n")); err != nil {
+			t.Fatal(err)
+		}
+		got := collect(t, c, 3, "}")
+		if got[1] != "got hello\n" || got[2] != "e\n" || !strings.Contains(got[3], `"4"`) {
+			t.Errorf("streams: %q", got)
+		}
+		u, _ := url.Parse(r.Url)
+		u.Scheme = "ws"
+		if _, resp, err := n.dialer().DialContext(t.Context(), u.String(), nil); err == nil || resp == nil || resp.StatusCode != http.StatusNotFound {
+			t.Errorf("the URL worked twice: %v, %v", resp, err)
+		}
+	})
+}
+
+func TestExecTTY(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: sh("read x; stty size; tty"), Stdin: true, Stdout: true, Tty: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := n.stream(t, r.Url)
+		for _, m := range []string{"\x04{\"Width\":101,\"Height\":33}"} {
+			if err := c.WriteMessage(websocket.BinaryMessage, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The size arrives on its own channel, the answer only when the line is read: ask until it is there.
+		eventually(t, "resize reached the terminal", func() bool {
+			return strings.Contains(n.exec(t, id, "sh", "-c", "for f in /dev/pts/*; do stty -F $f size 2>/dev/null; done"), "33 101")
+		})
+		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00go\n")); err != nil {
+			t.Fatal(err)
+		}
+		if got := collect(t, c, 1, "/dev/"); !strings.Contains(got[1], "33 101") || !strings.Contains(got[1], "/dev/pts/") {
+			t.Errorf("terminal: %q", got)
+		}
+	})
+}
+
+func TestAttach(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cc := n.containerConfig(sh("while read x; do echo got $x; done; echo end of input; sleep 1000"))
+		cc.Stdin = true
+		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
+		r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := n.stream(t, r.Url)
+		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00one\n")); err != nil {
+			t.Fatal(err)
+		}
+		if got := collect(t, c, 1, "got one"); !strings.Contains(got[1], "got one") {
+			t.Errorf("attach: %q", got)
+		}
+	})
+}
+
+func TestPortForward(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
+		ask := func() string {
+			r, err := n.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{8099}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := n.stream(t, r.Url+"?port=8099")
+			if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00GET / HTTP/1.0\r\n\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			return collect(t, c, 0, "forwarded page")[0]
+		}
+		var got string
+		eventually(t, "page through the forwarded port", func() bool { got = ask(); return strings.Contains(got, "forwarded page") })
+	})
+}
+
+func TestParallelPods(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		const many = 12
+		errs := make(chan error, many)
+		for range many {
+			cfg := n.podConfig(t)
+			go func() {
+				r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+				if err == nil {
+					_, err = n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
+				}
+				if err != nil {
+					err = fmt.Errorf("%s: %w", cfg.Metadata.Name, err)
+				}
+				errs <- err
+			}()
+		}
+		for range many {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}

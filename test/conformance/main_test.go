@@ -1,0 +1,93 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"cri-dockerd/test/engines"
+)
+
+// shared is what all tests of a version use.
+type shared struct {
+	once sync.Once
+	node *node
+}
+
+var nodes = map[engines.Version]*shared{engines.V20: {}, engines.V29: {}}
+
+// suite is the TB of what outlives a single test.
+type suite struct {
+	mu      sync.Mutex
+	cleanup []func()
+	failed  bool
+}
+
+func (*suite) Helper() {}
+func (s *suite) Fatalf(format string, args ...any) {
+	s.failed = true
+	panic(fmt.Sprintf(format, args...))
+}
+func (*suite) Logf(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+func (s *suite) Failed() bool                  { return s.failed }
+func (s *suite) Cleanup(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cleanup = append(s.cleanup, f)
+}
+
+var all = &suite{}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	all.failed = code != 0
+	for i := len(all.cleanup) - 1; i >= 0; i-- {
+		all.cleanup[i]()
+	}
+	if code == 0 && all.failed {
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// start starts an engine with a daemon.
+func start(tb engines.TB, v engines.Version) *node {
+	e := engines.Start(tb, v)
+	n := &node{eng: e, image: e.ImportBusybox(tb)}
+	n.Daemon = e.Daemon(tb)
+	return n
+}
+
+// each runs a test on the shared node of every version, in parallel with others.
+func each(t *testing.T, test func(*testing.T, *node)) {
+	t.Parallel()
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			s := nodes[v]
+			s.once.Do(func() { s.node = start(all, v) })
+			if s.node == nil {
+				t.Fatal("the node did not start")
+			}
+			test(t, s.node)
+		})
+	}
+}
+
+// eachFresh runs a test on a node of its own of every version.
+func eachFresh(t *testing.T, test func(*testing.T, *node)) {
+	t.Parallel()
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			test(t, start(t, v))
+		})
+	}
+}
+
+// withDaemon is the node with another daemon in place of the first, which is a node's only one while it runs.
+func (n *node) withDaemon(t *testing.T, args ...string) *node {
+	t.Helper()
+	return &node{Daemon: n.eng.Daemon(t, args...), eng: n.eng, image: n.image}
+}

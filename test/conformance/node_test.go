@@ -1,0 +1,312 @@
+// Package conformance proves the daemon's behaviour through its CRI socket, as a kubelet would call it, on private engines of every
+// version. It has no code outside its tests.
+package conformance
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+)
+
+// node is one engine with a daemon on it.
+type node struct {
+	*engines.Daemon
+	eng   *engines.Engine
+	image string // with a shell
+}
+
+// majorOf is how the engine's version begins.
+func majorOf(n *node) string { return string(n.eng.Version) }
+
+// eventually waits until cond holds; it fails the test after twenty seconds.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	if !within(20*time.Second, cond) {
+		t.Fatalf("not within 20 s: %s", what)
+	}
+}
+
+// within says whether cond came to hold in time.
+func within(d time.Duration, cond func() bool) bool {
+	deadline := time.Now().Add(d)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		if time.Now().After(deadline) {
+			return false
+		}
+		<-tick.C
+	}
+	return true
+}
+
+// sh is a shell command line.
+func sh(script string) []string { return []string{"sh", "-c", script} }
+
+// DialContext dials TCP inside the engine's network namespace.
+func (n *node) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	return n.eng.DialContext(ctx, network, addr)
+}
+
+// tempDir is a folder that the test process and the engine both see.
+func (n *node) tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(n.eng.Dir, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// run runs a command in the engine's namespaces.
+func (n *node) run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := n.eng.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// docker runs the docker command against the engine, behind the daemon's back.
+func (n *node) docker(t *testing.T, args ...string) string {
+	t.Helper()
+	return n.run(t, "docker", append([]string{"-H", "unix://" + n.eng.Socket}, args...)...)
+}
+
+// get is the body of a page in the engine's network namespace, "" on any error.
+func (n *node) get(addr string) string {
+	c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}}
+	r, err := c.Get("http://" + addr + "/")
+	if err != nil {
+		return ""
+	}
+	defer r.Body.Close()
+	b, _ := io.ReadAll(r.Body)
+	return string(b)
+}
+
+// cgroupRoot is the cgroup below which this engine's pods live.
+func (n *node) cgroupRoot() string { return n.eng.CgroupParent }
+
+// podConfig is a small pod with a name of its own.
+func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
+	t.Helper()
+	b := make([]byte, 6)
+	if _, err := rand.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	id := hex.EncodeToString(b)
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "pod-" + id, Uid: "uid-" + id, Namespace: "default"},
+		Hostname:     "pod-" + id,
+		LogDirectory: filepath.Join(n.eng.Dir, "pods", "default_pod-"+id+"_uid-"+id),
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent:    n.cgroupRoot() + "/pod" + id,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
+		},
+	}
+}
+
+// containerConfig is a container of the shell image.
+func (n *node) containerConfig(command []string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+		Image:    &runtimeapi.ImageSpec{Image: n.image},
+		Command:  command,
+		LogPath:  "main_0.log",
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
+	}
+}
+
+// runPod runs a pod and removes it at the end of the test.
+func (n *node) runPod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
+	t.Helper()
+	r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if err != nil {
+		t.Fatalf("RunPodSandbox: %v", err)
+	}
+	t.Cleanup(func() {
+		_, err := n.Runtime.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
+		if err != nil {
+			t.Errorf("RemovePodSandbox: %v", err)
+		}
+	})
+	return r.PodSandboxId
+}
+
+func (n *node) stopPod(t *testing.T, id string) {
+	t.Helper()
+	if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Fatalf("StopPodSandbox: %v", err)
+	}
+}
+
+func (n *node) removePod(t *testing.T, id string) {
+	t.Helper()
+	if _, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Fatalf("RemovePodSandbox: %v", err)
+	}
+}
+
+func (n *node) podStatus(t *testing.T, id string) *runtimeapi.PodSandboxStatus {
+	t.Helper()
+	r, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+	if err != nil {
+		t.Fatalf("PodSandboxStatus: %v", err)
+	}
+	return r.Status
+}
+
+func (n *node) create(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
+	t.Helper()
+	r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+	if err != nil {
+		t.Fatalf("CreateContainer: %v", err)
+	}
+	return r.ContainerId
+}
+
+func (n *node) startID(t *testing.T, id string) {
+	t.Helper()
+	if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatalf("StartContainer: %v", err)
+	}
+}
+
+// startConfig creates and starts a container.
+func (n *node) startConfig(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
+	t.Helper()
+	id := n.create(t, pod, cfg, cc)
+	n.startID(t, id)
+	return id
+}
+
+// start creates and starts a container of the shell image.
+func (n *node) start(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, command []string) string {
+	t.Helper()
+	return n.startConfig(t, pod, cfg, n.containerConfig(command))
+}
+
+// startNamed is start under a name.
+func (n *node) startNamed(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, command []string) string {
+	t.Helper()
+	cc := n.containerConfig(command)
+	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
+	return n.startConfig(t, pod, cfg, cc)
+}
+
+func (n *node) containerStatus(t *testing.T, id string) *runtimeapi.ContainerStatus {
+	t.Helper()
+	r, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		t.Fatalf("ContainerStatus: %v", err)
+	}
+	return r.Status
+}
+
+func (n *node) waitExited(t *testing.T, id string) *runtimeapi.ContainerStatus {
+	t.Helper()
+	var s *runtimeapi.ContainerStatus
+	eventually(t, "container exited", func() bool {
+		s = n.containerStatus(t, id)
+		return s.State == runtimeapi.ContainerState_CONTAINER_EXITED
+	})
+	return s
+}
+
+// exec is the output of a command that must succeed in a container.
+func (n *node) exec(t *testing.T, id string, cmd ...string) string {
+	t.Helper()
+	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 20})
+	if err != nil || r.ExitCode != 0 {
+		t.Fatalf("ExecSync %q: %v, %v", cmd, r, err)
+	}
+	return string(r.Stdout)
+}
+
+// log is what a container wrote, as the kubelet would read it.
+func (n *node) log(t *testing.T, path string) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var text strings.Builder
+	for d := json.NewDecoder(f); ; {
+		var line struct{ Log string }
+		if err := d.Decode(&line); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return text.String()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		text.WriteString(line.Log)
+	}
+}
+
+// left is what the engine and the node still hold of a pod, "" for nothing.
+func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
+	t.Helper()
+	var left []string
+	if out := strings.TrimSpace(n.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid)); out != "" {
+		left = append(left, "containers "+out)
+	}
+	r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, p := range r.Items {
+		known[p.Id] = true
+		if p.Metadata.Uid == cfg.Metadata.Uid {
+			left = append(left, "sandbox "+p.Id)
+		}
+	}
+	for _, dir := range []string{n.PinDir, n.CacheDir, n.LeaseDir} {
+		files, err := filepath.Glob(filepath.Join(dir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if b, _ := os.ReadFile(f); strings.Contains(string(b), cfg.Metadata.Uid) || ownedByNobody(filepath.Base(f)+" "+string(b), known) {
+				left = append(left, f)
+			}
+		}
+	}
+	return strings.Join(left, "; ")
+}
+
+// ownedByNobody says whether the text names a container ID of 64 hex digits that is none of the known ones.
+func ownedByNobody(text string, known map[string]bool) bool {
+	for _, f := range strings.FieldsFunc(text, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
+		if len(f) == 64 && !known[f] {
+			return true
+		}
+	}
+	return false
+}
+
+// assertNothingLeft fails if the engine or the node still holds something of a pod.
+func (n *node) assertNothingLeft(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
+	t.Helper()
+	if l := n.left(t, cfg); l != "" {
+		t.Errorf("left of the pod: %s", l)
+	}
+}

@@ -1,0 +1,331 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestVersion(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		v, err := n.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" || !strings.HasPrefix(v.RuntimeVersion, majorOf(n)) {
+			t.Errorf("Version: %v", v)
+		}
+		c, err := n.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+		if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+			t.Errorf("RuntimeConfig: %v, %v", c, err)
+		}
+	})
+}
+
+func TestStatus(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range s.Status.Conditions {
+			if !c.Status {
+				t.Errorf("%s is false: %s %s", c.Type, c.Reason, c.Message)
+			}
+		}
+		if len(s.RuntimeHandlers) == 0 || len(s.Info) == 0 {
+			t.Errorf("no runtime handlers or no info: %v", s)
+		}
+	})
+}
+
+func TestUnimplementedSaysItsName(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		_, err := n.Runtime.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "0123"})
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
+			t.Errorf("CheckpointContainer: %v", err)
+		}
+	})
+}
+
+func TestPodLife(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Labels = map[string]string{"app": "web", "io.kubernetes.pod.name": cfg.Metadata.Name}
+		cfg.Annotations = map[string]string{"example.com/note": "two words, and a ünicode"}
+		id := n.runPod(t, cfg)
+
+		s := n.podStatus(t, id)
+		if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() == "" || s.CreatedAt == 0 {
+			t.Errorf("status of a running pod: %v", s)
+		}
+		if s.Metadata.Name != cfg.Metadata.Name || s.Metadata.Uid != cfg.Metadata.Uid || s.Metadata.Namespace != "default" {
+			t.Errorf("metadata: %v", s.Metadata)
+		}
+		if s.Labels["app"] != "web" || s.Annotations["example.com/note"] != cfg.Annotations["example.com/note"] || len(s.Annotations) != 1 {
+			t.Errorf("labels %v, annotations %v", s.Labels, s.Annotations)
+		}
+
+		again, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+		if err == nil && again.PodSandboxId != id || err != nil && status.Code(err) != codes.AlreadyExists {
+			t.Errorf("the same pod a second time: %v, %v", again, err)
+		}
+
+		n.stopPod(t, id)
+		n.stopPod(t, id)
+		if s := n.podStatus(t, id); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("state after stop: %v", s.State)
+		}
+		n.removePod(t, id)
+		n.removePod(t, id)
+		if _, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id}); status.Code(err) != codes.NotFound {
+			t.Errorf("status of a removed pod: %v", err)
+		}
+		n.assertNothingLeft(t, cfg)
+	})
+}
+
+func TestStopPodStopsItsContainers(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.runPod(t, cfg)
+		c := n.start(t, id, cfg, sh("trap '' TERM; while true; do sleep 1; done"))
+		begin := time.Now()
+		n.stopPod(t, id)
+		if d := time.Since(begin); d > 8*time.Second {
+			t.Errorf("stopping took %v: the containers were not stopped by force", d)
+		}
+		if s := n.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("container after StopPodSandbox: %v", s.State)
+		}
+		n.removePod(t, id)
+		n.assertNothingLeft(t, cfg)
+	})
+}
+
+func TestRemoveRunningPod(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.runPod(t, cfg)
+		n.start(t, id, cfg, sh("sleep 1000"))
+		n.removePod(t, id)
+		n.assertNothingLeft(t, cfg)
+	})
+}
+
+func TestPauseKilledBehindOurBack(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.runPod(t, cfg)
+		n.docker(t, "kill", id)
+		eventually(t, "pod NotReady", func() bool { return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY })
+		n.stopPod(t, id)
+		n.removePod(t, id)
+		n.assertNothingLeft(t, cfg)
+
+		id = n.runPod(t, cfg)
+		n.docker(t, "rm", "-f", id)
+		n.stopPod(t, id)
+		n.removePod(t, id)
+		n.assertNothingLeft(t, cfg)
+	})
+}
+
+func TestUnknownIDs(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+		n.stopPod(t, id)
+		n.removePod(t, id)
+		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+			t.Errorf("StopContainer: %v", err)
+		}
+		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Errorf("RemoveContainer: %v", err)
+		}
+		for name, call := range map[string]func() error{
+			"PodSandboxStatus": func() error {
+				_, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+				return err
+			},
+			"ContainerStatus": func() error {
+				_, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+				return err
+			},
+			"StartContainer": func() error {
+				_, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id})
+				return err
+			},
+			"ExecSync": func() error {
+				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
+				return err
+			},
+		} {
+			if err := call(); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), id[:12]) {
+				t.Errorf("%s of an unknown ID: %v", name, err)
+			}
+		}
+	})
+}
+
+func TestHostNetwork(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Hostname = ""
+		cfg.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		id := n.runPod(t, cfg)
+		s := n.podStatus(t, id)
+		if s.Network.GetIp() != "" || s.Linux.GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE {
+			t.Errorf("status of a host network pod: %v", s)
+		}
+		c := n.start(t, id, cfg, sh("sleep 1000"))
+		want := strings.TrimSpace(n.run(t, "readlink", "/proc/self/ns/net"))
+		if got := strings.TrimSpace(n.exec(t, c, "readlink", "/proc/self/ns/net")); got != want {
+			t.Errorf("the container's network namespace is %s, the node's is %s", got, want)
+		}
+	})
+}
+
+func TestPidModes(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		for mode, want := range map[runtimeapi.NamespaceMode]func(pid1 string) bool{
+			runtimeapi.NamespaceMode_CONTAINER: func(c string) bool { return strings.HasPrefix(c, "sleep") },
+			runtimeapi.NamespaceMode_POD:       func(c string) bool { return strings.HasPrefix(c, "/pause") },
+			runtimeapi.NamespaceMode_NODE:      func(c string) bool { return !strings.HasPrefix(c, "sleep") && !strings.HasPrefix(c, "/pause") },
+		} {
+			cfg := n.podConfig(t)
+			cfg.Linux.SecurityContext.NamespaceOptions.Pid = mode
+			id := n.runPod(t, cfg)
+			if got := n.podStatus(t, id).Linux.GetNamespaces().GetOptions().GetPid(); got != mode {
+				t.Errorf("PodSandboxStatus says pid %v, asked was %v", got, mode)
+			}
+			cc := n.containerConfig(sh("exec sleep 1000"))
+			cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode}
+			c := n.startConfig(t, id, cfg, cc)
+			if got := strings.ReplaceAll(n.exec(t, c, "cat", "/proc/1/cmdline"), "\x00", " "); !want(got) {
+				t.Errorf("pid mode %v: process 1 is %q", mode, got)
+			}
+		}
+	})
+}
+
+func TestDNSAndHostname(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Hostname = "web-0"
+		cfg.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"127.0.0.53"}, Searches: []string{"default.svc.cluster.local", "cluster.local"}, Options: []string{"ndots:5"}}
+		id := n.runPod(t, cfg)
+		c := n.start(t, id, cfg, sh("sleep 1000"))
+		got := n.exec(t, c, "cat", "/etc/resolv.conf")
+		for _, want := range []string{"nameserver 127.0.0.53\n", "search default.svc.cluster.local cluster.local\n", "options ndots:5\n"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("resolv.conf lacks %q:\n%s", want, got)
+			}
+		}
+		if got := n.exec(t, c, "hostname"); got != "web-0\n" {
+			t.Errorf("hostname: %q", got)
+		}
+	})
+}
+
+func TestSysctls(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "kernel.shm_rmid_forced": "1"}
+		id := n.runPod(t, cfg)
+		c := n.start(t, id, cfg, sh("sleep 1000"))
+		if got := n.exec(t, c, "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/kernel/shm_rmid_forced"); got != "1024\n1\n" {
+			t.Errorf("sysctls: %q", got)
+		}
+	})
+}
+
+func TestHostPort(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18080}}
+		id := n.runPod(t, cfg)
+		n.start(t, id, cfg, sh("mkdir /www; echo page of the pod > /www/index.html; exec httpd -f -p 8080 -h /www"))
+		ip := n.podStatus(t, id).Network.Ip
+		eventually(t, "page at the pod IP", func() bool { return strings.Contains(n.get(ip+":8080"), "page of the pod") })
+		gateway := ip[:strings.LastIndex(ip, ".")] + ".1"
+		eventually(t, "page at the host port", func() bool { return strings.Contains(n.get(gateway+":18080"), "page of the pod") })
+		n.removePod(t, id)
+		if rules := n.run(t, "iptables-save"); strings.Contains(rules, "18080") {
+			t.Errorf("rules of the host port are left:\n%s", rules)
+		}
+	})
+}
+
+func TestCgroupParent(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Linux.CgroupParent = n.cgroupRoot() + "/burstable/pod" + cfg.Metadata.Uid
+		id := n.runPod(t, cfg)
+		c := n.start(t, id, cfg, sh("sleep 1000"))
+		got := n.run(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/cgroup/memory%s/*/cgroup.procs | wc -l", cfg.Linux.CgroupParent))
+		if strings.TrimSpace(got) != "2" {
+			t.Errorf("processes below the pod's cgroup: %q, container %s", got, c)
+		}
+	})
+}
+
+func TestListPods(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		a, b := n.podConfig(t), n.podConfig(t)
+		a.Labels, b.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "one"}, map[string]string{"group": a.Metadata.Uid, "tier": "two"}
+		idA := n.runPod(t, a)
+		idB := n.runPod(t, b)
+		n.stopPod(t, idB)
+		ready := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+		notReady := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}
+		group := map[string]string{"group": a.Metadata.Uid}
+		for name, c := range map[string]struct {
+			filter *runtimeapi.PodSandboxFilter
+			want   []string
+		}{
+			"labels":         {&runtimeapi.PodSandboxFilter{LabelSelector: group}, []string{idB, idA}},
+			"one label":      {&runtimeapi.PodSandboxFilter{LabelSelector: b.Labels}, []string{idB}},
+			"ready":          {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: ready}, []string{idA}},
+			"not ready":      {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: notReady}, []string{idB}},
+			"id":             {&runtimeapi.PodSandboxFilter{Id: idA}, []string{idA}},
+			"id prefix":      {&runtimeapi.PodSandboxFilter{Id: idA[:13]}, []string{idA}},
+			"id and state":   {&runtimeapi.PodSandboxFilter{Id: idA, State: notReady}, nil},
+			"nothing of all": {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"group": "other"}}, nil},
+		} {
+			r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: c.filter})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range r.Items {
+				got = append(got, p.Id)
+			}
+			if fmt.Sprint(got) != fmt.Sprint(c.want) {
+				t.Errorf("%s: got %v, want %v", name, got, c.want)
+			}
+		}
+	})
+}
+
+func TestPodLogDirectoryIsNotOurs(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.runPod(t, cfg)
+		c := n.start(t, id, cfg, sh("echo one line"))
+		link := filepath.Join(cfg.LogDirectory, n.containerStatus(t, c).GetMetadata().GetName()+"_0.log")
+		if _, err := os.Lstat(link); err != nil {
+			t.Errorf("log: %v", err)
+		}
+		n.removePod(t, id)
+		if _, err := os.Lstat(link); !os.IsNotExist(err) {
+			t.Errorf("the log is still there after the pod: %v", err)
+		}
+	})
+}

@@ -1,0 +1,344 @@
+// Package engines starts private Docker engines for tests, each in mount, network and PID namespaces of its own, with data, sockets and
+// cgroups of its own: the host's engine is never touched, and what a test leaves ends with its engine.
+package engines
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	_ "embed" // for the set-up script
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"cri-dockerd/internal/podnet"
+)
+
+// Version is an engine that tests run on.
+type Version string
+
+const (
+	V20 Version = "20.10" // Debian's package docker.io
+	V29 Version = "29"    // built from its Go modules by hack/docker29.sh
+)
+
+// Versions are the engines to test on: both, or the one that the environment variable ENGINE names.
+func Versions() []Version {
+	if v := os.Getenv("ENGINE"); v != "" {
+		return []Version{Version(v)}
+	}
+	return []Version{V20, V29}
+}
+
+// TB is what the harness needs of a test; a TestMain or a benchmark has its own.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Logf(format string, args ...any)
+	Cleanup(func())
+	Failed() bool
+}
+
+//go:embed setup.sh
+var setup string
+
+// Engine is one private engine and its namespaces.
+type Engine struct {
+	Version      Version
+	Dir          string // of all its files, seen inside and outside
+	Socket       string // of Docker
+	CgroupParent string // of all its containers
+
+	pid    int // of its process 1, seen from outside
+	stdin  io.Closer
+	docker *exec.Cmd
+	bin    string // folder of the engine's programs, "" for the system's
+}
+
+const startDeadline = 60 * time.Second
+
+// Start starts an engine; it ends with the test.
+func Start(tb TB, v Version) *Engine {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "cri-engine-")
+	if err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	e := &Engine{Version: v, Dir: dir, Socket: filepath.Join(dir, "docker.sock"), CgroupParent: "/cri-test-" + random()}
+	if v == V29 {
+		e.bin = filepath.Join(Cache(), "docker-29")
+		if _, err := os.Stat(filepath.Join(e.bin, "dockerd")); err != nil {
+			tb.Fatalf("Docker 29 is not built; run hack/docker29.sh: %v", err)
+		}
+	}
+	tb.Cleanup(func() { e.end(tb) })
+	e.namespaces(tb)
+	e.startDocker(tb)
+	return e
+}
+
+// Cache is where what takes long to build is kept.
+func Cache() string {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		base = os.TempDir()
+	}
+	return filepath.Join(base, "cri-dockerd-test")
+}
+
+func random() string {
+	b := make([]byte, 5)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// namespaces makes the node: its process 1 ends with ours, and everything in it then.
+func (e *Engine) namespaces(tb TB) {
+	tb.Helper()
+	runc := "/usr/sbin/runc"
+	if e.bin != "" {
+		runc = filepath.Join(e.bin, "runc")
+	}
+	helper := filepath.Join(e.Dir, "runc-wrapper")
+	build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc)
+	script := filepath.Join(e.Dir, "setup.sh")
+	if err := os.WriteFile(script, []byte(setup), 0o755); err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	cmd := exec.Command("unshare", "-m", "-n", "-p", "--fork", "--mount-proc", "--propagation", "private", "sh", script, e.Dir, helper)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	e.stdin = stdin
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
+		tb.Fatalf("engine: the namespaces were not set up (%q, %v); tests need root", line, err)
+	}
+	go func() { _ = cmd.Wait() }()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+	if err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+	if e.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+}
+
+// end kills all that runs in the namespaces and removes files and cgroups.
+func (e *Engine) end(tb TB) {
+	if tb.Failed() {
+		tail(tb, filepath.Join(e.Dir, "docker.log"), 20)
+	}
+	if e.stdin != nil {
+		e.stdin.Close()
+	}
+	gone := func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", e.pid)); return err != nil }
+	if e.pid != 0 && !poll(20*time.Second, gone) {
+		tb.Logf("engine %s did not end", e.Dir)
+	}
+	var err error
+	if !poll(10*time.Second, func() bool { err = os.RemoveAll(e.Dir); return err == nil }) {
+		tb.Logf("remove %s: %v", e.Dir, err)
+	}
+	removeCgroups(strings.TrimPrefix(e.CgroupParent, "/"))
+}
+
+// removeCgroups removes a cgroup with all below it in every hierarchy.
+func removeCgroups(name string) {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	roots = append(roots, "/sys/fs/cgroup/"+name)
+	for _, root := range roots {
+		poll(2*time.Second, func() bool {
+			var dirs []string
+			_ = filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, p)
+				}
+				return nil
+			})
+			for i := len(dirs) - 1; i >= 0; i-- {
+				_ = os.Remove(dirs[i])
+			}
+			_, err := os.Stat(root)
+			return errors.Is(err, os.ErrNotExist)
+		})
+	}
+}
+
+// startDocker starts dockerd in the namespaces and waits until it answers.
+func (e *Engine) startDocker(tb TB) {
+	tb.Helper()
+	args := []string{
+		"-H", "unix://" + e.Socket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"), "--default-runtime", "wrapped",
+		"--live-restore", "--exec-opt", "native.cgroupdriver=cgroupfs",
+	}
+	e.docker = e.background(tb, "docker", "dockerd", args...)
+	ready := func() bool {
+		c, err := client.New(client.WithHost("unix://" + e.Socket))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_, err = c.Info(ctx, client.InfoOptions{})
+		return err == nil
+	}
+	if !poll(startDeadline, ready) {
+		tail(tb, filepath.Join(e.Dir, "docker.log"), 30)
+		tb.Fatalf("engine %s does not answer", e.Version)
+	}
+}
+
+// background starts a program in the namespaces with its output in <name>.log, and its PID, as seen inside, in <name>.pid.
+func (e *Engine) background(tb TB, name, program string, args ...string) *exec.Cmd {
+	tb.Helper()
+	script := fmt.Sprintf(`echo $$ > %s/%s.pid; exec "$@" >> %s/%s.log 2>&1`, e.Dir, name, e.Dir, name)
+	cmd := e.Command("sh", append([]string{"-c", script, "sh", program}, args...)...)
+	if err := cmd.Start(); err != nil {
+		tb.Fatalf("start %s: %v", program, err)
+	}
+	go func() { _ = cmd.Wait() }()
+	return cmd
+}
+
+// Background starts a program in the namespaces; its output goes to <name>.log in Dir. It ends with the engine.
+func (e *Engine) Background(tb TB, name, program string, args ...string) {
+	tb.Helper()
+	e.background(tb, name, program, args...)
+}
+
+// KillBackground kills a program that Background started, with SIGKILL.
+func (e *Engine) KillBackground(tb TB, name string) {
+	tb.Helper()
+	e.signal(tb, name, "KILL")
+}
+
+// signal sends a signal to a program and, for KILL, waits for its end.
+func (e *Engine) signal(tb TB, name, signal string) {
+	tb.Helper()
+	pid, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
+	if err != nil {
+		tb.Fatalf("%s: %v", name, err)
+	}
+	p := strings.TrimSpace(string(pid))
+	if out, err := e.Command("kill", "-"+signal, p).CombinedOutput(); err != nil {
+		tb.Logf("kill %s: %v %s", name, err, out)
+	}
+	gone := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
+	if !poll(20*time.Second, gone) {
+		tb.Fatalf("%s does not end on %s", name, signal)
+	}
+}
+
+// Kill kills dockerd with SIGKILL; its containers go on (live-restore).
+func (e *Engine) Kill(tb TB) {
+	tb.Helper()
+	e.signal(tb, "docker", "KILL")
+}
+
+// Restart starts dockerd after Kill.
+func (e *Engine) Restart(tb TB) {
+	tb.Helper()
+	_ = os.Remove(e.Socket)
+	if out, err := e.Command("rm", "-f", "/run/docker.pid").CombinedOutput(); err != nil {
+		tb.Logf("%v: %s", err, out)
+	}
+	e.startDocker(tb)
+}
+
+// Command is a program to be run inside the namespaces.
+func (e *Engine) Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name}, args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	return cmd
+}
+
+// DialContext connects from inside the network namespace.
+func (e *Engine) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	return podnet.Dial(ctx, fmt.Sprintf("/proc/%d/ns/net", e.pid), network, addr)
+}
+
+// Docker is a client of the engine.
+func (e *Engine) Docker(tb TB) *client.Client {
+	tb.Helper()
+	c, err := client.New(client.WithHost("unix://" + e.Socket))
+	if err != nil {
+		tb.Fatalf("docker client: %v", err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+// builds makes each program once for a test process.
+var builds sync.Map
+
+// build builds a program of ours, static.
+func build(tb TB, out, pkg, ldflags string) {
+	tb.Helper()
+	once, _ := builds.LoadOrStore(pkg+ldflags, sync.OnceValues(func() ([]byte, error) {
+		tmp, err := os.MkdirTemp("", "cri-build-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(tmp)
+		bin := filepath.Join(tmp, "program")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w "+ldflags, "-o", bin, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%w\n%s", err, msg)
+		}
+		return os.ReadFile(bin)
+	}))
+	b, err := once.(func() ([]byte, error))()
+	if err == nil {
+		err = os.WriteFile(out, b, 0o755)
+	}
+	if err != nil {
+		tb.Fatalf("build %s: %v", pkg, err)
+	}
+}
+
+// poll waits for cond, at most for d, and says whether it came true.
+func poll(d time.Duration, cond func() bool) bool {
+	deadline := time.Now().Add(d)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		if time.Now().After(deadline) {
+			return false
+		}
+		<-tick.C
+	}
+	return true
+}
+
+// tail logs the end of a file.
+func tail(tb TB, file string, lines int) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return
+	}
+	all := strings.Split(strings.TrimSpace(string(b)), "\n")
+	tb.Logf("end of %s:\n%s", filepath.Base(file), strings.Join(all[max(0, len(all)-lines):], "\n"))
+}
