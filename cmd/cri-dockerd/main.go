@@ -1,4 +1,4 @@
-// Command cri-dockerd is the CRI server for Docker Engine: it lets a kubelet run pods on Docker.
+// Command cri-dockerd runs Kubernetes pods on Docker Engine: it serves the Container Runtime Interface to the kubelet and drives the engine.
 package main
 
 import (
@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime/debug"
-	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -17,100 +18,122 @@ import (
 	"cri-dockerd/internal/daemon"
 )
 
-// version is set when a release is built.
-var version = "0.0.0-dev"
+// version is set by the linker (-X main.version=…); without it the module's version counts.
+var version string
 
 // Exit codes.
 const (
-	exitFailed = 1 // the daemon could not start or go on, or a check failed
-	exitUsage  = 2 // the command line is wrong
+	exitFailed = 1
+	exitUsage  = 2 // a mistake on the command line
 )
 
 func main() {
-	if err := newCommand().ExecuteContext(context.Background()); err != nil {
-		var u usageError
-		fmt.Fprintln(os.Stderr, "cri-dockerd:", err)
-		if errors.As(err, &u) {
-			os.Exit(exitUsage)
-		}
-		os.Exit(exitFailed)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := newCommand().ExecuteContext(ctx)
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "cri-dockerd:", err)
+	if errors.As(err, &usageError{}) {
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailed)
 }
 
-// usageError is a mistake on the command line.
-type usageError struct{ error }
-
+// newCommand is the command line: the daemon itself and its subcommands.
 func newCommand() *cobra.Command {
 	cfg := &config.Config{}
 	var showVersion, showBuild bool
-	root := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:           "cri-dockerd",
-		Short:         "Run Kubernetes on Docker Engine",
-		Long:          "cri-dockerd serves the Container Runtime Interface on top of Docker Engine, so that a kubelet can run pods on it.",
+		Short:         "Run Kubernetes pods on Docker Engine",
+		Long:          "cri-dockerd serves the Container Runtime Interface (CRI) to the kubelet and runs its pods on Docker Engine.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unexpected argument %q; see cri-dockerd --help", args[0])}
+				return usageError{fmt.Errorf("unknown command %q; %s --help lists all", args[0], cmd.CommandPath())}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case showVersion:
-				printVersion(cmd)
+				fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 				return nil
 			case showBuild:
-				return printBuild(cmd)
+				fmt.Fprint(cmd.OutOrStdout(), buildInfo())
+				return nil
 			}
 			if err := cfg.Validate(cmd.Flags()); err != nil {
 				return usageError{err}
 			}
-			return daemon.Run(cmd.Context(), cfg, cfg.Logger())
+			log := cfg.Logger()
+			log.Info("starting", "version", versionLine())
+			return daemon.Run(cmd.Context(), cfg, log)
 		},
 	}
-	cfg.Register(root.PersistentFlags())
-	root.Flags().BoolVar(&showVersion, "version", false, "print the version and exit")
-	root.Flags().BoolVar(&showBuild, "buildinfo", false, "print how the program was built and exit")
-	root.PersistentFlags().SortFlags = false
-	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(
-		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, Run: func(cmd *cobra.Command, _ []string) { printVersion(cmd) }},
-		check.NewCommand(cfg), check.NewPageServerCommand(),
-	)
-	return root
+	cmd.SetFlagErrorFunc(flagError)
+	cfg.Register(cmd.PersistentFlags())
+	cmd.Flags().BoolVar(&showVersion, "version", false, "print the version and exit")
+	cmd.Flags().BoolVar(&showBuild, "buildinfo", false, "print how this program was built and exit")
+	cmd.AddCommand(&cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), versionLine()) },
+	})
+	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand())
+	cmd.PersistentFlags().VisitAll(showDefault)
+	cmd.Flags().VisitAll(showDefault)
+	return cmd
 }
 
-// flagError names the flag that may have been meant.
+// showDefault makes --help tell also the defaults that pflag leaves out, those that are empty or zero.
+func showDefault(f *pflag.Flag) {
+	switch f.DefValue {
+	case "", "[]":
+		f.Usage += ` (default "")`
+	case "0", "0s", "false":
+		f.Usage += " (default " + f.DefValue + ")"
+	}
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+// flagError names the nearest known flag beside an unknown one.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) {
-		name := strings.TrimLeft(unknown.GetSpecifiedName(), "-")
-		if near := config.Nearest(cmd.Flags(), name); near != "" {
-			return usageError{fmt.Errorf("unknown flag --%s; did you mean --%s?", name, near)}
-		}
-		return usageError{fmt.Errorf("unknown flag --%s; see cri-dockerd --help", name)}
+	if !errors.As(err, &unknown) {
+		return usageError{err}
 	}
-	return usageError{err}
+	hint := ""
+	if nearest := config.Nearest(cmd.Flags(), unknown.GetSpecifiedName()); nearest != "" {
+		hint = fmt.Sprintf("; the nearest known one is --%s", nearest)
+	}
+	return usageError{fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath())}
 }
 
-func printVersion(cmd *cobra.Command) {
-	commit := "unknown"
+// versionLine is "cri-dockerd <version> (<commit>)".
+func versionLine() string {
+	v, commit := version, "unknown"
 	if info, ok := debug.ReadBuildInfo(); ok {
+		if v == "" {
+			v = info.Main.Version
+		}
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				commit = s.Value
+				commit = s.Value[:min(12, len(s.Value))]
 			}
 		}
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "cri-dockerd %s (%s)\n", version, commit)
+	return fmt.Sprintf("cri-dockerd %s (%s)", v, commit)
 }
 
-func printBuild(cmd *cobra.Command) error {
+func buildInfo() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return errors.New("the program was built without build information")
+		return "no build information\n"
 	}
-	fmt.Fprint(cmd.OutOrStdout(), info)
-	return nil
+	return info.String()
 }

@@ -32,6 +32,9 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 			if !pod {
 				return errors.New("give --pod, the self-test, which is all that check has in this release")
 			}
+			if err := cfg.Validate(cmd.Flags()); err != nil {
+				return err
+			}
 			return runPod(cmd.Context(), cfg, cmd.OutOrStdout())
 		},
 	}

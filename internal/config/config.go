@@ -5,11 +5,13 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,7 +61,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces; its mounts outlive the daemon")
 	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which needs no registry")
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
-	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "accepted for compatibility")
+	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
 	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and port-forward; empty means a free port on 127.0.0.1")
 	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's own bridge")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
@@ -68,8 +70,8 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
 	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth or promiscuous-bridge")
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
-	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "accepted for compatibility")
-	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "accepted for compatibility")
+	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
+	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
@@ -167,8 +169,11 @@ func (c *Config) validateCIDRs() error {
 
 func (c *Config) validateStreaming() error {
 	host := c.StreamingAddr
-	if h, _, err := net.SplitHostPort(host); err == nil {
+	if h, port, err := net.SplitHostPort(host); err == nil {
 		host = h
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
+		}
 	}
 	host = strings.Trim(host, "[]")
 	if host == "" || host == "localhost" {
@@ -178,17 +183,6 @@ func (c *Config) validateStreaming() error {
 		return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
 	}
 	return nil
-}
-
-// StreamingHostPort is --streaming-bind-addr with what it may leave out: loopback, and any free port.
-func (c *Config) StreamingHostPort() string {
-	if c.StreamingAddr == "" {
-		return "127.0.0.1:0"
-	}
-	if _, _, err := net.SplitHostPort(c.StreamingAddr); err != nil {
-		return net.JoinHostPort(strings.Trim(c.StreamingAddr, "[]"), "0")
-	}
-	return c.StreamingAddr
 }
 
 // CIDRs are the pod ranges, known after Validate.
@@ -213,9 +207,9 @@ func (c *Config) Logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
-// Nearest is the flag of f whose name is closest to an unknown one's, "" if none is near.
+// Nearest is the flag of f whose name is closest to an unknown one's.
 func Nearest(f *pflag.FlagSet, name string) string {
-	best, distance := "", len(name)/2+1
+	best, distance := "", math.MaxInt
 	f.VisitAll(func(flag *pflag.Flag) {
 		if d := edits(flag.Name, name); d < distance {
 			best, distance = flag.Name, d

@@ -1,5 +1,5 @@
-// Package daemon wires the parts by hand, listens, tells systemd, recovers after each connection to Docker, and stops gracefully. Pods are
-// never touched by a start or a stop.
+// Package daemon wires the parts by hand and runs them: it takes the lock on the root directory, listens, tells systemd, follows the engine,
+// recovers what a crash left, and stops in order. Pods never notice that it starts or stops.
 package daemon
 
 import (
@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -29,176 +29,181 @@ import (
 )
 
 const (
-	stopGrace       = 10 * time.Second // for calls under way
-	recoverDeadline = 5 * time.Minute
+	// stopGrace is for calls that run when the daemon is told to stop; systemd kills after 90 s.
+	stopGrace = 10 * time.Second
+	// recoverAgain is the pause after a recovery that could not clear everything.
+	recoverAgain = time.Minute
 )
 
-// Run serves until ctx ends or a signal asks to stop. The error is one sentence with its remedy.
+// Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down at any time. Errors say in one
+// sentence what is wrong and what mends it.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	klog.SetSlogLogger(log) // the streaming library's log
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
-	unlock, err := lock(cfg.RootDirectory)
+	klog.SetSlogLogger(log.With("from", "streaming"))
+	unlock, err := lockDirectory(cfg.RootDirectory)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP) // CNI configuration is watched, flags need a restart: nothing to do, and never a reason to die
-	defer signal.Stop(hup)
-
-	p, err := build(cfg, log)
+	defer absorb(syscall.SIGHUP, syscall.SIGPIPE)()
+	p, err := wire(cfg, log)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	listener, err := rpc.Listen(cfg.Endpoint, rpc.TLSFiles{Cert: cfg.TLSCert, Key: cfg.TLSKey, ClientCA: cfg.TLSClientCA})
+	l, err := rpc.Listen(cfg.Endpoint, rpc.TLSFiles{Cert: cfg.TLSCert, Key: cfg.TLSKey, ClientCA: cfg.TLSClientCA})
 	if err != nil {
 		return err
 	}
-	server := rpc.New(rpc.Services{Runtime: p.cri, Image: p.cri, Validate: spec.Validate, Log: log})
-
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return ended(p.view.Run(ctx)) })
-	g.Go(func() error { return server.Serve(listener) })
-	g.Go(p.streams.Serve)
-	g.Go(func() error { recoverAfterSync(ctx, p, log); return nil })
-	g.Go(func() error { return watchdog(ctx) })
-	g.Go(func() error {
-		<-ctx.Done()
-		_, _ = sd.SdNotify(false, sd.SdNotifyStopping)
-		log.Info("stopping; pods go on")
-		server.Stop(stopGrace)
-		return p.streams.Close()
-	})
-	log.Info("serving the CRI", "endpoint", cfg.Endpoint)
-	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
-		log.Warn("tell systemd that the service is ready", "err", err)
+	if l.Addr().Network() == "tcp" && cfg.TLSCert == "" {
+		log.Warn("every user of this machine can reach the CRI and is root by it; a unix socket has an owner", "address", l.Addr())
 	}
-	return g.Wait()
+	return p.run(ctx, l, log)
 }
 
-// parts are what build makes and close ends.
+// parts is what runs.
 type parts struct {
 	engine  *engine.Engine
 	view    *node.View
 	network podnet.Network
 	streams *stream.Server
-	cri     *cri.Service
+	service *cri.Service
+	server  *rpc.Server
+	log     *slog.Logger
 }
 
-func (p *parts) close() {
-	_ = p.network.Close()
-	_ = p.engine.Close()
-}
-
-func build(cfg *config.Config, log *slog.Logger) (*parts, error) {
-	e, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	network, err := newNetwork(cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	p := &parts{engine: e, view: node.New(e, log), network: network}
-	p.streams, err = stream.New(stream.Config{Addr: cfg.StreamingHostPort(), Runtime: targets{p}, Dial: podnet.Dial, Log: log})
-	if err != nil {
-		return nil, errors.Join(err, network.Close())
-	}
-	p.cri = cri.New(cri.Deps{
-		Log: log, Engine: e, View: p.view, Network: network, Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")),
-		Logs: logs.NewSymlinks(log), Streams: p.streams,
+// wire makes the parts. Nothing connects or answers yet.
+func wire(cfg *config.Config, log *slog.Logger) (*parts, error) {
+	p := &parts{log: log}
+	var err error
+	p.engine, err = engine.New(engine.Config{
+		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Log: log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	if p.network, err = newNetwork(cfg, log); err != nil {
+		return nil, errors.Join(err, p.engine.Close())
+	}
+	p.view = node.New(p.engine, log)
+	p.streams, err = stream.New(stream.Config{Addr: cfg.StreamingAddr, Runtime: streamed{p}, Dial: podnet.Dial, Log: log})
+	if err != nil {
+		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
+	}
+	p.service = cri.New(cri.Deps{
+		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams,
+		Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: logs.NewSymlinks(log),
+	})
+	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
 	return p, nil
 }
 
-// targets are where streams lead: the engine, and a pod's network namespace.
-type targets struct{ *parts }
+// streamed is what the streaming server is connected to. The service needs the server, so it comes later.
+type streamed struct{ p *parts }
 
-func (t targets) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
-	return t.engine.Exec(ctx, id, x)
+func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+	return s.p.engine.Exec(ctx, id, x)
 }
 
-func (t targets) Attach(ctx context.Context, id string, s engine.Streams) error {
-	return t.engine.Attach(ctx, id, s)
+func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error {
+	return s.p.engine.Attach(ctx, id, x)
 }
 
-func (t targets) NetNS(sandboxID string) (string, error) { return t.cri.NetNS(sandboxID) }
+func (s streamed) NetNS(sandboxID string) (string, error) { return s.p.service.NetNS(sandboxID) }
 
 func newNetwork(cfg *config.Config, log *slog.Logger) (podnet.Network, error) {
 	switch cfg.NetworkPlugin {
+	case "cni":
+		return podnet.NewCNI(podnet.CNIConfig{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, Log: log})
 	case "kubenet":
 		return podnet.NewKubenet(podnet.KubenetConfig{
 			BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, PodCIDRs: cfg.CIDRs(), MTU: cfg.MTU, Hairpin: cfg.HairpinMode, Log: log,
 		})
-	case "":
-		return podnet.NewNoop(log), nil
 	}
-	n, err := podnet.NewCNI(podnet.CNIConfig{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	return n, n.SetPodCIDR(cfg.CIDRs())
+	return podnet.NewNoop(log), nil
 }
 
-// recoverAfterSync clears what a crash left, each time the view has been read anew.
-func recoverAfterSync(ctx context.Context, p *parts, log *slog.Logger) {
+// run runs the parts until ctx ends or one fails.
+func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
+	g.Go(func() error { p.recoverLoop(ctx); return nil })
+	g.Go(p.streams.Serve)
+	g.Go(func() error { return p.server.Serve(l) })
+	g.Go(func() error { return watchdog(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		log.Info("stopping; pods go on")
+		err := notify(stopping)
+		p.server.Stop(stopGrace)
+		return errors.Join(err, p.streams.Close())
+	})
+	log.Info("serving the CRI", "at", l.Addr())
+	if err := notify(ready); err != nil {
+		log.Warn("systemd was not told that the daemon is ready", "err", err)
+	}
+	return g.Wait()
+}
+
+// recoverLoop clears what a crash left whenever the view has been read anew, and again later what could not be cleared.
+func (p *parts) recoverLoop(ctx context.Context) {
+	again := time.NewTimer(recoverAgain)
+	again.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.view.Synced():
+		case <-again.C:
 		}
-		rctx, cancel := context.WithTimeout(ctx, recoverDeadline)
-		if err := p.cri.Recover(rctx); err != nil && ctx.Err() == nil {
-			log.Error("recovery of what a crash left; it is tried again at the next start", "err", err)
-		}
-		cancel()
-	}
-}
-
-// watchdog feeds systemd's watchdog, if the unit has one.
-func watchdog(ctx context.Context) error {
-	interval, err := sd.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return nil //nolint:nilerr // a broken WATCHDOG_USEC means that there is none
-	}
-	t := time.NewTicker(interval / 2)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-			_, _ = sd.SdNotify(false, sd.SdNotifyWatchdog)
+		if err := p.service.Recover(ctx); err != nil && ctx.Err() == nil {
+			p.log.Warn("not all leftovers could be cleared; trying again", "in", recoverAgain, "err", err)
+			again.Reset(recoverAgain)
 		}
 	}
 }
 
-// ended makes the ordinary end of a part no error.
-func ended(err error) error {
+func (p *parts) close() {
+	for _, c := range []interface{ Close() error }{p.streams, p.network, p.engine} {
+		if err := c.Close(); err != nil {
+			p.log.Debug("close", "err", err)
+		}
+	}
+}
+
+func ignoreEnd(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// lock keeps a second daemon from the same node: two of them would take each other's pods apart.
-func lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+// absorb makes signals harmless until the returned function is called. SIGHUP is sent when a terminal goes, SIGPIPE when journald, which
+// reads our standard error, restarts. They are not ignored, since plugins would inherit that.
+func absorb(signals ...os.Signal) (stop func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, signals...)
+	return func() { signal.Stop(c) }
+}
+
+// lockDirectory takes a directory for this process. The lock ends with the process, however it ends.
+func lockDirectory(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another cri-dockerd runs with --cri-dockerd-root-directory %s; stop it first, two of them would take each other's pods apart", dir)
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = errors.New("another cri-dockerd is using it; stop that one, or give this one a directory of its own")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("--cri-dockerd-root-directory %s: %w", dir, err), f.Close())
 	}
 	return func() { f.Close() }, nil
 }

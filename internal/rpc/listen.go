@@ -37,23 +37,27 @@ func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 	case "", "unix":
 		return listenUnix(u.Path)
 	case "fd":
-		return inherited()
+		return inherited(files)
 	case "tcp":
 		return listenTCP(u.Host, files)
 	}
 	return nil, fmt.Errorf("--container-runtime-endpoint %q: use unix:///path, fd:// or tcp://host:port", endpoint)
 }
 
-// inherited is the socket that systemd passed (sd_listen_fds(3)).
-func inherited() (net.Listener, error) {
+// inherited is the socket that systemd passed (sd_listen_fds(3)). A TCP socket obeys the same rule as one of ours.
+func inherited(files TLSFiles) (net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("--container-runtime-endpoint fd://: %w", err)
 	}
 	for _, l := range all {
-		if l != nil {
-			return l, nil
+		if l == nil {
+			continue
 		}
+		if l.Addr().Network() == "tcp" {
+			return secure(l, files)
+		}
+		return l, nil
 	}
 	return nil, errors.New("--container-runtime-endpoint fd://: systemd passed no socket; start the service through cri-docker.socket, or give unix:///var/run/cri-dockerd.sock")
 }
@@ -70,8 +74,11 @@ func listenUnix(path string) (net.Listener, error) {
 		if st.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("%s is there and is no socket; remove it or choose another --container-runtime-endpoint", path)
 		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			c.Close()
+		}
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) { // busy is alive, too
 			return nil, fmt.Errorf("another CRI server answers on %s; stop it or choose another --container-runtime-endpoint", path)
 		}
 		if err := os.Remove(path); err != nil {
@@ -106,18 +113,45 @@ func share(path string) error {
 
 // listenTCP listens on loopback in plain text, and elsewhere only with certificates on both sides: whoever reaches the CRI is root here.
 func listenTCP(addr string, files TLSFiles) (net.Listener, error) {
-	host, _, err := net.SplitHostPort(addr)
+	if err := permitted(addr, files); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("--container-runtime-endpoint tcp://%s: %w", addr, err)
 	}
-	ip, err := netip.ParseAddr(host)
-	loopback := host == "localhost" || err == nil && ip.IsLoopback()
-	if files == (TLSFiles{}) {
-		if !loopback {
-			return nil, fmt.Errorf("--container-runtime-endpoint tcp://%s: beyond loopback mutual TLS is needed; give --tls-cert-file, --tls-key-file and --tls-client-ca-file", addr)
-		}
-		return net.Listen("tcp", addr)
+	return secure(l, files)
+}
+
+// permitted refuses an address beyond loopback without certificates.
+func permitted(addr string, files TLSFiles) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("--container-runtime-endpoint tcp://%s: %w", addr, err)
 	}
+	ip, err := netip.ParseAddr(host)
+	if loopback := host == "localhost" || err == nil && ip.IsLoopback(); !loopback && files == (TLSFiles{}) {
+		return fmt.Errorf("--container-runtime-endpoint tcp://%s: beyond loopback mutual TLS is needed; give --tls-cert-file, --tls-key-file and --tls-client-ca-file", addr)
+	}
+	return nil
+}
+
+// secure puts mutual TLS on a TCP listener if certificates are given, and closes one that must not be open without.
+func secure(l net.Listener, files TLSFiles) (net.Listener, error) {
+	if err := permitted(l.Addr().String(), files); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if files == (TLSFiles{}) {
+		return l, nil
+	}
+	cfg, err := mutual(files)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return tls.NewListener(l, cfg), nil
+}
+
+func mutual(files TLSFiles) (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
 	if err != nil {
 		return nil, fmt.Errorf("--tls-cert-file, --tls-key-file: %w", err)
@@ -130,8 +164,8 @@ func listenTCP(addr string, files TLSFiles) (net.Listener, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("--tls-client-ca-file %s: no certificate in it", files.ClientCA)
 	}
-	return tls.Listen("tcp", addr, &tls.Config{
+	return &tls.Config{
 		Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2"},
-	})
+	}, nil
 }

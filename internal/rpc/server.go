@@ -4,7 +4,7 @@ package rpc
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"log/slog"
 	"net"
 	"reflect"
@@ -46,8 +46,13 @@ func New(s Services) *Server {
 	return &Server{grpc: g, log: s.Log}
 }
 
-// Serve answers on the listener until Stop.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+// Serve answers on the listener until Stop; then, and when Stop came first, it returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
+}
 
 // Stop lets calls under way finish for at most grace, then breaks them off.
 func (s *Server) Stop(grace time.Duration) {
@@ -73,10 +78,10 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, fmt.Errorf("internal error in %s: %v", method(info.FullMethod), p)
+			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", method(info.FullMethod), p)
 		}
 		err = toStatus(err)
-		i.write(ctx, info.FullMethod, time.Since(begin), err)
+		i.write(ctx, info.FullMethod, req, time.Since(begin), err)
 		if err != nil {
 			resp = nil // never an answer together with an error
 		}
@@ -95,22 +100,35 @@ func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServe
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("internal error in %s: %v", method(info.FullMethod), p)
+			err = status.Errorf(codes.Internal, "%s panicked: %v", method(info.FullMethod), p)
 		}
 		err = toStatus(err)
-		i.write(s.Context(), info.FullMethod, time.Since(begin), err)
+		i.write(s.Context(), info.FullMethod, nil, time.Since(begin), err)
 	}()
-	return handler(srv, s)
+	return handler(srv, validated{s, i.validate})
 }
 
-// write makes the call's log line: calls that change something at info, the polling at debug. Requests are never logged: they hold
-// credentials and environments.
-func (i interceptor) write(ctx context.Context, full string, took time.Duration, err error) {
+// validated checks the request of a streaming call when the generated code reads it.
+type validated struct {
+	grpc.ServerStream
+	validate func(any) error
+}
+
+func (v validated) RecvMsg(m any) error {
+	if err := v.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return v.validate(m)
+}
+
+// write makes the call's log line: calls that change something at info, the polling at debug. Of a request only names and IDs are logged:
+// the rest holds credentials and environments.
+func (i interceptor) write(ctx context.Context, full string, req any, took time.Duration, err error) {
 	level := slog.LevelDebug
 	if mutates(method(full)) {
 		level = slog.LevelInfo
 	}
-	attrs := []slog.Attr{slog.Duration("took", took.Round(time.Microsecond))}
+	attrs := append(subject(req), slog.Duration("took", took.Round(time.Microsecond)))
 	if err != nil {
 		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.String("err", status.Convert(err).Message()))
 		if status.Code(err) == codes.Internal || status.Code(err) == codes.Unknown {
@@ -118,6 +136,34 @@ func (i interceptor) write(ctx context.Context, full string, took time.Duration,
 		}
 	}
 	i.log.LogAttrs(ctx, level, method(full), attrs...)
+}
+
+// subject is what a request is about.
+func subject(req any) []slog.Attr {
+	var attrs []slog.Attr
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
+		add("sandbox", r.GetPodSandboxId())
+	}
+	if r, ok := req.(interface{ GetContainerId() string }); ok {
+		add("container", r.GetContainerId())
+	}
+	switch r := req.(type) {
+	case *runtimeapi.RunPodSandboxRequest:
+		add("namespace", r.GetConfig().GetMetadata().GetNamespace())
+		add("pod", r.GetConfig().GetMetadata().GetName())
+	case *runtimeapi.CreateContainerRequest:
+		add("name", r.GetConfig().GetMetadata().GetName())
+	case *runtimeapi.PullImageRequest:
+		add("image", r.GetImage().GetImage())
+	case *runtimeapi.RemoveImageRequest:
+		add("image", r.GetImage().GetImage())
+	}
+	return attrs
 }
 
 // method is the last part of /runtime.v1.RuntimeService/RunPodSandbox.

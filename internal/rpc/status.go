@@ -41,6 +41,7 @@ func code(err error) codes.Code {
 		{errdefs.IsOutOfRange, codes.OutOfRange},
 		{errdefs.IsAborted, codes.Aborted},
 		{errdefs.IsDataLoss, codes.DataLoss},
+		{errdefs.IsInternal, codes.Internal}, // what the engine answers with 500
 	} {
 		if k.is(err) {
 			return k.code

@@ -53,13 +53,16 @@ func (a *adapter) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 }
 
 // Attach implements streaming.Runtime. A client that goes away ends it.
-func (a *adapter) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (a *adapter) Attach(client context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	ctx, cancel := context.WithCancel(client)
 	id, in = unmark(id, in)
 	sizes, done := convert(ctx, resize)
 	err := a.runtime.Attach(ctx, id, streams(tty, in, out, errOut, sizes))
 	cancel()
 	<-done
+	if client.Err() != nil {
+		return nil // nobody is there to be told
+	}
 	return err
 }
 

@@ -19,7 +19,7 @@ const (
 )
 
 // PortForward implements streaming.Runtime: it connects to a port on the pod's loopback from inside its network namespace, and copies both
-// ways until both sides have ended.
+// ways until the pod has ended its side.
 func (a *adapter) PortForward(ctx context.Context, sandboxID string, port int32, client io.ReadWriteCloser) error {
 	if port < 1 || port > 65535 {
 		return fmt.Errorf("port %d is not between 1 and 65535", port)

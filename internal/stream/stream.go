@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -32,7 +33,7 @@ type Runtime interface {
 
 // Config says where to serve what; all but Addr is required.
 type Config struct {
-	// Addr is host:port; port 0 is any free one. Empty means loopback.
+	// Addr is address or address:port; without a port any free one is taken. Empty means loopback.
 	Addr    string
 	Runtime Runtime
 	// Dial connects from inside the network namespace at a path ("" is our own) to a numeric address.
@@ -52,10 +53,7 @@ const headerDeadline = 30 * time.Second
 
 // New listens, so that the URLs are known; nothing is answered until Serve.
 func New(cfg Config) (*Server, error) {
-	addr := cfg.Addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
-	}
+	addr := hostPort(cfg.Addr)
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w; give a free --streaming-bind-addr, or none", err)
@@ -79,6 +77,18 @@ func New(cfg Config) (*Server, error) {
 			ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 		},
 	}, nil
+}
+
+// hostPort completes --streaming-bind-addr.
+func hostPort(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil { // an address alone
+		host, port = strings.Trim(addr, "[]"), "0"
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // reachable is where the kubelet, on this machine, finds a bound address.

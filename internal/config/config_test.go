@@ -1,0 +1,117 @@
+package config
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+)
+
+// parse is the configuration that a command line gives.
+func parse(args ...string) (*Config, *pflag.FlagSet, error) {
+	c, f := &Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	c.Register(f)
+	if err := f.Parse(args); err != nil {
+		return nil, f, err
+	}
+	return c, f, c.Validate(f)
+}
+
+// TestCommandLineOfOldNodes holds every flag that units of existing nodes may pass, with its default and a value.
+func TestCommandLineOfOldNodes(t *testing.T) {
+	for _, flag := range []struct{ name, byDefault, value string }{
+		{"container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "fd://"},
+		{"docker-endpoint", "unix:///var/run/docker.sock", ""},
+		{"cri-dockerd-root-directory", "/var/lib/cri-dockerd", "/data/cri"},
+		{"pod-infra-container-image", "", "registry.example/pause:3.10"},
+		{"image-pull-progress-deadline", "1m0s", "5m"},
+		{"runtime-request-timeout", "0s", "15m"},
+		{"streaming-bind-addr", "", "127.0.0.1:10010"},
+		{"network-plugin", "cni", "kubenet"},
+		{"cni-conf-dir", "/etc/cni/net.d", "/x/net.d"},
+		{"cni-bin-dir", "[/opt/cni/bin,/usr/lib/cni]", "/a,/b"},
+		{"cni-cache-dir", "/var/lib/cni/cache", "/x/cache"},
+		{"network-plugin-mtu", "0", "1450"},
+		{"hairpin-mode", "none", "hairpin-veth"},
+		{"pod-cidr", "[]", "10.88.0.0/24,fd00:88::/64"},
+		{"ipv6-dual-stack", "false", "True"},
+		{"runtime-cgroups", "", "/systemd/system.slice"},
+		{"log-level", "info", "warning"},
+	} {
+		c, f, err := parse("--" + flag.name + "=" + flag.value)
+		if err != nil {
+			t.Errorf("--%s=%s: %v", flag.name, flag.value, err)
+			continue
+		}
+		if got := f.Lookup(flag.name).DefValue; got != flag.byDefault {
+			t.Errorf("--%s has the default %q, want %q", flag.name, got, flag.byDefault)
+		}
+		_, dead := unused[flag.name]
+		if w := c.Warnings(); (len(w) == 1) != dead || dead && !strings.Contains(w[0], "--"+flag.name) {
+			t.Errorf("--%s warns %q", flag.name, w)
+		}
+	}
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	c, _, err := parse()
+	if err != nil || len(c.Warnings()) != 0 {
+		t.Errorf("%v, %q", err, c.Warnings())
+	}
+}
+
+func TestMistakesNameTheFlag(t *testing.T) {
+	for _, arg := range []string{
+		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml", "--cri-dockerd-root-directory=rel", "--run-directory=rel",
+		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1", "--network-plugin-mtu=70000",
+		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
+		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000", "--tls-cert-file=/x",
+		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon",
+	} {
+		name, _, _ := strings.Cut(arg, "=")
+		if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}
+
+func TestRanges(t *testing.T) {
+	c, _, err := parse("--pod-cidr=10.88.0.7/24, fd00:88::/64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range c.CIDRs() {
+		got = append(got, p.String())
+	}
+	if diff := cmp.Diff([]string{"10.88.0.0/24", "fd00:88::/64"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestNearest(t *testing.T) {
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	(&Config{}).Register(f)
+	for wrong, want := range map[string]string{
+		"container-runtime-endpont": "container-runtime-endpoint", "cni-bindir": "cni-bin-dir", "podcidr": "pod-cidr", "log-leve": "log-level",
+		"network_plugin": "network-plugin", "xyzzy-quux-frobnicate-now": "",
+	} {
+		if got := Nearest(f, wrong); got != want {
+			t.Errorf("%s: %q, want %q", wrong, got, want)
+		}
+	}
+}
+
+func TestEdits(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {"same", "same", 0}} {
+		if got := edits(c.a, c.b); got != c.want {
+			t.Errorf("%q to %q: %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package daemon
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/goleak"
+
+	"cri-dockerd/internal/config"
+)
+
+// TestMain leaves out klog's own goroutine, which lives as long as the process.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+}
+
+// configure is a configuration with everything below one directory and an engine that does not exist.
+func configure(t *testing.T, dir string, args ...string) *config.Config {
+	t.Helper()
+	c, f := &config.Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
+	c.Register(f)
+	args = append([]string{
+		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" + filepath.Join(dir, "no-engine.sock"),
+		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"), "--run-directory=" + filepath.Join(dir, "run"),
+		"--cni-conf-dir=" + filepath.Join(dir, "net.d"), "--cni-cache-dir=" + filepath.Join(dir, "cache"),
+	}, args...)
+	if err := f.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(f); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// systemd is the socket to which sd_notify speaks.
+func systemd(t *testing.T) *net.UnixConn {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: file, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	t.Setenv("NOTIFY_SOCKET", file)
+	return c
+}
+
+func told(t *testing.T, c *net.UnixConn, want string) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 1024); ; {
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatalf("systemd waits for %s: %v", want, err)
+		}
+		if string(buf[:n]) == want {
+			return
+		}
+	}
+}
+
+// TestWithoutEngine: the daemon starts, tells systemd, lives through SIGHUP, feeds the watchdog and stops in order, all with the engine down.
+func TestWithoutEngine(t *testing.T) {
+	for _, plugin := range []string{"cni", "kubenet", ""} {
+		t.Run("network="+plugin, func(t *testing.T) {
+			dir, notified := t.TempDir(), systemd(t)
+			t.Setenv("WATCHDOG_USEC", "20000")
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() {
+				ended <- Run(ctx, configure(t, dir, "--network-plugin="+plugin, "--pod-cidr=10.88.0.0/24"), slog.New(slog.DiscardHandler))
+			}()
+			told(t, notified, "READY=1")
+			told(t, notified, "WATCHDOG=1")
+			if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			told(t, notified, "WATCHDOG=1")
+			c, err := net.Dial("unix", filepath.Join(dir, "cri.sock"))
+			if err != nil {
+				t.Error(err)
+			} else {
+				c.Close()
+			}
+			stop()
+			if err := <-ended; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+			told(t, notified, "STOPPING=1")
+			if _, err := os.Lstat(filepath.Join(dir, "cri.sock")); !os.IsNotExist(err) {
+				t.Errorf("the socket is still there: %v", err)
+			}
+		})
+	}
+}
+
+func TestOneDaemonPerRootDirectory(t *testing.T) {
+	dir := t.TempDir()
+	unlock, err := lockDirectory(filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Run(t.Context(), configure(t, dir), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "--cri-dockerd-root-directory") || !strings.Contains(err.Error(), "another cri-dockerd") {
+		t.Errorf("a second daemon: %v", err)
+	}
+	unlock()
+	again, err := lockDirectory(filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatalf("after the first has ended: %v", err)
+	}
+	again()
+}
+
+func TestFailedStartNamesTheFlag(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for arg, want := range map[string]string{
+		"--container-runtime-endpoint=tcp://0.0.0.0:0":       "--tls-cert-file",
+		"--container-runtime-endpoint=fd://":                 "--container-runtime-endpoint",
+		"--docker-endpoint=nonsense":                         "--docker-endpoint",
+		"--streaming-bind-addr=" + busy.Addr().String():      "--streaming-bind-addr",
+		"--cri-dockerd-root-directory=/proc/nonexistent/dir": "--cri-dockerd-root-directory",
+	} {
+		err := Run(t.Context(), configure(t, t.TempDir(), arg), slog.New(slog.NewTextHandler(io.Discard, nil)))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package rpc
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestUnixSocket(t *testing.T) {
+	for _, prefix := range []string{"unix://", ""} {
+		file := filepath.Join(t.TempDir(), "run", "cri.sock")
+		l, err := Listen(prefix+file, TLSFiles{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(file)
+		if err != nil || st.Mode().Perm() != 0o660 {
+			t.Errorf("mode %v, %v", st.Mode(), err)
+		}
+		if _, err := Listen(prefix+file, TLSFiles{}); err == nil || !strings.Contains(err.Error(), "--container-runtime-endpoint") {
+			t.Errorf("a second daemon on a live socket: %v", err)
+		}
+		l.Close()
+		if _, err := os.Lstat(file); !os.IsNotExist(err) {
+			t.Errorf("the socket is still there after Close: %v", err)
+		}
+	}
+}
+
+func TestStaleSocketIsReplaced(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cri.sock")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	l, err := Listen("unix://"+file, TLSFiles{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("unix", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen("unix://"+file, TLSFiles{}); err == nil {
+		t.Error("listens in the place of a file")
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "x" {
+		t.Errorf("the file is %q, %v", b, err)
+	}
+}
+
+func TestRefusedEndpoints(t *testing.T) {
+	for endpoint, want := range map[string]string{
+		"tcp://0.0.0.0:0":       "--tls-client-ca-file",
+		"tcp://:0":              "--tls-client-ca-file",
+		"tcp://[::]:0":          "--tls-client-ca-file",
+		"tcp://192.0.2.1:0":     "--tls-client-ca-file",
+		"fd://":                 "cri-docker.socket",
+		"npipe:////./pipe/x":    "unix:///",
+		"relative/path":         "absolute",
+		"unix://" + t.TempDir(): "is no socket",
+	} {
+		l, err := Listen(endpoint, TLSFiles{})
+		if err == nil {
+			l.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", endpoint, err)
+		}
+	}
+}
+
+func TestLoopbackNeedsNoCertificates(t *testing.T) {
+	l, err := Listen("tcp://127.0.0.1:0", TLSFiles{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+// authority writes a self-signed certificate that serves as authority, server and client, and returns its files.
+func authority(t *testing.T) (TLSFiles, tls.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	files := TLSFiles{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), ClientCA: filepath.Join(dir, "cert")}
+	for name, block := range map[string]*pem.Block{files.Cert: {Type: "CERTIFICATE", Bytes: der}, files.Key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestMutualTLS(t *testing.T) {
+	files, client := authority(t)
+	l, err := Listen("tcp://0.0.0.0:0", files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Write([]byte("hello")) //nolint:errcheck // a client without a certificate gets none
+			c.Close()
+		}
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	for name, test := range map[string]struct {
+		certs []tls.Certificate
+		ok    bool
+	}{"with certificate": {[]tls.Certificate{client}, true}, "without": {nil, false}} {
+		c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{InsecureSkipVerify: true, Certificates: test.certs, NextProtos: []string{"h2"}}) //nolint:gosec // the server is not what is tested
+		if err == nil {
+			_, err = c.Read(make([]byte, 5)) // TLS 1.3 tells the refusal with the first read
+			c.Close()
+		}
+		if (err == nil) != test.ok {
+			t.Errorf("client %s: %v", name, err)
+		}
+	}
+	l.Close()
+	<-ended
+}
+
+func TestBrokenCertificates(t *testing.T) {
+	files, _ := authority(t)
+	for flag, broken := range map[string]TLSFiles{
+		"--tls-cert-file":      {Cert: "/nonexistent", Key: files.Key, ClientCA: files.ClientCA},
+		"--tls-client-ca-file": {Cert: files.Cert, Key: files.Key, ClientCA: files.Key},
+	} {
+		if _, err := Listen("tcp://127.0.0.1:0", broken); err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
+}

@@ -1,0 +1,261 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// service answers what a test wants and is unimplemented otherwise.
+type service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	stop func(context.Context) (*runtimeapi.StopPodSandboxResponse, error)
+}
+
+func (s *service) StopPodSandbox(ctx context.Context, _ *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	return s.stop(ctx)
+}
+
+func (s *service) PullImage(context.Context, *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	return &runtimeapi.PullImageResponse{ImageRef: "sha256:1"}, nil
+}
+
+// lockedBuffer is a log that a test reads while a server writes it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// start serves s and returns a client and the log.
+func start(t *testing.T, s *service, validate func(any) error) (*grpc.ClientConn, *lockedBuffer, *Server) {
+	t.Helper()
+	log := &lockedBuffer{}
+	if validate == nil {
+		validate = func(any) error { return nil }
+	}
+	srv := New(Services{Runtime: s, Image: s, Validate: validate, Log: slog.New(slog.NewTextHandler(log, nil))})
+	l := bufconn.Listen(1 << 20)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	c, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		srv.Stop(time.Second)
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return c, log, srv
+}
+
+func TestPanicIsInternal(t *testing.T) {
+	c, log, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) { panic("boom") }}, nil)
+	client := runtimeapi.NewRuntimeServiceClient(c)
+	for range 2 { // the server goes on
+		if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "StopPodSandbox") {
+			t.Errorf("a panic gives %v", err)
+		}
+	}
+	if !strings.Contains(log.String(), "server_test.go") {
+		t.Errorf("the log has no stack:\n%s", log)
+	}
+}
+
+func TestStatusOfErrors(t *testing.T) {
+	for want, err := range map[codes.Code]error{
+		codes.InvalidArgument:    errdefs.ErrInvalidArgument,
+		codes.NotFound:           errdefs.ErrNotFound,
+		codes.AlreadyExists:      errdefs.ErrAlreadyExists,
+		codes.FailedPrecondition: errdefs.ErrConflict,
+		codes.Unavailable:        errdefs.ErrUnavailable,
+		codes.Unimplemented:      errdefs.ErrNotImplemented,
+		codes.PermissionDenied:   errdefs.ErrPermissionDenied,
+		codes.Unauthenticated:    errdefs.ErrUnauthenticated,
+		codes.ResourceExhausted:  errdefs.ErrResourceExhausted,
+		codes.Internal:           errdefs.ErrInternal,
+		codes.Aborted:            errdefs.ErrAborted,
+		codes.OutOfRange:         errdefs.ErrOutOfRange,
+		codes.DataLoss:           errdefs.ErrDataLoss,
+		codes.DeadlineExceeded:   context.DeadlineExceeded,
+		codes.Canceled:           errors.Join(context.Canceled, errdefs.ErrNotFound),
+		codes.Unknown:            errors.New("of no kind"),
+		codes.Code(77):           status.Error(77, "has a code already"),
+	} {
+		wrapped := fmt.Errorf("stop sandbox x: %w", err)
+		got := toStatus(wrapped)
+		if status.Code(got) != want || !strings.Contains(status.Convert(got).Message(), "stop sandbox x") {
+			t.Errorf("%v gives %v, want code %v", wrapped, got, want)
+		}
+	}
+	if err := toStatus(nil); err != nil {
+		t.Errorf("no error gives %v", err)
+	}
+}
+
+func TestNeverAnAnswerWithAnError(t *testing.T) {
+	i := interceptor{validate: func(any) error { return nil }, log: slog.New(slog.DiscardHandler)}
+	resp, err := i.unary(t.Context(), &runtimeapi.VersionRequest{}, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"},
+		func(context.Context, any) (any, error) { return &runtimeapi.VersionResponse{}, errdefs.ErrNotFound })
+	if resp != nil || status.Code(err) != codes.NotFound {
+		t.Errorf("answer %v, error %v", resp, err)
+	}
+}
+
+func TestNilRequest(t *testing.T) {
+	i := interceptor{validate: func(any) error { return nil }, log: slog.New(slog.DiscardHandler)}
+	for _, req := range []any{nil, (*runtimeapi.VersionRequest)(nil)} {
+		_, err := i.unary(t.Context(), req, &grpc.UnaryServerInfo{FullMethod: "/s/Version"}, func(context.Context, any) (any, error) { panic("handled") })
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%#v gives %v", req, err)
+		}
+	}
+}
+
+// TestUnimplementedSayTheirName calls every method of both services on servers that have none.
+func TestUnimplementedSayTheirName(t *testing.T) {
+	c, _, _ := start(t, &service{}, nil)
+	own := map[string]bool{"StopPodSandbox": true, "PullImage": true}
+	for _, d := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
+		for _, m := range d.Methods {
+			if own[m.MethodName] {
+				continue
+			}
+			err := c.Invoke(t.Context(), "/"+d.ServiceName+"/"+m.MethodName, &runtimeapi.VersionRequest{}, &runtimeapi.VersionResponse{})
+			if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), m.MethodName) {
+				t.Errorf("%s: %v", m.MethodName, err)
+			}
+		}
+		for _, m := range d.Streams {
+			if err := openStream(t, c, d.ServiceName, m); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), m.StreamName) {
+				t.Errorf("%s: %v", m.StreamName, err)
+			}
+		}
+	}
+}
+
+// openStream sends an empty request on a streaming method and returns what ends it.
+func openStream(t *testing.T, c *grpc.ClientConn, service string, d grpc.StreamDesc) error {
+	t.Helper()
+	s, err := c.NewStream(t.Context(), &d, "/"+service+"/"+d.StreamName)
+	if err != nil {
+		return err
+	}
+	if err := s.SendMsg(&runtimeapi.VersionRequest{}); err != nil {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	return s.RecvMsg(&runtimeapi.VersionResponse{})
+}
+
+func TestValidationComesFirst(t *testing.T) {
+	refuse := func(req any) error { return fmt.Errorf("id of %T: %w", req, errdefs.ErrInvalidArgument) }
+	c, _, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) { panic("called") }}, refuse)
+	if _, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("unary: %v", err)
+	}
+	err := openStream(t, c, "runtime.v1.RuntimeService", runtimeapi.RuntimeService_ServiceDesc.Streams[0])
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("stream: %v", err)
+	}
+}
+
+func TestLogHasTheSubjectAndNoSecrets(t *testing.T) {
+	c, log, _ := start(t, &service{}, nil)
+	_, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(), &runtimeapi.PullImageRequest{
+		Image: &runtimeapi.ImageSpec{Image: "example.test/app:1"},
+		Auth:  &runtimeapi.AuthConfig{Username: "user-in-secret", Password: "pass-in-secret"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtimeapi.NewRuntimeServiceClient(c).CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{ //nolint:errcheck // unimplemented here
+		PodSandboxId: "abc",
+		Config:       &runtimeapi.ContainerConfig{Envs: []*runtimeapi.KeyValue{{Key: "TOKEN", Value: []byte("env-in-secret")}}},
+	})
+	for _, want := range []string{"PullImage", "example.test/app:1", "took=", "CreateContainer", "sandbox=abc"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
+	if strings.Contains(log.String(), "in-secret") {
+		t.Errorf("the log tells secrets:\n%s", log)
+	}
+}
+
+func TestStopWaitsForCallsUnderWay(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	c, _, srv := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
+		close(entered)
+		<-leave
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}}, nil)
+	result := make(chan error, 1)
+	go func() {
+		_, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{})
+		result <- err
+	}()
+	<-entered
+	stopped := make(chan struct{})
+	go func() { srv.Stop(time.Minute); close(stopped) }()
+	close(leave)
+	if err := <-result; err != nil {
+		t.Errorf("a call under way: %v", err)
+	}
+	<-stopped
+}
+
+func TestStopBreaksOffAfterItsGrace(t *testing.T) {
+	entered := make(chan struct{})
+	c, _, srv := start(t, &service{stop: func(ctx context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
+		close(entered)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}, nil)
+	result := make(chan error, 1)
+	go func() {
+		_, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{})
+		result <- err
+	}()
+	<-entered
+	srv.Stop(time.Millisecond)
+	if err := <-result; err == nil {
+		t.Error("the call was not broken off")
+	}
+}
