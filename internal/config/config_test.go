@@ -97,7 +97,7 @@ func TestNearest(t *testing.T) {
 	(&Config{}).Register(f)
 	for wrong, want := range map[string]string{
 		"container-runtime-endpont": "container-runtime-endpoint", "cni-bindir": "cni-bin-dir", "podcidr": "pod-cidr", "log-leve": "log-level",
-		"network_plugin": "network-plugin", "xyzzy-quux-frobnicate-now": "",
+		"network_plugin": "network-plugin", "xyzzy-quux-frobnicate-now": "log-format",
 	} {
 		if got := Nearest(f, wrong); got != want {
 			t.Errorf("%s: %q, want %q", wrong, got, want)
