@@ -14,13 +14,16 @@ demo: ## engine, daemon, a pod through it, its page
 	$(MAKE) build
 	hack/demo.sh
 
-test: deps-test docker29 ## all tests: units, conformance on both engines
+test: deps-test engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 30m ./...
 
-conformance: deps-test docker29 ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
+conformance: deps-test engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/conformance
+
+e2e: deps-test engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
+	$(GO) test -race -count=1 -timeout 30m ./test/e2e
 
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
@@ -31,10 +34,11 @@ lint: ## golangci-lint, if it is installed
 deps-test:
 	hack/install-deps.sh test
 
-docker29:
+engines:
 	hack/docker29.sh
+	hack/kubelet.sh
 
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build demo test conformance pause lint deps-test docker29 clean
+.PHONY: help build demo test conformance e2e pause lint deps-test engines clean

@@ -1,0 +1,232 @@
+// Package e2e proves the daemon under the real kubelet, standalone, with static pods. It has no code outside its tests.
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"cri-dockerd/test/engines"
+)
+
+const kubeletVersion = "v1.36.3"
+
+// kubelet is a standalone kubelet on an engine with a daemon.
+type kubelet struct {
+	engine    *engines.Engine
+	daemon    *engines.Daemon
+	manifests string
+	client    http.Client
+}
+
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: 127.0.0.1
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+cgroupDriver: cgroupfs
+cgroupRoot: CGROUP
+enforceNodeAllocatable: []
+failCgroupV1: false
+failSwapOn: false
+containerRuntimeEndpoint: unix://SOCKET
+staticPodPath: DIR/manifests
+enableServer: true
+enableDebuggingHandlers: true
+fileCheckFrequency: 1s
+syncFrequency: 1s
+resolvConf: DIR/resolv.conf
+imageGCHighThresholdPercent: 100
+evictionHard: {memory.available: "10Mi", nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}
+`
+
+// startKubelet starts engine, daemon and kubelet.
+func startKubelet(t *testing.T, v engines.Version) *kubelet {
+	t.Helper()
+	e := engines.Start(t, v)
+	e.ImportBusybox(t)
+	k := &kubelet{engine: e, daemon: e.Daemon(t), manifests: filepath.Join(e.Dir, "manifests")}
+	k.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: e.DialContext, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the kubelet signs for itself
+	}}
+	if err := os.Mkdir(k.manifests, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config := strings.NewReplacer("CGROUP", e.CgroupParent, "SOCKET", k.daemon.Socket, "DIR", e.Dir).Replace(kubeletConfig)
+	for file, content := range map[string]string{"kubelet.yaml": config, "resolv.conf": "nameserver 127.0.0.1\n"} {
+		if err := os.WriteFile(filepath.Join(e.Dir, file), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	makeCgroups(t, e.CgroupParent)
+	e.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubelet-"+kubeletVersion),
+		"--config="+filepath.Join(e.Dir, "kubelet.yaml"), "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(e.Dir, "kubelet.log"))
+			lines := strings.Split(string(b), "\n")
+			t.Logf("end of the kubelet's log:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		}
+	})
+	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
+	return k
+}
+
+// makeCgroups makes the root cgroup of the kubelet in every hierarchy; a new cpuset has neither processors nor memory.
+func makeCgroups(t *testing.T, parent string) {
+	t.Helper()
+	hierarchies, err := filepath.Glob("/sys/fs/cgroup/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range hierarchies {
+		if err := os.MkdirAll(h+parent, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if b, err := os.ReadFile(filepath.Join(h, f)); err == nil {
+				if err := os.WriteFile(filepath.Join(h+parent, f), b, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// get is what the kubelet's server answers to a GET.
+func (k *kubelet) get(path string) (string, error) { return k.fetch("https://127.0.0.1:10250" + path) }
+
+// fetch is a page, asked for inside the node.
+func (k *kubelet) fetch(url string) (string, error) {
+	r, err := k.client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", url, r.Status, b)
+	}
+	return string(b), err
+}
+
+// dial connects to the kubelet's server.
+func (k *kubelet) dial(ctx context.Context) (net.Conn, error) {
+	c, err := k.engine.DialContext(ctx, "tcp", "127.0.0.1:10250")
+	if err != nil {
+		return nil, err
+	}
+	return tls.Client(c, &tls.Config{InsecureSkipVerify: true}), nil //nolint:gosec // the kubelet signs for itself
+}
+
+// pod is what the kubelet tells of a pod.
+type pod struct {
+	Metadata struct{ Name, UID string }
+	Status   struct {
+		Phase, PodIP          string
+		ContainerStatuses     []containerStatus
+		InitContainerStatuses []containerStatus
+	}
+}
+
+type containerStatus struct {
+	Name, ContainerID string
+	Ready             bool
+	RestartCount      int
+	State, LastState  struct {
+		Running    *struct{}
+		Terminated *struct {
+			ExitCode int
+			Reason   string
+		}
+	}
+}
+
+// pod is a static pod by its name in the manifest, nil if the kubelet has none.
+func (k *kubelet) pod(t *testing.T, name string) *pod {
+	t.Helper()
+	body, err := k.get("/pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct{ Items []*pod }
+	if err := json.Unmarshal([]byte(body), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range list.Items {
+		if p.Metadata.Name == name+"-node" {
+			return p
+		}
+	}
+	return nil
+}
+
+// container is the status of one of a pod's containers.
+func (p *pod) container(name string) containerStatus {
+	if p != nil {
+		for _, c := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses...) {
+			if c.Name == name {
+				return c
+			}
+		}
+	}
+	return containerStatus{}
+}
+
+// apply writes a static pod's manifest, all at once.
+func (k *kubelet) apply(t *testing.T, name, manifest string) {
+	t.Helper()
+	tmp := filepath.Join(k.engine.Dir, name+".tmp")
+	if err := os.WriteFile(tmp, []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(k.manifests, name+".yaml")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitRunning waits until all containers of a pod are ready.
+func (k *kubelet) waitRunning(t *testing.T, name string) *pod {
+	t.Helper()
+	var p *pod
+	eventually(t, "pod "+name+" runs", func() error {
+		p = k.pod(t, name)
+		if p == nil || p.Status.Phase != "Running" || p.Status.PodIP == "" {
+			return fmt.Errorf("%+v", p)
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if !c.Ready {
+				return fmt.Errorf("container %s: %+v", c.Name, c)
+			}
+		}
+		return nil
+	})
+	return p
+}
+
+// eventually tries until it works, at most for a minute and a half.
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 90 s: %s: %v", what, err)
+		}
+		<-tick.C
+	}
+}
