@@ -1,0 +1,518 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/node"
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/spec"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testImage = "app:1"
+
+var errBroken = errors.New("broken by the test")
+
+// world is everything around a Service, in memory. fault decides which step of whom fails.
+type world struct {
+	mu    sync.Mutex
+	fault func(step string) error
+
+	engine   *enginetest.Fake
+	attached map[string]bool
+	pins     map[string]bool
+	logs     map[string]bool
+	next     byte
+}
+
+func (w *world) fails(step string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fault == nil {
+		return nil
+	}
+	return w.fault(step)
+}
+
+// breakNth makes the n-th step from now fail; it tells which it was, "" if there were not so many.
+func (w *world) breakNth(n int) (name func() string) {
+	var hit string
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = func(step string) error {
+		if n--; n == 0 {
+			hit = step
+			return errBroken
+		}
+		return nil
+	}
+	return func() string {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.fault = nil
+		return hit
+	}
+}
+
+func (w *world) set(m map[string]bool, key string, on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if on {
+		m[key] = true
+	} else {
+		delete(m, key)
+	}
+}
+
+func (w *world) has(m map[string]bool, key string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return m[key]
+}
+
+func keys(w *world, m map[string]bool) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+type fakeNetwork struct{ *world }
+
+func (n fakeNetwork) Add(_ context.Context, p podnet.Pod) ([]netip.Addr, error) {
+	if p.NetNS == "" {
+		return nil, errors.New("ADD without a network namespace")
+	}
+	if err := n.fails("network add"); err != nil {
+		return nil, err
+	}
+	n.set(n.attached, p.ID, true)
+	if err := n.fails("network add, after"); err != nil {
+		n.set(n.attached, p.ID, false) // by contract, nothing is left
+		return nil, err
+	}
+	return n.IPs(p.ID), nil
+}
+
+func (n fakeNetwork) Del(_ context.Context, p podnet.Pod) error {
+	if err := n.fails("network del"); err != nil {
+		return err
+	}
+	n.set(n.attached, p.ID, false)
+	return nil
+}
+
+func (n fakeNetwork) IPs(id string) []netip.Addr {
+	if !n.has(n.attached, id) {
+		return nil
+	}
+	return []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2")}
+}
+func (n fakeNetwork) Attached() []string                { return keys(n.world, n.attached) }
+func (n fakeNetwork) Ready() error                      { return n.fails("network ready") }
+func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error { return nil }
+func (n fakeNetwork) Mode() string                      { return "none" }
+
+type fakePins struct{ *world }
+
+func (p fakePins) Pin(id string, pid int) (string, error) {
+	if pid == 0 {
+		return "", errors.New("pin of a process that does not run")
+	}
+	if err := p.fails("pin"); err != nil {
+		return "", err
+	}
+	p.set(p.pins, id, true)
+	return p.Path(id), p.fails("pin, after")
+}
+
+func (p fakePins) Path(id string) string {
+	if p.has(p.pins, id) {
+		return "/run/netns/" + id
+	}
+	return ""
+}
+
+func (p fakePins) Unpin(id string) error {
+	p.set(p.pins, id, false)
+	return nil
+}
+func (p fakePins) List() []string { return keys(p.world, p.pins) }
+
+type fakeLogs struct{ *world }
+
+func (fakeLogs) Config(string) spec.LogConfig { return spec.LogConfig{Driver: "json-file"} }
+func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
+	if err := l.fails("log"); err != nil {
+		return err
+	}
+	l.set(l.logs, c.ID, true)
+	return nil
+}
+
+func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
+	l.set(l.logs, c.ID, false)
+	return nil
+}
+
+type fakeStreams struct{}
+
+func (fakeStreams) GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	return &runtimeapi.ExecResponse{Url: "http://127.0.0.1:1/exec/x"}, nil
+}
+
+func (fakeStreams) GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	return &runtimeapi.AttachResponse{Url: "http://127.0.0.1:1/attach/x"}, nil
+}
+
+func (fakeStreams) GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	return &runtimeapi.PortForwardResponse{Url: "http://127.0.0.1:1/portforward/x"}, nil
+}
+
+// newService is a Service in a world, with its view running.
+func newService(t testing.TB) (*Service, *world) {
+	t.Helper()
+	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}}
+	log := slog.New(slog.DiscardHandler)
+	view := node.New(w.engine, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = view.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	<-view.Synced()
+	w.engine.Fault = func(verb string, after bool) error {
+		switch verb {
+		case "create", "start", "pause image": // the verbs of making; the view and the undo have their own tests
+			if after {
+				verb += ", after"
+			}
+			return w.fails(verb)
+		}
+		return nil
+	}
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, Streams: fakeStreams{}}), w
+}
+
+// pod is a small pod with a name of its own.
+func (w *world) pod() *runtimeapi.PodSandboxConfig {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.next++
+	name := fmt.Sprintf("pod-%d", w.next)
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name}, LogDirectory: "/var/log/pods/" + name}
+}
+
+func runPod(t testing.TB, s *Service, cfg *runtimeapi.PodSandboxConfig) string {
+	t.Helper()
+	r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if err != nil {
+		t.Fatalf("RunPodSandbox: %v", err)
+	}
+	return r.PodSandboxId
+}
+
+func createRequest(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
+	return &runtimeapi.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: testImage}, LogPath: "main.log",
+	}}
+}
+
+// nothingLeft fails if the world still holds something.
+func (w *world) nothingLeft(t *testing.T, s *Service) {
+	t.Helper()
+	if n := w.engine.Containers(); n != 0 {
+		t.Errorf("%d containers are left", n)
+	}
+	for what, m := range map[string]map[string]bool{"attachments": w.attached, "pins": w.pins, "logs": w.logs} {
+		if left := keys(w, m); len(left) > 0 {
+			t.Errorf("%s are left: %v", what, left)
+		}
+	}
+	if l, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil || len(l.Items) > 0 {
+		t.Errorf("the list still shows %v, %v", l, err)
+	}
+}
+
+// TestRunPodSandboxFailsAtEachStep breaks every step of RunPodSandbox in turn, before and after its effect: nothing is left, and a retry
+// succeeds.
+func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
+	s, w := newService(t)
+	var steps []string
+	for n := 1; ; n++ {
+		cfg := w.pod()
+		name := w.breakNth(n)
+		r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+		step := name()
+		if step == "" {
+			break
+		}
+		steps = append(steps, step)
+		if err == nil || r != nil {
+			t.Errorf("%s broke and RunPodSandbox answered %v, %v", step, r, err)
+		}
+		if !errors.Is(err, errBroken) {
+			t.Errorf("%s: the cause is lost: %v", step, err)
+		}
+		w.nothingLeft(t, s)
+		id := runPod(t, s, cfg)
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Errorf("%s: RemovePodSandbox after the retry: %v", step, err)
+		}
+		w.nothingLeft(t, s)
+		if n > 50 {
+			t.Fatal("the steps do not end")
+		}
+	}
+	want := []string{"pause image", "pause image, after", "create", "create, after", "start", "start, after", "pin", "pin, after", "network add", "network add, after"}
+	if !slices.Equal(steps, want) {
+		t.Errorf("steps %q, want %q: a step was added or lost", steps, want)
+	}
+}
+
+func TestCreateAndStartFailAtEachStep(t *testing.T) {
+	s, w := newService(t)
+	for n := 1; ; n++ {
+		cfg := w.pod()
+		pod := runPod(t, s, cfg)
+		name := w.breakNth(n)
+		c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+		if err == nil {
+			_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+		}
+		step := name()
+		if step == "" {
+			break
+		}
+		if err == nil {
+			t.Errorf("%s broke without an error", step)
+		}
+		if c == nil { // the kubelet tries again at once
+			if c, err = s.CreateContainer(t.Context(), createRequest(pod, cfg)); err != nil {
+				t.Errorf("%s: the retry: %v", step, err)
+			}
+		}
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+			t.Errorf("%s: RemovePodSandbox: %v", step, err)
+		}
+		w.nothingLeft(t, s)
+		if n > 50 {
+			t.Fatal("the steps do not end")
+		}
+	}
+}
+
+func TestCancelledRunLeavesNothing(t *testing.T) {
+	s, w := newService(t)
+	for _, at := range []string{"create, after", "start", "start, after", "network add"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		w.fault = func(step string) error {
+			if step == at {
+				cancel()
+				return ctx.Err()
+			}
+			return nil
+		}
+		if _, err := s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled at %s: %v", at, err)
+		}
+		cancel()
+		w.fault = nil
+		w.nothingLeft(t, s)
+	}
+}
+
+func TestFailedUndoKeepsTheSandboxListed(t *testing.T) {
+	s, w := newService(t)
+	w.fault = func(step string) error {
+		if step == "network add, after" || step == "network del" {
+			return errBroken
+		}
+		return nil
+	}
+	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
+		t.Fatal("RunPodSandbox succeeded")
+	}
+	l, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(l.Items) != 1 || l.Items[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Fatalf("list: %v, %v", l, err)
+	}
+	w.fault = nil
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: l.Items[0].Id}); err != nil {
+		t.Error(err)
+	}
+	w.nothingLeft(t, s)
+}
+
+func TestRunPodSandboxTwice(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	first := runPod(t, s, cfg)
+	if second := runPod(t, s, cfg); second != first {
+		t.Errorf("the second call made another sandbox")
+	}
+	w.engine.End(first, 0) // the pause was killed: the retry replaces the leftover
+	if third := runPod(t, s, cfg); third == first {
+		t.Error("a dead sandbox was handed out")
+	}
+}
+
+func TestStartTwice(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	c, err := s.CreateContainer(t.Context(), createRequest(runPod(t, s, cfg), cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func() error {
+		_, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+		return err
+	}
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start of a running container: %v", err)
+	}
+}
+
+// TestNameInUseByARunningContainer makes sure that undoing never touches what the call has not made.
+func TestNameInUseByARunningContainer(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create under a name in use: %v", err)
+	}
+	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
+	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the running container: %v, %v", st, err)
+	}
+}
+
+func TestEngineDown(t *testing.T) {
+	s, w := newService(t)
+	w.engine.SetDown(true)
+	eventually(t, func() bool { return !s.View.Engine().Ready })
+	if _, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); !errdefs.IsUnavailable(err) {
+		t.Errorf("a list while the engine is down: %v", err)
+	}
+	st, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil || st.Status.Conditions[0].Status || st.Status.Conditions[0].Message == "" {
+		t.Errorf("Status: %v, %v", st, err)
+	}
+	w.engine.SetDown(false)
+	eventually(t, func() bool { return s.View.Engine().Ready })
+	if _, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func eventually(t *testing.T, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for tick := time.NewTicker(5 * time.Millisecond); !cond(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 10 s")
+		}
+	}
+}
+
+func TestRecover(t *testing.T) {
+	s, w := newService(t)
+	healthy, lost, dead := runPod(t, s, w.pod()), runPod(t, s, w.pod()), runPod(t, s, w.pod())
+	w.engine.Drop(lost)
+	w.engine.End(dead, 0)
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	halfMade, err := w.engine.Create(t.Context(), create)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		_, err := s.View.Sandbox(lost)
+		sb, halfErr := s.View.Sandbox(halfMade)
+		d, deadErr := s.View.Sandbox(dead)
+		return err != nil && halfErr == nil && !sb.Running && deadErr == nil && !d.Running
+	})
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(w, w.attached); !slices.Equal(got, []string{healthy}) {
+		t.Errorf("attached after recovery: %v, want only %s", got, healthy)
+	}
+	if got := keys(w, w.pins); !slices.Equal(got, []string{healthy}) {
+		t.Errorf("pins after recovery: %v", got)
+	}
+	if _, err := s.View.Sandbox(halfMade); !errdefs.IsNotFound(err) {
+		t.Errorf("the half-made sandbox: %v", err)
+	}
+	if _, err := s.View.Sandbox(dead); err != nil {
+		t.Errorf("a dead pod is the kubelet's to remove: %v", err)
+	}
+}
+
+func TestExecSync(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	c, err := s.CreateContainer(t.Context(), createRequest(runPod(t, s, cfg), cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(timeout int64, cmd ...string) (*runtimeapi.ExecSyncResponse, error) {
+		return s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: cmd, Timeout: timeout})
+	}
+	if _, err := exec(0, "true"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("exec in a created container: %v", err)
+	}
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := exec(0, "say", "it"); err != nil || string(r.Stdout) != "say it\n" || r.ExitCode != 0 {
+		t.Errorf("exec: %v, %v", r, err)
+	}
+	if r, err := exec(0, "fail"); err != nil || r.ExitCode != 1 {
+		t.Errorf("exec of what fails: %v, %v", r, err)
+	}
+	if _, err := exec(1, "hang"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("exec of what hangs: %v", err)
+	}
+}
+
+func TestCapped(t *testing.T) {
+	var c capped
+	for range 5 {
+		if n, err := c.Write(make([]byte, 5<<20)); n != 5<<20 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	if c.Len() != outputLimit {
+		t.Errorf("%d bytes kept", c.Len())
+	}
+}

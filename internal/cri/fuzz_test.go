@@ -1,0 +1,138 @@
+package cri
+
+import (
+	"context"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// rpc is one method of the Service that takes a message and gives one.
+type rpc struct {
+	name string
+	call reflect.Value
+	req  reflect.Type // of the message, without pointer
+}
+
+// rpcs are all unary methods of both services.
+func rpcs(s *Service) []rpc {
+	var out []rpc
+	message := reflect.TypeFor[proto.Message]()
+	v := reflect.ValueOf(s)
+	for i := range v.NumMethod() {
+		m := v.Method(i).Type()
+		if m.NumIn() == 2 && m.NumOut() == 2 && m.In(0) == reflect.TypeFor[context.Context]() && m.In(1).Implements(message) {
+			out = append(out, rpc{v.Type().Method(i).Name, v.Method(i), m.In(1).Elem()})
+		}
+	}
+	return out
+}
+
+func (r rpc) do(t testing.TB, req reflect.Value) error {
+	t.Helper()
+	defer func() {
+		if p := recover(); p != nil {
+			t.Fatalf("%s(%v) panicked: %v", r.name, req, p)
+		}
+	}()
+	out := r.call.Call([]reflect.Value{reflect.ValueOf(t.Context()), req})
+	err, _ := out[1].Interface().(error)
+	if err == nil && out[0].IsNil() {
+		t.Errorf("%s(%v) answered nothing", r.name, req)
+	}
+	return err
+}
+
+// emptyIsFine are the methods for which an empty request means something.
+var emptyIsFine = []string{
+	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo",
+}
+
+// TestEveryRPCRefusesNothingAndEmptiness: nil and empty requests never panic and name the field that is missing.
+func TestEveryRPCRefusesNothingAndEmptiness(t *testing.T) {
+	s, w := newService(t)
+	all := rpcs(s)
+	if len(all) < 30 {
+		t.Fatalf("only %d methods found", len(all))
+	}
+	for _, r := range all {
+		for what, req := range map[string]reflect.Value{"nil": reflect.Zero(reflect.PointerTo(r.req)), "empty": reflect.New(r.req)} {
+			err := r.do(t, req)
+			switch {
+			case strings.Contains(strings.Join(emptyIsFine, " ")+" ", r.name+" "):
+				if err != nil {
+					t.Errorf("%s(%s): %v", r.name, what, err)
+				}
+			case status.Code(err) == codes.Unimplemented:
+				if !strings.Contains(err.Error(), r.name) {
+					t.Errorf("%s(%s) does not say its name: %v", r.name, what, err)
+				}
+			case !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "must"):
+				t.Errorf("%s(%s): %v", r.name, what, err)
+			}
+		}
+	}
+	w.nothingLeft(t, s)
+}
+
+func TestNamesThatDockerOrTheSchemeCannotCarry(t *testing.T) {
+	s, w := newService(t)
+	for _, bad := range []string{"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254), "\xff"} {
+		for field, set := range map[string]func(*runtimeapi.PodSandboxMetadata){
+			"config.metadata.name":      func(m *runtimeapi.PodSandboxMetadata) { m.Name = bad },
+			"config.metadata.namespace": func(m *runtimeapi.PodSandboxMetadata) { m.Namespace = bad },
+			"config.metadata.uid":       func(m *runtimeapi.PodSandboxMetadata) { m.Uid = bad },
+		} {
+			cfg := w.pod()
+			set(cfg.Metadata)
+			if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
+				t.Errorf("%s = %q: %v", field, bad, err)
+			}
+		}
+		cfg := w.pod()
+		req := createRequest("0123456789ab", cfg)
+		req.Config.Metadata.Name = bad
+		if _, err := s.CreateContainer(t.Context(), req); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "config.metadata.name") {
+			t.Errorf("container name %q: %v", bad, err)
+		}
+	}
+	w.nothingLeft(t, s)
+}
+
+// FuzzEveryRPC feeds every method with messages made of any bytes: none may panic.
+func FuzzEveryRPC(f *testing.F) {
+	s, w := newService(f)
+	all := rpcs(s)
+	cfg := w.pod()
+	seeds := []proto.Message{
+		&runtimeapi.RunPodSandboxRequest{Config: cfg}, createRequest(strings.Repeat("a", 64), cfg),
+		&runtimeapi.ExecSyncRequest{ContainerId: "x", Cmd: []string{"true"}, Timeout: 1},
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "x"}}, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}},
+		&runtimeapi.UpdateContainerResourcesRequest{ContainerId: "x"},
+	}
+	for i := range all {
+		for _, m := range seeds {
+			b, err := proto.Marshal(m)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(byte(i), b)
+		}
+		f.Add(byte(i), []byte{0x0a, 0x00})
+		f.Add(byte(i), []byte{0x0a, 0x04, 0x0a, 0x02, 0xff, 0xfe})
+	}
+	f.Fuzz(func(t *testing.T, which byte, b []byte) {
+		r := all[int(which)%len(all)]
+		req := reflect.New(r.req)
+		if proto.Unmarshal(b, req.Interface().(proto.Message)) != nil {
+			return
+		}
+		_ = r.do(t, req)
+	})
+}

@@ -1,0 +1,353 @@
+// Package enginetest has an engine in memory for tests, and the suite that it and the real engines pass.
+package enginetest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/spec"
+)
+
+// PauseRef is the sandbox image of a Fake.
+const PauseRef = "fake.local/pause:1"
+
+// Fake is an engine in memory. What it knows of a container passes through spec.Read, as the real engine's answers do.
+type Fake struct {
+	// Fault is asked before a verb ("create", "start", …) takes effect and after it did; an error is the verb's answer.
+	Fault func(verb string, after bool) error
+
+	mu         sync.Mutex // guards the rest
+	containers map[string]*container.InspectResponse
+	images     map[string]*spec.Image // by name
+	watchers   []chan engine.Event
+	made       int
+	pids       int
+	down       bool
+	ended      []chan error
+}
+
+// NewFake is an engine with a pause image and an image of the given name.
+func NewFake(images ...string) *Fake {
+	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, pids: 1000}
+	for _, ref := range images {
+		f.addImage(ref, false)
+	}
+	return f
+}
+
+func (f *Fake) addImage(ref string, pinned bool) *spec.Image {
+	labels := map[string]string{}
+	if pinned {
+		labels[spec.LabelPinned] = "true"
+	}
+	i := spec.ReadImage(image.Summary{ID: "sha256:" + digest("image "+ref), RepoTags: []string{ref}, Size: 1 << 20, Labels: labels}, image.InspectResponse{})
+	i.Entrypoint = true
+	f.images[ref] = i
+	return i
+}
+
+func digest(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// do runs a verb between its two chances to fail.
+func (f *Fake) do(ctx context.Context, verb string, effect func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if f.Fault != nil {
+		if err := f.Fault(verb, false); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	err := effect()
+	if f.down {
+		err = fmt.Errorf("the fake engine is down: %w", errdefs.ErrUnavailable)
+	}
+	f.mu.Unlock()
+	if err == nil && f.Fault != nil {
+		err = f.Fault(verb, true)
+	}
+	return err
+}
+
+func (f *Fake) find(id string) (*container.InspectResponse, error) {
+	if c := f.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("no such container %s: %w", id, errdefs.ErrNotFound)
+}
+
+// Create implements cri.Engine.
+func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error) {
+	err = f.do(ctx, "create", func() error {
+		for _, other := range f.containers {
+			if other.Name == "/"+c.Name {
+				return fmt.Errorf("name %s is in use: %w", c.Name, errdefs.ErrConflict)
+			}
+		}
+		f.made++
+		id = digest(fmt.Sprint("container ", f.made))
+		in := &container.InspectResponse{
+			ID: id, Name: "/" + c.Name, Created: f.now(), Config: c.Config, HostConfig: c.Host, Image: c.Config.Image,
+			State: &container.State{Status: container.StateCreated},
+		}
+		if c.Host.LogConfig.Type == "json-file" {
+			in.LogPath = "/var/lib/docker/containers/" + id + "/" + id + "-json.log"
+		}
+		f.containers[id] = in
+		f.tell(id)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// now differs from call to call, so that orders by time are certain.
+func (f *Fake) now() string {
+	return time.Unix(1700000000, int64(f.made)*1000).UTC().Format(time.RFC3339Nano)
+}
+
+// Start implements cri.Engine.
+func (f *Fake) Start(ctx context.Context, id string) error {
+	return f.do(ctx, "start", func() error {
+		c, err := f.find(id)
+		if err != nil {
+			return err
+		}
+		f.pids++
+		c.State = &container.State{Status: container.StateRunning, Running: true, Pid: f.pids, StartedAt: f.now()}
+		f.tell(id)
+		return nil
+	})
+}
+
+// Stop implements cri.Engine.
+func (f *Fake) Stop(ctx context.Context, id string, _ time.Duration) error {
+	return f.do(ctx, "stop", func() error {
+		c, err := f.find(id)
+		if err == nil && c.State.Running {
+			c.State = &container.State{Status: container.StateExited, ExitCode: 137, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
+			f.tell(id)
+		}
+		return err
+	})
+}
+
+// Remove implements cri.Engine.
+func (f *Fake) Remove(ctx context.Context, id string) error {
+	return f.do(ctx, "remove", func() error {
+		_, err := f.find(id)
+		delete(f.containers, id)
+		f.tell(id)
+		return err
+	})
+}
+
+// Update implements cri.Engine.
+func (f *Fake) Update(ctx context.Context, id string, u *spec.Update) error {
+	return f.do(ctx, "update", func() error {
+		c, err := f.find(id)
+		if err == nil {
+			parent := c.HostConfig.CgroupParent
+			c.HostConfig.Resources = u.Resources
+			c.HostConfig.CgroupParent = parent
+		}
+		return err
+	})
+}
+
+// FindByName implements cri.Engine.
+func (f *Fake) FindByName(ctx context.Context, name string) (id string, o spec.Object, err error) {
+	err = f.do(ctx, "find", func() error {
+		for _, c := range f.containers {
+			if c.Name == "/"+name {
+				id, o = c.ID, spec.Read(*c)
+				return nil
+			}
+		}
+		return fmt.Errorf("no container %s: %w", name, errdefs.ErrNotFound)
+	})
+	return id, o, err
+}
+
+// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang" ends with ctx.
+func (f *Fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+	if err := f.do(ctx, "exec", func() error { _, err := f.find(id); return err }); err != nil {
+		return 0, err
+	}
+	switch x.Cmd[0] {
+	case "hang":
+		<-ctx.Done()
+		return 0, ctx.Err()
+	case "fail":
+		return 1, nil
+	}
+	if x.Stdout == nil {
+		return 0, nil
+	}
+	_, err := fmt.Fprintln(x.Stdout, strings.Join(x.Cmd, " "))
+	return 0, err
+}
+
+// Pull implements cri.Engine.
+func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id string, err error) {
+	err = f.do(ctx, "pull", func() error { id = f.addImage(spec.Familiar(ref), false).ID; f.tellImage(); return nil })
+	return id, err
+}
+
+// RemoveImage implements cri.Engine.
+func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
+	return f.do(ctx, "remove image", func() error {
+		for name, i := range f.images {
+			if name == ref || i.ID == ref {
+				delete(f.images, name)
+				f.tellImage()
+				return nil
+			}
+		}
+		return fmt.Errorf("no such image %s: %w", ref, errdefs.ErrNotFound)
+	})
+}
+
+// PauseImage implements cri.Engine.
+func (f *Fake) PauseImage(ctx context.Context) (string, error) {
+	return PauseRef, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
+}
+
+// Host implements node.Source.
+func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
+	err = f.do(ctx, "host", func() error {
+		h = spec.Host{
+			EngineVersion: "29.0.0-fake", APIVersion: "1.52", OperatingSystem: "linux", Architecture: "x86_64", CgroupDriver: "cgroupfs", CgroupVersion: "2",
+			RootDir: "/var/lib/docker", DefaultRuntime: "runc", Runtimes: []string{"runc"}, MinOOMScoreAdj: -1000,
+		}
+		return nil
+	})
+	return h, err
+}
+
+// Objects implements node.Source.
+func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
+	err = f.do(ctx, "objects", func() error {
+		for _, c := range f.containers {
+			out = append(out, spec.Read(*c))
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Inspect implements node.Source.
+func (f *Fake) Inspect(ctx context.Context, id string) (o spec.Object, err error) {
+	err = f.do(ctx, "inspect", func() error {
+		c, err := f.find(id)
+		if err == nil {
+			o = spec.Read(*c)
+		}
+		return err
+	})
+	return o, err
+}
+
+// Images implements node.Source.
+func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
+	err = f.do(ctx, "images", func() error {
+		for _, i := range f.images {
+			out = append(out, i)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Events implements node.Source.
+func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	events, end, done := make(chan engine.Event, 1024), make(chan error, 1), make(chan error, 1)
+	f.watchers, f.ended = append(f.watchers, events), append(f.ended, end)
+	go func() {
+		for {
+			select {
+			case e := <-events:
+				changed(e)
+			case err := <-end:
+				done <- err
+				return
+			case <-ctx.Done():
+				done <- ctx.Err()
+				return
+			}
+		}
+	}()
+	return done
+}
+
+func (f *Fake) tell(id string) {
+	for _, w := range f.watchers {
+		select {
+		case w <- engine.Event{ID: id}:
+		default: // nobody follows it any more
+		}
+	}
+}
+
+func (f *Fake) tellImage() {
+	for _, w := range f.watchers {
+		select {
+		case w <- engine.Event{Image: true}:
+		default:
+		}
+	}
+}
+
+// SetDown makes the engine unreachable, or reachable again; its event streams end.
+func (f *Fake) SetDown(down bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down = down
+	for _, e := range f.ended {
+		e <- fmt.Errorf("the fake engine went down: %w", errdefs.ErrUnavailable)
+	}
+	f.watchers, f.ended = nil, nil
+}
+
+// Containers is how many containers there are.
+func (f *Fake) Containers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.containers)
+}
+
+// End makes a container's process end with an exit code, behind everybody's back.
+func (f *Fake) End(id string, code int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.containers[id]
+	c.State = &container.State{Status: container.StateExited, ExitCode: code, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
+	f.tell(id)
+}
+
+// Drop removes a container behind everybody's back.
+func (f *Fake) Drop(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.containers, id)
+	f.tell(id)
+}
