@@ -1,0 +1,281 @@
+package spec
+
+import (
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/system"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"pgregory.net/rapid"
+)
+
+func TestNamesRoundTrip(t *testing.T) {
+	part := rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9.-]{0,30}`)
+	rapid.Check(t, func(t *rapid.T) {
+		s := &runtimeapi.PodSandboxMetadata{Name: part.Draw(t, "name"), Namespace: part.Draw(t, "namespace"), Uid: part.Draw(t, "uid"), Attempt: rapid.Uint32().Draw(t, "attempt")}
+		got, err := parseName("/" + SandboxName(s))
+		if want := (name{"POD", s.Name, s.Namespace, s.Uid, s.Attempt}); err != nil || got != want {
+			t.Fatalf("%+v, %v, want %+v", got, err, want)
+		}
+		c := &runtimeapi.ContainerMetadata{Name: part.Draw(t, "container"), Attempt: rapid.Uint32().Draw(t, "attempt")}
+		got, err = parseName(ContainerName(c, s) + "_deadbeef") // the seventh part of old shims
+		if want := (name{c.Name, s.Name, s.Namespace, s.Uid, c.Attempt}); err != nil || got != want {
+			t.Fatalf("%+v, %v, want %+v", got, err, want)
+		}
+	})
+}
+
+func TestForeignNames(t *testing.T) {
+	for _, bad := range []string{"", "/web", "/k8s_POD_a_b_c", "/k8s_POD_a_b_c_x", "/k8s_a_b_c_d_1_e_f", "/x8s_a_b_c_d_1"} {
+		if n, err := parseName(bad); err == nil {
+			t.Errorf("%q is %+v", bad, n)
+		}
+	}
+}
+
+func TestLabelsRoundTrip(t *testing.T) {
+	key := rapid.OneOf(rapid.StringMatching(`[a-z./-]{1,20}`), rapid.SampledFrom([]string{
+		labelType, labelSandboxID, labelLogPath, labelName, "annotation.x", "io.cri-dockerd.pid", "io.cri-dockerd.label.x", "io.kubernetes.pod.name",
+	}))
+	rapid.Check(t, func(t *rapid.T) {
+		labels := rapid.MapOf(key, rapid.String()).Draw(t, "labels")
+		annotations := rapid.MapOf(key, rapid.String()).Draw(t, "annotations")
+		sandbox := rapid.Bool().Draw(t, "sandbox")
+		own := map[string]string{labelType: typeSandbox, labelPid: "POD"}
+		if sandbox {
+			own[labelName] = pauseName
+		}
+		gotLabels, gotAnnotations := readLabels(writeLabels(labels, annotations, own, sandbox), sandbox)
+		if !maps.Equal(gotLabels, labels) || !maps.Equal(gotAnnotations, annotations) {
+			t.Fatalf("labels %v, annotations %v became %v, %v", labels, annotations, gotLabels, gotAnnotations)
+		}
+	})
+}
+
+// inspect is what Docker answers of a container in a state.
+func inspect(kind string, s container.State) container.InspectResponse {
+	return container.InspectResponse{
+		ID: "beef", Name: "/k8s_main_web_default_u_3", Created: "2026-01-02T03:04:05.000000006Z", State: &s, Image: "sha256:cafe",
+		Config: &container.Config{Image: "web:1", Labels: map[string]string{labelType: kind, labelSandboxID: "pod"}}, HostConfig: &container.HostConfig{},
+	}
+}
+
+func TestReadState(t *testing.T) {
+	const begin, end, never = "2026-01-02T03:04:06Z", "2026-01-02T03:04:07Z", "0001-01-01T00:00:00Z"
+	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	for name, c := range map[string]struct {
+		in   container.State
+		want Container
+	}{
+		"created":             {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
+		"running":             {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"paused":              {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"completed":           {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"failed":              {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"oom":                 {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"start failed":        {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
+		"start failed with 0": {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
+		"dead":                {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+	} {
+		got := Read(inspect(typeContainer, c.in)).Container
+		if got == nil {
+			t.Errorf("%s: not a container", name)
+			continue
+		}
+		w := c.want
+		if got.State != w.State || got.Reason != w.Reason || got.ExitCode != w.ExitCode || got.Message != w.Message || got.Pid != w.Pid ||
+			!got.CreatedAt.Equal(created) || !got.StartedAt.Equal(w.StartedAt) || !got.FinishedAt.Equal(w.FinishedAt) {
+			t.Errorf("%s: got %+v, want %+v", name, got, w)
+		}
+		if s := got.Status(); w.StartedAt.IsZero() && s.StartedAt != 0 || w.FinishedAt.IsZero() && s.FinishedAt != 0 {
+			t.Errorf("%s: an unset time is not 0: %v", name, s)
+		}
+	}
+}
+
+// TestReadNeverPanics reads answers with any part missing.
+func TestReadNeverPanics(t *testing.T) {
+	full := inspect(typeContainer, container.State{})
+	for _, in := range []container.InspectResponse{
+		{}, {Name: full.Name}, {Name: full.Name, Config: full.Config}, {Name: full.Name, Config: full.Config, State: full.State},
+		{Name: full.Name, Config: &container.Config{Labels: map[string]string{labelType: typeSandbox}}},
+	} {
+		Read(in)
+	}
+	foreign := inspect(typeContainer, container.State{})
+	foreign.Config.Labels = nil
+	if o := Read(foreign); o.Container != nil || o.Sandbox != nil {
+		t.Errorf("a foreign container is %+v", o)
+	}
+}
+
+// TestOldShimsSandbox reads a pod of the shims before: no label of ours.
+func TestOldShimsSandbox(t *testing.T) {
+	in := inspect(typeSandbox, container.State{Status: "running", Running: true, Pid: 9})
+	in.Name = "/k8s_POD_web_default_u_0"
+	in.Config.Labels = map[string]string{labelType: typeSandbox, labelName: pauseName, "app": "web", "annotation.a": "b", "io.kubernetes.pod.uid": "u"}
+	in.HostConfig.NetworkMode = "none"
+	s := Read(in).Sandbox
+	if s == nil || s.Metadata.Name != "web" || s.Metadata.Uid != "u" || !s.Running || s.HostNetwork() || s.Namespaces.Pid != runtimeapi.NamespaceMode_CONTAINER {
+		t.Fatalf("%+v", s)
+	}
+	if diff := cmp.Diff(map[string]string{"app": "web", "io.kubernetes.pod.uid": "u"}, s.Labels); diff != "" {
+		t.Error(diff)
+	}
+	st := s.Status([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")})
+	if st.Network.Ip != "10.0.0.1" || len(st.Network.AdditionalIps) != 1 || st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("status: %v", st)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	for n := range runtimeapi.Signal_name {
+		s := runtimeapi.Signal(n)
+		if s == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+			continue
+		}
+		if got := readSignal(signalName(s)); got != s {
+			t.Errorf("%v became %q and %v", s, signalName(s), got)
+		}
+	}
+	for in, want := range map[string]runtimeapi.Signal{
+		"": runtimeapi.Signal_SIGNAL_SIGTERM, "quit": runtimeapi.Signal_SIGNAL_SIGQUIT, "SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "nonsense": 0,
+	} {
+		if got := readSignal(in); got != want {
+			t.Errorf("%q is %v, want %v", in, got, want)
+		}
+	}
+}
+
+func TestImages(t *testing.T) {
+	i := ReadImage(image.Summary{ID: "sha256:0123456789abcdef", RepoTags: []string{"web:1", "<none>:<none>"}, RepoDigests: []string{"<none>@<none>"}, Size: 5}, image.InspectResponse{})
+	i.User = "1000:7"
+	c := i.CRI()
+	if len(c.RepoTags) != 1 || len(c.RepoDigests) != 0 || c.Uid.GetValue() != 1000 || c.Size != 5 || c.Pinned {
+		t.Errorf("%v", c)
+	}
+	for ref, want := range map[string]bool{"web:1": true, "docker.io/library/web:1": true, "web": false, "web:2": false} {
+		if got := i.Named(Familiar(ref)); got != want {
+			t.Errorf("%s: %v", ref, got)
+		}
+	}
+	for ref, want := range map[string]bool{"sha256:0123456789abcdef": true, "0123456789ab": true, "sha256:0123456789ab": true, "0123": false, "web": false} {
+		if got := i.HasID(ref); got != want {
+			t.Errorf("%s: %v", ref, got)
+		}
+	}
+}
+
+func TestFamiliar(t *testing.T) {
+	d := "sha256:" + strings.Repeat("a", 64)
+	for in, want := range map[string]string{
+		"busybox": "busybox:latest", "docker.io/library/busybox:1": "busybox:1", "registry.example:5000/a/b": "registry.example:5000/a/b:latest",
+		"web:1@" + d: "web@" + d, "UPPER": "", "": "",
+	} {
+		if got := Familiar(in); got != want {
+			t.Errorf("%q is %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestReadHost(t *testing.T) {
+	in := system.Info{ServerVersion: "20.10.24", CgroupDriver: "systemd", SecurityOptions: []string{"name=seccomp,profile=default", "apparmor"}, Runtimes: map[string]system.RuntimeWithStatus{"runc": {}, "crun": {}}}
+	h := ReadHost(in, "1.41", -5)
+	if !h.Has("seccomp") || !h.Has("apparmor") || h.Has("selinux") || h.CgroupVersion != "1" || h.Runtimes[0] != "crun" || h.clampOOM(-998) != -5 || h.clampOOM(7) != 7 {
+		t.Errorf("%+v", h)
+	}
+	if h.AtLeast("1.44") || !h.AtLeast("1.41") || !h.AtLeast("1.9") {
+		t.Error("API versions are not compared by their numbers")
+	}
+}
+
+func TestMatch(t *testing.T) {
+	s := &Sandbox{ID: "abcdef", Running: true, Labels: map[string]string{"a": "1", "b": "2"}}
+	notReady := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}
+	for _, c := range []struct {
+		f    *runtimeapi.PodSandboxFilter
+		want bool
+	}{
+		{nil, true}, {&runtimeapi.PodSandboxFilter{Id: "abc"}, true}, {&runtimeapi.PodSandboxFilter{Id: "bcd"}, false},
+		{&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": "1"}}, true}, {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": ""}}, false},
+		{&runtimeapi.PodSandboxFilter{State: notReady}, false},
+	} {
+		if got := MatchSandbox(c.f, s); got != c.want {
+			t.Errorf("%v: %v", c.f, got)
+		}
+	}
+}
+
+func TestValidateAcceptsWhatItDoesNotKnow(t *testing.T) {
+	for _, r := range []any{nil, &runtimeapi.VersionRequest{}, (*runtimeapi.StatusRequest)(nil), &runtimeapi.ListPodSandboxRequest{}} {
+		if err := Validate(r); err != nil {
+			t.Errorf("%T: %v", r, err)
+		}
+	}
+}
+
+func TestLegacyProfiles(t *testing.T) {
+	for in, want := range map[string]*runtimeapi.SecurityProfile{
+		"": nil, "runtime/default": nil, "docker/default": nil, "unconfined": {ProfileType: runtimeapi.SecurityProfile_Unconfined},
+		"localhost//a/b": {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/a/b"},
+	} {
+		if got := legacyProfile(in); !proto.Equal(got, want) && !(got == nil && want == nil) {
+			t.Errorf("%q: %v", in, got)
+		}
+	}
+}
+
+// FuzzTranslate makes sure that whatever passes Validate is translated or refused, but never panics, and that what Docker is told can be read
+// back.
+func FuzzTranslate(f *testing.F) {
+	r := &runtimeapi.CreateContainerRequest{PodSandboxId: "beef", Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: "web:1"}, Mounts: []*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/b"}},
+	}, SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "a", Namespace: "b", Uid: "c"}}}
+	b, err := proto.Marshal(r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b, true)
+	f.Add(b[:len(b)/2], false)
+	f.Fuzz(func(t *testing.T, b []byte, old bool) {
+		host := hosts["29"]
+		if old {
+			host = hosts["20.10"]
+		}
+		r := &runtimeapi.CreateContainerRequest{}
+		if proto.Unmarshal(b, r) != nil || Validate(r) != nil {
+			return
+		}
+		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: host, Image: "p", NetworkMode: "bridge"}); err == nil {
+			if o := Read(container.InspectResponse{Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}); o.Sandbox == nil || !proto.Equal(o.Sandbox.Metadata, r.SandboxConfig.Metadata) {
+				t.Fatalf("%s read back is %+v", c.Name, o.Sandbox)
+			}
+		} else if !errdefs.IsInvalidArgument(err) {
+			t.Fatal(err)
+		}
+		sb := &Sandbox{ID: "beef", Metadata: r.SandboxConfig.Metadata}
+		c, err := NewContainer(r.Config, r.SandboxConfig, ContainerOptions{Host: host, Sandbox: sb, Image: &Image{ID: "i", Entrypoint: true}})
+		if err != nil {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if _, err := json.Marshal(c); err != nil {
+			t.Fatal(err)
+		}
+		o := Read(container.InspectResponse{Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host})
+		if o.Container == nil || !maps.Equal(o.Container.Labels, r.Config.GetLabels()) {
+			t.Fatalf("%s read back is %+v", c.Name, o.Container)
+		}
+	})
+}
