@@ -5,40 +5,31 @@ VERSION ?= 0.1.0-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
-
 build: ## the static binary, bin/cri-dockerd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cri-dockerd ./cmd/cri-dockerd
-
 demo: ## engine, daemon, a pod through it, its page
 	hack/install-deps.sh
 	$(MAKE) build
 	hack/demo.sh
-
-test: deps-test engines ## all tests: units, conformance on both engines, the real kubelet
+test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 30m ./...
-
-conformance: deps-test engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
+conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/conformance
-
-e2e: deps-test engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
+e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
-
+bench: deps ## figures beside the floor of the same run
+	$(GO) run ./test/bench
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
-
 lint: ## golangci-lint, if it is installed
 	golangci-lint run
-
-deps-test:
-	hack/install-deps.sh test
-
-engines:
-	hack/docker29.sh
-	hack/kubelet.sh
-
 clean: ## remove what was built
 	rm -rf bin
-
-.PHONY: help build demo test conformance e2e pause lint deps-test engines clean
+deps:
+	hack/install-deps.sh test
+engines: deps
+	hack/docker29.sh
+	hack/kubelet.sh
+.PHONY: help build demo test conformance e2e bench pause lint clean deps engines

@@ -3,6 +3,7 @@
 package check
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -47,12 +48,21 @@ func NewPageServerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: pageCommand, Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			out := cmd.OutOrStdout()
-			server := http.Server{Addr: ":" + pagePort, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				fmt.Fprintf(out, "%s %s\n", r.Method, r.URL.Path)
-				_, _ = io.WriteString(w, page)
-			})}
-			return server.ListenAndServe()
+			server := http.Server{Addr: ":" + pagePort, ReadHeaderTimeout: 10 * time.Second, Handler: pageHandler(cmd.OutOrStdout())}
+			stop := context.AfterFunc(cmd.Context(), func() { server.Close() })
+			defer stop()
+			if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve the page: %w", err)
+			}
+			return nil
 		},
+	}
+}
+
+// pageHandler answers with the page and writes a line for each request.
+func pageHandler(out io.Writer) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(out, "%s %s\n", r.Method, r.URL.Path)
+		_, _ = io.WriteString(w, page)
 	}
 }

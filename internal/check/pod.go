@@ -1,8 +1,10 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +32,11 @@ import (
 	"cri-dockerd/internal/engine/pause"
 )
 
-const patience = 15 * time.Second // for what comes up by itself: a listening program, a line in a log
+const (
+	patience  = 15 * time.Second // for what comes up by itself: a listening program, a line in a log
+	logParent = "/var/log"       // a daemon may have a /tmp of its own, and the kubelet sweeps /var/log/pods
+	uidLabel  = "io.kubernetes.pod.uid"
+)
 
 // podTest is one run of the self-test.
 type podTest struct {
@@ -39,6 +46,7 @@ type podTest struct {
 	image  string
 	pod    *runtimeapi.PodSandboxConfig
 
+	ran                    bool // RunPodSandbox was called
 	podID, containerID, ip string
 }
 
@@ -72,7 +80,7 @@ func newPodTest(cfg *config.Config) (*podTest, func(), error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	dir, err := os.MkdirTemp("", "cri-dockerd-check-")
+	dir, err := os.MkdirTemp(logParent, "cri-dockerd-check-")
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close(), docker.Close())
 	}
@@ -84,6 +92,7 @@ func newPodTest(cfg *config.Config) (*podTest, func(), error) {
 		image: "cri-dockerd.local/check:" + id,
 		pod: &runtimeapi.PodSandboxConfig{
 			Metadata: &runtimeapi.PodSandboxMetadata{Name: "check-" + id, Namespace: "cri-dockerd", Uid: "check-" + id},
+			Labels:   map[string]string{uidLabel: "check-" + id},
 			Hostname: "check-" + id, LogDirectory: dir, Linux: &runtimeapi.LinuxPodSandboxConfig{},
 		},
 	}
@@ -140,7 +149,7 @@ func (t *podTest) loadImage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	program, err := os.ReadFile(self)
+	program, err := static(self)
 	if err != nil {
 		return "", err
 	}
@@ -148,7 +157,7 @@ func (t *podTest) loadImage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := t.docker.LoadImage(ctx, strings.NewReader(string(archive))); err != nil {
+	if err := t.docker.LoadImage(ctx, bytes.NewReader(archive)); err != nil {
 		return "", err
 	}
 	return t.image, eventually(ctx, patience, func(ctx context.Context) error {
@@ -160,7 +169,24 @@ func (t *podTest) loadImage(ctx context.Context) (string, error) {
 	})
 }
 
+// static reads a program, which must need no other file to run: in the image there is none.
+func static(file string) ([]byte, error) {
+	program, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return nil, fmt.Errorf("%s is not static and cannot run in an image of its own: build it with make build (CGO_ENABLED=0)", file)
+	}
+	return program, nil
+}
+
 func (t *podTest) runSandbox(ctx context.Context) (string, error) {
+	t.ran = true
 	r, err := t.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: t.pod})
 	if err != nil {
 		return "", err
@@ -303,9 +329,13 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 // clean removes pod and image, whatever the steps did.
 func (t *podTest) clean(ctx context.Context) error {
 	var errs []error
-	if t.podID != "" {
-		_, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: t.podID})
+	if t.ran { // by label, not by ID: a call that failed may have left a pod
+		pods, err := t.cri.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: t.pod.Labels}})
 		errs = append(errs, err)
+		for _, p := range pods.GetItems() {
+			_, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id})
+			errs = append(errs, err)
+		}
 	}
 	if _, err := t.docker.Host(ctx); err != nil {
 		return errors.Join(errs...) // Docker is down, and nothing was made

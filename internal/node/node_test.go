@@ -1,0 +1,208 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/spec"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var discard = slog.New(slog.DiscardHandler)
+
+// run runs a view until the test ends.
+func run(t *testing.T, src Source) *View {
+	t.Helper()
+	v := New(src, discard)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = v.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	return v
+}
+
+func makePod(t *testing.T, f *enginetest.Fake, name string) string {
+	t.Helper()
+	c, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name}}, spec.SandboxOptions{NetworkMode: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := f.Create(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for tick := time.NewTicker(2 * time.Millisecond); !cond(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+func TestFollowsTheEngine(t *testing.T) {
+	f := enginetest.NewFake("app:1")
+	before := makePod(t, f, "before")
+	v := run(t, f)
+	<-v.Synced()
+	if s := v.Engine(); !s.Ready || s.Host.EngineVersion == "" || s.Reason != "" {
+		t.Errorf("state: %+v", s)
+	}
+	if _, err := v.Sandbox(before); err != nil {
+		t.Errorf("what was there before: %v", err)
+	}
+	later := makePod(t, f, "later")
+	eventually(t, "the new pod is seen", func() bool { _, err := v.Sandbox(later); return err == nil })
+	if err := f.Start(t.Context(), later); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it runs", func() bool { s, _ := v.Sandbox(later); return s.Running })
+	f.Drop(before)
+	eventually(t, "a removed pod is gone", func() bool { return len(v.Sandboxes()) == 1 })
+	if _, err := f.Pull(t.Context(), "other:2", nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new image is seen", func() bool { _, err := v.Image("docker.io/library/other:2"); return err == nil })
+}
+
+func TestRefreshReadsYourWrites(t *testing.T) {
+	f := enginetest.NewFake()
+	v := New(f, discard) // not run: nothing but Refresh can renew it
+	id := makePod(t, f, "a")
+	if err := v.Refresh(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Sandbox(id); err != nil {
+		t.Error(err)
+	}
+	f.Drop(id)
+	if err := v.Refresh(t.Context(), id); err != nil {
+		t.Errorf("a refresh of what is gone: %v", err)
+	}
+	if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
+		t.Errorf("what is gone: %v", err)
+	}
+	f.Fault = func(string, bool) error { return errors.New("broken") }
+	if err := v.Refresh(t.Context(), id); err == nil {
+		t.Error("a refresh that failed says nothing")
+	}
+}
+
+func TestEngineGoesAndComes(t *testing.T) {
+	f := enginetest.NewFake()
+	f.SetDown(true)
+	v := run(t, f)
+	eventually(t, "a reason", func() bool { s := v.Engine(); return !s.Ready && s.Reason != "not yet connected to Docker" })
+	f.SetDown(false)
+	<-v.Synced()
+	f.SetDown(true)
+	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
+	id := ""
+	f.SetDown(false)
+	<-v.Synced()
+	id = makePod(t, f, "after")
+	eventually(t, "events flow again", func() bool { _, err := v.Sandbox(id); return err == nil })
+}
+
+// TestOlderLookNeverWins stores what looks found in another order than they began.
+func TestOlderLookNeverWins(t *testing.T) {
+	s := newStore()
+	old, young := &spec.Sandbox{ID: "a"}, &spec.Sandbox{ID: "a", Running: true}
+	s.put("a", spec.Object{Sandbox: young}, 2)
+	s.put("a", spec.Object{Sandbox: old}, 1)
+	if s.sandboxes["a"] != young {
+		t.Error("an older inspect won")
+	}
+	s.replace(nil, 1) // a list that began before the inspect
+	if s.sandboxes["a"] != young {
+		t.Error("an older list removed what a later inspect had found")
+	}
+	s.replace(nil, 3)
+	s.put("a", spec.Object{Sandbox: old}, 2)
+	if s.sandboxes["a"] != nil {
+		t.Error("an older inspect brought back what was gone")
+	}
+	s.replace(nil, 4)
+	if len(s.looks) != 0 {
+		t.Errorf("what is long gone is remembered: %v", s.looks)
+	}
+}
+
+func TestLookup(t *testing.T) {
+	v := New(nil, discard)
+	for i, id := range []string{"aaaa11", "aaaa22", "bbbb11"} {
+		v.store.put(id, spec.Object{Sandbox: &spec.Sandbox{ID: id, CreatedAt: time.Unix(int64(i), 0)}}, 1)
+		v.store.put("c"+id, spec.Object{Container: &spec.Container{ID: "c" + id, SandboxID: id, CreatedAt: time.Unix(5, 0)}}, 1)
+	}
+	for id, want := range map[string]string{"aaaa11": "aaaa11", "aaaa2": "aaaa22", "b": "bbbb11"} {
+		if s, err := v.Sandbox(id); err != nil || s.ID != want {
+			t.Errorf("%s: %v, %v", id, s, err)
+		}
+	}
+	if _, err := v.Sandbox("aaaa"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an ambiguous prefix: %v", err)
+	}
+	for _, id := range []string{"", "x", "caaaa11"} {
+		if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
+			t.Errorf("sandbox %q: %v", id, err)
+		}
+	}
+	got := ""
+	for _, s := range v.Sandboxes() {
+		got += s.ID + " "
+	}
+	if got != "bbbb11 aaaa22 aaaa11 " {
+		t.Errorf("not newest first: %s", got)
+	}
+	if c := v.ContainersOf("aaaa22"); len(c) != 1 || c[0].ID != "caaaa22" {
+		t.Errorf("containers of a sandbox: %v", c)
+	}
+	if c := v.Containers(); fmt.Sprint(c[0].ID, c[1].ID) != "caaaa11caaaa22" {
+		t.Errorf("containers of one moment are not in order of their IDs: %v", c)
+	}
+}
+
+// down is a source that never answers.
+type down struct{ tries int }
+
+func (d *down) Host(context.Context) (spec.Host, error) {
+	d.tries++
+	return spec.Host{}, errdefs.ErrUnavailable
+}
+func (*down) Objects(context.Context) ([]spec.Object, error)              { return nil, nil }
+func (*down) Inspect(context.Context, string) (spec.Object, error)        { return spec.Object{}, nil }
+func (*down) Images(context.Context) ([]*spec.Image, error)               { return nil, nil }
+func (*down) Events(context.Context, func(engine.Event)) (_ <-chan error) { return nil }
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &down{}
+		ctx, cancel := context.WithCancel(t.Context())
+		v := New(d, discard)
+		ended := make(chan struct{})
+		go func() { defer close(ended); _ = v.Run(ctx) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if d.tries < 30 || d.tries > 40 {
+			t.Errorf("%d tries in a minute, about one in two seconds is wanted", d.tries)
+		}
+		cancel()
+		<-ended
+	})
+}

@@ -1,0 +1,117 @@
+// Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
+// by themselves in the same run. It ends with 1 when a limit is missed. It starts the engine and the daemon, then runs itself once more
+// inside the engine's namespaces, where the measuring is done.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"cri-dockerd/test/engines"
+)
+
+// measureCommand runs the program as the measuring part.
+const measureCommand = "measure"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == measureCommand {
+		if err := measureInside(ctx, os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
+	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")
+	calls := flag.Int("calls", 500, "calls of each list and status")
+	version := flag.String("engine", string(engines.V20), "engine: 20.10 or 29")
+	flag.Parse()
+	h := &harness{}
+	ok := func() (ok bool) {
+		defer h.end()
+		return bench(ctx, h, engines.Version(*version), options{Pods: *pods, Rounds: *rounds, Calls: *calls})
+	}()
+	if !ok {
+		os.Exit(1)
+	}
+}
+
+// bench does one run and says whether all limits hold.
+func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
+	loads, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	load, _, _ := strings.Cut(string(loads), " ") // tells how far the figures can be trusted
+	e := engines.Start(h, v)
+	d := e.Daemon(h, "--log-level=info")
+	o.CRI, o.Docker, o.Cache, o.Scratch = "unix://"+d.Socket, "unix://"+e.Socket, d.CacheDir, e.Dir
+	self, err := os.Executable()
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	args, err := json.Marshal(o)
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	cmd := e.Command(self, measureCommand, string(args))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil || ctx.Err() != nil {
+		h.Fatalf("bench: the measuring part: %v", err)
+	}
+	var f figures
+	if err := json.Unmarshal(out, &f); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
+		f.Engine, o.Pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+	return report(os.Stdout, f, d.RSS(h))
+}
+
+// harness is the TB of the engines.
+type harness struct {
+	mu      sync.Mutex
+	cleanup []func()
+	failed  bool
+}
+
+func (*harness) Helper()                         {}
+func (*harness) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+func (h *harness) Failed() bool                  { return h.failed }
+
+func (h *harness) Cleanup(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cleanup = append(h.cleanup, f)
+}
+
+// Fatalf ends the engines and the program.
+func (h *harness) Fatalf(format string, args ...any) {
+	if h.failed {
+		return // while ending
+	}
+	h.failed = true
+	h.Logf(format, args...)
+	h.end()
+	os.Exit(1)
+}
+
+// end ends what was started, newest first.
+func (h *harness) end() {
+	for i := len(h.cleanup) - 1; i >= 0; i-- {
+		h.cleanup[i]()
+	}
+	h.cleanup = nil
+}

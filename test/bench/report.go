@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// The limits, from the acceptance of the first release.
+const (
+	listLimit   = time.Millisecond
+	statusLimit = 300 * time.Microsecond
+	aboveFloor  = 10 * time.Millisecond
+	rssLimit    = 40 << 20 // bytes
+)
+
+// report prints the figures as a Markdown table and says whether all limits hold.
+func report(out io.Writer, f figures, rss int64) bool {
+	ok := true
+	verdict := func(good bool) string {
+		ok = ok && good
+		if good {
+			return "pass"
+		}
+		return "FAIL"
+	}
+	fmt.Fprintf(out, "| %-32s | %9s | %9s | %5s | %-22s | %-7s |\n", "operation", "p50", "p99", "n", "limit", "verdict")
+	fmt.Fprintln(out, "|---|---:|---:|---:|---|---|")
+	row := func(op operation, limit time.Duration) {
+		s := f.Samples[op]
+		p50, p99 := quantile(s, 50), quantile(s, 99)
+		limitText, v := "", ""
+		if limit > 0 {
+			limitText, v = "p50 ≤ "+ms(limit), verdict(p50 <= limit)
+		}
+		fmt.Fprintf(out, "| %-32s | %9s | %9s | %5d | %-22s | %-7s |\n", op, ms(p50), ms(p99), len(s), limitText, v)
+	}
+	row(listSandboxes, listLimit)
+	row(listContainers, listLimit)
+	row(sandboxStatus, statusLimit)
+	row(containerStatus, statusLimit)
+	row(engineList, 0)
+	for _, op := range []operation{runSandbox, floorSandbox, floorCreate, floorStart, floorAdd} {
+		row(op, 0)
+	}
+	above := differences(f.Samples[runSandbox], f.Samples[floorSandbox])
+	p50 := quantile(above, 50)
+	fmt.Fprintf(out, "| %-32s | %9s | %9s | %5d | %-22s | %-7s |\n", "RunPodSandbox above the floor", ms(p50), ms(quantile(above, 99)), len(above), "p50 ≤ "+ms(aboveFloor), verdict(p50 <= aboveFloor))
+	row(stopSandbox, 0)
+	row(removeSandbox, 0)
+	fmt.Fprintf(out, "| %-32s | %5.1f MiB | %9s | %5s | %-22s | %-7s |\n", "memory of the daemon (RSS)", float64(rss)/(1<<20), "", "", fmt.Sprintf("≤ %d MiB", rssLimit>>20), verdict(rss <= rssLimit))
+	floor := quantile(f.Samples[floorSandbox], 50)
+	fmt.Fprintf(out, "\nRunPodSandbox takes %.3f times the floor; ListContainers takes 1/%.0f of the engine's own list.\n",
+		float64(quantile(f.Samples[runSandbox], 50))/float64(floor), float64(quantile(f.Samples[engineList], 50))/float64(quantile(f.Samples[listContainers], 50)))
+	return ok
+}
+
+// quantile is the q-th hundredth, nearest rank.
+func quantile(d []time.Duration, q int) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(d))
+	return s[max(0, (len(s)*q+99)/100-1)]
+}
+
+// differences are a − b, sample by sample: both of a pair were taken within the same second, so the machine's mood falls out.
+func differences(a, b []time.Duration) []time.Duration {
+	out := make([]time.Duration, min(len(a), len(b)))
+	for i := range out {
+		out[i] = a[i] - b[i]
+	}
+	return out
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond)) }

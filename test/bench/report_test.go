@@ -1,0 +1,45 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestQuantile(t *testing.T) {
+	d := []time.Duration{4, 1, 3, 2, 5}
+	for q, want := range map[int]time.Duration{1: 1, 50: 3, 99: 5, 100: 5} {
+		if got := quantile(d, q); got != want {
+			t.Errorf("quantile %d is %d, want %d", q, got, want)
+		}
+	}
+	if quantile(nil, 50) != 0 {
+		t.Error("quantile of nothing")
+	}
+}
+
+// TestReport checks that each limit can fail by itself.
+func TestReport(t *testing.T) {
+	fine := func() figures {
+		return figures{Samples: map[operation][]time.Duration{
+			listSandboxes: {listLimit}, listContainers: {listLimit}, sandboxStatus: {statusLimit}, containerStatus: {statusLimit},
+			engineList: {time.Second}, runSandbox: {110 * time.Millisecond}, floorSandbox: {100 * time.Millisecond},
+		}}
+	}
+	var out strings.Builder
+	if !report(&out, fine(), rssLimit) || strings.Contains(out.String(), "FAIL") {
+		t.Errorf("figures at their limits:\n%s", &out)
+	}
+	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus, runSandbox} {
+		f := fine()
+		f.Samples[op][0]++
+		out.Reset()
+		if report(&out, f, rssLimit) || strings.Count(out.String(), "FAIL") != 1 {
+			t.Errorf("%s beyond its limit:\n%s", op, &out)
+		}
+	}
+	out.Reset()
+	if report(&out, fine(), rssLimit+1) {
+		t.Errorf("memory beyond its limit:\n%s", &out)
+	}
+}
