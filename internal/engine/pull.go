@@ -14,11 +14,16 @@ import (
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
 )
 
 // Pull pulls an image (POST /images/create) and returns the engine's ID of it. It ends with Unavailable when nothing at all has moved for
 // PullDeadline (download, verification and extraction all count), and with ctx.
 func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (string, error) {
+	if spec.Familiar(ref) == "" {
+		return "", fmt.Errorf("image.image: %q is not an image's name: %w", ref, errdefs.ErrInvalidArgument)
+	}
 	header, err := authHeader(auth)
 	if err != nil {
 		return "", fmt.Errorf("pull %s: auth: %w", ref, err)

@@ -1,0 +1,188 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestMinOOMScore(t *testing.T) {
+	for _, c := range []struct {
+		caps, score string
+		want        int
+	}{
+		{"000001ffffffffff", "0", -1000}, {"000001fffeffffff", "0", 0}, {"000001fffeffffff", "-500", -500}, {"0000000000000000", "200", 200},
+	} {
+		dir := t.TempDir()
+		for file, content := range map[string]string{"status": "Name:\tx\nCapEff:\t" + c.caps + "\n", "oom_score_adj": c.score + "\n"} {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := minOOMScore(dir); got != c.want {
+			t.Errorf("capabilities %s, score %s: %d, want %d", c.caps, c.score, got, c.want)
+		}
+	}
+}
+
+func TestFamily(t *testing.T) {
+	all := []process{{1, 0, 1}, {10, 1, 10}, {11, 10, 10}, {12, 11, 12}, {13, 1, 10}, {14, 12, 14}, {20, 1, 20}, {21, 20, 20}}
+	got := family(all, 10)
+	slices.Sort(got)
+	if want := []int{10, 11, 12, 13, 14}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestKillTreeKeepsToTheCgroup kills nothing that is not in the container's cgroup.
+func TestKillTreeKeepsToTheCgroup(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()         //nolint:errcheck // killed
+	defer cmd.Process.Kill() //nolint:errcheck // it ends the test all the same
+	if err := killTree("/proc", cmd.Process.Pid, strings.Repeat("a", 64)); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("a process outside the container was killed: %v", err)
+	}
+	if killed, err := kill("/proc", 1<<22-1, "x"); killed || err != nil {
+		t.Errorf("a PID that does not exist: %v, %v", killed, err)
+	}
+}
+
+func TestWatchdog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bitten := make(chan string, 1)
+		w := newWatchdog(time.Minute, func(last string) { bitten <- last })
+		for range 10 {
+			time.Sleep(50 * time.Second)
+			w.moved("layer 1 Extracting")
+		}
+		select {
+		case l := <-bitten:
+			t.Errorf("it bit while things moved: %s", l)
+		default:
+		}
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		if l := <-bitten; l != "layer 1 Extracting" {
+			t.Errorf("last: %s", l)
+		}
+		w.stop()
+		newWatchdog(0, nil).stop() // no deadline
+	})
+}
+
+func TestAuthHeader(t *testing.T) {
+	for _, c := range []struct {
+		a    *runtimeapi.AuthConfig
+		ok   bool
+		some bool
+	}{
+		{nil, true, false}, {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, true, true}, {&runtimeapi.AuthConfig{Auth: "dTpw"}, true, true},
+		{&runtimeapi.AuthConfig{Auth: "!"}, false, false}, {&runtimeapi.AuthConfig{Auth: "dXA="}, false, false}, {&runtimeapi.AuthConfig{RegistryToken: "t"}, true, true},
+	} {
+		h, err := authHeader(c.a)
+		if (err == nil) != c.ok || (h != "") != c.some {
+			t.Errorf("%v: %q, %v", c.a, h, err)
+		}
+		if err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v: kind of %v", c.a, err)
+		}
+	}
+}
+
+func TestStreamError(t *testing.T) {
+	if err := streamError(strings.NewReader(`{"status":"a"}{"stream":"b"}`)); err != nil {
+		t.Error(err)
+	}
+	if err := streamError(strings.NewReader(`{"status":"a"}{"error":"no space left","errorDetail":{}}`)); err == nil || err.Error() != "no space left" {
+		t.Error(err)
+	}
+}
+
+// engineOf serves a handler as an engine on a socket.
+func engineOf(t *testing.T, h http.Handler) *Engine {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	go srv.Serve(l) //nolint:errcheck // ends with Close
+	e, err := New(Config{Endpoint: "unix://" + socket, PullDeadline: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close(); srv.Close() })
+	return e
+}
+
+func TestTooOldAnEngineIsRefused(t *testing.T) {
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.40")
+		if strings.HasSuffix(r.URL.Path, "/info") {
+			fmt.Fprint(w, `{"ServerVersion":"19.03.15"}`)
+		}
+	}))
+	if _, err := e.Host(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "20.10") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	e, err := New(Config{Endpoint: "unix://" + filepath.Join(t.TempDir(), "nobody"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if _, err := e.Host(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("%v", err)
+	}
+	if _, err := e.PauseImage(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestPullThatStalls sends one message and then nothing.
+func TestPullThatStalls(t *testing.T) {
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		if strings.HasSuffix(r.URL.Path, "/images/create") {
+			fmt.Fprintln(w, `{"id":"layer1","status":"Downloading"}`)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	_, err := e.Pull(t.Context(), "registry.example/app:1", nil)
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "layer1 Downloading") {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := e.Pull(ctx, "registry.example/app:1", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}

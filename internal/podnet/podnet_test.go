@@ -1,0 +1,406 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	insideMark = "PODNET_TEST_INSIDE"
+	plugins    = "/usr/lib/cni" // Debian's containernetworking-plugins
+)
+
+// TestMain runs the tests in mount and network namespaces of their own, so that no bridge, rule or mount of theirs is the host's.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideMark) == "" {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Env = append(os.Environ(), insideMark+"=1")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
+		err := cmd.Run()
+		var exit *exec.ExitError
+		switch {
+		case errors.As(err, &exit):
+			os.Exit(exit.ExitCode())
+		case err != nil:
+			fmt.Fprintln(os.Stderr, "these tests need root:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if err := errors.Join(
+		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
+		os.MkdirAll("/var/lib/cni", 0o755),
+		syscall.Mount("tmpfs", "/var/lib/cni", "tmpfs", 0, ""), // host-local keeps its addresses here
+		loopbackUp("/proc/self/ns/net"),
+	); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+var discard = slog.New(slog.DiscardHandler)
+
+const sandboxID = "aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd"
+
+// newPod is a pod in a network namespace of its own, held by a process that waits.
+func newPod(t *testing.T, id string) (Pod, *exec.Cmd) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return Pod{ID: id, Name: "web", Namespace: "default", UID: "u", NetNS: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)}, cmd
+}
+
+func newKubenet(t *testing.T, dir string, cidrs ...string) *Kubenet {
+	t.Helper()
+	var ranges []netip.Prefix
+	for _, c := range cidrs {
+		ranges = append(ranges, netip.MustParsePrefix(c))
+	}
+	k, err := NewKubenet(KubenetConfig{BinDirs: []string{plugins}, CacheDir: filepath.Join(dir, "cache"), PodCIDRs: ranges, Hairpin: HairpinVeth, Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func TestKubenet(t *testing.T) {
+	dir := t.TempDir()
+	k := newKubenet(t, dir, "10.99.0.0/24", "fd00:99::/64")
+	if err := k.Ready(); err != nil {
+		t.Fatalf("%v", err)
+	}
+	p, cmd := newPod(t, sandboxID)
+	p.Ports = []*runtimeapi.PortMapping{{HostPort: 18081, ContainerPort: 80}}
+	ips, err := k.Add(t.Context(), p)
+	if err != nil || len(ips) != 2 || !netip.MustParsePrefix("10.99.0.0/24").Contains(ips[0]) || !ips[1].Is6() {
+		t.Fatalf("Add: %v, %v", ips, err)
+	}
+	if out := run(t, "iptables-save"); !strings.Contains(out, "18081") {
+		t.Errorf("no rule for the host port:\n%s", out)
+	}
+	run(t, "nsenter", "-n", "-t", fmt.Sprint(cmd.Process.Pid), "ip", "link", "show", "lo", "up")
+
+	// Another process, which knows only the cache, with another range.
+	restarted := newKubenet(t, dir, "10.98.0.0/24")
+	if diff := cmp.Diff(fmt.Sprint(ips), fmt.Sprint(restarted.IPs(p.ID))); diff != "" {
+		t.Errorf("after a restart: %s", diff)
+	}
+	if got := restarted.Attached(); len(got) != 1 || got[0] != p.ID {
+		t.Errorf("attached: %v", got)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	p.NetNS = ""
+	for range 2 {
+		if err := restarted.Del(t.Context(), p); err != nil {
+			t.Errorf("Del without a namespace: %v", err)
+		}
+	}
+	if out := run(t, "iptables-save"); strings.Contains(out, "18081") {
+		t.Errorf("rules are left:\n%s", out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "cache/results/*")); len(left) > 0 || len(restarted.Attached()) > 0 {
+		t.Errorf("left: %v, %v", left, restarted.Attached())
+	}
+	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.99.*"); len(left) > 0 {
+		t.Errorf("addresses are left: %v", left)
+	}
+}
+
+func TestKubenetWaitsForTheRange(t *testing.T) {
+	k := newKubenet(t, t.TempDir())
+	if err := k.Ready(); !errors.Is(err, errNoCIDR) {
+		t.Errorf("Ready: %v", err)
+	}
+	if _, err := k.Add(t.Context(), Pod{}); !errors.Is(err, errNoCIDR) {
+		t.Errorf("Add: %v", err)
+	}
+	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.97.0.0/24")}); err != nil || k.Ready() != nil {
+		t.Errorf("after the kubelet told it: %v, %v", err, k.Ready())
+	}
+	k.cfg.BinDirs = []string{t.TempDir()}
+	if err := k.Ready(); err == nil || !strings.Contains(err.Error(), `"bridge"`) || !strings.Contains(err.Error(), "--cni-bin-dir") {
+		t.Errorf("without plugins: %v", err)
+	}
+}
+
+// fakePlugin is a plugin whose ADD does what the file "mode" beside it says; it notes every command in "calls".
+func fakePlugin(t *testing.T) (dir string, mode func(string), calls func() string) {
+	t.Helper()
+	dir = t.TempDir()
+	script := strings.ReplaceAll(`#!/bin/sh
+cat > DIR/stdin
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_ARGS" >> DIR/calls
+mode=$(cat DIR/mode)
+case "$CNI_COMMAND $mode" in
+"ADD error") echo '{"cniVersion":"1.0.0","code":7,"msg":"no address left","details":"in the range"}'; exit 1;;
+"ADD junk") echo 'this is not JSON';;
+"ADD hang") exec sleep 1000;;
+"ADD none") echo '{"cniVersion":"1.0.0"}';;
+"ADD "*) echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}';;
+"DEL delerror") echo '{"cniVersion":"1.0.0","code":9,"msg":"cannot delete"}'; exit 1;;
+"VERSION "*) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}';;
+esac
+`, "DIR", dir)
+	if err := os.WriteFile(filepath.Join(dir, "fake"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mode = func(m string) {
+		if err := os.WriteFile(filepath.Join(dir, "mode"), []byte(m), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Remove(filepath.Join(dir, "calls"))
+	}
+	mode("")
+	return dir, mode, func() string { b, _ := os.ReadFile(filepath.Join(dir, "calls")); return string(b) }
+}
+
+func writeConf(t *testing.T, file, name string) {
+	t.Helper()
+	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":"fake","capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true}}]}`, name)
+	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newCNI(t *testing.T, conf, bin string) *CNI {
+	t.Helper()
+	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir(), Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestPluginFailures(t *testing.T) {
+	bin, mode, calls := fakePlugin(t)
+	conf := t.TempDir()
+	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
+	c := newCNI(t, conf, bin)
+	p, _ := newPod(t, sandboxID)
+	for m, want := range map[string]string{"error": "no address left", "junk": "invalid character", "none": "gave no address"} {
+		mode(m)
+		_, err := c.Add(t.Context(), p)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", m, err, want)
+		}
+		if !strings.Contains(calls(), "DEL "+sandboxID) || c.IPs(p.ID) != nil || len(c.Attached()) > 0 {
+			t.Errorf("%s: not undone; calls:\n%s", m, calls())
+		}
+	}
+	mode("hang")
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := c.Add(ctx, p); err == nil {
+		t.Error("a plugin that hangs succeeded")
+	}
+	mode("delerror")
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Del(t.Context(), p); err == nil || !strings.Contains(err.Error(), "cannot delete") || c.IPs(p.ID) == nil {
+		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
+	}
+	mode("")
+	if err := c.Del(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	mode("")
+	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(calls(), "DEL") { // it may have been left in the middle of an ADD
+		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, calls())
+	}
+}
+
+func TestWhatPluginsAreTold(t *testing.T) {
+	bin, _, calls := fakePlugin(t)
+	conf := t.TempDir()
+	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
+	c := newCNI(t, conf, bin)
+	if err := c.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := newPod(t, sandboxID)
+	p.Ports = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 8080, Protocol: runtimeapi.Protocol_UDP, HostIp: "127.0.0.1"}, {ContainerPort: 1}}
+	p.Annotations = map[string]string{ingressAnnotation: "10M"}
+	p.DNS = &runtimeapi.DNSConfig{Servers: []string{"10.96.0.10"}}
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if want := "ADD " + sandboxID + " eth0 " + p.NetNS + " IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + sandboxID + ";K8S_POD_UID=u\n"; !strings.Contains(calls(), want) {
+		t.Errorf("calls: %s\nwant %s", calls(), want)
+	}
+	stdin, err := os.ReadFile(filepath.Join(bin, "stdin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}]`, `"ingressRate":10000000`, `"ipRanges":[[{"subnet":"10.1.0.0/16"}]]`, `"servers":["10.96.0.10"]`,
+	} {
+		if !strings.Contains(string(stdin), want) {
+			t.Errorf("the plugin was not told %s:\n%s", want, stdin)
+		}
+	}
+}
+
+func TestConfigurationIsWatched(t *testing.T) {
+	bin, mode, calls := fakePlugin(t)
+	conf := filepath.Join(t.TempDir(), "cni", "net.d")
+	c := newCNI(t, conf, bin)
+	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "install a network add-on") {
+		t.Errorf("without a directory: %v", err)
+	}
+	became := func(what string, cond func() bool) {
+		t.Helper()
+		deadline := time.Now().Add(5 * time.Second)
+		begin := time.Now()
+		for tick := time.NewTicker(time.Millisecond); !cond(); <-tick.C {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 5 s: %s (%v)", what, c.Ready())
+			}
+		}
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("%s took %v", what, d)
+		}
+	}
+	if err := os.MkdirAll(conf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeConf(t, filepath.Join(conf, "20-b.conflist"), "b")
+	became("ready", func() bool { return c.Ready() == nil })
+	p, _ := newPod(t, sandboxID)
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(conf, "00-broken.conflist"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	writeConf(t, filepath.Join(conf, "10-a.conflist"), "a")
+	became("the first valid file counts", func() bool { l, _, _ := c.config(); return l != nil && l.Name == "a" })
+	for _, f := range []string{"00-broken", "10-a", "20-b"} {
+		if err := os.Remove(filepath.Join(conf, f+".conflist")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	became("not ready", func() bool { return c.Ready() != nil })
+	mode("")
+	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(calls(), "DEL") || len(c.Attached()) > 0 {
+		t.Errorf("a pod of a configuration that is gone: %v, calls %q", err, calls())
+	}
+}
+
+func TestPins(t *testing.T) {
+	pins := NewPins(filepath.Join(t.TempDir(), "netns"))
+	p, cmd := newPod(t, sandboxID)
+	var want syscall.Stat_t
+	if err := syscall.Stat(p.NetNS, &want); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		path, err := pins.Pin(sandboxID, cmd.Process.Pid)
+		if err != nil || path != pins.Path(sandboxID) {
+			t.Fatalf("%q, %v", path, err)
+		}
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	var got syscall.Stat_t
+	if err := syscall.Stat(pins.Path(sandboxID), &got); err != nil || got.Ino != want.Ino {
+		t.Errorf("the pin shows namespace %d, want %d (%v)", got.Ino, want.Ino, err)
+	}
+	if l := pins.List(); len(l) != 1 || l[0] != sandboxID {
+		t.Errorf("list: %v", l)
+	}
+	for range 2 {
+		if err := pins.Unpin(sandboxID); err != nil {
+			t.Error(err)
+		}
+	}
+	if pins.Path(sandboxID) != "" || len(pins.List()) != 0 {
+		t.Error("still pinned")
+	}
+	if _, err := pins.Pin(sandboxID, 1<<22-1); err == nil || len(pins.List()) != 0 {
+		t.Errorf("a pin of no process: %v, list %v", err, pins.List())
+	}
+	for _, bad := range []string{"", "../x", "ABC", "a/b"} {
+		if _, err := pins.Pin(bad, 1); err == nil {
+			t.Errorf("pinned %q", bad)
+		}
+	}
+}
+
+func TestDial(t *testing.T) {
+	_, cmd := newPod(t, sandboxID)
+	netns := fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
+	if err := loopbackUp(netns); err != nil {
+		t.Fatal(err)
+	}
+	var l net.Listener
+	if err := inNetNS(netns, func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := Dial(t.Context(), netns, "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if c, err := Dial(t.Context(), "", "tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the pod's loopback is ours")
+	}
+	if _, err := Dial(t.Context(), "/no/such", "tcp", "127.0.0.1:1"); err == nil {
+		t.Error("dialled in no namespace")
+	}
+}
+
+func TestQuantity(t *testing.T) {
+	for in, want := range map[string]int64{"10M": 1e7, "1Gi": 1 << 30, "500k": 5e5, "1e6": 1e6, "1.5M": 15e5, "7": 7, "1000m": 1} {
+		if got, ok := quantity(in); !ok || got != want {
+			t.Errorf("%q: %d, %v", in, got, ok)
+		}
+	}
+	for _, bad := range []string{"", "M", "-1", "1x", "1MM", "9E9E"} {
+		if got, ok := quantity(bad); ok {
+			t.Errorf("%q is %d", bad, got)
+		}
+	}
+}
+
+func TestNoop(t *testing.T) {
+	var said strings.Builder
+	n := NewNoop(slog.New(slog.NewTextHandler(&said, nil)))
+	if !strings.Contains(said.String(), "--network-plugin=cni") || n.Mode() != "bridge" || n.Ready() != nil {
+		t.Errorf("it said %q", said.String())
+	}
+}
