@@ -129,6 +129,9 @@ func readState(c *Container, in container.InspectResponse) {
 		c.State = runtimeapi.ContainerState_CONTAINER_CREATED
 		return
 	}
+	if c.FinishedAt.Before(c.StartedAt) {
+		c.FinishedAt = c.StartedAt // the engine notes the start of a very short life after its end
+	}
 	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), s.Error
 	switch {
 	case s.Status == container.StateCreated || c.StartedAt.IsZero():

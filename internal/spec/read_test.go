@@ -76,15 +76,16 @@ func TestReadState(t *testing.T) {
 		in   container.State
 		want Container
 	}{
-		"created":             {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
-		"running":             {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"paused":              {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"completed":           {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"failed":              {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"oom":                 {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"start failed":        {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
-		"start failed with 0": {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
-		"dead":                {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"created":               {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
+		"running":               {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"paused":                {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"completed":             {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"failed":                {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"oom":                   {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"start failed":          {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
+		"start failed with 0":   {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
+		"ended before it began": {container.State{Status: "exited", StartedAt: end, FinishedAt: begin}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
+		"dead":                  {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
 	} {
 		got := Read(inspect(typeContainer, c.in)).Container
 		if got == nil {

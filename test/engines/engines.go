@@ -190,7 +190,7 @@ func (e *Engine) startDocker(tb TB) {
 	args := []string{
 		"-H", "unix://" + e.Socket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
 		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"), "--default-runtime", "wrapped",
-		"--live-restore", "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--live-restore", "--userland-proxy=false", "--exec-opt", "native.cgroupdriver=cgroupfs",
 	}
 	e.docker = e.background(tb, "docker", "dockerd", args...)
 	ready := func() bool {

@@ -1,0 +1,180 @@
+package enginetest
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/spec"
+)
+
+// Engine is what the contract is about: all that cri and node ask of an engine for containers.
+type Engine interface {
+	Host(ctx context.Context) (spec.Host, error)
+	PauseImage(ctx context.Context) (string, error)
+	Create(ctx context.Context, c *spec.Create) (string, error)
+	Start(ctx context.Context, id string) error
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	Remove(ctx context.Context, id string) error
+	Inspect(ctx context.Context, id string) (spec.Object, error)
+	FindByName(ctx context.Context, name string) (string, spec.Object, error)
+	Objects(ctx context.Context) ([]spec.Object, error)
+	Images(ctx context.Context) ([]*spec.Image, error)
+	Events(ctx context.Context, changed func(engine.Event)) <-chan error
+	Exec(ctx context.Context, id string, x engine.Exec) (int, error)
+}
+
+var (
+	_ Engine = (*Fake)(nil)
+	_ Engine = (*engine.Engine)(nil)
+)
+
+// Contract is what every engine keeps, the fake and the real ones. cgroupParent is where containers go, "" for the engine's default.
+func Contract(t *testing.T, e Engine, cgroupParent string) {
+	ctx := t.Context()
+	host, err := e.Host(ctx)
+	if err != nil || host.EngineVersion == "" || host.CgroupDriver == "" || len(host.Runtimes) == 0 {
+		t.Fatalf("Host: %+v, %v", host, err)
+	}
+	pause, err := e.PauseImage(ctx)
+	if err != nil {
+		t.Fatalf("PauseImage: %v", err)
+	}
+	if again, err := e.PauseImage(ctx); err != nil || again != pause {
+		t.Errorf("PauseImage again: %s, %v", again, err)
+	}
+	imagePinned(t, e, pause)
+	events := make(chan engine.Event, 1024)
+	watch, stop := context.WithCancel(ctx)
+	done := e.Events(watch, func(ev engine.Event) { events <- ev })
+	defer func() { stop(); <-done }()
+
+	create, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "contract", Namespace: "default", Uid: "contract"}, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
+	}, spec.SandboxOptions{Host: host, Image: pause, NetworkMode: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	life(t, e, create, events)
+	unknown(t, e)
+}
+
+func imagePinned(t *testing.T, e Engine, ref string) {
+	t.Helper()
+	images, err := e.Images(t.Context())
+	if err != nil {
+		t.Fatalf("Images: %v", err)
+	}
+	for _, i := range images {
+		if i.Named(ref) {
+			if !i.Pinned || i.ID == "" {
+				t.Errorf("the pause image: %+v", i)
+			}
+			return
+		}
+	}
+	t.Errorf("Images lacks %s", ref)
+}
+
+// life takes one container from its creation to its removal.
+func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Event) {
+	t.Helper()
+	ctx := t.Context()
+	id, err := e.Create(ctx, create)
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	defer e.Remove(context.WithoutCancel(ctx), id) //nolint:errcheck // gone already, if all is well
+	seen(t, events, id)
+	if other, err := e.Create(ctx, create); !errdefs.IsConflict(err) {
+		t.Errorf("Create under a name in use: %s, %v", other, err)
+	}
+	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil || !o.Sandbox.NeverStarted {
+		t.Errorf("FindByName: %s, %+v, %v", found, o.Sandbox, err)
+	}
+	running := func() bool {
+		t.Helper()
+		o, err := e.Inspect(ctx, id)
+		if err != nil || o.Sandbox == nil {
+			t.Fatalf("Inspect: %+v, %v", o, err)
+		}
+		return o.Sandbox.Running && o.Sandbox.Pid > 0
+	}
+	for range 2 {
+		if err := e.Start(ctx, id); err != nil || !running() {
+			t.Errorf("Start: %v", err)
+		}
+	}
+	seen(t, events, id)
+	if all, err := e.Objects(ctx); err != nil || !listed(all, id) {
+		t.Errorf("Objects lacks the sandbox: %v", err)
+	}
+	for range 2 {
+		if err := e.Stop(ctx, id, 0); err != nil || running() {
+			t.Errorf("Stop: %v", err)
+		}
+	}
+	if err := e.Remove(ctx, id); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+	if _, err := e.Inspect(ctx, id); !errdefs.IsNotFound(err) {
+		t.Errorf("Inspect of what was removed: %v", err)
+	}
+}
+
+func listed(all []spec.Object, id string) bool {
+	for _, o := range all {
+		if o.Sandbox != nil && o.Sandbox.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// seen waits for an event of a container.
+func seen(t *testing.T, events <-chan engine.Event, id string) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		select {
+		case ev := <-events:
+			if ev.ID == id {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("no event of %s", id)
+		}
+	}
+}
+
+// unknown asks for what is not there, and with a context that has ended.
+func unknown(t *testing.T, e Engine) {
+	t.Helper()
+	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	var out bytes.Buffer
+	for verb, do := range map[string]func(context.Context) error{
+		"Start":      func(ctx context.Context) error { return e.Start(ctx, id) },
+		"Stop":       func(ctx context.Context) error { return e.Stop(ctx, id, 0) },
+		"Remove":     func(ctx context.Context) error { return e.Remove(ctx, id) },
+		"Inspect":    func(ctx context.Context) error { _, err := e.Inspect(ctx, id); return err },
+		"FindByName": func(ctx context.Context) error { _, _, err := e.FindByName(ctx, "nobody"); return err },
+		"Exec": func(ctx context.Context) error {
+			_, err := e.Exec(ctx, id, engine.Exec{Cmd: []string{"true"}, Streams: engine.Streams{Stdout: &out}})
+			return err
+		},
+	} {
+		if err := do(t.Context()); !errdefs.IsNotFound(err) {
+			t.Errorf("%s of what is not there: %v", verb, err)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := do(ended); err == nil {
+			t.Errorf("%s with a context that has ended: no error", verb)
+		}
+	}
+}

@@ -1,0 +1,5 @@
+package enginetest
+
+import "testing"
+
+func TestFakeKeepsTheContract(t *testing.T) { Contract(t, NewFake(), "") }
