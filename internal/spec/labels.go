@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// The labels that dockershim and its successors share; see docs/adr and the interoperability notes in ARCHITECTURE.md.
+// The labels that dockershim and its successors share.
 const (
 	labelType      = "io.kubernetes.docker.type" // podsandbox or container
 	labelSandboxID = "io.kubernetes.sandbox.id"
