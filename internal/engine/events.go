@@ -38,10 +38,11 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	return end
 }
 
-// matters leaves out events that change nothing that is remembered: every exec probe makes three.
+// matters leaves out events that change nothing that is remembered: every exec probe makes three. A create is ours, and is read when its
+// call goes on; an inspect for its event would wait for the start that follows at once, and then stand in the way of the call's own.
 func matters(a events.Action) bool {
 	switch a {
-	case events.ActionCreate, events.ActionStart, events.ActionRestart, events.ActionStop, events.ActionPause, events.ActionUnPause,
+	case events.ActionStart, events.ActionRestart, events.ActionStop, events.ActionPause, events.ActionUnPause,
 		events.ActionUpdate, events.ActionRename, events.ActionKill, events.ActionDie, events.ActionOOM, events.ActionDestroy:
 		return true
 	}

@@ -22,6 +22,18 @@ type imageCache struct {
 	byID map[string]*spec.Image
 }
 
+// named says whether the last look at all images saw one of this name.
+func (c *imageCache) named(ref string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, i := range c.byID {
+		if i.Named(ref) {
+			return true
+		}
+	}
+	return false
+}
+
 // Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those not seen before.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	list, err := e.docker.ImageList(ctx, client.ImageListOptions{})
@@ -97,6 +109,9 @@ func streamError(r io.Reader) error {
 // pulled if missing.
 func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	if ref := e.cfg.PauseImage; ref != "" {
+		if e.images.named(spec.Familiar(ref)) {
+			return ref, nil
+		}
 		if _, err := e.docker.ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
 			return ref, wrap(err, "inspect pause image %s", ref)
 		}
@@ -112,6 +127,9 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	archive, ref, err := pause.Image(*arch)
 	if err != nil {
 		return "", err
+	}
+	if e.images.named(ref) { // the view keeps the cache in step with image events
+		return ref, nil
 	}
 	e.loading.Lock() // Docker 29 refuses the same load twice at once
 	defer e.loading.Unlock()

@@ -42,6 +42,8 @@ const (
 	backoffMax   = 2 * time.Second
 	resyncPeriod = 5 * time.Minute // against events that the engine dropped
 	readDeadline = 2 * time.Minute // for one look at everything
+	// settle is how long events gather before they are looked into. A call of our own that caused one reads the object itself meanwhile.
+	settle = 5 * time.Millisecond
 )
 
 // View is the node's state. It is safe for concurrent use.
@@ -142,13 +144,26 @@ func (v *View) follow(ctx context.Context) error {
 			}
 			return err
 		case <-v.dirty.wake:
-			err = v.renewDirty(ctx)
+			if err = pause(ctx, settle); err == nil {
+				err = v.renewDirty(ctx)
+			}
 		case <-resync.C:
 			err = v.readAll(ctx)
 		}
 		if err != nil {
 			return err
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
 	}
 }
 
@@ -189,6 +204,7 @@ func (v *View) look() uint64 {
 func (v *View) Refresh(ctx context.Context, ids ...string) error {
 	var errs []error
 	for _, id := range ids {
+		v.dirty.forget(id) // what was marked before this look is seen by it
 		ticket := v.look()
 		o, err := v.src.Inspect(ctx, id)
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -237,6 +253,12 @@ func (d *dirtySet) mark(e engine.Event) {
 	case d.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (d *dirtySet) forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.ids, id)
 }
 
 func (d *dirtySet) take() (ids []string, images bool) {

@@ -90,7 +90,6 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 		t.Fatalf("Create: %v", err)
 	}
 	defer e.Remove(context.WithoutCancel(ctx), id) //nolint:errcheck // gone already, if all is well
-	seen(t, events, id)
 	if other, err := e.Create(ctx, create); !errdefs.IsConflict(err) {
 		t.Errorf("Create under a name in use: %s, %v", other, err)
 	}
