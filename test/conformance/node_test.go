@@ -293,6 +293,24 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	return strings.Join(left, "; ")
 }
 
+// wholePod returns the ID of the pod's sandbox if it is ready and has its address, else "".
+func (n *node) wholePod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
+	t.Helper()
+	r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range r.Items {
+		if p.Metadata.Uid != cfg.Metadata.Uid || p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			continue
+		}
+		if s, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id}); err == nil && s.Status.Network.GetIp() != "" {
+			return p.Id
+		}
+	}
+	return ""
+}
+
 // ownedByNobody says whether the text names a container ID of 64 hex digits that is none of the known ones.
 func ownedByNobody(text string, known map[string]bool) bool {
 	for _, f := range strings.FieldsFunc(text, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {

@@ -214,11 +214,19 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 				if err == nil {
 					n.removePod(t, r.PodSandboxId)
 				}
-				var left string
-				if !within(20*time.Second, func() bool { left = n.left(t, cfg); return left == "" }) {
+				// The call may have succeeded in the moment in which its caller gave up: then the whole pod is there for the retry.
+				var left, whole string
+				if !within(20*time.Second, func() bool {
+					left, whole = n.left(t, cfg), n.wholePod(t, cfg)
+					return left == "" || whole != ""
+				}) {
 					t.Errorf("left of a pod cancelled after %v: %s", d, left)
 				}
-				n.removePod(t, n.runPod(t, cfg))
+				id := n.runPod(t, cfg)
+				if whole != "" && id != whole {
+					t.Errorf("cancelled after %v: the pod %s was ready, the retry made %s", d, whole, id)
+				}
+				n.removePod(t, id)
 				n.assertNothingLeft(t, cfg)
 			}
 		})
