@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -38,6 +39,9 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	if err == nil {
 		err = s.View.Refresh(ctx, id)
 	}
+	if err == nil { // the pod may have been taken apart meanwhile, without this container
+		_, err = s.runningSandbox(r.GetPodSandboxId())
+	}
 	if errdefs.IsAlreadyExists(err) {
 		return nil, err
 	}
@@ -50,12 +54,9 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 // translateContainer gathers what the translation needs; it touches nothing.
 func (s *Service) translateContainer(r *runtimeapi.CreateContainerRequest, host spec.Host) (*spec.Create, error) {
 	cfg := r.GetConfig()
-	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
-	}
-	if !sb.Running {
-		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
 	image, err := s.View.Image(cfg.GetImage().GetImage())
 	if err != nil {
@@ -80,12 +81,30 @@ func (s *Service) translateContainer(r *runtimeapi.CreateContainerRequest, host 
 func makeDirs(dirs []string) error {
 	for _, d := range dirs {
 		if _, err := os.Stat(d); errors.Is(err, os.ErrNotExist) {
-			if err := os.MkdirAll(d, 0o755); err != nil {
+			if err := os.MkdirAll(linkTarget(d), 0o755); err != nil {
 				return fmt.Errorf("make missing host path: %w", err)
 			}
 		}
 	}
 	return nil
+}
+
+// maxLinks is where Linux gives up on following links (path_resolution(7)).
+const maxLinks = 40
+
+// linkTarget is where a path leads if its last part is a link to what is not there, else the path.
+func linkTarget(file string) string {
+	for range maxLinks {
+		to, err := os.Readlink(file)
+		if err != nil {
+			return file
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(file), to)
+		}
+		file = to
+	}
+	return file
 }
 
 // createContainer makes the container; a leftover with its name that has never run, or has ended, is cleared once.

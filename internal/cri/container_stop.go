@@ -2,9 +2,12 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
 )
 
 // StopContainer stops a container: its stop signal, and SIGKILL after timeout seconds, at once with 0 (CRI StopContainer). A stopped or
@@ -20,6 +23,11 @@ func (s *Service) StopContainer(ctx context.Context, r *runtimeapi.StopContainer
 		}
 		return &runtimeapi.StopContainerResponse{}, nil
 	}
+	if c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
+		if c, err = s.afterStart(ctx, c); err != nil {
+			return nil, err
+		}
+	}
 	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		grace := time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second))) * time.Second
 		if err := notFoundIsFine(s.Engine.Stop(ctx, c.ID, grace)); err != nil {
@@ -30,6 +38,20 @@ func (s *Service) StopContainer(ctx context.Context, r *runtimeapi.StopContainer
 		}
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// afterStart is a created container after a start that is under way: a stop that came in its middle must not be forgotten.
+func (s *Service) afterStart(ctx context.Context, c *spec.Container) (*spec.Container, error) {
+	unlock, err := s.names.Lock(ctx, c.Name)
+	if err != nil {
+		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
+	}
+	unlock()
+	now, err := s.View.Container(c.ID)
+	if err != nil {
+		return c, notFoundIsFine(err)
+	}
+	return now, nil
 }
 
 // maxGrace keeps absurd grace periods within what a Duration can hold.

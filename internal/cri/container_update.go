@@ -9,6 +9,7 @@ import (
 )
 
 // UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request without Linux resources changes nothing.
+// One that fails may have changed a part; the kubelet repeats it.
 func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
@@ -26,6 +27,9 @@ func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 		return nil, err
 	}
 	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
+		return nil, err
+	}
+	if err := s.Engine.Limit(c, update.Kernel); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.View.Refresh(ctx, c.ID)

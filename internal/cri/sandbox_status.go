@@ -21,7 +21,7 @@ func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	}
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb))}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name})
+		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own})
 	}
 	return resp, err
 }

@@ -42,7 +42,8 @@ func (s *Service) stopSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb); return nil })
 	g.Go(func() error { errs[1] = s.disconnect(ctx, sb); return nil })
 	_ = g.Wait()
-	return errors.Join(errs...)
+	// A container whose start was under way: either it is seen now, or its start sees that the pause does not run any more.
+	return errors.Join(append(errs, s.killAll(ctx, s.View.ContainersOf(sb.ID), nil))...)
 }
 
 // killAll kills containers, and the pause if one is given, and renews the view.

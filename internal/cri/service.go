@@ -34,8 +34,10 @@ type Engine interface {
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown one is NotFound.
 	Remove(ctx context.Context, id string) error
-	// Update changes resources of a container.
+	// Update changes the resources of a container that Docker knows.
 	Update(ctx context.Context, id string, u *spec.Update) error
+	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.
+	Limit(c *spec.Container, l spec.KernelLimits) error
 	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
 	FindByName(ctx context.Context, name string) (id string, o spec.Object, err error)
 	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends first, the process and all its

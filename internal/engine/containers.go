@@ -67,7 +67,7 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	}
 }
 
-// Update changes a container's resources (POST /containers/{id}/update).
+// Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the others.
 func (e *Engine) Update(ctx context.Context, id string, u *spec.Update) error {
 	_, err := e.docker.ContainerUpdate(ctx, id, client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
@@ -79,7 +79,9 @@ func (e *Engine) Inspect(ctx context.Context, id string) (spec.Object, error) {
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
-	return spec.Read(r.Container), nil
+	o := spec.Read(r.Container)
+	e.measure(o.Container)
+	return o, nil
 }
 
 // FindByName is the container with this name (without slash) and what it is; NotFound if there is none.

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
+	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/spec"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 type Engine struct {
 	cfg     Config
 	docker  *client.Client
+	kernel  cgroup.Kernel
 	images  imageCache
 	loading sync.Mutex             // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
@@ -52,7 +54,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--docker-endpoint %q: %w", cfg.Endpoint, err)
 	}
-	return &Engine{cfg: cfg, docker: docker, images: imageCache{byID: map[string]*spec.Image{}}}, nil
+	return &Engine{cfg: cfg, docker: docker, kernel: cgroup.Host(), images: imageCache{byID: map[string]*spec.Image{}}}, nil
 }
 
 // Close ends idle connections.

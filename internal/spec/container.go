@@ -36,6 +36,13 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 	if p := LogPath(cfg, pod); p != "" {
 		own[labelLogPath] = p
 	}
+	limits, err := kernelLimits("config.linux.resources", cfg.GetLinux().GetResources(), o.Host)
+	if err != nil {
+		return nil, err
+	}
+	if !limits.Empty() {
+		own[labelLimits] = toJSON(limits)
+	}
 	c := &Create{
 		Name: ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata),
 		Config: &container.Config{
@@ -167,39 +174,10 @@ func containerDevices(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpt
 	if len(cdi) == 0 {
 		return nil
 	}
-	if !o.Host.AtLeast("1.44") {
-		return fmt.Errorf("config.CDI_devices: Docker Engine %s has no CDI (%s); it came with Engine 25: %w", o.Host.EngineVersion, strings.Join(cdi, ", "), errdefs.ErrInvalidArgument)
+	if !o.Host.CDI {
+		return fmt.Errorf("config.CDI_devices: Docker Engine %s has no CDI (%s); it came with Engine 25, where daemon.json may have to enable it (\"features\": {\"cdi\": true}): %w",
+			o.Host.EngineVersion, strings.Join(cdi, ", "), errdefs.ErrInvalidArgument)
 	}
 	c.Host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cdi}}
 	return nil
-}
-
-// containerResources sets limits. Huge pages and unified cgroup settings cannot be told to Docker; the kubelet sends zero limits for every
-// page size and its own unified keys as a matter of course, so they are not refused.
-func containerResources(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
-	r := cfg.GetLinux().GetResources()
-	devices := c.Host.Resources
-	c.Host.Resources = resources(r)
-	c.Host.Devices, c.Host.DeviceRequests = devices.Devices, devices.DeviceRequests
-	c.Host.CgroupParent = o.Sandbox.CgroupParent
-	c.Host.OomScoreAdj = o.Host.clampOOM(r.GetOomScoreAdj())
-	return nil
-}
-
-// resources are limits in Docker's terms. Docker would give as much swap as memory where only memory is limited; Kubernetes means none.
-func resources(r *runtimeapi.LinuxContainerResources) container.Resources {
-	out := container.Resources{
-		CPUShares: r.GetCpuShares(), CPUPeriod: r.GetCpuPeriod(), CPUQuota: r.GetCpuQuota(),
-		Memory: r.GetMemoryLimitInBytes(), MemorySwap: r.GetMemorySwapLimitInBytes(),
-		CpusetCpus: r.GetCpusetCpus(), CpusetMems: r.GetCpusetMems(),
-	}
-	if out.MemorySwap == 0 && out.Memory > 0 {
-		out.MemorySwap = out.Memory
-	}
-	return out
-}
-
-// NewUpdate translates UpdateContainerResources. Zero means "leave as it is", for CRI as for Docker; a quota of -1 lifts it.
-func NewUpdate(r *runtimeapi.LinuxContainerResources, _ Host) (*Update, error) {
-	return &Update{Resources: resources(r)}, nil
 }

@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // hosts are the engines that golden files name.
 var hosts = map[string]Host{
 	"20.10": {EngineVersion: "20.10.24", APIVersion: "1.41", CgroupDriver: "cgroupfs", CgroupVersion: "1", Runtimes: []string{"runc"}, SecurityOptions: []string{"seccomp"}, MinOOMScoreAdj: 0},
-	"29":    {EngineVersion: "29.0.0", APIVersion: "1.52", CgroupDriver: "systemd", CgroupVersion: "2", Runtimes: []string{"crun", "runc"}, SecurityOptions: []string{"apparmor", "seccomp", "selinux"}, MinOOMScoreAdj: -1000},
+	"29":    {EngineVersion: "29.0.0", CDI: true, APIVersion: "1.52", CgroupDriver: "systemd", CgroupVersion: "2", Runtimes: []string{"crun", "runc"}, SecurityOptions: []string{"apparmor", "seccomp", "selinux"}, MinOOMScoreAdj: -1000},
 }
 
 // TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts), "request.json" (a RunPodSandboxRequest or

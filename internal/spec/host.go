@@ -14,6 +14,7 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) Host {
 		EngineVersion: in.ServerVersion, APIVersion: apiVersion, OperatingSystem: in.OSType, Architecture: in.Architecture,
 		CgroupDriver: in.CgroupDriver, CgroupVersion: in.CgroupVersion, StorageDriver: in.Driver, RootDir: in.DockerRootDir,
 		DefaultRuntime: in.DefaultRuntime, LiveRestore: in.LiveRestoreEnabled, MinOOMScoreAdj: minOOM,
+		CDI: len(in.CDISpecDirs) > 0,
 	}
 	if h.CgroupVersion == "" {
 		h.CgroupVersion = "1" // engines before API 1.41 knew no other

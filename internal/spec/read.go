@@ -62,6 +62,7 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 		Running:        in.State.Running, Pid: in.State.Pid, NeverStarted: in.State.Status == container.StateCreated,
 		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
 		CgroupParent: in.HostConfig.CgroupParent, Runtime: in.HostConfig.Runtime,
+		Own: fromJSON[PodResources](in.Config.Labels[labelPod]),
 	}
 	if in.NetworkSettings != nil {
 		for _, e := range in.NetworkSettings.Networks {
@@ -98,6 +99,7 @@ func readNamespaces(in container.InspectResponse) *runtimeapi.NamespaceOption {
 
 func readContainer(in container.InspectResponse, n name) *Container {
 	labels, annotations := readLabels(in.Config.Labels, false)
+	limits := fromJSON[KernelLimits](in.Config.Labels[labelLimits])
 	c := &Container{
 		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"), SandboxID: in.Config.Labels[labelSandboxID],
 		Metadata: &runtimeapi.ContainerMetadata{Name: n.container, Attempt: n.attempt},
@@ -107,7 +109,8 @@ func readContainer(in container.InspectResponse, n name) *Container {
 		Pid:     in.State.Pid,
 		LogPath: in.Config.Labels[labelLogPath], EngineLogPath: in.LogPath, LogDriver: in.HostConfig.LogConfig.Type,
 		Mounts:     readMounts(in),
-		Resources:  readResources(in.HostConfig),
+		Resources:  readResources(in.HostConfig, limits),
+		Kernel:     limits,
 		User:       readUser(in),
 		StopSignal: readSignal(in.Config.StopSignal),
 		TTY:        in.Config.Tty, Stdin: in.Config.OpenStdin, StdinOnce: in.Config.StdinOnce,
@@ -181,14 +184,6 @@ func readMounts(in container.InspectResponse) []*runtimeapi.Mount {
 	}
 	slices.SortFunc(out, func(a, b *runtimeapi.Mount) int { return strings.Compare(a.ContainerPath, b.ContainerPath) })
 	return out
-}
-
-func readResources(h *container.HostConfig) *runtimeapi.ContainerResources {
-	return &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{
-		CpuPeriod: h.CPUPeriod, CpuQuota: h.CPUQuota, CpuShares: h.CPUShares,
-		MemoryLimitInBytes: h.Memory, MemorySwapLimitInBytes: h.MemorySwap,
-		CpusetCpus: h.CpusetCpus, CpusetMems: h.CpusetMems, OomScoreAdj: int64(h.OomScoreAdj),
-	}}
 }
 
 // readUser is the process's user as far as numbers are known; nil where only names are.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -39,14 +41,16 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 		return nil, fmt.Errorf("config.linux.security_context.namespace_options.userns_options: user namespaces are not supported on this runtime; set hostUsers: true: %w", errdefs.ErrInvalidArgument)
 	}
 	name := SandboxName(cfg.GetMetadata())
+	own := map[string]string{labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String()}
+	if cfg.GetLinux().GetOverhead() != nil || cfg.GetLinux().GetResources() != nil {
+		own[labelPod] = toJSON(PodResources{Overhead: cfg.GetLinux().GetOverhead(), Resources: cfg.GetLinux().GetResources()})
+	}
 	c := &Create{
 		Name: name,
 		Config: &container.Config{
 			Hostname: cfg.GetHostname(),
 			Image:    o.Image,
-			Labels: writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), map[string]string{
-				labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String(),
-			}, true),
+			Labels:   writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), own, true),
 		},
 		Host: &container.HostConfig{
 			LogConfig:     container.LogConfig{Type: "none"},
@@ -139,19 +143,26 @@ func sandboxSecurity(c *Create, sc *runtimeapi.LinuxSandboxSecurityContext, o Sa
 	return err
 }
 
-// ociRuntime is the engine's runtime for a handler.
+// ociRuntime is the engine's runtime for a handler: one that it has configured or, from Engine 23 on, a containerd shim by its name.
 func ociRuntime(handler string, h Host) (string, error) {
 	if handler == "" {
 		return "", nil
 	}
-	for _, r := range h.Runtimes {
-		if r == handler {
-			return r, nil
+	if slices.Contains(h.Runtimes, handler) {
+		return handler, nil
+	}
+	if shimName.MatchString(handler) {
+		if h.AtLeast("1.42") {
+			return handler, nil // whether it is installed only the engine knows; it says so before the sandbox starts
 		}
+		return "", fmt.Errorf("runtime_handler: Docker Engine %s cannot run containerd's shim %q; Engine 23 can: %w", h.EngineVersion, handler, errdefs.ErrInvalidArgument)
 	}
 	return "", fmt.Errorf("runtime_handler: the engine has no runtime %q (it has: %s); add it to the engine's daemon.json: %w",
 		handler, strings.Join(h.Runtimes, ", "), errdefs.ErrInvalidArgument)
 }
+
+// shimName is how containerd names its shims; io.containerd.kata.v2 is the program containerd-shim-kata-v2 (containerd, runtime v2).
+var shimName = regexp.MustCompile(`^io\.containerd\.[a-zA-Z0-9_-]+\.v[0-9]+$`)
 
 // cgroupParent is a CRI cgroup parent as the engine wants it: with the systemd driver the slice's name alone.
 func cgroupParent(parent string, h Host) string {

@@ -28,6 +28,7 @@ type Host struct {
 	DefaultRuntime  string
 	Runtimes        []string // OCI runtimes that the engine has configured, sorted
 	SecurityOptions []string // names only: "apparmor", "seccomp", "selinux", "rootless", "userns"
+	CDI             bool     // the engine knows the Container Device Interface
 	LiveRestore     bool
 	// MinOOMScoreAdj is the lowest oom_score_adj that a container can get here: -1000, or higher where CAP_SYS_RESOURCE is missing.
 	MinOOMScoreAdj int
@@ -43,9 +44,22 @@ type Create struct {
 	MakeDirs []string
 }
 
-// Update is a change of a container's resources as Docker is told to make it (POST /containers/{id}/update).
+// Update is a change of a container's resources: what Docker is told (POST /containers/{id}/update), and what it cannot be told.
 type Update struct {
 	Resources container.Resources
+	Kernel    KernelLimits
+}
+
+// KernelLimits are resources that Docker's API cannot carry; they are written to the kernel while the container runs.
+type KernelLimits struct {
+	OOMScoreAdj int               `json:"-"`                   // of every process; 0 leaves it as it is
+	Hugepages   map[string]uint64 `json:"hugepages,omitempty"` // page size ("2MB", "1GB"): bytes
+	Unified     map[string]string `json:"unified,omitempty"`   // file of cgroup v2: value
+}
+
+// Empty says whether there is nothing to write.
+func (l KernelLimits) Empty() bool {
+	return l.OOMScoreAdj == 0 && len(l.Hugepages) == 0 && len(l.Unified) == 0
 }
 
 // LogConfig is how Docker is told to keep a container's output.
@@ -79,6 +93,13 @@ type Sandbox struct {
 	HostsPath      string
 	CgroupParent   string
 	Runtime        string // the OCI runtime, as HostConfig.Runtime has it
+	Own            PodResources
+}
+
+// PodResources are what RunPodSandbox says of the pod as a whole. The pod's control group is the kubelet's; the runtime records them.
+type PodResources struct {
+	Overhead  *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
+	Resources *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 }
 
 // HostNetwork says whether the pod lives in the node's network namespace.
@@ -109,6 +130,7 @@ type Container struct {
 	LogDriver     string
 	Mounts        []*runtimeapi.Mount
 	Resources     *runtimeapi.ContainerResources
+	Kernel        KernelLimits // to be written when it starts
 	User          *runtimeapi.ContainerUser
 	StopSignal    runtimeapi.Signal
 	TTY           bool

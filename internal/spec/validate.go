@@ -26,6 +26,12 @@ var nameParts = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9.-]*$`)
 // imageRef are the characters of image names (distribution's reference grammar) and IDs.
 var imageRef = regexp.MustCompile(`^[a-zA-Z0-9\[][a-zA-Z0-9._:/@+\[\]-]*$`)
 
+// pageSize and unifiedFile are what names the kernel's files of huge pages and of cgroup v2 (CRI HugepageLimit, kernel cgroup-v2.rst).
+var (
+	pageSize    = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
+	unifiedFile = regexp.MustCompile(`^[a-z_]+(\.[A-Za-z0-9_]+)+$`)
+)
+
 // problems collects the first thing wrong with a request.
 type problems struct{ err error }
 
@@ -159,6 +165,10 @@ func Validate(req any) error {
 	case *runtimeapi.UpdateContainerResourcesRequest:
 		p.id("container_id", r.GetContainerId())
 		p.resources("linux", r.GetLinux())
+	case *runtimeapi.UpdatePodSandboxResourcesRequest:
+		p.id("pod_sandbox_id", r.GetPodSandboxId())
+		p.resources("overhead", r.GetOverhead())
+		p.resources("resources", r.GetResources())
 	case *runtimeapi.UpdateRuntimeConfigRequest:
 		p.text("runtime_config.network_config.pod_cidr", r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
 	case *runtimeapi.PullImageRequest:
@@ -241,6 +251,8 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 	p.mapped(field+".labels", c.GetLabels())
 	p.mapped(field+".annotations", c.GetAnnotations())
 	p.mapped(field+".linux.sysctls", c.GetLinux().GetSysctls())
+	p.resources(field+".linux.overhead", c.GetLinux().GetOverhead())
+	p.resources(field+".linux.resources", c.GetLinux().GetResources())
 	p.lines(field+".dns_config.servers", c.GetDnsConfig().GetServers())
 	p.lines(field+".dns_config.searches", c.GetDnsConfig().GetSearches())
 	p.lines(field+".dns_config.options", c.GetDnsConfig().GetOptions())
@@ -377,4 +389,16 @@ func (p *problems) resources(field string, r *runtimeapi.LinuxContainerResources
 	}
 	p.text(field+".cpuset_cpus", r.GetCpusetCpus())
 	p.text(field+".cpuset_mems", r.GetCpusetMems())
+	for i, l := range r.GetHugepageLimits() {
+		if !pageSize.MatchString(l.GetPageSize()) {
+			p.add(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), "%q is not a page size such as 2MB or 1GB", l.GetPageSize())
+		}
+	}
+	for k, v := range r.GetUnified() {
+		f := field + ".unified[" + strconv.Quote(k) + "]"
+		if !unifiedFile.MatchString(k) {
+			p.add(f, "is not a file of cgroup v2 such as memory.high")
+		}
+		p.required(f, v)
+	}
 }

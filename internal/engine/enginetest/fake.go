@@ -30,6 +30,7 @@ type Fake struct {
 	mu         sync.Mutex // guards the rest
 	containers map[string]*container.InspectResponse
 	images     map[string]*spec.Image // by name
+	limits     map[string]spec.KernelLimits
 	watchers   []chan engine.Event
 	made       int
 	pids       int
@@ -39,7 +40,7 @@ type Fake struct {
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, pids: 1000}
+	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, limits: map[string]spec.KernelLimits{}, pids: 1000}
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
@@ -170,6 +171,29 @@ func (f *Fake) Update(ctx context.Context, id string, u *spec.Update) error {
 		}
 		return err
 	})
+}
+
+// Limit implements cri.Engine: it notes the limits.
+func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
+	if l.Empty() {
+		return nil
+	}
+	if f.Fault != nil {
+		if err := f.Fault("limit", false); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limits[c.ID] = l
+	return nil
+}
+
+// Limits are what Limit was last told of a container.
+func (f *Fake) Limits(id string) spec.KernelLimits {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.limits[id]
 }
 
 // FindByName implements cri.Engine.

@@ -1,0 +1,139 @@
+// Package cgroup finds the control groups of a container's process and reads and writes there what Docker's API cannot say: the OOM score
+// of all its processes, huge page limits, and the files of cgroup v2 by name.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel says where the kernel shows processes and control groups; tests give folders of their own.
+type Kernel struct {
+	Proc   string // proc(5)
+	Cgroup string // where cgroup v2, or the folder of all v1 hierarchies, is mounted
+}
+
+// Host is this machine's kernel.
+func Host() Kernel { return Kernel{Proc: "/proc", Cgroup: "/sys/fs/cgroup"} }
+
+// Group is the control group of one container.
+type Group struct {
+	kernel  Kernel
+	pid     int
+	unified string            // its folder in cgroup v2; "" on a v1 machine
+	v1      map[string]string // controller: its folder
+}
+
+// Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). The container's ID must stand in the path, so
+// that neither a PID that was given away nor the process of an engine on another machine is taken for it: NotFound else.
+func (k Kernel) Of(pid int, containerID string) (*Group, error) {
+	b, err := os.ReadFile(k.process(pid, "cgroup"))
+	if err != nil || containerID == "" || !strings.Contains(string(b), containerID) {
+		return nil, fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
+	}
+	g := &Group{kernel: k, pid: pid, v1: map[string]string{}}
+	for line := range strings.Lines(string(b)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3) // hierarchy:controllers:path
+		if len(parts) != 3 || !strings.Contains(parts[2], containerID) {
+			continue
+		}
+		if parts[0] == "0" && parts[1] == "" {
+			g.unified = filepath.Join(k.Cgroup, parts[2])
+			continue
+		}
+		for c := range strings.SplitSeq(parts[1], ",") {
+			g.v1[c] = filepath.Join(k.Cgroup, c, parts[2])
+		}
+	}
+	if len(g.v1) > 0 {
+		g.unified = "" // a hybrid machine's v2 hierarchy has no controllers
+	}
+	return g, nil
+}
+
+func (k Kernel) process(pid int, file string) string {
+	return filepath.Join(k.Proc, strconv.Itoa(pid), file)
+}
+
+// V2 says whether the container is governed by cgroup v2.
+func (g *Group) V2() bool { return g.unified != "" }
+
+// OOMScoreAdj is the main process's score (proc_pid_oom_score_adj(5)).
+func (g *Group) OOMScoreAdj() (int, error) {
+	b, err := os.ReadFile(g.kernel.process(g.pid, "oom_score_adj"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// forkRounds is how often processes that were forked meanwhile are looked for.
+const forkRounds = 5
+
+// SetOOMScoreAdj gives every process of the container a score. It is inherited, so processes to come have it too. A permission error means
+// that the score is below what this process may give.
+func (g *Group) SetOOMScoreAdj(score int) error {
+	done := map[int]bool{}
+	for range forkRounds {
+		pids, err := g.processes()
+		if err != nil {
+			return err
+		}
+		news := slices.DeleteFunc(pids, func(p int) bool { return done[p] })
+		if len(news) == 0 {
+			break
+		}
+		for _, p := range news {
+			err := write(g.kernel.process(p, "oom_score_adj"), strconv.Itoa(score))
+			if err != nil && !gone(err) {
+				return fmt.Errorf("oom_score_adj of process %d: %w", p, err)
+			}
+			done[p] = true
+		}
+	}
+	return nil
+}
+
+// processes are the container's, those in groups that it has made itself included.
+func (g *Group) processes() ([]int, error) {
+	root := g.unified
+	for _, controller := range []string{"memory", "pids", "cpu", "devices"} {
+		if root == "" {
+			root = g.v1[controller]
+		}
+	}
+	var pids []int
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil && gone(err) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil && !gone(err) {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	return pids, err
+}
+
+// gone says that a process or group ended while it was looked at.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)
+}

@@ -1,0 +1,244 @@
+package cri
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// started is a container that runs.
+func started(t *testing.T, s *Service, r *runtimeapi.CreateContainerRequest) string {
+	t.Helper()
+	c, err := s.CreateContainer(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	return c.ContainerId
+}
+
+// limited asks for limits that Docker cannot be told.
+func limited(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
+	r := createRequest(pod, cfg)
+	r.Config.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}, Unified: map[string]string{"memory.high": "1000"},
+	}}
+	return r
+}
+
+func TestLimitsThatDockerCannotBeTold(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	id := started(t, s, limited(runPod(t, s, cfg), cfg))
+	if l := w.engine.Limits(id); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" || l.OOMScoreAdj != 0 {
+		t.Errorf("limits at the start: %v", l)
+	}
+	for _, r := range []*runtimeapi.LinuxContainerResources{nil, {}} {
+		if _, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r}); err != nil {
+			t.Errorf("update with %v: %v", r, err)
+		}
+	}
+	_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
+		OomScoreAdj: 321, Unified: map[string]string{"memory.high": "2000"},
+	}})
+	if l := w.engine.Limits(id); err != nil || l.OOMScoreAdj != 321 || l.Unified["memory.high"] != "2000" {
+		t.Errorf("limits of the update: %v, %v", l, err)
+	}
+	for field, r := range map[string]*runtimeapi.LinuxContainerResources{
+		"linux.hugepage_limits[0].page_size": {HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
+		"linux.unified":                      {Unified: map[string]string{"../../memory.max": "1"}},
+		"linux.oom_score_adj":                {OomScoreAdj: 1001},
+		"linux.cpu_quota":                    {CpuQuota: -2},
+	} {
+		_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+func TestContainerWithoutItsLimitsDoesNotRun(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	c, err := s.CreateContainer(t.Context(), limited(runPod(t, s, cfg), cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.engine.Fault = func(verb string, _ bool) error {
+		if verb == "limit" {
+			return errBroken
+		}
+		return nil
+	}
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err == nil {
+		t.Error("the start succeeded")
+	}
+	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
+	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("it runs without its limits: %v, %v", st, err)
+	}
+}
+
+// TestStopDuringStart holds a start in its middle: a stop that comes then waits for it and stops the container.
+func TestStopDuringStart(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	c, err := s.CreateContainer(t.Context(), createRequest(runPod(t, s, cfg), cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inStart, goOn := make(chan struct{}), make(chan struct{})
+	w.engine.Fault = func(verb string, after bool) error {
+		if verb == "start" && !after {
+			close(inStart)
+			<-goOn
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+			t.Errorf("StartContainer: %v", err)
+		}
+	})
+	<-inStart
+	wg.Go(func() {
+		if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId}); err != nil {
+			t.Errorf("StopContainer: %v", err)
+		}
+	})
+	close(goOn)
+	wg.Wait()
+	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
+	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("the stop was forgotten: %v, %v", st, err)
+	}
+}
+
+// TestPodStoppedDuringStart holds the start of a container while its pod is stopped: the container must not outlive the pod's stop.
+func TestPodStoppedDuringStart(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.engine.Fault = func(verb string, after bool) error {
+		if verb == "start" && !after {
+			_, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+			return err
+		}
+		return nil
+	}
+	_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+	if !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("StartContainer in a pod that was stopped meanwhile: %v", err)
+	}
+	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
+	if err != nil || st.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("it runs in a stopped pod: %v, %v", st, err)
+	}
+}
+
+// TestPodRemovedDuringCreate removes the pod while a container is made: the container must not be left.
+func TestPodRemovedDuringCreate(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	w.engine.Fault = func(verb string, after bool) error {
+		if verb == "create" && !after {
+			_, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+			return err
+		}
+		return nil
+	}
+	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsNotFound(err) {
+		t.Errorf("CreateContainer in a pod that was removed meanwhile: %v, %v", r, err)
+	}
+	w.nothingLeft(t, s)
+}
+
+// TestParallelCallsOnOnePod makes every kind of call on one pod at once, again and again. Whatever each answers, removing the pod leaves
+// nothing.
+func TestParallelCallsOnOnePod(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	ctx := t.Context()
+	for range 20 {
+		pod := runPod(t, s, cfg)
+		var wg sync.WaitGroup
+		for i := range 8 {
+			r := createRequest(pod, cfg)
+			r.Config.Metadata.Name = fmt.Sprintf("c%d", i%4) // two callers for each name
+			wg.Go(func() {
+				c, err := s.CreateContainer(ctx, r)
+				if err != nil {
+					return
+				}
+				id := c.ContainerId
+				_, _ = s.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+				_, _ = s.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+				_, _ = s.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+				_, _ = s.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
+			})
+			wg.Go(func() { _, _ = s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg}) })
+			wg.Go(func() { _, _ = s.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}) })
+			wg.Go(func() { _, _ = s.ListContainers(ctx, &runtimeapi.ListContainersRequest{}) })
+		}
+		wg.Wait()
+		l, err := s.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		if err != nil || len(l.Items) > 1 {
+			t.Fatalf("one name, and several sandboxes: %v, %v", l, err)
+		}
+		for _, p := range l.Items {
+			if _, err := s.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+				t.Errorf("RemovePodSandbox: %v", err)
+			}
+		}
+		w.nothingLeft(t, s)
+	}
+}
+
+func TestUpdatePodSandboxResources(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	cfg.Linux = &runtimeapi.LinuxPodSandboxConfig{
+		Overhead: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77},
+	}
+	pod := runPod(t, s, cfg)
+	if _, err := s.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: "beef"}); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown sandbox: %v", err)
+	}
+	st, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
+	if err != nil || !strings.Contains(st.Info["info"], `"cpu_shares":77`) || !strings.Contains(st.Info["info"], `"memory_limit_in_bytes":1048576`) {
+		t.Errorf("the pod's own resources are not recorded: %v, %v", st.GetInfo(), err)
+	}
+}
+
+func TestMakeDirs(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("not/yet", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeDirs([]string{filepath.Join(dir, "a/b"), link, dir}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a/b", "not/yet", "link"} {
+		if s, err := os.Stat(filepath.Join(dir, want)); err != nil || !s.IsDir() {
+			t.Errorf("%s: %v, %v", want, s, err)
+		}
+	}
+}
