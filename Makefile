@@ -15,8 +15,8 @@ test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 30m ./...
-conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine
-	$(GO) test -race -count=1 -timeout 30m ./test/conformance
+conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine, ENDPOINT=unix:///… for a runtime that runs already
+	$(GO) test -race -count=1 -timeout 30m ./test/conformance $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
 e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
 bench: deps ## figures beside the floor of the same run

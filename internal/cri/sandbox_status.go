@@ -4,13 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"net/netip"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/spec"
 )
 
-// PodSandboxStatus describes one sandbox, from memory (CRI PodSandboxStatus). NotFound for an unknown ID.
+// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus); the timestamp is that of the look, which
+// the kubelet compares with those of events. NotFound for an unknown ID.
 func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
@@ -19,7 +21,10 @@ func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb))}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb)), Timestamp: time.Now().UnixNano()}
+	for _, c := range s.View.ContainersOf(sb.ID) {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, c.Status())
+	}
 	if r.GetVerbose() {
 		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own})
 	}

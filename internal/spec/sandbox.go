@@ -37,9 +37,6 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 	if err != nil {
 		return nil, err
 	}
-	if ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && ns.GetUsernsOptions() != nil {
-		return nil, fmt.Errorf("config.linux.security_context.namespace_options.userns_options: user namespaces are not supported on this runtime; set hostUsers: true: %w", errdefs.ErrInvalidArgument)
-	}
 	name := SandboxName(cfg.GetMetadata())
 	own := map[string]string{labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String()}
 	if cfg.GetLinux().GetOverhead() != nil || cfg.GetLinux().GetResources() != nil {

@@ -256,8 +256,14 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 	p.lines(field+".dns_config.servers", c.GetDnsConfig().GetServers())
 	p.lines(field+".dns_config.searches", c.GetDnsConfig().GetSearches())
 	p.lines(field+".dns_config.options", c.GetDnsConfig().GetOptions())
+	if c.GetWindows() != nil {
+		p.add(field+".windows", "this node runs Linux")
+	}
 	sc := c.GetLinux().GetSecurityContext()
 	p.namespaces(field+".linux.security_context.namespace_options", sc.GetNamespaceOptions())
+	if sc.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET {
+		p.add(field+".linux.security_context.namespace_options.pid", "TARGET is for containers")
+	}
 	p.profile(field+".linux.security_context.seccomp", sc.GetSeccomp())
 	p.profile(field+".linux.security_context.apparmor", sc.GetApparmor())
 	if parent := c.GetLinux().GetCgroupParent(); parent != "" {
@@ -286,6 +292,18 @@ func (p *problems) namespaces(field string, o *runtimeapi.NamespaceOption) {
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		p.id(field+".target_id", o.GetTargetId())
 	}
+	p.shared(field+".network", o.GetNetwork())
+	p.shared(field+".ipc", o.GetIpc())
+	if u := o.GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
+		p.add(field+".userns_options", "user namespaces are not supported on this runtime; set hostUsers: true")
+	}
+}
+
+// shared wants a mode of what all containers of a pod share (CRI NamespaceOption: network and ipc are POD or NODE).
+func (p *problems) shared(field string, m runtimeapi.NamespaceMode) {
+	if m == runtimeapi.NamespaceMode_CONTAINER || m == runtimeapi.NamespaceMode_TARGET {
+		p.add(field, "%v is not possible, only POD and NODE are", m)
+	}
 }
 
 func (p *problems) profile(field string, s *runtimeapi.SecurityProfile) {
@@ -304,6 +322,9 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 	p.name(field+".metadata.name", c.GetMetadata().GetName())
 	if c.GetMetadata().GetName() == pauseName {
 		p.add(field+".metadata.name", "%q is kept for the sandbox", pauseName)
+	}
+	if c.GetWindows() != nil {
+		p.add(field+".windows", "this node runs Linux")
 	}
 	p.image(field+".image.image", c.GetImage().GetImage())
 	if lp := c.GetLogPath(); lp != "" {
@@ -345,6 +366,9 @@ func (p *problems) mount(field string, m *runtimeapi.Mount) {
 	p.absolute(field+".container_path", m.GetContainerPath())
 	if m.GetImage().GetImage() == "" {
 		p.absolute(field+".host_path", m.GetHostPath())
+		if m.GetImageSubPath() != "" {
+			p.add(field+".image_sub_path", "needs an image")
+		}
 	}
 	enum(p, field+".propagation", runtimeapi.MountPropagation_name, m.GetPropagation())
 	if m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {

@@ -11,7 +11,7 @@ import (
 // TestCheckPod runs the self-test as an operator does, beside the daemon.
 func TestCheckPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket, "--docker-endpoint=unix://"+n.eng.Socket)
+		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket, "--docker-endpoint=unix://"+n.own(t).Socket)
 		for _, want := range []string{"It works: this page comes from a pod", "check: all 12 steps passed\n"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("the output lacks %q", want)
@@ -34,10 +34,10 @@ func TestCheckPodSaysWhatIsWrong(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		nowhere := filepath.Join(t.TempDir(), "nobody.sock")
 		for _, c := range []struct{ daemon, docker, step string }{
-			{nowhere, n.eng.Socket, "the daemon answers"},
+			{nowhere, n.own(t).Socket, "the daemon answers"},
 			{n.Socket, nowhere, "image made from this program"},
 		} {
-			out, err := n.eng.Command(n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+c.daemon, "--docker-endpoint=unix://"+c.docker).CombinedOutput()
+			out, err := n.own(t).Command(n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+c.daemon, "--docker-endpoint=unix://"+c.docker).CombinedOutput()
 			if err == nil {
 				t.Errorf("with daemon %s and docker %s it does not fail:\n%s", c.daemon, c.docker, out)
 			}

@@ -217,50 +217,6 @@ func TestPrivileged(t *testing.T) {
 	})
 }
 
-func TestResources(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		cfg := n.podConfig(t)
-		pod := n.runPod(t, cfg)
-		cc := n.containerConfig(sh("sleep 1000"))
-		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
-			CpuShares: 512, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", OomScoreAdj: 500,
-		}
-		id := n.startConfig(t, pod, cfg, cc)
-		read := func() string {
-			return n.exec(t, id, "sh", "-c", "cd /sys/fs/cgroup && cat cpu/cpu.shares cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes cpuset/cpuset.cpus /proc/1/oom_score_adj")
-		}
-		if got, want := read(), fmt.Sprintf("512\n50000\n%d\n0\n500\n", 64<<20); got != want {
-			t.Errorf("resources in the container: %q, want %q", got, want)
-		}
-		r := n.containerStatus(t, id).GetResources().GetLinux()
-		if r.GetCpuShares() != 512 || r.GetCpuQuota() != 50000 || r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpusetCpus() != "0" {
-			t.Errorf("resources in the status: %v", r)
-		}
-		_, err := n.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
-			CpuShares: 256, CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 128 << 20,
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, want := read(), fmt.Sprintf("256\n20000\n%d\n0\n500\n", 128<<20); got != want {
-			t.Errorf("resources after the update: %q, want %q", got, want)
-		}
-		if r := n.containerStatus(t, id).GetResources().GetLinux(); r.GetMemoryLimitInBytes() != 128<<20 || r.GetCpuShares() != 256 {
-			t.Errorf("resources in the status after the update: %v", r)
-		}
-	})
-}
-
-func TestNegativeOOMScore(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		cfg := n.podConfig(t)
-		pod := n.runPod(t, cfg)
-		cc := n.containerConfig(sh("sleep 1000"))
-		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: -997}
-		n.startConfig(t, pod, cfg, cc)
-	})
-}
-
 func TestStopContainer(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)

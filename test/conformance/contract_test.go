@@ -10,7 +10,7 @@ import (
 
 func TestEngineKeepsTheContract(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		e, err := engine.New(engine.Config{Endpoint: "unix://" + n.eng.Socket, Log: slog.New(slog.DiscardHandler)})
+		e, err := engine.New(engine.Config{Endpoint: "unix://" + n.own(t).Socket, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

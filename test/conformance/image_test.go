@@ -46,7 +46,7 @@ func TestImages(t *testing.T) {
 // TestImagesBehindOurBack tags and removes an image with docker, and removes one with two names through the CRI.
 func TestImagesBehindOurBack(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		id := strings.TrimSpace(n.run(t, "sh", "-c", "echo x > "+n.eng.Dir+"/x-"+t.Name()[len(t.Name())-2:]+"; tar -C "+n.eng.Dir+" -c x-"+t.Name()[len(t.Name())-2:]+" | docker -H unix://"+n.eng.Socket+" import - behind/one:1"))
+		id := strings.TrimSpace(n.run(t, "sh", "-c", "echo x > "+n.own(t).Dir+"/x-"+t.Name()[len(t.Name())-2:]+"; tar -C "+n.own(t).Dir+" -c x-"+t.Name()[len(t.Name())-2:]+" | docker -H unix://"+n.own(t).Socket+" import - behind/one:1"))
 		eventually(t, "the new image is seen", func() bool { return n.imageStatus(t, "behind/one:1").GetId() == id })
 		n.docker(t, "tag", "behind/one:1", "behind/two:2")
 		eventually(t, "the new name is seen", func() bool { return n.imageStatus(t, "behind/two:2").GetId() == id })

@@ -1,12 +1,23 @@
 package conformance
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
 	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
+)
+
+// A runtime that is tested in place of private engines.
+var (
+	endpoint   = flag.String("endpoint", "", "test the runtime that serves this CRI socket (unix:///…); tests that need an engine of their own are skipped")
+	shellImage = flag.String("image", "busybox:latest", "with -endpoint: an image with busybox's programs, which the runtime has or can pull")
 )
 
 // shared is what all tests of a version use.
@@ -59,9 +70,29 @@ func start(tb engines.TB, v engines.Version) *node {
 	return n
 }
 
-// each runs a test on the shared node of every version, in parallel with others.
+// stranger is the runtime at -endpoint.
+var stranger = sync.OnceValue(func() *node {
+	n := &node{Daemon: engines.Connect(all, *endpoint), image: *shellImage}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	spec := &runtimeapi.ImageSpec{Image: n.image}
+	if s, err := n.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}); err != nil {
+		all.Fatalf("%s: %v", *endpoint, err)
+	} else if s.Image == nil {
+		if _, err := n.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec}); err != nil {
+			all.Fatalf("%s: pull %s: %v", *endpoint, n.image, err)
+		}
+	}
+	return n
+})
+
+// each runs a test on the shared node of every version, in parallel with others, or on the runtime at -endpoint.
 func each(t *testing.T, test func(*testing.T, *node)) {
 	t.Parallel()
+	if *endpoint != "" {
+		test(t, stranger())
+		return
+	}
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
@@ -78,6 +109,9 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 // eachFresh runs a test on a node of its own of every version.
 func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	t.Parallel()
+	if *endpoint != "" {
+		t.Skip("needs an engine of its own; not with -endpoint")
+	}
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
@@ -89,5 +123,6 @@ func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 // withDaemon is the node with another daemon in place of the first, which is a node's only one while it runs.
 func (n *node) withDaemon(t *testing.T, args ...string) *node {
 	t.Helper()
-	return &node{Daemon: n.eng.Daemon(t, args...), eng: n.eng, image: n.image}
+	eng := n.own(t)
+	return &node{Daemon: eng.Daemon(t, args...), eng: eng, image: n.image}
 }

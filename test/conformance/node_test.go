@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -22,15 +23,32 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// node is one engine with a daemon on it.
+// node is a runtime to test: one engine with a daemon on it or, with -endpoint, whatever serves that socket.
 type node struct {
 	*engines.Daemon
-	eng   *engines.Engine
-	image string // with a shell
+	eng   *engines.Engine // nil with -endpoint
+	image string          // with a shell
+}
+
+// own is the engine, for tests that look or reach behind the runtime's back. Without one of its own the test ends here.
+func (n *node) own(t *testing.T) *engines.Engine {
+	t.Helper()
+	if n.eng == nil {
+		t.Skip("needs an engine of its own; not with -endpoint")
+	}
+	return n.eng
+}
+
+// needsV1 ends the test on a machine without cgroup v1, whose files it reads.
+func (n *node) needsV1(t *testing.T) {
+	t.Helper()
+	if !strings.Contains(n.run(t, "cat", "/proc/self/cgroup"), ":memory:") {
+		t.Skip("reads the files of cgroup v1")
+	}
 }
 
 // majorOf is how the engine's version begins.
-func majorOf(n *node) string { return string(n.eng.Version) }
+func majorOf(t *testing.T, n *node) string { return string(n.own(t).Version) }
 
 // eventually waits until cond holds; it fails the test after twenty seconds.
 func eventually(t *testing.T, what string, cond func() bool) {
@@ -59,12 +77,18 @@ func sh(script string) []string { return []string{"sh", "-c", script} }
 
 // DialContext dials TCP inside the engine's network namespace.
 func (n *node) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	if n.eng == nil {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
 	return n.eng.DialContext(ctx, network, addr)
 }
 
 // tempDir is a folder that the test process and the engine both see.
 func (n *node) tempDir(t *testing.T) string {
 	t.Helper()
+	if n.eng == nil {
+		return t.TempDir()
+	}
 	dir, err := os.MkdirTemp(n.eng.Dir, "t")
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +99,7 @@ func (n *node) tempDir(t *testing.T) string {
 // run runs a command in the engine's namespaces.
 func (n *node) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := n.eng.Command(name, args...).CombinedOutput()
+	out, err := n.own(t).Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
@@ -85,7 +109,7 @@ func (n *node) run(t *testing.T, name string, args ...string) string {
 // docker runs the docker command against the engine, behind the daemon's back.
 func (n *node) docker(t *testing.T, args ...string) string {
 	t.Helper()
-	return n.run(t, "docker", append([]string{"-H", "unix://" + n.eng.Socket}, args...)...)
+	return n.run(t, "docker", append([]string{"-H", "unix://" + n.own(t).Socket}, args...)...)
 }
 
 // get is the body of a page in the engine's network namespace, "" on any error.
@@ -101,7 +125,12 @@ func (n *node) get(addr string) string {
 }
 
 // cgroupRoot is the cgroup below which this engine's pods live.
-func (n *node) cgroupRoot() string { return n.eng.CgroupParent }
+func (n *node) cgroupRoot() string {
+	if n.eng == nil {
+		return ""
+	}
+	return n.eng.CgroupParent
+}
 
 // podConfig is a small pod with a name of its own.
 func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
@@ -114,7 +143,7 @@ func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "pod-" + id, Uid: "uid-" + id, Namespace: "default"},
 		Hostname:     "pod-" + id,
-		LogDirectory: filepath.Join(n.eng.Dir, "pods", "default_pod-"+id+"_uid-"+id),
+		LogDirectory: filepath.Join(n.tempDir(t), "default_pod-"+id+"_uid-"+id),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			CgroupParent:    n.cgroupRoot() + "/pod" + id,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
@@ -241,16 +270,23 @@ func (n *node) exec(t *testing.T, id string, cmd ...string) string {
 	return string(r.Stdout)
 }
 
-// log is what a container wrote, as the kubelet would read it.
+// log is what a container wrote, as the kubelet would read it: Docker's JSON, or the CRI's lines of time, stream, tag and text.
 func (n *node) log(t *testing.T, path string) string {
 	t.Helper()
-	f, err := os.Open(path)
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	var text strings.Builder
-	for d := json.NewDecoder(f); ; {
+	if !bytes.HasPrefix(b, []byte("{")) {
+		for line := range strings.Lines(string(b)) {
+			if f := strings.SplitN(line, " ", 4); len(f) == 4 {
+				text.WriteString(f[3])
+			}
+		}
+		return text.String()
+	}
+	for d := json.NewDecoder(bytes.NewReader(b)); ; {
 		var line struct{ Log string }
 		if err := d.Decode(&line); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return text.String()
@@ -265,6 +301,7 @@ func (n *node) log(t *testing.T, path string) string {
 func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	var left []string
+	n.own(t)
 	if out := strings.TrimSpace(n.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid)); out != "" {
 		left = append(left, "containers "+out)
 	}
@@ -324,6 +361,9 @@ func ownedByNobody(text string, known map[string]bool) bool {
 // assertNothingLeft fails if the engine or the node still holds something of a pod.
 func (n *node) assertNothingLeft(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
 	t.Helper()
+	if n.eng == nil { // only what the runtime itself says can be seen
+		return
+	}
 	if l := n.left(t, cfg); l != "" {
 		t.Errorf("left of the pod: %s", l)
 	}

@@ -19,7 +19,7 @@ func TestVersion(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" || !strings.HasPrefix(v.RuntimeVersion, majorOf(n)) {
+		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" || !strings.HasPrefix(v.RuntimeVersion, majorOf(t, n)) {
 			t.Errorf("Version: %v", v)
 		}
 		c, err := n.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})

@@ -57,7 +57,7 @@ func TestEngineDown(t *testing.T) {
 			t.Fatal("no RuntimeReady condition")
 			return false, ""
 		}
-		n.eng.Kill(t)
+		n.own(t).Kill(t)
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, why := ready(); return !ok && why != "" })
 		if d := time.Since(begin); d > 2*time.Second {
@@ -66,7 +66,7 @@ func TestEngineDown(t *testing.T) {
 		if _, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); status.Code(err) != codes.Unavailable {
 			t.Errorf("a list without an engine: %v", err)
 		}
-		n.eng.Restart(t)
+		n.own(t).Restart(t)
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := ready(); return ok })
 		n.podStatus(t, pod)
 		n.removePod(t, pod)
@@ -149,7 +149,7 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		f := &faults{}
 		socket := filepath.Join(n.tempDir(t), "proxy.sock")
-		f.serve(t, socket, n.eng.Socket)
+		f.serve(t, socket, n.own(t).Socket)
 		plugins := brokenPlugins(t, n)
 		n = n.withDaemon(t, "--docker-endpoint=unix://"+socket, "--cni-bin-dir="+plugins)
 		n.removePod(t, n.runPod(t, n.podConfig(t))) // the pause image is loaded
@@ -205,31 +205,34 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 				n.assertNothingLeft(t, cfg)
 			})
 		}
-		t.Run("cancelled at any moment", func(t *testing.T) {
-			for d := 10 * time.Millisecond; d < 500*time.Millisecond; d += 35 * time.Millisecond {
-				cfg := n.podConfig(t)
-				ctx, cancel := context.WithTimeout(t.Context(), d)
-				r, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
-				cancel()
-				if err == nil {
-					n.removePod(t, r.PodSandboxId)
-				}
-				// The call may have succeeded in the moment in which its caller gave up: then the whole pod is there for the retry.
-				var left, whole string
-				if !within(20*time.Second, func() bool {
-					left, whole = n.left(t, cfg), n.wholePod(t, cfg)
-					return left == "" || whole != ""
-				}) {
-					t.Errorf("left of a pod cancelled after %v: %s", d, left)
-				}
-				id := n.runPod(t, cfg)
-				if whole != "" && id != whole {
-					t.Errorf("cancelled after %v: the pod %s was ready, the retry made %s", d, whole, id)
-				}
-				n.removePod(t, id)
-				n.assertNothingLeft(t, cfg)
+	})
+}
+
+func TestRunPodSandboxCancelled(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		for d := 10 * time.Millisecond; d < 500*time.Millisecond; d += 35 * time.Millisecond {
+			cfg := n.podConfig(t)
+			ctx, cancel := context.WithTimeout(t.Context(), d)
+			r, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
+			cancel()
+			if err == nil {
+				n.removePod(t, r.PodSandboxId)
 			}
-		})
+			// The call may have succeeded in the moment in which its caller gave up: then the whole pod is there for the retry.
+			var left, whole string
+			if !within(20*time.Second, func() bool {
+				left, whole = n.left(t, cfg), n.wholePod(t, cfg)
+				return left == "" || whole != ""
+			}) {
+				t.Errorf("left of a pod cancelled after %v: %s", d, left)
+			}
+			id := n.runPod(t, cfg)
+			if whole != "" && id != whole {
+				t.Errorf("cancelled after %v: the pod %s was ready, the retry made %s", d, whole, id)
+			}
+			n.removePod(t, id)
+			n.assertNothingLeft(t, cfg)
+		}
 	})
 }
 

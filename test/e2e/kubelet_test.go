@@ -67,7 +67,7 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 			t.Fatal(err)
 		}
 	}
-	makeCgroups(t, e.CgroupParent)
+	makeCgroups(t, e)
 	e.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubelet-"+kubeletVersion),
 		"--config="+filepath.Join(e.Dir, "kubelet.yaml"), "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
 	t.Cleanup(func() {
@@ -81,24 +81,18 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	return k
 }
 
-// makeCgroups makes the root cgroup of the kubelet in every hierarchy; a new cpuset has neither processors nor memory.
-func makeCgroups(t *testing.T, parent string) {
+// makeCgroups makes the root cgroup of the kubelet in every hierarchy that the engine's node has; a new cpuset has neither processors nor
+// memory.
+func makeCgroups(t *testing.T, e *engines.Engine) {
 	t.Helper()
-	hierarchies, err := filepath.Glob("/sys/fs/cgroup/*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range hierarchies {
-		if err := os.MkdirAll(h+parent, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if b, err := os.ReadFile(filepath.Join(h, f)); err == nil {
-				if err := os.WriteFile(filepath.Join(h+parent, f), b, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
+	script := `set -e
+		for h in /sys/fs/cgroup/*; do
+			[ -e "$h/cgroup.procs" ] || continue
+			mkdir -p "$h$1"
+			for f in cpuset.cpus cpuset.mems; do [ ! -e "$h/$f" ] || cat "$h/$f" > "$h$1/$f"; done
+		done`
+	if out, err := e.Command("sh", "-c", script, "sh", e.CgroupParent).CombinedOutput(); err != nil {
+		t.Fatalf("control groups of the kubelet: %v\n%s", err, out)
 	}
 }
 

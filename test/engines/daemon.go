@@ -20,17 +20,32 @@ const PodCIDR = "10.88.0.0/16"
 // Daemon is a cri-dockerd on an engine.
 type Daemon struct {
 	Socket   string // of the CRI
-	Program  string
+	Program  string // a static one, as it is shipped; the daemon itself runs with the race detector when the tests do
 	PinDir   string // of pinned network namespaces; the mounts are seen inside only
 	CacheDir string // of libcni's cache
 	LeaseDir string // of host-local's addresses
 	Runtime  runtimeapi.RuntimeServiceClient
 	Image    runtimeapi.ImageServiceClient
 
-	engine *Engine
-	args   []string
-	name   string // of its log and PID files
+	engine  *Engine
+	args    []string
+	running string // the program that runs
+	name    string // of its log and PID files
 }
+
+// Connect returns the clients of a CRI socket, unix:///path, that is none of ours.
+func Connect(tb TB, endpoint string) *Daemon {
+	tb.Helper()
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	if err != nil {
+		tb.Fatalf("connect to %s: %v", endpoint, err)
+	}
+	tb.Cleanup(func() { conn.Close() })
+	return &Daemon{Runtime: runtimeapi.NewRuntimeServiceClient(conn), Image: runtimeapi.NewImageServiceClient(conn)}
+}
+
+// maxMessage is the largest answer that clients take, in bytes: 16 MiB of output twice, and room.
+const maxMessage = 64 << 20
 
 // Daemon starts a cri-dockerd with kubenet on the engine; args come after its own and win. It ends with the test.
 func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
@@ -41,21 +56,20 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		Socket: filepath.Join(e.Dir, name+".sock"), Program: filepath.Join(e.Dir, "cri-dockerd"), PinDir: filepath.Join(e.Dir, "run/netns"),
 		CacheDir: filepath.Join(lib, "cache/results"), LeaseDir: filepath.Join(lib, "networks/kubenet"), engine: e, name: name,
 	}
-	build(tb, d.Program+".new", "cri-dockerd/cmd/cri-dockerd", "")
-	if err := os.Rename(d.Program+".new", d.Program); err != nil { // one may be running
-		tb.Fatalf("daemon: %v", err)
+	d.running = d.Program + "-running"
+	for file, detect := range map[string]bool{d.Program: false, d.running: true} {
+		build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
+		if err := os.Rename(file+".new", file); err != nil { // one may be running
+			tb.Fatalf("daemon: %v", err)
+		}
 	}
 	d.args = append([]string{
 		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet", "--pod-cidr=" + PodCIDR,
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",
 	}, args...)
-	conn, err := grpc.NewClient("unix://"+d.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
-	if err != nil {
-		tb.Fatalf("daemon: %v", err)
-	}
-	d.Runtime, d.Image = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	clients := Connect(tb, "unix://"+d.Socket)
+	d.Runtime, d.Image = clients.Runtime, clients.Image
 	tb.Cleanup(func() {
-		conn.Close()
 		e.signal(tb, d.name, "TERM")
 		if tb.Failed() {
 			tail(tb, d.Log(), 60)
@@ -82,7 +96,7 @@ func (d *Daemon) Kill(tb TB) {
 // Restart starts the daemon and waits until the runtime is ready.
 func (d *Daemon) Restart(tb TB) {
 	tb.Helper()
-	d.engine.background(tb, d.name, d.Program, d.args...)
+	d.engine.background(tb, d.name, d.running, d.args...)
 	ready := func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

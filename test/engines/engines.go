@@ -111,7 +111,8 @@ func (e *Engine) namespaces(tb TB) {
 		runc = filepath.Join(e.bin, "runc")
 	}
 	helper := filepath.Join(e.Dir, "runc-wrapper")
-	build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc)
+	build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc, false)
+	e.extraPrograms(tb, helper)
 	script := filepath.Join(e.Dir, "setup.sh")
 	if err := os.WriteFile(script, []byte(setup), 0o755); err != nil {
 		tb.Fatalf("engine: %v", err)
@@ -143,6 +144,28 @@ func (e *Engine) namespaces(tb TB) {
 	}
 }
 
+// ShimHandler is a containerd shim that engines from 23 on find by its name: the runc shim under another.
+const ShimHandler = "io.containerd.test.v2"
+
+// extraPrograms makes the folder of programs that comes first in the engine's PATH: the runc wrapper, and the shim of ShimHandler.
+func (e *Engine) extraPrograms(tb TB, wrapper string) {
+	tb.Helper()
+	shim := "/usr/bin/containerd-shim-runc-v2"
+	if e.bin != "" {
+		shim = filepath.Join(e.bin, "containerd-shim-runc-v2")
+	}
+	bin := filepath.Join(e.Dir, "bin")
+	err := os.Mkdir(bin, 0o755)
+	for name, program := range map[string]string{"runc": wrapper, "containerd-shim-test-v2": shim} {
+		if err == nil {
+			err = os.Symlink(program, filepath.Join(bin, name))
+		}
+	}
+	if err != nil {
+		tb.Fatalf("engine: %v", err)
+	}
+}
+
 // end kills all that runs in the namespaces and removes files and cgroups.
 func (e *Engine) end(tb TB) {
 	if tb.Failed() {
@@ -160,6 +183,22 @@ func (e *Engine) end(tb TB) {
 		tb.Logf("remove %s: %v", e.Dir, err)
 	}
 	removeCgroups(strings.TrimPrefix(e.CgroupParent, "/"))
+	removeHugetlb(tb, e.CgroupParent)
+}
+
+// removeHugetlb removes what an engine left in the hierarchy that setup.sh may have mounted, which nobody else sees.
+func removeHugetlb(tb TB, name string) {
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		return // cgroup v2
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/hugetlb"); err == nil {
+		return // mounted, and removed with the others
+	}
+	script := `mount -t tmpfs none /mnt && mkdir /mnt/h && mount -t cgroup -o hugetlb none /mnt/h || exit 0
+		[ ! -d "/mnt/h$1" ] || find "/mnt/h$1" -depth -type d -exec rmdir {} \;`
+	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", name).CombinedOutput(); err != nil {
+		tb.Logf("remove control groups of huge pages: %v\n%s", err, out)
+	}
 }
 
 // removeCgroups removes a cgroup with all below it in every hierarchy.
@@ -270,7 +309,7 @@ func (e *Engine) Restart(tb TB) {
 // Command is a program to be run inside the namespaces.
 func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name}, args...)...)
-	cmd.Env = append(os.Environ(), "PATH="+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }
 
@@ -293,10 +332,10 @@ func (e *Engine) Docker(tb TB) *client.Client {
 // builds makes each program once for a test process.
 var builds sync.Map
 
-// build builds a program of ours, static.
-func build(tb TB, out, pkg, ldflags string) {
+// build builds a program of ours: static or, to detect races when the tests do so, with the race detector.
+func build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
-	once, _ := builds.LoadOrStore(pkg+ldflags, sync.OnceValues(func() ([]byte, error) {
+	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {
 		tmp, err := os.MkdirTemp("", "cri-build-")
 		if err != nil {
 			return nil, err
@@ -305,6 +344,9 @@ func build(tb TB, out, pkg, ldflags string) {
 		bin := filepath.Join(tmp, "program")
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w "+ldflags, "-o", bin, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if race && detect {
+			cmd = exec.Command("go", "build", "-race", "-trimpath", "-ldflags", ldflags, "-o", bin, pkg)
+		}
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("%w\n%s", err, msg)
 		}

@@ -8,6 +8,20 @@ for d in /var/lib/cni /var/lib/kubelet /var/log/pods /var/log/containers /etc/cn
 	mkdir -p "$d" "$dir/root$d"
 	mount --bind "$dir/root$d" "$d"
 done
+# On cgroup v1: the machine's hierarchies and that of huge pages, which many machines leave unmounted.
+cg=/sys/fs/cgroup
+if [ -d $cg/memory ] && [ ! -d $cg/hugetlb ]; then
+	mkdir "$dir/cgroup"
+	mount --rbind $cg "$dir/cgroup"
+	mount -t tmpfs -o mode=755 tmpfs $cg
+	for h in "$dir"/cgroup/*; do
+		if [ -L "$h" ]; then cp -a "$h" $cg/; else mkdir "$cg/${h##*/}" && mount --bind "$h" "$cg/${h##*/}"; fi
+	done
+	umount -l "$dir/cgroup"
+	rmdir "$dir/cgroup"
+	mkdir $cg/hugetlb
+	mount -t cgroup -o hugetlb hugetlb $cg/hugetlb || rmdir $cg/hugetlb
+fi
 mount --make-rshared /
 ip link set lo up
 ip link add ext0 type bridge
