@@ -2,6 +2,7 @@
 GO ?= go
 export GOFLAGS ?= -buildvcs=false
 VERSION ?= 0.1.0-dev
+FUZZTIME ?= 60s
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,6 +18,8 @@ test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) test -race -shuffle=on -timeout 30m ./...
 conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine, ENDPOINT=unix:///… for a runtime that runs already
 	$(GO) test -race -count=1 -timeout 30m ./test/conformance $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
+fuzz: ## look for requests that break the translation, for FUZZTIME (60s)
+	$(GO) test -run '^$$' -fuzz FuzzTranslate -fuzztime $(FUZZTIME) ./internal/spec
 e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
 bench: deps ## figures beside the floor of the same run
@@ -32,4 +35,4 @@ deps:
 engines: deps
 	hack/docker29.sh
 	hack/kubelet.sh
-.PHONY: help build demo test conformance e2e bench pause lint clean deps engines
+.PHONY: help build demo test conformance fuzz e2e bench pause lint clean deps engines
