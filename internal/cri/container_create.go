@@ -82,7 +82,7 @@ func makeDirs(dirs []string) error {
 	for _, d := range dirs {
 		if _, err := os.Stat(d); errors.Is(err, os.ErrNotExist) {
 			if err := os.MkdirAll(linkTarget(d), 0o755); err != nil {
-				return fmt.Errorf("make missing host path: %w", err)
+				return fmt.Errorf("make missing host path: %w: %w", err, errdefs.ErrFailedPrecondition)
 			}
 		}
 	}

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/undo"
@@ -35,7 +38,9 @@ type attacher struct {
 
 // newAttacher reads what earlier processes attached.
 func newAttacher(binDirs []string, cacheDir string) (*attacher, error) {
-	a := &attacher{cni: libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, nil), ips: map[string][]netip.Addr{}}
+	// libcni makes an exec when it is given none, but at the first use and unguarded, and pods are attached side by side.
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}
+	a := &attacher{cni: libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, exec), ips: map[string][]netip.Addr{}}
 	cached, err := a.cni.GetCachedAttachments("")
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)

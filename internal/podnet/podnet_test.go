@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -240,6 +241,27 @@ func TestPluginFailures(t *testing.T) {
 	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(calls(), "DEL") { // it may have been left in the middle of an ADD
 		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, calls())
 	}
+}
+
+// TestTheFirstPodsAtOnce lets the race detector look at what is made at the first use.
+func TestTheFirstPodsAtOnce(t *testing.T) {
+	bin, _, _ := fakePlugin(t)
+	conf := t.TempDir()
+	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
+	c := newCNI(t, conf, bin)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		p, _ := newPod(t, fmt.Sprintf("%064x", i))
+		wg.Go(func() {
+			if _, err := c.Add(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+			if err := c.Del(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestWhatPluginsAreTold(t *testing.T) {
