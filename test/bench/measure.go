@@ -46,6 +46,7 @@ const (
 	listContainers  operation = "ListContainers"
 	sandboxStatus   operation = "PodSandboxStatus"
 	containerStatus operation = "ContainerStatus"
+	floorCall       operation = "floor: Version, gRPC alone"
 	engineList      operation = "engine: list containers"
 	runSandbox      operation = "RunPodSandbox"
 	stopSandbox     operation = "StopPodSandbox"
@@ -186,6 +187,10 @@ func (m *measuring) calls(ctx context.Context) error {
 		op operation
 		do func() error
 	}{
+		{floorCall, func() error {
+			_, err := m.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+			return err
+		}},
 		{listSandboxes, func() error {
 			r, err := m.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 			return enough(len(r.GetItems()), m.Pods, err)
