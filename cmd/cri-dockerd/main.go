@@ -16,6 +16,7 @@ import (
 	"cri-dockerd/internal/check"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/daemon"
+	"cri-dockerd/internal/logs/driver"
 )
 
 // version is set by the linker (-X main.version=…); without it the module's version counts.
@@ -71,7 +72,7 @@ func newCommand() *cobra.Command {
 			}
 			log := cfg.Logger()
 			log.Info("starting", "version", versionLine())
-			return daemon.Run(cmd.Context(), cfg, log)
+			return daemon.Run(cmd.Context(), cfg, versionLine(), log)
 		},
 	}
 	cmd.SetFlagErrorFunc(flagError)
@@ -82,9 +83,30 @@ func newCommand() *cobra.Command {
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), versionLine()) },
 	})
+	cmd.AddCommand(newLogDriverCommand(cfg))
 	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand())
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
+	return cmd
+}
+
+// newLogDriverCommand is the process that writes container logs.
+func newLogDriverCommand(cfg *config.Config) *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use:   daemon.LogDriverCommand,
+		Short: "Write container logs; the daemon or systemd starts this",
+		Long: "log-driver takes containers' output from Docker and writes it to the log files that the kubelet reads. It is a process of its own, so that\n" +
+			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or systemd starts it again, and no line is lost.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(cmd.Flags()); err != nil {
+				return usageError{err}
+			}
+			return daemon.RunLogDriver(cmd.Context(), cfg, socket, versionLine(), cfg.Logger())
+		},
+	}
+	cmd.Flags().StringVar(&socket, "socket", driver.Socket, "where Docker looks for the plugin, unless systemd passes a socket")
 	return cmd
 }
 

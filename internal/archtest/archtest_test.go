@@ -30,16 +30,17 @@ var arrows = map[string][]string{
 	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause"},
 	"internal/node":         {"internal/spec", "internal/engine"},
 	"internal/podnet":       {"internal/spec", "internal/undo"},
-	"internal/logs":         {"internal/spec"},
+	"internal/logs/driver":  {},
+	"internal/logs":         {"internal/spec", "internal/logs/driver"},
 	"internal/stream":       {"internal/engine"},
 	"internal/cri":          {"internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/undo", "internal/keylock"},
 	"internal/rpc":          {},
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
 	"internal/daemon": {
-		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/stream",
+		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
 		"internal/cri", "internal/rpc",
 	},
-	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check"},
+	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
@@ -60,7 +61,8 @@ var restricted = map[string]struct {
 	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/config"}, "command lines belong to cmd"},
 	"github.com/coreos/go-systemd":        {[]string{"internal/daemon", "internal/rpc"}, "systemd is the daemon's"},
 	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check"}, "codes are mapped once, in rpc"},
-	"google.golang.org/protobuf/encoding": {nil, "nothing in the daemon needs protobuf's other encodings"},
+	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver"}, "only Docker's log messages are protobuf beside gRPC"},
+	"github.com/prometheus":               {[]string{"internal/logs/driver"}, "figures are collected where they arise"},
 }
 
 // banned must not be linked into the daemon, however indirectly.

@@ -37,6 +37,7 @@ type Config struct {
 	PodCIDR          []string
 	IPv6DualStack    bool   // accepted, unused
 	RuntimeCgroups   string // accepted, unused
+	ContainerLog     string // auto, cri or json-file
 	LogLevel         string
 	LogFormat        string
 	TLSCert          string
@@ -58,7 +59,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
 	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock", "where Docker listens; empty means DOCKER_HOST and its companions")
 	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of the daemon's lock and of what older shims left")
-	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces; its mounts outlive the daemon")
+	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces and of the log-driver's table; both outlive the daemon")
 	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which needs no registry")
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
 	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
@@ -72,6 +73,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
 	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
+	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
@@ -104,6 +106,7 @@ func (c *Config) validateNames() error {
 	}{
 		{"network-plugin", c.NetworkPlugin, []string{"cni", "kubenet", ""}},
 		{"hairpin-mode", c.HairpinMode, []string{"none", "hairpin-veth", "promiscuous-bridge"}},
+		{"container-log", c.ContainerLog, []string{"auto", "cri", "json-file"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
 	} {

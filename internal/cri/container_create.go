@@ -21,7 +21,7 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	if err != nil {
 		return nil, err
 	}
-	create, err := s.translateContainer(r, host)
+	create, err := s.translateContainer(ctx, r, host)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err)
 	}
@@ -52,7 +52,7 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 }
 
 // translateContainer gathers what the translation needs; it touches nothing.
-func (s *Service) translateContainer(r *runtimeapi.CreateContainerRequest, host spec.Host) (*spec.Create, error) {
+func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host) (*spec.Create, error) {
 	cfg := r.GetConfig()
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
@@ -71,10 +71,11 @@ func (s *Service) translateContainer(r *runtimeapi.CreateContainerRequest, host 
 			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
 		}
 	}
-	return spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
-		Host: host, Sandbox: sb, Image: image, SeccompProfile: profile,
-		Log: s.Logs.Config(spec.LogPath(cfg, r.GetSandboxConfig())),
-	})
+	log, err := s.Logs.Config(ctx, r.GetSandboxConfig().GetLogDirectory(), cfg.GetLogPath())
+	if err != nil {
+		return nil, err
+	}
+	return spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{Host: host, Sandbox: sb, Image: image, SeccompProfile: profile, Log: log})
 }
 
 // makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type. They stay: they may be in use by others.

@@ -36,6 +36,8 @@ type world struct {
 	attached map[string]bool
 	pins     map[string]bool
 	logs     map[string]bool
+
+	logMode, logReason string // of Logs.State
 	next     byte
 }
 
@@ -159,7 +161,21 @@ func (p fakePins) List() []string { return keys(p.world, p.pins) }
 
 type fakeLogs struct{ *world }
 
-func (fakeLogs) Config(string) spec.LogConfig { return spec.LogConfig{Driver: "json-file"} }
+func (l fakeLogs) Config(context.Context, string, string) (spec.LogConfig, error) {
+	return spec.LogConfig{Driver: "json-file"}, l.fails("logs.Config")
+}
+func (l fakeLogs) State() (active, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.logMode, l.logReason
+}
+func (l fakeLogs) Reopen(_ context.Context, c *spec.Container) error {
+	if err := l.fails("logs.Reopen"); err != nil {
+		return err
+	}
+	l.set(l.world.logs, c.ID+" reopened", true)
+	return nil
+}
 func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
 	if err := l.fails("log"); err != nil {
 		return err
@@ -190,7 +206,7 @@ func (fakeStreams) GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.P
 // newService is a Service in a world, with its view running.
 func newService(t testing.TB) (*Service, *world) {
 	t.Helper()
-	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}}
+	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
 	view := node.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -34,12 +34,16 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	if !e.Ready {
 		runtime.Reason, runtime.Message = "DockerNotReady", e.Reason
 	}
+	logs := s.logsCondition()
+	if e.Ready && logs.Reason == logsNotReady {
+		runtime.Status, runtime.Reason, runtime.Message = false, logs.Reason, logs.Message
+	}
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.Network.Ready(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	}
 	resp := &runtimeapi.StatusResponse{
-		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs}},
 		Features: &runtimeapi.RuntimeFeatures{},
 	}
 	if e.Ready {
@@ -54,6 +58,27 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	info, err := verbose(map[string]any{"engine": e.Host, "sandboxes": len(s.View.Sandboxes()), "containers": len(s.View.Containers())})
 	resp.Info = info
 	return resp, err
+}
+
+// A condition of our own: how containers are logged. The kubelet takes no notice of it, crictl info shows it.
+const (
+	containerLogs = "ContainerLogs"
+	logsNotReady  = "LogDriverNotReady"
+)
+
+// logsCondition says which mode of --container-log is active, and why if it is not the one to wish for.
+func (s *Service) logsCondition() *runtimeapi.RuntimeCondition {
+	active, reason := s.Logs.State()
+	c := &runtimeapi.RuntimeCondition{Type: containerLogs, Status: reason == "", Message: reason}
+	switch active {
+	case "":
+		c.Reason = logsNotReady
+	case "cri":
+		c.Reason = "CRIFiles"
+	default:
+		c.Reason = "JSONFile"
+	}
+	return c
 }
 
 // RuntimeConfig tells the kubelet the engine's cgroup driver (CRI RuntimeConfig).

@@ -70,14 +70,19 @@ type View interface {
 	RefreshImages(ctx context.Context) error
 }
 
-// Logs is how a container's output reaches the kubelet.
+// Logs is how a container's output reaches the kubelet; see package logs.
 type Logs interface {
-	// Config is what Docker is told for a container with this log path ("" if it has none).
-	Config(path string) spec.LogConfig
+	// Config is what Docker is told for a container with this log path beneath its pod's log directory. Unavailable while it cannot be
+	// logged as it must be.
+	Config(ctx context.Context, directory, path string) (spec.LogConfig, error)
 	// Started makes the log of a container that has just been started (or failed to) visible at its path.
 	Started(ctx context.Context, c *spec.Container) error
+	// Reopen gives a running container a new log at its path, since the kubelet has renamed the old one. On error no new one is made.
+	Reopen(ctx context.Context, c *spec.Container) error
 	// Removed undoes Started. The log of an unknown container is no error.
 	Removed(ctx context.Context, c *spec.Container) error
+	// State is the mode that is active, "" for none, and why, in words, if it is not the one to wish for.
+	State() (active, reason string)
 }
 
 // Streams hands out single-use URLs of the streaming server.

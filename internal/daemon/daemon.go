@@ -21,6 +21,7 @@ import (
 	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/logs"
+	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/rpc"
@@ -36,8 +37,8 @@ const (
 )
 
 // Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down at any time. Errors say in one
-// sentence what is wrong and what mends it.
-func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+// sentence what is wrong and what mends it. version is this program's.
+func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
@@ -48,7 +49,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	defer unlock()
 	defer absorb(syscall.SIGHUP, syscall.SIGPIPE)()
-	p, err := wire(cfg, log)
+	p, err := wire(cfg, version, log)
 	if err != nil {
 		return err
 	}
@@ -69,13 +70,14 @@ type parts struct {
 	view    *node.View
 	network podnet.Network
 	streams *stream.Server
+	logs    *logs.Logs
 	service *cri.Service
 	server  *rpc.Server
 	log     *slog.Logger
 }
 
 // wire makes the parts. Nothing connects or answers yet.
-func wire(cfg *config.Config, log *slog.Logger) (*parts, error) {
+func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
 	p := &parts{log: log}
 	var err error
 	p.engine, err = engine.New(engine.Config{
@@ -92,9 +94,13 @@ func wire(cfg *config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
 	}
+	p.logs = logs.New(logs.Config{
+		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() error { return launchLogDriver(cfg) },
+		Reach: p.engine.ReachLogDriver, Version: version, Log: log,
+	})
 	p.service = cri.New(cri.Deps{
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams,
-		Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: logs.NewSymlinks(log),
+		Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs,
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
 	return p, nil
@@ -129,6 +135,7 @@ func newNetwork(cfg *config.Config, log *slog.Logger) (podnet.Network, error) {
 func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
+	g.Go(func() error { p.logs.Run(ctx); return nil })
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })
@@ -157,6 +164,7 @@ func (p *parts) recoverLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.view.Synced():
+			p.logs.EngineConnected()
 		case <-again.C:
 		}
 		if err := p.service.Recover(ctx); err != nil && ctx.Err() == nil {

@@ -32,6 +32,7 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" + filepath.Join(dir, "no-engine.sock"),
 		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"), "--run-directory=" + filepath.Join(dir, "run"),
 		"--cni-conf-dir=" + filepath.Join(dir, "net.d"), "--cni-cache-dir=" + filepath.Join(dir, "cache"),
+		"--container-log=json-file", // the others start this program as the log-driver process, which the test is not
 	}, args...)
 	if err := f.Parse(args); err != nil {
 		t.Fatal(err)
@@ -80,7 +81,7 @@ func TestWithoutEngine(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
-				ended <- Run(ctx, configure(t, dir, "--network-plugin="+plugin, "--pod-cidr=10.88.0.0/24"), slog.New(slog.DiscardHandler))
+				ended <- Run(ctx, configure(t, dir, "--network-plugin="+plugin, "--pod-cidr=10.88.0.0/24"), "test", slog.New(slog.DiscardHandler))
 			}()
 			told(t, notified, "READY=1")
 			told(t, notified, "WATCHDOG=1")
@@ -112,7 +113,7 @@ func TestOneDaemonPerRootDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Run(t.Context(), configure(t, dir), slog.New(slog.DiscardHandler))
+	err = Run(t.Context(), configure(t, dir), "test", slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "--cri-dockerd-root-directory") || !strings.Contains(err.Error(), "another cri-dockerd") {
 		t.Errorf("a second daemon: %v", err)
 	}
@@ -137,7 +138,7 @@ func TestFailedStartNamesTheFlag(t *testing.T) {
 		"--streaming-bind-addr=" + busy.Addr().String():      "--streaming-bind-addr",
 		"--cri-dockerd-root-directory=/proc/nonexistent/dir": "--cri-dockerd-root-directory",
 	} {
-		err := Run(t.Context(), configure(t, t.TempDir(), arg), slog.New(slog.NewTextHandler(io.Discard, nil)))
+		err := Run(t.Context(), configure(t, t.TempDir(), arg), "test", slog.New(slog.NewTextHandler(io.Discard, nil)))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", arg, err)
 		}

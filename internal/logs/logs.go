@@ -1,5 +1,5 @@
-// Package logs decides how a container's output reaches the path that the kubelet reads. In this release it is Docker's json-file driver
-// with a symlink at the kubelet's path, as nodes with Docker have always had it.
+// Package logs decides how a container's output reaches the path that the kubelet reads: as a file in the CRI's format, written by the
+// log-driver process (package driver), or, where the engine cannot reach that process, as Docker's json-file behind a symbolic link.
 package logs
 
 import (
@@ -7,62 +7,269 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/spec"
 )
 
-// Symlinks keeps output in Docker's json-file and links the kubelet's path to it.
-type Symlinks struct{ log *slog.Logger }
+// Modes of --container-log.
+const (
+	ModeAuto     = "auto"      // CRI files if the engine reaches the log-driver process, json-file else
+	ModeCRI      = "cri"       // CRI files or nothing
+	ModeJSONFile = "json-file" // Docker's json-file and a link, as older shims did
+)
 
-// NewSymlinks returns the mode.
-func NewSymlinks(log *slog.Logger) *Symlinks { return &Symlinks{log: log} }
-
-// Config is json-file without options: the engine's defaults, which its operator sets in daemon.json (max-size, max-file), hold, since the
-// kubelet cannot rotate these files.
-func (*Symlinks) Config(string) spec.LogConfig { return spec.LogConfig{Driver: "json-file"} }
-
-// Started links the log of a container that has been started, or whose start failed. A container without a log path or without a file of
-// the engine's has nothing to link; a link that is there already is replaced, anything else at the path is an error.
-func (s *Symlinks) Started(_ context.Context, c *spec.Container) error {
-	if c.LogPath == "" {
-		return nil
-	}
-	if c.EngineLogPath == "" {
-		s.log.Warn("kubectl logs will not work: the engine keeps no file of the container's output", "container", c.Name, "driver", c.LogDriver)
-		return nil
-	}
-	if st, err := os.Lstat(c.LogPath); err == nil && st.Mode()&os.ModeSymlink == 0 {
-		return fmt.Errorf("link log of container %s: %s is in the way", c.Name, c.LogPath)
-	}
-	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
-		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	tmp := c.LogPath + "." + c.ID[:min(12, len(c.ID))]
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	if err := os.Symlink(c.EngineLogPath, tmp); err != nil {
-		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	if err := os.Rename(tmp, c.LogPath); err != nil {
-		return errors.Join(fmt.Errorf("link log of container %s: %w", c.Name, err), os.Remove(tmp))
-	}
-	return nil
+// Process is the log-driver process as the daemon needs it; see driver.Client.
+type Process interface {
+	// Watch connects; gone is closed when the process ends.
+	Watch(ctx context.Context) (s driver.Status, gone <-chan struct{}, err error)
+	// Reopen opens a container's log anew at its path; NotFound if its output is not being written.
+	Reopen(ctx context.Context, container string) error
 }
 
-// Removed removes the container's link. What is not there, or not this container's, is left alone.
-func (*Symlinks) Removed(_ context.Context, c *spec.Container) error {
-	if c.LogPath == "" || c.EngineLogPath == "" {
+// Config is what Logs needs; all is required.
+type Config struct {
+	Mode    string
+	Process Process
+	// Launch starts the log-driver process, detached.
+	Launch func() error
+	// Reach asks the engine to make a container with a log driver and remove it. Unavailable means that the engine is down, anything else
+	// that it cannot use the driver.
+	Reach   func(ctx context.Context, c spec.LogConfig) error
+	Version string // of this program, to compare with the process's
+	Log     *slog.Logger
+}
+
+// Logs knows the mode that is active, starts the log-driver process and watches it. It is safe for concurrent use.
+type Logs struct {
+	cfg     Config
+	links   *symlinks
+	recheck chan struct{}
+
+	mu      sync.Mutex    // guards all below
+	active  string        // ModeCRI, ModeJSONFile or, while nothing can be used, ""
+	reason  string        // why it is not the mode one would wish for, in words
+	decided chan struct{} // closed when active is known
+}
+
+// New returns Logs in the given mode. With ModeAuto and ModeCRI, Run finds out what the engine can do.
+func New(cfg Config) *Logs {
+	l := &Logs{cfg: cfg, links: &symlinks{log: cfg.Log}, recheck: make(chan struct{}, 1), decided: make(chan struct{})}
+	if cfg.Mode == ModeJSONFile {
+		l.set(ModeJSONFile, "")
+	}
+	return l
+}
+
+const (
+	launchPatience = 5 * time.Second // for a process that was started to answer
+	launchPoll     = 5 * time.Millisecond
+	reachPatience  = 5 * time.Second // an engine that finds the socket answers in milliseconds
+	retryMin       = time.Second
+	retryMax       = time.Minute
+)
+
+// Run starts the log-driver process when nobody answers on its socket, starts it again when it ends, and asks the engine whether it can use
+// it. It returns when ctx ends.
+func (l *Logs) Run(ctx context.Context) {
+	if l.cfg.Mode == ModeJSONFile {
+		return
+	}
+	for retry := retryMin; ctx.Err() == nil; {
+		gone, err := l.connect(ctx)
+		if err == nil {
+			retry = retryMin
+			l.ask(ctx, gone)
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		l.fallBack(err)
+		wait(ctx, retry, nil, nil)
+		retry = min(2*retry, retryMax)
+	}
+}
+
+// EngineConnected tells that the engine is there, perhaps another one than before.
+func (l *Logs) EngineConnected() {
+	select {
+	case l.recheck <- struct{}{}:
+	default:
+	}
+}
+
+// connect watches the process, which it starts if nobody answers.
+func (l *Logs) connect(ctx context.Context) (gone <-chan struct{}, err error) {
+	s, gone, err := l.cfg.Process.Watch(ctx)
+	if err != nil {
+		if err := l.cfg.Launch(); err != nil {
+			return nil, fmt.Errorf("start the log-driver process: %w", err)
+		}
+		for deadline := time.Now().Add(launchPatience); err != nil && ctx.Err() == nil && time.Now().Before(deadline); {
+			wait(ctx, launchPoll, nil, nil)
+			s, gone, err = l.cfg.Process.Watch(ctx)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.cfg.Log.Info("the log-driver process answers", "pid", s.PID, "version", s.Version)
+	if s.Version != l.cfg.Version {
+		l.cfg.Log.Info("the log-driver process is of another release and goes on; end it with SIGTERM to renew it, no line is lost", "pid", s.PID)
+	}
+	return gone, nil
+}
+
+// ask finds out whether the engine reaches the process, again whenever the engine has been connected, until the process has gone.
+func (l *Logs) ask(ctx context.Context, gone <-chan struct{}) {
+	for {
+		reachCtx, cancel := context.WithTimeout(ctx, reachPatience)
+		err := l.cfg.Reach(reachCtx, driverConfig("/cri-dockerd-check", "log"))
+		cancel()
+		again := time.Duration(0)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			l.set(ModeCRI, "")
+		case errdefs.IsUnavailable(err): // the engine comes with EngineConnected
+		default:
+			l.fallBack(fmt.Errorf("the engine cannot use the log-driver process: %w", err))
+			again = retryMax
+		}
+		if !wait(ctx, again, gone, l.recheck) {
+			return
+		}
+	}
+}
+
+// wait waits for d (0: for ever), again or ctx's end; it is false when gone is closed or ctx has ended.
+func wait(ctx context.Context, d time.Duration, gone <-chan struct{}, again <-chan struct{}) bool {
+	var after <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		after = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-gone:
+		return false
+	case <-again:
+		return true
+	case <-after:
+		return true
+	}
+}
+
+// fallBack uses json-file if the mode allows it.
+func (l *Logs) fallBack(why error) {
+	if l.cfg.Mode == ModeAuto {
+		l.set(ModeJSONFile, why.Error())
+	} else {
+		l.set("", why.Error())
+	}
+}
+
+func (l *Logs) set(active, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if isClosed(l.decided) && active == l.active {
+		l.reason = reason
+		return
+	}
+	l.active, l.reason = active, reason
+	if !isClosed(l.decided) {
+		close(l.decided)
+	}
+	switch {
+	case reason == "":
+		l.cfg.Log.Info("container logs", "mode", active)
+	case active == "":
+		l.cfg.Log.Error("containers cannot be created without their logs (--container-log=cri)", "reason", reason)
+	default:
+		l.cfg.Log.Warn("container logs are Docker's json-file behind links; the kubelet's rotation may lose lines", "reason", reason)
+	}
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// State is the active mode, "" while none is known or can be used, and the reason in words if it is not the one to wish for.
+func (l *Logs) State() (active, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !isClosed(l.decided) {
+		return "", "it is not yet known whether the engine reaches the log-driver process"
+	}
+	return l.active, l.reason
+}
+
+// Config is what Docker is told for a container with this log path beneath its pod's log directory (both "" if it has none). It waits, at
+// the start only, until it is known what the engine can do. Unavailable if CRI files are demanded and cannot be had.
+func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConfig, error) {
+	select {
+	case <-l.decided:
+	case <-ctx.Done():
+		return spec.LogConfig{}, fmt.Errorf("container log: %w", ctx.Err())
+	}
+	active, reason := l.State()
+	switch {
+	case active == "":
+		return spec.LogConfig{}, fmt.Errorf("container log (--container-log=%s): %s: %w", l.cfg.Mode, reason, errdefs.ErrUnavailable)
+	case active == ModeJSONFile:
+		// Without options: the engine's defaults, which its operator sets in daemon.json (max-size, max-file), hold.
+		return spec.LogConfig{Driver: "json-file"}, nil
+	case directory == "" || path == "":
+		return spec.LogConfig{Driver: "local"}, nil // nobody rotates what has no path; Docker bounds this one by itself
+	}
+	return driverConfig(directory, path), nil
+}
+
+func driverConfig(directory, path string) spec.LogConfig {
+	return spec.LogConfig{Driver: driver.Name, Options: map[string]string{
+		driver.OptionDirectory: filepath.Clean(directory),
+		driver.OptionPath:      filepath.Clean(path),
+		"cache-disabled":       "true", // docker logs asks the driver; Docker's copy would double the work
+	}}
+}
+
+// Started makes the log of a container that has been started, or whose start failed, visible at its path.
+func (l *Logs) Started(ctx context.Context, c *spec.Container) error {
+	if c.LogDriver == driver.Name {
 		return nil
 	}
-	target, err := os.Readlink(c.LogPath)
-	if err != nil || target != c.EngineLogPath {
-		return nil //nolint:nilerr // no link, or another container's
+	return l.links.started(ctx, c)
+}
+
+// Removed removes a container's link. Files stay for whoever reads them; the kubelet removes them with the pod.
+func (l *Logs) Removed(ctx context.Context, c *spec.Container) error { return l.links.removed(ctx, c) }
+
+// Reopen gives a running container a new log at its path, after the kubelet has renamed the old one (CRI ReopenContainerLog). Errors are
+// Unavailable when the log-driver process does not answer, FailedPrecondition when the container's log driver has no file.
+func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
+	if c.LogPath == "" {
+		return fmt.Errorf("reopen log of container %s: it has no log path: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
-	if err := os.Remove(c.LogPath); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove log link of container %s: %w", c.Name, err)
+	if c.LogDriver != driver.Name {
+		return l.links.reopen(ctx, c)
 	}
-	return nil
+	err := l.cfg.Process.Reopen(ctx, c.ID)
+	if errdefs.IsNotFound(err) { // it runs, so its output is written in a moment
+		return errors.Join(fmt.Errorf("reopen log of container %s: %w", c.ID, errdefs.ErrUnavailable), err)
+	}
+	return err
 }

@@ -1,88 +1,259 @@
 package logs
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+
+	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/spec"
 )
 
-func newContainer(t *testing.T) *spec.Container {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is the log-driver process and the engine.
+type world struct {
+	mu       sync.Mutex
+	gone     chan struct{} // nil while no process runs
+	running  bool          // one runs from the beginning
+	launch   func() error
+	launched int
+	reach    error
+	reached  []spec.LogConfig
+	reopened []string
+	reopen   error
+}
+
+func (w *world) Watch(context.Context) (driver.Status, <-chan struct{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.gone == nil {
+		return driver.Status{}, nil, fmt.Errorf("log-driver process: %w", errdefs.ErrUnavailable)
+	}
+	return driver.Status{PID: 7, Version: "old"}, w.gone, nil
+}
+
+func (w *world) Reopen(_ context.Context, id string) error {
+	w.reopened = append(w.reopened, id)
+	return w.reopen
+}
+
+// run starts the process.
+func (w *world) run() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gone = make(chan struct{})
+}
+
+// kill ends it.
+func (w *world) kill() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.gone)
+	w.gone = nil
+}
+
+func (w *world) setReach(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reach = err
+}
+
+func (w *world) logs(mode string) *Logs {
+	return New(Config{
+		Mode: mode, Process: w, Version: "new", Log: slog.New(slog.DiscardHandler),
+		Launch: func() error {
+			w.launched++
+			return w.launch()
+		},
+		Reach: func(_ context.Context, c spec.LogConfig) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.reached = append(w.reached, c)
+			return w.reach
+		},
+	})
+}
+
+// settle lets a process that was launched answer.
+func settle() {
+	time.Sleep(10 * launchPoll)
+	synctest.Wait()
+}
+
+// inBubble runs a test with Logs that run, in a world whose time is free.
+func inBubble(t *testing.T, mode string, w *world, test func(t *testing.T, l *Logs)) {
 	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "engine", "beef-json.log")
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte("line"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return &spec.Container{ID: "beefbeefbeefbeef", Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
+	synctest.Test(t, func(t *testing.T) {
+		if w.launch == nil {
+			w.launch = func() error { w.run(); return nil }
+		}
+		if w.running {
+			w.run()
+		}
+		l := w.logs(mode)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); l.Run(ctx) }()
+		test(t, l)
+		cancel()
+		<-ended
+	})
 }
 
-func TestLinkAndUnlink(t *testing.T) {
-	s, c := NewSymlinks(slog.New(slog.DiscardHandler)), newContainer(t)
-	for range 2 { // again after a restart of the daemon
-		if err := s.Started(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-		if b, err := os.ReadFile(c.LogPath); err != nil || string(b) != "line" {
-			t.Errorf("%q, %v", b, err)
-		}
+func expect(t *testing.T, l *Logs, active, reason, driverName string) {
+	t.Helper()
+	gotActive, gotReason := l.State()
+	if gotActive != active || !strings.Contains(gotReason, reason) || (reason == "") != (gotReason == "") {
+		t.Errorf("state %q, %q; want %q, %q", gotActive, gotReason, active, reason)
 	}
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), "*")); len(left) != 1 {
-		t.Errorf("beside the link: %v", left)
+	c, err := l.Config(t.Context(), "/var/log/pods/p", "main/0.log")
+	if driverName == "" {
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), reason) {
+			t.Errorf("Config: %v, %v", c, err)
+		}
+		return
 	}
-	other := *c
-	other.EngineLogPath = "/other"
-	if err := s.Removed(t.Context(), &other); err != nil {
+	if err != nil || c.Driver != driverName {
+		t.Errorf("Config: %v, %v; want %s", c, err, driverName)
+	}
+}
+
+func TestAutoUsesTheDriver(t *testing.T) {
+	w := &world{}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		settle()
+		expect(t, l, ModeCRI, "", driver.Name)
+		c, err := l.Config(t.Context(), "/var/log/pods/p/", "main//0.log")
+		if err != nil || fmt.Sprint(c.Options) != "map[cache-disabled:true directory:/var/log/pods/p path:main/0.log]" {
+			t.Errorf("%v, %v", c, err)
+		}
+		for _, none := range [][2]string{{"", "main/0.log"}, {"/var/log/pods/p", ""}} {
+			if c, err := l.Config(t.Context(), none[0], none[1]); err != nil || c.Driver != "local" || c.Options != nil {
+				t.Errorf("without a path: %v, %v", c, err)
+			}
+		}
+		for range 3 { // it is killed, and runs again at once
+			w.kill()
+			settle()
+			expect(t, l, ModeCRI, "", driver.Name)
+		}
+		if w.launched != 4 {
+			t.Errorf("launched %d times", w.launched)
+		}
+	})
+}
+
+func TestAutoFindsTheProcessThatRuns(t *testing.T) {
+	w := &world{running: true}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		settle()
+		if w.launched != 0 {
+			t.Error("a second one was launched")
+		}
+		expect(t, l, ModeCRI, "", driver.Name)
+	})
+}
+
+func TestAutoFallsBack(t *testing.T) {
+	for name, w := range map[string]*world{
+		"cannot be started":    {launch: func() error { return errors.New("no such file") }},
+		"does not answer":      {launch: func() error { return nil }},
+		"cannot be reached by": {reach: errors.New("no log driver named cri-dockerd")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+				c, err := l.Config(t.Context(), "/d", "p") // waits until it is known
+				if err != nil || c.Driver != "json-file" || c.Options != nil {
+					t.Errorf("%v, %v", c, err)
+				}
+				expect(t, l, ModeJSONFile, "log-driver process", "json-file")
+				// Whatever it was is mended.
+				w.mu.Lock()
+				w.reach, w.launch = nil, func() error { w.run(); return nil }
+				w.mu.Unlock()
+				time.Sleep(retryMax + time.Second)
+				synctest.Wait()
+				expect(t, l, ModeCRI, "", driver.Name)
+			})
+		})
+	}
+}
+
+func TestCRIOrNothing(t *testing.T) {
+	w := &world{reach: errors.New("no log driver named cri-dockerd")}
+	inBubble(t, ModeCRI, w, func(t *testing.T, l *Logs) {
+		settle()
+		expect(t, l, "", "no log driver named", "")
+		w.setReach(nil)
+		l.EngineConnected()
+		settle()
+		expect(t, l, ModeCRI, "", driver.Name)
+	})
+}
+
+func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
+	w := &world{reach: errdefs.ErrUnavailable}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		settle()
+		if active, reason := l.State(); active != "" || reason == "" {
+			t.Errorf("state %q, %q", active, reason)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if c, err := l.Config(ctx, "/d", "p"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v, %v", c, err)
+		}
+		w.setReach(nil)
+		l.EngineConnected()
+		settle()
+		expect(t, l, ModeCRI, "", driver.Name)
+		w.setReach(errdefs.ErrUnavailable) // it restarts; what was known stays
+		l.EngineConnected()
+		settle()
+		expect(t, l, ModeCRI, "", driver.Name)
+	})
+}
+
+func TestJSONFileNeedsNobody(t *testing.T) {
+	w := &world{}
+	inBubble(t, ModeJSONFile, w, func(t *testing.T, l *Logs) {
+		settle()
+		expect(t, l, ModeJSONFile, "", "json-file")
+		l.EngineConnected()
+		if w.launched != 0 || len(w.reached) != 0 {
+			t.Error("the log-driver process is asked for")
+		}
+	})
+}
+
+func TestReopenAsksWhoWrites(t *testing.T) {
+	w := &world{}
+	l := w.logs(ModeJSONFile)
+	ours := &spec.Container{ID: "aa", LogPath: "/var/log/pods/p/0.log", LogDriver: driver.Name}
+	if err := l.Reopen(t.Context(), ours); err != nil || fmt.Sprint(w.reopened) != "[aa]" {
+		t.Errorf("%v, %v", w.reopened, err)
+	}
+	w.reopen = errdefs.ErrNotFound
+	if err := l.Reopen(t.Context(), ours); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
+		t.Errorf("a container that runs and is not written: %v", err)
+	}
+	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without a path: %v", err)
+	}
+	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb", LogPath: "/x", LogDriver: "journald"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("of another driver: %v", err)
+	}
+	if err := errors.Join(l.Started(t.Context(), ours), l.Removed(t.Context(), ours)); err != nil {
 		t.Error(err)
-	}
-	if _, err := os.Lstat(c.LogPath); err != nil {
-		t.Error("another container's removal took the link")
-	}
-	for range 2 {
-		if err := s.Removed(t.Context(), c); err != nil {
-			t.Error(err)
-		}
-	}
-	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
-		t.Errorf("the link is still there: %v", err)
-	}
-}
-
-func TestARealFileIsNotReplaced(t *testing.T) {
-	s, c := NewSymlinks(slog.New(slog.DiscardHandler)), newContainer(t)
-	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(c.LogPath, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Started(t.Context(), c); err == nil {
-		t.Error("no error")
-	}
-	if err := s.Removed(t.Context(), c); err != nil {
-		t.Error(err)
-	}
-	if b, _ := os.ReadFile(c.LogPath); string(b) != "precious" {
-		t.Errorf("the file is %q now", b)
-	}
-}
-
-func TestNothingToLink(t *testing.T) {
-	s := NewSymlinks(slog.New(slog.DiscardHandler))
-	for _, c := range []*spec.Container{{}, {LogPath: filepath.Join(t.TempDir(), "x")}, {EngineLogPath: "/x"}} {
-		if err := s.Started(t.Context(), c); err != nil {
-			t.Error(err)
-		}
-		if err := s.Removed(t.Context(), c); err != nil {
-			t.Error(err)
-		}
-	}
-	if s.Config("/x").Driver != "json-file" {
-		t.Error("the driver is not json-file")
 	}
 }

@@ -2,8 +2,6 @@ package conformance
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -310,22 +308,6 @@ func TestListPods(t *testing.T) {
 			if fmt.Sprint(got) != fmt.Sprint(c.want) {
 				t.Errorf("%s: got %v, want %v", name, got, c.want)
 			}
-		}
-	})
-}
-
-func TestPodLogDirectoryIsNotOurs(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		cfg := n.podConfig(t)
-		id := n.runPod(t, cfg)
-		c := n.start(t, id, cfg, sh("echo one line"))
-		link := filepath.Join(cfg.LogDirectory, n.containerStatus(t, c).GetMetadata().GetName()+"_0.log")
-		if _, err := os.Lstat(link); err != nil {
-			t.Errorf("log: %v", err)
-		}
-		n.removePod(t, id)
-		if _, err := os.Lstat(link); !os.IsNotExist(err) {
-			t.Errorf("the log is still there after the pod: %v", err)
 		}
 	})
 }

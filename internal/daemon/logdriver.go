@@ -1,0 +1,124 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
+
+	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/logs/driver"
+)
+
+// LogDriverCommand is the subcommand that runs RunLogDriver.
+const LogDriverCommand = "log-driver"
+
+// logDriverMemory is what the log-driver process may hold before its garbage is collected eagerly, in bytes. It stands in the path of
+// all output of the node and shall be small.
+const logDriverMemory = 12 << 20
+
+// RunLogDriver is the log-driver process: it serves Docker on socket, or on the socket that systemd has passed, until ctx ends. Its table
+// lies under the run directory. What waits in its FIFOs then waits for the next process.
+func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version string, log *slog.Logger) error {
+	defer absorb(syscall.SIGHUP, syscall.SIGPIPE)()
+	debug.SetMemoryLimit(logDriverMemory)
+	dir := filepath.Join(cfg.RunDirectory, "log-driver")
+	unlock, err := lockDirectory(dir)
+	if err != nil {
+		return fmt.Errorf("log-driver: %w", err)
+	}
+	defer unlock()
+	d, err := driver.New(driver.Config{Directory: filepath.Join(dir, "streams"), Version: version, Log: log})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	l, err := listenPlugin(socket)
+	if err != nil {
+		return fmt.Errorf("log-driver: %w", err)
+	}
+	server := &http.Server{Handler: d.Handler(), BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	log.Info("the log-driver process serves Docker", "at", l.Addr(), "pid", os.Getpid())
+	if err := notify(ready); err != nil {
+		log.Warn("systemd was not told that the log-driver is ready", "err", err)
+	}
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("log-driver: %w", err)
+	}
+	return nil
+}
+
+// listenPlugin takes systemd's socket, or makes one. A socket that a killed process has left is replaced in one step, since the engine may
+// look for it at any moment. Only root may connect.
+func listenPlugin(socket string) (net.Listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("systemd's socket: %w", err)
+	}
+	if len(passed) == 1 && passed[0] != nil {
+		return passed[0], nil
+	}
+	if len(passed) > 1 {
+		return nil, fmt.Errorf("systemd has passed %d sockets, one is expected", len(passed))
+	}
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, err
+	}
+	tmp := socket + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // the name stays for the next process
+	if err = os.Chmod(tmp, 0o600); err == nil {
+		err = os.Rename(tmp, socket)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// launchLogDriver starts the log-driver process in a session of its own, so that neither a restart nor an upgrade of the daemon touches
+// it. With systemd, cri-docker-log.socket answers and this is never needed.
+func launchLogDriver(cfg *config.Config) error {
+	dir := filepath.Join(cfg.RunDirectory, "log-driver")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	// The program that runs, even if the file has been replaced by another release.
+	cmd := exec.Command("/proc/self/exe", LogDriverCommand, "--run-directory="+cfg.RunDirectory, "--log-level="+cfg.LogLevel, "--log-format="+cfg.LogFormat)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	for _, v := range os.Environ() { // systemd's messages are for the daemon
+		if name, _, _ := strings.Cut(v, "="); name != "NOTIFY_SOCKET" && name != "WATCHDOG_USEC" && name != "WATCHDOG_PID" && !strings.HasPrefix(name, "LISTEN_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // reaps it if it ends before us
+	return nil
+}

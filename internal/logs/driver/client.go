@@ -1,0 +1,95 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Client speaks to the log-driver process.
+type Client struct{ http *http.Client }
+
+// NewClient returns a client of the process behind a socket. It connects when it is used.
+func NewClient(socket string) *Client {
+	return &Client{&http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true, // calls are rare, and one connection each leaves nothing to look after
+	}}}
+}
+
+// answerDeadline is for the process's status.
+const answerDeadline = 5 * time.Second
+
+// Watch connects and returns the process's status; gone is closed when it ends, or ctx does. Errors are Unavailable when nobody answers.
+func (c *Client) Watch(ctx context.Context) (s Status, gone <-chan struct{}, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(answerDeadline, cancel)
+	defer func() {
+		late.Stop()
+		if err != nil {
+			cancel()
+			err = fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
+		}
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://log-driver"+watchPath, nil)
+	if err != nil {
+		return s, nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return s, nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return s, nil, errors.Join(fmt.Errorf("answered %s", resp.Status), resp.Body.Close())
+	}
+	dec := json.NewDecoder(resp.Body)
+	if err := dec.Decode(&s); err != nil {
+		return s, nil, errors.Join(err, resp.Body.Close())
+	}
+	end := make(chan struct{})
+	go func() {
+		defer close(end)
+		defer cancel()
+		_, _ = io.Copy(io.Discard, resp.Body) // ends with the process or ctx
+		resp.Body.Close()
+	}()
+	return s, end, nil
+}
+
+// Reopen opens a container's log anew at its path. NotFound if the container's output is not being written, Unavailable when nobody answers.
+func (c *Client) Reopen(ctx context.Context, container string) error {
+	body, err := json.Marshal(reopenRequest{Container: container})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://log-driver"+reopenPath, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	err = errors.Join(fmt.Errorf("log-driver process: %s", strings.TrimSpace(string(text))), err)
+	if resp.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	return err
+}

@@ -1,0 +1,255 @@
+// Package driver is the log-driver process: it takes containers' output from Docker and writes it to the log files that the kubelet reads,
+// in the CRI's format.
+//
+// Docker speaks its legacy plugin protocol to it: HTTP on a unix socket in /run/docker/plugins, and for each container a FIFO with
+// length-prefixed protobuf messages (moby's daemon/logger/internal/logdriver/entry.proto). The engine holds each FIFO open for reading
+// also, so what is not yet read waits in the kernel while this process is away.
+//
+// Nothing is lost or written twice when the process is killed at any moment. A batch is first copied out of the FIFO with tee(2), which
+// leaves it there, then written, and only then consumed. A process that starts finds in its table which FIFO belongs to which file, and
+// compares what waits in the FIFO with the end of the file.
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Name is the driver's name in Docker: the plugin's socket is <Name>.sock.
+const Name = "cri-dockerd"
+
+// Socket is where Docker looks for the plugin. The directory is fixed in Docker.
+const Socket = "/run/docker/plugins/" + Name + ".sock"
+
+// Options of the driver, as docker run --log-opt takes them.
+const (
+	// OptionDirectory is the directory beneath which the log must stay, an absolute path: LogDirectory of the CRI's PodSandboxConfig.
+	OptionDirectory = "directory"
+	// OptionPath is the log's path in it: LogPath of the CRI's ContainerConfig.
+	OptionPath = "path"
+)
+
+// Config is what a Driver needs; Directory and Log are required.
+type Config struct {
+	// Directory holds the table: a small file for each FIFO.
+	Directory string
+	// Version is told by Status.
+	Version string
+	// StallLimit is how long a write may take before the container's output is dropped instead; 10 s if 0.
+	StallLimit time.Duration
+	// Pause is the least time between two looks at a FIFO whose writer is not in a hurry; 5 ms if 0. It makes batches of lines.
+	Pause time.Duration
+	Log   *slog.Logger
+}
+
+// Driver writes the logs of all containers. It is safe for concurrent use.
+type Driver struct {
+	cfg     Config
+	metrics *metrics
+	scratch chan *scratch
+
+	mu      sync.Mutex         // guards all below
+	streams map[string]*stream // by the FIFO's path
+	running sync.WaitGroup     // of their goroutines
+}
+
+// idleScratch is how many buffers are kept for the next batch.
+const idleScratch = 4
+
+// New opens again what the table holds, and goes on where an earlier process ended. A FIFO that cannot be opened any more is left out with
+// a line in the log; only a directory that cannot be used is an error.
+func New(cfg Config) (*Driver, error) {
+	cfg.StallLimit, cfg.Pause = cmp.Or(cfg.StallLimit, 10*time.Second), cmp.Or(cfg.Pause, 5*time.Millisecond)
+	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
+		return nil, fmt.Errorf("log-driver's table: %w", err)
+	}
+	d := &Driver{cfg: cfg, metrics: newMetrics(), scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}}
+	entries, err := readTable(cfg.Directory)
+	if err != nil {
+		return nil, fmt.Errorf("log-driver's table: %w", err)
+	}
+	for _, e := range entries {
+		if err := d.resume(e); err != nil {
+			cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
+		}
+	}
+	return d, nil
+}
+
+// Close stops reading. What waits in the FIFOs stays there for the next process.
+func (d *Driver) Close() {
+	d.mu.Lock()
+	all := make([]*stream, 0, len(d.streams))
+	for _, s := range d.streams {
+		all = append(all, s)
+	}
+	d.mu.Unlock()
+	for _, s := range all {
+		s.lock()
+		s.finish()
+		s.unlock()
+		s.release()
+	}
+	d.running.Wait()
+	for {
+		select {
+		case b := <-d.scratch:
+			b.close()
+		default:
+			return
+		}
+	}
+}
+
+// resume takes up a FIFO of the table. One that is gone was ended by the engine while nobody listened.
+func (d *Driver) resume(e entry) error {
+	s, err := d.open(e)
+	if errors.Is(err, os.ErrNotExist) {
+		return e.forget(d.cfg.Directory)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.reconcile(); err != nil {
+		d.cfg.Log.Warn("lines may stand twice in a container's log", "container", e.Name, "err", err)
+	}
+	d.run(s)
+	return nil
+}
+
+// start begins to take a container's output. A FIFO that is known already is no error: Docker asks again when it got no answer.
+func (d *Driver) start(ctx context.Context, e entry) error {
+	if d.find(e.FIFO) != nil {
+		return nil
+	}
+	d.finishOthers(ctx, e)
+	s, err := d.open(e)
+	if err != nil {
+		return err
+	}
+	if err := s.openLog(); err != nil {
+		if !isDiskTrouble(err) {
+			s.release()
+			return err
+		}
+		s.losses.last = err // the container runs, and its log comes when it can
+	}
+	if err := s.entry.keep(d.cfg.Directory); err != nil {
+		s.finish()
+		s.release()
+		return err
+	}
+	d.run(s)
+	return nil
+}
+
+// finishOthers writes what earlier FIFOs of the container still hold: an engine that was killed leaves one, and its successor brings another.
+func (d *Driver) finishOthers(ctx context.Context, e entry) {
+	d.mu.Lock()
+	var old []*stream
+	for _, s := range d.streams {
+		if s.entry.Container == e.Container {
+			old = append(old, s)
+		}
+	}
+	d.mu.Unlock()
+	slices.SortFunc(old, func(a, b *stream) int { return a.entry.Began.Compare(b.entry.Began) })
+	for _, s := range old {
+		d.stop(ctx, s.entry.FIFO)
+		if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, os.ErrNotExist) {
+			d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
+		}
+	}
+}
+
+// stopPatience is how long the end of a container waits for a disk.
+const stopPatience = 20 * time.Second
+
+// stop writes what the FIFO holds and forgets it. An unknown one is no error.
+func (d *Driver) stop(ctx context.Context, fifo string) {
+	s := d.find(fifo)
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	if err := s.lockFor(ctx); err != nil {
+		d.cfg.Log.Warn("the end of a container's output is not yet written: the disk does not answer", "container", s.entry.Name)
+	} else {
+		s.drain()
+		s.finish()
+		s.unlock()
+		s.release()
+	}
+	d.forget(s)
+}
+
+// forget takes a stream out of the table.
+func (d *Driver) forget(s *stream) {
+	d.mu.Lock()
+	if d.streams[s.entry.FIFO] == s {
+		delete(d.streams, s.entry.FIFO)
+	}
+	d.metrics.streams.Set(float64(len(d.streams)))
+	d.mu.Unlock()
+	if err := s.entry.forget(d.cfg.Directory); err != nil {
+		d.cfg.Log.Warn("log-driver's table keeps an entry too long", "container", s.entry.Name, "err", err)
+	}
+}
+
+func (d *Driver) find(fifo string) *stream {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.streams[fifo]
+}
+
+// of is the stream of a container, the newest if there are two; nil without one.
+func (d *Driver) of(container string) *stream {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var newest *stream
+	for _, s := range d.streams {
+		if s.entry.Container == container && (newest == nil || s.entry.Began.After(newest.entry.Began)) {
+			newest = s
+		}
+	}
+	return newest
+}
+
+// run lets a stream go.
+func (d *Driver) run(s *stream) {
+	d.mu.Lock()
+	d.streams[s.entry.FIFO] = s
+	d.metrics.streams.Set(float64(len(d.streams)))
+	d.mu.Unlock()
+	d.running.Go(s.run)
+}
+
+func (d *Driver) takeScratch() (*scratch, error) {
+	select {
+	case b := <-d.scratch:
+		return b, nil
+	default:
+		return newScratch()
+	}
+}
+
+// giveScratch takes back buffers. What is left in their pipe, after an error only, goes with it.
+func (d *Driver) giveScratch(b *scratch) {
+	if b.dirty {
+		b.close()
+		return
+	}
+	select {
+	case d.scratch <- b:
+	default:
+		b.close()
+	}
+}

@@ -1,0 +1,203 @@
+package driver
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// frame is one message of Docker's: a line of a container's, or a piece of a long one. In the FIFO each stands behind its length, four
+// bytes, the highest first.
+type frame struct {
+	Source  string // "stdout" or "stderr"
+	Time    int64  // in nanoseconds since 1970
+	Line    []byte // without newline; only valid as long as the buffer it came from
+	Partial bool   // more of the line follows
+}
+
+const (
+	prefixSize = 4
+	// maxFrame is more than Docker sends, which cuts lines at 16 KiB; a greater length means that we have lost step.
+	maxFrame = batchSize - prefixSize
+)
+
+// Numbers of the fields of LogEntry and PartialLogEntryMetadata, moby's entry.proto.
+const (
+	fieldSource   protowire.Number = 1
+	fieldTime     protowire.Number = 2
+	fieldLine     protowire.Number = 3
+	fieldPartial  protowire.Number = 4
+	fieldMetadata protowire.Number = 5
+	fieldLast     protowire.Number = 1
+)
+
+var errMalformed = errors.New("Docker's message cannot be understood")
+
+// next reads the first frame of b and tells how long it is with its prefix. errCut means that it is not there as a whole.
+func next(b []byte) (f frame, n int, err error) {
+	if len(b) < prefixSize {
+		return f, 0, errCut
+	}
+	size := binary.BigEndian.Uint32(b)
+	if size > maxFrame {
+		return f, 0, fmt.Errorf("%w: %d bytes", errMalformed, size)
+	}
+	n = prefixSize + int(size)
+	if len(b) < n {
+		return f, 0, errCut
+	}
+	f, err = decode(b[prefixSize:n])
+	return f, n, err
+}
+
+func decode(b []byte) (f frame, err error) {
+	last := false
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return f, fmt.Errorf("%w: %w", errMalformed, protowire.ParseError(n))
+		}
+		b = b[n:]
+		switch {
+		case typ == protowire.BytesType && (num == fieldSource || num == fieldLine || num == fieldMetadata):
+			var v []byte
+			v, n = protowire.ConsumeBytes(b)
+			if n < 0 {
+				break
+			}
+			switch num {
+			case fieldSource:
+				f.Source = sourceName(v)
+			case fieldLine:
+				f.Line = v
+			default:
+				last = isLast(v)
+			}
+		case typ == protowire.VarintType && (num == fieldTime || num == fieldPartial):
+			var v uint64
+			v, n = protowire.ConsumeVarint(b)
+			if num == fieldTime {
+				f.Time = int64(v)
+			} else {
+				f.Partial = v != 0
+			}
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return f, fmt.Errorf("%w: %w", errMalformed, protowire.ParseError(n))
+		}
+		b = b[n:]
+	}
+	f.Partial = f.Partial && !last
+	return f, nil
+}
+
+// sourceName is one of the two names without an allocation.
+func sourceName(v []byte) string {
+	if string(v) == "stderr" {
+		return "stderr"
+	}
+	return "stdout"
+}
+
+// isLast reads PartialLogEntryMetadata: the last piece of a line is marked as partial also.
+func isLast(b []byte) bool {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return false
+		}
+		if b = b[n:]; num == fieldLast && typ == protowire.VarintType {
+			v, n := protowire.ConsumeVarint(b)
+			return n > 0 && v != 0
+		}
+		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+			return false
+		}
+		b = b[n:]
+	}
+	return false
+}
+
+// appendFrame is a frame as Docker reads it from us (LogDriver.ReadLogs). Docker prints the line as it stands.
+func appendFrame(b []byte, f frame) []byte {
+	at := len(b)
+	b = append(b, 0, 0, 0, 0)
+	b = protowire.AppendTag(b, fieldSource, protowire.BytesType)
+	b = protowire.AppendString(b, f.Source)
+	b = protowire.AppendTag(b, fieldTime, protowire.VarintType)
+	b = protowire.AppendVarint(b, uint64(f.Time))
+	b = protowire.AppendTag(b, fieldLine, protowire.BytesType)
+	b = protowire.AppendBytes(b, f.Line)
+	if f.Partial {
+		b = protowire.AppendTag(b, fieldPartial, protowire.VarintType)
+		b = protowire.AppendVarint(b, 1)
+	}
+	binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-prefixSize))
+	return b
+}
+
+// Tags of the CRI's log format: the end of a line, or a piece of one.
+const (
+	tagFull    = "F"
+	tagPartial = "P"
+)
+
+// pieceSize is the longest text of one record, in bytes. The kubelet's readers know no limit, but every runtime keeps to this.
+const pieceSize = 16 << 10
+
+// timeLayout is RFC 3339 with nine digits always, so that lines sort; the kubelet and log collectors read any number of digits.
+const timeLayout = "2006-01-02T15:04:05.000000000Z07:00"
+
+// clock formats times, in the machine's own zone as all runtimes do. It remembers the last second, since lines come in crowds.
+type clock struct {
+	second       int64
+	before, zone []byte // what stands before and after the nine digits
+}
+
+func (c *clock) append(b []byte, nano int64) []byte {
+	second, rest := nano/1e9, nano%1e9
+	if rest < 0 {
+		second, rest = second-1, rest+1e9
+	}
+	if second != c.second || c.before == nil {
+		const digits = len("000000000")
+		text := time.Unix(second, 0).Format(timeLayout)
+		at := len("2006-01-02T15:04:05.")
+		c.second, c.before, c.zone = second, []byte(text[:at]), []byte(text[at+digits:])
+	}
+	b = append(b, c.before...)
+	for div := int64(1e8); div > 0; div /= 10 {
+		b = append(b, byte('0'+rest/div%10))
+	}
+	return append(b, c.zone...)
+}
+
+// appendRecords is a frame in the CRI's log format (KEP-1112 and kubelet's logs.go):
+//
+//	<time> stdout|stderr F|P <text>\n
+func (c *clock) appendRecords(b []byte, f frame) []byte {
+	for line := f.Line; ; line = line[pieceSize:] {
+		piece, tag := line, tagFull
+		if len(line) > pieceSize {
+			piece, tag = line[:pieceSize], tagPartial
+		} else if f.Partial {
+			tag = tagPartial
+		}
+		b = c.append(b, f.Time)
+		b = append(b, ' ')
+		b = append(b, f.Source...)
+		b = append(b, ' ')
+		b = append(b, tag...)
+		b = append(b, ' ')
+		b = append(b, piece...)
+		b = append(b, '\n')
+		if len(piece) == len(line) {
+			return b
+		}
+	}
+}

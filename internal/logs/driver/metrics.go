@@ -1,0 +1,43 @@
+package driver
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Reasons for which output was dropped.
+const (
+	reasonDisk      = "disk"      // it took no more
+	reasonStalled   = "stalled"   // it did not answer in time
+	reasonMalformed = "malformed" // Docker's message was not understood
+)
+
+// metrics are the process's figures; nothing of them is global.
+type metrics struct {
+	registry     *prometheus.Registry
+	lines, bytes prometheus.Counter
+	dropped      *prometheus.CounterVec
+	streams      prometheus.Gauge
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		lines:    prometheus.NewCounter(prometheus.CounterOpts{Name: "cri_dockerd_log_lines_total", Help: "Lines and pieces of lines written to container logs."}),
+		bytes:    prometheus.NewCounter(prometheus.CounterOpts{Name: "cri_dockerd_log_bytes_total", Help: "Bytes written to container logs."}),
+		dropped:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cri_dockerd_log_dropped_lines_total", Help: "Lines and pieces of lines that were lost, by reason."}, []string{"reason"}),
+		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_log_streams", Help: "Containers whose output is being written."}),
+	}
+	m.registry.MustRegister(m.lines, m.bytes, m.dropped, m.streams)
+	for _, r := range []string{reasonDisk, reasonStalled, reasonMalformed} {
+		m.dropped.WithLabelValues(r)
+	}
+	return m
+}
+
+// handler serves them in Prometheus' format.
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}

@@ -1,0 +1,311 @@
+package driver
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// readConfig is which part of a log docker logs wants (moby's logger.ReadConfig).
+type readConfig struct {
+	Since, Until time.Time // zero without a bound
+	Tail         int       // the last lines only; below 0 all
+	Follow       bool
+}
+
+// reader reads a log, with the files that the kubelet has rotated, and writes it as Docker's frames.
+type reader struct {
+	cfg   readConfig
+	log   target
+	live  *stream // followed if not nil
+	out   io.Writer
+	flush func() error
+
+	skip int // lines that are not among the last
+	buf  []byte
+}
+
+// errUntil ends the reading: all that follows is later than asked for.
+var errUntil = errors.New("later than asked for")
+
+// copy writes what is there and, when a live stream is followed, what comes until the stream or ctx ends.
+func (r *reader) copy(ctx context.Context) error {
+	files, err := r.open()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if files, err = r.lastLines(files); err != nil {
+		return err
+	}
+	for i, f := range files {
+		last := i == len(files)-1
+		if last && r.live != nil {
+			return r.follow(ctx, f)
+		}
+		if err := r.copyFile(ctx, f); err != nil {
+			return done(err)
+		}
+	}
+	return r.flush()
+}
+
+func done(err error) error {
+	if errors.Is(err, errUntil) {
+		return nil
+	}
+	return err
+}
+
+// open opens the log and all rotated files, the oldest first. The log comes first, since it may be renamed meanwhile.
+func (r *reader) open() ([]*os.File, error) {
+	current, err := openRegular(r.log.String())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	names, err := r.log.rotated()
+	if err != nil {
+		return nil, err
+	}
+	var out []*os.File
+	for _, name := range names {
+		f, err := openRegular(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return out, err
+		}
+		if current != nil && sameFile(f, current) {
+			f.Close()
+			continue
+		}
+		out = append(out, f)
+	}
+	if current != nil {
+		out = append(out, current)
+	}
+	return out, nil
+}
+
+// openRegular opens a file for reading, never a link or a device that stands in its place.
+func openRegular(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is no file", name), err, f.Close())
+	}
+	return f, nil
+}
+
+func sameFile(a, b *os.File) bool {
+	x, errX := a.Stat()
+	y, errY := b.Stat()
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// lastLines leaves out the files, and counts the lines, that are not among the last that were asked for.
+func (r *reader) lastLines(files []*os.File) ([]*os.File, error) {
+	if r.cfg.Tail < 0 {
+		return files, nil
+	}
+	lines, first := 0, len(files)
+	for first > 0 && lines < r.cfg.Tail {
+		first--
+		n, err := countLines(files[first])
+		if err != nil {
+			return nil, err
+		}
+		lines += n
+	}
+	r.skip = lines - r.cfg.Tail
+	if first == len(files) && first > 0 { // none at all; the newest is still followed
+		first--
+		n, err := countLines(files[first])
+		if err != nil {
+			return nil, err
+		}
+		r.skip = n
+	}
+	for _, f := range files[:first] {
+		f.Close()
+	}
+	return files[first:], nil
+}
+
+// content is a file's text from its beginning, decompressed if its name says so.
+func content(f *os.File) (io.Reader, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	if strings.HasSuffix(f.Name(), ".gz") {
+		return gzip.NewReader(bufio.NewReader(f))
+	}
+	return f, nil
+}
+
+// maxRecord is more than the longest record, in bytes.
+const maxRecord = pieceSize + 1<<10
+
+// countLines counts the whole lines of a file.
+func countLines(f *os.File) (n int, err error) {
+	text, err := content(f)
+	if err != nil {
+		return 0, err
+	}
+	for s := bufio.NewReaderSize(text, maxRecord); ; {
+		b, err := s.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		if fr, ok := parseRecord(b); ok && !fr.Partial {
+			n++
+		}
+	}
+}
+
+func (r *reader) copyFile(ctx context.Context, f *os.File) error {
+	text, err := content(f)
+	if err != nil {
+		return err
+	}
+	_, err = r.copyLines(ctx, bufio.NewReaderSize(text, maxRecord))
+	return err
+}
+
+// copyLines writes all whole records, and returns what follows the last, which is not yet whole.
+func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, err error) {
+	for ctx.Err() == nil {
+		b, err := text.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return len(b), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		fr, ok := parseRecord(b)
+		if !ok {
+			continue
+		}
+		if r.skip > 0 {
+			if !fr.Partial {
+				r.skip--
+			}
+			continue
+		}
+		if !r.cfg.Since.IsZero() && fr.Time < r.cfg.Since.UnixNano() {
+			continue
+		}
+		if !r.cfg.Until.IsZero() && fr.Time > r.cfg.Until.UnixNano() {
+			return 0, errUntil
+		}
+		r.buf = appendFrame(r.buf[:0], fr)
+		if _, err := r.out.Write(r.buf); err != nil {
+			return 0, err
+		}
+	}
+	return 0, ctx.Err()
+}
+
+// follow writes what a file holds and what comes to it, and goes on in the next one when the log is rotated.
+func (r *reader) follow(ctx context.Context, f *os.File) error {
+	defer func() { f.Close() }()
+	text := bufio.NewReaderSize(f, maxRecord)
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	for {
+		changed := r.live.changed.next() // before the look, lest a change between goes unseen
+		ended := isClosed(r.live.ended)
+		current, err := openRegular(r.log.String())
+		rotated := err == nil && !sameFile(current, f)
+		rest, copyErr := r.copyLines(ctx, text)
+		if copyErr == nil {
+			copyErr = r.flush()
+		}
+		if copyErr != nil {
+			closeAll(current)
+			return done(copyErr)
+		}
+		if rotated && rest == 0 {
+			f.Close()
+			f = current
+			text.Reset(f)
+			continue
+		}
+		closeAll(current)
+		if ended {
+			return nil
+		}
+		if _, err := f.Seek(-int64(rest), io.SeekCurrent); err != nil {
+			return err
+		}
+		text.Reset(f)
+		select {
+		case <-changed:
+		case <-r.live.ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func closeAll(f *os.File) {
+	if f != nil {
+		f.Close()
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// parseRecord reads a record of the CRI's log format. Docker prints the line as it gets it, so a whole one carries its newline.
+func parseRecord(b []byte) (f frame, ok bool) {
+	stamp, rest, ok := bytes.Cut(b, []byte(" "))
+	if !ok {
+		return f, false
+	}
+	source, rest, ok := bytes.Cut(rest, []byte(" "))
+	if !ok {
+		return f, false
+	}
+	tag, line, ok := bytes.Cut(rest, []byte(" "))
+	if !ok {
+		return f, false
+	}
+	t, err := time.Parse(time.RFC3339Nano, string(stamp))
+	if err != nil {
+		return f, false
+	}
+	// Tags are separated by colons; the first one counts (KEP-1112).
+	first, _, _ := bytes.Cut(tag, []byte(":"))
+	f = frame{Source: sourceName(source), Time: t.UnixNano(), Line: line, Partial: string(first) == tagPartial}
+	if f.Partial {
+		f.Line = bytes.TrimSuffix(line, []byte("\n"))
+	}
+	return f, true
+}

@@ -1,0 +1,327 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stream is the way of one container's output, from its FIFO to its log.
+type stream struct {
+	d       *Driver
+	fifo    *os.File
+	raw     syscall.RawConn
+	changed notifier      // told after each batch, and at the end
+	ended   chan struct{} // closed when nothing more will come
+
+	busy    chan struct{} // the lock, full while held; guards all below
+	entry   entry         // only Inode changes
+	log     *os.File      // nil while it cannot be opened
+	checked time.Time     // when the log was last seen to be there, or tried
+	clock   clock
+	closed  bool
+	losses  losses
+}
+
+// open opens the FIFO. The log is opened later.
+func (d *Driver) open(e entry) (*stream, error) {
+	if err := e.Log.check(); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(e.FIFO, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open Docker's FIFO: %w", err)
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if _, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, fifoSize); err != nil {
+			d.cfg.Log.Debug("a FIFO keeps its size", "container", e.Name, "err", err)
+		}
+	}); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &stream{d: d, fifo: f, raw: raw, entry: e, busy: make(chan struct{}, 1), ended: make(chan struct{}), losses: losses{d: d, name: e.Name}}, nil
+}
+
+func (s *stream) lock()   { s.busy <- struct{}{} }
+func (s *stream) unlock() { <-s.busy }
+
+// lockFor gives up with ctx's error: a disk may hold the lock for long.
+func (s *stream) lockFor(ctx context.Context) error {
+	select {
+	case s.busy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// finish ends the stream; the lock is held. The FIFO is closed by release, without the lock: closing waits for who is using it.
+func (s *stream) finish() {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if s.log != nil {
+		s.log.Close()
+	}
+	close(s.ended)
+	s.changed.tell()
+}
+
+func (s *stream) release() { s.fifo.Close() }
+
+// run moves batches until the stream is closed or the engine has gone.
+func (s *stream) run() {
+	for {
+		var n int
+		var err error
+		closed := s.raw.Read(func(fd uintptr) bool {
+			s.lock()
+			defer s.unlock()
+			if s.closed {
+				err = os.ErrClosed
+			} else {
+				n, err = s.step(int(fd))
+			}
+			return !errors.Is(err, errNothing)
+		})
+		switch {
+		case closed != nil || errors.Is(err, os.ErrClosed):
+			return
+		case errors.Is(err, io.EOF):
+			s.orphaned()
+			return
+		case err == nil && n >= batchSize/2:
+			continue // it is in a hurry
+		case err != nil && !errors.Is(err, errCut):
+			s.d.cfg.Log.Error("a container's output cannot be read", "container", s.entry.Name, "err", err)
+			s.sleep(time.Second)
+			continue
+		}
+		s.sleep(s.d.cfg.Pause)
+	}
+}
+
+func (s *stream) sleep(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.ended:
+	}
+}
+
+// orphaned ends a stream whose engine has gone without a word. Its successor makes another FIFO.
+func (s *stream) orphaned() {
+	s.lock()
+	s.finish()
+	s.unlock()
+	s.release()
+	s.d.forget(s)
+	if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
+	}
+}
+
+// drain moves all that waits; the lock is held.
+func (s *stream) drain() {
+	if s.closed {
+		return
+	}
+	_ = s.raw.Control(func(fd uintptr) { // fails only if closed
+		for {
+			if _, err := s.step(int(fd)); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// step moves one batch from the FIFO to the log, and says how long it was in the FIFO. The lock is held.
+func (s *stream) step(fifo int) (int, error) {
+	b, err := s.d.takeScratch()
+	if err != nil {
+		return 0, err
+	}
+	defer s.d.giveScratch(b)
+	waiting, err := b.look(fifo)
+	if err != nil {
+		return 0, err
+	}
+	used, err := s.render(b, waiting)
+	if errors.Is(err, errMalformed) && used == 0 {
+		s.losses.add(1, reasonMalformed, err)
+		return len(waiting), b.consume(fifo, len(waiting))
+	}
+	if used == 0 {
+		return 0, errCut
+	}
+	late := guarded(s.d.cfg.StallLimit, func() { s.write(b) }, func(stop <-chan struct{}) { s.discard(fifo, used, stop) })
+	s.changed.tell()
+	if late {
+		return used, nil
+	}
+	return used, b.consume(fifo, used)
+}
+
+// render makes the log's lines of all whole frames. It returns the length of these frames, and errMalformed where it lost step.
+func (s *stream) render(b *scratch, waiting []byte) (used int, err error) {
+	b.out, b.ends = b.out[:0], b.ends[:0]
+	for {
+		f, n, err := next(waiting[used:])
+		if err != nil {
+			return used, err
+		}
+		used += n
+		b.out = s.clock.appendRecords(b.out, f)
+		b.ends = append(b.ends, len(b.out))
+	}
+}
+
+// write writes a batch to the log. What the disk does not take is dropped, so that the container can go on. The lock is held.
+func (s *stream) write(b *scratch) {
+	if err := s.ensureLog(); err != nil {
+		s.losses.add(len(b.ends), reasonDisk, err)
+		return
+	}
+	n, err := s.log.Write(b.out)
+	whole, end := 0, 0
+	for whole < len(b.ends) && b.ends[whole] <= n {
+		end = b.ends[whole]
+		whole++
+	}
+	s.d.metrics.lines.Add(float64(whole))
+	s.d.metrics.bytes.Add(float64(end))
+	if err == nil {
+		s.losses.over()
+		return
+	}
+	if st, statErr := s.log.Stat(); n > end && statErr == nil {
+		err = errors.Join(err, s.log.Truncate(st.Size()-int64(n-end))) // a torn line would spoil the next one
+	}
+	s.losses.add(len(b.ends)-whole, reasonDisk, err)
+}
+
+// checkEvery is how often a log is looked after that somebody may have deleted, or that could not be opened.
+const checkEvery = time.Second
+
+// ensureLog opens a log that is not open, or was deleted with its directory. The lock is held.
+func (s *stream) ensureLog() error {
+	now := time.Now()
+	if now.Sub(s.checked) < checkEvery {
+		if s.log == nil {
+			return s.losses.last
+		}
+		return nil
+	}
+	s.checked = now
+	if s.log != nil {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(s.log.Fd()), &st); err != nil || st.Nlink > 0 {
+			return nil //nolint:nilerr // the write will tell
+		}
+	}
+	if err := s.openLog(); err != nil {
+		s.losses.last = err
+		return err
+	}
+	if err := s.entry.keep(s.d.cfg.Directory); err != nil {
+		s.d.cfg.Log.Warn("lines may stand twice in a container's log after the next crash", "container", s.entry.Name, "err", err)
+	}
+	return nil
+}
+
+// openLog opens the log anew, at its path. The lock is held, or nobody else knows the stream. On error the old file is kept.
+func (s *stream) openLog() error {
+	f, err := s.entry.Log.open()
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if s.log != nil {
+		s.log.Close()
+	}
+	s.log, s.checked, s.entry.Inode = f, time.Now(), inodeOf(st)
+	return nil
+}
+
+// reconcile finds what a killed process had written and not yet consumed, consumes it, and opens the log. It comes before run.
+func (s *stream) reconcile() error {
+	err := s.skipWritten()
+	if openErr := s.openLog(); openErr != nil {
+		s.losses.last = openErr
+		return errors.Join(err, openErr)
+	}
+	return errors.Join(err, s.entry.keep(s.d.cfg.Directory))
+}
+
+func (s *stream) skipWritten() error {
+	f, err := s.entry.Log.byInode(s.entry.Inode)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // deleted: what waits was not written elsewhere
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	written, err := tail(f)
+	if err != nil {
+		return err
+	}
+	b, err := s.d.takeScratch()
+	if err != nil {
+		return err
+	}
+	defer s.d.giveScratch(b)
+	if closed := s.raw.Control(func(fd uintptr) {
+		var waiting []byte
+		if waiting, err = b.look(int(fd)); err != nil {
+			return
+		}
+		_, _ = s.render(b, waiting) // whatever stopped it is met again
+		err = b.consume(int(fd), framesIn(waiting, alreadyWritten(b, written)))
+	}); closed != nil {
+		return closed
+	}
+	if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// alreadyWritten is how many of the first frames of a batch stand at the end of a log. Their times, in nanoseconds, make them unmistakable.
+func alreadyWritten(b *scratch, written []byte) int {
+	for n := len(b.ends); n > 0; n-- {
+		if bytes.HasSuffix(written, b.out[:b.ends[n-1]]) {
+			return n
+		}
+	}
+	return 0
+}
+
+// framesIn is the length of the first n frames.
+func framesIn(b []byte, n int) (size int) {
+	for range n {
+		_, k, err := next(b[size:])
+		if err != nil {
+			return size
+		}
+		size += k
+	}
+	return size
+}
