@@ -38,7 +38,7 @@ type world struct {
 	logs     map[string]bool
 
 	logMode, logReason string // of Logs.State
-	next     byte
+	next               byte
 }
 
 func (w *world) fails(step string) error {
