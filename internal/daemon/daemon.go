@@ -95,7 +95,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
 	}
 	p.logs = logs.New(logs.Config{
-		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() error { return launchLogDriver(cfg) },
+		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() (<-chan error, error) { return launchLogDriver(cfg) },
 		Reach: p.engine.ReachLogDriver, Version: version, Log: log,
 	})
 	p.service = cri.New(cri.Deps{

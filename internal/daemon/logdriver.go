@@ -27,6 +27,9 @@ const LogDriverCommand = "log-driver"
 // all output of the node and shall be small.
 const logDriverMemory = 12 << 20
 
+// logDriverLog is where the log of detached log-driver processes begins anew, in bytes. They write a line or two each.
+const logDriverLog = 1 << 20
+
 // RunLogDriver is the log-driver process: it serves Docker on socket, or on the socket that systemd has passed, until ctx ends. Its table
 // lies under the run directory. What waits in its FIFOs then waits for the next process.
 func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version string, log *slog.Logger) error {
@@ -95,17 +98,22 @@ func listenPlugin(socket string) (net.Listener, error) {
 }
 
 // launchLogDriver starts the log-driver process in a session of its own, so that neither a restart nor an upgrade of the daemon touches
-// it. With systemd, cri-docker-log.socket answers and this is never needed.
-func launchLogDriver(cfg *config.Config) error {
+// it. With systemd, cri-docker-log.socket answers and this is never needed. If it ends before us, ended gets its last words.
+func launchLogDriver(cfg *config.Config) (ended <-chan error, err error) {
 	dir := filepath.Join(cfg.RunDirectory, "log-driver")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return nil, err
 	}
-	out, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	out, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer out.Close()
+	if st, err := out.Stat(); err == nil && st.Size() > logDriverLog {
+		if err := out.Truncate(0); err != nil {
+			return nil, err
+		}
+	}
 	// The program that runs, even if the file has been replaced by another release.
 	cmd := exec.Command("/proc/self/exe", LogDriverCommand, "--run-directory="+cfg.RunDirectory, "--log-level="+cfg.LogLevel, "--log-format="+cfg.LogFormat)
 	cmd.Dir = "/"
@@ -117,8 +125,22 @@ func launchLogDriver(cfg *config.Config) error {
 		}
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
-	go func() { _ = cmd.Wait() }() // reaps it if it ends before us
-	return nil
+	end := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		end <- fmt.Errorf("%w: %s", err, lastLine(out.Name()))
+	}()
+	return end, nil
+}
+
+// lastLine is the end of a log.
+func lastLine(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	text := strings.TrimSpace(string(b))
+	return text[strings.LastIndexByte(text, '\n')+1:]
 }

@@ -36,8 +36,8 @@ type Process interface {
 type Config struct {
 	Mode    string
 	Process Process
-	// Launch starts the log-driver process, detached.
-	Launch func() error
+	// Launch starts the log-driver process, detached. If that ends before us, ended gets its last words.
+	Launch func() (ended <-chan error, err error)
 	// Reach asks the engine to make a container with a log driver and remove it. Unavailable means that the engine is down, anything else
 	// that it cannot use the driver.
 	Reach   func(ctx context.Context, c spec.LogConfig) error
@@ -108,13 +108,7 @@ func (l *Logs) EngineConnected() {
 func (l *Logs) connect(ctx context.Context) (gone <-chan struct{}, err error) {
 	s, gone, err := l.cfg.Process.Watch(ctx)
 	if err != nil {
-		if err := l.cfg.Launch(); err != nil {
-			return nil, fmt.Errorf("start the log-driver process: %w", err)
-		}
-		for deadline := time.Now().Add(launchPatience); err != nil && ctx.Err() == nil && time.Now().Before(deadline); {
-			wait(ctx, launchPoll, nil, nil)
-			s, gone, err = l.cfg.Process.Watch(ctx)
-		}
+		s, gone, err = l.launch(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -124,6 +118,28 @@ func (l *Logs) connect(ctx context.Context) (gone <-chan struct{}, err error) {
 		l.cfg.Log.Info("the log-driver process is of another release and goes on; end it with SIGTERM to renew it, no line is lost", "pid", s.PID)
 	}
 	return gone, nil
+}
+
+// launch starts the process and watches it as soon as it answers.
+func (l *Logs) launch(ctx context.Context) (s driver.Status, gone <-chan struct{}, err error) {
+	ended, err := l.cfg.Launch()
+	if err != nil {
+		return s, nil, fmt.Errorf("start the log-driver process: %w", err)
+	}
+	tick := time.NewTicker(launchPoll)
+	defer tick.Stop()
+	for deadline := time.Now().Add(launchPatience); ; {
+		select {
+		case <-ctx.Done():
+			return s, nil, ctx.Err()
+		case last := <-ended:
+			return s, nil, fmt.Errorf("the log-driver process ended at once: %w", last)
+		case <-tick.C:
+		}
+		if s, gone, err = l.cfg.Process.Watch(ctx); err == nil || time.Now().After(deadline) {
+			return s, gone, err
+		}
+	}
 }
 
 // ask finds out whether the engine reaches the process, again whenever the engine has been connected, until the process has gone.

@@ -27,6 +27,7 @@ type world struct {
 	running  bool          // one runs from the beginning
 	launch   func() error
 	launched int
+	dies     chan error // has the last words of a process that ends at once
 	reach    error
 	reached  []spec.LogConfig
 	reopened []string
@@ -71,9 +72,9 @@ func (w *world) setReach(err error) {
 func (w *world) logs(mode string) *Logs {
 	return New(Config{
 		Mode: mode, Process: w, Version: "new", Log: slog.New(slog.DiscardHandler),
-		Launch: func() error {
+		Launch: func() (<-chan error, error) {
 			w.launched++
-			return w.launch()
+			return w.dies, w.launch()
 		},
 		Reach: func(_ context.Context, c spec.LogConfig) error {
 			w.mu.Lock()
@@ -165,6 +166,8 @@ func TestAutoFindsTheProcessThatRuns(t *testing.T) {
 }
 
 func TestAutoFallsBack(t *testing.T) {
+	dying := make(chan error, 1)
+	dying <- errors.New("exit status 1: read-only file system")
 	for name, w := range map[string]*world{
 		"cannot be started":    {launch: func() error { return errors.New("no such file") }},
 		"does not answer":      {launch: func() error { return nil }},

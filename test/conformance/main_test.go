@@ -106,8 +106,8 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 	}
 }
 
-// eachFresh runs a test on a node of its own of every version.
-func eachFresh(t *testing.T, test func(*testing.T, *node)) {
+// eachEngine runs a test on an engine of its own of every version, without a daemon.
+func eachEngine(t *testing.T, test func(*testing.T, *node)) {
 	t.Parallel()
 	if *endpoint != "" {
 		t.Skip("needs an engine of its own; not with -endpoint")
@@ -115,9 +115,18 @@ func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			test(t, start(t, v))
+			e := engines.Start(t, v)
+			test(t, &node{eng: e, image: e.ImportBusybox(t)})
 		})
 	}
+}
+
+// eachFresh runs a test on a node of its own of every version.
+func eachFresh(t *testing.T, test func(*testing.T, *node)) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		n.Daemon = n.eng.Daemon(t)
+		test(t, n)
+	})
 }
 
 // withDaemon is the node with another daemon in place of the first, which is a node's only one while it runs.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,9 +29,10 @@ type Daemon struct {
 	Image    runtimeapi.ImageServiceClient
 
 	engine  *Engine
-	args    []string
-	running string // the program that runs
-	name    string // of its log and PID files
+	own     []string // flags that it always has
+	args    []string // those of the test, which win
+	running string   // the program that runs
+	name    string   // of its log and PID files
 }
 
 // Connect returns the clients of a CRI socket, unix:///path, that is none of ours.
@@ -63,16 +65,18 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 			tb.Fatalf("daemon: %v", err)
 		}
 	}
-	d.args = append([]string{
+	d.own = []string{
 		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet", "--pod-cidr=" + PodCIDR,
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",
-	}, args...)
+	}
+	d.args = args
 	clients := Connect(tb, "unix://"+d.Socket)
 	d.Runtime, d.Image = clients.Runtime, clients.Image
 	tb.Cleanup(func() {
 		e.signal(tb, d.name, "TERM")
 		if tb.Failed() {
 			tail(tb, d.Log(), 60)
+			tail(tb, filepath.Join(e.Dir, "run/log-driver/log"), 30)
 		}
 		if b, _ := os.ReadFile(d.Log()); panicked.Match(b) {
 			tb.Fatalf("the daemon panicked:\n%s", b)
@@ -93,10 +97,29 @@ func (d *Daemon) Kill(tb TB) {
 	d.engine.signal(tb, d.name, "KILL")
 }
 
+// Change ends the daemon in order and starts it with other flags. It does not wait until the runtime is ready, which it may never be.
+func (d *Daemon) Change(tb TB, args ...string) {
+	tb.Helper()
+	d.engine.signal(tb, d.name, "TERM")
+	d.args = args
+	d.begin(tb)
+}
+
+func (d *Daemon) begin(tb TB) {
+	tb.Helper()
+	d.engine.background(tb, d.name, d.running, slices.Concat(d.own, d.args)...)
+}
+
 // Restart starts the daemon and waits until the runtime is ready.
 func (d *Daemon) Restart(tb TB) {
 	tb.Helper()
-	d.engine.background(tb, d.name, d.running, d.args...)
+	d.begin(tb)
+	d.AwaitReady(tb)
+}
+
+// AwaitReady waits until the runtime is ready.
+func (d *Daemon) AwaitReady(tb TB) {
+	tb.Helper()
 	ready := func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

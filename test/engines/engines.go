@@ -296,7 +296,13 @@ func (e *Engine) Kill(tb TB) {
 	e.signal(tb, "docker", "KILL")
 }
 
-// Restart starts dockerd after Kill.
+// Stop ends dockerd in order; its containers go on (live-restore).
+func (e *Engine) Stop(tb TB) {
+	tb.Helper()
+	e.signal(tb, "docker", "TERM")
+}
+
+// Restart starts dockerd after Kill or Stop.
 func (e *Engine) Restart(tb TB) {
 	tb.Helper()
 	_ = os.Remove(e.Socket)
@@ -312,6 +318,9 @@ func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }
+
+// Path is where a file of the namespaces is seen from outside.
+func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%s", e.pid, inside) }
 
 // DialContext connects from inside the network namespace.
 func (e *Engine) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -276,6 +276,12 @@ func TestKilledAtAnyMoment(t *testing.T) {
 				_, next := newDriver(t, dir)
 				e.http = next.http
 				say(before + waiting)
+				if renamed && written%2 == 0 { // and renames it back, since nobody answered
+					eventually(t, "written", func() bool { return len(texts(t, old)) == len(want) })
+					if err := os.Rename(old, c.log.String()); err != nil {
+						t.Fatal(err)
+					}
+				}
 				c.stop()
 				got := append(texts(t, old), texts(t, c.log.String())...)
 				if diff := cmp.Diff(want, got); diff != "" {
@@ -350,6 +356,27 @@ func TestEngineRestarted(t *testing.T) {
 		}
 		eventually(t, "the first FIFO is removed", func() bool { _, err := os.Lstat(first); return errors.Is(err, os.ErrNotExist) })
 		eventually(t, "the table is empty", func() bool { left, _ := os.ReadDir(filepath.Join(dir, "table")); return len(left) == 0 })
+	}
+}
+
+// TestEngineOpensLate: the engine may open the FIFO for writing after its StartLogging.
+func TestEngineOpensLate(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.fifo.Close()
+	c.start()
+	s := d.of(c.id)
+	eventually(t, "it has been looked at", func() bool { return !s.mayCome() || len(s.d.scratch) > 0 })
+	f, err := os.OpenFile(c.FIFOPath, os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.fifo = f
+	c.say("one")
+	c.stop()
+	f.Close()
+	if diff := cmp.Diff([]string{"stdout F one"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
 	}
 }
 

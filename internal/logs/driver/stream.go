@@ -19,6 +19,7 @@ type stream struct {
 	d       *Driver
 	fifo    *os.File
 	raw     syscall.RawConn
+	opened  time.Time
 	changed notifier      // told after each batch, and at the end
 	ended   chan struct{} // closed when nothing more will come
 
@@ -51,7 +52,7 @@ func (d *Driver) open(e entry) (*stream, error) {
 	}); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &stream{d: d, fifo: f, raw: raw, entry: e, busy: make(chan struct{}, 1), ended: make(chan struct{}), losses: losses{d: d, name: e.Name}}, nil
+	return &stream{d: d, fifo: f, raw: raw, opened: time.Now(), entry: e, busy: make(chan struct{}, 1), ended: make(chan struct{}), losses: losses{d: d, name: e.Name}}, nil
 }
 
 func (s *stream) lock()   { s.busy <- struct{}{} }
@@ -100,6 +101,7 @@ func (s *stream) run() {
 		switch {
 		case closed != nil || errors.Is(err, os.ErrClosed):
 			return
+		case errors.Is(err, io.EOF) && s.mayCome():
 		case errors.Is(err, io.EOF):
 			s.orphaned()
 			return
@@ -112,6 +114,20 @@ func (s *stream) run() {
 		}
 		s.sleep(s.d.cfg.Pause)
 	}
+}
+
+// openPatience is for the engine to open a FIFO for writing. It does so beside its StartLogging, mostly before.
+const openPatience = 10 * time.Second
+
+// mayCome says whether a FIFO without a writer has not had one since we opened it, and may have one soon.
+func (s *stream) mayCome() bool {
+	hungUp := true
+	_ = s.raw.Control(func(fd uintptr) { // fails only if closed
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		_, err := retry(func() (int64, error) { n, err := unix.Poll(p, 0); return int64(n), err })
+		hungUp = err != nil || p[0].Revents&unix.POLLHUP != 0
+	})
+	return !hungUp && time.Since(s.opened) < openPatience
 }
 
 func (s *stream) sleep(d time.Duration) {
@@ -249,6 +265,11 @@ func (s *stream) openLog() error {
 	if err != nil {
 		return err
 	}
+	return s.writeTo(f)
+}
+
+// writeTo lets the log be f from now on.
+func (s *stream) writeTo(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
 		return errors.Join(err, f.Close())
@@ -260,25 +281,27 @@ func (s *stream) openLog() error {
 	return nil
 }
 
-// reconcile finds what a killed process had written and not yet consumed, consumes it, and opens the log. It comes before run.
+// reconcile opens the file that a killed process wrote, under whatever name it is now: after a rename by the kubelet it is written until
+// Reopen, since the kubelet may rename it back over whatever stands there. It then finds what had been written and not yet consumed, and
+// consumes it. It comes before run.
 func (s *stream) reconcile() error {
-	err := s.skipWritten()
-	if openErr := s.openLog(); openErr != nil {
-		s.losses.last = openErr
-		return errors.Join(err, openErr)
+	f, err := s.entry.Log.byInode(s.entry.Inode)
+	if err == nil {
+		err = errors.Join(s.skipWritten(f), s.writeTo(f))
+	} else if errors.Is(err, fs.ErrNotExist) { // deleted: what waits was not written elsewhere
+		err = nil
+	}
+	if s.log == nil {
+		if openErr := s.openLog(); openErr != nil {
+			s.losses.last = openErr
+			return errors.Join(err, openErr)
+		}
 	}
 	return errors.Join(err, s.entry.keep(s.d.cfg.Directory))
 }
 
-func (s *stream) skipWritten() error {
-	f, err := s.entry.Log.byInode(s.entry.Inode)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // deleted: what waits was not written elsewhere
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+// skipWritten consumes the frames that stand at the end of f already.
+func (s *stream) skipWritten(f *os.File) error {
 	written, err := tail(f)
 	if err != nil {
 		return err
