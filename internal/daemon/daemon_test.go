@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -20,6 +21,13 @@ import (
 
 // TestMain leaves out klog's own goroutine, which lives as long as the process.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == LogDriverCommand {
+		if err := logDriverMain(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 

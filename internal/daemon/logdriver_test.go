@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/logs/driver"
+)
+
+// socketVariable tells a log-driver process of the tests where to listen; the real one is fixed.
+const socketVariable = "LOG_DRIVER_TEST_SOCKET"
+
+// logDriverMain is this program as the log-driver process, as launchLogDriver starts it.
+func logDriverMain() error {
+	c, f := &config.Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
+	c.Register(f)
+	if err := errors.Join(f.Parse(os.Args[2:]), c.Validate(f)); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return RunLogDriver(ctx, c, os.Getenv(socketVariable), "test", slog.New(slog.NewTextHandler(os.Stderr, nil)))
+}
+
+// watch waits for the process behind a socket.
+func watch(t *testing.T, socket string) (s driver.Status, gone <-chan struct{}) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		s, gone, err := driver.NewClient(socket).Watch(t.Context())
+		if err == nil {
+			return s, gone
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody answers: %v", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func TestLaunchedLogDriver(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "plugins", "cri-dockerd.sock")
+	t.Setenv(socketVariable, socket)
+	cfg := configure(t, dir)
+	ended, err := launchLogDriver(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, gone := watch(t, socket)
+	if sid, err := unix.Getsid(s.PID); err != nil || sid != s.PID {
+		t.Errorf("it is in session %d, %v; want its own", sid, err)
+	}
+	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", st.Mode(), err)
+	}
+	second, err := launchLogDriver(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err == nil || !strings.Contains(err.Error(), "another cri-dockerd is using it") {
+		t.Errorf("a second process: %v", err)
+	}
+	if err := syscall.Kill(s.PID, syscall.SIGHUP); err != nil { // a terminal that goes
+		t.Fatal(err)
+	}
+	if again, _ := watch(t, socket); again.PID != s.PID {
+		t.Errorf("process %d was replaced by %d", s.PID, again.PID)
+	}
+	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-gone
+	<-ended
+	if _, err := launchLogDriver(cfg); err != nil { // over the socket that the killed one has left
+		t.Fatal(err)
+	}
+	next, gone := watch(t, socket)
+	if next.PID == s.PID {
+		t.Error("the killed process answers")
+	}
+	if err := syscall.Kill(next.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-gone
+}
+
+func TestLogDriverThatCannotListen(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(socketVariable, filepath.Join(file, "cri-dockerd.sock"))
+	ended, err := launchLogDriver(configure(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "not a directory") {
+		t.Errorf("its last words: %v", err)
+	}
+}
+
+// TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects to be told when the process is ready.
+func TestLogDriverOnSystemdsSocket(t *testing.T) {
+	dir, notified := t.TempDir(), systemd(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "passed.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Only the process itself knows the number that LISTEN_PID must have.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, LogDriverCommand, "--run-directory="+filepath.Join(dir, "run"))
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Stderr = t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	told(t, notified, "READY=1")
+	s, gone := watch(t, filepath.Join(dir, "passed.sock"))
+	if s.PID != cmd.Process.Pid || s.Control != 1 {
+		t.Errorf("%+v", s)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-gone
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "passed.sock")); err != nil {
+		t.Errorf("systemd's socket: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "run/log-driver/streams/*")); err != nil || len(left) > 0 {
+		t.Error(fmt.Sprint(left), err)
+	}
+}
