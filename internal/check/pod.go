@@ -115,7 +115,7 @@ func (t *podTest) steps() []step {
 		{"container started", "the OCI runtime does not start processes here", "docker run --rm " + t.image + " version", t.start},
 		{"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address range, or bridge-nf rules", "iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use", t.fetch},
 		{"exec", "Docker cannot start a second process in the container", "docker exec; " + restart, t.exec},
-		{"logs", "Docker does not use json-file for the container, or its data root is not on this file system", "docker info -f '{{.LoggingDriver}} {{.DockerRootDir}}'", t.logs},
+		{"logs, rotated once", "the log-driver process does not write, or Docker's data root is not on this file system", "crictl info shows the condition ContainerLogs; docker info -f '{{.DockerRootDir}}'", t.logs},
 		{"port-forward", "the streaming server cannot be reached on loopback", "leave --streaming-bind-addr away; " + restart, t.portForward},
 		{"pod stopped", "Docker does not stop containers", "journalctl -u docker -n 50", t.stop},
 		{"pod removed, nothing left", "something still holds the pod", restart, t.remove},
@@ -249,15 +249,31 @@ func (t *podTest) exec(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(r.GetStdout())), err
 }
 
+// logs waits for a line in the container's log, then rotates the log as the kubelet does.
 func (t *podTest) logs(ctx context.Context) (string, error) {
 	file := filepath.Join(t.pod.LogDirectory, "page.log")
-	return file, eventually(ctx, patience, func(context.Context) error {
+	err := eventually(ctx, patience, func(context.Context) error {
 		b, err := os.ReadFile(file)
 		if err == nil && !strings.Contains(string(b), "/from-the-node") {
 			err = fmt.Errorf("%s lacks the line of the request", file)
 		}
 		return err
 	})
+	if err != nil {
+		return "", err
+	}
+	kind := "in the CRI's format"
+	if st, err := os.Lstat(file); err == nil && st.Mode()&os.ModeSymlink != 0 {
+		kind = "Docker's json-file behind a link"
+	}
+	if err := os.Rename(file, file+".old"); err != nil {
+		return "", err
+	}
+	if _, err := t.cri.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: t.containerID}); err != nil {
+		return "", err
+	}
+	_, err = os.Stat(file)
+	return file + ", " + kind, err
 }
 
 // portForward speaks the WebSocket form of port-forward: channel 0 carries data, channel 1 errors, each frame with its channel in front.
@@ -317,8 +333,9 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("Docker still has container %s", id)
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(t.pod.LogDirectory, "page.log")); !errors.Is(err, os.ErrNotExist) {
-		return "", errors.New("the log is still there")
+	// A log file stays for its readers until the kubelet removes it with the pod; a link would lead nowhere.
+	if st, err := os.Lstat(filepath.Join(t.pod.LogDirectory, "page.log")); err == nil && st.Mode()&os.ModeSymlink != 0 {
+		return "", errors.New("the log's link is still there")
 	}
 	if c, err := net.DialTimeout("tcp", net.JoinHostPort(t.ip, pagePort), 100*time.Millisecond); err == nil {
 		return "", errors.Join(errors.New("the pod's address still answers"), c.Close())

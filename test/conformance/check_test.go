@@ -21,8 +21,11 @@ func TestCheckPod(t *testing.T) {
 		if left := n.docker(t, "images", "-q", "cri-dockerd.local/check"); strings.TrimSpace(left) != "" {
 			t.Errorf("its image is left: %s", left)
 		}
-		_, rest, _ := strings.Cut(out, "logs: ")
-		file, _, _ := strings.Cut(rest, "\n")
+		_, rest, _ := strings.Cut(out, "logs, rotated once: ")
+		file, kind, _ := strings.Cut(rest, ", ")
+		if !strings.HasPrefix(kind, "in the CRI's format\n") {
+			t.Errorf("the log is %q", kind)
+		}
 		if _, err := os.Stat(filepath.Dir(file)); !filepath.IsAbs(file) || !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("its log folder %s is left: %v", filepath.Dir(file), err)
 		}
