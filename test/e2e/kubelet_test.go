@@ -45,6 +45,9 @@ enableDebuggingHandlers: true
 fileCheckFrequency: 1s
 syncFrequency: 1s
 resolvConf: DIR/resolv.conf
+containerLogMaxSize: 1Mi
+containerLogMaxFiles: 3
+containerLogMonitorInterval: 3s
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "10Mi", nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}
 `

@@ -68,7 +68,7 @@ func TestKubelet(t *testing.T) {
 				name string
 				do   func(*testing.T, *kubelet)
 			}{
-				{"running", running}, {"pages", pages}, {"logs", logs}, {"streams", streams}, {"crash", crash}, {"daemon killed", daemonKilled}, {"deleted", deleted},
+				{"running", running}, {"pages", pages}, {"logs", logs}, {"streams", streams}, {"crash", crash}, {"rotation", rotation}, {"daemon killed", daemonKilled}, {"deleted", deleted},
 			} {
 				if !t.Run(step.name, func(t *testing.T) { step.do(t, k) }) {
 					t.FailNow()
@@ -146,7 +146,7 @@ func daemonKilled(t *testing.T, k *kubelet) {
 // deleted removes the manifests and looks for what is left.
 func deleted(t *testing.T, k *kubelet) {
 	ip := k.pod(t, "web").Status.PodIP
-	for _, name := range []string{"web", "crash", "later"} {
+	for _, name := range []string{"web", "crash", "chatty", "later"} {
 		if err := os.Remove(filepath.Join(k.manifests, name+".yaml")); err != nil {
 			t.Fatal(err)
 		}
