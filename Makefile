@@ -24,6 +24,8 @@ e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
+bench-logs: deps ## container logs beside Docker's json-file
+	$(GO) run ./test/bench logs
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
 lint: ## golangci-lint, if it is installed
@@ -35,4 +37,4 @@ deps:
 engines: deps
 	hack/docker29.sh
 	hack/kubelet.sh
-.PHONY: help build demo test conformance fuzz e2e bench pause lint clean deps engines
+.PHONY: help build demo test conformance fuzz e2e bench bench-logs pause lint clean deps engines

@@ -1,6 +1,7 @@
 // Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
-// by themselves in the same run. It ends with 1 when a limit is missed. It starts the engine and the daemon, then runs itself once more
-// inside the engine's namespaces, where the measuring is done.
+// by themselves in the same run. "bench logs" compares container logs with Docker's json-file. It ends with 1 when a limit is missed. It
+// starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
+// is done.
 package main
 
 import (
@@ -32,15 +33,26 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == logsCommand {
+		end(func(h *harness) bool { return benchLogs(ctx, h, os.Args[2:]) })
+		return
+	}
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
 	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")
 	calls := flag.Int("calls", 500, "calls of each list and status")
 	version := flag.String("engine", string(engines.V20), "engine: 20.10 or 29")
 	flag.Parse()
-	h := &harness{}
-	ok := func() (ok bool) {
-		defer h.end()
+	end(func(h *harness) bool {
 		return bench(ctx, h, engines.Version(*version), options{Pods: *pods, Rounds: *rounds, Calls: *calls})
+	})
+}
+
+// end runs a benchmark, ends what it started, and exits with 1 when a limit is missed.
+func end(bench func(*harness) bool) {
+	h := &harness{}
+	ok := func() bool {
+		defer h.end()
+		return bench(h)
 	}()
 	if !ok {
 		os.Exit(1)

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -363,11 +364,26 @@ func build(tb TB, out, pkg, ldflags string, detect bool) {
 	}))
 	b, err := once.(func() ([]byte, error))()
 	if err == nil {
-		err = os.WriteFile(out, b, 0o755)
+		err = install(out, b)
 	}
 	if err != nil {
 		tb.Fatalf("build %s: %v", pkg, err)
 	}
+}
+
+// install writes a program in small pieces, as package managers do. Kernels from 6.18 on map a file that was written at once in equally large
+// pieces, which would count as the process's memory.
+func install(file string, program []byte) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	for piece := range slices.Chunk(program, 32<<10) {
+		if _, err := f.Write(piece); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return f.Close()
 }
 
 // poll waits for cond, at most for d, and says whether it came true.

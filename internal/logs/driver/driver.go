@@ -53,6 +53,7 @@ type Config struct {
 type Driver struct {
 	cfg     Config
 	metrics *metrics
+	poller  *poller
 	scratch chan *scratch
 
 	mu      sync.Mutex         // guards all below
@@ -70,11 +71,15 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
-	d := &Driver{cfg: cfg, metrics: newMetrics(), scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}}
 	entries, err := readTable(cfg.Directory)
 	if err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
+	poller, err := newPoller()
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}}
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
 			cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
@@ -95,9 +100,9 @@ func (d *Driver) Close() {
 		s.lock()
 		s.finish()
 		s.unlock()
-		s.release()
 	}
 	d.running.Wait()
+	d.poller.close()
 	for {
 		select {
 		case b := <-d.scratch:
@@ -136,14 +141,13 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	}
 	if err := s.openLog(); err != nil {
 		if !isDiskTrouble(err) {
-			s.release()
+			s.finish()
 			return err
 		}
 		s.losses.last = err // the container runs, and its log comes when it can
 	}
 	if err := s.entry.keep(d.cfg.Directory); err != nil {
 		s.finish()
-		s.release()
 		return err
 	}
 	d.run(s)
@@ -186,7 +190,6 @@ func (d *Driver) stop(ctx context.Context, fifo string) {
 		s.drain()
 		s.finish()
 		s.unlock()
-		s.release()
 	}
 	d.forget(s)
 }

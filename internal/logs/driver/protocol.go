@@ -84,16 +84,19 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	w.Header().Set("Content-Type", "application/x-json-stream")
 	c := http.NewResponseController(w)
-	if err := c.Flush(); err != nil { // Docker waits for the header
-		return
-	}
 	rd := &reader{cfg: req.Config, log: req.Info.target(), out: w, flush: c.Flush}
 	if req.Config.Follow {
 		rd.live = d.of(req.Info.ContainerID)
 	}
-	if err := rd.copy(r.Context()); err != nil && r.Context().Err() == nil && !errors.Is(err, os.ErrNotExist) {
+	defer rd.close()
+	if err = rd.prepare(); err == nil {
+		w.Header().Set("Content-Type", "application/x-json-stream")
+		if err = c.Flush(); err == nil { // Docker waits for the header
+			err = rd.copy(r.Context())
+		}
+	}
+	if err != nil && r.Context().Err() == nil {
 		d.cfg.Log.Warn("a container's log cannot be read", "container", req.Info.ContainerName, "err", err)
 	}
 }

@@ -30,30 +30,34 @@ type reader struct {
 	out   io.Writer
 	flush func() error
 
-	skip int // lines that are not among the last
-	buf  []byte
+	files []*os.File // the oldest first
+	skip  int        // lines that are not among the last
+	buf   []byte
 }
 
 // errUntil ends the reading: all that follows is later than asked for.
 var errUntil = errors.New("later than asked for")
 
+// prepare decides what is among the last lines, as of now.
+func (r *reader) prepare() error {
+	files, err := r.open()
+	r.files = files
+	if err == nil {
+		err = r.lastLines()
+	}
+	return err
+}
+
+func (r *reader) close() {
+	for _, f := range r.files {
+		f.Close()
+	}
+}
+
 // copy writes what is there and, when a live stream is followed, what comes until the stream or ctx ends.
 func (r *reader) copy(ctx context.Context) error {
-	files, err := r.open()
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	if files, err = r.lastLines(files); err != nil {
-		return err
-	}
-	for i, f := range files {
-		last := i == len(files)-1
-		if last && r.live != nil {
+	for i, f := range r.files {
+		if i == len(r.files)-1 && r.live != nil {
 			return r.follow(ctx, f)
 		}
 		if err := r.copyFile(ctx, f); err != nil {
@@ -120,32 +124,25 @@ func sameFile(a, b *os.File) bool {
 }
 
 // lastLines leaves out the files, and counts the lines, that are not among the last that were asked for.
-func (r *reader) lastLines(files []*os.File) ([]*os.File, error) {
+func (r *reader) lastLines() error {
 	if r.cfg.Tail < 0 {
-		return files, nil
+		return nil
 	}
-	lines, first := 0, len(files)
-	for first > 0 && lines < r.cfg.Tail {
+	lines, first := 0, len(r.files)
+	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) { // the newest is followed even if none of its lines is wanted
 		first--
-		n, err := countLines(files[first])
+		n, err := countLines(r.files[first])
 		if err != nil {
-			return nil, err
+			return err
 		}
 		lines += n
 	}
 	r.skip = lines - r.cfg.Tail
-	if first == len(files) && first > 0 { // none at all; the newest is still followed
-		first--
-		n, err := countLines(files[first])
-		if err != nil {
-			return nil, err
-		}
-		r.skip = n
-	}
-	for _, f := range files[:first] {
+	for _, f := range r.files[:first] {
 		f.Close()
 	}
-	return files[first:], nil
+	r.files = r.files[first:]
+	return nil
 }
 
 // content is a file's text from its beginning, decompressed if its name says so.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,16 +16,16 @@ import (
 // stream is the way of one container's output, from its FIFO to its log.
 type stream struct {
 	d       *Driver
-	fifo    *os.File
-	raw     syscall.RawConn
 	opened  time.Time
+	ready   chan struct{} // told by the poller
 	changed notifier      // told after each batch, and at the end
 	ended   chan struct{} // closed when nothing more will come
 
 	busy    chan struct{} // the lock, full while held; guards all below
-	entry   entry         // only Inode changes
-	log     *os.File      // nil while it cannot be opened
-	checked time.Time     // when the log was last seen to be there, or tried
+	fifo    int
+	entry   entry     // only Inode changes
+	log     *os.File  // nil while it cannot be opened
+	checked time.Time // when the log was last seen to be there, or tried
 	clock   clock
 	closed  bool
 	losses  losses
@@ -37,22 +36,21 @@ func (d *Driver) open(e entry) (*stream, error) {
 	if err := e.Log.check(); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(e.FIFO, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	fd, err := unix.Open(e.FIFO, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open Docker's FIFO: %w", err)
+		return nil, fmt.Errorf("open Docker's FIFO %s: %w", e.FIFO, err)
 	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
+	s := &stream{
+		d: d, fifo: fd, opened: time.Now(), entry: e, ready: make(chan struct{}, 1), busy: make(chan struct{}, 1), ended: make(chan struct{}),
+		losses: losses{d: d, name: e.Name},
 	}
-	if err := raw.Control(func(fd uintptr) {
-		if _, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, fifoSize); err != nil {
-			d.cfg.Log.Debug("a FIFO keeps its size", "container", e.Name, "err", err)
-		}
-	}); err != nil {
-		return nil, errors.Join(err, f.Close())
+	if err := d.poller.add(fd, s.ready); err != nil { // also what is no FIFO
+		return nil, errors.Join(fmt.Errorf("watch Docker's FIFO %s: %w", e.FIFO, err), unix.Close(fd))
 	}
-	return &stream{d: d, fifo: f, raw: raw, opened: time.Now(), entry: e, busy: make(chan struct{}, 1), ended: make(chan struct{}), losses: losses{d: d, name: e.Name}}, nil
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, fifoSize); err != nil {
+		d.cfg.Log.Debug("a FIFO keeps its size", "container", e.Name, "err", err)
+	}
+	return s, nil
 }
 
 func (s *stream) lock()   { s.busy <- struct{}{} }
@@ -68,12 +66,14 @@ func (s *stream) lockFor(ctx context.Context) error {
 	}
 }
 
-// finish ends the stream; the lock is held. The FIFO is closed by release, without the lock: closing waits for who is using it.
+// finish ends the stream; the lock is held.
 func (s *stream) finish() {
 	if s.closed {
 		return
 	}
 	s.closed = true
+	s.d.poller.remove(s.fifo)
+	unix.Close(s.fifo)
 	if s.log != nil {
 		s.log.Close()
 	}
@@ -81,38 +81,66 @@ func (s *stream) finish() {
 	s.changed.tell()
 }
 
-func (s *stream) release() { s.fifo.Close() }
-
 // run moves batches until the stream is closed or the engine has gone.
 func (s *stream) run() {
-	for {
-		var n int
-		var err error
-		closed := s.raw.Read(func(fd uintptr) bool {
-			s.lock()
-			defer s.unlock()
-			if s.closed {
-				err = os.ErrClosed
-			} else {
-				n, err = s.step(int(fd))
-			}
-			return !errors.Is(err, errNothing)
-		})
+	for cut := time.Duration(0); ; {
+		n, err := s.lockedStep()
 		switch {
-		case closed != nil || errors.Is(err, os.ErrClosed):
+		case errors.Is(err, os.ErrClosed):
 			return
-		case errors.Is(err, io.EOF) && s.mayCome():
+		case errors.Is(err, errNothing):
+			s.await(0)
 		case errors.Is(err, io.EOF):
-			s.orphaned()
-			return
-		case err == nil && n >= batchSize/2:
-			continue // it is in a hurry
-		case err != nil && !errors.Is(err, errCut):
+			if !s.mayCome() {
+				s.orphaned()
+				return
+			}
+			s.await(openPatience)
+		case errors.Is(err, errCut): // the engine is writing it, unless it has died over it
+			cut = min(max(2*cut, s.d.cfg.Pause), time.Second)
+			s.sleep(cut)
+			continue
+		case err != nil:
 			s.d.cfg.Log.Error("a container's output cannot be read", "container", s.entry.Name, "err", err)
 			s.sleep(time.Second)
-			continue
+		case n < batchSize/2: // else it is in a hurry
+			s.sleep(s.d.cfg.Pause)
 		}
-		s.sleep(s.d.cfg.Pause)
+		cut = 0
+	}
+}
+
+func (s *stream) lockedStep() (int, error) {
+	s.lock()
+	defer s.unlock()
+	if s.closed {
+		return 0, os.ErrClosed
+	}
+	return s.step()
+}
+
+// await waits until something waits in the FIFO or its writers have gone, for patience if that is not 0.
+func (s *stream) await(patience time.Duration) {
+	s.lock()
+	var err error
+	if !s.closed {
+		err = s.d.poller.arm(s.fifo)
+	}
+	s.unlock()
+	if err != nil {
+		s.d.cfg.Log.Error("a container's FIFO cannot be watched", "container", s.entry.Name, "err", err)
+		patience = time.Second
+	}
+	var late <-chan time.Time
+	if patience > 0 {
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-s.ready:
+	case <-s.ended:
+	case <-late:
 	}
 }
 
@@ -121,13 +149,14 @@ const openPatience = 10 * time.Second
 
 // mayCome says whether a FIFO without a writer has not had one since we opened it, and may have one soon.
 func (s *stream) mayCome() bool {
-	hungUp := true
-	_ = s.raw.Control(func(fd uintptr) { // fails only if closed
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		_, err := retry(func() (int64, error) { n, err := unix.Poll(p, 0); return int64(n), err })
-		hungUp = err != nil || p[0].Revents&unix.POLLHUP != 0
-	})
-	return !hungUp && time.Since(s.opened) < openPatience
+	s.lock()
+	defer s.unlock()
+	if s.closed || time.Since(s.opened) >= openPatience {
+		return false
+	}
+	p := []unix.PollFd{{Fd: int32(s.fifo), Events: unix.POLLIN}}
+	_, err := retry(func() (int64, error) { n, err := unix.Poll(p, 0); return int64(n), err })
+	return err == nil && p[0].Revents&unix.POLLHUP == 0
 }
 
 func (s *stream) sleep(d time.Duration) {
@@ -144,7 +173,6 @@ func (s *stream) orphaned() {
 	s.lock()
 	s.finish()
 	s.unlock()
-	s.release()
 	s.d.forget(s)
 	if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
@@ -153,43 +181,36 @@ func (s *stream) orphaned() {
 
 // drain moves all that waits; the lock is held.
 func (s *stream) drain() {
-	if s.closed {
-		return
+	for err := error(nil); err == nil && !s.closed; {
+		_, err = s.step()
 	}
-	_ = s.raw.Control(func(fd uintptr) { // fails only if closed
-		for {
-			if _, err := s.step(int(fd)); err != nil {
-				return
-			}
-		}
-	})
 }
 
 // step moves one batch from the FIFO to the log, and says how long it was in the FIFO. The lock is held.
-func (s *stream) step(fifo int) (int, error) {
+func (s *stream) step() (int, error) {
 	b, err := s.d.takeScratch()
 	if err != nil {
 		return 0, err
 	}
 	defer s.d.giveScratch(b)
-	waiting, err := b.look(fifo)
+	waiting, err := b.look(s.fifo)
 	if err != nil {
 		return 0, err
 	}
 	used, err := s.render(b, waiting)
 	if errors.Is(err, errMalformed) && used == 0 {
 		s.losses.add(1, reasonMalformed, err)
-		return len(waiting), b.consume(fifo, len(waiting))
+		return len(waiting), b.consume(s.fifo, len(waiting))
 	}
 	if used == 0 {
 		return 0, errCut
 	}
-	late := guarded(s.d.cfg.StallLimit, func() { s.write(b) }, func(stop <-chan struct{}) { s.discard(fifo, used, stop) })
+	late := guarded(s.d.cfg.StallLimit, func() { s.write(b) }, func(stop <-chan struct{}) { s.discard(s.fifo, used, stop) })
 	s.changed.tell()
 	if late {
 		return used, nil
 	}
-	return used, b.consume(fifo, used)
+	return used, b.consume(s.fifo, used)
 }
 
 // render makes the log's lines of all whole frames. It returns the length of these frames, and errMalformed where it lost step.
@@ -311,20 +332,15 @@ func (s *stream) skipWritten(f *os.File) error {
 		return err
 	}
 	defer s.d.giveScratch(b)
-	if closed := s.raw.Control(func(fd uintptr) {
-		var waiting []byte
-		if waiting, err = b.look(int(fd)); err != nil {
-			return
-		}
-		_, _ = s.render(b, waiting) // whatever stopped it is met again
-		err = b.consume(int(fd), framesIn(waiting, alreadyWritten(b, written)))
-	}); closed != nil {
-		return closed
-	}
+	waiting, err := b.look(s.fifo)
 	if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	_, _ = s.render(b, waiting) // whatever stopped it is met again
+	return b.consume(s.fifo, framesIn(waiting, alreadyWritten(b, written)))
 }
 
 // alreadyWritten is how many of the first frames of a batch stand at the end of a log. Their times, in nanoseconds, make them unmistakable.

@@ -1,0 +1,58 @@
+package driver
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// BenchmarkLines is the process's share of a line of 100 bytes, without the engine's.
+func BenchmarkLines(b *testing.B) {
+	c := &container{e: &fakeEngine{}}
+	chunk := bytes.Buffer{}
+	const lines = 400
+	for range lines {
+		chunk.Write(c.frame(frame{Source: "stdout", Line: []byte(strings.Repeat("x", 99))}, false))
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	log, err := os.Create(b.TempDir() + "/log")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer log.Close()
+	d, err := New(Config{Directory: b.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	s := &stream{d: d, fifo: fds[0], log: log, busy: make(chan struct{}, 1), losses: losses{d: d}}
+	b.SetBytes(lines * 100)
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		if _, err := unix.Write(fds[1], chunk.Bytes()); err != nil {
+			b.Fatal(err)
+		}
+		for left := chunk.Len(); left > 0; {
+			k, err := s.step()
+			if err != nil {
+				b.Fatal(err)
+			}
+			left -= k
+		}
+		if n%1000 == 999 {
+			_ = log.Truncate(0)
+			_, _ = log.Seek(0, 0)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*lines), "ns/line")
+}
