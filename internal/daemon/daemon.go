@@ -43,7 +43,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		log.Warn(w)
 	}
 	klog.SetSlogLogger(log.With("from", "streaming"))
-	unlock, err := lockDirectory(cfg.RootDirectory)
+	unlock, err := lockDirectory(cfg.RootDirectory, 0)
 	if err != nil {
 		return err
 	}
@@ -197,8 +197,9 @@ func absorb(signals ...os.Signal) (stop func()) {
 	return func() { signal.Stop(c) }
 }
 
-// lockDirectory takes a directory for this process. The lock ends with the process, however it ends.
-func lockDirectory(dir string) (unlock func(), err error) {
+// lockDirectory takes a directory for this process. The lock ends with the process, however it ends. It waits for another process's end
+// for so long.
+func lockDirectory(dir string, patience time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
 	}
@@ -206,7 +207,14 @@ func lockDirectory(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || !time.Now().Before(deadline) {
+			break
+		}
+	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		err = errors.New("another cri-dockerd is using it; stop that one, or give this one a directory of its own")
 	}

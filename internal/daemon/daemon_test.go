@@ -117,7 +117,7 @@ func TestWithoutEngine(t *testing.T) {
 
 func TestOneDaemonPerRootDirectory(t *testing.T) {
 	dir := t.TempDir()
-	unlock, err := lockDirectory(filepath.Join(dir, "root"))
+	unlock, err := lockDirectory(filepath.Join(dir, "root"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,11 +126,16 @@ func TestOneDaemonPerRootDirectory(t *testing.T) {
 		t.Errorf("a second daemon: %v", err)
 	}
 	unlock()
-	again, err := lockDirectory(filepath.Join(dir, "root"))
+	again, err := lockDirectory(filepath.Join(dir, "root"), 0)
 	if err != nil {
 		t.Fatalf("after the first has ended: %v", err)
 	}
-	again()
+	time.AfterFunc(50*time.Millisecond, again)
+	third, err := lockDirectory(filepath.Join(dir, "root"), 10*time.Second)
+	if err != nil {
+		t.Fatalf("while another is ending: %v", err)
+	}
+	third()
 }
 
 func TestFailedStartNamesTheFlag(t *testing.T) {

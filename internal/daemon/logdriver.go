@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -61,6 +62,9 @@ func unmapProgram() error {
 // logDriverGC lets its heap grow by so many percent between collections. It allocates next to nothing for a line.
 const logDriverGC = 25
 
+// handOver is how long a log-driver process waits for an earlier one to end: its connections break a moment before its lock.
+const handOver = 2 * time.Second
+
 // RunLogDriver is the log-driver process: it serves Docker on socket, or on the socket that systemd has passed, until ctx ends. Its table
 // lies under the run directory. What waits in its FIFOs then waits for the next process.
 func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version string, log *slog.Logger) error {
@@ -68,7 +72,7 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	debug.SetMemoryLimit(logDriverMemory)
 	debug.SetGCPercent(logDriverGC)
 	dir := filepath.Join(cfg.RunDirectory, "log-driver")
-	unlock, err := lockDirectory(dir)
+	unlock, err := lockDirectory(dir, handOver)
 	if err != nil {
 		return fmt.Errorf("log-driver: %w", err)
 	}

@@ -55,6 +55,7 @@ type Driver struct {
 	metrics *metrics
 	poller  *poller
 	scratch chan *scratch
+	closing sync.Once
 
 	mu      sync.Mutex         // guards all below
 	streams map[string]*stream // by the FIFO's path
@@ -88,8 +89,10 @@ func New(cfg Config) (*Driver, error) {
 	return d, nil
 }
 
-// Close stops reading. What waits in the FIFOs stays there for the next process.
-func (d *Driver) Close() {
+// Close stops reading. What waits in the FIFOs stays there for the next process. It may be called again.
+func (d *Driver) Close() { d.closing.Do(d.close) }
+
+func (d *Driver) close() {
 	d.mu.Lock()
 	all := make([]*stream, 0, len(d.streams))
 	for _, s := range d.streams {

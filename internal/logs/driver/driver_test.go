@@ -328,6 +328,72 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// TestRotationTakenBack: the kubelet got no answer from Reopen and renames the earlier log back over the new one, at once or after lines were
+// written to that.
+func TestRotationTakenBack(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		then func(c *container, d *Driver, old string)
+		want int // lines
+	}{
+		{"nothing more is written", func(c *container, _ *Driver, _ string) {
+			eventually(c.e.t, "the line is in the log", func() bool { return len(texts(c.e.t, c.log.String())) == 2 })
+		}, 2},
+		{"more is written", func(c *container, _ *Driver, _ string) { c.say("three"); c.stop() }, 3},
+		{"the container ends", func(c *container, _ *Driver, _ string) { c.stop() }, 2},
+		{"the process is renewed", func(c *container, d *Driver, _ string) {
+			d.Close()
+			_, next := newDriver(c.e.t, c.e.dir)
+			c.e.http = next.http
+			c.stop()
+		}, 2},
+		{"rotated again", func(c *container, d *Driver, old string) {
+			if err := os.Rename(c.log.String(), old); err != nil {
+				c.e.t.Fatal(err)
+			}
+			if err := d.Reopen(c.e.t.Context(), c.id); err != nil {
+				c.e.t.Fatal(err)
+			}
+			c.say("three")
+			c.stop()
+		}, 3},
+	} {
+		for _, written := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, lines between: %v", test.name, written), func(t *testing.T) {
+				t.Parallel()
+				d, e := newDriver(t, t.TempDir())
+				c := e.container("aa")
+				c.start()
+				c.say("one")
+				eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+				old := c.log.String() + ".20260102-030405"
+				if err := os.Rename(c.log.String(), old); err != nil {
+					t.Fatal(err)
+				}
+				asked := time.Now()
+				if err := d.Reopen(t.Context(), c.id); err != nil {
+					t.Fatal(err)
+				}
+				c.say("two")
+				if written {
+					eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+					if took := time.Since(asked); took < rest { // what a killed process has written would be lost with the file
+						t.Errorf("a line was written %v after Reopen", took)
+					}
+				}
+				if err := os.Rename(old, c.log.String()); err != nil {
+					t.Fatal(err)
+				}
+				test.then(c, d, old)
+				got := append(texts(t, old), texts(t, c.log.String())...)
+				if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three"}[:test.want], got); diff != "" {
+					t.Error(diff)
+				}
+			})
+		}
+	}
+}
+
 // TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
 func TestEngineRestarted(t *testing.T) {
 	for _, driverDown := range []bool{false, true} {
@@ -394,9 +460,16 @@ func TestLogDirectoryDeleted(t *testing.T) {
 	s.checked = time.Time{} // a second later
 	s.unlock()
 	c.say("two")
-	c.stop()
+	eventually(t, "written", func() bool { return len(texts(t, c.log.String())) == 1 })
 	if diff := cmp.Diff([]string{"stdout F two"}, texts(t, c.log.String())); diff != "" {
 		t.Error(diff)
+	}
+	if err := os.RemoveAll(c.log.Directory); err != nil {
+		t.Fatal(err)
+	}
+	c.stop()
+	if _, err := os.Stat(c.log.Directory); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the end of the container has made the directory again: %v", err)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -131,33 +130,6 @@ func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
-}
-
-// ErrUnknown is the error of a container whose output is not being written.
-var ErrUnknown = errors.New("the container's output is not being written")
-
-// Reopen opens the log of a container anew at its path, which the kubelet has renamed before (CRI ReopenContainerLog): later lines are
-// written to a new file. ErrUnknown if the container's output is not being written. On error the old file is written further.
-func (d *Driver) Reopen(ctx context.Context, container string) error {
-	s := d.of(container)
-	if s == nil {
-		return fmt.Errorf("reopen log of container %s: %w", container, ErrUnknown)
-	}
-	if err := s.lockFor(ctx); err != nil {
-		return fmt.Errorf("reopen log of container %s: the disk does not answer: %w", container, err)
-	}
-	defer s.unlock()
-	if s.closed {
-		return fmt.Errorf("reopen log of container %s: %w", container, ErrUnknown)
-	}
-	if err := s.openLog(); err != nil {
-		return fmt.Errorf("reopen log of container %s: %w", container, err)
-	}
-	s.changed.tell()
-	if err := s.entry.keep(d.cfg.Directory); err != nil {
-		d.cfg.Log.Warn("lines may stand twice in a container's log after the next crash", "container", s.entry.Name, "err", err)
-	}
-	return nil
 }
 
 // watch tells the status and then nothing, until this process ends: whoever watches knows at once.

@@ -26,6 +26,8 @@ type stream struct {
 	entry   entry     // only Inode changes
 	log     *os.File  // nil while it cannot be opened
 	checked time.Time // when the log was last seen to be there, or tried
+	rotated time.Time // when the last Reopen was
+	before  uint64    // the inode that was written until then
 	clock   clock
 	closed  bool
 	losses  losses
@@ -75,6 +77,9 @@ func (s *stream) finish() {
 	s.d.poller.remove(s.fifo)
 	unix.Close(s.fifo)
 	if s.log != nil {
+		if err := s.undoRotation(false); err != nil {
+			s.d.cfg.Log.Error("the kubelet took a rotation back, and what was written since then is lost", "container", s.entry.Name, "err", err)
+		}
 		s.log.Close()
 	}
 	close(s.ended)
@@ -88,6 +93,10 @@ func (s *stream) run() {
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return
+		case errors.Is(err, errResting):
+			s.sleep(rest / 4)
+		case errors.Is(err, errSettling):
+			s.await(checkEvery)
 		case errors.Is(err, errNothing):
 			s.await(0)
 		case errors.Is(err, io.EOF):
@@ -116,7 +125,16 @@ func (s *stream) lockedStep() (int, error) {
 	if s.closed {
 		return 0, os.ErrClosed
 	}
-	return s.step()
+	since := time.Since(s.rotated)
+	if since < rest {
+		return 0, errResting
+	}
+	n, err := s.step()
+	if errors.Is(err, errNothing) && since < settled {
+		s.guard(0, func() { err = s.ensureThere() })
+		return 0, errors.Join(errSettling, err)
+	}
+	return n, err
 }
 
 // await waits until something waits in the FIFO or its writers have gone, for patience if that is not 0.
@@ -205,12 +223,18 @@ func (s *stream) step() (int, error) {
 	if used == 0 {
 		return 0, errCut
 	}
-	late := guarded(s.d.cfg.StallLimit, func() { s.write(b) }, func(stop <-chan struct{}) { s.discard(s.fifo, used, stop) })
+	late := s.guard(used, func() { s.write(b) })
 	s.changed.tell()
 	if late {
 		return used, nil
 	}
 	return used, b.consume(s.fifo, used)
+}
+
+// guard does something with the log, for which a batch of that length waits. When it takes too long, that batch and all that comes is
+// discarded meanwhile, and guard is true. The lock is held.
+func (s *stream) guard(batch int, do func()) (late bool) {
+	return guarded(s.d.cfg.StallLimit, do, func(stop <-chan struct{}) { s.discard(s.fifo, batch, stop) })
 }
 
 // render makes the log's lines of all whole frames. It returns the length of these frames, and errMalformed where it lost step.
@@ -256,28 +280,33 @@ const checkEvery = time.Second
 
 // ensureLog opens a log that is not open, or was deleted with its directory. The lock is held.
 func (s *stream) ensureLog() error {
-	now := time.Now()
-	if now.Sub(s.checked) < checkEvery {
-		if s.log == nil {
-			return s.losses.last
-		}
+	if s.log != nil {
+		return s.ensureThere()
+	}
+	if time.Since(s.checked) < checkEvery {
+		return s.losses.last
+	}
+	s.checked = time.Now()
+	s.losses.last = s.openLog()
+	s.note()
+	return s.losses.last
+}
+
+// ensureThere looks after a log that is open, and may have been deleted or renamed over. The lock is held.
+func (s *stream) ensureThere() error {
+	if time.Since(s.checked) < checkEvery {
 		return nil
 	}
-	s.checked = now
-	if s.log != nil {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(s.log.Fd()), &st); err != nil || st.Nlink > 0 {
-			return nil //nolint:nilerr // the write will tell
-		}
+	s.checked = time.Now()
+	if !unlinked(s.log) {
+		return nil
 	}
-	if err := s.openLog(); err != nil {
-		s.losses.last = err
-		return err
+	err := s.undoRotation(false)
+	if err == nil && unlinked(s.log) {
+		err = s.openLog()
 	}
-	if err := s.entry.keep(s.d.cfg.Directory); err != nil {
-		s.d.cfg.Log.Warn("lines may stand twice in a container's log after the next crash", "container", s.entry.Name, "err", err)
-	}
-	return nil
+	s.note()
+	return err
 }
 
 // openLog opens the log anew, at its path. The lock is held, or nobody else knows the stream. On error the old file is kept.
@@ -298,8 +327,15 @@ func (s *stream) writeTo(f *os.File) error {
 	if s.log != nil {
 		s.log.Close()
 	}
-	s.log, s.checked, s.entry.Inode = f, time.Now(), inodeOf(st)
+	s.log, s.checked, s.entry.Inode, s.before = f, time.Now(), inodeOf(st), 0
 	return nil
+}
+
+// note writes the table's entry anew.
+func (s *stream) note() {
+	if err := s.entry.keep(s.d.cfg.Directory); err != nil {
+		s.d.cfg.Log.Warn("lines may stand twice in a container's log after the next crash", "container", s.entry.Name, "err", err)
+	}
 }
 
 // reconcile opens the file that a killed process wrote, under whatever name it is now: after a rename by the kubelet it is written until
