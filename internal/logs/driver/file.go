@@ -87,18 +87,31 @@ func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
-// byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there is none.
+// byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there is none. Files may be renamed meanwhile.
 func (t target) byInode(inode uint64) (*os.File, error) {
-	files, err := t.rotated()
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range append(files, t.String()) {
-		st, err := os.Lstat(name)
-		if err != nil || !st.Mode().IsRegular() || inodeOf(st) != inode {
-			continue
+	for range 3 {
+		files, err := t.rotated()
+		if err != nil {
+			return nil, err
 		}
-		return os.OpenFile(name, os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW, 0)
+		// What is not at one of its names now may be at the other by the time that is looked at, so the log's own comes twice.
+		for _, name := range append(append([]string{t.String()}, files...), t.String()) {
+			st, err := os.Lstat(name)
+			if err != nil || !st.Mode().IsRegular() || inodeOf(st) != inode {
+				continue
+			}
+			f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW, 0)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if st, err := f.Stat(); err == nil && inodeOf(st) == inode {
+				return f, nil
+			}
+			f.Close()
+		}
 	}
 	return nil, fs.ErrNotExist
 }

@@ -61,21 +61,26 @@ func (s *stream) rotate() error {
 	if err := s.openLog(); err != nil {
 		return err
 	}
-	if before != s.entry.Inode {
-		s.before, s.rotated = before, time.Now()
-		s.checked = time.Time{}
-	}
+	s.renamedFrom(before)
 	return nil
+}
+
+// renamedFrom notes which file the kubelet may rename back over the log. The lock is held, or nobody else knows the stream.
+func (s *stream) renamedFrom(before uint64) {
+	if before == 0 || before == s.entry.Inode {
+		return
+	}
+	s.entry.Before, s.rotated, s.checked = before, time.Now(), time.Time{}
 }
 
 // undoRotation follows a kubelet that has renamed the earlier log back over the one that is written: it saves what has been written since
 // by appending it to the earlier one, which is written further. With renamed, also if that has been renamed again meanwhile. Otherwise it
 // does nothing. On error all is as before. The lock is held and the log is open.
 func (s *stream) undoRotation(renamed bool) error {
-	if s.before == 0 || !unlinked(s.log) {
+	if s.entry.Before == 0 || !unlinked(s.log) {
 		return nil
 	}
-	f, err := s.entry.Log.byInode(s.before)
+	f, err := s.entry.Log.byInode(s.entry.Before)
 	if errors.Is(err, fs.ErrNotExist) { // deleted, both
 		return nil
 	}

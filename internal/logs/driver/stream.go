@@ -23,11 +23,10 @@ type stream struct {
 
 	busy    chan struct{} // the lock, full while held; guards all below
 	fifo    int
-	entry   entry     // only Inode changes
+	entry   entry     // only Inode and Before change
 	log     *os.File  // nil while it cannot be opened
 	checked time.Time // when the log was last seen to be there, or tried
 	rotated time.Time // when the last Reopen was
-	before  uint64    // the inode that was written until then
 	clock   clock
 	closed  bool
 	losses  losses
@@ -327,7 +326,7 @@ func (s *stream) writeTo(f *os.File) error {
 	if s.log != nil {
 		s.log.Close()
 	}
-	s.log, s.checked, s.entry.Inode, s.before = f, time.Now(), inodeOf(st), 0
+	s.log, s.checked, s.entry.Inode, s.entry.Before = f, time.Now(), inodeOf(st), 0
 	return nil
 }
 
@@ -342,11 +341,12 @@ func (s *stream) note() {
 // Reopen, since the kubelet may rename it back over whatever stands there. It then finds what had been written and not yet consumed, and
 // consumes it. It comes before run.
 func (s *stream) reconcile() error {
-	f, err := s.entry.Log.byInode(s.entry.Inode)
+	inode, before := s.entry.Inode, s.entry.Before
+	f, err := s.entry.Log.byInode(inode)
 	if err == nil {
 		err = errors.Join(s.skipWritten(f), s.writeTo(f))
 	} else if errors.Is(err, fs.ErrNotExist) { // deleted: what waits was not written elsewhere
-		err = nil
+		err, before = nil, inode
 	}
 	if s.log == nil {
 		if openErr := s.openLog(); openErr != nil {
@@ -354,6 +354,7 @@ func (s *stream) reconcile() error {
 			return errors.Join(err, openErr)
 		}
 	}
+	s.renamedFrom(before)
 	return errors.Join(err, s.entry.keep(s.d.cfg.Directory))
 }
 

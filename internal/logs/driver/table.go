@@ -20,6 +20,8 @@ type entry struct {
 	Began     time.Time `json:"began"`
 	// Inode is of the file that is written: after a rename of the log it still is, until Reopen.
 	Inode uint64 `json:"inode,omitempty"`
+	// Before is of the file that was written until the last Reopen, 0 if there was none. The kubelet may yet rename it back.
+	Before uint64 `json:"before,omitempty"`
 }
 
 func (e *entry) file(dir string) string { return filepath.Join(dir, filepath.Base(e.FIFO)+".json") }
