@@ -137,17 +137,14 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	if d.find(e.FIFO) != nil {
 		return nil
 	}
-	d.finishOthers(ctx, e)
+	old := d.finishOthers(ctx, e)
 	s, err := d.open(e)
 	if err != nil {
 		return err
 	}
-	if err := s.openLog(); err != nil {
-		if !isDiskTrouble(err) {
-			s.finish()
-			return err
-		}
-		s.losses.last = err // the container runs, and its log comes when it can
+	if err := s.goOnIn(old.Inode, old.Before, nil); err != nil && !isDiskTrouble(err) {
+		s.finish()
+		return err
 	}
 	if err := s.entry.keep(d.cfg.Directory); err != nil {
 		s.finish()
@@ -158,7 +155,8 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 }
 
 // finishOthers writes what earlier FIFOs of the container still hold: an engine that was killed leaves one, and its successor brings another.
-func (d *Driver) finishOthers(ctx context.Context, e entry) {
+// It returns the last of them.
+func (d *Driver) finishOthers(ctx context.Context, e entry) (last entry) {
 	d.mu.Lock()
 	var old []*stream
 	for _, s := range d.streams {
@@ -169,21 +167,22 @@ func (d *Driver) finishOthers(ctx context.Context, e entry) {
 	d.mu.Unlock()
 	slices.SortFunc(old, func(a, b *stream) int { return a.entry.Began.Compare(b.entry.Began) })
 	for _, s := range old {
-		d.stop(ctx, s.entry.FIFO)
+		last = d.stop(ctx, s.entry.FIFO)
 		if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, os.ErrNotExist) {
 			d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
 		}
 	}
+	return last
 }
 
 // stopPatience is how long the end of a container waits for a disk.
 const stopPatience = 20 * time.Second
 
-// stop writes what the FIFO holds and forgets it. An unknown one is no error.
-func (d *Driver) stop(ctx context.Context, fifo string) {
+// stop writes what the FIFO holds and forgets it. It returns its entry, an empty one if it is unknown or the disk does not answer.
+func (d *Driver) stop(ctx context.Context, fifo string) (last entry) {
 	s := d.find(fifo)
 	if s == nil {
-		return
+		return last
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
@@ -192,9 +191,11 @@ func (d *Driver) stop(ctx context.Context, fifo string) {
 	} else {
 		s.drain()
 		s.finish()
+		last = s.entry
 		s.unlock()
 	}
 	d.forget(s)
+	return last
 }
 
 // forget takes a stream out of the table.

@@ -434,7 +434,8 @@ func TestRotationTakenBack(t *testing.T) {
 
 // TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
 func TestEngineRestarted(t *testing.T) {
-	for _, driverDown := range []bool{false, true} {
+	for variant := range 4 {
+		driverDown, renamed := variant&1 > 0, variant&2 > 0
 		dir := t.TempDir()
 		d, e := newDriver(t, dir)
 		c := e.container("aa")
@@ -452,8 +453,20 @@ func TestEngineRestarted(t *testing.T) {
 		c.fifo.Close()
 		c.FIFOPath += "-2"
 		c.open()
+		old := c.log.String() + ".20260102-030405"
+		if renamed { // by the kubelet, which has no answer to Reopen yet
+			if err := os.Rename(c.log.String(), old); err != nil {
+				t.Fatal(err)
+			}
+		}
 		c.start()
 		c.say("four")
+		if renamed { // and never gets one
+			eventually(t, "four lines", func() bool { return len(texts(t, old))+len(texts(t, c.log.String())) == 4 })
+			if err := os.Rename(old, c.log.String()); err != nil {
+				t.Fatal(err)
+			}
+		}
 		c.stop()
 		if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three", "stdout F four"}, texts(t, c.log.String())); diff != "" {
 			t.Error(diff)

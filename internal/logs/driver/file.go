@@ -89,6 +89,9 @@ func escapeGlob(s string) string {
 
 // byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there is none. Files may be renamed meanwhile.
 func (t target) byInode(inode uint64) (*os.File, error) {
+	if inode == 0 {
+		return nil, fs.ErrNotExist
+	}
 	for range 3 {
 		files, err := t.rotated()
 		if err != nil {

@@ -337,25 +337,33 @@ func (s *stream) note() {
 	}
 }
 
-// reconcile opens the file that a killed process wrote, under whatever name it is now: after a rename by the kubelet it is written until
-// Reopen, since the kubelet may rename it back over whatever stands there. It then finds what had been written and not yet consumed, and
-// consumes it. It comes before run.
+// reconcile goes on where a killed process ended: it finds what had been written and not yet consumed, and consumes it. It comes before run.
 func (s *stream) reconcile() error {
-	inode, before := s.entry.Inode, s.entry.Before
+	return errors.Join(s.goOnIn(s.entry.Inode, s.entry.Before, s.skipWritten), s.entry.keep(s.d.cfg.Directory))
+}
+
+// goOnIn opens the file that was written before, under whatever name it is now: after a rename by the kubelet it is written until Reopen,
+// since the kubelet may rename it back over whatever stands there. Another is opened only if it was deleted. The file that was written before
+// that is noted. look, if not nil, sees the file first.
+func (s *stream) goOnIn(inode, before uint64, look func(*os.File) error) error {
 	f, err := s.entry.Log.byInode(inode)
-	if err == nil {
-		err = errors.Join(s.skipWritten(f), s.writeTo(f))
-	} else if errors.Is(err, fs.ErrNotExist) { // deleted: what waits was not written elsewhere
+	switch {
+	case err == nil:
+		if look != nil {
+			err = look(f)
+		}
+		err = errors.Join(err, s.writeTo(f))
+	case errors.Is(err, fs.ErrNotExist):
 		err, before = nil, inode
 	}
 	if s.log == nil {
 		if openErr := s.openLog(); openErr != nil {
-			s.losses.last = openErr
+			s.losses.last = openErr // the log comes when it can
 			return errors.Join(err, openErr)
 		}
 	}
 	s.renamedFrom(before)
-	return errors.Join(err, s.entry.keep(s.d.cfg.Directory))
+	return err
 }
 
 // skipWritten consumes the frames that stand at the end of f already.
