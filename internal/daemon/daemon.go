@@ -43,7 +43,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		log.Warn(w)
 	}
 	klog.SetSlogLogger(log.With("from", "streaming"))
-	unlock, err := lockDirectory(cfg.RootDirectory, 0)
+	unlock, err := lockDirectory(cfg.RootDirectory, handOver)
 	if err != nil {
 		return err
 	}
@@ -188,6 +188,10 @@ func ignoreEnd(err error) error {
 	}
 	return err
 }
+
+// handOver is how long a process waits for an earlier one to end. A plugin or log-driver process that one was starting while it was killed
+// holds its lock for a moment longer.
+const handOver = 2 * time.Second
 
 // absorb makes signals harmless until the returned function is called. SIGHUP is sent when a terminal goes, SIGPIPE when journald, which
 // reads our standard error, restarts. They are not ignored, since plugins would inherit that.

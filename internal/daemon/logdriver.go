@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -61,9 +60,6 @@ func unmapProgram() error {
 
 // logDriverGC lets its heap grow by so many percent between collections. It allocates next to nothing for a line.
 const logDriverGC = 25
-
-// handOver is how long a log-driver process waits for an earlier one to end: its connections break a moment before its lock.
-const handOver = 2 * time.Second
 
 // RunLogDriver is the log-driver process: it serves Docker on socket, or on the socket that systemd has passed, until ctx ends. Its table
 // lies under the run directory. What waits in its FIFOs then waits for the next process.

@@ -27,7 +27,7 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createDeadline)
 	defer cancel()
-	r, err := e.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: c.Name, Config: c.Config, HostConfig: c.Host})
+	r, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{Name: c.Name, Config: c.Config, HostConfig: c.Host})
 	if err != nil {
 		return "", wrap(err, "create container %s", c.Name)
 	}
@@ -39,7 +39,7 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (string, error) {
 
 // Start starts a container (POST /containers/{id}/start). A running one is no error.
 func (e *Engine) Start(ctx context.Context, id string) error {
-	_, err := e.docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
+	_, err := e.docker().ContainerStart(ctx, id, client.ContainerStartOptions{})
 	return wrap(err, "start container %s", id)
 }
 
@@ -47,7 +47,7 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 // rounded up. A stopped container is no error, an unknown one NotFound.
 func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error {
 	seconds := int(math.Ceil(grace.Seconds()))
-	_, err := e.docker.ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &seconds})
+	_, err := e.docker().ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &seconds})
 	return wrap(err, "stop container %s", id)
 }
 
@@ -55,7 +55,7 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 // waited for.
 func (e *Engine) Remove(ctx context.Context, id string) error {
 	for {
-		_, err := e.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		_, err := e.docker().ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if !errdefs.IsConflict(err) {
 			return wrap(err, "remove container %s", id)
 		}
@@ -69,13 +69,13 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 
 // Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the others.
 func (e *Engine) Update(ctx context.Context, id string, u *spec.Update) error {
-	_, err := e.docker.ContainerUpdate(ctx, id, client.ContainerUpdateOptions{Resources: &u.Resources})
+	_, err := e.docker().ContainerUpdate(ctx, id, client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
 }
 
 // Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
 func (e *Engine) Inspect(ctx context.Context, id string) (spec.Object, error) {
-	r, err := e.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	r, err := e.docker().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
@@ -86,7 +86,7 @@ func (e *Engine) Inspect(ctx context.Context, id string) (spec.Object, error) {
 
 // FindByName is the container with this name (without slash) and what it is; NotFound if there is none.
 func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Object, error) {
-	r, err := e.docker.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	r, err := e.docker().ContainerInspect(ctx, name, client.ContainerInspectOptions{})
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
@@ -98,7 +98,7 @@ func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Obje
 
 // Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
-	list, err := e.docker.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.OurLabel)})
+	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.OurLabel)})
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}

@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -35,7 +36,7 @@ type Config struct {
 // Engine is the connection to one Docker Engine. It is safe for concurrent use.
 type Engine struct {
 	cfg     Config
-	docker  *client.Client
+	client  atomic.Pointer[client.Client] // of the last Host; see there
 	kernel  cgroup.Kernel
 	images  imageCache
 	loading sync.Mutex             // one load of the pause image at a time
@@ -44,21 +45,33 @@ type Engine struct {
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), images: imageCache{byID: map[string]*spec.Image{}}}
+	docker, err := e.newClient()
+	if err != nil {
+		return nil, err
+	}
+	e.client.Store(docker)
+	return e, nil
+}
+
+func (e *Engine) newClient() (*client.Client, error) {
 	opts := []client.Opt{client.WithUserAgent("cri-dockerd")}
-	if cfg.Endpoint == "" {
+	if e.cfg.Endpoint == "" {
 		opts = append(opts, client.FromEnv)
 	} else {
-		opts = append(opts, client.WithHost(cfg.Endpoint))
+		opts = append(opts, client.WithHost(e.cfg.Endpoint))
 	}
 	docker, err := client.New(opts...)
 	if err != nil {
-		return nil, fmt.Errorf("--docker-endpoint %q: %w", cfg.Endpoint, err)
+		return nil, fmt.Errorf("--docker-endpoint %q: %w", e.cfg.Endpoint, err)
 	}
-	return &Engine{cfg: cfg, docker: docker, kernel: cgroup.Host(), images: imageCache{byID: map[string]*spec.Image{}}}, nil
+	return docker, nil
 }
 
+func (e *Engine) docker() *client.Client { return e.client.Load() }
+
 // Close ends idle connections.
-func (e *Engine) Close() error { return e.docker.Close() }
+func (e *Engine) Close() error { return e.docker().Close() }
 
 // minAPI is Engine 20.10's.
 const minAPI = "1.41"
@@ -66,14 +79,22 @@ const minAPI = "1.41"
 // Host connects, negotiates the API version anew, and reads what the engine is (GET /_ping, /info). Errors are Unavailable when the engine
 // does not answer, FailedPrecondition when it is too old.
 func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
-	if _, err := e.docker.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true, ForceNegotiate: true}); err != nil {
-		return spec.Host{}, wrap(err, "ping the engine at %s", e.docker.DaemonHost())
+	// A new client, since one that negotiates again would change under the hands of calls that are under way, and only ever downwards.
+	docker, err := e.newClient()
+	if err != nil {
+		return spec.Host{}, err
 	}
-	info, err := e.docker.Info(ctx, client.InfoOptions{})
+	if _, err := docker.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
+		return spec.Host{}, errors.Join(wrap(err, "ping the engine at %s", docker.DaemonHost()), docker.Close())
+	}
+	if err := e.client.Swap(docker).Close(); err != nil { // its idle connections; calls go on
+		e.cfg.Log.Debug("connections to the engine are not closed", "err", err)
+	}
+	info, err := e.docker().Info(ctx, client.InfoOptions{})
 	if err != nil {
 		return spec.Host{}, wrap(err, "read the engine's information")
 	}
-	h := spec.ReadHost(info.Info, e.docker.ClientVersion(), minOOMScore("/proc/self"))
+	h := spec.ReadHost(info.Info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
 	if !h.AtLeast(minAPI) {
 		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -150,6 +151,43 @@ func TestTooOldAnEngineIsRefused(t *testing.T) {
 	if _, err := e.Host(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "20.10") {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestEngineOfAnotherVersion: after its restart the engine is newer, or older, while calls are under way.
+func TestEngineOfAnotherVersion(t *testing.T) {
+	var api atomic.Value
+	api.Store("1.41")
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", api.Load().(string))
+		if strings.HasSuffix(r.URL.Path, "/json") {
+			fmt.Fprint(w, "[]")
+			return
+		}
+		fmt.Fprint(w, `{"ServerVersion":"x","Architecture":"x86_64"}`)
+	}))
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := e.Images(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for _, v := range []string{"1.41", "1.50", "1.44", "1.51"} {
+		api.Store(v)
+		h, err := e.Host(t.Context())
+		if err != nil || h.APIVersion != v {
+			t.Errorf("API %s, %v; want %s", h.APIVersion, err, v)
+		}
+	}
+	close(stop)
+	<-stopped
 }
 
 func TestNobodyThere(t *testing.T) {

@@ -17,7 +17,7 @@ type Event struct {
 // the engine drops events for slow readers without a word. done gives the reason for which the stream ended, once.
 func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan error) {
 	end := make(chan error, 1)
-	stream := e.docker.Events(ctx, client.EventsListOptions{
+	stream := e.docker().Events(ctx, client.EventsListOptions{
 		Filters: make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType)),
 	})
 	go func() {

@@ -22,7 +22,7 @@ const (
 func (e *Engine) killExec(ctx context.Context, id, exec string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
 	defer cancel()
-	in, err := e.docker.ExecInspect(ctx, exec, client.ExecInspectOptions{})
+	in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
 	if err != nil {
 		return wrap(err, "kill exec in container %s", id)
 	}

@@ -17,13 +17,13 @@ import (
 // be started is an error, InvalidArgument, with what the engine said. When ctx ends first, the process and all that it started are killed
 // and ctx's error is returned: closing the connection does not end an exec'd process.
 func (e *Engine) Exec(ctx context.Context, id string, x Exec) (int, error) {
-	created, err := e.docker.ExecCreate(ctx, id, client.ExecCreateOptions{
+	created, err := e.docker().ExecCreate(ctx, id, client.ExecCreateOptions{
 		Cmd: x.Cmd, TTY: x.TTY, AttachStdin: x.Stdin != nil, AttachStdout: true, AttachStderr: !x.TTY,
 	})
 	if err != nil {
 		return 0, wrap(err, "exec in container %s", id)
 	}
-	conn, err := e.docker.ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.TTY})
+	conn, err := e.docker().ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.TTY})
 	if err != nil {
 		return 0, wrap(err, "exec in container %s", id)
 	}
@@ -33,7 +33,7 @@ func (e *Engine) Exec(ctx context.Context, id string, x Exec) (int, error) {
 	}
 	x.Stdout = io.MultiWriter(said, x.Stdout)
 	resize := func(ctx context.Context, s Size) error {
-		_, err := e.docker.ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
+		_, err := e.docker().ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
 		return err
 	}
 	if err := transfer(ctx, conn.HijackedResponse, x.Streams, resize); err != nil {
@@ -49,7 +49,7 @@ func (e *Engine) Exec(ctx context.Context, id string, x Exec) (int, error) {
 // reports a command that it could not start by an exit code and a text on the output; only then no PID was ever set.
 func (e *Engine) exitCode(ctx context.Context, id, exec string, said *head) (int, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		in, err := e.docker.ExecInspect(ctx, exec, client.ExecInspectOptions{})
+		in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return 0, errors.Join(ctx.Err(), e.killExec(ctx, id, exec))
@@ -70,14 +70,14 @@ func (e *Engine) exitCode(ctx context.Context, id, exec string, said *head) (int
 
 // Attach connects streams to a running container's main process until its output ends or ctx does; the process goes on.
 func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
-	conn, err := e.docker.ContainerAttach(ctx, id, client.ContainerAttachOptions{
+	conn, err := e.docker().ContainerAttach(ctx, id, client.ContainerAttachOptions{
 		Stream: true, Stdin: s.Stdin != nil, Stdout: s.Stdout != nil, Stderr: s.Stderr != nil,
 	})
 	if err != nil {
 		return wrap(err, "attach to container %s", id)
 	}
 	resize := func(ctx context.Context, size Size) error {
-		_, err := e.docker.ContainerResize(ctx, id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+		_, err := e.docker().ContainerResize(ctx, id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		return err
 	}
 	if err := transfer(ctx, conn.HijackedResponse, s, resize); err != nil {

@@ -36,7 +36,7 @@ func (c *imageCache) named(ref string) bool {
 
 // Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those not seen before.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
-	list, err := e.docker.ImageList(ctx, client.ImageListOptions{})
+	list, err := e.docker().ImageList(ctx, client.ImageListOptions{})
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
@@ -48,7 +48,7 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 		in := client.ImageInspectResult{}
 		old := e.images.byID[s.ID]
 		if old == nil {
-			if in, err = e.docker.ImageInspect(ctx, s.ID); errdefs.IsNotFound(err) {
+			if in, err = e.docker().ImageInspect(ctx, s.ID); errdefs.IsNotFound(err) {
 				continue
 			} else if err != nil {
 				return nil, wrap(err, "inspect image %s", s.ID)
@@ -68,19 +68,19 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 // RemoveImage removes one name of an image, or with an ID all of it (DELETE /images/{name}). NotFound if it is not there, Conflict while a
 // running container uses it.
 func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
-	_, err := e.docker.ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
+	_, err := e.docker().ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
 	return wrap(err, "remove image %s", ref)
 }
 
 // HasImage says whether the engine has an image of this name.
 func (e *Engine) HasImage(ctx context.Context, ref string) (bool, error) {
-	_, err := e.docker.ImageInspect(ctx, ref)
+	_, err := e.docker().ImageInspect(ctx, ref)
 	return err == nil, wrap(ignore(err, errdefs.IsNotFound), "inspect image %s", ref)
 }
 
 // LoadImage loads an archive of images (POST /images/load).
 func (e *Engine) LoadImage(ctx context.Context, archive io.Reader) error {
-	r, err := e.docker.ImageLoad(ctx, archive, client.ImageLoadWithQuiet(true))
+	r, err := e.docker().ImageLoad(ctx, archive, client.ImageLoadWithQuiet(true))
 	if err != nil {
 		return wrap(err, "load image")
 	}
@@ -112,7 +112,7 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 		if e.images.named(spec.Familiar(ref)) {
 			return ref, nil
 		}
-		if _, err := e.docker.ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
+		if _, err := e.docker().ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
 			return ref, wrap(err, "inspect pause image %s", ref)
 		}
 		if _, err := e.Pull(ctx, ref, nil); err != nil {
@@ -133,7 +133,7 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	}
 	e.loading.Lock() // Docker 29 refuses the same load twice at once
 	defer e.loading.Unlock()
-	if _, err := e.docker.ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
+	if _, err := e.docker().ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
 		return ref, wrap(err, "inspect pause image %s", ref)
 	}
 	return ref, e.LoadImage(ctx, bytes.NewReader(archive))

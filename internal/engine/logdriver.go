@@ -22,13 +22,13 @@ func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
 		return err
 	}
 	remove := func(ctx context.Context) error {
-		_, err := e.docker.ContainerRemove(ctx, logCheckName, client.ContainerRemoveOptions{Force: true})
+		_, err := e.docker().ContainerRemove(ctx, logCheckName, client.ContainerRemoveOptions{Force: true})
 		return wrap(ignore(err, errdefs.IsNotFound), "remove container %s", logCheckName)
 	}
 	if err := remove(ctx); err != nil { // left by a check that was given up, or by a crash
 		return err
 	}
-	_, err = e.docker.ContainerCreate(ctx, client.ContainerCreateOptions{
+	_, err = e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name: logCheckName, Config: &container.Config{Image: ref},
 		HostConfig: &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: c.Driver, Config: c.Options}},
 	})

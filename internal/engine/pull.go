@@ -34,7 +34,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline, last, errdefs.ErrUnavailable))
 	})
 	defer progress.stop()
-	r, err := e.docker.ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
+	r, err := e.docker().ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
 	if err != nil {
 		return "", wrap(causeOr(ctx, err), "pull %s", ref)
 	}
@@ -51,7 +51,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 	if ctx.Err() != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
 	}
-	in, err := e.docker.ImageInspect(ctx, ref)
+	in, err := e.docker().ImageInspect(ctx, ref)
 	if err != nil {
 		return "", wrap(err, "inspect pulled image %s", ref)
 	}
