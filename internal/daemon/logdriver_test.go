@@ -87,7 +87,8 @@ func TestLaunchedLogDriver(t *testing.T) {
 	}
 	<-gone
 	<-ended
-	if _, err := launchLogDriver(cfg); err != nil { // over the socket that the killed one has left
+	ended, err = launchLogDriver(cfg) // over the socket that the killed one has left
+	if err != nil {
 		t.Fatal(err)
 	}
 	next, gone := watch(t, socket)
@@ -98,6 +99,7 @@ func TestLaunchedLogDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-gone
+	<-ended
 }
 
 func TestLogDriverThatCannotListen(t *testing.T) {
