@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -163,6 +164,39 @@ func TestPodRemovedDuringCreate(t *testing.T) {
 	}
 	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsNotFound(err) {
 		t.Errorf("CreateContainer in a pod that was removed meanwhile: %v, %v", r, err)
+	}
+	w.nothingLeft(t, s)
+}
+
+// TestPodRemovedDuringStart removes the pod between a container's start and the making of its log: no log must be left.
+func TestPodRemovedDuringStart(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := make(chan error, 1)
+	w.engine.Fault = func(verb string, after bool) error {
+		if verb != "start" || !after {
+			return nil
+		}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+			removed <- err
+		}()
+		select {
+		case <-ended:
+		case <-time.After(50 * time.Millisecond): // it waits for us
+		}
+		return nil
+	}
+	_, _ = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+	if err := <-removed; err != nil {
+		t.Errorf("RemovePodSandbox: %v", err)
 	}
 	w.nothingLeft(t, s)
 }

@@ -43,7 +43,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
 		return err
 	}
 	for _, c := range s.View.ContainersOf(sb.ID) {
-		if err := s.removeContainer(ctx, c); err != nil {
+		if err := s.removeContainerOf(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -51,4 +51,15 @@ func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
 		return err
 	}
 	return s.View.Refresh(ctx, sb.ID)
+}
+
+// removeContainerOf removes a container of a sandbox that goes. It waits for calls on the container: one that starts it would make its log
+// link again.
+func (s *Service) removeContainerOf(ctx context.Context, c *spec.Container) error {
+	unlock, err := s.names.Lock(ctx, c.Name)
+	if err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	defer unlock()
+	return s.removeContainer(ctx, c)
 }
