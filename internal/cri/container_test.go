@@ -178,10 +178,7 @@ func TestPodRemovedDuringStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	removed := make(chan error, 1)
-	w.engine.Fault = func(verb string, after bool) error {
-		if verb != "start" || !after {
-			return nil
-		}
+	w.beforeLog = func() {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -192,7 +189,6 @@ func TestPodRemovedDuringStart(t *testing.T) {
 		case <-ended:
 		case <-time.After(50 * time.Millisecond): // it waits for us
 		}
-		return nil
 	}
 	_, _ = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	if err := <-removed; err != nil {

@@ -31,6 +31,8 @@ var errBroken = errors.New("broken by the test")
 type world struct {
 	mu    sync.Mutex
 	fault func(step string) error
+	// beforeLog, if set, runs before a log is made; it may call the service.
+	beforeLog func()
 
 	engine   *enginetest.Fake
 	attached map[string]bool
@@ -179,6 +181,9 @@ func (l fakeLogs) Reopen(_ context.Context, c *spec.Container) error {
 func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
 	if err := l.fails("log"); err != nil {
 		return err
+	}
+	if l.beforeLog != nil {
+		l.beforeLog()
 	}
 	l.set(l.logs, c.ID, true)
 	return nil
