@@ -39,6 +39,7 @@ type Engine struct {
 	client  atomic.Pointer[client.Client] // of the last Host; see there
 	kernel  cgroup.Kernel
 	images  imageCache
+	pulls   shared
 	loading sync.Mutex             // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
 }

@@ -76,22 +76,115 @@ func TestWatchdog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bitten := make(chan string, 1)
 		w := newWatchdog(time.Minute, func(last string) { bitten <- last })
-		for range 10 {
+		for i := range 10 {
 			time.Sleep(50 * time.Second)
-			w.moved("layer 1 Extracting")
+			w.saw("layer1", fmt.Sprint("Extracting ", i))
 		}
 		select {
 		case l := <-bitten:
 			t.Errorf("it bit while things moved: %s", l)
 		default:
 		}
-		time.Sleep(61 * time.Second)
+		for range 61 { // an engine that repeats itself
+			time.Sleep(time.Second)
+			w.saw("layer1", "Extracting 9")
+		}
 		synctest.Wait()
-		if l := <-bitten; l != "layer 1 Extracting" {
+		if l := <-bitten; l != "layer1 Extracting 9" {
 			t.Errorf("last: %s", l)
 		}
 		w.stop()
 		newWatchdog(0, nil).stop() // no deadline
+	})
+}
+
+// TestPullError takes what engines really say.
+func TestPullError(t *testing.T) {
+	for text, want := range map[string]func(error) bool{
+		`failed to resolve reference "127.0.0.1:5000/ok:2": 127.0.0.1:5000/ok:2: not found`:                                           errdefs.IsNotFound,
+		"manifest for 127.0.0.1:5000/ok:2 not found: manifest unknown: Unknown manifest":                                              errdefs.IsNotFound,
+		"repository 127.0.0.1:5000/nothing not found: name unknown: Unknown name":                                                     errdefs.IsNotFound,
+		"pull access denied for 127.0.0.1:5000/x, repository does not exist or may require 'docker login': denied: says the test":     errdefs.IsPermissionDenied,
+		"unauthorized: authentication required":                                                                                       errdefs.IsPermissionDenied,
+		"pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials": errdefs.IsPermissionDenied,
+		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/basic/manifests/1: 401 Unauthorized":                errdefs.IsPermissionDenied,
+		"toomanyrequests: You have reached your pull rate limit":                                                                      errdefs.IsUnavailable,
+		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: 429 Too Many Requests":               errdefs.IsUnavailable,
+		"received unexpected HTTP status: 503 Service Unavailable":                                                                    errdefs.IsUnavailable,
+		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: 500 Internal Server Error":           errdefs.IsUnavailable,
+		`Get "https://192.0.2.1:5000/v2/": http: server gave HTTP response to HTTPS client`:                                           errdefs.IsUnavailable,
+		`Get "https://registry.example/v2/": x509: certificate signed by unknown authority`:                                           errdefs.IsUnavailable,
+		`failed to do request: Head "https://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused`:        errdefs.IsUnavailable,
+		"short read: expected 101921 bytes but got 8192: unexpected EOF":                                                              errdefs.IsUnavailable,
+		"failed to register layer: Error processing tar file(exit status 1): write /x: no space left on device": func(err error) bool {
+			return !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsPermissionDenied(err)
+		},
+	} {
+		if err := pullError(fmt.Errorf("%s", text)); !want(err) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := pullError(fmt.Errorf("x denied: %w", errdefs.ErrNotFound)); !errdefs.IsPermissionDenied(err) || errdefs.IsNotFound(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestSharedCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s shared
+		var calls atomic.Int32
+		cancelled := make(chan struct{})
+		call := func(ctx context.Context) (string, error) {
+			n := calls.Add(1)
+			select {
+			case <-time.After(time.Minute):
+				return fmt.Sprint("result ", n), nil
+			case <-ctx.Done():
+				cancelled <- struct{}{}
+				return "", ctx.Err()
+			}
+		}
+		impatient, leave := context.WithCancel(t.Context())
+		type result struct {
+			id  string
+			err error
+		}
+		results := make(chan result, 5)
+		ask := func(ctx context.Context, key string) {
+			go func() {
+				id, err := s.do(ctx, key, call)
+				results <- result{id, err}
+			}()
+		}
+		ask(impatient, "one") // who came first goes, and the others have their result
+		synctest.Wait()
+		ask(t.Context(), "one")
+		ask(t.Context(), "one")
+		synctest.Wait()
+		leave()
+		if r := <-results; !errors.Is(r.err, context.Canceled) {
+			t.Errorf("who left: %v", r)
+		}
+		for range 2 {
+			if r := <-results; r.err != nil || r.id != "result 1" {
+				t.Errorf("%v", r)
+			}
+		}
+		ask(t.Context(), "one") // not the old result
+		if r := <-results; r.id != "result 2" {
+			t.Errorf("%v", r)
+		}
+		impatient, leave = context.WithCancel(t.Context())
+		ask(impatient, "one")
+		ask(impatient, "one")
+		synctest.Wait()
+		leave() // all who wanted it
+		<-cancelled
+		<-results
+		<-results
+		if n := calls.Load(); n != 3 || len(s.calls) != 0 {
+			t.Errorf("%d calls, %d kept", n, len(s.calls))
+		}
 	})
 }
 

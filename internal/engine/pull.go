@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,8 +19,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Pull pulls an image (POST /images/create) and returns the engine's ID of it. It ends with Unavailable when nothing at all has moved for
-// PullDeadline (download, verification and extraction all count), and with ctx.
+// Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is being pulled already, with the same
+// credentials, shares that pull; it ends when nobody wants it any more. Errors are InvalidArgument for what is no image's name, NotFound,
+// PermissionDenied or Unavailable by what the registry said, Unavailable when nothing at all has moved for PullDeadline, and ctx's.
 func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (string, error) {
 	if spec.Familiar(ref) == "" {
 		return "", fmt.Errorf("image.image: %q is not an image's name: %w", ref, errdefs.ErrInvalidArgument)
@@ -28,6 +30,15 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 	if err != nil {
 		return "", fmt.Errorf("pull %s: auth: %w", ref, err)
 	}
+	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) { return e.pull(ctx, ref, header) })
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", ref, err)
+	}
+	return id, nil
+}
+
+// pull is one pull, from its request to the image's ID.
+func (e *Engine) pull(ctx context.Context, ref, header string) (string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	progress := newWatchdog(e.cfg.PullDeadline, func(last string) {
@@ -36,26 +47,57 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 	defer progress.stop()
 	r, err := e.docker().ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
 	if err != nil {
-		return "", wrap(causeOr(ctx, err), "pull %s", ref)
+		return "", pullError(causeOr(ctx, err))
 	}
 	defer r.Close()
 	for m, err := range r.JSONMessages(ctx) {
 		if err != nil {
-			return "", wrap(causeOr(ctx, err), "pull %s", ref)
+			return "", pullError(causeOr(ctx, err))
 		}
 		if m.Error != nil {
-			return "", fmt.Errorf("pull %s: %w", ref, m.Error)
+			return "", pullError(m.Error)
 		}
-		progress.moved(m.ID + " " + m.Status)
+		state := m.Status
+		if m.Progress != nil {
+			state = fmt.Sprintf("%s, %d of %d", m.Status, m.Progress.Current, m.Progress.Total)
+		}
+		progress.saw(m.ID, state)
 	}
 	if ctx.Err() != nil {
-		return "", fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
+		return "", context.Cause(ctx)
 	}
 	in, err := e.docker().ImageInspect(ctx, ref)
 	if err != nil {
-		return "", wrap(err, "inspect pulled image %s", ref)
+		return "", wrap(err, "inspect the pulled image")
 	}
 	return in.ID, nil
+}
+
+// said are words by which engines pass on what a registry, or the way to it, answered, the first that fits. Only the engine's text has them:
+// 20.10 gives most as status 500, 29 as "unknown".
+var said = []struct {
+	words *regexp.Regexp
+	kind  error
+}{
+	{regexp.MustCompile(`(?i)toomanyrequests|429 Too Many Requests`), errdefs.ErrUnavailable},
+	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|401 Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
+	{regexp.MustCompile(`(?i)manifest unknown|name unknown|\bnot found\b|no matching manifest|404 Not Found`), errdefs.ErrNotFound},
+	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|network is unreachable|no route to host|unexpected EOF|` +
+		`tls: |x509: |HTTP response to HTTPS client|server misbehaving|HTTP status: 5\d\d|: 5\d\d [A-Z]`), errdefs.ErrUnavailable},
+}
+
+// pullError gives an error of a pull the kind by which the kubelet, and whoever reads its events, knows what to do.
+func pullError(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsUnavailable(err) {
+		return err
+	}
+	for _, s := range said {
+		if s.words.MatchString(err.Error()) {
+			// The engine's own kind is left out: for some of these it is NotFound or Internal.
+			return fmt.Errorf("%s: %w", err.Error(), s.kind)
+		}
+	}
+	return wrap(err, "the engine")
 }
 
 // causeOr is the reason for which ctx was cancelled, or err.
@@ -89,15 +131,16 @@ func authHeader(a *runtimeapi.AuthConfig) (string, error) {
 	return authconfig.Encode(c)
 }
 
-// watchdog calls bite once when moved has not been called for a while.
+// watchdog calls bite once when nothing has moved for a while. One goroutine uses it.
 type watchdog struct {
 	timer *time.Timer // nil without a deadline
 	after time.Duration
 	last  atomic.Pointer[string]
+	seen  map[string]string
 }
 
 func newWatchdog(after time.Duration, bite func(last string)) *watchdog {
-	w := &watchdog{after: after}
+	w := &watchdog{after: after, seen: map[string]string{}}
 	first := "the request was sent"
 	w.last.Store(&first)
 	if after > 0 {
@@ -106,7 +149,13 @@ func newWatchdog(after time.Duration, bite func(last string)) *watchdog {
 	return w
 }
 
-func (w *watchdog) moved(what string) {
+// saw takes a message about a layer. Newer engines repeat what they have said while nothing moves, so only what is new counts.
+func (w *watchdog) saw(layer, state string) {
+	if old, ok := w.seen[layer]; ok && old == state {
+		return
+	}
+	w.seen[layer] = state
+	what := strings.TrimSpace(layer + " " + state)
 	w.last.Store(&what)
 	if w.timer != nil {
 		w.timer.Reset(w.after)

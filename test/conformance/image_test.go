@@ -86,16 +86,3 @@ func TestPauseImageIsPinned(t *testing.T) {
 		t.Errorf("no pause image among %v", l.Images)
 	})
 }
-
-func TestPullErrors(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		for _, ref := range []string{"", "UPPER:1", "a b", "a/../b"} {
-			if _, err := n.Image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); status.Code(err) != codes.InvalidArgument {
-				t.Errorf("pull of %q: %v", ref, err)
-			}
-		}
-		if _, err := n.Image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "127.0.0.1:1/app:1"}}); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1/app:1") {
-			t.Errorf("pull from a registry that is not there: %v", err)
-		}
-	})
-}

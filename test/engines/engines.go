@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/podnet"
 )
@@ -326,6 +328,29 @@ func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%
 // DialContext connects from inside the network namespace.
 func (e *Engine) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	return podnet.Dial(ctx, fmt.Sprintf("/proc/%d/ns/net", e.pid), network, addr)
+}
+
+// Listen listens inside the network namespace, on addr of the network tcp.
+func (e *Engine) Listen(tb TB, addr string) net.Listener {
+	tb.Helper()
+	var l net.Listener
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with this goroutine, and its namespace with it
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", e.pid))
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			l, err = net.Listen("tcp", addr)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		tb.Fatalf("listen on %s: %v", addr, err)
+	}
+	return l
 }
 
 // Docker is a client of the engine.

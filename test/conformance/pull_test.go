@@ -1,0 +1,223 @@
+package conformance
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/registry"
+)
+
+func (n *node) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (string, error) {
+	r, err := n.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
+	return r.GetImageRef(), err
+}
+
+func (n *node) registry(t *testing.T) *registry.Registry {
+	t.Helper()
+	return registry.Serve(t, n.own(t).Listen(t, "127.0.0.1:0"))
+}
+
+// containerdStore says whether the engine keeps images in containerd's store.
+func (n *node) containerdStore(t *testing.T) bool {
+	t.Helper()
+	info, err := n.own(t).Docker(t).Info(t.Context(), client.InfoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(info.Info.DriverStatus, func(kv [2]string) bool { return strings.Contains(kv[1], "io.containerd.snapshotter") })
+}
+
+// TestPull pulls by tag, by digest and by both; the answer is the ID that all other calls give.
+func TestPull(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		ref := r.Add(t, "app", "1", 3, 10000)
+		id, err := n.pull(t.Context(), ref, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := n.imageStatus(t, ref)
+		if i.GetId() != id || len(i.RepoDigests) != 1 {
+			t.Fatalf("pulled %s, ImageStatus says %v", id, i)
+		}
+		_, digest, _ := strings.Cut(i.RepoDigests[0], "@")
+		for _, again := range []string{r.Host + "/app@" + digest, ref + "@" + digest, ref} {
+			if got, err := n.pull(t.Context(), again, nil); err != nil || got != id {
+				t.Errorf("%s: %s, %v; want %s", again, got, err, id)
+			}
+			if got := n.imageStatus(t, again); got.GetId() != id {
+				t.Errorf("ImageStatus %s: %v", again, got)
+			}
+		}
+	})
+}
+
+// TestPullErrors: an error has the kind and the words of what the registry said.
+func TestPullErrors(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		r.Add(t, "app", "1", 1, 1000)
+		for repository, rule := range map[string]registry.Rule{
+			"r401": {Status: 401, Code: "UNAUTHORIZED"}, "r403": {Status: 403, Code: "DENIED"}, "r429": {Status: 429, Code: "TOOMANYREQUESTS"},
+			"r500": {Status: 500, Code: "UNKNOWN"}, "r503": {Status: 503, Code: "UNAVAILABLE"},
+		} {
+			r.Set(repository, rule)
+		}
+		plain := registry.Serve(t, n.own(t).Listen(t, "192.0.2.1:0")) // no loopback, so the engine demands TLS
+		for ref, want := range map[string]codes.Code{
+			r.Host + "/app:2":     codes.NotFound,
+			r.Host + "/nothing:1": codes.NotFound,
+			r.Host + "/app@sha256:" + strings.Repeat("0123456789abcdef", 4): codes.NotFound,
+			r.Host + "/r401:1":    codes.PermissionDenied,
+			r.Host + "/r403:1":    codes.PermissionDenied,
+			r.Host + "/r429:1":    codes.Unavailable,
+			r.Host + "/r500:1":    codes.Unavailable,
+			r.Host + "/r503:1":    codes.Unavailable,
+			"127.0.0.1:1/app:1":   codes.Unavailable,
+			plain.Host + "/app:1": codes.Unavailable,
+			"":                    codes.InvalidArgument,
+			"UPPER:1":             codes.InvalidArgument,
+			"a b":                 codes.InvalidArgument,
+			"a/../b":              codes.InvalidArgument,
+		} {
+			if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != want || !strings.Contains(err.Error(), ref) {
+				t.Errorf("%s: %v, want %s", ref, err, want)
+			}
+		}
+	})
+}
+
+// TestPullCredentials uses every field of AuthConfig, at registries that ask for Basic authentication and for tokens.
+func TestPullCredentials(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		basic, token := n.registry(t), n.registry(t)
+		basic.Set("", registry.Rule{User: "user", Password: "pass:word"})
+		token.Set("", registry.Rule{User: "user", Password: "pass:word", Token: "the-token", RefreshToken: "the-identity"})
+		good := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
+		for i, test := range []struct {
+			r    *registry.Registry
+			auth *runtimeapi.AuthConfig
+			want codes.Code
+		}{
+			{basic, nil, codes.PermissionDenied},
+			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "wrong"}, codes.PermissionDenied},
+			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "pass:word"}, codes.OK},
+			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "pass:word", ServerAddress: basic.Host}, codes.OK},
+			{basic, &runtimeapi.AuthConfig{Auth: good}, codes.OK},
+			{basic, &runtimeapi.AuthConfig{Auth: "not base64!"}, codes.InvalidArgument},
+			{token, nil, codes.PermissionDenied},
+			{token, &runtimeapi.AuthConfig{Username: "user", Password: "wrong"}, codes.PermissionDenied},
+			{token, &runtimeapi.AuthConfig{Username: "user", Password: "pass:word"}, codes.OK},
+			{token, &runtimeapi.AuthConfig{Auth: good}, codes.OK},
+			{token, &runtimeapi.AuthConfig{IdentityToken: "the-identity"}, codes.OK},
+			{token, &runtimeapi.AuthConfig{RegistryToken: "the-token"}, codes.OK},
+			{token, &runtimeapi.AuthConfig{RegistryToken: "another"}, codes.PermissionDenied},
+		} {
+			ref := test.r.Add(t, fmt.Sprintf("app%d", i), "1", 1, 1000)
+			if _, err := n.pull(t.Context(), ref, test.auth); status.Code(err) != test.want {
+				t.Errorf("%d, %+v: %v, want %s", i, test.auth, err, test.want)
+			}
+		}
+	})
+}
+
+// TestPullDeadline: it ends a pull in which nothing moves, saying what it waited for, and not one at 50 KiB/s that takes three times as long.
+func TestPullDeadline(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		deadline, size := 2*time.Second, int64(310<<10)
+		if n.containerdStore(t) { // it reports each MiB, which takes 20 s
+			deadline, size = 25*time.Second, 3900<<10
+		}
+		d := &node{Daemon: n.own(t).Daemon(t, "--image-pull-progress-deadline="+deadline.String()), eng: n.eng, image: n.image}
+		r := n.registry(t)
+		stalls, slow := r.Add(t, "stalls", "1", 1, 4<<20), r.Add(t, "slow", "1", 1, size)
+		r.Set("stalls", registry.Rule{Stall: 2100 << 10})
+		r.Set("slow", registry.Rule{Rate: 50 << 10})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			began := time.Now()
+			_, err := d.pull(t.Context(), stalls, nil)
+			if took := time.Since(began); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "Downloading") || took < deadline {
+				t.Errorf("a pull that stalls: %v after %v", err, took)
+			}
+		})
+		wg.Go(func() {
+			began := time.Now()
+			_, err := d.pull(t.Context(), slow, nil)
+			if took := time.Since(began); err != nil || took < 3*deadline {
+				t.Errorf("a slow pull: %v after %v", err, took)
+			}
+		})
+		wg.Wait()
+	})
+}
+
+// TestParallelPulls: pulls of one image share the work, and who leaves does not end it for the others.
+func TestParallelPulls(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		ref := r.Add(t, "shared", "1", 1, 10000)
+		goOn := make(chan struct{})
+		r.Set("shared", registry.Rule{BeforeBlob: goOn})
+		var wg sync.WaitGroup
+		ids := make([]string, 5)
+		for i := range ids {
+			wg.Go(func() {
+				var err error
+				if ids[i], err = n.pull(t.Context(), ref, nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		eventually(t, "the registry is asked", func() bool { return r.Busy("shared") > 0 })
+		impatient, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer leave()
+		if _, err := n.pull(impatient, ref, nil); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("who left: %v", err)
+		}
+		close(goOn)
+		wg.Wait()
+		for _, id := range ids {
+			if id == "" || id != ids[0] {
+				t.Errorf("IDs %v", ids)
+			}
+		}
+		if n := r.Layers("shared"); n != 1 {
+			t.Errorf("the layer was fetched %d times", n)
+		}
+	})
+}
+
+func TestCancelledPull(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		ref := r.Add(t, "cancelled", "1", 1, 1<<20)
+		r.Set("cancelled", registry.Rule{Rate: 50 << 10}) // 20.10 lets go of a layer only when more of it comes
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := n.pull(ctx, ref, nil); status.Code(err) != codes.Canceled {
+				t.Errorf("cancelled: %v", err)
+			}
+		})
+		eventually(t, "the layer is on its way", func() bool { return r.Layers("cancelled") > 0 })
+		cancel()
+		wg.Wait()
+		eventually(t, "the engine has let go", func() bool { return r.Busy("cancelled") == 0 })
+		r.Set("cancelled", registry.Rule{})
+		if _, err := n.pull(t.Context(), ref, nil); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
