@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/gorilla/websocket"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -357,9 +358,8 @@ func (t *podTest) clean(ctx context.Context) error {
 	if _, err := t.docker.Host(ctx); err != nil {
 		return errors.Join(errs...) // Docker is down, and nothing was made
 	}
-	present, err := t.docker.HasImage(ctx, t.image)
-	if present {
-		err = t.docker.RemoveImage(ctx, t.image)
+	if err := t.docker.RemoveImage(ctx, t.image); !errdefs.IsNotFound(err) {
+		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }

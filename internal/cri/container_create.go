@@ -58,7 +58,7 @@ func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateCo
 	if err != nil {
 		return nil, err
 	}
-	image, err := s.View.Image(cfg.GetImage().GetImage())
+	image, err := s.image(ctx, cfg.GetImage().GetImage())
 	if err != nil {
 		return nil, err
 	}

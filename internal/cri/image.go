@@ -2,35 +2,68 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
 )
 
 // PullImage pulls an image and returns the engine's ID of it, the same as Image.id and ContainerStatus.image_id (CRI PullImage).
 func (s *Service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	host, err := s.begin(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.CheckRuntime("image.runtime_handler", r.GetImage().GetRuntimeHandler(), host); err != nil {
 		return nil, err
 	}
 	id, err := s.Engine.Pull(ctx, r.GetImage().GetImage(), r.GetAuth())
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PullImageResponse{ImageRef: id}, s.View.RefreshImages(ctx)
+	if err := s.View.RefreshImages(ctx); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
+}
+
+// image is the image of this name or ID. One that the view does not know is looked for in the engine, since it may have been built a moment
+// ago. NotFound if there is none.
+func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
+	i, err := s.View.Image(ref)
+	if !errdefs.IsNotFound(err) {
+		return i, err
+	}
+	id, err := s.Engine.FindImage(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.View.RefreshImages(ctx); err != nil {
+		return nil, err
+	}
+	return s.View.Image(id)
 }
 
 // ListImages lists images, all or the one that the filter names (CRI ListImages).
-func (s *Service) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+func (s *Service) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
 	resp := &runtimeapi.ListImagesResponse{}
 	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
-		if i, err := s.View.Image(ref); err == nil {
-			resp.Images = append(resp.Images, i.CRI())
+		i, err := s.image(ctx, ref)
+		if errdefs.IsNotFound(err) {
+			return resp, nil
+		} else if err != nil {
+			return nil, err
 		}
+		resp.Images = append(resp.Images, i.CRI())
 		return resp, nil
 	}
 	for _, i := range s.View.Images() {
@@ -40,13 +73,15 @@ func (s *Service) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest)
 }
 
 // ImageStatus describes an image; one that is not there is an empty answer, no error (CRI ImageStatus).
-func (s *Service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+func (s *Service) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	i, err := s.View.Image(r.GetImage().GetImage())
-	if err != nil {
-		return &runtimeapi.ImageStatusResponse{}, notFoundIsFine(err)
+	i, err := s.image(ctx, r.GetImage().GetImage())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	} else if err != nil {
+		return nil, err
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: i.CRI()}
 	if r.GetVerbose() {
@@ -55,31 +90,46 @@ func (s *Service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusReques
 	return resp, err
 }
 
-// RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that is not there is a success; the sandbox
-// image is FailedPrecondition.
+// RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that is not there is a success; one that a
+// container uses is FailedPrecondition and keeps its names. Pinned ones are removed too: a pin is only a recommendation.
 func (s *Service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	i, err := s.View.Image(r.GetImage().GetImage())
-	if err != nil {
-		return &runtimeapi.RemoveImageResponse{}, notFoundIsFine(err)
+	i, err := s.image(ctx, r.GetImage().GetImage())
+	if err == nil {
+		err = s.removeImage(ctx, i.ID)
 	}
-	if i.Pinned {
-		return nil, fmt.Errorf("remove image %s: it is pinned: %w", r.GetImage().GetImage(), errdefs.ErrFailedPrecondition)
+	if err = notFoundIsFine(err); err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", r.GetImage().GetImage(), err)
+	}
+	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+func (s *Service) removeImage(ctx context.Context, id string) error {
+	unlock, err := s.names.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	i, err := s.View.Image(id)
+	if err != nil {
+		return err // another call has removed it
+	}
+	// The engine would take away all names but the last before it finds the user.
+	if users, err := s.Engine.ImageUsers(ctx, id); err != nil {
+		return err
+	} else if len(users) > 0 {
+		return fmt.Errorf("it is used by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
 	// An image with names in several repositories cannot be removed by its ID without force; its names are removed one by one, and the
 	// last takes the image with it.
-	names := i.RepoTags
-	if len(names) == 0 {
-		names = i.RepoDigests
-	}
-	for _, ref := range append(append([]string{}, names...), i.ID) {
+	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{i.ID}) {
 		if err := notFoundIsFine(s.Engine.RemoveImage(ctx, ref)); err != nil {
-			return nil, err
+			return errors.Join(err, s.View.RefreshImages(ctx))
 		}
 	}
-	return &runtimeapi.RemoveImageResponse{}, s.View.RefreshImages(ctx)
+	return s.View.RefreshImages(ctx)
 }
 
 // ImageFsInfo says how much images take (CRI ImageFsInfo): the sum of their sizes, from memory, in the file system of the engine's data.

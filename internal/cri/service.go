@@ -47,6 +47,10 @@ type Engine interface {
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id string, err error)
 	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
 	RemoveImage(ctx context.Context, ref string) error
+	// FindImage is the ID of the image of this name or ID, NotFound if there is none. The view's next look at images knows it.
+	FindImage(ctx context.Context, ref string) (id string, err error)
+	// ImageUsers are the names of the containers, running or not, ours or not, that were made from an image.
+	ImageUsers(ctx context.Context, id string) ([]string, error)
 	// PauseImage makes sure that the sandbox image is there and returns the name to create sandboxes from: the embedded image, loaded if
 	// it is missing, or the configured one, pulled if it is missing.
 	PauseImage(ctx context.Context) (ref string, err error)

@@ -46,7 +46,7 @@ type Engine struct {
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), images: imageCache{byID: map[string]*spec.Image{}}}
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), images: imageCache{byID: map[string]cachedImage{}}}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err

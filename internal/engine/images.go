@@ -7,19 +7,41 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/spec"
 )
 
-// imageCache remembers what only an image's inspect says: an ID never changes its meaning, its names do and come from the list.
+// imageCache remembers what only an image's inspect says, as long as the list says the same of it.
 type imageCache struct {
 	mu   sync.Mutex // guards byID
-	byID map[string]*spec.Image
+	byID map[string]cachedImage
+}
+
+type cachedImage struct {
+	listed []string // the names and the size in the list
+	image  *spec.Image
+}
+
+// listed is what the list says of an image and may change.
+func listed(s image.Summary) []string {
+	names := append(append([]string{strconv.FormatInt(s.Size, 10)}, s.RepoTags...), s.RepoDigests...)
+	slices.Sort(names)
+	return names
+}
+
+func (c *imageCache) forget(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.byID, id)
 }
 
 // named says whether the last look at all images saw one of this name.
@@ -27,14 +49,14 @@ func (c *imageCache) named(ref string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, i := range c.byID {
-		if i.Named(ref) {
+		if i.image.Named(ref) {
 			return true
 		}
 	}
 	return false
 }
 
-// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those not seen before.
+// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those that are new or have changed.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	list, err := e.docker().ImageList(ctx, client.ImageListOptions{})
 	if err != nil {
@@ -42,40 +64,65 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	}
 	e.images.mu.Lock()
 	defer e.images.mu.Unlock()
-	known := make(map[string]*spec.Image, len(list.Items))
+	known := make(map[string]cachedImage, len(list.Items))
 	out := make([]*spec.Image, 0, len(list.Items))
 	for _, s := range list.Items {
-		in := client.ImageInspectResult{}
-		old := e.images.byID[s.ID]
-		if old == nil {
-			if in, err = e.docker().ImageInspect(ctx, s.ID); errdefs.IsNotFound(err) {
+		c, names := e.images.byID[s.ID], listed(s)
+		if c.image == nil || !slices.Equal(c.listed, names) {
+			in, err := e.docker().ImageInspect(ctx, s.ID)
+			if errdefs.IsNotFound(err) {
 				continue
 			} else if err != nil {
 				return nil, wrap(err, "inspect image %s", s.ID)
 			}
+			c = cachedImage{listed: names, image: spec.ReadImage(s, in.InspectResponse)}
+			c.image.Pinned = c.image.Pinned || c.image.Is(e.cfg.PauseImage)
 		}
-		i := spec.ReadImage(s, in.InspectResponse)
-		if old != nil {
-			i.User, i.Entrypoint, i.Labels, i.Pinned = old.User, old.Entrypoint, old.Labels, old.Pinned
-		}
-		known[i.ID] = i
-		out = append(out, i)
+		known[s.ID] = c
+		out = append(out, c.image)
 	}
 	e.images.byID = known
 	return out, nil
 }
 
+// FindImage is the ID of the image that the engine knows by this name or ID (GET /images/{name}/json); NotFound if there is none. The next
+// Images looks at it anew.
+func (e *Engine) FindImage(ctx context.Context, ref string) (string, error) {
+	in, err := e.docker().ImageInspect(ctx, ref)
+	if err != nil {
+		return "", wrap(err, "inspect image %s", ref)
+	}
+	e.images.forget(in.ID)
+	return in.ID, nil
+}
+
+// ImageUsers are the names of the containers, running or not, that were made from an image (GET /containers/json).
+func (e *Engine) ImageUsers(ctx context.Context, id string) ([]string, error) {
+	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("ancestor", id)})
+	if errdefs.IsNotFound(err) { // older engines: no such image
+		return nil, nil
+	} else if err != nil {
+		return nil, wrap(err, "list the containers of image %s", id)
+	}
+	var names []string
+	for _, c := range list.Items {
+		if c.ImageID != id { // made from an image that was built upon this one
+			continue
+		}
+		name := c.ID
+		if len(c.Names) > 0 {
+			name = strings.TrimPrefix(c.Names[0], "/")
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
 // RemoveImage removes one name of an image, or with an ID all of it (DELETE /images/{name}). NotFound if it is not there, Conflict while a
-// running container uses it.
+// container uses it.
 func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
 	_, err := e.docker().ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
 	return wrap(err, "remove image %s", ref)
-}
-
-// HasImage says whether the engine has an image of this name.
-func (e *Engine) HasImage(ctx context.Context, ref string) (bool, error) {
-	_, err := e.docker().ImageInspect(ctx, ref)
-	return err == nil, wrap(ignore(err, errdefs.IsNotFound), "inspect image %s", ref)
 }
 
 // LoadImage loads an archive of images (POST /images/load).

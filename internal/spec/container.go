@@ -33,6 +33,9 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	}
 	own := map[string]string{labelType: typeContainer, labelSandboxID: o.Sandbox.ID, labelImage: askedImage(cfg)}
+	if ref := o.Image.digested(askedImage(cfg)); ref != "" {
+		own[labelImageRef] = ref
+	}
 	if p := LogPath(cfg, pod); p != "" {
 		own[labelLogPath] = p
 	}

@@ -105,7 +105,7 @@ func readContainer(in container.InspectResponse, n name) *Container {
 		Metadata: &runtimeapi.ContainerMetadata{Name: n.container, Attempt: n.attempt},
 		Labels:   labels, Annotations: annotations,
 		Image:   cmp.Or(in.Config.Labels[labelImage], in.Config.Image),
-		ImageID: in.Image,
+		ImageID: in.Image, ImageRef: cmp.Or(in.Config.Labels[labelImageRef], in.Image),
 		Pid:     in.State.Pid,
 		LogPath: in.Config.Labels[labelLogPath], EngineLogPath: in.LogPath, LogDriver: in.HostConfig.LogConfig.Type,
 		Mounts:     readMounts(in),
@@ -212,6 +212,9 @@ func readUser(in container.InspectResponse) *runtimeapi.ContainerUser {
 // ReadImage is what Docker's list says of an image together with what only its inspect says.
 func ReadImage(s image.Summary, in image.InspectResponse) *Image {
 	i := &Image{ID: s.ID, RepoTags: real(s.RepoTags), RepoDigests: real(s.RepoDigests), Size: s.Size, Labels: s.Labels}
+	if in.ID != "" { // the containerd store's list leaves out digests of an image that is in several repositories
+		i.RepoTags, i.RepoDigests = real(in.RepoTags), real(in.RepoDigests)
+	}
 	if c := in.Config; c != nil {
 		i.User = c.User
 		i.Entrypoint = len(c.Entrypoint)+len(c.Cmd) > 0

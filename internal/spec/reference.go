@@ -19,6 +19,30 @@ func Familiar(ref string) string {
 	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
+// digested is the image's name with its digest, in the repository of ref if it is known by that, as pods show it (CRI image_ref); "" for
+// an image without any, because it was built here.
+func (i *Image) digested(ref string) string {
+	repository := ""
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+		repository = reference.FamiliarName(named)
+	}
+	for _, d := range i.RepoDigests {
+		if name, _, _ := strings.Cut(d, "@"); name == repository {
+			return d
+		}
+	}
+	if len(i.RepoDigests) > 0 {
+		return i.RepoDigests[0]
+	}
+	return ""
+}
+
+// Is says whether ref is one of the image's names, or its ID, which may be shortened.
+func (i *Image) Is(ref string) bool {
+	name := Familiar(ref)
+	return name != "" && i.Named(name) || i.HasID(ref)
+}
+
 // shortestID is how many digits of an ID are taken for one: Docker shows twelve.
 const shortestID = 12
 

@@ -35,7 +35,7 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	runtime, err := ociRuntime(o.RuntimeHandler, o.Host)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("runtime_handler: %w", err)
 	}
 	name := SandboxName(cfg.GetMetadata())
 	own := map[string]string{labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String()}
@@ -140,6 +140,14 @@ func sandboxSecurity(c *Create, sc *runtimeapi.LinuxSandboxSecurityContext, o Sa
 	return err
 }
 
+// CheckRuntime says whether the engine has a runtime for a handler; InvalidArgument, naming the field, if it has none.
+func CheckRuntime(field, handler string, h Host) error {
+	if _, err := ociRuntime(handler, h); err != nil {
+		return fmt.Errorf("%s: %w", field, err)
+	}
+	return nil
+}
+
 // ociRuntime is the engine's runtime for a handler: one that it has configured or, from Engine 23 on, a containerd shim by its name.
 func ociRuntime(handler string, h Host) (string, error) {
 	if handler == "" {
@@ -152,9 +160,9 @@ func ociRuntime(handler string, h Host) (string, error) {
 		if h.AtLeast("1.42") {
 			return handler, nil // whether it is installed only the engine knows; it says so before the sandbox starts
 		}
-		return "", fmt.Errorf("runtime_handler: Docker Engine %s cannot run containerd's shim %q; Engine 23 can: %w", h.EngineVersion, handler, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("Docker Engine %s cannot run containerd's shim %q; Engine 23 can: %w", h.EngineVersion, handler, errdefs.ErrInvalidArgument)
 	}
-	return "", fmt.Errorf("runtime_handler: the engine has no runtime %q (it has: %s); add it to the engine's daemon.json: %w",
+	return "", fmt.Errorf("the engine has no runtime %q (it has: %s); add it to the engine's daemon.json: %w",
 		handler, strings.Join(h.Runtimes, ", "), errdefs.ErrInvalidArgument)
 }
 

@@ -117,6 +117,7 @@ type Container struct {
 	Annotations   map[string]string
 	Image         string // as the container was created: a name or an ID
 	ImageID       string // the engine's ID of the image
+	ImageRef      string // the image's digested name, its ID if it has none
 	State         runtimeapi.ContainerState
 	CreatedAt     time.Time
 	StartedAt     time.Time // zero before the start

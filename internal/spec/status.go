@@ -52,7 +52,7 @@ func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 func (c *Container) Item() *runtimeapi.Container {
 	return &runtimeapi.Container{
 		Id: c.ID, PodSandboxId: c.SandboxID, Metadata: c.Metadata, Image: &runtimeapi.ImageSpec{Image: c.Image},
-		ImageRef: c.ImageID, ImageId: c.ImageID, State: c.State, CreatedAt: nanos(c.CreatedAt),
+		ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.State, CreatedAt: nanos(c.CreatedAt),
 		Labels: c.Labels, Annotations: c.Annotations,
 	}
 }
@@ -63,7 +63,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 		Id: c.ID, Metadata: c.Metadata, State: c.State,
 		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt),
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageID, ImageId: c.ImageID,
+		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, LogPath: c.LogPath,
 		Resources: c.Resources, User: c.User, StopSignal: c.StopSignal,
 	}
@@ -72,7 +72,7 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 // CRI is the image in answers of the image service.
 func (i *Image) CRI() *runtimeapi.Image {
 	out := &runtimeapi.Image{
-		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 0)), Pinned: i.Pinned,
+		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 1)), Pinned: i.Pinned,
 		Spec: &runtimeapi.ImageSpec{Image: i.ID},
 	}
 	user, _, _ := strings.Cut(i.User, ":")

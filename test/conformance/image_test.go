@@ -1,12 +1,18 @@
 package conformance
 
 import (
+	"fmt"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/registry"
 )
 
 func (n *node) imageStatus(t *testing.T, ref string) *runtimeapi.Image {
@@ -43,46 +49,277 @@ func TestImages(t *testing.T) {
 	})
 }
 
-// TestImagesBehindOurBack tags and removes an image with docker, and removes one with two names through the CRI.
-func TestImagesBehindOurBack(t *testing.T) {
+// TestImageIdentity: one image in two repositories is one, and every call that names it gives the same ID.
+func TestImageIdentity(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		id := strings.TrimSpace(n.run(t, "sh", "-c", "echo x > "+n.own(t).Dir+"/x-"+t.Name()[len(t.Name())-2:]+"; tar -C "+n.own(t).Dir+" -c x-"+t.Name()[len(t.Name())-2:]+" | docker -H unix://"+n.own(t).Socket+" import - behind/one:1"))
-		eventually(t, "the new image is seen", func() bool { return n.imageStatus(t, "behind/one:1").GetId() == id })
-		n.docker(t, "tag", "behind/one:1", "behind/two:2")
-		eventually(t, "the new name is seen", func() bool { return n.imageStatus(t, "behind/two:2").GetId() == id })
-		n.docker(t, "rmi", "behind/one:1")
-		eventually(t, "the removed name is gone", func() bool { return n.imageStatus(t, "behind/one:1") == nil })
-		n.docker(t, "tag", "behind/two:2", "behind/three:3")
-		eventually(t, "the third name is seen", func() bool { return n.imageStatus(t, "behind/three:3") != nil })
-		for range 2 {
-			if _, err := n.Image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "behind/two:2"}}); err != nil {
-				t.Errorf("RemoveImage: %v", err)
+		one, two := n.registry(t), n.registry(t)
+		i := registry.Random(t, "amd64", v1.Config{User: "1234:5678", Cmd: []string{"/none"}}, 2, 1000)
+		refs := []string{one.Put(t, "identity/a", "1", i), one.Put(t, "identity/a", "2", i), two.Put(t, "identity/b", "1", i)}
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		var id string
+		for _, ref := range refs {
+			got, err := n.pull(t.Context(), ref, nil)
+			if err != nil || id != "" && got != id {
+				t.Fatalf("pull %s: %s, %v; want %s", ref, got, err, id)
+			}
+			id = got
+		}
+		digest, err := i.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests := []string{one.Host + "/identity/a@" + digest.String(), two.Host + "/identity/b@" + digest.String()}
+		for _, ref := range slices.Concat(refs, digests, []string{id}) {
+			got := n.imageStatus(t, ref)
+			slices.Sort(got.GetRepoTags())
+			slices.Sort(got.GetRepoDigests())
+			if got.GetId() != id || !equalSets(got.RepoTags, refs) || !equalSets(got.RepoDigests, digests) || got.Uid.GetValue() != 1234 || got.Username != "" {
+				t.Errorf("ImageStatus %s: %v", ref, got)
 			}
 		}
-		if got := n.imageStatus(t, "behind/three:3"); got != nil {
-			t.Errorf("RemoveImage left a name of the image: %v", got)
+		l, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+		if count := countImages(l, id); err != nil || count != 1 {
+			t.Errorf("ListImages has it %d times, %v", count, err)
+		}
+		for j, ref := range []string{refs[0], refs[2], id} {
+			cc := n.containerConfig([]string{"/none"})
+			cc.Metadata.Name, cc.Image.Image = fmt.Sprint("c", j), ref
+			status := n.containerStatus(t, n.create(t, sandbox, pod, cc))
+			if status.ImageId != id || status.Image.Image != ref || !slices.Contains(digests, status.ImageRef) || j < 2 && status.ImageRef != digests[j] {
+				t.Errorf("container of %s: %v", ref, status)
+			}
+			list, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: status.Id}})
+			if err != nil || len(list.Containers) != 1 || list.Containers[0].ImageId != id || list.Containers[0].ImageRef != status.ImageRef {
+				t.Errorf("ListContainers: %v, %v", list, err)
+			}
+		}
+		n.removePod(t, sandbox)
+		if err := n.removeImage(t, id); err != nil {
+			t.Errorf("RemoveImage: %v", err)
 		}
 	})
 }
 
-func TestPauseImageIsPinned(t *testing.T) {
+func equalSets(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
+}
+
+func countImages(l *runtimeapi.ListImagesResponse, id string) (count int) {
+	for _, i := range l.GetImages() {
+		if i.Id == id {
+			count++
+		}
+	}
+	return count
+}
+
+func (n *node) removeImage(t *testing.T, ref string) error {
+	_, err := n.Image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	return err
+}
+
+// TestMultiPlatformImage: of an image for several platforms the node's own is used, under one identity; without it the image is not found.
+func TestMultiPlatformImage(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.removePod(t, n.runPod(t, n.podConfig(t)))
+		r := n.registry(t)
+		images := map[string]v1.Image{}
+		for i, arch := range []string{"amd64", "arm64", "s390x"} {
+			images[arch] = registry.Random(t, arch, v1.Config{User: fmt.Sprint("user-", arch)}, i+1, 1000)
+		}
+		index := registry.Index(t, images)
+		ref := r.Put(t, "multi", "1", index)
+		id, err := n.pull(t.Context(), ref, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest, err := index.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{ref, id, r.Host + "/multi@" + digest.String()} {
+			if i := n.imageStatus(t, name); i.GetId() != id || i.Username != "user-"+runtime.GOARCH || i.Size == 0 {
+				t.Errorf("%s: %v", name, i)
+			}
+		}
+		if again, err := n.pull(t.Context(), r.Host+"/multi@"+digest.String(), nil); err != nil || again != id {
+			t.Errorf("by digest: %s, %v", again, err)
+		}
+		delete(images, runtime.GOARCH)
+		if _, err := n.pull(t.Context(), r.Put(t, "foreign", "1", registry.Index(t, images)), nil); status.Code(err) != codes.NotFound {
+			t.Errorf("an image for other platforms: %v", err)
+		}
+		if err := n.removeImage(t, ref); err != nil || n.imageStatus(t, ref) != nil {
+			t.Errorf("RemoveImage: %v", err)
+		}
+	})
+}
+
+// TestRemoveImage removes by every kind of name, twice, and twice at once; what a container uses keeps its names.
+func TestRemoveImage(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		pulled := func(t *testing.T) (id string, refs []string) {
+			t.Helper()
+			i := registry.Random(t, "amd64", v1.Config{Cmd: []string{"/none"}}, 1, 1000)
+			name := strings.ToLower(t.Name()[strings.LastIndex(t.Name(), "/")+1:])
+			for _, repository := range []string{"remove/a-" + name, "remove/b-" + name} {
+				for _, tag := range []string{"1", "2"} {
+					ref := r.Put(t, repository, tag, i)
+					got, err := n.pull(t.Context(), ref, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					id, refs = got, append(refs, ref)
+				}
+			}
+			return id, refs
+		}
+		for by, name := range map[string]func(id string, refs []string) string{
+			"tag":    func(_ string, refs []string) string { return refs[1] },
+			"ID":     func(id string, _ []string) string { return id },
+			"prefix": func(id string, _ []string) string { return strings.TrimPrefix(id, "sha256:")[:16] },
+			"digest": func(id string, _ []string) string { return n.imageStatus(t, id).RepoDigests[0] },
+		} {
+			t.Run(by, func(t *testing.T) {
+				id, refs := pulled(t)
+				ref := name(id, refs)
+				errs := make(chan error, 2)
+				for range 2 {
+					go func() { errs <- n.removeImage(t, ref) }()
+				}
+				for range 2 {
+					if err := <-errs; err != nil {
+						t.Errorf("RemoveImage %s: %v", ref, err)
+					}
+				}
+				for _, left := range append(refs, id) {
+					if i := n.imageStatus(t, left); i != nil {
+						t.Errorf("%s is left: %v", left, i)
+					}
+				}
+				if err := n.removeImage(t, ref); err != nil {
+					t.Errorf("RemoveImage of what is gone: %v", err)
+				}
+			})
+		}
+		t.Run("used", func(t *testing.T) {
+			id, refs := pulled(t)
+			pod := n.podConfig(t)
+			sandbox := n.runPod(t, pod)
+			cc := n.containerConfig([]string{"/none"})
+			cc.Image.Image = refs[0]
+			n.create(t, sandbox, pod, cc)
+			stranger := strings.TrimSpace(n.docker(t, "create", refs[1]))
+			for i, free := range []func(){func() { n.removePod(t, sandbox) }, func() { n.docker(t, "rm", stranger) }} {
+				for _, ref := range []string{refs[3], id} {
+					if err := n.removeImage(t, ref); status.Code(err) != codes.FailedPrecondition {
+						t.Errorf("RemoveImage %s with %d users: %v", ref, 2-i, err)
+					}
+				}
+				if i := n.imageStatus(t, id); !equalSets(i.GetRepoTags(), refs) {
+					t.Errorf("names that are left: %v", i)
+				}
+				free()
+			}
+			if err := n.removeImage(t, refs[2]); err != nil || n.imageStatus(t, id) != nil {
+				t.Errorf("RemoveImage without a user: %v", err)
+			}
+		})
+	})
+}
+
+// TestImagesMadeHere: what docker builds, imports or loads can be used at once, and is pinned by its label.
+func TestImagesMadeHere(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		dir := n.tempDir(t)
+		script := func(format string, args ...any) {
+			t.Helper()
+			n.run(t, "sh", "-ec", "cd "+dir+"; docker() { command docker -H unix://"+n.own(t).Socket+` "$@"; }; `+fmt.Sprintf(format, args...))
+		}
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		for name, make := range map[string]string{
+			"imported": "echo imported > a; tar -c a | docker import -c 'CMD /none' - made/imported:1",
+			"built":    "printf 'FROM scratch\nLABEL io.cri-dockerd.pinned=true\nCMD /none\n' | DOCKER_BUILDKIT=0 docker build -t made/built:1 -",
+			"loaded":   "echo loaded > b; tar -c b | docker import -c 'CMD /none' - made/loaded:1; docker save made/loaded:1 > c; docker rmi made/loaded:1; docker load < c",
+		} {
+			script("%s", make)
+			ref := "made/" + name + ":1"
+			i := n.imageStatus(t, ref)
+			if i == nil || i.Pinned != (name == "built") {
+				t.Fatalf("%s: %v", ref, i)
+			}
+			cc := n.containerConfig([]string{"/none"})
+			cc.Metadata.Name, cc.Image.Image = name, ref
+			if c := n.containerStatus(t, n.create(t, sandbox, pod, cc)); c.ImageId != i.Id || c.ImageRef == "" {
+				t.Errorf("container of %s: %v", ref, c)
+			}
+		}
+		n.removePod(t, sandbox)
+	})
+}
+
+// TestImagesBehindOurBack tags, removes and prunes images with docker, also one that a container uses.
+func TestImagesBehindOurBack(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		i := registry.Random(t, "amd64", v1.Config{Cmd: []string{"/none"}}, 1, 1000)
+		one := n.registry(t).Put(t, "behind", "1", i)
+		id, err := n.pull(t.Context(), one, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.docker(t, "tag", one, "behind/two:2")
+		if got := n.imageStatus(t, "behind/two:2"); got.GetId() != id {
+			t.Errorf("the new name: %v", got)
+		}
+		n.docker(t, "rmi", one)
+		eventually(t, "the removed name is gone", func() bool { return n.imageStatus(t, one) == nil && n.imageStatus(t, id) != nil })
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		cc := n.containerConfig([]string{"/none"})
+		cc.Image.Image = id
+		c := n.create(t, sandbox, pod, cc)
+		n.docker(t, "rmi", "-f", "behind/two:2")
+		eventually(t, "the second name is gone", func() bool { return n.imageStatus(t, "behind/two:2") == nil })
+		if status := n.containerStatus(t, c); status.ImageId != id {
+			t.Errorf("the container has lost its image: %v", status)
+		}
+		n.docker(t, "system", "prune", "-af")
+		eventually(t, "what nobody uses is gone", func() bool { return n.imageStatus(t, n.image) == nil })
+		if p := n.podStatus(t, sandbox); p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("the pod after a prune: %v", p)
+		}
+		n.removePod(t, sandbox)
+		n.docker(t, "system", "prune", "-af")
+		n.removePod(t, n.runPod(t, pod))
+	})
+}
+
+// TestPauseImageIsPinned: the sandbox image is pinned, kept while a pod uses it, and there again for the next pod.
+func TestPauseImageIsPinned(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
 		l, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, i := range l.Images {
-			if len(i.RepoTags) > 0 && strings.HasPrefix(i.RepoTags[0], "cri-dockerd.local/pause:") {
-				if !i.Pinned {
-					t.Errorf("not pinned: %v", i)
-				}
-				if _, err := n.Image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); status.Code(err) != codes.FailedPrecondition {
-					t.Errorf("removal of the pause image: %v", err)
-				}
-				return
-			}
+		at := slices.IndexFunc(l.Images, func(i *runtimeapi.Image) bool { return i.Pinned })
+		if at < 0 {
+			t.Fatalf("no pinned image among %v", l.Images)
 		}
-		t.Errorf("no pause image among %v", l.Images)
+		pause := l.Images[at]
+		if err := n.removeImage(t, pause.Id); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), cfg.Metadata.Name) {
+			t.Errorf("removal of the pause image of a pod: %v", err)
+		}
+		n.removePod(t, pod)
+		if err := n.removeImage(t, pause.Id); err != nil || n.imageStatus(t, pause.Id) != nil {
+			t.Errorf("removal of the pause image: %v", err)
+		}
+		n.removePod(t, n.runPod(t, cfg))
 	})
 }

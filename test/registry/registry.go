@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -61,26 +64,64 @@ func Serve(t testing.TB, l net.Listener) *Registry {
 // Add puts an image with random layers of so many bytes each under repository:tag and returns its name.
 func (r *Registry) Add(t testing.TB, repository, tag string, layers int, size int64) string {
 	t.Helper()
+	return r.Put(t, repository, tag, Random(t, "amd64", v1.Config{}, layers, size))
+}
+
+// Random is an image for an architecture with this configuration and random layers of so many bytes each.
+func Random(t testing.TB, arch string, config v1.Config, layers int, size int64) v1.Image {
+	t.Helper()
 	i, err := random.Image(size, int64(layers))
 	if err == nil {
 		var cfg *v1.ConfigFile
 		if cfg, err = i.ConfigFile(); err == nil {
 			cfg = cfg.DeepCopy()
-			cfg.OS, cfg.Architecture = "linux", "amd64"
+			cfg.OS, cfg.Architecture, cfg.Config = "linux", arch, config
 			i, err = mutate.ConfigFile(i, cfg)
 		}
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return i
+}
+
+// Index is one image for several platforms, by architecture.
+func Index(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
+	t.Helper()
+	var index v1.ImageIndex = empty.Index
+	for _, arch := range slices.Sorted(maps.Keys(images)) {
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{
+			Add: images[arch], Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
+		})
+	}
+	return index
+}
+
+// Put puts an image or an index under repository:tag and returns its name.
+func (r *Registry) Put(t testing.TB, repository, tag string, what remote.Taggable) string {
+	t.Helper()
 	full := fmt.Sprintf("%s/%s:%s", r.Host, repository, tag)
 	ref, err := name.ParseReference(full, name.Insecure)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := remote.Write(ref, i, remote.WithTransport(direct{r.store})); err != nil {
+	switch x := what.(type) {
+	case v1.ImageIndex:
+		err = remote.WriteIndex(ref, x, remote.WithTransport(direct{r.store}))
+	case v1.Image:
+		err = remote.Write(ref, x, remote.WithTransport(direct{r.store}))
+		r.noteLayers(t, x)
+	default:
+		t.Fatalf("%T is no image", what)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
+	return full
+}
+
+func (r *Registry) noteLayers(t testing.TB, i v1.Image) {
+	t.Helper()
 	m, err := i.Manifest()
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +131,6 @@ func (r *Registry) Add(t testing.TB, repository, tag string, layers int, size in
 	for _, l := range m.Layers {
 		r.layer[l.Digest.String()] = true
 	}
-	return full
 }
 
 // direct sends requests straight to a handler.

@@ -3,6 +3,7 @@ package enginetest
 import (
 	"bytes"
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -25,6 +26,9 @@ type Engine interface {
 	FindByName(ctx context.Context, name string) (string, spec.Object, error)
 	Objects(ctx context.Context) ([]spec.Object, error)
 	Images(ctx context.Context) ([]*spec.Image, error)
+	FindImage(ctx context.Context, ref string) (string, error)
+	ImageUsers(ctx context.Context, id string) ([]string, error)
+	RemoveImage(ctx context.Context, ref string) error
 	Events(ctx context.Context, changed func(engine.Event)) <-chan error
 	Exec(ctx context.Context, id string, x engine.Exec) (int, error)
 }
@@ -96,6 +100,13 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil || !o.Sandbox.NeverStarted {
 		t.Errorf("FindByName: %s, %+v, %v", found, o.Sandbox, err)
 	}
+	image, err := e.FindImage(ctx, create.Config.Image)
+	if err != nil {
+		t.Errorf("FindImage: %v", err)
+	}
+	if users, err := e.ImageUsers(ctx, image); err != nil || !slices.Contains(users, create.Name) {
+		t.Errorf("ImageUsers: %v, %v", users, err)
+	}
 	running := func() bool {
 		t.Helper()
 		o, err := e.Inspect(ctx, id)
@@ -123,6 +134,9 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	}
 	if _, err := e.Inspect(ctx, id); !errdefs.IsNotFound(err) {
 		t.Errorf("Inspect of what was removed: %v", err)
+	}
+	if users, err := e.ImageUsers(ctx, image); err != nil || slices.Contains(users, create.Name) {
+		t.Errorf("ImageUsers after the removal: %v, %v", users, err)
 	}
 }
 
@@ -155,13 +169,18 @@ func seen(t *testing.T, events <-chan engine.Event, id string) {
 func unknown(t *testing.T, e Engine) {
 	t.Helper()
 	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	if users, err := e.ImageUsers(t.Context(), "sha256:"+id); err != nil || len(users) > 0 {
+		t.Errorf("ImageUsers of an unknown image: %v, %v", users, err)
+	}
 	var out bytes.Buffer
 	for verb, do := range map[string]func(context.Context) error{
-		"Start":      func(ctx context.Context) error { return e.Start(ctx, id) },
-		"Stop":       func(ctx context.Context) error { return e.Stop(ctx, id, 0) },
-		"Remove":     func(ctx context.Context) error { return e.Remove(ctx, id) },
-		"Inspect":    func(ctx context.Context) error { _, err := e.Inspect(ctx, id); return err },
-		"FindByName": func(ctx context.Context) error { _, _, err := e.FindByName(ctx, "nobody"); return err },
+		"Start":       func(ctx context.Context) error { return e.Start(ctx, id) },
+		"Stop":        func(ctx context.Context) error { return e.Stop(ctx, id, 0) },
+		"Remove":      func(ctx context.Context) error { return e.Remove(ctx, id) },
+		"Inspect":     func(ctx context.Context) error { _, err := e.Inspect(ctx, id); return err },
+		"FindImage":   func(ctx context.Context) error { _, err := e.FindImage(ctx, "nobody:1"); return err },
+		"RemoveImage": func(ctx context.Context) error { return e.RemoveImage(ctx, "nobody:1") },
+		"FindByName":  func(ctx context.Context) error { _, _, err := e.FindByName(ctx, "nobody"); return err },
 		"Exec": func(ctx context.Context) error {
 			_, err := e.Exec(ctx, id, engine.Exec{Cmd: []string{"true"}, Streams: engine.Streams{Stdout: &out}})
 			return err

@@ -103,7 +103,7 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error
 		f.made++
 		id = digest(fmt.Sprint("container ", f.made))
 		in := &container.InspectResponse{
-			ID: id, Name: "/" + c.Name, Created: f.now(), Config: c.Config, HostConfig: c.Host, Image: c.Config.Image,
+			ID: id, Name: "/" + c.Name, Created: f.now(), Config: c.Config, HostConfig: c.Host, Image: f.imageID(c.Config.Image),
 			State: &container.State{Status: container.StateCreated},
 		}
 		if c.Host.LogConfig.Type == "json-file" {
@@ -117,6 +117,15 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error
 		return "", err
 	}
 	return id, nil
+}
+
+func (f *Fake) imageID(ref string) string {
+	for _, i := range f.images {
+		if i.Is(ref) {
+			return i.ID
+		}
+	}
+	return ref
 }
 
 // now differs from call to call, so that orders by time are certain.
@@ -233,6 +242,33 @@ func (f *Fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) 
 func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id string, err error) {
 	err = f.do(ctx, "pull", func() error { id = f.addImage(spec.Familiar(ref), false).ID; f.tellImage(); return nil })
 	return id, err
+}
+
+// FindImage implements cri.Engine.
+func (f *Fake) FindImage(ctx context.Context, ref string) (id string, err error) {
+	err = f.do(ctx, "find image", func() error {
+		for _, i := range f.images {
+			if i.Is(ref) {
+				id = i.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("no such image %s: %w", ref, errdefs.ErrNotFound)
+	})
+	return id, err
+}
+
+// ImageUsers implements cri.Engine.
+func (f *Fake) ImageUsers(ctx context.Context, id string) (names []string, err error) {
+	err = f.do(ctx, "image users", func() error {
+		for _, c := range f.containers {
+			if c.Image == id {
+				names = append(names, strings.TrimPrefix(c.Name, "/"))
+			}
+		}
+		return nil
+	})
+	return names, err
 }
 
 // RemoveImage implements cri.Engine.
