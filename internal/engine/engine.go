@@ -28,6 +28,8 @@ type Config struct {
 	Endpoint string
 	// PauseImage is the sandbox image; empty means the embedded one.
 	PauseImage string
+	// AuthDir is the folder of the config.json with this machine's credentials; empty means Docker's own default.
+	AuthDir string
 	// PullDeadline ends a pull in which nothing at all has moved for so long.
 	PullDeadline time.Duration
 	Log          *slog.Logger

@@ -44,12 +44,12 @@ func (c *imageCache) forget(id string) {
 	delete(c.byID, id)
 }
 
-// named says whether the last look at all images saw one of this name.
-func (c *imageCache) named(ref string) bool {
+// has says whether the last look at all images saw this one.
+func (c *imageCache) has(ref string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, i := range c.byID {
-		if i.image.Named(ref) {
+		if i.image.Is(ref) {
 			return true
 		}
 	}
@@ -153,17 +153,17 @@ func streamError(r io.Reader) error {
 }
 
 // PauseImage makes sure that the sandbox image is there and returns its name: the embedded one, loaded if missing, or the configured one,
-// pulled if missing.
+// pulled if missing, with the credentials of this machine.
 func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	if ref := e.cfg.PauseImage; ref != "" {
-		if e.images.named(spec.Familiar(ref)) {
+		if e.images.has(ref) {
 			return ref, nil
 		}
 		if _, err := e.docker().ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
 			return ref, wrap(err, "inspect pause image %s", ref)
 		}
-		if _, err := e.Pull(ctx, ref, nil); err != nil {
-			return "", fmt.Errorf("pause image %s (leave --pod-infra-container-image away to use the embedded one, name a mirror, or load it with docker load): %w", ref, err)
+		if err := e.pullPause(ctx, ref); err != nil {
+			return "", fmt.Errorf("pause image %s: %w; %s", ref, err, pauseWaysOut)
 		}
 		return ref, nil
 	}
@@ -175,7 +175,7 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if e.images.named(ref) { // the view keeps the cache in step with image events
+	if e.images.has(ref) { // the view keeps the cache in step with image events
 		return ref, nil
 	}
 	e.loading.Lock() // Docker 29 refuses the same load twice at once
@@ -184,4 +184,16 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 		return ref, wrap(err, "inspect pause image %s", ref)
 	}
 	return ref, e.LoadImage(ctx, bytes.NewReader(archive))
+}
+
+const pauseWaysOut = "leave --pod-infra-container-image away to use the embedded image, name one of a mirror that this node reaches (docker login for credentials), " +
+	"or put it there (docker load, docker pull)"
+
+func (e *Engine) pullPause(ctx context.Context, ref string) error {
+	auth, authErr := machineAuth(e.cfg.AuthDir, ref)
+	_, err := e.sharedPull(ctx, ref, auth)
+	if err != nil && authErr != nil {
+		return fmt.Errorf("%w (%w)", err, authErr)
+	}
+	return err
 }

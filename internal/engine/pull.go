@@ -30,6 +30,10 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 	if err != nil {
 		return "", fmt.Errorf("pull %s: auth: %w", ref, err)
 	}
+	return e.sharedPull(ctx, ref, header)
+}
+
+func (e *Engine) sharedPull(ctx context.Context, ref, header string) (string, error) {
 	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) { return e.pull(ctx, ref, header) })
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, err)

@@ -1,20 +1,28 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/test/registry"
 )
 
@@ -218,6 +226,80 @@ func TestCancelledPull(t *testing.T) {
 		r.Set("cancelled", registry.Rule{})
 		if _, err := n.pull(t.Context(), ref, nil); err != nil {
 			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
+// TestPauseImageOfARegistry: an explicit sandbox image is pulled with this machine's credentials, those of config.json or of a credential
+// helper; without them the error says what to do.
+func TestPauseImageOfARegistry(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		archive, tag, err := pause.Image("x86_64")
+		if err != nil {
+			t.Fatal(err)
+		}
+		i, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }, nil)
+		if err == nil {
+			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}}) // without the label that pins the embedded one
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", tag, err)
+		}
+		r := n.registry(t)
+		ref := r.Put(t, "pause", "1", i)
+		r.Set("", registry.Rule{User: "user", Password: "secret"})
+		n = n.withDaemon(t, "--pod-infra-container-image="+ref)
+		cfg := n.podConfig(t)
+		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != codes.PermissionDenied ||
+			!strings.Contains(err.Error(), ref) || !strings.Contains(err.Error(), "docker login") {
+			t.Errorf("without credentials: %v", err)
+		}
+		config := filepath.Join(n.own(t).Dir, "root/root/.docker/config.json")
+		auth := base64.StdEncoding.EncodeToString([]byte("user:secret"))
+		helper := "#!/bin/sh\ncat > /dev/null\necho '{\"ServerURL\":\"" + r.Host + "\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
+		if err := os.WriteFile(filepath.Join(n.own(t).Dir, "bin/docker-credential-test"), []byte(helper), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, content := range []string{`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`, `{"credHelpers":{"` + r.Host + `":"test"}}`} {
+			if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			pod := n.runPod(t, cfg)
+			if got := n.imageStatus(t, ref); !got.GetPinned() {
+				t.Errorf("the sandbox image is not pinned: %v", got)
+			}
+			n.removePod(t, pod)
+			if err := n.removeImage(t, ref); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(config, []byte(`{"credHelpers":{"`+r.Host+`":"nobody"}}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil || !strings.Contains(err.Error(), "docker-credential-nobody") {
+			t.Errorf("with a helper that is not there: %v", err)
+		}
+	})
+}
+
+// TestPullTLS: a registry with a certificate of its own authority works once the engine knows that, and says what is wrong before.
+func TestPullTLS(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		l := n.own(t).Listen(t, "192.0.2.1:0")
+		r, authority := registry.ServeTLS(t, l)
+		ref := r.Add(t, "secure", "1", 1, 1000)
+		if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "x509") {
+			t.Errorf("an unknown authority: %v", err)
+		}
+		certs := filepath.Join(n.own(t).Dir, "root/etc/docker/certs.d", r.Host)
+		if err := os.MkdirAll(certs, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(certs, "ca.crt"), authority, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := n.pull(t.Context(), ref, nil); err != nil || n.imageStatus(t, ref).GetId() != id {
+			t.Errorf("%s, %v", id, err)
 		}
 	})
 }

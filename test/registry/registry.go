@@ -2,11 +2,19 @@
 package registry
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"slices"
@@ -28,12 +36,13 @@ import (
 type Registry struct {
 	Host string // address and port, as the first part of an image's name
 
-	store http.Handler
-	mu    sync.Mutex // guards all below
-	rules map[string]Rule
-	layer map[string]bool // by digest
-	hits  map[string]int  // of layers, by repository
-	busy  map[string]int
+	scheme string
+	store  http.Handler
+	mu     sync.Mutex // guards all below
+	rules  map[string]Rule
+	layer  map[string]bool // by digest
+	hits   map[string]int  // of layers, by repository
+	busy   map[string]int
 }
 
 // Rule is how requests of one repository fail. The zero value lets them through.
@@ -52,8 +61,33 @@ type Rule struct {
 // Serve serves a registry on a listener until the test ends.
 func Serve(t testing.TB, l net.Listener) *Registry {
 	t.Helper()
+	return serve(t, l, "http")
+}
+
+// ServeTLS serves a registry with TLS and a certificate for the listener's address; it returns that of the authority, in PEM.
+func ServeTLS(t testing.TB, l net.Listener) (*Registry, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "registry"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{l.Addr().(*net.TCPAddr).IP}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := serve(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}), "https")
+	return r, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func serve(t testing.TB, l net.Listener, scheme string) *Registry {
+	t.Helper()
 	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
-	r := &Registry{Host: l.Addr().String(), store: registry.New(registry.Logger(quiet)), rules: map[string]Rule{},
+	r := &Registry{Host: l.Addr().String(), scheme: scheme, store: registry.New(registry.Logger(quiet)), rules: map[string]Rule{},
 		layer: map[string]bool{}, hits: map[string]int{}, busy: map[string]int{}}
 	srv := &http.Server{Handler: r, ErrorLog: quiet}
 	go func() { _ = srv.Serve(l) }()
@@ -200,7 +234,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	user, password, basic := q.BasicAuth()
 	switch {
 	case rule.Token != "" && q.Header.Get("Authorization") != "Bearer "+rule.Token:
-		w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token/%s",service="test",scope="repository:%s:pull"`, r.Host, repository, repository))
+		w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s://%s/token/%s",service="test",scope="repository:%s:pull"`, r.scheme, r.Host, repository, repository))
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
 	case rule.Token == "" && rule.User != "" && (!basic || user != rule.User || password != rule.Password):
 		w.Header().Set("Www-Authenticate", `Basic realm="test"`)
