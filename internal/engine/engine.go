@@ -42,13 +42,14 @@ type Engine struct {
 	kernel  cgroup.Kernel
 	images  imageCache
 	pulls   shared
+	metrics pullMetrics
 	loading sync.Mutex             // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
 }
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), images: imageCache{byID: map[string]cachedImage{}}}
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), images: imageCache{byID: map[string]cachedImage{}}}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err

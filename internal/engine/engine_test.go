@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -69,6 +72,41 @@ func TestKillTreeKeepsToTheCgroup(t *testing.T) {
 	}
 	if killed, err := kill("/proc", 1<<22-1, "x"); killed || err != nil {
 		t.Errorf("a PID that does not exist: %v, %v", killed, err)
+	}
+}
+
+// TestProgress: the figures of a pull are what the engine's messages add up to, also when a download begins again.
+func TestProgress(t *testing.T) {
+	m := newPullMetrics()
+	var log bytes.Buffer
+	p := newProgress(newWatchdog(0, nil), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), m)
+	if got := testutil.ToFloat64(m.active); got != 1 {
+		t.Errorf("%v pulls are active", got)
+	}
+	p.told = time.Time{} // long ago
+	for _, x := range []struct {
+		id, status     string
+		current, total int64
+		units          string
+	}{
+		{"", "Pulling from app", 0, 0, ""}, {"one", "Downloading", 100, 1000, ""}, {"one", "Downloading", 400, 1000, ""}, {"two", "Downloading", 50, 500, ""},
+		{"two", "Downloading", 0, 500, ""}, {"two", "Downloading", 60, 500, ""}, {"one", "Download complete", 0, 0, ""}, {"two", "Download complete", 0, 0, ""},
+		{"one", "Extracting", 300, 1000, ""}, {"one", "Pull complete", 0, 0, ""}, {"two", "Extracting", 7, 0, "s"}, {"two", "Pull complete", 0, 0, ""},
+	} {
+		p.saw(jsonstream.Message{ID: x.id, Status: x.status, Progress: &jsonstream.Progress{Current: x.current, Total: x.total, Units: x.units}})
+	}
+	p.end(nil)
+	if got := testutil.ToFloat64(m.bytes.WithLabelValues(downloading)); got != 1000+50+500 {
+		t.Errorf("downloaded %v", got)
+	}
+	if got := testutil.ToFloat64(m.bytes.WithLabelValues(extracting)); got != 1000 {
+		t.Errorf("extracted %v", got)
+	}
+	if got := testutil.ToFloat64(m.active); got != 0 {
+		t.Errorf("%v pulls are active afterwards", got)
+	}
+	if testutil.CollectAndCount(m.seconds) != 1 || strings.Count(log.String(), "pull goes on") != 1 {
+		t.Errorf("log: %s", &log)
 	}
 }
 

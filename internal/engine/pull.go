@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/authconfig"
@@ -42,13 +40,15 @@ func (e *Engine) sharedPull(ctx context.Context, ref, header string) (string, er
 }
 
 // pull is one pull, from its request to the image's ID.
-func (e *Engine) pull(ctx context.Context, ref, header string) (string, error) {
+func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	progress := newWatchdog(e.cfg.PullDeadline, func(last string) {
+	dog := newWatchdog(e.cfg.PullDeadline, func(last string) {
 		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline, last, errdefs.ErrUnavailable))
 	})
-	defer progress.stop()
+	defer dog.stop()
+	progress := newProgress(dog, e.cfg.Log.With("image", ref), e.metrics)
+	defer func() { progress.end(err) }()
 	r, err := e.docker().ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
 	if err != nil {
 		return "", pullError(causeOr(ctx, err))
@@ -61,11 +61,7 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (string, error) {
 		if m.Error != nil {
 			return "", pullError(m.Error)
 		}
-		state := m.Status
-		if m.Progress != nil {
-			state = fmt.Sprintf("%s, %d of %d", m.Status, m.Progress.Current, m.Progress.Total)
-		}
-		progress.saw(m.ID, state)
+		progress.saw(m)
 	}
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
@@ -133,41 +129,4 @@ func authHeader(a *runtimeapi.AuthConfig) (string, error) {
 		c.Username, c.Password = user, password
 	}
 	return authconfig.Encode(c)
-}
-
-// watchdog calls bite once when nothing has moved for a while. One goroutine uses it.
-type watchdog struct {
-	timer *time.Timer // nil without a deadline
-	after time.Duration
-	last  atomic.Pointer[string]
-	seen  map[string]string
-}
-
-func newWatchdog(after time.Duration, bite func(last string)) *watchdog {
-	w := &watchdog{after: after, seen: map[string]string{}}
-	first := "the request was sent"
-	w.last.Store(&first)
-	if after > 0 {
-		w.timer = time.AfterFunc(after, func() { bite(*w.last.Load()) })
-	}
-	return w
-}
-
-// saw takes a message about a layer. Newer engines repeat what they have said while nothing moves, so only what is new counts.
-func (w *watchdog) saw(layer, state string) {
-	if old, ok := w.seen[layer]; ok && old == state {
-		return
-	}
-	w.seen[layer] = state
-	what := strings.TrimSpace(layer + " " + state)
-	w.last.Store(&what)
-	if w.timer != nil {
-		w.timer.Reset(w.after)
-	}
-}
-
-func (w *watchdog) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
-	}
 }
