@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
@@ -229,7 +230,7 @@ func newService(t testing.TB) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, Streams: fakeStreams{}}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Streams: fakeStreams{}}), w
 }
 
 // pod is a small pod with a name of its own.

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/spec"
 )
 
@@ -132,22 +133,28 @@ func (s *Service) removeImage(ctx context.Context, id string) error {
 	return s.View.RefreshImages(ctx)
 }
 
-// ImageFsInfo says how much images take (CRI ImageFsInfo): the sum of their sizes, from memory, in the file system of the engine's data.
-// Layers that images share are counted for each; inodes are not known.
+// ImageFsInfo says what images and the writable layers of containers take (CRI ImageFsInfo), as measured a moment ago in the background. Until
+// the first measurement, and with storage drivers whose layout is not known, it is the sum of the images' sizes, without inodes.
 func (s *Service) ImageFsInfo(_ context.Context, r *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
 		return nil, err
 	}
-	var used uint64
-	for _, i := range s.View.Images() {
-		used += uint64(max(i.Size, 0))
+	f, measured := s.ImageFS.Read(imagefs.Store{Driver: host.StorageDriver, Root: host.RootDir, Containerd: host.ContainerdStore})
+	if !measured {
+		f = imagefs.Figures{At: time.Now(), ImageDir: host.RootDir, ContainerDir: host.RootDir}
+		for _, i := range s.View.Images() {
+			f.Image.Bytes += uint64(max(i.Size, 0))
+		}
 	}
-	usage := func(bytes uint64) []*runtimeapi.FilesystemUsage {
-		return []*runtimeapi.FilesystemUsage{{
-			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: host.RootDir},
-			UsedBytes: &runtimeapi.UInt64Value{Value: bytes}, InodesUsed: &runtimeapi.UInt64Value{},
-		}}
+	usage := func(dir string, u imagefs.Usage) []*runtimeapi.FilesystemUsage {
+		out := &runtimeapi.FilesystemUsage{
+			Timestamp: f.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir}, UsedBytes: &runtimeapi.UInt64Value{Value: u.Bytes},
+		}
+		if measured {
+			out.InodesUsed = &runtimeapi.UInt64Value{Value: u.Inodes}
+		}
+		return []*runtimeapi.FilesystemUsage{out}
 	}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage(used), ContainerFilesystems: usage(used)}, nil
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage(f.ImageDir, f.Image), ContainerFilesystems: usage(f.ContainerDir, f.Container)}, nil
 }

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
@@ -89,6 +90,12 @@ type Logs interface {
 	State() (active, reason string)
 }
 
+// ImageFS is what images and writable layers take on disk; see package imagefs.
+type ImageFS interface {
+	// Read returns the last figures of a store, false while there are none. It does no work.
+	Read(s imagefs.Store) (imagefs.Figures, bool)
+}
+
 // Streams hands out single-use URLs of the streaming server.
 type Streams interface {
 	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
@@ -123,6 +130,7 @@ type Deps struct {
 	Network Network
 	Pins    Namespaces
 	Logs    Logs
+	ImageFS ImageFS
 	Streams Streams
 }
 

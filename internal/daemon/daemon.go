@@ -20,6 +20,7 @@ import (
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/node"
@@ -71,6 +72,7 @@ type parts struct {
 	network podnet.Network
 	streams *stream.Server
 	logs    *logs.Logs
+	imageFS *imagefs.Meter
 	service *cri.Service
 	server  *rpc.Server
 	log     *slog.Logger
@@ -98,8 +100,9 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() (<-chan error, error) { return launchLogDriver(cfg) },
 		Reach: p.engine.ReachLogDriver, Version: version, Log: log,
 	})
+	p.imageFS = imagefs.New(log)
 	p.service = cri.New(cri.Deps{
-		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams,
+		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
 		Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs,
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
@@ -136,6 +139,7 @@ func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
 	g.Go(func() error { p.logs.Run(ctx); return nil })
+	g.Go(func() error { p.imageFS.Run(ctx); return nil })
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })

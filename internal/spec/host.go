@@ -16,6 +16,9 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) Host {
 		DefaultRuntime: in.DefaultRuntime, LiveRestore: in.LiveRestoreEnabled, MinOOMScoreAdj: minOOM,
 		CDI: len(in.CDISpecDirs) > 0,
 	}
+	for _, kv := range in.DriverStatus { // ["driver-type", "io.containerd.snapshotter.v1"]
+		h.ContainerdStore = h.ContainerdStore || strings.HasPrefix(kv[1], "io.containerd.snapshotter.")
+	}
 	if h.CgroupVersion == "" {
 		h.CgroupVersion = "1" // engines before API 1.41 knew no other
 	}

@@ -24,6 +24,7 @@ type Host struct {
 	CgroupDriver    string // "cgroupfs" or "systemd"
 	CgroupVersion   string // "1" or "2"
 	StorageDriver   string
+	ContainerdStore bool   // images are in containerd's store, not in a graph driver's
 	RootDir         string // the engine's data root
 	DefaultRuntime  string
 	Runtimes        []string // OCI runtimes that the engine has configured, sorted

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,10 +43,54 @@ func TestImages(t *testing.T) {
 		if err != nil || len(l.Images) != 1 || l.Images[0].Id != i.Id {
 			t.Errorf("ListImages by name: %v, %v", l, err)
 		}
-		fs, err := n.Image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
-		if err != nil || len(fs.ImageFilesystems) != 1 || fs.ImageFilesystems[0].UsedBytes.GetValue() == 0 || fs.ImageFilesystems[0].FsId.GetMountpoint() == "" {
-			t.Errorf("ImageFsInfo: %v, %v", fs, err)
+	})
+}
+
+func (n *node) imageFS(t *testing.T) (image, container *runtimeapi.FilesystemUsage) {
+	t.Helper()
+	fs, err := n.Image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+	if err != nil || len(fs.ImageFilesystems) != 1 || len(fs.ContainerFilesystems) != 1 {
+		t.Fatalf("ImageFsInfo: %v, %v", fs, err)
+	}
+	return fs.ImageFilesystems[0], fs.ContainerFilesystems[0]
+}
+
+// TestImageFsInfo: the figures follow a pull, the writing of a container and their removal, and lie on a file system that is there.
+func TestImageFsInfo(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		c := n.start(t, sandbox, pod, sh("sleep 1000"))
+		var image, container *runtimeapi.FilesystemUsage
+		until := func(what string, cond func(bytes, written, files uint64) bool) {
+			t.Helper()
+			eventually(t, what, func() bool {
+				i, c := n.imageFS(t)
+				return i.InodesUsed != nil && i.Timestamp > 0 && cond(i.UsedBytes.Value-image.GetUsedBytes().GetValue(), c.UsedBytes.Value-container.GetUsedBytes().GetValue(),
+					c.InodesUsed.GetValue()-container.GetInodesUsed().GetValue())
+			})
 		}
+		until("there are figures", func(bytes, _, _ uint64) bool { return bytes > 1<<20 })
+		image, container = n.imageFS(t)
+		if _, err := os.Stat(n.own(t).Path(image.FsId.Mountpoint)); err != nil || image.InodesUsed.Value < 10 {
+			t.Errorf("%v, %v", image, err)
+		}
+		ref := n.registry(t).Add(t, "large", "1", 2, 5<<20)
+		if _, err := n.pull(t.Context(), ref, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.exec(t, c, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=5; mkdir /many; for i in $(seq 500); do : > /many/$i; done")
+		until("a pull and a container's files count", func(bytes, written, files uint64) bool {
+			return bytes >= 10<<20 && bytes < 25<<20 && written >= 5<<20 && written < 6<<20 && files >= 502 && files < 550
+		})
+		n.removePod(t, sandbox)
+		if err := n.removeImage(t, ref); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the figures are back where they were", func() bool {
+			i, c := n.imageFS(t)
+			return i.UsedBytes.Value <= image.UsedBytes.Value+1<<20 && c.UsedBytes.Value <= container.UsedBytes.Value
+		})
 	})
 }
 

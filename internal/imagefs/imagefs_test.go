@@ -1,0 +1,171 @@
+package imagefs
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// write makes a file of so many KiB.
+func write(t *testing.T, file string, kib int) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, make([]byte, kib<<10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func measureTwice(t *testing.T, m *Meter, s Store) Figures {
+	t.Helper()
+	for range 2 {
+		if _, err := m.measure(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := m.measure(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func within(u Usage, kib, inodes uint64) bool {
+	return u.Inodes == inodes && u.Bytes >= kib<<10 && u.Bytes <= (kib+uint64(8*inodes))<<10 // directories take some
+}
+
+func TestOverlay2(t *testing.T) {
+	root := t.TempDir()
+	in := func(parts ...string) string { return filepath.Join(append([]string{root, "overlay2"}, parts...)...) }
+	write(t, in("image1", "diff", "a"), 100)
+	write(t, in("image2", "diff", "b"), 200)
+	write(t, in("c1", "diff", "w"), 50)
+	write(t, in("c1", "work", "not counted"), 500)
+	write(t, in("c1-init", "diff", "etc", "hosts"), 0)
+	if err := os.MkdirAll(in("l"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(in("image1", "diff", "a"), in("image1", "diff", "same")); err != nil {
+		t.Fatal(err)
+	}
+	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
+	f := measureTwice(t, m, s)
+	if !within(f.Image, 300, 4) || !within(f.Container, 50, 5) || f.ImageDir != root || f.ContainerDir != root {
+		t.Errorf("%+v", f)
+	}
+	write(t, in("image1", "diff", "more"), 100) // never happens, so it is not looked for
+	write(t, in("c1", "diff", "more"), 100)
+	write(t, in("image3", "diff", "half"), 10)
+	first, err := m.measure(t.Context(), s)
+	if err != nil || !within(first.Image, 310, 6) || !within(first.Container, 150, 6) {
+		t.Errorf("after a write: %+v, %v", first, err)
+	}
+	write(t, in("image3", "diff", "rest"), 10) // the engine was still unpacking it
+	if err := os.RemoveAll(in("image2")); err != nil {
+		t.Fatal(err)
+	}
+	if f := measureTwice(t, m, s); !within(f.Image, 120, 5) {
+		t.Errorf("after the end of a pull and a removal: %+v", f)
+	}
+}
+
+func TestContainerdStore(t *testing.T) {
+	root := t.TempDir()
+	base := filepath.Join(root, "containerd/daemon")
+	snap := func(n string) string { return filepath.Join(base, snapshotter, n, "fs") }
+	write(t, filepath.Join(base, content, "blobs/sha256/aa"), 30)
+	write(t, filepath.Join(base, content, "ingest/half"), 500)
+	write(t, filepath.Join(snap("1"), "a"), 100)
+	write(t, filepath.Join(snap("7"), "w"), 60)
+	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlayfs", Root: root, Containerd: true}
+	m.mounts = filepath.Join(root, "mountinfo")
+	mounts := "36 35 0:31 / " + root + "/rootfs/overlayfs/x rw - overlay overlay rw,lowerdir=" + snap("1") + ",upperdir=" + snap("7") + ",workdir=" + base + "/w\n"
+	if err := os.WriteFile(m.mounts, []byte("1 1 0:1 / / rw - ext4 /dev/x rw\n"+mounts), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := measureTwice(t, m, s)
+	if !within(f.Image, 130, 3) || !within(f.Container, 60, 2) || f.ImageDir != base || f.ContainerDir != base {
+		t.Errorf("%+v", f)
+	}
+	if err := os.WriteFile(m.mounts, nil, 0o644); err != nil { // the container has ended
+		t.Fatal(err)
+	}
+	if f := measureTwice(t, m, s); !within(f.Container, 60, 2) {
+		t.Errorf("after the container's end: %+v", f)
+	}
+	if err := os.RemoveAll(filepath.Dir(snap("7"))); err != nil {
+		t.Fatal(err)
+	}
+	if f := measureTwice(t, m, s); f.Container.Inodes != 0 || len(m.writable) != 0 {
+		t.Errorf("after its removal: %+v", f)
+	}
+}
+
+func TestUnknownLayout(t *testing.T) {
+	m := New(slog.New(slog.DiscardHandler))
+	for _, s := range []Store{{Driver: "zfs", Root: t.TempDir()}, {Driver: "overlay2", Root: t.TempDir() + "/nothing"}} {
+		if _, err := m.measure(t.Context(), s); err == nil {
+			t.Errorf("%+v: no error", s)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	write(t, filepath.Join(t.TempDir(), "x"), 1)
+	if _, err := usage(ended, t.TempDir()); err == nil {
+		t.Error("a walk that was cancelled: no error")
+	}
+}
+
+// TestRead: a reader never waits; it gets figures of the store it asks for, and old ones have new ones measured.
+func TestRead(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "overlay2/image/diff/a"), 100)
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		m := New(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		ctx, stop := context.WithCancel(t.Context())
+		go m.Run(ctx)
+		s := Store{Driver: "overlay2", Root: root}
+		if f, ok := m.Read(s); ok {
+			t.Errorf("before the first measurement: %+v", f)
+		}
+		synctest.Wait()
+		f, ok := m.Read(s)
+		if !ok || f.Image.Bytes < 100<<10 {
+			t.Errorf("%+v, %v", f, ok)
+		}
+		synctest.Wait()
+		if again, _ := m.Read(s); again.At != f.At {
+			t.Error("fresh figures were measured anew")
+		}
+		time.Sleep(fresh + time.Second)
+		if old, _ := m.Read(s); old.At != f.At {
+			t.Error("a reader waited")
+		}
+		synctest.Wait()
+		if renewed, _ := m.Read(s); renewed.At == f.At {
+			t.Error("old figures were not measured anew")
+		}
+		for range 3 {
+			if f, ok := m.Read(Store{Driver: "zfs", Root: root}); ok {
+				t.Errorf("figures of another store: %+v", f)
+			}
+			time.Sleep(time.Second)
+		}
+		stop()
+		synctest.Wait()
+		if n := strings.Count(log.String(), "not measured"); n != 1 {
+			t.Errorf("%d lines: %s", n, &log)
+		}
+	})
+}
