@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"internal/engine/pause": {},
 	"internal/cgroup":       {},
 	"internal/imagefs":      {},
+	"internal/imagevolume":  {},
 	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause"},
 	"internal/node":         {"internal/spec", "internal/engine"},
 	"internal/podnet":       {"internal/spec", "internal/undo"},
@@ -39,7 +40,7 @@ var arrows = map[string][]string{
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
-		"internal/imagefs", "internal/cri", "internal/rpc",
+		"internal/imagefs", "internal/imagevolume", "internal/cri", "internal/rpc",
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.

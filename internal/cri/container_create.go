@@ -21,17 +21,28 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	if err != nil {
 		return nil, err
 	}
-	create, err := s.translateContainer(ctx, r, host)
+	var u undo.Stack
+	create, made, err := s.translateContainer(ctx, r, host, &u)
+	defer made()
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err)
+		return nil, errors.Join(fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err), u.Run(ctx, undoDeadline))
 	}
+	id, err := s.create(ctx, r.GetPodSandboxId(), create)
+	if err != nil {
+		return nil, errors.Join(err, u.Run(ctx, undoDeadline))
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// create makes a container that was translated; if it fails it leaves nothing.
+func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (string, error) {
 	unlock, err := s.names.Lock(ctx, create.Name)
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", create.Name, err)
+		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}
 	defer unlock()
 	if err := makeDirs(create.MakeDirs); err != nil {
-		return nil, fmt.Errorf("create container %s: %w", create.Name, err)
+		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}
 	var u undo.Stack
 	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
@@ -40,42 +51,50 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 		err = s.View.Refresh(ctx, id)
 	}
 	if err == nil { // the pod may have been taken apart meanwhile, without this container
-		_, err = s.runningSandbox(r.GetPodSandboxId())
+		_, err = s.runningSandbox(sandboxID)
 	}
 	if errdefs.IsAlreadyExists(err) {
-		return nil, err
+		return "", err
 	}
 	if err != nil {
-		return nil, errors.Join(err, u.Run(ctx, undoDeadline))
+		return "", errors.Join(err, u.Run(ctx, undoDeadline))
 	}
-	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+	return id, nil
 }
 
-// translateContainer gathers what the translation needs; it touches nothing.
-func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host) (*spec.Create, error) {
-	cfg := r.GetConfig()
+// translateContainer gathers what the translation needs. All that it touches are image volumes: u undoes them, and made is to be called
+// when the view knows the container or the undo has run.
+func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host, u *undo.Stack) (_ *spec.Create, made func(), err error) {
+	cfg, nothing := r.GetConfig(), func() {}
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
-		return nil, err
+		return nil, nothing, err
 	}
 	image, err := s.image(ctx, cfg.GetImage().GetImage())
 	if err != nil {
-		return nil, err
+		return nil, nothing, err
 	}
 	profile, err := readSeccomp(spec.SeccompFile(cfg))
 	if err != nil {
-		return nil, err
+		return nil, nothing, err
 	}
 	if target := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
 		if _, err := s.View.Container(target); err != nil {
-			return nil, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
+			return nil, nothing, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
 		}
 	}
 	log, err := s.Logs.Config(ctx, r.GetSandboxConfig().GetLogDirectory(), cfg.GetLogPath())
 	if err != nil {
-		return nil, err
+		return nil, nothing, err
 	}
-	return spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{Host: host, Sandbox: sb, Image: image, SeccompProfile: profile, Log: log})
+	volumes, made, err := s.imageVolumes(ctx, cfg, host, u)
+	if err != nil {
+		return nil, made, err
+	}
+	create, err := spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
+		Host: host, Sandbox: sb, Image: image, SeccompProfile: profile, Log: log, ImageVolumes: volumes,
+	})
+	return create, made, err
 }
 
 // makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type. They stay: they may be in use by others.

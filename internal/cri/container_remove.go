@@ -20,6 +20,9 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 		if err := notFoundIsFine(err); err != nil {
 			return nil, err
 		}
+		if err := s.collectImageVolumes(ctx); err != nil { // it may have been removed behind our back
+			return nil, err
+		}
 		return &runtimeapi.RemoveContainerResponse{}, nil
 	}
 	unlock, err := s.names.Lock(ctx, c.Name)
@@ -37,5 +40,10 @@ func (s *Service) removeContainer(ctx context.Context, c *spec.Container) error 
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
-	return errors.Join(s.Logs.Removed(ctx, c), s.View.Refresh(ctx, c.ID))
+	err := errors.Join(s.Logs.Removed(ctx, c), s.View.Refresh(ctx, c.ID))
+	var images []string
+	for _, v := range c.ImageVolumes {
+		images = append(images, v.ImageID)
+	}
+	return errors.Join(err, s.collectImageVolumes(ctx, images...))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path"
 	"slices"
 	"sync"
 	"testing"
@@ -39,6 +40,7 @@ type world struct {
 	attached map[string]bool
 	pins     map[string]bool
 	logs     map[string]bool
+	mounted  map[string]bool // image volumes
 
 	logMode, logReason string // of Logs.State
 	next               byte
@@ -195,6 +197,33 @@ func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
+type fakeVolumes struct{ *world }
+
+func (v fakeVolumes) Mount(id string, layers []string) error {
+	if len(layers) == 0 {
+		return errors.New("mount of nothing")
+	}
+	if err := v.fails("mount image"); err != nil {
+		return err
+	}
+	v.set(v.mounted, id, true)
+	return v.fails("mount image, after")
+}
+
+func (v fakeVolumes) Unmount(id string) error {
+	v.set(v.mounted, id, false)
+	return nil
+}
+
+func (v fakeVolumes) List() ([]string, error) { return keys(v.world, v.mounted), nil }
+
+func (v fakeVolumes) Resolve(id, subPath string) (string, error) {
+	if subPath == "missing" {
+		return "", fmt.Errorf("no %s: %w", subPath, errdefs.ErrNotFound)
+	}
+	return path.Join("/run/image-volumes", id, subPath), v.fails("resolve")
+}
+
 type fakeStreams struct{}
 
 func (fakeStreams) GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
@@ -212,7 +241,7 @@ func (fakeStreams) GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.P
 // newService is a Service in a world, with its view running.
 func newService(t testing.TB) (*Service, *world) {
 	t.Helper()
-	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}, logMode: "json-file"}
+	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
 	view := node.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -222,7 +251,7 @@ func newService(t testing.TB) (*Service, *world) {
 	<-view.Synced()
 	w.engine.Fault = func(verb string, after bool) error {
 		switch verb {
-		case "create", "start", "pause image": // the verbs of making; the view and the undo have their own tests
+		case "create", "start", "pause image", "hold image": // the verbs of making; the view and the undo have their own tests
 			if after {
 				verb += ", after"
 			}
@@ -230,7 +259,7 @@ func newService(t testing.TB) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Streams: fakeStreams{}}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Volumes: fakeVolumes{w}, Streams: fakeStreams{}}), w
 }
 
 // pod is a small pod with a name of its own.
@@ -263,10 +292,13 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 	if n := w.engine.Containers(); n != 0 {
 		t.Errorf("%d containers are left", n)
 	}
-	for what, m := range map[string]map[string]bool{"attachments": w.attached, "pins": w.pins, "logs": w.logs} {
+	for what, m := range map[string]map[string]bool{"attachments": w.attached, "pins": w.pins, "logs": w.logs, "image volumes": w.mounted} {
 		if left := keys(w, m); len(left) > 0 {
 			t.Errorf("%s are left: %v", what, left)
 		}
+	}
+	if held, err := w.engine.HeldImages(t.Context()); err != nil || len(held) > 0 {
+		t.Errorf("images are held: %v, %v", held, err)
 	}
 	if l, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil || len(l.Items) > 0 {
 		t.Errorf("the list still shows %v, %v", l, err)

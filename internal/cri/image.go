@@ -123,6 +123,9 @@ func (s *Service) removeImage(ctx context.Context, id string) error {
 	} else if len(users) > 0 {
 		return fmt.Errorf("it is used by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
+	if s.usesImageVolume(id) {
+		return fmt.Errorf("it is mounted into a container: %w", errdefs.ErrFailedPrecondition)
+	}
 	// An image with names in several repositories cannot be removed by its ID without force; its names are removed one by one, and the
 	// last takes the image with it.
 	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{i.ID}) {

@@ -12,10 +12,11 @@ import (
 // Recover clears what a crash left: networks and pins of sandboxes that are gone or do not run, and sandboxes that were made and never
 // started. It never touches a pod that runs. It is called whenever the view has been read anew.
 func (s *Service) Recover(ctx context.Context) error {
-	if _, err := s.host(); err != nil {
+	host, err := s.host()
+	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.recoverImageVolumes(ctx, host)}
 	holders := append(s.Network.Attached(), s.Pins.List()...)
 	slices.Sort(holders)
 	for _, id := range slices.Compact(holders) {

@@ -47,6 +47,9 @@ func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
 			return err
 		}
 	}
+	if err := s.collectImageVolumes(ctx); err != nil { // containers may have been removed behind our back
+		return err
+	}
 	if err := notFoundIsFine(s.Engine.Remove(ctx, sb.ID)); err != nil {
 		return err
 	}

@@ -52,6 +52,13 @@ type Engine interface {
 	FindImage(ctx context.Context, ref string) (id string, err error)
 	// ImageUsers are the names of the containers, running or not, ours or not, that were made from an image.
 	ImageUsers(ctx context.Context, id string) ([]string, error)
+	// HoldImage keeps the layers of an image from being removed and returns their directories, the uppermost first. To hold it twice is no
+	// error. FailedPrecondition if the engine does not tell them.
+	HoldImage(ctx context.Context, imageID string) (layers []string, err error)
+	// ReleaseImage undoes HoldImage; an image that is not held is no error.
+	ReleaseImage(ctx context.Context, imageID string) error
+	// HeldImages are the IDs of the images that are held.
+	HeldImages(ctx context.Context) ([]string, error)
 	// PauseImage makes sure that the sandbox image is there and returns the name to create sandboxes from: the embedded image, loaded if
 	// it is missing, or the configured one, pulled if it is missing.
 	PauseImage(ctx context.Context) (ref string, err error)
@@ -96,6 +103,14 @@ type ImageFS interface {
 	Read(s imagefs.Store) (imagefs.Figures, bool)
 }
 
+// Volumes are images mounted for engines that cannot do so; see package imagevolume.
+type Volumes interface {
+	Mount(imageID string, layers []string) error
+	Unmount(imageID string) error
+	List() (imageIDs []string, err error)
+	Resolve(imageID, subPath string) (path string, err error)
+}
+
 // Streams hands out single-use URLs of the streaming server.
 type Streams interface {
 	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
@@ -131,6 +146,7 @@ type Deps struct {
 	Pins    Namespaces
 	Logs    Logs
 	ImageFS ImageFS
+	Volumes Volumes
 	Streams Streams
 }
 
@@ -140,7 +156,8 @@ type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
 	Deps
-	names *keylock.Map // serialises calls on one name or ID
+	names     *keylock.Map // serialises calls on one name or ID
+	preparing preparing
 }
 
 var (

@@ -21,6 +21,7 @@ import (
 	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/imagevolume"
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/node"
@@ -103,7 +104,8 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	p.imageFS = imagefs.New(log)
 	p.service = cri.New(cri.Deps{
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
-		Pins: podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs,
+		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
+		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs,
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
 	return p, nil

@@ -16,7 +16,8 @@ type ContainerOptions struct {
 	Sandbox        *Sandbox
 	Log            LogConfig
 	Image          *Image
-	SeccompProfile string // the content of the Localhost profile, see SeccompFile
+	SeccompProfile string              // the content of the Localhost profile, see SeccompFile
+	ImageVolumes   map[int]ImageVolume // those of the configuration, by their index among its mounts
 }
 
 // LogPath is where the kubelet expects a container's log, "" if nowhere.

@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // hosts are the engines that golden files name.
 var hosts = map[string]Host{
 	"20.10": {EngineVersion: "20.10.24", APIVersion: "1.41", CgroupDriver: "cgroupfs", CgroupVersion: "1", Runtimes: []string{"runc"}, SecurityOptions: []string{"seccomp"}, MinOOMScoreAdj: 0},
-	"29":    {EngineVersion: "29.0.0", CDI: true, APIVersion: "1.52", CgroupDriver: "systemd", CgroupVersion: "2", Runtimes: []string{"crun", "runc"}, SecurityOptions: []string{"apparmor", "seccomp", "selinux"}, MinOOMScoreAdj: -1000},
+	"29":    {EngineVersion: "29.0.0", CDI: true, ContainerdStore: true, APIVersion: "1.52", CgroupDriver: "systemd", CgroupVersion: "2", Runtimes: []string{"crun", "runc"}, SecurityOptions: []string{"apparmor", "seccomp", "selinux"}, MinOOMScoreAdj: -1000},
 }
 
 // TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts), "request.json" (a RunPodSandboxRequest or
@@ -76,8 +76,18 @@ func translate(t *testing.T, request string, h Host) (file, content string) {
 		if err = Validate(req); err == nil {
 			sb := &Sandbox{ID: r.PodSandboxId, Name: SandboxName(r.SandboxConfig.GetMetadata()), Metadata: r.SandboxConfig.GetMetadata(),
 				Namespaces: r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(), CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h)}
+			volumes := map[int]ImageVolume{}
+			for i, m := range r.Config.GetMounts() {
+				if m.GetImage().GetImage() != "" {
+					volumes[i] = ImageVolume{ImageID: "sha256:beef", Target: m.ContainerPath, SubPath: m.ImageSubPath}
+					if !h.NativeImageVolumes() {
+						volumes[i] = ImageVolume{ImageID: "sha256:beef", Target: m.ContainerPath, SubPath: m.ImageSubPath, Path: "/run/image-volumes/beef/" + m.ImageSubPath}
+					}
+				}
+			}
 			c, err = NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
 				Host: h, Sandbox: sb, Log: LogConfig{Driver: "json-file"}, Image: &Image{ID: "sha256:cafe"}, SeccompProfile: "{}",
+				ImageVolumes: volumes,
 			})
 		}
 	} else {

@@ -20,13 +20,15 @@ const (
 const (
 	ownMark           = "io.cri-dockerd."
 	labelHandler      = ownMark + "runtime-handler"
-	labelPid          = ownMark + "pid"       // the pod's pid mode, which Docker knows only of its containers
-	labelEscaped      = ownMark + "label."    // prefix of CRI labels that would be mistaken for one of the above
-	labelImage        = ownMark + "image"     // the image's name as the kubelet asked for it
-	labelImageRef     = ownMark + "image-ref" // the image's digested name at that time
-	labelLimits       = ownMark + "limits"    // JSON of the limits that Docker cannot be told
-	labelPod          = ownMark + "pod"       // JSON of the pod's own resources and overhead
-	LabelPinned       = ownMark + "pinned"    // on images: never to be collected
+	labelPid          = ownMark + "pid"           // the pod's pid mode, which Docker knows only of its containers
+	labelEscaped      = ownMark + "label."        // prefix of CRI labels that would be mistaken for one of the above
+	labelImage        = ownMark + "image"         // the image's name as the kubelet asked for it
+	labelImageRef     = ownMark + "image-ref"     // the image's digested name at that time
+	labelImageVolumes = ownMark + "image-volumes" // JSON of the images that are mounted into the container
+	LabelHolder       = ownMark + "image-volume"  // on holders: the ID of the image that is mounted
+	labelLimits       = ownMark + "limits"        // JSON of the limits that Docker cannot be told
+	labelPod          = ownMark + "pod"           // JSON of the pod's own resources and overhead
+	LabelPinned       = ownMark + "pinned"        // on images: never to be collected
 	labelShimGroupKey = "io.containerd.runc.v2.group"
 )
 

@@ -30,12 +30,22 @@ func readPropagation(p mount.Propagation) runtimeapi.MountPropagation {
 	return runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 }
 
-// containerMounts makes bind mounts. A read-only mount is not recursively so unless asked: engines from 25 on would otherwise do it.
+// containerMounts makes bind mounts, and mounts of images. A read-only mount is not recursively so unless asked: engines from 25 on would otherwise do it.
 func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	var volumes []ImageVolume
 	for i, m := range cfg.GetMounts() {
 		field := fmt.Sprintf("config.mounts[%d]", i)
 		if err := checkMount(field, m, o.Host); err != nil {
 			return err
+		}
+		if m.GetImage().GetImage() != "" {
+			v, ok := o.ImageVolumes[i]
+			if !ok {
+				return fmt.Errorf("%s.image: %s is not mounted: %w", field, m.GetImage().GetImage(), errdefs.ErrFailedPrecondition)
+			}
+			volumes = append(volumes, v)
+			c.Host.Mounts = append(c.Host.Mounts, imageMount(v))
+			continue
 		}
 		c.MakeDirs = append(c.MakeDirs, m.GetHostPath())
 		if m.GetSelinuxRelabel() && o.Host.Has("selinux") {
@@ -55,14 +65,15 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			Type: mount.TypeBind, Source: m.GetHostPath(), Target: m.GetContainerPath(), ReadOnly: m.GetReadonly(), BindOptions: b,
 		})
 	}
+	if len(volumes) > 0 {
+		c.Config.Labels[labelImageVolumes] = toJSON(volumes)
+	}
 	return nil
 }
 
 // checkMount refuses what this engine or this release cannot do.
 func checkMount(field string, m *runtimeapi.Mount, h Host) error {
 	switch {
-	case m.GetImage().GetImage() != "":
-		return fmt.Errorf("%s.image: image volumes are not supported yet: %w", field, errdefs.ErrInvalidArgument)
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
 		return fmt.Errorf("%s.uidMappings: ID-mapped mounts are not supported on this runtime: %w", field, errdefs.ErrInvalidArgument)
 	case len(m.GetMountOptions()) > 0:

@@ -108,7 +108,7 @@ func readContainer(in container.InspectResponse, n name) *Container {
 		ImageID: in.Image, ImageRef: cmp.Or(in.Config.Labels[labelImageRef], in.Image),
 		Pid:     in.State.Pid,
 		LogPath: in.Config.Labels[labelLogPath], EngineLogPath: in.LogPath, LogDriver: in.HostConfig.LogConfig.Type,
-		Mounts:     readMounts(in),
+		Mounts: readMounts(in), ImageVolumes: readImageVolumes(in),
 		Resources:  readResources(in.HostConfig, limits),
 		Kernel:     limits,
 		User:       readUser(in),
@@ -161,8 +161,14 @@ func readTime(s string) time.Time {
 	return t
 }
 
-// readMounts are the bind mounts in order of their targets; image volumes are Docker's own affair.
+// readMounts are the bind mounts and the images, in order of their targets.
 func readMounts(in container.InspectResponse) []*runtimeapi.Mount {
+	var out []*runtimeapi.Mount
+	images := map[string]bool{}
+	for _, v := range readImageVolumes(in) {
+		images[v.Target] = true
+		out = append(out, v.mount())
+	}
 	recursive, relabelled := map[string]bool{}, map[string]bool{}
 	for _, m := range in.HostConfig.Mounts {
 		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
@@ -172,9 +178,8 @@ func readMounts(in container.InspectResponse) []*runtimeapi.Mount {
 			relabelled[parts[1]] = strings.Contains(strings.ToLower(parts[2]), "z")
 		}
 	}
-	var out []*runtimeapi.Mount
 	for _, m := range in.Mounts {
-		if m.Type != mount.TypeBind {
+		if m.Type != mount.TypeBind || images[m.Destination] {
 			continue
 		}
 		out = append(out, &runtimeapi.Mount{

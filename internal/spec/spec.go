@@ -131,6 +131,7 @@ type Container struct {
 	EngineLogPath string // the engine's own log file (json-file), "" with other drivers
 	LogDriver     string
 	Mounts        []*runtimeapi.Mount
+	ImageVolumes  []ImageVolume
 	Resources     *runtimeapi.ContainerResources
 	Kernel        KernelLimits // to be written when it starts
 	User          *runtimeapi.ContainerUser

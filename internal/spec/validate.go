@@ -364,7 +364,9 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 
 func (p *problems) mount(field string, m *runtimeapi.Mount) {
 	p.absolute(field+".container_path", m.GetContainerPath())
-	if m.GetImage().GetImage() == "" {
+	if m.GetImage().GetImage() != "" {
+		p.imageMount(field, m)
+	} else {
 		p.absolute(field+".host_path", m.GetHostPath())
 		if m.GetImageSubPath() != "" {
 			p.add(field+".image_sub_path", "needs an image")

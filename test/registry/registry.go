@@ -2,6 +2,8 @@
 package registry
 
 import (
+	"archive/tar"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -30,6 +32,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // Registry serves images. It is safe for concurrent use.
@@ -115,6 +118,41 @@ func Random(t testing.TB, arch string, config v1.Config, layers int, size int64)
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	return i
+}
+
+// Files is an image with these files in each of its layers, by path; "-> target" is a symbolic link.
+func Files(t testing.TB, layers ...map[string]string) v1.Image {
+	t.Helper()
+	i := Random(t, "amd64", v1.Config{}, 0, 0)
+	for _, files := range layers {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(files[name]))}
+			if to, ok := strings.CutPrefix(files[name], "-> "); ok {
+				h = &tar.Header{Name: name, Typeflag: tar.TypeSymlink, Mode: 0o777, Linkname: to}
+			}
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+			if h.Size > 0 {
+				if _, err := io.WriteString(w, files[name]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+		if err == nil {
+			i, err = mutate.AppendLayers(i, l)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	return i
 }

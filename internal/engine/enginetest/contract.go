@@ -29,6 +29,9 @@ type Engine interface {
 	FindImage(ctx context.Context, ref string) (string, error)
 	ImageUsers(ctx context.Context, id string) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
+	HoldImage(ctx context.Context, imageID string) ([]string, error)
+	ReleaseImage(ctx context.Context, imageID string) error
+	HeldImages(ctx context.Context) ([]string, error)
 	Events(ctx context.Context, changed func(engine.Event)) <-chan error
 	Exec(ctx context.Context, id string, x engine.Exec) (int, error)
 }
@@ -65,7 +68,35 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 		t.Fatal(err)
 	}
 	life(t, e, create, events)
+	hold(t, e, host, pause)
 	unknown(t, e)
+}
+
+// hold holds an image twice and releases it twice; engines that do not tell its layers refuse and leave nothing.
+func hold(t *testing.T, e Engine, host spec.Host, ref string) {
+	t.Helper()
+	id, err := e.FindImage(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		layers, err := e.HoldImage(t.Context(), id)
+		if host.ContainerdStore != errdefs.IsFailedPrecondition(err) || host.ContainerdStore == (len(layers) > 0) {
+			t.Errorf("HoldImage: %v, %v", layers, err)
+		}
+		held, err := e.HeldImages(t.Context())
+		if err != nil || slices.Contains(held, id) == host.ContainerdStore {
+			t.Errorf("HeldImages: %v, %v", held, err)
+		}
+	}
+	for range 2 {
+		if err := e.ReleaseImage(t.Context(), id); err != nil {
+			t.Errorf("ReleaseImage: %v", err)
+		}
+	}
+	if held, err := e.HeldImages(t.Context()); err != nil || slices.Contains(held, id) {
+		t.Errorf("HeldImages after the release: %v, %v", held, err)
+	}
 }
 
 func imagePinned(t *testing.T, e Engine, ref string) {

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +32,7 @@ type Fake struct {
 	mu         sync.Mutex // guards the rest
 	containers map[string]*container.InspectResponse
 	images     map[string]*spec.Image // by name
+	held       map[string]bool        // image IDs
 	limits     map[string]spec.KernelLimits
 	watchers   []chan engine.Event
 	made       int
@@ -40,7 +43,7 @@ type Fake struct {
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, limits: map[string]spec.KernelLimits{}, pids: 1000}
+	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[string]bool{}, limits: map[string]spec.KernelLimits{}, pids: 1000}
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
@@ -285,6 +288,28 @@ func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
 	})
 }
 
+// HoldImage implements cri.Engine.
+func (f *Fake) HoldImage(ctx context.Context, imageID string) ([]string, error) {
+	return []string{"/var/lib/docker/overlay2/top/diff", "/var/lib/docker/overlay2/base/diff"}, f.do(ctx, "hold image", func() error {
+		if f.imageID(imageID) != imageID {
+			return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
+		}
+		f.held[imageID] = true
+		return nil
+	})
+}
+
+// ReleaseImage implements cri.Engine.
+func (f *Fake) ReleaseImage(ctx context.Context, imageID string) error {
+	return f.do(ctx, "release image", func() error { delete(f.held, imageID); return nil })
+}
+
+// HeldImages implements cri.Engine.
+func (f *Fake) HeldImages(ctx context.Context) (ids []string, err error) {
+	err = f.do(ctx, "held images", func() error { ids = slices.Collect(maps.Keys(f.held)); return nil })
+	return ids, err
+}
+
 // PauseImage implements cri.Engine.
 func (f *Fake) PauseImage(ctx context.Context) (string, error) {
 	return PauseRef, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
@@ -295,7 +320,7 @@ func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 	err = f.do(ctx, "host", func() error {
 		h = spec.Host{
 			EngineVersion: "29.0.0-fake", APIVersion: "1.52", OperatingSystem: "linux", Architecture: "x86_64", CgroupDriver: "cgroupfs", CgroupVersion: "2",
-			RootDir: "/var/lib/docker", DefaultRuntime: "runc", Runtimes: []string{"runc"}, MinOOMScoreAdj: -1000,
+			RootDir: "/var/lib/docker", StorageDriver: "overlay2", DefaultRuntime: "runc", Runtimes: []string{"runc"}, MinOOMScoreAdj: -1000,
 		}
 		return nil
 	})

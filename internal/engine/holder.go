@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+
+	"cri-dockerd/internal/spec"
+)
+
+// HoldImage keeps the layers of an image from being removed, by a container that is never started, and returns their directories, the
+// uppermost first. To hold it twice is no error. FailedPrecondition if the storage driver does not tell them (all but overlay2).
+func (e *Engine) HoldImage(ctx context.Context, imageID string) ([]string, error) {
+	holder := spec.NewHolder(imageID)
+	if _, err := e.Create(ctx, holder); err != nil && !errdefs.IsConflict(err) {
+		return nil, err
+	}
+	in, err := e.docker().ContainerInspect(ctx, holder.Name, client.ContainerInspectOptions{})
+	if err != nil {
+		return nil, wrap(err, "inspect %s", holder.Name)
+	}
+	layers, err := imageLayers(driverData(in.Container))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("hold image %s: %w", imageID, err), e.ReleaseImage(context.WithoutCancel(ctx), imageID))
+	}
+	return layers, nil
+}
+
+// imageLayers are the layers of a container's image by what overlay2 says of the container: all but the one that Docker puts above them.
+func imageLayers(data map[string]string) ([]string, error) {
+	init, layers, _ := strings.Cut(data["LowerDir"], ":")
+	if !strings.HasSuffix(init, "-init/diff") || layers == "" {
+		return nil, fmt.Errorf("the storage driver does not tell its layers (LowerDir %q): %w", data["LowerDir"], errdefs.ErrFailedPrecondition)
+	}
+	return strings.Split(layers, ":"), nil
+}
+
+// ReleaseImage undoes HoldImage. An image that is not held is no error.
+func (e *Engine) ReleaseImage(ctx context.Context, imageID string) error {
+	return ignore(e.Remove(ctx, spec.NewHolder(imageID).Name), errdefs.IsNotFound)
+}
+
+// HeldImages are the IDs of the images that HoldImage holds.
+func (e *Engine) HeldImages(ctx context.Context) ([]string, error) {
+	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.LabelHolder)})
+	if err != nil {
+		return nil, wrap(err, "list the holders of images")
+	}
+	ids := make([]string, 0, len(list.Items))
+	for _, c := range list.Items {
+		ids = append(ids, c.Labels[spec.LabelHolder])
+	}
+	return ids, nil
+}
+
+func driverData(in container.InspectResponse) map[string]string {
+	if in.GraphDriver == nil { // with containerd's image store
+		return nil
+	}
+	return in.GraphDriver.Data
+}

@@ -1,0 +1,103 @@
+package imagevolume
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// privately runs a test in a mount namespace of its own, which ends with it.
+func privately(t *testing.T, test func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with this goroutine
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			test()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMount mounts images of one layer and of very many, resolves paths in them and undoes it all.
+func TestMount(t *testing.T) {
+	dir := t.TempDir()
+	var layers []string
+	for i := range 125 {
+		l := filepath.Join(dir, "a-directory-with-a-name-as-long-as-those-of-docker", fmt.Sprint("layer", i), "diff")
+		if err := os.MkdirAll(filepath.Join(l, "sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(l, "sub", fmt.Sprint(i)), []byte(fmt.Sprint(i)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(l, "same"), []byte(fmt.Sprint(i)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, l)
+	}
+	for name, to := range map[string]string{"inside": "/sub", "outside": "../../../../../../etc", "nowhere": "/no/such"} {
+		if err := os.Symlink(to, filepath.Join(layers[0], name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	privately(t, func() {
+		for _, n := range []int{1, 2, 125} {
+			v, id := New(filepath.Join(dir, "run")), "sha256:cafe"
+			for range 2 {
+				if err := v.Mount(id, layers[:n]); err != nil {
+					t.Errorf("%d layers: %v", n, err)
+					return
+				}
+			}
+			for sub, want := range map[string]string{
+				"": "", "same": "same", "sub/0": "sub/0", "inside": "sub", "inside/0": "sub/0", fmt.Sprint("sub/", n-1): fmt.Sprint("sub/", n-1), "./sub//": "sub",
+			} {
+				if got, err := v.Resolve(id, sub); err != nil || got != filepath.Join(dir, "run/cafe", want) {
+					t.Errorf("Resolve %q: %s, %v", sub, got, err)
+				}
+			}
+			for _, sub := range []string{"missing", "same/file", "nowhere", "outside", "sub/125"} { // outside is /etc of the image
+				if got, err := v.Resolve(id, sub); !errdefs.IsNotFound(err) {
+					t.Errorf("Resolve %q: %s, %v", sub, got, err)
+				}
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "run/cafe/same")); string(b) != "0" {
+				t.Errorf("the uppermost layer does not win: %s, %v", b, err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "run/cafe/same"), nil, 0o644); err == nil {
+				t.Error("it can be written")
+			}
+			if ids, err := v.List(); err != nil || len(ids) != 1 || ids[0] != id {
+				t.Errorf("List: %v, %v", ids, err)
+			}
+			for range 2 {
+				if err := v.Unmount(id); err != nil {
+					t.Error(err)
+				}
+			}
+			if ids, err := v.List(); err != nil || len(ids) != 0 {
+				t.Errorf("List: %v, %v", ids, err)
+			}
+		}
+		v := New(filepath.Join(dir, "other"))
+		if err := v.Mount("sha256:beef", []string{filepath.Join(dir, "nothing")}); err == nil {
+			t.Error("mount of a layer that is not there: no error")
+		}
+		if ids, err := v.List(); err != nil || len(ids) != 0 {
+			t.Errorf("a failed mount has left %v, %v", ids, err)
+		}
+	})
+}
