@@ -96,7 +96,7 @@ func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Obje
 	return r.Container.ID, spec.Read(r.Container), nil
 }
 
-// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out.
+// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out, and one that the engine cannot describe.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.OurLabel)})
 	if err != nil {
@@ -109,6 +109,10 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 		g.Go(func() error {
 			o, err := e.Inspect(ctx, item.ID)
 			out[i] = o
+			if err != nil && !errdefs.IsNotFound(err) && !unanswered(ctx, err) { // "RWLayer of container … is unexpectedly nil", of a dead one
+				e.cfg.Log.Warn("a container that Docker cannot describe is left out", "container", item.ID, "names", item.Names, "err", err)
+				return nil
+			}
 			return ignore(err, errdefs.IsNotFound)
 		})
 	}

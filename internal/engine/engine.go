@@ -149,6 +149,11 @@ func wrap(err error, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", op, err)
 }
 
+// unanswered says whether an error means that the engine did not answer, rather than that it answered with an error about one object.
+func unanswered(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errdefs.IsUnavailable(err)
+}
+
 // ignore is err unless it is of the kind.
 func ignore(err error, kind func(error) bool) error {
 	if err != nil && kind(err) {

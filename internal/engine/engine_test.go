@@ -321,6 +321,34 @@ func TestEngineOfAnotherVersion(t *testing.T) {
 	<-stopped
 }
 
+// TestEngineCannotDescribeOne: what the engine answers to an inspect with an error is left out, and the others are not.
+func TestEngineCannotDescribeOne(t *testing.T) {
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		switch p := r.URL.Path; {
+		case strings.HasSuffix(p, "/images/json"), strings.HasSuffix(p, "/containers/json"):
+			fmt.Fprint(w, `[{"Id":"good"},{"Id":"odd"}]`)
+		case strings.HasSuffix(p, "/good/json"):
+			fmt.Fprint(w, `{"Id":"good","Name":"/k8s_POD_p_ns_u_0","Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox"}}}`)
+		case strings.HasSuffix(p, "/odd/json"):
+			http.Error(w, `{"message":"layer does not exist"}`, http.StatusInternalServerError)
+		}
+	}))
+	images, err := e.Images(t.Context())
+	if err != nil || len(images) != 1 || images[0].ID != "good" {
+		t.Errorf("Images: %v, %v", images, err)
+	}
+	objects, err := e.Objects(t.Context())
+	if err != nil || len(objects) != 2 || objects[0].Sandbox == nil || objects[1].Sandbox != nil {
+		t.Errorf("Objects: %+v, %v", objects, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := e.Images(ended); err == nil {
+		t.Error("Images with a context that has ended: no error")
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	e, err := New(Config{Endpoint: "unix://" + filepath.Join(t.TempDir(), "nobody"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -58,12 +58,12 @@ func (c *imageCache) has(ref string) bool {
 
 // Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those that are new or have changed.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
+	e.images.mu.Lock() // also while it lists, so that an older list never follows a newer one
+	defer e.images.mu.Unlock()
 	list, err := e.docker().ImageList(ctx, client.ImageListOptions{})
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
-	e.images.mu.Lock()
-	defer e.images.mu.Unlock()
 	known := make(map[string]cachedImage, len(list.Items))
 	out := make([]*spec.Image, 0, len(list.Items))
 	for _, s := range list.Items {
@@ -72,8 +72,11 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 			in, err := e.docker().ImageInspect(ctx, s.ID)
 			if errdefs.IsNotFound(err) {
 				continue
-			} else if err != nil {
-				return nil, wrap(err, "inspect image %s", s.ID)
+			} else if err = wrap(err, "inspect image %s", s.ID); err != nil && unanswered(ctx, err) {
+				return nil, err
+			} else if err != nil { // "layer does not exist", while it is being removed
+				e.cfg.Log.Debug("an image that Docker cannot describe is left out", "err", err)
+				continue
 			}
 			c = cachedImage{listed: names, image: spec.ReadImage(s, in.InspectResponse)}
 			c.image.Pinned = c.image.Pinned || c.image.Is(e.cfg.PauseImage)

@@ -44,6 +44,8 @@ const (
 	readDeadline = 2 * time.Minute // for one look at everything
 	// settle is how long events gather before they are looked into. A call of our own that caused one reads the object itself meanwhile.
 	settle = 5 * time.Millisecond
+	// lookAgain is the pause before a second look at what the engine could not describe.
+	lookAgain = time.Second
 )
 
 // View is the node's state. It is safe for concurrent use.
@@ -58,6 +60,7 @@ type View struct {
 	state  EngineState
 	store  store
 	images []*spec.Image
+	seen   uint64 // the look that gave the images
 	ticket uint64 // counts looks at the engine; a look that began later wins
 }
 
@@ -175,7 +178,17 @@ func (v *View) renewDirty(ctx context.Context) error {
 			return err
 		}
 	}
-	return v.Refresh(ctx, ids...)
+	for _, id := range ids {
+		err := v.Refresh(ctx, id)
+		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
+			return err
+		}
+		if err != nil { // the engine is there and cannot describe this one, as happens to one that is being removed
+			v.log.Debug("a container is looked at again", "id", id, "in", lookAgain, "err", err)
+			time.AfterFunc(lookAgain, func() { v.dirty.mark(engine.Event{ID: id}) })
+		}
+	}
+	return nil
 }
 
 // readAll reads everything. What was read by a later look meanwhile stays.
@@ -220,13 +233,16 @@ func (v *View) Refresh(ctx context.Context, ids ...string) error {
 
 // RefreshImages reads all images anew.
 func (v *View) RefreshImages(ctx context.Context) error {
+	look := v.look()
 	images, err := v.src.Images(ctx)
 	if err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.images = images
+	if look > v.seen {
+		v.images, v.seen = images, look
+	}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +102,28 @@ func TestRefreshReadsYourWrites(t *testing.T) {
 	f.Fault = func(string, bool) error { return errors.New("broken") }
 	if err := v.Refresh(t.Context(), id); err == nil {
 		t.Error("a refresh that failed says nothing")
+	}
+}
+
+// TestEngineCannotDescribeOne: an error about one container is no reason to give up the others, and it is looked at again.
+func TestEngineCannotDescribeOne(t *testing.T) {
+	f := enginetest.NewFake()
+	var connections, refused atomic.Int32
+	f.Fault = func(verb string, after bool) error {
+		if verb == "host" && after {
+			connections.Add(1)
+		}
+		if verb == "inspect" && after && refused.Add(1) == 1 {
+			return fmt.Errorf("RWLayer is unexpectedly nil: %w", errdefs.ErrInternal)
+		}
+		return nil
+	}
+	v := run(t, f)
+	<-v.Synced()
+	id := makePod(t, f, "odd")
+	eventually(t, "it is looked at again", func() bool { _, err := v.Sandbox(id); return err == nil })
+	if n := connections.Load(); n != 1 || refused.Load() < 2 || !v.Engine().Ready {
+		t.Errorf("%d connections, %d looks, %+v", n, refused.Load(), v.Engine())
 	}
 }
 

@@ -1,5 +1,5 @@
 // Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
-// by themselves in the same run. "bench logs" compares container logs with Docker's json-file. It ends with 1 when a limit is missed. It
+// by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone. It ends with 1 when a limit is missed. It
 // starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
 // is done.
 package main
@@ -35,6 +35,10 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[1] == logsCommand {
 		end(func(h *harness) bool { return benchLogs(ctx, h, os.Args[2:]) })
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == imagesCommand {
+		end(func(h *harness) bool { return benchImages(ctx, h, os.Args[2:]) })
 		return
 	}
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")

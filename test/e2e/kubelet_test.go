@@ -25,6 +25,7 @@ type kubelet struct {
 	engine    *engines.Engine
 	daemon    *engines.Daemon
 	manifests string
+	config    string // the usual one
 	client    http.Client
 }
 
@@ -55,6 +56,14 @@ evictionHard: {memory.available: "10Mi", nodefs.available: "1%", imagefs.availab
 // startKubelet starts engine, daemon and kubelet.
 func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	t.Helper()
+	k := prepare(t, v)
+	k.run(t, k.config)
+	return k
+}
+
+// prepare starts engine and daemon.
+func prepare(t *testing.T, v engines.Version) *kubelet {
+	t.Helper()
 	e := engines.Start(t, v)
 	e.ImportBusybox(t)
 	k := &kubelet{engine: e, daemon: e.Daemon(t), manifests: filepath.Join(e.Dir, "manifests")}
@@ -64,15 +73,11 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	if err := os.Mkdir(k.manifests, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	config := strings.NewReplacer("CGROUP", e.CgroupParent, "SOCKET", k.daemon.Socket, "DIR", e.Dir).Replace(kubeletConfig)
-	for file, content := range map[string]string{"kubelet.yaml": config, "resolv.conf": "nameserver 127.0.0.1\n"} {
-		if err := os.WriteFile(filepath.Join(e.Dir, file), []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
+	k.config = strings.NewReplacer("CGROUP", e.CgroupParent, "SOCKET", k.daemon.Socket, "DIR", e.Dir).Replace(kubeletConfig)
+	if err := os.WriteFile(filepath.Join(e.Dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	makeCgroups(t, e)
-	e.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubelet-"+kubeletVersion),
-		"--config="+filepath.Join(e.Dir, "kubelet.yaml"), "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
 	t.Cleanup(func() {
 		if t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(e.Dir, "kubelet.log"))
@@ -80,8 +85,19 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 			t.Logf("end of the kubelet's log:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 	})
-	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
 	return k
+}
+
+// run starts the kubelet, which must not be running, with a configuration and flags.
+func (k *kubelet) run(t *testing.T, config string, flags ...string) {
+	t.Helper()
+	file := filepath.Join(k.engine.Dir, "kubelet.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	k.engine.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubelet-"+kubeletVersion),
+		append([]string{"--config=" + file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2"}, flags...)...)
+	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
 }
 
 // makeCgroups makes the root cgroup of the kubelet in every hierarchy that the engine's node has; a new cpuset has neither processors nor
@@ -141,6 +157,7 @@ type containerStatus struct {
 	RestartCount      int
 	State, LastState  struct {
 		Running    *struct{}
+		Waiting    *struct{ Reason, Message string }
 		Terminated *struct {
 			ExitCode int
 			Reason   string
@@ -213,7 +230,13 @@ func (k *kubelet) waitRunning(t *testing.T, name string) *pod {
 // eventually tries until it works, at most for a minute and a half.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	within(t, 90*time.Second, what, try)
+}
+
+// within tries until it works, at most for so long.
+func within(t *testing.T, patience time.Duration, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -222,7 +245,7 @@ func eventually(t *testing.T, what string, try func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 90 s: %s: %v", what, err)
+			t.Fatalf("not within %s: %s: %v", patience, what, err)
 		}
 		<-tick.C
 	}

@@ -139,6 +139,7 @@ func (d *Daemon) RSS(tb TB) int64 {
 	f := strings.Fields(string(out))
 	if err != nil || len(f) != 3 {
 		tb.Fatalf("RSS: %q, %v", out, err)
+		return 0
 	}
 	kib, err := strconv.ParseInt(f[1], 10, 64)
 	if err != nil {

@@ -22,7 +22,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -33,6 +32,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"cri-dockerd/test/engines"
 )
 
 // Registry serves images. It is safe for concurrent use.
@@ -62,17 +63,17 @@ type Rule struct {
 }
 
 // Serve serves a registry on a listener until the test ends.
-func Serve(t testing.TB, l net.Listener) *Registry {
+func Serve(t engines.TB, l net.Listener) *Registry {
 	t.Helper()
 	return serve(t, l, "http")
 }
 
 // ServeTLS serves a registry with TLS and a certificate for the listener's address; it returns that of the authority, in PEM.
-func ServeTLS(t testing.TB, l net.Listener) (*Registry, []byte) {
+func ServeTLS(t engines.TB, l net.Listener) (*Registry, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "registry"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -81,13 +82,13 @@ func ServeTLS(t testing.TB, l net.Listener) (*Registry, []byte) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	r := serve(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}), "https")
 	return r, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func serve(t testing.TB, l net.Listener, scheme string) *Registry {
+func serve(t engines.TB, l net.Listener, scheme string) *Registry {
 	t.Helper()
 	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	r := &Registry{Host: l.Addr().String(), scheme: scheme, store: registry.New(registry.Logger(quiet)), rules: map[string]Rule{},
@@ -99,13 +100,13 @@ func serve(t testing.TB, l net.Listener, scheme string) *Registry {
 }
 
 // Add puts an image with random layers of so many bytes each under repository:tag and returns its name.
-func (r *Registry) Add(t testing.TB, repository, tag string, layers int, size int64) string {
+func (r *Registry) Add(t engines.TB, repository, tag string, layers int, size int64) string {
 	t.Helper()
 	return r.Put(t, repository, tag, Random(t, "amd64", v1.Config{}, layers, size))
 }
 
 // Random is an image for an architecture with this configuration and random layers of so many bytes each.
-func Random(t testing.TB, arch string, config v1.Config, layers int, size int64) v1.Image {
+func Random(t engines.TB, arch string, config v1.Config, layers int, size int64) v1.Image {
 	t.Helper()
 	i, err := random.Image(size, int64(layers))
 	if err == nil {
@@ -117,13 +118,13 @@ func Random(t testing.TB, arch string, config v1.Config, layers int, size int64)
 		}
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	return i
 }
 
 // Files is an image with these files in each of its layers, by path; "-> target" is a symbolic link.
-func Files(t testing.TB, layers ...map[string]string) v1.Image {
+func Files(t engines.TB, layers ...map[string]string) v1.Image {
 	t.Helper()
 	i := Random(t, "amd64", v1.Config{}, 0, 0)
 	for _, files := range layers {
@@ -135,30 +136,30 @@ func Files(t testing.TB, layers ...map[string]string) v1.Image {
 				h = &tar.Header{Name: name, Typeflag: tar.TypeSymlink, Mode: 0o777, Linkname: to}
 			}
 			if err := w.WriteHeader(h); err != nil {
-				t.Fatal(err)
+				t.Fatalf("registry: %v", err)
 			}
 			if h.Size > 0 {
 				if _, err := io.WriteString(w, files[name]); err != nil {
-					t.Fatal(err)
+					t.Fatalf("registry: %v", err)
 				}
 			}
 		}
 		if err := w.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("registry: %v", err)
 		}
 		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
 		if err == nil {
 			i, err = mutate.AppendLayers(i, l)
 		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("registry: %v", err)
 		}
 	}
 	return i
 }
 
 // Index is one image for several platforms, by architecture.
-func Index(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
+func Index(t engines.TB, images map[string]v1.Image) v1.ImageIndex {
 	t.Helper()
 	var index v1.ImageIndex = empty.Index
 	for _, arch := range slices.Sorted(maps.Keys(images)) {
@@ -170,12 +171,12 @@ func Index(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
 }
 
 // Put puts an image or an index under repository:tag and returns its name.
-func (r *Registry) Put(t testing.TB, repository, tag string, what remote.Taggable) string {
+func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggable) string {
 	t.Helper()
 	full := fmt.Sprintf("%s/%s:%s", r.Host, repository, tag)
 	ref, err := name.ParseReference(full, name.Insecure)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	switch x := what.(type) {
 	case v1.ImageIndex:
@@ -187,16 +188,16 @@ func (r *Registry) Put(t testing.TB, repository, tag string, what remote.Taggabl
 		t.Fatalf("%T is no image", what)
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	return full
 }
 
-func (r *Registry) noteLayers(t testing.TB, i v1.Image) {
+func (r *Registry) noteLayers(t engines.TB, i v1.Image) {
 	t.Helper()
 	m, err := i.Manifest()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("registry: %v", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,0 +1,224 @@
+package e2e
+
+import (
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/registry"
+)
+
+const imagePod = `apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    imagePullPolicy: POLICY
+    command: [sleep, "100000"]
+`
+
+const volumePod = `apiVersion: v1
+kind: Pod
+metadata: {name: volume, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: cri-test/busybox:latest
+    imagePullPolicy: Never
+    command: [sh, -c, "cat /whole/dir/file /part/file; sleep 100000"]
+    volumeMounts: [{name: data, mountPath: /whole}, {name: data, mountPath: /part, subPath: dir}]
+  volumes: [{name: data, image: {reference: IMAGE, pullPolicy: IfNotPresent}}]
+`
+
+// busybox pushes an image with a shell to the registry, of an ID of its own, and removes it from the engine.
+func (k *kubelet) busybox(t *testing.T, r *registry.Registry, repository string) string {
+	t.Helper()
+	ref := r.Host + "/" + repository + ":1"
+	script := `set -e
+		export DOCKER_HOST=$1 DOCKER_BUILDKIT=0
+		printf 'FROM cri-test/busybox:latest\nLABEL repository=%s\n' $2 | docker build -q -t $2 -
+		docker push -q $2
+		docker rmi $2`
+	if out, err := k.engine.Command("sh", "-c", script, "sh", "unix://"+k.engine.Socket, ref).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return ref
+}
+
+func (k *kubelet) hasImage(t *testing.T, ref string) bool {
+	t.Helper()
+	r, err := k.daemon.Image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Image != nil
+}
+
+// TestKubeletImages: pull policies, an image volume, and the kubelet's garbage collection, which leaves the sandbox image.
+func TestKubeletImages(t *testing.T) {
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			k := prepare(t, v)
+			// Any disk is fuller than one per cent.
+			k.run(t, strings.Replace(k.config, "imageGCHighThresholdPercent: 100", "imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s", 1))
+			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
+			apply := func(name, image, policy string) {
+				t.Helper()
+				k.apply(t, name, strings.NewReplacer("NAME", name, "IMAGE", image, "POLICY", policy).Replace(imagePod))
+			}
+			app := k.busybox(t, r, "app")
+			apply("always", app, "Always")
+			k.waitRunning(t, "always")
+			r.Set("app", registry.Rule{Status: 404, Code: "MANIFEST_UNKNOWN"})
+			apply("present", app, "IfNotPresent")
+			apply("never", app, "Never")
+			apply("again", app, "Always")
+			apply("absent", r.Host+"/absent:1", "Never")
+			k.waitRunning(t, "present")
+			k.waitRunning(t, "never")
+			k.waits(t, "again", "ErrImagePull", "ImagePullBackOff")
+			k.waits(t, "absent", "ErrImageNeverPull")
+
+			data := r.Put(t, "data", "1", registry.Files(t, map[string]string{"dir/file": "of the image\n"}))
+			k.apply(t, "volume", strings.Replace(volumePod, "IMAGE", data, 1))
+			k.waitRunning(t, "volume")
+			eventually(t, "the image's file is read", func() error {
+				text, err := k.get("/containerLogs/default/volume-node/main")
+				if err == nil && text != "of the image\nof the image\n" {
+					err = fmt.Errorf("%q", text)
+				}
+				return err
+			})
+			for _, pod := range []string{"always", "present", "never", "again", "absent", "volume"} {
+				if err := os.Remove(filepath.Join(k.manifests, pod+".yaml")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			k.collectImages(t, app, data)
+		})
+	}
+}
+
+// waits waits until a pod's container waits for one of these reasons.
+func (k *kubelet) waits(t *testing.T, name string, reasons ...string) {
+	t.Helper()
+	eventually(t, name+" waits", func() error {
+		c := k.pod(t, name).container("main")
+		for _, r := range reasons {
+			if c.State.Waiting != nil && c.State.Waiting.Reason == r {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", c)
+	})
+}
+
+// gcPeriod is how often the kubelet collects images, first when it starts and cannot yet.
+const gcPeriod = 5 * time.Minute
+
+// collectImages waits until the kubelet removes the images that no pod uses; it leaves the sandbox image.
+func (k *kubelet) collectImages(t *testing.T, images ...string) {
+	t.Helper()
+	l, err := k.daemon.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pause := ""
+	for _, i := range l.Images {
+		if i.Pinned {
+			pause = i.Id
+		}
+	}
+	within(t, gcPeriod+time.Minute, "unused images are collected", func() error {
+		for _, ref := range images {
+			if k.hasImage(t, ref) {
+				return fmt.Errorf("%s is there", ref)
+			}
+		}
+		return nil
+	})
+	if pause == "" || !k.hasImage(t, pause) {
+		t.Errorf("the sandbox image %q was collected", pause)
+	}
+}
+
+// TestKubeletPullSecret: a pod with the secret of a registry pulls from it and another one with it uses what was pulled; a pod without it
+// does not get the image, though it is there (KubeletEnsureSecretPulledImages).
+func TestKubeletPullSecret(t *testing.T) {
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			k := prepare(t, v)
+			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
+			private := k.busybox(t, r, "private")
+			r.Set("", registry.Rule{User: "user", Password: "secret"})
+			config := `{"auths":{"` + r.Host + `":{"username":"user","password":"secret"}}}`
+			pod := func(name string, secrets ...object) object {
+				return object{
+					"kind": "Pod", "apiVersion": "v1", "metadata": object{"name": name, "namespace": "default", "uid": "uid-" + name, "resourceVersion": "1"},
+					"spec": object{
+						"nodeName": "node", "automountServiceAccountToken": false, "enableServiceLinks": false, "securityContext": object{}, "terminationGracePeriodSeconds": 1, "imagePullSecrets": secrets, "restartPolicy": "Always", "dnsPolicy": "Default",
+						"containers": []object{{"name": "main", "image": private, "imagePullPolicy": "IfNotPresent", "command": []string{"sleep", "100000"}}},
+					},
+					"status": object{"phase": "Pending"},
+				}
+			}
+			room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
+			l := k.engine.Listen(t, "127.0.0.1:0")
+			api := serveAPI(t, l, map[string][]object{
+				"/api/v1/nodes": {{
+					"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"}, "status": object{
+						"conditions": []object{{"type": "Ready", "status": "True"}}, "capacity": room, "allocatable": room,
+					},
+				}},
+				"/api/v1/namespaces/default/pods": {pod("first", object{"name": "login"}), pod("second", object{"name": "login"}), pod("stranger")},
+				"/api/v1/namespaces/default/secrets": {{
+					"kind": "Secret", "apiVersion": "v1", "metadata": object{"name": "login", "namespace": "default", "resourceVersion": "1"},
+					"type": "kubernetes.io/dockerconfigjson", "data": object{".dockerconfigjson": base64.StdEncoding.EncodeToString([]byte(config))},
+				}},
+			})
+			kubeconfig := filepath.Join(k.engine.Dir, "kubeconfig")
+			if err := os.WriteFile(kubeconfig, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+l.Addr().String()+
+				"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n", "--kubeconfig="+kubeconfig)
+			runs := func(pod string) error {
+				l, err := k.daemon.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+					LabelSelector: map[string]string{"io.kubernetes.pod.name": pod}, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+				}})
+				if err == nil && len(l.Containers) != 1 {
+					err = fmt.Errorf("containers of %s: %v", pod, l.Containers)
+				}
+				return err
+			}
+			for _, name := range []string{"first", "second"} {
+				eventually(t, name+" runs", func() error { return runs(name) })
+			}
+			if !k.hasImage(t, private) {
+				t.Error("the image is not there")
+			}
+			eventually(t, "the pod without the secret is refused", func() error {
+				if !api.said("stranger", "Failed to pull image") {
+					return fmt.Errorf("no event of it yet")
+				}
+				return nil
+			})
+			if runs("stranger") == nil {
+				t.Error("a pod without the secret runs the private image")
+			}
+		})
+	}
+}
