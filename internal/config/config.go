@@ -38,6 +38,7 @@ type Config struct {
 	IPv6DualStack    bool   // accepted, unused
 	RuntimeCgroups   string // accepted, unused
 	ContainerLog     string // auto, cri or json-file
+	MetricsAddress   string // "" means nowhere
 	LogLevel         string
 	LogFormat        string
 	TLSCert          string
@@ -74,6 +75,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
 	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
+	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock", "where Prometheus finds /metrics: unix:///path or tcp://host:port; empty means nowhere")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
@@ -129,6 +131,9 @@ func (c *Config) validatePaths() error {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("--cni-bin-dir %q: give absolute paths", p)
 		}
+	}
+	if a := c.MetricsAddress; a != "" && !strings.HasPrefix(a, "unix:///") && !strings.HasPrefix(a, "tcp://") {
+		return fmt.Errorf("--metrics-bind-address %q: give unix:///path or tcp://host:port, or leave it empty", a)
 	}
 	given := 0
 	for _, p := range []string{c.TLSCert, c.TLSKey, c.TLSClientCA} {

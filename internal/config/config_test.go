@@ -69,7 +69,7 @@ func TestMistakesNameTheFlag(t *testing.T) {
 		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1", "--network-plugin-mtu=70000",
 		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
 		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000", "--tls-cert-file=/x",
-		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon",
+		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090",
 	} {
 		name, _, _ := strings.Cut(arg, "=")
 		if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {

@@ -74,14 +74,16 @@ type parts struct {
 	streams *stream.Server
 	logs    *logs.Logs
 	imageFS *imagefs.Meter
-	service *cri.Service
-	server  *rpc.Server
-	log     *slog.Logger
+
+	metricsAddress string
+	service        *cri.Service
+	server         *rpc.Server
+	log            *slog.Logger
 }
 
 // wire makes the parts. Nothing connects or answers yet.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
-	p := &parts{log: log}
+	p := &parts{log: log, metricsAddress: cfg.MetricsAddress}
 	var err error
 	p.engine, err = engine.New(engine.Config{
 		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Log: log,
@@ -146,6 +148,7 @@ func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })
 	g.Go(func() error { return watchdog(ctx) })
+	g.Go(func() error { return serveMetrics(ctx, p.metricsAddress, p.engine.Collectors()...) })
 	g.Go(func() error {
 		<-ctx.Done()
 		log.Info("stopping; pods go on")

@@ -40,6 +40,7 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" + filepath.Join(dir, "no-engine.sock"),
 		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"), "--run-directory=" + filepath.Join(dir, "run"),
 		"--cni-conf-dir=" + filepath.Join(dir, "net.d"), "--cni-cache-dir=" + filepath.Join(dir, "cache"),
+		"--metrics-bind-address=unix://" + filepath.Join(dir, "metrics.sock"),
 		"--container-log=json-file", // the others start this program as the log-driver process, which the test is not
 	}, args...)
 	if err := f.Parse(args); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -171,6 +172,9 @@ func TestPullDeadline(t *testing.T) {
 	})
 }
 
+// pullIsActive finds that one pull or more, by tests that run meanwhile, are under way.
+var pullIsActive = regexp.MustCompile(`(?m)^cri_dockerd_image_pulls_active [1-9]`)
+
 // TestParallelPulls: pulls of one image share the work, and who leaves does not end it for the others.
 func TestParallelPulls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
@@ -191,6 +195,9 @@ func TestParallelPulls(t *testing.T) {
 		eventually(t, "the registry is asked", func() bool { return r.Busy("shared") > 0 })
 		impatient, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer leave()
+		if page := n.Metrics(t); !pullIsActive.MatchString(page) {
+			t.Errorf("metrics of a pull that is under way:\n%s", page)
+		}
 		if _, err := n.pull(impatient, ref, nil); status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("who left: %v", err)
 		}
@@ -201,8 +208,8 @@ func TestParallelPulls(t *testing.T) {
 				t.Errorf("IDs %v", ids)
 			}
 		}
-		if n := r.Layers("shared"); n != 1 {
-			t.Errorf("the layer was fetched %d times", n)
+		if got := r.Layers("shared"); got != 1 {
+			t.Errorf("the layer was fetched %d times", got)
 		}
 	})
 }

@@ -2,6 +2,9 @@ package engines
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,6 +71,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	d.own = []string{
 		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet", "--pod-cidr=" + PodCIDR,
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",
+		"--metrics-bind-address=unix://" + filepath.Join(e.Dir, name+"-metrics.sock"),
 	}
 	d.args = args
 	clients := Connect(tb, "unix://"+d.Socket)
@@ -87,6 +91,25 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 }
 
 var panicked = regexp.MustCompile(`(?m)^panic:|msg=panic|DATA RACE`)
+
+// Metrics is the page of the daemon's figures.
+func (d *Daemon) Metrics(tb TB) string {
+	tb.Helper()
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.engine.Dir, d.name+"-metrics.sock"))
+	}, DisableKeepAlives: true}}
+	r, err := c.Get("http://daemon/metrics")
+	if err != nil {
+		tb.Fatalf("metrics: %v", err)
+		return ""
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		tb.Fatalf("metrics: %s, %v", r.Status, err)
+	}
+	return string(b)
+}
 
 // Log is the file of the daemon's log.
 func (d *Daemon) Log() string { return filepath.Join(d.engine.Dir, d.name+".log") }
