@@ -16,7 +16,7 @@ import (
 
 // CreateContainer makes a container in a running sandbox (CRI CreateContainer). A call that fails leaves nothing, and what an earlier
 // attempt left under the same name is cleared.
-func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (_ *runtimeapi.CreateContainerResponse, err error) {
+func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
 		return nil, err

@@ -310,3 +310,25 @@ func TestPullTLS(t *testing.T) {
 		}
 	})
 }
+
+// TestPullCut: a line that breaks in mid-layer is Unavailable if the engine gives up (29 does at once), and goes unnoticed if it tries again.
+func TestPullCut(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		ref := r.Add(t, "cut", "1", 1, 1<<20)
+		r.Set("cut", registry.Rule{Cut: 200 << 10})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := n.pull(t.Context(), ref, nil); err != nil && (status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "EOF")) {
+				t.Errorf("cut: %v", err)
+			}
+		})
+		eventually(t, "the layer is on its way", func() bool { return r.Layers("cut") > 0 })
+		eventually(t, "the line is cut", func() bool { return r.Busy("cut") == 0 })
+		r.Set("cut", registry.Rule{})
+		wg.Wait()
+		if id, err := n.pull(t.Context(), ref, nil); err != nil || n.imageStatus(t, ref).GetId() != id {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}

@@ -73,7 +73,7 @@ func TestKubeletImages(t *testing.T) {
 			t.Parallel()
 			k := prepare(t, v)
 			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
-			unused, pause := k.unused(t, r.Add(t, "unused", "1", 1, 1000))
+			unused, pinned := k.unused(t, r.Add(t, "unused", "1", 1, 1000))
 			// Any disk is fuller than one per cent.
 			k.run(t, strings.Replace(k.config, "imageGCHighThresholdPercent: 100", "imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s", 1))
 			apply := func(name, image, policy string) {
@@ -109,8 +109,10 @@ func TestKubeletImages(t *testing.T) {
 				}
 				return nil
 			})
-			if pause == "" || !k.hasImage(t, pause) || !k.hasImage(t, app) {
-				t.Error("the sandbox image, or one that is used, was collected")
+			for _, i := range append(pinned, app) {
+				if !k.hasImage(t, i) {
+					t.Errorf("%s, which is pinned or used, was collected", i)
+				}
 			}
 		})
 	}
@@ -130,9 +132,14 @@ func (k *kubelet) waits(t *testing.T, name string, reasons ...string) {
 	})
 }
 
-// unused brings an image that no pod uses, and the sandbox image, without the kubelet, and returns their IDs.
-func (k *kubelet) unused(t *testing.T, ref string) (image, pause string) {
+// unused brings images that no pod uses, without the kubelet, and returns their IDs: one that was pulled, and those that are pinned, which
+// are the sandbox image and one that was built with the label.
+func (k *kubelet) unused(t *testing.T, ref string) (image string, pinned []string) {
 	t.Helper()
+	const build = "printf 'FROM scratch\nLABEL io.cri-dockerd.pinned=true\nCMD /none\n' | DOCKER_BUILDKIT=0 docker -H $1 build -t built/pinned:1 -"
+	if out, err := k.engine.Command("sh", "-c", build, "sh", "unix://"+k.engine.Socket).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	p, err := k.daemon.Image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +159,13 @@ func (k *kubelet) unused(t *testing.T, ref string) (image, pause string) {
 	}
 	for _, i := range l.Images {
 		if i.Pinned {
-			pause = i.Id
+			pinned = append(pinned, i.Id)
 		}
 	}
-	return p.ImageRef, pause
+	if len(pinned) != 2 {
+		t.Errorf("pinned: %v", pinned)
+	}
+	return p.ImageRef, pinned
 }
 
 // gcPeriod is how often the kubelet collects images; it takes those that it has seen the time before.

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -309,6 +310,15 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 		case <-q.Context().Done():
 			return
 		}
+	}
+	var from int64
+	if n, _ := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &from); n == 1 { // the store wants to know the end, too
+		head := q.Clone(q.Context())
+		head.Method = http.MethodHead
+		a := &answer{header: http.Header{}}
+		r.store.ServeHTTP(a, head)
+		size, _ := strconv.ParseInt(a.header.Get("Content-Length"), 10, 64)
+		q.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, size-1))
 	}
 	r.store.ServeHTTP(&slow{ResponseWriter: w, q: q, rule: rule}, q)
 }
