@@ -349,6 +349,54 @@ func TestEngineCannotDescribeOne(t *testing.T) {
 	}
 }
 
+// TestImageCache: an image is inspected when it is new, when the list says something else of it, and when it was looked for; who asks whether
+// an image is there does not wait for a look that is under way.
+func TestImageCache(t *testing.T) {
+	var inspected, held atomic.Int32
+	var tags atomic.Value
+	tags.Store(`"app:1"`)
+	goOn, listing := make(chan struct{}), make(chan struct{}, 1)
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		switch p := r.URL.Path; {
+		case strings.HasSuffix(p, "/images/json"):
+			if held.Load() > 0 {
+				listing <- struct{}{}
+				<-goOn
+			}
+			fmt.Fprintf(w, `[{"Id":"one","RepoTags":[%s]}]`, tags.Load())
+		case strings.HasSuffix(p, "/one/json"), strings.HasSuffix(p, "/app:1/json"):
+			inspected.Add(1)
+			fmt.Fprintf(w, `{"Id":"one","RepoTags":[%s]}`, tags.Load())
+		}
+	}))
+	look := func(want int32) {
+		t.Helper()
+		if images, err := e.Images(t.Context()); err != nil || len(images) != 1 || inspected.Load() != want {
+			t.Errorf("Images: %v, %v, %d inspects; want %d", images, err, inspected.Load(), want)
+		}
+	}
+	look(1)
+	look(1)
+	tags.Store(`"app:1","app:2"`)
+	look(2)
+	look(2)
+	if _, err := e.FindImage(t.Context(), "app:1"); err != nil {
+		t.Error(err)
+	}
+	look(4) // FindImage's own, and the look's
+	look(4)
+	held.Store(1)
+	done := make(chan struct{})
+	go func() { defer close(done); look(4) }()
+	<-listing
+	if !e.images.has("app:2") || e.images.has("app:3") {
+		t.Error("what the last look saw is forgotten during a look")
+	}
+	close(goOn)
+	<-done
+}
+
 func TestNobodyThere(t *testing.T) {
 	e, err := New(Config{Endpoint: "unix://" + filepath.Join(t.TempDir(), "nobody"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

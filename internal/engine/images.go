@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +23,11 @@ import (
 
 // imageCache remembers what only an image's inspect says, as long as the list says the same of it.
 type imageCache struct {
-	mu   sync.Mutex // guards byID
-	byID map[string]cachedImage
+	listing sync.Mutex // one look at a time, so that an older one never follows a newer one
+
+	mu    sync.Mutex             // guards the rest, for moments only: pods start meanwhile
+	byID  map[string]cachedImage // of the last look, never changed
+	stale map[string]int         // images to be inspected anew, with the number of times that this was asked
 }
 
 type cachedImage struct {
@@ -38,10 +42,33 @@ func listed(s image.Summary) []string {
 	return names
 }
 
+// forget has an image inspected anew.
 func (c *imageCache) forget(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.byID, id)
+	if c.stale == nil {
+		c.stale = map[string]int{}
+	}
+	c.stale[id]++
+}
+
+// last is what the last look saw, and what is stale of it.
+func (c *imageCache) last() (byID map[string]cachedImage, stale map[string]int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID, maps.Clone(c.stale)
+}
+
+// seen is what a look has seen, which inspected what was stale when it began.
+func (c *imageCache) seen(byID map[string]cachedImage, stale map[string]int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.byID = byID
+	for id, n := range stale {
+		if c.stale[id] == n {
+			delete(c.stale, id)
+		}
+	}
 }
 
 // has says whether the last look at all images saw this one.
@@ -58,8 +85,9 @@ func (c *imageCache) has(ref string) bool {
 
 // Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those that are new or have changed.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
-	e.images.mu.Lock() // also while it lists, so that an older list never follows a newer one
-	defer e.images.mu.Unlock()
+	e.images.listing.Lock()
+	defer e.images.listing.Unlock()
+	old, stale := e.images.last()
 	list, err := e.docker().ImageList(ctx, client.ImageListOptions{})
 	if err != nil {
 		return nil, wrap(err, "list images")
@@ -67,8 +95,8 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	known := make(map[string]cachedImage, len(list.Items))
 	out := make([]*spec.Image, 0, len(list.Items))
 	for _, s := range list.Items {
-		c, names := e.images.byID[s.ID], listed(s)
-		if c.image == nil || !slices.Equal(c.listed, names) {
+		c, names := old[s.ID], listed(s)
+		if c.image == nil || stale[s.ID] > 0 || !slices.Equal(c.listed, names) {
 			in, err := e.docker().ImageInspect(ctx, s.ID)
 			if errdefs.IsNotFound(err) {
 				continue
@@ -84,7 +112,7 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 		known[s.ID] = c
 		out = append(out, c.image)
 	}
-	e.images.byID = known
+	e.images.seen(known, stale)
 	return out, nil
 }
 
