@@ -33,7 +33,7 @@ spec:
     resources: {requests: {cpu: 10m, memory: 8Mi}, limits: {cpu: 500m, memory: 64Mi}}
     startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 30}
     readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
-    livenessProbe: {exec: {command: [cat, /data/index.html]}, periodSeconds: 1}
+    livenessProbe: {exec: {command: [cat, /data/index.html]}, periodSeconds: 1, timeoutSeconds: 10}
     volumeMounts: [{name: data, mountPath: /data}]
   - name: tick
     image: cri-test/busybox:latest
