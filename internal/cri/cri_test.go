@@ -133,10 +133,13 @@ func (n fakeNetwork) IPs(id string) []netip.Addr {
 	}
 	return []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2")}
 }
-func (n fakeNetwork) Attached() []string                { return keys(n.world, n.attached) }
-func (n fakeNetwork) Ready() error                      { return n.fails("network ready") }
-func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error { return nil }
-func (n fakeNetwork) Mode() string                      { return "none" }
+func (n fakeNetwork) Check(context.Context, podnet.Pod) error { return n.fails("network check") }
+func (n fakeNetwork) Collect(context.Context) error           { return n.fails("network collect") }
+func (n fakeNetwork) Notice() string                          { return "" }
+func (n fakeNetwork) Attached() []string                      { return keys(n.world, n.attached) }
+func (n fakeNetwork) Ready() error                            { return n.fails("network ready") }
+func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error       { return nil }
+func (n fakeNetwork) Mode() string                            { return "none" }
 
 type fakePins struct{ *world }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // Recover clears what a crash left: networks and pins of sandboxes that are gone or do not run, and sandboxes that were made and never
-// started. It never touches a pod that runs. It is called whenever the view has been read anew.
+// started. What then belongs to no pod, the network's plugins collect. It never touches a pod that runs. It is called whenever the view has been read anew.
 func (s *Service) Recover(ctx context.Context) error {
 	host, err := s.host()
 	if err != nil {
@@ -25,26 +25,35 @@ func (s *Service) Recover(ctx context.Context) error {
 	for _, sb := range s.View.Sandboxes() {
 		errs = append(errs, s.recoverSandbox(ctx, sb))
 	}
+	if err := s.Network.Collect(ctx); err != nil {
+		s.Log.Warn("the network's plugins could not collect what belongs to no pod", "err", err)
+	}
 	return errors.Join(errs...)
 }
 
 // recoverNetwork releases a network whose sandbox is gone or does not run.
 func (s *Service) recoverNetwork(ctx context.Context, id string) error {
-	sb, err := s.View.Sandbox(id)
-	if err != nil {
-		sb = &spec.Sandbox{ID: id}
+	running := func() (*spec.Sandbox, bool) {
+		sb, err := s.View.Sandbox(id)
+		if err != nil {
+			return &spec.Sandbox{ID: id}, false
+		}
+		return sb, sb.Running
 	}
-	unlock, err := s.names.Lock(ctx, sb.Name)
+	if _, ok := running(); ok {
+		return nil
+	}
+	unlock, err := s.lockNetwork(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	// Asked again under the lock: a pod may have been started since.
-	if now, err := s.View.Sandbox(id); err == nil && now.Running {
+	sb, ok := running() // asked again under the lock: the pod may have been being made
+	if ok || !s.holdsNetwork(id) {
 		return nil
 	}
 	s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
-	if err := s.disconnect(ctx, sb); err != nil {
+	if err := s.release(ctx, sb); err != nil {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 	return nil

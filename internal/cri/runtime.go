@@ -41,6 +41,8 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.Network.Ready(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
+	} else if notice := s.Network.Notice(); notice != "" {
+		network.Reason, network.Message = "NetworkNotice", notice
 	}
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs}},

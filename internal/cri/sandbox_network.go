@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -48,8 +50,33 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	return err
 }
 
-// disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running pause.
+// disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running pause. A network that cannot be
+// released for long does not hold the pod up; see debts.
 func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
+	unlock, err := s.lockNetwork(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = s.release(ctx, sb)
+	if err != nil && s.debts.failed(sb.ID, time.Now()) {
+		s.Log.Warn("the pod goes before its network, which is released as soon as its plugins do so", "sandbox", sb.ID, "err", err)
+		return nil
+	}
+	return err
+}
+
+// lockNetwork serialises what is done to one pod's network, also of a pod whose name nobody knows any more.
+func (s *Service) lockNetwork(ctx context.Context, sandboxID string) (unlock func(), err error) {
+	unlock, err = s.names.Lock(ctx, "network of "+sandboxID)
+	if err != nil {
+		return nil, fmt.Errorf("network of sandbox %s: %w", sandboxID, err)
+	}
+	return unlock, nil
+}
+
+// release is disconnect under its lock.
+func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
 	if sb.HostNetwork() {
 		return nil
 	}
@@ -60,8 +87,17 @@ func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
 	if err := s.Network.Del(ctx, p); err != nil {
 		return err
 	}
+	s.debts.paid(sb.ID)
 	return s.Pins.Unpin(sb.ID)
 }
+
+// holdsNetwork says whether something of a pod's network is left.
+func (s *Service) holdsNetwork(sandboxID string) bool {
+	return s.Pins.Path(sandboxID) != "" || slices.Contains(s.Network.Attached(), sandboxID)
+}
+
+// Leftovers tells that Recover has something to do that it has not been told before.
+func (s *Service) Leftovers() <-chan struct{} { return s.debts.wake }
 
 // NetNS is the path of a running sandbox's network namespace, "" for the host's. NotFound, or FailedPrecondition when the pod does not run.
 func (s *Service) NetNS(sandboxID string) (string, error) {

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -21,11 +22,11 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 		}
 		// The pause was removed behind our back; its containers may be left.
 		sb = &spec.Sandbox{ID: r.GetPodSandboxId()}
-		if len(s.View.ContainersOf(sb.ID)) == 0 && s.Network.IPs(sb.ID) == nil {
+		if len(s.View.ContainersOf(sb.ID)) == 0 && !s.holdsNetwork(sb.ID) {
 			return &runtimeapi.RemovePodSandboxResponse{}, nil
 		}
 	}
-	unlock, err := s.names.Lock(ctx, sb.Name)
+	unlock, err := s.names.Lock(ctx, cmp.Or(sb.Name, sb.ID))
 	if err != nil {
 		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
 	}

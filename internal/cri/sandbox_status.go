@@ -12,8 +12,8 @@ import (
 )
 
 // PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus); the timestamp is that of the look, which
-// the kubelet compares with those of events. NotFound for an unknown ID.
-func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+// the kubelet compares with those of events. The verbose answer also tells what the network's plugins find (CNI CHECK). NotFound for an unknown ID.
+func (s *Service) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
@@ -26,9 +26,20 @@ func (s *Service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 		resp.ContainersStatuses = append(resp.ContainersStatuses, c.Status())
 	}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own})
+		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
 	}
 	return resp, err
+}
+
+// checkNetwork is what the network's plugins find when they look at a pod's connection, "ok" if it is as they made it, "" if it has none.
+func (s *Service) checkNetwork(ctx context.Context, sb *spec.Sandbox) string {
+	if !sb.Running || sb.HostNetwork() || s.Network.IPs(sb.ID) == nil {
+		return ""
+	}
+	if err := s.Network.Check(ctx, s.pod(sb)); err != nil {
+		return err.Error()
+	}
+	return "ok"
 }
 
 // addresses are a pod's, none on the host network.

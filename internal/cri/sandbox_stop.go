@@ -69,7 +69,7 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 // stopOrphans stops what is left of a pod whose pause container was removed behind our back.
 func (s *Service) stopOrphans(ctx context.Context, sandboxID string) error {
 	errs := []error{s.killAll(ctx, s.View.ContainersOf(sandboxID), nil)}
-	if s.Network.IPs(sandboxID) != nil || s.Pins.Path(sandboxID) != "" {
+	if s.holdsNetwork(sandboxID) {
 		errs = append(errs, s.disconnect(ctx, &spec.Sandbox{ID: sandboxID}))
 	}
 	return errors.Join(errs...)

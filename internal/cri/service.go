@@ -122,9 +122,12 @@ type Streams interface {
 type Network interface {
 	Add(ctx context.Context, p podnet.Pod) ([]netip.Addr, error)
 	Del(ctx context.Context, p podnet.Pod) error
+	Check(ctx context.Context, p podnet.Pod) error
+	Collect(ctx context.Context) error
 	IPs(sandboxID string) []netip.Addr
 	Attached() []string
 	Ready() error
+	Notice() string
 	SetPodCIDR(cidrs []netip.Prefix) error
 	Mode() string
 }
@@ -157,6 +160,7 @@ type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 	Deps
 	names     *keylock.Map // serialises calls on one name or ID
+	debts     *debts
 	preparing preparing
 }
 
@@ -166,7 +170,7 @@ var (
 )
 
 // New returns the services. Recover should be called whenever the view has been read anew.
-func New(d Deps) *Service { return &Service{Deps: d, names: keylock.New()} }
+func New(d Deps) *Service { return &Service{Deps: d, names: keylock.New(), debts: newDebts()} }
 
 // undoDeadline is how long undoing a failed call may take, whatever became of the caller.
 const undoDeadline = 30 * time.Second

@@ -143,6 +143,7 @@ func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
 	g.Go(func() error { p.logs.Run(ctx); return nil })
+	g.Go(func() error { p.network.Run(ctx); return nil })
 	g.Go(func() error { p.imageFS.Run(ctx); return nil })
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
 	g.Go(p.streams.Serve)
@@ -175,6 +176,7 @@ func (p *parts) recoverLoop(ctx context.Context) {
 		case <-p.view.Synced():
 			p.logs.EngineConnected()
 		case <-again.C:
+		case <-p.service.Leftovers():
 		}
 		if err := p.service.Recover(ctx); err != nil && ctx.Err() == nil {
 			p.log.Warn("not all leftovers could be cleared; trying again", "in", recoverAgain, "err", err)

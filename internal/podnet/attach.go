@@ -4,15 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
@@ -22,28 +23,38 @@ import (
 )
 
 const (
-	ifName       = "eth0"
-	opDeadline   = 2 * time.Minute // for one ADD or DEL with all its plugins
-	undoDeadline = 30 * time.Second
+	ifName         = "eth0"
+	undoDeadline   = 30 * time.Second
+	statusDeadline = 5 * time.Second // for one plugin's STATUS
 )
 
-// attacher runs the plugins of a configuration for pods, and remembers what they gave. libcni's cache is where that is kept; memory is a
-// copy of it.
+// attacher runs the plugins of a configuration for pods, and remembers what they gave. libcni's cache is where that is kept, and the
+// journal what is being made; memory is a copy of both.
 type attacher struct {
-	cni *libcni.CNIConfig
+	binDirs  []string
+	cacheDir string
+	log      *slog.Logger
+	limit    time.Duration // for one command of one plugin
+	journal  journal
+
+	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
 
 	mu  sync.RWMutex            // guards ips
-	ips map[string][]netip.Addr // by sandbox ID; an entry for every pod that is attached
+	ips map[string][]netip.Addr // by sandbox ID; an entry for every pod that holds, or may hold, a connection
 }
 
-// newAttacher reads what earlier processes attached.
-func newAttacher(binDirs []string, cacheDir string) (*attacher, error) {
-	// libcni makes an exec when it is given none, but at the first use and unguarded, and pods are attached side by side.
-	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}
-	a := &attacher{cni: libcni.NewCNIConfigWithCacheDir(binDirs, cacheDir, exec), ips: map[string][]netip.Addr{}}
-	cached, err := a.cni.GetCachedAttachments("")
+// newAttacher reads what earlier processes attached, or were attaching.
+func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher, error) {
+	a := &attacher{
+		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{},
+	}
+	cni := a.cni(nil)
+	cached, err := cni.GetCachedAttachments("")
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)
+	}
+	for _, id := range a.journal.list() {
+		a.ips[id] = nil
 	}
 	for _, c := range cached {
 		if c.IfName != ifName {
@@ -54,80 +65,197 @@ func newAttacher(binDirs []string, cacheDir string) (*attacher, error) {
 		if err != nil {
 			continue
 		}
-		if r, err := a.cni.GetNetworkListCachedResult(list, runtimeOf(c)); err == nil && r != nil {
+		if r, err := cni.GetNetworkListCachedResult(list, runtimeOf(c)); err == nil && r != nil {
 			a.ips[c.ContainerID], _ = addresses(r)
 		}
 	}
 	return a, nil
 }
 
+// cni is libcni with plugins that hold a file open, if one is given.
+func (a *attacher) cni(held *os.File) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: a.limit, held: held})
+}
+
 func runtimeOf(c *libcni.NetworkAttachment) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: c.ContainerID, NetNS: c.NetNS, IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs}
 }
 
-// add connects a pod with a configuration. On error nothing is left.
+// add connects a pod with a configuration. On error nothing is left, or a later del knows of it.
 func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (_ []netip.Addr, err error) {
-	ctx, cancel := context.WithTimeout(ctx, opDeadline)
-	defer cancel()
+	a.collecting.RLock()
+	defer a.collecting.RUnlock()
 	if err := loopbackUp(p.NetNS); err != nil {
 		return nil, fmt.Errorf("bring up lo of pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
 	rt := runtimeConf(p, ranges)
 	var u undo.Stack
-	u.Push("CNI ADD", func(ctx context.Context) error { return a.remove(ctx, list, rt) })
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, u.Run(ctx, undoDeadline))
+			err = errors.Join(fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err), u.Run(ctx, undoDeadline))
 		}
 	}()
-	result, err := a.cni.AddNetworkList(ctx, list, rt)
+	held, err := a.journal.begin(list, rt)
 	if err != nil {
-		return nil, fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err)
+		return nil, err
+	}
+	a.remember(p.ID, nil)
+	u.Push("CNI ADD", func(ctx context.Context) error {
+		if err := a.cni(nil).DelNetworkList(ctx, list, rt); err != nil {
+			return err
+		}
+		return a.forget(p.ID)
+	})
+	result, err := a.cni(held).AddNetworkList(ctx, list, rt)
+	held.Close()
+	if err != nil {
+		return nil, err
 	}
 	ips, err := addresses(result)
 	if err != nil {
-		return nil, fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err)
+		return nil, err
 	}
-	a.mu.Lock()
-	a.ips[p.ID] = ips
-	a.mu.Unlock()
+	if err := a.journal.end(p.ID); err != nil {
+		return nil, err
+	}
+	a.remember(p.ID, ips)
 	return ips, nil
 }
 
-// del disconnects a pod with the configurations with which it was connected. A pod of which the cache knows nothing, but whose namespace
-// is still there, may have been left in the middle of an ADD: it is disconnected with the current configuration, if there is one.
+// del disconnects a pod with the configurations with which it was connected. A pod of which neither cache nor journal knows, but whose
+// namespace is still there, may have been left by an older shim in the middle of an ADD: it is disconnected with the current configuration,
+// if there is one.
 func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p Pod) error {
-	ctx, cancel := context.WithTimeout(ctx, opDeadline)
-	defer cancel()
-	cached, err := a.cni.GetCachedAttachments(p.ID)
+	attachments, err := a.attachments(ctx, p)
 	if err != nil {
-		return fmt.Errorf("disconnect pod %s/%s: read the CNI cache: %w", p.Namespace, p.Name, err)
+		return fmt.Errorf("disconnect pod %s: %w", p.title(), err)
+	}
+	if len(attachments) == 0 && p.NetNS != "" && current != nil {
+		attachments = append(attachments, attachment{current, runtimeConf(p, nil)})
 	}
 	var errs []error
-	for _, c := range cached {
-		list, err := libcni.ConfListFromBytes(c.Config)
-		if err == nil {
-			rt := runtimeOf(c)
-			rt.NetNS = p.NetNS
-			err = a.remove(ctx, list, rt)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("disconnect pod %s/%s from network %s: %w", p.Namespace, p.Name, c.Network, err))
+	for _, c := range attachments {
+		if err := a.cni(nil).DelNetworkList(ctx, c.list, c.rt); err != nil {
+			errs = append(errs, fmt.Errorf("disconnect pod %s from network %s: %w", p.title(), c.list.Name, err))
 		}
 	}
-	if len(cached) == 0 && p.NetNS != "" && current != nil {
-		errs = append(errs, a.remove(ctx, current, runtimeConf(p, nil)))
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	return a.forget(p.ID)
 }
 
-func (a *attacher) remove(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	if err := a.cni.DelNetworkList(ctx, list, rt); err != nil {
+// attachment is how a pod was connected.
+type attachment struct {
+	list *libcni.NetworkConfigList
+	rt   *libcni.RuntimeConf
+}
+
+// attachments are those of a pod in libcni's cache or, if an ADD did not get so far, in the journal; then nothing of it runs any more.
+func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error) {
+	pending, err := a.journal.read(p.ID)
+	if err != nil {
+		return nil, err
+	}
+	if pending != nil {
+		if err := a.journal.await(ctx, p.ID); err != nil {
+			return nil, err
+		}
+	}
+	cached, err := a.cni(nil).GetCachedAttachments(p.ID)
+	if err != nil {
+		return nil, fmt.Errorf("read the CNI cache: %w", err)
+	}
+	var out []attachment
+	for _, c := range cached {
+		list, err := libcni.ConfListFromBytes(c.Config)
+		if err != nil {
+			return nil, fmt.Errorf("the CNI cache's configuration of network %s: %w", c.Network, err)
+		}
+		rt := runtimeOf(c)
+		rt.NetNS = p.NetNS
+		out = append(out, attachment{list, rt})
+		if pending != nil && c.IfName == pending.IfName {
+			pending = nil
+		}
+	}
+	if pending != nil {
+		list, err := libcni.ConfListFromBytes(pending.Config)
+		if err != nil {
+			return nil, fmt.Errorf("the configuration with which its ADD began: %w", err)
+		}
+		out = append(out, attachment{list, pending.runtime(p.NetNS)})
+	}
+	return out, nil
+}
+
+// check asks the plugins whether a pod's connection is still as they made it (CNI specification, CHECK).
+func (a *attacher) check(ctx context.Context, p Pod) error {
+	attachments, err := a.attachments(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, c := range attachments {
+		err := a.cni(nil).CheckNetworkList(ctx, c.list, c.rt)
+		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+			return fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err)
+		}
+	}
+	return nil
+}
+
+// collect has the plugins of a configuration release what belongs to none of the connections that we know (CNI specification, GC).
+// Configurations older than GC, and those with disableGC, are left alone.
+func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) error {
+	if !hasGC(list) {
+		return nil
+	}
+	a.collecting.Lock()
+	defer a.collecting.Unlock()
+	cached, err := a.cni(nil).GetCachedAttachments("")
+	if err != nil {
+		return fmt.Errorf("read the CNI cache: %w", err)
+	}
+	valid := []types.GCAttachment{} // never nil: plugins are to read a list
+	for _, id := range a.attached() {
+		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
+	}
+	for _, c := range cached { // also those of other interfaces, which are not ours
+		if g := (types.GCAttachment{ContainerID: c.ContainerID, IfName: c.IfName}); !slices.Contains(valid, g) {
+			valid = append(valid, g)
+		}
+	}
+	return a.cni(nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+}
+
+// hasGC says whether a configuration is of the CNI version that brought GC and STATUS, or newer.
+func hasGC(list *libcni.NetworkConfigList) bool {
+	can, err := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0")
+	return err == nil && can
+}
+
+// status asks the plugins of a configuration whether they can take an ADD (CNI specification, STATUS). Older configurations always can.
+func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
+	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: statusDeadline})
+	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
+		return fmt.Errorf("network %s is not ready: %w", list.Name, err)
+	}
+	return nil
+}
+
+func (a *attacher) remember(id string, ips []netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ips[id] = ips
+}
+
+func (a *attacher) forget(id string) error {
+	if err := a.journal.end(id); err != nil {
 		return err
 	}
 	a.mu.Lock()
-	delete(a.ips, rt.ContainerID)
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	delete(a.ips, id)
 	return nil
 }
 

@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/fsnotify/fsnotify"
 )
 
@@ -33,19 +33,27 @@ type CNI struct {
 	cfg     CNIConfig
 	attach  *attacher
 	watcher *fsnotify.Watcher
-	watched sync.WaitGroup
 
 	mu      sync.RWMutex // guards the rest
 	current *libcni.NetworkConfigList
 	problem error // why there is no current configuration
+	status  error // what the plugins said when they were last asked
 	ranges  []netip.Prefix
 }
 
 var _ Network = (*CNI)(nil)
 
-// NewCNI reads the configuration and watches it until Close. The directory may appear later.
+// How often plugins of version 1.1 or newer are asked for their STATUS, while they are ready and while they are not.
+const (
+	statusEvery = 10 * time.Second
+	statusAgain = time.Second
+)
+
+var errNotAsked = errors.New("its plugins have not been asked yet")
+
+// NewCNI reads the configuration, which may appear later. Run follows it.
 func NewCNI(cfg CNIConfig) (*CNI, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -54,28 +62,42 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 		return nil, fmt.Errorf("watch %s: %w", cfg.ConfDir, err)
 	}
 	c := &CNI{cfg: cfg, attach: attach, watcher: watcher}
-	c.follow()
-	c.watched.Go(func() {
-		for {
-			select {
-			case _, ok := <-watcher.Events:
-				if !ok {
-					return
-				}
-				c.follow()
-			case err, ok := <-watcher.Errors:
-				if !ok {
-					return
-				}
-				cfg.Log.Warn("watch the CNI configuration", "dir", cfg.ConfDir, "err", err)
-			}
-		}
-	})
+	c.watch()
+	c.reload(func(*libcni.NetworkConfigList) error { return errNotAsked })
 	return c, nil
 }
 
-// follow watches the directory, or the nearest folder above it that exists, and reads the configuration.
-func (c *CNI) follow() {
+// Run implements Network: it follows the configuration directory, and the plugins' own word.
+func (c *CNI) Run(ctx context.Context) {
+	ask := time.NewTimer(0)
+	defer ask.Stop()
+	status := func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) }
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-c.watcher.Events:
+			if !ok {
+				return
+			}
+			c.watch()
+		case err, ok := <-c.watcher.Errors:
+			if !ok {
+				return
+			}
+			c.cfg.Log.Warn("watch the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
+		case <-ask.C:
+		}
+		next := statusEvery
+		if !c.reload(status) {
+			next = statusAgain
+		}
+		ask.Reset(next)
+	}
+}
+
+// watch watches the directory, or the nearest folder above it that exists.
+func (c *CNI) watch() {
 	for dir := c.cfg.ConfDir; ; dir = filepath.Dir(dir) {
 		if c.watcher.Add(dir) == nil || dir == filepath.Dir(dir) {
 			if dir != c.cfg.ConfDir {
@@ -84,22 +106,30 @@ func (c *CNI) follow() {
 					_ = c.watcher.Add(c.cfg.ConfDir)
 				}
 			}
-			break
+			return
 		}
 	}
-	c.reload()
 }
 
-func (c *CNI) reload() {
+// reload reads the configuration and what its plugins say of themselves, which it returns as ready or not.
+func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) {
 	list, err := firstValid(c.cfg.ConfDir, func(file string, err error) {
 		c.cfg.Log.Warn("CNI configuration is not valid, the next one is tried", "file", file, "err", err)
 	})
+	var said error
+	if list != nil && hasGC(list) {
+		said = status(list)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if list != nil && (c.current == nil || string(c.current.Bytes) != string(list.Bytes)) {
 		c.cfg.Log.Info("CNI configuration", "network", list.Name, "dir", c.cfg.ConfDir)
 	}
-	c.current, c.problem = list, err
+	if said != nil && !errors.Is(said, errNotAsked) && (c.status == nil || c.status.Error() != said.Error()) {
+		c.cfg.Log.Warn("CNI plugins are not ready", "err", said)
+	}
+	c.current, c.problem, c.status = list, err, said
+	return said == nil
 }
 
 // firstValid is the first valid configuration of a directory, in name order.
@@ -150,9 +180,8 @@ func missing(list *libcni.NetworkConfigList, binDirs []string) error {
 			if name == "" {
 				continue
 			}
-			if _, err := invoke.FindInPath(name, binDirs); err != nil {
-				return fmt.Errorf("CNI plugin %q of network %s is not in %s: install it (the standard plugins are in the package containernetworking-plugins) or correct --cni-bin-dir",
-					name, list.Name, strings.Join(binDirs, ", "))
+			if _, err := (*plugins)(nil).FindInPath(name, binDirs); err != nil {
+				return fmt.Errorf("network %s: %w", list.Name, err)
 			}
 		}
 	}
@@ -180,6 +209,18 @@ func (c *CNI) Del(ctx context.Context, p Pod) error {
 	return c.attach.del(ctx, list, p)
 }
 
+// Check implements Network.
+func (c *CNI) Check(ctx context.Context, p Pod) error { return c.attach.check(ctx, p) }
+
+// Collect implements Network.
+func (c *CNI) Collect(ctx context.Context) error {
+	list, _, err := c.config()
+	if err != nil {
+		return nil // there is nothing to ask
+	}
+	return c.attach.collect(ctx, list)
+}
+
 // IPs implements Network.
 func (c *CNI) IPs(id string) []netip.Addr { return c.attach.addressesOf(id) }
 
@@ -188,12 +229,20 @@ func (c *CNI) Attached() []string { return c.attach.attached() }
 
 // Ready implements Network.
 func (c *CNI) Ready() error {
-	list, _, err := c.config()
-	if err != nil {
+	c.mu.RLock()
+	list, problem, status := c.current, c.problem, c.status
+	c.mu.RUnlock()
+	if problem != nil {
+		return problem
+	}
+	if err := missing(list, c.cfg.BinDirs); err != nil {
 		return err
 	}
-	return missing(list, c.cfg.BinDirs)
+	return status
 }
+
+// Notice implements Network.
+func (c *CNI) Notice() string { return "" }
 
 // SetPodCIDR implements Network: the ranges become the capability ipRanges.
 func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
@@ -207,8 +256,4 @@ func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
 func (c *CNI) Mode() string { return "none" }
 
 // Close implements Network.
-func (c *CNI) Close() error {
-	err := c.watcher.Close()
-	c.watched.Wait()
-	return err
-}
+func (c *CNI) Close() error { return c.watcher.Close() }

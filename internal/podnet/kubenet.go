@@ -50,7 +50,7 @@ var _ Network = (*Kubenet)(nil)
 
 // NewKubenet makes the network. Without pod CIDRs it waits for SetPodCIDR.
 func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +129,18 @@ func (k *Kubenet) Del(ctx context.Context, p Pod) error {
 	return k.attach.del(ctx, list, p)
 }
 
+// Check implements Network.
+func (k *Kubenet) Check(ctx context.Context, p Pod) error { return k.attach.check(ctx, p) }
+
+// Collect implements Network.
+func (k *Kubenet) Collect(ctx context.Context) error {
+	list, err := k.config()
+	if err != nil {
+		return nil
+	}
+	return k.attach.collect(ctx, list)
+}
+
 // IPs implements Network.
 func (k *Kubenet) IPs(id string) []netip.Addr { return k.attach.addressesOf(id) }
 
@@ -146,6 +158,12 @@ func (k *Kubenet) Ready() error {
 
 // Mode implements Network.
 func (k *Kubenet) Mode() string { return "none" }
+
+// Notice implements Network.
+func (k *Kubenet) Notice() string { return "" }
+
+// Run implements Network: nothing is to be followed.
+func (k *Kubenet) Run(context.Context) {}
 
 // Close implements Network.
 func (k *Kubenet) Close() error { return nil }

@@ -12,9 +12,11 @@ type Noop struct{}
 
 var _ Network = Noop{}
 
+const noopNotice = "no network plugin: pods get addresses of Docker's own bridge, which no other node can reach; give --network-plugin=cni for a cluster"
+
 // NewNoop warns and returns the network.
 func NewNoop(log *slog.Logger) Noop {
-	log.Warn("no network plugin: pods get addresses of Docker's own bridge, which no other node can reach; give --network-plugin=cni for a cluster")
+	log.Warn(noopNotice)
 	return Noop{}
 }
 
@@ -24,6 +26,12 @@ func (Noop) Add(context.Context, Pod) ([]netip.Addr, error) { return nil, nil }
 // Del implements Network.
 func (Noop) Del(context.Context, Pod) error { return nil }
 
+// Check implements Network.
+func (Noop) Check(context.Context, Pod) error { return nil }
+
+// Collect implements Network.
+func (Noop) Collect(context.Context) error { return nil }
+
 // IPs implements Network: the engine knows them.
 func (Noop) IPs(string) []netip.Addr { return nil }
 
@@ -32,6 +40,12 @@ func (Noop) Attached() []string { return nil }
 
 // Ready implements Network.
 func (Noop) Ready() error { return nil }
+
+// Notice implements Network: the trap is told as long as it is open.
+func (Noop) Notice() string { return noopNotice }
+
+// Run implements Network: nothing is to be followed.
+func (Noop) Run(context.Context) {}
 
 // SetPodCIDR implements Network.
 func (Noop) SetPodCIDR([]netip.Prefix) error { return nil }

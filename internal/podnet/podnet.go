@@ -1,6 +1,6 @@
 // Package podnet gives pods their network: CNI (any conformant plugins), kubenet (a bridge on the node's pod CIDR, made by the standard
-// plugins from a generated configuration) and no-op (the engine's own bridge). What a pod got is remembered by libcni's cache alone, so a
-// restart, a change of configuration or a crash never loses the means to undo it.
+// plugins from a generated configuration) and no-op (the engine's own bridge). What a pod got is remembered by libcni's cache, and what it
+// is getting by a journal beside it, so a restart, a change of configuration or a crash never loses the means to undo it.
 package podnet
 
 import (
@@ -22,23 +22,39 @@ type Pod struct {
 	DNS         *runtimeapi.DNSConfig
 }
 
+// title is how errors call a pod; of one whose sandbox is gone only the ID is known.
+func (p Pod) title() string {
+	if p.Name == "" {
+		return p.ID
+	}
+	return p.Namespace + "/" + p.Name
+}
+
 // Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
 // one pod are serialised by the caller.
 type Network interface {
-	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind.
+	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
 	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error.
 	Del(ctx context.Context, p Pod) error
+	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.
+	Check(ctx context.Context, p Pod) error
+	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add and keeps others waiting.
+	Collect(ctx context.Context) error
 	// IPs are the addresses of a connected pod, from memory; nil when it has none. Survives a restart of the daemon.
 	IPs(sandboxID string) []netip.Addr
 	// Attached lists the sandbox IDs that hold a connection, for the recovery of leftovers.
 	Attached() []string
 	// Ready is nil when pods can be connected, else the reason in words that an operator can act on.
 	Ready() error
+	// Notice is what an operator should know of a network that is ready, "" for nothing.
+	Notice() string
 	// SetPodCIDR tells the node's ranges (UpdateRuntimeConfig); networks that do not allot addresses themselves ignore it.
 	SetPodCIDR(cidrs []netip.Prefix) error
 	// Mode is the engine's network mode for sandboxes: "none" when we connect them, "bridge" when the engine does.
 	Mode() string
-	// Close stops watching.
+	// Run follows what Ready depends on until ctx ends. Ready tells the state at the beginning until then.
+	Run(ctx context.Context)
+	// Close frees what the network itself holds; pods stay connected.
 	Close() error
 }

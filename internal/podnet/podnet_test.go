@@ -1,7 +1,6 @@
 package podnet
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +22,7 @@ import (
 
 const (
 	insideMark = "PODNET_TEST_INSIDE"
-	plugins    = "/usr/lib/cni" // Debian's containernetworking-plugins
+	pluginDir  = "/usr/lib/cni" // Debian's containernetworking-plugins
 )
 
 // TestMain runs the tests in mount and network namespaces of their own, so that no bridge, rule or mount of theirs is the host's.
@@ -78,7 +77,7 @@ func newKubenet(t *testing.T, dir string, cidrs ...string) *Kubenet {
 	for _, c := range cidrs {
 		ranges = append(ranges, netip.MustParsePrefix(c))
 	}
-	k, err := NewKubenet(KubenetConfig{BinDirs: []string{plugins}, CacheDir: filepath.Join(dir, "cache"), PodCIDRs: ranges, Hairpin: HairpinVeth, Log: discard})
+	k, err := NewKubenet(KubenetConfig{BinDirs: []string{pluginDir}, CacheDir: filepath.Join(dir, "cache"), PodCIDRs: ranges, Hairpin: HairpinVeth, Log: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,105 +154,17 @@ func TestKubenetWaitsForTheRange(t *testing.T) {
 	}
 }
 
-// fakePlugin is a plugin whose ADD does what the file "mode" beside it says; it notes every command in "calls".
-func fakePlugin(t *testing.T) (dir string, mode func(string), calls func() string) {
-	t.Helper()
-	dir = t.TempDir()
-	script := strings.ReplaceAll(`#!/bin/sh
-cat > DIR/stdin
-echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_ARGS" >> DIR/calls
-mode=$(cat DIR/mode)
-case "$CNI_COMMAND $mode" in
-"ADD error") echo '{"cniVersion":"1.0.0","code":7,"msg":"no address left","details":"in the range"}'; exit 1;;
-"ADD junk") echo 'this is not JSON';;
-"ADD hang") exec sleep 1000;;
-"ADD none") echo '{"cniVersion":"1.0.0"}';;
-"ADD "*) echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}';;
-"DEL delerror") echo '{"cniVersion":"1.0.0","code":9,"msg":"cannot delete"}'; exit 1;;
-"VERSION "*) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}';;
-esac
-`, "DIR", dir)
-	if err := os.WriteFile(filepath.Join(dir, "fake"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mode = func(m string) {
-		if err := os.WriteFile(filepath.Join(dir, "mode"), []byte(m), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		_ = os.Remove(filepath.Join(dir, "calls"))
-	}
-	mode("")
-	return dir, mode, func() string { b, _ := os.ReadFile(filepath.Join(dir, "calls")); return string(b) }
-}
-
-func writeConf(t *testing.T, file, name string) {
-	t.Helper()
-	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":"fake","capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true}}]}`, name)
-	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func newCNI(t *testing.T, conf, bin string) *CNI {
-	t.Helper()
-	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir(), Log: discard})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-func TestPluginFailures(t *testing.T) {
-	bin, mode, calls := fakePlugin(t)
-	conf := t.TempDir()
-	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
-	c := newCNI(t, conf, bin)
-	p, _ := newPod(t, sandboxID)
-	for m, want := range map[string]string{"error": "no address left", "junk": "invalid character", "none": "gave no address"} {
-		mode(m)
-		_, err := c.Add(t.Context(), p)
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", m, err, want)
-		}
-		if !strings.Contains(calls(), "DEL "+sandboxID) || c.IPs(p.ID) != nil || len(c.Attached()) > 0 {
-			t.Errorf("%s: not undone; calls:\n%s", m, calls())
-		}
-	}
-	mode("hang")
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	if _, err := c.Add(ctx, p); err == nil {
-		t.Error("a plugin that hangs succeeded")
-	}
-	mode("delerror")
-	if _, err := c.Add(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Del(t.Context(), p); err == nil || !strings.Contains(err.Error(), "cannot delete") || c.IPs(p.ID) == nil {
-		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
-	}
-	mode("")
-	if err := c.Del(t.Context(), p); err != nil {
-		t.Error(err)
-	}
-	mode("")
-	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(calls(), "DEL") { // it may have been left in the middle of an ADD
-		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, calls())
-	}
-}
-
 // TestTheFirstPodsAtOnce lets the race detector look at what is made at the first use.
 func TestTheFirstPodsAtOnce(t *testing.T) {
-	bin, _, _ := fakePlugin(t)
-	conf := t.TempDir()
-	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
-	c := newCNI(t, conf, bin)
+	c := newFake(t).network(t, "1.1.0")
 	var wg sync.WaitGroup
 	for i := range 8 {
 		p, _ := newPod(t, fmt.Sprintf("%064x", i))
 		wg.Go(func() {
 			if _, err := c.Add(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+			if err := c.Collect(t.Context()); err != nil {
 				t.Error(err)
 			}
 			if err := c.Del(t.Context(), p); err != nil {
@@ -265,10 +176,8 @@ func TestTheFirstPodsAtOnce(t *testing.T) {
 }
 
 func TestWhatPluginsAreTold(t *testing.T) {
-	bin, _, calls := fakePlugin(t)
-	conf := t.TempDir()
-	writeConf(t, filepath.Join(conf, "10.conflist"), "net")
-	c := newCNI(t, conf, bin)
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
 	if err := c.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}); err != nil {
 		t.Fatal(err)
 	}
@@ -279,26 +188,22 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if want := "ADD " + sandboxID + " eth0 " + p.NetNS + " IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + sandboxID + ";K8S_POD_UID=u\n"; !strings.Contains(calls(), want) {
-		t.Errorf("calls: %s\nwant %s", calls(), want)
-	}
-	stdin, err := os.ReadFile(filepath.Join(bin, "stdin"))
-	if err != nil {
-		t.Fatal(err)
+	if want := "ADD " + sandboxID + " eth0 " + p.NetNS + " IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + sandboxID + ";K8S_POD_UID=u\n"; !strings.Contains(f.calls(), want) {
+		t.Errorf("calls: %s\nwant %s", f.calls(), want)
 	}
 	for _, want := range []string{
 		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}]`, `"ingressRate":10000000`, `"ipRanges":[[{"subnet":"10.1.0.0/16"}]]`, `"servers":["10.96.0.10"]`,
 	} {
-		if !strings.Contains(string(stdin), want) {
+		if stdin := f.read("stdin.ADD"); !strings.Contains(stdin, want) {
 			t.Errorf("the plugin was not told %s:\n%s", want, stdin)
 		}
 	}
 }
 
 func TestConfigurationIsWatched(t *testing.T) {
-	bin, mode, calls := fakePlugin(t)
+	f := newFake(t)
 	conf := filepath.Join(t.TempDir(), "cni", "net.d")
-	c := newCNI(t, conf, bin)
+	c := newCNI(t, conf, f.dir, t.TempDir())
 	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "install a network add-on") {
 		t.Errorf("without a directory: %v", err)
 	}
@@ -318,7 +223,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	writeConf(t, filepath.Join(conf, "20-b.conflist"), "b")
+	writeConf(t, filepath.Join(conf, "20-b.conflist"), "b", "1.0.0")
 	became("ready", func() bool { return c.Ready() == nil })
 	p, _ := newPod(t, sandboxID)
 	if _, err := c.Add(t.Context(), p); err != nil {
@@ -327,7 +232,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(conf, "00-broken.conflist"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	writeConf(t, filepath.Join(conf, "10-a.conflist"), "a")
+	writeConf(t, filepath.Join(conf, "10-a.conflist"), "a", "1.0.0")
 	became("the first valid file counts", func() bool { l, _, _ := c.config(); return l != nil && l.Name == "a" })
 	for _, f := range []string{"00-broken", "10-a", "20-b"} {
 		if err := os.Remove(filepath.Join(conf, f+".conflist")); err != nil {
@@ -335,9 +240,9 @@ func TestConfigurationIsWatched(t *testing.T) {
 		}
 	}
 	became("not ready", func() bool { return c.Ready() != nil })
-	mode("")
-	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(calls(), "DEL") || len(c.Attached()) > 0 {
-		t.Errorf("a pod of a configuration that is gone: %v, calls %q", err, calls())
+	f.mode("")
+	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") || len(c.Attached()) > 0 {
+		t.Errorf("a pod of a configuration that is gone: %v, calls %q", err, f.calls())
 	}
 }
 

@@ -1,0 +1,89 @@
+package cri
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestNetworkThatCannotBeReleased fails every DEL: for a while the kubelet is told, then the pod goes, and recovery releases its network as
+// soon as the plugin does so again.
+func TestNetworkThatCannotBeReleased(t *testing.T) {
+	s, w := newService(t)
+	id := runPod(t, s, w.pod())
+	broken := func(step string) error {
+		if step == "network del" {
+			return errBroken
+		}
+		return nil
+	}
+	w.fault = broken
+	for range 3 {
+		_, stop := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+		_, remove := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+		if !errors.Is(stop, errBroken) || !errors.Is(remove, errBroken) {
+			t.Fatalf("the plugin's error is not passed on: %v, %v", stop, remove)
+		}
+	}
+	s.debts.mu.Lock()
+	s.debts.since[id] = time.Now().Add(-debtPatience)
+	s.debts.mu.Unlock()
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Fatalf("after %v: %v", debtPatience, err)
+	}
+	if _, err := s.View.Sandbox(id); !errdefs.IsNotFound(err) {
+		t.Errorf("the pod is still there: %v", err)
+	}
+	select {
+	case <-s.Leftovers():
+	default:
+		t.Error("recovery was not told")
+	}
+	if err := s.Recover(t.Context()); !errors.Is(err, errBroken) {
+		t.Errorf("recovery while the plugin fails: %v", err)
+	}
+	if got := keys(w, w.pins); !slices.Equal(got, []string{id}) {
+		t.Errorf("the namespace of a network that is owed: %v", got)
+	}
+	w.fault = nil
+	if err := s.Recover(t.Context()); err != nil {
+		t.Error(err)
+	}
+	w.nothingLeft(t, s)
+}
+
+// TestRemoveWhatOnlyTheNetworkKnows removes a pod whose pause was removed behind our back and that never got an address.
+func TestRemoveWhatOnlyTheNetworkKnows(t *testing.T) {
+	s, w := newService(t)
+	for _, what := range []map[string]bool{w.attached, w.pins} {
+		w.set(what, "cafe", true)
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: "cafe"}); err != nil {
+			t.Error(err)
+		}
+		w.nothingLeft(t, s)
+	}
+}
+
+func TestVerboseStatusTellsOfTheNetwork(t *testing.T) {
+	s, w := newService(t)
+	id := runPod(t, s, w.pod())
+	info := func() string {
+		r, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Info["info"]
+	}
+	if got := info(); !strings.Contains(got, `"network":"ok"`) {
+		t.Error(got)
+	}
+	w.fault = func(string) error { return errBroken }
+	if got := info(); !strings.Contains(got, errBroken.Error()) {
+		t.Error(got)
+	}
+}

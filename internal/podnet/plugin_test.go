@@ -1,0 +1,348 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fake is a plugin with fail points: "mode" beside it says what it does, and every command is noted in "calls". What an ADD reserves is a
+// file in "held", which a DEL removes.
+type fake struct {
+	t   *testing.T
+	dir string
+}
+
+func newFake(t *testing.T) fake {
+	t.Helper()
+	f := fake{t, t.TempDir()}
+	script := strings.ReplaceAll(`#!/bin/sh
+cat > DIR/stdin.$CNI_COMMAND
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_ARGS" >> DIR/calls
+mode=$(cat DIR/mode)
+version=$(sed -n 's/.*"cniVersion":"\([0-9.]*\)".*/\1/p' DIR/stdin.$CNI_COMMAND)
+case "$CNI_COMMAND" in
+ADD) touch DIR/held/$CNI_CONTAINERID;;
+DEL) [ "$mode" = DEL-error ] || rm -f DIR/held/$CNI_CONTAINERID;;
+esac
+case "$mode" in
+$CNI_COMMAND-error) echo '{"cniVersion":"1.0.0","code":7,"msg":"no address left","details":"in the range"}'; exit 1;;
+$CNI_COMMAND-junk) echo 'this is not JSON'; exit 0;;
+$CNI_COMMAND-stderr) echo 'the disk is full' >&2; exit 3;;
+$CNI_COMMAND-silent) exit 4;;
+$CNI_COMMAND-hang) sleep 1000 & echo $! > DIR/child; wait;;
+$CNI_COMMAND-slow) while [ -e DIR/slow ]; do sleep 0.01; done;;
+$CNI_COMMAND-none) echo '{"cniVersion":"1.0.0"}'; exit 0;;
+$CNI_COMMAND-version) echo '{"cniVersion":"9.9.9","ips":[{"address":"10.1.2.3/24"}]}'; exit 0;;
+esac
+case "$CNI_COMMAND $version" in
+"ADD 0."*) echo "{\"cniVersion\":\"$version\",\"ips\":[{\"version\":\"4\",\"address\":\"10.1.2.3/24\"}]}";;
+"ADD "*) echo "{\"cniVersion\":\"$version\",\"ips\":[{\"address\":\"10.1.2.3/24\"}]}";;
+"VERSION "*) echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}';;
+esac
+`, "DIR", f.dir)
+	if err := errors.Join(os.Mkdir(filepath.Join(f.dir, "held"), 0o755), os.WriteFile(filepath.Join(f.dir, "fake"), []byte(script), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	f.mode("")
+	return f
+}
+
+// mode sets what the plugin does from now on: "<COMMAND>-<what>", "" for what it should. It forgets the calls.
+func (f fake) mode(m string) {
+	f.t.Helper()
+	if err := os.WriteFile(filepath.Join(f.dir, "mode"), []byte(m), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	_ = os.Remove(filepath.Join(f.dir, "calls"))
+}
+
+// read is one of the plugin's files, "" if it is not there.
+func (f fake) read(name string) string {
+	b, _ := os.ReadFile(filepath.Join(f.dir, name))
+	return string(b)
+}
+
+func (f fake) calls() string { return f.read("calls") }
+
+// held are the pods for which the plugin holds something.
+func (f fake) held() []string {
+	entries, err := os.ReadDir(filepath.Join(f.dir, "held"))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+// network is a CNI network of the plugin, in a version of the specification.
+func (f fake) network(t *testing.T, version string) *CNI {
+	t.Helper()
+	conf := t.TempDir()
+	writeConf(t, filepath.Join(conf, "10.conflist"), "net", version)
+	return newCNI(t, conf, f.dir, t.TempDir())
+}
+
+func writeConf(t *testing.T, file, name, version string) {
+	t.Helper()
+	conf := fmt.Sprintf(`{"cniVersion":%q,"name":%q,"plugins":[{"type":"fake","capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true}}]}`, version, name)
+	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newCNI is a network that follows its configuration until the test ends.
+func newCNI(t *testing.T, conf, bin, cache string) *CNI {
+	t.Helper()
+	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: cache, Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { c.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait(); c.Close() })
+	return c
+}
+
+func TestPluginFailures(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	p, _ := newPod(t, sandboxID)
+	for mode, want := range map[string]string{
+		"ADD-error": "CNI error 7: no address left; in the range", "ADD-junk": "its output is not JSON: this is not JSON", "ADD-none": "gave no address",
+		"ADD-stderr": "exit status 3; on standard error: the disk is full", "ADD-silent": "exit status 4; it said nothing", "ADD-version": "9.9.9",
+	} {
+		f.mode(mode)
+		_, err := c.Add(t.Context(), p)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "connect pod default/web to network net") {
+			t.Errorf("%s: %v, want %q", mode, err, want)
+		}
+		if len(f.held()) > 0 || c.IPs(p.ID) != nil || len(c.Attached()) > 0 {
+			t.Errorf("%s: not undone; calls:\n%s", mode, f.calls())
+		}
+	}
+	f.mode("DEL-error")
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Del(t.Context(), p); err == nil || !strings.Contains(err.Error(), `disconnect pod default/web from network net: plugin type="fake" failed (delete): CNI error 7: no address left`) || c.IPs(p.ID) == nil {
+		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
+	}
+	f.mode("")
+	if err := c.Del(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	f.mode("")
+	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") { // an older shim may have left it in the middle of an ADD
+		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, f.calls())
+	}
+}
+
+// TestPluginHangs is a plugin that does not end: neither it nor what it started is left, and the error says how long it was given.
+func TestPluginHangs(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	c.attach.limit = 200 * time.Millisecond
+	p, _ := newPod(t, sandboxID)
+	f.mode("ADD-hang")
+	_, err := c.Add(t.Context(), p)
+	if err == nil || !strings.Contains(err.Error(), `type="fake"`) || !strings.Contains(err.Error(), "did not end within 200ms") {
+		t.Errorf("%v", err)
+	}
+	if child := strings.TrimSpace(f.read("child")); child == "" || !within(func() bool { return !alive(child) }) {
+		t.Errorf("the plugin's child %s is left", child)
+	}
+	if len(f.held()) > 0 || len(c.Attached()) > 0 {
+		t.Errorf("not undone; calls:\n%s", f.calls())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Add(ctx, p); !errors.Is(err, context.Canceled) || len(c.Attached()) > 0 {
+		t.Errorf("a call that was cancelled: %v", err)
+	}
+}
+
+// alive says whether a process is there and no zombie.
+func alive(pid string) bool {
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+func within(cond func() bool) bool {
+	deadline := time.Now().Add(5 * time.Second)
+	for tick := time.NewTicker(time.Millisecond); !cond(); <-tick.C {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestAddCutOff is a daemon that is killed in the middle of an ADD: the next one waits for the plugin that still runs, and then releases what
+// it reserved, with the configuration with which it was reserved.
+func TestAddCutOff(t *testing.T) {
+	f := newFake(t)
+	conf, cache := t.TempDir(), t.TempDir()
+	file := filepath.Join(conf, "10.conflist")
+	writeConf(t, file, "net", "1.0.0")
+	killed := newCNI(t, conf, f.dir, cache)
+	p, _ := newPod(t, sandboxID)
+	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.mode("ADD-slow")
+	list, _, err := killed.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := killed.attach.journal.begin(list, runtimeConf(p, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as AddNetworkList does, but nothing comes after it
+	plugin.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0", "CNI_NETNS="+p.NetNS)
+	plugin.Stdin, plugin.ExtraFiles = strings.NewReader(`{"cniVersion":"1.0.0"}`), []*os.File{held}
+	if err := plugin.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer plugin.Wait() //nolint:errcheck // its end is seen below
+	if !within(func() bool { return len(f.held()) == 1 }) {
+		t.Fatal("the plugin was not called")
+	}
+	held.Close() // as the end of the process does
+	writeConf(t, file, "another", "1.0.0")
+	next := newCNI(t, conf, f.dir, cache)
+	if got := next.Attached(); len(got) != 1 || got[0] != p.ID {
+		t.Fatalf("attached: %v", got)
+	}
+	done := make(chan error, 1)
+	go func() { done <- next.Del(t.Context(), Pod{ID: p.ID}) }()
+	select {
+	case err := <-done:
+		t.Errorf("the DEL did not wait for the plugin: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(f.held()) > 0 || len(next.Attached()) > 0 || !strings.Contains(f.read("stdin.DEL"), `"name":"net"`) {
+		t.Errorf("held %v, attached %v, told at DEL: %s", f.held(), next.Attached(), f.read("stdin.DEL"))
+	}
+	if left, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestVersions(t *testing.T) {
+	f := newFake(t)
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		c := f.network(t, version)
+		if !within(func() bool { return c.Ready() == nil }) {
+			t.Fatalf("%s: %v", version, c.Ready())
+		}
+		p, _ := newPod(t, sandboxID)
+		ips, err := c.Add(t.Context(), p)
+		if err != nil || len(ips) != 1 || ips[0] != netip.MustParseAddr("10.1.2.3") {
+			t.Errorf("%s: %v, %v", version, ips, err)
+		}
+		f.mode("")
+		if err := c.Check(t.Context(), p); err != nil {
+			t.Errorf("%s: CHECK: %v", version, err)
+		}
+		if asked := strings.Contains(f.calls(), "CHECK "+p.ID); asked != (version != "0.3.1") {
+			t.Errorf("%s: CHECK asked: %v", version, asked)
+		}
+		f.mode("CHECK-error")
+		if err := c.Check(t.Context(), p); (err == nil) != (version == "0.3.1") || err != nil && !strings.Contains(err.Error(), "no address left") {
+			t.Errorf("%s: a CHECK that fails: %v", version, err)
+		}
+		f.mode("")
+		if err := c.Collect(t.Context()); err != nil {
+			t.Errorf("%s: GC: %v", version, err)
+		}
+		if asked := strings.Contains(f.calls(), "GC "); asked != (version == "1.1.0") {
+			t.Errorf("%s: GC asked: %v", version, asked)
+		}
+		if want := `"cni.dev/valid-attachments":[{"containerID":"` + p.ID + `","ifname":"eth0"}]`; version == "1.1.0" && !strings.Contains(f.read("stdin.GC"), want) {
+			t.Errorf("GC was told %s, not %s", f.read("stdin.GC"), want)
+		}
+		if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
+			t.Errorf("%s: DEL: %v", version, err)
+		}
+	}
+}
+
+func TestStatusOfPlugins(t *testing.T) {
+	f := newFake(t)
+	f.mode("STATUS-error")
+	c := f.network(t, "1.1.0")
+	if err := c.Ready(); err == nil {
+		t.Error("ready before it was asked")
+	}
+	if !within(func() bool { err := c.Ready(); return err != nil && strings.Contains(err.Error(), "no address left") }) {
+		t.Errorf("%v", c.Ready())
+	}
+	f.mode("")
+	if !within(func() bool { return c.Ready() == nil }) {
+		t.Errorf("%v", c.Ready())
+	}
+}
+
+func TestPluginVanishes(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	p, _ := newPod(t, sandboxID)
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(f.dir, "fake")
+	if err := os.Rename(file, file+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	want := `CNI plugin "fake" is not in ` + f.dir + ": install it"
+	for what, err := range map[string]error{"Ready": c.Ready(), "Del": c.Del(t.Context(), p)} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+	}
+	if err := os.Rename(file+".gone", file); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
+		t.Errorf("after it came back: %v, held %v", err, f.held())
+	}
+}
+
+// TestPluginIsBeingReplaced is an upgrade of the plugins in the moment in which one is called.
+func TestPluginIsBeingReplaced(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	p, _ := newPod(t, sandboxID)
+	busy, err := os.OpenFile(filepath.Join(f.dir, "fake"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := (&plugins{}).run(t.Context(), busy.Name(), nil, nil); !errors.Is(err, syscall.ETXTBSY) {
+		t.Errorf("the file is not busy: %v", err)
+	}
+	time.AfterFunc(busyPause/2, func() { busy.Close() })
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+}
