@@ -32,6 +32,7 @@ type Config struct {
 	CNIConfDir       string
 	CNIBinDirs       []string
 	CNICacheDir      string
+	PodNetNS         string // own or engine
 	MTU              int
 	HairpinMode      string
 	PodCIDR          []string
@@ -69,6 +70,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
 	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "directories of CNI plugins, with commas between")
 	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of CNI's cache")
+	f.StringVar(&c.PodNetNS, "pod-netns", "own", "who makes pods' network namespaces: own (this daemon, where the sandbox image and the engine permit it, else the engine) or engine")
 	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
 	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth or promiscuous-bridge")
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
@@ -108,6 +110,7 @@ func (c *Config) validateNames() error {
 	}{
 		{"network-plugin", c.NetworkPlugin, []string{"cni", "kubenet", ""}},
 		{"hairpin-mode", c.HairpinMode, []string{"none", "hairpin-veth", "promiscuous-bridge"}},
+		{"pod-netns", c.PodNetNS, []string{"own", "engine"}},
 		{"container-log", c.ContainerLog, []string{"auto", "cri", "json-file"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
@@ -195,6 +198,17 @@ func (c *Config) validateStreaming() error {
 
 // CIDRs are the pod ranges, known after Validate.
 func (c *Config) CIDRs() []netip.Prefix { return c.parsedCIDRs }
+
+// EngineNetNS is why the engine is to make pods' network namespaces, "" if we are.
+func (c *Config) EngineNetNS() string {
+	switch {
+	case c.PodNetNS == "engine":
+		return "--pod-netns=engine"
+	case c.PauseImage != "":
+		return "the sandbox image is not the embedded one (--pod-infra-container-image)"
+	}
+	return ""
+}
 
 // Warnings are lines about what was given and has no effect, known after Validate.
 func (c *Config) Warnings() []string {

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,7 +43,8 @@ type world struct {
 	logs     map[string]bool
 	mounted  map[string]bool // image volumes
 
-	logMode, logReason string // of Logs.State
+	logMode, logReason string      // of Logs.State
+	stray              atomic.Bool // pauses do not join their namespaces
 	next               byte
 }
 
@@ -133,6 +135,7 @@ func (n fakeNetwork) IPs(id string) []netip.Addr {
 	}
 	return []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2")}
 }
+func (n fakeNetwork) Confirm(string) error                    { return n.fails("network confirm") }
 func (n fakeNetwork) Check(context.Context, podnet.Pod) error { return n.fails("network check") }
 func (n fakeNetwork) Collect(context.Context) error           { return n.fails("network collect") }
 func (n fakeNetwork) Notice() string                          { return "" }
@@ -165,7 +168,27 @@ func (p fakePins) Unpin(id string) error {
 	p.set(p.pins, id, false)
 	return nil
 }
-func (p fakePins) List() []string { return keys(p.world, p.pins) }
+func (p fakePins) Make(map[string]string) (string, error) {
+	if err := p.fails("netns"); err != nil {
+		return "", err
+	}
+	p.set(p.pins, "new", true)
+	return "/run/netns/new", nil
+}
+func (p fakePins) Drop(string) error { return p.Unpin("new") }
+func (p fakePins) Sweep() error      { return p.fails("sweep") }
+func (p fakePins) Keep(id, path string) (string, error) {
+	if path != "/run/netns/new" {
+		return "", errors.New("keep of what was not made")
+	}
+	if err := p.fails("keep"); err != nil {
+		return "", err
+	}
+	p.set(p.pins, id, true)
+	return p.Path(id), p.fails("keep, after")
+}
+func (p fakePins) Joined(string, int) bool { return !p.stray.Load() }
+func (p fakePins) List() []string          { return keys(p.world, p.pins) }
 
 type fakeLogs struct{ *world }
 
@@ -244,6 +267,12 @@ func (fakeStreams) GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.P
 // newService is a Service in a world, with its view running.
 func newService(t testing.TB) (*Service, *world) {
 	t.Helper()
+	return newServiceWith(t, "")
+}
+
+// newServiceWith is one with a reason why the engine is to make network namespaces.
+func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
+	t.Helper()
 	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
 	view := node.New(w.engine, log)
@@ -262,7 +291,7 @@ func newService(t testing.TB) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Volumes: fakeVolumes{w}, Streams: fakeStreams{}}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
 }
 
 // pod is a small pod with a name of its own.
@@ -308,39 +337,68 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 	}
 }
 
+// stepsOf are the steps that a call takes when nothing fails.
+func (w *world) stepsOf(call func()) []string {
+	var steps []string
+	w.setFault(func(step string) error { steps = append(steps, step); return nil })
+	call()
+	w.setFault(nil)
+	return steps
+}
+
+// breakOnce makes one step fail, once.
+func (w *world) breakOnce(name string) {
+	w.setFault(func(step string) error {
+		if step == name {
+			name = ""
+			return errBroken
+		}
+		return nil
+	})
+}
+
+func (w *world) setFault(f func(step string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = f
+}
+
 // TestRunPodSandboxFailsAtEachStep breaks every step of RunPodSandbox in turn, before and after its effect: nothing is left, and a retry
 // succeeds.
 func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
-	s, w := newService(t)
-	var steps []string
-	for n := 1; ; n++ {
-		cfg := w.pod()
-		name := w.breakNth(n)
-		r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
-		step := name()
-		if step == "" {
-			break
+	for reason, want := range map[string][]string{
+		"":          {"create", "create, after", "keep", "keep, after", "netns", "network add", "network add, after", "network confirm", "pause image", "pause image, after", "start", "start, after"},
+		"by a flag": {"create", "create, after", "network add", "network add, after", "network confirm", "pause image", "pause image, after", "pin", "pin, after", "start", "start, after"},
+	} {
+		s, w := newServiceWith(t, reason)
+		remove := func(id string) {
+			t.Helper()
+			if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+				t.Errorf("RemovePodSandbox: %v", err)
+			}
+			w.nothingLeft(t, s)
 		}
-		steps = append(steps, step)
-		if err == nil || r != nil {
-			t.Errorf("%s broke and RunPodSandbox answered %v, %v", step, r, err)
+		var first string
+		steps := w.stepsOf(func() { first = runPod(t, s, w.pod()) })
+		remove(first)
+		slices.Sort(steps)
+		if !slices.Equal(steps, want) {
+			t.Errorf("steps %q, want %q: a step was added or lost", steps, want)
 		}
-		if !errors.Is(err, errBroken) {
-			t.Errorf("%s: the cause is lost: %v", step, err)
+		for _, step := range steps {
+			cfg := w.pod()
+			w.breakOnce(step)
+			r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+			w.setFault(nil)
+			if err == nil || r != nil {
+				t.Errorf("%s broke and RunPodSandbox answered %v, %v", step, r, err)
+			}
+			if !errors.Is(err, errBroken) {
+				t.Errorf("%s: the cause is lost: %v", step, err)
+			}
+			w.nothingLeft(t, s)
+			remove(runPod(t, s, cfg))
 		}
-		w.nothingLeft(t, s)
-		id := runPod(t, s, cfg)
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
-			t.Errorf("%s: RemovePodSandbox after the retry: %v", step, err)
-		}
-		w.nothingLeft(t, s)
-		if n > 50 {
-			t.Fatal("the steps do not end")
-		}
-	}
-	want := []string{"pause image", "pause image, after", "create", "create, after", "start", "start, after", "pin", "pin, after", "network add", "network add, after"}
-	if !slices.Equal(steps, want) {
-		t.Errorf("steps %q, want %q: a step was added or lost", steps, want)
 	}
 }
 

@@ -16,7 +16,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{s.recoverImageVolumes(ctx, host)}
+	errs := []error{s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
 	holders := append(s.Network.Attached(), s.Pins.List()...)
 	slices.Sort(holders)
 	for _, id := range slices.Compact(holders) {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -34,7 +36,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	if !e.Ready {
 		runtime.Reason, runtime.Message = "DockerNotReady", e.Reason
 	}
-	logs := s.logsCondition()
+	logs, netns := s.logsCondition(), s.netnsCondition(e.Host)
 	if e.Ready && logs.Reason == logsNotReady {
 		runtime.Status, runtime.Reason, runtime.Message = false, logs.Reason, logs.Message
 	}
@@ -45,7 +47,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		network.Reason, network.Message = "NetworkNotice", notice
 	}
 	resp := &runtimeapi.StatusResponse{
-		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs}},
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
 		Features: &runtimeapi.RuntimeFeatures{},
 	}
 	if e.Ready {
@@ -67,6 +69,25 @@ const (
 	containerLogs = "ContainerLogs"
 	logsNotReady  = "LogDriverNotReady"
 )
+
+// Another one: who makes pods' network namespaces.
+const podNetNS = "PodNetworkNamespaces"
+
+// netnsCondition says whether pods' network namespaces are ours, and why if they are not.
+func (s *Service) netnsCondition(host spec.Host) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "Own"}
+	reason, _ := s.joining.state()
+	if reason == "" {
+		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
+	}
+	if s.Network.Mode() != "none" {
+		reason = "the engine connects the pods"
+	}
+	if reason != "" {
+		c.Status, c.Reason, c.Message = false, "Engine", reason
+	}
+	return c
+}
 
 // logsCondition says which mode of --container-log is active, and why if it is not the one to wish for.
 func (s *Service) logsCondition() *runtimeapi.RuntimeCondition {

@@ -14,8 +14,8 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// The pod's network: the namespace that the engine made with the pause is pinned, so that it outlives the pause process, and connected.
-// A namespace of our own, made before the pause, would replace connect alone.
+// The pod's network: its namespace is pinned, so that it outlives the pause process, and connected. Here the engine made it with the pause;
+// sandbox_netns.go is for those of our own.
 
 // pod is a sandbox as the network needs to know it.
 func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
@@ -30,13 +30,10 @@ func (s *Service) connected(sb *spec.Sandbox) bool {
 	return s.Network.Mode() != "none" || len(s.Network.IPs(sb.ID)) > 0
 }
 
-// connect writes the pod's resolv.conf and connects it to the network. Its undo is disconnect.
+// connect writes the pod's resolv.conf and connects the namespace that the engine made with the pause. Its undo is disconnect.
 func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
-	if cfg.GetDnsConfig() != nil && sb.ResolvConfPath != "" {
-		// In place: the file is mounted in all of the pod's containers.
-		if err := os.WriteFile(sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig()), 0o644); err != nil {
-			return fmt.Errorf("write the pod's resolv.conf: %w", err)
-		}
+	if err := s.writeResolvConf(sb, cfg); err != nil {
+		return err
 	}
 	if sb.HostNetwork() || s.Network.Mode() != "none" {
 		return nil
@@ -46,8 +43,21 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	}
 	p := s.pod(sb)
 	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
-	_, err := s.Network.Add(ctx, p)
-	return err
+	if _, err := s.Network.Add(ctx, p); err != nil {
+		return err
+	}
+	return s.Network.Confirm(sb.ID)
+}
+
+// writeResolvConf writes what the kubelet says of DNS, in place: the file is mounted in all of the pod's containers.
+func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
+		return nil
+	}
+	if err := os.WriteFile(sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig()), 0o644); err != nil {
+		return fmt.Errorf("write the pod's resolv.conf: %w", err)
+	}
+	return nil
 }
 
 // disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running pause. A network that cannot be

@@ -25,24 +25,29 @@ func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 	defer unlock()
-	create, err := s.translateSandbox(ctx, r, host)
-	if err != nil {
-		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
-	}
-	id, err := s.runSandbox(ctx, r.GetConfig(), create)
+	id, err := s.makeSandbox(ctx, r, host)
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
+// makeSandboxIn makes a sandbox that joins a network namespace of ours, or one of the engine's if netns is "".
+func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (string, error) {
+	create, err := s.translateSandbox(ctx, r, host, netns)
+	if err != nil {
+		return "", err
+	}
+	return s.runSandbox(ctx, r.GetConfig(), create, netns)
+}
+
 // translateSandbox gathers what the translation needs and is the last step that touches nothing but images.
-func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (*spec.Create, error) {
+func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (*spec.Create, error) {
 	profile, err := readSeccomp(spec.SandboxSeccompFile(r.GetConfig()))
 	if err != nil {
 		return nil, err
 	}
-	o := spec.SandboxOptions{Host: host, RuntimeHandler: r.GetRuntimeHandler(), NetworkMode: s.Network.Mode(), SeccompProfile: profile}
+	o := spec.SandboxOptions{Host: host, RuntimeHandler: r.GetRuntimeHandler(), NetworkMode: s.Network.Mode(), NetNS: netns, SeccompProfile: profile}
 	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled for nothing
 		return nil, err
 	}
@@ -54,7 +59,7 @@ func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSand
 
 // runSandbox makes and starts the pause and connects the pod. What it acquires hangs on the container, so there is one undo for all: the
 // sandbox of that name is taken apart, network first; if that fails, it stays listed as not ready, and the kubelet or recovery tries again.
-func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create) (id string, err error) {
+func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id string, err error) {
 	var u undo.Stack
 	// By name, not by ID: a create that was cancelled or lost its answer may have happened.
 	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
@@ -65,25 +70,34 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	}()
 	id, err = s.createSandbox(ctx, create)
 	if err != nil {
-		return "", err
+		return "", asJoinError(err, netns)
 	}
 	if s.alreadyRuns(id) {
 		return id, nil
 	}
-	if err := s.Engine.Start(ctx, id); err != nil {
-		return "", err
+	if netns != "" {
+		return id, s.startJoined(ctx, id, cfg, netns)
 	}
-	if err := s.View.Refresh(ctx, id); err != nil {
-		return "", err
-	}
-	sb, err := s.View.Sandbox(id)
+	sb, err := s.startPause(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	if !sb.Running {
-		return "", fmt.Errorf("the pause process ended at once: %w", errdefs.ErrUnavailable)
-	}
 	return id, s.connect(ctx, sb, cfg)
+}
+
+// startPause starts the pause and returns what it is then.
+func (s *Service) startPause(ctx context.Context, id string) (*spec.Sandbox, error) {
+	if err := s.Engine.Start(ctx, id); err != nil {
+		return nil, err
+	}
+	if err := s.View.Refresh(ctx, id); err != nil {
+		return nil, err
+	}
+	sb, err := s.View.Sandbox(id)
+	if err == nil && !sb.Running {
+		err = ended(sb)
+	}
+	return sb, err
 }
 
 // createSandbox makes the pause container. A name in use is either the same pod running, which is returned, or a leftover, which is

@@ -121,6 +121,7 @@ type Streams interface {
 // Network is the pod network; see podnet.Network for the contract.
 type Network interface {
 	Add(ctx context.Context, p podnet.Pod) ([]netip.Addr, error)
+	Confirm(sandboxID string) error
 	Del(ctx context.Context, p podnet.Pod) error
 	Check(ctx context.Context, p podnet.Pod) error
 	Collect(ctx context.Context) error
@@ -134,13 +135,18 @@ type Network interface {
 
 // Namespaces pins network namespaces so that they outlive the pause process; see podnet.Pins.
 type Namespaces interface {
+	Make(sysctls map[string]string) (path string, err error)
+	Drop(path string) error
+	Sweep() error
+	Keep(sandboxID, path string) (pin string, err error)
+	Joined(sandboxID string, pid int) bool
 	Pin(sandboxID string, pid int) (path string, err error)
 	Path(sandboxID string) string // "" when nothing is pinned
 	Unpin(sandboxID string) error
 	List() []string
 }
 
-// Deps are the parts that a Service is wired from; all are required.
+// Deps are the parts that a Service is wired from, all required, and what is decided for it.
 type Deps struct {
 	Log     *slog.Logger
 	Engine  Engine
@@ -151,6 +157,8 @@ type Deps struct {
 	ImageFS ImageFS
 	Volumes Volumes
 	Streams Streams
+	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours where that is possible.
+	EngineNetNS string
 }
 
 // Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. RPCs that it does not have answer Unimplemented with their
@@ -161,6 +169,7 @@ type Service struct {
 	Deps
 	names     *keylock.Map // serialises calls on one name or ID
 	debts     *debts
+	joining   joining
 	preparing preparing
 }
 
@@ -170,7 +179,13 @@ var (
 )
 
 // New returns the services. Recover should be called whenever the view has been read anew.
-func New(d Deps) *Service { return &Service{Deps: d, names: keylock.New(), debts: newDebts()} }
+func New(d Deps) *Service {
+	s := &Service{Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline}}
+	if d.EngineNetNS != "" {
+		s.joining.settle(d.EngineNetNS)
+	}
+	return s
+}
 
 // undoDeadline is how long undoing a failed call may take, whatever became of the caller.
 const undoDeadline = 30 * time.Second

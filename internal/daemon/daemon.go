@@ -107,7 +107,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	p.service = cri.New(cri.Deps{
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
 		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
-		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs,
+		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
 	return p, nil

@@ -53,9 +53,6 @@ func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)
 	}
-	for _, id := range a.journal.list() {
-		a.ips[id] = nil
-	}
 	for _, c := range cached {
 		if c.IfName != ifName {
 			continue
@@ -68,6 +65,9 @@ func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher
 		if r, err := cni.GetNetworkListCachedResult(list, runtimeOf(c)); err == nil && r != nil {
 			a.ips[c.ContainerID], _ = addresses(r)
 		}
+	}
+	for _, id := range a.journal.list() {
+		a.ips[id] = nil // also if the plugins were done: the pod was not
 	}
 	return a, nil
 }
@@ -113,9 +113,6 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	}
 	ips, err := addresses(result)
 	if err != nil {
-		return nil, err
-	}
-	if err := a.journal.end(p.ID); err != nil {
 		return nil, err
 	}
 	a.remember(p.ID, ips)

@@ -203,6 +203,9 @@ func (c *CNI) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	return c.attach.add(ctx, list, p, ranges)
 }
 
+// Confirm implements Network.
+func (c *CNI) Confirm(id string) error { return c.attach.journal.end(id) }
+
 // Del implements Network.
 func (c *CNI) Del(ctx context.Context, p Pod) error {
 	list, _, _ := c.config() // without one, the cache still knows what to do

@@ -13,9 +13,9 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// journal keeps a record of every ADD that has begun, from before its first plugin runs until libcni's cache has the result or a DEL has
-// undone it. libcni itself notes only what succeeded: after a daemon that was killed in the middle, nothing would know with which
-// configuration to release what plugins had reserved.
+// journal keeps a record of every ADD that has begun, from before its first plugin runs until the whole pod is made or a DEL has undone it.
+// libcni itself notes only what succeeded: after a daemon that was killed in the middle, nothing would know with which configuration to
+// release what plugins had reserved.
 //
 // A record is also a lock: plugins inherit it open, so that a later daemon can wait for those that an earlier one left running.
 type journal struct{ dir string }

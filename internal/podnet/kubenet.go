@@ -123,6 +123,9 @@ func (k *Kubenet) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	return k.attach.add(ctx, list, p, nil)
 }
 
+// Confirm implements Network.
+func (k *Kubenet) Confirm(id string) error { return k.attach.journal.end(id) }
+
 // Del implements Network.
 func (k *Kubenet) Del(ctx context.Context, p Pod) error {
 	list, _ := k.config() // without one, the cache still knows what to do

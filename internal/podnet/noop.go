@@ -23,6 +23,9 @@ func NewNoop(log *slog.Logger) Noop {
 // Add implements Network.
 func (Noop) Add(context.Context, Pod) ([]netip.Addr, error) { return nil, nil }
 
+// Confirm implements Network.
+func (Noop) Confirm(string) error { return nil }
+
 // Del implements Network.
 func (Noop) Del(context.Context, Pod) error { return nil }
 

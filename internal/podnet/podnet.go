@@ -33,8 +33,11 @@ func (p Pod) title() string {
 // Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
 // one pod are serialised by the caller.
 type Network interface {
-	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod.
+	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod. A
+	// daemon that starts before Confirm takes the pod for one that was never finished: it has no addresses then.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
+	// Confirm says that the pod is complete.
+	Confirm(sandboxID string) error
 	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error.
 	Del(ctx context.Context, p Pod) error
 	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -104,6 +105,12 @@ func TestKubenet(t *testing.T) {
 	ips, err := k.Add(t.Context(), p)
 	if err != nil || len(ips) != 2 || !netip.MustParsePrefix("10.99.0.0/24").Contains(ips[0]) || !ips[1].Is6() {
 		t.Fatalf("Add: %v, %v", ips, err)
+	}
+	if ips := newKubenet(t, dir, "10.98.0.0/24").IPs(p.ID); ips != nil {
+		t.Errorf("the addresses of a pod that nobody confirmed: %v", ips)
+	}
+	if err := k.Confirm(p.ID); err != nil {
+		t.Error(err)
 	}
 	if out := run(t, "iptables-save"); !strings.Contains(out, "18081") {
 		t.Errorf("no rule for the host port:\n%s", out)
@@ -283,6 +290,68 @@ func TestPins(t *testing.T) {
 		if _, err := pins.Pin(bad, 1); err == nil {
 			t.Errorf("pinned %q", bad)
 		}
+	}
+}
+
+// TestPinsOfOurOwn makes a namespace before there is a sandbox, and keeps it for the one that joins it.
+func TestPinsOfOurOwn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "netns")
+	pins := NewPins(dir)
+	path, err := pins.Make(map[string]string{"net.ipv4.ip_local_port_range": "2000 3000", "net.ipv4.conf.lo/forwarding": ""})
+	if err == nil || !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a sysctl that is none: %q, %v", path, err)
+	}
+	for _, bad := range []string{"kernel.shmmax", "net/../kernel/shmmax", "net.no.such", "/net/core/somaxconn"} {
+		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if left, err := os.ReadDir(dir); err == nil && len(left) > 0 {
+		t.Errorf("left of failures: %v", left)
+	}
+	before := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range")
+	if path, err = pins.Make(map[string]string{"net.ipv4.ip_local_port_range": "2000 3000", "net/ipv4/conf/lo/forwarding": "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range"); got != before {
+		t.Errorf("our own sysctl became %s", got)
+	}
+	if len(pins.List()) != 0 || pins.Sweep() != nil {
+		t.Error("what has no sandbox yet is listed")
+	}
+	pin, err := pins.Keep(sandboxID, path)
+	if err != nil || pin != pins.Path(sandboxID) {
+		t.Fatalf("%q, %v", pin, err)
+	}
+	if err := pins.Drop(path); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Fields(run(t, "nsenter", "--net="+pin, "sysctl", "-n", "net.ipv4.ip_local_port_range", "net.ipv4.conf.lo.forwarding")); strings.Join(got, " ") != "2000 3000 1" {
+		t.Errorf("sysctls of the namespace: %v", got)
+	}
+	if out := run(t, "nsenter", "--net="+pin, "ip", "-o", "link", "show", "lo"); !strings.Contains(out, "LOOPBACK,UP") {
+		t.Errorf("lo: %s", out)
+	}
+	joined := exec.Command("nsenter", "--net="+pin, "sleep", "1000")
+	if err := joined.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer joined.Wait() //nolint:errcheck // killed
+	defer joined.Process.Kill()
+	if !within(func() bool { return pins.Joined(sandboxID, joined.Process.Pid) }) || pins.Joined(sandboxID, os.Getpid()) {
+		t.Error("who has joined is not told from who has not")
+	}
+	if err := pins.Unpin(sandboxID); err != nil || pins.Joined(sandboxID, joined.Process.Pid) {
+		t.Errorf("%v", err)
+	}
+	if _, err := pins.Make(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewPins(dir).Sweep(); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("after the sweep of another process: %v", left)
 	}
 }
 

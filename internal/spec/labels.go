@@ -28,8 +28,10 @@ const (
 	LabelHolder       = ownMark + "image-volume"  // on holders: the ID of the image that is mounted
 	labelLimits       = ownMark + "limits"        // JSON of the limits that Docker cannot be told
 	labelPod          = ownMark + "pod"           // JSON of the pod's own resources and overhead
+	labelNetNS        = ownMark + "netns"         // on sandboxes: netnsOwn if Docker's network mode "host" is not the pod's
 	LabelPinned       = ownMark + "pinned"        // on images: never to be collected
 	labelShimGroupKey = "io.containerd.runc.v2.group"
+	netnsOwn          = "own"
 )
 
 // reserved says whether a CRI label of this key must be stored escaped.

@@ -61,6 +61,7 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 		CreatedAt:      readTime(in.Created),
 		Running:        in.State.Running, Pid: in.State.Pid, NeverStarted: in.State.Status == container.StateCreated,
 		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
+		OwnNetNS: in.Config.Labels[labelNetNS] == netnsOwn, ExitCode: in.State.ExitCode,
 		CgroupParent: in.HostConfig.CgroupParent, Runtime: in.HostConfig.Runtime,
 		Own: fromJSON[PodResources](in.Config.Labels[labelPod]),
 	}
@@ -88,7 +89,7 @@ func readNamespaces(in container.InspectResponse) *runtimeapi.NamespaceOption {
 	if in.HostConfig.PidMode.IsHost() {
 		o.Pid = runtimeapi.NamespaceMode_NODE
 	}
-	if in.HostConfig.NetworkMode.IsHost() {
+	if in.HostConfig.NetworkMode.IsHost() && in.Config.Labels[labelNetNS] != netnsOwn {
 		o.Network = runtimeapi.NamespaceMode_NODE
 	}
 	if in.HostConfig.IpcMode.IsHost() {

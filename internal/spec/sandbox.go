@@ -25,7 +25,8 @@ type SandboxOptions struct {
 	Host           Host
 	Image          string // the pause image
 	RuntimeHandler string // of the request; "" is the engine's default runtime
-	NetworkMode    string // "none" or "bridge", for pods with a network of their own
+	NetworkMode    string // "none" or "bridge", for pods with a network of their own that the engine makes
+	NetNS          string // path of a network namespace that the pause is to join instead; "" for none. See EngineNetNS
 	SeccompProfile string // the content of the Localhost profile, see SeccompFile
 }
 
@@ -65,7 +66,13 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 	if err := sandboxNamespaces(c, cfg, ns); err != nil {
 		return nil, err
 	}
-	return c, sandboxSecurity(c, cfg.GetLinux().GetSecurityContext(), o)
+	if err := sandboxSecurity(c, cfg.GetLinux().GetSecurityContext(), o); err != nil {
+		return nil, err
+	}
+	if o.NetNS != "" && ns.GetNetwork() != runtimeapi.NamespaceMode_NODE {
+		joinNetNS(c, o.NetNS)
+	}
+	return c, nil
 }
 
 // sandboxNamespaces sets network, ipc, pid and what depends on them.
@@ -196,6 +203,18 @@ func ResolvConf(d *runtimeapi.DNSConfig) []byte {
 	}
 	if o := d.GetOptions(); len(o) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
+	}
+	return []byte(b.String())
+}
+
+// Hosts is the content of a pod's hosts file: what every node calls itself, and the pod's name with its addresses.
+func Hosts(hostname string, ips []netip.Addr) []byte {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	for _, ip := range ips {
+		if hostname != "" {
+			fmt.Fprintf(&b, "%s\t%s\n", ip, hostname)
+		}
 	}
 	return []byte(b.String())
 }

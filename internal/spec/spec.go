@@ -89,6 +89,8 @@ type Sandbox struct {
 	NeverStarted   bool // made, and its pause has not run
 	Pid            int  // of the pause process, 0 when it does not run
 	NetworkMode    string
+	OwnNetNS       bool         // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
+	ExitCode       int          // of the pause process, when it does not run
 	EngineIPs      []netip.Addr // addresses that the engine gave; only with the no-op network
 	ResolvConfPath string
 	HostsPath      string

@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -75,6 +79,103 @@ func TestReapsOrphans(t *testing.T) {
 		return strings.TrimSpace(string(b))
 	}
 	waitFor(t, "the orphan is reaped", func() bool { return children() == "" })
+}
+
+// room is a root directory with the program in it, and with what lies at /netns.
+type room struct {
+	dir string
+	run []string // the program as it is run inside
+}
+
+// rooms are one for each architecture; the foreign one's program runs by Debian's qemu-user-static.
+func rooms(t *testing.T) map[string]room {
+	t.Helper()
+	out := map[string]room{}
+	for arch, emulator := range map[string]string{"amd64": "/usr/bin/qemu-x86_64-static", "arm64": "/usr/bin/qemu-aarch64-static"} {
+		r := room{t.TempDir(), []string{"/pause"}}
+		files := map[string]string{"pause": "../bin/pause-" + arch}
+		if arch != runtime.GOARCH {
+			files["qemu"], r.run = emulator, []string{"/qemu", "/pause"}
+		}
+		for name, from := range files {
+			b, err := os.ReadFile(from)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(r.dir, name), b, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		out[arch] = r
+	}
+	return out
+}
+
+// start starts the program in the room after a script that has the room's directory as $1, in mount and network namespaces of its own.
+func (r room) start(t *testing.T, script string, args ...string) *exec.Cmd {
+	t.Helper()
+	script += `; dir=$1; shift; exec $wrap chroot "$dir" "$@"`
+	cmd := exec.Command("unshare", append([]string{"-m", "-n", "--propagation", "private", "sh", "-ec", script, "sh", r.dir}, append(r.run, args...)...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return cmd
+}
+
+// field is a line of a /proc/<pid>/status.
+func field(status, name string) string {
+	_, rest, _ := strings.Cut(status, "\n"+name+":")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.Join(strings.Fields(line), " ")
+}
+
+func TestJoinsItsNamespaceAndDropsEverything(t *testing.T) {
+	for arch, r := range rooms(t) {
+		for user, want := range map[string][3]string{"": {"0 0 0 0", "0 0 0 0", "*"}, "1000 65534 5 4294967294": {"1000 1000 1000 1000", "65534 65534 65534 65534", "5 4294967294"}, "7 8": {"7 7 7 7", "8 8 8 8", ""}} {
+			cmd := r.start(t, `touch $1/netns; unshare -n mount --bind /proc/thread-self/ns/net $1/netns`, strings.Fields(user)...)
+			waitFor(t, arch+" waits for signals", func() bool {
+				return strings.Contains(field(procStatus(cmd.Process.Pid), "State"), "S") && field(procStatus(cmd.Process.Pid), "CapBnd") == "0000000000000000"
+			})
+			waitFor(t, arch+" has dropped everything", func() bool {
+				return field(procStatus(cmd.Process.Pid), "CapPrm") == "0000000000000000"
+			})
+			status := procStatus(cmd.Process.Pid)
+			for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+				if got := field(status, set); got != "0000000000000000" {
+					t.Errorf("%s, arguments %q: %s is %s", arch, user, set, got)
+				}
+			}
+			if uid, gid, groups := field(status, "Uid"), field(status, "Gid"), field(status, "Groups"); uid != want[0] || gid != want[1] || want[2] != "*" && groups != want[2] {
+				t.Errorf("%s, arguments %q: user %s, group %s, groups %s", arch, user, uid, gid, groups)
+			}
+			proc := fmt.Sprintf("/proc/%d/", cmd.Process.Pid)
+			var joined, pinned syscall.Stat_t
+			if err := errors.Join(syscall.Stat(proc+"ns/net", &joined), syscall.Stat(proc+"root/netns", &pinned)); err != nil || joined.Ino != pinned.Ino {
+				t.Errorf("%s: it is in namespace %d, not %d: %v", arch, joined.Ino, pinned.Ino, err)
+			}
+		}
+	}
+}
+
+func TestSaysWhyItCannotJoin(t *testing.T) {
+	for arch, r := range rooms(t) {
+		for script, want := range map[string]int{
+			`touch $1/netns`: int(syscall.EINVAL),
+			`touch $1/netns; mount --bind /proc/$$/ns/net $1/netns; wrap="setpriv --bounding-set -sys_admin"`: int(syscall.EPERM),
+			`ln -sf netns $1/netns`: 100 + int(syscall.ELOOP),
+			`touch $1/netns; mount --bind /proc/$$/ns/net $1/netns; wrap="setpriv --bounding-set -setpcap"`: 200,
+		} {
+			_ = os.Remove(filepath.Join(r.dir, "netns"))
+			err := r.start(t, script).Wait()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != want {
+				t.Errorf("%s, %s: %v, want exit code %d", arch, script, err, want)
+			}
+		}
+	}
 }
 
 func procStatus(pid int) string {
