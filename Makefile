@@ -3,7 +3,6 @@ GO ?= go
 export GOFLAGS ?= -buildvcs=false
 VERSION ?= 0.1.0-dev
 FUZZTIME ?= 60s
-
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 build: ## the static binary, bin/cri-dockerd
@@ -26,6 +25,7 @@ bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
+chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
 lint: ## golangci-lint, if it is installed
@@ -37,4 +37,4 @@ deps:
 engines: deps
 	hack/docker29.sh
 	hack/kubelet.sh
-.PHONY: help build demo test conformance fuzz e2e bench bench-logs pause lint clean deps engines
+.PHONY: help build demo test conformance fuzz e2e bench bench-logs chaos-net pause lint clean deps engines

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -126,8 +127,9 @@ func (s *Service) startJoined(ctx context.Context, id string, cfg *runtimeapi.Po
 	p := s.pod(&spec.Sandbox{ID: id, Metadata: cfg.GetMetadata(), Annotations: cfg.GetAnnotations()})
 	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
 	g, both := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		_, err := s.Network.Add(both, p)
+	var ips []netip.Addr
+	g.Go(func() (err error) {
+		ips, err = s.Network.Add(both, p)
 		return err
 	})
 	var sb *spec.Sandbox
@@ -145,7 +147,7 @@ func (s *Service) startJoined(ctx context.Context, id string, cfg *runtimeapi.Po
 		return err
 	}
 	if sb.HostsPath != "" { // Docker has copied the node's
-		if err := os.WriteFile(sb.HostsPath, spec.Hosts(cfg.GetHostname(), s.Network.IPs(id)), 0o644); err != nil {
+		if err := os.WriteFile(sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips), 0o644); err != nil {
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}

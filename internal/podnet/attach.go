@@ -39,14 +39,15 @@ type attacher struct {
 
 	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
 
-	mu  sync.RWMutex            // guards ips
-	ips map[string][]netip.Addr // by sandbox ID; an entry for every pod that holds, or may hold, a connection
+	mu          sync.RWMutex            // guards the rest
+	ips         map[string][]netip.Addr // by sandbox ID; an entry for every pod that holds, or may hold, a connection
+	unconfirmed map[string][]netip.Addr // by sandbox ID: what add gave to pods that are not complete
 }
 
 // newAttacher reads what earlier processes attached, or were attaching.
 func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher, error) {
 	a := &attacher{
-		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{},
+		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{}, unconfirmed: map[string][]netip.Addr{},
 	}
 	cni := a.cni(nil)
 	cached, err := cni.GetCachedAttachments("")
@@ -99,7 +100,9 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	if err != nil {
 		return nil, err
 	}
-	a.remember(p.ID, nil)
+	a.mu.Lock()
+	a.ips[p.ID] = nil
+	a.mu.Unlock()
 	u.Push("CNI ADD", func(ctx context.Context) error {
 		if err := a.cni(nil).DelNetworkList(ctx, list, rt); err != nil {
 			return err
@@ -115,8 +118,22 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	if err != nil {
 		return nil, err
 	}
-	a.remember(p.ID, ips)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unconfirmed[p.ID] = ips
 	return ips, nil
+}
+
+// confirm makes what add gave known.
+func (a *attacher) confirm(id string) error {
+	if err := a.journal.end(id); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ips[id] = a.unconfirmed[id]
+	delete(a.unconfirmed, id)
+	return nil
 }
 
 // del disconnects a pod with the configurations with which it was connected. A pod of which neither cache nor journal knows, but whose
@@ -240,12 +257,6 @@ func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) e
 	return nil
 }
 
-func (a *attacher) remember(id string, ips []netip.Addr) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.ips[id] = ips
-}
-
 func (a *attacher) forget(id string) error {
 	if err := a.journal.end(id); err != nil {
 		return err
@@ -253,6 +264,7 @@ func (a *attacher) forget(id string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.ips, id)
+	delete(a.unconfirmed, id)
 	return nil
 }
 

@@ -204,7 +204,7 @@ func (c *CNI) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 }
 
 // Confirm implements Network.
-func (c *CNI) Confirm(id string) error { return c.attach.journal.end(id) }
+func (c *CNI) Confirm(id string) error { return c.attach.confirm(id) }
 
 // Del implements Network.
 func (c *CNI) Del(ctx context.Context, p Pod) error {

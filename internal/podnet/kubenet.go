@@ -124,7 +124,7 @@ func (k *Kubenet) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 }
 
 // Confirm implements Network.
-func (k *Kubenet) Confirm(id string) error { return k.attach.journal.end(id) }
+func (k *Kubenet) Confirm(id string) error { return k.attach.confirm(id) }
 
 // Del implements Network.
 func (k *Kubenet) Del(ctx context.Context, p Pod) error {

@@ -79,7 +79,9 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []
 	if p.held != nil {
 		cmd.ExtraFiles = []*os.File{p.held}
 	}
-	err = cmd.Run()
+	if err = cmd.Run(); errors.Is(err, exec.ErrWaitDelay) { // it has ended well, and said all that it had to
+		err = nil
+	}
 	return stdout.Bytes(), stderr.Bytes(), err
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ $CNI_COMMAND-error) echo '{"cniVersion":"1.0.0","code":7,"msg":"no address left"
 $CNI_COMMAND-junk) echo 'this is not JSON'; exit 0;;
 $CNI_COMMAND-stderr) echo 'the disk is full' >&2; exit 3;;
 $CNI_COMMAND-silent) exit 4;;
+$CNI_COMMAND-daemon) sleep 1000 & echo $! > DIR/child;;
 $CNI_COMMAND-hang) sleep 1000 & echo $! > DIR/child; wait;;
 $CNI_COMMAND-slow) while [ -e DIR/slow ]; do sleep 0.01; done;;
 $CNI_COMMAND-none) echo '{"cniVersion":"1.0.0"}'; exit 0;;
@@ -117,6 +119,17 @@ func newCNI(t *testing.T, conf, bin, cache string) *CNI {
 	return c
 }
 
+// add connects a pod that is complete then.
+func add(t *testing.T, c *CNI, p Pod) {
+	t.Helper()
+	if _, err := c.Add(t.Context(), p); err != nil || c.IPs(p.ID) != nil {
+		t.Fatalf("%v; addresses before it was confirmed: %v", err, c.IPs(p.ID))
+	}
+	if err := c.Confirm(p.ID); err != nil || c.IPs(p.ID) == nil {
+		t.Fatalf("%v; addresses: %v", err, c.IPs(p.ID))
+	}
+}
+
 func TestPluginFailures(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -135,9 +148,7 @@ func TestPluginFailures(t *testing.T) {
 		}
 	}
 	f.mode("DEL-error")
-	if _, err := c.Add(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
+	add(t, c, p)
 	if err := c.Del(t.Context(), p); err == nil || !strings.Contains(err.Error(), `disconnect pod default/web from network net: plugin type="fake" failed (delete): CNI error 7: no address left`) || c.IPs(p.ID) == nil {
 		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
 	}
@@ -173,6 +184,20 @@ func TestPluginHangs(t *testing.T) {
 	if _, err := c.Add(ctx, p); !errors.Is(err, context.Canceled) || len(c.Attached()) > 0 {
 		t.Errorf("a call that was cancelled: %v", err)
 	}
+}
+
+// TestPluginLeavesADaemon is one that starts what outlives it and holds its output open.
+func TestPluginLeavesADaemon(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	p, _ := newPod(t, sandboxID)
+	f.mode("ADD-daemon")
+	add(t, c, p)
+	child, err := strconv.Atoi(strings.TrimSpace(f.read("child")))
+	if err != nil || !alive(strconv.Itoa(child)) {
+		t.Errorf("%d, %v", child, err)
+	}
+	_ = syscall.Kill(child, syscall.SIGKILL)
 }
 
 // alive says whether a process is there and no zombie.
@@ -308,9 +333,7 @@ func TestPluginVanishes(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
 	p, _ := newPod(t, sandboxID)
-	if _, err := c.Add(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
+	add(t, c, p)
 	file := filepath.Join(f.dir, "fake")
 	if err := os.Rename(file, file+".gone"); err != nil {
 		t.Fatal(err)

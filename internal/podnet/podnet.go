@@ -33,10 +33,10 @@ func (p Pod) title() string {
 // Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
 // one pod are serialised by the caller.
 type Network interface {
-	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod. A
-	// daemon that starts before Confirm takes the pod for one that was never finished: it has no addresses then.
+	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
-	// Confirm says that the pod is complete.
+	// Confirm says that the pod is complete. Before, IPs knows no addresses of it, and a daemon that starts takes it for one that was never
+	// finished.
 	Confirm(sandboxID string) error
 	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error.
 	Del(ctx context.Context, p Pod) error
@@ -44,7 +44,7 @@ type Network interface {
 	Check(ctx context.Context, p Pod) error
 	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add and keeps others waiting.
 	Collect(ctx context.Context) error
-	// IPs are the addresses of a connected pod, from memory; nil when it has none. Survives a restart of the daemon.
+	// IPs are the addresses of a connected and confirmed pod, from memory; nil when it has none. Survives a restart of the daemon.
 	IPs(sandboxID string) []netip.Addr
 	// Attached lists the sandbox IDs that hold a connection, for the recovery of leftovers.
 	Attached() []string

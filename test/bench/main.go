@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime"
@@ -73,6 +74,20 @@ func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	e := engines.Start(h, v)
 	d := e.Daemon(h, "--log-level=info")
 	o.CRI, o.Docker, o.Cache, o.Scratch = "unix://"+d.Socket, "unix://"+e.Socket, d.CacheDir, e.Dir
+	f := measure(ctx, h, e, o)
+	rss := d.RSS(h)
+	d.Change(h, "--log-level=info", "--pod-netns=engine")
+	d.AwaitReady(h)
+	o.EngineMode = true
+	maps.Copy(f.Samples, measure(ctx, h, e, o).Samples)
+	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
+		f.Engine, o.Pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+	return report(os.Stdout, f, rss)
+}
+
+// measure runs the measuring part in the engine's namespaces.
+func measure(ctx context.Context, h *harness, e *engines.Engine, o options) figures {
+	var f figures
 	self, err := os.Executable()
 	if err != nil {
 		h.Fatalf("bench: %v", err)
@@ -87,13 +102,10 @@ func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	if err != nil || ctx.Err() != nil {
 		h.Fatalf("bench: the measuring part: %v", err)
 	}
-	var f figures
 	if err := json.Unmarshal(out, &f); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
-	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
-		f.Engine, o.Pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
-	return report(os.Stdout, f, d.RSS(h))
+	return f
 }
 
 // harness is the TB of the engines.

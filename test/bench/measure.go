@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -27,6 +28,7 @@ type options struct {
 	CRI, Docker string // endpoints
 	Cache       string // results in the daemon's libcni cache
 	Scratch     string // folder for what the floor needs
+	EngineMode  bool   // the daemon runs with --pod-netns=engine: the sandboxes alone, the pods are there
 	Pods        int
 	Rounds      int
 	Calls       int
@@ -51,11 +53,21 @@ const (
 	runSandbox      operation = "RunPodSandbox"
 	stopSandbox     operation = "StopPodSandbox"
 	removeSandbox   operation = "RemovePodSandbox"
+	floorHost       operation = "floor: create + start, host mode"
 	floorSandbox    operation = "floor: create + start + CNI ADD"
 	floorCreate     operation = "floor: create"
 	floorStart      operation = "floor: start"
 	floorAdd        operation = "floor: CNI ADD"
+	floorStop       operation = "floor: engine stop"
+	floorDel        operation = "floor: CNI DEL"
+	floorDown       operation = "floor: the longer of both"
 )
+
+// perMode are the operations that are measured in both modes.
+var perMode = []operation{runSandbox, stopSandbox, removeSandbox, floorHost, floorSandbox, floorCreate, floorStart, floorAdd, floorStop, floorDel, floorDown}
+
+// inEngineMode is an operation of perMode with --pod-netns=engine.
+func inEngineMode(op operation) operation { return op + " (engine)" }
 
 // warmUp is how many rounds are not counted: page caches, the engine's own caches.
 const warmUp = 3
@@ -90,9 +102,19 @@ func measureInside(ctx context.Context, arg string) error {
 		return err
 	}
 	defer m.docker.Close()
-	for _, part := range []func(context.Context) error{m.prepare, m.fill, m.learnNetwork, m.calls, m.rounds} {
+	parts := []func(context.Context) error{m.prepare, m.fill, m.learnNetwork, m.calls, m.rounds}
+	if m.EngineMode {
+		parts = []func(context.Context) error{m.prepare, m.learnNetwork, m.rounds}
+	}
+	for _, part := range parts {
 		if err := part(ctx); err != nil {
 			return err
+		}
+	}
+	if m.EngineMode {
+		for _, op := range perMode {
+			m.figures.Samples[inEngineMode(op)] = m.figures.Samples[op]
+			delete(m.figures.Samples, op)
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(m.figures)
@@ -238,13 +260,13 @@ func (m *measuring) rounds(ctx context.Context) error {
 	fmt.Fprintf(os.Stderr, "bench: %d sandboxes through the daemon, and as many without it\n", m.Rounds)
 	for i := range m.Rounds + warmUp {
 		if i == warmUp {
-			for _, op := range []operation{runSandbox, stopSandbox, removeSandbox, floorSandbox, floorCreate, floorStart, floorAdd} {
+			for _, op := range perMode {
 				delete(m.figures.Samples, op)
 			}
 		}
-		turns := []func(context.Context, string) error{m.ours, m.floor}
+		turns := []func(context.Context, string) error{m.ours, m.floor, m.floorInHostMode}
 		if i%2 == 1 {
-			turns[0], turns[1] = turns[1], turns[0]
+			slices.Reverse(turns)
 		}
 		for _, turn := range turns {
 			if err := turn(ctx, fmt.Sprintf("round-%d", i)); err != nil {
@@ -275,31 +297,36 @@ func (m *measuring) ours(ctx context.Context, name string) error {
 	)
 }
 
-// floor does the same without the daemon: the same container, without the labels by which the daemon would take it for its own, and the
-// same plugins.
-func (m *measuring) floor(ctx context.Context, name string) error {
-	c, err := spec.NewSandbox(podConfig(name), spec.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: "none"})
+// start makes and starts a pause without the daemon, and without the labels by which the daemon would take it for its own.
+func (m *measuring) start(ctx context.Context, name, mode string, create, start operation) (id string, remove func(), err error) {
+	c, err := spec.NewSandbox(podConfig(name), spec.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	c.Config.Labels = nil
-	var id string
-	err = m.timed(floorCreate, func() error {
-		r, err := m.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: "floor-" + name, Config: c.Config, HostConfig: c.Host})
+	if err := m.timed(create, func() error {
+		r, err := m.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: "floor-" + mode + "-" + name, Config: c.Config, HostConfig: c.Host})
 		id = r.ID
 		return err
-	})
-	if err != nil {
-		return err
+	}); err != nil {
+		return "", nil, err
 	}
-	defer m.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}) //nolint:errcheck // ends with the engine at the latest
-	err = m.timed(floorStart, func() error {
+	err = m.timed(start, func() error {
 		_, err := m.docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
 		return err
 	})
+	return id, func() {
+		_, _ = m.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}) // ends with the engine at the latest
+	}, err
+}
+
+// floor does what ours does without the daemon: the same container and the same plugins, one after the other.
+func (m *measuring) floor(ctx context.Context, name string) error {
+	id, remove, err := m.start(ctx, name, "none", floorCreate, floorStart)
 	if err != nil {
 		return err
 	}
+	defer remove()
 	in, err := m.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{}) // not counted, though nobody finds the namespace without it
 	if err != nil {
 		return err
@@ -313,7 +340,31 @@ func (m *measuring) floor(ctx context.Context, name string) error {
 	}
 	s := m.figures.Samples
 	s[floorSandbox] = append(s[floorSandbox], last(s[floorCreate])+last(s[floorStart])+last(s[floorAdd]))
-	return m.cni.DelNetworkList(ctx, m.network, rt)
+	if err := errors.Join(
+		m.timed(floorDel, func() error { return m.cni.DelNetworkList(ctx, m.network, rt) }),
+		m.timed(floorStop, func() error {
+			at := 0
+			_, err := m.docker.ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &at})
+			return err
+		}),
+	); err != nil {
+		return err
+	}
+	s[floorDown] = append(s[floorDown], max(last(s[floorStop]), last(s[floorDel])))
+	return nil
+}
+
+// floorInHostMode is what a pod in a namespace of our own cannot do without: a pause for which the engine makes no network.
+func (m *measuring) floorInHostMode(ctx context.Context, name string) error {
+	const create, start operation = "create in host mode", "start in host mode"
+	_, remove, err := m.start(ctx, name, "host", create, start)
+	if err != nil {
+		return err
+	}
+	remove()
+	s := m.figures.Samples
+	s[floorHost] = append(s[floorHost], last(s[create])+last(s[start]))
+	return nil
 }
 
 func last(d []time.Duration) time.Duration { return d[len(d)-1] }

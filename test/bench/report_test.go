@@ -23,14 +23,17 @@ func TestReport(t *testing.T) {
 	fine := func() figures {
 		return figures{Samples: map[operation][]time.Duration{
 			listSandboxes: {listLimit}, listContainers: {listLimit}, sandboxStatus: {statusLimit}, containerStatus: {statusLimit},
-			engineList: {time.Second}, runSandbox: {110 * time.Millisecond}, floorSandbox: {100 * time.Millisecond},
+			engineList: {time.Second}, runSandbox: {115 * time.Millisecond}, floorHost: {100 * time.Millisecond},
+			stopSandbox: {35 * time.Millisecond}, floorDown: {20 * time.Millisecond},
+			inEngineMode(runSandbox): {105 * time.Millisecond}, inEngineMode(floorSandbox): {100 * time.Millisecond},
+			inEngineMode(stopSandbox): {35 * time.Millisecond}, inEngineMode(floorDown): {20 * time.Millisecond},
 		}}
 	}
 	var out strings.Builder
 	if !report(&out, fine(), rssLimit) || strings.Contains(out.String(), "FAIL") {
 		t.Errorf("figures at their limits:\n%s", &out)
 	}
-	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus, runSandbox} {
+	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus, runSandbox, stopSandbox, inEngineMode(runSandbox), inEngineMode(stopSandbox)} {
 		f := fine()
 		f.Samples[op][0]++
 		out.Reset()

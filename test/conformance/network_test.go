@@ -12,17 +12,7 @@ import (
 // network is the NetworkReady condition.
 func (n *node) network(t *testing.T) *runtimeapi.RuntimeCondition {
 	t.Helper()
-	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range s.Status.Conditions {
-		if c.Type == runtimeapi.NetworkReady {
-			return c
-		}
-	}
-	t.Fatal("no NetworkReady condition")
-	return nil
+	return n.condition(t, runtimeapi.NetworkReady)
 }
 
 func TestNoopNetwork(t *testing.T) {
@@ -31,6 +21,9 @@ func TestNoopNetwork(t *testing.T) {
 		cfg := n.podConfig(t)
 		cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18082}}
 		id := n.runPod(t, cfg)
+		if c := n.network(t); !c.Status || !strings.Contains(c.Message, "--network-plugin=cni") {
+			t.Errorf("condition: %v", c)
+		}
 		ip := n.podStatus(t, id).Network.GetIp()
 		if !strings.HasPrefix(ip, "172.17.") {
 			t.Errorf("address %q is not of the engine's bridge", ip)

@@ -23,13 +23,14 @@ const PodCIDR = "10.88.0.0/16"
 
 // Daemon is a cri-dockerd on an engine.
 type Daemon struct {
-	Socket   string // of the CRI
-	Program  string // a static one, as it is shipped; the daemon itself runs with the race detector when the tests do
-	PinDir   string // of pinned network namespaces; the mounts are seen inside only
-	CacheDir string // of libcni's cache
-	LeaseDir string // of host-local's addresses
-	Runtime  runtimeapi.RuntimeServiceClient
-	Image    runtimeapi.ImageServiceClient
+	Socket     string // of the CRI
+	Program    string // a static one, as it is shipped; the daemon itself runs with the race detector when the tests do
+	PinDir     string // of pinned network namespaces; the mounts are seen inside only
+	CacheDir   string // of libcni's cache
+	PendingDir string // of the connections that are being made
+	LeaseDir   string // of host-local's addresses
+	Runtime    runtimeapi.RuntimeServiceClient
+	Image      runtimeapi.ImageServiceClient
 
 	engine  *Engine
 	own     []string // flags that it always has
@@ -59,7 +60,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	lib := filepath.Join(e.Dir, "root/var/lib/cni")
 	d := &Daemon{
 		Socket: filepath.Join(e.Dir, name+".sock"), Program: filepath.Join(e.Dir, "cri-dockerd"), PinDir: filepath.Join(e.Dir, "run/netns"),
-		CacheDir: filepath.Join(lib, "cache/results"), LeaseDir: filepath.Join(lib, "networks/kubenet"), engine: e, name: name,
+		CacheDir: filepath.Join(lib, "cache/results"), PendingDir: filepath.Join(lib, "cache/pending"), LeaseDir: filepath.Join(lib, "networks/kubenet"), engine: e, name: name,
 	}
 	d.running = d.Program + "-running"
 	for file, detect := range map[string]bool{d.Program: false, d.running: true} {
