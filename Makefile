@@ -36,5 +36,5 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh
-	hack/kubelet.sh
+	hack/kubelet.sh && hack/cni-plugins.sh
 .PHONY: help build demo test conformance fuzz e2e bench bench-logs chaos-net pause lint clean deps engines

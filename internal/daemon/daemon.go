@@ -34,8 +34,9 @@ import (
 const (
 	// stopGrace is for calls that run when the daemon is told to stop; systemd kills after 90 s.
 	stopGrace = 10 * time.Second
-	// recoverAgain is the pause after a recovery that could not clear everything.
-	recoverAgain = time.Minute
+	// recoverAgain is the pause after a recovery that could not clear everything; it doubles up to recoverRarely.
+	recoverAgain  = time.Minute
+	recoverRarely = 16 * time.Minute
 )
 
 // Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down at any time. Errors say in one
@@ -169,18 +170,22 @@ func (p *parts) recoverLoop(ctx context.Context) {
 	again := time.NewTimer(recoverAgain)
 	again.Stop()
 	defer again.Stop()
+	pause := recoverAgain
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.view.Synced():
 			p.logs.EngineConnected()
+			pause = recoverAgain
 		case <-again.C:
 		case <-p.service.Leftovers():
+			pause = recoverAgain
 		}
 		if err := p.service.Recover(ctx); err != nil && ctx.Err() == nil {
-			p.log.Warn("not all leftovers could be cleared; trying again", "in", recoverAgain, "err", err)
-			again.Reset(recoverAgain)
+			p.log.Warn("not all leftovers could be cleared; trying again", "in", pause, "err", err)
+			again.Reset(pause)
+			pause = min(2*pause, recoverRarely)
 		}
 	}
 }

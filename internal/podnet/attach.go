@@ -35,6 +35,8 @@ type attacher struct {
 	cacheDir string
 	log      *slog.Logger
 	limit    time.Duration // for one command of one plugin
+	adding   chan struct{} // slots of plugins that run at once for ADD
+	others   chan struct{} // and for everything else: a network whose ADD hangs can be released
 	journal  journal
 
 	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
@@ -47,9 +49,10 @@ type attacher struct {
 // newAttacher reads what earlier processes attached, or were attaching.
 func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher, error) {
 	a := &attacher{
-		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{}, unconfirmed: map[string][]netip.Addr{},
+		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, adding: make(chan struct{}, pluginsAtOnce), others: make(chan struct{}, pluginsAtOnce),
+		journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{}, unconfirmed: map[string][]netip.Addr{},
 	}
-	cni := a.cni(nil)
+	cni := a.cni(a.others, nil)
 	cached, err := cni.GetCachedAttachments("")
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)
@@ -73,9 +76,9 @@ func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher
 	return a, nil
 }
 
-// cni is libcni with plugins that hold a file open, if one is given.
-func (a *attacher) cni(held *os.File) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: a.limit, held: held})
+// cni is libcni with plugins that take these slots and hold a file open, if one is given.
+func (a *attacher) cni(slots chan struct{}, held *os.File) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: a.limit, slots: slots, held: held})
 }
 
 func runtimeOf(c *libcni.NetworkAttachment) *libcni.RuntimeConf {
@@ -104,12 +107,12 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	a.ips[p.ID] = nil
 	a.mu.Unlock()
 	u.Push("CNI ADD", func(ctx context.Context) error {
-		if err := a.cni(nil).DelNetworkList(ctx, list, rt); err != nil {
+		if err := a.delete(ctx, attachment{list, rt}); err != nil {
 			return err
 		}
 		return a.forget(p.ID)
 	})
-	result, err := a.cni(held).AddNetworkList(ctx, list, rt)
+	result, err := a.cni(a.adding, held).AddNetworkList(ctx, list, rt)
 	held.Close()
 	if err != nil {
 		return nil, err
@@ -149,7 +152,7 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 	}
 	var errs []error
 	for _, c := range attachments {
-		if err := a.cni(nil).DelNetworkList(ctx, c.list, c.rt); err != nil {
+		if err := a.delete(ctx, c); err != nil {
 			errs = append(errs, fmt.Errorf("disconnect pod %s from network %s: %w", p.title(), c.list.Name, err))
 		}
 	}
@@ -157,6 +160,17 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 		return err
 	}
 	return a.forget(p.ID)
+}
+
+// delete runs the plugins' DEL for one attachment. It is noted until all of the pod's are gone, if there is room for a note.
+func (a *attacher) delete(ctx context.Context, c attachment) error {
+	held, err := a.journal.begin(c.list, c.rt)
+	if err != nil {
+		a.log.Warn("a DEL begins without a note of it", "err", err)
+	} else {
+		defer held.Close()
+	}
+	return a.cni(a.others, held).DelNetworkList(ctx, c.list, c.rt)
 }
 
 // attachment is how a pod was connected.
@@ -176,7 +190,7 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 			return nil, err
 		}
 	}
-	cached, err := a.cni(nil).GetCachedAttachments(p.ID)
+	cached, err := a.cni(a.others, nil).GetCachedAttachments(p.ID)
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI cache: %w", err)
 	}
@@ -210,7 +224,7 @@ func (a *attacher) check(ctx context.Context, p Pod) error {
 		return err
 	}
 	for _, c := range attachments {
-		err := a.cni(nil).CheckNetworkList(ctx, c.list, c.rt)
+		err := a.cni(a.others, nil).CheckNetworkList(ctx, c.list, c.rt)
 		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 			return fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err)
 		}
@@ -226,7 +240,7 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 	}
 	a.collecting.Lock()
 	defer a.collecting.Unlock()
-	cached, err := a.cni(nil).GetCachedAttachments("")
+	cached, err := a.cni(a.others, nil).GetCachedAttachments("")
 	if err != nil {
 		return fmt.Errorf("read the CNI cache: %w", err)
 	}
@@ -239,7 +253,7 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 			valid = append(valid, g)
 		}
 	}
-	return a.cni(nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	return a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }
 
 // hasGC says whether a configuration is of the CNI version that brought GC and STATUS, or newer.
@@ -250,7 +264,7 @@ func hasGC(list *libcni.NetworkConfigList) bool {
 
 // status asks the plugins of a configuration whether they can take an ADD (CNI specification, STATUS). Older configurations always can.
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
-	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: statusDeadline})
+	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: statusDeadline, slots: a.others})
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
 		return fmt.Errorf("network %s is not ready: %w", list.Name, err)
 	}

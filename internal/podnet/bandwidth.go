@@ -12,13 +12,21 @@ const (
 	egressAnnotation  = "kubernetes.io/egress-bandwidth"
 )
 
-// bandwidth is the capability of that name: rates in bits per second; a burst is needed with each, and unlimited. Annotations that are no
-// quantity were refused by the kubelet before and are left out.
+// The plugin wants a burst with each rate: what may pass at once after a pause. It is a tenth of a second's worth, so that the limit is felt
+// at once, and at least what lets the kernel keep up with low rates.
+const (
+	burstPart  = 10                 // of a second
+	leastBurst = 256 << 10 * 8      // bits
+	mostBurst  = math.MaxUint32 - 7 // bits; the plugin's largest is eight times as much
+)
+
+// bandwidth is the capability of that name: rates in bits per second, bursts in bits. Annotations that are no quantity were refused by the
+// kubelet before and are left out.
 func bandwidth(annotations map[string]string) map[string]int64 {
 	out := map[string]int64{}
 	for _, a := range []struct{ key, name string }{{ingressAnnotation, "ingress"}, {egressAnnotation, "egress"}} {
 		if rate, ok := quantity(annotations[a.key]); ok && rate > 0 {
-			out[a.name+"Rate"], out[a.name+"Burst"] = rate, math.MaxInt32*8 // the plugin's largest
+			out[a.name+"Rate"], out[a.name+"Burst"] = rate, min(max(rate/burstPart, leastBurst), mostBurst)
 		}
 	}
 	return out

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -22,7 +25,7 @@ const (
 
 const (
 	kubenetName    = "kubenet"
-	kubenetBridge  = "cbr0"
+	kubenetBridges = "cbr"   // cbr0 and, after a change of the range, cbr1, …
 	kubenetVersion = "0.4.0" // the CNI version that plugins of the last eight years all speak
 )
 
@@ -63,20 +66,62 @@ func (k *Kubenet) SetPodCIDR(cidrs []netip.Prefix) error {
 	if len(cidrs) == 0 {
 		return nil
 	}
-	list, err := kubenetList(k.cfg, cidrs)
+	bridge, err := bridgeFor(cidrs, bridgeAddresses)
+	if err != nil {
+		return err
+	}
+	list, err := kubenetList(k.cfg, cidrs, bridge)
 	if err != nil {
 		return fmt.Errorf("kubenet configuration: %w", err)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.list == nil || string(k.list.Bytes) != string(list.Bytes) {
-		k.cfg.Log.Info("kubenet", "podCIDRs", cidrs)
+		k.cfg.Log.Info("kubenet", "podCIDRs", cidrs, "bridge", bridge)
 	}
 	k.list = list
 	return nil
 }
 
-func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix) (*libcni.NetworkConfigList, error) {
+// bridgeFor is the first bridge that is not there yet or has no address beyond these ranges. One that has was made for an earlier range; it
+// stays as it is, for it is the gateway of pods that still run.
+func bridgeFor(cidrs []netip.Prefix, addresses func(bridge string) ([]netip.Addr, error)) (string, error) {
+	for i := range maxBridges {
+		name := kubenetBridges + strconv.Itoa(i)
+		all, err := addresses(name)
+		if err != nil {
+			return "", fmt.Errorf("kubenet: addresses of %s: %w", name, err)
+		}
+		within := func(a netip.Addr) bool {
+			return a.IsLinkLocalUnicast() || slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(a) })
+		}
+		if !slices.ContainsFunc(all, func(a netip.Addr) bool { return !within(a) }) {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("kubenet: the bridges %s0 to %s%d have addresses of other ranges; remove one that no pod uses (ip link del %s0)",
+		kubenetBridges, kubenetBridges, maxBridges-1, kubenetBridges)
+}
+
+const maxBridges = 16
+
+// bridgeAddresses are an interface's addresses, none if it is not there.
+func bridgeAddresses(name string) ([]netip.Addr, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, nil //nolint:nilerr // it is not there
+	}
+	all, err := i.Addrs()
+	var out []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr().Unmap())
+		}
+	}
+	return out, err
+}
+
+func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.NetworkConfigList, error) {
 	var routes []map[string]string
 	for _, c := range cidrs {
 		dst := "0.0.0.0/0"
@@ -86,7 +131,7 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix) (*libcni.NetworkConfig
 		routes = append(routes, map[string]string{"dst": dst})
 	}
 	bridge := map[string]any{
-		"type": "bridge", "bridge": kubenetBridge, "isGateway": true, "ipMasq": true,
+		"type": "bridge", "bridge": name, "isGateway": true, "ipMasq": true,
 		"hairpinMode": cfg.Hairpin == HairpinVeth, "promiscMode": cfg.Hairpin == HairpinPromisc,
 		"ipam": map[string]any{"type": "host-local", "ranges": hostLocalRanges(cidrs), "routes": routes},
 	}

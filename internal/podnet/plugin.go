@@ -21,6 +21,7 @@ import (
 const (
 	pluginDeadline = time.Minute // for one command of one plugin
 	drainDeadline  = time.Second // for what a killed plugin's descendants still hold open
+	pluginsAtOnce  = 16          // most of them wait for one lock of iptables, and the more there are, the longer each one takes
 	busyPause      = 100 * time.Millisecond
 	busyTries      = 20  // a plugin's file that is being written
 	outputShown    = 300 // bytes of a plugin's output in an error
@@ -32,14 +33,21 @@ type plugins struct {
 	version.PluginDecoder
 	log   *slog.Logger
 	limit time.Duration
-	held  *os.File // kept open by every plugin and its descendants; nil for none
+	slots chan struct{} // one is taken by each plugin that runs
+	held  *os.File      // kept open by every plugin and its descendants; nil for none
 }
 
 var _ invoke.Exec = (*plugins)(nil)
 
 // ExecPlugin implements invoke.Exec: it runs one command of a plugin in a process group of its own, which is killed with all that it
-// started when the time is over or ctx ends.
+// started when the time is over or ctx ends. The time does not run while it waits for its turn.
 func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed", p.limit))
 	defer cancel()
 	var out, said []byte

@@ -352,6 +352,38 @@ func TestPluginVanishes(t *testing.T) {
 	}
 }
 
+// TestPluginsAtOnce starts more pods than plugins may run at once: the others wait for their turn, and their time does not run meanwhile.
+func TestPluginsAtOnce(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.0.0")
+	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.mode("ADD-slow")
+	var wg sync.WaitGroup
+	for i := range pluginsAtOnce + 4 {
+		p, _ := newPod(t, fmt.Sprintf("%064x", i))
+		wg.Go(func() {
+			if _, err := c.Add(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if !within(func() bool { return len(f.held()) == pluginsAtOnce }) {
+		t.Errorf("%d plugins run", len(f.held()))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	late, _ := newPod(t, sandboxID)
+	if _, err := c.Add(ctx, late); !errors.Is(err, context.DeadlineExceeded) || len(f.held()) != pluginsAtOnce {
+		t.Errorf("one more: %v, %d plugins run", err, len(f.held()))
+	}
+	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+}
+
 // TestPluginIsBeingReplaced is an upgrade of the plugins in the moment in which one is called.
 func TestPluginIsBeingReplaced(t *testing.T) {
 	f := newFake(t)

@@ -144,6 +144,67 @@ func TestKubenet(t *testing.T) {
 	}
 }
 
+// TestKubenetChangesItsRange gives the node another range under a running pod: the pod goes on with its gateway, and new pods get addresses
+// of the new range. A daemon that starts then finds the same bridge.
+func TestKubenetChangesItsRange(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil { // of our own network namespace
+		t.Fatal(err)
+	}
+	k := newKubenet(t, dir, "10.96.0.0/24", "fd00:96::/64")
+	old, _ := newPod(t, fmt.Sprintf("%064x", 1))
+	if _, err := k.Add(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.95.0.0/24"), netip.MustParsePrefix("fd00:95::/64")}); err != nil {
+		t.Fatal(err)
+	}
+	for i, k := range []*Kubenet{k, newKubenet(t, dir, "10.95.0.0/24", "fd00:95::/64")} {
+		p, _ := newPod(t, fmt.Sprintf("%064x", 2+i))
+		ips, err := k.Add(t.Context(), p)
+		if err != nil || len(ips) != 2 || !netip.MustParsePrefix("10.95.0.0/24").Contains(ips[0]) {
+			t.Fatalf("%v, %v", ips, err)
+		}
+		var l net.Listener
+		if err := inNetNS(p.NetNS, func() (err error) { l, err = net.Listen("tcp4", ":8080"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		for from, netns := range map[string]string{"the node": "", "the old pod": old.NetNS} {
+			if c, err := Dial(t.Context(), netns, "tcp", ips[0].String()+":8080"); err != nil {
+				t.Errorf("from %s: %v", from, err)
+			} else {
+				c.Close()
+			}
+		}
+		l.Close()
+		if err := k.Del(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := k.Del(t.Context(), old); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 {
+		t.Errorf("addresses are left: %v", left)
+	}
+}
+
+func TestBridgeFor(t *testing.T) {
+	ranges := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}
+	there := map[string][]netip.Addr{"cbr0": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1")}}
+	look := func(name string) ([]netip.Addr, error) { return there[name], nil }
+	for _, bridge := range []string{"cbr1", "cbr1"} {
+		if got, err := bridgeFor(ranges, look); err != nil || got != bridge {
+			t.Errorf("%s, %v, want %s", got, err, bridge)
+		}
+		there["cbr1"] = []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}
+	}
+	everywhere := func(string) ([]netip.Addr, error) { return there["cbr0"], nil }
+	if _, err := bridgeFor(ranges, everywhere); err == nil || !strings.Contains(err.Error(), "ip link del cbr0") {
+		t.Error(err)
+	}
+}
+
 func TestKubenetWaitsForTheRange(t *testing.T) {
 	k := newKubenet(t, t.TempDir())
 	if err := k.Ready(); !errors.Is(err, errNoCIDR) {
@@ -390,6 +451,20 @@ func TestQuantity(t *testing.T) {
 		if got, ok := quantity(bad); ok {
 			t.Errorf("%q is %d", bad, got)
 		}
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	got := bandwidth(map[string]string{ingressAnnotation: "100M", egressAnnotation: "64k"})
+	want := map[string]int64{"ingressRate": 100e6, "ingressBurst": 10e6, "egressRate": 64e3, "egressBurst": 256 << 10 * 8}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := bandwidth(map[string]string{ingressAnnotation: "1P"})["ingressBurst"]; got/8 >= 1<<32-1 || got <= 0 {
+		t.Errorf("a burst that the plugin refuses: %d", got)
+	}
+	if got := bandwidth(map[string]string{ingressAnnotation: "much"}); len(got) > 0 {
+		t.Errorf("%v", got)
 	}
 }
 

@@ -87,7 +87,7 @@ func (c *chaos) round(t *testing.T, round int) {
 		select {
 		case <-done:
 			return
-		case <-time.After(time.Duration(100+c.random.IntN(1500)) * time.Millisecond):
+		case <-time.After(time.Duration(100+c.random.IntN(3000)) * time.Millisecond):
 			c.Kill(t)
 			c.Restart(t)
 			c.kills++
