@@ -180,7 +180,7 @@ func (c *chaos) left(t *testing.T) map[string][]string {
 			left["sandboxes"] = append(left["sandboxes"], p.Id)
 		}
 	}
-	for kind, dir := range map[string]string{"pins": c.PinDir, "leases": c.LeaseDir, "cache": c.CacheDir, "pending": c.PendingDir} {
+	for kind, dir := range map[string]string{"pins": c.PinDir, "leases": filepath.Join(c.LeaseDir, "kubenet"), "cache": c.CacheDir, "pending": c.PendingDir} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)

@@ -167,7 +167,7 @@ func TestNetNSModes(t *testing.T) {
 			if rules := n.run(t, "iptables-save"); strings.Contains(rules, fmt.Sprint(port)) {
 				t.Errorf("rules of the host port are left:\n%s", rules)
 			}
-			if leases, _ := filepath.Glob(filepath.Join(n.LeaseDir, ip)); len(leases) > 0 {
+			if leases, _ := filepath.Glob(filepath.Join(n.LeaseDir, "kubenet", ip)); len(leases) > 0 {
 				t.Errorf("the address is still reserved: %v", leases)
 			}
 			n.removePod(t, id)

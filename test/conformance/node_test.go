@@ -316,7 +316,7 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 			left = append(left, "sandbox "+p.Id)
 		}
 	}
-	for _, dir := range []string{n.PinDir, n.CacheDir, n.PendingDir, n.LeaseDir} {
+	for _, dir := range []string{n.PinDir, n.CacheDir, n.PendingDir, filepath.Join(n.LeaseDir, "*")} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)

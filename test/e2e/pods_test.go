@@ -163,7 +163,7 @@ func deleted(t *testing.T, k *kubelet) {
 		return err
 	})
 	for what, pattern := range map[string]string{
-		"address": filepath.Join(k.daemon.LeaseDir, "10.*"), "CNI cache": filepath.Join(k.daemon.CacheDir, "*"), "pin": filepath.Join(k.daemon.PinDir, "*"),
+		"address": filepath.Join(k.daemon.LeaseDir, "*", "10.*"), "CNI cache": filepath.Join(k.daemon.CacheDir, "*"), "pin": filepath.Join(k.daemon.PinDir, "*"),
 	} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("%s left: %v", what, left)

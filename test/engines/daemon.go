@@ -60,7 +60,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	lib := filepath.Join(e.Dir, "root/var/lib/cni")
 	d := &Daemon{
 		Socket: filepath.Join(e.Dir, name+".sock"), Program: filepath.Join(e.Dir, "cri-dockerd"), PinDir: filepath.Join(e.Dir, "run/netns"),
-		CacheDir: filepath.Join(lib, "cache/results"), PendingDir: filepath.Join(lib, "cache/pending"), LeaseDir: filepath.Join(lib, "networks/kubenet"), engine: e, name: name,
+		CacheDir: filepath.Join(lib, "cache/results"), PendingDir: filepath.Join(lib, "cache/pending"), LeaseDir: filepath.Join(lib, "networks"), engine: e, name: name,
 	}
 	d.running = d.Program + "-running"
 	for file, detect := range map[string]bool{d.Program: false, d.running: true} {

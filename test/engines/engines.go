@@ -327,27 +327,43 @@ func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%
 
 // DialContext connects from inside the network namespace.
 func (e *Engine) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	return podnet.Dial(ctx, fmt.Sprintf("/proc/%d/ns/net", e.pid), network, addr)
+	return podnet.Dial(ctx, e.NetNS(""), network, addr)
+}
+
+// Plugins is the folder of the newest standard CNI plugins and flannel's, which hack/cni-plugins.sh builds.
+func Plugins() string { return filepath.Join(Cache(), "cni") }
+
+// NetNS is the path of a network namespace, seen from outside: that of a file inside, or the engine's own with "".
+func (e *Engine) NetNS(inside string) string {
+	if inside == "" {
+		return fmt.Sprintf("/proc/%d/ns/net", e.pid)
+	}
+	return e.Path(inside)
+}
+
+// In runs do on a thread that is in a network namespace. Sockets made there stay there.
+func In(netns string, do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with this goroutine, and its namespace with it
+		ns, err := os.Open(netns)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = do()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // Listen listens inside the network namespace, on addr of the network tcp.
 func (e *Engine) Listen(tb TB, addr string) net.Listener {
 	tb.Helper()
 	var l net.Listener
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with this goroutine, and its namespace with it
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", e.pid))
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			l, err = net.Listen("tcp", addr)
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	if err := In(e.NetNS(""), func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
 		tb.Fatalf("listen on %s: %v", addr, err)
 	}
 	return l
