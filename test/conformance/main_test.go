@@ -106,8 +106,8 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 	}
 }
 
-// eachEngine runs a test on an engine of its own of every version, without a daemon.
-func eachEngine(t *testing.T, test func(*testing.T, *node)) {
+// eachEngine runs a test on an engine of its own of every version, with dockerd's further flags, without a daemon.
+func eachEngine(t *testing.T, test func(*testing.T, *node), flags ...string) {
 	t.Parallel()
 	if *endpoint != "" {
 		t.Skip("needs an engine of its own; not with -endpoint")
@@ -115,7 +115,7 @@ func eachEngine(t *testing.T, test func(*testing.T, *node)) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			e := engines.Start(t, v)
+			e := engines.Start(t, v, flags...)
 			test(t, &node{eng: e, image: e.ImportBusybox(t)})
 		})
 	}

@@ -236,3 +236,22 @@ func TestPauseThatDoesNotJoin(t *testing.T) {
 		}
 	})
 }
+
+// TestUsernsRemap is an engine whose containers live in a user namespace: it must make their network namespaces itself.
+func TestUsernsRemap(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		n.Daemon = n.eng.Daemon(t)
+		if c := n.netnsCondition(t); c.Status || !strings.Contains(c.Message, "userns-remap") {
+			t.Errorf("condition: %v", c)
+		}
+		cfg := n.podConfig(t)
+		id := n.runPod(t, cfg)
+		n.madeBy(t, id, "engine")
+		c := n.start(t, id, cfg, sh("sleep 1000"))
+		if ip := n.podStatus(t, id).Network.GetIp(); ip == "" || !strings.Contains(n.exec(t, c, "ip", "-o", "addr"), ip+"/") {
+			t.Errorf("address %q", ip)
+		}
+		n.removePod(t, id)
+		n.assertNothingLeft(t, cfg)
+	}, "--userns-remap=nobody:nogroup")
+}

@@ -232,6 +232,19 @@ func TestDNSAndHostname(t *testing.T) {
 	})
 }
 
+// TestDNSOfHostNetwork gives a pod on the host network DNS of its own (dnsPolicy ClusterFirstWithHostNet).
+func TestDNSOfHostNetwork(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Hostname, cfg.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
+		cfg.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"127.0.0.54"}, Searches: []string{"kube-system.svc.cluster.local"}, Options: []string{"ndots:5"}}
+		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		if got, want := n.exec(t, c, "cat", "/etc/resolv.conf"), "nameserver 127.0.0.54\nsearch kube-system.svc.cluster.local\noptions ndots:5\n"; got != want {
+			t.Errorf("resolv.conf: %q, want %q", got, want)
+		}
+	})
+}
+
 func TestSysctls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)

@@ -67,18 +67,22 @@ type Engine struct {
 	stdin  io.Closer
 	docker *exec.Cmd
 	bin    string // folder of the engine's programs, "" for the system's
+	flags  []string
 }
 
 const startDeadline = 60 * time.Second
 
-// Start starts an engine; it ends with the test.
-func Start(tb TB, v Version) *Engine {
+// Start starts an engine with dockerd's further flags; it ends with the test.
+func Start(tb TB, v Version, flags ...string) *Engine {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "cri-engine-")
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // the root of a user namespace is nobody here
+	}
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
-	e := &Engine{Version: v, Dir: dir, Socket: filepath.Join(dir, "docker.sock"), CgroupParent: "/cri-test-" + random()}
+	e := &Engine{Version: v, Dir: dir, Socket: filepath.Join(dir, "docker.sock"), CgroupParent: "/cri-test-" + random(), flags: flags}
 	if v == V29 {
 		e.bin = filepath.Join(Cache(), "docker-29")
 		if _, err := os.Stat(filepath.Join(e.bin, "dockerd")); err != nil {
@@ -234,7 +238,7 @@ func (e *Engine) startDocker(tb TB) {
 		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"), "--default-runtime", "wrapped",
 		"--live-restore", "--userland-proxy=false", "--exec-opt", "native.cgroupdriver=cgroupfs",
 	}
-	e.docker = e.background(tb, "docker", "dockerd", args...)
+	e.docker = e.background(tb, "docker", "dockerd", append(args, e.flags...)...)
 	ready := func() bool {
 		c, err := client.New(client.WithHost("unix://" + e.Socket))
 		if err != nil {

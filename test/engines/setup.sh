@@ -22,6 +22,11 @@ if [ -d $cg/memory ] && [ ! -d $cg/hugetlb ]; then
 	mkdir $cg/hugetlb
 	mount -t cgroup -o hugetlb hugetlb $cg/hugetlb || rmdir $cg/hugetlb
 fi
+# Users for an engine with --userns-remap=nobody:nogroup.
+for f in subuid subgid; do
+	echo nobody:200000:65536 > "$dir/$f"
+	[ ! -e /etc/$f ] || mount --bind "$dir/$f" /etc/$f
+done
 mount --make-rshared /
 ip link set lo up
 ip link add ext0 type bridge
