@@ -410,13 +410,16 @@ func TestKubenetHairpin(t *testing.T) {
 		for _, mode := range []string{"hairpin-veth", "promiscuous-bridge", "none"} {
 			filter := map[string]string{"hairpin-veth": "1"}[mode]
 			n.run(t, "sh", "-c", "ip link del cbr0 2>/dev/null; f=/proc/sys/net/bridge/bridge-nf-call-iptables; [ ! -e $f ] || echo ${1:-0} > $f", "sh", filter)
-			n.Change(t, "--hairpin-mode="+mode)
+			n.Change(t, "--hairpin-mode="+mode, "--network-plugin-mtu=1400")
 			n.AwaitReady(t)
 			cfg := n.podConfig(t)
 			cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 18086}}
 			id := n.runPod(t, cfg)
 			c.answer(t, id, mode, 80)
 			c.asked(t, c.in(t, id), "tcp", nodeIP+":18086", mode)
+			if link := n.run(t, "nsenter", "--net="+filepath.Join(n.PinDir, id), "ip", "-o", "link", "show", "eth0"); !strings.Contains(link, " mtu 1400 ") {
+				t.Errorf("MTU of the pod: %s", link)
+			}
 			hairpin := strings.Contains(n.run(t, "ip", "-d", "-o", "link", "show", "master", "cbr0"), " hairpin on ")
 			promiscuous := strings.Contains(n.run(t, "ip", "-o", "link", "show", "cbr0"), "PROMISC")
 			if hairpin != (mode == "hairpin-veth") || promiscuous != (mode == "promiscuous-bridge") {
@@ -424,6 +427,43 @@ func TestKubenetHairpin(t *testing.T) {
 			}
 			n.removePod(t, id)
 			n.assertNothingLeft(t, cfg)
+		}
+	})
+}
+
+// TestKubenetFollowsTheKubelet gives kubenet its ranges by UpdateRuntimeConfig, and others under a running pod.
+func TestKubenetFollowsTheKubelet(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		c := &cniNode{node: n.withDaemon(t, "--pod-cidr=")}
+		n = c.node
+		if s := n.network(t); s.Status || !strings.Contains(s.Message, "pod CIDR") {
+			t.Errorf("condition: %v", s)
+		}
+		var pods []string
+		var configs []*runtimeapi.PodSandboxConfig
+		for i, prefix := range []string{"10.91.0.", "10.92.0."} {
+			cidrs := fmt.Sprintf("%s0/24,fd00:%d::/64", prefix, 91+i)
+			if _, err := n.Runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+				RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidrs}},
+			}); err != nil || !n.network(t).Status {
+				t.Fatalf("%v, %v", err, n.network(t))
+			}
+			cfg := n.podConfig(t)
+			id := n.runPod(t, cfg)
+			if s := n.podStatus(t, id).Network; !strings.HasPrefix(s.GetIp(), prefix) || len(s.AdditionalIps) != 1 || !strings.HasPrefix(s.AdditionalIps[0].Ip, fmt.Sprintf("fd00:%d::", 91+i)) {
+				t.Errorf("addresses of %s: %v", cidrs, s)
+			}
+			c.answer(t, id, prefix, 80)
+			pods, configs = append(pods, id), append(configs, cfg)
+		}
+		first := n.podStatus(t, pods[0]).Network
+		for _, ip := range []string{first.Ip, first.AdditionalIps[0].Ip} {
+			c.asked(t, c.own(t).NetNS(""), "tcp", net.JoinHostPort(ip, "80"), "10.91.0.")
+			c.asked(t, c.in(t, pods[1]), "tcp", net.JoinHostPort(ip, "80"), "10.91.0.")
+		}
+		for i, id := range pods {
+			n.removePod(t, id)
+			n.assertNothingLeft(t, configs[i])
 		}
 	})
 }

@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +30,26 @@ type apiServer struct {
 var kinds = map[string]string{
 	"pods": "Pod", "services": "Service", "secrets": "Secret", "nodes": "Node", "configmaps": "ConfigMap", "runtimeclasses": "RuntimeClass", "csidrivers": "CSIDriver", "csinodes": "CSINode",
 	"leases": "Lease",
+}
+
+// node is the node of a kubelet, with what was last said of it.
+func node(conditions ...object) object {
+	room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
+	return object{
+		"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"},
+		"status": object{"conditions": conditions, "capacity": room, "allocatable": room},
+	}
+}
+
+// kubeconfig is the file by which a kubelet finds the API at an address.
+func (k *kubelet) kubeconfig(t *testing.T, addr net.Addr) string {
+	t.Helper()
+	file := filepath.Join(k.engine.Dir, "kubeconfig")
+	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+addr.String()+
+		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // serveAPI serves the API until the test ends.
@@ -52,12 +76,16 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		answer(w, object{"kind": kind + "List", "apiVersion": version, "metadata": object{"resourceVersion": "1"}, "items": a.list(q.URL.Path, q.FormValue("fieldSelector"))})
 	case q.Method == http.MethodGet:
 		if o := a.find(q.URL.Path); o != nil {
+			a.mu.Lock()
+			defer a.mu.Unlock()
 			answer(w, o)
 			return
 		}
 		fail(w, http.StatusNotFound, "NotFound")
 	case q.Method == http.MethodPost:
 		a.post(w, q)
+	case q.Method == http.MethodPatch && path.Dir(q.URL.Path) == "/api/v1/nodes/node":
+		a.patchNode(w, q)
 	default: // of a status, mostly
 		if o := a.find(strings.TrimSuffix(q.URL.Path, "/status")); o != nil {
 			answer(w, o)
@@ -126,6 +154,47 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 	}
 	w.WriteHeader(http.StatusCreated)
 	answer(w, o)
+}
+
+// patchNode takes what a kubelet says of its node's conditions (a strategic merge patch, by type).
+func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
+	var patch struct{ Status struct{ Conditions []object } }
+	if err := json.NewDecoder(q.Body).Decode(&patch); err != nil {
+		fail(w, http.StatusBadRequest, "BadRequest")
+		return
+	}
+	o := a.find("/api/v1/nodes/node")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	status := o["status"].(object)
+	old, _ := status["conditions"].([]object)
+	var conditions []object
+	byType := map[any]object{}
+	for _, c := range append(slices.Clone(old), patch.Status.Conditions...) {
+		merged, known := byType[c["type"]]
+		if !known {
+			merged = object{}
+			byType[c["type"]] = merged
+			conditions = append(conditions, merged)
+		}
+		maps.Copy(merged, c)
+	}
+	status["conditions"] = conditions
+	answer(w, o)
+}
+
+// condition is one of the node's conditions, nil if the kubelet has not told it.
+func (a *apiServer) condition(kind string) object {
+	o := a.find("/api/v1/nodes/node")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	conditions, _ := o["status"].(object)["conditions"].([]object)
+	for _, c := range conditions {
+		if c["type"] == kind {
+			return maps.Clone(c)
+		}
+	}
+	return nil
 }
 
 // said says whether an event of a pod has these words.

@@ -4,8 +4,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -192,26 +190,16 @@ func TestKubeletPullSecret(t *testing.T) {
 					"status": object{"phase": "Pending"},
 				}
 			}
-			room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
 			l := k.engine.Listen(t, "127.0.0.1:0")
 			api := serveAPI(t, l, map[string][]object{
-				"/api/v1/nodes": {{
-					"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"}, "status": object{
-						"conditions": []object{{"type": "Ready", "status": "True"}}, "capacity": room, "allocatable": room,
-					},
-				}},
+				"/api/v1/nodes":                   {node(object{"type": "Ready", "status": "True"})},
 				"/api/v1/namespaces/default/pods": {pod("first", object{"name": "login"}), pod("second", object{"name": "login"}), pod("stranger")},
 				"/api/v1/namespaces/default/secrets": {{
 					"kind": "Secret", "apiVersion": "v1", "metadata": object{"name": "login", "namespace": "default", "resourceVersion": "1"},
 					"type": "kubernetes.io/dockerconfigjson", "data": object{".dockerconfigjson": base64.StdEncoding.EncodeToString([]byte(config))},
 				}},
 			})
-			kubeconfig := filepath.Join(k.engine.Dir, "kubeconfig")
-			if err := os.WriteFile(kubeconfig, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+l.Addr().String()+
-				"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n", "--kubeconfig="+kubeconfig)
+			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n", "--kubeconfig="+k.kubeconfig(t, l.Addr()))
 			runs := func(pod string) error {
 				l, err := k.daemon.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 					LabelSelector: map[string]string{"io.kubernetes.pod.name": pod}, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},

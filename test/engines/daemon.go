@@ -70,9 +70,12 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		}
 	}
 	d.own = []string{
-		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet", "--pod-cidr=" + PodCIDR,
+		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet",
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",
 		"--metrics-bind-address=unix://" + filepath.Join(e.Dir, name+"-metrics.sock"),
+	}
+	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--pod-cidr=") }) { // ranges add up
+		d.own = append(d.own, "--pod-cidr="+PodCIDR)
 	}
 	d.args = args
 	clients := Connect(tb, "unix://"+d.Socket)
