@@ -86,7 +86,6 @@ func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRe
 	id, err := s.makeSandboxInOwn(ctx, r, host)
 	var join *joinError
 	if err == nil {
-		s.joining.settle("")
 		return id, nil
 	}
 	if _, proven := s.joining.state(); proven || !errors.As(err, &join) || ctx.Err() != nil {
@@ -101,10 +100,12 @@ func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRe
 	return id, nil
 }
 
-func (s *Service) makeSandboxInOwn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (_ string, err error) {
+func (s *Service) makeSandboxInOwn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (string, error) {
 	netns, err := s.Pins.Make(spec.NetSysctls(r.GetConfig()))
-	if err != nil {
-		return "", err
+	if errdefs.IsInvalidArgument(err) {
+		return "", fmt.Errorf("config.linux.sysctls: %w", err)
+	} else if err != nil {
+		return "", &joinError{err}
 	}
 	defer func() { // it is kept for the sandbox, if there is one
 		if dropErr := s.Pins.Drop(netns); dropErr != nil {
@@ -151,6 +152,7 @@ func (s *Service) startJoined(ctx context.Context, id string, cfg *runtimeapi.Po
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}
+	s.joining.settle("")
 	return s.Network.Confirm(id)
 }
 

@@ -158,7 +158,7 @@ func (p *Pins) mount(netns, file string) error {
 	return nil
 }
 
-// Make makes a network namespace with lo up and these sysctls ("net.core.somaxconn"), and returns the path where it is pinned until Drop.
+// Make makes a network namespace with lo up, Docker's defaults and these sysctls ("net.core.somaxconn"), and returns the path where it is pinned until Drop.
 func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
 	b := make([]byte, 8)
 	_, _ = rand.Read(b) // never fails
@@ -182,8 +182,18 @@ func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
 	return path, nil
 }
 
-// writeSysctls sets sysctls of the thread's network namespace (proc(5), /proc/sys/net).
+// defaultSysctls are what Docker sets in network namespaces of its own, as far as the kernel has them: pods may use low ports and ping.
+func defaultSysctls() map[string]string {
+	return map[string]string{"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 2147483647"}
+}
+
+// writeSysctls sets sysctls of the thread's network namespace (proc(5), /proc/sys/net), after the defaults.
 func writeSysctls(sysctls map[string]string) error {
+	for name, value := range defaultSysctls() {
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("sysctl net/%s=%q: %w", name, value, err)
+		}
+	}
 	for name, value := range sysctls {
 		file := name
 		if !strings.Contains(name, "/") { // with slashes, dots belong to names (sysctl(8))

@@ -387,7 +387,7 @@ func TestPinsOfOurOwn(t *testing.T) {
 	if err := pins.Drop(path); err != nil {
 		t.Error(err)
 	}
-	if got := strings.Fields(run(t, "nsenter", "--net="+pin, "sysctl", "-n", "net.ipv4.ip_local_port_range", "net.ipv4.conf.lo.forwarding")); strings.Join(got, " ") != "2000 3000 1" {
+	if got := strings.Fields(run(t, "nsenter", "--net="+pin, "sysctl", "-n", "net.ipv4.ip_local_port_range", "net.ipv4.conf.lo.forwarding", "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")); strings.Join(got, " ") != "2000 3000 1 0 2147483647 0" {
 		t.Errorf("sysctls of the namespace: %v", got)
 	}
 	if out := run(t, "nsenter", "--net="+pin, "ip", "-o", "link", "show", "lo"); !strings.Contains(out, "LOOPBACK,UP") {

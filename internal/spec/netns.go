@@ -58,9 +58,9 @@ func isNet(sysctl string) bool {
 	return strings.HasPrefix(sysctl, "net.") || strings.HasPrefix(sysctl, "net/")
 }
 
-// NetSysctls are the net.* sysctls of a pod whose network namespace is ours: Docker's defaults, and the pod's own.
+// NetSysctls are the sysctls of a pod that belong to its network namespace.
 func NetSysctls(cfg *runtimeapi.PodSandboxConfig) map[string]string {
-	out := map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+	out := map[string]string{}
 	for k, v := range cfg.GetLinux().GetSysctls() {
 		if isNet(k) {
 			out[k] = v
