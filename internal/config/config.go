@@ -72,7 +72,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of CNI's cache")
 	f.StringVar(&c.PodNetNS, "pod-netns", "own", "who makes pods' network namespaces: own (this daemon, where the sandbox image and the engine permit it, else the engine) or engine")
 	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
-	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth (works everywhere) or promiscuous-bridge (only without bridge-nf-call-iptables)")
+	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth or promiscuous-bridge (the same as hairpin-veth with bridge-nf-call-iptables)")
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
 	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])

@@ -164,6 +164,11 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 
 // delete runs the plugins' DEL for one attachment. It is noted until all of the pod's are gone, if there is room for a note.
 func (a *attacher) delete(ctx context.Context, c attachment) error {
+	// The bridge plugin removes its link, which knows the pod's addresses, before it calls the one for addresses: what a DEL that failed there has
+	// not removed, the next one does not find.
+	if err := missing(c.list, a.binDirs); err != nil {
+		return err
+	}
 	held, err := a.journal.begin(c.list, c.rt)
 	if err != nil {
 		a.log.Warn("a DEL begins without a note of it", "err", err)

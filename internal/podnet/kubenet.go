@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -130,9 +132,11 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 		}
 		routes = append(routes, map[string]string{"dst": dst})
 	}
+	// On newer kernels, frames that a promiscuous bridge passes up lose the translation of their addresses if they have passed iptables.
+	promiscuous := cfg.Hairpin == HairpinPromisc && !framesPassIptables()
 	bridge := map[string]any{
 		"type": "bridge", "bridge": name, "isGateway": true, "ipMasq": true,
-		"hairpinMode": cfg.Hairpin == HairpinVeth, "promiscMode": cfg.Hairpin == HairpinPromisc,
+		"hairpinMode": cfg.Hairpin != HairpinNone && !promiscuous, "promiscMode": promiscuous,
 		"ipam": map[string]any{"type": "host-local", "ranges": hostLocalRanges(cidrs), "routes": routes},
 	}
 	if cfg.MTU > 0 {
@@ -146,6 +150,12 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 		return nil, err
 	}
 	return libcni.ConfListFromBytes(b)
+}
+
+// framesPassIptables says whether bridged frames do (br_netfilter, as nodes of a cluster have it).
+func framesPassIptables() bool {
+	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
+	return err == nil && strings.TrimSpace(string(b)) != "0"
 }
 
 var errNoCIDR = errors.New("kubenet waits for the node's pod CIDR: give --pod-cidr, or let the kubelet tell it (spec.podCIDR of the node)")

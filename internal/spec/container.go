@@ -101,7 +101,7 @@ func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o Container
 	join := "container:" + o.Sandbox.ID
 	c.Host.NetworkMode, c.Host.IpcMode = container.NetworkMode(join), container.IpcMode(join)
 	if o.Sandbox.HostNetwork() {
-		c.Host.NetworkMode, c.Host.UTSMode = "host", "host"
+		c.Host.UTSMode = "host" // the network is the sandbox's, so that its resolv.conf is too
 	}
 	if o.Sandbox.Namespaces.GetIpc() == runtimeapi.NamespaceMode_NODE {
 		c.Host.IpcMode = "host"

@@ -192,9 +192,9 @@ func dualStack(t *testing.T, c *cniNode) {
 		t.Errorf("CHECK of a pod in order: %v, %v", r.GetInfo(), err)
 	}
 	if strings.Contains(t.Name(), "1.1.0") {
-		c.run(t, "nsenter", "--net="+filepath.Join(c.PinDir, id), "ip", "addr", "flush", "dev", "eth0")
+		c.run(t, "nsenter", "--net="+filepath.Join(c.PinDir, id), "ip", "route", "del", "default")
 		if r, err = c.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true}); err != nil || !strings.Contains(r.Info["info"], `plugin type`) && !strings.Contains(r.Info["info"], "CNI error") {
-			t.Errorf("CHECK of a pod without its addresses: %v, %v", r.GetInfo(), err)
+			t.Errorf("CHECK of a pod without its route: %v, %v", r.GetInfo(), err)
 		}
 	}
 	c.removePod(t, id)
@@ -304,15 +304,25 @@ func bandwidth(t *testing.T, c *cniNode) {
 	c.assertNothingLeft(t, cfg)
 }
 
-// vanishedPlugin takes a plugin away while a pod runs.
+// vanishedPlugin takes a plugin away while a pod runs: one of the chain, and the one for addresses, which another one calls.
 func vanishedPlugin(t *testing.T, c *cniNode) {
+	for _, plugin := range []string{"bandwidth", "host-local"} {
+		vanishes(t, c, plugin)
+	}
+	if rules := c.run(t, "iptables-save"); strings.Contains(rules, "10.77.0.") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+}
+
+func vanishes(t *testing.T, c *cniNode, plugin string) {
+	t.Helper()
 	cfg := c.podConfig(t)
 	id := c.runPod(t, cfg)
-	file := filepath.Join(c.bin, "bandwidth")
+	file := filepath.Join(c.bin, plugin)
 	if err := os.Rename(file, file+".gone"); err != nil {
 		t.Fatal(err)
 	}
-	want := `CNI plugin "bandwidth" is not in ` + c.bin + ": install it"
+	want := fmt.Sprintf("CNI plugin %q is not in ", plugin) + c.bin + ": install it"
 	if s := c.network(t); s.Status || !strings.Contains(s.Message, want) {
 		t.Errorf("condition: %v", s)
 	}
@@ -402,28 +412,32 @@ func TestNetworkSwap(t *testing.T) {
 	})
 }
 
-// TestKubenetHairpin has pods reach themselves by their host port in every hairpin mode. While bridged frames pass iptables, as nodes of a
-// cluster have it, only hairpin-veth lets them.
+// TestKubenetHairpin has pods reach themselves by their host port in every hairpin mode, with bridged frames that pass iptables, as nodes of a
+// cluster have it, and without.
 func TestKubenetHairpin(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		c := &cniNode{node: n}
-		for _, mode := range []string{"hairpin-veth", "promiscuous-bridge", "none"} {
-			filter := map[string]string{"hairpin-veth": "1"}[mode]
-			n.run(t, "sh", "-c", "ip link del cbr0 2>/dev/null; f=/proc/sys/net/bridge/bridge-nf-call-iptables; [ ! -e $f ] || echo ${1:-0} > $f", "sh", filter)
-			n.Change(t, "--hairpin-mode="+mode, "--network-plugin-mtu=1400")
+		for _, m := range []struct {
+			mode, filter         string
+			hairpin, promiscuous bool
+		}{
+			{"hairpin-veth", "1", true, false}, {"promiscuous-bridge", "1", true, false}, {"promiscuous-bridge", "0", false, true}, {"none", "0", false, false},
+		} {
+			n.run(t, "sh", "-c", "ip link del cbr0 2>/dev/null; f=/proc/sys/net/bridge/bridge-nf-call-iptables; [ ! -e $f ] || echo $1 > $f", "sh", m.filter)
+			n.Change(t, "--hairpin-mode="+m.mode, "--network-plugin-mtu=1400")
 			n.AwaitReady(t)
 			cfg := n.podConfig(t)
 			cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 18086}}
 			id := n.runPod(t, cfg)
-			c.answer(t, id, mode, 80)
-			c.asked(t, c.in(t, id), "tcp", nodeIP+":18086", mode)
+			c.answer(t, id, m.mode, 80)
+			c.asked(t, c.in(t, id), "tcp", nodeIP+":18086", m.mode)
 			if link := n.run(t, "nsenter", "--net="+filepath.Join(n.PinDir, id), "ip", "-o", "link", "show", "eth0"); !strings.Contains(link, " mtu 1400 ") {
 				t.Errorf("MTU of the pod: %s", link)
 			}
 			hairpin := strings.Contains(n.run(t, "ip", "-d", "-o", "link", "show", "master", "cbr0"), " hairpin on ")
 			promiscuous := strings.Contains(n.run(t, "ip", "-o", "link", "show", "cbr0"), "PROMISC")
-			if hairpin != (mode == "hairpin-veth") || promiscuous != (mode == "promiscuous-bridge") {
-				t.Errorf("%s: hairpin %v, promiscuous %v", mode, hairpin, promiscuous)
+			if hairpin != m.hairpin || promiscuous != m.promiscuous {
+				t.Errorf("%+v: hairpin %v, promiscuous %v", m, hairpin, promiscuous)
 			}
 			n.removePod(t, id)
 			n.assertNothingLeft(t, cfg)

@@ -229,18 +229,12 @@ func TestDNSAndHostname(t *testing.T) {
 		if got := n.exec(t, c, "hostname"); got != "web-0\n" {
 			t.Errorf("hostname: %q", got)
 		}
-	})
-}
 
-// TestDNSOfHostNetwork gives a pod on the host network DNS of its own (dnsPolicy ClusterFirstWithHostNet).
-func TestDNSOfHostNetwork(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		cfg := n.podConfig(t)
-		cfg.Hostname, cfg.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
-		cfg.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"127.0.0.54"}, Searches: []string{"kube-system.svc.cluster.local"}, Options: []string{"ndots:5"}}
-		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		if got, want := n.exec(t, c, "cat", "/etc/resolv.conf"), "nameserver 127.0.0.54\nsearch kube-system.svc.cluster.local\noptions ndots:5\n"; got != want {
-			t.Errorf("resolv.conf: %q, want %q", got, want)
+		host := n.podConfig(t)
+		host.Hostname, host.DnsConfig, host.Linux.SecurityContext.NamespaceOptions.Network = "", cfg.DnsConfig, runtimeapi.NamespaceMode_NODE
+		c = n.start(t, n.runPod(t, host), host, sh("sleep 1000"))
+		if on := n.exec(t, c, "cat", "/etc/resolv.conf"); on != got {
+			t.Errorf("resolv.conf on the host's network:\n%s", on)
 		}
 	})
 }
@@ -248,11 +242,18 @@ func TestDNSOfHostNetwork(t *testing.T) {
 func TestSysctls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
-		cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "kernel.shm_rmid_forced": "1"}
-		id := n.runPod(t, cfg)
-		c := n.start(t, id, cfg, sh("sleep 1000"))
-		if got := n.exec(t, c, "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/kernel/shm_rmid_forced"); got != "1024\n1\n" {
-			t.Errorf("sysctls: %q", got)
+		cfg.Linux.Sysctls = map[string]string{
+			"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "40000\t40100", "net.core.somaxconn": "1234",
+		}
+		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		for name, want := range cfg.Linux.Sysctls {
+			file := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
+			if got := n.exec(t, c, "cat", file); got != want+"\n" {
+				t.Errorf("%s is %q in the pod, want %q", name, got, want)
+			}
+			if n.eng != nil && n.run(t, "cat", file) == want+"\n" {
+				t.Errorf("%s is the same on the node", name)
+			}
 		}
 	})
 }

@@ -2,15 +2,15 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,11 +19,14 @@ import (
 // object is a Kubernetes object, as JSON has it.
 type object = map[string]any
 
-// apiServer is as much of Kubernetes' API as a kubelet needs to run the pods that are there from the beginning, with their secrets.
+// apiServer is as much of Kubernetes' API as a kubelet needs to run the pods that are there from the beginning, with their secrets, and to
+// tell how its node is.
 type apiServer struct {
 	mu      sync.Mutex          // guards the rest
-	objects map[string][]object // by collection: "/api/v1/namespaces/default/secrets"
+	objects map[string][]object // by collection: "/api/v1/namespaces/default/secrets"; what is in it is replaced, never changed
 	events  []object
+	version int           // of the last object that was written
+	written chan struct{} // closed with the next write
 }
 
 // kinds are the collections that a kubelet reads, with the kind of their elements.
@@ -32,34 +35,20 @@ var kinds = map[string]string{
 	"leases": "Lease",
 }
 
-// node is the node of a kubelet, with what was last said of it.
-func node(conditions ...object) object {
-	room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
-	return object{
-		"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"},
-		"status": object{"conditions": conditions, "capacity": room, "allocatable": room},
-	}
-}
-
-// kubeconfig is the file by which a kubelet finds the API at an address.
-func (k *kubelet) kubeconfig(t *testing.T, addr net.Addr) string {
+// serveAPI serves the API inside the node until the test ends, and returns the flag with which the kubelet uses it.
+func (k *kubelet) serveAPI(t *testing.T, objects map[string][]object) (*apiServer, string) {
 	t.Helper()
-	file := filepath.Join(k.engine.Dir, "kubeconfig")
-	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+addr.String()+
-		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
-// serveAPI serves the API until the test ends.
-func serveAPI(t *testing.T, l net.Listener, objects map[string][]object) *apiServer {
-	t.Helper()
-	a := &apiServer{objects: objects}
+	a := &apiServer{objects: objects, version: 1, written: make(chan struct{})}
+	l := k.engine.Listen(t, "127.0.0.1:0")
 	srv := &http.Server{Handler: a}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
-	return a
+	file := filepath.Join(k.engine.Dir, "kubeconfig")
+	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+l.Addr().String()+
+		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return a, "--kubeconfig=" + file
 }
 
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
@@ -69,22 +58,19 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	case q.Method == http.MethodGet && isCollection && q.FormValue("sendInitialEvents") != "":
 		fail(w, http.StatusUnprocessableEntity, "Invalid") // so that it lists and then watches
 	case q.Method == http.MethodGet && isCollection && q.FormValue("watch") != "":
-		_ = http.NewResponseController(w).Flush()
-		<-q.Context().Done() // nothing changes
+		a.watch(w, q)
 	case q.Method == http.MethodGet && isCollection:
 		version, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(q.URL.Path, "/apis/"), "/api/"), "/"+path.Base(q.URL.Path))
-		answer(w, object{"kind": kind + "List", "apiVersion": version, "metadata": object{"resourceVersion": "1"}, "items": a.list(q.URL.Path, q.FormValue("fieldSelector"))})
+		answer(w, object{"kind": kind + "List", "apiVersion": version, "metadata": object{"resourceVersion": a.now()}, "items": a.list(q.URL.Path, q.FormValue("fieldSelector"))})
 	case q.Method == http.MethodGet:
 		if o := a.find(q.URL.Path); o != nil {
-			a.mu.Lock()
-			defer a.mu.Unlock()
 			answer(w, o)
 			return
 		}
 		fail(w, http.StatusNotFound, "NotFound")
 	case q.Method == http.MethodPost:
 		a.post(w, q)
-	case q.Method == http.MethodPatch && path.Dir(q.URL.Path) == "/api/v1/nodes/node":
+	case q.Method == http.MethodPatch && path.Dir(q.URL.Path) == "/api/v1/nodes/"+path.Base(path.Dir(q.URL.Path)):
 		a.patchNode(w, q)
 	default: // of a status, mostly
 		if o := a.find(strings.TrimSuffix(q.URL.Path, "/status")); o != nil {
@@ -145,6 +131,8 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 	if path.Base(q.URL.Path) == "events" {
 		a.events = append(a.events, o)
 	} else if !exists {
+		a.stamp(o)
+		o["metadata"].(object)["uid"] = fmt.Sprintf("uid-%d", a.version)
 		a.objects[q.URL.Path] = append(a.objects[q.URL.Path], o)
 	}
 	a.mu.Unlock()
@@ -156,42 +144,110 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 	answer(w, o)
 }
 
-// patchNode takes what a kubelet says of its node's conditions (a strategic merge patch, by type).
-func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
-	var patch struct{ Status struct{ Conditions []object } }
-	if err := json.NewDecoder(q.Body).Decode(&patch); err != nil {
-		fail(w, http.StatusBadRequest, "BadRequest")
-		return
-	}
-	o := a.find("/api/v1/nodes/node")
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	status := o["status"].(object)
-	old, _ := status["conditions"].([]object)
-	var conditions []object
-	byType := map[any]object{}
-	for _, c := range append(slices.Clone(old), patch.Status.Conditions...) {
-		merged, known := byType[c["type"]]
-		if !known {
-			merged = object{}
-			byType[c["type"]] = merged
-			conditions = append(conditions, merged)
-		}
-		maps.Copy(merged, c)
-	}
-	status["conditions"] = conditions
-	answer(w, o)
+// stamp gives an object that is about to be written the next version. The caller holds mu.
+func (a *apiServer) stamp(o object) {
+	a.version++
+	o["metadata"].(object)["resourceVersion"] = strconv.Itoa(a.version)
+	close(a.written)
+	a.written = make(chan struct{})
 }
 
-// condition is one of the node's conditions, nil if the kubelet has not told it.
-func (a *apiServer) condition(kind string) object {
-	o := a.find("/api/v1/nodes/node")
+// now is the version of all that is there.
+func (a *apiServer) now() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	conditions, _ := o["status"].(object)["conditions"].([]object)
-	for _, c := range conditions {
-		if c["type"] == kind {
-			return maps.Clone(c)
+	return strconv.Itoa(a.version)
+}
+
+// watch tells what is written to a collection after the version that the client knows.
+func (a *apiServer) watch(w http.ResponseWriter, q *http.Request) {
+	seen, _ := strconv.Atoi(q.FormValue("resourceVersion"))
+	for {
+		a.mu.Lock()
+		written := a.written
+		a.mu.Unlock()
+		last := seen
+		for _, o := range a.list(q.URL.Path, q.FormValue("fieldSelector")) {
+			if v, _ := strconv.Atoi(o["metadata"].(object)["resourceVersion"].(string)); v > seen {
+				answer(w, object{"type": "MODIFIED", "object": o})
+				last = max(last, v)
+			}
+		}
+		seen = last
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-written:
+		case <-q.Context().Done():
+			return
+		}
+	}
+}
+
+// patchNode writes what the kubelet says of its node.
+func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
+	file := strings.TrimSuffix(q.URL.Path, "/status")
+	var patch object
+	err := json.NewDecoder(q.Body).Decode(&patch)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, old := range a.objects[path.Dir(file)] {
+		if old["metadata"].(object)["name"] != path.Base(file) {
+			continue
+		}
+		var o object
+		b, _ := json.Marshal(old)
+		if err = errors.Join(err, json.Unmarshal(b, &o)); err != nil {
+			fail(w, http.StatusBadRequest, "BadRequest")
+			return
+		}
+		merge(o, patch)
+		a.stamp(o)
+		a.objects[path.Dir(file)][i] = o
+		answer(w, o)
+		return
+	}
+	fail(w, http.StatusNotFound, "NotFound")
+}
+
+// merge applies a strategic merge patch as far as a node's status needs it: conditions are merged by their type, other lists replaced.
+func merge(into, patch object) {
+	for key, value := range patch {
+		old, _ := into[key].(object)
+		v, isObject := value.(object)
+		list, isList := value.([]any)
+		switch {
+		case strings.HasPrefix(key, "$"): // the order of a list
+		case value == nil:
+			delete(into, key)
+		case isObject && old != nil:
+			merge(old, v)
+		case isList && key == "conditions":
+			conditions, _ := into[key].([]any)
+			for _, c := range list {
+				i := slices.IndexFunc(conditions, func(o any) bool { return o.(object)["type"] == c.(object)["type"] })
+				if i < 0 {
+					conditions = append(conditions, c)
+				} else {
+					merge(conditions[i].(object), c.(object))
+				}
+			}
+			into[key] = conditions
+		case isList:
+			into[key] = slices.DeleteFunc(list, func(e any) bool { o, _ := e.(object); return o["$patch"] != nil })
+		default:
+			into[key] = value
+		}
+	}
+}
+
+// nodeReady is the condition Ready of the kubelet's node, nil before there is one.
+func (a *apiServer) nodeReady() object {
+	var node struct{ Status struct{ Conditions []object } }
+	b, _ := json.Marshal(a.find("/api/v1/nodes/node"))
+	_ = json.Unmarshal(b, &node)
+	for _, c := range node.Status.Conditions {
+		if c["type"] == "Ready" {
+			return c
 		}
 	}
 	return nil

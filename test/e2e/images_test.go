@@ -190,16 +190,20 @@ func TestKubeletPullSecret(t *testing.T) {
 					"status": object{"phase": "Pending"},
 				}
 			}
-			l := k.engine.Listen(t, "127.0.0.1:0")
-			api := serveAPI(t, l, map[string][]object{
-				"/api/v1/nodes":                   {node(object{"type": "Ready", "status": "True"})},
+			room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
+			api, kubeconfig := k.serveAPI(t, map[string][]object{
+				"/api/v1/nodes": {{
+					"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"}, "status": object{
+						"conditions": []object{{"type": "Ready", "status": "True"}}, "capacity": room, "allocatable": room,
+					},
+				}},
 				"/api/v1/namespaces/default/pods": {pod("first", object{"name": "login"}), pod("second", object{"name": "login"}), pod("stranger")},
 				"/api/v1/namespaces/default/secrets": {{
 					"kind": "Secret", "apiVersion": "v1", "metadata": object{"name": "login", "namespace": "default", "resourceVersion": "1"},
 					"type": "kubernetes.io/dockerconfigjson", "data": object{".dockerconfigjson": base64.StdEncoding.EncodeToString([]byte(config))},
 				}},
 			})
-			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n", "--kubeconfig="+k.kubeconfig(t, l.Addr()))
+			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\nimagePullCredentialsVerificationPolicy: AlwaysVerify\n", kubeconfig)
 			runs := func(pod string) error {
 				l, err := k.daemon.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 					LabelSelector: map[string]string{"io.kubernetes.pod.name": pod}, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},

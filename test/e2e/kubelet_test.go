@@ -61,12 +61,12 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	return k
 }
 
-// prepare starts engine and daemon.
-func prepare(t *testing.T, v engines.Version) *kubelet {
+// prepare starts engine and daemon, with these flags beside its own.
+func prepare(t *testing.T, v engines.Version, flags ...string) *kubelet {
 	t.Helper()
 	e := engines.Start(t, v)
 	e.ImportBusybox(t)
-	k := &kubelet{engine: e, daemon: e.Daemon(t), manifests: filepath.Join(e.Dir, "manifests")}
+	k := &kubelet{engine: e, daemon: e.Daemon(t, flags...), manifests: filepath.Join(e.Dir, "manifests")}
 	k.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext: e.DialContext, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the kubelet signs for itself
 	}}

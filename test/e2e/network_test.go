@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,10 +10,12 @@ import (
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"cri-dockerd/test/engines"
 )
 
-const networkPod = `apiVersion: v1
+const sleepPod = `apiVersion: v1
 kind: Pod
 metadata: {name: NAME, namespace: default}
 spec:
@@ -24,58 +28,102 @@ spec:
     command: [sleep, "100000"]
 `
 
-// TestKubeletWaitsForTheNetwork is a node without a CNI configuration: it is not ready, for a reason that says what to do, and pods on the
-// host network run meanwhile. When the file appears, it becomes ready at once, and the pod that has waited starts.
-func TestKubeletWaitsForTheNetwork(t *testing.T) {
+const netConf = `{"cniVersion":"1.1.0","name":"test","plugins":[{"type":"bridge","bridge":"test0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local",
+	"ranges":[[{"subnet":"10.99.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
+
+// How long a network's coming and going may take to be seen.
+const (
+	daemonSees = 2 * time.Second
+	// A kubelet that starts asks the runtime every 100 ms until its node is ready, for two minutes at most (Kubelet.fastStatusUpdateOnce).
+	startingKubeletSees = 2 * time.Second
+	// Afterwards it asks every 5 s (Kubelet.Run, updateRuntimeUp) and tells of it with the next status of the node, here every second.
+	kubeletSees = 5*time.Second + time.Second + 2*time.Second
+)
+
+// TestKubeletNetwork walks a node through the coming and going of its network; the kubelet's own node object says what it makes of it.
+func TestKubeletNetwork(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			k := prepare(t, v)
-			conf := filepath.Join(k.engine.Dir, "net.d")
-			k.daemon.Change(t, "--network-plugin=cni", "--cni-conf-dir="+conf, "--cni-bin-dir="+engines.Plugins(), "--pod-cidr=")
-			k.daemon.AwaitReady(t)
-			l := k.engine.Listen(t, "127.0.0.1:0")
-			api := serveAPI(t, l, map[string][]object{"/api/v1/nodes": {node(object{"type": "Ready", "status": "False"})}})
-			k.run(t, k.config+"contentType: application/json\nnodeStatusUpdateFrequency: 1s\n", "--kubeconfig="+k.kubeconfig(t, l.Addr()))
-			for name, host := range map[string]string{"host": "true", "waiting": "false"} {
-				k.apply(t, name, strings.NewReplacer("NAME", name, "HOST", host).Replace(networkPod))
+			k := prepare(t, v, "--network-plugin=cni", "--pod-cidr=", "--cni-bin-dir="+engines.Plugins())
+			api, kubeconfig := k.serveAPI(t, map[string][]object{})
+			k.run(t, k.config+"contentType: application/json\nnodeStatusUpdateFrequency: 1s\n", kubeconfig)
+			for name, host := range map[string]string{"host": "true", "waits": "false"} {
+				k.apply(t, name, strings.NewReplacer("NAME", name, "HOST", host).Replace(sleepPod))
 			}
-			eventually(t, "the pod on the host network runs", func() error {
-				if p := k.pod(t, "host"); p == nil || p.container("main").State.Running == nil {
-					return fmt.Errorf("%+v", p)
+			notReady := func() error {
+				c := api.nodeReady()
+				if c["status"] != "False" || !strings.Contains(fmt.Sprint(c["message"]), "/etc/cni/net.d") {
+					return fmt.Errorf("%v", c)
+				}
+				return nil
+			}
+			eventually(t, "the node is not ready, and says why", notReady)
+			k.waitRunning(t, "host")
+			eventually(t, "the pod waits for the network", func() error {
+				if !api.said("waits-node", "network is not ready") {
+					return errors.New("no event of it")
 				}
 				return nil
 			})
-			want := "no CNI configuration in " + conf + ": install a network add-on such as flannel; pods on the host network run meanwhile"
-			eventually(t, "the node is not ready for our reason", func() error {
-				if c := api.condition("Ready"); c["status"] != "False" || !strings.Contains(fmt.Sprint(c["message"]), want) {
-					return fmt.Errorf("condition %v", c)
-				}
-				return nil
-			})
-			if p := k.pod(t, "waiting"); p.Status.PodIP != "" {
-				t.Errorf("a pod has address %s without a network", p.Status.PodIP)
+			if p := k.pod(t, "waits"); p == nil || p.Status.Phase != "Pending" {
+				t.Errorf("the pod that waits: %+v", p)
 			}
-			if err := os.Mkdir(conf, 0o755); err != nil {
+
+			k.networkAppears(t, api, startingKubeletSees)
+			if p := k.waitRunning(t, "waits"); !strings.HasPrefix(p.Status.PodIP, "10.99.0.") {
+				t.Errorf("the pod's address: %s", p.Status.PodIP)
+			}
+
+			if err := os.Remove(filepath.Join(k.engine.Dir, confFile)); err != nil {
 				t.Fatal(err)
 			}
-			began := time.Now()
-			if err := os.WriteFile(filepath.Join(conf, "10-test.conflist"), []byte(`{"cniVersion":"1.1.0","name":"test","plugins":[
-				{"type":"bridge","bridge":"test0","isGateway":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.77.0.0/24"}]]}}]}`), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, "the node is ready", func() error {
-				if c := api.condition("Ready"); c["status"] != "True" {
-					return fmt.Errorf("condition %v", c)
+			within(t, kubeletSees, "the node is not ready again", notReady)
+			k.networkAppears(t, api, kubeletSees)
+			for _, name := range []string{"host", "waits"} {
+				if c := k.waitRunning(t, name).container("main"); c.RestartCount != 0 {
+					t.Errorf("%s did not go on: %+v", name, c)
 				}
-				return nil
-			})
-			if took := time.Since(began); took > 2*time.Second {
-				t.Errorf("the node became ready %v after the file appeared", took)
-			}
-			if p := k.waitRunning(t, "waiting"); !strings.HasPrefix(p.Status.PodIP, "10.77.0.") {
-				t.Errorf("the pod that has waited got address %q", p.Status.PodIP)
 			}
 		})
 	}
+}
+
+// confFile is the network's configuration as seen outside, below the engine's folder.
+const confFile = "root/etc/cni/net.d/10-test.conflist"
+
+// networkAppears writes the configuration and waits until the daemon's status and then the kubelet's node are ready.
+func (k *kubelet) networkAppears(t *testing.T, api *apiServer, patience time.Duration) {
+	t.Helper()
+	file := filepath.Join(k.engine.Dir, confFile)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := os.WriteFile(file, []byte(netConf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	within(t, daemonSees, "the daemon says that the network is ready", func() error { return k.networkReady(t.Context()) })
+	daemon := time.Since(begin)
+	within(t, patience-daemon, "the node is ready", func() error {
+		if c := api.nodeReady(); c["status"] != "True" {
+			return fmt.Errorf("%v", c)
+		}
+		return nil
+	})
+	t.Logf("ready: the daemon after %v, the node after %v", daemon, time.Since(begin))
+}
+
+// networkReady is nil when the daemon says so.
+func (k *kubelet) networkReady(ctx context.Context) error {
+	s, err := k.daemon.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	for _, c := range s.Status.Conditions {
+		if c.Type == runtimeapi.NetworkReady && !c.Status {
+			return errors.New(c.Message)
+		}
+	}
+	return nil
 }
