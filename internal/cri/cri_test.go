@@ -17,11 +17,13 @@ import (
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -223,6 +225,31 @@ func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
+// fakeStats has the same figures for every process that the fake engine says to run.
+type fakeStats struct{ *world }
+
+func (f fakeStats) Container(_ string, pid int) (stats.Usage, error) {
+	if pid == 0 {
+		return stats.Usage{}, errdefs.ErrNotFound
+	}
+	limit, cores := uint64(1000), uint64(5)
+	u := stats.Usage{NanoCores: &cores, Usage: cgroup.Usage{
+		At: time.Unix(1, 0), CPU: 100, Memory: cgroup.Memory{Usage: 300, WorkingSet: 200, RSS: 150, Limit: &limit, Faults: 7, MajorFaults: 1}, Processes: 2,
+		Swap: &cgroup.Swap{Usage: 9}, IOPressure: &cgroup.Pressure{Some: cgroup.Stall{Avg10: 1, Total: time.Microsecond}},
+	}}
+	return u, f.fails("stats")
+}
+
+func (f fakeStats) Pod(string, int, string) (stats.Usage, error) {
+	return stats.Usage{}, stats.ErrNoPodGroup
+}
+
+func (f fakeStats) Network(int) ([]stats.Interface, error) {
+	return []stats.Interface{{Name: "eth0", RxBytes: 1, RxErrors: 2, TxBytes: 3, TxErrors: 4}, {Name: "net1"}}, nil
+}
+
+func (f fakeStats) WritableLayer(id string, _ int, _ string) string { return "/layers/" + id }
+
 type fakeVolumes struct{ *world }
 
 func (v fakeVolumes) Mount(id string, layers []string) error {
@@ -291,7 +318,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
 }
 
 // pod is a small pod with a name of its own.

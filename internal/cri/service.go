@@ -20,6 +20,7 @@ import (
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
 )
 
 // Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict, InvalidArgument, Unavailable …). A call that was
@@ -103,6 +104,14 @@ type ImageFS interface {
 	Read(s imagefs.Store) (imagefs.Figures, bool)
 }
 
+// Stats is what the kernel tells of running processes; see package stats.
+type Stats interface {
+	Container(id string, pid int) (stats.Usage, error)
+	Pod(id string, pid int, uid string) (stats.Usage, error)
+	Network(pid int) ([]stats.Interface, error)
+	WritableLayer(id string, pid int, base string) string
+}
+
 // Volumes are images mounted for engines that cannot do so; see package imagevolume.
 type Volumes interface {
 	Mount(imageID string, layers []string) error
@@ -155,6 +164,7 @@ type Deps struct {
 	Pins    Namespaces
 	Logs    Logs
 	ImageFS ImageFS
+	Stats   Stats
 	Volumes Volumes
 	Streams Streams
 	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours where that is possible.

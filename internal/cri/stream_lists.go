@@ -56,3 +56,25 @@ func (s *Service) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi
 	}
 	return pages(l.GetImages(), func(page []*runtimeapi.Image) error { return out.Send(&runtimeapi.StreamImagesResponse{Images: page}) })
 }
+
+// StreamContainerStats is ListContainerStats in pages (CRI StreamContainerStats, KEP-5825).
+func (s *Service) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest, out runtimeapi.RuntimeService_StreamContainerStatsServer) error {
+	l, err := s.ListContainerStats(out.Context(), &runtimeapi.ListContainerStatsRequest{Filter: r.GetFilter()})
+	if err != nil {
+		return err
+	}
+	return pages(l.GetStats(), func(page []*runtimeapi.ContainerStats) error {
+		return out.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: page})
+	})
+}
+
+// StreamPodSandboxStats is ListPodSandboxStats in pages (CRI StreamPodSandboxStats, KEP-5825).
+func (s *Service) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsRequest, out runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
+	l, err := s.ListPodSandboxStats(out.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: r.GetFilter()})
+	if err != nil {
+		return err
+	}
+	return pages(l.GetStats(), func(page []*runtimeapi.PodSandboxStats) error {
+		return out.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: page})
+	})
+}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/engine"
@@ -28,6 +29,7 @@ import (
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/stream"
 )
 
@@ -107,6 +109,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	p.imageFS = imagefs.New(log)
 	p.service = cri.New(cri.Deps{
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
+		Stats:   stats.New(cgroup.Host()),
 		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
 		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 	})

@@ -16,7 +16,8 @@ import (
 type Figures struct {
 	At                     time.Time
 	Image, Container       Usage
-	ImageDir, ContainerDir string // on the file systems that they are on; equal if it is one
+	ImageDir, ContainerDir string           // on the file systems that they are on; equal if it is one
+	Writable               map[string]Usage // of each container's layers, by directory
 }
 
 const (
@@ -115,7 +116,7 @@ func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
 	if err != nil {
 		return Figures{}, err
 	}
-	f := Figures{ImageDir: l.images, ContainerDir: l.containers}
+	f := Figures{ImageDir: l.images, ContainerDir: l.containers, Writable: map[string]Usage{}}
 	layers := make(map[string]measured, len(l.layers))
 	for _, d := range l.layers {
 		old, known := m.layers[d.dir]
@@ -130,6 +131,7 @@ func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
 		}
 		if d.container {
 			f.Container.add(u)
+			f.Writable[d.dir] = u
 			continue
 		}
 		f.Image.add(u)

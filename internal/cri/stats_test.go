@@ -1,0 +1,121 @@
+package cri
+
+import (
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/imagefs"
+)
+
+// fixedFS has figures of one measurement.
+type fixedFS struct{ imagefs.Figures }
+
+func (f fixedFS) Read(imagefs.Store) (imagefs.Figures, bool) { return f.Figures, true }
+
+// runContainer runs a container of its own in a pod.
+func runContainer(t *testing.T, s *Service, pod string, cfg *runtimeapi.PodSandboxConfig) string {
+	t.Helper()
+	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+	if err == nil {
+		_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.ContainerId
+}
+
+func TestContainerStats(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	id := runContainer(t, s, pod, cfg)
+	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[string]imagefs.Usage{"/layers/" + id: {Bytes: 50, Inodes: 6}}}}
+	r, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Unix(1, 0).UnixNano()
+	want := &runtimeapi.ContainerStats{
+		Attributes: &runtimeapi.ContainerAttributes{Id: id, Metadata: &runtimeapi.ContainerMetadata{Name: "main"}},
+		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: value(100), UsageNanoCores: value(5)},
+		Memory: &runtimeapi.MemoryUsage{
+			Timestamp: at, WorkingSetBytes: value(200), AvailableBytes: value(800), UsageBytes: value(300), RssBytes: value(150), PageFaults: value(7), MajorPageFaults: value(1),
+		},
+		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: value(9)},
+		Io:   &runtimeapi.IoUsage{Timestamp: at, Psi: &runtimeapi.PsiStats{Some: &runtimeapi.PsiData{Total: 1000, Avg10: 1}, Full: &runtimeapi.PsiData{}}},
+		WritableLayer: &runtimeapi.FilesystemUsage{
+			Timestamp: time.Unix(2, 0).UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: "/data"}, UsedBytes: value(50), InodesUsed: value(6),
+		},
+	}
+	if diff := cmp.Diff(want, r.Stats, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	w.engine.End(id, 0)
+	eventually(t, func() bool {
+		l, err := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+		return err == nil && len(l.Stats) == 0
+	})
+	if r, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id}); err != nil || r.Stats.Attributes.Id != id || r.Stats.Cpu != nil {
+		t.Errorf("a container that has ended: %v, %v", r, err)
+	}
+	if _, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: "ffff"}); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown container: %v", err)
+	}
+}
+
+func TestPodSandboxStats(t *testing.T) {
+	s, w := newService(t)
+	cfg, other := w.pod(), w.pod()
+	cfg.Labels = map[string]string{"app": "web"}
+	pod := runPod(t, s, cfg)
+	runContainer(t, s, pod, cfg)
+	runContainer(t, s, runPod(t, s, other), other)
+	l, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
+	if err != nil || len(l.Stats) != 1 || l.Stats[0].Attributes.Id != pod {
+		t.Fatalf("%v, %v", l, err)
+	}
+	linux := l.Stats[0].Linux
+	// The pod has no group of its own here: container and pause are added up.
+	if linux.Cpu.UsageCoreNanoSeconds.Value != 200 || linux.Cpu.UsageNanoCores.Value != 10 || linux.Memory.WorkingSetBytes.Value != 400 || linux.Memory.AvailableBytes != nil || linux.Process.ProcessCount.Value != 4 || len(linux.Containers) != 1 {
+		t.Errorf("%v", linux)
+	}
+	if n := linux.Network; n.DefaultInterface.GetName() != "eth0" || n.DefaultInterface.RxErrors.Value != 2 || n.DefaultInterface.TxBytes.Value != 3 || len(n.Interfaces) != 2 {
+		t.Errorf("network: %v", n)
+	}
+	if all, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(all.Stats) != 2 {
+		t.Errorf("without a filter: %v, %v", all, err)
+	}
+	w.engine.End(pod, 0)
+	eventually(t, func() bool {
+		_, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+		return errdefs.IsFailedPrecondition(err)
+	})
+	if _, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: "ffff"}); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown pod: %v", err)
+	}
+}
+
+// TestStatsOfWhatCannotBeRead leaves out the one container whose figures are gone.
+func TestStatsOfWhatCannotBeRead(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	runContainer(t, s, runPod(t, s, cfg), cfg)
+	w.setFault(func(step string) error {
+		if step == "stats" {
+			return errBroken
+		}
+		return nil
+	})
+	if l, err := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(l.Stats) != 0 {
+		t.Errorf("%v, %v", l, err)
+	}
+	if l, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(l.Stats) != 0 {
+		t.Errorf("%v, %v", l, err)
+	}
+}

@@ -1,0 +1,168 @@
+package stats
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"cri-dockerd/internal/cgroup"
+)
+
+const (
+	id  = "c0ffee"
+	uid = "0a1b-2c3d"
+)
+
+// machine is a kernel of a test's own, with cgroup v2.
+type machine struct {
+	t   *testing.T
+	dir string
+}
+
+func newMachine(t *testing.T) (machine, *Reader) {
+	m := machine{t, t.TempDir()}
+	m.write("proc/7/cgroup", "0::/kubepods/pod"+uid+"/"+id+"\n")
+	for _, group := range []string{"kubepods/pod" + uid, "kubepods/pod" + uid + "/" + id} {
+		m.write("cgroup/"+group+"/memory.current", "100\n")
+		m.write("cgroup/"+group+"/memory.stat", "anon 50\ninactive_file 10\n")
+		m.write("cgroup/"+group+"/cgroup.procs", "7\n")
+	}
+	m.used(id, 0)
+	return m, New(cgroup.Kernel{Proc: filepath.Join(m.dir, "proc"), Cgroup: filepath.Join(m.dir, "cgroup")})
+}
+
+func (m machine) write(name, content string) {
+	m.t.Helper()
+	file := filepath.Join(m.dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o644)); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// used says how much CPU the container, and with it its pod, has used.
+func (m machine) used(container string, cpu time.Duration) {
+	content := "usage_usec " + strconv.FormatInt(cpu.Microseconds(), 10) + "\n"
+	m.write("cgroup/kubepods/pod"+uid+"/"+container+"/cpu.stat", content)
+	m.write("cgroup/kubepods/pod"+uid+"/cpu.stat", content)
+}
+
+func TestCores(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, r := newMachine(t)
+		read := func() *uint64 {
+			t.Helper()
+			u, err := r.Container(id, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u.NanoCores
+		}
+		if c := read(); c != nil {
+			t.Errorf("after one reading: %d", *c)
+		}
+		time.Sleep(500 * time.Millisecond)
+		m.used(id, 500*time.Millisecond)
+		if c := read(); c != nil {
+			t.Errorf("after half a second: %d", *c)
+		}
+		time.Sleep(1500 * time.Millisecond)
+		m.used(id, 3*time.Second)
+		if c := read(); c == nil || *c != 1.5e9 {
+			t.Errorf("3 s of CPU in 2 s: %v", c)
+		}
+		time.Sleep(time.Millisecond) // another client
+		if c := read(); c == nil || *c != 1.5e9 {
+			t.Errorf("asked again at once: %v", c)
+		}
+		time.Sleep(10 * time.Second)
+		if c := read(); c == nil || *c != 0 {
+			t.Errorf("idle: %v", c)
+		}
+		m.used(id, time.Second) // another process of the same container
+		if c := read(); c != nil {
+			t.Errorf("after the counter went back: %v", *c)
+		}
+	})
+}
+
+func TestForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, r := newMachine(t)
+		if _, err := r.Container(id, 7); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(forgotten + time.Second)
+		if _, err := r.Container("other", 8); !errdefs.IsNotFound(err) {
+			t.Errorf("%v", err)
+		}
+		if _, known := r.tracks[id]; known {
+			t.Error("what nobody asks for is remembered")
+		}
+	})
+}
+
+func TestPod(t *testing.T) {
+	_, r := newMachine(t)
+	u, err := r.Pod(id, 7, uid)
+	if err != nil || u.Memory.WorkingSet != 90 || u.Memory.RSS != 50 || u.Processes != 2 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for _, other := range []string{"", "ffff"} {
+		if _, err := r.Pod(id, 7, other); !errors.Is(err, ErrNoPodGroup) {
+			t.Errorf("UID %q: %v", other, err)
+		}
+	}
+}
+
+func TestAdd(t *testing.T) {
+	n := uint64(5)
+	var sum Usage
+	one := Usage{Usage: cgroup.Usage{At: time.Unix(1, 0), CPU: 1, Memory: cgroup.Memory{Usage: 2, WorkingSet: 3, RSS: 4, Faults: 5, MajorFaults: 6}, Processes: 7}, NanoCores: &n}
+	sum.Add(one)
+	sum.Add(one)
+	want := cgroup.Usage{At: time.Unix(1, 0), CPU: 2, Memory: cgroup.Memory{Usage: 4, WorkingSet: 6, RSS: 8, Faults: 10, MajorFaults: 12}, Processes: 14}
+	if diff := cmp.Diff(want, sum.Usage); diff != "" || *sum.NanoCores != 10 || n != 5 {
+		t.Errorf("%s, %d cores", diff, *sum.NanoCores)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	m, r := newMachine(t)
+	m.write("proc/7/net/dev", `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 1187655   10447    0    0    0     0          0         0  1187655   10447    0    0    0     0       0          0
+  eth0:    1000      10    1    2    0     0          0         0     2000      20    3    0    0     0       0          0
+`)
+	got, err := r.Network(7)
+	if diff := cmp.Diff([]Interface{{Name: "eth0", RxBytes: 1000, RxErrors: 1, TxBytes: 2000, TxErrors: 3}}, got); diff != "" || err != nil {
+		t.Errorf("%s, %v", diff, err)
+	}
+	if _, err := r.Network(8); err == nil {
+		t.Error("devices of no process")
+	}
+}
+
+func TestWritableLayer(t *testing.T) {
+	for upper, want := range map[string]string{"/var/lib/docker/overlay2/abc/diff": "/var/lib/docker/overlay2/abc/diff", "abc/diff": "/base/abc/diff"} {
+		m, r := newMachine(t)
+		m.write("proc/7/mountinfo", "500 400 0:60 / / rw,relatime - overlay overlay rw,lowerdir=l/A:l/B,upperdir="+upper+",workdir=abc/work\n501 500 0:5 / /proc rw - proc proc rw\n")
+		if got := r.WritableLayer(id, 7, "/base"); got != want {
+			t.Errorf("%s: %s, want %s", upper, got, want)
+		}
+	}
+	m, r := newMachine(t)
+	m.write("proc/7/mountinfo", "500 400 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
+	if got := r.WritableLayer(id, 7, "/base"); got != "" {
+		t.Errorf("no overlay: %s", got)
+	}
+	if got := r.WritableLayer("other", 9, "/base"); got != "" {
+		t.Errorf("no process: %s", got)
+	}
+}
