@@ -52,7 +52,7 @@ func (e *joinError) Unwrap() error { return e.err }
 
 // asJoinError marks an error of the engine when it was told of a namespace of ours: it may not see our mounts, or permit them.
 func asJoinError(err error, netns string) error {
-	if netns == "" || errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
+	if netns == "" || errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
 		return err
 	}
 	return &joinError{err}

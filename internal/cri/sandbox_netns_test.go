@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,21 @@ func TestEngineFailsForItsOwnReasons(t *testing.T) {
 	w.fault = nil
 	w.nothingLeft(t, s)
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS {
+		t.Errorf("%+v, %v", sb, err)
+	}
+}
+
+// TestSandboxImageRemovedAMomentAgo is one that the view still knows when the sandbox is made from it.
+func TestSandboxImageRemovedAMomentAgo(t *testing.T) {
+	s, w := newService(t)
+	gone := fmt.Errorf("No such image: %w", errdefs.ErrNotFound)
+	w.setFault(func(step string) (err error) {
+		if step == "create" {
+			err, gone = gone, nil
+		}
+		return err
+	})
+	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || gone != nil {
 		t.Errorf("%+v, %v", sb, err)
 	}
 }

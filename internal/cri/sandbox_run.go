@@ -32,8 +32,20 @@ func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-// makeSandboxIn makes a sandbox that joins a network namespace of ours, or one of the engine's if netns is "".
+// makeSandboxIn makes a sandbox that joins a network namespace of ours, or one of the engine's if netns is "". A sandbox image that was removed
+// a moment ago, so that the view does not know it yet, is got again.
 func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (string, error) {
+	id, err := s.tryToMakeSandbox(ctx, r, host, netns)
+	if !errdefs.IsNotFound(err) {
+		return id, err
+	}
+	if refreshErr := s.View.RefreshImages(ctx); refreshErr != nil {
+		return "", errors.Join(err, refreshErr)
+	}
+	return s.tryToMakeSandbox(ctx, r, host, netns)
+}
+
+func (s *Service) tryToMakeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (string, error) {
 	create, err := s.translateSandbox(ctx, r, host, netns)
 	if err != nil {
 		return "", err
