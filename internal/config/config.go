@@ -77,7 +77,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
 	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
-	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock", "where Prometheus finds /metrics: unix:///path or tcp://host:port; empty means nowhere")
+	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock", "where /metrics, /healthz and /readyz are served: unix:///path, by default metrics.sock in --run-directory, or tcp://host:port; empty means nowhere")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
@@ -87,10 +87,13 @@ func (c *Config) Register(f *pflag.FlagSet) {
 
 // Validate checks what flags said; the error names the flag and the fix. f tells which flags were given.
 func (c *Config) Validate(f *pflag.FlagSet) error {
-	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming} {
+	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validateMetrics} {
 		if err := check(); err != nil {
 			return err
 		}
+	}
+	if f.Lookup("metrics-bind-address") != nil && !f.Changed("metrics-bind-address") { // beside what else a second daemon keeps apart
+		c.MetricsAddress = "unix://" + filepath.Join(c.RunDirectory, "metrics.sock")
 	}
 	f.Visit(func(flag *pflag.Flag) {
 		if _, ok := unused[flag.Name]; ok {
@@ -134,9 +137,6 @@ func (c *Config) validatePaths() error {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("--cni-bin-dir %q: give absolute paths", p)
 		}
-	}
-	if a := c.MetricsAddress; a != "" && !strings.HasPrefix(a, "unix:///") && !strings.HasPrefix(a, "tcp://") {
-		return fmt.Errorf("--metrics-bind-address %q: give unix:///path or tcp://host:port, or leave it empty", a)
 	}
 	given := 0
 	for _, p := range []string{c.TLSCert, c.TLSKey, c.TLSClientCA} {
@@ -192,6 +192,26 @@ func (c *Config) validateStreaming() error {
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
 		return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
+	}
+	return nil
+}
+
+func (c *Config) validateMetrics() error {
+	a := c.MetricsAddress
+	if a == "" || strings.HasPrefix(a, "unix:///") {
+		return nil
+	}
+	const ways = "give unix:///path or tcp://host:port, or leave it empty"
+	host, ok := strings.CutPrefix(a, "tcp://")
+	if !ok {
+		return fmt.Errorf("--metrics-bind-address %q: %s", a, ways)
+	}
+	_, port, err := net.SplitHostPort(host)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, ways, err)
 	}
 	return nil
 }

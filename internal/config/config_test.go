@@ -63,13 +63,29 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 }
 
+// TestMetricsAddress: unless it is given it follows the run directory, so that two daemons never meet.
+func TestMetricsAddress(t *testing.T) {
+	for want, args := range map[string][]string{
+		"unix:///run/cri-dockerd/metrics.sock": nil,
+		"unix:///x/run/metrics.sock":           {"--run-directory=/x/run"},
+		"unix:///x/m.sock":                     {"--run-directory=/x/run", "--metrics-bind-address=unix:///x/m.sock"},
+		"tcp://127.0.0.1:9090":                 {"--metrics-bind-address=tcp://127.0.0.1:9090"},
+		"":                                     {"--metrics-bind-address="},
+	} {
+		if c, _, err := parse(args...); err != nil || c.MetricsAddress != want {
+			t.Errorf("%q: %+v, %v; want %q", args, c, err, want)
+		}
+	}
+}
+
 func TestMistakesNameTheFlag(t *testing.T) {
 	for _, arg := range []string{
 		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml", "--cri-dockerd-root-directory=rel", "--run-directory=rel",
 		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1", "--network-plugin-mtu=70000",
 		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
 		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000", "--tls-cert-file=/x",
-		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090",
+		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090", "--metrics-bind-address=tcp://127.0.0.1",
+		"--metrics-bind-address=tcp://127.0.0.1:many",
 	} {
 		name, _, _ := strings.Cut(arg, "=")
 		if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {

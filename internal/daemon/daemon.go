@@ -66,7 +66,11 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if l.Addr().Network() == "tcp" && cfg.TLSCert == "" {
 		log.Warn("every user of this machine can reach the CRI and is root by it; a unix socket has an owner", "address", l.Addr())
 	}
-	return p.run(ctx, l, log)
+	m, err := listenEndpoint(cfg.MetricsAddress)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return p.run(ctx, l, m, log)
 }
 
 // parts is what runs.
@@ -78,15 +82,15 @@ type parts struct {
 	logs    *logs.Logs
 	imageFS *imagefs.Meter
 
-	metricsAddress string
-	service        *cri.Service
-	server         *rpc.Server
-	log            *slog.Logger
+	service  *cri.Service
+	server   *rpc.Server
+	endpoint *endpoint
+	log      *slog.Logger
 }
 
 // wire makes the parts. Nothing connects or answers yet.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
-	p := &parts{log: log, metricsAddress: cfg.MetricsAddress}
+	p := &parts{log: log}
 	var err error
 	p.engine, err = engine.New(engine.Config{
 		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Log: log,
@@ -114,6 +118,11 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
+	metrics, err := figures(version, p.collectors()...)
+	if err != nil {
+		return nil, errors.Join(err, p.streams.Close(), p.network.Close(), p.engine.Close())
+	}
+	p.endpoint = &endpoint{metrics: metrics, alive: p.alive(), ready: p.ready(), log: log}
 	return p, nil
 }
 
@@ -142,8 +151,8 @@ func newNetwork(cfg *config.Config, log *slog.Logger) (podnet.Network, error) {
 	return podnet.NewNoop(log), nil
 }
 
-// run runs the parts until ctx ends or one fails.
-func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error {
+// run runs the parts, with the CRI on l and the endpoint on metrics, until ctx ends or one fails.
+func (p *parts) run(ctx context.Context, l, metrics net.Listener, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
 	g.Go(func() error { p.logs.Run(ctx); return nil })
@@ -153,7 +162,7 @@ func (p *parts) run(ctx context.Context, l net.Listener, log *slog.Logger) error
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })
 	g.Go(func() error { return watchdog(ctx) })
-	g.Go(func() error { return serveMetrics(ctx, p.metricsAddress, p.engine.Collectors()...) })
+	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
 		<-ctx.Done()
 		log.Info("stopping; pods go on")

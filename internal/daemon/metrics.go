@@ -1,49 +1,36 @@
 package daemon
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net"
-	"net/http"
+	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"cri-dockerd/internal/rpc"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// metricsHeader is how long a client may take for its request.
-const metricsHeader = 10 * time.Second
-
-// serveMetrics serves the daemon's figures in Prometheus' format at /metrics until ctx ends. address is unix:///path or tcp://host:port, ""
-// for nowhere.
-func serveMetrics(ctx context.Context, address string, figures ...prometheus.Collector) error {
-	if address == "" {
-		return nil
+// figures is the registry of all that the daemon tells about itself: what each part counts where it arises, and the process.
+func figures(version string, parts ...prometheus.Collector) (*prometheus.Registry, error) {
+	r := prometheus.NewRegistry()
+	for _, c := range append(parts, buildInfo(version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
 	}
-	l, err := listenMetrics(address)
-	if err != nil {
-		return fmt.Errorf("--metrics-bind-address %s: %w", address, err)
-	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(figures...)
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeader}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return r, nil
 }
 
-func listenMetrics(address string) (net.Listener, error) {
-	if host, ok := strings.CutPrefix(address, "tcp://"); ok {
-		return net.Listen("tcp", host)
+// buildInfo is a 1 with the labels of this program.
+func buildInfo(version string) prometheus.Collector {
+	labels := prometheus.Labels{"version": strings.TrimPrefix(version, "cri-dockerd "), "goversion": ""}
+	if b, ok := debug.ReadBuildInfo(); ok {
+		labels["goversion"] = b.GoVersion
 	}
-	return rpc.Listen(address, rpc.TLSFiles{})
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_build_info", Help: "Always 1; the labels say which program this is.", ConstLabels: labels})
+	g.Set(1)
+	return g
+}
+
+// collectors are the figures of the parts. A part that has some is added here.
+func (p *parts) collectors() []prometheus.Collector {
+	return p.engine.Collectors()
 }

@@ -35,7 +35,7 @@ func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 	}
 	switch u.Scheme {
 	case "", "unix":
-		return listenUnix(u.Path)
+		return ListenUnix("--container-runtime-endpoint", u.Path)
 	case "fd":
 		return inherited(files)
 	case "tcp":
@@ -62,24 +62,25 @@ func inherited(files TLSFiles) (net.Listener, error) {
 	return nil, errors.New("--container-runtime-endpoint fd://: systemd passed no socket; start the service through cri-docker.socket, or give unix:///var/run/cri-dockerd.sock")
 }
 
-// listenUnix makes the socket, for root and the group docker. What a dead daemon left is replaced; a living one is not.
-func listenUnix(path string) (net.Listener, error) {
+// ListenUnix makes a socket for root and the group docker (mode 0660). What a dead daemon left is replaced; a living one is not. Errors name
+// the flag that chose the path.
+func ListenUnix(flag, path string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("--container-runtime-endpoint %q: the path must be absolute, as in unix:///var/run/cri-dockerd.sock", path)
+		return nil, fmt.Errorf("%s %q: the path must be absolute, as in unix:///var/run/cri-dockerd.sock", flag, path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the socket's folder: %w", err)
 	}
 	if st, err := os.Lstat(path); err == nil {
 		if st.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s is there and is no socket; remove it or choose another --container-runtime-endpoint", path)
+			return nil, fmt.Errorf("%s is there and is no socket; remove it or choose another %s", path, flag)
 		}
 		c, err := net.DialTimeout("unix", path, time.Second)
 		if err == nil {
 			c.Close()
 		}
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) { // busy is alive, too
-			return nil, fmt.Errorf("another CRI server answers on %s; stop it or choose another --container-runtime-endpoint", path)
+			return nil, fmt.Errorf("another server answers on %s; stop it or choose another %s", path, flag)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove the socket of a dead daemon: %w", err)
