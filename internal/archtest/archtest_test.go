@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"internal/engine/pause": {},
 	"internal/cgroup":       {},
 	"internal/imagefs":      {},
+	"internal/checkpoint":   {},
 	"internal/imagevolume":  {},
 	"internal/stats":        {"internal/cgroup"},
 	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause"},
@@ -36,12 +37,12 @@ var arrows = map[string][]string{
 	"internal/logs/driver":  {},
 	"internal/logs":         {"internal/spec", "internal/logs/driver"},
 	"internal/stream":       {"internal/engine"},
-	"internal/cri":          {"internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
+	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
 	"internal/rpc":          {},
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
-		"internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc",
+		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc",
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/node"
@@ -41,7 +42,10 @@ type world struct {
 
 	engine   *enginetest.Fake
 	attached map[string]bool
+	adopted  map[string]bool // by the network
 	pins     map[string]bool
+	files    checkpoint.Files
+	released []podnet.Pod // what the network was told to release
 	logs     map[string]bool
 	mounted  map[string]bool // image volumes
 
@@ -128,6 +132,10 @@ func (n fakeNetwork) Del(_ context.Context, p podnet.Pod) error {
 		return err
 	}
 	n.set(n.attached, p.ID, false)
+	n.set(n.adopted, p.ID, false)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.released = append(n.released, p)
 	return nil
 }
 
@@ -141,10 +149,13 @@ func (n fakeNetwork) Confirm(string) error                    { return n.fails("
 func (n fakeNetwork) Check(context.Context, podnet.Pod) error { return n.fails("network check") }
 func (n fakeNetwork) Collect(context.Context) error           { return n.fails("network collect") }
 func (n fakeNetwork) Notice() string                          { return "" }
-func (n fakeNetwork) Attached() []string                      { return keys(n.world, n.attached) }
-func (n fakeNetwork) Ready() error                            { return n.fails("network ready") }
-func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error       { return nil }
-func (n fakeNetwork) Mode() string                            { return "none" }
+func (n fakeNetwork) Adopt(id string)                         { n.set(n.adopted, id, true) }
+func (n fakeNetwork) Attached() []string {
+	return append(keys(n.world, n.attached), keys(n.world, n.adopted)...)
+}
+func (n fakeNetwork) Ready() error                      { return n.fails("network ready") }
+func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error { return nil }
+func (n fakeNetwork) Mode() string                      { return "none" }
 
 type fakePins struct{ *world }
 
@@ -164,6 +175,13 @@ func (p fakePins) Path(id string) string {
 		return "/run/netns/" + id
 	}
 	return ""
+}
+
+func (p fakePins) Addresses(pid int) []netip.Addr {
+	if pid == 0 {
+		return nil
+	}
+	return []netip.Addr{netip.MustParseAddr("10.99.0.9")}
 }
 
 func (p fakePins) Unpin(id string) error {
@@ -300,7 +318,7 @@ func newService(t testing.TB) (*Service, *world) {
 // newServiceWith is one with a reason why the engine is to make network namespaces.
 func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Helper()
-	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, logMode: "json-file"}
+	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, adopted: map[string]bool{}, files: checkpoint.New(t.TempDir()), pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
 	view := node.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -318,7 +336,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
 }
 
 // pod is a small pod with a name of its own.
@@ -351,7 +369,7 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 	if n := w.engine.Containers(); n != 0 {
 		t.Errorf("%d containers are left", n)
 	}
-	for what, m := range map[string]map[string]bool{"attachments": w.attached, "pins": w.pins, "logs": w.logs, "image volumes": w.mounted} {
+	for what, m := range map[string]map[string]bool{"attachments": w.attached, "adopted networks": w.adopted, "pins": w.pins, "logs": w.logs, "image volumes": w.mounted} {
 		if left := keys(w, m); len(left) > 0 {
 			t.Errorf("%s are left: %v", what, left)
 		}

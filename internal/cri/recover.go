@@ -9,15 +9,18 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Recover clears what a crash left: networks and pins of sandboxes that are gone or do not run, and sandboxes that were made and never
-// started. What then belongs to no pod, the network's plugins collect. It never touches a pod that runs. It is called whenever the view has been read anew.
+// Recover adopts the pods of older shims and clears what a crash left: networks and pins of sandboxes that are gone or do not run, and
+// sandboxes of ours that were made and never started. What then belongs to no pod, the network's plugins collect. It never touches a pod that
+// runs. It is called whenever the view has been read anew.
 func (s *Service) Recover(ctx context.Context) error {
 	host, err := s.host()
 	if err != nil {
 		return err
 	}
 	errs := []error{s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
+	errs = append(errs, s.adoptAll(ctx)...) // first, lest the plugins collect what they have
 	holders := append(s.Network.Attached(), s.Pins.List()...)
+	holders = append(holders, s.forgotten()...)
 	slices.Sort(holders)
 	for _, id := range slices.Compact(holders) {
 		errs = append(errs, s.recoverNetwork(ctx, id))
@@ -59,12 +62,20 @@ func (s *Service) recoverNetwork(ctx context.Context, id string) error {
 	return nil
 }
 
-// recoverSandbox removes a sandbox that was made, never handed to the kubelet, and holds a name: one that never ran, or runs without its
-// network. The kubelet starts such a pod anew.
+// forgotten are the sandboxes that an older shim has noted and whose container is gone.
+func (s *Service) forgotten() []string {
+	return slices.DeleteFunc(s.Checkpoints.List(), func(id string) bool {
+		_, err := s.View.Sandbox(id)
+		return err == nil
+	})
+}
+
+// recoverSandbox removes a sandbox that was made by us, never handed to the kubelet, and holds a name: one that never ran, or runs without its
+// network. The kubelet starts such a pod anew. An older shim's is left to the kubelet, which sees that it has no address.
 func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	halfMade := !sb.Running && sb.Pid == 0 && sb.NeverStarted
 	unconnected := sb.Running && !sb.HostNetwork() && s.Network.Mode() == "none" && sb.Namespaces != nil && !s.connected(sb) && len(s.View.ContainersOf(sb.ID)) == 0
-	if !halfMade && !unconnected {
+	if sb.Foreign || !halfMade && !unconnected {
 		return nil
 	}
 	unlock, err := s.names.Lock(ctx, sb.Name)

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -27,7 +28,7 @@ func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
 
 // connected says whether the pod has what connect gives.
 func (s *Service) connected(sb *spec.Sandbox) bool {
-	return s.Network.Mode() != "none" || len(s.Network.IPs(sb.ID)) > 0
+	return s.Network.Mode() != "none" || len(s.addresses(sb)) > 0
 }
 
 // connect writes the pod's resolv.conf and connects the namespace that the engine made with the pause. Its undo is disconnect.
@@ -87,23 +88,43 @@ func (s *Service) lockNetwork(ctx context.Context, sandboxID string) (unlock fun
 
 // release is disconnect under its lock.
 func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
-	if sb.HostNetwork() {
-		return nil
+	p, connected := s.released(sb)
+	if connected {
+		if err := s.Network.Del(ctx, p); err != nil {
+			return err
+		}
 	}
-	p := s.pod(sb)
+	s.debts.paid(sb.ID)
+	return errors.Join(s.Pins.Unpin(sb.ID), s.Checkpoints.Remove(sb.ID))
+}
+
+// released is a sandbox as the network needs to know it to release it, with what an older shim has noted of it, and whether there is
+// something to release.
+func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
+	p = s.pod(sb)
+	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
 	if p.NetNS == "" && sb.Pid != 0 {
 		p.NetNS = fmt.Sprintf("/proc/%d/ns/net", sb.Pid) // of an older shim's pod
 	}
-	if err := s.Network.Del(ctx, p); err != nil {
-		return err
+	c, err := s.Checkpoints.Read(sb.ID)
+	switch {
+	case err == nil:
+		p.Ports = c.Ports
+		if sb.Metadata == nil { // its container is gone
+			p.Name, p.Namespace, p.Foreign = c.Name, c.Namespace, true
+		}
+	case errdefs.IsNotFound(err):
+	default:
+		p.Foreign = true
+		s.Log.Warn("an older shim's note of a pod cannot be read; the pod's network is released without it", "sandbox", sb.ID, "err", err)
 	}
-	s.debts.paid(sb.ID)
-	return s.Pins.Unpin(sb.ID)
+	return p, !sb.HostNetwork() && !sb.EngineNetwork() && !c.HostNetwork
 }
 
 // holdsNetwork says whether something of a pod's network is left.
 func (s *Service) holdsNetwork(sandboxID string) bool {
-	return s.Pins.Path(sandboxID) != "" || slices.Contains(s.Network.Attached(), sandboxID)
+	_, err := s.Checkpoints.Read(sandboxID)
+	return s.Pins.Path(sandboxID) != "" || slices.Contains(s.Network.Attached(), sandboxID) || !errdefs.IsNotFound(err)
 }
 
 // Leftovers tells that Recover has something to do that it has not been told before.

@@ -42,13 +42,16 @@ func (s *Service) checkNetwork(ctx context.Context, sb *spec.Sandbox) string {
 	return "ok"
 }
 
-// addresses are a pod's, none on the host network.
+// addresses are a pod's, none on the host network. Where libcni's cache does not know those of an older shim's pod, the pod itself does.
 func (s *Service) addresses(sb *spec.Sandbox) []netip.Addr {
 	if sb.HostNetwork() {
 		return nil
 	}
 	if ips := s.Network.IPs(sb.ID); ips != nil {
 		return ips
+	}
+	if sb.Foreign && sb.Running && sb.NetworkMode == "none" {
+		return s.Pins.Addresses(sb.Pid)
 	}
 	return sb.EngineIPs
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/keylock"
@@ -134,6 +135,7 @@ type Network interface {
 	Del(ctx context.Context, p podnet.Pod) error
 	Check(ctx context.Context, p podnet.Pod) error
 	Collect(ctx context.Context) error
+	Adopt(sandboxID string)
 	IPs(sandboxID string) []netip.Addr
 	Attached() []string
 	Ready() error
@@ -151,8 +153,16 @@ type Namespaces interface {
 	Joined(sandboxID string, pid int) bool
 	Pin(sandboxID string, pid int) (path string, err error)
 	Path(sandboxID string) string // "" when nothing is pinned
+	Addresses(pid int) []netip.Addr
 	Unpin(sandboxID string) error
 	List() []string
+}
+
+// Checkpoints are what older shims wrote of their sandboxes; see checkpoint.Files.
+type Checkpoints interface {
+	Read(sandboxID string) (checkpoint.Checkpoint, error) // NotFound, or DataLoss
+	List() (sandboxIDs []string)
+	Remove(sandboxID string) error
 }
 
 // Deps are the parts that a Service is wired from, all required, and what is decided for it.
@@ -162,11 +172,13 @@ type Deps struct {
 	View    View
 	Network Network
 	Pins    Namespaces
-	Logs    Logs
-	ImageFS ImageFS
-	Stats   Stats
-	Volumes Volumes
-	Streams Streams
+	// Checkpoints tell how pods of older shims are to be torn down.
+	Checkpoints Checkpoints
+	Logs        Logs
+	ImageFS     ImageFS
+	Stats       Stats
+	Volumes     Volumes
+	Streams     Streams
 	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours where that is possible.
 	EngineNetNS string
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/engine"
@@ -116,6 +117,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Stats:   stats.New(cgroup.Host()),
 		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
 		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
+		Checkpoints: checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim),
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
 	metrics, err := figures(version, p.collectors()...)

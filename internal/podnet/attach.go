@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -62,7 +63,7 @@ func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher
 			continue
 		}
 		a.ips[c.ContainerID] = nil
-		list, err := libcni.ConfListFromBytes(c.Config)
+		list, err := listFromBytes(c.Config)
 		if err != nil {
 			continue
 		}
@@ -141,13 +142,16 @@ func (a *attacher) confirm(id string) error {
 
 // del disconnects a pod with the configurations with which it was connected. A pod of which neither cache nor journal knows, but whose
 // namespace is still there, may have been left by an older shim in the middle of an ADD: it is disconnected with the current configuration,
-// if there is one.
+// if there is one. So is one that an older shim has connected, which needs a configuration.
 func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p Pod) error {
 	attachments, err := a.attachments(ctx, p)
 	if err != nil {
 		return fmt.Errorf("disconnect pod %s: %w", p.title(), err)
 	}
-	if len(attachments) == 0 && p.NetNS != "" && current != nil {
+	if len(attachments) == 0 && p.Foreign && current == nil {
+		return fmt.Errorf("disconnect pod %s: the CNI cache does not know it, and there is no configuration to do it with: %w", p.title(), errdefs.ErrUnavailable)
+	}
+	if len(attachments) == 0 && (p.NetNS != "" || p.Foreign) && current != nil {
 		attachments = append(attachments, attachment{current, runtimeConf(p, nil)})
 	}
 	var errs []error
@@ -201,12 +205,12 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 	}
 	var out []attachment
 	for _, c := range cached {
-		list, err := libcni.ConfListFromBytes(c.Config)
+		list, err := listFromBytes(c.Config)
 		if err != nil {
 			return nil, fmt.Errorf("the CNI cache's configuration of network %s: %w", c.Network, err)
 		}
 		rt := runtimeOf(c)
-		rt.NetNS = p.NetNS
+		rt.NetNS, rt.CapabilityArgs = p.NetNS, withPorts(rt.CapabilityArgs, p.Ports)
 		out = append(out, attachment{list, rt})
 		if pending != nil && c.IfName == pending.IfName {
 			pending = nil

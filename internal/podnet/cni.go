@@ -224,6 +224,9 @@ func (c *CNI) Collect(ctx context.Context) error {
 	return c.attach.collect(ctx, list)
 }
 
+// Adopt implements Network.
+func (c *CNI) Adopt(id string) { c.attach.adopt(id) }
+
 // IPs implements Network.
 func (c *CNI) IPs(id string) []netip.Addr { return c.attach.addressesOf(id) }
 

@@ -199,6 +199,9 @@ func (k *Kubenet) Collect(ctx context.Context) error {
 	return k.attach.collect(ctx, list)
 }
 
+// Adopt implements Network.
+func (k *Kubenet) Adopt(id string) { k.attach.adopt(id) }
+
 // IPs implements Network.
 func (k *Kubenet) IPs(id string) []netip.Addr { return k.attach.addressesOf(id) }
 

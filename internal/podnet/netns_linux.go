@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -259,6 +260,11 @@ func (p *Pins) Path(sandboxID string) string {
 		return ""
 	}
 	return file
+}
+
+// Addresses are those of a pod's interface in the namespace of its pause process, nil if there are none.
+func (p *Pins) Addresses(pid int) []netip.Addr {
+	return Addresses("/proc/" + strconv.Itoa(pid) + "/ns/net")
 }
 
 // Unpin gives the namespace up. What is not pinned is no error.

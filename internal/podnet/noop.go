@@ -35,6 +35,9 @@ func (Noop) Check(context.Context, Pod) error { return nil }
 // Collect implements Network.
 func (Noop) Collect(context.Context) error { return nil }
 
+// Adopt implements Network.
+func (Noop) Adopt(string) {}
+
 // IPs implements Network: the engine knows them.
 func (Noop) IPs(string) []netip.Addr { return nil }
 

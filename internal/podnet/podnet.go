@@ -18,8 +18,9 @@ type Pod struct {
 	UID         string
 	NetNS       string // path of the network namespace; "" when it is gone (DEL without one)
 	Annotations map[string]string
-	Ports       []*runtimeapi.PortMapping // those with a host port become the capability portMappings
+	Ports       []*runtimeapi.PortMapping // those with a host port become the capability portMappings; of a DEL, if the cache has none
 	DNS         *runtimeapi.DNSConfig
+	Foreign     bool // an older shim has connected it, perhaps without an entry in libcni's cache
 }
 
 // title is how errors call a pod; of one whose sandbox is gone only the ID is known.
@@ -44,6 +45,8 @@ type Network interface {
 	Check(ctx context.Context, p Pod) error
 	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add and keeps others waiting.
 	Collect(ctx context.Context) error
+	// Adopt says that a pod holds a connection that an older shim has made; Collect spares it, and Attached lists it.
+	Adopt(sandboxID string)
 	// IPs are the addresses of a connected and confirmed pod, from memory; nil when it has none. Survives a restart of the daemon.
 	IPs(sandboxID string) []netip.Addr
 	// Attached lists the sandbox IDs that hold a connection, for the recovery of leftovers.

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -63,8 +65,10 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
 		OwnNetNS: in.Config.Labels[labelNetNS] == netnsOwn, ExitCode: in.State.ExitCode,
 		CgroupParent: in.HostConfig.CgroupParent, Runtime: in.HostConfig.Runtime,
-		Own: fromJSON[PodResources](in.Config.Labels[labelPod]),
+		Own: fromJSON[PodResources](in.Config.Labels[labelPod]), EnginePorts: readPorts(in.HostConfig.PortBindings),
 	}
+	_, ours := in.Config.Labels[labelPid]
+	s.Foreign = !ours
 	if in.NetworkSettings != nil {
 		for _, e := range in.NetworkSettings.Networks {
 			if e == nil {
@@ -78,6 +82,44 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 		}
 	}
 	return s
+}
+
+// readPorts are the host ports that the engine publishes, in order of their numbers.
+func readPorts(bindings network.PortMap) []*runtimeapi.PortMapping {
+	var out []*runtimeapi.PortMapping
+	for port, hosts := range bindings {
+		for _, b := range hosts {
+			p := &runtimeapi.PortMapping{
+				Protocol: runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(string(port.Proto()))]), ContainerPort: int32(port.Num()),
+			}
+			if n, err := strconv.ParseUint(b.HostPort, 10, 16); err == nil {
+				p.HostPort = int32(n)
+			}
+			if b.HostIP.IsValid() && !b.HostIP.IsUnspecified() {
+				p.HostIp = b.HostIP.String()
+			}
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b *runtimeapi.PortMapping) int {
+		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	return out
+}
+
+// Misfit says why a container that looks like one of a pod's is none that Read knows, "" if it is one, or has nothing to do with pods.
+func Misfit(name string, labels map[string]string) string {
+	kind, labelled := labels[labelType]
+	_, err := parseName(name)
+	switch {
+	case labelled && kind != typeSandbox && kind != typeContainer:
+		return fmt.Sprintf("its label %s is %q, neither %s nor %s", labelType, kind, typeSandbox, typeContainer)
+	case labelled && err != nil:
+		return err.Error()
+	case !labelled && err == nil:
+		return fmt.Sprintf("it has the name of a pod's container and not the label %s", labelType)
+	}
+	return ""
 }
 
 // readNamespaces restores the pod's namespace options. The pid mode of old shims' pods is not recorded; they meant CONTAINER unless host.

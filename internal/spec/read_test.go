@@ -12,8 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/system"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"pgregory.net/rapid"
 )
@@ -298,4 +300,56 @@ func FuzzTranslate(f *testing.F) {
 			t.Fatalf("%s read back is %+v", c.Name, o.Container)
 		}
 	})
+}
+
+// TestReadAnOlderShimsSandbox reads one whose metadata stands only in its name, with the seventh part of a conflict.
+func TestReadAnOlderShimsSandbox(t *testing.T) {
+	in := inspect(typeSandbox, container.State{Status: "running", Running: true, Pid: 7})
+	in.Name = "/k8s_POD_web_default_u_3_deadbeef"
+	in.Config.Labels = map[string]string{labelType: typeSandbox, labelName: pauseName, "io.kubernetes.pod.name": "web", "annotation.a": "b"}
+	in.HostConfig.NetworkMode = "bridge"
+	in.HostConfig.PortBindings = network.PortMap{
+		network.MustParsePort("80/tcp"): {{HostPort: "8080"}}, network.MustParsePort("53/udp"): {{HostPort: "53", HostIP: netip.MustParseAddr("192.0.2.1")}},
+	}
+	s := Read(in).Sandbox
+	if s == nil || !s.Foreign || !s.EngineNetwork() || s.HostNetwork() {
+		t.Fatalf("%+v", s)
+	}
+	want := &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u", Attempt: 3}
+	if !proto.Equal(s.Metadata, want) || !maps.Equal(s.Labels, map[string]string{"io.kubernetes.pod.name": "web"}) || !maps.Equal(s.Annotations, map[string]string{"a": "b"}) {
+		t.Errorf("%v, %v, %v", s.Metadata, s.Labels, s.Annotations)
+	}
+	wantPorts := []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: 53, HostIp: "192.0.2.1"}, {ContainerPort: 80, HostPort: 8080}}
+	if diff := cmp.Diff(wantPorts, s.EnginePorts, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	for mode, engines := range map[container.NetworkMode]bool{"none": false, "host": false, "default": true, "bridge": true, "mine": true, "": false} {
+		in.HostConfig.NetworkMode = mode
+		if got := Read(in).Sandbox.EngineNetwork(); got != engines {
+			t.Errorf("%q is the engine's: %v", mode, got)
+		}
+	}
+	in.Config.Labels[labelPid], in.Config.Labels[labelNetNS], in.HostConfig.NetworkMode = "POD", netnsOwn, "host"
+	if s := Read(in).Sandbox; s.Foreign || s.EngineNetwork() {
+		t.Errorf("one of ours: %+v", s)
+	}
+}
+
+func TestMisfit(t *testing.T) {
+	const good = "/k8s_main_web_default_u_3"
+	for _, c := range []struct {
+		name, kind string
+		want       string // a part of it; "" for nothing
+	}{
+		{good, typeContainer, ""}, {good, typeSandbox, ""}, {"/web", "", ""}, {good, "", "not the label"}, {"/renamed", typeContainer, "is not of the form"},
+		{good, "volume", `"volume"`}, {"/k8s_main_web_default_u_x", typeSandbox, "attempt"},
+	} {
+		labels := map[string]string{}
+		if c.kind != "" {
+			labels[labelType] = c.kind
+		}
+		if got := Misfit(c.name, labels); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s, %s: %q", c.name, c.kind, got)
+		}
+	}
 }

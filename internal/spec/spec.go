@@ -89,9 +89,11 @@ type Sandbox struct {
 	NeverStarted   bool // made, and its pause has not run
 	Pid            int  // of the pause process, 0 when it does not run
 	NetworkMode    string
-	OwnNetNS       bool         // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
-	ExitCode       int          // of the pause process, when it does not run
-	EngineIPs      []netip.Addr // addresses that the engine gave; only with the no-op network
+	OwnNetNS       bool                      // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
+	ExitCode       int                       // of the pause process, when it does not run
+	EngineIPs      []netip.Addr              // addresses that the engine gave; only with the no-op network
+	EnginePorts    []*runtimeapi.PortMapping // host ports that the engine publishes; only with the no-op network
+	Foreign        bool                      // made by an older shim: it has none of our labels
 	ResolvConfPath string
 	HostsPath      string
 	CgroupParent   string
@@ -108,6 +110,11 @@ type PodResources struct {
 // HostNetwork says whether the pod lives in the node's network namespace.
 func (s *Sandbox) HostNetwork() bool {
 	return s.Namespaces.GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// EngineNetwork says whether the engine connects the pod, as it does with the no-op network.
+func (s *Sandbox) EngineNetwork() bool {
+	return !s.HostNetwork() && !s.OwnNetNS && s.NetworkMode != "" && s.NetworkMode != "none"
 }
 
 // Container is the record of one container. It is shared and must not be changed.

@@ -1,0 +1,57 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"cri-dockerd/internal/spec"
+)
+
+// adoptAll makes the running pods of older shims ours, as far as names and labels have not done so already.
+func (s *Service) adoptAll(ctx context.Context) (errs []error) {
+	if s.Network.Mode() != "none" {
+		return nil
+	}
+	attached := s.Network.Attached()
+	for _, sb := range s.View.Sandboxes() {
+		if !adoptable(sb) || s.Pins.Path(sb.ID) != "" && slices.Contains(attached, sb.ID) {
+			continue
+		}
+		if err := s.adopt(ctx, sb); err != nil {
+			errs = append(errs, fmt.Errorf("adopt sandbox %s: %w", sb.ID, err))
+		}
+	}
+	return errs
+}
+
+// adoptable says whether a pod may have a network that we do not know of: the engine has made its namespace, and somebody has connected it,
+// an older shim or, before a node was handed back to one, we ourselves.
+func adoptable(sb *spec.Sandbox) bool { return sb.Running && sb.NetworkMode == "none" }
+
+// adopt pins a pod's network namespace, so that it can be released when its pause is dead, and tells the network of it. Nothing that runs
+// notices.
+func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
+	unlock, err := s.names.Lock(ctx, sb.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	unlockNetwork, err := s.lockNetwork(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	defer unlockNetwork()
+	sb, err = s.View.Sandbox(sb.ID) // it may have been stopped meanwhile
+	if err != nil || !adoptable(sb) {
+		return notFoundIsFine(err)
+	}
+	s.Network.Adopt(sb.ID)
+	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
+		return err
+	}
+	if sb.Foreign {
+		s.Log.Info("adopted a pod of an older shim", "sandbox", sb.ID, "name", sb.Name, "addresses", s.addresses(sb))
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package cri
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/checkpoint"
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/spec"
+)
+
+// foreign is a sandbox as an older shim made it, started or not.
+func (w *world) foreign(t *testing.T, network string, start bool) string {
+	t.Helper()
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k := range create.Config.Labels {
+		if strings.HasPrefix(k, "io.cri-dockerd.") {
+			delete(create.Config.Labels, k)
+		}
+	}
+	create.Host.NetworkMode = container.NetworkMode(network)
+	id, err := w.engine.Create(t.Context(), create)
+	if err == nil && start {
+		err = w.engine.Start(t.Context(), id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// settled waits until the view knows a sandbox, running or not.
+func settled(t *testing.T, s *Service, id string, running bool) {
+	t.Helper()
+	eventually(t, func() bool {
+		sb, err := s.View.Sandbox(id)
+		return err == nil && sb.Running == running && sb.Foreign
+	})
+}
+
+// TestAdopt starts on a node with pods of older shims: what runs stays as it is and gets a pin, and has its addresses before and after.
+func TestAdopt(t *testing.T) {
+	s, w := newService(t)
+	running, bridged, host, made := w.foreign(t, "none", true), w.foreign(t, "bridge", true), w.foreign(t, "host", true), w.foreign(t, "none", false)
+	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
+		settled(t, s, id, runs)
+	}
+	ip := func() string {
+		r, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: running})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Status.Network.GetIp()
+	}
+	if got := ip(); got != "10.99.0.9" {
+		t.Errorf("before it is adopted: %q", got)
+	}
+	for range 2 {
+		if err := s.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ip(); got != "10.99.0.9" {
+		t.Errorf("adopted: %q", got)
+	}
+	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
+		if sb, err := s.View.Sandbox(id); err != nil || sb.Running != runs {
+			t.Errorf("%+v, %v", sb, err)
+		}
+	}
+	if got := keys(w, w.pins); !slices.Equal(got, []string{running}) {
+		t.Errorf("pins: %v", got)
+	}
+	if got := keys(w, w.adopted); !slices.Equal(got, []string{running}) {
+		t.Errorf("adopted: %v", got)
+	}
+	for _, id := range []string{running, bridged, host, made} {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Error(err)
+		}
+	}
+	var released []string
+	for _, p := range w.released {
+		released = append(released, p.ID)
+		if !p.Foreign {
+			t.Errorf("the network is not told who made %+v", p)
+		}
+	}
+	if slices.Sort(released); !slices.Equal(released, slices.Sorted(slices.Values([]string{running, made}))) {
+		t.Errorf("released %v; neither the engine's network nor the host's is CNI's", released)
+	}
+	w.nothingLeft(t, s)
+}
+
+// TestCheckpoints tears down what an older shim has noted: with its ports, also where the container is gone, and without what cannot be read.
+func TestCheckpoints(t *testing.T) {
+	s, w := newService(t)
+	const gone, hostGone, broken, stopped = "aa01", "aa02", "aa03", "aa04"
+	ports := []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 8080}}
+	lives := w.foreign(t, "none", true)
+	settled(t, s, lives, true)
+	for id, c := range map[string]checkpoint.Checkpoint{
+		lives: {Name: "lives", Ports: ports}, gone: {Name: "gone", Namespace: "default", Ports: ports}, hostGone: {HostNetwork: true}, broken: {},
+	} {
+		if err := w.files.Write(id, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(w.files.Path(broken), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, p := range w.released {
+		ids = append(ids, p.ID)
+		if !p.Foreign || p.ID == gone && (p.Name != "gone" || p.Namespace != "default" || len(p.Ports) != 1) {
+			t.Errorf("released as %+v", p)
+		}
+	}
+	if slices.Sort(ids); !slices.Equal(ids, []string{gone, broken}) {
+		t.Errorf("released %v", ids)
+	}
+	if left := w.files.List(); !slices.Equal(left, []string{lives}) {
+		t.Errorf("checkpoints: %v", left)
+	}
+
+	if err := w.files.Write(stopped, checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err != nil {
+		t.Fatal(err)
+	}
+	w.released = nil
+	for _, id := range []string{lives, stopped} {
+		if _, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, id := range []string{lives, stopped} {
+		if i := slices.IndexFunc(w.released, func(p podnet.Pod) bool { return p.ID == id }); i < 0 || len(w.released[i].Ports) != 1 {
+			t.Errorf("%s was not released with its ports: %+v", id, w.released)
+		}
+	}
+	if left := w.files.List(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	w.nothingLeft(t, s)
+}
