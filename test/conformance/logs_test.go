@@ -44,6 +44,9 @@ func records(t *testing.T, files ...string) (out []string) {
 	return out
 }
 
+// untilTold waits for an exec of touch /tmp/go, and for the end of that touch: the container's own end would kill it.
+const untilTold = "while [ ! -e /tmp/go ] || pidof touch >/dev/null; do usleep 10000; done"
+
 func (n *node) logPath(cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
 	return filepath.Join(cfg.LogDirectory, cc.LogPath)
 }
@@ -204,7 +207,7 @@ func TestDockerLogs(t *testing.T) {
 		n.own(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		cc := n.containerConfig(sh("seq 1 100; while [ ! -e /tmp/go ]; do usleep 10000; done; seq 101 105; echo late >&2"))
+		cc := n.containerConfig(sh("seq 1 100; " + untilTold + "; seq 101 105; echo late >&2"))
 		id := n.startConfig(t, pod, cfg, cc)
 		log := n.logPath(cfg, cc)
 		eventually(t, "lines", func() bool { return len(records(t, log)) == 100 })
@@ -472,7 +475,7 @@ func TestFullDisk(t *testing.T) {
 		n.run(t, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", cfg.LogDirectory)
 		pod := n.runPod(t, cfg)
 		const lines = 200000
-		cc := n.containerConfig(sh(fmt.Sprintf("seq 1 %d; while [ ! -e /tmp/go ]; do usleep 10000; done; echo end", lines)))
+		cc := n.containerConfig(sh(fmt.Sprintf("seq 1 %d; %s; echo end", lines, untilTold)))
 		id := n.startConfig(t, pod, cfg, cc)
 		log := n.eng.Path(n.logPath(cfg, cc))
 		dropped := func() float64 { return n.metric(t, `cri_dockerd_log_dropped_lines_total{reason="disk"}`) }
