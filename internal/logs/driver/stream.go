@@ -190,10 +190,10 @@ func (s *stream) orphaned() {
 	s.lock()
 	s.finish()
 	s.unlock()
-	s.d.forget(s)
 	if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
 	}
+	s.d.forget(s) // last, so that whoever does not find it finds nothing of it
 }
 
 // drain moves all that waits; the lock is held.
