@@ -19,10 +19,10 @@ import (
 	"cri-dockerd/internal/logs/driver"
 )
 
-// version is set by the linker (-X main.version=…); without it the module's version counts.
-var version string
+// version and commit are set by the linker (-X main.version=…); without it what Go has recorded counts.
+var version, commit string
 
-// Exit codes.
+// Exit codes, see EXIT STATUS in the manual.
 const (
 	exitFailed = 1
 	exitUsage  = 2 // a mistake on the command line
@@ -84,7 +84,7 @@ func newCommand() *cobra.Command {
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), versionLine()) },
 	})
 	cmd.AddCommand(newLogDriverCommand(cfg))
-	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand())
+	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand(), newManCommand())
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
 	return cmd
@@ -136,26 +136,37 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath())}
 }
 
-// versionLine is "cri-dockerd <version> (<commit>)".
-func versionLine() string {
-	v, commit := version, "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if v == "" {
-			v = info.Main.Version
-		}
+// versionLine is "cri-dockerd <version> (<commit>)", as tools expect it.
+func versionLine() string { return fmt.Sprintf("cri-dockerd %s (%s)", versionNumber(), commitID()) }
+
+func versionNumber() string {
+	if info, ok := debug.ReadBuildInfo(); version == "" && ok {
+		return info.Main.Version
+	}
+	return version
+}
+
+// commitID is the commit from which this was built, shortened, or "unknown".
+func commitID() string {
+	c := commit
+	if info, ok := debug.ReadBuildInfo(); c == "" && ok {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				commit = s.Value[:min(12, len(s.Value))]
+				c = s.Value
 			}
 		}
 	}
-	return fmt.Sprintf("cri-dockerd %s (%s)", v, commit)
+	if c == "" {
+		return "unknown"
+	}
+	return c[:min(12, len(c))]
 }
 
+// buildInfo is the version, and how Go built it: toolchain, modules with their sums, settings.
 func buildInfo() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "no build information\n"
+	out := versionLine() + "\n"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		out += info.String()
 	}
-	return info.String()
+	return out
 }

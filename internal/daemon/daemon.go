@@ -163,7 +163,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, log *slog.Logg
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })
-	g.Go(func() error { return watchdog(ctx) })
+	g.Go(func() error { return p.tellSystemd(ctx, startPatience) })
 	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -173,9 +173,6 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, log *slog.Logg
 		return errors.Join(err, p.streams.Close())
 	})
 	log.Info("serving the CRI", "at", l.Addr())
-	if err := notify(ready); err != nil {
-		log.Warn("systemd was not told that the daemon is ready", "err", err)
-	}
 	return g.Wait()
 }
 

@@ -3,9 +3,12 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // States that systemd is told, sd_notify(3).
@@ -13,6 +16,15 @@ const (
 	ready    = sd.SdNotifyReady
 	stopping = sd.SdNotifyStopping
 	alive    = sd.SdNotifyWatchdog
+	status   = "STATUS="
+)
+
+const (
+	// startPatience is how long the first look at the engine may hold up the start of the unit, and so of what is ordered after it. An
+	// engine that is down does not hold it up at all, one that neither answers nor refuses must not do so for ever.
+	startPatience = 30 * time.Second
+	// statusPeriod is how often the status line is made anew where nothing else asks for it.
+	statusPeriod = 10 * time.Second
 )
 
 // notify tells systemd a state; without NOTIFY_SOCKET nobody wants to know.
@@ -23,25 +35,76 @@ func notify(state string) error {
 	return nil
 }
 
-// watchdog tells systemd that we live, twice as often as WatchdogSec asks, until ctx ends. Without one it returns at once.
-func watchdog(ctx context.Context) error {
-	every, err := sd.SdWatchdogEnabled(false)
+// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, when it has seen everything that runs, or that the
+// engine is down, or when patience is at its end; its state in words; and that it lives, twice as often as WatchdogSec asks. It asks the
+// other parts each time, so that one that is stuck with a lock lets the watchdog bite.
+func (p *parts) tellSystemd(ctx context.Context, patience time.Duration) error {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return nil
+	}
+	guarded, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("systemd's WATCHDOG_USEC: %w", err)
 	}
-	if every <= 0 {
-		return nil
+	every := statusPeriod
+	if guarded > 0 {
+		every = min(every, guarded/2)
 	}
-	tick := time.NewTicker(every / 2)
+	tick, late := time.NewTicker(every), time.NewTimer(patience)
 	defer tick.Stop()
-	for {
+	defer late.Stop()
+	say := func(state string) {
+		if err := notify(state); err != nil {
+			p.log.Warn("systemd does not listen", "err", err)
+		}
+	}
+	for begun, line, waited := false, "", false; ; {
+		changed := p.view.Changed()
+		now, err := p.statusLine(ctx)
+		if err != nil {
+			return err
+		}
+		if now != line {
+			line = now
+			say(status + line)
+		}
+		if !begun && (waited || p.view.Engine().Looked) {
+			begun = true
+			say(ready)
+		}
+		if guarded > 0 {
+			say(alive)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-late.C:
+			waited = true
+		case <-changed:
 		case <-tick.C:
-			if err := notify(alive); err != nil {
-				return err
-			}
 		}
 	}
+}
+
+// statusLine is what systemctl status shows: the CRI's Status in one line.
+func (p *parts) statusLine(ctx context.Context) (string, error) {
+	s, err := p.service.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return "", fmt.Errorf("systemd's status line: %w", err)
+	}
+	return statusLine(s.GetStatus(), p.view.Engine().Host.EngineVersion), nil
+}
+
+func statusLine(s *runtimeapi.RuntimeStatus, engine string) string {
+	var wrong []string
+	for _, c := range s.GetConditions() {
+		if (c.GetType() == runtimeapi.RuntimeReady || c.GetType() == runtimeapi.NetworkReady) && !c.GetStatus() {
+			wrong = append(wrong, c.GetMessage())
+		}
+	}
+	line := "Ready, Docker " + engine
+	if len(wrong) > 0 {
+		line = "Not ready: " + strings.Join(wrong, "; ")
+	}
+	return strings.Join(strings.Fields(line), " ")
 }

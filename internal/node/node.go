@@ -32,6 +32,7 @@ type Source interface {
 
 // EngineState is the state of the connection to Docker.
 type EngineState struct {
+	Looked bool   // the engine has been looked at since the start, whatever came of it
 	Ready  bool   // events flow and the view is complete
 	Reason string // why not, in words; "" when Ready
 	Host   spec.Host
@@ -56,19 +57,20 @@ type View struct {
 
 	dirty dirtySet
 
-	mu     sync.RWMutex // guards all below
-	state  EngineState
-	store  store
-	images []*spec.Image
-	seen   uint64 // the look that gave the images
-	ticket uint64 // counts looks at the engine; a look that began later wins
+	mu      sync.RWMutex // guards all below
+	state   EngineState
+	changed chan struct{} // closed with the next change of state
+	store   store
+	images  []*spec.Image
+	seen    uint64 // the look that gave the images
+	ticket  uint64 // counts looks at the engine; a look that began later wins
 }
 
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
 		src: src, log: log, synced: make(chan struct{}, 1), dirty: dirtySet{wake: make(chan struct{}, 1)},
-		state: EngineState{Reason: "not yet connected to Docker"}, store: newStore(),
+		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(),
 	}
 }
 
@@ -80,6 +82,22 @@ func (v *View) Engine() EngineState {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.state
+}
+
+// Changed is closed when Engine changes next.
+func (v *View) Changed() <-chan struct{} {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.changed
+}
+
+// setState needs the lock.
+func (v *View) setState(s EngineState) {
+	if s.Ready != v.state.Ready || s.Reason != v.state.Reason {
+		close(v.changed)
+		v.changed = make(chan struct{})
+	}
+	v.state = s
 }
 
 // Run keeps the view in step with the engine until ctx ends: it connects, reads everything, follows the events, and starts again when the
@@ -108,11 +126,11 @@ func (v *View) Run(ctx context.Context) error {
 func (v *View) setDown(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.state.Ready = false
-	v.state.Reason = fmt.Sprintf("Docker does not answer: %v; start it (systemctl start docker) or correct --docker-endpoint", err)
+	reason := fmt.Sprintf("Docker does not answer: %v; start it (systemctl start docker) or correct --docker-endpoint", err)
 	if errdefs.IsFailedPrecondition(err) {
-		v.state.Reason = err.Error()
+		reason = err.Error()
 	}
+	v.setState(EngineState{Looked: true, Reason: reason, Host: v.state.Host})
 }
 
 var errStreamEnded = errors.New("the engine ended its event stream")
@@ -130,7 +148,7 @@ func (v *View) follow(ctx context.Context) error {
 		return err
 	}
 	v.mu.Lock()
-	v.state = EngineState{Ready: true, Host: host}
+	v.setState(EngineState{Looked: true, Ready: true, Host: host})
 	v.mu.Unlock()
 	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	select {

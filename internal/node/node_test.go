@@ -131,10 +131,17 @@ func TestEngineGoesAndComes(t *testing.T) {
 	f := enginetest.NewFake()
 	f.SetDown(true)
 	v := run(t, f)
-	eventually(t, "a reason", func() bool { s := v.Engine(); return !s.Ready && s.Reason != "not yet connected to Docker" })
+	eventually(t, "a reason", func() bool { s := v.Engine(); return s.Looked && !s.Ready && s.Reason != "not yet connected to Docker" })
+	changed := v.Changed()
 	f.SetDown(false)
 	<-v.Synced()
+	<-changed
+	changed = v.Changed()
+	if !v.Engine().Ready {
+		t.Error("read anew and not ready")
+	}
 	f.SetDown(true)
+	<-changed
 	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
 	id := ""
 	f.SetDown(false)

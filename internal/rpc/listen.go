@@ -35,6 +35,9 @@ func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 	}
 	switch u.Scheme {
 	case "", "unix":
+		if l, err := passed(u.Path); l != nil || err != nil {
+			return l, err
+		}
 		return ListenUnix("--container-runtime-endpoint", u.Path)
 	case "fd":
 		return inherited(files)
@@ -60,6 +63,27 @@ func inherited(files TLSFiles) (net.Listener, error) {
 		return l, nil
 	}
 	return nil, errors.New("--container-runtime-endpoint fd://: systemd passed no socket; start the service through cri-docker.socket, or give unix:///var/run/cri-dockerd.sock")
+}
+
+// passed is the socket at path if systemd has it and has passed it, as units do that have a socket unit and name the path all the same; else nil.
+func passed(path string) (net.Listener, error) {
+	all, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("--container-runtime-endpoint unix://%s: systemd's socket: %w", path, err)
+	}
+	for _, l := range all {
+		if l == nil || l.Addr().Network() != "unix" {
+			continue
+		}
+		given, err := os.Stat(l.Addr().String())
+		if err != nil {
+			continue
+		}
+		if wanted, err := os.Stat(path); err == nil && os.SameFile(given, wanted) { // /var/run is a link to /run
+			return l, nil
+		}
+	}
+	return nil, nil
 }
 
 // ListenUnix makes a socket for root and the group docker (mode 0660). What a dead daemon left is replaced; a living one is not. Errors name

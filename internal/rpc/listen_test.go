@@ -8,9 +8,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -56,6 +60,90 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// inheritEnv makes this program greet one client at the endpoint in it.
+const inheritEnv = "TEST_INHERIT"
+
+func greet(endpoint string) {
+	l, err := Listen(endpoint, TLSFiles{})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	c, err := l.Accept()
+	if err == nil {
+		_, err = io.WriteString(c, "hello")
+	}
+	if err = errors.Join(err, c.Close(), l.Close()); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// TestPassedSocket: systemd's socket is used for fd://, and also where the unit names its path, through a link or not. It stays for the next
+// process. A socket for something else is none of it.
+func TestPassedSocket(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "cri.sock")
+	held, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	passed, err := held.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passed.Close()
+	for endpoint, path := range map[string]string{
+		"fd://": file, "unix://" + file: file, filepath.Join(dir, "link", "cri.sock"): file,
+		"unix://" + filepath.Join(dir, "other.sock"): filepath.Join(dir, "other.sock"),
+	} {
+		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
+		cmd.Env = append(os.Environ(), inheritEnv+"="+endpoint, "LISTEN_FDS=1")
+		cmd.ExtraFiles = []*os.File{passed}
+		said := &strings.Builder{}
+		cmd.Stdout, cmd.Stderr = said, said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if got := greeting(t, path); got != "hello" {
+			t.Errorf("%s: %q", endpoint, got)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v: %s", endpoint, err, said)
+		}
+		if _, err := os.Lstat(file); err != nil {
+			t.Errorf("%s: systemd's socket: %v", endpoint, err)
+		}
+	}
+}
+
+// greeting is what a server at path says, as soon as there is one.
+func greeting(t *testing.T, path string) string {
+	t.Helper()
+	for deadline, tick := time.Now().Add(20*time.Second), time.NewTicker(5*time.Millisecond); ; <-tick.C {
+		c, err := net.Dial("unix", path)
+		if err != nil && time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		if err != nil {
+			continue
+		}
+		defer c.Close()
+		if err := c.SetDeadline(deadline); err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
 }
 
 func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {

@@ -1,0 +1,102 @@
+package main
+
+import (
+	_ "embed"
+	"fmt"
+	"io"
+	"strings"
+	"text/template"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// manPage is the manual with holes for what the command line knows itself.
+//
+//go:embed cri-dockerd.8.tmpl
+var manPage string
+
+// newManCommand prints the manual for packages to contain, so that page and program cannot differ.
+func newManCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "man", Short: "Print the manual page", Args: cobra.NoArgs, Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return writeManual(cmd.OutOrStdout(), cmd.Root()) },
+	}
+}
+
+// writeManual writes the manual of a command line in man(7)'s macros.
+func writeManual(w io.Writer, root *cobra.Command) error {
+	t, err := template.New("").Funcs(template.FuncMap{"roff": roff, "flags": manFlags, "about": manAbout}).Parse(manPage)
+	if err != nil {
+		return fmt.Errorf("manual page: %w", err)
+	}
+	return t.Execute(w, struct {
+		Version  string
+		Flags    *pflag.FlagSet
+		Commands []*cobra.Command
+	}{versionNumber(), root.Flags(), visible(root)})
+}
+
+func visible(root *cobra.Command) []*cobra.Command {
+	var out []*cobra.Command
+	for _, c := range root.Commands() {
+		if !c.Hidden && c.Name() != "help" {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// roff escapes text: every word stays what it is, and no line begins with a control character.
+func roff(s string) string {
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
+	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
+		s = `\&` + s
+	}
+	return s
+}
+
+// manFlags is a list of flags, each with its default as --help shows it.
+func manFlags(f *pflag.FlagSet) string {
+	var b strings.Builder
+	f.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		kind, usage := pflag.UnquoteUsage(f)
+		fmt.Fprintf(&b, ".TP\n.B %s", roff(name))
+		if kind != "" {
+			fmt.Fprintf(&b, " \\fI%s\\fR", roff(kind))
+		}
+		b.WriteString("\n" + roff(usage))
+		if f.DefValue != "" && !strings.Contains(usage, "(default ") {
+			fmt.Fprintf(&b, " (default %s)", roff(f.DefValue))
+		}
+		b.WriteString("\n")
+	})
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// manAbout is what a command does, and its own flags.
+func manAbout(c *cobra.Command) string {
+	text := c.Long
+	if text == "" || c.Name() == "completion" {
+		text = c.Short + "."
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" {
+			b.WriteString(".sp\n")
+			continue
+		}
+		b.WriteString(roff(line) + "\n")
+	}
+	if c.HasAvailableLocalFlags() {
+		b.WriteString(".RS\n" + manFlags(c.LocalNonPersistentFlags()) + "\n.RE\n")
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
