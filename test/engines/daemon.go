@@ -64,7 +64,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	}
 	d.running = d.Program + "-running"
 	for file, detect := range map[string]bool{d.Program: false, d.running: true} {
-		build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
+		Build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
 		if err := os.Rename(file+".new", file); err != nil { // one may be running
 			tb.Fatalf("daemon: %v", err)
 		}

@@ -118,7 +118,7 @@ func (e *Engine) namespaces(tb TB) {
 		runc = filepath.Join(e.bin, "runc")
 	}
 	helper := filepath.Join(e.Dir, "runc-wrapper")
-	build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc, false)
+	Build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc, false)
 	e.extraPrograms(tb, helper)
 	script := filepath.Join(e.Dir, "setup.sh")
 	if err := os.WriteFile(script, []byte(setup), 0o755); err != nil {
@@ -387,8 +387,8 @@ func (e *Engine) Docker(tb TB) *client.Client {
 // builds makes each program once for a test process.
 var builds sync.Map
 
-// build builds a program of ours: static or, to detect races when the tests do so, with the race detector.
-func build(tb TB, out, pkg, ldflags string, detect bool) {
+// Build builds a program of ours at the path out: static or, to detect races when the tests do so, with the race detector.
+func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
 	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {
 		tmp, err := os.MkdirTemp("", "cri-build-")

@@ -2,7 +2,6 @@ package engines
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"io"
 	"os"
@@ -14,8 +13,18 @@ import (
 
 const busybox = "/bin/busybox" // Debian's package busybox-static
 
+// Busybox is the name of the image that ImportBusybox and LoadBusybox make.
+const Busybox = "cri-test/busybox:latest"
+
 // ImportBusybox makes an image with a shell and the usual small programs, without a registry, and returns its name.
 func (e *Engine) ImportBusybox(tb TB) string {
+	tb.Helper()
+	LoadBusybox(tb, e.Socket)
+	return Busybox
+}
+
+// LoadBusybox does the same with the engine that listens on a unix socket.
+func LoadBusybox(tb TB, socket string) {
 	tb.Helper()
 	program, err := os.ReadFile(busybox)
 	if err != nil {
@@ -25,39 +34,58 @@ func (e *Engine) ImportBusybox(tb TB) string {
 	if err != nil {
 		tb.Fatalf("busybox image: %v", err)
 	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	add := func(h tar.Header, content []byte) {
-		h.Size = int64(len(content))
-		if err := w.WriteHeader(&h); err != nil {
-			tb.Fatalf("busybox image: %v", err)
-		}
-		if _, err := w.Write(content); err != nil {
-			tb.Fatalf("busybox image: %v", err)
-		}
+	files := []File{
+		{Header: tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o1777}},
+		{Header: tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o1777}},
+		{Header: tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}},
+		{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Content: program},
+		{Header: tar.Header{Name: "etc/passwd", Mode: 0o644}, Content: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")},
+		{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n")},
 	}
-	for _, dir := range []string{"bin/", "etc/", "tmp/"} {
-		add(tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o1777}, nil)
-	}
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, program)
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n"))
-	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n"))
 	for _, a := range strings.Fields(string(applets)) {
 		if a != "busybox" {
-			add(tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
+			files = append(files, File{Header: tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}})
 		}
 	}
-	if err := w.Close(); err != nil {
-		tb.Fatalf("busybox image: %v", err)
+	Import(tb, socket, Busybox, files, "ENV PATH=/bin")
+}
+
+// File is an entry of an image's only layer; the zero type is a regular file.
+type File struct {
+	Header  tar.Header
+	Content []byte
+}
+
+// Import makes an image of one layer in the engine that listens on a unix socket; changes are lines of a Dockerfile.
+func Import(tb TB, socket, ref string, files []File, changes ...string) {
+	tb.Helper()
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(writeLayer(w, files)) }()
+	c, err := client.New(client.WithHost("unix://" + socket))
+	if err != nil {
+		tb.Fatalf("image %s: %v", ref, err)
 	}
-	const ref = "cri-test/busybox:latest"
-	r, err := e.Docker(tb).ImageImport(context.Background(), client.ImageImportSource{Source: &b, SourceName: "-"}, ref, client.ImageImportOptions{Changes: []string{"ENV PATH=/bin"}})
+	defer c.Close()
+	answer, err := c.ImageImport(context.Background(), client.ImageImportSource{Source: r, SourceName: "-"}, ref, client.ImageImportOptions{Changes: changes})
 	if err == nil {
-		_, err = io.Copy(io.Discard, r)
-		r.Close()
+		_, err = io.Copy(io.Discard, answer)
+		answer.Close()
 	}
 	if err != nil {
-		tb.Fatalf("busybox image: %v", err)
+		tb.Fatalf("image %s: %v", ref, err)
 	}
-	return ref
+}
+
+func writeLayer(to io.Writer, files []File) error {
+	w := tar.NewWriter(to)
+	for _, f := range files {
+		f.Header.Size = int64(len(f.Content))
+		if err := w.WriteHeader(&f.Header); err != nil {
+			return err
+		}
+		if _, err := w.Write(f.Content); err != nil {
+			return err
+		}
+	}
+	return w.Close()
 }

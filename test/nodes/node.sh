@@ -1,0 +1,130 @@
+# A network and its nodes, each held by a guard: sh node.sh network | sh node.sh guard DIR CGROUP NAME ADDRESS NETWORK-PID.
+# Both say "ready PID" and live until their standard input ends, which it also does when the test process is killed.
+set -e
+
+# The PID of this shell as the outermost namespace that /proc shows counts it.
+own_pid() { read -r own _ < /proc/self/stat; }
+
+# A switch for the nodes, with no way out: what is sent elsewhere is refused at once.
+network() {
+	ip link set lo up
+	ip link add br0 type bridge
+	ip addr add 10.89.0.1/24 dev br0
+	ip link set br0 up
+	echo 1 > /proc/sys/net/ipv4/ip_forward
+	echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true
+	ip route add unreachable default
+	echo "ready $$"
+	cat > /dev/null
+}
+
+# On cgroup v1 mounts the hierarchies that the machine leaves unmounted, since the node's systemd would mount them.
+hierarchies() {
+	[ ! -e /sys/fs/cgroup/cgroup.controllers ] || return 0
+	while read -r h _ _ enabled; do
+		if [ "$enabled" = 1 ] && [ ! -e "/sys/fs/cgroup/$h" ]; then
+			mkdir -p "$dir/cgroup/$h"
+			mount -t cgroup -o "$h" cgroup "$dir/cgroup/$h" 2>/dev/null || rmdir "$dir/cgroup/$h"
+		fi
+	done < /proc/cgroups
+}
+
+# Where the control groups of the node are, one in each hierarchy.
+groups() {
+	for h in /sys/fs/cgroup/*/cgroup.procs "$dir"/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs; do
+		if [ -e "$h" ]; then echo "${h%/cgroup.procs}/$cgroup"; fi
+	done
+}
+
+# In a mount namespace of its own.
+guard() {
+	hierarchies
+	unshare -n sh "$0" outer "$@" < /dev/null &
+	node=$!
+	exec > /dev/null # the node alone holds the pipe on which it says that it is ready
+	cat
+	kill -9 $node 2>/dev/null || true # and the kernel all of the node
+	wait || true
+	for _ in $(seq 200); do
+		left=
+		for g in $(groups); do
+			[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+			[ ! -d "$g" ] || left=1
+		done
+		[ -n "$left" ] || umount "$dir"/cgroup/* 2>/dev/null || true
+		if [ -z "$left" ] && rm -rf "$dir" 2>/dev/null; then exit; fi
+		sleep 0.1
+	done
+	echo "the node in $dir did not end" >&2
+	exit 1
+}
+
+# With a network of its own, puts itself into the switch and into control groups.
+outer() {
+	nsenter --net=/proc/"$switch"/ns/net ip link add "v-$name" type veth peer name eth0 netns $$
+	nsenter --net=/proc/"$switch"/ns/net ip link set "v-$name" master br0 up
+	ip link set lo up
+	ip addr add "$address/24" dev eth0
+	ip link set eth0 up
+	ip route add default via 10.89.0.1
+	for s in ipv4/ip_forward ipv6/conf/all/forwarding bridge/bridge-nf-call-iptables bridge/bridge-nf-call-ip6tables; do
+		echo 1 > "/proc/sys/net/$s" 2>/dev/null || true # a machine may lack a module
+	done
+	for g in $(groups); do
+		mkdir "$g"
+		for f in cpuset.cpus cpuset.mems; do # empty groups take no process on cgroup v1
+			if [ -e "$g/$f" ] && [ ! -e "$g/cgroup.controllers" ]; then cat "${g%/*}/$f" > "$g/$f"; fi
+		done
+		echo $$ > "$g/cgroup.procs"
+	done
+	exec unshare -m -u -i -C -p --fork --kill-child=KILL --propagation private sh "$0" inner "$@"
+}
+
+# Process 1 of the node, until it becomes systemd.
+inner() {
+	own_pid
+	root=$dir/root
+	mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" overlay "$root"
+	# What the machine has of its own there is not seen; the node's is on a file system that takes overlays. What a test put there is.
+	for d in /run /tmp /var/log /var/cache /var/lib/docker /var/lib/containerd /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/cri-dockerd \
+		/var/lib/systemd /etc/docker /etc/cni /etc/kubernetes /etc/systemd/system /opt/cni /root; do
+		mkdir -p "$root$d" "$dir/own$d"
+		mount --bind "$dir/own$d" "$root$d"
+	done
+	chmod 1777 "$root/tmp"
+	rm -f "$root/usr/sbin/policy-rc.d" # images of containers forbid packages to start their services with it
+	rm -f "$root/etc/resolv.conf"
+	cp -a "$dir/files/." "$root/"
+	mount -t proc proc "$root/proc"
+	mount -t sysfs sysfs "$root/sys"
+	mount --rbind /dev "$root/dev"
+	mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+	if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+		mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+	else
+		mount -t tmpfs -o mode=755 tmpfs "$root/sys/fs/cgroup"
+		for h in /sys/fs/cgroup/* "$dir"/cgroup/*; do
+			[ ! -L "$h" ] || { cp -a "$h" "$root/sys/fs/cgroup/"; continue; }
+			[ -e "$h/cgroup.procs" ] || continue
+			h=${h##*/} type=cgroup options=${h##*/}
+			case $h in systemd) options=none,name=systemd ;; unified) type=cgroup2 options=rw ;; esac
+			mkdir "$root/sys/fs/cgroup/$h"
+			mount -t $type -o "$options" cgroup "$root/sys/fs/cgroup/$h"
+		done
+	fi
+	mkdir -p "$root/oldroot" "$root/run/lock" "$root/lib/modules"
+	cd "$root"
+	pivot_root . oldroot
+	umount -l /oldroot
+	cd /
+	rmdir /oldroot
+	mount --make-rshared /
+	hostname "$name"
+	echo "ready $own"
+	export container=test
+	exec /lib/systemd/systemd --system --log-target=journal --show-status=false --unit=multi-user.target > /dev/null 2>&1
+}
+
+do=$1 dir=$2 cgroup=$3 name=$4 address=$5 switch=$6
+shift
+"$do" "$@"
