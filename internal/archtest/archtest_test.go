@@ -24,7 +24,9 @@ var arrows = map[string][]string{
 	"internal/spec":         {},
 	"internal/undo":         {},
 	"internal/keylock":      {},
-	"internal/config":       {},
+	"internal/secret":       {},
+	"internal/tracing":      {},
+	"internal/config":       {"internal/secret"},
 	"internal/engine/pause": {},
 	"internal/cgroup":       {},
 	"internal/imagefs":      {},
@@ -33,16 +35,16 @@ var arrows = map[string][]string{
 	"internal/stats":        {"internal/cgroup"},
 	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause"},
 	"internal/node":         {"internal/spec", "internal/engine"},
-	"internal/podnet":       {"internal/spec", "internal/undo"},
+	"internal/podnet":       {"internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":  {},
 	"internal/logs":         {"internal/spec", "internal/logs/driver"},
 	"internal/stream":       {"internal/engine"},
 	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
-	"internal/rpc":          {},
+	"internal/rpc":          {"internal/secret"},
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
-		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc",
+		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing",
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.
@@ -65,8 +67,10 @@ var restricted = map[string]struct {
 	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/config"}, "command lines belong to cmd"},
 	"github.com/coreos/go-systemd":        {[]string{"internal/daemon", "internal/rpc"}, "systemd is the daemon's"},
 	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check"}, "codes are mapped once, in rpc"},
+	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},
+	"go.opentelemetry.io/otel/exporters":  {[]string{"internal/tracing"}, "where spans go is tracing's"},
 	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver"}, "only Docker's log messages are protobuf beside gRPC"},
-	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/daemon"}, "figures are collected where they arise, and served by the daemon"},
+	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/node", "internal/podnet", "internal/rpc", "internal/daemon"}, "figures are collected where they arise, and served by the daemon"},
 }
 
 // banned must not be linked into the daemon, however indirectly.

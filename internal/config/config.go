@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"cri-dockerd/internal/secret"
 )
 
 // Config is all that flags decide.
@@ -40,6 +42,8 @@ type Config struct {
 	RuntimeCgroups   string // accepted, unused
 	ContainerLog     string // auto, cri or json-file
 	MetricsAddress   string // "" means nowhere
+	TracingEndpoint  string // "" means nowhere
+	TracingRate      int    // per million
 	LogLevel         string
 	LogFormat        string
 	TLSCert          string
@@ -78,6 +82,8 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
 	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock", "where /metrics, /healthz and /readyz are served: unix:///path, by default metrics.sock in --run-directory, or tcp://host:port; empty means nowhere")
+	f.StringVar(&c.TracingEndpoint, "tracing-endpoint", "", "host:port of an OpenTelemetry collector (OTLP over gRPC) that gets traces; empty means nowhere")
+	f.IntVar(&c.TracingRate, "tracing-sampling-rate-per-million", 0, "of a million calls whose caller tells no trace, how many are traced; the others follow the kubelet's own tracing")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
@@ -87,7 +93,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 
 // Validate checks what flags said; the error names the flag and the fix. f tells which flags were given.
 func (c *Config) Validate(f *pflag.FlagSet) error {
-	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validateMetrics} {
+	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validateMetrics, c.validateTracing} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -216,6 +222,23 @@ func (c *Config) validateMetrics() error {
 	return nil
 }
 
+func (c *Config) validateTracing() error {
+	if c.TracingRate < 0 || c.TracingRate > 1e6 {
+		return fmt.Errorf("--tracing-sampling-rate-per-million %d: give 0 to 1000000", c.TracingRate)
+	}
+	if c.TracingEndpoint == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.TracingEndpoint)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil || host == "" {
+		return fmt.Errorf("--tracing-endpoint %q: give host:port, as in 127.0.0.1:4317", c.TracingEndpoint)
+	}
+	return nil
+}
+
 // CIDRs are the pod ranges, known after Validate.
 func (c *Config) CIDRs() []netip.Prefix { return c.parsedCIDRs }
 
@@ -239,10 +262,10 @@ func (c *Config) Warnings() []string {
 	return out
 }
 
-// Logger is the log that the flags describe, on standard error.
+// Logger is the log that the flags describe, on standard error. What has the form of a credential never reaches it.
 func (c *Config) Logger() *slog.Logger {
 	level := map[string]slog.Level{"debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError}[c.LogLevel]
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: secret.Attr}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, o))
 	}

@@ -85,7 +85,8 @@ func TestMistakesNameTheFlag(t *testing.T) {
 		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
 		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000", "--tls-cert-file=/x",
 		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090", "--metrics-bind-address=tcp://127.0.0.1",
-		"--metrics-bind-address=tcp://127.0.0.1:many",
+		"--metrics-bind-address=tcp://127.0.0.1:many", "--tracing-endpoint=http://127.0.0.1:4317", "--tracing-endpoint=:4317", "--tracing-endpoint=host",
+		"--tracing-sampling-rate-per-million=-1", "--tracing-sampling-rate-per-million=1000001",
 	} {
 		name, _, _ := strings.Cut(arg, "=")
 		if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {

@@ -32,6 +32,7 @@ import (
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/stream"
+	"cri-dockerd/internal/tracing"
 )
 
 const (
@@ -86,6 +87,7 @@ type parts struct {
 	service  *cri.Service
 	server   *rpc.Server
 	endpoint *endpoint
+	traces   *tracing.Provider // nil for none
 	log      *slog.Logger
 }
 
@@ -93,8 +95,12 @@ type parts struct {
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
 	p := &parts{log: log}
 	var err error
+	traces, err := p.trace(cfg, version)
+	if err != nil {
+		return nil, err
+	}
 	p.engine, err = engine.New(engine.Config{
-		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Log: log,
+		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Traces: traces, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -119,7 +125,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 		Checkpoints: checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim),
 	})
-	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate})
+	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate, Traces: traces})
 	metrics, err := figures(version, p.collectors()...)
 	if err != nil {
 		return nil, errors.Join(err, p.streams.Close(), p.network.Close(), p.engine.Close())
@@ -202,7 +208,11 @@ func (p *parts) recoverLoop(ctx context.Context) {
 }
 
 func (p *parts) close() {
-	for _, c := range []interface{ Close() error }{p.streams, p.network, p.engine} {
+	closers := []interface{ Close() error }{p.streams, p.network, p.engine}
+	if p.traces != nil {
+		closers = append(closers, p.traces)
+	}
+	for _, c := range closers {
 		if err := c.Close(); err != nil {
 			p.log.Debug("close", "err", err)
 		}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/spec"
@@ -32,7 +34,9 @@ type Config struct {
 	AuthDir string
 	// PullDeadline ends a pull in which nothing at all has moved for so long.
 	PullDeadline time.Duration
-	Log          *slog.Logger
+	// Traces gets a span for every request; nil for none.
+	Traces trace.TracerProvider
+	Log    *slog.Logger
 }
 
 // Engine is the connection to one Docker Engine. It is safe for concurrent use.
@@ -43,13 +47,14 @@ type Engine struct {
 	images  imageCache
 	pulls   shared
 	metrics pullMetrics
+	calls   *prometheus.HistogramVec
 	loading sync.Mutex             // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
 }
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), images: imageCache{byID: map[string]cachedImage{}}}
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[string]cachedImage{}}}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err
@@ -59,7 +64,7 @@ func New(cfg Config) (*Engine, error) {
 }
 
 func (e *Engine) newClient() (*client.Client, error) {
-	opts := []client.Opt{client.WithUserAgent("cri-dockerd")}
+	opts := []client.Opt{client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls)}
 	if e.cfg.Endpoint == "" {
 		opts = append(opts, client.FromEnv)
 	} else {

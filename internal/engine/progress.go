@@ -30,9 +30,9 @@ func newPullMetrics() pullMetrics {
 	}
 }
 
-// Collectors are the figures of pulls, to be registered once.
+// Collectors are the figures of requests and pulls, to be registered once.
 func (e *Engine) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{e.metrics.active, e.metrics.bytes, e.metrics.seconds}
+	return []prometheus.Collector{e.calls, e.metrics.active, e.metrics.bytes, e.metrics.seconds}
 }
 
 // Phases of a layer in the engine's words.

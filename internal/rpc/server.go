@@ -1,4 +1,4 @@
-// Package rpc is the gRPC side of the CRI: the server with its one interceptor (panics, validation, log, status codes) and the listeners.
+// Package rpc is the gRPC side of the CRI: the server with its one interceptor (panics, validation, log, metrics, status codes, secrets), its traces, and the listeners.
 // It is the only package that knows gRPC's server side.
 package rpc
 
@@ -9,10 +9,13 @@ import (
 	"net"
 	"reflect"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,22 +31,32 @@ type Services struct {
 	Image    runtimeapi.ImageServiceServer
 	Validate func(req any) error // asked before any method
 	Log      *slog.Logger
+	// Traces gets a span for every call, a child of the caller's if it tells one (W3C Trace Context); nil for none.
+	Traces trace.TracerProvider
 }
 
 // Server is the gRPC server of the CRI.
 type Server struct {
-	grpc *grpc.Server
-	log  *slog.Logger
+	grpc    *grpc.Server
+	metrics rpcMetrics
+	log     *slog.Logger
 }
 
 // New registers the services behind the interceptor.
 func New(s Services) *Server {
-	i := interceptor{validate: s.Validate, log: s.Log}
+	i := newInterceptor(s.Validate, s.Log)
 	// ExecSync answers with up to two streams of 16 MiB.
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(3*maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream))
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(3 * maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
+	}
+	if s.Traces != nil {
+		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(
+			otelgrpc.WithTracerProvider(s.Traces), otelgrpc.WithPropagators(propagation.TraceContext{}), otelgrpc.WithMeterProvider(noop.MeterProvider{}))))
+	}
+	g := grpc.NewServer(options...)
 	runtimeapi.RegisterRuntimeServiceServer(g, s.Runtime)
 	runtimeapi.RegisterImageServiceServer(g, s.Image)
-	return &Server{grpc: g, log: s.Log}
+	return &Server{grpc: g, metrics: i.metrics, log: s.Log}
 }
 
 // Serve answers on the listener until Stop; then, and when Stop came first, it returns nil.
@@ -71,18 +84,31 @@ func (s *Server) Stop(grace time.Duration) {
 type interceptor struct {
 	validate func(any) error
 	log      *slog.Logger
+	metrics  rpcMetrics
+	repeats  *repeats
+}
+
+func newInterceptor(validate func(any) error, log *slog.Logger) interceptor {
+	return interceptor{validate: validate, log: log, metrics: newRPCMetrics(), repeats: &repeats{last: map[string]failure{}}}
+}
+
+// end is what happens after a call: its error gets a code and loses secrets, and it is counted and logged.
+func (i interceptor) end(ctx context.Context, name string, req, resp any, count func(time.Duration, error), took time.Duration, err error) error {
+	err = discreet(toStatus(err), req)
+	count(took, err)
+	i.write(ctx, name, req, resp, took, err)
+	return err
 }
 
 func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	begin := time.Now()
+	begin, name := time.Now(), method(info.FullMethod)
+	count := i.metrics.begin(name)
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", method(info.FullMethod), p)
+			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", name, p)
 		}
-		err = toStatus(err)
-		i.write(ctx, info.FullMethod, req, time.Since(begin), err)
-		if err != nil {
+		if err = i.end(ctx, name, req, resp, count, time.Since(begin), err); err != nil {
 			resp = nil // never an answer together with an error
 		}
 	}()
@@ -96,14 +122,14 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 }
 
 func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	begin := time.Now()
+	begin, name := time.Now(), method(info.FullMethod)
+	count := i.metrics.begin(name)
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "%s panicked: %v", method(info.FullMethod), p)
+			err = status.Errorf(codes.Internal, "%s panicked: %v", name, p)
 		}
-		err = toStatus(err)
-		i.write(s.Context(), info.FullMethod, nil, time.Since(begin), err)
+		err = i.end(s.Context(), name, nil, nil, count, time.Since(begin), err)
 	}()
 	return handler(srv, validated{s, i.validate})
 }
@@ -121,58 +147,5 @@ func (v validated) RecvMsg(m any) error {
 	return v.validate(m)
 }
 
-// write makes the call's log line: calls that change something at info, the polling at debug. Of a request only names and IDs are logged:
-// the rest holds credentials and environments.
-func (i interceptor) write(ctx context.Context, full string, req any, took time.Duration, err error) {
-	level := slog.LevelDebug
-	if mutates(method(full)) {
-		level = slog.LevelInfo
-	}
-	attrs := append(subject(req), slog.Duration("took", took.Round(time.Microsecond)))
-	if err != nil {
-		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.String("err", status.Convert(err).Message()))
-		if status.Code(err) == codes.Internal || status.Code(err) == codes.Unknown {
-			level = slog.LevelError
-		}
-	}
-	i.log.LogAttrs(ctx, level, method(full), attrs...)
-}
-
-// subject is what a request is about.
-func subject(req any) []slog.Attr {
-	var attrs []slog.Attr
-	add := func(key, value string) {
-		if value != "" {
-			attrs = append(attrs, slog.String(key, value))
-		}
-	}
-	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
-		add("sandbox", r.GetPodSandboxId())
-	}
-	if r, ok := req.(interface{ GetContainerId() string }); ok {
-		add("container", r.GetContainerId())
-	}
-	switch r := req.(type) {
-	case *runtimeapi.RunPodSandboxRequest:
-		add("namespace", r.GetConfig().GetMetadata().GetNamespace())
-		add("pod", r.GetConfig().GetMetadata().GetName())
-	case *runtimeapi.CreateContainerRequest:
-		add("name", r.GetConfig().GetMetadata().GetName())
-	case *runtimeapi.PullImageRequest:
-		add("image", r.GetImage().GetImage())
-	case *runtimeapi.RemoveImageRequest:
-		add("image", r.GetImage().GetImage())
-	}
-	return attrs
-}
-
 // method is the last part of /runtime.v1.RuntimeService/RunPodSandbox.
 func method(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
-
-// mutates says whether a method changes something on the node.
-func mutates(method string) bool {
-	return slices.Contains([]string{
-		"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer", "RemoveContainer",
-		"UpdateContainerResources", "UpdatePodSandboxResources", "UpdateRuntimeConfig", "PullImage", "RemoveImage",
-	}, method)
-}

@@ -71,7 +71,14 @@ func start(t *testing.T, s *service, validate func(any) error) (*grpc.ClientConn
 	if validate == nil {
 		validate = func(any) error { return nil }
 	}
-	srv := New(Services{Runtime: s, Image: s, Validate: validate, Log: slog.New(slog.NewTextHandler(log, nil))})
+	c, srv := serve(t, Services{Runtime: s, Image: s, Validate: validate, Log: slog.New(slog.NewTextHandler(log, nil))})
+	return c, log, srv
+}
+
+// serve serves until the test ends.
+func serve(t *testing.T, s Services) (*grpc.ClientConn, *Server) {
+	t.Helper()
+	srv := New(s)
 	l := bufconn.Listen(1 << 20)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
@@ -87,7 +94,7 @@ func start(t *testing.T, s *service, validate func(any) error) (*grpc.ClientConn
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return c, log, srv
+	return c, srv
 }
 
 func TestPanicIsInternal(t *testing.T) {
@@ -135,7 +142,7 @@ func TestStatusOfErrors(t *testing.T) {
 }
 
 func TestNeverAnAnswerWithAnError(t *testing.T) {
-	i := interceptor{validate: func(any) error { return nil }, log: slog.New(slog.DiscardHandler)}
+	i := newInterceptor(func(any) error { return nil }, slog.New(slog.DiscardHandler))
 	resp, err := i.unary(t.Context(), &runtimeapi.VersionRequest{}, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"},
 		func(context.Context, any) (any, error) { return &runtimeapi.VersionResponse{}, errdefs.ErrNotFound })
 	if resp != nil || status.Code(err) != codes.NotFound {
@@ -144,7 +151,7 @@ func TestNeverAnAnswerWithAnError(t *testing.T) {
 }
 
 func TestNilRequest(t *testing.T) {
-	i := interceptor{validate: func(any) error { return nil }, log: slog.New(slog.DiscardHandler)}
+	i := newInterceptor(func(any) error { return nil }, slog.New(slog.DiscardHandler))
 	for _, req := range []any{nil, (*runtimeapi.VersionRequest)(nil)} {
 		_, err := i.unary(t.Context(), req, &grpc.UnaryServerInfo{FullMethod: "/s/Version"}, func(context.Context, any) (any, error) { panic("handled") })
 		if status.Code(err) != codes.InvalidArgument {

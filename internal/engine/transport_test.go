@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+)
+
+func TestOperation(t *testing.T) {
+	for request, want := range map[string]string{
+		"HEAD /_ping":                                     "HEAD /_ping",
+		"GET /v1.41/info":                                 "GET /info",
+		"GET /v1.41/events":                               "GET /events",
+		"GET /v1.41/containers/json":                      "GET /containers/json",
+		"POST /v1.56/containers/create":                   "POST /containers/create",
+		"POST /v1.41/containers/0123abc/start":            "POST /containers/{id}/start",
+		"GET /v1.41/containers/0123abc/json":              "GET /containers/{id}/json",
+		"DELETE /v1.41/containers/0123abc":                "DELETE /containers/{id}",
+		"POST /v1.41/exec/0123abc/resize":                 "POST /exec/{id}/resize",
+		"GET /v1.41/images/json":                          "GET /images/json",
+		"POST /v1.41/images/load":                         "POST /images/load",
+		"GET /v1.41/images/registry.test:5000/a/b:1/json": "GET /images/{id}/json",
+		"GET /v1.41/images/json/json":                     "GET /images/{id}/json",
+		"DELETE /v1.41/images/registry.test/team/json":    "DELETE /images/{id}",
+		"GET /v1.41/images/team/containers/odd":           "GET /images/{id}",
+		"GET /proxy/v1.41/containers/0123/json":           "GET /containers/{id}/json",
+		"GET /proxy/_ping":                                "GET /_ping",
+		"GET /v1.41/something/new":                        "GET other",
+		"GET /":                                           "GET other",
+	} {
+		method, path, _ := strings.Cut(request, " ")
+		if got := operation(method, path); got != want {
+			t.Errorf("%s is %q, want %q", request, got, want)
+		}
+	}
+}
+
+// TestRequestsAreCountedAndTraced: figures by route, and the caller's trace in a header.
+func TestRequestsAreCountedAndTraced(t *testing.T) {
+	var parent string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		if strings.HasSuffix(r.URL.Path, "/start") {
+			parent = r.Header.Get("traceparent")
+			http.Error(w, `{"message":"no such container"}`, http.StatusNotFound)
+		}
+	}))
+	spans := tracetest.NewSpanRecorder()
+	traces := trace.NewTracerProvider(trace.WithSpanProcessor(spans))
+	e, err := New(Config{Endpoint: "tcp://" + srv.Listener.Addr().String(), Traces: traces, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	ctx, span := traces.Tracer("test").Start(t.Context(), "StartContainer")
+	if err := e.Start(ctx, "0123abc"); err == nil {
+		t.Error("the container was started")
+	}
+	span.End()
+	if want := span.SpanContext().TraceID().String(); !strings.Contains(parent, want) {
+		t.Errorf("the engine got traceparent %q, want trace %s", parent, want)
+	}
+	srv.Close()
+	if err := e.Start(context.WithoutCancel(ctx), "0123abc"); err == nil {
+		t.Error("the container was started by nobody")
+	}
+	if got := testutil.CollectAndCount(e.calls); got != 3 { // the ping and the two
+		t.Errorf("%d series", got)
+	}
+	for _, code := range []string{"404", "error"} {
+		if !e.calls.DeleteLabelValues("POST /containers/{id}/start", code) {
+			t.Errorf("no figures of code %s", code)
+		}
+	}
+	names := map[string]bool{}
+	for _, s := range spans.Ended() {
+		names[s.Name()] = true
+	}
+	if !names["POST /containers/{id}/start"] || !names["HEAD /_ping"] {
+		t.Errorf("spans %v", names)
+	}
+}

@@ -1,0 +1,64 @@
+// Package secret keeps credentials out of what is told: it recognises them in texts that come from elsewhere, such as a registry's answer,
+// before these reach a log, a trace or the kubelet.
+package secret
+
+import (
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// hidden stands in a secret's place.
+const hidden = "***"
+
+// shortest is the length in bytes from which a known secret is looked for in a text: a shorter one cannot be told from ordinary words.
+const shortest = 4
+
+// forms are the shapes in which credentials appear in other programs' texts, and what is left of them.
+var forms = []struct {
+	shape *regexp.Regexp
+	left  string
+}{
+	// https://user:password@host (RFC 3986, userinfo)
+	{regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#"'@]*(?:@[^\s/?#"'@]*)*@`), "${1}" + hidden + "@"},
+	// Authorization: Basic …, as a header is printed by HTTP, by Go's %v and in JSON; Docker's X-Registry-Auth; cookies
+	{regexp.MustCompile(`(?i)\b((?:proxy-)?authorization|x-registry-(?:auth|config)|x-meta-[a-z-]*token|(?:set-)?cookie)((?:\\?["'])?\s*[:=]\s*\[?(?:\\?["'])?)(?:[A-Za-z]+\s+)?[^\s"'\\,\]}]+`), "${1}${2}" + hidden},
+	// Bearer <token> without its header's name; shorter words are prose, such as "basic authentication"
+	{regexp.MustCompile(`(?i)\b(basic|bearer)\s+[A-Za-z0-9+/_.~=-]{16,}`), "${1} " + hidden},
+	// "password":"…", identitytoken=…: fields of Docker's AuthConfig and of OAuth 2 (RFC 6749)
+	{regexp.MustCompile(`(?i)((?:\\?["'])(?:password|passwd|auth|secret|(?:identity|registry|access|refresh|id)?_?token|client_secret)(?:\\?["'])\s*:\s*\\?["'])[^"'\\]+`), "${1}" + hidden},
+	{regexp.MustCompile(`(?i)\b((?:password|passwd|(?:identity|registry|access|refresh|id)_?token|client_secret)=["']?)[^\s&"',;]+`), "${1}" + hidden},
+	// …?X-Amz-Signature=…&sig=…: addresses that are credentials themselves, to which registries redirect
+	{regexp.MustCompile(`(?i)([?&][^=&\s"']*(?:token|sig|secret|password|credential|key|auth)[^=&\s"']*=)[^&\s"'#]+`), "${1}" + hidden},
+	// JSON Web Tokens (RFC 7519)
+	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), hidden},
+}
+
+// Mask is a text without what has the form of a credential, and without the known secrets.
+func Mask(text string, known ...string) string {
+	// Longer ones first: one may be a part of another.
+	slices.SortFunc(known, func(a, b string) int { return len(b) - len(a) })
+	for _, k := range known {
+		if len(k) >= shortest {
+			text = strings.ReplaceAll(text, k, hidden)
+		}
+	}
+	for _, f := range forms {
+		text = f.shape.ReplaceAllString(text, f.left)
+	}
+	return text
+}
+
+// Attr is for slog.HandlerOptions.ReplaceAttr: it masks texts and errors.
+func Attr(_ []string, a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(Mask(a.Value.String()))
+	case slog.KindAny:
+		if err, ok := a.Value.Any().(error); ok && err != nil {
+			a.Value = slog.StringValue(Mask(err.Error()))
+		}
+	}
+	return a
+}
