@@ -80,6 +80,7 @@ type parts struct {
 	engine  *engine.Engine
 	view    *node.View
 	network podnet.Network
+	plugins *podnet.Observer
 	streams *stream.Server
 	logs    *logs.Logs
 	imageFS *imagefs.Meter
@@ -105,7 +106,8 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	if err != nil {
 		return nil, err
 	}
-	if p.network, err = newNetwork(cfg, log); err != nil {
+	p.plugins = podnet.NewObserver(traces)
+	if p.network, err = newNetwork(cfg, p.plugins, log); err != nil {
 		return nil, errors.Join(err, p.engine.Close())
 	}
 	p.view = node.New(p.engine, log)
@@ -147,13 +149,13 @@ func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error
 
 func (s streamed) NetNS(sandboxID string) (string, error) { return s.p.service.NetNS(sandboxID) }
 
-func newNetwork(cfg *config.Config, log *slog.Logger) (podnet.Network, error) {
+func newNetwork(cfg *config.Config, observer *podnet.Observer, log *slog.Logger) (podnet.Network, error) {
 	switch cfg.NetworkPlugin {
 	case "cni":
-		return podnet.NewCNI(podnet.CNIConfig{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, Log: log})
+		return podnet.NewCNI(podnet.CNIConfig{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, Observer: observer, Log: log})
 	case "kubenet":
 		return podnet.NewKubenet(podnet.KubenetConfig{
-			BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, PodCIDRs: cfg.CIDRs(), MTU: cfg.MTU, Hairpin: cfg.HairpinMode, Log: log,
+			BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, PodCIDRs: cfg.CIDRs(), MTU: cfg.MTU, Hairpin: cfg.HairpinMode, Observer: observer, Log: log,
 		})
 	}
 	return podnet.NewNoop(log), nil

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,5 +33,5 @@ func buildInfo(version string) prometheus.Collector {
 
 // collectors are the figures of the parts. A part that has some is added here.
 func (p *parts) collectors() []prometheus.Collector {
-	return p.engine.Collectors()
+	return slices.Concat(p.engine.Collectors(), p.server.Collectors(), p.plugins.Collectors())
 }

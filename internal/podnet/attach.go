@@ -34,6 +34,7 @@ const (
 type attacher struct {
 	binDirs  []string
 	cacheDir string
+	observer *Observer
 	log      *slog.Logger
 	limit    time.Duration // for one command of one plugin
 	adding   chan struct{} // slots of plugins that run at once for ADD
@@ -48,9 +49,9 @@ type attacher struct {
 }
 
 // newAttacher reads what earlier processes attached, or were attaching.
-func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher, error) {
+func newAttacher(binDirs []string, cacheDir string, observer *Observer, log *slog.Logger) (*attacher, error) {
 	a := &attacher{
-		binDirs: binDirs, cacheDir: cacheDir, log: log, limit: pluginDeadline, adding: make(chan struct{}, pluginsAtOnce), others: make(chan struct{}, pluginsAtOnce),
+		binDirs: binDirs, cacheDir: cacheDir, observer: observer, log: log, limit: pluginDeadline, adding: make(chan struct{}, pluginsAtOnce), others: make(chan struct{}, pluginsAtOnce),
 		journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{}, unconfirmed: map[string][]netip.Addr{},
 	}
 	cni := a.cni(a.others, nil)
@@ -79,7 +80,7 @@ func newAttacher(binDirs []string, cacheDir string, log *slog.Logger) (*attacher
 
 // cni is libcni with plugins that take these slots and hold a file open, if one is given.
 func (a *attacher) cni(slots chan struct{}, held *os.File) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: a.limit, slots: slots, held: held})
+	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: a.limit, slots: slots, held: held})
 }
 
 func runtimeOf(c *libcni.NetworkAttachment) *libcni.RuntimeConf {
@@ -273,7 +274,7 @@ func hasGC(list *libcni.NetworkConfigList) bool {
 
 // status asks the plugins of a configuration whether they can take an ADD (CNI specification, STATUS). Older configurations always can.
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
-	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{log: a.log, limit: statusDeadline, slots: a.others})
+	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: statusDeadline, slots: a.others})
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
 		return fmt.Errorf("network %s is not ready: %w", list.Name, err)
 	}

@@ -22,9 +22,10 @@ func DefaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"}
 
 // CNIConfig says where CNI's files are.
 type CNIConfig struct {
-	ConfDir  string   // of network configurations
-	BinDirs  []string // of plugins
-	CacheDir string   // of libcni
+	ConfDir  string    // of network configurations
+	BinDirs  []string  // of plugins
+	CacheDir string    // of libcni
+	Observer *Observer // nil for none
 	Log      *slog.Logger
 }
 
@@ -53,7 +54,7 @@ var errNotAsked = errors.New("its plugins have not been asked yet")
 
 // NewCNI reads the configuration, which may appear later. Run follows it.
 func NewCNI(cfg CNIConfig) (*CNI, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Log)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Observer, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +95,12 @@ func (c *CNI) Run(ctx context.Context) {
 		}
 		ask.Reset(next)
 	}
+}
+
+// Reload reads the configuration again, and asks its plugins, although nothing has told of a change.
+func (c *CNI) Reload(ctx context.Context) {
+	c.watch()
+	c.reload(func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
 }
 
 // watch watches the directory, or the nearest folder above it that exists.

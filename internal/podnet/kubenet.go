@@ -38,6 +38,7 @@ type KubenetConfig struct {
 	PodCIDRs []netip.Prefix
 	MTU      int // bytes; 0 is the plugin's default
 	Hairpin  string
+	Observer *Observer // nil for none
 	Log      *slog.Logger
 }
 
@@ -55,7 +56,7 @@ var _ Network = (*Kubenet)(nil)
 
 // NewKubenet makes the network. Without pod CIDRs it waits for SetPodCIDR.
 func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Log)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Observer, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -31,10 +31,11 @@ const (
 // with which code.
 type plugins struct {
 	version.PluginDecoder
-	log   *slog.Logger
-	limit time.Duration
-	slots chan struct{} // one is taken by each plugin that runs
-	held  *os.File      // kept open by every plugin and its descendants; nil for none
+	observer *Observer
+	log      *slog.Logger
+	limit    time.Duration
+	slots    chan struct{} // one is taken by each plugin that runs
+	held     *os.File      // kept open by every plugin and its descendants; nil for none
 }
 
 var _ invoke.Exec = (*plugins)(nil)
@@ -48,6 +49,14 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	ctx, end := p.observer.begin(ctx, path, environ)
+	out, err := p.inTime(ctx, path, stdin, environ)
+	end(err)
+	return out, err
+}
+
+// inTime runs one command of a plugin, which is killed when its time is over.
+func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed", p.limit))
 	defer cancel()
 	var out, said []byte
