@@ -4,7 +4,7 @@ dir=$1
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock
-for d in /var/lib/cni /var/lib/kubelet /var/log/pods /var/log/containers /etc/cni /etc/docker /root/.docker; do
+for d in /var/lib/cni /var/lib/dockershim /var/lib/kubelet /var/log/pods /var/log/containers /etc/cni /etc/docker /root/.docker; do
 	mkdir -p "$d" "$dir/root$d"
 	mount --bind "$dir/root$d" "$d"
 done

@@ -1,0 +1,228 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestTakeover starts our daemon on a node with pods of the three shims before it. They go on, are shown as they are, work, and leave nothing
+// when they go.
+func TestTakeover(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		f := newForeignNode(t, n)
+		var pods []*foreignPod
+		for _, a := range ancestors(f.newRoot) {
+			pods = append(pods, f.pod(t, a))
+		}
+		f.daemon(t)
+		for _, p := range pods {
+			t.Run(p.ancestor.name, func(t *testing.T) {
+				f.assertAdopted(t, p)
+				f.assertLog(t, p)
+				f.assertWorks(t, p)
+				if got := f.processes(t, p); got != p.pids {
+					t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
+				}
+				f.restartHard(t)
+				f.assertAdopted(t, p)
+				f.assertGoes(t, p)
+			})
+		}
+	})
+}
+
+// restartHard ends the daemon with SIGKILL and starts it again.
+func (f *foreignNode) restartHard(t *testing.T) {
+	t.Helper()
+	f.Kill(t)
+	f.Restart(t)
+}
+
+// assertAdopted checks what lists and statuses say of a pod.
+func (f *foreignNode) assertAdopted(t *testing.T, p *foreignPod) {
+	t.Helper()
+	s := f.podStatus(t, p.sandbox)
+	want := p.config.Metadata
+	if s.Metadata.String() != want.String() || s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.CreatedAt == 0 {
+		t.Errorf("pod %v", s)
+	}
+	if s.Network.GetIp() != p.ip || s.Linux.Namespaces.Options.Network != runtimeapi.NamespaceMode_POD {
+		t.Errorf("address %q, want %s; namespaces %v", s.Network.GetIp(), p.ip, s.Linux.Namespaces)
+	}
+	if !p.terse && (s.Labels["app"] != p.ancestor.name || s.Annotations["example.org/note"] != "kept" || s.Labels["io.kubernetes.container.name"] != "") {
+		t.Errorf("labels %v, annotations %v", s.Labels, s.Annotations)
+	}
+	l, err := f.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: p.sandbox}})
+	if err != nil || len(l.Items) != 1 || l.Items[0].Metadata.String() != want.String() {
+		t.Errorf("list: %v, %v", l, err)
+	}
+	c := f.containerStatus(t, p.container)
+	if c.Metadata.Name != "main" || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.LogPath != p.log || c.StartedAt == 0 || c.Labels["io.kubernetes.container.name"] != "main" {
+		t.Errorf("container %v", c)
+	}
+	containers, err := f.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
+	if err != nil || len(containers.Containers) != 1 {
+		t.Errorf("containers: %v, %v", containers, err)
+	}
+}
+
+// assertLog reads a container's log and rotates it as the kubelet does.
+func (f *foreignNode) assertLog(t *testing.T, p *foreignPod) {
+	t.Helper()
+	eventually(t, "the first line", func() bool { return strings.HasPrefix(f.log(t, p.log), "first line\n") })
+	rotated := p.log + ".20260102-030405"
+	if err := os.Rename(p.log, rotated); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: p.container}); err != nil {
+		t.Fatal(err)
+	}
+	if s := f.log(t, rotated); !strings.HasPrefix(s, "first line\n") {
+		t.Errorf("the old log: %q", s)
+	}
+	eventually(t, "lines in the new log", func() bool { return strings.HasPrefix(f.log(t, p.log), "again\n") })
+}
+
+// assertWorks uses a pod: its address and host port, exec, figures, another container.
+func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
+	t.Helper()
+	page := "page of " + p.config.Metadata.Name + "\n"
+	for _, addr := range []string{p.ip + ":8080", fmt.Sprintf("192.0.2.1:%d", p.port)} {
+		if got := f.get(addr); got != page {
+			t.Errorf("page at %s: %q", addr, got)
+		}
+	}
+	if out := f.exec(t, p.container, "hostname"); out != p.config.Hostname+"\n" {
+		t.Errorf("exec: %q", out)
+	}
+	r, err := f.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: p.container})
+	if err != nil || r.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 || r.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 {
+		t.Errorf("stats: %v, %v", r, err)
+	}
+	pod, err := f.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.sandbox})
+	if err != nil || pod.Stats.GetLinux().GetNetwork().GetDefaultInterface().GetRxBytes().GetValue() == 0 {
+		t.Errorf("stats of the pod: %v, %v", pod, err)
+	}
+	second := f.containerConfig(sh("cat /etc/resolv.conf; sleep 1000"))
+	second.Metadata.Name, second.LogPath = "second", "second_0.log"
+	id := f.startConfig(t, p.sandbox, p.config, second)
+	if theirs, ours := f.exec(t, p.container, "cat", "/etc/resolv.conf"), f.exec(t, id, "cat", "/etc/resolv.conf"); theirs != ours {
+		t.Errorf("resolv.conf of the pod %q, of a new container %q", theirs, ours)
+	}
+	if got := f.exec(t, id, "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"); got != page {
+		t.Errorf("a new container is not in the pod's network: %q", got)
+	}
+	if _, err := f.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+}
+
+// assertGoes stops and removes a pod, and looks for what is left.
+func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
+	t.Helper()
+	if held := f.held(t, p); !strings.Contains(held, "rules") || !strings.Contains(held, "networks/cbr0/"+p.ip) || !strings.Contains(held, p.checkpoint) {
+		t.Errorf("before it goes it holds only %s", held)
+	}
+	if _, err := f.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 1}); err != nil {
+		t.Error(err)
+	}
+	if s := f.containerStatus(t, p.container); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("stopped: %v", s)
+	}
+	f.stopPod(t, p.sandbox)
+	if held := f.held(t, p); held != "" {
+		t.Errorf("the stopped pod holds %s", held)
+	}
+	if _, err := os.Lstat(p.log); err != nil {
+		t.Errorf("the log of an ended container: %v", err)
+	}
+	f.removePod(t, p.sandbox)
+	if _, err := os.Lstat(p.log); !os.IsNotExist(err) {
+		t.Errorf("the link is left: %v", err)
+	}
+	if out := f.docker(t, "ps", "-aq", "--filter", "name="+p.config.Metadata.Uid); strings.TrimSpace(out) != "" {
+		t.Errorf("containers are left: %s", out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(p.config.LogDirectory, "main", ".*")); len(left) > 0 {
+		t.Errorf("left beside the log: %v", left)
+	}
+}
+
+// TestTakeoverOfWhatIsOdd starts our daemon beside what older shims leave in bad hours, and what is no CNI pod.
+func TestTakeoverOfWhatIsOdd(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		f := newForeignNode(t, n)
+		all := ancestors(f.newRoot)
+		dead, gone, goneOld := f.pod(t, all[1]), f.pod(t, all[2]), f.pod(t, all[0])
+		f.docker(t, "kill", dead.sandbox)
+		f.docker(t, "rm", "-f", gone.sandbox, gone.container, goneOld.sandbox, goneOld.container)
+		empty := f.bare(t, all[0], "none") // between RunPodSandbox and CreateContainer
+		f.connect(t, empty)
+		f.note(t, empty)
+		host, bridged := f.bare(t, all[2], "host"), f.bare(t, all[2], "bridge")
+		f.note(t, host)
+		f.note(t, bridged)
+		orphan := f.pod(t, all[2])
+		f.docker(t, "rm", "-f", orphan.sandbox)
+		exited := f.pod(t, all[2])
+		f.docker(t, "kill", exited.container)
+		f.daemon(t)
+
+		for what, p := range map[string]*foreignPod{"the old shim's": gone, "dockershim's": goneOld} {
+			eventually(t, "the network of "+what+" pod that is gone is released", func() bool { return f.held(t, p) == "" })
+			f.stopPod(t, p.sandbox) // the kubelet may remember it
+			f.removePod(t, p.sandbox)
+		}
+		f.assertBare(t, empty, runtimeapi.NamespaceMode_POD, empty.ip)
+		f.assertBare(t, host, runtimeapi.NamespaceMode_NODE, "")
+		f.assertBare(t, bridged, runtimeapi.NamespaceMode_POD, f.inspect(t, bridged.sandbox).NetworkSettings.Networks["bridge"].IPAddress.String())
+		if s := f.podStatus(t, dead.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("the pod whose pause is dead: %v", s)
+		}
+		for id, want := range map[string]runtimeapi.ContainerState{
+			dead.container: runtimeapi.ContainerState_CONTAINER_RUNNING, orphan.container: runtimeapi.ContainerState_CONTAINER_RUNNING,
+			exited.container: runtimeapi.ContainerState_CONTAINER_EXITED,
+		} {
+			if s := f.containerStatus(t, id); s.State != want {
+				t.Errorf("%v, want %v", s, want)
+			}
+		}
+		if s := f.containerStatus(t, exited.container); s.ExitCode != 137 || s.FinishedAt == 0 || !strings.HasPrefix(f.log(t, s.LogPath), "first line") {
+			t.Errorf("the container that has ended: %v", s)
+		}
+		for _, p := range []*foreignPod{dead, empty, host, bridged, orphan, exited} {
+			f.stopPod(t, p.sandbox)
+			f.removePod(t, p.sandbox)
+			if held := f.held(t, p); held != "" {
+				t.Errorf("the pod %s is gone and holds %s", p.name("POD"), held)
+			}
+		}
+		if out := f.docker(t, "ps", "-aq"); strings.TrimSpace(out) != "" {
+			t.Errorf("containers are left: %s", out)
+		}
+	})
+}
+
+// bare is a pod without containers in a network mode of Docker's.
+func (f *foreignNode) bare(t *testing.T, a ancestor, mode container.NetworkMode) *foreignPod {
+	t.Helper()
+	f.made++
+	p := &foreignPod{ancestor: a, config: f.podConfig(t), port: 18100 + f.made}
+	p.sandbox = f.sandbox(t, p, mode)
+	return p
+}
+
+// assertBare checks that a pod without containers is adopted and not cleared away.
+func (f *foreignNode) assertBare(t *testing.T, p *foreignPod, mode runtimeapi.NamespaceMode, ip string) {
+	t.Helper()
+	s := f.podStatus(t, p.sandbox)
+	if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Linux.Namespaces.Options.Network != mode || s.Network.GetIp() != ip {
+		t.Errorf("%v, want %v and address %q", s, mode, ip)
+	}
+}
