@@ -17,6 +17,7 @@ import (
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/daemon"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/takeover"
 )
 
 // version and commit are set by the linker (-X main.version=…); without it what Go has recorded counts.
@@ -36,8 +37,12 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "cri-dockerd:", err)
-	if errors.As(err, &usageError{}) {
+	var coded interface{ ExitCode() int }
+	switch {
+	case errors.As(err, &usageError{}):
 		os.Exit(exitUsage)
+	case errors.As(err, &coded):
+		os.Exit(coded.ExitCode())
 	}
 	os.Exit(exitFailed)
 }
@@ -85,6 +90,7 @@ func newCommand() *cobra.Command {
 	})
 	cmd.AddCommand(newLogDriverCommand(cfg))
 	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand(), newManCommand())
+	cmd.AddCommand(takeover.NewCommand(cfg, takeover.Parts{Lock: daemon.Lock, Usage: func(err error) error { return usageError{err} }}))
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
 	return cmd

@@ -42,11 +42,12 @@ var arrows = map[string][]string{
 	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
 	"internal/rpc":          {"internal/secret"},
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
+	"internal/takeover":     {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
 		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing",
 	},
-	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/logs/driver"},
+	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
@@ -64,7 +65,7 @@ var restricted = map[string]struct {
 	"google.golang.org/grpc":              {[]string{"internal/rpc", "internal/check"}, "only rpc serves gRPC; check is a client"},
 	"github.com/containernetworking/cni":  {[]string{"internal/podnet"}, "CNI is podnet's"},
 	"k8s.io/cri-streaming":                {[]string{"internal/stream"}, "the streaming server is stream's"},
-	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/config"}, "command lines belong to cmd"},
+	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover", "internal/config"}, "command lines belong to cmd"},
 	"github.com/coreos/go-systemd":        {[]string{"internal/daemon", "internal/rpc"}, "systemd is the daemon's"},
 	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check"}, "codes are mapped once, in rpc"},
 	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},

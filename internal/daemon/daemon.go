@@ -124,7 +124,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
 		Stats:   stats.New(cgroup.Host()),
 		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
-		Pins:    podnet.NewPins(filepath.Join(cfg.RunDirectory, "netns")), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
+		Pins:    podnet.NewPins(cfg.PinDirectory()), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 		Checkpoints: checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim),
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate, Traces: traces})
@@ -239,6 +239,9 @@ func absorb(signals ...os.Signal) (stop func()) {
 	signal.Notify(c, signals...)
 	return func() { signal.Stop(c) }
 }
+
+// Lock takes the daemon's root directory, or says at once that a daemon has it.
+func Lock(dir string) (unlock func(), err error) { return lockDirectory(dir, 0) }
 
 // lockDirectory takes a directory for this process. The lock ends with the process, however it ends. It waits for another process's end
 // for so long.

@@ -322,7 +322,7 @@ func (f *foreignNode) note(t *testing.T, p *foreignPod) {
 func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	t.Helper()
 	var held []string
-	for _, dir := range []string{f.inside("/var/lib/cni/networks/cbr0"), f.inside("/var/lib/cni/cache/results"), f.inside("/var/lib/cni/cache/pending"), f.PinDir, filepath.Dir(p.checkpoint)} {
+	for _, dir := range []string{f.inside("/var/lib/cni/networks/cbr0"), f.inside("/var/lib/cni/cache/results"), f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)
@@ -338,3 +338,6 @@ func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	}
 	return strings.Join(held, ", ")
 }
+
+// pins is the folder of our pinned network namespaces, also before our daemon has run.
+func (f *foreignNode) pins() string { return filepath.Join(f.eng.Dir, "run/netns") }

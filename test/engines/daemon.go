@@ -53,6 +53,23 @@ func Connect(tb TB, endpoint string) *Daemon {
 // maxMessage is the largest answer that clients take, in bytes: 16 MiB of output twice, and room.
 const maxMessage = 64 << 20
 
+// Program builds cri-dockerd, static as it is shipped, and returns where it lies.
+func (e *Engine) Program(tb TB) string {
+	tb.Helper()
+	program := filepath.Join(e.Dir, "cri-dockerd")
+	e.program(tb, program, false)
+	return program
+}
+
+// program builds cri-dockerd in the place of a file, which may be running.
+func (e *Engine) program(tb TB, file string, detect bool) {
+	tb.Helper()
+	Build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
+	if err := os.Rename(file+".new", file); err != nil {
+		tb.Fatalf("daemon: %v", err)
+	}
+}
+
 // Daemon starts a cri-dockerd with kubenet on the engine; args come after its own and win. It ends with the test.
 func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	tb.Helper()
@@ -63,12 +80,8 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		CacheDir: filepath.Join(lib, "cache/results"), PendingDir: filepath.Join(lib, "cache/pending"), LeaseDir: filepath.Join(lib, "networks"), engine: e, name: name,
 	}
 	d.running = d.Program + "-running"
-	for file, detect := range map[string]bool{d.Program: false, d.running: true} {
-		Build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
-		if err := os.Rename(file+".new", file); err != nil { // one may be running
-			tb.Fatalf("daemon: %v", err)
-		}
-	}
+	e.program(tb, d.Program, false)
+	e.program(tb, d.running, true)
 	d.own = []string{
 		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet",
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",

@@ -1,0 +1,109 @@
+package takeover
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// text is the report for people.
+func (r *Report) text(w io.Writer) {
+	older := 0
+	for _, p := range r.Pods {
+		if p.MadeBy != madeHere {
+			older++
+		}
+	}
+	fmt.Fprintf(w, "Docker Engine %s, --network-plugin=%s: %s of older shims and %d of this release.\n", r.Engine, cmp.Or(r.NetworkPlugin, `""`), plural(older, "pod"), len(r.Pods)-older)
+	fmt.Fprintln(w, "The daemon adopts them when it starts, as they are; nothing is restarted.")
+	if len(r.Pods) > 0 {
+		fmt.Fprintln(w)
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "POD\tATTEMPT\tMADE BY\tSTATE\tNETWORK\tADDRESS\tHOST PORTS\tCONTAINERS\tLOGS")
+		for _, p := range r.Pods {
+			state := "ready"
+			if !p.Ready {
+				state = "not ready"
+			}
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Attempt, p.MadeBy, state, p.Network, list(p.Addresses), list(p.HostPorts), p.states(), p.logs())
+		}
+		t.Flush()
+	}
+	tell(w, "By hand, before the daemon starts:", r.Findings, true)
+	tell(w, "Good to know:", r.Findings, false)
+}
+
+// tell writes the findings of one kind.
+func tell(w io.Writer, headline string, all []Finding, byHand bool) {
+	for _, f := range all {
+		if f.ByHand != byHand {
+			continue
+		}
+		if headline != "" {
+			fmt.Fprintf(w, "\n%s\n", headline)
+			headline = ""
+		}
+		fmt.Fprintf(w, "  %s: %s\n", f.Subject, f.Says)
+		if f.Mend != "" {
+			fmt.Fprintf(w, "    -> %s\n", f.Mend)
+		}
+	}
+}
+
+// states counts a pod's containers by their state.
+func (p Pod) states() string {
+	var out []string
+	for _, state := range []string{"running", "created", "exited", "unknown"} {
+		n := 0
+		for _, c := range p.Containers {
+			if c.State == state {
+				n++
+			}
+		}
+		if n > 0 {
+			out = append(out, fmt.Sprint(n, " ", state))
+		}
+	}
+	return list(out)
+}
+
+// logs are the ways in which a pod's containers log.
+func (p Pod) logs() string {
+	var out []string
+	for _, c := range p.Containers {
+		if !slices.Contains(out, c.Log) {
+			out = append(out, c.Log)
+		}
+	}
+	return cmp.Or(strings.Join(out, "; "), "-")
+}
+
+// text is the way back for people.
+func (h *HandBack) text(w io.Writer, dryRun bool) {
+	verb := "Noted"
+	if dryRun {
+		verb = "To be noted"
+	}
+	fmt.Fprintf(w, "%s for an older shim: %s. Noted already by the shim that made them: %d.\n", verb, plural(len(h.Noted), "pod"), h.Kept)
+	for _, n := range h.Noted {
+		fmt.Fprintf(w, "  %s, host ports %s\n", n.Pod, list(n.HostPorts))
+	}
+	if len(h.Drain) > 0 {
+		fmt.Fprintf(w, "\nDrain before the older shim starts: %s. It would make them anew, and their addresses would stay taken.\n", plural(len(h.Drain), "pod"))
+		for _, d := range h.Drain {
+			fmt.Fprintf(w, "  %s: %s\n", d.Pod, d.Why)
+		}
+	}
+}
+
+func list(items []string) string { return cmp.Or(strings.Join(items, ","), "-") }
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprint(n, " ", what, "s")
+}

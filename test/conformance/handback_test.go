@@ -1,0 +1,226 @@
+package conformance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// takeover runs `cri-dockerd takeover` as the node's operator; it returns what it says, standard error last, and its exit code.
+func (f *foreignNode) takeover(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	args = append([]string{"takeover", "--docker-endpoint=unix://" + f.eng.Socket, "--cri-dockerd-root-directory=" + f.newRoot, "--run-directory=" + filepath.Join(f.eng.Dir, "run")}, args...)
+	cmd := f.eng.Command(f.eng.Program(t), args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("takeover %v: %v", args, err)
+	}
+	return string(out) + stderr.String(), cmd.ProcessState.ExitCode()
+}
+
+// TestTakeoverDryRun looks at a node before our daemon has ever run there, and finds what is odd on it.
+func TestTakeoverDryRun(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		f := newForeignNode(t, n)
+		all := ancestors(f.newRoot)
+		pods := []*foreignPod{f.pod(t, all[0]), f.pod(t, all[1]), f.pod(t, all[2])}
+		out, code := f.takeover(t, "--dry-run")
+		for i, maker := range []string{"dockershim", "older cri-dockerd", "older cri-dockerd"} {
+			p := pods[i]
+			line := ""
+			for l := range strings.Lines(out) {
+				if strings.HasPrefix(l, "default/"+p.config.Metadata.Name+" ") {
+					line = l
+				}
+			}
+			for _, want := range []string{maker, "ready", p.ip, fmt.Sprintf("%d->8080/tcp", p.port), "1 running", "json-file, linked"} {
+				if !strings.Contains(line, want) {
+					t.Errorf("%s is not in %q", want, line)
+				}
+			}
+		}
+		if code != 0 || !strings.Contains(out, "3 pods of older shims and 0 of this release") {
+			t.Errorf("exit code %d:\n%s", code, out)
+		}
+
+		f.docker(t, "rm", "-f", pods[0].sandbox)
+		f.docker(t, "rename", pods[1].container, "renamed")
+		if err := os.Remove(pods[2].log); err != nil {
+			t.Fatal(err)
+		}
+		var r struct {
+			Pods     []struct{ Name, MadeBy, Sandbox string }
+			Findings []struct {
+				ByHand              bool
+				Subject, Says, Mend string
+			}
+		}
+		out, code = f.takeover(t, "--dry-run", "-o", "json")
+		if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil || code != 3 || len(r.Pods) != 2 {
+			t.Errorf("exit code %d, %v:\n%s", code, err, out)
+		}
+		for want, byHand := range map[string]bool{
+			pods[0].sandbox + " notes a sandbox whose container is gone": false, "its sandbox is gone": false, `container name "/renamed" is not of the form`: true,
+			pods[2].log + " is no link": true,
+		} {
+			found := false
+			for _, finding := range r.Findings {
+				found = found || strings.Contains(finding.Says, want) && finding.ByHand == byHand && finding.Mend != ""
+			}
+			if !found {
+				t.Errorf("not found: %s (by hand: %v) in\n%s", want, byHand, out)
+			}
+		}
+		if held := f.held(t, pods[0]); held == "" {
+			t.Error("a dry run has changed something")
+		}
+	})
+}
+
+// TestHandBack gives a node back to an older shim and takes it again. What that shim does meanwhile is done here with CNI and Docker alone, as
+// it is known to do it.
+func TestHandBack(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		f := newForeignNode(t, n)
+		theirs := f.pod(t, ancestors(f.newRoot)[2])
+		noted := readFile(t, theirs.checkpoint)
+		f.daemon(t, "--pod-netns=engine", "--container-log=json-file")
+		plain := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
+			cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18201}}
+		})
+		stays := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
+		host := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
+			cfg.Hostname, cfg.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
+		})
+		f.Kill(t)
+		f.daemon(t, "--container-log=json-file")
+		own := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
+		before := map[*foreignPod]string{theirs: theirs.pids, stays: stays.pids, host: host.pids, own: own.pids}
+
+		if out, code := f.takeover(t, "--hand-back"); code != 1 || !strings.Contains(out, "another cri-dockerd is using it") {
+			t.Errorf("while the daemon runs: %d, %s", code, out)
+		}
+		f.Kill(t)
+		wantDrain := "default/" + own.config.Metadata.Name + ": its network namespace is our own"
+		if out, code := f.takeover(t, "--hand-back", "--dry-run"); code != 3 || !strings.Contains(out, wantDrain) || !strings.Contains(out, "To be noted for an older shim: 3 pods") {
+			t.Errorf("dry run: %d, %s", code, out)
+		}
+		if _, err := os.Stat(plain.checkpoint); err == nil {
+			t.Error("the dry run has written a note")
+		}
+		if out, code := f.takeover(t, "--hand-back"); code != 3 || !strings.Contains(out, wantDrain) || !strings.Contains(out, "18201->8080/tcp") {
+			t.Errorf("%d, %s", code, out)
+		}
+		for file, want := range map[string]string{
+			theirs.checkpoint: noted,
+			host.checkpoint:   fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default","data":{"host_network":true},"checksum":0}`, host.config.Metadata.Name),
+			plain.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default","data":{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":18201,"host_ip":""}]},"checksum":0}`,
+				plain.config.Metadata.Name),
+		} {
+			if got := readFile(t, file); got != want {
+				t.Errorf("%s: %s, want %s", file, got, want)
+			}
+		}
+		if _, err := os.Stat(own.checkpoint); err == nil {
+			t.Error("a note of a pod that must be drained would have the older shim take it")
+		}
+		if pins := f.run(t, "ls", f.pins()); !strings.Contains(pins, own.sandbox) || strings.Contains(pins, plain.sandbox) || strings.Contains(pins, theirs.sandbox) {
+			t.Errorf("pins: %s", pins)
+		}
+
+		f.olderShimRemoves(t, plain)
+		next := f.pod(t, ancestors(f.newRoot)[2])
+		before[next] = next.pids
+		f.daemon(t, "--container-log=json-file")
+		for p, pids := range before {
+			if got := f.processes(t, p); got != pids {
+				t.Errorf("%s: processes before:\n%s\nnow:\n%s", p.config.Metadata.Name, pids, got)
+			}
+			if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() != p.ip {
+				t.Errorf("back again: %v, want address %s", s, p.ip)
+			}
+			f.exec(t, p.container, "true")
+		}
+		eventually(t, "the pods are adopted again", func() bool { return strings.Contains(f.run(t, "ls", f.pins()), stays.sandbox) })
+		for p := range before {
+			f.stopPod(t, p.sandbox)
+			f.removePod(t, p.sandbox)
+			if held := f.held(t, p); held != "" {
+				t.Errorf("%s is gone and holds %s", p.config.Metadata.Name, held)
+			}
+		}
+		if held := f.held(t, plain); held != "" {
+			t.Errorf("the pod that the older shim removed holds %s", held)
+		}
+	})
+}
+
+func readFile(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b)
+}
+
+// ourPod makes a pod through our daemon, in the form in which an older shim's are described.
+func (f *foreignNode) ourPod(t *testing.T, edit func(*runtimeapi.PodSandboxConfig)) *foreignPod {
+	t.Helper()
+	p := &foreignPod{config: f.podConfig(t), port: 18201}
+	edit(p.config)
+	r, err := f.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p.config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.sandbox = r.PodSandboxId
+	p.container = f.start(t, p.sandbox, p.config, sh("sleep 1000"))
+	p.ip, p.pids, p.checkpoint = f.podStatus(t, p.sandbox).Network.GetIp(), f.processes(t, p), filepath.Join(f.newRoot, "sandbox", p.sandbox)
+	return p
+}
+
+// olderShimRemoves removes a pod with nothing but what an older shim has: Docker, the note, the CNI cache, interface eth0.
+func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
+	t.Helper()
+	var note struct {
+		Data struct {
+			PortMappings []struct {
+				Protocol      string `json:"protocol"`
+				ContainerPort int    `json:"container_port"`
+				HostPort      int    `json:"host_port"`
+				HostIP        string `json:"host_ip"`
+			} `json:"port_mappings"`
+		}
+	}
+	if err := json.Unmarshal([]byte(readFile(t, p.checkpoint)), &note); err != nil {
+		t.Fatal(err)
+	}
+	var ports []map[string]any
+	for _, m := range note.Data.PortMappings {
+		ports = append(ports, map[string]any{"protocol": m.Protocol, "containerPort": m.ContainerPort, "hostPort": m.HostPort, "hostIP": m.HostIP})
+	}
+	if !strings.Contains(f.held(t, p), "rules") {
+		t.Error("the pod had no host port")
+	}
+	rt := &libcni.RuntimeConf{
+		ContainerID: p.sandbox, NetNS: fmt.Sprintf("/proc/%d/ns/net", f.inspect(t, p.sandbox).State.Pid), IfName: "eth0", CapabilityArgs: map[string]any{"portMappings": ports},
+	}
+	if err := f.cni.DelNetworkList(t.Context(), f.list, rt); err != nil {
+		t.Fatal(err)
+	}
+	f.docker(t, "rm", "-f", p.sandbox, p.container)
+	if err := os.Remove(p.checkpoint); err != nil {
+		t.Fatal(err)
+	}
+}
