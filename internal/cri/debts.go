@@ -37,6 +37,12 @@ func (d *debts) failed(id string, now time.Time) (enough bool) {
 	return enough
 }
 
+func (d *debts) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.since)
+}
+
 func (d *debts) paid(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

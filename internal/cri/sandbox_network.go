@@ -130,6 +130,9 @@ func (s *Service) holdsNetwork(sandboxID string) bool {
 // Leftovers tells that Recover has something to do that it has not been told before.
 func (s *Service) Leftovers() <-chan struct{} { return s.debts.wake }
 
+// Owed is the number of pods whose network could not be released yet.
+func (s *Service) Owed() int { return s.debts.count() }
+
 // NetNS is the path of a running sandbox's network namespace, "" for the host's. NotFound, or FailedPrecondition when the pod does not run.
 func (s *Service) NetNS(sandboxID string) (string, error) {
 	sb, err := s.View.Sandbox(sandboxID)

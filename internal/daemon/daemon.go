@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -55,7 +56,10 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		return err
 	}
 	defer unlock()
-	defer absorb(syscall.SIGHUP, syscall.SIGPIPE)()
+	defer absorb(syscall.SIGPIPE)()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	p, err := wire(cfg, version, log)
 	if err != nil {
 		return err
@@ -72,7 +76,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	return p.run(ctx, l, m, log)
+	return p.run(ctx, l, m, hup, log)
 }
 
 // parts is what runs.
@@ -85,16 +89,17 @@ type parts struct {
 	logs    *logs.Logs
 	imageFS *imagefs.Meter
 
-	service  *cri.Service
-	server   *rpc.Server
-	endpoint *endpoint
-	traces   *tracing.Provider // nil for none
-	log      *slog.Logger
+	service    *cri.Service
+	server     *rpc.Server
+	endpoint   *endpoint
+	recoveries *prometheus.CounterVec
+	traces     *tracing.Provider // nil for none
+	log        *slog.Logger
 }
 
 // wire makes the parts. Nothing connects or answers yet.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
-	p := &parts{log: log}
+	p := &parts{log: log, recoveries: newRecoveries()}
 	var err error
 	traces, err := p.trace(cfg, version)
 	if err != nil {
@@ -161,14 +166,15 @@ func newNetwork(cfg *config.Config, observer *podnet.Observer, log *slog.Logger)
 	return podnet.NewNoop(log), nil
 }
 
-// run runs the parts, with the CRI on l and the endpoint on metrics, until ctx ends or one fails.
-func (p *parts) run(ctx context.Context, l, metrics net.Listener, log *slog.Logger) error {
+// run runs the parts, with the CRI on l and the endpoint on metrics, until ctx ends or one fails. A signal on hup reloads.
+func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.Signal, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
 	g.Go(func() error { p.logs.Run(ctx); return nil })
 	g.Go(func() error { p.network.Run(ctx); return nil })
 	g.Go(func() error { p.imageFS.Run(ctx); return nil })
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
+	g.Go(func() error { p.reloadLoop(ctx, hup); return nil })
 	g.Go(p.streams.Serve)
 	g.Go(func() error { return p.server.Serve(l) })
 	g.Go(func() error { return p.tellSystemd(ctx, startPatience) })
@@ -180,7 +186,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, log *slog.Logg
 		p.server.Stop(stopGrace)
 		return errors.Join(err, p.streams.Close())
 	})
-	log.Info("serving the CRI", "at", l.Addr())
+	log.Info("serving the CRI", "at", l.Addr().String())
 	return g.Wait()
 }
 
@@ -201,7 +207,12 @@ func (p *parts) recoverLoop(ctx context.Context) {
 		case <-p.service.Leftovers():
 			pause = recoverAgain
 		}
-		if err := p.service.Recover(ctx); err != nil && ctx.Err() == nil {
+		err := p.service.Recover(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.recoveries.WithLabelValues(result(err)).Inc()
+		if err != nil {
 			p.log.Warn("not all leftovers could be cleared; trying again", "in", pause, "err", err)
 			again.Reset(pause)
 			pause = min(2*pause, recoverRarely)
@@ -219,6 +230,13 @@ func (p *parts) close() {
 			p.log.Debug("close", "err", err)
 		}
 	}
+}
+
+func result(err error) string {
+	if err != nil {
+		return "error"
+	}
+	return "ok"
 }
 
 func ignoreEnd(err error) error {

@@ -75,7 +75,7 @@ func told(t *testing.T, c *net.UnixConn, want string) {
 		if err != nil {
 			t.Fatalf("systemd waits for %s: %v", want, err)
 		}
-		if string(buf[:n]) == want {
+		if got := string(buf[:n]); got == want || strings.HasPrefix(got, want+"\n") {
 			return
 		}
 	}
@@ -97,6 +97,8 @@ func TestWithoutEngine(t *testing.T) {
 			if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 				t.Fatal(err)
 			}
+			told(t, notified, "RELOADING=1")
+			told(t, notified, "READY=1")
 			told(t, notified, "WATCHDOG=1")
 			c, err := net.Dial("unix", filepath.Join(dir, "cri.sock"))
 			if err != nil {

@@ -224,6 +224,9 @@ func (v *View) readAll(ctx context.Context) error {
 	return v.RefreshImages(ctx)
 }
 
+// Resync reads everything anew, although no event has told of a change.
+func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx) }
+
 func (v *View) look() uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()

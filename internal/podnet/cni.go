@@ -35,6 +35,8 @@ type CNI struct {
 	attach  *attacher
 	watcher *fsnotify.Watcher
 
+	reading sync.Mutex // one look at the configuration at a time, so that an older one never follows a newer one
+
 	mu      sync.RWMutex // guards the rest
 	current *libcni.NetworkConfigList
 	problem error // why there is no current configuration
@@ -120,6 +122,8 @@ func (c *CNI) watch() {
 
 // reload reads the configuration and what its plugins say of themselves, which it returns as ready or not.
 func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	list, err := firstValid(c.cfg.ConfDir, func(file string, err error) {
 		c.cfg.Log.Warn("CNI configuration is not valid, the next one is tried", "file", file, "err", err)
 	})

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // Client speaks to the log-driver process.
@@ -66,6 +69,28 @@ func (c *Client) Watch(ctx context.Context) (s Status, gone <-chan struct{}, err
 		resp.Body.Close()
 	}()
 	return s, end, nil
+}
+
+// Figures are the process's own, in Prometheus' data model. Errors are Unavailable when nobody answers.
+func (c *Client) Figures(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://log-driver"+metricsPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("log-driver process: figures: answered %s", resp.Status)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("log-driver process: figures: %w", err)
+	}
+	return families, nil
 }
 
 // Reopen opens a container's log anew at its path. NotFound if the container's output is not being written, Unavailable when nobody answers.

@@ -38,7 +38,7 @@ func (d *Driver) Handler() http.Handler {
 	m.HandleFunc("POST /LogDriver.ReadLogs", d.readLogs)
 	m.HandleFunc("POST "+reopenPath, d.reopen)
 	m.HandleFunc("GET "+watchPath, d.watch)
-	m.Handle("GET /metrics", d.metrics.handler())
+	m.Handle("GET "+metricsPath, d.metrics.handler())
 	return m
 }
 
@@ -106,6 +106,7 @@ const (
 	controlVersion = 1
 	reopenPath     = "/cri-dockerd/v1/reopen"
 	watchPath      = "/cri-dockerd/v1/watch"
+	metricsPath    = "/metrics"
 )
 
 // Status is what a driver process tells of itself.

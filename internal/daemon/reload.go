@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+)
+
+// reloading begins what ready ends, sd_notify(3).
+const reloading = sd.SdNotifyReloading
+
+// reloadDeadline is for one reload; systemd waits 90 s for it.
+const reloadDeadline = 30 * time.Second
+
+// reloader is a network that has something to read again.
+type reloader interface{ Reload(ctx context.Context) }
+
+// reloadLoop reloads on every signal until ctx ends. Pods and calls under way are not touched.
+func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			p.reload(ctx)
+		}
+	}
+}
+
+// reload reads anew what may have changed behind the daemon's back: the network's configuration, and all that the engine has. Flags hold
+// for the life of the process.
+func (p *parts) reload(ctx context.Context) {
+	begin := time.Now()
+	// The time lets systemd know an answer to this reload from one to an earlier (sd_notify(3), Type=notify-reload).
+	if err := notify(reloading + "\n" + sd.SdNotifyMonotonicUsec()); err != nil {
+		p.log.Warn("systemd does not listen", "err", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reloadDeadline)
+	defer cancel()
+	if r, ok := p.network.(reloader); ok {
+		r.Reload(ctx)
+	}
+	said := "ok"
+	if e := p.view.Engine(); !e.Ready {
+		said = e.Reason // everything is read when it comes
+	} else if err := p.view.Resync(ctx); err != nil {
+		said = err.Error()
+	}
+	network := "ok"
+	if err := p.network.Ready(); err != nil {
+		network = err.Error()
+	}
+	p.log.Info("reloaded", "engine", said, "network", network, "took", time.Since(begin).Round(time.Microsecond))
+	if err := notify(ready); err != nil {
+		p.log.Warn("systemd does not listen", "err", err)
+	}
+}
