@@ -14,7 +14,7 @@ import (
 const id = "c0ffee"
 
 // fixture lays out files below a folder that stands for the kernel's.
-func fixture(t *testing.T, files map[string]string) Kernel {
+func fixture(t testing.TB, files map[string]string) Kernel {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -26,7 +26,7 @@ func fixture(t *testing.T, files map[string]string) Kernel {
 			t.Fatal(err)
 		}
 	}
-	return Kernel{Proc: filepath.Join(dir, "proc"), Cgroup: filepath.Join(dir, "cgroup")}
+	return Kernel{Proc: filepath.Join(dir, "proc"), Cgroup: filepath.Join(dir, "cgroup"), Pages: filepath.Join(dir, "pages")}
 }
 
 func v1(t *testing.T) (Kernel, *Group) {

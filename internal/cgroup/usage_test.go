@@ -2,109 +2,233 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+	"golang.org/x/tools/txtar"
 )
 
-func number64(n uint64) *uint64 { return &n }
-
-// The memory.stat of a 6.18 kernel with cgroup v1, without lines that are not read.
-const statV1 = `cache 9322496
-rss 28004352
-pgfault 14962
-pgmajfault 11
-inactive_file 8482816
-hierarchical_memory_limit 67108864
-hierarchical_memsw_limit 9223372036854771712
-total_cache 9322496
-total_rss 28004352
-total_swap 4096
-total_pgfault 14963
-total_pgmajfault 12
-total_inactive_file 8482816
-`
-
-// The files of a 6.1 kernel with cgroup v2.
-var filesV2 = map[string]string{
-	"cpu.stat":            "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
-	"memory.current":      "37777408\n",
-	"memory.max":          "67108864\n",
-	"memory.stat":         "anon 28004352\nfile 9322496\nkernel 450560\ninactive_anon 27996160\nactive_anon 4096\ninactive_file 8482816\nactive_file 839680\npgfault 14963\npgmajfault 12\n",
-	"memory.swap.current": "4096\n",
-	"memory.swap.max":     "max\n",
-	"cpu.pressure":        "some avg10=1.50 avg60=0.25 avg300=0.05 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
-	"memory.pressure":     "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=4\n",
-	"cgroup.procs":        "7\n8\n",
-}
-
-func TestUsageV1(t *testing.T) {
-	k := fixture(t, map[string]string{
-		"proc/7/cgroup": "5:pids:/pods/c0ffee\n4:memory:/pods/c0ffee\n2:cpu,cpuacct:/pods/c0ffee\n0::/\n",
-		"cgroup/memory/pods/c0ffee/memory.usage_in_bytes": "37777408\n", "cgroup/memory/pods/c0ffee/memory.stat": statV1,
-		"cgroup/memory/pods/c0ffee/cgroup.procs": "7\n", "cgroup/memory/pods/c0ffee/inner/cgroup.procs": "8\n9\n", "cgroup/cpuacct/pods/c0ffee/cpuacct.usage": "1500000000\n",
-		"cgroup/memory/pods/memory.usage_in_bytes": "40000000\n", "cgroup/memory/pods/memory.stat": "total_rss 1\nhierarchical_memory_limit 9223372036854771712\ntotal_inactive_file 50000000\n",
-		"cgroup/cpuacct/pods/cpuacct.usage": "2000000000\n", "cgroup/memory/pods/cgroup.procs": "",
-	})
-	g, err := k.Of(7, id)
+// kernel lays out the files of testdata/<name>.txtar and finds the group of its container.
+func kernel(t testing.TB, name string) (Kernel, *Group) {
+	t.Helper()
+	a, err := txtar.ParseFile("testdata/" + name + ".txtar")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := g.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := Usage{
-		CPU:    1500000000,
-		Memory: Memory{Usage: 37777408, WorkingSet: 37777408 - 8482816, RSS: 28004352, Limit: number64(67108864), Faults: 14963, MajorFaults: 12},
-		Swap:   &Swap{Usage: 4096}, Processes: 3,
-	}
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {
-		t.Error(diff)
-	}
-	if d := time.Since(got.At); d < 0 || d > time.Minute {
-		t.Errorf("read %v ago", d)
-	}
-	pod, err := g.Parent().Usage()
-	if err != nil || g.Parent().Name() != "pods" {
-		t.Fatalf("%s: %v", g.Parent().Name(), err)
-	}
-	if pod.CPU != 2000000000 || pod.Memory.WorkingSet != 0 || pod.Memory.Limit != nil || pod.Swap != nil || pod.Processes != 3 {
-		t.Errorf("the pod: %+v", pod)
-	}
-}
-
-func TestUsageV2(t *testing.T) {
-	files := map[string]string{"proc/7/cgroup": "0::/pods/c0ffee\n"}
-	for name, content := range filesV2 {
-		files["cgroup/pods/c0ffee/"+name] = content
+	files := map[string]string{}
+	for _, f := range a.Files {
+		files[f.Name] = string(f.Data)
 	}
 	k := fixture(t, files)
 	g, err := k.Of(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := g.Usage()
+	t.Cleanup(g.Close)
+	return k, g
+}
+
+func details(t *testing.T, g *Group) Details {
+	t.Helper()
+	d, err := g.Details()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Usage{
-		CPU:    1500000000,
-		Memory: Memory{Usage: 37777408, WorkingSet: 37777408 - 8482816, RSS: 28004352, Limit: number64(67108864), Faults: 14963, MajorFaults: 12},
-		Swap:   &Swap{Usage: 4096}, Processes: 2,
-		CPUPressure:    &Pressure{Some: Stall{Avg10: 1.5, Avg60: .25, Avg300: .05, Total: 1234567 * time.Microsecond}},
-		MemoryPressure: &Pressure{Some: Stall{Total: 5 * time.Microsecond}, Full: Stall{Total: 4 * time.Microsecond}},
+	if old := time.Since(d.At); old < 0 || old > time.Minute {
+		t.Errorf("read %v ago", old)
 	}
+	u, err := g.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(d.Usage, u, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {
+		t.Errorf("the details and the usage differ: %s", diff)
+	}
+	return d
+}
+
+func compare(t *testing.T, want, got any) {
+	t.Helper()
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// memoryOfAll is what the containers of v1.txtar and v2.txtar have in common.
+var memoryOfAll = Memory{
+	Usage: 37777408, WorkingSet: 37777408 - 8482816, RSS: 28004352, Cache: 9322496, MappedFile: 6291456, ActiveFile: 839680, InactiveFile: 8482816,
+	Limit: some(67108864), Faults: 14963, MajorFaults: 12,
+}
+
+func TestV1(t *testing.T) {
+	k, g := kernel(t, "v1")
+	want := Details{
+		Usage: Usage{CPU: 1500000000, Memory: memoryOfAll, Swap: &Swap{Usage: 4096}},
+		User:  1000000000, System: 500000000, Throttling: &Throttling{}, KernelMemory: some(450560), MaxUsage: some(40000000), LimitHits: some(9), OOMKills: some(1),
+		OwnFaults: 14962, OwnMajorFaults: 11, Threads: some(3),
+		Devices: []Device{{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252}},
+	}
+	compare(t, want, details(t, g))
+	compare(t, []HugePages{{Size: "1GB", Usage: 1 << 30, MaxUsage: some(2 << 30), LimitHits: some(4)}}, g.HugePages(k.PageSizes()))
+	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8, 9}) || err != nil {
+		t.Errorf("processes %v, %v", pids, err)
+	}
+	p := g.Parent()
+	defer p.Close()
+	pod := details(t, p)
+	compare(t, Details{Usage: Usage{CPU: 2000000000, Memory: Memory{Usage: 40000000, RSS: 1, InactiveFile: 50000000}}}, pod)
+	if p.Path() != "/pods" {
+		t.Errorf("the pod is at %s", p.Path())
+	}
+}
+
+func TestHybrid(t *testing.T) {
+	k, g := kernel(t, "hybrid")
+	want := Details{
+		Usage: Usage{
+			CPU: 61011513, Memory: Memory{Usage: 21770240, WorkingSet: 21770240 - 20971520, RSS: 53248, Cache: 20971520, InactiveFile: 20971520, Limit: some(64 << 20), Faults: 1504},
+			Swap: &Swap{Limit: some(0)},
+			CPUPressure: &Pressure{
+				Some: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 297346 * time.Microsecond},
+				Full: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 290392 * time.Microsecond},
+			},
+			MemoryPressure: &Pressure{}, IOPressure: &Pressure{Some: Stall{Total: 17923 * time.Microsecond}, Full: Stall{Total: 17923 * time.Microsecond}},
+		},
+		System: 50000000, Throttling: &Throttling{Periods: 6, Throttled: 1, Time: 18126872}, KernelMemory: some(745472), MaxUsage: some(23060480),
+		LimitHits: some(0), OOMKills: some(0), OwnFaults: 1504, Threads: some(1),
+	}
+	compare(t, want, details(t, g))
+	if g.V2() || g.Path() != "/kubepods/burstable/pod1/c0ffee" {
+		t.Errorf("v2: %v, path %s", g.V2(), g.Path())
+	}
+	if h := g.HugePages(k.PageSizes()); h != nil {
+		t.Errorf("a machine without huge pages: %v", h)
+	}
+	compare(t, []HugePages{{Size: "2MB", MaxUsage: some(0), LimitHits: some(0)}}, g.HugePages([]string{"2MB", "64KB"}))
+	if err := os.Remove(filepath.Join(k.Cgroup, "memory/kubepods/burstable/pod1/c0ffee/cgroup.procs")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := g.Processes(); n != 1 || err != nil { // the only task is its main process
+		t.Errorf("%d processes, %v", n, err)
+	}
+}
+
+func TestV2(t *testing.T) {
+	k, g := kernel(t, "v2")
+	want := Details{
+		Usage: Usage{
+			CPU: 1500000000, Memory: memoryOfAll, Swap: &Swap{Usage: 4096},
+			CPUPressure:    &Pressure{Some: Stall{Avg10: 1.5, Avg60: .25, Avg300: .05, Total: 1234567 * time.Microsecond}},
+			MemoryPressure: &Pressure{Some: Stall{Total: 5 * time.Microsecond}, Full: Stall{Total: 4 * time.Microsecond}},
+		},
+		User: 1000000000, System: 500000000, Throttling: &Throttling{Periods: 20, Throttled: 5, Time: 250000000}, KernelMemory: some(450560), MaxUsage: some(40000000),
+		LimitHits: some(3), OOMKills: some(1), OwnFaults: 14963, OwnMajorFaults: 12, Threads: some(5), MaxThreads: some(1024),
+		Devices: []Device{
+			{Major: 8, Minor: 16, ReadBytes: 1459200, WriteBytes: 314773504, Reads: 192, Writes: 353},
+			{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252},
+		},
+	}
+	compare(t, want, details(t, g))
+	compare(t, []HugePages{{Size: "2MB", Usage: 4194304, LimitHits: some(7)}}, g.HugePages(k.PageSizes()))
+	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8}) || err != nil {
+		t.Errorf("processes %v, %v", pids, err)
 	}
 	if _, err := g.Parent().Usage(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a group without figures: %v", err)
 	}
-	if name := g.Name(); name != id {
-		t.Errorf("name %s", name)
+}
+
+// TestFilesStayOpen reads what the kernel tells now through files that were opened before, and gives them back.
+func TestFilesStayOpen(t *testing.T) {
+	k, g := kernel(t, "v1")
+	before := descriptors(t)
+	if _, err := g.Details(); err != nil {
+		t.Fatal(err)
+	}
+	usage := filepath.Join(k.Cgroup, "cpuacct/pods/c0ffee/cpuacct.usage")
+	if err := os.WriteFile(usage, []byte("1600000000\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d, err := g.Details()
+	if err != nil || d.CPU != 1600000000 {
+		t.Errorf("read again: %d, %v", d.CPU, err)
+	}
+	if n := descriptors(t); n <= before {
+		t.Errorf("%d descriptors before, %d while they are read", before, n)
+	}
+	g.Close()
+	g.Close()
+	if n := descriptors(t); n != before {
+		t.Errorf("%d descriptors before, %d afterwards", before, n)
+	}
+	if _, err := g.Usage(); !errdefs.IsNotFound(err) {
+		t.Errorf("read after Close: %v", err)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// TestGroupThatGoes is of a real one, since no plain file behaves like the kernel's when its group is removed.
+func TestGroupThatGoes(t *testing.T) {
+	k := Host()
+	var st unix.Statfs_t
+	if err := unix.Statfs(k.Cgroup, &st); err != nil {
+		t.Fatal(err)
+	}
+	g, f := &Group{kernel: k, path: fmt.Sprintf("/cri-dockerd-test-%d", os.Getpid()), v1: map[string]string{}}, cpuacctUsage
+	dir := filepath.Join(k.Cgroup, "cpuacct", g.path)
+	if st.Type == unix.CGROUP2_SUPER_MAGIC {
+		dir = filepath.Join(k.Cgroup, g.path)
+		g.unified, f = dir, cpuStat
+	} else {
+		g.v1["cpuacct"], g.v1["memory"] = dir, dir
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	read := func() error {
+		defer g.begin()()
+		_, err := g.content(f)
+		return err
+	}
+	first := read()
+	if err := os.Remove(dir); err != nil || first != nil {
+		t.Fatalf("%v, %v", first, err)
+	}
+	again := read()
+	_, err := g.Processes()
+	if !errdefs.IsNotFound(again) || !errdefs.IsNotFound(err) {
+		t.Errorf("of a group that is gone: %v, %v", again, err)
+	}
+}
+
+func BenchmarkUsage(b *testing.B) {
+	for _, name := range []string{"v1", "hybrid", "v2"} {
+		b.Run(name, func(b *testing.B) {
+			_, g := kernel(b, name)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := g.Usage(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

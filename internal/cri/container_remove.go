@@ -37,6 +37,7 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 }
 
 func (s *Service) removeContainer(ctx context.Context, c *spec.Container) error {
+	defer s.Stats.Forget(c.ID)
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}

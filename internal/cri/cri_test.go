@@ -17,14 +17,12 @@ import (
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
-	"cri-dockerd/internal/stats"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -40,14 +38,15 @@ type world struct {
 	// beforeLog, if set, runs before a log is made; it may call the service.
 	beforeLog func()
 
-	engine   *enginetest.Fake
-	attached map[string]bool
-	adopted  map[string]bool // by the network
-	pins     map[string]bool
-	files    checkpoint.Files
-	released []podnet.Pod // what the network was told to release
-	logs     map[string]bool
-	mounted  map[string]bool // image volumes
+	engine    *enginetest.Fake
+	attached  map[string]bool
+	adopted   map[string]bool // by the network
+	pins      map[string]bool
+	files     checkpoint.Files
+	released  []podnet.Pod // what the network was told to release
+	logs      map[string]bool
+	mounted   map[string]bool // image volumes
+	forgotten map[string]bool // of Stats
 
 	logMode, logReason string      // of Logs.State
 	stray              atomic.Bool // pauses do not join their namespaces
@@ -243,31 +242,6 @@ func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
-// fakeStats has the same figures for every process that the fake engine says to run.
-type fakeStats struct{ *world }
-
-func (f fakeStats) Container(_ string, pid int) (stats.Usage, error) {
-	if pid == 0 {
-		return stats.Usage{}, errdefs.ErrNotFound
-	}
-	limit, cores := uint64(1000), uint64(5)
-	u := stats.Usage{NanoCores: &cores, Usage: cgroup.Usage{
-		At: time.Unix(1, 0), CPU: 100, Memory: cgroup.Memory{Usage: 300, WorkingSet: 200, RSS: 150, Limit: &limit, Faults: 7, MajorFaults: 1}, Processes: 2,
-		Swap: &cgroup.Swap{Usage: 9}, IOPressure: &cgroup.Pressure{Some: cgroup.Stall{Avg10: 1, Total: time.Microsecond}},
-	}}
-	return u, f.fails("stats")
-}
-
-func (f fakeStats) Pod(string, int, string) (stats.Usage, error) {
-	return stats.Usage{}, stats.ErrNoPodGroup
-}
-
-func (f fakeStats) Network(int) ([]stats.Interface, error) {
-	return []stats.Interface{{Name: "eth0", RxBytes: 1, RxErrors: 2, TxBytes: 3, TxErrors: 4}, {Name: "net1"}}, nil
-}
-
-func (f fakeStats) WritableLayer(id string, _ int, _ string) string { return "/layers/" + id }
-
 type fakeVolumes struct{ *world }
 
 func (v fakeVolumes) Mount(id string, layers []string) error {
@@ -318,7 +292,7 @@ func newService(t testing.TB) (*Service, *world) {
 // newServiceWith is one with a reason why the engine is to make network namespaces.
 func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Helper()
-	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, adopted: map[string]bool{}, files: checkpoint.New(t.TempDir()), pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, logMode: "json-file"}
+	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, adopted: map[string]bool{}, files: checkpoint.New(t.TempDir()), pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, forgotten: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
 	view := node.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())

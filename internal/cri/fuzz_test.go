@@ -53,6 +53,7 @@ func (r rpc) do(t testing.TB, req reflect.Value) error {
 // emptyIsFine are the methods for which an empty request means something.
 var emptyIsFine = []string{
 	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo", "ListContainerStats", "ListPodSandboxStats",
+	"ListMetricDescriptors", "ListPodSandboxMetrics",
 }
 
 // TestEveryRPCRefusesNothingAndEmptiness: nil and empty requests never panic and name the field that is missing.

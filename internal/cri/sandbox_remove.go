@@ -40,6 +40,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 // removeSandbox undoes all that a sandbox is. The pause goes last: as long as anything is left, the sandbox stays listed and the kubelet
 // tries again.
 func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
+	defer s.Stats.Forget(sb.ID)
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return err
 	}

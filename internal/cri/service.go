@@ -105,12 +105,22 @@ type ImageFS interface {
 	Read(s imagefs.Store) (imagefs.Figures, bool)
 }
 
-// Stats is what the kernel tells of running processes; see package stats.
+// Stats is what the kernel tells of running processes; see package stats. A pod is named by any process of it that runs, its pause or a container.
 type Stats interface {
 	Container(id string, pid int) (stats.Usage, error)
+	ContainerDetails(id string, pid int) (stats.Details, error)
 	Pod(id string, pid int, uid string) (stats.Usage, error)
+	PodDetails(id string, pid int, uid string) (stats.Details, error)
+	Path(id string, pid int) string
+	Processes(id string, pid int) (uint64, error)
+	Descriptors(id string, pid int) (stats.Processes, error)
 	Network(pid int) ([]stats.Interface, error)
 	WritableLayer(id string, pid int, base string) string
+	FileSystem(dir string) (stats.FileSystem, error)
+	Device(major, minor uint32) string
+	LogBytes(path string) (uint64, error)
+	// Forget gives back what is held for reading a container or pause that is being removed.
+	Forget(id string)
 }
 
 // Volumes are images mounted for engines that cannot do so; see package imagevolume.

@@ -83,7 +83,7 @@ func attributes(c *spec.Container) *runtimeapi.ContainerAttributes {
 // statsOf are the figures of a running container that has used so much.
 func (s *Service) statsOf(c *spec.Container, u stats.Usage, l layers) *runtimeapi.ContainerStats {
 	out := &runtimeapi.ContainerStats{Attributes: attributes(c), Cpu: cpuUsage(u), Memory: memoryUsage(u), Swap: swapUsage(u), Io: ioUsage(u)}
-	if w, known := l.Writable[s.Stats.WritableLayer(c.ID, c.Pid, l.base)]; known {
+	if w, known := s.writable(c, l); known {
 		out.WritableLayer = &runtimeapi.FilesystemUsage{
 			Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: l.ContainerDir}, UsedBytes: value(w.Bytes), InodesUsed: value(w.Inodes),
 		}

@@ -16,8 +16,39 @@ import (
 // defaultInterface is the pod's own in every network (CNI's CNI_IFNAME as we give it).
 const defaultInterface = "eth0"
 
+// runningPod is a pod with its containers that run. One whose pause has ended runs as long as a container does.
+type runningPod struct {
+	*spec.Sandbox
+	containers []*spec.Container
+	// A process that lives in the pod's control group and network namespace: that of the pause or, without it, of a container.
+	anchor string
+	pid    int
+}
+
+// runningPods are those of these pods that run, in the same order.
+func (s *Service) runningPods(sandboxes []*spec.Sandbox) []runningPod {
+	of := make(map[string][]*spec.Container, len(sandboxes))
+	for _, c := range s.View.Containers() {
+		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			of[c.SandboxID] = append(of[c.SandboxID], c)
+		}
+	}
+	out := make([]runningPod, 0, len(sandboxes))
+	for _, sb := range sandboxes {
+		p := runningPod{Sandbox: sb, containers: of[sb.ID], anchor: sb.ID, pid: sb.Pid}
+		if !sb.Running {
+			if len(p.containers) == 0 {
+				continue
+			}
+			p.anchor, p.pid = p.containers[0].ID, p.containers[0].Pid
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
 // PodSandboxStats tells what a pod uses as a whole, and each of its running containers (CRI PodSandboxStats). NotFound for an unknown ID,
-// FailedPrecondition if it does not run.
+// FailedPrecondition if nothing of it runs.
 func (s *Service) PodSandboxStats(_ context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
@@ -27,10 +58,11 @@ func (s *Service) PodSandboxStats(_ context.Context, r *runtimeapi.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
-	if !sb.Running {
+	running := s.runningPods([]*spec.Sandbox{sb})
+	if len(running) == 0 {
 		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
-	out, err := s.podStats(sb, s.layers(host))
+	out, err := s.podStats(running[0], s.layers(host))
 	if err != nil {
 		return nil, err
 	}
@@ -43,64 +75,83 @@ func (s *Service) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSa
 	if err != nil {
 		return nil, err
 	}
-	filter := &runtimeapi.PodSandboxFilter{
-		Id: r.GetFilter().GetId(), LabelSelector: r.GetFilter().GetLabelSelector(), State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
+	filter := &runtimeapi.PodSandboxFilter{Id: r.GetFilter().GetId(), LabelSelector: r.GetFilter().GetLabelSelector()}
+	var matching []*spec.Sandbox
+	for _, sb := range s.View.Sandboxes() {
+		if spec.MatchSandbox(filter, sb) {
+			matching = append(matching, sb)
+		}
 	}
 	resp, layers := &runtimeapi.ListPodSandboxStatsResponse{}, s.layers(host)
-	for _, sb := range s.View.Sandboxes() {
-		if !spec.MatchSandbox(filter, sb) {
-			continue
-		}
-		if one, err := s.podStats(sb, layers); err == nil {
+	for _, p := range s.runningPods(matching) {
+		if one, err := s.podStats(p, layers); err == nil {
 			resp.Stats = append(resp.Stats, one)
 		} else if !errdefs.IsNotFound(err) {
-			s.Log.Debug("a pod's figures cannot be read", "sandbox", sb.ID, "err", err)
+			s.Log.Debug("a pod's figures cannot be read", "sandbox", p.ID, "err", err)
 		}
 	}
 	return resp, nil
 }
 
 // podStats reads the pod's own control group or, where it has none, adds up those of its containers and its pause.
-func (s *Service) podStats(sb *spec.Sandbox, l layers) (*runtimeapi.PodSandboxStats, error) {
+func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
-	var sum stats.Usage
-	pause, err := s.Stats.Container(sb.ID, sb.Pid)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: %w", sb.ID, err)
+	sum, err := s.Stats.Pod(p.anchor, p.pid, p.Metadata.GetUid())
+	own := err == nil
+	if !own && !errors.Is(err, stats.ErrNoPodGroup) {
+		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
-	sum.Add(pause)
-	for _, c := range s.View.ContainersOf(sb.ID) {
-		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			continue
+	var processes uint64
+	if p.Running {
+		if err := s.addPause(&sum, &processes, p, own); err != nil {
+			return nil, err
 		}
+	}
+	for _, c := range p.containers {
 		u, err := s.Stats.Container(c.ID, c.Pid)
-		if err != nil {
+		n, err2 := s.Stats.Processes(c.ID, c.Pid)
+		if err != nil || err2 != nil {
 			continue // it has ended
 		}
-		sum.Add(u)
+		if !own {
+			sum.Add(u)
+		}
+		processes += n
 		linux.Containers = append(linux.Containers, s.statsOf(c, u, l))
 	}
-	switch u, err := s.Stats.Pod(sb.ID, sb.Pid, sb.Metadata.GetUid()); {
-	case err == nil:
-		sum = u
-	case !errors.Is(err, stats.ErrNoPodGroup):
-		return nil, fmt.Errorf("sandbox %s: %w", sb.ID, err)
-	}
 	linux.Cpu, linux.Memory, linux.Io = cpuUsage(sum), memoryUsage(sum), ioUsage(sum)
-	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(sum.Processes)}
-	if !sb.HostNetwork() {
-		if linux.Network, err = s.networkUsage(sb); err != nil {
-			return nil, fmt.Errorf("sandbox %s: %w", sb.ID, err)
+	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(processes)}
+	if !p.HostNetwork() {
+		if linux.Network, err = s.networkUsage(p); err != nil {
+			return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 		}
 	}
 	return &runtimeapi.PodSandboxStats{
-		Attributes: &runtimeapi.PodSandboxAttributes{Id: sb.ID, Metadata: sb.Metadata, Labels: sb.Labels, Annotations: sb.Annotations}, Linux: linux,
+		Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: p.Metadata, Labels: p.Labels, Annotations: p.Annotations}, Linux: linux,
 	}, nil
 }
 
-func (s *Service) networkUsage(sb *spec.Sandbox) (*runtimeapi.NetworkUsage, error) {
+// addPause adds what the pause has: its processes and, where the pod has no control group of its own, what it has used.
+func (s *Service) addPause(sum *stats.Usage, processes *uint64, p runningPod, own bool) error {
+	n, err := s.Stats.Processes(p.ID, p.Pid)
+	if err != nil {
+		return fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	*processes += n
+	if own {
+		return nil
+	}
+	u, err := s.Stats.Container(p.ID, p.Pid)
+	if err != nil {
+		return fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	sum.Add(u)
+	return nil
+}
+
+func (s *Service) networkUsage(p runningPod) (*runtimeapi.NetworkUsage, error) {
 	now := time.Now()
-	devices, err := s.Stats.Network(sb.Pid)
+	devices, err := s.Stats.Network(p.pid)
 	if err != nil {
 		return nil, err
 	}

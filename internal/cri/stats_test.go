@@ -1,6 +1,8 @@
 package cri
 
 import (
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -9,8 +11,71 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/stats"
 )
+
+// fakeStats has the same figures for every process that the fake engine says to run.
+type fakeStats struct{ *world }
+
+func number(n uint64) *uint64 { return &n }
+
+func (f fakeStats) Container(_ string, pid int) (stats.Usage, error) {
+	if pid == 0 {
+		return stats.Usage{}, errdefs.ErrNotFound
+	}
+	u := stats.Usage{NanoCores: number(5), Usage: cgroup.Usage{
+		At: time.Unix(1, 0), CPU: 100, Memory: cgroup.Memory{Usage: 300, WorkingSet: 200, RSS: 150, Limit: number(1000), Faults: 7, MajorFaults: 1},
+		Swap: &cgroup.Swap{Usage: 9}, IOPressure: &cgroup.Pressure{Some: cgroup.Stall{Avg10: 1, Total: time.Microsecond}},
+	}}
+	return u, f.fails("stats")
+}
+
+func (f fakeStats) ContainerDetails(id string, pid int) (stats.Details, error) {
+	u, err := f.Container(id, pid)
+	u.CPU = 2_500_000_000
+	return stats.Details{Path: "/kubepods/pod/" + id, Details: cgroup.Details{
+		Usage: u.Usage, User: 1_500_000_000, Throttling: &cgroup.Throttling{Periods: 4, Throttled: 3, Time: 2_000_000_000}, OwnFaults: 6,
+		Threads: number(3), Devices: []cgroup.Device{{Major: 8, ReadBytes: 4096, WriteBytes: 8192, Reads: 1, Writes: 2}},
+	}, HugePages: []cgroup.HugePages{{Size: "2MB", Usage: 1 << 21, LimitHits: number(1)}}}, err
+}
+
+func (fakeStats) Pod(string, int, string) (stats.Usage, error) {
+	return stats.Usage{}, stats.ErrNoPodGroup
+}
+
+func (f fakeStats) PodDetails(id string, pid int, uid string) (stats.Details, error) {
+	if uid == "" {
+		return stats.Details{}, stats.ErrNoPodGroup
+	}
+	d, err := f.ContainerDetails(id, pid)
+	d.Path = "/kubepods/pod"
+	return d, err
+}
+
+func (fakeStats) Path(id string, _ int) string                    { return "/kubepods/pod/" + id }
+func (f fakeStats) Processes(string, int) (uint64, error)         { return 2, f.fails("stats") }
+func (fakeStats) WritableLayer(id string, _ int, _ string) string { return "/layers/" + id }
+func (fakeStats) LogBytes(string) (uint64, error)                 { return 4096, nil }
+func (f fakeStats) Forget(id string)                              { f.set(f.forgotten, id, true) }
+
+func (fakeStats) Descriptors(string, int) (stats.Processes, error) {
+	return stats.Processes{Count: 2, Files: number(12), Sockets: number(4), MaxFiles: number(1024)}, nil
+}
+
+func (f fakeStats) Network(pid int) ([]stats.Interface, error) {
+	if pid == 0 {
+		return nil, errors.New("network of no process")
+	}
+	return []stats.Interface{{Name: "eth0", RxBytes: 1, RxErrors: 2, TxBytes: 3, TxErrors: 4, RxDropped: 5, TxPackets: 6}, {Name: "net1"}}, nil
+}
+
+func (fakeStats) FileSystem(string) (stats.FileSystem, error) {
+	return stats.FileSystem{Device: "/dev/sda1", Bytes: 1 << 30, Inodes: 1000, InodesFree: 900}, nil
+}
+
+func (fakeStats) Device(major, minor uint32) string { return fmt.Sprintf("/dev/%d-%d", major, minor) }
 
 // fixedFS has figures of one measurement.
 type fixedFS struct{ imagefs.Figures }
@@ -74,7 +139,7 @@ func TestPodSandboxStats(t *testing.T) {
 	cfg, other := w.pod(), w.pod()
 	cfg.Labels = map[string]string{"app": "web"}
 	pod := runPod(t, s, cfg)
-	runContainer(t, s, pod, cfg)
+	id := runContainer(t, s, pod, cfg)
 	runContainer(t, s, runPod(t, s, other), other)
 	l, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
 	if err != nil || len(l.Stats) != 1 || l.Stats[0].Attributes.Id != pod {
@@ -91,7 +156,12 @@ func TestPodSandboxStats(t *testing.T) {
 	if all, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(all.Stats) != 2 {
 		t.Errorf("without a filter: %v, %v", all, err)
 	}
-	w.engine.End(pod, 0)
+	w.engine.End(pod, 0) // the container goes on, in the pod's network
+	eventually(t, func() bool {
+		r, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+		return err == nil && r.Stats.Linux.Process.ProcessCount.Value == 2 && len(r.Stats.Linux.Network.Interfaces) == 2
+	})
+	w.engine.End(id, 0)
 	eventually(t, func() bool {
 		_, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
 		return errdefs.IsFailedPrecondition(err)

@@ -78,3 +78,14 @@ func (s *Service) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsReque
 		return out.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: page})
 	})
 }
+
+// StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics, KEP-5825).
+func (s *Service) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	l, err := s.ListPodSandboxMetrics(out.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		return err
+	}
+	return pages(l.GetPodMetrics(), func(page []*runtimeapi.PodSandboxMetrics) error {
+		return out.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: page})
+	})
+}

@@ -55,7 +55,7 @@ func Read(in container.InspectResponse) Object {
 func readSandbox(in container.InspectResponse, n name) *Sandbox {
 	labels, annotations := readLabels(in.Config.Labels, true)
 	s := &Sandbox{
-		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"),
+		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"), Image: in.Config.Image,
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
 		Labels:   labels, Annotations: annotations,
 		RuntimeHandler: in.Config.Labels[labelHandler],

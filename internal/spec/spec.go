@@ -79,6 +79,7 @@ type Object struct {
 type Sandbox struct {
 	ID             string // the engine's ID of the pause container
 	Name           string // the container's name, without slash
+	Image          string // of the pause, as it was created
 	Metadata       *runtimeapi.PodSandboxMetadata
 	Labels         map[string]string
 	Annotations    map[string]string

@@ -3,13 +3,9 @@
 package stats
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +30,6 @@ func (u *Usage) Add(o Usage) {
 	u.Memory.RSS += o.Memory.RSS
 	u.Memory.Faults += o.Memory.Faults
 	u.Memory.MajorFaults += o.Memory.MajorFaults
-	u.Processes += o.Processes
 	if o.NanoCores != nil {
 		cores := *o.NanoCores
 		if u.NanoCores != nil {
@@ -44,10 +39,11 @@ func (u *Usage) Add(o Usage) {
 	}
 }
 
-// Interface is a network device with its counters since it was made.
-type Interface struct {
-	Name                                 string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+// Details are everything that the kernel tells of a control group.
+type Details struct {
+	cgroup.Details
+	Path      string // of the group, as cAdvisor has it
+	HugePages []cgroup.HugePages
 }
 
 const (
@@ -58,10 +54,17 @@ const (
 // Reader reads figures. It is safe for concurrent use.
 type Reader struct {
 	kernel cgroup.Kernel
+	disks  disks
 
 	mu     sync.Mutex // guards the rest
-	tracks map[string]*track
+	tracks map[key]*track
 	swept  time.Time
+}
+
+// key names a control group: a container's, or that above it.
+type key struct {
+	id  string
+	pod bool
 }
 
 // track is what is remembered of a control group between readings.
@@ -77,40 +80,92 @@ type track struct {
 	cores *uint64
 }
 
+// close gives back what a track holds.
+func (t *track) close() {
+	if t.group != nil {
+		t.group.Close()
+	}
+}
+
 // New reads from this kernel.
-func New(k cgroup.Kernel) *Reader { return &Reader{kernel: k, tracks: map[string]*track{}} }
+func New(k cgroup.Kernel) *Reader {
+	return &Reader{kernel: k, disks: disks{file: filepath.Join(k.Proc, "partitions")}, tracks: map[key]*track{}}
+}
 
 // Container is what a container whose main process this is has used. NotFound if it has ended.
 func (r *Reader) Container(id string, pid int) (Usage, error) {
-	g, err := r.group(id, pid)
+	g, err := r.group(key{id: id}, pid)
 	if err != nil {
 		return Usage{}, err
 	}
-	return r.read(id, g)
+	return r.usage(key{id: id}, g)
 }
 
-// Pod is what a pod has used: the control group above that of its sandbox, whose pause process this is, if it is the pod's own, which its UID in
-// the name tells. ErrNoPodGroup if the pod has none.
+// Pod is what the pod of a container or pause whose main process this is has used: the control group above its own, if it is the pod's, which
+// the pod's UID in its name tells. ErrNoPodGroup if the pod has none.
 func (r *Reader) Pod(id string, pid int, uid string) (Usage, error) {
-	g, err := r.group(id, pid)
+	g, err := r.podGroup(id, pid, uid)
 	if err != nil {
 		return Usage{}, err
 	}
-	pod := g.Parent()
-	// systemd's slices have the UID with low lines, since a dash is a level of its own.
-	if name := pod.Name(); uid == "" || !strings.Contains(name, uid) && !strings.Contains(name, strings.ReplaceAll(uid, "-", "_")) {
-		return Usage{}, ErrNoPodGroup
+	return r.usage(key{id: id, pod: true}, g)
+}
+
+// ContainerDetails are everything that is told of a container. NotFound if it has ended.
+func (r *Reader) ContainerDetails(id string, pid int) (Details, error) {
+	g, err := r.group(key{id: id}, pid)
+	if err != nil {
+		return Details{}, err
 	}
-	return r.read("pod of "+id, pod)
+	return r.details(id, g)
+}
+
+// PodDetails are everything that is told of a pod. Errors are those of Pod.
+func (r *Reader) PodDetails(id string, pid int, uid string) (Details, error) {
+	g, err := r.podGroup(id, pid, uid)
+	if err != nil {
+		return Details{}, err
+	}
+	return r.details(id, g)
+}
+
+// Path is where the control group of a container lies, as cAdvisor has it; "" if it has ended.
+func (r *Reader) Path(id string, pid int) string {
+	g, err := r.group(key{id: id}, pid)
+	if err != nil {
+		return ""
+	}
+	return g.Path()
+}
+
+// Processes is how many a container has. NotFound if it has ended.
+func (r *Reader) Processes(id string, pid int) (uint64, error) {
+	g, err := r.group(key{id: id}, pid)
+	if err != nil {
+		return 0, err
+	}
+	return g.Processes()
 }
 
 // ErrNoPodGroup says that a pod's containers lie in a control group that is not theirs alone.
 var ErrNoPodGroup = errors.New("the pod has no control group of its own")
 
-// group finds a control group, once for each process.
-func (r *Reader) group(id string, pid int) (*cgroup.Group, error) {
+// Forget gives back what is held for reading a container, or pause, that is being removed. It may be asked for again.
+func (r *Reader) Forget(id string) {
 	r.mu.Lock()
-	t := r.track(id)
+	defer r.mu.Unlock()
+	for _, k := range []key{{id: id}, {id: id, pod: true}} {
+		if t := r.tracks[k]; t != nil {
+			t.close()
+			delete(r.tracks, k)
+		}
+	}
+}
+
+// group finds a control group, once for each process.
+func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
+	r.mu.Lock()
+	t := r.track(k)
 	g := t.group
 	if t.pid != pid {
 		g = nil
@@ -119,44 +174,66 @@ func (r *Reader) group(id string, pid int) (*cgroup.Group, error) {
 	if g != nil {
 		return g, nil
 	}
-	g, err := r.kernel.Of(pid, id)
+	g, err := r.kernel.Of(pid, k.id)
 	if err != nil {
 		return nil, err
 	}
+	if k.pod {
+		g = g.Parent()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if t = r.track(k); t.group != nil && t.pid == pid { // another caller was faster
+		return t.group, nil
+	}
+	t.close()
 	t.group, t.pid, t.upper = g, pid, nil
 	return g, nil
 }
 
-// track is what is remembered of an ID. It is called with mu held.
-func (r *Reader) track(id string) *track {
+// podGroup finds a pod's control group.
+func (r *Reader) podGroup(id string, pid int, uid string) (*cgroup.Group, error) {
+	g, err := r.group(key{id: id, pod: true}, pid)
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Base(g.Path())
+	// systemd's slices have the UID with low lines, since a dash is a level of its own.
+	if uid == "" || !strings.Contains(name, uid) && !strings.Contains(name, strings.ReplaceAll(uid, "-", "_")) {
+		return nil, ErrNoPodGroup
+	}
+	return g, nil
+}
+
+// track is what is remembered of a control group. It is called with mu held.
+func (r *Reader) track(k key) *track {
 	now := time.Now()
 	if now.Sub(r.swept) > forgotten {
 		r.swept = now
-		for id, t := range r.tracks {
+		for k, t := range r.tracks {
 			if now.Sub(t.asked) > forgotten {
-				delete(r.tracks, id)
+				t.close()
+				delete(r.tracks, k)
 			}
 		}
 	}
-	t := r.tracks[id]
+	t := r.tracks[k]
 	if t == nil {
 		t = &track{}
-		r.tracks[id] = t
+		r.tracks[k] = t
 	}
 	t.asked = now
 	return t
 }
 
-func (r *Reader) read(id string, g *cgroup.Group) (Usage, error) {
+func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 	u, err := g.Usage()
 	if err != nil {
-		return Usage{}, fmt.Errorf("control group of %s: %w", id, err)
+		return Usage{}, fmt.Errorf("figures of %s: %w", k.id, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t := r.track(id)
+	t := r.track(k)
 	if since := u.At.Sub(t.at); t.at.IsZero() || u.CPU < t.cpu {
 		t.at, t.cpu, t.cores = u.At, u.CPU, nil
 	} else if since >= coresOver {
@@ -166,59 +243,10 @@ func (r *Reader) read(id string, g *cgroup.Group) (Usage, error) {
 	return Usage{Usage: u, NanoCores: t.cores}, nil
 }
 
-// Network are the devices in a process's network namespace, without lo (proc_pid_net(5), dev).
-func (r *Reader) Network(pid int) ([]Interface, error) {
-	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "net/dev"))
+func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
+	d, err := g.Details()
 	if err != nil {
-		return nil, fmt.Errorf("network devices of process %d: %w", pid, err)
+		return Details{}, fmt.Errorf("figures of %s: %w", id, err)
 	}
-	var out []Interface
-	for line := range strings.Lines(string(b)) {
-		name, counters, ok := strings.Cut(line, ":")
-		f := strings.Fields(counters)
-		if name = strings.TrimSpace(name); !ok || name == "lo" || len(f) < 16 {
-			continue
-		}
-		n := func(i int) uint64 { v, _ := strconv.ParseUint(f[i], 10, 64); return v }
-		out = append(out, Interface{Name: name, RxBytes: n(0), RxErrors: n(2), TxBytes: n(8), TxErrors: n(10)})
-	}
-	return out, nil
-}
-
-// WritableLayer is the directory of a container's writable layer: the upper directory of the overlay that is its process's root, beneath base if
-// Docker mounted it by a relative path; "" if its root is none.
-func (r *Reader) WritableLayer(id string, pid int, base string) string {
-	if _, err := r.group(id, pid); err != nil {
-		return ""
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.track(id)
-	if t.upper == nil {
-		upper := r.upperDir(pid)
-		if upper != "" && !filepath.IsAbs(upper) {
-			upper = filepath.Join(base, upper)
-		}
-		t.upper = &upper
-	}
-	return *t.upper
-}
-
-// upperDir reads the root's mount (proc_pid_mountinfo(5)).
-func (r *Reader) upperDir(pid int) string {
-	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "mountinfo"))
-	if err != nil {
-		return ""
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
-		mount, rest, _ := strings.Cut(lines.Text(), " - ")
-		f := strings.Fields(mount)
-		if len(f) < 5 || f[4] != "/" || !strings.HasPrefix(rest, "overlay ") {
-			continue
-		}
-		_, upper, _ := strings.Cut(rest, ",upperdir=")
-		upper, _, _ = strings.Cut(upper, ",")
-		return upper
-	}
-	return ""
+	return Details{Details: d, Path: g.Path(), HugePages: g.HugePages(r.kernel.PageSizes())}, nil
 }

@@ -2,9 +2,11 @@ package stats
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,7 +104,7 @@ func TestForgets(t *testing.T) {
 		if _, err := r.Container("other", 8); !errdefs.IsNotFound(err) {
 			t.Errorf("%v", err)
 		}
-		if _, known := r.tracks[id]; known {
+		if _, known := r.tracks[key{id: id}]; known {
 			t.Error("what nobody asks for is remembered")
 		}
 	})
@@ -111,8 +113,12 @@ func TestForgets(t *testing.T) {
 func TestPod(t *testing.T) {
 	_, r := newMachine(t)
 	u, err := r.Pod(id, 7, uid)
-	if err != nil || u.Memory.WorkingSet != 90 || u.Memory.RSS != 50 || u.Processes != 2 {
+	if err != nil || u.Memory.WorkingSet != 90 || u.Memory.RSS != 50 {
 		t.Errorf("%+v, %v", u, err)
+	}
+	d, err := r.PodDetails(id, 7, uid)
+	if err != nil || d.Memory.RSS != 50 || d.Path != "/kubepods/pod"+uid {
+		t.Errorf("%+v, %v", d, err)
 	}
 	for _, other := range []string{"", "ffff"} {
 		if _, err := r.Pod(id, 7, other); !errors.Is(err, ErrNoPodGroup) {
@@ -124,10 +130,10 @@ func TestPod(t *testing.T) {
 func TestAdd(t *testing.T) {
 	n := uint64(5)
 	var sum Usage
-	one := Usage{Usage: cgroup.Usage{At: time.Unix(1, 0), CPU: 1, Memory: cgroup.Memory{Usage: 2, WorkingSet: 3, RSS: 4, Faults: 5, MajorFaults: 6}, Processes: 7}, NanoCores: &n}
+	one := Usage{Usage: cgroup.Usage{At: time.Unix(1, 0), CPU: 1, Memory: cgroup.Memory{Usage: 2, WorkingSet: 3, RSS: 4, Faults: 5, MajorFaults: 6}}, NanoCores: &n}
 	sum.Add(one)
 	sum.Add(one)
-	want := cgroup.Usage{At: time.Unix(1, 0), CPU: 2, Memory: cgroup.Memory{Usage: 4, WorkingSet: 6, RSS: 8, Faults: 10, MajorFaults: 12}, Processes: 14}
+	want := cgroup.Usage{At: time.Unix(1, 0), CPU: 2, Memory: cgroup.Memory{Usage: 4, WorkingSet: 6, RSS: 8, Faults: 10, MajorFaults: 12}}
 	if diff := cmp.Diff(want, sum.Usage); diff != "" || *sum.NanoCores != 10 || n != 5 {
 		t.Errorf("%s, %d cores", diff, *sum.NanoCores)
 	}
@@ -141,11 +147,109 @@ func TestNetwork(t *testing.T) {
   eth0:    1000      10    1    2    0     0          0         0     2000      20    3    0    0     0       0          0
 `)
 	got, err := r.Network(7)
-	if diff := cmp.Diff([]Interface{{Name: "eth0", RxBytes: 1000, RxErrors: 1, TxBytes: 2000, TxErrors: 3}}, got); diff != "" || err != nil {
+	if diff := cmp.Diff([]Interface{{Name: "eth0", RxBytes: 1000, RxPackets: 10, RxErrors: 1, RxDropped: 2, TxBytes: 2000, TxPackets: 20, TxErrors: 3}}, got); diff != "" || err != nil {
 		t.Errorf("%s, %v", diff, err)
 	}
 	if _, err := r.Network(8); err == nil {
 		t.Error("devices of no process")
+	}
+}
+
+// TestForget gives back the files that reading has opened, of the container and of its pod.
+func TestForget(t *testing.T) {
+	_, r := newMachine(t)
+	before := openFiles(t)
+	for range 2 {
+		_, err := r.ContainerDetails(id, 7)
+		_, err2 := r.Pod(id, 7, uid)
+		if err = errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		if n := openFiles(t); n <= before {
+			t.Errorf("%d files before, %d while they are read", before, n)
+		}
+		r.Forget(id)
+		if n := openFiles(t); n != before {
+			t.Errorf("%d files before, %d afterwards", before, n)
+		}
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// TestDescriptors is of this process, since no other file system has such links.
+func TestDescriptors(t *testing.T) {
+	m, _ := newMachine(t)
+	if err := os.Symlink("/proc/"+strconv.Itoa(os.Getpid())+"/fd", filepath.Join(m.dir, "proc/7/fd")); err != nil {
+		t.Fatal(err)
+	}
+	m.write("proc/7/limits", "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            1024                 4096                 files     \n")
+	k := cgroup.Kernel{Proc: filepath.Join(m.dir, "proc"), Cgroup: filepath.Join(m.dir, "cgroup")}
+	m.write("cgroup/kubepods/pod"+uid+"/"+id+"/cgroup.procs", "7\n9\n") // 9 has just ended
+	r := New(k)
+	count := func() counts {
+		t.Helper()
+		p, err := r.Descriptors(id, 7)
+		if err != nil || p.Count != 2 || p.Files == nil || p.Sockets == nil || p.MaxFiles == nil || *p.MaxFiles != 1024 {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		return counts{*p.Files, *p.Sockets}
+	}
+	before := count()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := count(); after.files <= before.files || after.sockets != before.sockets+1 {
+		t.Errorf("%+v without, %+v with a socket more", before, after)
+	}
+	l.Close()
+	if _, err := r.Descriptors("other", 9); !errdefs.IsNotFound(err) {
+		t.Errorf("of no container: %v", err)
+	}
+}
+
+type counts struct{ files, sockets uint64 }
+
+func TestDisks(t *testing.T) {
+	m, r := newMachine(t)
+	m.write("proc/partitions", "major minor  #blocks  name\n\n   8        0  488386584 sda\n   8        1     524288 sda1\n 259        0  500107608 nvme0n1\n")
+	for want, number := range map[string][2]uint32{"/dev/sda1": {8, 1}, "/dev/nvme0n1": {259, 0}, "": {0, 31}} {
+		if got := r.Device(number[0], number[1]); got != want {
+			t.Errorf("device %v: %q, want %q", number, got, want)
+		}
+	}
+	fs, err := r.FileSystem(m.dir)
+	if err != nil || fs.Bytes == 0 || fs.InodesFree > fs.Inodes {
+		t.Errorf("%+v, %v", fs, err)
+	}
+	if _, err := r.FileSystem(m.dir + "/nothing"); err == nil {
+		t.Error("a file system of nothing")
+	}
+}
+
+func TestLogBytes(t *testing.T) {
+	m, r := newMachine(t)
+	path := filepath.Join(m.dir, "logs/0.log")
+	if _, err := r.LogBytes(path); err == nil {
+		t.Error("a log that is not there")
+	}
+	m.write("logs/0.log", strings.Repeat("x", 10000))
+	one, err := r.LogBytes(path)
+	if err != nil || one < 10000 || one > 64<<10 {
+		t.Errorf("%d, %v", one, err)
+	}
+	m.write("logs/0.log.20260101-000000", strings.Repeat("x", 10000))
+	m.write("logs/1.log", strings.Repeat("x", 100000)) // another life's
+	if two, err := r.LogBytes(path); err != nil || two != 2*one {
+		t.Errorf("with a rotated file %d, %d without; %v", two, one, err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"testing"
 	"time"
@@ -51,6 +52,7 @@ const mib = 1 << 20
 func TestStats(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
+		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid // as the kubelet names it
 		pod := n.runPod(t, cfg)
 		t.Run("CPU", func(t *testing.T) { statsOfCPU(t, n, pod, cfg) })
 		t.Run("memory", func(t *testing.T) { statsOfMemory(t, n, pod, cfg) })
@@ -69,19 +71,63 @@ func TestStats(t *testing.T) {
 	})
 }
 
-// statsOfCPU burns a third of a core, which even a busy machine has to give.
+// kernel reads a file of a container's control group: of cgroup v1 (controller/file) or of v2.
+func (n *node) kernel(t *testing.T, id, v1, v2 string) string {
+	t.Helper()
+	controller, file := path.Split(v1)
+	return n.run(t, "sh", "-c", fmt.Sprintf(`if [ -e /sys/fs/cgroup/cgroup.controllers ]; then f=%s; else c=%s f=%s; fi; cat $(find /sys/fs/cgroup/$c -type d -name '*%s*')/$f`, v2, controller, file, id))
+}
+
+// cpuTime is what the kernel says that a container has used, in nanoseconds.
+func (n *node) cpuTime(t *testing.T, id string) uint64 {
+	t.Helper()
+	out := n.kernel(t, id, "cpuacct/cpuacct.usage", "cpu.stat")
+	if _, err := fmt.Sscanf(out, "usage_usec %d", new(uint64)); err == nil {
+		var usec uint64
+		_, _ = fmt.Sscanf(out, "usage_usec %d", &usec)
+		return usec * 1000
+	}
+	var ns uint64
+	if _, err := fmt.Sscan(out, &ns); err != nil {
+		t.Fatalf("%q: %v", out, err)
+	}
+	return ns
+}
+
+// statsOfCPU burns a core, or as much of one as a busy machine gives: what is told lies between two looks at the kernel's own figure, and the use of
+// cores is that of the time between two readings.
 func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	cc := n.containerConfig(sh("while :; do :; done"))
-	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 30000, CpuQuota: 10000}
+	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 100000}
 	id := n.startConfig(t, pod, cfg, cc)
 	first := n.stats(t, id).Cpu
-	var last *runtimeapi.CpuUsage
-	eventually(t, "three seconds pass", func() bool { last = n.stats(t, id).Cpu; return last.Timestamp-first.Timestamp > int64(3*time.Second) })
-	took := uint64(last.Timestamp - first.Timestamp)
-	near(t, "CPU time", &runtimeapi.UInt64Value{Value: last.UsageCoreNanoSeconds.Value - first.UsageCoreNanoSeconds.Value}, took/3, 15)
-	near(t, "cores", last.UsageNanoCores, 333333333, 25)
+	var before, after, cores uint64
+	last := first
+	eventually(t, "three seconds of CPU are used", func() bool {
+		before = n.cpuTime(t, id)
+		last = n.stats(t, id).Cpu
+		after = n.cpuTime(t, id)
+		if took := last.Timestamp - first.Timestamp; took >= int64(time.Second) { // as often as the use of cores is told anew
+			cores = uint64(float64(last.UsageCoreNanoSeconds.Value-first.UsageCoreNanoSeconds.Value) / (float64(took) / 1e9))
+			first = last
+		}
+		return before > 3e9
+	})
+	if u := last.UsageCoreNanoSeconds.GetValue(); u < before || u > after {
+		t.Errorf("CPU time %d, the kernel says %d and then %d", u, before, after)
+	}
+	near(t, "cores", last.UsageNanoCores, cores, 1)
 	if p := n.podStats(t, pod).Cpu.UsageCoreNanoSeconds.GetValue(); p < last.UsageCoreNanoSeconds.Value {
 		t.Errorf("the pod used %d, less than its container with %d", p, last.UsageCoreNanoSeconds.Value)
+	}
+	before = n.cpuTime(t, id)
+	m := n.metrics(t, pod, id)
+	after = n.cpuTime(t, id)
+	if s := m.one(t, "container_cpu_usage_seconds_total"); s < before/1e9 || s > after/1e9 {
+		t.Errorf("container_cpu_usage_seconds_total is %d, the kernel says %d and then %d ns", s, before, after)
+	}
+	if s, periods := m.one(t, "container_cpu_user_seconds_total"), m.one(t, "container_cpu_cfs_periods_total"); s == 0 || s > after/1e9 || periods < 10 || m.one(t, "container_spec_cpu_quota") != 100000 {
+		t.Errorf("%d s outside the kernel, %d periods of the quota", s, periods)
 	}
 	n.stop(t, id, 0)
 	if s := n.stats(t, id); s.Attributes.GetId() != id || s.Cpu != nil {
@@ -103,19 +149,19 @@ func uncached(t *testing.T, file string, size int) {
 	}
 }
 
-// statsOfMemory holds 50 MiB, and reads a file of 200 MiB, which is page cache and no working set: in large pieces, since the kernel counts what
+// statsOfMemory holds 100 MiB, and reads a file of 200 MiB, which is page cache and no working set: in large pieces, since the kernel counts what
 // is read twice as used.
 func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	dir := n.tempDir(t)
 	uncached(t, filepath.Join(dir, "file"), 200*mib)
-	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; x=$(dd if=/dev/zero bs=1M count=50 2>/dev/null | tr '\0' x); echo held; sleep 1000`))
+	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; x=$(dd if=/dev/zero bs=1M count=100 2>/dev/null | tr '\0' x); echo held; sleep 1000`))
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/data", Readonly: true}}
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 30}
 	id := n.startConfig(t, pod, cfg, cc)
 	var m *runtimeapi.MemoryUsage
 	held := func() bool {
 		m = n.stats(t, id).Memory
-		return m.RssBytes.GetValue() >= 50*mib && m.UsageBytes.GetValue() >= 250*mib
+		return m.RssBytes.GetValue() >= 100*mib && m.UsageBytes.GetValue() >= 300*mib
 	}
 	if !within(30*time.Second, held) {
 		t.Fatalf("memory: %v", m)
@@ -124,12 +170,24 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 		t.Errorf("working set: %v", m)
 	}
 	near(t, "available", m.AvailableBytes, 1<<30-m.WorkingSetBytes.Value, 1)
-	if m.PageFaults.GetValue() < 50*mib/4096 {
+	if m.PageFaults.GetValue() < 100*mib/4096 {
 		t.Errorf("page faults: %v", m)
 	}
 	if p := n.podStats(t, pod).Memory; p.RssBytes.GetValue() < m.RssBytes.Value {
 		t.Errorf("the pod: %v, its container: %v", p, m)
 	}
+	x := n.metrics(t, pod, id)
+	for name, want := range map[string]uint64{
+		"container_memory_working_set_bytes": m.WorkingSetBytes.Value, "container_memory_rss": m.RssBytes.Value, "container_memory_usage_bytes": m.UsageBytes.Value,
+		"container_memory_cache": m.UsageBytes.Value - m.RssBytes.Value, "container_spec_memory_limit_bytes": 1 << 30,
+	} {
+		near(t, name, &runtimeapi.UInt64Value{Value: x.one(t, name)}, want, 5)
+	}
+	var kernel uint64
+	if _, err := fmt.Sscan(n.kernel(t, id, "memory/memory.usage_in_bytes", "memory.current"), &kernel); err != nil {
+		t.Fatal(err)
+	}
+	near(t, "usage beside the kernel's", &runtimeapi.UInt64Value{Value: x.one(t, "container_memory_usage_bytes")}, kernel, 5)
 	n.stop(t, id, 0)
 }
 
@@ -140,6 +198,10 @@ func statsOfProcesses(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSand
 	var got uint64
 	if !within(20*time.Second, func() bool { got = n.podStats(t, pod).Process.ProcessCount.GetValue(); return got == want }) {
 		t.Errorf("%d processes, want %d", got, want)
+	}
+	m := n.metrics(t, pod, id)
+	if p, threads, files := m.one(t, "container_processes"), m.one(t, "container_threads"), m.one(t, "container_file_descriptors"); p != 51 || threads != 51 || files < 51*3 {
+		t.Errorf("%d processes, %d threads, %d descriptors", p, threads, files)
 	}
 	n.stop(t, id, 0)
 }
@@ -161,10 +223,15 @@ func statsOfLayer(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxC
 	if err != nil || fs.ContainerFilesystems[0].FsId.GetMountpoint() != w.FsId.GetMountpoint() {
 		t.Errorf("file system %v, ImageFsInfo says %v, %v", w.FsId, fs, err)
 	}
+	m := n.metrics(t, pod, id)
+	near(t, "container_fs_usage_bytes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")}, w.UsedBytes.Value, 5)
+	if m.one(t, "container_fs_limit_bytes") <= w.UsedBytes.Value || m.one(t, "container_fs_inodes_total") < w.InodesUsed.Value {
+		t.Errorf("the file system is smaller than what is on it: %v", m)
+	}
 	n.stop(t, id, 0)
 }
 
-// statsOfNetwork sends 10 MiB from the node to the pod, which are headers more.
+// statsOfNetwork sends 10 MiB from the node to the pod and as many back, which are headers more.
 func statsOfNetwork(t *testing.T, n *node, pod string) {
 	before := n.podStats(t, pod).Network.GetDefaultInterface()
 	if before.GetName() != "eth0" {
@@ -178,6 +245,7 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 	go func() {
 		if conn, err := l.Accept(); err == nil {
 			_, _ = io.Copy(io.Discard, conn)
+			_, _ = conn.Write(make([]byte, 10*mib))
 			conn.Close()
 		}
 	}()
@@ -190,11 +258,18 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 		t.Fatal(err)
 	}
 	_ = conn.(*net.TCPConn).CloseWrite()
-	_, _ = io.Copy(io.Discard, conn) // until the pod has read all
+	if got, err := io.Copy(io.Discard, conn); got != 10*mib || err != nil {
+		t.Fatalf("%d bytes came back, %v", got, err)
+	}
 	after := n.podStats(t, pod).Network.GetDefaultInterface()
 	near(t, "received", &runtimeapi.UInt64Value{Value: after.RxBytes.Value - before.RxBytes.Value}, 10*mib, 10)
-	if after.TxBytes.Value <= before.TxBytes.Value || after.RxErrors.GetValue() != 0 {
+	near(t, "sent", &runtimeapi.UInt64Value{Value: after.TxBytes.Value - before.TxBytes.Value}, 10*mib, 10)
+	if after.RxErrors.GetValue() != 0 {
 		t.Errorf("after: %v", after)
+	}
+	m := n.metrics(t, pod, "")
+	if rx, packets := m.one(t, "container_network_receive_bytes_total"), m.one(t, "container_network_receive_packets_total"); rx < after.RxBytes.Value || packets < 100 || packets > rx/50 {
+		t.Errorf("%d bytes in %d packets", rx, packets)
 	}
 }
 

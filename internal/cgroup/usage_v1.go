@@ -1,0 +1,147 @@
+package cgroup
+
+import "time"
+
+// unlimited is from where on a limit of cgroup v1 means none: the kernel shows the largest number of whole pages.
+const unlimited = 1 << 62
+
+// tick is the unit of cpuacct.stat, USER_HZ, which is 100 on every architecture that Docker runs on.
+const tick = uint64(10 * time.Millisecond)
+
+// readV1 reads the controllers of cgroup v1 (Documentation/admin-guide/cgroup-v1).
+func (g *Group) readV1(d *Details, all bool) error {
+	var err error
+	if d.CPU, err = g.number(cpuacctUsage); err != nil {
+		return err
+	}
+	if d.Memory.Usage, err = g.number(memoryUsage); err != nil {
+		return err
+	}
+	if err := g.memoryStatV1(d); err != nil {
+		return err
+	}
+	if !all {
+		return nil
+	}
+	// What follows is left out where the kernel lacks it.
+	_ = g.table(cpuacctStat, func(name []byte, n uint64) {
+		switch string(name) {
+		case "user":
+			d.User = n * tick
+		case "system":
+			d.System = n * tick
+		}
+	})
+	_ = g.table(cpuStat1, func(name []byte, n uint64) {
+		switch string(name) {
+		case "nr_periods":
+			d.Throttling = &Throttling{Periods: n}
+		case "nr_throttled":
+			d.Throttling.Throttled = n
+		case "throttled_time":
+			d.Throttling.Time = n
+		}
+	})
+	d.KernelMemory, d.MaxUsage, d.LimitHits = g.told(kmemUsage), g.told(memoryMaxUsage), g.told(memoryFailcnt)
+	_ = g.table(memoryOOMControl, func(name []byte, n uint64) {
+		if string(name) == "oom_kill" {
+			d.OOMKills = some(n)
+		}
+	})
+	d.Threads, d.MaxThreads = g.told(pidsCurrent1), g.told(pidsMax1)
+	g.blkio(d, blkioBytes, func(x *Device) (read, write *uint64) { return &x.ReadBytes, &x.WriteBytes })
+	g.blkio(d, blkioOperations, func(x *Device) (read, write *uint64) { return &x.Reads, &x.Writes })
+	return nil
+}
+
+// memoryStatV1 reads memory.stat, whose names with total_ include the groups below.
+func (g *Group) memoryStatV1(d *Details) error {
+	m, known := &d.Memory, false
+	var swap *uint64
+	var memorySwap uint64
+	err := g.table(memoryStat1, func(name []byte, n uint64) {
+		switch string(name) {
+		case "total_cache":
+			m.Cache = n
+		case "total_rss":
+			m.RSS, known = n, true
+		case "total_mapped_file":
+			m.MappedFile = n
+		case "total_active_file":
+			m.ActiveFile = n
+		case "total_inactive_file":
+			m.InactiveFile = n
+		case "pgfault":
+			d.OwnFaults = n
+		case "pgmajfault":
+			d.OwnMajorFaults = n
+		case "total_pgfault":
+			m.Faults = n
+		case "total_pgmajfault":
+			m.MajorFaults = n
+		case "hierarchical_memory_limit":
+			if n > 0 && n < unlimited {
+				m.Limit = some(n)
+			}
+		case "hierarchical_memsw_limit":
+			memorySwap = n
+		case "total_swap": // with swap accounting only
+			swap = some(n)
+		}
+	})
+	if err == nil && !known {
+		err = notTold(memoryStat1)
+	}
+	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
+	if swap != nil {
+		d.Swap = &Swap{Usage: *swap}
+		if memorySwap > 0 && memorySwap < unlimited && m.Limit != nil {
+			most := memorySwap - min(memorySwap, *m.Limit)
+			d.Swap.Limit = &most
+		}
+	}
+	return err
+}
+
+// blkio reads a file with lines like "8:0 Read 4096", and a total at the end.
+func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *uint64)) {
+	b, err := g.content(f)
+	if err != nil {
+		return
+	}
+	for len(b) > 0 {
+		var line []byte
+		line, b = cut(b, '\n')
+		device, rest := cut(line, ' ')
+		operation, value := cut(rest, ' ')
+		n, err := parse(value)
+		x := d.device(device)
+		if err != nil || x == nil {
+			continue
+		}
+		read, write := counters(x)
+		switch string(operation) {
+		case "Read":
+			*read = n
+		case "Write":
+			*write = n
+		}
+	}
+}
+
+// device is the counters of a device that stands as "8:0", made if there are none; nil for what is no device.
+func (d *Details) device(name []byte) *Device {
+	a, b := cut(name, ':')
+	major, err := parse(a)
+	minor, err2 := parse(b)
+	if err != nil || err2 != nil {
+		return nil
+	}
+	for i := range d.Devices {
+		if x := &d.Devices[i]; x.Major == uint32(major) && x.Minor == uint32(minor) {
+			return x
+		}
+	}
+	d.Devices = append(d.Devices, Device{Major: uint32(major), Minor: uint32(minor)})
+	return &d.Devices[len(d.Devices)-1]
+}

@@ -1,0 +1,126 @@
+package cgroup
+
+import "time"
+
+// usec is the unit of cpu.stat.
+const usec = uint64(time.Microsecond)
+
+// readV2 reads cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
+func (g *Group) readV2(d *Details, all bool) error {
+	if err := g.cpuStat(d); err != nil {
+		return err
+	}
+	var err error
+	if d.Memory.Usage, err = g.number(memoryCurrent); err != nil {
+		return err
+	}
+	if err := g.memoryStat(d); err != nil {
+		return err
+	}
+	d.Memory.Limit = g.told(memoryMax)
+	if swap := g.told(swapCurrent); swap != nil {
+		d.Swap = &Swap{Usage: *swap, Limit: g.told(swapMax)}
+	}
+	if !all {
+		return nil
+	}
+	// What follows is left out where the kernel lacks it.
+	d.MaxUsage = g.told(memoryPeak)
+	_ = g.table(memoryEvents, func(name []byte, n uint64) {
+		switch string(name) {
+		case "max":
+			d.LimitHits = some(n)
+		case "oom_kill":
+			d.OOMKills = some(n)
+		}
+	})
+	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults
+	d.Threads, d.MaxThreads = g.told(pidsCurrent), g.told(pidsMax)
+	g.ioStat(d)
+	return nil
+}
+
+func (g *Group) cpuStat(d *Details) error {
+	known := false
+	err := g.table(cpuStat, func(name []byte, n uint64) {
+		switch string(name) {
+		case "usage_usec":
+			d.CPU, known = n*usec, true
+		case "user_usec":
+			d.User = n * usec
+		case "system_usec":
+			d.System = n * usec
+		case "nr_periods":
+			d.Throttling = &Throttling{Periods: n}
+		case "nr_throttled":
+			d.Throttling.Throttled = n
+		case "throttled_usec":
+			d.Throttling.Time = n * usec
+		}
+	})
+	if err == nil && !known {
+		err = notTold(cpuStat)
+	}
+	return err
+}
+
+func (g *Group) memoryStat(d *Details) error {
+	m, known := &d.Memory, false
+	err := g.table(memoryStat, func(name []byte, n uint64) {
+		switch string(name) {
+		case "anon":
+			m.RSS, known = n, true
+		case "file":
+			m.Cache = n
+		case "kernel": // since Linux 5.18
+			d.KernelMemory = some(n)
+		case "file_mapped":
+			m.MappedFile = n
+		case "active_file":
+			m.ActiveFile = n
+		case "inactive_file":
+			m.InactiveFile = n
+		case "pgfault":
+			m.Faults = n
+		case "pgmajfault":
+			m.MajorFaults = n
+		}
+	})
+	if err == nil && !known {
+		err = notTold(memoryStat)
+	}
+	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
+	return err
+}
+
+// ioStat reads lines like "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0".
+func (g *Group) ioStat(d *Details) {
+	b, err := g.content(ioStat)
+	if err != nil {
+		return
+	}
+	for len(b) > 0 {
+		var line, field []byte
+		line, b = cut(b, '\n')
+		field, line = cut(line, ' ')
+		if len(line) == 0 {
+			continue // nothing has happened there
+		}
+		x := d.device(field)
+		for x != nil && len(line) > 0 {
+			field, line = cut(line, ' ')
+			name, value := cut(field, '=')
+			n, _ := parse(value)
+			switch string(name) {
+			case "rbytes":
+				x.ReadBytes = n
+			case "wbytes":
+				x.WriteBytes = n
+			case "rios":
+				x.Reads = n
+			case "wios":
+				x.Writes = n
+			}
+		}
+	}
+}

@@ -1,0 +1,238 @@
+package cri
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/imagefs"
+)
+
+// nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a kubelet (ContainerMetrics), but for those of a CRI
+// without a limit of threads, and what it counts as optional.
+var nodeTest = []string{
+	"container_blkio_device_usage_total", "container_cpu_system_seconds_total", "container_cpu_usage_seconds_total", "container_cpu_user_seconds_total",
+	"container_file_descriptors", "container_fs_reads_bytes_total", "container_fs_reads_total", "container_fs_usage_bytes", "container_fs_writes_bytes_total",
+	"container_fs_writes_total", "container_last_seen", "container_memory_cache", "container_memory_failcnt", "container_memory_failures_total",
+	"container_memory_mapped_file", "container_memory_max_usage_bytes", "container_memory_rss", "container_memory_swap", "container_memory_usage_bytes",
+	"container_memory_working_set_bytes", "container_oom_events_total", "container_processes", "container_sockets", "container_spec_cpu_period",
+	"container_spec_cpu_shares", "container_spec_memory_limit_bytes", "container_spec_memory_reservation_limit_bytes", "container_spec_memory_swap_limit_bytes",
+	"container_start_time_seconds", "container_threads", "container_threads_max", "container_ulimits_soft",
+	"container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total",
+	"container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total",
+	"container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total",
+}
+
+// metricsOf are descriptors by name.
+func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescriptor {
+	t.Helper()
+	l, err := s.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]*runtimeapi.MetricDescriptor{}
+	for _, d := range l.Descriptors {
+		if out[d.Name] != nil || d.Help == "" {
+			t.Errorf("%s is there twice, or without a word", d.Name)
+		}
+		out[d.Name] = d
+	}
+	return out
+}
+
+func TestMetricDescriptors(t *testing.T) {
+	s, w := newService(t)
+	w.engine.SetDown(true)
+	eventually(t, func() bool { return !s.View.Engine().Ready })
+	all := descriptors(t, s) // the kubelet asks only once, when it starts
+	for _, name := range nodeTest {
+		if all[name] == nil {
+			t.Errorf("no %s", name)
+		}
+	}
+	if got := all["container_network_receive_bytes_total"].LabelKeys; !slices.Equal(got, []string{"container", "id", "image", "name", "namespace", "pod", "interface"}) {
+		t.Errorf("labels of a network: %v", got)
+	}
+	for _, x := range metrics {
+		if (x.one == nil) == (x.each == nil) || x.each == nil && len(x.labels) > 0 {
+			t.Errorf("%s: has no figure, or labels without values", x.name)
+		}
+	}
+}
+
+// withLayer gives the service a measured writable layer for a container.
+func withLayer(s *Service, id string) {
+	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[string]imagefs.Usage{"/layers/" + id: {Bytes: 50, Inodes: 6}}}}
+}
+
+func TestPodSandboxMetrics(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	id := runContainer(t, s, pod, cfg)
+	withLayer(s, id)
+	l, err := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil || len(l.PodMetrics) != 1 || l.PodMetrics[0].PodSandboxId != pod || len(l.PodMetrics[0].ContainerMetrics) != 1 || l.PodMetrics[0].ContainerMetrics[0].ContainerId != id {
+		t.Fatalf("%v, %v", l, err)
+	}
+	known := descriptors(t, s)
+	p := l.PodMetrics[0]
+	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
+		if d := known[m.Name]; d == nil || len(d.LabelKeys) != len(m.LabelValues) {
+			t.Errorf("%v does not fit its descriptor %v", m, d)
+		}
+	}
+	sb, c := s.View.Sandboxes()[0], s.View.Containers()[0]
+	whole := []string{"", "/kubepods/pod", "", "", "default", cfg.Metadata.Name}
+	network := []string{"POD", "/kubepods/pod/" + pod, sb.Image, sb.Name, "default", cfg.Metadata.Name}
+	own := []string{"main", "/kubepods/pod/" + id, testImage, c.Name, "default", cfg.Metadata.Name}
+	counter, gauge := runtimeapi.MetricType_COUNTER, runtimeapi.MetricType_GAUGE
+	for _, want := range []struct {
+		in     []*runtimeapi.Metric
+		name   string
+		kind   runtimeapi.MetricType
+		value  uint64
+		at     int64
+		labels []string
+	}{
+		{p.Metrics, "container_cpu_usage_seconds_total", counter, 2, 0, append(slices.Clone(whole), "total")},
+		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0, append(slices.Clone(network), "eth0")},
+		{p.Metrics, "container_network_transmit_packets_total", counter, 0, 0, append(slices.Clone(network), "net1")},
+		{p.ContainerMetrics[0].Metrics, "container_memory_working_set_bytes", gauge, 200, 0, own},
+		{p.ContainerMetrics[0].Metrics, "container_cpu_user_seconds_total", counter, 1, 0, own},
+		{p.ContainerMetrics[0].Metrics, "container_cpu_cfs_throttled_seconds_total", counter, 2, 0, own},
+		{p.ContainerMetrics[0].Metrics, "container_memory_failures_total", counter, 6, 0, append(slices.Clone(own), "pgfault", "container")},
+		{p.ContainerMetrics[0].Metrics, "container_blkio_device_usage_total", counter, 8192, 0, append(slices.Clone(own), "/dev/8-0", "8", "0", "Write")},
+		{p.ContainerMetrics[0].Metrics, "container_hugetlb_failcnt", counter, 1, 0, append(slices.Clone(own), "2MB")},
+		{p.ContainerMetrics[0].Metrics, "container_fs_usage_bytes", gauge, 50, time.Unix(2, 0).UnixNano(), append(slices.Clone(own), "/dev/sda1")},
+		{p.ContainerMetrics[0].Metrics, "container_log_usage_bytes", gauge, 4096, 0, own},
+		{p.ContainerMetrics[0].Metrics, "container_sockets", gauge, 4, 0, own},
+	} {
+		m := &runtimeapi.Metric{Name: want.name, MetricType: want.kind, Timestamp: want.at, LabelValues: want.labels, Value: value(want.value)}
+		if !slices.ContainsFunc(want.in, func(got *runtimeapi.Metric) bool { return cmp.Diff(m, got, protocmp.Transform()) == "" }) {
+			t.Errorf("no %v", m)
+		}
+	}
+	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
+		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_threads_max", "container_hugetlb_max_usage_bytes", "container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
+			t.Errorf("the kernel has not told this: %v", m)
+		}
+	}
+	var fractions []float64
+	s.Samples(func(x Sample) {
+		if metrics[x.Descriptor].name == "container_cpu_usage_seconds_total" {
+			fractions = append(fractions, x.Value)
+		}
+	})
+	if !slices.Equal(fractions, []float64{2.5, 2.5}) {
+		t.Errorf("seconds of the pod and the container: %v", fractions)
+	}
+}
+
+// TestMetricsOfWhatEnds: a pod whose pause has ended goes on in its container's place; one that has ended has no figures; what is removed is forgotten.
+func TestMetricsOfWhatEnds(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	id := runContainer(t, s, pod, cfg)
+	list := func() []*runtimeapi.PodSandboxMetrics {
+		l, err := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+		if err != nil {
+			t.Error(err)
+		}
+		return l.GetPodMetrics()
+	}
+	w.engine.End(pod, 0)
+	eventually(t, func() bool {
+		l := list()
+		return len(l) == 1 && slices.ContainsFunc(l[0].Metrics, func(m *runtimeapi.Metric) bool {
+			return m.Name == "container_network_receive_bytes_total" && m.LabelValues[1] == "/kubepods/pod/"+id
+		})
+	})
+	w.setFault(func(step string) error {
+		if step == "stats" {
+			return errBroken
+		}
+		return nil
+	})
+	if l := list(); len(l) != 1 || len(l[0].ContainerMetrics) != 0 {
+		t.Errorf("of what cannot be read: %v", l)
+	}
+	w.setFault(nil)
+	w.engine.End(id, 0)
+	eventually(t, func() bool { return len(list()) == 0 })
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(w, w.forgotten); len(got) != 2 || !slices.Contains(got, pod) || !slices.Contains(got, id) {
+		t.Errorf("forgotten: %v", got)
+	}
+}
+
+// metricsStream takes what StreamPodSandboxMetrics sends.
+type metricsStream struct {
+	runtimeapi.RuntimeService_StreamPodSandboxMetricsServer
+	ctx   context.Context //nolint:containedctx // as gRPC's streams have it
+	pages int
+	seen  []string
+}
+
+func (s *metricsStream) Context() context.Context { return s.ctx }
+
+func (s *metricsStream) Send(r *runtimeapi.StreamPodSandboxMetricsResponse) error {
+	s.pages++
+	for _, p := range r.PodSandboxMetrics {
+		s.seen = append(s.seen, p.PodSandboxId)
+	}
+	return nil
+}
+
+// TestNoStatsAskTheEngine: none of the calls for figures, whatever it finds, makes the engine do anything.
+func TestNoStatsAskTheEngine(t *testing.T) {
+	s, w := newService(t)
+	var pods []string
+	for range 100 {
+		cfg := w.pod()
+		pod := runPod(t, s, cfg)
+		runContainer(t, s, pod, cfg)
+		pods = append(pods, pod)
+	}
+	id := s.View.Containers()[0].ID
+	withLayer(s, id)
+	var asked []string
+	w.setFault(func(step string) error {
+		if step != "stats" {
+			asked = append(asked, step)
+		}
+		return nil
+	})
+	out := &metricsStream{ctx: t.Context()}
+	_, err1 := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	_, err2 := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+	_, err3 := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pods[0]})
+	_, err4 := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+	_, err5 := s.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+	_, err6 := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	err7 := s.StreamPodSandboxMetrics(&runtimeapi.StreamPodSandboxMetricsRequest{}, out)
+	samples := 0
+	s.Samples(func(Sample) { samples++ })
+	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
+		if err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	w.setFault(nil)
+	if len(asked) != 0 || samples < 100*30 {
+		t.Errorf("the engine was asked for %v; %d samples", asked, samples)
+	}
+	slices.Sort(pods)
+	slices.Sort(out.seen)
+	if !slices.Equal(pods, out.seen) || out.pages < 2 {
+		t.Errorf("%d pods streamed in %d pages, want %d in more than one", len(out.seen), out.pages, len(pods))
+	}
+}

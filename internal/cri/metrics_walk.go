@@ -1,0 +1,68 @@
+package cri
+
+import (
+	"iter"
+	"slices"
+	"time"
+)
+
+// MetricDescriptor describes one of the metrics of containers and pods.
+type MetricDescriptor struct {
+	Name, Help string
+	Labels     []string
+	Gauge      bool // a counter else
+}
+
+// Sample is one figure: that of a descriptor with the values of its labels.
+type Sample struct {
+	Descriptor  int // which one of Metrics, from 0
+	Value       float64
+	LabelValues []string
+	At          time.Time // when it was measured; zero for now
+}
+
+// Metrics are the descriptors of all metrics of containers and pods, always the same and in the same order.
+func Metrics() iter.Seq[MetricDescriptor] {
+	return func(yield func(MetricDescriptor) bool) {
+		for _, x := range metrics {
+			if !yield(MetricDescriptor{Name: x.name, Help: x.help, Labels: slices.Concat(metricLabels, x.labels), Gauge: x.gauge}) {
+				return
+			}
+		}
+	}
+}
+
+// Samples reads the metrics of everything that runs, for those who do not ask through the CRI. There are none while the engine is down.
+func (s *Service) Samples(put func(Sample)) {
+	host, err := s.host()
+	if err != nil {
+		return
+	}
+	now, layers := time.Now(), s.fsLayers(host)
+	for _, p := range s.runningPods(s.View.Sandboxes()) {
+		all := s.measurePod(p, now)
+		for _, c := range p.containers {
+			if m := s.measureContainer(p.Sandbox, c, layers, now); m != nil {
+				all = append(all, m)
+			}
+		}
+		for _, m := range all {
+			m.samples(func(i int, value uint64, labels []string) { put(m.sample(i, value, labels)) })
+		}
+	}
+}
+
+func (m *measured) sample(i int, value uint64, labels []string) Sample {
+	x := &metrics[i]
+	out := Sample{Descriptor: i, Value: float64(value), LabelValues: m.labels}
+	if x.nanos {
+		out.Value /= float64(time.Second)
+	}
+	if len(labels) > 0 {
+		out.LabelValues = slices.Concat(m.labels, labels)
+	}
+	if x.measuredBefore {
+		out.At = m.layer.at
+	}
+	return out
+}

@@ -1,0 +1,136 @@
+package stats
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// WritableLayer is the directory of a container's writable layer: the upper directory of the overlay that is its process's root, beneath base if
+// Docker mounted it by a relative path; "" if its root is none.
+func (r *Reader) WritableLayer(id string, pid int, base string) string {
+	k := key{id: id}
+	if _, err := r.group(k, pid); err != nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.track(k)
+	if t.upper == nil {
+		upper := r.upperDir(pid)
+		if upper != "" && !filepath.IsAbs(upper) {
+			upper = filepath.Join(base, upper)
+		}
+		t.upper = &upper
+	}
+	return *t.upper
+}
+
+// upperDir reads the root's mount (proc_pid_mountinfo(5)).
+func (r *Reader) upperDir(pid int) string {
+	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "mountinfo"))
+	if err != nil {
+		return ""
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
+		mount, rest, _ := strings.Cut(lines.Text(), " - ")
+		f := strings.Fields(mount)
+		if len(f) < 5 || f[4] != "/" || !strings.HasPrefix(rest, "overlay ") {
+			continue
+		}
+		_, upper, _ := strings.Cut(rest, ",upperdir=")
+		upper, _, _ = strings.Cut(upper, ",")
+		return upper
+	}
+	return ""
+}
+
+// FileSystem is what a file system can hold.
+type FileSystem struct {
+	Device     string // "/dev/sda1", "" if it is on no disk of this machine's
+	Bytes      uint64
+	Inodes     uint64
+	InodesFree uint64
+}
+
+// FileSystem is that of a directory (statfs(2)).
+func (r *Reader) FileSystem(dir string) (FileSystem, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return FileSystem{}, fmt.Errorf("file system of %s: %w", dir, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return FileSystem{}, fmt.Errorf("file system of %s: %w", dir, err)
+	}
+	return FileSystem{Device: r.Device(unix.Major(st.Dev), unix.Minor(st.Dev)), Bytes: s.Blocks * uint64(s.Bsize), Inodes: s.Files, InodesFree: s.Ffree}, nil
+}
+
+// Device is the name of a block device ("/dev/sda"), "" if it is none of this machine's.
+func (r *Reader) Device(major, minor uint32) string { return r.disks.name(major, minor) }
+
+// blocks is the unit of st_blocks, in bytes.
+const blocks = 512
+
+// LogBytes is what a container's log takes on disk: the file at its path, and those that the kubelet has rotated beside it.
+func (r *Reader) LogBytes(path string) (uint64, error) {
+	dir, base := filepath.Split(path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("log %s: %w", path, err)
+	}
+	var sum uint64
+	for _, e := range entries {
+		if e.Name() != base && !strings.HasPrefix(e.Name(), base+".") {
+			continue
+		}
+		var st unix.Stat_t // of what a link leads to, with json-file
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+			sum += uint64(st.Blocks) * blocks
+		}
+	}
+	return sum, nil
+}
+
+// disks are the names of block devices (/proc/partitions).
+type disks struct {
+	file string
+
+	mu    sync.Mutex // guards the rest
+	names map[[2]uint32]string
+	read  time.Time
+}
+
+// disksAgain is how long a device that is not known is taken for none.
+const disksAgain = time.Minute
+
+func (d *disks) name(major, minor uint32) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	name, known := d.names[[2]uint32{major, minor}]
+	if known || time.Since(d.read) < disksAgain {
+		return name
+	}
+	d.read, d.names = time.Now(), map[[2]uint32]string{}
+	b, _ := os.ReadFile(d.file) // without it devices have no names
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line) // major minor #blocks name
+		if len(f) != 4 {
+			continue
+		}
+		a, err := strconv.ParseUint(f[0], 10, 32)
+		c, err2 := strconv.ParseUint(f[1], 10, 32)
+		if err == nil && err2 == nil {
+			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + f[3]
+		}
+	}
+	return d.names[[2]uint32{major, minor}]
+}

@@ -1,0 +1,255 @@
+package conformance
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// criMetrics are the metrics of a container, or of a pod as a whole.
+type criMetrics []*runtimeapi.Metric
+
+// one is the value of a metric that is there once: of eth0, if it has interfaces.
+func (m criMetrics) one(t *testing.T, name string) uint64 {
+	t.Helper()
+	var found []*runtimeapi.Metric
+	for _, x := range m {
+		if x.Name == name && (!strings.HasPrefix(name, "container_network_") || slices.Contains(x.LabelValues, "eth0")) {
+			found = append(found, x)
+		}
+	}
+	if len(found) != 1 {
+		t.Errorf("%s is there %d times", name, len(found))
+		return 0
+	}
+	return found[0].Value.GetValue()
+}
+
+// metrics are those of a container, or with "" those of the pod as a whole.
+func (n *node) metrics(t *testing.T, pod, container string) criMetrics {
+	t.Helper()
+	l, err := n.Runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.PodMetrics {
+		if p.PodSandboxId != pod {
+			continue
+		}
+		if container == "" {
+			return p.Metrics
+		}
+		for _, c := range p.ContainerMetrics {
+			if c.ContainerId == container {
+				return c.Metrics
+			}
+		}
+	}
+	t.Fatalf("no metrics of pod %s, container %q", pod, container)
+	return nil
+}
+
+// TestMetrics: each metric fits its descriptor, all of one pod are there in the list, in the stream and on the daemon's own page, and a pod whose pause
+// is killed goes on being told of while its container runs.
+func TestMetrics(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
+		pod := n.runPod(t, cfg)
+		cc := n.containerConfig(sh("echo a line; sleep 1000"))
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 64 * mib}
+		id := n.startConfig(t, pod, cfg, cc)
+		eventually(t, "the writable layer is measured", func() bool { return n.stats(t, id).WritableLayer != nil })
+		own, whole := n.metrics(t, pod, id), n.metrics(t, pod, "")
+		metricsAreDescribed(t, n, append(slices.Clone(own), whole...))
+		metricsHaveLabels(t, n, cfg, pod, id, own, whole)
+		if own.one(t, "container_spec_cpu_shares") != 512 || own.one(t, "container_log_usage_bytes") == 0 || own.one(t, "container_oom_events_total") != 0 {
+			t.Errorf("%v", own)
+		}
+		if s := own.one(t, "container_start_time_seconds"); s+60 < uint64(time.Now().Unix()) || s > uint64(time.Now().Unix()) {
+			t.Errorf("started at %d", s)
+		}
+		if strings.Contains(n.run(t, "sh", "-c", "cat /sys/fs/cgroup/cpu.pressure /sys/fs/cgroup/unified/cpu.pressure 2>/dev/null; true"), "some avg10") {
+			own.one(t, "container_pressure_cpu_waiting_seconds_total")
+			if psi := n.stats(t, id).Cpu.Psi; psi.GetSome() == nil {
+				t.Error("no pressure, which this kernel tells")
+			}
+		}
+		var streamed []string
+		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxMetricsResponse], error) {
+			return n.Runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
+		}) {
+			for _, p := range m.PodSandboxMetrics {
+				streamed = append(streamed, p.PodSandboxId)
+			}
+		}
+		if !slices.Equal(streamed, []string{pod}) {
+			t.Errorf("streamed: %v", streamed)
+		}
+		metricsWithoutPause(t, n, pod, whole)
+	})
+}
+
+// metricsAreDescribed: each fits its descriptor and is on the daemon's own page.
+func metricsAreDescribed(t *testing.T, n *node, all criMetrics) {
+	t.Helper()
+	d, err := n.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string][]string{}
+	for _, x := range d.Descriptors {
+		keys[x.Name] = x.LabelKeys
+	}
+	page := n.Metrics(t)
+	for _, m := range all {
+		labels := keys[m.Name]
+		if len(labels) != len(m.LabelValues) || len(labels) == 0 {
+			t.Fatalf("%v, its labels are %v", m, labels)
+		}
+		var series []string
+		for i, key := range labels {
+			series = append(series, fmt.Sprintf("%s=%q", key, m.LabelValues[i]))
+		}
+		slices.Sort(series) // as Prometheus does
+		if line := m.Name + "{" + strings.Join(series, ",") + "} "; !strings.Contains(page, line) {
+			t.Errorf("not on the daemon's page: %s", line)
+		}
+	}
+}
+
+// metricsHaveLabels compares container, id, image, name, namespace and pod with what cAdvisor has with Docker.
+func metricsHaveLabels(t *testing.T, n *node, cfg *runtimeapi.PodSandboxConfig, pod, id string, own, whole criMetrics) {
+	t.Helper()
+	path := n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
+	for _, m := range own {
+		if l := m.LabelValues; l[0] != "main" || l[1] != path+"/"+id || l[2] != n.image || !strings.HasPrefix(l[3], "k8s_main_"+cfg.Metadata.Name) {
+			t.Errorf("%s: labels %v", m.Name, l)
+		}
+	}
+	for _, m := range whole {
+		network := strings.HasPrefix(m.Name, "container_network_") || m.Name == "container_start_time_seconds"
+		if l := m.LabelValues; network && (l[0] != "POD" || l[1] != path+"/"+pod || l[2] == "" || !strings.HasPrefix(l[3], "k8s_POD_")) {
+			t.Errorf("%s: labels %v", m.Name, l)
+		} else if !network && m.Name != "container_last_seen" && (l[0] != "" || l[1] != path || l[2] != "" || l[3] != "") {
+			t.Errorf("%s: labels %v", m.Name, l)
+		}
+	}
+	for _, m := range append(slices.Clone(own), whole...) {
+		if !slices.Equal(m.LabelValues[4:6], []string{cfg.Metadata.Namespace, cfg.Metadata.Name}) {
+			t.Errorf("%s is of the pod %v", m.Name, m.LabelValues[4:6])
+		}
+	}
+}
+
+// metricsWithoutPause kills the pause: the container runs on, in the pod's network.
+func metricsWithoutPause(t *testing.T, n *node, pod string, whole criMetrics) {
+	t.Helper()
+	n.docker(t, "kill", pod)
+	eventually(t, "the pod is not ready", func() bool {
+		return n.podStatus(t, pod).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	})
+	rx := whole.one(t, "container_network_receive_bytes_total")
+	if still := n.metrics(t, pod, "").one(t, "container_network_receive_bytes_total"); still < rx {
+		t.Errorf("%d bytes received with the pause, %d without", rx, still)
+	}
+	if s := n.podStats(t, pod); s.Process.ProcessCount.GetValue() != 1 || s.Network.GetDefaultInterface().GetName() != "eth0" {
+		t.Errorf("a pod whose pause has ended: %v", s)
+	}
+}
+
+// counter is a socket in front of the engine that counts what is asked of it.
+type counter struct {
+	socket string
+	sent   atomic.Int64 // bytes towards the engine
+}
+
+func (n *node) counted(t *testing.T) *counter {
+	t.Helper()
+	c := &counter{socket: filepath.Join(n.own(t).Dir, "counted.sock")}
+	l, err := net.Listen("unix", c.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go c.pass(client, n.own(t).Socket)
+		}
+	}()
+	return c
+}
+
+func (c *counter) pass(client net.Conn, socket string) {
+	defer client.Close()
+	server, err := net.Dial("unix", socket)
+	if err != nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(client, server)
+		client.Close()
+	}()
+	_, _ = io.Copy(server, io.TeeReader(client, c))
+	server.Close()
+}
+
+// Write counts.
+func (c *counter) Write(b []byte) (int, error) {
+	c.sent.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// TestStatsAskTheEngineNothing counts what the daemon sends to the engine while all calls for figures are made again and again.
+func TestStatsAskTheEngineNothing(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		c := n.counted(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+c.socket)
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		id := n.start(t, pod, cfg, sh("sleep 1000"))
+		if c.sent.Load() == 0 {
+			t.Fatal("the daemon has made a pod without the engine: nothing is counted")
+		}
+		ask := func() {
+			_, err1 := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+			_, err2 := n.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+			_, err3 := n.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+			_, err4 := n.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+			_, err5 := n.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+			_, err6 := n.Runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+			for i, err := range []error{err1, err2, err3, err4, err5, err6} {
+				if err != nil {
+					t.Fatalf("call %d: %v", i, err)
+				}
+			}
+			if page := n.Metrics(t); !regexp.MustCompile(`container_memory_rss{[^}]*pod="` + cfg.Metadata.Name).MatchString(page) {
+				t.Fatal("the daemon's page lacks the container")
+			}
+		}
+		// The daemon looks at the engine now and then by itself: one quiet round proves that the calls do not.
+		if !within(20*time.Second, func() bool {
+			before := c.sent.Load()
+			for range 5 {
+				ask()
+			}
+			return c.sent.Load() == before
+		}) {
+			t.Error("the engine is asked for figures")
+		}
+	})
+}
