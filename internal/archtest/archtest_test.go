@@ -41,13 +41,16 @@ var arrows = map[string][]string{
 	"internal/stream":       {"internal/engine"},
 	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
 	"internal/rpc":          {"internal/secret"},
-	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause"},
+	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding", "internal/check/probe"},
 	"internal/takeover":     {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/node", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/stream",
 		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing",
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover", "internal/logs/driver"},
+
+	"internal/check/finding": {},
+	"internal/check/probe":   {"internal/check/finding", "internal/config", "internal/engine", "internal/podnet", "internal/logs/driver"},
 	// Programs and fixtures that are not part of the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
@@ -62,12 +65,12 @@ var restricted = map[string]struct {
 }{
 	"github.com/moby/moby/client":         {[]string{"internal/engine", "internal/engine/enginetest"}, "Docker's verbs are engine's"},
 	"github.com/moby/moby/api":            {[]string{"internal/engine", "internal/engine/enginetest", "internal/spec", "internal/node"}, "only engine, spec and node know Docker's types"},
-	"google.golang.org/grpc":              {[]string{"internal/rpc", "internal/check"}, "only rpc serves gRPC; check is a client"},
+	"google.golang.org/grpc":              {[]string{"internal/rpc", "internal/check", "internal/check/probe"}, "only rpc serves gRPC; check is a client"},
 	"github.com/containernetworking/cni":  {[]string{"internal/podnet"}, "CNI is podnet's"},
 	"k8s.io/cri-streaming":                {[]string{"internal/stream"}, "the streaming server is stream's"},
 	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover", "internal/config"}, "command lines belong to cmd"},
 	"github.com/coreos/go-systemd":        {[]string{"internal/daemon", "internal/rpc"}, "systemd is the daemon's"},
-	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check"}, "codes are mapped once, in rpc"},
+	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check", "internal/check/probe"}, "codes are mapped once, in rpc"},
 	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},
 	"go.opentelemetry.io/otel/exporters":  {[]string{"internal/tracing"}, "where spans go is tracing's"},
 	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver"}, "only Docker's log messages are protobuf beside gRPC"},

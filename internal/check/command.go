@@ -1,5 +1,5 @@
-// Package check is `cri-dockerd check`: it tells an operator what stops a node. In this release it has the self-test (--pod), which runs one
-// pod through the daemon's own socket, from an image made of this very program, so that no registry is needed.
+// Package check is `cri-dockerd check`: it tells an operator what stops a node. Package probe looks, package finding judges, and this one reports.
+// Its self-test (--pod) runs one pod through the daemon's own socket, from an image made of this very program, so that no registry is needed.
 package check
 
 import (
@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cri-dockerd/internal/check/finding"
+	"cri-dockerd/internal/check/probe"
 	"cri-dockerd/internal/config"
 )
 
@@ -21,27 +23,47 @@ const (
 	page        = "It works: this page comes from a pod that cri-dockerd runs on Docker.\n"
 )
 
-// NewCommand is the subcommand check. cfg says where the daemon and Docker listen.
+// NewCommand is the subcommand check. cfg are the daemon's flags, which are check's, too.
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var pod bool
+	var format string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find what stops this node",
-		Long:  "check --pod runs one pod through the daemon's socket: sandbox, container, page, exec, logs, port-forward, removal. It needs no registry.",
-		Args:  cobra.NoArgs,
+		Long: "check looks at the engine, the daemon, the pod network, the kubelet and the machine, and says what stops this node, the cause first, each\n" +
+			"finding with the one line that mends it (docs/check.md). It changes nothing. Flags that are not given are those of the running daemon, or of\n" +
+			"its unit. With --pod it then runs one pod through the daemon's socket: sandbox, container, page, exec, logs, port-forward, removal. It needs\n" +
+			"no registry.\n\nExit code: 0 if nothing stops the node (warnings may remain), 1 if something does, 2 for a mistake on the command line.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != formatText && format != formatJSON {
+				return UsageError{fmt.Errorf("--output %q: use one of %q", format, []string{formatText, formatJSON})}
+			}
+			p := probe.New()
+			found := p.Adopt(cmd.Context(), cfg, cmd.Flags())
+			if err := cfg.Validate(cmd.Flags()); err != nil && found.Given {
+				return UsageError{err}
+			} else if err != nil {
+				found.Error = err.Error()
+			}
+			findings := finding.Judge(p.Gather(cmd.Context(), cfg, found))
+			r := report{out: cmd.OutOrStdout(), format: format}
 			if !pod {
-				return errors.New("give --pod, the self-test, which is all that check has in this release")
+				return r.end(findings)
 			}
-			if err := cfg.Validate(cmd.Flags()); err != nil {
-				return err
-			}
-			return runPod(cmd.Context(), cfg, cmd.OutOrStdout())
+			return r.withPod(findings, func(out io.Writer) error { return runPod(cmd.Context(), found.Endpoint, cfg.DockerEndpoint, out) })
 		},
 	}
-	cmd.Flags().BoolVar(&pod, "pod", false, "run one pod through the daemon and remove it again")
+	cmd.Flags().BoolVar(&pod, "pod", false, "then run one pod through the daemon and remove it again")
+	cmd.Flags().StringVarP(&format, "output", "o", formatText, "text or json")
 	return cmd
 }
+
+// UsageError is a mistake on the command line.
+type UsageError struct{ error }
+
+// ExitCode is the program's for it.
+func (UsageError) ExitCode() int { return 2 }
 
 // NewPageServerCommand is the program inside the self-test's pod: it serves one page and logs a line for each request.
 func NewPageServerCommand() *cobra.Command {

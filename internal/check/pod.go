@@ -22,13 +22,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/gorilla/websocket"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/check/probe"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/pause"
 )
@@ -51,9 +49,9 @@ type podTest struct {
 	podID, containerID, ip string
 }
 
-// runPod runs the self-test and removes what it made, however it ends.
-func runPod(ctx context.Context, cfg *config.Config, out io.Writer) (err error) {
-	t, closeAll, err := newPodTest(cfg)
+// runPod runs the self-test through the daemon at endpoint and removes what it made, however it ends.
+func runPod(ctx context.Context, endpoint, dockerEndpoint string, out io.Writer) (err error) {
+	t, closeAll, err := newPodTest(endpoint, dockerEndpoint)
 	if err != nil {
 		return err
 	}
@@ -68,16 +66,12 @@ func runPod(ctx context.Context, cfg *config.Config, out io.Writer) (err error) 
 	return run(ctx, out, t.steps())
 }
 
-func newPodTest(cfg *config.Config) (*podTest, func(), error) {
-	endpoint := cfg.Endpoint
-	if strings.HasPrefix(endpoint, "fd:") {
-		endpoint = "unix:///var/run/cri-dockerd.sock"
-	}
-	conn, err := grpc.NewClient(strings.Replace(endpoint, "tcp://", "passthrough:///", 1), grpc.WithTransportCredentials(insecure.NewCredentials()))
+func newPodTest(endpoint, dockerEndpoint string) (*podTest, func(), error) {
+	conn, err := probe.Dial(endpoint)
 	if err != nil {
-		return nil, nil, fmt.Errorf("--container-runtime-endpoint %q: %w", cfg.Endpoint, err)
+		return nil, nil, err
 	}
-	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, Log: slog.New(slog.DiscardHandler)})
+	docker, err := engine.New(engine.Config{Endpoint: dockerEndpoint, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
@@ -137,7 +131,7 @@ func (t *podTest) ready(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for _, c := range s.GetStatus().GetConditions() {
-		if !c.Status {
+		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) { // the others are findings
 			return "", fmt.Errorf("%s is false: %s", c.Type, c.Message)
 		}
 	}

@@ -16,6 +16,16 @@ type step struct {
 	do    func(ctx context.Context) (string, error)
 }
 
+// stepError is the end of a run.
+type stepError struct {
+	step step
+	err  error
+}
+
+func (e *stepError) Error() string   { return fmt.Sprintf("%v: %s", errFailed, e.step.name) }
+func (e *stepError) Is(t error) bool { return t == errFailed }
+func (e *stepError) Unwrap() error   { return e.err }
+
 const stepDeadline = 2 * time.Minute
 
 var errFailed = errors.New("check failed")
@@ -28,7 +38,7 @@ func run(ctx context.Context, out io.Writer, steps []step) error {
 		took := time.Since(begin).Round(time.Millisecond)
 		if err != nil {
 			fmt.Fprintf(out, "FAIL %8s  %s\n     %v\n     likely cause: %s\n     mend it: %s\n", took, s.name, err, s.cause, s.mend)
-			return fmt.Errorf("%w: %s", errFailed, s.name)
+			return &stepError{s, err}
 		}
 		fmt.Fprintf(out, "ok   %8s  %s", took, s.name)
 		if said != "" {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,8 +15,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"cri-dockerd/internal/config"
 )
 
 func TestRunEndsAtTheFirstFailure(t *testing.T) {
@@ -83,16 +80,6 @@ func TestStatic(t *testing.T) {
 	}
 	if _, err := static(script); err == nil {
 		t.Error("a script passes for a program")
-	}
-}
-
-func TestWithoutPod(t *testing.T) {
-	cmd := NewCommand(&config.Config{})
-	cmd.SetArgs(nil)
-	cmd.SetOut(io.Discard)
-	cmd.SetErr(io.Discard)
-	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "--pod") {
-		t.Errorf("check without --pod: %v", err)
 	}
 }
 

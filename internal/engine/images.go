@@ -228,3 +228,14 @@ func (e *Engine) pullPause(ctx context.Context, ref string) error {
 	}
 	return err
 }
+
+// Resolvable says whether a registry has an image, by asking for its manifest with this machine's credentials; nothing is pulled (GET
+// /distribution/{name}/json). Errors are the registry's, or ctx's.
+func (e *Engine) Resolvable(ctx context.Context, ref string) error {
+	auth, authErr := machineAuth(e.cfg.AuthDir, ref)
+	_, err := e.docker().DistributionInspect(ctx, ref, client.DistributionInspectOptions{EncodedRegistryAuth: auth})
+	if err != nil {
+		return errors.Join(wrap(err, "ask the registry of %s", ref), authErr)
+	}
+	return nil
+}

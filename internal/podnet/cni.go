@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -184,16 +185,55 @@ func readConfig(file string) (*libcni.NetworkConfigList, error) {
 	return libcni.ConfListFromConf(conf)
 }
 
-// missing is an error that names the first plugin of a configuration that is in none of the directories.
-func missing(list *libcni.NetworkConfigList, binDirs []string) error {
+// ConfFile is a network configuration as Inspect finds it.
+type ConfFile struct {
+	File    string
+	Network string   // its name
+	Plugins []string // the programs that it needs, in order, those for addresses among them
+	Err     error    // why it is not valid
+}
+
+// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one counts.
+func Inspect(dir string) ([]ConfFile, error) {
+	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
+	if err != nil {
+		return nil, fmt.Errorf("read CNI configurations: %w", err)
+	}
+	var all []ConfFile
+	for _, f := range files {
+		c := ConfFile{File: f}
+		list, err := readConfig(f)
+		if c.Err = err; err == nil {
+			c.Network, c.Plugins = list.Name, programs(list)
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// Find is where a plugin is, or an error if it is in none of the directories.
+func Find(name string, binDirs []string) (string, error) {
+	return (*plugins)(nil).FindInPath(name, binDirs)
+}
+
+// programs are the plugins that a configuration needs.
+func programs(list *libcni.NetworkConfigList) []string {
+	var all []string
 	for _, p := range list.Plugins {
 		for _, name := range []string{p.Network.Type, p.Network.IPAM.Type} {
-			if name == "" {
-				continue
+			if name != "" && !slices.Contains(all, name) {
+				all = append(all, name)
 			}
-			if _, err := (*plugins)(nil).FindInPath(name, binDirs); err != nil {
-				return fmt.Errorf("network %s: %w", list.Name, err)
-			}
+		}
+	}
+	return all
+}
+
+// missing is an error that names the first plugin of a configuration that is in none of the directories.
+func missing(list *libcni.NetworkConfigList, binDirs []string) error {
+	for _, name := range programs(list) {
+		if _, err := Find(name, binDirs); err != nil {
+			return fmt.Errorf("network %s: %w", list.Name, err)
 		}
 	}
 	return nil

@@ -54,6 +54,9 @@ type Kubenet struct {
 
 var _ Network = (*Kubenet)(nil)
 
+// KubenetPlugins are the programs that kubenet needs.
+func KubenetPlugins() []string { return []string{"bridge", "host-local", "portmap"} }
+
 // NewKubenet makes the network. Without pod CIDRs it waits for SetPodCIDR.
 func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
 	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Observer, cfg.Log)

@@ -13,7 +13,7 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) Host {
 	h := Host{
 		EngineVersion: in.ServerVersion, APIVersion: apiVersion, OperatingSystem: in.OSType, Architecture: in.Architecture,
 		CgroupDriver: in.CgroupDriver, CgroupVersion: in.CgroupVersion, StorageDriver: in.Driver, RootDir: in.DockerRootDir,
-		DefaultRuntime: in.DefaultRuntime, LiveRestore: in.LiveRestoreEnabled, MinOOMScoreAdj: minOOM,
+		DefaultRuntime: in.DefaultRuntime, LiveRestore: in.LiveRestoreEnabled, LogDriver: in.LoggingDriver, MinOOMScoreAdj: minOOM,
 		CDI: len(in.CDISpecDirs) > 0,
 	}
 	for _, kv := range in.DriverStatus { // ["driver-type", "io.containerd.snapshotter.v1"]

@@ -31,6 +31,7 @@ type Host struct {
 	SecurityOptions []string // names only: "apparmor", "seccomp", "selinux", "rootless", "userns"
 	CDI             bool     // the engine knows the Container Device Interface
 	LiveRestore     bool
+	LogDriver       string // of containers that name none
 	// MinOOMScoreAdj is the lowest oom_score_adj that a container can get here: -1000, or higher where CAP_SYS_RESOURCE is missing.
 	MinOOMScoreAdj int
 }

@@ -1,0 +1,225 @@
+package finding
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+func daemonRules() []rule {
+	return []rule{
+		{"one-daemon", "one CRI server on this Docker", nil, judgeOneDaemon},
+		{"daemon-flags", "the daemon knows its flags", nil, judgeFlags},
+		{"daemon", "the daemon answers", []string{"directories", "docker-group", "one-daemon", "daemon-flags"}, judgeDaemon},
+		{"daemon-socket", "the daemon's socket belongs to root and docker", []string{"daemon"}, judgeSocket},
+		{"service-enabled", "the services start at boot", nil, judgeEnabled},
+		{"log-driver", "log-driver process", []string{"directories", "engine", "daemon"}, judgeLogDriver},
+		{"runtime-ready", "the runtime is ready", []string{"engine", "engine-version", "daemon", "log-driver"}, judgeRuntime},
+		{"container-logs", "container logs are in the CRI's format", []string{"engine", "daemon", "log-driver"}, judgeContainerLogs},
+		{"pod-netns", "pods' network namespaces are the daemon's own", []string{"engine", "daemon"}, judgeNetNS},
+		{"streaming", "exec, attach and port-forward can be reached", []string{"daemon"}, judgeStreaming},
+	}
+}
+
+func judgeOneDaemon(f *Facts) verdict {
+	var others []string
+	ours := 0
+	for _, p := range f.Daemon.Processes {
+		if p.Ours {
+			ours++
+		} else {
+			others = append(others, fmt.Sprintf("%s (process %d)", p.Program, p.PID))
+		}
+	}
+	stop := "systemctl disable --now " + strings.Join(f.Daemon.Others, " ")
+	switch {
+	case len(others) > 0 && len(f.Daemon.Others) == 0:
+		return fail(fmt.Sprintf("kill %d", f.otherPID()), "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
+	case len(others) > 0:
+		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
+	case ours > 1:
+		last := f.Daemon.Processes[len(f.Daemon.Processes)-1]
+		return fail(fmt.Sprintf("kill %d", last.PID), "%d daemons are running; two of them remove each other's pods", ours)
+	case f.Daemon.LockHolder != "":
+		return fail("kill "+f.Daemon.LockHolder, "process %s holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder, f.Flags.Endpoint)
+	case len(f.Daemon.Others) > 0:
+		return warn(stop, "%s is started at boot beside %s; two CRI servers remove each other's pods", strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
+	}
+	return ok("process %s", processes(f.Daemon.Processes))
+}
+
+func processes(all []Process) string {
+	if len(all) == 0 {
+		return "none"
+	}
+	return strconv.Itoa(all[0].PID)
+}
+
+func judgeFlags(f *Facts) verdict {
+	if f.Flags.Error == "" {
+		return ok("of %s", f.Flags.Source)
+	}
+	var files []string
+	for _, file := range f.Flags.Files {
+		if !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	slices.Sort(files)
+	return fail("correct it in "+strings.Join(files, " or ")+", then systemctl daemon-reload && systemctl restart "+f.daemonUnit(), "the daemon does not start: %s", f.Flags.Error)
+}
+
+func (f *Facts) otherPID() int {
+	for _, p := range f.Daemon.Processes {
+		if !p.Ours {
+			return p.PID
+		}
+	}
+	return 0
+}
+
+func judgeDaemon(f *Facts) verdict {
+	d, at := f.Daemon, f.Flags.Endpoint
+	switch d.Problem {
+	case "":
+		return ok("%s at %s", d.Runtime, at)
+	case Missing, Refused:
+		return fail(f.startDaemon("start"), "the daemon is not running: nobody listens at %s", at)
+	case NoSocket:
+		return fail("mv "+f.Flags.Socket+" "+f.Flags.Socket+".moved && "+f.startDaemon("restart"), "%s is no socket", f.Flags.Socket)
+	case Denied:
+		return fail("sudo usermod -aG docker $(id -un) && newgrp docker", "permission denied at %s: this user is not in the group docker", at)
+	case Silent:
+		return fail(f.killDaemon(), "the daemon does not answer in time at %s", at)
+	}
+	return fail(f.killDaemon(), "the daemon at %s: %s", at, d.Error)
+}
+
+// killDaemon is the line that starts a daemon anew that hangs.
+func (f *Facts) killDaemon() string {
+	if f.Systemd && f.Daemon.Unit != "" || len(f.Daemon.Processes) == 0 {
+		return f.startDaemon("restart")
+	}
+	return fmt.Sprintf("kill -KILL %d; sleep 1; %s", f.Daemon.Processes[0].PID, f.startDaemon("restart"))
+}
+
+func judgeSocket(f *Facts) verdict {
+	s, path := f.Daemon.Socket, f.Flags.Socket
+	if path == "" || !s.Exists {
+		return skip("there is none")
+	}
+	group := "docker"
+	if !f.Node.DockerGroup {
+		group = "root"
+	}
+	mend := fmt.Sprintf("chown root:%s %s && chmod 0660 %s", group, path, path)
+	is := fmt.Sprintf("mode %04o, user %d, group %s", s.Mode, s.Owner, s.Group)
+	switch {
+	case s.Mode&0o007 != 0:
+		return warn(mend, "%s: %s; every user of this machine can become root by it", path, is)
+	case s.Mode != 0o660 || s.Owner != 0 || s.Group != group:
+		return warn(mend, "%s: %s; it should be 0660 root:%s", path, is, group)
+	}
+	return ok("%s: 0660 root:%s", path, group)
+}
+
+func judgeEnabled(f *Facts) verdict {
+	d := f.Daemon
+	switch {
+	case !f.Systemd:
+		return skip("systemd does not run here")
+	case d.Unit == "":
+		return warn("install the package of cri-dockerd, or deploy/systemd's units", "there is no unit of the daemon: after a reboot nobody starts it")
+	case !d.Enabled:
+		return warn("systemctl enable "+d.Unit, "%s is not started at boot: the node does not come back after a reboot", d.Unit)
+	}
+	return ok("%s", d.Unit)
+}
+
+func judgeLogDriver(f *Facts) verdict {
+	l := f.Logs
+	switch {
+	case f.Flags.ContainerLog == "json-file":
+		return skip("not used (--container-log=json-file)")
+	case !f.Root:
+		return skip("only root may ask")
+	case l.Problem == "":
+		return ok("process %d at %s", l.PID, l.Socket)
+	}
+	mend := f.startDaemon("restart")
+	switch {
+	case f.Systemd && l.Unit:
+		mend = "systemctl restart cri-docker-log.socket cri-docker-log.service"
+	case l.PID != 0:
+		mend = "kill -KILL " + strconv.Itoa(l.PID) + "  # the daemon starts it again, and no line is lost"
+	}
+	why := l.Error
+	switch l.Problem {
+	case Missing:
+		why = "its socket is not there"
+	case Refused:
+		why = "nobody listens"
+	case Silent:
+		why = "it does not answer in time"
+	}
+	return fail(mend, "%s: %s; containers cannot start, and those that print wait", l.Socket, why)
+}
+
+// condition is one of the daemon's.
+func (f *Facts) condition(kind string) (Condition, bool) {
+	for _, c := range f.Daemon.Conditions {
+		if c.Type == kind {
+			return c, true
+		}
+	}
+	return Condition{}, false
+}
+
+func judgeRuntime(f *Facts) verdict {
+	c, known := f.condition("RuntimeReady")
+	switch {
+	case !known:
+		return skip("not known")
+	case !c.Status:
+		return fail(f.startDaemon("restart"), "%s: %s", c.Reason, c.Message)
+	}
+	return ok("RuntimeReady")
+}
+
+func judgeContainerLogs(f *Facts) verdict {
+	c, known := f.condition("ContainerLogs")
+	switch {
+	case !known:
+		return skip("not known")
+	case !c.Status:
+		return warn("correct what the reason names; --container-log=json-file keeps this mode for good (docs/logs.md)", "%s: %s", c.Reason, c.Message)
+	}
+	return ok("%s", c.Reason)
+}
+
+func judgeNetNS(f *Facts) verdict {
+	c, known := f.condition("PodNetworkNamespaces")
+	switch {
+	case !known:
+		return skip("not known")
+	case !c.Status && f.Flags.PauseImage == "" && f.Flags.NetworkPlugin != "":
+		return warn("nothing to do if pods start; --pod-netns=engine keeps this mode for good (docs/security.md)", "the engine makes them: %s", c.Message)
+	case !c.Status:
+		return ok("the engine makes them: %s", c.Message)
+	}
+	return ok("own")
+}
+
+func judgeStreaming(f *Facts) verdict {
+	s := f.Daemon.Streaming
+	switch {
+	case !s.Known:
+		return skip("not known")
+	case s.Error == "":
+		return ok("%s", strings.Join(s.Addresses, ", "))
+	case s.LoopbackDown:
+		return fail("ip link set lo up", "the loopback interface is down: %s", s.Error)
+	}
+	return fail("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i lo -j ACCEPT", "%s", s.Error)
+}

@@ -1,0 +1,76 @@
+package finding
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// mendFile runs a line of a shell on a file with this content and returns what it makes of it.
+func mendFile(t *testing.T, content string, line func(file string) string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("sh", "-c", line(file)).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", line(file), err, out)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestDropFlags takes flags out of the lines in which they stand on nodes.
+func TestDropFlags(t *testing.T) {
+	for before, after := range map[string]string{
+		`KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=10.0.0.1"`:                                    `KUBELET_KUBEADM_ARGS=" --node-ip=10.0.0.1"`,
+		`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1 --network-plugin=cni"`:                                    `KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1"`,
+		`KUBELET_KUBEADM_ARGS="--a=b --network-plugin=cni --container-runtime=remote --c=d"`:                `KUBELET_KUBEADM_ARGS="--a=b --c=d"`,
+		`ExecStart=/usr/bin/kubelet --container-runtime remote --network-plugin cni $KUBELET_CONFIG`:        `ExecStart=/usr/bin/kubelet $KUBELET_CONFIG`,
+		`ExecStart=/usr/bin/kubelet --network-plugin=cni`:                                                   `ExecStart=/usr/bin/kubelet`,
+		`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --network-plugin --a=b"`: `X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --a=b"`,
+		`X="--network-plugin= --a"`: `X=" --a"`,
+	} {
+		got := mendFile(t, before+"\n", func(file string) string { return dropFlags([]string{file}, "network-plugin", "container-runtime") })
+		if diff := cmp.Diff(after+"\n", got); diff != "" {
+			t.Errorf("%s: %s", before, diff)
+		}
+	}
+}
+
+func TestSetKubelet(t *testing.T) {
+	for before, after := range map[string]string{
+		"kind: KubeletConfiguration\nfailSwapOn: true\nz: 1\n": "kind: KubeletConfiguration\nz: 1\nfailSwapOn: false\n",
+		"kind: KubeletConfiguration\nfailSwapOn: true\n":       "kind: KubeletConfiguration\nfailSwapOn: false\n",
+		"kind: KubeletConfiguration":                           "kind: KubeletConfiguration\nfailSwapOn: false\n",
+	} {
+		got := mendFile(t, before, func(file string) string {
+			return (&Facts{Kubelet: Kubelet{ConfigFile: file}}).setKubelet("failSwapOn", "false", "fail-swap-on")
+		})
+		if diff := cmp.Diff(after, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+func TestSetDaemonJSON(t *testing.T) {
+	for before, keys := range map[string]int{"": 1, "{}": 1, `{"live-restore": false}`: 1, "{\n  \"debug\": true,\n  \"live-restore\":false\n}\n": 2, `{"debug": {"a": 1}}`: 2, "{\n\"a\": 1\n}": 2} {
+		got := mendFile(t, before, func(file string) string {
+			f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
+			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has none
+			line := f.setDaemonJSON("live-restore", "true", "reload")
+			return line[:len(line)-len(" && kill -HUP $(pidof dockerd)")]
+		})
+		var after map[string]any
+		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true || len(after) != keys {
+			t.Errorf("%q becomes %q: %v", before, got, err)
+		}
+	}
+}

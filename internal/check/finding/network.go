@@ -1,0 +1,135 @@
+package finding
+
+import (
+	"slices"
+	"strings"
+)
+
+func networkRules() []rule {
+	return []rule{
+		{"ip-forward", "packets are forwarded", []string{"engine"}, judgeForward}, // Docker turns it on at its start
+		{"cni-config", "CNI configuration", nil, judgeCNIConfig},
+		{"cni-plugins", "CNI plugins", []string{"cni-config"}, judgeCNIPlugins},
+		{"bridge-nf", "bridged packets pass iptables", []string{"cni-config", "cni-plugins"}, judgeBridgeNF},
+		{"network-ready", "the pod network is ready", []string{"engine", "daemon", "cni-config", "cni-plugins"}, judgeNetwork},
+	}
+}
+
+// flannel is the network add-on of the tutorials, and where it is.
+const flannel = "https://github.com/flannel-io/flannel/releases/latest/download/kube-flannel.yml"
+
+// bridgeNetwork connects the pods of one node, which is all that a node outside a cluster needs.
+const bridgeNetwork = `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,` +
+	`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
+
+// addNetwork is the line that gives the node a pod network: the cluster's add-on, or a bridge on a node of its own.
+func (f *Facts) addNetwork() string {
+	switch {
+	case f.Kubelet.Admin:
+		return "kubectl --kubeconfig /etc/kubernetes/admin.conf apply -f " + flannel
+	case f.Kubelet.Joined:
+		return "kubectl apply -f " + flannel + "  # on a control-plane node"
+	}
+	dir := f.Flags.CNIConfDir
+	return "mkdir -p " + dir + " && echo '" + bridgeNetwork + "' > " + dir + "/10-bridge.conflist"
+}
+
+// firstValid is the configuration that counts.
+func (f *Facts) firstValid() (CNIFile, bool) {
+	i := slices.IndexFunc(f.CNI.Files, func(c CNIFile) bool { return c.Error == "" })
+	if i < 0 {
+		return CNIFile{}, false
+	}
+	return f.CNI.Files[i], true
+}
+
+func judgeCNIConfig(f *Facts) verdict {
+	switch f.Flags.NetworkPlugin {
+	case "kubenet":
+		return ok("kubenet makes its own")
+	case "":
+		return warn("give --network-plugin=cni and install a network add-on", "pods are on Docker's own bridge: those of two nodes cannot reach each other, and may have the same addresses")
+	}
+	dir := f.Flags.CNIConfDir
+	valid, found := f.firstValid()
+	var broken []CNIFile
+	for _, c := range f.CNI.Files {
+		if c.Error != "" {
+			broken = append(broken, c)
+		}
+	}
+	switch {
+	case f.CNI.Error != "":
+		return fail("chmod a+rX "+dir, "%s", f.CNI.Error)
+	case found && len(broken) > 0:
+		return warn("mv "+broken[0].File+" "+broken[0].File+".invalid", "%s is passed over: %s; %s counts", broken[0].File, broken[0].Error, valid.File)
+	case found:
+		return ok("%s, network %s", valid.File, valid.Network)
+	case len(broken) > 0 && f.Kubelet.Joined:
+		return fail("mv "+broken[0].File+" "+broken[0].File+".invalid  # and delete the network add-on's pod on this node: the next one writes it again", "%s is not valid: %s", broken[0].File, broken[0].Error)
+	case len(broken) > 0:
+		return fail("mv "+broken[0].File+" "+broken[0].File+".invalid && "+f.addNetwork(), "%s is not valid: %s", broken[0].File, broken[0].Error)
+	}
+	return fail(f.addNetwork(), "no CNI configuration in %s: no network add-on is installed", dir)
+}
+
+// standardPlugins come with Debian's containernetworking-plugins; others come with a network add-on.
+func standardPlugins() []string {
+	return []string{"bridge", "host-local", "portmap", "bandwidth", "dhcp", "firewall", "host-device", "ipvlan", "loopback", "macvlan", "ptp", "sbr", "static", "tuning", "vlan", "vrf"}
+}
+
+func judgeCNIPlugins(f *Facts) verdict {
+	dirs := f.Flags.CNIBinDirs
+	_, configured := f.firstValid()
+	switch {
+	case f.Flags.NetworkPlugin == "":
+		return skip("none are used")
+	case f.Flags.NetworkPlugin == "cni" && !configured:
+		return skip("not known without a configuration")
+	case len(f.CNI.Missing) == 0:
+		return ok("all that are needed, in %s", strings.Join(dirs, ", "))
+	}
+	return fail(f.addPlugins(), "%s is needed and is not in %s", strings.Join(f.CNI.Missing, ", "), strings.Join(dirs, ", "))
+}
+
+// addPlugins is the line that puts the missing plugins where the daemon looks: from elsewhere on this machine, or from a package.
+func (f *Facts) addPlugins() string {
+	dirs := f.Flags.CNIBinDirs
+	name, dir := f.CNI.Missing[0], "/opt/cni/bin"
+	if len(dirs) > 0 {
+		dir = dirs[0]
+	}
+	standard := slices.Contains(standardPlugins(), name)
+	switch {
+	case f.CNI.Found[name] != "":
+		mend := "mkdir -p " + dir
+		for _, m := range f.CNI.Missing {
+			if at := f.CNI.Found[m]; at != "" {
+				mend += " && ln -sf " + at + " " + dir + "/" + m
+			}
+		}
+		return mend
+	case standard && f.Debian && slices.Contains(dirs, "/usr/lib/cni"):
+		return f.install("containernetworking-plugins", "")
+	case standard && f.Debian:
+		return f.install("containernetworking-plugins", "") + " && mkdir -p " + dir + " && ln -sf /usr/lib/cni/* " + dir + "/"
+	case standard:
+		return "install the standard CNI plugins into " + dir + ": https://github.com/containernetworking/plugins/releases"
+	}
+	return "delete the network add-on's pod on this node: its start puts " + name + " into " + dir
+}
+
+func judgeNetwork(f *Facts) verdict {
+	c, known := f.condition("NetworkReady")
+	switch {
+	case !known:
+		return skip("not known")
+	case !c.Status && f.Flags.NetworkPlugin == "kubenet":
+		return fail("give the daemon --pod-cidr=10.244.0.0/24 (another on each node), or the controller manager --allocate-node-cidrs", "%s: %s", c.Reason, c.Message)
+	case !c.Status:
+		return fail("do what the reason says; journalctl -u "+f.daemonUnit()+" -n 20 has more", "%s: %s", c.Reason, c.Message)
+	case c.Message != "" && f.Flags.NetworkPlugin != "": // no-op's notice is cni-config's
+		return warn("see what the network says of itself", "%s: %s", c.Reason, c.Message)
+	}
+	return ok("NetworkReady")
+}

@@ -1,0 +1,173 @@
+package finding
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+func nodeRules() []rule {
+	return []rule{
+		{"privileges", "check sees everything", nil, judgePrivileges},
+		{"clock", "clock", nil, judgeClock},
+		{"directories", "the daemon's directories can be written to", nil, judgeDirectories},
+		{"disk", "disk space and inodes", nil, judgeDisk},
+		{"docker-group", "group docker", nil, judgeGroup},
+	}
+}
+
+func judgePrivileges(f *Facts) verdict {
+	if f.Root {
+		return ok("root")
+	}
+	return warn("sudo cri-dockerd check", "not root: what only root may read is not judged")
+}
+
+// firstYear is when no clock that is right can have stood: certificates of a cluster would not be valid yet.
+const firstYear = 2020
+
+func judgeClock(f *Facts) verdict {
+	const mend = "timedatectl set-ntp true"
+	switch n := f.Node; {
+	case n.Year < firstYear:
+		return fail(mend, "the clock says it is %d; no certificate is valid then", n.Year)
+	case n.ClockKnown && !n.ClockSynced:
+		return warn(mend, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases depend on it")
+	}
+	return ok("synchronised")
+}
+
+func judgeDirectories(f *Facts) verdict {
+	var all []string
+	for _, d := range f.Node.Directories {
+		switch {
+		case d.ReadOnly != "":
+			return fail("mount -o remount,rw "+d.ReadOnly, "%s (--%s) lies on a read-only file system", d.Path, d.Flag)
+		case d.Error != "" && f.Root:
+			return fail("chmod u+rwx "+d.Path, "%s (--%s): %s", d.Path, d.Flag, d.Error)
+		case d.Error != "":
+			return skip("%s (--%s): %s", d.Path, d.Flag, d.Error)
+		}
+		all = append(all, d.Path)
+	}
+	return ok("%s", strings.Join(all, ", "))
+}
+
+// evictionDefaults are the kubelet's own (pkg/kubelet/eviction/defaults_linux.go): below, it evicts pods and takes no more.
+func evictionDefaults() map[string]string {
+	return map[string]string{"nodefs.available": "10%", "nodefs.inodesFree": "5%", "imagefs.available": "15%", "imagefs.inodesFree": "5%"}
+}
+
+func judgeDisk(f *Facts) verdict {
+	var all []string
+	for _, d := range f.Node.Disks {
+		for _, c := range []struct {
+			what, signal string
+			total, free  uint64
+		}{{"space", ".available", d.Total, d.Free}, {"inodes", ".inodesFree", d.Inodes, d.IFre}} {
+			if c.total == 0 {
+				continue
+			}
+			limit := f.threshold(d.Signal+c.signal, c.total)
+			left := fmt.Sprintf("%s has %d%% of its %s left", d.Path, c.free*100/c.total, c.what)
+			switch {
+			case c.free < limit:
+				return fail(freeDisk(d), "%s; the kubelet evicts pods below %d%% (%s)", left, limit*100/c.total, d.Signal+c.signal)
+			case c.free < limit+limit/4:
+				return warn(freeDisk(d), "%s; the kubelet evicts pods below %d%% (%s)", left, limit*100/c.total, d.Signal+c.signal)
+			}
+		}
+		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
+	}
+	return ok("%s", strings.Join(all, ", "))
+}
+
+// freeDisk is the line that frees space without touching what is used: images without a container, logs that the kubelet has rotated.
+func freeDisk(d Disk) string {
+	if d.Signal == "imagefs" {
+		return "docker image prune -af"
+	}
+	return fmt.Sprintf(`find %s -type f -name '*.log.*' -delete`, d.Path)
+}
+
+// threshold is the kubelet's hard eviction threshold for a signal, in the unit of total.
+func (f *Facts) threshold(signal string, total uint64) uint64 {
+	value := evictionDefaults()[signal]
+	if f.Kubelet.Config.EvictionHard != nil { // with any, those that are not named are off
+		value = f.Kubelet.Config.EvictionHard[signal]
+	}
+	if p, isShare := strings.CutSuffix(value, "%"); isShare {
+		percent, err := strconv.ParseFloat(p, 64)
+		if err != nil || percent < 0 {
+			return 0
+		}
+		return uint64(float64(total) * percent / 100)
+	}
+	return quantity(value)
+}
+
+// quantity reads a whole number with a suffix of Kubernetes' resource quantities, 0 if it is none.
+func quantity(s string) uint64 {
+	factors := map[string]uint64{"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+	end := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+	if end < 0 {
+		end = len(s)
+	}
+	n, err := strconv.ParseUint(s[:end], 10, 64)
+	factor, known := factors[s[end:]]
+	if err != nil || !known {
+		return 0
+	}
+	return n * factor
+}
+
+func judgeGroup(f *Facts) verdict {
+	const mend = "groupadd --system docker"
+	switch {
+	case f.Node.DockerGroup:
+		return ok("it may use the daemon's socket")
+	case f.Systemd && f.Daemon.Unit != "" && f.Daemon.Problem != "":
+		return fail(mend, "there is no group docker, to which systemd is to give the socket")
+	}
+	return warn(mend, "there is no group docker: only root may use the sockets of Docker and of this daemon")
+}
+
+func judgeOOM(f *Facts) verdict {
+	switch {
+	case f.Engine.Problem != "" || !f.Root:
+		return skip("not known")
+	case f.Engine.MinOOMScore > -998: // what the kubelet gives to critical pods is -997, to sandboxes -998
+		return warn("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run --cap-add SYS_RESOURCE …",
+			"CAP_SYS_RESOURCE is missing: no container can have an oom_score_adj below %d, and when memory is short, pods that matter may be killed first", f.Engine.MinOOMScore)
+	}
+	return ok("CAP_SYS_RESOURCE is there")
+}
+
+// sysctl is the line that sets a kernel parameter now and at boot.
+func sysctl(name, value string) string {
+	return fmt.Sprintf("sysctl -w %s=%s | tee -a /etc/sysctl.d/99-kubernetes.conf", name, value)
+}
+
+func judgeForward(f *Facts) verdict {
+	switch f.Node.IPForward {
+	case "":
+		return skip("not known")
+	case "0":
+		return fail(sysctl("net.ipv4.ip_forward", "1"), "net.ipv4.ip_forward is 0: no packet of a pod leaves this node")
+	}
+	return ok("net.ipv4.ip_forward = %s", f.Node.IPForward)
+}
+
+func judgeBridgeNF(f *Facts) verdict {
+	const name = "net.bridge.bridge-nf-call-iptables"
+	const why = "packets between pods of this node pass by the services' rules, and a service does not answer the pods beside its own"
+	switch {
+	case !f.CNI.Bridge:
+		return skip("the pod network has no bridge, or is not known yet")
+	case f.Node.BridgeNF == "":
+		return fail("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf && "+sysctl(name, "1"), "the kernel has not loaded br_netfilter: %s", why)
+	case f.Node.BridgeNF == "0":
+		return fail(sysctl(name, "1"), "%s is 0: %s", name, why)
+	}
+	return ok("%s = %s", name, f.Node.BridgeNF)
+}

@@ -1,0 +1,106 @@
+package probe
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/check/finding"
+	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/engine"
+)
+
+const daemonJSON = "/etc/docker/daemon.json"
+
+// engine asks Docker what it is.
+func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine {
+	_, notInPath := exec.LookPath("dockerd")
+	e := finding.Engine{
+		Config: p.jsonFile(daemonJSON), SysV: p.exists("/etc/init.d/docker"),
+		Installed: notInPath == nil || p.unitFiles("docker.service") != nil,
+	}
+	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		e.Problem, e.Error = finding.Other, err.Error()
+		return e
+	}
+	defer docker.Close()
+	if path, isUnix := strings.CutPrefix(cfg.DockerEndpoint, "unix://"); isUnix {
+		c, why, err := dial(ctx, path)
+		if err != nil {
+			e.Problem, e.Error = why, err.Error()
+			return e
+		}
+		c.Close()
+	}
+	host, err := docker.Host(ctx)
+	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver, host.StorageDriver
+	e.RootDir, e.LogDriver, e.LiveRestore, e.MinOOMScore = host.RootDir, host.LogDriver, host.LiveRestore, host.MinOOMScoreAdj
+	if err != nil {
+		e.Problem, e.Error = engineProblem(ctx, err), err.Error()
+		return e
+	}
+	if cfg.PauseImage != "" {
+		e.PauseImage, e.PausePullable = pauseImage(ctx, docker, cfg.PauseImage)
+	}
+	return e
+}
+
+// engineProblem is the kind of an error with which Docker did not say what it is.
+func engineProblem(ctx context.Context, err error) finding.Problem {
+	var (
+		unknown  x509.UnknownAuthorityError
+		invalid  x509.CertificateInvalidError
+		name     x509.HostnameError
+		record   tls.RecordHeaderError
+		alert    tls.AlertError
+		verified *tls.CertificateVerificationError
+	)
+	switch {
+	case errdefs.IsFailedPrecondition(err):
+		return finding.TooOld
+	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &name), errors.As(err, &record), errors.As(err, &alert), errors.As(err, &verified):
+		return finding.TLS
+	case errdefs.IsInvalidArgument(err): // plain text to a port where TLS is spoken is answered with 400
+		return finding.TLS
+	case ctx.Err() != nil:
+		return finding.Silent
+	}
+	return problem(err)
+}
+
+// pauseImage says what is wrong with a sandbox image, and whether its registry has it.
+func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong string, pullable bool) {
+	_, err := docker.FindImage(ctx, ref)
+	if err == nil {
+		return "", false
+	}
+	if err = docker.Resolvable(ctx, ref); err == nil {
+		return "not pulled yet", true
+	}
+	return err.Error(), false
+}
+
+// jsonFile reads a file of JSON; one that is not there is empty.
+func (p *Prober) jsonFile(file string) finding.Config {
+	c := finding.Config{File: file}
+	b, err := os.ReadFile(p.path(file))
+	if errors.Is(err, os.ErrNotExist) {
+		return c
+	}
+	if c.Text = strings.TrimSpace(string(b)); err == nil && c.Text != "" {
+		err = json.Unmarshal(b, &c.Keys)
+	}
+	if err != nil {
+		c.Error = err.Error()
+	}
+	return c
+}

@@ -1,0 +1,151 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"cri-dockerd/internal/check/finding"
+)
+
+// Where kubeadm and the packages of the kubelet put things.
+const (
+	kubeletConfig = "/var/lib/kubelet/config.yaml"
+	kubeletUnit   = "kubelet.service"
+)
+
+// flagFiles hold flags of a kubelet that no unit names: kubeadm's, Debian's, Red Hat's.
+func flagFiles() []string {
+	return []string{"/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet"}
+}
+
+// kubelet finds the kubelet's program, flags and configuration, whether it runs or not.
+func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
+	k := finding.Kubelet{Joined: p.exists("/etc/kubernetes/kubelet.conf"), Admin: p.exists("/etc/kubernetes/admin.conf")}
+	if _, err := exec.LookPath("kubeadm"); err == nil {
+		k.Kubeadm = true
+	}
+	program, words := p.kubeletCommand()
+	k.Flags = kubeletFlags(words)
+	k.ConfigFile = kubeletConfig
+	var dir string
+	for _, f := range k.Flags {
+		switch f.Name {
+		case "config":
+			k.ConfigFile = f.Value
+		case "config-dir":
+			dir = f.Value
+		}
+	}
+	if !p.exists(k.ConfigFile) {
+		k.ConfigFile = ""
+	} else if err := p.readConfig(k.ConfigFile, dir, &k.Config); err != nil {
+		k.ConfigErr = err.Error()
+	}
+	if program == "" {
+		program, _ = exec.LookPath("kubelet") // "" if there is none
+	}
+	k.Present = program != "" || k.ConfigFile != "" || len(k.Flags) > 0
+	if program != "" {
+		out, err := p.run(ctx, program, "--version") // Kubernetes v1.36.3
+		if v, found := strings.CutPrefix(strings.TrimSpace(out), "Kubernetes "); err == nil && found {
+			k.Version, k.Minor = v, minor(v)
+		}
+	}
+	return k
+}
+
+// minor is the second number of v1.36.3, 0 if it is none.
+func minor(version string) int {
+	parts := strings.Split(strings.TrimPrefix(version, "v"), ".")
+	if len(parts) < 2 || parts[0] != "1" {
+		return 0
+	}
+	n, err := strconv.Atoi(parts[1])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// kubeletCommand is the program of the kubelet, "" if none was found, and its command line: that of its unit or, without one, what files say,
+// then that of the running one.
+func (p *Prober) kubeletCommand() (program string, words []word) {
+	words = p.command(kubeletUnit)
+	if len(words) > 0 {
+		program, words = words[0].text, words[1:]
+	} else {
+		for _, file := range flagFiles() {
+			for _, assignment := range p.environmentFile(file) {
+				_, value, _ := strings.Cut(assignment, "=")
+				for _, w := range split(value) {
+					words = append(words, word{w, file})
+				}
+			}
+		}
+	}
+	if running := p.processes("kubelet", true); len(running) > 0 {
+		program = fmt.Sprintf("/proc/%d/exe", running[0].pid)
+		words = append(words, unseen(running[0].args, words)...)
+	}
+	return program, words
+}
+
+// unseen are the arguments that are not among words.
+func unseen(args []string, words []word) []word {
+	known := map[string]bool{}
+	for _, w := range words {
+		known[w.text] = true
+	}
+	var out []word
+	for _, a := range args {
+		if !known[a] {
+			out = append(out, word{text: a})
+		}
+	}
+	return out
+}
+
+// kubeletFlags reads --name=value, --name value and --name, which is true.
+func kubeletFlags(words []word) []finding.Flag {
+	var out []finding.Flag
+	for i, w := range words {
+		name, isFlag := strings.CutPrefix(w.text, "--")
+		if !isFlag || name == "" {
+			continue
+		}
+		f := finding.Flag{File: w.file}
+		var given bool
+		if f.Name, f.Value, given = strings.Cut(name, "="); !given {
+			f.Value = "true"
+			if i+1 < len(words) && !strings.HasPrefix(words[i+1].text, "-") {
+				f.Value = words[i+1].text
+			}
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// readConfig reads the kubelet's configuration and its drop-ins (--config-dir), which hold over it.
+func (p *Prober) readConfig(file, dir string, into *finding.KubeletConfig) error {
+	files := []string{file}
+	if dir != "" {
+		files = append(files, p.glob(dir+"/*.conf")...)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(p.path(f))
+		if err == nil {
+			err = yaml.Unmarshal(b, into)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", f, err)
+		}
+	}
+	return nil
+}
