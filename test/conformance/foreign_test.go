@@ -24,11 +24,12 @@ import (
 
 // ancestor is a shim before this one and what is peculiar to what it leaves.
 type ancestor struct {
-	name   string
-	root   string                                                                      // its root directory, inside
-	terse  bool                                                                        // metadata stands in names only, some with a seventh part
-	single bool                                                                        // loopback is connected beside eth0
-	cache  func(entry map[string]json.RawMessage) (changed map[string]json.RawMessage) // what its libcni kept
+	name    string
+	root    string                                                                      // its root directory, inside
+	terse   bool                                                                        // metadata stands in names only, some with a seventh part
+	single  bool                                                                        // loopback is connected beside eth0
+	cache   func(entry map[string]json.RawMessage) (changed map[string]json.RawMessage) // what its libcni kept
+	kubenet string                                                                      // the configuration of its one plugin, in place of CNI
 }
 
 // ancestors are the three whose pods are adopted. newRoot is the root directory that the younger two share with us.
@@ -249,6 +250,10 @@ func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 		Args:           [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", m.Namespace}, {"K8S_POD_NAME", m.Name}, {"K8S_POD_INFRA_CONTAINER_ID", p.sandbox}},
 		CapabilityArgs: map[string]any{"portMappings": []map[string]any{{"hostPort": p.port, "containerPort": 8080, "protocol": "tcp", "hostIP": ""}}},
 	}
+	if p.kubenet != "" {
+		f.connectKubenet(t, p, rt)
+		return
+	}
 	result, err := f.cni.AddNetworkList(t.Context(), f.list, rt)
 	if err != nil {
 		t.Fatal(err)
@@ -265,6 +270,21 @@ func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 	}
 	p.ip = firstIP(t, result)
 	f.rewriteCache(t, p.sandbox, p.cache)
+}
+
+// connectKubenet is what dockershim's kubenet does: one plugin, and host ports by rules of its own.
+func (f *foreignNode) connectKubenet(t *testing.T, p *foreignPod, rt *libcni.RuntimeConf) {
+	t.Helper()
+	conf, err := libcni.NetworkPluginConfFromBytes([]byte(p.kubenet))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rt.CapabilityArgs = nil
+	result, err := f.cni.AddNetwork(t.Context(), conf, rt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ip = firstIP(t, result)
 }
 
 func firstIP(t *testing.T, r types.Result) string {
@@ -322,7 +342,7 @@ func (f *foreignNode) note(t *testing.T, p *foreignPod) {
 func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	t.Helper()
 	var held []string
-	for _, dir := range []string{f.inside("/var/lib/cni/networks/cbr0"), f.inside("/var/lib/cni/cache/results"), f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
+	for _, dir := range []string{f.inside("/var/lib/cni/networks/*"), f.inside("/var/lib/cni/cache/results"), f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)

@@ -209,6 +209,42 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 	})
 }
 
+// TestTakeoverOfKubenet takes over a pod of dockershim's kubenet: new pods share its bridge, and its address is free when it goes.
+func TestTakeoverOfKubenet(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		f := newForeignNode(t, n)
+		p := f.pod(t, ancestor{name: "kubenet", root: "/var/lib/dockershim", terse: true, kubenet: `{"cniVersion":"0.1.0","name":"kubenet","type":"bridge","bridge":"cbr0",
+			"mtu":1500,"addIf":"eth0","isGateway":true,"ipMasq":false,"hairpinMode":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`})
+		if out, code := f.takeover(t, "--dry-run", "--network-plugin=kubenet"); code != 3 || !strings.Contains(out, fmt.Sprintf("only that one removes its rules for [%d->8080/tcp]", p.port)) {
+			t.Errorf("%d, %s", code, out)
+		}
+		f.Daemon = f.eng.Daemon(t, "--cri-dockerd-root-directory="+f.newRoot)
+		f.assertAdopted(t, p)
+		cfg := f.podConfig(t)
+		id := f.runPod(t, cfg)
+		f.start(t, id, cfg, sh("mkdir /www; echo a new page > /www/index.html; exec httpd -f -p 8080 -h /www"))
+		ip := f.podStatus(t, id).Network.GetIp()
+		if ip == p.ip || ip == "" {
+			t.Errorf("the new pod has %q, the old one %s", ip, p.ip)
+		}
+		eventually(t, "the pods reach each other", func() bool {
+			r, err := f.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"wget", "-q", "-O", "-", "http://" + ip + ":8080/"}, Timeout: 10})
+			return err == nil && string(r.Stdout) == "a new page\n"
+		})
+		if got := f.processes(t, p); got != p.pids {
+			t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
+		}
+		if held := f.held(t, p); !strings.Contains(held, "networks/kubenet/"+p.ip) {
+			t.Errorf("before it goes it holds only %s", held)
+		}
+		f.stopPod(t, p.sandbox)
+		f.removePod(t, p.sandbox)
+		if held := f.held(t, p); held != "" {
+			t.Errorf("it is gone and holds %s", held)
+		}
+	})
+}
+
 // bare is a pod without containers in a network mode of Docker's.
 func (f *foreignNode) bare(t *testing.T, a ancestor, mode container.NetworkMode) *foreignPod {
 	t.Helper()
