@@ -51,11 +51,17 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		log.Warn(w)
 	}
 	klog.SetSlogLogger(log.With("from", "streaming"))
-	unlock, err := lockDirectory(cfg.RootDirectory, handOver)
+	unlock, err := lockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, handOver)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	// Two daemons with root directories of their own would still take each other's namespaces and mounts for leftovers.
+	unlockRun, err := lockDirectory("--run-directory", cfg.RunDirectory, handOver)
+	if err != nil {
+		return err
+	}
+	defer unlockRun()
 	defer absorb(syscall.SIGPIPE)()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -259,17 +265,19 @@ func absorb(signals ...os.Signal) (stop func()) {
 }
 
 // Lock takes the daemon's root directory, or says at once that a daemon has it.
-func Lock(dir string) (unlock func(), err error) { return lockDirectory(dir, 0) }
+func Lock(dir string) (unlock func(), err error) {
+	return lockDirectory("--cri-dockerd-root-directory", dir, 0)
+}
 
-// lockDirectory takes a directory for this process. The lock ends with the process, however it ends. It waits for another process's end
-// for so long.
-func lockDirectory(dir string, patience time.Duration) (unlock func(), err error) {
+// lockDirectory takes the directory that a flag names for this process. The lock ends with the process, however it ends. It waits for another
+// process's end for so long.
+func lockDirectory(flag, dir string, patience time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("--cri-dockerd-root-directory: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -283,7 +291,7 @@ func lockDirectory(dir string, patience time.Duration) (unlock func(), err error
 		err = errors.New("another cri-dockerd is using it; stop that one, or give this one a directory of its own")
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("--cri-dockerd-root-directory %s: %w", dir, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("%s %s: %w", flag, dir, err), f.Close())
 	}
 	return func() { f.Close() }, nil
 }

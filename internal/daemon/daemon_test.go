@@ -118,27 +118,33 @@ func TestWithoutEngine(t *testing.T) {
 	}
 }
 
-func TestOneDaemonPerRootDirectory(t *testing.T) {
-	dir := t.TempDir()
-	unlock, err := lockDirectory(filepath.Join(dir, "root"), 0)
-	if err != nil {
-		t.Fatal(err)
+func TestOneDaemonPerDirectory(t *testing.T) {
+	for flag, of := range map[string]func(*config.Config) string{
+		"--cri-dockerd-root-directory": func(c *config.Config) string { return c.RootDirectory },
+		"--run-directory":              func(c *config.Config) string { return c.RunDirectory },
+	} {
+		cfg := configure(t, t.TempDir())
+		dir := of(cfg)
+		unlock, err := lockDirectory(flag, dir, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = Run(t.Context(), cfg, "test", slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "another cri-dockerd") {
+			t.Errorf("a second daemon: %v", err)
+		}
+		unlock()
+		again, err := lockDirectory(flag, dir, 0)
+		if err != nil {
+			t.Fatalf("after the first has ended: %v", err)
+		}
+		time.AfterFunc(50*time.Millisecond, again)
+		third, err := lockDirectory(flag, dir, 10*time.Second)
+		if err != nil {
+			t.Fatalf("while another is ending: %v", err)
+		}
+		third()
 	}
-	err = Run(t.Context(), configure(t, dir), "test", slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), "--cri-dockerd-root-directory") || !strings.Contains(err.Error(), "another cri-dockerd") {
-		t.Errorf("a second daemon: %v", err)
-	}
-	unlock()
-	again, err := lockDirectory(filepath.Join(dir, "root"), 0)
-	if err != nil {
-		t.Fatalf("after the first has ended: %v", err)
-	}
-	time.AfterFunc(50*time.Millisecond, again)
-	third, err := lockDirectory(filepath.Join(dir, "root"), 10*time.Second)
-	if err != nil {
-		t.Fatalf("while another is ending: %v", err)
-	}
-	third()
 }
 
 func TestFailedStartNamesTheFlag(t *testing.T) {

@@ -68,7 +68,7 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	debug.SetMemoryLimit(logDriverMemory)
 	debug.SetGCPercent(logDriverGC)
 	dir := filepath.Join(cfg.RunDirectory, "log-driver")
-	unlock, err := lockDirectory(dir, handOver)
+	unlock, err := lockDirectory("--run-directory", dir, handOver)
 	if err != nil {
 		return fmt.Errorf("log-driver: %w", err)
 	}

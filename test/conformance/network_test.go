@@ -16,7 +16,7 @@ func (n *node) network(t *testing.T) *runtimeapi.RuntimeCondition {
 }
 
 func TestNoopNetwork(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachEngine(t, func(t *testing.T, n *node) {
 		n = n.withDaemon(t, "--network-plugin=", "--pod-cidr=")
 		cfg := n.podConfig(t)
 		cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18082}}
@@ -40,7 +40,7 @@ func TestNoopNetwork(t *testing.T) {
 }
 
 func TestCNINetwork(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachEngine(t, func(t *testing.T, n *node) {
 		conf := filepath.Join(n.tempDir(t), "net.d")
 		n = n.withDaemon(t, "--network-plugin=cni", "--cni-conf-dir="+conf, "--pod-cidr=")
 		if c := n.network(t); c.Status || !strings.Contains(c.Message, conf) {

@@ -143,12 +143,12 @@ func TestPullCredentials(t *testing.T) {
 
 // TestPullDeadline: it ends a pull in which nothing moves, saying what it waited for, and not one at 50 KiB/s that takes three times as long.
 func TestPullDeadline(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
+	eachEngine(t, func(t *testing.T, n *node) {
 		deadline, size := 2*time.Second, int64(310<<10)
 		if n.containerdStore(t) { // it reports each MiB, which takes 20 s
 			deadline, size = 25*time.Second, 3900<<10
 		}
-		d := &node{Daemon: n.own(t).Daemon(t, "--image-pull-progress-deadline="+deadline.String()), eng: n.eng, image: n.image}
+		d := n.withDaemon(t, "--image-pull-progress-deadline="+deadline.String())
 		r := n.registry(t)
 		stalls, slow := r.Add(t, "stalls", "1", 1, 4<<20), r.Add(t, "slow", "1", 1, size)
 		r.Set("stalls", registry.Rule{Stall: 2100 << 10})

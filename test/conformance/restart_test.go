@@ -146,7 +146,7 @@ func (d *discard) WriteHeader(int)             {}
 
 // TestRunPodSandboxFailsAtEachStep makes RunPodSandbox fail at every step against the real engine and looks for what is left.
 func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachEngine(t, func(t *testing.T, n *node) {
 		f := &faults{}
 		socket := filepath.Join(n.tempDir(t), "proxy.sock")
 		f.serve(t, socket, n.own(t).Socket)
