@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -59,8 +60,18 @@ type Driver struct {
 
 	mu      sync.Mutex         // guards all below
 	streams map[string]*stream // by the FIFO's path
-	running sync.WaitGroup     // of their goroutines
+	orphans map[string]orphan  // by container
+	running sync.WaitGroup     // of the streams' goroutines
 }
+
+// orphan is what was written of a container whose engine has gone.
+type orphan struct {
+	entry entry
+	since time.Time
+}
+
+// engineAway is how long a successor of an engine that has gone is waited for.
+const engineAway = 5 * time.Minute
 
 // idleScratch is how many buffers are kept for the next batch.
 const idleScratch = 4
@@ -80,7 +91,7 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}}
+	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}, orphans: map[string]orphan{}}
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
 			cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
@@ -120,6 +131,7 @@ func (d *Driver) close() {
 func (d *Driver) resume(e entry) error {
 	s, err := d.open(e)
 	if errors.Is(err, os.ErrNotExist) {
+		d.remember(e)
 		return e.forget(d.cfg.Directory)
 	}
 	if err != nil {
@@ -137,7 +149,7 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	if d.find(e.FIFO) != nil {
 		return nil
 	}
-	old := d.finishOthers(ctx, e)
+	old := cmp.Or(d.finishOthers(ctx, e), d.recall(e.Container))
 	s, err := d.open(e)
 	if err != nil {
 		return err
@@ -196,6 +208,24 @@ func (d *Driver) stop(ctx context.Context, fifo string) (last entry) {
 	}
 	d.forget(s)
 	return last
+}
+
+// remember keeps an entry whose engine has gone for its successor, which must go on in the same file: the kubelet may have renamed it, and
+// be about to rename it back over whatever stands in its place.
+func (d *Driver) remember(e entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.orphans, func(_ string, o orphan) bool { return time.Since(o.since) > engineAway })
+	d.orphans[e.Container] = orphan{entry: e, since: time.Now()}
+}
+
+// recall takes what remember has kept, an empty entry if there is nothing.
+func (d *Driver) recall(container string) entry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o := d.orphans[container]
+	delete(d.orphans, container)
+	return o.entry
 }
 
 // forget takes a stream out of the table.

@@ -434,8 +434,8 @@ func TestRotationTakenBack(t *testing.T) {
 
 // TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
 func TestEngineRestarted(t *testing.T) {
-	for variant := range 4 {
-		driverDown, renamed := variant&1 > 0, variant&2 > 0
+	for variant := range 8 {
+		driverDown, renamed, away := variant&1 > 0, variant&2 > 0, variant&4 > 0
 		dir := t.TempDir()
 		d, e := newDriver(t, dir)
 		c := e.container("aa")
@@ -444,13 +444,17 @@ func TestEngineRestarted(t *testing.T) {
 		if driverDown {
 			d.Close()
 			c.say("three")
-			_, next := newDriver(t, dir)
+			var next *fakeEngine
+			d, next = newDriver(t, dir)
 			e.http = next.http
 		} else {
 			c.say("three")
 		}
 		first := c.FIFOPath
 		c.fifo.Close()
+		if away { // for so long that the first stream has ended
+			eventually(t, "the first stream is forgotten", func() bool { return d.of(c.id) == nil })
+		}
 		c.FIFOPath += "-2"
 		c.open()
 		old := c.log.String() + ".20260102-030405"

@@ -189,6 +189,7 @@ func (s *stream) sleep(d time.Duration) {
 func (s *stream) orphaned() {
 	s.lock()
 	s.finish()
+	s.d.remember(s.entry)
 	s.unlock()
 	if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
