@@ -98,6 +98,7 @@ type parts struct {
 	service    *cri.Service
 	server     *rpc.Server
 	endpoint   *endpoint
+	recovering busy
 	recoveries *prometheus.CounterVec
 	traces     *tracing.Provider // nil for none
 	log        *slog.Logger
@@ -213,7 +214,9 @@ func (p *parts) recoverLoop(ctx context.Context) {
 		case <-p.service.Leftovers():
 			pause = recoverAgain
 		}
+		p.recovering.begin()
 		err := p.service.Recover(ctx)
+		p.recovering.end()
 		if ctx.Err() != nil {
 			return
 		}

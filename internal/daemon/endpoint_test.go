@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -129,5 +130,21 @@ func TestEndpointOfADaemon(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("the metrics lack %s", want)
 		}
+	}
+}
+
+func TestBusyForTooLong(t *testing.T) {
+	var b busy
+	b.begin()
+	if err := b.stuck(time.Hour); err != nil {
+		t.Error(err)
+	}
+	b.since.Store(time.Now().Add(-2 * time.Hour).UnixNano())
+	if err := b.stuck(time.Hour); err == nil || !strings.Contains(err.Error(), "2h0m0s") {
+		t.Errorf("%v", err)
+	}
+	b.end()
+	if err := b.stuck(0); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,7 +28,7 @@ func figures(version string, parts ...prometheus.Collector) (*prometheus.Registr
 
 // collectors are the figures of the parts. A part that has some is added here.
 func (p *parts) collectors() []prometheus.Collector {
-	return slices.Concat(p.engine.Collectors(), p.server.Collectors(), p.plugins.Collectors(), p.gauges(), []prometheus.Collector{
+	return slices.Concat(p.engine.Collectors(), p.server.Collectors(), p.plugins.Collectors(), p.view.Collectors(), p.gauges(), []prometheus.Collector{
 		p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, newContainerFigures(p.service.Samples),
 	})
 }

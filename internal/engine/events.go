@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
@@ -9,8 +10,9 @@ import (
 
 // Event says that one object has changed.
 type Event struct {
-	Image bool   // an image; else a container
-	ID    string // of the container
+	Image bool      // an image; else a container
+	ID    string    // of the container
+	At    time.Time // the engine's own time
 }
 
 // Events subscribes to the engine's events before it returns. changed is called for each event, from one goroutine, and must not block:
@@ -25,9 +27,9 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 			select {
 			case m := <-stream.Messages:
 				if m.Type == events.ImageEventType {
-					changed(Event{Image: true})
+					changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
 				} else if m.Actor.ID != "" && matters(m.Action) {
-					changed(Event{ID: m.Actor.ID})
+					changed(Event{ID: m.Actor.ID, At: time.Unix(0, m.TimeNano)})
 				}
 			case err := <-stream.Err:
 				end <- wrap(err, "follow the engine's events")

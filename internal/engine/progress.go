@@ -19,7 +19,7 @@ type pullMetrics struct {
 }
 
 func newPullMetrics() pullMetrics {
-	return pullMetrics{
+	m := pullMetrics{
 		active: prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_image_pulls_active", Help: "Pulls of images that are under way."}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_image_pull_bytes_total", Help: "Compressed bytes of layers that pulls have moved, by phase (downloading, extracting), as the engine reports them.",
@@ -28,6 +28,10 @@ func newPullMetrics() pullMetrics {
 			Name: "cri_dockerd_image_pull_duration_seconds", Help: "Time of pulls, by result (ok, error).", Buckets: []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 900},
 		}, []string{"result"}),
 	}
+	for _, phase := range []string{downloading, extracting} {
+		m.bytes.WithLabelValues(phase)
+	}
+	return m
 }
 
 // Collectors are the figures of requests and pulls, to be registered once.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,7 +56,9 @@ type View struct {
 	log    *slog.Logger
 	synced chan struct{} // one element after each first look of a connection
 
-	dirty dirtySet
+	dirty   dirtySet
+	metrics *viewMetrics
+	reading atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
 
 	mu      sync.RWMutex // guards all below
 	state   EngineState
@@ -69,7 +72,7 @@ type View struct {
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, synced: make(chan struct{}, 1), dirty: dirtySet{wake: make(chan struct{}, 1)},
+		src: src, log: log, synced: make(chan struct{}, 1), dirty: dirtySet{wake: make(chan struct{}, 1)}, metrics: newViewMetrics(),
 		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(),
 	}
 }
@@ -143,8 +146,11 @@ func (v *View) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	done := v.src.Events(ctx, v.dirty.mark)
-	if err := v.readAll(ctx); err != nil {
+	done := v.src.Events(ctx, func(e engine.Event) {
+		v.metrics.noted(e)
+		v.dirty.mark(e)
+	})
+	if err := v.readAll(ctx, resyncConnect); err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -169,7 +175,7 @@ func (v *View) follow(ctx context.Context) error {
 				err = v.renewDirty(ctx)
 			}
 		case <-resync.C:
-			err = v.readAll(ctx)
+			err = v.readAll(ctx, resyncPeriodic)
 		}
 		if err != nil {
 			return err
@@ -209,8 +215,11 @@ func (v *View) renewDirty(ctx context.Context) error {
 	return nil
 }
 
-// readAll reads everything. What was read by a later look meanwhile stays.
-func (v *View) readAll(ctx context.Context) error {
+// readAll reads everything, for a reason. What was read by a later look meanwhile stays.
+func (v *View) readAll(ctx context.Context, reason string) error {
+	v.metrics.resync(reason)
+	v.reading.Store(time.Now().UnixNano())
+	defer v.reading.Store(0)
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
 	ticket := v.look()
@@ -225,7 +234,18 @@ func (v *View) readAll(ctx context.Context) error {
 }
 
 // Resync reads everything anew, although no event has told of a change.
-func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx) }
+func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx, resyncReload) }
+
+// Stuck is nil while the view does its work: its lock can be had, and no look at everything takes longer than it may.
+func (v *View) Stuck() error {
+	v.Engine()
+	if since := v.reading.Load(); since != 0 {
+		if d := time.Since(time.Unix(0, since)); d > 2*readDeadline {
+			return fmt.Errorf("everything is being read for %s already", d.Round(time.Second))
+		}
+	}
+	return nil
+}
 
 func (v *View) look() uint64 {
 	v.mu.Lock()
@@ -239,6 +259,7 @@ func (v *View) Refresh(ctx context.Context, ids ...string) error {
 	var errs []error
 	for _, id := range ids {
 		v.dirty.forget(id) // what was marked before this look is seen by it
+		seen := v.metrics.looking(id)
 		ticket := v.look()
 		o, err := v.src.Inspect(ctx, id)
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -248,12 +269,14 @@ func (v *View) Refresh(ctx context.Context, ids ...string) error {
 		v.mu.Lock()
 		v.store.put(id, o, ticket)
 		v.mu.Unlock()
+		seen()
 	}
 	return errors.Join(errs...)
 }
 
 // RefreshImages reads all images anew.
 func (v *View) RefreshImages(ctx context.Context) error {
+	seen := v.metrics.looking("")
 	look := v.look()
 	images, err := v.src.Images(ctx)
 	if err != nil {
@@ -264,6 +287,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 	if look > v.seen {
 		v.images, v.seen = images, look
 	}
+	seen()
 	return nil
 }
 

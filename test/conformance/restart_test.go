@@ -66,8 +66,17 @@ func TestEngineDown(t *testing.T) {
 		if _, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); status.Code(err) != codes.Unavailable {
 			t.Errorf("a list without an engine: %v", err)
 		}
+		if code, why := n.Get(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(why, "engine: Docker does not answer: ") {
+			t.Errorf("readyz without an engine: %d, %s", code, why)
+		}
+		if code, why := n.Get(t, "/healthz"); code != http.StatusOK {
+			t.Errorf("healthz without an engine: %d, %s", code, why)
+		}
 		n.own(t).Restart(t)
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := ready(); return ok })
+		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
+			t.Errorf("readyz with the engine back: %d, %s", code, why)
+		}
 		n.podStatus(t, pod)
 		n.removePod(t, pod)
 		n.assertNothingLeft(t, cfg)

@@ -112,20 +112,30 @@ var panicked = regexp.MustCompile(`(?m)^panic:|msg=panic|DATA RACE`)
 // Metrics is the page of the daemon's figures.
 func (d *Daemon) Metrics(tb TB) string {
 	tb.Helper()
+	code, page := d.Get(tb, "/metrics")
+	if code != http.StatusOK {
+		tb.Fatalf("metrics: %d: %s", code, page)
+	}
+	return page
+}
+
+// Get is what the daemon's endpoint answers.
+func (d *Daemon) Get(tb TB, path string) (code int, page string) {
+	tb.Helper()
 	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.engine.Dir, d.name+"-metrics.sock"))
 	}, DisableKeepAlives: true}}
-	r, err := c.Get("http://daemon/metrics")
+	r, err := c.Get("http://daemon" + path)
 	if err != nil {
-		tb.Fatalf("metrics: %v", err)
-		return ""
+		tb.Fatalf("%s: %v", path, err)
+		return 0, ""
 	}
 	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
-	if err != nil || r.StatusCode != http.StatusOK {
-		tb.Fatalf("metrics: %s, %v", r.Status, err)
+	if err != nil {
+		tb.Fatalf("%s: %v", path, err)
 	}
-	return string(b)
+	return r.StatusCode, string(b)
 }
 
 // Log is the file of the daemon's log.

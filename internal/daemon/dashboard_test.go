@@ -1,0 +1,231 @@
+package daemon
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/cri"
+	"cri-dockerd/internal/logs"
+	"cri-dockerd/internal/logs/driver"
+)
+
+// TestDashboards: every metric that a panel or a variable of the dashboards names is there, and those of the daemon are documented.
+func TestDashboards(t *testing.T) {
+	exposed := exposed(t)
+	files, err := filepath.Glob("../../deploy/grafana/*.json")
+	if err != nil || len(files) != 2 {
+		t.Fatalf("dashboards %q, %v", files, err)
+	}
+	for _, file := range files {
+		names := 0
+		for _, expr := range expressions(t, file) {
+			for _, name := range metricNames(expr) {
+				names++
+				if !exposed[name] {
+					t.Errorf("%s: nobody exposes %s: %s", filepath.Base(file), name, expr)
+				}
+			}
+		}
+		if names < 20 {
+			t.Errorf("%s: only %d names of metrics were found", file, names)
+		}
+	}
+}
+
+// TestMetricsAreDocumented: docs/metrics.md has every metric of the daemon, and no other.
+func TestMetricsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for _, name := range regexp.MustCompile("`(cri_dockerd_[a-z_]+)").FindAllStringSubmatch(string(b), -1) {
+		documented[name[1]] = true
+	}
+	exposed := exposed(t)
+	for name := range exposed {
+		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"), "_sum")
+		if strings.HasPrefix(name, "cri_dockerd_") && !documented[name] && !documented[base] {
+			t.Errorf("%s is not documented", name)
+		}
+	}
+	for name := range documented {
+		if !exposed[name] && !exposed[name+"_bucket"] {
+			t.Errorf("%s is documented, and nobody exposes it", name)
+		}
+	}
+}
+
+// exposed are the names of the series that a daemon exposes which has been asked a few things, with those of a log-driver process and of
+// containers.
+func exposed(t *testing.T) map[string]bool {
+	t.Helper()
+	plugins := t.TempDir()
+	plugin := "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}';; esac\n"
+	if err := os.WriteFile(filepath.Join(plugins, "quiet"), []byte(plugin), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	r := run(t, "--network-plugin=cni", "--cni-bin-dir="+plugins)
+	if err := os.MkdirAll(filepath.Join(r.dir, "net.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf := `{"cniVersion":"1.1.0","name":"quiet","plugins":[{"type":"quiet"}]}`
+	if err := os.WriteFile(filepath.Join(r.dir, "net.d/10.conflist"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}}); err == nil {
+		t.Error("pulled")
+	}
+	page := ""
+	for ok := false; !ok; { // the plugin's STATUS is asked soon
+		if t.Context().Err() != nil {
+			t.Fatalf("the metrics lack something:\n%s", page)
+		}
+		_, page = r.get(t, "/metrics")
+		ok = strings.Contains(page, "cri_dockerd_cni_errors_total") && strings.Contains(page, "cri_dockerd_image_pull_duration_seconds")
+	}
+	names := map[string]bool{}
+	for line := range strings.Lines(page) {
+		if line[0] != '#' {
+			names[line[:strings.IndexAny(line, "{ ")]] = true
+		}
+	}
+	for _, name := range others(t) {
+		names[name] = true
+	}
+	return names
+}
+
+// others are the names of what a log-driver process and containers add.
+func others(t *testing.T) []string {
+	t.Helper()
+	dir := t.TempDir()
+	d, err := driver.New(driver.Config{Directory: filepath.Join(dir, "streams"), Version: "test", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	socket := filepath.Join(dir, "driver.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, served := &http.Server{Handler: d.Handler()}, make(chan error, 1) //nolint:gosec // a test's
+	go func() { served <- srv.Serve(l) }()
+	defer func() { srv.Close(); <-served }()
+	r := prometheus.NewRegistry()
+	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}), driver.NewClient(socket)})
+	r.MustRegister(newContainerFigures(func(put func(cri.Sample)) {
+		i := 0
+		for d := range cri.Metrics() {
+			put(cri.Sample{Descriptor: i, LabelValues: make([]string, len(d.Labels)), Value: 1})
+			i++
+		}
+	}))
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range families {
+		if f.GetName() == "cri_dockerd_log_driver_up" && f.GetMetric()[0].GetGauge().GetValue() != 1 {
+			t.Error("the log-driver process does not answer")
+		}
+		names = append(names, f.GetName())
+	}
+	return names
+}
+
+// expressions are the PromQL of a dashboard: of its panels, and of its variables without their label_values().
+func expressions(t *testing.T, file string) []string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct {
+		Panels []struct {
+			Type    string
+			Targets []struct{ Expr string }
+		}
+		Templating struct {
+			List []struct {
+				Type  string
+				Query json.RawMessage
+			}
+		}
+	}
+	if err := json.Unmarshal(b, &d); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	var out []string
+	for _, p := range d.Panels {
+		if p.Type != "row" && len(p.Targets) == 0 {
+			t.Errorf("%s: a panel without an expression", file)
+		}
+		for _, target := range p.Targets {
+			out = append(out, target.Expr)
+		}
+	}
+	for _, v := range d.Templating.List {
+		if v.Type != "query" {
+			continue
+		}
+		var q struct{ Query string }
+		if err := json.Unmarshal(v.Query, &q); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		inner, ok := strings.CutPrefix(q.Query, "label_values(")
+		if !ok {
+			t.Errorf("%s: variable %s", file, q.Query)
+		}
+		out = append(out, inner[:strings.LastIndexByte(inner, ',')])
+	}
+	return out
+}
+
+// Parts of PromQL that are not metrics' names: what stands in quotes, braces and brackets, and the labels of a grouping.
+var (
+	quoted   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'[^']*'`)
+	enclosed = regexp.MustCompile(`\{[^}]*\}|\[[^\]]*\]`)
+	grouping = regexp.MustCompile(`\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)`)
+	word     = regexp.MustCompile(`[A-Za-z_:][A-Za-z0-9_:]*\s*\(?`)
+	operator = map[string]bool{"and": true, "or": true, "unless": true, "bool": true, "offset": true}
+)
+
+// metricNames are the metrics in an expression.
+func metricNames(expr string) []string {
+	for _, r := range []*regexp.Regexp{quoted, enclosed, grouping} {
+		expr = r.ReplaceAllString(expr, " ")
+	}
+	var out []string
+	for _, w := range word.FindAllString(expr, -1) {
+		if name := strings.TrimSpace(w); !strings.HasSuffix(name, "(") && !operator[name] {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func TestMetricNames(t *testing.T) {
+	for expr, want := range map[string]string{
+		`sum by (le, method) (rate(a_bucket{x="y{z", m=~"$i"}[$__rate_interval])) / on (pod) group_left (b) c > 0 or d`: "[a_bucket c d]",
+		`histogram_quantile(0.99, sum by (le) (rate(x_bucket[5m])))`:                                                    "[x_bucket]",
+		`1 - avg(e offset 1)`: "[e]",
+	} {
+		if got := fmt.Sprint(metricNames(expr)); got != want {
+			t.Errorf("%s has %s, want %s", expr, got, want)
+		}
+	}
+}

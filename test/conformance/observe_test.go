@@ -1,0 +1,83 @@
+package conformance
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// figure is the sum of the series of a metric that have all these labels, as in `code="OK"`.
+func figure(t *testing.T, page, name string, labels ...string) float64 {
+	t.Helper()
+	sum := 0.0
+	for line := range strings.Lines(page) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(line), name)
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		i := strings.LastIndexByte(rest, ' ') // labels may have spaces, too
+		series, value := rest[:i], rest[i+1:]
+		fits := true
+		for _, l := range labels {
+			fits = fits && strings.Contains(series, l)
+		}
+		if v, err := strconv.ParseFloat(value, 64); err != nil {
+			t.Errorf("%s: %v", line, err)
+		} else if fits {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// TestDaemonsOwnFigures: the endpoint serves, and a pod's life moves what it should.
+func TestDaemonsOwnFigures(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		n.own(t)
+		for _, path := range []string{"/healthz", "/readyz", "/debug/pprof/goroutine?debug=1"} {
+			if code, text := n.Get(t, path); code != http.StatusOK {
+				t.Errorf("%s: %d, %s", path, code, text)
+			}
+		}
+		before := n.Metrics(t)
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		n.start(t, pod, cfg, []string{"sh", "-c", "echo a line; sleep 1000"})
+		during := n.Metrics(t)
+		for name, want := range map[string]float64{"cri_dockerd_engine_up": 1, "cri_dockerd_network_ready": 1, "cri_dockerd_log_driver_up": 1, "cri_dockerd_build_info": 1} {
+			if got := figure(t, during, name); got != want {
+				t.Errorf("%s is %v", name, got)
+			}
+		}
+		for _, name := range []string{`cri_dockerd_sandboxes{state="ready"}`, `cri_dockerd_containers{state="running"}`, "cri_dockerd_images", "cri_dockerd_network_attachments"} {
+			name, label, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
+			if got := figure(t, during, name, label); got < 1 {
+				t.Errorf("%s of %s is %v", name, label, got)
+			}
+		}
+		n.stopPod(t, pod)
+		n.removePod(t, pod)
+		after := n.Metrics(t)
+		for _, moved := range [][]string{
+			{"cri_dockerd_rpc_duration_seconds_count", `method="RunPodSandbox"`, `code="OK"`},
+			{"cri_dockerd_rpc_duration_seconds_count", `method="StartContainer"`, `code="OK"`},
+			{"cri_dockerd_rpc_duration_seconds_count", `method="RemovePodSandbox"`, `code="OK"`},
+			{"cri_dockerd_engine_request_duration_seconds_count", `operation="POST /containers/{id}/start"`, `code="204"`},
+			{"cri_dockerd_engine_request_duration_seconds_count", `operation="POST /containers/create"`, `code="201"`},
+			{"cri_dockerd_cni_duration_seconds_count", `command="ADD"`, `plugin="bridge"`},
+			{"cri_dockerd_cni_duration_seconds_count", `command="DEL"`, `plugin="bridge"`},
+			{"cri_dockerd_log_lines_total"},
+			{"cri_dockerd_event_lag_seconds_count"},
+		} {
+			if was, is := figure(t, before, moved[0], moved[1:]...), figure(t, after, moved[0], moved[1:]...); is <= was {
+				t.Errorf("%q went from %v to %v", moved, was, is)
+			}
+		}
+		for line := range strings.Lines(after) {
+			if strings.HasPrefix(line, "cri_dockerd_") && (strings.Contains(line, pod) || strings.Contains(line, pod[:12])) {
+				t.Errorf("a figure of the daemon has an ID: %s", line)
+			}
+		}
+	})
+}
