@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -68,17 +69,32 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	debug.SetMemoryLimit(logDriverMemory)
 	debug.SetGCPercent(logDriverGC)
 	dir := filepath.Join(cfg.RunDirectory, "log-driver")
+	passed, err := passedPlugin()
+	if err != nil {
+		return fmt.Errorf("log-driver: %w", err)
+	}
+	if passed != nil {
+		if err := relieve(dir); err != nil {
+			return fmt.Errorf("log-driver: %w", err)
+		}
+	}
 	unlock, err := lockDirectory("--run-directory", dir, handOver)
 	if err != nil {
 		return fmt.Errorf("log-driver: %w", err)
 	}
 	defer unlock()
+	if err := os.WriteFile(filepath.Join(dir, logDriverPID), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+		return fmt.Errorf("log-driver: %w", err)
+	}
 	d, err := driver.New(driver.Config{Directory: filepath.Join(dir, "streams"), Version: version, Log: log})
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	l, err := listenPlugin(socket)
+	l, err := passed, error(nil)
+	if l == nil {
+		l, err = listenPlugin(socket)
+	}
 	if err != nil {
 		return fmt.Errorf("log-driver: %w", err)
 	}
@@ -98,19 +114,48 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	return nil
 }
 
-// listenPlugin takes systemd's socket, or makes one. A socket that a killed process has left is replaced in one step, since the engine may
-// look for it at any moment. Only root may connect.
-func listenPlugin(socket string) (net.Listener, error) {
+// passedPlugin is the socket that systemd has passed, nil if it has passed none.
+func passedPlugin() (net.Listener, error) {
 	passed, err := activation.Listeners()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("systemd's socket: %w", err)
-	}
-	if len(passed) == 1 && passed[0] != nil {
+	case len(passed) > 1:
+		return nil, fmt.Errorf("systemd has passed %d sockets, one is expected", len(passed))
+	case len(passed) == 1:
 		return passed[0], nil
 	}
-	if len(passed) > 1 {
-		return nil, fmt.Errorf("systemd has passed %d sockets, one is expected", len(passed))
+	return nil, nil
+}
+
+// logDriverPID is the file with the number of the process that has the lock.
+const logDriverPID = "pid"
+
+// relieve ends the process that a daemon has launched while systemd's socket was away, as for a moment when both units are restarted: systemd
+// would start its own in vain, again and again. No line is lost, and what is launched later has no socket of systemd's. A process of which only
+// the number is left is none of ours, so the lock is tried first.
+func relieve(dir string) error {
+	if unlock, err := lockDirectory("--run-directory", dir, 0); err == nil {
+		unlock()
+		return nil
 	}
+	text, err := os.ReadFile(filepath.Join(dir, logDriverPID))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(string(text))
+	if err != nil || pid <= 1 {
+		return fmt.Errorf("%s is no process", text)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("end the launched process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// listenPlugin makes the socket. One that a killed process has left is replaced in one step, since the engine may look for it at any moment.
+// Only root may connect.
+func listenPlugin(socket string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, err
 	}

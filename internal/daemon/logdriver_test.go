@@ -135,6 +135,12 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv(socketVariable, filepath.Join(dir, "launched.sock"))
+	launched, err := launchLogDriver(configure(t, dir)) // while systemd's socket was away
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch(t, filepath.Join(dir, "launched.sock"))
 	// Only the process itself knows the number that LISTEN_PID must have.
 	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, LogDriverCommand, "--run-directory="+filepath.Join(dir, "run"))
 	cmd.ExtraFiles = []*os.File{f}
@@ -143,6 +149,7 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	told(t, notified, "READY=1")
+	<-launched // it makes room
 	s, gone := watch(t, filepath.Join(dir, "passed.sock"))
 	if s.PID != cmd.Process.Pid || s.Control != 1 {
 		t.Errorf("%+v", s)
