@@ -47,7 +47,7 @@ socket=$dir/cri-dockerd.sock
 bin/cri-dockerd --container-runtime-endpoint "unix://$socket" --docker-endpoint "unix://$docker" --network-plugin kubenet --pod-cidr "$cidr" \
 	--cri-dockerd-root-directory "$dir/lib" --run-directory "$dir/run" --cni-cache-dir "$dir/cni" >"$dir/cri-dockerd.log" 2>&1 &
 daemon=$!
-for _ in $(seq 100); do [ -S "$socket" ] && grep -q 'connected to Docker' "$dir/cri-dockerd.log" && break; sleep 0.1; done
+for _ in $(seq 100); do [ -S "$socket" ] && grep -q 'container logs' "$dir/cri-dockerd.log" && break; sleep 0.1; done
 bin/cri-dockerd check --pod --container-runtime-endpoint "unix://$socket" --docker-endpoint "unix://$docker"
 cat <<EOF
 
