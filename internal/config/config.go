@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -266,13 +267,15 @@ func (c *Config) Warnings() []string {
 }
 
 // Logger is the log that the flags describe, on standard error. What has the form of a credential never reaches it.
-func (c *Config) Logger() *slog.Logger {
+func (c *Config) Logger() *slog.Logger { return c.logger(os.Stderr) }
+
+func (c *Config) logger(w io.Writer) *slog.Logger {
 	level := map[string]slog.Level{"debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError}[c.LogLevel]
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: secret.Attr}
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+		return slog.New(slog.NewJSONHandler(w, o))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, o))
+	return slog.New(slog.NewTextHandler(w, o))
 }
 
 // Nearest is the flag of f whose name is closest to an unknown one's.

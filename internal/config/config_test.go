@@ -1,6 +1,8 @@
 package config
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -129,6 +131,26 @@ func TestEdits(t *testing.T) {
 	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {"same", "same", 0}} {
 		if got := edits(c.a, c.b); got != c.want {
 			t.Errorf("%q to %q: %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}
+
+// TestLogger: levels and forms as the flags say, and no credentials in any.
+func TestLogger(t *testing.T) {
+	for level, want := range map[string]int{"debug": 4, "info": 3, "warn": 2, "error": 1} {
+		for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
+			c, _, err := parse("--log-level="+level, "--log-format="+format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			log := c.logger(&out)
+			for _, say := range []func(string, ...any){log.Debug, log.Info, log.Warn, log.Error} {
+				say("Get https://bob:s3cret@registry.test", "err", errors.New("Authorization: Bearer s3cret"))
+			}
+			if n := strings.Count(out.String(), "\n"); n != want || !strings.HasPrefix(out.String(), begin) || strings.Contains(out.String(), "s3cret") {
+				t.Errorf("%s, %s:\n%s", level, format, out.String())
+			}
 		}
 	}
 }

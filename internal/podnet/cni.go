@@ -36,7 +36,8 @@ type CNI struct {
 	attach  *attacher
 	watcher *fsnotify.Watcher
 
-	reading sync.Mutex // one look at the configuration at a time, so that an older one never follows a newer one
+	reading sync.Mutex        // one look at the configuration at a time, so that an older one never follows a newer one
+	invalid map[string]string // what was last wrong with which file; under reading
 
 	mu      sync.RWMutex // guards the rest
 	current *libcni.NetworkConfigList
@@ -125,9 +126,13 @@ func (c *CNI) watch() {
 func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
+	invalid := map[string]string{}
 	list, err := firstValid(c.cfg.ConfDir, func(file string, err error) {
-		c.cfg.Log.Warn("CNI configuration is not valid, the next one is tried", "file", file, "err", err)
+		if invalid[file] = err.Error(); c.invalid[file] != err.Error() { // it is read every few seconds
+			c.cfg.Log.Warn("CNI configuration is not valid, the next one is tried", "file", file, "err", err)
+		}
 	})
+	c.invalid = invalid
 	var said error
 	if list != nil && hasGC(list) {
 		said = status(list)

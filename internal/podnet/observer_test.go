@@ -1,6 +1,10 @@
 package podnet
 
 import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -42,5 +46,34 @@ func TestPluginsAreCountedAndTraced(t *testing.T) {
 	}
 	if !failed {
 		t.Error("no span below the call says what failed")
+	}
+}
+
+// TestInvalidConfigurationIsToldOnce: it is read every few seconds, and the log shall be silent at rest.
+func TestInvalidConfigurationIsToldOnce(t *testing.T) {
+	conf := t.TempDir()
+	file := filepath.Join(conf, "00-broken.conflist")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("{")
+	var log bytes.Buffer
+	c, err := NewCNI(CNIConfig{ConfDir: conf, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 3 {
+		c.Reload(t.Context())
+	}
+	write(`{"cniVersion":"1.0.0","name":"x"}`)
+	for range 3 {
+		c.Reload(t.Context())
+	}
+	if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "00-broken") < 2 {
+		t.Errorf("%d lines:\n%s", n, log.String())
 	}
 }

@@ -339,8 +339,8 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 	for i, e := range c.GetEnvs() {
 		f := fmt.Sprintf("%s.envs[%d]", field, i)
 		p.required(f+".key", e.GetKey())
-		if strings.Contains(e.GetKey(), "=") {
-			p.add(f+".key", "%q contains '='", e.GetKey())
+		if name, _, ok := strings.Cut(e.GetKey(), "="); ok { // what follows may be a value, and is not told
+			p.add(f+".key", "%q is followed by '='", name)
 		}
 		p.text(f+".value", string(e.GetValue()))
 	}

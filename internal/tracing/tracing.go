@@ -4,6 +4,7 @@ package tracing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -33,7 +34,8 @@ type Config struct {
 // Provider makes spans and sends them in batches.
 type Provider struct {
 	*trace.TracerProvider
-	end context.Context //nolint:containedctx // for Close, which has none
+	exporter trace.SpanExporter
+	end      context.Context //nolint:containedctx // for Close, which has none
 }
 
 // New returns a provider, which must be closed; ctx must live until then. It connects when there is something to send; while nobody listens, spans are dropped and the log says so once in
@@ -44,7 +46,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("--tracing-endpoint %s: %w", cfg.Endpoint, err)
 	}
 	otel.SetErrorHandler(&complaints{log: cfg.Log, endpoint: cfg.Endpoint}) // the exporter has no other way to say that it fails
-	return &Provider{end: ctx, TracerProvider: trace.NewTracerProvider(
+	return &Provider{end: ctx, exporter: exporter, TracerProvider: trace.NewTracerProvider(
 		trace.WithBatcher(exporter),
 		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(float64(cfg.PerMillion)/million))),
 		trace.WithResource(resource.NewSchemaless(
@@ -57,5 +59,6 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 func (p *Provider) Close() error {
 	ctx, cancel := context.WithTimeout(p.end, flushDeadline)
 	defer cancel()
-	return p.Shutdown(ctx)
+	err := p.Shutdown(ctx)
+	return errors.Join(err, p.exporter.Shutdown(ctx)) // breaks off what is still being tried
 }
