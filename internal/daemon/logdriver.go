@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -154,8 +155,12 @@ func relieve(dir string) error {
 }
 
 // listenPlugin makes the socket. One that a killed process has left is replaced in one step, since the engine may look for it at any moment.
-// Only root may connect.
+// One that takes connections is systemd's, for nobody else has the lock: it must not be hidden from systemd's process, which may be slow. Only
+// root may connect.
 func listenPlugin(socket string) (net.Listener, error) {
+	if c, err := net.DialTimeout("unix", socket, time.Second); err == nil {
+		return nil, errors.Join(fmt.Errorf("systemd holds %s and has not started its process yet; see systemctl status cri-docker-log", socket), c.Close())
+	}
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, err
 	}

@@ -118,6 +118,32 @@ func TestLogDriverThatCannotListen(t *testing.T) {
 	}
 }
 
+// TestLogDriverLeavesSystemdsSocket: a process that is launched while systemd's is slow to start does not hide the socket from it.
+func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "systemd.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	before, err := os.Stat(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(socketVariable, socket)
+	ended, err := launchLogDriver(configure(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "systemd holds "+socket) {
+		t.Errorf("its last words: %v", err)
+	}
+	if after, err := os.Stat(socket); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the socket is another: %v", err)
+	}
+}
+
 // TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects to be told when the process is ready.
 func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)

@@ -107,7 +107,7 @@ func (l *Logs) EngineConnected() {
 // connect watches the process, which it starts if nobody answers.
 func (l *Logs) connect(ctx context.Context) (gone <-chan struct{}, err error) {
 	s, gone, err := l.cfg.Process.Watch(ctx)
-	if err != nil {
+	if err != nil && ctx.Err() == nil { // a daemon that ends while it waits for systemd's process must not leave another one
 		s, gone, err = l.launch(ctx)
 	}
 	if err != nil {

@@ -25,6 +25,7 @@ type world struct {
 	mu       sync.Mutex
 	gone     chan struct{} // nil while no process runs
 	running  bool          // one runs from the beginning
+	slow     bool          // systemd holds the socket and nobody answers
 	launch   func() error
 	launched int
 	dies     chan error // has the last words of a process that ends at once
@@ -34,7 +35,10 @@ type world struct {
 	reopen   error
 }
 
-func (w *world) Watch(context.Context) (driver.Status, <-chan struct{}, error) {
+func (w *world) Watch(ctx context.Context) (driver.Status, <-chan struct{}, error) {
+	if w.slow {
+		<-ctx.Done()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.gone == nil {
@@ -163,6 +167,15 @@ func TestAutoFindsTheProcessThatRuns(t *testing.T) {
 		}
 		expect(t, l, ModeCRI, "", driver.Name)
 	})
+}
+
+// TestNothingIsLaunchedAtTheEnd: a daemon that is stopped while it waits for systemd's process leaves no other one behind.
+func TestNothingIsLaunchedAtTheEnd(t *testing.T) {
+	w := &world{slow: true}
+	inBubble(t, ModeAuto, w, func(*testing.T, *Logs) { settle() })
+	if w.launched != 0 {
+		t.Errorf("launched %d times", w.launched)
+	}
 }
 
 func TestAutoFallsBack(t *testing.T) {
