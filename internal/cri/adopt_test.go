@@ -157,3 +157,27 @@ func TestCheckpoints(t *testing.T) {
 	}
 	w.nothingLeft(t, s)
 }
+
+// TestSandboxThatTheViewLacks: the network of a container that is there belongs to somebody, whatever the view says.
+func TestSandboxThatTheViewLacks(t *testing.T) {
+	s, w := newService(t)
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	create.Name = "renamed"
+	id, err := w.engine.Create(t.Context(), create)
+	if err == nil {
+		err = w.files.Write(id, checkpoint.Checkpoint{Name: "web"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recover(t.Context()); err != nil || len(w.released) > 0 || len(w.files.List()) != 1 {
+		t.Errorf("%v; released %v, checkpoints %v", err, w.released, w.files.List())
+	}
+	w.engine.Drop(id)
+	if err := s.Recover(t.Context()); err != nil || len(w.released) != 1 || len(w.files.List()) != 0 {
+		t.Errorf("gone: %v; released %v, checkpoints %v", err, w.released, w.files.List())
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/containerd/errdefs"
+
 	"cri-dockerd/internal/spec"
 )
 
@@ -55,11 +57,30 @@ func (s *Service) recoverNetwork(ctx context.Context, id string) error {
 	if ok || !s.holdsNetwork(id) {
 		return nil
 	}
+	if gone, err := s.gone(ctx, sb); !gone {
+		return err
+	}
 	s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
 	if err := s.release(ctx, sb); err != nil {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 	return nil
+}
+
+// gone says whether a sandbox that the view does not show as running holds its network for nobody. One that the view lacks may be there all the
+// same: renamed by hand, or one that the engine could not describe. Then it is let alone.
+func (s *Service) gone(ctx context.Context, sb *spec.Sandbox) (bool, error) {
+	if sb.Name != "" {
+		return true, nil
+	}
+	switch _, err := s.Engine.Inspect(ctx, sb.ID); {
+	case errdefs.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("recover sandbox %s: %w", sb.ID, err)
+	}
+	s.Log.Warn("a sandbox's container is none that can be managed, and keeps its network; remove it (docker rm -f) to release that", "sandbox", sb.ID)
+	return false, nil
 }
 
 // forgotten are the sandboxes that an older shim has noted and whose container is gone.

@@ -41,6 +41,8 @@ type Engine interface {
 	Update(ctx context.Context, id string, u *spec.Update) error
 	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.
 	Limit(c *spec.Container, l spec.KernelLimits) error
+	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we can read.
+	Inspect(ctx context.Context, id string) (spec.Object, error)
 	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
 	FindByName(ctx context.Context, name string) (id string, o spec.Object, err error)
 	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends first, the process and all its

@@ -172,6 +172,8 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 		f.docker(t, "rm", "-f", orphan.sandbox)
 		exited := f.pod(t, all[2])
 		f.docker(t, "kill", exited.container)
+		renamed := f.pod(t, all[2])
+		f.docker(t, "rename", renamed.sandbox, "renamed")
 		f.daemon(t)
 
 		for what, p := range map[string]*foreignPod{"the old shim's": gone, "dockershim's": goneOld} {
@@ -179,6 +181,12 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 			f.stopPod(t, p.sandbox) // the kubelet may remember it
 			f.removePod(t, p.sandbox)
 		}
+		if held := f.held(t, renamed); !strings.Contains(held, "rules") || !strings.Contains(held, renamed.checkpoint) {
+			t.Errorf("a sandbox that runs under another name has lost its network, and holds only %s", held)
+		}
+		f.docker(t, "rm", "-f", renamed.sandbox, renamed.container)
+		f.restartHard(t)
+		eventually(t, "its network is released when it is gone", func() bool { return f.held(t, renamed) == "" })
 		f.assertBare(t, empty, runtimeapi.NamespaceMode_POD, empty.ip)
 		f.assertBare(t, host, runtimeapi.NamespaceMode_NODE, "")
 		f.assertBare(t, bridged, runtimeapi.NamespaceMode_POD, f.inspect(t, bridged.sandbox).NetworkSettings.Networks["bridge"].IPAddress.String())
