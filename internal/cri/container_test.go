@@ -73,12 +73,12 @@ func TestContainerWithoutItsLimitsDoesNotRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.engine.Fault = func(verb string, _ bool) error {
+	w.setEngineFault(func(verb string, _ bool) error {
 		if verb == "limit" {
 			return errBroken
 		}
 		return nil
-	}
+	})
 	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err == nil {
 		t.Error("the start succeeded")
 	}
@@ -97,13 +97,13 @@ func TestStopDuringStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	inStart, goOn := make(chan struct{}), make(chan struct{})
-	w.engine.Fault = func(verb string, after bool) error {
+	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
 			close(inStart)
 			<-goOn
 		}
 		return nil
-	}
+	})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
@@ -133,13 +133,13 @@ func TestPodStoppedDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.engine.Fault = func(verb string, after bool) error {
+	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
 			_, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
 			return err
 		}
 		return nil
-	}
+	})
 	_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("StartContainer in a pod that was stopped meanwhile: %v", err)
@@ -155,13 +155,13 @@ func TestPodRemovedDuringCreate(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
-	w.engine.Fault = func(verb string, after bool) error {
+	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "create" && !after {
 			_, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
 			return err
 		}
 		return nil
-	}
+	})
 	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsNotFound(err) {
 		t.Errorf("CreateContainer in a pod that was removed meanwhile: %v, %v", r, err)
 	}

@@ -33,8 +33,9 @@ var errBroken = errors.New("broken by the test")
 
 // world is everything around a Service, in memory. fault decides which step of whom fails.
 type world struct {
-	mu    sync.Mutex
-	fault func(step string) error
+	mu          sync.Mutex
+	fault       func(step string) error
+	engineFault func(verb string, after bool) error
 	// beforeLog, if set, runs before a log is made; it may call the service.
 	beforeLog func()
 
@@ -301,6 +302,12 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Cleanup(func() { cancel(); <-ended })
 	<-view.Synced()
 	w.engine.Fault = func(verb string, after bool) error {
+		w.mu.Lock()
+		f := w.engineFault
+		w.mu.Unlock()
+		if f != nil {
+			return f(verb, after)
+		}
 		switch verb {
 		case "create", "start", "pause image", "hold image": // the verbs of making; the view and the undo have their own tests
 			if after {
@@ -380,6 +387,13 @@ func (w *world) setFault(f func(step string) error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fault = f
+}
+
+// setEngineFault puts a fault of a test's own in the place of setFault's at the engine. The view asks the engine, too, whenever it likes.
+func (w *world) setEngineFault(f func(verb string, after bool) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.engineFault = f
 }
 
 // TestRunPodSandboxFailsAtEachStep breaks every step of RunPodSandbox in turn, before and after its effect: nothing is left, and a retry

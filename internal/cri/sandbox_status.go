@@ -4,31 +4,36 @@ import (
 	"context"
 	"encoding/json"
 	"net/netip"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/spec"
 )
 
-// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus); the timestamp is that of the look, which
-// the kubelet compares with those of events. The verbose answer also tells what the network's plugins find (CNI CHECK). NotFound for an unknown ID.
+// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus); the timestamp orders it among the events of
+// GetContainerEvents, so that the kubelet keeps what is newer. The verbose answer also tells what the network's plugins find (CNI CHECK). NotFound for an unknown ID.
 func (s *Service) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	pod, err := s.View.Pod(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb)), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.View.ContainersOf(sb.ID) {
-		resp.ContainersStatuses = append(resp.ContainersStatuses, c.Status())
-	}
+	sb := pod.Sandbox
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb)), ContainersStatuses: statuses(pod.Containers), Timestamp: pod.At.UnixNano()}
 	if r.GetVerbose() {
 		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
 	}
 	return resp, err
+}
+
+func statuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
+	var out []*runtimeapi.ContainerStatus
+	for _, c := range containers {
+		out = append(out, c.Status())
+	}
+	return out
 }
 
 // checkNetwork is what the network's plugins find when they look at a pod's connection, "ok" if it is as they made it, "" if it has none.

@@ -79,6 +79,10 @@ type View interface {
 	Containers() []*spec.Container         // newest first
 	ContainersOf(sandboxID string) []*spec.Container
 	Images() []*spec.Image
+	// Pod is a sandbox with its containers and a time that orders it among the changes.
+	Pod(sandboxID string) (node.Pod, error)
+	// Watch begins to deliver what changes; see node.Watch. To be stopped.
+	Watch() *node.Watch
 	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
 	// the view without an error.
 	Refresh(ctx context.Context, ids ...string) error

@@ -15,6 +15,11 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	grpcstatus "google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/config"
 )
@@ -115,6 +120,37 @@ func TestWithoutEngine(t *testing.T) {
 				t.Errorf("the socket is still there: %v", err)
 			}
 		})
+	}
+}
+
+// TestStopEndsEventStreams: a stream of events has no end of its own, and must not hold the daemon up.
+func TestStopEndsEventStreams(t *testing.T) {
+	dir, notified := t.TempDir(), systemd(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, configure(t, dir, "--network-plugin="), "test", slog.New(slog.DiscardHandler))
+	}()
+	told(t, notified, "READY=1")
+	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+	if err == nil {
+		_, err = stream.Header() // the daemon has begun to watch
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	stop()
+	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "the daemon is stopping") {
+		t.Errorf("the stream ends with %v", err)
+	}
+	if err := <-ended; err != nil || time.Since(begin) >= stopGrace {
+		t.Errorf("Run: %v after %s", err, time.Since(begin))
 	}
 }
 

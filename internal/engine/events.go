@@ -2,17 +2,34 @@ package engine
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// EventKind is what has happened to a container, as far as its life goes.
+type EventKind int
+
+const (
+	Changed     EventKind = iota // something else
+	Started                      // its process runs
+	OutOfMemory                  // the kernel has killed one of its processes for want of memory
+	Killed                       // the engine has sent it SIGKILL
+	Died                         // its process has ended
+	Destroyed                    // it is gone
 )
 
 // Event says that one object has changed.
 type Event struct {
-	Image bool      // an image; else a container
-	ID    string    // of the container
+	Image bool   // an image; else a container
+	ID    string // of the container
+	Kind  EventKind
 	At    time.Time // the engine's own time
+	// ExitCode is that of one that has Died.
+	ExitCode int
 }
 
 // Events subscribes to the engine's events before it returns. changed is called for each event, from one goroutine, and must not block:
@@ -29,7 +46,7 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 				if m.Type == events.ImageEventType {
 					changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
 				} else if m.Actor.ID != "" && matters(m.Action) {
-					changed(Event{ID: m.Actor.ID, At: time.Unix(0, m.TimeNano)})
+					changed(read(m))
 				}
 			case err := <-stream.Err:
 				end <- wrap(err, "follow the engine's events")
@@ -38,6 +55,28 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 		}
 	}()
 	return end
+}
+
+// read is a container's event. Its attributes have the exit code of an end and the number of a signal (Docker API, GET /events).
+func read(m events.Message) Event {
+	e := Event{ID: m.Actor.ID, At: time.Unix(0, m.TimeNano)}
+	switch m.Action {
+	case events.ActionStart:
+		e.Kind = Started
+	case events.ActionOOM:
+		e.Kind = OutOfMemory
+	case events.ActionKill:
+		if m.Actor.Attributes["signal"] == strconv.Itoa(int(unix.SIGKILL)) {
+			e.Kind = Killed
+		}
+	case events.ActionDie:
+		if code, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
+			e.Kind, e.ExitCode = Died, code
+		}
+	case events.ActionDestroy:
+		e.Kind = Destroyed
+	}
+	return e
 }
 
 // matters leaves out events that change nothing that is remembered: every exec probe makes three. A create is ours, and is read when its

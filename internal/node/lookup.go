@@ -61,13 +61,9 @@ func (v *View) Containers() []*spec.Container {
 
 // ContainersOf are a sandbox's containers, newest first.
 func (v *View) ContainersOf(sandboxID string) []*spec.Container {
-	var out []*spec.Container
-	for _, c := range v.Containers() {
-		if c.SandboxID == sandboxID {
-			out = append(out, c)
-		}
-	}
-	return out
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.store.of(sandboxID)
 }
 
 // Images are all images.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/spec"
@@ -46,6 +47,8 @@ const (
 	readDeadline = 2 * time.Minute // for one look at everything
 	// settle is how long events gather before they are looked into. A call of our own that caused one reads the object itself meanwhile.
 	settle = 5 * time.Millisecond
+	// lookers is how many looks events may cause at once: one whose container the engine is busy with must not hold up the others.
+	lookers = 8
 	// lookAgain is the pause before a second look at what the engine could not describe.
 	lookAgain = time.Second
 )
@@ -56,9 +59,10 @@ type View struct {
 	log    *slog.Logger
 	synced chan struct{} // one element after each first look of a connection
 
-	dirty   dirtySet
-	metrics *viewMetrics
-	reading atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
+	dirty       *dirtySet // containers
+	dirtyImages *dirtySet // its one element stands for all
+	metrics     *viewMetrics
+	reading     atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
 
 	mu      sync.RWMutex // guards all below
 	state   EngineState
@@ -66,14 +70,17 @@ type View struct {
 	store   store
 	images  []*spec.Image
 	seen    uint64 // the look that gave the images
-	ticket  uint64 // counts looks at the engine; a look that began later wins
+
+	watches map[*Watch]struct{}
+	told    time.Time // the latest that was given to what was told of a pod
+	ended   bool
 }
 
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, synced: make(chan struct{}, 1), dirty: dirtySet{wake: make(chan struct{}, 1)}, metrics: newViewMetrics(),
-		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(),
+		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), metrics: newViewMetrics(),
+		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(), watches: map[*Watch]struct{}{},
 	}
 }
 
@@ -104,8 +111,9 @@ func (v *View) setState(s EngineState) {
 }
 
 // Run keeps the view in step with the engine until ctx ends: it connects, reads everything, follows the events, and starts again when the
-// engine goes away.
+// engine goes away. Watches end with it.
 func (v *View) Run(ctx context.Context) error {
+	defer v.endAll()
 	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
 		err := v.follow(ctx)
 		if ctx.Err() != nil {
@@ -146,10 +154,7 @@ func (v *View) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	done := v.src.Events(ctx, func(e engine.Event) {
-		v.metrics.noted(e)
-		v.dirty.mark(e)
-	})
+	done := v.src.Events(ctx, v.heed)
 	if err := v.readAll(ctx, resyncConnect); err != nil {
 		return err
 	}
@@ -161,6 +166,17 @@ func (v *View) follow(ctx context.Context) error {
 	case v.synced <- struct{}{}:
 	default:
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return v.await(ctx, done) })
+	g.Go(func() error { return v.renewImages(ctx) })
+	for range lookers {
+		g.Go(func() error { return v.renewDirty(ctx) })
+	}
+	return g.Wait()
+}
+
+// await waits for the end of the event stream and looks at everything now and then.
+func (v *View) await(ctx context.Context, done <-chan error) error {
 	resync := time.NewTicker(resyncPeriod)
 	defer resync.Stop()
 	for {
@@ -170,49 +186,43 @@ func (v *View) follow(ctx context.Context) error {
 				err = errStreamEnded
 			}
 			return err
-		case <-v.dirty.wake:
-			if err = pause(ctx, settle); err == nil {
-				err = v.renewDirty(ctx)
-			}
 		case <-resync.C:
-			err = v.readAll(ctx, resyncPeriodic)
+			if err := v.readAll(ctx, resyncPeriodic); err != nil {
+				return err
+			}
 		}
+	}
+}
+
+// renewDirty reads the containers that events have named, one after the other.
+func (v *View) renewDirty(ctx context.Context) error {
+	for {
+		id, err := v.dirty.next(ctx)
 		if err != nil {
 			return err
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
-// renewDirty reads what events have named.
-func (v *View) renewDirty(ctx context.Context) error {
-	ids, images := v.dirty.take()
-	if images {
-		if err := v.RefreshImages(ctx); err != nil {
-			return err
-		}
-	}
-	for _, id := range ids {
-		err := v.Refresh(ctx, id)
+		err = v.Refresh(ctx, id)
 		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
 			return err
 		}
 		if err != nil { // the engine is there and cannot describe this one, as happens to one that is being removed
 			v.log.Debug("a container is looked at again", "id", id, "in", lookAgain, "err", err)
-			time.AfterFunc(lookAgain, func() { v.dirty.mark(engine.Event{ID: id}) })
+			v.dirty.mark(id, lookAgain)
 		}
 	}
-	return nil
+}
+
+// renewImages reads the images when events have named one.
+func (v *View) renewImages(ctx context.Context) error {
+	for {
+		_, err := v.dirtyImages.next(ctx)
+		if err == nil {
+			err = v.RefreshImages(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // readAll reads everything, for a reason. What was read by a later look meanwhile stays.
@@ -228,7 +238,7 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 		return err
 	}
 	v.mu.Lock()
-	v.store.replace(objects, ticket)
+	v.tell(v.store.replace(objects, ticket))
 	v.mu.Unlock()
 	return v.RefreshImages(ctx)
 }
@@ -250,8 +260,7 @@ func (v *View) Stuck() error {
 func (v *View) look() uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.ticket++
-	return v.ticket
+	return v.store.begin()
 }
 
 // Refresh reads the objects anew from the engine, so that the view shows what has been done; one that is gone leaves the view.
@@ -267,7 +276,7 @@ func (v *View) Refresh(ctx context.Context, ids ...string) error {
 			continue
 		}
 		v.mu.Lock()
-		v.store.put(id, o, ticket)
+		v.tell(v.store.put(id, o, ticket))
 		v.mu.Unlock()
 		seen()
 	}
@@ -291,44 +300,28 @@ func (v *View) RefreshImages(ctx context.Context) error {
 	return nil
 }
 
-// dirtySet is what events have named and nobody has read yet. Marking never blocks.
-type dirtySet struct {
-	wake   chan struct{}
-	mu     sync.Mutex // guards the rest
-	ids    map[string]struct{}
-	images bool
-}
-
-func (d *dirtySet) mark(e engine.Event) {
-	d.mu.Lock()
+// heed takes an event. What is gone needs no look; all else is looked at after the event was taken at its word.
+func (v *View) heed(e engine.Event) {
+	v.metrics.noted(e)
 	if e.Image {
-		d.images = true
-	} else {
-		if d.ids == nil {
-			d.ids = map[string]struct{}{}
-		}
-		d.ids[e.ID] = struct{}{}
+		v.dirtyImages.mark("", settle)
+		return
 	}
-	d.mu.Unlock()
-	select {
-	case d.wake <- struct{}{}:
-	default:
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e.Kind == engine.Destroyed {
+		v.tell(v.store.gone(e.ID, e.At))
+		v.dirty.forget(e.ID)
+		v.metrics.looking(e.ID)()
+		return
 	}
-}
-
-func (d *dirtySet) forget(id string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.ids, id)
-}
-
-func (d *dirtySet) take() (ids []string, images bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for id := range d.ids {
-		ids = append(ids, id)
+	if steps := v.store.hear(e); len(steps) > 0 {
+		v.tell(steps)
+		v.metrics.looking(e.ID)()
 	}
-	images = d.images
-	d.ids, d.images = nil, false
-	return ids, images
+	after := settle
+	if e.Kind == engine.Died {
+		after = 0 // no call of ours reads it
+	}
+	v.dirty.mark(e.ID, after)
 }

@@ -153,24 +153,31 @@ func TestEngineGoesAndComes(t *testing.T) {
 // TestOlderLookNeverWins stores what looks found in another order than they began.
 func TestOlderLookNeverWins(t *testing.T) {
 	s := newStore()
-	old, young := &spec.Sandbox{ID: "a"}, &spec.Sandbox{ID: "a", Running: true}
-	s.put("a", spec.Object{Sandbox: young}, 2)
-	s.put("a", spec.Object{Sandbox: old}, 1)
+	first, everything, last := s.begin(), s.begin(), s.begin()
+	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{ID: "a", Running: true, Labels: map[string]string{"young": ""}}
+	s.put("a", spec.Object{Sandbox: young}, last)
+	s.put("a", spec.Object{Sandbox: old}, first)
 	if s.sandboxes["a"] != young {
 		t.Error("an older inspect won")
 	}
-	s.replace(nil, 1) // a list that began before the inspect
+	s.replace(nil, everything) // a list that began before the inspect
 	if s.sandboxes["a"] != young {
 		t.Error("an older list removed what a later inspect had found")
 	}
-	s.replace(nil, 3)
-	s.put("a", spec.Object{Sandbox: old}, 2)
+	ended := &spec.Sandbox{ID: "a"}
+	s.put("a", spec.Object{Sandbox: ended}, first)
+	if s.sandboxes["a"] != ended {
+		t.Error("an inspect that took long and saw the end is forgotten")
+	}
+	late := s.begin()
+	s.replace(nil, s.begin())
+	s.put("a", spec.Object{Sandbox: ended}, late)
 	if s.sandboxes["a"] != nil {
 		t.Error("an older inspect brought back what was gone")
 	}
-	s.replace(nil, 4)
-	if len(s.looks) != 0 {
-		t.Errorf("what is long gone is remembered: %v", s.looks)
+	s.replace(nil, s.begin())
+	if len(s.news) != 0 {
+		t.Errorf("what is long gone is remembered: %v", s.news)
 	}
 }
 

@@ -61,6 +61,7 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 		RuntimeHandler: in.Config.Labels[labelHandler],
 		Namespaces:     readNamespaces(in),
 		CreatedAt:      readTime(in.Created),
+		StartedAt:      readTime(in.State.StartedAt),
 		Running:        in.State.Running, Pid: in.State.Pid, NeverStarted: in.State.Status == container.StateCreated,
 		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
 		OwnNetNS: in.Config.Labels[labelNetNS] == netnsOwn, ExitCode: in.State.ExitCode,
@@ -69,6 +70,9 @@ func readSandbox(in container.InspectResponse, n name) *Sandbox {
 	}
 	_, ours := in.Config.Labels[labelPid]
 	s.Foreign = !ours
+	if !s.Running {
+		s.FinishedAt = readTime(in.State.FinishedAt)
+	}
 	if in.NetworkSettings != nil {
 		for _, e := range in.NetworkSettings.Networks {
 			if e == nil {
@@ -186,13 +190,44 @@ func readState(c *Container, in container.InspectResponse) {
 		if c.FinishedAt.IsZero() {
 			c.FinishedAt = c.CreatedAt
 		}
-	case s.OOMKilled:
-		c.Reason = reasonOOM
-	case s.ExitCode == 0:
-		c.Reason = reasonCompleted
 	default:
-		c.Reason = reasonError
+		c.Reason = endReason(s.ExitCode, s.OOMKilled)
 	}
+}
+
+func endReason(exitCode int, outOfMemory bool) string {
+	switch {
+	case outOfMemory:
+		return reasonOOM
+	case exitCode == 0:
+		return reasonCompleted
+	}
+	return reasonError
+}
+
+// Begun is the object when the engine has told that its process was started, before anybody has looked: its PID is not known.
+func (o Object) Begun(at time.Time) Object {
+	if o.Container != nil {
+		c := *o.Container
+		c.State, c.StartedAt = runtimeapi.ContainerState_CONTAINER_RUNNING, at
+		return Object{Container: &c}
+	}
+	s := *o.Sandbox
+	s.Running, s.NeverStarted, s.StartedAt = true, false, at
+	return Object{Sandbox: &s}
+}
+
+// Ended is the object when the engine has told that its process has ended, before anybody has looked.
+func (o Object) Ended(at time.Time, exitCode int, outOfMemory bool) Object {
+	if o.Container != nil {
+		c := *o.Container
+		c.State, c.FinishedAt, c.ExitCode, c.Pid = runtimeapi.ContainerState_CONTAINER_EXITED, at, int32(exitCode), 0
+		c.Reason = endReason(exitCode, outOfMemory)
+		return Object{Container: &c}
+	}
+	s := *o.Sandbox
+	s.Running, s.FinishedAt, s.ExitCode, s.Pid = false, at, exitCode, 0
+	return Object{Sandbox: &s}
 }
 
 // readTime is a Docker time; what is unset ("0001-01-01T00:00:00Z") or broken is zero.

@@ -87,9 +87,11 @@ type Sandbox struct {
 	RuntimeHandler string // as requested in RunPodSandbox
 	Namespaces     *runtimeapi.NamespaceOption
 	CreatedAt      time.Time
-	Running        bool // the pause process runs; READY in CRI's terms
-	NeverStarted   bool // made, and its pause has not run
-	Pid            int  // of the pause process, 0 when it does not run
+	StartedAt      time.Time // of the pause process; zero before
+	FinishedAt     time.Time // of the pause process; zero while it runs
+	Running        bool      // the pause process runs; READY in CRI's terms
+	NeverStarted   bool      // made, and its pause has not run
+	Pid            int       // of the pause process, 0 when it does not run
 	NetworkMode    string
 	OwnNetNS       bool                      // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
 	ExitCode       int                       // of the pause process, when it does not run

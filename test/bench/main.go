@@ -1,5 +1,6 @@
 // Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
-// by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone. It ends with 1 when a limit is missed. It
+// by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench events" says how long after the
+// engine's events ours come. It ends with 1 when a limit is missed. It
 // starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
 // is done.
 package main
@@ -42,6 +43,10 @@ func main() {
 		end(func(h *harness) bool { return benchImages(ctx, h, os.Args[2:]) })
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == eventsCommand {
+		end(func(h *harness) bool { return benchEvents(ctx, h, os.Args[2:]) })
+		return
+	}
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
 	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")
 	calls := flag.Int("calls", 500, "calls of each list and status")
@@ -66,11 +71,7 @@ func end(bench func(*harness) bool) {
 
 // bench does one run and says whether all limits hold.
 func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
-	loads, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		h.Fatalf("bench: %v", err)
-	}
-	load, _, _ := strings.Cut(string(loads), " ") // tells how far the figures can be trusted
+	load := loadAverage(h)
 	e := engines.Start(h, v)
 	d := e.Daemon(h, "--log-level=info")
 	o.CRI, o.Docker, o.Cache, o.Scratch = "unix://"+d.Socket, "unix://"+e.Socket, d.CacheDir, e.Dir
@@ -83,6 +84,16 @@ func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
 		f.Engine, o.Pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 	return report(os.Stdout, f, rss)
+}
+
+// loadAverage is that of the last minute, which tells how far figures can be trusted.
+func loadAverage(h *harness) string {
+	loads, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	load, _, _ := strings.Cut(string(loads), " ")
+	return load
 }
 
 // measure runs the measuring part in the engine's namespaces.

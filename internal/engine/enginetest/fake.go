@@ -36,6 +36,7 @@ type Fake struct {
 	limits     map[string]spec.KernelLimits
 	watchers   []chan engine.Event
 	made       int
+	ticks      int // of the engine's clock
 	pids       int
 	down       bool
 	ended      []chan error
@@ -113,7 +114,7 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error
 			in.LogPath = "/var/lib/docker/containers/" + id + "/" + id + "-json.log"
 		}
 		f.containers[id] = in
-		f.tell(id)
+		f.tell(id, engine.Changed)
 		return nil
 	})
 	if err != nil {
@@ -133,8 +134,11 @@ func (f *Fake) imageID(ref string) string {
 
 // now differs from call to call, so that orders by time are certain.
 func (f *Fake) now() string {
-	return time.Unix(1700000000, int64(f.made)*1000).UTC().Format(time.RFC3339Nano)
+	f.ticks++
+	return f.time().Format(time.RFC3339Nano)
 }
+
+func (f *Fake) time() time.Time { return time.Unix(1700000000, int64(f.ticks)*1000).UTC() }
 
 // Start implements cri.Engine.
 func (f *Fake) Start(ctx context.Context, id string) error {
@@ -145,7 +149,7 @@ func (f *Fake) Start(ctx context.Context, id string) error {
 		}
 		f.pids++
 		c.State = &container.State{Status: container.StateRunning, Running: true, Pid: f.pids, StartedAt: f.now()}
-		f.tell(id)
+		f.tell(id, engine.Started)
 		return nil
 	})
 }
@@ -156,7 +160,7 @@ func (f *Fake) Stop(ctx context.Context, id string, _ time.Duration) error {
 		c, err := f.find(id)
 		if err == nil && c.State.Running {
 			c.State = &container.State{Status: container.StateExited, ExitCode: 137, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
-			f.tell(id)
+			f.tell(id, engine.Died)
 		}
 		return err
 	})
@@ -166,8 +170,7 @@ func (f *Fake) Stop(ctx context.Context, id string, _ time.Duration) error {
 func (f *Fake) Remove(ctx context.Context, id string) error {
 	return f.do(ctx, "remove", func() error {
 		_, err := f.find(id)
-		delete(f.containers, id)
-		f.tell(id)
+		f.destroy(id)
 		return err
 	})
 }
@@ -384,10 +387,14 @@ func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan er
 	return done
 }
 
-func (f *Fake) tell(id string) {
+func (f *Fake) tell(id string, kind engine.EventKind) {
+	e := engine.Event{ID: id, Kind: kind, At: f.time()}
+	if kind == engine.Died {
+		e.ExitCode = f.containers[id].State.ExitCode
+	}
 	for _, w := range f.watchers {
 		select {
-		case w <- engine.Event{ID: id}:
+		case w <- e:
 		default: // nobody follows it any more
 		}
 	}
@@ -426,13 +433,26 @@ func (f *Fake) End(id string, code int) {
 	defer f.mu.Unlock()
 	c := f.containers[id]
 	c.State = &container.State{Status: container.StateExited, ExitCode: code, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
-	f.tell(id)
+	f.tell(id, engine.Died)
 }
 
 // Drop removes a container behind everybody's back.
 func (f *Fake) Drop(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.destroy(id)
+}
+
+// destroy removes a container, running or not, if it is there.
+func (f *Fake) destroy(id string) {
+	c := f.containers[id]
+	if c == nil {
+		return
+	}
+	if f.ticks++; c.State.Running {
+		c.State.ExitCode = 137
+		f.tell(id, engine.Died)
+	}
 	delete(f.containers, id)
-	f.tell(id)
+	f.tell(id, engine.Destroyed)
 }

@@ -1,0 +1,490 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/spec"
+)
+
+func word(k runtimeapi.ContainerEventType) string {
+	return strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(k.String(), "CONTAINER_"), "_EVENT"))
+}
+
+// expect takes changes from a watch, and no others: "created started" of one ID.
+func expect(t *testing.T, w *Watch, id, kinds string) []*Change {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var out []*Change
+	for i, want := range strings.Fields(kinds) {
+		c, err := w.Next(ctx)
+		if err != nil || c.ID != id || word(c.Type) != want {
+			t.Fatalf("change %d of %s: want %s, got %+v, %v", i, id, want, c, err)
+		}
+		if i > 0 && !c.At.After(out[i-1].At) {
+			t.Errorf("%s is told to have been at %s, what came before it at %s", want, c.At, out[i-1].At)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// watching runs a view on a fake engine and watches it.
+func watching(t *testing.T, f *enginetest.Fake) (*View, *Watch) {
+	t.Helper()
+	v := run(t, f)
+	<-v.Synced()
+	w := v.Watch()
+	t.Cleanup(w.Stop)
+	return v, w
+}
+
+func TestWatchALife(t *testing.T) {
+	f := enginetest.NewFake()
+	_, w := watching(t, f)
+	id := makePod(t, f, "a")
+	expect(t, w, id, "created")
+	if err := f.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	c := expect(t, w, id, "started")[0]
+	if !c.Sandbox.Running || !c.At.Equal(c.Sandbox.StartedAt) {
+		t.Errorf("started at %s: %+v", c.At, c.Sandbox)
+	}
+	f.End(id, 3)
+	c = expect(t, w, id, "stopped")[0]
+	if c.Sandbox.Running || c.Sandbox.ExitCode != 3 || !c.At.Equal(c.Sandbox.FinishedAt) {
+		t.Errorf("stopped at %s: %+v", c.At, c.Sandbox)
+	}
+	f.Drop(id)
+	if c := expect(t, w, id, "deleted")[0]; c.Sandbox == nil || c.Sandbox.ID != id {
+		t.Errorf("deleted: %+v", c)
+	}
+}
+
+// TestWatchWhileTheEngineIsAway: what the engine's events could not tell is found when it is back, once.
+func TestWatchWhileTheEngineIsAway(t *testing.T) {
+	f := enginetest.NewFake()
+	var ids []string
+	for _, name := range []string{"untouched", "ends", "goes"} {
+		id := makePod(t, f, name)
+		if err := f.Start(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	v, w := watching(t, f)
+	f.SetDown(true)
+	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
+	f.End(ids[1], 1)
+	f.Drop(ids[2])
+	f.SetDown(false)
+	<-v.Synced()
+	expect(t, w, ids[1], "stopped")
+	expect(t, w, ids[2], "stopped deleted")
+	next := makePod(t, f, "next")
+	expect(t, w, next, "created")
+}
+
+// TestWatchBeforeTheFirstLook: to who watches before anything is known, all that is found is new.
+func TestWatchBeforeTheFirstLook(t *testing.T) {
+	f := enginetest.NewFake()
+	id := makePod(t, f, "a")
+	if err := f.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	v := New(f, discard)
+	w := v.Watch()
+	defer w.Stop()
+	if err := v.readAll(t.Context(), resyncConnect); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.readAll(t.Context(), resyncConnect); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, w, id, "created started")
+	if len(w.changes) != 0 {
+		t.Errorf("%d more changes after a second look", len(w.changes))
+	}
+}
+
+// TestRemovedPodIsTold: a pod that a look at everything does not find any more goes container by container, each with its sandbox.
+func TestRemovedPodIsTold(t *testing.T) {
+	v := New(nil, discard)
+	w := v.Watch()
+	defer w.Stop()
+	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
+	c := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: time.Unix(3, 0)}
+	v.tell(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.look()))
+	expect(t, w, "s", "created started")
+	if got := expect(t, w, "c", "created")[0]; got.Sandbox != s || len(got.Containers) != 1 {
+		t.Errorf("%+v", got)
+	}
+	v.tell(v.store.replace(nil, v.look()))
+	if got := expect(t, w, "c", "deleted")[0]; got.Sandbox != s || len(got.Containers) != 0 {
+		t.Errorf("%+v", got)
+	}
+	expect(t, w, "s", "stopped deleted")
+}
+
+// TestRestartedBehindOurBack: an engine may run a container again.
+func TestRestartedBehindOurBack(t *testing.T) {
+	at := func(s int64) time.Time { return time.Unix(s, 0) }
+	running, over := runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED
+	v := New(nil, discard)
+	w := v.Watch()
+	defer w.Stop()
+	for _, c := range []spec.Container{
+		{State: running, CreatedAt: at(1), StartedAt: at(2)},
+		{State: running, CreatedAt: at(1), StartedAt: at(4)},
+		{State: over, CreatedAt: at(1), StartedAt: at(6), FinishedAt: at(7)},
+		{State: over, CreatedAt: at(1), StartedAt: at(8), FinishedAt: at(9)},
+	} {
+		c.ID = "c"
+		v.tell(v.store.put("c", spec.Object{Container: &c}, v.look()))
+	}
+	expect(t, w, "c", "created started stopped started stopped started stopped started stopped")
+}
+
+// TestStartThatFailed: a container that could not run has ended without having started.
+func TestStartThatFailed(t *testing.T) {
+	v := New(nil, discard)
+	w := v.Watch()
+	defer w.Stop()
+	c := spec.Container{ID: "c", CreatedAt: time.Unix(1, 0)}
+	v.tell(v.store.put("c", spec.Object{Container: &c}, v.look()))
+	failed := c
+	failed.State, failed.FinishedAt = runtimeapi.ContainerState_CONTAINER_EXITED, time.Unix(1, 0)
+	v.tell(v.store.put("c", spec.Object{Container: &failed}, v.look()))
+	v.tell(v.store.gone("c", time.Unix(3, 0)))
+	expect(t, w, "c", "created stopped deleted")
+}
+
+// model is an engine with one container, whose looks and events arrive in any order that can be: looks end in another order than they
+// began, events come late but in order.
+type model struct {
+	v      *View
+	at     int            // how many of kinds have happened
+	events []engine.Event // on their way
+	looks  []*look        // under way
+	kinds  []string
+}
+
+func (m *model) advance() {
+	if m.at == len(m.kinds) {
+		return
+	}
+	m.at++
+	e := engine.Event{ID: "c", At: time.Unix(int64(m.at), 0)}
+	switch m.kinds[m.at-1] {
+	case "started":
+		e.Kind = engine.Started
+	case "stopped":
+		e.Kind = engine.Died
+	case "deleted":
+		e.Kind = engine.Destroyed
+	}
+	m.events = append(m.events, e)
+}
+
+func (m *model) deliver() {
+	if len(m.events) > 0 {
+		m.v.heed(m.events[0])
+		m.events = m.events[1:]
+	}
+}
+
+// record is the container as it is now, nil when it is gone. The engine tells starts and ends a little later than it notes them.
+func (m *model) record() *spec.Container {
+	c := &spec.Container{ID: "c", SandboxID: "s"}
+	for i, k := range m.kinds[:m.at] {
+		at := time.Unix(int64(i+1), 0).Add(-time.Millisecond)
+		switch k {
+		case "created":
+			c.CreatedAt = at
+		case "started":
+			c.StartedAt, c.State = at, runtimeapi.ContainerState_CONTAINER_RUNNING
+		case "stopped":
+			c.FinishedAt, c.State = at, runtimeapi.ContainerState_CONTAINER_EXITED
+		case "deleted":
+			return nil
+		}
+	}
+	return c
+}
+
+// begin begins a look, at the container or at everything.
+func (m *model) begin(everything bool) {
+	m.looks = append(m.looks, &look{ticket: m.v.look(), everything: everything})
+}
+
+// finish lets any look that is under way come one step further: the engine answers, the answer arrives.
+func (m *model) finish(r *rand.Rand) {
+	if len(m.looks) == 0 {
+		return
+	}
+	i := r.IntN(len(m.looks))
+	l := m.looks[i]
+	if !l.answered {
+		l.found, l.answered = m.record(), true
+		return
+	}
+	m.looks = slices.Delete(m.looks, i, i+1)
+	o := spec.Object{Container: l.found}
+	switch {
+	case !l.everything:
+		m.v.tell(m.v.store.put("c", o, l.ticket))
+	case l.found == nil:
+		m.v.tell(m.v.store.replace(nil, l.ticket))
+	default:
+		m.v.tell(m.v.store.replace([]spec.Object{o}, l.ticket))
+	}
+}
+
+// finishAll ends all looks.
+func (m *model) finishAll(r *rand.Rand) {
+	for len(m.looks) > 0 {
+		m.finish(r)
+	}
+}
+
+// look is one under way.
+type look struct {
+	ticket     uint64
+	everything bool
+	answered   bool
+	found      *spec.Container
+}
+
+// TestEveryInterleaving lets looks, events and the life itself come in thousands of orders. A container that was seen once is told of from its
+// creation to its end, each transition once, whatever was missed between.
+func TestEveryInterleaving(t *testing.T) {
+	for seed := range uint64(5000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		kinds := []string{"created", "started", "stopped", "deleted"}
+		if seed%4 == 0 {
+			kinds = []string{"created", "deleted"} // never started
+		}
+		v := New(nil, discard)
+		w := v.Watch()
+		m := &model{v: v, kinds: kinds}
+		m.advance()
+		m.begin(false)
+		m.finishAll(r) // CreateContainer has looked when it returns
+		for range r.IntN(40) {
+			switch r.IntN(4) {
+			case 0:
+				m.advance()
+			case 1:
+				m.deliver()
+			case 2:
+				m.begin(false)
+			case 3:
+				m.finish(r)
+			}
+			// What was told is never taken back.
+			if c := v.store.containers["c"]; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() || len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+				t.Fatalf("seed %d: %d changes are told, the record is %+v", seed, len(w.changes), c)
+			}
+		}
+		for m.at < len(m.kinds) || len(m.events) > 0 || len(m.looks) > 0 {
+			m.advance()
+			m.finish(r)
+			m.deliver()
+		}
+		var got []string
+		for len(w.changes) > 0 {
+			got = append(got, word((<-w.changes).Type))
+		}
+		if w.Stop(); !slices.Equal(got, kinds) {
+			t.Fatalf("seed %d: told %v, want %v", seed, got, kinds)
+		}
+		if len(v.store.leaving)+len(v.store.told)+len(v.store.signs)+len(v.store.containers) > 0 {
+			t.Fatalf("seed %d: left %+v", seed, v.store)
+		}
+	}
+}
+
+// TestDroppedEvents: without the engine's events a look at everything tells what is due, once.
+func TestDroppedEvents(t *testing.T) {
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		v := New(nil, discard)
+		w := v.Watch()
+		m := &model{v: v, kinds: []string{"created", "started", "stopped", "deleted"}}
+		for range 30 {
+			if r.IntN(3) == 0 {
+				m.advance()
+			}
+			everything := r.IntN(3) == 0
+			if everything {
+				m.finishAll(r) // none outlives two looks at everything
+			}
+			m.begin(everything)
+			if r.IntN(2) == 0 {
+				m.finish(r)
+			}
+		}
+		for m.at < 4 {
+			m.advance()
+		}
+		m.begin(true)
+		m.finishAll(r)
+		m.begin(true)
+		m.finishAll(r)
+		var got []string
+		for len(w.changes) > 0 {
+			got = append(got, word((<-w.changes).Type))
+		}
+		// A life whose run nobody saw and no event told of is one without a run.
+		if w.Stop(); len(got) > 0 && !slices.Equal(got, m.kinds) && !slices.Equal(got, []string{"created", "deleted"}) {
+			t.Fatalf("seed %d: told %v", seed, got)
+		}
+	}
+}
+
+func TestSlowReader(t *testing.T) {
+	v := New(nil, discard)
+	slow, quick := v.Watch(), v.Watch()
+	defer slow.Stop()
+	defer quick.Stop()
+	for i := range watchBuffer + 10 {
+		v.tell([]step{{id: fmt.Sprint(i)}})
+		if c, err := quick.Next(t.Context()); err != nil || c.ID != fmt.Sprint(i) {
+			t.Fatalf("the reader that keeps up: %+v, %v", c, err)
+		}
+	}
+	for i := range watchBuffer {
+		if c, err := slow.Next(t.Context()); err != nil || c.ID != fmt.Sprint(i) {
+			t.Fatalf("change %d: %+v, %v", i, c, err)
+		}
+	}
+	for range 2 {
+		if _, err := slow.Next(t.Context()); !errdefs.IsResourceExhausted(err) {
+			t.Errorf("after what was buffered: %v", err)
+		}
+	}
+}
+
+func TestWatchEnds(t *testing.T) {
+	f := enginetest.NewFake()
+	v := New(f, discard)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = v.Run(ctx) }()
+	<-v.Synced()
+	w := v.Watch()
+	defer w.Stop()
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := w.Next(gone); err != context.Canceled { //nolint:errorlint // the context's own
+		t.Errorf("a reader that goes: %v", err)
+	}
+	cancel()
+	if _, err := w.Next(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("when the view ends: %v", err)
+	}
+	<-ended
+	late := v.Watch()
+	if _, err := late.Next(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("after the view has ended: %v", err)
+	}
+	late.Stop()
+	if len(v.watches) != 0 {
+		t.Errorf("%d watches are left", len(v.watches))
+	}
+}
+
+// TestLaterIsNewer: a kubelet that was told of a pod drops what seems older. An exit that happened before it was told, and is found after, is
+// news.
+func TestLaterIsNewer(t *testing.T) {
+	v := New(nil, discard)
+	w := v.Watch()
+	defer w.Stop()
+	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
+	v.tell(v.store.put("s", spec.Object{Sandbox: s}, v.look()))
+	expect(t, w, "s", "created started")
+	before := time.Now()
+	status, err := v.Pod("s")
+	if err != nil || status.At.Before(before) || time.Since(status.At) < 0 {
+		t.Fatalf("%+v, %v", status, err)
+	}
+	ended := *s
+	ended.Running, ended.FinishedAt = false, before
+	v.tell(v.store.put("s", spec.Object{Sandbox: &ended}, v.look()))
+	c := expect(t, w, "s", "stopped")[0]
+	if !c.At.After(status.At) || c.At.After(time.Now()) {
+		t.Errorf("told with %s after a status of %s", c.At, status.At)
+	}
+	if again, err := v.Pod("s"); err != nil || !again.At.After(c.At) {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if _, err := v.Pod("x"); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown pod: %v", err)
+	}
+}
+
+// TestEventsAreTakenAtTheirWord: the engine answers no inspect, as while it clears up after an end.
+func TestEventsAreTakenAtTheirWord(t *testing.T) {
+	v := New(nil, discard)
+	w := v.Watch()
+	defer w.Stop()
+	at := func(s int64) time.Time { return time.Unix(s, 0) }
+	made := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
+	v.tell(v.store.put("c", spec.Object{Container: made}, v.look()))
+	for _, e := range []engine.Event{
+		{ID: "c", Kind: engine.Started, At: at(2)}, {ID: "c", Kind: engine.OutOfMemory, At: at(3)}, {ID: "c", Kind: engine.Died, At: at(4), ExitCode: 137},
+		{ID: "other", Kind: engine.Started, At: at(5)}, {ID: "other", Kind: engine.Died, At: at(6)}, {ID: "other", Kind: engine.Destroyed, At: at(7)},
+	} {
+		v.heed(e)
+	}
+	told := expect(t, w, "c", "created started stopped")
+	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
+		if c := told[i].Containers; len(c) != 1 || c[0].State != want {
+			t.Errorf("%s: %+v", told[i].Type, c)
+		}
+	}
+	if c := told[2].Containers[0]; c.ExitCode != 137 || c.Reason != "OOMKilled" || !c.FinishedAt.Equal(at(4)) || !c.StartedAt.Equal(at(2)) || !told[2].At.Equal(at(4)) {
+		t.Errorf("%+v, told at %s", c, told[2].At)
+	}
+	if made.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Error("a shared record was changed")
+	}
+	exact := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1), StartedAt: at(2).Add(-1), FinishedAt: at(4).Add(-1), State: runtimeapi.ContainerState_CONTAINER_EXITED}
+	v.tell(v.store.put("c", spec.Object{Container: exact}, v.look()))
+	if c, err := v.Container("c"); err != nil || c != exact || len(w.changes) != 0 {
+		t.Errorf("after a look: %+v, %v, %d changes more", c, err, len(w.changes))
+	}
+}
+
+// TestKilledMayBeOutOfMemory: Docker may tell an out-of-memory after the end that it caused, so an end by SIGKILL that nobody asked for is
+// left to the look, which knows.
+func TestKilledMayBeOutOfMemory(t *testing.T) {
+	at := func(s int64) time.Time { return time.Unix(s, 0) }
+	for asked, want := range map[bool]string{true: "created started stopped", false: "created started"} {
+		v := New(nil, discard)
+		w := v.Watch()
+		v.tell(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}}, v.look()))
+		v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(2)})
+		if asked {
+			v.heed(engine.Event{ID: "c", Kind: engine.Killed, At: at(3)})
+		}
+		v.heed(engine.Event{ID: "c", Kind: engine.Died, At: at(4), ExitCode: killedCode})
+		expect(t, w, "c", want)
+		if len(w.changes) != 0 {
+			t.Errorf("asked for: %v; told %s and more", asked, want)
+		}
+		w.Stop()
+	}
+}

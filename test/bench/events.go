@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/lives"
+)
+
+// eventsCommand runs the program as the benchmark of container events.
+const eventsCommand = "events"
+
+// eventsLimit is how long after the engine's event ours may come, in 99 of 100 cases.
+const eventsLimit = 20 * time.Millisecond
+
+// benchEvents does one run for each engine and says whether all limits hold.
+func benchEvents(ctx context.Context, h *harness, args []string) bool {
+	flags := flag.NewFlagSet(eventsCommand, flag.ExitOnError)
+	count := flags.Int("lives", 1000, "containers that are made, run and removed")
+	atOnce := flags.Int("at-once", 1, "how many of them live at the same time")
+	if err := flags.Parse(args); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	ok := true
+	for _, v := range engines.Versions() {
+		load := loadAverage(h)
+		f := events(ctx, h, v, *count, *atOnce)
+		fmt.Printf("Docker Engine %s, %d container lives, %d at once, %d CPUs, load average %s before the run, %s\n\n",
+			v, *count, *atOnce, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		ok = reportEvents(os.Stdout, f, *count) && ok
+	}
+	return ok
+}
+
+func events(ctx context.Context, h *harness, v engines.Version, count, atOnce int) lives.Figures {
+	e := engines.Start(h, v)
+	image := e.ImportBusybox(h)
+	d := e.Daemon(h, "--log-level=info")
+	cfg := &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "lives", Namespace: "bench", Uid: "lives"}, LogDirectory: e.Dir + "/logs",
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
+	}
+	pod, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	f, err := lives.Run(ctx, lives.Config{
+		Runtime: d.Runtime, Docker: e.Docker(h), Pod: pod.PodSandboxId, PodOf: cfg, Lives: count, AtOnce: atOnce,
+		Container: func(name string, command []string) *runtimeapi.ContainerConfig {
+			return &runtimeapi.ContainerConfig{
+				Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command, LogPath: name + ".log",
+			}
+		},
+	})
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	return f
+}
+
+// reportEvents prints the figures as a Markdown table and says whether the limits hold.
+func reportEvents(out io.Writer, f lives.Figures, count int) bool {
+	ok := true
+	verdict := func(good bool) string {
+		ok = ok && good
+		if good {
+			return "pass"
+		}
+		return "FAIL"
+	}
+	fmt.Fprintln(out, "| after the engine's event | p50 | p99 | most | n | limit | verdict |\n|---|---:|---:|---:|---:|---|---|")
+	var all []time.Duration
+	row := func(name string, d []time.Duration, limit, verdict string) {
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %d | %s | %s |\n", name, ms(quantile(d, 50)), ms(quantile(d, 99)), ms(quantile(d, 100)), len(d), limit, verdict)
+	}
+	for kind := range runtimeapi.ContainerEventType(len(runtimeapi.ContainerEventType_name)) {
+		name := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(kind.String(), "CONTAINER_"), "_EVENT"))
+		row(name, f.Behind[kind], "", "")
+		all = append(all, f.Behind[kind]...)
+	}
+	row("all", all, "p99 ≤ "+ms(eventsLimit), verdict(len(all) == 4*count && quantile(all, 99) <= eventsLimit))
+	fmt.Fprintf(out, "| lives not told from beginning to end, in order, each transition once | %d | | | %d | none | %s |\n\n", len(f.Wrong), count, verdict(len(f.Wrong) == 0))
+	for _, w := range f.Wrong[:min(len(f.Wrong), 10)] {
+		fmt.Fprintln(out, w)
+	}
+	return ok
+}
