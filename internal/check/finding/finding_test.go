@@ -263,6 +263,9 @@ func kubeletCases() []broken {
 			f.Kubelet.Flags = []Flag{{"cgroup-driver", "cgroupfs", "/etc/systemd/system/kubelet.service.d/10.conf"}}
 		}},
 		{"cgroup v1", "cgroup-v1", func(f *Facts) { f.Node.CgroupV1 = true }},
+		{"cgroup v1 before kubeadm", "cgroup-v1", func(f *Facts) {
+			f.Node.CgroupV1, f.Kubelet = true, Kubelet{Present: true, Version: "v1.36.3", Minor: 36}
+		}},
 		{"cgroup v1 by flag", "cgroup-v1", func(f *Facts) {
 			f.Node.CgroupV1, f.Kubelet.Minor, f.Kubelet.Version = true, 33, "v1.33.1"
 			f.Kubelet.Flags = []Flag{{"fail-cgroupv1", "true", flagsEnv}}
@@ -370,7 +373,7 @@ func TestThreshold(t *testing.T) {
 	f := healthy()
 	f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": "1Gi", "imagefs.available": "2.5%", "nodefs.inodesFree": "100", "imagefs.inodesFree": "many"}
 	for signal, want := range map[string]uint64{"nodefs.available": 1 << 30, "imagefs.available": 25, "nodefs.inodesFree": 100, "imagefs.inodesFree": 0, "other": 0} {
-		if got := f.threshold(signal, 1000); got != want {
+		if _, got := f.threshold(signal, 1000); got != want {
 			t.Errorf("%s: %d, want %d", signal, got, want)
 		}
 	}

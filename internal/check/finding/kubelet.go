@@ -51,7 +51,7 @@ func judgeKubeletConfig(f *Facts) verdict {
 	case !k.Present:
 		return skip(noKubelet)
 	case k.ConfigErr != "":
-		return fail("correct "+k.ConfigFile+", or write it anew: kubeadm upgrade node phase kubelet-config", "%s: %s", k.ConfigFile, k.ConfigErr)
+		return fail("correct "+k.ConfigFile+", or write it anew: kubeadm upgrade node phase kubelet-config", "%s", k.ConfigErr)
 	case k.ConfigFile == "":
 		return ok("none yet, the kubelet's defaults hold")
 	}
@@ -116,6 +116,17 @@ func (k *Kubelet) endpoint() (string, bool) {
 	return defaultEndpoint, false
 }
 
+// configured says whether anybody has told the kubelet anything: before kubeadm nobody has.
+func (k *Kubelet) configured() bool { return k.ConfigFile != "" || len(k.Flags) > 0 }
+
+// sooner makes a warning of what will stop the kubelet only when it is configured.
+func (k *Kubelet) sooner(v verdict) verdict {
+	if !k.configured() {
+		v.status = Warn
+	}
+	return v
+}
+
 func judgeEndpoint(f *Facts) verdict {
 	k, want := f.Kubelet, f.Flags.Endpoint
 	if !k.Present {
@@ -125,7 +136,7 @@ func judgeEndpoint(f *Facts) verdict {
 	switch {
 	case sameEndpoint(is, want):
 		return ok("%s", is)
-	case !said && k.ConfigFile == "" && len(k.Flags) == 0:
+	case !said && !k.configured():
 		return skip("the kubelet is not configured yet")
 	}
 	if !said {
@@ -139,7 +150,7 @@ func judgeEndpoint(f *Facts) verdict {
 	case flag.Name != "":
 		mend = "give the kubelet --container-runtime-endpoint=" + want
 	case k.Minor != 0 && k.Minor < 27: // its configuration has no such key yet
-		mend = f.restarted(fmt.Sprintf(`echo 'KUBELET_EXTRA_ARGS="--container-runtime=remote --container-runtime-endpoint=%s"' >> /etc/default/kubelet`, want), "kubelet")
+		mend = f.restarted(addKubeletFlag("--container-runtime=remote --container-runtime-endpoint="+want), "kubelet")
 	default:
 		mend = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
 	}
@@ -228,7 +239,7 @@ func judgeCgroupV1(f *Facts) verdict {
 	case fails == nil:
 		said = ", its default from 1.35 on"
 	}
-	return fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"), "this machine has cgroup v1, and kubelet %s does not start there (failCgroupV1: true%s)", k.Version, said)
+	return k.sooner(fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"), "this machine has cgroup v1, and kubelet %s does not start there (failCgroupV1: true%s)", k.Version, said))
 }
 
 func judgeSwap(f *Facts) verdict {
@@ -253,5 +264,5 @@ func judgeSwap(f *Facts) verdict {
 	if f.Node.FstabSwap {
 		mend += ` && sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab`
 	}
-	return fail(mend, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false", strings.Join(swaps, ", "))
+	return k.sooner(fail(mend, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false", strings.Join(swaps, ", ")))
 }

@@ -79,11 +79,20 @@ func (f *Facts) setKubelet(key, value, flag string) string {
 		parts = append(parts, dropFlags(files, flag))
 	}
 	if file := f.Kubelet.ConfigFile; file == "" {
-		parts = append(parts, fmt.Sprintf(`echo 'KUBELET_EXTRA_ARGS="--%s=%s"' >> /etc/default/kubelet`, flag, value))
+		parts = append(parts, addKubeletFlag("--"+flag+"="+value))
 	} else {
 		parts = append(parts, fmt.Sprintf(`sed -i -e '/^%s:/d' -e '$a\' %s && echo '%s: %s' >> %s`, key, file, key, value, file))
 	}
 	return f.restarted(strings.Join(parts, " && ")+f.reloadUnits(flag), "kubelet")
+}
+
+// extraArgs is the file of flags that the kubelet's packages leave to the operator.
+const extraArgs = "/etc/default/kubelet"
+
+// addKubeletFlag is the line that adds a flag to those of the operator; the last assignment in the file is the one that holds.
+func addKubeletFlag(flag string) string {
+	return fmt.Sprintf(`{ grep -qs ^KUBELET_EXTRA_ARGS= %[1]s && sed -i -E 's#^KUBELET_EXTRA_ARGS="?([^"]*)"?$#KUBELET_EXTRA_ARGS="\1 %[2]s"#' %[1]s || echo 'KUBELET_EXTRA_ARGS="%[2]s"' >> %[1]s; }`,
+		extraArgs, flag)
 }
 
 // reloadUnits makes systemd read units anew in which a flag was changed.

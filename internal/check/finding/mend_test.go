@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -56,6 +57,20 @@ func TestSetKubelet(t *testing.T) {
 		})
 		if diff := cmp.Diff(after, got); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+func TestAddKubeletFlag(t *testing.T) {
+	for before, after := range map[string]string{
+		"":                                   "KUBELET_EXTRA_ARGS=\"--a=b\"\n",
+		"# flags\nKUBELET_EXTRA_ARGS=\n":     "# flags\nKUBELET_EXTRA_ARGS=\" --a=b\"\n",
+		"KUBELET_EXTRA_ARGS=--x=unix:///y\n": "KUBELET_EXTRA_ARGS=\"--x=unix:///y --a=b\"\n",
+		"KUBELET_EXTRA_ARGS=\"--x --y\"\n":   "KUBELET_EXTRA_ARGS=\"--x --y --a=b\"\n",
+	} {
+		got := mendFile(t, before, func(file string) string { return strings.ReplaceAll(addKubeletFlag("--a=b"), extraArgs, file) })
+		if diff := cmp.Diff(after, got); diff != "" {
+			t.Errorf("%q: %s", before, diff)
 		}
 	}
 }

@@ -68,13 +68,13 @@ func judgeDisk(f *Facts) verdict {
 			if c.total == 0 {
 				continue
 			}
-			limit := f.threshold(d.Signal+c.signal, c.total)
-			left := fmt.Sprintf("%s has %d%% of its %s left", d.Path, c.free*100/c.total, c.what)
+			setting, limit := f.threshold(d.Signal+c.signal, c.total)
+			said := fmt.Sprintf("%s has %d%% of its %s left; the kubelet evicts pods below %s (%s)", d.Path, c.free*100/c.total, c.what, setting, d.Signal+c.signal)
 			switch {
 			case c.free < limit:
-				return fail(freeDisk(d), "%s; the kubelet evicts pods below %d%% (%s)", left, limit*100/c.total, d.Signal+c.signal)
+				return fail(freeDisk(d), "%s", said)
 			case c.free < limit+limit/4:
-				return warn(freeDisk(d), "%s; the kubelet evicts pods below %d%% (%s)", left, limit*100/c.total, d.Signal+c.signal)
+				return warn(freeDisk(d), "%s", said)
 			}
 		}
 		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
@@ -90,8 +90,8 @@ func freeDisk(d Disk) string {
 	return fmt.Sprintf(`find %s -type f -name '*.log.*' -delete`, d.Path)
 }
 
-// threshold is the kubelet's hard eviction threshold for a signal, in the unit of total.
-func (f *Facts) threshold(signal string, total uint64) uint64 {
+// threshold is the kubelet's hard eviction threshold for a signal, as it is set and in the unit of total.
+func (f *Facts) threshold(signal string, total uint64) (setting string, limit uint64) {
 	value := evictionDefaults()[signal]
 	if f.Kubelet.Config.EvictionHard != nil { // with any, those that are not named are off
 		value = f.Kubelet.Config.EvictionHard[signal]
@@ -99,11 +99,11 @@ func (f *Facts) threshold(signal string, total uint64) uint64 {
 	if p, isShare := strings.CutSuffix(value, "%"); isShare {
 		percent, err := strconv.ParseFloat(p, 64)
 		if err != nil || percent < 0 {
-			return 0
+			return value, 0
 		}
-		return uint64(float64(total) * percent / 100)
+		return value, uint64(float64(total) * percent / 100)
 	}
-	return quantity(value)
+	return value, quantity(value)
 }
 
 // quantity reads a whole number with a suffix of Kubernetes' resource quantities, 0 if it is none.

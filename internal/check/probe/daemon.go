@@ -125,7 +125,7 @@ func (p *Prober) lockHolder(file string) string {
 		if len(f) < 6 || f[1] != "FLOCK" {
 			continue
 		}
-		if strings.HasSuffix(f[5], ":"+strconv.FormatUint(sys.Ino, 10)) && f[4] != "0" {
+		if strings.HasSuffix(f[5], ":"+strconv.FormatUint(sys.Ino, 10)) && p.readRaw("/proc/"+f[4]+"/cmdline") != "" { // else it is ending, or elsewhere
 			return f[4]
 		}
 	}
