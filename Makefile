@@ -1,12 +1,14 @@
 .DEFAULT_GOAL := help
 GO ?= go
 export GOFLAGS ?= -buildvcs=false
-VERSION ?= 0.1.0-dev
+VERSION ?= 1.0.0-dev
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+BIN ?= bin/cri-dockerd
 FUZZTIME ?= 60s
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 build: ## the static binary, bin/cri-dockerd
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cri-dockerd ./cmd/cri-dockerd
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $(BIN) ./cmd/cri-dockerd
 demo: ## engine, daemon, a pod through it, its page
 	hack/install-deps.sh
 	$(MAKE) build
@@ -26,15 +28,17 @@ bench: deps ## figures beside the floor of the same run
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
+package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
+	VERSION=$(VERSION) hack/package.sh
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
 lint: ## golangci-lint, if it is installed
 	golangci-lint run
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
 deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh
 	hack/kubelet.sh && hack/cni-plugins.sh
-.PHONY: help build demo test conformance fuzz e2e bench bench-logs chaos-net pause lint clean deps engines
+.PHONY: help build package demo test conformance fuzz e2e bench bench-logs chaos-net pause lint clean deps engines

@@ -37,6 +37,9 @@ import (
 )
 
 const (
+	// startPatience is how long the first look at the engine may hold up calls, and the start of what systemd orders after us. An engine that is
+	// down does not hold them up at all, one that neither answers nor refuses must not do so for ever.
+	startPatience = 10 * time.Second
 	// stopGrace is for calls that run when the daemon is told to stop; systemd kills after 90 s.
 	stopGrace = 10 * time.Second
 	// recoverAgain is the pause after a recovery that could not clear everything; it doubles up to recoverRarely.
@@ -183,8 +186,14 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
 	g.Go(func() error { p.reloadLoop(ctx, hup); return nil })
 	g.Go(p.streams.Serve)
-	g.Go(func() error { return p.server.Serve(l) })
-	g.Go(func() error { return p.tellSystemd(ctx, startPatience) })
+	looked := make(chan struct{})
+	g.Go(func() error { defer close(looked); p.awaitFirstLook(ctx, startPatience); return nil })
+	g.Go(func() error {
+		<-looked // until then calls wait in the socket: better than to be told that nothing is known
+		log.Info("serving the CRI", "at", l.Addr().String())
+		return p.server.Serve(l)
+	})
+	g.Go(func() error { return p.tellSystemd(ctx, looked) })
 	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -193,8 +202,26 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 		p.server.Stop(stopGrace)
 		return errors.Join(err, p.streams.Close())
 	})
-	log.Info("serving the CRI", "at", l.Addr().String())
 	return g.Wait()
+}
+
+// awaitFirstLook waits until it is known what runs, or that the engine is down, at most for patience.
+func (p *parts) awaitFirstLook(ctx context.Context, patience time.Duration) {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for {
+		changed := p.view.Changed()
+		if p.view.Engine().Looked {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-late.C:
+			return
+		case <-changed:
+		}
+	}
 }
 
 // recoverLoop clears what a crash left whenever the view has been read anew, and again later what could not be cleared.

@@ -19,13 +19,8 @@ const (
 	status   = "STATUS="
 )
 
-const (
-	// startPatience is how long the first look at the engine may hold up the start of the unit, and so of what is ordered after it. An
-	// engine that is down does not hold it up at all, one that neither answers nor refuses must not do so for ever.
-	startPatience = 30 * time.Second
-	// statusPeriod is how often the status line is made anew where nothing else asks for it.
-	statusPeriod = 10 * time.Second
-)
+// statusPeriod is how often the status line is made anew where nothing else asks for it.
+const statusPeriod = 10 * time.Second
 
 // notify tells systemd a state; without NOTIFY_SOCKET nobody wants to know.
 func notify(state string) error {
@@ -35,10 +30,9 @@ func notify(state string) error {
 	return nil
 }
 
-// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, when it has seen everything that runs, or that the
-// engine is down, or when patience is at its end; its state in words; and that it lives, twice as often as WatchdogSec asks. It asks the
-// other parts each time, so that one that is stuck with a lock lets the watchdog bite.
-func (p *parts) tellSystemd(ctx context.Context, patience time.Duration) error {
+// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, once looked is closed; its state in words; and that it
+// lives, twice as often as WatchdogSec asks. It asks the other parts each time, so that one that is stuck with a lock lets the watchdog bite.
+func (p *parts) tellSystemd(ctx context.Context, looked <-chan struct{}) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}
@@ -50,15 +44,14 @@ func (p *parts) tellSystemd(ctx context.Context, patience time.Duration) error {
 	if guarded > 0 {
 		every = min(every, guarded/2)
 	}
-	tick, late := time.NewTicker(every), time.NewTimer(patience)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
-	defer late.Stop()
 	say := func(state string) {
 		if err := notify(state); err != nil {
 			p.log.Warn("systemd does not listen", "err", err)
 		}
 	}
-	for begun, line, waited := false, "", false; ; {
+	for line, begin := "", false; ; {
 		changed := p.view.Changed()
 		now, err := p.statusLine(ctx)
 		if err != nil {
@@ -68,8 +61,8 @@ func (p *parts) tellSystemd(ctx context.Context, patience time.Duration) error {
 			line = now
 			say(status + line)
 		}
-		if !begun && (waited || p.view.Engine().Looked) {
-			begun = true
+		if begin {
+			begin, looked = false, nil
 			say(ready)
 		}
 		if guarded > 0 {
@@ -78,8 +71,8 @@ func (p *parts) tellSystemd(ctx context.Context, patience time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-late.C:
-			waited = true
+		case <-looked:
+			begin = true
 		case <-changed:
 		case <-tick.C:
 		}

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -58,8 +57,7 @@ func TestHungEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	p, err := wire(configure(t, dir, "--docker-endpoint=unix://"+filepath.Join(dir, "hung.sock")), "test", log)
+	p, err := wire(configure(t, dir, "--docker-endpoint=unix://"+filepath.Join(dir, "hung.sock")), "test", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,14 +65,16 @@ func TestHungEngine(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
+	looked := make(chan struct{})
+	go func() { ended <- p.tellSystemd(ctx, looked) }()
 	const patience = 300 * time.Millisecond
 	begin := time.Now()
-	go func() { ended <- p.tellSystemd(ctx, patience) }()
-	all := heard(t, notified, ready)
+	p.awaitFirstLook(ctx, patience)
 	if took := time.Since(begin); took < patience {
-		t.Errorf("ready after %v: %q", took, all)
+		t.Errorf("looked within %v", took)
 	}
-	if !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
+	close(looked)
+	if all := heard(t, notified, ready); !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
 		t.Errorf("before it was ready: %q", all)
 	}
 	stop()
