@@ -81,3 +81,23 @@ func TestDaemonsOwnFigures(t *testing.T) {
 		}
 	})
 }
+
+// TestReload: SIGHUP looks at everything anew and touches no pod.
+func TestReload(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		n.own(t)
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		c := n.start(t, pod, cfg, []string{"sleep", "1000"})
+		was, pid := figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`), n.inspect(t, c, ".State.Pid")
+		n.Reload(t)
+		eventually(t, "everything is looked at", func() bool { return figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`) > was })
+		if is := n.inspect(t, c, ".State.Pid"); is != pid {
+			t.Errorf("the container's process was %s and is %s", pid, is)
+		}
+		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
+			t.Errorf("readyz: %d, %s", code, why)
+		}
+		n.removePod(t, pod)
+	})
+}

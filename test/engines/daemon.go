@@ -147,6 +147,14 @@ func (d *Daemon) Kill(tb TB) {
 	d.engine.signal(tb, d.name, "KILL")
 }
 
+// Reload sends SIGHUP.
+func (d *Daemon) Reload(tb TB) {
+	tb.Helper()
+	if out, err := d.engine.Command("sh", "-c", "kill -HUP $(cat "+d.engine.Dir+"/"+d.name+".pid)").CombinedOutput(); err != nil {
+		tb.Fatalf("reload: %v %s", err, out)
+	}
+}
+
 // Change ends the daemon in order and starts it with other flags. It does not wait until the runtime is ready, which it may never be.
 func (d *Daemon) Change(tb TB, args ...string) {
 	tb.Helper()
