@@ -193,7 +193,9 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 		log.Info("serving the CRI", "at", l.Addr().String())
 		return p.server.Serve(l)
 	})
-	g.Go(func() error { return p.tellSystemd(ctx, looked) })
+	begun := make(chan struct{})
+	g.Go(func() error { defer close(begun); <-looked; p.awaitLogs(ctx, startPatience); return nil })
+	g.Go(func() error { return p.tellSystemd(ctx, begun) })
 	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -218,6 +220,28 @@ func (p *parts) awaitFirstLook(ctx context.Context, patience time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-late.C:
+			return
+		case <-changed:
+		}
+	}
+}
+
+// awaitLogs waits until it is known how containers are logged, at most for patience: until then the node is not ready, which whoever is ordered
+// after us need not see. An engine that is down is not waited for.
+func (p *parts) awaitLogs(ctx context.Context, patience time.Duration) {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for {
+		changed := p.view.Changed()
+		if !p.view.Engine().Ready {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-late.C:
+			return
+		case <-p.logs.Decided():
 			return
 		case <-changed:
 		}

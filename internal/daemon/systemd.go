@@ -30,9 +30,9 @@ func notify(state string) error {
 	return nil
 }
 
-// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, once looked is closed; its state in words; and that it
+// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, once begun is closed; its state in words; and that it
 // lives, twice as often as WatchdogSec asks. It asks the other parts each time, so that one that is stuck with a lock lets the watchdog bite.
-func (p *parts) tellSystemd(ctx context.Context, looked <-chan struct{}) error {
+func (p *parts) tellSystemd(ctx context.Context, begun <-chan struct{}) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (p *parts) tellSystemd(ctx context.Context, looked <-chan struct{}) error {
 			say(status + line)
 		}
 		if begin {
-			begin, looked = false, nil
+			begin, begun = false, nil
 			say(ready)
 		}
 		if guarded > 0 {
@@ -71,7 +71,7 @@ func (p *parts) tellSystemd(ctx context.Context, looked <-chan struct{}) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-looked:
+		case <-begun:
 			begin = true
 		case <-changed:
 		case <-tick.C:

@@ -10,6 +10,10 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/logs"
+	"cri-dockerd/internal/node"
 )
 
 // heard is what systemd is told until a message with the given start.
@@ -82,6 +86,32 @@ func TestHungEngine(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestStartWaitsForLogs: whoever is ordered after the daemon finds a node that knows how it logs, unless the engine is down or patience ends.
+func TestStartWaitsForLogs(t *testing.T) {
+	engine := enginetest.NewFake()
+	engine.SetDown(true)
+	log := slog.New(slog.DiscardHandler)
+	p := &parts{view: node.New(engine, log), logs: logs.New(logs.Config{Mode: logs.ModeAuto, Log: log})}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
+	p.awaitFirstLook(ctx, time.Hour)
+	p.awaitLogs(ctx, time.Hour) // the engine is down
+	engine.SetDown(false)
+	<-p.view.Synced()
+	const patience = 300 * time.Millisecond
+	begin := time.Now()
+	if p.awaitLogs(ctx, patience); time.Since(begin) < patience {
+		t.Error("it did not wait")
+	}
+	p.logs = logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: log})
+	p.awaitLogs(ctx, time.Hour)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -234,6 +234,9 @@ func (l *Logs) State() (active, reason string) {
 	return l.active, l.reason
 }
 
+// Decided is closed as soon as it is known what the engine can do, and so which mode is active.
+func (l *Logs) Decided() <-chan struct{} { return l.decided }
+
 // Config is what Docker is told for a container with this log path beneath its pod's log directory (both "" if it has none). It waits, at
 // the start only, until it is known what the engine can do. Unavailable if CRI files are demanded and cannot be had.
 func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConfig, error) {
