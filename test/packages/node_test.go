@@ -2,6 +2,7 @@ package packages
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -225,12 +226,19 @@ func (m machine) gone(t *testing.T, step string, files ...string) {
 // TestLifeOfANode takes a fresh node through installation, upgrade, reload, restart, kill, removal, installation and purge, with a pod that
 // notices nothing of it.
 func TestLifeOfANode(t *testing.T) {
+	t.Parallel() // most of the time systemd waits
 	m := start(t, first, second)
 	m.apt(t, "install", "/tmp/"+first+".deb")
 	m.installed(t, first)
 	m.status(t, "CNI") // the one thing that the node lacks
+	if failed := m.check(t); len(failed) != 1 || !strings.Contains(failed[0], "cni") {
+		t.Errorf("without CNI check finds %q", failed)
+	}
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
 	m.status(t, "Ready, Docker 20.10")
+	if failed := m.check(t); len(failed) > 0 {
+		t.Errorf("with CNI check finds %q", failed)
+	}
 	m.sane(t)
 	m.socketActivates(t)
 
@@ -295,6 +303,27 @@ func (m machine) removals(t *testing.T, p *pod) {
 	m.installed(t, second)
 	p.goesOn(t, "install after purge")
 	p.known(t, "install after purge")
+}
+
+// check are the findings of cri-dockerd check that stop the node.
+func (m machine) check(t *testing.T) (failed []string) {
+	t.Helper()
+	out, err := m.Try("cri-dockerd", "check", "-o", "json")
+	var report struct {
+		Findings []struct{ ID, Status, Detail string }
+	}
+	if e := json.Unmarshal([]byte(out), &report); e != nil || len(report.Findings) == 0 {
+		t.Fatalf("check: %v, %v\n%s", e, err, out)
+	}
+	for _, f := range report.Findings {
+		if f.Status == "fail" {
+			failed = append(failed, f.ID+": "+f.Detail)
+		}
+	}
+	if (err != nil) != (len(failed) > 0) {
+		t.Errorf("check finds %q and ends with %v", failed, err)
+	}
+	return failed
 }
 
 // sane lets systemd judge the units, and the journal.
@@ -383,6 +412,7 @@ WantedBy=multi-user.target
 // TestOldNode upgrades a node of the older shim's package, sets what installers set, takes the engine away, and changes to the rpm, with a pod
 // that notices nothing of the rpm's life.
 func TestOldNode(t *testing.T) {
+	t.Parallel() // most of the time systemd waits
 	m := start(t, first, second)
 	m.olderPackage(t)
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
@@ -390,6 +420,7 @@ func TestOldNode(t *testing.T) {
 	m.installed(t, first)
 	m.status(t, "Ready, Docker 20.10")
 	m.sane(t)
+	m.staysDisabled(t)
 
 	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/10-cni.conf", minikube, 0o644)
 	m.reconfigured(t, "cri-docker", "--hairpin-mode=hairpin-veth")
@@ -400,6 +431,21 @@ func TestOldNode(t *testing.T) {
 	m.apt(t, "purge", "cri-dockerd")
 	m.kubespray(t)
 	m.rpm(t)
+}
+
+// staysDisabled: an upgrade respects what the operator has switched off.
+func (m machine) staysDisabled(t *testing.T) {
+	t.Helper()
+	off := []string{"cri-docker.socket", "cri-docker.service"}
+	m.Run(t, "systemctl", append([]string{"disable", "--now"}, off...)...)
+	m.apt(t, "install", "/tmp/"+second+".deb")
+	for _, u := range off {
+		if got, _ := m.Try("systemctl", "is-enabled", u); got != "disabled\n" || m.property(t, u, "ActiveState") != "inactive" {
+			t.Errorf("%s was disabled and is %q", u, got)
+		}
+	}
+	m.Run(t, "systemctl", append([]string{"enable", "--now"}, all...)...)
+	m.installed(t, second)
 }
 
 // reconfigured restarts a service and checks a flag that it must have got.
