@@ -44,7 +44,7 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 			if err := cfg.Validate(cmd.Flags()); err != nil && found.Given {
 				return UsageError{err}
 			} else if err != nil {
-				found.Error = err.Error()
+				found.Mistake.Error = err.Error()
 			}
 			findings := finding.Judge(p.Gather(cmd.Context(), cfg, found))
 			r := report{out: cmd.OutOrStdout(), format: format}

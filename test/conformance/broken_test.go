@@ -22,14 +22,15 @@ type finding struct{ ID, Title, Status, Detail, Mend, Because string }
 
 // patient is a node that is broken in many ways, and mended by the lines that check gives.
 type patient struct {
-	*node
+	command  func(name string, args ...string) *exec.Cmd // inside
+	program  string
 	baseline []string // findings that are not well on this machine even so, such as its clock
 }
 
 // check runs `cri-dockerd check` inside the node and returns its findings in order; the exit code must fit them.
 func (p *patient) check(t *testing.T, args ...string) []finding {
 	t.Helper()
-	out, err := p.eng.Command(p.Program, append([]string{"check", "-o", "json"}, args...)...).Output()
+	out, err := p.command(p.program, append([]string{"check", "-o", "json"}, args...)...).Output()
 	var doc struct {
 		Status   string
 		Findings []finding
@@ -58,7 +59,7 @@ func (p *patient) unwell(t *testing.T, args ...string) []finding {
 // sh runs a line of a shell inside the node, as an operator would paste it.
 func (p *patient) sh(t *testing.T, line string) {
 	t.Helper()
-	if out, err := p.eng.Command("sh", "-c", line).CombinedOutput(); err != nil {
+	if out, err := p.command("sh", "-c", line).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
 }
@@ -71,7 +72,8 @@ const (
 
 // newPatient is a healthy node: engine, daemon with its unit, network, and the files and the program of a kubelet. Its /etc is its own.
 func newPatient(t *testing.T, n *node) *patient {
-	p := &patient{node: n}
+	t.Helper()
+	p := &patient{command: n.eng.Command}
 	files := map[string]string{
 		"bin/kubelet":     "#!/bin/sh\necho Kubernetes $(cat DIR/kubelet-version)\n",
 		"kubelet-version": "v1.36.3",
@@ -96,8 +98,9 @@ func newPatient(t *testing.T, n *node) *patient {
 		"mkdir "+n.eng.Dir+"/plugins && ln -s /usr/lib/cni/* "+n.eng.Dir+"/plugins/ && cp "+n.eng.Dir+"/docker.init /etc/init.d/docker && "+
 		"(grep -q ^docker: /etc/group || groupadd --system docker) && [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
 	args := []string{"--network-plugin=cni", "--cni-conf-dir=/etc/cni/net.d", "--cni-bin-dir=" + n.eng.Dir + "/plugins", "--pod-cidr="}
-	p.Daemon = n.eng.Daemon(t, args...)
-	yaml := strings.ReplaceAll(kubeletYAML, "SOCKET", p.Socket)
+	n.Daemon = n.eng.Daemon(t, args...)
+	p.program = n.Program
+	yaml := strings.ReplaceAll(kubeletYAML, "SOCKET", n.Socket)
 	if err := os.WriteFile(filepath.Join(n.eng.Dir, "config.yaml"), []byte(yaml), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +108,13 @@ func newPatient(t *testing.T, n *node) *patient {
 		// The unit has the flags of the daemon that runs.
 		"cp /proc/$(pidof cri-dockerd-running)/cmdline "+n.eng.Dir+"/daemon.cmdline && "+
 		"(echo [Service]; printf ExecStart=; tr '\\0' ' ' < "+n.eng.Dir+"/daemon.cmdline; echo) > /etc/systemd/system/cri-docker.service")
+	p.examine(t)
+	return p
+}
+
+// examine notes what is not well on this machine even so; nothing may stop the node.
+func (p *patient) examine(t *testing.T) {
+	t.Helper()
 	for _, f := range p.check(t) {
 		if f.Status == "fail" {
 			t.Fatalf("a healthy node is not well: %+v", f)
@@ -114,7 +124,6 @@ func newPatient(t *testing.T, n *node) *patient {
 		}
 	}
 	t.Logf("warnings of this machine: %v", p.baseline)
-	return p
 }
 
 // ailment is one way in which a node is broken.
@@ -126,12 +135,18 @@ type ailment struct {
 	prose   bool   // what mends it is no command that a test can run: a package, an editor, a reboot
 	restore string // what the mending line rightly leaves, or the way out for prose
 	args    []string
+	goesOn  bool // another ailment is there from the beginning, and comes next
+}
+
+// hang stops the process that a command names, and waits until all its threads have stopped.
+func hang(pid string) string {
+	return "p=$(" + pid + ") && kill -STOP $p && while grep -h ^State: /proc/$p/task/*/status | grep -qv T; do sleep 0.1; done"
 }
 
 // ailments are in an order in which each leaves a healthy node.
-func (p *patient) ailments() []ailment {
+func ailments(n *node) []ailment {
 	const config = "/var/lib/kubelet/config.yaml"
-	dir := p.eng.Dir
+	dir := n.eng.Dir
 	resetConfig := "cp " + dir + "/config.yaml " + config
 	kubelet := func(version string) string { return "echo " + version + " > " + dir + "/kubelet-version; " }
 	return []ailment{
@@ -153,9 +168,9 @@ func (p *patient) ailments() []ailment {
 		// The machine's swap is everybody's: this one is only seen in the node.
 		{name: "swap", id: "swap", status: "fail", breakIt: "printf 'Filename Type Size Used Priority\\n/swapfile file 1024 0 -2\\n' > /run/swaps && mount --bind /run/swaps /proc/swaps", restore: "umount /proc/swaps; " + resetConfig},
 		{name: "two CRI sockets", id: "cri-sockets", status: "warn", breakIt: "rm " + config, restore: "rm /var/lib/kubelet/kubeadm-flags.env; " + resetConfig},
-		{name: "wrong socket mode", id: "daemon-socket", status: "warn", breakIt: "chmod 0666 " + p.Socket},
-		{name: "no group docker", id: "docker-group", status: "warn", breakIt: "cp /etc/group /run/group && sed -i /^docker:/d /etc/group && chown root:root " + p.Socket,
-			restore: "cp /run/group /etc/group && chown root:docker " + p.Socket},
+		{name: "wrong socket mode", id: "daemon-socket", status: "warn", breakIt: "chmod 0666 " + n.Socket},
+		{name: "no group docker", id: "docker-group", status: "warn", breakIt: "cp /etc/group /run/group && sed -i /^docker:/d /etc/group && chown root:root " + n.Socket,
+			restore: "cp /run/group /etc/group && chown root:docker " + n.Socket},
 		{name: "read-only run directory", id: "directories", status: "fail", breakIt: "mount -t tmpfs -o ro none " + dir + "/run", restore: "umount " + dir + "/run"},
 		{name: "disk full", id: "disk", status: "fail", breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && mkdir /var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
 			restore: "umount /var/log/pods"},
@@ -164,10 +179,10 @@ func (p *patient) ailments() []ailment {
 		{name: "kubelet's configuration broken", id: "kubelet-config", status: "fail", prose: true, breakIt: "echo '[' >> " + config, restore: resetConfig},
 		{name: "engine too old", id: "engine-version", status: "fail", prose: true, args: []string{"--docker-endpoint=unix://" + dir + "/old.sock"}},
 		{name: "sandbox image out of reach", id: "pause-image", status: "fail", prose: true, args: []string{"--pod-infra-container-image=127.0.0.1:1/pause:3.6"}},
-		{name: "log-driver hangs", id: "log-driver", status: "fail", breakIt: "kill -STOP $(pgrep -f '[l]og-driver --run-directory=" + dir + "/run')"},
+		{name: "log-driver hangs", id: "log-driver", status: "fail", breakIt: hang("pgrep -f '[l]og-driver --run-directory=" + dir + "/run'")},
 		{name: "daemon down", id: "daemon", status: "fail", breakIt: "kill -KILL $(pidof cri-dockerd-running) && while pidof cri-dockerd-running; do sleep 0.1; done"},
 		// The one that has just been started: a harness that sees its child stopped stops, too.
-		{name: "daemon hangs", id: "daemon", status: "fail", breakIt: "kill -STOP $(pidof cri-dockerd)"},
+		{name: "daemon hangs", id: "daemon", status: "fail", breakIt: hang("pidof cri-dockerd")},
 		{name: "engine down", id: "engine", status: "fail", breakIt: "cp /proc/$(cat " + dir + "/docker.pid)/cmdline " + dir + "/docker.cmdline && kill -TERM $(cat " + dir + "/docker.pid) && while [ -e /proc/$(cat " + dir + "/docker.pid) ]; do sleep 0.1; done"},
 	}
 }
@@ -176,14 +191,9 @@ func (p *patient) ailments() []ailment {
 func TestBrokenNodes(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := newPatient(t, n)
-		p.listen(t)
-		for _, a := range p.ailments() {
-			began := time.Now()
+		p.listen(t, n)
+		for _, a := range ailments(n) {
 			p.cure(t, a)
-			t.Logf("%s: %s", a.name, time.Since(began).Round(time.Millisecond))
-			if t.Failed() {
-				return
-			}
 		}
 		began := time.Now()
 		p.check(t)
@@ -192,10 +202,10 @@ func TestBrokenNodes(t *testing.T) {
 }
 
 // listen serves what the ailments need: an engine of 2019, and another CRI server. (Docker would take a socket of containerd for its own.)
-func (p *patient) listen(t *testing.T) {
+func (p *patient) listen(t *testing.T, n *node) {
 	t.Helper()
 	p.sh(t, "mkdir -p /run/crio")
-	for path, handler := range map[string]http.Handler{filepath.Join(p.eng.Dir, "old.sock"): http.HandlerFunc(oldEngine), p.eng.Path("/run/crio/crio.sock"): http.NotFoundHandler()} {
+	for path, handler := range map[string]http.Handler{filepath.Join(n.eng.Dir, "old.sock"): http.HandlerFunc(oldEngine), n.eng.Path("/run/crio/crio.sock"): http.NotFoundHandler()} {
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -220,6 +230,8 @@ func oldEngine(w http.ResponseWriter, r *http.Request) {
 // cure breaks the node, lets check find it, runs the line that it gives, and holds that the finding is well then.
 func (p *patient) cure(t *testing.T, a ailment) {
 	t.Helper()
+	began := time.Now()
+	defer func() { t.Logf("%s: %s", a.name, time.Since(began).Round(time.Millisecond)) }()
 	if a.breakIt != "" {
 		p.sh(t, a.breakIt)
 	}
@@ -234,6 +246,9 @@ func (p *patient) cure(t *testing.T, a ailment) {
 	}
 	if a.restore != "" {
 		p.sh(t, a.restore)
+	}
+	if a.goesOn {
+		return
 	}
 	eventually(t, a.name+": all is well again", func() bool { return len(p.unwell(t)) == 0 })
 }

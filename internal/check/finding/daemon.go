@@ -2,7 +2,6 @@ package finding
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -57,17 +56,19 @@ func processes(all []Process) string {
 }
 
 func judgeFlags(f *Facts) verdict {
-	if f.Flags.Error == "" {
+	m := f.Flags.Mistake
+	if m.Error == "" {
 		return ok("of %s", f.Flags.Source)
 	}
-	var files []string
-	for _, file := range f.Flags.Files {
-		if !slices.Contains(files, file) {
-			files = append(files, file)
-		}
+	again := "systemctl daemon-reload && systemctl restart " + f.daemonUnit()
+	mend := "correct it in the daemon's flags, then " + again
+	switch {
+	case m.File != "" && m.Nearest != "":
+		mend = fmt.Sprintf("sed -i -E 's/--%s([= ]|$)/--%s\\1/' %s && %s", m.Flag, m.Nearest, m.File, again)
+	case m.File != "":
+		mend = fmt.Sprintf("correct --%s in %s, then %s", m.Flag, m.File, again)
 	}
-	slices.Sort(files)
-	return fail("correct it in "+strings.Join(files, " or ")+", then systemctl daemon-reload && systemctl restart "+f.daemonUnit(), "the daemon does not start: %s", f.Flags.Error)
+	return fail(mend, "the daemon does not start: %s", m.Error)
 }
 
 func (f *Facts) otherPID() int {

@@ -28,7 +28,15 @@ type Flags struct {
 	ContainerLog  string            // auto, cri or json-file
 	Command       string            // a line that starts the daemon with these flags, without systemd
 	Files         map[string]string // flag: the file of a unit in which it stands
-	Error         string            // a mistake among the flags of the unit, with which the daemon does not start
+	Mistake       Mistake           // with which the daemon does not start
+}
+
+// Mistake is a flag of the daemon's unit that it does not know, or whose value it does not take.
+type Mistake struct {
+	Error   string // "" is none
+	Flag    string // "" if the error alone tells it
+	File    string // in which it stands
+	Nearest string // of the known flags, for one that is unknown
 }
 
 // Problem is why somebody does not answer.

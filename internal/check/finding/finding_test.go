@@ -159,8 +159,13 @@ func daemonCases() []broken {
 		{"socket of root", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Group = "root" }},
 		{"a flag misspelt", "daemon-flags", func(f *Facts) {
 			gone(Silent)(f)
-			f.Flags.Error, f.Flags.Files = "unknown flag: --network-plugn", map[string]string{"network-plugn": "/etc/default/cri-docker", "container-runtime-endpoint": "/usr/lib/systemd/system/cri-docker.service"}
+			f.Flags.Mistake = Mistake{"unknown flag: --network-plugn", "network-plugn", "/etc/default/cri-docker", "network-plugin"}
 		}},
+		{"a value that is none", "daemon-flags", func(f *Facts) {
+			gone(Silent)(f)
+			f.Flags.Mistake = Mistake{"invalid argument", "network-plugin-mtu", "/etc/default/cri-docker", ""}
+		}},
+		{"values that contradict", "daemon-flags", func(f *Facts) { gone(Silent)(f); f.Flags.Mistake.Error = "--pod-cidr" }},
 		{"not enabled", "service-enabled", func(f *Facts) { f.Daemon.Enabled = false }},
 		{"no unit", "service-enabled", func(f *Facts) { f.Daemon.Unit = "" }},
 		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem = Silent }},

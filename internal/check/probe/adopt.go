@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
 )
 
@@ -21,7 +23,7 @@ type Adopted struct {
 	Unit     string            // of the daemon, without suffix; "" if there is none
 	Command  string            // starts the daemon with these flags, without systemd
 	Files    map[string]string // flag: the file of the unit in which it stands
-	Error    string            // what is wrong with the unit's flags, while no daemon runs
+	Mistake  finding.Mistake   // what is wrong with the unit's flags, while no daemon runs
 	Given    bool              // check was given flags of the daemon
 
 	daemon *process // the running one, nil if none was found
@@ -57,8 +59,8 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 	known := daemonFlags()
 	given.Visit(func(f *pflag.Flag) { a.Given = a.Given || known.Lookup(f.Name) != nil })
 	if a.daemon == nil && len(args) > 0 {
-		if err := daemonFlags().Parse(args); err != nil {
-			a.Error = err.Error()
+		if err := known.Parse(args); err != nil {
+			a.Mistake = mistake(err, known, a.Files)
 		}
 	}
 	merge(given, args)
@@ -68,6 +70,22 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 	a.Endpoint = p.clientEndpoint(cfg.Endpoint, a.Unit)
 	a.Command = startCommand(given)
 	return a
+}
+
+// mistake is an error of parsing flags, with the file in which the flag stands.
+func mistake(err error, known *pflag.FlagSet, files map[string]string) finding.Mistake {
+	m := finding.Mistake{Error: err.Error()}
+	var unknown *pflag.NotExistError
+	var invalid *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown):
+		m.Flag = unknown.GetSpecifiedName()
+		m.Nearest = config.Nearest(known, m.Flag)
+	case errors.As(err, &invalid):
+		m.Flag = invalid.GetFlag().Name
+	}
+	m.File = files[m.Flag]
+	return m
 }
 
 func texts(words []word) []string {

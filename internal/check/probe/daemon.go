@@ -73,7 +73,7 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	}
 	defer conn.Close()
 	client := runtimeapi.NewRuntimeServiceClient(conn)
-	s, err := client.Status(ctx, &runtimeapi.StatusRequest{}) // answers also while the engine is down
+	s, err := settled(ctx, client)
 	if err != nil {
 		return rpcProblem(err), status.Convert(err).Message()
 	}
@@ -85,6 +85,25 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 		d.Runtime = fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion)
 	}
 	return "", ""
+}
+
+// settle is how long a daemon that has just been started is given to become ready, look the time between two looks.
+const (
+	settle = deadline - 300*time.Millisecond
+	look   = 50 * time.Millisecond
+)
+
+// settled is the daemon's Status, which answers also while the engine is down; of one that is not ready, the last within settle.
+func settled(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for end := time.Now().Add(settle); ; <-tick.C {
+		s, err := client.Status(ctx, &runtimeapi.StatusRequest{})
+		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return c.Type == runtimeapi.RuntimeReady && c.Status })
+		if err != nil || ready || time.Now().After(end) {
+			return s, err
+		}
+	}
 }
 
 func rpcProblem(err error) finding.Problem {

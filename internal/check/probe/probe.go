@@ -69,7 +69,7 @@ func flags(cfg *config.Config, found Adopted) finding.Flags {
 	f := finding.Flags{
 		Source: found.Source, Endpoint: found.Endpoint, Docker: cfg.DockerEndpoint, NetworkPlugin: cfg.NetworkPlugin, CNIConfDir: cfg.CNIConfDir,
 		CNIBinDirs: cfg.CNIBinDirs, RunDirectory: cfg.RunDirectory, PauseImage: cfg.PauseImage, ContainerLog: cfg.ContainerLog,
-		Command: found.Command, Files: found.Files, Error: found.Error,
+		Command: found.Command, Files: found.Files, Mistake: found.Mistake,
 	}
 	if path, isUnix := strings.CutPrefix(f.Endpoint, "unix://"); isUnix {
 		f.Socket = path

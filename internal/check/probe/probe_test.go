@@ -64,7 +64,7 @@ func TestAdoptUnit(t *testing.T) {
 	if cfg.PauseImage != "registry.example/pause:3.10" || cfg.HairpinMode != "none" || cfg.Endpoint != "fd://" || cmp.Diff([]string{"/a", "/b"}, cfg.CNIBinDirs) != "" {
 		t.Errorf("%+v", cfg)
 	}
-	if a.Unit != "cri-docker" || a.Endpoint != "unix:///run/other.sock" || a.Error != "" || !a.Given ||
+	if a.Unit != "cri-docker" || a.Endpoint != "unix:///run/other.sock" || a.Mistake.Error != "" || !a.Given ||
 		a.Files["pod-infra-container-image"] != "/etc/systemd/system/cri-docker.service.d/10-cni.conf" {
 		t.Errorf("%+v", a)
 	}
@@ -106,8 +106,10 @@ func TestAdoptMistake(t *testing.T) {
 		"/lib/systemd/system/cri-dockerd.service": "[Service]\nEnvironment=\"A=--network-plugn=cni --cni-conf-dir=/y\"\nExecStart=/usr/local/bin/cri-dockerd ${A}\n",
 	})
 	cfg, f := flagsOf(t)
-	if a := p.Adopt(t.Context(), cfg, f); !strings.Contains(a.Error, "network-plugn") || a.Unit != "cri-dockerd" || cfg.CNIConfDir != "/y" {
-		t.Errorf("%+v", a)
+	a := p.Adopt(t.Context(), cfg, f)
+	want := finding.Mistake{Error: "unknown flag: --network-plugn", Flag: "network-plugn", File: "/lib/systemd/system/cri-dockerd.service", Nearest: "network-plugin"}
+	if diff := cmp.Diff(want, a.Mistake); diff != "" || a.Unit != "cri-dockerd" || cfg.CNIConfDir != "/y" {
+		t.Errorf("%+v %s", a, diff)
 	}
 }
 
