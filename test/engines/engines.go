@@ -190,21 +190,21 @@ func (e *Engine) end(tb TB) {
 		tb.Logf("remove %s: %v", e.Dir, err)
 	}
 	removeCgroups(strings.TrimPrefix(e.CgroupParent, "/"))
-	removeHugetlb(tb, e.CgroupParent)
+	removeHidden(tb, e.CgroupParent)
 }
 
-// removeHugetlb removes what an engine left in the hierarchy that setup.sh may have mounted, which nobody else sees.
-func removeHugetlb(tb TB, name string) {
+// removeHidden removes what an engine left in the hierarchies that setup.sh may have mounted, which nobody else sees.
+func removeHidden(tb TB, name string) {
 	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
 		return // cgroup v2
 	}
-	if _, err := os.Stat("/sys/fs/cgroup/hugetlb"); err == nil {
-		return // mounted, and removed with the others
-	}
-	script := `mount -t tmpfs none /mnt && mkdir /mnt/h && mount -t cgroup -o hugetlb none /mnt/h || exit 0
-		[ ! -d "/mnt/h$1" ] || find "/mnt/h$1" -depth -type d -exec rmdir {} \;`
+	script := `mount -t tmpfs none /mnt
+		while read -r h _ _ enabled; do
+			[ "$enabled" = 1 ] && [ ! -e "/sys/fs/cgroup/$h" ] && mkdir "/mnt/$h" && mount -t cgroup -o "$h" none "/mnt/$h" 2>/dev/null || continue
+			[ ! -d "/mnt/$h$1" ] || find "/mnt/$h$1" -depth -type d -exec rmdir {} \; || exit 1
+		done < /proc/cgroups`
 	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", name).CombinedOutput(); err != nil {
-		tb.Logf("remove control groups of huge pages: %v\n%s", err, out)
+		tb.Logf("remove control groups that are not mounted: %v\n%s", err, out)
 	}
 }
 

@@ -8,9 +8,10 @@ for d in /var/lib/cni /var/lib/dockershim /var/lib/kubelet /var/log/pods /var/lo
 	mkdir -p "$d" "$dir/root$d"
 	mount --bind "$dir/root$d" "$d"
 done
-# On cgroup v1: the machine's hierarchies and that of huge pages, which many machines leave unmounted.
+# On cgroup v1: the machine's hierarchies, and those that many machines leave unmounted: that of huge pages, and whatever a test node's systemd may
+# mount meanwhile. containerd finds no out-of-memory event of a container that has a control group in a hierarchy that is not mounted.
 cg=/sys/fs/cgroup
-if [ -d $cg/memory ] && [ ! -d $cg/hugetlb ]; then
+if [ -d $cg/memory ]; then
 	mkdir "$dir/cgroup"
 	mount --rbind $cg "$dir/cgroup"
 	mount -t tmpfs -o mode=755 tmpfs $cg
@@ -19,8 +20,12 @@ if [ -d $cg/memory ] && [ ! -d $cg/hugetlb ]; then
 	done
 	umount -l "$dir/cgroup"
 	rmdir "$dir/cgroup"
-	mkdir $cg/hugetlb
-	mount -t cgroup -o hugetlb hugetlb $cg/hugetlb || rmdir $cg/hugetlb
+	while read -r h _ _ enabled; do
+		if [ "$enabled" = 1 ] && [ ! -e "$cg/$h" ]; then
+			mkdir "$cg/$h"
+			mount -t cgroup -o "$h" cgroup "$cg/$h" 2>/dev/null || rmdir "$cg/$h"
+		fi
+	done < /proc/cgroups
 fi
 # Users for an engine with --userns-remap=nobody:nogroup.
 for f in subuid subgid; do
