@@ -175,6 +175,8 @@ func ailments(n *node) []ailment {
 		{name: "disk full", id: "disk", status: "fail", breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && mkdir /var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
 			restore: "umount /var/log/pods"},
 		{name: "no loopback", id: "streaming", status: "fail", breakIt: "ip link set lo down"},
+		{name: "two daemons", id: "one-daemon", status: "fail", breakIt: "nohup " + n.Program + " --docker-endpoint=unix://" + n.eng.Socket + " --container-runtime-endpoint=unix:///run/second.sock --network-plugin= " +
+			"--cri-dockerd-root-directory=/run/second/lib --run-directory=/run/second/run --metrics-bind-address= >/run/second.log 2>&1 & until [ -S /run/second.sock ]; do sleep 0.1; done"},
 		{name: "daemon.json broken", id: "engine-config", status: "warn", prose: true, breakIt: "echo '{' > /etc/docker/daemon.json", restore: "rm /etc/docker/daemon.json"},
 		{name: "kubelet's configuration broken", id: "kubelet-config", status: "fail", prose: true, breakIt: "echo '[' >> " + config, restore: resetConfig},
 		{name: "engine too old", id: "engine-version", status: "fail", prose: true, args: []string{"--docker-endpoint=unix://" + dir + "/old.sock"}},

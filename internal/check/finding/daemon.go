@@ -38,8 +38,7 @@ func judgeOneDaemon(f *Facts) verdict {
 	case len(others) > 0:
 		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
 	case ours > 1:
-		last := f.Daemon.Processes[len(f.Daemon.Processes)-1]
-		return fail(fmt.Sprintf("kill %d", last.PID), "%d daemons are running; two of them remove each other's pods", ours)
+		return fail(fmt.Sprintf("kill %d", f.otherPID()), "%d daemons are running; two of them remove each other's pods", ours)
 	case f.Daemon.LockHolder != "":
 		return fail("kill "+f.Daemon.LockHolder, "process %s holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder, f.Flags.Endpoint)
 	case len(f.Daemon.Others) > 0:
@@ -71,13 +70,18 @@ func judgeFlags(f *Facts) verdict {
 	return fail(mend, "the daemon does not start: %s", m.Error)
 }
 
+// otherPID is the daemon that is one too many: a foreign one, else the last that is not the one that is judged.
 func (f *Facts) otherPID() int {
+	pid := 0
 	for _, p := range f.Daemon.Processes {
 		if !p.Ours {
 			return p.PID
 		}
+		if !p.Judged {
+			pid = p.PID
+		}
 	}
-	return 0
+	return pid
 }
 
 func judgeDaemon(f *Facts) verdict {

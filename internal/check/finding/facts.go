@@ -115,6 +115,7 @@ type Process struct {
 	PID     int
 	Program string
 	Ours    bool // it is this program, perhaps of another release
+	Judged  bool // it is the one whose flags and socket are looked at
 }
 
 // Streaming is the server of exec, attach and port-forward.

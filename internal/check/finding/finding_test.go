@@ -28,7 +28,7 @@ func healthy() *Facts {
 		},
 		Daemon: Daemon{
 			Runtime: "docker 29.1.0, CRI v1", Socket: Socket{Exists: true, Mode: 0o660, Group: "docker"}, Unit: "cri-docker", Enabled: true,
-			Processes:  []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true}},
+			Processes:  []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Judged: true}},
 			Conditions: []Condition{{"RuntimeReady", true, "", ""}, {"NetworkReady", true, "", ""}, {"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "Own", ""}},
 			Streaming:  Streaming{Known: true, Addresses: []string{"127.0.0.1:40000"}},
 		},
@@ -143,15 +143,15 @@ func daemonCases() []broken {
 		{"a folder in the socket's place", "daemon", gone(NoSocket)},
 		{"daemon not permitted", "daemon", gone(Denied)},
 		{"the old shim runs too", "one-daemon", func(f *Facts) {
-			f.Daemon.Processes = append(f.Daemon.Processes, Process{7, "/usr/local/bin/cri-dockerd", false})
+			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 7, Program: "/usr/local/bin/cri-dockerd"})
 			f.Daemon.Others = []string{"cri-dockerd.service"}
 		}},
 		{"the old shim runs by hand", "one-daemon", func(f *Facts) {
-			f.Daemon.Processes = []Process{{7, "/usr/local/bin/cri-dockerd", false}}
+			f.Daemon.Processes = []Process{{PID: 7, Program: "/usr/local/bin/cri-dockerd"}}
 			gone(Missing)(f)
 		}},
 		{"two daemons", "one-daemon", func(f *Facts) {
-			f.Daemon.Processes = append(f.Daemon.Processes, Process{101, "/usr/bin/cri-dockerd", true})
+			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 50, Program: "/usr/bin/cri-dockerd", Ours: true})
 		}},
 		{"the lock is held", "one-daemon", func(f *Facts) { gone(Missing)(f); f.Daemon.LockHolder = "55" }},
 		{"the old shim's unit is enabled", "one-daemon", func(f *Facts) { f.Daemon.Others = []string{"cri-dockerd.service"} }},

@@ -68,7 +68,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 		a.Source = "the command line of check, then " + a.Source
 	}
 	a.Endpoint = p.clientEndpoint(cfg.Endpoint, a.Unit)
-	a.Command = startCommand(given)
+	a.Command = startCommand(given, a.Endpoint)
 	return a
 }
 
@@ -195,8 +195,8 @@ func (p *Prober) clientEndpoint(endpoint, unit string) string {
 	return strings.Replace(endpoint, "unix:///run/cri-dockerd.sock", "unix:///var/run/cri-dockerd.sock", 1) // as kubeadm writes it
 }
 
-// startCommand is a command line with the daemon's flags that are not the defaults.
-func startCommand(f *pflag.FlagSet) string {
+// startCommand is a command line with the daemon's flags that are not the defaults; without systemd, it makes its socket itself.
+func startCommand(f *pflag.FlagSet, endpoint string) string {
 	self, err := os.Executable()
 	if err != nil {
 		self = daemonName
@@ -210,6 +210,9 @@ func startCommand(f *pflag.FlagSet) string {
 		value := g.Value.String()
 		if list, isList := g.Value.(pflag.SliceValue); isList {
 			value = strings.Join(list.GetSlice(), ",")
+		}
+		if strings.HasPrefix(value, "fd:") {
+			value = endpoint
 		}
 		words = append(words, "--"+g.Name+"="+quoted(value))
 	})

@@ -43,7 +43,9 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 		}
 	}
 	for _, x := range p.daemons() {
-		d.Processes = append(d.Processes, finding.Process{PID: x.pid, Program: x.program, Ours: p.ours(fmt.Sprintf("/proc/%d/exe", x.pid))})
+		d.Processes = append(d.Processes, finding.Process{
+			PID: x.pid, Program: x.program, Ours: p.ours(fmt.Sprintf("/proc/%d/exe", x.pid)), Judged: found.daemon != nil && found.daemon.pid == x.pid,
+		})
 	}
 	if f.Socket != "" {
 		d.Socket = socket(f.Socket)

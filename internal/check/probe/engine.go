@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -33,13 +34,9 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 		return e
 	}
 	defer docker.Close()
-	if path, isUnix := strings.CutPrefix(cfg.DockerEndpoint, "unix://"); isUnix {
-		c, why, err := dial(ctx, path)
-		if err != nil {
-			e.Problem, e.Error = why, err.Error()
-			return e
-		}
-		c.Close()
+	if why, err := reach(ctx, cfg.DockerEndpoint); err != nil {
+		e.Problem, e.Error = why, err.Error()
+		return e
 	}
 	host, err := docker.Host(ctx)
 	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver, host.StorageDriver
@@ -52,6 +49,26 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 		e.PauseImage, e.PausePullable = pauseImage(ctx, docker, cfg.PauseImage)
 	}
 	return e
+}
+
+// reach connects to Docker's socket or port, since Docker's client does not tell why it cannot.
+func reach(ctx context.Context, endpoint string) (finding.Problem, error) {
+	if endpoint == "" {
+		endpoint = os.Getenv("DOCKER_HOST")
+	}
+	var c net.Conn
+	var why finding.Problem
+	var err error
+	if path, isUnix := strings.CutPrefix(endpoint, "unix://"); isUnix {
+		c, why, err = dial(ctx, path)
+	} else if addr, isTCP := strings.CutPrefix(endpoint, "tcp://"); isTCP {
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+		why = problem(err)
+	}
+	if c != nil {
+		c.Close()
+	}
+	return why, err
 }
 
 // engineProblem is the kind of an error with which Docker did not say what it is.

@@ -17,17 +17,14 @@ import (
 	"cri-dockerd/internal/config"
 )
 
-// tree is a machine whose files are these; a name that ends in -> links to its content.
+// tree is a machine whose files are these.
 func tree(t *testing.T, files map[string]string) *Prober {
 	t.Helper()
 	root := t.TempDir()
 	for name, content := range files {
-		link, isLink := strings.CutSuffix(name, "->")
-		file := filepath.Join(root, link)
+		file := filepath.Join(root, name)
 		err := os.MkdirAll(filepath.Dir(file), 0o755)
-		if err == nil && isLink {
-			err = os.Symlink(content, file)
-		} else if err == nil {
+		if err == nil {
 			err = os.WriteFile(file, []byte(content), 0o644)
 		}
 		if err != nil {
@@ -68,7 +65,7 @@ func TestAdoptUnit(t *testing.T) {
 		a.Files["pod-infra-container-image"] != "/etc/systemd/system/cri-docker.service.d/10-cni.conf" {
 		t.Errorf("%+v", a)
 	}
-	if !strings.Contains(a.Command, " --cni-bin-dir=/a,/b --container-runtime-endpoint=fd:// --hairpin-mode=none ") {
+	if !strings.Contains(a.Command, " --cni-bin-dir=/a,/b --container-runtime-endpoint=unix:///run/other.sock --hairpin-mode=none ") {
 		t.Errorf("command %q", a.Command)
 	}
 }
@@ -83,7 +80,7 @@ func TestAdoptNothing(t *testing.T) {
 
 func TestAdoptRunningDaemon(t *testing.T) {
 	files := map[string]string{
-		"/proc/self/ns/pid->": "pid:[1]", "/proc/77/ns/pid->": "pid:[1]", "/proc/78/ns/pid->": "pid:[2]", "/proc/79/ns/pid->": "pid:[1]",
+		"/proc/self/status": "Name:\tcheck\nNSpid:\t90\n", "/proc/77/status": "NSpid:\t77\n", "/proc/78/status": "NSpid:\t78\t3\n", "/proc/79/status": "NSpid:\t79\n",
 		"/proc/77/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir\x00/x/net.d\x00--of-another-release=1\x00--ipv6-dual-stack=True\x00",
 		"/proc/78/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir=/in/a/container\x00", "/proc/79/cmdline": "/usr/bin/cri-dockerd\x00log-driver\x00",
 	}

@@ -19,7 +19,7 @@ type process struct {
 
 // processes are those in our PID namespace whose program is called name, or with exact unset begins so: containers' are not ours to judge.
 func (p *Prober) processes(name string, exact bool) []process {
-	own, _ := os.Readlink(p.path("/proc/self/ns/pid"))
+	depth := p.depth("/proc/self")
 	var found []process
 	for _, dir := range p.glob("/proc/[0-9]*") {
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -31,7 +31,7 @@ func (p *Prober) processes(name string, exact bool) []process {
 		if base != name && (exact || !strings.HasPrefix(base, name)) {
 			continue
 		}
-		if ns, err := os.Readlink(p.path(dir + "/ns/pid")); err == nil && own != "" && ns != own {
+		if p.depth(dir) != depth {
 			continue
 		}
 		x := process{pid: pid, program: argv[0], args: argv[1:]}
@@ -42,6 +42,16 @@ func (p *Prober) processes(name string, exact bool) []process {
 	}
 	slices.SortFunc(found, func(a, b process) int { return a.pid - b.pid })
 	return found
+}
+
+// depth is how many PID namespaces deep a process is (NSpid of proc_pid_status(5)); those in namespaces below ours are seen, too.
+func (p *Prober) depth(dir string) int {
+	for line := range strings.Lines(p.readRaw(dir + "/status")) {
+		if pids, found := strings.CutPrefix(line, "NSpid:"); found {
+			return len(strings.Fields(pids))
+		}
+	}
+	return 0
 }
 
 func (p *Prober) readRaw(file string) string {
