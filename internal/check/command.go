@@ -27,6 +27,7 @@ const (
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var pod bool
 	var format string
+	var patience time.Duration
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find what stops this node",
@@ -39,7 +40,7 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 			if format != formatText && format != formatJSON {
 				return UsageError{fmt.Errorf("--output %q: use one of %q", format, []string{formatText, formatJSON})}
 			}
-			p := probe.New()
+			p := probe.New(patience)
 			found := p.Adopt(cmd.Context(), cfg, cmd.Flags())
 			if err := cfg.Validate(cmd.Flags()); err != nil && found.Given {
 				return UsageError{err}
@@ -55,6 +56,7 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&pod, "pod", false, "then run one pod through the daemon and remove it again")
+	cmd.Flags().DurationVar(&patience, "timeout", probe.Patience, "how long to wait for each that is asked, on a node that is very busy")
 	cmd.Flags().StringVarP(&format, "output", "o", formatText, "text or json")
 	return cmd
 }

@@ -101,7 +101,7 @@ func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.F
 	all := p.daemons()
 	serves := 0
 	if path, isUnix := strings.CutPrefix(cfg.Endpoint, "unix://"); isUnix {
-		serves = peer(ctx, path)
+		serves = p.peer(ctx, path)
 	}
 	for i := range all {
 		if all[i].pid == serves {
@@ -120,8 +120,8 @@ func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.F
 }
 
 // peer is the process that listens on a unix socket (SO_PEERCRED, unix(7)), 0 if nobody does.
-func peer(ctx context.Context, path string) int {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
+func (p *Prober) peer(ctx context.Context, path string) int {
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
 	c, _, err := dial(ctx, path)
 	if err != nil {

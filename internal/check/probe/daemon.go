@@ -89,9 +89,9 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	return "", ""
 }
 
-// settle is how long a daemon that has just been started is given to become ready, look the time between two looks.
+// A daemon that has just been started is given so long to become ready, and is asked so often meanwhile.
 const (
-	settle = deadline - 300*time.Millisecond
+	settle = time.Second
 	look   = 50 * time.Millisecond
 )
 
@@ -170,7 +170,7 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 	}
 	var errs []error
 	for _, a := range addrs {
-		c, err := (&net.Dialer{Timeout: deadline / 3}).DialContext(ctx, "tcp", a)
+		c, err := (&net.Dialer{Timeout: p.patience / 3}).DialContext(ctx, "tcp", a)
 		if err == nil {
 			c.Close()
 			return s
@@ -227,8 +227,6 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 	}
 	l.PID = peerOf(c)
 	c.Close()
-	ctx, cancel := context.WithTimeout(ctx, deadline-100*time.Millisecond)
-	defer cancel()
 	s, _, err := driver.NewClient(driver.Socket).Watch(ctx)
 	switch {
 	case ctx.Err() != nil:

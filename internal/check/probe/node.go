@@ -80,7 +80,7 @@ func (p *Prober) hasGroup(name string) bool {
 func (p *Prober) otherCRI(own string) []string {
 	var out []string
 	for _, path := range []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock"} {
-		c, err := net.DialTimeout("unix", p.path(path), deadline/3)
+		c, err := net.DialTimeout("unix", p.path(path), p.patience/3)
 		if err != nil {
 			continue
 		}

@@ -18,17 +18,19 @@ import (
 	"cri-dockerd/internal/config"
 )
 
-// deadline is for each probe that asks somebody; a healthy node answers in milliseconds.
-const deadline = 1500 * time.Millisecond
+// Patience is how long each probe waits for who is asked, unless somebody says otherwise; a healthy node answers in milliseconds.
+const Patience = 1500 * time.Millisecond
 
 // Prober looks at this machine.
 type Prober struct {
 	root string                                                                 // before every path; for tests
 	run  func(ctx context.Context, name string, args ...string) (string, error) // runs a program and returns its standard output
+
+	patience time.Duration
 }
 
-// New returns a Prober of this machine.
-func New() *Prober { return &Prober{run: output} }
+// New returns a Prober of this machine whose probes wait so long for who is asked.
+func New(patience time.Duration) *Prober { return &Prober{run: output, patience: patience} }
 
 func output(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, name, args...).Output()
@@ -52,7 +54,7 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 		func(ctx context.Context) { f.Kubelet = p.kubelet(ctx) },
 	} {
 		all.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, deadline)
+			ctx, cancel := context.WithTimeout(ctx, p.patience)
 			defer cancel()
 			look(ctx)
 		})

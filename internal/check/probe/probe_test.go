@@ -31,7 +31,7 @@ func tree(t *testing.T, files map[string]string) *Prober {
 			t.Fatal(err)
 		}
 	}
-	return &Prober{root: root, run: func(context.Context, string, ...string) (string, error) { return "Kubernetes v1.31.4\n", nil }}
+	return &Prober{root: root, patience: Patience, run: func(context.Context, string, ...string) (string, error) { return "Kubernetes v1.31.4\n", nil }}
 }
 
 // flagsOf are the daemon's flags as a command line gives them.
@@ -286,7 +286,7 @@ func TestListening(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := New()
+	p := New(Patience)
 	if got := p.listening(os.Getpid()); cmp.Diff([]string{l.Addr().String()}, got) != "" {
 		t.Errorf("%v, want %v", got, l.Addr())
 	}
@@ -312,7 +312,7 @@ func TestListening(t *testing.T) {
 
 func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
-	if d := New().directory("run-directory", filepath.Join(dir, "not", "yet")); d.Error != "" || d.ReadOnly != "" {
+	if d := New(Patience).directory("run-directory", filepath.Join(dir, "not", "yet")); d.Error != "" || d.ReadOnly != "" {
 		t.Errorf("%+v", d)
 	}
 }
