@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 	"internal/checkpoint":   {},
 	"internal/imagevolume":  {},
 	"internal/stats":        {"internal/cgroup"},
-	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause"},
+	"internal/engine":       {"internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
 	"internal/node":         {"internal/spec", "internal/engine"},
 	"internal/podnet":       {"internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":  {},

@@ -93,7 +93,10 @@ func exposed(t *testing.T) map[string]bool {
 			t.Fatalf("the metrics lack something:\n%s", page)
 		}
 		_, page = r.get(t, "/metrics")
-		ok = strings.Contains(page, "cri_dockerd_cni_errors_total") && strings.Contains(page, "cri_dockerd_image_pull_duration_seconds")
+		ok = true
+		for _, name := range []string{"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{", "cri_dockerd_image_pull_duration_seconds_bucket{"} {
+			ok = ok && strings.Contains(page, name)
+		}
 	}
 	names := map[string]bool{}
 	for line := range strings.Lines(page) {

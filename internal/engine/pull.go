@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/secret"
 	"cri-dockerd/internal/spec"
 )
 
@@ -34,9 +35,18 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 func (e *Engine) sharedPull(ctx context.Context, ref, header string) (string, error) {
 	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) { return e.pull(ctx, ref, header) })
 	if err != nil {
-		return "", fmt.Errorf("pull %s: %w", ref, err)
+		return "", fmt.Errorf("pull %s: %w", ref, secret.Hide(err, secrets(header)...))
 	}
 	return id, nil
+}
+
+// secrets are what a header says and a registry's answer must not repeat to others.
+func secrets(header string) []string {
+	a, err := authconfig.Decode(header)
+	if err != nil || header == "" {
+		return nil
+	}
+	return []string{header, a.Password, a.Auth, a.IdentityToken, a.RegistryToken, base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
 }
 
 // pull is one pull, from its request to the image's ID.

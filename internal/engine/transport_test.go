@@ -8,9 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func TestOperation(t *testing.T) {
@@ -85,5 +87,29 @@ func TestRequestsAreCountedAndTraced(t *testing.T) {
 	}
 	if !names["POST /containers/{id}/start"] || !names["HEAD /_ping"] {
 		t.Errorf("spans %v", names)
+	}
+}
+
+// TestPullsKeepSecrets: an engine that repeats the credentials, here those that this machine has for the sandbox image.
+func TestPullsKeepSecrets(t *testing.T) {
+	header, err := authHeader(&runtimeapi.AuthConfig{Username: "bob", Password: "hunter-two"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		if strings.HasSuffix(r.URL.Path, "/images/create") {
+			http.Error(w, `{"message":"unauthorized: bob hunter-two `+r.Header.Get("X-Registry-Auth")+`"}`, http.StatusInternalServerError)
+		}
+	}))
+	defer srv.Close()
+	e, err := New(Config{Endpoint: "tcp://" + srv.Listener.Addr().String(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, err = e.sharedPull(t.Context(), "registry.test/pause:1", header)
+	if !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "hunter") || strings.Contains(err.Error(), header) || !strings.Contains(err.Error(), "bob ***") {
+		t.Errorf("%v", err)
 	}
 }

@@ -50,6 +50,29 @@ func Mask(text string, known ...string) string {
 	return text
 }
 
+// Hide is an error with its text masked; its kind stays.
+func Hide(err error, known ...string) error {
+	if err == nil {
+		return nil
+	}
+	text := Mask(err.Error(), known...)
+	if text == err.Error() {
+		return err
+	}
+	return discreet{text, err}
+}
+
+type discreet struct {
+	text string
+	err  error
+}
+
+// Error implements error.
+func (d discreet) Error() string { return d.text }
+
+// Unwrap is for errors.Is and errors.As.
+func (d discreet) Unwrap() error { return d.err }
+
 // Attr is for slog.HandlerOptions.ReplaceAttr: it masks texts and errors.
 func Attr(_ []string, a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {

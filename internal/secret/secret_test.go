@@ -3,6 +3,7 @@ package secret
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -50,5 +51,20 @@ func TestLogsAreMasked(t *testing.T) {
 	log.Error("https://user:s3cret@registry.test", "err", err, "text", "https://user:s3cret@registry.test", "n", 1, "nothing", error(nil), slog.Group("g", "err", err))
 	if strings.Contains(out.String(), "s3cret") || !strings.Contains(out.String(), "registry.test") || !strings.Contains(out.String(), `"n":1`) {
 		t.Errorf("%s", out.String())
+	}
+}
+
+func TestHiddenErrorsKeepTheirKind(t *testing.T) {
+	kind := errors.New("denied")
+	err := fmt.Errorf("bob with hunter2: %w", kind)
+	got := Hide(err, "hunter2")
+	if got.Error() != "bob with ***: denied" || !errors.Is(got, kind) {
+		t.Errorf("%v", got)
+	}
+	if got := Hide(kind, "hunter2"); got != kind { //nolint:errorlint // the same one
+		t.Errorf("%v", got)
+	}
+	if Hide(nil) != nil {
+		t.Error("an error of nothing")
 	}
 }
