@@ -38,8 +38,9 @@ import (
 
 const (
 	// startPatience is how long the first look at the engine may hold up calls, and the start of what systemd orders after us. An engine that is
-	// down does not hold them up at all, one that neither answers nor refuses must not do so for ever.
-	startPatience = 10 * time.Second
+	// down does not hold them up at all, one that neither answers nor refuses must not do so for ever. Engine 20.10 takes more than ten seconds
+	// for GET /info while another client's pull waits for a name that DNS does not tell.
+	startPatience = 30 * time.Second
 	// stopGrace is for calls that run when the daemon is told to stop; systemd kills after 90 s.
 	stopGrace = 10 * time.Second
 	// recoverAgain is the pause after a recovery that could not clear everything; it doubles up to recoverRarely.

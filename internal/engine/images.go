@@ -198,6 +198,11 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 		}
 		return ref, nil
 	}
+	return e.embeddedPause(ctx)
+}
+
+// embeddedPause makes sure that the embedded sandbox image is there and returns its name. Unavailable if the engine has not been connected.
+func (e *Engine) embeddedPause(ctx context.Context) (string, error) {
 	arch := e.arch.Load()
 	if arch == nil {
 		return "", fmt.Errorf("pause image: the engine is not connected: %w", errdefs.ErrUnavailable)

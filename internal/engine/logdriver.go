@@ -17,7 +17,10 @@ const logCheckName = "cri-dockerd-log-driver-check"
 // engine looks for a plugin's socket in its own mount namespace when it needs it, for up to 15 s. Unavailable means that the engine itself
 // does not answer.
 func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
-	ref, err := e.PauseImage(ctx)
+	ref, err := e.cfg.PauseImage, error(nil)
+	if ref == "" || !e.images.has(ref) { // a registry that cannot be reached says nothing about logs
+		ref, err = e.embeddedPause(ctx)
+	}
 	if err != nil {
 		return err
 	}

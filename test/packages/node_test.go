@@ -424,10 +424,15 @@ func TestOldNode(t *testing.T) {
 
 	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/10-cni.conf", minikube, 0o644)
 	m.reconfigured(t, "cri-docker", "--hairpin-mode=hairpin-veth")
+	m.Await(t, patience, "logs in the CRI's format, though no registry gives the pause image", func() bool {
+		s, err := m.cri.Runtime.Status(m.context(t), &runtimeapi.StatusRequest{})
+		return err == nil && strings.Contains(s.String(), "CRIFiles")
+	})
 	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
 	m.WriteFile(t, "/etc/default/cri-docker", `CRI_DOCKERD_OPTS="--log-level=debug --network-plugin=cni"`+"\n", 0o644)
 	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
 	m.withoutEngine(t)
+	m.watched(t)
 	m.apt(t, "purge", "cri-dockerd")
 	m.kubespray(t)
 	m.rpm(t)
@@ -485,6 +490,23 @@ func (m machine) withoutEngine(t *testing.T) {
 	if now := m.property(t, "cri-docker.service", "MainPID"); now != pid {
 		t.Errorf("the daemon was %s and is %s", pid, now)
 	}
+}
+
+// watched: a daemon that hangs is ended with its stacks in the journal, and started again.
+func (m machine) watched(t *testing.T) {
+	t.Helper()
+	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/watchdog.conf", "[Service]\nWatchdogSec=10s\n", 0o644)
+	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
+	pid := m.property(t, "cri-docker.service", "MainPID")
+	m.Run(t, "kill", "-STOP", pid)
+	m.Await(t, patience, "another daemon in the place of the one that hangs", func() bool {
+		now := m.property(t, "cri-docker.service", "MainPID")
+		return now != "0" && now != pid && m.property(t, "cri-docker.service", "ActiveState") == "active"
+	})
+	if said := m.Run(t, "journalctl", "-q", "-o", "cat", "_PID="+pid); !strings.Contains(said, "goroutine 1 ") {
+		t.Errorf("the one that hung has left no stacks:\n%.500s", said)
+	}
+	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
 }
 
 // kubespray runs the program of the tgz in kubespray's units.
