@@ -312,6 +312,9 @@ func TestSilenceAtRest(t *testing.T) {
 		}
 		return n
 	}
+	if _, err := r.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil { // the start is over
+		t.Fatal(err)
+	}
 	before := lines()
 	for range 20 {
 		if _, err := r.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {

@@ -158,10 +158,10 @@ func (v *View) follow(ctx context.Context) error {
 	if err := v.readAll(ctx, resyncConnect); err != nil {
 		return err
 	}
+	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	v.mu.Lock()
 	v.setState(EngineState{Looked: true, Ready: true, Host: host})
 	v.mu.Unlock()
-	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	select {
 	case v.synced <- struct{}{}:
 	default:
