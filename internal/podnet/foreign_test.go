@@ -135,9 +135,7 @@ func TestAddresses(t *testing.T) {
 	if got := NewPins(t.TempDir()).Addresses(cmd.Process.Pid); !cmp.Equal(got, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if err := k.Del(t.Context(), p); err != nil {
-		t.Error(err)
-	}
+	del(t, k, p)
 	if got := Addresses("/proc/0/ns/net"); got != nil {
 		t.Errorf("of nobody: %v", got)
 	}
