@@ -25,6 +25,7 @@ e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
+bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
@@ -41,4 +42,4 @@ deps:
 engines: deps
 	hack/docker29.sh
 	hack/kubelet.sh && hack/cni-plugins.sh
-.PHONY: help build package demo test conformance fuzz e2e bench bench-logs chaos-net pause lint clean deps engines
+.PHONY: help build package demo test conformance fuzz e2e bench bench-logs bench-stats chaos-net pause lint clean deps engines

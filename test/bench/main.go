@@ -1,6 +1,7 @@
 // Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
 // by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench events" says how long after the
-// engine's events ours come, "bench churn" what the daemon holds after thousands of pods. It ends with 1 when a limit is missed. It
+// engine's events ours come, "bench churn" what the daemon holds after thousands of pods, "bench stats" what figures of
+// containers cost. It ends with 1 when a limit is missed. It
 // starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
 // is done.
 package main
@@ -49,6 +50,10 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[1] == churnCommand {
 		end(func(h *harness) bool { return benchChurn(ctx, h, os.Args[2:]) })
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == statsCommand {
+		end(func(h *harness) bool { return benchStats(ctx, h, os.Args[2:]) })
 		return
 	}
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")

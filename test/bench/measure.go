@@ -28,6 +28,7 @@ type options struct {
 	CRI, Docker string // endpoints
 	Cache       string // results in the daemon's libcni cache
 	Scratch     string // folder for what the floor needs
+	Parent      string // the control group of all pods; "" for the engine's own
 	EngineMode  bool   // the daemon runs with --pod-netns=engine: the sandboxes alone, the pods are there
 	Pods        int
 	Rounds      int
@@ -154,12 +155,16 @@ func (m *measuring) fill(ctx context.Context) error {
 	for i := range m.Pods {
 		g.Go(func() error {
 			cfg := podConfig(fmt.Sprintf("pod-%d", i))
+			if m.Parent != "" { // as a kubelet does
+				cfg.Linux.CgroupParent = m.Parent + "/kubepods/burstable/pod" + cfg.Metadata.Uid
+				cfg.LogDirectory = filepath.Join(m.Scratch, "pods", cfg.Metadata.Uid)
+			}
 			pod, err := m.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 			if err != nil {
 				return err
 			}
 			c, err := m.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: m.pause}, Labels: cfg.Labels,
+				Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: m.pause}, Labels: cfg.Labels, LogPath: "main/0.log",
 			}})
 			if err != nil {
 				return err

@@ -2,13 +2,9 @@ package conformance
 
 import (
 	"fmt"
-	"io"
-	"net"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -168,61 +164,15 @@ func metricsWithoutPause(t *testing.T, n *node, pod string, whole criMetrics) {
 	}
 }
 
-// counter is a socket in front of the engine that counts what is asked of it.
-type counter struct {
-	socket string
-	sent   atomic.Int64 // bytes towards the engine
-}
-
-func (n *node) counted(t *testing.T) *counter {
-	t.Helper()
-	c := &counter{socket: filepath.Join(n.own(t).Dir, "counted.sock")}
-	l, err := net.Listen("unix", c.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go c.pass(client, n.own(t).Socket)
-		}
-	}()
-	return c
-}
-
-func (c *counter) pass(client net.Conn, socket string) {
-	defer client.Close()
-	server, err := net.Dial("unix", socket)
-	if err != nil {
-		return
-	}
-	go func() {
-		_, _ = io.Copy(client, server)
-		client.Close()
-	}()
-	_, _ = io.Copy(server, io.TeeReader(client, c))
-	server.Close()
-}
-
-// Write counts.
-func (c *counter) Write(b []byte) (int, error) {
-	c.sent.Add(int64(len(b)))
-	return len(b), nil
-}
-
 // TestStatsAskTheEngineNothing counts what the daemon sends to the engine while all calls for figures are made again and again.
 func TestStatsAskTheEngineNothing(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		c := n.counted(t)
-		n = n.withDaemon(t, "--docker-endpoint=unix://"+c.socket)
+		c := n.own(t).Counted(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+c.Socket)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		id := n.start(t, pod, cfg, sh("sleep 1000"))
-		if c.sent.Load() == 0 {
+		if c.Sent() == 0 {
 			t.Fatal("the daemon has made a pod without the engine: nothing is counted")
 		}
 		ask := func() {
@@ -243,11 +193,11 @@ func TestStatsAskTheEngineNothing(t *testing.T) {
 		}
 		// The daemon looks at the engine now and then by itself: one quiet round proves that the calls do not.
 		if !within(20*time.Second, func() bool {
-			before := c.sent.Load()
+			before := c.Sent()
 			for range 5 {
 				ask()
 			}
-			return c.sent.Load() == before
+			return c.Sent() == before
 		}) {
 			t.Error("the engine is asked for figures")
 		}

@@ -205,3 +205,22 @@ func (d *Daemon) RSS(tb TB) int64 {
 	}
 	return kib << 10
 }
+
+// CPU is how long the daemon has run so far, all threads together (schedstat, Documentation/scheduler/sched-stats.rst).
+func (d *Daemon) CPU(tb TB) time.Duration {
+	tb.Helper()
+	out, err := d.engine.Command("sh", "-c", "cat /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/task/*/schedstat").Output()
+	var sum time.Duration
+	for line := range strings.Lines(string(out)) {
+		ran, _, _ := strings.Cut(line, " ")
+		ns, err := strconv.ParseInt(ran, 10, 64)
+		if err != nil {
+			tb.Fatalf("CPU: %q, %v", line, err)
+		}
+		sum += time.Duration(ns)
+	}
+	if err != nil || sum == 0 {
+		tb.Fatalf("CPU: %q, %v", out, err)
+	}
+	return sum
+}
