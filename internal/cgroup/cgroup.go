@@ -28,15 +28,34 @@ func Host() Kernel {
 	return Kernel{Proc: "/proc", Cgroup: "/sys/fs/cgroup", Pages: "/sys/kernel/mm/hugepages"}
 }
 
-// Group is the control group of one container, or that of its pod. Reading its figures keeps files open until Close; the rest does not.
+// controller is one of cgroup v1 that is of interest here.
+type controller uint8
+
+const (
+	cpuacct controller = iota
+	cpu
+	memory
+	pids
+	blkio
+	hugetlb
+	devices
+	allControllers
+	unified // cgroup v2, which has no hierarchy for each
+)
+
+// controllers are their names, which are also those of the folders that their hierarchies are mounted on.
+var controllers = [allControllers]string{"cpuacct", "cpu", "memory", "pids", "blkio", "hugetlb", "devices"}
+
+// Group is the control group of one container, or that of its pod. Reading its figures keeps files open until Close; the rest does not. There are
+// many on a node, so it holds no more than it must.
 type Group struct {
-	kernel   Kernel
-	pid      int
-	path     string            // in its hierarchy
-	unified  string            // its folder in cgroup v2; "" on a v1 machine
-	pressure string            // its folder in any hierarchy of v2, "" if it is in none: on a hybrid machine one without controllers
-	v1       map[string]string // controller: its folder
-	files    files
+	kernel Kernel
+	pid    int
+	path   string                 // in its hierarchy
+	v2     bool                   // cgroup v2 governs it
+	hybrid bool                   // it is also in a hierarchy of v2 that has no controllers
+	paths  [allControllers]string // in the hierarchies of cgroup v1
+	files  files
 }
 
 // Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). The container's ID must stand in the path, so
@@ -46,29 +65,53 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	if err != nil || containerID == "" || !strings.Contains(string(b), containerID) {
 		return nil, fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
 	}
-	g := &Group{kernel: k, pid: pid, v1: map[string]string{}}
+	g := &Group{kernel: k, pid: pid}
+	v1 := false
 	for line := range strings.Lines(string(b)) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3) // hierarchy:controllers:path
 		if len(parts) != 3 || !strings.Contains(parts[2], containerID) {
 			continue
 		}
-		g.path = parts[2]
+		if g.path != parts[2] { // it is the same in all hierarchies
+			g.path = strings.Clone(parts[2])
+		}
 		if parts[0] == "0" && parts[1] == "" {
-			g.unified = filepath.Join(k.Cgroup, parts[2])
+			g.v2 = true
 			continue
 		}
-		for c := range strings.SplitSeq(parts[1], ",") {
-			g.v1[c] = filepath.Join(k.Cgroup, c, parts[2])
+		v1 = true
+		for name := range strings.SplitSeq(parts[1], ",") {
+			if c := slices.Index(controllers[:], name); c >= 0 {
+				g.paths[c] = g.path
+			}
 		}
 	}
-	g.pressure = g.unified
-	if len(g.v1) > 0 {
-		if g.unified != "" { // a hybrid machine's v2 hierarchy has no controllers
-			g.pressure = filepath.Join(k.Cgroup, "unified", g.path)
-		}
-		g.unified = ""
+	if v1 { // a hybrid machine's v2 hierarchy has no controllers
+		g.v2, g.hybrid = false, g.v2
 	}
 	return g, nil
+}
+
+// dir is the group's folder in the hierarchy of a controller, or of cgroup v2; "" if it has none there.
+func (g *Group) dir(c controller) string {
+	if c == unified {
+		if g.v2 {
+			return filepath.Join(g.kernel.Cgroup, g.path)
+		}
+		return ""
+	}
+	if g.paths[c] == "" {
+		return ""
+	}
+	return filepath.Join(g.kernel.Cgroup, controllers[c], g.paths[c])
+}
+
+// pressureDir is its folder in any hierarchy of cgroup v2, "" if it is in none.
+func (g *Group) pressureDir() string {
+	if g.hybrid {
+		return filepath.Join(g.kernel.Cgroup, "unified", g.path)
+	}
+	return g.dir(unified)
 }
 
 func (k Kernel) process(pid int, file string) string {
@@ -76,7 +119,7 @@ func (k Kernel) process(pid int, file string) string {
 }
 
 // V2 says whether the container is governed by cgroup v2.
-func (g *Group) V2() bool { return g.unified != "" }
+func (g *Group) V2() bool { return g.v2 }
 
 // OOMScoreAdj is the main process's score (proc_pid_oom_score_adj(5)).
 func (g *Group) OOMScoreAdj() (int, error) {
@@ -144,10 +187,10 @@ func (g *Group) alone() bool {
 
 // processes are the container's, those in groups that it has made itself included.
 func (g *Group) processes() ([]int, error) {
-	root := g.unified
-	for _, controller := range []string{"memory", "pids", "cpu", "devices"} {
+	root := g.dir(unified)
+	for _, c := range []controller{memory, pids, cpu, devices} {
 		if root == "" {
-			root = g.v1[controller]
+			root = g.dir(c)
 		}
 	}
 	var st unix.Stat_t
@@ -173,7 +216,8 @@ func (g *Group) processes() ([]int, error) {
 
 // members adds the processes of one group. The file is opened anew each time, since cgroup v1 shows the same list for a second to one who reads on.
 func members(pids []int, dir string) ([]int, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	var buf [512]byte
+	b, err := Read(filepath.Join(dir, "cgroup.procs"), buf[:0])
 	if err != nil && !gone(err) {
 		return pids, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -47,17 +48,20 @@ const (
 )
 
 // kernelFiles are the names of the files, and for cgroup v1 the controllers that they belong to.
-var kernelFiles = [allFiles]struct{ controller, name string }{
-	cpuacctUsage: {"cpuacct", "cpuacct.usage"}, cpuacctStat: {"cpuacct", "cpuacct.stat"}, cpuStat1: {"cpu", "cpu.stat"},
-	memoryUsage: {"memory", "memory.usage_in_bytes"}, memoryStat1: {"memory", "memory.stat"}, memoryMaxUsage: {"memory", "memory.max_usage_in_bytes"},
-	memoryFailcnt: {"memory", "memory.failcnt"}, memoryOOMControl: {"memory", "memory.oom_control"}, kmemUsage: {"memory", "memory.kmem.usage_in_bytes"},
-	pidsCurrent1: {"pids", "pids.current"}, pidsMax1: {"pids", "pids.max"},
-	blkioBytes:      {"blkio", "blkio.throttle.io_service_bytes_recursive"},
-	blkioOperations: {"blkio", "blkio.throttle.io_serviced_recursive"},
-	cpuStat:         {"", "cpu.stat"}, memoryCurrent: {"", "memory.current"}, memoryStat: {"", "memory.stat"}, memoryMax: {"", "memory.max"}, memoryPeak: {"", "memory.peak"},
-	memoryEvents: {"", "memory.events"}, swapCurrent: {"", "memory.swap.current"}, swapMax: {"", "memory.swap.max"},
-	pidsCurrent: {"", "pids.current"}, pidsMax: {"", "pids.max"}, ioStat: {"", "io.stat"},
-	cpuPressure: {"", "cpu.pressure"}, memoryPressure: {"", "memory.pressure"}, ioPressure: {"", "io.pressure"},
+var kernelFiles = [allFiles]struct {
+	controller controller
+	name       string
+}{
+	cpuacctUsage: {cpuacct, "cpuacct.usage"}, cpuacctStat: {cpuacct, "cpuacct.stat"}, cpuStat1: {cpu, "cpu.stat"},
+	memoryUsage: {memory, "memory.usage_in_bytes"}, memoryStat1: {memory, "memory.stat"}, memoryMaxUsage: {memory, "memory.max_usage_in_bytes"},
+	memoryFailcnt: {memory, "memory.failcnt"}, memoryOOMControl: {memory, "memory.oom_control"}, kmemUsage: {memory, "memory.kmem.usage_in_bytes"},
+	pidsCurrent1: {pids, "pids.current"}, pidsMax1: {pids, "pids.max"},
+	blkioBytes:      {blkio, "blkio.throttle.io_service_bytes_recursive"},
+	blkioOperations: {blkio, "blkio.throttle.io_serviced_recursive"},
+	cpuStat:         {unified, "cpu.stat"}, memoryCurrent: {unified, "memory.current"}, memoryStat: {unified, "memory.stat"}, memoryMax: {unified, "memory.max"}, memoryPeak: {unified, "memory.peak"},
+	memoryEvents: {unified, "memory.events"}, swapCurrent: {unified, "memory.swap.current"}, swapMax: {unified, "memory.swap.max"},
+	pidsCurrent: {unified, "pids.current"}, pidsMax: {unified, "pids.max"}, ioStat: {unified, "io.stat"},
+	cpuPressure: {unified, "cpu.pressure"}, memoryPressure: {unified, "memory.pressure"}, ioPressure: {unified, "io.pressure"},
 }
 
 // files are a group's open files. Each is opened when it is first read and then read from its beginning again and again, since opening takes ten
@@ -138,11 +142,9 @@ func (g *Group) content(f file) ([]byte, error) {
 
 // open opens a file and returns what stands for it in files.fds.
 func (g *Group) open(f file) (int32, error) {
-	dir := g.unified
-	if c := kernelFiles[f].controller; c != "" {
-		dir = g.v1[c]
-	} else if f >= cpuPressure {
-		dir = g.pressure
+	dir := g.dir(kernelFiles[f].controller)
+	if f >= cpuPressure {
+		dir = g.pressureDir()
 	}
 	if dir == "" {
 		return absent, nil
@@ -220,3 +222,26 @@ func trim(b []byte) []byte {
 
 // parse is a decimal number.
 func parse(b []byte) (uint64, error) { return strconv.ParseUint(string(b), 10, 64) }
+
+// Read appends the content of a kernel file to buf. It does with half of the system calls of os.ReadFile, which asks for the size, tries to wait for
+// the file and looks whether there is more.
+func Read(name string, buf []byte) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd) //nolint:errcheck // it was only read
+	for {
+		buf = slices.Grow(buf, 1024)
+		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+		case n == 0:
+			return buf, nil
+		default:
+			buf = buf[:len(buf)+n]
+		}
+	}
+}

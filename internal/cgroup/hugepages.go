@@ -49,9 +49,9 @@ func pageSize(kib uint64) string {
 func (g *Group) HugePages(sizes []string) []HugePages {
 	var out []HugePages
 	for _, size := range sizes {
-		prefix, current := filepath.Join(g.v1["hugetlb"], "hugetlb."+size), ".usage_in_bytes"
+		prefix, current := filepath.Join(g.dir(hugetlb), "hugetlb."+size), ".usage_in_bytes"
 		if g.V2() {
-			prefix, current = filepath.Join(g.unified, "hugetlb."+size), ".current"
+			prefix, current = filepath.Join(g.dir(unified), "hugetlb."+size), ".current"
 		}
 		usage := fromFile(prefix + current)
 		if usage == nil {

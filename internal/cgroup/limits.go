@@ -55,9 +55,9 @@ func (g *Group) Hugepages(sizes []string) map[string]uint64 {
 // hugepageFile is where a size is limited, "" on a machine without the controller.
 func (g *Group) hugepageFile(size string) string {
 	if g.V2() {
-		return filepath.Join(g.unified, "hugetlb."+size+".max")
+		return filepath.Join(g.dir(unified), "hugetlb."+size+".max")
 	}
-	if dir := g.v1["hugetlb"]; dir != "" {
+	if dir := g.dir(hugetlb); dir != "" {
 		return filepath.Join(dir, "hugetlb."+size+".limit_in_bytes")
 	}
 	return ""
@@ -82,7 +82,7 @@ func (g *Group) SetUnified(values map[string]string) error {
 			if line == "" {
 				continue
 			}
-			if err := write(filepath.Join(g.unified, name), line); err != nil {
+			if err := write(filepath.Join(g.dir(unified), name), line); err != nil {
 				return fmt.Errorf("unified[%s]: %q: %w: %w", name, line, err, errdefs.ErrInvalidArgument)
 			}
 		}
@@ -97,7 +97,7 @@ func (g *Group) Unified(names []string) map[string]string {
 		if !g.V2() {
 			continue
 		}
-		if b, err := os.ReadFile(filepath.Join(g.unified, name)); err == nil {
+		if b, err := os.ReadFile(filepath.Join(g.dir(unified), name)); err == nil {
 			out[name] = strings.TrimSpace(string(b))
 		}
 	}

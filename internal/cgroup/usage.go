@@ -14,7 +14,8 @@ type Usage struct {
 	CPU    uint64 // nanoseconds, of all cores together
 	Memory Memory
 	Swap   *Swap
-	// How long processes waited (Documentation/accounting/psi.rst), on cgroup v2, and on hybrid machines whose runtime uses that hierarchy too.
+	// How long processes waited (Documentation/accounting/psi.rst), on cgroup v2; on hybrid machines, whose runtime uses that hierarchy too, in
+	// Details only.
 	CPUPressure, MemoryPressure, IOPressure *Pressure
 }
 
@@ -78,15 +79,13 @@ type Device struct {
 
 // Parent is the group above: a pod's, if this one is that of its sandbox.
 func (g *Group) Parent() *Group {
-	p := &Group{kernel: g.kernel, path: filepath.Dir(g.path), v1: map[string]string{}}
-	for c, dir := range g.v1 {
-		p.v1[c] = filepath.Dir(dir)
-	}
-	if g.unified != "" {
-		p.unified = filepath.Dir(g.unified)
-	}
-	if g.pressure != "" {
-		p.pressure = filepath.Dir(g.pressure)
+	p := &Group{kernel: g.kernel, path: filepath.Dir(g.path), v2: g.v2, hybrid: g.hybrid}
+	for c, path := range g.paths {
+		if path == g.path {
+			p.paths[c] = p.path
+		} else if path != "" {
+			p.paths[c] = filepath.Dir(path)
+		}
 	}
 	return p
 }
@@ -115,8 +114,9 @@ func (g *Group) read(all bool) (Details, error) {
 	if err != nil {
 		return Details{}, fmt.Errorf("%s: %w", g.path, err)
 	}
-	// A hybrid machine has files of its v2 hierarchy without controllers.
-	d.CPUPressure, d.MemoryPressure, d.IOPressure = g.stalls(cpuPressure), g.stalls(memoryPressure), g.stalls(ioPressure)
+	if all || !g.hybrid { // there nobody expects them, and they would cost as much as all the rest
+		d.CPUPressure, d.MemoryPressure, d.IOPressure = g.stalls(cpuPressure), g.stalls(memoryPressure), g.stalls(ioPressure)
+	}
 	return d, nil
 }
 

@@ -33,9 +33,8 @@ func (s *Service) ListPodSandboxMetrics(_ context.Context, r *runtimeapi.ListPod
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ListPodSandboxMetricsResponse{}
 	now, layers := time.Now(), s.fsLayers(host)
-	for _, p := range s.runningPods(s.View.Sandboxes()) {
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) *runtimeapi.PodSandboxMetrics {
 		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID}
 		for _, m := range s.measurePod(p, now) {
 			out.Metrics = append(out.Metrics, m.forCRI()...)
@@ -45,13 +44,15 @@ func (s *Service) ListPodSandboxMetrics(_ context.Context, r *runtimeapi.ListPod
 				out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: m.forCRI()})
 			}
 		}
-		resp.PodMetrics = append(resp.PodMetrics, out)
-	}
-	return resp, nil
+		return out
+	})}, nil
 }
 
-// perSubject is about how many figures one subject has.
-const perSubject = 64
+// perSubject is about how many figures one subject has, and so many of them are allocated at once.
+const (
+	perSubject = 48
+	together   = 16
+)
 
 // cell is a metric with its value, since there are many and each would be allocated twice.
 type cell struct {
@@ -61,12 +62,12 @@ type cell struct {
 
 // forCRI are the figures as the CRI has them.
 func (m *measured) forCRI() []*runtimeapi.Metric {
-	cells := make([]cell, perSubject)
+	var cells []cell
 	out := make([]*runtimeapi.Metric, 0, perSubject)
 	m.samples(func(i int, value uint64, labels []string) {
 		x := &metrics[i]
 		if len(cells) == 0 {
-			cells = make([]cell, perSubject)
+			cells = make([]cell, together)
 		}
 		c := &cells[0]
 		cells = cells[1:]

@@ -15,11 +15,15 @@ type MetricDescriptor struct {
 
 // Sample is one figure: that of a descriptor with the values of its labels.
 type Sample struct {
-	Descriptor  int // which one of Metrics, from 0
-	Value       float64
-	LabelValues []string
-	At          time.Time // when it was measured; zero for now
+	Descriptor int // which one of Metrics, from 0
+	Value      float64
+	At         time.Time // when it was measured; zero for now
+	Own        []string  // values of the labels that not all metrics have
+	*Subject
 }
+
+// Subject is what figures are of: a container, a pod, or a pod's network.
+type Subject struct{ Labels []string } // the values of those labels that every metric has
 
 // Metrics are the descriptors of all metrics of containers and pods, always the same and in the same order.
 func Metrics() iter.Seq[MetricDescriptor] {
@@ -39,27 +43,26 @@ func (s *Service) Samples(put func(Sample)) {
 		return
 	}
 	now, layers := time.Now(), s.fsLayers(host)
-	for _, p := range s.runningPods(s.View.Sandboxes()) {
+	all := sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) []*measured {
 		all := s.measurePod(p, now)
 		for _, c := range p.containers {
 			if m := s.measureContainer(p.Sandbox, c, layers, now); m != nil {
 				all = append(all, m)
 			}
 		}
-		for _, m := range all {
-			m.samples(func(i int, value uint64, labels []string) { put(m.sample(i, value, labels)) })
-		}
+		return all
+	})
+	for _, m := range slices.Concat(all...) {
+		subject := &Subject{Labels: m.labels}
+		m.samples(func(i int, value uint64, labels []string) { put(m.sample(i, value, labels, subject)) })
 	}
 }
 
-func (m *measured) sample(i int, value uint64, labels []string) Sample {
+func (m *measured) sample(i int, value uint64, labels []string, subject *Subject) Sample {
 	x := &metrics[i]
-	out := Sample{Descriptor: i, Value: float64(value), LabelValues: m.labels}
+	out := Sample{Descriptor: i, Value: float64(value), Own: labels, Subject: subject}
 	if x.nanos {
 		out.Value /= float64(time.Second)
-	}
-	if len(labels) > 0 {
-		out.LabelValues = slices.Concat(m.labels, labels)
 	}
 	if x.measuredBefore {
 		out.At = m.layer.at

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
@@ -39,18 +39,21 @@ func (s *Service) ListContainerStats(_ context.Context, r *runtimeapi.ListContai
 	filter := &runtimeapi.ContainerFilter{
 		Id: f.GetId(), PodSandboxId: f.GetPodSandboxId(), LabelSelector: f.GetLabelSelector(), State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	}
-	resp, layers := &runtimeapi.ListContainerStatsResponse{}, s.layers(host)
+	var matching []*spec.Container
 	for _, c := range s.View.Containers() {
-		if !spec.MatchContainer(filter, c) {
-			continue
-		}
-		if one, err := s.containerStats(c, layers); err == nil {
-			resp.Stats = append(resp.Stats, one)
-		} else if !errdefs.IsNotFound(err) {
-			s.Log.Debug("a container's figures cannot be read", "container", c.ID, "err", err)
+		if spec.MatchContainer(filter, c) {
+			matching = append(matching, c)
 		}
 	}
-	return resp, nil
+	layers := s.layers(host)
+	all := sideBySide(matching, func(c *spec.Container) *runtimeapi.ContainerStats {
+		one, err := s.containerStats(c, layers)
+		if err != nil {
+			s.unreadable("container", c.ID, err)
+		}
+		return one
+	})
+	return &runtimeapi.ListContainerStatsResponse{Stats: slices.DeleteFunc(all, func(one *runtimeapi.ContainerStats) bool { return one == nil })}, nil
 }
 
 // layers are the writable layers as last measured, and where Docker keeps them.

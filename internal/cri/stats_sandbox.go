@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -82,15 +86,37 @@ func (s *Service) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSa
 			matching = append(matching, sb)
 		}
 	}
-	resp, layers := &runtimeapi.ListPodSandboxStatsResponse{}, s.layers(host)
-	for _, p := range s.runningPods(matching) {
-		if one, err := s.podStats(p, layers); err == nil {
-			resp.Stats = append(resp.Stats, one)
-		} else if !errdefs.IsNotFound(err) {
-			s.Log.Debug("a pod's figures cannot be read", "sandbox", p.ID, "err", err)
+	layers := s.layers(host)
+	all := sideBySide(s.runningPods(matching), func(p runningPod) *runtimeapi.PodSandboxStats {
+		one, err := s.podStats(p, layers)
+		if err != nil {
+			s.unreadable("sandbox", p.ID, err)
+		}
+		return one
+	})
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: slices.DeleteFunc(all, func(one *runtimeapi.PodSandboxStats) bool { return one == nil })}, nil
+}
+
+// few are so many things that are not worth a second thread.
+const few = 8
+
+// sideBySide does the same with many things, on as many threads as there are, and returns what came of each in their order.
+func sideBySide[T, R any](things []T, do func(T) R) []R {
+	out := make([]R, len(things))
+	threads := min(runtime.GOMAXPROCS(0), len(things)/few)
+	var next atomic.Int64
+	work := func() {
+		for i := next.Add(1) - 1; int(i) < len(things); i = next.Add(1) - 1 {
+			out[i] = do(things[i])
 		}
 	}
-	return resp, nil
+	var others sync.WaitGroup
+	for range threads - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return out
 }
 
 // podStats reads the pod's own control group or, where it has none, adds up those of its containers and its pause.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -46,6 +47,8 @@ const (
 	// recoverAgain is the pause after a recovery that could not clear everything; it doubles up to recoverRarely.
 	recoverAgain  = time.Minute
 	recoverRarely = 16 * time.Minute
+	// garbage is how much of what is held may be garbage, in percent. Answers with the figures of all pods are the largest by far, and seldom asked for.
+	garbage = 50
 )
 
 // Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down at any time. Errors say in one
@@ -54,6 +57,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
+	debug.SetGCPercent(garbage)
 	klog.SetSlogLogger(log.With("from", "streaming"))
 	unlock, err := lockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, handOver)
 	if err != nil {

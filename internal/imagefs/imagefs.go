@@ -25,7 +25,7 @@ const (
 	rest  = 20               // after a measurement it rests for so many times as long: at most 5 % of a core
 )
 
-// measured is a layer of an image. It is final when two measurements agree: the engine may have been writing it during the first.
+// measured is a layer that does not change. It is final when two measurements agree: the engine may have been writing it during the first.
 type measured struct {
 	Usage
 	final bool
@@ -42,7 +42,7 @@ type Meter struct {
 	of   Store
 
 	// Used by Run only.
-	layers   map[string]measured // of images, by directory
+	layers   map[string]measured // that do not change, by directory
 	writable map[string]bool
 	failed   string // what was logged last
 }
@@ -120,22 +120,25 @@ func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
 	layers := make(map[string]measured, len(l.layers))
 	for _, d := range l.layers {
 		old, known := m.layers[d.dir]
-		if old.final && !d.container {
-			layers[d.dir] = old
-			f.Image.add(old.Usage)
-			continue
+		now := old
+		if !old.final || !d.final {
+			u, err := usage(ctx, d.dir)
+			if err != nil {
+				return Figures{}, err
+			}
+			now = measured{Usage: u, final: known && u == old.Usage}
 		}
-		u, err := usage(ctx, d.dir)
-		if err != nil {
-			return Figures{}, err
+		if d.final {
+			layers[d.dir] = now
 		}
 		if d.container {
-			f.Container.add(u)
-			f.Writable[d.dir] = u
-			continue
+			f.Container.add(now.Usage)
+		} else {
+			f.Image.add(now.Usage)
 		}
-		f.Image.add(u)
-		layers[d.dir] = measured{Usage: u, final: known && u == old.Usage}
+		if !d.final {
+			f.Writable[d.dir] = now.Usage
+		}
 	}
 	m.layers, f.At = layers, time.Now()
 	return f, nil

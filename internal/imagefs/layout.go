@@ -20,7 +20,8 @@ type Store struct {
 // layer is a directory of the store.
 type layer struct {
 	dir       string
-	container bool // writable, or made for one container; else it never changes
+	container bool // made for one container, not of an image
+	final     bool // it never changes once it is made
 }
 
 // layout is what a store consists of at a moment.
@@ -45,7 +46,8 @@ func overlay2(root string) (layout, error) {
 		if name == "l" { // short links to the others
 			continue
 		}
-		l.layers = append(l.layers, layer{dir: filepath.Join(base, name, "diff"), container: strings.HasSuffix(name, "-init") || names[name+"-init"]})
+		initial, writable := strings.HasSuffix(name, "-init"), names[name+"-init"]
+		l.layers = append(l.layers, layer{dir: filepath.Join(base, name, "diff"), container: initial || writable, final: !writable})
 	}
 	return l, nil
 }
@@ -79,7 +81,7 @@ func containerd(root string, mounts []byte, writable map[string]bool) (layout, e
 	for _, e := range entries {
 		dir := filepath.Join(base, snapshotter, e.Name(), "fs")
 		found[dir] = true
-		l.layers = append(l.layers, layer{dir: dir, container: writable[dir]})
+		l.layers = append(l.layers, layer{dir: dir, container: writable[dir], final: !writable[dir]})
 	}
 	for dir := range writable {
 		if !found[dir] {
@@ -91,7 +93,7 @@ func containerd(root string, mounts []byte, writable map[string]bool) (layout, e
 		return layout{}, err
 	}
 	for _, b := range blobs {
-		l.layers = append(l.layers, layer{dir: filepath.Join(base, content, "blobs/sha256", b.Name())})
+		l.layers = append(l.layers, layer{dir: filepath.Join(base, content, "blobs/sha256", b.Name()), final: true})
 	}
 	if a, b := device(filepath.Join(base, content)), device(filepath.Join(base, snapshotter)); a != b {
 		l.images, l.containers = filepath.Join(base, content), filepath.Join(base, snapshotter)

@@ -2,10 +2,8 @@ package stats
 
 import (
 	"bytes"
-	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,16 +77,15 @@ func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool
 }
 
 // maxFiles reads the soft limit of descriptors (proc_pid_limits(5)).
-func (r *Reader) maxFiles(pid int) *uint64 {
-	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "limits"))
-	if err != nil {
-		return nil
-	}
-	_, rest, _ := strings.Cut(string(b), "Max open files")
-	if f := strings.Fields(rest); len(f) > 0 {
-		if n, err := strconv.ParseUint(f[0], 10, 64); err == nil {
-			return &n
+func (r *Reader) maxFiles(pid int) (limit *uint64) {
+	_ = r.processFile(pid, "limits", func(content []byte) { // who has ended has none
+		_, rest, _ := bytes.Cut(content, []byte("Max open files"))
+		for f := range bytes.FieldsSeq(rest) {
+			if n, err := strconv.ParseUint(string(f), 10, 64); err == nil {
+				limit = &n
+			}
+			return
 		}
-	}
-	return nil
+	})
+	return limit
 }

@@ -83,17 +83,22 @@ const blocks = 512
 // LogBytes is what a container's log takes on disk: the file at its path, and those that the kubelet has rotated beside it.
 func (r *Reader) LogBytes(path string) (uint64, error) {
 	dir, base := filepath.Split(path)
-	entries, err := os.ReadDir(dir)
+	f, err := os.Open(dir)
+	if err != nil {
+		return 0, fmt.Errorf("log %s: %w", path, err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
 	if err != nil {
 		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
 	var sum uint64
-	for _, e := range entries {
-		if e.Name() != base && !strings.HasPrefix(e.Name(), base+".") {
+	for _, name := range names {
+		if !strings.HasPrefix(name, base) || name != base && name[len(base)] != '.' {
 			continue
 		}
 		var st unix.Stat_t // of what a link leads to, with json-file
-		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+		if unix.Fstatat(int(f.Fd()), name, &st, 0) == nil {
 			sum += uint64(st.Blocks) * blocks
 		}
 	}

@@ -1,11 +1,9 @@
 package stats
 
 import (
+	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 )
 
 // Interface is a network device with its counters since it was made.
@@ -23,32 +21,32 @@ const (
 )
 
 // Network are the devices in a process's network namespace, without lo (proc_pid_net(5), dev).
-func (r *Reader) Network(pid int) ([]Interface, error) {
-	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "net/dev"))
+func (r *Reader) Network(pid int) (out []Interface, err error) {
+	err = r.processFile(pid, "net/dev", func(content []byte) {
+		for line := range bytes.Lines(content) {
+			name, counters, ok := bytes.Cut(line, []byte(":"))
+			if name = bytes.TrimSpace(name); !ok || string(name) == "lo" {
+				continue
+			}
+			var n [allColumns]uint64
+			column := 0
+			for f := range bytes.FieldsSeq(counters) {
+				if column < allColumns {
+					n[column], _ = strconv.ParseUint(string(f), 10, 64)
+				}
+				column++
+			}
+			if column < allColumns {
+				continue
+			}
+			out = append(out, Interface{
+				Name: string(name), RxBytes: n[rxBytes], RxPackets: n[rxPackets], RxErrors: n[rxErrors], RxDropped: n[rxDropped],
+				TxBytes: n[txBytes], TxPackets: n[txPackets], TxErrors: n[txErrors], TxDropped: n[txDropped],
+			})
+		}
+	})
 	if err != nil {
 		return nil, fmt.Errorf("network devices of process %d: %w", pid, err)
-	}
-	var out []Interface
-	for line := range strings.Lines(string(b)) {
-		name, counters, ok := strings.Cut(line, ":")
-		if name = strings.TrimSpace(name); !ok || name == "lo" {
-			continue
-		}
-		var n [allColumns]uint64
-		column := 0
-		for f := range strings.FieldsSeq(counters) {
-			if column < allColumns {
-				n[column], _ = strconv.ParseUint(f, 10, 64)
-			}
-			column++
-		}
-		if column < allColumns {
-			continue
-		}
-		out = append(out, Interface{
-			Name: strings.Clone(name), RxBytes: n[rxBytes], RxPackets: n[rxPackets], RxErrors: n[rxErrors], RxDropped: n[rxDropped],
-			TxBytes: n[txBytes], TxPackets: n[txPackets], TxErrors: n[txErrors], TxDropped: n[txDropped],
-		})
 	}
 	return out, nil
 }

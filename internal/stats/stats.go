@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -59,6 +60,8 @@ type Reader struct {
 	mu     sync.Mutex // guards the rest
 	tracks map[key]*track
 	swept  time.Time
+	sizes  []string // of huge pages that this machine has
+	sized  time.Time
 }
 
 // key names a control group: a container's, or that above it.
@@ -248,5 +251,32 @@ func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
 	if err != nil {
 		return Details{}, fmt.Errorf("figures of %s: %w", id, err)
 	}
-	return Details{Details: d, Path: g.Path(), HugePages: g.HugePages(r.kernel.PageSizes())}, nil
+	return Details{Details: d, Path: g.Path(), HugePages: g.HugePages(r.pageSizes())}, nil
+}
+
+// sizesFresh is how long the sizes of huge pages are taken for known: they change when an administrator reserves some.
+const sizesFresh = 10 * time.Second
+
+func (r *Reader) pageSizes() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.sized) > sizesFresh {
+		r.sized, r.sizes = now, r.kernel.PageSizes()
+	}
+	return r.sizes
+}
+
+// buffers are for files that are read whole; most fit.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 8<<10); return &b }}
+
+// processFile gives the content of a process's file to look (proc_pid(5)), which must not keep it.
+func (r *Reader) processFile(pid int, name string, look func(content []byte)) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	b, err := cgroup.Read(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), name), (*buf)[:0])
+	if err == nil {
+		*buf = b
+		look(b)
+	}
+	return err
 }

@@ -77,9 +77,6 @@ func TestMetrics(t *testing.T) {
 		}
 		if strings.Contains(n.run(t, "sh", "-c", "cat /sys/fs/cgroup/cpu.pressure /sys/fs/cgroup/unified/cpu.pressure 2>/dev/null; true"), "some avg10") {
 			own.one(t, "container_pressure_cpu_waiting_seconds_total")
-			if psi := n.stats(t, id).Cpu.Psi; psi.GetSome() == nil {
-				t.Error("no pressure, which this kernel tells")
-			}
 		}
 		var streamed []string
 		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxMetricsResponse], error) {

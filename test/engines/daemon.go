@@ -224,3 +224,11 @@ func (d *Daemon) CPU(tb TB) time.Duration {
 	}
 	return sum
 }
+
+// Hurry gives the daemon precedence over everything else on the machine, for benchmarks on a busy one.
+func (d *Daemon) Hurry(tb TB) {
+	tb.Helper()
+	if out, err := d.engine.Command("sh", "-c", "chrt -a -r -p 1 $(cat "+d.engine.Dir+"/"+d.name+".pid)").CombinedOutput(); err != nil {
+		tb.Fatalf("chrt: %v, %s", err, out)
+	}
+}
