@@ -54,7 +54,7 @@ type statsFigures struct {
 	pollingPods   time.Duration // the same with PodAndContainerStatsFromCRI
 	rss           int64         // after all of it, bytes
 	rssBefore     int64
-	metrics, size int           // of one answer
+	metrics, size int // of one answer
 }
 
 // benchStats does one run and says whether all limits hold.

@@ -103,7 +103,7 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 	first := n.stats(t, id).Cpu
 	var before, after, cores uint64
 	last := first
-	eventually(t, "three seconds of CPU are used", func() bool {
+	used := func() bool {
 		before = n.cpuTime(t, id)
 		last = n.stats(t, id).Cpu
 		after = n.cpuTime(t, id)
@@ -111,8 +111,11 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 			cores = uint64(float64(last.UsageCoreNanoSeconds.Value-first.UsageCoreNanoSeconds.Value) / (float64(took) / 1e9))
 			first = last
 		}
-		return before > 3e9
-	})
+		return before > 2e9
+	}
+	if !within(2*time.Minute, used) { // a busy machine may give it little
+		t.Fatalf("%d ns of CPU in two minutes", before)
+	}
 	if u := last.UsageCoreNanoSeconds.GetValue(); u < before || u > after {
 		t.Errorf("CPU time %d, the kernel says %d and then %d", u, before, after)
 	}
