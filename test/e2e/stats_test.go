@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"testing"
 
 	"cri-dockerd/test/engines"
@@ -111,6 +112,39 @@ func TestKubeletSummary(t *testing.T) {
 			k.run(t, k.config+"featureGates: {PodAndContainerStatsFromCRI: true}\n")
 			k.waitRunning(t, "web")
 			eventually(t, "the summary is complete from the CRI alone", complete(true))
+			eventually(t, "the kubelet's metrics have ours", func() error { return k.hasMetrics("web-node", "web", "tick") })
 		})
 	}
+}
+
+// hasMetrics says what the kubelet's /metrics/cadvisor lacks of a pod with these containers when it asks the CRI.
+func (k *kubelet) hasMetrics(pod string, containers ...string) error {
+	page, err := k.get("/metrics/cadvisor")
+	if err != nil {
+		return err
+	}
+	// has says whether there is a series with these values; most must not be 0.
+	has := func(name, container, value string) error {
+		series := regexp.MustCompile(`(?m)^` + name + `{container="` + container + `",[^\n]*id="/[^\n]*namespace="default",[^\n]*pod="` + pod + `"[^\n]*} ` + value)
+		if !series.MatchString(page) {
+			return fmt.Errorf("no %s of container %q", name, container)
+		}
+		return nil
+	}
+	const some, any = `[1-9]`, `[0-9]`
+	var lacks []error
+	for _, c := range containers {
+		for name, value := range map[string]string{
+			"container_cpu_usage_seconds_total": any, "container_cpu_user_seconds_total": any, "container_memory_working_set_bytes": some, "container_memory_rss": some,
+			"container_memory_failures_total": some, "container_fs_usage_bytes": any, "container_fs_limit_bytes": some, "container_processes": some, "container_threads": some,
+			"container_file_descriptors": some, "container_sockets": any, "container_ulimits_soft": some, "container_oom_events_total": "0", "container_start_time_seconds": some,
+			"container_last_seen": some, "container_spec_cpu_period": some, "container_spec_cpu_shares": some, "container_spec_memory_limit_bytes": any,
+		} {
+			lacks = append(lacks, has(name, c, value))
+		}
+	}
+	return errors.Join(append(lacks,
+		has("container_network_receive_bytes_total", "POD", some), has("container_network_transmit_packets_total", "POD", some),
+		has("container_memory_working_set_bytes", "", some), has("container_cpu_usage_seconds_total", "", any), has("container_threads", "", some),
+	)...)
 }
