@@ -36,7 +36,7 @@ type layer struct {
 
 // metricLabels are the labels of every metric, those of the kubelet's /metrics/cadvisor. A pod as a whole has only id, namespace and pod, its network
 // the container POD and the name and image of its pause: so cAdvisor does it with Docker.
-var metricLabels = []string{"container", "id", "image", "name", "namespace", "pod"}
+var metricLabels = [SharedLabels]string{"container", "id", "image", "name", "namespace", "pod"}
 
 // metric is a figure under the name by which cAdvisor publishes it. Exactly one of one and each is there.
 type metric struct {

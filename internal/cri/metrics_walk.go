@@ -22,14 +22,17 @@ type Sample struct {
 	*Subject
 }
 
+// SharedLabels is how many labels every metric has; they come first.
+const SharedLabels = 6
+
 // Subject is what figures are of: a container, a pod, or a pod's network.
-type Subject struct{ Labels []string } // the values of those labels that every metric has
+type Subject struct{ Labels []string } // values of the shared labels
 
 // Metrics are the descriptors of all metrics of containers and pods, always the same and in the same order.
 func Metrics() iter.Seq[MetricDescriptor] {
 	return func(yield func(MetricDescriptor) bool) {
 		for _, x := range metrics {
-			if !yield(MetricDescriptor{Name: x.name, Help: x.help, Labels: slices.Concat(metricLabels, x.labels), Gauge: x.gauge}) {
+			if !yield(MetricDescriptor{Name: x.name, Help: x.help, Labels: slices.Concat(metricLabels[:], x.labels), Gauge: x.gauge}) {
 				return
 			}
 		}

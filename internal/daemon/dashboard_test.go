@@ -67,6 +67,35 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
+// TestContainerMetricsAreDocumented: docs/metrics.md has every metric of containers with its type and labels, and no other.
+func TestContainerMetricsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| `(container_[a-z0-9_]+)` .*$").FindAllStringSubmatch(string(b), -1)
+	documented := map[string]string{}
+	for _, row := range rows {
+		documented[row[1]] = row[0]
+	}
+	for m := range cri.Metrics() {
+		kind, labels := "counter", ""
+		if m.Gauge {
+			kind = "gauge"
+		}
+		if own := m.Labels[cri.SharedLabels:]; len(own) > 0 {
+			labels = "`" + strings.Join(own, "`, `") + "`"
+		}
+		if want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels); !strings.HasPrefix(documented[m.Name], want) {
+			t.Errorf("want %s…, have %s", want, documented[m.Name])
+		}
+		delete(documented, m.Name)
+	}
+	for name := range documented {
+		t.Errorf("%s is documented, and nobody exposes it", name)
+	}
+}
+
 // exposed are the names of the series that a daemon exposes which has been asked a few things, with those of a log-driver process and of
 // containers.
 func exposed(t *testing.T) map[string]bool {
@@ -130,9 +159,9 @@ func others(t *testing.T) []string {
 	r := prometheus.NewRegistry()
 	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}), driver.NewClient(socket)})
 	r.MustRegister(newContainerFigures(func(put func(cri.Sample)) {
-		i := 0
+		i, subject := 0, &cri.Subject{Labels: make([]string, cri.SharedLabels)}
 		for d := range cri.Metrics() {
-			put(cri.Sample{Descriptor: i, LabelValues: make([]string, len(d.Labels)), Value: 1})
+			put(cri.Sample{Descriptor: i, Subject: subject, Own: make([]string, len(d.Labels)-cri.SharedLabels), Value: 1})
 			i++
 		}
 	}))
