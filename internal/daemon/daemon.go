@@ -195,6 +195,9 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(func() error { defer close(looked); p.awaitFirstLook(ctx, startPatience); return nil })
 	g.Go(func() error {
 		<-looked // until then calls wait in the socket: better than to be told that nothing is known
+		if err := unmapProgram(); err != nil {
+			log.Debug("the program stays in memory as a whole", "err", err)
+		}
 		log.Info("serving the CRI", "at", l.Addr().String())
 		return p.server.Serve(l)
 	})
