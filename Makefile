@@ -23,6 +23,10 @@ fuzz: ## look for requests that break the translation, for FUZZTIME (60s)
 	$(GO) test -run '^$$' -fuzz FuzzTranslate -fuzztime $(FUZZTIME) ./internal/spec
 e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
+cluster: engines ## a cluster made by kubeadm, of NODES (3)
+	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3)
+e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figures; FOCUS='\[NodeConformance\]' PROCS=4 for all of it
+	hack/kubernetes.sh e2e-node && $(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') -procs $(or $(PROCS),1)
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
 bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
@@ -40,6 +44,5 @@ clean: ## remove what was built
 deps:
 	hack/install-deps.sh test
 engines: deps
-	hack/docker29.sh
-	hack/kubelet.sh && hack/cni-plugins.sh
-.PHONY: help build package demo test conformance fuzz e2e bench bench-logs bench-stats chaos-net pause lint clean deps engines
+	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
+.PHONY: help build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats chaos-net pause lint clean deps engines

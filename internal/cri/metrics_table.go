@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -214,14 +215,22 @@ var diskMetrics = []metric{
 			put(d.ReadBytes, name, major, minor, "Read")
 			put(d.WriteBytes, name, major, minor, "Write")
 		}
+		if m.details != nil && len(m.details.Devices) == 0 {
+			put(0, "", "", "", "Read")
+			put(0, "", "", "", "Write")
+		}
 	}},
 	{name: "container_log_usage_bytes", help: "What the log takes on disk, rotated files included. No figure of cAdvisor's.", gauge: true, one: func(m *measured) *uint64 { return m.logBytes }},
 }
 
+// eachDevice is a figure of every disk; one of no disk says that none was used yet, for which the kernel has no line.
 func eachDevice(f func(d cgroup.Device) uint64) func(*measured, putMetric) {
 	return func(m *measured, put putMetric) {
 		for _, d := range m.devices() {
 			put(f(d), m.device(d.Major, d.Minor))
+		}
+		if m.details != nil && len(m.details.Devices) == 0 {
+			put(0, "")
 		}
 	}
 }
@@ -309,13 +318,16 @@ var limitMetrics = []metric{
 	}, 1)},
 	{name: "container_spec_cpu_quota", help: "CPU quota for each period, in microseconds; without one not there.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuQuota }, 1)},
 	{name: "container_spec_cpu_shares", help: "CPU shares.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuShares }, 1)},
-	{name: "container_spec_memory_limit_bytes", help: "Limit of memory; 0 for none.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return max(r.MemoryLimitInBytes, 0) }, 0)},
-	{name: "container_spec_memory_swap_limit_bytes", help: "Limit of memory and swap together; 0 for none.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return max(r.MemorySwapLimitInBytes, 0) }, 0)},
+	{name: "container_spec_memory_limit_bytes", help: "Limit of memory; 0 for none.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return wholePages(r.MemoryLimitInBytes) }, 0)},
+	{name: "container_spec_memory_swap_limit_bytes", help: "Limit of memory and swap together; 0 for none.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 { return wholePages(r.MemorySwapLimitInBytes) }, 0)},
 	{name: "container_spec_memory_reservation_limit_bytes", help: "Memory that is kept for it; 0 for none.", gauge: true, one: limit(func(r *runtimeapi.LinuxContainerResources) int64 {
 		n, _ := strconv.ParseInt(r.Unified["memory.min"], 10, 64)
 		return n
 	}, 0)},
 }
+
+// wholePages is a limit of memory as the kernel keeps it, in whole pages (mm/page_counter.c, page_counter_memparse).
+func wholePages(limit int64) int64 { return max(limit, 0) &^ int64(os.Getpagesize()-1) }
 
 // limit is what a container was given, if it is at least so much.
 func limit(f func(r *runtimeapi.LinuxContainerResources) int64, least int64) func(*measured) *uint64 {

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -103,6 +104,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.Metrics, "container_cpu_usage_seconds_total", counter, 2, 0, append(slices.Clone(whole), "total")},
 		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0, append(slices.Clone(network), "eth0")},
 		{p.Metrics, "container_network_transmit_packets_total", counter, 0, 0, append(slices.Clone(network), "net1")},
+		{p.Metrics, "container_fs_reads_total", counter, 0, 0, append(slices.Clone(whole), "")}, // no disk used
 		{p.ContainerMetrics[0].Metrics, "container_memory_working_set_bytes", gauge, 200, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_user_seconds_total", counter, 1, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_cfs_throttled_seconds_total", counter, 2, 0, own},
@@ -234,5 +236,14 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	slices.Sort(out.seen)
 	if !slices.Equal(pods, out.seen) || out.pages < 2 {
 		t.Errorf("%d pods streamed in %d pages, want %d in more than one", len(out.seen), out.pages, len(pods))
+	}
+}
+
+func TestWholePages(t *testing.T) {
+	page := int64(os.Getpagesize())
+	for limit, want := range map[int64]int64{-1: 0, 0: 0, page - 1: 0, page: page, 10*page + 1: 10 * page} {
+		if got := wholePages(limit); got != want {
+			t.Errorf("a limit of %d is %d, not %d", limit, got, want)
+		}
 	}
 }

@@ -51,6 +51,7 @@ func (f fakeStats) PodDetails(id string, pid int, uid string) (stats.Details, er
 	}
 	d, err := f.ContainerDetails(id, pid)
 	d.Path = "/kubepods/pod"
+	d.Devices = nil // nothing read or written
 	return d, err
 }
 

@@ -95,7 +95,7 @@ func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	k.engine.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubelet-"+kubeletVersion),
+	k.engine.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
 		append([]string{"--config=" + file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2"}, flags...)...)
 	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
 }

@@ -26,6 +26,15 @@ func (e *Engine) ImportBusybox(tb TB) string {
 // LoadBusybox does the same with the engine that listens on a unix socket.
 func LoadBusybox(tb TB, socket string) {
 	tb.Helper()
+	files := append(BusyboxFiles(tb),
+		File{Header: tar.Header{Name: "etc/passwd", Mode: 0o644}, Content: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")},
+		File{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n")})
+	Import(tb, socket, Busybox, files, "ENV PATH=/bin")
+}
+
+// BusyboxFiles are those of an image with a shell and the usual small programs, in /bin.
+func BusyboxFiles(tb TB) []File {
+	tb.Helper()
 	program, err := os.ReadFile(busybox)
 	if err != nil {
 		tb.Fatalf("busybox image: %v; install busybox-static", err)
@@ -34,20 +43,17 @@ func LoadBusybox(tb TB, socket string) {
 	if err != nil {
 		tb.Fatalf("busybox image: %v", err)
 	}
-	files := []File{
-		{Header: tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o1777}},
-		{Header: tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o1777}},
-		{Header: tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}},
-		{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Content: program},
-		{Header: tar.Header{Name: "etc/passwd", Mode: 0o644}, Content: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")},
-		{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n")},
+	var files []File
+	for _, dir := range []string{"bin/", "etc/", "tmp/"} {
+		files = append(files, File{Header: tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o1777}})
 	}
+	files = append(files, File{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Content: program})
 	for _, a := range strings.Fields(string(applets)) {
 		if a != "busybox" {
 			files = append(files, File{Header: tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}})
 		}
 	}
-	Import(tb, socket, Busybox, files, "ENV PATH=/bin")
+	return files
 }
 
 // File is an entry of an image's only layer; the zero type is a regular file.

@@ -95,6 +95,10 @@ inner() {
 	rm -f "$root/usr/sbin/policy-rc.d" # images of containers forbid packages to start their services with it
 	rm -f "$root/etc/resolv.conf"
 	cp -a "$dir/files/." "$root/"
+	while read -r from to; do
+		if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$root${to%/*}" && touch "$root$to"; fi
+		mount --bind "$from" "$root$to"
+	done < "$dir/binds"
 	mount -t proc proc "$root/proc"
 	mount -t sysfs sysfs "$root/sys"
 	mount --rbind /dev "$root/dev"

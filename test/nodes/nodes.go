@@ -38,7 +38,7 @@ type Network struct {
 func NewNetwork(tb engines.TB) *Network {
 	tb.Helper()
 	dir := tempDir(tb)
-	tb.Cleanup(func() { os.RemoveAll(dir) })
+	tb.Cleanup(func() { removeAll(tb, dir) })
 	return &Network{pid: hold(tb, exec.Command("unshare", "-n", "sh", write(tb, dir), "network"))}
 }
 
@@ -51,6 +51,7 @@ type Config struct {
 	Driver   string            // of the engine's control groups, systemd or cgroupfs; "" leaves the engine's default
 	NoDocker bool              // the engine is installed but neither enabled nor started
 	Files    map[string]string // by path, there before systemd starts
+	Binds    map[string]string // files and folders of the machine, by their path in the node
 }
 
 // Node is a machine of its own to all that runs in it.
@@ -137,6 +138,11 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 	for path, content := range c.Files {
 		n.place(tb, path, content)
 	}
+	binds := ""
+	for path, file := range c.Binds {
+		binds += file + " " + path + "\n"
+	}
+	put(tb, filepath.Join(n.dir, "binds"), binds, 0o644)
 }
 
 // place writes a file of the node to be.
@@ -276,6 +282,12 @@ func tempDir(tb engines.TB) string {
 		tb.Fatalf("node: %v", err)
 	}
 	return dir
+}
+
+func removeAll(tb engines.TB, dir string) {
+	if err := os.RemoveAll(dir); err != nil {
+		tb.Logf("node: %v", err)
+	}
 }
 
 // write writes the script and returns its path.
