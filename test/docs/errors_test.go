@@ -113,9 +113,6 @@ func kubernetes(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.Command("go", "mod", "download", "-json", "k8s.io/kubernetes", "k8s.io/cri-client")
 	cmd.Dir = filepath.Join(root, "test/kubernetes")
-	if _, err := os.Stat(cmd.Dir); err != nil {
-		cmd.Dir = filepath.Join(root, "test/e2e/kubelet")
-	}
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("source of Kubernetes: %v\n%s", err, out)
