@@ -36,6 +36,10 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "100Mi", nodefs.available: "1%", nodefs.inodesFree: "1%"}
 `
 
+// account has the CPU of Docker itself counted where cpu and cpuacct are hierarchies of their own, the second of which systemd leaves alone.
+const account = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
+[ -L /sys/fs/cgroup/cpuacct ] || [ ! -d /sys/fs/cgroup/cpuacct ] || { mkdir -p $group && cat /run/docker.pid > $group/cgroup.procs; }`
+
 const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
@@ -88,6 +92,7 @@ func run(h *harness, focus, skip string, procs int, report string) bool {
 	n.Run(h, "mkdir", "-p", "/report")
 	loadImages(h, n.Path("/run/docker.sock"), built)
 	traffic(h, w, n)
+	n.Run(h, "sh", "-ec", account)
 	suite := []string{
 		fmt.Sprint("--procs=", procs), "--no-color", "--timeout=2h", "--focus=" + focus, "--skip=" + skip, "/opt/kubernetes/e2e_node.test", "--",
 		"--node-name=" + n.Name, "--k8s-bin-dir=/opt/kubernetes", "--container-runtime-endpoint=" + nodes.Endpoint,
