@@ -117,13 +117,16 @@ func exposed(t *testing.T) map[string]bool {
 		t.Error("pulled")
 	}
 	page := ""
-	for ok := false; !ok; { // the plugin's STATUS is asked soon
+	for ok := false; !ok; { // the plugin's STATUS is asked soon, and what a crash left is looked for
 		if t.Context().Err() != nil {
 			t.Fatalf("the metrics lack something:\n%s", page)
 		}
 		_, page = r.get(t, "/metrics")
 		ok = true
-		for _, name := range []string{"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{", "cri_dockerd_image_pull_duration_seconds_bucket{"} {
+		for _, name := range []string{
+			"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{", "cri_dockerd_image_pull_duration_seconds_bucket{", "cri_dockerd_rpc_duration_seconds_bucket{",
+			"cri_dockerd_recoveries_total{", "cri_dockerd_resyncs_total{",
+		} {
 			ok = ok && strings.Contains(page, name)
 		}
 	}
