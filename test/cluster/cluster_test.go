@@ -1,4 +1,4 @@
-// Package cluster makes a real cluster with kubeadm, on the way of docs/kubeadm.md, of nodes that run the daemon under its own units, and uses
+// Package cluster makes a real cluster with kubeadm, on the way of docs/kubeadm.md, of nodes that have the daemon from its package, and uses
 // it: services, DNS, streams and metrics as a user sees them. hack/kubernetes.sh cluster builds what runs in it.
 package cluster
 

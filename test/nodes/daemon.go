@@ -1,9 +1,13 @@
 package nodes
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 
 	"cri-dockerd/test/engines"
 )
@@ -11,36 +15,49 @@ import (
 // Endpoint is the daemon's socket in a node, as operators write it.
 const Endpoint = "unix:///var/run/cri-dockerd.sock"
 
-// StartWithDaemon starts a node that has the daemon under its own units.
+// StartWithDaemon starts a node and installs the daemon from its Debian package, as operators do.
 func StartWithDaemon(tb engines.TB, c Config) *Node {
 	tb.Helper()
-	dir := tempDir(tb)
-	tb.Cleanup(func() { removeAll(tb, dir) })
-	program := filepath.Join(dir, "cri-dockerd")
-	engines.Build(tb, program, "cri-dockerd/cmd/cri-dockerd", "", false)
-	binds := map[string]string{"/usr/bin/cri-dockerd": program}
-	units, err := filepath.Glob(filepath.Join(Repository(tb), "deploy/systemd/*"))
-	if err != nil || len(units) == 0 {
-		tb.Fatalf("node: no units: %v", err)
+	deb, err := buildPackage()
+	if err != nil {
+		tb.Fatalf("node: %v", err)
 	}
-	for _, u := range units {
-		binds["/lib/systemd/system/"+filepath.Base(u)] = u
-	}
-	for path, file := range c.Binds {
-		binds[path] = file
-	}
-	c.Binds = binds
 	n := Start(tb, c)
-	n.Run(tb, "systemctl", "enable", "--now", "cri-docker.service")
+	n.WriteFile(tb, "/tmp/cri-dockerd.deb", deb, 0o644)
+	n.Run(tb, "rm", "-f", "/var/lib/man-db/auto-update") // the index of all manual pages is of no use here
+	n.Run(tb, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "install", "/tmp/cri-dockerd.deb")
 	return n
 }
 
-// Repository is the folder of this repository.
-func Repository(tb engines.TB) string {
-	tb.Helper()
+// buildPackage builds the Debian package of this tree, once.
+var buildPackage = sync.OnceValues(func() (string, error) {
+	root, err := repository()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "cri-package-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command(filepath.Join(root, "hack/package.sh"))
+	cmd.Env = append(os.Environ(), "VERSION=1.0.0-dev", "ARCHES="+runtime.GOARCH, "OUT="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("hack/package.sh: %w\n%s", err, out)
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil || len(debs) != 1 {
+		return "", fmt.Errorf("hack/package.sh made %q: %w", debs, err)
+	}
+	deb, err := os.ReadFile(debs[0])
+	return string(deb), err
+})
+
+// repository is the folder of this repository.
+func repository() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
-		tb.Fatalf("go env: %v", err)
+		return "", fmt.Errorf("go env: %w", err)
 	}
-	return filepath.Dir(strings.TrimSpace(string(out)))
+	return filepath.Dir(strings.TrimSpace(string(out))), nil
 }
