@@ -11,6 +11,7 @@ cleanup() {
 	status=$?
 	[ -n "${daemon:-}" ] && kill "$daemon" 2>/dev/null && wait "$daemon" 2>/dev/null
 	if [ $status != 0 ]; then tail -n 20 "$dir"/*.log 2>/dev/null || true; fi
+	pkill -f "log-driver --run-directory=$dir/run" || true # it outlives the daemon on purpose
 	if [ -n "$started" ]; then kill "$started" 2>/dev/null; wait "$started" 2>/dev/null || true; fi
 	ip link del cbr0 2>/dev/null || true
 	rm -rf "$dir" 2>/dev/null || true
