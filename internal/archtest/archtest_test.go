@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"internal/spec":         {},
 	"internal/undo":         {},
 	"internal/keylock":      {},
+	"internal/wire":         {},
 	"internal/secret":       {},
 	"internal/tracing":      {},
 	"internal/config":       {"internal/secret"},
@@ -39,8 +40,8 @@ var arrows = map[string][]string{
 	"internal/logs/driver":  {},
 	"internal/logs":         {"internal/spec", "internal/logs/driver"},
 	"internal/stream":       {"internal/engine"},
-	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock"},
-	"internal/rpc":          {"internal/secret"},
+	"internal/cri":          {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock", "internal/wire"},
+	"internal/rpc":          {"internal/secret", "internal/wire"},
 	"internal/check":        {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding", "internal/check/probe"},
 	"internal/takeover":     {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver"},
 	"internal/daemon": {
@@ -73,7 +74,7 @@ var restricted = map[string]struct {
 	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check", "internal/check/probe"}, "codes are mapped once, in rpc"},
 	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},
 	"go.opentelemetry.io/otel/exporters":  {[]string{"internal/tracing"}, "where spans go is tracing's"},
-	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver"}, "only Docker's log messages are protobuf beside gRPC"},
+	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver", "internal/wire"}, "only Docker's log messages and answers that must be cheap are encoded beside gRPC"},
 	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/node", "internal/podnet", "internal/rpc", "internal/daemon"}, "figures are collected where they arise, and served by the daemon"},
 }
 

@@ -150,3 +150,22 @@ func TestUnified(t *testing.T) {
 		t.Errorf("on cgroup v1: %v", err)
 	}
 }
+
+// TestRead reads files of any length whole.
+func TestRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	for _, n := range []int{0, 1, 1023, 1024, atEnd - 1, atEnd, atEnd + 1, 4096, 100_000} {
+		want := strings.Repeat("x", n)
+		if err := os.WriteFile(file, []byte(want), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, room := range []int{0, n, n + 1, n + atEnd} {
+			if got, err := Read(file, make([]byte, 0, room)); err != nil || string(got) != want {
+				t.Errorf("%d of %d bytes into %d: %v", len(got), n, room, err)
+			}
+		}
+	}
+	if got, err := Read("/proc/self/mounts", nil); err != nil || !strings.HasSuffix(string(got), "\n") {
+		t.Errorf("mounts: %q, %v", got, err)
+	}
+}

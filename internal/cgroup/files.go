@@ -223,8 +223,11 @@ func trim(b []byte) []byte {
 // parse is a decimal number.
 func parse(b []byte) (uint64, error) { return strconv.ParseUint(string(b), 10, 64) }
 
-// Read appends the content of a kernel file to buf. It does with half of the system calls of os.ReadFile, which asks for the size, tries to wait for
-// the file and looks whether there is more.
+// atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as many lines as fit into one.
+const atEnd = 2048
+
+// Read appends the content of a kernel file, of lines that are shorter than atEnd, to buf. It does with half of the system calls of os.ReadFile, which
+// asks for the size, tries to wait for the file and looks whether there is more.
 func Read(name string, buf []byte) ([]byte, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -238,10 +241,11 @@ func Read(name string, buf []byte) ([]byte, error) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		case n == 0:
-			return buf, nil
 		default:
 			buf = buf[:len(buf)+n]
+			if n < atEnd && len(buf) < cap(buf) {
+				return buf, nil
+			}
 		}
 	}
 }

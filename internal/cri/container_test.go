@@ -225,7 +225,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 			wg.Go(func() { _, _ = s.ListContainers(ctx, &runtimeapi.ListContainersRequest{}) })
 		}
 		wg.Wait()
-		l, err := s.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		l, err := received(s.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}))
 		if err != nil || len(l.Items) > 1 {
 			t.Fatalf("one name, and several sandboxes: %v, %v", l, err)
 		}

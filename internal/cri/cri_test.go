@@ -358,7 +358,7 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 	if held, err := w.engine.HeldImages(t.Context()); err != nil || len(held) > 0 {
 		t.Errorf("images are held: %v, %v", held, err)
 	}
-	if l, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil || len(l.Items) > 0 {
+	if l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})); err != nil || len(l.Items) > 0 {
 		t.Errorf("the list still shows %v, %v", l, err)
 	}
 }
@@ -498,7 +498,7 @@ func TestFailedUndoKeepsTheSandboxListed(t *testing.T) {
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
 		t.Fatal("RunPodSandbox succeeded")
 	}
-	l, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}))
 	if err != nil || len(l.Items) != 1 || l.Items[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Fatalf("list: %v, %v", l, err)
 	}

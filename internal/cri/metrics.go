@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -11,6 +12,7 @@ import (
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/wire"
 )
 
 // ListMetricDescriptors names all metrics with their labels (CRI ListMetricDescriptors, KEP-2371). They are the same at all times, so it answers
@@ -27,67 +29,101 @@ func (s *Service) ListMetricDescriptors(_ context.Context, r *runtimeapi.ListMet
 }
 
 // ListPodSandboxMetrics reads the metrics of everything that runs (CRI ListPodSandboxMetrics, KEP-2371). What ends meanwhile is left out. The CRI's
-// values are whole numbers, so seconds are rounded down.
+// values are whole numbers, so seconds are rounded down. The items are encoded already; see package wire.
 func (s *Service) ListPodSandboxMetrics(_ context.Context, r *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	host, err := s.begin(r)
+	items, err := s.podMetrics(r)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Carry(&runtimeapi.ListPodSandboxMetricsResponse{}, items), nil
+}
+
+// podMetrics are the metrics of each pod that runs, as items of a list in no order.
+func (s *Service) podMetrics(req any) ([]byte, error) {
+	host, err := s.begin(req)
 	if err != nil {
 		return nil, err
 	}
 	now, layers := time.Now(), s.fsLayers(host)
-	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) *runtimeapi.PodSandboxMetrics {
-		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID}
+	var mu sync.Mutex // guards items
+	items := wire.Room(int(s.metricsSize.Load()))
+	sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) struct{} {
+		e := encoders.Get().(*encoder)
+		defer encoders.Put(e)
+		e.pod = wire.AppendText(e.pod[:0], podSandboxID, p.ID)
 		for _, m := range s.measurePod(p, now) {
-			out.Metrics = append(out.Metrics, m.forCRI()...)
+			e.pod = e.metrics(e.pod, m)
 		}
 		for _, c := range p.containers {
 			if m := s.measureContainer(p.Sandbox, c, layers, now); m != nil {
-				out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: m.forCRI()})
+				e.container = e.metrics(wire.AppendText(e.container[:0], containerID, c.ID), m)
+				e.pod = wire.AppendField(e.pod, podContainers, e.container)
 			}
 		}
-		return out
-	})}, nil
+		mu.Lock()
+		defer mu.Unlock()
+		items = wire.AppendField(items, wire.Items, e.pod)
+		return struct{}{}
+	})
+	s.metricsSize.Store(int64(len(items)))
+	return items, nil
 }
 
-// perSubject is about how many figures one subject has, and so many of them are allocated at once.
+// Fields of api.proto: those of PodSandboxMetrics, of ContainerMetrics, and of Metric.
 const (
-	perSubject = 48
-	together   = 16
+	podSandboxID  wire.Field = 1
+	podContainers wire.Field = 3
+
+	containerID wire.Field = 1
+
+	subjectMetrics wire.Field = 2 // of both
+
+	metricName      wire.Field = 1
+	metricTimestamp wire.Field = 2
+	metricType      wire.Field = 3
+	metricLabel     wire.Field = 4
+	metricValue     wire.Field = 5
 )
 
-// cell is a metric with its value, since there are many and each would be allocated twice.
-type cell struct {
-	metric runtimeapi.Metric
-	value  runtimeapi.UInt64Value
-}
+// metricHeads are those fields of metrics that are always the same.
+var metricHeads = func() (out [][]byte) {
+	for _, x := range metrics {
+		b := wire.AppendText(nil, metricName, x.name)
+		if x.gauge {
+			b = wire.AppendNumber(b, metricType, uint64(runtimeapi.MetricType_GAUGE))
+		}
+		out = append(out, b)
+	}
+	return out
+}()
 
-// forCRI are the figures as the CRI has them.
-func (m *measured) forCRI() []*runtimeapi.Metric {
-	var cells []cell
-	out := make([]*runtimeapi.Metric, 0, perSubject)
+// encoder has memory that is used again and again.
+type encoder struct{ pod, container, metric, labels []byte }
+
+var encoders = sync.Pool{New: func() any { return &encoder{} }}
+
+// metrics appends the figures of a subject as the CRI has them.
+func (e *encoder) metrics(b []byte, m *measured) []byte {
+	e.labels = e.labels[:0]
+	for _, l := range m.labels {
+		e.labels = wire.AppendText(e.labels, metricLabel, l)
+	}
 	m.samples(func(i int, value uint64, labels []string) {
 		x := &metrics[i]
-		if len(cells) == 0 {
-			cells = make([]cell, together)
+		e.metric = append(append(e.metric[:0], metricHeads[i]...), e.labels...)
+		for _, l := range labels {
+			e.metric = wire.AppendText(e.metric, metricLabel, l)
 		}
-		c := &cells[0]
-		cells = cells[1:]
+		if x.measuredBefore {
+			e.metric = wire.AppendNumber(e.metric, metricTimestamp, uint64(m.layer.at.UnixNano()))
+		}
 		if x.nanos {
 			value /= uint64(time.Second)
 		}
-		c.value.Value = value
-		c.metric.Name, c.metric.LabelValues, c.metric.Value = x.name, m.labels, &c.value
-		if len(labels) > 0 {
-			c.metric.LabelValues = append(m.labels[:len(m.labels):len(m.labels)], labels...)
-		}
-		if x.gauge {
-			c.metric.MetricType = runtimeapi.MetricType_GAUGE
-		}
-		if x.measuredBefore {
-			c.metric.Timestamp = m.layer.at.UnixNano()
-		}
-		out = append(out, &c.metric)
+		e.metric = wire.AppendWrapped(e.metric, metricValue, value)
+		b = wire.AppendField(b, subjectMetrics, e.metric)
 	})
-	return out
+	return b
 }
 
 // fsLayers are the writable layers as last measured, with their file system as it is.

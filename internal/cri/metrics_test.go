@@ -77,7 +77,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
 	withLayer(s, id)
-	l, err := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
 	if err != nil || len(l.PodMetrics) != 1 || l.PodMetrics[0].PodSandboxId != pod || len(l.PodMetrics[0].ContainerMetrics) != 1 || l.PodMetrics[0].ContainerMetrics[0].ContainerId != id {
 		t.Fatalf("%v, %v", l, err)
 	}
@@ -143,7 +143,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
 	list := func() []*runtimeapi.PodSandboxMetrics {
-		l, err := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+		l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
 		if err != nil {
 			t.Error(err)
 		}
@@ -188,6 +188,10 @@ func (s *metricsStream) Context() context.Context { return s.ctx }
 
 func (s *metricsStream) Send(r *runtimeapi.StreamPodSandboxMetricsResponse) error {
 	s.pages++
+	r, err := received(r, nil)
+	if err != nil {
+		return err
+	}
 	for _, p := range r.PodSandboxMetrics {
 		s.seen = append(s.seen, p.PodSandboxId)
 	}

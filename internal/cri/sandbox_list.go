@@ -6,18 +6,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/wire"
 )
 
-// ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox).
+// ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox). The items are encoded already; see package wire.
 func (s *Service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	items, err := s.sandboxItems(r, r.GetFilter())
+	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ListPodSandboxResponse{}
-	for _, sb := range s.View.Sandboxes() {
-		if spec.MatchSandbox(r.GetFilter(), sb) {
-			resp.Items = append(resp.Items, sb.Item())
-		}
+	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, items), nil
+}
+
+// sandboxItems are the items of a list of sandboxes.
+func (s *Service) sandboxItems(req any, f *runtimeapi.PodSandboxFilter) ([]byte, error) {
+	if _, err := s.begin(req); err != nil {
+		return nil, err
 	}
-	return resp, nil
+	return s.encodedSandboxes.items(s.View.Sandboxes(), func(sb *spec.Sandbox) bool { return spec.MatchSandbox(f, sb) })
 }

@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/checkpoint"
@@ -209,6 +211,10 @@ type Service struct {
 	debts     *debts
 	joining   joining
 	preparing preparing
+
+	encodedSandboxes  *encodings[spec.Sandbox]
+	encodedContainers *encodings[spec.Container]
+	metricsSize       atomic.Int64 // of the last answer with metrics, in bytes
 }
 
 var (
@@ -218,7 +224,15 @@ var (
 
 // New returns the services. Recover should be called whenever the view has been read anew.
 func New(d Deps) *Service {
-	s := &Service{Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline}}
+	s := &Service{
+		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline},
+		encodedSandboxes: newEncodings(
+			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
+			func(sb *spec.Sandbox) proto.Message { return sb.Attributes() }),
+		encodedContainers: newEncodings(
+			func(c *spec.Container) proto.Message { return c.Item() },
+			func(c *spec.Container) proto.Message { return c.Attributes() }),
+	}
 	if d.EngineNetNS != "" {
 		s.joining.settle(d.EngineNetNS)
 	}

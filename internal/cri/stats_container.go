@@ -12,6 +12,7 @@ import (
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/wire"
 )
 
 // ContainerStats tells what a container uses, from the kernel and what was measured a moment ago in the background (CRI ContainerStats). One that
@@ -40,7 +41,9 @@ func (s *Service) ListContainerStats(_ context.Context, r *runtimeapi.ListContai
 		Id: f.GetId(), PodSandboxId: f.GetPodSandboxId(), LabelSelector: f.GetLabelSelector(), State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	}
 	var matching []*spec.Container
-	for _, c := range s.View.Containers() {
+	containers := s.View.Containers()
+	defer s.encodedContainers.keep(containers)
+	for _, c := range containers {
 		if spec.MatchContainer(filter, c) {
 			matching = append(matching, c)
 		}
@@ -70,28 +73,28 @@ func (s *Service) layers(host spec.Host) layers {
 // containerStats are the figures of a container, whether it runs or not.
 func (s *Service) containerStats(c *spec.Container, l layers) (*runtimeapi.ContainerStats, error) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return &runtimeapi.ContainerStats{Attributes: attributes(c)}, nil
+		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
 	}
 	u, err := s.Stats.Container(c.ID, c.Pid)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
-	return s.statsOf(c, u, l), nil
+	return s.statsOf(c, u, l)
 }
 
-func attributes(c *spec.Container) *runtimeapi.ContainerAttributes {
-	return &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
-}
-
-// statsOf are the figures of a running container that has used so much.
-func (s *Service) statsOf(c *spec.Container, u stats.Usage, l layers) *runtimeapi.ContainerStats {
-	out := &runtimeapi.ContainerStats{Attributes: attributes(c), Cpu: cpuUsage(u), Memory: memoryUsage(u), Swap: swapUsage(u), Io: ioUsage(u)}
+// statsOf are the figures of a running container that has used so much. The attributes are encoded already; see package wire.
+func (s *Service) statsOf(c *spec.Container, u stats.Usage, l layers) (*runtimeapi.ContainerStats, error) {
+	attributes, err := s.encodedContainers.of(c, asAttributes)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	out := wire.Carry(&runtimeapi.ContainerStats{Cpu: cpuUsage(u), Memory: memoryUsage(u), Swap: swapUsage(u), Io: ioUsage(u)}, attributes)
 	if w, known := s.writable(c, l); known {
 		out.WritableLayer = &runtimeapi.FilesystemUsage{
 			Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: l.ContainerDir}, UsedBytes: value(w.Bytes), InodesUsed: value(w.Inodes),
 		}
 	}
-	return out
+	return out, nil
 }
 
 func value(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }

@@ -15,6 +15,7 @@ import (
 
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/wire"
 )
 
 // defaultInterface is the pod's own in every network (CNI's CNI_IFNAME as we give it).
@@ -81,7 +82,10 @@ func (s *Service) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSa
 	}
 	filter := &runtimeapi.PodSandboxFilter{Id: r.GetFilter().GetId(), LabelSelector: r.GetFilter().GetLabelSelector()}
 	var matching []*spec.Sandbox
-	for _, sb := range s.View.Sandboxes() {
+	sandboxes := s.View.Sandboxes()
+	defer s.encodedSandboxes.keep(sandboxes)
+	defer s.encodedContainers.keep(s.View.Containers())
+	for _, sb := range sandboxes {
 		if spec.MatchSandbox(filter, sb) {
 			matching = append(matching, sb)
 		}
@@ -120,6 +124,7 @@ func sideBySide[T, R any](things []T, do func(T) R) []R {
 }
 
 // podStats reads the pod's own control group or, where it has none, adds up those of its containers and its pause.
+// Attributes are encoded already; see package wire.
 func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	sum, err := s.Stats.Pod(p.anchor, p.pid, p.Metadata.GetUid())
@@ -143,7 +148,11 @@ func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats,
 			sum.Add(u)
 		}
 		processes += n
-		linux.Containers = append(linux.Containers, s.statsOf(c, u, l))
+		one, err := s.statsOf(c, u, l)
+		if err != nil {
+			return nil, err
+		}
+		linux.Containers = append(linux.Containers, one)
 	}
 	linux.Cpu, linux.Memory, linux.Io = cpuUsage(sum), memoryUsage(sum), ioUsage(sum)
 	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(processes)}
@@ -152,9 +161,11 @@ func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats,
 			return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 		}
 	}
-	return &runtimeapi.PodSandboxStats{
-		Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: p.Metadata, Labels: p.Labels, Annotations: p.Annotations}, Linux: linux,
-	}, nil
+	attributes, err := s.encodedSandboxes.of(p.Sandbox, asAttributes)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	return wire.Carry(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
 }
 
 // addPause adds what the pause has: its processes and, where the pod has no control group of its own, what it has used.

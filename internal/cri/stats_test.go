@@ -102,7 +102,7 @@ func TestContainerStats(t *testing.T) {
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
 	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[string]imagefs.Usage{"/layers/" + id: {Bytes: 50, Inodes: 6}}}}
-	r, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,10 +124,10 @@ func TestContainerStats(t *testing.T) {
 	}
 	w.engine.End(id, 0)
 	eventually(t, func() bool {
-		l, err := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+		l, err := received(s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}))
 		return err == nil && len(l.Stats) == 0
 	})
-	if r, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id}); err != nil || r.Stats.Attributes.Id != id || r.Stats.Cpu != nil {
+	if r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})); err != nil || r.Stats.Attributes.Id != id || r.Stats.Cpu != nil {
 		t.Errorf("a container that has ended: %v, %v", r, err)
 	}
 	if _, err := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: "ffff"}); !errdefs.IsNotFound(err) {
@@ -142,7 +142,7 @@ func TestPodSandboxStats(t *testing.T) {
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
 	runContainer(t, s, runPod(t, s, other), other)
-	l, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
+	l, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}}))
 	if err != nil || len(l.Stats) != 1 || l.Stats[0].Attributes.Id != pod {
 		t.Fatalf("%v, %v", l, err)
 	}
@@ -154,12 +154,12 @@ func TestPodSandboxStats(t *testing.T) {
 	if n := linux.Network; n.DefaultInterface.GetName() != "eth0" || n.DefaultInterface.RxErrors.Value != 2 || n.DefaultInterface.TxBytes.Value != 3 || len(n.Interfaces) != 2 {
 		t.Errorf("network: %v", n)
 	}
-	if all, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(all.Stats) != 2 {
+	if all, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})); err != nil || len(all.Stats) != 2 {
 		t.Errorf("without a filter: %v, %v", all, err)
 	}
 	w.engine.End(pod, 0) // the container goes on, in the pod's network
 	eventually(t, func() bool {
-		r, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+		r, err := received(s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod}))
 		return err == nil && r.Stats.Linux.Process.ProcessCount.Value == 2 && len(r.Stats.Linux.Network.Interfaces) == 2
 	})
 	w.engine.End(id, 0)
@@ -183,10 +183,10 @@ func TestStatsOfWhatCannotBeRead(t *testing.T) {
 		}
 		return nil
 	})
-	if l, err := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(l.Stats) != 0 {
+	if l, err := received(s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})); err != nil || len(l.Stats) != 0 {
 		t.Errorf("%v, %v", l, err)
 	}
-	if l, err := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(l.Stats) != 0 {
+	if l, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})); err != nil || len(l.Stats) != 0 {
 		t.Errorf("%v, %v", l, err)
 	}
 }

@@ -48,6 +48,7 @@ func New(s Services) *Server {
 	// ExecSync answers with up to two streams of 16 MiB.
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(3 * maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
+		grpc.ForceServerCodecV2(newCodec()),
 	}
 	if s.Traces != nil {
 		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(

@@ -31,6 +31,11 @@ func (s *Sandbox) Item() *runtimeapi.PodSandbox {
 	}
 }
 
+// Attributes say whose figures they are (PodSandboxStats).
+func (s *Sandbox) Attributes() *runtimeapi.PodSandboxAttributes {
+	return &runtimeapi.PodSandboxAttributes{Id: s.ID, Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations}
+}
+
 // Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a pod on the host network has none.
 func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 	n := &runtimeapi.PodSandboxNetworkStatus{}
@@ -55,6 +60,11 @@ func (c *Container) Item() *runtimeapi.Container {
 		ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.State, CreatedAt: nanos(c.CreatedAt),
 		Labels: c.Labels, Annotations: c.Annotations,
 	}
+}
+
+// Attributes say whose figures they are (ContainerStats).
+func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
+	return &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
 }
 
 // Status is the answer to ContainerStatus.

@@ -56,36 +56,46 @@ func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool
 		return 0, 0, err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // a system call's own
 	}
 	defer unix.Close(dir)
-	var entries [4096]byte
 	var link [16]byte
+	err = eachName(dir, func(name string) {
+		if files++; files > look {
+			return
+		}
+		if n, err := unix.Readlinkat(dir, name, link[:]); err == nil && bytes.HasPrefix(link[:n], []byte("socket:")) {
+			sockets++
+		}
+	})
+	return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
+}
+
+// eachName is for what lies in a directory. It does with half of the system calls of os.ReadDir, which tries to wait for the directory.
+func eachName(dir int, do func(name string)) error {
+	var entries [4096]byte
 	var names []string
 	for {
 		n, err := unix.ReadDirent(dir, entries[:])
 		if err != nil || n <= 0 {
-			return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
+			return err
 		}
 		_, _, names = unix.ParseDirent(entries[:n], -1, names[:0])
 		for _, name := range names {
-			if files++; files > look {
-				continue
-			}
-			if n, err := unix.Readlinkat(dir, name, link[:]); err == nil && bytes.HasPrefix(link[:n], []byte("socket:")) {
-				sockets++
-			}
+			do(name)
 		}
 	}
 }
 
-// maxFiles reads the soft limit of descriptors (proc_pid_limits(5)).
-func (r *Reader) maxFiles(pid int) (limit *uint64) {
-	_ = r.processFile(pid, "limits", func(content []byte) { // who has ended has none
-		_, rest, _ := bytes.Cut(content, []byte("Max open files"))
-		for f := range bytes.FieldsSeq(rest) {
-			if n, err := strconv.ParseUint(string(f), 10, 64); err == nil {
-				limit = &n
-			}
-			return
-		}
-	})
-	return limit
+// maxFiles is the soft limit of descriptors, nil for none.
+func (r *Reader) maxFiles(pid int) *uint64 {
+	n, err := r.limit(pid)
+	if err != nil || n == unix.RLIM_INFINITY { // who has ended has none
+		return nil
+	}
+	return &n
+}
+
+// softLimit asks the kernel for a process's soft limit of descriptors (prlimit(2)).
+func softLimit(pid int) (uint64, error) {
+	var l unix.Rlimit
+	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l)
+	return l.Cur, err
 }

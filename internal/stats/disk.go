@@ -83,24 +83,23 @@ const blocks = 512
 // LogBytes is what a container's log takes on disk: the file at its path, and those that the kubelet has rotated beside it.
 func (r *Reader) LogBytes(path string) (uint64, error) {
 	dir, base := filepath.Split(path)
-	f, err := os.Open(dir)
+	d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return 0, fmt.Errorf("log %s: %w", path, err)
-	}
+	defer unix.Close(d) //nolint:errcheck // it was only read
 	var sum uint64
-	for _, name := range names {
+	err = eachName(d, func(name string) {
 		if !strings.HasPrefix(name, base) || name != base && name[len(base)] != '.' {
-			continue
+			return
 		}
 		var st unix.Stat_t // of what a link leads to, with json-file
-		if unix.Fstatat(int(f.Fd()), name, &st, 0) == nil {
+		if unix.Fstatat(d, name, &st, 0) == nil {
 			sum += uint64(st.Blocks) * blocks
 		}
+	})
+	if err != nil {
+		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
 	return sum, nil
 }

@@ -56,6 +56,7 @@ const (
 type Reader struct {
 	kernel cgroup.Kernel
 	disks  disks
+	limit  func(pid int) (uint64, error) // softLimit, but in tests
 
 	mu     sync.Mutex // guards the rest
 	tracks map[key]*track
@@ -92,7 +93,7 @@ func (t *track) close() {
 
 // New reads from this kernel.
 func New(k cgroup.Kernel) *Reader {
-	return &Reader{kernel: k, disks: disks{file: filepath.Join(k.Proc, "partitions")}, tracks: map[key]*track{}}
+	return &Reader{kernel: k, disks: disks{file: filepath.Join(k.Proc, "partitions")}, limit: softLimit, tracks: map[key]*track{}}
 }
 
 // Container is what a container whose main process this is has used. NotFound if it has ended.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/cgroup"
 )
@@ -190,14 +191,18 @@ func TestDescriptors(t *testing.T) {
 	if err := os.Symlink("/proc/"+strconv.Itoa(os.Getpid())+"/fd", filepath.Join(m.dir, "proc/7/fd")); err != nil {
 		t.Fatal(err)
 	}
-	m.write("proc/7/limits", "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            1024                 4096                 files     \n")
 	k := cgroup.Kernel{Proc: filepath.Join(m.dir, "proc"), Cgroup: filepath.Join(m.dir, "cgroup")}
 	m.write("cgroup/kubepods/pod"+uid+"/"+id+"/cgroup.procs", "7\n9\n") // 9 has just ended
 	r := New(k)
+	r.limit = func(pid int) (uint64, error) { return softLimit(map[int]int{7: os.Getpid()}[pid]) }
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		t.Fatal(err)
+	}
 	count := func() counts {
 		t.Helper()
 		p, err := r.Descriptors(id, 7)
-		if err != nil || p.Count != 2 || p.Files == nil || p.Sockets == nil || p.MaxFiles == nil || *p.MaxFiles != 1024 {
+		if err != nil || p.Count != 2 || p.Files == nil || p.Sockets == nil || p.MaxFiles == nil || *p.MaxFiles != own.Cur {
 			t.Fatalf("%+v, %v", p, err)
 		}
 		return counts{*p.Files, *p.Sockets}
@@ -211,6 +216,14 @@ func TestDescriptors(t *testing.T) {
 		t.Errorf("%+v without, %+v with a socket more", before, after)
 	}
 	l.Close()
+	for _, limit := range []func(int) (uint64, error){
+		func(int) (uint64, error) { return unix.RLIM_INFINITY, nil }, func(int) (uint64, error) { return 0, unix.EPERM },
+	} {
+		r.limit = limit
+		if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
+			t.Errorf("no limit, or none that may be seen: %+v, %v", p, err)
+		}
+	}
 	if _, err := r.Descriptors("other", 9); !errdefs.IsNotFound(err) {
 		t.Errorf("of no container: %v", err)
 	}

@@ -1,0 +1,139 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// list is an answer with items of these names, as its client gets it.
+func receive(t *testing.T, items []byte) (names []string) {
+	t.Helper()
+	answer := Carry(&runtimeapi.ListPodSandboxResponse{}, items)
+	b, err := proto.Marshal(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &runtimeapi.ListPodSandboxResponse{}
+	if err := proto.Unmarshal(b, got); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range got.Items {
+		names = append(names, p.Id)
+	}
+	return names
+}
+
+func items(t *testing.T, names ...string) (b []byte) {
+	t.Helper()
+	for _, n := range names {
+		var err error
+		if b, err = AppendItem(b, &runtimeapi.PodSandbox{Id: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+func TestCarry(t *testing.T) {
+	b := items(t, "a", "", "c")
+	if got := receive(t, b); !slices.Equal(got, []string{"a", "", "c"}) {
+		t.Errorf("received %q", got)
+	}
+	for _, c := range []struct {
+		answer *runtimeapi.ListPodSandboxResponse
+		ok     bool
+	}{
+		{Carry(&runtimeapi.ListPodSandboxResponse{}, b), true},
+		{Carry(&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "mixed"}}}, b), false},
+		{Carry(&runtimeapi.ListPodSandboxResponse{}, nil), false},
+		{&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "usual"}}}, false},
+		{nil, false},
+	} {
+		if got, ok := Carried(c.answer); ok != c.ok || ok && !bytes.Equal(got, b) {
+			t.Errorf("%v carries %q, %v", c.answer, got, ok)
+		}
+	}
+	if _, err := AppendItem(nil, &runtimeapi.PodSandbox{Id: "\xff"}); err == nil {
+		t.Error("a text that no client can read")
+	}
+}
+
+// TestFields: what is appended is what protobuf makes of the message.
+func TestFields(t *testing.T) {
+	for _, m := range []*runtimeapi.Metric{
+		{Value: &runtimeapi.UInt64Value{}},
+		{Name: "n", Timestamp: 1<<62 + 1, MetricType: runtimeapi.MetricType_GAUGE, LabelValues: []string{"", "ä"}, Value: &runtimeapi.UInt64Value{Value: 1<<64 - 1}},
+		{Name: strings.Repeat("n", 300), LabelValues: []string{strings.Repeat("l", 20000)}, Value: &runtimeapi.UInt64Value{Value: 127}},
+		{Name: "-1", Timestamp: -1, Value: &runtimeapi.UInt64Value{Value: 128}},
+	} {
+		var b []byte
+		if m.Name != "" {
+			b = AppendText(b, 1, m.Name)
+		}
+		b = AppendNumber(AppendNumber(b, 2, uint64(m.Timestamp)), 3, uint64(m.MetricType))
+		for _, l := range m.LabelValues {
+			b = AppendText(b, 4, l)
+		}
+		b = AppendWrapped(b, 5, m.Value.Value)
+		want, err := proto.Marshal(m)
+		if err != nil || !bytes.Equal(b, want) {
+			t.Errorf("%.100v: %.100x, want %.100x, %v", m, b, want, err)
+		}
+		all, err := proto.Marshal(&runtimeapi.ContainerMetrics{Metrics: []*runtimeapi.Metric{m}})
+		if got := AppendField(nil, 2, b); err != nil || !bytes.Equal(got, all) {
+			t.Errorf("as a field: %.100x, want %.100x, %v", got, all, err)
+		}
+	}
+	if got := receive(t, AppendField(nil, Items, AppendText(nil, 1, "eth\xff0"))); !slices.Equal(got, []string{"eth\uFFFD0"}) {
+		t.Errorf("what is not UTF-8: %q", got)
+	}
+}
+
+// TestPages gives every item once, in order, in answers of bounded size with memory of their own; an item that is larger goes alone.
+func TestPages(t *testing.T) {
+	const most = 1000
+	small, half, large := "s", strings.Repeat("h", most/2-50), strings.Repeat("l", 2*most)
+	names := []string{small, half, half, half, large, small, small}
+	all := items(t, names...)
+	var counts []int
+	var got []string
+	if err := Pages(all, most, func(page []byte) error {
+		one := receive(t, page)
+		counts, got = append(counts, len(one)), append(got, one...)
+		clear(page)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, names) || !slices.Equal(counts, []int{3, 1, 1, 2}) || !bytes.Equal(all, items(t, names...)) {
+		t.Errorf("%d items in pages of %v", len(got), counts)
+	}
+	if err := Pages(nil, most, func([]byte) error { return errors.New("an empty page was sent") }); err != nil {
+		t.Error(err)
+	}
+	boom := errors.New("the client has gone")
+	if err := Pages(all, most, func([]byte) error { return boom }); !errors.Is(err, boom) {
+		t.Errorf("an error of the stream: %v", err)
+	}
+	if err := Pages(all[:len(all)-1], most, func([]byte) error { return nil }); err == nil {
+		t.Error("half an item was sent")
+	}
+}
+
+// TestRoom: what is released is empty when it is used again, and never too small.
+func TestRoom(t *testing.T) {
+	for i := range 3 * roomy {
+		b := Room(i)
+		if len(b) != 0 || cap(b) < i || cap(b) > max(2*i, roomy) {
+			t.Fatalf("room for %d bytes: %d of %d", i, len(b), cap(b))
+		}
+		Release(append(b, "used"...))
+		Release(make([]byte, i, i+i%7))
+	}
+}
