@@ -45,13 +45,18 @@ func (s *Service) podMetrics(req any) ([]byte, error) {
 		return nil, err
 	}
 	now, layers := time.Now(), s.fsLayers(host)
+	pods := s.runningPods(s.View.Sandboxes())
 	var mu sync.Mutex // guards items
 	items := wire.Room(int(s.metricsSize.Load()))
-	sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) struct{} {
+	sideBySide(pods, func(p runningPod) struct{} {
 		e := encoders.Get().(*encoder)
 		defer encoders.Put(e)
 		e.pod = wire.AppendText(e.pod[:0], podSandboxID, p.ID)
-		for _, m := range s.measurePod(p, now) {
+		all := s.measurePod(p, now)
+		if p.ID == pods[0].ID { // the CRI has no other place for what is the node's
+			all = append(all, measureNode(layers, now)...)
+		}
+		for _, m := range all {
 			e.pod = e.metrics(e.pod, m)
 		}
 		for _, c := range p.containers {
@@ -114,7 +119,7 @@ func (e *encoder) metrics(b []byte, m *measured) []byte {
 		for _, l := range labels {
 			e.metric = wire.AppendText(e.metric, metricLabel, l)
 		}
-		if x.measuredBefore {
+		if x.measuredBefore && m.layer != nil {
 			e.metric = wire.AppendNumber(e.metric, metricTimestamp, uint64(m.layer.at.UnixNano()))
 		}
 		if x.nanos {
@@ -141,6 +146,14 @@ func (s *Service) fsLayers(host spec.Host) fsLayers {
 		l.fs = &fs
 	}
 	return l
+}
+
+// measureNode is the file system of the writable layers, as cAdvisor has it of its root; nothing while it is not known.
+func measureNode(l fsLayers, now time.Time) []*measured {
+	if l.fs == nil {
+		return nil
+	}
+	return []*measured{{labels: []string{"", "/", "", "", "", ""}, now: now, node: l.fs}}
 }
 
 // measurePod reads a pod as a whole: its control group, if it has one of its own, and its network, if it is not the node's.

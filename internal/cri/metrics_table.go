@@ -13,7 +13,7 @@ import (
 	"cri-dockerd/internal/stats"
 )
 
-// measured is what one set of labels stands for: a container, a pod's control group, or a pod's network. What is nil has no figures.
+// measured is what one set of labels stands for: a container, a pod's control group, a pod's network, or the node. What is nil has no figures.
 type measured struct {
 	labels []string // values of metricLabels
 	now    time.Time
@@ -24,6 +24,7 @@ type measured struct {
 	processes *stats.Processes
 	network   []stats.Interface
 	layer     *layer
+	node      *stats.FileSystem // with this nothing else is told
 	logBytes  *uint64
 	device    func(major, minor uint32) string
 }
@@ -36,7 +37,7 @@ type layer struct {
 }
 
 // metricLabels are the labels of every metric, those of the kubelet's /metrics/cadvisor. A pod as a whole has only id, namespace and pod, its network
-// the container POD and the name and image of its pause: so cAdvisor does it with Docker.
+// the container POD and the name and image of its pause, the node only the id "/": so cAdvisor does it with Docker.
 var metricLabels = [SharedLabels]string{"container", "id", "image", "name", "namespace", "pod"}
 
 // metric is a figure under the name by which cAdvisor publishes it. Exactly one of one and each is there.
@@ -184,31 +185,28 @@ var hugePageMetrics = []metric{
 	}},
 }
 
-var diskMetrics = []metric{
-	{name: "container_fs_usage_bytes", help: "What the writable layer takes on disk.", gauge: true, measuredBefore: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
+var diskMetrics = slices.Concat([]metric{
+	{name: "container_fs_usage_bytes", help: "What the writable layer takes on disk; of the node, what its file system holds.", gauge: true, measuredBefore: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
 		if l := m.layer; l != nil {
 			put(l.bytes, l.fs.Device)
+		} else if m.node != nil {
+			put(m.node.Used, m.node.Device)
 		}
 	}},
-	{name: "container_fs_limit_bytes", help: "What the file system of the writable layer holds.", gauge: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
+	{name: "container_fs_limit_bytes", help: "What the file system of the writable layer can hold.", gauge: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
 		if l := m.layer; l != nil {
 			put(l.fs.Bytes, l.fs.Device)
+		} else if m.node != nil {
+			put(m.node.Bytes, m.node.Device)
 		}
 	}},
-	{name: "container_fs_inodes_total", help: "Inodes of the file system of the writable layer.", gauge: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
-		if l := m.layer; l != nil {
-			put(l.fs.Inodes, l.fs.Device)
-		}
-	}},
-	{name: "container_fs_inodes_free", help: "Free inodes of the file system of the writable layer.", gauge: true, labels: []string{"device"}, each: func(m *measured, put putMetric) {
-		if l := m.layer; l != nil {
-			put(l.fs.InodesFree, l.fs.Device)
-		}
-	}},
-	{name: "container_fs_reads_total", help: "Reads from disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.Reads })},
-	{name: "container_fs_reads_bytes_total", help: "Bytes read from disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.ReadBytes })},
-	{name: "container_fs_writes_total", help: "Writes to disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.Writes })},
-	{name: "container_fs_writes_bytes_total", help: "Bytes written to disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.WriteBytes })},
+	{name: "container_fs_inodes_total", help: "Inodes of the node's file system of writable layers.", gauge: true, labels: []string{"device"}, each: ofNode(func(fs *stats.FileSystem) uint64 { return fs.Inodes })},
+	{name: "container_fs_inodes_free", help: "Free inodes of the node's file system of writable layers.", gauge: true, labels: []string{"device"}, each: ofNode(func(fs *stats.FileSystem) uint64 { return fs.InodesFree })},
+	{name: "container_fs_reads_total", help: "Reads from disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.Reads }, func(d *stats.Disk) uint64 { return d.Reads })},
+	{name: "container_fs_reads_bytes_total", help: "Bytes read from disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.ReadBytes }, func(d *stats.Disk) uint64 { return d.SectorsRead * sector })},
+	{name: "container_fs_writes_total", help: "Writes to disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.Writes }, func(d *stats.Disk) uint64 { return d.Writes })},
+	{name: "container_fs_writes_bytes_total", help: "Bytes written to disk.", labels: []string{"device"}, each: eachDevice(func(d cgroup.Device) uint64 { return d.WriteBytes }, func(d *stats.Disk) uint64 { return d.SectorsWritten * sector })},
+}, nodeDiskMetrics, []metric{
 	{name: "container_blkio_device_usage_total", help: "Bytes read from and written to a disk.", labels: []string{"device", "major", "minor", "operation"}, each: func(m *measured, put putMetric) {
 		for _, d := range m.devices() {
 			name, major, minor := m.device(d.Major, d.Minor), strconv.Itoa(int(d.Major)), strconv.Itoa(int(d.Minor))
@@ -221,11 +219,46 @@ var diskMetrics = []metric{
 		}
 	}},
 	{name: "container_log_usage_bytes", help: "What the log takes on disk, rotated files included. No figure of cAdvisor's.", gauge: true, one: func(m *measured) *uint64 { return m.logBytes }},
+})
+
+// nodeDiskMetrics are of the node's disk alone: the kernel does not tell them of control groups.
+var nodeDiskMetrics = []metric{
+	{name: "container_fs_reads_merged_total", help: "Reads from the node's disk that were done together with others.", labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return d.ReadsMerged })},
+	{name: "container_fs_writes_merged_total", help: "Writes to the node's disk that were done together with others.", labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return d.WritesMerged })},
+	{name: "container_fs_sector_reads_total", help: "Sectors read from the node's disk.", labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return d.SectorsRead })},
+	{name: "container_fs_sector_writes_total", help: "Sectors written to the node's disk.", labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return d.SectorsWritten })},
+	{name: "container_fs_read_seconds_total", help: "Time that reads from the node's disk took, in seconds.", nanos: true, labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return uint64(d.ReadTime) })},
+	{name: "container_fs_write_seconds_total", help: "Time that writes to the node's disk took, in seconds.", nanos: true, labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return uint64(d.WriteTime) })},
+	{name: "container_fs_io_current", help: "Operations of the node's disk that are under way.", gauge: true, labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return d.Current })},
+	{name: "container_fs_io_time_seconds_total", help: "Time for which the node's disk had something to do, in seconds.", nanos: true, labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return uint64(d.Time) })},
+	{name: "container_fs_io_time_weighted_seconds_total", help: "The same, times the operations that were under way, in seconds.", nanos: true, labels: []string{"device"}, each: ofDisk(func(d *stats.Disk) uint64 { return uint64(d.WeightedTime) })},
 }
 
-// eachDevice is a figure of every disk; one of no disk says that none was used yet, for which the kernel has no line.
-func eachDevice(f func(d cgroup.Device) uint64) func(*measured, putMetric) {
+// sector is the unit of /proc/diskstats, in bytes, whatever the disk's own is.
+const sector = 512
+
+// ofNode is a figure of the node's file system.
+func ofNode(f func(fs *stats.FileSystem) uint64) func(*measured, putMetric) {
 	return func(m *measured, put putMetric) {
+		if m.node != nil {
+			put(f(m.node), m.node.Device)
+		}
+	}
+}
+
+// ofDisk is a figure of its disk.
+func ofDisk(f func(d *stats.Disk) uint64) func(*measured, putMetric) {
+	return func(m *measured, put putMetric) {
+		if m.node != nil && m.node.Disk != nil {
+			put(f(m.node.Disk), m.node.Device)
+		}
+	}
+}
+
+// eachDevice is a figure of every disk; one of no disk says that none was used yet, for which the kernel has no line. Of the node it is that of its disk.
+func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint64) func(*measured, putMetric) {
+	return func(m *measured, put putMetric) {
+		ofDisk(ofNodes)(m, put)
 		for _, d := range m.devices() {
 			put(f(d), m.device(d.Major, d.Minor))
 		}

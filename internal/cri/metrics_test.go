@@ -29,7 +29,14 @@ var nodeTest = []string{
 	"container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total",
 }
 
-// metricsOf are descriptors by name.
+// nodeTestOfNode are those that it wants to be there, of the node if of nothing else.
+var nodeTestOfNode = []string{
+	"container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total", "container_fs_inodes_free", "container_fs_inodes_total",
+	"container_fs_limit_bytes", "container_fs_read_seconds_total", "container_fs_reads_merged_total", "container_fs_sector_reads_total", "container_fs_sector_writes_total",
+	"container_fs_write_seconds_total", "container_fs_writes_merged_total",
+}
+
+// descriptors are those of all metrics by name.
 func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescriptor {
 	t.Helper()
 	l, err := s.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
@@ -51,7 +58,7 @@ func TestMetricDescriptors(t *testing.T) {
 	w.engine.SetDown(true)
 	eventually(t, func() bool { return !s.View.Engine().Ready })
 	all := descriptors(t, s) // the kubelet asks only once, when it starts
-	for _, name := range nodeTest {
+	for _, name := range append(slices.Clone(nodeTest), nodeTestOfNode...) {
 		if all[name] == nil {
 			t.Errorf("no %s", name)
 		}
@@ -89,6 +96,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 		}
 	}
 	sb, c := s.View.Sandboxes()[0], s.View.Containers()[0]
+	node := []string{"", "/", "", "", "", "", "/dev/sda1"}
 	whole := []string{"", "/kubepods/pod", "", "", "default", cfg.Metadata.Name}
 	network := []string{"POD", "/kubepods/pod/" + pod, sb.Image, sb.Name, "default", cfg.Metadata.Name}
 	own := []string{"main", "/kubepods/pod/" + id, testImage, c.Name, "default", cfg.Metadata.Name}
@@ -105,6 +113,11 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0, append(slices.Clone(network), "eth0")},
 		{p.Metrics, "container_network_transmit_packets_total", counter, 0, 0, append(slices.Clone(network), "net1")},
 		{p.Metrics, "container_fs_reads_total", counter, 0, 0, append(slices.Clone(whole), "")}, // no disk used
+		{p.Metrics, "container_fs_usage_bytes", gauge, 1 << 20, 0, node},
+		{p.Metrics, "container_fs_inodes_free", gauge, 900, 0, node},
+		{p.Metrics, "container_fs_reads_total", counter, 3, 0, node},
+		{p.Metrics, "container_fs_reads_bytes_total", counter, 1024, 0, node},
+		{p.Metrics, "container_fs_write_seconds_total", counter, 2, 0, node},
 		{p.ContainerMetrics[0].Metrics, "container_memory_working_set_bytes", gauge, 200, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_user_seconds_total", counter, 1, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_cfs_throttled_seconds_total", counter, 2, 0, own},
@@ -125,14 +138,29 @@ func TestPodSandboxMetrics(t *testing.T) {
 			t.Errorf("the kernel has not told this: %v", m)
 		}
 	}
+	seen := map[string]bool{}
+	for _, m := range p.Metrics {
+		if m.LabelValues[1] == "/" {
+			seen[m.Name] = true
+		}
+	}
+	for _, name := range nodeTestOfNode {
+		if !seen[name] {
+			t.Errorf("the node has no %s", name)
+		}
+	}
+	nodes := 0
 	var fractions []float64
 	s.Samples(func(x Sample) {
+		if x.Labels[1] == "/" && metrics[x.Descriptor].name == "container_fs_usage_bytes" {
+			nodes++
+		}
 		if metrics[x.Descriptor].name == "container_cpu_usage_seconds_total" {
 			fractions = append(fractions, x.Value)
 		}
 	})
-	if !slices.Equal(fractions, []float64{2.5, 2.5}) {
-		t.Errorf("seconds of the pod and the container: %v", fractions)
+	if !slices.Equal(fractions, []float64{2.5, 2.5}) || nodes != 1 {
+		t.Errorf("seconds of the pod and the container: %v; of %d nodes", fractions, nodes)
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *Service) Samples(put func(Sample)) {
 		}
 		return all
 	})
-	for _, m := range slices.Concat(all...) {
+	for _, m := range append(slices.Concat(all...), measureNode(layers, now)...) {
 		subject := &Subject{Labels: m.labels}
 		m.samples(func(i int, value uint64, labels []string) { put(m.sample(i, value, labels, subject)) })
 	}
@@ -67,7 +67,7 @@ func (m *measured) sample(i int, value uint64, labels []string, subject *Subject
 	if x.nanos {
 		out.Value /= float64(time.Second)
 	}
-	if x.measuredBefore {
+	if x.measuredBefore && m.layer != nil {
 		out.At = m.layer.at
 	}
 	return out

@@ -73,7 +73,9 @@ func (f fakeStats) Network(pid int) ([]stats.Interface, error) {
 }
 
 func (fakeStats) FileSystem(string) (stats.FileSystem, error) {
-	return stats.FileSystem{Device: "/dev/sda1", Bytes: 1 << 30, Inodes: 1000, InodesFree: 900}, nil
+	return stats.FileSystem{
+		Device: "/dev/sda1", Bytes: 1 << 30, Used: 1 << 20, Inodes: 1000, InodesFree: 900, Disk: &stats.Disk{Reads: 3, SectorsRead: 2, WriteTime: 2500 * time.Millisecond},
+	}, nil
 }
 
 func (fakeStats) Device(major, minor uint32) string { return fmt.Sprintf("/dev/%d-%d", major, minor) }

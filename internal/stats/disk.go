@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/cgroup"
 )
 
 // WritableLayer is the directory of a container's writable layer: the upper directory of the overlay that is its process's root, beneath base if
@@ -53,12 +55,21 @@ func (r *Reader) upperDir(pid int) string {
 	return ""
 }
 
-// FileSystem is what a file system can hold.
+// FileSystem is what a file system can hold, and what its disk does.
 type FileSystem struct {
-	Device     string // "/dev/sda1", "" if it is on no disk of this machine's
-	Bytes      uint64
-	Inodes     uint64
-	InodesFree uint64
+	Device      string // "/dev/sda1", "" if it is on no disk of this machine's
+	Bytes, Used uint64
+	Inodes      uint64
+	InodesFree  uint64
+	Disk        *Disk // nil if it is on no disk of this machine's
+}
+
+// Disk is what a block device has done since the machine was started (Documentation/admin-guide/iostats.rst).
+type Disk struct {
+	Reads, ReadsMerged, SectorsRead         uint64
+	Writes, WritesMerged, SectorsWritten    uint64
+	ReadTime, WriteTime, Time, WeightedTime time.Duration
+	Current                                 uint64 // operations that are under way
 }
 
 // FileSystem is that of a directory (statfs(2)).
@@ -71,7 +82,53 @@ func (r *Reader) FileSystem(dir string) (FileSystem, error) {
 	if err := unix.Stat(dir, &st); err != nil {
 		return FileSystem{}, fmt.Errorf("file system of %s: %w", dir, err)
 	}
-	return FileSystem{Device: r.Device(unix.Major(st.Dev), unix.Minor(st.Dev)), Bytes: s.Blocks * uint64(s.Bsize), Inodes: s.Files, InodesFree: s.Ffree}, nil
+	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
+	return FileSystem{
+		Device: r.Device(major, minor), Bytes: s.Blocks * uint64(s.Bsize), Used: (s.Blocks - s.Bfree) * uint64(s.Bsize), Inodes: s.Files, InodesFree: s.Ffree,
+		Disk: r.disk(major, minor),
+	}, nil
+}
+
+// Fields of a line of /proc/diskstats after the device's numbers and name; there are more since Linux 4.18, of what is discarded and flushed.
+const (
+	diskReads = iota
+	diskReadsMerged
+	diskSectorsRead
+	diskReadTime // times are in milliseconds
+	diskWrites
+	diskWritesMerged
+	diskSectorsWritten
+	diskWriteTime
+	diskCurrent
+	diskTime
+	diskWeightedTime
+	diskFields
+)
+
+// disk reads what a device has done, nil if the kernel does not tell.
+func (r *Reader) disk(major, minor uint32) *Disk {
+	b, err := cgroup.Read(filepath.Join(r.kernel.Proc, "diskstats"), nil)
+	if err != nil {
+		return nil
+	}
+	device := strconv.Itoa(int(major)) + " " + strconv.Itoa(int(minor))
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 3+diskFields || f[0]+" "+f[1] != device {
+			continue
+		}
+		var n [diskFields]uint64
+		for i := range n {
+			n[i], _ = strconv.ParseUint(f[3+i], 10, 64) // they are all numbers
+		}
+		ms := func(field int) time.Duration { return time.Duration(n[field]) * time.Millisecond }
+		return &Disk{
+			Reads: n[diskReads], ReadsMerged: n[diskReadsMerged], SectorsRead: n[diskSectorsRead], ReadTime: ms(diskReadTime),
+			Writes: n[diskWrites], WritesMerged: n[diskWritesMerged], SectorsWritten: n[diskSectorsWritten], WriteTime: ms(diskWriteTime),
+			Current: n[diskCurrent], Time: ms(diskTime), WeightedTime: ms(diskWeightedTime),
+		}
+	}
+	return nil
 }
 
 // Device is the name of a block device ("/dev/sda"), "" if it is none of this machine's.

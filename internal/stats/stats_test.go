@@ -2,6 +2,7 @@ package stats
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -242,6 +243,25 @@ func TestDisks(t *testing.T) {
 	fs, err := r.FileSystem(m.dir)
 	if err != nil || fs.Bytes == 0 || fs.InodesFree > fs.Inodes {
 		t.Errorf("%+v, %v", fs, err)
+	}
+	if fs.Disk != nil {
+		t.Errorf("a disk without /proc/diskstats: %+v", fs.Disk)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(m.dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	m.write("proc/diskstats", fmt.Sprintf(" 900       0 loop0 9 9 9 9 9 9 9 9 9 9 9\n%4d %7d sda1 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	want := &Disk{
+		Reads: 1, ReadsMerged: 2, SectorsRead: 3, ReadTime: 4 * time.Millisecond, Writes: 5, WritesMerged: 6, SectorsWritten: 7, WriteTime: 8 * time.Millisecond,
+		Current: 9, Time: 10 * time.Millisecond, WeightedTime: 11 * time.Millisecond,
+	}
+	if fs, err := r.FileSystem(m.dir); err != nil || cmp.Diff(want, fs.Disk) != "" || fs.Used == 0 || fs.Used > fs.Bytes {
+		t.Errorf("%+v, %v: %s", fs, err, cmp.Diff(want, fs.Disk))
+	}
+	m.write("proc/diskstats", "garbage\n")
+	if fs, err := r.FileSystem(m.dir); err != nil || fs.Disk != nil {
+		t.Errorf("garbage: %+v, %v", fs.Disk, err)
 	}
 	if _, err := r.FileSystem(m.dir + "/nothing"); err == nil {
 		t.Error("a file system of nothing")

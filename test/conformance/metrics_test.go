@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -43,7 +44,7 @@ func (n *node) metrics(t *testing.T, pod, container string) criMetrics {
 			continue
 		}
 		if container == "" {
-			return p.Metrics
+			return slices.DeleteFunc(p.Metrics, ofNode)
 		}
 		for _, c := range p.ContainerMetrics {
 			if c.ContainerId == container {
@@ -53,6 +54,66 @@ func (n *node) metrics(t *testing.T, pod, container string) criMetrics {
 	}
 	t.Fatalf("no metrics of pod %s, container %q", pod, container)
 	return nil
+}
+
+// ofNode says whether a metric is not of a pod but of the node, which the list has with one of its pods.
+func ofNode(m *runtimeapi.Metric) bool { return m.LabelValues[1] == "/" }
+
+// nodeMetrics are those of the node.
+func (n *node) nodeMetrics(t *testing.T) (out criMetrics) {
+	t.Helper()
+	l, err := n.Runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.PodMetrics {
+		for _, m := range p.Metrics {
+			if ofNode(m) {
+				out = append(out, m)
+			}
+		}
+	}
+	return out
+}
+
+// TestMetricsOfTheNode: the file system of the writable layers, and its disk, are told once however many pods there are, as the kernel has them.
+func TestMetricsOfTheNode(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg, other := n.podConfig(t), n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		n.start(t, n.runPod(t, other), other, sh("sleep 1000"))
+		eventually(t, "the writable layer is measured", func() bool { return n.stats(t, id).WritableLayer != nil })
+		dir := n.stats(t, id).WritableLayer.FsId.Mountpoint
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		m := n.nodeMetrics(t)
+		metricsAreDescribed(t, n, m)
+		used := (fs.Blocks - fs.Bfree) * uint64(fs.Bsize)
+		near(t, "bytes used", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")}, used, 10)
+		near(t, "free inodes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_inodes_free")}, fs.Ffree, 10)
+		if m.one(t, "container_fs_limit_bytes") != fs.Blocks*uint64(fs.Bsize) || m.one(t, "container_fs_inodes_total") != fs.Files {
+			t.Errorf("%v, the kernel says %+v", m, fs)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		disk := strings.Fields(n.run(t, "sh", "-c", fmt.Sprintf("grep -E '^ *%d +%d ' /proc/diskstats || true", unix.Major(st.Dev), unix.Minor(st.Dev))))
+		if len(disk) == 0 {
+			return // it lies on no disk
+		}
+		written := func() uint64 { return n.nodeMetrics(t).one(t, "container_fs_sector_writes_total") }
+		before := written()
+		n.run(t, "sh", "-c", "f="+dir+"/written; for how in oflag=direct conv=fsync; do dd if=/dev/zero of=$f bs=1M count=8 $how 2>/dev/null && break; done; rm "+dir+"/written")
+		if after := written(); after < before+8*mib/512 {
+			t.Errorf("%d sectors before 8 MiB were written, %d afterwards", before, after)
+		}
+		for _, name := range []string{"container_fs_reads_total", "container_fs_writes_bytes_total", "container_fs_io_time_seconds_total", "container_fs_write_seconds_total", "container_fs_io_current", "container_fs_reads_merged_total"} {
+			m.one(t, name)
+		}
+	})
 }
 
 // TestMetrics: each metric fits its descriptor, all of one pod are there in the list, in the stream and on the daemon's own page, and a pod whose pause
