@@ -16,7 +16,6 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -66,11 +65,14 @@ func main() {
 	})
 }
 
+// harness is what the engines and daemons of a benchmark belong to.
+type harness = engines.Program
+
 // end runs a benchmark, ends what it started, and exits with 1 when a limit is missed.
 func end(bench func(*harness) bool) {
 	h := &harness{}
 	ok := func() bool {
-		defer h.end()
+		defer h.End()
 		return bench(h)
 	}()
 	if !ok {
@@ -126,40 +128,4 @@ func measure(ctx context.Context, h *harness, e *engines.Engine, o options) figu
 		h.Fatalf("bench: %v", err)
 	}
 	return f
-}
-
-// harness is the TB of the engines.
-type harness struct {
-	mu      sync.Mutex
-	cleanup []func()
-	failed  bool
-}
-
-func (*harness) Helper()                         {}
-func (*harness) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-func (h *harness) Failed() bool                  { return h.failed }
-
-func (h *harness) Cleanup(f func()) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.cleanup = append(h.cleanup, f)
-}
-
-// Fatalf ends the engines and the program.
-func (h *harness) Fatalf(format string, args ...any) {
-	if h.failed {
-		return // while ending
-	}
-	h.failed = true
-	h.Logf(format, args...)
-	h.end()
-	os.Exit(1)
-}
-
-// end ends what was started, newest first.
-func (h *harness) end() {
-	for i := len(h.cleanup) - 1; i >= 0; i-- {
-		h.cleanup[i]()
-	}
-	h.cleanup = nil
 }

@@ -207,17 +207,35 @@ func (m *measuring) timed(op operation, do func() error) error {
 	return nil
 }
 
+// ask is a call that is measured.
+type ask struct {
+	op operation
+	do func() error
+}
+
+// version is the call that does nothing.
+func (m *measuring) version(ctx context.Context) ask {
+	return ask{floorCall, func() error {
+		_, err := m.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+		return err
+	}}
+}
+
+// inTurn measures each once.
+func (m *measuring) inTurn(asks []ask) error {
+	for _, a := range asks {
+		if err := m.timed(a.op, a.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // calls measures what a kubelet asks all the time, in turn.
 func (m *measuring) calls(ctx context.Context) error {
 	fmt.Fprintf(os.Stderr, "bench: %d calls of each list and status\n", m.Calls)
-	asks := []struct {
-		op operation
-		do func() error
-	}{
-		{floorCall, func() error {
-			_, err := m.runtime.Version(ctx, &runtimeapi.VersionRequest{})
-			return err
-		}},
+	asks := []ask{
+		m.version(ctx),
 		{listSandboxes, func() error {
 			r, err := m.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 			return enough(len(r.GetItems()), m.Pods, err)
@@ -236,10 +254,8 @@ func (m *measuring) calls(ctx context.Context) error {
 		}},
 	}
 	for range m.Calls {
-		for _, a := range asks {
-			if err := m.timed(a.op, a.do); err != nil {
-				return err
-			}
+		if err := m.inTurn(asks); err != nil {
+			return err
 		}
 	}
 	for range 10 { // for comparison; it is slow

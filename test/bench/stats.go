@@ -152,14 +152,8 @@ func (m *measuring) asKubelet(ctx context.Context, second int, fromCRI bool) err
 
 // askFigures measures the calls in turn, and then some of the engine's own.
 func (m *measuring) askFigures(ctx context.Context, h *harness, d *engines.Daemon, f *statsFigures) error {
-	asks := []struct {
-		op operation
-		do func() error
-	}{
-		{floorCall, func() error {
-			_, err := m.runtime.Version(ctx, &runtimeapi.VersionRequest{})
-			return err
-		}},
+	asks := []ask{
+		m.version(ctx),
 		{containerStats, func() error {
 			r, err := m.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
 			return enough(len(r.GetStats()), m.Pods, err)
@@ -179,10 +173,8 @@ func (m *measuring) askFigures(ctx context.Context, h *harness, d *engines.Daemo
 		if i == warmUp {
 			clear(m.figures.Samples)
 		}
-		for _, a := range asks {
-			if err := m.timed(a.op, a.do); err != nil {
-				return err
-			}
+		if err := m.inTurn(asks); err != nil {
+			return err
 		}
 	}
 	r, err := m.runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})

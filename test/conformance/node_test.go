@@ -59,18 +59,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 // within says whether cond came to hold in time.
-func within(d time.Duration, cond func() bool) bool {
-	deadline := time.Now().Add(d)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		if time.Now().After(deadline) {
-			return false
-		}
-		<-tick.C
-	}
-	return true
-}
+func within(d time.Duration, cond func() bool) bool { return engines.Within(d, cond) }
 
 // sh is a shell command line.
 func sh(script string) []string { return []string{"sh", "-c", script} }

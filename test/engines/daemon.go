@@ -184,7 +184,7 @@ func (d *Daemon) AwaitReady(tb TB) {
 		s, err := d.Runtime.Status(ctx, &runtimeapi.StatusRequest{}, grpc.WaitForReady(true))
 		return err == nil && s.Status.Conditions[0].Status
 	}
-	if !poll(startDeadline, ready) {
+	if !Within(startDeadline, ready) {
 		tail(tb, d.Log(), 60)
 		tb.Fatalf("the daemon is not ready")
 	}

@@ -182,11 +182,11 @@ func (e *Engine) end(tb TB) {
 		e.stdin.Close()
 	}
 	gone := func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", e.pid)); return err != nil }
-	if e.pid != 0 && !poll(20*time.Second, gone) {
+	if e.pid != 0 && !Within(20*time.Second, gone) {
 		tb.Logf("engine %s did not end", e.Dir)
 	}
 	var err error
-	if !poll(10*time.Second, func() bool { err = os.RemoveAll(e.Dir); return err == nil }) {
+	if !Within(10*time.Second, func() bool { err = os.RemoveAll(e.Dir); return err == nil }) {
 		tb.Logf("remove %s: %v", e.Dir, err)
 	}
 	removeCgroups(strings.TrimPrefix(e.CgroupParent, "/"))
@@ -213,7 +213,7 @@ func removeCgroups(name string) {
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	roots = append(roots, "/sys/fs/cgroup/"+name)
 	for _, root := range roots {
-		poll(2*time.Second, func() bool {
+		Within(2*time.Second, func() bool {
 			var dirs []string
 			_ = filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
@@ -250,7 +250,7 @@ func (e *Engine) startDocker(tb TB) {
 		_, err = c.Info(ctx, client.InfoOptions{})
 		return err == nil
 	}
-	if !poll(startDeadline, ready) {
+	if !Within(startDeadline, ready) {
 		tail(tb, filepath.Join(e.Dir, "docker.log"), 30)
 		tb.Fatalf("engine %s does not answer", e.Version)
 	}
@@ -292,7 +292,7 @@ func (e *Engine) signal(tb TB, name, signal string) {
 		tb.Logf("kill %s: %v %s", name, err, out)
 	}
 	gone := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
-	if !poll(20*time.Second, gone) {
+	if !Within(20*time.Second, gone) {
 		tb.Fatalf("%s does not end on %s", name, signal)
 	}
 }
@@ -431,8 +431,8 @@ func install(file string, program []byte) error {
 	return f.Close()
 }
 
-// poll waits for cond, at most for d, and says whether it came true.
-func poll(d time.Duration, cond func() bool) bool {
+// Within waits for cond, at most for d, and says whether it came true.
+func Within(d time.Duration, cond func() bool) bool {
 	deadline := time.Now().Add(d)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

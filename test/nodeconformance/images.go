@@ -13,7 +13,7 @@ const registry = "registry.k8s.io/e2e-test-images/"
 
 // loadImages makes the suite's images of agnhost, built from the same source as the suite, and of busybox. Each tag has an ID of its own, for
 // some tests tell images apart by it.
-func loadImages(h *harness, socket, built string) {
+func loadImages(h *engines.Program, socket, built string) {
 	agnhost, err := os.ReadFile(filepath.Join(built, "agnhost"))
 	if err != nil {
 		h.Fatalf("images: %v", err)

@@ -52,16 +52,16 @@ func main() {
 	procs := flag.Int("procs", 1, "tests at a time")
 	report := flag.String("report", "", "folder for the suite's reports and logs; it stays")
 	flag.Parse()
-	h := &harness{}
+	h := &engines.Program{}
 	failed := run(h, *focus, *skip, *procs, *report)
-	h.end()
+	h.End()
 	if failed {
 		os.Exit(1)
 	}
 }
 
 // run starts the node, runs the suite with its output on ours, and says whether it failed.
-func run(h *harness, focus, skip string, procs int, report string) bool {
+func run(h *engines.Program, focus, skip string, procs int, report string) bool {
 	built := filepath.Join(engines.Cache(), "kubernetes-"+version)
 	w := nodes.NewNetwork(h)
 	c := nodes.Config{
@@ -111,7 +111,7 @@ func run(h *harness, focus, skip string, procs int, report string) bool {
 }
 
 // traffic brings the node's interface to what the suite expects of one that has pulled images, and has told of it.
-func traffic(h *harness, w *nodes.Network, n *nodes.Node) {
+func traffic(h *engines.Program, w *nodes.Network, n *nodes.Node) {
 	var l net.Listener
 	if err := engines.In(w.NetNS(), func() (err error) { l, err = net.Listen("tcp", nodes.Gateway+":80"); return err }); err != nil {
 		h.Fatalf("traffic: %v", err)
