@@ -85,7 +85,6 @@ func (s *Service) StreamPodSandboxMetrics(r *runtimeapi.StreamPodSandboxMetricsR
 	if err != nil {
 		return err
 	}
-	defer wire.Release(items)
 	return wire.Pages(items, pageSize, func(page []byte) error {
 		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxMetricsResponse{}, page))
 	})

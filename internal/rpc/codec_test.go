@@ -33,7 +33,6 @@ func (c *carrier) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandbox
 
 func (c *carrier) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
 	items := c.answer(r.Filter.Id)
-	defer wire.Release(items)
 	return wire.Pages(items, len(items)/2, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page)) })
 }
 

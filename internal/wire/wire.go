@@ -70,8 +70,9 @@ func Carried(answer proto.Message) (items []byte, ok bool) {
 	return items, len(items) > 0 && proto.Size(answer) == len(items)
 }
 
-// Pages sends items in answers of at most so many bytes, or of one item that is larger, each with a copy of its own.
+// Pages sends items in answers of at most so many bytes, or of one item that is larger, each with a copy of its own, and releases the items.
 func Pages(items []byte, most int, send func(page []byte) error) error {
+	defer Release(items)
 	for len(items) > 0 {
 		n := 0
 		for n < len(items) {

@@ -103,7 +103,7 @@ func TestPages(t *testing.T) {
 	all := items(t, names...)
 	var counts []int
 	var got []string
-	if err := Pages(all, most, func(page []byte) error {
+	if err := Pages(slices.Clone(all), most, func(page []byte) error {
 		one := receive(t, page)
 		counts, got = append(counts, len(one)), append(got, one...)
 		clear(page)
@@ -118,10 +118,10 @@ func TestPages(t *testing.T) {
 		t.Error(err)
 	}
 	boom := errors.New("the client has gone")
-	if err := Pages(all, most, func([]byte) error { return boom }); !errors.Is(err, boom) {
+	if err := Pages(slices.Clone(all), most, func([]byte) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("an error of the stream: %v", err)
 	}
-	if err := Pages(all[:len(all)-1], most, func([]byte) error { return nil }); err == nil {
+	if err := Pages(slices.Clone(all[:len(all)-1]), most, func([]byte) error { return nil }); err == nil {
 		t.Error("half an item was sent")
 	}
 }

@@ -3,17 +3,28 @@ package main
 import (
 	"archive/tar"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"cri-dockerd/test/engines"
+	"cri-dockerd/test/nodes"
 )
 
-// registry is where the suite's images come from elsewhere.
-const registry = "registry.k8s.io/e2e-test-images/"
+// Where the suite's images come from elsewhere, and here from a registry of our own with that name.
+const (
+	registryName = "registry.k8s.io"
+	suiteImages  = registryName + "/e2e-test-images/"
+)
 
-// loadImages makes the suite's images of agnhost, built from the same source as the suite, and of busybox. Each tag has an ID of its own, for
-// some tests tell images apart by it.
-func loadImages(h *engines.Program, socket, built string) {
+// curl stands in for that of the suite's image: busybox has only wget.
+const curl = `#!/bin/sh
+for url; do :; done
+exec wget -q -O - -T 15 "$url"
+`
+
+// loadImages makes the suite's images of agnhost, built from the same source as the suite, and of busybox, and pushes them to the registry, since some
+// tests pull what is there. Each tag has an ID of its own, for some tests tell images apart by it.
+func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	agnhost, err := os.ReadFile(filepath.Join(built, "agnhost"))
 	if err != nil {
 		h.Fatalf("images: %v", err)
@@ -22,20 +33,45 @@ func loadImages(h *engines.Program, socket, built string) {
 		"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n")}
 	groups := engines.File{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte(
 		"root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")}
-	base := append(engines.BusyboxFiles(h), users, groups,
+	nmeter := engines.File{Header: tar.Header{Name: "bin/nmeter", Mode: 0o755}, Content: build(h, "./test/nodeconformance/nmeter")}
+	base := append(engines.BusyboxFiles(h), users, groups, nmeter,
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}})
-	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
+	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "bin/curl", Mode: 0o755}, Content: []byte(curl)}, engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
 		engines.File{Header: tar.Header{Name: "agnhost-2", Typeflag: tar.TypeSymlink, Linkname: "agnhost"}})
+	load := func(ref string, files []engines.File, changes ...string) {
+		engines.Import(h, n.Path("/run/docker.sock"), ref, files, changes...)
+		n.Run(h, "docker", "push", "-q", ref)
+	}
 	const path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, ref := range []string{"agnhost:2.63.0", "agnhost:2.55"} {
-		engines.Import(h, socket, registry+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["pause"]`)
+		load(suiteImages+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["pause"]`)
 	}
 	for _, ref := range []string{"nginx:1.15-4", "nginx:1.27-0"} {
-		engines.Import(h, socket, registry+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["netexec", "--http-port=80"]`)
+		load(suiteImages+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["netexec", "--http-port=80"]`)
 	}
 	for _, ref := range []string{"busybox:1.37.0-1", "ipc-utils:1.4", "glibc-dns-testing:2.0.0"} {
-		engines.Import(h, socket, registry+ref, base, path, "LABEL tag="+ref, `CMD ["sh"]`)
+		load(suiteImages+ref, base, path, "LABEL tag="+ref, `CMD ["sh"]`)
 	}
-	engines.Import(h, socket, registry+"nonroot:1.5", base, path, "USER 1234", `CMD ["sh"]`)
-	engines.Import(h, socket, "registry.k8s.io/pause:3.10.2", with, path, `ENTRYPOINT ["/agnhost", "pause"]`)
+	load(suiteImages+"nonroot:1.5", base, path, "USER 1234", `CMD ["sh"]`)
+	load(registryName+"/pause:3.10.2", with, path, `ENTRYPOINT ["/agnhost", "pause"]`)
+}
+
+// build is a static program of this repository.
+func build(h *engines.Program, path string) []byte {
+	dir, err := os.MkdirTemp("", "nodeconformance-")
+	if err != nil {
+		h.Fatalf("build: %v", err)
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/program", path)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	var program []byte
+	if err == nil {
+		program, err = os.ReadFile(dir + "/program")
+	}
+	if err != nil {
+		h.Fatalf("build of %s: %v\n%s", path, err, out)
+	}
+	return program
 }

@@ -64,10 +64,13 @@ func main() {
 func run(h *engines.Program, focus, skip string, procs int, report string) bool {
 	built := filepath.Join(engines.Cache(), "kubernetes-"+version)
 	w := nodes.NewNetwork(h)
+	authority := outside(h, w)
 	c := nodes.Config{
-		Network: w, Driver: "systemd",
+		Network: w, Driver: "systemd", Hosts: map[string]string{registryName: nodes.Gateway},
 		Binds: map[string]string{},
-		Files: map[string]string{"/etc/kubelet.yaml": kubelet, "/etc/cni/net.d/10-test.conflist": network},
+		Files: map[string]string{
+			"/etc/kubelet.yaml": kubelet, "/etc/cni/net.d/10-test.conflist": network, "/etc/docker/certs.d/" + registryName + "/ca.crt": authority,
+		},
 	}
 	for _, b := range []string{"e2e_node.test", "kubelet", "ginkgo"} {
 		if _, err := os.Stat(filepath.Join(built, b)); err != nil {
@@ -90,7 +93,7 @@ func run(h *engines.Program, focus, skip string, procs int, report string) bool 
 	}
 	n := nodes.StartWithDaemon(h, c)
 	n.Run(h, "mkdir", "-p", "/report")
-	loadImages(h, n.Path("/run/docker.sock"), built)
+	loadImages(h, n, built)
 	traffic(h, w, n)
 	n.Run(h, "sh", "-ec", account)
 	suite := []string{

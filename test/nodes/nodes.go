@@ -51,6 +51,7 @@ type Config struct {
 	Driver   string            // of the engine's control groups, systemd or cgroupfs; "" leaves the engine's default
 	NoDocker bool              // the engine is installed but neither enabled nor started
 	Files    map[string]string // by path, there before systemd starts
+	Hosts    map[string]string // addresses by name
 	Binds    map[string]string // files and folders of the machine, by their path in the node
 }
 
@@ -104,6 +105,9 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 	hosts := "127.0.0.1 localhost\n"
 	for i := 1; i < 10; i++ {
 		hosts += fmt.Sprintf("10.89.0.%d node%d\n", 10+i, i)
+	}
+	for name, address := range c.Hosts {
+		hosts += address + " " + name + "\n"
 	}
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails

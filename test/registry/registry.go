@@ -69,8 +69,8 @@ func Serve(t engines.TB, l net.Listener) *Registry {
 	return serve(t, l, "http")
 }
 
-// ServeTLS serves a registry with TLS and a certificate for the listener's address; it returns that of the authority, in PEM.
-func ServeTLS(t engines.TB, l net.Listener) (*Registry, []byte) {
+// ServeTLS serves a registry with TLS and a certificate for the listener's address and these names; it returns that of the authority, in PEM.
+func ServeTLS(t engines.TB, l net.Listener, names ...string) (*Registry, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -78,7 +78,7 @@ func ServeTLS(t engines.TB, l net.Listener) (*Registry, []byte) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "registry"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{l.Addr().(*net.TCPAddr).IP}, IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{l.Addr().(*net.TCPAddr).IP}, DNSNames: names, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)

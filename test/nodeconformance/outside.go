@@ -1,0 +1,51 @@
+package main
+
+import (
+	"net"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/nodes"
+	"cri-dockerd/test/registry"
+)
+
+// outside is what the node finds in its network: a registry under the name of the suite's, and a name server that knows no name, so that nobody waits
+// for one. It returns the certificate of the registry's authority.
+func outside(h *engines.Program, w *nodes.Network) (authority string) {
+	var l net.Listener
+	var dns net.PacketConn
+	err := engines.In(w.NetNS(), func() (err error) {
+		if l, err = net.Listen("tcp", nodes.Gateway+":443"); err == nil {
+			dns, err = net.ListenPacket("udp", nodes.Gateway+":53")
+		}
+		return err
+	})
+	if err != nil {
+		h.Fatalf("network: %v", err)
+	}
+	h.Cleanup(func() { _ = dns.Close() })
+	go answerNames(dns)
+	_, certificate := registry.ServeTLS(h, l, registryName)
+	return string(certificate)
+}
+
+// answerNames says of every name that there is none (RFC 1035), until the connection is closed.
+func answerNames(c net.PacketConn) {
+	var b [512]byte
+	for {
+		n, from, err := c.ReadFrom(b[:])
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(b[:n]) != nil {
+			continue
+		}
+		m.Header = dnsmessage.Header{ID: m.ID, Response: true, RecursionDesired: m.RecursionDesired, RecursionAvailable: true, RCode: dnsmessage.RCodeNameError}
+		m.Answers, m.Authorities, m.Additionals = nil, nil, nil
+		if answer, err := m.Pack(); err == nil {
+			_, _ = c.WriteTo(answer, from)
+		}
+	}
+}
