@@ -16,12 +16,6 @@ const (
 	suiteImages  = registryName + "/e2e-test-images/"
 )
 
-// curl stands in for that of the suite's image: busybox has only wget.
-const curl = `#!/bin/sh
-for url; do :; done
-exec wget -q -O - -T 15 "$url"
-`
-
 // loadImages makes the suite's images of agnhost, built from the same source as the suite, and of busybox, and pushes them to the registry, since some
 // tests pull what is there. Each tag has an ID of its own, for some tests tell images apart by it.
 func loadImages(h *engines.Program, n *nodes.Node, built string) {
@@ -33,10 +27,13 @@ func loadImages(h *engines.Program, n *nodes.Node, built string) {
 		"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n")}
 	groups := engines.File{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte(
 		"root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")}
-	nmeter := engines.File{Header: tar.Header{Name: "bin/nmeter", Mode: 0o755}, Content: build(h, "./test/nodeconformance/nmeter")}
-	base := append(engines.BusyboxFiles(h), users, groups, nmeter,
+	base := append(engines.BusyboxFiles(h), users, groups,
+		engines.File{Header: tar.Header{Name: "tools", Mode: 0o755}, Content: build(h, "./test/nodeconformance/tools")},
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}})
-	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "bin/curl", Mode: 0o755}, Content: []byte(curl)}, engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
+	for _, tool := range []string{"nmeter", "curl", "nc"} { // sbin comes before bin
+		base = append(base, engines.File{Header: tar.Header{Name: "usr/local/sbin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "/tools"}})
+	}
+	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
 		engines.File{Header: tar.Header{Name: "agnhost-2", Typeflag: tar.TypeSymlink, Linkname: "agnhost"}})
 	load := func(ref string, files []engines.File, changes ...string) {
 		engines.Import(h, n.Path("/run/docker.sock"), ref, files, changes...)
