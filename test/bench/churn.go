@@ -84,7 +84,7 @@ func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int,
 		return n
 	}
 	run(ctx)
-	time.Sleep(rest)
+	idle(ctx, h, rest)
 	f := churnFigures{before: held()}
 	c.Pods = pods
 	c.Done = func(n int) {
@@ -97,9 +97,18 @@ func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int,
 	begin := time.Now()
 	f.pods = run(limited)
 	f.took = time.Since(begin)
-	time.Sleep(rest)
+	idle(ctx, h, rest)
 	f.after = held()
 	return f
+}
+
+// idle waits, unless the benchmark is to end.
+func idle(ctx context.Context, h *harness, d time.Duration) {
+	select {
+	case <-ctx.Done():
+		h.Fatalf("bench: %v", ctx.Err())
+	case <-time.After(d):
+	}
 }
 
 // reportChurn prints the figures as a Markdown table and says whether the limits hold.
