@@ -30,8 +30,8 @@ func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	base := append(engines.BusyboxFiles(h), users, groups,
 		engines.File{Header: tar.Header{Name: "tools", Mode: 0o755}, Content: build(h, "./test/nodeconformance/tools")},
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}})
-	for _, tool := range []string{"nmeter", "curl", "nc"} { // sbin comes before bin
-		base = append(base, engines.File{Header: tar.Header{Name: "usr/local/sbin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "/tools"}})
+	for _, tool := range []string{"nmeter", "curl"} {
+		base = append(base, engines.File{Header: tar.Header{Name: "bin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "/tools"}})
 	}
 	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
 		engines.File{Header: tar.Header{Name: "agnhost-2", Typeflag: tar.TypeSymlink, Linkname: "agnhost"}})
