@@ -2,9 +2,16 @@ package main
 
 import (
 	"archive/tar"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"cri-dockerd/test/engines"
 	"cri-dockerd/test/nodes"
@@ -30,9 +37,12 @@ func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	base := append(engines.BusyboxFiles(h), users, groups,
 		engines.File{Header: tar.Header{Name: "tools", Mode: 0o755}, Content: build(h, "./test/nodeconformance/tools")},
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}})
-	for _, tool := range []string{"nmeter", "curl"} {
+	for _, tool := range []string{"nmeter", "curl", "bash"} {
 		base = append(base, engines.File{Header: tar.Header{Name: "bin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "/tools"}})
 	}
+	certificate, key := selfSigned(h)
+	base = append(base, engines.File{Header: tar.Header{Name: "localhost.crt", Mode: 0o644}, Content: certificate},
+		engines.File{Header: tar.Header{Name: "localhost.key", Mode: 0o644}, Content: key})
 	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
 		engines.File{Header: tar.Header{Name: "agnhost-2", Typeflag: tar.TypeSymlink, Linkname: "agnhost"}})
 	load := func(ref string, files []engines.File, changes ...string) {
@@ -51,6 +61,24 @@ func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	}
 	load(suiteImages+"nonroot:1.5", base, path, "USER 1234", `CMD ["sh"]`)
 	load(registryName+"/pause:3.10.2", with, path, `ENTRYPOINT ["/agnhost", "pause"]`)
+}
+
+// selfSigned is a certificate for localhost, with its key, in PEM: the suite's image has one, and its clients do not look at it.
+func selfSigned(h *engines.Program) (certificate, key []byte) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		h.Fatalf("images: %v", err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		h.Fatalf("images: %v", err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		h.Fatalf("images: %v", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 }
 
 // build is a static program of this repository.

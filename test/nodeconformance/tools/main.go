@@ -1,5 +1,5 @@
-// Command tools stands in for tools of the suite's images that Debian's busybox lacks: nmeter (only "-d0 %3t") and curl (only GET of the last argument).
-// Its name says which it is. What busybox has, as nc, cannot be replaced: its shell takes its own first.
+// Command tools stands in for tools of the suite's images that Debian's busybox lacks: nmeter (only "-d0 %3t"), curl (only GET of the last argument)
+// and bash (the shell that there is). Its name says which it is. What busybox has, as nc, cannot be replaced: its shell takes its own first.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -26,6 +27,8 @@ func run(name string, args []string) error {
 		return nil
 	case "curl":
 		return get(args[len(args)-1])
+	case "bash":
+		return syscall.Exec("/bin/sh", append([]string{"sh"}, args...), os.Environ())
 	}
 	return fmt.Errorf("%s: no such tool", name)
 }
