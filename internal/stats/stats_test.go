@@ -217,13 +217,22 @@ func TestDescriptors(t *testing.T) {
 		t.Errorf("%+v without, %+v with a socket more", before, after)
 	}
 	l.Close()
-	for _, limit := range []func(int) (uint64, error){
-		func(int) (uint64, error) { return unix.RLIM_INFINITY, nil }, func(int) (uint64, error) { return 0, unix.EPERM },
-	} {
-		r.limit = limit
-		if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
-			t.Errorf("no limit, or none that may be seen: %+v, %v", p, err)
-		}
+	r.limit = func(int) (uint64, error) { return unix.RLIM_INFINITY, nil }
+	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
+		t.Errorf("no limit: %+v, %v", p, err)
+	}
+	r.limit = func(int) (uint64, error) { return 0, unix.EPERM }
+	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
+		t.Errorf("a limit that nobody tells: %+v, %v", p, err)
+	}
+	const head = "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            "
+	m.write("proc/7/limits", head+"1024                 4096                 files     \n")
+	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles == nil || *p.MaxFiles != 1024 {
+		t.Errorf("a limit that only the file tells: %+v, %v", p, err)
+	}
+	m.write("proc/7/limits", head+"unlimited            unlimited            files     \n")
+	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
+		t.Errorf("no limit by the file: %+v, %v", p, err)
 	}
 	if _, err := r.Descriptors("other", 9); !errdefs.IsNotFound(err) {
 		t.Errorf("of no container: %v", err)

@@ -191,7 +191,8 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 	if m.PageFaults.GetValue() < 100*mib/4096 {
 		t.Errorf("page faults: %v", m)
 	}
-	if p := n.podStats(t, pod).Memory; p.RssBytes.GetValue() < m.RssBytes.Value {
+	var p *runtimeapi.MemoryUsage
+	if !within(30*time.Second, func() bool { p = n.podStats(t, pod).Memory; return p.RssBytes.GetValue() >= m.RssBytes.Value }) { // counted later than its container
 		t.Errorf("the pod: %v, its container: %v", p, m)
 	}
 	before := n.memory(t, id)
