@@ -177,14 +177,15 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 	if !within(time.Minute, held) {
 		t.Fatalf("not all is allocated and read in a minute: %v", n.stats(t, id).Memory)
 	}
-	counted := func() bool { // the kernel adds up what its processors have counted every two seconds
+	// The kernel adds up what its processors have counted every two seconds. Of the file it may have kept some pages, which are then not charged here.
+	counted := func() bool {
 		m = n.stats(t, id).Memory
-		return m.RssBytes.GetValue() >= 100*mib && m.UsageBytes.GetValue() >= 300*mib
+		return m.RssBytes.GetValue() >= 100*mib && m.UsageBytes.GetValue() >= 290*mib
 	}
 	if !within(30*time.Second, counted) {
 		t.Fatalf("memory: %v", m)
 	}
-	if ws := m.WorkingSetBytes.Value; ws < m.RssBytes.Value || ws > m.UsageBytes.Value-190*mib {
+	if ws := m.WorkingSetBytes.Value; ws < m.RssBytes.Value || ws > m.UsageBytes.Value-185*mib {
 		t.Errorf("working set: %v", m)
 	}
 	near(t, "available", m.AvailableBytes, 1<<30-m.WorkingSetBytes.Value, 1)
