@@ -119,8 +119,8 @@ func (e *encoder) metrics(b []byte, m *measured) []byte {
 		for _, l := range labels {
 			e.metric = wire.AppendText(e.metric, metricLabel, l)
 		}
-		if x.measuredBefore && m.layer != nil {
-			e.metric = wire.AppendNumber(e.metric, metricTimestamp, uint64(m.layer.at.UnixNano()))
+		if at := m.measuredAt(x); !at.IsZero() {
+			e.metric = wire.AppendNumber(e.metric, metricTimestamp, uint64(at.UnixNano()))
 		}
 		if x.nanos {
 			value /= uint64(time.Second)

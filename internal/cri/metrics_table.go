@@ -53,6 +53,14 @@ type metric struct {
 	each func(m *measured, put putMetric)
 }
 
+// measuredAt is when a figure was measured, zero for now.
+func (m *measured) measuredAt(x *metric) time.Time {
+	if x.measuredBefore && m.layer != nil {
+		return m.layer.at
+	}
+	return time.Time{}
+}
+
 // putMetric publishes a figure with the values of the metric's own labels.
 type putMetric func(value uint64, labels ...string)
 

@@ -63,12 +63,9 @@ func (s *Service) Samples(put func(Sample)) {
 
 func (m *measured) sample(i int, value uint64, labels []string, subject *Subject) Sample {
 	x := &metrics[i]
-	out := Sample{Descriptor: i, Value: float64(value), Own: labels, Subject: subject}
+	out := Sample{Descriptor: i, Value: float64(value), At: m.measuredAt(x), Own: labels, Subject: subject}
 	if x.nanos {
 		out.Value /= float64(time.Second)
-	}
-	if x.measuredBefore && m.layer != nil {
-		out.At = m.layer.at
 	}
 	return out
 }
