@@ -396,33 +396,41 @@ func (w *numberWriter) ended(t *testing.T) bool {
 	return err == nil && r.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED
 }
 
-// rotate rotates the log as the kubelet does, so many times.
-func (w *numberWriter) rotate(t *testing.T, times int) {
-	done := 0
-	for tick := time.NewTicker(100 * time.Millisecond); done < times; <-tick.C {
-		if t.Context().Err() != nil {
-			return
+// rotate rotates the log as the kubelet does, until stop is closed and then until it has done so at least so many times.
+func (w *numberWriter) rotate(t *testing.T, times int, stop <-chan struct{}) {
+	stopped := func() bool {
+		select {
+		case <-stop:
+			return true
+		default:
+			return false
 		}
+	}
+	for done := 0; (done < times || !stopped()) && t.Context().Err() == nil; {
+		pause := 100 * time.Millisecond
 		to := fmt.Sprintf("%s.20260102-%06d", w.log, done)
-		if err := os.Rename(w.log, to); err != nil {
-			continue
+		if err := os.Rename(w.log, to); err == nil {
+			if err := w.n.reopen(t, w.id); err == nil {
+				done++
+			} else if err := os.Rename(to, w.log); err != nil { // the daemon or the engine is away: the kubelet renames it back
+				t.Error(err)
+			} else { // again soon, to meet the moment in which it comes back
+				pause = 5 * time.Millisecond
+			}
 		}
-		if err := w.n.reopen(t, w.id); err == nil {
-			done++
-		} else if err := os.Rename(to, w.log); err != nil { // the daemon or the engine is away: the kubelet renames it back
-			t.Error(err)
-		}
+		time.Sleep(pause)
 	}
 }
 
 // TestNoLineIsLost: a container writes 1,000,000 numbered lines while the log-driver process and the daemon are killed 20 times each, its
-// log is rotated 50 times, and the engine restarts. All lines must be there, each once, in order. The engine goes while the container rests,
+// log is rotated all the while, and the engine restarts. All lines must be there, each once, in order. The engine goes while the container rests,
 // since what it has read and not handed over goes with it, whatever the log driver; meanwhile the container writes on.
 func TestNoLineIsLost(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		w := n.startNumberWriter(t, 1000, 1000)
 		var wg sync.WaitGroup
-		wg.Go(func() { w.rotate(t, 50) })
+		killed := make(chan struct{})
+		wg.Go(func() { w.rotate(t, 50, killed) })
 		for i := range 20 {
 			engine := i%5 == 4
 			if engine {
@@ -431,6 +439,12 @@ func TestNoLineIsLost(t *testing.T) {
 					n.eng.Stop(t)
 				} else {
 					n.eng.Kill(t)
+				}
+				if i > 10 { // before that, the log-driver process is killed before it has seen that the engine is gone
+					eventually(t, "the log-driver process has seen that the engine is gone", func() bool {
+						fifos, err := os.ReadDir(n.eng.Path("/run/docker/logging"))
+						return err == nil && len(fifos) == 0
+					})
 				}
 				w.release(t)
 			}
@@ -445,6 +459,7 @@ func TestNoLineIsLost(t *testing.T) {
 			n.Kill(t)
 			n.Restart(t)
 		}
+		close(killed)
 		wg.Wait()
 		if err := os.WriteFile(filepath.Join(w.control, "end"), nil, 0o644); err != nil {
 			t.Fatal(err)

@@ -47,7 +47,9 @@ type Config struct {
 	StallLimit time.Duration
 	// Pause is the least time between two looks at a FIFO whose writer is not in a hurry; 5 ms if 0. It makes batches of lines.
 	Pause time.Duration
-	Log   *slog.Logger
+	// EngineAway is how long a successor of an engine that has gone is waited for; 5 min if 0.
+	EngineAway time.Duration
+	Log        *slog.Logger
 }
 
 // Driver writes the logs of all containers. It is safe for concurrent use.
@@ -60,18 +62,9 @@ type Driver struct {
 
 	mu      sync.Mutex         // guards all below
 	streams map[string]*stream // by the FIFO's path
-	orphans map[string]orphan  // by container
+	orphans map[string]entry   // by container; each is in the table, with the time since when
 	running sync.WaitGroup     // of the streams' goroutines
 }
-
-// orphan is what was written of a container whose engine has gone.
-type orphan struct {
-	entry entry
-	since time.Time
-}
-
-// engineAway is how long a successor of an engine that has gone is waited for.
-const engineAway = 5 * time.Minute
 
 // idleScratch is how many buffers are kept for the next batch.
 const idleScratch = 4
@@ -80,6 +73,7 @@ const idleScratch = 4
 // a line in the log; only a directory that cannot be used is an error.
 func New(cfg Config) (*Driver, error) {
 	cfg.StallLimit, cfg.Pause = cmp.Or(cfg.StallLimit, 10*time.Second), cmp.Or(cfg.Pause, 5*time.Millisecond)
+	cfg.EngineAway = cmp.Or(cfg.EngineAway, 5*time.Minute)
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
@@ -91,7 +85,7 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}, orphans: map[string]orphan{}}
+	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}, orphans: map[string]entry{}}
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
 			cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
@@ -129,10 +123,13 @@ func (d *Driver) close() {
 
 // resume takes up a FIFO of the table. One that is gone was ended by the engine while nobody listened.
 func (d *Driver) resume(e entry) error {
+	if !e.Orphaned.IsZero() {
+		d.removeFIFO(e.FIFO)
+		return d.remember(e)
+	}
 	s, err := d.open(e)
 	if errors.Is(err, os.ErrNotExist) {
-		d.remember(e)
-		return e.forget(d.cfg.Directory)
+		return d.remember(e)
 	}
 	if err != nil {
 		return err
@@ -149,7 +146,8 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	if d.find(e.FIFO) != nil {
 		return nil
 	}
-	old := cmp.Or(d.finishOthers(ctx, e), d.recall(e.Container))
+	d.finishOthers(ctx, e)
+	old := d.orphan(e.Container)
 	s, err := d.open(e)
 	if err != nil {
 		return err
@@ -162,13 +160,14 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 		s.finish()
 		return err
 	}
+	d.forgetOrphan(e.Container) // not before its successor is in the table: this process may be killed at any moment
 	d.run(s)
 	return nil
 }
 
 // finishOthers writes what earlier FIFOs of the container still hold: an engine that was killed leaves one, and its successor brings another.
-// It returns the last of them.
-func (d *Driver) finishOthers(ctx context.Context, e entry) (last entry) {
+// The last of them is the container's orphan then.
+func (d *Driver) finishOthers(ctx context.Context, e entry) {
 	d.mu.Lock()
 	var old []*stream
 	for _, s := range d.streams {
@@ -179,66 +178,111 @@ func (d *Driver) finishOthers(ctx context.Context, e entry) (last entry) {
 	d.mu.Unlock()
 	slices.SortFunc(old, func(a, b *stream) int { return a.entry.Began.Compare(b.entry.Began) })
 	for _, s := range old {
-		last = d.stop(ctx, s.entry.FIFO)
-		if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, os.ErrNotExist) {
-			d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
+		if d.end(ctx, s, s.abandon) {
+			d.drop(s)
+		} else {
+			d.forget(s)
 		}
+		d.removeFIFO(s.entry.FIFO)
 	}
-	return last
 }
 
 // stopPatience is how long the end of a container waits for a disk.
 const stopPatience = 20 * time.Second
 
-// stop writes what the FIFO holds and forgets it. It returns its entry, an empty one if it is unknown or the disk does not answer.
-func (d *Driver) stop(ctx context.Context, fifo string) (last entry) {
+// stop writes what the FIFO holds and forgets it. One that is unknown is no error.
+func (d *Driver) stop(ctx context.Context, fifo string) {
 	s := d.find(fifo)
 	if s == nil {
-		return last
+		return
 	}
+	d.end(ctx, s, s.finish)
+	d.forget(s)
+	d.forgetOrphan(s.entry.Container)
+}
+
+// end writes what a stream's FIFO holds and finishes it, unless the disk does not answer.
+func (d *Driver) end(ctx context.Context, s *stream, finish func()) bool {
 	ctx, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
 	if err := s.lockFor(ctx); err != nil {
 		d.cfg.Log.Warn("the end of a container's output is not yet written: the disk does not answer", "container", s.entry.Name)
-	} else {
-		s.drain()
-		s.finish()
-		last = s.entry
-		s.unlock()
+		return false
 	}
-	d.forget(s)
-	return last
+	defer s.unlock()
+	s.drain()
+	finish()
+	return true
 }
 
-// remember keeps an entry whose engine has gone for its successor, which must go on in the same file: the kubelet may have renamed it, and
-// be about to rename it back over whatever stands in its place.
-func (d *Driver) remember(e entry) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	maps.DeleteFunc(d.orphans, func(_ string, o orphan) bool { return time.Since(o.since) > engineAway })
-	d.orphans[e.Container] = orphan{entry: e, since: time.Now()}
+// removeFIFO removes the FIFO of an engine that has gone; its successor makes another.
+func (d *Driver) removeFIFO(fifo string) {
+	if err := os.Remove(fifo); err != nil && !errors.Is(err, os.ErrNotExist) {
+		d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", fifo, "err", err)
+	}
 }
 
-// recall takes what remember has kept, an empty entry if there is nothing.
-func (d *Driver) recall(container string) entry {
+// remember keeps the entry of a container whose engine has gone for its successor, which must go on in the same file: the kubelet may have
+// renamed it, and be about to rename it back over whatever stands in its place.
+func (d *Driver) remember(e entry) (err error) {
+	if e.Orphaned.IsZero() {
+		e.Orphaned = time.Now()
+		err = e.keep(d.cfg.Directory)
+	}
+	d.mu.Lock()
+	other := d.orphans[e.Container]
+	d.orphans[e.Container] = e
+	d.mu.Unlock()
+	if other.FIFO != "" && other.FIFO != e.FIFO {
+		d.forgetEntry(&other)
+	}
+	return err
+}
+
+// orphan is what is known of a container whose engine has gone, an empty entry if there is nothing.
+func (d *Driver) orphan(container string) entry {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o := d.orphans[container]
-	delete(d.orphans, container)
-	return o.entry
+	return d.orphans[container]
+}
+
+// forgetOrphan ends what remember began for a container, and for those whose engine has not come back.
+func (d *Driver) forgetOrphan(container string) {
+	d.mu.Lock()
+	var old []entry
+	maps.DeleteFunc(d.orphans, func(c string, o entry) bool {
+		end := c == container || time.Since(o.Orphaned) > d.cfg.EngineAway
+		if end {
+			old = append(old, o)
+		}
+		return end
+	})
+	d.mu.Unlock()
+	for _, o := range old {
+		d.forgetEntry(&o)
+	}
 }
 
 // forget takes a stream out of the table.
 func (d *Driver) forget(s *stream) {
+	d.drop(s)
+	d.forgetEntry(&s.entry)
+}
+
+func (d *Driver) forgetEntry(e *entry) {
+	if err := e.forget(d.cfg.Directory); err != nil {
+		d.cfg.Log.Warn("log-driver's table keeps an entry too long", "container", e.Name, "err", err)
+	}
+}
+
+// drop takes a stream out of those that run.
+func (d *Driver) drop(s *stream) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.streams[s.entry.FIFO] == s {
 		delete(d.streams, s.entry.FIFO)
 	}
 	d.metrics.streams.Set(float64(len(d.streams)))
-	d.mu.Unlock()
-	if err := s.entry.forget(d.cfg.Directory); err != nil {
-		d.cfg.Log.Warn("log-driver's table keeps an entry too long", "container", s.entry.Name, "err", err)
-	}
 }
 
 func (d *Driver) find(fifo string) *stream {

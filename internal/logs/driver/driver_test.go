@@ -434,8 +434,8 @@ func TestRotationTakenBack(t *testing.T) {
 
 // TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
 func TestEngineRestarted(t *testing.T) {
-	for variant := range 8 {
-		driverDown, renamed, away := variant&1 > 0, variant&2 > 0, variant&4 > 0
+	for variant := range 16 {
+		driverDown, renamed, away, renewed := variant&1 > 0, variant&2 > 0, variant&4 > 0, variant&8 > 0
 		dir := t.TempDir()
 		d, e := newDriver(t, dir)
 		c := e.container("aa")
@@ -454,6 +454,13 @@ func TestEngineRestarted(t *testing.T) {
 		c.fifo.Close()
 		if away { // for so long that the first stream has ended
 			eventually(t, "the first stream is forgotten", func() bool { return d.of(c.id) == nil })
+		}
+		if renewed { // this process, before there is another engine
+			eventually(t, "three lines", func() bool { return len(texts(t, c.log.String())) == 3 })
+			d.Close()
+			var next *fakeEngine
+			d, next = newDriver(t, dir)
+			e.http = next.http
 		}
 		c.FIFOPath += "-2"
 		c.open()
@@ -719,7 +726,7 @@ func openFiles(t *testing.T) []string {
 
 func TestManyShortContainers(t *testing.T) {
 	dir := t.TempDir()
-	d, e := newDriver(t, dir)
+	d, e := newDriver(t, dir, func(c *Config) { c.EngineAway = time.Nanosecond })
 	before := len(openFiles(t))
 	for i := range 10000 {
 		c := e.container(fmt.Sprint(i % 7))
@@ -736,6 +743,10 @@ func TestManyShortContainers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	c := e.container("last") // with it goes what was kept for engines that have not come back
+	c.start()
+	c.stop()
+	c.fifo.Close()
 	eventually(t, "all is closed", func() bool { return len(openFiles(t)) <= before+idleScratch })
 	n := 0
 	for i := range 7 {
@@ -986,22 +997,37 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	if got, err := readTable(dir); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
-	gone := entry{FIFO: filepath.Join(dir, "no-fifo"), Container: "x", Log: target{dir, "0.log"}}
-	if err := gone.keep(dir); err != nil {
-		t.Fatal(err)
-	}
-	d, err := New(Config{Directory: dir, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Close()
-	if _, err := os.Stat(gone.file(dir)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("an entry without a FIFO stays: %v", err)
-	}
 	if err := os.WriteFile(filepath.Join(dir, "x.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := New(Config{Directory: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("a broken entry is taken")
+	}
+}
+
+// TestEngineStaysAway: what is known of a container is kept for an engine that comes back, through any number of processes, but not for ever.
+func TestEngineStaysAway(t *testing.T) {
+	dir := t.TempDir()
+	table := filepath.Join(dir, "table")
+	if err := os.Mkdir(table, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	gone := entry{FIFO: filepath.Join(dir, "fifo"), Container: "x", Log: target{dir, "0.log"}, Inode: 7}
+	if err := gone.keep(table); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		d, _ := newDriver(t, dir)
+		if o := d.orphan("x"); o.Inode != 7 || o.Orphaned.IsZero() {
+			t.Errorf("kept: %+v", o)
+		}
+		d.Close()
+	}
+	d, e := newDriver(t, dir, func(c *Config) { c.EngineAway = time.Nanosecond })
+	c := e.container("other")
+	c.start()
+	c.stop()
+	if left, err := os.ReadDir(table); err != nil || len(left) > 0 || d.orphan("x").Inode != 0 {
+		t.Errorf("kept too long: %v, %v", left, err)
 	}
 }

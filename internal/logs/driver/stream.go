@@ -185,16 +185,24 @@ func (s *stream) sleep(d time.Duration) {
 	}
 }
 
-// orphaned ends a stream whose engine has gone without a word. Its successor makes another FIFO.
+// orphaned ends a stream whose engine has gone without a word.
 func (s *stream) orphaned() {
 	s.lock()
-	s.finish()
-	s.d.remember(s.entry)
+	s.abandon()
 	s.unlock()
-	if err := os.Remove(s.entry.FIFO); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.d.cfg.Log.Warn("the FIFO of an engine that is gone is left", "fifo", s.entry.FIFO, "err", err)
+	s.d.removeFIFO(s.entry.FIFO)
+	s.d.drop(s) // last, so that whoever does not find it finds nothing of it
+}
+
+// abandon finishes a stream whose engine has gone, and keeps its entry for the successor. The lock is held.
+func (s *stream) abandon() {
+	if s.closed {
+		return
 	}
-	s.d.forget(s) // last, so that whoever does not find it finds nothing of it
+	s.finish()
+	if err := s.d.remember(s.entry); err != nil {
+		s.d.cfg.Log.Warn("lines may be lost if the engine comes back while the kubelet rotates the log", "container", s.entry.Name, "err", err)
+	}
 }
 
 // drain moves all that waits; the lock is held.

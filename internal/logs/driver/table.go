@@ -22,6 +22,8 @@ type entry struct {
 	Inode uint64 `json:"inode,omitempty"`
 	// Before is of the file that was written until the last Reopen, 0 if there was none. The kubelet may yet rename it back.
 	Before uint64 `json:"before,omitempty"`
+	// Orphaned is since when the FIFO's engine is gone. The entry then waits for a successor, which brings another FIFO.
+	Orphaned time.Time `json:"orphaned,omitzero"`
 }
 
 func (e *entry) file(dir string) string { return filepath.Join(dir, filepath.Base(e.FIFO)+".json") }
