@@ -85,7 +85,7 @@ func answer(w io.Writer, o object) { _ = json.NewEncoder(w).Encode(o) }
 
 func fail(w http.ResponseWriter, code int, reason string) {
 	w.WriteHeader(code)
-	answer(w, object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code})
+	answer(w, object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": "the test's API server: " + reason, "code": code})
 }
 
 // list is what lies in a collection, also in namespaces beneath it, of the name that a selector asks for.
