@@ -20,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -59,6 +60,7 @@ type Driver struct {
 	poller  *poller
 	scratch chan *scratch
 	closing sync.Once
+	left    atomic.Pointer[time.Time] // when a daemon that watched this process has last gone; nil before
 
 	mu      sync.Mutex         // guards all below
 	streams map[string]*stream // by the FIFO's path

@@ -432,6 +432,43 @@ func TestRotationTakenBack(t *testing.T) {
 	}
 }
 
+// TestDaemonGoesDuringRotation: nobody knows whether the kubelet got its answer, so the new log stays empty for long enough that also a kubelet
+// that is slow to rename the earlier one back loses nothing, even if this process is killed too.
+func TestDaemonGoesDuringRotation(t *testing.T) {
+	t.Parallel()
+	d, e := newDriver(t, t.TempDir())
+	daemon, goes := context.WithCancel(t.Context())
+	defer goes()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		e.http.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(daemon, http.MethodGet, watchPath, nil))
+	}()
+	c := e.container("aa")
+	c.start()
+	c.say("one")
+	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	old := c.log.String() + ".20260102-030405"
+	if err := os.Rename(c.log.String(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Reopen(t.Context(), c.id); err != nil {
+		t.Fatal(err)
+	}
+	c.say("two")
+	goes()
+	<-watched
+	time.Sleep(3 * rest)
+	d.Close()
+	if err := os.Rename(old, c.log.String()); err != nil {
+		t.Fatal(err)
+	}
+	_, next := newDriver(t, e.dir)
+	e.http = next.http
+	eventually(t, "two lines", func() bool { return len(texts(t, c.log.String())) == 2 })
+	c.stop()
+}
+
 // TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
 func TestEngineRestarted(t *testing.T) {
 	for variant := range 16 {
@@ -567,8 +604,9 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// limited is a process's limit of file size, in bytes, until the test ends: the disk takes a part of a batch.
-func limited(t *testing.T, size uint64) {
+// limited sets the process's limit of file size, in bytes, until lift is called: the disk takes a part of a batch. The tests' own files are
+// limited too.
+func limited(t *testing.T, size uint64) (lift func()) {
 	t.Helper()
 	var old syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
@@ -577,18 +615,21 @@ func limited(t *testing.T, size uint64) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: size, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old) })
+	lift = func() { _ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old) }
+	t.Cleanup(lift)
+	return lift
 }
 
 func TestDiskTakesAPart(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	c := e.container("aa")
 	c.start()
-	limited(t, 1000)
+	lift := limited(t, 1000)
 	for i := range 100 {
 		c.say(fmt.Sprint("line ", i))
 	}
 	c.stop()
+	lift()
 	got := texts(t, c.log.String()) // no torn line
 	if n := len(got); n == 0 || n > 99 || d.droppedLines(reasonDisk) != float64(100-n) {
 		t.Errorf("%d lines are written, %v dropped", n, d.droppedLines(reasonDisk))

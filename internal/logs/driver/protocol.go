@@ -144,6 +144,8 @@ func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	<-r.Context().Done()
+	now := time.Now()
+	d.left.Store(&now)
 }
 
 // answer writes a reply of the plugin protocol; an engine that does not wait for it has gone.

@@ -19,7 +19,7 @@ var ErrUnknown = errors.New("the container's output is not being written")
 // the new one holds by then would be lost. So nothing is written to it at first, and what is written later is saved when it happens.
 const (
 	rest    = 100 * time.Millisecond // after Reopen nothing is written; the kubelet renames at once when the call fails
-	settled = 3 * time.Second        // after Reopen the log is looked after also while there is nothing to write
+	settled = 3 * time.Second        // so long nothing is written if the daemon goes during the rest; and the log is looked after also while nothing comes
 )
 
 var (
@@ -71,6 +71,14 @@ func (s *stream) renamedFrom(before uint64) {
 		return
 	}
 	s.entry.Before, s.rotated, s.checked = before, time.Now(), time.Time{}
+}
+
+// resting says whether nothing is to be written yet. The lock is held.
+func (s *stream) resting() bool {
+	since := time.Since(s.rotated)
+	left := s.d.left.Load()
+	lost := left != nil && !left.Before(s.rotated) && left.Sub(s.rotated) < rest // the daemon had perhaps not answered
+	return since < rest || lost && since < settled
 }
 
 // undoRotation follows a kubelet that has renamed the earlier log back over the one that is written: it saves what has been written since

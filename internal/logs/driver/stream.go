@@ -124,12 +124,11 @@ func (s *stream) lockedStep() (int, error) {
 	if s.closed {
 		return 0, os.ErrClosed
 	}
-	since := time.Since(s.rotated)
-	if since < rest {
+	if s.resting() {
 		return 0, errResting
 	}
 	n, err := s.step()
-	if errors.Is(err, errNothing) && since < settled {
+	if errors.Is(err, errNothing) && time.Since(s.rotated) < settled {
 		s.guard(0, func() { err = s.ensureThere() })
 		return 0, errors.Join(errSettling, err)
 	}
