@@ -220,8 +220,15 @@ func trim(b []byte) []byte {
 	return b
 }
 
-// parse is a decimal number.
-func parse(b []byte) (uint64, error) { return strconv.ParseUint(string(b), 10, 64) }
+var errNoNumber = errors.New("not a number")
+
+// parse is a decimal number. Files often say "max" instead, for which no error is to be made anew.
+func parse(b []byte) (uint64, error) {
+	if len(b) == 0 || b[0] < '0' || b[0] > '9' {
+		return 0, errNoNumber
+	}
+	return strconv.ParseUint(string(b), 10, 64)
+}
 
 // atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as many lines as fit into one.
 const atEnd = 2048

@@ -66,7 +66,9 @@ type putMetric func(value uint64, labels ...string)
 
 // samples are all figures of what was measured: which of metrics, the value, and the values of its own labels.
 func (m *measured) samples(put func(i int, value uint64, labels []string)) {
-	for i := range metrics {
+	var i int
+	each := func(value uint64, labels ...string) { put(i, value, labels) } // once, not for each metric
+	for i = range metrics {
 		x := &metrics[i]
 		if x.one != nil {
 			if v := x.one(m); v != nil {
@@ -74,7 +76,7 @@ func (m *measured) samples(put func(i int, value uint64, labels []string)) {
 			}
 			continue
 		}
-		x.each(m, func(value uint64, labels ...string) { put(i, value, labels) })
+		x.each(m, each)
 	}
 }
 
@@ -221,7 +223,7 @@ var diskMetrics = slices.Concat([]metric{
 			put(d.ReadBytes, name, major, minor, "Read")
 			put(d.WriteBytes, name, major, minor, "Write")
 		}
-		if m.details != nil && len(m.details.Devices) == 0 {
+		if m.noDiskYet() {
 			put(0, "", "", "", "Read")
 			put(0, "", "", "", "Write")
 		}
@@ -263,17 +265,22 @@ func ofDisk(f func(d *stats.Disk) uint64) func(*measured, putMetric) {
 	}
 }
 
-// eachDevice is a figure of every disk; one of no disk says that none was used yet, for which the kernel has no line. Of the node it is that of its disk.
+// eachDevice is a figure of every disk; one of no disk says that a container has used none yet. Of the node it is that of its disk.
 func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint64) func(*measured, putMetric) {
 	return func(m *measured, put putMetric) {
 		ofDisk(ofNodes)(m, put)
 		for _, d := range m.devices() {
 			put(f(d), m.device(d.Major, d.Minor))
 		}
-		if m.details != nil && len(m.details.Devices) == 0 {
+		if m.noDiskYet() {
 			put(0, "")
 		}
 	}
+}
+
+// noDiskYet says that a container has used no disk, for which the kernel has no line. Of a pod that is told by its containers.
+func (m *measured) noDiskYet() bool {
+	return m.container != nil && m.details != nil && len(m.details.Devices) == 0
 }
 
 func (m *measured) devices() []cgroup.Device {

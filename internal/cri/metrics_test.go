@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -11,7 +12,10 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
 )
 
 // nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a kubelet (ContainerMetrics), but for those of a CRI
@@ -112,7 +116,6 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.Metrics, "container_cpu_usage_seconds_total", counter, 2, 0, append(slices.Clone(whole), "total")},
 		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0, append(slices.Clone(network), "eth0")},
 		{p.Metrics, "container_network_transmit_packets_total", counter, 0, 0, append(slices.Clone(network), "net1")},
-		{p.Metrics, "container_fs_reads_total", counter, 0, 0, append(slices.Clone(whole), "")}, // no disk used
 		{p.Metrics, "container_fs_usage_bytes", gauge, 1 << 20, 0, node},
 		{p.Metrics, "container_fs_inodes_free", gauge, 900, 0, node},
 		{p.Metrics, "container_fs_reads_total", counter, 3, 0, node},
@@ -293,6 +296,37 @@ func TestWholePages(t *testing.T) {
 	for limit, want := range map[int64]int64{-1: 0, 0: 0, page - 1: 0, page: page, 10*page + 1: 10 * page} {
 		if got := wholePages(limit); got != want {
 			t.Errorf("a limit of %d is %d, not %d", limit, got, want)
+		}
+	}
+}
+
+// TestNoDiskYet: of a container that has used no disk that is told, of a pod nothing.
+func TestNoDiskYet(t *testing.T) {
+	of := func(m *measured) (got []string) {
+		m.device = func(uint32, uint32) string { return "/dev/sda" }
+		m.samples(func(i int, value uint64, labels []string) {
+			if x := metrics[i]; x.name == "container_fs_reads_total" || x.name == "container_blkio_device_usage_total" {
+				got = append(got, fmt.Sprintf("%s %d %q", x.name, value, labels))
+			}
+		})
+		return got
+	}
+	used := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{{Major: 8, ReadBytes: 5, Reads: 1}}}}
+	for _, c := range []struct {
+		m    *measured
+		want []string
+	}{
+		{&measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
+			`container_fs_reads_total 0 [""]`, `container_blkio_device_usage_total 0 ["" "" "" "Read"]`, `container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
+		}},
+		{&measured{details: &stats.Details{}}, nil},
+		{&measured{details: used}, []string{
+			`container_fs_reads_total 1 ["/dev/sda"]`, `container_blkio_device_usage_total 5 ["/dev/sda" "8" "0" "Read"]`, `container_blkio_device_usage_total 0 ["/dev/sda" "8" "0" "Write"]`,
+		}},
+		{&measured{network: []stats.Interface{{Name: "eth0"}}}, nil},
+	} {
+		if diff := cmp.Diff(c.want, of(c.m)); diff != "" {
+			t.Error(diff)
 		}
 	}
 }
