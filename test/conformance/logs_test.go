@@ -396,17 +396,9 @@ func (w *numberWriter) ended(t *testing.T) bool {
 	return err == nil && r.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED
 }
 
-// rotate rotates the log as the kubelet does, until stop is closed and then until it has done so at least so many times.
-func (w *numberWriter) rotate(t *testing.T, times int, stop <-chan struct{}) {
-	stopped := func() bool {
-		select {
-		case <-stop:
-			return true
-		default:
-			return false
-		}
-	}
-	for done := 0; (done < times || !stopped()) && t.Context().Err() == nil; {
+// rotate rotates the log as the kubelet does, until ctx ends and then until it has done so at least so many times.
+func (w *numberWriter) rotate(ctx context.Context, t *testing.T, times int) {
+	for done := 0; (done < times || ctx.Err() == nil) && t.Context().Err() == nil; {
 		pause := 100 * time.Millisecond
 		to := fmt.Sprintf("%s.20260102-%06d", w.log, done)
 		if err := os.Rename(w.log, to); err == nil {
@@ -429,8 +421,9 @@ func TestNoLineIsLost(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		w := n.startNumberWriter(t, 1000, 1000)
 		var wg sync.WaitGroup
-		killed := make(chan struct{})
-		wg.Go(func() { w.rotate(t, 50, killed) })
+		killing, killed := context.WithCancel(t.Context())
+		defer killed()
+		wg.Go(func() { w.rotate(killing, t, 50) })
 		for i := range 20 {
 			engine := i%5 == 4
 			if engine {
@@ -459,7 +452,7 @@ func TestNoLineIsLost(t *testing.T) {
 			n.Kill(t)
 			n.Restart(t)
 		}
-		close(killed)
+		killed()
 		wg.Wait()
 		if err := os.WriteFile(filepath.Join(w.control, "end"), nil, 0o644); err != nil {
 			t.Fatal(err)

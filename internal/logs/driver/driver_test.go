@@ -135,6 +135,16 @@ func (c *container) say(lines ...string) {
 	}
 }
 
+// rotate renames the log, as the kubelet does, and has a new one opened. It returns the old one's name.
+func (c *container) rotate(d *Driver) (old string) {
+	c.e.t.Helper()
+	old = c.log.String() + ".20260102-030405"
+	if err := errors.Join(os.Rename(c.log.String(), old), d.Reopen(c.e.t.Context(), c.id)); err != nil {
+		c.e.t.Fatal(err)
+	}
+	return old
+}
+
 // texts are the lines of a log without their times.
 func texts(t *testing.T, file string) []string {
 	t.Helper()
@@ -385,13 +395,8 @@ func TestRotationTakenBack(t *testing.T) {
 			c.e.http = next.http
 			c.stop()
 		}, 2},
-		{"rotated again", func(c *container, d *Driver, old string) {
-			if err := os.Rename(c.log.String(), old); err != nil {
-				c.e.t.Fatal(err)
-			}
-			if err := d.Reopen(c.e.t.Context(), c.id); err != nil {
-				c.e.t.Fatal(err)
-			}
+		{"rotated again", func(c *container, d *Driver, _ string) {
+			c.rotate(d)
 			c.say("three")
 			c.stop()
 		}, 3},
@@ -404,14 +409,8 @@ func TestRotationTakenBack(t *testing.T) {
 				c.start()
 				c.say("one")
 				eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
-				old := c.log.String() + ".20260102-030405"
-				if err := os.Rename(c.log.String(), old); err != nil {
-					t.Fatal(err)
-				}
 				asked := time.Now()
-				if err := d.Reopen(t.Context(), c.id); err != nil {
-					t.Fatal(err)
-				}
+				old := c.rotate(d)
 				c.say("two")
 				if written {
 					eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
@@ -448,16 +447,18 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	c.start()
 	c.say("one")
 	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
-	old := c.log.String() + ".20260102-030405"
-	if err := os.Rename(c.log.String(), old); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Reopen(t.Context(), c.id); err != nil {
-		t.Fatal(err)
-	}
-	c.say("two")
+	old := c.rotate(d)
 	goes()
 	<-watched
+	s := d.of(c.id)
+	s.lock()
+	rotated := s.rotated
+	s.unlock()
+	if left := d.left.Load(); left == nil || left.Before(rotated) {
+		t.Fatalf("the daemon has gone at %v, after the rotation at %v", left, rotated)
+	}
+	d.left.Store(&rotated) // also on a machine that is busy for longer than the rest
+	c.say("two")
 	time.Sleep(3 * rest)
 	d.Close()
 	if err := os.Rename(old, c.log.String()); err != nil {
