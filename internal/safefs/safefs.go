@@ -1,0 +1,108 @@
+// Package safefs opens files beneath directories that others may write. A path is resolved by the
+// kernel from a directory's descriptor (openat2(2)), so a link that somebody plants or swaps in
+// meanwhile is never followed, and what is opened is checked before it is used.
+package safefs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// ErrTooLarge says that a file is larger than what is read of it.
+var ErrTooLarge = fmt.Errorf("file is too large: %w", errdefs.ErrOutOfRange)
+
+// beneath keeps a resolution below its directory and off every link.
+const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+
+// maxRetries bounds how often a resolution is repeated because of concurrent renames (EAGAIN,
+// openat2(2)).
+const maxRetries = 32
+
+// OpenAt opens name, a relative path, beneath the directory dir with flags as open(2) has them
+// (O_CLOEXEC is added) and permissions perm for a new file. No component may be a link, and the path
+// may not leave dir. Errors are *os.PathError; a link is ELOOP, a way out EXDEV.
+func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: beneath,
+	}
+	if flags&unix.O_CREAT != 0 || flags&unix.O_TMPFILE == unix.O_TMPFILE {
+		how.Mode = uint64(perm.Perm())
+	}
+
+	for range maxRetries {
+		fd, err := unix.Openat2(int(dir.Fd()), name, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return nil, &os.PathError{Op: "openat2", Path: filepath.Join(dir.Name(), name), Err: err}
+		}
+	}
+	return nil, &os.PathError{Op: "openat2", Path: filepath.Join(dir.Name(), name), Err: unix.EAGAIN}
+}
+
+// OpenDir opens a directory by an absolute path of our own configuration, as the start of OpenAt.
+func OpenDir(path string) (*os.File, error) {
+	return os.OpenFile(path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+}
+
+// OpenRegular opens a regular file beneath dir for reading. It never blocks: a FIFO or a device in
+// its place is FailedPrecondition.
+func OpenRegular(dir *os.File, name string) (*os.File, error) {
+	f, err := OpenAt(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	return regular(f)
+}
+
+// OpenRegularPath opens a regular file by its path for reading. Links are followed only in the
+// directories above it, so those must be root's. It never blocks.
+func OpenRegularPath(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return regular(f)
+}
+
+func regular(f *os.File) (*os.File, error) {
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file but %s: %w", f.Name(), st.Mode().Type(), errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// ReadAll reads a file of at most limit bytes; ErrTooLarge if there are more.
+func ReadAll(f *os.File, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes: %w", f.Name(), limit, ErrTooLarge)
+	}
+	return b, nil
+}
+
+// ReadFile reads a regular file of at most limit bytes by its path, see OpenRegularPath.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := OpenRegularPath(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+
+	return ReadAll(f, limit)
+}

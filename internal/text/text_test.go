@@ -1,0 +1,65 @@
+package text
+
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestClean(t *testing.T) {
+	for _, c := range []struct {
+		in    string
+		limit int
+		want  string
+	}{
+		{"plain", 10, "plain"},
+		{"äöü", 6, "äöü"},
+		{"äöü", 5, "ä…"},
+		{"two\nlines\there", 20, "two\nlines\there"},
+		{"\x1b[31mred", 20, " [31mred"},
+		{"bad\xff\xfebytes", 30, "bad\uFFFD\uFFFDbytes"},
+		{"a\u202Eb", 10, "a b"},
+		{"0123456789", 9, "012345…"},
+		{"0123456789", 2, ""},
+		{"", 0, ""},
+	} {
+		if got := Clean(c.in, c.limit); got != c.want {
+			t.Errorf("Clean(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
+		}
+	}
+}
+
+func TestValid(t *testing.T) {
+	for _, c := range []struct {
+		in    string
+		limit int
+		want  string
+	}{
+		{"\x1bkept", 10, "\x1bkept"},
+		{"äöü", 5, "äö"},
+		{"a\xff", 10, "a\uFFFD"},
+		{"aaa\xff", 4, "aaa"},
+	} {
+		if got := Valid(c.in, c.limit); got != c.want {
+			t.Errorf("Valid(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
+		}
+	}
+}
+
+func FuzzClean(f *testing.F) {
+	f.Add("x\xff\x1b\u202e", 3)
+	f.Add(strings.Repeat("ä", 100), 50)
+	f.Fuzz(func(t *testing.T, s string, limit int) {
+		if limit < 0 || limit > 1<<16 {
+			return
+		}
+		for _, got := range []string{Clean(s, limit), Valid(s, limit)} {
+			if !utf8.ValidString(got) || len(got) > limit {
+				t.Errorf("%q of %d bytes from %q with limit %d", got, len(got), s, limit)
+			}
+		}
+		if Clean(Clean(s, limit), limit) != Clean(s, limit) {
+			t.Errorf("Clean is not stable for %q, %d", s, limit)
+		}
+	})
+}
