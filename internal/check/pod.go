@@ -29,6 +29,7 @@ import (
 	"cri-dockerd/internal/check/probe"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/model"
 )
 
 const (
@@ -324,7 +325,7 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the sandbox is still known: %w", err)
 	}
 	for _, id := range []string{t.podID, t.containerID} {
-		if _, err := t.docker.Inspect(ctx, id); err == nil {
+		if _, err := t.docker.Inspect(ctx, model.ContainerID(id)); err == nil {
 			return "", fmt.Errorf("Docker still has container %s", id)
 		}
 	}

@@ -15,7 +15,7 @@ func (s *Service) adoptAll(ctx context.Context) (errs []error) {
 	}
 	attached := s.Network.Attached()
 	for _, sb := range s.View.Sandboxes() {
-		if !adoptable(sb) || s.Pins.Path(sb.ID) != "" && slices.Contains(attached, sb.ID) {
+		if !adoptable(sb) || s.Pins.Path(string(sb.ID)) != "" && slices.Contains(attached, string(sb.ID)) {
 			continue
 		}
 		if err := s.adopt(ctx, sb); err != nil {
@@ -42,12 +42,12 @@ func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
 		return err
 	}
 	defer unlockNetwork()
-	sb, err = s.View.Sandbox(sb.ID) // it may have been stopped meanwhile
+	sb, err = s.View.Sandbox(string(sb.ID)) // it may have been stopped meanwhile
 	if err != nil || !adoptable(sb) {
 		return notFoundIsFine(err)
 	}
-	s.Network.Adopt(sb.ID)
-	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
+	s.Network.Adopt(string(sb.ID))
+	if _, err := s.Pins.Pin(string(sb.ID), sb.Pid); err != nil {
 		return err
 	}
 	if sb.Foreign {

@@ -35,7 +35,7 @@ func (w *world) foreign(t *testing.T, network string, start bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id
+	return string(id)
 }
 
 // settled waits until the view knows a sandbox, running or not.
@@ -104,7 +104,7 @@ func TestAdopt(t *testing.T) {
 // TestCheckpoints tears down what an older shim has noted: with its ports, also where the container is gone, and without what cannot be read.
 func TestCheckpoints(t *testing.T) {
 	s, w := newService(t)
-	const gone, hostGone, broken, stopped = "aa01", "aa02", "aa03", "aa04"
+	gone, hostGone, broken, stopped := testID("aa01"), testID("aa02"), testID("aa03"), testID("aa04")
 	ports := []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 8080}}
 	lives := w.foreign(t, "none", true)
 	settled(t, s, lives, true)
@@ -168,7 +168,7 @@ func TestSandboxThatTheViewLacks(t *testing.T) {
 	create.Name = "renamed"
 	id, err := w.engine.Create(t.Context(), create)
 	if err == nil {
-		err = w.files.Write(id, checkpoint.Checkpoint{Name: "web"})
+		err = w.files.Write(string(id), checkpoint.Checkpoint{Name: "web"})
 	}
 	if err != nil {
 		t.Fatal(err)

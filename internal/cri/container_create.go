@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/undo"
 )
@@ -31,11 +32,11 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	if err != nil {
 		return nil, errors.Join(err, u.Run(ctx, undoDeadline))
 	}
-	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
 }
 
 // create makes a container that was translated; if it fails it leaves nothing.
-func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (string, error) {
+func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (model.ContainerID, error) {
 	unlock, err := s.names.Lock(ctx, create.Name)
 	if err != nil {
 		return "", fmt.Errorf("create container %s: %w", create.Name, err)
@@ -128,7 +129,7 @@ func linkTarget(file string) string {
 }
 
 // createContainer makes the container; a leftover with its name that has never run, or has ended, is cleared once.
-func (s *Service) createContainer(ctx context.Context, create *spec.Create) (string, error) {
+func (s *Service) createContainer(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
 	id, err := s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
 		return id, err

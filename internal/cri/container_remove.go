@@ -7,6 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -37,12 +38,12 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 }
 
 func (s *Service) removeContainer(ctx context.Context, c *spec.Container) error {
-	defer s.Stats.Forget(c.ID)
+	defer s.Stats.Forget(string(c.ID))
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
 	err := errors.Join(s.Logs.Removed(ctx, c), s.View.Refresh(ctx, c.ID))
-	var images []string
+	var images []model.ImageID
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)
 	}

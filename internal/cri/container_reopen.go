@@ -23,7 +23,7 @@ func (s *Service) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCo
 		return nil, fmt.Errorf("reopen log of container %s: %w", c.ID, err)
 	}
 	defer unlock()
-	if c, err = s.View.Container(c.ID); err != nil { // it may have changed while we waited
+	if c, err = s.View.Container(string(c.ID)); err != nil { // it may have changed while we waited
 		return nil, err
 	}
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {

@@ -26,13 +26,13 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	defer unlock()
-	if c, err = s.View.Container(c.ID); err != nil { // it may have changed while we waited
+	if c, err = s.View.Container(string(c.ID)); err != nil { // it may have changed while we waited
 		return nil, err
 	}
 	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
-	if _, err := s.runningSandbox(c.SandboxID); err != nil {
+	if _, err := s.runningSandbox(string(c.SandboxID)); err != nil {
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	startErr := s.Engine.Start(ctx, c.ID)
@@ -40,7 +40,7 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
 	defer cancel()
 	err = errors.Join(startErr, s.View.Refresh(after, c.ID))
-	if now, findErr := s.View.Container(c.ID); findErr == nil {
+	if now, findErr := s.View.Container(string(c.ID)); findErr == nil {
 		err = errors.Join(err, s.Logs.Started(after, now), s.checkStarted(after, now))
 	}
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 func (s *Service) checkStarted(ctx context.Context, c *spec.Container) error {
 	err := s.Engine.Limit(c, c.Kernel)
 	if err == nil {
-		_, err = s.runningSandbox(c.SandboxID)
+		_, err = s.runningSandbox(string(c.SandboxID))
 	}
 	if err == nil {
 		return nil

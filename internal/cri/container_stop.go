@@ -47,7 +47,7 @@ func (s *Service) afterStart(ctx context.Context, c *spec.Container) (*spec.Cont
 		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
 	}
 	unlock()
-	now, err := s.View.Container(c.ID)
+	now, err := s.View.Container(string(c.ID))
 	if err != nil {
 		return c, notFoundIsFine(err)
 	}

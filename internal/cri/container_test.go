@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // started is a container that runs.
@@ -39,7 +41,7 @@ func TestLimitsThatDockerCannotBeTold(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	id := started(t, s, limited(runPod(t, s, cfg), cfg))
-	if l := w.engine.Limits(id); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" || l.OOMScoreAdj != 0 {
+	if l := w.engine.Limits(model.ContainerID(id)); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" || l.OOMScoreAdj != 0 {
 		t.Errorf("limits at the start: %v", l)
 	}
 	for _, r := range []*runtimeapi.LinuxContainerResources{nil, {}} {
@@ -50,7 +52,7 @@ func TestLimitsThatDockerCannotBeTold(t *testing.T) {
 	_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
 		OomScoreAdj: 321, Unified: map[string]string{"memory.high": "2000"},
 	}})
-	if l := w.engine.Limits(id); err != nil || l.OOMScoreAdj != 321 || l.Unified["memory.high"] != "2000" {
+	if l := w.engine.Limits(model.ContainerID(id)); err != nil || l.OOMScoreAdj != 321 || l.Unified["memory.high"] != "2000" {
 		t.Errorf("limits of the update: %v, %v", l, err)
 	}
 	for field, r := range map[string]*runtimeapi.LinuxContainerResources{

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
@@ -224,7 +226,7 @@ func (l fakeLogs) Reopen(_ context.Context, c *spec.Container) error {
 	if err := l.fails("logs.Reopen"); err != nil {
 		return err
 	}
-	l.set(l.world.logs, c.ID+" reopened", true)
+	l.set(l.world.logs, string(c.ID)+" reopened", true)
 	return nil
 }
 func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
@@ -234,12 +236,12 @@ func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
 	if l.beforeLog != nil {
 		l.beforeLog()
 	}
-	l.set(l.logs, c.ID, true)
+	l.set(l.logs, string(c.ID), true)
 	return nil
 }
 
 func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
-	l.set(l.logs, c.ID, false)
+	l.set(l.logs, string(c.ID), false)
 	return nil
 }
 
@@ -516,7 +518,7 @@ func TestRunPodSandboxTwice(t *testing.T) {
 	if second := runPod(t, s, cfg); second != first {
 		t.Errorf("the second call made another sandbox")
 	}
-	w.engine.End(first, 0) // the pause was killed: the retry replaces the leftover
+	w.engine.End(model.ContainerID(first), 0) // the pause was killed: the retry replaces the leftover
 	if third := runPod(t, s, cfg); third == first {
 		t.Error("a dead sandbox was handed out")
 	}
@@ -593,8 +595,8 @@ func eventually(t *testing.T, cond func() bool) {
 func TestRecover(t *testing.T) {
 	s, w := newService(t)
 	healthy, lost, dead := runPod(t, s, w.pod()), runPod(t, s, w.pod()), runPod(t, s, w.pod())
-	w.engine.Drop(lost)
-	w.engine.End(dead, 0)
+	w.engine.Drop(model.ContainerID(lost))
+	w.engine.End(model.ContainerID(dead), 0)
 	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
@@ -605,7 +607,7 @@ func TestRecover(t *testing.T) {
 	}
 	eventually(t, func() bool {
 		_, err := s.View.Sandbox(lost)
-		sb, halfErr := s.View.Sandbox(halfMade)
+		sb, halfErr := s.View.Sandbox(string(halfMade))
 		d, deadErr := s.View.Sandbox(dead)
 		return err != nil && halfErr == nil && !sb.Running && deadErr == nil && !d.Running
 	})
@@ -618,7 +620,7 @@ func TestRecover(t *testing.T) {
 	if got := keys(w, w.pins); !slices.Equal(got, []string{healthy}) {
 		t.Errorf("pins after recovery: %v", got)
 	}
-	if _, err := s.View.Sandbox(halfMade); !errdefs.IsNotFound(err) {
+	if _, err := s.View.Sandbox(string(halfMade)); !errdefs.IsNotFound(err) {
 		t.Errorf("the half-made sandbox: %v", err)
 	}
 	if _, err := s.View.Sandbox(dead); err != nil {
@@ -664,3 +666,6 @@ func TestCapped(t *testing.T) {
 		t.Errorf("%d bytes kept", c.Len())
 	}
 }
+
+// testID is an ID of a container that begins with digits.
+func testID(digits string) string { return digits + strings.Repeat("0", 64-len(digits)) }

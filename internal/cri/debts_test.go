@@ -61,8 +61,8 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 func TestRemoveWhatOnlyTheNetworkKnows(t *testing.T) {
 	s, w := newService(t)
 	for _, what := range []map[string]bool{w.attached, w.pins} {
-		w.set(what, "cafe", true)
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: "cafe"}); err != nil {
+		w.set(what, testID("cafe"), true)
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: testID("cafe")}); err != nil {
 			t.Error(err)
 		}
 		w.nothingLeft(t, s)

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -38,7 +39,7 @@ func TestEncodings(t *testing.T) {
 	records := func(n int) (out []*spec.Container) {
 		for i := range n {
 			out = append(out, &spec.Container{
-				ID: fmt.Sprint("id-", i), SandboxID: "pod", Metadata: &runtimeapi.ContainerMetadata{Name: "main", Attempt: uint32(i)}, Labels: map[string]string{"odd": fmt.Sprint(i%2 == 1)},
+				ID: model.ContainerID(fmt.Sprint("id-", i)), SandboxID: "pod", Metadata: &runtimeapi.ContainerMetadata{Name: "main", Attempt: uint32(i)}, Labels: map[string]string{"odd": fmt.Sprint(i%2 == 1)},
 				State: runtimeapi.ContainerState_CONTAINER_EXITED, CreatedAt: time.Unix(int64(i), 5),
 			})
 		}

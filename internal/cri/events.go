@@ -29,7 +29,7 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out runtime
 // event is a change in the CRI's terms. The pod's addresses are those of now.
 func (s *Service) event(c *node.Change) *runtimeapi.ContainerEventResponse {
 	e := &runtimeapi.ContainerEventResponse{
-		ContainerId: c.ID, ContainerEventType: c.Type, CreatedAt: c.At.UnixNano(), ContainersStatuses: statuses(c.Containers),
+		ContainerId: string(c.ID), ContainerEventType: c.Type, CreatedAt: c.At.UnixNano(), ContainersStatuses: statuses(c.Containers),
 	}
 	if c.Sandbox != nil {
 		e.PodSandboxStatus = c.Sandbox.Status(s.addresses(c.Sandbox))

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc/metadata"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // eventStream takes what GetContainerEvents sends.
@@ -76,7 +78,7 @@ func TestGetContainerEvents(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
-	w.engine.End(ctr, 5)
+	w.engine.End(model.ContainerID(ctr), 5)
 	e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	if c := e.ContainersStatuses[0]; c.ExitCode != 5 || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.FinishedAt != e.CreatedAt {
 		t.Errorf("%+v", e)

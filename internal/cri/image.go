@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -31,7 +32,7 @@ func (s *Service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest)
 	if err := s.View.RefreshImages(ctx); err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
+	return &runtimeapi.PullImageResponse{ImageRef: string(id)}, nil
 }
 
 // image is the image of this name or ID. One that the view does not know is looked for in the engine, since it may have been built a moment
@@ -48,7 +49,7 @@ func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
 	if err := s.View.RefreshImages(ctx); err != nil {
 		return nil, err
 	}
-	return s.View.Image(id)
+	return s.View.Image(string(id))
 }
 
 // ListImages lists images, all or the one that the filter names (CRI ListImages).
@@ -107,13 +108,13 @@ func (s *Service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequ
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-func (s *Service) removeImage(ctx context.Context, id string) error {
-	unlock, err := s.names.Lock(ctx, id)
+func (s *Service) removeImage(ctx context.Context, id model.ImageID) error {
+	unlock, err := s.names.Lock(ctx, string(id))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	i, err := s.View.Image(id)
+	i, err := s.View.Image(string(id))
 	if err != nil {
 		return err // another call has removed it
 	}
@@ -128,7 +129,7 @@ func (s *Service) removeImage(ctx context.Context, id string) error {
 	}
 	// An image with names in several repositories cannot be removed by its ID without force; its names are removed one by one, and the
 	// last takes the image with it.
-	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{i.ID}) {
+	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{string(i.ID)}) {
 		if err := notFoundIsFine(s.Engine.RemoveImage(ctx, ref)); err != nil {
 			return errors.Join(err, s.View.RefreshImages(ctx))
 		}

@@ -9,6 +9,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/undo"
 )
@@ -16,21 +17,21 @@ import (
 // preparing counts the containers that are being made with an image volume, by image ID: the view does not know them yet.
 type preparing struct {
 	mu sync.Mutex // guards n
-	n  map[string]int
+	n  map[model.ImageID]int
 }
 
-func (p *preparing) add(imageID string, d int) {
+func (p *preparing) add(imageID model.ImageID, d int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.n == nil {
-		p.n = map[string]int{}
+		p.n = map[model.ImageID]int{}
 	}
 	if p.n[imageID] += d; p.n[imageID] == 0 {
 		delete(p.n, imageID)
 	}
 }
 
-func (p *preparing) has(imageID string) bool {
+func (p *preparing) has(imageID model.ImageID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.n[imageID] > 0
@@ -40,7 +41,7 @@ func (p *preparing) has(imageID string) bool {
 // itself, we do; containers share a mount, and u undoes this container's part in it. made is to be called when the view knows the
 // container, or when it was not made after all.
 func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack) (volumes map[int]spec.ImageVolume, made func(), err error) {
-	var ids []string
+	var ids []model.ImageID
 	made = func() {
 		for _, id := range ids {
 			s.preparing.add(id, -1)
@@ -64,7 +65,7 @@ func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerCon
 		if !host.NativeImageVolumes() {
 			s.preparing.add(v.ImageID, 1)
 			ids = append(ids, v.ImageID)
-			u.Push("mount of image "+v.ImageID, func(ctx context.Context) error {
+			u.Push("mount of image "+string(v.ImageID), func(ctx context.Context) error {
 				made()
 				return s.releaseImageVolume(ctx, v.ImageID)
 			})
@@ -77,7 +78,7 @@ func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerCon
 	return volumes, made, nil
 }
 
-func volumeLock(imageID string) string { return "image volume " + imageID }
+func volumeLock(imageID model.ImageID) string { return "image volume " + string(imageID) }
 
 func (s *Service) mountImage(ctx context.Context, v spec.ImageVolume) (string, error) {
 	unlock, err := s.names.Lock(ctx, volumeLock(v.ImageID))
@@ -89,19 +90,19 @@ func (s *Service) mountImage(ctx context.Context, v spec.ImageVolume) (string, e
 	if err != nil {
 		return "", err
 	}
-	if err := s.Volumes.Mount(v.ImageID, layers); err != nil {
+	if err := s.Volumes.Mount(string(v.ImageID), layers); err != nil {
 		return "", err
 	}
-	return s.Volumes.Resolve(v.ImageID, v.SubPath)
+	return s.Volumes.Resolve(string(v.ImageID), v.SubPath)
 }
 
 // usesImageVolume says whether a container, running or not, mounts the image.
-func (s *Service) usesImageVolume(imageID string) bool {
+func (s *Service) usesImageVolume(imageID model.ImageID) bool {
 	return slices.ContainsFunc(s.View.Containers(), func(c *spec.Container) bool { return c.MountsImage(imageID) })
 }
 
 // releaseImageVolume undoes the mount of an image unless somebody uses it.
-func (s *Service) releaseImageVolume(ctx context.Context, imageID string) error {
+func (s *Service) releaseImageVolume(ctx context.Context, imageID model.ImageID) error {
 	unlock, err := s.names.Lock(ctx, volumeLock(imageID))
 	if err != nil {
 		return err
@@ -110,15 +111,15 @@ func (s *Service) releaseImageVolume(ctx context.Context, imageID string) error 
 	if s.preparing.has(imageID) || s.usesImageVolume(imageID) {
 		return nil
 	}
-	if err := s.Volumes.Unmount(imageID); err != nil {
+	if err := s.Volumes.Unmount(string(imageID)); err != nil {
 		return err
 	}
 	return s.Engine.ReleaseImage(ctx, imageID)
 }
 
 // collectImageVolumes undoes mounts of images that nobody uses any more: those that are there, and of also.
-func (s *Service) collectImageVolumes(ctx context.Context, also ...string) error {
-	ids, err := s.Volumes.List()
+func (s *Service) collectImageVolumes(ctx context.Context, also ...model.ImageID) error {
+	ids, err := s.mountedImages()
 	ids = append(ids, also...)
 	slices.Sort(ids)
 	errs := []error{err}
@@ -126,6 +127,18 @@ func (s *Service) collectImageVolumes(ctx context.Context, also ...string) error
 		errs = append(errs, s.releaseImageVolume(ctx, id))
 	}
 	return errors.Join(errs...)
+}
+
+// mountedImages are the images that are mounted. What is no image's ID is not ours.
+func (s *Service) mountedImages() ([]model.ImageID, error) {
+	names, err := s.Volumes.List()
+	var ids []model.ImageID
+	for _, n := range names {
+		if id, err := model.ParseImageID(n); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
 }
 
 // recoverImageVolumes clears mounts and holders without a user, and makes holders anew that somebody has pruned.
@@ -138,7 +151,7 @@ func (s *Service) recoverImageVolumes(ctx context.Context, host spec.Host) error
 		return err
 	}
 	errs := []error{s.collectImageVolumes(ctx, held...)}
-	mounted, err := s.Volumes.List()
+	mounted, err := s.mountedImages()
 	errs = append(errs, err)
 	for _, id := range mounted {
 		if !slices.Contains(held, id) && s.usesImageVolume(id) {

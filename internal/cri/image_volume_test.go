@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // mounting is a request for a container that mounts an image.
@@ -117,21 +119,21 @@ func TestImageVolumesAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := keys(w, w.mounted)[0]
-	if err := w.engine.ReleaseImage(t.Context(), used); err != nil {
+	if err := w.engine.ReleaseImage(t.Context(), model.ImageID(used)); err != nil {
 		t.Fatal(err)
 	}
-	w.set(w.mounted, "sha256:nobodys", true)
+	w.set(w.mounted, "sha256:"+strings.Repeat("0", 64), true)
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	held, err := w.engine.HeldImages(t.Context())
-	if mounted := keys(w, w.mounted); err != nil || len(mounted) != 1 || mounted[0] != used || len(held) != 1 || held[0] != used {
+	if mounted := keys(w, w.mounted); err != nil || len(mounted) != 1 || mounted[0] != used || len(held) != 1 || string(held[0]) != used {
 		t.Errorf("mounted %v, held %v, %v", mounted, held, err)
 	}
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.engine.HoldImage(t.Context(), used); err != nil { // of a mount that a reboot has taken
+	if _, err := w.engine.HoldImage(t.Context(), model.ImageID(used)); err != nil { // of a mount that a reboot has taken
 		t.Fatal(err)
 	}
 	if err := s.Recover(t.Context()); err != nil {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 func TestReopenContainerLog(t *testing.T) {
@@ -38,7 +40,7 @@ func TestReopenContainerLog(t *testing.T) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
-	w.engine.End(c.ContainerId, 0)
+	w.engine.End(model.ContainerID(c.ContainerId), 0)
 	eventually(t, func() bool { return errdefs.IsFailedPrecondition(reopen(c.ContainerId)) })
 }
 

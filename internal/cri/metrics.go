@@ -51,7 +51,7 @@ func (s *Service) podMetrics(req any) ([]byte, error) {
 	sideBySide(pods, func(p runningPod) struct{} {
 		e := encoders.Get().(*encoder)
 		defer encoders.Put(e)
-		e.pod = wire.AppendText(e.pod[:0], podSandboxID, p.ID)
+		e.pod = wire.AppendText(e.pod[:0], podSandboxID, string(p.ID))
 		all := s.measurePod(p, now)
 		if p.ID == pods[0].ID { // the CRI has no other place for what is the node's
 			all = append(all, measureNode(layers, now)...)
@@ -61,7 +61,7 @@ func (s *Service) podMetrics(req any) ([]byte, error) {
 		}
 		for _, c := range p.containers {
 			if m := s.measureContainer(p.Sandbox, c, layers, now); m != nil {
-				e.container = e.metrics(wire.AppendText(e.container[:0], containerID, c.ID), m)
+				e.container = e.metrics(wire.AppendText(e.container[:0], containerID, string(c.ID)), m)
 				e.pod = wire.AppendField(e.pod, podContainers, e.container)
 			}
 		}
@@ -163,12 +163,12 @@ func (s *Service) measurePod(p runningPod, now time.Time) (out []*measured) {
 	if err == nil {
 		out = append(out, &measured{labels: []string{"", d.Path, "", "", namespace, name}, now: now, details: &d, device: s.Stats.Device})
 	} else if !errors.Is(err, stats.ErrNoPodGroup) {
-		s.unreadable("sandbox", p.ID, err)
+		s.unreadable("sandbox", string(p.ID), err)
 	}
 	m := &measured{labels: []string{podContainer, s.Stats.Path(p.anchor, p.pid), p.Image, p.Name, namespace, name}, now: now, start: p.CreatedAt}
 	if !p.HostNetwork() {
 		if m.network, err = s.Stats.Network(p.pid); err != nil {
-			s.unreadable("sandbox", p.ID, err)
+			s.unreadable("sandbox", string(p.ID), err)
 		}
 	}
 	return append(out, m)
@@ -179,16 +179,16 @@ const podContainer = "POD"
 
 // measureContainer reads a container, nil if it has ended.
 func (s *Service) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLayers, now time.Time) *measured {
-	d, err := s.Stats.ContainerDetails(c.ID, c.Pid)
+	d, err := s.Stats.ContainerDetails(string(c.ID), c.Pid)
 	if err != nil {
-		s.unreadable("container", c.ID, err)
+		s.unreadable("container", string(c.ID), err)
 		return nil
 	}
 	m := &measured{
 		labels: []string{c.Metadata.GetName(), d.Path, c.Image, c.Name, sb.Metadata.GetNamespace(), sb.Metadata.GetName()},
 		now:    now, start: c.StartedAt, details: &d, container: c, device: s.Stats.Device,
 	}
-	if p, err := s.Stats.Descriptors(c.ID, c.Pid); err == nil {
+	if p, err := s.Stats.Descriptors(string(c.ID), c.Pid); err == nil {
 		m.processes = &p
 	}
 	if w, known := s.writable(c, l.layers); known && l.fs != nil {
@@ -207,7 +207,7 @@ func (s *Service) writable(c *spec.Container, l layers) (imagefs.Usage, bool) {
 	if len(l.Writable) == 0 {
 		return imagefs.Usage{}, false
 	}
-	w, known := l.Writable[s.Stats.WritableLayer(c.ID, c.Pid, l.base)]
+	w, known := l.Writable[s.Stats.WritableLayer(string(c.ID), c.Pid, l.base)]
 	return w, known
 }
 

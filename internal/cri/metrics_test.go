@@ -14,6 +14,7 @@ import (
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 )
@@ -197,7 +198,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 		}
 		return l.GetPodMetrics()
 	}
-	w.engine.End(pod, 0)
+	w.engine.End(model.ContainerID(pod), 0)
 	eventually(t, func() bool {
 		l := list()
 		return len(l) == 1 && slices.ContainsFunc(l[0].Metrics, func(m *runtimeapi.Metric) bool {
@@ -214,7 +215,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 		t.Errorf("of what cannot be read: %v", l)
 	}
 	w.setFault(nil)
-	w.engine.End(id, 0)
+	w.engine.End(model.ContainerID(id), 0)
 	eventually(t, func() bool { return len(list()) == 0 })
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
@@ -257,7 +258,7 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 		pods = append(pods, pod)
 	}
 	id := s.View.Containers()[0].ID
-	withLayer(s, id)
+	withLayer(s, string(id))
 	var asked []string
 	w.setFault(func(step string) error {
 		if step != "stats" {
@@ -266,7 +267,7 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 		return nil
 	})
 	out := &metricsStream{ctx: t.Context()}
-	_, err1 := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	_, err1 := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: string(id)})
 	_, err2 := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
 	_, err3 := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pods[0]})
 	_, err4 := s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})

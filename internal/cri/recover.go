@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -25,7 +26,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	holders = append(holders, s.forgotten()...)
 	slices.Sort(holders)
 	for _, id := range slices.Compact(holders) {
-		errs = append(errs, s.recoverNetwork(ctx, id))
+		errs = append(errs, s.recoverNetwork(ctx, model.ContainerID(id)))
 	}
 	for _, sb := range s.View.Sandboxes() {
 		errs = append(errs, s.recoverSandbox(ctx, sb))
@@ -37,9 +38,9 @@ func (s *Service) Recover(ctx context.Context) error {
 }
 
 // recoverNetwork releases a network whose sandbox is gone or does not run.
-func (s *Service) recoverNetwork(ctx context.Context, id string) error {
+func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) error {
 	running := func() (*spec.Sandbox, bool) {
-		sb, err := s.View.Sandbox(id)
+		sb, err := s.View.Sandbox(string(id))
 		if err != nil {
 			return &spec.Sandbox{ID: id}, false
 		}
@@ -104,7 +105,7 @@ func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 		return err
 	}
 	defer unlock()
-	now, err := s.View.Sandbox(sb.ID)
+	now, err := s.View.Sandbox(string(sb.ID))
 	if err != nil || (halfMade && now.Running) || (unconnected && s.connected(now)) {
 		return notFoundIsFine(err)
 	}

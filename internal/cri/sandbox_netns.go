@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -79,7 +80,7 @@ func (s *Service) ownNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host) b
 }
 
 // makeSandbox makes a sandbox with a namespace of our own if that is possible, else with one of the engine's.
-func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (string, error) {
+func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (model.ContainerID, error) {
 	if !s.ownNetNS(r, host) {
 		return s.makeSandboxIn(ctx, r, host, "")
 	}
@@ -100,7 +101,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRe
 	return id, nil
 }
 
-func (s *Service) makeSandboxInOwn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (string, error) {
+func (s *Service) makeSandboxInOwn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host) (model.ContainerID, error) {
 	netns, err := s.Pins.Make(spec.NetSysctls(r.GetConfig()))
 	if errdefs.IsInvalidArgument(err) {
 		return "", fmt.Errorf("config.linux.sysctls: %w", err)
@@ -116,13 +117,13 @@ func (s *Service) makeSandboxInOwn(ctx context.Context, r *runtimeapi.RunPodSand
 }
 
 // startJoined starts the pause and connects its pod meanwhile. It is ready when the pause has joined the namespace.
-func (s *Service) startJoined(ctx context.Context, id string, cfg *runtimeapi.PodSandboxConfig, netns string) error {
+func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *runtimeapi.PodSandboxConfig, netns string) error {
 	unlock, err := s.lockNetwork(ctx, id) // recovery must not take the network of a pause that does not run yet for a leftover
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := s.Pins.Keep(id, netns); err != nil {
+	if _, err := s.Pins.Keep(string(id), netns); err != nil {
 		return err
 	}
 	p := s.pod(&spec.Sandbox{ID: id, Metadata: cfg.GetMetadata(), Annotations: cfg.GetAnnotations()})
@@ -153,18 +154,18 @@ func (s *Service) startJoined(ctx context.Context, id string, cfg *runtimeapi.Po
 		}
 	}
 	s.joining.settle("")
-	return s.Network.Confirm(id)
+	return s.Network.Confirm(string(id))
 }
 
 // awaitJoined waits until a pause has joined its namespace.
 func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 	tick := time.NewTicker(joinLook)
 	defer tick.Stop()
-	for deadline := time.Now().Add(s.joining.patience); !s.Pins.Joined(sb.ID, sb.Pid); {
+	for deadline := time.Now().Add(s.joining.patience); !s.Pins.Joined(string(sb.ID), sb.Pid); {
 		if time.Now().After(deadline) {
 			return &joinError{fmt.Errorf("the pause process did not join the pod's network namespace within %v: %w", s.joining.patience, errdefs.ErrUnavailable)}
 		}
-		if now, err := s.View.Sandbox(sb.ID); err == nil && !now.Running {
+		if now, err := s.View.Sandbox(string(sb.ID)); err == nil && !now.Running {
 			return ended(now)
 		}
 		select {

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
 )
@@ -21,8 +22,8 @@ import (
 // pod is a sandbox as the network needs to know it.
 func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
 	return podnet.Pod{
-		ID: sb.ID, Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), UID: sb.Metadata.GetUid(),
-		NetNS: s.Pins.Path(sb.ID), Annotations: sb.Annotations,
+		ID: string(sb.ID), Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), UID: sb.Metadata.GetUid(),
+		NetNS: s.Pins.Path(string(sb.ID)), Annotations: sb.Annotations,
 	}
 }
 
@@ -39,7 +40,7 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	if sb.HostNetwork() || s.Network.Mode() != "none" {
 		return nil
 	}
-	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
+	if _, err := s.Pins.Pin(string(sb.ID), sb.Pid); err != nil {
 		return err
 	}
 	p := s.pod(sb)
@@ -47,7 +48,7 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	if _, err := s.Network.Add(ctx, p); err != nil {
 		return err
 	}
-	return s.Network.Confirm(sb.ID)
+	return s.Network.Confirm(string(sb.ID))
 }
 
 // writeResolvConf writes what the kubelet says of DNS, in place: the file is mounted in all of the pod's containers.
@@ -70,7 +71,7 @@ func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
 	}
 	defer unlock()
 	err = s.release(ctx, sb)
-	if err != nil && s.debts.failed(sb.ID, time.Now()) {
+	if err != nil && s.debts.failed(string(sb.ID), time.Now()) {
 		s.Log.Warn("the pod goes before its network, which is released as soon as its plugins do so", "sandbox", sb.ID, "err", err)
 		return nil
 	}
@@ -78,8 +79,8 @@ func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
 }
 
 // lockNetwork serialises what is done to one pod's network, also of a pod whose name nobody knows any more.
-func (s *Service) lockNetwork(ctx context.Context, sandboxID string) (unlock func(), err error) {
-	unlock, err = s.names.Lock(ctx, "network of "+sandboxID)
+func (s *Service) lockNetwork(ctx context.Context, sandboxID model.ContainerID) (unlock func(), err error) {
+	unlock, err = s.names.Lock(ctx, "network of "+string(sandboxID))
 	if err != nil {
 		return nil, fmt.Errorf("network of sandbox %s: %w", sandboxID, err)
 	}
@@ -94,8 +95,8 @@ func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
 			return err
 		}
 	}
-	s.debts.paid(sb.ID)
-	return errors.Join(s.Pins.Unpin(sb.ID), s.Checkpoints.Remove(sb.ID))
+	s.debts.paid(string(sb.ID))
+	return errors.Join(s.Pins.Unpin(string(sb.ID)), s.Checkpoints.Remove(string(sb.ID)))
 }
 
 // released is a sandbox as the network needs to know it to release it, with what an older shim has noted of it, and whether there is
@@ -106,7 +107,7 @@ func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
 	if p.NetNS == "" && sb.Pid != 0 {
 		p.NetNS = fmt.Sprintf("/proc/%d/ns/net", sb.Pid) // of an older shim's pod
 	}
-	c, err := s.Checkpoints.Read(sb.ID)
+	c, err := s.Checkpoints.Read(string(sb.ID))
 	switch {
 	case err == nil:
 		p.Ports = c.Ports
@@ -122,7 +123,8 @@ func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
 }
 
 // holdsNetwork says whether something of a pod's network is left.
-func (s *Service) holdsNetwork(sandboxID string) bool {
+func (s *Service) holdsNetwork(id model.ContainerID) bool {
+	sandboxID := string(id)
 	_, err := s.Checkpoints.Read(sandboxID)
 	return s.Pins.Path(sandboxID) != "" || slices.Contains(s.Network.Attached(), sandboxID) || !errdefs.IsNotFound(err)
 }
@@ -144,7 +146,7 @@ func (s *Service) NetNS(sandboxID string) (string, error) {
 	case sb.HostNetwork():
 		return "", nil
 	}
-	if pin := s.Pins.Path(sb.ID); pin != "" {
+	if pin := s.Pins.Path(string(sb.ID)); pin != "" {
 		return pin, nil
 	}
 	return fmt.Sprintf("/proc/%d/ns/net", sb.Pid), nil

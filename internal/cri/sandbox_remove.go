@@ -7,6 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -21,12 +22,13 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 			return nil, err
 		}
 		// The pause was removed behind our back; its containers may be left.
-		sb = &spec.Sandbox{ID: r.GetPodSandboxId()}
-		if len(s.View.ContainersOf(sb.ID)) == 0 && !s.holdsNetwork(sb.ID) {
-			return &runtimeapi.RemovePodSandboxResponse{}, nil
+		id, err := model.ParseContainerID(r.GetPodSandboxId())
+		if err != nil || len(s.View.ContainersOf(id)) == 0 && !s.holdsNetwork(id) {
+			return &runtimeapi.RemovePodSandboxResponse{}, nil //nolint:nilerr // no sandbox has another ID
 		}
+		sb = &spec.Sandbox{ID: id}
 	}
-	unlock, err := s.names.Lock(ctx, cmp.Or(sb.Name, sb.ID))
+	unlock, err := s.names.Lock(ctx, cmp.Or(sb.Name, string(sb.ID)))
 	if err != nil {
 		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
 	}
@@ -40,7 +42,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 // removeSandbox undoes all that a sandbox is. The pause goes last: as long as anything is left, the sandbox stays listed and the kubelet
 // tries again.
 func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
-	defer s.Stats.Forget(sb.ID)
+	defer s.Stats.Forget(string(sb.ID))
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return err
 	}

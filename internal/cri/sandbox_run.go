@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/undo"
 )
@@ -29,12 +30,12 @@ func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
-	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
 }
 
 // makeSandboxIn makes a sandbox that joins a network namespace of ours, or one of the engine's if netns is "". A sandbox image that was removed
 // a moment ago, so that the view does not know it yet, is got again.
-func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (string, error) {
+func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (model.ContainerID, error) {
 	id, err := s.tryToMakeSandbox(ctx, r, host, netns)
 	if !errdefs.IsNotFound(err) {
 		return id, err
@@ -45,7 +46,7 @@ func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandbox
 	return s.tryToMakeSandbox(ctx, r, host, netns)
 }
 
-func (s *Service) tryToMakeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (string, error) {
+func (s *Service) tryToMakeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (model.ContainerID, error) {
 	create, err := s.translateSandbox(ctx, r, host, netns)
 	if err != nil {
 		return "", err
@@ -71,7 +72,7 @@ func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSand
 
 // runSandbox makes and starts the pause and connects the pod. What it acquires hangs on the container, so there is one undo for all: the
 // sandbox of that name is taken apart, network first; if that fails, it stays listed as not ready, and the kubelet or recovery tries again.
-func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id string, err error) {
+func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id model.ContainerID, err error) {
 	var u undo.Stack
 	// By name, not by ID: a create that was cancelled or lost its answer may have happened.
 	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
@@ -98,14 +99,14 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 }
 
 // startPause starts the pause and returns what it is then.
-func (s *Service) startPause(ctx context.Context, id string) (*spec.Sandbox, error) {
+func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.Sandbox, error) {
 	if err := s.Engine.Start(ctx, id); err != nil {
 		return nil, err
 	}
 	if err := s.View.Refresh(ctx, id); err != nil {
 		return nil, err
 	}
-	sb, err := s.View.Sandbox(id)
+	sb, err := s.View.Sandbox(string(id))
 	if err == nil && !sb.Running {
 		err = ended(sb)
 	}
@@ -114,7 +115,7 @@ func (s *Service) startPause(ctx context.Context, id string) (*spec.Sandbox, err
 
 // createSandbox makes the pause container. A name in use is either the same pod running, which is returned, or a leftover, which is
 // cleared once.
-func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (string, error) {
+func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
 	id, err := s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
 		return id, err
@@ -138,8 +139,8 @@ func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (strin
 }
 
 // alreadyRuns says whether createSandbox found the pod running.
-func (s *Service) alreadyRuns(id string) bool {
-	sb, err := s.View.Sandbox(id)
+func (s *Service) alreadyRuns(id model.ContainerID) bool {
+	sb, err := s.View.Sandbox(string(id))
 	return err == nil && sb.Running && (sb.HostNetwork() || s.connected(sb))
 }
 

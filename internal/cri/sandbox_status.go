@@ -23,7 +23,7 @@ func (s *Service) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandbox
 	sb := pod.Sandbox
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb)), ContainersStatuses: statuses(pod.Containers), Timestamp: pod.At.UnixNano()}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
+		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(string(sb.ID)), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
 	}
 	return resp, err
 }
@@ -38,7 +38,7 @@ func statuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
 
 // checkNetwork is what the network's plugins find when they look at a pod's connection, "ok" if it is as they made it, "" if it has none.
 func (s *Service) checkNetwork(ctx context.Context, sb *spec.Sandbox) string {
-	if !sb.Running || sb.HostNetwork() || s.Network.IPs(sb.ID) == nil {
+	if !sb.Running || sb.HostNetwork() || s.Network.IPs(string(sb.ID)) == nil {
 		return ""
 	}
 	if err := s.Network.Check(ctx, s.pod(sb)); err != nil {
@@ -52,7 +52,7 @@ func (s *Service) addresses(sb *spec.Sandbox) []netip.Addr {
 	if sb.HostNetwork() {
 		return nil
 	}
-	if ips := s.Network.IPs(sb.ID); ips != nil {
+	if ips := s.Network.IPs(string(sb.ID)); ips != nil {
 		return ips
 	}
 	if sb.Foreign && sb.Running && sb.NetworkMode == "none" {

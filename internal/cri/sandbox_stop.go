@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -22,7 +23,11 @@ func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandb
 		if err := notFoundIsFine(err); err != nil {
 			return nil, err
 		}
-		return &runtimeapi.StopPodSandboxResponse{}, s.stopOrphans(ctx, r.GetPodSandboxId())
+		id, err := model.ParseContainerID(r.GetPodSandboxId())
+		if err != nil {
+			return &runtimeapi.StopPodSandboxResponse{}, nil //nolint:nilerr // no sandbox has another ID
+		}
+		return &runtimeapi.StopPodSandboxResponse{}, s.stopOrphans(ctx, id)
 	}
 	unlock, err := s.names.Lock(ctx, sb.Name)
 	if err != nil {
@@ -48,7 +53,7 @@ func (s *Service) stopSandbox(ctx context.Context, sb *spec.Sandbox) error {
 
 // killAll kills containers, and the pause if one is given, and renews the view.
 func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pause *spec.Sandbox) error {
-	var ids []string
+	var ids []model.ContainerID
 	for _, c := range containers {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 			ids = append(ids, c.ID)
@@ -67,7 +72,7 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 }
 
 // stopOrphans stops what is left of a pod whose pause container was removed behind our back.
-func (s *Service) stopOrphans(ctx context.Context, sandboxID string) error {
+func (s *Service) stopOrphans(ctx context.Context, sandboxID model.ContainerID) error {
 	errs := []error{s.killAll(ctx, s.View.ContainersOf(sandboxID), nil)}
 	if s.holdsNetwork(sandboxID) {
 		errs = append(errs, s.disconnect(ctx, &spec.Sandbox{ID: sandboxID}))

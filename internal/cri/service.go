@@ -20,6 +20,7 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/keylock"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
@@ -31,40 +32,40 @@ import (
 type Engine interface {
 	// Create makes a container and returns its ID. A name in use is a Conflict (errdefs.IsConflict). Once asked, the engine is waited for
 	// even if ctx ends.
-	Create(ctx context.Context, c *spec.Create) (id string, err error)
+	Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error)
 	// Start starts a container that was made. Starting a running one is no error.
-	Start(ctx context.Context, id string) error
+	Start(ctx context.Context, id model.ContainerID) error
 	// Stop sends the container's stop signal and, after grace, SIGKILL; it returns when the container has ended. Grace 0 kills at once. A
 	// stopped container is no error; an unknown one is NotFound.
-	Stop(ctx context.Context, id string, grace time.Duration) error
+	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
 	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown one is NotFound.
-	Remove(ctx context.Context, id string) error
+	Remove(ctx context.Context, id model.ContainerID) error
 	// Update changes the resources of a container that Docker knows.
-	Update(ctx context.Context, id string, u *spec.Update) error
+	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
 	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.
 	Limit(c *spec.Container, l spec.KernelLimits) error
 	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we can read.
-	Inspect(ctx context.Context, id string) (spec.Object, error)
+	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
-	FindByName(ctx context.Context, name string) (id string, o spec.Object, err error)
+	FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error)
 	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends first, the process and all its
 	// descendants are killed and ctx's error is returned.
-	Exec(ctx context.Context, id string, x engine.Exec) (exitCode int, err error)
+	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (exitCode int, err error)
 	// Pull pulls an image and returns its ID.
-	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id string, err error)
+	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)
 	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
 	RemoveImage(ctx context.Context, ref string) error
 	// FindImage is the ID of the image of this name or ID, NotFound if there is none. The view's next look at images knows it.
-	FindImage(ctx context.Context, ref string) (id string, err error)
+	FindImage(ctx context.Context, ref string) (id model.ImageID, err error)
 	// ImageUsers are the names of the containers, running or not, ours or not, that were made from an image.
-	ImageUsers(ctx context.Context, id string) ([]string, error)
+	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	// HoldImage keeps the layers of an image from being removed and returns their directories, the uppermost first. To hold it twice is no
 	// error. FailedPrecondition if the engine does not tell them.
-	HoldImage(ctx context.Context, imageID string) (layers []string, err error)
+	HoldImage(ctx context.Context, imageID model.ImageID) (layers []string, err error)
 	// ReleaseImage undoes HoldImage; an image that is not held is no error.
-	ReleaseImage(ctx context.Context, imageID string) error
+	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	// HeldImages are the IDs of the images that are held.
-	HeldImages(ctx context.Context) ([]string, error)
+	HeldImages(ctx context.Context) ([]model.ImageID, error)
 	// PauseImage makes sure that the sandbox image is there and returns the name to create sandboxes from: the embedded image, loaded if
 	// it is missing, or the configured one, pulled if it is missing.
 	PauseImage(ctx context.Context) (ref string, err error)
@@ -79,7 +80,7 @@ type View interface {
 	Image(ref string) (*spec.Image, error) // by ID (also shortened, with or without "sha256:"), tag or digest
 	Sandboxes() []*spec.Sandbox            // newest first
 	Containers() []*spec.Container         // newest first
-	ContainersOf(sandboxID string) []*spec.Container
+	ContainersOf(sandboxID model.ContainerID) []*spec.Container
 	Images() []*spec.Image
 	// Pod is a sandbox with its containers and a time that orders it among the changes.
 	Pod(sandboxID string) (node.Pod, error)
@@ -87,7 +88,7 @@ type View interface {
 	Watch() *node.Watch
 	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
 	// the view without an error.
-	Refresh(ctx context.Context, ids ...string) error
+	Refresh(ctx context.Context, ids ...model.ContainerID) error
 	// RefreshImages reads all images anew.
 	RefreshImages(ctx context.Context) error
 }

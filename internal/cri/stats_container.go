@@ -52,7 +52,7 @@ func (s *Service) ListContainerStats(_ context.Context, r *runtimeapi.ListContai
 	all := sideBySide(matching, func(c *spec.Container) *runtimeapi.ContainerStats {
 		one, err := s.containerStats(c, layers)
 		if err != nil {
-			s.unreadable("container", c.ID, err)
+			s.unreadable("container", string(c.ID), err)
 		}
 		return one
 	})
@@ -75,7 +75,7 @@ func (s *Service) containerStats(c *spec.Container, l layers) (*runtimeapi.Conta
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
 	}
-	u, err := s.Stats.Container(c.ID, c.Pid)
+	u, err := s.Stats.Container(string(c.ID), c.Pid)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}

@@ -35,17 +35,17 @@ func (s *Service) runningPods(sandboxes []*spec.Sandbox) []runningPod {
 	of := make(map[string][]*spec.Container, len(sandboxes))
 	for _, c := range s.View.Containers() {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			of[c.SandboxID] = append(of[c.SandboxID], c)
+			of[string(c.SandboxID)] = append(of[string(c.SandboxID)], c)
 		}
 	}
 	out := make([]runningPod, 0, len(sandboxes))
 	for _, sb := range sandboxes {
-		p := runningPod{Sandbox: sb, containers: of[sb.ID], anchor: sb.ID, pid: sb.Pid}
+		p := runningPod{Sandbox: sb, containers: of[string(sb.ID)], anchor: string(sb.ID), pid: sb.Pid}
 		if !sb.Running {
 			if len(p.containers) == 0 {
 				continue
 			}
-			p.anchor, p.pid = p.containers[0].ID, p.containers[0].Pid
+			p.anchor, p.pid = string(p.containers[0].ID), p.containers[0].Pid
 		}
 		out = append(out, p)
 	}
@@ -94,7 +94,7 @@ func (s *Service) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSa
 	all := sideBySide(s.runningPods(matching), func(p runningPod) *runtimeapi.PodSandboxStats {
 		one, err := s.podStats(p, layers)
 		if err != nil {
-			s.unreadable("sandbox", p.ID, err)
+			s.unreadable("sandbox", string(p.ID), err)
 		}
 		return one
 	})
@@ -139,8 +139,8 @@ func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats,
 		}
 	}
 	for _, c := range p.containers {
-		u, err := s.Stats.Container(c.ID, c.Pid)
-		n, err2 := s.Stats.Processes(c.ID, c.Pid)
+		u, err := s.Stats.Container(string(c.ID), c.Pid)
+		n, err2 := s.Stats.Processes(string(c.ID), c.Pid)
 		if err != nil || err2 != nil {
 			continue // it has ended
 		}
@@ -170,7 +170,7 @@ func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats,
 
 // addPause adds what the pause has: its processes and, where the pod has no control group of its own, what it has used.
 func (s *Service) addPause(sum *stats.Usage, processes *uint64, p runningPod, own bool) error {
-	n, err := s.Stats.Processes(p.ID, p.Pid)
+	n, err := s.Stats.Processes(string(p.ID), p.Pid)
 	if err != nil {
 		return fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
@@ -178,7 +178,7 @@ func (s *Service) addPause(sum *stats.Usage, processes *uint64, p runningPod, ow
 	if own {
 		return nil
 	}
-	u, err := s.Stats.Container(p.ID, p.Pid)
+	u, err := s.Stats.Container(string(p.ID), p.Pid)
 	if err != nil {
 		return fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/stats"
 )
 
@@ -124,7 +125,7 @@ func TestContainerStats(t *testing.T) {
 	if diff := cmp.Diff(want, r.Stats, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	w.engine.End(id, 0)
+	w.engine.End(model.ContainerID(id), 0)
 	eventually(t, func() bool {
 		l, err := received(s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}))
 		return err == nil && len(l.Stats) == 0
@@ -159,12 +160,12 @@ func TestPodSandboxStats(t *testing.T) {
 	if all, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})); err != nil || len(all.Stats) != 2 {
 		t.Errorf("without a filter: %v, %v", all, err)
 	}
-	w.engine.End(pod, 0) // the container goes on, in the pod's network
+	w.engine.End(model.ContainerID(pod), 0) // the container goes on, in the pod's network
 	eventually(t, func() bool {
 		r, err := received(s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod}))
 		return err == nil && r.Stats.Linux.Process.ProcessCount.Value == 2 && len(r.Stats.Linux.Network.Interfaces) == 2
 	})
-	w.engine.End(id, 0)
+	w.engine.End(model.ContainerID(id), 0)
 	eventually(t, func() bool {
 		_, err := s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
 		return errdefs.IsFailedPrecondition(err)

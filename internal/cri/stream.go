@@ -11,9 +11,11 @@ func (s *Service) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeap
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	if _, err := s.running(r.GetContainerId()); err != nil {
+	c, err := s.running(r.GetContainerId())
+	if err != nil {
 		return nil, err
 	}
+	r.ContainerId = string(c.ID) // the request may have a part of it
 	return s.Streams.GetExec(r)
 }
 
@@ -22,9 +24,11 @@ func (s *Service) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runti
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	if _, err := s.running(r.GetContainerId()); err != nil {
+	c, err := s.running(r.GetContainerId())
+	if err != nil {
 		return nil, err
 	}
+	r.ContainerId = string(c.ID)
 	return s.Streams.GetAttach(r)
 }
 

@@ -28,6 +28,7 @@ import (
 	"cri-dockerd/internal/imagevolume"
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/rpc"
@@ -156,15 +157,16 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	return p, nil
 }
 
-// streamed is what the streaming server is connected to. The service needs the server, so it comes later.
+// streamed is what the streaming server is connected to. The service needs the server, so it comes later. Requests that reach the
+// server carry the IDs that the service put into them.
 type streamed struct{ p *parts }
 
 func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
-	return s.p.engine.Exec(ctx, id, x)
+	return s.p.engine.Exec(ctx, model.ContainerID(id), x)
 }
 
 func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error {
-	return s.p.engine.Attach(ctx, id, x)
+	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
 }
 
 func (s streamed) NetNS(sandboxID string) (string, error) { return s.p.service.NetNS(sandboxID) }

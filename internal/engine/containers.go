@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 	"golang.org/x/sync/errgroup"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -21,7 +23,7 @@ const createDeadline = 2 * time.Minute
 
 // Create makes a container (POST /containers/create) and returns its ID. A name in use is a Conflict. Once asked, the engine's answer is
 // waited for, whatever becomes of ctx: a create that was given up would happen behind the back of whoever undoes it.
-func (e *Engine) Create(ctx context.Context, c *spec.Create) (string, error) {
+func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
 	if ctx.Err() != nil {
 		return "", wrap(ctx.Err(), "create container %s", c.Name)
 	}
@@ -34,26 +36,31 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (string, error) {
 	for _, w := range r.Warnings {
 		e.cfg.Log.Debug("the engine warns", "container", c.Name, "warning", w)
 	}
-	return r.ID, nil
+	return model.ParseContainerID(r.ID)
 }
 
 // Start starts a container (POST /containers/{id}/start). A running one is no error.
-func (e *Engine) Start(ctx context.Context, id string) error {
-	_, err := e.docker().ContainerStart(ctx, id, client.ContainerStartOptions{})
+func (e *Engine) Start(ctx context.Context, id model.ContainerID) error {
+	_, err := e.docker().ContainerStart(ctx, string(id), client.ContainerStartOptions{})
 	return wrap(err, "start container %s", id)
 }
 
 // Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended. Docker counts in whole seconds; grace is
 // rounded up. A stopped container is no error, an unknown one NotFound.
-func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error {
+func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error {
 	seconds := int(math.Ceil(grace.Seconds()))
-	_, err := e.docker().ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &seconds})
+	_, err := e.docker().ContainerStop(ctx, string(id), client.ContainerStopOptions{Timeout: &seconds})
 	return wrap(err, "stop container %s", id)
 }
 
 // Remove removes a container by force with its anonymous volumes. An unknown one is NotFound; one whose removal is under way already is
 // waited for.
-func (e *Engine) Remove(ctx context.Context, id string) error {
+func (e *Engine) Remove(ctx context.Context, id model.ContainerID) error {
+	return e.remove(ctx, string(id))
+}
+
+// remove is Remove of a container by its ID or its name.
+func (e *Engine) remove(ctx context.Context, id string) error {
 	for {
 		_, err := e.docker().ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if !errdefs.IsConflict(err) {
@@ -68,24 +75,38 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 }
 
 // Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the others.
-func (e *Engine) Update(ctx context.Context, id string, u *spec.Update) error {
-	_, err := e.docker().ContainerUpdate(ctx, id, client.ContainerUpdateOptions{Resources: &u.Resources})
+func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
+	_, err := e.docker().ContainerUpdate(ctx, string(id), client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
 }
 
 // Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
-func (e *Engine) Inspect(ctx context.Context, id string) (spec.Object, error) {
-	r, err := e.docker().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
+	r, err := e.docker().ContainerInspect(ctx, string(id), client.ContainerInspectOptions{})
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
-	o := spec.Read(r.Container)
+
+	o, err := e.read(ctx, r.Container)
+	if err != nil {
+		return spec.Object{}, wrap(err, "inspect container %s", id)
+	}
 	e.measure(o.Container)
 	return o, nil
 }
 
+// read translates the answer to an inspect. It needs the labels of the container's image, which
+// Docker has merged into the container's own.
+func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.Object, error) {
+	image, err := e.imageLabels(ctx, in.Image)
+	if err != nil {
+		return spec.Object{}, err
+	}
+	return spec.Read(in, image)
+}
+
 // FindByName is the container with this name (without slash) and what it is; NotFound if there is none.
-func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Object, error) {
+func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error) {
 	r, err := e.docker().ContainerInspect(ctx, name, client.ContainerInspectOptions{})
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
@@ -93,7 +114,16 @@ func (e *Engine) FindByName(ctx context.Context, name string) (string, spec.Obje
 	if r.Container.Name != "/"+name { // Docker also finds by a prefix of the ID
 		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
 	}
-	return r.Container.ID, spec.Read(r.Container), nil
+
+	id, err := model.ParseContainerID(r.Container.ID)
+	if err != nil {
+		return "", spec.Object{}, wrap(err, "find container %s", name)
+	}
+	o, err := e.read(ctx, r.Container)
+	if errdefs.IsDataLoss(err) { // it has the name and is none of ours
+		return id, spec.Object{}, nil
+	}
+	return id, o, wrap(err, "find container %s", name)
 }
 
 // Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out, and one that the engine cannot describe.
@@ -107,7 +137,7 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	g.SetLimit(inspects)
 	for i, item := range list.Items {
 		g.Go(func() error {
-			o, err := e.Inspect(ctx, item.ID)
+			o, err := e.Inspect(ctx, model.ContainerID(item.ID))
 			out[i] = o
 			if err != nil && !errdefs.IsNotFound(err) && !unanswered(ctx, err) { // "RWLayer of container … is unexpectedly nil", of a dead one
 				e.cfg.Log.Warn("a container that Docker cannot describe is left out", "container", item.ID, "names", item.Names, "err", err)

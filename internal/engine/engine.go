@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -36,7 +37,9 @@ type Config struct {
 	PullDeadline time.Duration
 	// Traces gets a span for every request; nil for none.
 	Traces trace.TracerProvider
-	Log    *slog.Logger
+	// Pins are the images that the operator wants to keep.
+	Pins spec.ImagePins
+	Log  *slog.Logger
 }
 
 // Engine is the connection to one Docker Engine. It is safe for concurrent use.
@@ -48,13 +51,14 @@ type Engine struct {
 	pulls   shared
 	metrics pullMetrics
 	calls   *prometheus.HistogramVec
-	loading sync.Mutex             // one load of the pause image at a time
-	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
+	loading sync.Mutex                    // one load of the pause image at a time
+	arch    atomic.Pointer[string]        // the engine's architecture, known since the first Host
+	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known
 }
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[string]cachedImage{}}}
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[model.ImageID]cachedImage{}}}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err

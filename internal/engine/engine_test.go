@@ -323,19 +323,25 @@ func TestEngineOfAnotherVersion(t *testing.T) {
 
 // TestEngineCannotDescribeOne: what the engine answers to an inspect with an error is left out, and the others are not.
 func TestEngineCannotDescribeOne(t *testing.T) {
+	good, odd := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		switch p := r.URL.Path; {
-		case strings.HasSuffix(p, "/images/json"), strings.HasSuffix(p, "/containers/json"):
-			fmt.Fprint(w, `[{"Id":"good"},{"Id":"odd"}]`)
-		case strings.HasSuffix(p, "/good/json"):
-			fmt.Fprint(w, `{"Id":"good","Name":"/k8s_POD_p_ns_u_0","Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox"}}}`)
-		case strings.HasSuffix(p, "/odd/json"):
+		case strings.HasSuffix(p, "/images/json"):
+			fmt.Fprintf(w, `[{"Id":"sha256:%s"},{"Id":"sha256:%s"}]`, good, odd)
+		case strings.HasSuffix(p, "/containers/json"):
+			fmt.Fprintf(w, `[{"Id":%q},{"Id":%q}]`, good, odd)
+		case strings.HasSuffix(p, "/images/sha256:"+good+"/json"):
+			fmt.Fprintf(w, `{"Id":"sha256:%s"}`, good)
+		case strings.HasSuffix(p, "/"+good+"/json"):
+			fmt.Fprintf(w, `{"Id":%q,"Name":"/k8s_POD_p_ns_u_0","Image":"sha256:%s",
+				"Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox"}}}`, good, good)
+		case strings.HasSuffix(p, odd+"/json"):
 			http.Error(w, `{"message":"layer does not exist"}`, http.StatusInternalServerError)
 		}
 	}))
 	images, err := e.Images(t.Context())
-	if err != nil || len(images) != 1 || images[0].ID != "good" {
+	if err != nil || len(images) != 1 || images[0].ID.Hex() != good {
 		t.Errorf("Images: %v, %v", images, err)
 	}
 	objects, err := e.Objects(t.Context())
@@ -355,6 +361,7 @@ func TestImageCache(t *testing.T) {
 	var inspected, held atomic.Int32
 	var tags atomic.Value
 	tags.Store(`"app:1"`)
+	one := "sha256:" + strings.Repeat("1", 64)
 	goOn, listing := make(chan struct{}), make(chan struct{}, 1)
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
@@ -364,10 +371,10 @@ func TestImageCache(t *testing.T) {
 				listing <- struct{}{}
 				<-goOn
 			}
-			fmt.Fprintf(w, `[{"Id":"one","RepoTags":[%s]}]`, tags.Load())
-		case strings.HasSuffix(p, "/one/json"), strings.HasSuffix(p, "/app:1/json"):
+			fmt.Fprintf(w, `[{"Id":%q,"RepoTags":[%s]}]`, one, tags.Load())
+		case strings.HasSuffix(p, "/"+one+"/json"), strings.HasSuffix(p, "/app:1/json"):
 			inspected.Add(1)
-			fmt.Fprintf(w, `{"Id":"one","RepoTags":[%s]}`, tags.Load())
+			fmt.Fprintf(w, `{"Id":%q,"RepoTags":[%s]}`, one, tags.Load())
 		}
 	}))
 	look := func(want int32) {

@@ -8,6 +8,8 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
 )
 
 // EventKind is what has happened to a container, as far as its life goes.
@@ -24,8 +26,8 @@ const (
 
 // Event says that one object has changed.
 type Event struct {
-	Image bool   // an image; else a container
-	ID    string // of the container
+	Image bool // an image; else a container
+	ID    model.ContainerID
 	Kind  EventKind
 	At    time.Time // the engine's own time
 	// ExitCode is that of one that has Died.
@@ -45,8 +47,8 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 			case m := <-stream.Messages:
 				if m.Type == events.ImageEventType {
 					changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
-				} else if m.Actor.ID != "" && matters(m.Action) {
-					changed(read(m))
+				} else if id, err := model.ParseContainerID(m.Actor.ID); err == nil && matters(m.Action) {
+					changed(read(id, m))
 				}
 			case err := <-stream.Err:
 				end <- wrap(err, "follow the engine's events")
@@ -58,8 +60,8 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 }
 
 // read is a container's event. Its attributes have the exit code of an end and the number of a signal (Docker API, GET /events).
-func read(m events.Message) Event {
-	e := Event{ID: m.Actor.ID, At: time.Unix(0, m.TimeNano)}
+func read(id model.ContainerID, m events.Message) Event {
+	e := Event{ID: id, At: time.Unix(0, m.TimeNano)}
 	switch m.Action {
 	case events.ActionStart:
 		e.Kind = Started

@@ -23,9 +23,10 @@ func TestRead(t *testing.T) {
 		{events.ActionDestroy, nil, Event{Kind: Destroyed}},
 		{events.ActionPause, nil, Event{}},
 	} {
-		test.want.ID, test.want.At = "c", at
-		m := events.Message{Action: test.action, Actor: events.Actor{ID: "c", Attributes: test.attributes}, TimeNano: at.UnixNano()}
-		if got := read(m); got != test.want {
+		const id = "c"
+		test.want.ID, test.want.At = id, at
+		m := events.Message{Action: test.action, Actor: events.Actor{ID: id, Attributes: test.attributes}, TimeNano: at.UnixNano()}
+		if got := read(id, m); got != test.want {
 			t.Errorf("%s %v: %+v, want %+v", test.action, test.attributes, got, test.want)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
 )
 
 const (
@@ -19,7 +21,7 @@ const (
 )
 
 // killExec kills an exec'd process and what it started. It is done whether or not the call that ran it is cancelled.
-func (e *Engine) killExec(ctx context.Context, id, exec string) error {
+func (e *Engine) killExec(ctx context.Context, id model.ContainerID, exec string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
 	defer cancel()
 	in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
@@ -29,7 +31,7 @@ func (e *Engine) killExec(ctx context.Context, id, exec string) error {
 	if !in.Running || in.PID == 0 {
 		return nil
 	}
-	if err := killTree("/proc", in.PID, id); err != nil {
+	if err := killTree("/proc", in.PID, string(id)); err != nil {
 		return fmt.Errorf("kill exec in container %s: %w", id, err)
 	}
 	return nil

@@ -11,13 +11,15 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
+
+	"cri-dockerd/internal/model"
 )
 
 // Exec runs a command in a container until it ends and its output is read to the end, and returns its exit code. A command that could not
 // be started is an error, InvalidArgument, with what the engine said. When ctx ends first, the process and all that it started are killed
 // and ctx's error is returned: closing the connection does not end an exec'd process.
-func (e *Engine) Exec(ctx context.Context, id string, x Exec) (int, error) {
-	created, err := e.docker().ExecCreate(ctx, id, client.ExecCreateOptions{
+func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
+	created, err := e.docker().ExecCreate(ctx, string(id), client.ExecCreateOptions{
 		Cmd: x.Cmd, TTY: x.TTY, AttachStdin: x.Stdin != nil, AttachStdout: true, AttachStderr: !x.TTY,
 	})
 	if err != nil {
@@ -47,7 +49,7 @@ func (e *Engine) Exec(ctx context.Context, id string, x Exec) (int, error) {
 
 // exitCode waits until the engine has noticed the end of an exec'd process, which may be a little after the end of its output. The engine
 // reports a command that it could not start by an exit code and a text on the output; only then no PID was ever set.
-func (e *Engine) exitCode(ctx context.Context, id, exec string, said *head) (int, error) {
+func (e *Engine) exitCode(ctx context.Context, id model.ContainerID, exec string, said *head) (int, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
 		switch {
@@ -69,15 +71,15 @@ func (e *Engine) exitCode(ctx context.Context, id, exec string, said *head) (int
 }
 
 // Attach connects streams to a running container's main process until its output ends or ctx does; the process goes on.
-func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
-	conn, err := e.docker().ContainerAttach(ctx, id, client.ContainerAttachOptions{
+func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
+	conn, err := e.docker().ContainerAttach(ctx, string(id), client.ContainerAttachOptions{
 		Stream: true, Stdin: s.Stdin != nil, Stdout: s.Stdout != nil, Stderr: s.Stderr != nil,
 	})
 	if err != nil {
 		return wrap(err, "attach to container %s", id)
 	}
 	resize := func(ctx context.Context, size Size) error {
-		_, err := e.docker().ContainerResize(ctx, id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+		_, err := e.docker().ContainerResize(ctx, string(id), client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		return err
 	}
 	if err := transfer(ctx, conn.HijackedResponse, s, resize); err != nil {

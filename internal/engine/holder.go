@@ -10,12 +10,13 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
 // HoldImage keeps the layers of an image from being removed, by a container that is never started, and returns their directories, the
 // uppermost first. To hold it twice is no error. FailedPrecondition if the storage driver does not tell them (all but overlay2).
-func (e *Engine) HoldImage(ctx context.Context, imageID string) ([]string, error) {
+func (e *Engine) HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error) {
 	holder := spec.NewHolder(imageID)
 	if _, err := e.Create(ctx, holder); err != nil && !errdefs.IsConflict(err) {
 		return nil, err
@@ -41,19 +42,27 @@ func imageLayers(data map[string]string) ([]string, error) {
 }
 
 // ReleaseImage undoes HoldImage. An image that is not held is no error.
-func (e *Engine) ReleaseImage(ctx context.Context, imageID string) error {
-	return ignore(e.Remove(ctx, spec.NewHolder(imageID).Name), errdefs.IsNotFound)
+func (e *Engine) ReleaseImage(ctx context.Context, imageID model.ImageID) error {
+	return ignore(e.remove(ctx, spec.HolderName(imageID)), errdefs.IsNotFound)
 }
 
 // HeldImages are the IDs of the images that HoldImage holds.
-func (e *Engine) HeldImages(ctx context.Context) ([]string, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.LabelHolder)})
+func (e *Engine) HeldImages(ctx context.Context) ([]model.ImageID, error) {
+	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{
+		All:     true,
+		Filters: make(client.Filters).Add("name", "^/?"+spec.HolderPrefix),
+	})
 	if err != nil {
 		return nil, wrap(err, "list the holders of images")
 	}
-	ids := make([]string, 0, len(list.Items))
+
+	var ids []model.ImageID
 	for _, c := range list.Items {
-		ids = append(ids, c.Labels[spec.LabelHolder])
+		for _, name := range c.Names {
+			if id, ok := spec.HeldImage(name); ok {
+				ids = append(ids, id)
+			}
+		}
 	}
 	return ids, nil
 }

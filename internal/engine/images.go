@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -25,9 +26,9 @@ import (
 type imageCache struct {
 	listing sync.Mutex // one look at a time, so that an older one never follows a newer one
 
-	mu    sync.Mutex             // guards the rest, for moments only: pods start meanwhile
-	byID  map[string]cachedImage // of the last look, never changed
-	stale map[string]int         // images to be inspected anew, with the number of times that this was asked
+	mu    sync.Mutex                    // guards the rest, for moments only: pods start meanwhile
+	byID  map[model.ImageID]cachedImage // of the last list, never changed
+	stale map[model.ImageID]int         // images to be inspected anew, with the number of times that this was asked
 }
 
 type cachedImage struct {
@@ -43,24 +44,24 @@ func listed(s image.Summary) []string {
 }
 
 // forget has an image inspected anew.
-func (c *imageCache) forget(id string) {
+func (c *imageCache) forget(id model.ImageID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stale == nil {
-		c.stale = map[string]int{}
+		c.stale = map[model.ImageID]int{}
 	}
 	c.stale[id]++
 }
 
 // last is what the last look saw, and what is stale of it.
-func (c *imageCache) last() (byID map[string]cachedImage, stale map[string]int) {
+func (c *imageCache) last() (byID map[model.ImageID]cachedImage, stale map[model.ImageID]int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.byID, maps.Clone(c.stale)
 }
 
 // seen is what a look has seen, which inspected what was stale when it began.
-func (c *imageCache) seen(byID map[string]cachedImage, stale map[string]int) {
+func (c *imageCache) seen(byID map[model.ImageID]cachedImage, stale map[model.ImageID]int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.byID = byID
@@ -71,7 +72,14 @@ func (c *imageCache) seen(byID map[string]cachedImage, stale map[string]int) {
 	}
 }
 
-// has says whether the last look at all images saw this one.
+// get is the image of this ID in the last list, nil if it was not there.
+func (c *imageCache) get(id string) *spec.Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID[model.ImageID(id)].image
+}
+
+// has says whether the last list had an image of this name or ID.
 func (c *imageCache) has(ref string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,11 +100,12 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
-	known := make(map[string]cachedImage, len(list.Items))
+	known := make(map[model.ImageID]cachedImage, len(list.Items))
 	out := make([]*spec.Image, 0, len(list.Items))
 	for _, s := range list.Items {
-		c, names := old[s.ID], listed(s)
-		if c.image == nil || stale[s.ID] > 0 || !slices.Equal(c.listed, names) {
+		id := model.ImageID(s.ID) // ReadImage checks it
+		c, names := old[id], listed(s)
+		if c.image == nil || stale[id] > 0 || !slices.Equal(c.listed, names) {
 			in, err := e.docker().ImageInspect(ctx, s.ID)
 			if errdefs.IsNotFound(err) {
 				continue
@@ -106,10 +115,15 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 				e.cfg.Log.Debug("an image that Docker cannot describe is left out", "err", err)
 				continue
 			}
-			c = cachedImage{listed: names, image: spec.ReadImage(s, in.InspectResponse)}
-			c.image.Pinned = c.image.Pinned || c.image.Is(e.cfg.PauseImage)
+			read, err := spec.ReadImage(s, in.InspectResponse)
+			if err != nil {
+				e.cfg.Log.Warn("an image is left out of the list", "err", err)
+				continue
+			}
+			c = cachedImage{listed: names, image: read}
+			read.Pinned = e.isPinned(read)
 		}
-		known[s.ID] = c
+		known[id] = c
 		out = append(out, c.image)
 	}
 	e.images.seen(known, stale)
@@ -118,18 +132,50 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 
 // FindImage is the ID of the image that the engine knows by this name or ID (GET /images/{name}/json); NotFound if there is none. The next
 // Images looks at it anew.
-func (e *Engine) FindImage(ctx context.Context, ref string) (string, error) {
+func (e *Engine) FindImage(ctx context.Context, ref string) (model.ImageID, error) {
 	in, err := e.docker().ImageInspect(ctx, ref)
 	if err != nil {
 		return "", wrap(err, "inspect image %s", ref)
 	}
-	e.images.forget(in.ID)
-	return in.ID, nil
+	id, err := model.ParseImageID(in.ID)
+	if err != nil {
+		return "", wrap(err, "inspect image %s", ref)
+	}
+	e.images.forget(id)
+	return id, nil
+}
+
+// imageLabels are the labels that an image brings into its containers. An image that was removed is
+// unknown.
+func (e *Engine) imageLabels(ctx context.Context, id string) (spec.ImageLabels, error) {
+	if i := e.images.get(id); i != nil {
+		return i.Brings(), nil
+	}
+	in, err := e.docker().ImageInspect(ctx, id)
+	if errdefs.IsNotFound(err) || id == "" {
+		return spec.ImageLabels{Unknown: true}, nil
+	} else if err != nil {
+		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
+	}
+	i, err := spec.ReadImage(image.Summary{ID: in.ID}, in.InspectResponse)
+	if err != nil {
+		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
+	}
+	return i.Brings(), nil
+}
+
+// isPinned says whether the kubelet must keep an image: the sandbox image, by the ID that the engine
+// gives it, or one that the operator has named. An image cannot pin itself.
+func (e *Engine) isPinned(i *spec.Image) bool {
+	if id := e.pauseID.Load(); id != nil && i.ID == *id {
+		return true
+	}
+	return e.cfg.PauseImage != "" && i.Is(e.cfg.PauseImage) || e.cfg.Pins.Match(i)
 }
 
 // ImageUsers are the names of the containers, running or not, that were made from an image (GET /containers/json).
-func (e *Engine) ImageUsers(ctx context.Context, id string) ([]string, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("ancestor", id)})
+func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, error) {
+	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("ancestor", string(id))})
 	if errdefs.IsNotFound(err) { // older engines: no such image
 		return nil, nil
 	} else if err != nil {
@@ -137,7 +183,7 @@ func (e *Engine) ImageUsers(ctx context.Context, id string) ([]string, error) {
 	}
 	var names []string
 	for _, c := range list.Items {
-		if c.ImageID != id { // made from an image that was built upon this one
+		if c.ImageID != string(id) { // made from an image that was built upon this one
 			continue
 		}
 		name := c.ID
@@ -201,25 +247,72 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 	return e.embeddedPause(ctx)
 }
 
-// embeddedPause makes sure that the embedded sandbox image is there and returns its name. Unavailable if the engine has not been connected.
+// embeddedPause makes sure that the embedded sandbox image is there and returns its name. What has the name and
+// other content is replaced. Unavailable if the engine has not been connected.
 func (e *Engine) embeddedPause(ctx context.Context) (string, error) {
 	arch := e.arch.Load()
 	if arch == nil {
 		return "", fmt.Errorf("pause image: the engine is not connected: %w", errdefs.ErrUnavailable)
 	}
-	archive, ref, err := pause.Image(*arch)
+	img, err := pause.New(*arch)
 	if err != nil {
 		return "", err
 	}
-	if e.images.has(ref) { // the view keeps the cache in step with image events
-		return ref, nil
+	if e.isPauseListed(img.Ref) { // image events keep the list up to date
+		return img.Ref, nil
 	}
+
 	e.loading.Lock() // Docker 29 refuses the same load twice at once
 	defer e.loading.Unlock()
-	if _, err := e.docker().ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
-		return ref, wrap(err, "inspect pause image %s", ref)
+	loaded, err := e.findPause(ctx, img)
+	if err != nil || loaded {
+		return img.Ref, err
 	}
-	return ref, e.LoadImage(ctx, bytes.NewReader(archive))
+	if err := e.LoadImage(ctx, bytes.NewReader(img.Archive)); err != nil {
+		return "", err
+	}
+	if loaded, err = e.findPause(ctx, img); err == nil && !loaded {
+		err = fmt.Errorf("pause image: the engine has loaded %s with other content: %w", img.Ref, errdefs.ErrUnavailable)
+	}
+	return img.Ref, err
+}
+
+// isPauseListed says whether the last list had the embedded pause under its name.
+func (e *Engine) isPauseListed(ref string) bool {
+	id := e.pauseID.Load()
+	if id == nil {
+		return false
+	}
+	i := e.images.get(string(*id))
+	return i != nil && i.Is(ref)
+}
+
+// isPause compares an image's content and configuration with the embedded pause.
+func isPause(in image.InspectResponse, img pause.Image) bool {
+	return in.Config != nil && slices.Equal(in.RootFS.Layers, []string{img.DiffID}) &&
+		slices.Equal(in.Config.Entrypoint, img.Entrypoint) && len(in.Config.Cmd) == 0 && in.Config.User == ""
+}
+
+// findPause says whether the engine's image of this name is the embedded pause, by its content, and
+// remembers its ID.
+func (e *Engine) findPause(ctx context.Context, img pause.Image) (bool, error) {
+	in, err := e.docker().ImageInspect(ctx, img.Ref)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	} else if err != nil {
+		return false, wrap(err, "inspect pause image %s", img.Ref)
+	}
+	id, err := model.ParseImageID(in.ID)
+	if err != nil {
+		return false, wrap(err, "inspect pause image %s", img.Ref)
+	}
+	if !isPause(in.InspectResponse, img) {
+		e.cfg.Log.Warn("an image with the name of the embedded pause has other content and is replaced", "image", img.Ref, "id", id)
+		return false, nil
+	}
+	e.pauseID.Store(&id)
+	e.images.forget(id) // the next list sees that it is pinned
+	return true, nil
 }
 
 const pauseWaysOut = "leave --pod-infra-container-image away to use the embedded image, name one of a mirror that this node reaches (docker login for credentials), " +

@@ -17,7 +17,7 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if l.Empty() || c.Pid == 0 {
 		return nil
 	}
-	g, err := e.kernel.Of(c.Pid, c.ID)
+	g, err := e.kernel.Of(c.Pid, string(c.ID))
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
 	}
@@ -45,7 +45,7 @@ func (e *Engine) measure(c *spec.Container) {
 	if c == nil || c.Pid == 0 {
 		return
 	}
-	g, err := e.kernel.Of(c.Pid, c.ID)
+	g, err := e.kernel.Of(c.Pid, string(c.ID))
 	if err != nil {
 		return
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
 	"cri-dockerd/internal/spec"
 )
@@ -21,9 +23,12 @@ import (
 // Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is being pulled already, with the same
 // credentials, shares that pull; it ends when nobody wants it any more. Errors are InvalidArgument for what is no image's name, NotFound,
 // PermissionDenied or Unavailable by what the registry said, Unavailable when nothing at all has moved for PullDeadline, and ctx's.
-func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (string, error) {
+func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (model.ImageID, error) {
 	if spec.Familiar(ref) == "" {
 		return "", fmt.Errorf("image.image: %q is not an image's name: %w", ref, errdefs.ErrInvalidArgument)
+	}
+	if name := spec.Familiar(ref); strings.HasPrefix(name, pause.Repository+":") || strings.HasPrefix(name, pause.Repository+"@") {
+		return "", fmt.Errorf("image.image: %s is the sandbox image of this node, which no registry has: %w", ref, errdefs.ErrPermissionDenied)
 	}
 	header, err := authHeader(auth)
 	if err != nil {
@@ -32,12 +37,12 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 	return e.sharedPull(ctx, ref, header)
 }
 
-func (e *Engine) sharedPull(ctx context.Context, ref, header string) (string, error) {
+func (e *Engine) sharedPull(ctx context.Context, ref, header string) (model.ImageID, error) {
 	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) { return e.pull(ctx, ref, header) })
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, secret.Hide(err, secrets(header)...))
 	}
-	return id, nil
+	return model.ParseImageID(id)
 }
 
 // secrets are what a header says and a registry's answer must not repeat to others.

@@ -286,7 +286,7 @@ func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
 	if c.LogDriver != driver.Name {
 		return l.links.reopen(ctx, c)
 	}
-	err := l.cfg.Process.Reopen(ctx, c.ID)
+	err := l.cfg.Process.Reopen(ctx, string(c.ID))
 	if errdefs.IsNotFound(err) { // it runs, so its output is written in a moment
 		return errors.Join(fmt.Errorf("reopen log of container %s: %w", c.ID, errdefs.ErrUnavailable), err)
 	}

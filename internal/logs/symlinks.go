@@ -34,7 +34,7 @@ func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
 		return fmt.Errorf("link log of container %s: %w", c.Name, err)
 	}
-	tmp := c.LogPath + "." + c.ID[:min(12, len(c.ID))]
+	tmp := c.LogPath + "." + string(c.ID[:min(12, len(c.ID))])
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("link log of container %s: %w", c.Name, err)
 	}
@@ -115,7 +115,7 @@ func moveText(c *spec.Container, link string) error {
 	}
 	defer from.Close()
 	// The name does not begin with the log's, so the kubelet does not count it.
-	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(c.LogPath)+"."+c.ID[:min(12, len(c.ID))])
+	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(c.LogPath)+"."+string(c.ID[:min(12, len(c.ID))]))
 	to, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o640)
 	if err != nil {
 		return err

@@ -6,12 +6,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"cri-dockerd/internal/model"
 )
 
 func TestDirtySet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, begin := newDirtySet(), time.Now()
-		take := func(want string, after time.Duration) {
+		take := func(want model.ContainerID, after time.Duration) {
 			t.Helper()
 			id, err := d.next(t.Context())
 			if err != nil || id != want || time.Since(begin) != after {
@@ -42,7 +44,7 @@ func TestDirtySet(t *testing.T) {
 // TestDirtySetSharesTheWork: who takes something wakes another for the rest.
 func TestDirtySetSharesTheWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, taken := newDirtySet(), make(chan string, 3)
+		d, taken := newDirtySet(), make(chan model.ContainerID, 3)
 		for range 3 {
 			go func() {
 				id, err := d.next(t.Context())
@@ -53,7 +55,7 @@ func TestDirtySetSharesTheWork(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
-		for _, id := range []string{"a", "b", "c"} {
+		for _, id := range []model.ContainerID{"a", "b", "c"} {
 			d.mark(id, settle)
 		}
 		time.Sleep(settle)

@@ -5,6 +5,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -29,10 +30,10 @@ func lifeOf(o spec.Object) life {
 // step is one transition of a life.
 type step struct {
 	kind runtimeapi.ContainerEventType
-	at   time.Time     // zero: not known
-	id   string        // of the container or sandbox
-	pod  string        // the sandbox's ID
-	last *spec.Sandbox // what was last known of it, nil if it was not
+	at   time.Time         // zero: not known
+	id   model.ContainerID // of the container or sandbox
+	pod  model.ContainerID // the sandbox's ID
+	last *spec.Sandbox     // what was last known of it, nil if it was not
 }
 
 // ranAnew says whether a process was started since the life was as in was. told: was is what events told, which is a little later than

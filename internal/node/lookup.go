@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -23,13 +24,13 @@ func (v *View) Container(id string) (*spec.Container, error) {
 	return find(v.store.containers, "container", id)
 }
 
-func find[T any](all map[string]*T, kind, id string) (*T, error) {
-	if x, ok := all[id]; ok {
+func find[T any](all map[model.ContainerID]*T, kind, id string) (*T, error) {
+	if x, ok := all[model.ContainerID(id)]; ok {
 		return x, nil
 	}
 	var hit *T
 	for full, x := range all {
-		if id == "" || !strings.HasPrefix(full, id) {
+		if id == "" || !strings.HasPrefix(string(full), id) {
 			continue
 		}
 		if hit != nil {
@@ -60,7 +61,7 @@ func (v *View) Containers() []*spec.Container {
 }
 
 // ContainersOf are a sandbox's containers, newest first.
-func (v *View) ContainersOf(sandboxID string) []*spec.Container {
+func (v *View) ContainersOf(sandboxID model.ContainerID) []*spec.Container {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.store.of(sandboxID)

@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 )
 
 // Reasons for a look at everything.
@@ -23,7 +24,7 @@ type viewMetrics struct {
 	resyncs *prometheus.CounterVec // by reason
 
 	mu      sync.Mutex
-	pending map[string]time.Time // the engine's time of the first event that no look has followed yet, by container; "" for images
+	pending map[model.ContainerID]time.Time // the engine's time of the first event that no look has followed yet, by container; "" for images
 }
 
 func newViewMetrics() *viewMetrics {
@@ -35,7 +36,7 @@ func newViewMetrics() *viewMetrics {
 		resyncs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_resyncs_total", Help: "Looks at everything that the engine has, by reason (connect, periodic, reload).",
 		}, []string{"reason"}),
-		pending: map[string]time.Time{},
+		pending: map[model.ContainerID]time.Time{},
 	}
 	for _, r := range []string{resyncConnect, resyncPeriodic, resyncReload} {
 		m.resyncs.WithLabelValues(r)
@@ -66,7 +67,7 @@ func (m *viewMetrics) noted(e engine.Event) {
 }
 
 // looking is called when a look at a container begins, or at the images (""); seen when the view has what it found.
-func (m *viewMetrics) looking(id string) (seen func()) {
+func (m *viewMetrics) looking(id model.ContainerID) (seen func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	at, ok := m.pending[id]

@@ -10,13 +10,14 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/model"
 )
 
 func TestFiguresOfTheView(t *testing.T) {
 	f := enginetest.NewFake("app:1")
 	running := makePod(t, f, "running")
 	makePod(t, f, "made")
-	if err := f.Start(t.Context(), running); err != nil {
+	if err := f.Start(t.Context(), model.ContainerID(running)); err != nil {
 		t.Fatal(err)
 	}
 	v := run(t, f)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -25,7 +26,7 @@ type Source interface {
 	// Objects reads every container of ours.
 	Objects(ctx context.Context) ([]spec.Object, error)
 	// Inspect reads one container; NotFound if it is gone, an empty object if it is not ours.
-	Inspect(ctx context.Context, id string) (spec.Object, error)
+	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// Images reads all images.
 	Images(ctx context.Context) ([]*spec.Image, error)
 	// Events subscribes before it returns; changed must not block; done tells the stream's end once.
@@ -52,6 +53,9 @@ const (
 	// lookAgain is the pause before a second look at what the engine could not describe.
 	lookAgain = time.Second
 )
+
+// allImages is the one element of View.dirtyImages.
+const allImages = model.ContainerID("")
 
 // View is the node's state. It is safe for concurrent use.
 type View struct {
@@ -232,15 +236,19 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	defer v.reading.Store(0)
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
+	// Images first: to read a container takes the labels of its image.
+	if err := v.RefreshImages(ctx); err != nil {
+		return err
+	}
 	ticket := v.look()
 	objects, err := v.src.Objects(ctx)
 	if err != nil {
 		return err
 	}
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.tell(v.store.replace(objects, ticket))
-	v.mu.Unlock()
-	return v.RefreshImages(ctx)
+	return nil
 }
 
 // Resync reads everything anew, although no event has told of a change.
@@ -264,7 +272,7 @@ func (v *View) look() uint64 {
 }
 
 // Refresh reads the objects anew from the engine, so that the view shows what has been done; one that is gone leaves the view.
-func (v *View) Refresh(ctx context.Context, ids ...string) error {
+func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 	var errs []error
 	for _, id := range ids {
 		v.dirty.forget(id) // what was marked before this look is seen by it
@@ -304,7 +312,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 func (v *View) heed(e engine.Event) {
 	v.metrics.noted(e)
 	if e.Image {
-		v.dirtyImages.mark("", settle)
+		v.dirtyImages.mark(allImages, settle)
 		return
 	}
 	v.mu.Lock()

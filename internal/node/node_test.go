@@ -16,6 +16,7 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -44,7 +45,7 @@ func makePod(t *testing.T, f *enginetest.Fake, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id
+	return string(id)
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {
@@ -70,11 +71,11 @@ func TestFollowsTheEngine(t *testing.T) {
 	}
 	later := makePod(t, f, "later")
 	eventually(t, "the new pod is seen", func() bool { _, err := v.Sandbox(later); return err == nil })
-	if err := f.Start(t.Context(), later); err != nil {
+	if err := f.Start(t.Context(), model.ContainerID(later)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it runs", func() bool { s, _ := v.Sandbox(later); return s.Running })
-	f.Drop(before)
+	f.Drop(model.ContainerID(before))
 	eventually(t, "a removed pod is gone", func() bool { return len(v.Sandboxes()) == 1 })
 	if _, err := f.Pull(t.Context(), "other:2", nil); err != nil {
 		t.Fatal(err)
@@ -86,21 +87,21 @@ func TestRefreshReadsYourWrites(t *testing.T) {
 	f := enginetest.NewFake()
 	v := New(f, discard) // not run: nothing but Refresh can renew it
 	id := makePod(t, f, "a")
-	if err := v.Refresh(t.Context(), id); err != nil {
+	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := v.Sandbox(id); err != nil {
 		t.Error(err)
 	}
-	f.Drop(id)
-	if err := v.Refresh(t.Context(), id); err != nil {
+	f.Drop(model.ContainerID(id))
+	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
 		t.Errorf("a refresh of what is gone: %v", err)
 	}
 	if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
 		t.Errorf("what is gone: %v", err)
 	}
 	f.Fault = func(string, bool) error { return errors.New("broken") }
-	if err := v.Refresh(t.Context(), id); err == nil {
+	if err := v.Refresh(t.Context(), model.ContainerID(id)); err == nil {
 		t.Error("a refresh that failed says nothing")
 	}
 }
@@ -184,11 +185,11 @@ func TestOlderLookNeverWins(t *testing.T) {
 func TestLookup(t *testing.T) {
 	v := New(nil, discard)
 	for i, id := range []string{"aaaa11", "aaaa22", "bbbb11"} {
-		v.store.put(id, spec.Object{Sandbox: &spec.Sandbox{ID: id, CreatedAt: time.Unix(int64(i), 0)}}, 1)
-		v.store.put("c"+id, spec.Object{Container: &spec.Container{ID: "c" + id, SandboxID: id, CreatedAt: time.Unix(5, 0)}}, 1)
+		v.store.put(model.ContainerID(id), spec.Object{Sandbox: &spec.Sandbox{ID: model.ContainerID(id), CreatedAt: time.Unix(int64(i), 0)}}, 1)
+		v.store.put(model.ContainerID("c"+id), spec.Object{Container: &spec.Container{ID: model.ContainerID("c" + id), SandboxID: model.ContainerID(id), CreatedAt: time.Unix(5, 0)}}, 1)
 	}
 	for id, want := range map[string]string{"aaaa11": "aaaa11", "aaaa2": "aaaa22", "b": "bbbb11"} {
-		if s, err := v.Sandbox(id); err != nil || s.ID != want {
+		if s, err := v.Sandbox(id); err != nil || string(s.ID) != want {
 			t.Errorf("%s: %v, %v", id, s, err)
 		}
 	}
@@ -202,7 +203,7 @@ func TestLookup(t *testing.T) {
 	}
 	got := ""
 	for _, s := range v.Sandboxes() {
-		got += s.ID + " "
+		got += string(s.ID) + " "
 	}
 	if got != "bbbb11 aaaa22 aaaa11 " {
 		t.Errorf("not newest first: %s", got)
@@ -222,8 +223,10 @@ func (d *down) Host(context.Context) (spec.Host, error) {
 	d.tries++
 	return spec.Host{}, errdefs.ErrUnavailable
 }
-func (*down) Objects(context.Context) ([]spec.Object, error)              { return nil, nil }
-func (*down) Inspect(context.Context, string) (spec.Object, error)        { return spec.Object{}, nil }
+func (*down) Objects(context.Context) ([]spec.Object, error) { return nil, nil }
+func (*down) Inspect(context.Context, model.ContainerID) (spec.Object, error) {
+	return spec.Object{}, nil
+}
 func (*down) Images(context.Context) ([]*spec.Image, error)               { return nil, nil }
 func (*down) Events(context.Context, func(engine.Event)) (_ <-chan error) { return nil }
 

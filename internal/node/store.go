@@ -3,10 +3,10 @@ package node
 import (
 	"cmp"
 	"slices"
-	"strings"
 	"time"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -15,12 +15,12 @@ import (
 // they are asked for and kept until something changes. What changes the records returns the steps that they took.
 type store struct {
 	ticket     uint64 // counts looks
-	sandboxes  map[string]*spec.Sandbox
-	containers map[string]*spec.Container
-	news       map[string]news // also of objects that are gone
-	leaving    map[string]leaving
-	told       map[string]bool // the record is what events told: its times are a little late
-	signs      map[string]signs
+	sandboxes  map[model.ContainerID]*spec.Sandbox
+	containers map[model.ContainerID]*spec.Container
+	news       map[model.ContainerID]news // also of objects that are gone
+	leaving    map[model.ContainerID]leaving
+	told       map[model.ContainerID]bool // the record is what events told: its times are a little late
+	signs      map[model.ContainerID]signs
 
 	sortedSandboxes  []*spec.Sandbox // nil: to be made
 	sortedContainers []*spec.Container
@@ -40,8 +40,8 @@ const killedCode = 137
 
 func newStore() store {
 	return store{
-		sandboxes: map[string]*spec.Sandbox{}, containers: map[string]*spec.Container{}, news: map[string]news{},
-		leaving: map[string]leaving{}, told: map[string]bool{}, signs: map[string]signs{},
+		sandboxes: map[model.ContainerID]*spec.Sandbox{}, containers: map[model.ContainerID]*spec.Container{}, news: map[model.ContainerID]news{},
+		leaving: map[model.ContainerID]leaving{}, told: map[model.ContainerID]bool{}, signs: map[model.ContainerID]signs{},
 	}
 }
 
@@ -51,12 +51,12 @@ func (s *store) begin() uint64 {
 	return s.ticket
 }
 
-func (s *store) get(id string) spec.Object {
+func (s *store) get(id model.ContainerID) spec.Object {
 	return spec.Object{Sandbox: s.sandboxes[id], Container: s.containers[id]}
 }
 
 // put is what a look found under an ID: nothing means that it is gone or not ours.
-func (s *store) put(id string, o spec.Object, look uint64) []step {
+func (s *store) put(id model.ContainerID, o spec.Object, look uint64) []step {
 	was, now := s.get(id), lifeOf(o)
 	n, known := s.news[id]
 	if known && look <= n.came {
@@ -81,7 +81,7 @@ func (s *store) put(id string, o spec.Object, look uint64) []step {
 	return nil
 }
 
-func (s *store) set(id string, o spec.Object) {
+func (s *store) set(id model.ContainerID, o spec.Object) {
 	delete(s.sandboxes, id)
 	delete(s.containers, id)
 	s.sortedSandboxes, s.sortedContainers = nil, nil
@@ -139,7 +139,7 @@ func (s *store) lastOf(o spec.Object) *spec.Sandbox {
 }
 
 // name says whose steps they are.
-func (s *store) name(id string, o spec.Object, last *spec.Sandbox, steps []step) []step {
+func (s *store) name(id model.ContainerID, o spec.Object, last *spec.Sandbox, steps []step) []step {
 	for i := range steps {
 		steps[i].id, steps[i].pod, steps[i].last = id, id, last
 		if o.Container != nil {
@@ -150,7 +150,7 @@ func (s *store) name(id string, o spec.Object, last *spec.Sandbox, steps []step)
 }
 
 // gone is a removal that is certain, at a time if that is known. It counts as a look.
-func (s *store) gone(id string, at time.Time) []step {
+func (s *store) gone(id model.ContainerID, at time.Time) []step {
 	s.put(id, spec.Object{}, s.begin())
 	l, ok := s.leaving[id]
 	if !ok {
@@ -164,10 +164,10 @@ func (s *store) gone(id string, at time.Time) []step {
 // replace is what a look at everything found.
 func (s *store) replace(objects []spec.Object, look uint64) []step {
 	var out []step
-	found := map[string]bool{}
+	found := map[model.ContainerID]bool{}
 	for _, sandboxes := range []bool{true, false} { // a container's sandbox is known when it is told of
 		for _, o := range objects {
-			id := ""
+			id := model.ContainerID("")
 			switch {
 			case sandboxes && o.Sandbox != nil:
 				id = o.Sandbox.ID
@@ -184,8 +184,8 @@ func (s *store) replace(objects []spec.Object, look uint64) []step {
 }
 
 // miss removes what a look at everything did not find, containers first.
-func (s *store) miss(found map[string]bool, look uint64) []step {
-	var containers, sandboxes []string
+func (s *store) miss(found map[model.ContainerID]bool, look uint64) []step {
+	var containers, sandboxes []model.ContainerID
 	for id, n := range s.news {
 		o, left := s.get(id), s.leaving[id].object
 		switch {
@@ -206,7 +206,7 @@ func (s *store) miss(found map[string]bool, look uint64) []step {
 }
 
 // of are a sandbox's containers, newest first.
-func (s *store) of(sandboxID string) []*spec.Container {
+func (s *store) of(sandboxID model.ContainerID) []*spec.Container {
 	s.sort()
 	var out []*spec.Container
 	for _, c := range s.sortedContainers {
@@ -235,6 +235,6 @@ func (s *store) sort() {
 	}
 }
 
-func newest(a, b time.Time, idA, idB string) int {
-	return cmp.Or(b.Compare(a), strings.Compare(idA, idB))
+func newest(a, b time.Time, idA, idB model.ContainerID) int {
+	return cmp.Or(b.Compare(a), cmp.Compare(idA, idB))
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -26,7 +27,7 @@ type Pod struct {
 // Change is one transition of a container or a sandbox, and its pod after it.
 type Change struct {
 	Type runtimeapi.ContainerEventType
-	ID   string // of the container or sandbox
+	ID   model.ContainerID // of the container or sandbox
 	// Pod.At is the time of the transition as the engine has it, unless something newer has been told before.
 	Pod
 }

@@ -14,6 +14,7 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -29,7 +30,7 @@ func expect(t *testing.T, w *Watch, id, kinds string) []*Change {
 	var out []*Change
 	for i, want := range strings.Fields(kinds) {
 		c, err := w.Next(ctx)
-		if err != nil || c.ID != id || word(c.Type) != want {
+		if err != nil || string(c.ID) != id || word(c.Type) != want {
 			t.Fatalf("change %d of %s: want %s, got %+v, %v", i, id, want, c, err)
 		}
 		if i > 0 && !c.At.After(out[i-1].At) {
@@ -55,20 +56,20 @@ func TestWatchALife(t *testing.T) {
 	_, w := watching(t, f)
 	id := makePod(t, f, "a")
 	expect(t, w, id, "created")
-	if err := f.Start(t.Context(), id); err != nil {
+	if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
 	c := expect(t, w, id, "started")[0]
 	if !c.Sandbox.Running || !c.At.Equal(c.Sandbox.StartedAt) {
 		t.Errorf("started at %s: %+v", c.At, c.Sandbox)
 	}
-	f.End(id, 3)
+	f.End(model.ContainerID(id), 3)
 	c = expect(t, w, id, "stopped")[0]
 	if c.Sandbox.Running || c.Sandbox.ExitCode != 3 || !c.At.Equal(c.Sandbox.FinishedAt) {
 		t.Errorf("stopped at %s: %+v", c.At, c.Sandbox)
 	}
-	f.Drop(id)
-	if c := expect(t, w, id, "deleted")[0]; c.Sandbox == nil || c.Sandbox.ID != id {
+	f.Drop(model.ContainerID(id))
+	if c := expect(t, w, id, "deleted")[0]; c.Sandbox == nil || string(c.Sandbox.ID) != id {
 		t.Errorf("deleted: %+v", c)
 	}
 }
@@ -79,7 +80,7 @@ func TestWatchWhileTheEngineIsAway(t *testing.T) {
 	var ids []string
 	for _, name := range []string{"untouched", "ends", "goes"} {
 		id := makePod(t, f, name)
-		if err := f.Start(t.Context(), id); err != nil {
+		if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)
@@ -87,8 +88,8 @@ func TestWatchWhileTheEngineIsAway(t *testing.T) {
 	v, w := watching(t, f)
 	f.SetDown(true)
 	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
-	f.End(ids[1], 1)
-	f.Drop(ids[2])
+	f.End(model.ContainerID(ids[1]), 1)
+	f.Drop(model.ContainerID(ids[2]))
 	f.SetDown(false)
 	<-v.Synced()
 	expect(t, w, ids[1], "stopped")
@@ -101,7 +102,7 @@ func TestWatchWhileTheEngineIsAway(t *testing.T) {
 func TestWatchBeforeTheFirstLook(t *testing.T) {
 	f := enginetest.NewFake()
 	id := makePod(t, f, "a")
-	if err := f.Start(t.Context(), id); err != nil {
+	if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
 	v := New(f, discard)
@@ -171,9 +172,9 @@ func TestStartThatFailed(t *testing.T) {
 	expect(t, w, "c", "created stopped deleted")
 }
 
-// model is an engine with one container, whose looks and events arrive in any order that can be: looks end in another order than they
+// fakeEngine is an engine with one container, whose looks and events arrive in any order that can be: looks end in another order than they
 // began, events come late but in order.
-type model struct {
+type fakeEngine struct {
 	v      *View
 	at     int            // how many of kinds have happened
 	events []engine.Event // on their way
@@ -181,7 +182,7 @@ type model struct {
 	kinds  []string
 }
 
-func (m *model) advance() {
+func (m *fakeEngine) advance() {
 	if m.at == len(m.kinds) {
 		return
 	}
@@ -198,7 +199,7 @@ func (m *model) advance() {
 	m.events = append(m.events, e)
 }
 
-func (m *model) deliver() {
+func (m *fakeEngine) deliver() {
 	if len(m.events) > 0 {
 		m.v.heed(m.events[0])
 		m.events = m.events[1:]
@@ -206,7 +207,7 @@ func (m *model) deliver() {
 }
 
 // record is the container as it is now, nil when it is gone. The engine tells starts and ends a little later than it notes them.
-func (m *model) record() *spec.Container {
+func (m *fakeEngine) record() *spec.Container {
 	c := &spec.Container{ID: "c", SandboxID: "s"}
 	for i, k := range m.kinds[:m.at] {
 		at := time.Unix(int64(i+1), 0).Add(-time.Millisecond)
@@ -225,12 +226,12 @@ func (m *model) record() *spec.Container {
 }
 
 // begin begins a look, at the container or at everything.
-func (m *model) begin(everything bool) {
+func (m *fakeEngine) begin(everything bool) {
 	m.looks = append(m.looks, &look{ticket: m.v.look(), everything: everything})
 }
 
 // finish lets any look that is under way come one step further: the engine answers, the answer arrives.
-func (m *model) finish(r *rand.Rand) {
+func (m *fakeEngine) finish(r *rand.Rand) {
 	if len(m.looks) == 0 {
 		return
 	}
@@ -253,7 +254,7 @@ func (m *model) finish(r *rand.Rand) {
 }
 
 // finishAll ends all looks.
-func (m *model) finishAll(r *rand.Rand) {
+func (m *fakeEngine) finishAll(r *rand.Rand) {
 	for len(m.looks) > 0 {
 		m.finish(r)
 	}
@@ -278,7 +279,7 @@ func TestEveryInterleaving(t *testing.T) {
 		}
 		v := New(nil, discard)
 		w := v.Watch()
-		m := &model{v: v, kinds: kinds}
+		m := &fakeEngine{v: v, kinds: kinds}
 		m.advance()
 		m.begin(false)
 		m.finishAll(r) // CreateContainer has looked when it returns
@@ -322,7 +323,7 @@ func TestDroppedEvents(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		v := New(nil, discard)
 		w := v.Watch()
-		m := &model{v: v, kinds: []string{"created", "started", "stopped", "deleted"}}
+		m := &fakeEngine{v: v, kinds: []string{"created", "started", "stopped", "deleted"}}
 		for range 30 {
 			if r.IntN(3) == 0 {
 				m.advance()
@@ -360,13 +361,13 @@ func TestSlowReader(t *testing.T) {
 	defer slow.Stop()
 	defer quick.Stop()
 	for i := range watchBuffer + 10 {
-		v.tell([]step{{id: fmt.Sprint(i)}})
-		if c, err := quick.Next(t.Context()); err != nil || c.ID != fmt.Sprint(i) {
+		v.tell([]step{{id: model.ContainerID(fmt.Sprint(i))}})
+		if c, err := quick.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
 			t.Fatalf("the reader that keeps up: %+v, %v", c, err)
 		}
 	}
 	for i := range watchBuffer {
-		if c, err := slow.Next(t.Context()); err != nil || c.ID != fmt.Sprint(i) {
+		if c, err := slow.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
 			t.Fatalf("change %d: %+v, %v", i, c, err)
 		}
 	}

@@ -33,29 +33,21 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 	if len(cfg.GetCommand()) == 0 && len(cfg.GetArgs()) == 0 && !o.Image.Entrypoint {
 		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	}
-	own := map[string]string{labelType: typeContainer, labelSandboxID: o.Sandbox.ID, labelImage: askedImage(cfg)}
-	if ref := o.Image.digested(askedImage(cfg)); ref != "" {
-		own[labelImageRef] = ref
-	}
-	if p := LogPath(cfg, pod); p != "" {
-		own[labelLogPath] = p
-	}
-	limits, err := kernelLimits("config.linux.resources", cfg.GetLinux().GetResources(), o.Host)
+	name := ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata)
+	labels, err := containerLabels(name, cfg, pod, o)
 	if err != nil {
 		return nil, err
 	}
-	if !limits.Empty() {
-		own[labelLimits] = toJSON(limits)
-	}
+
 	c := &Create{
-		Name: ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata),
+		Name: name,
 		Config: &container.Config{
-			Image:       o.Image.ID, // a tag may move between the kubelet's look and our create
+			Image:       string(o.Image.ID), // a tag may move between the kubelet's request and our create
 			Entrypoint:  cfg.GetCommand(),
 			Cmd:         cfg.GetArgs(),
 			WorkingDir:  cfg.GetWorkingDir(),
 			Env:         environment(cfg.GetEnvs()),
-			Labels:      writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), own, false),
+			Labels:      labels,
 			Tty:         cfg.GetTty(),
 			OpenStdin:   cfg.GetStdin(),
 			StdinOnce:   cfg.GetStdinOnce(),
@@ -79,6 +71,38 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 	return c, nil
 }
 
+// containerLabels are the container's record and the labels that other tools read.
+func containerLabels(
+	name string, cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, o ContainerOptions,
+) (map[string]string, error) {
+	limits, err := kernelLimits("config.linux.resources", cfg.GetLinux().GetResources(), o.Host)
+	if err != nil {
+		return nil, err
+	}
+
+	r := &record{
+		Name:        name,
+		Labels:      cfg.GetLabels(),
+		Annotations: cfg.GetAnnotations(),
+		Container: &containerRecord{
+			SandboxID:    o.Sandbox.ID,
+			Image:        askedImage(cfg),
+			ImageRef:     o.Image.digested(askedImage(cfg)),
+			LogPath:      LogPath(cfg, pod),
+			ImageVolumes: imageVolumes(cfg, o),
+			Limits:       limits,
+		},
+	}
+	facts := map[string]string{
+		labelType:      typeContainer,
+		labelSandboxID: string(o.Sandbox.ID),
+	}
+	if p := r.Container.LogPath; p != "" {
+		facts[labelLogPath] = p
+	}
+	return r.write(facts)
+}
+
 // askedImage is the image's name as the user wrote it, which the kubelet shows and compares.
 func askedImage(cfg *runtimeapi.ContainerConfig) string {
 	if s := cfg.GetImage().GetUserSpecifiedImage(); s != "" {
@@ -95,10 +119,14 @@ func environment(in []*runtimeapi.KeyValue) []string {
 	return out
 }
 
+// joinPrefix precedes the ID of the container whose namespace another one joins (Docker API,
+// HostConfig.NetworkMode).
+const joinPrefix = "container:"
+
 // containerNamespaces joins the pod's namespaces.
 func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
 	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	join := "container:" + o.Sandbox.ID
+	join := joinPrefix + string(o.Sandbox.ID)
 	c.Host.NetworkMode, c.Host.IpcMode = container.NetworkMode(join), container.IpcMode(join)
 	if o.Sandbox.HostNetwork() {
 		c.Host.UTSMode = "host" // the network is the sandbox's, so that its resolv.conf is too
@@ -117,7 +145,7 @@ func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o Container
 		if ns.GetTargetId() == "" {
 			return fmt.Errorf("config.linux.security_context.namespace_options.target_id: must not be empty with pid mode TARGET: %w", errdefs.ErrInvalidArgument)
 		}
-		c.Host.PidMode = container.PidMode("container:" + ns.GetTargetId())
+		c.Host.PidMode = container.PidMode(joinPrefix + ns.GetTargetId())
 	}
 	if o.Host.CgroupVersion == "2" {
 		c.Host.CgroupnsMode = container.CgroupnsModePrivate

@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -74,7 +76,7 @@ func translate(t *testing.T, request string, h Host) (file, content string) {
 		}
 		req = r
 		if err = Validate(req); err == nil {
-			sb := &Sandbox{ID: r.PodSandboxId, Name: SandboxName(r.SandboxConfig.GetMetadata()), Metadata: r.SandboxConfig.GetMetadata(),
+			sb := &Sandbox{ID: model.ContainerID(r.PodSandboxId), Name: SandboxName(r.SandboxConfig.GetMetadata()), Metadata: r.SandboxConfig.GetMetadata(),
 				Namespaces: r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(), CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h)}
 			volumes := map[int]ImageVolume{}
 			for i, m := range r.Config.GetMounts() {

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -10,13 +11,16 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
-// ImageVolume is an image that is mounted into a container (CRI Mount.image). It is remembered in a label of the container.
+// ImageVolume is an image that is mounted into a container (CRI Mount.image). The container's record
+// has it.
 type ImageVolume struct {
-	ImageID string `json:"image"`
-	Target  string `json:"target"`
-	SubPath string `json:"subPath,omitempty"`
+	ImageID model.ImageID `json:"image"`
+	Target  string        `json:"target"`            // clean absolute path in the container
+	SubPath string        `json:"subPath,omitempty"` // local path in the image
 	// Path is where we have mounted it, with the sub-path; "" where the engine mounts images itself.
 	Path string `json:"-"`
 }
@@ -41,25 +45,45 @@ func (h Host) CheckImageVolumes() error {
 }
 
 // MountsImage says whether the container mounts this image.
-func (c *Container) MountsImage(imageID string) bool {
+func (c *Container) MountsImage(imageID model.ImageID) bool {
 	return slices.ContainsFunc(c.ImageVolumes, func(v ImageVolume) bool { return v.ImageID == imageID })
 }
 
 // imageMount is an image volume in Docker's terms.
 func imageMount(v ImageVolume) mount.Mount {
 	if v.Path == "" {
-		return mount.Mount{Type: mount.TypeImage, Source: v.ImageID, Target: v.Target, ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: v.SubPath}}
+		return mount.Mount{Type: mount.TypeImage, Source: string(v.ImageID), Target: v.Target, ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: v.SubPath}}
 	}
 	return mount.Mount{Type: mount.TypeBind, Source: v.Path, Target: v.Target, ReadOnly: true, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
 }
 
-// readImageVolumes are a container's image volumes as its label has them.
-func readImageVolumes(in container.InspectResponse) []ImageVolume {
-	return fromJSON[[]ImageVolume](in.Config.Labels[labelImageVolumes])
+// imageVolumes are the images that a container mounts, in the order of its mounts.
+func imageVolumes(cfg *runtimeapi.ContainerConfig, o ContainerOptions) []ImageVolume {
+	var out []ImageVolume
+	for i := range cfg.GetMounts() {
+		if v, ok := o.ImageVolumes[i]; ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// check reports what is wrong with a volume that was read from a record.
+func (v ImageVolume) check() error {
+	if _, err := model.ParseImageID(string(v.ImageID)); err != nil {
+		return err
+	}
+	if !path.IsAbs(v.Target) {
+		return fmt.Errorf("target %q is not absolute", v.Target)
+	}
+	if v.SubPath != "" && !filepath.IsLocal(v.SubPath) {
+		return fmt.Errorf("sub-path %q is not local", v.SubPath)
+	}
+	return nil
 }
 
 func (v ImageVolume) mount() *runtimeapi.Mount {
-	return &runtimeapi.Mount{ContainerPath: v.Target, Readonly: true, Image: &runtimeapi.ImageSpec{Image: v.ImageID}, ImageSubPath: v.SubPath}
+	return &runtimeapi.Mount{ContainerPath: v.Target, Readonly: true, Image: &runtimeapi.ImageSpec{Image: string(v.ImageID)}, ImageSubPath: v.SubPath}
 }
 
 // imageMount checks a mount of an image.
@@ -78,15 +102,37 @@ func (p *problems) imageMount(field string, m *runtimeapi.Mount) {
 	}
 }
 
-// NewHolder is a container that is never started and keeps the layers of an image from being removed while we have them mounted.
-func NewHolder(imageID string) *Create {
-	return &Create{
-		Name: holderPrefix + strings.TrimPrefix(imageID, "sha256:"),
-		Config: &container.Config{
-			Image: imageID, Cmd: []string{"never-started"}, Labels: map[string]string{LabelHolder: imageID}, Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
-		},
-		Host: &container.HostConfig{LogConfig: container.LogConfig{Type: "none"}, NetworkMode: "none"},
+// HolderPrefix begins the names of holders; the image's ID without its algorithm follows. The engine
+// can filter a list by it.
+const HolderPrefix = "cri-dockerd_image-volume_"
+
+// HolderName is the name of the holder of an image.
+func HolderName(imageID model.ImageID) string { return HolderPrefix + imageID.Hex() }
+
+// HeldImage returns the image that the container of this name holds, false if it is no holder. The
+// name alone decides: an image may bring any label.
+func HeldImage(name string) (model.ImageID, bool) {
+	hex, ok := strings.CutPrefix(strings.TrimPrefix(name, "/"), HolderPrefix)
+	if !ok {
+		return "", false
 	}
+	id, err := model.ParseImageID("sha256:" + hex)
+	return id, err == nil
 }
 
-const holderPrefix = "cri-dockerd_image-volume_"
+// NewHolder is a container that is never started and keeps the layers of an image from being removed
+// while we have them mounted.
+func NewHolder(imageID model.ImageID) *Create {
+	return &Create{
+		Name: HolderName(imageID),
+		Config: &container.Config{
+			Image:       string(imageID),
+			Cmd:         []string{"never-started"},
+			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+		},
+		Host: &container.HostConfig{
+			LogConfig:   container.LogConfig{Type: "none"},
+			NetworkMode: "none",
+		},
+	}
+}

@@ -1,11 +1,9 @@
 package spec
 
-import (
-	"maps"
-	"strings"
-)
+import "strings"
 
-// The labels that dockershim and its successors share.
+// The labels that dockershim and its successors share. Tools filter by them, and older shims read
+// them after a hand-back. The daemon itself reads them only from objects of older shims; see record.
 const (
 	labelType      = "io.kubernetes.docker.type" // podsandbox or container
 	labelSandboxID = "io.kubernetes.sandbox.id"
@@ -14,28 +12,17 @@ const (
 	typeSandbox    = "podsandbox"
 	typeContainer  = "container"
 	annotationMark = "annotation." // prefix of labels that hold CRI annotations
+	kubernetesMark = "io.kubernetes."
 )
 
-// Labels of our own, for what Docker cannot otherwise remember.
-const (
-	ownMark           = "io.cri-dockerd."
-	labelHandler      = ownMark + "runtime-handler"
-	labelPid          = ownMark + "pid"           // the pod's pid mode, which Docker knows only of its containers
-	labelEscaped      = ownMark + "label."        // prefix of CRI labels that would be mistaken for one of the above
-	labelImage        = ownMark + "image"         // the image's name as the kubelet asked for it
-	labelImageRef     = ownMark + "image-ref"     // the image's digested name at that time
-	labelImageVolumes = ownMark + "image-volumes" // JSON of the images that are mounted into the container
-	LabelHolder       = ownMark + "image-volume"  // on holders: the ID of the image that is mounted
-	labelLimits       = ownMark + "limits"        // JSON of the limits that Docker cannot be told
-	labelPod          = ownMark + "pod"           // JSON of the pod's own resources and overhead
-	labelNetNS        = ownMark + "netns"         // on sandboxes: netnsOwn if Docker's network mode "host" is not the pod's
-	LabelPinned       = ownMark + "pinned"        // on images: never to be collected
-	labelShimGroupKey = "io.containerd.runc.v2.group"
-	netnsOwn          = "own"
-)
+// ownMark is the prefix of the labels of this program. There is one, see labelRecord.
+const ownMark = "io.cri-dockerd."
 
-// reserved says whether a CRI label of this key must be stored escaped.
-func reserved(key string, sandbox bool) bool {
+// labelShimGroupKey makes containerd's runc shim serve several containers from one process.
+const labelShimGroupKey = "io.containerd.runc.v2.group"
+
+// isReserved reports whether a label of this key is not a CRI label of the object.
+func isReserved(key string, sandbox bool) bool {
 	switch key {
 	case labelType, labelSandboxID, labelLogPath:
 		return true
@@ -45,33 +32,65 @@ func reserved(key string, sandbox bool) bool {
 	return strings.HasPrefix(key, annotationMark) || strings.HasPrefix(key, ownMark)
 }
 
-// writeLabels joins CRI labels and annotations and our own facts into Docker labels.
-func writeLabels(labels, annotations, own map[string]string, sandbox bool) map[string]string {
-	out := make(map[string]string, len(labels)+len(annotations)+len(own))
-	for k, v := range labels {
-		if reserved(k, sandbox) {
-			k = labelEscaped + k
+// sharedLabels are the labels that other tools and older shims read: CRI labels, annotations with
+// their prefix, and the facts of the shared scheme. A CRI label with a reserved key stands in the
+// record only.
+func sharedLabels(r *record, facts map[string]string) map[string]string {
+	out := make(map[string]string, len(r.Labels)+len(r.Annotations)+len(facts)+1)
+	for k, v := range r.Labels {
+		if !isReserved(k, r.Sandbox != nil) {
+			out[k] = v
 		}
-		out[k] = v
 	}
-	for k, v := range annotations {
+	for k, v := range r.Annotations {
 		out[annotationMark+k] = v
 	}
-	maps.Copy(out, own)
+	for k, v := range facts {
+		out[k] = v
+	}
 	return out
 }
 
-// readLabels is the inverse of writeLabels: the CRI labels and annotations in Docker labels, without our own facts.
-func readLabels(in map[string]string, sandbox bool) (labels, annotations map[string]string) {
+// readSharedLabels returns the CRI labels and annotations of an object of an older shim.
+func readSharedLabels(in map[string]string, sandbox bool) (labels, annotations map[string]string) {
 	labels, annotations = map[string]string{}, map[string]string{}
 	for k, v := range in {
-		if escaped, ok := strings.CutPrefix(k, labelEscaped); ok {
-			labels[escaped] = v
-		} else if a, ok := strings.CutPrefix(k, annotationMark); ok {
+		if a, ok := strings.CutPrefix(k, annotationMark); ok {
 			annotations[a] = v
-		} else if !reserved(k, sandbox) {
+		} else if !isReserved(k, sandbox) {
 			labels[k] = v
 		}
 	}
 	return labels, annotations
+}
+
+// ImageLabels are the labels that a container's image brings. Docker adds each of them to the
+// container unless its creator has set the key.
+type ImageLabels struct {
+	// Unknown says that the image cannot be read, for instance because it was removed.
+	Unknown bool
+	Labels  map[string]string
+}
+
+// without returns a container's labels without those that its image may have brought. Of an unknown
+// image only the keys remain that every shim sets itself on every object.
+func (l ImageLabels) without(all map[string]string) map[string]string {
+	out := make(map[string]string, len(all))
+	for k, v := range all {
+		brought, ok := l.Labels[k]
+		if ok && brought == v || l.Unknown && !isAlwaysSet(k) {
+			continue
+		}
+		out[k] = v
+	}
+	return out
+}
+
+// isAlwaysSet reports whether every shim and the kubelet set this label on each of their containers.
+func isAlwaysSet(key string) bool {
+	switch key {
+	case labelType, labelSandboxID, labelLogPath, labelName, labelRecord:
+		return true
+	}
+	return strings.HasPrefix(key, kubernetesMark+"pod.")
 }

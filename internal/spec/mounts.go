@@ -32,7 +32,6 @@ func readPropagation(p mount.Propagation) runtimeapi.MountPropagation {
 
 // containerMounts makes bind mounts, and mounts of images. A read-only mount is not recursively so unless asked: engines from 25 on would otherwise do it.
 func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
-	var volumes []ImageVolume
 	for i, m := range cfg.GetMounts() {
 		field := fmt.Sprintf("config.mounts[%d]", i)
 		if err := checkMount(field, m, o.Host); err != nil {
@@ -43,7 +42,6 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			if !ok {
 				return fmt.Errorf("%s.image: %s is not mounted: %w", field, m.GetImage().GetImage(), errdefs.ErrFailedPrecondition)
 			}
-			volumes = append(volumes, v)
 			c.Host.Mounts = append(c.Host.Mounts, imageMount(v))
 			continue
 		}
@@ -64,9 +62,6 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 		c.Host.Mounts = append(c.Host.Mounts, mount.Mount{
 			Type: mount.TypeBind, Source: m.GetHostPath(), Target: m.GetContainerPath(), ReadOnly: m.GetReadonly(), BindOptions: b,
 		})
-	}
-	if len(volumes) > 0 {
-		c.Config.Labels[labelImageVolumes] = toJSON(volumes)
 	}
 	return nil
 }

@@ -43,7 +43,6 @@ func joinNetNS(c *Create, netns string) {
 	c.Host.NetworkMode = "host"
 	c.Host.Mounts = append(c.Host.Mounts, mount.Mount{Type: mount.TypeBind, Source: netns, Target: netnsTarget, ReadOnly: true})
 	c.Host.CapDrop, c.Host.CapAdd = []string{"ALL"}, []string{"SETPCAP", "SYS_ADMIN"}
-	c.Config.Labels[labelNetNS] = netnsOwn
 	if c.Config.User != "" || len(c.Host.GroupAdd) > 0 {
 		user, group, _ := strings.Cut(c.Config.User, ":")
 		c.Config.Cmd = append([]string{cmp.Or(user, "0"), cmp.Or(group, "0")}, c.Host.GroupAdd...)

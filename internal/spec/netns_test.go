@@ -40,9 +40,9 @@ func TestSandboxThatJoinsANamespace(t *testing.T) {
 	if len(r.Config.Linux.Sysctls) != 3 {
 		t.Error("the request was changed")
 	}
-	read := Read(container.InspectResponse{ID: "x", Name: "/" + made.Name, Config: made.Config, HostConfig: made.Host}).Sandbox
-	if read == nil || !read.OwnNetNS || read.HostNetwork() {
-		t.Errorf("read back: %+v", read)
+	sb := read(t, container.InspectResponse{ID: testID, Name: "/" + made.Name, Config: made.Config, HostConfig: made.Host}).Sandbox
+	if sb == nil || !sb.OwnNetNS || sb.HostNetwork() {
+		t.Errorf("read back: %+v", sb)
 	}
 
 	sc := r.Config.Linux.SecurityContext
@@ -58,7 +58,7 @@ func TestSandboxThatJoinsANamespace(t *testing.T) {
 	}
 
 	sc.NamespaceOptions.Network, r.Config.Linux.Sysctls = runtimeapi.NamespaceMode_NODE, nil
-	if made, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil || len(made.Host.Mounts) > 0 || made.Config.Labels[labelNetNS] != "" {
+	if made, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil || len(made.Host.Mounts) > 0 || strings.Contains(made.Config.Labels[labelRecord], "ownNetNS") {
 		t.Errorf("a pod on the host network: %+v, %v", made, err)
 	}
 }

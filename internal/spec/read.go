@@ -2,8 +2,10 @@ package spec
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,8 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // The reasons of an ended container that the kubelet and its users know.
@@ -27,15 +31,17 @@ const (
 // OurLabel is a filter for Docker's list: every container of ours, and of the shims before, has it.
 const OurLabel = labelType
 
-// Read is what Docker's answer to an inspect means: a sandbox, a container, or nothing for what is not ours. It accepts incomplete
-// answers (a container that is being removed).
-func Read(in container.InspectResponse) Object {
-	if in.Config == nil {
-		return Object{}
-	}
+// Read translates Docker's answer to an inspect: a sandbox, a container, or nothing for what is not
+// ours. It accepts incomplete answers (a container that is being removed). image are the labels that
+// the container's image brings; nothing is believed of them. The error is DataLoss for a container of
+// ours whose record cannot be read.
+func Read(in container.InspectResponse, image ImageLabels) (Object, error) {
 	n, err := parseName(in.Name)
-	if err != nil {
-		return Object{}
+	if in.Config == nil || err != nil {
+		return Object{}, nil //nolint:nilerr // another name is somebody else's container
+	}
+	if _, err := model.ParseContainerID(in.ID); err != nil {
+		return Object{}, err
 	}
 	if in.State == nil {
 		in.State = &container.State{}
@@ -43,49 +49,98 @@ func Read(in container.InspectResponse) Object {
 	if in.HostConfig == nil {
 		in.HostConfig = &container.HostConfig{}
 	}
-	switch in.Config.Labels[labelType] {
+
+	labels := image.without(in.Config.Labels)
+	r, err := parseRecord(labels, strings.TrimPrefix(in.Name, "/"))
+	switch {
+	case errors.Is(err, errNoRecord):
+		return readForeign(in, n, labels), nil
+	case err != nil:
+		return Object{}, fmt.Errorf("container %s: %w", in.ID, err)
+	case r.Sandbox != nil:
+		return Object{Sandbox: readSandbox(in, n, r)}, nil
+	case !in.HostConfig.NetworkMode.IsContainer() || in.HostConfig.NetworkMode.ConnectedContainer() != string(r.Container.SandboxID):
+		return Object{}, fmt.Errorf("container %s: %w", in.ID, spoiled("its sandbox is not the one that the container joined"))
+	}
+	return Object{Container: readContainer(in, n, r)}, nil
+}
+
+// readForeign reads an object of an older shim, which has no record. labels are the container's
+// without those of its image.
+func readForeign(in container.InspectResponse, n name, labels map[string]string) Object {
+	r := &record{Name: strings.TrimPrefix(in.Name, "/")}
+	switch labels[labelType] {
 	case typeSandbox:
-		return Object{Sandbox: readSandbox(in, n)}
+		r.Labels, r.Annotations = readSharedLabels(labels, true)
+		r.Sandbox = &sandboxRecord{Pid: runtimeapi.NamespaceMode_CONTAINER.String()}
+		sb := readSandbox(in, n, r)
+		sb.Foreign = true
+		return Object{Sandbox: sb}
 	case typeContainer:
-		return Object{Container: readContainer(in, n)}
+		sandbox, err := model.ParseContainerID(labels[labelSandboxID])
+		if err != nil {
+			return Object{}
+		}
+		r.Labels, r.Annotations = readSharedLabels(labels, false)
+		r.Container = &containerRecord{SandboxID: sandbox, Image: in.Config.Image}
+		if p := labels[labelLogPath]; path.IsAbs(p) {
+			r.Container.LogPath = path.Clean(p)
+		}
+		return Object{Container: readContainer(in, n, r)}
 	}
 	return Object{}
 }
 
-func readSandbox(in container.InspectResponse, n name) *Sandbox {
-	labels, annotations := readLabels(in.Config.Labels, true)
+func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 	s := &Sandbox{
-		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"), Image: in.Config.Image,
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
-		Labels:   labels, Annotations: annotations,
-		RuntimeHandler: in.Config.Labels[labelHandler],
-		Namespaces:     readNamespaces(in),
+		ID:             model.ContainerID(in.ID),
+		Name:           r.Name,
+		Image:          in.Config.Image,
+		Metadata:       &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
+		Labels:         r.Labels,
+		Annotations:    r.Annotations,
+		RuntimeHandler: r.Sandbox.Handler,
+		Namespaces:     readNamespaces(in.HostConfig, r.Sandbox),
 		CreatedAt:      readTime(in.Created),
 		StartedAt:      readTime(in.State.StartedAt),
-		Running:        in.State.Running, Pid: in.State.Pid, NeverStarted: in.State.Status == container.StateCreated,
-		NetworkMode: string(in.HostConfig.NetworkMode), ResolvConfPath: in.ResolvConfPath, HostsPath: in.HostsPath,
-		OwnNetNS: in.Config.Labels[labelNetNS] == netnsOwn, ExitCode: in.State.ExitCode,
-		CgroupParent: in.HostConfig.CgroupParent, Runtime: in.HostConfig.Runtime,
-		Own: fromJSON[PodResources](in.Config.Labels[labelPod]), EnginePorts: readPorts(in.HostConfig.PortBindings),
+		Running:        in.State.Running,
+		Pid:            in.State.Pid,
+		NeverStarted:   in.State.Status == container.StateCreated,
+		NetworkMode:    string(in.HostConfig.NetworkMode),
+		OwnNetNS:       r.Sandbox.OwnNetNS,
+		ExitCode:       in.State.ExitCode,
+		ResolvConfPath: in.ResolvConfPath,
+		HostsPath:      in.HostsPath,
+		CgroupParent:   in.HostConfig.CgroupParent,
+		Runtime:        in.HostConfig.Runtime,
+		Own:            r.Sandbox.PodResources,
+		EnginePorts:    readPorts(in.HostConfig.PortBindings),
+		EngineIPs:      readEngineIPs(in.NetworkSettings),
 	}
-	_, ours := in.Config.Labels[labelPid]
-	s.Foreign = !ours
 	if !s.Running {
 		s.FinishedAt = readTime(in.State.FinishedAt)
 	}
-	if in.NetworkSettings != nil {
-		for _, e := range in.NetworkSettings.Networks {
-			if e == nil {
-				continue
-			}
-			for _, ip := range []netip.Addr{e.IPAddress, e.GlobalIPv6Address} {
-				if ip.IsValid() && !ip.IsUnspecified() {
-					s.EngineIPs = append(s.EngineIPs, ip)
-				}
+	return s
+}
+
+// readEngineIPs are the addresses on the engine's own networks.
+func readEngineIPs(in *container.NetworkSettings) []netip.Addr {
+	if in == nil {
+		return nil
+	}
+
+	var out []netip.Addr
+	for _, e := range in.Networks {
+		if e == nil {
+			continue
+		}
+		for _, ip := range []netip.Addr{e.IPAddress, e.GlobalIPv6Address} {
+			if ip.IsValid() && !ip.IsUnspecified() {
+				out = append(out, ip)
 			}
 		}
 	}
-	return s
+	return out
 }
 
 // readPorts are the host ports that the engine publishes, in order of their numbers.
@@ -111,10 +166,13 @@ func readPorts(bindings network.PortMap) []*runtimeapi.PortMapping {
 	return out
 }
 
-// Misfit says why a container that looks like one of a pod's is none that Read knows, "" if it is one, or has nothing to do with pods.
+// Misfit explains why a container that looks like one of a pod's is none that Read accepts. It is ""
+// for an acceptable one and for containers that have nothing to do with pods. labels are those of a
+// list; an image may have brought them, so the answer is a hint for people.
 func Misfit(name string, labels map[string]string) string {
 	kind, labelled := labels[labelType]
 	_, err := parseName(name)
+	_, recordErr := parseRecord(labels, strings.TrimPrefix(name, "/"))
 	switch {
 	case labelled && kind != typeSandbox && kind != typeContainer:
 		return fmt.Sprintf("its label %s is %q, neither %s nor %s", labelType, kind, typeSandbox, typeContainer)
@@ -122,45 +180,53 @@ func Misfit(name string, labels map[string]string) string {
 		return err.Error()
 	case !labelled && err == nil:
 		return fmt.Sprintf("it has the name of a pod's container and not the label %s", labelType)
+	case labelled && recordErr != nil && !errors.Is(recordErr, errNoRecord):
+		return recordErr.Error()
 	}
 	return ""
 }
 
-// readNamespaces restores the pod's namespace options. The pid mode of old shims' pods is not recorded; they meant CONTAINER unless host.
-func readNamespaces(in container.InspectResponse) *runtimeapi.NamespaceOption {
-	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
-	if v, ok := runtimeapi.NamespaceMode_value[in.Config.Labels[labelPid]]; ok {
-		o.Pid = runtimeapi.NamespaceMode(v)
-	}
-	if in.HostConfig.PidMode.IsHost() {
+// readNamespaces restores the pod's namespace options.
+func readNamespaces(h *container.HostConfig, r *sandboxRecord) *runtimeapi.NamespaceOption {
+	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode(runtimeapi.NamespaceMode_value[r.Pid])}
+	if h.PidMode.IsHost() {
 		o.Pid = runtimeapi.NamespaceMode_NODE
 	}
-	if in.HostConfig.NetworkMode.IsHost() && in.Config.Labels[labelNetNS] != netnsOwn {
+	if h.NetworkMode.IsHost() && !r.OwnNetNS {
 		o.Network = runtimeapi.NamespaceMode_NODE
 	}
-	if in.HostConfig.IpcMode.IsHost() {
+	if h.IpcMode.IsHost() {
 		o.Ipc = runtimeapi.NamespaceMode_NODE
 	}
 	return o
 }
 
-func readContainer(in container.InspectResponse, n name) *Container {
-	labels, annotations := readLabels(in.Config.Labels, false)
-	limits := fromJSON[KernelLimits](in.Config.Labels[labelLimits])
+func readContainer(in container.InspectResponse, n name, r *record) *Container {
+	// An image without a digest has its ID as reference, and an ID that is none is left out.
+	imageID, _ := model.ParseImageID(in.Image)
 	c := &Container{
-		ID: in.ID, Name: strings.TrimPrefix(in.Name, "/"), SandboxID: in.Config.Labels[labelSandboxID],
-		Metadata: &runtimeapi.ContainerMetadata{Name: n.container, Attempt: n.attempt},
-		Labels:   labels, Annotations: annotations,
-		Image:   cmp.Or(in.Config.Labels[labelImage], in.Config.Image),
-		ImageID: in.Image, ImageRef: cmp.Or(in.Config.Labels[labelImageRef], in.Image),
-		Pid:     in.State.Pid,
-		LogPath: in.Config.Labels[labelLogPath], EngineLogPath: in.LogPath, LogDriver: in.HostConfig.LogConfig.Type,
-		Mounts: readMounts(in), ImageVolumes: readImageVolumes(in),
-		Resources:  readResources(in.HostConfig, limits),
-		Kernel:     limits,
-		User:       readUser(in),
-		StopSignal: readSignal(in.Config.StopSignal),
-		TTY:        in.Config.Tty, Stdin: in.Config.OpenStdin, StdinOnce: in.Config.StdinOnce,
+		ID:            model.ContainerID(in.ID),
+		Name:          r.Name,
+		SandboxID:     r.Container.SandboxID,
+		Metadata:      &runtimeapi.ContainerMetadata{Name: n.container, Attempt: n.attempt},
+		Labels:        r.Labels,
+		Annotations:   r.Annotations,
+		Image:         cmp.Or(r.Container.Image, in.Config.Image),
+		ImageID:       imageID,
+		ImageRef:      cmp.Or(r.Container.ImageRef, string(imageID)),
+		Pid:           in.State.Pid,
+		LogPath:       r.Container.LogPath,
+		EngineLogPath: in.LogPath,
+		LogDriver:     in.HostConfig.LogConfig.Type,
+		Mounts:        readMounts(in, r.Container.ImageVolumes),
+		ImageVolumes:  r.Container.ImageVolumes,
+		Resources:     readResources(in.HostConfig, r.Container.Limits),
+		Kernel:        r.Container.Limits,
+		User:          readUser(in),
+		StopSignal:    readSignal(in.Config.StopSignal),
+		TTY:           in.Config.Tty,
+		Stdin:         in.Config.OpenStdin,
+		StdinOnce:     in.Config.StdinOnce,
 	}
 	readState(c, in)
 	return c
@@ -240,10 +306,10 @@ func readTime(s string) time.Time {
 }
 
 // readMounts are the bind mounts and the images, in order of their targets.
-func readMounts(in container.InspectResponse) []*runtimeapi.Mount {
+func readMounts(in container.InspectResponse, volumes []ImageVolume) []*runtimeapi.Mount {
 	var out []*runtimeapi.Mount
 	images := map[string]bool{}
-	for _, v := range readImageVolumes(in) {
+	for _, v := range volumes {
 		images[v.Target] = true
 		out = append(out, v.mount())
 	}
@@ -292,21 +358,36 @@ func readUser(in container.InspectResponse) *runtimeapi.ContainerUser {
 	return &runtimeapi.ContainerUser{Linux: u}
 }
 
-// ReadImage is what Docker's list says of an image together with what only its inspect says.
-func ReadImage(s image.Summary, in image.InspectResponse) *Image {
-	i := &Image{ID: s.ID, RepoTags: real(s.RepoTags), RepoDigests: real(s.RepoDigests), Size: s.Size, Labels: s.Labels}
+// ReadImage translates what Docker's list says of an image and what only its inspect says. The error
+// is InvalidArgument for an answer whose ID is none. Pins are the caller's: an image cannot pin itself.
+func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
+	id, err := model.ParseImageID(s.ID)
+	if err != nil {
+		return nil, err
+	}
+
+	i := &Image{
+		ID:          id,
+		RepoTags:    real(s.RepoTags),
+		RepoDigests: real(s.RepoDigests),
+		Size:        s.Size,
+	}
+	labels := s.Labels
 	if in.ID != "" { // the containerd store's list leaves out digests of an image that is in several repositories
 		i.RepoTags, i.RepoDigests = real(in.RepoTags), real(in.RepoDigests)
 	}
 	if c := in.Config; c != nil {
 		i.User = c.User
 		i.Entrypoint = len(c.Entrypoint)+len(c.Cmd) > 0
-		if i.Labels == nil {
-			i.Labels = c.Labels
+		if c.Labels != nil {
+			labels = c.Labels
 		}
 	}
-	i.Pinned = i.Labels[LabelPinned] == "true"
-	return i
+
+	var whole bool
+	i.Labels, whole = boundLabels(labels)
+	i.manyLabels = !whole
+	return i, nil
 }
 
 // real leaves out the placeholders that old engines list for images without a name.

@@ -44,31 +44,67 @@ func TestForeignNames(t *testing.T) {
 	}
 }
 
-func TestLabelsRoundTrip(t *testing.T) {
+// TestRecordRoundTrip writes hostile and reserved keys and reads them back from the record.
+func TestRecordRoundTrip(t *testing.T) {
 	key := rapid.OneOf(rapid.StringMatching(`[a-z./-]{1,20}`), rapid.SampledFrom([]string{
-		labelType, labelSandboxID, labelLogPath, labelName, "annotation.x", "io.cri-dockerd.pid", "io.cri-dockerd.label.x", "io.kubernetes.pod.name",
+		labelType, labelSandboxID, labelLogPath, labelName, labelRecord, "annotation.x", "io.cri-dockerd.x", "io.kubernetes.pod.name",
 	}))
 	rapid.Check(t, func(t *rapid.T) {
-		labels := rapid.MapOf(key, rapid.String()).Draw(t, "labels")
-		annotations := rapid.MapOf(key, rapid.String()).Draw(t, "annotations")
-		sandbox := rapid.Bool().Draw(t, "sandbox")
-		own := map[string]string{labelType: typeSandbox, labelPid: "POD"}
-		if sandbox {
-			own[labelName] = pauseName
+		want := &record{
+			Name:        "k8s_POD_a_b_c_0",
+			Labels:      rapid.MapOfN(key, rapid.String(), 1, 5).Draw(t, "labels"),
+			Annotations: rapid.MapOfN(key, rapid.String(), 1, 5).Draw(t, "annotations"),
+			Sandbox:     &sandboxRecord{Pid: "POD", OwnNetNS: rapid.Bool().Draw(t, "netns")},
 		}
-		gotLabels, gotAnnotations := readLabels(writeLabels(labels, annotations, own, sandbox), sandbox)
-		if !maps.Equal(gotLabels, labels) || !maps.Equal(gotAnnotations, annotations) {
-			t.Fatalf("labels %v, annotations %v became %v, %v", labels, annotations, gotLabels, gotAnnotations)
+		labels, err := want.write(map[string]string{labelType: typeSandbox, labelName: pauseName})
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		got, err := parseRecord(labels, want.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatal(diff)
+		}
+		if labels[labelType] != typeSandbox || labels[labelName] != pauseName {
+			t.Fatalf("a CRI label replaced a fact: %v", labels)
 		}
 	})
 }
 
-// inspect is what Docker answers of a container in a state.
+// testID is a container's ID, testSandbox that of its sandbox.
+const (
+	testID      = "beefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeef"
+	testSandbox = "abcdefabcdefabcdefabcdefabcdefabcdefabcdefabcdefabcdefabcdefabcd"
+	testImage   = "sha256:cafecafecafecafecafecafecafecafecafecafecafecafecafecafecafecafe"
+)
+
+// inspect is what Docker answers of an older shim's container in a state.
 func inspect(kind string, s container.State) container.InspectResponse {
 	return container.InspectResponse{
-		ID: "beef", Name: "/k8s_main_web_default_u_3", Created: "2026-01-02T03:04:05.000000006Z", State: &s, Image: "sha256:cafe",
-		Config: &container.Config{Image: "web:1", Labels: map[string]string{labelType: kind, labelSandboxID: "pod"}}, HostConfig: &container.HostConfig{},
+		ID:      testID,
+		Name:    "/k8s_main_web_default_u_3",
+		Created: "2026-01-02T03:04:05.000000006Z",
+		State:   &s,
+		Image:   testImage,
+		Config: &container.Config{
+			Image:  "web:1",
+			Labels: map[string]string{labelType: kind, labelSandboxID: testSandbox},
+		},
+		HostConfig: &container.HostConfig{},
 	}
+}
+
+// read is Read of a container whose image brings no labels.
+func read(t testing.TB, in container.InspectResponse) Object {
+	t.Helper()
+	o, err := Read(in, ImageLabels{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 func TestReadState(t *testing.T) {
@@ -89,7 +125,7 @@ func TestReadState(t *testing.T) {
 		"ended before it began": {container.State{Status: "exited", StartedAt: end, FinishedAt: begin}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
 		"dead":                  {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
 	} {
-		got := Read(inspect(typeContainer, c.in)).Container
+		got := read(t, inspect(typeContainer, c.in)).Container
 		if got == nil {
 			t.Errorf("%s: not a container", name)
 			continue
@@ -112,11 +148,11 @@ func TestReadNeverPanics(t *testing.T) {
 		{}, {Name: full.Name}, {Name: full.Name, Config: full.Config}, {Name: full.Name, Config: full.Config, State: full.State},
 		{Name: full.Name, Config: &container.Config{Labels: map[string]string{labelType: typeSandbox}}},
 	} {
-		Read(in)
+		_, _ = Read(in, ImageLabels{})
 	}
 	foreign := inspect(typeContainer, container.State{})
 	foreign.Config.Labels = nil
-	if o := Read(foreign); o.Container != nil || o.Sandbox != nil {
+	if o := read(t, foreign); o.Container != nil || o.Sandbox != nil {
 		t.Errorf("a foreign container is %+v", o)
 	}
 }
@@ -127,7 +163,7 @@ func TestOldShimsSandbox(t *testing.T) {
 	in.Name = "/k8s_POD_web_default_u_0"
 	in.Config.Labels = map[string]string{labelType: typeSandbox, labelName: pauseName, "app": "web", "annotation.a": "b", "io.kubernetes.pod.uid": "u"}
 	in.HostConfig.NetworkMode = "none"
-	s := Read(in).Sandbox
+	s := read(t, in).Sandbox
 	if s == nil || s.Metadata.Name != "web" || s.Metadata.Uid != "u" || !s.Running || s.HostNetwork() || s.Namespaces.Pid != runtimeapi.NamespaceMode_CONTAINER {
 		t.Fatalf("%+v", s)
 	}
@@ -160,7 +196,11 @@ func TestSignals(t *testing.T) {
 }
 
 func TestImages(t *testing.T) {
-	i := ReadImage(image.Summary{ID: "sha256:0123456789abcdef", RepoTags: []string{"web:1", "<none>:<none>"}, RepoDigests: []string{"<none>@<none>"}, Size: 5}, image.InspectResponse{})
+	const id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	i, err := ReadImage(image.Summary{ID: id, RepoTags: []string{"web:1", "<none>:<none>"}, RepoDigests: []string{"<none>@<none>"}, Size: 5}, image.InspectResponse{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	i.User = "1000:7"
 	c := i.CRI()
 	if len(c.RepoTags) != 1 || len(c.RepoDigests) != 0 || c.Uid.GetValue() != 1000 || c.Size != 5 || c.Pinned {
@@ -171,7 +211,7 @@ func TestImages(t *testing.T) {
 			t.Errorf("%s: %v", ref, got)
 		}
 	}
-	for ref, want := range map[string]bool{"sha256:0123456789abcdef": true, "0123456789ab": true, "sha256:0123456789ab": true, "0123": false, "web": false} {
+	for ref, want := range map[string]bool{id: true, "0123456789ab": true, "sha256:0123456789ab": true, "0123": false, "web": false} {
 		if got := i.HasID(ref); got != want {
 			t.Errorf("%s: %v", ref, got)
 		}
@@ -278,13 +318,14 @@ func FuzzTranslate(f *testing.F) {
 			return
 		}
 		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: host, Image: "p", NetworkMode: "bridge"}); err == nil {
-			if o := Read(container.InspectResponse{Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}); o.Sandbox == nil || !proto.Equal(o.Sandbox.Metadata, r.SandboxConfig.Metadata) {
-				t.Fatalf("%s read back is %+v", c.Name, o.Sandbox)
+			o, err := Read(container.InspectResponse{ID: testID, Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}, ImageLabels{})
+			if err != nil || o.Sandbox == nil || !proto.Equal(o.Sandbox.Metadata, r.SandboxConfig.Metadata) {
+				t.Fatalf("%s read back is %+v, %v", c.Name, o.Sandbox, err)
 			}
 		} else if !errdefs.IsInvalidArgument(err) {
 			t.Fatal(err)
 		}
-		sb := &Sandbox{ID: "beef", Metadata: r.SandboxConfig.Metadata}
+		sb := &Sandbox{ID: testSandbox, Metadata: r.SandboxConfig.Metadata}
 		c, err := NewContainer(r.Config, r.SandboxConfig, ContainerOptions{Host: host, Sandbox: sb, Image: &Image{ID: "i", Entrypoint: true}})
 		if err != nil {
 			if !errdefs.IsInvalidArgument(err) {
@@ -295,9 +336,9 @@ func FuzzTranslate(f *testing.F) {
 		if _, err := json.Marshal(c); err != nil {
 			t.Fatal(err)
 		}
-		o := Read(container.InspectResponse{Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host})
-		if o.Container == nil || !maps.Equal(o.Container.Labels, r.Config.GetLabels()) {
-			t.Fatalf("%s read back is %+v", c.Name, o.Container)
+		o, err := Read(container.InspectResponse{ID: testID, Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}, ImageLabels{})
+		if err != nil || o.Container == nil || !maps.Equal(o.Container.Labels, r.Config.GetLabels()) {
+			t.Fatalf("%s read back is %+v, %v", c.Name, o.Container, err)
 		}
 	})
 }
@@ -311,7 +352,7 @@ func TestReadAnOlderShimsSandbox(t *testing.T) {
 	in.HostConfig.PortBindings = network.PortMap{
 		network.MustParsePort("80/tcp"): {{HostPort: "8080"}}, network.MustParsePort("53/udp"): {{HostPort: "53", HostIP: netip.MustParseAddr("192.0.2.1")}},
 	}
-	s := Read(in).Sandbox
+	s := read(t, in).Sandbox
 	if s == nil || !s.Foreign || !s.EngineNetwork() || s.HostNetwork() {
 		t.Fatalf("%+v", s)
 	}
@@ -325,12 +366,17 @@ func TestReadAnOlderShimsSandbox(t *testing.T) {
 	}
 	for mode, engines := range map[container.NetworkMode]bool{"none": false, "host": false, "default": true, "bridge": true, "mine": true, "": false} {
 		in.HostConfig.NetworkMode = mode
-		if got := Read(in).Sandbox.EngineNetwork(); got != engines {
+		if got := read(t, in).Sandbox.EngineNetwork(); got != engines {
 			t.Errorf("%q is the engine's: %v", mode, got)
 		}
 	}
-	in.Config.Labels[labelPid], in.Config.Labels[labelNetNS], in.HostConfig.NetworkMode = "POD", netnsOwn, "host"
-	if s := Read(in).Sandbox; s.Foreign || s.EngineNetwork() {
+	own := &record{Name: "k8s_POD_web_default_u_3_deadbeef", Sandbox: &sandboxRecord{Pid: "POD", OwnNetNS: true}}
+	labels, err := own.write(map[string]string{labelType: typeSandbox})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Config.Labels, in.HostConfig.NetworkMode = labels, "host"
+	if s := read(t, in).Sandbox; s.Foreign || s.EngineNetwork() || s.HostNetwork() {
 		t.Errorf("one of ours: %+v", s)
 	}
 }

@@ -48,9 +48,9 @@ const shortestID = 12
 
 // HasID says whether ref is this image's ID, whole or shortened, with or without its algorithm.
 func (i *Image) HasID(ref string) bool {
-	if ref == i.ID {
+	if ref == string(i.ID) {
 		return true
 	}
 	hex := strings.TrimPrefix(ref, "sha256:")
-	return len(hex) >= shortestID && strings.HasPrefix(strings.TrimPrefix(i.ID, "sha256:"), hex)
+	return len(hex) >= shortestID && strings.HasPrefix(i.ID.Hex(), hex)
 }

@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -61,24 +60,6 @@ func NewUpdate(r *runtimeapi.LinuxContainerResources, h Host) (*Update, error) {
 		l.OOMScoreAdj = h.clampOOM(r.GetOomScoreAdj())
 	}
 	return &Update{Resources: resources(r), Kernel: l}, nil
-}
-
-// toJSON is the text of what a label holds.
-func toJSON(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // maps and numbers only
-	}
-	return string(b)
-}
-
-// fromJSON reads what a label holds; a label that somebody has spoilt holds nothing.
-func fromJSON[T any](text string) (v T) {
-	if text != "" && json.Unmarshal([]byte(text), &v) != nil {
-		var none T
-		return none
-	}
-	return v
 }
 
 // readResources are a container's resources as Docker knows them, and the others as they were asked for.

@@ -38,17 +38,18 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 	if err != nil {
 		return nil, fmt.Errorf("runtime_handler: %w", err)
 	}
-	name := SandboxName(cfg.GetMetadata())
-	own := map[string]string{labelType: typeSandbox, labelName: pauseName, labelHandler: o.RuntimeHandler, labelPid: ns.GetPid().String()}
-	if cfg.GetLinux().GetOverhead() != nil || cfg.GetLinux().GetResources() != nil {
-		own[labelPod] = toJSON(PodResources{Overhead: cfg.GetLinux().GetOverhead(), Resources: cfg.GetLinux().GetResources()})
+	name, join := SandboxName(cfg.GetMetadata()), o.NetNS != "" && ns.GetNetwork() != runtimeapi.NamespaceMode_NODE
+	labels, err := sandboxLabels(name, cfg, o.RuntimeHandler, join)
+	if err != nil {
+		return nil, err
 	}
+
 	c := &Create{
 		Name: name,
 		Config: &container.Config{
 			Hostname: cfg.GetHostname(),
 			Image:    o.Image,
-			Labels:   writeLabels(cfg.GetLabels(), cfg.GetAnnotations(), own, true),
+			Labels:   labels,
 		},
 		Host: &container.HostConfig{
 			LogConfig:     container.LogConfig{Type: "none"},
@@ -69,10 +70,33 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 	if err := sandboxSecurity(c, cfg.GetLinux().GetSecurityContext(), o); err != nil {
 		return nil, err
 	}
-	if o.NetNS != "" && ns.GetNetwork() != runtimeapi.NamespaceMode_NODE {
+	if join {
 		joinNetNS(c, o.NetNS)
 	}
 	return c, nil
+}
+
+// sandboxLabels are the sandbox's record and the labels that other tools read. ownNetNS says that
+// the pause joins a network namespace of ours.
+func sandboxLabels(name string, cfg *runtimeapi.PodSandboxConfig, handler string, ownNetNS bool) (map[string]string, error) {
+	r := &record{
+		Name:        name,
+		Labels:      cfg.GetLabels(),
+		Annotations: cfg.GetAnnotations(),
+		Sandbox: &sandboxRecord{
+			Handler:  handler,
+			Pid:      cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid().String(),
+			OwnNetNS: ownNetNS,
+			PodResources: PodResources{
+				Overhead:  cfg.GetLinux().GetOverhead(),
+				Resources: cfg.GetLinux().GetResources(),
+			},
+		},
+	}
+	return r.write(map[string]string{
+		labelType: typeSandbox,
+		labelName: pauseName,
+	})
 }
 
 // sandboxNamespaces sets network, ipc, pid and what depends on them.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // Host is what the translation must know of the engine and of this machine. It is read once per connection and never changes while the
@@ -78,9 +80,9 @@ type Object struct {
 
 // Sandbox is the record of one pod sandbox: everything that Docker remembers of it, in CRI's terms. It is shared and must not be changed.
 type Sandbox struct {
-	ID             string // the engine's ID of the pause container
-	Name           string // the container's name, without slash
-	Image          string // of the pause, as it was created
+	ID             model.ContainerID // of the pause container
+	Name           string            // the container's name, without slash
+	Image          string            // of the pause, as it was created
 	Metadata       *runtimeapi.PodSandboxMetadata
 	Labels         map[string]string
 	Annotations    map[string]string
@@ -97,7 +99,7 @@ type Sandbox struct {
 	ExitCode       int                       // of the pause process, when it does not run
 	EngineIPs      []netip.Addr              // addresses that the engine gave; only with the no-op network
 	EnginePorts    []*runtimeapi.PortMapping // host ports that the engine publishes; only with the no-op network
-	Foreign        bool                      // made by an older shim: it has none of our labels
+	Foreign        bool                      // made by an older shim: it has no record of ours
 	ResolvConfPath string
 	HostsPath      string
 	CgroupParent   string
@@ -123,14 +125,14 @@ func (s *Sandbox) EngineNetwork() bool {
 
 // Container is the record of one container. It is shared and must not be changed.
 type Container struct {
-	ID            string
+	ID            model.ContainerID
 	Name          string // the container's name, without slash
-	SandboxID     string
+	SandboxID     model.ContainerID
 	Metadata      *runtimeapi.ContainerMetadata
 	Labels        map[string]string
 	Annotations   map[string]string
 	Image         string // as the container was created: a name or an ID
-	ImageID       string // the engine's ID of the image
+	ImageID       model.ImageID
 	ImageRef      string // the image's digested name, its ID if it has none
 	State         runtimeapi.ContainerState
 	CreatedAt     time.Time
@@ -156,12 +158,14 @@ type Container struct {
 
 // Image is the record of one image. It is shared and must not be changed.
 type Image struct {
-	ID          string // the engine's own ID, unchanged
+	ID          model.ImageID
 	RepoTags    []string
 	RepoDigests []string
 	Size        int64  // bytes
 	User        string // the image's USER
 	Entrypoint  bool   // the image has an ENTRYPOINT or CMD; false: a command is required
-	Labels      map[string]string
-	Pinned      bool // never to be collected
+	// Labels are the image's own, without those of an image that has more than maxImageLabels bytes.
+	Labels     map[string]string
+	manyLabels bool // Labels are not complete
+	Pinned     bool // never to be collected
 }

@@ -26,14 +26,14 @@ func (s *Sandbox) state() runtimeapi.PodSandboxState {
 // Item is the sandbox in a list (ListPodSandbox).
 func (s *Sandbox) Item() *runtimeapi.PodSandbox {
 	return &runtimeapi.PodSandbox{
-		Id: s.ID, Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt),
+		Id: string(s.ID), Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt),
 		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
 	}
 }
 
 // Attributes say whose figures they are (PodSandboxStats).
 func (s *Sandbox) Attributes() *runtimeapi.PodSandboxAttributes {
-	return &runtimeapi.PodSandboxAttributes{Id: s.ID, Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations}
+	return &runtimeapi.PodSandboxAttributes{Id: string(s.ID), Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations}
 }
 
 // Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a pod on the host network has none.
@@ -47,7 +47,7 @@ func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 		}
 	}
 	return &runtimeapi.PodSandboxStatus{
-		Id: s.ID, Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt), Network: n,
+		Id: string(s.ID), Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt), Network: n,
 		Linux:  &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: s.Namespaces}},
 		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
 	}
@@ -56,24 +56,24 @@ func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 // Item is the container in a list (ListContainers).
 func (c *Container) Item() *runtimeapi.Container {
 	return &runtimeapi.Container{
-		Id: c.ID, PodSandboxId: c.SandboxID, Metadata: c.Metadata, Image: &runtimeapi.ImageSpec{Image: c.Image},
-		ImageRef: c.ImageRef, ImageId: c.ImageID, State: c.State, CreatedAt: nanos(c.CreatedAt),
+		Id: string(c.ID), PodSandboxId: string(c.SandboxID), Metadata: c.Metadata, Image: &runtimeapi.ImageSpec{Image: c.Image},
+		ImageRef: c.ImageRef, ImageId: string(c.ImageID), State: c.State, CreatedAt: nanos(c.CreatedAt),
 		Labels: c.Labels, Annotations: c.Annotations,
 	}
 }
 
 // Attributes say whose figures they are (ContainerStats).
 func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
-	return &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
+	return &runtimeapi.ContainerAttributes{Id: string(c.ID), Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
 }
 
 // Status is the answer to ContainerStatus.
 func (c *Container) Status() *runtimeapi.ContainerStatus {
 	return &runtimeapi.ContainerStatus{
-		Id: c.ID, Metadata: c.Metadata, State: c.State,
+		Id: string(c.ID), Metadata: c.Metadata, State: c.State,
 		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt),
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageRef, ImageId: c.ImageID,
+		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageRef, ImageId: string(c.ImageID),
 		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, LogPath: c.LogPath,
 		Resources: c.Resources, User: c.User, StopSignal: c.StopSignal,
 	}
@@ -82,8 +82,8 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 // CRI is the image in answers of the image service.
 func (i *Image) CRI() *runtimeapi.Image {
 	out := &runtimeapi.Image{
-		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 1)), Pinned: i.Pinned,
-		Spec: &runtimeapi.ImageSpec{Image: i.ID},
+		Id: string(i.ID), RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 1)), Pinned: i.Pinned,
+		Spec: &runtimeapi.ImageSpec{Image: string(i.ID)},
 	}
 	user, _, _ := strings.Cut(i.User, ":")
 	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
@@ -108,14 +108,14 @@ func (i *Image) Named(familiar string) bool {
 
 // MatchSandbox says whether a sandbox passes ListPodSandbox's filter; its id may be a prefix.
 func MatchSandbox(f *runtimeapi.PodSandboxFilter, s *Sandbox) bool {
-	return strings.HasPrefix(s.ID, f.GetId()) &&
+	return strings.HasPrefix(string(s.ID), f.GetId()) &&
 		(f.GetState() == nil || f.GetState().GetState() == s.state()) &&
 		matchLabels(f.GetLabelSelector(), s.Labels)
 }
 
 // MatchContainer says whether a container passes ListContainers' filter; its ids may be prefixes.
 func MatchContainer(f *runtimeapi.ContainerFilter, c *Container) bool {
-	return strings.HasPrefix(c.ID, f.GetId()) && strings.HasPrefix(c.SandboxID, f.GetPodSandboxId()) &&
+	return strings.HasPrefix(string(c.ID), f.GetId()) && strings.HasPrefix(string(c.SandboxID), f.GetPodSandboxId()) &&
 		(f.GetState() == nil || f.GetState().GetState() == c.State) &&
 		matchLabels(f.GetLabelSelector(), c.Labels)
 }

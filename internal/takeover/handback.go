@@ -38,18 +38,18 @@ func (s *survey) handBack() *HandBack {
 	h := &HandBack{Noted: []Noted{}, Drain: []Drain{}}
 	for _, sb := range s.sandboxes() {
 		if why := s.mustGo(sb); why != "" {
-			h.Drain = append(h.Drain, Drain{title(sb), sb.ID, why})
+			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), why})
 			continue
 		}
-		if sb.NetworkMode == "none" && s.pinned[sb.ID] {
-			h.unpin = append(h.unpin, sb.ID)
+		if sb.NetworkMode == "none" && s.pinned[string(sb.ID)] {
+			h.unpin = append(h.unpin, string(sb.ID))
 		}
 		switch {
-		case s.notes[sb.ID].file != "":
+		case s.notes[string(sb.ID)].file != "":
 			h.Kept++
 		case !sb.OwnNetNS: // of those, only dead ones are here, and their network is released
 			ports := s.ports(sb)
-			h.Noted = append(h.Noted, Noted{title(sb), sb.ID, portNames(ports), checkpoint.Checkpoint{
+			h.Noted = append(h.Noted, Noted{title(sb), string(sb.ID), portNames(ports), checkpoint.Checkpoint{
 				Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), Ports: ports, HostNetwork: sb.HostNetwork(),
 			}})
 		}
@@ -59,7 +59,7 @@ func (s *survey) handBack() *HandBack {
 
 // mustGo says why an older shim cannot take a pod as it is, "" if it can.
 func (s *survey) mustGo(sb *spec.Sandbox) string {
-	if _, connected := s.cache[sb.ID]; sb.OwnNetNS && (sb.Running || connected) {
+	if _, connected := s.cache[string(sb.ID)]; sb.OwnNetNS && (sb.Running || connected) {
 		return "its network namespace is our own; the older shim takes it for the host's and never releases its address"
 	}
 	for _, c := range s.containersOf(sb.ID) {

@@ -80,12 +80,12 @@ func (s *survey) readNotes(files checkpoint.Files) {
 
 // lookAt reads what the node knows of one container beyond Docker.
 func (s *survey) lookAt(o spec.Object) {
-	if sb := o.Sandbox; sb != nil && sb.Running && sb.NetworkMode == "none" && len(s.cache[sb.ID].Addresses) == 0 {
-		s.found[sb.ID] = podnet.Addresses(fmt.Sprintf("/proc/%d/ns/net", sb.Pid))
+	if sb := o.Sandbox; sb != nil && sb.Running && sb.NetworkMode == "none" && len(s.cache[string(sb.ID)].Addresses) == 0 {
+		s.found[string(sb.ID)] = podnet.Addresses(fmt.Sprintf("/proc/%d/ns/net", sb.Pid))
 	}
 	if c := o.Container; c != nil && c.LogPath != "" {
 		if target, err := os.Readlink(c.LogPath); err == nil {
-			s.links[c.ID] = target
+			s.links[string(c.ID)] = target
 		}
 	}
 }

@@ -8,16 +8,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
 // oddSandbox is what an operator should know of one pod.
 func (s *survey) oddSandbox(sb *spec.Sandbox) (out []Finding) {
 	say := func(byHand bool, says, mend string) { out = append(out, Finding{byHand, title(sb), says, mend}) }
-	if p := s.notes[sb.ID].problem; p != "" {
+	if p := s.notes[string(sb.ID)].problem; p != "" {
 		say(false, p, "its network is released without it")
 	}
-	if !sb.Running && s.runs(sb.ID) {
+	if !sb.Running && s.runs(string(sb.ID)) {
 		say(false, "its pause process is dead and containers of it run", "the kubelet makes the pod anew, as it does with every shim")
 	}
 	if sb.Running {
@@ -28,7 +29,7 @@ func (s *survey) oddSandbox(sb *spec.Sandbox) (out []Finding) {
 
 // oddNetwork is what is odd about the network of a pod that runs.
 func (s *survey) oddNetwork(sb *spec.Sandbox, say func(byHand bool, says, mend string)) {
-	c, cached := s.cache[sb.ID]
+	c, cached := s.cache[string(sb.ID)]
 	switch {
 	case sb.HostNetwork():
 		return
@@ -57,7 +58,7 @@ func (s *survey) oddNetwork(sb *spec.Sandbox, say func(byHand bool, says, mend s
 
 // runs says whether a container of a sandbox runs.
 func (s *survey) runs(sandbox string) bool {
-	return slices.ContainsFunc(s.containersOf(sandbox), func(c *spec.Container) bool { return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING })
+	return slices.ContainsFunc(s.containersOf(model.ContainerID(sandbox)), func(c *spec.Container) bool { return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING })
 }
 
 // oddLog is what is odd about a container's log.
@@ -69,7 +70,7 @@ func (s *survey) oddLog(pod string, c *spec.Container) []Finding {
 	switch {
 	case c.EngineLogPath == "":
 		return []Finding{{false, name, fmt.Sprintf("Docker's log driver %q keeps no file, so kubectl logs shows nothing", c.LogDriver), "that ends when the container is made anew"}}
-	case s.links[c.ID] != c.EngineLogPath:
+	case s.links[string(c.ID)] != c.EngineLogPath:
 		return []Finding{{true, name, fmt.Sprintf("%s is no link to Docker's log, so kubectl logs shows nothing", c.LogPath), fmt.Sprintf("ln -sfn %s %s", c.EngineLogPath, c.LogPath)}}
 	}
 	return nil
@@ -79,7 +80,7 @@ func (s *survey) oddLog(pod string, c *spec.Container) []Finding {
 func (s *survey) leftovers() (out []Finding) {
 	known, own := map[string]bool{}, 0
 	for _, sb := range s.sandboxes() {
-		known[sb.ID] = true
+		known[string(sb.ID)] = true
 		if sb.OwnNetNS && sb.Running {
 			own++
 		}
@@ -90,7 +91,7 @@ func (s *survey) leftovers() (out []Finding) {
 		}
 	}
 	for _, o := range s.objects {
-		if c := o.Container; c != nil && !known[c.SandboxID] {
+		if c := o.Container; c != nil && !known[string(c.SandboxID)] {
 			out = append(out, Finding{false, "container " + c.Name, "its sandbox is gone", "the kubelet removes it"})
 		}
 	}

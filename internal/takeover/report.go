@@ -10,6 +10,7 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -97,13 +98,13 @@ func (s *survey) sandboxes() []*spec.Sandbox {
 		}
 	}
 	slices.SortFunc(out, func(a, b *spec.Sandbox) int {
-		return cmp.Or(strings.Compare(title(a), title(b)), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt), strings.Compare(a.ID, b.ID))
+		return cmp.Or(strings.Compare(title(a), title(b)), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt), strings.Compare(string(a.ID), string(b.ID)))
 	})
 	return out
 }
 
 // containersOf are a sandbox's containers, by name and attempt.
-func (s *survey) containersOf(id string) []*spec.Container {
+func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 	var out []*spec.Container
 	for _, o := range s.objects {
 		if o.Container != nil && o.Container.SandboxID == id {
@@ -120,12 +121,12 @@ func title(sb *spec.Sandbox) string { return sb.Metadata.GetNamespace() + "/" + 
 
 func (s *survey) pod(sb *spec.Sandbox) Pod {
 	p := Pod{
-		Name: title(sb), UID: sb.Metadata.GetUid(), Attempt: sb.Metadata.GetAttempt(), Sandbox: sb.ID, MadeBy: s.madeBy(sb), Ready: sb.Running,
-		Network: s.network(sb), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: s.notes[sb.ID].file,
+		Name: title(sb), UID: sb.Metadata.GetUid(), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Running,
+		Network: s.network(sb), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: s.notes[string(sb.ID)].file,
 	}
 	for _, c := range s.containersOf(sb.ID) {
 		p.Containers = append(p.Containers, Container{
-			Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, ID: c.ID, LogPath: c.LogPath, Log: logMode(c),
+			Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, ID: string(c.ID), LogPath: c.LogPath, Log: logMode(c),
 			State: strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_")),
 		})
 	}
@@ -133,7 +134,7 @@ func (s *survey) pod(sb *spec.Sandbox) Pod {
 }
 
 func (s *survey) madeBy(sb *spec.Sandbox) string {
-	file := s.notes[sb.ID].file
+	file := s.notes[string(sb.ID)].file
 	switch {
 	case !sb.Foreign:
 		return madeHere
@@ -146,7 +147,7 @@ func (s *survey) madeBy(sb *spec.Sandbox) string {
 }
 
 func (s *survey) network(sb *spec.Sandbox) string {
-	c, cached := s.cache[sb.ID]
+	c, cached := s.cache[string(sb.ID)]
 	switch {
 	case sb.HostNetwork():
 		return "host"
@@ -165,10 +166,10 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 	switch {
 	case sb.HostNetwork():
 		return nil
-	case len(s.cache[sb.ID].Addresses) > 0:
-		ips = s.cache[sb.ID].Addresses
-	case len(s.found[sb.ID]) > 0:
-		ips = s.found[sb.ID]
+	case len(s.cache[string(sb.ID)].Addresses) > 0:
+		ips = s.cache[string(sb.ID)].Addresses
+	case len(s.found[string(sb.ID)]) > 0:
+		ips = s.found[string(sb.ID)]
 	}
 	var out []string
 	for _, ip := range ips {
@@ -179,9 +180,9 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 
 // ports are a sandbox's host ports, as whoever knows them says.
 func (s *survey) ports(sb *spec.Sandbox) []*runtimeapi.PortMapping {
-	all := s.cache[sb.ID].Ports
+	all := s.cache[string(sb.ID)].Ports
 	if len(all) == 0 {
-		all = s.notes[sb.ID].Ports
+		all = s.notes[string(sb.ID)].Ports
 	}
 	if len(all) == 0 {
 		all = sb.EnginePorts

@@ -15,6 +15,7 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
 )
@@ -27,7 +28,7 @@ const (
 // sandbox is a running one of an older shim, connected by CNI; edit changes it.
 func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
 	s := &spec.Sandbox{
-		ID: id, Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: name, Uid: "u-" + name}, Running: true, Pid: 1, Foreign: true,
+		ID: model.ContainerID(id), Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: name, Uid: "u-" + name}, Running: true, Pid: 1, Foreign: true,
 		NetworkMode: "none", Namespaces: &runtimeapi.NamespaceOption{},
 	}
 	for _, e := range edit {
@@ -39,7 +40,7 @@ func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
 // member is a running container with Docker's log behind a link; edit changes it.
 func member(id, pod, name string, edit ...func(*spec.Container)) spec.Object {
 	c := &spec.Container{
-		ID: id, Name: "k8s_" + name, SandboxID: pod, Metadata: &runtimeapi.ContainerMetadata{Name: name}, State: running,
+		ID: model.ContainerID(id), Name: "k8s_" + name, SandboxID: model.ContainerID(pod), Metadata: &runtimeapi.ContainerMetadata{Name: name}, State: running,
 		LogPath: "/var/log/pods/" + id, EngineLogPath: "/docker/" + id, LogDriver: "json-file",
 	}
 	for _, e := range edit {
@@ -76,7 +77,7 @@ func node(objects ...spec.Object) *survey {
 	}
 	for _, o := range objects {
 		if c := o.Container; c != nil {
-			s.links[c.ID] = c.EngineLogPath
+			s.links[string(c.ID)] = c.EngineLogPath
 		}
 	}
 	return s

@@ -241,16 +241,16 @@ func TestCancelledPull(t *testing.T) {
 // helper; without them the error says what to do.
 func TestPauseImageOfARegistry(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		archive, tag, err := pause.Image("x86_64")
+		img, err := pause.New("x86_64")
 		if err != nil {
 			t.Fatal(err)
 		}
-		i, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }, nil)
+		i, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(img.Archive)), nil }, nil)
 		if err == nil {
-			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}}) // without the label that pins the embedded one
+			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}, User: "1"}) // another image than the embedded one
 		}
 		if err != nil {
-			t.Fatalf("%s: %v", tag, err)
+			t.Fatalf("%s: %v", img.Ref, err)
 		}
 		r := n.registry(t)
 		ref := r.Put(t, "pause", "1", i)

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -18,22 +19,22 @@ import (
 type Engine interface {
 	Host(ctx context.Context) (spec.Host, error)
 	PauseImage(ctx context.Context) (string, error)
-	Create(ctx context.Context, c *spec.Create) (string, error)
-	Start(ctx context.Context, id string) error
-	Stop(ctx context.Context, id string, grace time.Duration) error
-	Remove(ctx context.Context, id string) error
-	Inspect(ctx context.Context, id string) (spec.Object, error)
-	FindByName(ctx context.Context, name string) (string, spec.Object, error)
+	Create(ctx context.Context, c *spec.Create) (model.ContainerID, error)
+	Start(ctx context.Context, id model.ContainerID) error
+	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
+	Remove(ctx context.Context, id model.ContainerID) error
+	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
+	FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error)
 	Objects(ctx context.Context) ([]spec.Object, error)
 	Images(ctx context.Context) ([]*spec.Image, error)
-	FindImage(ctx context.Context, ref string) (string, error)
-	ImageUsers(ctx context.Context, id string) ([]string, error)
+	FindImage(ctx context.Context, ref string) (model.ImageID, error)
+	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
-	HoldImage(ctx context.Context, imageID string) ([]string, error)
-	ReleaseImage(ctx context.Context, imageID string) error
-	HeldImages(ctx context.Context) ([]string, error)
+	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
+	ReleaseImage(ctx context.Context, imageID model.ImageID) error
+	HeldImages(ctx context.Context) ([]model.ImageID, error)
 	Events(ctx context.Context, changed func(engine.Event)) <-chan error
-	Exec(ctx context.Context, id string, x engine.Exec) (int, error)
+	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error)
 }
 
 var (
@@ -171,7 +172,7 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	}
 }
 
-func listed(all []spec.Object, id string) bool {
+func listed(all []spec.Object, id model.ContainerID) bool {
 	for _, o := range all {
 		if o.Sandbox != nil && o.Sandbox.ID == id {
 			return true
@@ -181,7 +182,7 @@ func listed(all []spec.Object, id string) bool {
 }
 
 // seen waits for an event of a container.
-func seen(t *testing.T, events <-chan engine.Event, id string) {
+func seen(t *testing.T, events <-chan engine.Event, id model.ContainerID) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	for {

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -28,12 +29,15 @@ const PauseRef = "fake.local/pause:1"
 type Fake struct {
 	// Fault is asked before a verb ("create", "start", …) takes effect and after it did; an error is the verb's answer.
 	Fault func(verb string, after bool) error
+	// ImageLabels are those of each image; as the engine does, Create merges them into a container's.
+	// It is set before the fake is used.
+	ImageLabels map[string]string
 
 	mu         sync.Mutex // guards the rest
-	containers map[string]*container.InspectResponse
+	containers map[model.ContainerID]*container.InspectResponse
 	images     map[string]*spec.Image // by name
-	held       map[string]bool        // image IDs
-	limits     map[string]spec.KernelLimits
+	held       map[model.ImageID]bool
+	limits     map[model.ContainerID]spec.KernelLimits
 	watchers   []chan engine.Event
 	made       int
 	ticks      int // of the engine's clock
@@ -44,7 +48,7 @@ type Fake struct {
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[string]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[string]bool{}, limits: map[string]spec.KernelLimits{}, pids: 1000}
+	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, pids: 1000}
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
@@ -52,12 +56,16 @@ func NewFake(images ...string) *Fake {
 }
 
 func (f *Fake) addImage(ref string, pinned bool) *spec.Image {
-	labels := map[string]string{}
-	if pinned {
-		labels[spec.LabelPinned] = "true"
+	i, err := spec.ReadImage(image.Summary{
+		ID:       "sha256:" + digest("image "+ref),
+		RepoTags: []string{ref},
+		Size:     1 << 20,
+		Labels:   f.ImageLabels,
+	}, image.InspectResponse{})
+	if err != nil {
+		panic(err) // the ID above is one
 	}
-	i := spec.ReadImage(image.Summary{ID: "sha256:" + digest("image "+ref), RepoTags: []string{ref}, Size: 1 << 20, Labels: labels}, image.InspectResponse{})
-	i.Entrypoint = true
+	i.Entrypoint, i.Pinned = true, pinned
 	f.images[ref] = i
 	return i
 }
@@ -89,7 +97,7 @@ func (f *Fake) do(ctx context.Context, verb string, effect func() error) error {
 	return err
 }
 
-func (f *Fake) find(id string) (*container.InspectResponse, error) {
+func (f *Fake) find(id model.ContainerID) (*container.InspectResponse, error) {
 	if c := f.containers[id]; c != nil {
 		return c, nil
 	}
@@ -97,7 +105,7 @@ func (f *Fake) find(id string) (*container.InspectResponse, error) {
 }
 
 // Create implements cri.Engine.
-func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error) {
+func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error) {
 	err = f.do(ctx, "create", func() error {
 		for _, other := range f.containers {
 			if other.Name == "/"+c.Name {
@@ -105,13 +113,18 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error
 			}
 		}
 		f.made++
-		id = digest(fmt.Sprint("container ", f.made))
+		id = model.ContainerID(digest(fmt.Sprint("container ", f.made)))
 		in := &container.InspectResponse{
-			ID: id, Name: "/" + c.Name, Created: f.now(), Config: c.Config, HostConfig: c.Host, Image: f.imageID(c.Config.Image),
-			State: &container.State{Status: container.StateCreated},
+			ID:         string(id),
+			Name:       "/" + c.Name,
+			Created:    f.now(),
+			Config:     f.merge(c.Config),
+			HostConfig: c.Host,
+			Image:      string(f.imageID(c.Config.Image)),
+			State:      &container.State{Status: container.StateCreated},
 		}
 		if c.Host.LogConfig.Type == "json-file" {
-			in.LogPath = "/var/lib/docker/containers/" + id + "/" + id + "-json.log"
+			in.LogPath = "/var/lib/docker/containers/" + string(id) + "/" + string(id) + "-json.log"
 		}
 		f.containers[id] = in
 		f.tell(id, engine.Changed)
@@ -123,13 +136,34 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id string, err error
 	return id, nil
 }
 
-func (f *Fake) imageID(ref string) string {
+// merge adds the labels of the image, as Docker does, where the container has none of that key.
+func (f *Fake) merge(c *container.Config) *container.Config {
+	if len(f.ImageLabels) == 0 || c.Image == PauseRef {
+		return c
+	}
+	merged := *c
+	merged.Labels = maps.Clone(f.ImageLabels)
+	maps.Copy(merged.Labels, c.Labels)
+	return &merged
+}
+
+// brings are the labels that the image of a container brings.
+func (f *Fake) brings(c *container.InspectResponse) spec.ImageLabels {
+	for _, i := range f.images {
+		if string(i.ID) == c.Image {
+			return i.Brings()
+		}
+	}
+	return spec.ImageLabels{Unknown: true}
+}
+
+func (f *Fake) imageID(ref string) model.ImageID {
 	for _, i := range f.images {
 		if i.Is(ref) {
 			return i.ID
 		}
 	}
-	return ref
+	return model.ImageID(ref)
 }
 
 // now differs from call to call, so that orders by time are certain.
@@ -141,7 +175,7 @@ func (f *Fake) now() string {
 func (f *Fake) time() time.Time { return time.Unix(1700000000, int64(f.ticks)*1000).UTC() }
 
 // Start implements cri.Engine.
-func (f *Fake) Start(ctx context.Context, id string) error {
+func (f *Fake) Start(ctx context.Context, id model.ContainerID) error {
 	return f.do(ctx, "start", func() error {
 		c, err := f.find(id)
 		if err != nil {
@@ -155,7 +189,7 @@ func (f *Fake) Start(ctx context.Context, id string) error {
 }
 
 // Stop implements cri.Engine.
-func (f *Fake) Stop(ctx context.Context, id string, _ time.Duration) error {
+func (f *Fake) Stop(ctx context.Context, id model.ContainerID, _ time.Duration) error {
 	return f.do(ctx, "stop", func() error {
 		c, err := f.find(id)
 		if err == nil && c.State.Running {
@@ -167,7 +201,7 @@ func (f *Fake) Stop(ctx context.Context, id string, _ time.Duration) error {
 }
 
 // Remove implements cri.Engine.
-func (f *Fake) Remove(ctx context.Context, id string) error {
+func (f *Fake) Remove(ctx context.Context, id model.ContainerID) error {
 	return f.do(ctx, "remove", func() error {
 		_, err := f.find(id)
 		f.destroy(id)
@@ -176,7 +210,7 @@ func (f *Fake) Remove(ctx context.Context, id string) error {
 }
 
 // Update implements cri.Engine.
-func (f *Fake) Update(ctx context.Context, id string, u *spec.Update) error {
+func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
 	return f.do(ctx, "update", func() error {
 		c, err := f.find(id)
 		if err == nil {
@@ -205,18 +239,19 @@ func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
 }
 
 // Limits are what Limit was last told of a container.
-func (f *Fake) Limits(id string) spec.KernelLimits {
+func (f *Fake) Limits(id model.ContainerID) spec.KernelLimits {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.limits[id]
 }
 
 // FindByName implements cri.Engine.
-func (f *Fake) FindByName(ctx context.Context, name string) (id string, o spec.Object, err error) {
+func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error) {
 	err = f.do(ctx, "find", func() error {
 		for _, c := range f.containers {
 			if c.Name == "/"+name {
-				id, o = c.ID, spec.Read(*c)
+				id = model.ContainerID(c.ID)
+				o, _ = spec.Read(*c, f.brings(c)) // one that cannot be read is none of ours
 				return nil
 			}
 		}
@@ -226,7 +261,7 @@ func (f *Fake) FindByName(ctx context.Context, name string) (id string, o spec.O
 }
 
 // Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang" ends with ctx.
-func (f *Fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error) {
 	if err := f.do(ctx, "exec", func() error { _, err := f.find(id); return err }); err != nil {
 		return 0, err
 	}
@@ -245,13 +280,13 @@ func (f *Fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) 
 }
 
 // Pull implements cri.Engine.
-func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id string, err error) {
+func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id model.ImageID, err error) {
 	err = f.do(ctx, "pull", func() error { id = f.addImage(spec.Familiar(ref), false).ID; f.tellImage(); return nil })
 	return id, err
 }
 
 // FindImage implements cri.Engine.
-func (f *Fake) FindImage(ctx context.Context, ref string) (id string, err error) {
+func (f *Fake) FindImage(ctx context.Context, ref string) (id model.ImageID, err error) {
 	err = f.do(ctx, "find image", func() error {
 		for _, i := range f.images {
 			if i.Is(ref) {
@@ -265,10 +300,10 @@ func (f *Fake) FindImage(ctx context.Context, ref string) (id string, err error)
 }
 
 // ImageUsers implements cri.Engine.
-func (f *Fake) ImageUsers(ctx context.Context, id string) (names []string, err error) {
+func (f *Fake) ImageUsers(ctx context.Context, id model.ImageID) (names []string, err error) {
 	err = f.do(ctx, "image users", func() error {
 		for _, c := range f.containers {
-			if c.Image == id {
+			if c.Image == string(id) {
 				names = append(names, strings.TrimPrefix(c.Name, "/"))
 			}
 		}
@@ -281,7 +316,7 @@ func (f *Fake) ImageUsers(ctx context.Context, id string) (names []string, err e
 func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
 	return f.do(ctx, "remove image", func() error {
 		for name, i := range f.images {
-			if name == ref || i.ID == ref {
+			if name == ref || string(i.ID) == ref {
 				delete(f.images, name)
 				f.tellImage()
 				return nil
@@ -292,9 +327,9 @@ func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
 }
 
 // HoldImage implements cri.Engine.
-func (f *Fake) HoldImage(ctx context.Context, imageID string) ([]string, error) {
+func (f *Fake) HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error) {
 	return []string{"/var/lib/docker/overlay2/top/diff", "/var/lib/docker/overlay2/base/diff"}, f.do(ctx, "hold image", func() error {
-		if f.imageID(imageID) != imageID {
+		if f.imageID(string(imageID)) != imageID {
 			return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
 		}
 		f.held[imageID] = true
@@ -303,12 +338,12 @@ func (f *Fake) HoldImage(ctx context.Context, imageID string) ([]string, error) 
 }
 
 // ReleaseImage implements cri.Engine.
-func (f *Fake) ReleaseImage(ctx context.Context, imageID string) error {
+func (f *Fake) ReleaseImage(ctx context.Context, imageID model.ImageID) error {
 	return f.do(ctx, "release image", func() error { delete(f.held, imageID); return nil })
 }
 
 // HeldImages implements cri.Engine.
-func (f *Fake) HeldImages(ctx context.Context) (ids []string, err error) {
+func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) {
 	err = f.do(ctx, "held images", func() error { ids = slices.Collect(maps.Keys(f.held)); return nil })
 	return ids, err
 }
@@ -334,7 +369,11 @@ func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 	err = f.do(ctx, "objects", func() error {
 		for _, c := range f.containers {
-			out = append(out, spec.Read(*c))
+			o, err := spec.Read(*c, f.brings(c))
+			if err != nil {
+				return err
+			}
+			out = append(out, o)
 		}
 		return nil
 	})
@@ -342,11 +381,11 @@ func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 }
 
 // Inspect implements node.Source.
-func (f *Fake) Inspect(ctx context.Context, id string) (o spec.Object, err error) {
+func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object, err error) {
 	err = f.do(ctx, "inspect", func() error {
 		c, err := f.find(id)
 		if err == nil {
-			o = spec.Read(*c)
+			o, err = spec.Read(*c, f.brings(c))
 		}
 		return err
 	})
@@ -387,7 +426,7 @@ func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan er
 	return done
 }
 
-func (f *Fake) tell(id string, kind engine.EventKind) {
+func (f *Fake) tell(id model.ContainerID, kind engine.EventKind) {
 	e := engine.Event{ID: id, Kind: kind, At: f.time()}
 	if kind == engine.Died {
 		e.ExitCode = f.containers[id].State.ExitCode
@@ -428,7 +467,7 @@ func (f *Fake) Containers() int {
 }
 
 // End makes a container's process end with an exit code, behind everybody's back.
-func (f *Fake) End(id string, code int) {
+func (f *Fake) End(id model.ContainerID, code int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.containers[id]
@@ -437,14 +476,14 @@ func (f *Fake) End(id string, code int) {
 }
 
 // Drop removes a container behind everybody's back.
-func (f *Fake) Drop(id string) {
+func (f *Fake) Drop(id model.ContainerID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.destroy(id)
 }
 
 // destroy removes a container, running or not, if it is there.
-func (f *Fake) destroy(id string) {
+func (f *Fake) destroy(id model.ContainerID) {
 	c := f.containers[id]
 	if c == nil {
 		return

@@ -23,27 +23,49 @@ var arm64 []byte
 // Repository is the local name of the embedded image; its tag is the program's hash.
 const Repository = "cri-dockerd.local/pause"
 
-// Image is the embedded image for an architecture, in Go's words ("amd64") or the engine's ("x86_64"): the archive for POST /images/load,
-// and the name that the image has then. Equal programs give equal bytes.
-func Image(arch string) (archive []byte, ref string, err error) {
+// Image is the embedded image for one architecture.
+type Image struct {
+	Ref        string   // its local name
+	Archive    []byte   // for POST /images/load
+	DiffID     string   // of its only layer ("sha256:…"), by which the content can be recognised
+	Entrypoint []string // its only process
+}
+
+// New returns the embedded image for an architecture, in Go's words ("amd64") or the engine's
+// ("x86_64"). Equal programs give equal bytes.
+func New(arch string) (Image, error) {
 	program, goarch := amd64, "amd64"
 	switch arch {
 	case "amd64", "x86_64":
 	case "arm64", "aarch64":
 		program, goarch = arm64, "arm64"
 	default:
-		return nil, "", fmt.Errorf("embedded pause image: none for architecture %q; name one with --pod-infra-container-image", arch)
+		return Image{}, fmt.Errorf("embedded pause image: none for architecture %q; name one with --pod-infra-container-image", arch)
 	}
+
 	sum := sha256.Sum256(program)
-	ref = Repository + ":" + hex.EncodeToString(sum[:6])
-	archive, err = Archive(ref, goarch, map[string][]byte{"pause": program}, []string{"/pause"}, map[string]string{"io.cri-dockerd.pinned": "true"})
-	return archive, ref, err
+	files := map[string][]byte{"pause": program}
+	layer, err := pack(files, programMode)
+	if err != nil {
+		return Image{}, err
+	}
+	diff := sha256.Sum256(layer)
+	img := Image{
+		Ref:        Repository + ":" + hex.EncodeToString(sum[:6]),
+		DiffID:     "sha256:" + hex.EncodeToString(diff[:]),
+		Entrypoint: []string{"/pause"},
+	}
+	img.Archive, err = Archive(img.Ref, goarch, files, img.Entrypoint, nil)
+	return img, err
 }
+
+// programMode is the mode of the files in a layer.
+const programMode = 0o755
 
 // Archive is an image of one layer with executable files, as POST /images/load takes it on every engine: files by their path without
 // leading slash, the entrypoint, and labels. It has no times, so equal input gives equal bytes.
 func Archive(ref, goarch string, files map[string][]byte, entrypoint []string, labels map[string]string) ([]byte, error) {
-	layer, err := pack(files, 0o755)
+	layer, err := pack(files, programMode)
 	if err != nil {
 		return nil, err
 	}
