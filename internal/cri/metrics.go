@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -133,12 +134,12 @@ func (e *encoder) metrics(b []byte, m *measured) []byte {
 
 // fsLayers are the writable layers as last measured, with their file system as it is.
 type fsLayers struct {
-	layers
+	imagefs.Figures
 	fs *stats.FileSystem // nil while nothing is measured
 }
 
 func (s *Service) fsLayers(host spec.Host) fsLayers {
-	l := fsLayers{layers: s.layers(host)}
+	l := fsLayers{Figures: s.layers(host)}
 	if l.ContainerDir == "" {
 		return l
 	}
@@ -191,7 +192,7 @@ func (s *Service) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLaye
 	if p, err := s.Stats.Descriptors(string(c.ID), c.Pid); err == nil {
 		m.processes = &p
 	}
-	if w, known := s.writable(c, l.layers); known && l.fs != nil {
+	if w, known := l.Writable[c.ID]; known && l.fs != nil {
 		m.layer = &layer{bytes: w.Bytes, at: l.At, fs: *l.fs}
 	}
 	if c.LogPath != "" {
@@ -200,15 +201,6 @@ func (s *Service) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLaye
 		}
 	}
 	return m
-}
-
-// writable is what a container's writable layer has been measured to take.
-func (s *Service) writable(c *spec.Container, l layers) (imagefs.Usage, bool) {
-	if len(l.Writable) == 0 {
-		return imagefs.Usage{}, false
-	}
-	w, known := l.Writable[s.Stats.WritableLayer(string(c.ID), c.Pid, l.base)]
-	return w, known
 }
 
 // unreadable says why figures are missing, unless it is that their process has ended.

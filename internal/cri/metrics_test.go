@@ -80,7 +80,7 @@ func TestMetricDescriptors(t *testing.T) {
 
 // withLayer gives the service a measured writable layer for a container.
 func withLayer(s *Service, id string) {
-	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[string]imagefs.Usage{"/layers/" + id: {Bytes: 50, Inodes: 6}}}}
+	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}}}}
 }
 
 func TestPodSandboxMetrics(t *testing.T) {

@@ -124,7 +124,6 @@ type Stats interface {
 	Processes(id string, pid int) (uint64, error)
 	Descriptors(id string, pid int) (stats.Processes, error)
 	Network(pid int) ([]stats.Interface, error)
-	WritableLayer(id string, pid int, base string) string
 	FileSystem(dir string) (stats.FileSystem, error)
 	Device(major, minor uint32) string
 	LogBytes(path string) (uint64, error)

@@ -3,13 +3,13 @@ package cri
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -59,19 +59,14 @@ func (s *Service) ListContainerStats(_ context.Context, r *runtimeapi.ListContai
 	return &runtimeapi.ListContainerStatsResponse{Stats: slices.DeleteFunc(all, func(one *runtimeapi.ContainerStats) bool { return one == nil })}, nil
 }
 
-// layers are the writable layers as last measured, and where Docker keeps them.
-type layers struct {
-	imagefs.Figures
-	base string // what relative upper directories of the graph driver begin from
-}
-
-func (s *Service) layers(host spec.Host) layers {
+// layers returns the writable layers as last measured.
+func (s *Service) layers(host spec.Host) imagefs.Figures {
 	f, _ := s.ImageFS.Read(imagefs.Store{Driver: host.StorageDriver, Root: host.RootDir, Containerd: host.ContainerdStore})
-	return layers{Figures: f, base: filepath.Join(host.RootDir, host.StorageDriver)}
+	return f
 }
 
 // containerStats are the figures of a container, whether it runs or not.
-func (s *Service) containerStats(c *spec.Container, l layers) (*runtimeapi.ContainerStats, error) {
+func (s *Service) containerStats(c *spec.Container, l imagefs.Figures) (*runtimeapi.ContainerStats, error) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
 	}
@@ -83,13 +78,13 @@ func (s *Service) containerStats(c *spec.Container, l layers) (*runtimeapi.Conta
 }
 
 // statsOf are the figures of a running container that has used so much. The attributes are encoded already; see package wire.
-func (s *Service) statsOf(c *spec.Container, u stats.Usage, l layers) (*runtimeapi.ContainerStats, error) {
+func (s *Service) statsOf(c *spec.Container, u stats.Usage, l imagefs.Figures) (*runtimeapi.ContainerStats, error) {
 	attributes, err := s.encodedContainers.of(c, asAttributes)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	out := wire.Carry(&runtimeapi.ContainerStats{Cpu: cpuUsage(u), Memory: memoryUsage(u), Swap: swapUsage(u), Io: ioUsage(u)}, attributes)
-	if w, known := s.writable(c, l); known {
+	if w, known := l.Writable[c.ID]; known {
 		out.WritableLayer = &runtimeapi.FilesystemUsage{
 			Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: l.ContainerDir}, UsedBytes: value(w.Bytes), InodesUsed: value(w.Inodes),
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -125,7 +126,7 @@ func sideBySide[T, R any](things []T, do func(T) R) []R {
 
 // podStats reads the pod's own control group or, where it has none, adds up those of its containers and its pause.
 // Attributes are encoded already; see package wire.
-func (s *Service) podStats(p runningPod, l layers) (*runtimeapi.PodSandboxStats, error) {
+func (s *Service) podStats(p runningPod, l imagefs.Figures) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	sum, err := s.Stats.Pod(p.anchor, p.pid, p.Metadata.GetUid())
 	own := err == nil

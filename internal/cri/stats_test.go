@@ -56,11 +56,10 @@ func (f fakeStats) PodDetails(id string, pid int, uid string) (stats.Details, er
 	return d, err
 }
 
-func (fakeStats) Path(id string, _ int) string                    { return "/kubepods/pod/" + id }
-func (f fakeStats) Processes(string, int) (uint64, error)         { return 2, f.fails("stats") }
-func (fakeStats) WritableLayer(id string, _ int, _ string) string { return "/layers/" + id }
-func (fakeStats) LogBytes(string) (uint64, error)                 { return 4096, nil }
-func (f fakeStats) Forget(id string)                              { f.set(f.forgotten, id, true) }
+func (fakeStats) Path(id string, _ int) string            { return "/kubepods/pod/" + id }
+func (f fakeStats) Processes(string, int) (uint64, error) { return 2, f.fails("stats") }
+func (fakeStats) LogBytes(string) (uint64, error)         { return 4096, nil }
+func (f fakeStats) Forget(id string)                      { f.set(f.forgotten, id, true) }
 
 func (fakeStats) Descriptors(string, int) (stats.Processes, error) {
 	return stats.Processes{Count: 2, Files: number(12), Sockets: number(4), MaxFiles: number(1024)}, nil
@@ -104,7 +103,7 @@ func TestContainerStats(t *testing.T) {
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
-	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[string]imagefs.Usage{"/layers/" + id: {Bytes: 50, Inodes: 6}}}}
+	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}}}}
 	r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id}))
 	if err != nil {
 		t.Fatal(err)

@@ -10,25 +10,39 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"cri-dockerd/internal/model"
 )
 
 // Figures are one measurement.
 type Figures struct {
 	At                     time.Time
 	Image, Container       Usage
-	ImageDir, ContainerDir string           // on the file systems that they are on; equal if it is one
-	Writable               map[string]Usage // of each container's layers, by directory
+	ImageDir, ContainerDir string                      // on the file systems that they are on; equal if it is one
+	Writable               map[model.ContainerID]Usage // the writable layer of each container
 }
 
 const (
 	fresh = 10 * time.Second // figures that are younger are not measured anew
 	rest  = 20               // after a measurement it rests for so many times as long: at most 5 % of a core
+
+	// A layer that is not walked within walkSlice is slow. Slow layers together take slowShare of a
+	// measurement and go on in the next one, so that none of them delays the others.
+	walkSlice = 200 * time.Millisecond
+	slowShare = time.Second
+	// maxPaused bounds the walks that are under way between measurements. Each holds up to 18
+	// descriptors.
+	maxPaused = 32
 )
 
-// measured is a layer that does not change. It is final when two measurements agree: the engine may have been writing it during the first.
-type measured struct {
-	Usage
-	final bool
+// state is what is known of a layer.
+type state struct {
+	usage   Usage // of the last walk that ended, or more, if the one under way has counted more
+	known   bool  // a walk has ended
+	final   bool  // two walks agree: the engine may have been writing the layer during the first
+	slow    bool
+	walk    *walk // under way, nil for none
+	partial bool  // it was logged that the layer is too large
 }
 
 // Meter measures one store. It is safe for concurrent use.
@@ -36,20 +50,31 @@ type Meter struct {
 	log    *slog.Logger
 	mounts string // the file of this process's mounts
 	asked  chan Store
+	slice  time.Duration // walkSlice, but in tests
 
 	mu   sync.Mutex // guards the rest
 	last *Figures
 	of   Store
 
 	// Used by Run only.
-	layers   map[string]measured // that do not change, by directory
-	writable map[string]bool
-	failed   string // what was logged last
+	layers     map[string]*state            // by directory
+	turn       int                          // the slow layer that is next
+	mountIDs   map[model.ContainerID]string // Docker's names of the containers' layers
+	containers map[string]bool              // containerd's snapshots of containers
+	failed     string                       // what was logged last
 }
 
 // New returns a meter that measures when Run runs.
 func New(log *slog.Logger) *Meter {
-	return &Meter{log: log, mounts: "/proc/self/mountinfo", asked: make(chan Store, 1), layers: map[string]measured{}, writable: map[string]bool{}}
+	return &Meter{
+		log:        log,
+		mounts:     "/proc/self/mountinfo",
+		asked:      make(chan Store, 1),
+		slice:      walkSlice,
+		layers:     map[string]*state{},
+		mountIDs:   map[model.ContainerID]string{},
+		containers: map[string]bool{},
+	}
 }
 
 // Read returns the last figures of a store, false while there are none, and has new ones measured if they are old. It does no work itself.
@@ -71,6 +96,7 @@ func (m *Meter) Read(s Store) (Figures, bool) {
 
 // Run measures what is asked for until ctx ends.
 func (m *Meter) Run(ctx context.Context) {
+	defer m.forget(nil)
 	for {
 		var s Store
 		select {
@@ -98,48 +124,149 @@ func (m *Meter) Run(ctx context.Context) {
 	}
 }
 
-// measure walks what is new and what may have changed.
-func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
-	var l layout
-	var err error
+// layout finds the layers of a store.
+func (m *Meter) layout(s Store) (layout, error) {
 	switch {
 	case s.Containerd && s.Driver == "overlayfs":
-		var mounts []byte
-		if mounts, err = os.ReadFile(m.mounts); err == nil {
-			l, err = containerd(s.Root, mounts, m.writable)
+		mounts, err := os.ReadFile(m.mounts)
+		if err != nil {
+			return layout{}, err
 		}
+		return containerd(s.Root, mounts, m.containers)
 	case s.Driver == "overlay2":
-		l, err = overlay2(s.Root)
-	default:
-		err = fmt.Errorf("storage driver %s: its layout is not known", s.Driver)
+		return overlay2(s.Root, m.mountIDs)
 	}
+	return layout{}, fmt.Errorf("storage driver %s: its layout is not known", s.Driver)
+}
+
+// measure walks what is new and what may have changed.
+func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
+	l, err := m.layout(s)
+	defer l.close()
 	if err != nil {
 		return Figures{}, err
 	}
-	f := Figures{ImageDir: l.images, ContainerDir: l.containers, Writable: map[string]Usage{}}
-	layers := make(map[string]measured, len(l.layers))
+
+	present := make(map[string]bool, len(l.layers))
+	var slow []layer
 	for _, d := range l.layers {
-		old, known := m.layers[d.dir]
-		now := old
-		if !old.final || !d.final {
-			u, err := usage(ctx, d.dir)
-			if err != nil {
-				return Figures{}, err
-			}
-			now = measured{Usage: u, final: known && u == old.Usage}
+		dir := l.path(d.name)
+		present[dir] = true
+		st := m.layers[dir]
+		if st == nil {
+			st = &state{}
+			m.layers[dir] = st
 		}
-		if d.final {
-			layers[d.dir] = now
-		}
-		if d.container {
-			f.Container.add(now.Usage)
-		} else {
-			f.Image.add(now.Usage)
-		}
-		if !d.final {
-			f.Writable[d.dir] = now.Usage
+		if st.slow {
+			slow = append(slow, d)
+		} else if err := m.advance(ctx, l, d, st); err != nil {
+			return Figures{}, err
 		}
 	}
-	m.layers, f.At = layers, time.Now()
-	return f, nil
+	m.forget(present)
+	if err := m.advanceSlow(ctx, l, slow); err != nil {
+		return Figures{}, err
+	}
+	return m.sum(l), nil
+}
+
+// advanceSlow walks the slow layers in turn for slowShare.
+func (m *Meter) advanceSlow(ctx context.Context, l layout, slow []layer) error {
+	began := time.Now()
+	for i := 0; i < len(slow) && time.Since(began) < slowShare; i++ {
+		d := slow[m.turn%len(slow)]
+		m.turn++
+		if err := m.advance(ctx, l, d, m.layers[l.path(d.name)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// advance walks a layer for a slice of time, unless it has not changed.
+func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err error) {
+	if st.final && d.final {
+		return nil
+	}
+	if st.walk == nil {
+		if st.slow && m.paused() >= maxPaused {
+			return nil
+		}
+		if st.walk, err = newWalk(l.root, d.name); err != nil {
+			st.walk = nil
+			return nil //nolint:nilerr // not as the engine makes layers; what was counted before stays
+		}
+	}
+	ended, err := st.walk.run(ctx, m.slice)
+	if err != nil {
+		return err
+	}
+
+	u := st.walk.usage()
+	if !ended {
+		st.slow = true
+		if !st.known || u.Bytes > st.usage.Bytes || u.Inodes > st.usage.Inodes {
+			st.usage = u
+		}
+		if m.paused() > maxPaused {
+			st.walk.close()
+			st.walk = nil
+		}
+		return nil
+	}
+	st.final = d.final && (u.Partial || st.known && u == st.usage)
+	st.slow = st.walk.spent > m.slice
+	st.usage, st.known, st.walk = u, true, nil
+	if u.Partial && !st.partial {
+		st.partial = true
+		m.log.Warn("a layer is too large to be measured in full, or changes too fast", "layer", l.path(d.name), "bytes", u.Bytes, "inodes", u.Inodes)
+	}
+	return nil
+}
+
+// paused is how many walks are under way.
+func (m *Meter) paused() (n int) {
+	for _, st := range m.layers {
+		if st.walk != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// forget drops what is known of layers that are not present any more.
+func (m *Meter) forget(present map[string]bool) {
+	for dir, st := range m.layers {
+		if present[dir] {
+			continue
+		}
+		if st.walk != nil {
+			st.walk.close()
+		}
+		delete(m.layers, dir)
+	}
+}
+
+// sum adds up what is known of the layers.
+func (m *Meter) sum(l layout) Figures {
+	f := Figures{
+		At:           time.Now(),
+		ImageDir:     l.images,
+		ContainerDir: l.containers,
+		Writable:     make(map[model.ContainerID]Usage, len(l.writable)),
+	}
+	for _, d := range l.layers {
+		u := m.layers[l.path(d.name)].usage
+		if d.container {
+			f.Container.add(u)
+		} else {
+			f.Image.add(u)
+		}
+	}
+	for id, name := range l.writable {
+		if st := m.layers[l.path(name)]; st != nil {
+			f.Writable[id] = st.usage
+		}
+	}
+	return f
 }

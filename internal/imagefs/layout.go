@@ -1,12 +1,19 @@
 package imagefs
 
 import (
-	"bufio"
 	"bytes"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strconv"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
 )
 
 // Store says where an engine keeps images and the writable layers of containers.
@@ -19,87 +26,234 @@ type Store struct {
 
 // layer is a directory of the store.
 type layer struct {
-	dir       string
-	container bool // made for one container, not of an image
-	final     bool // it never changes once it is made
+	name      string // its path beneath the layout's root
+	container bool   // made for one container, not of an image
+	final     bool   // it never changes once it is made
 }
 
-// layout is what a store consists of at a moment.
+// layout is what a store consists of at a moment. Which layer a container writes to is what the
+// engine says, not what a process of the container shows as its mounts.
 type layout struct {
-	images, containers string // the roots of their file systems
+	root               *os.File // the layers lie beneath it
+	images, containers string   // the roots of their file systems
 	layers             []layer
+	writable           map[model.ContainerID]string // the layer of each container, by name
 }
 
-// overlay2 is the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's layer has a sibling <id>-init.
-func overlay2(root string) (layout, error) {
-	base := filepath.Join(root, "overlay2")
-	entries, err := os.ReadDir(base)
+// path is the path of a layer.
+func (l *layout) path(name string) string { return filepath.Join(l.root.Name(), name) }
+
+// close releases what a layout holds.
+func (l *layout) close() {
+	if l.root != nil {
+		_ = l.root.Close() // it was only read
+	}
+}
+
+// Directories of Docker's graph driver overlay2, and of its notes on the containers' layers
+// (layer/migration.go of Moby: <container ID>/mount-id holds the name of the layer).
+const (
+	overlay2Layers = "overlay2"
+	overlay2Mounts = "image/overlay2/layerdb/mounts"
+)
+
+// overlay2 is the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's layer has
+// a sibling <id>-init. It is to be closed, also after an error.
+func overlay2(root string, known map[model.ContainerID]string) (l layout, err error) {
+	l = layout{images: root, containers: root, writable: map[model.ContainerID]string{}}
+	if l.root, err = safefs.OpenDir(filepath.Join(root, overlay2Layers)); err != nil {
+		return l, err
+	}
+	entries, err := list(l.root, ".")
 	if err != nil {
-		return layout{}, err
+		return l, err
 	}
 	names := make(map[string]bool, len(entries))
-	for _, e := range entries {
-		names[e.Name()] = true
+	for _, name := range entries {
+		names[name] = true
 	}
-	l := layout{images: root, containers: root}
-	for name := range names {
+	for _, name := range entries {
 		if name == "l" { // short links to the others
 			continue
 		}
 		initial, writable := strings.HasSuffix(name, "-init"), names[name+"-init"]
-		l.layers = append(l.layers, layer{dir: filepath.Join(base, name, "diff"), container: initial || writable, final: !writable})
+		l.layers = append(l.layers, layer{
+			name:      filepath.Join(name, "diff"),
+			container: initial || writable,
+			final:     !writable,
+		})
 	}
-	return l, nil
+
+	return l, l.findMounts(root, names, known)
+}
+
+// findMounts finds the writable layer of each container in Docker's notes. known holds those that
+// were found before: they never change.
+func (l *layout) findMounts(root string, layers map[string]bool, known map[model.ContainerID]string) error {
+	notes, err := safefs.OpenDir(filepath.Join(root, overlay2Mounts))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // no container has been created yet
+	}
+	if err != nil {
+		return err
+	}
+	defer notes.Close()
+
+	containers, err := list(notes, ".")
+	if err != nil {
+		return err
+	}
+	for _, name := range containers {
+		id, err := model.ParseContainerID(name)
+		if err != nil {
+			continue
+		}
+		mount, ok := known[id]
+		if !ok {
+			mount = mountID(notes, id)
+		}
+		if layers[mount] {
+			l.writable[id] = filepath.Join(mount, "diff")
+			known[id] = mount
+		}
+	}
+	for id := range known {
+		if l.writable[id] == "" {
+			delete(known, id)
+		}
+	}
+	return nil
+}
+
+// maxMountID bounds Docker's note of a layer's name, which has 64 digits.
+const maxMountID = 256
+
+// mountID is the name of a container's layer, "" if there is none.
+func mountID(notes *os.File, id model.ContainerID) string {
+	f, err := safefs.OpenRegular(notes, filepath.Join(string(id), "mount-id"))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+
+	b, err := safefs.ReadAll(f, maxMountID)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 const (
 	snapshotter = "io.containerd.snapshotter.v1.overlayfs/snapshots"
 	content     = "io.containerd.content.v1.content"
+	// rootfs is where Docker mounts the root of a container from a snapshot: <root>/rootfs/overlayfs/<ID>.
+	rootfs = "rootfs/overlayfs"
 )
 
-// containerd is the layout of containerd's store: compressed blobs, and <n>/fs of the overlayfs snapshotter, which are those of containers
-// if mounts (as in /proc/self/mountinfo) has them as an upper directory, or had: writable knows them by their directories.
-func containerd(root string, mounts []byte, writable map[string]bool) (layout, error) {
-	base := ""
-	for s := bufio.NewScanner(bytes.NewReader(mounts)); s.Scan(); {
-		if m := upperDir.FindStringSubmatch(s.Text()); m != nil {
-			base = m[1]
-			writable[filepath.Join(m[1], snapshotter, m[2], "fs")] = true
-		}
-	}
+// containerd is the layout of containerd's store: compressed blobs, and <n>/fs of the overlayfs
+// snapshotter. A snapshot is a container's if mounts (as in /proc/self/mountinfo) has it as an upper
+// directory, or had: containers knows those by their names. The layout is to be closed, also after
+// an error.
+func containerd(root string, mounts []byte, containers map[string]bool) (l layout, err error) {
+	base, upper := upperDirs(root, mounts)
 	for _, candidate := range []string{filepath.Join(root, "containerd/daemon"), "/var/lib/containerd"} {
 		if _, err := os.Stat(filepath.Join(candidate, snapshotter)); base == "" && err == nil {
 			base = candidate
 		}
 	}
-	entries, err := os.ReadDir(filepath.Join(base, snapshotter))
+	l = layout{images: base, containers: base, writable: map[model.ContainerID]string{}}
+	if base == "" {
+		return l, &fs.PathError{Op: "find containerd's store", Path: root, Err: fs.ErrNotExist}
+	}
+	if l.root, err = safefs.OpenDir(base); err != nil {
+		return l, err
+	}
+
+	for id, n := range upper {
+		l.writable[id] = snapshot(n)
+		containers[snapshot(n)] = true
+	}
+	snapshots, err := list(l.root, snapshotter)
 	if err != nil {
-		return layout{}, err
+		return l, err
 	}
-	l := layout{images: base, containers: base}
-	found := map[string]bool{}
-	for _, e := range entries {
-		dir := filepath.Join(base, snapshotter, e.Name(), "fs")
-		found[dir] = true
-		l.layers = append(l.layers, layer{dir: dir, container: writable[dir], final: !writable[dir]})
+	found := make(map[string]bool, len(snapshots))
+	for _, n := range snapshots {
+		name := snapshot(n)
+		found[name] = true
+		l.layers = append(l.layers, layer{name: name, container: containers[name], final: !containers[name]})
 	}
-	for dir := range writable {
-		if !found[dir] {
-			delete(writable, dir)
+	for name := range containers {
+		if !found[name] {
+			delete(containers, name)
 		}
 	}
-	blobs, err := os.ReadDir(filepath.Join(base, content, "blobs/sha256"))
+
+	blobs, err := list(l.root, filepath.Join(content, "blobs/sha256"))
 	if err != nil {
-		return layout{}, err
+		return l, err
 	}
 	for _, b := range blobs {
-		l.layers = append(l.layers, layer{dir: filepath.Join(base, content, "blobs/sha256", b.Name()), final: true})
+		l.layers = append(l.layers, layer{name: filepath.Join(content, "blobs/sha256", b), final: true})
 	}
-	if a, b := device(filepath.Join(base, content)), device(filepath.Join(base, snapshotter)); a != b {
+	if device(l.root, content) != device(l.root, snapshotter) {
 		l.images, l.containers = filepath.Join(base, content), filepath.Join(base, snapshotter)
 	}
 	return l, nil
 }
 
-// upperDir finds containerd's root and the number of a container's snapshot in a line of mountinfo (proc_pid_mountinfo(5)).
-var upperDir = regexp.MustCompile(`upperdir=(/[^,]*)/io\.containerd\.snapshotter\.v1\.overlayfs/snapshots/([0-9]+)/fs`)
+func snapshot(n string) string { return filepath.Join(snapshotter, n, "fs") }
+
+// upperDirs finds containerd's root and the number of each container's snapshot in mountinfo
+// (proc_pid_mountinfo(5)). Pods may choose the names of some mounts, so only an overlay counts that is
+// mounted where Docker mounts the root of a container, beneath its own data directory.
+func upperDirs(root string, mounts []byte) (base string, snapshots map[model.ContainerID]string) {
+	if resolved, err := filepath.EvalSymlinks(root); err == nil { // as the kernel shows it
+		root = resolved
+	}
+	snapshots = map[model.ContainerID]string{}
+	all, err := mountinfo.GetMountsFromReader(bytes.NewReader(mounts), mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return "", snapshots
+	}
+	for _, m := range all {
+		dir, name := filepath.Split(m.Mountpoint)
+		id, err := model.ParseContainerID(name)
+		if err != nil || filepath.Clean(dir) != filepath.Join(root, rootfs) {
+			continue
+		}
+		for option := range strings.SplitSeq(m.VFSOptions, ",") {
+			upper, ok := strings.CutPrefix(option, "upperdir=")
+			if !ok {
+				continue
+			}
+			if at, n, ok := cutSnapshot(upper); ok {
+				base, snapshots[id] = at, n
+			}
+		}
+	}
+	return base, snapshots
+}
+
+// cutSnapshot takes <base>/<snapshotter>/<n>/fs apart.
+func cutSnapshot(dir string) (base, n string, ok bool) {
+	base, rest, ok := strings.Cut(dir, "/"+snapshotter+"/")
+	if !ok || !filepath.IsAbs(base) || filepath.Clean(base) != base {
+		return "", "", false
+	}
+	n, ok = strings.CutSuffix(rest, "/fs")
+	if _, err := strconv.ParseUint(n, 10, 64); err != nil {
+		return "", "", false
+	}
+	return base, n, ok
+}
+
+// list returns the names in a directory of the engine's.
+func list(root *os.File, name string) ([]string, error) {
+	dir, err := safefs.OpenAt(root, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Readdirnames(-1)
+}

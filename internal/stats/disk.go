@@ -1,8 +1,6 @@
 package stats
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,45 +13,6 @@ import (
 
 	"cri-dockerd/internal/cgroup"
 )
-
-// WritableLayer is the directory of a container's writable layer: the upper directory of the overlay that is its process's root, beneath base if
-// Docker mounted it by a relative path; "" if its root is none.
-func (r *Reader) WritableLayer(id string, pid int, base string) string {
-	k := key{id: id}
-	if _, err := r.group(k, pid); err != nil {
-		return ""
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.track(k)
-	if t.upper == nil {
-		upper := r.upperDir(pid)
-		if upper != "" && !filepath.IsAbs(upper) {
-			upper = filepath.Join(base, upper)
-		}
-		t.upper = &upper
-	}
-	return *t.upper
-}
-
-// upperDir reads the root's mount (proc_pid_mountinfo(5)).
-func (r *Reader) upperDir(pid int) string {
-	b, err := os.ReadFile(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "mountinfo"))
-	if err != nil {
-		return ""
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
-		mount, rest, _ := strings.Cut(lines.Text(), " - ")
-		f := strings.Fields(mount)
-		if len(f) < 5 || f[4] != "/" || !strings.HasPrefix(rest, "overlay ") {
-			continue
-		}
-		_, upper, _ := strings.Cut(rest, ",upperdir=")
-		upper, _, _ = strings.Cut(upper, ",")
-		return upper
-	}
-	return ""
-}
 
 // FileSystem is what a file system can hold, and what its disk does.
 type FileSystem struct {

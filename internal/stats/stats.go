@@ -75,7 +75,6 @@ type key struct {
 type track struct {
 	group *cgroup.Group
 	pid   int
-	upper *string
 	asked time.Time
 
 	// The reading from which the use of cores is counted, and what came of the one before.
@@ -191,7 +190,7 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 		return t.group, nil
 	}
 	t.close()
-	t.group, t.pid, t.upper = g, pid, nil
+	t.group, t.pid = g, pid
 	return g, nil
 }
 

@@ -295,20 +295,3 @@ func TestLogBytes(t *testing.T) {
 	}
 }
 
-func TestWritableLayer(t *testing.T) {
-	for upper, want := range map[string]string{"/var/lib/docker/overlay2/abc/diff": "/var/lib/docker/overlay2/abc/diff", "abc/diff": "/base/abc/diff"} {
-		m, r := newMachine(t)
-		m.write("proc/7/mountinfo", "500 400 0:60 / / rw,relatime - overlay overlay rw,lowerdir=l/A:l/B,upperdir="+upper+",workdir=abc/work\n501 500 0:5 / /proc rw - proc proc rw\n")
-		if got := r.WritableLayer(id, 7, "/base"); got != want {
-			t.Errorf("%s: %s, want %s", upper, got, want)
-		}
-	}
-	m, r := newMachine(t)
-	m.write("proc/7/mountinfo", "500 400 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
-	if got := r.WritableLayer(id, 7, "/base"); got != "" {
-		t.Errorf("no overlay: %s", got)
-	}
-	if got := r.WritableLayer("other", 9, "/base"); got != "" {
-		t.Errorf("no process: %s", got)
-	}
-}
