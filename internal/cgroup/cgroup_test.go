@@ -5,10 +5,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
 )
 
 const id = "c0ffee"
@@ -35,14 +38,18 @@ func v1(t *testing.T) (Kernel, *Group) {
 		"proc/7/cgroup":                                         "12:hugetlb:/pods/c0ffee\n4:memory:/pods/c0ffee\n2:cpu,cpuacct:/pods/c0ffee\n1:name=systemd:/pods/c0ffee\n0::/pods/c0ffee\n",
 		"proc/7/oom_score_adj":                                  "100\n",
 		"proc/8/oom_score_adj":                                  "100\n",
+		"proc/8/cgroup":                                         "4:memory:/pods/c0ffee/own\n",
+		"proc/10/cgroup":                                        "4:memory:/pods/another\n", // its PID was reused
+		"proc/10/oom_score_adj":                                 "100\n",
 		"cgroup/memory/pods/c0ffee/cgroup.procs":                "7\n",
-		"cgroup/memory/pods/c0ffee/own/cgroup.procs":            "8\n9\n", // 9 has just ended
+		"cgroup/memory/pods/c0ffee/own/cgroup.procs":            "8\n9\n10\n", // 9 has just ended
 		"cgroup/hugetlb/pods/c0ffee/hugetlb.2MB.limit_in_bytes": "9223372036854771712\n",
 	})
 	g, err := k.Of(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(g.Close)
 	return k, g
 }
 
@@ -60,6 +67,7 @@ func v2(t *testing.T) (Kernel, *Group) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(g.Close)
 	return k, g
 }
 
@@ -72,9 +80,13 @@ func read(t *testing.T, file string) string {
 	return string(b)
 }
 
+func process(k Kernel, pid int, file string) string {
+	return filepath.Join(k.Proc, strconv.Itoa(pid), file)
+}
+
 func TestAnotherProcessIsNotTheContainer(t *testing.T) {
 	k, _ := v1(t)
-	for pid, container := range map[int]string{7: "beef", 8: id, 99: id, 0: ""} {
+	for pid, container := range map[int]string{7: "beef", 10: id, 99: id, 0: ""} {
 		if _, err := k.Of(pid, container); !errdefs.IsNotFound(err) {
 			t.Errorf("process %d as container %q: %v", pid, container, err)
 		}
@@ -96,32 +108,35 @@ func TestSetOOMScoreAdjOfAllProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, pid := range []int{7, 8} {
-		if got := read(t, k.process(pid, "oom_score_adj")); got != "-5" {
+		if got := read(t, process(k, pid, "oom_score_adj")); got != "-5" {
 			t.Errorf("process %d has %q", pid, got)
 		}
 	}
 	if got, err := g.OOMScoreAdj(); got != -5 || err != nil {
 		t.Errorf("read back: %d, %v", got, err)
 	}
-	if _, err := os.Stat(k.process(9, "oom_score_adj")); err == nil {
+	if _, err := os.Stat(process(k, 9, "oom_score_adj")); err == nil {
 		t.Error("a file was made for a process that has ended")
+	}
+	if got := read(t, process(k, 10, "oom_score_adj")); got != "100\n" {
+		t.Errorf("a process of another container has %q", got)
 	}
 }
 
 func TestHugepages(t *testing.T) {
 	for name, c := range map[string]struct {
 		make func(*testing.T) (Kernel, *Group)
-		size string
+		size model.PageSize
 	}{"v1": {v1, "2MB"}, "v2": {v2, "1GB"}} {
 		t.Run(name, func(t *testing.T) {
 			_, g := c.make(t)
-			if err := g.SetHugepages(map[string]uint64{c.size: 4096, "64KB": 0}); err != nil {
+			if err := g.SetHugepages(map[model.PageSize]uint64{c.size: 4096, "64KB": 0}); err != nil {
 				t.Fatal(err)
 			}
-			if got := g.Hugepages([]string{c.size, "64KB"}); !maps.Equal(got, map[string]uint64{c.size: 4096}) {
+			if got := g.Hugepages([]model.PageSize{c.size, "64KB"}); !maps.Equal(got, map[model.PageSize]uint64{c.size: 4096}) {
 				t.Errorf("read back: %v", got)
 			}
-			if err := g.SetHugepages(map[string]uint64{"16GB": 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "16GB") {
+			if err := g.SetHugepages(map[model.PageSize]uint64{"16GB": 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "16GB") {
 				t.Errorf("a size that is not limited here: %v", err)
 			}
 		})
@@ -130,23 +145,23 @@ func TestHugepages(t *testing.T) {
 
 func TestUnified(t *testing.T) {
 	k, g := v2(t)
-	if err := g.SetUnified(map[string]string{"memory.high": "1000", "io.weight": "default 50\n8:0 10"}); err != nil {
+	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1000", "io.weight": "default 50\n8:0 10"}); err != nil {
 		t.Fatal(err)
 	}
 	if got := read(t, filepath.Join(k.Cgroup, "pods/c0ffee/memory.high")); !strings.HasPrefix(got, "1000") {
 		t.Errorf("memory.high: %q", got)
 	}
-	if got := g.Unified([]string{"io.weight", "no.such"}); len(got) != 1 || !strings.HasPrefix(got["io.weight"], "8:0 10") {
+	if got := g.Unified([]model.UnifiedKey{"io.weight", "no.such"}); len(got) != 1 || !strings.HasPrefix(got["io.weight"], "8:0 10") {
 		t.Errorf("read back: %v", got) // the kernel takes line by line; a plain file keeps the last
 	}
-	if err := g.SetUnified(map[string]string{"no.such": "1"}); !errdefs.IsInvalidArgument(err) || !errors.Is(err, os.ErrNotExist) {
+	if err := g.SetUnified(map[model.UnifiedKey]string{"no.such": "1"}); !errdefs.IsInvalidArgument(err) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an unknown file: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(k.Cgroup, "pods/c0ffee/no.such")); err == nil {
 		t.Error("an unknown file was made")
 	}
 	_, old := v1(t)
-	if err := old.SetUnified(map[string]string{"memory.high": "1"}); !errdefs.IsFailedPrecondition(err) {
+	if err := old.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("on cgroup v1: %v", err)
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -96,6 +94,10 @@ func (g *Group) Close() {
 		}
 		g.files.fds[i] = absent
 	}
+	if g.proc > 0 {
+		_ = unix.Close(int(g.proc - 1)) // a descriptor of a path only
+	}
+	g.proc = 0
 }
 
 // begin takes the group's files for one reading, which ends when the returned function is called.
@@ -142,26 +144,23 @@ func (g *Group) content(f file) ([]byte, error) {
 
 // open opens a file and returns what stands for it in files.fds.
 func (g *Group) open(f file) (int32, error) {
-	dir := g.dir(kernelFiles[f].controller)
+	root, path := g.place(kernelFiles[f].controller)
 	if f >= cpuPressure {
-		dir = g.pressureDir()
+		root, path = g.pressurePlace()
 	}
-	if dir == "" {
+	if root == "" {
 		return absent, nil
 	}
-	for {
-		fd, err := unix.Open(filepath.Join(dir, kernelFiles[f].name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		switch {
-		case err == nil:
-			return int32(fd) + 1, nil
-		case errors.Is(err, unix.ENOENT) && unix.Access(dir, unix.F_OK) != nil:
-			return unopened, fmt.Errorf("control group %s: %w", g.path, errdefs.ErrNotFound)
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-			return absent, nil
-		case !errors.Is(err, unix.EINTR):
-			return unopened, fmt.Errorf("%s of control group %s: %w", kernelFiles[f].name, g.path, err)
-		}
+	fd, err := openBeneath(root, path+"/"+kernelFiles[f].name, unix.O_RDONLY)
+	switch {
+	case err == nil:
+		return int32(fd) + 1, nil
+	case errors.Is(err, unix.ENOENT) && !isThere(root, path):
+		return unopened, fmt.Errorf("control group %s: %w", g.path, errdefs.ErrNotFound)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+		return absent, nil
 	}
+	return unopened, fmt.Errorf("%s of control group %s: %w", kernelFiles[f].name, g.path, err)
 }
 
 // number is a file's only number.
@@ -230,29 +229,3 @@ func parse(b []byte) (uint64, error) {
 	return strconv.ParseUint(string(b), 10, 64)
 }
 
-// atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as many lines as fit into one.
-const atEnd = 2048
-
-// Read appends the content of a kernel file, of lines that are shorter than atEnd, to buf. It does with half of the system calls of os.ReadFile, which
-// asks for the size, tries to wait for the file and looks whether there is more.
-func Read(name string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	defer unix.Close(fd) //nolint:errcheck // it was only read
-	for {
-		buf = slices.Grow(buf, 1024)
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		default:
-			buf = buf[:len(buf)+n]
-			if n < atEnd && len(buf) < cap(buf) {
-				return buf, nil
-			}
-		}
-	}
-}

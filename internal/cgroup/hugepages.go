@@ -1,32 +1,43 @@
 package cgroup
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"cri-dockerd/internal/model"
 )
 
 // HugePages is what a group uses of one size. Pointers are nil where this kernel does not tell.
 type HugePages struct {
-	Size      string  // as the files of the groups have it: "2MB", "1GB"
+	Size      model.PageSize
 	Usage     uint64  // bytes
 	MaxUsage  *uint64 // bytes: the most that it has been
 	LimitHits *uint64
 }
 
 // PageSizes are the sizes of huge pages of which this machine has any (/sys/kernel/mm/hugepages), or may have when they are asked for.
-func (k Kernel) PageSizes() []string {
+func (k Kernel) PageSizes() []model.PageSize {
 	entries, _ := os.ReadDir(k.Pages) // not there: no huge pages
-	var out []string
+	var out []model.PageSize
 	for _, e := range entries {
 		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB"), 10, 64)
 		if err != nil {
 			continue
 		}
+		size, err := model.ParsePageSize(pageSize(kib))
+		if err != nil {
+			continue
+		}
 		for _, file := range []string{"nr_hugepages", "nr_overcommit_hugepages"} {
-			if n := fromFile(filepath.Join(k.Pages, e.Name(), file)); n != nil && *n > 0 {
-				out = append(out, pageSize(kib))
+			b, err := Read(filepath.Join(k.Pages, e.Name(), file), nil)
+			if err != nil {
+				continue
+			}
+			if n, err := parse(trim(b)); err == nil && n > 0 {
+				out = append(out, size)
 				break
 			}
 		}
@@ -46,37 +57,29 @@ func pageSize(kib uint64) string {
 }
 
 // HugePages reads what the group uses of pages of these sizes; those that this machine does not account for are left out.
-func (g *Group) HugePages(sizes []string) []HugePages {
+func (g *Group) HugePages(sizes []model.PageSize) []HugePages {
 	var out []HugePages
 	for _, size := range sizes {
-		prefix, current := filepath.Join(g.dir(hugetlb), "hugetlb."+size), ".usage_in_bytes"
+		c, prefix, current := hugetlb, "hugetlb."+string(size), ".usage_in_bytes"
 		if g.V2() {
-			prefix, current = filepath.Join(g.dir(unified), "hugetlb."+size), ".current"
+			c, current = unified, ".current"
 		}
-		usage := fromFile(prefix + current)
+		usage := g.readNumber(c, prefix+current)
 		if usage == nil {
 			continue
 		}
-		h := HugePages{Size: size, Usage: *usage, MaxUsage: fromFile(prefix + ".max_usage_in_bytes"), LimitHits: fromFile(prefix + ".failcnt")}
-		if b, err := os.ReadFile(prefix + ".events"); err == nil {
-			if n, err := parse(trim([]byte(strings.TrimPrefix(string(b), "max ")))); err == nil {
+		h := HugePages{
+			Size:      size,
+			Usage:     *usage,
+			MaxUsage:  g.readNumber(c, prefix+".max_usage_in_bytes"),
+			LimitHits: g.readNumber(c, prefix+".failcnt"),
+		}
+		if b, err := g.readFile(c, prefix+".events"); err == nil {
+			if n, err := parse(trim(bytes.TrimPrefix(b, []byte("max ")))); err == nil {
 				h.LimitHits = &n
 			}
 		}
 		out = append(out, h)
 	}
 	return out
-}
-
-// fromFile is the only number of a file that is seldom read, nil if there is none.
-func fromFile(name string) *uint64 {
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return nil
-	}
-	n, err := parse(trim(b))
-	if err != nil {
-		return nil
-	}
-	return &n
 }

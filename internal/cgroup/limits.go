@@ -4,24 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
 )
 
-// SetHugepages limits huge pages by their size ("2MB", "1GB") in bytes (hugetlb.<size>.limit_in_bytes, on v2 hugetlb.<size>.max). On a
+// SetHugepages limits huge pages by their size in bytes (hugetlb.<size>.limit_in_bytes, on v2 hugetlb.<size>.max). On a
 // machine that cannot limit a size, a limit of 0 is passed over and any other is FailedPrecondition.
-func (g *Group) SetHugepages(limits map[string]uint64) error {
+func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 	for size, limit := range limits {
-		file := g.hugepageFile(size)
-		err := error(fs.ErrNotExist)
-		if file != "" {
-			err = write(file, strconv.FormatUint(limit, 10))
-		}
+		c, name := g.hugepageFile(size)
+		err := g.writeFile(c, name, strconv.FormatUint(limit, 10))
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && limit == 0:
 		case errors.Is(err, fs.ErrNotExist):
@@ -34,56 +32,41 @@ func (g *Group) SetHugepages(limits map[string]uint64) error {
 }
 
 // Hugepages reads the limits of the sizes that this machine limits, in bytes; those without a limit are left out.
-func (g *Group) Hugepages(sizes []string) map[string]uint64 {
-	out := map[string]uint64{}
+func (g *Group) Hugepages(sizes []model.PageSize) map[model.PageSize]uint64 {
+	out := map[model.PageSize]uint64{}
 	for _, size := range sizes {
-		file := g.hugepageFile(size)
-		if file == "" {
-			continue
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		if v, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil { // "max" is none
-			out[size] = v
+		c, name := g.hugepageFile(size)
+		if n := g.readNumber(c, name); n != nil { // "max" is none
+			out[size] = *n
 		}
 	}
 	return out
 }
 
-// hugepageFile is where a size is limited, "" on a machine without the controller.
-func (g *Group) hugepageFile(size string) string {
+// hugepageFile is the file in which a size is limited.
+func (g *Group) hugepageFile(size model.PageSize) (controller, string) {
 	if g.V2() {
-		return filepath.Join(g.dir(unified), "hugetlb."+size+".max")
+		return unified, "hugetlb." + string(size) + ".max"
 	}
-	if dir := g.dir(hugetlb); dir != "" {
-		return filepath.Join(dir, "hugetlb."+size+".limit_in_bytes")
-	}
-	return ""
+	return hugetlb, "hugetlb." + string(size) + ".limit_in_bytes"
 }
 
 // SetUnified writes files of cgroup v2 by name; a value of several lines is written line by line, as the kernel takes it. On a v1 machine
 // it is FailedPrecondition; what the kernel refuses is InvalidArgument.
-func (g *Group) SetUnified(values map[string]string) error {
+func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 	if len(values) == 0 {
 		return nil
 	}
 	if !g.V2() {
 		return fmt.Errorf("unified: this machine has cgroup v1: %w", errdefs.ErrFailedPrecondition)
 	}
-	names := make([]string, 0, len(values))
-	for name := range values {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		for line := range strings.SplitSeq(values[name], "\n") {
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		for line := range strings.SplitSeq(values[key], "\n") {
 			if line == "" {
 				continue
 			}
-			if err := write(filepath.Join(g.dir(unified), name), line); err != nil {
-				return fmt.Errorf("unified[%s]: %q: %w: %w", name, line, err, errdefs.ErrInvalidArgument)
+			if err := g.writeFile(unified, string(key), line); err != nil {
+				return fmt.Errorf("unified[%s]: %q: %w: %w", key, line, err, errdefs.ErrInvalidArgument)
 			}
 		}
 	}
@@ -91,25 +74,12 @@ func (g *Group) SetUnified(values map[string]string) error {
 }
 
 // Unified reads files of cgroup v2 by name; those that are not there are left out.
-func (g *Group) Unified(names []string) map[string]string {
-	out := map[string]string{}
-	for _, name := range names {
-		if !g.V2() {
-			continue
-		}
-		if b, err := os.ReadFile(filepath.Join(g.dir(unified), name)); err == nil {
-			out[name] = strings.TrimSpace(string(b))
+func (g *Group) Unified(keys []model.UnifiedKey) map[model.UnifiedKey]string {
+	out := map[model.UnifiedKey]string{}
+	for _, key := range keys {
+		if b, err := g.readFile(unified, string(key)); err == nil {
+			out[key] = strings.TrimSpace(string(b))
 		}
 	}
 	return out
-}
-
-// write writes a kernel file, which must be there.
-func write(file, value string) error {
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
+
+	"cri-dockerd/internal/model"
 )
 
 // kernel lays out the files of testdata/<name>.txtar and finds the group of its container.
@@ -117,7 +119,7 @@ func TestHybrid(t *testing.T) {
 	if h := g.HugePages(k.PageSizes()); h != nil {
 		t.Errorf("a machine without huge pages: %v", h)
 	}
-	compare(t, []HugePages{{Size: "2MB", MaxUsage: some(0), LimitHits: some(0)}}, g.HugePages([]string{"2MB", "64KB"}))
+	compare(t, []HugePages{{Size: "2MB", MaxUsage: some(0), LimitHits: some(0)}}, g.HugePages([]model.PageSize{"2MB", "64KB"}))
 	if err := os.Remove(filepath.Join(k.Cgroup, "memory/kubepods/burstable/pod1/c0ffee/cgroup.procs")); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +156,7 @@ func TestV2(t *testing.T) {
 // TestFilesStayOpen reads what the kernel tells now through files that were opened before, and gives them back.
 func TestFilesStayOpen(t *testing.T) {
 	k, g := kernel(t, "v1")
-	before := descriptors(t)
+	before := descriptors(t) - 1 // that of the process
 	if _, err := g.Details(); err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
-	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -53,7 +52,7 @@ func (s *Service) podMetrics(req any) ([]byte, error) {
 		e := encoders.Get().(*encoder)
 		defer encoders.Put(e)
 		e.pod = wire.AppendText(e.pod[:0], podSandboxID, string(p.ID))
-		all := s.measurePod(p, now)
+		all := s.measurePod(p, maxInterfaces(len(pods)), now)
 		if p.ID == pods[0].ID { // the CRI has no other place for what is the node's
 			all = append(all, measureNode(layers, now)...)
 		}
@@ -158,7 +157,7 @@ func measureNode(l fsLayers, now time.Time) []*measured {
 }
 
 // measurePod reads a pod as a whole: its control group, if it has one of its own, and its network, if it is not the node's.
-func (s *Service) measurePod(p runningPod, now time.Time) (out []*measured) {
+func (s *Service) measurePod(p runningPod, interfaces int, now time.Time) (out []*measured) {
 	namespace, name := p.Metadata.GetNamespace(), p.Metadata.GetName()
 	d, err := s.Stats.PodDetails(p.anchor, p.pid, p.Metadata.GetUid())
 	if err == nil {
@@ -168,7 +167,7 @@ func (s *Service) measurePod(p runningPod, now time.Time) (out []*measured) {
 	}
 	m := &measured{labels: []string{podContainer, s.Stats.Path(p.anchor, p.pid), p.Image, p.Name, namespace, name}, now: now, start: p.CreatedAt}
 	if !p.HostNetwork() {
-		if m.network, err = s.Stats.Network(p.pid); err != nil {
+		if m.network, err = s.Stats.Network(p.anchor, p.pid, interfaces); err != nil {
 			s.unreadable("sandbox", string(p.ID), err)
 		}
 	}
@@ -196,7 +195,7 @@ func (s *Service) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLaye
 		m.layer = &layer{bytes: w.Bytes, at: l.At, fs: *l.fs}
 	}
 	if c.LogPath != "" {
-		if n, err := s.Stats.LogBytes(c.LogPath); err == nil {
+		if n, err := s.Stats.LogBytes(string(c.ID), c.LogPath); err == nil {
 			m.logBytes = &n
 		}
 	}

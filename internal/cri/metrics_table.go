@@ -176,20 +176,20 @@ func (m *measured) hugePages() []cgroup.HugePages {
 var hugePageMetrics = []metric{
 	{name: "container_hugetlb_usage_bytes", help: "Huge pages in use.", gauge: true, labels: []string{"pagesize"}, each: func(m *measured, put putMetric) {
 		for _, h := range m.hugePages() {
-			put(h.Usage, h.Size)
+			put(h.Usage, string(h.Size))
 		}
 	}},
 	{name: "container_hugetlb_max_usage_bytes", help: "The most huge pages that have been in use.", gauge: true, labels: []string{"pagesize"}, each: func(m *measured, put putMetric) {
 		for _, h := range m.hugePages() {
 			if h.MaxUsage != nil {
-				put(*h.MaxUsage, h.Size)
+				put(*h.MaxUsage, string(h.Size))
 			}
 		}
 	}},
 	{name: "container_hugetlb_failcnt", help: "How often huge pages were at their limit.", labels: []string{"pagesize"}, each: func(m *measured, put putMetric) {
 		for _, h := range m.hugePages() {
 			if h.LimitHits != nil {
-				put(*h.LimitHits, h.Size)
+				put(*h.LimitHits, string(h.Size))
 			}
 		}
 	}},
@@ -269,11 +269,16 @@ func ofDisk(f func(d *stats.Disk) uint64) func(*measured, putMetric) {
 func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint64) func(*measured, putMetric) {
 	return func(m *measured, put putMetric) {
 		ofDisk(ofNodes)(m, put)
+		unknown, some := uint64(0), m.noDiskYet()
 		for _, d := range m.devices() {
-			put(f(d), m.device(d.Major, d.Minor))
+			if name := m.device(d.Major, d.Minor); name != "" {
+				put(f(d), name)
+			} else { // one figure for all of them, since equal labels spoil a list
+				unknown, some = unknown+f(d), true
+			}
 		}
-		if m.noDiskYet() {
-			put(0, "")
+		if some {
+			put(unknown, "")
 		}
 	}
 }

@@ -46,8 +46,9 @@ func (s *Service) Samples(put func(Sample)) {
 		return
 	}
 	now, layers := time.Now(), s.fsLayers(host)
-	all := sideBySide(s.runningPods(s.View.Sandboxes()), func(p runningPod) []*measured {
-		all := s.measurePod(p, now)
+	pods := s.runningPods(s.View.Sandboxes())
+	all := sideBySide(pods, func(p runningPod) []*measured {
+		all := s.measurePod(p, maxInterfaces(len(pods)), now)
 		for _, c := range p.containers {
 			if m := s.measureContainer(p.Sandbox, c, layers, now); m != nil {
 				all = append(all, m)

@@ -123,10 +123,10 @@ type Stats interface {
 	Path(id string, pid int) string
 	Processes(id string, pid int) (uint64, error)
 	Descriptors(id string, pid int) (stats.Processes, error)
-	Network(pid int) ([]stats.Interface, error)
+	Network(id string, pid, most int) ([]stats.Interface, error)
 	FileSystem(dir string) (stats.FileSystem, error)
 	Device(major, minor uint32) string
-	LogBytes(path string) (uint64, error)
+	LogBytes(id, path string) (uint64, error)
 	// Forget gives back what is held for reading a container or pause that is being removed.
 	Forget(id string)
 }

@@ -9,7 +9,6 @@ import (
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
-	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"

@@ -19,8 +19,9 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// defaultInterface is the pod's own in every network (CNI's CNI_IFNAME as we give it).
-const defaultInterface = "eth0"
+// maxInterfaces bounds the network devices of one answer, since a pod with NET_ADMIN may create very many: each of pods
+// has a fair share of 1,024, and at least 4 and at most 32.
+func maxInterfaces(pods int) int { return min(max(1024/max(pods, 1), 4), 32) }
 
 // runningPod is a pod with its containers that run. One whose pause has ended runs as long as a container does.
 type runningPod struct {
@@ -68,7 +69,7 @@ func (s *Service) PodSandboxStats(_ context.Context, r *runtimeapi.PodSandboxSta
 	if len(running) == 0 {
 		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
-	out, err := s.podStats(running[0], s.layers(host))
+	out, err := s.podStats(running[0], s.layers(host), maxInterfaces(1))
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +93,9 @@ func (s *Service) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSa
 		}
 	}
 	layers := s.layers(host)
-	all := sideBySide(s.runningPods(matching), func(p runningPod) *runtimeapi.PodSandboxStats {
-		one, err := s.podStats(p, layers)
+	pods := s.runningPods(matching)
+	all := sideBySide(pods, func(p runningPod) *runtimeapi.PodSandboxStats {
+		one, err := s.podStats(p, layers, maxInterfaces(len(pods)))
 		if err != nil {
 			s.unreadable("sandbox", string(p.ID), err)
 		}
@@ -126,7 +128,7 @@ func sideBySide[T, R any](things []T, do func(T) R) []R {
 
 // podStats reads the pod's own control group or, where it has none, adds up those of its containers and its pause.
 // Attributes are encoded already; see package wire.
-func (s *Service) podStats(p runningPod, l imagefs.Figures) (*runtimeapi.PodSandboxStats, error) {
+func (s *Service) podStats(p runningPod, l imagefs.Figures, interfaces int) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	sum, err := s.Stats.Pod(p.anchor, p.pid, p.Metadata.GetUid())
 	own := err == nil
@@ -158,7 +160,7 @@ func (s *Service) podStats(p runningPod, l imagefs.Figures) (*runtimeapi.PodSand
 	linux.Cpu, linux.Memory, linux.Io = cpuUsage(sum), memoryUsage(sum), ioUsage(sum)
 	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(processes)}
 	if !p.HostNetwork() {
-		if linux.Network, err = s.networkUsage(p); err != nil {
+		if linux.Network, err = s.networkUsage(p, interfaces); err != nil {
 			return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 		}
 	}
@@ -187,16 +189,16 @@ func (s *Service) addPause(sum *stats.Usage, processes *uint64, p runningPod, ow
 	return nil
 }
 
-func (s *Service) networkUsage(p runningPod) (*runtimeapi.NetworkUsage, error) {
+func (s *Service) networkUsage(p runningPod, interfaces int) (*runtimeapi.NetworkUsage, error) {
 	now := time.Now()
-	devices, err := s.Stats.Network(p.pid)
+	devices, err := s.Stats.Network(p.anchor, p.pid, interfaces)
 	if err != nil {
 		return nil, err
 	}
 	out := &runtimeapi.NetworkUsage{Timestamp: now.UnixNano()}
 	for _, d := range devices {
 		i := &runtimeapi.NetworkInterfaceUsage{Name: d.Name, RxBytes: value(d.RxBytes), RxErrors: value(d.RxErrors), TxBytes: value(d.TxBytes), TxErrors: value(d.TxErrors)}
-		if d.Name == defaultInterface {
+		if d.Name == stats.DefaultInterface {
 			out.DefaultInterface = i
 		}
 		out.Interfaces = append(out.Interfaces, i)

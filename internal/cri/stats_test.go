@@ -58,14 +58,14 @@ func (f fakeStats) PodDetails(id string, pid int, uid string) (stats.Details, er
 
 func (fakeStats) Path(id string, _ int) string            { return "/kubepods/pod/" + id }
 func (f fakeStats) Processes(string, int) (uint64, error) { return 2, f.fails("stats") }
-func (fakeStats) LogBytes(string) (uint64, error)         { return 4096, nil }
+func (fakeStats) LogBytes(string, string) (uint64, error) { return 4096, nil }
 func (f fakeStats) Forget(id string)                      { f.set(f.forgotten, id, true) }
 
 func (fakeStats) Descriptors(string, int) (stats.Processes, error) {
 	return stats.Processes{Count: 2, Files: number(12), Sockets: number(4), MaxFiles: number(1024)}, nil
 }
 
-func (f fakeStats) Network(pid int) ([]stats.Interface, error) {
+func (f fakeStats) Network(_ string, pid, _ int) ([]stats.Interface, error) {
 	if pid == 0 {
 		return nil, errors.New("network of no process")
 	}

@@ -21,6 +21,8 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
 	}
+	defer g.Close()
+
 	if err := e.limit(g, l); err != nil {
 		return fmt.Errorf("resources of container %s: %w", c.ID, err)
 	}
@@ -49,6 +51,8 @@ func (e *Engine) measure(c *spec.Container) {
 	if err != nil {
 		return
 	}
+	defer g.Close()
+
 	score, err := g.OOMScoreAdj()
 	if err != nil {
 		return

@@ -98,7 +98,8 @@ func (w *walk) run(ctx context.Context, slice time.Duration) (ended bool, err er
 		return true, nil
 	}
 	began := time.Now()
-	ended, err = w.Walk(ctx, began.Add(slice))
+	w.Check = ctx.Err
+	ended, err = w.Walk(began.Add(slice))
 	if err != nil {
 		return ended, err
 	}

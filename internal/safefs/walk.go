@@ -1,7 +1,6 @@
 package safefs
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,6 +33,8 @@ type Walker struct {
 	Dir func(fd int, st *unix.Stat_t) error
 	// File is called for everything that is not a directory; nil if only directories matter.
 	File func(st *unix.Stat_t)
+	// Check is called every few directories; an error pauses the walk. nil for none.
+	Check func() error
 	// MaxEntries ends the walk after so many directory entries; 0 for no limit.
 	MaxEntries uint64
 
@@ -89,8 +90,8 @@ func (w *Walker) Close() {
 func (w *Walker) Partial() bool { return w.partial }
 
 // Walk goes on until everything is visited, and returns true then, or until the time until. The error
-// is ctx's or that of Dir.
-func (w *Walker) Walk(ctx context.Context, until time.Time) (done bool, err error) {
+// is that of Check or Dir.
+func (w *Walker) Walk(until time.Time) (done bool, err error) {
 	if !w.begun {
 		w.begun = true
 		if err := w.begin(); err != nil {
@@ -102,8 +103,10 @@ func (w *Walker) Walk(ctx context.Context, until time.Time) (done bool, err erro
 	defer func() { w.buf = nil }()
 	for step := 1; len(w.stack) > 0; step++ {
 		if step%stepsPerCheck == 0 {
-			if err := ctx.Err(); err != nil {
-				return false, err
+			if w.Check != nil {
+				if err := w.Check(); err != nil {
+					return false, err
+				}
 			}
 			if time.Now().After(until) {
 				return false, nil

@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 // containerResources sets the limits that Docker knows; kernelLimits has the others.
@@ -40,12 +42,25 @@ func kernelLimits(field string, r *runtimeapi.LinuxContainerResources, h Host) (
 	if len(r.GetUnified()) > 0 && h.CgroupVersion != "2" {
 		return l, fmt.Errorf("%s.unified: this node has cgroup v1: %w", field, errdefs.ErrInvalidArgument)
 	}
-	l.Unified = r.GetUnified()
-	for _, p := range r.GetHugepageLimits() {
-		if l.Hugepages == nil {
-			l.Hugepages = map[string]uint64{}
+	for key, value := range r.GetUnified() {
+		k, err := model.ParseUnifiedKey(key)
+		if err != nil {
+			return l, fmt.Errorf("%s.unified: %w", field, err)
 		}
-		l.Hugepages[p.GetPageSize()] = p.GetLimit()
+		if l.Unified == nil {
+			l.Unified = map[model.UnifiedKey]string{}
+		}
+		l.Unified[k] = value
+	}
+	for i, p := range r.GetHugepageLimits() {
+		size, err := model.ParsePageSize(p.GetPageSize())
+		if err != nil {
+			return l, fmt.Errorf("%s.hugepage_limits[%d].page_size: %w", field, i, err)
+		}
+		if l.Hugepages == nil {
+			l.Hugepages = map[model.PageSize]uint64{}
+		}
+		l.Hugepages[size] = p.GetLimit()
 	}
 	return l, nil
 }
@@ -75,9 +90,15 @@ func readResources(h *container.HostConfig, l KernelLimits) *runtimeapi.Containe
 
 // setKernelLimits puts limits into a record.
 func setKernelLimits(r *runtimeapi.LinuxContainerResources, l KernelLimits) {
-	r.Unified, r.HugepageLimits = l.Unified, nil
+	r.Unified, r.HugepageLimits = nil, nil
+	for key, value := range l.Unified {
+		if r.Unified == nil {
+			r.Unified = map[string]string{}
+		}
+		r.Unified[string(key)] = value
+	}
 	for _, size := range slices.Sorted(maps.Keys(l.Hugepages)) {
-		r.HugepageLimits = append(r.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: size, Limit: l.Hugepages[size]})
+		r.HugepageLimits = append(r.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: string(size), Limit: l.Hugepages[size]})
 	}
 }
 

@@ -56,9 +56,9 @@ type Update struct {
 
 // KernelLimits are resources that Docker's API cannot carry; they are written to the kernel while the container runs.
 type KernelLimits struct {
-	OOMScoreAdj int               `json:"-"`                   // of every process; 0 leaves it as it is
-	Hugepages   map[string]uint64 `json:"hugepages,omitempty"` // page size ("2MB", "1GB"): bytes
-	Unified     map[string]string `json:"unified,omitempty"`   // file of cgroup v2: value
+	OOMScoreAdj int                         `json:"-"`                   // of every process; 0 leaves it as it is
+	Hugepages   map[model.PageSize]uint64   `json:"hugepages,omitempty"` // bytes
+	Unified     map[model.UnifiedKey]string `json:"unified,omitempty"`   // file of cgroup v2: value
 }
 
 // Empty says whether there is nothing to write.

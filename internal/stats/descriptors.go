@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/cgroup"
 )
 
 // Processes are a container's processes and what they hold open.
@@ -17,8 +19,13 @@ type Processes struct {
 	MaxFiles *uint64
 }
 
-// lookedAt is how many descriptors, or processes, of a container are looked at: two microseconds each.
-const lookedAt = 4096
+// Bounds for one container.
+const (
+	// lookedAt is how many descriptors, or processes, are looked at: two microseconds each.
+	lookedAt = 4096
+	// counted is how many descriptors are counted where the kernel does not say how many there are.
+	counted = 1 << 14
+)
 
 // Descriptors are a container's processes with what they hold open. NotFound if it has ended.
 func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
@@ -30,7 +37,7 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	if err != nil {
 		return Processes{}, err
 	}
-	out := Processes{Count: uint64(len(pids)), MaxFiles: r.maxFiles(pid)}
+	out := Processes{Count: uint64(len(pids)), MaxFiles: r.maxFiles(g, pid)}
 	if len(pids) > lookedAt {
 		return out, nil
 	}
@@ -56,20 +63,28 @@ func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool
 		return 0, 0, err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // a system call's own
 	}
 	defer unix.Close(dir)
+	var st unix.Stat_t // its size is the number of descriptors since Linux 6.2
+	if unix.Fstat(dir, &st) == nil && uint64(st.Size) > look {
+		return uint64(st.Size), 0, true
+	}
 	var link [16]byte
-	err = eachName(dir, func(name string) {
-		if files++; files > look {
-			return
+	err = eachName(dir, func(name string) bool {
+		if files++; files <= look {
+			if n, err := unix.Readlinkat(dir, name, link[:]); err == nil && bytes.HasPrefix(link[:n], []byte("socket:")) {
+				sockets++
+			}
 		}
-		if n, err := unix.Readlinkat(dir, name, link[:]); err == nil && bytes.HasPrefix(link[:n], []byte("socket:")) {
-			sockets++
-		}
+		return files < counted
 	})
+	if files >= counted {
+		return 0, 0, false
+	}
 	return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
 }
 
-// eachName is for what lies in a directory. It does with half of the system calls of os.ReadDir, which tries to wait for the directory.
-func eachName(dir int, do func(name string)) error {
+// eachName calls do for what lies in a directory, until it returns false. It does with half of the system calls of
+// os.ReadDir, which tries to wait for the directory.
+func eachName(dir int, do func(name string) bool) error {
 	var entries [4096]byte
 	var names []string
 	for {
@@ -79,26 +94,28 @@ func eachName(dir int, do func(name string)) error {
 		}
 		_, _, names = unix.ParseDirent(entries[:n], -1, names[:0])
 		for _, name := range names {
-			do(name)
+			if !do(name) {
+				return nil
+			}
 		}
 	}
 }
 
 // maxFiles is the soft limit of descriptors, nil for none.
-func (r *Reader) maxFiles(pid int) *uint64 {
+func (r *Reader) maxFiles(g *cgroup.Group, pid int) *uint64 {
 	n, err := r.limit(pid)
 	if err == unix.EPERM { //nolint:errorlint // a system call's own; without CAP_SYS_RESOURCE another user's process may not be asked
-		return r.fileOfLimits(pid)
+		return fileOfLimits(g)
 	}
-	if err != nil || n == unix.RLIM_INFINITY { // who has ended has none
+	if err != nil || n == unix.RLIM_INFINITY || !g.Alive() { // who has ended has none, and its PID may be another's
 		return nil
 	}
 	return &n
 }
 
 // fileOfLimits reads the same where everybody may (proc_pid_limits(5)), which costs ten times as much.
-func (r *Reader) fileOfLimits(pid int) (limit *uint64) {
-	_ = r.processFile(pid, "limits", func(content []byte) { // who has ended has none
+func fileOfLimits(g *cgroup.Group) (limit *uint64) {
+	_ = processFile(g, "limits", func(content []byte) { // who has ended has none
 		_, rest, _ := bytes.Cut(content, []byte("Max open files"))
 		for f := range bytes.FieldsSeq(rest) {
 			if n, err := strconv.ParseUint(string(f), 10, 64); err == nil {

@@ -2,7 +2,6 @@ package stats
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -96,28 +95,56 @@ func (r *Reader) Device(major, minor uint32) string { return r.disks.name(major,
 // blocks is the unit of st_blocks, in bytes.
 const blocks = 512
 
-// LogBytes is what a container's log takes on disk: the file at its path, and those that the kubelet has rotated beside it.
-func (r *Reader) LogBytes(path string) (uint64, error) {
+// maxLogFiles bounds the files that are looked at beside a log; the kubelet keeps five (containerLogMaxFiles).
+const maxLogFiles = 4096
+
+// LogBytes is what the log of container id takes on disk: the file at its path, and those that the kubelet has rotated
+// beside it. With the engine's json-file they are links to its own file of that container, and no other link counts.
+func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	dir, base := filepath.Split(path)
 	d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
 	defer unix.Close(d) //nolint:errcheck // it was only read
+
 	var sum uint64
-	err = eachName(d, func(name string) {
-		if !strings.HasPrefix(name, base) || name != base && name[len(base)] != '.' {
-			return
+	files := 0
+	err = eachName(d, func(name string) bool {
+		files++
+		if name == base || strings.HasPrefix(name, base+".") {
+			sum += logFile(d, name, id)
 		}
-		var st unix.Stat_t // of what a link leads to, with json-file
-		if unix.Fstatat(d, name, &st, 0) == nil {
-			sum += uint64(st.Blocks) * blocks
-		}
+		return files < maxLogFiles
 	})
 	if err != nil {
 		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
 	return sum, nil
+}
+
+// logFile is what one file of a log takes on disk.
+func logFile(dir int, name, id string) uint64 {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		target := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(dir, name, target)
+		if err != nil || n == len(target) {
+			return 0
+		}
+		file := string(target[:n])
+		owner, _, found := strings.Cut(filepath.Base(file), "-json.log")
+		if !found || owner != id || !filepath.IsAbs(file) || unix.Fstatat(unix.AT_FDCWD, file, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			return 0
+		}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0
+	}
+	return uint64(st.Blocks) * blocks
 }
 
 // disks are the names of block devices (/proc/partitions).
@@ -140,7 +167,7 @@ func (d *disks) name(major, minor uint32) string {
 		return name
 	}
 	d.read, d.names = time.Now(), map[[2]uint32]string{}
-	b, _ := os.ReadFile(d.file) // without it devices have no names
+	b, _ := cgroup.Read(d.file, nil) // without it devices have no names
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line) // major minor #blocks name
 		if len(f) != 4 {
@@ -149,7 +176,7 @@ func (d *disks) name(major, minor uint32) string {
 		a, err := strconv.ParseUint(f[0], 10, 32)
 		c, err2 := strconv.ParseUint(f[1], 10, 32)
 		if err == nil && err2 == nil {
-			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + f[3]
+			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + printable(f[3])
 		}
 	}
 	return d.names[[2]uint32{major, minor}]

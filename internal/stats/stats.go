@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/model"
 )
 
 // Usage is what a control group has used, and how much of the cores it took lately.
@@ -61,7 +61,7 @@ type Reader struct {
 	mu     sync.Mutex // guards the rest
 	tracks map[key]*track
 	swept  time.Time
-	sizes  []string // of huge pages that this machine has
+	sizes  []model.PageSize // of huge pages that this machine has
 	sized  time.Time
 }
 
@@ -182,11 +182,14 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 		return nil, err
 	}
 	if k.pod {
-		g = g.Parent()
+		own := g
+		g = own.Parent()
+		own.Close()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if t = r.track(k); t.group != nil && t.pid == pid { // another caller was faster
+		g.Close()
 		return t.group, nil
 	}
 	t.close()
@@ -200,12 +203,17 @@ func (r *Reader) podGroup(id string, pid int, uid string) (*cgroup.Group, error)
 	if err != nil {
 		return nil, err
 	}
-	name := filepath.Base(g.Path())
-	// systemd's slices have the UID with low lines, since a dash is a level of its own.
-	if uid == "" || !strings.Contains(name, uid) && !strings.Contains(name, strings.ReplaceAll(uid, "-", "_")) {
+	if uid == "" || !isPodGroup(filepath.Base(g.Path()), uid) {
 		return nil, ErrNoPodGroup
 	}
 	return g, nil
+}
+
+// isPodGroup says whether a group has the name that the kubelet gives that of a pod: pod<UID>, or as systemd's slice
+// kubepods-…-pod<UID>.slice, where the UID has low lines, since a dash is a level of its own.
+func isPodGroup(name, uid string) bool {
+	slice, ok := strings.CutSuffix(name, ".slice")
+	return name == "pod"+uid || ok && strings.HasSuffix("-"+slice, "-pod"+strings.ReplaceAll(uid, "-", "_"))
 }
 
 // track is what is remembered of a control group. It is called with mu held.
@@ -257,7 +265,7 @@ func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
 // sizesFresh is how long the sizes of huge pages are taken for known: they change when an administrator reserves some.
 const sizesFresh = 10 * time.Second
 
-func (r *Reader) pageSizes() []string {
+func (r *Reader) pageSizes() []model.PageSize {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if now := time.Now(); now.Sub(r.sized) > sizesFresh {
@@ -269,11 +277,14 @@ func (r *Reader) pageSizes() []string {
 // buffers are for files that are read whole; most fit.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 8<<10); return &b }}
 
-// processFile gives the content of a process's file to look (proc_pid(5)), which must not keep it.
-func (r *Reader) processFile(pid int, name string, look func(content []byte)) error {
+// maxProcessFile bounds what is read of a process's file.
+const maxProcessFile = 64 << 10
+
+// processFile gives the content of a file of a container's main process to look (proc_pid(5)), which must not keep it.
+func processFile(g *cgroup.Group, name string, look func(content []byte)) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	b, err := cgroup.Read(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), name), (*buf)[:0])
+	b, err := g.ReadProcess(name, (*buf)[:0], maxProcessFile)
 	if err == nil {
 		*buf = b
 		look(b)

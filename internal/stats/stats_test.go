@@ -148,11 +148,11 @@ func TestNetwork(t *testing.T) {
     lo: 1187655   10447    0    0    0     0          0         0  1187655   10447    0    0    0     0       0          0
   eth0:    1000      10    1    2    0     0          0         0     2000      20    3    0    0     0       0          0
 `)
-	got, err := r.Network(7)
+	got, err := r.Network(id, 7, 10)
 	if diff := cmp.Diff([]Interface{{Name: "eth0", RxBytes: 1000, RxPackets: 10, RxErrors: 1, RxDropped: 2, TxBytes: 2000, TxPackets: 20, TxErrors: 3}}, got); diff != "" || err != nil {
 		t.Errorf("%s, %v", diff, err)
 	}
-	if _, err := r.Network(8); err == nil {
+	if _, err := r.Network("other", 8, 10); err == nil {
 		t.Error("devices of no process")
 	}
 }
@@ -280,18 +280,33 @@ func TestDisks(t *testing.T) {
 func TestLogBytes(t *testing.T) {
 	m, r := newMachine(t)
 	path := filepath.Join(m.dir, "logs/0.log")
-	if _, err := r.LogBytes(path); err == nil {
+	if _, err := r.LogBytes(id, path); err == nil {
 		t.Error("a log that is not there")
 	}
 	m.write("logs/0.log", strings.Repeat("x", 10000))
-	one, err := r.LogBytes(path)
+	one, err := r.LogBytes(id, path)
 	if err != nil || one < 10000 || one > 64<<10 {
 		t.Errorf("%d, %v", one, err)
 	}
 	m.write("logs/0.log.20260101-000000", strings.Repeat("x", 10000))
 	m.write("logs/1.log", strings.Repeat("x", 100000)) // another life's
-	if two, err := r.LogBytes(path); err != nil || two != 2*one {
+	if two, err := r.LogBytes(id, path); err != nil || two != 2*one {
 		t.Errorf("with a rotated file %d, %d without; %v", two, one, err)
+	}
+
+	m.write("engine/"+id+"-json.log", strings.Repeat("x", 10000))
+	m.write("engine/other-json.log", strings.Repeat("x", 100000))
+	for name, target := range map[string]string{
+		"logs/0.log.2": "engine/" + id + "-json.log",
+		"logs/0.log.3": "engine/other-json.log",
+		"logs/0.log.4": "logs/1.log",
+	} {
+		if err := os.Symlink(filepath.Join(m.dir, target), filepath.Join(m.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if three, err := r.LogBytes(id, path); err != nil || three != 3*one {
+		t.Errorf("with links, of which one is the engine's of this container: %d, %d without; %v", three, one, err)
 	}
 }
 
