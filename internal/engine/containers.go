@@ -36,7 +36,12 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID,
 	for _, w := range r.Warnings {
 		e.cfg.Log.Debug("the engine warns", "container", c.Name, "warning", w)
 	}
-	return model.ParseContainerID(r.ID)
+
+	id, err := model.ParseContainerID(r.ID)
+	if err != nil {
+		return "", wrap(badID(err), "create container %s", c.Name)
+	}
+	return id, nil
 }
 
 // Start starts a container (POST /containers/{id}/start). A running one is no error.
@@ -82,12 +87,12 @@ func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Updat
 
 // Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
 func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
-	r, err := e.docker().ContainerInspect(ctx, string(id), client.ContainerInspectOptions{})
+	in, err := e.inspect(ctx, string(id))
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
 
-	o, err := e.read(ctx, r.Container)
+	o, err := e.read(ctx, in)
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
@@ -107,19 +112,19 @@ func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.O
 
 // FindByName is the container with this name (without slash) and what it is; NotFound if there is none.
 func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error) {
-	r, err := e.docker().ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	in, err := e.inspect(ctx, name)
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
-	if r.Container.Name != "/"+name { // Docker also finds by a prefix of the ID
+	if in.Name != "/"+name { // Docker also finds by a prefix of the ID
 		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
 	}
 
-	id, err := model.ParseContainerID(r.Container.ID)
+	id, err := model.ParseContainerID(in.ID)
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
-	o, err := e.read(ctx, r.Container)
+	o, err := e.read(ctx, in)
 	if errdefs.IsDataLoss(err) { // it has the name and is none of ours
 		return id, spec.Object{}, nil
 	}
@@ -128,14 +133,14 @@ func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID
 
 // Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out, and one that the engine cannot describe.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", spec.OurLabel)})
+	list, err := e.list(ctx, make(client.Filters).Add("label", spec.OurLabel))
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}
-	out := make([]spec.Object, len(list.Items))
+	out := make([]spec.Object, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(inspects)
-	for i, item := range list.Items {
+	for i, item := range list {
 		g.Go(func() error {
 			o, err := e.Inspect(ctx, model.ContainerID(item.ID))
 			out[i] = o

@@ -45,14 +45,15 @@ type Config struct {
 // Engine is the connection to one Docker Engine. It is safe for concurrent use.
 type Engine struct {
 	cfg     Config
-	client  atomic.Pointer[client.Client] // of the last Host; see there
+	client  atomic.Pointer[connection] // of the last Host; see there
 	kernel  cgroup.Kernel
 	images  imageCache
 	pulls   shared
 	metrics pullMetrics
 	calls   *prometheus.HistogramVec
-	loading sync.Mutex                    // one load of the pause image at a time
-	arch    atomic.Pointer[string]        // the engine's architecture, known since the first Host
+	loading sync.Mutex             // one load of the pause image at a time
+	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
+	leftOut leftOut
 	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known
 }
 
@@ -67,24 +68,25 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-func (e *Engine) newClient() (*client.Client, error) {
-	opts := []client.Opt{client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls)}
+func (e *Engine) newClient() (*connection, error) {
+	host := client.WithHost(e.cfg.Endpoint)
 	if e.cfg.Endpoint == "" {
-		opts = append(opts, client.FromEnv)
-	} else {
-		opts = append(opts, client.WithHost(e.cfg.Endpoint))
+		host = client.FromEnv
 	}
-	docker, err := client.New(opts...)
+	docker, err := newConnection([]client.Opt{host}, client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls))
 	if err != nil {
 		return nil, fmt.Errorf("--docker-endpoint %q: %w", e.cfg.Endpoint, err)
 	}
 	return docker, nil
 }
 
-func (e *Engine) docker() *client.Client { return e.client.Load() }
+func (e *Engine) docker() *client.Client { return e.client.Load().Client }
+
+// streams is the client for connections that are taken over.
+func (e *Engine) streams() *client.Client { return e.client.Load().streams }
 
 // Close ends idle connections.
-func (e *Engine) Close() error { return e.docker().Close() }
+func (e *Engine) Close() error { return e.client.Load().Close() }
 
 // minAPI is Engine 20.10's.
 const minAPI = "1.41"
@@ -103,11 +105,11 @@ func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
 	if err := e.client.Swap(docker).Close(); err != nil { // its idle connections; calls go on
 		e.cfg.Log.Debug("connections to the engine are not closed", "err", err)
 	}
-	info, err := e.docker().Info(ctx, client.InfoOptions{})
+	info, err := e.info(ctx)
 	if err != nil {
 		return spec.Host{}, wrap(err, "read the engine's information")
 	}
-	h := spec.ReadHost(info.Info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
+	h := spec.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
 	if !h.AtLeast(minAPI) {
 		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)

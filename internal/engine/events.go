@@ -1,7 +1,12 @@
 package engine
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -9,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
+	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
 )
 
@@ -26,37 +32,144 @@ const (
 
 // Event says that one object has changed.
 type Event struct {
-	Image bool // an image; else a container
-	ID    model.ContainerID
-	Kind  EventKind
-	At    time.Time // the engine's own time
+	Missed bool // events were lost: everything is to be read anew; the other fields are not set
+	Image  bool // an image; else a container
+	ID     model.ContainerID
+	Kind   EventKind
+	At     time.Time // the engine's own time
 	// ExitCode is that of one that has Died.
 	ExitCode int
 }
 
+// maxEvent is how many bytes of one event are read. An event carries the labels of its container, the image's among them.
+const maxEvent = 256 << 20
+
+var eventLimits = tolerant.Limits{Text: 4 << 10, Group: 16 << 10, Total: 1 << 20, Keep: isEventAttribute, KeptText: 4 << 10}
+
+// isEventAttribute names the attributes that read needs; the others are the container's labels.
+func isEventAttribute(key string) bool { return key == attrSignal || key == attrExitCode }
+
+const (
+	attrSignal   = "signal"
+	attrExitCode = "exitCode"
+)
+
 // Events subscribes to the engine's events before it returns. changed is called for each event, from one goroutine, and must not block:
-// the engine drops events for slow readers without a word. done gives the reason for which the stream ended, once.
+// the engine drops events for slow readers without a word. An event that cannot be read is skipped and reported as Missed. done gives the
+// reason for which the stream ended, once.
 func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan error) {
-	end := make(chan error, 1)
-	stream := e.docker().Events(ctx, client.EventsListOptions{
-		Filters: make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType)),
-	})
+	end, subscribed := make(chan error, 1), make(chan struct{})
 	go func() {
-		for {
-			select {
-			case m := <-stream.Messages:
-				if m.Type == events.ImageEventType {
-					changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
-				} else if id, err := model.ParseContainerID(m.Actor.ID); err == nil && matters(m.Action) {
-					changed(read(id, m))
-				}
-			case err := <-stream.Err:
-				end <- wrap(err, "follow the engine's events")
-				return
+		err := ask(ctx, func(ctx context.Context) error {
+			filters := make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
+			// The client reads an empty stream to its end: the body is ours.
+			err := <-e.docker().Events(ctx, client.EventsListOptions{Filters: filters}).Err
+			if errors.Is(err, io.EOF) {
+				err = nil
 			}
+			return err
+		}, func(body io.Reader) error {
+			close(subscribed)
+			return e.follow(body, changed)
+		})
+		end <- wrap(err, "follow the engine's events")
+		select {
+		case <-subscribed:
+		default:
+			close(subscribed)
 		}
 	}()
+	<-subscribed
 	return end
+}
+
+// follow reads events, one a line, until the stream ends with an error. io.EOF is one.
+func (e *Engine) follow(body io.Reader, changed func(Event)) error {
+	lines := bufio.NewReaderSize(body, 64<<10)
+	for {
+		line := &line{src: lines, rest: maxEvent}
+		var m events.Message
+		_, bad := tolerant.Decode(line, &m, eventLimits)
+		blank, err := line.finish()
+		switch {
+		case err != nil:
+			return err
+		case blank:
+		case bad != nil:
+			e.cfg.Log.Warn("an event of the engine cannot be read; everything is read anew", "err", bad)
+			changed(Event{Missed: true})
+		default:
+			e.notify(m, changed)
+		}
+	}
+}
+
+// notify passes on an event that matters. One without a valid container ID may stand for any.
+func (e *Engine) notify(m events.Message, changed func(Event)) {
+	switch m.Type {
+	case events.ImageEventType:
+		changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
+	case events.ContainerEventType:
+		if !matters(m.Action) {
+			return
+		}
+		id, err := model.ParseContainerID(m.Actor.ID)
+		if err != nil {
+			changed(Event{Missed: true})
+			return
+		}
+		changed(read(id, m))
+	}
+}
+
+// line reads one line of a stream, and never beyond it.
+type line struct {
+	src   *bufio.Reader
+	rest  int  // bytes that it may still have
+	some  bool // it has more than white space
+	ended bool
+	err   error
+	part  []byte
+}
+
+// Read implements io.Reader. The marks of JSON sequences (RFC 7464) are left out.
+func (l *line) Read(p []byte) (int, error) {
+	for len(l.part) == 0 {
+		if l.err != nil {
+			return 0, l.err
+		}
+		if l.ended {
+			return 0, io.EOF
+		}
+		l.next()
+	}
+	n := copy(p, l.part)
+	l.part = l.part[n:]
+	return n, nil
+}
+
+// next takes the next part of the line.
+func (l *line) next() {
+	part, err := l.src.ReadSlice('\n')
+	l.part = bytes.TrimPrefix(part, []byte{0x1e})
+	l.some = l.some || len(bytes.TrimSpace(l.part)) > 0
+	l.rest -= len(part)
+	switch {
+	case err == nil:
+		l.ended = true
+	case !errors.Is(err, bufio.ErrBufferFull):
+		l.err = err
+	case l.rest < 0:
+		l.err = fmt.Errorf("an event of more than %d bytes: %w", maxEvent, tolerant.ErrTooLarge)
+	}
+}
+
+// finish reads the rest of the line. blank says that there was nothing on it.
+func (l *line) finish() (blank bool, err error) {
+	for !l.ended && l.err == nil {
+		l.next()
+	}
+	return !l.some, l.err
 }
 
 // read is a container's event. Its attributes have the exit code of an end and the number of a signal (Docker API, GET /events).
@@ -68,11 +181,11 @@ func read(id model.ContainerID, m events.Message) Event {
 	case events.ActionOOM:
 		e.Kind = OutOfMemory
 	case events.ActionKill:
-		if m.Actor.Attributes["signal"] == strconv.Itoa(int(unix.SIGKILL)) {
+		if m.Actor.Attributes[attrSignal] == strconv.Itoa(int(unix.SIGKILL)) {
 			e.Kind = Killed
 		}
 	case events.ActionDie:
-		if code, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
+		if code, err := strconv.Atoi(m.Actor.Attributes[attrExitCode]); err == nil {
 			e.Kind, e.ExitCode = Died, code
 		}
 	case events.ActionDestroy:

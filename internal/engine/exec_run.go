@@ -25,7 +25,7 @@ func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, e
 	if err != nil {
 		return 0, wrap(err, "exec in container %s", id)
 	}
-	conn, err := e.docker().ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.TTY})
+	conn, err := e.streams().ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.TTY})
 	if err != nil {
 		return 0, wrap(err, "exec in container %s", id)
 	}
@@ -72,7 +72,7 @@ func (e *Engine) exitCode(ctx context.Context, id model.ContainerID, exec string
 
 // Attach connects streams to a running container's main process until its output ends or ctx does; the process goes on.
 func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
-	conn, err := e.docker().ContainerAttach(ctx, string(id), client.ContainerAttachOptions{
+	conn, err := e.streams().ContainerAttach(ctx, string(id), client.ContainerAttachOptions{
 		Stream: true, Stdin: s.Stdin != nil, Stdout: s.Stdout != nil, Stderr: s.Stderr != nil,
 	})
 	if err != nil {

@@ -21,11 +21,11 @@ func (e *Engine) HoldImage(ctx context.Context, imageID model.ImageID) ([]string
 	if _, err := e.Create(ctx, holder); err != nil && !errdefs.IsConflict(err) {
 		return nil, err
 	}
-	in, err := e.docker().ContainerInspect(ctx, holder.Name, client.ContainerInspectOptions{})
+	in, err := e.inspect(ctx, holder.Name)
 	if err != nil {
 		return nil, wrap(err, "inspect %s", holder.Name)
 	}
-	layers, err := imageLayers(driverData(in.Container))
+	layers, err := imageLayers(driverData(in))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hold image %s: %w", imageID, err), e.ReleaseImage(context.WithoutCancel(ctx), imageID))
 	}
@@ -48,16 +48,13 @@ func (e *Engine) ReleaseImage(ctx context.Context, imageID model.ImageID) error 
 
 // HeldImages are the IDs of the images that HoldImage holds.
 func (e *Engine) HeldImages(ctx context.Context) ([]model.ImageID, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{
-		All:     true,
-		Filters: make(client.Filters).Add("name", "^/?"+spec.HolderPrefix),
-	})
+	list, err := e.list(ctx, make(client.Filters).Add("name", "^/?"+spec.HolderPrefix))
 	if err != nil {
 		return nil, wrap(err, "list the holders of images")
 	}
 
 	var ids []model.ImageID
-	for _, c := range list.Items {
+	for _, c := range list {
 		for _, name := range c.Names {
 			if id, ok := spec.HeldImage(name); ok {
 				ids = append(ids, id)

@@ -2,15 +2,14 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -18,8 +17,10 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/text"
 )
 
 // imageCache remembers what only an image's inspect says, as long as the list says the same of it.
@@ -96,17 +97,17 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	e.images.listing.Lock()
 	defer e.images.listing.Unlock()
 	old, stale := e.images.last()
-	list, err := e.docker().ImageList(ctx, client.ImageListOptions{})
+	list, err := e.listImages(ctx)
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
-	known := make(map[model.ImageID]cachedImage, len(list.Items))
-	out := make([]*spec.Image, 0, len(list.Items))
-	for _, s := range list.Items {
+	known := make(map[model.ImageID]cachedImage, len(list))
+	out := make([]*spec.Image, 0, len(list))
+	for _, s := range list {
 		id := model.ImageID(s.ID) // ReadImage checks it
 		c, names := old[id], listed(s)
 		if c.image == nil || stale[id] > 0 || !slices.Equal(c.listed, names) {
-			in, err := e.docker().ImageInspect(ctx, s.ID)
+			in, err := e.inspectImage(ctx, s.ID)
 			if errdefs.IsNotFound(err) {
 				continue
 			} else if err = wrap(err, "inspect image %s", s.ID); err != nil && unanswered(ctx, err) {
@@ -115,7 +116,7 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 				e.cfg.Log.Debug("an image that Docker cannot describe is left out", "err", err)
 				continue
 			}
-			read, err := spec.ReadImage(s, in.InspectResponse)
+			read, err := spec.ReadImage(s, in)
 			if err != nil {
 				e.cfg.Log.Warn("an image is left out of the list", "err", err)
 				continue
@@ -133,7 +134,7 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 // FindImage is the ID of the image that the engine knows by this name or ID (GET /images/{name}/json); NotFound if there is none. The next
 // Images looks at it anew.
 func (e *Engine) FindImage(ctx context.Context, ref string) (model.ImageID, error) {
-	in, err := e.docker().ImageInspect(ctx, ref)
+	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
 		return "", wrap(err, "inspect image %s", ref)
 	}
@@ -151,13 +152,13 @@ func (e *Engine) imageLabels(ctx context.Context, id string) (spec.ImageLabels, 
 	if i := e.images.get(id); i != nil {
 		return i.Brings(), nil
 	}
-	in, err := e.docker().ImageInspect(ctx, id)
+	in, err := e.inspectImage(ctx, id)
 	if errdefs.IsNotFound(err) || id == "" {
 		return spec.ImageLabels{Unknown: true}, nil
 	} else if err != nil {
 		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
-	i, err := spec.ReadImage(image.Summary{ID: in.ID}, in.InspectResponse)
+	i, err := spec.ReadImage(image.Summary{ID: in.ID}, in)
 	if err != nil {
 		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
@@ -175,22 +176,18 @@ func (e *Engine) isPinned(i *spec.Image) bool {
 
 // ImageUsers are the names of the containers, running or not, that were made from an image (GET /containers/json).
 func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("ancestor", string(id))})
+	list, err := e.list(ctx, make(client.Filters).Add("ancestor", string(id)))
 	if errdefs.IsNotFound(err) { // older engines: no such image
 		return nil, nil
 	} else if err != nil {
 		return nil, wrap(err, "list the containers of image %s", id)
 	}
 	var names []string
-	for _, c := range list.Items {
+	for _, c := range list {
 		if c.ImageID != string(id) { // made from an image that was built upon this one
 			continue
 		}
-		name := c.ID
-		if len(c.Names) > 0 {
-			name = strings.TrimPrefix(c.Names[0], "/")
-		}
-		names = append(names, name)
+		names = append(names, cmp.Or(c.name(), c.ID))
 	}
 	return names, nil
 }
@@ -214,19 +211,15 @@ func (e *Engine) LoadImage(ctx context.Context, archive io.Reader) error {
 
 // streamError reads a stream of progress messages to its end; the engine reports what went wrong in a message, after status 200.
 func streamError(r io.Reader) error {
-	for d := json.NewDecoder(r); ; {
-		var m struct {
-			Error string `json:"error"`
-		}
-		switch err := d.Decode(&m); {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case m.Error != "":
-			return errors.New(m.Error)
-		}
+	type message struct {
+		Error string `json:"error"`
 	}
+	return tolerant.Sequence(r, messageLimits, func(m *message) error {
+		if m.Error != "" {
+			return errors.New(text.Clean(m.Error, text.MaxMessage))
+		}
+		return nil
+	})
 }
 
 // PauseImage makes sure that the sandbox image is there and returns its name: the embedded one, loaded if missing, or the configured one,
@@ -236,7 +229,7 @@ func (e *Engine) PauseImage(ctx context.Context) (string, error) {
 		if e.images.has(ref) {
 			return ref, nil
 		}
-		if _, err := e.docker().ImageInspect(ctx, ref); !errdefs.IsNotFound(err) {
+		if _, err := e.inspectImage(ctx, ref); !errdefs.IsNotFound(err) {
 			return ref, wrap(err, "inspect pause image %s", ref)
 		}
 		if err := e.pullPause(ctx, ref); err != nil {
@@ -296,7 +289,7 @@ func isPause(in image.InspectResponse, img pause.Image) bool {
 // findPause says whether the engine's image of this name is the embedded pause, by its content, and
 // remembers its ID.
 func (e *Engine) findPause(ctx context.Context, img pause.Image) (bool, error) {
-	in, err := e.docker().ImageInspect(ctx, img.Ref)
+	in, err := e.inspectImage(ctx, img.Ref)
 	if errdefs.IsNotFound(err) {
 		return false, nil
 	} else if err != nil {
@@ -306,7 +299,7 @@ func (e *Engine) findPause(ctx context.Context, img pause.Image) (bool, error) {
 	if err != nil {
 		return false, wrap(err, "inspect pause image %s", img.Ref)
 	}
-	if !isPause(in.InspectResponse, img) {
+	if !isPause(in, img) {
 		e.cfg.Log.Warn("an image with the name of the embedded pause has other content and is replaced", "image", img.Ref, "id", id)
 		return false, nil
 	}

@@ -2,9 +2,6 @@ package engine
 
 import (
 	"context"
-	"strings"
-
-	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/spec"
 )
@@ -18,20 +15,15 @@ type Misfit struct {
 
 // Misfits lists such containers, running or not.
 func (e *Engine) Misfits(ctx context.Context) ([]Misfit, error) {
-	list, err := e.docker().ContainerList(ctx, client.ContainerListOptions{All: true})
+	list, err := e.list(ctx, nil)
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}
 	var out []Misfit
-	for _, item := range list.Items {
-		name := ""
-		for _, n := range item.Names {
-			if strings.Count(n, "/") == 1 { // the others are of links
-				name = n
-			}
-		}
-		if reason := spec.Misfit(name, item.Labels); reason != "" {
-			out = append(out, Misfit{item.ID, strings.TrimPrefix(name, "/"), reason})
+	for _, item := range list {
+		name := item.name()
+		if reason := spec.Misfit("/"+name, item.Labels); reason != "" {
+			out = append(out, Misfit{item.ID, name, reason})
 		}
 	}
 	return out, nil

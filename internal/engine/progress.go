@@ -9,6 +9,8 @@ import (
 
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cri-dockerd/internal/text"
 )
 
 // pullMetrics are the figures of all pulls of an engine.
@@ -44,6 +46,9 @@ const (
 	downloading = "downloading"
 	extracting  = "extracting"
 )
+
+// maxLayers is how many layers of an image are followed. Engines make images of 127 at most.
+const maxLayers = 1024
 
 // reportEvery is how often the debug log tells of a pull that is under way.
 const reportEvery = 5 * time.Second
@@ -82,6 +87,7 @@ func (p *progress) end(err error) {
 // saw takes the engine's next message. With the containerd store the only word of a layer that is being extracted are the seconds that it
 // takes; they count, since a large layer may take longer than any deadline.
 func (p *progress) saw(m jsonstream.Message) {
+	m.ID, m.Status = text.Clean(m.ID, text.MaxName), text.Clean(m.Status, text.MaxName)
 	state := m.Status
 	if m.Progress != nil {
 		state = fmt.Sprintf("%s, %d of %d", m.Status, m.Progress.Current, m.Progress.Total)
@@ -97,6 +103,9 @@ func (p *progress) saw(m jsonstream.Message) {
 // count adds what a layer has moved since its last message.
 func (p *progress) count(m jsonstream.Message) {
 	l := p.layers[m.ID]
+	if l == nil && len(p.layers) >= maxLayers {
+		return
+	}
 	if l == nil {
 		l = &layerProgress{}
 		p.layers[m.ID] = l
@@ -158,10 +167,13 @@ func newWatchdog(after time.Duration, bite func(last string)) *watchdog {
 
 // saw takes a message about a layer. Newer engines repeat what they have said while nothing moves, so only what is new counts.
 func (w *watchdog) saw(layer, state string) {
-	if old, ok := w.seen[layer]; ok && old == state {
+	old, ok := w.seen[layer]
+	if ok && old == state {
 		return
 	}
-	w.seen[layer] = state
+	if ok || len(w.seen) < maxLayers {
+		w.seen[layer] = state
+	}
 	what := strings.TrimSpace(layer + " " + state)
 	w.last.Store(&what)
 	if w.timer != nil {

@@ -10,14 +10,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/text"
 )
 
 // Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is being pulled already, with the same
@@ -69,19 +72,20 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err er
 		return "", pullError(causeOr(ctx, err))
 	}
 	defer r.Close()
-	for m, err := range r.JSONMessages(ctx) {
-		if err != nil {
-			return "", pullError(causeOr(ctx, err))
-		}
+	err = tolerant.Sequence(r, messageLimits, func(m *jsonstream.Message) error {
 		if m.Error != nil {
-			return "", pullError(m.Error)
+			return errors.New(text.Clean(m.Error.Message, text.MaxMessage))
 		}
-		progress.saw(m)
+		progress.saw(*m)
+		return nil
+	})
+	if err != nil {
+		return "", pullError(causeOr(ctx, err))
 	}
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
-	in, err := e.docker().ImageInspect(ctx, ref)
+	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
 		return "", wrap(err, "inspect the pulled image")
 	}

@@ -16,6 +16,7 @@ const (
 	resyncConnect  = "connect"  // a connection to the engine was made
 	resyncPeriodic = "periodic" // the time has come
 	resyncReload   = "reload"   // somebody asked for it
+	resyncMissed   = "missed"   // an event could not be read
 )
 
 // viewMetrics are the figures of the view's work. Its size is read from it when somebody asks.
@@ -34,11 +35,11 @@ func newViewMetrics() *viewMetrics {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
 		}),
 		resyncs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cri_dockerd_resyncs_total", Help: "Looks at everything that the engine has, by reason (connect, periodic, reload).",
+			Name: "cri_dockerd_resyncs_total", Help: "Looks at everything that the engine has, by reason (connect, periodic, reload, missed).",
 		}, []string{"reason"}),
 		pending: map[model.ContainerID]time.Time{},
 	}
-	for _, r := range []string{resyncConnect, resyncPeriodic, resyncReload} {
+	for _, r := range []string{resyncConnect, resyncPeriodic, resyncReload, resyncMissed} {
 		m.resyncs.WithLabelValues(r)
 	}
 	return m

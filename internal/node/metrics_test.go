@@ -37,9 +37,10 @@ cri_dockerd_containers{state="unknown"} 0
 # HELP cri_dockerd_images Images that the engine has.
 # TYPE cri_dockerd_images gauge
 cri_dockerd_images 1
-# HELP cri_dockerd_resyncs_total Looks at everything that the engine has, by reason (connect, periodic, reload).
+# HELP cri_dockerd_resyncs_total Looks at everything that the engine has, by reason (connect, periodic, reload, missed).
 # TYPE cri_dockerd_resyncs_total counter
 cri_dockerd_resyncs_total{reason="connect"} 1
+cri_dockerd_resyncs_total{reason="missed"} 0
 cri_dockerd_resyncs_total{reason="periodic"} 0
 cri_dockerd_resyncs_total{reason="reload"} 1
 # HELP cri_dockerd_sandboxes Sandboxes, by state (ready, notready).

@@ -63,8 +63,9 @@ type View struct {
 	log    *slog.Logger
 	synced chan struct{} // one element after each first look of a connection
 
-	dirty       *dirtySet // containers
-	dirtyImages *dirtySet // its one element stands for all
+	dirty       *dirtySet     // containers
+	dirtyImages *dirtySet     // its one element stands for all
+	missed      chan struct{} // an element after events that were lost
 	metrics     *viewMetrics
 	reading     atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
 
@@ -83,7 +84,7 @@ type View struct {
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), metrics: newViewMetrics(),
+		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), metrics: newViewMetrics(),
 		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(), watches: map[*Watch]struct{}{},
 	}
 }
@@ -192,6 +193,10 @@ func (v *View) await(ctx context.Context, done <-chan error) error {
 			return err
 		case <-resync.C:
 			if err := v.readAll(ctx, resyncPeriodic); err != nil {
+				return err
+			}
+		case <-v.missed:
+			if err := v.readAll(ctx, resyncMissed); err != nil {
 				return err
 			}
 		}
@@ -311,6 +316,13 @@ func (v *View) RefreshImages(ctx context.Context) error {
 // heed takes an event. What is gone needs no look; all else is looked at after the event was taken at its word.
 func (v *View) heed(e engine.Event) {
 	v.metrics.noted(e)
+	if e.Missed {
+		select {
+		case v.missed <- struct{}{}:
+		default: // it is requested already
+		}
+		return
+	}
 	if e.Image {
 		v.dirtyImages.mark(allImages, settle)
 		return

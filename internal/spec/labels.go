@@ -86,6 +86,15 @@ func (l ImageLabels) without(all map[string]string) map[string]string {
 	return out
 }
 
+// IsKept reports whether a reader that cannot keep all labels of a container must keep this one. There are few such keys.
+func IsKept(key string) bool {
+	switch key {
+	case labelType, labelSandboxID, labelLogPath, labelName, labelRecord:
+		return true
+	}
+	return false
+}
+
 // isAlwaysSet reports whether every shim and the kubelet set this label on each of their containers.
 func isAlwaysSet(key string) bool {
 	switch key {

@@ -81,6 +81,34 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 	}
 }
 
+// Sequence reads JSON objects that follow each other until the input ends, and calls use for each. Limits.Total is for each one. Values
+// that are no objects are left out. Sequence stops at the first error of use.
+func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
+	d := newDecoder(r, l)
+	for {
+		tok, err := d.json.Token()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case tok != json.Delim('{'):
+			if err := d.skip(tok); err != nil {
+				return err
+			}
+			continue
+		}
+		d.left, d.kept = nil, 0
+		var message T
+		if err := d.value(tok, reflect.ValueOf(&message).Elem(), "", nil); err != nil {
+			return err
+		}
+		if err := use(&message); err != nil {
+			return err
+		}
+	}
+}
+
 // decoder is the state of one call.
 type decoder struct {
 	json   *json.Decoder
