@@ -31,6 +31,8 @@ type Config struct {
 	PullDeadline     time.Duration // without any progress
 	RequestTimeout   time.Duration // accepted, unused
 	StreamingAddr    string
+	StreamingTLSCert string // "" means plain text
+	StreamingTLSKey  string
 	NetworkPlugin    string // cni, kubenet or ""
 	CNIConfDir       string
 	CNIBinDirs       []string
@@ -71,6 +73,8 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
 	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
 	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and port-forward; empty means a free port on 127.0.0.1")
+	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "certificate for exec, attach and port-forward over TLS, which the kubelet must trust; empty means plain text")
+	f.StringVar(&c.StreamingTLSKey, "streaming-tls-key-file", "", "key of --streaming-tls-cert-file")
 	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's own bridge")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
 	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "directories of CNI plugins, with commas between")
@@ -186,6 +190,12 @@ func (c *Config) validateCIDRs() error {
 }
 
 func (c *Config) validateStreaming() error {
+	switch {
+	case c.StreamingTLSCert != "" && c.StreamingTLSKey == "":
+		return fmt.Errorf("--streaming-tls-cert-file %q needs the key of the certificate; give --streaming-tls-key-file", c.StreamingTLSCert)
+	case c.StreamingTLSCert == "" && c.StreamingTLSKey != "":
+		return fmt.Errorf("--streaming-tls-key-file %q needs the certificate of the key; give --streaming-tls-cert-file", c.StreamingTLSKey)
+	}
 	host := c.StreamingAddr
 	if h, port, err := net.SplitHostPort(host); err == nil {
 		host = h

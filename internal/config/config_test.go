@@ -58,6 +58,21 @@ func TestCommandLineOfOldNodes(t *testing.T) {
 	}
 }
 
+func TestStreamingTLS(t *testing.T) {
+	c, _, err := parse("--streaming-tls-cert-file=/x/cert.pem", "--streaming-tls-key-file=/x/key.pem")
+	if err != nil || c.StreamingTLSCert != "/x/cert.pem" || c.StreamingTLSKey != "/x/key.pem" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for given, missing := range map[string]string{
+		"streaming-tls-cert-file": "streaming-tls-key-file",
+		"streaming-tls-key-file":  "streaming-tls-cert-file",
+	} {
+		if _, _, err := parse("--" + given + "=/x"); err == nil || !strings.Contains(err.Error(), "give --"+missing) {
+			t.Errorf("--%s alone: %v", given, err)
+		}
+	}
+}
+
 func TestDefaultsAreValid(t *testing.T) {
 	c, _, err := parse()
 	if err != nil || len(c.Warnings()) != 0 {
@@ -85,7 +100,8 @@ func TestMistakesNameTheFlag(t *testing.T) {
 		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml", "--cri-dockerd-root-directory=rel", "--run-directory=rel",
 		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1", "--network-plugin-mtu=70000",
 		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
-		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000", "--tls-cert-file=/x",
+		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000",
+		"--streaming-tls-cert-file=/x", "--streaming-tls-key-file=/x", "--tls-cert-file=/x",
 		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090", "--metrics-bind-address=tcp://127.0.0.1",
 		"--metrics-bind-address=tcp://127.0.0.1:many", "--tracing-endpoint=http://127.0.0.1:4317", "--tracing-endpoint=:4317", "--tracing-endpoint=host",
 		"--tracing-sampling-rate-per-million=-1", "--tracing-sampling-rate-per-million=1000001",

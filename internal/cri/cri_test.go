@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -210,7 +211,13 @@ func (p fakePins) Keep(id, path string) (string, error) {
 	return p.Path(id), p.fails("keep, after")
 }
 func (p fakePins) Joined(string, int) bool { return !p.stray.Load() }
-func (p fakePins) List() []string          { return keys(p.world, p.pins) }
+func (p fakePins) OpenPin(id string) (*os.File, error) {
+	if !p.has(p.pins, id) {
+		return nil, errdefs.ErrNotFound
+	}
+	return os.Open(os.DevNull)
+}
+func (p fakePins) List() []string { return keys(p.world, p.pins) }
 
 type fakeLogs struct{ *world }
 

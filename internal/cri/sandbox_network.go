@@ -135,19 +135,22 @@ func (s *Service) Leftovers() <-chan struct{} { return s.debts.wake }
 // Owed is the number of pods whose network could not be released yet.
 func (s *Service) Owed() int { return s.debts.count() }
 
-// NetNS is the path of a running sandbox's network namespace, "" for the host's. NotFound, or FailedPrecondition when the pod does not run.
-func (s *Service) NetNS(sandboxID string) (string, error) {
+// OpenNetNS opens a running sandbox's network namespace, nil for the host's. The namespace is the one that is pinned for the sandbox, or
+// that of a process that is verified to be its pause. NotFound, or FailedPrecondition when the pod does not run.
+func (s *Service) OpenNetNS(sandboxID string) (*os.File, error) {
 	sb, err := s.View.Sandbox(sandboxID)
 	switch {
 	case err != nil:
-		return "", err
+		return nil, err
 	case !sb.Running:
-		return "", fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	case sb.HostNetwork():
-		return "", nil
+		return nil, nil
 	}
-	if pin := s.Pins.Path(string(sb.ID)); pin != "" {
-		return pin, nil
+
+	netns, err := s.Pins.OpenPin(string(sb.ID))
+	if errdefs.IsNotFound(err) {
+		return podnet.OpenProcess(sb.Pid, string(sb.ID))
 	}
-	return fmt.Sprintf("/proc/%d/ns/net", sb.Pid), nil
+	return netns, err
 }

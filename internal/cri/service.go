@@ -169,6 +169,8 @@ type Namespaces interface {
 	Sweep() error
 	Keep(sandboxID, path string) (pin string, err error)
 	Joined(sandboxID string, pid int) bool
+	// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
+	OpenPin(sandboxID string) (*os.File, error)
 	Pin(sandboxID string, pid int) (path string, err error)
 	Path(sandboxID string) string // "" when nothing is pinned
 	Addresses(pid int) []netip.Addr

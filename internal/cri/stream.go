@@ -37,8 +37,10 @@ func (s *Service) PortForward(_ context.Context, r *runtimeapi.PortForwardReques
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	if _, err := s.NetNS(r.GetPodSandboxId()); err != nil {
+	netns, err := s.OpenNetNS(r.GetPodSandboxId())
+	if err != nil {
 		return nil, err
 	}
+	netns.Close() // nil for the host's, which Close permits
 	return s.Streams.GetPortForward(r)
 }

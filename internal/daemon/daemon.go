@@ -132,7 +132,13 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		return nil, errors.Join(err, p.engine.Close())
 	}
 	p.view = node.New(p.engine, log)
-	p.streams, err = stream.New(stream.Config{Addr: cfg.StreamingAddr, Runtime: streamed{p}, Dial: podnet.Dial, Log: log})
+	p.streams, err = stream.New(stream.Config{
+		Addr:    cfg.StreamingAddr,
+		Runtime: streamed{p},
+		Dial:    podnet.Dial,
+		TLS:     stream.TLSFiles{Cert: cfg.StreamingTLSCert, Key: cfg.StreamingTLSKey},
+		Log:     log,
+	})
 	if err != nil {
 		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
 	}
@@ -169,7 +175,9 @@ func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error
 	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
 }
 
-func (s streamed) NetNS(sandboxID string) (string, error) { return s.p.service.NetNS(sandboxID) }
+func (s streamed) OpenNetNS(sandboxID string) (*os.File, error) {
+	return s.p.service.OpenNetNS(sandboxID)
+}
 
 func newNetwork(cfg *config.Config, observer *podnet.Observer, log *slog.Logger) (podnet.Network, error) {
 	switch cfg.NetworkPlugin {

@@ -1,12 +1,10 @@
 package podnet
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -62,22 +60,6 @@ func awayFromHome(leave, do func() error) error {
 }
 
 const threadNetNS = "/proc/thread-self/ns/net"
-
-// Dial connects from inside a network namespace ("" is our own): the socket is made there, everything after is ordinary.
-func Dial(ctx context.Context, netns, network, addr string) (net.Conn, error) {
-	var d net.Dialer
-	if netns == "" {
-		return d.DialContext(ctx, network, addr)
-	}
-	var conn net.Conn
-	err := inNetNS(netns, func() (err error) {
-		// The address is numeric, so the dialer makes and connects its socket on this thread. A fallback would dial on another.
-		d.FallbackDelay = -1
-		conn, err = d.DialContext(ctx, network, addr)
-		return err
-	})
-	return conn, err
-}
 
 // loopbackUp brings lo up in a network namespace.
 func loopbackUp(netns string) error { return inNetNS(netns, setLoopbackUp) }

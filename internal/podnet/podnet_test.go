@@ -180,11 +180,18 @@ func TestKubenetChangesItsRange(t *testing.T) {
 			t.Fatal(err)
 		}
 		for from, netns := range map[string]string{"the node": "", "the old pod": old.NetNS} {
-			if c, err := Dial(t.Context(), netns, "tcp", ips[0].String()+":8080"); err != nil {
+			var f *os.File
+			if netns != "" {
+				if f, err = os.Open(netns); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c, err := Dial(t.Context(), f, netip.AddrPortFrom(ips[0], 8080)); err != nil {
 				t.Errorf("from %s: %v", from, err)
 			} else {
 				c.Close()
 			}
+			f.Close()
 		}
 		l.Close()
 		del(t, k, p)
@@ -417,31 +424,6 @@ func TestPinsOfOurOwn(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("after the sweep of another process: %v", left)
-	}
-}
-
-func TestDial(t *testing.T) {
-	_, cmd := newPod(t, sandboxID)
-	netns := fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
-	if err := loopbackUp(netns); err != nil {
-		t.Fatal(err)
-	}
-	var l net.Listener
-	if err := inNetNS(netns, func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := Dial(t.Context(), netns, "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	if c, err := Dial(t.Context(), "", "tcp", l.Addr().String()); err == nil {
-		c.Close()
-		t.Error("the pod's loopback is ours")
-	}
-	if _, err := Dial(t.Context(), "/no/such", "tcp", "127.0.0.1:1"); err == nil {
-		t.Error("dialled in no namespace")
 	}
 }
 

@@ -2,58 +2,53 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"cri-dockerd/internal/connlimit"
 )
 
-// listener knows its open connections, also those that have been hijacked, of which http.Server knows nothing.
-type listener struct {
-	net.Listener
-
-	mu     sync.Mutex // guards the rest
-	open   map[*conn]struct{}
-	closed bool
-}
+// listener makes its connections find clients that are gone.
+type listener struct{ *connlimit.Listener }
 
 func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+	nc, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	tracked := &conn{Conn: c, owner: l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, errors.Join(net.ErrClosed, c.Close())
+	c := &conn{Conn: nc.(*connlimit.Conn)}
+	if t, ok := c.Conn.Conn.(*net.TCPConn); ok {
+		_ = t.SetKeepAliveConfig(keepAlive)
 	}
-	l.open[tracked] = struct{}{}
-	return tracked, nil
+	return c, nil
 }
 
-// closeAll closes every connection and refuses new ones.
-func (l *listener) closeAll() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
-	for c := range l.open {
-		c.Conn.Close() // whoever reads it notices
-	}
-}
-
-// conn notices when its client is gone.
+// conn is a connection whose context ends when its client is gone, and which may end by silence.
 type conn struct {
-	net.Conn
-	owner *listener
-	end   context.CancelFunc // of its requests; set by contextOf, before anything is read
+	*connlimit.Conn
+	ctx context.Context // both set by withConn, before anything is read
+	end context.CancelFunc
+
+	active atomic.Int64 // Unix time in ns of the last byte
+	mu     sync.Mutex   // guards timer
+	timer  *time.Timer  // closes a silent session
 }
 
-// contextOf gives a connection's requests a context that ends with the connection (http.Server.ConnContext).
-func contextOf(ctx context.Context, nc net.Conn) context.Context {
-	ctx, cancel := context.WithCancel(ctx)
-	nc.(*conn).end = cancel
-	return ctx
+type connKey struct{}
+
+// withConn makes a connection known to the handlers of its requests (http.Server.ConnContext). Their context ends with the connection.
+func withConn(ctx context.Context, nc net.Conn) context.Context {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c := nc.(*conn)
+	c.ctx, c.end = context.WithCancel(context.WithValue(ctx, connKey{}, c))
+	return c.ctx
 }
 
 // Read takes a failed read for the client's end, but not a deadline: net/http sets one to interrupt its own reading.
@@ -62,14 +57,49 @@ func (c *conn) Read(p []byte) (int, error) {
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.end()
 	}
+	c.note(n)
 	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.note(n)
+	return n, err
+}
+
+// note remembers that bytes have moved.
+func (c *conn) note(n int) {
+	if n > 0 {
+		c.active.Store(time.Now().UnixNano())
+	}
+}
+
+// closeWhenSilent closes the connection when no byte has moved for this long.
+func (c *conn) closeWhenSilent(timeout time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.active.Store(time.Now().UnixNano())
+	c.timer = time.AfterFunc(timeout, func() {
+		silent := time.Since(time.Unix(0, c.active.Load()))
+		if silent >= timeout {
+			c.Close()
+			return
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.ctx.Err() == nil {
+			c.timer.Reset(timeout - silent)
+		}
+	})
 }
 
 // Close ends the connection's requests, too.
 func (c *conn) Close() error {
 	c.end()
-	c.owner.mu.Lock()
-	delete(c.owner.open, c)
-	c.owner.mu.Unlock()
+	c.mu.Lock()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.mu.Unlock()
 	return c.Conn.Close()
 }

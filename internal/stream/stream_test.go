@@ -9,8 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,7 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	exec   func(ctx context.Context, id string, x engine.Exec) (int, error)
 	attach func(ctx context.Context, id string, s engine.Streams) error
-	netns  func(id string) (string, error)
+	netns  func(id string) (*os.File, error)
 }
 
 func (f fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
@@ -37,9 +41,17 @@ func (f fake) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
 func (f fake) Attach(ctx context.Context, id string, s engine.Streams) error {
 	return f.attach(ctx, id, s)
 }
-func (f fake) NetNS(id string) (string, error) { return f.netns(id) }
+func (f fake) OpenNetNS(id string) (*os.File, error) { return f.netns(id) }
 
-type dialFunc = func(ctx context.Context, netns, network, addr string) (net.Conn, error)
+// host is the network namespace of a pod of the host's network.
+func host(string) (*os.File, error) { return nil, nil }
+
+type dialFunc = func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error)
+
+// dialHost dials in this namespace.
+func dialHost(ctx context.Context, _ *os.File, addr netip.AddrPort) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+}
 
 func start(t *testing.T, f fake, dial dialFunc) *Server {
 	t.Helper()
@@ -300,11 +312,18 @@ func echo(t *testing.T) (port int32) {
 
 func TestPortForward(t *testing.T) {
 	port := echo(t)
+	netns := filepath.Join(t.TempDir(), "p1")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
 	var tried []string
-	s := start(t, fake{netns: func(id string) (string, error) { return "/netns/of/" + id, nil }},
-		func(ctx context.Context, netns, network, addr string) (net.Conn, error) {
-			tried = append(tried, netns+" "+network)
-			if network == "tcp4" {
+	s := start(t, fake{netns: func(id string) (*os.File, error) { return os.Open(filepath.Join(filepath.Dir(netns), id)) }},
+		func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
+			mu.Lock()
+			tried = append(tried, filepath.Base(netns.Name())+" "+addr.Addr().String())
+			mu.Unlock()
+			if addr.Addr().Is4() {
 				return nil, errors.New("refused")
 			}
 			return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -319,16 +338,32 @@ func TestPortForward(t *testing.T) {
 	if len(got[0]) < 2 || got[0][2:] != "HELLO" { // the first two bytes of each channel are the port
 		t.Errorf("channels %q", got)
 	}
-	if want := "/netns/of/p1 tcp4,/netns/of/p1 tcp6"; strings.Join(tried, ",") != want {
+	if want := "p1 127.0.0.1,p1 ::1"; strings.Join(tried, ",") != want {
 		t.Errorf("dialled %q, want %q", tried, want)
 	}
 }
 
+// TestPortForwardFamilies: a server on IPv6 is found although what comes over IPv4 is dropped.
+func TestPortForwardFamilies(t *testing.T) {
+	port := echo(t)
+	s := start(t, fake{netns: host}, func(ctx context.Context, _ *os.File, addr netip.AddrPort) (net.Conn, error) {
+		if addr.Addr().Is4() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	})
+	c, err := s.dialLoopback(t.Context(), nil, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
 func TestPortForwardRefused(t *testing.T) {
-	s := start(t, fake{netns: func(string) (string, error) { return "", nil }},
-		func(context.Context, string, string, string) (net.Conn, error) {
-			return nil, errors.New("nobody listens")
-		})
+	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) {
+		return nil, errors.New("nobody listens")
+	})
 	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{1}})
 	if err != nil {
 		t.Fatal(err)
@@ -342,9 +377,12 @@ func TestPortForwardRefused(t *testing.T) {
 func TestHalfClose(t *testing.T) {
 	ours, pods := tcpPair(t)
 	client := &halfClient{Reader: strings.NewReader("question"), answer: &strings.Builder{}}
-	a := &adapter{fake{netns: func(string) (string, error) { return "", nil }}, func(context.Context, string, string, string) (net.Conn, error) { return ours, nil }}
 	done := make(chan error, 1)
-	go func() { done <- a.PortForward(t.Context(), "p1", 80, client) }()
+	go func() {
+		discarded, err := relay(t.Context(), client, ours)
+		<-discarded
+		done <- err
+	}()
 	asked, err := io.ReadAll(pods) // ends only with the half close
 	if err != nil || string(asked) != "question" {
 		t.Errorf("the pod got %q, %v", asked, err)
@@ -353,6 +391,26 @@ func TestHalfClose(t *testing.T) {
 	pods.Close()
 	if err := <-done; err != nil || client.answer.String() != "answer" {
 		t.Errorf("the client got %q, %v", client.answer, err)
+	}
+}
+
+// TestHalfClosedSilence: after the client has ended its side, the time counts from the pod's last byte.
+func TestHalfClosedSilence(t *testing.T) {
+	ours, pods := tcpPair(t)
+	defer ours.Close()
+	defer pods.Close()
+	r := &silenceReader{Conn: ours, timeout: 300 * time.Millisecond}
+	r.begin()
+	go func() {
+		for range 5 {
+			time.Sleep(150 * time.Millisecond)
+			_, _ = pods.Write([]byte("x"))
+		}
+	}()
+	begin := time.Now()
+	b, err := io.ReadAll(r)
+	if string(b) != "xxxxx" || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) < time.Second {
+		t.Errorf("read %q, %v after %v", b, err, time.Since(begin))
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/podnet"
 	"cri-dockerd/test/engines"
 )
 
@@ -133,7 +132,7 @@ func ask(t *testing.T, netns, network, addr string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	conn, err := podnet.Dial(ctx, netns, network, addr)
+	conn, err := engines.Dial(ctx, netns, network, addr)
 	if err != nil {
 		return err.Error()
 	}
@@ -270,7 +269,7 @@ func bandwidth(t *testing.T, c *cniNode) {
 	}()
 	measure := func(direction string, transfer func(net.Conn) error) {
 		t.Helper()
-		conn, err := podnet.Dial(t.Context(), node, "tcp", addr)
+		conn, err := engines.Dial(t.Context(), node, "tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/podnet"
 	"cri-dockerd/test/engines"
 )
 
@@ -310,7 +309,7 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 			conn.Close()
 		}
 	}()
-	conn, err := podnet.Dial(t.Context(), n.own(t).NetNS(""), "tcp", n.podStatus(t, pod).Network.Ip+":9000")
+	conn, err := engines.Dial(t.Context(), n.own(t).NetNS(""), "tcp", n.podStatus(t, pod).Network.Ip+":9000")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,6 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
-	"cri-dockerd/internal/podnet"
 )
 
 // Version is an engine that tests run on.
@@ -331,7 +330,17 @@ func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%
 
 // DialContext connects from inside the network namespace.
 func (e *Engine) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	return podnet.Dial(ctx, e.NetNS(""), network, addr)
+	return Dial(ctx, e.NetNS(""), network, addr)
+}
+
+// Dial connects to a numeric address from inside the network namespace at a path.
+func Dial(ctx context.Context, netns, network, addr string) (conn net.Conn, err error) {
+	err = In(netns, func() (err error) {
+		d := net.Dialer{FallbackDelay: -1} // a fallback would dial on another thread
+		conn, err = d.DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
 }
 
 // Plugins is the folder of the newest standard CNI plugins and flannel's, which hack/cni-plugins.sh builds.

@@ -1,0 +1,220 @@
+// Package connlimit bounds the open connections of a listener, so that clients that are connected and silent cannot use up the
+// daemon's memory and descriptors, nor keep other clients out.
+//
+// A connection is pending until the server calls Keep, for example after the client has presented a token. When too many are
+// pending, the oldest is closed for the newest: a client that sends its request at once is always served, whoever else holds
+// connections open. Kept connections are never closed for others; beyond their limit Keep fails.
+package connlimit
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// answerTimeout bounds the write of the last words to a connection. They fit into an empty socket buffer.
+const answerTimeout = 100 * time.Millisecond
+
+// ErrTooMany is the error of Keep beyond a limit.
+var ErrTooMany = errors.New("too many open connections")
+
+// Limits bound one listener. Zero means no limit.
+type Limits struct {
+	Pending        int // connections that are not kept, in all
+	PendingPerPeer int // the same, per source address
+	Kept           int // connections after Keep, in all
+	KeptPerPeer    int // the same, per source address
+	// Answer is sent to a pending connection that is closed for a newer one. It must be short; empty sends nothing.
+	Answer []byte
+}
+
+// Listener is a listener with limits. It is safe for concurrent use.
+type Listener struct {
+	net.Listener
+	limits Limits
+
+	mu      sync.Mutex // guards the rest, and the state of each connection
+	open    map[*Conn]struct{}
+	pending map[netip.Addr]int
+	kept    map[netip.Addr]int
+	number  struct{ pending, kept int }
+	closed  bool
+}
+
+// New applies limits to a listener.
+func New(l net.Listener, limits Limits) *Listener {
+	return &Listener{
+		Listener: l,
+		limits:   limits,
+		open:     map[*Conn]struct{}{},
+		pending:  map[netip.Addr]int{},
+		kept:     map[netip.Addr]int{},
+	}
+}
+
+// Accept returns the next connection, a *Conn. It closes an older pending connection if there are too many.
+func (l *Listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{
+		Conn:  nc,
+		owner: l,
+		peer:  peerOf(nc.RemoteAddr()),
+		since: time.Now(),
+	}
+
+	victims, err := l.admit(c)
+	for _, v := range victims {
+		v.reject(l.limits.Answer)
+	}
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	return c, nil
+}
+
+// admit adds a pending connection and removes those that must be closed for it.
+func (l *Listener) admit(c *Conn) (victims []*Conn, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, net.ErrClosed
+	}
+	if n := l.limits.PendingPerPeer; n > 0 && l.pending[c.peer] >= n {
+		victims = append(victims, l.evictLocked(c.peer))
+	}
+	if n := l.limits.Pending; n > 0 && l.number.pending >= n {
+		victims = append(victims, l.evictLocked(l.busiestLocked()))
+	}
+	l.open[c] = struct{}{}
+	l.countLocked(c, 1)
+	return victims, nil
+}
+
+// busiestLocked returns the peer with the most pending connections.
+func (l *Listener) busiestLocked() (peer netip.Addr) {
+	most := 0
+	for p, n := range l.pending {
+		if n > most {
+			peer, most = p, n
+		}
+	}
+	return peer
+}
+
+// evictLocked removes the oldest pending connection of a peer that has one.
+func (l *Listener) evictLocked(peer netip.Addr) *Conn {
+	var oldest *Conn
+	for c := range l.open {
+		if !c.kept && c.peer == peer && (oldest == nil || c.since.Before(oldest.since)) {
+			oldest = c
+		}
+	}
+	l.removeLocked(oldest)
+	return oldest
+}
+
+// countLocked adds n to the count that a connection belongs to.
+func (l *Listener) countLocked(c *Conn, n int) {
+	peers, total := l.pending, &l.number.pending
+	if c.kept {
+		peers, total = l.kept, &l.number.kept
+	}
+	*total += n
+	if peers[c.peer] += n; peers[c.peer] == 0 {
+		delete(peers, c.peer)
+	}
+}
+
+func (l *Listener) removeLocked(c *Conn) {
+	if _, ok := l.open[c]; ok {
+		delete(l.open, c)
+		l.countLocked(c, -1)
+	}
+}
+
+// CloseAll closes every connection, also those that a server has handed on, and refuses new ones.
+func (l *Listener) CloseAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for c := range l.open {
+		c.Conn.Close() // its owner sees the end when it reads
+	}
+}
+
+// Conn is a connection of a Listener.
+type Conn struct {
+	net.Conn
+	owner *Listener
+	peer  netip.Addr
+
+	since time.Time // both guarded by owner.mu
+	kept  bool
+}
+
+// Keep protects the connection from being closed for newer ones. The error is ErrTooMany beyond the limit, or net.ErrClosed
+// if the connection has been closed. Keeping twice is no error.
+func (c *Conn) Keep() error {
+	l := c.owner
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch _, open := l.open[c]; {
+	case !open:
+		return net.ErrClosed
+	case c.kept:
+		return nil
+	case l.limits.Kept > 0 && l.number.kept >= l.limits.Kept:
+		return fmt.Errorf("%w: %d", ErrTooMany, l.number.kept)
+	case l.limits.KeptPerPeer > 0 && l.kept[c.peer] >= l.limits.KeptPerPeer:
+		return fmt.Errorf("%w from %s: %d", ErrTooMany, c.peer, l.kept[c.peer])
+	}
+	l.countLocked(c, -1)
+	c.kept = true
+	l.countLocked(c, 1)
+	return nil
+}
+
+// Touch makes a pending connection the newest, as after a complete request.
+func (c *Conn) Touch() {
+	c.owner.mu.Lock()
+	defer c.owner.mu.Unlock()
+	c.since = time.Now()
+}
+
+// Close closes the connection and gives its place up.
+func (c *Conn) Close() error {
+	c.owner.mu.Lock()
+	c.owner.removeLocked(c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// reject closes a connection that was removed, with an answer if there is one.
+func (c *Conn) reject(answer []byte) {
+	if len(answer) > 0 {
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(answerTimeout))
+		_, _ = c.Conn.Write(answer)
+	}
+	c.Conn.Close()
+}
+
+// peerOf is the address that connections are counted by: the host, for IPv6 beyond loopback its /64, which one host may own.
+func peerOf(a net.Addr) netip.Addr {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	ip := ap.Addr().Unmap().WithZone("")
+	if ip.Is6() && !ip.IsLoopback() {
+		if p, err := ip.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return ip
+}

@@ -1,0 +1,187 @@
+package podnet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// entries bounds how many threads are in pods' namespaces to make a socket, which takes microseconds.
+var entries = make(chan struct{}, 4)
+
+// Dial connects over TCP from inside a network namespace, nil for our own. Only the socket is made there, on a locked thread: a
+// socket keeps its namespace (network_namespaces(7)). The connection is awaited outside without a thread, until ctx ends.
+func Dial(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
+	if netns == nil {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr.String())
+	}
+	fd, err := socketIn(ctx, netns, addr.Addr().Is4())
+	if err != nil {
+		return nil, fmt.Errorf("make a socket in network namespace %s: %w", netns.Name(), err)
+	}
+	conn, err := connect(ctx, fd, addr)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s in network namespace %s: %w", addr, netns.Name(), err)
+	}
+	return conn, nil
+}
+
+// socketIn makes a non-blocking TCP socket in a network namespace.
+func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) {
+	select {
+	case entries <- struct{}{}:
+		defer func() { <-entries }()
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+	family := unix.AF_INET6
+	if v4 {
+		family = unix.AF_INET
+	}
+
+	enter := func() error { return os.NewSyscallError("setns", unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)) }
+	err = awayFromHome(enter, func() (err error) {
+		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, err
+}
+
+// connect connects a non-blocking socket and takes it over. It waits in the runtime's poller, not in a thread.
+func connect(ctx context.Context, fd int, addr netip.AddrPort) (net.Conn, error) {
+	// The poller must get the socket after connect: it reports an unconnected one as hung up.
+	begun := unix.Connect(fd, sockaddr(addr))
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close() // the connection has a descriptor of its own
+	if begun != nil && begun != unix.EINPROGRESS {
+		return nil, os.NewSyscallError("connect", begun)
+	}
+
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := awaitConnected(f); err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("connect: %w", context.Cause(ctx))
+		}
+		return nil, err
+	}
+	return net.FileConn(f)
+}
+
+// awaitConnected waits until a socket's connect has ended (connect(2), EINPROGRESS).
+func awaitConnected(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(ready, 0); err != nil || n == 0 {
+			return false
+		}
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && code != 0 {
+			err = unix.Errno(code)
+		}
+		result = os.NewSyscallError("connect", err)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+func sockaddr(addr netip.AddrPort) unix.Sockaddr {
+	if addr.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+}
+
+// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
+func (p *Pins) OpenPin(sandboxID string) (*os.File, error) {
+	file, err := p.file(sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	notPinned := fmt.Errorf("network namespace of sandbox %s is not pinned: %w", sandboxID, errdefs.ErrNotFound)
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, notPinned
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || int64(st.Type) != nsfsMagic {
+		f.Close()
+		return nil, notPinned
+	}
+	return f, nil
+}
+
+// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at most 4 KiB.
+const maxCgroupFile = 64 << 10
+
+// firstID finds the outermost container ID of a control group's path. A container may make groups of any name below its own.
+var firstID = regexp.MustCompile(`(?m)^\d+:[^:]*:.*?([0-9a-f]{64})`)
+
+// OpenProcess opens the network namespace of a container's main process. The process must be in a control group of that container,
+// so that a PID that was given to another process is refused: NotFound.
+func OpenProcess(pid int, containerID string) (*os.File, error) {
+	return openProcess("/proc", pid, containerID)
+}
+
+func openProcess(proc string, pid int, containerID string) (*os.File, error) {
+	name := proc + "/" + strconv.Itoa(pid)
+	notIt := fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
+	// The directory stays that of this process: after its end nothing in it can be opened, whoever gets the PID (proc(5)).
+	dir, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, notIt
+	}
+	defer unix.Close(dir)
+
+	groups, err := openAt(dir, "cgroup", name)
+	if err != nil {
+		return nil, notIt
+	}
+	defer groups.Close()
+	text, err := io.ReadAll(io.LimitReader(groups, maxCgroupFile))
+	if err != nil {
+		return nil, notIt
+	}
+	found := false
+	for _, m := range firstID.FindAllSubmatch(text, -1) {
+		if string(m[1]) != containerID {
+			return nil, notIt
+		}
+		found = true
+	}
+	if !found {
+		return nil, notIt
+	}
+
+	netns, err := openAt(dir, "ns/net", name)
+	if err != nil {
+		return nil, notIt
+	}
+	return netns, nil
+}
+
+func openAt(dir int, file, dirName string) (*os.File, error) {
+	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), dirName+"/"+file), nil
+}

@@ -1,0 +1,101 @@
+package stream
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of up to 16 MiB.
+const (
+	frameHeader = 8
+	controlBit  = 0x80
+	dataFin     = 0x01
+	lengthMask  = 1<<24 - 1
+
+	synStream = 1
+	rstStream = 3
+	settings  = 4
+	ping      = 6
+	goAway    = 7
+	windowUp  = 9
+
+	// maxData is the size of the data frames that the session gets. It queues up to 250 of them.
+	maxData = 32 << 10
+	// maxControl bounds control frames, of which Kubernetes' carry a few short headers.
+	maxControl = 32 << 10
+)
+
+// frameReader passes on what a client of SPDY sends. It splits large data frames, which the session would hold in memory whole, and
+// fails at frames that Kubernetes' clients never send and that would block the session: headers after the start of a stream,
+// and answers to streams that we have not opened.
+type frameReader struct {
+	r       io.Reader
+	refuse  func() error // ends the session, for a frame that is not permitted
+	header  [frameHeader]byte
+	unread  []byte // rest of header
+	payload int    // bytes to pass on before the next header
+	rest    int    // bytes of a split data frame that have no header yet
+	id      uint32 // of that frame
+	flags   byte
+}
+
+func (f *frameReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(f.unread) == 0 && f.payload == 0 {
+		if err := f.next(); err != nil {
+			return 0, err
+		}
+	}
+	if len(f.unread) > 0 {
+		n := copy(p, f.unread)
+		f.unread = f.unread[n:]
+		return n, nil
+	}
+	n, err := f.r.Read(p[:min(len(p), f.payload)])
+	f.payload -= n
+	return n, err
+}
+
+// next prepares the next frame.
+func (f *frameReader) next() error {
+	if f.rest > 0 {
+		f.writeData()
+		return nil
+	}
+	if _, err := io.ReadFull(f.r, f.header[:]); err != nil {
+		return err
+	}
+	length := int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
+	if f.header[0]&controlBit == 0 {
+		f.id, f.flags, f.rest = binary.BigEndian.Uint32(f.header[:]), f.header[4], length
+		f.writeData()
+		return nil
+	}
+
+	switch kind := binary.BigEndian.Uint16(f.header[2:]); kind {
+	case synStream, rstStream, settings, ping, goAway, windowUp:
+		if length > maxControl {
+			return errors.Join(fmt.Errorf("SPDY: a frame of type %d has %d bytes, the limit is %d", kind, length, maxControl), f.refuse())
+		}
+	default:
+		return errors.Join(fmt.Errorf("SPDY: unexpected frame of type %d", kind), f.refuse())
+	}
+	f.unread, f.payload = f.header[:], length
+	return nil
+}
+
+// writeData prepares the next part of a data frame. Only the last one ends the stream.
+func (f *frameReader) writeData() {
+	size, flags := f.rest, f.flags
+	if size > maxData {
+		size, flags = maxData, f.flags&^dataFin
+	}
+	f.rest -= size
+	binary.BigEndian.PutUint32(f.header[:], f.id)
+	binary.BigEndian.PutUint32(f.header[4:], uint32(flags)<<24|uint32(size))
+	f.unread, f.payload = f.header[:], size
+}
