@@ -70,10 +70,16 @@ func (e *endpoint) serve(ctx context.Context, l net.Listener) error {
 	if open(l) {
 		e.log.Warn("everybody who reaches this address can read the names of this node's pods and images", "flag", metricsFlag, "address", l.Addr())
 	}
+	errorLog := e.log.With("from", "metrics")
 	srv := &http.Server{
-		Handler: e.handler(l.Addr().Network() == "unix"), ReadHeaderTimeout: headerDeadline,
-		ErrorLog: slog.NewLogLogger(e.log.With("from", "metrics").Handler(), slog.LevelDebug),
+		Handler:           e.handler(true),
+		ReadHeaderTimeout: headerDeadline,
+		ErrorLog:          slog.NewLogLogger(errorLog.Handler(), slog.LevelDebug),
 	}
+	if l.Addr().Network() != "unix" {
+		srv, l = e.tcpServer(l, errorLog)
+	}
+
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

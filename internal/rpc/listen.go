@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"cri-dockerd/internal/connlimit"
 )
 
 // TLSFiles are the files of mutual TLS; all or none are given.
@@ -167,13 +169,13 @@ func secure(l net.Listener, files TLSFiles) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	if files == (TLSFiles{}) {
-		return l, nil
+		return limited{connlimit.New(l, tcpLimits), nil}, nil
 	}
 	cfg, err := mutual(files)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return tls.NewListener(l, cfg), nil
+	return limited{connlimit.New(l, tcpLimits), cfg}, nil
 }
 
 func mutual(files TLSFiles) (*tls.Config, error) {
