@@ -1,0 +1,353 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"cri-dockerd/internal/engine"
+)
+
+// dialSPDY opens a streaming URL as the API server does. The raw connection is for what a client must not do.
+func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, nc net.Conn) {
+	t.Helper()
+	nc = upgradeSPDY(t, raw, protocol)
+	session, err := spdy.NewClientConnection(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Close() })
+	return session, nc
+}
+
+// upgradeSPDY returns a connection that has been upgraded and speaks no SPDY yet.
+func upgradeSPDY(t *testing.T, raw, protocol string) net.Conn {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := net.Dial("tcp", u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	if u.Scheme == "https" {
+		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is the test's own
+	}
+	fmt.Fprintf(nc, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: %s\r\n\r\n",
+		u.RequestURI(), u.Host, protocol)
+	resp, err := http.ReadResponse(bufio.NewReaderSize(oneByte{nc}, 16), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		b, _ := io.ReadAll(resp.Body)
+		t.Fatalf("%s: %s %s", raw, resp.Status, b)
+	}
+	return nc
+}
+
+// oneByte keeps a buffered reader from reading beyond the header of a response.
+type oneByte struct{ io.Reader }
+
+func (o oneByte) Read(p []byte) (int, error) { return o.Reader.Read(p[:1]) }
+
+func create(t *testing.T, session httpstream.Connection, headers ...string) httpstream.Stream {
+	t.Helper()
+	s, err := createStream(session, headers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func createStream(session httpstream.Connection, headers ...string) (httpstream.Stream, error) {
+	h := http.Header{}
+	for i := 0; i+1 < len(headers); i += 2 {
+		h.Set(headers[i], headers[i+1])
+	}
+	return session.CreateStream(h)
+}
+
+func execURL(t *testing.T, s *Server, stdin bool) string {
+	t.Helper()
+	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"cat"}, Stdin: stdin, Stdout: true, Stderr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Url
+}
+
+func forwardURL(t *testing.T, s *Server) string {
+	t.Helper()
+	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Url
+}
+
+// cat is a runtime whose commands copy their input to their output and end with 7.
+var cat = fake{
+	exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
+		if x.Stdin != nil {
+			if _, err := io.Copy(x.Stdout, x.Stdin); err != nil {
+				return 0, err
+			}
+		}
+		_, err := io.WriteString(x.Stderr, "complaint")
+		return 7, err
+	},
+	netns: host,
+}
+
+// runSPDY runs a command in the way of kubectl and returns its output and status.
+func runSPDY(t *testing.T, raw, protocol, input string) (out, errOut, status string) {
+	t.Helper()
+	session, _ := dialSPDY(t, raw, protocol)
+	errors := create(t, session, "streamType", "error")
+	stdin := create(t, session, "streamType", "stdin")
+	stdout := create(t, session, "streamType", "stdout")
+	stderr := create(t, session, "streamType", "stderr")
+	if _, err := io.WriteString(stdin, input); err != nil {
+		t.Fatal(err)
+	}
+	stdin.Close()
+	var texts [3]string
+	var readers sync.WaitGroup
+	for i, r := range []io.Reader{stdout, stderr, errors} {
+		readers.Go(func() { b, _ := io.ReadAll(r); texts[i] = string(b) })
+	}
+	readers.Wait()
+	return texts[0], texts[1], texts[2]
+}
+
+func TestSPDYExec(t *testing.T) {
+	s := start(t, cat, nil)
+	input := strings.Repeat("a line\n", 100_000) // in one frame
+	for protocol, want := range map[string]string{"v4.channel.k8s.io": "7", "v2.channel.k8s.io": "", "channel.k8s.io": ""} {
+		out, errOut, end := runSPDY(t, execURL(t, s, true), protocol, input)
+		if out != input || errOut != "complaint" {
+			t.Errorf("%s: %d bytes of output, %q", protocol, len(out), errOut)
+		}
+		if want == "" {
+			if !strings.Contains(end, "exit status 7") {
+				t.Errorf("%s: status %q", protocol, end)
+			}
+			continue
+		}
+		if status, code, _ := verdict(t, end); status != "Failure" || code != want {
+			t.Errorf("%s: status %q", protocol, end)
+		}
+	}
+}
+
+func TestSPDYTerminal(t *testing.T) {
+	s := start(t, fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
+		size := <-x.Resize
+		_, err := fmt.Fprintf(x.Stdout, "%dx%d", size.Width, size.Height)
+		return 0, err
+	}}, nil)
+	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"sh"}, Stdout: true, Tty: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, _ := dialSPDY(t, r.Url, "v4.channel.k8s.io")
+	create(t, session, "streamType", "error")
+	stdout := create(t, session, "streamType", "stdout")
+	resize := create(t, session, "streamType", "resize")
+	if _, err := io.WriteString(resize, `{"Width":132,"Height":43}`); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(stdout); err != nil || string(b) != "132x43" {
+		t.Errorf("read %q, %v", b, err)
+	}
+}
+
+// connectTo opens the two streams of a connection to a port.
+func connectTo(session httpstream.Connection, id, port int) (data, errs httpstream.Stream, err error) {
+	headers := []string{"port", strconv.Itoa(port), "requestID", strconv.Itoa(id), "streamType"}
+	if errs, err = createStream(session, append(headers, "error")...); err != nil {
+		return nil, nil, err
+	}
+	data, err = createStream(session, append(headers, "data")...)
+	return data, errs, err
+}
+
+// TestSPDYPortForward: one connection fails and says why, the next ones of the session work.
+func TestSPDYPortForward(t *testing.T) {
+	s := start(t, fake{netns: host}, dialHost)
+	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	data, errs, err := connectTo(session, 0, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(errs)
+	if !strings.Contains(string(text), "connection refused") {
+		t.Errorf("error %q", text)
+	}
+	if b, _ := io.ReadAll(data); len(b) > 0 {
+		t.Errorf("data %q", b)
+	}
+	for id := 1; id <= 3; id++ {
+		data, errs, err := connectTo(session, id, int(echo(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs.Close()
+		if _, err := io.WriteString(data, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(data); err != nil || string(b) != "HELLO" {
+			t.Errorf("connection %d: %q, %v", id, b, err)
+		}
+		data.Close()
+	}
+	eventually(t, "the places of ended connections", func() bool { return s.forwards.places() == 0 })
+}
+
+// places is the number of connections that count.
+func (f *forwards) places() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.open + f.pending + len(f.pods)
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 10 s", what)
+		}
+	}
+}
+
+// TestForwardBounds: connections beyond a bound fail with the bound, also those that are not accepted yet.
+func TestForwardBounds(t *testing.T) {
+	var f forwards
+	var held []*forward
+	for range maxPendingPerPod {
+		w, err := f.acquire("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, w)
+	}
+	if _, err := f.acquire("a"); err == nil || !strings.Contains(err.Error(), "64 connections wait for this pod") {
+		t.Errorf("pending: %v", err)
+	}
+	for _, w := range held {
+		w.connected()
+		w.connected()
+	}
+	take := func(pod string, n int) {
+		for range n {
+			w, err := f.acquire(pod)
+			if err != nil {
+				t.Fatalf("%s: %v", pod, err)
+			}
+			w.connected()
+			held = append(held, w)
+		}
+	}
+	take("a", maxForwardsPerPod-maxPendingPerPod)
+	if _, err := f.acquire("a"); err == nil || !strings.Contains(err.Error(), "256 connections are forwarded to this pod") {
+		t.Errorf("per pod: %v", err)
+	}
+	for _, pod := range []string{"b", "c", "d"} {
+		take(pod, maxForwardsPerPod)
+	}
+	if _, err := f.acquire("e"); err == nil || !strings.Contains(err.Error(), "1024 connections are forwarded to pods of this node") {
+		t.Errorf("in all: %v", err)
+	}
+	for _, w := range held {
+		w.release()
+	}
+	if n := f.places(); n != 0 {
+		t.Errorf("%d remain", n)
+	}
+	for i := range maxPending {
+		if _, err := f.acquire(fmt.Sprint("pod", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.acquire("e"); err == nil || !strings.Contains(err.Error(), "128 connections wait for pods of this node") {
+		t.Errorf("pending in all: %v", err)
+	}
+}
+
+// TestForwardEndsWithItsClient: a client that is gone ends its connections, although the pod is silent.
+func TestForwardEndsWithItsClient(t *testing.T) {
+	ours, pods := tcpPair(t)
+	defer pods.Close()
+	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) { return ours, nil })
+	session, nc := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	if _, _, err := connectTo(session, 0, 80); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "connection", func() bool { return s.forwards.places() > 0 })
+	nc.Close()
+	_ = pods.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := pods.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the pod's connection: %v", err)
+	}
+	eventually(t, "end", func() bool { return s.forwards.places() == 0 })
+}
+
+// TestPodIgnoresInput: data that the pod does not take does not block other connections of the session.
+func TestPodIgnoresInput(t *testing.T) {
+	var first atomic.Bool
+	port := echo(t)
+	s := start(t, fake{netns: host}, func(ctx context.Context, _ *os.File, _ netip.AddrPort) (net.Conn, error) {
+		if first.CompareAndSwap(false, true) {
+			ours, pods := tcpPair(t)
+			pods.Close()
+			return ours, nil
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	})
+	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	data, _, err := connectTo(session, 0, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2000 {
+		if _, err := data.Write(make([]byte, 32<<10)); err != nil {
+			break
+		}
+	}
+	for id := 1; id < 6; id++ { // each worker of the session has one
+		if id > 1 {
+			port = echo(t)
+		}
+		data, _, err := connectTo(session, id, 80)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(data, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(data); err != nil || string(b) != "HELLO" {
+			t.Errorf("connection %d: %q, %v", id, b, err)
+		}
+	}
+}
