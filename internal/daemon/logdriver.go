@@ -21,6 +21,8 @@ import (
 
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/safefs"
+	"cri-dockerd/internal/text"
 )
 
 // LogDriverCommand is the subcommand that runs RunLogDriver.
@@ -32,6 +34,13 @@ const logDriverMemory = 12 << 20
 
 // logDriverLog is where the log of detached log-driver processes begins anew, in bytes. They write a line or two each.
 const logDriverLog = 1 << 20
+
+const (
+	// pluginHeaderTimeout is for the engine to send the header of a request.
+	pluginHeaderTimeout = 10 * time.Second
+	// pluginHeaderBytes is more than the engine's headers have.
+	pluginHeaderBytes = 16 << 10
+)
 
 // unmapProgram gives back the pages of the program that only its start has touched: two thirds of what the process would hold. They are
 // clean copies of the file, so what is needed again comes from the page cache.
@@ -99,7 +108,13 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	if err != nil {
 		return fmt.Errorf("log-driver: %w", err)
 	}
-	server := &http.Server{Handler: d.Handler(), BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{
+		Handler:           d.Handler(),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: pluginHeaderTimeout,
+		MaxHeaderBytes:    pluginHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	log.Info("the log-driver process serves Docker", "at", l.Addr(), "pid", os.Getpid())
@@ -109,7 +124,7 @@ func RunLogDriver(ctx context.Context, cfg *config.Config, socket, version strin
 	if err := notify(ready); err != nil {
 		log.Warn("systemd was not told that the log-driver is ready", "err", err)
 	}
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(d.Listener(l)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("log-driver: %w", err)
 	}
 	return nil
@@ -140,13 +155,13 @@ func relieve(dir string) error {
 		unlock()
 		return nil
 	}
-	text, err := os.ReadFile(filepath.Join(dir, logDriverPID))
+	b, err := safefs.ReadFile(filepath.Join(dir, logDriverPID), 32)
 	if err != nil {
 		return err
 	}
-	pid, err := strconv.Atoi(string(text))
+	pid, err := strconv.Atoi(string(b))
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("%s is no process", text)
+		return fmt.Errorf("%q is no process", b)
 	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end the launched process %d: %w", pid, err)
@@ -222,10 +237,10 @@ func launchLogDriver(cfg *config.Config) (ended <-chan error, err error) {
 
 // lastLine is the end of a log.
 func lastLine(file string) string {
-	b, err := os.ReadFile(file)
+	b, err := safefs.ReadFile(file, 2*logDriverLog)
 	if err != nil {
 		return err.Error()
 	}
-	text := strings.TrimSpace(string(b))
-	return text[strings.LastIndexByte(text, '\n')+1:]
+	all := strings.TrimSpace(string(b))
+	return text.Clean(all[strings.LastIndexByte(all, '\n')+1:], text.MaxMessage)
 }

@@ -42,7 +42,7 @@ func watch(t *testing.T, socket string) (s driver.Status, gone <-chan struct{}) 
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		s, gone, err := driver.NewClient(socket).Watch(t.Context())
+		s, gone, err := driver.NewClient(socket).Watch(t.Context(), nil)
 		if err == nil {
 			return s, gone
 		}

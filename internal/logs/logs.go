@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/text"
 )
 
 // Modes of --container-log.
@@ -26,8 +28,8 @@ const (
 
 // Process is the log-driver process as the daemon needs it; see driver.Client.
 type Process interface {
-	// Watch connects; gone is closed when the process ends.
-	Watch(ctx context.Context) (s driver.Status, gone <-chan struct{}, err error)
+	// Watch connects and calls changed with each later status; gone is closed when the process ends.
+	Watch(ctx context.Context, changed func(driver.Status)) (s driver.Status, gone <-chan struct{}, err error)
 	// Reopen opens a container's log anew at its path; NotFound if its output is not being written.
 	Reopen(ctx context.Context, container string) error
 }
@@ -54,6 +56,7 @@ type Logs struct {
 	mu      sync.Mutex    // guards all below
 	active  string        // ModeCRI, ModeJSONFile or, while nothing can be used, ""
 	reason  string        // why it is not the mode one would wish for, in words
+	alarms  string        // what keeps the process from working as it should, in words
 	decided chan struct{} // closed when active is known
 }
 
@@ -106,13 +109,14 @@ func (l *Logs) EngineConnected() {
 
 // connect watches the process, which it starts if nobody answers.
 func (l *Logs) connect(ctx context.Context) (gone <-chan struct{}, err error) {
-	s, gone, err := l.cfg.Process.Watch(ctx)
+	s, gone, err := l.cfg.Process.Watch(ctx, l.setAlarms)
 	if err != nil && ctx.Err() == nil { // a daemon that ends while it waits for systemd's process must not leave another one
 		s, gone, err = l.launch(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
+	l.setAlarms(s)
 	l.cfg.Log.Info("the log-driver process answers", "pid", s.PID, "version", s.Version)
 	if s.Version != l.cfg.Version {
 		l.cfg.Log.Info("the log-driver process is of another release and goes on; end it with SIGTERM to renew it, no line is lost", "pid", s.PID)
@@ -136,7 +140,7 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, gone <-chan struct{
 			return s, nil, fmt.Errorf("the log-driver process ended at once: %w", last)
 		case <-tick.C:
 		}
-		if s, gone, err = l.cfg.Process.Watch(ctx); err == nil || time.Now().After(deadline) {
+		if s, gone, err = l.cfg.Process.Watch(ctx, l.setAlarms); err == nil || time.Now().After(deadline) {
 			return s, gone, err
 		}
 	}
@@ -215,6 +219,22 @@ func (l *Logs) set(active, reason string) {
 	}
 }
 
+// setAlarms notes what the log-driver process reports of itself.
+func (l *Logs) setAlarms(s driver.Status) {
+	all := text.Clean(strings.Join(s.Alarms, "; "), text.MaxMessage)
+	l.mu.Lock()
+	before := l.alarms
+	l.alarms = all
+	l.mu.Unlock()
+	switch {
+	case all == before:
+	case all == "":
+		l.cfg.Log.Info("the log-driver process works as it should again")
+	default:
+		l.cfg.Log.Warn("the log-driver process works with less than it needs", "alarms", all)
+	}
+}
+
 func isClosed(c chan struct{}) bool {
 	select {
 	case <-c:
@@ -224,12 +244,16 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// State is the active mode, "" while none is known or can be used, and the reason in words if it is not the one to wish for.
+// State is the active mode, "" while none is known or can be used, and the reason in words if it is not the one to wish for, or if the
+// log-driver process works with less than it needs.
 func (l *Logs) State() (active, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !isClosed(l.decided) {
 		return "", "it is not yet known whether the engine reaches the log-driver process"
+	}
+	if l.active == ModeCRI && l.reason == "" {
+		return l.active, l.alarms
 	}
 	return l.active, l.reason
 }

@@ -35,7 +35,7 @@ type world struct {
 	reopen   error
 }
 
-func (w *world) Watch(ctx context.Context) (driver.Status, <-chan struct{}, error) {
+func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.Status, <-chan struct{}, error) {
 	if w.slow {
 		<-ctx.Done()
 	}

@@ -227,7 +227,7 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 	}
 	l.PID = peerOf(c)
 	c.Close()
-	s, _, err := driver.NewClient(driver.Socket).Watch(ctx)
+	s, _, err := driver.NewClient(driver.Socket).Watch(ctx, nil)
 	switch {
 	case ctx.Err() != nil:
 		l.Problem, l.Error = finding.Silent, ctx.Err().Error()

@@ -35,7 +35,7 @@ func BenchmarkLines(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
-	s := &stream{d: d, fifo: fds[0], log: log, busy: make(chan struct{}, 1), losses: losses{d: d}}
+	s := &stream{d: d, fifo: fds[0], log: log, busy: make(chan struct{}, 1), losses: losses{d: d}, spill: &spill{}}
 	b.SetBytes(lines * 100)
 	b.ReportAllocs()
 	for n := 0; b.Loop(); n++ {

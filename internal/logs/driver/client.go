@@ -35,8 +35,9 @@ func NewClient(socket string) *Client {
 // answerDeadline is for the process's status.
 const answerDeadline = 5 * time.Second
 
-// Watch connects and returns the process's status; gone is closed when it ends, or ctx does. Errors are Unavailable when nobody answers.
-func (c *Client) Watch(ctx context.Context) (s Status, gone <-chan struct{}, err error) {
+// Watch connects and returns the process's status. It calls changed, if not nil, with each later one, which a process of an older release never sends. gone
+// is closed when the process ends, or ctx does. Errors are Unavailable when nobody answers.
+func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, gone <-chan struct{}, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(answerDeadline, cancel)
 	defer func() {
@@ -65,7 +66,15 @@ func (c *Client) Watch(ctx context.Context) (s Status, gone <-chan struct{}, err
 	go func() {
 		defer close(end)
 		defer cancel()
-		_, _ = io.Copy(io.Discard, resp.Body) // ends with the process or ctx
+		for { // ends with the process or ctx
+			var s Status
+			if dec.Decode(&s) != nil {
+				break
+			}
+			if changed != nil {
+				changed(s)
+			}
+		}
 		resp.Body.Close()
 	}()
 	return s, end, nil
@@ -86,7 +95,7 @@ func (c *Client) Figures(ctx context.Context) (map[string]*dto.MetricFamily, err
 		return nil, fmt.Errorf("log-driver process: figures: answered %s", resp.Status)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
+	families, err := parser.TextToMetricFamilies(io.LimitReader(resp.Body, maxRequest))
 	if err != nil {
 		return nil, fmt.Errorf("log-driver process: figures: %w", err)
 	}

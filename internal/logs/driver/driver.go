@@ -22,6 +22,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"cri-dockerd/internal/model"
 )
 
 // Name is the driver's name in Docker: the plugin's socket is <Name>.sock.
@@ -38,10 +40,15 @@ const (
 	OptionPath = "path"
 )
 
+// FIFODirectory is where Docker makes the FIFOs of plugins' containers. It is fixed in Docker.
+const FIFODirectory = "/run/docker/logging"
+
 // Config is what a Driver needs; Directory and Log are required.
 type Config struct {
 	// Directory holds the table: a small file for each FIFO.
 	Directory string
+	// FIFOs is the directory of Docker's FIFOs; FIFODirectory if "".
+	FIFOs string
 	// Version is told by Status.
 	Version string
 	// StallLimit is how long a write may take before the container's output is dropped instead; 10 s if 0.
@@ -51,55 +58,87 @@ type Config struct {
 	// EngineAway is how long a successor of an engine that has gone is waited for; 5 min if 0.
 	EngineAway time.Duration
 	Log        *slog.Logger
+
+	// pipeSize, if not 0, is the capacity of all pipes in bytes, as if root's pipe pages were used up.
+	// Tests only: the kernel spares whoever has CAP_SYS_ADMIN.
+	pipeSize int
 }
 
 // Driver writes the logs of all containers. It is safe for concurrent use.
 type Driver struct {
 	cfg     Config
 	metrics *metrics
+	alarms  *alarms
 	poller  *poller
 	scratch chan *scratch
+	parsing chan struct{} // has room for each request that may be parsed at a time
 	closing sync.Once
+	closed  chan struct{}
 	left    atomic.Pointer[time.Time] // when a daemon that watched this process has last gone; nil before
 
-	mu      sync.Mutex         // guards all below
-	streams map[string]*stream // by the FIFO's path
-	orphans map[string]entry   // by container; each is in the table, with the time since when
-	running sync.WaitGroup     // of the streams' goroutines
+	mu      sync.Mutex                  // guards all below
+	streams map[string]*stream          // by the FIFO's path
+	orphans map[model.ContainerID]entry // by container; each is in the table, with the time since when
+	running sync.WaitGroup              // of the streams' goroutines
 }
-
-// idleScratch is how many buffers are kept for the next batch.
-const idleScratch = 4
 
 // New opens again what the table holds, and goes on where an earlier process ended. A FIFO that cannot be opened any more is left out with
 // a line in the log; only a directory that cannot be used is an error.
 func New(cfg Config) (*Driver, error) {
 	cfg.StallLimit, cfg.Pause = cmp.Or(cfg.StallLimit, 10*time.Second), cmp.Or(cfg.Pause, 5*time.Millisecond)
-	cfg.EngineAway = cmp.Or(cfg.EngineAway, 5*time.Minute)
+	cfg.EngineAway, cfg.FIFOs = cmp.Or(cfg.EngineAway, 5*time.Minute), cmp.Or(cfg.FIFOs, FIFODirectory)
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
-		return nil, fmt.Errorf("log-driver's table: %w", err)
-	}
-	entries, err := readTable(cfg.Directory)
-	if err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
 	poller, err := newPoller()
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{cfg: cfg, metrics: newMetrics(), poller: poller, scratch: make(chan *scratch, idleScratch), streams: map[string]*stream{}, orphans: map[string]entry{}}
-	for _, e := range entries {
-		if err := d.resume(e); err != nil {
-			cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
-		}
+	m := newMetrics()
+	d := &Driver{
+		cfg:     cfg,
+		metrics: m,
+		alarms:  newAlarms(cfg.Log, m.alarms),
+		poller:  poller,
+		scratch: make(chan *scratch, idleScratch),
+		parsing: make(chan struct{}, maxParsing),
+		closed:  make(chan struct{}),
+		streams: map[string]*stream{},
+		orphans: map[model.ContainerID]entry{},
+	}
+	if err := d.begin(); err != nil {
+		d.poller.close()
+		return nil, err
 	}
 	return d, nil
+}
+
+// begin takes up the table.
+func (d *Driver) begin() error {
+	entries, err := d.readTable()
+	if err != nil {
+		return fmt.Errorf("log-driver's table: %w", err)
+	}
+	first, err := d.openScratch() // one at least, so that what runs goes on when descriptors are used up
+	if err != nil {
+		return err
+	}
+	d.giveScratch(first)
+
+	for _, e := range entries {
+		if err := d.resume(e); err != nil {
+			d.cfg.Log.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
+		}
+	}
+	d.running.Go(d.tend)
+	return nil
 }
 
 // Close stops reading. What waits in the FIFOs stays there for the next process. It may be called again.
 func (d *Driver) Close() { d.closing.Do(d.close) }
 
 func (d *Driver) close() {
+	close(d.closed)
 	d.mu.Lock()
 	all := make([]*stream, 0, len(d.streams))
 	for _, s := range d.streams {
@@ -116,7 +155,7 @@ func (d *Driver) close() {
 	for {
 		select {
 		case b := <-d.scratch:
-			b.close()
+			d.closeScratch(b)
 		default:
 			return
 		}
@@ -158,6 +197,7 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 		s.finish()
 		return err
 	}
+	d.alarms.lower(alarmDescriptors)
 	if err := s.entry.keep(d.cfg.Directory); err != nil {
 		s.finish()
 		return err
@@ -242,17 +282,17 @@ func (d *Driver) remember(e entry) (err error) {
 }
 
 // orphan is what is known of a container whose engine has gone, an empty entry if there is nothing.
-func (d *Driver) orphan(container string) entry {
+func (d *Driver) orphan(container model.ContainerID) entry {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.orphans[container]
 }
 
 // forgetOrphan ends what remember began for a container, and for those whose engine has not come back.
-func (d *Driver) forgetOrphan(container string) {
+func (d *Driver) forgetOrphan(container model.ContainerID) {
 	d.mu.Lock()
 	var old []entry
-	maps.DeleteFunc(d.orphans, func(c string, o entry) bool {
+	maps.DeleteFunc(d.orphans, func(c model.ContainerID, o entry) bool {
 		end := c == container || time.Since(o.Orphaned) > d.cfg.EngineAway
 		if end {
 			old = append(old, o)
@@ -272,7 +312,8 @@ func (d *Driver) forget(s *stream) {
 }
 
 func (d *Driver) forgetEntry(e *entry) {
-	if err := e.forget(d.cfg.Directory); err != nil {
+	part := spill{path: e.spillFile(d.cfg.Directory)}
+	if err := errors.Join(part.remove(), e.forget(d.cfg.Directory)); err != nil {
 		d.cfg.Log.Warn("log-driver's table keeps an entry too long", "container", e.Name, "err", err)
 	}
 }
@@ -294,7 +335,7 @@ func (d *Driver) find(fifo string) *stream {
 }
 
 // of is the stream of a container, the newest if there are two; nil without one.
-func (d *Driver) of(container string) *stream {
+func (d *Driver) of(container model.ContainerID) *stream {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var newest *stream
@@ -313,26 +354,4 @@ func (d *Driver) run(s *stream) {
 	d.metrics.streams.Set(float64(len(d.streams)))
 	d.mu.Unlock()
 	d.running.Go(s.run)
-}
-
-func (d *Driver) takeScratch() (*scratch, error) {
-	select {
-	case b := <-d.scratch:
-		return b, nil
-	default:
-		return newScratch()
-	}
-}
-
-// giveScratch takes back buffers. What is left in their pipe, after an error only, goes with it.
-func (d *Driver) giveScratch(b *scratch) {
-	if b.dirty {
-		b.close()
-		return
-	}
-	select {
-	case d.scratch <- b:
-	default:
-		b.close()
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"cri-dockerd/internal/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -70,10 +73,16 @@ type container struct {
 
 func (e *fakeEngine) container(id string) *container {
 	e.t.Helper()
-	c := &container{e: e, id: id, FIFOPath: filepath.Join(e.dir, "fifo-"+id), log: target{filepath.Join(e.dir, "pods/default_web_uid"), "main-" + id + "/0.log"}}
+	c := &container{e: e, id: idOf(id), FIFOPath: filepath.Join(e.dir, "fifo-"+id), log: target{filepath.Join(e.dir, "pods/default_web_uid"), "main-" + id + "/0.log"}}
 	c.open()
 	return c
 }
+
+// idOf is the ID of a container with a short name.
+func idOf(name string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(name))) }
+
+// stream is the container's newest one, nil without one.
+func (c *container) stream(d *Driver) *stream { return d.of(model.ContainerID(c.id)) }
 
 // open makes the FIFO and holds it open as Docker does.
 func (c *container) open() {
@@ -165,7 +174,7 @@ func texts(t *testing.T, file string) []string {
 
 func newDriver(t *testing.T, dir string, change ...func(*Config)) (*Driver, *fakeEngine) {
 	t.Helper()
-	cfg := Config{Directory: filepath.Join(dir, "table"), Version: "test", Pause: time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	cfg := Config{Directory: filepath.Join(dir, "table"), FIFOs: dir, Version: "test", Pause: time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -326,7 +335,7 @@ func TestReopen(t *testing.T) {
 		}
 	}
 	c.stop()
-	files, err := c.log.rotated()
+	files, err := rotatedFiles(t, c.log)
 	if err != nil || len(files) != 4 {
 		t.Errorf("rotated: %v, %v", files, err)
 	}
@@ -338,10 +347,25 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// rotatedFiles are the paths of a log's rotated files.
+func rotatedFiles(t *testing.T, log target) (files []string, err error) {
+	t.Helper()
+	dir, err := log.directory(false)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := log.rotated(dir)
+	for _, name := range names {
+		files = append(files, filepath.Join(dir.Name(), name))
+	}
+	return files, err
+}
+
 // TestFileThatIsBeingRenamed: a process that starts finds its file also while the kubelet renames it, there or back.
 func TestFileThatIsBeingRenamed(t *testing.T) {
 	log := target{t.TempDir(), "0.log"}
-	f, err := log.open()
+	f, _, err := log.open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -450,7 +474,7 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	old := c.rotate(d)
 	goes()
 	<-watched
-	s := d.of(c.id)
+	s := c.stream(d)
 	s.lock()
 	rotated := s.rotated
 	s.unlock()
@@ -491,7 +515,7 @@ func TestEngineRestarted(t *testing.T) {
 		first := c.FIFOPath
 		c.fifo.Close()
 		if away { // for so long that the first stream has ended
-			eventually(t, "the first stream is forgotten", func() bool { return d.of(c.id) == nil })
+			eventually(t, "the first stream is forgotten", func() bool { return c.stream(d) == nil })
 		}
 		if renewed { // this process, before there is another engine
 			eventually(t, "three lines", func() bool { return len(texts(t, c.log.String())) == 3 })
@@ -531,7 +555,7 @@ func TestEngineOpensLate(t *testing.T) {
 	c := e.container("aa")
 	c.fifo.Close()
 	c.start()
-	s := d.of(c.id)
+	s := c.stream(d)
 	eventually(t, "it has been looked at", func() bool { return !s.mayCome() || len(s.d.scratch) > 0 })
 	f, err := os.OpenFile(c.FIFOPath, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -555,7 +579,7 @@ func TestLogDirectoryDeleted(t *testing.T) {
 	if err := os.RemoveAll(c.log.Directory); err != nil {
 		t.Fatal(err)
 	}
-	s := d.of(c.id)
+	s := c.stream(d)
 	s.lock()
 	s.checked = time.Time{} // a second later
 	s.unlock()
@@ -585,7 +609,7 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := d.of(c.id)
+	s := c.stream(d)
 	s.lock()
 	good := s.log
 	s.log = full
@@ -647,7 +671,7 @@ func TestDiskHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	s := d.of(c.id)
+	s := c.stream(d)
 	s.lock()
 	s.log.Close()
 	s.log = w
@@ -708,7 +732,6 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 	pod := filepath.Join(dir, "pods/p")
 	for _, make := range []error{
 		os.MkdirAll(outside, 0o755), os.MkdirAll(pod, 0o755), os.Symlink(outside, filepath.Join(pod, "link")),
-		os.Symlink(filepath.Join(outside, "precious"), filepath.Join(pod, "file")), syscall.Mkfifo(filepath.Join(pod, "fifo"), 0o600),
 		os.Mkdir(filepath.Join(pod, "dir"), 0o755),
 	} {
 		if make != nil {
@@ -718,7 +741,8 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 	before := len(openFiles(t))
 	for _, log := range []target{
 		{}, {"relative", "0.log"}, {"/", "0.log"}, {pod, ""}, {pod, "."}, {pod, "../x"}, {pod, "/etc/passwd"}, {pod, "a/../../x"},
-		{pod, "link/0.log"}, {pod, "file"}, {pod, "fifo"}, {pod, "dir"},
+		{pod, "link/0.log"}, {pod, "dir"}, {filepath.Join(pod, "link"), "0.log"}, {pod, "a\nb"}, {pod, strings.Repeat("x", 256)},
+		{pod, strings.Repeat("x/", 3000)}, {filepath.Join(pod, "\x1b[2J"), "0.log"},
 	} {
 		c := e.container("x")
 		c.log = log
@@ -776,7 +800,7 @@ func TestManyShortContainers(t *testing.T) {
 		c.say("hello")
 		if i%3 == 0 {
 			c.fifo.Close() // the engine dies
-			eventually(t, "forgotten", func() bool { return d.of(c.id) == nil })
+			eventually(t, "forgotten", func() bool { return c.stream(d) == nil })
 			continue
 		}
 		c.stop()
@@ -869,7 +893,7 @@ func (l *logged) read(cfg readConfig) (next func() (string, bool)) {
 // rotate renames the log, as the kubelet does, and compresses it.
 func (l *logged) rotate(name string, compress bool) {
 	l.t.Helper()
-	s := l.d.of(l.id)
+	s := l.container.stream(l.d)
 	s.lock()
 	s.drain()
 	s.unlock()
@@ -973,10 +997,10 @@ func TestClient(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	client := NewClient(socket)
-	if _, _, err := client.Watch(t.Context()); !errdefs.IsUnavailable(err) {
+	if _, _, err := client.Watch(t.Context(), nil); !errdefs.IsUnavailable(err) {
 		t.Errorf("nobody there: %v", err)
 	}
-	if err := client.Reopen(t.Context(), "aa"); !errdefs.IsUnavailable(err) {
+	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsUnavailable(err) {
 		t.Errorf("nobody there: %v", err)
 	}
 	l, err := net.Listen("unix", socket)
@@ -985,11 +1009,11 @@ func TestClient(t *testing.T) {
 	}
 	server := &http.Server{Handler: d.Handler()}
 	go func() { _ = server.Serve(l) }()
-	s, gone, err := client.Watch(t.Context())
+	s, gone, err := client.Watch(t.Context(), nil)
 	if err != nil || s.Control != controlVersion || s.Version != "test" || s.PID != os.Getpid() {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	if err := client.Reopen(t.Context(), "aa"); !errdefs.IsNotFound(err) {
+	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown: %v", err)
 	}
 	c := e.container("aa")
@@ -997,7 +1021,7 @@ func TestClient(t *testing.T) {
 	if err := os.Remove(c.log.String()); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.Reopen(t.Context(), "aa"); err != nil {
+	if err := client.Reopen(t.Context(), idOf("aa")); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(c.log.String()); err != nil {
@@ -1029,21 +1053,69 @@ func TestPluginProtocol(t *testing.T) {
 	}
 }
 
+// TestTableThatCannotBeRead: a file of the table that was torn, or that somebody has made, is set
+// aside, and all others are taken up.
 func TestTableThatCannotBeRead(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"x.json.new": "half", "other": "?"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	table := filepath.Join(dir, "table")
+	d, e := newDriver(t, dir)
+	c := e.container("aa")
+	c.start()
+	d.Close()
+
+	good := filepath.Join(table, filepath.Base(c.FIFOPath)+".json")
+	entry, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := filepath.Join(dir, "outside")
+	broken := map[string]string{
+		"torn.json":      string(entry[:len(entry)/2]),
+		"empty.json":     "",
+		"huge.json":      strings.Repeat(" ", maxEntry) + string(entry),
+		"other.json":     string(entry),
+		"deep.json":      strings.Repeat("[", 20000),
+		"escape.json":    strings.ReplaceAll(string(entry), dir+"/fifo", dir+"/../fifo"),
+		"relative.json":  strings.ReplaceAll(string(entry), c.log.Directory, "pods"),
+		"container.json": strings.ReplaceAll(string(entry), c.id, "../../x"),
+	}
+	for name, text := range broken {
+		if err := os.WriteFile(filepath.Join(table, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, err := readTable(dir); err != nil || len(got) != 0 {
-		t.Errorf("%v, %v", got, err)
+	for _, err := range []error{
+		os.WriteFile(outside, []byte("{}"), 0o600),
+		os.Symlink(outside, filepath.Join(table, "link.json")),
+		syscall.Mkfifo(filepath.Join(table, "fifo.json"), 0o600),
+		os.WriteFile(filepath.Join(table, "x.json.new"), []byte("half"), 0o600),
+		os.WriteFile(filepath.Join(table, "stray.part"), []byte("half"), 0o600),
+		os.WriteFile(filepath.Join(table, "other"), []byte("?"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "x.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
+
+	next, again := newDriver(t, dir)
+	e.http = again.http
+	if alarms := next.alarms.list(); !slices.Equal(alarms, []string{alarmText[alarmTable]}) {
+		t.Errorf("alarms: %q", alarms)
 	}
-	if _, err := New(Config{Directory: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
-		t.Error("a broken entry is taken")
+	for name := range broken {
+		if _, err := os.Lstat(filepath.Join(table, name+brokenSuffix)); err != nil {
+			t.Errorf("%s is not set aside: %v", name, err)
+		}
+	}
+	for _, name := range []string{"x.json.new", "stray.part", "link.json", "fifo.json"} {
+		if _, err := os.Lstat(filepath.Join(table, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", name, err)
+		}
+	}
+	c.say("one")
+	c.stop()
+	if diff := cmp.Diff([]string{"stdout F one"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -1054,13 +1126,13 @@ func TestEngineStaysAway(t *testing.T) {
 	if err := os.Mkdir(table, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	gone := entry{FIFO: filepath.Join(dir, "fifo"), Container: "x", Log: target{dir, "0.log"}, Inode: 7}
+	gone := entry{FIFO: filepath.Join(dir, "fifo"), Container: model.ContainerID(idOf("x")), Log: target{dir, "0.log"}, Inode: 7}
 	if err := gone.keep(table); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		d, _ := newDriver(t, dir)
-		if o := d.orphan("x"); o.Inode != 7 || o.Orphaned.IsZero() {
+		if o := d.orphan(model.ContainerID(idOf("x"))); o.Inode != 7 || o.Orphaned.IsZero() {
 			t.Errorf("kept: %+v", o)
 		}
 		d.Close()
@@ -1069,7 +1141,7 @@ func TestEngineStaysAway(t *testing.T) {
 	c := e.container("other")
 	c.start()
 	c.stop()
-	if left, err := os.ReadDir(table); err != nil || len(left) > 0 || d.orphan("x").Inode != 0 {
+	if left, err := os.ReadDir(table); err != nil || len(left) > 0 || d.orphan(model.ContainerID(idOf("x"))).Inode != 0 {
 		t.Errorf("kept too long: %v, %v", left, err)
 	}
 }

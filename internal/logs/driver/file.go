@@ -1,31 +1,58 @@
 package driver
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/safefs"
+	"cri-dockerd/internal/text"
 )
 
-// target is where a container's log stands: a path beneath a directory that it must not leave, also not through symbolic links.
+// target is where a container's log stands: a path beneath a directory that it must not leave. The
+// directory above the pod's log directory is the kubelet's own and may be reached through links of
+// the operator's. The pod's log directory and all below may be written by others than root, for
+// instance by a container that mounts /var/log/pods. So there no link is followed, and no file is
+// opened that is not the log's alone: a FIFO, a device, or a second name of somebody's file.
 type target struct {
 	Directory string `json:"directory"`
 	Path      string `json:"path"`
 }
 
+const (
+	maxPath = 4096 - 1 // PATH_MAX of limits.h
+	maxName = 255      // NAME_MAX
+)
+
 // check says what is wrong with a target, before anything is touched.
 func (t target) check() error {
-	if !filepath.IsAbs(t.Directory) || filepath.Clean(t.Directory) == "/" {
-		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory, t.Directory)
+	if !filepath.IsAbs(t.Directory) || filepath.Clean(t.Directory) == "/" || !isPath(t.Directory) {
+		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory, text.Clean(t.Directory, text.MaxName))
 	}
-	if t.Path == "" || !filepath.IsLocal(t.Path) || filepath.Clean(t.Path) == "." {
-		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, t.Path, t.Directory)
+	if t.Path == "" || !filepath.IsLocal(t.Path) || filepath.Clean(t.Path) == "." || !isPath(t.Path) || len(t.String()) > maxPath {
+		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, text.Clean(t.Path, text.MaxName), text.Clean(t.Directory, text.MaxName))
 	}
 	return nil
+}
+
+// isPath says whether s is of a path's length and has no control characters.
+func isPath(s string) bool {
+	for part := range strings.SplitSeq(s, "/") {
+		if len(part) > maxName {
+			return false
+		}
+	}
+	return len(s) <= maxPath && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 func (t target) String() string { return filepath.Join(t.Directory, t.Path) }
@@ -36,55 +63,171 @@ const (
 	dirMode  = 0o755
 )
 
-// open opens the log for appending. It and missing directories are made.
-func (t target) open() (*os.File, error) {
-	if err := t.check(); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(t.Directory, dirMode); err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(t.Directory)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	if err := root.MkdirAll(filepath.Dir(t.Path), dirMode); err != nil {
-		return nil, fmt.Errorf("%s: %w", t, err)
-	}
-	// Not blocking, lest a FIFO in the way holds us up.
-	f, err := root.OpenFile(t.Path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, fileMode)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t, err)
-	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is in the way: it is no file", t)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-// rotated are the log's earlier files, the oldest first: the kubelet renames to <log>.<time>, and compresses to <log>.<time>.gz.
-func (t target) rotated() ([]string, error) {
-	log := t.String()
-	all, err := filepath.Glob(escapeGlob(log) + ".*")
-	if err != nil {
-		return nil, err
-	}
-	out := all[:0]
-	for _, f := range all {
-		if !strings.HasSuffix(f, ".tmp") { // being compressed
-			out = append(out, f)
+// directory opens the log's own directory, to open names in it. With create, missing directories are
+// made.
+func (t target) directory(create bool) (*os.File, error) {
+	above := filepath.Dir(filepath.Clean(t.Directory))
+	if create {
+		if err := os.MkdirAll(above, dirMode); err != nil {
+			return nil, err
 		}
 	}
-	return out, nil // Glob sorts
+	dir, err := safefs.OpenDir(above)
+	if err != nil {
+		return nil, err
+	}
+	below := filepath.Join(filepath.Base(t.Directory), filepath.Dir(t.Path))
+	for name := range strings.SplitSeq(below, "/") {
+		next, err := openDirectory(dir, name, create)
+		dir.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t, err)
+		}
+		dir = next
+	}
+	return dir, nil
 }
 
-func escapeGlob(s string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+func openDirectory(above *os.File, name string, create bool) (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW
+	dir, err := safefs.OpenAt(above, name, flags, 0)
+	if create && errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Mkdirat(int(above.Fd()), name, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, &os.PathError{Op: "mkdir", Path: filepath.Join(above.Name(), name), Err: err}
+		}
+		dir, err = safefs.OpenAt(above, name, flags, 0)
+	}
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		err = fmt.Errorf("%w: a directory is expected, and links are not followed here; remove it", err)
+	}
+	return dir, err
+}
+
+// errForeign says that what stands at a name is not a log of ours: a link, a FIFO, a device, or a
+// second name of another file.
+var errForeign = errors.New("it is no log file")
+
+// open opens the log for appending. It and missing directories are made. What stands in its place
+// and is no log of ours is replaced, for output must not be lost or held up because of it. Then
+// planted says so. A directory is not replaced.
+func (t target) open() (f *os.File, planted error, err error) {
+	if err := t.check(); err != nil {
+		return nil, nil, err
+	}
+	dir, err := t.directory(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer dir.Close()
+
+	name := filepath.Base(t.Path)
+	for range openAttempts {
+		f, err = openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
+		if errors.Is(err, fs.ErrNotExist) {
+			f, err = safefs.OpenAt(dir, name, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
+		}
+		if !errors.Is(err, fs.ErrExist) { // else somebody has made it meanwhile
+			break
+		}
+	}
+	if errors.Is(err, errForeign) {
+		planted = err
+		f, err = replace(dir, name)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", t, err)
+	}
+	return f, planted, nil
+}
+
+// openAttempts bounds how often a log is opened that others make and remove at the same time.
+const openAttempts = 8
+
+// openOwn opens a log in its directory. errForeign if it is no regular file, or has another name too:
+// opening a device does something, and another name may be in a directory that is not ours. So it is
+// checked before it is opened.
+func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
+	handle, err := safefs.OpenAt(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+
+	st, err := statOf(handle)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return nil, &os.PathError{Op: "open", Path: handle.Name(), Err: unix.EISDIR}
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("%s is in the way: %w: %#o", handle.Name(), errForeign, st.Mode)
+	case st.Nlink > 1:
+		return nil, fmt.Errorf("%s is in the way: %w: it is a hard link", handle.Name(), errForeign)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", handle.Fd()), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: handle.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), handle.Name()), nil
+}
+
+func statOf(f *os.File) (st unix.Stat_t, err error) {
+	if err = unix.Fstat(int(f.Fd()), &st); err != nil {
+		err = &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return st, err
+}
+
+// replace puts an empty log in the place of whatever has its name. The new file's first name does not
+// begin with the log's, so the kubelet does not count it.
+func replace(dir *os.File, name string) (*os.File, error) {
+	tmp := "." + rand.Text() + newSuffix
+	made, err := safefs.OpenAt(dir, tmp, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
+	if err != nil {
+		return nil, err
+	}
+	defer made.Close()
+	if err := unix.Renameat(int(dir.Fd()), tmp, int(dir.Fd()), name); err != nil {
+		err = &os.LinkError{Op: "rename", Old: tmp, New: filepath.Join(dir.Name(), name), Err: err}
+		return nil, errors.Join(err, unix.Unlinkat(int(dir.Fd()), tmp, 0))
+	}
+	return openOwn(dir, name, unix.O_RDWR|unix.O_APPEND) // again, for its name
+}
+
+const (
+	// maxRotated is how many rotated files are taken into account. The kubelet keeps five (containerLogMaxFiles).
+	maxRotated = 1000
+	// maxNames bounds the directory that is searched for them, which others may have filled.
+	maxNames = 100_000
+	namesAt  = 1000
+)
+
+// rotated are the names of the log's earlier files in its directory, the oldest first: the kubelet renames to <log>.<time>, and compresses to
+// <log>.<time>.gz.
+func (t target) rotated(dir *os.File) ([]string, error) {
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	prefix := filepath.Base(t.Path) + "."
+	var out []string
+	for seen := 0; seen < maxNames && len(out) < maxRotated; {
+		names, err := dir.Readdirnames(namesAt)
+		for _, name := range names {
+			if strings.HasPrefix(name, prefix) && !strings.HasSuffix(name, ".tmp") { // being compressed
+				out = append(out, name)
+			}
+		}
+		seen += len(names)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(out)
+	return out, nil
 }
 
 // byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there is none. Files may be renamed meanwhile.
@@ -92,19 +235,27 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 	if inode == 0 {
 		return nil, fs.ErrNotExist
 	}
+	dir, err := t.directory(false)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+
 	for range 3 {
-		files, err := t.rotated()
+		files, err := t.rotated(dir)
 		if err != nil {
 			return nil, err
 		}
 		// What is not at one of its names now may be at the other by the time that is looked at, so the log's own comes twice.
-		for _, name := range append(append([]string{t.String()}, files...), t.String()) {
-			st, err := os.Lstat(name)
-			if err != nil || !st.Mode().IsRegular() || inodeOf(st) != inode {
+		own := filepath.Base(t.Path)
+		for _, name := range append(append([]string{own}, files...), own) {
+			var st unix.Stat_t
+			err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			if err != nil || st.Ino != inode {
 				continue
 			}
-			f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND|syscall.O_NOFOLLOW, 0)
-			if errors.Is(err, fs.ErrNotExist) {
+			f, err := openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
 				continue
 			}
 			if err != nil {
@@ -154,7 +305,7 @@ func tail(f *os.File) ([]byte, error) {
 
 // isDiskTrouble says whether an error is the disk's, which may pass, and not a wrong path's.
 func isDiskTrouble(err error) bool {
-	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ESTALE} {
+	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.ENOMEM, syscall.ESTALE} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -36,7 +36,8 @@ const (
 
 var errMalformed = errors.New("Docker's message cannot be understood")
 
-// next reads the first frame of b and tells how long it is with its prefix. errCut means that it is not there as a whole.
+// next reads the first frame of b and returns its length with its prefix. errCut means that it is not
+// there as a whole, errMalformed that it is none of Docker's. The length is 0 if it is not known.
 func next(b []byte) (f frame, n int, err error) {
 	if len(b) < prefixSize {
 		return f, 0, errCut

@@ -37,7 +37,7 @@ func (s *stream) discard(fifo, batch int, stop <-chan struct{}) {
 		return
 	}
 	defer s.d.giveScratch(b)
-	if err := b.consume(fifo, batch); err != nil {
+	if err := errors.Join(s.spill.clearWhole(), b.consume(fifo, batch)); err != nil {
 		log.Error("output cannot be dropped, the container waits", "err", err)
 		return
 	}
@@ -66,32 +66,44 @@ func (s *stream) discard(fifo, batch int, stop <-chan struct{}) {
 // discardAll consumes all whole frames that wait and counts them.
 func (s *stream) discardAll(fifo int, b *scratch) (frames int, err error) {
 	for {
-		waiting, err := b.look(fifo)
+		n, err := s.discardBatch(fifo, b)
+		frames += n
 		if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
 			return frames, nil
 		}
 		if err != nil {
 			return frames, err
 		}
-		used := 0
+	}
+}
+
+// discardBatch consumes the whole frames that a look shows, or the one that no look can show.
+func (s *stream) discardBatch(fifo int, b *scratch) (frames int, err error) {
+	used := 0
+	if s.spill.size == 0 {
+		waiting, err := b.look(fifo)
+		if err != nil {
+			return 0, err
+		}
 		for {
 			_, n, err := next(waiting[used:])
 			if errors.Is(err, errMalformed) {
-				used = len(waiting)
-			}
-			if err != nil {
+				n = malformedIn(waiting[used:])
+			} else if err != nil {
 				break
 			}
 			used += n
 			frames++
 		}
-		if used == 0 {
-			return frames, nil
-		}
-		if err := b.consume(fifo, used); err != nil {
-			return frames, err
-		}
 	}
+	if used > 0 {
+		return frames, b.consume(fifo, used)
+	}
+
+	if err := s.spill.fill(fifo); err != nil && !errors.Is(err, errMalformed) {
+		return 0, err
+	}
+	return 1, s.spill.clear()
 }
 
 // losses counts what of a container's output was dropped, and says so in the log when it begins and when it is over, not at each line.

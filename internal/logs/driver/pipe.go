@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,18 +15,24 @@ const (
 	// fifoSize is what a container can print while nobody reads, in bytes. Only privileged processes may go beyond
 	// /proc/sys/fs/pipe-max-size, 1 MiB by default.
 	fifoSize = 256 << 10
+	// growEvery is the interval in which a pipe that got less than batchSize is asked to grow.
+	growEvery = 10 * time.Second
 )
 
 // scratch is what a batch is worked on in: a pipe for tee(2), and buffers.
 type scratch struct {
 	read, write int // ends of the pipe
 	null        int // /dev/null, where consumed frames go
+	size        int // of the pipe, in bytes: less than batchSize when root's pipe pages are used up
+	grown       time.Time
+	limit       int // Config.pipeSize
 	in, out     []byte
 	ends        []int // in out: the end of each frame's lines
 	dirty       bool  // something may be left in the pipe
 }
 
-func newScratch() (*scratch, error) {
+// newScratch makes buffers; limit is Config.pipeSize.
+func newScratch(limit int) (*scratch, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("pipe: %w", err)
@@ -36,7 +43,64 @@ func newScratch() (*scratch, error) {
 		unix.Close(fds[1])
 		return nil, fmt.Errorf("open /dev/null: %w", err)
 	}
-	return &scratch{read: fds[0], write: fds[1], null: null, in: make([]byte, batchSize)}, nil
+
+	b := &scratch{
+		read:  fds[0],
+		write: fds[1],
+		null:  null,
+		limit: limit,
+		in:    make([]byte, batchSize),
+	}
+	b.grow()
+	return b, nil
+}
+
+// grow asks the kernel for a pipe of batchSize, at most every growEvery. The kernel gives two pages
+// only (one before Linux 5.14) while a user without CAP_SYS_RESOURCE and CAP_SYS_ADMIN has more than
+// fs.pipe-user-pages-soft (pipe(7)).
+func (b *scratch) grow() {
+	if b.size < batchSize && time.Since(b.grown) > growEvery {
+		b.grown = time.Now()
+		b.size = growPipe(b.write, batchSize, b.limit)
+	}
+}
+
+// growPipe asks for a pipe's capacity and returns the capacity that it has then, in bytes. limit is
+// Config.pipeSize.
+func growPipe(fd, want, limit int) int {
+	have, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if limit > 0 {
+		want = limit
+	}
+	if err != nil || have >= want && limit == 0 {
+		return have
+	}
+	if got, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, want); err == nil {
+		return got
+	}
+	return have
+}
+
+// empty throws away what is left in the pipe.
+func (b *scratch) empty() error {
+	for {
+		n, err := retry(func() (int64, error) { k, err := unix.Read(b.read, b.in); return int64(k), err })
+		if errors.Is(err, unix.EAGAIN) {
+			b.dirty = false
+			return nil
+		}
+		if err != nil || n == 0 {
+			return errors.Join(err, io.ErrUnexpectedEOF)
+		}
+	}
+}
+
+// small is 1 for a pipe's capacity that is less than usual, else 0.
+func small(size int) int {
+	if size > 0 && size < batchSize {
+		return 1
+	}
+	return 0
 }
 
 func (b *scratch) close() {
@@ -86,6 +150,15 @@ func (b *scratch) consume(fifo, n int) error {
 		n -= int(k)
 	}
 	return nil
+}
+
+// waitingIn returns the number of bytes in a FIFO, 0 if that cannot be known.
+func waitingIn(fifo int) int {
+	n, err := unix.IoctlGetInt(fifo, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // retry repeats a call that a signal interrupted.

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/text"
 )
 
 // mediaType is what Docker's plugins speak.
@@ -42,27 +45,62 @@ func (d *Driver) Handler() http.Handler {
 	return m
 }
 
+const (
+	// maxRequest bounds a request, in bytes. Docker sends a container's labels and environment along,
+	// which its image's author writes, though none of them is used here.
+	maxRequest = 4 << 20
+	// maxParsing is how many requests are parsed at a time, which bounds the memory for all.
+	maxParsing = 2
+	// bodyTimeout is for the engine to send a request's body.
+	bodyTimeout = 10 * time.Second
+)
+
+// decode reads a request of bounded size into v.
+func (d *Driver) decode(w http.ResponseWriter, r *http.Request, v any) error {
+	select {
+	case d.parsing <- struct{}{}:
+		defer func() { <-d.parsing }()
+	case <-r.Context().Done():
+		return r.Context().Err()
+	}
+	c := http.NewResponseController(w)
+	if err := c.SetReadDeadline(time.Now().Add(bodyTimeout)); err == nil {
+		defer func() { _ = c.SetReadDeadline(time.Time{}) }() // a connection that broke is met again
+	}
+
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(v)
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return fmt.Errorf("the request has more than %d bytes: the labels and the environment of the container are too large", large.Limit)
+	}
+	return err
+}
+
 func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 	var req struct {
 		File string
 		Info info
 	}
-	err := json.NewDecoder(r.Body).Decode(&req)
-	if err == nil && (!filepath.IsAbs(req.File) || req.Info.ContainerID == "") {
-		err = errors.New("File must be an absolute path and Info.ContainerID be given")
+	err := d.decode(w, r, &req)
+	var e entry
+	if err == nil {
+		e, err = d.newEntry(req.File, req.Info)
 	}
 	if err == nil {
-		err = d.start(r.Context(), entry{FIFO: req.File, Container: req.Info.ContainerID, Name: req.Info.ContainerName, Log: req.Info.target(), Began: time.Now()})
+		err = d.start(r.Context(), e)
 	}
 	if err != nil {
-		d.cfg.Log.Error("a container cannot be logged", "container", req.Info.ContainerName, "err", err)
+		if isShortage(err) {
+			d.alarms.raise(alarmDescriptors)
+		}
+		d.cfg.Log.Error("a container cannot be logged", "container", text.Clean(req.Info.ContainerName, text.MaxName), "err", err)
 	}
 	answerError(w, err)
 }
 
 func (d *Driver) stopLogging(w http.ResponseWriter, r *http.Request) {
 	var req struct{ File string }
-	err := json.NewDecoder(r.Body).Decode(&req)
+	err := d.decode(w, r, &req)
 	if err == nil {
 		d.stop(context.WithoutCancel(r.Context()), req.File) // what Docker has handed over is written, whether it waits or not
 	}
@@ -75,28 +113,32 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		Info   info
 		Config readConfig
 	}
-	err := json.NewDecoder(r.Body).Decode(&req)
+	err := d.decode(w, r, &req)
+	var id model.ContainerID
+	if err == nil {
+		id, err = model.ParseContainerID(req.Info.ContainerID)
+	}
 	if err == nil {
 		err = req.Info.target().check()
 	}
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		http.Error(w, text.Clean(err.Error(), text.MaxMessage), http.StatusBadRequest)
 		return
 	}
 	c := http.NewResponseController(w)
 	rd := &reader{cfg: req.Config, log: req.Info.target(), out: w, flush: c.Flush}
 	if req.Config.Follow {
-		rd.live = d.of(req.Info.ContainerID)
+		rd.live = d.of(id)
 	}
 	defer rd.close()
-	if err = rd.prepare(); err == nil {
+	if err = rd.prepare(r.Context()); err == nil {
 		w.Header().Set("Content-Type", "application/x-json-stream")
 		if err = c.Flush(); err == nil { // Docker waits for the header
 			err = rd.copy(r.Context())
 		}
 	}
 	if err != nil && r.Context().Err() == nil {
-		d.cfg.Log.Warn("a container's log cannot be read", "container", req.Info.ContainerName, "err", err)
+		d.cfg.Log.Warn("a container's log cannot be read", "container", text.Clean(req.Info.ContainerName, text.MaxName), "err", err)
 	}
 }
 
@@ -114,6 +156,18 @@ type Status struct {
 	Control int    // version of the control API
 	Version string // of the program
 	PID     int
+	// Alarms are sentences that say what keeps the process from working as it should. Watch reports
+	// each change.
+	Alarms []string `json:",omitempty"`
+}
+
+func (d *Driver) status() Status {
+	return Status{
+		Control: controlVersion,
+		Version: d.cfg.Version,
+		PID:     os.Getpid(),
+		Alarms:  d.alarms.list(),
+	}
 }
 
 // reopenRequest asks for a container's log to be opened anew at its path.
@@ -121,8 +175,8 @@ type reopenRequest struct{ Container string }
 
 func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 	var req reopenRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	if err := d.decode(w, r, &req); err != nil {
+		http.Error(w, text.Clean(err.Error(), text.MaxMessage), http.StatusBadRequest)
 		return
 	}
 	switch err := d.Reopen(r.Context(), req.Container); {
@@ -133,19 +187,26 @@ func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// watch tells the status and then nothing, until this process ends: whoever watches knows at once.
+// watch reports the status, and again each time the alarms change, until this process ends: whoever
+// watches knows at once.
 func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
-	c := http.NewResponseController(w)
+	c, enc := http.NewResponseController(w), json.NewEncoder(w)
 	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(Status{Control: controlVersion, Version: d.cfg.Version, PID: os.Getpid()}); err != nil {
-		return
+	defer func() {
+		now := time.Now()
+		d.left.Store(&now)
+	}()
+	for {
+		changed := d.alarms.changed.next() // before the status, lest a change between goes unseen
+		if err := errors.Join(enc.Encode(d.status()), c.Flush()); err != nil {
+			return
+		}
+		select {
+		case <-changed:
+		case <-r.Context().Done():
+			return
+		}
 	}
-	if err := c.Flush(); err != nil {
-		return
-	}
-	<-r.Context().Done()
-	now := time.Now()
-	d.left.Store(&now)
 }
 
 // answer writes a reply of the plugin protocol; an engine that does not wait for it has gone.
@@ -155,9 +216,9 @@ func answer(w http.ResponseWriter, v any) {
 }
 
 func answerError(w http.ResponseWriter, err error) {
-	text := ""
+	message := ""
 	if err != nil {
-		text = err.Error()
+		message = text.Clean(err.Error(), text.MaxMessage)
 	}
-	answer(w, map[string]string{"Err": text})
+	answer(w, map[string]string{"Err": message})
 }

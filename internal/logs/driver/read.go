@@ -6,13 +6,14 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // readConfig is which part of a log docker logs wants (moby's logger.ReadConfig).
@@ -39,11 +40,11 @@ type reader struct {
 var errUntil = errors.New("later than asked for")
 
 // prepare decides what is among the last lines, as of now.
-func (r *reader) prepare() error {
+func (r *reader) prepare(ctx context.Context) error {
 	files, err := r.open()
 	r.files = files
 	if err == nil {
-		err = r.lastLines()
+		err = r.lastLines(ctx)
 	}
 	return err
 }
@@ -76,21 +77,32 @@ func done(err error) error {
 
 // open opens the log and all rotated files, the oldest first. The log comes first, since it may be renamed meanwhile.
 func (r *reader) open() ([]*os.File, error) {
-	current, err := openRegular(r.log.String())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	dir, err := r.log.directory(false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	names, err := r.log.rotated()
 	if err != nil {
 		return nil, err
 	}
+	defer dir.Close()
+	current, err := openOwn(dir, filepath.Base(r.log.Path), unix.O_RDONLY)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	names, err := r.log.rotated(dir)
+	if err != nil {
+		closeAll(current)
+		return nil, err
+	}
+
 	var out []*os.File
-	for _, name := range names {
-		f, err := openRegular(name)
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, name := range names[max(0, len(names)-maxRead):] {
+		f, err := openOwn(dir, name, unix.O_RDONLY)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
 			continue
 		}
 		if err != nil {
+			closeAll(current)
 			return out, err
 		}
 		if current != nil && sameFile(f, current) {
@@ -105,16 +117,17 @@ func (r *reader) open() ([]*os.File, error) {
 	return out, nil
 }
 
-// openRegular opens a file for reading, never a link or a device that stands in its place.
-func openRegular(name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+// maxRead is how many rotated files are read, the newest ones.
+const maxRead = 64
+
+// openCurrent opens the log as it is now.
+func (r *reader) openCurrent() (*os.File, error) {
+	dir, err := r.log.directory(false)
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%s is no file", name), err, f.Close())
-	}
-	return f, nil
+	defer dir.Close()
+	return openOwn(dir, filepath.Base(r.log.Path), unix.O_RDONLY)
 }
 
 func sameFile(a, b *os.File) bool {
@@ -124,14 +137,14 @@ func sameFile(a, b *os.File) bool {
 }
 
 // lastLines leaves out the files, and counts the lines, that are not among the last that were asked for.
-func (r *reader) lastLines() error {
+func (r *reader) lastLines(ctx context.Context) error {
 	if r.cfg.Tail < 0 {
 		return nil
 	}
 	lines, first := 0, len(r.files)
 	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) { // the newest is followed even if none of its lines is wanted
 		first--
-		n, err := countLines(r.files[first])
+		n, err := countLines(ctx, r.files[first])
 		if err != nil {
 			return err
 		}
@@ -160,12 +173,15 @@ func content(f *os.File) (io.Reader, error) {
 const maxRecord = pieceSize + 1<<10
 
 // countLines counts the whole lines of a file.
-func countLines(f *os.File) (n int, err error) {
+func countLines(ctx context.Context, f *os.File) (n int, err error) {
 	text, err := content(f)
 	if err != nil {
 		return 0, err
 	}
 	for s := bufio.NewReaderSize(text, maxRecord); ; {
+		if err := ctx.Err(); err != nil { // a compressed file may hold a lot
+			return n, err
+		}
 		b, err := s.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
 			return n, nil
@@ -232,7 +248,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 	for {
 		changed := r.live.changed.next() // before the look, lest a change between goes unseen
 		ended := isClosed(r.live.ended)
-		current, err := openRegular(r.log.String())
+		current, err := r.openCurrent()
 		rotated := err == nil && !sameFile(current, f)
 		rest, copyErr := r.copyLines(ctx, text)
 		if copyErr == nil {

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/text"
 )
 
 // ErrUnknown is the error of a container whose output is not being written.
@@ -30,7 +33,8 @@ var (
 // Reopen opens the log of a container anew at its path, which the kubelet has renamed before (CRI ReopenContainerLog): later lines are
 // written to a new file. ErrUnknown if the container's output is not being written. On error the old file is written further.
 func (d *Driver) Reopen(ctx context.Context, container string) error {
-	s := d.of(container)
+	container = text.Clean(container, text.MaxName)
+	s := d.of(model.ContainerID(container)) // only looked up
 	if s == nil {
 		return fmt.Errorf("reopen log of container %s: %w", container, ErrUnknown)
 	}

@@ -30,28 +30,67 @@ type stream struct {
 	clock   clock
 	closed  bool
 	losses  losses
+	spill   *spill
+	size    int       // capacity of the FIFO, in bytes
+	grown   time.Time // when the FIFO was last asked to grow
+	window  int       // how much one look can show, in bytes
+	cut     int       // how much of a frame the last look showed, if that was less than all of it
 }
 
 // open opens the FIFO. The log is opened later.
-func (d *Driver) open(e entry) (*stream, error) {
-	if err := e.Log.check(); err != nil {
+func (d *Driver) open(e entry) (_ *stream, err error) {
+	fd, err := d.openFIFO(e.FIFO)
+	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Open(e.FIFO, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Close(fd))
+		}
+	}()
+	part, err := openSpill(d.cfg.Directory, e.FIFO)
 	if err != nil {
 		return nil, fmt.Errorf("open Docker's FIFO %s: %w", e.FIFO, err)
 	}
+
 	s := &stream{
-		d: d, fifo: fd, opened: time.Now(), entry: e, ready: make(chan struct{}, 1), busy: make(chan struct{}, 1), ended: make(chan struct{}),
+		d:      d,
+		fifo:   fd,
+		opened: time.Now(),
+		entry:  e,
+		ready:  make(chan struct{}, 1),
+		busy:   make(chan struct{}, 1),
+		ended:  make(chan struct{}),
 		losses: losses{d: d, name: e.Name},
+		spill:  part,
 	}
-	if err := d.poller.add(fd, s.ready); err != nil { // also what is no FIFO
-		return nil, errors.Join(fmt.Errorf("watch Docker's FIFO %s: %w", e.FIFO, err), unix.Close(fd))
+	if err := d.poller.add(fd, s.ready); err != nil {
+		part.close()
+		return nil, fmt.Errorf("watch Docker's FIFO %s: %w", e.FIFO, err)
 	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, fifoSize); err != nil {
-		d.cfg.Log.Debug("a FIFO keeps its size", "container", e.Name, "err", err)
-	}
+	s.growFIFO()
 	return s, nil
+}
+
+// openFIFO opens a FIFO of the engine's: one in its directory, no link, and no other kind of file.
+func (d *Driver) openFIFO(path string) (fd int, err error) {
+	if err := d.checkFIFO(path); err != nil {
+		return 0, err
+	}
+	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open Docker's FIFO %s: %w", path, err)
+	}
+
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		err = errors.New("it is no FIFO")
+	}
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("open Docker's FIFO %s: %w", path, err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 func (s *stream) lock()   { s.busy <- struct{}{} }
@@ -75,6 +114,8 @@ func (s *stream) finish() {
 	s.closed = true
 	s.d.poller.remove(s.fifo)
 	unix.Close(s.fifo)
+	s.spill.close()
+	s.d.alarms.add(alarmPipes, -small(s.size))
 	if s.log != nil {
 		if err := s.undoRotation(false); err != nil {
 			s.d.cfg.Log.Error("the kubelet took a rotation back, and what was written since then is lost", "container", s.entry.Name, "err", err)
@@ -87,7 +128,7 @@ func (s *stream) finish() {
 
 // run moves batches until the stream is closed or the engine has gone.
 func (s *stream) run() {
-	for cut := time.Duration(0); ; {
+	for {
 		n, err := s.lockedStep()
 		switch {
 		case errors.Is(err, os.ErrClosed):
@@ -105,16 +146,16 @@ func (s *stream) run() {
 			}
 			s.await(openPatience)
 		case errors.Is(err, errCut): // the engine is writing it, unless it has died over it
-			cut = min(max(2*cut, s.d.cfg.Pause), time.Second)
-			s.sleep(cut)
-			continue
+			s.sleep(s.d.cfg.Pause)
+		case isShortage(err):
+			s.d.alarms.raise(alarmDescriptors)
+			s.sleep(tendEvery)
 		case err != nil:
 			s.d.cfg.Log.Error("a container's output cannot be read", "container", s.entry.Name, "err", err)
 			s.sleep(time.Second)
-		case n < batchSize/2: // else it is in a hurry
+		case n < s.window/2: // else it is in a hurry
 			s.sleep(s.d.cfg.Pause)
 		}
-		cut = 0
 	}
 }
 
@@ -199,87 +240,9 @@ func (s *stream) abandon() {
 		return
 	}
 	s.finish()
-	if err := s.d.remember(s.entry); err != nil {
+	if err := errors.Join(s.spill.remove(), s.d.remember(s.entry)); err != nil {
 		s.d.cfg.Log.Warn("lines may be lost if the engine comes back while the kubelet rotates the log", "container", s.entry.Name, "err", err)
 	}
-}
-
-// drain moves all that waits; the lock is held.
-func (s *stream) drain() {
-	for err := error(nil); err == nil && !s.closed; {
-		_, err = s.step()
-	}
-}
-
-// step moves one batch from the FIFO to the log, and says how long it was in the FIFO. The lock is held.
-func (s *stream) step() (int, error) {
-	b, err := s.d.takeScratch()
-	if err != nil {
-		return 0, err
-	}
-	defer s.d.giveScratch(b)
-	waiting, err := b.look(s.fifo)
-	if err != nil {
-		return 0, err
-	}
-	used, err := s.render(b, waiting)
-	if errors.Is(err, errMalformed) && used == 0 {
-		s.losses.add(1, reasonMalformed, err)
-		return len(waiting), b.consume(s.fifo, len(waiting))
-	}
-	if used == 0 {
-		return 0, errCut
-	}
-	late := s.guard(used, func() { s.write(b) })
-	s.changed.tell()
-	if late {
-		return used, nil
-	}
-	return used, b.consume(s.fifo, used)
-}
-
-// guard does something with the log, for which a batch of that length waits. When it takes too long, that batch and all that comes is
-// discarded meanwhile, and guard is true. The lock is held.
-func (s *stream) guard(batch int, do func()) (late bool) {
-	return guarded(s.d.cfg.StallLimit, do, func(stop <-chan struct{}) { s.discard(s.fifo, batch, stop) })
-}
-
-// render makes the log's lines of all whole frames. It returns the length of these frames, and errMalformed where it lost step.
-func (s *stream) render(b *scratch, waiting []byte) (used int, err error) {
-	b.out, b.ends = b.out[:0], b.ends[:0]
-	for {
-		f, n, err := next(waiting[used:])
-		if err != nil {
-			return used, err
-		}
-		used += n
-		b.out = s.clock.appendRecords(b.out, f)
-		b.ends = append(b.ends, len(b.out))
-	}
-}
-
-// write writes a batch to the log. What the disk does not take is dropped, so that the container can go on. The lock is held.
-func (s *stream) write(b *scratch) {
-	if err := s.ensureLog(); err != nil {
-		s.losses.add(len(b.ends), reasonDisk, err)
-		return
-	}
-	n, err := s.log.Write(b.out)
-	whole, end := 0, 0
-	for whole < len(b.ends) && b.ends[whole] <= n {
-		end = b.ends[whole]
-		whole++
-	}
-	s.d.metrics.lines.Add(float64(whole))
-	s.d.metrics.bytes.Add(float64(end))
-	if err == nil {
-		s.losses.over()
-		return
-	}
-	if st, statErr := s.log.Stat(); n > end && statErr == nil {
-		err = errors.Join(err, s.log.Truncate(st.Size()-int64(n-end))) // a torn line would spoil the next one
-	}
-	s.losses.add(len(b.ends)-whole, reasonDisk, err)
 }
 
 // checkEvery is how often a log is looked after that somebody may have deleted, or that could not be opened.
@@ -318,9 +281,12 @@ func (s *stream) ensureThere() error {
 
 // openLog opens the log anew, at its path. The lock is held, or nobody else knows the stream. On error the old file is kept.
 func (s *stream) openLog() error {
-	f, err := s.entry.Log.open()
+	f, planted, err := s.entry.Log.open()
 	if err != nil {
 		return err
+	}
+	if planted != nil {
+		s.d.cfg.Log.Warn("somebody has put something in the place of a container's log; it is replaced", "container", s.entry.Name, "err", planted)
 	}
 	return s.writeTo(f)
 }
@@ -372,28 +338,6 @@ func (s *stream) goOnIn(inode, before uint64, look func(*os.File) error) error {
 	}
 	s.renamedFrom(before)
 	return err
-}
-
-// skipWritten consumes the frames that stand at the end of f already.
-func (s *stream) skipWritten(f *os.File) error {
-	written, err := tail(f)
-	if err != nil {
-		return err
-	}
-	b, err := s.d.takeScratch()
-	if err != nil {
-		return err
-	}
-	defer s.d.giveScratch(b)
-	waiting, err := b.look(s.fifo)
-	if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	_, _ = s.render(b, waiting) // whatever stopped it is met again
-	return b.consume(s.fifo, framesIn(waiting, alreadyWritten(b, written)))
 }
 
 // alreadyWritten is how many of the first frames of a batch stand at the end of a log. Their times, in nanoseconds, make them unmistakable.
