@@ -144,7 +144,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	}
 	p.logs = logs.New(logs.Config{
 		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() (<-chan error, error) { return launchLogDriver(cfg) },
-		Reach: p.engine.ReachLogDriver, Version: version, Log: log,
+		Reach: p.engine.ReachLogDriver, EngineRoot: func() string { return p.view.Engine().Host.RootDir }, Version: version, Log: log,
 	})
 	p.imageFS = imagefs.New(log)
 	p.service = cri.New(cri.Deps{

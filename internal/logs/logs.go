@@ -42,9 +42,11 @@ type Config struct {
 	Launch func() (ended <-chan error, err error)
 	// Reach asks the engine to make a container with a log driver and remove it. Unavailable means that the engine is down, anything else
 	// that it cannot use the driver.
-	Reach   func(ctx context.Context, c spec.LogConfig) error
-	Version string // of this program, to compare with the process's
-	Log     *slog.Logger
+	Reach func(ctx context.Context, c spec.LogConfig) error
+	// EngineRoot is the engine's data root, "" while the engine is not known.
+	EngineRoot func() string
+	Version    string // of this program, to compare with the process's
+	Log        *slog.Logger
 }
 
 // Logs knows the mode that is active, starts the log-driver process and watches it. It is safe for concurrent use.
@@ -62,7 +64,7 @@ type Logs struct {
 
 // New returns Logs in the given mode. With ModeAuto and ModeCRI, Run finds out what the engine can do.
 func New(cfg Config) *Logs {
-	l := &Logs{cfg: cfg, links: &symlinks{log: cfg.Log}, recheck: make(chan struct{}, 1), decided: make(chan struct{})}
+	l := &Logs{cfg: cfg, links: &symlinks{log: cfg.Log, engineRoot: cfg.EngineRoot}, recheck: make(chan struct{}, 1), decided: make(chan struct{})}
 	if cfg.Mode == ModeJSONFile {
 		l.set(ModeJSONFile, "")
 	}

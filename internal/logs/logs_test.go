@@ -16,6 +16,7 @@ import (
 
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/text"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -33,6 +34,7 @@ type world struct {
 	reached  []spec.LogConfig
 	reopened []string
 	reopen   error
+	changed  func(driver.Status)
 }
 
 func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.Status, <-chan struct{}, error) {
@@ -44,6 +46,7 @@ func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.
 	if w.gone == nil {
 		return driver.Status{}, nil, fmt.Errorf("log-driver process: %w", errdefs.ErrUnavailable)
 	}
+	w.changed = changed
 	return driver.Status{PID: 7, Version: "old"}, w.gone, nil
 }
 
@@ -131,6 +134,22 @@ func expect(t *testing.T, l *Logs, active, reason, driverName string) {
 	if err != nil || c.Driver != driverName {
 		t.Errorf("Config: %v, %v; want %s", c, err, driverName)
 	}
+}
+
+// TestAlarms: what the process reports of itself is the reason that the status shows, in text that
+// fits there, and does not keep containers from being created.
+func TestAlarms(t *testing.T) {
+	w := &world{}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		settle()
+		w.changed(driver.Status{Alarms: []string{"pipe pages are used up\x1b[2J", strings.Repeat("x", 100000)}})
+		expect(t, l, ModeCRI, "pipe pages are used up", driver.Name)
+		if _, reason := l.State(); len(reason) > text.MaxMessage || strings.ContainsRune(reason, 0x1b) {
+			t.Errorf("the reason is %.50q, %d bytes", reason, len(reason))
+		}
+		w.changed(driver.Status{})
+		expect(t, l, ModeCRI, "", driver.Name)
+	})
 }
 
 func TestAutoUsesTheDriver(t *testing.T) {

@@ -2,6 +2,7 @@ package logs
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -9,14 +10,26 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
+	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
 	"cri-dockerd/internal/spec"
 )
 
-// symlinks keeps output in Docker's json-file and links the kubelet's path to it.
-type symlinks struct{ log *slog.Logger }
+// symlinks keeps output in Docker's json-file and links the kubelet's path to it. The kubelet's
+// directories may be written by others than root, so they are opened without following links, and
+// names in them are changed by descriptor.
+type symlinks struct {
+	log *slog.Logger
+	// engineRoot is the engine's data root, "" while the engine is not known.
+	engineRoot func() string
+}
 
 // started links the log of a container that has been started, or whose start failed. A container without a log path or without a file of
 // the engine's has nothing to link; a link that is there already is replaced, anything else at the path is an error.
@@ -28,23 +41,32 @@ func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 		s.log.Warn("kubectl logs will not work: the engine keeps no file of the container's output", "container", c.Name, "driver", c.LogDriver)
 		return nil
 	}
-	if st, err := os.Lstat(c.LogPath); err == nil && st.Mode()&os.ModeSymlink == 0 {
-		return fmt.Errorf("link log of container %s: %s is in the way", c.Name, c.LogPath)
-	}
-	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+	if err := s.link(c); err != nil {
 		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	tmp := c.LogPath + "." + string(c.ID[:min(12, len(c.ID))])
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	if err := os.Symlink(c.EngineLogPath, tmp); err != nil {
-		return fmt.Errorf("link log of container %s: %w", c.Name, err)
-	}
-	if err := os.Rename(tmp, c.LogPath); err != nil {
-		return errors.Join(fmt.Errorf("link log of container %s: %w", c.Name, err), os.Remove(tmp))
 	}
 	return nil
+}
+
+func (s *symlinks) link(c *spec.Container) error {
+	if _, err := s.engineLog(c); err != nil {
+		return err
+	}
+	dir, name, err := logDirectory(c.LogPath, true)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+
+	var st unix.Stat_t
+	err = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return fmt.Errorf("%s is in the way: remove it", c.LogPath)
+	}
+	tmp := temporary()
+	if err := unix.Symlinkat(c.EngineLogPath, int(dir.Fd()), tmp); err != nil {
+		return &os.LinkError{Op: "symlink", Old: c.EngineLogPath, New: filepath.Join(dir.Name(), tmp), Err: err}
+	}
+	return rename(dir, tmp, name)
 }
 
 // removed removes the container's link. What is not there, or not this container's, is left alone.
@@ -52,11 +74,15 @@ func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" || c.EngineLogPath == "" {
 		return nil
 	}
-	target, err := os.Readlink(c.LogPath)
-	if err != nil || target != c.EngineLogPath {
+	dir, name, err := logDirectory(c.LogPath, false)
+	if err != nil {
+		return nil //nolint:nilerr // no directory of ours, so no link of ours
+	}
+	defer dir.Close()
+	if target, err := readLink(dir, name); err != nil || target != c.EngineLogPath {
 		return nil //nolint:nilerr // no link, or another container's
 	}
-	if err := os.Remove(c.LogPath); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove log link of container %s: %w", c.Name, err)
 	}
 	return nil
@@ -70,66 +96,182 @@ func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 	if c.EngineLogPath == "" {
 		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w", c.ID, c.LogDriver, errdefs.ErrFailedPrecondition)
 	}
-	renamed, err := linksBeside(c.LogPath, c.EngineLogPath)
-	if err != nil {
+	if err := s.moveRenamed(c); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
-	}
-	for i, link := range renamed {
-		if i < len(renamed)-1 { // left by rotations that were given up; only one can have the text
-			err = os.Remove(link)
-		} else {
-			err = moveText(c, link)
-		}
-		if err != nil {
-			return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
-		}
 	}
 	return s.started(ctx, c)
 }
 
-// linksBeside are the links to a file whose names begin with the log's and a dot, in the order of names.
-func linksBeside(log, file string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Dir(log))
+// moveRenamed moves the text of the engine's file to the link that the kubelet has renamed last.
+func (s *symlinks) moveRenamed(c *spec.Container) error {
+	dir, name, err := logDirectory(c.LogPath, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil
 	}
-	var out []string
-	for _, e := range entries {
-		name := filepath.Join(filepath.Dir(log), e.Name())
-		if len(name) <= len(log)+1 || name[:len(log)+1] != log+"." || e.Type() != os.ModeSymlink {
-			continue
-		}
-		if target, err := os.Readlink(name); err == nil && target == file {
-			out = append(out, name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	renamed, err := linksBeside(dir, name, c.EngineLogPath)
+	if err != nil || len(renamed) == 0 {
+		return err
+	}
+
+	last := len(renamed) - 1
+	for _, link := range renamed[:last] { // left by rotations that were given up; only one can have the text
+		if err := unix.Unlinkat(int(dir.Fd()), link, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return &os.PathError{Op: "remove", Path: filepath.Join(dir.Name(), link), Err: err}
 		}
 	}
-	return out, err
+	return s.moveText(c, dir, renamed[last])
+}
+
+const (
+	maxLinks = 1000 // the kubelet keeps five rotated files (containerLogMaxFiles)
+	maxNames = 100_000
+	namesAt  = 1000
+)
+
+// linksBeside are the links to a file whose names begin with the log's and a dot, in the order of
+// names. Of a directory that somebody has filled only the first names are searched.
+func linksBeside(dir *os.File, log, file string) (out []string, err error) {
+	for seen := 0; seen < maxNames && len(out) < maxLinks; {
+		names, err := dir.Readdirnames(namesAt)
+		for _, name := range names {
+			if rest, ok := strings.CutPrefix(name, log+"."); !ok || rest == "" {
+				continue
+			}
+			if target, err := readLink(dir, name); err == nil && target == file {
+				out = append(out, name)
+			}
+		}
+		seen += len(names)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(out)
+	return out, nil
 }
 
 // moveText puts a copy of the engine's file in the place of a link to it, and empties the file. A crash between leaves lines twice, none
 // lost.
-func moveText(c *spec.Container, link string) error {
-	from, err := os.OpenFile(c.EngineLogPath, os.O_RDWR, 0)
+func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error {
+	from, err := s.openEngineLog(c)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
 	// The name does not begin with the log's, so the kubelet does not count it.
-	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(c.LogPath)+"."+string(c.ID[:min(12, len(c.ID))]))
-	to, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o640)
+	tmp := temporary()
+	to, err := safefs.OpenAt(dir, tmp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	_, err = io.Copy(to, from)
-	if err == nil {
-		err = os.Rename(tmp, link)
+	if _, err := io.Copy(to, from); err != nil {
+		return errors.Join(err, unix.Unlinkat(int(dir.Fd()), tmp, 0))
 	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
+	if err := rename(dir, tmp, link); err != nil {
+		return err
 	}
+
 	if _, err := io.Copy(to, from); err != nil { // what came meanwhile
 		return err
 	}
 	return from.Truncate(0)
+}
+
+// engineLog checks where the engine says that a container's log is, and returns the path below the
+// engine's data root: the file must be the container's own, <root>/containers/<ID>/<file>.
+func (s *symlinks) engineLog(c *spec.Container) (string, error) {
+	root := s.engineRoot()
+	if root == "" {
+		return "", fmt.Errorf("the engine's data root is not known yet: %w", errdefs.ErrUnavailable)
+	}
+	if _, err := model.ParseContainerID(string(c.ID)); err != nil {
+		return "", err
+	}
+	below, ok := strings.CutPrefix(c.EngineLogPath, strings.TrimSuffix(root, "/")+"/")
+	dir := filepath.Dir(below)
+	own := filepath.Join("containers", string(c.ID))
+	if !ok || !filepath.IsLocal(below) || filepath.Clean(below) != below || dir != own && !strings.HasSuffix(dir, "/"+own) {
+		return "", fmt.Errorf("the engine's log file %q is not in %s of its data root %s: %w", c.EngineLogPath, own, root, errdefs.ErrFailedPrecondition)
+	}
+	return below, nil
+}
+
+// openEngineLog opens the engine's file. No part of its path below the data root may be a link.
+func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
+	below, err := s.engineLog(c)
+	if err != nil {
+		return nil, err
+	}
+	root, err := safefs.OpenDir(s.engineRoot())
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+
+	f, err := safefs.OpenAt(root, below, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1) {
+		err = fmt.Errorf("%s is no file of the engine's alone: %w", c.EngineLogPath, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// untrusted is how many directories at the end of a log's path others than root may write: the pod's
+// log directory, and the container's in it (kubelet, BuildContainerLogsDirectory).
+const untrusted = 2
+
+// logDirectory opens the directory of a log and returns the log's name in it.
+func logDirectory(log string, create bool) (dir *os.File, name string, err error) {
+	if !filepath.IsAbs(log) || strings.ContainsRune(log, 0) {
+		return nil, "", fmt.Errorf("log path %q is not absolute: %w", log, errdefs.ErrInvalidArgument)
+	}
+	above, below := filepath.Dir(filepath.Clean(log)), ""
+	for range untrusted {
+		if above != "/" {
+			above, below = filepath.Dir(above), filepath.Join(filepath.Base(above), below)
+		}
+	}
+	if below == "" {
+		return nil, "", fmt.Errorf("log path %s is not in a directory: %w", log, errdefs.ErrInvalidArgument)
+	}
+	dir, err = driver.OpenBeneath(above, below, create)
+	return dir, filepath.Base(log), err
+}
+
+// temporary is a name that nobody can guess, and that does not begin with a log's.
+func temporary() string { return "." + rand.Text() + ".new" }
+
+// rename gives a temporary file its name. On error it removes the file.
+func rename(dir *os.File, tmp, name string) error {
+	fd := int(dir.Fd())
+	if err := unix.Renameat(fd, tmp, fd, name); err != nil {
+		err = &os.LinkError{Op: "rename", Old: tmp, New: filepath.Join(dir.Name(), name), Err: err}
+		return errors.Join(err, unix.Unlinkat(fd, tmp, 0))
+	}
+	return nil
+}
+
+// readLink returns the target of a link in a directory.
+func readLink(dir *os.File, name string) (string, error) {
+	b := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, b)
+	if err != nil {
+		return "", &os.PathError{Op: "readlink", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	return string(b[:n]), nil
 }

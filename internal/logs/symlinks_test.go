@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -14,19 +16,29 @@ import (
 
 func newContainer(t *testing.T) *spec.Container {
 	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "engine", "beef-json.log")
+	dir, id := t.TempDir(), strings.Repeat("beef", 16)
+	file := filepath.Join(dir, "engine", "containers", id, id+"-json.log")
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(file, []byte("line"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &spec.Container{ID: "beefbeefbeefbeef", Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
+	return &spec.Container{ID: id, Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
+}
+
+// newLinks is for a container of newContainer.
+func newLinks(c *spec.Container) *symlinks {
+	root := filepath.Join(c.EngineLogPath, "../../..")
+	return &symlinks{
+		log:        slog.New(slog.DiscardHandler),
+		engineRoot: func() string { return root },
+	}
 }
 
 func TestLinkAndUnlink(t *testing.T) {
-	s, c := &symlinks{log: slog.New(slog.DiscardHandler)}, newContainer(t)
+	c := newContainer(t)
+	s := newLinks(c)
 	for range 2 { // again after a restart of the daemon
 		if err := s.started(t.Context(), c); err != nil {
 			t.Fatal(err)
@@ -57,7 +69,8 @@ func TestLinkAndUnlink(t *testing.T) {
 }
 
 func TestARealFileIsNotReplaced(t *testing.T) {
-	s, c := &symlinks{log: slog.New(slog.DiscardHandler)}, newContainer(t)
+	c := newContainer(t)
+	s := newLinks(c)
 	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +103,8 @@ func TestNothingToLink(t *testing.T) {
 // TestReopenOfALink rotates as the kubelet does: it renames the link, and expects the old lines under the new name and the new ones at the
 // old.
 func TestReopenOfALink(t *testing.T) {
-	s, c := &symlinks{log: slog.New(slog.DiscardHandler)}, newContainer(t)
+	c := newContainer(t)
+	s := newLinks(c)
 	if err := s.started(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -133,11 +147,11 @@ func TestReopenOfALink(t *testing.T) {
 		t.Error(err)
 	}
 	is(c.LogPath, "line 3")
-	if err := s.reopen(t.Context(), &spec.Container{LogPath: "/x", LogDriver: "journald"}); !errdefs.IsFailedPrecondition(err) {
+	if err := s.reopen(t.Context(), &spec.Container{LogPath: "/p/x", LogDriver: "journald"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a driver without files: %v", err)
 	}
 	gone := *c
-	gone.EngineLogPath = filepath.Join(t.TempDir(), "gone")
+	gone.EngineLogPath = filepath.Join(filepath.Dir(c.EngineLogPath), "gone")
 	for _, err := range []error{os.Remove(c.LogPath), os.Symlink(gone.EngineLogPath, c.LogPath+".20260109")} {
 		if err != nil {
 			t.Fatal(err)
@@ -148,5 +162,146 @@ func TestReopenOfALink(t *testing.T) {
 	}
 	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
 		t.Errorf("a log was made in spite of the error: %v", err)
+	}
+}
+
+// planted are things that somebody with access to a pod's log directory puts in the place of a file.
+var planted = map[string]func(foreign, at string) error{
+	"a link":      os.Symlink,
+	"a hard link": os.Link,
+	"a FIFO":      func(_, at string) error { return syscall.Mkfifo(at, 0o600) },
+	"a directory": func(_, at string) error { return os.Mkdir(at, 0o755) },
+}
+
+// foreignFile makes a file of somebody else, and checks at the end that nothing has happened to it.
+func foreignFile(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "foreign")
+	if err := os.WriteFile(file, []byte("precious"), 0o604); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		b, err := os.ReadFile(file)
+		st, statErr := os.Stat(file)
+		if err != nil || statErr != nil || string(b) != "precious" || st.Mode() != 0o604 {
+			t.Errorf("the foreign file is %q, %v; %v, %v", b, st, err, statErr)
+		}
+	})
+	return file
+}
+
+// TestPlantedAtTheTemporaryName: the names that earlier releases used for a moment lead nowhere.
+func TestPlantedAtTheTemporaryName(t *testing.T) {
+	for name, plant := range planted {
+		t.Run(name, func(t *testing.T) {
+			c := newContainer(t)
+			s, foreign := newLinks(c), foreignFile(t)
+			dir, short := filepath.Dir(c.LogPath), c.ID[:12]
+			for _, err := range []error{
+				os.MkdirAll(dir, 0o755),
+				plant(foreign, filepath.Join(dir, ".0.log."+short)),
+				plant(foreign, filepath.Join(dir, "0.log."+short)),
+				s.started(t.Context(), c),
+				os.Rename(c.LogPath, c.LogPath+".20260101"),
+				s.reopen(t.Context(), c),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if b, err := os.ReadFile(c.LogPath + ".20260101"); err != nil || string(b) != "line" {
+				t.Errorf("the rotated file is %q, %v", b, err)
+			}
+		})
+	}
+}
+
+// TestPlantedLinks: a link that is not the container's own is replaced at its path, and left alone
+// beside it.
+func TestPlantedLinks(t *testing.T) {
+	c := newContainer(t)
+	s, foreign := newLinks(c), foreignFile(t)
+	for _, err := range []error{
+		os.MkdirAll(filepath.Dir(c.LogPath), 0o755),
+		os.Symlink(foreign, c.LogPath),
+		os.Symlink(foreign, c.LogPath+".20260101"),
+		s.started(t.Context(), c),
+		s.reopen(t.Context(), c),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if target, err := os.Readlink(c.LogPath); err != nil || target != c.EngineLogPath {
+		t.Errorf("the log leads to %s, %v", target, err)
+	}
+	if target, err := os.Readlink(c.LogPath + ".20260101"); err != nil || target != foreign {
+		t.Errorf("the foreign link leads to %s, %v", target, err)
+	}
+}
+
+// TestPlantedDirectories: a link in the place of a directory is not followed.
+func TestPlantedDirectories(t *testing.T) {
+	for _, up := range []string{"..", "../.."} {
+		c := newContainer(t)
+		s, outside := newLinks(c), t.TempDir()
+		link := filepath.Join(c.LogPath, up)
+		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(outside, link); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.started(t.Context(), c); err == nil || !strings.Contains(err.Error(), link) {
+			t.Errorf("started: %v", err)
+		}
+		if err := s.reopen(t.Context(), c); err == nil {
+			t.Error("reopen: no error")
+		}
+		if err := s.removed(t.Context(), c); err != nil {
+			t.Error(err)
+		}
+		if left, _ := os.ReadDir(outside); len(left) > 0 {
+			t.Errorf("outside: %v", left)
+		}
+	}
+}
+
+// TestEngineLogElsewhere: what the engine says of its file is checked before anything is linked to
+// it, copied from it or emptied.
+func TestEngineLogElsewhere(t *testing.T) {
+	foreign := foreignFile(t)
+	good := newContainer(t)
+	root := filepath.Join(good.EngineLogPath, "../../..")
+	other := filepath.Join(root, "containers", strings.Repeat("cafe", 16), "x-json.log")
+	link, hard, fifo := filepath.Join(filepath.Dir(good.EngineLogPath), "link"), filepath.Join(filepath.Dir(good.EngineLogPath), "hard"), filepath.Join(filepath.Dir(good.EngineLogPath), "fifo")
+	for _, err := range []error{os.Symlink(foreign, link), os.Link(foreign, hard), syscall.Mkfifo(fifo, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{foreign, "/etc/shadow", "relative", other, root, filepath.Dir(good.EngineLogPath) + "/../../../../foreign", link, hard, fifo} {
+		c := *good
+		c.EngineLogPath = path
+		s := newLinks(good)
+		renamed := c.LogPath + ".20260101"
+		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Remove(renamed)
+		if err := os.Symlink(path, renamed); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.reopen(t.Context(), &c); err == nil {
+			t.Errorf("%s is accepted", path)
+		}
+		if target, err := os.Readlink(renamed); err != nil || target != path {
+			t.Errorf("%s: the renamed link leads to %q, %v", path, target, err)
+		}
+	}
+	s := newLinks(good)
+	s.engineRoot = func() string { return "" }
+	if err := s.started(t.Context(), good); !errdefs.IsUnavailable(err) {
+		t.Errorf("without a known engine: %v", err)
 	}
 }

@@ -1009,12 +1009,21 @@ func TestClient(t *testing.T) {
 	}
 	server := &http.Server{Handler: d.Handler()}
 	go func() { _ = server.Serve(l) }()
-	s, gone, err := client.Watch(t.Context(), nil)
+	changes := make(chan Status, 10)
+	s, gone, err := client.Watch(t.Context(), func(s Status) { changes <- s })
 	if err != nil || s.Control != controlVersion || s.Version != "test" || s.PID != os.Getpid() {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown: %v", err)
+	}
+	d.alarms.raise(alarmTable)
+	if s := <-changes; len(s.Alarms) != 1 {
+		t.Errorf("with an alarm: %+v", s)
+	}
+	d.alarms.lower(alarmTable)
+	if s := <-changes; len(s.Alarms) != 0 || s.PID != os.Getpid() {
+		t.Errorf("without an alarm: %+v", s)
 	}
 	c := e.container("aa")
 	c.start()

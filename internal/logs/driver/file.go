@@ -67,6 +67,18 @@ const (
 // made.
 func (t target) directory(create bool) (*os.File, error) {
 	above := filepath.Dir(filepath.Clean(t.Directory))
+	below := filepath.Join(filepath.Base(t.Directory), filepath.Dir(t.Path))
+	dir, err := OpenBeneath(above, below, create)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t, err)
+	}
+	return dir, nil
+}
+
+// OpenBeneath opens the directory below, a relative path, in the directory above. Links are followed
+// in above, which is the operator's or the kubelet's, and nowhere in below, which others may write.
+// With create, missing directories are made.
+func OpenBeneath(above, below string, create bool) (*os.File, error) {
 	if create {
 		if err := os.MkdirAll(above, dirMode); err != nil {
 			return nil, err
@@ -76,12 +88,11 @@ func (t target) directory(create bool) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	below := filepath.Join(filepath.Base(t.Directory), filepath.Dir(t.Path))
 	for name := range strings.SplitSeq(below, "/") {
 		next, err := openDirectory(dir, name, create)
 		dir.Close()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", t, err)
+			return nil, err
 		}
 		dir = next
 	}
