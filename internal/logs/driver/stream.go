@@ -129,7 +129,7 @@ func (s *stream) finish() {
 // run moves batches until the stream is closed or the engine has gone.
 func (s *stream) run() {
 	for {
-		n, err := s.lockedStep()
+		hurry, err := s.lockedStep()
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return
@@ -153,27 +153,28 @@ func (s *stream) run() {
 		case err != nil:
 			s.d.cfg.Log.Error("a container's output cannot be read", "container", s.entry.Name, "err", err)
 			s.sleep(time.Second)
-		case n < s.window/2: // else it is in a hurry
+		case !hurry:
 			s.sleep(s.d.cfg.Pause)
 		}
 	}
 }
 
-func (s *stream) lockedStep() (int, error) {
+// lockedStep moves one batch. The writer is in a hurry if it has half filled what one look shows.
+func (s *stream) lockedStep() (hurry bool, err error) {
 	s.lock()
 	defer s.unlock()
 	if s.closed {
-		return 0, os.ErrClosed
+		return false, os.ErrClosed
 	}
 	if s.resting() {
-		return 0, errResting
+		return false, errResting
 	}
 	n, err := s.step()
 	if errors.Is(err, errNothing) && time.Since(s.rotated) < settled {
 		s.guard(0, func() { err = s.ensureThere() })
-		return 0, errors.Join(errSettling, err)
+		return false, errors.Join(errSettling, err)
 	}
-	return n, err
+	return n >= s.window/2, err
 }
 
 // await waits until something waits in the FIFO or its writers have gone, for patience if that is not 0.
