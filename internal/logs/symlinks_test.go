@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -24,7 +25,7 @@ func newContainer(t *testing.T) *spec.Container {
 	if err := os.WriteFile(file, []byte("line"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &spec.Container{ID: id, Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
+	return &spec.Container{ID: model.ContainerID(id), Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
 }
 
 // newLinks is for a container of newContainer.
@@ -196,7 +197,7 @@ func TestPlantedAtTheTemporaryName(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newContainer(t)
 			s, foreign := newLinks(c), foreignFile(t)
-			dir, short := filepath.Dir(c.LogPath), c.ID[:12]
+			dir, short := filepath.Dir(c.LogPath), string(c.ID[:12])
 			for _, err := range []error{
 				os.MkdirAll(dir, 0o755),
 				plant(foreign, filepath.Join(dir, ".0.log."+short)),
