@@ -15,6 +15,7 @@ import (
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/check/probe"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/text"
 )
 
 const (
@@ -27,12 +28,12 @@ const (
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var pod bool
 	var format string
-	var patience time.Duration
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find what stops this node",
 		Long: "check looks at the engine, the daemon, the pod network, the kubelet and the machine, and says what stops this node, the cause first, each\n" +
-			"finding with the one line that mends it (docs/check.md). It changes nothing. Flags that are not given are those of the running daemon, or of\n" +
+			"finding with the command that fixes it (docs/check.md). It changes nothing. Flags that are not given are those of the running daemon, or of\n" +
 			"its unit. With --pod it then runs one pod through the daemon's socket: sandbox, container, page, exec, logs, port-forward, removal. It needs\n" +
 			"no registry.\n\nExit code: 0 if nothing stops the node (warnings may remain), 1 if something does, 2 for a mistake on the command line.",
 		Args: cobra.NoArgs,
@@ -40,10 +41,10 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 			if format != formatText && format != formatJSON {
 				return UsageError{fmt.Errorf("--output %q: use one of %q", format, []string{formatText, formatJSON})}
 			}
-			p := probe.New(patience)
+			p := probe.New(timeout)
 			found := p.Adopt(cmd.Context(), cfg, cmd.Flags())
 			if err := cfg.Validate(cmd.Flags()); err != nil && found.Given {
-				return UsageError{err}
+				return UsageError{errors.New(text.Clean(err.Error(), text.MaxMessage))} // may quote another user's text
 			} else if err != nil {
 				found.Mistake.Error = err.Error()
 			}
@@ -52,11 +53,11 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 			if !pod {
 				return r.end(findings)
 			}
-			return r.withPod(findings, func(out io.Writer) error { return runPod(cmd.Context(), found.Endpoint, cfg.DockerEndpoint, out) })
+			return r.withPod(findings, func(out io.Writer) error { return runPod(cmd.Context(), found.Endpoint, probe.EngineConfig(cfg), out) })
 		},
 	}
 	cmd.Flags().BoolVar(&pod, "pod", false, "then run one pod through the daemon and remove it again")
-	cmd.Flags().DurationVar(&patience, "timeout", probe.Patience, "how long to wait for each that is asked, on a node that is very busy")
+	cmd.Flags().DurationVar(&timeout, "timeout", probe.Timeout, "deadline of each probe; raise it on a node that is very busy")
 	cmd.Flags().StringVarP(&format, "output", "o", formatText, "text or json")
 	return cmd
 }

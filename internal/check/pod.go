@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -30,6 +29,7 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/shell"
 )
 
 const (
@@ -51,8 +51,8 @@ type podTest struct {
 }
 
 // runPod runs the self-test through the daemon at endpoint and removes what it made, however it ends.
-func runPod(ctx context.Context, endpoint, dockerEndpoint string, out io.Writer) (err error) {
-	t, closeAll, err := newPodTest(endpoint, dockerEndpoint)
+func runPod(ctx context.Context, endpoint string, docker engine.Config, out io.Writer) (err error) {
+	t, closeAll, err := newPodTest(endpoint, docker)
 	if err != nil {
 		return err
 	}
@@ -67,12 +67,12 @@ func runPod(ctx context.Context, endpoint, dockerEndpoint string, out io.Writer)
 	return run(ctx, out, t.steps())
 }
 
-func newPodTest(endpoint, dockerEndpoint string) (*podTest, func(), error) {
+func newPodTest(endpoint string, config engine.Config) (*podTest, func(), error) {
 	conn, err := probe.Dial(endpoint)
 	if err != nil {
 		return nil, nil, err
 	}
-	docker, err := engine.New(engine.Config{Endpoint: dockerEndpoint, Log: slog.New(slog.DiscardHandler)})
+	docker, err := engine.New(config)
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
@@ -99,22 +99,49 @@ func newPodTest(endpoint, dockerEndpoint string) (*podTest, func(), error) {
 	}, nil
 }
 
-const restart = "systemctl restart cri-docker, and look at journalctl -u cri-docker"
+// restart is the advice where nothing better is known.
+func restart() shell.Line {
+	return shell.Advice("systemctl restart cri-docker, and read journalctl -u cri-docker")
+}
 
 func (t *podTest) steps() []step {
 	return []step{
-		{"the daemon answers", "cri-dockerd does not run, or listens elsewhere", "systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint", t.version},
-		{"Docker and the pod network are ready", "see the reason above", "follow the reason above; for a network: kubectl apply your add-on, or --network-plugin=kubenet --pod-cidr=10.244.0.0/24", t.ready},
-		{"image made from this program", "Docker does not answer at --docker-endpoint, or its disk is full", "docker info; df -h", t.loadImage},
-		{"sandbox", "the pause container or the CNI plugins do not start", "docker ps -a; ls /opt/cni/bin /usr/lib/cni; " + restart, t.runSandbox},
-		{"container created", "Docker refuses the container", "journalctl -u docker -n 50", t.create},
-		{"container started", "the OCI runtime does not start processes here", "docker run --rm " + t.image + " version", t.start},
-		{"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address range, or bridge-nf rules", "iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use", t.fetch},
-		{"exec", "Docker cannot start a second process in the container", "docker exec; " + restart, t.exec},
-		{"logs, rotated once", "the log-driver process does not write, or Docker's data root is not on this file system", "crictl info shows the condition ContainerLogs; docker info -f '{{.DockerRootDir}}'", t.logs},
-		{"port-forward", "the streaming server cannot be reached on loopback", "leave --streaming-bind-addr away; " + restart, t.portForward},
-		{"pod stopped", "Docker does not stop containers", "journalctl -u docker -n 50", t.stop},
-		{"pod removed, nothing left", "something still holds the pod", restart, t.remove},
+		{
+			"the daemon answers", "cri-dockerd does not run, or listens elsewhere",
+			shell.Advice("systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint"), t.version,
+		},
+		{
+			"Docker and the pod network are ready", "see the reason above",
+			shell.Advice("follow the reason above; for a network: kubectl apply your add-on, or --network-plugin=kubenet --pod-cidr=10.244.0.0/24"), t.ready,
+		},
+		{
+			"image made from this program", "Docker does not answer at --docker-endpoint, or its disk is full",
+			shell.Command("docker info; df -h"), t.loadImage,
+		},
+		{
+			"sandbox", "the pause container or the CNI plugins do not start",
+			shell.Command("docker ps -a; ls /opt/cni/bin /usr/lib/cni").Then(restart()), t.runSandbox,
+		},
+		{"container created", "Docker refuses the container", shell.Command("journalctl -u docker -n 50"), t.create},
+		{
+			"container started", "the OCI runtime does not start processes here",
+			shell.Command("docker run --rm {} version", t.image), t.start,
+		},
+		{
+			"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address range, or bridge-nf rules",
+			shell.Advice("iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use"), t.fetch,
+		},
+		{"exec", "Docker cannot start a second process in the container", shell.Command("docker exec").Then(restart()), t.exec},
+		{
+			"logs, rotated once", "the log-driver process does not write, or Docker's data root is not on this file system",
+			shell.Advice("crictl info shows the condition ContainerLogs; docker info -f '{{.DockerRootDir}}'"), t.logs,
+		},
+		{
+			"port-forward", "the streaming server cannot be reached on loopback",
+			shell.Advice("leave --streaming-bind-addr away").Then(restart()), t.portForward,
+		},
+		{"pod stopped", "Docker does not stop containers", shell.Command("journalctl -u docker -n 50"), t.stop},
+		{"pod removed, nothing left", "something still holds the pod", restart(), t.remove},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/check/finding"
+	"cri-dockerd/internal/text"
 )
 
 // Formats of --output.
@@ -41,7 +42,7 @@ func (r report) end(all []finding.Finding) error {
 		e.SetEscapeHTML(false)
 		err = e.Encode(document{finding.Worst(all), all})
 	} else {
-		_, err = io.WriteString(r.out, text(all, coloured(r.out)))
+		_, err = io.WriteString(r.out, render(all, coloured(r.out)))
 	}
 	if err == nil && finding.Worst(all) == finding.Fail {
 		err = fmt.Errorf("%w: %s", errFailed, summary(all))
@@ -78,10 +79,11 @@ func (r report) withPod(all []finding.Finding, run func(io.Writer) error) error 
 func podFinding(err error) finding.Finding {
 	f := finding.Finding{ID: "pod", Title: "a pod runs", Status: finding.OK, Detail: "all steps passed"}
 	if err != nil {
-		f.Status, f.Detail, f.Mend = finding.Fail, err.Error(), restart
+		f.Status, f.Detail, f.Fix = finding.Fail, text.Clean(err.Error(), text.MaxMessage), restart()
 	}
 	if failed := (*stepError)(nil); errors.As(err, &failed) {
-		f.Detail, f.Mend = fmt.Sprintf("%s: %v; likely cause: %s", failed.step.name, failed.err, failed.step.cause), failed.step.mend
+		f.Detail = fmt.Sprintf("%s: %s; likely cause: %s", failed.step.name, text.Clean(failed.err.Error(), text.MaxMessage), failed.step.cause)
+		f.Fix = failed.step.fix
 	}
 	return f
 }
@@ -109,8 +111,8 @@ func summary(all []finding.Finding) string {
 	return strings.Join(parts, ", ")
 }
 
-// text is one line for each finding, and the line that mends it below.
-func text(all []finding.Finding, colour bool) string {
+// render returns one line for each finding, with its fix below.
+func render(all []finding.Finding, colour bool) string {
 	var b strings.Builder
 	for _, f := range all {
 		word := string(f.Status)
@@ -126,8 +128,8 @@ func text(all []finding.Finding, colour bool) string {
 			detail = "because of " + f.Because
 		}
 		fmt.Fprintf(&b, "%-4s  %-17s %s\n", word, f.ID, strings.ReplaceAll(detail, "\n", "; "))
-		if f.Mend != "" {
-			fmt.Fprintf(&b, "      %-17s %s\n", "  mend it:", f.Mend)
+		if !f.Fix.IsZero() {
+			fmt.Fprintf(&b, "      %-17s %s\n", "  fix:", f.Fix)
 		}
 	}
 	fmt.Fprintf(&b, "check: %s\n", summary(all))

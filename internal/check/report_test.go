@@ -13,13 +13,14 @@ import (
 
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/shell"
 )
 
 // sample has a finding of every status.
 func sample() []finding.Finding {
 	return []finding.Finding{
-		{ID: "engine", Title: "Docker answers", Status: finding.Fail, Detail: "nobody\nlistens", Mend: "systemctl start docker"},
-		{ID: "clock", Title: "clock", Status: finding.Warn, Detail: "not <right> & not kept", Mend: "timedatectl set-ntp true"},
+		{ID: "engine", Title: "Docker answers", Status: finding.Fail, Detail: "nobody\nlistens", Fix: shell.Command("systemctl start docker")},
+		{ID: "clock", Title: "clock", Status: finding.Warn, Detail: "not <right> & not kept", Fix: shell.Command("timedatectl set-ntp true")},
 		{ID: "swap", Title: "swap", Status: finding.OK, Detail: "there is none"},
 		{ID: "engine-log-driver", Title: "log driver", Status: finding.Skipped, Detail: "not known", Because: "engine"},
 	}
@@ -44,7 +45,7 @@ func golden(t *testing.T, name, got string) {
 }
 
 func TestReport(t *testing.T) {
-	golden(t, "colour.txt", strings.ReplaceAll(text(sample(), true), "\x1b", "ESC"))
+	golden(t, "colour.txt", strings.ReplaceAll(render(sample(), true), "\x1b", "ESC"))
 	for _, format := range []string{formatText, formatJSON} {
 		var out bytes.Buffer
 		if err := (report{&out, format}).end(sample()); !errors.Is(err, errFailed) {
@@ -77,7 +78,7 @@ func TestReportWithPod(t *testing.T) {
 			t.Errorf("%s: %s", format, &out)
 		}
 		out.Reset()
-		failure := &stepError{step{name: "exec", cause: "the cable", mend: "plug it in"}, errors.New("no light")}
+		failure := &stepError{step{name: "exec", cause: "the cable", fix: shell.Advice("plug it in")}, errors.New("no light")}
 		if err := r.withPod(sample()[1:], test(failure)); !errors.Is(err, errFailed) {
 			t.Errorf("%s: %v", format, err)
 		}
@@ -85,7 +86,7 @@ func TestReportWithPod(t *testing.T) {
 			t.Errorf("%s", &out)
 		}
 	}
-	if f := podFinding(errors.New("no image")); f.Status != finding.Fail || f.Mend == "" {
+	if f := podFinding(errors.New("no image")); f.Status != finding.Fail || f.Fix.IsZero() {
 		t.Errorf("%+v", f)
 	}
 }

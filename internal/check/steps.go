@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"cri-dockerd/internal/shell"
+	"cri-dockerd/internal/text"
 )
 
 // step is one thing that must work. do returns what to show of a success.
 type step struct {
 	name  string
 	cause string // the likely one, when it fails
-	mend  string // the line that mends it
+	fix   shell.Line
 	do    func(ctx context.Context) (string, error)
 }
 
@@ -37,12 +40,12 @@ func run(ctx context.Context, out io.Writer, steps []step) error {
 		said, err := within(ctx, s.do)
 		took := time.Since(begin).Round(time.Millisecond)
 		if err != nil {
-			fmt.Fprintf(out, "FAIL %8s  %s\n     %v\n     likely cause: %s\n     mend it: %s\n", took, s.name, err, s.cause, s.mend)
+			fmt.Fprintf(out, "FAIL %8s  %s\n     %s\n     likely cause: %s\n     fix: %s\n", took, s.name, text.Clean(err.Error(), text.MaxMessage), s.cause, s.fix)
 			return &stepError{s, err}
 		}
 		fmt.Fprintf(out, "ok   %8s  %s", took, s.name)
 		if said != "" {
-			fmt.Fprintf(out, ": %s", said)
+			fmt.Fprintf(out, ": %s", text.Clean(said, text.MaxMessage))
 		}
 		fmt.Fprintln(out)
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cri-dockerd/internal/shell"
 )
 
 func TestRunEndsAtTheFirstFailure(t *testing.T) {
@@ -23,19 +25,19 @@ func TestRunEndsAtTheFirstFailure(t *testing.T) {
 	}
 	var out bytes.Buffer
 	err := run(t.Context(), &out, []step{
-		{"first", "", "", says("")},
-		{"second", "the cable", "plug it in", func(context.Context) (string, error) { return "lost", errors.New("no light") }},
-		{"third", "", "", says("never")},
+		{"first", "", shell.Line{}, says("")},
+		{"second", "the cable", shell.Advice("plug it in"), func(context.Context) (string, error) { return "lost", errors.New("no light") }},
+		{"third", "", shell.Line{}, says("never")},
 	})
 	if !errors.Is(err, errFailed) || !strings.Contains(err.Error(), "second") {
 		t.Errorf("run: %v", err)
 	}
 	got := regexp.MustCompile(` +\d+m?s  `).ReplaceAllString(out.String(), " ")
-	if diff := cmp.Diff("ok first\nFAIL second\n     no light\n     likely cause: the cable\n     mend it: plug it in\n", got); diff != "" {
+	if diff := cmp.Diff("ok first\nFAIL second\n     no light\n     likely cause: the cable\n     fix: plug it in\n", got); diff != "" {
 		t.Error(diff)
 	}
 	out.Reset()
-	if err := run(t.Context(), &out, []step{{"only", "", "", says("this")}}); err != nil || !strings.HasSuffix(out.String(), "  only: this\ncheck: all 1 steps passed\n") {
+	if err := run(t.Context(), &out, []step{{"only", "", shell.Line{}, says("this")}}); err != nil || !strings.HasSuffix(out.String(), "  only: this\ncheck: all 1 steps passed\n") {
 		t.Errorf("run: %v\n%s", err, &out)
 	}
 }
@@ -61,8 +63,8 @@ func TestEventually(t *testing.T) {
 
 func TestEveryStepHelps(t *testing.T) {
 	for _, s := range (&podTest{}).steps() {
-		if s.name == "" || s.cause == "" || s.mend == "" || s.do == nil {
-			t.Errorf("step %q lacks a cause or what mends it", s.name)
+		if s.name == "" || s.cause == "" || s.fix.IsZero() || s.do == nil {
+			t.Errorf("step %q lacks a cause or a fix", s.name)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/safefs"
 	"cri-dockerd/internal/text"
 )
@@ -155,15 +156,34 @@ func relieve(dir string) error {
 		unlock()
 		return nil
 	}
+	"cri-dockerd/internal/proc"
 	b, err := safefs.ReadFile(filepath.Join(dir, logDriverPID), 32)
 	if err != nil {
 		return err
 	}
 	pid, err := strconv.Atoi(string(b))
 	if err != nil || pid <= 1 {
+	"cri-dockerd/internal/proc"
 		return fmt.Errorf("%q is no process", b)
 	}
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+	return endLogDriver(pid)
+}
+
+// endLogDriver ends a log-driver process of root, and no other process that got its number. Either of the two units may have a mount namespace of
+// its own.
+func endLogDriver(pid int) error {
+	host := proc.Host().AnyMount()
+	p, err := host.Process(pid)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it has ended
+	}
+	if err == nil && (len(p.Args) == 0 || p.Args[0] != LogDriverCommand) {
+		err = errors.New("it is no log-driver process")
+	}
+	if err == nil {
+		err = host.Signal(p, unix.SIGTERM)
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("end the launched process %d: %w", pid, err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -35,6 +36,8 @@ type Config struct {
 	AuthDir string
 	// PullDeadline ends a pull in which nothing at all has moved for so long.
 	PullDeadline time.Duration
+	// Dial connects to the engine, except for streams; nil for Docker's own client. It is not for TLS.
+	Dial func(ctx context.Context) (net.Conn, error)
 	// Traces gets a span for every request; nil for none.
 	Traces trace.TracerProvider
 	// Pins are the images that the operator wants to keep.
@@ -73,7 +76,7 @@ func (e *Engine) newClient() (*connection, error) {
 	if e.cfg.Endpoint == "" {
 		host = client.FromEnv
 	}
-	docker, err := newConnection([]client.Opt{host}, client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls))
+	docker, err := newConnection(e.cfg.Dial, []client.Opt{host}, client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls))
 	if err != nil {
 		return nil, fmt.Errorf("--docker-endpoint %q: %w", e.cfg.Endpoint, err)
 	}

@@ -40,14 +40,17 @@ type connection struct {
 }
 
 // newConnection makes a client from options for its host and one for streams. Docker's client cannot have its own transport wrapped, so the
-// guarded one gets another, which connects as the first does, with TLS where that has it.
-func newConnection(host []client.Opt, common ...client.Opt) (*connection, error) {
+// guarded one gets another, which connects by dial or, if that is nil, as the first does, with TLS where that has it.
+func newConnection(dial func(context.Context) (net.Conn, error), host []client.Opt, common ...client.Opt) (*connection, error) {
 	streams, err := client.New(append(append([]client.Opt{}, common...), host...)...)
 	if err != nil {
 		return nil, err
 	}
+	if dial == nil {
+		dial = streams.Dialer()
+	}
 	transport := &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return streams.Dialer()(ctx) },
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		DisableCompression:     true,
 		MaxIdleConns:           6,
 		MaxResponseHeaderBytes: maxHeader,

@@ -198,8 +198,9 @@ type ConfFile struct {
 	Err     error    // why it is not valid
 }
 
-// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one counts.
-func Inspect(dir string) ([]ConfFile, error) {
+// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one counts. A file for which allowed returns an
+// error is not read.
+func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
 	if err != nil {
 		return nil, fmt.Errorf("read CNI configurations: %w", err)
@@ -207,6 +208,10 @@ func Inspect(dir string) ([]ConfFile, error) {
 	var all []ConfFile
 	for _, f := range files {
 		c := ConfFile{File: f}
+		if c.Err = allowed(f); c.Err != nil {
+			all = append(all, c)
+			continue
+		}
 		list, err := readConfig(f)
 		if c.Err = err; err == nil {
 			c.Network, c.Plugins = list.Name, programs(list)

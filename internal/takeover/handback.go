@@ -38,7 +38,7 @@ func (s *survey) handBack() *HandBack {
 	h := &HandBack{Noted: []Noted{}, Drain: []Drain{}}
 	for _, sb := range s.sandboxes() {
 		if why := s.mustGo(sb); why != "" {
-			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), why})
+			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), clean(why)})
 			continue
 		}
 		if sb.NetworkMode == "none" && s.pinned[string(sb.ID)] {

@@ -2,16 +2,17 @@ package takeover
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/proc"
+	"cri-dockerd/internal/rootonly"
 	"cri-dockerd/internal/spec"
 )
 
@@ -38,7 +39,7 @@ type note struct {
 
 // look reads everything and changes nothing.
 func look(ctx context.Context, cfg *config.Config) (*survey, error) {
-	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, Log: slog.New(slog.DiscardHandler), Dial: rootonly.EngineDial(cfg.DockerEndpoint)})
 	if err != nil {
 		return nil, err
 	}
@@ -81,11 +82,25 @@ func (s *survey) readNotes(files checkpoint.Files) {
 // lookAt reads what the node knows of one container beyond Docker.
 func (s *survey) lookAt(o spec.Object) {
 	if sb := o.Sandbox; sb != nil && sb.Running && sb.NetworkMode == "none" && len(s.cache[string(sb.ID)].Addresses) == 0 {
-		s.found[string(sb.ID)] = podnet.Addresses(fmt.Sprintf("/proc/%d/ns/net", sb.Pid))
+		s.found[string(sb.ID)] = addressesOf(sb)
 	}
 	if c := o.Container; c != nil && c.LogPath != "" {
 		if target, err := os.Readlink(c.LogPath); err == nil {
 			s.links[string(c.ID)] = target
 		}
 	}
+}
+
+// addressesOf are the addresses in the network namespace of a sandbox's process, nil if that process
+// has ended: another one with its number is in another control group.
+func addressesOf(sb *spec.Sandbox) []netip.Addr {
+	dir, err := proc.Host().Open(strconv.Itoa(sb.Pid))
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	if !dir.InCgroup(string(sb.ID)) {
+		return nil
+	}
+	return podnet.Addresses(dir.Path("ns/net"))
 }

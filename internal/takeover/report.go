@@ -11,7 +11,9 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/shell"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/text"
 )
 
 // Report is what the daemon finds when it starts.
@@ -49,10 +51,10 @@ type Container struct {
 
 // Finding is something odd.
 type Finding struct {
-	ByHand  bool   `json:"byHand"` // the daemon cannot mend it
-	Subject string `json:"subject"`
-	Says    string `json:"says"`
-	Mend    string `json:"mend,omitempty"` // what to do, or what the daemon does
+	ByHand  bool       `json:"byHand"` // the daemon cannot fix it
+	Subject string     `json:"subject"`
+	Detail  string     `json:"detail"`
+	Fix     shell.Line `json:"fix,omitzero"` // what to do, or what the daemon does
 }
 
 // Who made a sandbox.
@@ -64,7 +66,7 @@ const (
 )
 
 func (s *survey) report() *Report {
-	r := &Report{Engine: s.host.EngineVersion, NetworkPlugin: s.plugin, Pods: []Pod{}, Findings: []Finding{}}
+	r := &Report{Engine: clean(s.host.EngineVersion), NetworkPlugin: s.plugin, Pods: []Pod{}, Findings: []Finding{}}
 	for _, sb := range s.sandboxes() {
 		r.Pods = append(r.Pods, s.pod(sb))
 		r.Findings = append(r.Findings, s.oddSandbox(sb)...)
@@ -74,12 +76,12 @@ func (s *survey) report() *Report {
 	}
 	r.Findings = append(r.Findings, s.leftovers()...)
 	for _, m := range s.misfits {
-		r.Findings = append(r.Findings, Finding{true, "container " + m.Name, m.Reason + "; nobody manages it", "docker rm -f " + m.ID})
+		r.Findings = append(r.Findings, newFinding(true, "container "+m.Name, m.Reason+"; nobody manages it", shell.Command("docker rm -f {}", m.ID)))
 	}
 	return r
 }
 
-// byHand is how many findings the daemon cannot mend.
+// byHand is how many findings the daemon cannot fix.
 func (r *Report) byHand() (n int) {
 	for _, f := range r.Findings {
 		if f.ByHand {
@@ -117,16 +119,28 @@ func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 	return out
 }
 
-func title(sb *spec.Sandbox) string { return sb.Metadata.GetNamespace() + "/" + sb.Metadata.GetName() }
+// title is <namespace>/<name>. Both come from labels, which may be anybody's.
+func title(sb *spec.Sandbox) string {
+	return clean(sb.Metadata.GetNamespace() + "/" + sb.Metadata.GetName())
+}
+
+// clean makes a foreign string fit for a line of the report.
+func clean(s string) string {
+	return text.Clean(strings.NewReplacer("\n", " ", "\t", " ").Replace(text.Clean(s, text.MaxName)), text.MaxName)
+}
+
+func newFinding(byHand bool, subject, detail string, fix shell.Line) Finding {
+	return Finding{ByHand: byHand, Subject: clean(subject), Detail: clean(detail), Fix: fix}
+}
 
 func (s *survey) pod(sb *spec.Sandbox) Pod {
 	p := Pod{
-		Name: title(sb), UID: sb.Metadata.GetUid(), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Running,
-		Network: s.network(sb), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: s.notes[string(sb.ID)].file,
+		Name: title(sb), UID: clean(sb.Metadata.GetUid()), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Running,
+		Network: clean(s.network(sb)), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: clean(s.notes[string(sb.ID)].file),
 	}
 	for _, c := range s.containersOf(sb.ID) {
 		p.Containers = append(p.Containers, Container{
-			Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, ID: string(c.ID), LogPath: c.LogPath, Log: logMode(c),
+			Name: clean(c.Metadata.GetName()), Attempt: c.Metadata.GetAttempt(), ID: string(c.ID), LogPath: clean(c.LogPath), Log: clean(logMode(c)),
 			State: strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_")),
 		})
 	}
@@ -196,7 +210,7 @@ func portNames(ports []*runtimeapi.PortMapping) []string {
 	for _, p := range ports {
 		host := fmt.Sprint(p.GetHostPort())
 		if p.GetHostIp() != "" {
-			host = p.GetHostIp() + ":" + host
+			host = clean(p.GetHostIp()) + ":" + host
 		}
 		out = append(out, fmt.Sprintf("%s->%d/%s", host, p.GetContainerPort(), strings.ToLower(p.GetProtocol().String())))
 	}

@@ -163,7 +163,7 @@ func TestOddThings(t *testing.T) {
 				}
 				return
 			}
-			if len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Says+r.Findings[0].Mend, c.says) || r.Findings[0].ByHand != c.byHand {
+			if len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Detail+r.Findings[0].Fix.String(), c.says) || r.Findings[0].ByHand != c.byHand {
 				t.Errorf("%+v", r.Findings)
 			}
 		})

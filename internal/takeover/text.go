@@ -32,12 +32,12 @@ func (r *Report) text(w io.Writer) {
 		}
 		t.Flush()
 	}
-	tell(w, "By hand, before the daemon starts:", r.Findings, true)
-	tell(w, "Good to know:", r.Findings, false)
+	writeFindings(w, "By hand, before the daemon starts:", r.Findings, true)
+	writeFindings(w, "Good to know:", r.Findings, false)
 }
 
-// tell writes the findings of one kind.
-func tell(w io.Writer, headline string, all []Finding, byHand bool) {
+// writeFindings writes the findings of one kind.
+func writeFindings(w io.Writer, headline string, all []Finding, byHand bool) {
 	for _, f := range all {
 		if f.ByHand != byHand {
 			continue
@@ -46,9 +46,9 @@ func tell(w io.Writer, headline string, all []Finding, byHand bool) {
 			fmt.Fprintf(w, "\n%s\n", headline)
 			headline = ""
 		}
-		fmt.Fprintf(w, "  %s: %s\n", f.Subject, f.Says)
-		if f.Mend != "" {
-			fmt.Fprintf(w, "    -> %s\n", f.Mend)
+		fmt.Fprintf(w, "  %s: %s\n", f.Subject, f.Detail)
+		if !f.Fix.IsZero() {
+			fmt.Fprintf(w, "    -> %s\n", f.Fix)
 		}
 	}
 }

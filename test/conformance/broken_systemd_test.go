@@ -8,21 +8,14 @@ import (
 	systemd "cri-dockerd/test/nodes"
 )
 
-// What a node needs beside the daemon: a kubelet that, like the real one, tells its version and does not start with a flag that it does not know.
+// What a node needs beside the daemon: the units of a kubelet.
 const (
-	kubeletScript = `#!/bin/sh
-case "$*" in
-*--version*) echo Kubernetes v1.36.3 ;;
-*--network-plugin*) exit 1 ;;
-*) exec sleep infinity ;;
-esac
-`
 	kubeletService = "[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nRestartSec=1\n[Install]\nWantedBy=multi-user.target\n"
 	kubeletDropIn  = "[Service]\nEnvironment=KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n" +
 		"ExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS\n"
 )
 
-// serviceAilments are what is broken and mended by systemctl. The first two are those of a node that has just been installed.
+// serviceAilments are what is broken and fixed by systemctl. The first two are those of a node that has just been installed.
 func serviceAilments() []ailment {
 	const dropIn = "/etc/systemd/system/kubelet.service.d/20-old.conf"
 	return []ailment{
@@ -51,7 +44,7 @@ func serviceAilments() []ailment {
 	}
 }
 
-// TestBrokenServices breaks the services of a node with systemd, and holds that check names the cause first, and that its lines mend it.
+// TestBrokenServices breaks the services of a node with systemd, and holds that check names the cause first, and that its fixes work.
 func TestBrokenServices(t *testing.T) {
 	t.Parallel()
 	n := systemd.Start(t, systemd.Config{Files: map[string]string{
@@ -63,7 +56,9 @@ func TestBrokenServices(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "cri-dockerd")
 	engines.Build(t, program, "cri-dockerd/cmd/cri-dockerd", "", false)
 	n.Copy(t, program, p.program)
-	n.WriteFile(t, "/usr/bin/kubelet", kubeletScript, 0o755)
+	kubelet := filepath.Join(t.TempDir(), "kubelet")
+	engines.BuildKubelet(t, kubelet, "v1.36.3")
+	n.Copy(t, kubelet, "/usr/bin/kubelet")
 	units, err := filepath.Glob("../../deploy/systemd/cri-docker*")
 	if err != nil || len(units) != 4 {
 		t.Fatalf("units %v, %v", units, err)

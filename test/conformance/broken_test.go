@@ -18,9 +18,9 @@ import (
 )
 
 // finding is one of check's, in its stable JSON form.
-type finding struct{ ID, Title, Status, Detail, Mend, Because string }
+type finding struct{ ID, Title, Status, Detail, Fix, Because string }
 
-// patient is a node that is broken in many ways, and mended by the lines that check gives.
+// patient is a node that is broken in many ways, and fixed by the commands that check suggests.
 type patient struct {
 	command  func(name string, args ...string) *exec.Cmd // inside
 	program  string
@@ -75,13 +75,14 @@ func newPatient(t *testing.T, n *node) *patient {
 	t.Helper()
 	p := &patient{command: n.eng.Command}
 	files := map[string]string{
-		"bin/kubelet":     "#!/bin/sh\necho Kubernetes $(cat DIR/kubelet-version)\n",
-		"kubelet-version": "v1.36.3",
 		// kubeadm writes down which runtime it was told to use, and configures the kubelet.
 		"bin/kubeadm":      "#!/bin/sh\n[ \"$1 $2\" = 'init --cri-socket' ] || exit 1\necho \"KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=$3\" > /var/lib/kubelet/kubeadm-flags.env\n",
 		"10-test.conflist": bridgeConf,
 		// The service of a node without systemd, which starts the engine as it was started.
 		"docker.init": "#!/bin/sh\nexport PATH=DIR/bin:ENGINE:$PATH\nrm -f DIR/docker.sock /run/docker.pid\nnohup xargs -0 -a DIR/docker.cmdline env >>DIR/docker.log 2>&1 &\necho $! > DIR/docker.pid\n",
+	}
+	for _, version := range []string{"v1.36.3", "v1.27.4"} {
+		engines.BuildKubelet(t, filepath.Join(n.eng.Dir, "kubelet-"+version), version)
 	}
 	engineBin := ""
 	if n.eng.Version == engines.V29 {
@@ -93,7 +94,7 @@ func newPatient(t *testing.T, n *node) *patient {
 			t.Fatal(err)
 		}
 	}
-	p.sh(t, "mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
+	p.sh(t, "cp "+n.eng.Dir+"/kubelet-v1.36.3 "+n.eng.Dir+"/bin/kubelet && mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
 		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && cp "+n.eng.Dir+"/10-test.conflist /etc/cni/net.d/ && "+
 		"mkdir "+n.eng.Dir+"/plugins && ln -s /usr/lib/cni/* "+n.eng.Dir+"/plugins/ && cp "+n.eng.Dir+"/docker.init /etc/init.d/docker && "+
 		"(grep -q ^docker: /etc/group || groupadd --system docker) && [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -132,8 +133,8 @@ type ailment struct {
 	id      string // of the finding that must come first
 	breakIt string // lines of a shell
 	status  string // fail or warn
-	prose   bool   // what mends it is no command that a test can run: a package, an editor, a reboot
-	restore string // what the mending line rightly leaves, or the way out for prose
+	prose   bool   // the fix is no command that a test can run: a package, an editor, a reboot
+	restore string // what the fix rightly leaves, or the way out for prose
 	args    []string
 	goesOn  bool // another ailment is there from the beginning, and comes next
 }
@@ -148,7 +149,7 @@ func ailments(n *node) []ailment {
 	const config = "/var/lib/kubelet/config.yaml"
 	dir := n.eng.Dir
 	resetConfig := "cp " + dir + "/config.yaml " + config
-	kubelet := func(version string) string { return "echo " + version + " > " + dir + "/kubelet-version; " }
+	kubelet := func(version string) string { return "cp " + dir + "/kubelet-" + version + " " + dir + "/bin/kubelet; " }
 	return []ailment{
 		{name: "no packets forwarded", id: "ip-forward", status: "fail", breakIt: "echo 0 > /proc/sys/net/ipv4/ip_forward"},
 		{name: "bridged packets pass by iptables", id: "bridge-nf", status: "fail", breakIt: "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables"},
@@ -189,7 +190,7 @@ func ailments(n *node) []ailment {
 	}
 }
 
-// TestBrokenNodes breaks a node in every way that a test can, and holds that check names the cause first, and that the line that it gives mends it.
+// TestBrokenNodes breaks a node in every way that a test can, and holds that check names the cause first, and that its fix works.
 func TestBrokenNodes(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := newPatient(t, n)
@@ -229,7 +230,7 @@ func oldEngine(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "OK")
 }
 
-// cure breaks the node, lets check find it, runs the line that it gives, and holds that the finding is well then.
+// cure breaks the node, lets check find it, runs its fix, and holds that the finding is well then.
 func (p *patient) cure(t *testing.T, a ailment) {
 	t.Helper()
 	began := time.Now()
@@ -241,10 +242,10 @@ func (p *patient) cure(t *testing.T, a ailment) {
 	if len(all) == 0 || all[0].ID != a.id || all[0].Status != a.status {
 		t.Fatalf("%s: first comes %+v, want %s %s", a.name, all, a.status, a.id)
 	}
-	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Mend)
+	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Fix)
 	if !a.prose {
-		p.sh(t, all[0].Mend)
-		eventually(t, a.name+": mended", func() bool { return !has(p.check(t), a.id, "fail", "warn") })
+		p.sh(t, all[0].Fix)
+		eventually(t, a.name+": fixed", func() bool { return !has(p.check(t), a.id, "fail", "warn") })
 	}
 	if a.restore != "" {
 		p.sh(t, a.restore)

@@ -44,7 +44,7 @@ func TestCheckPodSaysWhatIsWrong(t *testing.T) {
 			if err == nil {
 				t.Errorf("with daemon %s and docker %s it does not fail:\n%s", c.daemon, c.docker, out)
 			}
-			if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") || !strings.Contains(string(out), "mend it: ") || strings.Contains(string(out), "image made") {
+			if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") || !strings.Contains(string(out), "fix: ") || strings.Contains(string(out), "image made") {
 				t.Errorf("%s does not come first, or a pod is tried:\n%s", c.finding, out)
 			}
 		}

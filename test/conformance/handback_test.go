@@ -62,8 +62,8 @@ func TestTakeoverDryRun(t *testing.T) {
 		var r struct {
 			Pods     []struct{ Name, MadeBy, Sandbox string }
 			Findings []struct {
-				ByHand              bool
-				Subject, Says, Mend string
+				ByHand               bool
+				Subject, Detail, Fix string
 			}
 		}
 		out, code = f.takeover(t, "--dry-run", "-o", "json")
@@ -76,7 +76,7 @@ func TestTakeoverDryRun(t *testing.T) {
 		} {
 			found := false
 			for _, finding := range r.Findings {
-				found = found || strings.Contains(finding.Says, want) && finding.ByHand == byHand && finding.Mend != ""
+				found = found || strings.Contains(finding.Detail, want) && finding.ByHand == byHand && finding.Fix != ""
 			}
 			if !found {
 				t.Errorf("not found: %s (by hand: %v) in\n%s", want, byHand, out)

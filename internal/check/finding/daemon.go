@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"cri-dockerd/internal/shell"
 )
 
 func daemonRules() []rule {
@@ -31,16 +33,19 @@ func judgeOneDaemon(f *Facts) verdict {
 			others = append(others, fmt.Sprintf("%s (process %d)", p.Program, p.PID))
 		}
 	}
-	stop := "systemctl disable --now " + strings.Join(f.Daemon.Others, " ")
+	stop := shell.Command("systemctl disable --now").Args(f.Daemon.Others...)
+	kill := shell.Command("kill {}", strconv.Itoa(f.otherPID()))
 	switch {
+	case !f.Root:
+		return skip("only root can see the processes of others")
 	case len(others) > 0 && len(f.Daemon.Others) == 0:
-		return fail(fmt.Sprintf("kill %d", f.otherPID()), "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
+		return fail(kill, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
 	case len(others) > 0:
 		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
 	case ours > 1:
-		return fail(fmt.Sprintf("kill %d", f.otherPID()), "%d daemons are running; two of them remove each other's pods", ours)
-	case f.Daemon.LockHolder != "":
-		return fail("kill "+f.Daemon.LockHolder, "process %s holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder, f.Flags.Endpoint)
+		return fail(kill, "%d daemons are running; two of them remove each other's pods", ours)
+	case f.Daemon.LockHolder != 0:
+		return fail(shell.Command("kill {}", strconv.Itoa(f.Daemon.LockHolder)), "process %d holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder, f.Flags.Endpoint)
 	case len(f.Daemon.Others) > 0:
 		return warn(stop, "%s is started at boot beside %s; two CRI servers remove each other's pods", strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
 	}
@@ -59,15 +64,16 @@ func judgeFlags(f *Facts) verdict {
 	if m.Error == "" {
 		return ok("of %s", f.Flags.Source)
 	}
-	again := "systemctl daemon-reload && systemctl restart " + f.daemonUnit()
-	mend := "correct it in the daemon's flags, then " + again
+	unit := f.daemonUnit()
+	fix := shell.Advice("correct it in the daemon's flags, then systemctl daemon-reload && systemctl restart {}", unit)
 	switch {
-	case m.File != "" && m.Nearest != "":
-		mend = fmt.Sprintf("sed -i -E 's/--%s([= ]|$)/--%s\\1/' %s && %s", m.Flag, m.Nearest, m.File, again)
+	case m.File != "" && isFlagName(m.Nearest) && isFlagName(m.Flag):
+		fix = shell.Command("sed -i -E {} {} && systemctl daemon-reload && systemctl restart {}",
+			"s/--"+m.Flag+"([= ]|$)/--"+m.Nearest+"\\1/", m.File, unit)
 	case m.File != "":
-		mend = fmt.Sprintf("correct --%s in %s, then %s", m.Flag, m.File, again)
+		fix = shell.Advice("correct {} in {}, then systemctl daemon-reload && systemctl restart {}", "--"+m.Flag, m.File, unit)
 	}
-	return fail(mend, "the daemon does not start: %s", m.Error)
+	return fail(fix, "the daemon does not start: %s", m.Error)
 }
 
 // otherPID is the daemon that is one too many: a foreign one, else the last that is not the one that is judged.
@@ -92,21 +98,31 @@ func judgeDaemon(f *Facts) verdict {
 	case Missing, Refused:
 		return fail(f.startDaemon("start"), "the daemon is not running: nobody listens at %s", at)
 	case NoSocket:
-		return fail("mv "+f.Flags.Socket+" "+f.Flags.Socket+".moved && "+f.startDaemon("restart"), "%s is no socket", f.Flags.Socket)
+		return fail(f.moveSocket(), "%s is no socket", f.Flags.Socket)
+	case NotRoot:
+		if f.Flags.Socket == "" {
+			return fail(shell.Advice("stop the process that listens at {}, then start the daemon", at), "%s; it is not believed", d.Error)
+		}
+		return fail(f.moveSocket(), "%s; it is not believed", d.Error)
 	case Denied:
-		return fail("sudo usermod -aG docker $(id -un) && newgrp docker", "permission denied at %s: this user is not in the group docker", at)
+		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"), "permission denied at %s: this user is not in the group docker", at)
 	case Silent:
 		return fail(f.killDaemon(), "the daemon does not answer in time at %s", at)
 	}
 	return fail(f.killDaemon(), "the daemon at %s: %s", at, d.Error)
 }
 
-// killDaemon is the line that starts a daemon anew that hangs.
-func (f *Facts) killDaemon() string {
+// moveSocket puts what is in the socket's place out of the way.
+func (f *Facts) moveSocket() shell.Line {
+	return shell.Command("mv {} {}", f.Flags.Socket, f.Flags.Socket+".moved").And(f.startDaemon("restart"))
+}
+
+// killDaemon restarts a daemon that hangs.
+func (f *Facts) killDaemon() shell.Line {
 	if f.Systemd && f.Daemon.Unit != "" || len(f.Daemon.Processes) == 0 {
 		return f.startDaemon("restart")
 	}
-	return fmt.Sprintf("kill -KILL %d; sleep 1; %s", f.Daemon.Processes[0].PID, f.startDaemon("restart"))
+	return shell.Command("kill -KILL {}; sleep 1", strconv.Itoa(f.Daemon.Processes[0].PID)).Then(f.startDaemon("restart"))
 }
 
 func judgeSocket(f *Facts) verdict {
@@ -118,13 +134,13 @@ func judgeSocket(f *Facts) verdict {
 	if !f.Node.DockerGroup {
 		group = "root"
 	}
-	mend := fmt.Sprintf("chown root:%s %s && chmod 0660 %s", group, path, path)
+	fix := shell.Command("chown root:{} {} && chmod 0660 {}", group, path, path)
 	is := fmt.Sprintf("mode %04o, user %d, group %s", s.Mode, s.Owner, s.Group)
 	switch {
 	case s.Mode&0o007 != 0:
-		return warn(mend, "%s: %s; every user of this machine can become root by it", path, is)
+		return warn(fix, "%s: %s; every user of this machine can become root by it", path, is)
 	case s.Mode != 0o660 || s.Owner != 0 || s.Group != group:
-		return warn(mend, "%s: %s; it should be 0660 root:%s", path, is, group)
+		return warn(fix, "%s: %s; it should be 0660 root:%s", path, is, group)
 	}
 	return ok("%s: 0660 root:%s", path, group)
 }
@@ -135,9 +151,9 @@ func judgeEnabled(f *Facts) verdict {
 	case !f.Systemd:
 		return skip("systemd does not run here")
 	case d.Unit == "":
-		return warn("install the package of cri-dockerd, or deploy/systemd's units", "there is no unit of the daemon: after a reboot nobody starts it")
+		return warn(shell.Advice("install the package of cri-dockerd, or the units of deploy/systemd"), "there is no unit of the daemon: after a reboot nobody starts it")
 	case !d.Enabled:
-		return warn("systemctl enable "+d.Unit, "%s is not started at boot: the node does not come back after a reboot", d.Unit)
+		return warn(shell.Command("systemctl enable {}", d.Unit), "%s is not started at boot: the node does not come back after a reboot", d.Unit)
 	}
 	return ok("%s", d.Unit)
 }
@@ -152,12 +168,12 @@ func judgeLogDriver(f *Facts) verdict {
 	case l.Problem == "":
 		return ok("process %d at %s", l.PID, l.Socket)
 	}
-	mend := f.startDaemon("restart")
+	fix := f.startDaemon("restart")
 	switch {
 	case f.Systemd && l.Unit:
-		mend = "systemctl restart cri-docker-log.socket cri-docker-log.service"
+		fix = shell.Command("systemctl restart cri-docker-log.socket cri-docker-log.service")
 	case l.PID != 0:
-		mend = "kill -KILL " + strconv.Itoa(l.PID) + "  # the daemon starts it again, and no line is lost"
+		fix = shell.Command("kill -KILL {}", strconv.Itoa(l.PID)).Note("the daemon starts it again, and no line is lost")
 	}
 	why := l.Error
 	switch l.Problem {
@@ -168,7 +184,7 @@ func judgeLogDriver(f *Facts) verdict {
 	case Silent:
 		why = "it does not answer in time"
 	}
-	return fail(mend, "%s: %s; containers cannot start, and those that print wait", l.Socket, why)
+	return fail(fix, "%s: %s; containers cannot start, and those that print wait", l.Socket, why)
 }
 
 // condition is one of the daemon's.
@@ -198,7 +214,8 @@ func judgeContainerLogs(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status:
-		return warn("correct what the reason names; --container-log=json-file keeps this mode for good (docs/logs.md)", "%s: %s", c.Reason, c.Message)
+		return warn(shell.Advice("correct what the reason names; --container-log=json-file keeps this mode for good (docs/logs.md)"),
+			"%s: %s", c.Reason, c.Message)
 	}
 	return ok("%s", c.Reason)
 }
@@ -209,7 +226,8 @@ func judgeNetNS(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status && f.Flags.PauseImage == "" && f.Flags.NetworkPlugin != "":
-		return warn("nothing to do if pods start; --pod-netns=engine keeps this mode for good (docs/security.md)", "the engine makes them: %s", c.Message)
+		return warn(shell.Advice("nothing to do if pods start; --pod-netns=engine keeps this mode for good (docs/security.md)"),
+			"the engine makes them: %s", c.Message)
 	case !c.Status:
 		return ok("the engine makes them: %s", c.Message)
 	}
@@ -224,7 +242,7 @@ func judgeStreaming(f *Facts) verdict {
 	case s.Error == "":
 		return ok("%s", strings.Join(s.Addresses, ", "))
 	case s.LoopbackDown:
-		return fail("ip link set lo up", "the loopback interface is down: %s", s.Error)
+		return fail(shell.Command("ip link set lo up"), "the loopback interface is down: %s", s.Error)
 	}
-	return fail("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i lo -j ACCEPT", "%s", s.Error)
+	return fail(shell.Advice("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i lo -j ACCEPT"), "%s", s.Error)
 }

@@ -3,6 +3,8 @@ package finding
 import (
 	"strconv"
 	"strings"
+
+	"cri-dockerd/internal/shell"
 )
 
 func engineRules() []rule {
@@ -21,11 +23,12 @@ func engineRules() []rule {
 
 func judgeEngineConfig(f *Facts) verdict {
 	c := f.Engine.Config
+	fix := shell.Advice("correct {} (dockerd --validate --config-file {} shows the place)", c.File, c.File)
 	switch {
 	case c.Error != "" && f.Engine.Problem != "":
-		return fail("correct "+c.File+" (dockerd --validate --config-file "+c.File+" tells the place)", "%s: %s; Docker does not start with it", c.File, c.Error)
+		return fail(fix, "%s: %s; Docker does not start with it", c.File, c.Error)
 	case c.Error != "" && f.Root:
-		return warn("correct "+c.File+" (dockerd --validate --config-file "+c.File+" tells the place)", "%s: %s; Docker will not start again with it", c.File, c.Error)
+		return warn(fix, "%s: %s; Docker will not start again with it", c.File, c.Error)
 	case c.Text == "":
 		return ok("none, the defaults hold")
 	}
@@ -37,8 +40,10 @@ func judgeEngine(f *Facts) verdict {
 	switch e.Problem {
 	case "", TooOld:
 		return ok("Docker %s at %s", e.Version, at)
+	case NotRoot:
+		return fail(shell.Advice("stop the process that listens at {}, then start Docker", at), "%s; it is not believed", e.Error)
 	case Denied:
-		return fail("sudo usermod -aG docker $(id -un) && newgrp docker", "permission denied at %s: this user is not in the group docker", at)
+		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"), "permission denied at %s: this user is not in the group docker", at)
 	case Missing, Refused:
 		if !e.Installed {
 			return fail(f.startEngine("start"), "Docker Engine is not installed (nobody listens at %s)", at)
@@ -47,7 +52,8 @@ func judgeEngine(f *Facts) verdict {
 	case Silent:
 		return fail(f.startEngine("restart"), "Docker does not answer in time at %s: %s", at, e.Error)
 	case TLS:
-		return fail("set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH (ca.pem, cert.pem, key.pem), and --docker-endpoint= (empty) for the daemon", "TLS at %s: %s", at, e.Error)
+		return fail(shell.Advice("set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH (ca.pem, cert.pem, key.pem), and --docker-endpoint= (empty) for the daemon"),
+			"TLS at %s: %s", at, e.Error)
 	}
 	return fail(f.startEngine("restart"), "Docker at %s: %s", at, e.Error)
 }
@@ -65,16 +71,17 @@ func judgeEngineVersion(f *Facts) verdict {
 	}
 	major, _, _ := strings.Cut(e.Version, ".")
 	if n, err := strconv.Atoi(major); err == nil && n > newestEngine {
-		return warn("nothing to do while pods work; otherwise install Docker Engine "+strconv.Itoa(newestEngine), "Docker %s is newer than what this release is tested with (20.10 to %d)", e.Version, newestEngine)
+		return warn(shell.Advice("nothing to do while pods work; otherwise install Docker Engine {}", strconv.Itoa(newestEngine)),
+			"Docker %s is newer than what this release is tested with (20.10 to %d)", e.Version, newestEngine)
 	}
 	return ok("%s, API %s", e.Version, e.API)
 }
 
-func (f *Facts) upgradeEngine() string {
+func (f *Facts) upgradeEngine() shell.Line {
 	if f.Debian {
-		return "apt-get update && apt-get install -y --only-upgrade $(dpkg -S $(command -v dockerd) | cut -d: -f1)"
+		return shell.Command("apt-get update && apt-get install -y --only-upgrade $(dpkg -S $(command -v dockerd) | cut -d: -f1)")
 	}
-	return "upgrade Docker Engine to 20.10 or newer: https://docs.docker.com/engine/install/"
+	return shell.Advice("upgrade Docker Engine to 20.10 or newer: https://docs.docker.com/engine/install/")
 }
 
 func judgeStorage(f *Facts) verdict {
@@ -84,7 +91,8 @@ func judgeStorage(f *Facts) verdict {
 		return skip("not known")
 	case "vfs", "devicemapper", "aufs", "overlay":
 		if !f.Node.Overlay {
-			return warn("modprobe overlay && echo overlay >> /etc/modules-load.d/kubernetes.conf && "+f.startEngine("restart"), "%s, since the kernel has no overlayfs: images are slow and large", e.StorageDriver)
+			return warn(shell.Command("modprobe overlay && echo overlay >> /etc/modules-load.d/kubernetes.conf").And(f.startEngine("restart")),
+				"%s, since the kernel has no overlayfs: images are slow and large", e.StorageDriver)
 		}
 		return warn(f.setDaemonJSON("storage-driver", `"overlay2"`, "restart"), "%s is slow or gone from newer engines; with overlay2 images have to be pulled again", e.StorageDriver)
 	}
@@ -99,7 +107,7 @@ func judgeEngineLog(f *Facts) verdict {
 	}
 	opts, _ := e.Config.Keys["log-opts"].(map[string]any)
 	if _, rotates := opts["max-size"]; rotates && e.LogDriver == "json-file" && f.jsonFile() {
-		return warn("take max-size and max-file out of log-opts in "+e.Config.File+"; the kubelet rotates with containerLogMaxSize",
+		return warn(shell.Advice("take max-size and max-file out of log-opts in {}; the kubelet rotates with containerLogMaxSize", e.Config.File),
 			"json-file with max-size: Docker and the kubelet rotate the same logs of pods, and lines are lost to kubectl logs")
 	}
 	return ok("%s; pods do not use it", e.LogDriver)
@@ -134,11 +142,11 @@ func judgePause(f *Facts) verdict {
 	case f.Engine.PauseImage == "":
 		return ok("%s, is here", image)
 	case f.Engine.PausePullable:
-		return warn("docker pull "+image, "%s is not on this node yet; the first pod waits for its pull", image)
+		return warn(shell.Command("docker pull {}", image), "%s is not on this node yet; the first pod waits for its pull", image)
 	}
-	mend := "leave --pod-infra-container-image away: the embedded image needs no registry"
+	fix := shell.Advice("leave --pod-infra-container-image away: the embedded image needs no registry")
 	if file := f.Flags.Files["pod-infra-container-image"]; file != "" && f.Systemd {
-		mend = dropFlags([]string{file}, "pod-infra-container-image") + " && systemctl daemon-reload && systemctl restart " + f.daemonUnit()
+		fix = dropFlags([]string{file}, "pod-infra-container-image").And(shell.Command("systemctl daemon-reload && systemctl restart {}", f.daemonUnit()))
 	}
-	return fail(mend, "%s is not on this node, and its registry does not have it or cannot be reached: %s", image, f.Engine.PauseImage)
+	return fail(fix, "%s is not on this node, and its registry does not have it or cannot be reached: %s", image, f.Engine.PauseImage)
 }

@@ -1,17 +1,21 @@
 package finding
 
+import "cri-dockerd/internal/shell"
+
 // Facts are all that package probe has seen of a node. What could not be seen is zero; the fields say what zero means.
 type Facts struct {
-	Root    bool // check runs as root
-	Systemd bool // systemd is process 1 (sd_booted(3))
-	Debian  bool // apt-get is there
-	Flags   Flags
-	Engine  Engine
-	Daemon  Daemon
-	Logs    LogDriver
-	CNI     CNI
-	Kubelet Kubelet
-	Node    Node
+	Root      bool        // check runs as root
+	Foreign   string      // which namespaces of check are not those of process 1, "" if all are the same
+	Untrusted []Untrusted // files that were not read, since other users than root can change them
+	Systemd   bool        // systemd is process 1 (sd_booted(3))
+	Debian    bool        // apt-get is there
+	Flags     Flags
+	Engine    Engine
+	Daemon    Daemon
+	Logs      LogDriver
+	CNI       CNI
+	Kubelet   Kubelet
+	Node      Node
 }
 
 // Flags are the daemon's settings that matter here, whoever gave them.
@@ -26,9 +30,17 @@ type Flags struct {
 	RunDirectory  string
 	PauseImage    string            // "" is the embedded one
 	ContainerLog  string            // auto, cri or json-file
-	Command       string            // a line that starts the daemon with these flags, without systemd
+	Command       shell.Line        // starts the daemon with these flags, without systemd
 	Files         map[string]string // flag: the file of a unit in which it stands
 	Mistake       Mistake           // with which the daemon does not start
+}
+
+// Untrusted is a file that is not believed.
+type Untrusted struct {
+	File    string
+	Because string // what of it other users can change: the file itself, a directory or a link on the way
+	Reason  string
+	Shared  bool // Because is a directory for everybody, such as /tmp
 }
 
 // Mistake is a flag of the daemon's unit that it does not know, or whose value it does not take.
@@ -51,6 +63,7 @@ const (
 	TLS      Problem = "tls"       // certificates, or plain text where TLS is spoken
 	TooOld   Problem = "too old"   // an engine's API
 	NoSocket Problem = "no socket" // the path is something else
+	NotRoot  Problem = "not root"  // a process of another user listens there
 	Other    Problem = "other"
 )
 
@@ -58,6 +71,7 @@ const (
 type Engine struct {
 	Problem       Problem
 	Error         string // the words of Problem
+	PID           int    // of the process that listens at the socket, if it is a dockerd of root on this host; else 0
 	Installed     bool   // a dockerd or its unit is on this machine
 	SysV          bool   // /etc/init.d/docker is there
 	Version, API  string
@@ -87,8 +101,8 @@ type Daemon struct {
 	Socket     Socket
 	Runtime    string // name and version, as the CRI's Version has them
 	Conditions []Condition
-	Processes  []Process // all daemons of this name in our PID namespace
-	LockHolder string    // what holds the lock on the root directory while the daemon does not answer; "" if nobody does
+	Processes  []Process // all daemons of this name that belong to root, in the namespaces of check
+	LockHolder int       // the process that holds the lock on the root directory while the daemon does not answer; 0 if none does
 	Unit       string    // of systemd, without suffix; "" if there is none
 	Enabled    bool      // Unit is started at boot
 	Others     []string  // further units of such a daemon that are started at boot

@@ -1,10 +1,14 @@
-// Package finding decides what stops a node: from facts, which package probe gathers, to findings with the one line that mends each. It is
-// pure: no I/O, no clock, so that every finding is tested on facts made up. docs/check.md has every finding's meaning.
+// Package finding decides what stops a node: from facts, which package probe gathers, to findings with the command that fixes each. It is
+// pure: no I/O, no clock, so that every finding is tested on facts made up. docs/check.md has every finding's meaning. Facts may hold what other
+// users wrote: details pass through text.Clean, and fixes are built by package shell, which quotes every word.
 package finding
 
 import (
 	"fmt"
 	"slices"
+
+	"cri-dockerd/internal/shell"
+	"cri-dockerd/internal/text"
 )
 
 // Status of a finding.
@@ -20,30 +24,46 @@ const (
 
 // Finding is one line of the report. The JSON form is stable: fields are added, never renamed.
 type Finding struct {
-	ID      string `json:"id"`
-	Title   string `json:"title"`
-	Status  Status `json:"status"`
-	Detail  string `json:"detail"`
-	Mend    string `json:"mend,omitempty"`    // a command line, or a file and what to set in it
-	Because string `json:"because,omitempty"` // the ID of the failed finding that explains this one
+	ID      string     `json:"id"`
+	Title   string     `json:"title"`
+	Status  Status     `json:"status"`
+	Detail  string     `json:"detail"`            // printable, at most text.MaxMessage bytes
+	Fix     shell.Line `json:"fix,omitzero"`      // a command line, or a file and what to set in it
+	Because string     `json:"because,omitempty"` // the ID of the failed finding that explains this one
 }
 
 // verdict is what a rule says.
 type verdict struct {
 	status Status
 	detail string
-	mend   string
+	fix    shell.Line
 }
 
-func ok(format string, args ...any) verdict { return verdict{OK, fmt.Sprintf(format, args...), ""} }
+func ok(format string, args ...any) verdict {
+	return verdict{status: OK, detail: describe(format, args)}
+}
+
 func skip(format string, args ...any) verdict {
-	return verdict{Skipped, fmt.Sprintf(format, args...), ""}
+	return verdict{status: Skipped, detail: describe(format, args)}
 }
-func warn(mend, format string, args ...any) verdict {
-	return verdict{Warn, fmt.Sprintf(format, args...), mend}
+
+func warn(fix shell.Line, format string, args ...any) verdict {
+	return verdict{status: Warn, detail: describe(format, args), fix: fix}
 }
-func fail(mend, format string, args ...any) verdict {
-	return verdict{Fail, fmt.Sprintf(format, args...), mend}
+
+func fail(fix shell.Line, format string, args ...any) verdict {
+	return verdict{status: Fail, detail: describe(format, args), fix: fix}
+}
+
+// describe formats a detail. Facts in it may be another user's text: each is bounded, so that none
+// displaces the others, and the whole is printable.
+func describe(format string, args []any) string {
+	for i, a := range args {
+		if s, isString := a.(string); isString {
+			args[i] = text.Clean(s, text.MaxName)
+		}
+	}
+	return text.Clean(fmt.Sprintf(format, args...), text.MaxMessage)
 }
 
 // rule is one finding: causes come before what they explain.
@@ -64,11 +84,11 @@ func Judge(f *Facts) []Finding {
 	var all []Finding
 	for _, r := range rules() {
 		v := r.judge(f)
-		out := Finding{ID: r.id, Title: r.title, Status: v.status, Detail: v.detail, Mend: v.mend}
+		out := Finding{ID: r.id, Title: r.title, Status: v.status, Detail: v.detail, Fix: v.fix}
 		if v.status != OK {
 			for _, c := range r.causes {
 				if root := because[c]; root != "" {
-					out.Status, out.Mend, out.Because = Skipped, "", root
+					out.Status, out.Fix, out.Because = Skipped, shell.Line{}, root
 					break
 				}
 			}

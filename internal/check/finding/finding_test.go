@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cri-dockerd/internal/shell"
 )
 
 func boolean(b bool) *bool { return &b }
@@ -20,7 +22,7 @@ func healthy() *Facts {
 		Flags: Flags{
 			Source: "cri-docker.service", Endpoint: "unix:///var/run/cri-dockerd.sock", Socket: "/var/run/cri-dockerd.sock", Docker: "unix:///var/run/docker.sock",
 			NetworkPlugin: "cni", CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, RunDirectory: "/run/cri-dockerd",
-			ContainerLog: "auto", Command: "/usr/bin/cri-dockerd",
+			ContainerLog: "auto", Command: shell.Command("/usr/bin/cri-dockerd"),
 		},
 		Engine: Engine{
 			Installed: true, Version: "29.1.0", API: "1.52", CgroupDriver: "systemd", StorageDriver: "overlayfs", RootDir: "/var/lib/docker", LogDriver: "json-file",
@@ -64,6 +66,13 @@ func cases() []broken {
 func nodeCases() []broken {
 	return []broken{
 		{"not root", "privileges", func(f *Facts) { f.Root = false }},
+		{"in a container", "privileges", func(f *Facts) { f.Foreign = "mount" }},
+		{"files of others", "file-owner", func(f *Facts) {
+			f.Untrusted = []Untrusted{{File: "/opt/k/config.yaml", Because: "/opt/k", Reason: "/opt/k belongs to user 1000"}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
+		}},
+		{"a file for everybody", "file-owner", func(f *Facts) {
+			f.Untrusted = []Untrusted{{File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
+		}},
 		{"clock of 1970", "clock", func(f *Facts) { f.Node.Year = 1970 }},
 		{"clock not kept", "clock", func(f *Facts) { f.Node.ClockSynced = false }},
 		{"run directory read-only", "directories", func(f *Facts) {
@@ -95,6 +104,7 @@ func engineCases() []broken {
 		{"engine killed", "engine", down(Refused, "")},
 		{"engine not installed", "engine", func(f *Facts) { down(Missing, "")(f); f.Engine.Installed = false }},
 		{"engine not permitted", "engine", down(Denied, "permission denied")},
+		{"engine of another user", "engine", down(NotRoot, "a process of user 1000 listens at /var/run/docker.sock")},
 		{"engine hangs", "engine", down(Silent, "context deadline exceeded")},
 		{"engine with other certificates", "engine", down(TLS, "x509: certificate signed by unknown authority")},
 		{"daemon.json broken", "engine-config", func(f *Facts) {
@@ -141,6 +151,8 @@ func daemonCases() []broken {
 		{"daemon hangs", "daemon", gone(Silent)},
 		{"daemon hangs, no systemd", "daemon", func(f *Facts) { gone(Silent)(f); f.Systemd = false }},
 		{"a folder in the socket's place", "daemon", gone(NoSocket)},
+		{"daemon of another user", "daemon", func(f *Facts) { gone(NotRoot)(f); f.Daemon.Error = "a process of user 1000 listens" }},
+		{"daemon of another user, TCP", "daemon", func(f *Facts) { gone(NotRoot)(f); f.Flags.Socket = "" }},
 		{"daemon not permitted", "daemon", gone(Denied)},
 		{"the old shim runs too", "one-daemon", func(f *Facts) {
 			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 7, Program: "/usr/local/bin/cri-dockerd"})
@@ -153,7 +165,7 @@ func daemonCases() []broken {
 		{"two daemons", "one-daemon", func(f *Facts) {
 			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 50, Program: "/usr/bin/cri-dockerd", Ours: true})
 		}},
-		{"the lock is held", "one-daemon", func(f *Facts) { gone(Missing)(f); f.Daemon.LockHolder = "55" }},
+		{"the lock is held", "one-daemon", func(f *Facts) { gone(Missing)(f); f.Daemon.LockHolder = 55 }},
 		{"the old shim's unit is enabled", "one-daemon", func(f *Facts) { f.Daemon.Others = []string{"cri-dockerd.service"} }},
 		{"socket open to all", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Mode = 0o666 }},
 		{"socket of root", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Group = "root" }},
@@ -248,6 +260,9 @@ func kubeletCases() []broken {
 			f.Kubelet.Flags = []Flag{{"container-runtime", "remote", "/etc/systemd/system/kubelet.service.d/10.conf"}}
 		}},
 		{"a removed flag of nowhere", "kubelet-flags", func(f *Facts) { f.Kubelet.Flags = []Flag{{"container-runtime", "remote", ""}} }},
+		{"a removed flag, version unknown", "kubelet-flags", func(f *Facts) {
+			f.Kubelet.Flags, f.Kubelet.Version, f.Kubelet.Minor = []Flag{{"network-plugin", "cni", flagsEnv}}, "", 0
+		}},
 		{"kubelet on containerd by a flag", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime-endpoint", "unix:///run/containerd/containerd.sock", flagsEnv}}
 		}},
@@ -291,7 +306,7 @@ func TestAHealthyNodeIsGreen(t *testing.T) {
 	}
 }
 
-// TestCausesComeFirst holds the findings of every broken node: the cause first, alone or with what it does not explain, and what mends it.
+// TestCausesComeFirst holds the findings of every broken node: the cause first, alone or with what it does not explain, and its fix.
 // With UPDATE_GOLDEN=1 the file is written anew.
 func TestCausesComeFirst(t *testing.T) {
 	var b strings.Builder
@@ -306,14 +321,14 @@ func TestCausesComeFirst(t *testing.T) {
 		seen[c.first] = true
 		fmt.Fprintf(&b, "== %s\n", c.name)
 		for _, x := range all {
-			if (x.Status == Fail || x.Status == Warn) != (x.Mend != "") {
-				t.Errorf("%s: %+v: what fails has a line that mends it, and nothing else has", c.name, x)
+			if (x.Status == Fail || x.Status == Warn) != (!x.Fix.IsZero()) {
+				t.Errorf("%s: %+v: what fails has a fix, and nothing else has", c.name, x)
 			}
 			switch {
 			case x.Because != "":
 				fmt.Fprintf(&b, "%s %s because of %s\n", x.Status, x.ID, x.Because)
-			case x.Mend != "":
-				fmt.Fprintf(&b, "%s %s: %s\n\t%s\n", x.Status, x.ID, x.Detail, x.Mend)
+			case !x.Fix.IsZero():
+				fmt.Fprintf(&b, "%s %s: %s\n\t%s\n", x.Status, x.ID, x.Detail, x.Fix)
 			}
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"cri-dockerd/internal/shell"
 )
 
 func kubeletRules() []rule {
@@ -51,7 +53,7 @@ func judgeKubeletConfig(f *Facts) verdict {
 	case !k.Present:
 		return skip(noKubelet)
 	case k.ConfigErr != "":
-		return fail("correct "+k.ConfigFile+", or write it anew: kubeadm upgrade node phase kubelet-config", "%s", k.ConfigErr)
+		return fail(shell.Advice("correct {}, or write it anew: kubeadm upgrade node phase kubelet-config", k.ConfigFile), "%s", k.ConfigErr)
 	case k.ConfigFile == "":
 		return ok("none yet, the kubelet's defaults hold")
 	}
@@ -60,24 +62,30 @@ func judgeKubeletConfig(f *Facts) verdict {
 
 func judgeKubeletFlags(f *Facts) verdict {
 	k := f.Kubelet
-	if !k.Present || k.Minor == 0 {
-		return skip("the kubelet's version is not known")
+	if !k.Present {
+		return skip(noKubelet)
 	}
 	var names, said []string
 	for _, r := range removedFlags() {
-		if k.Minor >= r.minor && slices.ContainsFunc(k.Flags, func(g Flag) bool { return g.Name == r.name }) {
+		if (k.Minor >= r.minor || k.Minor == 0) && slices.ContainsFunc(k.Flags, func(g Flag) bool { return g.Name == r.name }) {
 			names = append(names, r.name)
 			said = append(said, fmt.Sprintf("--%s (removed in 1.%d, in its place: %s)", r.name, r.minor, r.use))
 		}
 	}
-	if len(names) == 0 {
+	switch {
+	case len(names) == 0 && k.Minor == 0:
+		return skip("the kubelet's version is not known")
+	case len(names) == 0:
 		return ok("kubelet %s", k.Version)
 	}
-	mend := "take --" + strings.Join(names, ", --") + " out of the kubelet's command line"
+	fix := shell.Advice("take {} out of the kubelet's command line", "--"+strings.Join(names, " --"))
 	if files := f.filesWith(names...); len(files) > 0 {
-		mend = f.restarted(dropFlags(files, names...)+f.reloadUnits(names...), "kubelet")
+		fix = f.restarted(dropFlags(files, names...).And(f.reloadUnits(names...)))
 	}
-	return fail(mend, "kubelet %s does not start with %s", k.Version, strings.Join(said, ", "))
+	if k.Minor == 0 {
+		return warn(fix, "the kubelet's version is not known; newer ones do not start with %s", strings.Join(said, ", "))
+	}
+	return fail(fix, "kubelet %s does not start with %s", k.Version, strings.Join(said, ", "))
 }
 
 // flag is the value of a flag that counts, and whether it was given.
@@ -142,19 +150,20 @@ func judgeEndpoint(f *Facts) verdict {
 	if !said {
 		is += ", its default"
 	}
-	var mend string
+	var fix shell.Line
 	flag, _ := k.flag("container-runtime-endpoint")
 	switch {
-	case flag.File != "":
-		mend = f.restarted(fmt.Sprintf(`sed -i -E 's#--container-runtime-endpoint[= ][^ "]*#--container-runtime-endpoint=%s#' %s`, want, flag.File)+f.reloadUnits("container-runtime-endpoint"), "kubelet")
-	case flag.Name != "":
-		mend = "give the kubelet --container-runtime-endpoint=" + want
+	case flag.File != "" && shell.IsPlain(want):
+		fix = f.restarted(shell.Command("sed -i -E {} {}", `s#--container-runtime-endpoint[= ][^ "]*#--container-runtime-endpoint=`+want+"#", flag.File).
+			And(f.reloadUnits("container-runtime-endpoint")))
+	case flag.Name != "" || !shell.IsPlain(want):
+		fix = shell.Advice("give the kubelet --container-runtime-endpoint={}", want)
 	case k.Minor != 0 && k.Minor < 27: // its configuration has no such key yet
-		mend = f.restarted(addKubeletFlag("--container-runtime=remote --container-runtime-endpoint="+want), "kubelet")
+		fix = f.restarted(addKubeletFlag(extraArgs, "--container-runtime=remote --container-runtime-endpoint="+want))
 	default:
-		mend = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
+		fix = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
 	}
-	return fail(mend, "the kubelet speaks to %s, not to %s", is, want)
+	return fail(fix, "the kubelet speaks to %s, not to %s", is, want)
 }
 
 func judgeSockets(f *Facts) verdict {
@@ -170,7 +179,7 @@ func judgeSockets(f *Facts) verdict {
 	case f.Kubelet.Joined:
 		return skip("the node has been joined")
 	}
-	return warn("kubeadm init --cri-socket "+f.Flags.Endpoint,
+	return warn(shell.Command("kubeadm init --cri-socket {}", f.Flags.Endpoint),
 		"beside this daemon %s answers (Docker brings containerd), and kubeadm cannot choose: give --cri-socket to init, join and reset, or criSocket in its configuration", strings.Join(others, ", "))
 }
 
@@ -234,6 +243,8 @@ func judgeCgroupV1(f *Facts) verdict {
 		fails = &yes
 	}
 	switch {
+	case fails == nil && k.Minor == 0:
+		return skip("cgroup v1; the kubelet's version is not known")
 	case fails == nil && k.Minor < 35, fails != nil && !*fails:
 		return ok("cgroup v1, which this kubelet takes")
 	case fails == nil:
@@ -260,9 +271,9 @@ func judgeSwap(f *Facts) verdict {
 	case k.ConfigFile != "":
 		return fail(f.setKubelet("failSwapOn", "false", "fail-swap-on"), "swap is on (%s), and the kubelet does not start with it (failSwapOn)", strings.Join(swaps, ", "))
 	}
-	mend := "swapoff " + strings.Join(swaps, " ")
+	fix := shell.Command("swapoff").Args(swaps...)
 	if f.Node.FstabSwap {
-		mend += ` && sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab`
+		fix = fix.And(shell.Command(`sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab`))
 	}
-	return k.sooner(fail(mend, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false", strings.Join(swaps, ", ")))
+	return k.sooner(fail(fix, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false", strings.Join(swaps, ", ")))
 }

@@ -3,6 +3,8 @@ package finding
 import (
 	"slices"
 	"strings"
+
+	"cri-dockerd/internal/shell"
 )
 
 func networkRules() []rule {
@@ -23,15 +25,15 @@ const bridgeNetwork = `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"b
 	`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
 
 // addNetwork is the line that gives the node a pod network: the cluster's add-on, or a bridge on a node of its own.
-func (f *Facts) addNetwork() string {
+func (f *Facts) addNetwork() shell.Line {
 	switch {
 	case f.Kubelet.Admin:
-		return "kubectl --kubeconfig /etc/kubernetes/admin.conf apply -f " + flannel
+		return shell.Command("kubectl --kubeconfig /etc/kubernetes/admin.conf apply -f {}", flannel)
 	case f.Kubelet.Joined:
-		return "kubectl apply -f " + flannel + "  # on a control-plane node"
+		return shell.Command("kubectl apply -f {}", flannel).Note("on a control-plane node")
 	}
 	dir := f.Flags.CNIConfDir
-	return "mkdir -p " + dir + " && echo '" + bridgeNetwork + "' > " + dir + "/10-bridge.conflist"
+	return shell.Command("mkdir -p {} && echo {} > {}", dir, bridgeNetwork, dir+"/10-bridge.conflist")
 }
 
 // firstValid is the configuration that counts.
@@ -48,7 +50,8 @@ func judgeCNIConfig(f *Facts) verdict {
 	case "kubenet":
 		return ok("kubenet makes its own")
 	case "":
-		return warn("give --network-plugin=cni and install a network add-on", "pods are on Docker's own bridge: those of two nodes cannot reach each other, and may have the same addresses")
+		return warn(shell.Advice("give --network-plugin=cni and install a network add-on"),
+			"pods are on Docker's own bridge: those of two nodes cannot reach each other, and may have the same addresses")
 	}
 	dir := f.Flags.CNIConfDir
 	valid, found := f.firstValid()
@@ -58,17 +61,22 @@ func judgeCNIConfig(f *Facts) verdict {
 			broken = append(broken, c)
 		}
 	}
+	var move shell.Line
+	if len(broken) > 0 {
+		move = shell.Command("mv {} {}", broken[0].File, broken[0].File+".invalid")
+	}
 	switch {
 	case f.CNI.Error != "":
-		return fail("chmod a+rX "+dir, "%s", f.CNI.Error)
+		return fail(shell.Command("chmod a+rX {}", dir), "%s", f.CNI.Error)
 	case found && len(broken) > 0:
-		return warn("mv "+broken[0].File+" "+broken[0].File+".invalid", "%s is passed over: %s; %s counts", broken[0].File, broken[0].Error, valid.File)
+		return warn(move, "%s is passed over: %s; %s counts", broken[0].File, broken[0].Error, valid.File)
 	case found:
 		return ok("%s, network %s", valid.File, valid.Network)
 	case len(broken) > 0 && f.Kubelet.Joined:
-		return fail("mv "+broken[0].File+" "+broken[0].File+".invalid  # and delete the network add-on's pod on this node: the next one writes it again", "%s is not valid: %s", broken[0].File, broken[0].Error)
+		return fail(move.Note("and delete the network add-on's pod on this node: the next one writes it again"),
+			"%s is not valid: %s", broken[0].File, broken[0].Error)
 	case len(broken) > 0:
-		return fail("mv "+broken[0].File+" "+broken[0].File+".invalid && "+f.addNetwork(), "%s is not valid: %s", broken[0].File, broken[0].Error)
+		return fail(move.And(f.addNetwork()), "%s is not valid: %s", broken[0].File, broken[0].Error)
 	}
 	return fail(f.addNetwork(), "no CNI configuration in %s: no network add-on is installed", dir)
 }
@@ -92,8 +100,10 @@ func judgeCNIPlugins(f *Facts) verdict {
 	return fail(f.addPlugins(), "%s is needed and is not in %s", strings.Join(f.CNI.Missing, ", "), strings.Join(dirs, ", "))
 }
 
+const installPlugins = "apt-get update && apt-get install -y containernetworking-plugins"
+
 // addPlugins is the line that puts the missing plugins where the daemon looks: from elsewhere on this machine, or from a package.
-func (f *Facts) addPlugins() string {
+func (f *Facts) addPlugins() shell.Line {
 	dirs := f.Flags.CNIBinDirs
 	name, dir := f.CNI.Missing[0], "/opt/cni/bin"
 	if len(dirs) > 0 {
@@ -102,21 +112,21 @@ func (f *Facts) addPlugins() string {
 	standard := slices.Contains(standardPlugins(), name)
 	switch {
 	case f.CNI.Found[name] != "":
-		mend := "mkdir -p " + dir
+		fix := shell.Command("mkdir -p {}", dir)
 		for _, m := range f.CNI.Missing {
 			if at := f.CNI.Found[m]; at != "" {
-				mend += " && ln -sf " + at + " " + dir + "/" + m
+				fix = fix.And(shell.Command("ln -sf {} {}", at, dir+"/"+m))
 			}
 		}
-		return mend
+		return fix
 	case standard && f.Debian && slices.Contains(dirs, "/usr/lib/cni"):
-		return f.install("containernetworking-plugins", "")
+		return shell.Command(installPlugins)
 	case standard && f.Debian:
-		return f.install("containernetworking-plugins", "") + " && mkdir -p " + dir + " && ln -sf /usr/lib/cni/* " + dir + "/"
+		return shell.Command(installPlugins+" && mkdir -p {} && ln -sf /usr/lib/cni/* {}", dir, dir+"/")
 	case standard:
-		return "install the standard CNI plugins into " + dir + ": https://github.com/containernetworking/plugins/releases"
+		return shell.Advice("install the standard CNI plugins into {}: https://github.com/containernetworking/plugins/releases", dir)
 	}
-	return "delete the network add-on's pod on this node: its start puts " + name + " into " + dir
+	return shell.Advice("delete the network add-on's pod on this node: its start puts {} into {}", name, dir)
 }
 
 func judgeNetwork(f *Facts) verdict {
@@ -125,11 +135,12 @@ func judgeNetwork(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status && f.Flags.NetworkPlugin == "kubenet":
-		return fail("give the daemon --pod-cidr=10.244.0.0/24 (another on each node), or the controller manager --allocate-node-cidrs", "%s: %s", c.Reason, c.Message)
+		return fail(shell.Advice("give the daemon --pod-cidr=10.244.0.0/24 (another on each node), or the controller manager --allocate-node-cidrs"),
+			"%s: %s", c.Reason, c.Message)
 	case !c.Status:
-		return fail("do what the reason says; journalctl -u "+f.daemonUnit()+" -n 20 has more", "%s: %s", c.Reason, c.Message)
+		return fail(shell.Advice("do what the reason says; journalctl -u {} -n 20 has more", f.daemonUnit()), "%s: %s", c.Reason, c.Message)
 	case c.Message != "" && f.Flags.NetworkPlugin != "": // no-op's notice is cni-config's
-		return warn("see what the network says of itself", "%s: %s", c.Reason, c.Message)
+		return warn(shell.Advice("see what the network reports"), "%s: %s", c.Reason, c.Message)
 	}
 	return ok("NetworkReady")
 }

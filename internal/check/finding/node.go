@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"cri-dockerd/internal/shell"
+	"cri-dockerd/internal/text"
 )
 
 func nodeRules() []rule {
 	return []rule{
 		{"privileges", "check sees everything", nil, judgePrivileges},
+		{"file-owner", "only root can change what check reads", nil, judgeFileOwner},
 		{"clock", "clock", nil, judgeClock},
 		{"directories", "the daemon's directories can be written to", nil, judgeDirectories},
 		{"disk", "disk space and inodes", nil, judgeDisk},
@@ -17,22 +21,52 @@ func nodeRules() []rule {
 }
 
 func judgePrivileges(f *Facts) verdict {
-	if f.Root {
-		return ok("root")
+	switch {
+	case !f.Root:
+		return warn(shell.Command("sudo cri-dockerd check"), "not root: what only root may read is not judged")
+	case f.Foreign != "":
+		return warn(shell.Advice("run cri-dockerd check on the host itself, outside containers"),
+			"check does not run in the %s namespace of process 1: processes outside its own namespaces are not judged", f.Foreign)
 	}
-	return warn("sudo cri-dockerd check", "not root: what only root may read is not judged")
+	return ok("root")
+}
+
+// maxUntrusted bounds how many files one finding names.
+const maxUntrusted = 5
+
+// judgeFileOwner reports the files that were not believed.
+func judgeFileOwner(f *Facts) verdict {
+	var fix shell.Line
+	var all []string
+	for _, r := range f.Untrusted[:min(len(f.Untrusted), maxUntrusted)] {
+		all = append(all, text.Clean(r.File+": "+r.Reason, text.MaxName/2))
+		if r.Shared {
+			continue
+		}
+		fix = fix.And(shell.Command("chown root:root {} && chmod go-w {}", r.Because, r.Because))
+	}
+	if more := len(f.Untrusted) - maxUntrusted; more > 0 {
+		all = append(all, fmt.Sprintf("and %d more", more))
+	}
+	switch {
+	case len(all) == 0:
+		return ok("all of them")
+	case fix.IsZero():
+		fix = shell.Advice("move the files to a directory that only root can write to")
+	}
+	return warn(fix, "not read, since other users can change them: %s", strings.Join(all, "; "))
 }
 
 // firstYear is when no clock that is right can have stood: certificates of a cluster would not be valid yet.
 const firstYear = 2020
 
 func judgeClock(f *Facts) verdict {
-	const mend = "timedatectl set-ntp true"
+	fix := shell.Command("timedatectl set-ntp true")
 	switch n := f.Node; {
 	case n.Year < firstYear:
-		return fail(mend, "the clock says it is %d; no certificate is valid then", n.Year)
+		return fail(fix, "the clock says it is %d; no certificate is valid then", n.Year)
 	case n.ClockKnown && !n.ClockSynced:
-		return warn(mend, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases depend on it")
+		return warn(fix, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases depend on it")
 	}
 	return ok("synchronised")
 }
@@ -42,9 +76,9 @@ func judgeDirectories(f *Facts) verdict {
 	for _, d := range f.Node.Directories {
 		switch {
 		case d.ReadOnly != "":
-			return fail("mount -o remount,rw "+d.ReadOnly, "%s (--%s) lies on a read-only file system", d.Path, d.Flag)
+			return fail(shell.Command("mount -o remount,rw {}", d.ReadOnly), "%s (--%s) lies on a read-only file system", d.Path, d.Flag)
 		case d.Error != "" && f.Root:
-			return fail("chmod u+rwx "+d.Path, "%s (--%s): %s", d.Path, d.Flag, d.Error)
+			return fail(shell.Command("chmod u+rwx {}", d.Path), "%s (--%s): %s", d.Path, d.Flag, d.Error)
 		case d.Error != "":
 			return skip("%s (--%s): %s", d.Path, d.Flag, d.Error)
 		}
@@ -83,11 +117,11 @@ func judgeDisk(f *Facts) verdict {
 }
 
 // freeDisk is the line that frees space without touching what is used: images without a container, logs that the kubelet has rotated.
-func freeDisk(d Disk) string {
+func freeDisk(d Disk) shell.Line {
 	if d.Signal == "imagefs" {
-		return "docker image prune -af"
+		return shell.Command("docker image prune -af")
 	}
-	return fmt.Sprintf(`find %s -type f -name '*.log.*' -delete`, d.Path)
+	return shell.Command(`find {} -type f -name '*.log.*' -delete`, d.Path)
 }
 
 // threshold is the kubelet's hard eviction threshold for a signal, as it is set and in the unit of total.
@@ -122,14 +156,14 @@ func quantity(s string) uint64 {
 }
 
 func judgeGroup(f *Facts) verdict {
-	const mend = "groupadd --system docker"
+	fix := shell.Command("groupadd --system docker")
 	switch {
 	case f.Node.DockerGroup:
 		return ok("it may use the daemon's socket")
 	case f.Systemd && f.Daemon.Unit != "" && f.Daemon.Problem != "":
-		return fail(mend, "there is no group docker, to which systemd is to give the socket")
+		return fail(fix, "there is no group docker, to which systemd is to give the socket")
 	}
-	return warn(mend, "there is no group docker: only root may use the sockets of Docker and of this daemon")
+	return warn(fix, "there is no group docker: only root may use the sockets of Docker and of this daemon")
 }
 
 func judgeOOM(f *Facts) verdict {
@@ -137,15 +171,15 @@ func judgeOOM(f *Facts) verdict {
 	case f.Engine.Problem != "" || !f.Root:
 		return skip("not known")
 	case f.Engine.MinOOMScore > -998: // what the kubelet gives to critical pods is -997, to sandboxes -998
-		return warn("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run --cap-add SYS_RESOURCE …",
+		return warn(shell.Advice("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run --cap-add SYS_RESOURCE …"),
 			"CAP_SYS_RESOURCE is missing: no container can have an oom_score_adj below %d, and when memory is short, pods that matter may be killed first", f.Engine.MinOOMScore)
 	}
 	return ok("CAP_SYS_RESOURCE is there")
 }
 
 // sysctl is the line that sets a kernel parameter now and at boot.
-func sysctl(name, value string) string {
-	return fmt.Sprintf("sysctl -w %s=%s | tee -a /etc/sysctl.d/99-kubernetes.conf", name, value)
+func sysctl(name, value string) shell.Line {
+	return shell.Command("sysctl -w {} | tee -a /etc/sysctl.d/99-kubernetes.conf", name+"="+value)
 }
 
 func judgeForward(f *Facts) verdict {
@@ -165,7 +199,8 @@ func judgeBridgeNF(f *Facts) verdict {
 	case !f.CNI.Bridge:
 		return skip("the pod network has no bridge, or is not known yet")
 	case f.Node.BridgeNF == "":
-		return fail("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf && "+sysctl(name, "1"), "the kernel has not loaded br_netfilter: %s", why)
+		return fail(shell.Command("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf").And(sysctl(name, "1")),
+			"the kernel has not loaded br_netfilter: %s", why)
 	case f.Node.BridgeNF == "0":
 		return fail(sysctl(name, "1"), "%s is 0: %s", name, why)
 	}

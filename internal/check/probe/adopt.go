@@ -5,15 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/proc"
+	"cri-dockerd/internal/rootonly"
+	"cri-dockerd/internal/shell"
 )
 
 // Adopted says where the daemon's flags came from.
@@ -21,12 +22,12 @@ type Adopted struct {
 	Source   string            // in words
 	Endpoint string            // of the CRI as a client dials it
 	Unit     string            // of the daemon, without suffix; "" if there is none
-	Command  string            // starts the daemon with these flags, without systemd
+	Command  shell.Line        // starts the daemon with these flags, without systemd
 	Files    map[string]string // flag: the file of the unit in which it stands
 	Mistake  finding.Mistake   // what is wrong with the unit's flags, while no daemon runs
 	Given    bool              // check was given flags of the daemon
 
-	daemon *process // the running one, nil if none was found
+	daemon *proc.Process // the running one, nil if none was found
 }
 
 // units are the names of the daemon's unit: its own, and that of nodes made by kubespray.
@@ -54,7 +55,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 	}
 	args := texts(argv)
 	if a.daemon = p.running(ctx, cfg, given); a.daemon != nil {
-		a.Source, args = fmt.Sprintf("the running daemon, process %d", a.daemon.pid), a.daemon.args
+		a.Source, args = fmt.Sprintf("the running daemon, process %d", a.daemon.PID), a.daemon.Args
 	}
 	known := daemonFlags()
 	given.Visit(func(f *pflag.Flag) { a.Given = a.Given || known.Lookup(f.Name) != nil })
@@ -97,14 +98,14 @@ func texts(words []word) []string {
 }
 
 // running is the daemon that serves the endpoint or, since systemd's sockets are systemd's, the first one that runs and is ours.
-func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) *process {
+func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) *proc.Process {
 	all := p.daemons()
 	serves := 0
 	if path, isUnix := strings.CutPrefix(cfg.Endpoint, "unix://"); isUnix {
 		serves = p.peer(ctx, path)
 	}
 	for i := range all {
-		if all[i].pid == serves {
+		if all[i].PID == serves {
 			return &all[i]
 		}
 	}
@@ -112,41 +113,27 @@ func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.F
 		return nil // another daemon than that one has flags of its own
 	}
 	for i := range all {
-		if p.ours(fmt.Sprintf("/proc/%d/exe", all[i].pid)) {
+		if p.ours(all[i]) {
 			return &all[i]
 		}
 	}
 	return nil
 }
 
-// peer is the process that listens on a unix socket (SO_PEERCRED, unix(7)), 0 if nobody does.
+// peer is the process of root that listens on a unix socket (SO_PEERCRED, unix(7)), 0 if none does.
 func (p *Prober) peer(ctx context.Context, path string) int {
-	ctx, cancel := context.WithTimeout(ctx, p.patience)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	c, _, err := dial(ctx, path)
 	if err != nil {
 		return 0
 	}
 	defer c.Close()
-	return peerOf(c)
-}
-
-func peerOf(c net.Conn) int {
-	u, isUnix := c.(*net.UnixConn)
-	if !isUnix {
-		return 0
-	}
-	raw, err := u.SyscallConn()
+	cred, err := rootonly.Peer(c)
 	if err != nil {
 		return 0
 	}
-	pid := 0
-	_ = raw.Control(func(fd uintptr) { // pid stays 0
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid
+	return int(cred.Pid)
 }
 
 // daemonFlags are the daemon's flags with their defaults.
@@ -196,12 +183,12 @@ func (p *Prober) clientEndpoint(endpoint, unit string) string {
 }
 
 // startCommand is a command line with the daemon's flags that are not the defaults; without systemd, it makes its socket itself.
-func startCommand(f *pflag.FlagSet, endpoint string) string {
+func startCommand(f *pflag.FlagSet, endpoint string) shell.Line {
 	self, err := os.Executable()
 	if err != nil {
 		self = daemonName
 	}
-	words := []string{self}
+	var options []shell.Option
 	known := daemonFlags()
 	f.Visit(func(g *pflag.Flag) {
 		if known.Lookup(g.Name) == nil {
@@ -214,19 +201,7 @@ func startCommand(f *pflag.FlagSet, endpoint string) string {
 		if strings.HasPrefix(value, "fd:") {
 			value = endpoint
 		}
-		words = append(words, "--"+g.Name+"="+quoted(value))
+		options = append(options, shell.Option{Name: g.Name, Value: value})
 	})
-	return strings.Join(words, " ")
-}
-
-// quoted is a word of a shell's command line.
-func quoted(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune("/.:,-_=@%+", r) && !isAlphanumeric(r) }) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-func isAlphanumeric(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+	return shell.Run(self, options...)
 }

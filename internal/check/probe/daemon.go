@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -23,11 +24,17 @@ import (
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/rootonly"
 )
 
-// Dial connects to the daemon at an endpoint of Adopted. It does not wait for an answer.
+// Dial connects to the daemon at an endpoint of Adopted, and to nobody but root. It does not wait for an answer.
 func Dial(endpoint string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(strings.Replace(endpoint, "tcp://", "passthrough:///", 1), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	network, address, found := strings.Cut(endpoint, "://")
+	if !found || network != "unix" && network != "tcp" {
+		return nil, fmt.Errorf("--container-runtime-endpoint %q: use unix:///path or tcp://host:port", endpoint)
+	}
+	conn, err := grpc.NewClient("passthrough:///cri", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return rootonly.Dial(ctx, network, address) }))
 	if err != nil {
 		return nil, fmt.Errorf("--container-runtime-endpoint %q: %w", endpoint, err)
 	}
@@ -44,7 +51,7 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 	}
 	for _, x := range p.daemons() {
 		d.Processes = append(d.Processes, finding.Process{
-			PID: x.pid, Program: x.program, Ours: p.ours(fmt.Sprintf("/proc/%d/exe", x.pid)), Judged: found.daemon != nil && found.daemon.pid == x.pid,
+			PID: x.PID, Program: x.Program, Ours: p.ours(x), Judged: found.daemon != nil && found.daemon.PID == x.PID,
 		})
 	}
 	if f.Socket != "" {
@@ -55,19 +62,19 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 		d.LockHolder = p.lockHolder(filepath.Join(cfg.RootDirectory, "lock"))
 	}
 	if d.Problem == "" && found.daemon != nil {
-		d.Streaming = p.streaming(ctx, found.daemon.pid, cfg)
+		d.Streaming = p.streaming(ctx, found.daemon.PID, cfg)
 	}
 	return d
 }
 
 // ask calls Version and Status.
 func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Problem, string) {
-	if f.Socket != "" {
-		c, why, err := dial(ctx, f.Socket)
-		if err != nil {
-			return why, err.Error()
-		}
-		c.Close()
+	network, address := "unix", f.Socket
+	if address == "" {
+		network, address, _ = strings.Cut(f.Endpoint, "://")
+	}
+	if why, err := reach(ctx, network, address); err != nil {
+		return why, err.Error()
 	}
 	conn, err := Dial(f.Endpoint)
 	if err != nil {
@@ -89,17 +96,17 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	return "", ""
 }
 
-// A daemon that has just been started is given so long to become ready, and is asked so often meanwhile.
+// How long a daemon that has just been started may take to become ready, and how often it is asked.
 const (
-	settle = time.Second
-	look   = 50 * time.Millisecond
+	settleTimeout  = time.Second
+	settleInterval = 50 * time.Millisecond
 )
 
-// settled is the daemon's Status, which answers also while the engine is down; of one that is not ready, the last within settle.
+// settled is the daemon's Status, which answers also while the engine is down; of one that is not ready, the last within settleTimeout.
 func settled(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
-	for end := time.Now().Add(settle); ; <-tick.C {
+	for end := time.Now().Add(settleTimeout); ; <-tick.C {
 		s, err := client.Status(ctx, &runtimeapi.StatusRequest{})
 		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return c.Type == runtimeapi.RuntimeReady && c.Status })
 		if err != nil || ready || time.Now().After(end) {
@@ -131,26 +138,30 @@ func socket(path string) finding.Socket {
 	return s
 }
 
-// lockHolder is the process with a flock(2) on a file (/proc/locks, proc_locks(5)), "" if there is none.
-func (p *Prober) lockHolder(file string) string {
+// lockHolder is the process of root with a flock(2) on a file (/proc/locks, proc_locks(5)), 0 if there is none.
+func (p *Prober) lockHolder(file string) int {
 	st, err := os.Stat(p.path(file))
 	if err != nil {
-		return ""
+		return 0
 	}
 	sys, isUnix := st.Sys().(*syscall.Stat_t)
 	if !isUnix {
-		return ""
+		return 0
 	}
-	for line := range strings.Lines(p.read("/proc/locks")) {
+	for line := range strings.Lines(p.kernel("/proc/locks")) {
 		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF
-		if len(f) < 6 || f[1] != "FLOCK" {
+		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+strconv.FormatUint(sys.Ino, 10)) {
 			continue
 		}
-		if strings.HasSuffix(f[5], ":"+strconv.FormatUint(sys.Ino, 10)) && p.readRaw("/proc/"+f[4]+"/cmdline") != "" { // else it is ending, or elsewhere
-			return f[4]
+		pid, err := strconv.Atoi(f[4])
+		if err != nil {
+			continue
+		}
+		if _, err := p.proc.Process(pid); err == nil { // else it is ending, or elsewhere
+			return pid
 		}
 	}
-	return ""
+	return 0
 }
 
 // streaming finds out where the daemon listens on TCP, and whether that can be reached.
@@ -170,7 +181,7 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 	}
 	var errs []error
 	for _, a := range addrs {
-		c, err := (&net.Dialer{Timeout: p.patience / 3}).DialContext(ctx, "tcp", a)
+		c, err := (&net.Dialer{Timeout: p.timeout / 3}).DialContext(ctx, "tcp", a)
 		if err == nil {
 			c.Close()
 			return s
@@ -183,38 +194,35 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 
 // listening are the TCP addresses at which a process listens, as this machine reaches them.
 func (p *Prober) listening(pid int) []string {
+	dir, err := p.proc.Open(strconv.Itoa(pid))
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
 	sockets := map[string]bool{}
-	for _, fd := range p.glob(fmt.Sprintf("/proc/%d/fd/*", pid)) {
-		if to, err := os.Readlink(p.path(fd)); err == nil {
-			if inode, isSocket := strings.CutPrefix(to, "socket:["); isSocket {
-				sockets[strings.TrimSuffix(inode, "]")] = true
-			}
+	for _, to := range dir.Links("fd") {
+		if inode, isSocket := strings.CutPrefix(to, "socket:["); isSocket {
+			sockets[strings.TrimSuffix(inode, "]")] = true
 		}
 	}
 	var out []string
-	for _, table := range []string{"tcp", "tcp6"} {
-		for line := range strings.Lines(p.read(fmt.Sprintf("/proc/%d/net/%s", pid, table))) {
-			if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" && sockets[f[9]] { // TCP_LISTEN
-				out = append(out, reachable(f[1], table == "tcp6"))
-			}
+	for _, l := range rootonly.Listeners(dir) {
+		if sockets[l.Inode] {
+			out = append(out, reachable(l.At).String())
 		}
 	}
 	return out
 }
 
-// reachable is an address of /proc/net/tcp (hexadecimal, in the machine's byte order) as a client dials it. Every address that we listen at is
-// loopback's or any's, or is given by --streaming-bind-addr; only the last is read in full.
-func reachable(hex string, six bool) string {
-	address, port, _ := strings.Cut(hex, ":")
-	n, _ := strconv.ParseUint(port, 16, 16)
-	host := "127.0.0.1"
-	if six {
-		host = "::1"
-	} else if v, err := strconv.ParseUint(address, 16, 32); err == nil && v != 0 {
-		b := nativeBytes(uint32(v))
-		host = net.IPv4(b[0], b[1], b[2], b[3]).String()
+// reachable is an address of a listener as a client dials it: any address is loopback's.
+func reachable(at netip.AddrPort) netip.AddrPort {
+	switch ip := at.Addr(); {
+	case ip.IsUnspecified() && ip.Is4():
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
+	case ip.IsUnspecified():
+		return netip.AddrPortFrom(netip.IPv6Loopback(), at.Port())
 	}
-	return net.JoinHostPort(host, strconv.FormatUint(n, 10))
+	return at
 }
 
 // logDriver asks the log-driver process for its status.
@@ -225,7 +233,9 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 		l.Problem, l.Error = why, err.Error()
 		return l
 	}
-	l.PID = peerOf(c)
+	if cred, err := rootonly.Peer(c); err == nil {
+		l.PID = int(cred.Pid)
+	}
 	c.Close()
 	s, _, err := driver.NewClient(driver.Socket).Watch(ctx, nil)
 	switch {

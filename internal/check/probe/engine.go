@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +18,7 @@ import (
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/rootonly"
 )
 
 const daemonJSON = "/etc/docker/daemon.json"
@@ -28,15 +30,19 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 		Config: p.jsonFile(daemonJSON), SysV: p.exists("/etc/init.d/docker"),
 		Installed: notInPath == nil || p.unitFiles("docker.service") != nil,
 	}
-	docker, err := engine.New(engine.Config{Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, Log: slog.New(slog.DiscardHandler)})
+	docker, err := engine.New(EngineConfig(cfg))
 	if err != nil {
 		e.Problem, e.Error = finding.Other, err.Error()
 		return e
 	}
 	defer docker.Close()
-	if why, err := reach(ctx, cfg.DockerEndpoint); err != nil {
+	network, address := rootonly.EngineAddress(cfg.DockerEndpoint)
+	if why, err := reach(ctx, network, address); err != nil {
 		e.Problem, e.Error = why, err.Error()
 		return e
+	}
+	if network == "unix" {
+		e.PID = p.dockerd(ctx, address)
 	}
 	host, err := docker.Host(ctx)
 	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver, host.StorageDriver
@@ -51,24 +57,41 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	return e
 }
 
-// reach connects to Docker's socket or port, since Docker's client does not tell why it cannot.
-func reach(ctx context.Context, endpoint string) (finding.Problem, error) {
-	if endpoint == "" {
-		endpoint = os.Getenv("DOCKER_HOST")
+// EngineConfig is how check speaks to the engine: over unix sockets and on loopback only to root.
+func EngineConfig(cfg *config.Config) engine.Config {
+	return engine.Config{
+		Endpoint:   cfg.DockerEndpoint,
+		PauseImage: cfg.PauseImage,
+		Dial:       rootonly.EngineDial(cfg.DockerEndpoint),
+		Log:        slog.New(slog.DiscardHandler),
 	}
+}
+
+// reach connects to a socket or port of root's, since clients do not tell why they cannot.
+func reach(ctx context.Context, network, address string) (finding.Problem, error) {
 	var c net.Conn
 	var why finding.Problem
 	var err error
-	if path, isUnix := strings.CutPrefix(endpoint, "unix://"); isUnix {
-		c, why, err = dial(ctx, path)
-	} else if addr, isTCP := strings.CutPrefix(endpoint, "tcp://"); isTCP {
-		c, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+	switch network {
+	case "unix":
+		c, why, err = dial(ctx, address)
+	case "tcp":
+		c, err = rootonly.Dial(ctx, network, address)
 		why = problem(err)
 	}
 	if c != nil {
 		c.Close()
 	}
 	return why, err
+}
+
+// dockerd is the process that listens on Docker's socket, 0 unless it is a dockerd of root on this host: systemd may listen in its place.
+func (p *Prober) dockerd(ctx context.Context, socket string) int {
+	x, err := p.proc.Process(p.peer(ctx, socket))
+	if err != nil || filepath.Base(x.Program) != "dockerd" {
+		return 0
+	}
+	return x.PID
 }
 
 // engineProblem is the kind of an error with which Docker did not say what it is.
@@ -109,7 +132,7 @@ func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong s
 // jsonFile reads a file of JSON; one that is not there is empty.
 func (p *Prober) jsonFile(file string) finding.Config {
 	c := finding.Config{File: file}
-	b, err := os.ReadFile(p.path(file))
+	b, err := p.trusted(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return c
 	}

@@ -3,7 +3,6 @@ package probe
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -47,17 +46,26 @@ func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
 	} else if err := p.readConfig(k.ConfigFile, dir, &k.Config); err != nil {
 		k.ConfigErr = err.Error()
 	}
+	k.Present = program != "" || k.ConfigFile != "" || len(k.Flags) > 0
 	if program == "" {
 		program, _ = exec.LookPath("kubelet") // "" if there is none
+		k.Present = k.Present || program != ""
 	}
-	k.Present = program != "" || k.ConfigFile != "" || len(k.Flags) > 0
 	if program != "" {
-		out, err := p.run(ctx, program, "--version") // Kubernetes v1.36.3
-		if v, found := strings.CutPrefix(strings.TrimSpace(out), "Kubernetes "); err == nil && found {
-			k.Version, k.Minor = v, minor(v)
-		}
+		k.Version = p.programVersion(ctx, program)
+		k.Minor = minor(k.Version)
 	}
 	return k
+}
+
+// programVersion is the version of a kubelet's program that only root can change, "" if it is not known.
+func (p *Prober) programVersion(ctx context.Context, program string) string {
+	f, err := p.open(program)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	return kubeletVersion(ctx, f)
 }
 
 // minor is the second number of v1.36.3, 0 if it is none.
@@ -89,9 +97,10 @@ func (p *Prober) kubeletCommand() (program string, words []word) {
 			}
 		}
 	}
-	if running := p.processes("kubelet", true); len(running) > 0 {
-		program = fmt.Sprintf("/proc/%d/exe", running[0].pid)
-		words = append(words, unseen(running[0].args, words)...)
+	running := p.proc.Find(func(name string) bool { return name == "kubelet" })
+	if len(running) > 0 {
+		program = running[0].Program
+		words = append(words, unseen(running[0].Args, words)...)
 	}
 	return program, words
 }
@@ -138,8 +147,8 @@ func (p *Prober) readConfig(file, dir string, into *finding.KubeletConfig) error
 	if dir != "" {
 		files = append(files, p.glob(dir+"/*.conf")...)
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(p.path(f))
+	for _, f := range files[:min(len(files), maxFiles)] {
+		b, err := p.trusted(f)
 		if err == nil {
 			err = yaml.Unmarshal(b, into)
 		}

@@ -1,9 +1,8 @@
 package probe
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,11 +16,11 @@ import (
 )
 
 // node looks at the machine itself.
-func (p *Prober) node(cfg *config.Config, socket string) finding.Node {
+func (p *Prober) node(ctx context.Context, cfg *config.Config, socket string) finding.Node {
 	n := finding.Node{
-		Year: time.Now().Year(), CgroupV1: cgroupV1(p.path("/sys/fs/cgroup")), IPForward: p.read("/proc/sys/net/ipv4/ip_forward"),
-		BridgeNF: p.read("/proc/sys/net/bridge/bridge-nf-call-iptables"), Overlay: p.hasOverlay(), DockerGroup: p.hasGroup("docker"),
-		FstabSwap: p.fstabSwap(), Swaps: p.swaps(), OtherCRI: p.otherCRI(socket),
+		Year: time.Now().Year(), CgroupV1: cgroupV1(p.path("/sys/fs/cgroup")), IPForward: p.kernel("/proc/sys/net/ipv4/ip_forward"),
+		BridgeNF: p.kernel("/proc/sys/net/bridge/bridge-nf-call-iptables"), Overlay: p.hasOverlay(), DockerGroup: p.hasGroup("docker"),
+		FstabSwap: p.fstabSwap(), Swaps: p.swaps(), OtherCRI: p.otherCRI(ctx, socket),
 	}
 	var clock unix.Timex
 	state, err := unix.Adjtimex(&clock)
@@ -41,7 +40,7 @@ func cgroupV1(root string) bool {
 // swaps are the active swap devices and files (proc_swaps(5)).
 func (p *Prober) swaps() []string {
 	var out []string
-	for line := range strings.Lines(p.read("/proc/swaps")) {
+	for line := range strings.Lines(p.kernel("/proc/swaps")) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] != "Filename" {
 			out = append(out, f[0])
 		}
@@ -59,7 +58,7 @@ func (p *Prober) fstabSwap() bool {
 }
 
 func (p *Prober) hasOverlay() bool {
-	for line := range strings.Lines(p.read("/proc/filesystems")) {
+	for line := range strings.Lines(p.kernel("/proc/filesystems")) {
 		if strings.HasSuffix(strings.TrimSpace(line), "\toverlay") {
 			return true
 		}
@@ -76,11 +75,13 @@ func (p *Prober) hasGroup(name string) bool {
 	return false
 }
 
-// otherCRI are the sockets of other CRI servers that kubeadm would find, if somebody answers there.
-func (p *Prober) otherCRI(own string) []string {
+// otherCRI are the sockets of other CRI servers that kubeadm would find, if a process of root listens there.
+func (p *Prober) otherCRI(ctx context.Context, own string) []string {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout/3)
+	defer cancel()
 	var out []string
 	for _, path := range []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock"} {
-		c, err := net.DialTimeout("unix", p.path(path), p.patience/3)
+		c, _, err := dial(ctx, p.path(path))
 		if err != nil {
 			continue
 		}
@@ -118,7 +119,7 @@ func isThere(path string) bool {
 // mountPoint is where the file system of a path is mounted: the nearest folder above it on another device, or that is a mount.
 func (p *Prober) mountPoint(path string) string {
 	best := "/"
-	for line := range strings.Lines(p.read("/proc/self/mountinfo")) { // proc_pid_mountinfo(5)
+	for line := range strings.Lines(p.kernel("/proc/self/mountinfo")) { // proc_pid_mountinfo(5)
 		f := strings.Fields(line)
 		if len(f) > 4 && len(f[4]) >= len(best) && (path == f[4] || strings.HasPrefix(path, strings.TrimSuffix(f[4], "/")+"/")) {
 			best = f[4]
@@ -151,7 +152,7 @@ func (p *Prober) cni(cfg *config.Config) finding.CNI {
 	var need []string
 	switch cfg.NetworkPlugin {
 	case "cni":
-		files, err := podnet.Inspect(p.path(cfg.CNIConfDir))
+		files, err := podnet.Inspect(p.path(cfg.CNIConfDir), p.readable)
 		if err != nil {
 			c.Error = err.Error()
 		}
@@ -178,7 +179,11 @@ func (p *Prober) cni(cfg *config.Config) finding.CNI {
 		}
 		c.Missing = append(c.Missing, name)
 		for _, dir := range []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni", "/usr/local/lib/cni"} { // of add-ons, Debian, Fedora
-			if p.exists(dir + "/" + name) {
+			if !filepath.IsLocal(name) || filepath.Base(name) != name {
+				break // a path of its own is no plugin
+			}
+			if f, err := p.open(dir + "/" + name); err == nil {
+				f.Close()
 				if c.Found == nil {
 					c.Found = map[string]string{}
 				}
@@ -190,9 +195,8 @@ func (p *Prober) cni(cfg *config.Config) finding.CNI {
 	return c
 }
 
-// nativeBytes are a number's bytes in this machine's order.
-func nativeBytes(v uint32) [4]byte {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], v)
-	return b
+// readable returns an error if a file is not to be read: others can change it, or it is too large.
+func (p *Prober) readable(file string) error {
+	_, err := p.trusted(strings.TrimPrefix(file, p.root))
+	return err
 }

@@ -4,65 +4,108 @@ package probe
 
 import (
 	"context"
-	"errors"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/proc"
 )
 
-// Patience is how long each probe waits for who is asked, unless somebody says otherwise; a healthy node answers in milliseconds.
-const Patience = 1500 * time.Millisecond
+// Timeout is the deadline of each probe, unless the caller gives another; a healthy node answers in milliseconds.
+const Timeout = 1500 * time.Millisecond
+
+// grace is how much longer than its deadline a probe may take before it is given up, such as one that waits for a file system.
+const grace = 500 * time.Millisecond
 
 // Prober looks at this machine.
 type Prober struct {
-	root string                                                                 // before every path; for tests
-	run  func(ctx context.Context, name string, args ...string) (string, error) // runs a program and returns its standard output
+	root    string // before every path; for tests
+	proc    proc.FS
+	timeout time.Duration
 
-	patience time.Duration
+	mu        sync.Mutex
+	untrusted []finding.Untrusted // files that others can change
 }
 
-// New returns a Prober of this machine whose probes wait so long for who is asked.
-func New(patience time.Duration) *Prober { return &Prober{run: output, patience: patience} }
-
-func output(ctx context.Context, name string, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, name, args...).Output()
-	return string(out), err
-}
+// New returns a Prober for this machine. Each probe times out after timeout.
+func New(timeout time.Duration) *Prober { return &Prober{proc: proc.Host(), timeout: timeout} }
 
 // Gather asks everybody at once. cfg are the daemon's flags as Adopt left them, found is what it returned.
 func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) *finding.Facts {
-	f := &finding.Facts{
-		Root: os.Geteuid() == 0, Systemd: p.exists("/run/systemd/system"), Debian: p.exists("/usr/bin/apt-get"), Flags: flags(cfg, found),
-	}
-	var all sync.WaitGroup
-	for _, look := range []func(context.Context){
-		func(ctx context.Context) {
-			f.Engine = p.engine(ctx, cfg)
-			f.Node.Disks = p.disks(f.Engine.RootDir)
+	f := p.unanswered(cfg, found)
+	fl := f.Flags
+	probes := []func(context.Context) func(*finding.Facts){
+		func(ctx context.Context) func(*finding.Facts) {
+			e := p.engine(ctx, cfg)
+			disks := p.disks(e.RootDir)
+			return func(f *finding.Facts) { f.Engine, f.Node.Disks = e, disks }
 		},
-		func(ctx context.Context) { f.Daemon = p.daemon(ctx, cfg, f.Flags, found) },
-		func(ctx context.Context) { f.Logs = p.logDriver(ctx) },
-		func(context.Context) { f.CNI = p.cni(cfg) },
-		func(ctx context.Context) { f.Kubelet = p.kubelet(ctx) },
-	} {
-		all.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, p.patience)
-			defer cancel()
-			look(ctx)
-		})
+		func(ctx context.Context) func(*finding.Facts) {
+			d := p.daemon(ctx, cfg, fl, found)
+			return func(f *finding.Facts) { f.Daemon = d }
+		},
+		func(ctx context.Context) func(*finding.Facts) {
+			l := p.logDriver(ctx)
+			return func(f *finding.Facts) { f.Logs = l }
+		},
+		func(context.Context) func(*finding.Facts) {
+			c := p.cni(cfg)
+			return func(f *finding.Facts) { f.CNI = c }
+		},
+		func(ctx context.Context) func(*finding.Facts) {
+			k := p.kubelet(ctx)
+			return func(f *finding.Facts) { f.Kubelet = k }
+		},
+		func(ctx context.Context) func(*finding.Facts) {
+			n := p.node(ctx, cfg, fl.Socket)
+			return func(f *finding.Facts) { n.Disks = f.Node.Disks; f.Node = n }
+		},
 	}
-	node := p.node(cfg, f.Flags.Socket)
-	all.Wait()
-	node.Disks = f.Node.Disks
-	f.Node = node
+	answers := make(chan func(*finding.Facts), len(probes)) // as large as all, so that one that is given up can end
+	for _, ask := range probes {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, p.timeout)
+			defer cancel()
+			answers <- ask(ctx)
+		}()
+	}
+
+	end := time.After(p.timeout + grace)
+	for range probes {
+		select {
+		case answer := <-answers:
+			answer(f)
+		case <-end:
+			return p.finish(f)
+		}
+	}
+	return p.finish(f)
+}
+
+// unanswered are the facts while no probe has answered.
+func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
+	const why = "the probe did not end in time"
+	return &finding.Facts{
+		Root: os.Geteuid() == 0, Systemd: p.exists("/run/systemd/system"), Debian: p.exists("/usr/bin/apt-get"), Flags: flags(cfg, found),
+		Foreign: p.proc.Foreign(),
+		Engine:  finding.Engine{Problem: finding.Silent, Error: why, Installed: true},
+		Daemon:  finding.Daemon{Problem: finding.Silent, Error: why, Unit: found.Unit},
+		Logs:    finding.LogDriver{Problem: finding.Silent, Error: why, Socket: driver.Socket},
+		CNI:     finding.CNI{Error: why},
+		Node:    finding.Node{Year: time.Now().Year()},
+	}
+}
+
+// finish adds what all probes have noted.
+func (p *Prober) finish(f *finding.Facts) *finding.Facts {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.Untrusted = append(f.Untrusted, p.untrusted...)
 	return f
 }
 
@@ -92,9 +135,9 @@ func (p *Prober) exists(file string) bool {
 	return err == nil
 }
 
-// read is a file's content without space around, "" if it cannot be read.
+// read is the content of a trusted file without space around, "" if it is not to be read.
 func (p *Prober) read(file string) string {
-	b, err := os.ReadFile(p.path(file))
+	b, err := p.trusted(file)
 	if err != nil {
 		return ""
 	}
@@ -107,31 +150,4 @@ func (p *Prober) glob(pattern string) []string {
 		files[i] = strings.TrimPrefix(files[i], p.root)
 	}
 	return files
-}
-
-// dial connects to a unix socket and says why that fails.
-func dial(ctx context.Context, path string) (net.Conn, finding.Problem, error) {
-	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
-		return nil, finding.NoSocket, errors.New("it is no socket")
-	}
-	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	return c, problem(err), err
-}
-
-// problem is the kind of an error of a connection.
-func problem(err error) finding.Problem {
-	var timeout net.Error
-	switch {
-	case err == nil:
-		return ""
-	case errors.Is(err, syscall.ENOENT):
-		return finding.Missing
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return finding.Refused
-	case errors.Is(err, os.ErrPermission):
-		return finding.Denied
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return finding.Silent
-	}
-	return finding.Other
 }

@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,23 +16,39 @@ import (
 
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/proc"
+	"cri-dockerd/internal/rootonly"
 )
 
 // tree is a machine whose files are these.
 func tree(t *testing.T, files map[string]string) *Prober {
 	t.Helper()
 	root := t.TempDir()
+	all := map[string]string{"/proc/self/ns/user": "user:[1]", "/proc/self/ns/pid": "pid:[1]", "/proc/self/ns/mnt": "mnt:[1]"}
 	for name, content := range files {
+		if pid, isArgs := strings.CutSuffix(name, "/cmdline"); isArgs { // a process of root on this host
+			all[pid+"/status"] = "Uid:\t0\t0\t0\t0\n"
+			all[pid+"/stat"] = "5 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 500\n"
+			all[pid+"/exe"], _, _ = strings.Cut(content, "\x00")
+			all[pid+"/ns/user"], all[pid+"/ns/pid"], all[pid+"/ns/mnt"] = "user:[1]", "pid:[1]", "mnt:[1]"
+		}
+	}
+	maps.Copy(all, files)
+	for name, content := range all {
 		file := filepath.Join(root, name)
 		err := os.MkdirAll(filepath.Dir(file), 0o755)
-		if err == nil {
+		switch {
+		case err != nil:
+		case strings.HasPrefix(name, "/proc/") && (strings.Contains(name, "/ns/") || strings.HasSuffix(name, "/exe")):
+			err = os.Symlink(content, file)
+		default:
 			err = os.WriteFile(file, []byte(content), 0o644)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return &Prober{root: root, patience: Patience, run: func(context.Context, string, ...string) (string, error) { return "Kubernetes v1.31.4\n", nil }}
+	return &Prober{root: root, proc: proc.At(root + "/proc"), timeout: Timeout}
 }
 
 // flagsOf are the daemon's flags as a command line gives them.
@@ -65,7 +82,7 @@ func TestAdoptUnit(t *testing.T) {
 		a.Files["pod-infra-container-image"] != "/etc/systemd/system/cri-docker.service.d/10-cni.conf" {
 		t.Errorf("%+v", a)
 	}
-	if !strings.Contains(a.Command, " --cni-bin-dir=/a,/b --container-runtime-endpoint=unix:///run/other.sock --hairpin-mode=none ") {
+	if !strings.Contains(a.Command.String(), " --cni-bin-dir=/a,/b --container-runtime-endpoint=unix:///run/other.sock --hairpin-mode=none ") {
 		t.Errorf("command %q", a.Command)
 	}
 }
@@ -80,7 +97,7 @@ func TestAdoptNothing(t *testing.T) {
 
 func TestAdoptRunningDaemon(t *testing.T) {
 	files := map[string]string{
-		"/proc/self/status": "Name:\tcheck\nNSpid:\t90\n", "/proc/77/status": "NSpid:\t77\n", "/proc/78/status": "NSpid:\t78\t3\n", "/proc/79/status": "NSpid:\t79\n",
+		"/proc/78/ns/pid": "pid:[2]", "/proc/80/status": "Uid:\t1000\t1000\t1000\t1000\n", "/proc/80/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir=/of/a/user\x00",
 		"/proc/77/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir\x00/x/net.d\x00--of-another-release=1\x00--ipv6-dual-stack=True\x00",
 		"/proc/78/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir=/in/a/container\x00", "/proc/79/cmdline": "/usr/bin/cri-dockerd\x00log-driver\x00",
 	}
@@ -131,12 +148,14 @@ ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELE
 func TestKubeletOfKubeadm(t *testing.T) {
 	p := tree(t, map[string]string{
 		"/usr/lib/systemd/system/kubelet.service":                   "[Service]\nExecStart=/usr/bin/kubelet\n",
+		"/usr/bin/README":                                           "",
 		"/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf": kubeadmUnit,
 		"/var/lib/kubelet/kubeadm-flags.env":                        `KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --network-plugin cni"` + "\n",
 		"/etc/default/kubelet":                                      "KUBELET_EXTRA_ARGS=--fail-swap-on\n",
 		"/var/lib/kubelet/config.yaml":                              "kind: KubeletConfiguration\ncgroupDriver: systemd\nfailSwapOn: false\nfeatureGates: {A: true}\nevictionHard: {nodefs.available: 5%}\nauthentication: {anonymous: {enabled: false}}\n",
 		"/etc/kubernetes/kubelet.conf":                              "",
 	})
+	buildKubelet(t, p.path("/usr/bin/kubelet"), kubeletModule, "-ldflags", "-X k8s.io/component-base/version.gitVersion=v1.31.4")
 	k := p.kubelet(t.Context())
 	env := "/var/lib/kubelet/kubeadm-flags.env"
 	want := []finding.Flag{
@@ -197,7 +216,7 @@ func TestNode(t *testing.T) {
 		"/etc/docker/daemon.json":       "{\n",
 	})
 	cfg, _ := flagsOf(t)
-	n := p.node(cfg, "")
+	n := p.node(t.Context(), cfg, "")
 	if cmp.Diff([]string{"/dev/sda2"}, n.Swaps) != "" || !n.FstabSwap || !n.Overlay || !n.DockerGroup || n.IPForward != "1" || n.BridgeNF != "" || len(n.OtherCRI) != 0 || n.Year < 2020 {
 		t.Errorf("%+v", n)
 	}
@@ -266,8 +285,8 @@ func TestProblem(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 		if c != nil {
-			if pid := peerOf(c); pid != os.Getpid() {
-				t.Errorf("%s is served by process %d", name, pid)
+			if cred, err := rootonly.Peer(c); err != nil || int(cred.Pid) != os.Getpid() {
+				t.Errorf("%s is served by %+v, %v", name, cred, err)
 			}
 			c.Close()
 		}
@@ -286,7 +305,7 @@ func TestListening(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := New(Patience)
+	p := New(Timeout)
 	if got := p.listening(os.Getpid()); cmp.Diff([]string{l.Addr().String()}, got) != "" {
 		t.Errorf("%v, want %v", got, l.Addr())
 	}
@@ -299,20 +318,20 @@ func TestListening(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if got := p.lockHolder(file.Name()); got != "" {
-		t.Errorf("held by %q", got)
+	if got := p.lockHolder(file.Name()); got != 0 {
+		t.Errorf("held by %d", got)
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.lockHolder(file.Name()); got == "" {
+	if got := p.lockHolder(file.Name()); got != os.Getpid() {
 		t.Error("nobody holds the lock")
 	}
 }
 
 func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
-	if d := New(Patience).directory("run-directory", filepath.Join(dir, "not", "yet")); d.Error != "" || d.ReadOnly != "" {
+	if d := New(Timeout).directory("run-directory", filepath.Join(dir, "not", "yet")); d.Error != "" || d.ReadOnly != "" {
 		t.Errorf("%+v", d)
 	}
 }
@@ -323,14 +342,6 @@ func TestSplit(t *testing.T) {
 	} {
 		if diff := cmp.Diff(want, split(in)); diff != "" {
 			t.Errorf("%q: %s", in, diff)
-		}
-	}
-}
-
-func TestQuoted(t *testing.T) {
-	for in, want := range map[string]string{"unix:///a": "unix:///a", "": "''", "it's": `'it'\''s'`, "a b": "'a b'"} {
-		if got := quoted(in); got != want {
-			t.Errorf("%q: %s", in, got)
 		}
 	}
 }

@@ -48,7 +48,8 @@ type setting struct{ key, value, file string }
 // settings are the lines of a unit in the order in which they hold, long ones joined.
 func (p *Prober) settings(unit string) []setting {
 	var out []setting
-	for _, file := range p.unitFiles(unit) {
+	files := p.unitFiles(unit)
+	for _, file := range files[:min(len(files), maxFiles)] {
 		for line := range strings.Lines(strings.ReplaceAll(p.read(file), "\\\n", " ")) {
 			key, value, found := strings.Cut(strings.TrimSpace(line), "=")
 			if found && !strings.HasPrefix(key, "#") && !strings.HasPrefix(key, ";") {

@@ -5,21 +5,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cri-dockerd/internal/shell"
 )
 
-// mendFile runs a line of a shell on a file with this content and returns what it makes of it.
-func mendFile(t *testing.T, content string, line func(file string) string) string {
+// fixFile runs a line of a shell on a file with this content and returns what it makes of it.
+func fixFile(t *testing.T, content string, fix func(file string) shell.Line) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("sh", "-c", line(file)).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", line(file), err, out)
+	if out, err := exec.Command("sh", "-c", fix(file).String()).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", fix(file), err, out)
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -39,7 +40,7 @@ func TestDropFlags(t *testing.T) {
 		`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --network-plugin --a=b"`: `X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --a=b"`,
 		`X="--network-plugin= --a"`: `X=" --a"`,
 	} {
-		got := mendFile(t, before+"\n", func(file string) string { return dropFlags([]string{file}, "network-plugin", "container-runtime") })
+		got := fixFile(t, before+"\n", func(file string) shell.Line { return dropFlags([]string{file}, "network-plugin", "container-runtime") })
 		if diff := cmp.Diff(after+"\n", got); diff != "" {
 			t.Errorf("%s: %s", before, diff)
 		}
@@ -52,7 +53,7 @@ func TestSetKubelet(t *testing.T) {
 		"kind: KubeletConfiguration\nfailSwapOn: true\n":       "kind: KubeletConfiguration\nfailSwapOn: false\n",
 		"kind: KubeletConfiguration":                           "kind: KubeletConfiguration\nfailSwapOn: false\n",
 	} {
-		got := mendFile(t, before, func(file string) string {
+		got := fixFile(t, before, func(file string) shell.Line {
 			return (&Facts{Kubelet: Kubelet{ConfigFile: file}}).setKubelet("failSwapOn", "false", "fail-swap-on")
 		})
 		if diff := cmp.Diff(after, got); diff != "" {
@@ -68,7 +69,7 @@ func TestAddKubeletFlag(t *testing.T) {
 		"KUBELET_EXTRA_ARGS=--x=unix:///y\n": "KUBELET_EXTRA_ARGS=\"--x=unix:///y --a=b\"\n",
 		"KUBELET_EXTRA_ARGS=\"--x --y\"\n":   "KUBELET_EXTRA_ARGS=\"--x --y --a=b\"\n",
 	} {
-		got := mendFile(t, before, func(file string) string { return strings.ReplaceAll(addKubeletFlag("--a=b"), extraArgs, file) })
+		got := fixFile(t, before, func(file string) shell.Line { return addKubeletFlag(file, "--a=b") })
 		if diff := cmp.Diff(after, got); diff != "" {
 			t.Errorf("%q: %s", before, diff)
 		}
@@ -77,11 +78,10 @@ func TestAddKubeletFlag(t *testing.T) {
 
 func TestSetDaemonJSON(t *testing.T) {
 	for before, keys := range map[string]int{"": 1, "{}": 1, `{"live-restore": false}`: 1, "{\n  \"debug\": true,\n  \"live-restore\":false\n}\n": 2, `{"debug": {"a": 1}}`: 2, "{\n\"a\": 1\n}": 2} {
-		got := mendFile(t, before, func(file string) string {
+		got := fixFile(t, before, func(file string) shell.Line {
 			f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
 			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has none
-			line := f.setDaemonJSON("live-restore", "true", "reload")
-			return line[:len(line)-len(" && kill -HUP $(pidof dockerd)")]
+			return f.setDaemonJSON("live-restore", "true", "reload")
 		})
 		var after map[string]any
 		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true || len(after) != keys {

@@ -1,0 +1,42 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"syscall"
+
+	"cri-dockerd/internal/check/finding"
+	"cri-dockerd/internal/rootonly"
+)
+
+// dial connects to a unix socket on which a process of root listens, and says why that fails.
+func dial(ctx context.Context, path string) (net.Conn, finding.Problem, error) {
+	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
+		return nil, finding.NoSocket, errors.New("it is no socket")
+	}
+	c, err := rootonly.Dial(ctx, "unix", path)
+	return c, problem(err), err
+}
+
+// problem is the kind of an error of a connection.
+func problem(err error) finding.Problem {
+	var timeout net.Error
+	var peer *rootonly.PeerError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &peer):
+		return finding.NotRoot
+	case errors.Is(err, syscall.ENOENT):
+		return finding.Missing
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return finding.Refused
+	case errors.Is(err, os.ErrPermission):
+		return finding.Denied
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return finding.Silent
+	}
+	return finding.Other
+}
