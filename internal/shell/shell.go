@@ -6,7 +6,6 @@ package shell
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -53,7 +52,7 @@ func Command(format constant, words ...string) Line {
 	})
 }
 
-// Advice returns a sentence in which each "{}" is replaced by a word, quoted as in a command line,
+// Advice returns a sentence without apostrophes before a place, in which each "{}" is replaced by a word, quoted as in a command line,
 // so that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by
 // Show.
 func Advice(format constant, words ...string) Line {
@@ -91,6 +90,9 @@ func build(format string, words []string, quote func(word string, operand bool) 
 		b.WriteString(before)
 		if !found {
 			break
+		}
+		if quotes := strings.Count(before, "'") + strings.Count(before, `"`); quotes%2 != 0 { // the place would be within quotes
+			l.err = errors.Join(l.err, errors.New("a place stands within quotes"))
 		}
 		word := ""
 		if len(words) > 0 {
@@ -189,8 +191,21 @@ func special(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/.:,-_=@%+", r))
 }
 
-// Show returns a foreign string for a sentence: on one line, printable, bounded, in quotes.
-func Show(s string) string { return fmt.Sprintf("%q", text.Clean(s, maxShown)) }
+// Show returns a foreign string for a sentence: on one line, printable, bounded, and quoted, so that
+// it is one word even if it is pasted. What cannot be printed is a space.
+func Show(s string) string {
+	printable := strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text.Clean(s, maxShown))
+	quoted, err := Quote(printable)
+	if err != nil {
+		return "''" // Quote takes every printable word of this length
+	}
+	return quoted
+}
 
 // IsPlain reports whether a value may stand in a file or in an expression of sed without any
 // quoting: letters, digits and "/.:,-_=@%+", at most 256 characters.

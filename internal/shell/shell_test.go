@@ -59,7 +59,7 @@ func TestLines(t *testing.T) {
 		"nohup '/my d' --a-b='x y' >>/log 2>&1 &": Run("/my d", Option{"a-b", "x y"}).Detached("/log"),
 		"a  # then b":                             Command("a").Note("then b"),
 		"swapoff /a '/b c'":                       Command("swapoff").Args("/a", "/b c"),
-		`correct "a\nb", now`:                     Advice("correct {}, now", "a\nb"),
+		"correct 'a b;c', now":                    Advice("correct {}, now", "a\nb;c"),
 		"correct 'a b', now":                      Advice("correct {}, now", "a b"),
 		refused:                                   Command("rm {}", "-rf"),
 	} {
@@ -69,7 +69,7 @@ func TestLines(t *testing.T) {
 	}
 	for name, l := range map[string]Line{
 		"option": Command("rm {}", "-x"), "operand": Command("rm").Args("-x"), "program": Run("-x"), "name": Run("/x", Option{"a;b", ""}), "newline": Run("/x", Option{"a", "\n"}),
-		"missing": Command("rm {}"), "too many": Command("rm", "x"), "of the second": Command("a").And(Command("rm {}", "\x1b")),
+		"missing": Command("rm {}"), "too many": Command("rm", "x"), "quoted place": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"), "of the second": Command("a").And(Command("rm {}", "\x1b")),
 	} {
 		if l.Err() == nil || l.String() != refused {
 			t.Errorf("%s: %s", name, l)

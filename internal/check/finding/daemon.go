@@ -65,7 +65,7 @@ func judgeFlags(f *Facts) verdict {
 		return ok("of %s", f.Flags.Source)
 	}
 	unit := f.daemonUnit()
-	fix := shell.Advice("correct it in the daemon's flags, then systemctl daemon-reload && systemctl restart {}", unit)
+	fix := shell.Advice("correct it in the flags of the daemon, then systemctl daemon-reload && systemctl restart {}", unit)
 	switch {
 	case m.File != "" && isFlagName(m.Nearest) && isFlagName(m.Flag):
 		fix = shell.Command("sed -i -E {} {} && systemctl daemon-reload && systemctl restart {}",

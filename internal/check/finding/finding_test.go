@@ -324,6 +324,9 @@ func TestCausesComeFirst(t *testing.T) {
 			if (x.Status == Fail || x.Status == Warn) != (!x.Fix.IsZero()) {
 				t.Errorf("%s: %+v: what fails has a fix, and nothing else has", c.name, x)
 			}
+			if err := x.Fix.Err(); err != nil {
+				t.Errorf("%s: %s: %v", c.name, x.ID, err)
+			}
 			switch {
 			case x.Because != "":
 				fmt.Fprintf(&b, "%s %s because of %s\n", x.Status, x.ID, x.Because)

@@ -19,7 +19,7 @@ func (f *Facts) restarted(line shell.Line) shell.Line {
 
 // isFlagName reports whether a name may stand in an expression of sed.
 func isFlagName(s string) bool {
-	return s != "" && len(s) < 100 && !strings.ContainsFunc(s, func(r rune) bool {
+	return s != "" && s[0] != '-' && len(s) < 100 && !strings.ContainsFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-')
 	})
 }
@@ -83,7 +83,7 @@ func dirOf(file string) string { return file[:max(strings.LastIndexByte(file, '/
 // setKubelet is the line that sets a key of the kubelet's configuration and, if it is given by a flag, takes away that.
 func (f *Facts) setKubelet(key, value, flag string) shell.Line {
 	if !shell.IsPlain(value) {
-		return shell.Advice("set {} of the kubelet's configuration to {}", key, value)
+		return shell.Advice("set {} in the configuration of the kubelet to {}", key, value)
 	}
 	var fix shell.Line
 	if files := f.filesWith(flag); len(files) > 0 {

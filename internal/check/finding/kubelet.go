@@ -78,7 +78,7 @@ func judgeKubeletFlags(f *Facts) verdict {
 	case len(names) == 0:
 		return ok("kubelet %s", k.Version)
 	}
-	fix := shell.Advice("take {} out of the kubelet's command line", "--"+strings.Join(names, " --"))
+	fix := shell.Advice("take {} out of the command line of the kubelet", "--"+strings.Join(names, " --"))
 	if files := f.filesWith(names...); len(files) > 0 {
 		fix = f.restarted(dropFlags(files, names...).And(f.reloadUnits(names...)))
 	}

@@ -126,7 +126,7 @@ func (f *Facts) addPlugins() shell.Line {
 	case standard:
 		return shell.Advice("install the standard CNI plugins into {}: https://github.com/containernetworking/plugins/releases", dir)
 	}
-	return shell.Advice("delete the network add-on's pod on this node: its start puts {} into {}", name, dir)
+	return shell.Advice("delete the pod of the network add-on on this node: its start puts {} into {}", name, dir)
 }
 
 func judgeNetwork(f *Facts) verdict {

@@ -1,0 +1,258 @@
+package rootonly
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const nobody = 65534
+
+// TestMain lets the test's own program listen as another user.
+func TestMain(m *testing.M) {
+	if network, address, found := strings.Cut(os.Getenv("ROOTONLY_TEST_LISTEN"), "://"); found {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			panic(err)
+		}
+		if _, err := os.Stdout.WriteString(l.Addr().String() + "\n"); err != nil {
+			panic(err)
+		}
+		_, _ = io.Copy(io.Discard, os.Stdin) // ends with the test
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// listenAs starts a process of a user that listens, and returns its address.
+func listenAs(t *testing.T, uid uint32, endpoint string) string {
+	t.Helper()
+	program := filepath.Join(publicDir(t), "listen")
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program)
+	cmd.Dir, cmd.Env = "/", append(os.Environ(), "ROOTONLY_TEST_LISTEN="+endpoint)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Wait() }) //nolint:errcheck // it ends with its input
+	b := make([]byte, 200)
+	n, err := out.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b[:n]))
+}
+
+// publicDir is a directory that other users can enter.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rootonly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// place is a file system below a root: directories end in "/", links contain "->".
+func place(t *testing.T, root string, entries ...string) {
+	t.Helper()
+	for _, e := range entries {
+		name, target, isLink := strings.Cut(e, "->")
+		file := filepath.Join(root, name)
+		var err error
+		switch {
+		case isLink:
+			err = os.Symlink(target, file)
+		case strings.HasSuffix(e, "/"):
+			err = os.MkdirAll(file, 0o755)
+		default:
+			err = os.WriteFile(file, []byte(e), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestOpen(t *testing.T) {
+	root := t.TempDir()
+	place(t, root, "a/", "a/b/", "a/b/f", "link->/a/b/f", "rel->a/../a/b/f", "dir->a/b", "loop->loop", "out->../../../../a/b/f", "null->/dev/null", "up->..")
+	for _, good := range []string{"/a/b/f", "//a/./b/f", "/a/b/../b/f", "/link", "/rel", "/dir/f", "/out", "/up/a/b/f", "/../a/b/f"} {
+		f, err := Open(root, good)
+		if err != nil {
+			t.Errorf("%s: %v", good, err)
+			continue
+		}
+		if b, err := io.ReadAll(f); err != nil || string(b) != "a/b/f" {
+			t.Errorf("%s: %q %v", good, b, err)
+		}
+		f.Close()
+	}
+	if err := unix.Mkfifo(filepath.Join(root, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for bad, want := range map[string]error{
+		"/fifo": ErrNotRegular, "/a": ErrNotRegular, "/": ErrNotRegular, "/none": os.ErrNotExist, "/loop": unix.ELOOP, "/link/x": unix.ENOTDIR, "a/b/f": nil, "": nil, "/null": os.ErrNotExist,
+		"/a\x00": nil, "/" + strings.Repeat("x", 5000): nil,
+	} {
+		f, err := Open(root, bad)
+		if err == nil {
+			f.Close()
+		}
+		if err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("%.20q: %v", bad, err)
+		}
+	}
+}
+
+// TestOthersCanChange changes one thing on the way to a file.
+func TestOthersCanChange(t *testing.T) {
+	for name, c := range map[string]struct {
+		do      func(root string) error
+		because string
+		shared  bool
+	}{
+		"owner of the file":    {func(r string) error { return os.Chown(r+"/a/b/f", nobody, 0) }, "/a/b/f", false},
+		"mode of the file":     {func(r string) error { return os.Chmod(r+"/a/b/f", 0o646) }, "/a/b/f", false},
+		"group of the file":    {func(r string) error { return os.Chmod(r+"/a/b/f", 0o664) }, "/a/b/f", false},
+		"owner of a directory": {func(r string) error { return os.Chown(r+"/a", nobody, 0) }, "/a", false},
+		"mode of a directory":  {func(r string) error { return os.Chmod(r+"/a", 0o777) }, "/a", false},
+		"group of a directory": {func(r string) error { return os.Chmod(r+"/a/b", 0o775) }, "/a/b", false},
+		"a directory for all":  {func(r string) error { return os.Chmod(r+"/a/b", 0o777|os.ModeSticky) }, "/a/b", true},
+		"owner of a sticky one": {func(r string) error {
+			return errors.Join(os.Chmod(r+"/a", 0o777|os.ModeSticky), os.Chown(r+"/a", nobody, 0))
+		}, "/a", false},
+		"owner of the link":      {func(r string) error { return os.Lchown(r+"/link", nobody, 0) }, "/link", false},
+		"a directory after link": {func(r string) error { return os.Chmod(r+"/a/b", 0o757) }, "/a/b", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			place(t, root, "a/", "a/b/", "a/b/f", "link->a/b/f")
+			if err := c.do(root); err != nil {
+				t.Fatal(err)
+			}
+			f, err := Open(root, "/link")
+			if err == nil {
+				f.Close()
+			}
+			var fileErr *FileError
+			if !errors.As(err, &fileErr) || fileErr.File != "/link" || fileErr.Because != c.because || fileErr.Shared != c.shared || !strings.HasPrefix(fileErr.Reason, c.because+": ") {
+				t.Errorf("%+v", err)
+			}
+		})
+	}
+	root := t.TempDir() // root's own directory in one for all cannot be replaced
+	place(t, root, "tmp/", "tmp/d/", "tmp/d/f")
+	if err := os.Chmod(root+"/tmp", 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(root, "/tmp/d/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+}
+
+// TestDialTrustsRootOnly starts listeners of root and of another user.
+func TestDialTrustsRootOnly(t *testing.T) {
+	open := publicDir(t)
+	theirs := filepath.Join(open, "theirs")
+	if err := errors.Join(os.Mkdir(theirs, 0o755), os.Chown(theirs, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	moved := filepath.Join(open, "moved.sock") // their socket in root's directory
+	if err := os.Rename(listenAs(t, nobody, "unix://"+theirs+"/a.sock"), moved); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		network, address string
+		want             bool
+	}{
+		"root's socket":                    {"unix", listenAs(t, 0, "unix://"+open+"/root.sock"), true},
+		"root's socket in another's place": {"unix", listenAs(t, 0, "unix://"+theirs+"/root.sock"), false},
+		"another's socket in root's place": {"unix", moved, false},
+		"root's port":                      {"tcp", listenAs(t, 0, "tcp://127.0.0.1:0"), true},
+		"root's port at all addresses":     {"tcp", loopback(listenAs(t, 0, "tcp://:0")), true},
+		"root's port, IPv6":                {"tcp", listenAs(t, 0, "tcp://[::1]:0"), true},
+		"another's port":                   {"tcp", listenAs(t, nobody, "tcp://127.0.0.1:0"), false},
+		"another's port at all addresses":  {"tcp", loopback(listenAs(t, nobody, "tcp://:0")), false},
+		"another's port, IPv6":             {"tcp", listenAs(t, nobody, "tcp://[::1]:0"), false},
+		"another's port in 127.0.0.0/8":    {"tcp", listenAs(t, nobody, "tcp://127.9.9.9:0"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			conn, err := Dial(ctx, c.network, c.address)
+			if err == nil {
+				conn.Close()
+			}
+			var peer *PeerError
+			if (err == nil) != c.want || err != nil && !errors.As(err, &peer) {
+				t.Errorf("%s: %v", c.address, err)
+			}
+		})
+	}
+}
+
+func loopback(address string) string {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err.Error()
+	}
+	return "127.0.0.1:" + port
+}
+
+func TestHexAddress(t *testing.T) {
+	for in, want := range map[string]string{
+		"0100007F:1F90": "127.0.0.1:8080", "00000000:0016": "0.0.0.0:22", "00000000000000000000000001000000:0050": "[::1]:80", "0000000000000000FFFF00000100007F:0050": "127.0.0.1:80",
+	} {
+		if got, err := hexAddress(in); err != nil || got != netip.MustParseAddrPort(want) {
+			t.Errorf("%s: %v %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", ":", "0:0", "zzzzzzzz:1", "0100007F:FFFFF", "0100007F"} {
+		if got, err := hexAddress(in); err == nil {
+			t.Errorf("%s: %v", in, got)
+		}
+	}
+}
+
+func TestEngineAddress(t *testing.T) {
+	t.Setenv("DOCKER_HOST", "unix:///env.sock")
+	for in, want := range map[string]string{"unix:///a": "unix /a", "tcp://h:1": "tcp h:1", "": "unix /env.sock", "npipe://x": " ", "gopher": " "} {
+		network, address := EngineAddress(in)
+		if network+" "+address != want || (EngineDial(in) == nil) != (want == " ") {
+			t.Errorf("%s: %s %s", in, network, address)
+		}
+	}
+}
