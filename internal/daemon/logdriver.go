@@ -156,14 +156,12 @@ func relieve(dir string) error {
 		unlock()
 		return nil
 	}
-	"cri-dockerd/internal/proc"
 	b, err := safefs.ReadFile(filepath.Join(dir, logDriverPID), 32)
 	if err != nil {
 		return err
 	}
 	pid, err := strconv.Atoi(string(b))
 	if err != nil || pid <= 1 {
-	"cri-dockerd/internal/proc"
 		return fmt.Errorf("%q is no process", b)
 	}
 	return endLogDriver(pid)

@@ -194,3 +194,63 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 		t.Error(fmt.Sprint(left), err)
 	}
 }
+
+// TestEndLogDriver ends the log-driver process of root whose number stands in the file, and nothing
+// that has got the number since.
+func TestEndLogDriver(t *testing.T) {
+	scripts, err := os.MkdirTemp("", "scripts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(scripts)
+	if err := os.Chmod(scripts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{LogDriverCommand, "another"} {
+		if err := os.WriteFile(filepath.Join(scripts, name), []byte("echo; read line"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		argument string
+		uid      uint32
+		ends     bool
+	}{
+		"the log-driver":         {LogDriverCommand, 0, true},
+		"another program":        {"another", 0, false},
+		"another user's process": {LogDriverCommand, 65534, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command("/bin/sh", c.argument) // runs the script of this name
+			cmd.Dir = scripts
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.uid, Gid: c.uid}}
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if err := endLogDriver(cmd.Process.Pid); (err == nil) != c.ends {
+				t.Errorf("%v", err)
+			}
+			if !c.ends {
+				in.Close()
+			}
+			err = cmd.Wait()
+			if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != c.ends {
+				t.Errorf("ended by a signal: %v, %v", killed, err)
+			}
+			if err := endLogDriver(cmd.Process.Pid); err != nil {
+				t.Errorf("after its end: %v", err)
+			}
+		})
+	}
+}
