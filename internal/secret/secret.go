@@ -5,15 +5,17 @@ package secret
 import (
 	"log/slog"
 	"regexp"
-	"slices"
-	"strings"
 )
 
 // hidden stands in a secret's place.
 const hidden = "***"
 
-// shortest is the length in bytes from which a known secret is looked for in a text: a shorter one cannot be told from ordinary words.
+// shortest is the length in bytes from which a known secret is looked for in a text. A shorter one cannot be told from ordinary words, and to mask
+// it would show where it stands: it is hidden only in the fields and headers of forms.
 const shortest = 4
+
+// fieldNames are the fields of Docker's AuthConfig and of OAuth 2 that hold credentials, as a regular expression.
+const fieldNames = `password|passwd|auth|secret|(?:identity|registry|access|refresh|id)?_?token|client_secret`
 
 // forms are the shapes in which credentials appear in other programs' texts, and what is left of them.
 var forms = []struct {
@@ -27,6 +29,8 @@ var forms = []struct {
 	// Bearer <token> without its header's name; shorter words are prose, such as "basic authentication"
 	{regexp.MustCompile(`(?i)\b(basic|bearer)\s+[A-Za-z0-9+/_.~=-]{16,}`), "${1} " + hidden},
 	// "password":"…", identitytoken=…: fields of Docker's AuthConfig and of OAuth 2 (RFC 6749)
+	{regexp.MustCompile(`(?i)(\\"(?:` + fieldNames + `)\\"\s*:\s*\\")(?:\\\\(?:\\.|[^\\])|[^"\\])+`), "${1}" + hidden},
+	{regexp.MustCompile(`(?i)("(?:` + fieldNames + `)"\s*:\s*")(?:\\.|[^"\\])+`), "${1}" + hidden},
 	{regexp.MustCompile(`(?i)((?:\\?["'])(?:password|passwd|auth|secret|(?:identity|registry|access|refresh|id)?_?token|client_secret)(?:\\?["'])\s*:\s*\\?["'])[^"'\\]+`), "${1}" + hidden},
 	{regexp.MustCompile(`(?i)\b((?:password|passwd|(?:identity|registry|access|refresh|id)_?token|client_secret)=["']?)[^\s&"',;]+`), "${1}" + hidden},
 	// …?X-Amz-Signature=…&sig=…: addresses that are credentials themselves, to which registries redirect
@@ -35,15 +39,11 @@ var forms = []struct {
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), hidden},
 }
 
-// Mask is a text without what has the form of a credential, and without the known secrets.
-func Mask(text string, known ...string) string {
-	// Longer ones first: one may be a part of another.
-	slices.SortFunc(known, func(a, b string) int { return len(b) - len(a) })
-	for _, k := range known {
-		if len(k) >= shortest {
-			text = strings.ReplaceAll(text, k, hidden)
-		}
-	}
+// Mask is a text without what has the form of a credential, and without the known secrets: as they are, and as JSON, Go, URLs, HTML and base64
+// write them, also within each other and split over lines.
+func Mask(text string, known ...string) string { return maskForms(maskKnown(text, known)) }
+
+func maskForms(text string) string {
 	for _, f := range forms {
 		text = f.shape.ReplaceAllString(text, f.left)
 	}
