@@ -13,9 +13,10 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// outputLimit is how much of each stream ExecSync returns; the rest is dropped, so that a talkative probe cannot fill memory (CRI ExecSync
-// names 16 MB).
-const outputLimit = 16 << 20
+// outputLimit is how many bytes of both streams together ExecSync returns. The rest is dropped, so that a talkative probe cannot fill memory
+// (CRI ExecSync names 16 MB). The answer must fit into the 16 MiB that a kubelet takes: beside the output it has two tags with a length of
+// at most 4 bytes and a code of at most 11 bytes.
+const outputLimit = 16<<20 - 2*(1+4) - 11
 
 // ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After timeout seconds, if not 0, the command
 // and all that it started are killed and the answer is DeadlineExceeded.
@@ -37,7 +38,14 @@ func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ExecSyncResponse{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), ExitCode: int32(code)}, nil
+	out, errOut := share(stdout.Bytes(), stderr.Bytes(), outputLimit)
+	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errOut, ExitCode: int32(code)}, nil
+}
+
+// share cuts two outputs to so many bytes together. Each keeps half of them at least, if it has as many.
+func share(a, b []byte, limit int) (_, _ []byte) {
+	a = a[:min(len(a), max(limit/2, limit-len(b)))]
+	return a, b[:min(len(b), limit-len(a))]
 }
 
 // running is a container that must run: NotFound or FailedPrecondition else.

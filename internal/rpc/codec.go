@@ -21,7 +21,13 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 			return mem.BufferSlice{mem.NewBuffer(&items, sent{})}, nil
 		}
 	}
-	return c.CodecV2.Marshal(v)
+	out, err := c.CodecV2.Marshal(v)
+	if m, ok := v.(proto.Message); ok && err != nil {
+		if valid, changed := wire.Valid(m); changed { // one text that is not UTF-8 must not cost the answer
+			return c.CodecV2.Marshal(valid)
+		}
+	}
+	return out, err
 }
 
 // sent takes back the memory of answers that have been sent.

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/secret"
+	"cri-dockerd/internal/text"
 )
 
 // write makes the call's log line: calls that change something at info, the polling at debug. Of a request only names and IDs are logged:
@@ -100,7 +101,7 @@ type attrs []slog.Attr
 
 func (a *attrs) add(key, value string) {
 	if value != "" {
-		*a = append(*a, slog.String(key, value))
+		*a = append(*a, slog.String(key, text.Clean(value, text.MaxName)))
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 type rpcMetrics struct {
 	seconds  *prometheus.HistogramVec // by method and code
 	inFlight *prometheus.GaugeVec     // by method
+	// oversized counts answers that were refused.
+	oversized prometheus.Counter
 }
 
 func newRPCMetrics() rpcMetrics {
@@ -21,6 +23,10 @@ func newRPCMetrics() rpcMetrics {
 			Buckets: []float64{.0001, .0005, .001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 300},
 		}, []string{"method", "code"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "cri_dockerd_rpc_in_flight", Help: "Calls of the CRI that are under way, by method."}, []string{"method"}),
+		oversized: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cri_dockerd_rpc_oversized_answers_total",
+			Help: "Answers of the CRI that were refused because they exceed the kubelet's limit of 16 MiB.",
+		}),
 	}
 }
 
@@ -37,5 +43,5 @@ func (m rpcMetrics) begin(method string) (end func(took time.Duration, err error
 
 // Collectors are the figures of the calls, to be registered once.
 func (s *Server) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{s.metrics.seconds, s.metrics.inFlight}
+	return []prometheus.Collector{s.metrics.seconds, s.metrics.inFlight, s.metrics.oversized}
 }

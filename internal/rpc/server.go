@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"reflect"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -22,7 +21,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// maxMessage is the largest message in bytes, what the kubelet's client takes too.
+// maxMessage is the largest message in bytes that is taken and sent: what the kubelet's client takes (its maxMsgSize).
 const maxMessage = 16 << 20
 
 // Services are what is served.
@@ -45,9 +44,8 @@ type Server struct {
 // New registers the services behind the interceptor.
 func New(s Services) *Server {
 	i := newInterceptor(s.Validate, s.Log)
-	// ExecSync answers with up to two streams of 16 MiB.
 	options := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(3 * maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
 		grpc.ForceServerCodecV2(newCodec()),
 	}
 	options = append(options, bounds()...)
@@ -96,7 +94,7 @@ func newInterceptor(validate func(any) error, log *slog.Logger) interceptor {
 
 // end is what happens after a call: its error gets a code and loses secrets, and it is counted and logged.
 func (i interceptor) end(ctx context.Context, name string, req, resp any, count func(time.Duration, error), took time.Duration, err error) error {
-	err = discreet(toStatus(err), req)
+	err = bounded(discreet(toStatus(err), req))
 	count(took, err)
 	i.write(ctx, name, req, resp, took, err)
 	return err
@@ -107,7 +105,7 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	count := i.metrics.begin(name)
 	defer func() {
 		if p := recover(); p != nil {
-			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			i.logPanic(info.FullMethod, p, req)
 			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", name, p)
 		}
 		if err = i.end(ctx, name, req, resp, count, time.Since(begin), err); err != nil {
@@ -120,33 +118,50 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err := i.validate(req); err != nil {
 		return nil, err
 	}
-	return handler(ctx, req)
+	resp, err = handler(ctx, req)
+	if err == nil {
+		err = i.fits(name, resp)
+	}
+	return resp, err
 }
 
 func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	begin, name := time.Now(), method(info.FullMethod)
 	count := i.metrics.begin(name)
+	request := &validated{ServerStream: s, interceptor: i, name: name}
 	defer func() {
 		if p := recover(); p != nil {
-			i.log.Error("panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			i.logPanic(info.FullMethod, p, request.last)
 			err = status.Errorf(codes.Internal, "%s panicked: %v", name, p)
 		}
-		err = i.end(s.Context(), name, nil, nil, count, time.Since(begin), err)
+		err = i.end(s.Context(), name, request.last, nil, count, time.Since(begin), err)
 	}()
-	return handler(srv, validated{s, i.validate})
+	return handler(srv, request)
 }
 
-// validated checks the request of a streaming call when the generated code reads it.
+// validated checks the request of a streaming call when the generated code reads it, and the size of what is sent.
 type validated struct {
 	grpc.ServerStream
-	validate func(any) error
+	interceptor
+	name string
+	last any // the request
 }
 
-func (v validated) RecvMsg(m any) error {
+// RecvMsg implements grpc.ServerStream.
+func (v *validated) RecvMsg(m any) error {
 	if err := v.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	v.last = m
 	return v.validate(m)
+}
+
+// SendMsg implements grpc.ServerStream.
+func (v *validated) SendMsg(m any) error {
+	if err := v.fits(v.name, m); err != nil {
+		return err
+	}
+	return v.ServerStream.SendMsg(m)
 }
 
 // method is the last part of /runtime.v1.RuntimeService/RunPodSandbox.

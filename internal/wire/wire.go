@@ -20,11 +20,20 @@ type Field = protowire.Number
 // Items is the field of the items in all lists of the CRI.
 const Items Field = 1
 
-// AppendItem appends a message as an item of a list. An error is that a text in it is not UTF-8.
+// AppendItem appends a message as an item of a list. Texts in it that are not UTF-8 are appended as valid ones.
 func AppendItem(b []byte, m proto.Message) ([]byte, error) {
+	begin := len(b)
 	b = protowire.AppendTag(b, Items, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(proto.Size(m)))
-	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
+	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
+	if err == nil {
+		return out, nil
+	}
+	valid, changed := Valid(m)
+	if !changed {
+		return nil, err
+	}
+	return AppendItem(b[:begin], valid)
 }
 
 // AppendField appends a field that is a message, which is encoded already.

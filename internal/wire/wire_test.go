@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -59,8 +60,36 @@ func TestCarry(t *testing.T) {
 			t.Errorf("%v carries %q, %v", c.answer, got, ok)
 		}
 	}
-	if _, err := AppendItem(nil, &runtimeapi.PodSandbox{Id: "\xff"}); err == nil {
-		t.Error("a text that no client can read")
+}
+
+// TestInvalidTexts: an item with texts that are no UTF-8, wherever they stand, is sent with valid ones, and the record stays as it is.
+func TestInvalidTexts(t *testing.T) {
+	item := &runtimeapi.ContainerStatus{
+		Id: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "a\xc3"}, Labels: map[string]string{"k\xfe": "v\xfd", "k": "\xff", "good": "good"},
+		Mounts: []*runtimeapi.Mount{{HostPath: "/\xff"}, {HostPath: "/good"}}, User: &runtimeapi.ContainerUser{},
+		Resources: &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{Unified: map[string]string{"\xff": ""}}},
+	}
+	b, err := AppendItem([]byte(nil), item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields, _, _ := protowire.ConsumeTag(b)
+	_, _, begin := protowire.ConsumeTag(b)
+	message, n := protowire.ConsumeBytes(b[begin:])
+	if fields != Items || n < 0 {
+		t.Fatalf("field %d, %d bytes", fields, n)
+	}
+	got := &runtimeapi.ContainerStatus{}
+	if err := proto.Unmarshal(message, got); err != nil {
+		t.Fatal(err)
+	}
+	const bad = "\uFFFD"
+	if got.Id != bad || got.Metadata.Name != "a"+bad || got.Labels["k"+bad] != "v"+bad || got.Labels["k"] != bad || got.Labels["good"] != "good" ||
+		got.Mounts[0].HostPath != "/"+bad || got.Mounts[1].HostPath != "/good" || len(got.Resources.Linux.Unified) != 1 || len(got.Labels) != 3 {
+		t.Errorf("%v", got)
+	}
+	if item.Id != "\xff" || item.Labels["k\xfe"] != "v\xfd" {
+		t.Error("the record was changed")
 	}
 }
 
