@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 	"internal/proc":            {},
 	"internal/rootonly":        {"internal/proc"},
 	"internal/tracing":         {},
-	"internal/config":          {"internal/secret"},
+	"internal/config":          {"internal/secret", "internal/spec"},
 	"internal/engine/pause":    {},
 	"internal/cgroup":          {},
 	"internal/imagefs":         {},

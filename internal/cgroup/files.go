@@ -228,4 +228,3 @@ func parse(b []byte) (uint64, error) {
 	}
 	return strconv.ParseUint(string(b), 10, 64)
 }
-

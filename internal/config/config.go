@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"cri-dockerd/internal/secret"
+	"cri-dockerd/internal/spec"
 )
 
 // Config is all that flags decide.
@@ -28,6 +29,8 @@ type Config struct {
 	RootDirectory    string
 	RunDirectory     string
 	PauseImage       string        // "" means the embedded one
+	PinnedImages     []string      // names with "*", see spec.ParseImagePins
+	PinnedLabels     []string      // selectors of image labels
 	PullDeadline     time.Duration // without any progress
 	RequestTimeout   time.Duration // accepted, unused
 	StreamingAddr    string
@@ -53,6 +56,7 @@ type Config struct {
 	TLSKey           string
 	TLSClientCA      string
 	parsedCIDRs      []netip.Prefix
+	parsedPins       spec.ImagePins
 	unusedFlagsGiven []string
 }
 
@@ -70,6 +74,8 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of the daemon's lock and of what older shims left")
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces and of the log-driver's table; both outlive the daemon")
 	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which needs no registry")
+	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "names of images that the kubelet must not collect, with commas between; * stands for any characters, and a name without tag for all tags")
+	f.StringSliceVar(&c.PinnedLabels, "pinned-image-labels", nil, "labels of images that the kubelet must not collect, with commas between: key, key=value, !key or key!=value")
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
 	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
 	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and port-forward; empty means a free port on 127.0.0.1")
@@ -98,7 +104,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 
 // Validate checks what flags said; the error names the flag and the fix. f tells which flags were given.
 func (c *Config) Validate(f *pflag.FlagSet) error {
-	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validateMetrics, c.validateTracing} {
+	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validatePins, c.validateMetrics, c.validateTracing} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -113,6 +119,14 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 	})
 	return nil
 }
+
+func (c *Config) validatePins() (err error) {
+	c.parsedPins, err = spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
+	return err
+}
+
+// ImagePins are the images that the operator wants the kubelet to keep.
+func (c *Config) ImagePins() spec.ImagePins { return c.parsedPins }
 
 func (c *Config) validateNames() error {
 	if c.LogLevel == "trace" || c.LogLevel == "warning" || c.LogLevel == "fatal" || c.LogLevel == "panic" { // logrus's names

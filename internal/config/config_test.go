@@ -29,6 +29,8 @@ func TestCommandLineOfOldNodes(t *testing.T) {
 		{"docker-endpoint", "unix:///var/run/docker.sock", ""},
 		{"cri-dockerd-root-directory", "/var/lib/cri-dockerd", "/data/cri"},
 		{"pod-infra-container-image", "", "registry.example/pause:3.10"},
+		{"pinned-images", "[]", "registry.example/*,web:1"},
+		{"pinned-image-labels", "[]", "team=platform,keep"},
 		{"image-pull-progress-deadline", "1m0s", "5m"},
 		{"runtime-request-timeout", "0s", "15m"},
 		{"streaming-bind-addr", "", "127.0.0.1:10010"},

@@ -18,7 +18,7 @@ import (
 // foreign is a sandbox as an older shim made it, started or not.
 func (w *world) foreign(t *testing.T, network string, start bool) string {
 	t.Helper()
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: network})
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: network})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestCheckpoints(t *testing.T) {
 // TestSandboxThatTheViewLacks: the network of a container that is there belongs to somebody, whatever the view says.
 func TestSandboxThatTheViewLacks(t *testing.T) {
 	s, w := newService(t)
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: "none"})
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -604,7 +604,7 @@ func TestRecover(t *testing.T) {
 	healthy, lost, dead := runPod(t, s, w.pod()), runPod(t, s, w.pod()), runPod(t, s, w.pod())
 	w.engine.Drop(model.ContainerID(lost))
 	w.engine.End(model.ContainerID(dead), 0)
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: enginetest.PauseRef, NetworkMode: "none"})
+	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}

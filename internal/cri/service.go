@@ -66,9 +66,9 @@ type Engine interface {
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	// HeldImages are the IDs of the images that are held.
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
-	// PauseImage makes sure that the sandbox image is there and returns the name to create sandboxes from: the embedded image, loaded if
+	// PauseImage makes sure that the sandbox image is there and says what to create sandboxes from: the embedded image, loaded if
 	// it is missing, or the configured one, pulled if it is missing.
-	PauseImage(ctx context.Context) (ref string, err error)
+	PauseImage(ctx context.Context) (spec.PauseImage, error)
 }
 
 // View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened to a unique prefix; an unknown ID is

@@ -122,7 +122,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		return nil, err
 	}
 	p.engine, err = engine.New(engine.Config{
-		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, PullDeadline: cfg.PullDeadline, Traces: traces, Log: log,
+		Endpoint: cfg.DockerEndpoint, PauseImage: cfg.PauseImage, Pins: cfg.ImagePins(), PullDeadline: cfg.PullDeadline, Traces: traces, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -222,62 +222,65 @@ func streamError(r io.Reader) error {
 	})
 }
 
-// PauseImage makes sure that the sandbox image is there and returns its name: the embedded one, loaded if missing, or the configured one,
-// pulled if missing, with the credentials of this machine.
-func (e *Engine) PauseImage(ctx context.Context) (string, error) {
-	if ref := e.cfg.PauseImage; ref != "" {
-		if e.images.has(ref) {
-			return ref, nil
-		}
-		if _, err := e.inspectImage(ctx, ref); !errdefs.IsNotFound(err) {
-			return ref, wrap(err, "inspect pause image %s", ref)
-		}
-		if err := e.pullPause(ctx, ref); err != nil {
-			return "", fmt.Errorf("pause image %s: %w; %s", ref, err, pauseWaysOut)
-		}
-		return ref, nil
+// PauseImage makes sure that the sandbox image is there: the embedded one, loaded if missing, or the configured one, pulled if missing,
+// with the credentials of this machine.
+func (e *Engine) PauseImage(ctx context.Context) (spec.PauseImage, error) {
+	ref := e.cfg.PauseImage
+	if ref == "" {
+		return e.embeddedPause(ctx)
 	}
-	return e.embeddedPause(ctx)
+	if e.images.has(ref) {
+		return spec.PauseImage{Source: ref, Name: ref}, nil
+	}
+	if _, err := e.inspectImage(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+		return spec.PauseImage{}, wrap(err, "inspect pause image %s", ref)
+	} else if err != nil {
+		if err := e.pullPause(ctx, ref); err != nil {
+			return spec.PauseImage{}, fmt.Errorf("pause image %s: %w; %s", ref, err, pauseWaysOut)
+		}
+	}
+	return spec.PauseImage{Source: ref, Name: ref}, nil
 }
 
-// embeddedPause makes sure that the embedded sandbox image is there and returns its name. What has the name and
-// other content is replaced. Unavailable if the engine has not been connected.
-func (e *Engine) embeddedPause(ctx context.Context) (string, error) {
+// embeddedPause makes sure that the embedded sandbox image is there. It is used by its ID, since its name may be given to another image.
+// What has the name and other content is replaced. Unavailable if the engine has not been connected.
+func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
 	arch := e.arch.Load()
 	if arch == nil {
-		return "", fmt.Errorf("pause image: the engine is not connected: %w", errdefs.ErrUnavailable)
+		return spec.PauseImage{}, fmt.Errorf("pause image: the engine is not connected: %w", errdefs.ErrUnavailable)
 	}
 	img, err := pause.New(*arch)
 	if err != nil {
-		return "", err
+		return spec.PauseImage{}, err
 	}
-	if e.isPauseListed(img.Ref) { // image events keep the list up to date
-		return img.Ref, nil
+	if id := e.pauseID.Load(); id != nil && e.images.get(string(*id)) != nil { // image events keep the list up to date
+		return spec.PauseImage{Source: string(*id), Name: img.Ref}, nil
 	}
 
 	e.loading.Lock() // Docker 29 refuses the same load twice at once
 	defer e.loading.Unlock()
-	loaded, err := e.findPause(ctx, img)
-	if err != nil || loaded {
-		return img.Ref, err
+	id, err := e.findPause(ctx, img)
+	if err == nil && id == "" {
+		id, err = e.loadPause(ctx, img)
 	}
+	if err != nil {
+		return spec.PauseImage{}, err
+	}
+	e.pauseID.Store(&id)
+	e.images.forget(id) // the next list sees that it is pinned
+	return spec.PauseImage{Source: string(id), Name: img.Ref}, nil
+}
+
+// loadPause loads the embedded pause and returns its ID.
+func (e *Engine) loadPause(ctx context.Context, img pause.Image) (model.ImageID, error) {
 	if err := e.LoadImage(ctx, bytes.NewReader(img.Archive)); err != nil {
 		return "", err
 	}
-	if loaded, err = e.findPause(ctx, img); err == nil && !loaded {
+	id, err := e.findPause(ctx, img)
+	if err == nil && id == "" {
 		err = fmt.Errorf("pause image: the engine has loaded %s with other content: %w", img.Ref, errdefs.ErrUnavailable)
 	}
-	return img.Ref, err
-}
-
-// isPauseListed says whether the last list had the embedded pause under its name.
-func (e *Engine) isPauseListed(ref string) bool {
-	id := e.pauseID.Load()
-	if id == nil {
-		return false
-	}
-	i := e.images.get(string(*id))
-	return i != nil && i.Is(ref)
+	return id, err
 }
 
 // isPause compares an image's content and configuration with the embedded pause.
@@ -286,26 +289,23 @@ func isPause(in image.InspectResponse, img pause.Image) bool {
 		slices.Equal(in.Config.Entrypoint, img.Entrypoint) && len(in.Config.Cmd) == 0 && in.Config.User == ""
 }
 
-// findPause says whether the engine's image of this name is the embedded pause, by its content, and
-// remembers its ID.
-func (e *Engine) findPause(ctx context.Context, img pause.Image) (bool, error) {
+// findPause returns the ID of the engine's image of this name if its content is the embedded pause, "" if not.
+func (e *Engine) findPause(ctx context.Context, img pause.Image) (model.ImageID, error) {
 	in, err := e.inspectImage(ctx, img.Ref)
 	if errdefs.IsNotFound(err) {
-		return false, nil
+		return "", nil
 	} else if err != nil {
-		return false, wrap(err, "inspect pause image %s", img.Ref)
+		return "", wrap(err, "inspect pause image %s", img.Ref)
 	}
 	id, err := model.ParseImageID(in.ID)
 	if err != nil {
-		return false, wrap(err, "inspect pause image %s", img.Ref)
+		return "", wrap(err, "inspect pause image %s", img.Ref)
 	}
 	if !isPause(in, img) {
 		e.cfg.Log.Warn("an image with the name of the embedded pause has other content and is replaced", "image", img.Ref, "id", id)
-		return false, nil
+		return "", nil
 	}
-	e.pauseID.Store(&id)
-	e.images.forget(id) // the next list sees that it is pinned
-	return true, nil
+	return id, nil
 }
 
 const pauseWaysOut = "leave --pod-infra-container-image away to use the embedded image, name one of a mirror that this node reaches (docker login for credentials), " +

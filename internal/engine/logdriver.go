@@ -17,13 +17,15 @@ const logCheckName = "cri-dockerd-log-driver-check"
 // engine looks for a plugin's socket in its own mount namespace when it needs it, for up to 15 s. Unavailable means that the engine itself
 // does not answer.
 func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
-	ref, err := e.cfg.PauseImage, error(nil)
-	if ref == "" || !e.images.has(ref) { // a registry that cannot be reached says nothing about logs
-		ref, err = e.embeddedPause(ctx)
+	image := e.cfg.PauseImage
+	if image == "" || !e.images.has(image) { // a registry that cannot be reached says nothing about logs
+		embedded, err := e.embeddedPause(ctx)
+		if err != nil {
+			return err
+		}
+		image = embedded.Source
 	}
-	if err != nil {
-		return err
-	}
+
 	remove := func(ctx context.Context) error {
 		_, err := e.docker().ContainerRemove(ctx, logCheckName, client.ContainerRemoveOptions{Force: true})
 		return wrap(ignore(err, errdefs.IsNotFound), "remove container %s", logCheckName)
@@ -31,8 +33,8 @@ func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
 	if err := remove(ctx); err != nil { // left by a check that was given up, or by a crash
 		return err
 	}
-	_, err = e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
-		Name: logCheckName, Config: &container.Config{Image: ref},
+	_, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
+		Name: logCheckName, Config: &container.Config{Image: image},
 		HostConfig: &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: c.Driver, Config: c.Options}},
 	})
 	if err != nil {

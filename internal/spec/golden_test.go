@@ -99,7 +99,7 @@ func translate(t *testing.T, request string, h Host) (file, content string) {
 		}
 		req = r
 		if err = Validate(req); err == nil {
-			c, err = NewSandbox(r.Config, SandboxOptions{Host: h, Image: "pause:1", RuntimeHandler: r.RuntimeHandler, NetworkMode: "none"})
+			c, err = NewSandbox(r.Config, SandboxOptions{Host: h, Image: PauseImage{Source: "pause:1", Name: "pause:1"}, RuntimeHandler: r.RuntimeHandler, NetworkMode: "none"})
 		}
 	}
 	if err != nil {

@@ -95,7 +95,7 @@ func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 	s := &Sandbox{
 		ID:             model.ContainerID(in.ID),
 		Name:           r.Name,
-		Image:          in.Config.Image,
+		Image:          cmp.Or(r.Sandbox.Image, in.Config.Image),
 		Metadata:       &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
 		Labels:         r.Labels,
 		Annotations:    r.Annotations,

@@ -317,7 +317,7 @@ func FuzzTranslate(f *testing.F) {
 		if proto.Unmarshal(b, r) != nil || Validate(r) != nil {
 			return
 		}
-		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: host, Image: "p", NetworkMode: "bridge"}); err == nil {
+		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: host, Image: PauseImage{Source: "p", Name: "p"}, NetworkMode: "bridge"}); err == nil {
 			o, err := Read(container.InspectResponse{ID: testID, Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}, ImageLabels{})
 			if err != nil || o.Sandbox == nil || !proto.Equal(o.Sandbox.Metadata, r.SandboxConfig.Metadata) {
 				t.Fatalf("%s read back is %+v, %v", c.Name, o.Sandbox, err)

@@ -35,6 +35,7 @@ type record struct {
 
 // sandboxRecord is the part of a sandbox.
 type sandboxRecord struct {
+	Image   string `json:"image,omitempty"`   // the name of the pause image
 	Handler string `json:"handler,omitempty"` // the runtime handler of the request
 	// Pid is the name of the pod's PID mode. Docker knows that of its containers only.
 	Pid string `json:"pid"`

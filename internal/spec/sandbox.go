@@ -20,10 +20,16 @@ const (
 	defaultShm    = 64 << 20 // bytes, what Docker gives by default
 )
 
+// PauseImage is the image that sandboxes are created from.
+type PauseImage struct {
+	Source string // a name or an ID that the engine takes
+	Name   string // as users know it
+}
+
 // SandboxOptions are the circumstances in which a sandbox is made.
 type SandboxOptions struct {
 	Host           Host
-	Image          string // the pause image
+	Image          PauseImage
 	RuntimeHandler string // of the request; "" is the engine's default runtime
 	NetworkMode    string // "none" or "bridge", for pods with a network of their own that the engine makes
 	NetNS          string // path of a network namespace that the pause is to join instead; "" for none. See EngineNetNS
@@ -39,7 +45,7 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 		return nil, fmt.Errorf("runtime_handler: %w", err)
 	}
 	name, join := SandboxName(cfg.GetMetadata()), o.NetNS != "" && ns.GetNetwork() != runtimeapi.NamespaceMode_NODE
-	labels, err := sandboxLabels(name, cfg, o.RuntimeHandler, join)
+	labels, err := sandboxLabels(name, cfg, o, join)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +54,7 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 		Name: name,
 		Config: &container.Config{
 			Hostname: cfg.GetHostname(),
-			Image:    o.Image,
+			Image:    o.Image.Source,
 			Labels:   labels,
 		},
 		Host: &container.HostConfig{
@@ -78,13 +84,14 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 
 // sandboxLabels are the sandbox's record and the labels that other tools read. ownNetNS says that
 // the pause joins a network namespace of ours.
-func sandboxLabels(name string, cfg *runtimeapi.PodSandboxConfig, handler string, ownNetNS bool) (map[string]string, error) {
+func sandboxLabels(name string, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, ownNetNS bool) (map[string]string, error) {
 	r := &record{
 		Name:        name,
 		Labels:      cfg.GetLabels(),
 		Annotations: cfg.GetAnnotations(),
 		Sandbox: &sandboxRecord{
-			Handler:  handler,
+			Image:    o.Image.Name,
+			Handler:  o.RuntimeHandler,
 			Pid:      cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid().String(),
 			OwnNetNS: ownNetNS,
 			PodResources: PodResources{

@@ -309,4 +309,3 @@ func TestLogBytes(t *testing.T) {
 		t.Errorf("with links, of which one is the engine's of this container: %d, %d without; %v", three, one, err)
 	}
 }
-

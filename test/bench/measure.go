@@ -79,7 +79,7 @@ type measuring struct {
 	runtime runtimeapi.RuntimeServiceClient
 	docker  *client.Client
 	host    spec.Host
-	pause   string
+	pause   spec.PauseImage
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
 	figures figures
@@ -164,7 +164,7 @@ func (m *measuring) fill(ctx context.Context) error {
 				return err
 			}
 			c, err := m.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: m.pause}, Labels: cfg.Labels, LogPath: "main/0.log",
+				Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: m.pause.Name}, Labels: cfg.Labels, LogPath: "main/0.log",
 			}})
 			if err != nil {
 				return err

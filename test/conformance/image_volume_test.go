@@ -51,7 +51,7 @@ func (n *node) imageMounts(t *testing.T) []string {
 			out = append(out, f[4])
 		}
 	}
-	return append(out, strings.Fields(n.docker(t, "ps", "-aq", "--filter", "label=io.cri-dockerd.image-volume"))...)
+	return append(out, strings.Fields(n.docker(t, "ps", "-aq", "--filter", "name=cri-dockerd_image-volume_"))...)
 }
 
 func TestImageVolume(t *testing.T) {

@@ -69,7 +69,7 @@ func TestKubeletImages(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			k := prepare(t, v)
+			k := prepare(t, v, "--pinned-image-labels=team=platform")
 			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
 			unused, pinned := k.unused(t, r.Add(t, "unused", "1", 1, 1000))
 			// Any disk is fuller than one per cent.
@@ -131,10 +131,10 @@ func (k *kubelet) waits(t *testing.T, name string, reasons ...string) {
 }
 
 // unused brings images that no pod uses, without the kubelet, and returns their IDs: one that was pulled, and those that are pinned, which
-// are the sandbox image and one that was built with the label.
+// are the sandbox image and one that was built with the label of --pinned-image-labels.
 func (k *kubelet) unused(t *testing.T, ref string) (image string, pinned []string) {
 	t.Helper()
-	const build = "printf 'FROM scratch\nLABEL io.cri-dockerd.pinned=true\nCMD /none\n' | DOCKER_BUILDKIT=0 docker -H $1 build -t built/pinned:1 -"
+	const build = "printf 'FROM scratch\nLABEL team=platform\nCMD /none\n' | DOCKER_BUILDKIT=0 docker -H $1 build -t built/pinned:1 -"
 	if out, err := k.engine.Command("sh", "-c", build, "sh", "unix://"+k.engine.Socket).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

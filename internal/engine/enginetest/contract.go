@@ -18,7 +18,7 @@ import (
 // Engine is what the contract is about: all that cri and node ask of an engine for containers.
 type Engine interface {
 	Host(ctx context.Context) (spec.Host, error)
-	PauseImage(ctx context.Context) (string, error)
+	PauseImage(ctx context.Context) (spec.PauseImage, error)
 	Create(ctx context.Context, c *spec.Create) (model.ContainerID, error)
 	Start(ctx context.Context, id model.ContainerID) error
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
@@ -56,7 +56,7 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 	if again, err := e.PauseImage(ctx); err != nil || again != pause {
 		t.Errorf("PauseImage again: %s, %v", again, err)
 	}
-	imagePinned(t, e, pause)
+	imagePinned(t, e, pause.Name)
 	events := make(chan engine.Event, 1024)
 	watch, stop := context.WithCancel(ctx)
 	done := e.Events(watch, func(ev engine.Event) { events <- ev })
@@ -69,7 +69,7 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 		t.Fatal(err)
 	}
 	life(t, e, create, events)
-	hold(t, e, host, pause)
+	hold(t, e, host, pause.Name)
 	unknown(t, e)
 }
 

@@ -349,8 +349,8 @@ func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) 
 }
 
 // PauseImage implements cri.Engine.
-func (f *Fake) PauseImage(ctx context.Context) (string, error) {
-	return PauseRef, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
+func (f *Fake) PauseImage(ctx context.Context) (spec.PauseImage, error) {
+	return spec.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
 }
 
 // Host implements node.Source.
