@@ -254,29 +254,34 @@ func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
 
 type fakeVolumes struct{ *world }
 
-func (v fakeVolumes) Mount(id string, layers []string) error {
+func (v fakeVolumes) Mount(id model.ImageID, layers []string) error {
 	if len(layers) == 0 {
 		return errors.New("mount of nothing")
 	}
 	if err := v.fails("mount image"); err != nil {
 		return err
 	}
-	v.set(v.mounted, id, true)
+	v.set(v.mounted, string(id), true)
 	return v.fails("mount image, after")
 }
 
-func (v fakeVolumes) Unmount(id string) error {
-	v.set(v.mounted, id, false)
+func (v fakeVolumes) Unmount(id model.ImageID) error {
+	v.set(v.mounted, string(id), false)
 	return nil
 }
 
-func (v fakeVolumes) List() ([]string, error) { return keys(v.world, v.mounted), nil }
+func (v fakeVolumes) List() (ids []model.ImageID, err error) {
+	for _, id := range keys(v.world, v.mounted) {
+		ids = append(ids, model.ImageID(id))
+	}
+	return ids, nil
+}
 
-func (v fakeVolumes) Resolve(id, subPath string) (string, error) {
+func (v fakeVolumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	if subPath == "missing" {
 		return "", fmt.Errorf("no %s: %w", subPath, errdefs.ErrNotFound)
 	}
-	return path.Join("/run/image-volumes", id, subPath), v.fails("resolve")
+	return path.Join("/run/image-volumes", string(id), subPath), v.fails("resolve")
 }
 
 type fakeStreams struct{}

@@ -90,10 +90,10 @@ func (s *Service) mountImage(ctx context.Context, v spec.ImageVolume) (string, e
 	if err != nil {
 		return "", err
 	}
-	if err := s.Volumes.Mount(string(v.ImageID), layers); err != nil {
+	if err := s.Volumes.Mount(v.ImageID, layers); err != nil {
 		return "", err
 	}
-	return s.Volumes.Resolve(string(v.ImageID), v.SubPath)
+	return s.Volumes.Resolve(v.ImageID, v.SubPath)
 }
 
 // usesImageVolume says whether a container, running or not, mounts the image.
@@ -111,7 +111,7 @@ func (s *Service) releaseImageVolume(ctx context.Context, imageID model.ImageID)
 	if s.preparing.has(imageID) || s.usesImageVolume(imageID) {
 		return nil
 	}
-	if err := s.Volumes.Unmount(string(imageID)); err != nil {
+	if err := s.Volumes.Unmount(imageID); err != nil {
 		return err
 	}
 	return s.Engine.ReleaseImage(ctx, imageID)
@@ -119,7 +119,7 @@ func (s *Service) releaseImageVolume(ctx context.Context, imageID model.ImageID)
 
 // collectImageVolumes undoes mounts of images that nobody uses any more: those that are there, and of also.
 func (s *Service) collectImageVolumes(ctx context.Context, also ...model.ImageID) error {
-	ids, err := s.mountedImages()
+	ids, err := s.Volumes.List()
 	ids = append(ids, also...)
 	slices.Sort(ids)
 	errs := []error{err}
@@ -127,18 +127,6 @@ func (s *Service) collectImageVolumes(ctx context.Context, also ...model.ImageID
 		errs = append(errs, s.releaseImageVolume(ctx, id))
 	}
 	return errors.Join(errs...)
-}
-
-// mountedImages are the images that are mounted. What is no image's ID is not ours.
-func (s *Service) mountedImages() ([]model.ImageID, error) {
-	names, err := s.Volumes.List()
-	var ids []model.ImageID
-	for _, n := range names {
-		if id, err := model.ParseImageID(n); err == nil {
-			ids = append(ids, id)
-		}
-	}
-	return ids, err
 }
 
 // recoverImageVolumes clears mounts and holders without a user, and makes holders anew that somebody has pruned.
@@ -151,7 +139,7 @@ func (s *Service) recoverImageVolumes(ctx context.Context, host spec.Host) error
 		return err
 	}
 	errs := []error{s.collectImageVolumes(ctx, held...)}
-	mounted, err := s.mountedImages()
+	mounted, err := s.Volumes.List()
 	errs = append(errs, err)
 	for _, id := range mounted {
 		if !slices.Contains(held, id) && s.usesImageVolume(id) {

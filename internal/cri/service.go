@@ -133,10 +133,10 @@ type Stats interface {
 
 // Volumes are images mounted for engines that cannot do so; see package imagevolume.
 type Volumes interface {
-	Mount(imageID string, layers []string) error
-	Unmount(imageID string) error
-	List() (imageIDs []string, err error)
-	Resolve(imageID, subPath string) (path string, err error)
+	Mount(id model.ImageID, layers []string) error
+	Unmount(id model.ImageID) error
+	List() ([]model.ImageID, error)
+	Resolve(id model.ImageID, subPath string) (path string, err error)
 }
 
 // Streams hands out single-use URLs of the streaming server.

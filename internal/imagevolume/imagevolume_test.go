@@ -5,10 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
 )
 
 // privately runs a test in a mount namespace of its own, which ends with it.
@@ -30,6 +33,8 @@ func privately(t *testing.T, test func()) {
 		t.Fatal(err)
 	}
 }
+
+const testID = model.ImageID(algorithm + "cafecafecafecafecafecafecafecafecafecafecafecafecafecafecafecafe")
 
 // TestMount mounts images of one layer and of very many, resolves paths in them and undoes it all.
 func TestMount(t *testing.T) {
@@ -55,7 +60,7 @@ func TestMount(t *testing.T) {
 	}
 	privately(t, func() {
 		for _, n := range []int{1, 2, 125} {
-			v, id := New(filepath.Join(dir, "run")), "sha256:cafe"
+			v, id := New(filepath.Join(dir, "run")), testID
 			for range 2 {
 				if err := v.Mount(id, layers[:n]); err != nil {
 					t.Errorf("%d layers: %v", n, err)
@@ -65,7 +70,7 @@ func TestMount(t *testing.T) {
 			for sub, want := range map[string]string{
 				"": "", "same": "same", "sub/0": "sub/0", "inside": "sub", "inside/0": "sub/0", fmt.Sprint("sub/", n-1): fmt.Sprint("sub/", n-1), "./sub//": "sub",
 			} {
-				if got, err := v.Resolve(id, sub); err != nil || got != filepath.Join(dir, "run/cafe", want) {
+				if got, err := v.Resolve(id, sub); err != nil || got != filepath.Join(dir, "run", testID.Hex(), want) {
 					t.Errorf("Resolve %q: %s, %v", sub, got, err)
 				}
 			}
@@ -74,10 +79,10 @@ func TestMount(t *testing.T) {
 					t.Errorf("Resolve %q: %s, %v", sub, got, err)
 				}
 			}
-			if b, err := os.ReadFile(filepath.Join(dir, "run/cafe/same")); string(b) != "0" {
+			if b, err := os.ReadFile(filepath.Join(dir, "run", testID.Hex(), "same")); string(b) != "0" {
 				t.Errorf("the uppermost layer does not win: %s, %v", b, err)
 			}
-			if err := os.WriteFile(filepath.Join(dir, "run/cafe/same"), nil, 0o644); err == nil {
+			if err := os.WriteFile(filepath.Join(dir, "run", testID.Hex(), "same"), nil, 0o644); err == nil {
 				t.Error("it can be written")
 			}
 			if ids, err := v.List(); err != nil || len(ids) != 1 || ids[0] != id {
@@ -93,7 +98,7 @@ func TestMount(t *testing.T) {
 			}
 		}
 		v := New(filepath.Join(dir, "other"))
-		if err := v.Mount("sha256:beef", []string{filepath.Join(dir, "nothing")}); err == nil {
+		if err := v.Mount(model.ImageID(algorithm+strings.Repeat("b", 64)), []string{filepath.Join(dir, "nothing")}); err == nil {
 			t.Error("mount of a layer that is not there: no error")
 		}
 		if ids, err := v.List(); err != nil || len(ids) != 0 {
