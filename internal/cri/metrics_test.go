@@ -331,3 +331,37 @@ func TestNoDiskYet(t *testing.T) {
 		}
 	}
 }
+
+// TestUnknownDisksAreOneFigure: two disks without a name have equal labels, which would spoil the whole list.
+func TestUnknownDisksAreOneFigure(t *testing.T) {
+	d := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{
+		{Major: 8, Reads: 1},
+		{Major: 254, Minor: 7, Reads: 2},
+		{Major: 254, Minor: 8, Reads: 3},
+	}}}
+	m := &measured{details: d, device: func(major, _ uint32) string { return map[uint32]string{8: "/dev/sda"}[major] }}
+	got := map[string]uint64{}
+	seen := map[string]bool{}
+	m.samples(func(i int, value uint64, labels []string) {
+		key := fmt.Sprint(metrics[i].name, labels)
+		if seen[key] {
+			t.Errorf("%s is there twice", key)
+		}
+		seen[key] = true
+		if metrics[i].name == "container_fs_reads_total" {
+			got[labels[0]] = value
+		}
+	})
+	if len(got) != 2 || got["/dev/sda"] != 1 || got[""] != 5 {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestMaxInterfaces bounds the interfaces of an answer, however many pods there are.
+func TestMaxInterfaces(t *testing.T) {
+	for pods, want := range map[int]int{0: 32, 1: 32, 32: 32, 110: 9, 256: 4, 1000: 4} {
+		if got := maxInterfaces(pods); got != want {
+			t.Errorf("%d pods: %d interfaces each, want %d", pods, got, want)
+		}
+	}
+}
