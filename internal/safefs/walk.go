@@ -44,6 +44,7 @@ type Walker struct {
 	fds     []openDir // of the uppermost levels of stack
 	names   []string  // of the stack's levels, those of the top last
 	bytes   int       // of names
+	room    int       // maxNameBytes, but in tests
 	buf     []byte
 	entries uint64
 	partial bool
@@ -68,7 +69,7 @@ type openDir struct {
 
 // NewWalker begins a walk at the directory dir, which the caller may close.
 func NewWalker(dir *os.File) (*Walker, error) {
-	w := &Walker{}
+	w := &Walker{room: maxNameBytes}
 	var err error
 	if w.root, err = openSubdir(int(dir.Fd()), "."); err != nil {
 		return nil, fmt.Errorf("walk %s: %w", dir.Name(), err)
@@ -280,7 +281,7 @@ func (w *Walker) take(top *level, dir int, e entry) bool {
 		return true
 	}
 
-	if top.names > 0 && w.bytes+len(e.name) > maxNameBytes {
+	if top.names > 0 && w.bytes+len(e.name) > w.room {
 		return false
 	}
 	w.entries++

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 const (
@@ -26,14 +28,15 @@ var nameParts = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9.-]*$`)
 // imageRef are the characters of image names (distribution's reference grammar) and IDs.
 var imageRef = regexp.MustCompile(`^[a-zA-Z0-9\[][a-zA-Z0-9._:/@+\[\]-]*$`)
 
-// pageSize and unifiedFile are what names the kernel's files of huge pages and of cgroup v2 (CRI HugepageLimit, kernel cgroup-v2.rst).
-var (
-	pageSize    = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
-	unifiedFile = regexp.MustCompile(`^[a-z_]+(\.[A-Za-z0-9_]+)+$`)
-)
-
 // problems collects the first thing wrong with a request.
 type problems struct{ err error }
+
+// wrap adds the error of a checked type's constructor.
+func (p *problems) wrap(field string, err error) {
+	if p.err == nil {
+		p.err = fmt.Errorf("%s: %w", field, err)
+	}
+}
 
 func (p *problems) add(field, format string, args ...any) {
 	if p.err == nil {
@@ -416,15 +419,15 @@ func (p *problems) resources(field string, r *runtimeapi.LinuxContainerResources
 	p.text(field+".cpuset_cpus", r.GetCpusetCpus())
 	p.text(field+".cpuset_mems", r.GetCpusetMems())
 	for i, l := range r.GetHugepageLimits() {
-		if !pageSize.MatchString(l.GetPageSize()) {
-			p.add(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), "%q is not a page size such as 2MB or 1GB", l.GetPageSize())
+		if _, err := model.ParsePageSize(l.GetPageSize()); err != nil {
+			p.wrap(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), err)
 		}
 	}
 	for k, v := range r.GetUnified() {
-		f := field + ".unified[" + strconv.Quote(k) + "]"
-		if !unifiedFile.MatchString(k) {
-			p.add(f, "is not a file of cgroup v2 such as memory.high")
+		if _, err := model.ParseUnifiedKey(k); err != nil {
+			p.wrap(field+".unified", err)
+			continue
 		}
-		p.required(f, v)
+		p.required(field+".unified["+strconv.Quote(k)+"]", v)
 	}
 }
