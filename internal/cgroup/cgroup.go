@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -48,7 +50,7 @@ var controllers = [allControllers]string{"cpuacct", "cpu", "memory", "pids", "bl
 type Group struct {
 	kernel Kernel
 	pid    int
-	proc   int32                  // descriptor of the main process's directory plus one; 0 for none
+	proc   processDir
 	path   string                 // in its hierarchy
 	v2     bool                   // cgroup v2 governs it
 	hybrid bool                   // it is also in a hierarchy of v2 that has no controllers
@@ -73,7 +75,7 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	if err != nil {
 		return nil, notFound
 	}
-	g := &Group{kernel: k, pid: pid, proc: int32(proc) + 1}
+	g := &Group{kernel: k, pid: pid, proc: processDir{fd: int32(proc) + 1}}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	b, err := g.ReadProcess("cgroup", (*buf)[:0], maxMembership)
@@ -116,9 +118,12 @@ func (g *Group) join(membership, containerID string) bool {
 	return g.path != ""
 }
 
+// maxPath bounds the path of a group. That of a pod in a slice of systemd's has some 300 bytes.
+const maxPath = 1024
+
 // ownPath is the part of a process's path that leads to the container's own group: "<ID>" with the cgroupfs driver,
 // "docker-<ID>.scope" with systemd's (Moby, daemon/oci_linux.go, WithCgroups). A path with ".." leads out of this cgroup
-// namespace.
+// namespace, and neither Docker nor the kubelet makes one that cannot be printed.
 func ownPath(path, containerID string) (string, bool) {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path+"/", "/../") {
 		return "", false
@@ -131,10 +136,15 @@ func ownPath(path, containerID string) (string, bool) {
 			name, scope = strings.CutSuffix(name, ".scope")
 		}
 		if component == containerID || scope && name == containerID {
-			return strings.Clone(path[:end]), true
+			return strings.Clone(path[:end]), end <= maxPath && isPrintable(path[:end])
 		}
 	}
 	return "", false
+}
+
+// isPrintable says whether a path can be a label of a metric.
+func isPrintable(path string) bool {
+	return utf8.ValidString(path) && strings.IndexFunc(path, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
 // place is the hierarchy of a controller, or of cgroup v2, and the group's path in it; "" if it has none there.

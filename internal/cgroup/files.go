@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -94,10 +95,7 @@ func (g *Group) Close() {
 		}
 		g.files.fds[i] = absent
 	}
-	if g.proc > 0 {
-		_ = unix.Close(int(g.proc - 1)) // a descriptor of a path only
-	}
-	g.proc = 0
+	g.proc.close()
 }
 
 // begin takes the group's files for one reading, which ends when the returned function is called.
@@ -132,6 +130,8 @@ func (g *Group) content(f file) ([]byte, error) {
 	for {
 		n, err := unix.Pread(int(fd-1), g.files.buf, 0)
 		switch {
+		case err == nil && n == len(g.files.buf): // the last line may be incomplete
+			return g.files.buf[:bytes.LastIndexByte(g.files.buf, '\n')+1], nil
 		case err == nil:
 			return g.files.buf[:n], nil
 		case errors.Is(err, unix.ENODEV):

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,22 +29,47 @@ const (
 // ErrTooMany says that a container has more processes or groups than are read.
 var ErrTooMany = fmt.Errorf("the container has more than %d processes or %d control groups of its own: %w", maxPIDs, maxGroups, errdefs.ErrResourceExhausted)
 
+// processDir is the directory of a process in /proc. It is that process's as long as it is open, also when the PID has been
+// reused.
+type processDir struct {
+	mu sync.RWMutex
+	fd int32 // plus one; 0 for none
+}
+
+// open opens a file of the process for reading.
+func (p *processDir) open(name string) (int, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.fd == 0 {
+		return -1, fs.ErrNotExist
+	}
+	return openat(int(p.fd-1), name, unix.O_RDONLY)
+}
+
+func (p *processDir) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd > 0 {
+		_ = unix.Close(int(p.fd - 1)) // a descriptor of a path only
+	}
+	p.fd = 0
+}
+
 // ReadProcess appends a file of the container's main process (proc_pid(5)), such as "net/dev", to buf, and at most limit
 // bytes of it. The process is that which Of has found: its PID may have been reused since, and then the error is
 // fs.ErrNotExist or ESRCH.
 func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) {
-	if g.proc == 0 {
-		return nil, fs.ErrNotExist
+	fd, err := g.proc.open(name)
+	if err != nil {
+		return nil, err
 	}
-	return readAt(int(g.proc-1), name, buf, limit)
+	defer unix.Close(fd) //nolint:errcheck // it was only read
+	return readOpen(fd, name, buf, limit)
 }
 
 // EachOfProcess calls use with the content of a file of the main process piece by piece, until it returns false.
 func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
-	if g.proc == 0 {
-		return fs.ErrNotExist
-	}
-	fd, err := openat(int(g.proc-1), name, unix.O_RDONLY)
+	fd, err := g.proc.open(name)
 	if err != nil {
 		return err
 	}
@@ -65,7 +91,11 @@ func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
 
 // Alive says whether the main process has not ended.
 func (g *Group) Alive() bool {
-	return g.proc != 0 && unix.Faccessat(int(g.proc-1), "cgroup", unix.F_OK, 0) == nil
+	fd, err := g.proc.open("cgroup")
+	if err == nil {
+		_ = unix.Close(fd) // it was only opened
+	}
+	return err == nil
 }
 
 // OOMScoreAdj is the main process's score (proc_pid_oom_score_adj(5)).

@@ -70,14 +70,14 @@ func TestHostileLayer(t *testing.T) {
 		v := n.victim(t)
 		cfg := n.podConfig(t)
 		const levels = 3000
+		chain := strings.Repeat("/d", 99) // each round puts 100 levels above what is there
 		id := n.start(t, n.runPod(t, cfg), cfg, sh(fmt.Sprintf(`
 			ln -s / /link; ln -s /proc/1/root /root-of-all; mkdir /swap; cd /swap
 			for i in $(seq 50); do mkdir -p d$i/a/b; ln -s / l$i; done
-			cd /; mkdir deep; cd -P deep
-			i=0; while [ $i -lt %d ]; do mkdir d; cd -P d 2>/dev/null; i=$((i+1)); done
-			dd if=/dev/zero of=bottom bs=1M count=30 2>/dev/null; sync
+			mkdir /deep; dd if=/dev/zero of=/deep/bottom bs=1M count=30 2>/dev/null; sync
+			for i in $(seq %d); do mkdir -p /top%s; mv /deep /top%s/; mv /top /deep; done
 			cd /swap
-			while :; do for i in $(seq 50); do mv d$i x; mv l$i d$i; mv x l$i; mv d$i y; mv l$i d$i; mv y l$i; done; done`, levels)))
+			while :; do for i in $(seq 50); do mv d$i x; mv l$i d$i; mv x l$i; mv d$i y; mv l$i d$i; mv y l$i; done; done`, levels/100, chain, chain)))
 		var w *runtimeapi.FilesystemUsage
 		counted := func() bool {
 			w = n.stats(t, id).WritableLayer
@@ -120,7 +120,7 @@ func TestHostileCgroup(t *testing.T) {
 			n.exec(t, id, "sh", "-c", fmt.Sprintf("echo %q > /new; mv /new /go", strings.ReplaceAll(script, "$", `\$`)))
 			membership := ""
 			eventually(t, "the process has moved", func() bool {
-				membership = n.run(t, "cat", "/proc/"+n.inspect(t, id, "{{.State.Pid}}")+"/cgroup")
+				membership = n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/cgroup")
 				return strings.Contains(membership, v.container)
 			})
 

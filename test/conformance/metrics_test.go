@@ -127,6 +127,7 @@ func TestMetrics(t *testing.T) {
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 64 * mib}
 		id := n.startConfig(t, pod, cfg, cc)
 		eventually(t, "the writable layer is measured", func() bool { return n.stats(t, id).WritableLayer != nil })
+		eventually(t, "the line is logged", func() bool { return n.log(t, n.containerStatus(t, id).LogPath) != "" })
 		own, whole := n.metrics(t, pod, id), n.metrics(t, pod, "")
 		metricsAreDescribed(t, n, append(slices.Clone(own), whole...))
 		metricsHaveLabels(t, n, cfg, pod, id, own, whole)
