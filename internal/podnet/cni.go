@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/fsnotify/fsnotify"
 )
 
 // DefaultBinDirs are where plugins are looked for: the CNI convention, and Debian's package.
@@ -32,9 +30,9 @@ type CNIConfig struct {
 
 // CNI is the network that a configuration directory describes: the first valid file in name order, as it is now.
 type CNI struct {
-	cfg     CNIConfig
-	attach  *attacher
-	watcher *fsnotify.Watcher
+	cfg    CNIConfig
+	attach *attacher
+	watch  *confWatch
 
 	reading sync.Mutex        // one look at the configuration at a time, so that an older one never follows a newer one
 	invalid map[string]string // what was last wrong with which file; under reading
@@ -62,12 +60,8 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 	if err != nil {
 		return nil, err
 	}
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", cfg.ConfDir, err)
-	}
-	c := &CNI{cfg: cfg, attach: attach, watcher: watcher}
-	c.watch()
+	c := &CNI{cfg: cfg, attach: attach, watch: newConfWatch(cfg.ConfDir, cfg.Log)}
+	c.watch.update()
 	c.reload(func(*libcni.NetworkConfigList) error { return errNotAsked })
 	return c, nil
 }
@@ -78,22 +72,26 @@ func (c *CNI) Run(ctx context.Context) {
 	defer ask.Stop()
 	status := func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) }
 	for {
+		events, problems := c.watch.updates()
 		select {
 		case <-ctx.Done():
 			return
-		case _, ok := <-c.watcher.Events:
+		case _, ok := <-events:
 			if !ok {
 				return
 			}
-			c.watch()
-		case err, ok := <-c.watcher.Errors:
+		case err, ok := <-problems:
 			if !ok {
 				return
 			}
 			c.cfg.Log.Warn("watch the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
 		case <-ask.C:
 		}
+		c.watch.update()
 		next := statusEvery
+		if c.watch.notice() != "" {
+			next = pollEvery
+		}
 		if !c.reload(status) {
 			next = statusAgain
 		}
@@ -103,23 +101,8 @@ func (c *CNI) Run(ctx context.Context) {
 
 // Reload reads the configuration again, and asks its plugins, although nothing has told of a change.
 func (c *CNI) Reload(ctx context.Context) {
-	c.watch()
+	c.watch.update()
 	c.reload(func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
-}
-
-// watch watches the directory, or the nearest folder above it that exists.
-func (c *CNI) watch() {
-	for dir := c.cfg.ConfDir; ; dir = filepath.Dir(dir) {
-		if c.watcher.Add(dir) == nil || dir == filepath.Dir(dir) {
-			if dir != c.cfg.ConfDir {
-				// Between the look and the watch the folder may have come: look once more.
-				if _, err := os.Stat(c.cfg.ConfDir); err == nil {
-					_ = c.watcher.Add(c.cfg.ConfDir)
-				}
-			}
-			return
-		}
-	}
 }
 
 // reload reads the configuration and what its plugins say of themselves, which it returns as ready or not.
@@ -309,7 +292,7 @@ func (c *CNI) Ready() error {
 }
 
 // Notice implements Network.
-func (c *CNI) Notice() string { return "" }
+func (c *CNI) Notice() string { return c.watch.notice() }
 
 // SetPodCIDR implements Network: the ranges become the capability ipRanges.
 func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
@@ -323,4 +306,4 @@ func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
 func (c *CNI) Mode() string { return "none" }
 
 // Close implements Network.
-func (c *CNI) Close() error { return c.watcher.Close() }
+func (c *CNI) Close() error { return c.watch.close() }
