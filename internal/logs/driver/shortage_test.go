@@ -1,0 +1,191 @@
+package driver
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// withoutDescriptors lets this process open no file until lift is called.
+func withoutDescriptors(t *testing.T) (lift func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	// The lowest free descriptor is the first that cannot be had.
+	free, err := syscall.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(free)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(free), Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	lift = func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) }
+	t.Cleanup(lift)
+	return lift
+}
+
+// TestDescriptorsUsedUp: streams go on, also more than there are buffers for; a new one fails with
+// an error that its caller can try again; the alarm comes and goes.
+func TestDescriptorsUsedUp(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	const streams = 3 * idleScratch
+	var all []*container
+	for i := range streams {
+		c := e.container(strconv.Itoa(i))
+		c.start()
+		all = append(all, c)
+	}
+	late := e.container("late")
+
+	lift := withoutDescriptors(t)
+	for i := range 50 {
+		for _, c := range all {
+			c.say(fmt.Sprint("line ", i))
+		}
+	}
+	eventually(t, "all lines are written", func() bool { return testutil.ToFloat64(d.metrics.lines) == 50*streams })
+	err := e.call("/LogDriver.StartLogging", map[string]any{"File": late.FIFOPath, "Info": late.info()})
+	if !strings.Contains(err, "too many open files") {
+		t.Errorf("StartLogging: %q", err)
+	}
+	if alarms := d.alarms.list(); !slices.Equal(alarms, []string{alarmText[alarmDescriptors]}) {
+		t.Errorf("alarms: %q", alarms)
+	}
+	if n := d.droppedLines(reasonDisk); n != 0 {
+		t.Errorf("%v lines were dropped", n)
+	}
+
+	lift()
+	eventually(t, "the alarm ends", func() bool { return len(d.alarms.list()) == 0 })
+	late.start()
+	late.say("at last")
+	late.stop()
+	if diff := cmp.Diff([]string{"stdout F at last"}, texts(t, late.log.String())); diff != "" {
+		t.Error(diff)
+	}
+	for _, c := range all {
+		c.stop()
+		if n := len(texts(t, c.log.String())); n != 50 {
+			t.Errorf("%d lines", n)
+		}
+	}
+}
+
+// TestLogWaitsForDescriptors: output of a container whose log cannot be opened for want of
+// descriptors waits, and is not dropped.
+func TestLogWaitsForDescriptors(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	s := c.stream(d)
+	s.lock()
+	s.log.Close()
+	s.log = nil
+	s.checked = s.opened.AddDate(-1, 0, 0)
+	lift := withoutDescriptors(t)
+	s.unlock()
+	c.say("one", "two")
+	eventually(t, "the alarm comes", func() bool { return len(d.alarms.list()) == 1 })
+	lift()
+	eventually(t, "both are written", func() bool { return testutil.ToFloat64(d.metrics.lines) == 2 })
+	c.stop()
+	if diff := cmp.Diff([]string{"stdout F one", "stdout F two"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// exhausted is a listener that has no descriptor for its first connections.
+type exhausted struct {
+	net.Listener
+	fails atomic.Int32
+}
+
+func (l *exhausted) Accept() (net.Conn, error) {
+	if l.fails.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// TestAcceptWithoutDescriptors: the server neither ends nor spins, and the alarm is raised.
+func TestAcceptWithoutDescriptors(t *testing.T) {
+	d, _ := newDriver(t, t.TempDir())
+	socket := filepath.Join(t.TempDir(), "s.sock")
+	inner, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &exhausted{Listener: inner}
+	l.fails.Store(5)
+	server := &http.Server{Handler: d.Handler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)}
+	ended := make(chan error)
+	go func() { ended <- server.Serve(d.Listener(l)) }()
+	eventually(t, "the alarm comes", func() bool { return len(d.alarms.list()) == 1 })
+	families, err := NewClient(socket).Figures(t.Context())
+	if err != nil || families["cri_dockerd_log_streams"] == nil {
+		t.Errorf("%v, %v", families, err)
+	}
+	if n := l.fails.Load(); n < -3 {
+		t.Errorf("%d more connections were accepted", -n)
+	}
+	server.Close()
+	<-ended
+}
+
+// TestLargeRequest: a body beyond the bound is refused with its reason, whatever it says.
+func TestLargeRequest(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	info := c.info()
+	info["ContainerLabels"] = map[string]string{"x": strings.Repeat("y", maxRequest)}
+	err := e.call("/LogDriver.StartLogging", map[string]any{"File": c.FIFOPath, "Info": info})
+	if !strings.Contains(err, "labels and the environment") {
+		t.Errorf("StartLogging: %q", err)
+	}
+	if c.stream(d) != nil {
+		t.Error("it is started")
+	}
+	info["ContainerLabels"] = map[string]string{"x": strings.Repeat("y", maxRequest/2)}
+	if err := e.call("/LogDriver.StartLogging", map[string]any{"File": c.FIFOPath, "Info": info}); err != "" {
+		t.Errorf("StartLogging: %q", err)
+	}
+	c.stop()
+}
+
+// TestForeignText: what others write appears in answers and logs without control characters, and at
+// a bounded length.
+func TestForeignText(t *testing.T) {
+	_, e := newDriver(t, t.TempDir(), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) })
+	c := e.container("aa")
+	evil := "\x1b[2J" + strings.Repeat("x", 100_000)
+	for _, change := range []func(file *string, info map[string]any){
+		func(file *string, _ map[string]any) { *file = evil },
+		func(_ *string, info map[string]any) { info["ContainerID"] = evil },
+		func(_ *string, info map[string]any) { info["Config"] = map[string]string{OptionDirectory: evil} },
+		func(_ *string, info map[string]any) {
+			info["Config"] = map[string]string{OptionDirectory: "/x", OptionPath: evil}
+		},
+	} {
+		file, info := c.FIFOPath, c.info()
+		change(&file, info)
+		err := e.call("/LogDriver.StartLogging", map[string]any{"File": file, "Info": info})
+		if err == "" || len(err) > 5000 || strings.ContainsRune(err, 0x1b) {
+			t.Errorf("the answer has %d bytes: %.100q", len(err), err)
+		}
+	}
+}
