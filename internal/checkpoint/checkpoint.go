@@ -3,9 +3,11 @@
 package checkpoint
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +15,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
+	"cri-dockerd/internal/text"
 )
 
 // Dockershim is the root directory of the kubelet's own shim, up to Kubernetes 1.23.
@@ -53,21 +59,24 @@ type Files struct{ roots []string }
 // New returns the checkpoints below these root directories; they need not exist. Write writes below the first.
 func New(roots ...string) Files { return Files{roots} }
 
-// path is where a root directory has the checkpoint of a sandbox, false for what is not a sandbox ID.
-func path(root, id string) (string, bool) {
-	if id == "" || strings.Trim(id, "0123456789abcdef") != "" { // Docker's IDs are hex digits
-		return "", false
-	}
-	return filepath.Join(root, "sandbox", id), true
-}
+// Bounds of what older shims wrote; a pod has some ten ports.
+const (
+	maxFile  = 1 << 20 // bytes
+	maxPorts = 4096
+	maxFiles = 1 << 16 // names that are read of a directory
+	maxName  = 253     // bytes of a name of Kubernetes (RFC 1123 subdomain)
+)
+
+// directory is where checkpoints lie below a root directory.
+func directory(root string) string { return filepath.Join(root, "sandbox") }
 
 // Path is where the checkpoint of a sandbox lies, "" if there is none.
-func (f Files) Path(id string) string {
+func (f Files) Path(id model.ContainerID) string {
+	if id == "" {
+		return ""
+	}
 	for _, root := range f.roots {
-		p, ok := path(root, id)
-		if !ok {
-			return ""
-		}
+		p := filepath.Join(directory(root), string(id))
 		if st, err := os.Lstat(p); err == nil && st.Mode().IsRegular() {
 			return p
 		}
@@ -76,43 +85,104 @@ func (f Files) Path(id string) string {
 }
 
 // Read is the checkpoint of a sandbox. NotFound if there is none, DataLoss if it cannot be read.
-func (f Files) Read(id string) (Checkpoint, error) {
+func (f Files) Read(id model.ContainerID) (Checkpoint, error) {
 	p := f.Path(id)
 	if p == "" {
 		return Checkpoint{}, fmt.Errorf("checkpoint of sandbox %s: %w", id, errdefs.ErrNotFound)
 	}
-	b, err := os.ReadFile(p)
+	b, err := safefs.ReadFile(p, maxFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return Checkpoint{}, fmt.Errorf("checkpoint of sandbox %s: %w", id, errdefs.ErrNotFound)
 	}
-	var c file
+	var c Checkpoint
 	if err == nil {
-		err = json.Unmarshal(b, &c)
+		c, err = parse(b)
 	}
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint %s: %w: %w", p, err, errdefs.ErrDataLoss)
 	}
-	out := Checkpoint{Name: c.Name, Namespace: c.Namespace, HostNetwork: c.Data.HostNetwork}
-	for _, m := range c.Data.Ports {
-		out.Ports = append(out.Ports, &runtimeapi.PortMapping{
-			Protocol:      runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(m.Protocol)]), // TCP if it says nothing that is known
-			ContainerPort: m.ContainerPort, HostPort: m.HostPort, HostIp: m.HostIP,
-		})
+	return c, nil
+}
+
+// parse reads a file and checks all that is used of it. The error names the field.
+func parse(b []byte) (Checkpoint, error) {
+	var c file
+	if err := json.Unmarshal(b, &c); err != nil {
+		return Checkpoint{}, errors.New(text.Clean(err.Error(), text.MaxName))
+	}
+	if !isName(c.Name) {
+		return Checkpoint{}, fmt.Errorf("name %q is no name of a pod", text.Clean(c.Name, maxName))
+	}
+	if !isName(c.Namespace) {
+		return Checkpoint{}, fmt.Errorf("namespace %q is no name of a namespace", text.Clean(c.Namespace, maxName))
+	}
+	if len(c.Data.Ports) > maxPorts {
+		return Checkpoint{}, fmt.Errorf("port_mappings: %d, at most %d are possible", len(c.Data.Ports), maxPorts)
+	}
+
+	out := Checkpoint{
+		Name:        c.Name,
+		Namespace:   c.Namespace,
+		HostNetwork: c.Data.HostNetwork,
+	}
+	for i, m := range c.Data.Ports {
+		p, err := m.parse()
+		if err != nil {
+			return Checkpoint{}, fmt.Errorf("port_mappings[%d].%w", i, err)
+		}
+		out.Ports = append(out.Ports, p)
 	}
 	return out, nil
 }
 
+// isName accepts what the names of pods and namespaces can be. They become arguments of CNI plugins.
+func isName(s string) bool {
+	for i, c := range []byte(s) {
+		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !isAlnum && (i == 0 || c != '.' && c != '-') {
+			return false
+		}
+	}
+	return len(s) <= maxName
+}
+
+// parse checks a port. Older shims wrote 0 for a container port that is not mapped. No protocol is TCP.
+func (m port) parse() (*runtimeapi.PortMapping, error) {
+	const maxPort = 1<<16 - 1
+	if m.ContainerPort < 0 || m.ContainerPort > maxPort {
+		return nil, fmt.Errorf("container_port: %d is not a port", m.ContainerPort)
+	}
+	if m.HostPort < 0 || m.HostPort > maxPort {
+		return nil, fmt.Errorf("host_port: %d is not a port", m.HostPort)
+	}
+	protocol, known := runtimeapi.Protocol_value[strings.ToUpper(cmp.Or(m.Protocol, "tcp"))]
+	if !known {
+		return nil, fmt.Errorf("protocol: %q is not a protocol", text.Clean(m.Protocol, maxName))
+	}
+	if a, err := netip.ParseAddr(m.HostIP); m.HostIP != "" && (err != nil || a.Zone() != "") {
+		return nil, fmt.Errorf("host_ip: %q is not an IP address", text.Clean(m.HostIP, maxName))
+	}
+	return &runtimeapi.PortMapping{
+		Protocol:      runtimeapi.Protocol(protocol),
+		ContainerPort: m.ContainerPort,
+		HostPort:      m.HostPort,
+		HostIp:        m.HostIP,
+	}, nil
+}
+
 // List are the IDs of all sandboxes with a checkpoint, sorted.
-func (f Files) List() []string {
-	var ids []string
+func (f Files) List() []model.ContainerID {
+	var ids []model.ContainerID
 	for _, root := range f.roots {
-		entries, err := os.ReadDir(filepath.Join(root, "sandbox"))
+		dir, err := safefs.OpenDir(directory(root))
 		if err != nil {
 			continue // no shim has been here
 		}
+		entries, _ := dir.ReadDir(maxFiles)
+		dir.Close()
 		for _, e := range entries {
-			if _, ok := path(root, e.Name()); ok && e.Type().IsRegular() {
-				ids = append(ids, e.Name())
+			if id, err := model.ParseContainerID(e.Name()); err == nil && e.Type().IsRegular() {
+				ids = append(ids, id)
 			}
 		}
 	}
@@ -121,41 +191,70 @@ func (f Files) List() []string {
 }
 
 // Remove removes the checkpoints of a sandbox; none is no error.
-func (f Files) Remove(id string) error {
+func (f Files) Remove(id model.ContainerID) error {
+	if id == "" {
+		return nil
+	}
 	var errs []error
 	for _, root := range f.roots {
-		if p, ok := path(root, id); ok {
-			if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("remove the checkpoint of a shim before this one: %w", err))
-			}
+		if err := os.Remove(filepath.Join(directory(root), string(id))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove the checkpoint of a shim before this one: %w", err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Write writes the checkpoint of a sandbox, whole or not at all.
-func (f Files) Write(id string, c Checkpoint) error {
-	p, ok := path(f.roots[0], id)
-	if !ok {
-		return fmt.Errorf("write checkpoint: %q is not a sandbox ID: %w", id, errdefs.ErrInvalidArgument)
+// Write writes the checkpoint of a sandbox, whole or not at all. InvalidArgument for what Read would not
+// accept.
+func (f Files) Write(id model.ContainerID, c Checkpoint) error {
+	if id == "" {
+		return fmt.Errorf("write checkpoint: no sandbox ID: %w", errdefs.ErrInvalidArgument)
 	}
-	out := file{Version: "v1", Name: c.Name, Namespace: c.Namespace, Data: data{HostNetwork: c.HostNetwork}}
+	out := file{
+		Version:   "v1",
+		Name:      c.Name,
+		Namespace: c.Namespace,
+		Data:      data{HostNetwork: c.HostNetwork},
+	}
 	for _, m := range c.Ports {
-		out.Data.Ports = append(out.Data.Ports, port{strings.ToLower(m.GetProtocol().String()), m.GetContainerPort(), m.GetHostPort(), m.GetHostIp()})
+		out.Data.Ports = append(out.Data.Ports, port{
+			Protocol:      strings.ToLower(m.GetProtocol().String()),
+			ContainerPort: m.GetContainerPort(),
+			HostPort:      m.GetHostPort(),
+			HostIP:        m.GetHostIp(),
+		})
 	}
 	b, err := json.Marshal(out)
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(p), 0o755)
-	}
-	tmp := filepath.Join(filepath.Dir(p), "."+id) // is no sandbox ID, if a crash leaves it
-	if err == nil {
-		err = os.WriteFile(tmp, b, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(tmp, p)
-	}
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
+	}
+	if _, err := parse(b); err != nil {
+		return fmt.Errorf("write the checkpoint of sandbox %s: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	}
+	if err := replace(directory(f.roots[0]), string(id), b); err != nil {
+		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
+	}
+	return nil
+}
+
+// replace writes a file aside and renames it, so that it is whole or not there.
+func replace(dir, name string, b []byte) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".new-") // is no sandbox ID, if a crash leaves it
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }

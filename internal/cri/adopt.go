@@ -15,7 +15,7 @@ func (s *Service) adoptAll(ctx context.Context) (errs []error) {
 	}
 	attached := s.Network.Attached()
 	for _, sb := range s.View.Sandboxes() {
-		if !adoptable(sb) || s.Pins.Path(string(sb.ID)) != "" && slices.Contains(attached, string(sb.ID)) {
+		if !adoptable(sb) || s.Pins.Path(sb.ID) != "" && slices.Contains(attached, string(sb.ID)) {
 			continue
 		}
 		if err := s.adopt(ctx, sb); err != nil {
@@ -47,7 +47,7 @@ func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
 		return notFoundIsFine(err)
 	}
 	s.Network.Adopt(string(sb.ID))
-	if _, err := s.Pins.Pin(string(sb.ID), sb.Pid); err != nil {
+	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
 		return err
 	}
 	if sb.Foreign {

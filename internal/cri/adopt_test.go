@@ -11,6 +11,7 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
 )
@@ -111,11 +112,11 @@ func TestCheckpoints(t *testing.T) {
 	for id, c := range map[string]checkpoint.Checkpoint{
 		lives: {Name: "lives", Ports: ports}, gone: {Name: "gone", Namespace: "default", Ports: ports}, hostGone: {HostNetwork: true}, broken: {},
 	} {
-		if err := w.files.Write(id, c); err != nil {
+		if err := w.files.Write(model.ContainerID(id), c); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(w.files.Path(broken), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(w.files.Path(model.ContainerID(broken)), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Recover(t.Context()); err != nil {
@@ -131,11 +132,11 @@ func TestCheckpoints(t *testing.T) {
 	if slices.Sort(ids); !slices.Equal(ids, []string{gone, broken}) {
 		t.Errorf("released %v", ids)
 	}
-	if left := w.files.List(); !slices.Equal(left, []string{lives}) {
+	if left := w.files.List(); !slices.Equal(left, []model.ContainerID{model.ContainerID(lives)}) {
 		t.Errorf("checkpoints: %v", left)
 	}
 
-	if err := w.files.Write(stopped, checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err != nil {
+	if err := w.files.Write(model.ContainerID(stopped), checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err != nil {
 		t.Fatal(err)
 	}
 	w.released = nil
@@ -168,7 +169,7 @@ func TestSandboxThatTheViewLacks(t *testing.T) {
 	create.Name = "renamed"
 	id, err := w.engine.Create(t.Context(), create)
 	if err == nil {
-		err = w.files.Write(string(id), checkpoint.Checkpoint{Name: "web"})
+		err = w.files.Write(id, checkpoint.Checkpoint{Name: "web"})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -162,33 +162,33 @@ func (n fakeNetwork) Mode() string                      { return "none" }
 
 type fakePins struct{ *world }
 
-func (p fakePins) Pin(id string, pid int) (string, error) {
+func (p fakePins) Pin(id model.ContainerID, pid int) (string, error) {
 	if pid == 0 {
 		return "", errors.New("pin of a process that does not run")
 	}
 	if err := p.fails("pin"); err != nil {
 		return "", err
 	}
-	p.set(p.pins, id, true)
+	p.set(p.pins, string(id), true)
 	return p.Path(id), p.fails("pin, after")
 }
 
-func (p fakePins) Path(id string) string {
-	if p.has(p.pins, id) {
-		return "/run/netns/" + id
+func (p fakePins) Path(id model.ContainerID) string {
+	if p.has(p.pins, string(id)) {
+		return "/run/netns/" + string(id)
 	}
 	return ""
 }
 
-func (p fakePins) Addresses(pid int) []netip.Addr {
+func (p fakePins) Addresses(_ model.ContainerID, pid int) []netip.Addr {
 	if pid == 0 {
 		return nil
 	}
 	return []netip.Addr{netip.MustParseAddr("10.99.0.9")}
 }
 
-func (p fakePins) Unpin(id string) error {
-	p.set(p.pins, id, false)
+func (p fakePins) Unpin(id model.ContainerID) error {
+	p.set(p.pins, string(id), false)
 	return nil
 }
 func (p fakePins) Make(map[string]string) (string, error) {
@@ -200,24 +200,29 @@ func (p fakePins) Make(map[string]string) (string, error) {
 }
 func (p fakePins) Drop(string) error { return p.Unpin("new") }
 func (p fakePins) Sweep() error      { return p.fails("sweep") }
-func (p fakePins) Keep(id, path string) (string, error) {
+func (p fakePins) Keep(id model.ContainerID, path string) (string, error) {
 	if path != "/run/netns/new" {
 		return "", errors.New("keep of what was not made")
 	}
 	if err := p.fails("keep"); err != nil {
 		return "", err
 	}
-	p.set(p.pins, id, true)
+	p.set(p.pins, string(id), true)
 	return p.Path(id), p.fails("keep, after")
 }
-func (p fakePins) Joined(string, int) bool { return !p.stray.Load() }
-func (p fakePins) OpenPin(id string) (*os.File, error) {
-	if !p.has(p.pins, id) {
+func (p fakePins) Joined(model.ContainerID, int) bool { return !p.stray.Load() }
+func (p fakePins) OpenPin(id model.ContainerID) (*os.File, error) {
+	if !p.has(p.pins, string(id)) {
 		return nil, errdefs.ErrNotFound
 	}
 	return os.Open(os.DevNull)
 }
-func (p fakePins) List() []string { return keys(p.world, p.pins) }
+func (p fakePins) List() (ids []model.ContainerID) {
+	for _, id := range keys(p.world, p.pins) {
+		ids = append(ids, model.ContainerID(id))
+	}
+	return ids
+}
 
 type fakeLogs struct{ *world }
 

@@ -22,7 +22,10 @@ func (s *Service) Recover(ctx context.Context) error {
 	}
 	errs := []error{s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
 	errs = append(errs, s.adoptAll(ctx)...) // first, lest the plugins collect what they have
-	holders := append(s.Network.Attached(), s.Pins.List()...)
+	holders := s.Network.Attached()
+	for _, id := range s.Pins.List() {
+		holders = append(holders, string(id))
+	}
 	holders = append(holders, s.forgotten()...)
 	slices.Sort(holders)
 	for _, id := range slices.Compact(holders) {
@@ -86,10 +89,13 @@ func (s *Service) gone(ctx context.Context, sb *spec.Sandbox) (bool, error) {
 
 // forgotten are the sandboxes that an older shim has noted and whose container is gone.
 func (s *Service) forgotten() []string {
-	return slices.DeleteFunc(s.Checkpoints.List(), func(id string) bool {
-		_, err := s.View.Sandbox(id)
-		return err == nil
-	})
+	var ids []string
+	for _, id := range s.Checkpoints.List() {
+		if _, err := s.View.Sandbox(string(id)); err != nil {
+			ids = append(ids, string(id))
+		}
+	}
+	return ids
 }
 
 // recoverSandbox removes a sandbox that was made by us, never handed to the kubelet, and holds a name: one that never ran, or runs without its

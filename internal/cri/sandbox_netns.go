@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -123,7 +122,7 @@ func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *ru
 		return err
 	}
 	defer unlock()
-	if _, err := s.Pins.Keep(string(id), netns); err != nil {
+	if _, err := s.Pins.Keep(id, netns); err != nil {
 		return err
 	}
 	p := s.pod(&spec.Sandbox{ID: id, Metadata: cfg.GetMetadata(), Annotations: cfg.GetAnnotations()})
@@ -149,7 +148,7 @@ func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *ru
 		return err
 	}
 	if sb.HostsPath != "" { // Docker has copied the node's
-		if err := os.WriteFile(sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips), 0o644); err != nil {
+		if err := s.writePodFile(sb.ID, sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips)); err != nil {
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}
@@ -161,7 +160,7 @@ func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *ru
 func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 	tick := time.NewTicker(joinLook)
 	defer tick.Stop()
-	for deadline := time.Now().Add(s.joining.patience); !s.Pins.Joined(string(sb.ID), sb.Pid); {
+	for deadline := time.Now().Add(s.joining.patience); !s.Pins.Joined(sb.ID, sb.Pid); {
 		if time.Now().After(deadline) {
 			return &joinError{fmt.Errorf("the pause process did not join the pod's network namespace within %v: %w", s.joining.patience, errdefs.ErrUnavailable)}
 		}

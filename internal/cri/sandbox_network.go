@@ -23,7 +23,7 @@ import (
 func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
 	return podnet.Pod{
 		ID: string(sb.ID), Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), UID: sb.Metadata.GetUid(),
-		NetNS: s.Pins.Path(string(sb.ID)), Annotations: sb.Annotations,
+		NetNS: s.Pins.Path(sb.ID), Annotations: sb.Annotations,
 	}
 }
 
@@ -40,7 +40,7 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	if sb.HostNetwork() || s.Network.Mode() != "none" {
 		return nil
 	}
-	if _, err := s.Pins.Pin(string(sb.ID), sb.Pid); err != nil {
+	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
 		return err
 	}
 	p := s.pod(sb)
@@ -56,7 +56,7 @@ func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxCo
 	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
 		return nil
 	}
-	if err := os.WriteFile(sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig()), 0o644); err != nil {
+	if err := s.writePodFile(sb.ID, sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig())); err != nil {
 		return fmt.Errorf("write the pod's resolv.conf: %w", err)
 	}
 	return nil
@@ -96,7 +96,7 @@ func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
 		}
 	}
 	s.debts.paid(string(sb.ID))
-	return errors.Join(s.Pins.Unpin(string(sb.ID)), s.Checkpoints.Remove(string(sb.ID)))
+	return errors.Join(s.Pins.Unpin(sb.ID), s.Checkpoints.Remove(sb.ID))
 }
 
 // released is a sandbox as the network needs to know it to release it, with what an older shim has noted of it, and whether there is
@@ -104,10 +104,12 @@ func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
 func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
 	p = s.pod(sb)
 	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
-	if p.NetNS == "" && sb.Pid != 0 {
-		p.NetNS = fmt.Sprintf("/proc/%d/ns/net", sb.Pid) // of an older shim's pod
+	if p.NetNS == "" && sb.Pid != 0 { // of an older shim's pod; the pause may be dead, and its number another's
+		if pin, err := s.Pins.Pin(sb.ID, sb.Pid); err == nil {
+			p.NetNS = pin
+		}
 	}
-	c, err := s.Checkpoints.Read(string(sb.ID))
+	c, err := s.Checkpoints.Read(sb.ID)
 	switch {
 	case err == nil:
 		p.Ports = c.Ports
@@ -124,9 +126,8 @@ func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
 
 // holdsNetwork says whether something of a pod's network is left.
 func (s *Service) holdsNetwork(id model.ContainerID) bool {
-	sandboxID := string(id)
-	_, err := s.Checkpoints.Read(sandboxID)
-	return s.Pins.Path(sandboxID) != "" || slices.Contains(s.Network.Attached(), sandboxID) || !errdefs.IsNotFound(err)
+	_, err := s.Checkpoints.Read(id)
+	return s.Pins.Path(id) != "" || slices.Contains(s.Network.Attached(), string(id)) || !errdefs.IsNotFound(err)
 }
 
 // Leftovers tells that Recover has something to do that it has not been told before.
@@ -148,9 +149,9 @@ func (s *Service) OpenNetNS(sandboxID string) (*os.File, error) {
 		return nil, nil
 	}
 
-	netns, err := s.Pins.OpenPin(string(sb.ID))
+	netns, err := s.Pins.OpenPin(sb.ID)
 	if errdefs.IsNotFound(err) {
-		return podnet.OpenProcess(sb.Pid, string(sb.ID))
+		return podnet.OpenProcess(sb.ID, sb.Pid)
 	}
 	return netns, err
 }

@@ -23,7 +23,7 @@ func (s *Service) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandbox
 	sb := pod.Sandbox
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: sb.Status(s.addresses(sb)), ContainersStatuses: statuses(pod.Containers), Timestamp: pod.At.UnixNano()}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(string(sb.ID)), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
+		resp.Info, err = verbose(map[string]any{"pid": sb.Pid, "netns": s.Pins.Path(sb.ID), "name": sb.Name, "pod": sb.Own, "network": s.checkNetwork(ctx, sb)})
 	}
 	return resp, err
 }
@@ -56,7 +56,7 @@ func (s *Service) addresses(sb *spec.Sandbox) []netip.Addr {
 		return ips
 	}
 	if sb.Foreign && sb.Running && sb.NetworkMode == "none" {
-		return s.Pins.Addresses(sb.Pid)
+		return s.Pins.Addresses(sb.ID, sb.Pid)
 	}
 	return sb.EngineIPs
 }

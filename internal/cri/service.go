@@ -167,22 +167,22 @@ type Namespaces interface {
 	Make(sysctls map[string]string) (path string, err error)
 	Drop(path string) error
 	Sweep() error
-	Keep(sandboxID, path string) (pin string, err error)
-	Joined(sandboxID string, pid int) bool
+	Keep(id model.ContainerID, path string) (pin string, err error)
+	Joined(id model.ContainerID, pid int) bool
 	// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
-	OpenPin(sandboxID string) (*os.File, error)
-	Pin(sandboxID string, pid int) (path string, err error)
-	Path(sandboxID string) string // "" when nothing is pinned
-	Addresses(pid int) []netip.Addr
-	Unpin(sandboxID string) error
-	List() []string
+	OpenPin(id model.ContainerID) (*os.File, error)
+	Pin(id model.ContainerID, pid int) (path string, err error) // NotFound if the process is not the sandbox's
+	Path(id model.ContainerID) string                           // "" when nothing is pinned
+	Addresses(id model.ContainerID, pid int) []netip.Addr
+	Unpin(id model.ContainerID) error
+	List() []model.ContainerID
 }
 
 // Checkpoints are what older shims wrote of their sandboxes; see checkpoint.Files.
 type Checkpoints interface {
-	Read(sandboxID string) (checkpoint.Checkpoint, error) // NotFound, or DataLoss
-	List() (sandboxIDs []string)
-	Remove(sandboxID string) error
+	Read(id model.ContainerID) (checkpoint.Checkpoint, error) // NotFound, or DataLoss
+	List() []model.ContainerID
+	Remove(id model.ContainerID) error
 }
 
 // Deps are the parts that a Service is wired from, all required, and what is decided for it.

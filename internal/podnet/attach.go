@@ -9,17 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/undo"
 )
 
@@ -39,6 +37,7 @@ type attacher struct {
 	limit    time.Duration // for one command of one plugin
 	adding   chan struct{} // slots of plugins that run at once for ADD
 	others   chan struct{} // and for everything else: a network whose ADD hangs can be released
+	cache    *cache
 	journal  journal
 
 	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
@@ -51,25 +50,35 @@ type attacher struct {
 // newAttacher reads what earlier processes attached, or were attaching.
 func newAttacher(binDirs []string, cacheDir string, observer *Observer, log *slog.Logger) (*attacher, error) {
 	a := &attacher{
-		binDirs: binDirs, cacheDir: cacheDir, observer: observer, log: log, limit: pluginDeadline, adding: make(chan struct{}, pluginsAtOnce), others: make(chan struct{}, pluginsAtOnce),
-		journal: journal{filepath.Join(cacheDir, "pending")}, ips: map[string][]netip.Addr{}, unconfirmed: map[string][]netip.Addr{},
+		binDirs:     binDirs,
+		cacheDir:    cacheDir,
+		observer:    observer,
+		log:         log,
+		limit:       pluginDeadline,
+		adding:      make(chan struct{}, pluginsAtOnce),
+		others:      make(chan struct{}, pluginsAtOnce),
+		cache:       newCache(cacheDir, log),
+		ips:         map[string][]netip.Addr{},
+		unconfirmed: map[string][]netip.Addr{},
 	}
-	cni := a.cni(a.others, nil)
-	cached, err := cni.GetCachedAttachments("")
+	a.journal = journal{filepath.Join(cacheDir, "pending"), a.cache}
+
+	cached, err := a.cache.entries("")
 	if err != nil {
-		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)
+		return nil, err
 	}
-	for _, c := range cached {
-		if c.IfName != ifName {
-			continue
+	for _, e := range cached {
+		if _, err := model.ParseContainerID(e.ContainerID); err != nil || e.IfName != ifName {
+			continue // of another runtime
 		}
-		a.ips[c.ContainerID] = nil
-		list, err := listFromBytes(c.Config)
-		if err != nil {
-			continue
+		a.ips[e.ContainerID] = e.addresses()
+		if e.result == nil { // it is set aside: only the journal keeps its configuration
+			a.keep(e)
 		}
-		if r, err := cni.GetNetworkListCachedResult(list, runtimeOf(c)); err == nil && r != nil {
-			a.ips[c.ContainerID], _ = addresses(r)
+	}
+	for _, id := range a.cache.damagedPods() {
+		if _, known := a.ips[string(id)]; !known {
+			a.ips[string(id)] = nil
 		}
 	}
 	for _, id := range a.journal.list() {
@@ -78,13 +87,22 @@ func newAttacher(binDirs []string, cacheDir string, observer *Observer, log *slo
 	return a, nil
 }
 
+// keep notes in the journal how a pod was connected, if it has no record.
+func (a *attacher) keep(e *entry) {
+	if r, err := a.journal.read(e.ContainerID); r != nil || err != nil {
+		return
+	}
+	held, err := a.journal.begin(e.list, e.runtime())
+	if err != nil {
+		a.log.Warn("the configuration of a pod's network is lost; the current one releases it", "sandbox", e.ContainerID, "err", err)
+		return
+	}
+	held.Close()
+}
+
 // cni is libcni with plugins that take these slots and hold a file open, if one is given.
 func (a *attacher) cni(slots chan struct{}, held *os.File) *libcni.CNIConfig {
 	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: a.limit, slots: slots, held: held})
-}
-
-func runtimeOf(c *libcni.NetworkAttachment) *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: c.ContainerID, NetNS: c.NetNS, IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs}
 }
 
 // add connects a pod with a configuration. On error nothing is left, or a later del knows of it.
@@ -94,13 +112,19 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	if err := loopbackUp(p.NetNS); err != nil {
 		return nil, fmt.Errorf("bring up lo of pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
-	rt := runtimeConf(p, ranges)
+	rt, err := runtimeConf(p, ranges)
+	if err != nil {
+		return nil, err
+	}
+
 	var u undo.Stack
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err), u.Run(ctx, undoDeadline))
+			err = fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err)
+			err = boundError(errors.Join(err, u.Run(ctx, undoDeadline)))
 		}
 	}()
+
 	held, err := a.journal.begin(list, rt)
 	if err != nil {
 		return nil, err
@@ -119,7 +143,7 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	if err != nil {
 		return nil, err
 	}
-	ips, err := addresses(result)
+	ips, err := podAddresses(result, p.NetNS)
 	if err != nil {
 		return nil, err
 	}
@@ -149,12 +173,14 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 	if err != nil {
 		return fmt.Errorf("disconnect pod %s: %w", p.title(), err)
 	}
-	if len(attachments) == 0 && p.Foreign && current == nil {
+	owed := p.Foreign || a.cache.isDamaged(p.ID) // something is to be released although nobody knows how
+	if len(attachments) == 0 && owed && current == nil {
 		return fmt.Errorf("disconnect pod %s: the CNI cache does not know it, and there is no configuration to do it with: %w", p.title(), errdefs.ErrUnavailable)
 	}
-	if len(attachments) == 0 && (p.NetNS != "" || p.Foreign) && current != nil {
-		attachments = append(attachments, attachment{current, runtimeConf(p, nil)})
+	if len(attachments) == 0 && (p.NetNS != "" || owed) && current != nil {
+		attachments = append(attachments, attachment{current, releaseConf(p)})
 	}
+
 	var errs []error
 	for _, c := range attachments {
 		if err := a.delete(ctx, c); err != nil {
@@ -162,7 +188,7 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return err
+		return boundError(err)
 	}
 	return a.forget(p.ID)
 }
@@ -200,29 +226,22 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 			return nil, err
 		}
 	}
-	cached, err := a.cni(a.others, nil).GetCachedAttachments(p.ID)
+	cached, err := a.cache.entries(p.ID)
 	if err != nil {
-		return nil, fmt.Errorf("read the CNI cache: %w", err)
+		return nil, err
 	}
+
 	var out []attachment
-	for _, c := range cached {
-		list, err := listFromBytes(c.Config)
-		if err != nil {
-			return nil, fmt.Errorf("the CNI cache's configuration of network %s: %w", c.Network, err)
-		}
-		rt := runtimeOf(c)
+	for _, e := range cached {
+		rt := e.runtime()
 		rt.NetNS, rt.CapabilityArgs = p.NetNS, withPorts(rt.CapabilityArgs, p.Ports)
-		out = append(out, attachment{list, rt})
-		if pending != nil && c.IfName == pending.IfName {
+		out = append(out, attachment{e.list, rt})
+		if pending != nil && e.IfName == pending.IfName {
 			pending = nil
 		}
 	}
 	if pending != nil {
-		list, err := libcni.ConfListFromBytes(pending.Config)
-		if err != nil {
-			return nil, fmt.Errorf("the configuration with which its ADD began: %w", err)
-		}
-		out = append(out, attachment{list, pending.runtime(p.NetNS)})
+		out = append(out, attachment{pending.list, pending.runtime(p.NetNS)})
 	}
 	return out, nil
 }
@@ -236,7 +255,7 @@ func (a *attacher) check(ctx context.Context, p Pod) error {
 	for _, c := range attachments {
 		err := a.cni(a.others, nil).CheckNetworkList(ctx, c.list, c.rt)
 		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
-			return fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err)
+			return boundError(fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err))
 		}
 	}
 	return nil
@@ -250,9 +269,9 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 	}
 	a.collecting.Lock()
 	defer a.collecting.Unlock()
-	cached, err := a.cni(a.others, nil).GetCachedAttachments("")
+	cached, err := a.cache.entries("")
 	if err != nil {
-		return fmt.Errorf("read the CNI cache: %w", err)
+		return err
 	}
 	valid := []types.GCAttachment{} // never nil: plugins are to read a list
 	for _, id := range a.attached() {
@@ -263,7 +282,7 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 			valid = append(valid, g)
 		}
 	}
-	return a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	return boundError(a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}))
 }
 
 // hasGC says whether a configuration is of the CNI version that brought GC and STATUS, or newer.
@@ -276,7 +295,7 @@ func hasGC(list *libcni.NetworkConfigList) bool {
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
 	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: statusDeadline, slots: a.others})
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
-		return fmt.Errorf("network %s is not ready: %w", list.Name, err)
+		return boundError(fmt.Errorf("network %s is not ready: %w", list.Name, err))
 	}
 	return nil
 }
@@ -285,6 +304,7 @@ func (a *attacher) forget(id string) error {
 	if err := a.journal.end(id); err != nil {
 		return err
 	}
+	a.cache.forget(id)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.ips, id)
@@ -309,73 +329,4 @@ func (a *attacher) attached() []string {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// addresses are a result's addresses on the pod's interface, in the plugins' order.
-func addresses(result types.Result) ([]netip.Addr, error) {
-	r, err := types100.NewResultFromResult(result)
-	if err != nil {
-		return nil, fmt.Errorf("the plugins' result: %w", err)
-	}
-	var ips []netip.Addr
-	for _, ip := range r.IPs {
-		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok {
-			ips = append(ips, a.Unmap())
-		}
-	}
-	if len(ips) == 0 {
-		return nil, errors.New("the plugins gave no address")
-	}
-	return ips, nil
-}
-
-// runtimeConf is what the plugins are told of a pod (CNI specification, sections 2 and "Dynamic plugin-specific fields").
-func runtimeConf(p Pod, ranges []netip.Prefix) *libcni.RuntimeConf {
-	rt := &libcni.RuntimeConf{
-		ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName,
-		Args: [][2]string{
-			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_INFRA_CONTAINER_ID", p.ID}, {"K8S_POD_UID", p.UID},
-		},
-		CapabilityArgs: map[string]any{},
-	}
-	if ports := portMappings(p.Ports); len(ports) > 0 {
-		rt.CapabilityArgs["portMappings"] = ports
-	}
-	if b := bandwidth(p.Annotations); len(b) > 0 {
-		rt.CapabilityArgs["bandwidth"] = b
-	}
-	if d := p.DNS; len(d.GetServers())+len(d.GetSearches())+len(d.GetOptions()) > 0 {
-		rt.CapabilityArgs["dns"] = map[string]any{"servers": d.GetServers(), "searches": d.GetSearches(), "options": d.GetOptions()}
-	}
-	if len(ranges) > 0 {
-		rt.CapabilityArgs["ipRanges"] = hostLocalRanges(ranges)
-	}
-	return rt
-}
-
-// portMapping is an element of the capability portMappings.
-type portMapping struct {
-	HostPort      int32  `json:"hostPort"`
-	ContainerPort int32  `json:"containerPort"`
-	Protocol      string `json:"protocol"`
-	HostIP        string `json:"hostIP,omitempty"`
-}
-
-func portMappings(ports []*runtimeapi.PortMapping) []portMapping {
-	var out []portMapping
-	for _, p := range ports {
-		if p.GetHostPort() > 0 {
-			out = append(out, portMapping{p.GetHostPort(), p.GetContainerPort(), strings.ToLower(p.GetProtocol().String()), p.GetHostIp()})
-		}
-	}
-	return out
-}
-
-// hostLocalRanges are ranges in the form of host-local's "ranges" and the capability ipRanges: one set for each family.
-func hostLocalRanges(prefixes []netip.Prefix) [][]map[string]string {
-	var out [][]map[string]string
-	for _, p := range prefixes {
-		out = append(out, []map[string]string{{"subnet": p.String()}})
-	}
-	return out
 }

@@ -1,9 +1,11 @@
 package podnet
 
 import (
+	"errors"
+	"fmt"
 	"math"
+	"regexp"
 	"strconv"
-	"strings"
 )
 
 // The annotations with which a pod asks for limits (Kubernetes documentation, "Network Plugins", support for traffic shaping).
@@ -20,27 +22,56 @@ const (
 	mostBurst  = math.MaxUint32 - 7 // bits; the plugin's largest is eight times as much
 )
 
-// bandwidth is the capability of that name: rates in bits per second, bursts in bits. Annotations that are no quantity were refused by the
-// kubelet before and are left out.
-func bandwidth(annotations map[string]string) map[string]int64 {
+// The rates that Kubernetes permits, in bits per second ("Network Plugins", support for traffic shaping).
+const (
+	leastRate = 1e3
+	mostRate  = 1e15
+)
+
+// bandwidth is the capability of that name: rates in bits per second, bursts in bits. The error names
+// each annotation that is no rate.
+func bandwidth(annotations map[string]string) (map[string]int64, error) {
+	var errs []error
 	out := map[string]int64{}
 	for _, a := range []struct{ key, name string }{{ingressAnnotation, "ingress"}, {egressAnnotation, "egress"}} {
-		if rate, ok := quantity(annotations[a.key]); ok && rate > 0 {
-			out[a.name+"Rate"], out[a.name+"Burst"] = rate, min(max(rate/burstPart, leastBurst), mostBurst)
+		s, ok := annotations[a.key]
+		if !ok {
+			continue
 		}
+		rate, ok := quantity(s)
+		if !ok || rate < leastRate || rate > mostRate {
+			errs = append(errs, fmt.Errorf("annotation %s: %q is no rate between 1k and 1P, such as 10M", a.key, shown([]byte(s))))
+			continue
+		}
+		out[a.name+"Rate"] = rate
+		out[a.name+"Burst"] = min(max(rate/burstPart, leastBurst), mostBurst)
 	}
-	return out
+	return out, errors.Join(errs...)
 }
 
-// quantity reads a Kubernetes quantity ("10M", "1Gi", "500k", "1e6") as a whole number.
+// quantities are Kubernetes' (apimachinery, resource.Quantity): a number and a unit or an exponent.
+var quantities = regexp.MustCompile(`^(\+?[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]{1,2}))?$`)
+
+// quantity reads a quantity ("10M", "1Gi", "500k", "1e6") as a whole number, false if it is none or too
+// large.
 func quantity(s string) (int64, bool) {
-	number := strings.TrimRight(s, "numkKMGTPEi")
-	unit, ok := map[string]float64{
-		"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "m": 1e-3,
+	parts := quantities.FindStringSubmatch(s)
+	if parts == nil {
+		return 0, false
+	}
+	unit := map[string]float64{
+		"": 1, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
 		"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
-	}[s[len(number):]]
-	v, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || v < 0 || v*unit > math.MaxInt64/2 {
+	}[parts[2]]
+	v, err := strconv.ParseFloat(parts[1], 64)
+	if err != nil {
+		return 0, false
+	}
+	if parts[3] != "" {
+		exponent, _ := strconv.Atoi(parts[3])
+		unit = math.Pow10(exponent)
+	}
+	if v*unit > math.MaxInt64/2 {
 		return 0, false
 	}
 	return int64(v * unit), true

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -132,47 +131,6 @@ func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) 
 	return said == nil
 }
 
-// firstValid is the first valid configuration of a directory, in name order.
-func firstValid(dir string, invalid func(file string, err error)) (*libcni.NetworkConfigList, error) {
-	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
-	if err != nil {
-		return nil, fmt.Errorf("read CNI configurations: %w", err)
-	}
-	for _, f := range files {
-		list, err := readConfig(f)
-		if err == nil {
-			return list, nil
-		}
-		invalid(f, err)
-	}
-	if len(files) > 0 {
-		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s; pods on the host network run meanwhile", len(files), dir)
-	}
-	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on such as flannel; pods on the host network run meanwhile", dir)
-}
-
-func readConfig(file string) (*libcni.NetworkConfigList, error) {
-	if strings.HasSuffix(file, ".conflist") {
-		list, err := libcni.NetworkConfFromFile(file)
-		if err == nil && len(list.Plugins) == 0 {
-			err = errors.New("it has no plugins")
-		}
-		return list, err
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	conf, err := libcni.NetworkPluginConfFromBytes(b)
-	if err != nil {
-		return nil, err
-	}
-	if conf.Network.Type == "" {
-		return nil, errors.New("it has no plugin type; a file with a list of plugins must end in .conflist")
-	}
-	return libcni.ConfListFromConf(conf)
-}
-
 // ConfFile is a network configuration as Inspect finds it.
 type ConfFile struct {
 	File    string
@@ -181,12 +139,12 @@ type ConfFile struct {
 	Err     error    // why it is not valid
 }
 
-// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one counts. A file for which allowed returns an
-// error is not read.
+// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one
+// counts. A file for which allowed returns an error is not read.
 func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
-	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
+	files, err := configFiles(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read CNI configurations: %w", err)
+		return nil, err
 	}
 	var all []ConfFile
 	for _, f := range files {

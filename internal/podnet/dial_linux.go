@@ -3,15 +3,11 @@ package podnet
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
-	"strconv"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,80 +104,4 @@ func sockaddr(addr netip.AddrPort) unix.Sockaddr {
 		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
 	}
 	return &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
-}
-
-// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
-func (p *Pins) OpenPin(sandboxID string) (*os.File, error) {
-	file, err := p.file(sandboxID)
-	if err != nil {
-		return nil, err
-	}
-	notPinned := fmt.Errorf("network namespace of sandbox %s is not pinned: %w", sandboxID, errdefs.ErrNotFound)
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, notPinned
-	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || int64(st.Type) != nsfsMagic {
-		f.Close()
-		return nil, notPinned
-	}
-	return f, nil
-}
-
-// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at most 4 KiB.
-const maxCgroupFile = 64 << 10
-
-// firstID finds the outermost container ID of a control group's path. A container may make groups of any name below its own.
-var firstID = regexp.MustCompile(`(?m)^\d+:[^:]*:.*?([0-9a-f]{64})`)
-
-// OpenProcess opens the network namespace of a container's main process. The process must be in a control group of that container,
-// so that a PID that was given to another process is refused: NotFound.
-func OpenProcess(pid int, containerID string) (*os.File, error) {
-	return openProcess("/proc", pid, containerID)
-}
-
-func openProcess(proc string, pid int, containerID string) (*os.File, error) {
-	name := proc + "/" + strconv.Itoa(pid)
-	notIt := fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
-	// The directory stays that of this process: after its end nothing in it can be opened, whoever gets the PID (proc(5)).
-	dir, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, notIt
-	}
-	defer unix.Close(dir)
-
-	groups, err := openAt(dir, "cgroup", name)
-	if err != nil {
-		return nil, notIt
-	}
-	defer groups.Close()
-	text, err := io.ReadAll(io.LimitReader(groups, maxCgroupFile))
-	if err != nil {
-		return nil, notIt
-	}
-	found := false
-	for _, m := range firstID.FindAllSubmatch(text, -1) {
-		if string(m[1]) != containerID {
-			return nil, notIt
-		}
-		found = true
-	}
-	if !found {
-		return nil, notIt
-	}
-
-	netns, err := openAt(dir, "ns/net", name)
-	if err != nil {
-		return nil, notIt
-	}
-	return netns, nil
-}
-
-func openAt(dir int, file, dirName string) (*os.File, error) {
-	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), dirName+"/"+file), nil
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
 )
 
 // newNetNS makes a network namespace and opens it.
@@ -177,6 +179,7 @@ func TestOpenProcess(t *testing.T) {
 		"another container in one hierarchy": {"2:cpu:/docker/" + id + "\n1:name=systemd:/docker/" + other + "\n", false},
 		"a process of the node":              {"0::/system.slice/sshd.service\n", false},
 		"nothing":                            {"", false},
+		"a line of another form":             {id + ":x:/\n", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proc := t.TempDir()
@@ -188,7 +191,7 @@ func TestOpenProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			f, err := openProcess(proc, 7, id)
+			f, err := openProcess(proc, model.ContainerID(id), 7)
 			if !test.ok {
 				if !errdefs.IsNotFound(err) {
 					t.Errorf("opened %v, %v", f, err)
@@ -204,10 +207,10 @@ func TestOpenProcess(t *testing.T) {
 			}
 		})
 	}
-	if _, err := OpenProcess(os.Getpid(), id); !errdefs.IsNotFound(err) {
+	if _, err := OpenProcess(model.ContainerID(id), os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("this process for a container: %v", err)
 	}
-	if _, err := NewPins(t.TempDir()).OpenPin(id); !errdefs.IsNotFound(err) {
+	if _, err := NewPins(t.TempDir()).OpenPin(model.ContainerID(id)); !errdefs.IsNotFound(err) {
 		t.Errorf("a pin that is not there: %v", err)
 	}
 }

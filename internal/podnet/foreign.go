@@ -2,10 +2,8 @@ package podnet
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"strings"
 
@@ -18,27 +16,26 @@ import (
 
 // listFromBytes reads a cached configuration: a list, or the single plugin that kubenet once was.
 func listFromBytes(b []byte) (*libcni.NetworkConfigList, error) {
+	if len(b) > maxConfig {
+		return nil, fmt.Errorf("it has %d bytes, at most %d are possible", len(b), maxConfig)
+	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(b, &keys); err != nil {
 		return nil, err
 	}
 	if _, single := keys["type"]; !single || keys["plugins"] != nil {
-		list, err := libcni.ConfListFromBytes(b)
-		if err == nil && len(list.Plugins) == 0 {
-			err = errors.New("it has no plugins")
+		list, err := libcni.NetworkConfFromBytes(b)
+		if err != nil {
+			return nil, err
 		}
-		return list, err
+		return list, checkList(list)
 	}
-	conf, err := libcni.NetworkPluginConfFromBytes(b)
-	if err != nil {
-		return nil, err
-	}
-	return libcni.ConfListFromConf(conf)
+	return singlePlugin(b)
 }
 
 // withPorts adds the host ports to what plugins are told, if they are not told of any.
 func withPorts(capabilities map[string]any, ports []*runtimeapi.PortMapping) map[string]any {
-	mapped := portMappings(ports)
+	mapped := mappable(ports)
 	if len(mapped) == 0 || capabilities["portMappings"] != nil {
 		return capabilities
 	}
@@ -59,28 +56,6 @@ func (a *attacher) adopt(id string) {
 	}
 }
 
-// Addresses are the addresses of a pod's interface as its network namespace has them, IPv4 first; nil if there are none.
-func Addresses(netns string) []netip.Addr {
-	var all []net.Addr
-	err := inNetNS(netns, func() error {
-		eth, err := net.InterfaceByName(ifName)
-		if err == nil {
-			all, err = eth.Addrs()
-		}
-		return err
-	})
-	if err != nil {
-		return nil
-	}
-	var ips []netip.Addr
-	for _, a := range all {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
-			ips = append(ips, p.Addr().Unmap())
-		}
-	}
-	return ips
-}
-
 // Connection is how libcni's cache says that a pod is connected.
 type Connection struct {
 	Network   string
@@ -94,36 +69,36 @@ type Connection struct {
 // ReadCache reads libcni's cache: the connection of each sandbox, by its ID. An older shim's entry may be of a result alone, which is not
 // among them.
 func ReadCache(cacheDir string) (map[string]Connection, error) {
-	cni := libcni.NewCNIConfigWithCacheDir(nil, cacheDir, nil)
-	cached, err := cni.GetCachedAttachments("")
+	cached, err := (&cache{dir: cacheDir}).entries("")
 	if err != nil {
-		return nil, fmt.Errorf("read the CNI cache %s: %w", cacheDir, err)
+		return nil, err
 	}
 	out := map[string]Connection{}
-	for _, c := range cached {
-		if c.IfName != ifName {
+	for _, e := range cached {
+		if e.IfName != ifName {
 			continue
 		}
-		conn := Connection{Network: c.Network, Ports: toldPorts(c.CapabilityArgs)}
-		list, err := listFromBytes(c.Config)
-		if err != nil {
-			conn.Problem = fmt.Sprintf("the cached configuration of network %s: %v", c.Network, err)
-			out[c.ContainerID] = conn
+		conn := Connection{
+			Network:   e.Network,
+			Addresses: e.addresses(),
+			Ports:     toldPorts(e.Capabilities),
+		}
+		if e.list == nil {
+			_, err := listFromBytes(e.Config)
+			conn.Problem = fmt.Sprintf("the cached configuration of network %s: %v", e.Network, boundError(err))
+			out[e.ContainerID] = conn
 			continue
 		}
-		for _, p := range list.Plugins {
+		for _, p := range e.list.Plugins {
 			conn.Plugins = append(conn.Plugins, p.Network.Type)
 			conn.MapsPorts = conn.MapsPorts || p.Network.Capabilities["portMappings"]
 		}
-		if r, err := cni.GetNetworkListCachedResult(list, runtimeOf(c)); err == nil && r != nil {
-			conn.Addresses, _ = addresses(r)
-		}
-		out[c.ContainerID] = conn
+		out[e.ContainerID] = conn
 	}
 	return out, nil
 }
 
-// toldPorts are the host ports in cached capability arguments.
+// toldPorts are the host ports in cached capability arguments, as far as they are ports.
 func toldPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
 	b, err := json.Marshal(capabilities["portMappings"])
 	if err != nil {
@@ -135,9 +110,15 @@ func toldPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
 	}
 	var out []*runtimeapi.PortMapping
 	for _, m := range mapped {
-		out = append(out, &runtimeapi.PortMapping{
-			Protocol: runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(m.Protocol)]), ContainerPort: m.ContainerPort, HostPort: m.HostPort, HostIp: m.HostIP,
-		})
+		p := &runtimeapi.PortMapping{
+			Protocol:      runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(m.Protocol)]),
+			ContainerPort: m.ContainerPort,
+			HostPort:      m.HostPort,
+			HostIp:        m.HostIP,
+		}
+		if checkPort(p) == nil {
+			out = append(out, p)
+		}
 	}
 	return out
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 var ports = []*runtimeapi.PortMapping{{HostPort: 8080, ContainerPort: 80}}
@@ -125,18 +127,23 @@ func TestDelOfAForeignPodWaitsForAConfiguration(t *testing.T) {
 func TestAddresses(t *testing.T) {
 	k := newKubenet(t, t.TempDir(), "10.94.0.0/24", "fd00:94::/64")
 	p, cmd := newPod(t, sandboxID)
-	if got := Addresses(p.NetNS); got != nil {
+	if got := Addresses(sandboxID, cmd.Process.Pid); got != nil {
 		t.Errorf("without an interface: %v", got)
 	}
 	want, err := k.Add(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := NewPins(t.TempDir()).Addresses(cmd.Process.Pid); !cmp.Equal(got, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if got := NewPins(t.TempDir()).Addresses(sandboxID, cmd.Process.Pid); !cmp.Equal(got, want, same) {
 		t.Errorf("%v, want %v", got, want)
 	}
+	other := strings.Repeat("b", 64)
+	if got := Addresses(model.ContainerID(other), cmd.Process.Pid); got != nil {
+		t.Errorf("of another sandbox's process: %v", got)
+	}
 	del(t, k, p)
-	if got := Addresses("/proc/0/ns/net"); got != nil {
+	if got := Addresses(sandboxID, 0); got != nil {
 		t.Errorf("of nobody: %v", got)
 	}
 }

@@ -7,10 +7,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
 )
 
 // journal keeps a record of every ADD that has begun, from before its first plugin runs until the whole pod is made or a DEL has undone it,
@@ -19,7 +24,10 @@ import (
 //
 // A record is also a lock: plugins inherit it open, so that a later daemon can wait for those that an earlier one left running, and no more
 // than one chain of plugins works on a pod at any time.
-type journal struct{ dir string }
+type journal struct {
+	dir   string
+	cache *cache // sets aside what cannot be used
+}
 
 // record is an ADD or a DEL in the words of libcni.NetworkAttachment.
 type record struct {
@@ -28,7 +36,12 @@ type record struct {
 	IfName       string         `json:"ifName"`
 	Args         [][2]string    `json:"args"`
 	Capabilities map[string]any `json:"capabilityArgs"`
+
+	list *libcni.NetworkConfigList // Config, parsed
 }
+
+// newRecord begins the names of records that are being written.
+const newRecord = ".new-"
 
 // strayPatience is how long a DEL waits for plugins that an earlier daemon left running.
 const strayPatience = 30 * time.Second
@@ -37,7 +50,13 @@ func (j journal) file(id string) string { return filepath.Join(j.dir, id) }
 
 // begin notes an ADD or a DEL. The file is to be inherited by the plugins, and closed when they have ended.
 func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*os.File, error) {
-	b, err := json.Marshal(record{rt.ContainerID, list.Bytes, rt.IfName, rt.Args, rt.CapabilityArgs})
+	b, err := json.Marshal(record{
+		ContainerID:  rt.ContainerID,
+		Config:       list.Bytes,
+		IfName:       rt.IfName,
+		Args:         rt.Args,
+		Capabilities: rt.CapabilityArgs,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
@@ -45,7 +64,7 @@ func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
 	// Written aside and renamed: a record is whole or not there.
-	f, err := os.CreateTemp(j.dir, ".new-")
+	f, err := os.CreateTemp(j.dir, newRecord)
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
@@ -70,24 +89,49 @@ func (j journal) end(id string) error {
 	return nil
 }
 
-// read is the record of a pod, nil if there is none.
+// read is the record of a pod, nil if there is none. One that cannot be used is set aside.
 func (j journal) read(id string) (*record, error) {
-	b, err := os.ReadFile(j.file(id))
+	b, err := safefs.ReadFile(j.file(id), maxCacheFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("read the note of what plugins were to do: %w", err)
 	}
+	var r *record
+	if err == nil {
+		r, err = parseRecord(id, b)
+	}
+	if err != nil {
+		if err := j.cache.setAside(j.dir, id, err); err != nil {
+			return nil, fmt.Errorf("read the note of what plugins were to do: %w", err)
+		}
+		return nil, nil
+	}
+	return r, nil
+}
+
+// parseRecord parses and checks the record of a pod.
+func parseRecord(id string, b []byte) (*record, error) {
 	r := &record{}
 	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("read the note of what plugins were to do, %s: %w", j.file(id), err)
+		return nil, boundError(err)
 	}
+	if r.ContainerID != id {
+		return nil, fmt.Errorf("it is the record of %s", shown([]byte(r.ContainerID)))
+	}
+	if err := utils.ValidateInterfaceName(r.IfName); err != nil {
+		return nil, fmt.Errorf("ifName %q is no name of an interface", shown([]byte(r.IfName)))
+	}
+
+	list, err := listFromBytes(r.Config)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", boundError(err))
+	}
+	r.list = list
 	return r, nil
 }
 
 // await waits until no plugin that the record speaks of runs any more, at most strayPatience.
 func (j journal) await(ctx context.Context, id string) error {
-	f, err := os.Open(j.file(id))
+	f, err := safefs.OpenRegularPath(j.file(id))
 	if err != nil {
 		return nil // forgotten meanwhile
 	}
@@ -108,23 +152,31 @@ func (j journal) await(ctx context.Context, id string) error {
 	return nil
 }
 
-// list are the IDs of all pods with a record. What a crash left half-written is removed.
+// list are the IDs of all pods with a record. What a crash left half-written is removed, and what is no
+// record is set aside.
 func (j journal) list() []string {
-	entries, err := os.ReadDir(j.dir)
+	dir, err := os.Open(j.dir)
 	if err != nil {
 		return nil
 	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(maxCacheFiles)
+
 	var ids []string
-	for _, e := range entries {
-		if e.Name()[0] == '.' {
-			_ = os.Remove(filepath.Join(j.dir, e.Name()))
-			continue
+	for _, name := range names {
+		_, err := model.ParseContainerID(name)
+		switch {
+		case err == nil:
+			ids = append(ids, name)
+		case strings.HasPrefix(name, newRecord):
+			_ = os.Remove(filepath.Join(j.dir, name))
+		case !isDirectory(dir, name):
+			_ = j.cache.setAside(j.dir, name, err)
 		}
-		ids = append(ids, e.Name())
 	}
 	return ids
 }
 
 func (r *record) runtime(netns string) *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: r.ContainerID, NetNS: netns, IfName: r.IfName, Args: r.Args, CapabilityArgs: r.Capabilities}
+	return &libcni.RuntimeConf{ContainerID: r.ContainerID, NetNS: netns, IfName: r.IfName, Args: cleanArgs(r.Args), CapabilityArgs: r.Capabilities}
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"cri-dockerd/internal/text"
 )
 
 const (
@@ -25,6 +27,9 @@ const (
 	busyPause      = 100 * time.Millisecond
 	busyTries      = 20  // a plugin's file that is being written
 	outputShown    = 300 // bytes of a plugin's output in an error
+
+	maxStdout = 1 << 20  // bytes; results of real plugins are below 10 KiB
+	maxStderr = 64 << 10 // bytes; the rest is dropped
 )
 
 // plugins runs CNI plugins (CNI specification, section 3) with a time limit each, and says of one that fails which it is, what it said, and
@@ -55,11 +60,13 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	return out, err
 }
 
-// inTime runs one command of a plugin, which is killed when its time is over.
+// inTime runs one command of a plugin, which is killed when its time is over or an ADD prints more
+// than a result can be.
 func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed", p.limit))
 	defer cancel()
-	var out, said []byte
+
+	var out, said *limited
 	var err error
 	for range busyTries {
 		out, said, err = p.run(timed, path, stdin, environ)
@@ -71,42 +78,82 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 		case <-time.After(busyPause):
 		}
 	}
+
+	isAdd := parameter(environ, "CNI_COMMAND") == "ADD"
 	switch {
+	case isAdd && out.cut:
+		return nil, fmt.Errorf("it printed more than %d bytes and was killed; the output began: %s", maxStdout, shown(out.b))
 	case timed.Err() != nil && err != nil:
 		return nil, context.Cause(timed)
 	case err != nil:
-		return nil, pluginError(err, out, said)
+		return nil, pluginError(err, out.b, said.b)
 	}
-	if len(said) > 0 {
-		p.log.Debug("a CNI plugin says", "plugin", path, "stderr", shown(said))
+
+	if len(said.b) > 0 {
+		p.log.Debug("a CNI plugin wrote to standard error", "plugin", path, "stderr", shown(said.b))
 	}
-	if len(bytes.TrimSpace(out)) > 0 && !json.Valid(out) {
-		return nil, fmt.Errorf("its output is not JSON: %s", shown(out))
+	if !isAdd {
+		return nil, nil // only an ADD has a result (CNI specification, section 2)
 	}
-	return out, nil
+	return checkedResult(out.b)
 }
 
-func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []string) (out, said []byte, err error) {
-	var stdout, stderr bytes.Buffer
+// run runs a plugin and returns the beginnings of what it wrote to standard output and standard error.
+func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []string) (out, said *limited, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, said = &limited{limit: maxStdout}, &limited{limit: maxStderr}
+	if parameter(environ, "CNI_COMMAND") == "ADD" {
+		out.full = cancel
+	}
+
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
+	cmd.Env = environ
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Stdout = out
+	cmd.Stderr = said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = drainDeadline
 	if p.held != nil {
 		cmd.ExtraFiles = []*os.File{p.held}
 	}
-	if err = cmd.Run(); errors.Is(err, exec.ErrWaitDelay) { // it has ended well, and said all that it had to
+
+	if err = cmd.Run(); errors.Is(err, exec.ErrWaitDelay) { // it succeeded and left a process that holds its output open
 		err = nil
 	}
-	return stdout.Bytes(), stderr.Bytes(), err
+	return out, said, err
 }
 
-// pluginError is what a plugin that failed says (CNI specification, section 5, "Error"), or as much as can be seen of it.
+// limited keeps the first bytes that are written to it and drops the rest.
+type limited struct {
+	limit int
+	full  func() // called when the first byte is dropped; nil for nothing
+
+	b   []byte
+	cut bool
+}
+
+// Write implements io.Writer. It never fails, so that the process that writes is not disturbed.
+func (l *limited) Write(p []byte) (int, error) {
+	n := min(len(p), l.limit-len(l.b))
+	l.b = append(l.b, p[:n]...)
+	if n < len(p) && !l.cut {
+		l.cut = true
+		if l.full != nil {
+			l.full()
+		}
+	}
+	return len(p), nil
+}
+
+// pluginError is the error that a failed plugin reports (CNI specification, section 5, "Error"), or as
+// much as can be seen of it.
 func pluginError(err error, out, said []byte) error {
 	var e types.Error
 	switch {
 	case json.Unmarshal(out, &e) == nil && (e.Code != 0 || e.Msg != ""):
+		e.Msg, e.Details = shown([]byte(e.Msg)), shown([]byte(e.Details))
 		return fmt.Errorf("CNI error %d: %w", e.Code, &e)
 	case len(said) > 0:
 		return fmt.Errorf("%w; on standard error: %s", err, shown(said))
@@ -116,13 +163,10 @@ func pluginError(err error, out, said []byte) error {
 	return fmt.Errorf("%w; it said nothing", err)
 }
 
-// shown is the beginning of a text on one line.
+// shown is the beginning of a text on one line, fit for an error.
 func shown(b []byte) string {
-	s := strings.Join(strings.Fields(string(b)), " ")
-	if len(s) > outputShown {
-		s = strings.ToValidUTF8(s[:outputShown], "") + "…"
-	}
-	return s
+	b = b[:min(len(b), 4*outputShown)] // of which white space may be the most
+	return text.Clean(strings.Join(strings.Fields(string(b)), " "), outputShown)
 }
 
 // FindInPath implements invoke.Exec.
@@ -131,5 +175,5 @@ func (*plugins) FindInPath(name string, dirs []string) (string, error) {
 		return path, nil
 	}
 	return "", fmt.Errorf("CNI plugin %q is not in %s: install it (the standard plugins are in the package containernetworking-plugins) or correct --cni-bin-dir",
-		name, strings.Join(dirs, ", "))
+		text.Clean(name, outputShown), strings.Join(dirs, ", "))
 }

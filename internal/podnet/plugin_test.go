@@ -233,7 +233,11 @@ func TestAddCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held, err := killed.attach.journal.begin(list, runtimeConf(p, nil))
+	rt, err := runtimeConf(p, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := killed.attach.journal.begin(list, rt)
 	if err != nil {
 		t.Fatal(err)
 	}

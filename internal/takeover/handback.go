@@ -8,6 +8,7 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
 
@@ -75,13 +76,17 @@ func (s *survey) mustGo(sb *spec.Sandbox) string {
 }
 
 // do writes the notes and gives up what only this daemon would give up later.
-func (h *HandBack) do(files checkpoint.Files, pins interface{ Unpin(string) error }) error {
+func (h *HandBack) do(files checkpoint.Files, pins interface{ Unpin(model.ContainerID) error }) error {
 	var errs []error
 	for _, n := range h.Noted {
-		errs = append(errs, files.Write(n.Sandbox, n.note))
+		id, err := model.ParseContainerID(n.Sandbox)
+		if err == nil {
+			err = files.Write(id, n.note)
+		}
+		errs = append(errs, err)
 	}
 	for _, id := range h.unpin {
-		errs = append(errs, pins.Unpin(id))
+		errs = append(errs, pins.Unpin(model.ContainerID(id))) // is the name of a pin
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("hand back: %w", err)

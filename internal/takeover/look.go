@@ -5,13 +5,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strconv"
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/podnet"
-	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/rootonly"
 	"cri-dockerd/internal/spec"
 )
@@ -59,7 +57,7 @@ func look(ctx context.Context, cfg *config.Config) (*survey, error) {
 	}
 	s.readNotes(checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim))
 	for _, id := range podnet.NewPins(cfg.PinDirectory()).List() {
-		s.pinned[id] = true
+		s.pinned[string(id)] = true
 	}
 	for _, o := range s.objects {
 		s.lookAt(o)
@@ -75,32 +73,18 @@ func (s *survey) readNotes(files checkpoint.Files) {
 			n.problem = err.Error()
 		}
 		n.Checkpoint = c
-		s.notes[id] = n
+		s.notes[string(id)] = n
 	}
 }
 
 // lookAt reads what the node knows of one container beyond Docker.
 func (s *survey) lookAt(o spec.Object) {
 	if sb := o.Sandbox; sb != nil && sb.Running && sb.NetworkMode == "none" && len(s.cache[string(sb.ID)].Addresses) == 0 {
-		s.found[string(sb.ID)] = addressesOf(sb)
+		s.found[string(sb.ID)] = podnet.Addresses(sb.ID, sb.Pid)
 	}
 	if c := o.Container; c != nil && c.LogPath != "" {
 		if target, err := os.Readlink(c.LogPath); err == nil {
 			s.links[string(c.ID)] = target
 		}
 	}
-}
-
-// addressesOf are the addresses in the network namespace of a sandbox's process, nil if that process
-// has ended: another one with its number is in another control group.
-func addressesOf(sb *spec.Sandbox) []netip.Addr {
-	dir, err := proc.Host().Open(strconv.Itoa(sb.Pid))
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	if !dir.InCgroup(string(sb.ID)) {
-		return nil
-	}
-	return podnet.Addresses(dir.Path("ns/net"))
 }

@@ -171,9 +171,9 @@ func TestOddThings(t *testing.T) {
 }
 
 // unpinned records what is unpinned.
-type unpinned []string
+type unpinned []model.ContainerID
 
-func (u *unpinned) Unpin(id string) error {
+func (u *unpinned) Unpin(id model.ContainerID) error {
 	*u = append(*u, id)
 	if id == "bad" {
 		return errors.New("busy")
@@ -182,29 +182,31 @@ func (u *unpinned) Unpin(id string) error {
 }
 
 func TestHandBack(t *testing.T) {
+	const zeros = "00000000000000000000000000000000000000000000000000000000000000"
+	const a0, a1, a2, a3, a4, a5, a6, a7 = "a0" + zeros, "a1" + zeros, "a2" + zeros, "a3" + zeros, "a4" + zeros, "a5" + zeros, "a6" + zeros, "a7" + zeros
 	image := func(c *spec.Container) { c.ImageVolumes = []spec.ImageVolume{{ImageID: "i"}} }
-	s := node(sandbox("a0", "old"), sandbox("a1", "web", ours), member("c1", "a1", "main"), sandbox("a2", "proxy", host, ours), sandbox("a3", "own", ownNetNS),
-		sandbox("a4", "log", ours), member("c4", "a4", "main", criLog), sandbox("a5", "image", ours), member("c5", "a5", "main", image), sandbox("a6", "own-dead", ownNetNS, dead),
-		sandbox("a7", "own-held", ownNetNS, dead))
-	s.cache["a1"], s.cache["a7"] = web, web
-	s.notes["a0"] = note{file: "/var/lib/cri-dockerd/sandbox/a0"}
-	s.pinned = map[string]bool{"a0": true, "a1": true, "a3": true}
+	s := node(sandbox(a0, "old"), sandbox(a1, "web", ours), member("c1", a1, "main"), sandbox(a2, "proxy", host, ours), sandbox(a3, "own", ownNetNS),
+		sandbox(a4, "log", ours), member("c4", a4, "main", criLog), sandbox(a5, "image", ours), member("c5", a5, "main", image), sandbox(a6, "own-dead", ownNetNS, dead),
+		sandbox(a7, "own-held", ownNetNS, dead))
+	s.cache[a1], s.cache[a7] = web, web
+	s.notes[a0] = note{file: "/var/lib/cri-dockerd/sandbox/a0"}
+	s.pinned = map[string]bool{a0: true, a1: true, a3: true}
 	h := s.handBack()
 	root := t.TempDir()
 	files, pins := checkpoint.New(root), &unpinned{}
 	if err := h.do(files, pins); err != nil {
 		t.Fatal(err)
 	}
-	if got := files.List(); !cmp.Equal(got, []string{"a1", "a2"}) {
+	if got := files.List(); !cmp.Equal(got, []model.ContainerID{a1, a2}) {
 		t.Errorf("notes: %v", got)
 	}
-	if c, err := files.Read("a1"); err != nil || len(c.Ports) != 1 || c.HostNetwork || c.Name != "web" || c.Namespace != "default" {
+	if c, err := files.Read(a1); err != nil || len(c.Ports) != 1 || c.HostNetwork || c.Name != "web" || c.Namespace != "default" {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err := files.Read("a2"); err != nil || !c.HostNetwork {
+	if c, err := files.Read(a2); err != nil || !c.HostNetwork {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if !cmp.Equal([]string(*pins), []string{"a0", "a1"}) {
+	if !cmp.Equal([]model.ContainerID(*pins), []model.ContainerID{a0, a1}) {
 		t.Errorf("unpinned %v", *pins)
 	}
 	var out bytes.Buffer

@@ -1,0 +1,164 @@
+package podnet
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+)
+
+const (
+	maxDump     = 1 << 20 // bytes that are read of a dump of addresses
+	dumpBuffer  = 32 << 10
+	dumpSeconds = 2 // the kernel answers at once
+)
+
+// Addresses are the addresses of a pod's interface as the network namespace of its pause process has
+// them, IPv4 first and at most maxIPs; nil if there are none or the process is not the sandbox's. A
+// process in the pod with CAP_NET_ADMIN may have made any number of devices and addresses, so only the
+// pod's own interface is asked for and reading ends early.
+func Addresses(id model.ContainerID, pid int) []netip.Addr {
+	ns, err := OpenProcess(id, pid)
+	if err != nil {
+		return nil
+	}
+	defer ns.Close()
+
+	var all []netip.Addr
+	err = inNetNSFile(ns, func() (err error) {
+		all, err = deviceAddresses(ifName)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+// deviceAddresses are the addresses of a device in the thread's network namespace, without those of its
+// link only, IPv4 first.
+func deviceAddresses(device string) ([]netip.Addr, error) {
+	index, err := deviceIndex(device)
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		some, err := dumpAddresses(family, index, maxIPs-len(all))
+		if err != nil {
+			return nil, fmt.Errorf("addresses of %s: %w", device, err)
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+// deviceIndex asks for one device (netdevice(7), SIOCGIFINDEX).
+func deviceIndex(device string) (uint32, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
+		return 0, fmt.Errorf("device %s: %w", device, err)
+	}
+	return req.Uint32(), nil
+}
+
+// dumpAddresses reads the addresses of one family and device (rtnetlink(7), RTM_GETADDR), at most limit.
+func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	// With the strict check the kernel sends those of the device only; before Linux 4.20 it sends all.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpSeconds}); err != nil {
+		return nil, err
+	}
+
+	request := struct {
+		unix.NlMsghdr
+		unix.IfAddrmsg
+	}{
+		unix.NlMsghdr{Type: unix.RTM_GETADDR, Flags: unix.NLM_F_REQUEST | unix.NLM_F_DUMP, Seq: 1},
+		unix.IfAddrmsg{Family: family, Index: index},
+	}
+	request.Len = uint32(unsafe.Sizeof(request))
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&request)), unsafe.Sizeof(request)) //nolint:gosec // the kernel's structure
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+
+	var all []netip.Addr
+	buffer := make([]byte, dumpBuffer)
+	for read := 0; read < maxDump && len(all) < limit; {
+		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		if err != nil {
+			return nil, err
+		}
+		read += n
+		some, done, err := parseAddresses(buffer[:n], index)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+		if done {
+			break
+		}
+	}
+	return all[:min(len(all), limit)], nil
+}
+
+// parseAddresses reads a part of a dump; done says that it is the last.
+func parseAddresses(b []byte, index uint32) (all []netip.Addr, done bool, err error) {
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, m := range messages {
+		switch m.Header.Type {
+		case unix.NLMSG_DONE:
+			return all, true, nil
+		case unix.NLMSG_ERROR:
+			return nil, false, unix.EIO
+		case unix.RTM_NEWADDR:
+			if len(m.Data) < unix.SizeofIfAddrmsg || (*unix.IfAddrmsg)(unsafe.Pointer(&m.Data[0])).Index != index { //nolint:gosec // the length is checked
+				continue
+			}
+			if a, ok := parseAddress(&m); ok && !slices.Contains(all, a) {
+				all = append(all, a)
+			}
+		}
+	}
+	return all, false, nil
+}
+
+// parseAddress is the local address of a message, false for one of the link only.
+func parseAddress(m *syscall.NetlinkMessage) (netip.Addr, bool) {
+	attributes, err := syscall.ParseNetlinkRouteAttr(m)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	var local netip.Addr
+	for _, a := range attributes {
+		// IFA_ADDRESS is the peer's on a link between two, where IFA_LOCAL is ours.
+		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !local.IsValid() {
+			if ip, ok := netip.AddrFromSlice(a.Value); ok {
+				local = ip.Unmap()
+			}
+		}
+	}
+	return local, local.IsValid() && !local.IsLinkLocalUnicast()
+}

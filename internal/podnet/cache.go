@@ -1,0 +1,279 @@
+package podnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
+)
+
+const (
+	// maxCacheFile bounds an entry of libcni's cache and a record of the journal, in bytes: the
+	// configuration in base64, and a result.
+	maxCacheFile = 2*maxConfig + maxStdout
+	// maxCacheFiles bounds how many entries are read; a node has some hundred pods.
+	maxCacheFiles = 1 << 16
+	// setAsideDir holds, below the cache's directory, files that could not be used. It is never read.
+	setAsideDir = "set-aside"
+)
+
+// cache reads libcni's cache, which other processes write and a crash may leave torn. libcni itself
+// reads its files without a bound and waits for a FIFO, so each file is checked here before libcni may
+// read it; one that fails is set aside.
+type cache struct {
+	dir string       // of libcni
+	log *slog.Logger // nil for a reader that leaves every file where it is
+
+	mu      sync.Mutex // guards the rest
+	damaged map[model.ContainerID]bool
+	aside   int // files set aside since the start
+}
+
+func newCache(dir string, log *slog.Logger) *cache {
+	return &cache{dir: dir, log: log, damaged: map[model.ContainerID]bool{}}
+}
+
+func (c *cache) results() string { return filepath.Join(c.dir, "results") }
+
+// entry is a file of libcni's cache, checked. One without a configuration is a result alone, from
+// before libcni kept configurations.
+type entry struct {
+	Kind         string          `json:"kind"`
+	ContainerID  string          `json:"containerId"`
+	Config       []byte          `json:"config"`
+	IfName       string          `json:"ifName"`
+	Network      string          `json:"networkName"`
+	NetNS        string          `json:"netns"`
+	Args         [][2]string     `json:"cniArgs"`
+	Capabilities map[string]any  `json:"capabilityArgs"`
+	Result       json.RawMessage `json:"result"`
+
+	list   *libcni.NetworkConfigList // nil if the configuration cannot be used
+	result *result                   // nil if the result cannot be used
+}
+
+// runtime is how the plugins were called.
+func (e *entry) runtime() *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: e.ContainerID, NetNS: e.NetNS, IfName: e.IfName, Args: cleanArgs(e.Args), CapabilityArgs: e.Capabilities}
+}
+
+// addresses are those of the pod, nil if the cache does not know them.
+func (e *entry) addresses() []netip.Addr {
+	if e.result == nil {
+		return nil
+	}
+	return e.result.addresses(isNetNS(e.NetNS))
+}
+
+// entries are the entries with a configuration of a container, or all for "", in the order of their
+// names. Files that cannot be used are set aside. An entry whose result alone cannot be used is set
+// aside and returned, since its configuration releases what plugins have reserved.
+func (c *cache) entries(id string) ([]*entry, error) {
+	dir, err := safefs.OpenDir(c.results())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read the CNI cache: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxCacheFiles)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the CNI cache: %w", err)
+	}
+	slices.Sort(names)
+
+	var all []*entry
+	for _, name := range names {
+		if id != "" && !strings.Contains(name, "-"+id+"-") {
+			continue
+		}
+		e, err := readEntry(dir, name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil && c.log != nil && !isDirectory(dir, name) {
+			_ = c.setAside(c.results(), name, err)
+		}
+		if e != nil && (e.list != nil || c.log == nil) && (id == "" || e.ContainerID == id) {
+			all = append(all, e)
+		}
+	}
+	return all, nil
+}
+
+// readEntry reads and checks one file of the cache. With an error the entry is nil or a part.
+func readEntry(dir *os.File, name string) (*entry, error) {
+	f, err := safefs.OpenRegular(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := safefs.ReadAll(f, maxCacheFile)
+	if err != nil {
+		return nil, err
+	}
+	return parseEntry(name, b)
+}
+
+// parseEntry parses what the cache has in the file name. The entry is nil for a result alone. With an
+// error it is nil, or lacks its configuration or its result.
+func parseEntry(name string, b []byte) (*entry, error) {
+	e := &entry{}
+	if err := json.Unmarshal(b, e); err != nil {
+		return nil, boundError(err)
+	}
+	if e.Kind != libcni.CNICacheV1 {
+		_, err := parseResult(b) // as libcni reads it
+		return nil, err
+	}
+	if err := e.checkName(name); err != nil {
+		return nil, err
+	}
+
+	list, err := listFromBytes(e.Config)
+	if err == nil && list.Name != e.Network {
+		err = fmt.Errorf("it is of network %s", list.Name)
+	}
+	if err != nil {
+		return e, fmt.Errorf("the cached configuration of network %s: %w", e.Network, boundError(err))
+	}
+	e.list = list
+	r, err := parseResult(e.Result)
+	if err != nil {
+		return e, fmt.Errorf("the cached result of network %s: %w", e.Network, err)
+	}
+	e.result = r
+	return e, nil
+}
+
+// checkName wants names that libcni joins into no other path than that of this file.
+func (e *entry) checkName(name string) error {
+	if err := utils.ValidateNetworkName(e.Network); err != nil {
+		return fmt.Errorf("networkName %q is no name of a network", shown([]byte(e.Network)))
+	}
+	if err := utils.ValidateContainerID(e.ContainerID); err != nil {
+		return fmt.Errorf("containerId %q is no ID", shown([]byte(e.ContainerID)))
+	}
+	if err := utils.ValidateInterfaceName(e.IfName); err != nil {
+		return fmt.Errorf("ifName %q is no name of an interface", shown([]byte(e.IfName)))
+	}
+	if want := e.Network + "-" + e.ContainerID + "-" + e.IfName; name != want {
+		return fmt.Errorf("it is the entry of %s", shown([]byte(want)))
+	}
+	if !isClean(e.NetNS) {
+		return errors.New("netns is no path")
+	}
+	return nil
+}
+
+func isDirectory(dir *os.File, name string) bool {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// setAside moves a file out of a directory that is read, and logs why. The pod of the file is released
+// with the current configuration.
+func (c *cache) setAside(dir, name string, why error) error {
+	file, target := filepath.Join(dir, name), filepath.Join(c.dir, setAsideDir, name)
+	err := os.MkdirAll(filepath.Dir(target), 0o700)
+	if err == nil {
+		err = os.Rename(file, target)
+	}
+	if err != nil {
+		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside", "file", file, "problem", boundError(why), "err", err)
+		return errors.Join(boundError(why), err)
+	}
+	c.log.Warn("a file of the CNI cache could not be used and is set aside", "file", file, "to", target, "problem", boundError(why))
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.aside++
+	if id, ok := podOf(name); ok {
+		c.damaged[id] = true
+	}
+	return nil
+}
+
+// podOf finds the container ID in the name of a cache's entry of ours or of a record.
+func podOf(name string) (model.ContainerID, bool) {
+	name = strings.TrimSuffix(name, "-"+ifName)
+	if i := len(name) - 64; i == 0 || i > 0 && name[i-1] == '-' {
+		id, err := model.ParseContainerID(name[i:])
+		return id, err == nil
+	}
+	return "", false
+}
+
+// isDamaged says whether a file of a pod was set aside.
+func (c *cache) isDamaged(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.damaged[model.ContainerID(id)]
+}
+
+// damagedPods are the pods of which a file was set aside, also by an earlier process.
+func (c *cache) damagedPods() []model.ContainerID {
+	dir, err := os.Open(filepath.Join(c.dir, setAsideDir))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		defer dir.Close()
+		names, _ := dir.Readdirnames(maxCacheFiles)
+		for _, name := range names {
+			if id, ok := podOf(name); ok {
+				c.damaged[id] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(c.damaged))
+}
+
+// forget removes what was set aside of a pod whose network is released.
+func (c *cache) forget(id string) {
+	if !c.isDamaged(id) {
+		return
+	}
+	dir := filepath.Join(c.dir, setAsideDir)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if of, ok := podOf(e.Name()); ok && string(of) == id {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.damaged, model.ContainerID(id))
+}
+
+// notice is what an operator should know of files that were set aside, "" for nothing.
+func (c *cache) notice() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.aside == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d files of the CNI cache could not be used and were moved to %s; see the log for each", c.aside, filepath.Join(c.dir, setAsideDir))
+}
+
+// cleanArgs are the CNI_ARGS that cannot be taken for others (CNI conventions: KEY=VALUE;KEY=VALUE).
+func cleanArgs(args [][2]string) [][2]string {
+	return slices.DeleteFunc(slices.Clone(args), func(a [2]string) bool {
+		return strings.ContainsAny(a[0]+a[1], ";=") || !isClean(a[0]) || !isClean(a[1])
+	})
+}

@@ -1,0 +1,18 @@
+package podnet
+
+import (
+	"cri-dockerd/internal/text"
+)
+
+// boundError gives an error a text of bounded size that fits into answers and logs. Its kind stays.
+func boundError(err error) error {
+	if err == nil || text.Clean(err.Error(), text.MaxMessage) == err.Error() {
+		return err
+	}
+	return &bounded{err}
+}
+
+type bounded struct{ err error }
+
+func (b *bounded) Error() string { return text.Clean(b.err.Error(), text.MaxMessage) }
+func (b *bounded) Unwrap() error { return b.err }

@@ -1,0 +1,292 @@
+package podnet
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/safefs"
+)
+
+// Pins keeps network namespaces alive without a process, by bind mounts in a directory of ours, so that
+// a pod can be disconnected properly when its pause process is gone. The mounts outlive the daemon. A pin
+// has its sandbox's ID as its name; a namespace that was made before its sandbox has a name of its own
+// until then. Other files in the directory are left alone.
+type Pins struct {
+	dir string
+
+	mu   sync.Mutex      // guards made
+	made map[string]bool // the names of namespaces that Make has made and nobody has dropped
+}
+
+// NewPins uses dir, which is made when it is needed, for root alone.
+func NewPins(dir string) *Pins { return &Pins{dir: dir, made: map[string]bool{}} }
+
+// maxPins bounds how many names of the directory are read.
+const maxPins = 1 << 16
+
+// newMark begins the names of namespaces that have no sandbox yet; 16 hexadecimal digits follow.
+const newMark = "new-"
+
+// isNewName says whether a file of the directory may be one of Make.
+func isNewName(name string) bool {
+	digits, ok := strings.CutPrefix(name, newMark)
+	b, err := hex.DecodeString(digits)
+	return ok && err == nil && len(b) == 8
+}
+
+// Pin pins the network namespace of a sandbox's process and returns the pin's path. Pinning again is no
+// error. NotFound if the process is not the sandbox's.
+func (p *Pins) Pin(id model.ContainerID, pid int) (string, error) {
+	if path := p.Path(id); path != "" {
+		return path, nil
+	}
+	ns, err := OpenProcess(id, pid)
+	if err != nil {
+		return "", fmt.Errorf("pin network namespace: %w", err)
+	}
+	defer ns.Close()
+	return filepath.Join(p.dir, string(id)), p.mount(ns, string(id))
+}
+
+// Keep pins a namespace of Make for the sandbox that has joined it, or is to, and returns the pin's path.
+func (p *Pins) Keep(id model.ContainerID, made string) (string, error) {
+	if path := p.Path(id); path != "" {
+		return path, nil
+	}
+	if id == "" || filepath.Dir(made) != filepath.Clean(p.dir) || !isNewName(filepath.Base(made)) {
+		return "", fmt.Errorf("pin network namespace: %q is not a namespace of ours: %w", made, errdefs.ErrInvalidArgument)
+	}
+	ns, err := openNetNS(made)
+	if err != nil {
+		return "", fmt.Errorf("pin network namespace: %w", err)
+	}
+	defer ns.Close()
+	return filepath.Join(p.dir, string(id)), p.mount(ns, string(id))
+}
+
+// open opens the directory, and makes it first if it is not there and create is true.
+func (p *Pins) open(create bool) (*os.File, error) {
+	if create {
+		if err := os.MkdirAll(p.dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(p.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == nil && create {
+		err = f.Chmod(0o700) // earlier versions made it for everybody
+	}
+	return f, err
+}
+
+// mount mounts an open namespace on a file of the directory, which is made.
+func (p *Pins) mount(ns *os.File, name string) (err error) {
+	dir, err := p.open(true)
+	if err != nil {
+		return fmt.Errorf("pin network namespace: %w", err)
+	}
+	defer dir.Close()
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) { // nothing is pinned there
+		return fmt.Errorf("pin network namespace: remove %s: %w", filepath.Join(p.dir, name), err)
+	}
+	f, err := safefs.OpenAt(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY, 0o400)
+	if err != nil {
+		return fmt.Errorf("pin network namespace: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Mount(fdPath(ns), fdPath(f), "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("pin network namespace %s: %w", ns.Name(), err), unix.Unlinkat(int(dir.Fd()), name, 0))
+	}
+	return nil
+}
+
+// fdPath is a path of an open file for calls that take no descriptor.
+func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// Make makes a network namespace with lo up, Docker's defaults and these sysctls ("net.core.somaxconn"), and returns the path where it is
+// pinned until Drop. InvalidArgument for a sysctl that cannot be set.
+func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
+	parsed, err := parseSysctls(sysctls)
+	if err != nil {
+		return "", fmt.Errorf("make network namespace: %w", err)
+	}
+	b := make([]byte, 8)
+	_, _ = rand.Read(b) // never fails
+	name := newMark + hex.EncodeToString(b)
+	p.mu.Lock()
+	p.made[name] = true
+	p.mu.Unlock()
+
+	path = filepath.Join(p.dir, name)
+	err = awayFromHome(func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }, func() error {
+		if err := setLoopbackUp(); err != nil {
+			return fmt.Errorf("bring up lo: %w", err)
+		}
+		if err := writeSysctls(parsed); err != nil {
+			return err
+		}
+		ns, err := openNetNS(threadNetNS)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		return p.mount(ns, name)
+	})
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("make network namespace: %w", err), p.Drop(path))
+	}
+	return path, nil
+}
+
+// Drop gives up a path of Make. The namespace lives on where it is kept, and with the processes in it.
+func (p *Pins) Drop(path string) error {
+	name := filepath.Base(path)
+	if filepath.Dir(path) != filepath.Clean(p.dir) || !isNewName(name) {
+		return fmt.Errorf("unpin network namespace: %q is not a namespace of ours: %w", path, errdefs.ErrInvalidArgument)
+	}
+	err := p.unmount(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.made, name)
+	return err
+}
+
+// Sweep gives up what earlier processes made and never dropped.
+func (p *Pins) Sweep() error {
+	var errs []error
+	for _, name := range p.names() {
+		p.mu.Lock()
+		ours := p.made[name]
+		p.mu.Unlock()
+		if isNewName(name) && !ours {
+			errs = append(errs, p.unmount(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// names are the names of the directory, none before the first pin.
+func (p *Pins) names() []string {
+	dir, err := p.open(false)
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxPins)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return names
+}
+
+// Joined says whether a process is the sandbox's and in the network namespace that is pinned for it.
+func (p *Pins) Joined(id model.ContainerID, pid int) bool {
+	path := p.Path(id)
+	if path == "" {
+		return false
+	}
+	pin, err := openNetNS(path)
+	if err != nil {
+		return false
+	}
+	defer pin.Close()
+	ns, err := OpenProcess(id, pid)
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+
+	var pinned, joined unix.Stat_t
+	return unix.Fstat(int(pin.Fd()), &pinned) == nil && unix.Fstat(int(ns.Fd()), &joined) == nil && pinned.Dev == joined.Dev && pinned.Ino == joined.Ino
+}
+
+// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
+func (p *Pins) OpenPin(id model.ContainerID) (*os.File, error) {
+	path := p.Path(id)
+	if path == "" {
+		return nil, fmt.Errorf("network namespace of sandbox %s is not pinned: %w", id, errdefs.ErrNotFound)
+	}
+	return openNetNS(path)
+}
+
+// Path is the pin's path, "" when nothing is pinned.
+func (p *Pins) Path(id model.ContainerID) string {
+	if id == "" {
+		return ""
+	}
+	dir, err := p.open(false)
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	if !isPinned(dir, string(id)) {
+		return ""
+	}
+	return filepath.Join(p.dir, string(id))
+}
+
+// isPinned says whether a namespace is mounted on a name of the directory. Links are not followed.
+func isPinned(dir *os.File, name string) bool {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return isNamespaceFile(fd)
+}
+
+// Addresses are those of a pod's interface in the namespace of its pause process, nil if there are none
+// or the process is not the sandbox's.
+func (p *Pins) Addresses(id model.ContainerID, pid int) []netip.Addr { return Addresses(id, pid) }
+
+// Unpin gives the namespace up. What is not pinned is no error.
+func (p *Pins) Unpin(id model.ContainerID) error {
+	if id == "" {
+		return nil
+	}
+	return p.unmount(string(id))
+}
+
+// unmount undoes mount: it unmounts namespaces only, follows no link, and removes the name.
+func (p *Pins) unmount(name string) error {
+	dir, err := p.open(false)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("unpin network namespace: %w", err)
+	}
+	defer dir.Close()
+
+	file := fdPath(dir) + "/" + name
+	for isPinned(dir, name) { // a crash may have mounted it twice
+		if err := unix.Unmount(file, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unpin network namespace %s: %w", filepath.Join(p.dir, name), err)
+		}
+	}
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin network namespace %s: %w", filepath.Join(p.dir, name), err)
+	}
+	return nil
+}
+
+// List are the sandboxes for which a pin, or what a crash left of one, is there.
+func (p *Pins) List() []model.ContainerID {
+	var ids []model.ContainerID
+	for _, name := range p.names() {
+		if id, err := model.ParseContainerID(name); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

@@ -1,0 +1,118 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+)
+
+// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at most 4 KiB.
+const maxCgroupFile = 64 << 10
+
+// OpenProcess opens the network namespace of a container's main process. Numbers of processes are used
+// again, so the process must be in a control group of that container, before and after: NotFound if it
+// is gone or another's.
+func OpenProcess(id model.ContainerID, pid int) (*os.File, error) {
+	ns, err := openProcess("/proc", id, pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkNetNS(ns); err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return ns, nil
+}
+
+func openProcess(proc string, id model.ContainerID, pid int) (*os.File, error) {
+	name := proc + "/" + strconv.Itoa(pid)
+	notIt := fmt.Errorf("process %d is not container %s: %w", pid, id, errdefs.ErrNotFound)
+	if id == "" || pid <= 0 {
+		return nil, notIt
+	}
+	// The directory stays that of this process: after its end nothing in it can be opened, whoever gets the PID (proc(5)).
+	dir, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, notIt
+	}
+	defer unix.Close(dir)
+
+	ours := cgroupIDs(unix.AT_FDCWD, proc+"/self/cgroup") // of the container that the daemon itself may run in
+	isIt := func() bool {
+		return isContainer(cgroupIDs(dir, "cgroup"), ours, id)
+	}
+	if !isIt() {
+		return nil, notIt
+	}
+	netns, err := openAt(dir, "ns/net", name)
+	if err != nil {
+		return nil, notIt
+	}
+	if !isIt() { // it may have been moved meanwhile
+		netns.Close()
+		return nil, notIt
+	}
+	return netns, nil
+}
+
+// containerIDs finds the container IDs of the control groups of a process, by lines (cgroups(7)).
+var containerIDs = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// cgroupLines are the lines of a file of control groups.
+var cgroupLines = regexp.MustCompile(`(?m)^\d+:[^:]*:(.*)$`)
+
+// cgroupIDs reads, for each hierarchy, the container IDs in the path of a process's control group,
+// outermost first.
+func cgroupIDs(dir int, file string) (all [][]string) {
+	f, err := openAt(dir, file, "")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxCgroupFile))
+	if err != nil {
+		return nil
+	}
+	for _, line := range cgroupLines.FindAllSubmatch(b, -1) {
+		if ids := containerIDs.FindAllString(string(line[1]), -1); len(ids) > 0 {
+			all = append(all, ids)
+		}
+	}
+	return all
+}
+
+// isContainer says whether control groups are those of a container: the outermost ID is the container's
+// in every hierarchy that has one, since a container may make groups of any name below its own. IDs of
+// the daemon's own groups, around the engine's, do not count.
+func isContainer(groups, ours [][]string, id model.ContainerID) bool {
+	found := false
+	for _, ids := range groups {
+		for len(ids) > 0 && slices.ContainsFunc(ours, func(own []string) bool { return slices.Contains(own, ids[0]) }) {
+			ids = ids[1:]
+		}
+		if len(ids) == 0 {
+			continue
+		}
+		if ids[0] != string(id) {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+func openAt(dir int, file, dirName string) (*os.File, error) {
+	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), dirName+"/"+file), nil
+}

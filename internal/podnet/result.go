@@ -1,0 +1,280 @@
+package podnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"cri-dockerd/internal/text"
+)
+
+// Bounds of a result. Chains of plugins on real clusters stay below a tenth of each.
+const (
+	maxInterfaces = 128
+	maxIPs        = 64
+	maxRoutes     = 1024
+	maxDNSEntries = 64
+	maxResultText = 1 << 10 // bytes of one name or path
+)
+
+// result is what a plugin prints after an ADD (CNI specification, section 5, "Success"), in any version
+// of the specification. parseResult has checked every field, so libcni, which trusts plugins, gets
+// nothing else to read.
+type result struct {
+	CNIVersion string      `json:"cniVersion,omitempty"`
+	Interfaces []iface     `json:"interfaces,omitempty"`
+	IPs        []ipConfig  `json:"ips,omitempty"`
+	Routes     []route     `json:"routes,omitempty"`
+	DNS        *types.DNS  `json:"dns,omitempty"`
+	IP4        *ipConfig02 `json:"ip4,omitempty"` // versions 0.1 and 0.2
+	IP6        *ipConfig02 `json:"ip6,omitempty"`
+}
+
+type iface struct {
+	Name       string `json:"name"`
+	Mac        string `json:"mac,omitempty"`
+	MTU        int    `json:"mtu,omitempty"`
+	Sandbox    string `json:"sandbox,omitempty"` // path of the network namespace; "" is the host's
+	SocketPath string `json:"socketPath,omitempty"`
+	PciID      string `json:"pciID,omitempty"`
+}
+
+type ipConfig struct {
+	Version   string        `json:"version,omitempty"` // before 1.0
+	Interface *int          `json:"interface,omitempty"`
+	Address   *netip.Prefix `json:"address"`
+	Gateway   *netip.Addr   `json:"gateway,omitempty"`
+}
+
+type ipConfig02 struct {
+	IP      *netip.Prefix `json:"ip"`
+	Gateway *netip.Addr   `json:"gateway,omitempty"`
+	Routes  []route       `json:"routes,omitempty"`
+}
+
+type route struct {
+	Dst      *netip.Prefix `json:"dst"`
+	GW       *netip.Addr   `json:"gw,omitempty"`
+	MTU      int           `json:"mtu,omitempty"`
+	AdvMSS   int           `json:"advmss,omitempty"`
+	Priority int           `json:"priority,omitempty"`
+	Table    *int          `json:"table,omitempty"`
+	Scope    *int          `json:"scope,omitempty"`
+}
+
+// checkedResult is a plugin's result, checked, with the known fields only.
+func checkedResult(out []byte) ([]byte, error) {
+	if !json.Valid(out) {
+		return nil, fmt.Errorf("its output is not JSON: %s", shown(out))
+	}
+	r, err := parseResult(out)
+	if err != nil {
+		return nil, fmt.Errorf("its result: %w", err)
+	}
+	return json.Marshal(r)
+}
+
+// parseResult reads a result of at most maxStdout bytes and checks all of it. The error names the field.
+func parseResult(b []byte) (*result, error) {
+	if len(b) > maxStdout {
+		return nil, fmt.Errorf("has %d bytes, at most %d are possible", len(b), maxStdout)
+	}
+	r := &result{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, errors.New(shown([]byte(err.Error())))
+	}
+	if r.CNIVersion != "" {
+		if _, _, _, err := version.ParseVersion(r.CNIVersion); err != nil {
+			return nil, fmt.Errorf("cniVersion %q is no version", shown([]byte(r.CNIVersion)))
+		}
+	}
+	return r, errors.Join(r.checkInterfaces(), r.checkIPs(), checkRoutes("routes", r.Routes), checkDNS(r.DNS), checkOld("ip4", r.IP4), checkOld("ip6", r.IP6))
+}
+
+func (r *result) checkInterfaces() error {
+	if len(r.Interfaces) > maxInterfaces {
+		return fmt.Errorf("interfaces: %d, at most %d are possible", len(r.Interfaces), maxInterfaces)
+	}
+	for i, f := range r.Interfaces {
+		if err := checkInterface(f); err != nil {
+			return fmt.Errorf("interfaces[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func checkInterface(f iface) error {
+	if err := utils.ValidateInterfaceName(f.Name); err != nil || !isClean(f.Name) {
+		return fmt.Errorf("name %q is no name of an interface", shown([]byte(f.Name)))
+	}
+	if f.MTU < 0 || f.MTU > math.MaxInt32 {
+		return fmt.Errorf("mtu %d is not possible", f.MTU)
+	}
+	if !isClean(f.Mac) || !isClean(f.Sandbox) || !isClean(f.SocketPath) || !isClean(f.PciID) {
+		return errors.New("has a text that is too long or has control characters")
+	}
+	return nil
+}
+
+// isClean says whether a name or path needs no cleaning.
+func isClean(s string) bool { return text.Clean(s, maxResultText) == s }
+
+func (r *result) checkIPs() error {
+	if len(r.IPs) > maxIPs {
+		return fmt.Errorf("ips: %d, at most %d are possible", len(r.IPs), maxIPs)
+	}
+	for i, ip := range r.IPs {
+		if err := checkAddress(ip.Address); err != nil {
+			return fmt.Errorf("ips[%d].address: %w", i, err)
+		}
+		if err := checkGateway(ip.Gateway); err != nil {
+			return fmt.Errorf("ips[%d].gateway: %w", i, err)
+		}
+		if n := ip.Interface; n != nil && (*n < 0 || *n >= len(r.Interfaces)) {
+			return fmt.Errorf("ips[%d].interface: %d is not an index of the %d interfaces", i, *n, len(r.Interfaces))
+		}
+		if v := ip.Version; v != "" && v != "4" && v != "6" {
+			return fmt.Errorf("ips[%d].version: %q is neither 4 nor 6", i, shown([]byte(v)))
+		}
+	}
+	return nil
+}
+
+// checkAddress wants an address that an interface of a pod can have.
+func checkAddress(p *netip.Prefix) error {
+	switch {
+	case p == nil || !p.IsValid():
+		return errors.New("is missing")
+	case !isPodAddress(p.Addr().Unmap()):
+		return fmt.Errorf("%s cannot be a pod's", p)
+	}
+	return nil
+}
+
+// isPodAddress says whether an address can be a pod's: neither 0.0.0.0, loopback, multicast, broadcast
+// nor of one interface only (with a zone).
+func isPodAddress(a netip.Addr) bool {
+	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a.Zone() == "" && a != broadcast
+}
+
+// checkGateway wants an address without a zone, whose text could be anything.
+func checkGateway(a *netip.Addr) error {
+	if a != nil && a.Zone() != "" {
+		return errors.New("has a zone")
+	}
+	return nil
+}
+
+func checkRoutes(field string, routes []route) error {
+	if len(routes) > maxRoutes {
+		return fmt.Errorf("%s: %d, at most %d are possible", field, len(routes), maxRoutes)
+	}
+	for i, r := range routes {
+		if r.Dst == nil || !r.Dst.IsValid() {
+			return fmt.Errorf("%s[%d].dst: is missing", field, i)
+		}
+		if err := checkGateway(r.GW); err != nil {
+			return fmt.Errorf("%s[%d].gw: %w", field, i, err)
+		}
+	}
+	return nil
+}
+
+func checkDNS(d *types.DNS) error {
+	if d == nil {
+		return nil
+	}
+	if max(len(d.Nameservers), len(d.Search), len(d.Options)) > maxDNSEntries {
+		return fmt.Errorf("dns: a list has more than %d entries", maxDNSEntries)
+	}
+	for _, s := range slices.Concat(d.Nameservers, d.Search, d.Options, []string{d.Domain}) {
+		if !isClean(s) {
+			return errors.New("dns: has a text that is too long or has control characters")
+		}
+	}
+	return nil
+}
+
+func checkOld(field string, c *ipConfig02) error {
+	if c == nil {
+		return nil
+	}
+	if err := checkAddress(c.IP); err != nil {
+		return fmt.Errorf("%s.ip: %w", field, err)
+	}
+	if err := checkGateway(c.Gateway); err != nil {
+		return fmt.Errorf("%s.gateway: %w", field, err)
+	}
+	return checkRoutes(field+".routes", c.Routes)
+}
+
+// addresses are the pod's own in the plugins' order: those without an interface, and those of the
+// interface ifName in the pod's network namespace. Some plugins name that interface without its
+// namespace, which counts if no other is the pod's. ours says whether a path is the pod's namespace.
+func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
+	own := func(f iface) bool { return f.Name == ifName && f.Sandbox != "" && ours(f.Sandbox) }
+	if !slices.ContainsFunc(r.Interfaces, own) {
+		own = func(f iface) bool { return f.Name == ifName && f.Sandbox == "" }
+	}
+
+	var ips []netip.Addr
+	add := func(p *netip.Prefix) {
+		if a := p.Addr().Unmap(); !slices.Contains(ips, a) {
+			ips = append(ips, a)
+		}
+	}
+	for _, ip := range r.IPs {
+		if ip.Interface == nil || own(r.Interfaces[*ip.Interface]) {
+			add(ip.Address)
+		}
+	}
+	for _, c := range []*ipConfig02{r.IP4, r.IP6} {
+		if c != nil {
+			add(c.IP)
+		}
+	}
+	return ips
+}
+
+// isNetNS returns a test whether a plugin means the network namespace netns: by its path, or by another
+// path of the same file.
+func isNetNS(netns string) func(sandbox string) bool {
+	return func(sandbox string) bool {
+		if netns == "" {
+			return false
+		}
+		if filepath.Clean(sandbox) == filepath.Clean(netns) {
+			return true
+		}
+		a, errA := os.Stat(sandbox)
+		b, errB := os.Stat(netns)
+		return errA == nil && errB == nil && os.SameFile(a, b)
+	}
+}
+
+// podAddresses are a pod's addresses in the result of libcni; netns is the path of its namespace.
+func podAddresses(r types.Result, netns string) ([]netip.Addr, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("the plugins' result: %w", err)
+	}
+	checked, err := parseResult(b)
+	if err != nil {
+		return nil, fmt.Errorf("the plugins' result: %w", err)
+	}
+	ips := checked.addresses(isNetNS(netns))
+	if len(ips) == 0 {
+		return nil, fmt.Errorf("the plugins gave no address to %s of the pod", ifName)
+	}
+	return ips, nil
+}
