@@ -27,7 +27,8 @@ func replaceContent(root string, id model.ContainerID, file string, content []by
 	name := filepath.Base(file)
 	want := filepath.Join("containers", string(id), name)
 	if rel, err := filepath.Rel(root, file); id == "" || err != nil || rel != want {
-		return fmt.Errorf("%q is not %s of the sandbox beneath the engine's data root %q: %w", file, name, root, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%q is not %s of the sandbox beneath the engine's data root %q: %w",
+			file, name, root, errdefs.ErrFailedPrecondition)
 	}
 	dir, err := safefs.OpenDir(root)
 	if err != nil {

@@ -134,7 +134,11 @@ func parseAddresses(b []byte, index uint32) (all []netip.Addr, done bool, err er
 		case unix.NLMSG_ERROR:
 			return nil, false, unix.EIO
 		case unix.RTM_NEWADDR:
-			if len(m.Data) < unix.SizeofIfAddrmsg || (*unix.IfAddrmsg)(unsafe.Pointer(&m.Data[0])).Index != index { //nolint:gosec // the length is checked
+			if len(m.Data) < unix.SizeofIfAddrmsg {
+				continue
+			}
+			header := (*unix.IfAddrmsg)(unsafe.Pointer(&m.Data[0])) //nolint:gosec // the length is checked
+			if header.Index != index {
 				continue
 			}
 			if a, ok := parseAddress(&m); ok && !slices.Contains(all, a) {

@@ -221,7 +221,7 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 	if err != nil {
 		return nil, err
 	}
-	if pending != nil {
+	if pending != nil && !a.hasEnded(p.ID) {
 		if err := a.journal.await(ctx, p.ID); err != nil {
 			return nil, err
 		}
@@ -244,6 +244,15 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 		out = append(out, attachment{pending.list, pending.runtime(p.NetNS)})
 	}
 	return out, nil
+}
+
+// hasEnded says whether this process has seen all plugins of a pod's ADD end. What they have left running
+// may hold the record open for as long as the pod lives.
+func (a *attacher) hasEnded(id string) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	_, ok := a.unconfirmed[id]
+	return ok
 }
 
 // check asks the plugins whether a pod's connection is still as they made it (CNI specification, CHECK).

@@ -69,7 +69,13 @@ type entry struct {
 
 // runtime is how the plugins were called.
 func (e *entry) runtime() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: e.ContainerID, NetNS: e.NetNS, IfName: e.IfName, Args: cleanArgs(e.Args), CapabilityArgs: e.Capabilities}
+	return &libcni.RuntimeConf{
+		ContainerID:    e.ContainerID,
+		NetNS:          e.NetNS,
+		IfName:         e.IfName,
+		Args:           cleanArgs(e.Args),
+		CapabilityArgs: e.Capabilities,
+	}
 }
 
 // addresses are those of the pod, nil if the cache does not know them.
@@ -196,10 +202,12 @@ func (c *cache) setAside(dir, name string, why error) error {
 		err = os.Rename(file, target)
 	}
 	if err != nil {
-		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside", "file", file, "problem", boundError(why), "err", err)
+		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside",
+			"file", file, "problem", boundError(why), "err", err)
 		return errors.Join(boundError(why), err)
 	}
-	c.log.Warn("a file of the CNI cache could not be used and is set aside", "file", file, "to", target, "problem", boundError(why))
+	c.log.Warn("a file of the CNI cache could not be used and is set aside",
+		"file", file, "to", target, "problem", boundError(why))
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -268,7 +276,8 @@ func (c *cache) notice() string {
 	if c.aside == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d files of the CNI cache could not be used and were moved to %s; see the log for each", c.aside, filepath.Join(c.dir, setAsideDir))
+	return fmt.Sprintf("%d files of the CNI cache could not be used and were moved to %s; the log says why",
+		c.aside, filepath.Join(c.dir, setAsideDir))
 }
 
 // cleanArgs are the CNI_ARGS that cannot be taken for others (CNI conventions: KEY=VALUE;KEY=VALUE).

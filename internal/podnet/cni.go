@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,10 +40,14 @@ type CNI struct {
 
 	mu      sync.RWMutex // guards the rest
 	current *libcni.NetworkConfigList
-	problem error // why there is no current configuration
-	status  error // what the plugins said when they were last asked
+	problem error    // why there is no current configuration
+	status  error    // what the plugins said when they were last asked
+	broken  []string // files that are not valid
 	ranges  []netip.Prefix
 }
+
+// maxNoticed bounds how many files a notice names.
+const maxNoticed = 5
 
 var _ Network = (*CNI)(nil)
 
@@ -128,6 +134,7 @@ func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) 
 		c.cfg.Log.Warn("CNI plugins are not ready", "err", said)
 	}
 	c.current, c.problem, c.status = list, err, said
+	c.broken = slices.Sorted(maps.Keys(invalid))
 	return said == nil
 }
 
@@ -249,8 +256,21 @@ func (c *CNI) Ready() error {
 	return status
 }
 
-// Notice implements Network.
-func (c *CNI) Notice() string { return c.watch.notice() }
+// Notice implements Network: the watch, and files that are not used although they are there.
+func (c *CNI) Notice() string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	notices := make([]string, 0, len(c.broken)+2)
+	for _, file := range c.broken[:min(len(c.broken), maxNoticed)] {
+		notices = append(notices, "CNI configuration "+file+" is not valid and not used")
+	}
+	for _, notice := range []string{c.attach.cache.notice(), c.watch.notice()} {
+		if notice != "" {
+			notices = append(notices, notice)
+		}
+	}
+	return strings.Join(notices, "; ")
+}
 
 // SetPodCIDR implements Network: the ranges become the capability ipRanges.
 func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {

@@ -225,7 +225,7 @@ func (k *Kubenet) Ready() error {
 func (k *Kubenet) Mode() string { return "none" }
 
 // Notice implements Network.
-func (k *Kubenet) Notice() string { return "" }
+func (k *Kubenet) Notice() string { return k.attach.cache.notice() }
 
 // Run implements Network: nothing is to be followed.
 func (k *Kubenet) Run(context.Context) {}

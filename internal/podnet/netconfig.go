@@ -50,9 +50,11 @@ func firstValid(dir string, invalid func(file string, err error)) (*libcni.Netwo
 		invalid(f, err)
 	}
 	if len(files) > 0 {
-		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s; pods on the host network run meanwhile", len(files), dir)
+		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s; "+
+			"pods on the host network run meanwhile", len(files), dir)
 	}
-	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on such as flannel; pods on the host network run meanwhile", dir)
+	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on such as flannel; "+
+		"pods on the host network run meanwhile", dir)
 }
 
 // readConfig reads a network configuration: a list of plugins from a file whose name ends in
@@ -161,7 +163,8 @@ func checkList(list *libcni.NetworkConfigList) error {
 
 func checkNetworkName(name string) error {
 	if err := utils.ValidateNetworkName(name); err != nil || len(name) > maxNetworkName {
-		return fmt.Errorf("name %q is no name of a network: it must consist of at most %d letters, digits, '_', '.' and '-'", shown([]byte(name)), maxNetworkName)
+		return fmt.Errorf("name %q is no name of a network: it must consist of at most %d letters, digits, '_', '.' and '-'",
+			shown([]byte(name)), maxNetworkName)
 	}
 	return nil
 }

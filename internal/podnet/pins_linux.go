@@ -97,7 +97,8 @@ func (p *Pins) mount(ns *os.File, name string) (err error) {
 		return fmt.Errorf("pin network namespace: %w", err)
 	}
 	defer dir.Close()
-	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) { // nothing is pinned there
+	// Nothing is pinned there: whatever it is, a crash or somebody else has left it.
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("pin network namespace: remove %s: %w", filepath.Join(p.dir, name), err)
 	}
 	f, err := safefs.OpenAt(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY, 0o400)
@@ -106,7 +107,8 @@ func (p *Pins) mount(ns *os.File, name string) (err error) {
 	}
 	defer f.Close()
 	if err := unix.Mount(fdPath(ns), fdPath(f), "", unix.MS_BIND, ""); err != nil {
-		return errors.Join(fmt.Errorf("pin network namespace %s: %w", ns.Name(), err), unix.Unlinkat(int(dir.Fd()), name, 0))
+		err = fmt.Errorf("pin network namespace %s: %w", ns.Name(), err)
+		return errors.Join(err, unix.Unlinkat(int(dir.Fd()), name, 0))
 	}
 	return nil
 }
@@ -114,8 +116,8 @@ func (p *Pins) mount(ns *os.File, name string) (err error) {
 // fdPath is a path of an open file for calls that take no descriptor.
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Make makes a network namespace with lo up, Docker's defaults and these sysctls ("net.core.somaxconn"), and returns the path where it is
-// pinned until Drop. InvalidArgument for a sysctl that cannot be set.
+// Make makes a network namespace with lo up, Docker's defaults and these sysctls ("net.core.somaxconn"),
+// and returns the path where it is pinned until Drop. InvalidArgument for a sysctl that cannot be set.
 func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
 	parsed, err := parseSysctls(sysctls)
 	if err != nil {
@@ -129,7 +131,8 @@ func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
 	p.mu.Unlock()
 
 	path = filepath.Join(p.dir, name)
-	err = awayFromHome(func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }, func() error {
+	leave := func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }
+	err = awayFromHome(leave, func() error {
 		if err := setLoopbackUp(); err != nil {
 			return fmt.Errorf("bring up lo: %w", err)
 		}
@@ -208,7 +211,10 @@ func (p *Pins) Joined(id model.ContainerID, pid int) bool {
 	defer ns.Close()
 
 	var pinned, joined unix.Stat_t
-	return unix.Fstat(int(pin.Fd()), &pinned) == nil && unix.Fstat(int(ns.Fd()), &joined) == nil && pinned.Dev == joined.Dev && pinned.Ino == joined.Ino
+	if unix.Fstat(int(pin.Fd()), &pinned) != nil || unix.Fstat(int(ns.Fd()), &joined) != nil {
+		return false
+	}
+	return pinned.Dev == joined.Dev && pinned.Ino == joined.Ino
 }
 
 // OpenPin opens a sandbox's pin: NotFound if nothing is pinned.

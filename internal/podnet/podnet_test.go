@@ -397,7 +397,7 @@ func TestPinsOfOurOwn(t *testing.T) {
 		t.Errorf("a sysctl that is none: %q, %v", path, err)
 	}
 	for _, bad := range []string{"kernel.shmmax", "net/../kernel/shmmax", "net.no.such", "/net/core/somaxconn"} {
-		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) || !strings.Contains(strings.ReplaceAll(err.Error(), "/", "."), strings.ReplaceAll(bad, "/", ".")) {
+		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}

@@ -97,7 +97,12 @@ func parseResult(b []byte) (*result, error) {
 			return nil, fmt.Errorf("cniVersion %q is no version", shown([]byte(r.CNIVersion)))
 		}
 	}
-	return r, errors.Join(r.checkInterfaces(), r.checkIPs(), checkRoutes("routes", r.Routes), checkDNS(r.DNS), checkOld("ip4", r.IP4), checkOld("ip6", r.IP6))
+	err := errors.Join(r.checkInterfaces(), r.checkIPs(), checkRoutes("routes", r.Routes), checkDNS(r.DNS),
+		checkOld("ip4", r.IP4), checkOld("ip6", r.IP6))
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 func (r *result) checkInterfaces() error {

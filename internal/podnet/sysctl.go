@@ -19,6 +19,7 @@ const (
 
 // sysctl is a kernel parameter of a network namespace, checked.
 type sysctl struct {
+	name  string // as its author wrote it
 	path  string // below /proc/sys: "net/core/somaxconn"
 	value string
 }
@@ -41,24 +42,31 @@ func parseSysctl(name, value string) (sysctl, error) {
 
 	parts := strings.Split(path, "/")
 	for _, part := range parts {
-		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, func(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }) {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, isOdd) {
 			return invalid("is not a name of the form net.core.somaxconn")
 		}
 	}
 	if parts[0] != "net" || len(parts) < 2 {
 		return invalid("is not one of a network namespace; those begin with net.")
 	}
-	if len(value) > maxSysctlValue || strings.ContainsFunc(value, func(r rune) bool { return r != '\t' && (r < ' ' || r > '~') }) {
+	if len(value) > maxSysctlValue || strings.ContainsFunc(value, isNoText) {
 		return invalid(fmt.Sprintf("has a value that is no line of at most %d printable characters", maxSysctlValue))
 	}
-	return sysctl{path, value}, nil
+	return sysctl{name, path, value}, nil
 }
 
-// defaultSysctls are what Docker sets in network namespaces of its own, as far as the kernel has them: pods may use low ports and ping.
+// isOdd says whether a character can be in no name of a parameter.
+func isOdd(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }
+
+// isNoText says whether a character can be in no value of a parameter.
+func isNoText(r rune) bool { return r != '\t' && (r < ' ' || r > '~') }
+
+// defaultSysctls are what Docker sets in network namespaces of its own, as far as the kernel has them:
+// pods may use low ports and ping.
 func defaultSysctls() []sysctl {
 	return []sysctl{
-		{"net/ipv4/ip_unprivileged_port_start", "0"},
-		{"net/ipv4/ping_group_range", "0 2147483647"},
+		{path: "net/ipv4/ip_unprivileged_port_start", value: "0"},
+		{path: "net/ipv4/ping_group_range", value: "0 2147483647"},
 	}
 }
 
@@ -93,13 +101,26 @@ func writeSysctls(sysctls []sysctl) error {
 	}
 	for _, s := range sysctls {
 		err := s.write(dir)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, os.ErrPermission) {
-			return fmt.Errorf("sysctl %s=%q: %w: %w", s.path, shown([]byte(s.value)), err, errdefs.ErrInvalidArgument)
-		} else if err != nil {
-			return fmt.Errorf("sysctl %s=%q: %w", s.path, shown([]byte(s.value)), err)
+		if err == nil {
+			continue
 		}
+		err = fmt.Errorf("sysctl %s=%q: %w", s.name, shown([]byte(s.value)), err)
+		if isRefused(err) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		return err
 	}
 	return nil
+}
+
+// isRefused says whether the kernel has no such parameter or does not take the value.
+func isRefused(err error) bool {
+	for _, kind := range []error{os.ErrNotExist, os.ErrPermission, unix.EINVAL, unix.EISDIR, unix.ENOTDIR, unix.ERANGE} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s sysctl) write(procSys *os.File) error {

@@ -1,0 +1,174 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/model"
+)
+
+// TestPlantedPins puts links, files and mounts where pins are: none is followed, entered or unmounted.
+func TestPlantedPins(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "netns")
+	if err := os.Mkdir(dir, 0o755); err != nil { // as earlier versions made it
+		t.Fatal(err)
+	}
+	pins := NewPins(dir)
+	other, _ := newPod(t, strings.Repeat("b", 64))
+	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("the directory has %v, %v", st.Mode(), err)
+	}
+	mounted := filepath.Join(t.TempDir(), "mounted")
+	if err := errors.Join(os.Mkdir(mounted, 0o755), syscall.Mount("tmpfs", mounted, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Unmount(mounted, 0) //nolint:errcheck // the test's own namespace
+
+	file := filepath.Join(dir, sandboxID)
+	for name, put := range map[string]func() error{
+		"a link to another pin": func() error { return os.Symlink(otherPin, file) },
+		"a link to a mount":     func() error { return os.Symlink(mounted, file) },
+		"a file":                func() error { return os.WriteFile(file, []byte("x"), 0o644) },
+		"a FIFO":                func() error { return unix.Mkfifo(file, 0o644) },
+	} {
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		promptly(t, name, func() {
+			if got := pins.Path(sandboxID); got != "" || pins.Joined(sandboxID, pidOf(t, other)) {
+				t.Errorf("%s: is taken for a pin: %q", name, got)
+			}
+			if err := inNetNS(file, func() error { return nil }); err == nil {
+				t.Errorf("%s: is entered", name)
+			}
+			if err := pins.Unpin(sandboxID); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+		if _, err := os.Lstat(file); err == nil {
+			t.Errorf("%s: is left", name)
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC || pins.Path(model.ContainerID(other.ID)) == "" {
+			t.Fatalf("%s: another mount is gone", name)
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		p, _ := newPod(t, sandboxID)
+		if path, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil || path != pins.Path(sandboxID) {
+			t.Errorf("%s: pinned in its place: %q, %v", name, path, err)
+		}
+		if err := pins.Unpin(sandboxID); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	for _, name := range []string{"new-x", "new-0123456789abcdeF0", "new-", "x", sandboxID[:63]} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := pins.Sweep(); err != nil || len(pins.List()) != 1 {
+		t.Errorf("%v, %v", pins.List(), err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 6 {
+		t.Errorf("files of others are touched: %v", left)
+	}
+	for _, path := range []string{"/etc/passwd", filepath.Join(dir, "x"), dir + "/../new-0123456789abcdef", otherPin} {
+		if err := pins.Drop(path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("drop %s: %v", path, err)
+		}
+		if _, err := pins.Keep(sandboxID, path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("keep %s: %v", path, err)
+		}
+	}
+	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
+		t.Error(err)
+	}
+}
+
+func pidOf(t *testing.T, p Pod) (pid int) {
+	t.Helper()
+	if _, err := fmt.Sscanf(p.NetNS, "/proc/%d/ns/net", &pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// TestProcessOfAnother: a number of a process that is another's now names no namespace.
+func TestProcessOfAnother(t *testing.T) {
+	pins := NewPins(filepath.Join(t.TempDir(), "netns"))
+	p, _ := newPod(t, sandboxID)
+	other := model.ContainerID(strings.Repeat("b", 64))
+	for name, pid := range map[string]int{"another container's": pidOf(t, p), "our own": os.Getpid(), "init": 1, "none": 0, "negative": -1} {
+		if path, err := pins.Pin(other, pid); !errdefs.IsNotFound(err) || pins.Path(other) != "" {
+			t.Errorf("%s: %q, %v", name, path, err)
+		}
+	}
+	for in, want := range map[string]bool{
+		"0::/docker/" + sandboxID: true, "0::/system.slice/docker-" + sandboxID + ".scope": true, "3:pids:/kubepods/pod1/" + sandboxID + "/child": true,
+		"0::/../docker/" + sandboxID + "\n": true, "": false, "0::/": false, "0::/x" + sandboxID: false, "0::/docker/" + string(other): false,
+		sandboxID + ":x:/": false, "1:name=" + sandboxID + ":/": false, "0::/" + sandboxID + "x": false,
+	} {
+		if got := isInCgroup(in, sandboxID); got != want {
+			t.Errorf("%q: %v", in, got)
+		}
+	}
+}
+
+// TestManyDevices is a pod with CAP_NET_ADMIN: thousands of devices and addresses cost a bounded time
+// and memory, and only those of eth0 are the pod's.
+func TestManyDevices(t *testing.T) {
+	p, _ := newPod(t, sandboxID)
+	var batch strings.Builder
+	batch.WriteString("link add eth0 type bridge\naddr add 10.1.2.3/24 dev eth0\naddr add fd00::3/64 dev eth0 nodad\nlink add eth1 type bridge\naddr add 10.9.9.9/24 dev eth1\n")
+	for i := range 300 {
+		fmt.Fprintf(&batch, "link add d%d type bridge\naddr add 10.2.%d.%d/32 dev d%d\n", i, i/250, i%250+1, i)
+	}
+	ip := func(batch string) {
+		cmd := exec.Command("nsenter", "--net="+p.NetNS, "ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(batch)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %.500s", err, out)
+		}
+	}
+	ip(batch.String())
+	got := Addresses(sandboxID, pidOf(t, p))
+	if fmt.Sprint(got) != "[10.1.2.3 fd00::3]" {
+		t.Errorf("%v", got)
+	}
+
+	batch.Reset()
+	for i := range 2000 {
+		fmt.Fprintf(&batch, "addr add 10.3.%d.%d/32 dev eth0\n", i/250, i%250+1)
+	}
+	ip(batch.String())
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := time.Now()
+	got = Addresses(sandboxID, pidOf(t, p))
+	took := time.Since(began)
+	runtime.ReadMemStats(&after)
+	if len(got) != maxIPs || got[0].String() != "10.1.2.3" {
+		t.Errorf("%d addresses, the first %v", len(got), got)
+	}
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 1<<20 || took > time.Second {
+		t.Errorf("%d bytes, %v", grown, took)
+	}
+}
