@@ -163,37 +163,15 @@ func promptly(t *testing.T, what string, do func()) {
 func TestHostileCache(t *testing.T) {
 	f := newFake(t)
 	first := f.network(t, "1.0.0")
-	cacheDir := first.cfg.CacheDir
-	results := filepath.Join(cacheDir, "results")
 	healthy, _ := newPod(t, strings.Repeat("1", 64))
 	badResult, _ := newPod(t, strings.Repeat("2", 64))
 	torn, _ := newPod(t, strings.Repeat("3", 64))
 	for _, p := range []Pod{healthy, badResult, torn} {
 		add(t, first, p)
 	}
-	entry := func(id string) string { return filepath.Join(results, "net-"+id+"-eth0") }
-	b := readFile(entry(badResult.ID))
-	if err := errors.Join(
-		os.WriteFile(entry(badResult.ID), []byte(strings.Replace(b, `"10.1.2.3/24"`, `null`, 1)), 0o600),
-		os.Truncate(entry(torn.ID), 100),
-	); err != nil {
-		t.Fatal(err)
-	}
-	outside := filepath.Join(t.TempDir(), "outside")
-	if err := os.WriteFile(outside, []byte("outside"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	hostile := func(network, id, name string) string {
-		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":"e30=","result":{}}`, id, name, network)
-	}
-	four := strings.Repeat("4", 64)
-	planted := map[string]string{
-		"net-fifo-eth0": "FIFO", "net-link-eth0": "link", "net-zero-eth0": "device", "net-huge-eth0": "huge", "net-empty-eth0": "",
-		"net-" + four + "-eth0": hostile("../../../../"+outside, four, "eth0"), "net-id-eth0": hostile("net", "../../"+four, "eth0"),
-		"net-if-eth0": hostile("net", "if", "../../x"), "net-other-eth0": hostile("net", four, "eth0"), "null-ips": `{"ips":[null]}`,
-	}
-	plant(t, results, outside, planted)
-	plant(t, results, outside, map[string]string{"a directory": "directory"})
+	cacheDir := first.cfg.CacheDir
+	results := filepath.Join(cacheDir, "results")
+	outside := plantCache(t, results, badResult.ID, torn.ID)
 
 	var log bytes.Buffer
 	var next *CNI
@@ -236,33 +214,71 @@ func TestHostileCache(t *testing.T) {
 		t.Errorf("%d lines of the log:\n%.2000s", n, &log)
 	}
 
-	again, err := NewCNI(next.cfg) // knows it from what was set aside
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	writeConf(t, filepath.Join(first.cfg.ConfDir, "10.conflist"), "changed", "1.0.0")
-	again.Reload(t.Context())
-	for _, p := range []Pod{healthy, badResult, torn} {
-		p.NetNS = "" // the pause is dead, too
-		if err := again.Del(t.Context(), p); err != nil {
-			t.Error(err)
-		}
-		if want := map[string]string{torn.ID: "changed"}[p.ID]; !strings.Contains(f.read("stdin.DEL"), `"name":"`+want) {
-			t.Errorf("pod %s was released with %s", p.ID[:2], f.read("stdin.DEL"))
-		}
-	}
-	if err := again.Del(t.Context(), Pod{ID: four}); err != nil { // was damaged, and is released as if it had been ours
-		t.Error(err)
-	}
-	if len(f.held()) > 0 || len(again.Attached()) > 0 {
-		t.Errorf("held %v, attached %v", f.held(), again.Attached())
-	}
+	releaseHostile(t, f, next.cfg, []Pod{healthy, badResult, torn})
 	if readFile(outside) != "outside" {
 		t.Error("a file outside is changed")
 	}
 	if got, err := ReadCache(cacheDir); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// fourth is the ID of a pod of which only hostile entries are in the cache.
+var fourth = strings.Repeat("4", 64)
+
+// plantCache damages the entries of two pods and plants 10 hostile ones, which mean the file outside.
+func plantCache(t *testing.T, results, badResult, torn string) (outside string) {
+	t.Helper()
+	entry := func(id string) string { return filepath.Join(results, "net-"+id+"-eth0") }
+	b := readFile(entry(badResult))
+	outside = filepath.Join(t.TempDir(), "outside")
+	if err := errors.Join(
+		os.WriteFile(entry(badResult), []byte(strings.Replace(b, `"10.1.2.3/24"`, `null`, 1)), 0o600),
+		os.Truncate(entry(torn), 100),
+		os.WriteFile(outside, []byte("outside"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	hostile := func(network, id, name string) string {
+		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":"e30=","result":{}}`, id, name, network)
+	}
+	plant(t, results, outside, map[string]string{
+		"net-fifo-eth0": "FIFO", "net-link-eth0": "link", "net-zero-eth0": "device", "net-huge-eth0": "huge", "net-empty-eth0": "",
+		"net-" + fourth + "-eth0": hostile("../../../../"+outside, fourth, "eth0"), "net-id-eth0": hostile("net", "../../"+fourth, "eth0"),
+		"net-if-eth0": hostile("net", "if", "../../x"), "net-other-eth0": hostile("net", fourth, "eth0"), "null-ips": `{"ips":[null]}`,
+		"a directory": "directory",
+	})
+	return outside
+}
+
+// releaseHostile releases pods with a changed configuration after another start: the last of them was
+// torn, and is released with what is configured now.
+func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
+	t.Helper()
+	writeConf(t, filepath.Join(cfg.ConfDir, "10.conflist"), "changed", "1.0.0")
+	again, err := NewCNI(cfg) // knows of them from what was set aside
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	for i, p := range pods {
+		p.NetNS = "" // the pause is dead, too
+		if err := again.Del(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+		want := "net"
+		if i == len(pods)-1 {
+			want = "changed"
+		}
+		if !strings.Contains(f.read("stdin.DEL"), `"name":"`+want) {
+			t.Errorf("pod %s was released with %s", p.ID[:2], f.read("stdin.DEL"))
+		}
+	}
+	if err := again.Del(t.Context(), Pod{ID: fourth}); err != nil { // might have been ours
+		t.Error(err)
+	}
+	if len(f.held()) > 0 || len(again.Attached()) > 0 {
+		t.Errorf("held %v, attached %v", f.held(), again.Attached())
 	}
 }
 
@@ -354,7 +370,7 @@ func TestHostileConfiguration(t *testing.T) {
 		add(t, c, p)
 	})
 	promptly(t, "Inspect", func() {
-		if all, err := Inspect(conf); err != nil || len(all) != len(planted)+1 {
+		if all, err := Inspect(conf, func(string) error { return nil }); err != nil || len(all) != len(planted)+1 {
 			t.Errorf("%d files, %v", len(all), err)
 		}
 	})

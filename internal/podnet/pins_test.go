@@ -78,7 +78,20 @@ func TestPlantedPins(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
+		t.Error(err)
+	}
+}
 
+// TestPinsLeaveOtherFiles: only names of our own forms are ours.
+func TestPinsLeaveOtherFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "netns")
+	pins := NewPins(dir)
+	other, _ := newPod(t, strings.Repeat("b", 64))
+	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"new-x", "new-0123456789abcdeF0", "new-", "x", sandboxID[:63]} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -121,13 +134,19 @@ func TestProcessOfAnother(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, path, err)
 		}
 	}
-	for in, want := range map[string]bool{
-		"0::/docker/" + sandboxID: true, "0::/system.slice/docker-" + sandboxID + ".scope": true, "3:pids:/kubepods/pod1/" + sandboxID + "/child": true,
-		"0::/../docker/" + sandboxID + "\n": true, "": false, "0::/": false, "0::/x" + sandboxID: false, "0::/docker/" + string(other): false,
-		sandboxID + ":x:/": false, "1:name=" + sandboxID + ":/": false, "0::/" + sandboxID + "x": false,
+
+	ids := func(all ...string) [][]string { return [][]string{all} }
+	for name, c := range map[string]struct {
+		groups, ours [][]string
+		want         bool
+	}{
+		"a daemon in a container, nested engine": {ids("outer", sandboxID), ids("outer"), true},
+		"a container of the outer engine":        {ids("outer", "x", sandboxID), ids("outer"), false},
+		"the daemon's own container":             {ids("outer"), ids("outer"), false},
+		"a daemon on the node":                   {ids("outer", sandboxID), nil, false},
 	} {
-		if got := isInCgroup(in, sandboxID); got != want {
-			t.Errorf("%q: %v", in, got)
+		if got := isContainer(c.groups, c.ours, sandboxID); got != c.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
