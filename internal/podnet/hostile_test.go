@@ -344,7 +344,8 @@ func TestHostileConfiguration(t *testing.T) {
 		"14.conflist": `{"cniVersion":"` + strings.Repeat("9", 1<<18) + `","name":"net"}`,
 	}
 	plant(t, conf, "", planted)
-	plant(t, conf, "", map[string]string{"15.conflist": "directory", "fifo": "directory", "fifo/x.conf": "FIFO"})
+	plant(t, conf, "", map[string]string{"15.conflist": "directory", "fifo": "directory"})
+	plant(t, filepath.Join(conf, "fifo"), "", map[string]string{"x.conf": "FIFO"})
 	writeConf(t, filepath.Join(conf, "real"), "good", "1.0.0")
 	if err := os.Symlink("real", filepath.Join(conf, "99.conflist")); err != nil { // as operators do
 		t.Fatal(err)
