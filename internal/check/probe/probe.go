@@ -66,6 +66,16 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 			return func(f *finding.Facts) { n.Disks = f.Node.Disks; f.Node = n }
 		},
 	}
+	p.collect(ctx, f, probes)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.Untrusted = append(f.Untrusted, p.untrusted...)
+	return f
+}
+
+// collect runs the probes side by side and adds what they return to f. It does not wait for probes that take longer than their deadline.
+func (p *Prober) collect(ctx context.Context, f *finding.Facts, probes []func(context.Context) func(*finding.Facts)) {
 	answers := make(chan func(*finding.Facts), len(probes)) // as large as all, so that one that is given up can end
 	for _, ask := range probes {
 		go func() {
@@ -81,10 +91,9 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 		case answer := <-answers:
 			answer(f)
 		case <-end:
-			return p.finish(f)
+			return
 		}
 	}
-	return p.finish(f)
 }
 
 // unanswered are the facts while no probe has answered.
@@ -99,14 +108,6 @@ func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
 		CNI:     finding.CNI{Error: why},
 		Node:    finding.Node{Year: time.Now().Year()},
 	}
-}
-
-// finish adds what all probes have noted.
-func (p *Prober) finish(f *finding.Facts) *finding.Facts {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	f.Untrusted = append(f.Untrusted, p.untrusted...)
-	return f
 }
 
 // flags are what findings need of the configuration.
