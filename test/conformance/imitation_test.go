@@ -42,9 +42,9 @@ func main() {
 `
 
 // hostileArgs are arguments that run something if they are pasted or believed.
-func hostileArgs(marks string) []string {
+func hostileArgs(dir, marks string) []string {
 	return []string{
-		"--config=/tmp/imitation/fifo", "--network-plugin=cni", "--container-runtime-endpoint=unix:///evil/$(touch " + marks + "/pasted)", "--cgroup-driver=evil`touch " + marks + "/pasted`",
+		"--config=" + dir + "/fifo", "--network-plugin=cni", "--container-runtime-endpoint=unix:///evil/$(touch " + marks + "/pasted)", "--cgroup-driver=evil`touch " + marks + "/pasted`",
 		"--docker-endpoint=unix:///tmp/evil'; touch " + marks + "/pasted; '", "--pod-infra-container-image=\x1b]0;evil\a\x1b[2J\nevil", "--cni-conf-dir=-evil", "--evil; touch " + marks + "/pasted",
 		"--cri-dockerd-root-directory=/tmp/evil\xff",
 	}
@@ -66,12 +66,15 @@ func imitations(t *testing.T, p *patient, n *node) (dir, marks string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	dir = "/tmp/imitation"
-	p.sh(t, "mkdir -p "+marks+" && chmod 0777 "+marks+" && mkdir -p "+dir+" && chmod 0777 "+dir+" && mkfifo "+dir+"/fifo")
+	dir, err := os.MkdirTemp("/tmp", "imitation-") // other users reach it, and the node sees it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	p.sh(t, "mkdir -p "+marks+" && chmod 0777 "+marks+" "+dir+" && mkfifo "+dir+"/fifo")
 	for _, name := range []string{"kubelet", "cri-dockerd", "dockerd"} {
 		p.sh(t, "cp "+program+" "+dir+"/"+name+" && chmod 0755 "+dir+"/"+name)
 	}
-	t.Cleanup(func() { p.sh(t, "rm -rf "+dir) })
 	return dir, marks
 }
 
@@ -125,7 +128,7 @@ func TestImitations(t *testing.T) {
 		}
 		for _, through := range others {
 			for _, name := range []string{"kubelet", "cri-dockerd", "dockerd"} {
-				p.imitate(t, dir+"/"+name, hostileArgs(marks), nil, through...)
+				p.imitate(t, dir+"/"+name, hostileArgs(dir, marks), nil, through...)
 			}
 		}
 		if diff := cmp.Diff(before, verdicts(p.check(t))); diff != "" {
@@ -143,7 +146,7 @@ func TestImitations(t *testing.T) {
 			}
 		}
 
-		p.imitate(t, dir+"/kubelet", hostileArgs(marks), nil) // of root on this host: this one is the kubelet
+		p.imitate(t, dir+"/kubelet", hostileArgs(dir, marks), nil) // of root on this host: this one is the kubelet
 		all := p.check(t)
 		i := slices.IndexFunc(all, func(f finding) bool { return f.ID == "kubelet-flags" })
 		if i < 0 || !strings.Contains(all[i].Detail, "--network-plugin") {

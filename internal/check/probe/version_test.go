@@ -53,6 +53,12 @@ func TestKubeletVersion(t *testing.T) {
 			if _, err := os.Stat(file + ".ran"); err == nil {
 				t.Error("the program was run")
 			}
+			if err := os.Truncate(file, 1<<42); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.programVersion(t.Context(), file); got != "" {
+				t.Errorf("a program of 4 TiB is %q", got)
+			}
 			if err := os.Chmod(file, 0o777); err != nil {
 				t.Fatal(err)
 			}
