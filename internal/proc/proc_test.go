@@ -85,7 +85,8 @@ func TestOnlyRootOfThisHost(t *testing.T) {
 				t.Fatalf("found %+v", found)
 			}
 			p, err := Host().Process(pid)
-			if (err == nil) != c.want || c.want && cmp.Diff([]string{"--a", "b\nc"}, p.Args) != "" || c.want && filepath.Base(p.Program) != name {
+			if (err == nil) != c.want || c.want && cmp.Diff([]string{"--a", "b\nc"}, p.Args) != "" || c.want &&
+				filepath.Base(p.Program) != name {
 				t.Errorf("%+v, %v", p, err)
 			}
 			if _, err := Host().AnyMount().Process(pid); (err == nil) != (c.want || kind == "a mount namespace") {
@@ -221,7 +222,8 @@ func TestDir(t *testing.T) {
 	}
 	defer d.Close()
 	var ours, theirs unix.Stat_t
-	if err := errors.Join(unix.Stat("/proc/self/ns/net", &ours), unix.Stat(d.Path("ns/net"), &theirs)); err != nil || ours.Ino != theirs.Ino {
+	if err := errors.Join(unix.Stat("/proc/self/ns/net", &ours), unix.Stat(d.Path("ns/net"), &theirs)); err != nil ||
+		ours.Ino != theirs.Ino {
 		t.Errorf("%d %d %v", ours.Ino, theirs.Ino, err)
 	}
 	if d.InCgroup("") || d.InCgroup("no such container") || !d.InCgroup(":") {

@@ -122,7 +122,8 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for bad, want := range map[string]error{
-		"/fifo": ErrNotRegular, "/a": ErrNotRegular, "/": ErrNotRegular, "/none": os.ErrNotExist, "/loop": unix.ELOOP, "/link/x": unix.ENOTDIR, "a/b/f": nil, "": nil, "/null": os.ErrNotExist,
+		"/fifo": ErrNotRegular, "/a": ErrNotRegular, "/": ErrNotRegular, "/none": os.ErrNotExist,
+		"/loop": unix.ELOOP, "/link/x": unix.ENOTDIR, "a/b/f": nil, "": nil, "/null": os.ErrNotExist,
 		"/a\x00": nil, "/" + strings.Repeat("x", 5000): nil,
 	} {
 		f, err := Open(root, bad)
@@ -166,7 +167,8 @@ func TestOthersCanChange(t *testing.T) {
 				f.Close()
 			}
 			var fileErr *FileError
-			if !errors.As(err, &fileErr) || fileErr.File != "/link" || fileErr.Because != c.because || fileErr.Shared != c.shared || !strings.HasPrefix(fileErr.Reason, c.because+": ") {
+			if !errors.As(err, &fileErr) || fileErr.File != "/link" || fileErr.Because != c.because ||
+				fileErr.Shared != c.shared || !strings.HasPrefix(fileErr.Reason, c.because+": ") {
 				t.Errorf("%+v", err)
 			}
 		})
@@ -234,7 +236,9 @@ func loopback(address string) string {
 
 func TestHexAddress(t *testing.T) {
 	for in, want := range map[string]string{
-		"0100007F:1F90": "127.0.0.1:8080", "00000000:0016": "0.0.0.0:22", "00000000000000000000000001000000:0050": "[::1]:80", "0000000000000000FFFF00000100007F:0050": "127.0.0.1:80",
+		"0100007F:1F90": "127.0.0.1:8080", "00000000:0016": "0.0.0.0:22",
+		"00000000000000000000000001000000:0050": "[::1]:80",
+		"0000000000000000FFFF00000100007F:0050": "127.0.0.1:80",
 	} {
 		if got, err := hexAddress(in); err != nil || got != netip.MustParseAddrPort(want) {
 			t.Errorf("%s: %v %v", in, got, err)

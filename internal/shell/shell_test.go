@@ -14,8 +14,11 @@ import (
 // words are what other users put into names, arguments and files.
 func words() []string {
 	return []string{
-		"plain", "a b", "", "it's", `"x"`, "$(touch /tmp/x)", "`id`", "; rm -rf /", "a\nb", "\x1b]0;title\a", "\x1b[2J", "\xff\xfe", "a\tb", "!!", "*", "~root", "~", "=ls", "#",
-		"{a,b}", "\\", "'\\''", "a'b\"c$d`e", "&& id", "| sh", "> /etc/passwd", "-rf", "--help", "\u202egnp.exe", "\u200b", "é", strings.Repeat("x", 1<<20), strings.Repeat("'", 2000), "\r", "\x00", "$'\\x41'", "%s%n",
+		"plain", "a b", "", "it's", `"x"`, "$(touch /tmp/x)", "`id`", "; rm -rf /", "a\nb", "\x1b]0;title\a",
+		"\x1b[2J", "\xff\xfe", "a\tb", "!!", "*", "~root", "~", "=ls", "#",
+		"{a,b}", "\\", "'\\''", "a'b\"c$d`e", "&& id", "| sh", "> /etc/passwd", "-rf", "--help",
+		"\u202egnp.exe", "\u200b", "é", strings.Repeat("x", 1<<20), strings.Repeat("'", 2000), "\r", "\x00",
+		"$'\\x41'", "%s%n",
 		"{}", "{} {}",
 	}
 }
@@ -68,8 +71,11 @@ func TestLines(t *testing.T) {
 		}
 	}
 	for name, l := range map[string]Line{
-		"option": Command("rm {}", "-x"), "operand": Command("rm").Args("-x"), "program": Run("-x"), "name": Run("/x", Option{"a;b", ""}), "newline": Run("/x", Option{"a", "\n"}),
-		"missing": Command("rm {}"), "too many": Command("rm", "x"), "quoted place": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"), "of the second": Command("a").And(Command("rm {}", "\x1b")),
+		"option": Command("rm {}", "-x"), "operand": Command("rm").Args("-x"), "program": Run("-x"),
+		"name": Run("/x", Option{"a;b", ""}), "newline": Run("/x", Option{"a", "\n"}),
+		"missing": Command("rm {}"), "too many": Command("rm", "x"),
+		"quoted place": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"),
+		"of the second": Command("a").And(Command("rm {}", "\x1b")),
 	} {
 		if l.Err() == nil || l.String() != refused {
 			t.Errorf("%s: %s", name, l)

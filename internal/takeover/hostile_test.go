@@ -21,7 +21,9 @@ import (
 // report stays bounded and printable, one line for each finding, and commands quote every word.
 func TestHostileNames(t *testing.T) {
 	for _, evil := range []string{
-		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`", "a\n\nBy hand, before the daemon starts:\n  evil: evil\n    -> rm -rf /", "\x1b[2J\x1b]0;evil\a", "\xff\xfe", "'; touch /evil; '", "-evil", "\tevil\r\nevil", "\u202eevil",
+		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`",
+		"a\n\nBy hand, before the daemon starts:\n  evil: evil\n    -> rm -rf /", "\x1b[2J\x1b]0;evil\a",
+		"\xff\xfe", "'; touch /evil; '", "-evil", "\tevil\r\nevil", "\u202eevil",
 		strings.Repeat("evil ", 1<<17),
 	} {
 		s := node(
@@ -56,10 +58,15 @@ func TestHostileNames(t *testing.T) {
 			t.Errorf("%.30q: a name makes lines of its own:\n%.3000s", evil, &out)
 		}
 		both, err := json.Marshal([]any{r, h})
-		if err = errors.Join(err, json.Unmarshal(both, new(any))); err != nil || len(both) > 128<<10 || out.Len() > 128<<10 {
+		if err = errors.Join(err, json.Unmarshal(both, new(any))); err != nil || len(both) > 128<<10 ||
+			out.Len() > 128<<10 {
 			t.Errorf("%.30q: %d bytes of JSON, %d of text, %v", evil, len(both), out.Len(), err)
 		}
-		if !utf8.Valid(out.Bytes()) || strings.ContainsFunc(out.String(), func(r rune) bool { return unicode.IsControl(r) && r != '\n' || unicode.Is(unicode.Bidi_Control, r) }) {
+		if !utf8.Valid(out.Bytes()) ||
+			strings.ContainsFunc(out.String(), func(r rune) bool {
+				return unicode.IsControl(r) && r != '\n' ||
+					unicode.Is(unicode.Bidi_Control, r)
+			}) {
 			t.Errorf("%.30q:\n%.3000q", evil, &out)
 		}
 	}

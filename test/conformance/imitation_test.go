@@ -141,7 +141,8 @@ func TestImitations(t *testing.T) {
 			if err != nil && !errors.As(err, &exit) {
 				t.Error(err)
 			}
-			if s := string(out); strings.Contains(s, "evil") || strings.Contains(s, "imitation") || strings.Contains(s, "\x1b") || len(out) == 0 || time.Since(began) > 10*time.Second {
+			if s := string(out); strings.Contains(s, "evil") || strings.Contains(s, "imitation") ||
+				strings.Contains(s, "\x1b") || len(out) == 0 || time.Since(began) > 10*time.Second {
 				t.Errorf("%v after %s:\n%q", args, time.Since(began), s)
 			}
 		}
@@ -153,7 +154,8 @@ func TestImitations(t *testing.T) {
 			t.Errorf("root's kubelet is not seen: %+v", all)
 		}
 		for _, f := range all {
-			if strings.Contains(f.Detail+f.Fix, "\x1b") || strings.HasPrefix(f.Fix, "sed") && strings.Contains(f.Fix, "evil") {
+			if strings.Contains(f.Detail+f.Fix, "\x1b") || strings.HasPrefix(f.Fix, "sed") &&
+				strings.Contains(f.Fix, "evil") {
 				t.Errorf("%+v", f)
 			}
 		}
@@ -173,7 +175,8 @@ func TestSocketsOfOthers(t *testing.T) {
 		for _, c := range []struct{ flag, id string }{{"--container-runtime-endpoint", "daemon"}, {"--docker-endpoint", "engine"}} {
 			all := p.check(t, c.flag+"=unix://"+moved)
 			i := slices.IndexFunc(all, func(f finding) bool { return f.ID == c.id })
-			if i < 0 || all[i].Status != "fail" || !strings.Contains(all[i].Detail, "a process of user 65534 listens at "+moved+"; it is not believed") {
+			if i < 0 || all[i].Status != "fail" ||
+				!strings.Contains(all[i].Detail, "a process of user 65534 listens at "+moved+"; it is not believed") {
 				t.Errorf("%s: %+v", c.flag, all[max(i, 0)])
 			}
 		}

@@ -18,8 +18,11 @@ import (
 // hostile are texts of other users: names, arguments, contents and answers.
 func hostile() []string {
 	return []string{
-		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`", "a\nrm -rf /evil\n", "\x1b]0;evil\a\x1b[2J", "\x1b[31mevil", "\xff\xfeevil", "'; evil '", "' && evil #", `"; evil "`,
-		"-evil", "--evil=1", "| evil", "> /evil", "evil\x00evil", "\u202egpj.evil", "\r\nevil", "evil\\", "evil#evil#e", "s/evil/evil/e", "&evil&", "evil: [evil", "/../../evil", "${IFS}evil", "!evil", "{}", "*evil*",
+		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`", "a\nrm -rf /evil\n", "\x1b]0;evil\a\x1b[2J",
+		"\x1b[31mevil", "\xff\xfeevil", "'; evil '", "' && evil #", `"; evil "`,
+		"-evil", "--evil=1", "| evil", "> /evil", "evil\x00evil", "\u202egpj.evil", "\r\nevil", "evil\\",
+		"evil#evil#e", "s/evil/evil/e", "&evil&", "evil: [evil", "/../../evil", "${IFS}evil", "!evil", "{}",
+		"*evil*",
 		strings.Repeat("evil ", 1<<18), strings.Repeat("'", 4000), "%s%d%!evil",
 	}
 }
@@ -133,7 +136,9 @@ func check(t *testing.T, seed uint64, x Finding, commands map[string]bool) {
 
 // programs are what suggested commands run.
 var programs = []string{
-	"systemctl", "kill", "sleep", "sed", "mv", "sudo", "newgrp", "chown", "chmod", "nohup", "ip", "apt-get", "modprobe", "echo", "docker", "mkdir", "kubectl", "ln", "mount", "timedatectl", "find", "groupadd", "sysctl", "tee", "swapoff", "kubeadm", "grep",
+	"systemctl", "kill", "sleep", "sed", "mv", "sudo", "newgrp", "chown", "chmod", "nohup", "ip", "apt-get",
+	"modprobe", "echo", "docker", "mkdir", "kubectl", "ln", "mount", "timedatectl", "find", "groupadd",
+	"sysctl", "tee", "swapoff", "kubeadm", "grep",
 	"service", "id", "dpkg", "command", "cut",
 }
 
@@ -167,7 +172,8 @@ func harmless(line string, commands map[string]bool) string {
 			}
 			commands[name] = true
 			for _, w := range n.Args[1:] {
-				if lit := w.Lit(); strings.HasPrefix(lit, "-") && strings.Contains(lit, "evil") && !strings.Contains(lit, "=") {
+				if lit := w.Lit(); strings.HasPrefix(lit, "-") && strings.Contains(lit, "evil") &&
+					!strings.Contains(lit, "=") {
 					problem = "a hostile option " + lit
 				}
 			}

@@ -22,9 +22,12 @@ import (
 // readFiles are the files that decide what check says, one of each kind.
 func readFiles() []string {
 	return []string{
-		"/etc/docker/daemon.json", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/systemd/system/kubelet.service",
-		"/etc/systemd/system/kubelet.service.d/10.conf", "/etc/systemd/system/cri-docker.service", "/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker", "/etc/fstab", "/etc/group",
-		"/etc/cni/net.d/10-x.conflist", "/etc/cni/net.d/20-x.conf", "/etc/kubernetes/kubelet.conf", "/usr/bin/kubelet", "/proc/5/cmdline",
+		"/etc/docker/daemon.json", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env",
+		"/etc/default/kubelet", "/etc/systemd/system/kubelet.service",
+		"/etc/systemd/system/kubelet.service.d/10.conf", "/etc/systemd/system/cri-docker.service",
+		"/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker", "/etc/fstab", "/etc/group",
+		"/etc/cni/net.d/10-x.conflist", "/etc/cni/net.d/20-x.conf", "/etc/kubernetes/kubelet.conf",
+		"/usr/bin/kubelet", "/proc/5/cmdline",
 	}
 }
 
@@ -35,11 +38,17 @@ func contents() map[string]string {
 		aliases += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1)
 	}
 	return map[string]string{
-		"deep YAML": strings.Repeat("[", 500_000), "deep YAML maps": strings.Repeat("{a: ", 200_000), "deep JSON": strings.Repeat(`{"a":`, 150_000), "aliases": aliases + "featureGates: *m\nevictionHard: *m\n",
-		"indented YAML": strings.Repeat(" ", 100_000) + "a: b\n", "long word": "KUBELET_EXTRA_ARGS=--" + strings.Repeat("x", 1_000_000), "many words": strings.Repeat("--a ", 250_000),
-		"invalid": "\xff\xfe\x00\x1b[2J", "YAML of strings": "cgroupDriver: \"a\\eb\\n; rm -rf /\"\ncontainerRuntimeEndpoint: \"$(touch /evil)\\u001b[2J\"\nevictionHard: {\"nodefs.available\": \"\\e[31m\"}\n",
-		"unit": "[Service]\nEnvironment=\"A=--x '; touch /evil\"\nExecStart=/usr/bin/kubelet $A --config=/dev/zero --container-runtime-endpoint=$(touch /evil) --pod-infra-container-image=\x1b[2J\n",
-		"JSON": `{"live-restore": "\u001b[2J", "log-opts": [], "a\nb": 1, "exec-opts": {"x": 1e999}}`, "CNI": `{"cniVersion":"1.0.0","name":"\u001b[2J;evil","plugins":[{"type":"../../../bin/sh"},{"type":"-rf"}]}`,
+		"deep YAML": strings.Repeat("[", 500_000), "deep YAML maps": strings.Repeat("{a: ", 200_000),
+		"deep JSON":       strings.Repeat(`{"a":`, 150_000),
+		"aliases":         aliases + "featureGates: *m\nevictionHard: *m\n",
+		"indented YAML":   strings.Repeat(" ", 100_000) + "a: b\n",
+		"long word":       "KUBELET_EXTRA_ARGS=--" + strings.Repeat("x", 1_000_000),
+		"many words":      strings.Repeat("--a ", 250_000),
+		"invalid":         "\xff\xfe\x00\x1b[2J",
+		"YAML of strings": "cgroupDriver: \"a\\eb\\n; rm -rf /\"\ncontainerRuntimeEndpoint: \"$(touch /evil)\\u001b[2J\"\nevictionHard: {\"nodefs.available\": \"\\e[31m\"}\n",
+		"unit":            "[Service]\nEnvironment=\"A=--x '; touch /evil\"\nExecStart=/usr/bin/kubelet $A --config=/dev/zero --container-runtime-endpoint=$(touch /evil) --pod-infra-container-image=\x1b[2J\n",
+		"JSON":            `{"live-restore": "\u001b[2J", "log-opts": [], "a\nb": 1, "exec-opts": {"x": 1e999}}`,
+		"CNI":             `{"cniVersion":"1.0.0","name":"\u001b[2J;evil","plugins":[{"type":"../../../bin/sh"},{"type":"-rf"}]}`,
 	}
 }
 
@@ -119,7 +128,10 @@ func examine(t *testing.T, h hostileFile, name string) {
 	}
 	for _, f := range all {
 		s := f.Detail + f.Fix.String()
-		if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }) {
+		if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
+			return unicode.IsControl(r) &&
+				r != '\n' && r != '\t'
+		}) {
 			t.Errorf("%s: %s: %.200q", name, f.ID, s)
 		}
 		if strings.Contains(f.Fix.String(), "touch /evil") && strings.HasPrefix(f.Fix.String(), "sed") {
