@@ -48,8 +48,8 @@ func At(root string) FS { return FS{root, []string{"user", "pid", "mnt"}} }
 // as services with PrivateDevices= of systemd. Paths in their arguments may mean other files.
 func (f FS) AnyMount() FS { return FS{f.root, []string{"user", "pid"}} }
 
-// Foreign returns which of our namespaces is not that of process 1, "" if all are the same or that
-// process cannot be inspected because we are not root.
+// Foreign returns why processes of the host may be invisible: which of our namespaces is not that of
+// process 1, or that it cannot be read. It returns "" if all are the same, or if we are not root.
 func (f FS) Foreign() string {
 	self, err := f.Open("self")
 	if err != nil {
@@ -69,11 +69,13 @@ func (f FS) Foreign() string {
 			return ""
 		}
 		theirs, err := first.link("ns/" + kind)
-		if err != nil && os.Geteuid() != 0 {
+		switch {
+		case err != nil && os.Geteuid() != 0:
 			return ""
-		}
-		if ours != theirs {
-			return names[kind]
+		case err != nil:
+			return "the namespaces of process 1 cannot be read"
+		case ours != theirs:
+			return fmt.Sprintf("it does not run in the %s namespace of process 1", names[kind])
 		}
 	}
 	return ""

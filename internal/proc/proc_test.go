@@ -209,7 +209,13 @@ func TestForeign(t *testing.T) {
 		if err := errors.Join(os.Remove(link), os.Symlink(ns+":[2]", link)); err != nil {
 			t.Fatal(err)
 		}
-		if got := f.Foreign(); got != want {
+		if got := f.Foreign(); got != "it does not run in the "+want+" namespace of process 1" {
+			t.Errorf("%s: %q", ns, got)
+		}
+		if err := os.Remove(link); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.Foreign(); got != "the namespaces of process 1 cannot be read" {
 			t.Errorf("%s: %q", ns, got)
 		}
 	}

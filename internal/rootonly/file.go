@@ -55,7 +55,8 @@ func Open(root, file string) (*os.File, error) {
 	if w.shared != "" {
 		return nil, w.untrusted(w.shared, "everybody can create files there", true)
 	}
-	opened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", found.Fd()), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	checked := fmt.Sprintf("/proc/self/fd/%d", found.Fd())
+	opened, err := os.OpenFile(checked, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}

@@ -20,7 +20,8 @@ const MaxWord = 4096
 const maxShown = 256
 
 // refused stands in the place of a command with a word that cannot be quoted safely.
-const refused = "no command can be suggested: a word of it has control characters, is too long or would be read as an option"
+const refused = "no command can be suggested: a word of it has control characters, is too long " +
+	"or would be read as an option"
 
 // Errors of Quote and of operands.
 var (
@@ -52,9 +53,9 @@ func Command(format constant, words ...string) Line {
 	})
 }
 
-// Advice returns a sentence without apostrophes before a place, in which each "{}" is replaced by a word, quoted as in a command line,
-// so that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by
-// Show.
+// Advice returns a sentence in which each "{}" is replaced by a word, quoted as in a command line, so
+// that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by Show.
+// The sentence has no apostrophe before a place, which would quote what follows.
 func Advice(format constant, words ...string) Line {
 	return build(string(format), words, func(word string, _ bool) (string, error) {
 		if quoted, err := Quote(word); err == nil && len(word) <= maxShown {
@@ -91,7 +92,7 @@ func build(format string, words []string, quote func(word string, operand bool) 
 		if !found {
 			break
 		}
-		if quotes := strings.Count(before, "'") + strings.Count(before, `"`); quotes%2 != 0 { // the place would be within quotes
+		if quotes := strings.Count(before, "'") + strings.Count(before, `"`); quotes%2 != 0 {
 			l.err = errors.Join(l.err, errors.New("a place stands within quotes"))
 		}
 		word := ""
@@ -188,7 +189,8 @@ func Quote(s string) (string, error) {
 
 // special reports whether a character must be quoted.
 func special(r rune) bool {
-	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/.:,-_=@%+", r))
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	return !strings.ContainsRune(letters+"/.:,-_=@%+", r)
 }
 
 // Show returns a foreign string for a sentence: on one line, printable, bounded, and quoted, so that

@@ -5,7 +5,7 @@ import "cri-dockerd/internal/shell"
 // Facts are all that package probe has seen of a node. What could not be seen is zero; the fields say what zero means.
 type Facts struct {
 	Root      bool        // check runs as root
-	Foreign   string      // which namespaces of check are not those of process 1, "" if all are the same
+	Foreign   string      // why processes of the host may be invisible to check, "" if they are not
 	Untrusted []Untrusted // files that were not read, since other users than root can change them
 	Systemd   bool        // systemd is process 1 (sd_booted(3))
 	Debian    bool        // apt-get is there

@@ -66,7 +66,7 @@ func cases() []broken {
 func nodeCases() []broken {
 	return []broken{
 		{"not root", "privileges", func(f *Facts) { f.Root = false }},
-		{"in a container", "privileges", func(f *Facts) { f.Foreign = "mount" }},
+		{"in a container", "privileges", func(f *Facts) { f.Foreign = "it does not run in the mount namespace of process 1" }},
 		{"files of others", "file-owner", func(f *Facts) {
 			f.Untrusted = []Untrusted{{File: "/opt/k/config.yaml", Because: "/opt/k", Reason: "/opt/k belongs to user 1000"}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
 		}},

@@ -26,7 +26,7 @@ func judgePrivileges(f *Facts) verdict {
 		return warn(shell.Command("sudo cri-dockerd check"), "not root: what only root may read is not judged")
 	case f.Foreign != "":
 		return warn(shell.Advice("run cri-dockerd check on the host itself, outside containers"),
-			"check does not run in the %s namespace of process 1: processes outside its own namespaces are not judged", f.Foreign)
+			"%s: processes outside the namespaces of check are not judged", f.Foreign)
 	}
 	return ok("root")
 }

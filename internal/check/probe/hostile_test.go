@@ -107,7 +107,7 @@ func examine(t *testing.T, h hostileFile, name string) {
 		"/etc/systemd/system/kubelet.service": "[Service]\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml $KUBELET_KUBEADM_ARGS\n",
 		"/proc/5/cmdline":                     "/usr/bin/kubelet\x00--v=2\x00",
 	})
-	p.timeout = 5 * time.Second
+	p.timeout = 20 * time.Second // a probe that hangs takes this long, one that works on a busy machine does not
 	file := p.path(name)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.RemoveAll(file), h.make(file)); err != nil {
 		t.Fatal(err)
@@ -119,7 +119,7 @@ func examine(t *testing.T, h hostileFile, name string) {
 	cfg.CNIConfDir = "/etc/cni/net.d"
 	facts := p.Gather(t.Context(), cfg, found)
 	all := finding.Judge(facts)
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("%s: %s", name, took)
 	}
 	out, err := json.Marshal(all)
