@@ -33,11 +33,11 @@ type channels struct {
 }
 
 // openChannels upgrades the connection. Without ok the client has got an answer.
-func openChannels(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (ch *channels, ok bool) {
+func (s *Server) openChannels(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (ch *channels, ok bool) {
 	if wsstream.IsWebSocketRequest(r) {
 		ch, ok = openWebSocket(w, r, want)
 	} else {
-		ch, ok = openSPDY(w, r, c, want)
+		ch, ok = s.openSPDY(w, r, c, want)
 	}
 	if ok {
 		ch.wanted, ch.conn = want, c

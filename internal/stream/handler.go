@@ -73,7 +73,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, c *conn, request 
 
 // serveExec runs a command. A client that goes away does not end the process, as on every other runtime.
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.ExecRequest) {
-	ch, ok := openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
+	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {
 		return
 	}
@@ -91,7 +91,7 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 
 // serveAttach attaches to a container until its output ends or the client goes away.
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.AttachRequest) {
-	ch, ok := openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
+	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {
 		return
 	}

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -37,7 +36,7 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 		return
 	}
 	portforward.ServePortForward(w, r, webSocketForwarder{s, c.ctx}, q.PodSandboxId, "", &portforward.V4Options{Ports: q.Port},
-		0, streamTimeout, portforward.SupportedProtocols)
+		0, s.streamTimeout, portforward.SupportedProtocols)
 }
 
 // webSocketForwarder forwards the channels of one WebSocket (portforward.PortForwarder).
@@ -58,18 +57,17 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 		return
 	}
 	p := &pairing{
-		server: s,
-		ctx:    c.ctx,
-		podID:  podID,
-		open:   map[string]*pair{},
-		ready:  make(chan struct{}),
+		server:  s,
+		ctx:     c.ctx,
+		podID:   podID,
+		session: newSessionRef(),
+		open:    map[string]*pair{},
 	}
 	session := spdy.NewResponseUpgrader().UpgradeResponse(w, r, p.accept)
+	p.session.set(session)
 	if session == nil {
 		return
 	}
-	p.session = session
-	close(p.ready)
 
 	select {
 	case <-session.CloseChan():
@@ -85,8 +83,7 @@ type pairing struct {
 	server  *Server
 	ctx     context.Context // ends with the client's connection
 	podID   string
-	session httpstream.Connection
-	ready   chan struct{} // closed when session is set
+	session *sessionRef
 
 	mu      sync.Mutex // guards the rest
 	open    map[string]*pair
@@ -102,43 +99,45 @@ type pair struct {
 }
 
 // accept takes a stream that the client has opened (httpstream.NewStreamHandler).
-func (p *pairing) accept(s httpstream.Stream, replySent <-chan struct{}) error {
-	kind := s.Headers().Get(portforward.StreamType)
-	if kind != portforward.StreamTypeError && kind != portforward.StreamTypeData {
-		return fmt.Errorf("unexpected stream type %.40q", kind)
-	}
-	port, err := strconv.ParseUint(s.Headers().Get(portforward.PortHeader), 10, 16)
-	if err != nil || port == 0 {
-		return errors.New("the stream has no port between 1 and 65535")
-	}
+func (p *pairing) accept(s httpstream.Stream, sent <-chan struct{}) error {
 	if err := reply(s); err != nil {
-		return err
+		_ = s.Reset() // before the session handles the next frame of the stream
+		return p.session.refuse(s, sent)
 	}
-	id := connectionID(s, kind)
+	kind := s.Headers().Get(portforward.StreamType)
+	port, err := strconv.ParseUint(s.Headers().Get(portforward.PortHeader), 10, 16)
+	known := kind == portforward.StreamTypeError || kind == portforward.StreamTypeData
+	if !known || err != nil || port == 0 || !p.add(s, kind, int32(port), sent) {
+		return p.session.refuse(s, sent)
+	}
+	return nil
+}
 
+// add gives a stream to its connection, which begins when it has both. It returns false for a second stream of a type, and when too many
+// connections lack a stream.
+func (p *pairing) add(s httpstream.Stream, kind string, port int32, sent <-chan struct{}) bool {
+	id := connectionID(s, kind)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	half, known := p.open[id]
 	switch {
-	case p.closed:
-		return errors.New("the session ends")
-	case !known && len(p.open) >= maxUnpaired:
-		return fmt.Errorf("%d connections lack a stream, the limit", maxUnpaired)
-	case known && (kind == portforward.StreamTypeData) == (half.data != nil):
-		return fmt.Errorf("connection %.40q has a %s stream already", id, kind)
-	}
-	if !known {
+	case p.closed, !known && len(p.open) >= maxUnpaired:
+		return false
+	case !known:
 		half = &pair{}
-		half.late = time.AfterFunc(streamTimeout, func() { p.expire(id, half) })
+		half.late = time.AfterFunc(p.server.streamTimeout, func() { p.expire(id, half) })
+		half.add(s, kind, sent)
 		p.open[id] = half
+		return true
+	case (kind == portforward.StreamTypeData) == (half.data != nil):
+		return false
 	}
-	half.add(s, kind, replySent)
-	if known {
-		half.late.Stop()
-		delete(p.open, id)
-		p.running.Go(func() { p.run(half, int32(port)) })
-	}
-	return nil
+
+	half.add(s, kind, sent)
+	half.late.Stop()
+	delete(p.open, id)
+	p.running.Go(func() { p.run(half, port) })
+	return true
 }
 
 func (h *pair) add(s httpstream.Stream, kind string, replySent <-chan struct{}) {
@@ -148,6 +147,15 @@ func (h *pair) add(s httpstream.Stream, kind string, replySent <-chan struct{}) 
 	} else {
 		h.err = s
 	}
+}
+
+func (h *pair) streams() (all []httpstream.Stream) {
+	for _, s := range []httpstream.Stream{h.data, h.err} {
+		if s != nil {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // connectionID tells which connection a stream belongs to. Clients before Kubernetes 1.6 number their streams alone: the data stream
@@ -177,12 +185,12 @@ func (p *pairing) expire(id string, half *pair) {
 	if half.err != nil {
 		fmt.Fprint(half.err, errNoStreams)
 	}
-	p.reset(half)
+	p.session.reset(half.streams(), half.sent...)
 }
 
 // run forwards one connection.
 func (p *pairing) run(h *pair, port int32) {
-	defer p.reset(h)
+	defer func() { p.session.reset(h.streams(), h.sent...) }()
 	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data)
 	if err != nil {
 		p.server.log.Debug("port-forward", "sandbox", p.podID, "port", port, "err", err)
@@ -198,23 +206,6 @@ func (p *pairing) run(h *pair, port int32) {
 	case <-discarded:
 	case <-late.C:
 	case <-p.ctx.Done():
-	}
-}
-
-// reset ends the streams of a connection, and the session forgets them.
-func (p *pairing) reset(h *pair) {
-	for _, sent := range h.sent {
-		select {
-		case <-sent:
-		case <-p.ctx.Done():
-		}
-	}
-	<-p.ready
-	for _, s := range []httpstream.Stream{h.data, h.err} {
-		if s != nil {
-			_ = s.Reset()
-			p.session.RemoveStreams(s)
-		}
 	}
 }
 

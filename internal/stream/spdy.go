@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -12,8 +11,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// streamTimeout is how long a client of SPDY may take to open the streams of a session, or the second stream of a connection to a port.
-const streamTimeout = 10 * time.Second
+// defaultStreamTimeout is how long a client of SPDY may take to open the streams of a session, or the second stream of a connection to a port.
+const defaultStreamTimeout = 10 * time.Second
 
 // reply accepts a stream. A stream whose reply has failed would block whoever writes to it, so that it must be refused.
 func reply(s httpstream.Stream) error {
@@ -25,41 +24,86 @@ func reply(s httpstream.Stream) error {
 	return nil
 }
 
+// sessionRef is a session that becomes known after its first streams.
+type sessionRef struct {
+	known chan struct{} // closed when conn is set
+	conn  httpstream.Connection
+}
+
+func newSessionRef() *sessionRef { return &sessionRef{known: make(chan struct{})} }
+
+func (r *sessionRef) set(conn httpstream.Connection) {
+	r.conn = conn
+	close(r.known)
+}
+
+// reset ends streams, and the session forgets them. Each is one that the session has accepted, or is about to: sent is closed then.
+func (r *sessionRef) reset(streams []httpstream.Stream, sent ...<-chan struct{}) {
+	for _, c := range sent {
+		<-c
+	}
+	<-r.known
+	for _, s := range streams {
+		_ = s.Reset()
+	}
+	if r.conn != nil {
+		r.conn.RemoveStreams(streams...)
+	}
+}
+
+// refuse ends a stream that a client must not open. The session gets no error for it: it would log a warning for each such stream.
+func (r *sessionRef) refuse(s httpstream.Stream, sent <-chan struct{}) error {
+	go r.reset([]httpstream.Stream{s}, sent)
+	return nil
+}
+
 // collector collects the streams of one exec or attach. Others are refused.
 type collector struct {
-	mu       sync.Mutex
-	streams  map[string]httpstream.Stream
+	session  *sessionRef
 	want     int
 	complete chan struct{} // closed when there are as many as wanted
+
+	mu      sync.Mutex // guards the rest
+	streams map[string]httpstream.Stream
 }
 
 // accept takes a stream that the client has opened (httpstream.NewStreamHandler).
-func (c *collector) accept(s httpstream.Stream, _ <-chan struct{}) error {
-	kind := s.Headers().Get(remotecommand.StreamType)
-	switch kind {
+func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
+	if err := reply(s); err != nil {
+		_ = s.Reset() // before the session handles the next frame of the stream
+		return c.session.refuse(s, sent)
+	}
+	switch kind := s.Headers().Get(remotecommand.StreamType); kind {
 	case remotecommand.StreamTypeStdin, remotecommand.StreamTypeStdout, remotecommand.StreamTypeStderr,
 		remotecommand.StreamTypeError, remotecommand.StreamTypeResize:
-	default:
-		return fmt.Errorf("unexpected stream type %.40q", kind)
+		if !c.add(kind, s) {
+			break
+		}
+		if kind != remotecommand.StreamTypeStdin && kind != remotecommand.StreamTypeResize {
+			// Data that nobody reads would stop the session, which then would not see its client go.
+			go func() { _, _ = io.Copy(io.Discard, s) }()
+		}
+		return nil
 	}
-	if err := reply(s); err != nil {
-		return err
-	}
+	return c.session.refuse(s, sent)
+}
 
+// add returns false for a second stream of a type, and for one more than the session has.
+func (c *collector) add(kind string, s httpstream.Stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, taken := c.streams[kind]; taken || len(c.streams) >= c.want {
-		return fmt.Errorf("unexpected second or additional stream of type %q", kind)
+		return false
 	}
 	c.streams[kind] = s
 	if len(c.streams) == c.want {
 		close(c.complete)
 	}
-	return nil
+	return true
 }
 
 // openSPDY upgrades to SPDY and waits for the client's streams.
-func openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*channels, bool) {
+func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*channels, bool) {
 	protocol, err := httpstream.Handshake(r, w, remotecommand.SupportedStreamingProtocols)
 	if err != nil {
 		return nil, false
@@ -67,6 +111,7 @@ func openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*ch
 	v4 := protocol == remotecommand.StreamProtocolV4Name
 	resizable := want.tty && (v4 || protocol == remotecommand.StreamProtocolV3Name)
 	streams := &collector{
+		session:  newSessionRef(),
 		streams:  map[string]httpstream.Stream{},
 		want:     1, // for the status
 		complete: make(chan struct{}),
@@ -78,10 +123,11 @@ func openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*ch
 	}
 
 	session := spdy.NewResponseUpgrader().UpgradeResponse(w, r, streams.accept)
+	streams.session.set(session)
 	if session == nil {
 		return nil, false
 	}
-	if err := streams.wait(r, session); err != nil {
+	if err := streams.wait(r, session, s.streamTimeout); err != nil {
 		_ = c.SetWriteDeadline(time.Now().Add(finishTimeout))
 		_ = session.Close()
 		return nil, false
@@ -90,8 +136,8 @@ func openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*ch
 }
 
 // wait waits until all streams are there, or will not come.
-func (c *collector) wait(r *http.Request, session httpstream.Connection) error {
-	late := time.NewTimer(streamTimeout)
+func (c *collector) wait(r *http.Request, session httpstream.Connection, timeout time.Duration) error {
+	late := time.NewTimer(timeout)
 	defer late.Stop()
 	select {
 	case <-c.complete:

@@ -85,7 +85,9 @@ type Server struct {
 	conns    *listener
 	tokens   tokens
 	forwards forwards
-	idle     time.Duration // sessionIdleTimeout, shorter in tests
+
+	idle          time.Duration // sessionIdleTimeout
+	streamTimeout time.Duration // defaultStreamTimeout; tests shorten both
 }
 
 // New listens, so that the URLs are known; nothing is answered until Serve.
@@ -105,7 +107,9 @@ func New(cfg Config) (*Server, error) {
 		dial:    cfg.Dial,
 		log:     cfg.Log,
 		base:    url.URL{Scheme: "http", Host: reachable(bound).String()},
-		idle:    sessionIdleTimeout,
+
+		idle:          sessionIdleTimeout,
+		streamTimeout: defaultStreamTimeout,
 	}
 	connLimits := limits
 	if certs != nil {

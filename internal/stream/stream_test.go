@@ -55,10 +55,19 @@ func dialHost(ctx context.Context, _ *os.File, addr netip.AddrPort) (net.Conn, e
 
 func start(t *testing.T, f fake, dial dialFunc) *Server {
 	t.Helper()
-	s, err := New(Config{Runtime: f, Dial: dial, Log: slog.New(slog.DiscardHandler)})
+	s, err := New(Config{Runtime: f, Dial: dial, Log: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, s)
+	return s
+}
+
+var discard = slog.New(slog.DiscardHandler)
+
+// run serves until the test ends.
+func run(t *testing.T, s *Server) {
+	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve() }()
 	t.Cleanup(func() {
@@ -69,7 +78,6 @@ func start(t *testing.T, f fake, dial dialFunc) *Server {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return s
 }
 
 // open opens a streaming URL as a WebSocket.
