@@ -190,6 +190,20 @@ func (d *Daemon) AwaitReady(tb TB) {
 	}
 }
 
+// Threads is the number of the daemon's threads.
+func (d *Daemon) Threads(tb TB) int {
+	tb.Helper()
+	out, err := d.engine.Command("sh", "-c", "grep Threads /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/status").Output()
+	if err != nil {
+		tb.Fatalf("threads: %v", err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(string(out), "Threads:")))
+	if err != nil {
+		tb.Fatalf("threads: %v", err)
+	}
+	return n
+}
+
 // RSS is the daemon's resident memory in bytes.
 func (d *Daemon) RSS(tb TB) int64 {
 	tb.Helper()

@@ -24,7 +24,6 @@ import (
 
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
-
 )
 
 // Version is an engine that tests run on.
