@@ -35,8 +35,9 @@ type conn struct {
 	end context.CancelFunc
 
 	active atomic.Int64 // Unix time in ns of the last byte
-	mu     sync.Mutex   // guards timer
+	mu     sync.Mutex   // guards the rest
 	timer  *time.Timer  // closes a silent session
+	closed bool
 }
 
 type connKey struct{}
@@ -93,13 +94,18 @@ func (c *conn) closeWhenSilent(timeout time.Duration) {
 	})
 }
 
-// Close ends the connection's requests, too.
+// Close ends the connection's requests, too. Closing again is no error: a session of SPDY would wait a second to report it.
 func (c *conn) Close() error {
 	c.end()
 	c.mu.Lock()
+	closed := c.closed
+	c.closed = true
 	if c.timer != nil {
 		c.timer.Stop()
 	}
 	c.mu.Unlock()
+	if closed {
+		return nil
+	}
 	return c.Conn.Close()
 }

@@ -326,9 +326,12 @@ func TestSessionsAreBounded(t *testing.T) {
 	leave := make(chan struct{})
 	s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) { <-leave; return 0, nil }}, nil)
 	t.Cleanup(func() { close(leave) })
-	var last *websocket.Conn
-	for range limits.Kept {
-		last = mustOpen(t, execURL(t, s, false))
+	for range limits.Kept - 1 {
+		mustOpen(t, execURL(t, s, false))
+	}
+	session, last := dialSPDY(t, execURL(t, s, false), "v4.channel.k8s.io")
+	for _, kind := range []string{"error", "stdout", "stderr"} {
+		create(t, session, "streamType", kind)
 	}
 	_, resp, err := open(t, execURL(t, s, false))
 	if err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
@@ -393,5 +396,44 @@ func TestTokens(t *testing.T) {
 	}
 	if _, err := k.add("later", now.Add(tokenTTL+time.Second)); err != nil || len(k.unused) != 1 {
 		t.Errorf("%d unused, %v", len(k.unused), err)
+	}
+}
+
+// TestUnpairedStreams: a session has so many connections that lack a stream, the streams of further ones are refused, and those that stay
+// alone end.
+func TestUnpairedStreams(t *testing.T) {
+	const extra = 100
+	s, err := New(Config{Runtime: cat, Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.streamTimeout = 2 * time.Second
+	run(t, s)
+	c := upgradeSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	f, err := spdy.NewFramer(c, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxUnpaired + extra {
+		if err := f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	begin := time.Now()
+	for resets := 0; resets < extra+maxUnpaired; {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatalf("after %d resets: %v", resets, err)
+		}
+		if _, reset := frame.(*spdy.RstStreamFrame); !reset {
+			continue
+		}
+		if resets++; resets == extra && time.Since(begin) > s.streamTimeout/2 {
+			t.Errorf("streams beyond the limit were refused after %v", time.Since(begin))
+		}
+	}
+	if took := time.Since(begin); took < s.streamTimeout/2 {
+		t.Errorf("streams within the limit were refused after %v", took)
 	}
 }

@@ -26,7 +26,10 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The client's library waits a second when its connection has been closed before the session.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Connection).shutdown"))
+}
 
 // fake is a Runtime of functions.
 type fake struct {

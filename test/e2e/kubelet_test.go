@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type kubelet struct {
 	daemon    *engines.Daemon
 	manifests string
 	config    string // the usual one
+	env       []string
 	client    http.Client
 }
 
@@ -95,8 +97,9 @@ func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	k.engine.Background(t, "kubelet", filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
-		append([]string{"--config=" + file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2"}, flags...)...)
+	args := append(slices.Clone(k.env), filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
+		"--config="+file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
+	k.engine.Background(t, "kubelet", "env", append(args, flags...)...)
 	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
 }
 
