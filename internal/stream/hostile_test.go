@@ -161,90 +161,98 @@ func syn(id int, headers ...string) *spdy.SynStreamFrame {
 	return &spdy.SynStreamFrame{StreamId: spdy.StreamId(id), Headers: h}
 }
 
+const execProtocol, forwardProtocol = "v4.channel.k8s.io", "portforward.k8s.io"
+
+// writeControl writes the header of a control frame, and a payload of 1 MiB.
+func writeControl(c net.Conn, kind uint16, length uint32) {
+	b := make([]byte, 8)
+	binary.BigEndian.PutUint32(b, 0x80030000|uint32(kind))
+	binary.BigEndian.PutUint32(b[4:], length)
+	_, _ = c.Write(b)
+	_, _ = c.Write(make([]byte, 1<<20))
+}
+
+// openAll opens the streams of an exec.
+func openAll(f *spdy.Framer) {
+	for i, kind := range []string{"error", "stdin", "stdout", "stderr"} {
+		_ = f.WriteFrame(syn(2*i+1, "streamType", kind))
+	}
+}
+
+// attacks are what clients with a valid token do.
+var attacks = map[string]struct {
+	protocol string
+	attack   func(c net.Conn, f *spdy.Framer)
+}{
+	"10,000 streams of an exec": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for i := range 10_000 {
+			_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"stdin", "stdout", "bogus", ""}[i%4]))
+		}
+	}},
+	"10,000 half connections": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for i := range 10_000 {
+			_ = f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i)))
+		}
+	}},
+	"10,000 connections": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for i := range 10_000 {
+			_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"error", "data"}[i%2], "port", "1", "requestID", fmt.Sprint(i/2)))
+		}
+	}},
+	"streams that are reset at once": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for i := range 10_000 {
+			_ = f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i)))
+			_ = f.WriteFrame(&spdy.RstStreamFrame{StreamId: spdy.StreamId(2*i + 1), Status: spdy.Cancel})
+		}
+	}},
+	"headers after the start": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		openAll(f)
+		for range 1000 {
+			_ = f.WriteFrame(&spdy.HeadersFrame{StreamId: 3, Headers: http.Header{"X": {"y"}}})
+		}
+	}},
+	"replies to nothing": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		openAll(f)
+		for i := range 1000 {
+			_ = f.WriteFrame(&spdy.SynReplyFrame{StreamId: spdy.StreamId(i), Headers: http.Header{}})
+		}
+	}},
+	"pings": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for range 20_000 {
+			_ = f.WriteFrame(&spdy.PingFrame{Id: 1})
+		}
+	}},
+	"a large control frame": {execProtocol, func(c net.Conn, _ *spdy.Framer) { writeControl(c, synStream, lengthMask) }},
+	"an unknown frame":      {execProtocol, func(c net.Conn, _ *spdy.Framer) { writeControl(c, 77, 8) }},
+	"garbage":               {execProtocol, func(c net.Conn, _ *spdy.Framer) { _, _ = io.WriteString(c, strings.Repeat("garbage", 100_000)) }},
+	"large data frames that nobody reads": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		openAll(f)
+		for range 20 {
+			_ = f.WriteFrame(&spdy.DataFrame{StreamId: 5, Data: make([]byte, 8<<20)})
+		}
+	}},
+	"data on streams that are not there": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+		for i := range 10_000 {
+			_ = f.WriteFrame(&spdy.DataFrame{StreamId: spdy.StreamId(2*i + 1), Data: []byte("x")})
+		}
+	}},
+	"goodbye and on": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+		openAll(f)
+		_ = f.WriteFrame(&spdy.GoAwayFrame{})
+		openAll(f)
+	}},
+}
+
 // TestHostileSessions: clients with a valid token.
 func TestHostileSessions(t *testing.T) {
-	const exec, forward = "v4.channel.k8s.io", "portforward.k8s.io"
-	rawFrame := func(c net.Conn, kind uint16, length uint32) {
-		b := make([]byte, 8)
-		binary.BigEndian.PutUint32(b, 0x80030000|uint32(kind))
-		binary.BigEndian.PutUint32(b[4:], length)
-		_, _ = c.Write(b)
-		_, _ = c.Write(make([]byte, 1<<20))
-	}
-	openAll := func(f *spdy.Framer) {
-		for i, kind := range []string{"error", "stdin", "stdout", "stderr"} {
-			_ = f.WriteFrame(syn(2*i+1, "streamType", kind))
-		}
-	}
-	for name, test := range map[string]struct {
-		protocol string
-		attack   func(c net.Conn, f *spdy.Framer)
-	}{
-		"10,000 streams of an exec": {exec, func(_ net.Conn, f *spdy.Framer) {
-			for i := range 10_000 {
-				_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"stdin", "stdout", "bogus", ""}[i%4]))
-			}
-		}},
-		"10,000 half connections": {forward, func(_ net.Conn, f *spdy.Framer) {
-			for i := range 10_000 {
-				_ = f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i)))
-			}
-		}},
-		"10,000 connections": {forward, func(_ net.Conn, f *spdy.Framer) {
-			for i := range 10_000 {
-				_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"error", "data"}[i%2], "port", "1", "requestID", fmt.Sprint(i/2)))
-			}
-		}},
-		"streams that are reset at once": {forward, func(_ net.Conn, f *spdy.Framer) {
-			for i := range 10_000 {
-				_ = f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i)))
-				_ = f.WriteFrame(&spdy.RstStreamFrame{StreamId: spdy.StreamId(2*i + 1), Status: spdy.Cancel})
-			}
-		}},
-		"headers after the start": {exec, func(_ net.Conn, f *spdy.Framer) {
-			openAll(f)
-			for range 1000 {
-				_ = f.WriteFrame(&spdy.HeadersFrame{StreamId: 3, Headers: http.Header{"X": {"y"}}})
-			}
-		}},
-		"replies to nothing": {exec, func(_ net.Conn, f *spdy.Framer) {
-			openAll(f)
-			for i := range 1000 {
-				_ = f.WriteFrame(&spdy.SynReplyFrame{StreamId: spdy.StreamId(i), Headers: http.Header{}})
-			}
-		}},
-		"pings": {exec, func(_ net.Conn, f *spdy.Framer) {
-			for range 20_000 {
-				_ = f.WriteFrame(&spdy.PingFrame{Id: 1})
-			}
-		}},
-		"a large control frame": {exec, func(c net.Conn, _ *spdy.Framer) { rawFrame(c, synStream, lengthMask) }},
-		"an unknown frame":      {exec, func(c net.Conn, _ *spdy.Framer) { rawFrame(c, 77, 8) }},
-		"garbage":               {exec, func(c net.Conn, _ *spdy.Framer) { _, _ = io.WriteString(c, strings.Repeat("garbage", 100_000)) }},
-		"large data frames that nobody reads": {exec, func(_ net.Conn, f *spdy.Framer) {
-			openAll(f)
-			for range 20 {
-				_ = f.WriteFrame(&spdy.DataFrame{StreamId: 5, Data: make([]byte, 8<<20)})
-			}
-		}},
-		"data on streams that are not there": {forward, func(_ net.Conn, f *spdy.Framer) {
-			for i := range 10_000 {
-				_ = f.WriteFrame(&spdy.DataFrame{StreamId: spdy.StreamId(2*i + 1), Data: []byte("x")})
-			}
-		}},
-		"goodbye and on": {exec, func(_ net.Conn, f *spdy.Framer) {
-			openAll(f)
-			_ = f.WriteFrame(&spdy.GoAwayFrame{})
-			openAll(f)
-		}},
-	} {
+	for name, test := range attacks {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, cat, dialHost)
 			works(t, s)
 			before := measure(t)
 			for range 2 {
 				raw := execURL(t, s, true)
-				if test.protocol == forward {
+				if test.protocol == forwardProtocol {
 					raw = forwardURL(t, s)
 				}
 				c := upgradeSPDY(t, raw, test.protocol)
