@@ -69,13 +69,13 @@ func must(t testing.TB, errs ...error) {
 	}
 }
 
-// bait makes a directory outside of every layer with 64 MiB and 3,000 files.
+// bait makes a directory outside of every layer with 64 MiB and 1,500 files.
 func bait(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "large"))
 	must(t, err, unix.Fallocate(int(f.Fd()), 0, 0, 64<<20), f.Close())
-	for i := range 3000 {
+	for i := range 1500 {
 		must(t, unix.Mknod(filepath.Join(dir, fmt.Sprint(i)), unix.S_IFREG|0o600, 0))
 	}
 	return dir
@@ -122,11 +122,11 @@ func TestUsageOfRandomTrees(t *testing.T) {
 	})
 }
 
-// TestUsageOfWideTree has more subdirectories than are kept in memory at once, with files between
+// TestUsageOfWideTree has more subdirectories than are read at once, with files between
 // them, and files with very many names.
 func TestUsageOfWideTree(t *testing.T) {
 	root := t.TempDir()
-	for i := range 3000 {
+	for i := range 1000 {
 		dir := filepath.Join(root, fmt.Sprint("d", i))
 		must(t, os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o600))
 		must(t, os.Link(filepath.Join(root, "d0/f"), filepath.Join(dir, "g")))
@@ -138,7 +138,7 @@ func TestUsageOfWideTree(t *testing.T) {
 
 // TestUsageOfDeepTree counts below PATH_MAX, as a process reaches it with mkdir and chdir.
 func TestUsageOfDeepTree(t *testing.T) {
-	const depth = 10_000
+	const depth = 5_000
 	root := t.TempDir()
 	before := descriptors(t)
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -225,7 +225,7 @@ func TestUsageWhileDirectoriesAreSwapped(t *testing.T) {
 		if err == nil {
 			walks++
 		}
-		if u.Bytes > 32<<20 || u.Inodes > 3000 {
+		if u.Bytes > 32<<20 || u.Inodes > 1500 {
 			t.Fatalf("something outside was counted: %+v", u)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -176,4 +177,27 @@ func TestIsPodGroup(t *testing.T) {
 			t.Errorf("%q: %v", name, got)
 		}
 	}
+}
+
+// TestForgetWhileReading: what is closed during a reading is never read as something else.
+func TestForgetWhileReading(t *testing.T) {
+	m, r := newMachine(t)
+	m.write("proc/7/net/dev", "eth0"+counters)
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for range 300 {
+				if got, err := r.Network(id, 7, 5); err == nil && (len(got) != 1 || got[0].Name != DefaultInterface) {
+					t.Errorf("%+v", got)
+				}
+				if u, err := r.Container(id, 7); err == nil && u.Memory.Usage != 100 {
+					t.Errorf("%+v", u)
+				}
+			}
+		})
+	}
+	for range 300 {
+		r.Forget(id)
+	}
+	readers.Wait()
 }
