@@ -116,8 +116,9 @@ func TestHostileCgroup(t *testing.T) {
 			cc.Linux.SecurityContext.Privileged = true
 			cc.Mounts = []*runtimeapi.Mount{{HostPath: "/sys/fs/cgroup", ContainerPath: "/cg"}}
 			id := n.startConfig(t, pod, cfg, cc)
-			script := fmt.Sprintf("OWN=%s; for g in $(find /cg -type d -name '*%s*'); do mkdir -p $g%s; echo $$ > $g%s/cgroup.procs; done", id, v.container, below, below)
-			n.exec(t, id, "sh", "-c", fmt.Sprintf("echo %q > /new; mv /new /go", strings.ReplaceAll(script, "$", `\$`)))
+			script := fmt.Sprintf(`OWN=%s; for g in $(find /cg -type d -name "*%s*"); do mkdir -p $g%s; echo $$ > $g%s/cgroup.procs; done`,
+				id, v.container, below, below)
+			n.exec(t, id, "sh", "-c", "echo '"+script+"' > /new; mv /new /go")
 			membership := ""
 			eventually(t, "the process has moved", func() bool {
 				membership = n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/cgroup")
