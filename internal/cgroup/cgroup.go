@@ -1,5 +1,6 @@
-// Package cgroup finds the control groups of a container's process, reads what they have used, and reads and writes there what Docker's API
-// cannot say: the OOM score of all its processes, huge page limits, and the files of cgroup v2 by name.
+// Package cgroup finds the control groups of a container's process, reads what they have used, and
+// reads and writes there what Docker's API cannot say: the OOM score of all its processes, huge
+// page limits, and the files of cgroup v2 by name.
 package cgroup
 
 import (
@@ -42,11 +43,12 @@ const (
 	unified // cgroup v2, which has no hierarchy for each
 )
 
-// controllers are their names, which are also those of the folders that their hierarchies are mounted on.
+// controllers are their names, which are also those of the folders that their hierarchies are
+// mounted on.
 var controllers = [allControllers]string{"cpuacct", "cpu", "memory", "pids", "blkio", "hugetlb", "devices"}
 
-// Group is the control group of one container, or that of its pod. Close releases what it holds open. There are
-// many on a node, so it holds no more than it must.
+// Group is the control group of one container, or that of its pod. Close releases what it holds
+// open. There are many on a node, so it holds no more than it must.
 type Group struct {
 	kernel Kernel
 	pid    int
@@ -58,14 +60,14 @@ type Group struct {
 	files  files
 }
 
-// maxMembership bounds /proc/<pid>/cgroup: a dozen lines, each with a path that a container can make
-// as long as it likes.
+// maxMembership bounds /proc/<pid>/cgroup: a dozen lines, each with a path that a container can
+// make as long as it likes.
 const maxMembership = 256 << 10
 
-// Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). A component of the path
-// must be the container's own as Docker names it, so that neither a PID that was reused nor a process that has moved to
-// another container's group is taken for it: NotFound else. What lies below that component has been made in the
-// container and is left off.
+// Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). A
+// component of the path must be the container's own as Docker names it, so that neither a PID that
+// was reused nor a process that has moved to another container's group is taken for it: NotFound
+// else. What lies below that component has been made in the container and is left off.
 func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	notFound := fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
 	if containerID == "" {
@@ -86,7 +88,8 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	return g, nil
 }
 
-// join reads the groups of a process as the kernel lists them, and says whether any is the container's.
+// join reads the groups of a process as the kernel lists them, and says whether any is the
+// container's.
 func (g *Group) join(membership, containerID string) bool {
 	v1 := false
 	for line := range strings.Lines(membership) {
@@ -121,9 +124,10 @@ func (g *Group) join(membership, containerID string) bool {
 // maxPath bounds the path of a group. That of a pod in a slice of systemd's has some 300 bytes.
 const maxPath = 1024
 
-// ownPath is the part of a process's path that leads to the container's own group: "<ID>" with the cgroupfs driver,
-// "docker-<ID>.scope" with systemd's (Moby, daemon/oci_linux.go, WithCgroups). A path with ".." leads out of this cgroup
-// namespace, and neither Docker nor the kubelet makes one that cannot be printed.
+// ownPath is the part of a process's path that leads to the container's own group: "<ID>" with the
+// cgroupfs driver, "docker-<ID>.scope" with systemd's (Moby, daemon/oci_linux.go, WithCgroups). A
+// path with ".." leads out of this cgroup namespace, and neither Docker nor the kubelet makes one
+// that cannot be printed.
 func ownPath(path, containerID string) (string, bool) {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path+"/", "/../") {
 		return "", false
@@ -147,7 +151,8 @@ func isPrintable(path string) bool {
 	return utf8.ValidString(path) && strings.IndexFunc(path, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
-// place is the hierarchy of a controller, or of cgroup v2, and the group's path in it; "" if it has none there.
+// place is the hierarchy of a controller, or of cgroup v2, and the group's path in it; "" if it has
+// none there.
 func (g *Group) place(c controller) (root, path string) {
 	if c == unified {
 		if g.v2 {

@@ -26,8 +26,8 @@ func must(t testing.TB, errs ...error) {
 	}
 }
 
-// TestOwnPath: a process is the container's only if a component of its path is the container's own, and what it has made
-// below that is left off.
+// TestOwnPath: a process is the container's only if a component of its path is the container's own,
+// and what it has made below that is left off.
 func TestOwnPath(t *testing.T) {
 	for path, want := range map[string]string{
 		"/pods/c0ffee":                                  "/pods/c0ffee",
@@ -81,8 +81,8 @@ func FuzzJoin(f *testing.F) {
 	})
 }
 
-// TestGroupOfChild reads the container's group also if its main process has moved to one of its own below, as systemd
-// does, and whatever that group shows.
+// TestGroupOfChild reads the container's group also if its main process has moved to one of its own
+// below, as systemd does, and whatever that group shows.
 func TestGroupOfChild(t *testing.T) {
 	k := fixture(t, map[string]string{
 		"proc/7/cgroup":                                "0::/pods/c0ffee/init.scope\n",
@@ -135,7 +135,8 @@ func TestLinksAreNotFollowed(t *testing.T) {
 	}
 }
 
-// TestOtherMountsAreNotEntered: somebody with all capabilities may mount another group over the container's.
+// TestOtherMountsAreNotEntered: somebody with all capabilities may mount another group over the
+// container's.
 func TestOtherMountsAreNotEntered(t *testing.T) {
 	k := fixture(t, map[string]string{
 		"proc/7/cgroup":                        "0::/pods/c0ffee\n",
@@ -219,7 +220,8 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 	})
 }
 
-// TestBoundsOfProcesses has more processes and more groups than are read, and groups deeper than PATH_MAX.
+// TestBoundsOfProcesses has more processes and more groups than are read, and groups deeper than
+// PATH_MAX.
 func TestBoundsOfProcesses(t *testing.T) {
 	group := func(t *testing.T) (*Group, string) {
 		k := fixture(t, map[string]string{"proc/7/cgroup": "0::/pods/c0ffee\n", "cgroup/pods/c0ffee/cgroup.procs": "7\n"})

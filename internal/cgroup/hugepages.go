@@ -18,7 +18,8 @@ type HugePages struct {
 	LimitHits *uint64
 }
 
-// PageSizes are the sizes of huge pages of which this machine has any (/sys/kernel/mm/hugepages), or may have when they are asked for.
+// PageSizes are the sizes of huge pages of which this machine has any (/sys/kernel/mm/hugepages),
+// or may have when they are asked for.
 func (k Kernel) PageSizes() []model.PageSize {
 	entries, _ := os.ReadDir(k.Pages) // not there: no huge pages
 	var out []model.PageSize
@@ -56,7 +57,8 @@ func pageSize(kib uint64) string {
 	return strconv.FormatUint(kib, 10) + "KB"
 }
 
-// HugePages reads what the group uses of pages of these sizes; those that this machine does not account for are left out.
+// HugePages reads what the group uses of pages of these sizes; those that this machine does not
+// account for are left out.
 func (g *Group) HugePages(sizes []model.PageSize) []HugePages {
 	var out []HugePages
 	for _, size := range sizes {

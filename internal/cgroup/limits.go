@@ -14,8 +14,9 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// SetHugepages limits huge pages by their size in bytes (hugetlb.<size>.limit_in_bytes, on v2 hugetlb.<size>.max). On a
-// machine that cannot limit a size, a limit of 0 is passed over and any other is FailedPrecondition.
+// SetHugepages limits huge pages by their size in bytes (hugetlb.<size>.limit_in_bytes, on v2
+// hugetlb.<size>.max). On a machine that cannot limit a size, a limit of 0 is passed over and any
+// other is FailedPrecondition.
 func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 	for size, limit := range limits {
 		c, name := g.hugepageFile(size)
@@ -31,7 +32,8 @@ func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 	return nil
 }
 
-// Hugepages reads the limits of the sizes that this machine limits, in bytes; those without a limit are left out.
+// Hugepages reads the limits of the sizes that this machine limits, in bytes; those without a limit
+// are left out.
 func (g *Group) Hugepages(sizes []model.PageSize) map[model.PageSize]uint64 {
 	out := map[model.PageSize]uint64{}
 	for _, size := range sizes {
@@ -51,8 +53,9 @@ func (g *Group) hugepageFile(size model.PageSize) (controller, string) {
 	return hugetlb, "hugetlb." + string(size) + ".limit_in_bytes"
 }
 
-// SetUnified writes files of cgroup v2 by name; a value of several lines is written line by line, as the kernel takes it. On a v1 machine
-// it is FailedPrecondition; what the kernel refuses is InvalidArgument.
+// SetUnified writes files of cgroup v2 by name; a value of several lines is written line by line,
+// as the kernel takes it. On a v1 machine it is FailedPrecondition; what the kernel refuses is
+// InvalidArgument.
 func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 	if len(values) == 0 {
 		return nil

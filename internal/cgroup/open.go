@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openBeneath opens name, the path of a group or of one of its files, beneath the mount point of a hierarchy. No component
-// may be a link or the root of another mount, so that nothing else is ever read or written for a group.
+// openBeneath opens name, the path of a group or of one of its files, beneath the mount point of a
+// hierarchy. No component may be a link or the root of another mount, so that nothing else is ever
+// read or written for a group.
 func openBeneath(root, name string, flags uint64) (int, error) {
 	hierarchy, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -55,15 +56,16 @@ func openat(dir int, name string, flags int) (int, error) {
 	}
 }
 
-// atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as many lines as fit into one.
+// atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as
+// many lines as fit into one.
 const atEnd = 2048
 
 // maxFile bounds the files that Read reads.
 const maxFile = 4 << 20
 
-// Read appends the content of a kernel file, of lines that are shorter than atEnd, to buf; of a very long one the
-// beginning. It does with half of the system calls of os.ReadFile, which asks for the size, tries to wait for the file
-// and looks whether there is more.
+// Read appends the content of a kernel file, of lines that are shorter than atEnd, to buf; of a
+// very long one the beginning. It does with half of the system calls of os.ReadFile, which asks for
+// the size, tries to wait for the file and looks whether there is more.
 func Read(name string, buf []byte) ([]byte, error) { return readAt(unix.AT_FDCWD, name, buf, maxFile) }
 
 // readAt is Read of a file in a directory, and of at most limit bytes.

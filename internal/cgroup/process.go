@@ -17,8 +17,8 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Bounds of what is read of a container's processes, which may be as many as the kernel has PIDs, in any number of groups
-// of their own. Beyond them a count is too low.
+// Bounds of what is read of a container's processes, which may be as many as the kernel has PIDs,
+// in any number of groups of their own. Beyond them a count is too low.
 const (
 	maxPIDs       = 1 << 16
 	maxGroups     = 1 << 12
@@ -27,10 +27,11 @@ const (
 )
 
 // ErrTooMany says that a container has more processes or groups than are read.
-var ErrTooMany = fmt.Errorf("the container has more than %d processes or %d control groups of its own: %w", maxPIDs, maxGroups, errdefs.ErrResourceExhausted)
+var ErrTooMany = fmt.Errorf("the container has more than %d processes or %d control groups of its own: %w",
+	maxPIDs, maxGroups, errdefs.ErrResourceExhausted)
 
-// processDir is the directory of a process in /proc. It is that process's as long as it is open, also when the PID has been
-// reused.
+// processDir is the directory of a process in /proc. It is that process's as long as it is open,
+// also when the PID has been reused.
 type processDir struct {
 	mu sync.RWMutex
 	fd int32 // plus one; 0 for none
@@ -55,9 +56,9 @@ func (p *processDir) close() {
 	p.fd = 0
 }
 
-// ReadProcess appends a file of the container's main process (proc_pid(5)), such as "net/dev", to buf, and at most limit
-// bytes of it. The process is that which Of has found: its PID may have been reused since, and then the error is
-// fs.ErrNotExist or ESRCH.
+// ReadProcess appends a file of the container's main process (proc_pid(5)), such as "net/dev", to
+// buf, and at most limit bytes of it. The process is that which Of has found: its PID may have been
+// reused since, and then the error is fs.ErrNotExist or ESRCH.
 func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) {
 	fd, err := g.proc.open(name)
 	if err != nil {
@@ -67,7 +68,8 @@ func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) 
 	return readOpen(fd, name, buf, limit)
 }
 
-// EachOfProcess calls use with the content of a file of the main process piece by piece, until it returns false.
+// EachOfProcess calls use with the content of a file of the main process piece by piece, until it
+// returns false.
 func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
 	fd, err := g.proc.open(name)
 	if err != nil {
@@ -110,8 +112,9 @@ func (g *Group) OOMScoreAdj() (int, error) {
 // forkRounds is how often processes that were forked meanwhile are looked for.
 const forkRounds = 5
 
-// SetOOMScoreAdj gives every process of the container a score. It is inherited, so processes to come have it too. A
-// permission error means that the score is below what this process may give, ErrTooMany that some have not got it.
+// SetOOMScoreAdj gives every process of the container a score. It is inherited, so processes to
+// come have it too. A permission error means that the score is below what this process may give,
+// ErrTooMany that some have not got it.
 func (g *Group) SetOOMScoreAdj(score int) error {
 	done := map[int]bool{}
 	for range forkRounds {
@@ -141,10 +144,11 @@ func (g *Group) SetOOMScoreAdj(score int) error {
 	return nil
 }
 
-// setScore writes the score of one process, if it is the container's: its PID may have been reused since it was listed. The
-// descriptor of its directory in /proc stays that process's.
+// setScore writes the score of one process, if it is the container's: its PID may have been reused
+// since it was listed. The descriptor of its directory in /proc stays that process's.
 func (g *Group) setScore(pid, score int) error {
-	proc, err := unix.Open(filepath.Join(g.kernel.Proc, strconv.Itoa(pid)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	name := filepath.Join(g.kernel.Proc, strconv.Itoa(pid))
+	proc, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return ignoreGone(err)
 	}
@@ -172,7 +176,8 @@ func (g *Group) Processes() (uint64, error) {
 	return uint64(len(pids)), err
 }
 
-// PIDs are the processes of the group and of those below it, at most maxPIDs. NotFound if the group is gone.
+// PIDs are the processes of the group and of those below it, at most maxPIDs. NotFound if the group
+// is gone.
 func (g *Group) PIDs() ([]int, error) {
 	if g.alone() {
 		return []int{g.pid}, nil
@@ -181,8 +186,8 @@ func (g *Group) PIDs() ([]int, error) {
 	return pids, err
 }
 
-// alone says that a container's main process, without which it ends, has no other and no threads: most have none, and to look for them costs ten
-// times as much.
+// alone says that a container's main process, without which it ends, has no other and no threads:
+// most have none, and to look for them costs ten times as much.
 func (g *Group) alone() bool {
 	defer g.begin()()
 	f := pidsCurrent1
@@ -193,7 +198,8 @@ func (g *Group) alone() bool {
 	return err == nil && n == 1 && g.pid > 0
 }
 
-// processes are the container's, those in groups that it has made itself included. complete is false if a bound was reached.
+// processes are the container's, those in groups that it has made itself included. complete is
+// false if a bound was reached.
 func (g *Group) processes() (all []int, complete bool, err error) {
 	root, path := g.place(unified)
 	for _, c := range []controller{memory, pids, cpu, devices} {
@@ -245,8 +251,8 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 	return pids, complete && !w.Partial(), err
 }
 
-// members adds the processes of one group, to maxPIDs at most. The file is opened anew each time, since cgroup v1 shows the
-// same list for a second to one who reads on.
+// members adds the processes of one group, to maxPIDs at most. The file is opened anew each time,
+// since cgroup v1 shows the same list for a second to one who reads on.
 func members(pids []int, dir int) ([]int, error) {
 	var buf [512]byte
 	b, err := readAt(dir, "cgroup.procs", buf[:0], maxListing)
@@ -268,8 +274,10 @@ const maxPID = 1 << 22
 
 // ignoreGone drops the error that a process or group has ended meanwhile.
 func ignoreGone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
+	for _, gone := range []error{fs.ErrNotExist, unix.ESRCH, unix.ENODEV, unix.EOPNOTSUPP} {
+		if errors.Is(err, gone) {
+			return nil
+		}
 	}
 	return err
 }

@@ -1,6 +1,7 @@
-// Package imagefs measures what images and the writable layers of containers take of the file systems that Docker keeps them in. It walks
-// their directories beside the calls that ask for the figures: the layers of images once, since they never change, those of containers again
-// and again within a budget.
+// Package imagefs measures what images and the writable layers of containers take of the file
+// systems that Docker keeps them in. It walks their directories beside the calls that ask for the
+// figures: the layers of images once, since they never change, those of containers again and again
+// within a budget.
 package imagefs
 
 import (
@@ -77,7 +78,8 @@ func New(log *slog.Logger) *Meter {
 	}
 }
 
-// Read returns the last figures of a store, false while there are none, and has new ones measured if they are old. It does no work itself.
+// Read returns the last figures of a store, false while there are none, and has new ones measured
+// if they are old. It does no work itself.
 func (m *Meter) Read(s Store) (Figures, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -219,7 +221,8 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 	st.usage, st.known, st.walk = u, true, nil
 	if u.Partial && !st.partial {
 		st.partial = true
-		m.log.Warn("a layer is too large to be measured in full, or changes too fast", "layer", l.path(d.name), "bytes", u.Bytes, "inodes", u.Inodes)
+		m.log.Warn("a layer is too large to be measured in full, or changes too fast",
+			"layer", l.path(d.name), "bytes", u.Bytes, "inodes", u.Inodes)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
-// Package imagevolume mounts images for engines that cannot do so themselves: the layers of an image, read-only, as one
-// overlay beneath the run directory, where containers get a bind mount of it. What is mounted stands in the kernel's
-// table alone; who uses it is known from the records of containers.
+// Package imagevolume mounts images for engines that cannot do so themselves: the layers of an
+// image, read-only, as one overlay beneath the run directory, where containers get a bind mount of
+// it. What is mounted stands in the kernel's table alone; who uses it is known from the records of
+// containers.
 package imagevolume
 
 import (
@@ -17,8 +18,9 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Volumes are the mounts beneath one directory, which is root's alone: what images contain, set-user-ID programs
-// included, is for containers, not for other users of the node. Calls for one image must not run at once.
+// Volumes are the mounts beneath one directory, which is root's alone: what images contain,
+// set-user-ID programs included, is for containers, not for other users of the node. Calls for one
+// image must not run at once.
 type Volumes struct{ dir string }
 
 // New is the volumes beneath dir, which is made when it is needed.
@@ -29,7 +31,8 @@ const algorithm = "sha256:"
 // path is where an image is mounted.
 func (v *Volumes) path(id model.ImageID) string { return filepath.Join(v.dir, id.Hex()) }
 
-// Mount mounts the layers of an image, the uppermost first, by their absolute paths; nothing happens if it is mounted.
+// Mount mounts the layers of an image, the uppermost first, by their absolute paths; nothing
+// happens if it is mounted.
 func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 	root, err := v.open(true)
 	if err != nil {
@@ -55,7 +58,8 @@ func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 
 // overlay mounts layers at target.
 func overlay(root, target *os.File, layers []string) error {
-	// Options have room for one page (mount(2)), so that many layers have to be named by their descriptors.
+	// Options have room for one page (mount(2)), so that many layers have to be named by their
+	// descriptors.
 	var lower []string
 	for _, l := range layers {
 		if !filepath.IsAbs(l) {
@@ -76,7 +80,9 @@ func overlay(root, target *os.File, layers []string) error {
 		defer empty.Close()
 		lower = append(lower, descriptor(int(empty.Fd())))
 	}
-	return unix.Mount("overlay", descriptor(int(target.Fd())), "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "lowerdir="+strings.Join(lower, ":"))
+	const flags = unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID
+	options := "lowerdir=" + strings.Join(lower, ":")
+	return unix.Mount("overlay", descriptor(int(target.Fd())), "overlay", flags, options)
 }
 
 // descriptor is the path of what a descriptor stands for.
@@ -85,7 +91,8 @@ func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 // emptyDir is no image's name.
 const emptyDir = "empty"
 
-// Unmount undoes Mount. An image that is not mounted is no error. Containers keep what they have of it.
+// Unmount undoes Mount. An image that is not mounted is no error. Containers keep what they have of
+// it.
 func (v *Volumes) Unmount(id model.ImageID) error {
 	root, err := v.open(false)
 	if errors.Is(err, os.ErrNotExist) {
@@ -106,7 +113,8 @@ func (v *Volumes) Unmount(id model.ImageID) error {
 	return nil
 }
 
-// List is the IDs of the images that are mounted, or were when a call was interrupted. Other names are not ours.
+// List is the IDs of the images that are mounted, or were when a call was interrupted. Other names
+// are not ours.
 func (v *Volumes) List() ([]model.ImageID, error) {
 	root, err := v.open(false)
 	if errors.Is(err, os.ErrNotExist) {
@@ -127,13 +135,15 @@ func (v *Volumes) List() ([]model.ImageID, error) {
 	return ids, err
 }
 
-// Resolve returns the path on this machine of subPath inside a mounted image, "" for all of it. The kernel resolves it
-// as if the image were the root directory, so that no link leads out of it. NotFound if it is not there,
-// InvalidArgument if it is neither a file nor a directory, FailedPrecondition if the image is not mounted.
+// Resolve returns the path on this machine of subPath inside a mounted image, "" for all of it. The
+// kernel resolves it as if the image were the root directory, so that no link leads out of it.
+// NotFound if it is not there, InvalidArgument if it is neither a file nor a directory,
+// FailedPrecondition if the image is not mounted.
 //
-// The engine resolves the returned path once more. It leads to the same place then: it has no link in it, each of its
-// directories down to the mount point is root's alone, and nobody writes below that: the mount is read-only, and the
-// layers belong to the engine, which never changes those of an image that a container holds (Engine.HoldImage).
+// The engine resolves the returned path once more. It leads to the same place then: it has no link
+// in it, each of its directories down to the mount point is root's alone, and nobody writes below
+// that: the mount is read-only, and the layers belong to the engine, which never changes those of
+// an image that a container holds (Engine.HoldImage).
 func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	root, err := v.open(false)
 	if err != nil {
@@ -146,7 +156,8 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	}
 	defer image.Close()
 	if mounted, err := isMount(root, image); !mounted || err != nil {
-		return "", fmt.Errorf("resolve %q in image %s: it is not mounted: %w", subPath, id, errors.Join(err, errdefs.ErrFailedPrecondition))
+		err = errors.Join(err, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("resolve %q in image %s: it is not mounted: %w", subPath, id, err)
 	}
 
 	path, err := resolveIn(image, subPath)
@@ -156,7 +167,8 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	return filepath.Join(v.path(id), path), nil
 }
 
-// resolveIn resolves a path with the directory image as its root, and returns what it is without links.
+// resolveIn resolves a path with the directory image as its root, and returns what it is without
+// links.
 func resolveIn(image *os.File, subPath string) (string, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,

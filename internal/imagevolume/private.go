@@ -15,8 +15,8 @@ import (
 // private is the mode of directories that only root may enter.
 const private = 0o700
 
-// open opens the directory of all volumes and makes sure that it is root's alone. With create it is made if it is not
-// there.
+// open opens the directory of all volumes and makes sure that it is root's alone. With create it is
+// made if it is not there.
 func (v *Volumes) open(create bool) (*os.File, error) {
 	parent, name := filepath.Split(v.dir)
 	if create {
@@ -43,9 +43,9 @@ func makePrivate(above *os.File, name string) (*os.File, error) {
 	return openPrivate(above, name)
 }
 
-// openPrivate opens a directory and closes it to others than root; older versions left it open. A mount point is opened
-// as it is. FailedPrecondition if something else is in its place, or if it is another user's, who could then replace
-// what is in it.
+// openPrivate opens a directory and closes it to others than root; older versions left it open. A
+// mount point is opened as it is. FailedPrecondition if something else is in its place, or if it is
+// another user's, who could then replace what is in it.
 func openPrivate(above *os.File, name string) (*os.File, error) {
 	path := filepath.Join(above.Name(), name)
 	dir, err := safefs.OpenAt(above, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)

@@ -56,7 +56,8 @@ func TestDirectoriesAreRootsAlone(t *testing.T) {
 	}
 }
 
-// TestForeignDirectoriesAreRefused: nothing is mounted or resolved where another user could replace it.
+// TestForeignDirectoriesAreRefused: nothing is mounted or resolved where another user could replace
+// it.
 func TestForeignDirectoriesAreRefused(t *testing.T) {
 	layer := t.TempDir()
 	for name, plant := range map[string]func(run string) error{
@@ -87,8 +88,8 @@ func TestForeignDirectoriesAreRefused(t *testing.T) {
 	}
 }
 
-// TestResolveStaysInside plants random links into an image. What is resolved lies inside the image, has no link in it,
-// and is the file that the image has there.
+// TestResolveStaysInside plants random links into an image. What is resolved lies inside the image,
+// has no link in it, and is the file that the image has there.
 func TestResolveStaysInside(t *testing.T) {
 	base := t.TempDir()
 	secret := filepath.Join(base, "secret")
@@ -143,7 +144,8 @@ func TestResolveStaysInside(t *testing.T) {
 	})
 }
 
-// TestResolveRefuses what is not a file or a directory, links in a circle, and images that are not mounted.
+// TestResolveRefuses what is not a file or a directory, links in a circle, and images that are not
+// mounted.
 func TestResolveRefuses(t *testing.T) {
 	base := t.TempDir()
 	layer := filepath.Join(base, "layer")

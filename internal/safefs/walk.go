@@ -172,7 +172,12 @@ func (w *Walker) enter(top *level) error {
 
 // isChanged says that there is no directory of that name on this file system any more.
 func isChanged(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV)
+	for _, changed := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV} {
+		if errors.Is(err, changed) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *Walker) push(fd int, st *unix.Stat_t) error {

@@ -56,7 +56,8 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	return out, nil
 }
 
-// openFiles counts a process's descriptors (proc_pid_fd(5)), and the sockets among as many as are looked at. One that has ended has none.
+// openFiles counts a process's descriptors (proc_pid_fd(5)), and the sockets among as many as are
+// looked at. One that has ended has none.
 func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool) {
 	dir, err := unix.Open(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "fd"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -82,8 +83,8 @@ func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool
 	return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
 }
 
-// eachName calls do for what lies in a directory, until it returns false. It does with half of the system calls of
-// os.ReadDir, which tries to wait for the directory.
+// eachName calls do for what lies in a directory, until it returns false. It does with half of the
+// system calls of os.ReadDir, which tries to wait for the directory.
 func eachName(dir int, do func(name string) bool) error {
 	var entries [4096]byte
 	var names []string
@@ -113,7 +114,8 @@ func (r *Reader) maxFiles(g *cgroup.Group, pid int) *uint64 {
 	return &n
 }
 
-// fileOfLimits reads the same where everybody may (proc_pid_limits(5)), which costs ten times as much.
+// fileOfLimits reads the same where everybody may (proc_pid_limits(5)), which costs ten times as
+// much.
 func fileOfLimits(g *cgroup.Group) (limit *uint64) {
 	_ = processFile(g, "limits", func(content []byte) { // who has ended has none
 		_, rest, _ := bytes.Cut(content, []byte("Max open files"))

@@ -137,7 +137,10 @@ func logFile(dir int, name, id string) uint64 {
 		}
 		file := string(target[:n])
 		owner, _, found := strings.Cut(filepath.Base(file), "-json.log")
-		if !found || owner != id || !filepath.IsAbs(file) || unix.Fstatat(unix.AT_FDCWD, file, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		if !found || owner != id || !filepath.IsAbs(file) {
+			return 0
+		}
+		if unix.Fstatat(unix.AT_FDCWD, file, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			return 0
 		}
 	}

@@ -16,7 +16,8 @@ import (
 
 const counters = ": 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
 
-// TestNetworkIsBounded: a pod may create very many devices with any names. Some are reported, and the default one always.
+// TestNetworkIsBounded: a pod may create very many devices with any names. Some are reported, and
+// the default one always.
 func TestNetworkIsBounded(t *testing.T) {
 	var all strings.Builder
 	for i := range 20_000 {
@@ -105,7 +106,8 @@ func FuzzNetwork(f *testing.F) {
 	})
 }
 
-// FuzzPrintable: different names stay different, since equal labels would spoil a whole list of metrics.
+// FuzzPrintable: different names stay different, since equal labels would spoil a whole list of
+// metrics.
 func FuzzPrintable(f *testing.F) {
 	f.Add("eth0", "eth\xff")
 	f.Add(`\xff`, "\xff")

@@ -23,15 +23,18 @@ const (
 	allColumns                              = 16
 )
 
-// DefaultInterface is the pod's own device in every network (CNI_IFNAME of the CNI specification, as the kubelet expects it).
+// DefaultInterface is the pod's own device in every network (CNI_IFNAME of the CNI specification,
+// as the kubelet expects it).
 const DefaultInterface = "eth0"
 
-// maxDevices bounds /proc/net/dev: some 30,000 devices. A container with NET_ADMIN may create as many as it likes.
+// maxDevices bounds /proc/net/dev: some 30,000 devices. A container with NET_ADMIN may create as
+// many as it likes.
 const maxDevices = 4 << 20
 
-// Network returns the devices in the network namespace of a container's main process, without lo (proc_pid_net(5), dev):
-// DefaultInterface, if there is one, and others in the kernel's order, at most most in all. Names that are not printable
-// UTF-8 are escaped. NotFound if the container has ended.
+// Network returns the devices in the network namespace of a container's main process, without lo
+// (proc_pid_net(5), dev): DefaultInterface, if there is one, and others in the kernel's order, at
+// most most in all. Names that are not printable UTF-8 are escaped. NotFound if the container has
+// ended.
 func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -75,7 +78,8 @@ func (d *devices) add(piece []byte) {
 	}
 }
 
-// full says that nothing more is of interest. Room for the default interface is kept until it is found.
+// full says that nothing more is of interest. Room for the default interface is kept until it is
+// found.
 func (d *devices) full() bool { return d.hasDefault && len(d.found) >= d.most }
 
 // line parses one device.
@@ -115,8 +119,8 @@ func (d *devices) line(line []byte) {
 	})
 }
 
-// printable escapes what is not printable UTF-8, and backslashes, as \xNN. Unlike a replacement it keeps different names
-// different: two equal labels would spoil the whole list of metrics.
+// printable escapes what is not printable UTF-8, and backslashes, as \xNN. Unlike a replacement it
+// keeps different names different: two equal labels would spoil the whole list of metrics.
 func printable(name string) string {
 	clean := func(r rune) bool { return unicode.IsPrint(r) && r != '\\' }
 	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !clean(r) }) < 0 {

@@ -63,8 +63,9 @@ func (v victim) answers(t *testing.T, n *node) {
 	}
 }
 
-// TestHostileLayer: a container makes a tree deeper than a path may be long, plants links, and swaps directories for
-// links while its layer is measured. All of its files count, and nothing else.
+// TestHostileLayer: a container makes a tree deeper than a path may be long, plants links, and
+// swaps directories for links while its layer is measured. All of its files count, and nothing
+// else.
 func TestHostileLayer(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
@@ -102,8 +103,9 @@ func TestHostileLayer(t *testing.T) {
 	})
 }
 
-// TestHostileCgroup: a privileged container moves itself into another pod's control group, and into one that it has
-// made there under its own name. Neither are that pod's metrics taken for its own, nor is that pod limited.
+// TestHostileCgroup: a privileged container moves itself into another pod's control group, and into
+// one that it has made there under its own name. Neither are that pod's metrics taken for its own,
+// nor is that pod limited.
 func TestHostileCgroup(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
@@ -143,8 +145,8 @@ func TestHostileCgroup(t *testing.T) {
 	})
 }
 
-// TestHostileDevices: a pod has 2,000 network devices with names of any bytes. Its metrics have some of them, and those
-// of other pods are there as ever.
+// TestHostileDevices: a pod has 2,000 network devices with names of any bytes. Its metrics have
+// some of them, and those of other pods are there as ever.
 func TestHostileDevices(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
