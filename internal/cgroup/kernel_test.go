@@ -1,0 +1,97 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// realGroups makes groups of this machine's kernel at a path in every hierarchy that this package
+// reads, and returns a function that moves a process there.
+func realGroups(t *testing.T, path string) (move func(pid int)) {
+	t.Helper()
+	var dirs []string
+	for _, root := range append(controllers[:], "", "unified") {
+		root = filepath.Join(Host().Cgroup, root)
+		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
+			continue
+		}
+		dir := filepath.Join(root, path)
+		must(t, os.MkdirAll(dir, 0o755))
+		t.Cleanup(func() {
+			for dir := dir; dir != root; dir = filepath.Dir(dir) {
+				if os.Remove(dir) != nil { // another group's parent too
+					return
+				}
+			}
+		})
+		dirs = append(dirs, dir)
+	}
+	return func(pid int) {
+		t.Helper()
+		for _, dir := range dirs {
+			must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
+		}
+	}
+}
+
+// sleeper is a process that does nothing until the test ends.
+func sleeper(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	must(t, cmd.Start())
+	t.Cleanup(func() { must(t, cmd.Process.Kill()); _ = cmd.Wait() })
+	return cmd.Process.Pid
+}
+
+// TestProcessThatMovesItself is of real groups: a process of one container moves to those of another
+// one, as one that has /sys/fs/cgroup mounted can do.
+func TestProcessThatMovesItself(t *testing.T) {
+	k := Host()
+	base := fmt.Sprintf("/cri-dockerd-test-%d", os.Getpid())
+	own, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	toOwn, toChild := realGroups(t, base+"/pod1/"+own), realGroups(t, base+"/pod1/"+own+"/child")
+	toOther, toSame := realGroups(t, base+"/pod2/"+other), realGroups(t, base+"/pod2/"+other+"/"+own)
+	attacker, victim := sleeper(t), sleeper(t)
+	toOther(victim)
+	score := func(pid int) string { return strings.TrimSpace(read(t, process(k, pid, "oom_score_adj"))) }
+	before := score(victim)
+
+	for name, c := range map[string]struct {
+		move func(int)
+		path string
+	}{
+		"its own group":                     {toOwn, base + "/pod1/" + own},
+		"a group below its own":             {toChild, base + "/pod1/" + own},
+		"a group of its own name elsewhere": {toSame, base + "/pod2/" + other + "/" + own},
+	} {
+		c.move(attacker)
+		g, err := k.Of(attacker, own)
+		if err != nil || g.Path() != c.path {
+			t.Errorf("%s: %v, %v", name, g, err)
+			continue
+		}
+		if pids, err := g.PIDs(); err != nil || len(pids) != 1 || pids[0] != attacker {
+			t.Errorf("%s: processes %v, %v", name, pids, err)
+		}
+		must(t, g.SetOOMScoreAdj(500))
+		if score(attacker) != "500" || score(victim) != before {
+			t.Errorf("%s: scores %s and %s", name, score(attacker), score(victim))
+		}
+		toOther(attacker) // and away again, while the group is known
+		if err := g.SetOOMScoreAdj(600); err != nil || score(attacker) != "500" || score(victim) != before {
+			t.Errorf("%s: after it has moved on: %v, scores %s and %s", name, err, score(attacker), score(victim))
+		}
+		g.Close()
+		if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
+			t.Errorf("the other container's group was taken for its own: %v", g)
+		}
+	}
+}
