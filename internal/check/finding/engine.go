@@ -24,7 +24,10 @@ func engineRules() []rule {
 func judgeEngineConfig(f *Facts) verdict {
 	c := f.Engine.Config
 	fix := shell.Advice("correct {} (dockerd --validate --config-file {} shows the place)", c.File, c.File)
+	u, untrusted := f.untrusted(c.File)
 	switch {
+	case untrusted:
+		return fail(u.fix(), "%s is not read, since other users can change it, and with it Docker: %s", c.File, u.Reason)
 	case c.Error != "" && f.Engine.Problem != "":
 		return fail(fix, "%s: %s; Docker does not start with it", c.File, c.Error)
 	case c.Error != "" && f.Root:

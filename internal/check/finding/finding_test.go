@@ -70,6 +70,13 @@ func nodeCases() []broken {
 		{"files of others", "file-owner", func(f *Facts) {
 			f.Untrusted = []Untrusted{{File: "/opt/k/config.yaml", Because: "/opt/k", Reason: "/opt/k belongs to user 1000"}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
 		}},
+		{"a kubelet's configuration of others", "kubelet-config", func(f *Facts) {
+			f.Untrusted = []Untrusted{{File: f.Kubelet.ConfigFile, Because: "/var/lib/kubelet", Reason: "/var/lib/kubelet: everybody can write to it"}}
+		}},
+		{"a daemon.json of others", "engine-config", func(f *Facts) {
+			f.Untrusted = []Untrusted{{File: "/etc/docker/daemon.json", Because: "/etc/docker/daemon.json", Reason: "/etc/docker/daemon.json: everybody can write to it"}}
+			f.Engine.Config.Error, f.Engine.LiveRestore = "not read", false
+		}},
 		{"a file for everybody", "file-owner", func(f *Facts) {
 			f.Untrusted = []Untrusted{{File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
 		}},

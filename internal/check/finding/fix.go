@@ -59,6 +59,9 @@ func (f *Facts) startDaemon(verb string) shell.Line {
 // setDaemonJSON is the line that sets a key at the top of Docker's daemon.json, and what makes the engine read it.
 func (f *Facts) setDaemonJSON(key, value, then string) shell.Line {
 	c := f.Engine.Config
+	if c.Error != "" { // what the file has is not known
+		return shell.Advice("set {} to {} in {}", key, value, c.File)
+	}
 	set := fmt.Sprintf(`"%s": %s`, key, value)
 	var line shell.Line
 	switch _, there := c.Keys[key]; {

@@ -49,9 +49,12 @@ func removedFlags() []removedFlag {
 
 func judgeKubeletConfig(f *Facts) verdict {
 	k := f.Kubelet
+	u, untrusted := f.untrusted(k.ConfigFile)
 	switch {
 	case !k.Present:
 		return skip(noKubelet)
+	case untrusted:
+		return fail(u.fix(), "%s is not read, since other users can change it, and with it the kubelet: %s", k.ConfigFile, u.Reason)
 	case k.ConfigErr != "":
 		return fail(shell.Advice("correct {}, or write it anew: kubeadm upgrade node phase kubelet-config", k.ConfigFile), "%s", k.ConfigErr)
 	case k.ConfigFile == "":

@@ -2,6 +2,7 @@ package finding
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +32,23 @@ func judgePrivileges(f *Facts) verdict {
 	return ok("root")
 }
 
+// fix takes a file out of the hands of others.
+func (u Untrusted) fix() shell.Line {
+	if u.Shared {
+		return shell.Advice("move {} to a directory that only root can write to", u.File)
+	}
+	return shell.Command("chown root:root {} && chmod go-w {}", u.Because, u.Because)
+}
+
+// untrusted is why a file was not read, if it is that others can change it.
+func (f *Facts) untrusted(file string) (Untrusted, bool) {
+	i := slices.IndexFunc(f.Untrusted, func(u Untrusted) bool { return u.File == file && file != "" })
+	if i < 0 {
+		return Untrusted{}, false
+	}
+	return f.Untrusted[i], true
+}
+
 // maxUntrusted bounds how many files one finding names.
 const maxUntrusted = 5
 
@@ -38,12 +56,14 @@ const maxUntrusted = 5
 func judgeFileOwner(f *Facts) verdict {
 	var fix shell.Line
 	var all []string
+	seen := map[string]bool{}
 	for _, r := range f.Untrusted[:min(len(f.Untrusted), maxUntrusted)] {
 		all = append(all, text.Clean(r.File+": "+r.Reason, text.MaxName/2))
-		if r.Shared {
+		if r.Shared || seen[r.Because] {
 			continue
 		}
-		fix = fix.And(shell.Command("chown root:root {} && chmod go-w {}", r.Because, r.Because))
+		seen[r.Because] = true
+		fix = fix.And(r.fix())
 	}
 	if more := len(f.Untrusted) - maxUntrusted; more > 0 {
 		all = append(all, fmt.Sprintf("and %d more", more))
