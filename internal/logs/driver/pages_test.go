@@ -21,11 +21,17 @@ var pageSizes = []int{4 << 10, 8 << 10}
 
 func withPipes(size int) func(*Config) { return func(c *Config) { c.pipeSize = size } }
 
+// writeTimeout is for frames that somebody reads.
+const writeTimeout = 20 * time.Second
+
 // write writes frames as the engine does: it waits while the FIFO is full.
 func (c *container) write(frames ...[]byte) error {
-	f, err := os.OpenFile(c.FIFOPath, os.O_WRONLY, 0)
+	f, err := os.OpenFile(c.FIFOPath, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
+	}
+	if err := f.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	for _, b := range frames {
 		if _, err := f.Write(b); err != nil {
