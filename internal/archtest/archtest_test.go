@@ -48,7 +48,7 @@ var arrows = map[string][]string{
 	"internal/logs/driver":     {},
 	"internal/logs":            {"internal/spec", "internal/logs/driver"},
 	"internal/stream":          {"internal/engine", "internal/connlimit"},
-	"internal/cri":             {"internal/spec", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock", "internal/wire"},
+	"internal/cri":             {"internal/spec", "internal/text", "internal/checkpoint", "internal/engine", "internal/node", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock", "internal/wire"},
 	"internal/rpc":             {"internal/secret", "internal/text", "internal/wire", "internal/connlimit"},
 	"internal/check":           {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding", "internal/check/probe", "internal/shell"},
 	"internal/takeover":        {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/proc", "internal/rootonly", "internal/shell"},

@@ -12,6 +12,7 @@ import (
 // encodings keeps what records are in lists, and in figures. Records never change, so one is encoded once.
 type encodings[R any] struct {
 	messages [kinds]func(*R) proto.Message
+	short    func(*R) proto.Message // of an item in a list that would be too large
 
 	mu    sync.Mutex // guards the rest
 	known map[*R]*[kinds][]byte
@@ -26,14 +27,14 @@ const (
 	kinds
 )
 
-func newEncodings[R any](item, attributes func(*R) proto.Message) *encodings[R] {
-	return &encodings[R]{messages: [kinds]func(*R) proto.Message{item, attributes}, known: map[*R]*[kinds][]byte{}}
+func newEncodings[R any](item, attributes, short func(*R) proto.Message) *encodings[R] {
+	return &encodings[R]{messages: [kinds]func(*R) proto.Message{item, attributes}, short: short, known: map[*R]*[kinds][]byte{}}
 }
 
-// items are all records that match, as items of a list.
-func (e *encodings[R]) items(all []*R, matches func(*R) bool) ([]byte, error) {
+// items are all records that match, as items of a list of at most limit bytes: the largest of a larger list are shortened.
+func (e *encodings[R]) items(all []*R, matches func(*R) bool, limit int) ([]byte, error) {
 	defer e.keep(all)
-	size, found := 0, make([][]byte, 0, len(all))
+	records, found := make([]*R, 0, len(all)), make([][]byte, 0, len(all))
 	for _, r := range all {
 		if !matches(r) {
 			continue
@@ -42,7 +43,11 @@ func (e *encodings[R]) items(all []*R, matches func(*R) bool) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		size, found = size+len(b), append(found, b)
+		records, found = append(records, r), append(found, b)
+	}
+	size, err := shorten(found, limit, func(i int) ([]byte, error) { return wire.AppendItem(nil, e.short(records[i])) })
+	if err != nil {
+		return nil, err
 	}
 	items := wire.Room(size)
 	for _, b := range found {

@@ -35,7 +35,7 @@ func TestEncodings(t *testing.T) {
 	made := 0
 	e := newEncodings(
 		func(c *spec.Container) proto.Message { made++; return c.Item() },
-		func(c *spec.Container) proto.Message { return c.Attributes() })
+		func(c *spec.Container) proto.Message { return c.Attributes() }, shortContainer)
 	records := func(n int) (out []*spec.Container) {
 		for i := range n {
 			out = append(out, &spec.Container{
@@ -53,7 +53,7 @@ func TestEncodings(t *testing.T) {
 		}
 	}
 	for range 2 {
-		items, err := e.items(all, odd)
+		items, err := e.items(all, odd, maxList)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,14 +66,14 @@ func TestEncodings(t *testing.T) {
 		t.Errorf("50 records were encoded %d times", made)
 	}
 	for range 20 {
-		if _, err := e.items(records(10), func(*spec.Container) bool { return true }); err != nil {
+		if _, err := e.items(records(10), func(*spec.Container) bool { return true }, maxList); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if len(e.known) > 2*10+gone {
 		t.Errorf("%d records are kept of 10", len(e.known))
 	}
-	items, err := e.items([]*spec.Container{{ID: "\xff"}}, func(*spec.Container) bool { return true })
+	items, err := e.items([]*spec.Container{{ID: "\xff"}}, func(*spec.Container) bool { return true }, maxList)
 	got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
 		t.Errorf("a record that is no UTF-8: %v, %v", got, err)

@@ -54,6 +54,16 @@ func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
 
 // ListImages lists images, all or the one that the filter names (CRI ListImages).
 func (s *Service) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	resp, err := s.listImages(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	fitImages(resp.Images, maxList)
+	return resp, nil
+}
+
+// listImages is ListImages of any size.
+func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}

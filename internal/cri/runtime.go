@@ -50,6 +50,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
 		Features: &runtimeapi.RuntimeFeatures{},
 	}
+	fitConditions(resp.Status.Conditions)
 	if e.Ready {
 		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: e.Host.RecursiveReadOnly()}
 		for _, name := range append([]string{""}, e.Host.Runtimes...) {

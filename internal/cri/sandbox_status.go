@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -64,5 +65,8 @@ func (s *Service) addresses(sb *spec.Sandbox) []netip.Addr {
 // verbose is the info map of a verbose answer: one key with JSON, as crictl shows it.
 func verbose(v any) (map[string]string, error) {
 	b, err := json.Marshal(v)
+	if len(b) > maxInfo {
+		b, err = json.Marshal(map[string]string{"leftOut": fmt.Sprintf("%d bytes; at most %d are shown", len(b), maxInfo)})
+	}
 	return map[string]string{"info": string(b)}, err
 }

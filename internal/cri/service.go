@@ -230,10 +230,10 @@ func New(d Deps) *Service {
 		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
-			func(sb *spec.Sandbox) proto.Message { return sb.Attributes() }),
+			sandboxAttributes, shortSandbox),
 		encodedContainers: newEncodings(
 			func(c *spec.Container) proto.Message { return c.Item() },
-			func(c *spec.Container) proto.Message { return c.Attributes() }),
+			func(c *spec.Container) proto.Message { return containerAttributes(c) }, shortContainer),
 	}
 	if d.EngineNetNS != "" {
 		s.joining.settle(d.EngineNetNS)

@@ -67,7 +67,7 @@ func (s *Service) layers(host spec.Host) imagefs.Figures {
 // containerStats are the figures of a container, whether it runs or not.
 func (s *Service) containerStats(c *spec.Container, l imagefs.Figures) (*runtimeapi.ContainerStats, error) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
+		return &runtimeapi.ContainerStats{Attributes: containerAttributes(c)}, nil
 	}
 	u, err := s.Stats.Container(string(c.ID), c.Pid)
 	if err != nil {

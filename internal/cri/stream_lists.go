@@ -1,6 +1,8 @@
 package cri
 
 import (
+	"math"
+
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -22,7 +24,7 @@ func encoded[M proto.Message](messages []M) (items []byte, err error) {
 
 // StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes, KEP-5825): one look at the view, in pages.
 func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
-	items, err := s.sandboxItems(r, r.GetFilter())
+	items, err := s.sandboxItems(r, r.GetFilter(), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -31,7 +33,7 @@ func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, ou
 
 // StreamContainers is ListContainers in pages (CRI StreamContainers, KEP-5825).
 func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer) error {
-	items, err := s.containerItems(r, r.GetFilter())
+	items, err := s.containerItems(r, r.GetFilter(), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -40,7 +42,7 @@ func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out ru
 
 // StreamImages is ListImages in pages (CRI StreamImages, KEP-5825).
 func (s *Service) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer) error {
-	l, err := s.ListImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
+	l, err := s.listImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
 	}

@@ -106,8 +106,8 @@ func joinLines(s string) string {
 // span is a part of a text.
 type span struct{ from, to int }
 
-// maskKnown hides known secrets, also where line ends split them.
-func maskKnown(text string, known []string) string {
+// maskKnown hides known secrets, also where line ends split them. Of a text that is not whole the end may be the beginning of a secret.
+func maskKnown(text string, known []string, whole bool) string {
 	forms := encoded(known)
 	if len(forms) == 0 {
 		return text
@@ -129,7 +129,26 @@ func maskKnown(text string, known []string) string {
 			found = append(found, span{offsets[run[0]], offsets[run[1]-1] + 1})
 		}
 	}
+	if n := len(joined); !whole && n > 0 {
+		if begun := beginning(joined, forms); begun < n {
+			found = append(found, span{offsets[begun], len(text)})
+		}
+	}
 	return hide(text, found)
+}
+
+// beginning is where the end of a text that was cut off may begin a secret: one of the forms, or base64 of any.
+func beginning(text string, forms []string) int {
+	begin := len(strings.TrimRightFunc(text, func(r rune) bool { return r < utf8.RuneSelf && base64Run.MatchString(strings.Repeat(string(r), 8)) }))
+	for _, f := range forms {
+		for n := min(len(f), len(text)); n >= shortest; n-- {
+			if strings.HasSuffix(text, f[:n]) {
+				begin = min(begin, len(text)-n)
+				break
+			}
+		}
+	}
+	return begin
 }
 
 // joinedLines is joinLines with the offset in s of each byte.

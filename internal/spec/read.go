@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
@@ -18,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/text"
 )
 
 // The reasons of an ended container that the kubelet and its users know.
@@ -248,7 +250,7 @@ func readState(c *Container, in container.InspectResponse) {
 	if c.FinishedAt.Before(c.StartedAt) {
 		c.FinishedAt = c.StartedAt // the engine notes the start of a very short life after its end
 	}
-	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), s.Error
+	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), text.Clean(s.Error, text.MaxMessage)
 	switch {
 	case s.Status == container.StateCreated || c.StartedAt.IsZero():
 		c.Reason = reasonCannotRun
@@ -377,7 +379,7 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 		i.RepoTags, i.RepoDigests = real(in.RepoTags), real(in.RepoDigests)
 	}
 	if c := in.Config; c != nil {
-		i.User = c.User
+		i.User = text.Clean(c.User, text.MaxName)
 		i.Entrypoint = len(c.Entrypoint)+len(c.Cmd) > 0
 		if c.Labels != nil {
 			labels = c.Labels
@@ -390,7 +392,9 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	return i, nil
 }
 
-// real leaves out the placeholders that old engines list for images without a name.
+// real leaves out the placeholders that old engines list for images without a name, and what cannot be a name.
 func real(refs []string) []string {
-	return slices.DeleteFunc(slices.Clone(refs), func(r string) bool { return strings.HasPrefix(r, "<none>") })
+	return slices.DeleteFunc(slices.Clone(refs), func(r string) bool {
+		return strings.HasPrefix(r, "<none>") || len(r) > text.MaxName || !utf8.ValidString(r)
+	})
 }

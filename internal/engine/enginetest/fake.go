@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -32,6 +33,12 @@ type Fake struct {
 	// ImageLabels are those of each image; as the engine does, Create merges them into a container's.
 	// It is set before the fake is used.
 	ImageLabels map[string]string
+
+	// Flood is the output of the command "flood". It is set before the fake is used.
+	Flood []byte
+	// Distort changes what the engine says of a container, as an image's author or a broken engine may. It is set before the fake is used and
+	// must not change what the answer points to, but its State.
+	Distort func(*container.InspectResponse)
 
 	mu         sync.Mutex // guards the rest
 	containers map[model.ContainerID]*container.InspectResponse
@@ -147,6 +154,30 @@ func (f *Fake) merge(c *container.Config) *container.Config {
 	return &merged
 }
 
+// read is what the engine's answer to an inspect means.
+func (f *Fake) read(c *container.InspectResponse) (spec.Object, error) {
+	in := *c
+	if f.Distort != nil {
+		state := *c.State
+		in.State = &state
+		f.Distort(&in)
+	}
+	return spec.Read(in, f.brings(c))
+}
+
+// AddImage adds an image as the engine describes it.
+func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
+	i, err := spec.ReadImage(s, in)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.images[string(i.ID)] = i
+	f.tellImage()
+	return nil
+}
+
 // brings are the labels that the image of a container brings.
 func (f *Fake) brings(c *container.InspectResponse) spec.ImageLabels {
 	for _, i := range f.images {
@@ -251,7 +282,7 @@ func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerI
 		for _, c := range f.containers {
 			if c.Name == "/"+name {
 				id = model.ContainerID(c.ID)
-				o, _ = spec.Read(*c, f.brings(c)) // one that cannot be read is none of ours
+				o, _ = f.read(c) // one that cannot be read is none of ours
 				return nil
 			}
 		}
@@ -260,12 +291,24 @@ func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerI
 	return id, o, err
 }
 
-// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang" ends with ctx.
+// flood writes Flood to both streams.
+func (f *Fake) flood(x engine.Exec) error {
+	for _, w := range []io.Writer{x.Stdout, x.Stderr} {
+		if _, err := w.Write(f.Flood); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang" ends with ctx, "flood" writes Flood.
 func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error) {
 	if err := f.do(ctx, "exec", func() error { _, err := f.find(id); return err }); err != nil {
 		return 0, err
 	}
 	switch x.Cmd[0] {
+	case "flood":
+		return 0, f.flood(x)
 	case "hang":
 		<-ctx.Done()
 		return 0, ctx.Err()
@@ -369,7 +412,7 @@ func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 	err = f.do(ctx, "objects", func() error {
 		for _, c := range f.containers {
-			o, err := spec.Read(*c, f.brings(c))
+			o, err := f.read(c)
 			if err != nil {
 				return err
 			}
@@ -385,7 +428,7 @@ func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object
 	err = f.do(ctx, "inspect", func() error {
 		c, err := f.find(id)
 		if err == nil {
-			o, err = spec.Read(*c, f.brings(c))
+			o, err = f.read(c)
 		}
 		return err
 	})
