@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// imitationSource is a program of another user. It waits, and perhaps listens, if its environment says so; if it is run in any other way, it
-// leaves a mark.
+// imitationSource is a program of another user. It waits, and perhaps listens, if its environment
+// says so; if it is run in any other way, it leaves a mark.
 const imitationSource = `package main
 
 import (
@@ -50,18 +50,23 @@ func hostileArgs(dir, marks string) []string {
 	}
 }
 
-// imitations builds the program under the names of what check looks for, and returns where they lie and where their marks would be.
+// imitations builds the program under the names that check searches for, and returns where the
+// programs are and where their marks would be.
 func imitations(t *testing.T, p *patient, n *node) (dir, marks string) {
 	t.Helper()
 	marks = filepath.Join(n.eng.Dir, "marks")
 	source := t.TempDir()
 	program := filepath.Join(source, "program")
-	for name, content := range map[string]string{"go.mod": "module k8s.io/kubernetes\n\ngo 1.24\n", "main.go": strings.ReplaceAll(imitationSource, "MARKS", marks)} {
+	for name, content := range map[string]string{
+		"go.mod":  "module k8s.io/kubernetes\n\ngo 1.24\n",
+		"main.go": strings.ReplaceAll(imitationSource, "MARKS", marks),
+	} {
 		if err := os.WriteFile(filepath.Join(source, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-X k8s.io/component-base/version.gitVersion=v1.36.3", "-o", program, ".")
+	version := "-X k8s.io/component-base/version.gitVersion=v1.36.3"
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", version, "-o", program, ".")
 	cmd.Dir, cmd.Env = source, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -110,9 +115,9 @@ func verdicts(all []finding) []string {
 	return out
 }
 
-// TestImitations starts processes of an unprivileged user, and of root in other namespaces, that look like the kubelet, Docker and the daemon.
-// They change no finding of check, and nothing of theirs is run, believed or printed. The same process of root on this host is believed, and is
-// not run either.
+// TestImitations starts processes of an unprivileged user, and of root in other namespaces, that look
+// like the kubelet, Docker and the daemon. They change no finding of check, and nothing of theirs is
+// run, believed or printed. The same process of root on this host is believed, and is not run either.
 func TestImitations(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := newPatient(t, n)

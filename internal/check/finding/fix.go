@@ -105,8 +105,10 @@ const extraArgs = "/etc/default/kubelet"
 
 // addKubeletFlag is the line that adds a plain flag to those of the operator; the last assignment in the file is the one that holds.
 func addKubeletFlag(file, flag string) shell.Line {
-	return shell.Command("{ grep -qs ^KUBELET_EXTRA_ARGS= {} && sed -i -E {} {} || echo {} >> {}; }", file,
-		`s#^KUBELET_EXTRA_ARGS="?([^"]*)"?$#KUBELET_EXTRA_ARGS="\1 `+flag+`"#`, file, `KUBELET_EXTRA_ARGS="`+flag+`"`, file)
+	change := `s#^KUBELET_EXTRA_ARGS="?([^"]*)"?$#KUBELET_EXTRA_ARGS="\1 ` + flag + `"#`
+	add := `KUBELET_EXTRA_ARGS="` + flag + `"`
+	return shell.Command("{ grep -qs ^KUBELET_EXTRA_ARGS= {} && sed -i -E {} {} || echo {} >> {}; }",
+		file, change, file, add, file)
 }
 
 // reloadUnits makes systemd read units anew in which a flag was changed.
