@@ -180,12 +180,27 @@ func (s streamed) OpenNetNS(sandboxID string) (*os.File, error) {
 }
 
 func newNetwork(cfg *config.Config, observer *podnet.Observer, log *slog.Logger) (podnet.Network, error) {
+	pins := podnet.NewPins(cfg.PinDirectory())
 	switch cfg.NetworkPlugin {
 	case "cni":
-		return podnet.NewCNI(podnet.CNIConfig{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, Observer: observer, Log: log})
+		return podnet.NewCNI(podnet.CNIConfig{
+			ConfDir:  cfg.CNIConfDir,
+			BinDirs:  cfg.CNIBinDirs,
+			CacheDir: cfg.CNICacheDir,
+			Pins:     pins,
+			Observer: observer,
+			Log:      log,
+		})
 	case "kubenet":
 		return podnet.NewKubenet(podnet.KubenetConfig{
-			BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, PodCIDRs: cfg.CIDRs(), MTU: cfg.MTU, Hairpin: cfg.HairpinMode, Observer: observer, Log: log,
+			BinDirs:  cfg.CNIBinDirs,
+			CacheDir: cfg.CNICacheDir,
+			Pins:     pins,
+			PodCIDRs: cfg.CIDRs(),
+			MTU:      cfg.MTU,
+			Hairpin:  cfg.HairpinMode,
+			Observer: observer,
+			Log:      log,
 		})
 	}
 	return podnet.NewNoop(log), nil

@@ -3,6 +3,7 @@ package podnet
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"syscall"
 	"unsafe"
@@ -28,9 +29,22 @@ func Addresses(id model.ContainerID, pid int) []netip.Addr {
 		return nil
 	}
 	defer ns.Close()
+	return addressesIn(ns)
+}
 
+// addresses are those of the pod's interface in the namespace that is pinned for a sandbox.
+func (p *Pins) addresses(id model.ContainerID) []netip.Addr {
+	ns, err := p.OpenPin(id)
+	if err != nil {
+		return nil
+	}
+	defer ns.Close()
+	return addressesIn(ns)
+}
+
+func addressesIn(netns *os.File) []netip.Addr {
 	var all []netip.Addr
-	err = inNetNSFile(ns, func() (err error) {
+	err := inNetNSFile(netns, func() (err error) {
 		all, err = deviceAddresses(ifName)
 		return err
 	})

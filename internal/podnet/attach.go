@@ -47,8 +47,8 @@ type attacher struct {
 	unconfirmed map[string][]netip.Addr // by sandbox ID: what add gave to pods that are not complete
 }
 
-// newAttacher reads what earlier processes attached, or were attaching.
-func newAttacher(binDirs []string, cacheDir string, observer *Observer, log *slog.Logger) (*attacher, error) {
+// newAttacher reads what earlier processes attached, or were attaching. Pins may be nil.
+func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observer, log *slog.Logger) (*attacher, error) {
 	a := &attacher{
 		binDirs:     binDirs,
 		cacheDir:    cacheDir,
@@ -76,15 +76,25 @@ func newAttacher(binDirs []string, cacheDir string, observer *Observer, log *slo
 			a.keep(e)
 		}
 	}
-	for _, id := range a.cache.damagedPods() {
-		if _, known := a.ips[string(id)]; !known {
-			a.ips[string(id)] = nil
-		}
-	}
 	for _, id := range a.journal.list() {
 		a.ips[id] = nil // also if the plugins were done: the pod was not
 	}
+	for id, connected := range a.cache.damagedPods() {
+		if len(a.ips[string(id)]) > 0 {
+			continue
+		}
+		a.ips[string(id)] = nil
+		if connected && pins != nil && a.isConfirmed(string(id)) {
+			a.ips[string(id)] = pins.addresses(id)
+		}
+	}
 	return a, nil
+}
+
+// isConfirmed says whether a pod whose entry in the cache is lost was complete.
+func (a *attacher) isConfirmed(id string) bool {
+	r, err := a.journal.read(id)
+	return err == nil && (r == nil || r.Confirmed)
 }
 
 // keep notes in the journal how a pod was connected, if it has no record.
@@ -92,7 +102,7 @@ func (a *attacher) keep(e *entry) {
 	if r, err := a.journal.read(e.ContainerID); r != nil || err != nil {
 		return
 	}
-	held, err := a.journal.begin(e.list, e.runtime())
+	held, err := a.journal.begin(e.list, e.runtime(), confirmed)
 	if err != nil {
 		a.log.Warn("the configuration of a pod's network is lost; the current one releases it", "sandbox", e.ContainerID, "err", err)
 		return
@@ -125,7 +135,7 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 		}
 	}()
 
-	held, err := a.journal.begin(list, rt)
+	held, err := a.journal.begin(list, rt, unconfirmed)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +210,7 @@ func (a *attacher) delete(ctx context.Context, c attachment) error {
 	if err := missing(c.list, a.binDirs); err != nil {
 		return err
 	}
-	held, err := a.journal.begin(c.list, c.rt)
+	held, err := a.journal.begin(c.list, c.rt, unconfirmed)
 	if err != nil {
 		a.log.Warn("a DEL begins without a note of it", "err", err)
 	} else {

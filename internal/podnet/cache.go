@@ -39,9 +39,9 @@ type cache struct {
 	dir string       // of libcni
 	log *slog.Logger // nil for a reader that leaves every file where it is
 
-	mu      sync.Mutex // guards the rest
-	damaged map[model.ContainerID]bool
-	aside   int // files set aside since the start
+	mu      sync.Mutex                 // guards the rest
+	damaged map[model.ContainerID]bool // pods of which a file was set aside; true if it was written after an ADD
+	aside   int                        // files set aside since the start
 }
 
 func newCache(dir string, log *slog.Logger) *cache {
@@ -212,10 +212,15 @@ func (c *cache) setAside(dir, name string, why error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.aside++
-	if id, ok := podOf(name); ok {
-		c.damaged[id] = true
-	}
+	c.noteLocked(name)
 	return nil
+}
+
+// noteLocked notes whose file was set aside. Records of the journal have the ID alone as their name.
+func (c *cache) noteLocked(name string) {
+	if id, ok := podOf(name); ok {
+		c.damaged[id] = c.damaged[id] || name != string(id)
+	}
 }
 
 // podOf finds the container ID in the name of a cache's entry of ours or of a record.
@@ -232,11 +237,13 @@ func podOf(name string) (model.ContainerID, bool) {
 func (c *cache) isDamaged(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.damaged[model.ContainerID(id)]
+	_, ok := c.damaged[model.ContainerID(id)]
+	return ok
 }
 
-// damagedPods are the pods of which a file was set aside, also by an earlier process.
-func (c *cache) damagedPods() []model.ContainerID {
+// damagedPods are the pods of which a file was set aside, also by an earlier process; true if the pod had
+// been connected.
+func (c *cache) damagedPods() map[model.ContainerID]bool {
 	dir, err := os.Open(filepath.Join(c.dir, setAsideDir))
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,12 +251,10 @@ func (c *cache) damagedPods() []model.ContainerID {
 		defer dir.Close()
 		names, _ := dir.Readdirnames(maxCacheFiles)
 		for _, name := range names {
-			if id, ok := podOf(name); ok {
-				c.damaged[id] = true
-			}
+			c.noteLocked(name)
 		}
 	}
-	return slices.Sorted(maps.Keys(c.damaged))
+	return maps.Clone(c.damaged)
 }
 
 // forget removes what was set aside of a pod whose network is released.

@@ -24,6 +24,7 @@ type CNIConfig struct {
 	ConfDir  string    // of network configurations
 	BinDirs  []string  // of plugins
 	CacheDir string    // of libcni
+	Pins     *Pins     // say the addresses of pods whose entry in the cache is damaged; nil for none
 	Observer *Observer // nil for none
 	Log      *slog.Logger
 }
@@ -60,7 +61,7 @@ var errNotAsked = errors.New("its plugins have not been asked yet")
 
 // NewCNI reads the configuration, which may appear later. Run follows it.
 func NewCNI(cfg CNIConfig) (*CNI, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Observer, cfg.Log)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Pins, cfg.Observer, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

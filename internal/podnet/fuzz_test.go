@@ -65,7 +65,7 @@ func FuzzCacheEntry(f *testing.F) {
 		}
 
 		var log bytes.Buffer
-		a, err := newAttacher(nil, dir, nil, slog.New(slog.NewJSONHandler(&log, nil)))
+		a, err := newAttacher(nil, dir, nil, nil, slog.New(slog.NewJSONHandler(&log, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}

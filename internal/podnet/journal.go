@@ -36,9 +36,16 @@ type record struct {
 	IfName       string         `json:"ifName"`
 	Args         [][2]string    `json:"args"`
 	Capabilities map[string]any `json:"capabilityArgs"`
+	Confirmed    bool           `json:"confirmed,omitempty"` // the pod was complete: it stands for an entry of the cache
 
 	list *libcni.NetworkConfigList // Config, parsed
 }
+
+// What begin notes of a pod.
+const (
+	unconfirmed = false
+	confirmed   = true
+)
 
 // newRecord begins the names of records that are being written.
 const newRecord = ".new-"
@@ -49,13 +56,14 @@ const strayPatience = 30 * time.Second
 func (j journal) file(id string) string { return filepath.Join(j.dir, id) }
 
 // begin notes an ADD or a DEL. The file is to be inherited by the plugins, and closed when they have ended.
-func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*os.File, error) {
+func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, confirmed bool) (*os.File, error) {
 	b, err := json.Marshal(record{
 		ContainerID:  rt.ContainerID,
 		Config:       list.Bytes,
 		IfName:       rt.IfName,
 		Args:         rt.Args,
 		Capabilities: rt.CapabilityArgs,
+		Confirmed:    confirmed,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)

@@ -35,6 +35,7 @@ const (
 type KubenetConfig struct {
 	BinDirs  []string // of the standard plugins
 	CacheDir string   // of libcni
+	Pins     *Pins    // say the addresses of pods whose entry in the cache is damaged; nil for none
 	PodCIDRs []netip.Prefix
 	MTU      int // bytes; 0 is the plugin's default
 	Hairpin  string
@@ -59,7 +60,7 @@ func KubenetPlugins() []string { return []string{"bridge", "host-local", "portma
 
 // NewKubenet makes the network. Without pod CIDRs it waits for SetPodCIDR.
 func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
-	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Observer, cfg.Log)
+	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Pins, cfg.Observer, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -116,6 +116,61 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 	}
 }
 
+// TestDamagedEntryKeepsAddresses: a running pod whose entry in libcni's cache is damaged keeps its
+// addresses, also after another start; one that was never complete has none.
+func TestDamagedEntryKeepsAddresses(t *testing.T) {
+	for name, damage := range map[string]func(entry string) error{
+		"torn": func(entry string) error { return os.Truncate(entry, 100) },
+		"a bad result": func(entry string) error {
+			return os.WriteFile(entry, []byte(strings.Replace(readFile(entry), `"cniVersion":"0.4.0"`, `"cniVersion":7`, 1)), 0o600)
+		},
+	} {
+		for _, confirmed := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, complete: %v", name, confirmed), func(t *testing.T) {
+				dir := t.TempDir()
+				pins := NewPins(filepath.Join(dir, "netns"))
+				k := newKubenet(t, dir, "10.93.0.0/24", "fd00:93::/64")
+				p, _ := newPod(t, sandboxID)
+				if _, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil {
+					t.Fatal(err)
+				}
+				want, err := k.Add(t.Context(), p)
+				if err == nil && confirmed {
+					err = k.Confirm(p.ID)
+				}
+				if err == nil {
+					err = damage(filepath.Join(k.cfg.CacheDir, "results", "kubenet-"+p.ID+"-eth0"))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !confirmed {
+					want = nil
+				}
+
+				k.cfg.Pins = pins
+				for range 2 {
+					next, err := NewKubenet(k.cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := next.IPs(p.ID); fmt.Sprint(got) != fmt.Sprint(want) || len(next.Attached()) != 1 {
+						t.Errorf("addresses %v, want %v; attached %v", got, want, next.Attached())
+					}
+					k = next
+				}
+				del(t, k, p)
+				if err := pins.Unpin(sandboxID); err != nil {
+					t.Error(err)
+				}
+				if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 || len(k.Attached()) > 0 {
+					t.Errorf("left: %v, %v", left, k.Attached())
+				}
+			})
+		}
+	}
+}
+
 func pidOf(t *testing.T, p Pod) (pid int) {
 	t.Helper()
 	if _, err := fmt.Sscanf(p.NetNS, "/proc/%d/ns/net", &pid); err != nil {

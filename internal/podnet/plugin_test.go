@@ -237,7 +237,7 @@ func TestAddCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held, err := killed.attach.journal.begin(list, rt)
+	held, err := killed.attach.journal.begin(list, rt, unconfirmed)
 	if err != nil {
 		t.Fatal(err)
 	}
