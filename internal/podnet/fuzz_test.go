@@ -76,34 +76,8 @@ func FuzzCacheEntry(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range entries {
-			checkedList(t, e.list)
-			if filepath.Base(name) != e.Network+"-"+e.ContainerID+"-"+e.IfName {
-				t.Errorf("file %q is used for %q, %q, %q", name, e.Network, e.ContainerID, e.IfName)
-			}
-			for _, arg := range e.runtime().Args {
-				if strings.ContainsAny(arg[0]+arg[1], ";=\x00") {
-					t.Errorf("argument %q", arg)
-				}
-			}
-			for _, ip := range e.addresses() {
-				if !isPodAddress(ip) {
-					t.Errorf("address %s", ip)
-				}
-			}
-		}
-		for _, id := range a.journal.list() {
-			r, err := a.journal.read(id)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r != nil {
-				checkedList(t, r.list)
-				if r.ContainerID != id {
-					t.Errorf("record %q of %q", r.ContainerID, id)
-				}
-			}
-		}
+		checkEntries(t, name, entries)
+		checkRecords(t, a.journal)
 		for _, id := range a.attached() {
 			if id != sandboxID && !strings.Contains(name, id) {
 				t.Errorf("attached %q by file %q", id, name)
@@ -117,6 +91,44 @@ func FuzzCacheEntry(f *testing.F) {
 			t.Errorf("%d entries, then %d; %d set aside", len(entries), len(second), aside)
 		}
 	})
+}
+
+// checkEntries fails if an entry of a file is used for another.
+func checkEntries(t *testing.T, name string, entries []*entry) {
+	t.Helper()
+	for _, e := range entries {
+		checkedList(t, e.list)
+		if filepath.Base(name) != e.Network+"-"+e.ContainerID+"-"+e.IfName {
+			t.Errorf("file %q is used for %q, %q, %q", name, e.Network, e.ContainerID, e.IfName)
+		}
+		for _, arg := range e.runtime().Args {
+			if strings.ContainsAny(arg[0]+arg[1], ";=\x00") {
+				t.Errorf("argument %q", arg)
+			}
+		}
+		for _, ip := range e.addresses() {
+			if !isPodAddress(ip) {
+				t.Errorf("address %s", ip)
+			}
+		}
+	}
+}
+
+// checkRecords fails if a record is used for another pod.
+func checkRecords(t *testing.T, j journal) {
+	t.Helper()
+	for _, id := range j.list() {
+		r, err := j.read(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r != nil {
+			checkedList(t, r.list)
+			if r.ContainerID != id {
+				t.Errorf("record %q of %q", r.ContainerID, id)
+			}
+		}
+	}
 }
 
 // FuzzNetworkConfig reads a network configuration of any content, as a list or as one plugin.
