@@ -309,7 +309,8 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	u.Scheme, u.RawQuery = "ws", "port="+pagePort
+	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1) // over TLS the certificate is verified, as by the kubelet
+	u.RawQuery = "port=" + pagePort
 	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: patience}
 	c, _, err := d.DialContext(ctx, u.String(), nil)
 	if err != nil {
