@@ -1,0 +1,96 @@
+package stream
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/moby/spdystream/spdy"
+)
+
+// TestLargeDataFrames: data frames arrive in parts, complete and in order, and only the last part ends the stream.
+func TestLargeDataFrames(t *testing.T) {
+	var wire bytes.Buffer
+	w, err := spdy.NewFramer(&wire, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent bytes.Buffer
+	sizes := []int{1, 0, maxData, maxData + 1, 3 << 20}
+	for i, size := range sizes {
+		data := bytes.Repeat([]byte{byte('a' + i)}, size)
+		sent.Write(data)
+		frame := &spdy.DataFrame{StreamId: 5, Data: data}
+		if i == len(sizes)-1 {
+			frame.Flags = spdy.DataFlagFin
+		}
+		if err := w.WriteFrame(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.WriteFrame(&spdy.PingFrame{Id: 7}); err != nil {
+		t.Fatal(err)
+	}
+
+	r, err := spdy.NewFramer(io.Discard, &frameReader{r: &wire})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	ended := false
+	for {
+		frame, err := r.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := frame.(*spdy.PingFrame); ok {
+			if p.Id != 7 {
+				t.Errorf("ping %d", p.Id)
+			}
+			break
+		}
+		d := frame.(*spdy.DataFrame)
+		if len(d.Data) > maxData || d.StreamId != 5 || ended {
+			t.Fatalf("a frame of %d bytes for stream %d, after the end: %v", len(d.Data), d.StreamId, ended)
+		}
+		got.Write(d.Data)
+		ended = d.Flags&spdy.DataFlagFin != 0
+	}
+	if !ended || !bytes.Equal(got.Bytes(), sent.Bytes()) {
+		t.Errorf("%d of %d bytes, ended %v", got.Len(), sent.Len(), ended)
+	}
+}
+
+// TestRefusedFrames: a frame that no client of Kubernetes sends ends the session before its payload is read.
+func TestRefusedFrames(t *testing.T) {
+	control := func(kind uint16, length uint32) []byte {
+		b := binary.BigEndian.AppendUint32(nil, 0x80030000|uint32(kind))
+		return binary.BigEndian.AppendUint32(b, length)
+	}
+	var headers bytes.Buffer
+	w, err := spdy.NewFramer(&headers, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.WriteFrame(&spdy.HeadersFrame{StreamId: 1, Headers: http.Header{"X": {"y"}}}); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ wire, want string }{
+		"large":   {string(control(synStream, maxControl+1)), "the limit is"},
+		"largest": {string(control(ping, lengthMask)), "the limit is"},
+		"unknown": {string(control(77, 0)), "type 77"},
+		"reply":   {string(control(2, 12)), "type 2"},
+		"headers": {headers.String(), "type 8"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused := false
+			f := &frameReader{r: strings.NewReader(test.wire + strings.Repeat("x", 100)), refuse: func() error { refused = true; return nil }}
+			if b, err := io.ReadAll(f); len(b) > 0 || err == nil || !strings.Contains(err.Error(), test.want) || !refused {
+				t.Errorf("read %q, %v, refused %v", b, err, refused)
+			}
+		})
+	}
+}
