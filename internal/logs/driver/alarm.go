@@ -51,6 +51,9 @@ func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
 
 // add changes by how many an alarm is raised. It is logged when the first comes and the last goes.
 func (a *alarms) add(cause string, n int) {
+	if n == 0 { // as for each batch
+		return
+	}
 	a.update(cause, func(old int) int { return max(0, old+n) })
 }
 
