@@ -60,19 +60,28 @@ func TestKernelLimits(t *testing.T) {
 	}
 }
 
+// withoutCRI is containerd's configuration without its own CRI server.
+const withoutCRI = "version = 3\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n"
+
 // startWith starts a node with an engine and the packages.
 func startWith(t *testing.T, v engines.Version) machine {
 	t.Helper()
 	c := nodes.Config{}
 	if v == engines.V29 {
 		bin := filepath.Join(engines.Cache(), "docker-29")
+		runc, err := os.ReadFile(filepath.Join(bin, "runc"))
+		if err != nil {
+			t.Fatalf("%v; run hack/docker29.sh", err)
+		}
 		c.Binds = map[string]string{
 			"/usr/sbin/dockerd":                filepath.Join(bin, "dockerd"),
 			"/usr/bin/containerd":              filepath.Join(bin, "containerd"),
 			"/usr/bin/containerd-shim-runc-v2": filepath.Join(bin, "containerd-shim-runc-v2"),
-			"/usr/sbin/runc.real":              filepath.Join(bin, "runc"),
 		}
-		c.Files = map[string]string{"/etc/containerd/config.toml": "version = 3\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n"}
+		c.Files = map[string]string{
+			"/usr/sbin/runc.real":         string(runc), // no bind: runc starts itself through an overlay of its folder
+			"/etc/containerd/config.toml": withoutCRI,
+		}
 	}
 	n := nodes.Start(t, c)
 	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update")

@@ -1128,6 +1128,39 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestTableEntryIsChecked: an entry under its right name is set aside too if it names what a request
+// must not.
+func TestTableEntryIsChecked(t *testing.T) {
+	for name, change := range map[string]func(e *entry, dir string){
+		"FIFO elsewhere":     func(e *entry, dir string) { e.FIFO = filepath.Join(dir, "sub", filepath.Base(e.FIFO)) },
+		"no container":       func(e *entry, _ string) { e.Container = "../../x" },
+		"relative directory": func(e *entry, _ string) { e.Log.Directory = "pods" },
+		"path out":           func(e *entry, _ string) { e.Log.Path = "../../outside" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			d, e := newDriver(t, dir)
+			c := e.container("aa")
+			c.start()
+			d.Close()
+			row := c.stream(d).entry
+			file := row.file(d.cfg.Directory)
+			change(&row, dir)
+			b, err := json.Marshal(row)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			next, _ := newDriver(t, dir)
+			if _, err := os.Lstat(file + brokenSuffix); err != nil || len(next.alarms.list()) != 1 {
+				t.Errorf("it is not set aside: %v, %q", err, next.alarms.list())
+			}
+		})
+	}
+}
+
 // TestEngineStaysAway: what is known of a container is kept for an engine that comes back, through any number of processes, but not for ever.
 func TestEngineStaysAway(t *testing.T) {
 	dir := t.TempDir()

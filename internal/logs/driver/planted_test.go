@@ -235,8 +235,9 @@ func TestFIFOIsDockers(t *testing.T) {
 	foreign := victim(t, dir)
 	d, e := newDriver(t, dir)
 	c := e.container("aa")
-	file, link, sub := filepath.Join(dir, "regular"), filepath.Join(dir, "link"), filepath.Join(dir, "sub")
+	file, link, sub, device := filepath.Join(dir, "regular"), filepath.Join(dir, "link"), filepath.Join(dir, "sub"), filepath.Join(dir, "random")
 	for _, err := range []error{
+		syscall.Mknod(device, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 8))), // it can be polled as a FIFO can
 		os.WriteFile(file, nil, 0o600), os.Symlink(c.FIFOPath, link), os.Mkdir(sub, 0o700), syscall.Mkfifo(filepath.Join(sub, "fifo"), 0o600),
 	} {
 		if err != nil {
@@ -244,7 +245,7 @@ func TestFIFOIsDockers(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{
-		"", "/", "fifo-aa", foreign, file, link, sub, filepath.Join(sub, "fifo"), dir + "/../" + filepath.Base(dir) + "/fifo-aa", dir + "//fifo-aa",
+		"", "/", "fifo-aa", foreign, file, link, sub, device, filepath.Join(sub, "fifo"), dir + "/../" + filepath.Base(dir) + "/fifo-aa", dir + "//fifo-aa",
 		dir + "/fifo-aa/", dir + "/.", dir + "/..", dir + "/nothing", dir + "/" + strings.Repeat("x", 200), dir + "/fifo\x00-aa", dir + "/fifo\n",
 	} {
 		if err := e.call("/LogDriver.StartLogging", map[string]any{"File": bad, "Info": c.info()}); err == "" {

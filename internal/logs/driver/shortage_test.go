@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -172,6 +173,11 @@ func TestLargeRequest(t *testing.T) {
 func TestForeignText(t *testing.T) {
 	_, e := newDriver(t, t.TempDir(), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) })
 	c := e.container("aa")
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	long := file + strings.Repeat("/"+strings.Repeat("x", 200), 19)
 	evil := "\x1b[2J" + strings.Repeat("x", 100_000)
 	for _, change := range []func(file *string, info map[string]any){
 		func(file *string, _ map[string]any) { *file = evil },
@@ -179,6 +185,9 @@ func TestForeignText(t *testing.T) {
 		func(_ *string, info map[string]any) { info["Config"] = map[string]string{OptionDirectory: evil} },
 		func(_ *string, info map[string]any) {
 			info["Config"] = map[string]string{OptionDirectory: "/x", OptionPath: evil}
+		},
+		func(_ *string, info map[string]any) {
+			info["Config"] = map[string]string{OptionDirectory: long, OptionPath: "x"}
 		},
 	} {
 		file, info := c.FIFOPath, c.info()
