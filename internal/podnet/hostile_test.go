@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -226,6 +227,11 @@ func TestHostileCache(t *testing.T) {
 // fourth is the ID of a pod of which only hostile entries are in the cache.
 var fourth = strings.Repeat("4", 64)
 
+// encodedConfig is a valid configuration of the network net as libcni's cache has it.
+func encodedConfig() string {
+	return base64.StdEncoding.EncodeToString([]byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"}]}`))
+}
+
 // plantCache damages the entries of two pods and plants 10 hostile ones, which mean the file outside.
 func plantCache(t *testing.T, results, badResult, torn string) (outside string) {
 	t.Helper()
@@ -240,7 +246,7 @@ func plantCache(t *testing.T, results, badResult, torn string) (outside string) 
 		t.Fatal(err)
 	}
 	hostile := func(network, id, name string) string {
-		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":"e30=","result":{}}`, id, name, network)
+		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":%q,"result":{}}`, id, name, network, encodedConfig())
 	}
 	plant(t, results, outside, map[string]string{
 		"net-fifo-eth0": "FIFO", "net-link-eth0": "link", "net-zero-eth0": "device", "net-huge-eth0": "huge", "net-empty-eth0": "",
@@ -296,8 +302,9 @@ func TestHostileJournal(t *testing.T) {
 	record := func(id, config string) string {
 		return fmt.Sprintf(`{"containerId":%q,"config":%q,"ifName":"eth0"}`, id, config)
 	}
+	another := id("9")
 	plant(t, pending, outside, map[string]string{
-		id("1"): "FIFO", id("2"): "link", id("3"): "device", id("4"): "huge", id("5"): "", id("6"): record("../"+id("6"), "e30="),
+		id("1"): "FIFO", id("2"): "link", id("3"): "device", id("4"): "huge", id("5"): "", id("6"): record(another, encodedConfig()),
 		id("7"): record(id("7"), "e30="), id("8"): "null", ".new-1": "torn", ".profile": "x", "no ID": "x", "a directory": "directory",
 	})
 
@@ -341,10 +348,11 @@ func TestHostileConfiguration(t *testing.T) {
 		"06.conflist": list("../../../../tmp", plugins(1)), "07.conflist": list("net", `{"type":"../fake"}`), "08.conflist": list("net", "null"),
 		"09.conflist": list("net", plugins(maxPlugins+1)), "10.conflist": list(strings.Repeat("n", 200), plugins(1)), "11.conflist": "null",
 		"12.conf": `{"cniVersion":"1.0.0","name":"a/b","type":"fake"}`, "13.conflist": `{"cniVersion":"1.0.0","name":"fifo"}`,
-		"14.conflist": `{"cniVersion":"` + strings.Repeat("9", 1<<18) + `","name":"net"}`,
+		"14.conflist": `{"cniVersion":"` + strings.Repeat("9", 1<<18) + `","name":"net","plugins":[{"type":"fake"}]}`,
+		"15.conflist": `{"cniVersions":["` + strings.Repeat("x", 1<<18) + `"],"name":"net","plugins":[{"type":"fake"}]}`,
 	}
 	plant(t, conf, "", planted)
-	plant(t, conf, "", map[string]string{"15.conflist": "directory", "fifo": "directory"})
+	plant(t, conf, "", map[string]string{"16.conflist": "directory", "fifo": "directory"})
 	plant(t, filepath.Join(conf, "fifo"), "", map[string]string{"x.conf": "FIFO"})
 	writeConf(t, filepath.Join(conf, "real"), "good", "1.0.0")
 	if err := os.Symlink("real", filepath.Join(conf, "99.conflist")); err != nil { // as operators do

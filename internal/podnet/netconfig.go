@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/safefs"
@@ -144,6 +145,9 @@ func singlePlugin(b []byte) (*libcni.NetworkConfigList, error) {
 func checkList(list *libcni.NetworkConfigList) error {
 	if err := checkNetworkName(list.Name); err != nil {
 		return err
+	}
+	if _, _, _, err := version.ParseVersion(list.CNIVersion); list.CNIVersion != "" && err != nil {
+		return fmt.Errorf("cniVersion %q is no version", shown([]byte(list.CNIVersion)))
 	}
 	if len(list.Plugins) == 0 {
 		return errors.New("it has no plugins")

@@ -103,6 +103,16 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 	if left, _ := os.ReadDir(dir); len(left) != 6 {
 		t.Errorf("files of others are touched: %v", left)
 	}
+	notMade := filepath.Join(dir, "new-0123456789abcdef")
+	if err := os.WriteFile(notMade, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if path, err := pins.Keep(sandboxID, notMade); err == nil || pins.Path(sandboxID) != "" {
+		t.Errorf("a file is kept as a namespace: %q, %v", path, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, sandboxID)); err == nil {
+		t.Error("a pin of it is left")
+	}
 	for _, path := range []string{"/etc/passwd", filepath.Join(dir, "x"), dir + "/../new-0123456789abcdef", otherPin} {
 		if err := pins.Drop(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("drop %s: %v", path, err)
