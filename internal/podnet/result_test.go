@@ -194,3 +194,19 @@ func TestResultKeepsItsFields(t *testing.T) {
 		t.Errorf("of no result: %v, %v", a, err)
 	}
 }
+
+// TestShown: what others wrote is one line of bounded, valid text.
+func TestShown(t *testing.T) {
+	for in, want := range map[string]string{
+		"\xff\x1b[2J a\n\t b": "\uFFFD [2J a b",
+		"a\u202eb":            "a b",
+		"":                    "",
+	} {
+		if got := shown([]byte(in)); got != want {
+			t.Errorf("%q is shown as %q, want %q", in, got, want)
+		}
+	}
+	if got := shown([]byte(strings.Repeat("ä", 1<<20))); len(got) > outputShown || !utf8.ValidString(got) {
+		t.Errorf("%d bytes", len(got))
+	}
+}
