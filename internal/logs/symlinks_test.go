@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -276,7 +277,10 @@ func TestEngineLogElsewhere(t *testing.T) {
 	root := filepath.Join(good.EngineLogPath, "../../..")
 	other := filepath.Join(root, "containers", strings.Repeat("cafe", 16), "x-json.log")
 	link, hard, fifo := filepath.Join(filepath.Dir(good.EngineLogPath), "link"), filepath.Join(filepath.Dir(good.EngineLogPath), "hard"), filepath.Join(filepath.Dir(good.EngineLogPath), "fifo")
-	for _, err := range []error{os.Symlink(foreign, link), os.Link(foreign, hard), syscall.Mkfifo(fifo, 0o600)} {
+	for _, err := range []error{
+		os.Symlink(foreign, link), os.Link(foreign, hard), syscall.Mkfifo(fifo, 0o600),
+		os.MkdirAll(filepath.Dir(other), 0o755), os.WriteFile(other, []byte("another's"), 0o600),
+	} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,6 +299,10 @@ func TestEngineLogElsewhere(t *testing.T) {
 		}
 		if err := s.reopen(t.Context(), &c); err == nil {
 			t.Errorf("%s is accepted", path)
+		}
+		own := slices.Contains([]string{link, hard, fifo}, path)
+		if err := s.started(t.Context(), &c); err == nil && !own {
+			t.Errorf("%s is linked", path)
 		}
 		if target, err := os.Readlink(renamed); err != nil || target != path {
 			t.Errorf("%s: the renamed link leads to %q, %v", path, target, err)

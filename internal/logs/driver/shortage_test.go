@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cri-dockerd/internal/text"
 )
 
 // withoutDescriptors lets this process open no file until lift is called.
@@ -178,6 +180,7 @@ func TestForeignText(t *testing.T) {
 		t.Fatal(err)
 	}
 	long := file + strings.Repeat("/"+strings.Repeat("x", 200), 19)
+	long += "/" + strings.Repeat("x", maxPath-len(long)-3)
 	evil := "\x1b[2J" + strings.Repeat("x", 100_000)
 	for _, change := range []func(file *string, info map[string]any){
 		func(file *string, _ map[string]any) { *file = evil },
@@ -193,7 +196,7 @@ func TestForeignText(t *testing.T) {
 		file, info := c.FIFOPath, c.info()
 		change(&file, info)
 		err := e.call("/LogDriver.StartLogging", map[string]any{"File": file, "Info": info})
-		if err == "" || len(err) > 5000 || strings.ContainsRune(err, 0x1b) {
+		if err == "" || len(err) > text.MaxMessage || strings.ContainsRune(err, 0x1b) {
 			t.Errorf("the answer has %d bytes: %.100q", len(err), err)
 		}
 	}
