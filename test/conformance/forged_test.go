@@ -133,13 +133,14 @@ func TestForgedHolder(t *testing.T) {
 			args = append(args, "--label", k+"="+v)
 		}
 		n.docker(t, append(args, n.image, "true")...)
-		before := n.docker(t, "ps", "-aq", "--no-trunc")
+		const bystander = "name=^/bystander$"
+		before := n.docker(t, "ps", "-aq", "--no-trunc", "--filter", bystander)
 
 		n.Restart(t)
 		n.AwaitReady(t)
 		pod := n.podConfig(t)
 		n.removePod(t, n.runPod(t, pod))
-		if after := n.docker(t, "ps", "-aq", "--no-trunc"); after != before {
+		if after := n.docker(t, "ps", "-aq", "--no-trunc", "--filter", bystander); after != before {
 			t.Errorf("containers before %s, after %s", before, after)
 		}
 		if _, err := os.Stat(victim); err != nil {
