@@ -233,7 +233,9 @@ func launchLogDriver(cfg *config.Config) (ended <-chan error, err error) {
 		}
 	}
 	// The program that runs, even if the file has been replaced by another release.
-	cmd := exec.Command("/proc/self/exe", LogDriverCommand, "--run-directory="+cfg.RunDirectory, "--log-level="+cfg.LogLevel, "--log-format="+cfg.LogFormat)
+	//nolint:gosec // the arguments are the daemon's own flags
+	cmd := exec.Command("/proc/self/exe", LogDriverCommand, // #nosec G204 -- the program is this one, the arguments are its own flags
+		"--run-directory="+cfg.RunDirectory, "--log-level="+cfg.LogLevel, "--log-format="+cfg.LogFormat)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
