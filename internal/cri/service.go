@@ -23,6 +23,7 @@ import (
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/safefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 )
@@ -262,12 +263,15 @@ func (s *Service) begin(req any) (spec.Host, error) {
 	return s.host()
 }
 
+// maxProfile bounds a seccomp profile, in bytes. Docker's default has 20 KiB.
+const maxProfile = 1 << 20
+
 // readSeccomp is the content of a Localhost profile, "" without one.
 func readSeccomp(file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
-	b, err := os.ReadFile(file)
+	b, err := safefs.ReadTrusted(file, maxProfile)
 	if err != nil {
 		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
 	}

@@ -18,7 +18,11 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"cri-dockerd/internal/connlimit"
+	"cri-dockerd/internal/safefs"
 )
+
+// maxCertificates bounds a file of certificates, in bytes.
+const maxCertificates = 1 << 20
 
 // TLSFiles are the files of mutual TLS; all or none are given.
 type TLSFiles struct{ Cert, Key, ClientCA string }
@@ -183,7 +187,7 @@ func mutual(files TLSFiles) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--tls-cert-file, --tls-key-file: %w", err)
 	}
-	pem, err := os.ReadFile(files.ClientCA)
+	pem, err := safefs.ReadTrusted(files.ClientCA, maxCertificates)
 	if err != nil {
 		return nil, fmt.Errorf("--tls-client-ca-file: %w", err)
 	}
