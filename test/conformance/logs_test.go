@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -652,6 +653,58 @@ func TestShortContainersLeaveNoDescriptor(t *testing.T) {
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("left in %s: %v, %v", dir, left, err)
 			}
+		}
+	})
+}
+
+// TestPlantedLog: what somebody puts in the place of a container's log, before its start or during a
+// rotation, is replaced, and what a link leads to is not touched.
+func TestPlantedLog(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		foreign := filepath.Join(t.TempDir(), "foreign")
+		if err := os.WriteFile(foreign, []byte("precious"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for name, plant := range map[string]func(at string) error{
+			"link": func(at string) error { return os.Symlink(foreign, at) },
+			"fifo": func(at string) error { return syscall.Mkfifo(at, 0o600) },
+		} {
+			cfg := n.podConfig(t)
+			pod := n.runPod(t, cfg)
+			cc := n.containerConfig(sh("echo before; " + untilTold + "; echo after"))
+			log := n.logPath(cfg, cc)
+			if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := plant(log); err != nil {
+				t.Fatal(err)
+			}
+			id := n.create(t, pod, cfg, cc)
+			n.startID(t, id)
+			eventually(t, name+": the first line", func() bool { st, err := os.Lstat(log); return err == nil && st.Mode().IsRegular() && st.Size() > 0 })
+			old := log + ".20260102-030405"
+			if err := os.Rename(log, old); err != nil {
+				t.Fatal(err)
+			}
+			if err := plant(log); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.reopen(t, id); err != nil {
+				t.Fatalf("%s: ReopenContainerLog: %v", name, err)
+			}
+			if _, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/go"}}); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, name+": the container has exited", func() bool {
+				r, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+				return err == nil && r.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED
+			})
+			if got := records(t, old, log); !slices.Equal(got, []string{"stdout F before", "stdout F after"}) {
+				t.Errorf("%s: the log is %q", name, got)
+			}
+		}
+		if b, err := os.ReadFile(foreign); err != nil || string(b) != "precious" {
+			t.Errorf("the foreign file is %q, %v", b, err)
 		}
 	})
 }
