@@ -19,6 +19,7 @@ import (
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/secret"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
@@ -326,7 +327,7 @@ func (e *Engine) Resolvable(ctx context.Context, ref string) error {
 	auth, authErr := machineAuth(e.cfg.AuthDir, ref)
 	_, err := e.docker().DistributionInspect(ctx, ref, client.DistributionInspectOptions{EncodedRegistryAuth: auth})
 	if err != nil {
-		return errors.Join(wrap(err, "ask the registry of %s", ref), authErr)
+		return errors.Join(wrap(secret.Hide(err, secrets(auth)...), "ask the registry of %s", ref), authErr)
 	}
 	return nil
 }

@@ -2,9 +2,12 @@ package engine
 
 import (
 	"context"
+	"encoding/base64"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -101,6 +104,9 @@ func TestPullsKeepSecrets(t *testing.T) {
 		if strings.HasSuffix(r.URL.Path, "/images/create") {
 			http.Error(w, `{"message":"unauthorized: bob hunter-two `+r.Header.Get("X-Registry-Auth")+`"}`, http.StatusInternalServerError)
 		}
+		if strings.HasSuffix(r.URL.Path, "/json") && strings.Contains(r.URL.Path, "/distribution/") {
+			http.Error(w, `{"message":"unauthorized: bob:hunter-two, `+r.Header.Get("X-Registry-Auth")+`"}`, http.StatusInternalServerError)
+		}
 	}))
 	defer srv.Close()
 	e, err := New(Config{Endpoint: "tcp://" + srv.Listener.Addr().String(), Log: slog.New(slog.DiscardHandler)})
@@ -110,6 +116,21 @@ func TestPullsKeepSecrets(t *testing.T) {
 	defer e.Close()
 	_, err = e.sharedPull(t.Context(), "registry.test/pause:1", header)
 	if !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "hunter") || strings.Contains(err.Error(), header) || !strings.Contains(err.Error(), "bob ***") {
+		t.Errorf("%v", err)
+	}
+
+	dir := t.TempDir()
+	config := `{"auths":{"registry.test":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("bob:hunter-two")) + `"}}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.cfg.AuthDir = dir
+	auth, err := machineAuth(dir, "registry.test/pause:1")
+	if err != nil || auth == "" {
+		t.Fatalf("the credentials of this machine: %q, %v", auth, err)
+	}
+	err = e.Resolvable(t.Context(), "registry.test/pause:1")
+	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "two") || strings.Contains(err.Error(), auth) {
 		t.Errorf("%v", err)
 	}
 }
