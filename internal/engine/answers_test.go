@@ -102,6 +102,8 @@ func TestAnswersAreBounded(t *testing.T) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusInternalServerError)
 			endless(w, `{"message":"`, "no\xff ")
+		case strings.HasSuffix(p, "/stop"):
+			http.Error(w, strings.Repeat("no\xff ", 100<<10), http.StatusInternalServerError)
 		case strings.HasSuffix(p, "/"+idA+"/json"):
 			fmt.Fprint(w, `{"Id":"`)
 		}
@@ -115,6 +117,10 @@ func TestAnswersAreBounded(t *testing.T) {
 	err := e.Start(t.Context(), model.ContainerID(idA))
 	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !errdefs.IsInternal(err) {
 		t.Errorf("Start: %d bytes, %.200v", len(fmt.Sprint(err)), err)
+	}
+	err = e.Stop(t.Context(), model.ContainerID(idA), 0)
+	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), "no") {
+		t.Errorf("Stop: %d bytes, %.200v", len(fmt.Sprint(err)), err)
 	}
 	if _, err := e.Inspect(t.Context(), model.ContainerID(idA)); !errdefs.IsDataLoss(err) {
 		t.Errorf("a torn inspect: %v", err)
