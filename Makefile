@@ -35,6 +35,8 @@ bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
+limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
+	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
 package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
 	VERSION=$(VERSION) hack/package.sh
 pause: ## build the embedded pause programs from their source
@@ -47,4 +49,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help audit build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats chaos-net pause lint clean deps engines
+.PHONY: help audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats chaos-net pause lint clean deps engines
