@@ -49,8 +49,9 @@ type Engine interface {
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
 	FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error)
-	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends first, the process and all its
-	// descendants are killed and ctx's error is returned.
+	// Exec runs a command in a container until it ends and returns its exit code: 127 for a command that does not exist, 126 for one
+	// that cannot be executed, with the engine's text on stderr. When ctx ends first, the process and all its descendants are killed
+	// and ctx's error is returned.
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (exitCode int, err error)
 	// Pull pulls an image and returns its ID.
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)

@@ -13,11 +13,14 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/text"
 )
 
-// Exec runs a command in a container until it ends and its output is read to the end, and returns its exit code. A command that could not
-// be started is an error, InvalidArgument, with what the engine said. When ctx ends first, the process and all that it started are killed
-// and ctx's error is returned: closing the connection does not end an exec'd process.
+// Exec runs a command in a container until it ends and its output is read to the end, and returns its
+// exit code. For a command that does not exist it is 127, for one that cannot be executed 126, with the
+// engine's text on stderr. Another failure to start it, for instance a missing working directory, is
+// InvalidArgument with the engine's text. When ctx ends first, the process and all that it started are
+// killed and ctx's error is returned: closing the connection does not end an exec'd process.
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	created, err := e.docker().ExecCreate(ctx, string(id), client.ExecCreateOptions{
 		Cmd: x.Cmd, TTY: x.TTY, AttachStdin: x.Stdin != nil, AttachStdout: true, AttachStderr: !x.TTY,
@@ -29,11 +32,14 @@ func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, e
 	if err != nil {
 		return 0, wrap(err, "exec in container %s", id)
 	}
-	said := &head{limit: 4096}
 	if x.Stdout == nil {
 		x.Stdout = io.Discard
 	}
-	x.Stdout = io.MultiWriter(said, x.Stdout)
+	out := &execOutput{out: x.Stdout}
+	if !x.TTY { // a terminal has one stream, in which the engine's text is in its place
+		out.isStarted = func() bool { return e.isExecStarted(ctx, created.ID) }
+	}
+	x.Stdout = out
 	resize := func(ctx context.Context, s Size) error {
 		_, err := e.docker().ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
 		return err
@@ -44,28 +50,51 @@ func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, e
 		}
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}
-	return e.exitCode(ctx, id, created.ID, said)
+	state, err := e.waitExec(ctx, id, created.ID)
+	if err != nil || !state.isFailed {
+		return state.exitCode, err
+	}
+	code, err := startFailure(x, out)
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	return code, nil
 }
 
-// exitCode waits until the engine has noticed the end of an exec'd process, which may be a little after the end of its output. The engine
-// reports a command that it could not start by an exit code and a text on the output; only then no PID was ever set.
-func (e *Engine) exitCode(ctx context.Context, id model.ContainerID, exec string, said *head) (int, error) {
+// startFailure returns the exit code of a command that the engine could not start, and puts the
+// engine's text on stderr. A failure that is not the command's is InvalidArgument.
+func startFailure(x Exec, out *execOutput) (int, error) {
+	said := strings.TrimSpace(string(out.text))
+	code, ok := startExitCode(x.Cmd[0], said)
+	if !ok {
+		return 0, fmt.Errorf("%s: %w", text.Clean(said, text.MaxMessage), errdefs.ErrInvalidArgument)
+	}
+	if !out.held || x.Stderr == nil {
+		return code, nil
+	}
+	if _, err := io.WriteString(x.Stderr, said+"\n"); err != nil {
+		return 0, fmt.Errorf("write stderr: %w", err)
+	}
+	return code, nil
+}
+
+// waitExec waits until the engine has noticed the end of an exec'd process, which may be a little
+// after the end of its output.
+func (e *Engine) waitExec(ctx context.Context, id model.ContainerID, exec string) (execState, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
+		state, err := e.execState(ctx, exec)
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return 0, errors.Join(ctx.Err(), e.killExec(ctx, id, exec))
+			return state, errors.Join(ctx.Err(), e.killExec(ctx, id, exec))
 		case err != nil:
-			return 0, wrap(err, "exec in container %s", id)
-		case !in.Running && in.PID == 0 && in.ExitCode != 0:
-			return 0, fmt.Errorf("exec in container %s: %s: %w", id, strings.TrimSpace(said.String()), errdefs.ErrInvalidArgument)
-		case !in.Running:
-			return in.ExitCode, nil
+			return state, wrap(err, "exec in container %s", id)
+		case state.ended:
+			return state, nil
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return 0, errors.Join(ctx.Err(), e.killExec(ctx, id, exec))
+			return state, errors.Join(ctx.Err(), e.killExec(ctx, id, exec))
 		}
 	}
 }
@@ -151,17 +180,4 @@ func follow(ctx context.Context, sizes <-chan Size, resize func(context.Context,
 			}
 		}
 	}
-}
-
-// head keeps the beginning of what is written.
-type head struct {
-	strings.Builder
-	limit int
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	if room := h.limit - h.Len(); room > 0 {
-		h.Builder.Write(p[:min(room, len(p))])
-	}
-	return len(p), nil
 }

@@ -23,7 +23,8 @@ func TestExecSync(t *testing.T) {
 		if err != nil || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" || r.ExitCode != 5 {
 			t.Errorf("ExecSync: %v, %v", r, err)
 		}
-		if r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}}); err == nil || !strings.Contains(err.Error(), "/no/such") {
+		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}})
+		if err != nil || r.ExitCode != 127 || len(r.Stdout) > 0 || !strings.Contains(string(r.Stderr), "/no/such") {
 			t.Errorf("a missing command: %v, %v", r, err)
 		}
 		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})

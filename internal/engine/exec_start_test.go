@@ -1,0 +1,109 @@
+package engine
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
+)
+
+const runcFailed = "OCI runtime exec failed: exec failed: unable to start container process: "
+
+// TestStartExitCode classifies the texts of runc and crun.
+func TestStartExitCode(t *testing.T) {
+	for _, c := range []struct {
+		cmd, text string
+		want      int // 0: not the command's failure
+	}{
+		{"/no/such", runcFailed + `exec: "/no/such": stat /no/such: no such file or directory: unknown`, 127},
+		{"nosuch", runcFailed + `exec: "nosuch": executable file not found in $PATH: unknown`, 127},
+		{"/etc/passwd/x", runcFailed + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`, 127},
+		{"/script", runcFailed + `exec /script: no such file or directory: unknown`, 127},
+		{"script", runcFailed + `exec /usr/bin/script: exec format error: unknown`, 126},
+		{"/etc/passwd", runcFailed + `exec: "/etc/passwd": permission denied: unknown`, 126},
+		{"/etc", runcFailed + `exec: "/etc": is a directory: unknown`, 126},
+		{`a"b`, runcFailed + `exec: "a\"b": executable file not found in $PATH: unknown`, 127},
+		{"a.*(b", runcFailed + `exec: "a.*(b": executable file not found in $PATH: unknown`, 127},
+		{"nosuch", "OCI runtime exec failed: executable file `nosuch` not found in $PATH: No such file or directory: unknown", 127},
+		{"sh", runcFailed + `chdir to cwd ("/no/such") set in config.json failed: no such file or directory: unknown`, 0},
+		{"sh", "unable to find user nobody9: no matching entries in passwd file", 0},
+		{"sh", `Container 0123 is not running`, 0},
+		{"sh", "", 0},
+	} {
+		code, ok := startExitCode(c.cmd, c.text)
+		if code != c.want || ok != (c.want != 0) {
+			t.Errorf("%s: %s: %d, %v", c.cmd, c.text, code, ok)
+		}
+	}
+}
+
+// execServer is an engine whose execs print output on stdout, as one message, and have this state.
+func execServer(t *testing.T, tty bool, output, state string) *Engine {
+	return engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		switch p := r.URL.Path; {
+		case strings.HasSuffix(p, "/exec"):
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprintf(w, `{"Id":"%s"}`, idB)
+		case strings.HasSuffix(p, "/start"):
+			_, _ = io.Copy(io.Discard, r.Body)
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+			if !tty {
+				n := len(output)
+				_, _ = conn.Write([]byte{1, 0, 0, 0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+			}
+			_, _ = io.WriteString(conn, output)
+		case strings.HasSuffix(p, "/json"):
+			fmt.Fprintf(w, `{"ID":"%s",%s}`, idB, state)
+		}
+	}))
+}
+
+// TestExecOfAMissingCommand: the engine's text appears once, on stderr, and what a command prints
+// itself stays on stdout, whatever it is.
+func TestExecOfAMissingCommand(t *testing.T) {
+	const (
+		missing = runcFailed + `exec: "nosuch": executable file not found in $PATH: unknown`
+		noUser  = "unable to find user nobody9: no matching entries in passwd file"
+		failed  = `"Running":false,"Pid":0,"ExitCode":126`
+	)
+	for name, c := range map[string]struct {
+		tty                   bool
+		output, state         string
+		code                  int
+		stdout, stderr, error string
+	}{
+		"a missing command":             {false, missing + "\r\n", failed, 127, "", missing + "\n", ""},
+		"on a terminal":                 {true, missing + "\r\n", failed, 127, missing + "\r\n", "", ""},
+		"another failure":               {false, noUser + "\r\n", failed, 0, "", "", noUser},
+		"a command that prints as much": {false, missing + "\r\n", `"Running":false,"Pid":7,"ExitCode":126`, 126, missing + "\r\n", "", ""},
+		"no output":                     {false, "", `"Running":false,"Pid":7,"ExitCode":3`, 3, "", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			e := execServer(t, c.tty, c.output, c.state)
+			code, err := e.Exec(t.Context(), model.ContainerID(idA), Exec{
+				Cmd:     []string{"nosuch"},
+				Streams: Streams{TTY: c.tty, Stdout: &stdout, Stderr: &stderr},
+			})
+			if code != c.code || stdout.String() != c.stdout || stderr.String() != c.stderr {
+				t.Errorf("code %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
+			}
+			if (err != nil) != (c.error != "") || err != nil && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.error)) {
+				t.Errorf("error %v, want %q", err, c.error)
+			}
+		})
+	}
+}
