@@ -50,6 +50,9 @@ const (
 	recoverRarely = 16 * time.Minute
 	// garbage is how much of what is held may be garbage, in percent. Answers with the figures of all pods are the largest by far, and seldom asked for.
 	garbage = 50
+	// umask is the daemon's own, whatever that of its unit is: missing host paths of mounts are 0755, so
+	// that the users of containers can read them.
+	umask = 0o022
 )
 
 // Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down at any time. Errors say in one
@@ -59,6 +62,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		log.Warn(w)
 	}
 	debug.SetGCPercent(garbage)
+	syscall.Umask(umask)
 	klog.SetSlogLogger(log.With("from", "streaming"))
 	unlock, err := lockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, handOver)
 	if err != nil {
