@@ -42,6 +42,9 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}
 	defer unlock()
+	for _, w := range create.Warnings {
+		s.Log.Warn(w, "container", create.Name)
+	}
 	if err := makeDirs(create.MakeDirs); err != nil {
 		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}

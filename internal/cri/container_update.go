@@ -26,6 +26,9 @@ func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 	if err != nil {
 		return nil, err
 	}
+	for _, w := range update.Warnings {
+		s.Log.Warn(w, "container", c.ID)
+	}
 	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerCon
 		if err != nil {
 			return nil, made, fmt.Errorf("%s: %w", field, err)
 		}
-		v := spec.ImageVolume{ImageID: image.ID, Target: m.GetContainerPath(), SubPath: m.GetImageSubPath()}
+		v := spec.NewImageVolume(m, image)
 		if !host.NativeImageVolumes() {
 			s.preparing.add(v.ImageID, 1)
 			ids = append(ids, v.ImageID)

@@ -3,7 +3,6 @@ package spec
 import (
 	"fmt"
 	"path"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -181,8 +180,10 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 		c.Host.SecurityOpt = append(c.Host.SecurityOpt, "no-new-privileges")
 	}
 	in := securityInput{
-		seccomp:  seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath()), //nolint:staticcheck // old kubelets send only the path
-		apparmor: sc.GetApparmor(), selinux: sc.GetSelinuxOptions(), profile: o.SeccompProfile,
+		seccomp:  containerSeccomp(sc),
+		apparmor: sc.GetApparmor(),
+		selinux:  sc.GetSelinuxOptions(),
+		profile:  o.SeccompProfile,
 	}
 	if in.apparmor == nil {
 		in.apparmor = legacyProfile(sc.GetApparmorProfile()) //nolint:staticcheck // kubelets before 1.30 send only this
@@ -199,17 +200,14 @@ func containerDevices(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpt
 			PathOnHost: d.GetHostPath(), PathInContainer: d.GetContainerPath(), CgroupPermissions: d.GetPermissions(),
 		})
 	}
-	var cdi []string
-	for _, d := range cfg.GetCDIDevices() {
-		cdi = append(cdi, d.GetName())
+
+	devices, err := cdiDevices(cfg)
+	if err != nil || len(devices) == 0 {
+		return err
 	}
-	if len(cdi) == 0 {
-		return nil
+	if err := checkCDI(devices, o.Host); err != nil {
+		return err
 	}
-	if !o.Host.CDI {
-		return fmt.Errorf("config.CDI_devices: Docker Engine %s has no CDI (%s); it came with Engine 25, where daemon.json may have to enable it (\"features\": {\"cdi\": true}): %w",
-			o.Host.EngineVersion, strings.Join(cdi, ", "), errdefs.ErrInvalidArgument)
-	}
-	c.Host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cdi}}
+	c.Host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cdiNames(devices)}}
 	return nil
 }

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -23,6 +24,19 @@ type ImageVolume struct {
 	SubPath string        `json:"subPath,omitempty"` // local path in the image
 	// Path is where we have mounted it, with the sub-path; "" where the engine mounts images itself.
 	Path string `json:"-"`
+	// Ref is the image's name with digest, "" for an image without one and in records of older
+	// releases.
+	Ref string `json:"ref,omitempty"`
+}
+
+// NewImageVolume is the volume of a mount that names image.
+func NewImageVolume(m *runtimeapi.Mount, image *Image) ImageVolume {
+	return ImageVolume{
+		ImageID: image.ID,
+		Target:  path.Clean(m.GetContainerPath()),
+		SubPath: m.GetImageSubPath(),
+		Ref:     image.digested(cmp.Or(m.GetImage().GetUserSpecifiedImage(), m.GetImage().GetImage())),
+	}
 }
 
 // NativeImageVolumes says whether the engine mounts images itself (API 1.48, Engine 28, with containerd's image store).
@@ -83,13 +97,24 @@ func (v ImageVolume) check() error {
 }
 
 func (v ImageVolume) mount() *runtimeapi.Mount {
-	return &runtimeapi.Mount{ContainerPath: v.Target, Readonly: true, Image: &runtimeapi.ImageSpec{Image: string(v.ImageID)}, ImageSubPath: v.SubPath}
+	return &runtimeapi.Mount{
+		ContainerPath: v.Target,
+		Readonly:      true,
+		Image: &runtimeapi.ImageSpec{
+			Image:    string(v.ImageID),
+			ImageRef: cmp.Or(v.Ref, string(v.ImageID)), // as ContainerStatus has it
+		},
+		ImageSubPath: v.SubPath,
+	}
 }
 
 // imageMount checks a mount of an image.
 func (p *problems) imageMount(field string, m *runtimeapi.Mount) {
 	if m.GetHostPath() != "" {
 		p.add(field+".host_path", "must be empty beside an image")
+	}
+	if !m.GetReadonly() { // the kubelet sets it for every image volume
+		p.add(field+".readonly", "must be true: an image cannot be mounted writable")
 	}
 	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		p.add(field+".propagation", "an image is mounted privately")

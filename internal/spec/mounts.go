@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -45,7 +46,8 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			c.Host.Mounts = append(c.Host.Mounts, imageMount(v))
 			continue
 		}
-		c.MakeDirs = append(c.MakeDirs, m.GetHostPath())
+		hostPath, containerPath := path.Clean(m.GetHostPath()), path.Clean(m.GetContainerPath())
+		c.MakeDirs = append(c.MakeDirs, hostPath)
 		if m.GetSelinuxRelabel() && o.Host.Has("selinux") {
 			bind, err := relabelledBind(field, m)
 			if err != nil {
@@ -60,7 +62,11 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			b.ReadOnlyNonRecursive = !m.GetRecursiveReadOnly()
 		}
 		c.Host.Mounts = append(c.Host.Mounts, mount.Mount{
-			Type: mount.TypeBind, Source: m.GetHostPath(), Target: m.GetContainerPath(), ReadOnly: m.GetReadonly(), BindOptions: b,
+			Type:        mount.TypeBind,
+			Source:      hostPath,
+			Target:      containerPath,
+			ReadOnly:    m.GetReadonly(),
+			BindOptions: b,
 		})
 	}
 	return nil
@@ -81,7 +87,8 @@ func checkMount(field string, m *runtimeapi.Mount, h Host) error {
 
 // relabelledBind is a mount in the old string form, the only one in which Docker relabels for SELinux.
 func relabelledBind(field string, m *runtimeapi.Mount) (string, error) {
-	if strings.Contains(m.GetHostPath()+m.GetContainerPath(), ":") {
+	hostPath, containerPath := path.Clean(m.GetHostPath()), path.Clean(m.GetContainerPath())
+	if strings.Contains(hostPath+containerPath, ":") {
 		return "", fmt.Errorf("%s: Docker cannot relabel a path with a colon: %w", field, errdefs.ErrInvalidArgument)
 	}
 	if m.GetRecursiveReadOnly() {
@@ -91,5 +98,34 @@ func relabelledBind(field string, m *runtimeapi.Mount) (string, error) {
 	if m.GetReadonly() {
 		mode = "ro"
 	}
-	return strings.Join([]string{m.GetHostPath(), m.GetContainerPath(), mode + ",Z," + string(propagation(m.GetPropagation()))}, ":"), nil
+	return strings.Join([]string{hostPath, containerPath, mode + ",Z," + string(propagation(m.GetPropagation()))}, ":"), nil
+}
+
+// mount checks a mount.
+func (p *problems) mount(field string, m *runtimeapi.Mount) {
+	p.mountPath(field+".container_path", m.GetContainerPath())
+	if path.Clean(m.GetContainerPath()) == "/" {
+		p.add(field+".container_path", "%q is the container's root", m.GetContainerPath())
+	}
+	if m.GetImage().GetImage() != "" {
+		p.imageMount(field, m)
+	} else {
+		p.mountPath(field+".host_path", m.GetHostPath())
+		if m.GetImageSubPath() != "" {
+			p.add(field+".image_sub_path", "needs an image")
+		}
+	}
+	enum(p, field+".propagation", runtimeapi.MountPropagation_name, m.GetPropagation())
+	if m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
+		p.add(field+".recursive_read_only", "needs readonly and private propagation")
+	}
+}
+
+// mountPath wants an absolute path. Unlike those of other paths, the parts ".." of a mount's paths
+// are cleaned away: the API server accepts them.
+func (p *problems) mountPath(field, s string) {
+	p.required(field, s)
+	if s != "" && !path.IsAbs(s) {
+		p.add(field, "%q must be an absolute path", s)
+	}
 }

@@ -252,7 +252,7 @@ func readState(c *Container, in container.InspectResponse) {
 	}
 	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), text.Clean(s.Error, text.MaxMessage)
 	switch {
-	case s.Status == container.StateCreated || c.StartedAt.IsZero():
+	case s.Status == container.StateCreated, c.StartedAt.IsZero(), s.Error != "" && s.ExitCode == 0:
 		c.Reason = reasonCannotRun
 		c.ExitCode = cmp.Or(c.ExitCode, 128) // never a success
 		if c.FinishedAt.IsZero() {

@@ -114,16 +114,17 @@ func TestReadState(t *testing.T) {
 		in   container.State
 		want Container
 	}{
-		"created":               {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
-		"running":               {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"paused":                {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"completed":             {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"failed":                {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"oom":                   {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"start failed":          {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
-		"start failed with 0":   {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
-		"ended before it began": {container.State{Status: "exited", StartedAt: end, FinishedAt: begin}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
-		"dead":                  {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"created":                {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
+		"running":                {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"paused":                 {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"completed":              {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"failed":                 {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"oom":                    {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"start failed":           {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
+		"start failed with 0":    {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
+		"an error of the engine": {container.State{Status: "exited", Error: "no such file", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"ended before it began":  {container.State{Status: "exited", StartedAt: end, FinishedAt: begin}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
+		"dead":                   {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
 	} {
 		got := read(t, inspect(typeContainer, c.in)).Container
 		if got == nil {
@@ -135,7 +136,11 @@ func TestReadState(t *testing.T) {
 			!got.CreatedAt.Equal(created) || !got.StartedAt.Equal(w.StartedAt) || !got.FinishedAt.Equal(w.FinishedAt) {
 			t.Errorf("%s: got %+v, want %+v", name, got, w)
 		}
-		if s := got.Status(); w.StartedAt.IsZero() && s.StartedAt != 0 || w.FinishedAt.IsZero() && s.FinishedAt != 0 {
+		s := got.Status()
+		if w.State == runtimeapi.ContainerState_CONTAINER_EXITED && (s.StartedAt == 0 || s.FinishedAt < s.StartedAt) {
+			t.Errorf("%s: the times of an ended container: %v", name, s)
+		}
+		if w.StartedAt.IsZero() && s.StartedAt != 0 && w.State != runtimeapi.ContainerState_CONTAINER_EXITED || w.FinishedAt.IsZero() && s.FinishedAt != 0 {
 			t.Errorf("%s: an unset time is not 0: %v", name, s)
 		}
 	}
@@ -287,7 +292,7 @@ func TestValidateAcceptsWhatItDoesNotKnow(t *testing.T) {
 
 func TestLegacyProfiles(t *testing.T) {
 	for in, want := range map[string]*runtimeapi.SecurityProfile{
-		"": nil, "runtime/default": nil, "docker/default": nil, "unconfined": {ProfileType: runtimeapi.SecurityProfile_Unconfined},
+		"": nil, "runtime/default": {}, "docker/default": {}, "unconfined": {ProfileType: runtimeapi.SecurityProfile_Unconfined},
 		"localhost//a/b": {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/a/b"},
 	} {
 		if got := legacyProfile(in); !proto.Equal(got, want) && !(got == nil && want == nil) {

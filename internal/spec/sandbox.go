@@ -171,8 +171,10 @@ func sandboxSecurity(c *Create, sc *runtimeapi.LinuxSandboxSecurityContext, o Sa
 	}
 	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
 	opts, err := securityOptions(field, securityInput{
-		seccomp: seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath()), apparmor: sc.GetApparmor(), selinux: sc.GetSelinuxOptions(), //nolint:staticcheck // old kubelets send only the path
-		profile: o.SeccompProfile,
+		seccomp:  sandboxSeccomp(sc),
+		apparmor: sc.GetApparmor(),
+		selinux:  sc.GetSelinuxOptions(),
+		profile:  o.SeccompProfile,
 	}, o.Host)
 	c.Host.SecurityOpt = append(c.Host.SecurityOpt, opts...)
 	return err

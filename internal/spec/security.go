@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,16 +19,11 @@ type securityInput struct {
 
 // securityOptions are Docker's --security-opt values.
 func securityOptions(field string, in securityInput, h Host) ([]string, error) {
-	var opts []string
-	switch in.seccomp.GetProfileType() {
-	case runtimeapi.SecurityProfile_Unconfined:
-		opts = append(opts, "seccomp=unconfined")
-	case runtimeapi.SecurityProfile_Localhost:
-		if in.profile == "" {
-			return nil, fmt.Errorf("%s.seccomp: profile %q is empty: %w", field, in.seccomp.GetLocalhostRef(), errdefs.ErrInvalidArgument)
-		}
-		opts = append(opts, "seccomp="+in.profile)
+	opts, err := seccompOptions(field, in, h)
+	if err != nil {
+		return nil, err
 	}
+
 	switch in.apparmor.GetProfileType() {
 	case runtimeapi.SecurityProfile_Unconfined:
 		if h.Has("apparmor") {
@@ -49,42 +45,87 @@ func securityOptions(field string, in securityInput, h Host) ([]string, error) {
 	return opts, nil
 }
 
-// seccompProfile is the profile asked for, by the new field or by the path that kubelets before 1.19 send.
-func seccompProfile(p *runtimeapi.SecurityProfile, deprecated string) *runtimeapi.SecurityProfile {
-	if p != nil {
-		return p
+// seccompOptions are Docker's --security-opt values for seccomp. RuntimeDefault is the engine's own
+// profile and needs none. An engine without seccomp is told nothing: all its containers are
+// unconfined.
+func seccompOptions(field string, in securityInput, h Host) ([]string, error) {
+	switch in.seccomp.GetProfileType() {
+	case runtimeapi.SecurityProfile_Unconfined:
+		if !h.Has("seccomp") {
+			return nil, nil
+		}
+		return []string{"seccomp=unconfined"}, nil
+	case runtimeapi.SecurityProfile_Localhost:
+		if in.profile == "" {
+			return nil, fmt.Errorf("%s.seccomp: profile %q is empty: %w", field, in.seccomp.GetLocalhostRef(), errdefs.ErrInvalidArgument)
+		}
+		return []string{"seccomp=" + in.profile}, nil
 	}
-	return legacyProfile(deprecated)
+	return nil, nil
 }
 
-// legacyProfile reads the string forms runtime/default, docker/default, unconfined and localhost/<ref>.
+// seccompProfile returns the profile that applies. p is the request's profile, path the string that
+// kubelets before 1.19 send in its place. A profile that is not set means unconfined (CRI
+// LinuxContainerSecurityContext.seccomp), and a privileged container ignores its profile. Docker
+// alone would apply its default profile to the former, and Engine 29 a Localhost one to the latter.
+func seccompProfile(p *runtimeapi.SecurityProfile, path string, privileged bool) *runtimeapi.SecurityProfile {
+	if p == nil {
+		p = legacyProfile(path)
+	}
+	if p == nil || privileged {
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	}
+	return p
+}
+
+// legacyProfile reads the string forms of a seccomp or AppArmor profile: runtime/default,
+// docker/default, unconfined and localhost/<ref>. It returns nil for "", which is not set. Validate
+// refuses all others.
 func legacyProfile(s string) *runtimeapi.SecurityProfile {
-	switch ref, local := strings.CutPrefix(s, "localhost/"); {
+	ref, local := strings.CutPrefix(s, localhostPrefix)
+	switch {
 	case local:
 		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
 	case s == "unconfined":
 		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	case s == "":
+		return nil
 	}
-	return nil // runtime/default, docker/default and "": the engine's own
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 }
+
+// localhostPrefix begins the string form of a profile on this node.
+const localhostPrefix = "localhost/"
 
 // SeccompFile is the file whose content NewContainer needs as SeccompProfile, "" if none.
 func SeccompFile(cfg *runtimeapi.ContainerConfig) string {
 	sc := cfg.GetLinux().GetSecurityContext()
-	return seccompFile(seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath())) //nolint:staticcheck // old kubelets send only the path
+	return seccompFile(containerSeccomp(sc))
+}
+
+// containerSeccomp is the seccomp profile of a container.
+func containerSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.SecurityProfile {
+	path := sc.GetSeccompProfilePath() //nolint:staticcheck // old kubelets send only the path
+	return seccompProfile(sc.GetSeccomp(), path, sc.GetPrivileged())
+}
+
+// sandboxSeccomp is the seccomp profile of a pause.
+func sandboxSeccomp(sc *runtimeapi.LinuxSandboxSecurityContext) *runtimeapi.SecurityProfile {
+	path := sc.GetSeccompProfilePath() //nolint:staticcheck // old kubelets send only the path
+	return seccompProfile(sc.GetSeccomp(), path, sc.GetPrivileged())
 }
 
 // SandboxSeccompFile is the file whose content NewSandbox needs as SeccompProfile, "" if none.
 func SandboxSeccompFile(cfg *runtimeapi.PodSandboxConfig) string {
 	sc := cfg.GetLinux().GetSecurityContext()
-	return seccompFile(seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath())) //nolint:staticcheck // old kubelets send only the path
+	return seccompFile(sandboxSeccomp(sc))
 }
 
 func seccompFile(p *runtimeapi.SecurityProfile) string {
 	if p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
 		return ""
 	}
-	return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+	return strings.TrimPrefix(p.GetLocalhostRef(), localhostPrefix)
 }
 
 // processUser is Docker's user[:group].
@@ -121,4 +162,14 @@ func capabilities(in []string) []string {
 		out = append(out, strings.TrimPrefix(strings.ToUpper(c), "CAP_"))
 	}
 	return out
+}
+
+// legacyProfile checks the string form of a profile. An unknown one must not run as another.
+func (p *problems) legacyProfile(field, s string) {
+	switch ref, local := strings.CutPrefix(s, localhostPrefix); {
+	case local:
+		p.required(field, ref)
+	case !slices.Contains([]string{"", "unconfined", "runtime/default", "docker/default"}, s):
+		p.add(field, "%q is not unconfined, runtime/default, docker/default or localhost/<profile>", s)
+	}
 }

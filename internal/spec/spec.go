@@ -46,12 +46,15 @@ type Create struct {
 	// MakeDirs are host paths of bind mounts that must exist as directories before the container is made; the missing ones are made
 	// (what the kubelet expects of a hostPath without a type).
 	MakeDirs []string
+	// Warnings say what was changed in the request so that Docker accepts it, for the log.
+	Warnings []string
 }
 
 // Update is a change of a container's resources: what Docker is told (POST /containers/{id}/update), and what it cannot be told.
 type Update struct {
 	Resources container.Resources
 	Kernel    KernelLimits
+	Warnings  []string // as in Create
 }
 
 // KernelLimits are resources that Docker's API cannot carry; they are written to the kernel while the container runs.

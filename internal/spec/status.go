@@ -67,11 +67,16 @@ func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
 	return &runtimeapi.ContainerAttributes{Id: string(c.ID), Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
 }
 
-// Status is the answer to ContainerStatus.
+// Status is the answer to ContainerStatus. A container whose start failed has no time of a start; for
+// the kubelet, which would show the year 1970, it is the time of its end.
 func (c *Container) Status() *runtimeapi.ContainerStatus {
+	startedAt := c.StartedAt
+	if startedAt.IsZero() && c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+		startedAt = c.FinishedAt
+	}
 	return &runtimeapi.ContainerStatus{
 		Id: string(c.ID), Metadata: c.Metadata, State: c.State,
-		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(c.StartedAt), FinishedAt: nanos(c.FinishedAt),
+		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(startedAt), FinishedAt: nanos(c.FinishedAt),
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
 		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageRef, ImageId: string(c.ImageID),
 		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, LogPath: c.LogPath,

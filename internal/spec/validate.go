@@ -168,6 +168,7 @@ func Validate(req any) error {
 	case *runtimeapi.UpdateContainerResourcesRequest:
 		p.id("container_id", r.GetContainerId())
 		p.resources("linux", r.GetLinux())
+		p.memoryLimits("linux", r.GetLinux(), false)
 	case *runtimeapi.UpdatePodSandboxResourcesRequest:
 		p.id("pod_sandbox_id", r.GetPodSandboxId())
 		p.resources("overhead", r.GetOverhead())
@@ -268,6 +269,7 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 		p.add(field+".linux.security_context.namespace_options.pid", "TARGET is for containers")
 	}
 	p.profile(field+".linux.security_context.seccomp", sc.GetSeccomp())
+	p.legacyProfile(field+".linux.security_context.seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
 	p.profile(field+".linux.security_context.apparmor", sc.GetApparmor())
 	if parent := c.GetLinux().GetCgroupParent(); parent != "" {
 		p.text(field+".linux.cgroup_parent", parent)
@@ -360,31 +362,21 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 	}
 	p.mapped(field+".labels", c.GetLabels())
 	p.mapped(field+".annotations", c.GetAnnotations())
+	if _, err := cdiDevices(c); err != nil && p.err == nil {
+		p.err = err // it names the field
+	}
 	enum(p, field+".stop_signal", runtimeapi.Signal_name, c.GetStopSignal())
 	p.resources(field+".linux.resources", c.GetLinux().GetResources())
+	p.memoryLimits(field+".linux.resources", c.GetLinux().GetResources(), true)
 	p.containerSecurity(field+".linux.security_context", c.GetLinux().GetSecurityContext())
-}
-
-func (p *problems) mount(field string, m *runtimeapi.Mount) {
-	p.absolute(field+".container_path", m.GetContainerPath())
-	if m.GetImage().GetImage() != "" {
-		p.imageMount(field, m)
-	} else {
-		p.absolute(field+".host_path", m.GetHostPath())
-		if m.GetImageSubPath() != "" {
-			p.add(field+".image_sub_path", "needs an image")
-		}
-	}
-	enum(p, field+".propagation", runtimeapi.MountPropagation_name, m.GetPropagation())
-	if m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
-		p.add(field+".recursive_read_only", "needs readonly and private propagation")
-	}
 }
 
 func (p *problems) containerSecurity(field string, sc *runtimeapi.LinuxContainerSecurityContext) {
 	p.namespaces(field+".namespace_options", sc.GetNamespaceOptions())
 	p.profile(field+".seccomp", sc.GetSeccomp())
 	p.profile(field+".apparmor", sc.GetApparmor())
+	p.legacyProfile(field+".seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
+	p.legacyProfile(field+".apparmor_profile", sc.GetApparmorProfile())        //nolint:staticcheck // old kubelets
 	p.text(field+".run_as_username", sc.GetRunAsUsername())
 	if sc.GetRunAsUser().GetValue() < 0 {
 		p.add(field+".run_as_user", "must not be negative")
@@ -407,7 +399,7 @@ func (p *problems) resources(field string, r *runtimeapi.LinuxContainerResources
 		low  int64
 	}{
 		{"cpu_period", r.GetCpuPeriod(), 0}, {"cpu_quota", r.GetCpuQuota(), -1}, {"cpu_shares", r.GetCpuShares(), 0},
-		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), 0}, {"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
+		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1}, {"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
 	} {
 		if f.v < f.low {
 			p.add(field+"."+f.name, "%d must not be below %d", f.v, f.low)
