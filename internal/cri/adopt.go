@@ -27,7 +27,9 @@ func (s *Service) adoptAll(ctx context.Context) (errs []error) {
 
 // adoptable says whether a pod may have a network that we do not know of: the engine has made its namespace, and somebody has connected it,
 // an older shim or, before a node was handed back to one, we ourselves.
-func adoptable(sb *spec.Sandbox) bool { return sb.Running && sb.NetworkMode == "none" }
+func adoptable(sb *spec.Sandbox) bool {
+	return sb.Running && !sb.Stale && sb.NetworkMode == "none"
+}
 
 // adopt pins a pod's network namespace, so that it can be released when its pause is dead, and tells the network of it. Nothing that runs
 // notices.

@@ -103,7 +103,7 @@ func (s *Service) forgotten() []string {
 func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	halfMade := !sb.Running && sb.Pid == 0 && sb.NeverStarted
 	unconnected := sb.Running && !sb.HostNetwork() && s.Network.Mode() == "none" && sb.Namespaces != nil && !s.connected(sb) && len(s.View.ContainersOf(sb.ID)) == 0
-	if sb.Foreign || !halfMade && !unconnected {
+	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
 		return nil
 	}
 	unlock, err := s.names.Lock(ctx, sb.Name)

@@ -23,7 +23,7 @@ var (
 	// inspectLimits are for containers and for images, so that of an image's labels at least those are known that are kept of its containers:
 	// both come in order of their keys.
 	inspectLimits   = tolerant.Limits{Text: 64 << 10, Group: 256 << 10, Total: 16 << 20, Keep: spec.IsKept, KeptText: 2 << 20}
-	listLimits      = tolerant.Limits{Text: 4 << 10, Group: 16 << 10, Total: 64 << 20, Keep: spec.IsKept, KeptText: 4 << 10}
+	listLimits      = tolerant.Limits{Text: 4 << 10, Group: 16 << 10, Total: 64 << 20, Keep: spec.IsKept, KeptText: 1 << 20}
 	imageListLimits = tolerant.Limits{Text: 4 << 10, Group: 256 << 10, Total: 64 << 20}
 	infoLimits      = tolerant.Limits{Text: 4 << 10, Group: 64 << 10, Total: 1 << 20}
 	messageLimits   = tolerant.Limits{Text: 64 << 10, Group: 64 << 10, Total: 1 << 20}
@@ -95,10 +95,14 @@ func (e *Engine) decode(ctx context.Context, object string, target any, l tolera
 
 // listedContainer is a container in the engine's list, as far as it is read.
 type listedContainer struct {
-	ID      string `json:"Id"`
-	Names   []string
-	ImageID string
-	Labels  map[string]string
+	ID         string `json:"Id"`
+	Names      []string
+	ImageID    string
+	State      string
+	Status     string
+	Created    int64
+	Labels     map[string]string
+	HostConfig struct{ NetworkMode string }
 }
 
 // name is the container's own name without slash, "" if the engine gives none; the other names are of links.

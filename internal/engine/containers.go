@@ -18,6 +18,12 @@ import (
 // inspects is how many inspects run at once when everything is read.
 const inspects = 8
 
+// Timeouts of one inspect, which takes milliseconds. A container on which the engine hangs blocks it for ever.
+const (
+	inspectTimeout       = 10 * time.Second
+	listedInspectTimeout = 2 * time.Second // while everything waits to be read
+)
+
 // createDeadline is for the engine's answer to a create, which takes about 10 ms.
 const createDeadline = 2 * time.Minute
 
@@ -87,6 +93,8 @@ func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Updat
 
 // Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
 func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
 	in, err := e.inspect(ctx, string(id))
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
@@ -131,25 +139,57 @@ func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID
 	return id, o, wrap(err, "find container %s", name)
 }
 
-// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out, and one that the engine cannot describe.
+// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out. One that the engine cannot describe
+// in time is Unread, with what the list says of it: a hanging container must not hide the others.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	list, err := e.list(ctx, make(client.Filters).Add("label", spec.OurLabel))
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}
+
 	out := make([]spec.Object, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(inspects)
 	for i, item := range list {
-		g.Go(func() error {
-			o, err := e.Inspect(ctx, model.ContainerID(item.ID))
-			out[i] = o
-			if err != nil && !errdefs.IsNotFound(err) && !unanswered(ctx, err) { // "RWLayer of container … is unexpectedly nil", of a dead one
-				e.cfg.Log.Warn("a container that Docker cannot describe is left out", "container", item.ID, "names", item.Names, "err", err)
-				return nil
-			}
-			return ignore(err, errdefs.IsNotFound)
+		g.Go(func() (err error) {
+			out[i], err = e.object(ctx, item)
+			return err
 		})
 	}
 	return out, g.Wait()
+}
+
+// object reads one container of a list. It fails only if the engine is not there, or ctx has ended.
+func (e *Engine) object(ctx context.Context, item listedContainer) (spec.Object, error) {
+	inspectCtx, cancel := context.WithTimeout(ctx, listedInspectTimeout)
+	defer cancel()
+	o, err := e.Inspect(inspectCtx, model.ContainerID(item.ID))
+	if err == nil || errdefs.IsNotFound(err) {
+		return o, nil
+	}
+	if unanswered(ctx, err) {
+		return spec.Object{}, err
+	}
+
+	e.cfg.Log.Warn("a container that Docker cannot describe is shown as the list has it", "container", item.ID, "names", item.Names, "err", err)
+	image, err := e.imageLabels(inspectCtx, item.ImageID)
+	if err != nil {
+		image = spec.ImageLabels{Unknown: true}
+	}
+	return spec.ReadListed(spec.Listed{
+		ID:          model.ContainerID(item.ID),
+		Name:        item.name(),
+		ImageID:     item.ImageID,
+		State:       item.State,
+		Status:      item.Status,
+		Created:     item.Created,
+		NetworkMode: item.HostConfig.NetworkMode,
+		Labels:      item.Labels,
+	}, image), nil
+}
+
+// Ping asks the engine for a sign of life (GET /_ping).
+func (e *Engine) Ping(ctx context.Context) error {
+	_, err := e.docker().Ping(ctx, client.PingOptions{})
+	return wrap(err, "ping the engine")
 }

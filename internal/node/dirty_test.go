@@ -22,14 +22,14 @@ func TestDirtySet(t *testing.T) {
 		}
 		d.mark("started", settle)
 		d.mark("died", 0)
-		d.mark("odd", lookAgain)
+		d.mark("odd", retryMin)
 		d.mark("forgotten", settle)
-		d.mark("odd", 2*lookAgain)
+		d.mark("odd", 2*retryMin)
 		d.forget("forgotten")
 		take("died", 0)
 		time.AfterFunc(settle/2, func() { d.mark("started", 0) }) // sooner than it was
 		take("started", settle/2)
-		take("odd", lookAgain)
+		take("odd", retryMin)
 		ended := make(chan error)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { _, err := d.next(ctx); ended <- err }()

@@ -23,7 +23,9 @@ import (
 type Source interface {
 	// Host connects and reads what the engine is.
 	Host(ctx context.Context) (spec.Host, error)
-	// Objects reads every container of ours.
+	// Ping fails if the engine does not answer before ctx ends.
+	Ping(ctx context.Context) error
+	// Objects reads every container of ours. One that cannot be described in time is Unread.
 	Objects(ctx context.Context) ([]spec.Object, error)
 	// Inspect reads one container; NotFound if it is gone, an empty object if it is not ours.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
@@ -48,10 +50,20 @@ const (
 	readDeadline = 2 * time.Minute // for one look at everything
 	// settle is how long events gather before they are looked into. A call of our own that caused one reads the object itself meanwhile.
 	settle = 5 * time.Millisecond
-	// lookers is how many looks events may cause at once: one whose container the engine is busy with must not hold up the others.
-	lookers = 8
-	// lookAgain is the pause before a second look at what the engine could not describe.
-	lookAgain = time.Second
+	// workers read what events have named. One that waits longer than slowInspect goes on in the background, where at most
+	// slowInspects wait: containers on which the engine hangs must not hold up the others.
+	workers      = 8
+	slowInspect  = 500 * time.Millisecond
+	slowInspects = 64
+	// What the engine could not describe is read again after retryMin, then after twice that, and so on.
+	retryMin = time.Second
+	retryMax = time.Minute
+	// The heartbeat asks the engine for a sign of life, so that one that hangs is noticed within 20 s.
+	heartbeatInterval = 5 * time.Second
+	heartbeatTimeout  = 10 * time.Second
+	// hostTimeout is for the connection, and imagesTimeout for the first list of images, without which the view is ready too.
+	hostTimeout   = 30 * time.Second
+	imagesTimeout = 5 * time.Second
 )
 
 // allImages is the one element of View.dirtyImages.
@@ -66,6 +78,7 @@ type View struct {
 	dirty       *dirtySet     // containers
 	dirtyImages *dirtySet     // its one element stands for all
 	missed      chan struct{} // an element after events that were lost
+	slow        chan struct{} // an element for each inspect that waits in the background
 	metrics     *viewMetrics
 	reading     atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
 
@@ -74,7 +87,8 @@ type View struct {
 	changed chan struct{} // closed with the next change of state
 	store   store
 	images  []*spec.Image
-	seen    uint64 // the look that gave the images
+	seen    uint64                              // the look that gave the images
+	retries map[model.ContainerID]time.Duration // the last pause before what could not be read is read again
 
 	watches map[*Watch]struct{}
 	told    time.Time // the latest that was given to what was told of a pod
@@ -84,7 +98,7 @@ type View struct {
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), metrics: newViewMetrics(),
+		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), slow: make(chan struct{}, slowInspects), retries: map[model.ContainerID]time.Duration{}, metrics: newViewMetrics(),
 		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(), watches: map[*Watch]struct{}{},
 	}
 }
@@ -155,7 +169,7 @@ var errStreamEnded = errors.New("the engine ended its event stream")
 func (v *View) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	host, err := v.src.Host(ctx)
+	host, err := v.host(ctx)
 	if err != nil {
 		return err
 	}
@@ -171,13 +185,44 @@ func (v *View) follow(ctx context.Context) error {
 	case v.synced <- struct{}{}:
 	default:
 	}
+	// The first of these to end ends the others, and the view is down until it has connected again.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return v.await(ctx, done) })
+	g.Go(func() error { return v.heartbeat(ctx) })
 	g.Go(func() error { return v.renewImages(ctx) })
-	for range lookers {
-		g.Go(func() error { return v.renewDirty(ctx) })
+	for range workers {
+		g.Go(func() error { return v.renewDirty(ctx, g) })
 	}
 	return g.Wait()
+}
+
+// host connects, within hostTimeout.
+func (v *View) host(ctx context.Context) (spec.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, hostTimeout)
+	defer cancel()
+	return v.src.Host(ctx)
+}
+
+// heartbeat fails as soon as the engine does not answer a ping in time.
+func (v *View) heartbeat(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if err := v.ping(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *View) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	defer cancel()
+	return v.src.Ping(ctx)
 }
 
 // await waits for the end of the event stream and looks at everything now and then.
@@ -186,6 +231,8 @@ func (v *View) await(ctx context.Context, done <-chan error) error {
 	defer resync.Stop()
 	for {
 		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case err := <-done:
 			if err == nil {
 				err = errStreamEnded
@@ -203,33 +250,66 @@ func (v *View) await(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// renewDirty reads the containers that events have named, one after the other.
-func (v *View) renewDirty(ctx context.Context) error {
+// renewDirty reads the containers that events have named, one after the other. g runs what takes longer.
+func (v *View) renewDirty(ctx context.Context, g *errgroup.Group) error {
 	for {
 		id, err := v.dirty.next(ctx)
 		if err != nil {
 			return err
 		}
-		err = v.Refresh(ctx, id)
-		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
-			return err
+		read := make(chan error, 1)
+		go func() { read <- v.Refresh(ctx, id) }()
+
+		select {
+		case err := <-read:
+			if err := v.renewed(ctx, id, err); err != nil {
+				return err
+			}
+			continue
+		case <-time.After(slowInspect):
 		}
-		if err != nil { // the engine is there and cannot describe this one, as happens to one that is being removed
-			v.log.Debug("a container is looked at again", "id", id, "in", lookAgain, "err", err)
-			v.dirty.mark(id, lookAgain)
+		select {
+		case v.slow <- struct{}{}: // there is room in the background
+		case <-ctx.Done():
+			return ctx.Err()
 		}
+		g.Go(func() error {
+			defer func() { <-v.slow }()
+			return v.renewed(ctx, id, <-read)
+		})
 	}
+}
+
+// renewed ends the reading of one container. It fails if the engine is not there.
+func (v *View) renewed(ctx context.Context, id model.ContainerID, err error) error {
+	if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err == nil {
+		delete(v.retries, id)
+		return nil
+	}
+	// The engine is there and cannot describe this one, as happens to one that is being removed, or that hangs.
+	v.retryLocked(id)
+	v.log.Debug("a container cannot be described now", "id", id, "retry", v.retries[id], "err", err)
+	return nil
 }
 
 // renewImages reads the images when events have named one.
 func (v *View) renewImages(ctx context.Context) error {
 	for {
-		_, err := v.dirtyImages.next(ctx)
-		if err == nil {
-			err = v.RefreshImages(ctx)
+		if _, err := v.dirtyImages.next(ctx); err != nil {
+			return err
+		}
+		err := v.RefreshImages(ctx)
+		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
+			return err
 		}
 		if err != nil {
-			return err
+			v.log.Warn("the images cannot be listed now", "err", err)
+			v.dirtyImages.mark(allImages, retryMin)
 		}
 	}
 }
@@ -242,7 +322,7 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
 	// Images first: to read a container takes the labels of its image.
-	if err := v.RefreshImages(ctx); err != nil {
+	if err := v.readImages(ctx); err != nil {
 		return err
 	}
 	ticket := v.look()
@@ -252,8 +332,33 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	for _, o := range objects {
+		if o.Unread != "" {
+			v.retryLocked(o.Unread)
+		}
+	}
 	v.tell(v.store.replace(objects, ticket))
 	return nil
+}
+
+// readImages reads the images as part of everything. A list that takes too long is left to the worker.
+func (v *View) readImages(ctx context.Context) error {
+	imagesCtx, cancel := context.WithTimeout(ctx, imagesTimeout)
+	defer cancel()
+	err := v.RefreshImages(imagesCtx)
+	if err == nil || errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		return err
+	}
+	v.log.Warn("the images cannot be listed now", "err", err)
+	v.dirtyImages.mark(allImages, retryMin)
+	return nil
+}
+
+// retryLocked has a container read again after a pause that grows each time.
+func (v *View) retryLocked(id model.ContainerID) {
+	pause := min(max(2*v.retries[id], retryMin), retryMax)
+	v.retries[id] = pause
+	v.dirty.mark(id, pause)
 }
 
 // Resync reads everything anew, although no event has told of a change.
@@ -332,6 +437,7 @@ func (v *View) heed(e engine.Event) {
 	if e.Kind == engine.Destroyed {
 		v.tell(v.store.gone(e.ID, e.At))
 		v.dirty.forget(e.ID)
+		delete(v.retries, e.ID)
 		v.metrics.looking(e.ID)()
 		return
 	}

@@ -223,6 +223,7 @@ func (d *down) Host(context.Context) (spec.Host, error) {
 	d.tries++
 	return spec.Host{}, errdefs.ErrUnavailable
 }
+func (*down) Ping(context.Context) error                     { return nil }
 func (*down) Objects(context.Context) ([]spec.Object, error) { return nil, nil }
 func (*down) Inspect(context.Context, model.ContainerID) (spec.Object, error) {
 	return spec.Object{}, nil

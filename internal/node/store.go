@@ -165,6 +165,15 @@ func (s *store) gone(id model.ContainerID, at time.Time) []step {
 func (s *store) replace(objects []spec.Object, look uint64) []step {
 	var out []step
 	found := map[model.ContainerID]bool{}
+	for i, o := range objects {
+		if o.Unread == "" {
+			continue
+		}
+		found[o.Unread] = true
+		if lifeOf(s.get(o.Unread)).exists { // what was read before is better than what the list says
+			objects[i] = spec.Object{}
+		}
+	}
 	for _, sandboxes := range []bool{true, false} { // a container's sandbox is known when it is told of
 		for _, o := range objects {
 			id := model.ContainerID("")

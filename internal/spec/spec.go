@@ -79,6 +79,9 @@ type LogConfig struct {
 type Object struct {
 	Sandbox   *Sandbox
 	Container *Container
+	// Unread is the ID of a container that the engine lists and could not describe in time. The record,
+	// if there is one, is what the list alone says, and is marked as stale.
+	Unread model.ContainerID
 }
 
 // Sandbox is the record of one pod sandbox: everything that Docker remembers of it, in CRI's terms. It is shared and must not be changed.
@@ -108,6 +111,7 @@ type Sandbox struct {
 	CgroupParent   string
 	Runtime        string // the OCI runtime, as HostConfig.Runtime has it
 	Own            PodResources
+	Stale          bool // from the engine's list alone: no process, times or paths
 }
 
 // PodResources are what RunPodSandbox says of the pod as a whole. The pod's control group is the kubelet's; the runtime records them.
@@ -157,6 +161,7 @@ type Container struct {
 	TTY           bool
 	Stdin         bool
 	StdinOnce     bool
+	Stale         bool // from the engine's list alone: no process, limits, mounts or times
 }
 
 // Image is the record of one image. It is shared and must not be changed.

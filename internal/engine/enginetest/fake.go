@@ -408,6 +408,11 @@ func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 	return h, err
 }
 
+// Ping implements node.Source.
+func (f *Fake) Ping(ctx context.Context) error {
+	return f.do(ctx, "ping", func() error { return nil })
+}
+
 // Objects implements node.Source.
 func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 	err = f.do(ctx, "objects", func() error {

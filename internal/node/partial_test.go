@@ -1,0 +1,303 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+)
+
+// partial is an engine of which parts hang or fail. Its containers are those of all.
+type partial struct {
+	mu      sync.Mutex // guards the rest
+	all     []model.ContainerID
+	hanging map[model.ContainerID]bool // their inspects end with ctx
+	failing map[string]error           // by the call: "images", "ping", "objects", "host"
+	stuck   map[string]bool            // calls that end with ctx
+	changed func(engine.Event)
+	ended   chan error
+	calls   map[string]int
+}
+
+func newPartial(ids ...model.ContainerID) *partial {
+	return &partial{
+		all:     ids,
+		hanging: map[model.ContainerID]bool{},
+		failing: map[string]error{},
+		stuck:   map[string]bool{},
+		calls:   map[string]int{},
+	}
+}
+
+func (p *partial) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
+func (p *partial) call(ctx context.Context, name string) error {
+	p.mu.Lock()
+	p.calls[name]++
+	stuck, err := p.stuck[name], p.failing[name]
+	p.mu.Unlock()
+	if stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return err
+}
+
+func (p *partial) Host(ctx context.Context) (spec.Host, error) {
+	return spec.Host{EngineVersion: "1"}, p.call(ctx, "host")
+}
+
+func (p *partial) Ping(ctx context.Context) error { return p.call(ctx, "ping") }
+
+func (p *partial) Images(ctx context.Context) ([]*spec.Image, error) {
+	return []*spec.Image{{ID: "sha256:1"}}, p.call(ctx, "images")
+}
+
+// Objects takes as long as a real engine's: what hangs is Unread, with what the list says.
+func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
+	if err := p.call(ctx, "objects"); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range p.all {
+		o := spec.Object{Sandbox: &spec.Sandbox{ID: id, Running: true, CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0)}}
+		if p.hanging[id] {
+			o.Sandbox.Stale, o.Unread = true, id
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
+	p.mu.Lock()
+	p.calls["inspect "+string(id)]++
+	hangs := p.hanging[id]
+	p.mu.Unlock()
+	if hangs {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // as the real engine's
+		defer cancel()
+		<-ctx.Done()
+		return spec.Object{}, ctx.Err()
+	}
+	return spec.Object{Sandbox: &spec.Sandbox{
+		ID:        id,
+		Name:      "read",
+		Running:   true,
+		CreatedAt: time.Unix(1, 0),
+		StartedAt: time.Unix(2, 0),
+	}}, nil
+}
+
+func (p *partial) Events(_ context.Context, changed func(engine.Event)) <-chan error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.changed, p.ended = changed, make(chan error, 1)
+	return p.ended
+}
+
+// event sends an event to the view.
+func (p *partial) event(id model.ContainerID) {
+	p.mu.Lock()
+	changed := p.changed
+	p.mu.Unlock()
+	changed(engine.Event{ID: id, Kind: engine.Changed, At: time.Now()})
+}
+
+// follow runs a view of the engine until the end of the test.
+func (p *partial) follow(t *testing.T) *View {
+	t.Helper()
+	v := New(p, discard)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = v.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	return v
+}
+
+func isRead(v *View, id model.ContainerID) bool {
+	sb, err := v.Sandbox(string(id))
+	return err == nil && sb.Name == "read"
+}
+
+// TestHangingInspects: more containers than there are workers hang. The view is ready, shows them as the list has them, and reads
+// the others at once.
+func TestHangingInspects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ids []model.ContainerID
+		for i := range 3 * workers {
+			ids = append(ids, model.ContainerID(fmt.Sprint("hangs-", i)))
+		}
+		p := newPartial(append(ids, "good")...)
+		for _, id := range ids {
+			p.hanging[id] = true
+		}
+		v := p.follow(t)
+		synctest.Wait()
+		if e := v.Engine(); !e.Ready {
+			t.Fatalf("%+v", e)
+		}
+		if sb, err := v.Sandbox("hangs-0"); err != nil || !sb.Stale || !sb.Running {
+			t.Errorf("what hangs is %+v, %v", sb, err)
+		}
+
+		for _, id := range ids {
+			p.event(id)
+		}
+		time.Sleep(slowInspect + time.Second)
+		p.event("good")
+		time.Sleep(2*slowInspect + time.Second)
+		if !isRead(v, "good") {
+			t.Error("the container that does not hang was not read")
+		}
+		if e := v.Engine(); !e.Ready {
+			t.Errorf("%+v", e)
+		}
+
+		p.set(func() { clear(p.hanging) })
+		time.Sleep(2 * retryMax)
+		for _, id := range ids {
+			if !isRead(v, id) {
+				t.Errorf("%s was not read after it had ceased to hang", id)
+			}
+		}
+	})
+}
+
+// TestLastRecordStays: a container that hangs at a resync keeps the record that was read before.
+func TestLastRecordStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPartial("one")
+		v := p.follow(t)
+		synctest.Wait()
+		p.event("one")
+		time.Sleep(time.Second)
+		if !isRead(v, "one") {
+			t.Fatal("not read")
+		}
+		p.set(func() { p.hanging["one"] = true })
+		if err := v.Resync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if sb, err := v.Sandbox("one"); err != nil || sb.Stale || sb.Name != "read" {
+			t.Errorf("%+v, %v", sb, err)
+		}
+		p.set(func() { clear(p.hanging) })
+	})
+}
+
+// TestFailingImages: a list of images that fails, or never comes, keeps neither the start nor the workers up, and is tried again.
+func TestFailingImages(t *testing.T) {
+	for name, fail := range map[string]func(*partial, bool){
+		"fails": func(p *partial, on bool) {
+			p.failing["images"] = nil
+			if on {
+				p.failing["images"] = errdefs.ErrInternal
+			}
+		},
+		"hangs": func(p *partial, on bool) { p.stuck["images"] = on },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPartial("one")
+				fail(p, true)
+				v := p.follow(t)
+				time.Sleep(2 * imagesTimeout)
+				if e := v.Engine(); !e.Ready {
+					t.Fatalf("%+v", e)
+				}
+				p.event("one")
+				time.Sleep(time.Second)
+				if !isRead(v, "one") {
+					t.Error("containers are not read")
+				}
+				p.set(func() { fail(p, false) })
+				if name == "hangs" { // the call that hangs ends with the engine's own timeout; another event asks again
+					if err := v.RefreshImages(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(5 * retryMin)
+				if len(v.Images()) != 1 {
+					t.Error("the images were not read again")
+				}
+			})
+		})
+	}
+}
+
+// TestHeartbeat: an engine that hangs is down within 20 s, and is there again within 5 s.
+func TestHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPartial("one")
+		v := p.follow(t)
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		if e := v.Engine(); !e.Ready {
+			t.Fatalf("at rest: %+v", e)
+		}
+
+		p.set(func() { p.stuck["ping"], p.stuck["host"] = true, true })
+		time.Sleep(20 * time.Second)
+		if e := v.Engine(); e.Ready || e.Reason == "" {
+			t.Errorf("20 s after the engine has stopped: %+v", e)
+		}
+
+		p.set(func() { clear(p.stuck) })
+		time.Sleep(hostTimeout + backoffMax + time.Second) // a call that hangs here never ends by itself, unlike a real engine's
+		if e := v.Engine(); !e.Ready {
+			t.Errorf("after the engine goes on: %+v", e)
+		}
+	})
+}
+
+// TestReadyImpliesWorkers fails each part of the view alone. Afterwards the view is down or all of it works.
+func TestReadyImpliesWorkers(t *testing.T) {
+	gone := errors.Join(errors.New("no engine"), errdefs.ErrUnavailable)
+	for name, fail := range map[string]func(*partial){
+		"event stream": func(p *partial) { p.ended <- nil },
+		"heartbeat":    func(p *partial) { p.failing["ping"] = gone },
+		"images":       func(p *partial) { p.failing["images"] = gone; go p.changed(engine.Event{Image: true}) },
+		"resync":       func(p *partial) { p.failing["objects"] = gone; go p.changed(engine.Event{Missed: true}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPartial("one")
+				v := p.follow(t)
+				synctest.Wait()
+				down := v.Changed()
+				p.set(func() { fail(p) })
+				select {
+				case <-down:
+				case <-time.After(20 * time.Second):
+					t.Fatal("the view stays ready without its part")
+				}
+
+				p.set(func() { clear(p.failing) })
+				time.Sleep(2*backoffMax + time.Second)
+				if e := v.Engine(); !e.Ready {
+					t.Fatalf("%+v", e)
+				}
+				p.event("one")
+				time.Sleep(time.Second)
+				if !isRead(v, "one") {
+					t.Error("the workers do not run")
+				}
+			})
+		})
+	}
+}
