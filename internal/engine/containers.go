@@ -21,7 +21,7 @@ const inspects = 8
 // Timeouts of one inspect, which takes milliseconds. A container on which the engine hangs blocks it for ever.
 const (
 	inspectTimeout       = 10 * time.Second
-	listedInspectTimeout = 2 * time.Second // while everything waits to be read
+	listedInspectTimeout = 5 * time.Second // while everything waits to be read; large answers take their time
 )
 
 // createDeadline is for the engine's answer to a create, which takes about 10 ms.

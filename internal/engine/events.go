@@ -61,13 +61,7 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	end, subscribed := make(chan error, 1), make(chan struct{})
 	go func() {
 		err := ask(ctx, func(ctx context.Context) error {
-			filters := make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
-			// The client reads an empty stream to its end: the body is ours.
-			err := <-e.docker().Events(ctx, client.EventsListOptions{Filters: filters}).Err
-			if errors.Is(err, io.EOF) {
-				err = nil
-			}
-			return err
+			return e.requestEvents(ctx, client.EventsListOptions{})
 		}, func(body io.Reader) error {
 			close(subscribed)
 			return e.follow(body, changed)
@@ -81,6 +75,27 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	}()
 	<-subscribed
 	return end
+}
+
+// EventsBetween returns the events of a span of the engine's time that it remembers (GET /events with since and until); it keeps the last
+// few hundred. Missed stands for one that cannot be read. until must have passed.
+func (e *Engine) EventsBetween(ctx context.Context, since, until time.Time) ([]Event, error) {
+	var out []Event
+	err := ask(ctx, func(ctx context.Context) error {
+		return e.requestEvents(ctx, client.EventsListOptions{Since: engineTime(since), Until: engineTime(until)})
+	}, func(body io.Reader) error {
+		return ignore(e.follow(body, func(ev Event) { out = append(out, ev) }), func(err error) bool { return errors.Is(err, io.EOF) })
+	})
+	return out, wrap(err, "read the engine's last events")
+}
+
+// engineTime is a time as the engine's queries have it: seconds and nanoseconds.
+func engineTime(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
+
+// requestEvents asks for events. Docker's client reads an empty stream to its end, since the body is ours.
+func (e *Engine) requestEvents(ctx context.Context, o client.EventsListOptions) error {
+	o.Filters = make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
+	return ignore(<-e.docker().Events(ctx, o).Err, func(err error) bool { return errors.Is(err, io.EOF) })
 }
 
 // follow reads events, one a line, until the stream ends with an error. io.EOF is one.

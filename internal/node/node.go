@@ -31,6 +31,8 @@ type Source interface {
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// Images reads all images.
 	Images(ctx context.Context) ([]*spec.Image, error)
+	// EventsBetween returns the events of a span of time that the engine remembers, as Events would have given them.
+	EventsBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error)
 	// Events subscribes before it returns; changed must not block; done tells the stream's end once.
 	Events(ctx context.Context, changed func(engine.Event)) (done <-chan error)
 }
@@ -78,6 +80,7 @@ type View struct {
 	dirty       *dirtySet     // containers
 	dirtyImages *dirtySet     // its one element stands for all
 	missed      chan struct{} // an element after events that were lost
+	arrived     arrivals
 	slow        chan struct{} // an element for each inspect that waits in the background
 	metrics     *viewMetrics
 	reading     atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
@@ -189,6 +192,7 @@ func (v *View) follow(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return v.await(ctx, done) })
 	g.Go(func() error { return v.heartbeat(ctx) })
+	g.Go(func() error { return v.checkEvents(ctx) })
 	g.Go(func() error { return v.renewImages(ctx) })
 	for range workers {
 		g.Go(func() error { return v.renewDirty(ctx, g) })
@@ -421,6 +425,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 // heed takes an event. What is gone needs no look; all else is looked at after the event was taken at its word.
 func (v *View) heed(e engine.Event) {
 	v.metrics.noted(e)
+	v.arrived.add(e)
 	if e.Missed {
 		select {
 		case v.missed <- struct{}{}:

@@ -223,7 +223,10 @@ func (d *down) Host(context.Context) (spec.Host, error) {
 	d.tries++
 	return spec.Host{}, errdefs.ErrUnavailable
 }
-func (*down) Ping(context.Context) error                     { return nil }
+func (*down) Ping(context.Context) error { return nil }
+func (*down) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
+	return nil, nil
+}
 func (*down) Objects(context.Context) ([]spec.Object, error) { return nil, nil }
 func (*down) Inspect(context.Context, model.ContainerID) (spec.Object, error) {
 	return spec.Object{}, nil

@@ -24,6 +24,8 @@ type partial struct {
 	failing map[string]error           // by the call: "images", "ping", "objects", "host"
 	stuck   map[string]bool            // calls that end with ctx
 	changed func(engine.Event)
+	silent  bool           // events do not arrive
+	history []engine.Event // that the engine remembers
 	ended   chan error
 	calls   map[string]int
 }
@@ -110,12 +112,31 @@ func (p *partial) Events(_ context.Context, changed func(engine.Event)) <-chan e
 	return p.ended
 }
 
-// event sends an event to the view.
-func (p *partial) event(id model.ContainerID) {
+// EventsBetween implements Source.
+func (p *partial) EventsBetween(ctx context.Context, since, until time.Time) (out []engine.Event, err error) {
+	if err := p.call(ctx, "events between"); err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
-	changed := p.changed
+	defer p.mu.Unlock()
+	for _, e := range p.history {
+		if !e.At.Before(since) && e.At.Before(until) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// event sends an event to the view, unless the stream is silent.
+func (p *partial) event(id model.ContainerID) {
+	e := engine.Event{ID: id, Kind: engine.Changed, At: time.Now()}
+	p.mu.Lock()
+	changed, silent := p.changed, p.silent
+	p.history = append(p.history, e)
 	p.mu.Unlock()
-	changed(engine.Event{ID: id, Kind: engine.Changed, At: time.Now()})
+	if !silent {
+		changed(e)
+	}
 }
 
 // follow runs a view of the engine until the end of the test.
@@ -261,6 +282,37 @@ func TestHeartbeat(t *testing.T) {
 		time.Sleep(hostTimeout + backoffMax + time.Second) // a call that hangs here never ends by itself, unlike a real engine's
 		if e := v.Engine(); !e.Ready {
 			t.Errorf("after the engine goes on: %+v", e)
+		}
+	})
+}
+
+// TestSilentStream: an event that the engine remembers and that has not arrived connects the view again within 30 s. Events that arrive,
+// also late ones, and a check that fails do not.
+func TestSilentStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPartial("one")
+		v := p.follow(t)
+		synctest.Wait()
+		for range 20 {
+			p.event("one")
+			time.Sleep(3 * time.Second)
+		}
+		p.set(func() { p.failing["events between"] = errdefs.ErrUnavailable })
+		time.Sleep(time.Minute)
+		p.set(func() { clear(p.failing) })
+		if p.calls["host"] != 1 {
+			t.Fatalf("a stream that works was connected %d times", p.calls["host"])
+		}
+
+		p.set(func() { p.silent = true })
+		p.event("one")
+		time.Sleep(30 * time.Second)
+		if p.calls["host"] != 2 || !v.Engine().Ready {
+			t.Errorf("a silent stream was connected %d times: %+v", p.calls["host"], v.Engine())
+		}
+		time.Sleep(time.Minute)
+		if p.calls["host"] != 2 {
+			t.Errorf("it was connected again, %d times, for what is known to be missed", p.calls["host"])
 		}
 	})
 }

@@ -295,6 +295,18 @@ func (e *Engine) signal(tb TB, name, signal string) {
 	}
 }
 
+// Signal sends a signal to dockerd that does not end it: STOP or CONT.
+func (e *Engine) Signal(tb TB, signal string) {
+	tb.Helper()
+	pid, err := os.ReadFile(filepath.Join(e.Dir, "docker.pid"))
+	if err != nil {
+		tb.Fatalf("docker: %v", err)
+	}
+	if out, err := e.Command("kill", "-"+signal, strings.TrimSpace(string(pid))).CombinedOutput(); err != nil {
+		tb.Fatalf("kill -%s dockerd: %v\n%s", signal, err, out)
+	}
+}
+
 // Kill kills dockerd with SIGKILL; its containers go on (live-restore).
 func (e *Engine) Kill(tb TB) {
 	tb.Helper()

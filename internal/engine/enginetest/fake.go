@@ -451,6 +451,11 @@ func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
 	return out, err
 }
 
+// EventsBetween implements node.Source. The fake remembers no events.
+func (f *Fake) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
+	return nil, nil
+}
+
 // Events implements node.Source.
 func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan error {
 	f.mu.Lock()

@@ -1,0 +1,174 @@
+package conformance
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// proxy stands between a daemon and its engine. Requests whose path ends in a suffix wait until their client gives up.
+type proxy struct {
+	socket string
+
+	mu      sync.Mutex // guards suffix
+	suffix  string
+	waiting int
+}
+
+// newProxy serves on a socket beside the engine's until the end of the test.
+func (n *node) newProxy(t *testing.T) *proxy {
+	t.Helper()
+	engine := n.own(t).Socket
+	p := &proxy{socket: filepath.Join(n.tempDir(t), "proxy.sock")}
+	l, err := net.Listen("unix", p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
+	forward.FlushInterval = -1 // events
+	forward.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", engine)
+	}}
+	srv := &http.Server{
+		ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if p.hangs(r.URL.Path) {
+				<-r.Context().Done()
+				return
+			}
+			forward.ServeHTTP(w, r)
+		}),
+	}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+	return p
+}
+
+func (p *proxy) hangs(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.suffix == "" || !strings.HasSuffix(path, p.suffix) {
+		return false
+	}
+	p.waiting++
+	return true
+}
+
+// hang has requests wait from now on; "" lets all pass.
+func (p *proxy) hang(suffix string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.suffix, p.waiting = suffix, 0
+}
+
+// waited is how many requests have waited since the last hang.
+func (p *proxy) waited() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting
+}
+
+// runtimeReady is the condition of Status with its reason.
+func (n *node) runtimeReady(t *testing.T) (bool, string) {
+	t.Helper()
+	c := n.condition(t, runtimeapi.RuntimeReady)
+	return c.Status, c.Message
+}
+
+// TestHangingInspect: the engine hangs on one container, at rest and while the daemon starts. Everything else answers as usual, and the
+// container is described once the engine goes on.
+func TestHangingInspect(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		p := n.newProxy(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		sick := n.startNamed(t, sandbox, pod, "sick", sh("sleep 1000"))
+		well := n.startNamed(t, sandbox, pod, "well", sh("sleep 1000"))
+
+		p.hang("/containers/" + sick + "/json")
+		n.docker(t, "kill", sick)
+		eventually(t, "the engine is asked for what hangs", func() bool { return p.waited() > 0 })
+		n.othersAnswer(t, sandbox, pod, "at-rest")
+		n.docker(t, "kill", well)
+		n.waitExited(t, well)
+
+		n.Restart(t)
+		n.AwaitReady(t)
+		n.othersAnswer(t, sandbox, pod, "after-start")
+		if s := n.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Metadata.Name != "sick" {
+			t.Errorf("from the list alone: %v", s)
+		}
+
+		p.hang("")
+		described := func() bool { // the list knows no time of the start
+			s := n.containerStatus(t, sick)
+			return s.StartedAt != s.CreatedAt
+		}
+		if !within(2*time.Minute, described) {
+			t.Errorf("not described after the engine went on: %v", n.containerStatus(t, sick))
+		}
+		n.removePod(t, sandbox)
+		n.assertNothingLeft(t, pod)
+	})
+}
+
+// othersAnswer runs a container through its life, and measures calls that touch nothing that hangs.
+func (n *node) othersAnswer(t *testing.T, sandbox string, pod *runtimeapi.PodSandboxConfig, name string) {
+	t.Helper()
+	if ok, why := n.runtimeReady(t); !ok {
+		t.Errorf("%s: not ready: %s", name, why)
+	}
+	slowest := time.Duration(0)
+	for range 20 {
+		begin := time.Now()
+		if _, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		slowest = max(slowest, time.Since(begin))
+	}
+	if slowest > time.Second {
+		t.Errorf("%s: Status takes %s", name, slowest)
+	}
+
+	begin := time.Now()
+	c := n.startNamed(t, sandbox, pod, name, sh("sleep 1000"))
+	n.stop(t, c, 0)
+	if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%s: slowest Status %s, life of a container %s", name, slowest, time.Since(begin))
+}
+
+// TestHangingEngine stops dockerd with SIGSTOP. The runtime is not ready within 20 s, and ready within 5 s of SIGCONT.
+func TestHangingEngine(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		n.own(t).Signal(t, "STOP")
+		begin := time.Now()
+		eventually(t, "RuntimeReady false", func() bool { ok, _ := n.runtimeReady(t); return !ok })
+		if d := time.Since(begin); d > 20*time.Second {
+			t.Errorf("the engine's hang was seen after %s", d)
+		}
+
+		n.own(t).Signal(t, "CONT")
+		begin = time.Now()
+		eventually(t, "RuntimeReady true", func() bool { ok, _ := n.runtimeReady(t); return ok })
+		if d := time.Since(begin); d > 5*time.Second {
+			t.Errorf("the engine's return was seen after %s", d)
+		}
+		n.podStatus(t, sandbox)
+		n.removePod(t, sandbox)
+		n.assertNothingLeft(t, pod)
+	})
+}
