@@ -19,9 +19,10 @@ import (
 type proxy struct {
 	socket string
 
-	mu      sync.Mutex // guards suffix
+	mu      sync.Mutex // guards the rest
 	suffix  string
 	waiting int
+	silent  map[*quiet]bool // event streams that are open, and whether they say nothing
 }
 
 // newProxy serves on a socket beside the engine's until the end of the test.
@@ -44,6 +45,12 @@ func (n *node) newProxy(t *testing.T) *proxy {
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
 				return
+			}
+			if strings.HasSuffix(r.URL.Path, "/events") && r.URL.Query().Get("until") == "" {
+				q := &quiet{ResponseWriter: w, proxy: p}
+				p.open(q)
+				defer p.close(q)
+				w = q
 			}
 			forward.ServeHTTP(w, r)
 		}),
@@ -75,6 +82,50 @@ func (p *proxy) waited() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.waiting
+}
+
+// quiet is the answer of an event stream that may fall silent without an end.
+type quiet struct {
+	http.ResponseWriter
+	proxy *proxy
+}
+
+// Write implements http.ResponseWriter.
+func (q *quiet) Write(b []byte) (int, error) {
+	q.proxy.mu.Lock()
+	silent := q.proxy.silent[q]
+	q.proxy.mu.Unlock()
+	if silent {
+		return len(b), nil
+	}
+	return q.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (q *quiet) Unwrap() http.ResponseWriter { return q.ResponseWriter }
+
+func (p *proxy) open(q *quiet) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.silent == nil {
+		p.silent = map[*quiet]bool{}
+	}
+	p.silent[q] = false
+}
+
+func (p *proxy) close(q *quiet) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.silent, q)
+}
+
+// silence has the event streams that are open say nothing more.
+func (p *proxy) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for q := range p.silent {
+		p.silent[q] = true
+	}
 }
 
 // runtimeReady is the condition of Status with its reason.
@@ -147,6 +198,28 @@ func (n *node) othersAnswer(t *testing.T, sandbox string, pod *runtimeapi.PodSan
 		t.Error(err)
 	}
 	t.Logf("%s: slowest Status %s, life of a container %s", name, slowest, time.Since(begin))
+}
+
+// TestSilentEvents: the event stream stays open and says nothing more. A dead container is reported within 30 s.
+func TestSilentEvents(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		p := n.newProxy(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
+		pod := n.podConfig(t)
+		sandbox := n.runPod(t, pod)
+		c := n.start(t, sandbox, pod, sh("sleep 1000"))
+		p.silence()
+		n.docker(t, "kill", c)
+
+		begin := time.Now()
+		exited := func() bool { return n.containerStatus(t, c).State == runtimeapi.ContainerState_CONTAINER_EXITED }
+		if !within(30*time.Second, exited) {
+			t.Errorf("a dead container is not reported within 30 s")
+		}
+		t.Logf("reported after %s", time.Since(begin))
+		n.removePod(t, sandbox)
+		n.assertNothingLeft(t, pod)
+	})
 }
 
 // TestHangingEngine stops dockerd with SIGSTOP. The runtime is not ready within 20 s, and ready within 5 s of SIGCONT.
