@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/text"
 )
@@ -110,7 +112,6 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Stdout = out
 	cmd.Stderr = said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -119,10 +120,66 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []
 		cmd.ExtraFiles = []*os.File{p.held}
 	}
 
-	if err = cmd.Run(); errors.Is(err, exec.ErrWaitDelay) { // it succeeded and left a process that holds its output open
+	drain, err := capture(cmd, out)
+	if err != nil {
+		return out, said, err
+	}
+	err = cmd.Run()
+	drain()
+	if errors.Is(err, exec.ErrWaitDelay) { // it succeeded and left a process that holds its output open
 		err = nil
 	}
 	return out, said, err
+}
+
+// capture has the standard output of a command written to out. drain is to be called when the command
+// has ended: it returns when all is there that the command itself wrote, and does not wait for
+// processes that it left behind for longer than drainDeadline.
+func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = w
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(out, r)
+	}()
+
+	return func() {
+		defer r.Close()
+		w.Close()
+		select {
+		case <-copied:
+			return
+		case <-time.After(drainDeadline):
+		}
+
+		// Something holds the pipe open, or the copy had no processor. What is in the pipe is still read.
+		_ = r.SetReadDeadline(time.Unix(1, 0))
+		<-copied
+		readPending(r, out)
+	}, nil
+}
+
+// readPending copies what a pipe holds now.
+func readPending(r *os.File, out *limited) {
+	conn, err := r.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf := make([]byte, 64<<10)
+	_ = conn.Control(func(fd uintptr) {
+		for read := 0; read <= maxStdout; {
+			n, err := unix.Read(int(fd), buf) // it does not block: the runtime's pipes never do
+			if n <= 0 || err != nil {
+				return
+			}
+			_, _ = out.Write(buf[:n])
+			read += n
+		}
+	})
 }
 
 // limited keeps the first bytes that are written to it and drops the rest.
