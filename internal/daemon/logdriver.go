@@ -167,10 +167,10 @@ func relieve(dir string) error {
 	return endLogDriver(pid)
 }
 
-// endLogDriver ends a log-driver process of root, and no other process that got its number. Either of the two units may have a mount namespace of
-// its own.
+// endLogDriver ends a log-driver process of root, and no other process that got its number. The unit of the log-driver has fewer capabilities
+// than the daemon, whose child the process is, and so may read its status only.
 func endLogDriver(pid int) error {
-	host := proc.Host().AnyMount()
+	host := proc.Host().ByStatus()
 	p, err := host.Process(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it has ended

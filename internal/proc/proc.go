@@ -33,6 +33,7 @@ var ErrForeign = fmt.Errorf("not a process of root on this host: %w", errdefs.Er
 type FS struct {
 	root       string
 	namespaces []string
+	byStatus   bool
 }
 
 // Host is /proc. Its processes are those of root in the user, PID and mount namespaces of this
@@ -42,11 +43,14 @@ type FS struct {
 func Host() FS { return At("/proc") }
 
 // At is a procfs at another place, for tests.
-func At(root string) FS { return FS{root, []string{"user", "pid", "mnt"}} }
+func At(root string) FS { return FS{root: root, namespaces: []string{"user", "pid", "mnt"}} }
 
-// AnyMount returns the same procfs, in which processes of other mount namespaces count as well, such
-// as services with PrivateDevices= of systemd. Paths in their arguments may mean other files.
-func (f FS) AnyMount() FS { return FS{f.root, []string{"user", "pid"}} }
+// ByStatus returns the same procfs, in which a process is judged by what everybody may read: its user
+// IDs, and that it is in no PID namespace below ours (NSpid, proc_pid_status(5)). It is for services
+// that may not read the links of a process with more capabilities (ptrace(2), access mode checking).
+// Such processes may be in another mount namespace, their program is unknown, and paths in their
+// arguments may mean other files.
+func (f FS) ByStatus() FS { return FS{root: f.root, byStatus: true} }
 
 // Foreign returns why processes of the host may be invisible: which of our namespaces is not that of
 // process 1, or that it cannot be read. It returns "" if all are the same, or if we are not root.
@@ -161,7 +165,7 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	}
 	defer d.Close()
 
-	id, err := d.identify(self, f.namespaces)
+	id, err := d.identify(self, f)
 	if err != nil {
 		return Process{}, err
 	}
@@ -172,7 +176,7 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
-	if again, err := d.identify(self, f.namespaces); err != nil || again != id || len(line) == 0 {
+	if again, err := d.identify(self, f); err != nil || again != id || len(line) == 0 {
 		return Process{}, fmt.Errorf("process %d: %w", pid, ErrForeign)
 	}
 
@@ -203,17 +207,20 @@ func (d Dir) InCgroup(id string) bool {
 }
 
 // identify returns the identity of a process of root in the same namespaces as self, or ErrForeign.
-func (d Dir) identify(self Dir, namespaces []string) (identity, error) {
+func (d Dir) identify(self Dir, f FS) (identity, error) {
 	var id identity
 	status, err := d.ReadFile("status", maxStatus)
 	if err != nil {
 		return id, err
 	}
-	id.users = users(status)
+	id.users = statusField(status, "Uid:")
 	if !slices.Equal(strings.Fields(id.users), []string{"0", "0", "0", "0"}) {
 		return id, ErrForeign
 	}
-	for _, kind := range namespaces {
+	if f.byStatus && len(strings.Fields(statusField(status, "NSpid:"))) != 1 {
+		return id, ErrForeign
+	}
+	for _, kind := range f.namespaces {
 		theirs, err := d.link("ns/" + kind)
 		ours, ownErr := self.link("ns/" + kind)
 		if err != nil || ownErr != nil || theirs != ours {
@@ -227,16 +234,20 @@ func (d Dir) identify(self Dir, namespaces []string) (identity, error) {
 	if id.start = startTime(stat); id.start == "" {
 		return id, ErrForeign
 	}
+	if f.byStatus {
+		return id, nil
+	}
 	program, err := d.link("exe")
 	id.program = strings.TrimSuffix(program, " (deleted)")
 	return id, err
 }
 
-// users are the real, effective, saved and file system user IDs (proc_pid_status(5)).
-func users(status []byte) string {
+// statusField is the rest of the line that begins with a name (proc_pid_status(5)): of "Uid:" the
+// real, effective, saved and file system user IDs.
+func statusField(status []byte, name string) string {
 	for line := range bytes.Lines(status) {
-		if ids, found := bytes.CutPrefix(line, []byte("Uid:")); found {
-			return string(ids)
+		if rest, found := bytes.CutPrefix(line, []byte(name)); found {
+			return string(rest)
 		}
 	}
 	return ""
