@@ -136,10 +136,14 @@ func (v *View) setState(s EngineState) {
 // engine goes away. Watches end with it.
 func (v *View) Run(ctx context.Context) error {
 	defer v.endAll()
-	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
+	for wait := backoffMin; ; wait = min(max(2*wait, backoffMin), backoffMax) {
 		err := v.follow(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if errors.Is(err, errEventsMissed) { // the engine is there; the stream begins anew, and calls are answered meanwhile
+			wait = 0
+			continue
 		}
 		if v.Engine().Ready {
 			wait = backoffMin

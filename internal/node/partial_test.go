@@ -306,7 +306,13 @@ func TestSilentStream(t *testing.T) {
 
 		p.set(func() { p.silent = true })
 		p.event("one")
+		changed := v.Changed()
 		time.Sleep(30 * time.Second)
+		select {
+		case <-changed:
+			t.Error("the runtime was not ready meanwhile")
+		default:
+		}
 		if p.calls["host"] != 2 || !v.Engine().Ready {
 			t.Errorf("a silent stream was connected %d times: %+v", p.calls["host"], v.Engine())
 		}

@@ -28,7 +28,8 @@ func TestExecSync(t *testing.T) {
 			t.Errorf("a missing command: %v, %v", r, err)
 		}
 		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})
-		if err != nil || len(r.Stdout) != 16<<20 {
+		const most, frame = 16 << 20, 1 << 10 // the kubelet takes 16 MiB with what is around the output
+		if err != nil || len(r.Stdout) > most || len(r.Stdout) < most-frame {
 			t.Errorf("20 MB of output: %d bytes, %v", len(r.GetStdout()), err)
 		}
 	})

@@ -136,7 +136,7 @@ func TestForgedHolder(t *testing.T) {
 		const bystander = "name=^/bystander$"
 		before := n.docker(t, "ps", "-aq", "--no-trunc", "--filter", bystander)
 
-		n.Restart(t)
+		n.Change(t)
 		n.AwaitReady(t)
 		pod := n.podConfig(t)
 		n.removePod(t, n.runPod(t, pod))

@@ -211,7 +211,7 @@ func TestPauseOfOtherContent(t *testing.T) {
 		id := n.runPod(t, cfg)
 		n.madeBy(t, id, "own")
 		n.removePod(t, id)
-		n.Restart(t)
+		n.Change(t)
 		n.AwaitReady(t)
 		id = n.runPod(t, cfg)
 		n.madeBy(t, id, "own")

@@ -153,8 +153,8 @@ func TestHangingInspect(t *testing.T) {
 		n.docker(t, "kill", well)
 		n.waitExited(t, well)
 
+		n.Kill(t)
 		n.Restart(t)
-		n.AwaitReady(t)
 		n.othersAnswer(t, sandbox, pod, "after-start")
 		if s := n.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Metadata.Name != "sick" {
 			t.Errorf("from the list alone: %v", s)

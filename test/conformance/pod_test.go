@@ -206,7 +206,12 @@ func TestPidModes(t *testing.T) {
 			cc := n.containerConfig(sh("exec sleep 1000"))
 			cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode}
 			c := n.startConfig(t, id, cfg, cc)
-			if got := strings.ReplaceAll(n.exec(t, c, "cat", "/proc/1/cmdline"), "\x00", " "); !want(got) {
+			var got string
+			first := func() bool { // the shell needs a moment for its exec
+				got = strings.ReplaceAll(n.exec(t, c, "cat", "/proc/1/cmdline"), "\x00", " ")
+				return want(got)
+			}
+			if !within(20*time.Second, first) {
 				t.Errorf("pid mode %v: process 1 is %q", mode, got)
 			}
 		}

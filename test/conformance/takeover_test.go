@@ -171,6 +171,7 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 		orphan := f.pod(t, all[2])
 		f.docker(t, "rm", "-f", orphan.sandbox)
 		exited := f.pod(t, all[2])
+		eventually(t, "the first line", func() bool { return strings.HasPrefix(f.log(t, exited.log), "first line\n") })
 		f.docker(t, "kill", exited.container)
 		renamed := f.pod(t, all[2])
 		f.docker(t, "rename", renamed.sandbox, "renamed")

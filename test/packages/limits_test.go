@@ -122,6 +122,7 @@ func useInotify(t *testing.T) (free func()) {
 	go func() {
 		defer close(stopped)
 		var held []int
+		took := sync.OnceFunc(func() { close(first) })
 		for tick := time.NewTicker(time.Millisecond); ; {
 			for {
 				fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
@@ -130,10 +131,7 @@ func useInotify(t *testing.T) (free func()) {
 				}
 				held = append(held, fd)
 			}
-			if first != nil {
-				close(first)
-				first = nil
-			}
+			took()
 			select {
 			case <-stop:
 				tick.Stop()
@@ -145,8 +143,7 @@ func useInotify(t *testing.T) (free func()) {
 			}
 		}
 	}()
-	wait := first
-	<-wait
+	<-first
 	free = sync.OnceFunc(func() { close(stop); <-stopped })
 	t.Cleanup(free)
 	return free
