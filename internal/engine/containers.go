@@ -18,11 +18,9 @@ import (
 // inspects is how many inspects run at once when everything is read.
 const inspects = 8
 
-// Timeouts of one inspect, which takes milliseconds. A container on which the engine hangs blocks it for ever.
-const (
-	inspectTimeout       = 10 * time.Second
-	listedInspectTimeout = 5 * time.Second // while everything waits to be read; large answers take their time
-)
+// inspectTimeout is for one inspect, which takes milliseconds, or seconds on a busy machine if an image has brought megabytes of labels. A
+// container on which the engine hangs blocks it for ever.
+const inspectTimeout = 10 * time.Second
 
 // createDeadline is for the engine's answer to a create, which takes about 10 ms.
 const createDeadline = 2 * time.Minute
@@ -161,9 +159,7 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 
 // object reads one container of a list. It fails only if the engine is not there, or ctx has ended.
 func (e *Engine) object(ctx context.Context, item listedContainer) (spec.Object, error) {
-	inspectCtx, cancel := context.WithTimeout(ctx, listedInspectTimeout)
-	defer cancel()
-	o, err := e.Inspect(inspectCtx, model.ContainerID(item.ID))
+	o, err := e.Inspect(ctx, model.ContainerID(item.ID))
 	if err == nil || errdefs.IsNotFound(err) {
 		return o, nil
 	}
@@ -172,9 +168,9 @@ func (e *Engine) object(ctx context.Context, item listedContainer) (spec.Object,
 	}
 
 	e.cfg.Log.Warn("a container that Docker cannot describe is shown as the list has it", "container", item.ID, "names", item.Names, "err", err)
-	image, err := e.imageLabels(inspectCtx, item.ImageID)
-	if err != nil {
-		image = spec.ImageLabels{Unknown: true}
+	image := spec.ImageLabels{Unknown: true}
+	if i := e.images.get(item.ImageID); i != nil {
+		image = i.Brings()
 	}
 	return spec.ReadListed(spec.Listed{
 		ID:          model.ContainerID(item.ID),
