@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 each=${1:-10s}
 while read -r target package; do
-	go test -run '^$' -fuzz "^$target\$" -fuzztime "$each" "./internal/$package"
+	go test -run '^$' -fuzz "^$target\$" -fuzztime "$each" -fuzzminimizetime 1x "./internal/$package"
 done <<'TARGETS'
 FuzzTranslate spec
 FuzzRead spec
