@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -304,6 +305,11 @@ func (e *Engine) Signal(tb TB, signal string) {
 	}
 	if out, err := e.Command("kill", "-"+signal, strings.TrimSpace(string(pid))).CombinedOutput(); err != nil {
 		tb.Fatalf("kill -%s dockerd: %v\n%s", signal, err, out)
+	}
+	if signal == "CONT" { // nsenter(1), which waits for dockerd, has stopped itself with its child
+		if err := e.docker.Process.Signal(syscall.SIGCONT); err != nil {
+			tb.Fatalf("continue nsenter: %v", err)
+		}
 	}
 }
 
