@@ -18,6 +18,8 @@ const (
 	checkTimeout  = 5 * time.Second
 	// arrivalTime is how long an event may be under way before it counts as missed.
 	arrivalTime = 2 * time.Second
+	// maxUnchecked bounds the events that are kept for an engine that does not answer the checks.
+	maxUnchecked = time.Minute
 )
 
 var errEventsMissed = errors.New("the engine's event stream has left out events")
@@ -75,7 +77,11 @@ func (v *View) checkEvents(ctx context.Context) error {
 		until := time.Now().Add(-time.Second)
 		missing, err := v.missedBetween(ctx, since, until)
 		if err != nil {
-			v.log.Debug("the engine does not tell its last events", "err", err)
+			v.log.Debug("the engine's last events cannot be read", "err", err)
+			if oldest := until.Add(-maxUnchecked); since.Before(oldest) {
+				since = oldest
+			}
+			v.arrived.forget(since)
 			continue
 		}
 		if len(missing) > 0 {

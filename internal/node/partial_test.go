@@ -150,6 +150,13 @@ func (p *partial) follow(t *testing.T) *View {
 	return v
 }
 
+// count is how many events are kept.
+func (a *arrivals) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.events)
+}
+
 // connections is how often the view has connected.
 func (p *partial) connections() int {
 	p.mu.Lock()
@@ -305,7 +312,13 @@ func TestSilentStream(t *testing.T) {
 			time.Sleep(3 * time.Second)
 		}
 		p.set(func() { p.failing["events between"] = errdefs.ErrUnavailable })
-		time.Sleep(time.Minute)
+		for range 100 {
+			p.event("one")
+			time.Sleep(3 * time.Second)
+		}
+		if n := v.arrived.count(); n > int(maxUnchecked/(3*time.Second))+10 {
+			t.Errorf("%d events are kept for an engine that does not answer", n)
+		}
 		p.set(func() { clear(p.failing) })
 		if p.connections() != 1 {
 			t.Fatalf("a stream that works was connected %d times", p.connections())
