@@ -132,12 +132,12 @@ func execSemantics(t *testing.T, n *node) {
 // execOfABrokenContainer: another failure of a start is an error. The working directory is not there.
 func execOfABrokenContainer(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
-	cc := n.containerConfig(sh("cd /; rmdir /work/here /work; sleep 1000"))
-	cc.WorkingDir = "/work/here"
+	cc := n.containerConfig(sh("cd /; rmdir /srv/here; sleep 1000"))
+	cc.WorkingDir = "/srv/here"
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	eventually(t, "the directory is removed", func() bool {
 		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 20})
-		return err != nil && strings.Contains(err.Error(), "/work/here") && r == nil
+		return err != nil && strings.Contains(err.Error(), "/srv/here") && r == nil
 	})
 }
 
