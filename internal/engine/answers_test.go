@@ -118,7 +118,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !errdefs.IsInternal(err) {
 		t.Errorf("Start: %d bytes, %.200v", len(fmt.Sprint(err)), err)
 	}
-	err = e.Stop(t.Context(), model.ContainerID(idA), 0)
+	err = e.Stop(t.Context(), model.ContainerID(idA), time.Second)
 	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), "no") {
 		t.Errorf("Stop: %d bytes, %.200v", len(fmt.Sprint(err)), err)
 	}

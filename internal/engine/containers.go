@@ -54,11 +54,21 @@ func (e *Engine) Start(ctx context.Context, id model.ContainerID) error {
 	return wrap(err, "start container %s", id)
 }
 
-// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended. Docker counts in whole seconds; grace is
-// rounded up. A stopped container is no error, an unknown one NotFound.
+// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended. Docker counts in whole seconds; grace
+// is rounded up. With a grace of 0 the container gets SIGKILL alone (POST /containers/{id}/kill): Docker's stop would send the stop
+// signal first even then, and the container's own answer to it could win. A stopped container is no error, an unknown one NotFound.
 func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error {
+	if grace <= 0 {
+		_, err := e.docker().ContainerKill(ctx, string(id), client.ContainerKillOptions{Signal: "SIGKILL"})
+		if !errdefs.IsConflict(err) {
+			return wrap(err, "kill container %s", id)
+		}
+		grace = 0 // it does not run, or starts just now: stop knows both
+	}
+
 	seconds := int(math.Ceil(grace.Seconds()))
 	_, err := e.docker().ContainerStop(ctx, string(id), client.ContainerStopOptions{Timeout: &seconds})
+
 	return wrap(err, "stop container %s", id)
 }
 

@@ -237,7 +237,8 @@ func TestStopContainer(t *testing.T) {
 		if s := n.containerStatus(t, deaf); s.ExitCode != 137 {
 			t.Errorf("stop of a deaf container: %v", s)
 		}
-		killed := n.startNamed(t, pod, cfg, "killed", sh("trap 'exit 3' TERM; while true; do sleep 0.1; done"))
+		killed := n.startNamed(t, pod, cfg, "killed", sh("trap 'exit 3' TERM; echo ready; sleep 1000 & wait"))
+		eventually(t, "the trap is set", func() bool { return strings.Contains(n.log(t, n.containerStatus(t, killed).LogPath), "ready") })
 		stop(killed, 0)
 		if s := n.containerStatus(t, killed); s.ExitCode != 137 {
 			t.Errorf("stop with timeout 0: %v", s)
