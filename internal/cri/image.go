@@ -52,7 +52,7 @@ func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
 	return s.View.Image(string(id))
 }
 
-// ListImages lists images, all or the one that the filter names (CRI ListImages).
+// ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern (CRI ListImages).
 func (s *Service) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	resp, err := s.listImages(ctx, r)
 	if err != nil {
@@ -67,20 +67,26 @@ func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesReques
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ListImagesResponse{}
-	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
-		i, err := s.image(ctx, ref)
-		if errdefs.IsNotFound(err) {
-			return resp, nil
-		} else if err != nil {
+	ref := r.GetFilter().GetImage().GetImage()
+	filter, err := spec.ParseImageFilter(ref)
+	if err != nil {
+		return nil, err
+	}
+
+	if ref != "" && !filter.IsPattern() {
+		// An image that was built a moment ago becomes known here.
+		if _, err := s.image(ctx, ref); notFoundIsFine(err) != nil {
 			return nil, err
 		}
-		resp.Images = append(resp.Images, i.CRI())
-		return resp, nil
 	}
+
+	resp := &runtimeapi.ListImagesResponse{}
 	for _, i := range s.View.Images() {
-		resp.Images = append(resp.Images, i.CRI())
+		if filter.Match(i) {
+			resp.Images = append(resp.Images, i.CRI())
+		}
 	}
+
 	return resp, nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -366,5 +368,140 @@ func TestPauseImageIsPinned(t *testing.T) {
 			t.Errorf("removal of the pause image: %v", err)
 		}
 		n.removePod(t, n.runPod(t, cfg))
+	})
+}
+
+func (n *node) listImages(t *testing.T, filter string) []*runtimeapi.Image {
+	t.Helper()
+	l, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{
+		Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: filter}},
+	})
+	if err != nil {
+		t.Fatalf("ListImages %q: %v", filter, err)
+	}
+	return l.Images
+}
+
+// TestRemoveImageByDigest pulls images by digest, alone and beside a tag, and removes them by each of their names.
+func TestRemoveImageByDigest(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		for name, c := range map[string]struct {
+			tagged, index bool // also pulled by tag; the digest is an index's
+			remove        func(tag, digest, id string) string
+		}{
+			"digest":             {remove: func(_, digest, _ string) string { return digest }},
+			"id":                 {remove: func(_, _, id string) string { return id }},
+			"index":              {index: true, remove: func(_, digest, _ string) string { return digest }},
+			"digest-beside-tag":  {tagged: true, remove: func(_, digest, _ string) string { return digest }},
+			"tag-beside-digest":  {tagged: true, remove: func(tag, _, _ string) string { return tag }},
+			"tag-and-digest":     {tagged: true, remove: func(tag, digest, _ string) string { return tag + digest[strings.Index(digest, "@"):] }},
+			"index-with-own-tag": {tagged: true, index: true, remove: func(_, digest, _ string) string { return digest }},
+		} {
+			t.Run(name, func(t *testing.T) {
+				image := registry.Random(t, "amd64", v1.Config{Cmd: []string{"/none"}}, 2, 1000)
+				var what remote.Taggable = image
+				digest, err := image.Digest()
+				if c.index {
+					index := registry.Index(t, map[string]v1.Image{"amd64": image})
+					what = index
+					digest, err = index.Digest()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				tag := r.Put(t, "remove/"+name, "1", what)
+				byDigest := r.Host + "/remove/" + name + "@" + digest.String()
+
+				id, err := n.pull(t.Context(), byDigest, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.tagged {
+					if again, err := n.pull(t.Context(), tag, nil); err != nil || again != id {
+						t.Fatalf("pull by tag: %s, %v; want %s", again, err, id)
+					}
+				}
+				for _, i := range n.listImages(t, byDigest) {
+					if i.Id != id || len(i.RepoTags) > 0 != c.tagged || strings.Contains(strings.Join(i.RepoTags, " "), "@") ||
+						!slices.Contains(i.RepoDigests, byDigest) {
+						t.Errorf("listed as %v", i)
+					}
+				}
+
+				if err := n.removeImage(t, c.remove(tag, byDigest, id)); err != nil {
+					t.Fatal(err)
+				}
+				for _, ref := range []string{id, tag, byDigest} {
+					if left := n.listImages(t, ref); len(left) > 0 {
+						t.Errorf("listed by %s after the removal: %v", ref, left)
+					}
+				}
+				if list := n.listImages(t, ""); countImages(&runtimeapi.ListImagesResponse{Images: list}, id) > 0 {
+					t.Errorf("still in the whole list: %v", list)
+				}
+				if out := n.dockerImages(t); strings.Contains(out, strings.TrimPrefix(id, "sha256:")) {
+					t.Errorf("the engine still has it:\n%s", out)
+				}
+			})
+		}
+	})
+}
+
+// dockerImages lists all images of the engine, those without a name too.
+func (n *node) dockerImages(t *testing.T) string {
+	t.Helper()
+	list, err := n.own(t).Docker(t).ImageList(t.Context(), client.ImageListOptions{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for _, i := range list.Items {
+		fmt.Fprintln(&out, i.ID, i.RepoTags, i.RepoDigests)
+	}
+	return out.String()
+}
+
+// TestListImagesOfRepository selects images as Docker's reference filter does.
+func TestListImagesOfRepository(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		r := n.registry(t)
+		ids := map[string]string{}
+		for _, name := range []string{"list/one:1", "list/one:2", "list/two:1"} {
+			repository, tag, _ := strings.Cut(name, ":")
+			id, err := n.pull(t.Context(), r.Add(t, repository, tag, 1, 1000), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[name] = id
+		}
+
+		for filter, want := range map[string][]string{
+			"/list/one":   {"list/one:1", "list/one:2"},
+			"/list/one:2": {"list/one:2"},
+			"/list/one:*": {"list/one:1", "list/one:2"},
+			"/list/*":     {"list/one:1", "list/one:2", "list/two:1"},
+			"/*/two":      {"list/two:1"},
+			"/list/o":     nil,
+			"/list/none":  nil,
+		} {
+			var got, wanted []string
+			for _, i := range n.listImages(t, r.Host+filter) {
+				got = append(got, i.Id)
+			}
+			for _, name := range want {
+				wanted = append(wanted, ids[name])
+			}
+			if !equalSets(got, wanted) {
+				t.Errorf("%s: %v, want %v", filter, got, want)
+			}
+		}
+
+		_, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{
+			Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: "busybox["}},
+		})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("malformed pattern: %v", err)
+		}
 	})
 }
