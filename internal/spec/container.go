@@ -176,9 +176,11 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 		c.Host.MaskedPaths = append([]string{}, sc.GetMaskedPaths()...)
 		c.Host.ReadonlyPaths = append([]string{}, sc.GetReadonlyPaths()...)
 	}
+	noNewPrivs := "no-new-privileges=false" // explicit: the default of daemon.json may be true
 	if sc.GetNoNewPrivs() {
-		c.Host.SecurityOpt = append(c.Host.SecurityOpt, "no-new-privileges")
+		noNewPrivs = "no-new-privileges"
 	}
+	c.Host.SecurityOpt = append(c.Host.SecurityOpt, noNewPrivs)
 	in := securityInput{
 		seccomp:  containerSeccomp(sc),
 		apparmor: sc.GetApparmor(),

@@ -344,10 +344,11 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 	for i, e := range c.GetEnvs() {
 		f := fmt.Sprintf("%s.envs[%d]", field, i)
 		p.required(f+".key", e.GetKey())
-		if name, _, ok := strings.Cut(e.GetKey(), "="); ok { // what follows may be a value, and is not told
+		name, _, ok := strings.Cut(e.GetKey(), "=")
+		if ok { // what follows may be a value, which is not repeated
 			p.add(f+".key", "%q is followed by '='", name)
 		}
-		p.text(f+".value", string(e.GetValue()))
+		p.text(fmt.Sprintf("%s.value (%q)", f, name), string(e.GetValue()))
 	}
 	for i, m := range c.GetMounts() {
 		p.mount(fmt.Sprintf("%s.mounts[%d]", field, i), m)

@@ -141,3 +141,29 @@ func TestSeccompProfileThatIsNotThere(t *testing.T) {
 		}
 	})
 }
+
+// TestNoNewPrivilegesOfTheEngine: a container's own setting wins over the engine's default.
+func TestNoNewPrivilegesOfTheEngine(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		n.Daemon = n.eng.Daemon(t)
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		for name, c := range map[string]struct {
+			noNewPrivs bool
+			want       string
+		}{
+			"allowed": {noNewPrivs: false, want: "0"},
+			"denied":  {noNewPrivs: true, want: "1"},
+		} {
+			cc := n.containerConfig(sh("sleep 1000"))
+			cc.Metadata.Name = name
+			cc.Linux.SecurityContext.NoNewPrivs = c.noNewPrivs
+			id := n.startConfig(t, pod, cfg, cc)
+			for _, file := range []string{"/proc/1/status", "/proc/self/status"} { // the container's and exec's
+				if got := n.exec(t, id, "sed", "-n", `s/^NoNewPrivs:\s*//p`, file); strings.TrimSpace(got) != c.want {
+					t.Errorf("%s, %s: NoNewPrivs %q, want %s", name, file, got, c.want)
+				}
+			}
+		}
+	}, "--no-new-privileges")
+}
