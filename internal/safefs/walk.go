@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,9 @@ const (
 	direntBuffer  = 32 << 10
 	stepsPerCheck = 16 // directories between two looks at the clock
 )
+
+// direntBuffers saves a buffer for each walk: most walks are of directories with a few files.
+var direntBuffers = sync.Pool{New: func() any { return new([direntBuffer]byte) }}
 
 // Walker visits a tree of directories that others change meanwhile. It goes from directory to
 // directory by descriptor, so it neither follows links nor leaves the file system on which it began,
@@ -100,8 +104,12 @@ func (w *Walker) Walk(until time.Time) (done bool, err error) {
 		}
 	}
 
-	w.buf = make([]byte, direntBuffer)
-	defer func() { w.buf = nil }()
+	buf := direntBuffers.Get().(*[direntBuffer]byte)
+	w.buf = buf[:]
+	defer func() {
+		w.buf = nil
+		direntBuffers.Put(buf)
+	}()
 	for step := 1; len(w.stack) > 0; step++ {
 		if step%stepsPerCheck == 0 {
 			if w.Check != nil {
