@@ -58,11 +58,13 @@ type Engine struct {
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
 	leftOut leftOut
 	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known
+	execs   execTimeouts
+	reaps   reaps
 }
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[model.ImageID]cachedImage{}}}
+	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[model.ImageID]cachedImage{}}, execs: defaultExecTimeouts}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err
@@ -88,8 +90,11 @@ func (e *Engine) docker() *client.Client { return e.client.Load().Client }
 // streams is the client for connections that are taken over.
 func (e *Engine) streams() *client.Client { return e.client.Load().streams }
 
-// Close ends idle connections.
-func (e *Engine) Close() error { return e.client.Load().Close() }
+// Close ends what waits for execs, and idle connections.
+func (e *Engine) Close() error {
+	e.reaps.close()
+	return e.client.Load().Close()
+}
 
 // minAPI is Engine 20.10's.
 const minAPI = "1.41"

@@ -70,7 +70,7 @@ func TestKillTreeKeepsToTheCgroup(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("a process outside the container was killed: %v", err)
 	}
-	if killed, err := kill("/proc", 1<<22-1, "x"); killed || err != nil {
+	if killed, err := sendSignals("/proc", 1<<22-1, "x", syscall.SIGKILL); killed || err != nil {
 		t.Errorf("a PID that does not exist: %v, %v", killed, err)
 	}
 }

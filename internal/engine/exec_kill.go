@@ -1,41 +1,16 @@
 package engine
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
-	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
-
-	"cri-dockerd/internal/model"
 )
 
-const (
-	killDeadline = 10 * time.Second // for the whole killing, whatever became of the call
-	killRounds   = 10               // a tree that forks while it is killed is looked at again
-)
-
-// killExec kills an exec'd process and what it started. It is done whether or not the call that ran it is cancelled.
-func (e *Engine) killExec(ctx context.Context, id model.ContainerID, exec string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
-	defer cancel()
-	in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
-	if err != nil {
-		return wrap(err, "kill exec in container %s", id)
-	}
-	if !in.Running || in.PID == 0 {
-		return nil
-	}
-	if err := killTree("/proc", in.PID, string(id)); err != nil {
-		return fmt.Errorf("kill exec in container %s: %w", id, err)
-	}
-	return nil
-}
+// killRounds bounds how often a tree is listed anew that forks while it is killed.
+const killRounds = 10
 
 // process is one line of /proc/<pid>/stat, proc_pid_stat(5).
 type process struct{ pid, parent, session int }
@@ -47,7 +22,7 @@ func killTree(proc string, pid int, container string) error {
 		alive := 0
 		var errs []error
 		for _, target := range targets {
-			killed, err := kill(proc, target, container)
+			killed, err := sendSignals(proc, target, container, unix.SIGKILL)
 			if killed {
 				alive++
 			}
@@ -60,9 +35,16 @@ func killTree(proc string, pid int, container string) error {
 	return nil
 }
 
-// kill sends SIGKILL through a pidfd, so that a PID that was given away meanwhile is not hit: the cgroup is looked at after the pidfd was
-// opened.
-func kill(proc string, pid int, container string) (bool, error) {
+// hangUp does to a command what the loss of its terminal does (setpgid(2), credentials(7)): the kernel hangs up the others of the session
+// when this first process of it ends.
+func hangUp(proc string, pid int, container string) error {
+	_, err := sendSignals(proc, pid, container, unix.SIGHUP, unix.SIGCONT)
+	return err
+}
+
+// sendSignals sends signals through a pidfd, so that a PID that was given away meanwhile is not hit: the cgroup is read after the pidfd was
+// opened. It returns false if the process has ended or is not in the container's cgroup.
+func sendSignals(proc string, pid int, container string, signals ...unix.Signal) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return false, nil
@@ -74,8 +56,10 @@ func kill(proc string, pid int, container string) (bool, error) {
 	if err != nil || !strings.Contains(string(cgroup), container) {
 		return false, nil
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-		return false, nil //nolint:nilerr // it has ended meanwhile
+	for _, sig := range signals {
+		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+			return false, nil //nolint:nilerr // it has ended meanwhile
+		}
 	}
 	return true, nil
 }

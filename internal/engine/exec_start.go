@@ -48,9 +48,11 @@ func (o *execOutput) Write(p []byte) (int, error) {
 
 // execState is what the engine knows of an exec.
 type execState struct {
-	ended    bool
-	isFailed bool // the command was not started: it has ended, and never had a PID
-	exitCode int
+	pid        int // 0 before the start
+	ended      bool
+	isFailed   bool // the command was not started: it has ended, and never had a PID
+	isStarting bool // the engine has begun to start it
+	exitCode   int
 }
 
 // execState inspects an exec.
@@ -60,9 +62,11 @@ func (e *Engine) execState(ctx context.Context, exec string) (execState, error) 
 		return execState{}, err
 	}
 	return execState{
-		ended:    !in.Running,
-		isFailed: !in.Running && in.PID == 0 && in.ExitCode != 0,
-		exitCode: in.ExitCode,
+		pid:        in.PID,
+		ended:      !in.Running,
+		isFailed:   !in.Running && in.PID == 0 && in.ExitCode != 0,
+		isStarting: in.Running && in.PID == 0,
+		exitCode:   in.ExitCode,
 	}, nil
 }
 
