@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"cri-dockerd/internal/cgroup"
@@ -141,6 +142,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Runtime: streamed{p},
 		Dial:    podnet.Dial,
 		TLS:     stream.TLSFiles{Cert: cfg.StreamingTLSCert, Key: cfg.StreamingTLSKey},
+		Spool:   func() (*os.File, error) { return openNameless(cfg.RootDirectory) },
 		Log:     log,
 	})
 	if err != nil {
@@ -165,6 +167,11 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	}
 	p.endpoint = &endpoint{metrics: metrics, alive: p.alive(), ready: p.ready(), log: log}
 	return p, nil
+}
+
+// openNameless makes a file in dir that is gone when it is closed (O_TMPFILE, open(2)).
+func openNameless(dir string) (*os.File, error) {
+	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
 }
 
 // streamed is what the streaming server is connected to. The service needs the server, so it comes later. Requests that reach the

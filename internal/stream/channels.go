@@ -105,17 +105,17 @@ func (ch *channels) greet(want wanted) {
 	_, _ = first.Write(nil)
 }
 
-// streams are the channels as the engine takes them. Reading terminal sizes ends with ctx or the session.
-func (ch *channels) streams(ctx context.Context) engine.Streams {
+// streams are the channels as the engine takes them, with their outputs added to out. Reading terminal sizes ends with ctx or the session.
+func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 	s := engine.Streams{TTY: ch.tty}
 	if ch.stdin && ch.in != nil { // a channel that was not asked for would end at once, and close the stdin of the process
 		s.Stdin = ch.in
 	}
 	if ch.stdout && ch.out != nil {
-		s.Stdout = ch.out
+		s.Stdout = out.add(ch.out)
 	}
 	if ch.stderr && ch.err != nil && !ch.tty {
-		s.Stderr = ch.err
+		s.Stderr = out.add(ch.err)
 	}
 	if ch.sizes != nil {
 		sizes := make(chan engine.Size)
@@ -169,7 +169,9 @@ type statusCause struct {
 
 // finish sends how the process ended: its exit code, or the error that kept it from running.
 func (ch *channels) finish(exitCode int, err error) {
-	ch.limitWrites()
+	if !errors.Is(err, errBehind) { // whose writes are limited already
+		ch.limitWrites()
+	}
 	end := status{Status: "Success"}
 	switch {
 	case err != nil:

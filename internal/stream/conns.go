@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cri-dockerd/internal/connlimit"
 )
 
@@ -66,6 +68,25 @@ func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.note(n)
 	return n, err
+}
+
+// acked is how many bytes the client has acknowledged, 0 if that is unknown (TCP_INFO, tcp(7)). It grows while a slow client reads, also
+// when a write does not return.
+func (c *conn) acked() (n uint64) {
+	t, ok := c.Conn.Conn.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			n = info.Bytes_acked
+		}
+	})
+	return n
 }
 
 // note remembers that bytes have moved.

@@ -71,7 +71,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, c *conn, request 
 	}
 }
 
-// serveExec runs a command. A client that goes away does not end the process, as on every other runtime.
+// serveExec runs a command. A client that goes away does not end the process, as on every other runtime, but a shell on a terminal is hung
+// up.
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.ExecRequest) {
 	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {
@@ -79,10 +80,18 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 	}
 	defer ch.close()
 
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
-	defer cancel()
-	code, err := s.runtime.Exec(ctx, q.ContainerId, engine.Exec{Cmd: q.Cmd, Streams: ch.streams(ctx)})
-	if err != nil {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	defer cancel(nil)
+	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
+	defer stop()
+	out := s.newOutputs(ctx, c, true)
+	defer out.drop()
+	code, err := s.runtime.Exec(ctx, q.ContainerId, engine.Exec{
+		Cmd:     q.Cmd,
+		Streams: ch.streams(ctx, out),
+		Ended:   out.end,
+	})
+	if err = out.flush(err); err != nil {
 		err = fmt.Errorf("error executing command in container: %w", err)
 		s.log.Debug("exec", "container", q.ContainerId, "err", err)
 	}
@@ -97,10 +106,14 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q 
 	}
 	defer ch.close()
 
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	err := s.runtime.Attach(ctx, q.ContainerId, ch.streams(ctx))
-	if r.Context().Err() != nil {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	defer cancel(nil)
+	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
+	defer stop()
+	out := s.newOutputs(ctx, c, false)
+	defer out.drop()
+	err := s.runtime.Attach(ctx, q.ContainerId, ch.streams(ctx, out))
+	if err = out.flush(err); c.ctx.Err() != nil {
 		return // nobody reads the result
 	}
 	if err != nil {

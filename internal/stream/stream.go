@@ -45,7 +45,9 @@ type Config struct {
 	Dial func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error)
 	// TLS are the files of the server's certificate and key, both or neither. They are read again when they change.
 	TLS TLSFiles
-	Log *slog.Logger
+	// Spool opens a file without a name, for output that a client has not read; nil for memory alone.
+	Spool func() (*os.File, error)
+	Log   *slog.Logger
 }
 
 const (
@@ -85,9 +87,11 @@ type Server struct {
 	conns    *listener
 	tokens   tokens
 	forwards forwards
+	spools   *spools
 
 	idle          time.Duration // sessionIdleTimeout
-	streamTimeout time.Duration // defaultStreamTimeout; tests shorten both
+	stall         time.Duration // stallTimeout
+	streamTimeout time.Duration // defaultStreamTimeout; tests shorten all three
 }
 
 // New listens, so that the URLs are known; nothing is answered until Serve.
@@ -107,8 +111,10 @@ func New(cfg Config) (*Server, error) {
 		dial:    cfg.Dial,
 		log:     cfg.Log,
 		base:    url.URL{Scheme: "http", Host: reachable(bound).String()},
+		spools:  newSpools(cfg.Spool),
 
 		idle:          sessionIdleTimeout,
+		stall:         stallTimeout,
 		streamTimeout: defaultStreamTimeout,
 	}
 	connLimits := limits
