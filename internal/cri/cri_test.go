@@ -336,7 +336,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{world: w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
 }
 
 // pod is a small pod with a name of its own.

@@ -15,9 +15,10 @@ import (
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
+	"cri-dockerd/test/answers"
 )
 
-// received is an answer as its client gets it.
+// received is an answer as its client gets it. One that would crash a kubelet is an error.
 func received[M proto.Message](m M, err error) (M, error) {
 	if err != nil {
 		return m, err
@@ -27,7 +28,10 @@ func received[M proto.Message](m M, err error) (M, error) {
 		return m, err
 	}
 	out := m.ProtoReflect().New().Interface().(M)
-	return out, proto.Unmarshal(b, out)
+	if err := proto.Unmarshal(b, out); err != nil {
+		return out, err
+	}
+	return out, answers.Check(out)
 }
 
 // TestEncodings: a record is what its message is to a client, is encoded once, and is forgotten some time after it is gone.
@@ -73,7 +77,7 @@ func TestEncodings(t *testing.T) {
 	if len(e.known) > 2*10+gone {
 		t.Errorf("%d records are kept of 10", len(e.known))
 	}
-	items, err := e.items([]*spec.Container{{ID: "\xff"}}, func(*spec.Container) bool { return true }, maxList)
+	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}}, func(*spec.Container) bool { return true }, maxList)
 	got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
 		t.Errorf("a record that is no UTF-8: %v, %v", got, err)

@@ -160,7 +160,7 @@ func (s *Service) ImageFsInfo(_ context.Context, r *runtimeapi.ImageFsInfoReques
 	if err != nil {
 		return nil, err
 	}
-	f, measured := s.ImageFS.Read(imagefs.Store{Driver: host.StorageDriver, Root: host.RootDir, Containerd: host.ContainerdStore})
+	f, measured := s.ImageFS.Read(storeOf(host))
 	if !measured {
 		f = imagefs.Figures{At: time.Now(), ImageDir: host.RootDir, ContainerDir: host.RootDir}
 		for _, i := range s.View.Images() {
@@ -168,13 +168,11 @@ func (s *Service) ImageFsInfo(_ context.Context, r *runtimeapi.ImageFsInfoReques
 		}
 	}
 	usage := func(dir string, u imagefs.Usage) []*runtimeapi.FilesystemUsage {
-		out := &runtimeapi.FilesystemUsage{
-			Timestamp: f.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir}, UsedBytes: &runtimeapi.UInt64Value{Value: u.Bytes},
+		inodes := &u.Inodes
+		if !measured {
+			inodes = nil
 		}
-		if measured {
-			out.InodesUsed = &runtimeapi.UInt64Value{Value: u.Inodes}
-		}
-		return []*runtimeapi.FilesystemUsage{out}
+		return []*runtimeapi.FilesystemUsage{newFilesystemUsage(f.At, dir, u.Bytes, inodes)}
 	}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage(f.ImageDir, f.Image), ContainerFilesystems: usage(f.ContainerDir, f.Container)}, nil
 }

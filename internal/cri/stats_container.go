@@ -7,7 +7,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
@@ -60,8 +59,12 @@ func (s *Service) ListContainerStats(_ context.Context, r *runtimeapi.ListContai
 
 // layers returns the writable layers as last measured.
 func (s *Service) layers(host spec.Host) imagefs.Figures {
-	f, _ := s.ImageFS.Read(imagefs.Store{Driver: host.StorageDriver, Root: host.RootDir, Containerd: host.ContainerdStore})
+	f, _ := s.ImageFS.Read(storeOf(host))
 	return f
+}
+
+func storeOf(host spec.Host) imagefs.Store {
+	return imagefs.Store{Driver: host.StorageDriver, Root: host.RootDir, Containerd: host.ContainerdStore}
 }
 
 // containerStats are the figures of a container, whether it runs or not.
@@ -84,63 +87,7 @@ func (s *Service) statsOf(c *spec.Container, u stats.Usage, l imagefs.Figures) (
 	}
 	out := wire.Carry(&runtimeapi.ContainerStats{Cpu: cpuUsage(u), Memory: memoryUsage(u), Swap: swapUsage(u), Io: ioUsage(u)}, attributes)
 	if w, known := l.Writable[c.ID]; known {
-		out.WritableLayer = &runtimeapi.FilesystemUsage{
-			Timestamp: l.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: l.ContainerDir}, UsedBytes: value(w.Bytes), InodesUsed: value(w.Inodes),
-		}
+		out.WritableLayer = newFilesystemUsage(l.At, l.ContainerDir, w.Bytes, &w.Inodes)
 	}
 	return out, nil
-}
-
-func value(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
-
-func optional(n *uint64) *runtimeapi.UInt64Value {
-	if n == nil {
-		return nil
-	}
-	return value(*n)
-}
-
-// left is what may still be used of a limit, nil without one.
-func left(limit *uint64, used uint64) *runtimeapi.UInt64Value {
-	if limit == nil {
-		return nil
-	}
-	return value(*limit - min(*limit, used))
-}
-
-func cpuUsage(u stats.Usage) *runtimeapi.CpuUsage {
-	return &runtimeapi.CpuUsage{Timestamp: u.At.UnixNano(), UsageCoreNanoSeconds: value(u.CPU), UsageNanoCores: optional(u.NanoCores), Psi: psi(u.CPUPressure)}
-}
-
-func memoryUsage(u stats.Usage) *runtimeapi.MemoryUsage {
-	m := u.Memory
-	return &runtimeapi.MemoryUsage{
-		Timestamp: u.At.UnixNano(), WorkingSetBytes: value(m.WorkingSet), AvailableBytes: left(m.Limit, m.WorkingSet), UsageBytes: value(m.Usage),
-		RssBytes: value(m.RSS), PageFaults: value(m.Faults), MajorPageFaults: value(m.MajorFaults), Psi: psi(u.MemoryPressure),
-	}
-}
-
-func swapUsage(u stats.Usage) *runtimeapi.SwapUsage {
-	if u.Swap == nil {
-		return nil
-	}
-	return &runtimeapi.SwapUsage{Timestamp: u.At.UnixNano(), SwapUsageBytes: value(u.Swap.Usage), SwapAvailableBytes: left(u.Swap.Limit, u.Swap.Usage)}
-}
-
-// ioUsage is the pressure alone; there is nothing else in it.
-func ioUsage(u stats.Usage) *runtimeapi.IoUsage {
-	if u.IOPressure == nil {
-		return nil
-	}
-	return &runtimeapi.IoUsage{Timestamp: u.At.UnixNano(), Psi: psi(u.IOPressure)}
-}
-
-func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
-	if p == nil {
-		return nil
-	}
-	data := func(s cgroup.Stall) *runtimeapi.PsiData {
-		return &runtimeapi.PsiData{Total: uint64(s.Total.Nanoseconds()), Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
-	}
-	return &runtimeapi.PsiStats{Some: data(p.Some), Full: data(p.Full)}
 }

@@ -189,19 +189,12 @@ func (s *Service) addPause(sum *stats.Usage, processes *uint64, p runningPod, ow
 	return nil
 }
 
+// networkUsage reads the network of a pod, nil if its default interface does not exist.
 func (s *Service) networkUsage(p runningPod, interfaces int) (*runtimeapi.NetworkUsage, error) {
 	now := time.Now()
 	devices, err := s.Stats.Network(p.anchor, p.pid, interfaces)
 	if err != nil {
 		return nil, err
 	}
-	out := &runtimeapi.NetworkUsage{Timestamp: now.UnixNano()}
-	for _, d := range devices {
-		i := &runtimeapi.NetworkInterfaceUsage{Name: d.Name, RxBytes: value(d.RxBytes), RxErrors: value(d.RxErrors), TxBytes: value(d.TxBytes), TxErrors: value(d.TxErrors)}
-		if d.Name == stats.DefaultInterface {
-			out.DefaultInterface = i
-		}
-		out.Interfaces = append(out.Interfaces, i)
-	}
-	return out, nil
+	return newNetworkUsage(now, devices), nil
 }

@@ -18,7 +18,10 @@ import (
 )
 
 // fakeStats has the same figures for every process that the fake engine says to run.
-type fakeStats struct{ *world }
+type fakeStats struct {
+	*world
+	without bool // the pod's own interface
+}
 
 func number(n uint64) *uint64 { return &n }
 
@@ -69,6 +72,9 @@ func (f fakeStats) Network(_ string, pid, _ int) ([]stats.Interface, error) {
 	if pid == 0 {
 		return nil, errors.New("network of no process")
 	}
+	if f.without {
+		return []stats.Interface{{Name: "net1"}}, nil
+	}
 	return []stats.Interface{{Name: "eth0", RxBytes: 1, RxErrors: 2, TxBytes: 3, TxErrors: 4, RxDropped: 5, TxPackets: 6}, {Name: "net1"}}, nil
 }
 
@@ -84,6 +90,10 @@ func (fakeStats) Device(major, minor uint32) string { return fmt.Sprintf("/dev/%
 type fixedFS struct{ imagefs.Figures }
 
 func (f fixedFS) Read(imagefs.Store) (imagefs.Figures, bool) { return f.Figures, true }
+
+func (f fixedFS) Complete(imagefs.Store, []model.ContainerID) (imagefs.Figures, bool) {
+	return f.Figures, true
+}
 
 // runContainer runs a container of its own in a pod.
 func runContainer(t *testing.T, s *Service, pod string, cfg *runtimeapi.PodSandboxConfig) string {
@@ -190,5 +200,22 @@ func TestStatsOfWhatCannotBeRead(t *testing.T) {
 	}
 	if l, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})); err != nil || len(l.Stats) != 0 {
 		t.Errorf("%v, %v", l, err)
+	}
+}
+
+// TestStatsWithoutInterface: a pod whose interface is gone while it is torn down has all stats but those of its network.
+func TestStatsWithoutInterface(t *testing.T) {
+	s, w := newService(t)
+	s.Stats = fakeStats{world: w, without: true}
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	runContainer(t, s, pod, cfg)
+	one, err := received(s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod}))
+	if err != nil || one.Stats.Linux.Network != nil || one.Stats.Linux.Cpu == nil || len(one.Stats.Linux.Containers) != 1 {
+		t.Errorf("%v, %v", one, err)
+	}
+	all, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}))
+	if err != nil || len(all.Stats) != 1 {
+		t.Errorf("%v, %v", all, err)
 	}
 }

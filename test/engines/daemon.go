@@ -40,9 +40,10 @@ type Daemon struct {
 }
 
 // Connect returns the clients of a CRI socket, unix:///path, that is none of ours.
-func Connect(tb TB, endpoint string) *Daemon {
+func Connect(tb TB, endpoint string, options ...grpc.DialOption) *Daemon {
 	tb.Helper()
-	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	conn, err := grpc.NewClient(endpoint, options...)
 	if err != nil {
 		tb.Fatalf("connect to %s: %v", endpoint, err)
 	}
@@ -91,7 +92,8 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		d.own = append(d.own, "--pod-cidr="+PodCIDR)
 	}
 	d.args = args
-	clients := Connect(tb, "unix://"+d.Socket)
+	var answers checked
+	clients := Connect(tb, "unix://"+d.Socket, answers.options()...)
 	d.Runtime, d.Image = clients.Runtime, clients.Image
 	tb.Cleanup(func() {
 		e.signal(tb, d.name, "TERM")
@@ -102,6 +104,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		if b, _ := os.ReadFile(d.Log()); panicked.Match(b) {
 			tb.Fatalf("the daemon panicked:\n%s", b)
 		}
+		answers.end(tb)
 	})
 	d.Restart(tb)
 	return d
