@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
@@ -44,8 +45,8 @@ func (s *Service) podMetrics(req any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, layers := time.Now(), s.fsLayers(host)
-	pods := s.runningPods(s.View.Sandboxes())
+	now, pods := time.Now(), s.runningPods(s.View.Sandboxes())
+	layers := s.fsLayers(host, pods)
 	var mu sync.Mutex // guards items
 	items := wire.Room(int(s.metricsSize.Load()))
 	sideBySide(pods, func(p runningPod) struct{} {
@@ -131,24 +132,34 @@ func (e *encoder) metrics(b []byte, m *measured) []byte {
 	return b
 }
 
-// fsLayers are the writable layers as last measured, with their file system as it is.
+// fsLayers are the writable layers as last measured, with their file system as it is now.
 type fsLayers struct {
 	imagefs.Figures
-	fs *stats.FileSystem // nil while nothing is measured
+	fs *stats.FileSystem // nil if it cannot be read
 }
 
-func (s *Service) fsLayers(host spec.Host) fsLayers {
-	l := fsLayers{Figures: s.layers(host)}
-	if l.ContainerDir == "" {
-		return l
+// fsLayers returns the writable layers of all containers of these pods, also of those that have been
+// started since the last measurement, so that a first scrape is complete. Where the layout of the
+// engine's store is not known, its directory stands for the file system.
+func (s *Service) fsLayers(host spec.Host, pods []runningPod) fsLayers {
+	var running []model.ContainerID
+	for _, p := range pods {
+		for _, c := range p.containers {
+			running = append(running, c.ID)
+		}
 	}
+	f, known := s.ImageFS.Complete(storeOf(host), running)
+	if !known {
+		f.ContainerDir = host.RootDir
+	}
+	l := fsLayers{Figures: f}
 	if fs, err := s.Stats.FileSystem(l.ContainerDir); err == nil {
 		l.fs = &fs
 	}
 	return l
 }
 
-// measureNode is the file system of the writable layers, as cAdvisor has it of its root; nothing while it is not known.
+// measureNode returns the file system of the writable layers, as cAdvisor has it of its root.
 func measureNode(l fsLayers, now time.Time) []*measured {
 	if l.fs == nil {
 		return nil

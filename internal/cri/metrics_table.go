@@ -256,11 +256,15 @@ func ofNode(f func(fs *stats.FileSystem) uint64) func(*measured, putMetric) {
 	}
 }
 
-// ofDisk is a figure of its disk.
+// ofDisk is a figure of its disk: 0 if the kernel lists no disk for the file system, such as a network's.
 func ofDisk(f func(d *stats.Disk) uint64) func(*measured, putMetric) {
 	return func(m *measured, put putMetric) {
-		if m.node != nil && m.node.Disk != nil {
+		switch {
+		case m.node == nil:
+		case m.node.Disk != nil:
 			put(f(m.node.Disk), m.node.Device)
+		default:
+			put(0, m.node.Device)
 		}
 	}
 }
@@ -317,7 +321,7 @@ func eachInterface(f func(i *stats.Interface) uint64) func(*measured, putMetric)
 var processMetrics = []metric{
 	{name: "container_processes", help: "Processes.", gauge: true, one: ofProcesses(func(p *stats.Processes) *uint64 { return &p.Count })},
 	{name: "container_threads", help: "Threads of all processes.", gauge: true, one: ofGroup(func(d *stats.Details) *uint64 { return d.Threads })},
-	{name: "container_threads_max", help: "The most threads that it may have; without a limit not there.", gauge: true, one: ofGroup(func(d *stats.Details) *uint64 { return d.MaxThreads })},
+	{name: "container_threads_max", help: "The most threads that it may have; 0 for no limit.", gauge: true, one: ofGroup(maxThreads)},
 	{name: "container_file_descriptors", help: "Open descriptors of all processes.", gauge: true, one: ofProcesses(func(p *stats.Processes) *uint64 { return p.Files })},
 	{name: "container_sockets", help: "Open sockets of all processes.", gauge: true, one: ofProcesses(func(p *stats.Processes) *uint64 { return p.Sockets })},
 	{name: "container_ulimits_soft", help: "Soft limits of the main process; what is not limited is not there.", gauge: true, labels: []string{"ulimit"}, each: func(m *measured, put putMetric) {
@@ -325,6 +329,14 @@ var processMetrics = []metric{
 			put(*m.processes.MaxFiles, "max_open_files")
 		}
 	}},
+}
+
+// maxThreads is 0 without a limit, as cAdvisor has it, and nil where the kernel does not count threads.
+func maxThreads(d *stats.Details) *uint64 {
+	if d.MaxThreads == nil && d.Threads != nil {
+		return new(uint64)
+	}
+	return d.MaxThreads
 }
 
 func ofProcesses(f func(p *stats.Processes) *uint64) func(*measured) *uint64 {

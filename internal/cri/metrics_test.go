@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,6 +132,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.ContainerMetrics[0].Metrics, "container_fs_usage_bytes", gauge, 50, time.Unix(2, 0).UnixNano(), append(slices.Clone(own), "/dev/sda1")},
 		{p.ContainerMetrics[0].Metrics, "container_log_usage_bytes", gauge, 4096, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_sockets", gauge, 4, 0, own},
+		{p.ContainerMetrics[0].Metrics, "container_threads_max", gauge, 0, 0, own},
 	} {
 		m := &runtimeapi.Metric{Name: want.name, MetricType: want.kind, Timestamp: want.at, LabelValues: want.labels, Value: value(want.value)}
 		if !slices.ContainsFunc(want.in, func(got *runtimeapi.Metric) bool { return cmp.Diff(m, got, protocmp.Transform()) == "" }) {
@@ -138,7 +140,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 		}
 	}
 	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
-		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_threads_max", "container_hugetlb_max_usage_bytes", "container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
+		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_hugetlb_max_usage_bytes", "container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
 			t.Errorf("the kernel has not told this: %v", m)
 		}
 	}
@@ -364,4 +366,65 @@ func TestMaxInterfaces(t *testing.T) {
 			t.Errorf("%d pods: %d interfaces each, want %d", pods, got, want)
 		}
 	}
+}
+
+// TestFirstScrape: a container that has just been started has every metric of disks and threads before anything was
+// measured in the background, also where the layout of the engine's store is not known.
+func TestFirstScrape(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	id := runContainer(t, s, runPod(t, s, cfg), cfg)
+	store := &lateFS{walked: imagefs.Usage{Bytes: 70, Inodes: 3}}
+	s.ImageFS = store
+	names := func() map[string]bool {
+		l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]bool{}
+		for _, p := range l.PodMetrics {
+			for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
+				out[m.Name] = true
+			}
+		}
+		return out
+	}
+	all := names()
+	for name := range descriptors(t, s) {
+		if (strings.HasPrefix(name, "container_fs_") || name == "container_threads_max") && !all[name] {
+			t.Errorf("no %s", name)
+		}
+	}
+	if !slices.Equal(store.asked, []model.ContainerID{model.ContainerID(id)}) {
+		t.Errorf("measured: %v", store.asked)
+	}
+
+	store.unknown = true
+	all = names()
+	for _, name := range nodeTestOfNode {
+		if !all[name] {
+			t.Errorf("with an unknown store: no %s", name)
+		}
+	}
+}
+
+// lateFS has no measurement yet. It walks what it is asked for.
+type lateFS struct {
+	walked  imagefs.Usage
+	unknown bool
+	asked   []model.ContainerID
+}
+
+func (*lateFS) Read(imagefs.Store) (imagefs.Figures, bool) { return imagefs.Figures{}, false }
+
+func (f *lateFS) Complete(_ imagefs.Store, containers []model.ContainerID) (imagefs.Figures, bool) {
+	if f.unknown {
+		return imagefs.Figures{}, false
+	}
+	f.asked = containers
+	out := imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{}}
+	for _, id := range containers {
+		out.Writable[id] = f.walked
+	}
+	return out, true
 }

@@ -45,8 +45,8 @@ func (s *Service) Samples(put func(Sample)) {
 	if err != nil {
 		return
 	}
-	now, layers := time.Now(), s.fsLayers(host)
-	pods := s.runningPods(s.View.Sandboxes())
+	now, pods := time.Now(), s.runningPods(s.View.Sandboxes())
+	layers := s.fsLayers(host, pods)
 	all := sideBySide(pods, func(p runningPod) []*measured {
 		all := s.measurePod(p, maxInterfaces(len(pods)), now)
 		for _, c := range p.containers {

@@ -114,6 +114,9 @@ type Logs interface {
 type ImageFS interface {
 	// Read returns the last figures of a store, false while there are none. It does no work.
 	Read(s imagefs.Store) (imagefs.Figures, bool)
+	// Complete returns the last figures too, and measures these containers if they are not among them. It returns false
+	// if it cannot know the store.
+	Complete(s imagefs.Store, containers []model.ContainerID) (imagefs.Figures, bool)
 }
 
 // Stats is what the kernel tells of running processes; see package stats. A pod is named by any process of it that runs, its pause or a container.

@@ -27,7 +27,7 @@ func BenchmarkSmallLayer(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := w.run(b.Context(), time.Second); err != nil {
+		if _, err := w.run(b.Context().Err, time.Second); err != nil {
 			b.Fatal(err)
 		}
 		w.close()

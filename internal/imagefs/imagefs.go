@@ -53,9 +53,11 @@ type Meter struct {
 	asked  chan Store
 	slice  time.Duration // walkSlice, but in tests
 
-	mu   sync.Mutex // guards the rest
-	last *Figures
-	of   Store
+	mu      sync.Mutex // guards the rest
+	last    *Figures
+	of      Store
+	first   map[model.ContainerID]Usage // layers that no measurement has found yet; see Complete
+	firstOf Store
 
 	// Used by Run only.
 	layers     map[string]*state            // by directory
@@ -126,11 +128,14 @@ func (m *Meter) Run(ctx context.Context) {
 	}
 }
 
+// readMounts reads the mounts of this process.
+func (m *Meter) readMounts() ([]byte, error) { return os.ReadFile(m.mounts) }
+
 // layout finds the layers of a store.
 func (m *Meter) layout(s Store) (layout, error) {
 	switch {
 	case s.Containerd && s.Driver == "overlayfs":
-		mounts, err := os.ReadFile(m.mounts)
+		mounts, err := m.readMounts()
 		if err != nil {
 			return layout{}, err
 		}
@@ -138,7 +143,11 @@ func (m *Meter) layout(s Store) (layout, error) {
 	case s.Driver == "overlay2":
 		return overlay2(s.Root, m.mountIDs)
 	}
-	return layout{}, fmt.Errorf("storage driver %s: its layout is not known", s.Driver)
+	return layout{}, errUnknownLayout(s)
+}
+
+func errUnknownLayout(s Store) error {
+	return fmt.Errorf("storage driver %s: its layout is not known", s.Driver)
 }
 
 // measure walks what is new and what may have changed.
@@ -199,7 +208,7 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 			return nil //nolint:nilerr // not as the engine makes layers; what was counted before stays
 		}
 	}
-	ended, err := st.walk.run(ctx, m.slice)
+	ended, err := st.walk.run(ctx.Err, m.slice)
 	if err != nil {
 		return err
 	}

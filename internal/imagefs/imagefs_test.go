@@ -6,12 +6,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"cri-dockerd/internal/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -107,6 +110,9 @@ func TestContainerdStore(t *testing.T) {
 	if err := os.WriteFile(m.mounts, []byte("1 1 0:1 / / rw - ext4 /dev/x rw\n"+mounts), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if f, ok := m.Complete(s, []model.ContainerID{container}); !ok || !within(f.Writable[container], 60, 2) || f.ContainerDir != base {
+		t.Errorf("before the first measurement: %+v, %v", f, ok)
+	}
 	f := measureTwice(t, m, s)
 	if !within(f.Image, 130, 3) || !within(f.Container, 60, 2) || f.ImageDir != base || f.ContainerDir != base || f.Writable[container] != f.Container {
 		t.Errorf("%+v", f)
@@ -176,4 +182,63 @@ func TestRead(t *testing.T) {
 			t.Errorf("%d lines: %s", n, &log)
 		}
 	})
+}
+
+// TestComplete: a container that no measurement has found yet is measured within the call, once.
+func TestComplete(t *testing.T) {
+	const other = "00000000000000000000000000000000000000000000000000000000000000c2"
+	root := t.TempDir()
+	write(t, filepath.Join(root, "overlay2/c1/diff/w"), 60)
+	write(t, filepath.Join(root, "overlay2/c1-init/diff/etc"), 1)
+	note(t, root, container, "c1")
+	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
+
+	f, ok := m.Complete(s, []model.ContainerID{container, other})
+	if u := f.Writable[container]; !ok || !within(u, 60, 2) || f.ContainerDir != root || f.At.IsZero() || len(f.Writable) != 1 {
+		t.Errorf("before the first measurement: %+v, %v", f, ok)
+	}
+	write(t, filepath.Join(root, "overlay2/c1/diff/more"), 100)
+	if f, _ := m.Complete(s, []model.ContainerID{container}); !within(f.Writable[container], 60, 2) {
+		t.Errorf("the layer was walked again: %+v", f)
+	}
+
+	measured, err := m.measure(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.last, m.of = &measured, s
+	write(t, filepath.Join(root, "overlay2/c2/diff/w"), 30)
+	note(t, root, other, "c2")
+	f, ok = m.Complete(s, []model.ContainerID{container, other})
+	if !ok || !within(f.Writable[container], 160, 3) || !within(f.Writable[other], 30, 2) || f.At != measured.At {
+		t.Errorf("a container since the measurement: %+v, %v", f, ok)
+	}
+	if len(measured.Writable) != 1 {
+		t.Errorf("the figures of others were changed: %+v", measured)
+	}
+	if f, ok := m.Complete(Store{Driver: "zfs", Root: root}, []model.ContainerID{container}); ok {
+		t.Errorf("an unknown layout: %+v", f)
+	}
+}
+
+// TestCompleteIsBounded: a large layer is counted in part, and the call returns.
+func TestCompleteIsBounded(t *testing.T) {
+	root := t.TempDir()
+	for i := range 20 {
+		write(t, filepath.Join(root, "overlay2/c1/diff", strconv.Itoa(i), "w"), 1)
+	}
+	note(t, root, container, "c1")
+	l, err := overlay2Of(root, []model.ContainerID{container})
+	defer l.close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWalk(l.root, l.writable[container])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	if ended, _ := w.run(nil, 0); ended || !w.usage().Partial {
+		t.Errorf("a walk without time: %v, %+v", ended, w.usage())
+	}
 }

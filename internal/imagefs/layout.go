@@ -155,20 +155,10 @@ const (
 // directory, or had: containers knows those by their names. The layout is to be closed, also after
 // an error.
 func containerd(root string, mounts []byte, containers map[string]bool) (l layout, err error) {
-	base, upper := upperDirs(root, mounts)
-	for _, candidate := range []string{filepath.Join(root, "containerd/daemon"), "/var/lib/containerd"} {
-		if _, err := os.Stat(filepath.Join(candidate, snapshotter)); base == "" && err == nil {
-			base = candidate
-		}
-	}
-	l = layout{images: base, containers: base, writable: map[model.ContainerID]string{}}
-	if base == "" {
-		return l, &fs.PathError{Op: "find containerd's store", Path: root, Err: fs.ErrNotExist}
-	}
-	if l.root, err = safefs.OpenDir(base); err != nil {
+	l, upper, err := containerdRoot(root, mounts)
+	if err != nil {
 		return l, err
 	}
-
 	for id, n := range upper {
 		l.writable[id] = snapshot(n)
 		containers[snapshot(n)] = true
@@ -196,10 +186,29 @@ func containerd(root string, mounts []byte, containers map[string]bool) (l layou
 	for _, b := range blobs {
 		l.layers = append(l.layers, layer{name: filepath.Join(content, "blobs/sha256", b), final: true})
 	}
+	return l, nil
+}
+
+// containerdRoot finds containerd's store and the snapshot of each container, by its number. The
+// layout has no layers yet; it is to be closed, also after an error.
+func containerdRoot(root string, mounts []byte) (l layout, upper map[model.ContainerID]string, err error) {
+	base, upper := upperDirs(root, mounts)
+	for _, candidate := range []string{filepath.Join(root, "containerd/daemon"), "/var/lib/containerd"} {
+		if _, err := os.Stat(filepath.Join(candidate, snapshotter)); base == "" && err == nil {
+			base = candidate
+		}
+	}
+	l = layout{images: base, containers: base, writable: map[model.ContainerID]string{}}
+	if base == "" {
+		return l, nil, &fs.PathError{Op: "find containerd's store", Path: root, Err: fs.ErrNotExist}
+	}
+	if l.root, err = safefs.OpenDir(base); err != nil {
+		return l, nil, err
+	}
 	if device(l.root, content) != device(l.root, snapshotter) {
 		l.images, l.containers = filepath.Join(base, content), filepath.Join(base, snapshotter)
 	}
-	return l, nil
+	return l, upper, nil
 }
 
 func snapshot(n string) string { return filepath.Join(snapshotter, n, "fs") }

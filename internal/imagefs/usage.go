@@ -1,7 +1,6 @@
 package imagefs
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -92,13 +91,14 @@ func (w *walk) count(st *unix.Stat_t) {
 	w.sharedInodes += 1 / float64(st.Nlink)
 }
 
-// run goes on for slice. It returns true when the walk has ended; errors are ctx's.
-func (w *walk) run(ctx context.Context, slice time.Duration) (ended bool, err error) {
+// run goes on for slice. It returns true when the walk has ended; errors are check's, which is nil
+// for none.
+func (w *walk) run(check func() error, slice time.Duration) (ended bool, err error) {
 	if w.Walker == nil {
 		return true, nil
 	}
 	began := time.Now()
-	w.Check = ctx.Err
+	w.Check = check
 	ended, err = w.Walk(began.Add(slice))
 	if err != nil {
 		return ended, err

@@ -31,7 +31,7 @@ func usage(t testing.TB, ctx context.Context, dir string) (Usage, error) {
 		t.Fatal(err)
 	}
 	defer w.close()
-	_, err = w.run(ctx, time.Hour)
+	_, err = w.run(ctx.Err, time.Hour)
 	return w.usage(), err
 }
 
@@ -162,7 +162,7 @@ func TestUsageOfDeepTree(t *testing.T) {
 	must(t, err, dir.Close())
 	most := 0
 	for ended := false; !ended; {
-		ended, err = w.run(t.Context(), time.Millisecond)
+		ended, err = w.run(t.Context().Err, time.Millisecond)
 		must(t, err)
 		most = max(most, descriptors(t)-before)
 	}
