@@ -119,8 +119,11 @@ func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 		EnginePorts:    readPorts(in.HostConfig.PortBindings),
 		EngineIPs:      readEngineIPs(in.NetworkSettings),
 	}
-	if !s.Running {
-		s.FinishedAt = readTime(in.State.FinishedAt)
+	finished := readTime(in.State.FinishedAt)
+	if s.Running {
+		s.Restarted = !finished.IsZero() // Docker keeps the time of the last end (moby, container.State.SetRunning)
+	} else {
+		s.FinishedAt = finished
 	}
 	return s
 }
@@ -294,7 +297,7 @@ func (o Object) Ended(at time.Time, exitCode int, outOfMemory bool) Object {
 		return Object{Container: &c}
 	}
 	s := *o.Sandbox
-	s.Running, s.FinishedAt, s.ExitCode, s.Pid = false, at, exitCode, 0
+	s.Running, s.Restarted, s.FinishedAt, s.ExitCode, s.Pid = false, false, at, exitCode, 0
 	return Object{Sandbox: &s}
 }
 

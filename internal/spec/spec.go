@@ -97,7 +97,8 @@ type Sandbox struct {
 	CreatedAt      time.Time
 	StartedAt      time.Time // of the pause process; zero before
 	FinishedAt     time.Time // of the pause process; zero while it runs
-	Running        bool      // the pause process runs; READY in CRI's terms
+	Running        bool      // the pause process runs
+	Restarted      bool      // it runs, and not for the first time: its namespaces are not the pod's
 	NeverStarted   bool      // made, and its pause has not run
 	Pid            int       // of the pause process, 0 when it does not run
 	NetworkMode    string
@@ -119,6 +120,11 @@ type PodResources struct {
 	Overhead  *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
 	Resources *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 }
+
+// Ready says whether the sandbox is READY in CRI's terms. A pause that somebody has started again
+// (docker restart) has made new namespaces, or none: containers of the pod live in the old ones, or
+// ended with them. The kubelet replaces a pod that is not ready.
+func (s *Sandbox) Ready() bool { return s.Running && !s.Restarted }
 
 // HostNetwork says whether the pod lives in the node's network namespace.
 func (s *Sandbox) HostNetwork() bool {

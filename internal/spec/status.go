@@ -17,7 +17,7 @@ func nanos(t time.Time) int64 {
 }
 
 func (s *Sandbox) state() runtimeapi.PodSandboxState {
-	if s.Running {
+	if s.Ready() {
 		return runtimeapi.PodSandboxState_SANDBOX_READY
 	}
 	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY

@@ -135,7 +135,7 @@ func newFinding(byHand bool, subject, detail string, fix shell.Line) Finding {
 
 func (s *survey) pod(sb *spec.Sandbox) Pod {
 	p := Pod{
-		Name: title(sb), UID: clean(sb.Metadata.GetUid()), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Running,
+		Name: title(sb), UID: clean(sb.Metadata.GetUid()), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Ready(),
 		Network: clean(s.network(sb)), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: clean(s.notes[string(sb.ID)].file),
 	}
 	for _, c := range s.containersOf(sb.ID) {
