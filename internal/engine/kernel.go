@@ -29,6 +29,31 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	return nil
 }
 
+// limitsMark marks a control group in which LimitStarted has written all limits. A start again makes a new group, without it.
+const limitsMark = "limits"
+
+// LimitStarted is Limit of what the container's record asks for, unless that was done since the container started. The mark of it
+// lies with the container's control group, so that it outlives the daemon and not the container.
+func (e *Engine) LimitStarted(c *spec.Container) error {
+	if c.Kernel.Empty() || c.Pid == 0 {
+		return nil
+	}
+	g, err := e.kernel.Of(c.Pid, string(c.ID))
+	if err != nil {
+		return ignore(err, errdefs.IsNotFound)
+	}
+	defer g.Close()
+
+	if g.HasMark(limitsMark) {
+		return nil
+	}
+	if err := e.limit(g, c.Kernel); err != nil {
+		return fmt.Errorf("resources of container %s: %w", c.ID, err)
+	}
+	g.SetMark(limitsMark)
+	return nil
+}
+
 func (e *Engine) limit(g *cgroup.Group, l spec.KernelLimits) error {
 	if err := g.SetHugepages(l.Hugepages); err != nil {
 		return err

@@ -139,16 +139,21 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	if users, err := e.ImageUsers(ctx, image); err != nil || !slices.Contains(users, create.Name) {
 		t.Errorf("ImageUsers: %v, %v", users, err)
 	}
-	running := func() bool {
+	sandbox := func() *spec.Sandbox {
 		t.Helper()
 		o, err := e.Inspect(ctx, id)
 		if err != nil || o.Sandbox == nil {
 			t.Fatalf("Inspect: %+v, %v", o, err)
 		}
-		return o.Sandbox.Running && o.Sandbox.Pid > 0
+		return o.Sandbox
+	}
+	running := func() bool {
+		t.Helper()
+		sb := sandbox()
+		return sb.Running && sb.Pid > 0
 	}
 	for range 2 {
-		if err := e.Start(ctx, id); err != nil || !running() {
+		if err := e.Start(ctx, id); err != nil || !running() || !sandbox().Ready() {
 			t.Errorf("Start: %v", err)
 		}
 	}
@@ -160,6 +165,9 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 		if err := e.Stop(ctx, id, 0); err != nil || running() {
 			t.Errorf("Stop: %v", err)
 		}
+	}
+	if err := e.Start(ctx, id); err != nil || !running() || sandbox().Ready() {
+		t.Errorf("Start of what has ended: %v, %+v", err, sandbox())
 	}
 	if err := e.Remove(ctx, id); err != nil {
 		t.Errorf("Remove: %v", err)

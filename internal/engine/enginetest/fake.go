@@ -45,6 +45,7 @@ type Fake struct {
 	images     map[string]*spec.Image // by name
 	held       map[model.ImageID]bool
 	limits     map[model.ContainerID]spec.KernelLimits
+	limited    map[model.ContainerID]int // by LimitStarted: the process
 	watchers   []chan engine.Event
 	made       int
 	ticks      int // of the engine's clock
@@ -55,7 +56,7 @@ type Fake struct {
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, pids: 1000}
+	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, limited: map[model.ContainerID]int{}, pids: 1000}
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
@@ -213,7 +214,7 @@ func (f *Fake) Start(ctx context.Context, id model.ContainerID) error {
 			return err
 		}
 		f.pids++
-		c.State = &container.State{Status: container.StateRunning, Running: true, Pid: f.pids, StartedAt: f.now()}
+		c.State = &container.State{Status: container.StateRunning, Running: true, Pid: f.pids, StartedAt: f.now(), FinishedAt: c.State.FinishedAt}
 		f.tell(id, engine.Started)
 		return nil
 	})
@@ -266,6 +267,23 @@ func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.limits[c.ID] = l
+	return nil
+}
+
+// LimitStarted implements cri.Engine.
+func (f *Fake) LimitStarted(c *spec.Container) error {
+	f.mu.Lock()
+	done := f.limited[c.ID] == c.Pid
+	f.mu.Unlock()
+	if done || c.Kernel.Empty() || c.Pid == 0 {
+		return nil
+	}
+	if err := f.Limit(c, c.Kernel); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limited[c.ID] = c.Pid
 	return nil
 }
 
