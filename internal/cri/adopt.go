@@ -34,19 +34,25 @@ func adoptable(sb *spec.Sandbox) bool {
 // adopt pins a pod's network namespace, so that it can be released when its pause is dead, and tells the network of it. Nothing that runs
 // notices.
 func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
-	unlock, err := s.names.Lock(ctx, sb.Name)
+	unlock, err := s.lockName(ctx, sb.Name) // it may be being made
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	now, err := s.lockSandbox(ctx, string(sb.ID))
+	if err != nil {
+		return notFoundIsFine(err)
+	}
+	defer now.unlock()
 	unlockNetwork, err := s.lockNetwork(ctx, sb.ID)
 	if err != nil {
 		return err
 	}
 	defer unlockNetwork()
-	sb, err = s.View.Sandbox(string(sb.ID)) // it may have been stopped meanwhile
-	if err != nil || !adoptable(sb) {
-		return notFoundIsFine(err)
+
+	sb = now.Sandbox
+	if !adoptable(sb) { // it was stopped meanwhile
+		return nil
 	}
 	s.Network.Adopt(string(sb.ID))
 	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {

@@ -37,9 +37,9 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 
 // create makes a container that was translated; if it fails it leaves nothing.
 func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (model.ContainerID, error) {
-	unlock, err := s.names.Lock(ctx, create.Name)
+	unlock, err := s.lockName(ctx, create.Name)
 	if err != nil {
-		return "", fmt.Errorf("create container %s: %w", create.Name, err)
+		return "", fmt.Errorf("create container: %w", err)
 	}
 	defer unlock()
 	for _, w := range create.Warnings {
@@ -58,7 +58,7 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 		_, err = s.runningSandbox(sandboxID)
 	}
 	if errdefs.IsAlreadyExists(err) {
-		return "", err
+		return "", err // the name is another's, who keeps it
 	}
 	if err != nil {
 		return "", errors.Join(err, u.Run(ctx, undoDeadline))
@@ -137,17 +137,38 @@ func (s *Service) createContainer(ctx context.Context, create *spec.Create) (mod
 	if !errdefs.IsConflict(err) {
 		return id, err
 	}
-	old, o, findErr := s.Engine.FindByName(ctx, create.Name)
-	if findErr != nil && !errdefs.IsNotFound(findErr) {
-		return "", errors.Join(err, findErr)
-	}
-	if findErr == nil {
-		if o.Container == nil || o.Container.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			return "", fmt.Errorf("container %s has the name already: %w", old, errdefs.ErrAlreadyExists)
-		}
-		if err := s.removeContainer(ctx, o.Container); err != nil {
-			return "", err
-		}
+	if leftErr := s.clearContainer(ctx, create.Name); leftErr != nil {
+		return "", errors.Join(err, leftErr)
 	}
 	return s.Engine.Create(ctx, create)
+}
+
+// clearContainer removes what an earlier attempt left under a name. AlreadyExists if it runs, or is not ours.
+func (s *Service) clearContainer(ctx context.Context, name string) error {
+	id, o, err := s.Engine.FindByName(ctx, name)
+	if err != nil {
+		return notFoundIsFine(err)
+	}
+	inUse := fmt.Errorf("container %s has the name already: %w", id, errdefs.ErrAlreadyExists)
+	if o.Container == nil {
+		return inUse
+	}
+	c, err := s.lockFoundContainer(ctx, id)
+	if err != nil {
+		return notFoundIsFine(err)
+	}
+	defer c.unlock()
+
+	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return inUse
+	}
+	return s.removeContainer(ctx, c)
+}
+
+// lockFoundContainer locks a container that the engine has, whether or not the view knows it yet.
+func (s *Service) lockFoundContainer(ctx context.Context, id model.ContainerID) (*lockedContainer, error) {
+	if err := s.View.Refresh(ctx, id); err != nil {
+		return nil, err
+	}
+	return s.lockContainer(ctx, string(id))
 }

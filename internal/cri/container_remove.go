@@ -3,12 +3,10 @@ package cri
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). An unknown ID is a success.
@@ -16,7 +14,7 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	c, err := s.View.Container(r.GetContainerId())
+	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		if err := notFoundIsFine(err); err != nil {
 			return nil, err
@@ -26,23 +24,21 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 		}
 		return &runtimeapi.RemoveContainerResponse{}, nil
 	}
-	unlock, err := s.names.Lock(ctx, c.Name)
-	if err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
-	}
-	defer unlock()
+	defer c.unlock()
 	if err := s.removeContainer(ctx, c); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }
 
-func (s *Service) removeContainer(ctx context.Context, c *spec.Container) error {
+// removeContainer removes a container, its log's link and its part in image volumes.
+func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error {
 	defer s.Stats.Forget(string(c.ID))
+	defer s.starts.forget(c.ID)
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
-	err := errors.Join(s.Logs.Removed(ctx, c), s.View.Refresh(ctx, c.ID))
+	err := errors.Join(s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID))
 	var images []model.ImageID
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)

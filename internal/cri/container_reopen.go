@@ -14,22 +14,16 @@ func (s *Service) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCo
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	c, err := s.View.Container(r.GetContainerId())
+	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := s.names.Lock(ctx, c.Name)
-	if err != nil {
-		return nil, fmt.Errorf("reopen log of container %s: %w", c.ID, err)
-	}
-	defer unlock()
-	if c, err = s.View.Container(string(c.ID)); err != nil { // it may have changed while we waited
-		return nil, err
-	}
+	defer c.unlock()
+
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil, fmt.Errorf("reopen log of container %s: it is %s, only a running one writes its log: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
-	if err := s.Logs.Reopen(ctx, c); err != nil {
+	if err := s.Logs.Reopen(ctx, c.Container); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil

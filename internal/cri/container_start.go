@@ -11,24 +11,19 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StartContainer starts a container that was created (CRI StartContainer). One that has run already is FailedPrecondition. A container
-// whose start fails stays, as ended, with the engine's words; the kubelet removes it.
+// StartContainer starts a container that was created (CRI StartContainer). One that has run already is FailedPrecondition. A
+// container whose start fails stays, as ended, with the engine's words; the kubelet removes it. What a start that outlasts the
+// call leaves open, CompleteStarts does.
 func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	c, err := s.View.Container(r.GetContainerId())
+	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := s.names.Lock(ctx, c.Name)
-	if err != nil {
-		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
-	}
-	defer unlock()
-	if c, err = s.View.Container(string(c.ID)); err != nil { // it may have changed while we waited
-		return nil, err
-	}
+	defer c.unlock()
+
 	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
@@ -36,39 +31,44 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 	startErr := s.Engine.Start(ctx, c.ID)
+
 	// The view and the log are put right whether or not it started, even if the caller has gone.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
 	defer cancel()
-	err = errors.Join(startErr, s.View.Refresh(after, c.ID))
-	if now, findErr := s.View.Container(string(c.ID)); findErr == nil {
-		err = errors.Join(err, s.Logs.Started(after, now), s.checkStarted(after, now))
+	renewErr := s.renew(after, c)
+	if errdefs.IsNotFound(renewErr) {
+		return nil, errors.Join(startErr, renewErr)
 	}
-	if err != nil {
+	if startErr != nil && c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
+		s.starts.outlasts(c.ID)
+	}
+	_, podErr := s.runningSandbox(string(c.SandboxID))
+	if err := errors.Join(startErr, renewErr, s.finishStart(after, c, podErr)); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
-// checkStarted gives a container that has just been started the limits that Docker could not be told. It must not run without them, nor
-// in a pod that was stopped meanwhile.
-func (s *Service) checkStarted(ctx context.Context, c *spec.Container) error {
-	err := s.Engine.Limit(c, c.Kernel)
+// finishStart makes the log of a container that has been started (or failed to) visible and gives it the limits that Docker cannot
+// be told. It must not run without them, nor in a pod that was stopped meanwhile, for which podErr is the reason.
+func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr error) error {
+	logErr := s.Logs.Started(ctx, c.Container)
+	err := errors.Join(s.Engine.LimitStarted(c.Container), podErr)
 	if err == nil {
-		_, err = s.runningSandbox(string(c.SandboxID))
+		return logErr
 	}
-	if err == nil {
-		return nil
-	}
-	return errors.Join(err, s.killAll(ctx, []*spec.Container{c}, nil))
+	return errors.Join(logErr, err, s.killAll(ctx, []*spec.Container{c.Container}, nil))
 }
 
-// runningSandbox is a sandbox that must run: NotFound or FailedPrecondition else.
+// runningSandbox is a sandbox that must be ready: NotFound or FailedPrecondition else.
 func (s *Service) runningSandbox(id string) (*spec.Sandbox, error) {
 	sb, err := s.View.Sandbox(id)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !sb.Running {
+	case sb.Restarted:
+		return nil, fmt.Errorf("the pause of sandbox %s was restarted; the pod must be made anew: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	case !sb.Running:
 		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
 	return sb, nil

@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -42,16 +41,12 @@ func (s *Service) StopContainer(ctx context.Context, r *runtimeapi.StopContainer
 
 // afterStart is a created container after a start that is under way: a stop that came in its middle must not be forgotten.
 func (s *Service) afterStart(ctx context.Context, c *spec.Container) (*spec.Container, error) {
-	unlock, err := s.names.Lock(ctx, c.Name)
-	if err != nil {
-		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
-	}
-	unlock()
-	now, err := s.View.Container(string(c.ID))
+	now, err := s.lockContainer(ctx, string(c.ID))
 	if err != nil {
 		return c, notFoundIsFine(err)
 	}
-	return now, nil
+	now.unlock()
+	return now.Container, nil
 }
 
 // maxGrace keeps absurd grace periods within what a Duration can hold.

@@ -15,10 +15,12 @@ func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.View.Container(r.GetContainerId())
+	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
+	defer c.unlock()
+
 	if r.GetLinux() == nil {
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
@@ -29,10 +31,15 @@ func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 	for _, w := range update.Warnings {
 		s.Log.Warn(w, "container", c.ID)
 	}
+
+	// The limits of its start come first: a start that was cut off is finished later, see CompleteStarts.
+	if err := s.Engine.LimitStarted(c.Container); err != nil {
+		return nil, err
+	}
 	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
 		return nil, err
 	}
-	if err := s.Engine.Limit(c, update.Kernel); err != nil {
+	if err := s.Engine.Limit(c.Container, update.Kernel); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.View.Refresh(ctx, c.ID)

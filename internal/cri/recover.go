@@ -74,7 +74,7 @@ func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) erro
 // gone says whether a sandbox that the view does not show as running holds its network for nobody. One that the view lacks may be there all the
 // same: renamed by hand, or one that the engine could not describe. Then it is let alone.
 func (s *Service) gone(ctx context.Context, sb *spec.Sandbox) (bool, error) {
-	if sb.Name != "" {
+	if isKnown(sb) {
 		return true, nil
 	}
 	switch _, err := s.Engine.Inspect(ctx, sb.ID); {
@@ -106,14 +106,19 @@ func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
 		return nil
 	}
-	unlock, err := s.names.Lock(ctx, sb.Name)
+	unlock, err := s.lockName(ctx, sb.Name) // it may be being made
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	now, err := s.View.Sandbox(string(sb.ID))
-	if err != nil || (halfMade && now.Running) || (unconnected && s.connected(now)) {
+	now, err := s.lockSandbox(ctx, string(sb.ID))
+	if err != nil {
 		return notFoundIsFine(err)
+	}
+	defer now.unlock()
+
+	if !now.isKnown() || halfMade && now.Running || unconnected && s.connected(now.Sandbox) {
+		return nil
 	}
 	s.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
 	return s.removeSandbox(ctx, now)

@@ -1,14 +1,12 @@
 package cri
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // RemovePodSandbox stops a pod if it runs and removes its containers and sandbox (CRI RemovePodSandbox). An unknown ID is a success.
@@ -16,23 +14,19 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	sb, err := s.lockSandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		if err := notFoundIsFine(err); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("remove sandbox: %w", err)
 		}
-		// The pause was removed behind our back; its containers may be left.
-		id, err := model.ParseContainerID(r.GetPodSandboxId())
-		if err != nil || len(s.View.ContainersOf(id)) == 0 && !s.holdsNetwork(id) {
-			return &runtimeapi.RemovePodSandboxResponse{}, nil //nolint:nilerr // no sandbox has another ID
-		}
-		sb = &spec.Sandbox{ID: id}
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
-	unlock, err := s.names.Lock(ctx, cmp.Or(sb.Name, string(sb.ID)))
-	if err != nil {
-		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+	defer sb.unlock()
+
+	// Somebody may have removed the pause; its containers and its network may be left.
+	if !sb.isKnown() && len(s.View.ContainersOf(sb.ID)) == 0 && !s.holdsNetwork(sb.ID) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
-	defer unlock()
 	if err := s.removeSandbox(ctx, sb); err != nil {
 		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
 	}
@@ -41,13 +35,13 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 
 // removeSandbox undoes all that a sandbox is. The pause goes last: as long as anything is left, the sandbox stays listed and the kubelet
 // tries again.
-func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
+func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 	defer s.Stats.Forget(string(sb.ID))
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return err
 	}
 	for _, c := range s.View.ContainersOf(sb.ID) {
-		if err := s.removeContainerOf(ctx, c); err != nil {
+		if err := s.removeContainerOf(ctx, c.ID); err != nil {
 			return err
 		}
 	}
@@ -62,11 +56,11 @@ func (s *Service) removeSandbox(ctx context.Context, sb *spec.Sandbox) error {
 
 // removeContainerOf removes a container of a sandbox that goes. It waits for calls on the container: one that starts it would make its log
 // link again.
-func (s *Service) removeContainerOf(ctx context.Context, c *spec.Container) error {
-	unlock, err := s.names.Lock(ctx, c.Name)
+func (s *Service) removeContainerOf(ctx context.Context, id model.ContainerID) error {
+	c, err := s.lockContainer(ctx, string(id))
 	if err != nil {
-		return fmt.Errorf("remove container %s: %w", c.ID, err)
+		return notFoundIsFine(err)
 	}
-	defer unlock()
+	defer c.unlock()
 	return s.removeContainer(ctx, c)
 }

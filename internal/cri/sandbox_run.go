@@ -21,9 +21,9 @@ func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 		return nil, err
 	}
 	name := spec.SandboxName(r.GetConfig().GetMetadata())
-	unlock, err := s.names.Lock(ctx, name)
+	unlock, err := s.lockName(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+		return nil, fmt.Errorf("run sandbox: %w", err)
 	}
 	defer unlock()
 	id, err := s.makeSandbox(ctx, r, host)
@@ -74,8 +74,13 @@ func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSand
 // sandbox of that name is taken apart, network first; if that fails, it stays listed as not ready, and the kubelet or recovery tries again.
 func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id model.ContainerID, err error) {
 	var u undo.Stack
-	// By name, not by ID: a create that was cancelled or lost its answer may have happened.
-	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
+	var created model.ContainerID
+	u.Push("create", func(ctx context.Context) error {
+		if created == "" { // a create that was cancelled or lost its answer may have happened
+			return s.removeByName(ctx, create.Name)
+		}
+		return s.removeByID(ctx, created) // also what is left if somebody has removed the pause meanwhile
+	})
 	defer func() {
 		if err != nil && !errdefs.IsAlreadyExists(err) {
 			err = errors.Join(err, u.Run(ctx, undoDeadline))
@@ -85,17 +90,24 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	if err != nil {
 		return "", asJoinError(err, netns)
 	}
-	if s.alreadyRuns(id) {
+	sb, err := s.lockSandbox(ctx, string(id))
+	if err != nil {
+		return "", err
+	}
+	defer sb.unlock() // before the undo, which locks what it removes
+	created = id
+
+	if s.isReady(sb.Sandbox) {
 		return id, nil
 	}
 	if netns != "" {
 		return id, s.startJoined(ctx, id, cfg, netns)
 	}
-	sb, err := s.startPause(ctx, id)
+	started, err := s.startPause(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	return id, s.connect(ctx, sb, cfg)
+	return id, s.connect(ctx, started, cfg)
 }
 
 // startPause starts the pause and returns what it is then.
@@ -120,40 +132,76 @@ func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (model
 	if !errdefs.IsConflict(err) {
 		return id, err
 	}
-	old, o, findErr := s.Engine.FindByName(ctx, create.Name)
-	if findErr != nil && !errdefs.IsNotFound(findErr) {
-		return "", errors.Join(err, findErr)
+	ready, leftErr := s.clearSandbox(ctx, create.Name)
+	if leftErr != nil {
+		return "", errors.Join(err, leftErr)
 	}
-	if findErr == nil {
-		if o.Sandbox == nil {
-			return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", old, errdefs.ErrAlreadyExists)
-		}
-		if o.Sandbox.Running && (o.Sandbox.HostNetwork() || s.connected(o.Sandbox)) {
-			return old, s.View.Refresh(ctx, old)
-		}
-		if err := s.removeSandbox(ctx, o.Sandbox); err != nil {
-			return "", err
-		}
+	if ready != "" {
+		return ready, nil
 	}
 	return s.Engine.Create(ctx, create)
 }
 
-// alreadyRuns says whether createSandbox found the pod running.
-func (s *Service) alreadyRuns(id model.ContainerID) bool {
-	sb, err := s.View.Sandbox(string(id))
-	return err == nil && sb.Running && (sb.HostNetwork() || s.connected(sb))
+// clearSandbox removes what an earlier attempt left under a name. The same pod is returned if it is ready. AlreadyExists
+// if the name is not a pod's of ours.
+func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.ContainerID, err error) {
+	id, o, err := s.Engine.FindByName(ctx, name)
+	if err != nil {
+		return "", notFoundIsFine(err)
+	}
+	if o.Sandbox == nil {
+		return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", id, errdefs.ErrAlreadyExists)
+	}
+	sb, err := s.lockFoundSandbox(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer sb.unlock()
+
+	if s.isReady(sb.Sandbox) {
+		return id, nil
+	}
+	return "", s.removeSandbox(ctx, sb)
+}
+
+// lockFoundSandbox locks a sandbox that the engine has, whether or not the view knows it yet.
+func (s *Service) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*lockedSandbox, error) {
+	if err := s.View.Refresh(ctx, id); err != nil {
+		return nil, err
+	}
+	return s.lockSandbox(ctx, string(id))
+}
+
+// isReady says whether a pod has all that RunPodSandbox gives.
+func (s *Service) isReady(sb *spec.Sandbox) bool {
+	return sb.Ready() && (sb.HostNetwork() || s.connected(sb))
 }
 
 // removeByName takes apart what of ours has this name, if there is something.
 func (s *Service) removeByName(ctx context.Context, name string) error {
-	_, o, err := s.Engine.FindByName(ctx, name)
+	id, o, err := s.Engine.FindByName(ctx, name)
 	switch {
 	case err != nil:
 		return notFoundIsFine(err)
 	case o.Sandbox != nil:
-		return s.removeSandbox(ctx, o.Sandbox)
+		return s.removeByID(ctx, id)
 	case o.Container != nil:
-		return s.removeContainer(ctx, o.Container)
+		c, err := s.lockFoundContainer(ctx, id)
+		if err != nil {
+			return notFoundIsFine(err)
+		}
+		defer c.unlock()
+		return s.removeContainer(ctx, c)
 	}
 	return nil // somebody else's
+}
+
+// removeByID takes apart a sandbox, or what is left of one.
+func (s *Service) removeByID(ctx context.Context, id model.ContainerID) error {
+	sb, err := s.lockFoundSandbox(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer sb.unlock()
+	return s.removeSandbox(ctx, sb)
 }

@@ -18,22 +18,15 @@ func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandb
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	sb, err := s.View.Sandbox(r.GetPodSandboxId())
+	sb, err := s.lockSandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		if err := notFoundIsFine(err); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("stop sandbox: %w", err)
 		}
-		id, err := model.ParseContainerID(r.GetPodSandboxId())
-		if err != nil {
-			return &runtimeapi.StopPodSandboxResponse{}, nil //nolint:nilerr // no sandbox has another ID
-		}
-		return &runtimeapi.StopPodSandboxResponse{}, s.stopOrphans(ctx, id)
+		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}
-	unlock, err := s.names.Lock(ctx, sb.Name)
-	if err != nil {
-		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
-	}
-	defer unlock()
+	defer sb.unlock()
+
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
 	}
@@ -41,11 +34,14 @@ func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandb
 }
 
 // stopSandbox kills containers and pause side by side and releases the network meanwhile.
-func (s *Service) stopSandbox(ctx context.Context, sb *spec.Sandbox) error {
+func (s *Service) stopSandbox(ctx context.Context, sb *lockedSandbox) error {
+	if !sb.isKnown() {
+		return s.stopOrphans(ctx, sb)
+	}
 	var g errgroup.Group // every part is tried, whatever became of the others
 	errs := make([]error, 2)
-	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb); return nil })
-	g.Go(func() error { errs[1] = s.disconnect(ctx, sb); return nil })
+	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb.Sandbox); return nil })
+	g.Go(func() error { errs[1] = s.disconnect(ctx, sb.Sandbox); return nil })
 	_ = g.Wait()
 	// A container whose start was under way: either it is seen now, or its start sees that the pause does not run any more.
 	return errors.Join(append(errs, s.killAll(ctx, s.View.ContainersOf(sb.ID), nil))...)
@@ -71,11 +67,11 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 	return errors.Join(append(errs, s.View.Refresh(ctx, ids...))...)
 }
 
-// stopOrphans stops what is left of a pod whose pause container was removed behind our back.
-func (s *Service) stopOrphans(ctx context.Context, sandboxID model.ContainerID) error {
-	errs := []error{s.killAll(ctx, s.View.ContainersOf(sandboxID), nil)}
-	if s.holdsNetwork(sandboxID) {
-		errs = append(errs, s.disconnect(ctx, &spec.Sandbox{ID: sandboxID}))
+// stopOrphans stops what is left of a pod whose pause container somebody has removed.
+func (s *Service) stopOrphans(ctx context.Context, sb *lockedSandbox) error {
+	errs := []error{s.killAll(ctx, s.View.ContainersOf(sb.ID), nil)}
+	if s.holdsNetwork(sb.ID) {
+		errs = append(errs, s.disconnect(ctx, sb.Sandbox))
 	}
 	return errors.Join(errs...)
 }

@@ -45,6 +45,8 @@ type Engine interface {
 	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
 	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.
 	Limit(c *spec.Container, l spec.KernelLimits) error
+	// LimitStarted is Limit of what the container's record asks for, unless that was done since the container started.
+	LimitStarted(c *spec.Container) error
 	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we can read.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
@@ -218,6 +220,7 @@ type Service struct {
 	debts     *debts
 	joining   joining
 	preparing preparing
+	starts    starts
 
 	encodedSandboxes  *encodings[spec.Sandbox]
 	encodedContainers *encodings[spec.Container]
@@ -233,6 +236,7 @@ var (
 func New(d Deps) *Service {
 	s := &Service{
 		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline},
+		starts: starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
 			sandboxAttributes, shortSandbox),

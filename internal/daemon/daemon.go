@@ -225,6 +225,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(func() error { p.network.Run(ctx); return nil })
 	g.Go(func() error { p.imageFS.Run(ctx); return nil })
 	g.Go(func() error { p.recoverLoop(ctx); return nil })
+	g.Go(func() error { p.service.CompleteStarts(ctx); return nil })
 	g.Go(func() error { p.reloadLoop(ctx, hup); return nil })
 	g.Go(p.streams.Serve)
 	looked := make(chan struct{})

@@ -39,6 +39,17 @@ func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	}
 }
 
+// Waiting is the number of callers that wait for the lock of key.
+func (m *Map) Waiting(key string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.locks[key]
+	if l == nil {
+		return 0
+	}
+	return l.users - len(l.held)
+}
+
 func (m *Map) leave(key string, l *lock) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

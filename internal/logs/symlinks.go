@@ -57,6 +57,9 @@ func (s *symlinks) link(c *spec.Container) error {
 	}
 	defer dir.Close()
 
+	if target, err := readLink(dir, name); err == nil && target == c.EngineLogPath {
+		return nil // a new one would have followers of the log begin anew
+	}
 	var st unix.Stat_t
 	err = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
