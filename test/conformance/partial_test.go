@@ -22,7 +22,8 @@ type proxy struct {
 	mu      sync.Mutex // guards the rest
 	suffix  string
 	waiting int
-	silent  map[*quiet]bool // event streams that are open, and whether they say nothing
+	late    map[string]chan struct{} // suffix: closed when its requests are carried out
+	silent  map[*quiet]bool          // event streams that are open, and whether they say nothing
 }
 
 // newProxy serves on a socket beside the engine's until the end of the test.
@@ -44,6 +45,10 @@ func (n *node) newProxy(t *testing.T) *proxy {
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
+				return
+			}
+			if carryOut := p.delayed(r.URL.Path); carryOut != nil {
+				p.serveLate(forward, w, r, carryOut)
 				return
 			}
 			if strings.HasSuffix(r.URL.Path, "/events") && r.URL.Query().Get("until") == "" {
