@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Map is a set of locks, one for each key in use.
+// Map is a set of locks, one for each key in use. The zero value is ready.
 type Map struct {
 	mu    sync.Mutex // guards locks
 	locks map[string]*lock
@@ -25,6 +25,9 @@ func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	m.mu.Lock()
 	l := m.locks[key]
 	if l == nil {
+		if m.locks == nil {
+			m.locks = map[string]*lock{}
+		}
 		l = &lock{held: make(chan struct{}, 1)}
 		m.locks[key] = l
 	}

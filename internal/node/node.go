@@ -266,7 +266,7 @@ func (v *View) renewDirty(ctx context.Context, g *errgroup.Group) error {
 			return err
 		}
 		read := make(chan error, 1)
-		go func() { read <- v.Refresh(ctx, id) }()
+		go func() { read <- v.readOne(ctx, id) }()
 
 		select {
 		case err := <-read:
@@ -390,23 +390,35 @@ func (v *View) look() uint64 {
 }
 
 // Refresh reads the objects anew from the engine, so that the view shows what has been done; one that is gone leaves the view.
+// What cannot be read now is read again later: the caller may have changed it, or an event may have named it.
 func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 	var errs []error
 	for _, id := range ids {
-		v.dirty.forget(id) // what was marked before this look is seen by it
-		seen := v.metrics.looking(id)
-		ticket := v.look()
-		o, err := v.src.Inspect(ctx, id)
-		if err != nil && !errdefs.IsNotFound(err) {
+		if err := v.readOne(ctx, id); err != nil {
+			v.mu.Lock()
+			v.retryLocked(id)
+			v.mu.Unlock()
 			errs = append(errs, err)
-			continue
 		}
-		v.mu.Lock()
-		v.tell(v.store.put(id, o, ticket))
-		v.mu.Unlock()
-		seen()
 	}
 	return errors.Join(errs...)
+}
+
+// readOne reads one object. Its mark is gone then, so on error the caller has it read again.
+func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
+	v.dirty.forget(id) // what was marked before this inspect is seen by it
+	seen := v.metrics.looking(id)
+	ticket := v.look()
+	o, err := v.src.Inspect(ctx, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.tell(v.store.put(id, o, ticket))
+	seen()
+	return nil
 }
 
 // RefreshImages reads all images anew.

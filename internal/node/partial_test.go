@@ -213,6 +213,28 @@ func TestHangingInspects(t *testing.T) {
 	})
 }
 
+// TestFailedRefreshIsDoneAgain: a call that cannot read a container takes the mark of an event with it. It is read later all the same.
+func TestFailedRefreshIsDoneAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPartial("one")
+		v := p.follow(t)
+		synctest.Wait()
+		p.set(func() { p.hanging["one"] = true })
+		p.event("one")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := v.Refresh(ctx, "one"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Refresh of what hangs: %v", err)
+		}
+
+		p.set(func() { clear(p.hanging) })
+		time.Sleep(2 * retryMin)
+		if !isRead(v, "one") {
+			t.Error("it is not read again")
+		}
+	})
+}
+
 // TestLastRecordStays: a container that hangs at a resync keeps the record that was read before.
 func TestLastRecordStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
