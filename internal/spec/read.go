@@ -372,14 +372,13 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	}
 
 	i := &Image{
-		ID:          id,
-		RepoTags:    real(s.RepoTags),
-		RepoDigests: real(s.RepoDigests),
-		Size:        s.Size,
+		ID:   id,
+		Size: s.Size,
 	}
+	i.RepoTags, i.RepoDigests = imageNames(s.RepoTags, s.RepoDigests)
 	labels := s.Labels
 	if in.ID != "" { // the containerd store's list leaves out digests of an image that is in several repositories
-		i.RepoTags, i.RepoDigests = real(in.RepoTags), real(in.RepoDigests)
+		i.RepoTags, i.RepoDigests = imageNames(in.RepoTags, in.RepoDigests)
 	}
 	if c := in.Config; c != nil {
 		i.User = text.Clean(c.User, text.MaxName)
@@ -395,8 +394,22 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	return i, nil
 }
 
-// real leaves out the placeholders that old engines list for images without a name, and what cannot be a name.
-func real(refs []string) []string {
+// imageNames returns an image's tags and digests. The containerd store lists an image that was pulled by digest with that among its
+// tags.
+func imageNames(tags, digests []string) (_, _ []string) {
+	tags, digests = validNames(tags), validNames(digests)
+	for _, name := range tags {
+		if strings.Contains(name, "@") && !slices.Contains(digests, name) {
+			digests = append(digests, name)
+		}
+	}
+	tags = slices.DeleteFunc(tags, func(name string) bool { return strings.Contains(name, "@") })
+
+	return tags, digests
+}
+
+// validNames leaves out the placeholders that old engines list for images without a name, and what cannot be a name.
+func validNames(refs []string) []string {
 	return slices.DeleteFunc(slices.Clone(refs), func(r string) bool {
 		return strings.HasPrefix(r, "<none>") || len(r) > text.MaxName || !utf8.ValidString(r)
 	})

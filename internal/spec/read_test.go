@@ -404,3 +404,12 @@ func TestMisfit(t *testing.T) {
 		}
 	}
 }
+
+// TestImageNames: digests stand among the digests, wherever the engine lists them.
+func TestImageNames(t *testing.T) {
+	one, two := "app@sha256:"+strings.Repeat("1", 64), "app@sha256:"+strings.Repeat("2", 64)
+	tags, digests := imageNames([]string{"app:1", one, "<none>:<none>", two}, []string{one, "<none>@<none>"})
+	if !slices.Equal(tags, []string{"app:1"}) || !slices.Equal(digests, []string{one, two}) {
+		t.Errorf("tags %q, digests %q", tags, digests)
+	}
+}
