@@ -1128,6 +1128,38 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestSpillThatCannotBeRead: the beginning of a frame that was torn, or that somebody has made, is set aside. The container's output
+// goes on.
+func TestSpillThatCannotBeRead(t *testing.T) {
+	for name, spoil := range map[string]func(file string) error{
+		"huge":      func(file string) error { return os.WriteFile(file, make([]byte, batchSize+1), 0o600) },
+		"directory": func(file string) error { return os.Mkdir(file, 0o700) },
+		"link":      func(file string) error { return os.Symlink("/dev/zero", file) },
+		"FIFO":      func(file string) error { return syscall.Mkfifo(file, 0o600) },
+		"more than its frame": func(file string) error {
+			return os.WriteFile(file, append([]byte{0, 0, 0, 2}, make([]byte, 100)...), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			d, e := newDriver(t, dir)
+			c := e.container("aa")
+			c.start()
+			d.Close()
+			if err := spoil(c.stream(d).entry.spillFile(d.cfg.Directory)); err != nil {
+				t.Fatal(err)
+			}
+			_, again := newDriver(t, dir)
+			e.http = again.http
+			c.say("one")
+			c.stop()
+			if got := texts(t, c.log.String()); !slices.Contains(got, "stdout F one") {
+				t.Errorf("the log holds %q", got)
+			}
+		})
+	}
+}
+
 // TestTableEntryIsChecked: an entry under its right name is set aside too if it names what a request
 // must not.
 func TestTableEntryIsChecked(t *testing.T) {

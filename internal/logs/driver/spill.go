@@ -53,6 +53,18 @@ func openSpill(dir, fifo string) (*spill, error) {
 	return s, nil
 }
 
+// takeUpSpill is openSpill of an entry. A file that cannot be used is set aside, and with it the beginning of one frame. Only a
+// want of descriptors or memory is an error.
+func (d *Driver) takeUpSpill(e entry) (*spill, error) {
+	s, err := openSpill(d.cfg.Directory, e.FIFO)
+	if err == nil || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
+		return s, err
+	}
+	path := e.spillFile(d.cfg.Directory)
+	d.setAside(path, "a piece of its container's output is lost", err)
+	return &spill{path: path}, nil
+}
+
 // missing returns how many bytes the frame lacks: first of its length, then of its content.
 // errMalformed means that the length cannot be one of Docker's.
 func (s *spill) missing() (int, error) {
@@ -63,7 +75,11 @@ func (s *spill) missing() (int, error) {
 	if size > maxFrame {
 		return 0, fmt.Errorf("%w: %d bytes", errMalformed, size)
 	}
-	return prefixSize + int(size) - s.size, nil
+	n := prefixSize + int(size) - s.size
+	if n < 0 { // somebody else has written the file, or a loss of power has
+		return 0, fmt.Errorf("%w: a frame of %d bytes in a file of %d", errMalformed, prefixSize+int(size), s.size)
+	}
+	return n, nil
 }
 
 // fill moves pieces out of the FIFO until the frame is whole, and no byte beyond it. errNothing and

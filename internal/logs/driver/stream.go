@@ -48,7 +48,7 @@ func (d *Driver) open(e entry) (_ *stream, err error) {
 			err = errors.Join(err, unix.Close(fd))
 		}
 	}()
-	part, err := openSpill(d.cfg.Directory, e.FIFO)
+	part, err := d.takeUpSpill(e)
 	if err != nil {
 		return nil, fmt.Errorf("open Docker's FIFO %s: %w", e.FIFO, err)
 	}

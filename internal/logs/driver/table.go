@@ -133,14 +133,14 @@ func (d *Driver) readTable() ([]entry, error) {
 		switch {
 		case strings.HasSuffix(file, newSuffix):
 			if err := os.Remove(file); err != nil {
-				d.setAside(file, err)
+				d.setAside(file, notWritten, err)
 			}
 		case strings.HasSuffix(file, spillSuffix):
 			d.removeStray(file)
 		case strings.HasSuffix(file, entrySuffix):
 			e, err := d.readEntry(file)
 			if err != nil {
-				d.setAside(file, err)
+				d.setAside(file, notWritten, err)
 				continue
 			}
 			out = append(out, e)
@@ -167,12 +167,14 @@ func (d *Driver) readEntry(file string) (e entry, err error) {
 	return e, nil
 }
 
-// setAside renames a file that cannot be used, so that the next start does not meet it again.
-func (d *Driver) setAside(file string, why error) {
+// notWritten is what it means that an entry is set aside.
+const notWritten = "its container's output is not written until the container restarts"
+
+// setAside renames a file that cannot be used, so that the next start does not meet it again. effect says what that means.
+func (d *Driver) setAside(file, effect string, why error) {
 	aside := file + brokenSuffix
 	err := os.Rename(file, aside)
-	d.cfg.Log.Error("a file of the log-driver's table is set aside; its container's output is not written until the container restarts",
-		"file", aside, "err", errors.Join(why, err))
+	d.cfg.Log.Error("a file of the log-driver's table is set aside; "+effect, "file", aside, "err", errors.Join(why, err))
 	d.alarms.raise(alarmTable)
 }
 
