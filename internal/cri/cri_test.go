@@ -672,17 +672,5 @@ func TestExecSync(t *testing.T) {
 	}
 }
 
-func TestCapped(t *testing.T) {
-	var c capped
-	for range 5 {
-		if n, err := c.Write(make([]byte, 5<<20)); n != 5<<20 || err != nil {
-			t.Fatalf("%d, %v", n, err)
-		}
-	}
-	if c.Len() != outputLimit {
-		t.Errorf("%d bytes kept", c.Len())
-	}
-}
-
 // testID is an ID of a container that begins with digits.
 func testID(digits string) string { return digits + strings.Repeat("0", 64-len(digits)) }

@@ -1,8 +1,8 @@
 package cri
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,11 +12,6 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/spec"
 )
-
-// outputLimit is how many bytes of both streams together ExecSync returns. The rest is dropped, so that a talkative probe cannot fill memory
-// (CRI ExecSync names 16 MB). The answer must fit into the 16 MiB that a kubelet takes: beside the output it has two tags with a length of
-// at most 4 bytes and a code of at most 11 bytes.
-const outputLimit = 16<<20 - 2*(1+4) - 11
 
 // ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After timeout seconds, if not 0, the command
 // and all that it started are killed and the answer is DeadlineExceeded.
@@ -33,12 +28,20 @@ func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second)))*time.Second)
 		defer cancel()
 	}
-	var stdout, stderr capped
+	ctx, stop := s.WhileRunning(ctx, string(c.ID))
+	defer stop()
+
+	stdout, stderr := capped{budget: &s.outputs}, capped{budget: &s.outputs}
+	defer stdout.release()
+	defer stderr.release()
 	code, err := s.Engine.Exec(ctx, c.ID, engine.Exec{Cmd: r.GetCmd(), Streams: engine.Streams{Stdout: &stdout, Stderr: &stderr}})
 	if err != nil {
 		return nil, err
 	}
-	out, errOut := share(stdout.Bytes(), stderr.Bytes(), outputLimit)
+	if err := errors.Join(stdout.err(), stderr.err()); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
+	}
+	out, errOut := share(stdout.bytes(), stderr.bytes(), outputLimit)
 	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errOut, ExitCode: int32(code)}, nil
 }
 
@@ -58,12 +61,4 @@ func (s *Service) running(id string) (*spec.Container, error) {
 		return nil, fmt.Errorf("container %s does not run (%s): %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
 	return c, nil
-}
-
-// capped keeps the first outputLimit bytes of what is written, and takes the rest without an error.
-type capped struct{ bytes.Buffer }
-
-func (c *capped) Write(p []byte) (int, error) {
-	c.Buffer.Write(p[:min(len(p), outputLimit-c.Len())])
-	return len(p), nil
 }

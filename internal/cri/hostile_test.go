@@ -373,10 +373,11 @@ func TestExecSyncFits(t *testing.T) {
 		{20 << 20, 100, outputLimit - 100, 100},
 		{100, 20 << 20, 100, outputLimit - 100},
 	} {
-		var stdout, stderr capped
+		var budget outputBytes
+		stdout, stderr := capped{budget: &budget}, capped{budget: &budget}
 		stdout.Write(make([]byte, c.out)) //nolint:errcheck // a buffer
 		stderr.Write(make([]byte, c.err)) //nolint:errcheck // a buffer
-		out, errOut := share(stdout.Bytes(), stderr.Bytes(), outputLimit)
+		out, errOut := share(stdout.bytes(), stderr.bytes(), outputLimit)
 		if len(out) != c.wantOut || len(errOut) != c.wantErr {
 			t.Errorf("%d and %d bytes become %d and %d", c.out, c.err, len(out), len(errOut))
 		}

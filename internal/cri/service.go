@@ -225,6 +225,7 @@ type Service struct {
 	encodedSandboxes  *encodings[spec.Sandbox]
 	encodedContainers *encodings[spec.Container]
 	metricsSize       atomic.Int64 // of the last answer with metrics, in bytes
+	outputs           outputBytes  // of ExecSync
 }
 
 var (

@@ -179,10 +179,14 @@ func openNameless(dir string) (*os.File, error) {
 type streamed struct{ p *parts }
 
 func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+	ctx, stop := s.p.service.WhileRunning(ctx, id)
+	defer stop()
 	return s.p.engine.Exec(ctx, model.ContainerID(id), x)
 }
 
 func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error {
+	ctx, stop := s.p.service.WhileRunning(ctx, id)
+	defer stop()
 	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
 }
 

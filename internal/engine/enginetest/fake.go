@@ -329,7 +329,7 @@ func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (i
 		return 0, f.flood(x)
 	case "hang":
 		<-ctx.Done()
-		return 0, ctx.Err()
+		return 0, context.Cause(ctx)
 	case "fail":
 		return 1, nil
 	}
