@@ -104,6 +104,12 @@ func (w *forward) release() {
 	}
 }
 
+// podError is the failure of a pod, not of one connection to it.
+type podError struct{ error }
+
+// Unwrap returns the reason.
+func (e *podError) Unwrap() error { return e.error }
+
 // forward connects a client to a port on the loopback of a pod, and copies both ways until the pod has ended its side or ctx, which
 // stands for the client, ends. It goes on to discard what the client sends, and closes discarded when the client has ended its side.
 func (s *Server) forward(ctx context.Context, podID string, port int32, client io.ReadWriter) (discarded <-chan struct{}, err error) {
@@ -117,7 +123,7 @@ func (s *Server) forward(ctx context.Context, podID string, port int32, client i
 	defer place.release()
 	netns, err := s.runtime.OpenNetNS(podID)
 	if err != nil {
-		return nil, err
+		return nil, &podError{err}
 	}
 	pod, err := s.dialLoopback(ctx, netns, uint16(port))
 	netns.Close() // nil for the host's, which Close permits

@@ -2,8 +2,10 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"sync"
@@ -88,6 +90,7 @@ type pairing struct {
 	mu      sync.Mutex // guards the rest
 	open    map[string]*pair
 	closed  bool
+	failed  bool // a connection has
 	running sync.WaitGroup
 }
 
@@ -188,13 +191,19 @@ func (p *pairing) expire(id string, half *pair) {
 	p.session.reset(half.streams(), half.sent...)
 }
 
-// run forwards one connection.
+// run forwards one connection. Its failure is logged and not sent: clients end the whole session, with all its connections, for any text
+// on an error stream (client-go, tools/portforward). They see that the connection ends.
 func (p *pairing) run(h *pair, port int32) {
 	defer func() { p.session.reset(h.streams(), h.sent...) }()
 	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data)
-	if err != nil {
+	var pod *podError
+	switch {
+	case errors.As(err, &pod): // no connection of the session can succeed
 		p.server.log.Debug("port-forward", "sandbox", p.podID, "port", port, "err", err)
 		fmt.Fprintf(h.err, "error forwarding port %d to pod %s: %v", port, p.podID, err)
+		return
+	case err != nil:
+		p.logFailure(port, err)
 		return
 	}
 
@@ -207,6 +216,17 @@ func (p *pairing) run(h *pair, port int32) {
 	case <-late.C:
 	case <-p.ctx.Done():
 	}
+}
+
+// logFailure logs why a connection failed, for the first one of a session so that it is noticed.
+func (p *pairing) logFailure(port int32, err error) {
+	p.mu.Lock()
+	level := slog.LevelDebug
+	if !p.failed {
+		p.failed, level = true, slog.LevelInfo
+	}
+	p.mu.Unlock()
+	p.server.log.Log(p.ctx, level, "a forwarded connection failed; the others of the session go on", "sandbox", p.podID, "port", port, "err", err)
 }
 
 // close refuses new streams and waits for the connections to end.

@@ -193,20 +193,55 @@ func connectTo(session httpstream.Connection, id, port int) (data, errs httpstre
 	return data, errs, err
 }
 
-// TestSPDYPortForward: one connection fails and says why, the next ones of the session work.
-func TestSPDYPortForward(t *testing.T) {
-	s := start(t, fake{netns: host}, dialHost)
-	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
-	data, errs, err := connectTo(session, 0, 1)
+// resetting is a server that ends every connection with a reset.
+func resetting(t *testing.T) (port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, _ := io.ReadAll(errs)
-	if !strings.Contains(string(text), "connection refused") {
-		t.Errorf("error %q", text)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.ReadFull(c, make([]byte, 5))
+			_ = c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// TestSPDYPortForward: a connection that fails says nothing on its error stream, for which clients would end the session. The others of
+// the session work.
+func TestSPDYPortForward(t *testing.T) {
+	s := start(t, fake{netns: host}, dialHost)
+	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	open, _, err := connectTo(session, 100, int(echo(t)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if b, _ := io.ReadAll(data); len(b) > 0 {
-		t.Errorf("data %q", b)
+	for id, port := range []int{1, resetting(t)} {
+		data, errs, err := connectTo(session, 10+id, port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(data, "hello")
+		if text, _ := io.ReadAll(errs); len(text) > 0 {
+			t.Errorf("port %d: error %q", port, text)
+		}
+		if b, _ := io.ReadAll(data); len(b) > 0 {
+			t.Errorf("port %d: data %q", port, b)
+		}
+	}
+	if _, err := io.WriteString(open, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(open); err != nil || string(b) != "HELLO" {
+		t.Errorf("the connection that was open: %q, %v", b, err)
 	}
 	for id := 1; id <= 3; id++ {
 		data, errs, err := connectTo(session, id, int(echo(t)))

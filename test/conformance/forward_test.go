@@ -149,7 +149,6 @@ func TestForwardsToADeafPort(t *testing.T) {
 			}
 		})
 
-		failures := sync.Map{}
 		var next atomic.Int64
 		var clients sync.WaitGroup
 		for i := range sessions * atATime {
@@ -160,8 +159,11 @@ func TestForwardsToADeafPort(t *testing.T) {
 						t.Errorf("connection %d: %v", id, err)
 						return
 					}
-					text, _ := io.ReadAll(errs)
-					failures.Store(kindOfFailure(string(text)), true)
+					// A text would end the session of a client like kubectl.
+					if text, _ := io.ReadAll(errs); len(text) > 0 {
+						t.Errorf("connection %d: %s", id, text)
+						return
+					}
 					_ = errs.Close()
 					_ = data.Reset()
 					time.Sleep(pause)
@@ -183,27 +185,10 @@ func TestForwardsToADeafPort(t *testing.T) {
 		if typical := share(50); typical > 50*time.Millisecond {
 			t.Errorf("the calls took %v", typical)
 		}
-		for _, kind := range []string{"bound", "deadline"} {
-			if _, ok := failures.LoadAndDelete(kind); !ok {
-				t.Errorf("no connection failed by its %s", kind)
-			}
-		}
-		failures.Range(func(kind, _ any) bool { t.Errorf("a connection failed otherwise: %v", kind); return true })
 		for i, session := range all {
 			n.fetch(t, session, connections+1+i)
 		}
 	})
-}
-
-// kindOfFailure tells why a connection failed.
-func kindOfFailure(text string) string {
-	switch {
-	case strings.Contains(text, "connections wait for this pod to accept them"):
-		return "bound"
-	case strings.Contains(text, "deadline exceeded"):
-		return "deadline"
-	}
-	return "other: " + text
 }
 
 // fetch gets the page of the pod's web server through a session.
