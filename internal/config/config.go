@@ -267,8 +267,9 @@ func (c *Config) validateTracing() error {
 // CIDRs are the pod ranges, known after Validate.
 func (c *Config) CIDRs() []netip.Prefix { return c.parsedCIDRs }
 
-// PinDirectory is where network namespaces are pinned.
-func (c *Config) PinDirectory() string { return filepath.Join(c.RunDirectory, "netns") }
+// PinRecords is where it is recorded which sandboxes have a pinned network namespace, and where those
+// are that have no sandbox yet.
+func (c *Config) PinRecords() string { return filepath.Join(c.RunDirectory, "netns") }
 
 // EngineNetNS is why the engine is to make pods' network namespaces, "" if we are.
 func (c *Config) EngineNetNS() string {

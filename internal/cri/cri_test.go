@@ -52,8 +52,9 @@ type world struct {
 	mounted   map[string]bool // image volumes
 	forgotten map[string]bool // of Stats
 
-	logMode, logReason string      // of Logs.State
-	stray              atomic.Bool // pauses do not join their namespaces
+	logMode, logReason string                 // of Logs.State
+	delWait            atomic.Pointer[func()] // runs at the beginning of each DEL
+	stray              atomic.Bool            // pauses do not join their namespaces
 	next               byte
 }
 
@@ -124,13 +125,15 @@ func (n fakeNetwork) Add(_ context.Context, p podnet.Pod) ([]netip.Addr, error) 
 	}
 	n.set(n.attached, p.ID, true)
 	if err := n.fails("network add, after"); err != nil {
-		n.set(n.attached, p.ID, false) // by contract, nothing is left
-		return nil, err
+		return nil, err // by contract, the caller releases it
 	}
 	return n.IPs(p.ID), nil
 }
 
 func (n fakeNetwork) Del(_ context.Context, p podnet.Pod) error {
+	if wait := n.delWait.Load(); wait != nil {
+		(*wait)()
+	}
 	if err := n.fails("network del"); err != nil {
 		return err
 	}

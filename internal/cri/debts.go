@@ -37,6 +37,13 @@ func (d *debts) failed(id string, now time.Time) (enough bool) {
 	return enough
 }
 
+// owe notes that a pod does not wait for its network any longer.
+func (d *debts) owe(id string, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.since[id] = now.Add(-debtPatience)
+}
+
 func (d *debts) count() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

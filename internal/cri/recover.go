@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
@@ -20,6 +21,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.joining.retry()
 	errs := []error{s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
 	errs = append(errs, s.adoptAll(ctx)...) // first, lest the plugins collect what they have
 	holders := s.Network.Attached()
@@ -28,9 +30,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	}
 	holders = append(holders, s.forgotten()...)
 	slices.Sort(holders)
-	for _, id := range slices.Compact(holders) {
-		errs = append(errs, s.recoverNetwork(ctx, model.ContainerID(id)))
-	}
+	errs = append(errs, s.recoverNetworks(ctx, slices.Compact(holders))...)
 	for _, sb := range s.View.Sandboxes() {
 		errs = append(errs, s.recoverSandbox(ctx, sb))
 	}
@@ -39,6 +39,21 @@ func (s *Service) Recover(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// recoverNetworks releases networks side by side: the plugins of one may be slow or hang.
+func (s *Service) recoverNetworks(ctx context.Context, ids []string) []error {
+	errs := make([]error, len(ids))
+	var g errgroup.Group
+	g.SetLimit(recoveriesAtOnce)
+	for i, id := range ids {
+		g.Go(func() error { errs[i] = s.recoverNetwork(ctx, model.ContainerID(id)); return nil })
+	}
+	_ = g.Wait()
+	return errs
+}
+
+// recoveriesAtOnce is how many networks recovery releases side by side.
+const recoveriesAtOnce = 8
 
 // recoverNetwork releases a network whose sandbox is gone or does not run.
 func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) error {
@@ -52,20 +67,25 @@ func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) erro
 	if _, ok := running(); ok {
 		return nil
 	}
-	unlock, err := s.lockNetwork(ctx, id)
+	wait, cancel := context.WithTimeout(ctx, recoveryWait)
+	defer cancel()
+	err := s.releases.join(wait, id, func(ctx context.Context) error {
+		unlock, err := s.lockNetwork(ctx, id)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		sb, ok := running() // asked again under the lock: the pod may have been being made
+		if ok || !s.holdsNetwork(id) {
+			return nil
+		}
+		if gone, err := s.gone(ctx, sb); !gone {
+			return err
+		}
+		s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
+		return s.release(ctx, sb)
+	})
 	if err != nil {
-		return err
-	}
-	defer unlock()
-	sb, ok := running() // asked again under the lock: the pod may have been being made
-	if ok || !s.holdsNetwork(id) {
-		return nil
-	}
-	if gone, err := s.gone(ctx, sb); !gone {
-		return err
-	}
-	s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
-	if err := s.release(ctx, sb); err != nil {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 	return nil

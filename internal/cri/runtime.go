@@ -77,7 +77,7 @@ const podNetNS = "PodNetworkNamespaces"
 // netnsCondition says whether pods' network namespaces are ours, and why if they are not.
 func (s *Service) netnsCondition(host spec.Host) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "Own"}
-	reason, _ := s.joining.state()
+	reason := s.joining.reason()
 	if reason == "" {
 		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
 	}

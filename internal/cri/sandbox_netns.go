@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync"
 	"syscall"
 	"time"
 
@@ -18,31 +17,6 @@ import (
 )
 
 // Network namespaces of our own (design D4a): made before the pause, which joins its pod's while the network's plugins connect it.
-
-// joining is what is known of whether pauses can join namespaces of ours here. Whether they can is seen from the first one that does; the
-// first that does not, on a node where the engine's own way works, settles it for this start of the daemon.
-type joining struct {
-	mu     sync.Mutex
-	proven bool
-	reason string // why the engine makes the namespaces, "" while we do
-
-	patience time.Duration // with a pause that has started and not joined
-}
-
-// state is who makes namespaces: us, or the engine for a reason. proven says that it cannot change any more.
-func (j *joining) state() (reason string, proven bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.reason, j.proven
-}
-
-func (j *joining) settle(reason string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !j.proven {
-		j.reason, j.proven = reason, true
-	}
-}
 
 // joinError is a sandbox that failed at what only a namespace of our own needs.
 type joinError struct{ err error }
@@ -68,14 +42,11 @@ func (s *Service) ownNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host) b
 	if r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE || s.Network.Mode() != "none" {
 		return false
 	}
-	if reason, _ := s.joining.state(); reason != "" {
-		return false
-	}
 	if reason := spec.EngineNetNS(r, host); reason != "" {
 		s.Log.Debug("the engine makes the pod's network namespace", "pod", spec.SandboxName(r.GetConfig().GetMetadata()), "reason", reason)
 		return false
 	}
-	return true
+	return s.joining.try(time.Now()) // last, since it may be this pod's turn to try
 }
 
 // makeSandbox makes a sandbox with a namespace of our own if that is possible, else with one of the engine's.
@@ -88,15 +59,15 @@ func (s *Service) makeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRe
 	if err == nil {
 		return id, nil
 	}
-	if _, proven := s.joining.state(); proven || !errors.As(err, &join) || ctx.Err() != nil {
+	if !errors.As(err, &join) || ctx.Err() != nil || s.joining.isTrusted() {
 		return "", err
 	}
 	id, again := s.makeSandboxIn(ctx, r, host, "")
 	if again != nil {
 		return "", again // it was not the namespace
 	}
-	s.joining.settle(join.Error())
-	s.Log.Warn("pods' network namespaces are the engine's from now on", "reason", join)
+	pause := s.joining.fallBack(join.Error(), time.Now())
+	s.Log.Warn("pods' network namespaces are the engine's for now", "reason", join, "until", pause)
 	return id, nil
 }
 
@@ -125,8 +96,7 @@ func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *ru
 	if _, err := s.Pins.Keep(id, netns); err != nil {
 		return err
 	}
-	p := s.pod(&spec.Sandbox{ID: id, Metadata: cfg.GetMetadata(), Annotations: cfg.GetAnnotations()})
-	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
+	p := s.podOf(&spec.Sandbox{ID: id, Metadata: cfg.GetMetadata(), Annotations: cfg.GetAnnotations()}, cfg)
 	g, both := errgroup.WithContext(ctx)
 	var ips []netip.Addr
 	g.Go(func() (err error) {
@@ -152,7 +122,7 @@ func (s *Service) startJoined(ctx context.Context, id model.ContainerID, cfg *ru
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}
-	s.joining.settle("")
+	s.joining.succeeded()
 	return s.Network.Confirm(string(id))
 }
 

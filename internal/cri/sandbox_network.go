@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -27,6 +26,14 @@ func (s *Service) pod(sb *spec.Sandbox) podnet.Pod {
 	}
 }
 
+// podOf is a sandbox that is to be connected as its configuration asks for.
+func (s *Service) podOf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) podnet.Pod {
+	p := s.pod(sb)
+	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
+	p.CgroupParent = cfg.GetLinux().GetCgroupParent()
+	return p
+}
+
 // connected says whether the pod has what connect gives.
 func (s *Service) connected(sb *spec.Sandbox) bool {
 	return s.Network.Mode() != "none" || len(s.addresses(sb)) > 0
@@ -43,9 +50,7 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
 		return err
 	}
-	p := s.pod(sb)
-	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
-	if _, err := s.Network.Add(ctx, p); err != nil {
+	if _, err := s.Network.Add(ctx, s.podOf(sb, cfg)); err != nil {
 		return err
 	}
 	return s.Network.Confirm(string(sb.ID))
@@ -60,22 +65,6 @@ func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxCo
 		return fmt.Errorf("write the pod's resolv.conf: %w", err)
 	}
 	return nil
-}
-
-// disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running pause. A network that cannot be
-// released for long does not hold the pod up; see debts.
-func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
-	unlock, err := s.lockNetwork(ctx, sb.ID)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	err = s.release(ctx, sb)
-	if err != nil && s.debts.failed(string(sb.ID), time.Now()) {
-		s.Log.Warn("the pod goes before its network, which is released as soon as its plugins do so", "sandbox", sb.ID, "err", err)
-		return nil
-	}
-	return err
 }
 
 // lockNetwork serialises what is done to one pod's network, also of a pod whose name nobody knows any more.

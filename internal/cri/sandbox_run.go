@@ -83,7 +83,7 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	})
 	defer func() {
 		if err != nil && !errdefs.IsAlreadyExists(err) {
-			err = errors.Join(err, u.Run(ctx, undoDeadline))
+			err = errors.Join(err, u.Run(ctx, undoSandboxDeadline))
 		}
 	}()
 	id, err = s.createSandbox(ctx, create)

@@ -218,6 +218,7 @@ type Service struct {
 	Deps
 	names     *keylock.Map // serialises calls on one name or ID
 	debts     *debts
+	releases  releases
 	joining   joining
 	preparing preparing
 	starts    starts
@@ -235,8 +236,8 @@ var (
 
 // New returns the services. Recover should be called whenever the view has been read anew.
 func New(d Deps) *Service {
-	s := &Service{
-		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{patience: joinDeadline},
+	return &Service{
+		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{configured: d.EngineNetNS, patience: joinDeadline},
 		starts: starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
@@ -245,14 +246,15 @@ func New(d Deps) *Service {
 			func(c *spec.Container) proto.Message { return c.Item() },
 			func(c *spec.Container) proto.Message { return containerAttributes(c) }, shortContainer),
 	}
-	if d.EngineNetNS != "" {
-		s.joining.settle(d.EngineNetNS)
-	}
-	return s
 }
 
-// undoDeadline is how long undoing a failed call may take, whatever became of the caller.
-const undoDeadline = 30 * time.Second
+const (
+	// undoDeadline is how long undoing a failed call may take, whatever became of the caller.
+	undoDeadline = 30 * time.Second
+	// undoSandboxDeadline is the same for a call that may have connected a pod. Plugins whose agent is
+	// away take most of a minute to release it.
+	undoSandboxDeadline = 2 * time.Minute
+)
 
 // host is the engine as it is now, or Unavailable with the reason: what is not known must not be answered, since a kubelet would take an
 // empty list for the end of its pods.

@@ -132,8 +132,12 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	if err != nil {
 		return nil, err
 	}
+	pins := podnet.NewPins(podnet.PinDirectory, cfg.PinRecords())
+	if err := pins.Prepare(); err != nil {
+		log.Warn("network add-ons may not see the network namespaces of all pods", "directory", podnet.PinDirectory, "err", err)
+	}
 	p.plugins = podnet.NewObserver(traces)
-	if p.network, err = newNetwork(cfg, p.plugins, log); err != nil {
+	if p.network, err = newNetwork(cfg, pins, p.plugins, log); err != nil {
 		return nil, errors.Join(err, p.engine.Close())
 	}
 	p.view = node.New(p.engine, log)
@@ -157,7 +161,7 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Log: log, Engine: p.engine, View: p.view, Network: p.network, Streams: p.streams, ImageFS: p.imageFS,
 		Stats:   stats.New(cgroup.Host()),
 		Volumes: imagevolume.New(filepath.Join(cfg.RunDirectory, "image-volumes")),
-		Pins:    podnet.NewPins(cfg.PinDirectory()), Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
+		Pins:    pins, Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 		Checkpoints: checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim),
 	})
 	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate, Traces: traces})
@@ -194,8 +198,7 @@ func (s streamed) OpenNetNS(sandboxID string) (*os.File, error) {
 	return s.p.service.OpenNetNS(sandboxID)
 }
 
-func newNetwork(cfg *config.Config, observer *podnet.Observer, log *slog.Logger) (podnet.Network, error) {
-	pins := podnet.NewPins(cfg.PinDirectory())
+func newNetwork(cfg *config.Config, pins *podnet.Pins, observer *podnet.Observer, log *slog.Logger) (podnet.Network, error) {
 	switch cfg.NetworkPlugin {
 	case "cni":
 		return podnet.NewCNI(podnet.CNIConfig{

@@ -12,18 +12,16 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/undo"
 )
 
 const (
 	ifName         = "eth0"
-	undoDeadline   = 30 * time.Second
+	delDeadline    = 3 * time.Minute // for one plugin's DEL; Cilium's takes 42 s while its agent is away
 	statusDeadline = 5 * time.Second // for one plugin's STATUS
 )
 
@@ -34,11 +32,13 @@ type attacher struct {
 	cacheDir string
 	observer *Observer
 	log      *slog.Logger
-	limit    time.Duration // for one command of one plugin
+	limit    time.Duration // for one command of one plugin, but DEL
+	delLimit time.Duration // for one plugin's DEL
 	adding   chan struct{} // slots of plugins that run at once for ADD
 	others   chan struct{} // and for everything else: a network whose ADD hangs can be released
 	cache    *cache
 	journal  journal
+	owed     *owed
 
 	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
 
@@ -55,13 +55,20 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 		observer:    observer,
 		log:         log,
 		limit:       pluginDeadline,
+		delLimit:    delDeadline,
 		adding:      make(chan struct{}, pluginsAtOnce),
 		others:      make(chan struct{}, pluginsAtOnce),
 		cache:       newCache(cacheDir, log),
+		owed:        newOwed(cacheDir),
 		ips:         map[string][]netip.Addr{},
 		unconfirmed: map[string][]netip.Addr{},
 	}
 	a.journal = journal{filepath.Join(cacheDir, "pending"), a.cache}
+	for _, dir := range []string{"results", "pending"} {
+		if err := a.cache.clearWay(dir); err != nil {
+			return nil, err
+		}
+	}
 
 	cached, err := a.cache.entries("")
 	if err != nil {
@@ -112,28 +119,43 @@ func (a *attacher) keep(e *entry) {
 
 // cni is libcni with plugins that take these slots and hold a file open, if one is given.
 func (a *attacher) cni(slots chan struct{}, held *os.File) *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: a.limit, slots: slots, held: held})
+	return a.cniIn(a.cacheDir, a.limit, slots, held)
 }
 
-// add connects a pod with a configuration. On error nothing is left, or a later del knows of it.
-func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (_ []netip.Addr, err error) {
+// cniIn is libcni with its cache in cacheDir. limit bounds each command of each plugin.
+func (a *attacher) cniIn(cacheDir string, limit time.Duration, slots chan struct{}, held *os.File) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(a.binDirs, cacheDir, &plugins{
+		observer: a.observer,
+		log:      a.log,
+		limit:    limit,
+		slots:    slots,
+		held:     held,
+	})
+}
+
+// add connects a pod with a configuration. After an error the caller releases the pod with del, which
+// knows how far the plugins came. No plugin runs if one of the chain is missing.
+func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) ([]netip.Addr, error) {
 	a.collecting.RLock()
 	defer a.collecting.RUnlock()
-	if err := loopbackUp(p.NetNS); err != nil {
-		return nil, fmt.Errorf("bring up lo of pod %s/%s: %w", p.Namespace, p.Name, err)
+	ips, err := a.addLocked(ctx, list, p, ranges)
+	if err != nil {
+		return nil, boundError(fmt.Errorf("connect pod %s to network %s: %w", p.title(), list.Name, err))
 	}
-	rt, err := runtimeConf(p, ranges)
+	return ips, nil
+}
+
+func (a *attacher) addLocked(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) ([]netip.Addr, error) {
+	if err := missing(list, a.binDirs); err != nil {
+		return nil, err
+	}
+	rt, err := runtimeConf(list, p, ranges)
 	if err != nil {
 		return nil, err
 	}
-
-	var u undo.Stack
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("connect pod %s/%s to network %s: %w", p.Namespace, p.Name, list.Name, err)
-			err = boundError(errors.Join(err, u.Run(ctx, undoDeadline)))
-		}
-	}()
+	if err := loopbackUp(p.NetNS); err != nil {
+		return nil, fmt.Errorf("bring up lo: %w", err)
+	}
 
 	held, err := a.journal.begin(list, rt, unconfirmed)
 	if err != nil {
@@ -142,25 +164,17 @@ func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Po
 	a.mu.Lock()
 	a.ips[p.ID] = nil
 	a.mu.Unlock()
-	u.Push("CNI ADD", func(ctx context.Context) error {
-		if err := a.delete(ctx, attachment{list, rt}); err != nil {
-			return err
-		}
-		return a.forget(p.ID)
-	})
+
 	result, err := a.cni(a.adding, held).AddNetworkList(ctx, list, rt)
 	held.Close()
-	if err != nil {
-		return nil, err
-	}
-	ips, err := podAddresses(result, p.NetNS)
-	if err != nil {
-		return nil, err
+	var ips []netip.Addr
+	if err == nil {
+		ips, err = podAddresses(result, p.NetNS)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.unconfirmed[p.ID] = ips
-	return ips, nil
+	a.unconfirmed[p.ID] = ips // also after an error: the plugins have ended
+	return ips, err
 }
 
 // confirm makes what add gave known.
@@ -173,87 +187,6 @@ func (a *attacher) confirm(id string) error {
 	a.ips[id] = a.unconfirmed[id]
 	delete(a.unconfirmed, id)
 	return nil
-}
-
-// del disconnects a pod with the configurations with which it was connected. A pod of which neither cache nor journal knows, but whose
-// namespace is still there, may have been left by an older shim in the middle of an ADD: it is disconnected with the current configuration,
-// if there is one. So is one that an older shim has connected, which needs a configuration.
-func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p Pod) error {
-	attachments, err := a.attachments(ctx, p)
-	if err != nil {
-		return fmt.Errorf("disconnect pod %s: %w", p.title(), err)
-	}
-	owed := p.Foreign || a.cache.isDamaged(p.ID) // something is to be released although nobody knows how
-	if len(attachments) == 0 && owed && current == nil {
-		return fmt.Errorf("disconnect pod %s: the CNI cache does not know it, and there is no configuration to do it with: %w", p.title(), errdefs.ErrUnavailable)
-	}
-	if len(attachments) == 0 && (p.NetNS != "" || owed) && current != nil {
-		attachments = append(attachments, attachment{current, releaseConf(p)})
-	}
-
-	var errs []error
-	for _, c := range attachments {
-		if err := a.delete(ctx, c); err != nil {
-			errs = append(errs, fmt.Errorf("disconnect pod %s from network %s: %w", p.title(), c.list.Name, err))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return boundError(err)
-	}
-	return a.forget(p.ID)
-}
-
-// delete runs the plugins' DEL for one attachment. It is noted until all of the pod's are gone, if there is room for a note.
-func (a *attacher) delete(ctx context.Context, c attachment) error {
-	// The bridge plugin removes its link, which knows the pod's addresses, before it calls the one for addresses: what a DEL that failed there has
-	// not removed, the next one does not find.
-	if err := missing(c.list, a.binDirs); err != nil {
-		return err
-	}
-	held, err := a.journal.begin(c.list, c.rt, unconfirmed)
-	if err != nil {
-		a.log.Warn("a DEL begins without a note of it", "err", err)
-	} else {
-		defer held.Close()
-	}
-	return a.cni(a.others, held).DelNetworkList(ctx, c.list, c.rt)
-}
-
-// attachment is how a pod was connected.
-type attachment struct {
-	list *libcni.NetworkConfigList
-	rt   *libcni.RuntimeConf
-}
-
-// attachments are those of a pod in libcni's cache or, if an ADD did not get so far, in the journal; then nothing of it runs any more.
-func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error) {
-	pending, err := a.journal.read(p.ID)
-	if err != nil {
-		return nil, err
-	}
-	if pending != nil && !a.hasEnded(p.ID) {
-		if err := a.journal.await(ctx, p.ID); err != nil {
-			return nil, err
-		}
-	}
-	cached, err := a.cache.entries(p.ID)
-	if err != nil {
-		return nil, err
-	}
-
-	var out []attachment
-	for _, e := range cached {
-		rt := e.runtime()
-		rt.NetNS, rt.CapabilityArgs = p.NetNS, withPorts(rt.CapabilityArgs, p.Ports)
-		out = append(out, attachment{e.list, rt})
-		if pending != nil && e.IfName == pending.IfName {
-			pending = nil
-		}
-	}
-	if pending != nil {
-		out = append(out, attachment{pending.list, pending.runtime(p.NetNS)})
-	}
-	return out, nil
 }
 
 // hasEnded says whether this process has seen all plugins of a pod's ADD end. What they have left running
@@ -312,22 +245,10 @@ func hasGC(list *libcni.NetworkConfigList) bool {
 
 // status asks the plugins of a configuration whether they can take an ADD (CNI specification, STATUS). Older configurations always can.
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
-	cni := libcni.NewCNIConfigWithCacheDir(a.binDirs, a.cacheDir, &plugins{observer: a.observer, log: a.log, limit: statusDeadline, slots: a.others})
+	cni := a.cniIn(a.cacheDir, statusDeadline, a.others, nil)
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
 		return boundError(fmt.Errorf("network %s is not ready: %w", list.Name, err))
 	}
-	return nil
-}
-
-func (a *attacher) forget(id string) error {
-	if err := a.journal.end(id); err != nil {
-		return err
-	}
-	a.cache.forget(id)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.ips, id)
-	delete(a.unconfirmed, id)
 	return nil
 }
 

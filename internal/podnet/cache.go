@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -24,8 +25,8 @@ import (
 
 const (
 	// maxCacheFile bounds an entry of libcni's cache and a record of the journal, in bytes: the
-	// configuration in base64, and a result.
-	maxCacheFile = 2*maxConfig + maxStdout
+	// configuration in base64, a result, and the annotations of a pod.
+	maxCacheFile = 2*maxConfig + maxStdout + maxAnnotations
 	// maxCacheFiles bounds how many entries are read; a node has some hundred pods.
 	maxCacheFiles = 1 << 16
 	// setAsideDir holds, below the cache's directory, files that could not be used. It is never read.
@@ -61,10 +62,11 @@ type entry struct {
 	NetNS        string          `json:"netns"`
 	Args         [][2]string     `json:"cniArgs"`
 	Capabilities map[string]any  `json:"capabilityArgs"`
-	Result       json.RawMessage `json:"result"`
+	Result       json.RawMessage `json:"result,omitempty"`
 
-	list   *libcni.NetworkConfigList // nil if the configuration cannot be used
-	result *result                   // nil if the result cannot be used
+	list    *libcni.NetworkConfigList // nil if the configuration cannot be used
+	result  *result                   // nil if the result cannot be used
+	written time.Time                 // when the file was written
 }
 
 // runtime is how the plugins were called.
@@ -112,7 +114,7 @@ func (c *cache) entries(id string) ([]*entry, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			continue // removed meanwhile
 		}
-		if err != nil && c.log != nil && !isDirectory(dir, name) {
+		if err != nil && c.log != nil && c.isOurs(dir, name) {
 			_ = c.setAside(c.results(), name, err)
 		}
 		if e != nil && (e.list != nil || c.log == nil) && (id == "" || e.ContainerID == id) {
@@ -129,11 +131,20 @@ func readEntry(dir *os.File, name string) (*entry, error) {
 		return nil, err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
 	b, err := safefs.ReadAll(f, maxCacheFile)
 	if err != nil {
 		return nil, err
 	}
-	return parseEntry(name, b)
+
+	e, err := parseEntry(name, b)
+	if e != nil {
+		e.written = st.ModTime()
+	}
+	return e, err
 }
 
 // parseEntry parses what the cache has in the file name. The entry is nil for a result alone. With an
@@ -144,8 +155,7 @@ func parseEntry(name string, b []byte) (*entry, error) {
 		return nil, boundError(err)
 	}
 	if e.Kind != libcni.CNICacheV1 {
-		_, err := parseResult(b) // as libcni reads it
-		return nil, err
+		return nil, checkLoneResult(b)
 	}
 	if err := e.checkName(name); err != nil {
 		return nil, err
@@ -187,6 +197,89 @@ func (e *entry) checkName(name string) error {
 	return nil
 }
 
+// checkLoneResult wants what libcni kept before it knew configurations (0.8): a result, which has an
+// address. Anything else is what a crash left.
+func checkLoneResult(b []byte) error {
+	r, err := parseResult(b)
+	if err != nil {
+		return err
+	}
+	if len(r.IPs) == 0 && r.IP4 == nil && r.IP6 == nil {
+		return errors.New("it is neither an entry nor a result")
+	}
+	return nil
+}
+
+// isOurs says whether a name of the cache may be moved: any file, and a directory in the place of an
+// entry of ours.
+func (*cache) isOurs(dir *os.File, name string) bool {
+	_, ok := podOf(name)
+	return ok || !isDirectory(dir, name)
+}
+
+// clearWay sets aside what lies in the place of a directory of the cache and is none.
+func (c *cache) clearWay(name string) error {
+	dir, err := safefs.OpenDir(filepath.Join(c.dir, name))
+	switch {
+	case err == nil:
+		return dir.Close()
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.Is(err, unix.ENOTDIR) && !isLink(filepath.Join(c.dir, name)):
+		return c.setAside(c.dir, name, err)
+	}
+	return fmt.Errorf("read the CNI cache: %w", err)
+}
+
+func isLink(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.Mode()&os.ModeSymlink != 0
+}
+
+// restore writes the entry of an attachment.
+func (c *cache) restore(a attachment) error {
+	b, err := entryOf(a)
+	if err == nil {
+		err = c.write(a.list.Name+"-"+a.rt.ContainerID+"-"+a.rt.IfName, b)
+	}
+	if err != nil {
+		return fmt.Errorf("note what CNI plugins hold: %w", err)
+	}
+	return nil
+}
+
+// write writes a file aside and renames it, so that it is whole or not there.
+func (c *cache) write(name string, b []byte) error {
+	if err := os.MkdirAll(c.results(), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(c.dir, newRecord)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(c.results(), name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// keep writes an entry again if it is gone, with its old time.
+func (c *cache) keep(name string, e *entry) {
+	file := filepath.Join(c.results(), name)
+	if _, err := os.Lstat(file); err == nil {
+		return
+	}
+	if b, err := json.Marshal(e); err == nil && c.write(name, b) == nil {
+		_ = os.Chtimes(file, e.written, e.written)
+	}
+}
+
+func (c *cache) remove(name string) { _ = os.Remove(filepath.Join(c.results(), name)) }
+
 func isDirectory(dir *os.File, name string) bool {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -200,6 +293,13 @@ func (c *cache) setAside(dir, name string, why error) error {
 	err := os.MkdirAll(filepath.Dir(target), 0o700)
 	if err == nil {
 		err = os.Rename(file, target)
+	}
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) {
+		// What was set aside earlier under that name is of another kind.
+		err = os.RemoveAll(target)
+		if err == nil {
+			err = os.Rename(file, target)
+		}
 	}
 	if err != nil {
 		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside",
@@ -266,7 +366,7 @@ func (c *cache) forget(id string) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		if of, ok := podOf(e.Name()); ok && string(of) == id {
-			_ = os.Remove(filepath.Join(dir, e.Name()))
+			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
 		}
 	}
 	c.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,13 +35,15 @@ type CNI struct {
 	watch  *confWatch
 
 	reading sync.Mutex        // one look at the configuration at a time, so that an older one never follows a newer one
-	invalid map[string]string // what was last wrong with which file; under reading
+	unused  map[string]string // why which file is not used; under reading
+	changed chan struct{}     // holds one element when plugins were installed or uninstalled
 
 	mu      sync.RWMutex // guards the rest
 	current *libcni.NetworkConfigList
 	problem error    // why there is no current configuration
 	status  error    // what the plugins said when they were last asked
-	broken  []string // files that are not valid
+	broken  []string // files that are not valid, and what is wrong with stale ones
+	stale   []string // the main plugins of files that are not used without them
 	ranges  []netip.Prefix
 }
 
@@ -65,14 +66,28 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &CNI{cfg: cfg, attach: attach, watch: newConfWatch(cfg.ConfDir, cfg.Log)}
+	c := &CNI{
+		cfg:     cfg,
+		attach:  attach,
+		watch:   newConfWatch(cfg.ConfDir, cfg.Log),
+		changed: make(chan struct{}, 1),
+	}
 	c.watch.update()
 	c.reload(func(*libcni.NetworkConfigList) error { return errNotAsked })
 	return c, nil
 }
 
-// Run implements Network: it follows the configuration directory, and the plugins' own word.
+// Run implements Network: it follows the configuration directory, and the plugins' own word, and has
+// plugins that are back release what they hold of pods that are gone.
 func (c *CNI) Run(ctx context.Context) {
+	var owed sync.WaitGroup
+	owed.Go(func() { c.attach.run(ctx) })
+	defer owed.Wait()
+	c.follow(ctx)
+	<-ctx.Done()
+}
+
+func (c *CNI) follow(ctx context.Context) {
 	ask := time.NewTimer(0)
 	defer ask.Stop()
 	status := func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) }
@@ -91,6 +106,7 @@ func (c *CNI) Run(ctx context.Context) {
 			}
 			c.cfg.Log.Warn("watch the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
 		case <-ask.C:
+		case <-c.changed:
 		}
 		c.watch.update()
 		next := statusEvery
@@ -114,13 +130,21 @@ func (c *CNI) Reload(ctx context.Context) {
 func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	invalid := map[string]string{}
-	list, err := firstValid(c.cfg.ConfDir, func(file string, err error) {
-		if invalid[file] = err.Error(); c.invalid[file] != err.Error() { // it is read every few seconds
-			c.cfg.Log.Warn("CNI configuration is not valid, the next one is tried", "file", file, "err", err)
+	unused := map[string]string{}
+	var broken, stale []string
+	list, err := firstUsable(c.cfg.ConfDir, c.cfg.BinDirs, func(file string, err error) {
+		if unused[file] = err.Error(); c.unused[file] != err.Error() { // it is read every few seconds
+			c.cfg.Log.Warn("CNI configuration cannot be used, the next one is tried", "file", file, "err", err)
+		}
+		var noPlugin *staleError
+		if errors.As(err, &noPlugin) {
+			stale = append(stale, noPlugin.plugin)
+			broken = append(broken, fmt.Sprintf("%s is not used: %v", file, err))
+		} else {
+			broken = append(broken, file+" is not valid and not used")
 		}
 	})
-	c.invalid = invalid
+	c.unused = unused
 	var said error
 	if list != nil && hasGC(list) {
 		said = status(list)
@@ -134,7 +158,7 @@ func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) 
 		c.cfg.Log.Warn("CNI plugins are not ready", "err", said)
 	}
 	c.current, c.problem, c.status = list, err, said
-	c.broken = slices.Sorted(maps.Keys(invalid))
+	c.broken, c.stale = broken, stale
 	return said == nil
 }
 
@@ -161,6 +185,9 @@ func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 			continue
 		}
 		list, err := readConfig(f)
+		if err == nil {
+			err = checkNetwork(list)
+		}
 		if c.Err = err; err == nil {
 			c.Network, c.Plugins = list.Name, programs(list)
 		}
@@ -178,7 +205,7 @@ func Find(name string, binDirs []string) (string, error) {
 func programs(list *libcni.NetworkConfigList) []string {
 	var all []string
 	for _, p := range list.Plugins {
-		for _, name := range []string{p.Network.Type, p.Network.IPAM.Type} {
+		for _, name := range []string{p.Network.Type, delegate(p)} {
 			if name != "" && !slices.Contains(all, name) {
 				all = append(all, name)
 			}
@@ -245,15 +272,37 @@ func (c *CNI) Attached() []string { return c.attach.attached() }
 // Ready implements Network.
 func (c *CNI) Ready() error {
 	c.mu.RLock()
-	list, problem, status := c.current, c.problem, c.status
+	list, problem, status, stale := c.current, c.problem, c.status, c.stale
 	c.mu.RUnlock()
-	if problem != nil {
-		return problem
+	err := problem
+	if err == nil {
+		err = missing(list, c.cfg.BinDirs)
 	}
-	if err := missing(list, c.cfg.BinDirs); err != nil {
-		return err
+	if err == nil {
+		err = status
 	}
-	return status
+
+	if c.otherFile(list, stale) {
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
+	return err
+}
+
+// otherFile says whether another file than the current one may have to be used, since main plugins were
+// installed or uninstalled.
+func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool {
+	installed := func(plugin string) bool { _, err := Find(plugin, c.cfg.BinDirs); return err == nil }
+	if slices.ContainsFunc(stale, installed) {
+		return true
+	}
+	if current == nil {
+		return false
+	}
+	main := current.Plugins[0].Network.Type
+	return !installed(main) && !slices.Contains(stale, main)
 }
 
 // Notice implements Network: the watch, and files that are not used although they are there.
@@ -262,7 +311,7 @@ func (c *CNI) Notice() string {
 	defer c.mu.RUnlock()
 	notices := make([]string, 0, len(c.broken)+2)
 	for _, file := range c.broken[:min(len(c.broken), maxNoticed)] {
-		notices = append(notices, "CNI configuration "+file+" is not valid and not used")
+		notices = append(notices, "CNI configuration "+file)
 	}
 	for _, notice := range []string{c.attach.cache.notice(), c.watch.notice()} {
 		if notice != "" {

@@ -24,7 +24,7 @@ import (
 // newNetNS makes a network namespace and opens it.
 func newNetNS(t *testing.T) *os.File {
 	t.Helper()
-	pins := NewPins(t.TempDir())
+	pins := NewPins(t.TempDir(), t.TempDir())
 	path, err := pins.Make(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestOpenProcess(t *testing.T) {
 	if _, err := OpenProcess(model.ContainerID(id), os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("this process for a container: %v", err)
 	}
-	if _, err := NewPins(t.TempDir()).OpenPin(model.ContainerID(id)); !errdefs.IsNotFound(err) {
+	if _, err := NewPins(t.TempDir(), t.TempDir()).OpenPin(model.ContainerID(id)); !errdefs.IsNotFound(err) {
 		t.Errorf("a pin that is not there: %v", err)
 	}
 }

@@ -135,7 +135,7 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if got := NewPins(t.TempDir()).Addresses(sandboxID, cmd.Process.Pid); !cmp.Equal(got, want, same) {
+	if got := NewPins(t.TempDir(), t.TempDir()).Addresses(sandboxID, cmd.Process.Pid); !cmp.Equal(got, want, same) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	other := strings.Repeat("b", 64)

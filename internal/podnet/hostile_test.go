@@ -97,6 +97,7 @@ func TestHostilePlugins(t *testing.T) {
 				if child != "" && !within(func() bool { return !alive(child) }) {
 					t.Errorf("the plugin's child %s is left", child)
 				}
+				del(t, n, p)
 			}
 			if _, err := os.Stat(filepath.Join(bin, "held")); err == nil || len(n.Attached()) > 0 {
 				t.Errorf("not undone: %v", n.Attached())
@@ -367,10 +368,10 @@ func TestHostileConfiguration(t *testing.T) {
 		if n := c.Notice(); !strings.Contains(n, "00.conf is not valid") || len(n) > 1000 {
 			t.Errorf("notice %q", n)
 		}
-		if len(c.invalid) != len(planted) {
-			t.Errorf("%d invalid files, want %d", len(c.invalid), len(planted))
+		if len(c.unused) != len(planted) {
+			t.Errorf("%d invalid files, want %d", len(c.unused), len(planted))
 		}
-		for file, why := range c.invalid {
+		for file, why := range c.unused {
 			if len(why) > 5000 || !utf8.ValidString(why) {
 				t.Errorf("%s: %d bytes: %.100q", file, len(why), why)
 			}

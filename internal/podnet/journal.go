@@ -50,8 +50,9 @@ const (
 // newRecord begins the names of records that are being written.
 const newRecord = ".new-"
 
-// strayPatience is how long a DEL waits for plugins that an earlier daemon left running.
-const strayPatience = 30 * time.Second
+// strayPatience is how long a DEL waits for plugins that an earlier daemon left running, a slow DEL
+// among them.
+const strayPatience = 2 * time.Minute
 
 func (j journal) file(id string) string { return filepath.Join(j.dir, id) }
 
@@ -178,7 +179,7 @@ func (j journal) list() []string {
 			ids = append(ids, name)
 		case strings.HasPrefix(name, newRecord):
 			_ = os.Remove(filepath.Join(j.dir, name))
-		case !isDirectory(dir, name):
+		case j.cache.isOurs(dir, name):
 			_ = j.cache.setAside(j.dir, name, err)
 		}
 	}

@@ -228,8 +228,8 @@ func (k *Kubenet) Mode() string { return "none" }
 // Notice implements Network.
 func (k *Kubenet) Notice() string { return k.attach.cache.notice() }
 
-// Run implements Network: nothing is to be followed.
-func (k *Kubenet) Run(context.Context) {}
+// Run implements Network: plugins that are back release what they hold of pods that are gone.
+func (k *Kubenet) Run(ctx context.Context) { k.attach.run(ctx) }
 
 // Close implements Network.
 func (k *Kubenet) Close() error { return nil }

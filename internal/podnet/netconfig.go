@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
@@ -37,25 +38,69 @@ func configFiles(dir string) ([]string, error) {
 	return files, nil
 }
 
-// firstValid is the first valid configuration of a directory, in name order.
-func firstValid(dir string, invalid func(file string, err error)) (*libcni.NetworkConfigList, error) {
+// firstUsable is the first valid configuration of a directory, in name order, whose main plugin is
+// installed; stale files are those before it whose main plugin is not. Without any it is the first stale
+// one: the plugin may be installed soon.
+func firstUsable(dir string, binDirs []string, unused func(file string, err error)) (*libcni.NetworkConfigList, error) {
 	files, err := configFiles(dir)
 	if err != nil {
 		return nil, err
 	}
+	var stale *libcni.NetworkConfigList
+	var last error
 	for _, f := range files {
 		list, err := readConfig(f)
 		if err == nil {
-			return list, nil
+			err = checkNetwork(list)
 		}
-		invalid(f, err)
+		if err != nil {
+			last = err
+			unused(f, err)
+			continue
+		}
+		main := list.Plugins[0].Network.Type
+		if _, err := Find(main, binDirs); err != nil {
+			unused(f, &staleError{main, err})
+			if stale == nil {
+				stale = list
+			}
+			continue
+		}
+		return list, nil
 	}
-	if len(files) > 0 {
-		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s; "+
-			"pods on the host network run meanwhile", len(files), dir)
+
+	switch {
+	case stale != nil:
+		return stale, nil
+	case len(files) > 0:
+		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s (the last: %w); "+
+			"pods on the host network run meanwhile", len(files), dir, last)
 	}
 	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on such as flannel; "+
 		"pods on the host network run meanwhile", dir)
+}
+
+// staleError is a configuration whose main plugin is not installed.
+type staleError struct {
+	plugin string
+	err    error
+}
+
+func (e *staleError) Error() string { return e.err.Error() }
+
+func (e *staleError) Unwrap() error { return e.err }
+
+// chained are standard plugins that change what others have made and give a pod no network of their own.
+var chained = []string{"bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"}
+
+// checkNetwork wants a configuration that gives pods more than lo.
+func checkNetwork(list *libcni.NetworkConfigList) error {
+	for _, p := range list.Plugins {
+		if name := p.Network.Type; name != "loopback" && !slices.Contains(chained, name) {
+			return nil
+		}
+	}
+	return fmt.Errorf("network %s has only lo and gives pods no address: install a network add-on such as flannel", list.Name)
 }
 
 // readConfig reads a network configuration: a list of plugins from a file whose name ends in
@@ -156,7 +201,7 @@ func checkList(list *libcni.NetworkConfigList) error {
 		return fmt.Errorf("it has %d plugins, at most %d are possible", len(list.Plugins), maxPlugins)
 	}
 	for i, p := range list.Plugins {
-		for _, name := range []string{p.Network.Type, p.Network.IPAM.Type} {
+		for _, name := range []string{p.Network.Type, delegate(p)} {
 			if strings.ContainsRune(name, '/') || len(name) > unix.NAME_MAX || !isClean(name) {
 				return fmt.Errorf("plugins[%d]: type %q is no name of a program", i, shown([]byte(name)))
 			}

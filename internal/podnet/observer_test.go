@@ -27,6 +27,7 @@ func TestPluginsAreCountedAndTraced(t *testing.T) {
 		t.Error("no error")
 	}
 	f.mode("")
+	del(t, c, p)
 	add(t, c, p)
 	call.End()
 	o := c.attach.observer

@@ -18,20 +18,28 @@ import (
 	"cri-dockerd/internal/model"
 )
 
+// newPins are pins in directories of their own: those of pins and of records.
+func newPins(t *testing.T) (pins *Pins, dir, records string) {
+	t.Helper()
+	base := t.TempDir()
+	dir, records = filepath.Join(base, "netns"), filepath.Join(base, "records")
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }) // what Prepare may have mounted
+	return NewPins(dir, records), dir, records
+}
+
 // TestPlantedPins puts links, files and mounts where pins are: none is followed, entered or unmounted.
 func TestPlantedPins(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "netns")
-	if err := os.Mkdir(dir, 0o755); err != nil { // as earlier versions made it
+	pins, dir, records := newPins(t)
+	if err := os.Mkdir(records, 0o755); err != nil { // as earlier versions made it
 		t.Fatal(err)
 	}
-	pins := NewPins(dir)
 	other, _ := newPod(t, strings.Repeat("b", 64))
 	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
-		t.Errorf("the directory has %v, %v", st.Mode(), err)
+	if st, err := os.Stat(records); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("the directory of records has %v, %v", st.Mode(), err)
 	}
 	mounted := filepath.Join(t.TempDir(), "mounted")
 	if err := errors.Join(os.Mkdir(mounted, 0o755), syscall.Mount("tmpfs", mounted, "tmpfs", 0, "")); err != nil {
@@ -39,43 +47,14 @@ func TestPlantedPins(t *testing.T) {
 	}
 	defer syscall.Unmount(mounted, 0) //nolint:errcheck // the test's own namespace
 
-	file := filepath.Join(dir, sandboxID)
-	for name, put := range map[string]func() error{
-		"a link to another pin": func() error { return os.Symlink(otherPin, file) },
-		"a link to a mount":     func() error { return os.Symlink(mounted, file) },
-		"a file":                func() error { return os.WriteFile(file, []byte("x"), 0o644) },
-		"a FIFO":                func() error { return unix.Mkfifo(file, 0o644) },
-	} {
-		if err := put(); err != nil {
-			t.Fatal(err)
-		}
-		promptly(t, name, func() {
-			if got := pins.Path(sandboxID); got != "" || pins.Joined(sandboxID, pidOf(t, other)) {
-				t.Errorf("%s: is taken for a pin: %q", name, got)
-			}
-			if err := inNetNS(file, func() error { return nil }); err == nil {
-				t.Errorf("%s: is entered", name)
-			}
-			if err := pins.Unpin(sandboxID); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		})
-		if _, err := os.Lstat(file); err == nil {
-			t.Errorf("%s: is left", name)
-		}
-		var st unix.Statfs_t
-		if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC || pins.Path(model.ContainerID(other.ID)) == "" {
-			t.Fatalf("%s: another mount is gone", name)
-		}
-		if err := put(); err != nil {
-			t.Fatal(err)
-		}
-		p, _ := newPod(t, sandboxID)
-		if path, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil || path != pins.Path(sandboxID) {
-			t.Errorf("%s: pinned in its place: %q, %v", name, path, err)
-		}
-		if err := pins.Unpin(sandboxID); err != nil {
-			t.Errorf("%s: %v", name, err)
+	for _, file := range []string{filepath.Join(dir, pinName(sandboxID)), filepath.Join(records, sandboxID)} {
+		for name, put := range map[string]func() error{
+			"a link to another pin": func() error { return os.Symlink(otherPin, file) },
+			"a link to a mount":     func() error { return os.Symlink(mounted, file) },
+			"a file":                func() error { return os.WriteFile(file, []byte("x"), 0o644) },
+			"a FIFO":                func() error { return unix.Mkfifo(file, 0o644) },
+		} {
+			plantPin(t, pins, other, mounted, file, name, put)
 		}
 	}
 	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
@@ -83,37 +62,84 @@ func TestPlantedPins(t *testing.T) {
 	}
 }
 
-// TestPinsLeaveOtherFiles: only names of our own forms are ours.
+// plantPin is one case of TestPlantedPins.
+func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, put func() error) {
+	t.Helper()
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	promptly(t, name, func() {
+		if got := pins.Path(sandboxID); got != "" || pins.Joined(sandboxID, pidOf(t, other)) {
+			t.Errorf("%s: is taken for a pin: %q", name, got)
+		}
+		if err := pins.move(sandboxID); err != nil || pins.Path(sandboxID) != "" {
+			t.Errorf("%s: is moved: %v", name, err)
+		}
+		if err := pins.Unpin(sandboxID); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	})
+	if _, err := os.Lstat(file); err == nil {
+		t.Errorf("%s: is left", name)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC || pins.Path(model.ContainerID(other.ID)) == "" {
+		t.Fatalf("%s: another mount is gone", name)
+	}
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := newPod(t, sandboxID)
+	if path, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil || path != pins.Path(sandboxID) {
+		t.Errorf("%s: pinned in its place: %q, %v", name, path, err)
+	}
+	if err := pins.Unpin(sandboxID); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+}
+
+// TestPinsLeaveOtherFiles: only names of our own forms are ours, and in the shared directory only those
+// of our sandboxes.
 func TestPinsLeaveOtherFiles(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "netns")
-	pins := NewPins(dir)
+	pins, dir, records := newPins(t)
+	if err := pins.Prepare(); err != nil {
+		t.Fatal(err)
+	}
 	other, _ := newPod(t, strings.Repeat("b", 64))
 	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"new-x", "new-0123456789abcdeF0", "new-", "x", sandboxID[:63]} {
+		if err := os.WriteFile(filepath.Join(records, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"cni-0d2b4f6e-1a2b-3c4d-5e6f-0123456789ab", "blue"} { // another runtime's, ip-netns(8)'s
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := pins.Sweep(); err != nil || len(pins.List()) != 1 {
+	if err := errors.Join(pins.Prepare(), pins.Sweep()); err != nil || len(pins.List()) != 1 {
 		t.Errorf("%v, %v", pins.List(), err)
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 6 {
+	if left, _ := os.ReadDir(records); len(left) != 6 {
 		t.Errorf("files of others are touched: %v", left)
 	}
-	notMade := filepath.Join(dir, "new-0123456789abcdef")
+	if left, _ := os.ReadDir(dir); len(left) != 3 {
+		t.Errorf("files of others are touched: %v", left)
+	}
+	notMade := filepath.Join(records, "new-0123456789abcdef")
 	if err := os.WriteFile(notMade, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if path, err := pins.Keep(sandboxID, notMade); err == nil || pins.Path(sandboxID) != "" {
 		t.Errorf("a file is kept as a namespace: %q, %v", path, err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, sandboxID)); err == nil {
-		t.Error("a pin of it is left")
+	if len(pins.List()) != 1 {
+		t.Error("a record of it is left")
 	}
-	for _, path := range []string{"/etc/passwd", filepath.Join(dir, "x"), dir + "/../new-0123456789abcdef", otherPin} {
+	for _, path := range []string{"/etc/passwd", filepath.Join(records, "x"), records + "/../new-0123456789abcdef", otherPin} {
 		if err := pins.Drop(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("drop %s: %v", path, err)
 		}
@@ -123,6 +149,106 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 	}
 	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPinsOfEarlierVersions moves a pin from the directory of records to where add-ons look, also after
+// a crash in the middle: the path that plugins were given leads to the same namespace.
+func TestPinsOfEarlierVersions(t *testing.T) {
+	for name, crash := range map[string]func(pins *Pins, ns *os.File) error{
+		"as it was": func(*Pins, *os.File) error { return nil },
+		"pinned twice": func(pins *Pins, ns *os.File) error {
+			dir, err := openShared(pins.dir)
+			if err != nil {
+				return err
+			}
+			defer dir.Close()
+			return mountIn(dir, ns, pinName(sandboxID))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pins, dir, records := newPins(t)
+			p, _ := newPod(t, sandboxID)
+			ns, err := openNetNS(p.NetNS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ns.Close()
+			if err := pins.Prepare(); err != nil {
+				t.Fatal(err)
+			}
+			made, err := pins.openRecords(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer made.Close()
+			if err := errors.Join(mountIn(made, ns, sandboxID), crash(pins, ns)); err != nil {
+				t.Fatal(err)
+			}
+			old := filepath.Join(records, sandboxID)
+			if pins.Path(sandboxID) == "" {
+				t.Error("a pin of an earlier version is not found")
+			}
+
+			for range 2 {
+				if err := pins.Prepare(); err != nil {
+					t.Fatal(err)
+				}
+				if got := pins.Path(sandboxID); got != filepath.Join(dir, pinName(sandboxID)) || isPinnedIn(records, sandboxID) {
+					t.Errorf("after the move it is at %q", got)
+				}
+				if !isNetNS(p.NetNS)(old) || !isNetNS(p.NetNS)(pins.Path(sandboxID)) || len(pins.List()) != 1 {
+					t.Errorf("the old path does not lead to the namespace; list %v", pins.List())
+				}
+			}
+			if err := pins.Unpin(sandboxID); err != nil {
+				t.Error(err)
+			}
+			for _, d := range []string{dir, records} {
+				if left, _ := os.ReadDir(d); len(left) > 0 {
+					t.Errorf("left in %s: %v", d, left)
+				}
+			}
+		})
+	}
+}
+
+// TestPinsReachContainers: what is pinned is seen in a mount namespace that was made before, with slave
+// mounts as those of hostPath volumes with HostToContainer, although nothing was shared.
+func TestPinsReachContainers(t *testing.T) {
+	pins, _, _ := newPins(t)
+	if err := pins.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	agent := exec.Command("unshare", "--mount", "--propagation", "slave", "sleep", "1000")
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Wait() //nolint:errcheck // killed
+	defer agent.Process.Kill()
+	home, _ := os.Readlink("/proc/self/ns/mnt")
+	its := func() string { l, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", agent.Process.Pid)); return l }
+	sleeps := func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", agent.Process.Pid))
+		return its() != home && string(comm) == "sleep\n"
+	}
+	if !within(sleeps) {
+		t.Fatal("no mount namespace")
+	}
+
+	p, _ := newPod(t, sandboxID)
+	path, err := pins.Pin(sandboxID, pidOf(t, p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); !isNetNS(p.NetNS)(seen) {
+		t.Errorf("%s is not seen elsewhere", path)
+	}
+	if err := pins.Unpin(sandboxID); err != nil {
+		t.Error(err)
+	}
+	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); isNetNS(p.NetNS)(seen) {
+		t.Errorf("%s stays elsewhere", path)
 	}
 }
 
@@ -138,7 +264,7 @@ func TestDamagedEntryKeepsAddresses(t *testing.T) {
 		for _, confirmed := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, complete: %v", name, confirmed), func(t *testing.T) {
 				dir := t.TempDir()
-				pins := NewPins(filepath.Join(dir, "netns"))
+				pins := NewPins(filepath.Join(dir, "netns"), filepath.Join(dir, "records"))
 				k := newKubenet(t, dir, "10.93.0.0/24", "fd00:93::/64")
 				p, _ := newPod(t, sandboxID)
 				if _, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil {
@@ -191,7 +317,7 @@ func pidOf(t *testing.T, p Pod) (pid int) {
 
 // TestProcessOfAnother: a number of a process that is another's now names no namespace.
 func TestProcessOfAnother(t *testing.T) {
-	pins := NewPins(filepath.Join(t.TempDir(), "netns"))
+	pins, _, _ := newPins(t)
 	p, _ := newPod(t, sandboxID)
 	other := model.ContainerID(strings.Repeat("b", 64))
 	for name, pid := range map[string]int{"another container's": pidOf(t, p), "our own": os.Getpid(), "init": 1, "none": 0, "negative": -1} {

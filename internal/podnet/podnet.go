@@ -20,7 +20,9 @@ type Pod struct {
 	Annotations map[string]string
 	Ports       []*runtimeapi.PortMapping // those with a host port become the capability portMappings; of a DEL, if the cache has none
 	DNS         *runtimeapi.DNSConfig
-	Foreign     bool // an older shim has connected it, perhaps without an entry in libcni's cache
+	// CgroupParent is the control group of the pod, the capability cgroupPath.
+	CgroupParent string
+	Foreign      bool // an older shim has connected it, perhaps without an entry in libcni's cache
 }
 
 // title is how errors call a pod; of one whose sandbox is gone only the ID is known.
@@ -34,12 +36,15 @@ func (p Pod) title() string {
 // Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
 // one pod are serialised by the caller.
 type Network interface {
-	// Add connects the pod and returns its addresses, the primary one first. On error nothing is left behind, or Attached lists the pod.
+	// Add connects the pod and returns its addresses, the primary one first. After an error the caller releases the pod with Del; Attached
+	// lists it until then, unless nothing has begun.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
 	// Confirm says that the pod is complete. Before, IPs knows no addresses of it, and a daemon that starts takes it for one that was never
 	// finished.
 	Confirm(sandboxID string) error
-	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error.
+	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error. What
+	// plugins hold that were uninstalled is released when they are back, and no error. An *OwedError says that a program for addresses is
+	// missing: the pod may go, but not its namespace, and Del is to be called again later.
 	Del(ctx context.Context, p Pod) error
 	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.
 	Check(ctx context.Context, p Pod) error
@@ -59,7 +64,7 @@ type Network interface {
 	SetPodCIDR(cidrs []netip.Prefix) error
 	// Mode is the engine's network mode for sandboxes: "none" when we connect them, "bridge" when the engine does.
 	Mode() string
-	// Run follows what Ready depends on until ctx ends. Ready tells the state at the beginning until then.
+	// Run follows what Ready depends on, and what uninstalled plugins hold, until ctx ends. Ready tells the state at the beginning until then.
 	Run(ctx context.Context)
 	// Close frees what the network itself holds; pods stay connected.
 	Close() error

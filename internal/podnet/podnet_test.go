@@ -287,8 +287,9 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	}
 	p, _ := newPod(t, sandboxID)
 	p.Ports = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 8080, Protocol: runtimeapi.Protocol_UDP, HostIp: "127.0.0.1"}, {ContainerPort: 1}}
-	p.Annotations = map[string]string{ingressAnnotation: "10M"}
+	p.Annotations = map[string]string{ingressAnnotation: "10M", "k8s.v1.cni.cncf.io/networks": `[{"name":"a"}]`}
 	p.DNS = &runtimeapi.DNSConfig{Servers: []string{"10.96.0.10"}}
+	p.CgroupParent = "/kubepods/burstable/podu"
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
@@ -297,6 +298,7 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	}
 	for _, want := range []string{
 		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}]`, `"ingressRate":10000000`, `"ipRanges":[[{"subnet":"10.1.0.0/16"}]]`, `"servers":["10.96.0.10"]`,
+		`"cgroupPath":"/kubepods/burstable/podu"`, `"io.kubernetes.cri.pod-annotations":{"k8s.v1.cni.cncf.io/networks":"[{\"name\":\"a\"}]","kubernetes.io/ingress-bandwidth":"10M"}`,
 	} {
 		if stdin := f.read("stdin.ADD"); !strings.Contains(stdin, want) {
 			t.Errorf("the plugin was not told %s:\n%s", want, stdin)
@@ -351,7 +353,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 }
 
 func TestPins(t *testing.T) {
-	pins := NewPins(filepath.Join(t.TempDir(), "netns"))
+	pins, dir, _ := newPins(t)
 	p, cmd := newPod(t, sandboxID)
 	var want syscall.Stat_t
 	if err := syscall.Stat(p.NetNS, &want); err != nil {
@@ -359,7 +361,7 @@ func TestPins(t *testing.T) {
 	}
 	for range 2 {
 		path, err := pins.Pin(sandboxID, cmd.Process.Pid)
-		if err != nil || path != pins.Path(sandboxID) {
+		if err != nil || path != pins.Path(sandboxID) || filepath.Dir(path) != dir || !isPinName(filepath.Base(path)) {
 			t.Fatalf("%q, %v", path, err)
 		}
 	}
@@ -390,8 +392,7 @@ func TestPins(t *testing.T) {
 
 // TestPinsOfOurOwn makes a namespace before there is a sandbox, and keeps it for the one that joins it.
 func TestPinsOfOurOwn(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "netns")
-	pins := NewPins(dir)
+	pins, public, dir := newPins(t)
 	path, err := pins.Make(map[string]string{"net.ipv4.ip_local_port_range": "2000 3000", "net.ipv4.conf.lo/forwarding": ""})
 	if err == nil || !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a sysctl that is none: %q, %v", path, err)
@@ -443,7 +444,7 @@ func TestPinsOfOurOwn(t *testing.T) {
 	if _, err := pins.Make(nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewPins(dir).Sweep(); err != nil {
+	if err := NewPins(public, dir).Sweep(); err != nil {
 		t.Error(err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {

@@ -138,7 +138,7 @@ func (r *result) checkIPs() error {
 		return fmt.Errorf("ips: %d, at most %d are possible", len(r.IPs), maxIPs)
 	}
 	for i, ip := range r.IPs {
-		if err := checkAddress(ip.Address); err != nil {
+		if err := checkAddress(ip.Address); err != nil && !r.isLoopback(ip) {
 			return fmt.Errorf("ips[%d].address: %w", i, err)
 		}
 		if err := checkGateway(ip.Gateway); err != nil {
@@ -152,6 +152,13 @@ func (r *result) checkIPs() error {
 		}
 	}
 	return nil
+}
+
+// isLoopback says whether an address is that of lo, which the plugin loopback reports.
+func (r *result) isLoopback(ip ipConfig) bool {
+	n := ip.Interface
+	return ip.Address != nil && ip.Address.Addr().IsLoopback() && n != nil && *n >= 0 && *n < len(r.Interfaces) &&
+		r.Interfaces[*n].Name == loopbackName
 }
 
 // checkAddress wants an address that an interface of a pod can have.
@@ -223,23 +230,18 @@ func checkOld(field string, c *ipConfig02) error {
 	return checkRoutes(field+".routes", c.Routes)
 }
 
-// addresses are the pod's own in the plugins' order: those without an interface, and those of the
-// interface ifName in the pod's network namespace. Some plugins name that interface without its
-// namespace, which counts if no other is the pod's. ours says whether a path is the pod's namespace.
+// addresses are the pod's own in the plugins' order: those without an interface, and those of the pod's
+// own interface. ours says whether a path is the pod's namespace.
 func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
-	own := func(f iface) bool { return f.Name == ifName && f.Sandbox != "" && ours(f.Sandbox) }
-	if !slices.ContainsFunc(r.Interfaces, own) {
-		own = func(f iface) bool { return f.Name == ifName && f.Sandbox == "" }
-	}
-
+	own := r.ownInterfaces(ours)
 	var ips []netip.Addr
 	add := func(p *netip.Prefix) {
-		if a := p.Addr().Unmap(); !slices.Contains(ips, a) {
+		if a := p.Addr().Unmap(); isPodAddress(a) && !slices.Contains(ips, a) {
 			ips = append(ips, a)
 		}
 	}
 	for _, ip := range r.IPs {
-		if ip.Interface == nil || own(r.Interfaces[*ip.Interface]) {
+		if ip.Interface == nil || own[*ip.Interface] {
 			add(ip.Address)
 		}
 	}
@@ -251,6 +253,29 @@ func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
 	return ips
 }
 
+// ownInterfaces says of each interface whether it is the one that the plugins were to make: the first
+// rule that any interface keeps counts. Interfaces of the host and of other namespaces never are.
+func (r *result) ownInterfaces(ours func(sandbox string) bool) []bool {
+	rules := []func(f iface) bool{
+		func(f iface) bool { return f.Name == ifName && f.Sandbox != "" && ours(f.Sandbox) },
+		func(f iface) bool { return f.Name != loopbackName && f.Sandbox != "" && ours(f.Sandbox) }, // under another name
+		func(f iface) bool { return f.Name == ifName && f.Sandbox == "" },                          // by plugins that name no namespace
+	}
+	own := make([]bool, len(r.Interfaces))
+	for _, rule := range rules {
+		if !slices.ContainsFunc(r.Interfaces, rule) {
+			continue
+		}
+		for i, f := range r.Interfaces {
+			own[i] = rule(f)
+		}
+		break
+	}
+	return own
+}
+
+const loopbackName = "lo"
+
 // isNetNS returns a test whether a plugin means the network namespace netns: by its path, or by another
 // path of the same file.
 func isNetNS(netns string) func(sandbox string) bool {
@@ -259,6 +284,10 @@ func isNetNS(netns string) func(sandbox string) bool {
 			return false
 		}
 		if filepath.Clean(sandbox) == filepath.Clean(netns) {
+			return true
+		}
+		// A plugin in a container may see the directory of pins at another place; names of pins are unique.
+		if name := filepath.Base(netns); isPinName(name) && filepath.Base(sandbox) == name {
 			return true
 		}
 		a, errA := os.Stat(sandbox)

@@ -31,6 +31,11 @@ func TestResultAddresses(t *testing.T) {
 		"of another interface":    {`{` + interfaces + `,"ips":[{"interface":3,"address":"10.1.2.3/24"}]}`, ""},
 		"twice":                   {`{"ips":[{"address":"10.1.2.3/24"},{"address":"::ffff:10.1.2.3/120"},{"address":"10.1.2.3/16"}]}`, "10.1.2.3"},
 		"without its sandbox":     {`{"interfaces":[{"name":"veth1"},{"name":"eth0"}],"ips":[{"interface":1,"address":"10.1.2.3/24"}]}`, "10.1.2.3"},
+		"under another name": {
+			`{"interfaces":[{"name":"eth0"},{"name":"lo","sandbox":"/run/netns/pod"},{"name":"ens5","sandbox":"/run/netns/pod"}],
+			"ips":[{"interface":0,"address":"10.9.9.9/24"},{"interface":1,"address":"127.0.0.1/8"},{"interface":2,"address":"10.1.2.3/24"}]}`, "10.1.2.3",
+		},
+		"beside lo's": {`{"interfaces":[{"name":"lo","sandbox":"/run/netns/pod"},{"name":"eth0","sandbox":"/run/netns/pod"}],"ips":[{"interface":0,"address":"::1/128"},{"interface":1,"address":"10.1.2.3/24"}]}`, "10.1.2.3"},
 		"of the only other sandbox": {
 			`{"interfaces":[{"name":"eth0","sandbox":"/run/netns/other"}],"ips":[{"interface":0,"address":"10.1.2.3/24"}]}`, "",
 		},

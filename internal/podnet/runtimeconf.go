@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,9 +13,20 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// runtimeConf is what the plugins get to know of a pod (CNI specification, sections 2 and "Dynamic
-// plugin-specific fields"). What the pod's author wrote and no plugin may see is InvalidArgument.
-func runtimeConf(p Pod, ranges []netip.Prefix) (*libcni.RuntimeConf, error) {
+// Capabilities that containerd gives to plugins beyond those of the CNI conventions.
+const (
+	annotationsCapability = "io.kubernetes.cri.pod-annotations"
+	cgroupCapability      = "cgroupPath"
+)
+
+// maxAnnotations bounds a pod's annotations as plugins get them, in bytes of JSON. Kubernetes permits
+// 256 KiB, each byte of which may take six.
+const maxAnnotations = 6 * 256 << 10
+
+// runtimeConf is what the plugins of a configuration get to know of a pod (CNI specification, sections 2
+// and "Dynamic plugin-specific fields"). What the pod's author wrote and no plugin may see is
+// InvalidArgument.
+func runtimeConf(list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (*libcni.RuntimeConf, error) {
 	var errs []error
 	args := podArgs(p)
 	for _, a := range args {
@@ -30,6 +42,9 @@ func runtimeConf(p Pod, ranges []netip.Prefix) (*libcni.RuntimeConf, error) {
 		}
 	}
 	limits, err := bandwidth(p.Annotations)
+	if b, jsonErr := json.Marshal(p.Annotations); jsonErr != nil || len(b) > maxAnnotations {
+		errs = append(errs, fmt.Errorf("config.annotations: %d bytes, plugins can get at most %d", len(b), maxAnnotations))
+	}
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w: %w", p.title(), err, errdefs.ErrInvalidArgument)
 	}
@@ -57,7 +72,19 @@ func runtimeConf(p Pod, ranges []netip.Prefix) (*libcni.RuntimeConf, error) {
 	if len(ranges) > 0 {
 		rt.CapabilityArgs["ipRanges"] = hostLocalRanges(ranges)
 	}
+	// These are large or private, so only configurations that ask for them have them in their cache.
+	if len(p.Annotations) > 0 && hasCapability(list, annotationsCapability) {
+		rt.CapabilityArgs[annotationsCapability] = p.Annotations
+	}
+	if p.CgroupParent != "" && hasCapability(list, cgroupCapability) {
+		rt.CapabilityArgs[cgroupCapability] = p.CgroupParent
+	}
 	return rt, nil
+}
+
+// hasCapability says whether one of the plugins asks for a capability.
+func hasCapability(list *libcni.NetworkConfigList, name string) bool {
+	return slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[name] })
 }
 
 // releaseConf is what the plugins get to know of a pod whose attachment nobody remembers. What they may

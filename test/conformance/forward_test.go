@@ -80,7 +80,7 @@ func connectPort(session httpstream.Connection, id, port int) (data, errs httpst
 func (n *node) deafPort(t *testing.T, pod string) int {
 	t.Helper()
 	var fd int
-	err := engines.In(n.own(t).NetNS(n.PinDir+"/"+pod), func() (err error) {
+	err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func TestForwardsToADeafPort(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
 		port := n.deafPort(t, pod)
-		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.PinDir+"/"+pod), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			t.Fatal(err) // it fills the listener's queue
 		}

@@ -3,7 +3,6 @@ package conformance
 import (
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -158,7 +157,7 @@ func TestHostileDevices(t *testing.T) {
 			prefix := []string{"\xff\xfe", "a\x1b[", "\xc3", `{}=,`, "\xe2\x80\xae"}[i%5]
 			fmt.Fprintf(&batch, "link add name %s%d type bridge\n", prefix, i)
 		}
-		err := engines.In(n.own(t).NetNS(filepath.Join(n.PinDir, pod)), func() error {
+		err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() error {
 			cmd := exec.Command("ip", "-force", "-batch", "-")
 			cmd.Stdin = strings.NewReader(batch.String())
 			if out, err := cmd.CombinedOutput(); err != nil {

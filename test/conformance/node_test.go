@@ -316,7 +316,28 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 			}
 		}
 	}
-	return strings.Join(left, "; ")
+	return strings.Join(append(left, n.lostPins(t)...), "; ")
+}
+
+// lostPins are pins of network namespaces of which the daemon has no record.
+func (n *node) lostPins(t *testing.T) (lost []string) {
+	t.Helper()
+	pins, err := filepath.Glob(n.eng.Path("/run/netns/cni-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	links, _ := filepath.Glob(filepath.Join(n.PinDir, "*"))
+	for _, l := range links {
+		target, _ := os.Readlink(l)
+		known[filepath.Base(target)] = true
+	}
+	for _, p := range pins {
+		if !known[filepath.Base(p)] {
+			lost = append(lost, p)
+		}
+	}
+	return lost
 }
 
 // wholePod returns the ID of the pod's sandbox if it is ready and has its address, else "".

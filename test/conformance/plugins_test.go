@@ -87,7 +87,7 @@ func bridged(version, bridge string, net int) string {
 
 // in is a pod's network namespace, seen from outside.
 func (c *cniNode) in(t *testing.T, pod string) string {
-	return c.own(t).NetNS(filepath.Join(c.PinDir, pod))
+	return c.own(t).NetNS(c.Pin(t, pod))
 }
 
 // answer serves what is said in a pod, TCP and UDP on one port of both families, until the test ends.
@@ -303,7 +303,8 @@ func bandwidth(t *testing.T, c *cniNode) {
 	c.assertNothingLeft(t, cfg)
 }
 
-// vanishedPlugin takes a plugin away while a pod runs: one of the chain, and the one for addresses, which another one calls.
+// vanishedPlugin takes a plugin away while a pod runs: one of the chain, and the one for addresses, which another one calls. The pod can
+// go. What is left of its network is released when the plugin is back.
 func vanishedPlugin(t *testing.T, c *cniNode) {
 	for _, plugin := range []string{"bandwidth", "host-local"} {
 		vanishes(t, c, plugin)
@@ -311,11 +312,15 @@ func vanishedPlugin(t *testing.T, c *cniNode) {
 	if rules := c.run(t, "iptables-save"); strings.Contains(rules, "10.77.0.") {
 		t.Errorf("rules are left:\n%s", rules)
 	}
+	if links := c.run(t, "ip", "-o", "link"); strings.Contains(links, "ifb") || strings.Contains(links, "bwp") {
+		t.Errorf("links are left:\n%s", links)
+	}
 }
 
 func vanishes(t *testing.T, c *cniNode, plugin string) {
 	t.Helper()
 	cfg := c.podConfig(t)
+	cfg.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "10M"}
 	id := c.runPod(t, cfg)
 	file := filepath.Join(c.bin, plugin)
 	if err := os.Rename(file, file+".gone"); err != nil {
@@ -325,14 +330,13 @@ func vanishes(t *testing.T, c *cniNode, plugin string) {
 	if s := c.network(t); s.Status || !strings.Contains(s.Message, want) {
 		t.Errorf("condition: %v", s)
 	}
-	if _, err := c.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("StopPodSandbox: %v", err)
-	}
+	c.stopPod(t, id)
 	if err := os.Rename(file+".gone", file); err != nil {
 		t.Fatal(err)
 	}
-	c.stopPod(t, id)
 	c.removePod(t, id)
+	owed := filepath.Join(filepath.Dir(c.CacheDir), "owed/results/*")
+	eventually(t, "what the plugin held is released", func() bool { left, _ := filepath.Glob(owed); return len(left) == 0 })
 	c.assertNothingLeft(t, cfg)
 }
 

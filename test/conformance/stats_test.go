@@ -298,7 +298,7 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 		t.Fatalf("network: %v", before)
 	}
 	var l net.Listener
-	if err := engines.In(n.own(t).NetNS(n.PinDir+"/"+pod), func() (err error) { l, err = net.Listen("tcp", ":9000"); return err }); err != nil {
+	if err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() (err error) { l, err = net.Listen("tcp", ":9000"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()

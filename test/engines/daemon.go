@@ -25,7 +25,7 @@ const PodCIDR = "10.88.0.0/16"
 type Daemon struct {
 	Socket     string // of the CRI
 	Program    string // a static one, as it is shipped; the daemon itself runs with the race detector when the tests do
-	PinDir     string // of pinned network namespaces; the mounts are seen inside only
+	PinDir     string // of the records of pinned network namespaces: links by sandbox ID, which lead to the pins inside only
 	CacheDir   string // of libcni's cache
 	PendingDir string // of the connections that are being made
 	LeaseDir   string // of host-local's addresses
@@ -112,6 +112,16 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 
 var panicked = regexp.MustCompile(`(?m)^panic:|msg=panic|DATA RACE`)
 
+// Pin is the path of a pod's pinned network namespace, as it is inside.
+func (d *Daemon) Pin(tb TB, pod string) string {
+	tb.Helper()
+	path, err := os.Readlink(filepath.Join(d.PinDir, pod))
+	if err != nil {
+		tb.Fatalf("pin of pod %s: %v", pod, err)
+	}
+	return strings.Replace(path, "/var/run/", "/run/", 1) // a link that leads elsewhere outside
+}
+
 // Metrics is the page of the daemon's figures.
 func (d *Daemon) Metrics(tb TB) string {
 	tb.Helper()
@@ -148,6 +158,12 @@ func (d *Daemon) Log() string { return filepath.Join(d.engine.Dir, d.name+".log"
 func (d *Daemon) Kill(tb TB) {
 	tb.Helper()
 	d.engine.signal(tb, d.name, "KILL")
+}
+
+// Stop ends the daemon in order.
+func (d *Daemon) Stop(tb TB) {
+	tb.Helper()
+	d.engine.signal(tb, d.name, "TERM")
 }
 
 // Reload sends SIGHUP.

@@ -1,0 +1,329 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// agentScript is a plugin at the end of a chain, as those of meshes and of add-ons with an agent: it
+// notes its commands in "calls" and what it is given in "stdin". Its DEL lasts as long as there is a file
+// "slow", and at most two minutes.
+const agentScript = `#!/bin/sh
+cd DIR
+cat > stdin.$CNI_COMMAND
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> calls
+case $CNI_COMMAND in
+ADD) sed 's/.*"prevResult":\({.*}\),"type".*/\1/' stdin.ADD;;
+DEL) i=0; while [ -e slow ] && [ $i -lt 1200 ]; do sleep 0.1; i=$((i+1)); done; echo end >> calls;;
+esac
+`
+
+// addOn is a node with a bridge and the plugin "agent" in a chain.
+type addOn struct {
+	*cniNode
+}
+
+// addOnConfig is the network of an addOn.
+const addOnConfig = `{"cniVersion":"1.0.0","name":"pods","plugins":[
+	{"type":"bridge","bridge":"add0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.93.0.0/24"}]]}},
+	{"type":"portmap","capabilities":{"portMappings":true},"snat":true},
+	{"type":"agent","capabilities":{"io.kubernetes.cri.pod-annotations":true,"cgroupPath":true}}]}`
+
+func newAddOn(t *testing.T, n *node) *addOn {
+	t.Helper()
+	a := &addOn{newCNINode(t, n)}
+	script := strings.ReplaceAll(agentScript, "DIR", a.bin)
+	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.configure(t, addOnConfig)
+	return a
+}
+
+// read is a file of the plugin, "" if it is not there.
+func (a *addOn) read(name string) string {
+	b, _ := os.ReadFile(filepath.Join(a.bin, name))
+	return string(b)
+}
+
+func (a *addOn) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(a.bin, name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (a *addOn) remove(t *testing.T, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(a.bin, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addOnPod is a pod with a host port.
+func (a *addOn) addOnPod(t *testing.T) *runtimeapi.PodSandboxConfig {
+	t.Helper()
+	cfg := a.podConfig(t)
+	cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 18193}}
+	return cfg
+}
+
+// released fails if the node still holds something of a pod of an addOn, in a while.
+func (a *addOn) released(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
+	t.Helper()
+	leases := filepath.Join(a.LeaseDir, "pods/10.93.*")
+	eventually(t, "the address is released", func() bool { left, _ := filepath.Glob(leases); return len(left) == 0 })
+	a.assertNothingLeft(t, cfg)
+	if rules := a.run(t, "iptables-save"); strings.Contains(rules, "18193") || strings.Contains(rules, "10.93.0.") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+}
+
+// TestAddOns are the ways of network add-ons that have an agent in a pod, or come and go.
+func TestAddOns(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		a := newAddOn(t, n)
+		for _, mode := range []string{"own", "engine"} {
+			t.Run("agent in a pod, "+mode, func(t *testing.T) { a.change(t, mode); agentInAPod(t, a, mode) })
+		}
+		t.Run("uninstalled plugin", func(t *testing.T) { uninstalledPlugin(t, a) })
+		t.Run("plugin that was never there", func(t *testing.T) { neverInstalled(t, a) })
+		t.Run("slow DEL", func(t *testing.T) { slowDel(t, a) })
+		t.Run("crash in a slow DEL", func(t *testing.T) { crashInSlowDel(t, a) })
+		t.Run("pins of an earlier version", func(t *testing.T) { earlierPins(t, a) })
+		t.Run("files", func(t *testing.T) { networkFiles(t, a) })
+	})
+}
+
+// change has the daemon start again with a mode of --pod-netns.
+func (a *addOn) change(t *testing.T, mode string) {
+	t.Helper()
+	a.Change(t, "--network-plugin=cni", "--cni-conf-dir="+a.conf, "--cni-bin-dir="+a.bin, "--pod-cidr=", "--pod-netns="+mode)
+	a.AwaitReady(t)
+}
+
+// agentInAPod is an agent that sees pods' network namespaces only by its mount of /var/run/netns, which
+// is older than the pods.
+func agentInAPod(t *testing.T, a *addOn, mode string) {
+	host := a.podConfig(t)
+	host.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_NODE}
+	host.Linux.SecurityContext.Privileged = true
+	cc := a.containerConfig(sh("sleep 1000"))
+	cc.Linux.SecurityContext.Privileged = true
+	cc.Linux.SecurityContext.NamespaceOptions = host.Linux.SecurityContext.NamespaceOptions
+	cc.Mounts = []*runtimeapi.Mount{{
+		HostPath:      "/var/run/netns",
+		ContainerPath: "/var/run/netns",
+		Propagation:   runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+	}}
+	agentPod := a.runPod(t, host)
+	agent := a.startConfig(t, agentPod, host, cc)
+
+	cfg := a.addOnPod(t)
+	cfg.Annotations = map[string]string{"example.com/zone": "a"}
+	id := a.runPod(t, cfg)
+	a.madeBy(t, id, mode)
+	calls := strings.Fields(a.read("calls"))
+	path := calls[len(calls)-1]
+	if !strings.HasPrefix(path, "/var/run/netns/cni-") {
+		t.Errorf("the plugin is given the namespace %q", path)
+	}
+	inode := func(file string) string { return strings.TrimSpace(a.exec(t, agent, "stat", "-L", "-c", "%i", file)) }
+	if got, want := inode(path), inode("/proc/"+a.inspect(t, id, ".State.Pid")+"/ns/net"); got != want {
+		t.Errorf("the agent sees namespace %s, the pod's is %s", got, want)
+	}
+	for _, want := range []string{`"example.com/zone":"a"`, `"cgroupPath":"` + cfg.Linux.CgroupParent + `"`} {
+		if in := a.read("stdin.ADD"); !strings.Contains(in, want) {
+			t.Errorf("the plugin was not given %s:\n%s", want, in)
+		}
+	}
+
+	a.removePod(t, id)
+	a.released(t, cfg)
+	if out := a.exec(t, agent, "ls", "/var/run/netns"); strings.Contains(out, filepath.Base(path)) {
+		t.Errorf("the agent still sees %s", out)
+	}
+	a.removePod(t, agentPod)
+}
+
+// uninstalledPlugin removes the last plugin of a chain, and its configuration, while a pod runs.
+func uninstalledPlugin(t *testing.T, a *addOn) {
+	cfg := a.addOnPod(t)
+	id := a.runPod(t, cfg)
+	plugin := a.read("agent")
+	a.remove(t, "agent")
+	a.removePod(t, id)
+	a.released(t, cfg)
+	log := a.run(t, "cat", a.Log())
+	if n := strings.Count(log, "plugins=agent "); n != 1 || !strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
+		t.Errorf("reported %d times", n)
+	}
+	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(plugin), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its DEL, when it is back", func() bool { return strings.Contains(a.read("calls"), "DEL "+id) })
+}
+
+// neverInstalled is a chain with a plugin that is not there: the pod fails with its name, and nothing is
+// left.
+func neverInstalled(t *testing.T, a *addOn) {
+	plugin := a.read("agent")
+	a.remove(t, "agent")
+	cfg := a.addOnPod(t)
+	_, err := a.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if err == nil || !strings.Contains(err.Error(), `CNI plugin "agent" is not in `) {
+		t.Errorf("%v", err)
+	}
+	a.released(t, cfg)
+	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(plugin), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// slowDel is an add-on whose DEL outlasts its callers, who are as impatient as kubeadm reset.
+func slowDel(t *testing.T, a *addOn) {
+	cfg := a.addOnPod(t)
+	id := a.runPod(t, cfg)
+	a.start(t, id, cfg, sh("sleep 1000"))
+	a.write(t, "calls", "")
+	a.write(t, "slow", "")
+	var err error
+	for range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if _, err = a.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
+			cancel()
+			ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+			_, err = a.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+		}
+		cancel()
+		if err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Errorf("the pod cannot go: %v", err)
+	}
+	if ps := a.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid); ps != "" {
+		t.Errorf("containers are left: %s", ps)
+	}
+	a.remove(t, "slow")
+	eventually(t, "the end of the DEL", func() bool { return strings.Contains(a.read("calls"), "end") })
+	a.released(t, cfg)
+	if n := strings.Count(a.read("calls"), "DEL "); n != 1 {
+		t.Errorf("%d DELs:\n%s", n, a.read("calls"))
+	}
+}
+
+// crashInSlowDel kills the daemon in the middle of a DEL: the next one waits for the plugin that still
+// runs, and releases the rest. The order to stop in such a moment is obeyed at once.
+func crashInSlowDel(t *testing.T, a *addOn) {
+	for name, end := range map[string]func(){
+		"killed":  func() { a.Kill(t) },
+		"stopped": func() { a.Stop(t) },
+	} {
+		cfg := a.addOnPod(t)
+		id := a.runPod(t, cfg)
+		a.write(t, "calls", "")
+		a.write(t, "slow", "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if _, err := a.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
+			t.Errorf("%s: the pod's network was released", name)
+		}
+		cancel()
+		end()
+		a.Restart(t)
+		a.remove(t, "slow")
+		a.removePod(t, id)
+		a.released(t, cfg)
+		calls := a.read("calls")
+		if first := strings.Index(calls, "end"); first < 0 || first > strings.LastIndex(calls, "DEL ") {
+			t.Errorf("%s: the next DEL did not wait:\n%s", name, calls)
+		}
+	}
+}
+
+// earlierPins is an upgrade from a version that pinned namespaces in its run directory: the pod goes on,
+// its pin moves, and it is released.
+func earlierPins(t *testing.T, a *addOn) {
+	cfg := a.addOnPod(t)
+	id := a.runPod(t, cfg)
+	c := a.start(t, id, cfg, sh("sleep 1000"))
+	address := a.podStatus(t, id).Network.GetIp()
+	pin := a.Pin(t, id)
+	a.Kill(t)
+	a.run(t, "sh", "-ec", fmt.Sprintf(`cd %s; rm %s; touch %s; mount --bind %s %s; umount %s; rm %s`, a.PinDir, id, id, pin, id, pin, pin))
+	a.Restart(t)
+	if got := a.podStatus(t, id); got.Network.GetIp() != address || got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("%v", got)
+	}
+	if a.Pin(t, id) != pin {
+		t.Errorf("the pin is at %s", a.Pin(t, id))
+	}
+	if mounts := a.run(t, "cat", "/proc/self/mounts"); strings.Contains(mounts, a.PinDir) {
+		t.Errorf("the old place is in use:\n%s", mounts)
+	}
+	if out := a.run(t, "nsenter", "--net="+pin, "ip", "-o", "addr"); !strings.Contains(out, address+"/") {
+		t.Errorf("the pin is of another namespace: %s", out)
+	}
+	a.exec(t, c, "true")
+	a.removePod(t, id)
+	a.released(t, cfg)
+}
+
+// networkFiles are configurations that are none: of an add-on that was removed, with lo only, and one
+// whose addresses are the main plugin's own affair.
+func networkFiles(t *testing.T, a *addOn) {
+	put := func(name, text string) (remove func()) {
+		t.Helper()
+		file := filepath.Join(a.conf, name)
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return func() { _ = os.Remove(file) }
+	}
+	remove := put("05-weave.conflist", `{"cniVersion":"0.3.0","name":"weave","plugins":[{"name":"weave","type":"weave-net","hairpinMode":true},
+		{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`)
+	a.soon(t, "the stale file is reported", func() bool {
+		s := a.network(t)
+		return s.Status && strings.Contains(s.Message, "05-weave.conflist") && strings.Contains(s.Message, `"weave-net"`)
+	})
+	cfg := a.addOnPod(t)
+	id := a.runPod(t, cfg)
+	if ip := a.podStatus(t, id).Network.GetIp(); !strings.HasPrefix(ip, "10.93.0.") {
+		t.Errorf("address %q", ip)
+	}
+	a.removePod(t, id)
+	a.released(t, cfg)
+	remove()
+
+	a.unconfigure(t)
+	remove = put("99-loopback.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+	a.soon(t, "lo alone is no network", func() bool {
+		s := a.network(t)
+		return !s.Status && strings.Contains(s.Message, "gives pods no address")
+	})
+	remove()
+
+	azure := "#!/bin/sh\ncat > /dev/null\n" + `case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"0.3.0","interfaces":[{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[{"version":"4","interface":0,"address":"10.92.0.7/24"}]}';;
+esac
+`
+	if err := os.WriteFile(filepath.Join(a.bin, "azure-vnet"), []byte(azure), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.configure(t, `{"cniVersion":"0.3.0","name":"azure","plugins":[{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}}]}`)
+	cfg = a.podConfig(t)
+	id = a.runPod(t, cfg)
+	if ip := a.podStatus(t, id).Network.GetIp(); ip != "10.92.0.7" {
+		t.Errorf("address %q", ip)
+	}
+	a.removePod(t, id)
+	a.assertNothingLeft(t, cfg)
+}
