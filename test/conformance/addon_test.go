@@ -20,7 +20,7 @@ cd DIR
 cat > stdin.$CNI_COMMAND
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> calls
 case $CNI_COMMAND in
-ADD) sed 's/.*"prevResult":\({.*}\),"type".*/\1/' stdin.ADD;;
+ADD) sed 's/.*"prevResult":\({.*}\),"runtimeConfig".*/\1/; s/.*"prevResult":\({.*}\),"type".*/\1/' stdin.ADD;;
 DEL) i=0; while [ -e slow ] && [ $i -lt 1200 ]; do sleep 0.1; i=$((i+1)); done; echo end >> calls;;
 esac
 `
