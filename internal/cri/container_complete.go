@@ -101,8 +101,11 @@ func (s *Service) followStarts(ctx context.Context, started func(id model.Contai
 		if err != nil {
 			return err
 		}
-		if change.Type == runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT {
+		switch change.Type {
+		case runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT:
 			started(change.ID)
+		case runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT:
+			s.starts.forget(change.ID)
 		}
 	}
 }

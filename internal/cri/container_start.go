@@ -46,6 +46,7 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	if err := errors.Join(startErr, renewErr, s.finishStart(after, c, podErr)); err != nil {
 		return nil, err
 	}
+	s.starts.forget(c.ID)
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 

@@ -41,10 +41,16 @@ func newLinks(c *spec.Container) *symlinks {
 func TestLinkAndUnlink(t *testing.T) {
 	c := newContainer(t)
 	s := newLinks(c)
+	var first os.FileInfo
 	for range 2 { // again after a restart of the daemon
 		if err := s.started(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
+		link, err := os.Lstat(c.LogPath)
+		if err != nil || first != nil && !os.SameFile(first, link) {
+			t.Errorf("followers of the log see another link: %v", err)
+		}
+		first = link
 		if b, err := os.ReadFile(c.LogPath); err != nil || string(b) != "line" {
 			t.Errorf("%q, %v", b, err)
 		}

@@ -48,6 +48,7 @@ func (n *node) assertReplaced(t *testing.T, id string, cfg *runtimeapi.PodSandbo
 func TestRestartedPause(t *testing.T) {
 	restart := []string{"restart", "-t", "0"}
 	eachFresh(t, func(t *testing.T, n *node) {
+		flag := "" // the daemon's
 		n.loadPause(t, "sandbox.example/pause:1")
 		for _, mode := range []struct {
 			name, flag string
@@ -55,13 +56,16 @@ func TestRestartedPause(t *testing.T) {
 			commands   [][]string
 			runs       bool // the pause runs again
 		}{
-			{"own namespace", "--pod-netns=own", runtimeapi.NamespaceMode_POD, [][]string{restart}, false},
-			{"host network", "--pod-netns=own", runtimeapi.NamespaceMode_NODE, [][]string{restart}, true},
+			{"own namespace", "", runtimeapi.NamespaceMode_POD, [][]string{restart}, false},
+			{"host network", "", runtimeapi.NamespaceMode_NODE, [][]string{restart}, true},
 			{"engine's namespace", "--pod-netns=engine", runtimeapi.NamespaceMode_POD, [][]string{restart}, true},
 			{"sandbox image", "--pod-infra-container-image=sandbox.example/pause:1", runtimeapi.NamespaceMode_POD, [][]string{{"stop", "-t", "0"}, {"start"}}, true},
 		} {
-			n.Change(t, mode.flag)
-			n.AwaitReady(t)
+			if mode.flag != flag {
+				flag = mode.flag
+				n.Change(t, flag)
+				n.AwaitReady(t)
+			}
 			cfg := n.podConfig(t)
 			cfg.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: mode.network, Pid: runtimeapi.NamespaceMode_CONTAINER}
 			id := n.runPod(t, cfg)
