@@ -42,7 +42,7 @@ var arrows = map[string][]string{
 	"internal/imagevolume":     {},
 	"internal/stats":           {"internal/cgroup"},
 	"internal/engine/tolerant": {},
-	"internal/engine":          {"internal/engine/tolerant", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
+	"internal/engine":          {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
 	"internal/node":            {"internal/spec", "internal/engine"},
 	"internal/podnet":          {"internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":     {},

@@ -12,7 +12,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
@@ -54,7 +54,7 @@ type Engine struct {
 	pulls   shared
 	metrics pullMetrics
 	calls   *prometheus.HistogramVec
-	loading sync.Mutex             // one load of the pause image at a time
+	loading keylock.Map            // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
 	leftOut leftOut
 	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known

@@ -24,6 +24,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/keylock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -436,5 +438,34 @@ func TestPullThatStalls(t *testing.T) {
 	cancel()
 	if _, err := e.Pull(ctx, "registry.example/app:1", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestWaitsHonourContext: what waits for a list of images, or for the load of the pause image, gives up with its ctx.
+func TestWaitsHonourContext(t *testing.T) {
+	e, err := New(Config{Endpoint: "unix:///nobody", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	arch := "amd64"
+	e.arch.Store(&arch)
+	for name, call := range map[string]struct {
+		lock *keylock.Map
+		do   func(ctx context.Context) error
+	}{
+		"list":       {&e.images.listing, func(ctx context.Context) error { _, err := e.Images(ctx); return err }},
+		"load pause": {&e.loading, func(ctx context.Context) error { _, err := e.PauseImage(ctx); return err }},
+	} {
+		unlock, err := call.lock.Lock(t.Context(), allKeys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := call.do(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+		unlock()
 	}
 }

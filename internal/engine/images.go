@@ -18,15 +18,19 @@ import (
 
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/engine/tolerant"
+	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
 
+// allKeys is the key of locks that are one only. They are held while the engine works, so their waits honour ctx.
+const allKeys = ""
+
 // imageCache remembers what only an image's inspect says, as long as the list says the same of it.
 type imageCache struct {
-	listing sync.Mutex // one look at a time, so that an older one never follows a newer one
+	listing keylock.Map // one look at a time, so that an older one never follows a newer one
 
 	mu    sync.Mutex                    // guards the rest, for moments only: pods start meanwhile
 	byID  map[model.ImageID]cachedImage // of the last list, never changed
@@ -95,8 +99,11 @@ func (c *imageCache) has(ref string) bool {
 
 // Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those that are new or have changed.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
-	e.images.listing.Lock()
-	defer e.images.listing.Unlock()
+	unlock, err := e.images.listing.Lock(ctx, allKeys)
+	if err != nil {
+		return nil, fmt.Errorf("list images: wait for the list before: %w", err)
+	}
+	defer unlock()
 	old, stale := e.images.last()
 	list, err := e.listImages(ctx)
 	if err != nil {
@@ -258,8 +265,12 @@ func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
 		return spec.PauseImage{Source: string(*id), Name: img.Ref}, nil
 	}
 
-	e.loading.Lock() // Docker 29 refuses the same load twice at once
-	defer e.loading.Unlock()
+	unlock, err := e.loading.Lock(ctx, allKeys) // Docker 29 refuses the same load twice at once
+	if err != nil {
+		return spec.PauseImage{}, fmt.Errorf("pause image: wait for its load: %w", err)
+	}
+	defer unlock()
+
 	id, err := e.findPause(ctx, img)
 	if err == nil && id == "" {
 		id, err = e.loadPause(ctx, img)
