@@ -28,22 +28,22 @@ func loadTLS(files TLSFiles, log *slog.Logger) (*certificates, error) {
 		return nil, nil
 	}
 	c := &certificates{files: files, log: log}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.read = c.modified()
-	if err := c.loadLocked(); err != nil {
+	cert, err := c.load()
+	if err != nil {
 		return nil, err
 	}
+	c.current = cert
 	return c, nil
 }
 
-func (c *certificates) loadLocked() error {
+// load reads the files.
+func (c *certificates) load() (*tls.Certificate, error) {
 	cert, err := tls.LoadX509KeyPair(c.files.Cert, c.files.Key)
 	if err != nil {
-		return fmt.Errorf("--streaming-tls-cert-file, --streaming-tls-key-file: %w", err)
+		return nil, fmt.Errorf("--streaming-tls-cert-file, --streaming-tls-key-file: %w", err)
 	}
-	c.current = &cert
-	return nil
+	return &cert, nil
 }
 
 // modified are the times at which the files changed last.
@@ -59,18 +59,29 @@ func (c *certificates) modified() (times [2]time.Time) {
 // get returns the certificate of the files as they are now. While they cannot be read, as when only one of them has been replaced, it is the
 // earlier one.
 func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now := c.modified()
+	current, changed := c.observe(c.modified())
+	if !changed {
+		return current, nil
+	}
+	cert, err := c.load() // without the lock: other connections get the earlier one meanwhile
+	if err != nil {
+		c.log.Warn("the new streaming certificate cannot be read; the earlier one stays in use", "err", err)
+		return current, nil
+	}
+	c.log.Info("read the streaming certificate again", "file", c.files.Cert)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now != c.read {
-		c.read = now
-		if err := c.loadLocked(); err != nil {
-			c.log.Warn("the new streaming certificate cannot be read; the earlier one stays in use", "err", err)
-		} else {
-			c.log.Info("read the streaming certificate again", "file", c.files.Cert)
-		}
-	}
-	return c.current, nil
+	c.current = cert
+	return cert, nil
+}
+
+// observe notes when the files changed last. changed says that the caller is the first to see it, and is to read them.
+func (c *certificates) observe(times [2]time.Time) (current *tls.Certificate, changed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed = times != c.read
+	c.read = times
+	return c.current, changed
 }
 
 // names reports whether the certificate is good for a host name or address.
