@@ -57,6 +57,7 @@ type Group struct {
 	v2     bool                   // cgroup v2 governs it
 	hybrid bool                   // it is also in a hierarchy of v2 that has no controllers
 	paths  [allControllers]string // in the hierarchies of cgroup v1
+	moved  [allControllers]bool   // the main process has left the container's group there
 	files  files
 }
 
@@ -85,7 +86,18 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 		g.Close()
 		return nil, notFound
 	}
+	g.adoptMoved()
 	return g, nil
+}
+
+// adoptMoved finds the container's groups in hierarchies of cgroup v1 in which its main process has
+// moved out of them. Docker makes them at the same path in all hierarchies.
+func (g *Group) adoptMoved() {
+	for c, moved := range g.moved {
+		if moved && g.paths[c] == "" && isThere(filepath.Join(g.kernel.Cgroup, controllers[c]), g.path) {
+			g.paths[c] = g.path
+		}
+	}
 }
 
 // join reads the groups of a process as the kernel lists them, and says whether any is the
@@ -99,6 +111,7 @@ func (g *Group) join(membership, containerID string) bool {
 		}
 		path, ok := ownPath(parts[2], containerID)
 		if !ok {
+			eachController(parts[1], func(c int) { g.moved[c] = true })
 			continue
 		}
 		if g.path != path { // it is the same in all hierarchies
@@ -109,16 +122,21 @@ func (g *Group) join(membership, containerID string) bool {
 			continue
 		}
 		v1 = true
-		for name := range strings.SplitSeq(parts[1], ",") {
-			if c := slices.Index(controllers[:], name); c >= 0 {
-				g.paths[c] = g.path
-			}
-		}
+		eachController(parts[1], func(c int) { g.paths[c] = g.path })
 	}
 	if v1 { // a hybrid machine's v2 hierarchy has no controllers
 		g.v2, g.hybrid = false, g.v2
 	}
 	return g.path != ""
+}
+
+// eachController calls use with each controller in a list as the kernel has it: "cpu,cpuacct".
+func eachController(list string, use func(c int)) {
+	for name := range strings.SplitSeq(list, ",") {
+		if c := slices.Index(controllers[:], name); c >= 0 {
+			use(c)
+		}
+	}
 }
 
 // maxPath bounds the path of a group. That of a pod in a slice of systemd's has some 300 bytes.
