@@ -26,6 +26,9 @@ const (
 	maxListedTime = 200 * time.Millisecond
 )
 
+// listedTime is maxListedTime, but in tests of other bounds.
+var listedTime = maxListedTime
+
 // ErrTooMany says that a container has more processes or groups than are read.
 var ErrTooMany = fmt.Errorf("the container has more than %d processes or %d control groups of its own: %w",
 	maxPIDs, maxGroups, errdefs.ErrResourceExhausted)
@@ -244,7 +247,7 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 		}
 		return nil
 	}
-	complete, err = w.Walk(time.Now().Add(maxListedTime))
+	complete, err = w.Walk(time.Now().Add(listedTime))
 	if errors.Is(err, ErrTooMany) {
 		return pids, false, nil
 	}

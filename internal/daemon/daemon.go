@@ -103,6 +103,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 type parts struct {
 	engine  *engine.Engine
 	view    *node.View
+	oom     *cgroup.OOMWatcher
 	network podnet.Network
 	plugins *podnet.Observer
 	streams *stream.Server
@@ -132,15 +133,19 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	if err != nil {
 		return nil, err
 	}
-	pins := podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())
+	pins := podnet.NewPins(podnet.PinDirectory, cfg.PinRecords())
 	if err := pins.Prepare(); err != nil {
-		log.Warn("network add-ons may not see the network namespaces of all pods", "directory", cfg.PinDirectory, "err", err)
+		log.Warn("network add-ons may not see the network namespaces of all pods", "directory", podnet.PinDirectory, "err", err)
 	}
 	p.plugins = podnet.NewObserver(traces)
 	if p.network, err = newNetwork(cfg, pins, p.plugins, log); err != nil {
 		return nil, errors.Join(err, p.engine.Close())
 	}
 	p.view = node.New(p.engine, log)
+	if p.oom, err = cgroup.NewOOMWatcher(cgroup.Host(), p.view.OOMHit); err != nil {
+		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
+	}
+	p.view.SetOOM(p.oom)
 	p.streams, err = stream.New(stream.Config{
 		Addr:    cfg.StreamingAddr,
 		Runtime: streamed{p},
@@ -228,6 +233,7 @@ func newNetwork(cfg *config.Config, pins *podnet.Pins, observer *podnet.Observer
 func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.Signal, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(p.view.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(p.oom.Run(ctx)) })
 	g.Go(func() error { p.logs.Run(ctx); return nil })
 	g.Go(func() error { p.network.Run(ctx); return nil })
 	g.Go(func() error { p.imageFS.Run(ctx); return nil })

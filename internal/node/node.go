@@ -82,6 +82,7 @@ type View struct {
 	missed      chan struct{} // an element after events that were lost
 	arrived     arrivals
 	slow        chan struct{} // an element for each inspect that waits in the background
+	oom         OOM
 	metrics     *viewMetrics
 	reading     atomic.Int64 // since when everything is being read, in nanoseconds of Unix time; 0: it is not
 
@@ -101,7 +102,7 @@ type View struct {
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), slow: make(chan struct{}, slowInspects), retries: map[model.ContainerID]time.Duration{}, metrics: newViewMetrics(),
+		src: src, log: log, oom: noOOM{}, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), slow: make(chan struct{}, slowInspects), retries: map[model.ContainerID]time.Duration{}, metrics: newViewMetrics(),
 		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(), watches: map[*Watch]struct{}{},
 	}
 }
@@ -340,12 +341,16 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, o := range objects {
+	for i, o := range objects {
 		if o.Unread != "" {
 			v.retryLocked(o.Unread)
 		}
+		objects[i] = v.explainLocked(o)
 	}
 	v.tell(v.store.replace(objects, ticket))
+	for _, o := range objects {
+		v.watchOOMLocked(o)
+	}
 	return nil
 }
 
@@ -416,7 +421,9 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	o = v.explainLocked(o)
 	v.tell(v.store.put(id, o, ticket))
+	v.watchOOMLocked(o)
 	seen()
 	return nil
 }
@@ -462,6 +469,7 @@ func (v *View) heed(e engine.Event) {
 		v.metrics.looking(e.ID)()
 		return
 	}
+	v.heedOOMLocked(e)
 	if steps := v.store.hear(e); len(steps) > 0 {
 		v.tell(steps)
 		v.metrics.looking(e.ID)()

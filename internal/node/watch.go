@@ -95,6 +95,11 @@ func (v *View) endAll() {
 
 // tell delivers steps that the store has taken. It never waits. v.mu is held.
 func (v *View) tell(steps []step) {
+	for _, s := range steps {
+		if s.kind == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
+			v.oom.Forget(string(s.id))
+		}
+	}
 	if len(v.watches) == 0 {
 		return
 	}

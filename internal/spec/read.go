@@ -25,7 +25,7 @@ import (
 // The reasons of an ended container that the kubelet and its users know.
 const (
 	reasonCompleted = "Completed"
-	reasonError     = "Error"
+	ReasonError     = "Error"
 	reasonOOM       = "OOMKilled"
 	reasonCannotRun = "ContainerCannotRun"
 )
@@ -273,7 +273,7 @@ func endReason(exitCode int, outOfMemory bool) string {
 	case exitCode == 0:
 		return reasonCompleted
 	}
-	return reasonError
+	return ReasonError
 }
 
 // Begun is the object when the engine has told that its process was started, before anybody has looked: its PID is not known.
@@ -299,6 +299,14 @@ func (o Object) Ended(at time.Time, exitCode int, outOfMemory bool) Object {
 	s := *o.Sandbox
 	s.Running, s.Restarted, s.FinishedAt, s.ExitCode, s.Pid = false, false, at, exitCode, 0
 	return Object{Sandbox: &s}
+}
+
+// OutOfMemory is the container when the kernel, not the engine, says that its end was the OOM killer's
+// work.
+func (o Object) OutOfMemory() Object {
+	c := *o.Container
+	c.Reason = reasonOOM
+	return Object{Container: &c}
 }
 
 // readTime is a Docker time; what is unset ("0001-01-01T00:00:00Z") or broken is zero.

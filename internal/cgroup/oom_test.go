@@ -1,0 +1,322 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// oomGroup is a group of this machine's kernel with a limit, and a process in it, or in a group below
+// it, that exceeds the limit once exceed is called.
+type oomGroup struct {
+	id     string
+	v1     bool
+	dir    string // in memory's hierarchy
+	cmd    *exec.Cmd
+	stdin  *os.File
+	exited bool
+}
+
+func newOOMGroup(t *testing.T, name, below string) *oomGroup {
+	t.Helper()
+	g := &oomGroup{id: strings.Repeat(name, 64)}
+	base := fmt.Sprintf("/cri-dockerd-test-%d-%s", os.Getpid(), t.Name())
+	move := realGroups(t, base+"/"+g.id+below)
+	root, limit, swap := Host().Cgroup, "memory.max", "memory.swap.max"
+	if _, err := os.Stat(filepath.Join(root, "memory/cgroup.event_control")); err == nil {
+		g.v1, root, limit, swap = true, filepath.Join(root, "memory"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
+	} else { // the controller is passed on from group to group
+		parts := strings.Split(base, "/")
+		for i := range parts {
+			must(t, os.WriteFile(filepath.Join(root, filepath.Join(parts[:i+1]...), "cgroup.subtree_control"), []byte("+memory"), 0))
+		}
+	}
+	g.dir = filepath.Join(root, base, g.id)
+	must(t, os.WriteFile(filepath.Join(g.dir, limit), []byte("16777216"), 0))
+	swapLimit := "0"
+	if g.v1 {
+		swapLimit = "16777216" // of both together
+	}
+	_ = os.WriteFile(filepath.Join(g.dir, swap), []byte(swapLimit), 0) // with swap accounting
+	r, w, err := os.Pipe()
+	must(t, err)
+	g.cmd, g.stdin = exec.Command("sh", "-c", "read go && exec tail /dev/zero"), w
+	g.cmd.Stdin = r
+	must(t, g.cmd.Start(), r.Close())
+	move(g.cmd.Process.Pid)
+	t.Cleanup(func() { g.end(t) })
+	return g
+}
+
+func (g *oomGroup) pid() int { return g.cmd.Process.Pid }
+
+// exceed has the process exceed the limit and waits until it has been killed.
+func (g *oomGroup) exceed(t *testing.T) {
+	t.Helper()
+	_, err := g.stdin.WriteString("go\n")
+	must(t, err)
+	_ = g.cmd.Wait()
+	g.exited = true
+	must(t, g.stdin.Close())
+	if ws := g.cmd.ProcessState.String(); ws != "signal: killed" {
+		t.Fatalf("the process ended with %s", ws)
+	}
+}
+
+// end ends the process without a shortage of memory.
+func (g *oomGroup) end(t *testing.T) {
+	t.Helper()
+	if !g.exited {
+		must(t, g.stdin.Close())
+		_ = g.cmd.Wait()
+		g.exited = true
+	}
+}
+
+// remove removes the group, as a container's end does.
+func (g *oomGroup) remove(t *testing.T) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for { // the kernel takes a moment to let go of a process
+		entries, err := filepath.Glob(filepath.Join(g.dir, "*/cgroup.procs"))
+		must(t, err)
+		for _, e := range entries {
+			_ = os.Remove(filepath.Dir(e))
+		}
+		err = os.Remove(g.dir)
+		if err == nil || time.Now().After(deadline) {
+			must(t, err)
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// oomWatcher is a watcher with a channel of what it reports. It does not run yet.
+func oomWatcher(t *testing.T) (w *OOMWatcher, hits chan string) {
+	t.Helper()
+	hits = make(chan string, 10)
+	w, err := NewOOMWatcher(Host(), func(id string) { hits <- id })
+	must(t, err)
+	return w, hits
+}
+
+// run runs a watcher until the test ends.
+func (w *OOMWatcher) run(t *testing.T) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+	})
+}
+
+func awaitHit(t *testing.T, hits <-chan string, id string) {
+	t.Helper()
+	select {
+	case got := <-hits:
+		if got != id {
+			t.Errorf("%s was hit, want %s", got, id)
+		}
+	case <-time.After(20 * time.Second):
+		t.Errorf("%s was not hit", id)
+	}
+}
+
+// awaitWatch waits until the kernel reports what happens to a container.
+func (w *OOMWatcher) awaitWatch(t *testing.T, id string) *watched {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		c := w.watched[id]
+		ready := c != nil && c.ready
+		w.mu.Unlock()
+		if ready {
+			return c
+		}
+	}
+	t.Fatalf("%s is not watched", id)
+	return nil
+}
+
+// TestOOMWatcher is of real groups: a container whose process is killed for want of memory is reported
+// and remembered after its group is gone, also if the process has moved to a group below its own; one
+// that ends otherwise is not.
+func TestOOMWatcher(t *testing.T) {
+	before := descriptors(t)
+	w, hits := oomWatcher(t)
+	t.Run("all", func(t *testing.T) {
+		w.run(t)
+		for _, g := range []*oomGroup{newOOMGroup(t, "a", ""), newOOMGroup(t, "b", "/system.slice")} {
+			w.Watch(g.id, g.pid(), time.Now())
+			w.awaitWatch(t, g.id)
+			g.exceed(t)
+			awaitHit(t, hits, g.id)
+			g.remove(t)
+			if at, hit := w.Hit(g.id); !hit || time.Since(at) > time.Minute {
+				t.Errorf("after its end: %v, %v", at, hit)
+			}
+			w.Forget(g.id)
+			if _, hit := w.Hit(g.id); hit {
+				t.Error("a container that was forgotten is remembered")
+			}
+		}
+
+		quiet, last := newOOMGroup(t, "c", ""), newOOMGroup(t, "d", "")
+		for _, g := range []*oomGroup{quiet, last} {
+			w.Watch(g.id, g.pid(), time.Now())
+			w.awaitWatch(t, g.id)
+		}
+		quiet.end(t)
+		quiet.remove(t)
+		last.exceed(t)
+		awaitHit(t, hits, last.id) // and nothing before it
+		if _, hit := w.Hit(quiet.id); hit {
+			t.Error("a container that ended by itself was hit")
+		}
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.watched {
+		if c.fd >= 0 {
+			t.Errorf("%s is still open", c.id)
+		}
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors before, %d afterwards", before, after)
+	}
+}
+
+// TestOOMWatcherComesLate: the group of a container is gone before the watcher gets to read it. The
+// kernel's signals tell one that was out of memory from one that was only removed.
+func TestOOMWatcherComesLate(t *testing.T) {
+	w, hits := oomWatcher(t)
+	hit, quiet := newOOMGroup(t, "a", ""), newOOMGroup(t, "b", "")
+	if !hit.v1 {
+		return // cgroup v2 does not signal a removal
+	}
+	for _, g := range []*oomGroup{hit, quiet} {
+		w.Watch(g.id, g.pid(), time.Now())
+	}
+	for _, c := range w.take() {
+		w.update(c)
+	}
+	for _, g := range []*oomGroup{hit, quiet} {
+		w.awaitWatch(t, g.id)
+	}
+	hit.exceed(t)
+	hit.remove(t)
+	quiet.end(t)
+	quiet.remove(t)
+
+	w.run(t)
+	awaitHit(t, hits, hit.id)
+	c := w.watched[quiet.id]
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // its removal is signalled
+		w.mu.Lock()
+		at := c.hitAt
+		w.mu.Unlock()
+		if !at.IsZero() {
+			t.Fatal("a container that ended by itself was hit")
+		}
+		if time.Now().After(deadline) || w.signalsOf(c) == 1 {
+			break
+		}
+	}
+	if n := w.signalsOf(c); n != 1 {
+		t.Errorf("%d signals of a removal", n)
+	}
+}
+
+func (w *OOMWatcher) signalsOf(c *watched) uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return c.signals
+}
+
+// TestOOMBeforeWatch: a kill before the watch began counts if the container is young.
+func TestOOMBeforeWatch(t *testing.T) {
+	for name, c := range map[string]struct {
+		age time.Duration
+		hit bool
+	}{"young": {0, true}, "old": {time.Hour, false}} {
+		t.Run(name, func(t *testing.T) {
+			g := newOOMGroup(t, "a", "")
+			child := exec.Command("sh", "-c", "echo $$ > "+g.dir+"/cgroup.procs && exec tail /dev/zero")
+			_ = child.Run()
+			if s := child.ProcessState.String(); s != "signal: killed" {
+				t.Fatalf("the child ended with %s", s)
+			}
+			w, hits := oomWatcher(t)
+			w.run(t)
+			w.Watch(g.id, g.pid(), time.Now().Add(-c.age))
+			w.awaitWatch(t, g.id)
+			if c.hit {
+				awaitHit(t, hits, g.id)
+			}
+			g.exceed(t) // and again
+			if !c.hit {
+				awaitHit(t, hits, g.id)
+			}
+		})
+	}
+}
+
+// TestOOMOfV2: the counter of cgroup v2.
+func TestOOMOfV2(t *testing.T) {
+	k, g := v2(t)
+	events := filepath.Join(k.Cgroup, "pods/c0ffee/memory.events")
+	put := func(kills int) {
+		must(t, os.WriteFile(events, fmt.Appendf(nil, "low 0\nhigh 0\nmax 4\noom %d\noom_kill %d\noom_group_kill 0\n", kills, kills), 0o644))
+	}
+	put(0)
+	var hits []string
+	w, err := NewOOMWatcher(k, func(id string) { hits = append(hits, id) })
+	must(t, err)
+	defer w.poll.Close()
+	fd, err := g.openCounter(unified, "memory.events")
+	must(t, err)
+	c := &watched{id: id, group: g, fd: fd}
+	w.count(c)
+	if len(hits) > 0 || c.fd < 0 {
+		t.Errorf("hit without a kill: %v", hits)
+	}
+	put(1)
+	w.count(c)
+	w.count(c)
+	if len(hits) != 1 || c.kills != 1 || c.hitAt.IsZero() {
+		t.Errorf("a kill: %v, %+v", hits, c)
+	}
+	must(t, unix.Close(c.fd))
+	c.fd = 1 << 20 // as of a group that is gone, the file cannot be read
+	w.count(c)
+	if c.fd >= 0 || len(hits) != 1 {
+		t.Errorf("after the end: %v, %+v", hits, c)
+	}
+}
+
+// TestOOMWatcherIsBounded: more containers than it may watch are not watched.
+func TestOOMWatcherIsBounded(t *testing.T) {
+	w, _ := oomWatcher(t)
+	defer w.poll.Close()
+	for i := range maxWatched + 5 {
+		w.Watch(fmt.Sprint(i), 1, time.Now())
+	}
+	if len(w.watched) != maxWatched {
+		t.Errorf("%d are watched", len(w.watched))
+	}
+	w.Forget("7")
+	w.Watch("another", 1, time.Now())
+	w.Watch("8", 2, time.Now()) // has a new process
+	if len(w.watched) != maxWatched || w.watched["another"] == nil || w.watched["8"].pid != 2 || len(w.numbers) != maxWatched {
+		t.Errorf("after one was forgotten: %d, %d", len(w.watched), len(w.numbers))
+	}
+}

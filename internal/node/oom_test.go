@@ -1,0 +1,173 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/spec"
+)
+
+// fakeOOM is a watch whose hits are set by the test.
+type fakeOOM struct {
+	watched map[string]int
+	hits    map[string]time.Time
+}
+
+func (f *fakeOOM) Watch(id string, pid int, _ time.Time) { f.watched[id] = pid }
+
+func (f *fakeOOM) Hit(id string) (time.Time, bool) {
+	at, hit := f.hits[id]
+	return at, hit
+}
+
+func (f *fakeOOM) Forget(id string) {
+	delete(f.watched, id)
+	delete(f.hits, id)
+}
+
+// withOOM is a view of a running container that is watched.
+func withOOM(t *testing.T) (*View, *fakeOOM) {
+	t.Helper()
+	v, oom := New(nil, discard), &fakeOOM{watched: map[string]int{}, hits: map[string]time.Time{}}
+	v.SetOOM(oom)
+	v.refreshed(running(7))
+	if oom.watched["c"] != 7 {
+		t.Fatalf("watched: %v", oom.watched)
+	}
+	return v, oom
+}
+
+func at(s int64) time.Time { return time.Unix(s, 0) }
+
+// refreshed is what Refresh does with what it found.
+func (v *View) refreshed(o spec.Object) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	o = v.explainLocked(o)
+	v.tell(v.store.put("c", o, v.store.begin()))
+	v.watchOOMLocked(o)
+}
+
+func running(pid int) spec.Object {
+	return spec.Object{Container: &spec.Container{
+		ID: "c", Pid: pid, CreatedAt: at(1), StartedAt: at(100), State: runtimeapi.ContainerState_CONTAINER_RUNNING,
+	}}
+}
+
+// ended is how an engine describes an end without knowing of a want of memory.
+func ended(code int32, finished time.Time) spec.Object {
+	reason := spec.ReasonError
+	if code == 0 {
+		reason = "Completed"
+	}
+	return spec.Object{Container: &spec.Container{
+		ID: "c", CreatedAt: at(1), StartedAt: at(100), FinishedAt: finished, ExitCode: code, Reason: reason,
+		State: runtimeapi.ContainerState_CONTAINER_EXITED,
+	}}
+}
+
+func reason(t *testing.T, v *View) string {
+	t.Helper()
+	c, err := v.Container("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Reason
+}
+
+// TestOOMFromTheKernel: an end gets the reason that the engine does not know, and no other one does.
+func TestOOMFromTheKernel(t *testing.T) {
+	for name, c := range map[string]struct {
+		code   int32
+		hit    time.Time // zero: none
+		killed bool      // through the engine
+		want   string
+	}{
+		"killed for want of memory":              {code: 137, hit: at(199), want: "OOMKilled"},
+		"reported a moment after the end":        {code: 137, hit: at(201), want: "OOMKilled"},
+		"killed by somebody":                     {code: 137, want: "Error"},
+		"killed long after a child was":          {code: 137, hit: at(150), want: "Error"},
+		"stopped through the engine":             {code: 137, hit: at(199), killed: true, want: "Error"},
+		"a child was killed, and it goes on":     {code: 0, hit: at(199), want: "Completed"},
+		"a child was killed, and it fails later": {code: 1, hit: at(199), want: "Error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, oom := withOOM(t)
+			if !c.hit.IsZero() {
+				oom.hits["c"] = c.hit
+			}
+			if c.killed {
+				v.heed(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
+			}
+			v.heed(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: int(c.code)})
+			if x, _ := v.Container("c"); x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
+				t.Errorf("after the event: %s, want %s", x.Reason, c.want)
+			}
+			v.refreshed(ended(c.code, at(200)))
+			if got := reason(t, v); got != c.want {
+				t.Errorf("after an inspect: %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestOOMReportedLate: the record of a container that has ended is corrected when the kernel's report
+// comes after it.
+func TestOOMReportedLate(t *testing.T) {
+	v, oom := withOOM(t)
+	v.refreshed(ended(137, at(200)))
+	if got := reason(t, v); got != spec.ReasonError {
+		t.Fatalf("without a report: %s", got)
+	}
+	oom.hits["c"] = at(200)
+	v.OOMHit("c")
+	if id, err := v.dirty.next(t.Context()); id != "c" || err != nil {
+		t.Errorf("read again: %s, %v", id, err)
+	}
+	v.refreshed(ended(137, at(200)))
+	if got := reason(t, v); got != "OOMKilled" {
+		t.Errorf("after the report: %s", got)
+	}
+}
+
+// TestOOMOfAnotherRun: what was before a restart says nothing of the next end, and a removed container
+// is forgotten.
+func TestOOMOfAnotherRun(t *testing.T) {
+	v, oom := withOOM(t)
+	oom.hits["c"] = at(199)
+	v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)}) // the event of this run's start, late
+	if len(oom.hits) != 1 || oom.watched["c"] != 7 {
+		t.Errorf("a late event of the start ended the watch: %+v", oom)
+	}
+	v.refreshed(ended(137, at(200)))
+	v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(210)})
+	if len(oom.hits) != 0 || len(oom.watched) != 0 {
+		t.Errorf("after a restart: %+v", oom)
+	}
+	again := running(8)
+	again.Container.StartedAt = at(210)
+	v.refreshed(again)
+	if oom.watched["c"] != 8 {
+		t.Errorf("watched: %v", oom.watched)
+	}
+	v.heed(engine.Event{ID: "c", Kind: engine.Destroyed, At: at(220)})
+	if len(oom.watched) != 0 {
+		t.Errorf("after the removal: %v", oom.watched)
+	}
+}
+
+// TestOOMOfWhatIsFound: containers that run when the view begins are watched, and those that are gone
+// without an event are forgotten.
+func TestOOMOfWhatIsFound(t *testing.T) {
+	v, oom := withOOM(t)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.tell(v.store.replace(nil, v.store.begin()))
+	v.tell(v.store.replace(nil, v.store.begin()))
+	if len(oom.watched) != 0 {
+		t.Errorf("watched: %v", oom.watched)
+	}
+}
