@@ -44,7 +44,7 @@ var arrows = map[string][]string{
 	"internal/engine/tolerant": {},
 	"internal/engine":          {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
 	"internal/node":            {"internal/spec", "internal/engine"},
-	"internal/podnet":          {"internal/spec", "internal/undo", "internal/secret"},
+	"internal/podnet":          {"internal/keylock", "internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":     {},
 	"internal/logs":            {"internal/spec", "internal/logs/driver"},
 	"internal/stream":          {"internal/engine", "internal/connlimit"},

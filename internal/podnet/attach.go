@@ -12,9 +12,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sync/semaphore"
 
 	"cri-dockerd/internal/model"
 )
@@ -40,7 +42,7 @@ type attacher struct {
 	journal  journal
 	owed     *owed
 
-	collecting sync.RWMutex // held by GC alone: it would take what an ADD beside it is making for a leftover
+	running *semaphore.Weighted // an ADD takes one, GC all: it would take what an ADD beside it is making for a leftover
 
 	mu          sync.RWMutex            // guards the rest
 	ips         map[string][]netip.Addr // by sandbox ID; an entry for every pod that holds, or may hold, a connection
@@ -56,6 +58,7 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 		log:         log,
 		limit:       pluginDeadline,
 		delLimit:    delDeadline,
+		running:     semaphore.NewWeighted(maxRunning),
 		adding:      make(chan struct{}, pluginsAtOnce),
 		others:      make(chan struct{}, pluginsAtOnce),
 		cache:       newCache(cacheDir, log),
@@ -136,8 +139,10 @@ func (a *attacher) cniIn(cacheDir string, limit time.Duration, slots chan struct
 // add connects a pod with a configuration. After an error the caller releases the pod with del, which
 // knows how far the plugins came. No plugin runs if one of the chain is missing.
 func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) ([]netip.Addr, error) {
-	a.collecting.RLock()
-	defer a.collecting.RUnlock()
+	if err := a.running.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("connect pod %s to network %s: wait for GC: %w", p.title(), list.Name, err)
+	}
+	defer a.running.Release(1)
 	ips, err := a.addLocked(ctx, list, p, ranges)
 	if err != nil {
 		return nil, boundError(fmt.Errorf("connect pod %s to network %s: %w", p.title(), list.Name, err))
@@ -219,8 +224,10 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 	if !hasGC(list) {
 		return nil
 	}
-	a.collecting.Lock()
-	defer a.collecting.Unlock()
+	if err := a.awaitNoAdd(ctx); err != nil {
+		return err
+	}
+	defer a.running.Release(maxRunning)
 	cached, err := a.cache.entries("")
 	if err != nil {
 		return err
@@ -235,6 +242,30 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 		}
 	}
 	return boundError(a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}))
+}
+
+const (
+	maxRunning    = 1 << 30     // ADDs at once
+	noAddDeadline = time.Minute // for GC to meet a moment without an ADD
+	noAddInterval = 20 * time.Millisecond
+)
+
+// awaitNoAdd takes the whole of running as soon as no ADD runs. It does not queue: an ADD that hangs would hold up GC, and GC all
+// other ADDs.
+func (a *attacher) awaitNoAdd(ctx context.Context) error {
+	tick := time.NewTicker(noAddInterval)
+	defer tick.Stop()
+	for deadline := time.Now().Add(noAddDeadline); !a.running.TryAcquire(maxRunning); {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("GC: pods are being connected all the time: %w", errdefs.ErrUnavailable)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
 }
 
 // hasGC says whether a configuration is of the CNI version that brought GC and STATUS, or newer.

@@ -344,15 +344,16 @@ func (c *cache) isDamaged(id string) bool {
 // damagedPods are the pods of which a file was set aside, also by an earlier process; true if the pod had
 // been connected.
 func (c *cache) damagedPods() map[model.ContainerID]bool {
-	dir, err := os.Open(filepath.Join(c.dir, setAsideDir))
+	var names []string
+	if dir, err := os.Open(filepath.Join(c.dir, setAsideDir)); err == nil {
+		names, _ = dir.Readdirnames(maxCacheFiles)
+		dir.Close()
+	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil {
-		defer dir.Close()
-		names, _ := dir.Readdirnames(maxCacheFiles)
-		for _, name := range names {
-			c.noteLocked(name)
-		}
+	for _, name := range names {
+		c.noteLocked(name)
 	}
 	return maps.Clone(c.damaged)
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+
+	"cri-dockerd/internal/keylock"
 )
 
 // DefaultBinDirs are where plugins are looked for: the CNI convention, and Debian's package.
@@ -34,7 +36,7 @@ type CNI struct {
 	attach *attacher
 	watch  *confWatch
 
-	reading sync.Mutex        // one look at the configuration at a time, so that an older one never follows a newer one
+	reading keylock.Map       // one look at the configuration at a time, so that an older one never follows a newer one
 	unused  map[string]string // why which file is not used; under reading
 	changed chan struct{}     // holds one element when plugins were installed or uninstalled
 
@@ -73,7 +75,7 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 		changed: make(chan struct{}, 1),
 	}
 	c.watch.update()
-	c.reload(func(*libcni.NetworkConfigList) error { return errNotAsked })
+	c.reloadLocked(func(*libcni.NetworkConfigList) error { return errNotAsked })
 	return c, nil
 }
 
@@ -113,7 +115,7 @@ func (c *CNI) follow(ctx context.Context) {
 		if c.watch.notice() != "" {
 			next = pollEvery
 		}
-		if !c.reload(status) {
+		if !c.reload(ctx, status) {
 			next = statusAgain
 		}
 		ask.Reset(next)
@@ -123,13 +125,20 @@ func (c *CNI) follow(ctx context.Context) {
 // Reload reads the configuration again, and asks its plugins, although nothing has told of a change.
 func (c *CNI) Reload(ctx context.Context) {
 	c.watch.update()
-	c.reload(func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
+	c.reload(ctx, func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
 }
 
 // reload reads the configuration and what its plugins say of themselves, which it returns as ready or not.
-func (c *CNI) reload(status func(*libcni.NetworkConfigList) error) (ready bool) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
+func (c *CNI) reload(ctx context.Context, status func(*libcni.NetworkConfigList) error) (ready bool) {
+	unlock, err := c.reading.Lock(ctx, "")
+	if err != nil {
+		return false
+	}
+	defer unlock()
+	return c.reloadLocked(status)
+}
+
+func (c *CNI) reloadLocked(status func(*libcni.NetworkConfigList) error) (ready bool) {
 	unused := map[string]string{}
 	var broken, stale []string
 	list, err := firstUsable(c.cfg.ConfDir, c.cfg.BinDirs, func(file string, err error) {

@@ -415,3 +415,51 @@ func TestPluginIsBeingReplaced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestGCWaitsForNoADD: GC does not run beside an ADD, gives up with its ctx, and holds up no other ADD meanwhile. An ADD gives up its
+// wait for GC with its ctx.
+func TestGCWaitsForNoADD(t *testing.T) {
+	f := newFake(t)
+	c := f.network(t, "1.1.0")
+	if err := c.attach.running.Acquire(t.Context(), 1); err != nil { // an ADD that hangs
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	collected := make(chan error, 1)
+	go func() { collected <- c.Collect(ctx) }()
+	p, _ := newPod(t, sandboxID)
+	if _, err := c.Add(t.Context(), p); err != nil {
+		t.Errorf("ADD while GC waits: %v", err)
+	}
+	cancel()
+	if err := <-collected; !errors.Is(err, context.Canceled) || strings.Contains(f.calls(), "GC ") {
+		t.Errorf("GC beside an ADD: %v", err)
+	}
+	c.attach.running.Release(1)
+	if err := c.Collect(t.Context()); err != nil || !strings.Contains(f.calls(), "GC ") {
+		t.Errorf("GC: %v", err)
+	}
+
+	if !c.attach.running.TryAcquire(maxRunning) { // a GC that hangs
+		t.Fatal("GC has not ended")
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	other, _ := newPod(t, strings.Repeat("b", 64))
+	if _, err := c.Add(ctx, other); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ADD during GC: %v", err)
+	}
+}
+
+// TestReloadHonoursContext: who waits for the configuration to be read gives up with its ctx.
+func TestReloadHonoursContext(t *testing.T) {
+	c := newFake(t).network(t, "1.0.0")
+	unlock, err := c.reading.Lock(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	c.Reload(ctx) // it returns
+}
