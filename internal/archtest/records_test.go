@@ -17,6 +17,7 @@ var recordReaders = map[string]string{
 	"(*internal/cri.Service).PodSandboxStats":           "reads only",
 	"(*internal/cri.Service).StopContainer":             "uses the ID; a stop waits for nobody but a start that is under way",
 	"(*internal/cri.Service).UpdatePodSandboxResources": "asks whether the sandbox exists",
+	"(*internal/cri.Service).WhileRunning":              "asks whether the container still runs, to end its sessions",
 	"(*internal/cri.Service).awaitJoined":               "asks whether the pause still runs; the call has the lock",
 	"(*internal/cri.Service).forgotten":                 "asks whether the sandbox exists",
 	"(*internal/cri.Service).hasNothingToComplete":      "saves the lock; the record is read again with it",
