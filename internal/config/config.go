@@ -28,6 +28,7 @@ type Config struct {
 	DockerEndpoint   string // "" means DOCKER_HOST and its companions
 	RootDirectory    string
 	RunDirectory     string
+	PinDirectory     string        // of pods' network namespaces; it has no flag, since add-ons look there only
 	PauseImage       string        // "" means the embedded one
 	PinnedImages     []string      // names with "*", see spec.ParseImagePins
 	PinnedLabels     []string      // selectors of image labels
@@ -67,8 +68,13 @@ var unused = map[string]string{
 	"ipv6-dual-stack":         "pods get the families that the network gives; give two ranges to --pod-cidr for kubenet",
 }
 
+// pinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the agents
+// of network add-ons mount them.
+const pinDirectory = "/var/run/netns"
+
 // Register adds every flag to f with its default.
 func (c *Config) Register(f *pflag.FlagSet) {
+	c.PinDirectory = pinDirectory
 	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
 	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock", "where Docker listens; empty means DOCKER_HOST and its companions")
 	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of the daemon's lock and of what older shims left")

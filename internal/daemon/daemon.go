@@ -133,9 +133,9 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	if err != nil {
 		return nil, err
 	}
-	pins := podnet.NewPins(podnet.PinDirectory, cfg.PinRecords())
+	pins := podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())
 	if err := pins.Prepare(); err != nil {
-		log.Warn("network add-ons may not see the network namespaces of all pods", "directory", podnet.PinDirectory, "err", err)
+		log.Warn("network add-ons may not see the network namespaces of all pods", "directory", cfg.PinDirectory, "err", err)
 	}
 	p.plugins = podnet.NewObserver(traces)
 	if p.network, err = newNetwork(cfg, pins, p.plugins, log); err != nil {

@@ -54,6 +54,8 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 	if err := c.Validate(f); err != nil {
 		t.Fatal(err)
 	}
+	c.PinDirectory = filepath.Join(dir, "netns")
+	t.Cleanup(func() { _ = syscall.Unmount(c.PinDirectory, syscall.MNT_DETACH) }) // what the daemon mounts to share it
 	return c
 }
 

@@ -13,10 +13,6 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// PinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the agents
-// of network add-ons mount them.
-const PinDirectory = "/var/run/netns"
-
 // Prepare makes the directory of pins, lets the mounts in it reach the containers that mount it, and
 // moves the pins of earlier versions there, which lay in the directory of records. Pods go on.
 func (p *Pins) Prepare() error {

@@ -89,7 +89,7 @@ func run(ctx context.Context, cfg *config.Config, p Parts, o options, out io.Wri
 			return fmt.Errorf("hand back: %w", err)
 		}
 		defer unlock()
-		if err := h.do(checkpoint.New(cfg.RootDirectory), podnet.NewPins(podnet.PinDirectory, cfg.PinRecords())); err != nil {
+		if err := h.do(checkpoint.New(cfg.RootDirectory), podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ func look(ctx context.Context, cfg *config.Config) (*survey, error) {
 		return nil, err
 	}
 	s.readNotes(checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim))
-	for _, id := range podnet.NewPins(podnet.PinDirectory, cfg.PinRecords()).List() {
+	for _, id := range podnet.NewPins(cfg.PinDirectory, cfg.PinRecords()).List() {
 		s.pinned[string(id)] = true
 	}
 	for _, o := range s.objects {
