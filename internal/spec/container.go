@@ -29,7 +29,7 @@ func LogPath(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) 
 
 // NewContainer translates CreateContainer's configurations, which must have passed Validate. Errors are InvalidArgument and name the field.
 func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, o ContainerOptions) (*Create, error) {
-	if len(cfg.GetCommand()) == 0 && len(cfg.GetArgs()) == 0 && !o.Image.Entrypoint {
+	if len(cfg.GetCommand()) == 0 && len(cfg.GetArgs()) == 0 && !o.Image.Entrypoint && !o.Image.Stale {
 		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	}
 	name := ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata)
@@ -149,7 +149,7 @@ func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o Container
 	if o.Host.CgroupVersion == "2" {
 		c.Host.CgroupnsMode = container.CgroupnsModePrivate
 	}
-	return nil
+	return joinUsers(c, cfg, o)
 }
 
 func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {

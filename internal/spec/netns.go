@@ -21,7 +21,7 @@ const netnsTarget = "/netns"
 func EngineNetNS(r *runtimeapi.RunPodSandboxRequest, h Host) (reason string) {
 	sc := r.GetConfig().GetLinux().GetSecurityContext()
 	switch {
-	case h.Has("userns"):
+	case h.MapsUsers():
 		return "the engine runs with userns-remap"
 	case h.Has("rootless"):
 		return "the engine is rootless"

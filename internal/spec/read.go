@@ -109,6 +109,7 @@ func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 		Pid:            in.State.Pid,
 		NeverStarted:   in.State.Status == container.StateCreated,
 		NetworkMode:    string(in.HostConfig.NetworkMode),
+		HostUsers:      in.HostConfig.UsernsMode.IsHost(),
 		OwnNetNS:       r.Sandbox.OwnNetNS,
 		ExitCode:       in.State.ExitCode,
 		ResolvConfPath: in.ResolvConfPath,
@@ -400,6 +401,18 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	i.Labels, whole = boundLabels(labels)
 	i.manyLabels = !whole
 	return i, nil
+}
+
+// StaleAfter returns the record of an image of which only the list is known, completed by what was
+// known before, which may be nil. What an ID stands for never changes.
+func (i *Image) StaleAfter(before *Image) *Image {
+	out := *i
+	out.Stale, out.manyLabels = true, true
+	if before != nil {
+		out.User, out.Entrypoint = before.User, before.Entrypoint
+		out.Labels, out.manyLabels = before.Labels, before.manyLabels
+	}
+	return &out
 }
 
 // imageNames returns an image's tags and digests. The containerd store lists an image that was pulled by digest with that among its

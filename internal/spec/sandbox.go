@@ -66,11 +66,12 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 			ShmSize:       defaultShm,
 			Runtime:       runtime,
 			SecurityOpt:   []string{"no-new-privileges"},
+			Init:          new(bool), // process 1 is the pause, which joins the network namespace and reaps
 			Annotations:   shimGroup(o.Host, name),
 			Resources:     container.Resources{CgroupParent: cgroupParent(cfg.GetLinux().GetCgroupParent(), o.Host), CPUShares: sandboxShares},
 		},
 	}
-	if err := sandboxNamespaces(c, cfg, ns); err != nil {
+	if err := sandboxNamespaces(c, cfg, ns, o); err != nil {
 		return nil, err
 	}
 	if err := sandboxSecurity(c, cfg.GetLinux().GetSecurityContext(), o); err != nil {
@@ -107,12 +108,15 @@ func sandboxLabels(name string, cfg *runtimeapi.PodSandboxConfig, o SandboxOptio
 }
 
 // sandboxNamespaces sets network, ipc, pid and what depends on them.
-func sandboxNamespaces(c *Create, cfg *runtimeapi.PodSandboxConfig, ns *runtimeapi.NamespaceOption) error {
+func sandboxNamespaces(c *Create, cfg *runtimeapi.PodSandboxConfig, ns *runtimeapi.NamespaceOption, o SandboxOptions) error {
 	if ns.GetIpc() == runtimeapi.NamespaceMode_NODE {
 		c.Host.IpcMode = "host"
 	}
 	if ns.GetPid() == runtimeapi.NamespaceMode_NODE {
 		c.Host.PidMode = "host"
+	}
+	if o.Host.MapsUsers() && needsHostUsers(cfg.GetLinux().GetSecurityContext()) {
+		c.Host.UsernsMode = hostUsers
 	}
 	c.Host.Sysctls = cfg.GetLinux().GetSysctls()
 	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE {

@@ -102,6 +102,7 @@ type Sandbox struct {
 	NeverStarted   bool      // made, and its pause has not run
 	Pid            int       // of the pause process, 0 when it does not run
 	NetworkMode    string
+	HostUsers      bool                      // in the node's user namespace, although the engine maps users
 	OwnNetNS       bool                      // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
 	ExitCode       int                       // of the pause process, when it does not run
 	EngineIPs      []netip.Addr              // addresses that the engine gave; only with the no-op network
@@ -182,4 +183,5 @@ type Image struct {
 	Labels     map[string]string
 	manyLabels bool // Labels are not complete
 	Pinned     bool // never to be collected
+	Stale      bool // not described by the engine in time: User, Entrypoint and Labels may be missing
 }

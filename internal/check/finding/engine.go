@@ -16,6 +16,7 @@ func engineRules() []rule {
 		{"storage-driver", "Docker's storage driver", engine, judgeStorage},
 		{"engine-log-driver", "Docker's log driver", engine, judgeEngineLog},
 		{"live-restore", "containers outlive Docker", engine, judgeLiveRestore},
+		{"user-namespaces", "users of containers", engine, judgeUsers},
 		{"pause-image", "sandbox image", engine, judgePause},
 		{"cap-sys-resource", "containers can be spared by the OOM killer", engine, judgeOOM},
 	}
@@ -133,6 +134,19 @@ func judgeLiveRestore(f *Facts) verdict {
 		return warn(f.setDaemonJSON("live-restore", "true", "reload"), "live-restore is off: all pods of this node end whenever Docker restarts or is upgraded")
 	}
 	return ok("live-restore is on")
+}
+
+// judgeUsers says what pods can do on an engine with userns-remap.
+func judgeUsers(f *Facts) verdict {
+	switch {
+	case f.Engine.Problem != "":
+		return skip("not known")
+	case f.Engine.MapsUsers:
+		return warn(shell.Advice("nothing to do if the pods of this node are made for it (docs/check.md)"),
+			"userns-remap is on: privileged pods and those with the node's network, PIDs or IPC run without it; "+
+				"all others see the files of the node's users as nobody's")
+	}
+	return ok("the node's own")
 }
 
 func judgePause(f *Facts) verdict {

@@ -80,6 +80,7 @@ type Engine struct {
 	RootDir       string
 	LogDriver     string
 	LiveRestore   bool
+	MapsUsers     bool   // it runs with userns-remap
 	MinOOMScore   int    // the lowest oom_score_adj that containers can get
 	Config        Config // daemon.json
 	PauseImage    string // what is wrong with the sandbox image of --pod-infra-container-image, "" if it is there

@@ -127,6 +127,7 @@ func engineCases() []broken {
 			f.Flags.ContainerLog = "json-file"
 			f.Engine.Config.Text, f.Engine.Config.Keys = "{…}", map[string]any{"log-opts": map[string]any{"max-size": "10m"}}
 		}},
+		{"userns-remap", "user-namespaces", func(f *Facts) { f.Engine.MapsUsers = true }},
 		{"no live-restore", "live-restore", func(f *Facts) { f.Engine.LiveRestore = false }},
 		{"live-restore off in daemon.json", "live-restore", func(f *Facts) {
 			f.Engine.LiveRestore, f.Engine.Config.Keys = false, map[string]any{"live-restore": false}

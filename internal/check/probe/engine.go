@@ -47,6 +47,7 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	host, err := docker.Host(ctx)
 	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver, host.StorageDriver
 	e.RootDir, e.LogDriver, e.LiveRestore, e.MinOOMScore = host.RootDir, host.LogDriver, host.LiveRestore, host.MinOOMScoreAdj
+	e.MapsUsers = host.MapsUsers()
 	if err != nil {
 		e.Problem, e.Error = engineProblem(ctx, err), err.Error()
 		return e
@@ -119,7 +120,7 @@ func engineProblem(ctx context.Context, err error) finding.Problem {
 
 // pauseImage says what is wrong with a sandbox image, and whether its registry has it.
 func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong string, pullable bool) {
-	_, err := docker.FindImage(ctx, ref)
+	_, err := docker.Image(ctx, ref)
 	if err == nil {
 		return "", false
 	}
