@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
@@ -41,10 +40,16 @@ func (e *Engine) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{e.calls, e.metrics.active, e.metrics.bytes, e.metrics.seconds}
 }
 
-// Phases of a layer in the engine's words.
+// Phases of a layer in the engine's words, in lower case.
 const (
-	downloading = "downloading"
-	extracting  = "extracting"
+	pullingFrom      = "pulling from " // with the image's tag in the place of the layer
+	announced        = "pulling fs layer"
+	waiting          = "waiting"
+	downloading      = "downloading"
+	downloadComplete = "download complete"
+	extracting       = "extracting"
+	pullComplete     = "pull complete"
+	alreadyExists    = "already exists"
 )
 
 // maxLayers is how many layers of an image are followed. Engines make images of 127 at most.
@@ -64,6 +69,7 @@ type progress struct {
 }
 
 type layerProgress struct {
+	status         string // the last, in lower case
 	phase          string
 	current, total int64 // bytes of the phase
 }
@@ -92,8 +98,8 @@ func (p *progress) saw(m jsonstream.Message) {
 	if m.Progress != nil {
 		state = fmt.Sprintf("%s, %d of %d", m.Status, m.Progress.Current, m.Progress.Total)
 	}
-	p.dog.saw(m.ID, state)
 	p.count(m)
+	p.dog.saw(m.ID, state, p.turn())
 	if time.Since(p.told) >= reportEvery {
 		p.told = time.Now()
 		p.report()
@@ -110,19 +116,42 @@ func (p *progress) count(m jsonstream.Message) {
 		l = &layerProgress{}
 		p.layers[m.ID] = l
 	}
-	switch phase := strings.ToLower(m.Status); phase {
+	l.status = strings.ToLower(m.Status)
+	switch phase := l.status; phase {
 	case downloading, extracting:
 		if phase != l.phase {
-			*l = layerProgress{phase: phase}
+			*l = layerProgress{status: phase, phase: phase}
 		}
 		if d := m.Progress; d != nil && d.Units == "" { // with the containerd store extraction is told in seconds
 			l.total = d.Total
 			p.add(l, d.Current)
 		}
-	case "download complete", "pull complete":
+	case downloadComplete, pullComplete:
 		p.add(l, l.total)
 		l.phase, l.total = phase, 0
 	}
+}
+
+// turn says what the pull waits for. A layer that was only announced is connecting to its registry or,
+// with containerd's image store, in the queue.
+func (p *progress) turn() turn {
+	statuses := map[string]bool{}
+	for id, l := range p.layers {
+		if id != "" && !strings.HasPrefix(l.status, pullingFrom) {
+			statuses[l.status] = true
+		}
+	}
+	for _, done := range []string{downloadComplete, pullComplete, alreadyExists} {
+		delete(statuses, done)
+	}
+
+	switch {
+	case len(statuses) == 0, len(statuses) == 1 && statuses[announced]:
+		return turnUnknown
+	case len(statuses) == 1 && statuses[waiting]:
+		return turnQueued
+	}
+	return turnCame
 }
 
 func (p *progress) add(l *layerProgress, current int64) {
@@ -145,44 +174,4 @@ func (p *progress) report() {
 		}
 	}
 	p.log.Debug("pull goes on", "layers", phases, "bytes", down, "of", of, "for", time.Since(p.began).Round(time.Second))
-}
-
-// watchdog calls bite once when nothing has moved for a while. One goroutine uses it.
-type watchdog struct {
-	timer *time.Timer // nil without a deadline
-	after time.Duration
-	last  atomic.Pointer[string]
-	seen  map[string]string
-}
-
-func newWatchdog(after time.Duration, bite func(last string)) *watchdog {
-	w := &watchdog{after: after, seen: map[string]string{}}
-	first := "the request was sent"
-	w.last.Store(&first)
-	if after > 0 {
-		w.timer = time.AfterFunc(after, func() { bite(*w.last.Load()) })
-	}
-	return w
-}
-
-// saw takes a message about a layer. Newer engines repeat what they have said while nothing moves, so only what is new counts.
-func (w *watchdog) saw(layer, state string) {
-	old, ok := w.seen[layer]
-	if ok && old == state {
-		return
-	}
-	if ok || len(w.seen) < maxLayers {
-		w.seen[layer] = state
-	}
-	what := strings.TrimSpace(layer + " " + state)
-	w.last.Store(&what)
-	if w.timer != nil {
-		w.timer.Reset(w.after)
-	}
-}
-
-func (w *watchdog) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
-	}
 }

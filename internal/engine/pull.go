@@ -61,7 +61,7 @@ func secrets(header string) []string {
 func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	dog := newWatchdog(e.cfg.PullDeadline, func(last string) {
+	dog := newWatchdog(e.cfg.PullDeadline, &e.moving, func(last string) {
 		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline, last, errdefs.ErrUnavailable))
 	})
 	defer dog.stop()
