@@ -29,7 +29,7 @@ func (s *Service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.View.RefreshImages(ctx); err != nil {
+	if _, err := s.View.RefreshImage(ctx, string(id)); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: string(id)}, nil
@@ -42,14 +42,7 @@ func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
 	if !errdefs.IsNotFound(err) {
 		return i, err
 	}
-	id, err := s.Engine.FindImage(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.View.RefreshImages(ctx); err != nil {
-		return nil, err
-	}
-	return s.View.Image(string(id))
+	return s.View.RefreshImage(ctx, ref)
 }
 
 // ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern (CRI ListImages).
@@ -80,8 +73,12 @@ func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesReques
 		}
 	}
 
+	images, err := s.View.Images()
+	if err != nil {
+		return nil, err
+	}
 	resp := &runtimeapi.ListImagesResponse{}
-	for _, i := range s.View.Images() {
+	for _, i := range images {
 		if filter.Match(i) {
 			resp.Images = append(resp.Images, i.CRI())
 		}
@@ -147,10 +144,12 @@ func (s *Service) removeImage(ctx context.Context, id model.ImageID) error {
 	// last takes the image with it.
 	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{string(i.ID)}) {
 		if err := notFoundIsFine(s.Engine.RemoveImage(ctx, ref)); err != nil {
-			return errors.Join(err, s.View.RefreshImages(ctx))
+			_, refreshErr := s.View.RefreshImage(ctx, string(id)) // it may have lost names
+			return errors.Join(err, notFoundIsFine(refreshErr))
 		}
 	}
-	return s.View.RefreshImages(ctx)
+	s.View.ForgetImage(id)
+	return nil
 }
 
 // ImageFsInfo says what images and the writable layers of containers take (CRI ImageFsInfo), as measured a moment ago in the background. Until
@@ -163,7 +162,11 @@ func (s *Service) ImageFsInfo(_ context.Context, r *runtimeapi.ImageFsInfoReques
 	f, measured := s.ImageFS.Read(storeOf(host))
 	if !measured {
 		f = imagefs.Figures{At: time.Now(), ImageDir: host.RootDir, ContainerDir: host.RootDir}
-		for _, i := range s.View.Images() {
+		images, err := s.View.Images()
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range images {
 			f.Image.Bytes += uint64(max(i.Size, 0))
 		}
 	}

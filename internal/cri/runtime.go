@@ -21,8 +21,8 @@ const (
 )
 
 // Version names the runtime (CRI Version).
-func (s *Service) Version(_ context.Context, r *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	host, err := s.begin(r)
+func (s *Service) Version(_ context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	host, err := s.connectedHost()
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +106,8 @@ func (s *Service) logsCondition() *runtimeapi.RuntimeCondition {
 }
 
 // RuntimeConfig tells the kubelet the engine's cgroup driver (CRI RuntimeConfig).
-func (s *Service) RuntimeConfig(_ context.Context, r *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
-	host, err := s.begin(r)
+func (s *Service) RuntimeConfig(_ context.Context, _ *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	host, err := s.connectedHost()
 	if err != nil {
 		return nil, err
 	}

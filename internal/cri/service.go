@@ -59,8 +59,6 @@ type Engine interface {
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)
 	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
 	RemoveImage(ctx context.Context, ref string) error
-	// FindImage is the ID of the image of this name or ID, NotFound if there is none. The view's next look at images knows it.
-	FindImage(ctx context.Context, ref string) (id model.ImageID, err error)
 	// ImageUsers are the names of the containers, running or not, ours or not, that were made from an image.
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	// HoldImage keeps the layers of an image from being removed and returns their directories, the uppermost first. To hold it twice is no
@@ -85,7 +83,8 @@ type View interface {
 	Sandboxes() []*spec.Sandbox            // newest first
 	Containers() []*spec.Container         // newest first
 	ContainersOf(sandboxID model.ContainerID) []*spec.Container
-	Images() []*spec.Image
+	// Images are all images; Unavailable while the engine has not listed them.
+	Images() ([]*spec.Image, error)
 	// Pod is a sandbox with its containers and a time that orders it among the changes.
 	Pod(sandboxID string) (node.Pod, error)
 	// Watch begins to deliver what changes; see node.Watch. To be stopped.
@@ -95,6 +94,10 @@ type View interface {
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
 	// RefreshImages reads all images anew.
 	RefreshImages(ctx context.Context) error
+	// RefreshImage reads one image anew, by name or ID, and returns it. NotFound if there is none.
+	RefreshImage(ctx context.Context, ref string) (*spec.Image, error)
+	// ForgetImage takes an image out of the view that was removed just now.
+	ForgetImage(id model.ImageID)
 }
 
 // Logs is how a container's output reaches the kubelet; see package logs.
@@ -261,6 +264,15 @@ const (
 func (s *Service) host() (spec.Host, error) {
 	e := s.View.Engine()
 	if !e.Ready {
+		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
+	}
+	return e.Host, nil
+}
+
+// connectedHost is the engine as it is now, or Unavailable with the reason. Unlike host, it does not wait until all containers were read.
+func (s *Service) connectedHost() (spec.Host, error) {
+	e := s.View.Engine()
+	if !e.Connected {
 		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
 	}
 	return e.Host, nil

@@ -221,7 +221,7 @@ func FuzzEngineAnswers(f *testing.F) {
 			"Misfits":     func() error { _, err := e.Misfits(ctx); return err },
 			"HeldImages":  func() error { _, err := e.HeldImages(ctx); return err },
 			"ImageUsers":  func() error { _, err := e.ImageUsers(ctx, model.ImageID("sha256:"+idA)); return err },
-			"FindImage":   func() error { _, err := e.FindImage(ctx, "app"); return err },
+			"Image":       func() error { _, err := e.Image(ctx, "app"); return err },
 			"HoldImage":   func() error { _, err := e.HoldImage(ctx, model.ImageID("sha256:"+idA)); return err },
 			"Start":       func() error { return e.Start(ctx, model.ContainerID(idA)) },
 			"Stop":        func() error { return e.Stop(ctx, model.ContainerID(idA), 0) },

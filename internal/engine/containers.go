@@ -158,9 +158,11 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	out := make([]spec.Object, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(inspects)
+	late := newStragglers(ctx, e.Ping)
+	defer late.stop()
 	for i, item := range list {
 		g.Go(func() (err error) {
-			out[i], err = e.object(ctx, item)
+			out[i], err = e.object(ctx, item, late)
 			return err
 		})
 	}
@@ -168,8 +170,10 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 }
 
 // object reads one container of a list. It fails only if the engine is not there, or ctx has ended.
-func (e *Engine) object(ctx context.Context, item listedContainer) (spec.Object, error) {
-	o, err := e.Inspect(ctx, model.ContainerID(item.ID))
+func (e *Engine) object(ctx context.Context, item listedContainer, late *stragglers) (spec.Object, error) {
+	inspectCtx, done := late.begin(ctx)
+	o, err := e.Inspect(inspectCtx, model.ContainerID(item.ID))
+	done()
 	if err == nil || errdefs.IsNotFound(err) {
 		return o, nil
 	}

@@ -53,6 +53,7 @@ type Engine struct {
 	images  imageCache
 	pulls   shared
 	metrics pullMetrics
+	moving  movement // of all pulls
 	calls   *prometheus.HistogramVec
 	loading keylock.Map            // one load of the pause image at a time
 	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
@@ -64,7 +65,14 @@ type Engine struct {
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, kernel: cgroup.Host(), metrics: newPullMetrics(), calls: newCallMetrics(), images: imageCache{byID: map[model.ImageID]cachedImage{}}, execs: defaultExecTimeouts}
+	e := &Engine{
+		cfg:     cfg,
+		kernel:  cgroup.Host(),
+		images:  newImageCache(),
+		metrics: newPullMetrics(),
+		calls:   newCallMetrics(),
+		execs:   defaultExecTimeouts,
+	}
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err
@@ -119,6 +127,9 @@ func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
 	}
 	h := spec.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
+	if e.moving.store.Store(nil); h.ContainerdStore {
+		e.moving.store.Store(&h.RootDir)
+	}
 	if !h.AtLeast(minAPI) {
 		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
 	}

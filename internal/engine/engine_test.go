@@ -81,7 +81,7 @@ func TestKillTreeKeepsToTheCgroup(t *testing.T) {
 func TestProgress(t *testing.T) {
 	m := newPullMetrics()
 	var log bytes.Buffer
-	p := newProgress(newWatchdog(0, nil), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), m)
+	p := newProgress(newWatchdog(0, &movement{}, nil), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), m)
 	if got := testutil.ToFloat64(m.active); got != 1 {
 		t.Errorf("%v pulls are active", got)
 	}
@@ -110,32 +110,6 @@ func TestProgress(t *testing.T) {
 	if testutil.CollectAndCount(m.seconds) != 1 || strings.Count(log.String(), "pull goes on") != 1 {
 		t.Errorf("log: %s", &log)
 	}
-}
-
-func TestWatchdog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		bitten := make(chan string, 1)
-		w := newWatchdog(time.Minute, func(last string) { bitten <- last })
-		for i := range 10 {
-			time.Sleep(50 * time.Second)
-			w.saw("layer1", fmt.Sprint("Extracting ", i))
-		}
-		select {
-		case l := <-bitten:
-			t.Errorf("it bit while things moved: %s", l)
-		default:
-		}
-		for range 61 { // an engine that repeats itself
-			time.Sleep(time.Second)
-			w.saw("layer1", "Extracting 9")
-		}
-		synctest.Wait()
-		if l := <-bitten; l != "layer1 Extracting 9" {
-			t.Errorf("last: %s", l)
-		}
-		w.stop()
-		newWatchdog(0, nil).stop() // no deadline
-	})
 }
 
 // TestPullError takes what engines really say.
@@ -390,10 +364,10 @@ func TestImageCache(t *testing.T) {
 	tags.Store(`"app:1","app:2"`)
 	look(2)
 	look(2)
-	if _, err := e.FindImage(t.Context(), "app:1"); err != nil {
+	if _, err := e.Image(t.Context(), "app:1"); err != nil {
 		t.Error(err)
 	}
-	look(4) // FindImage's own, and the look's
+	look(4) // Image's own, and the look's
 	look(4)
 	held.Store(1)
 	done := make(chan struct{})
@@ -467,5 +441,53 @@ func TestWaitsHonourContext(t *testing.T) {
 		}
 		cancel()
 		unlock()
+	}
+}
+
+// TestStalledDescriptions: one container and one image that the engine never describes take the others a moment; they are what the lists
+// say, and keep what was known of the image.
+func TestStalledDescriptions(t *testing.T) {
+	good, odd := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	var hangs atomic.Bool
+	var tag atomic.Value
+	tag.Store("odd:1")
+	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		switch p := r.URL.Path; {
+		case strings.HasSuffix(p, "/images/json"):
+			fmt.Fprintf(w, `[{"Id":"sha256:%s","RepoTags":[%q]},{"Id":"sha256:%s"}]`, odd, tag.Load(), good)
+		case strings.HasSuffix(p, "/containers/json"):
+			fmt.Fprintf(w, `[{"Id":%q,"Names":["/k8s_POD_o_ns_u_0"],"State":"running"},{"Id":%q}]`, odd, good)
+		case strings.HasSuffix(p, odd+"/json") && hangs.Load():
+			<-r.Context().Done()
+		case strings.Contains(p, "/images/"):
+			fmt.Fprintf(w, `{"Id":"sha256:%s","Config":{"Cmd":["sh"],"User":"7"}}`, p[len(p)-69:len(p)-5])
+		case strings.HasSuffix(p, "/"+good+"/json"):
+			fmt.Fprintf(w, `{"Id":%q,"Name":"/k8s_POD_p_ns_u_0","Image":"sha256:%s",
+				"Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox"}}}`, good, good)
+		}
+	}))
+	if images, err := e.Images(t.Context()); err != nil || len(images) != 2 || images[0].Stale || !images[0].Entrypoint {
+		t.Fatalf("Images: %+v, %v", images, err)
+	}
+
+	hangs.Store(true)
+	tag.Store("odd:2")
+	begin := time.Now()
+	images, err := e.Images(t.Context())
+	if err != nil || len(images) != 2 || !images[0].Stale || images[0].User != "7" || !images[0].Named("odd:2") || images[1].Stale {
+		t.Errorf("Images: %+v, %v", images, err)
+	}
+	objects, err := e.Objects(t.Context())
+	if err != nil || len(objects) != 2 || string(objects[0].Unread) != odd || objects[1].Sandbox == nil {
+		t.Errorf("Objects: %+v, %v", objects, err)
+	}
+	if d := time.Since(begin); d < 2*stragglerTimeout {
+		t.Errorf("it took %s", d)
+	}
+
+	hangs.Store(false)
+	if images, err := e.Images(t.Context()); err != nil || len(images) != 2 || images[0].Stale {
+		t.Errorf("Images after the engine went on: %+v, %v", images, err)
 	}
 }

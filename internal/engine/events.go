@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
@@ -54,19 +55,29 @@ const (
 	attrExitCode = "exitCode"
 )
 
-// Events subscribes to the engine's events before it returns. changed is called for each event, from one goroutine, and must not block:
-// the engine drops events for slow readers without a word. An event that cannot be read is skipped and reported as Missed. done gives the
-// reason for which the stream ended, once.
+// subscribeTimeout is for the beginning of an event stream, which the engine answers at once.
+const subscribeTimeout = 10 * time.Second
+
+var errNoSubscription = fmt.Errorf("the engine has not begun its event stream within %s: %w", subscribeTimeout, errdefs.ErrUnavailable)
+
+// Events subscribes to the engine's events before it returns, within subscribeTimeout. changed is called for each event, from one
+// goroutine, and must not block: the engine drops events for slow readers without a word. An event that cannot be read is skipped and
+// reported as Missed. done gives the reason for which the stream ended, once.
 func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan error) {
 	end, subscribed := make(chan error, 1), make(chan struct{})
+	ctx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(subscribeTimeout, func() { cancel(errNoSubscription) })
 	go func() {
+		defer cancel(nil)
 		err := ask(ctx, func(ctx context.Context) error {
 			return e.requestEvents(ctx, client.EventsListOptions{})
 		}, func(body io.Reader) error {
+			late.Stop()
 			close(subscribed)
 			return e.follow(body, changed)
 		})
-		end <- wrap(err, "follow the engine's events")
+		late.Stop()
+		end <- wrap(causeOr(ctx, err), "follow the engine's events")
 		select {
 		case <-subscribed:
 		default:

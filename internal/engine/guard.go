@@ -201,5 +201,8 @@ func ask(ctx context.Context, call func(context.Context) error, read func(io.Rea
 	if a.body == nil {
 		return fmt.Errorf("the engine sent no answer: %w", io.ErrUnexpectedEOF)
 	}
+	if arrived, ok := ctx.Value(arrivedKey{}).(func()); ok {
+		arrived()
+	}
 	return read(a.body)
 }

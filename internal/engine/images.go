@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/engine/tolerant"
@@ -37,6 +38,13 @@ type imageCache struct {
 	stale map[model.ImageID]int         // images to be inspected anew, with the number of times that this was asked
 }
 
+func newImageCache() imageCache {
+	return imageCache{
+		byID:  map[model.ImageID]cachedImage{},
+		stale: map[model.ImageID]int{},
+	}
+}
+
 type cachedImage struct {
 	listed []string // the names and the size in the list
 	image  *spec.Image
@@ -49,14 +57,28 @@ func listed(s image.Summary) []string {
 	return names
 }
 
-// forget has an image inspected anew.
+// forget has the next list inspect an image anew.
 func (c *imageCache) forget(id model.ImageID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stale == nil {
-		c.stale = map[model.ImageID]int{}
-	}
 	c.stale[id]++
+}
+
+// put adds an image that was inspected without a list. The next list inspects it anew.
+func (c *imageCache) put(i *spec.Image) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stale[i.ID]++
+	c.byID = maps.Clone(c.byID)
+	c.byID[i.ID] = cachedImage{image: i}
+}
+
+// remove takes out an image that was removed.
+func (c *imageCache) remove(id model.ImageID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.byID = maps.Clone(c.byID)
+	delete(c.byID, id)
 }
 
 // last is what the last look saw, and what is stale of it.
@@ -97,61 +119,106 @@ func (c *imageCache) has(ref string) bool {
 	return false
 }
 
-// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those that are new or have changed.
+// imageInspects is how many images are inspected at once while all are listed.
+const imageInspects = 4
+
+// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those
+// that are new or have changed. One that the engine does not describe in time is marked as stale.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	unlock, err := e.images.listing.Lock(ctx, allKeys)
 	if err != nil {
 		return nil, fmt.Errorf("list images: wait for the list before: %w", err)
 	}
 	defer unlock()
+
 	old, stale := e.images.last()
 	list, err := e.listImages(ctx)
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
+	read := make([]cachedImage, len(list))
+	g, groupCtx := errgroup.WithContext(ctx)
+	g.SetLimit(imageInspects)
+	late := newStragglers(groupCtx, e.Ping)
+	defer late.stop()
+	for i, s := range list {
+		id := model.ImageID(s.ID) // listImages has checked it
+		if c := old[id]; c.isCurrent(s) && stale[id] == 0 {
+			read[i] = c
+			continue
+		}
+		g.Go(func() (err error) {
+			read[i], err = e.describe(groupCtx, s, old[id].image, late)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+
 	known := make(map[model.ImageID]cachedImage, len(list))
 	out := make([]*spec.Image, 0, len(list))
-	for _, s := range list {
-		id := model.ImageID(s.ID) // ReadImage checks it
-		c, names := old[id], listed(s)
-		if c.image == nil || stale[id] > 0 || !slices.Equal(c.listed, names) {
-			in, err := e.inspectImage(ctx, s.ID)
-			if errdefs.IsNotFound(err) {
-				continue
-			} else if err = wrap(err, "inspect image %s", s.ID); err != nil && unanswered(ctx, err) {
-				return nil, err
-			} else if err != nil { // "layer does not exist", while it is being removed
-				e.cfg.Log.Debug("an image that Docker cannot describe is left out", "err", err)
-				continue
-			}
-			read, err := spec.ReadImage(s, in)
-			if err != nil {
-				e.cfg.Log.Warn("an image is left out of the list", "err", err)
-				continue
-			}
-			c = cachedImage{listed: names, image: read}
-			read.Pinned = e.isPinned(read)
+	for _, c := range read {
+		if c.image != nil {
+			known[c.image.ID] = c
+			out = append(out, c.image)
 		}
-		known[id] = c
-		out = append(out, c.image)
 	}
 	e.images.seen(known, stale)
 	return out, nil
 }
 
-// FindImage is the ID of the image that the engine knows by this name or ID (GET /images/{name}/json); NotFound if there is none. The next
-// Images looks at it anew.
-func (e *Engine) FindImage(ctx context.Context, ref string) (model.ImageID, error) {
+// isCurrent says whether an inspect would show nothing new: the list says the same as before.
+func (c cachedImage) isCurrent(s image.Summary) bool {
+	return c.image != nil && !c.image.Stale && slices.Equal(c.listed, listed(s))
+}
+
+// describe inspects an image of the list. One that is gone, or that Docker cannot describe, is left
+// out; one that it does not describe in time is what the list says and what was known before, if
+// anything was.
+func (e *Engine) describe(ctx context.Context, s image.Summary, before *spec.Image, late *stragglers) (cachedImage, error) {
+	inspectCtx, done := late.begin(ctx)
+	defer done()
+	in, err := e.inspectImage(inspectCtx, s.ID)
+	hangs := inspectCtx.Err() != nil
+	err = wrap(err, "inspect image %s", s.ID)
+	switch {
+	case errdefs.IsNotFound(err):
+		return cachedImage{}, nil
+	case err != nil && unanswered(ctx, err):
+		return cachedImage{}, err
+	case err != nil && !hangs: // "layer does not exist", while it is being removed
+		e.cfg.Log.Debug("an image that Docker cannot describe is left out", "err", err)
+		return cachedImage{}, nil
+	}
+
+	read, readErr := spec.ReadImage(s, in)
+	if readErr != nil {
+		e.cfg.Log.Warn("an image is left out of the list", "err", readErr)
+		return cachedImage{}, nil
+	}
+	if err != nil {
+		e.cfg.Log.Warn("an image that Docker does not describe in time is shown as the list has it", "err", err)
+		read = read.StaleAfter(before)
+	}
+	read.Pinned = e.isPinned(read)
+	return cachedImage{listed: listed(s), image: read}, nil
+}
+
+// Image reads one image by its name or ID (GET /images/{name}/json); NotFound if there is none. The
+// next list reads it anew.
+func (e *Engine) Image(ctx context.Context, ref string) (*spec.Image, error) {
 	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
-		return "", wrap(err, "inspect image %s", ref)
+		return nil, wrap(err, "inspect image %s", ref)
 	}
-	id, err := model.ParseImageID(in.ID)
+	i, err := spec.ReadImage(image.Summary{ID: in.ID, Size: in.Size}, in)
 	if err != nil {
-		return "", wrap(err, "inspect image %s", ref)
+		return nil, wrap(err, "inspect image %s", ref)
 	}
-	e.images.forget(id)
-	return id, nil
+	i.Pinned = e.isPinned(i)
+	e.images.put(i)
+	return i, nil
 }
 
 // imageLabels are the labels that an image brings into its containers. An image that was removed is
@@ -204,6 +271,9 @@ func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, er
 // container uses it.
 func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
 	_, err := e.docker().ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
+	if id, idErr := model.ParseImageID(ref); idErr == nil && (err == nil || errdefs.IsNotFound(err)) {
+		e.images.remove(id)
+	}
 	return wrap(err, "remove image %s", ref)
 }
 

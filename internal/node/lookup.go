@@ -66,28 +66,3 @@ func (v *View) ContainersOf(sandboxID model.ContainerID) []*spec.Container {
 	defer v.mu.Unlock()
 	return v.store.of(sandboxID)
 }
-
-// Images are all images.
-func (v *View) Images() []*spec.Image {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.images
-}
-
-// Image is the image with this name, digest, or ID, which may be shortened. NotFound if there is none.
-func (v *View) Image(ref string) (*spec.Image, error) {
-	images := v.Images()
-	if name := spec.Familiar(ref); name != "" {
-		for _, i := range images {
-			if i.Named(name) {
-				return i, nil
-			}
-		}
-	}
-	for _, i := range images {
-		if i.HasID(ref) {
-			return i, nil
-		}
-	}
-	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
-}

@@ -123,5 +123,7 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 	} {
 		gauge(containers, states[state], name)
 	}
-	gauge(images, len(s.view.Images()))
+	if list, err := s.view.Images(); err == nil {
+		gauge(images, len(list))
+	}
 }

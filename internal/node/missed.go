@@ -14,7 +14,8 @@ import (
 // last events is compared with what has arrived, now and then; a list of all containers would cost
 // the engine too much.
 const (
-	checkInterval = 10 * time.Second
+	// CheckInterval is between two checks.
+	CheckInterval = 10 * time.Second
 	checkTimeout  = 5 * time.Second
 	// arrivalTime is how long an event may be under way before it counts as missed.
 	arrivalTime = 2 * time.Second
@@ -65,7 +66,7 @@ func (a *arrivals) forget(before time.Time) {
 // checkEvents fails with errEventsMissed when the engine remembers an event that has not arrived. A
 // check that gives no answer proves nothing: the heartbeat is for engines that hang.
 func (v *View) checkEvents(ctx context.Context) error {
-	tick := time.NewTicker(checkInterval)
+	tick := time.NewTicker(CheckInterval)
 	defer tick.Stop()
 	for since := time.Now(); ; {
 		select {

@@ -29,8 +29,10 @@ type Source interface {
 	Objects(ctx context.Context) ([]spec.Object, error)
 	// Inspect reads one container; NotFound if it is gone, an empty object if it is not ours.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
-	// Images reads all images.
+	// Images reads all images. One that is not described in time is Stale.
 	Images(ctx context.Context) ([]*spec.Image, error)
+	// Image reads one image by its name or ID, NotFound if there is none.
+	Image(ctx context.Context, ref string) (*spec.Image, error)
 	// EventsBetween returns the events of a span of time that the engine remembers, as Events would have given them.
 	EventsBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error)
 	// Events subscribes before it returns; changed must not block; done tells the stream's end once.
@@ -39,10 +41,12 @@ type Source interface {
 
 // EngineState is the state of the connection to Docker.
 type EngineState struct {
-	Looked bool   // the engine has been looked at since the start, whatever came of it
-	Ready  bool   // events flow and the view is complete
-	Reason string // why not, in words; "" when Ready
-	Host   spec.Host
+	Looked bool // the engine has been looked at since the start, whatever came of it
+	// Connected says that the engine has answered, so that Host is true of it. Ready implies it.
+	Connected bool
+	Ready     bool   // events flow and the view is complete
+	Reason    string // why not, in words; "" when Ready
+	Host      spec.Host
 }
 
 const (
@@ -60,12 +64,15 @@ const (
 	// What the engine could not describe is read again after retryMin, then after twice that, and so on.
 	retryMin = time.Second
 	retryMax = time.Minute
-	// The heartbeat asks the engine for a sign of life, so that one that hangs is noticed within 20 s.
-	heartbeatInterval = 5 * time.Second
+	// HeartbeatInterval is between two pings, so that an engine that hangs is noticed within 20 s.
+	HeartbeatInterval = 5 * time.Second
 	heartbeatTimeout  = 10 * time.Second
-	// hostTimeout is for the connection, and imagesTimeout for the first list of images, without which the view is ready too.
-	hostTimeout   = 30 * time.Second
-	imagesTimeout = 5 * time.Second
+	// hostTimeout is for the connection.
+	hostTimeout = 30 * time.Second
+	// imagesTimeout is for the list of images when everything is read: the view is ready without it. Later lists have
+	// imagesRetryTimeout.
+	imagesTimeout      = 5 * time.Second
+	imagesRetryTimeout = 15 * time.Second
 )
 
 // allImages is the one element of View.dirtyImages.
@@ -90,9 +97,10 @@ type View struct {
 	state   EngineState
 	changed chan struct{} // closed with the next change of state
 	store   store
-	images  []*spec.Image
-	seen    uint64                              // the look that gave the images
+	images  imageStore
 	retries map[model.ContainerID]time.Duration // the last pause before what could not be read is read again
+	// imagesPause is the same for the list of images.
+	imagesPause time.Duration
 
 	watches map[*Watch]struct{}
 	told    time.Time // the latest that was given to what was told of a pod
@@ -102,8 +110,21 @@ type View struct {
 // New returns an empty view, which is not ready until Run has connected.
 func New(src Source, log *slog.Logger) *View {
 	return &View{
-		src: src, log: log, oom: noOOM{}, synced: make(chan struct{}, 1), dirty: newDirtySet(), dirtyImages: newDirtySet(), missed: make(chan struct{}, 1), slow: make(chan struct{}, slowInspects), retries: map[model.ContainerID]time.Duration{}, metrics: newViewMetrics(),
-		state: EngineState{Reason: "not yet connected to Docker"}, changed: make(chan struct{}), store: newStore(), watches: map[*Watch]struct{}{},
+		src:         src,
+		log:         log,
+		oom:         noOOM{},
+		synced:      make(chan struct{}, 1),
+		dirty:       newDirtySet(),
+		dirtyImages: newDirtySet(),
+		missed:      make(chan struct{}, 1),
+		slow:        make(chan struct{}, slowInspects),
+		metrics:     newViewMetrics(),
+		state:       EngineState{Reason: "not yet connected to Docker"},
+		changed:     make(chan struct{}),
+		store:       newStore(),
+		images:      newImageStore(),
+		retries:     map[model.ContainerID]time.Duration{},
+		watches:     map[*Watch]struct{}{},
 	}
 }
 
@@ -124,9 +145,18 @@ func (v *View) Changed() <-chan struct{} {
 	return v.changed
 }
 
+// setConnected publishes what the engine is, before its containers are read. A view that is ready stays so.
+func (v *View) setConnected(host spec.Host) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.state
+	s.Connected, s.Host = true, host
+	v.setState(s)
+}
+
 // setState needs the lock.
 func (v *View) setState(s EngineState) {
-	if s.Ready != v.state.Ready || s.Reason != v.state.Reason {
+	if s.Ready != v.state.Ready || s.Connected != v.state.Connected || s.Reason != v.state.Reason {
 		close(v.changed)
 		v.changed = make(chan struct{})
 	}
@@ -181,13 +211,14 @@ func (v *View) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	v.setConnected(host)
 	done := v.src.Events(ctx, v.heed)
 	if err := v.readAll(ctx, resyncConnect); err != nil {
 		return err
 	}
 	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	v.mu.Lock()
-	v.setState(EngineState{Looked: true, Ready: true, Host: host})
+	v.setState(EngineState{Looked: true, Connected: true, Ready: true, Host: host})
 	v.mu.Unlock()
 	select {
 	case v.synced <- struct{}{}:
@@ -214,7 +245,7 @@ func (v *View) host(ctx context.Context) (spec.Host, error) {
 
 // heartbeat fails as soon as the engine does not answer a ping in time.
 func (v *View) heartbeat(ctx context.Context) error {
-	tick := time.NewTicker(heartbeatInterval)
+	tick := time.NewTicker(HeartbeatInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -306,23 +337,6 @@ func (v *View) renewed(ctx context.Context, id model.ContainerID, err error) err
 	return nil
 }
 
-// renewImages reads the images when events have named one.
-func (v *View) renewImages(ctx context.Context) error {
-	for {
-		if _, err := v.dirtyImages.next(ctx); err != nil {
-			return err
-		}
-		err := v.RefreshImages(ctx)
-		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
-			return err
-		}
-		if err != nil {
-			v.log.Warn("the images cannot be listed now", "err", err)
-			v.dirtyImages.mark(allImages, retryMin)
-		}
-	}
-}
-
 // readAll reads everything, for a reason. What was read by a later look meanwhile stays.
 func (v *View) readAll(ctx context.Context, reason string) error {
 	v.metrics.resync(reason)
@@ -331,7 +345,7 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
 	// Images first: to read a container takes the labels of its image.
-	if err := v.readImages(ctx); err != nil {
+	if err := v.listImages(ctx, imagesTimeout); err != nil {
 		return err
 	}
 	ticket := v.look()
@@ -354,25 +368,15 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	return nil
 }
 
-// readImages reads the images as part of everything. A list that takes too long is left to the worker.
-func (v *View) readImages(ctx context.Context) error {
-	imagesCtx, cancel := context.WithTimeout(ctx, imagesTimeout)
-	defer cancel()
-	err := v.RefreshImages(imagesCtx)
-	if err == nil || errdefs.IsUnavailable(err) || ctx.Err() != nil {
-		return err
-	}
-	v.log.Warn("the images cannot be listed now", "err", err)
-	v.dirtyImages.mark(allImages, retryMin)
-	return nil
-}
-
 // retryLocked has a container read again after a pause that grows each time.
 func (v *View) retryLocked(id model.ContainerID) {
-	pause := min(max(2*v.retries[id], retryMin), retryMax)
+	pause := nextRetry(v.retries[id])
 	v.retries[id] = pause
 	v.dirty.mark(id, pause)
 }
+
+// nextRetry returns the pause after another failure, given the one after the last.
+func nextRetry(last time.Duration) time.Duration { return min(max(2*last, retryMin), retryMax) }
 
 // Resync reads everything anew, although no event has told of a change.
 func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx, resyncReload) }
@@ -424,23 +428,6 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 	o = v.explainLocked(o)
 	v.tell(v.store.put(id, o, ticket))
 	v.watchOOMLocked(o)
-	seen()
-	return nil
-}
-
-// RefreshImages reads all images anew.
-func (v *View) RefreshImages(ctx context.Context) error {
-	seen := v.metrics.looking("")
-	look := v.look()
-	images, err := v.src.Images(ctx)
-	if err != nil {
-		return err
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if look > v.seen {
-		v.images, v.seen = images, look
-	}
 	seen()
 	return nil
 }

@@ -232,6 +232,7 @@ func (*down) Inspect(context.Context, model.ContainerID) (spec.Object, error) {
 	return spec.Object{}, nil
 }
 func (*down) Images(context.Context) ([]*spec.Image, error)               { return nil, nil }
+func (*down) Image(context.Context, string) (*spec.Image, error)          { return nil, errdefs.ErrNotFound }
 func (*down) Events(context.Context, func(engine.Event)) (_ <-chan error) { return nil }
 
 func TestBackoff(t *testing.T) {

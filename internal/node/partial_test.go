@@ -68,6 +68,11 @@ func (p *partial) Images(ctx context.Context) ([]*spec.Image, error) {
 	return []*spec.Image{{ID: "sha256:1"}}, p.call(ctx, "images")
 }
 
+// Image implements Source.
+func (p *partial) Image(ctx context.Context, ref string) (*spec.Image, error) {
+	return &spec.Image{ID: model.ImageID(ref), RepoTags: []string{"app:1"}}, p.call(ctx, "image")
+}
+
 // Objects takes as long as a real engine's: what hangs is Unread, with what the list says.
 func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
 	if err := p.call(ctx, "objects"); err != nil {
@@ -277,19 +282,23 @@ func TestFailingImages(t *testing.T) {
 				if e := v.Engine(); !e.Ready {
 					t.Fatalf("%+v", e)
 				}
+				if images, err := v.Images(); !errdefs.IsUnavailable(err) {
+					t.Errorf("images that were never listed: %v, %v", images, err)
+				}
+				if i, err := v.RefreshImage(t.Context(), "sha256:2"); err != nil || i.ID != "sha256:2" {
+					t.Errorf("one image: %v, %v", i, err)
+				}
+				if i, err := v.Image("app:1"); err != nil || i.ID != "sha256:2" {
+					t.Errorf("one image, from memory: %v, %v", i, err)
+				}
 				p.event("one")
 				time.Sleep(time.Second)
 				if !isRead(v, "one") {
 					t.Error("containers are not read")
 				}
 				p.set(func() { fail(p, false) })
-				if name == "hangs" { // the call that hangs ends with the engine's own timeout; another event asks again
-					if err := v.RefreshImages(t.Context()); err != nil {
-						t.Fatal(err)
-					}
-				}
-				time.Sleep(5 * retryMin)
-				if len(v.Images()) != 1 {
+				time.Sleep(imagesRetryTimeout + 16*retryMin)
+				if images, err := v.Images(); err != nil || len(images) != 1 {
 					t.Error("the images were not read again")
 				}
 			})

@@ -27,7 +27,7 @@ type Engine interface {
 	FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error)
 	Objects(ctx context.Context) ([]spec.Object, error)
 	Images(ctx context.Context) ([]*spec.Image, error)
-	FindImage(ctx context.Context, ref string) (model.ImageID, error)
+	Image(ctx context.Context, ref string) (*spec.Image, error)
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
 	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
@@ -76,10 +76,11 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 // hold holds an image twice and releases it twice; engines that do not tell its layers refuse and leave nothing.
 func hold(t *testing.T, e Engine, host spec.Host, ref string) {
 	t.Helper()
-	id, err := e.FindImage(t.Context(), ref)
+	image, err := e.Image(t.Context(), ref)
 	if err != nil {
 		t.Fatal(err)
 	}
+	id := image.ID
 	for range 2 {
 		layers, err := e.HoldImage(t.Context(), id)
 		if host.ContainerdStore != errdefs.IsFailedPrecondition(err) || host.ContainerdStore == (len(layers) > 0) {
@@ -132,10 +133,11 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil || !o.Sandbox.NeverStarted {
 		t.Errorf("FindByName: %s, %+v, %v", found, o.Sandbox, err)
 	}
-	image, err := e.FindImage(ctx, create.Config.Image)
+	found, err := e.Image(ctx, create.Config.Image)
 	if err != nil {
-		t.Errorf("FindImage: %v", err)
+		t.Fatalf("Image: %v", err)
 	}
+	image := found.ID
 	if users, err := e.ImageUsers(ctx, image); err != nil || !slices.Contains(users, create.Name) {
 		t.Errorf("ImageUsers: %v, %v", users, err)
 	}
@@ -218,7 +220,7 @@ func unknown(t *testing.T, e Engine) {
 		"Stop":        func(ctx context.Context) error { return e.Stop(ctx, id, 0) },
 		"Remove":      func(ctx context.Context) error { return e.Remove(ctx, id) },
 		"Inspect":     func(ctx context.Context) error { _, err := e.Inspect(ctx, id); return err },
-		"FindImage":   func(ctx context.Context) error { _, err := e.FindImage(ctx, "nobody:1"); return err },
+		"Image":       func(ctx context.Context) error { _, err := e.Image(ctx, "nobody:1"); return err },
 		"RemoveImage": func(ctx context.Context) error { return e.RemoveImage(ctx, "nobody:1") },
 		"FindByName":  func(ctx context.Context) error { _, _, err := e.FindByName(ctx, "nobody"); return err },
 		"Exec": func(ctx context.Context) error {

@@ -346,18 +346,18 @@ func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (
 	return id, err
 }
 
-// FindImage implements cri.Engine.
-func (f *Fake) FindImage(ctx context.Context, ref string) (id model.ImageID, err error) {
+// Image implements node.Source.
+func (f *Fake) Image(ctx context.Context, ref string) (image *spec.Image, err error) {
 	err = f.do(ctx, "find image", func() error {
 		for _, i := range f.images {
 			if i.Is(ref) {
-				id = i.ID
+				image = i
 				return nil
 			}
 		}
 		return fmt.Errorf("no such image %s: %w", ref, errdefs.ErrNotFound)
 	})
-	return id, err
+	return image, err
 }
 
 // ImageUsers implements cri.Engine.
