@@ -113,6 +113,7 @@ type parts struct {
 	service    *cri.Service
 	server     *rpc.Server
 	endpoint   *endpoint
+	looked     chan struct{} // closed after the first look at the engine
 	recovering busy
 	recoveries *prometheus.CounterVec
 	traces     *tracing.Provider // nil for none
@@ -121,7 +122,7 @@ type parts struct {
 
 // wire makes the parts. Nothing connects or answers yet.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
-	p := &parts{log: log, recoveries: newRecoveries()}
+	p := &parts{log: log, recoveries: newRecoveries(), looked: make(chan struct{})}
 	var err error
 	traces, err := p.trace(cfg, version)
 	if err != nil {
@@ -169,7 +170,14 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		Pins:    pins, Logs: p.logs, EngineNetNS: cfg.EngineNetNS(),
 		Checkpoints: checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim),
 	})
-	p.server = rpc.New(rpc.Services{Runtime: p.service, Image: p.service, Log: log, Validate: spec.Validate, Traces: traces})
+	p.server = rpc.New(rpc.Services{
+		Runtime:  p.service,
+		Image:    p.service,
+		Log:      log,
+		Validate: spec.Validate,
+		Hold:     p.hold,
+		Traces:   traces,
+	})
 	metrics, err := figures(version, p.collectors()...)
 	if err != nil {
 		return nil, errors.Join(err, p.streams.Close(), p.network.Close(), p.engine.Close())
@@ -241,10 +249,14 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(func() error { p.service.CompleteStarts(ctx); return nil })
 	g.Go(func() error { p.reloadLoop(ctx, hup); return nil })
 	g.Go(p.streams.Serve)
-	looked := make(chan struct{})
-	g.Go(func() error { defer close(looked); p.awaitFirstLook(ctx, startPatience); return nil })
 	g.Go(func() error {
-		<-looked // until then calls wait in the socket: better than to be told that nothing is known
+		defer close(p.looked)
+		p.awaitEngine(ctx, startPatience, isLooked)
+		return nil
+	})
+	g.Go(func() error {
+		// Until then calls wait in the socket: better than to be told that nothing is known.
+		p.awaitEngine(ctx, startPatience, isAnswered)
 		if err := unmapProgram(); err != nil {
 			log.Debug("the program stays in memory as a whole", "err", err)
 		}
@@ -252,7 +264,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 		return p.server.Serve(l)
 	})
 	begun := make(chan struct{})
-	g.Go(func() error { defer close(begun); <-looked; p.awaitLogs(ctx, startPatience); return nil })
+	g.Go(func() error { defer close(begun); <-p.looked; p.awaitLogs(ctx, startPatience); return nil })
 	g.Go(func() error { return p.tellSystemd(ctx, begun) })
 	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
@@ -265,13 +277,33 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	return g.Wait()
 }
 
-// awaitFirstLook waits until it is known what runs, or that the engine is down, at most for patience.
-func (p *parts) awaitFirstLook(ctx context.Context, patience time.Duration) {
-	late := time.NewTimer(patience)
+// hold keeps calls back until it is known what runs, or that the engine is down. Version and RuntimeConfig are answered as soon as the
+// engine is connected.
+func (p *parts) hold(ctx context.Context, method string) error {
+	if method == "Version" || method == "RuntimeConfig" {
+		return nil
+	}
+	select {
+	case <-p.looked:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// isLooked says whether it is known what runs, or that the engine is down.
+func isLooked(e node.EngineState) bool { return e.Looked }
+
+// isAnswered says whether the engine has answered, or is down.
+func isAnswered(e node.EngineState) bool { return e.Connected || e.Looked }
+
+// awaitEngine waits until the engine is in a state, at most for timeout.
+func (p *parts) awaitEngine(ctx context.Context, timeout time.Duration, reached func(node.EngineState) bool) {
+	late := time.NewTimer(timeout)
 	defer late.Stop()
 	for {
 		changed := p.view.Changed()
-		if p.view.Engine().Looked {
+		if reached(p.view.Engine()) {
 			return
 		}
 		select {

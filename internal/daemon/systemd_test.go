@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -73,7 +74,7 @@ func TestHungEngine(t *testing.T) {
 	go func() { ended <- p.tellSystemd(ctx, looked) }()
 	const patience = 300 * time.Millisecond
 	begin := time.Now()
-	p.awaitFirstLook(ctx, patience)
+	p.awaitEngine(ctx, patience, isLooked)
 	if took := time.Since(begin); took < patience {
 		t.Errorf("looked within %v", took)
 	}
@@ -98,7 +99,7 @@ func TestStartWaitsForLogs(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
-	p.awaitFirstLook(ctx, time.Hour)
+	p.awaitEngine(ctx, time.Hour, isLooked)
 	p.awaitLogs(ctx, time.Hour) // the engine is down
 	engine.SetDown(false)
 	<-p.view.Synced()
@@ -130,5 +131,24 @@ func TestStatusLine(t *testing.T) {
 		if got := statusLine(&runtimeapi.RuntimeStatus{Conditions: c}, "29.0"); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+}
+
+// TestHold: calls wait until it is known what runs; those that need the engine's version only do not, and none outlives its caller.
+func TestHold(t *testing.T) {
+	p := &parts{looked: make(chan struct{})}
+	for _, method := range []string{"Version", "RuntimeConfig"} {
+		if err := p.hold(t.Context(), method); err != nil {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.hold(ctx, "ListPodSandbox"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("before the first look: %v", err)
+	}
+	close(p.looked)
+	if err := p.hold(t.Context(), "ListPodSandbox"); err != nil {
+		t.Errorf("after it: %v", err)
 	}
 }

@@ -29,7 +29,9 @@ type Services struct {
 	Runtime  runtimeapi.RuntimeServiceServer
 	Image    runtimeapi.ImageServiceServer
 	Validate func(req any) error // asked before any method
-	Log      *slog.Logger
+	// Hold keeps a call of this method back until it can be answered; nil keeps none. It returns ctx's error.
+	Hold func(ctx context.Context, method string) error
+	Log  *slog.Logger
 	// Traces gets a span for every call, a child of the caller's if it tells one (W3C Trace Context); nil for none.
 	Traces trace.TracerProvider
 }
@@ -44,6 +46,7 @@ type Server struct {
 // New registers the services behind the interceptor.
 func New(s Services) *Server {
 	i := newInterceptor(s.Validate, s.Log)
+	i.hold = s.Hold
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -83,6 +86,7 @@ func (s *Server) Stop(grace time.Duration) {
 // interceptor is what happens around every call.
 type interceptor struct {
 	validate func(any) error
+	hold     func(ctx context.Context, method string) error // nil: none
 	log      *slog.Logger
 	metrics  rpcMetrics
 	repeats  *repeats
@@ -118,11 +122,22 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err := i.validate(req); err != nil {
 		return nil, err
 	}
+	if err := i.await(ctx, name); err != nil {
+		return nil, err
+	}
 	resp, err = handler(ctx, req)
 	if err == nil {
 		err = i.fits(name, resp)
 	}
 	return resp, err
+}
+
+// await keeps a call back until it can be answered.
+func (i interceptor) await(ctx context.Context, method string) error {
+	if i.hold == nil {
+		return nil
+	}
+	return i.hold(ctx, method)
 }
 
 func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
@@ -136,6 +151,9 @@ func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServe
 		}
 		err = i.end(s.Context(), name, request.last, nil, count, time.Since(begin), err)
 	}()
+	if err := i.await(s.Context(), name); err != nil {
+		return err
+	}
 	return handler(srv, request)
 }
 

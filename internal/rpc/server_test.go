@@ -273,3 +273,45 @@ func TestStopBreaksOffAfterItsGrace(t *testing.T) {
 		t.Error("the call was not broken off")
 	}
 }
+
+// TestHeldCalls: a call that is held back is not answered before, nor made when its caller has gone.
+func TestHeldCalls(t *testing.T) {
+	goOn := make(chan struct{})
+	called := make(chan struct{}, 1)
+	s := &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
+		called <- struct{}{}
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}}
+	c, _ := serve(t, Services{
+		Runtime:  s,
+		Image:    s,
+		Validate: func(any) error { return nil },
+		Log:      slog.New(slog.DiscardHandler),
+		Hold: func(ctx context.Context, method string) error {
+			select {
+			case <-goOn:
+				return nil
+			case <-ctx.Done():
+				return fmt.Errorf("%s: %w", method, ctx.Err())
+			}
+		},
+	})
+	client := runtimeapi.NewRuntimeServiceClient(c)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.DeadlineExceeded || len(called) > 0 {
+		t.Errorf("held back: %v, %d calls", err, len(called))
+	}
+	events, err := client.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	if err == nil {
+		_, err = events.Recv()
+	}
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a stream that is held back: %v", err)
+	}
+
+	close(goOn)
+	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err != nil || len(called) != 1 {
+		t.Errorf("afterwards: %v, %d calls", err, len(called))
+	}
+}
