@@ -21,7 +21,8 @@ type proxy struct {
 
 	mu      sync.Mutex // guards the rest
 	suffix  string
-	waiting int
+	waiting int                      // requests that have waited since the last hang
+	now     int                      // requests that wait now
 	late    map[string]chan struct{} // suffix: closed when its requests are carried out
 	silent  map[*quiet]bool          // event streams that are open, and whether they say nothing
 }
@@ -45,6 +46,7 @@ func (n *node) newProxy(t *testing.T) *proxy {
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
+				p.left()
 				return
 			}
 			if carryOut := p.delayed(r.URL.Path); carryOut != nil {
@@ -72,7 +74,15 @@ func (p *proxy) hangs(path string) bool {
 		return false
 	}
 	p.waiting++
+	p.now++
 	return true
+}
+
+// left counts a request whose client has given up.
+func (p *proxy) left() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now--
 }
 
 // hang has requests wait from now on; "" lets all pass.
@@ -80,6 +90,13 @@ func (p *proxy) hang(suffix string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.suffix, p.waiting = suffix, 0
+}
+
+// waits is how many requests wait now.
+func (p *proxy) waits() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now
 }
 
 // waited is how many requests have waited since the last hang.
@@ -144,65 +161,33 @@ func (n *node) runtimeReady(t *testing.T) (bool, string) {
 // container is described once the engine goes on.
 func TestHangingInspect(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		p := n.newProxy(t)
-		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
-		pod := n.podConfig(t)
-		sandbox := n.runPod(t, pod)
-		sick := n.startNamed(t, sandbox, pod, "sick", sh("sleep 1000"))
-		well := n.startNamed(t, sandbox, pod, "well", sh("sleep 1000"))
+		h := hanging(t, n)
+		sick := h.startNamed(t, h.sandbox, h.pod, "sick", sh("sleep 1000"))
+		well := h.startNamed(t, h.sandbox, h.pod, "well", sh("sleep 1000"))
 
-		p.hang("/containers/" + sick + "/json")
-		n.docker(t, "kill", sick)
-		eventually(t, "the engine is asked for what hangs", func() bool { return p.waited() > 0 })
-		n.othersAnswer(t, sandbox, pod, "at-rest")
-		n.docker(t, "kill", well)
-		n.waitExited(t, well)
+		h.proxy.hang("/containers/" + sick + "/json")
+		h.docker(t, "kill", sick)
+		eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waited() > 0 })
+		h.othersAnswer(t, "at-rest")
+		h.docker(t, "kill", well)
+		h.waitExited(t, well)
 
-		n.Kill(t)
-		n.Restart(t)
-		n.othersAnswer(t, sandbox, pod, "after-start")
-		if s := n.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Metadata.Name != "sick" {
+		h.restart(t)
+		h.othersAnswer(t, "after-start")
+		if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Metadata.Name != "sick" {
 			t.Errorf("from the list alone: %v", s)
 		}
 
-		p.hang("")
+		h.proxy.hang("")
 		described := func() bool { // the list knows no time of the start
-			s := n.containerStatus(t, sick)
+			s := h.containerStatus(t, sick)
 			return s.StartedAt != s.CreatedAt
 		}
 		if !within(2*time.Minute, described) {
-			t.Errorf("not described after the engine went on: %v", n.containerStatus(t, sick))
+			t.Errorf("not described after the engine went on: %v", h.containerStatus(t, sick))
 		}
-		n.removePod(t, sandbox)
-		n.assertNothingLeft(t, pod)
+		h.end(t)
 	})
-}
-
-// othersAnswer runs a container through its life, and measures calls that touch nothing that hangs.
-func (n *node) othersAnswer(t *testing.T, sandbox string, pod *runtimeapi.PodSandboxConfig, name string) {
-	t.Helper()
-	if ok, why := n.runtimeReady(t); !ok {
-		t.Errorf("%s: not ready: %s", name, why)
-	}
-	slowest := time.Duration(0)
-	for range 20 {
-		begin := time.Now()
-		if _, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
-			t.Fatal(err)
-		}
-		slowest = max(slowest, time.Since(begin))
-	}
-	if slowest > time.Second {
-		t.Errorf("%s: Status takes %s", name, slowest)
-	}
-
-	begin := time.Now()
-	c := n.startNamed(t, sandbox, pod, name, sh("sleep 1000"))
-	n.stop(t, c, 0)
-	if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
-		t.Error(err)
-	}
-	t.Logf("%s: slowest Status %s, life of a container %s", name, slowest, time.Since(begin))
 }
 
 // TestSilentEvents: the event stream stays open and says nothing more. A dead container is reported within 30 s.
