@@ -66,7 +66,12 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 // prepare starts engine and daemon, with these flags beside its own.
 func prepare(t *testing.T, v engines.Version, flags ...string) *kubelet {
 	t.Helper()
-	e := engines.Start(t, v)
+	return prepareOn(t, engines.Start(t, v), flags...)
+}
+
+// prepareOn starts a daemon on an engine, with these flags beside its own.
+func prepareOn(t *testing.T, e *engines.Engine, flags ...string) *kubelet {
+	t.Helper()
 	e.ImportBusybox(t)
 	k := &kubelet{engine: e, daemon: e.Daemon(t, flags...), manifests: filepath.Join(e.Dir, "manifests")}
 	k.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
