@@ -1,7 +1,8 @@
 // Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
 // by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench events" says how long after the
 // engine's events ours come, "bench churn" what the daemon holds after thousands of pods, "bench stats" what figures of
-// containers cost. It ends with 1 when a limit is missed. It
+// containers cost, "bench heartbeat" what the engine's signs of life cost, "bench load" loads
+// a node with very many pods. It ends with 1 when a limit is missed. It
 // starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
 // is done.
 package main
@@ -25,6 +26,17 @@ import (
 // measureCommand runs the program as the measuring part.
 const measureCommand = "measure"
 
+// commands are the other benchmarks. Each says whether all its limits hold.
+var commands = map[string]func(context.Context, *harness, []string) bool{
+	logsCommand:      benchLogs,
+	imagesCommand:    benchImages,
+	eventsCommand:    benchEvents,
+	churnCommand:     benchChurn,
+	statsCommand:     benchStats,
+	heartbeatCommand: benchHeartbeat,
+	loadCommand:      benchLoad,
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -35,25 +47,11 @@ func main() {
 		}
 		return
 	}
-	if len(os.Args) > 1 && os.Args[1] == logsCommand {
-		end(func(h *harness) bool { return benchLogs(ctx, h, os.Args[2:]) })
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == imagesCommand {
-		end(func(h *harness) bool { return benchImages(ctx, h, os.Args[2:]) })
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == eventsCommand {
-		end(func(h *harness) bool { return benchEvents(ctx, h, os.Args[2:]) })
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == churnCommand {
-		end(func(h *harness) bool { return benchChurn(ctx, h, os.Args[2:]) })
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == statsCommand {
-		end(func(h *harness) bool { return benchStats(ctx, h, os.Args[2:]) })
-		return
+	if len(os.Args) > 1 {
+		if run, ok := commands[os.Args[1]]; ok {
+			end(func(h *harness) bool { return run(ctx, h, os.Args[2:]) })
+			return
+		}
 	}
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
 	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")

@@ -187,6 +187,12 @@ func (d *Daemon) begin(tb TB) {
 	d.engine.background(tb, d.name, d.running, slices.Concat(d.own, d.args)...)
 }
 
+// Start starts the daemon, which must not be running, and waits for nothing.
+func (d *Daemon) Start(tb TB) {
+	tb.Helper()
+	d.begin(tb)
+}
+
 // Restart starts the daemon and waits until the runtime is ready.
 func (d *Daemon) Restart(tb TB) {
 	tb.Helper()
@@ -243,17 +249,9 @@ func (d *Daemon) RSS(tb TB) int64 {
 func (d *Daemon) CPU(tb TB) time.Duration {
 	tb.Helper()
 	out, err := d.engine.Command("sh", "-c", "cat /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/task/*/schedstat").Output()
-	var sum time.Duration
-	for line := range strings.Lines(string(out)) {
-		ran, _, _ := strings.Cut(line, " ")
-		ns, err := strconv.ParseInt(ran, 10, 64)
-		if err != nil {
-			tb.Fatalf("CPU: %q, %v", line, err)
-		}
-		sum += time.Duration(ns)
-	}
-	if err != nil || sum == 0 {
-		tb.Fatalf("CPU: %q, %v", out, err)
+	sum, parseErr := sumSchedstat(string(out))
+	if err != nil || parseErr != nil || sum == 0 {
+		tb.Fatalf("CPU: %q, %v, %v", out, err, parseErr)
 	}
 	return sum
 }

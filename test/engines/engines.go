@@ -313,6 +313,36 @@ func (e *Engine) Signal(tb TB, signal string) {
 	}
 }
 
+// CPU is how long dockerd and its containerd have run so far, all threads together (schedstat,
+// Documentation/scheduler/sched-stats.rst).
+func (e *Engine) CPU(tb TB) time.Duration {
+	tb.Helper()
+	script := `d=$(cat ` + e.Dir + `/docker.pid)
+		for p in $d $(cat /proc/$d/task/*/children); do
+			[ "$(cat /proc/$p/comm)" = dockerd ] || [ "$(cat /proc/$p/comm)" = containerd ] || continue
+			cat /proc/$p/task/*/schedstat
+		done`
+	out, err := e.Command("sh", "-c", script).Output()
+	sum, parseErr := sumSchedstat(string(out))
+	if err != nil || parseErr != nil || sum == 0 {
+		tb.Fatalf("CPU of the engine: %q, %v, %v", out, err, parseErr)
+	}
+	return sum
+}
+
+// sumSchedstat adds the first column, nanoseconds on a processor.
+func sumSchedstat(lines string) (sum time.Duration, err error) {
+	for line := range strings.Lines(lines) {
+		ran, _, _ := strings.Cut(line, " ")
+		ns, err := strconv.ParseInt(ran, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%q: %w", line, err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum, nil
+}
+
 // Kill kills dockerd with SIGKILL; its containers go on (live-restore).
 func (e *Engine) Kill(tb TB) {
 	tb.Helper()

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/node"
+	"cri-dockerd/test/engines"
+)
+
+// heartbeatCommand runs the program as the benchmark of the signs of life that the daemon asks the engine for.
+const heartbeatCommand = "heartbeat"
+
+// heartbeatLimit is the CPU of daemon and engine together for one second of heartbeat and event check.
+const heartbeatLimit = 500 * time.Microsecond
+
+// beat is the CPU that one request costs.
+type beat struct{ ours, engine time.Duration }
+
+// benchHeartbeat does one run for each engine and says whether all limits hold.
+func benchHeartbeat(ctx context.Context, h *harness, args []string) bool {
+	flags := flag.NewFlagSet(heartbeatCommand, flag.ExitOnError)
+	pods := flags.Int("pods", 100, "pods that run meanwhile, with one container each")
+	calls := flags.Int("calls", 1000, "requests of each kind")
+	if err := flags.Parse(args); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	ok := true
+	for _, v := range engines.Versions() {
+		load := loadAverage(h)
+		ping, check := heartbeat(ctx, h, v, *pods, *calls)
+		fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
+			v, *pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		ok = reportHeartbeat(os.Stdout, ping, check) && ok
+	}
+	return ok
+}
+
+// heartbeat measures the requests by themselves: at rest they are lost in what the engine does anyway.
+func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls int) (ping, check beat) {
+	e := engines.Start(h, v)
+	d := e.Daemon(h, "--log-level=info")
+	m := &measuring{
+		options: options{Pods: pods, Docker: "unix://" + e.Socket, Parent: e.CgroupParent, Scratch: e.Dir},
+		runtime: d.Runtime,
+		docker:  e.Docker(h),
+		figures: figures{Samples: map[operation][]time.Duration{}},
+	}
+	for _, part := range []func(context.Context) error{m.prepare, m.fill} {
+		if err := part(ctx); err != nil {
+			h.Fatalf("bench: %v", err)
+		}
+	}
+	docker, err := engine.New(engine.Config{Endpoint: m.Docker, Log: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		_, err = docker.Host(ctx)
+	}
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	defer docker.Close()
+	d.Kill(h) // its own requests would be counted
+	defer d.Restart(h)
+
+	ping = costOf(h, e, calls, func() error { return docker.Ping(ctx) })
+	check = costOf(h, e, calls, func() error {
+		until := time.Now().Add(-time.Second)
+		_, err := docker.EventsBetween(ctx, until.Add(-node.CheckInterval), until)
+		return err
+	})
+	return ping, check
+}
+
+// costOf returns the mean CPU of one request, without what the engine takes at rest.
+func costOf(h *harness, e *engines.Engine, calls int, do func() error) beat {
+	const rest = 5 * time.Second
+	begin := e.CPU(h)
+	time.Sleep(rest)
+	idle := float64(e.CPU(h)-begin) / float64(rest)
+
+	ours, theirs, began := ownCPU(h), e.CPU(h), time.Now()
+	for range calls {
+		if err := do(); err != nil {
+			h.Fatalf("bench: %v", err)
+		}
+	}
+	took := time.Since(began)
+	n := time.Duration(calls)
+	return beat{
+		ours:   (ownCPU(h) - ours) / n,
+		engine: (e.CPU(h) - theirs - time.Duration(idle*float64(took))) / n,
+	}
+}
+
+// ownCPU is the CPU that this process has used (getrusage(2)).
+func ownCPU(h *harness) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// reportHeartbeat prints the costs as a Markdown table and says whether the limit holds.
+func reportHeartbeat(out io.Writer, ping, check beat) bool {
+	fmt.Fprintln(out, "| CPU | daemon | engine | every | a second | limit | verdict |\n|---|---:|---:|---:|---:|---|---|")
+	var total time.Duration
+	for _, row := range []struct {
+		name  string
+		cost  beat
+		every time.Duration
+	}{
+		{"ping", ping, node.HeartbeatInterval},
+		{"check of events", check, node.CheckInterval},
+	} {
+		second := time.Duration(float64(row.cost.ours+row.cost.engine) / row.every.Seconds())
+		total += second
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %.3f ms | | |\n", row.name, ms(row.cost.ours), ms(row.cost.engine), row.every, float64(second)/1e6)
+	}
+	verdict := "pass"
+	if total > heartbeatLimit {
+		verdict = "FAIL"
+	}
+	fmt.Fprintf(out, "| both | | | | %.3f ms | ≤ %s | %s |\n\n", float64(total)/1e6, ms(heartbeatLimit), verdict)
+	return total <= heartbeatLimit
+}

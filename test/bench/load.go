@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+)
+
+// loadCommand runs the program as the drill with very many pods.
+const loadCommand = "load"
+
+// The limits of many pods.
+const (
+	fewPods          = 100      // what the times at the full number are compared with
+	burstPods        = 50       // that start at once
+	loadTimes        = 2.0      // times at the full number as a multiple of those at fewPods
+	loadRSS          = 60 << 20 // bytes
+	firstAnswerLimit = 100 * time.Millisecond
+	fullViewLimit    = time.Second
+)
+
+// loading is the drill at work.
+type loading struct {
+	h      *harness
+	engine *engines.Engine
+	daemon *engines.Daemon
+	docker *client.Client
+	image  string
+	calls  int
+	pods   []loadedPod
+	table  loadTable
+}
+
+// loadedPod is a running pod with one container.
+type loadedPod struct {
+	config             *runtimeapi.PodSandboxConfig
+	sandbox, container string
+}
+
+// loadTable collects what was measured.
+type loadTable struct {
+	rows   [][4]string // what, measured, limit, verdict
+	failed bool
+}
+
+func (t *loadTable) add(what, measured, limit string, ok bool) {
+	verdict := ""
+	if limit != "" {
+		verdict = "pass"
+	}
+	if !ok {
+		verdict, t.failed = "FAIL", true
+	}
+	t.rows = append(t.rows, [4]string{what, measured, limit, verdict})
+}
+
+func (t *loadTable) print(out io.Writer) {
+	fmt.Fprintln(out, "| load | measured | limit | verdict |\n|---|---:|---|---|")
+	for _, r := range t.rows {
+		fmt.Fprintf(out, "| %s | %s | %s | %s |\n", r[0], r[1], r[2], r[3])
+	}
+	fmt.Fprintln(out)
+}
+
+// benchLoad does one drill for each engine and says whether all limits hold.
+func benchLoad(ctx context.Context, h *harness, args []string) bool {
+	flags := flag.NewFlagSet(loadCommand, flag.ExitOnError)
+	pods := flags.Int("pods", 250, "pods with one container each")
+	calls := flags.Int("calls", 300, "calls of each list and status")
+	if err := flags.Parse(args); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	ok := true
+	for _, v := range engines.Versions() {
+		load := loadAverage(h)
+		t := drill(ctx, h, v, *pods, *calls)
+		fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
+			v, *pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		t.print(os.Stdout)
+		ok = ok && !t.failed
+	}
+	return ok
+}
+
+// drill loads a node of its own in every way, and ends when nothing is left.
+func drill(ctx context.Context, h *harness, v engines.Version, pods, calls int) *loadTable {
+	e := engines.Start(h, v)
+	l := &loading{h: h, engine: e, image: e.ImportBusybox(h), daemon: e.Daemon(h, "--log-level=info"), docker: e.Docker(h), calls: calls}
+	must := func(what string, err error) {
+		if err != nil {
+			h.Fatalf("bench: %s: %v", what, err)
+		}
+	}
+	must("burst", l.burst(ctx))
+	must("fill", l.fill(ctx, min(pods, fewPods)))
+	few := l.times(ctx)
+	must("fill", l.fill(ctx, pods))
+	l.compare(few, l.times(ctx))
+	l.reportRSS("memory of the daemon (RSS)")
+	l.restarts(ctx, v)
+	for _, d := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"exec probes", l.probes},
+		{"log followers", l.followers},
+		{"a client that never reads", l.deafClient},
+		{"a slow event reader", l.slowReader},
+	} {
+		h.Logf("bench: %s", d.name)
+		must(d.name, d.do(ctx))
+	}
+	l.reportRSS("memory of the daemon (RSS) after the drills")
+	must("removal", l.removeAll(ctx))
+	return &l.table
+}
+
+// burst starts the first pods all at once.
+func (l *loading) burst(ctx context.Context) error {
+	begin := time.Now()
+	if err := l.start(ctx, burstPods, burstPods); err != nil {
+		return err
+	}
+	l.table.add(fmt.Sprintf("%d pods started at once", burstPods), time.Since(begin).Round(time.Millisecond).String(), "all run", true)
+	return nil
+}
+
+// fill starts pods until there are so many.
+func (l *loading) fill(ctx context.Context, pods int) error {
+	l.h.Logf("bench: up to %d pods", pods)
+	return l.start(ctx, pods-len(l.pods), 4)
+}
+
+func (l *loading) start(ctx context.Context, count, atOnce int) error {
+	if count <= 0 {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	first := len(l.pods)
+	l.pods = append(l.pods, make([]loadedPod, count)...)
+	for i := range count {
+		g.Go(func() (err error) {
+			l.pods[first+i], err = l.pod(ctx, fmt.Sprintf("pod-%d", first+i), []string{"sleep", "100000"})
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// pod starts one pod, as a kubelet does.
+func (l *loading) pod(ctx context.Context, name string, command []string) (p loadedPod, err error) {
+	p.config = podConfig(name)
+	p.config.Linux.CgroupParent = l.engine.CgroupParent + "/kubepods/burstable/pod" + p.config.Metadata.Uid
+	p.config.LogDirectory = filepath.Join(l.engine.Dir, "pods", p.config.Metadata.Uid)
+	sandbox, err := l.daemon.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+	if err != nil {
+		return p, err
+	}
+	p.sandbox = sandbox.PodSandboxId
+	p.container, err = l.container(ctx, p, "main", command)
+	return p, err
+}
+
+func (l *loading) container(ctx context.Context, p loadedPod, name string, command []string) (string, error) {
+	c, err := l.daemon.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  p.sandbox,
+		SandboxConfig: p.config,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: name},
+			Image:    &runtimeapi.ImageSpec{Image: l.image},
+			Command:  command,
+			Labels:   p.config.Labels,
+			LogPath:  name + ".log",
+		},
+	})
+	if err != nil {
+		return "", err
+	}
+	_, err = l.daemon.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+	return c.ContainerId, err
+}
+
+// times measures lists and statuses.
+func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
+	m := &measuring{
+		options: options{Pods: len(l.pods)},
+		runtime: l.daemon.Runtime,
+		figures: figures{Samples: map[operation][]time.Duration{}},
+		sandbox: l.pods[0].sandbox,
+		running: l.pods[0].container,
+	}
+	asks := m.relist(ctx)
+	for i := range l.calls + warmUp {
+		if i == warmUp {
+			clear(m.figures.Samples)
+		}
+		if err := m.inTurn(asks); err != nil {
+			l.h.Fatalf("bench: %v", err)
+		}
+	}
+	return m.figures.Samples
+}
+
+// compare reports the times with all pods beside those with few.
+func (l *loading) compare(few, all map[operation][]time.Duration) {
+	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus} {
+		a, b := quantile(few[op], 50), quantile(all[op], 50)
+		times := float64(b) / float64(a)
+		l.table.add(string(op)+", p50", fmt.Sprintf("%s, %.2f × that of %d pods", ms(b), times, min(fewPods, len(l.pods))),
+			fmt.Sprintf("≤ %.0f ×", loadTimes), times <= loadTimes)
+	}
+}
+
+func (l *loading) reportRSS(what string) {
+	rss := l.daemon.RSS(l.h)
+	l.table.add(what, fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), fmt.Sprintf("≤ %d MiB", loadRSS>>20), rss <= loadRSS)
+}
+
+// restarts kills the daemon and starts it again some times.
+func (l *loading) restarts(ctx context.Context, v engines.Version) {
+	var first, full []time.Duration
+	for range 5 {
+		l.daemon.Kill(l.h)
+		begin := time.Now()
+		l.daemon.Start(l.h)
+		l.awaitSocket(begin)
+		d := engines.Connect(l.h, "unix://"+l.daemon.Socket)
+		if _, err := d.Runtime.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
+			l.h.Fatalf("bench: Version after a restart: %v", err)
+		}
+		first = append(first, time.Since(begin))
+		r, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		if err = enough(len(r.GetItems()), len(l.pods), err); err != nil {
+			l.h.Fatalf("bench: ListPodSandbox after a restart: %v", err)
+		}
+		full = append(full, time.Since(begin))
+	}
+	l.daemon.AwaitReady(l.h)
+	a, b := quantile(first, 50), quantile(full, 50)
+	l.table.add("restart: first answer, p50", ms(a), "≤ "+ms(firstAnswerLimit), a <= firstAnswerLimit)
+	limit := ""
+	if v == engines.V20 {
+		limit = "≤ " + ms(fullViewLimit)
+	}
+	l.table.add("restart: full view, p50", ms(b), limit, limit == "" || b <= fullViewLimit)
+}
+
+// awaitSocket waits until somebody listens: a client that has failed once waits a second.
+func (l *loading) awaitSocket(begin time.Time) {
+	for {
+		c, err := net.Dial("unix", l.daemon.Socket)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Since(begin) > time.Minute {
+			l.h.Fatalf("bench: the daemon does not listen: %v", err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// removeAll removes all pods and looks for what is left.
+func (l *loading) removeAll(ctx context.Context) error {
+	g, groupCtx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	begin := time.Now()
+	for _, p := range l.pods {
+		g.Go(func() error {
+			_, err := l.daemon.Runtime.RemovePodSandbox(groupCtx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+
+	left, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	files := 0
+	for _, pattern := range []string{filepath.Join(l.daemon.LeaseDir, "*", "10.*"), filepath.Join(l.daemon.CacheDir, "*"), filepath.Join(l.daemon.PinDir, "*")} {
+		found, globErr := filepath.Glob(pattern)
+		err = errors.Join(err, globErr)
+		files += len(found)
+	}
+	l.table.add("all pods removed", took.Round(time.Millisecond).String(), "", true)
+	l.table.add("left: containers, leases, cached results, namespaces", fmt.Sprint(len(left.Items)+files), "0", len(left.Items)+files == 0)
+	return err
+}
