@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,28 +150,19 @@ func (p *Prober) disks(dockerRoot string) []finding.Disk {
 // cni reads the configurations and looks for the plugins that the network needs.
 func (p *Prober) cni(cfg *config.Config) finding.CNI {
 	var c finding.CNI
-	var need []string
+	var need, dirs []string
+	for _, d := range cfg.CNIBinDirs {
+		dirs = append(dirs, p.path(d))
+	}
 	switch cfg.NetworkPlugin {
 	case "cni":
 		files, err := podnet.Inspect(p.path(cfg.CNIConfDir), p.readable)
 		if err != nil {
 			c.Error = err.Error()
 		}
-		for _, f := range files {
-			out := finding.CNIFile{File: strings.TrimPrefix(f.File, p.root), Network: f.Network}
-			if f.Err != nil {
-				out.Error = f.Err.Error()
-			} else if need == nil {
-				need = f.Plugins
-			}
-			c.Files = append(c.Files, out)
-		}
+		c.Files, need = p.cniFiles(files, dirs)
 	case "kubenet":
 		need = podnet.KubenetPlugins()
-	}
-	var dirs []string
-	for _, d := range cfg.CNIBinDirs {
-		dirs = append(dirs, p.path(d))
 	}
 	for _, name := range need {
 		c.Bridge = c.Bridge || name == "bridge" || name == "flannel" // which makes a bridge
@@ -193,6 +185,32 @@ func (p *Prober) cni(cfg *config.Config) finding.CNI {
 		}
 	}
 	return c
+}
+
+// cniFiles are the configurations, and the plugins of the one that the daemon uses: it passes over a
+// file whose main plugin is not installed if there is one whose main plugin is.
+func (p *Prober) cniFiles(files []podnet.ConfFile, binDirs []string) (out []finding.CNIFile, need []string) {
+	isUsable := func(f podnet.ConfFile) bool {
+		if f.Err != nil {
+			return false
+		}
+		_, err := podnet.Find(f.Plugins[0], binDirs)
+		return err == nil
+	}
+	used := slices.IndexFunc(files, isUsable)
+	for i, f := range files {
+		o := finding.CNIFile{File: strings.TrimPrefix(f.File, p.root), Network: f.Network}
+		switch {
+		case f.Err != nil:
+			o.Error = f.Err.Error()
+		case i < used:
+			o.Error = "its plugin " + f.Plugins[0] + " is not installed"
+		case need == nil:
+			need = f.Plugins
+		}
+		out = append(out, o)
+	}
+	return out, need
 }
 
 // readable returns an error if a file is not to be read: others can change it, or it is too large.

@@ -260,6 +260,23 @@ func TestCNI(t *testing.T) {
 	}
 }
 
+// TestStaleCNIConfiguration is the file of an add-on that was removed: the daemon passes it over.
+func TestStaleCNIConfiguration(t *testing.T) {
+	p := tree(t, map[string]string{
+		"/n/05-weave.conflist": `{"cniVersion":"1.0.0","name":"weave","plugins":[{"type":"weave-net"},{"type":"portmap"}]}`,
+		"/n/10.conflist":       `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"azure-vnet","ipam":{"type":"azure-cns"}},{"type":"portmap"}]}`,
+		"/b/azure-vnet":        "",
+	})
+	cfg, _ := flagsOf(t, "--cni-conf-dir=/n", "--cni-bin-dir=/b")
+	c := p.cni(cfg)
+	if len(c.Files) != 2 || !strings.Contains(c.Files[0].Error, "weave-net") || c.Files[1].Error != "" {
+		t.Errorf("%+v", c.Files)
+	}
+	if cmp.Diff([]string{"portmap"}, c.Missing) != "" {
+		t.Errorf("%+v", c.Missing)
+	}
+}
+
 func TestProblem(t *testing.T) {
 	dir := t.TempDir()
 	for name, want := range map[string]finding.Problem{"none": finding.Missing, "file": finding.NoSocket, "dead": finding.Refused, "alive": ""} {
