@@ -77,6 +77,8 @@ const (
 	reachPatience  = 5 * time.Second // an engine that finds the socket answers in milliseconds
 	retryMin       = time.Second
 	retryMax       = time.Minute
+
+	retryUnavailable = 5 * time.Second // while the engine does not answer
 )
 
 // Run starts the log-driver process when nobody answers on its socket, starts it again when it ends, and asks the engine whether it can use
@@ -160,7 +162,8 @@ func (l *Logs) ask(ctx context.Context, gone <-chan struct{}) {
 			return
 		case err == nil:
 			l.set(ModeCRI, "")
-		case errdefs.IsUnavailable(err): // the engine comes with EngineConnected
+		case errdefs.IsUnavailable(err): // an engine that comes back says so; one that failed this once does not
+			again = retryUnavailable
 		default:
 			l.fallBack(fmt.Errorf("the engine cannot use the log-driver process: %w", err))
 			again = retryMax

@@ -259,6 +259,19 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 	})
 }
 
+// TestOneFailureSettlesNothing: an engine that does not answer once, and was never away, is asked again.
+func TestOneFailureSettlesNothing(t *testing.T) {
+	for _, mode := range []string{ModeAuto, ModeCRI} {
+		w := &world{running: true, reach: fmt.Errorf("connection reset: %w", errdefs.ErrUnavailable)}
+		inBubble(t, mode, w, func(t *testing.T, l *Logs) {
+			settle()
+			w.setReach(nil)
+			time.Sleep(retryUnavailable)
+			expect(t, l, ModeCRI, "", driver.Name)
+		})
+	}
+}
+
 func TestJSONFileNeedsNobody(t *testing.T) {
 	w := &world{}
 	inBubble(t, ModeJSONFile, w, func(t *testing.T, l *Logs) {
