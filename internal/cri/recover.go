@@ -76,7 +76,10 @@ func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) erro
 		}
 		defer unlock()
 		sb, ok := running() // asked again under the lock: the pod may have been being made
-		if ok || !s.holdsNetwork(id) {
+		if ok {
+			return errInUse
+		}
+		if !s.holdsNetwork(id) {
 			return nil
 		}
 		if gone, err := s.gone(ctx, sb); !gone {
@@ -85,7 +88,7 @@ func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) erro
 		s.Log.Info("releasing the network of a pod that is gone", "sandbox", id)
 		return s.release(ctx, sb)
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errInUse) {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 	return nil

@@ -25,8 +25,20 @@ const (
 	patientCallers = 2
 )
 
-// errGoesOn says that a release goes on and that its pod need not wait for it any longer.
-var errGoesOn = errors.New("the network is being released")
+// errInUse is the result of a release that found its pod running.
+var errInUse = errors.New("the pod runs")
+
+// lateError says that a caller did not wait for the end of a release, which goes on.
+type lateError struct {
+	callers int // that have not waited, this one among them
+	err     error
+}
+
+func (e *lateError) Error() string {
+	return "its network is still being released, which goes on: " + e.err.Error()
+}
+
+func (e *lateError) Unwrap() error { return e.err }
 
 // releases are the networks that are being released, by sandbox ID. A release goes on when its caller
 // gives up, and all callers wait for the same one.
@@ -42,7 +54,7 @@ type oneRelease struct {
 }
 
 // join returns the result of the release of a sandbox's network, and starts it with do if none runs.
-// It returns errGoesOn, or an error of ctx, a little before ctx's deadline.
+// It returns a *lateError a little before ctx's deadline.
 func (r *releases) join(ctx context.Context, id model.ContainerID, do func(context.Context) error) error {
 	wait, cancel := beforeDeadline(ctx)
 	defer cancel()
@@ -54,13 +66,16 @@ func (r *releases) join(ctx context.Context, id model.ContainerID, do func(conte
 	}
 
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	one.givenUp++
-	patient := one.givenUp <= patientCallers
-	r.mu.Unlock()
-	if !patient && ctx.Err() == nil {
-		return errGoesOn
-	}
-	return fmt.Errorf("the network of sandbox %s is still being released, which goes on: %w", id, wait.Err())
+	return &lateError{one.givenUp, wait.Err()}
+}
+
+// isRunning says whether a sandbox's network is being released.
+func (r *releases) isRunning(id model.ContainerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.running[id] != nil
 }
 
 func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(context.Context) error) *oneRelease {
@@ -99,20 +114,36 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 // disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running
 // pause. A network that cannot be released for long does not hold the pod up; see debts.
 func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
-	err := s.releases.join(ctx, sb.ID, func(ctx context.Context) error {
-		unlock, err := s.lockNetwork(ctx, sb.ID)
-		if err != nil {
-			return err
-		}
-		defer unlock()
-		return s.releaseOrOwe(ctx, sb)
-	})
-	if errors.Is(err, errGoesOn) {
-		s.debts.owe(string(sb.ID), time.Now())
-		s.Log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
-		return nil
+	err := errInUse
+	for errors.Is(err, errInUse) { // recovery's release, which leaves pods alone that run
+		err = s.releases.join(ctx, sb.ID, func(ctx context.Context) error {
+			unlock, err := s.lockNetwork(ctx, sb.ID)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			return s.releaseOrOwe(ctx, sb)
+		})
 	}
-	return err
+	var late *lateError
+	if !errors.As(err, &late) {
+		return err
+	}
+
+	// Waiting in vain counts as a failure. What has been released meanwhile is no debt.
+	enough := s.debts.failed(string(sb.ID), time.Now())
+	if late.callers > patientCallers && !enough {
+		s.debts.owe(string(sb.ID), time.Now())
+		enough = true
+	}
+	if !s.releases.isRunning(sb.ID) && !s.holdsNetwork(sb.ID) {
+		s.debts.paid(string(sb.ID))
+	}
+	if !enough || ctx.Err() != nil {
+		return fmt.Errorf("sandbox %s: %w", sb.ID, err)
+	}
+	s.Log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
+	return nil
 }
 
 // releaseOrOwe is release, and nil for a network that the pod does not wait for any longer.

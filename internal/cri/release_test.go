@@ -191,3 +191,40 @@ func TestOwedNetwork(t *testing.T) {
 	}
 	w.nothingLeft(t, s)
 }
+
+// TestReleaseDoesNotTrustRecovery: recovery, which leaves a pod alone that runs, is not taken for its
+// release.
+func TestReleaseDoesNotTrustRecovery(t *testing.T) {
+	s, w := newService(t)
+	id := runPod(t, s, w.pod())
+	sb, err := s.View.Sandbox(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan struct{})
+	s.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
+	done := make(chan error, 1)
+	go func() { done <- s.disconnect(t.Context(), sb) }()
+	close(held)
+	if err := <-done; err != nil || len(keys(w, w.attached)) > 0 {
+		t.Errorf("%v, attached %v", err, keys(w, w.attached))
+	}
+}
+
+// TestWaitingCounts: a caller that has waited in vain for a minute sees its pod go.
+func TestWaitingCounts(t *testing.T) {
+	s, w := newService(t)
+	id := runPod(t, s, w.pod())
+	_, release := slowDel(t, w)
+	if err := stopWithin(t, s, id, 100*time.Millisecond); err == nil {
+		t.Error("it did not fail")
+	}
+	s.debts.mu.Lock()
+	s.debts.since[id] = s.debts.since[id].Add(-debtPatience)
+	s.debts.mu.Unlock()
+	if err := stopWithin(t, s, id, time.Second); err != nil {
+		t.Error(err)
+	}
+	release()
+	eventually(t, func() bool { return s.Owed() == 0 && len(keys(w, w.attached)) == 0 })
+}

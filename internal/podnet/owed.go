@@ -75,7 +75,7 @@ func (a *attacher) run(ctx context.Context) {
 func (a *attacher) payOwed(ctx context.Context, now time.Time) {
 	entries, err := a.owed.cache.entries("")
 	if err != nil {
-		a.log.Warn("what is owed to uninstalled CNI plugins cannot be read", "err", err)
+		a.log.Debug("what is owed to uninstalled CNI plugins cannot be read", "err", err)
 		return
 	}
 	for _, e := range entries {
