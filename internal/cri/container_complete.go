@@ -26,20 +26,31 @@ const (
 type starts struct {
 	mu      sync.Mutex                 // guards the rest
 	running map[model.ContainerID]bool // true: it has started again meanwhile
-	late    map[model.ContainerID]bool // StartContainer has given up; the engine may start it yet
+	late    map[model.ContainerID]bool // StartContainer has given up, the engine may start it yet; true: it is to be stopped then
 }
 
 // outlasts notes a start that the engine may carry out after the call.
 func (st *starts) outlasts(id model.ContainerID) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.late[id] = true
+	st.late[id] = false
 }
 
-func (st *starts) isLate(id model.ContainerID) bool {
+// stop notes that a container is to be stopped if the engine starts it after all.
+func (st *starts) stop(id model.ContainerID) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.late[id]
+	if _, late := st.late[id]; late {
+		st.late[id] = true
+	}
+}
+
+// isLate says whether outlasts was called, and stop after it.
+func (st *starts) isLate(id model.ContainerID) (late, stopped bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	stopped, late = st.late[id]
+	return late, stopped
 }
 
 // forget ends what outlasts began.
@@ -163,7 +174,11 @@ func (s *Service) completeStart(ctx context.Context, id model.ContainerID) error
 
 // mayNotRun is why a container that runs is to be killed, nil if it is not.
 func (s *Service) mayNotRun(c *spec.Container) error {
-	if s.starts.isLate(c.ID) {
+	late, stopped := s.starts.isLate(c.ID)
+	if stopped {
+		return fmt.Errorf("container %s was stopped before it was started: %w", c.ID, errdefs.ErrFailedPrecondition)
+	}
+	if late {
 		_, err := s.runningSandbox(string(c.SandboxID))
 		return err
 	}

@@ -119,13 +119,19 @@ func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 	eventually(t, func() bool { return !w.runs(t, id) })
 }
 
-// TestLateStartInAStoppedPodIsKilled: the pod was stopped while the engine had the start before it. The view learns of the start last.
-func TestLateStartInAStoppedPodIsKilled(t *testing.T) {
+// TestLateStartOfWhatWasStoppedIsKilled: the pod or the container was stopped while the engine had the start before it. The view learns of the start last.
+func TestLateStartOfWhatWasStoppedIsKilled(t *testing.T) {
 	for name, start := range map[string]func(t *testing.T, s *Service, w *world, pod, id string){
 		"started before the stop": func(t *testing.T, s *Service, w *world, pod, id string) {
 			w.start(t, id)
 			w.engine.End(model.ContainerID(pod), 0)
 			refresh(t, s, pod)
+		},
+		"container stopped": func(t *testing.T, s *Service, w *world, _, id string) {
+			if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+				t.Fatal(err)
+			}
+			w.start(t, id)
 		},
 		"after a crash": func(t *testing.T, s *Service, w *world, pod, id string) {
 			s.starts.forget(model.ContainerID(id)) // memory

@@ -45,7 +45,11 @@ func (s *Service) afterStart(ctx context.Context, c *spec.Container) (*spec.Cont
 	if err != nil {
 		return c, notFoundIsFine(err)
 	}
-	now.unlock()
+	defer now.unlock()
+
+	if now.State == runtimeapi.ContainerState_CONTAINER_CREATED {
+		s.starts.stop(now.ID)
+	}
 	return now.Container, nil
 }
 
