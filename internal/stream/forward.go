@@ -202,7 +202,7 @@ func relay(ctx context.Context, client io.ReadWriter, pod net.Conn) (discarded <
 		_, _ = io.Copy(io.Discard, client)
 	}()
 
-	_, err = io.Copy(client, from)
+	_, err = io.CopyBuffer(onlyWriter{client}, from, make([]byte, chunkSize))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = fmt.Errorf("the pod has been silent for %v since the client ended its side", halfClosed)
@@ -211,6 +211,9 @@ func relay(ctx context.Context, client io.ReadWriter, pod net.Conn) (discarded <
 	}
 	return done, err
 }
+
+// onlyWriter hides what else a writer can do from io.Copy, which would not use its buffer.
+type onlyWriter struct{ io.Writer }
 
 // silenceReader fails when a connection is silent for the timeout after begin.
 type silenceReader struct {

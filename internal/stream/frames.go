@@ -1,10 +1,12 @@
 package stream
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 )
 
 // The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of up to 16 MiB.
@@ -98,4 +100,46 @@ func (f *frameReader) writeData() {
 	binary.BigEndian.PutUint32(f.header[:], f.id)
 	binary.BigEndian.PutUint32(f.header[4:], uint32(flags)<<24|uint32(size))
 	f.unread, f.payload = f.header[:], size
+}
+
+// frameWriter is a connection that sends each frame of SPDY at once. The session writes a frame in pieces, each of which would be a packet.
+type frameWriter struct {
+	net.Conn
+	frames *bufio.Writer
+	header [frameHeader]byte
+	read   int // bytes of the header that were written
+	left   int // bytes of the payload that were not
+}
+
+func newFrameWriter(c net.Conn) *frameWriter {
+	return &frameWriter{Conn: c, frames: bufio.NewWriterSize(c, frameHeader+chunkSize)}
+}
+
+// Write implements net.Conn. One writes at a time.
+func (f *frameWriter) Write(p []byte) (int, error) {
+	n, err := f.frames.Write(p)
+	if err == nil && f.isComplete(p) {
+		err = f.frames.Flush()
+	}
+	return n, err
+}
+
+// isComplete reports whether a frame ends with p.
+func (f *frameWriter) isComplete(p []byte) bool {
+	for len(p) > 0 {
+		if f.read < frameHeader {
+			n := copy(f.header[f.read:], p)
+			p, f.read = p[n:], f.read+n
+			if f.read == frameHeader {
+				f.left = int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
+			}
+		} else {
+			n := min(len(p), f.left)
+			p, f.left = p[n:], f.left-n
+		}
+		if f.read == frameHeader && f.left == 0 {
+			f.read = 0
+		}
+	}
+	return f.read == 0
 }

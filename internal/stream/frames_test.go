@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -92,5 +94,43 @@ func TestRefusedFrames(t *testing.T) {
 				t.Errorf("read %q, %v, refused %v", b, err, refused)
 			}
 		})
+	}
+}
+
+// countingConn counts the writes that it gets.
+type countingConn struct {
+	net.Conn
+	got    bytes.Buffer
+	writes int
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes++
+	return c.got.Write(p)
+}
+
+// TestFrameWriter: each frame is sent in one piece, however it was written, and no byte waits for the next frame.
+func TestFrameWriter(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	c := &countingConn{}
+	w := newFrameWriter(c)
+	var want bytes.Buffer
+	for frame := 1; frame <= 500; frame++ {
+		n := []int{0, 1, 7, 300, chunkSize}[random.IntN(5)]
+		b := append([]byte{0, 0, 0, 1, 0, byte(n >> 16), byte(n >> 8), byte(n)}, make([]byte, n)...)
+		for i := range b[frameHeader:] {
+			b[frameHeader+i] = byte(random.Uint32())
+		}
+		want.Write(b)
+		for len(b) > 0 {
+			k := 1 + random.IntN(min(len(b), 1<<(random.IntN(18))))
+			if _, err := w.Write(b[:k]); err != nil {
+				t.Fatal(err)
+			}
+			b = b[k:]
+		}
+		if c.writes != frame || !bytes.Equal(c.got.Bytes(), want.Bytes()) {
+			t.Fatalf("frame %d: %d writes, %d of %d bytes", frame, c.writes, c.got.Len(), want.Len())
+		}
 	}
 }

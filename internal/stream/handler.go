@@ -144,6 +144,8 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	u.hijacked = true
 	if u.spdy {
 		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, refuse: u.conn.Close}), rw.Writer)
+		return newFrameWriter(nc), rw, nil
 	}
-	return nc, rw, nil
+	// A message of WebSocket is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and the number of its channel.
+	return nc, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(nc, chunkSize+11)), nil
 }

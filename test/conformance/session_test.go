@@ -1,0 +1,474 @@
+package conformance
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+)
+
+// lateStarts stands between a daemon and its engine. It holds requests to start an exec back, and passes
+// them on when it is released, also if their clients have left.
+type lateStarts struct {
+	socket  string
+	held    chan struct{} // of 1: a request is held back
+	release chan struct{} // to be closed
+	ended   chan struct{} // closed when the engine has ended an exec
+}
+
+func (n *node) newLateStarts(t *testing.T) *lateStarts {
+	t.Helper()
+	engine := n.own(t).Socket
+	p := &lateStarts{
+		socket:  filepath.Join(n.tempDir(t), "late.sock"),
+		held:    make(chan struct{}, 1),
+		release: make(chan struct{}),
+		ended:   make(chan struct{}),
+	}
+	l, err := net.Listen("unix", p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", engine)
+	}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
+	forward.FlushInterval = -1 // events
+	forward.Transport = &http.Transport{DialContext: dial}
+	srv := &http.Server{
+		ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.Contains(r.URL.Path, "/exec/") || !strings.HasSuffix(r.URL.Path, "/start") {
+				forward.ServeHTTP(w, r)
+				return
+			}
+			body, _ := io.ReadAll(r.Body)
+			p.held <- struct{}{}
+			<-p.release
+			defer close(p.ended)
+			conn, err := dial(context.Background(), "", "")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"+
+				"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", r.URL.Path, len(body), body)
+			_, _ = io.Copy(io.Discard, conn)
+		}),
+	}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+	return p
+}
+
+// TestLateExec: the engine starts a command long after its call has timed out. The command is killed.
+func TestLateExec(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		p := n.newLateStarts(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("sleep 4321 & sleep 4322"), Timeout: 1})
+		if status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("ExecSync: %v", err)
+		}
+		<-p.held
+		close(p.release)
+		select {
+		case <-p.ended:
+		case <-time.After(time.Minute):
+			t.Error("the command runs on")
+		}
+		eventually(t, "nothing of the command is left", func() bool {
+			return !strings.Contains(n.docker(t, "top", id), "sleep 432")
+		})
+	})
+}
+
+// TestHangingExec: the engine hangs on the exec of one container. The call ends by its timeout, and
+// everything else answers as usual.
+func TestHangingExec(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		p := n.newProxy(t)
+		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
+		cfg := n.podConfig(t)
+		sandbox := n.runPod(t, cfg)
+		sick := n.startNamed(t, sandbox, cfg, "sick", sh("sleep 1000"))
+		p.hang("/containers/" + sick + "/exec")
+
+		var calls sync.WaitGroup
+		for range 4 {
+			calls.Go(func() {
+				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: sick, Cmd: []string{"true"}, Timeout: 5})
+				if status.Code(err) != codes.DeadlineExceeded {
+					t.Errorf("ExecSync: %v", err)
+				}
+			})
+		}
+		eventually(t, "the calls hang", func() bool { return p.waited() >= 4 })
+		n.othersAnswer(t, sandbox, cfg, "beside")
+		calls.Wait()
+		p.hang("")
+		n.exec(t, sick, "true")
+	})
+}
+
+// session is a client of an exec or attach.
+type session struct {
+	write  func(text string)               // to stdin
+	resize func(text string)               // JSON
+	read   func() (out, status string)     // to the end
+	await  func(t *testing.T, text string) // reads stdout until it has text
+	hangUp func()
+}
+
+// openSession opens a streaming URL over WebSocket or SPDY.
+func (n *node) openSession(t *testing.T, protocol, raw string, stdin, tty bool) *session {
+	t.Helper()
+	if protocol == "SPDY" {
+		return n.openSPDYSession(t, raw, stdin, tty)
+	}
+	c := n.stream(t, raw)
+	if err := c.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	send := func(channel, text string) {
+		if err := c.WriteMessage(websocket.BinaryMessage, []byte(channel+text)); err != nil {
+			t.Error(err)
+		}
+	}
+	return &session{
+		write:  func(text string) { send("\x00", text) },
+		resize: func(text string) { send("\x04", text) },
+		read:   func() (string, string) { got := collect(t, c, 0, ""); return got[1], got[3] },
+		await: func(t *testing.T, text string) {
+			t.Helper()
+			if got := collect(t, c, 1, text); !strings.Contains(got[1], text) {
+				t.Fatalf("got %q, want %q", got[1], text)
+			}
+		},
+		hangUp: func() { c.Close() },
+	}
+}
+
+func (n *node) openSPDYSession(t *testing.T, raw string, stdin, tty bool) *session {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := n.DialContext(t.Context(), "tcp", u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
+		"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n", u.RequestURI(), u.Host)
+	resp, err := http.ReadResponse(bufio.NewReader(byteReader{conn}), nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%s: %v, %v", raw, resp, err)
+	}
+	c, err := spdy.NewClientConnection(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+
+	streams := map[string]httpstream.Stream{}
+	for kind, wanted := range map[string]bool{"error": true, "stdout": true, "stdin": stdin, "resize": tty} {
+		if !wanted {
+			continue
+		}
+		if streams[kind], err = c.CreateStream(http.Header{"Streamtype": {kind}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &session{
+		write:  func(text string) { _, _ = io.WriteString(streams["stdin"], text) },
+		resize: func(text string) { _, _ = io.WriteString(streams["resize"], text) },
+		read: func() (string, string) {
+			out := make(chan string, 1)
+			go func() { b, _ := io.ReadAll(streams["stdout"]); out <- string(b) }()
+			end, _ := io.ReadAll(streams["error"])
+			return <-out, string(end)
+		},
+		await: func(t *testing.T, text string) {
+			t.Helper()
+			got := ""
+			for b := make([]byte, 4096); !strings.Contains(got, text); {
+				k, err := streams["stdout"].Read(b)
+				if got += string(b[:k]); err != nil {
+					t.Fatalf("got %q, %v, want %q", got, err, text)
+				}
+			}
+		},
+		hangUp: func() { conn.Close() },
+	}
+}
+
+// bothProtocols runs a test over WebSocket and SPDY.
+func bothProtocols(t *testing.T, test func(t *testing.T, protocol string)) {
+	for _, protocol := range []string{"WebSocket", "SPDY"} {
+		t.Run(protocol, func(t *testing.T) { test(t, protocol) })
+	}
+}
+
+func (n *node) execURL(t *testing.T, id string, tty bool, cmd []string) string {
+	t.Helper()
+	r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: cmd, Stdin: tty, Stdout: true, Tty: tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Url
+}
+
+func (n *node) attachURL(t *testing.T, id string, tty bool) string {
+	t.Helper()
+	r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: tty, Stdout: true, Tty: tty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Url
+}
+
+// verdictOf is the status that ends a session.
+func verdictOf(t *testing.T, text string) (state, message string) {
+	t.Helper()
+	var v struct{ Status, Message string }
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Errorf("status %q: %v", text, err)
+	}
+	return v.Status, v.Message
+}
+
+// TestClientThatDoesNotRead: an attach and an exec whose clients do not read hold up neither the
+// container with its log, nor its stop and removal. The client that falls behind is cut off.
+func TestClientThatDoesNotRead(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		bothProtocols(t, func(t *testing.T, protocol string) {
+			cfg := n.podConfig(t)
+			pod := n.runPod(t, cfg)
+			const flood = "while [ ! -e /go ]; do sleep 0.1; done; yes 0123456789012345678901234567890123456789012345678901234567890123456789" +
+				" | head -c 120000000; echo; echo all printed; sleep 1000"
+			id := n.start(t, pod, cfg, sh(flood))
+			attached := n.openSession(t, protocol, n.attachURL(t, id, false), false, false)
+			n.openSession(t, protocol, n.execURL(t, id, false, sh("yes")), false, false)
+			n.exec(t, id, "touch", "/go")
+			log := filepath.Join(cfg.LogDirectory, "main_0.log")
+			if !within(2*time.Minute, func() bool { return strings.Contains(n.run(t, "tail", "-n1", log), "all printed") }) {
+				t.Errorf("the container is held up: its log ends with %q", n.run(t, "tail", "-n1", log))
+			}
+
+			begin := time.Now()
+			n.stop(t, id, 1)
+			n.stopPod(t, pod)
+			n.removePod(t, pod)
+			if took := time.Since(begin); took > 30*time.Second {
+				t.Errorf("stop and removal took %v", took)
+			}
+			if _, end := attached.read(); !strings.Contains(end, "cut off") {
+				t.Errorf("the attach ended with %q", end)
+			}
+		})
+	})
+}
+
+// TestSlowReaderGetsAll: a client that begins to read seconds after the end of the command gets all
+// that it printed.
+func TestSlowReaderGetsAll(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		bothProtocols(t, func(t *testing.T, protocol string) {
+			const size = 30_000_000 // more than all buffers on the way
+			s := n.openSession(t, protocol, n.execURL(t, id, false, sh(fmt.Sprintf("yes | head -c %d; touch /end", size))), false, false)
+			eventually(t, "the command ended", func() bool {
+				r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"rm", "/end"}, Timeout: 20})
+				return err == nil && r.ExitCode == 0
+			})
+			time.Sleep(3 * time.Second) // the engine closes the stream after 2 s
+			out, end := s.read()
+			if state, _ := verdictOf(t, end); len(out) != size || state != "Success" {
+				t.Errorf("%d of %d bytes, %s", len(out), size, end)
+			}
+		})
+	})
+}
+
+// TestSessionsEndWithTheirContainer: in every PID mode.
+func TestSessionsEndWithTheirContainer(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE} {
+			t.Run(mode.String(), func(t *testing.T) {
+				t.Parallel()
+				cfg := n.podConfig(t)
+				cfg.Linux.SecurityContext.NamespaceOptions.Pid = mode
+				cc := n.containerConfig(sh("trap 'exit 0' TERM; while true; do sleep 0.1; done"))
+				cc.Linux.SecurityContext.NamespaceOptions.Pid = mode
+				pod := n.runPod(t, cfg)
+				id := n.startConfig(t, pod, cfg, cc)
+				ended := make(chan string, 3)
+				go func() {
+					_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("touch /sync; sleep 4331")})
+					ended <- fmt.Sprintf("ExecSync: %v", err)
+				}()
+				shell := n.openSession(t, "WebSocket", n.execURL(t, id, true, sh("touch /shell; sleep 4332")), true, true)
+				go func() { _, end := shell.read(); ended <- "terminal: " + end }()
+				attached := n.openSession(t, "SPDY", n.attachURL(t, id, false), false, false)
+				go func() { _, end := attached.read(); ended <- "attach: " + end }()
+				n.exec(t, id, sh("while [ ! -e /sync -o ! -e /shell ]; do sleep 0.1; done")...)
+
+				n.stop(t, id, 5)
+				for range 3 {
+					select {
+					case how := <-ended:
+						t.Log(how)
+					case <-time.After(30 * time.Second):
+						t.Fatal("a session goes on")
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestLostTerminalIsHungUp: a shell whose client is gone does not stay.
+func TestLostTerminalIsHungUp(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		bothProtocols(t, func(t *testing.T, protocol string) {
+			s := n.openSession(t, protocol, n.execURL(t, id, true, sh("echo ready; sleep 4341; true")), true, true)
+			s.await(t, "ready")
+			s.hangUp()
+			eventually(t, "the shell is hung up", func() bool { return !strings.Contains(n.exec(t, id, "ps"), "sleep 4341") })
+		})
+	})
+}
+
+// TestControlKeys: each key arrives at the program on a terminal, also those that Docker takes for the
+// wish to detach.
+func TestControlKeys(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		const show = "stty raw -echo; echo ready; dd bs=1 count=35 2>/dev/null | hexdump -ve '1/1 \"%02x\"'"
+		keys, want := "\x10\x11\x10", "101110"
+		for b := range byte(32) {
+			keys, want = keys+string(rune(b)), want+fmt.Sprintf("%02x", b)
+		}
+		check := func(t *testing.T, s *session) {
+			s.await(t, "ready")
+			for _, key := range keys {
+				s.write(string(key))
+			}
+			s.await(t, want)
+		}
+		id := n.start(t, pod, cfg, sh("sleep 1000"))
+		bothProtocols(t, func(t *testing.T, protocol string) {
+			t.Run("exec", func(t *testing.T) {
+				check(t, n.openSession(t, protocol, n.execURL(t, id, true, sh(show)), true, true))
+			})
+			t.Run("attach", func(t *testing.T) {
+				cc := n.containerConfig(sh("read x; " + show))
+				cc.Metadata.Name, cc.LogPath = protocol, protocol+"_0.log"
+				cc.Stdin, cc.Tty = true, true
+				s := n.openSession(t, protocol, n.attachURL(t, n.startConfig(t, pod, cfg, cc), true), true, true)
+				s.write("\n")
+				check(t, s)
+			})
+		})
+	})
+}
+
+// TestFirstCommandKnowsItsTerminal: from its beginning with API 1.42, with 1.41 of Engine 20.10 soon after.
+func TestFirstCommandKnowsItsTerminal(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cmd := []string{"stty", "size"}
+		if majorOf(t, n) == "20.10" {
+			cmd = sh(`until stty size | grep "33 101"; do sleep 0.1; done`)
+		}
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		bothProtocols(t, func(t *testing.T, protocol string) {
+			s := n.openSession(t, protocol, n.execURL(t, id, true, cmd), true, true)
+			s.resize(`{"Width":101,"Height":33}`)
+			if out, end := s.read(); strings.TrimSpace(out) != "33 101" {
+				t.Errorf("%q, %s", out, end)
+			}
+		})
+	})
+}
+
+// TestFailedForwardsLeaveTheSession: a connection that is refused or reset ends alone. A text on its
+// error stream would end the session of a client like kubectl.
+func TestFailedForwardsLeaveTheSession(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
+		session := n.forwardSession(t, pod)
+		n.fetch(t, session, 1000)
+		for i := range 20 {
+			data, errs, err := connectPort(session, i, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, _ := io.ReadAll(errs)
+			if b, _ := io.ReadAll(data); len(text) > 0 || len(b) > 0 {
+				t.Errorf("connection %d: %q, %q", i, text, b)
+			}
+		}
+		n.fetch(t, session, 1001)
+	})
+}
+
+// TestEndlessProbes: the output of commands that print without an end is bounded for all calls together.
+func TestEndlessProbes(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		var probes sync.WaitGroup
+		for range 10 {
+			probes.Go(func() {
+				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"cat", "/dev/zero"}, Timeout: 5})
+				if status.Code(err) != codes.DeadlineExceeded {
+					t.Errorf("ExecSync: %v", err)
+				}
+			})
+		}
+		ended := make(chan struct{})
+		go func() { probes.Wait(); close(ended) }()
+		most := int64(0)
+		for running := true; running; {
+			select {
+			case <-ended:
+				running = false
+			case <-time.After(200 * time.Millisecond):
+				most = max(most, n.RSS(t))
+			}
+		}
+		t.Logf("RSS reached %d MiB", most>>20)
+		if most > 160<<20 {
+			t.Errorf("RSS reached %d MiB", most>>20)
+		}
+	})
+}
