@@ -32,6 +32,7 @@ e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figure
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
 bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
+bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
@@ -49,4 +50,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats chaos-net pause lint clean deps engines
+.PHONY: help audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines

@@ -73,7 +73,9 @@ func (p *pace) end() {
 		return
 	}
 
-	state, err := p.run.execState(p.ctx, p.run.id)
+	ctx, cancel := context.WithTimeout(p.ctx, p.run.execs.drop)
+	defer cancel()
+	state, err := p.run.execState(ctx, p.run.id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lossy = p.lossy || err != nil || state.ended

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
 
@@ -148,7 +149,7 @@ func (r *execution) run(ctx context.Context) (int, error) {
 }
 
 // start starts the command and returns its connection. The size of the terminal goes with it, so that
-// the command knows it from the beginning (API 1.42; older engines ignore it).
+// the command knows it from the beginning. Older engines get it as soon as the command has started.
 func (r *execution) start(ctx context.Context) (client.HijackedResponse, error) {
 	opts := client.ExecAttachOptions{TTY: r.TTY}
 	if size, ok := r.firstSize(ctx); ok {
@@ -176,9 +177,10 @@ func isCut(err error) bool {
 	return false
 }
 
-// firstSize waits a moment for the size of the terminal.
+// firstSize waits a moment for the size of the terminal, if the engine takes it with the start.
 func (r *execution) firstSize(ctx context.Context) (Size, bool) {
-	if !r.TTY || r.Resize == nil {
+	const sizeAPI = "1.42"
+	if !r.TTY || r.Resize == nil || !(spec.Host{APIVersion: r.docker().ClientVersion()}).AtLeast(sizeAPI) {
 		return Size{}, false
 	}
 	late := time.NewTimer(r.execs.size)

@@ -2,7 +2,7 @@
 // by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench events" says how long after the
 // engine's events ours come, "bench churn" what the daemon holds after thousands of pods, "bench stats" what figures of
 // containers cost, "bench heartbeat" what the engine's signs of life cost, "bench load" loads
-// a node with very many pods. It ends with 1 when a limit is missed. It
+// a node with very many pods, "bench streams" compares exec and port-forward with the engine's own exec. It ends with 1 when a limit is missed. It
 // starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
 // is done.
 package main
@@ -35,6 +35,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 	statsCommand:     benchStats,
 	heartbeatCommand: benchHeartbeat,
 	loadCommand:      benchLoad,
+	streamsCommand:   benchStreams,
 }
 
 func main() {
