@@ -55,6 +55,9 @@ func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
 		return nil
 	}
 	s.Network.Adopt(string(sb.ID))
+	if sb.Restarted { // its namespace is not the one that was connected
+		return nil
+	}
 	if _, err := s.Pins.Pin(sb.ID, sb.Pid); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -181,4 +182,30 @@ func TestSandboxThatTheViewLacks(t *testing.T) {
 	if err := s.Recover(t.Context()); err != nil || len(w.released) != 1 || len(w.files.List()) != 0 {
 		t.Errorf("gone: %v; released %v, checkpoints %v", err, w.released, w.files.List())
 	}
+}
+
+// TestAdoptOfARestartedPause: the namespace of a pause that somebody has restarted is not the pod's. It is not pinned, and the network
+// is released without it.
+func TestAdoptOfARestartedPause(t *testing.T) {
+	s, w := newService(t)
+	id := w.foreign(t, "none", true)
+	w.engine.End(model.ContainerID(id), 0)
+	w.start(t, id)
+	refresh(t, s, id)
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !w.has(w.adopted, id) || w.has(w.pins, id) {
+		t.Errorf("adopted %v, pinned %v", keys(w, w.adopted), keys(w, w.pins))
+	}
+	if _, err := s.OpenNetNS(id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("OpenNetNS: %v", err)
+	}
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Error(err)
+	}
+	if len(w.released) != 1 || w.released[0].NetNS != "" {
+		t.Errorf("released: %+v", w.released)
+	}
+	w.nothingLeft(t, s)
 }

@@ -93,7 +93,7 @@ func (s *Service) release(ctx context.Context, sb *spec.Sandbox) error {
 func (s *Service) released(sb *spec.Sandbox) (p podnet.Pod, connected bool) {
 	p = s.pod(sb)
 	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
-	if p.NetNS == "" && sb.Pid != 0 { // of an older shim's pod; the pause may be dead, and its number another's
+	if p.NetNS == "" && sb.Pid != 0 && !sb.Restarted { // of an older shim's pod; the pause may be dead, and its number another's
 		if pin, err := s.Pins.Pin(sb.ID, sb.Pid); err == nil {
 			p.NetNS = pin
 		}
@@ -132,8 +132,8 @@ func (s *Service) OpenNetNS(sandboxID string) (*os.File, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !sb.Running:
-		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	case !sb.Ready():
+		return nil, fmt.Errorf("sandbox %s is not ready: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	case sb.HostNetwork():
 		return nil, nil
 	}
