@@ -425,11 +425,16 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.takeLocked(id, o, ticket)
+	seen()
+	return nil
+}
+
+// takeLocked takes what an inspect has found under an ID.
+func (v *View) takeLocked(id model.ContainerID, o spec.Object, ticket uint64) {
 	o = v.explainLocked(o)
 	v.tell(v.store.put(id, o, ticket))
 	v.watchOOMLocked(o)
-	seen()
-	return nil
 }
 
 // heed takes an event. What is gone needs no look; all else is looked at after the event was taken at its word.

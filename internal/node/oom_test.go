@@ -46,9 +46,7 @@ func at(s int64) time.Time { return time.Unix(s, 0) }
 func (v *View) refreshed(o spec.Object) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	o = v.explainLocked(o)
-	v.tell(v.store.put("c", o, v.store.begin()))
-	v.watchOOMLocked(o)
+	v.takeLocked("c", o, v.store.begin())
 }
 
 func running(pid int) spec.Object {
@@ -165,8 +163,9 @@ func TestOOMOfWhatIsFound(t *testing.T) {
 	v, oom := withOOM(t)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.tell(v.store.replace(nil, v.store.begin()))
-	v.tell(v.store.replace(nil, v.store.begin()))
+	for range 2 {
+		v.tell(v.store.replace(nil, v.store.begin()))
+	}
 	if len(oom.watched) != 0 {
 		t.Errorf("watched: %v", oom.watched)
 	}

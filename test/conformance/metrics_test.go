@@ -116,6 +116,33 @@ func TestMetricsOfTheNode(t *testing.T) {
 	})
 }
 
+// TestFirstScrape: a container has all metrics of disks, and the limit of threads, as soon as it runs.
+func TestFirstScrape(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		id := n.start(t, pod, cfg, sh("sleep 1000"))
+		has := map[string]bool{}
+		own := n.metrics(t, pod, id)
+		for _, m := range append(slices.Clone(own), n.nodeMetrics(t)...) {
+			has[m.Name] = true
+		}
+		d, err := n.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range d.Descriptors {
+			if strings.HasPrefix(x.Name, "container_fs_") && !has[x.Name] {
+				t.Errorf("no %s", x.Name)
+			}
+		}
+		own.one(t, "container_threads_max")
+		if own.one(t, "container_fs_usage_bytes") == 0 || own.one(t, "container_fs_limit_bytes") == 0 {
+			t.Errorf("%v", own)
+		}
+	})
+}
+
 // TestMetrics: each metric fits its descriptor, all of one pod are there in the list, in the stream and on the daemon's own page, and a pod whose pause
 // is killed goes on being told of while its container runs.
 func TestMetrics(t *testing.T) {

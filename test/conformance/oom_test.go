@@ -1,0 +1,120 @@
+package conformance
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// newForgetfulProxy serves an engine that never knows that memory ran out, as with a containerd whose
+// OOM events are missing, on a socket beside the engine's. It returns the socket.
+func (n *node) newForgetfulProxy(t *testing.T) string {
+	t.Helper()
+	engine, socket := n.own(t).Socket, filepath.Join(n.tempDir(t), "proxy.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
+	forward.FlushInterval = -1 // events
+	forward.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", engine)
+	}}
+	forward.ModifyResponse = func(r *http.Response) error {
+		switch {
+		case strings.HasSuffix(r.Request.URL.Path, "/events"):
+			r.Body = withoutOOM(r.Body)
+		case strings.HasSuffix(r.Request.URL.Path, "/json"):
+			b, err := io.ReadAll(r.Body)
+			if err != nil {
+				return err
+			}
+			b = bytes.ReplaceAll(b, []byte(`"OOMKilled":true`), []byte(`"OOMKilled":false`))
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
+			r.Header.Del("Content-Length")
+		}
+		return nil
+	}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: forward}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+	return socket
+}
+
+// withoutOOM leaves the events of a shortage out of a stream.
+func withoutOOM(events io.ReadCloser) io.ReadCloser {
+	r, w := io.Pipe()
+	go func() {
+		defer events.Close()
+		in := bufio.NewReader(events)
+		for {
+			line, err := in.ReadBytes('\n')
+			if !bytes.Contains(line, []byte(`"oom"`)) {
+				if _, err := w.Write(line); err != nil {
+					return
+				}
+			}
+			if err != nil {
+				w.CloseWithError(err)
+				return
+			}
+		}
+	}()
+	return r
+}
+
+// hog exceeds a limit of memory.
+const hog = "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
+
+// TestOOMWithoutTheEngine: the engine does not know that memory ran out, and the kernel does. Ends that
+// have another reason keep it.
+func TestOOMWithoutTheEngine(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newForgetfulProxy(t))
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		run := func(name, script string) string {
+			cc := n.containerConfig(sh("until [ -e /go ]; do sleep 0.1; done; " + script))
+			cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
+			cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+			return n.startConfig(t, pod, cfg, cc)
+		}
+		end := func(id, reason string, code int32) {
+			t.Helper()
+			var s *runtimeapi.ContainerStatus
+			if !within(time.Minute, func() bool { s = n.containerStatus(t, id); return s.Reason == reason }) || s.ExitCode != code {
+				t.Errorf("reason %s and exit code %d, want %s and %d", s.Reason, s.ExitCode, reason, code)
+			}
+		}
+
+		main := run("main", hog)
+		n.exec(t, main, "touch", "/go")
+		end(main, "OOMKilled", 137)
+		if n.inspect(t, main, ".State.OOMKilled") != "true" {
+			t.Error("the engine itself does not know of the shortage")
+		}
+
+		child := run("child", "("+hog+"); sleep 1; exit 0")
+		n.exec(t, child, "touch", "/go")
+		end(child, "Completed", 0)
+
+		stopped := run("stopped", "trap '' TERM; while :; do sleep 1; done")
+		n.stop(t, stopped, 0)
+		end(stopped, "Error", 137)
+
+		killed := run("killed", ":")
+		n.run(t, "kill", "-9", n.inspect(t, killed, ".State.Pid"))
+		end(killed, "Error", 137)
+	})
+}
