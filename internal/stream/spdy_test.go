@@ -39,7 +39,7 @@ func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection
 }
 
 // upgradeSPDY returns a connection that has been upgraded and speaks no SPDY yet.
-func upgradeSPDY(t *testing.T, raw, protocol string) net.Conn {
+func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil {

@@ -84,7 +84,7 @@ func run(t *testing.T, s *Server) {
 }
 
 // open opens a streaming URL as a WebSocket.
-func open(t *testing.T, raw string) (*websocket.Conn, *http.Response, error) {
+func open(t testing.TB, raw string) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" || u.Port() == "" || u.Port() == "0" {
@@ -102,7 +102,7 @@ func open(t *testing.T, raw string) (*websocket.Conn, *http.Response, error) {
 	return c, resp, err
 }
 
-func mustOpen(t *testing.T, raw string) *websocket.Conn {
+func mustOpen(t testing.TB, raw string) *websocket.Conn {
 	t.Helper()
 	c, resp, err := open(t, raw)
 	if err != nil {
