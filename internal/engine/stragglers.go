@@ -22,6 +22,7 @@ type stragglers struct {
 	mu       sync.Mutex // guards the rest
 	begun    int
 	answered int
+	seen     int // answered when expire looked last
 	cancels  map[int]context.CancelCauseFunc
 }
 
@@ -59,9 +60,6 @@ type arrivedKey struct{}
 
 // expire cancels what is unanswered unless the engine is busy or away, and looks again after a while.
 func (s *stragglers) expire() {
-	s.mu.Lock()
-	answered := s.answered
-	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(s.ctx, stragglerTimeout)
 	defer cancel()
 	began := time.Now()
@@ -70,11 +68,12 @@ func (s *stragglers) expire() {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if quick && s.answered == answered {
+	if quick && s.answered == s.seen {
 		for _, cancel := range s.cancels {
 			cancel(fmt.Errorf("the engine has not answered within %s, although it answers others: %w", stragglerTimeout, context.DeadlineExceeded))
 		}
 	}
+	s.seen = s.answered
 	if s.ctx.Err() == nil {
 		s.timer.Reset(stragglerTimeout)
 	}
