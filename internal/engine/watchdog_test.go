@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,9 +82,9 @@ func TestWatchdogInTheQueue(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				bitten := false
+				var bitten atomic.Bool
 				all := &movement{}
-				w := newWatchdog(after, all, func(string) { bitten = true })
+				w := newWatchdog(after, all, func(string) { bitten.Store(true) })
 				defer w.stop()
 				w.saw("layer", "Pulling fs layer", test.turn)
 				for range 10 {
@@ -93,13 +94,13 @@ func TestWatchdogInTheQueue(t *testing.T) {
 					}
 				}
 				synctest.Wait()
-				if bitten != test.bites {
-					t.Errorf("bitten: %v", bitten)
+				if bitten.Load() != test.bites {
+					t.Errorf("bitten: %v", bitten.Load())
 				}
-				if test.turn == turnUnknown && !bitten { // the others have ended
+				if test.turn == turnUnknown && !test.bites { // the others have ended
 					time.Sleep(2*after + time.Second)
 					synctest.Wait()
-					if !bitten {
+					if !bitten.Load() {
 						t.Error("it waits although nothing moves any more")
 					}
 				}
