@@ -190,8 +190,15 @@ func (d *Daemon) begin(tb TB) {
 // Start starts the daemon, which must not be running, and waits for nothing.
 func (d *Daemon) Start(tb TB) {
 	tb.Helper()
+	_ = os.Remove(filepath.Join(d.engine.Dir, d.name+".pid"))
 	d.begin(tb)
 }
+
+// Running reports whether the daemon runs.
+func (d *Daemon) Running() bool { return d.engine.runs(d.name) }
+
+// Started reports whether the daemon that was started last has its process.
+func (d *Daemon) Started() bool { return d.engine.started(d.name) }
 
 // Restart starts the daemon and waits until the runtime is ready.
 func (d *Daemon) Restart(tb TB) {

@@ -4,6 +4,7 @@ package engines
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	_ "embed" // for the set-up script
@@ -74,6 +75,12 @@ const startDeadline = 60 * time.Second
 // Start starts an engine with dockerd's further flags; it ends with the test.
 func Start(tb TB, v Version, flags ...string) *Engine {
 	tb.Helper()
+	return StartPrepared(tb, v, func(*Engine) {}, flags...)
+}
+
+// StartPrepared is Start; prepare is called when the namespaces exist and dockerd does not run yet.
+func StartPrepared(tb TB, v Version, prepare func(*Engine), flags ...string) *Engine {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "cri-engine-")
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // the root of a user namespace is nobody here
@@ -90,6 +97,7 @@ func Start(tb TB, v Version, flags ...string) *Engine {
 	}
 	tb.Cleanup(func() { e.end(tb) })
 	e.namespaces(tb)
+	prepare(e)
 	e.startDocker(tb)
 	return e
 }
@@ -229,15 +237,24 @@ func removeCgroups(name string) {
 	}
 }
 
-// startDocker starts dockerd in the namespaces and waits until it answers.
-func (e *Engine) startDocker(tb TB) {
+// DataRoot is the directory of dockerd's data.
+func (e *Engine) DataRoot() string { return filepath.Join(e.Dir, "data") }
+
+// Begin starts dockerd, and does not wait until it answers.
+func (e *Engine) Begin(tb TB) {
 	tb.Helper()
 	args := []string{
-		"-H", "unix://" + e.Socket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+		"-H", "unix://" + e.Socket, "--data-root", e.DataRoot(), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
 		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"), "--default-runtime", "wrapped",
 		"--live-restore", "--userland-proxy=false", "--exec-opt", "native.cgroupdriver=cgroupfs",
 	}
 	e.docker = e.background(tb, "docker", "dockerd", append(args, e.flags...)...)
+}
+
+// startDocker starts dockerd in the namespaces and waits until it answers.
+func (e *Engine) startDocker(tb TB) {
+	tb.Helper()
+	e.Begin(tb)
 	ready := func() bool {
 		c, err := client.New(client.WithHost("unix://" + e.Socket))
 		if err != nil {
@@ -293,6 +310,37 @@ func (e *Engine) signal(tb TB, name, signal string) {
 	gone := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
 	if !Within(20*time.Second, gone) {
 		tb.Fatalf("%s does not end on %s", name, signal)
+	}
+}
+
+// Running reports whether dockerd runs, stopped or not.
+func (e *Engine) Running() bool { return e.runs("docker") }
+
+// runs reports whether a program that background started runs.
+func (e *Engine) runs(name string) bool {
+	pid, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
+	if err != nil || len(bytes.TrimSpace(pid)) == 0 {
+		return true // it is about to start
+	}
+	_, err = os.Stat(e.Path("/proc/" + strings.TrimSpace(string(pid))))
+	return err == nil
+}
+
+// Started reports whether the dockerd that was started last has its process.
+func (e *Engine) Started() bool { return e.started("docker") }
+
+func (e *Engine) started(name string) bool {
+	pid, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
+	return err == nil && bytes.HasSuffix(pid, []byte("\n"))
+}
+
+// Clear removes what a dockerd that was killed leaves, so that another can start.
+func (e *Engine) Clear(tb TB) {
+	tb.Helper()
+	_ = os.Remove(e.Socket)
+	_ = os.Remove(filepath.Join(e.Dir, "docker.pid"))
+	if out, err := e.Command("rm", "-f", "/run/docker.pid").CombinedOutput(); err != nil {
+		tb.Logf("%v: %s", err, out)
 	}
 }
 
@@ -358,10 +406,7 @@ func (e *Engine) Stop(tb TB) {
 // Restart starts dockerd after Kill or Stop.
 func (e *Engine) Restart(tb TB) {
 	tb.Helper()
-	_ = os.Remove(e.Socket)
-	if out, err := e.Command("rm", "-f", "/run/docker.pid").CombinedOutput(); err != nil {
-		tb.Logf("%v: %s", err, out)
-	}
+	e.Clear(tb)
 	e.startDocker(tb)
 }
 
