@@ -36,6 +36,9 @@ bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward be
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
+chaos: engines ## pods under a seeded schedule of faults: SEEDS (20) runs of MINUTES (5) on both engines; FIRST_SEED, PODS, ENGINE
+	$(GO) test -count=1 -v -timeout 24h ./test/chaos -run 'TestChaos$$' -parallel 1 -seeds $(or $(SEEDS),20) -first-seed $(or $(FIRST_SEED),1) \
+		-minutes $(or $(MINUTES),5) -pods $(or $(PODS),8)
 limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
 	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
 package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
@@ -50,4 +53,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines
+.PHONY: help chaos audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines

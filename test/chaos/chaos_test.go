@@ -1,0 +1,297 @@
+package chaos
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cri-dockerd/test/engines"
+)
+
+// How much chaos. CI runs short seeds; make chaos runs long ones.
+var (
+	seeds     = flag.Uint64("seeds", 2, "seeds of TestChaos, one run each")
+	firstSeed = flag.Uint64("first-seed", 1, "the first seed")
+	minutes   = flag.Float64("minutes", 0.2, "how long the faults of a run go on")
+	podSlots  = flag.Int("pods", 5, "pods that run at once")
+)
+
+// event is a fault in a schedule.
+type event struct {
+	at, lasts time.Duration
+	fault     string
+	choice    uint64 // seeds what the fault hits
+}
+
+// schedule makes the faults of one track.
+func schedule(random *rand.Rand, faults map[string]breaker, horizon time.Duration) []event {
+	names := slices.Sorted(maps.Keys(faults))
+	var all []event
+	for at := between(random, 2*time.Second, 4*time.Second); at < horizon; {
+		e := event{at: at, lasts: between(random, time.Second/2, 6*time.Second), fault: choose(random, names...), choice: random.Uint64()}
+		if random.IntN(8) == 0 {
+			e.lasts *= 4 // beyond what callers wait
+		}
+		e.lasts = min(e.lasts, horizon-at)
+		all = append(all, e)
+		at += e.lasts + between(random, time.Second/2, 4*time.Second)
+	}
+	return all
+}
+
+func between(random *rand.Rand, from, to time.Duration) time.Duration {
+	return (from + time.Duration(random.Int64N(int64(to-from)))).Round(10 * time.Millisecond)
+}
+
+// trial is one seed on one engine.
+type trial struct {
+	*kubelet
+	ctx         context.Context
+	seed        uint64
+	liveRestore bool
+	began       time.Time
+	tracks      [][]event
+
+	losing sync.Mutex // guards the rest
+	blind  int        // faults that go on and keep the daemon from seeing the engine
+	sees   time.Time  // since when there is none
+	losses []loss
+	done   []string // what was done, for a failure's report
+}
+
+// TestChaos runs pods under a seeded schedule of faults. When the faults have ended, all pods run, what the daemon answers is what the engine
+// has, every printed line is in its log once, and nothing is left when the pods are removed.
+func TestChaos(t *testing.T) {
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			for seed := *firstSeed; seed < *firstSeed+*seeds; seed++ {
+				t.Run(fmt.Sprint(seed), func(t *testing.T) { chaos(t, v, seed) })
+			}
+		})
+	}
+}
+
+// chaos is the run of one seed.
+func chaos(t *testing.T, v engines.Version, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 0))
+	r := &trial{ctx: t.Context(), seed: seed, liveRestore: seed%3 != 2}
+	horizon := time.Duration(*minutes * float64(time.Minute))
+	r.tracks = [][]event{schedule(random, processFaults, horizon), schedule(random, surroundingFaults, horizon)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			r.report(t, v)
+		}
+	})
+	var flags []string
+	if !r.liveRestore {
+		flags = []string{"--live-restore=false"}
+	}
+	r.kubelet = newKubelet(newLab(t, v, flags...), *podSlots, seed)
+	baseline := r.warmUp(t)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var working, supervising sync.WaitGroup
+	working.Go(func() { r.drive(ctx) })
+	downtime := rand.New(rand.NewPCG(seed, 1))
+	supervising.Go(func() {
+		r.supervise(ctx, func() time.Duration { return between(downtime, 100*time.Millisecond, 2*time.Second) })
+	})
+	supervising.Go(func() { r.audit(ctx) })
+	r.inject(t)
+
+	close(r.freeze)
+	r.check(t, "settled", 4*time.Minute, r.settled)
+	close(r.deletion)
+	if !waitFor(&working, 4*time.Minute) {
+		t.Errorf("pods could not be removed within 4 minutes")
+	}
+	r.check(t, "nothing left", 3*time.Minute, func(ctx context.Context) []string {
+		now, err := r.remaining(ctx)
+		if err != nil {
+			return []string{err.Error()}
+		}
+		return append(now.beyond(baseline), r.inFlight(t)...)
+	})
+	cancel()
+	working.Wait()
+	supervising.Wait()
+	r.checkAll(t)
+}
+
+// check fails the test if the problems that find finds do not end in time.
+func (r *trial) check(t *testing.T, what string, d time.Duration, find func(context.Context) []string) {
+	t.Helper()
+	began := time.Now()
+	problems := await(t.Context(), d, find)
+	r.note("%s after %s", what, time.Since(began).Round(time.Millisecond))
+	if len(problems) > 0 {
+		t.Errorf("%s: not within %s:\n%s", what, d, strings.Join(problems, "\n"))
+	}
+}
+
+// underWay finds calls that have not ended in the daemon's metrics.
+var underWay = regexp.MustCompile(`(?m)^cri_dockerd_rpc_in_flight{method="(\w+)"} [1-9]`)
+
+// inFlight returns the methods of calls that have not ended although their callers have gone.
+func (r *trial) inFlight(t *testing.T) (methods []string) {
+	t.Helper()
+	for _, m := range underWay.FindAllStringSubmatch(r.daemon.Metrics(t), -1) {
+		methods = append(methods, "call under way: "+m[1])
+	}
+	return methods
+}
+
+// checkAll checks logs, and what was seen meanwhile.
+func (r *trial) checkAll(t *testing.T) {
+	t.Helper()
+	lines := 0
+	for _, p := range r.all() {
+		n, problems := p.checkLogs(r.losses)
+		lines += n
+		for _, problem := range problems {
+			t.Error(problem)
+		}
+	}
+	for _, v := range r.violations {
+		t.Error(v)
+	}
+	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d calls, of which %d failed; %s", r.seed, r.liveRestore,
+		len(r.tracks[0])+len(r.tracks[1]), len(r.ended), lines, sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+// waitFor waits for a group, and reports whether it ended in time.
+func waitFor(g *sync.WaitGroup, d time.Duration) bool {
+	done := make(chan struct{})
+	go func() { g.Wait(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// warmUp takes one pod through its life and returns what is there afterwards: what all pods share.
+func (r *trial) warmUp(t *testing.T) remains {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	p := newPod(r.kubelet, 99, 0, rand.New(rand.NewPCG(r.seed, 2)))
+	problems := await(ctx, time.Minute, func(ctx context.Context) []string {
+		if err := p.sync(ctx); err != nil || r.ok["StartContainer"] == 0 {
+			return []string{fmt.Sprint("no container has started: ", err)}
+		}
+		return nil
+	})
+	if len(problems) > 0 {
+		t.Fatalf("the first pod: %q", problems)
+	}
+	p.end(ctx)
+	r.ended = append(r.ended, p)
+
+	var baseline remains
+	problems = await(ctx, time.Minute, func(ctx context.Context) []string {
+		var err error
+		if baseline, err = r.remaining(ctx); err != nil {
+			return []string{err.Error()}
+		}
+		return slices.Concat(baseline["containers"], baseline["veths"], baseline["pins"], baseline["reservations"], baseline["control groups"])
+	})
+	if len(problems) > 0 {
+		t.Fatalf("left of the first pod: %q", problems)
+	}
+	return baseline
+}
+
+// inject runs the schedule.
+func (r *trial) inject(t *testing.T) {
+	t.Helper()
+	r.began = time.Now()
+	var tracks sync.WaitGroup
+	for i, faults := range []map[string]breaker{processFaults, surroundingFaults} {
+		tracks.Go(func() {
+			for _, e := range r.tracks[i] {
+				if !sleep(r.ctx, time.Until(r.began.Add(e.at))) {
+					return
+				}
+				r.apply(e, faults[e.fault])
+			}
+		})
+	}
+	tracks.Wait()
+	r.note("all faults have ended")
+}
+
+// apply breaks something for a while.
+func (r *trial) apply(e event, fault breaker) {
+	random := rand.New(rand.NewPCG(e.choice, 0))
+	if slices.Contains(blinding, e.fault) {
+		r.blinded(1)
+		defer r.blinded(-1)
+	}
+	end, err := fault(r, random)
+	r.note("%s: %v", e.fault, err)
+	if end == nil {
+		return
+	}
+	sleep(r.ctx, e.lasts)
+	end()
+	r.note("end of %s", e.fault)
+}
+
+// blinded counts the faults that may keep the daemon from seeing the engine.
+func (r *trial) blinded(n int) {
+	r.losing.Lock()
+	defer r.losing.Unlock()
+	r.blind += n
+	r.sees = time.Now()
+}
+
+// lose notes a loss that is permitted.
+func (r *trial) lose(l loss) {
+	r.losing.Lock()
+	defer r.losing.Unlock()
+	r.losses = append(r.losses, l)
+}
+
+// note notes what was done.
+func (r *trial) note(format string, args ...any) {
+	r.losing.Lock()
+	defer r.losing.Unlock()
+	r.done = append(r.done, fmt.Sprintf("%7.2fs %s", time.Since(r.began).Seconds(), fmt.Sprintf(format, args...)))
+}
+
+// report logs what a failure needs: the command that repeats the run, its schedule, what was done, and which calls failed.
+func (r *trial) report(t *testing.T, v engines.Version) {
+	t.Helper()
+	t.Logf("repeat with: make chaos ENGINE=%s SEEDS=1 FIRST_SEED=%d MINUTES=%g PODS=%d", v, r.seed, *minutes, *podSlots)
+	for i, track := range r.tracks {
+		for _, e := range track {
+			t.Logf("schedule %d: %7.2fs for %5.2fs: %s", i, e.at.Seconds(), e.lasts.Seconds(), e.fault)
+		}
+	}
+	t.Logf("began at %s:\n%s", r.began.Format(time.StampMilli), strings.Join(r.done, "\n"))
+	if r.kubelet == nil {
+		return
+	}
+	for _, text := range slices.Sorted(maps.Keys(r.errors)) {
+		t.Logf("%5d × %s", r.errors[text], text)
+	}
+}

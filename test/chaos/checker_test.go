@@ -1,0 +1,305 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// remains are what pods can leave, by kind.
+type remains map[string][]string
+
+// beyond returns what is here and was not in the baseline.
+func (r remains) beyond(baseline remains) []string {
+	var more []string
+	for kind, things := range r {
+		counted := map[string]int{}
+		for _, thing := range baseline[kind] {
+			counted[thing]++
+		}
+		for _, thing := range things {
+			if counted[thing]--; counted[thing] < 0 {
+				more = append(more, kind+": "+thing)
+			}
+		}
+	}
+	slices.Sort(more)
+	return more
+}
+
+// remaining gathers what there is on the node. It asks the engine itself, past the proxy.
+func (l *lab) remaining(ctx context.Context) (r remains, err error) {
+	r = remains{}
+	for _, gather := range []func(context.Context, remains) error{
+		l.engineHolds, l.daemonAnswers, l.kernelHolds, l.processesRun, l.filesHold,
+	} {
+		err = errors.Join(err, gather(ctx, r))
+	}
+	return r, err
+}
+
+// engineHolds gathers containers and networks.
+func (l *lab) engineHolds(ctx context.Context, r remains) error {
+	containers, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers.Items {
+		r["containers"] = append(r["containers"], strings.Join(c.Names, ",")+" "+string(c.State))
+	}
+	networks, err := l.docker.NetworkList(ctx, client.NetworkListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, n := range networks.Items {
+		r["networks"] = append(r["networks"], n.Name)
+	}
+	return nil
+}
+
+// daemonAnswers gathers what the daemon lists.
+func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
+	sandboxes, err := l.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	for _, s := range sandboxes.Items {
+		r["listed sandboxes"] = append(r["listed sandboxes"], s.Id+" "+s.State.String())
+	}
+	containers, err := l.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers.Containers {
+		r["listed containers"] = append(r["listed containers"], c.Id+" "+c.State.String())
+	}
+	return nil
+}
+
+// kernelHolds gathers links, rules, mounts, network namespaces and control groups of containers.
+func (l *lab) kernelHolds(_ context.Context, r remains) error {
+	links, err := l.inside("ip", "-o", "link", "show", "type", "veth")
+	rules, err2 := l.inside("iptables-save")
+	mounts, err3 := os.ReadFile(l.eng.Path("/proc/1/mountinfo"))
+	if err := errors.Join(err, err2, err3); err != nil {
+		return err
+	}
+	for line := range strings.Lines(links) {
+		r["veths"] = append(r["veths"], strings.Fields(line)[1])
+	}
+	for line := range strings.Lines(rules) {
+		if strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":CNI-") {
+			r["rules"] = append(r["rules"], strings.TrimSpace(counters(line)))
+		}
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			r["mounts"] = append(r["mounts"], f[4])
+		}
+	}
+	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
+		parents, _ := filepath.Glob(root + l.eng.CgroupParent)
+		for _, parent := range parents {
+			_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() && inContainer.MatchString(path) {
+					r["control groups"] = append(r["control groups"], path)
+				}
+				return nil
+			})
+		}
+	}
+	return nil
+}
+
+// counters removes the counters of a chain.
+func counters(rule string) string {
+	rule, _, _ = strings.Cut(rule, " [")
+	return rule
+}
+
+// processesRun gathers processes, but for those that come and go by themselves.
+func (l *lab) processesRun(_ context.Context, r remains) error {
+	all, err := l.list()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		switch {
+		case p.cgroup != "":
+			r["processes of containers"] = append(r["processes of containers"], p.name+" "+p.cgroup)
+		case strings.HasPrefix(p.name, "containerd-shim"):
+			r["shims"] = append(r["shims"], p.cmdline)
+		case strings.HasPrefix(p.cmdline, l.cni.dir+"/") || strings.HasPrefix(p.cmdline, l.cni.dir+".real/"):
+			r["plugins"] = append(r["plugins"], p.cmdline)
+		case strings.HasSuffix(p.name, "-netns") || p.name == "runc":
+			r["helpers"] = append(r["helpers"], p.cmdline)
+		}
+	}
+	return nil
+}
+
+// filesHold gathers pins, reservations, CNI's cache and journal, and the log-driver's table.
+func (l *lab) filesHold(_ context.Context, r remains) error {
+	for kind, dir := range map[string]string{
+		"pins":         l.daemon.PinDir,
+		"reservations": l.leases(),
+		"cache":        l.daemon.CacheDir,
+		"journal":      l.daemon.PendingDir,
+		"set aside":    filepath.Join(filepath.Dir(l.daemon.CacheDir), "set-aside"),
+		"log table":    filepath.Join(l.eng.Dir, "run/log-driver/streams"),
+	} {
+		entries, err := os.ReadDir(l.eng.Path(dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if name := e.Name(); name != "lock" && !strings.HasPrefix(name, "last_reserved_ip") {
+				r[kind] = append(r[kind], name)
+			}
+		}
+	}
+	return nil
+}
+
+// settled compares pods that shall live on with the daemon's answers and with the engine.
+func (k *kubelet) settled(ctx context.Context) (problems []string) {
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	sandboxes, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	containers, err := k.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	inEngine, err := k.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	running := map[string]bool{}
+	for _, c := range inEngine.Items {
+		running[c.ID] = c.State == "running"
+	}
+
+	listed := map[string]bool{}
+	for _, s := range sandboxes.Items {
+		listed[s.Id] = true
+		if ready := s.State == runtimeapi.PodSandboxState_SANDBOX_READY; ready != running[s.Id] {
+			wrong("sandbox %s is listed as %s, the engine has running %v", s.Id, s.State, running[s.Id])
+		}
+		problems = append(problems, k.checkSandbox(ctx, s)...)
+	}
+	for _, c := range containers.Containers {
+		listed[c.Id] = true
+		if runs := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; runs != running[c.Id] {
+			wrong("container %s is listed as %s, the engine has running %v", c.Id, c.State, running[c.Id])
+		}
+		s, err := k.daemon.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+		if err != nil || s.Status.State != c.State || s.Status.Metadata.Attempt != c.Metadata.Attempt {
+			wrong("container %s is listed as %s, its status is %v, %v", c.Id, c.State, s.GetStatus().GetState(), err)
+		}
+	}
+	for id := range running {
+		if _, known := listed[id]; !known {
+			wrong("container %s of the engine is not listed", id)
+		}
+	}
+	problems = append(problems, k.checkDesired(sandboxes.Items, containers.Containers)...)
+	return append(problems, k.checkReservations(sandboxes.Items)...)
+}
+
+// checkSandbox compares a sandbox's status with the list and with its network namespace.
+func (k *kubelet) checkSandbox(ctx context.Context, s *runtimeapi.PodSandbox) []string {
+	r, err := k.daemon.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.Id})
+	switch {
+	case err != nil:
+		return []string{fmt.Sprintf("sandbox %s: %v", s.Id, err)}
+	case r.Status.State != s.State:
+		return []string{fmt.Sprintf("sandbox %s is listed as %s, its status is %s", s.Id, s.State, r.Status.State)}
+	case s.State != runtimeapi.PodSandboxState_SANDBOX_READY || r.Status.Linux.GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE:
+		return nil
+	}
+	ip := r.Status.GetNetwork().GetIp()
+	if _, err := netip.ParseAddr(ip); err != nil {
+		return []string{fmt.Sprintf("sandbox %s has the address %q", s.Id, ip)}
+	}
+	out, err := k.inside("nsenter", "--net="+filepath.Join(k.daemon.PinDir, s.Id), "ip", "-o", "-4", "addr", "show", "eth0")
+	if err != nil || !strings.Contains(out, " "+ip+"/") {
+		return []string{fmt.Sprintf("sandbox %s has the address %s, in its namespace is %q, %v", s.Id, ip, out, err)}
+	}
+	if owner, err := os.ReadFile(k.eng.Path(filepath.Join(k.leases(), ip))); err != nil || !strings.HasPrefix(string(owner), s.Id) {
+		return []string{fmt.Sprintf("the address %s of sandbox %s is reserved for %q, %v", ip, s.Id, owner, err)}
+	}
+	return nil
+}
+
+// checkDesired checks that every pod that shall run does.
+func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []*runtimeapi.Container) (problems []string) {
+	for _, p := range k.desired() {
+		ready := 0
+		for _, s := range sandboxes {
+			if s.Metadata.Uid == p.uid && s.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+				ready++
+			}
+		}
+		runs := map[string]int{}
+		for _, c := range containers {
+			if c.Labels["io.kubernetes.pod.uid"] == p.uid && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+				runs[c.Metadata.Name]++
+			}
+		}
+		if ready != 1 {
+			problems = append(problems, fmt.Sprintf("%s has %d ready sandboxes", p.uid, ready))
+		}
+		for _, name := range p.containers {
+			if runs[name] != 1 {
+				problems = append(problems, fmt.Sprintf("%s: %d containers %s run", p.uid, runs[name], name))
+			}
+		}
+	}
+	return problems
+}
+
+// checkReservations checks that every address is reserved for a sandbox that is there.
+func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problems []string) {
+	files, err := os.ReadDir(k.eng.Path(k.leases()))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, f := range files {
+		if _, err := netip.ParseAddr(f.Name()); err != nil {
+			continue
+		}
+		owner, err := os.ReadFile(filepath.Join(k.eng.Path(k.leases()), f.Name()))
+		if err != nil {
+			continue // released meanwhile
+		}
+		if !slices.ContainsFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool { return strings.HasPrefix(string(owner), s.Id) }) {
+			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, which is not there", f.Name(), owner))
+		}
+	}
+	return problems
+}
+
+// await waits until check finds nothing, at most for d, and returns what it found last.
+func await(ctx context.Context, d time.Duration, check func(context.Context) []string) []string {
+	deadline := time.Now().Add(d)
+	for {
+		timeout, cancel := context.WithTimeout(ctx, callTimeout)
+		problems := check(timeout)
+		cancel()
+		if len(problems) == 0 || time.Now().After(deadline) || !sleep(ctx, syncEvery) {
+			return problems
+		}
+	}
+}

@@ -1,0 +1,323 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/registry"
+)
+
+var allCrashPoints = flag.Bool("all-crash-points", false, "TestCrashPoints takes every point on every engine, not a sample on 29")
+
+// sampleStride is the distance of points of a sample.
+const sampleStride = 6
+
+// crash kills the daemon at one point of a call: when it asks the engine or a CNI plugin for something, or when these have done it.
+type crash struct {
+	*kubelet
+	image string // that a registry serves
+	pod   *pod
+	pods  int
+
+	sandbox, container string
+
+	points sync.Mutex // guards the rest
+	armed  bool
+	seen   int    // points since arm
+	at     int    // the point to kill at, from 1 on
+	hit    string // what happened at the point, "" for nothing yet
+}
+
+// operation is a call that changes something.
+type operation struct {
+	name    string
+	prepare []func(*crash, context.Context) error // each succeeds, without kills
+	call    func(*crash, context.Context) error
+}
+
+var operations = []operation{
+	{"RunPodSandbox", nil, (*crash).run},
+	{"CreateContainer", steps((*crash).run), (*crash).create},
+	{"StartContainer", steps((*crash).run, (*crash).create), (*crash).start},
+	{"UpdateContainerResources", steps((*crash).run, (*crash).create, (*crash).start), (*crash).update},
+	{"StopContainer", steps((*crash).run, (*crash).create, (*crash).start), (*crash).stop},
+	{"RemoveContainer", steps((*crash).run, (*crash).create, (*crash).start), (*crash).remove},
+	{"StopPodSandbox", steps((*crash).run, (*crash).create, (*crash).start), (*crash).stopPod},
+	{"RemovePodSandbox", steps((*crash).run, (*crash).create, (*crash).start), (*crash).removePod},
+	{"PullImage", nil, (*crash).pull},
+	{"RemoveImage", steps((*crash).pull), (*crash).removeImage},
+}
+
+func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Context) error {
+	return all
+}
+
+// TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin that a mutating call makes: before it is
+// done, and when it is done and the answer is on its way. The daemon then starts again, the call is repeated, the pod is removed, and nothing
+// may be left.
+func TestCrashPoints(t *testing.T) {
+	for _, v := range engines.Versions() {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			c := newCrash(t, v)
+			baseline := c.takeBaseline(t)
+			stride := 1
+			if v != engines.V20 && !*allCrashPoints {
+				stride = sampleStride
+			}
+			for i, o := range operations {
+				t.Run(o.name, func(t *testing.T) { c.everywhere(t, o, 1+i%stride, stride, baseline) })
+			}
+		})
+	}
+}
+
+func newCrash(t *testing.T, v engines.Version) *crash {
+	t.Helper()
+	c := &crash{kubelet: newKubelet(newLab(t, v), 0, 0)}
+	reg := registry.Serve(t, c.eng.Listen(t, "127.0.0.1:0"))
+	c.image = reg.Add(t, "chaos/app", "v1", 1, 1000)
+	c.proxy.Observe(
+		func(r *http.Request) { c.point(r.Method + " " + r.URL.Path) },
+		func(r *http.Request) {
+			if r.Method != http.MethodGet { // which changes nothing
+				c.point(r.Method + " " + r.URL.Path + ", done")
+			}
+		})
+	c.cni.answer(func(q question) string {
+		what := q.Command + " of " + q.Plugin
+		if q.After {
+			what += ", done"
+		}
+		c.point(what)
+		return ""
+	})
+	return c
+}
+
+// takeBaseline takes one pod through its life and returns what is there afterwards.
+func (c *crash) takeBaseline(t *testing.T) remains {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c.next()
+	for _, step := range steps((*crash).run, (*crash).create, (*crash).start, (*crash).removePod) {
+		if err := step(c, ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	baseline, err := c.remaining(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return baseline
+}
+
+// next begins with another pod.
+func (c *crash) next() {
+	c.pods++
+	c.pod = newPod(c.kubelet, 1, c.pods, rand.New(rand.NewPCG(0, 0)))
+	c.sandbox, c.container = "", ""
+}
+
+// arm has the daemon killed at a point.
+func (c *crash) arm(at int) {
+	c.points.Lock()
+	defer c.points.Unlock()
+	c.armed, c.seen, c.at, c.hit = true, 0, at, ""
+}
+
+// disarm returns what happened at the point, "" if it was not reached.
+func (c *crash) disarm() string {
+	c.points.Lock()
+	defer c.points.Unlock()
+	c.armed = false
+	return c.hit
+}
+
+// point is called at every point, and returns when the daemon is dead if it is the one to kill at.
+func (c *crash) point(what string) {
+	c.points.Lock()
+	defer c.points.Unlock()
+	if !c.armed || c.hit != "" {
+		return
+	}
+	if c.seen++; c.seen == c.at {
+		c.hit = what
+		c.killDaemon()
+	}
+}
+
+// everywhere runs an operation again and again, and kills the daemon at one point after the other.
+func (c *crash) everywhere(t *testing.T, o operation, first, stride int, baseline remains) {
+	const most = 200
+	points := 0
+	for at := first; at < most; at += stride {
+		hit := c.once(t, o, at, baseline)
+		if hit == "" {
+			break
+		}
+		points++
+		if t.Failed() {
+			t.Fatalf("killed at point %d: %s", at, hit)
+		}
+	}
+	t.Logf("%d points", points)
+	if points == 0 && first == 1 {
+		t.Error("no point was reached")
+	}
+}
+
+// once kills the daemon at one point of an operation and returns what happened there, "" if the operation has fewer points.
+func (c *crash) once(t *testing.T, o operation, at int, baseline remains) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c.next()
+	for _, step := range o.prepare {
+		if err := step(c, ctx); err != nil {
+			t.Fatalf("prepare %s: %v", o.name, err)
+		}
+	}
+
+	c.arm(at)
+	err := o.call(c, ctx)
+	hit := c.disarm()
+	if hit == "" && err != nil {
+		t.Fatalf("%s without a kill: %v", o.name, err)
+	}
+	if hit != "" {
+		c.daemon.Restart(t)
+		c.mustBe(t, ctx, o.name+" repeated after "+hit, func(ctx context.Context) []string { return problem(o.call(c, ctx)) })
+	}
+
+	c.mustBe(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string { return problem(c.clear(ctx)) })
+	c.mustBe(t, ctx, o.name+", nothing left after "+hit, func(ctx context.Context) []string {
+		now, err := c.remaining(ctx)
+		return slices.Concat(problem(err), now.beyond(baseline))
+	})
+	return hit
+}
+
+func problem(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return []string{err.Error()}
+}
+
+// mustBe fails the test if the problems that find finds do not end.
+func (c *crash) mustBe(t *testing.T, ctx context.Context, what string, find func(context.Context) []string) {
+	t.Helper()
+	if problems := await(ctx, time.Minute, find); len(problems) > 0 {
+		t.Fatalf("%s: %q", what, problems)
+	}
+}
+
+// clear removes the pod and the image.
+func (c *crash) clear(ctx context.Context) error {
+	left, err := c.pod.remove(ctx)
+	if err == nil && left > 0 {
+		left, err = c.pod.remove(ctx)
+	}
+	if err == nil && left > 0 {
+		err = errors.New("a pod that was removed is listed")
+	}
+	return errors.Join(err, c.removeImage(ctx))
+}
+
+func (c *crash) run(ctx context.Context) error {
+	r, err := c.daemon.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: c.pod.config(0)})
+	c.sandbox = r.GetPodSandboxId()
+	return err
+}
+
+func (c *crash) create(ctx context.Context) error {
+	r, err := c.daemon.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  c.sandbox,
+		Config:        c.idle(),
+		SandboxConfig: c.pod.config(0),
+	})
+	c.container = r.GetContainerId()
+	return err
+}
+
+// idle is a container that prints nothing and ends at once when it is stopped.
+func (c *crash) idle() *runtimeapi.ContainerConfig {
+	cfg := c.pod.container("a", 0)
+	cfg.Command, cfg.Mounts = []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"}, nil
+	return cfg
+}
+
+// start starts the container. One that runs already, or has ended, was started before the kill.
+func (c *crash) start(ctx context.Context) error {
+	s, err := c.daemon.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.container})
+	if err != nil {
+		return err
+	}
+	switch s.Status.State {
+	case runtimeapi.ContainerState_CONTAINER_RUNNING:
+		return nil
+	case runtimeapi.ContainerState_CONTAINER_EXITED:
+		return fmt.Errorf("the container has ended: %v", s.Status)
+	}
+	_, err = c.daemon.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.container})
+	return err
+}
+
+func (c *crash) update(ctx context.Context) error {
+	_, err := c.daemon.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c.container,
+		Linux:       &runtimeapi.LinuxContainerResources{CpuShares: 20, MemoryLimitInBytes: 64 << 20},
+	})
+	return err
+}
+
+func (c *crash) stop(ctx context.Context) error {
+	_, err := c.daemon.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.container, Timeout: 5})
+	return err
+}
+
+func (c *crash) remove(ctx context.Context) error {
+	_, err := c.daemon.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.container})
+	return err
+}
+
+func (c *crash) stopPod(ctx context.Context) error {
+	_, err := c.daemon.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.sandbox})
+	return err
+}
+
+func (c *crash) removePod(ctx context.Context) error {
+	_, err := c.daemon.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.sandbox})
+	return err
+}
+
+func (c *crash) pull(ctx context.Context) error {
+	_, err := c.daemon.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}})
+	return err
+}
+
+// removeImage removes the image, and holds that it is not there any more.
+func (c *crash) removeImage(ctx context.Context) error {
+	spec := &runtimeapi.ImageSpec{Image: c.image}
+	if _, err := c.daemon.Image.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
+		return err
+	}
+	r, err := c.daemon.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	if err == nil && r.Image != nil {
+		err = fmt.Errorf("image %s was removed and is there", r.Image.Id)
+	}
+	return err
+}

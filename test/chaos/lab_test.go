@@ -1,0 +1,308 @@
+// Package chaos runs pods as a kubelet does while a seeded schedule of faults breaks the daemon, the
+// engine, the network's plugins and the disks around it. Afterwards a checker compares the engine,
+// the kernel, the network's reservations, the logs and the daemon's answers. It has no code outside
+// its tests; see TestChaos for what a seed does and TestCrashPoints for kills at every step of a call.
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/proxy"
+)
+
+// lab is a node on which everything can be broken.
+type lab struct {
+	eng    *engines.Engine
+	daemon *engines.Daemon
+	proxy  *proxy.Proxy
+	docker *client.Client // of the engine itself, past the proxy
+	cni    *plugins
+	tb     *reporter
+
+	logs  string // directory of the pods' logs, a file system of its own
+	state string // directory in which containers note what they have printed
+	conf  string // directory of CNI configurations
+
+	processes sync.Mutex // held while a process is killed or started
+}
+
+// File systems that a fault can fill, in bytes.
+const (
+	logDisk    = "64m"
+	engineDisk = "512m"
+)
+
+// newLab starts an engine with its data on a small disk, and a daemon behind a proxy whose pods use CNI.
+func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
+	t.Helper()
+	l := &lab{tb: &reporter{T: t}}
+	l.eng = engines.StartPrepared(t, v, func(e *engines.Engine) {
+		l.logs, l.state = filepath.Join(e.Dir, "logs"), filepath.Join(e.Dir, "state")
+		for dir, size := range map[string]string{l.logs: logDisk, e.DataRoot(): engineDisk} {
+			mount(t, e, dir, size)
+		}
+	}, flags...)
+	if err := os.Mkdir(l.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l.eng.ImportBusybox(t)
+	if _, err := l.inside("docker", "-H", "unix://"+l.eng.Socket, "save", "-o", l.saved(), engines.Busybox); err != nil {
+		t.Fatal(err)
+	}
+	l.docker = l.eng.Docker(t)
+
+	l.proxy = proxy.Start(t, filepath.Join(l.eng.Dir, "proxy.sock"), l.eng.Socket)
+	l.cni = newPlugins(t, filepath.Join(l.eng.Dir, "cni"))
+	l.conf = filepath.Join(l.eng.Dir, "net.d")
+	err := os.Mkdir(l.conf, 0o755)
+	if err == nil {
+		err = os.WriteFile(l.confFile(), []byte(network), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.daemon = l.eng.Daemon(t, "--docker-endpoint=unix://"+l.proxy.Socket, "--network-plugin=cni", "--container-log=cri",
+		"--cni-conf-dir="+l.conf, "--cni-bin-dir="+l.cni.dir, "--pod-cidr=")
+	return l
+}
+
+// network is the pods' network.
+const network = `{"cniVersion":"1.0.0","name":"chaos","plugins":[
+	{"type":"bridge","bridge":"chaos0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+		"ipam":{"type":"host-local","ranges":[[{"subnet":"10.66.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
+	{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`
+
+func (l *lab) confFile() string { return filepath.Join(l.conf, "10-chaos.conflist") }
+
+// saved is the file with the image of containers.
+func (l *lab) saved() string { return filepath.Join(l.eng.Dir, "busybox.tar") }
+
+// leases is the directory of host-local's reservations.
+func (l *lab) leases() string { return filepath.Join(l.daemon.LeaseDir, "chaos") }
+
+func mount(t *testing.T, e *engines.Engine, dir, size string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := e.Command("mount", "-t", "tmpfs", "-o", "mode=755,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount %s: %v\n%s", dir, err, out)
+	}
+}
+
+// inside runs a command in the engine's namespaces.
+func (l *lab) inside(name string, args ...string) (string, error) {
+	out, err := l.eng.Command(name, args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+// killDaemon kills the daemon; supervise starts it again.
+func (l *lab) killDaemon() {
+	l.processes.Lock()
+	defer l.processes.Unlock()
+	if l.daemon.Running() {
+		l.daemon.Kill(l.tb)
+	}
+}
+
+// killEngine kills dockerd; supervise starts it again.
+func (l *lab) killEngine() {
+	l.processes.Lock()
+	defer l.processes.Unlock()
+	if l.eng.Running() {
+		l.eng.Kill(l.tb)
+	}
+}
+
+// supervise starts the daemon and dockerd again when they have ended, as systemd does, until ctx ends.
+func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		dead := !l.eng.Running() || !l.daemon.Running()
+		if !dead {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(down()):
+		}
+		l.revive()
+	}
+}
+
+// revive starts what does not run.
+func (l *lab) revive() {
+	l.processes.Lock()
+	defer l.processes.Unlock()
+	if !l.eng.Running() {
+		l.eng.Clear(l.tb)
+		l.eng.Begin(l.tb)
+	}
+	if !l.daemon.Running() {
+		l.daemon.Begin(l.tb)
+	}
+	started := func() bool { return l.eng.Started() && l.daemon.Started() }
+	if !engines.Within(20*time.Second, started) {
+		l.tb.Errorf("the daemon or dockerd could not be started")
+	}
+}
+
+// reporter is the TB of goroutines beside the test's.
+type reporter struct{ *testing.T }
+
+// Fatalf fails the test and ends the goroutine.
+func (r *reporter) Fatalf(format string, args ...any) {
+	r.T.Helper()
+	r.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+// process is one of the node's namespaces.
+type process struct {
+	pid     string // inside
+	name    string
+	cmdline string
+	cgroup  string // of the container that it is in, "" for none
+}
+
+// inContainer finds the ID of a container in /proc/<pid>/cgroup.
+var inContainer = regexp.MustCompile(`/([0-9a-f]{64})\b`)
+
+// list returns the processes of the node.
+func (l *lab) list() ([]process, error) {
+	proc := l.eng.Path("/proc")
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return nil, err
+	}
+	var all []process
+	for _, e := range entries {
+		if strings.Trim(e.Name(), "0123456789") != "" {
+			continue
+		}
+		dir := filepath.Join(proc, e.Name())
+		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
+		cmdline, err2 := os.ReadFile(filepath.Join(dir, "cmdline"))
+		cgroup, err3 := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if errors.Join(err, err2, err3) != nil {
+			continue // it has ended
+		}
+		p := process{
+			pid:     e.Name(),
+			name:    strings.TrimSpace(string(comm)),
+			cmdline: strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " ")),
+		}
+		if m := inContainer.FindSubmatch(cgroup); m != nil {
+			p.cgroup = string(m[1])
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// question is what the program in plugin asks before and after a CNI plugin does its work.
+type question struct {
+	Plugin, Command, Container string
+	After                      bool
+}
+
+// plugins are the CNI plugins of a lab; each is the program in plugin, which asks here what to do.
+type plugins struct {
+	dir string
+
+	mu      sync.Mutex // guards the rest
+	decide  func(question) string
+	changed chan struct{} // closed and renewed by answer
+}
+
+// hang is the answer of a plugin that hangs until another decision holds.
+const hang = "hang"
+
+// newPlugins installs the plugins in dir.
+func newPlugins(t *testing.T, dir string) *plugins {
+	t.Helper()
+	p := &plugins{dir: dir, changed: make(chan struct{})}
+	program := dir + ".program"
+	engines.Build(t, program, "cri-dockerd/test/chaos/plugin", "", false)
+	err := errors.Join(os.Mkdir(dir, 0o755), os.Symlink(engines.Plugins(), dir+".real"))
+	for _, name := range []string{"bridge", "host-local", "portmap", "loopback"} {
+		if err == nil {
+			err = os.Link(program, filepath.Join(dir, name))
+		}
+	}
+	var listener net.Listener
+	if err == nil {
+		listener, err = net.Listen("unix", dir+".sock")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.answer(nil)
+		listener.Close()
+	})
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(conn)
+		}
+	}()
+	return p
+}
+
+// answer decides what plugins do from now on; nil has them do their work. What hangs goes on.
+func (p *plugins) answer(decide func(question) string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.decide = decide
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *plugins) serve(conn net.Conn) {
+	defer conn.Close()
+	var q question
+	if err := json.NewDecoder(conn).Decode(&q); err != nil {
+		return
+	}
+	p.mu.Lock()
+	decide, changed := p.decide, p.changed
+	p.mu.Unlock()
+	if decide == nil || q.Command == "VERSION" {
+		return
+	}
+	answer := decide(q)
+	if answer == hang {
+		<-changed
+		return
+	}
+	_, _ = conn.Write([]byte(answer))
+}
