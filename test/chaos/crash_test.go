@@ -54,7 +54,7 @@ var operations = []operation{
 	{"StopContainer", steps((*crash).run, (*crash).create, (*crash).start), (*crash).stop},
 	{"RemoveContainer", steps((*crash).run, (*crash).create, (*crash).start), (*crash).remove},
 	{"StopPodSandbox", steps((*crash).run, (*crash).create, (*crash).start), (*crash).stopPod},
-	{"RemovePodSandbox", steps((*crash).run, (*crash).create, (*crash).start), (*crash).removePod},
+	{"RemovePodSandbox", steps((*crash).run, (*crash).create, (*crash).start, (*crash).stopPod), (*crash).removePod},
 	{"PullImage", nil, (*crash).pull},
 	{"RemoveImage", steps((*crash).pull), (*crash).removeImage},
 }
