@@ -108,7 +108,7 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 		}
 	}
 	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
-		parents, _ := filepath.Glob(root + l.eng.CgroupParent)
+		parents, _ := filepath.Glob(l.eng.Path(root + l.eng.CgroupParent))
 		for _, parent := range parents {
 			_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() && inContainer.MatchString(path) {

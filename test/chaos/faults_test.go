@@ -64,7 +64,7 @@ var surroundingFaults = map[string]breaker{
 // blinding are the faults that may keep the daemon from seeing what runs.
 var blinding = []string{
 	"stop dockerd", "delay requests", "cut requests", "answer 500", "truncate answers", "answer never", "silence events", "delay events",
-	"truncate events",
+	"truncate events", "reorder events",
 }
 
 func choose[T any](random *rand.Rand, all ...T) T { return all[random.IntN(len(all))] }

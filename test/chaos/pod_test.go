@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -79,6 +80,7 @@ func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
 
 // script prints numbered lines, some of them long, and notes after each that it was printed.
 const script = `trap 'exit 0' TERM
+exec 2>/dev/null # the shell reports the death of its children
 i=0
 while :; do
 	for n in 1 2 3 4 5; do
@@ -138,8 +140,30 @@ func (p *pod) live(ctx context.Context, d time.Duration) {
 func (p *pod) end(ctx context.Context) {
 	for {
 		left, err := p.remove(ctx)
-		if err == nil && left == 0 || !sleep(ctx, syncEvery) {
+		if err == nil && left == 0 {
+			p.removeCgroups()
 			return
+		}
+		if !sleep(ctx, syncEvery) {
+			return
+		}
+	}
+}
+
+// removeCgroups removes the pod's control groups as a kubelet does: with empty ones below them, which a runc that was killed may leave.
+// Those with processes stay, and the checker finds them.
+func (p *pod) removeCgroups() {
+	roots, _ := filepath.Glob(p.eng.Path("/sys/fs/cgroup/*" + p.eng.CgroupParent + "/" + p.uid))
+	for _, root := range append(roots, p.eng.Path("/sys/fs/cgroup"+p.eng.CgroupParent+"/"+p.uid)) {
+		var dirs []string
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for _, dir := range slices.Backward(dirs) {
+			_ = os.Remove(dir)
 		}
 	}
 }

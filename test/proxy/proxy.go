@@ -29,6 +29,7 @@ type Fault struct {
 	After    bool          // with Cut or Status: the engine has served the request before
 	Truncate int           // close the connection after so many bytes of the body; 0 for the whole body
 	Silent   bool          // swallow the data of event streams, open ones too
+	Reorder  bool          // let each event of a stream pass after the one behind it
 }
 
 // Proxy is one socket before an engine's. It is safe for concurrent use.
@@ -145,14 +146,19 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.Hang = f.Hang && !f.Silent
 	}
 	if f.Late {
-		r = detach(r)
+		late, done := detach(r)
+		defer done()
+		r = late
 	}
 	if f.Delay > 0 {
 		wait(r, changed, f.Delay)
 	}
 	if f.Hang {
 		wait(r, changed, 0)
-		f = Fault{Late: f.Late}
+		if r.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // its client has gone
+		}
+		f = Fault{}
 	}
 	if !f.After && (f.Cut || f.Status != 0) {
 		replace(w, f)
@@ -180,17 +186,18 @@ func wait(r *http.Request, changed <-chan struct{}, d time.Duration) {
 const maxDetached = 1 << 20
 
 // detach returns a request that goes on when its client has gone. Large or hijacked ones stay as they are.
-func detach(r *http.Request) *http.Request {
+func detach(r *http.Request) (late *http.Request, done func()) {
 	if r.ContentLength > maxDetached || r.ContentLength < 0 || r.Header.Get("Upgrade") != "" || r.Method == http.MethodGet {
-		return r
+		return r, func() {}
 	}
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
-		return r
+		return r, func() {}
 	}
-	late := r.Clone(context.WithoutCancel(r.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context())) // ReverseProxy watches the client of a context that cannot end
+	late = r.Clone(ctx)
 	late.Body = io.NopCloser(bytes.NewReader(b))
-	return late
+	return late, cancel
 }
 
 // replace answers a request in place of the engine.
@@ -258,6 +265,7 @@ type stream struct {
 	body    io.ReadCloser
 	proxy   *Proxy
 	request *http.Request
+	held    []byte // an event that waits for the one behind it
 }
 
 func (p *Proxy) open(res *http.Response) *stream {
@@ -274,16 +282,23 @@ func (s *stream) Read(b []byte) (int, error) {
 		n, err := s.body.Read(b)
 		f, changed := s.proxy.fault(s.request)
 		switch {
-		case err != nil:
-			return n, err
 		case f.Silent:
-			continue
-		case f.Truncate > 0:
+			n = 0
+		case f.Truncate > 0 && n > 0:
 			return 0, errTruncated
-		case f.Delay > 0:
+		case f.Reorder && s.held == nil && err == nil:
+			s.held = bytes.Clone(b[:n])
+			continue
+		case f.Delay > 0 && n > 0:
 			wait(s.request, changed, f.Delay)
 		}
-		return n, nil
+		if n+len(s.held) <= len(b) {
+			n += copy(b[n:], s.held)
+			s.held = nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
 	}
 }
 
