@@ -131,7 +131,7 @@ func TestEvents(t *testing.T) {
 				step <- struct{}{}
 				return c.fault
 			})
-			if got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody); !regexp.MustCompile("^("+c.want+")$").MatchString(got) {
+			if got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody); !regexp.MustCompile("^(" + c.want + ")$").MatchString(got) {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
