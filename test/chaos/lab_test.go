@@ -164,7 +164,7 @@ func (l *lab) revive() {
 		l.eng.Begin(l.tb)
 	}
 	if !l.daemon.Running() {
-		l.daemon.Begin(l.tb)
+		l.daemon.Start(l.tb)
 	}
 	started := func() bool { return l.eng.Started() && l.daemon.Started() }
 	if !engines.Within(20*time.Second, started) {
