@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// staleLimit is how long the daemon may show what runs wrongly while it can see the engine: 30 s, by the interval of the check for a silent
-// event stream, and room for a loaded machine.
+// staleLimit is how long the daemon may show what runs wrongly while it can see the engine: 30 s,
+// by the interval of the check for a silent event stream, and room for a loaded machine.
 const staleLimit = 45 * time.Second
 
 // audit compares meanwhile what the daemon says to run with what runs in the engine.

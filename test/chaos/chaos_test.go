@@ -36,7 +36,12 @@ func schedule(random *rand.Rand, faults map[string]breaker, horizon time.Duratio
 	names := slices.Sorted(maps.Keys(faults))
 	var all []event
 	for at := between(random, 2*time.Second, 4*time.Second); at < horizon; {
-		e := event{at: at, lasts: between(random, time.Second/2, 6*time.Second), fault: choose(random, names...), choice: random.Uint64()}
+		e := event{
+			at:     at,
+			lasts:  between(random, time.Second/2, 6*time.Second),
+			fault:  choose(random, names...),
+			choice: random.Uint64(),
+		}
 		if random.IntN(8) == 0 {
 			e.lasts *= 4 // beyond what callers wait
 		}
@@ -67,8 +72,9 @@ type trial struct {
 	done   []string // what was done, for a failure's report
 }
 
-// TestChaos runs pods under a seeded schedule of faults. When the faults have ended, all pods run, what the daemon answers is what the engine
-// has, every printed line is in its log once, and nothing is left when the pods are removed.
+// TestChaos runs pods under a seeded schedule of faults. When the faults have ended, all pods run,
+// what the daemon answers is what the engine has, every printed line is in its log once, and
+// nothing is left when the pods are removed.
 func TestChaos(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -165,8 +171,9 @@ func (r *trial) checkAll(t *testing.T) {
 	for _, v := range r.violations {
 		t.Error(v)
 	}
-	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d calls, of which %d failed; %s", r.seed, r.liveRestore,
-		len(r.tracks[0])+len(r.tracks[1]), len(r.ended), lines, sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
+	faults := len(r.tracks[0]) + len(r.tracks[1])
+	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d calls, of which %d failed; %s",
+		r.seed, r.liveRestore, faults, len(r.ended), lines, sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
 }
 
 func sum(counts map[string]int) (n int) {
@@ -212,7 +219,8 @@ func (r *trial) warmUp(t *testing.T) remains {
 		if baseline, err = r.remaining(ctx); err != nil {
 			return []string{err.Error()}
 		}
-		return slices.Concat(baseline["containers"], baseline["veths"], baseline["pins"], baseline["reservations"], baseline["control groups"])
+		return slices.Concat(baseline["containers"], baseline["veths"], baseline["pins"], baseline["reservations"],
+			baseline["control groups"])
 	})
 	if len(problems) > 0 {
 		t.Fatalf("left of the first pod: %q", problems)
@@ -278,7 +286,8 @@ func (r *trial) note(format string, args ...any) {
 	r.done = append(r.done, fmt.Sprintf("%7.2fs %s", time.Since(r.began).Seconds(), fmt.Sprintf(format, args...)))
 }
 
-// report logs what a failure needs: the command that repeats the run, its schedule, what was done, and which calls failed.
+// report logs what a failure needs: the command that repeats the run, its schedule, what was done,
+// and which calls failed.
 func (r *trial) report(t *testing.T, v engines.Version) {
 	t.Helper()
 	t.Logf("repeat with: make chaos ENGINE=%s SEEDS=1 FIRST_SEED=%d MINUTES=%g PODS=%d", v, r.seed, *minutes, *podSlots)

@@ -226,25 +226,30 @@ func (k *kubelet) checkSandbox(ctx context.Context, s *runtimeapi.PodSandbox) []
 		return []string{fmt.Sprintf("sandbox %s: %v", s.Id, err)}
 	case r.Status.State != s.State:
 		return []string{fmt.Sprintf("sandbox %s is listed as %s, its status is %s", s.Id, s.State, r.Status.State)}
-	case s.State != runtimeapi.PodSandboxState_SANDBOX_READY || r.Status.Linux.GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE:
+	case s.State != runtimeapi.PodSandboxState_SANDBOX_READY:
+		return nil
+	case r.Status.GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE:
 		return nil
 	}
 	ip := r.Status.GetNetwork().GetIp()
 	if _, err := netip.ParseAddr(ip); err != nil {
 		return []string{fmt.Sprintf("sandbox %s has the address %q", s.Id, ip)}
 	}
-	out, err := k.inside("nsenter", "--net="+filepath.Join(k.daemon.PinDir, s.Id), "ip", "-o", "-4", "addr", "show", "eth0")
+	netns := "--net=" + filepath.Join(k.daemon.PinDir, s.Id)
+	out, err := k.inside("nsenter", netns, "ip", "-o", "-4", "addr", "show", "eth0")
 	if err != nil || !strings.Contains(out, " "+ip+"/") {
 		return []string{fmt.Sprintf("sandbox %s has the address %s, in its namespace is %q, %v", s.Id, ip, out, err)}
 	}
-	if owner, err := os.ReadFile(k.eng.Path(filepath.Join(k.leases(), ip))); err != nil || !strings.HasPrefix(string(owner), s.Id) {
+	owner, err := os.ReadFile(k.eng.Path(filepath.Join(k.leases(), ip)))
+	if err != nil || !strings.HasPrefix(string(owner), s.Id) {
 		return []string{fmt.Sprintf("the address %s of sandbox %s is reserved for %q, %v", ip, s.Id, owner, err)}
 	}
 	return nil
 }
 
 // checkDesired checks that every pod that shall run does.
-func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []*runtimeapi.Container) (problems []string) {
+func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []*runtimeapi.Container) []string {
+	var problems []string
 	for _, p := range k.desired() {
 		ready := 0
 		for _, s := range sandboxes {
@@ -284,7 +289,8 @@ func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problem
 		if err != nil {
 			continue // released meanwhile
 		}
-		if !slices.ContainsFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool { return strings.HasPrefix(string(owner), s.Id) }) {
+		isOwner := func(s *runtimeapi.PodSandbox) bool { return strings.HasPrefix(string(owner), s.Id) }
+		if !slices.ContainsFunc(sandboxes, isOwner) {
 			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, which is not there", f.Name(), owner))
 		}
 	}

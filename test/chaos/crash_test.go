@@ -18,12 +18,13 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-var allCrashPoints = flag.Bool("all-crash-points", false, "TestCrashPoints takes every point on every engine, not a sample on 29")
+var allCrashPoints = flag.Bool("all-crash-points", false, "take every point on every engine, not a sample on 29")
 
 // sampleStride is the distance of points of a sample.
 const sampleStride = 6
 
-// crash kills the daemon at one point of a call: when it asks the engine or a CNI plugin for something, or when these have done it.
+// crash kills the daemon at one point of a call: when it asks the engine or a CNI plugin for
+// something, or when these have done it.
 type crash struct {
 	*kubelet
 	image string // that a registry serves
@@ -63,9 +64,9 @@ func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Co
 	return all
 }
 
-// TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin that a mutating call makes: before it is
-// done, and when it is done and the answer is on its way. The daemon then starts again, the call is repeated, the pod is removed, and nothing
-// may be left.
+// TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin
+// that a mutating call makes: before it is done, and when it is done and the answer is on its way.
+// The daemon then starts again, the call is repeated, the pod is removed, and nothing may be left.
 func TestCrashPoints(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -179,7 +180,8 @@ func (c *crash) everywhere(t *testing.T, o operation, first, stride int, baselin
 	}
 }
 
-// once kills the daemon at one point of an operation and returns what happened there, "" if the operation has fewer points.
+// once kills the daemon at one point of an operation and returns what happened there, "" if the
+// operation has fewer points.
 func (c *crash) once(t *testing.T, o operation, at int, baseline remains) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -199,7 +201,8 @@ func (c *crash) once(t *testing.T, o operation, at int, baseline remains) string
 	}
 	if hit != "" {
 		c.daemon.Restart(t)
-		c.mustBe(t, ctx, o.name+" repeated after "+hit, func(ctx context.Context) []string { return problem(o.call(c, ctx)) })
+		repeat := func(ctx context.Context) []string { return problem(o.call(c, ctx)) }
+		c.mustBe(t, ctx, o.name+" repeated after "+hit, repeat)
 	}
 
 	c.mustBe(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string { return problem(c.clear(ctx)) })

@@ -16,7 +16,8 @@ import (
 	"cri-dockerd/test/proxy"
 )
 
-// breaker is one kind of fault. It begins when it is called and ends with the function that it returns, nil for one that has no end.
+// breaker is one kind of fault. It begins when it is called and ends with the function that it
+// returns, nil for one that has no end.
 type breaker func(*trial, *rand.Rand) (end func(), err error)
 
 // processFaults hit processes. One comes after the other, beside those of the surroundings.
@@ -51,14 +52,22 @@ var surroundingFaults = map[string]breaker{
 	"delay requests": proxying(func(random *rand.Rand) proxy.Fault {
 		return proxy.Fault{Delay: time.Duration(random.IntN(3000)) * time.Millisecond}
 	}),
-	"cut requests":     proxying(func(random *rand.Rand) proxy.Fault { return proxy.Fault{Cut: true, After: random.IntN(2) == 0} }),
-	"answer 500":       proxying(func(random *rand.Rand) proxy.Fault { return proxy.Fault{Status: 500, After: random.IntN(2) == 0} }),
-	"truncate answers": proxying(func(random *rand.Rand) proxy.Fault { return proxy.Fault{Truncate: 1 + random.IntN(2000)} }),
-	"answer never":     proxying(func(random *rand.Rand) proxy.Fault { return proxy.Fault{Hang: true, Late: random.IntN(2) == 0} }),
-	"silence events":   eventFault(proxy.Fault{Silent: true}),
-	"delay events":     eventFault(proxy.Fault{Delay: 500 * time.Millisecond}),
-	"truncate events":  eventFault(proxy.Fault{Truncate: 1}),
-	"cut events":       func(r *trial, _ *rand.Rand) (func(), error) { r.proxy.CutStreams(); return nil, nil },
+	"cut requests": proxying(func(random *rand.Rand) proxy.Fault {
+		return proxy.Fault{Cut: true, After: random.IntN(2) == 0}
+	}),
+	"answer 500": proxying(func(random *rand.Rand) proxy.Fault {
+		return proxy.Fault{Status: http.StatusInternalServerError, After: random.IntN(2) == 0}
+	}),
+	"truncate answers": proxying(func(random *rand.Rand) proxy.Fault {
+		return proxy.Fault{Truncate: 1 + random.IntN(2000)}
+	}),
+	"answer never": proxying(func(random *rand.Rand) proxy.Fault {
+		return proxy.Fault{Hang: true, Late: random.IntN(2) == 0}
+	}),
+	"silence events":  eventFault(proxy.Fault{Silent: true}),
+	"delay events":    eventFault(proxy.Fault{Delay: 500 * time.Millisecond}),
+	"truncate events": eventFault(proxy.Fault{Truncate: 1}),
+	"cut events":      func(r *trial, _ *rand.Rand) (func(), error) { r.proxy.CutStreams(); return nil, nil },
 }
 
 // blinding are the faults that may keep the daemon from seeing what runs.
@@ -95,7 +104,8 @@ func killing(fits func(process) bool) breaker {
 	return func(r *trial, random *rand.Rand) (func(), error) { return nil, r.kill(random, fits) }
 }
 
-// killDockerd kills the engine. With live-restore its containers go on; without, it ends them when it starts.
+// killDockerd kills the engine. With live-restore its containers go on; without, it ends them when
+// it starts.
 func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	began := time.Now()
 	r.killEngine()
@@ -172,7 +182,8 @@ func removeImage(r *trial, _ *rand.Rand) (func(), error) {
 }
 
 func removePause(r *trial, _ *rand.Rand) (func(), error) {
-	_, err := r.inside("sh", "-c", "docker -H unix://"+r.eng.Socket+" rmi -f $(docker -H unix://"+r.eng.Socket+" images -q cri-dockerd.local/pause)")
+	docker := "docker -H unix://" + r.eng.Socket
+	_, err := r.inside("sh", "-c", docker+" rmi -f $("+docker+" images --format '{{.Repository}}:{{.Tag}}' cri-dockerd.local/pause)")
 	return nil, err
 }
 
@@ -248,7 +259,9 @@ func answering(answer string) breaker {
 }
 
 // requests are parts of the paths of the engine's API.
-var requests = []string{"/containers/create", "/start", "/stop", "/kill", "/json", "/containers/json", "/images/", "/exec", "/update", "/wait", "/_ping"}
+var requests = []string{
+	"/containers/create", "/start", "/stop", "/kill", "/json", "/containers/json", "/images/", "/exec", "/update", "/wait", "/_ping",
+}
 
 // proxying breaks requests of one object, of one operation, or all.
 func proxying(fault func(*rand.Rand) proxy.Fault) breaker {

@@ -17,8 +17,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// kubelet drives a lab as a kubelet does: desired pods, a sync loop for each that tries again, garbage
-// collection, exec probes, statistics, events.
+// kubelet drives a lab as a kubelet does: desired pods, a sync loop for each that tries again,
+// garbage collection, exec probes, statistics, events.
 type kubelet struct {
 	*lab
 	slots    int
@@ -35,7 +35,8 @@ type kubelet struct {
 	removed    time.Time // when a container was last removed behind the daemon's back
 }
 
-// Timeouts of calls. The kubelet's own is two minutes; faults of a few seconds shall outlast ours at times.
+// Timeouts of calls. The kubelet's own is two minutes; faults of a few seconds shall outlast ours
+// at times.
 const (
 	callTimeout = 20 * time.Second
 	execTimeout = 5 * time.Second
@@ -182,8 +183,9 @@ func (k *kubelet) probe(ctx context.Context) {
 	for i := 0; sleep(ctx, time.Duration(100+random.IntN(300))*time.Millisecond); i++ {
 		var running []string
 		err := k.call(ctx, "ListContainers", callTimeout, func(ctx context.Context) error {
+			state := &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
 			l, err := k.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{
-				Filter: &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}},
+				Filter: &runtimeapi.ContainerFilter{State: state},
 			})
 			for _, c := range l.GetContainers() {
 				running = append(running, c.Id)

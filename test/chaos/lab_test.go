@@ -1,7 +1,8 @@
-// Package chaos runs pods as a kubelet does while a seeded schedule of faults breaks the daemon, the
-// engine, the network's plugins and the disks around it. Afterwards a checker compares the engine,
-// the kernel, the network's reservations, the logs and the daemon's answers. It has no code outside
-// its tests; see TestChaos for what a seed does and TestCrashPoints for kills at every step of a call.
+// Package chaos runs pods as a kubelet does while a seeded schedule of faults breaks the daemon,
+// the engine, the network's plugins and the disks around it. Afterwards a checker compares the
+// engine, the kernel, the network's reservations, the logs and the daemon's answers. It has no code
+// outside its tests; see TestChaos for what a seed does and TestCrashPoints for kills at every step
+// of a call.
 package chaos
 
 import (
@@ -47,7 +48,8 @@ const (
 	engineDisk = "512m"
 )
 
-// newLab starts an engine with its data on a small disk, and a daemon behind a proxy whose pods use CNI.
+// newLab starts an engine with its data on a small disk, and a daemon behind a proxy whose pods use
+// CNI.
 func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	t.Helper()
 	l := &lab{tb: &reporter{T: t}}
@@ -76,7 +78,8 @@ func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.daemon = l.eng.Daemon(t, "--docker-endpoint=unix://"+l.proxy.Socket, "--network-plugin=cni", "--container-log=cri",
+	l.daemon = l.eng.Daemon(t,
+		"--docker-endpoint=unix://"+l.proxy.Socket, "--network-plugin=cni", "--container-log=cri",
 		"--cni-conf-dir="+l.conf, "--cni-bin-dir="+l.cni.dir, "--pod-cidr=")
 	return l
 }
@@ -132,7 +135,8 @@ func (l *lab) killEngine() {
 	}
 }
 
-// supervise starts the daemon and dockerd again when they have ended, as systemd does, until ctx ends.
+// supervise starts the daemon and dockerd again when they have ended, as systemd does, until ctx
+// ends.
 func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()

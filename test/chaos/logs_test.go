@@ -21,7 +21,8 @@ type loss struct {
 	torn     bool // the engine may hand over the rest of a line whose beginning it has lost
 }
 
-// engineBuffer is what an engine may hold of a container, in bytes (docs/logs.md): a buffer, and the line at its border.
+// engineBuffer is what an engine may hold of a container, in bytes (docs/logs.md): a buffer, and
+// the line at its border.
 const engineBuffer = 32<<10 + 21<<10
 
 // lossSlack is how far a line's time may be from that of the loss beside it.
@@ -85,8 +86,8 @@ func parseLine(text string) (n int, ok bool) {
 	return n, err == nil && len(text)+1 == lineSize(n)
 }
 
-// checkLines checks that each line is in the log once and in order, but for permitted losses. noted is the last line that the container has
-// noted, -1 for none, and notedAt when.
+// checkLines checks that each line is in the log once and in order, but for permitted losses. noted
+// is the last line that the container has noted, -1 for none, and notedAt when.
 func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []string {
 	records, problems := parseLog(log)
 	next, before, torn := 0, time.Time{}, false
@@ -152,7 +153,8 @@ func readLog(log string) ([]byte, error) {
 	return all, nil
 }
 
-// checkLogs checks the logs of all containers of a pod that have printed something, and returns how many lines they noted.
+// checkLogs checks the logs of all containers of a pod that have printed something, and returns how
+// many lines they noted.
 func (p *pod) checkLogs(losses []loss) (lines int, problems []string) {
 	notes, err := os.ReadDir(p.stateDir())
 	if err != nil {

@@ -10,13 +10,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"cri-dockerd/test/engines"
 )
 
 // inText finds what differs from object to object in an error's text.
@@ -55,70 +52,6 @@ func newPod(k *kubelet, slot, generation int, random *rand.Rand) *pod {
 func (p *pod) logDir() string   { return filepath.Join(p.logs, "chaos_"+p.uid+"_"+p.uid) }
 func (p *pod) stateDir() string { return filepath.Join(p.state, p.uid) }
 
-// config is the sandbox's configuration.
-func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
-	cfg := &runtimeapi.PodSandboxConfig{
-		Metadata:     &runtimeapi.PodSandboxMetadata{Name: p.uid, Namespace: "chaos", Uid: p.uid, Attempt: attempt},
-		LogDirectory: p.logDir(),
-		Labels:       map[string]string{"io.kubernetes.pod.uid": p.uid},
-		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}},
-		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    p.eng.CgroupParent + "/" + p.uid,
-			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
-		},
-	}
-	if p.hostNetwork {
-		cfg.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
-		return cfg
-	}
-	cfg.Hostname = p.uid
-	if p.slot%2 == 1 {
-		cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: int32(20000 + p.slot)}}
-	}
-	return cfg
-}
-
-// script prints numbered lines, some of them long, and notes after each that it was printed.
-const script = `trap 'exit 0' TERM
-exec 2>/dev/null # the shell reports the death of its children
-i=0
-while :; do
-	for n in 1 2 3 4 5; do
-		if [ $((i % 50)) = 49 ]; then printf 'line %d %020000d\n' $i 0; else echo "line $i"; fi
-		echo $i >> /state/FILE
-		i=$((i+1))
-	done
-	[ LIMIT = 0 ] || [ $i -lt LIMIT ] || exit 3
-	sleep 0.5
-done`
-
-// container is the configuration of one of the pod's containers.
-func (p *pod) container(name string, attempt uint32) *runtimeapi.ContainerConfig {
-	limit := 0
-	if name == p.containers[len(p.containers)-1] {
-		limit = p.limit
-	}
-	text := strings.NewReplacer("FILE", fmt.Sprintf("%s.%d", name, attempt), "LIMIT", fmt.Sprint(limit)).Replace(script)
-	network := runtimeapi.NamespaceMode_POD
-	if p.hostNetwork {
-		network = runtimeapi.NamespaceMode_NODE
-	}
-	return &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt},
-		Image:    &runtimeapi.ImageSpec{Image: engines.Busybox},
-		Command:  []string{"sh", "-c", text},
-		LogPath:  fmt.Sprintf("%s/%d.log", name, attempt),
-		Labels:   map[string]string{"io.kubernetes.pod.uid": p.uid},
-		Mounts:   []*runtimeapi.Mount{{HostPath: p.stateDir(), ContainerPath: "/state"}},
-		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources: &runtimeapi.LinuxContainerResources{CpuShares: 10},
-			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{Network: network, Pid: runtimeapi.NamespaceMode_CONTAINER},
-			},
-		},
-	}
-}
-
 // live runs the pod for a while, or for as long as pods are frozen, and then removes it.
 func (p *pod) live(ctx context.Context, d time.Duration) {
 	end := time.After(d)
@@ -150,8 +83,8 @@ func (p *pod) end(ctx context.Context) {
 	}
 }
 
-// removeCgroups removes the pod's control groups as a kubelet does: with empty ones below them, which a runc that was killed may leave.
-// Those with processes stay, and the checker finds them.
+// removeCgroups removes the pod's control groups as a kubelet does: with empty ones below them,
+// which a runc that was killed may leave. Those with processes stay, and the checker finds them.
 func (p *pod) removeCgroups() {
 	roots, _ := filepath.Glob(p.eng.Path("/sys/fs/cgroup/*" + p.eng.CgroupParent + "/" + p.uid))
 	for _, root := range append(roots, p.eng.Path("/sys/fs/cgroup"+p.eng.CgroupParent+"/"+p.uid)) {
@@ -178,7 +111,8 @@ type found struct {
 func (p *pod) list(ctx context.Context) (f found, err error) {
 	labels := map[string]string{"io.kubernetes.pod.uid": p.uid}
 	err = p.call(ctx, "ListPodSandbox", callTimeout, func(ctx context.Context) error {
-		r, err := p.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: labels}})
+		filter := &runtimeapi.PodSandboxFilter{LabelSelector: labels}
+		r, err := p.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: filter})
 		f.sandboxes = r.GetItems()
 		return err
 	})
@@ -186,12 +120,17 @@ func (p *pod) list(ctx context.Context) (f found, err error) {
 		return f, err
 	}
 	err = p.call(ctx, "ListContainers", callTimeout, func(ctx context.Context) error {
-		r, err := p.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: labels}})
+		filter := &runtimeapi.ContainerFilter{LabelSelector: labels}
+		r, err := p.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: filter})
 		f.containers = r.GetContainers()
 		return err
 	})
-	slices.SortFunc(f.sandboxes, func(a, b *runtimeapi.PodSandbox) int { return int(b.Metadata.Attempt) - int(a.Metadata.Attempt) })
-	slices.SortFunc(f.containers, func(a, b *runtimeapi.Container) int { return int(b.Metadata.Attempt) - int(a.Metadata.Attempt) })
+	slices.SortFunc(f.sandboxes, func(a, b *runtimeapi.PodSandbox) int {
+		return int(b.Metadata.Attempt) - int(a.Metadata.Attempt)
+	})
+	slices.SortFunc(f.containers, func(a, b *runtimeapi.Container) int {
+		return int(b.Metadata.Attempt) - int(a.Metadata.Attempt)
+	})
 	return f, err
 }
 
@@ -339,7 +278,8 @@ func (p *pod) kill(ctx context.Context, f found) error {
 	return errors.Join(errs...)
 }
 
-// collect removes the dead containers beyond the newest of each name, and dead sandboxes without containers.
+// collect removes the dead containers beyond the newest of each name, and dead sandboxes without
+// containers.
 func (p *pod) collect(ctx context.Context, f found) (err error) {
 	holds := map[string]bool{}
 	for _, c := range f.containers {
@@ -390,7 +330,8 @@ func (p *pod) remove(ctx context.Context) (left int, err error) {
 	return left, err
 }
 
-// rotate renames the log of a running container and has it opened anew; if that fails it is renamed back (logs.ContainerLogManager).
+// rotate renames the log of a running container and has it opened anew; if that fails it is renamed
+// back (logs.ContainerLogManager).
 func (p *pod) rotate(ctx context.Context, f found) error {
 	c := f.newest(p.containers[0])
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {

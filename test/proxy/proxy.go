@@ -52,7 +52,8 @@ type faultKey struct{}
 // errReplaced marks an answer that is replaced by a fault.
 var errReplaced = errors.New("replaced by the test")
 
-// Start serves on socket, in front of the engine that listens on the socket engine, until the test ends.
+// Start serves on socket, in front of the engine that listens on the socket engine, until the test
+// ends.
 func Start(tb engines.TB, socket, engine string) *Proxy {
 	tb.Helper()
 	l, err := net.Listen("unix", socket)
@@ -122,7 +123,8 @@ func isObserved(r *http.Request) bool {
 	return !strings.HasSuffix(r.URL.Path, "/events") && !strings.HasSuffix(r.URL.Path, "/_ping")
 }
 
-// fault returns the fault of a request, and a channel that is closed when another set of faults holds.
+// fault returns the fault of a request, and a channel that is closed when another set of faults
+// holds.
 func (p *Proxy) fault(r *http.Request) (Fault, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +187,8 @@ func wait(r *http.Request, changed <-chan struct{}, d time.Duration) {
 // maxDetached bounds the body of a request that may outlive its client, in bytes.
 const maxDetached = 1 << 20
 
-// detach returns a request that goes on when its client has gone. Large or hijacked ones stay as they are.
+// detach returns a request that goes on when its client has gone. Large or hijacked ones stay as
+// they are.
 func detach(r *http.Request) (late *http.Request, done func()) {
 	if r.ContentLength > maxDetached || r.ContentLength < 0 || r.Header.Get("Upgrade") != "" || r.Method == http.MethodGet {
 		return r, func() {}
@@ -194,7 +197,8 @@ func detach(r *http.Request) (late *http.Request, done func()) {
 	if err != nil {
 		return r, func() {}
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context())) // ReverseProxy watches the client of a context that cannot end
+	// Of a context that cannot end, ReverseProxy would watch the client itself.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	late = r.Clone(ctx)
 	late.Body = io.NopCloser(bytes.NewReader(b))
 	return late, cancel
