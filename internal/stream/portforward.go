@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/streaming/pkg/httpstream"
@@ -23,12 +24,16 @@ const (
 	maxUnpaired = 256
 	// maxPorts bounds the ports of one WebSocket, which has two channels of one byte for each.
 	maxPorts = 64
+	// podInterval is how often the pod of a session is checked. That costs the opening of a file.
+	podInterval = 2 * time.Second
 	// lingerTimeout is how long the client may take to end its side after the pod has.
 	lingerTimeout = 30 * time.Second
 )
 
-// servePortForward serves connections to the ports of a pod until the client goes away. A connection that fails does not end the others.
+// servePortForward serves connections to the ports of a pod until the client goes away or the pod ends. A connection that fails does not
+// end the others.
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
+	go s.closeWithPod(c, q.PodSandboxId)
 	if !wsstream.IsWebSocketRequest(r) {
 		s.forwardSPDY(w, r, c, q.PodSandboxId)
 		return
@@ -39,6 +44,28 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 	}
 	portforward.ServePortForward(w, r, webSocketForwarder{s, c.ctx}, q.PodSandboxId, "", &portforward.V4Options{Ports: q.Port},
 		0, s.streamTimeout, portforward.SupportedProtocols)
+}
+
+// closeWithPod closes a session soon after its pod has ended, and returns when the session has. One failure may be that of a moment.
+func (s *Server) closeWithPod(c *conn, podID string) {
+	check := time.NewTicker(s.podInterval)
+	defer check.Stop()
+	for failed := 0; failed < 2; {
+		select {
+		case <-check.C:
+		case <-c.ctx.Done():
+			return
+		}
+		netns, err := s.runtime.OpenNetNS(podID)
+		netns.Close() // nil for the host's and with an error, which Close permits
+		if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+			failed++
+		} else {
+			failed = 0
+		}
+	}
+	s.log.Debug("a port-forward ends with its pod", "sandbox", podID)
+	c.Close()
 }
 
 // webSocketForwarder forwards the channels of one WebSocket (portforward.PortForwarder).

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
@@ -258,6 +259,49 @@ func TestSPDYPortForward(t *testing.T) {
 		data.Close()
 	}
 	eventually(t, "the places of ended connections", func() bool { return s.forwards.places() == 0 })
+}
+
+// TestPortForwardEndsWithItsPod over both protocols.
+func TestPortForwardEndsWithItsPod(t *testing.T) {
+	var ended atomic.Bool
+	s, err := New(Config{Dial: dialHost, Log: discard, Runtime: fake{netns: func(id string) (*os.File, error) {
+		if ended.Load() {
+			return nil, fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
+		}
+		return nil, nil
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.podInterval = 10 * time.Millisecond
+	run(t, s)
+	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{int32(echo(t))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := mustOpen(t, r.Url)
+	data, _, err := connectTo(session, 0, int(echo(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(data, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(data); string(b) != "HELLO" {
+		t.Errorf("data %q", b)
+	}
+
+	ended.Store(true)
+	select {
+	case <-session.CloseChan():
+	case <-time.After(20 * time.Second):
+		t.Error("the session over SPDY goes on")
+	}
+	begin := time.Now()
+	if drain(socket); time.Since(begin) > 15*time.Second { // its own deadline is 20 s
+		t.Error("the session over WebSocket goes on")
+	}
 }
 
 // places is the number of connections that count.

@@ -91,7 +91,8 @@ type Server struct {
 
 	idle          time.Duration // sessionIdleTimeout
 	stall         time.Duration // stallTimeout
-	streamTimeout time.Duration // defaultStreamTimeout; tests shorten all three
+	podInterval   time.Duration // podInterval
+	streamTimeout time.Duration // defaultStreamTimeout; tests shorten all of them
 }
 
 // New listens, so that the URLs are known; nothing is answered until Serve.
@@ -115,6 +116,7 @@ func New(cfg Config) (*Server, error) {
 
 		idle:          sessionIdleTimeout,
 		stall:         stallTimeout,
+		podInterval:   podInterval,
 		streamTimeout: defaultStreamTimeout,
 	}
 	connLimits := limits

@@ -152,7 +152,7 @@ func TestSlowReaderGetsAll(t *testing.T) {
 	})
 }
 
-// TestSessionsEndWithTheirContainer: in every PID mode.
+// TestSessionsEndWithTheirContainer: in every PID mode, and a port-forward with its pod.
 func TestSessionsEndWithTheirContainer(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE} {
@@ -173,6 +173,7 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 				go func() { _, end := shell.read(); ended <- "terminal: " + end }()
 				attached := n.openSession(t, "SPDY", n.attachURL(t, id, false), false, false)
 				go func() { _, end := attached.read(); ended <- "attach: " + end }()
+				forwarded := n.forwardSession(t, pod)
 				n.exec(t, id, sh("while [ ! -e /sync -o ! -e /shell ]; do sleep 0.1; done")...)
 
 				n.stop(t, id, 5)
@@ -183,6 +184,12 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 					case <-time.After(30 * time.Second):
 						t.Fatal("a session goes on")
 					}
+				}
+				n.stopPod(t, pod)
+				select {
+				case <-forwarded.CloseChan():
+				case <-time.After(30 * time.Second):
+					t.Error("the port-forward goes on")
 				}
 			})
 		}
