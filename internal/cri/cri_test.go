@@ -52,9 +52,9 @@ type world struct {
 	mounted   map[string]bool // image volumes
 	forgotten map[string]bool // of Stats
 
-	logMode, logReason string                 // of Logs.State
-	delWait            atomic.Pointer[func()] // runs at the beginning of each DEL
-	stray              atomic.Bool            // pauses do not join their namespaces
+	logMode, logReason string                                      // of Logs.State
+	delWait            atomic.Pointer[func(context.Context) error] // runs at the beginning of each DEL
+	stray              atomic.Bool                                 // pauses do not join their namespaces
 	next               byte
 }
 
@@ -130,9 +130,11 @@ func (n fakeNetwork) Add(_ context.Context, p podnet.Pod) ([]netip.Addr, error) 
 	return n.IPs(p.ID), nil
 }
 
-func (n fakeNetwork) Del(_ context.Context, p podnet.Pod) error {
+func (n fakeNetwork) Del(ctx context.Context, p podnet.Pod) error {
 	if wait := n.delWait.Load(); wait != nil {
-		(*wait)()
+		if err := (*wait)(ctx); err != nil {
+			return err
+		}
 	}
 	if err := n.fails("network del"); err != nil {
 		return err

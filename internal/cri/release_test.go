@@ -22,7 +22,15 @@ func slowDel(t *testing.T, w *world) (begun *atomic.Int32, release func()) {
 	t.Helper()
 	begun = &atomic.Int32{}
 	held := make(chan struct{})
-	wait := func() { begun.Add(1); <-held }
+	wait := func(ctx context.Context) error {
+		begun.Add(1)
+		select {
+		case <-held:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	w.delWait.Store(&wait)
 	release = sync.OnceFunc(func() { close(held) })
 	t.Cleanup(release)

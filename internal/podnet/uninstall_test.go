@@ -412,6 +412,11 @@ func TestFilesOfTheWrongKind(t *testing.T) {
 			if _, err := c.Add(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
+			if !strings.Contains(name, "record") { // which a complete pod has not
+				if err := c.Confirm(p.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for _, file := range wrong {
 				path := filepath.Join(c.cfg.CacheDir, file)
 				if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {

@@ -199,7 +199,7 @@ func slowDel(t *testing.T, a *addOn) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		if _, err = a.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
 			cancel()
-			ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel = context.WithTimeout(t.Context(), 3*time.Second)
 			_, err = a.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 		}
 		cancel()
