@@ -21,6 +21,7 @@ type proxy struct {
 
 	mu      sync.Mutex // guards the rest
 	suffix  string
+	failing string                   // the suffix of the request that fails next, "" for none
 	waiting int                      // requests that have waited since the last hang
 	now     int                      // requests that wait now
 	late    map[string]chan struct{} // suffix: closed when its requests are carried out
@@ -44,6 +45,10 @@ func (n *node) newProxy(t *testing.T) *proxy {
 	srv := &http.Server{
 		ReadHeaderTimeout: time.Minute,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if p.fails(r.URL.Path) {
+				http.Error(w, `{"message":"failed by the test"}`, http.StatusInternalServerError)
+				return
+			}
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
 				p.left()
@@ -75,6 +80,24 @@ func (p *proxy) hangs(path string) bool {
 	}
 	p.waiting++
 	p.now++
+	return true
+}
+
+// fail has the next request whose path ends in a suffix fail.
+func (p *proxy) fail(suffix string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failing = suffix
+}
+
+// fails says whether a request is the one that is to fail.
+func (p *proxy) fails(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failing == "" || !strings.HasSuffix(path, p.failing) {
+		return false
+	}
+	p.failing = ""
 	return true
 }
 
