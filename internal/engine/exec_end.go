@@ -13,27 +13,53 @@ import (
 const (
 	// execInspectTimeout bounds one inspect of an exec that was given up. The engine answers from memory.
 	execInspectTimeout = 10 * time.Second
-	// reapInterval is the longest pause between two of them.
+	// reapInterval is the longest pause between two of them, for each reapCrowd commands that were given
+	// up: the engine gets at most 64 a second, however many there are.
 	reapInterval = 2 * time.Second
+	reapCrowd    = 128
+	// maxReaps bounds the commands that are waited for. A probe each second of a container on which the
+	// engine hangs gives 600 up before the first is forgotten.
+	maxReaps = 4096
 )
+
+var errTooManyReaps = fmt.Errorf("%d commands whose calls were given up are waited for already", maxReaps)
 
 // reaps are the goroutines that end commands whose calls were given up. The zero value is ready.
 type reaps struct {
 	mu      sync.Mutex // guards the rest
 	closed  chan struct{}
 	running sync.WaitGroup
+	count   int
+}
+
+// interval is the longest pause between two inspects of one command.
+func (r *reaps) interval() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return reapInterval * time.Duration(1+r.count/reapCrowd)
+}
+
+func (r *reaps) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count--
 }
 
 // start runs do with a context that outlives ctx, until its timeout or close.
-func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(context.Context)) {
+func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(context.Context)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.count >= maxReaps {
+		return errTooManyReaps
+	}
+	r.count++
 	if r.closed == nil {
 		r.closed = make(chan struct{})
 	}
 	closed := r.closed
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	r.running.Go(func() {
+		defer r.end()
 		defer cancel()
 		done := make(chan struct{})
 		defer close(done)
@@ -46,6 +72,7 @@ func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(contex
 		}()
 		do(ctx)
 	})
+	return nil
 }
 
 // close ends them.
@@ -71,13 +98,15 @@ func (r *execution) giveUp(ctx context.Context, err error) error {
 		return err
 	}
 	done := make(chan error, 1)
-	r.reaps.start(ctx, r.execs.reap, func(ctx context.Context) {
-		err := r.reap(ctx, end)
+	report := func(err error) {
 		if err != nil {
 			r.cfg.Log.Warn("a command whose call was given up may still run", "container", r.container, "exec", r.id, "err", err)
 		}
 		done <- err
-	})
+	}
+	if full := r.reaps.start(ctx, r.execs.reap, func(ctx context.Context) { report(r.reap(ctx, end)) }); full != nil {
+		report(full)
+	}
 	late := time.NewTimer(r.execs.reply)
 	defer late.Stop()
 	select {
@@ -106,7 +135,7 @@ func (r *execution) endingOf(ctx context.Context, err error) func(proc string, p
 // reap ends the command as soon as the engine has started it. A command that has ended, or whose
 // container is gone, is no error.
 func (r *execution) reap(ctx context.Context, end func(proc string, pid int, container string) error) error {
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, reapInterval) {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, r.reaps.interval()) {
 		inspectCtx, cancel := context.WithTimeout(ctx, execInspectTimeout)
 		state, err := r.execState(inspectCtx, r.id)
 		cancel()

@@ -291,3 +291,25 @@ func TestOutputIsCompleteOrAnError(t *testing.T) {
 		}
 	})
 }
+
+// TestReapsAreBounded: however many commands were given up, the engine is asked for them at a bounded
+// rate, and close ends them.
+func TestReapsAreBounded(t *testing.T) {
+	var r reaps
+	wait := func(ctx context.Context) { <-ctx.Done() }
+	for i := range maxReaps {
+		if err := r.start(t.Context(), time.Hour, wait); err != nil {
+			t.Fatalf("reap %d: %v", i, err)
+		}
+	}
+	if err := r.start(t.Context(), time.Hour, wait); err == nil {
+		t.Error("one more than the bound")
+	}
+	if rate := maxReaps / r.interval().Seconds(); rate > reapCrowd/reapInterval.Seconds() {
+		t.Errorf("%.0f inspects a second", rate)
+	}
+	r.close()
+	if r.count != 0 {
+		t.Errorf("%d are left", r.count)
+	}
+}
