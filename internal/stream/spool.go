@@ -26,7 +26,7 @@ const (
 )
 
 // errBehind ends a session whose client does not read.
-var errBehind = fmt.Errorf("the client was cut off since it does not read: more than %d MiB of output wait for it; "+
+var errBehind = fmt.Errorf("the client was cut off since it does not read and there is no room for more output (up to %d MiB); "+
 	"read faster, or write the output to a file: %w", maxSpill>>20, errdefs.ErrResourceExhausted)
 
 // spools are what the outputs of all sessions share.
@@ -49,13 +49,18 @@ func newSpools(openFile func() (*os.File, error)) *spools {
 // budget is a number of bytes.
 type budget struct{ left atomic.Int64 }
 
-// take takes n bytes, if there are as many or force is true.
-func (b *budget) take(n int64, force bool) bool {
-	if b.left.Add(-n) >= 0 || force {
-		return true
+// take takes n bytes for an output that has as many as mine. An output gets no more than it leaves to
+// the others, so that a few clients never use everything up. With force it gets them in any case.
+func (b *budget) take(n, mine int64, force bool) bool {
+	for {
+		left := b.left.Load()
+		if !force && left-n < mine+n {
+			return false
+		}
+		if b.left.CompareAndSwap(left, left-n) {
+			return true
+		}
 	}
-	b.left.Add(n)
-	return false
 }
 
 func (b *budget) give(n int64) { b.left.Add(n) }
@@ -127,7 +132,7 @@ func (o *output) put(p []byte) (int, error) {
 	at := o.spilled % spillSize
 	n := max(0, min(int64(len(p)), limit, spillSize-at))
 	grown := max(0, at+n-o.size)
-	if n == 0 || !o.session.spools.disk.take(grown, ended) {
+	if n == 0 || !o.session.spools.disk.take(grown, o.size, ended) {
 		o.mu.Unlock()
 		return 0, nil
 	}
@@ -146,7 +151,7 @@ func (o *output) putMemoryLocked(p []byte, ended bool) int {
 	}
 	last := len(o.chunks) - 1
 	if last < 0 || o.chunks[last].n == chunkSize {
-		if len(o.chunks) >= most || !o.session.spools.memory.take(chunkSize, len(o.chunks) == 0 || ended) {
+		if len(o.chunks) >= most || !o.session.spools.memory.take(chunkSize, int64(len(o.chunks))*chunkSize, len(o.chunks) == 0 || ended) {
 			return 0
 		}
 		c := chunkPool.Get().(*chunk)
@@ -239,7 +244,7 @@ func (o *output) unspill() (*chunk, error) {
 	n := min(o.spilled-o.sent, spillSize-at, chunkSize)
 	o.mu.Unlock()
 
-	o.session.spools.memory.take(chunkSize, true)
+	o.session.spools.memory.take(chunkSize, 0, true)
 	c := chunkPool.Get().(*chunk)
 	c.n = int(n)
 	_, err := file.ReadAt(c.data[:n], at)

@@ -261,3 +261,24 @@ func TestOtherSessionsGoOn(t *testing.T) {
 		}
 	}
 }
+
+// TestManyClientsThatDoNotRead leave room for one more.
+func TestManyClientsThatDoNotRead(t *testing.T) {
+	var b budget
+	b.give(maxDisk)
+	const piece = 1 << 20
+	held := make([]int64, 200)
+	for range maxSpill / piece {
+		for i := range held {
+			if b.take(piece, held[i], false) {
+				held[i] += piece
+			}
+		}
+	}
+	if left := b.left.Load(); left < 2*piece || !b.take(piece, 0, false) {
+		t.Errorf("%d bytes are left", left)
+	}
+	if !b.take(maxDisk, 0, true) {
+		t.Error("what must be taken is not")
+	}
+}
