@@ -142,7 +142,7 @@ func (k *kubelet) noTraces() error {
 	for what, line := range map[string]string{
 		"interfaces": "ip -o link show type veth",
 		"port rules": "iptables-save -t nat | grep 18080 || true",
-		"mounts":     "grep nsfs /proc/self/mounts || true",
+		"mounts":     "grep ' /run/netns/' /proc/self/mounts || true",
 	} {
 		out, err := k.engine.Command("sh", "-c", line).CombinedOutput()
 		if left := strings.TrimSpace(string(out)); err != nil || left != "" {
