@@ -197,7 +197,11 @@ func (f Files) Remove(id model.ContainerID) error {
 	}
 	var errs []error
 	for _, root := range f.roots {
-		if err := os.Remove(filepath.Join(directory(root), string(id))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		file := filepath.Join(directory(root), string(id))
+		if st, err := os.Lstat(file); err == nil && st.IsDir() {
+			continue // nobody's checkpoint, see Path; it must not keep a pod from going
+		}
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove the checkpoint of a shim before this one: %w", err))
 		}
 	}

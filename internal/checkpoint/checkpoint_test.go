@@ -109,3 +109,22 @@ func TestWriteForAnOlderShim(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// TestDirectoryInTheWay: a directory with the name of a checkpoint is none, and keeps no pod from going.
+func TestDirectoryInTheWay(t *testing.T) {
+	root := t.TempDir()
+	f := New(root)
+	file := filepath.Join(root, "sandbox", string(id), "x")
+	if err := os.MkdirAll(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Read(id); !errdefs.IsNotFound(err) {
+		t.Errorf("read: %v", err)
+	}
+	if err := f.Remove(id); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+}

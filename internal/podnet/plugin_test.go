@@ -284,6 +284,61 @@ func TestAddCutOff(t *testing.T) {
 	}
 }
 
+// TestDelCutOff is a daemon that is killed in the middle of a DEL: the next one waits for the plugin that
+// still runs, and then releases the rest.
+func TestDelCutOff(t *testing.T) {
+	f := newFake(t)
+	conf, cache := t.TempDir(), t.TempDir()
+	writeConf(t, filepath.Join(conf, "10.conflist"), "net", "1.0.0")
+	killed := newCNI(t, conf, f.dir, cache)
+	p, _ := newPod(t, sandboxID)
+	add(t, killed, p)
+	attachments, err := killed.attach.attachments(t.Context(), p)
+	if err != nil || len(attachments) != 1 {
+		t.Fatalf("%v, %v", attachments, err)
+	}
+	held, err := killed.attach.journal.begin(attachments[0].list, attachments[0].rt, unconfirmed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.mode("DEL-slow")
+	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as DelNetworkList does, but nothing comes after it
+	plugin.Env = append(os.Environ(), "CNI_COMMAND=DEL", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0")
+	plugin.Stdin, plugin.ExtraFiles = strings.NewReader(`{"cniVersion":"1.0.0"}`), []*os.File{held}
+	if err := plugin.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer plugin.Wait() //nolint:errcheck // its end is seen below
+	if !within(func() bool { return len(f.held()) == 0 }) {
+		t.Fatal("the plugin was not called")
+	}
+	held.Close() // as the end of the process does
+
+	next := newCNI(t, conf, f.dir, cache)
+	if got := next.Attached(); len(got) != 1 || next.IPs(p.ID) != nil {
+		t.Fatalf("attached %v, addresses %v", got, next.IPs(p.ID))
+	}
+	done := make(chan error, 1)
+	go func() { done <- next.Del(t.Context(), p) }()
+	select {
+	case err := <-done:
+		t.Errorf("the DEL did not wait for the plugin: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || len(next.Attached()) > 0 {
+		t.Errorf("%v, attached %v", err, next.Attached())
+	}
+	if left, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestVersions(t *testing.T) {
 	f := newFake(t)
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
