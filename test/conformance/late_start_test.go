@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -99,10 +98,7 @@ func TestLateStart(t *testing.T) {
 			printer, logged := n.printer(t, pod, cfg, name)
 			unkept, keeps := n.unkept(t, pod, cfg, name+"-limited")
 			release := p.delay("/start")
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-			if crash {
-				ctx, cancel = context.WithCancel(t.Context())
-			}
+			ctx, cancel := context.WithCancel(t.Context())
 			var calls sync.WaitGroup
 			for _, id := range []string{printer, unkept} {
 				calls.Go(func() {
@@ -115,9 +111,14 @@ func TestLateStart(t *testing.T) {
 			if crash {
 				n.Kill(t)
 			}
-			calls.Wait()
 			cancel()
-			n.run(t, "sh", "-c", "rm -f '"+cfg.LogDirectory+"/"+name+".log'") // a link may have been made before
+			calls.Wait()
+			if !crash {
+				if err := n.reopen(t, printer); err == nil { // it waits until the daemon has ended the call, too
+					t.Errorf("%s: the log of a container that does not run was reopened", name)
+				}
+				n.run(t, "sh", "-c", "rm -f '"+cfg.LogDirectory+"/"+name+".log'") // StartContainer has made a link already
+			}
 
 			release()
 			eventually(t, name+": Docker has started both", func() bool {
