@@ -20,7 +20,7 @@ var heldAcrossIO = map[string]string{
 	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch of a directory of the node's own root file system, " +
 		"without which no pod can be connected either",
 	"(*internal/stats.Reader).pageSizes r.mu": "reads sysfs, once",
-	"(*internal/stats.disks).name d.mu":       "reads sysfs, once for each device",
+	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, which the kernel answers from memory",
 	"(*internal/stream.output).fail o.mu":     "closes a file without a name; only the session's own sender waits",
 	"(*internal/stream.output).spill o.mu":    "closes a file without a name; only the session's own sender waits",
 }
