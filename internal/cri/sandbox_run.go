@@ -196,9 +196,9 @@ func (s *Service) removeByName(ctx context.Context, name string) error {
 	return nil // somebody else's
 }
 
-// removeByID takes apart a sandbox, or what is left of one.
+// removeByID takes apart a sandbox, or what is left of one. It needs no inspect: the engine may hang on that while it starts the pause.
 func (s *Service) removeByID(ctx context.Context, id model.ContainerID) error {
-	sb, err := s.lockFoundSandbox(ctx, id)
+	sb, err := s.lockSandbox(ctx, string(id))
 	if err != nil {
 		return err
 	}
