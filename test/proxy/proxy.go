@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -65,7 +65,7 @@ func Start(tb engines.TB, socket, engine string) *Proxy {
 	p := &Proxy{Socket: socket, changed: make(chan struct{}), streams: map[*stream]bool{}}
 	p.forward = httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
 	p.forward.FlushInterval = -1 // events
-	p.forward.ErrorLog = log.New(io.Discard, "", 0)
+	p.forward.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	p.forward.ModifyResponse = p.answer
 	p.forward.ErrorHandler = fail
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -76,7 +76,7 @@ func Start(tb engines.TB, socket, engine string) *Proxy {
 	srv := &http.Server{
 		Handler:           p,
 		ReadHeaderTimeout: time.Minute,
-		ErrorLog:          log.New(io.Discard, "", 0),
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	go func() { _ = srv.Serve(l) }()
 	tb.Cleanup(func() {
