@@ -41,7 +41,7 @@ func TestEngineRestart(t *testing.T) {
 			k.apply(t, "agent", nodePod)
 			for name, end := range map[string]func(engines.TB){"stop": k.engine.Stop, "kill": k.engine.Kill} {
 				k.waitRunning(t, "web")
-				k.waitRunning(t, "agent")
+				k.waitReady(t, "agent")
 				before := k.sandboxes(t, runtimeapi.PodSandboxState_SANDBOX_READY)
 				end(t)
 				k.engine.Restart(t)
@@ -51,6 +51,23 @@ func TestEngineRestart(t *testing.T) {
 			k.removeAll(t, "web", "agent")
 		})
 	}
+}
+
+// waitReady waits until all containers of a pod are ready. A standalone kubelet knows no address of a pod on the host network.
+func (k *kubelet) waitReady(t *testing.T, name string) {
+	t.Helper()
+	eventually(t, "pod "+name+" is ready", func() error {
+		p := k.pod(t, name)
+		if p == nil || p.Status.Phase != "Running" || len(p.Status.ContainerStatuses) == 0 {
+			return fmt.Errorf("%+v", p)
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if !c.Ready {
+				return fmt.Errorf("container %s: %+v", c.Name, c)
+			}
+		}
+		return nil
+	})
 }
 
 // sandboxes are the IDs of the sandboxes of a state.
@@ -87,7 +104,7 @@ func (k *kubelet) awaitOthers(t *testing.T, name string, before []string) {
 		}
 		return nil
 	})
-	k.waitRunning(t, "agent")
+	k.waitReady(t, "agent")
 	p := k.waitRunning(t, "web")
 	for _, c := range p.Status.ContainerStatuses {
 		if c.RestartCount == 0 {
