@@ -136,7 +136,7 @@ func (e *Engine) notify(m events.Message, changed func(Event)) {
 	case events.ImageEventType:
 		changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
 	case events.ContainerEventType:
-		if !matters(m.Action) {
+		if !matters(m) {
 			return
 		}
 		id, err := model.ParseContainerID(m.Actor.ID)
@@ -207,7 +207,7 @@ func read(id model.ContainerID, m events.Message) Event {
 	case events.ActionOOM:
 		e.Kind = OutOfMemory
 	case events.ActionKill:
-		if m.Actor.Attributes[attrSignal] == strconv.Itoa(int(unix.SIGKILL)) {
+		if isSIGKILL(m) {
 			e.Kind = Killed
 		}
 	case events.ActionDie:
@@ -220,13 +220,20 @@ func read(id model.ContainerID, m events.Message) Event {
 	return e
 }
 
-// matters leaves out events that change nothing that is remembered: every exec probe makes three. A create is ours, and is read when its
-// call goes on; an inspect for its event would wait for the start that follows at once, and then stand in the way of the call's own.
-func matters(a events.Action) bool {
-	switch a {
-	case events.ActionStart, events.ActionRestart, events.ActionStop, events.ActionPause, events.ActionUnPause,
-		events.ActionUpdate, events.ActionRename, events.ActionKill, events.ActionDie, events.ActionOOM, events.ActionDestroy:
+// matters leaves out events that change nothing that is remembered: every exec probe makes three, a signal is seen by what it does, and a
+// stop follows the end that it reports. A create is ours, and is read when its call goes on; an inspect for its event would wait for the
+// start that follows at once, and then stand in the way of the call's own.
+func matters(m events.Message) bool {
+	switch m.Action {
+	case events.ActionStart, events.ActionRestart, events.ActionPause, events.ActionUnPause,
+		events.ActionUpdate, events.ActionRename, events.ActionDie, events.ActionOOM, events.ActionDestroy:
 		return true
+	case events.ActionKill:
+		return isSIGKILL(m)
 	}
 	return false
+}
+
+func isSIGKILL(m events.Message) bool {
+	return m.Actor.Attributes[attrSignal] == strconv.Itoa(int(unix.SIGKILL))
 }

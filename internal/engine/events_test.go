@@ -31,3 +31,27 @@ func TestRead(t *testing.T) {
 		}
 	}
 }
+
+// TestMatters: events after which an inspect would show nothing new are left out.
+func TestMatters(t *testing.T) {
+	signal := func(s string) map[string]string { return map[string]string{"signal": s} }
+	for _, test := range []struct {
+		action     events.Action
+		attributes map[string]string
+		want       bool
+	}{
+		{events.ActionStart, nil, true},
+		{events.ActionDie, nil, true},
+		{events.ActionPause, nil, true},
+		{events.ActionKill, signal("9"), true}, // it says why the end came
+		{events.ActionKill, signal("15"), false},
+		{events.ActionKill, nil, false},
+		{events.ActionStop, nil, false},
+		{events.ActionCreate, nil, false},
+		{events.ActionExecStart, nil, false},
+	} {
+		if got := matters(events.Message{Action: test.action, Actor: events.Actor{Attributes: test.attributes}}); got != test.want {
+			t.Errorf("%s %v: %v", test.action, test.attributes, got)
+		}
+	}
+}

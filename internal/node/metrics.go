@@ -57,7 +57,7 @@ func (m *viewMetrics) resync(reason string) {
 
 // noted is an event that has come.
 func (m *viewMetrics) noted(e engine.Event) {
-	if e.At.IsZero() {
+	if e.At.IsZero() || e.Kind == engine.Killed { // no inspect follows
 		return
 	}
 	m.mu.Lock()

@@ -466,6 +466,9 @@ func (v *View) heed(e engine.Event) {
 		v.tell(steps)
 		v.metrics.looking(e.ID)()
 	}
+	if e.Kind == engine.Killed { // the end follows
+		return
+	}
 	after := settle
 	if e.Kind == engine.Died {
 		after = 0 // no call of ours reads it
