@@ -6,7 +6,7 @@ COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 BIN ?= bin/cri-dockerd
 FUZZTIME ?= 10s
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 build: ## the static binary, bin/cri-dockerd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $(BIN) ./cmd/cri-dockerd
 demo: ## engine, daemon, a pod through it, its page
@@ -32,6 +32,7 @@ e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figure
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
 bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
+bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat and of the check for missed events, daemon and engine
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
@@ -39,6 +40,8 @@ chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run
 chaos: engines ## pods under a seeded schedule of faults: SEEDS (20) runs of MINUTES (5) on both engines; FIRST_SEED, PODS, ENGINE
 	$(GO) test -count=1 -v -timeout 24h ./test/chaos -run 'TestChaos$$' -parallel 1 -seeds $(or $(SEEDS),20) -first-seed $(or $(FIRST_SEED),1) \
 		-minutes $(or $(MINUTES),5) -pods $(or $(PODS),8)
+load: engines ; $(GO) run ./test/bench load -pods $(or $(PODS),250) ## PODS (250) pods: lists, probes, log followers, a restart
+hang: engines ; $(GO) test -count=1 -v -timeout 30m ./test/conformance -run TestHanging -strict ## the times of other objects while one hangs; a quiet machine
 limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
 	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
 package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
@@ -53,4 +56,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help chaos audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines
+.PHONY: help chaos load hang bench-heartbeat audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines
