@@ -163,12 +163,24 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 			return err
 		}
 		for _, e := range entries {
-			if name := e.Name(); name != "lock" && !strings.HasPrefix(name, "last_reserved_ip") {
-				r[kind] = append(r[kind], name)
+			name := e.Name()
+			if name == "lock" || strings.HasPrefix(name, "last_reserved_ip") || l.isOrphan(filepath.Join(dir, name)) {
+				continue
 			}
+			r[kind] = append(r[kind], name)
 		}
 	}
 	return nil
+}
+
+// isOrphan reports an entry of the log-driver's table whose engine was killed. The log-driver keeps it for the engine's successor, for
+// five minutes.
+func (l *lab) isOrphan(file string) bool {
+	if filepath.Base(filepath.Dir(file)) != "streams" {
+		return false
+	}
+	content, err := os.ReadFile(l.eng.Path(file))
+	return err == nil && strings.Contains(string(content), `"orphaned"`)
 }
 
 // settled compares pods that shall live on with the daemon's answers and with the engine.

@@ -278,6 +278,9 @@ func (d *Driver) remember(e entry) (err error) {
 	if other.FIFO != "" && other.FIFO != e.FIFO {
 		d.forgetEntry(&other)
 	}
+
+	// A container that was removed meanwhile has no successor.
+	time.AfterFunc(d.cfg.EngineAway-time.Since(e.Orphaned), d.forgetOldOrphans)
 	return err
 }
 
@@ -288,12 +291,21 @@ func (d *Driver) orphan(container model.ContainerID) entry {
 	return d.orphans[container]
 }
 
+// forgetOldOrphans ends what remember began for containers whose engine has not come back.
+func (d *Driver) forgetOldOrphans() {
+	select {
+	case <-d.closed: // the table is the next process's
+	default:
+		d.forgetOrphan("")
+	}
+}
+
 // forgetOrphan ends what remember began for a container, and for those whose engine has not come back.
 func (d *Driver) forgetOrphan(container model.ContainerID) {
 	d.mu.Lock()
 	var old []entry
 	maps.DeleteFunc(d.orphans, func(c model.ContainerID, o entry) bool {
-		end := c == container || time.Since(o.Orphaned) > d.cfg.EngineAway
+		end := c == container || time.Since(o.Orphaned) >= d.cfg.EngineAway
 		if end {
 			old = append(old, o)
 		}
