@@ -67,6 +67,7 @@ func TestHostileImages(t *testing.T) {
 					io.WriteString(w, inspectOf(idB, "good", `"Image":"app"`)) //nolint:errcheck // the client reads it
 				}
 			}))
+			e.inspectTimeout = 5 * time.Minute // the race detector slows decoding down; this is not about time
 			objects, err := e.Objects(t.Context())
 			if err != nil || len(objects) != 2 {
 				t.Fatalf("%d objects, %v", len(objects), err)

@@ -101,7 +101,7 @@ func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Updat
 
 // Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
 func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
-	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.inspectTimeout)
 	defer cancel()
 	in, err := e.inspect(ctx, string(id))
 	if err != nil {

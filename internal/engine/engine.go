@@ -60,6 +60,8 @@ type Engine struct {
 	leftOut leftOut
 	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known
 	execs   execTimeouts
+
+	inspectTimeout time.Duration // for one inspect; tests change it
 	reaps   reaps
 }
 
@@ -72,6 +74,8 @@ func New(cfg Config) (*Engine, error) {
 		metrics: newPullMetrics(),
 		calls:   newCallMetrics(),
 		execs:   defaultExecTimeouts,
+
+		inspectTimeout: inspectTimeout,
 	}
 	docker, err := e.newClient()
 	if err != nil {
