@@ -62,7 +62,7 @@ type Engine struct {
 	execs   execTimeouts
 
 	inspectTimeout time.Duration // for one inspect; tests change it
-	reaps   reaps
+	reaps          reaps
 }
 
 // New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
