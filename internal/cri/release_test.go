@@ -149,7 +149,7 @@ func TestSlowReleaseFails(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestUndoIsOneTry: a pod whose ADD fails is released once.
+// TestUndoIsOneTry: a pod whose ADD fails is released once if that succeeds.
 func TestUndoIsOneTry(t *testing.T) {
 	for _, reason := range []string{"", "by a flag"} {
 		s, w := newServiceWith(t, reason)
@@ -174,6 +174,33 @@ func TestUndoIsOneTry(t *testing.T) {
 	}
 	if undoSandboxDeadline < time.Minute || releaseDeadline < undoSandboxDeadline {
 		t.Errorf("%v, %v", undoSandboxDeadline, releaseDeadline)
+	}
+}
+
+// TestUndoIsTriedAgain: a plugin whose ADD was cut off fails at the first DEL.
+func TestUndoIsTriedAgain(t *testing.T) {
+	for _, reason := range []string{"", "by a flag"} {
+		s, w := newServiceWith(t, reason)
+		dels := 0
+		w.setFault(func(step string) error {
+			switch step {
+			case "network add, after":
+				return errBroken
+			case "network del":
+				if dels++; dels < undoTries {
+					return errBroken
+				}
+			}
+			return nil
+		})
+		if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, errBroken) {
+			t.Errorf("%v", err)
+		}
+		if dels != undoTries {
+			t.Errorf("%d DELs", dels)
+		}
+		w.setFault(nil)
+		w.nothingLeft(t, s)
 	}
 }
 

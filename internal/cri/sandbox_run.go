@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -75,12 +76,7 @@ func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSand
 func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id model.ContainerID, err error) {
 	var u undo.Stack
 	var created model.ContainerID
-	u.Push("create", func(ctx context.Context) error {
-		if created == "" { // a create that was cancelled or lost its answer may have happened
-			return s.removeByName(ctx, create.Name)
-		}
-		return s.removeByID(ctx, created) // also what is left if somebody has removed the pause meanwhile
-	})
+	u.Push("create", func(ctx context.Context) error { return s.undoSandbox(ctx, create.Name, created) })
 	defer func() {
 		if err != nil && !errdefs.IsAlreadyExists(err) {
 			err = errors.Join(err, u.Run(ctx, undoSandboxDeadline))
@@ -108,6 +104,39 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 		return "", err
 	}
 	return id, s.connect(ctx, started, cfg)
+}
+
+const (
+	undoPause   = 100 * time.Millisecond // before the second try of an undo, five times as much before the third
+	undoTries   = 3
+	quickFailed = 10 * time.Second // a try that took longer has waited for what does not answer, and is not repeated
+)
+
+// undoSandbox takes apart what a failed call has made. It tries again what fails quickly: a plugin whose ADD was cut off may fail
+// at the first DEL and succeed at the second. The bridge plugin, for one, fails at a rule that was never made, and does not
+// look for rules once the interface has gone.
+func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
+	remove := func() error {
+		if created == "" { // a create that was cancelled or lost its answer may have happened
+			return s.removeByName(ctx, name)
+		}
+		return s.removeByID(ctx, created) // also what is left if somebody has removed the pause meanwhile
+	}
+
+	pause := undoPause
+	for try := 1; ; try++ {
+		began := time.Now()
+		err := remove()
+		if err == nil || try == undoTries || time.Since(began) > quickFailed {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+		pause *= 5
+	}
 }
 
 // startPause starts the pause and returns what it is then.

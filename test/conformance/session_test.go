@@ -292,6 +292,7 @@ func TestEndlessProbes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
+		before := n.RSS(t)
 		var probes sync.WaitGroup
 		for range 10 {
 			probes.Go(func() {
@@ -312,9 +313,10 @@ func TestEndlessProbes(t *testing.T) {
 				most = max(most, n.RSS(t))
 			}
 		}
-		t.Logf("RSS reached %d MiB", most>>20)
-		if most > 160<<20 {
-			t.Errorf("RSS reached %d MiB", most>>20)
+		// The calls share 48 MiB, and the race detector multiplies what they use. Without the budget they grow by 423 MiB.
+		t.Logf("RSS grew from %d to %d MiB", before>>20, most>>20)
+		if most-before > 160<<20 {
+			t.Errorf("RSS grew from %d to %d MiB", before>>20, most>>20)
 		}
 	})
 }
