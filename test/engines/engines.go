@@ -488,6 +488,9 @@ func (e *Engine) Docker(tb TB) *client.Client {
 // builds makes each program once for a test process.
 var builds sync.Map
 
+// Race reports whether the tests, and with them the daemon, run with the race detector.
+func Race() bool { return race }
+
 // Build builds a program of ours at the path out: static or, to detect races when the tests do so, with the race detector.
 func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
