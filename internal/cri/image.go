@@ -66,24 +66,30 @@ func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesReques
 		return nil, err
 	}
 
-	if ref != "" && !filter.IsPattern() {
-		// An image that was built a moment ago becomes known here.
-		if _, err := s.image(ctx, ref); notFoundIsFine(err) != nil {
-			return nil, err
-		}
+	resp, err := s.matchingImages(filter)
+	if err != nil || len(resp.Images) > 0 || ref == "" || filter.IsPattern() {
+		return resp, err
 	}
 
+	// An image that was built a moment ago becomes known here.
+	if _, err := s.image(ctx, ref); err != nil {
+		return resp, notFoundIsFine(err)
+	}
+	return s.matchingImages(filter)
+}
+
+func (s *Service) matchingImages(filter spec.ImageFilter) (*runtimeapi.ListImagesResponse, error) {
 	images, err := s.View.Images()
 	if err != nil {
 		return nil, err
 	}
+
 	resp := &runtimeapi.ListImagesResponse{}
 	for _, i := range images {
 		if filter.Match(i) {
 			resp.Images = append(resp.Images, i.CRI())
 		}
 	}
-
 	return resp, nil
 }
 

@@ -18,8 +18,8 @@ import (
 // inspects is how many inspects run at once when everything is read.
 const inspects = 8
 
-// inspectTimeout is for one inspect, which takes milliseconds, or seconds on a busy machine if an image has brought megabytes of labels. A
-// container on which the engine hangs blocks it for ever.
+// inspectTimeout is for one inspect, which takes milliseconds, or seconds on a busy machine if an
+// image has brought megabytes of labels. A container on which the engine hangs blocks it for ever.
 const inspectTimeout = 10 * time.Second
 
 // createDeadline is for the engine's answer to a create, which takes about 10 ms.
@@ -54,16 +54,18 @@ func (e *Engine) Start(ctx context.Context, id model.ContainerID) error {
 	return wrap(err, "start container %s", id)
 }
 
-// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended. Docker counts in whole seconds; grace
-// is rounded up. With a grace of 0 the container gets SIGKILL alone (POST /containers/{id}/kill): Docker's stop would send the stop
-// signal first even then, and the container's own answer to it could win. A stopped container is no error, an unknown one NotFound.
+// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended.
+// Docker counts in whole seconds; grace is rounded up. With a grace of 0 the container gets SIGKILL
+// alone (POST /containers/{id}/kill): Docker's stop would send the stop signal first even then, and
+// the container's own answer to it could win. A stopped container is no error, an unknown one
+// NotFound.
 func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error {
-	if grace <= 0 {
+	if grace == 0 {
 		_, err := e.docker().ContainerKill(ctx, string(id), client.ContainerKillOptions{Signal: "SIGKILL"})
 		if !errdefs.IsConflict(err) {
 			return wrap(err, "kill container %s", id)
 		}
-		grace = 0 // it does not run, or starts just now: stop knows both
+		// It does not run, or starts just now: stop knows both.
 	}
 
 	seconds := int(math.Ceil(grace.Seconds()))

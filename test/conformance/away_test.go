@@ -12,8 +12,9 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestEndsWhileTheEngineIsAway ends containers while dockerd does not run, and the containerd that it manages. They are seen as ended
-// with the exit code that the engine knows. A container that goes on loses no line.
+// TestEndsWhileTheEngineIsAway ends containers while dockerd does not run, and the containerd that
+// it manages. They are seen as ended with the exit code that the engine knows. A container that
+// goes on loses no line.
 func TestEndsWhileTheEngineIsAway(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)

@@ -12,8 +12,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// engineCalls is how many requests to the engine one call may cause on average, with those that its events cause afterwards. An inspect
-// costs Engine 29 up to 10 ms of CPU at 100 containers. A start and an end cause one inspect each, and each call one of its own.
+// engineCalls is how many requests to the engine one call may cause on average, with those that its
+// events cause afterwards. An inspect costs Engine 29 up to 10 ms of CPU at 100 containers. A start
+// and an end cause one inspect each, and each call one of its own.
 var engineCalls = []struct {
 	rpc  string
 	most float64

@@ -17,8 +17,9 @@ import (
 
 // Settings of the engine's daemon.json that change what containers are.
 
-// TestEngineInit is an engine that gives every container an init process. A sandbox has none, so that its pause joins the pod's network
-// namespace at once; a container keeps what the operator wants.
+// TestEngineInit is an engine that gives every container an init process. A sandbox has none, so
+// that its pause joins the pod's network namespace at once; a container keeps what the operator
+// wants.
 func TestEngineInit(t *testing.T) {
 	const init = "docker-init"
 	program, err := exec.LookPath(init)
@@ -54,8 +55,8 @@ func TestEngineInit(t *testing.T) {
 	}, "--init", "--init-path="+program)
 }
 
-// TestUsernsRemapHostPods: with userns-remap, pods that share a namespace of the node, or are privileged, run in the node's user namespace
-// with all their containers; all others are mapped.
+// TestUsernsRemapHostPods: with userns-remap, pods that share a namespace of the node, or are
+// privileged, run in the node's user namespace with all their containers; all others are mapped.
 func TestUsernsRemapHostPods(t *testing.T) {
 	const hostNS, podNS = runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_POD
 	eachEngine(t, func(t *testing.T, n *node) {
@@ -127,8 +128,8 @@ func (n *node) refusesPrivilege(t *testing.T) {
 	n.removePod(t, id)
 }
 
-// TestPullWaitsForItsTurn: a pull in the engine's download queue is not without progress, whoever pulls what is before it; one whose
-// registry does not answer is.
+// TestPullWaitsForItsTurn: a pull in the engine's download queue is not without progress, whoever
+// pulls what is before it; one whose registry does not answer is.
 func TestPullWaitsForItsTurn(t *testing.T) {
 	const deadline = 4 * time.Second
 	eachEngine(t, func(t *testing.T, n *node) {

@@ -32,27 +32,32 @@ func (n *node) forwardSession(t *testing.T, pod string) httpstream.Connection {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(r.Url)
+	session, _ := n.openSPDY(t, r.Url, "portforward.k8s.io")
+	return session
+}
+
+// openSPDY opens a session with a URL of the streaming server, and returns the connection beneath it, too.
+func (n *node) openSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, conn net.Conn) {
+	t.Helper()
+	u, err := url.Parse(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := n.DialContext(t.Context(), "tcp", u.Host)
-	if err != nil {
+	if conn, err = n.DialContext(t.Context(), "tcp", u.Host); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
-		"X-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", u.RequestURI(), u.Host)
+		"X-Stream-Protocol-Version: %s\r\n\r\n", u.RequestURI(), u.Host, protocol)
 	resp, err := http.ReadResponse(bufio.NewReader(byteReader{conn}), nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("%s: %v, %v", r.Url, resp, err)
+		t.Fatalf("%s: %v, %v", raw, resp, err)
 	}
-	session, err := spdy.NewClientConnection(conn)
-	if err != nil {
+	if session, err = spdy.NewClientConnection(conn); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { session.Close() })
-	return session
+	return session, conn
 }
 
 // byteReader keeps a buffered reader from reading beyond the header of a response.

@@ -166,7 +166,8 @@ func (h *hangNode) listed(t *testing.T, ref string) *runtimeapi.Image {
 	return nil
 }
 
-// TestHangingExec: the engine never answers the request for one exec. Other containers, and other execs, do not wait for it.
+// TestHangingExec: the engine never answers the request for one exec. Other containers, and other
+// execs, do not wait for it.
 func TestHangingExec(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		h := hanging(t, n)
@@ -201,8 +202,8 @@ func TestHangingExec(t *testing.T) {
 	})
 }
 
-// TestHangingImageList: the engine never answers a list of images. Single images are pulled, described and removed meanwhile, and an image
-// list that never came is no empty one.
+// TestHangingImageList: the engine never answers a list of images. Single images are pulled,
+// described and removed meanwhile, and an image list that never came is no empty one.
 func TestHangingImageList(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		h := hanging(t, n)
@@ -229,7 +230,8 @@ func TestHangingImageList(t *testing.T) {
 	})
 }
 
-// TestHangingImageInspect: the engine never describes one image. The others are described, the image itself is shown as the list has it.
+// TestHangingImageInspect: the engine never describes one image. The others are described, the
+// image itself is shown as the list has it.
 func TestHangingImageInspect(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		h := hanging(t, n)

@@ -11,7 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// delay has requests whose path ends in a suffix reach the engine only after release, also if their client has given up by then.
+// delay has requests whose path ends in a suffix reach the engine only after release, also if their
+// client has given up by then.
 func (p *proxy) delay(suffix string) (release func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -56,7 +57,8 @@ func (p *proxy) serveLate(forward http.Handler, w http.ResponseWriter, r *http.R
 	}
 }
 
-// unkept is a container with a limit that this machine cannot keep if it has no control group for huge pages: it must not run.
+// unkept is a container with a limit that this machine cannot keep if it has no control group for
+// huge pages: it must not run.
 func (n *node) unkept(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string) (id string, keeps func() bool) {
 	t.Helper()
 	cc := n.containerConfig(sh("sleep 1000"))
@@ -83,8 +85,8 @@ func (n *node) printer(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfi
 	}
 }
 
-// TestLateStart: the engine starts containers after their StartContainer has given up, and after the daemon was killed in the middle
-// of it. They get their log and their limits, or do not run.
+// TestLateStart: the engine starts containers after their StartContainer has given up, and after
+// the daemon was killed in the middle of it. They get their log and their limits, or do not run.
 func TestLateStart(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.needsV1(t)

@@ -303,8 +303,9 @@ func bandwidth(t *testing.T, c *cniNode) {
 	c.assertNothingLeft(t, cfg)
 }
 
-// vanishedPlugin takes a plugin away while a pod runs: one of the chain, and the one for addresses, which another one calls. The pod can
-// go. What is left of its network is released when the plugin is back.
+// vanishedPlugin takes a plugin away while a pod runs: one of the chain, and the one for addresses,
+// which another one calls. The pod can go. What is left of its network is released when the plugin
+// is back.
 func vanishedPlugin(t *testing.T, c *cniNode) {
 	for _, plugin := range []string{"bandwidth", "host-local"} {
 		vanishes(t, c, plugin)

@@ -43,8 +43,9 @@ func (n *node) assertReplaced(t *testing.T, id string, cfg *runtimeapi.PodSandbo
 	n.assertNothingLeft(t, cfg)
 }
 
-// TestRestartedPause restarts pauses of every mode: own namespaces, the engine's, an image of the operator's, the host network. The
-// pod is NotReady, also for a daemon that starts afterwards, so that the kubelet makes it anew.
+// TestRestartedPause restarts pauses of every mode: own namespaces, the engine's, an image of the
+// operator's, the host network. The pod is NotReady, also for a daemon that starts afterwards, so
+// that the kubelet makes it anew.
 func TestRestartedPause(t *testing.T) {
 	restart := []string{"restart", "-t", "0"}
 	eachFresh(t, func(t *testing.T, n *node) {

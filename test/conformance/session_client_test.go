@@ -1,12 +1,9 @@
 package conformance
 
 import (
-	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +11,6 @@ import (
 	"github.com/gorilla/websocket"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // session is a client of an exec or attach.
@@ -57,32 +53,13 @@ func (n *node) openSession(t *testing.T, protocol, raw string, stdin, tty bool) 
 
 func (n *node) openSPDYSession(t *testing.T, raw string, stdin, tty bool) *session {
 	t.Helper()
-	u, err := url.Parse(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := n.DialContext(t.Context(), "tcp", u.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
-		"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n", u.RequestURI(), u.Host)
-	resp, err := http.ReadResponse(bufio.NewReader(byteReader{conn}), nil)
-	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("%s: %v, %v", raw, resp, err)
-	}
-	c, err := spdy.NewClientConnection(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-
+	c, conn := n.openSPDY(t, raw, "v4.channel.k8s.io")
 	streams := map[string]httpstream.Stream{}
 	for kind, wanted := range map[string]bool{"error": true, "stdout": true, "stdin": stdin, "resize": tty} {
 		if !wanted {
 			continue
 		}
+		var err error
 		if streams[kind], err = c.CreateStream(http.Header{"Streamtype": {kind}}); err != nil {
 			t.Fatal(err)
 		}

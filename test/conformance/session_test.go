@@ -315,7 +315,8 @@ func TestEndlessProbes(t *testing.T) {
 				most = max(most, n.RSS(t))
 			}
 		}
-		// The calls share 48 MiB. Without that budget they grow by 423 MiB, with the race detector by several times as much.
+		// The calls share 48 MiB. Without that budget they grow by 423 MiB, with the race detector
+		// by several times as much.
 		limit := int64(160 << 20)
 		if engines.Race() {
 			limit *= 2
