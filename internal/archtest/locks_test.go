@@ -407,7 +407,8 @@ func findHeld(all []typed, report func(key, message string)) {
 	})
 }
 
-// TestNoMutexIsHeldAcrossIO: a mutex cannot be waited for with a ctx, so whoever holds one does nothing that may take long.
+// TestNoMutexIsHeldAcrossIO: a mutex cannot be waited for with a ctx, so code that holds one does
+// nothing that may take long.
 func TestNoMutexIsHeldAcrossIO(t *testing.T) {
 	used := map[string]bool{}
 	findHeld(typedPackages(t), func(key, message string) {

@@ -196,7 +196,7 @@ func TestOOMWatcher(t *testing.T) {
 }
 
 // TestOOMWatcherComesLate: the group of a container is gone before the watcher gets to read it. The
-// kernel's signals tell one that was out of memory from one that was only removed.
+// kernel's signals distinguish one that was out of memory from one that was only removed.
 func TestOOMWatcherComesLate(t *testing.T) {
 	w, hits := oomWatcher(t)
 	hit, quiet := newOOMGroup(t, "a", ""), newOOMGroup(t, "b", "")

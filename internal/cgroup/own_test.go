@@ -86,7 +86,7 @@ func TestOwnGroup(t *testing.T) {
 	}
 }
 
-// hasAll fails if a group is not at a path, or its figures are not those of the whole container.
+// hasAll fails if a group is not at a path, or its stats are not those of the whole container.
 func hasAll(t *testing.T, g *Group, own string, n uint64) {
 	t.Helper()
 	d, err := g.Details()

@@ -184,8 +184,8 @@ func TestSandboxThatTheViewLacks(t *testing.T) {
 	}
 }
 
-// TestAdoptOfARestartedPause: the namespace of a pause that somebody has restarted is not the pod's. It is not pinned, and the network
-// is released without it.
+// TestAdoptOfARestartedPause: the namespace of a pause that somebody has restarted is not the
+// pod's. It is not pinned, and the network is released without it.
 func TestAdoptOfARestartedPause(t *testing.T) {
 	s, w := newService(t)
 	id := w.foreign(t, "none", true)

@@ -81,8 +81,9 @@ func (st *starts) end(id model.ContainerID) bool {
 	return true
 }
 
-// CompleteStarts does for every container that the view sees start what StartContainer does after the engine's answer, until ctx or
-// the view ends. What StartContainer has done already is not done again.
+// CompleteStarts does for every container that the view sees start what StartContainer does after
+// the engine's answer, until ctx or the view ends. What StartContainer has done already is not done
+// again.
 func (s *Service) CompleteStarts(ctx context.Context) {
 	var g errgroup.Group
 	defer func() { _ = g.Wait() }()
@@ -127,7 +128,8 @@ func (s *Service) hasNothingToComplete(id model.ContainerID) bool {
 	return err != nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
-// completeStarts completes the starts of one container. It tries again until the container has what it needs, or does not run.
+// completeStarts completes the starts of one container. It tries again until the container has what
+// it needs, or does not run.
 func (s *Service) completeStarts(ctx context.Context, id model.ContainerID) {
 	for pause := completeRetryMin; ; pause = min(2*pause, completeRetryMax) {
 		err := s.completeStart(ctx, id)
@@ -185,8 +187,8 @@ func (s *Service) mayNotRun(c *spec.Container) error {
 	return s.startedAfterStop(c)
 }
 
-// startedAfterStop is why a container may not run: its pod was stopped before it started. Of a pod whose pause has ended after that, the
-// kubelet ends the containers in their own time.
+// startedAfterStop is why a container may not run: its pod was stopped before it started. Of a pod
+// whose pause has ended after that, the kubelet ends the containers in their own time.
 func (s *Service) startedAfterStop(c *spec.Container) error {
 	sb, err := s.View.Sandbox(string(c.SandboxID))
 	if err != nil || sb.Running || sb.FinishedAt.IsZero() || !c.StartedAt.After(sb.FinishedAt) {

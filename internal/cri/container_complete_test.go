@@ -59,7 +59,8 @@ func (w *world) runs(t *testing.T, id string) bool {
 	return err == nil && o.Container.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
-// TestLateStartIsCompleted: the engine starts a container after StartContainer has given up. It gets its log and its limits.
+// TestLateStartIsCompleted: the engine starts a container after StartContainer has given up. It
+// gets its log and its limits.
 func TestLateStartIsCompleted(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
@@ -119,7 +120,8 @@ func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 	eventually(t, func() bool { return !w.runs(t, id) })
 }
 
-// TestLateStartOfWhatWasStoppedIsKilled: the pod or the container was stopped while the engine had the start before it. The view learns of the start last.
+// TestLateStartOfWhatWasStoppedIsKilled: the pod or the container was stopped while the engine had
+// the start before it. The view learns of the start last.
 func TestLateStartOfWhatWasStoppedIsKilled(t *testing.T) {
 	for name, start := range map[string]func(t *testing.T, s *Service, w *world, pod, id string){
 		"started before the stop": func(t *testing.T, s *Service, w *world, pod, id string) {

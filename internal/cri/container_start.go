@@ -11,9 +11,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StartContainer starts a container that was created (CRI StartContainer). One that has run already is FailedPrecondition. A
-// container whose start fails stays, as ended, with the engine's words; the kubelet removes it. What a start that outlasts the
-// call leaves open, CompleteStarts does.
+// StartContainer starts a container that was created (CRI StartContainer). One that has run already
+// is FailedPrecondition. A container whose start fails stays, as ended, with the engine's words;
+// the kubelet removes it. What a start that outlasts the call leaves open, CompleteStarts does.
 func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
@@ -50,8 +50,9 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
-// finishStart makes the log of a container that has been started (or failed to) visible and gives it the limits that Docker cannot
-// be told. It must not run without them, nor in a pod that was stopped meanwhile, for which podErr is the reason.
+// finishStart makes the log of a container that has been started (or failed to) visible and gives
+// it the limits that Docker's API lacks. It must not run without them, nor in a pod that was
+// stopped meanwhile, for which podErr is the reason.
 func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr error) error {
 	logErr := s.Logs.Started(ctx, c.Container)
 	err := errors.Join(s.Engine.LimitStarted(c.Container), podErr)

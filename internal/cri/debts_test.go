@@ -42,7 +42,7 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 	select {
 	case <-s.Leftovers():
 	default:
-		t.Error("recovery was not told")
+		t.Error("recovery was not woken")
 	}
 	if err := s.Recover(t.Context()); !errors.Is(err, errBroken) {
 		t.Errorf("recovery while the plugin fails: %v", err)

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	// outputLimit is how many bytes of both streams together ExecSync returns. The rest is dropped, so that a talkative probe cannot fill
-	// memory (CRI ExecSync names 16 MB). The answer must fit into the 16 MiB that a kubelet takes: beside the output it has two tags with
-	// a length of at most 4 bytes and a code of at most 11 bytes.
+	// outputLimit is how many bytes of both streams together ExecSync returns. The rest is dropped,
+	// so that a talkative probe cannot fill memory (CRI ExecSync names 16 MB). The answer must fit
+	// into the 16 MiB that a kubelet takes: beside the output it has two tags with a length of at
+	// most 4 bytes and a code of at most 11 bytes.
 	outputLimit = 16<<20 - 2*(1+4) - 11
 	// outputBudget is how many bytes of output all calls of ExecSync together hold in memory.
 	outputBudget = 48 << 20

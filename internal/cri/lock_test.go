@@ -29,7 +29,8 @@ func holdLock(t *testing.T, s *Service, key string) (unlock func()) {
 	return unlock
 }
 
-// TestCallsWaitForTheLockOfTheID: every call that changes something waits for the lock of what it changes, and gives up with its ctx.
+// TestCallsWaitForTheLockOfTheID: every call that changes something waits for the lock of what it
+// changes, and gives up with its ctx.
 func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -88,8 +89,8 @@ func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 	}
 }
 
-// TestTheRecordIsReadUnderTheLock: a pause that is started while StopPodSandbox waits is stopped, although it did not run when the
-// call came.
+// TestTheRecordIsReadUnderTheLock: a pause that is started while StopPodSandbox waits is stopped,
+// although it did not run when the call came.
 func TestTheRecordIsReadUnderTheLock(t *testing.T) {
 	s, w := newService(t)
 	pod := runPod(t, s, w.pod())
@@ -116,7 +117,8 @@ func TestTheRecordIsReadUnderTheLock(t *testing.T) {
 	}
 }
 
-// TestPauseRemovedBeforeItIsLocked: somebody removes a pod between its creation and its lock; nothing of its network is left.
+// TestPauseRemovedBeforeItIsLocked: somebody removes a pod between its creation and its lock;
+// nothing of its network is left.
 func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 	s, w := newService(t)
 	removed := false
@@ -146,8 +148,9 @@ func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestRestartedPause: a pause that somebody has restarted makes its pod NotReady, whoever made its network. The pod takes no further
-// containers, and the next RunPodSandbox of the same pod makes a new one.
+// TestRestartedPause: a pause that somebody has restarted makes its pod NotReady, whoever made its
+// network. The pod takes no further containers, and the next RunPodSandbox of the same pod makes a
+// new one.
 func TestRestartedPause(t *testing.T) {
 	for _, reason := range []string{"", "by a flag"} {
 		s, w := newServiceWith(t, reason)

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// releaseDeadline bounds one release of a pod's network, whoever waits for it. Plugins whose agent is
+	// releaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose agent is
 	// away take most of a minute, each.
 	releaseDeadline = 5 * time.Minute
 	// recoveryWait is how long recovery waits for one pod before it goes on with the next.

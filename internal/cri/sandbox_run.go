@@ -112,9 +112,10 @@ const (
 	quickFailed = 10 * time.Second // a try that took longer has waited for what does not answer, and is not repeated
 )
 
-// undoSandbox takes apart what a failed call has made. It tries again what fails quickly: a plugin whose ADD was cut off may fail
-// at the first DEL and succeed at the second. The bridge plugin, for one, fails at a rule that was never made, and does not
-// look for rules once the interface has gone.
+// undoSandbox takes apart what a failed call has made. It tries again what fails quickly: a plugin
+// whose ADD was cut off may fail at the first DEL and succeed at the second. The bridge plugin, for
+// one, fails at a rule that was never made, and does not look for rules once the interface has
+// gone.
 func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
 	remove := func() error {
 		if created == "" { // a create that was cancelled or lost its answer may have happened
@@ -171,8 +172,8 @@ func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (model
 	return s.Engine.Create(ctx, create)
 }
 
-// clearSandbox removes what an earlier attempt left under a name. The same pod is returned if it is ready. AlreadyExists
-// if the name is not a pod's of ours.
+// clearSandbox removes what an earlier attempt left under a name. The same pod is returned if it is
+// ready. AlreadyExists if the name is not a pod's of ours.
 func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.ContainerID, err error) {
 	id, o, err := s.Engine.FindByName(ctx, name)
 	if err != nil {
@@ -225,7 +226,8 @@ func (s *Service) removeByName(ctx context.Context, name string) error {
 	return nil // somebody else's
 }
 
-// removeByID takes apart a sandbox, or what is left of one. It needs no inspect: the engine may hang on that while it starts the pause.
+// removeByID takes apart a sandbox, or what is left of one. It needs no inspect: the engine may
+// hang on that while it starts the pause.
 func (s *Service) removeByID(ctx context.Context, id model.ContainerID) error {
 	sb, err := s.lockSandbox(ctx, string(id))
 	if err != nil {

@@ -117,9 +117,9 @@ type Logs interface {
 
 // ImageFS is what images and writable layers take on disk; see package imagefs.
 type ImageFS interface {
-	// Read returns the last figures of a store, false while there are none. It does no work.
+	// Read returns the last usage of a store, false while there are none. It does no work.
 	Read(s imagefs.Store) (imagefs.Figures, bool)
-	// Complete returns the last figures too, and measures these containers if they are not among them. It returns false
+	// Complete returns the last usage too, and measures these containers if they are not among them. It returns false
 	// if it cannot know the store.
 	Complete(s imagefs.Store, containers []model.ContainerID) (imagefs.Figures, bool)
 }
@@ -269,7 +269,8 @@ func (s *Service) host() (spec.Host, error) {
 	return e.Host, nil
 }
 
-// connectedHost is the engine as it is now, or Unavailable with the reason. Unlike host, it does not wait until all containers were read.
+// connectedHost is the engine as it is now, or Unavailable with the reason. Unlike host, it does
+// not wait until all containers were read.
 func (s *Service) connectedHost() (spec.Host, error) {
 	e := s.View.Engine()
 	if !e.Connected {

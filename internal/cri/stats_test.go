@@ -203,7 +203,8 @@ func TestStatsOfWhatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestStatsWithoutInterface: a pod whose interface is gone while it is torn down has all stats but those of its network.
+// TestStatsWithoutInterface: a pod whose interface is gone while it is torn down has all stats but
+// those of its network.
 func TestStatsWithoutInterface(t *testing.T) {
 	s, w := newService(t)
 	s.Stats = fakeStats{world: w, without: true}

@@ -255,7 +255,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 		return nil
 	})
 	g.Go(func() error {
-		// Until then calls wait in the socket: better than to be told that nothing is known.
+		// Until then calls wait in the socket: better than an answer that nothing is known.
 		p.awaitEngine(ctx, startPatience, isAnswered)
 		if err := unmapProgram(); err != nil {
 			log.Debug("the program stays in memory as a whole", "err", err)
@@ -277,8 +277,8 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	return g.Wait()
 }
 
-// hold keeps calls back until it is known what runs, or that the engine is down. Version and RuntimeConfig are answered as soon as the
-// engine is connected.
+// hold keeps calls back until it is known what runs, or that the engine is down. Version and
+// RuntimeConfig are answered as soon as the engine is connected.
 func (p *parts) hold(ctx context.Context, method string) error {
 	if method == "Version" || method == "RuntimeConfig" {
 		return nil

@@ -134,7 +134,8 @@ func TestStatusLine(t *testing.T) {
 	}
 }
 
-// TestHold: calls wait until it is known what runs; those that need the engine's version only do not, and none outlives its caller.
+// TestHold: calls wait until it is known what runs; those that need the engine's version only do
+// not, and none outlives its caller.
 func TestHold(t *testing.T) {
 	p := &parts{looked: make(chan struct{})}
 	for _, method := range []string{"Version", "RuntimeConfig"} {

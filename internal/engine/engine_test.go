@@ -444,8 +444,8 @@ func TestWaitsHonourContext(t *testing.T) {
 	}
 }
 
-// TestStalledDescriptions: one container and one image that the engine never describes take the others a moment; they are what the lists
-// say, and keep what was known of the image.
+// TestStalledDescriptions: one container and one image that the engine never describes take the
+// others a moment; they are what the lists say, and keep what was known of the image.
 func TestStalledDescriptions(t *testing.T) {
 	good, odd := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	var hangs atomic.Bool

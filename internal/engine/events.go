@@ -60,9 +60,10 @@ const subscribeTimeout = 10 * time.Second
 
 var errNoSubscription = fmt.Errorf("the engine has not begun its event stream within %s: %w", subscribeTimeout, errdefs.ErrUnavailable)
 
-// Events subscribes to the engine's events before it returns, within subscribeTimeout. changed is called for each event, from one
-// goroutine, and must not block: the engine drops events for slow readers without a word. An event that cannot be read is skipped and
-// reported as Missed. done gives the reason for which the stream ended, once.
+// Events subscribes to the engine's events before it returns, within subscribeTimeout. changed is
+// called for each event, from one goroutine, and must not block: the engine drops events for slow
+// readers without a word. An event that cannot be read is skipped and reported as Missed. done
+// gives the reason for which the stream ended, once.
 func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan error) {
 	end, subscribed := make(chan error, 1), make(chan struct{})
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -220,9 +221,10 @@ func read(id model.ContainerID, m events.Message) Event {
 	return e
 }
 
-// matters leaves out events that change nothing that is remembered: every exec probe makes three, a signal is seen by what it does, and a
-// stop follows the end that it reports. A create is ours, and is read when its call goes on; an inspect for its event would wait for the
-// start that follows at once, and then stand in the way of the call's own.
+// matters leaves out events that change nothing that is remembered: every exec probe makes three, a
+// signal is seen by what it does, and a stop follows the end that it reports. A create is ours, and
+// is read when its call goes on; an inspect for its event would wait for the start that follows at
+// once, and then stand in the way of the call's own.
 func matters(m events.Message) bool {
 	switch m.Action {
 	case events.ActionStart, events.ActionRestart, events.ActionPause, events.ActionUnPause,

@@ -21,8 +21,9 @@ const outputBuffer = 64 << 10
 
 var outputReaders = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, outputBuffer) }}
 
-// transfer copies between a hijacked connection and streams until the output ends or ctx does, and closes the connection. The copy of
-// stdin may outlive it, blocked in a read of the caller's, which ends when the caller closes its side.
+// transfer copies between a hijacked connection and streams until the output ends or ctx does, and
+// closes the connection. The copy of stdin may outlive it, blocked in a read of the caller's, which
+// ends when the caller closes its side.
 func transfer(ctx context.Context, conn client.HijackedResponse, s Streams, resize func(context.Context, Size) error) error {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -136,7 +137,8 @@ func copySome(w io.Writer, r *bufio.Reader, limit int64, least int) (int, error)
 	return r.Discard(len(p))
 }
 
-// follow passes terminal sizes on. The first one may come before the engine has started the process, so each is tried for a while.
+// follow passes terminal sizes on. The first one may come before the engine has started the
+// process, so each is tried for a while.
 func follow(ctx context.Context, sizes <-chan Size, resize func(context.Context, Size) error) {
 	for {
 		select {

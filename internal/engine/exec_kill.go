@@ -35,15 +35,16 @@ func killTree(proc string, pid int, container string) error {
 	return nil
 }
 
-// hangUp does to a command what the loss of its terminal does (setpgid(2), credentials(7)): the kernel hangs up the others of the session
-// when this first process of it ends.
+// hangUp does to a command what the loss of its terminal does (setpgid(2), credentials(7)): the
+// kernel hangs up the others of the session when this first process of it ends.
 func hangUp(proc string, pid int, container string) error {
 	_, err := sendSignals(proc, pid, container, unix.SIGHUP, unix.SIGCONT)
 	return err
 }
 
-// sendSignals sends signals through a pidfd, so that a PID that was given away meanwhile is not hit: the cgroup is read after the pidfd was
-// opened. It returns false if the process has ended or is not in the container's cgroup.
+// sendSignals sends signals through a pidfd, so that a PID that was given away meanwhile is not
+// hit: the cgroup is read after the pidfd was opened. It returns false if the process has ended or
+// is not in the container's cgroup.
 func sendSignals(proc string, pid int, container string, signals ...unix.Signal) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {

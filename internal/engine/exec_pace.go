@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// pace watches for writers that block; one writes at a time. The engine closes the streams of a command 2 s after its end, so
-// a command may end unnoticed while a writer blocks, and the rest of its output is lost.
+// pace watches for writers that block; one writes at a time. The engine closes the streams of a
+// command 2 s after its end, so a command may end unnoticed while a writer blocks, and the rest of
+// its output is lost.
 type pace struct {
 	run  *execution
 	ctx  context.Context

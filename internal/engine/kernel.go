@@ -29,11 +29,13 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	return nil
 }
 
-// limitsMark marks a control group in which LimitStarted has written all limits. A start again makes a new group, without it.
+// limitsMark marks a control group in which LimitStarted has written all limits. A start again
+// makes a new group, without it.
 const limitsMark = "limits"
 
-// LimitStarted is Limit of what the container's record asks for, unless that was done since the container started. The mark of it
-// lies with the container's control group, so that it outlives the daemon and not the container.
+// LimitStarted is Limit of what the container's record asks for, unless that was done since the
+// container started. The mark of it lies with the container's control group, so that it outlives
+// the daemon and not the container.
 func (e *Engine) LimitStarted(c *spec.Container) error {
 	if c.Kernel.Empty() || c.Pid == 0 {
 		return nil

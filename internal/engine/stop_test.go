@@ -13,7 +13,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestStopWithoutGrace: without a grace period the stop signal is never sent, and a container that does not run is no error.
+// TestStopWithoutGrace: without a grace period the stop signal is never sent, and a container that
+// does not run is no error.
 func TestStopWithoutGrace(t *testing.T) {
 	for name, c := range map[string]struct {
 		grace   time.Duration

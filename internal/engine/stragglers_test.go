@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestStragglers: a request is given up only if the engine hangs on it, not if the engine is busy or away, or the answer has begun.
+// TestStragglers: a request is given up only if the engine hangs on it, not if the engine is busy
+// or away, or the answer has begun.
 func TestStragglers(t *testing.T) {
 	pingIn := func(d time.Duration, err error) func(context.Context) error {
 		return func(ctx context.Context) error {

@@ -39,7 +39,8 @@ func TestWatchdog(t *testing.T) {
 	})
 }
 
-// TestTurn: what a pull waits for, by what engines say of its layers. A layer that is worked on counts, whatever the others do.
+// TestTurn: what a pull waits for, by what engines say of its layers. A layer that is worked on
+// counts, whatever the others do.
 func TestTurn(t *testing.T) {
 	for name, test := range map[string]struct {
 		messages [][2]string // layer and status
@@ -109,7 +110,7 @@ func TestWatchdogInTheQueue(t *testing.T) {
 	}
 }
 
-// TestMovementOnDisk: bytes that containerd writes are a movement, whoever pulls.
+// TestMovementOnDisk: bytes that containerd writes are progress of any pull.
 func TestMovementOnDisk(t *testing.T) {
 	root := t.TempDir()
 	m := &movement{}

@@ -18,7 +18,7 @@ const (
 	firstShare = 100 * time.Millisecond // for all of one call
 )
 
-// Complete returns the last figures of a store as Read does, and in Writable all of these containers:
+// Complete returns the last usage of a store as Read does, and in Writable all of these containers:
 // layers that no measurement has found yet are walked now. A layer that is not walked within
 // firstSlice is partial. Before the first measurement only At, the directories and Writable are set.
 // It returns false if the store's layout is not known.
@@ -46,7 +46,7 @@ func (m *Meter) Complete(s Store, containers []model.ContainerID) (Figures, bool
 	return f, true
 }
 
-// withFirst adds what earlier calls have walked to the figures, and returns the containers that are
+// withFirst adds what earlier calls have walked to the usage, and returns the containers that are
 // still missing.
 func (m *Meter) withFirst(f *Figures, s Store, containers []model.ContainerID) (missing []model.ContainerID) {
 	m.mu.Lock()
@@ -67,7 +67,7 @@ func (m *Meter) withFirst(f *Figures, s Store, containers []model.ContainerID) (
 	}
 	m.first = wanted // others have been measured since, or do not run any more
 	if len(wanted) > 0 {
-		f.Writable = maps.Clone(f.Writable) // the last figures are shared
+		f.Writable = maps.Clone(f.Writable) // the last usage is shared
 		if f.Writable == nil {
 			f.Writable = map[model.ContainerID]Usage{}
 		}

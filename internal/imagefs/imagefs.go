@@ -80,7 +80,7 @@ func New(log *slog.Logger) *Meter {
 	}
 }
 
-// Read returns the last figures of a store, false while there are none, and has new ones measured
+// Read returns the last usage of a store, false while there are none, and has new ones measured
 // if they are old. It does no work itself.
 func (m *Meter) Read(s Store) (Figures, bool) {
 	m.mu.Lock()

@@ -214,7 +214,7 @@ func TestComplete(t *testing.T) {
 		t.Errorf("a container since the measurement: %+v, %v", f, ok)
 	}
 	if len(measured.Writable) != 1 {
-		t.Errorf("the figures of others were changed: %+v", measured)
+		t.Errorf("the usage of others was changed: %+v", measured)
 	}
 	if f, ok := m.Complete(Store{Driver: "zfs", Root: root}, []model.ContainerID{container}); ok {
 		t.Errorf("an unknown layout: %+v", f)

@@ -218,7 +218,8 @@ func TestHangingInspects(t *testing.T) {
 	})
 }
 
-// TestFailedRefreshIsDoneAgain: a call that cannot read a container takes the mark of an event with it. It is read later all the same.
+// TestFailedRefreshIsDoneAgain: a call that cannot read a container takes the mark of an event with
+// it. It is read later all the same.
 func TestFailedRefreshIsDoneAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")

@@ -250,8 +250,8 @@ const (
 	noAddInterval = 20 * time.Millisecond
 )
 
-// awaitNoAdd takes the whole of running as soon as no ADD runs. It does not queue: an ADD that hangs would hold up GC, and GC all
-// other ADDs.
+// awaitNoAdd takes the whole of running as soon as no ADD runs. It does not queue: an ADD that
+// hangs would hold up GC, and GC all other ADDs.
 func (a *attacher) awaitNoAdd(ctx context.Context) error {
 	tick := time.NewTicker(noAddInterval)
 	defer tick.Stop()

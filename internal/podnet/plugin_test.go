@@ -471,8 +471,8 @@ func TestPluginIsBeingReplaced(t *testing.T) {
 	}
 }
 
-// TestGCWaitsForNoADD: GC does not run beside an ADD, gives up with its ctx, and holds up no other ADD meanwhile. An ADD gives up its
-// wait for GC with its ctx.
+// TestGCWaitsForNoADD: GC does not run beside an ADD, gives up with its ctx, and holds up no other
+// ADD meanwhile. An ADD gives up its wait for GC with its ctx.
 func TestGCWaitsForNoADD(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.1.0")

@@ -36,15 +36,16 @@ func (p Pod) title() string {
 // Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
 // one pod are serialised by the caller.
 type Network interface {
-	// Add connects the pod and returns its addresses, the primary one first. After an error the caller releases the pod with Del; Attached
-	// lists it until then, unless nothing has begun.
+	// Add connects the pod and returns its addresses, the primary one first. After an error the
+	// caller releases the pod with Del; Attached lists it until then, unless nothing has begun.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
 	// Confirm says that the pod is complete. Before, IPs knows no addresses of it, and a daemon that starts takes it for one that was never
 	// finished.
 	Confirm(sandboxID string) error
-	// Del disconnects the pod with the configuration with which it was connected. It is idempotent; a pod never connected is no error. What
-	// plugins hold that were uninstalled is released when they are back, and no error. An *OwedError says that a program for addresses is
-	// missing: the pod may go, but not its namespace, and Del is to be called again later.
+	// Del disconnects the pod with the configuration with which it was connected. It is idempotent;
+	// a pod never connected is no error. What plugins hold that were uninstalled is released when
+	// they are back, and no error. An *OwedError says that a program for addresses is missing: the
+	// pod may go, but not its namespace, and Del is to be called again later.
 	Del(ctx context.Context, p Pod) error
 	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.
 	Check(ctx context.Context, p Pod) error
@@ -64,7 +65,8 @@ type Network interface {
 	SetPodCIDR(cidrs []netip.Prefix) error
 	// Mode is the engine's network mode for sandboxes: "none" when we connect them, "bridge" when the engine does.
 	Mode() string
-	// Run follows what Ready depends on, and what uninstalled plugins hold, until ctx ends. Ready tells the state at the beginning until then.
+	// Run follows what Ready depends on, and what uninstalled plugins hold, until ctx ends. Ready
+	// tells the state at the beginning until then.
 	Run(ctx context.Context)
 	// Close frees what the network itself holds; pods stay connected.
 	Close() error

@@ -415,8 +415,8 @@ func (i *Image) StaleAfter(before *Image) *Image {
 	return &out
 }
 
-// imageNames returns an image's tags and digests. The containerd store lists an image that was pulled by digest with that among its
-// tags.
+// imageNames returns an image's tags and digests. The containerd store lists an image that was
+// pulled by digest with that among its tags.
 func imageNames(tags, digests []string) (_, _ []string) {
 	tags, digests = validNames(tags), validNames(digests)
 	for _, name := range tags {

@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestUserNamespaces: with userns-remap, a pod that shares a namespace of the node or is privileged is in the node's user namespace with all
-// its containers, and no other pod is.
+// TestUserNamespaces: with userns-remap, a pod that shares a namespace of the node or is privileged
+// is in the node's user namespace with all its containers, and no other pod is.
 func TestUserNamespaces(t *testing.T) {
 	const node = runtimeapi.NamespaceMode_NODE
 	plain, mapping := hosts["20.10"], hosts["20.10"]
@@ -44,7 +44,8 @@ func TestUserNamespaces(t *testing.T) {
 	}
 }
 
-// TestUserNamespaceOfContainers: a container is in the user namespace of its sandbox, and what cannot run there is refused by its field.
+// TestUserNamespaceOfContainers: a container is in the user namespace of its sandbox, and what
+// cannot run there is refused by its field.
 func TestUserNamespaceOfContainers(t *testing.T) {
 	mapping := hosts["20.10"]
 	mapping.SecurityOptions = []string{"userns"}

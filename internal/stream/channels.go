@@ -105,7 +105,8 @@ func (ch *channels) greet(want wanted) {
 	_, _ = first.Write(nil)
 }
 
-// streams are the channels as the engine takes them, with their outputs added to out. Reading terminal sizes ends with ctx or the session.
+// streams are the channels as the engine takes them, with their outputs added to out. Reading
+// terminal sizes ends with ctx or the session.
 func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 	s := engine.Streams{TTY: ch.tty}
 	if ch.stdin && ch.in != nil { // a channel that was not asked for would end at once, and close the stdin of the process

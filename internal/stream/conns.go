@@ -70,8 +70,8 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// acked is how many bytes the client has acknowledged, 0 if that is unknown (TCP_INFO, tcp(7)). It grows while a slow client reads, also
-// when a write does not return.
+// acked is how many bytes the client has acknowledged, 0 if that is unknown (TCP_INFO, tcp(7)). It
+// grows while a slow client reads, also when a write does not return.
 func (c *conn) acked() (n uint64) {
 	t, ok := c.Conn.Conn.(*net.TCPConn)
 	if !ok {

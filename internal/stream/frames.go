@@ -102,7 +102,8 @@ func (f *frameReader) writeData() {
 	f.unread, f.payload = f.header[:], size
 }
 
-// frameWriter is a connection that sends each frame of SPDY at once. The session writes a frame in pieces, each of which would be a packet.
+// frameWriter is a connection that sends each frame of SPDY at once. The session writes a frame in
+// pieces, each of which would be a packet.
 type frameWriter struct {
 	net.Conn
 	frames *bufio.Writer

@@ -71,8 +71,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, c *conn, request 
 	}
 }
 
-// serveExec runs a command. A client that goes away does not end the process, as on every other runtime, but a shell on a terminal is hung
-// up.
+// serveExec runs a command. A client that goes away does not end the process, as on every other
+// runtime, but a shell on a terminal is hung up.
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.ExecRequest) {
 	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {

@@ -30,8 +30,8 @@ const (
 	lingerTimeout = 30 * time.Second
 )
 
-// servePortForward serves connections to the ports of a pod until the client goes away or the pod ends. A connection that fails does not
-// end the others.
+// servePortForward serves connections to the ports of a pod until the client goes away or the pod
+// ends. A connection that fails does not end the others.
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
 	go s.closeWithPod(c, q.PodSandboxId)
 	if !wsstream.IsWebSocketRequest(r) {
@@ -46,7 +46,8 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 		0, s.streamTimeout, portforward.SupportedProtocols)
 }
 
-// closeWithPod closes a session soon after its pod has ended, and returns when the session has. One failure may be that of a moment.
+// closeWithPod closes a session soon after its pod has ended, and returns when the session has. One
+// failure may be that of a moment.
 func (s *Server) closeWithPod(c *conn, podID string) {
 	check := time.NewTicker(s.podInterval)
 	defer check.Stop()
@@ -218,8 +219,9 @@ func (p *pairing) expire(id string, half *pair) {
 	p.session.reset(half.streams(), half.sent...)
 }
 
-// run forwards one connection. Its failure is logged and not sent: clients end the whole session, with all its connections, for any text
-// on an error stream (client-go, tools/portforward). They see that the connection ends.
+// run forwards one connection. Its failure is logged and not sent: clients end the whole session,
+// with all its connections, for any text on an error stream (client-go, tools/portforward). They
+// see that the connection ends.
 func (p *pairing) run(h *pair, port int32) {
 	defer func() { p.session.reset(h.streams(), h.sent...) }()
 	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data)

@@ -216,8 +216,8 @@ func resetting(t *testing.T) (port int) {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestSPDYPortForward: a connection that fails says nothing on its error stream, for which clients would end the session. The others of
-// the session work.
+// TestSPDYPortForward: a connection that fails says nothing on its error stream, for which clients
+// would end the session. The others of the session work.
 func TestSPDYPortForward(t *testing.T) {
 	s := start(t, fake{netns: host}, dialHost)
 	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")

@@ -66,8 +66,8 @@ func (l *loading) whileAsked(ctx context.Context, name string, do func(context.C
 	return err
 }
 
-// probes runs exec probes at a rate that the machine may not reach: those that fall due while all are under way are skipped, as a kubelet
-// does.
+// probes runs exec probes at a rate that the machine may not reach: those that fall due while all
+// are under way are skipped, as a kubelet does.
 func (l *loading) probes(ctx context.Context) error {
 	var done, skipped atomic.Int64
 	var mu sync.Mutex

@@ -1,10 +1,12 @@
-// Command bench prints what the daemon costs on a private engine with many pods, beside the floor: what the engine and the CNI plugins take
-// by themselves in the same run. "bench logs" compares container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench events" says how long after the
-// engine's events ours come, "bench churn" what the daemon holds after thousands of pods, "bench stats" what figures of
-// containers cost, "bench heartbeat" what the engine's signs of life cost, "bench load" loads
-// a node with very many pods, "bench streams" compares exec and port-forward with the engine's own exec. It ends with 1 when a limit is missed. It
-// starts the engine and the daemon; the first benchmark then runs the program once more inside the engine's namespaces, where the measuring
-// is done.
+// Command bench prints what the daemon costs on a private engine with many pods, beside the floor:
+// what the engine and the CNI plugins take by themselves in the same run. "bench logs" compares
+// container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench
+// events" says how long after the engine's events ours come, "bench churn" what the daemon holds
+// after thousands of pods, "bench stats" what figures of containers cost, "bench heartbeat" what
+// the engine's signs of life cost, "bench load" loads a node with very many pods, "bench streams"
+// compares exec and port-forward with the engine's own exec. It ends with 1 when a limit is missed.
+// It starts the engine and the daemon; the first benchmark then runs the program once more inside
+// the engine's namespaces, where the measuring is done.
 package main
 
 import (

@@ -173,8 +173,8 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 	return nil
 }
 
-// isOrphan reports an entry of the log-driver's table whose engine was killed. The log-driver keeps it for the engine's successor, for
-// five minutes.
+// isOrphan reports an entry of the log-driver's table whose engine was killed. The log-driver keeps
+// it for the engine's successor, for five minutes.
 func (l *lab) isOrphan(file string) bool {
 	if filepath.Base(filepath.Dir(file)) != "streams" {
 		return false

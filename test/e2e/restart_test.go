@@ -29,8 +29,9 @@ spec:
     command: [sh, -c, "trap exit TERM; while :; do sleep 1 & wait; done"]
 `
 
-// TestEngineRestart restarts an engine without live-restore, once in order and once by SIGKILL, which ends all its containers. The kubelet
-// brings back all pods, with addresses and host ports, and nothing of the old ones is left when the pods are gone.
+// TestEngineRestart restarts an engine without live-restore, once in order and once by SIGKILL,
+// which ends all its containers. The kubelet brings back all pods, with addresses and host ports,
+// and nothing of the old ones is left when the pods are gone.
 func TestEngineRestart(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -53,7 +54,8 @@ func TestEngineRestart(t *testing.T) {
 	}
 }
 
-// waitReady waits until all containers of a pod are ready. A standalone kubelet knows no address of a pod on the host network.
+// waitReady waits until all containers of a pod are ready. A standalone kubelet knows no address of
+// a pod on the host network.
 func (k *kubelet) waitReady(t *testing.T, name string) {
 	t.Helper()
 	eventually(t, "pod "+name+" is ready", func() error {

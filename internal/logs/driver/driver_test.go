@@ -1128,8 +1128,8 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestSpillThatCannotBeRead: the beginning of a frame that was torn, or that somebody has made, is set aside. The container's output
-// goes on.
+// TestSpillThatCannotBeRead: the beginning of a frame that was torn, or that somebody has made, is
+// set aside. The container's output goes on.
 func TestSpillThatCannotBeRead(t *testing.T) {
 	for name, spoil := range map[string]func(file string) error{
 		"huge":      func(file string) error { return os.WriteFile(file, make([]byte, batchSize+1), 0o600) },

@@ -53,8 +53,8 @@ func openSpill(dir, fifo string) (*spill, error) {
 	return s, nil
 }
 
-// takeUpSpill is openSpill of an entry. A file that cannot be used is set aside, and with it the beginning of one frame. Only a
-// want of descriptors or memory is an error.
+// takeUpSpill is openSpill of an entry. A file that cannot be used is set aside, and with it the
+// beginning of one frame. Only a want of descriptors or memory is an error.
 func (d *Driver) takeUpSpill(e entry) (*spill, error) {
 	s, err := openSpill(d.cfg.Directory, e.FIFO)
 	if err == nil || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {

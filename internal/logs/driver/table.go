@@ -170,7 +170,8 @@ func (d *Driver) readEntry(file string) (e entry, err error) {
 // notWritten is what it means that an entry is set aside.
 const notWritten = "its container's output is not written until the container restarts"
 
-// setAside renames a file that cannot be used, so that the next start does not meet it again. effect says what that means.
+// setAside renames a file that cannot be used, so that the next start does not meet it again.
+// effect says what that means.
 func (d *Driver) setAside(file, effect string, why error) {
 	aside := file + brokenSuffix
 	err := os.Rename(file, aside)
