@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"internal/keylock":         {},
 	"internal/connlimit":       {},
 	"internal/wire":            {},
+	"internal/quantity":        {},
 	"internal/secret":          {},
 	"internal/shell":           {},
 	"internal/proc":            {},
@@ -44,7 +45,7 @@ var arrows = map[string][]string{
 	"internal/engine/tolerant": {},
 	"internal/engine":          {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
 	"internal/node":            {"internal/spec", "internal/engine"},
-	"internal/podnet":          {"internal/keylock", "internal/spec", "internal/undo", "internal/secret"},
+	"internal/podnet":          {"internal/keylock", "internal/quantity", "internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":     {},
 	"internal/logs":            {"internal/spec", "internal/logs/driver"},
 	"internal/stream":          {"internal/engine", "internal/connlimit"},
@@ -59,7 +60,7 @@ var arrows = map[string][]string{
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover", "internal/logs/driver"},
 
-	"internal/check/finding": {"internal/shell"},
+	"internal/check/finding": {"internal/quantity", "internal/shell"},
 	"internal/check/probe":   {"internal/check/finding", "internal/config", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/proc", "internal/rootonly", "internal/shell"},
 	// Programs and fixtures that are not part of the daemon.
 	"internal/engine/pause/src":   {},

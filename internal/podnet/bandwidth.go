@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
-	"strconv"
+
+	"cri-dockerd/internal/quantity"
 )
 
 // The annotations with which a pod asks for limits (Kubernetes documentation, "Network Plugins", support for traffic shaping).
@@ -38,7 +38,7 @@ func bandwidth(annotations map[string]string) (map[string]int64, error) {
 		if !ok {
 			continue
 		}
-		rate, ok := quantity(s)
+		rate, ok := quantity.Parse(s)
 		if !ok || rate < leastRate || rate > mostRate {
 			errs = append(errs, fmt.Errorf("annotation %s: %q is no rate between 1k and 1P, such as 10M", a.key, shown([]byte(s))))
 			continue
@@ -47,32 +47,4 @@ func bandwidth(annotations map[string]string) (map[string]int64, error) {
 		out[a.name+"Burst"] = min(max(rate/burstPart, leastBurst), mostBurst)
 	}
 	return out, errors.Join(errs...)
-}
-
-// quantities are Kubernetes' (apimachinery, resource.Quantity): a number and a unit or an exponent.
-var quantities = regexp.MustCompile(`^(\+?[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]{1,2}))?$`)
-
-// quantity reads a quantity ("10M", "1Gi", "500k", "1e6") as a whole number, false if it is none or too
-// large.
-func quantity(s string) (int64, bool) {
-	parts := quantities.FindStringSubmatch(s)
-	if parts == nil {
-		return 0, false
-	}
-	unit := map[string]float64{
-		"": 1, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
-		"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
-	}[parts[2]]
-	v, err := strconv.ParseFloat(parts[1], 64)
-	if err != nil {
-		return 0, false
-	}
-	if parts[3] != "" {
-		exponent, _ := strconv.Atoi(parts[3])
-		unit = math.Pow10(exponent)
-	}
-	if v*unit > math.MaxInt64/2 {
-		return 0, false
-	}
-	return int64(v * unit), true
 }

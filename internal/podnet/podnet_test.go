@@ -452,19 +452,6 @@ func TestPinsOfOurOwn(t *testing.T) {
 	}
 }
 
-func TestQuantity(t *testing.T) {
-	for in, want := range map[string]int64{"10M": 1e7, "1Gi": 1 << 30, "500k": 5e5, "1e6": 1e6, "1.5M": 15e5, "7": 7, "1000m": 1} {
-		if got, ok := quantity(in); !ok || got != want {
-			t.Errorf("%q: %d, %v", in, got, ok)
-		}
-	}
-	for _, bad := range []string{"", "M", "-1", "1x", "1MM", "9E9E"} {
-		if got, ok := quantity(bad); ok {
-			t.Errorf("%q is %d", bad, got)
-		}
-	}
-}
-
 func TestBandwidth(t *testing.T) {
 	got, err := bandwidth(map[string]string{ingressAnnotation: "100M", egressAnnotation: "64k"})
 	want := map[string]int64{"ingressRate": 100e6, "ingressBurst": 10e6, "egressRate": 64e3, "egressBurst": 256 << 10 * 8}

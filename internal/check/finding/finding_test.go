@@ -408,6 +408,12 @@ func TestThreshold(t *testing.T) {
 			t.Errorf("%s: %d, want %d", signal, got, want)
 		}
 	}
+	for value, want := range map[string]uint64{"1e9": 1e9, "1.5Gi": 3 << 29, "500m": 1, "-1Gi": 0, "1Pi": 1 << 50} {
+		f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": value}
+		if _, got := f.threshold("nodefs.available", 1000); got != want {
+			t.Errorf("%s: %d, want %d", value, got, want)
+		}
+	}
 }
 
 func TestWhoAsksForTheCgroupDriver(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cri-dockerd/internal/quantity"
 	"cri-dockerd/internal/shell"
 	"cri-dockerd/internal/text"
 )
@@ -157,22 +158,8 @@ func (f *Facts) threshold(signal string, total uint64) (setting string, limit ui
 		}
 		return value, uint64(float64(total) * percent / 100)
 	}
-	return value, quantity(value)
-}
-
-// quantity reads a whole number with a suffix of Kubernetes' resource quantities, 0 if it is none.
-func quantity(s string) uint64 {
-	factors := map[string]uint64{"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-	end := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' })
-	if end < 0 {
-		end = len(s)
-	}
-	n, err := strconv.ParseUint(s[:end], 10, 64)
-	factor, known := factors[s[end:]]
-	if err != nil || !known {
-		return 0
-	}
-	return n * factor
+	n, _ := quantity.Parse(value) // the kubelet does not start with anything else
+	return value, uint64(max(n, 0))
 }
 
 func judgeGroup(f *Facts) verdict {
