@@ -43,6 +43,7 @@ var pathOpeners = map[string]string{
 	"internal/proc/proc.go":               "/proc and numbers",
 	"internal/rootonly/file.go":           "walks from / by descriptor and checks each step",
 	"internal/rpc/listen.go":              "the socket of the operator's configuration",
+	"internal/safefs/replace.go":          "the gate itself",
 	"internal/safefs/safefs.go":           "the gate itself",
 	"internal/stream/tls.go":              "asks for the age of the operator's certificate",
 	"internal/takeover/look.go":           "reads where a log's link leads",

@@ -246,19 +246,6 @@ func replace(dir, name string, b []byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-") // is no sandbox ID, if a crash leaves it
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	temporary := filepath.Join(dir, ".new-") // is no sandbox ID, if a crash leaves it
+	return safefs.WriteFile(filepath.Join(dir, name), temporary, b, (*os.File).Sync)
 }

@@ -2,7 +2,6 @@ package logs
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -31,14 +30,16 @@ type symlinks struct {
 	engineRoot func() string
 }
 
-// started links the log of a container that has been started, or whose start failed. A container without a log path or without a file of
-// the engine's has nothing to link; a link that is there already is replaced, anything else at the path is an error.
+// started links the log of a container that has been started, or whose start failed. A container
+// without a log path or without a file of the engine's has nothing to link; a link that is there
+// already is replaced, anything else at the path is an error.
 func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" {
 		return nil
 	}
 	if c.EngineLogPath == "" {
-		s.log.Warn("kubectl logs will not work: the engine keeps no file of the container's output", "container", c.Name, "driver", c.LogDriver)
+		s.log.Warn("kubectl logs will not work: the engine keeps no file of the container's output",
+			"container", c.Name, "driver", c.LogDriver)
 		return nil
 	}
 	if err := s.link(c); err != nil {
@@ -65,11 +66,11 @@ func (s *symlinks) link(c *spec.Container) error {
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		return fmt.Errorf("%s is in the way: remove it", c.LogPath)
 	}
-	tmp := temporary()
+	tmp := safefs.TemporaryName()
 	if err := unix.Symlinkat(c.EngineLogPath, int(dir.Fd()), tmp); err != nil {
 		return &os.LinkError{Op: "symlink", Old: c.EngineLogPath, New: filepath.Join(dir.Name(), tmp), Err: err}
 	}
-	return rename(dir, tmp, name)
+	return safefs.Rename(dir, tmp, name)
 }
 
 // removed removes the container's link. What is not there, or not this container's, is left alone.
@@ -91,13 +92,15 @@ func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
-// reopen makes the kubelet's rotation of a json-file come true (CRI ReopenContainerLog). The kubelet has renamed the link; the engine goes
-// on writing its file, which nobody can make it change. So the renamed link becomes a copy of the file, the file is emptied, and a new link
-// is made. Lines that the engine writes in the moment between the last look and the emptying are lost. The caller keeps other calls for
-// this container away.
+// reopen makes the kubelet's rotation of a json-file come true (CRI ReopenContainerLog). The
+// kubelet has renamed the link; the engine goes on writing its file and cannot be made to change
+// it. So the renamed link becomes a copy of the file, the file is emptied, and a new link is
+// made. Lines that the engine writes in the moment between the last read and the emptying are lost.
+// The caller keeps other calls for this container away.
 func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 	if c.EngineLogPath == "" {
-		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w", c.ID, c.LogDriver, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w",
+			c.ID, c.LogDriver, errdefs.ErrFailedPrecondition)
 	}
 	if err := s.moveRenamed(c); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
@@ -136,7 +139,7 @@ const (
 )
 
 // linksBeside are the links to a file whose names begin with the log's and a dot, in the order of
-// names. Of a directory that somebody has filled only the first names are searched.
+// names. Only the first names of a large directory are searched.
 func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 	for seen := 0; seen < maxNames && len(out) < maxLinks; {
 		names, err := dir.Readdirnames(namesAt)
@@ -160,16 +163,15 @@ func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 	return out, nil
 }
 
-// moveText puts a copy of the engine's file in the place of a link to it, and empties the file. A crash between leaves lines twice, none
-// lost.
+// moveText puts a copy of the engine's file in the place of a link to it, and empties the file. A
+// crash between leaves lines twice, none lost.
 func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error {
 	from, err := s.openEngineLog(c)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	// The name does not begin with the log's, so the kubelet does not count it.
-	tmp := temporary()
+	tmp := safefs.TemporaryName()
 	to, err := safefs.OpenAt(dir, tmp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
 		return err
@@ -178,7 +180,7 @@ func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error 
 	if _, err := io.Copy(to, from); err != nil {
 		return errors.Join(err, unix.Unlinkat(int(dir.Fd()), tmp, 0))
 	}
-	if err := rename(dir, tmp, link); err != nil {
+	if err := safefs.Rename(dir, tmp, link); err != nil {
 		return err
 	}
 
@@ -201,8 +203,10 @@ func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 	below, ok := strings.CutPrefix(c.EngineLogPath, strings.TrimSuffix(root, "/")+"/")
 	dir := filepath.Dir(below)
 	own := filepath.Join("containers", string(c.ID))
-	if !ok || !filepath.IsLocal(below) || filepath.Clean(below) != below || dir != own && !strings.HasSuffix(dir, "/"+own) {
-		return "", fmt.Errorf("the engine's log file %q is not in %s of its data root %s: %w", c.EngineLogPath, own, root, errdefs.ErrFailedPrecondition)
+	isOwn := dir == own || strings.HasSuffix(dir, "/"+own)
+	if !ok || !filepath.IsLocal(below) || filepath.Clean(below) != below || !isOwn {
+		return "", fmt.Errorf("the engine's log file %q is not in %s of its data root %s: %w",
+			c.EngineLogPath, own, root, errdefs.ErrFailedPrecondition)
 	}
 	return below, nil
 }
@@ -234,8 +238,8 @@ func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	return f, nil
 }
 
-// untrusted is how many directories at the end of a log's path others than root may write: the pod's
-// log directory, and the container's in it (kubelet, BuildContainerLogsDirectory).
+// untrusted is how many directories at the end of a log's path others than root may write: the
+// pod's log directory, and the container's in it (kubelet, BuildContainerLogsDirectory).
 const untrusted = 2
 
 // logDirectory opens the directory of a log and returns the log's name in it.
@@ -254,19 +258,6 @@ func logDirectory(log string, create bool) (dir *os.File, name string, err error
 	}
 	dir, err = driver.OpenBeneath(above, below, create)
 	return dir, filepath.Base(log), err
-}
-
-// temporary is a name that nobody can guess, and that does not begin with a log's.
-func temporary() string { return "." + rand.Text() + ".new" }
-
-// rename gives a temporary file its name. On error it removes the file.
-func rename(dir *os.File, tmp, name string) error {
-	fd := int(dir.Fd())
-	if err := unix.Renameat(fd, tmp, fd, name); err != nil {
-		err = &os.LinkError{Op: "rename", Old: tmp, New: filepath.Join(dir.Name(), name), Err: err}
-		return errors.Join(err, unix.Unlinkat(fd, tmp, 0))
-	}
-	return nil
 }
 
 // readLink returns the target of a link in a directory.

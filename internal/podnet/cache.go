@@ -253,18 +253,7 @@ func (c *cache) write(name string, b []byte) error {
 	if err := os.MkdirAll(c.results(), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(c.dir, newRecord)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(c.results(), name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return safefs.WriteFile(filepath.Join(c.results(), name), filepath.Join(c.dir, newRecord), b, nil)
 }
 
 // keep writes an entry again if it is gone, with its old time.

@@ -72,20 +72,11 @@ func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, c
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
-	// Written aside and renamed: a record is whole or not there.
-	f, err := os.CreateTemp(j.dir, newRecord)
+	f, err := safefs.CreateFile(j.file(rt.ContainerID), filepath.Join(j.dir, newRecord), b, func(f *os.File) error {
+		return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), j.file(rt.ContainerID))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("note what plugins are to do: %w", err), f.Close(), os.Remove(f.Name()))
 	}
 	return f, nil
 }
