@@ -2,29 +2,32 @@ package tracing
 
 import (
 	"log/slog"
-	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
-// complainAgain is how often the log tells that spans cannot be sent.
-const complainAgain = 10 * time.Minute
+// complaintInterval is how often the log reports that spans cannot be sent.
+const complaintInterval = 10 * time.Minute
 
-// complaints logs what OpenTelemetry has to say about itself, seldom.
+// complaints logs OpenTelemetry's errors, most of them at debug level only.
 type complaints struct {
 	log      *slog.Logger
 	endpoint string
+	warn     rate.Sometimes
+}
 
-	mu   sync.Mutex
-	last time.Time
+func newComplaints(log *slog.Logger, endpoint string) *complaints {
+	return &complaints{
+		log:      log,
+		endpoint: endpoint,
+		warn:     rate.Sometimes{Interval: complaintInterval},
+	}
 }
 
 // Handle implements otel.ErrorHandler.
 func (c *complaints) Handle(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	say := c.log.Debug
-	if now := time.Now(); now.Sub(c.last) >= complainAgain {
-		say, c.last = c.log.Warn, now
-	}
-	say("traces are lost; is there an OTLP collector (gRPC) at --tracing-endpoint?", "endpoint", c.endpoint, "err", err)
+	report := c.log.Debug
+	c.warn.Do(func() { report = c.log.Warn })
+	report("traces are lost; is there an OTLP collector (gRPC) at --tracing-endpoint?", "endpoint", c.endpoint, "err", err)
 }

@@ -45,7 +45,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--tracing-endpoint %s: %w", cfg.Endpoint, err)
 	}
-	otel.SetErrorHandler(&complaints{log: cfg.Log, endpoint: cfg.Endpoint}) // the exporter has no other way to say that it fails
+	otel.SetErrorHandler(newComplaints(cfg.Log, cfg.Endpoint)) // the exporter has no other way to say that it fails
 	return &Provider{end: ctx, exporter: exporter, TracerProvider: trace.NewTracerProvider(
 		trace.WithBatcher(exporter),
 		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(float64(cfg.PerMillion)/million))),

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -51,17 +52,19 @@ func TestSampling(t *testing.T) {
 }
 
 func TestComplaintsAreRare(t *testing.T) {
-	var log bytes.Buffer
-	c := &complaints{log: slog.New(slog.NewTextHandler(&log, nil)), endpoint: "collector:4317"}
-	for range 5 {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		c := newComplaints(slog.New(slog.NewTextHandler(&log, nil)), "collector:4317")
+		for range 5 {
+			c.Handle(errors.New("connection refused"))
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "--tracing-endpoint") {
+			t.Errorf("%d lines: %s", n, log.String())
+		}
+		time.Sleep(complaintInterval)
 		c.Handle(errors.New("connection refused"))
-	}
-	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "--tracing-endpoint") {
-		t.Errorf("%d lines: %s", n, log.String())
-	}
-	c.last = time.Now().Add(-2 * complainAgain)
-	c.Handle(errors.New("connection refused"))
-	if n := strings.Count(log.String(), "\n"); n != 2 {
-		t.Errorf("%d lines: %s", n, log.String())
-	}
+		if n := strings.Count(log.String(), "\n"); n != 2 {
+			t.Errorf("%d lines: %s", n, log.String())
+		}
+	})
 }
