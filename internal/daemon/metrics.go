@@ -89,7 +89,7 @@ func (f logFigures) Collect(ch chan<- prometheus.Metric) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), logFiguresDeadline)
 	defer cancel()
-	families, err := f.process.Figures(ctx)
+	families, err := f.process.Metrics(ctx)
 	ch <- constant("cri_dockerd_log_driver_up", "1 if the log-driver process answers.", truth(err == nil), prometheus.GaugeValue)
 	for _, family := range families {
 		for _, m := range family.GetMetric() {

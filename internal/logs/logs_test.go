@@ -188,7 +188,8 @@ func TestAutoFindsTheProcessThatRuns(t *testing.T) {
 	})
 }
 
-// TestNothingIsLaunchedAtTheEnd: a daemon that is stopped while it waits for systemd's process leaves no other one behind.
+// TestNothingIsLaunchedAtTheEnd: a daemon that is stopped while it waits for systemd's process
+// leaves no other one behind.
 func TestNothingIsLaunchedAtTheEnd(t *testing.T) {
 	w := &world{slow: true}
 	inBubble(t, ModeAuto, w, func(*testing.T, *Logs) { settle() })
@@ -259,7 +260,8 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 	})
 }
 
-// TestOneFailureSettlesNothing: an engine that does not answer once, and was never away, is asked again.
+// TestOneFailureSettlesNothing: an engine that does not answer once, and was never away, is asked
+// again.
 func TestOneFailureSettlesNothing(t *testing.T) {
 	for _, mode := range []string{ModeAuto, ModeCRI} {
 		w := &world{running: true, reach: fmt.Errorf("connection reset: %w", errdefs.ErrUnavailable)}

@@ -108,8 +108,8 @@ func TestNothingToLink(t *testing.T) {
 	}
 }
 
-// TestReopenOfALink rotates as the kubelet does: it renames the link, and expects the old lines under the new name and the new ones at the
-// old.
+// TestReopenOfALink rotates as the kubelet does: it renames the link, and expects the old lines
+// under the new name and the new ones at the old.
 func TestReopenOfALink(t *testing.T) {
 	c := newContainer(t)
 	s := newLinks(c)
@@ -173,7 +173,8 @@ func TestReopenOfALink(t *testing.T) {
 	}
 }
 
-// planted are things that somebody with access to a pod's log directory puts in the place of a file.
+// planted are things that somebody with access to a pod's log directory puts in the place of a
+// file.
 var planted = map[string]func(foreign, at string) error{
 	"a link":      os.Symlink,
 	"a hard link": os.Link,

@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Causes for which this process works with less than it needs. Each is a label of the metric
+// Causes of a shortage. Each is a label of the metric
 // cri_dockerd_log_alarms and a sentence in Status.Alarms.
 const (
 	alarmPipes       = "pipes"       // root's pipe pages are used up
@@ -19,7 +19,7 @@ const (
 	alarmTable       = "table"       // a file of the table could not be read
 )
 
-// alarmText says what is wrong and the remedy, by cause.
+// alarmText gives the problem and the remedy, by cause.
 var alarmText = map[string]string{
 	alarmPipes: "the kernel's pipe pages for root are used up, so containers that print long lines are slowed down; " +
 		"raise fs.pipe-user-pages-soft, or give the log-driver process CAP_SYS_RESOURCE",
@@ -32,10 +32,10 @@ var alarmText = map[string]string{
 type alarms struct {
 	log     *slog.Logger
 	gauge   *prometheus.GaugeVec
-	changed notifier // told after each change
+	changed notifier // after each change
 
 	mu     sync.Mutex     // guards raised
-	raised map[string]int // by cause: by how many it is raised
+	raised map[string]int // by cause: how many raise it
 }
 
 func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
@@ -49,7 +49,7 @@ func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
 	}
 }
 
-// add changes by how many an alarm is raised. It is logged when the first comes and the last goes.
+// add changes how many raise an alarm. It logs the first one and the end of the last.
 func (a *alarms) add(cause string, n int) {
 	if n == 0 { // as for each batch
 		return
@@ -57,7 +57,7 @@ func (a *alarms) add(cause string, n int) {
 	a.update(cause, func(old int) int { return max(0, old+n) })
 }
 
-// raise raises an alarm that knows no number.
+// raise raises an alarm that has no number.
 func (a *alarms) raise(cause string) { a.update(cause, func(int) int { return 1 }) }
 
 // lower ends an alarm.
@@ -79,7 +79,7 @@ func (a *alarms) update(cause string, next func(int) int) {
 	} else {
 		a.log.Info("container logs: the alarm is over", "alarm", cause)
 	}
-	a.changed.tell()
+	a.changed.notify()
 }
 
 // list returns the sentences of all raised alarms, in the order of their causes.
@@ -95,7 +95,7 @@ func (a *alarms) list() []string {
 	return out
 }
 
-// isShortage says whether an error is of descriptors that are used up.
+// isShortage reports whether file descriptors are used up.
 func isShortage(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

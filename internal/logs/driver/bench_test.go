@@ -35,7 +35,14 @@ func BenchmarkLines(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
-	s := &stream{d: d, fifo: fds[0], log: log, busy: make(chan struct{}, 1), losses: losses{d: d}, spill: &spill{}}
+	s := &stream{
+		shared: &d.shared,
+		fifo:   fds[0],
+		log:    log,
+		busy:   make(chan struct{}, 1),
+		losses: newLosses(d.logger, d.metrics),
+		spill:  &spill{},
+	}
 	b.SetBytes(lines * 100)
 	b.ReportAllocs()
 	for n := 0; b.Loop(); n++ {
@@ -43,7 +50,7 @@ func BenchmarkLines(b *testing.B) {
 			b.Fatal(err)
 		}
 		for left := chunk.Len(); left > 0; {
-			k, err := s.step()
+			k, err := s.moveLocked()
 			if err != nil {
 				b.Fatal(err)
 			}

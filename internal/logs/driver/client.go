@@ -21,25 +21,26 @@ import (
 // Client speaks to the log-driver process.
 type Client struct{ http *http.Client }
 
-// NewClient returns a client of the process behind a socket. It connects when it is used.
+// NewClient returns a client of the process behind a socket. It connects at each call.
 func NewClient(socket string) *Client {
 	return &Client{&http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
-		DisableKeepAlives: true, // calls are rare, and one connection each leaves nothing to look after
+		DisableKeepAlives: true, // calls are rare
 	}}}
 }
 
-// answerDeadline is for the process's status.
-const answerDeadline = 5 * time.Second
+// statusTimeout is for the process's status.
+const statusTimeout = 5 * time.Second
 
-// Watch connects and returns the process's status. It calls changed, if not nil, with each later one, which a process of an older release never sends. gone
-// is closed when the process ends, or ctx does. Errors are Unavailable when nobody answers.
-func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, gone <-chan struct{}, err error) {
+// Watch connects and returns the process's status. It calls changed, if not nil, with each later
+// one, which a process of an older release never sends. ended is closed when the process ends, or
+// ctx does. Errors are Unavailable when no process answers.
+func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, ended <-chan struct{}, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	late := time.AfterFunc(answerDeadline, cancel)
+	late := time.AfterFunc(statusTimeout, cancel)
 	defer func() {
 		late.Stop()
 		if err != nil {
@@ -80,8 +81,9 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, gon
 	return s, end, nil
 }
 
-// Figures are the process's own, in Prometheus' data model. Errors are Unavailable when nobody answers.
-func (c *Client) Figures(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+// Metrics returns the process's own, in Prometheus' data model. Errors are Unavailable when no
+// process answers.
+func (c *Client) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://log-driver"+metricsPath, nil)
 	if err != nil {
 		return nil, err
@@ -92,17 +94,18 @@ func (c *Client) Figures(ctx context.Context) (map[string]*dto.MetricFamily, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("log-driver process: figures: answered %s", resp.Status)
+		return nil, fmt.Errorf("log-driver process: metrics: answered %s", resp.Status)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(io.LimitReader(resp.Body, maxRequest))
 	if err != nil {
-		return nil, fmt.Errorf("log-driver process: figures: %w", err)
+		return nil, fmt.Errorf("log-driver process: metrics: %w", err)
 	}
 	return families, nil
 }
 
-// Reopen opens a container's log anew at its path. NotFound if the container's output is not being written, Unavailable when nobody answers.
+// Reopen opens a container's log anew at its path. NotFound if the container's output is not being
+// written, Unavailable when no process answers.
 func (c *Client) Reopen(ctx context.Context, container string) error {
 	body, err := json.Marshal(reopenRequest{Container: container})
 	if err != nil {

@@ -144,7 +144,8 @@ func (c *container) say(lines ...string) {
 	}
 }
 
-// rotate renames the log, as the kubelet does, and has a new one opened. It returns the old one's name.
+// rotate renames the log, as the kubelet does, and has a new one opened. It returns the old one's
+// name.
 func (c *container) rotate(d *Driver) (old string) {
 	c.e.t.Helper()
 	old = c.log.String() + ".20260102-030405"
@@ -228,7 +229,7 @@ func TestOutputIsWritten(t *testing.T) {
 	if st, err := os.Stat(c.log.String()); err != nil || st.Mode().Perm() != fileMode {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table still has %v", left)
 	}
 	c.stop() // unknown by now
@@ -244,8 +245,8 @@ func TestTimes(t *testing.T) {
 	}
 }
 
-// TestKilledAtAnyMoment makes the state that a killed process leaves behind, for every number of frames and bytes that it had written and not
-// yet consumed, and lets a new one take over.
+// TestKilledAtAnyMoment makes the state that a killed process leaves behind, for every number of
+// frames and bytes that it had written and not yet consumed, and lets a new one take over.
 func TestKilledAtAnyMoment(t *testing.T) {
 	const before, waiting = 3, 4
 	for _, renamed := range []bool{false, true} {
@@ -362,7 +363,8 @@ func rotatedFiles(t *testing.T, log target) (files []string, err error) {
 	return files, err
 }
 
-// TestFileThatIsBeingRenamed: a process that starts finds its file also while the kubelet renames it, there or back.
+// TestFileThatIsBeingRenamed: a process that starts finds its file also while the kubelet renames
+// it, there or back.
 func TestFileThatIsBeingRenamed(t *testing.T) {
 	log := target{t.TempDir(), "0.log"}
 	f, _, err := log.open()
@@ -400,8 +402,8 @@ func TestFileThatIsBeingRenamed(t *testing.T) {
 	<-stopped
 }
 
-// TestRotationTakenBack: the kubelet got no answer from Reopen and renames the earlier log back over the new one, at once or after lines were
-// written to that.
+// TestRotationTakenBack: the kubelet got no answer from Reopen and renames the earlier log back
+// over the new one, at once or after lines were written to that.
 func TestRotationTakenBack(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -455,8 +457,9 @@ func TestRotationTakenBack(t *testing.T) {
 	}
 }
 
-// TestDaemonGoesDuringRotation: nobody knows whether the kubelet got its answer, so the new log stays empty for long enough that also a kubelet
-// that is slow to rename the earlier one back loses nothing, even if this process is killed too.
+// TestDaemonGoesDuringRotation: nobody knows whether the kubelet got its answer, so the new log
+// stays empty for long enough that also a kubelet that is slow to rename the earlier one back loses
+// nothing, even if this process is killed too.
 func TestDaemonGoesDuringRotation(t *testing.T) {
 	t.Parallel()
 	d, e := newDriver(t, t.TempDir())
@@ -483,7 +486,7 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	}
 	d.left.Store(&rotated) // also on a machine that is busy for longer than the rest
 	c.say("two")
-	time.Sleep(3 * rest)
+	time.Sleep(3 * restTime)
 	d.Close()
 	if err := os.Rename(old, c.log.String()); err != nil {
 		t.Fatal(err)
@@ -494,7 +497,8 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	c.stop()
 }
 
-// TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another for the same container.
+// TestEngineRestarted: an engine that was killed leaves a FIFO, and its successor brings another
+// for the same container.
 func TestEngineRestarted(t *testing.T) {
 	for variant := range 16 {
 		driverDown, renamed, away, renewed := variant&1 > 0, variant&2 > 0, variant&4 > 0, variant&8 > 0
@@ -556,7 +560,7 @@ func TestEngineOpensLate(t *testing.T) {
 	c.fifo.Close()
 	c.start()
 	s := c.stream(d)
-	eventually(t, "it has been looked at", func() bool { return !s.mayCome() || len(s.d.scratch) > 0 })
+	eventually(t, "it has been looked at", func() bool { return !s.mayOpen() || len(s.buffers.idle) > 0 })
 	f, err := os.OpenFile(c.FIFOPath, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -629,8 +633,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// limited sets the process's limit of file size, in bytes, until lift is called: the disk takes a part of a batch. The tests' own files are
-// limited too.
+// limited sets the process's limit of file size, in bytes, until lift is called: the disk takes a
+// part of a batch. The tests' own files are limited too.
 func limited(t *testing.T, size uint64) (lift func()) {
 	t.Helper()
 	var old syscall.Rlimit
@@ -759,7 +763,7 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Errorf("outside: %v", left)
 	}
-	if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table has %v", left)
 	}
 	if after := openFiles(t); len(after) > before {
@@ -813,7 +817,7 @@ func TestManyShortContainers(t *testing.T) {
 	c.start()
 	c.stop()
 	c.fifo.Close()
-	eventually(t, "all is closed", func() bool { return len(openFiles(t)) <= before+idleScratch })
+	eventually(t, "all is closed", func() bool { return len(openFiles(t)) <= before+maxIdleScratch })
 	n := 0
 	for i := range 7 {
 		n += len(texts(t, e.newTarget(fmt.Sprint(i)).String()))
@@ -821,7 +825,7 @@ func TestManyShortContainers(t *testing.T) {
 	if n != 10000 {
 		t.Errorf("%d lines", n)
 	}
-	if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table has %v", left)
 	}
 }
@@ -895,7 +899,7 @@ func (l *logged) rotate(name string, compress bool) {
 	l.t.Helper()
 	s := l.container.stream(l.d)
 	s.lock()
-	s.drain()
+	s.drainLocked()
 	s.unlock()
 	log := l.log.String()
 	b, err := os.ReadFile(log)
@@ -1146,7 +1150,7 @@ func TestSpillThatCannotBeRead(t *testing.T) {
 			c := e.container("aa")
 			c.start()
 			d.Close()
-			if err := spoil(c.stream(d).entry.spillFile(d.cfg.Directory)); err != nil {
+			if err := spoil(d.table.spillFile(&c.stream(d).entry)); err != nil {
 				t.Fatal(err)
 			}
 			_, again := newDriver(t, dir)
@@ -1160,8 +1164,8 @@ func TestSpillThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestTableEntryIsChecked: an entry under its right name is set aside too if it names what a request
-// must not.
+// TestTableEntryIsChecked: an entry under its right name is set aside too if it names what a
+// request must not.
 func TestTableEntryIsChecked(t *testing.T) {
 	for name, change := range map[string]func(e *entry, dir string){
 		"FIFO elsewhere":     func(e *entry, dir string) { e.FIFO = filepath.Join(dir, "sub", filepath.Base(e.FIFO)) },
@@ -1176,7 +1180,7 @@ func TestTableEntryIsChecked(t *testing.T) {
 			c.start()
 			d.Close()
 			row := c.stream(d).entry
-			file := row.file(d.cfg.Directory)
+			file := d.table.entryFile(&row)
 			change(&row, dir)
 			b, err := json.Marshal(row)
 			if err != nil {
@@ -1193,20 +1197,21 @@ func TestTableEntryIsChecked(t *testing.T) {
 	}
 }
 
-// TestEngineStaysAway: what is known of a container is kept for an engine that comes back, through any number of processes, but not for ever.
+// TestEngineStaysAway: what is known of a container is kept for an engine that comes back, through
+// any number of processes, but not for ever.
 func TestEngineStaysAway(t *testing.T) {
 	dir := t.TempDir()
-	table := filepath.Join(dir, "table")
-	if err := os.Mkdir(table, 0o700); err != nil {
+	rows := filepath.Join(dir, "table")
+	if err := os.Mkdir(rows, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	gone := entry{FIFO: filepath.Join(dir, "fifo"), Container: model.ContainerID(idOf("x")), Log: target{dir, "0.log"}, Inode: 7}
-	if err := gone.keep(table); err != nil {
+	if err := (&table{dir: rows}).keep(&gone); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		d, _ := newDriver(t, dir)
-		if o := d.orphan(model.ContainerID(idOf("x"))); o.Inode != 7 || o.Orphaned.IsZero() {
+		if o := d.orphans.find(model.ContainerID(idOf("x"))); o.Inode != 7 || o.Orphaned.IsZero() {
 			t.Errorf("kept: %+v", o)
 		}
 		d.Close()
@@ -1215,8 +1220,8 @@ func TestEngineStaysAway(t *testing.T) {
 	d, _ := newDriver(t, dir, func(c *Config) { c.EngineAway = time.Millisecond })
 	var left []os.DirEntry
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		left, _ = os.ReadDir(table)
-		if len(left) == 0 && d.orphan(model.ContainerID(idOf("x"))).Inode == 0 {
+		left, _ = os.ReadDir(rows)
+		if len(left) == 0 && d.orphans.find(model.ContainerID(idOf("x"))).Inode == 0 {
 			return
 		}
 	}

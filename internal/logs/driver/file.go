@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -19,11 +18,11 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// target is where a container's log stands: a path beneath a directory that it must not leave. The
-// directory above the pod's log directory is the kubelet's own and may be reached through links of
-// the operator's. The pod's log directory and all below may be written by others than root, for
+// target is the place of a container's log: a path beneath a directory that it must not leave. The
+// directory above the pod's log directory is the kubelet's own, and the operator may have put links
+// on the way to it. The pod's log directory and all below may be written by others than root, for
 // instance by a container that mounts /var/log/pods. So there no link is followed, and no file is
-// opened that is not the log's alone: a FIFO, a device, or a second name of somebody's file.
+// opened that is not the log's alone: a FIFO, a device, or a second name of another file.
 type target struct {
 	Directory string `json:"directory"`
 	Path      string `json:"path"`
@@ -34,18 +33,21 @@ const (
 	maxName = 255      // NAME_MAX
 )
 
-// check says what is wrong with a target, before anything is touched.
+// check validates a target, before any file is touched.
 func (t target) check() error {
+	directory := text.Clean(t.Directory, text.MaxName)
 	if !filepath.IsAbs(t.Directory) || filepath.Clean(t.Directory) == "/" || !isPath(t.Directory) {
-		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory, text.Clean(t.Directory, text.MaxName))
+		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory, directory)
 	}
-	if t.Path == "" || !filepath.IsLocal(t.Path) || filepath.Clean(t.Path) == "." || !isPath(t.Path) || len(t.String()) > maxPath {
-		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, text.Clean(t.Path, text.MaxName), text.Clean(t.Directory, text.MaxName))
+	isBelow := filepath.IsLocal(t.Path) && filepath.Clean(t.Path) != "."
+	if !isBelow || !isPath(t.Path) || len(t.String()) > maxPath {
+		path := text.Clean(t.Path, text.MaxName)
+		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, path, directory)
 	}
 	return nil
 }
 
-// isPath says whether s is of a path's length and has no control characters.
+// isPath reports whether s has a path's length and no control characters.
 func isPath(s string) bool {
 	for part := range strings.SplitSeq(s, "/") {
 		if len(part) > maxName {
@@ -63,8 +65,8 @@ const (
 	dirMode  = 0o755
 )
 
-// directory opens the log's own directory, to open names in it. With create, missing directories are
-// made.
+// directory opens the log's own directory, to open names in it. With create, missing directories
+// are made.
 func (t target) directory(create bool) (*os.File, error) {
 	above := filepath.Dir(filepath.Clean(t.Directory))
 	below := filepath.Join(filepath.Base(t.Directory), filepath.Dir(t.Path))
@@ -75,9 +77,9 @@ func (t target) directory(create bool) (*os.File, error) {
 	return dir, nil
 }
 
-// OpenBeneath opens the directory below, a relative path, in the directory above. Links are followed
-// in above, which is the operator's or the kubelet's, and nowhere in below, which others may write.
-// With create, missing directories are made.
+// OpenBeneath opens the directory below, a relative path, in the directory above. Links are
+// followed in above, which is the operator's or the kubelet's, and nowhere in below, which others
+// may write. With create, missing directories are made.
 func OpenBeneath(above, below string, create bool) (*os.File, error) {
 	if create {
 		if err := os.MkdirAll(above, dirMode); err != nil {
@@ -114,13 +116,13 @@ func openDirectory(above *os.File, name string, create bool) (*os.File, error) {
 	return dir, err
 }
 
-// errForeign says that what stands at a name is not a log of ours: a link, a FIFO, a device, or a
+// errForeign is the error of a name that is not a log of ours: a link, a FIFO, a device, or a
 // second name of another file.
 var errForeign = errors.New("it is no log file")
 
-// open opens the log for appending. It and missing directories are made. What stands in its place
-// and is no log of ours is replaced, for output must not be lost or held up because of it. Then
-// planted says so. A directory is not replaced.
+// open opens the log for appending. It and missing directories are made. A foreign file in its
+// place is replaced, for output must not be lost or held up because of it; planted then describes
+// it. A directory is not replaced.
 func (t target) open() (f *os.File, planted error, err error) {
 	if err := t.check(); err != nil {
 		return nil, nil, err
@@ -137,7 +139,7 @@ func (t target) open() (f *os.File, planted error, err error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			f, err = safefs.OpenAt(dir, name, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
 		}
-		if !errors.Is(err, fs.ErrExist) { // else somebody has made it meanwhile
+		if !errors.Is(err, fs.ErrExist) { // else another process has made it meanwhile
 			break
 		}
 	}
@@ -154,9 +156,9 @@ func (t target) open() (f *os.File, planted error, err error) {
 // openAttempts bounds how often a log is opened that others make and remove at the same time.
 const openAttempts = 8
 
-// openOwn opens a log in its directory. errForeign if it is no regular file, or has another name too:
-// opening a device does something, and another name may be in a directory that is not ours. So it is
-// checked before it is opened.
+// openOwn opens a log in its directory. errForeign if it is no regular file, or has another name
+// too: opening a device does something, and another name may be in a directory that is not ours. So
+// it is checked before it is opened.
 func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	handle, err := safefs.OpenAt(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -190,32 +192,31 @@ func statOf(f *os.File) (st unix.Stat_t, err error) {
 	return st, err
 }
 
-// replace puts an empty log in the place of whatever has its name. The new file's first name does not
-// begin with the log's, so the kubelet does not count it.
+// replace puts an empty log in the place of a foreign file.
 func replace(dir *os.File, name string) (*os.File, error) {
-	tmp := "." + rand.Text() + newSuffix
+	tmp := safefs.TemporaryName()
 	made, err := safefs.OpenAt(dir, tmp, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
 	if err != nil {
 		return nil, err
 	}
 	defer made.Close()
-	if err := unix.Renameat(int(dir.Fd()), tmp, int(dir.Fd()), name); err != nil {
-		err = &os.LinkError{Op: "rename", Old: tmp, New: filepath.Join(dir.Name(), name), Err: err}
-		return nil, errors.Join(err, unix.Unlinkat(int(dir.Fd()), tmp, 0))
+	if err := safefs.Rename(dir, tmp, name); err != nil {
+		return nil, err
 	}
 	return openOwn(dir, name, unix.O_RDWR|unix.O_APPEND) // again, for its name
 }
 
 const (
-	// maxRotated is how many rotated files are taken into account. The kubelet keeps five (containerLogMaxFiles).
+	// maxRotated is how many rotated files are taken into account. The kubelet keeps five
+	// (containerLogMaxFiles).
 	maxRotated = 1000
-	// maxNames bounds the directory that is searched for them, which others may have filled.
+	// maxNames bounds the search of the directory, which others may have filled.
 	maxNames = 100_000
 	namesAt  = 1000
 )
 
-// rotated are the names of the log's earlier files in its directory, the oldest first: the kubelet renames to <log>.<time>, and compresses to
-// <log>.<time>.gz.
+// rotated returns the names of the log's earlier files in its directory, the oldest first: the
+// kubelet renames to <log>.<time>, and compresses to <log>.<time>.gz.
 func (t target) rotated(dir *os.File) ([]string, error) {
 	if _, err := dir.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -241,7 +242,8 @@ func (t target) rotated(dir *os.File) ([]string, error) {
 	return out, nil
 }
 
-// byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there is none. Files may be renamed meanwhile.
+// byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there
+// is none. Files may be renamed meanwhile.
 func (t target) byInode(inode uint64) (*os.File, error) {
 	if inode == 0 {
 		return nil, fs.ErrNotExist
@@ -257,28 +259,37 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		// What is not at one of its names now may be at the other by the time that is looked at, so the log's own comes twice.
+		// A file that is renamed meanwhile may have been missed at both names, so the log's own
+		// comes twice.
 		own := filepath.Base(t.Path)
-		for _, name := range append(append([]string{own}, files...), own) {
-			var st unix.Stat_t
-			err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-			if err != nil || st.Ino != inode {
-				continue
+		for _, name := range slices.Concat([]string{own}, files, []string{own}) {
+			if f, err := openInode(dir, name, inode); f != nil || err != nil {
+				return f, err
 			}
-			f, err := openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if st, err := f.Stat(); err == nil && inodeOf(st) == inode {
-				return f, nil
-			}
-			f.Close()
 		}
 	}
 	return nil, fs.ErrNotExist
+}
+
+// openInode opens a log if it has an inode, else it returns nil.
+func openInode(dir *os.File, name string, inode uint64) (*os.File, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil || st.Ino != inode {
+		return nil, nil //nolint:nilerr // it is not there any more
+	}
+	f, err := openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || inodeOf(st) != inode {
+		f.Close()
+		return nil, nil
+	}
+	return f, nil
 }
 
 func inodeOf(st fs.FileInfo) uint64 {
@@ -288,10 +299,12 @@ func inodeOf(st fs.FileInfo) uint64 {
 	return 0
 }
 
-// tailSize is more than one batch can become in a log, in bytes: a record is at most 50 bytes longer than its frame, whose least size is 25.
+// tailSize is more than one batch can become in a log, in bytes: a record is at most 50 bytes
+// longer than its frame, whose least size is 25.
 const tailSize = 4 * batchSize
 
-// tail cuts off a torn last line, which only a killed process can have left, and returns the end of what is whole.
+// tail cuts off a torn last line, which only a killed process can have left, and returns the end of
+// the whole lines.
 func tail(f *os.File) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -314,7 +327,7 @@ func tail(f *os.File) ([]byte, error) {
 	return b[:whole], nil
 }
 
-// isDiskTrouble says whether an error is the disk's, which may pass, and not a wrong path's.
+// isDiskTrouble reports whether an error is the disk's, which may pass, and not of a wrong path.
 func isDiskTrouble(err error) bool {
 	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.ENOMEM, syscall.ESTALE} {
 		if errors.Is(err, e) {

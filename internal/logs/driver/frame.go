@@ -9,8 +9,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// frame is one message of Docker's: a line of a container's, or a piece of a long one. In the FIFO each stands behind its length, four
-// bytes, the highest first.
+// frame is one message of Docker: a line of a container, or a piece of a long one. In the FIFO each
+// follows its length, four bytes in big-endian order.
 type frame struct {
 	Source  string // "stdout" or "stderr"
 	Time    int64  // in nanoseconds since 1970
@@ -20,7 +20,8 @@ type frame struct {
 
 const (
 	prefixSize = 4
-	// maxFrame is more than Docker sends, which cuts lines at 16 KiB; a greater length means that we have lost step.
+	// maxFrame is more than Docker sends, which cuts lines at 16 KiB. A greater length is no length
+	// at all.
 	maxFrame = batchSize - prefixSize
 )
 
@@ -36,8 +37,8 @@ const (
 
 var errMalformed = errors.New("Docker's message cannot be understood")
 
-// next reads the first frame of b and returns its length with its prefix. errCut means that it is not
-// there as a whole, errMalformed that it is none of Docker's. The length is 0 if it is not known.
+// next reads the first frame of b and returns its length with its prefix. errCut means that b ends
+// within it, errMalformed that it is no frame of Docker. The length is 0 if it is not known.
 func next(b []byte) (f frame, n int, err error) {
 	if len(b) < prefixSize {
 		return f, 0, errCut
@@ -97,7 +98,7 @@ func decode(b []byte) (f frame, err error) {
 	return f, nil
 }
 
-// sourceName is one of the two names without an allocation.
+// sourceName returns one of the two names without an allocation.
 func sourceName(v []byte) string {
 	if string(v) == "stderr" {
 		return "stderr"
@@ -124,7 +125,8 @@ func isLast(b []byte) bool {
 	return false
 }
 
-// appendFrame is a frame as Docker reads it from us (LogDriver.ReadLogs). Docker prints the line as it stands.
+// appendFrame appends a frame as Docker reads it (LogDriver.ReadLogs). Docker prints the line as it
+// stands.
 func appendFrame(b []byte, f frame) []byte {
 	at := len(b)
 	b = append(b, 0, 0, 0, 0)
@@ -148,16 +150,19 @@ const (
 	tagPartial = "P"
 )
 
-// pieceSize is the longest text of one record, in bytes. The kubelet's readers know no limit, but every runtime keeps to this.
+// pieceSize is the longest text of one record, in bytes. The kubelet's readers know no limit, but
+// every runtime keeps to this.
 const pieceSize = 16 << 10
 
-// timeLayout is RFC 3339 with nine digits always, so that lines sort; the kubelet and log collectors read any number of digits.
+// timeLayout is RFC 3339 with nine digits always, so that lines sort. The kubelet and log
+// collectors read any number of digits.
 const timeLayout = "2006-01-02T15:04:05.000000000Z07:00"
 
-// clock formats times, in the machine's own zone as all runtimes do. It remembers the last second, since lines come in crowds.
+// clock formats times, in the machine's own zone as all runtimes do. It remembers the last second,
+// since most lines share it.
 type clock struct {
 	second       int64
-	before, zone []byte // what stands before and after the nine digits
+	before, zone []byte // the text before and after the nine digits
 }
 
 func (c *clock) append(b []byte, nano int64) []byte {
@@ -178,7 +183,7 @@ func (c *clock) append(b []byte, nano int64) []byte {
 	return append(b, c.zone...)
 }
 
-// appendRecords is a frame in the CRI's log format (KEP-1112 and kubelet's logs.go):
+// appendRecords appends a frame in the CRI's log format (KEP-1112 and kubelet's logs.go):
 //
 //	<time> stdout|stderr F|P <text>\n
 func (c *clock) appendRecords(b []byte, f frame) []byte {

@@ -186,7 +186,7 @@ func FuzzFrames(f *testing.F) {
 		if len(log) > 0 && log[len(log)-1] != '\n' {
 			t.Errorf("the last record is torn: %q", log[max(0, len(log)-100):])
 		}
-		if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+		if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 			t.Errorf("the table has %v", left)
 		}
 	})

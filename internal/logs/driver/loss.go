@@ -3,12 +3,15 @@ package driver
 import (
 	"errors"
 	"io"
-	"sync"
+	"log/slog"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
-// guarded runs write and, if that has not returned after limit, instead beside it until it has. It returns when both have, and says
-// whether write was late.
+// guarded runs write and, if that has not returned after limit, runs instead beside it until it
+// has. It returns when both have, and reports whether write was late.
 func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{})) (late bool) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	t := time.AfterFunc(limit, func() {
@@ -24,49 +27,55 @@ func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{
 	return true
 }
 
-// discardEvery is the pause between two looks at a FIFO whose output is being dropped.
-const discardEvery = 20 * time.Millisecond
+// discardInterval is the pause between two peeks at a FIFO whose output is being dropped.
+const discardInterval = 20 * time.Millisecond
 
-// discard consumes the batch that a write hangs on, and then all that comes, until stop: a container must not wait for a disk for ever.
-func (s *stream) discard(fifo, batch int, stop <-chan struct{}) {
-	log := s.d.cfg.Log.With("container", s.entry.Name, "log", s.entry.Log.String())
-	log.Error("the disk does not answer; the container's output is dropped meanwhile")
-	b, err := s.d.takeScratch()
+// discardLocked consumes the batch that a stalled write holds, and then all that arrives, until
+// stop: a container must not wait for a disk for ever. The stalled write has the lock on its
+// behalf.
+func (s *stream) discardLocked(batch int, stop <-chan struct{}) {
+	logger := s.logger.With("log", s.entry.Log.String())
+	logger.Error("the disk does not answer; the container's output is dropped meanwhile")
+	if err := s.discardUntil(logger, batch, stop); err != nil {
+		logger.Error("output cannot be dropped, the container waits", "err", err)
+	}
+}
+
+func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct{}) error {
+	b, err := s.buffers.take()
 	if err != nil {
-		log.Error("output cannot be dropped, the container waits", "err", err)
-		return
+		return err
 	}
-	defer s.d.giveScratch(b)
-	if err := errors.Join(s.spill.clearWhole(), b.consume(fifo, batch)); err != nil {
-		log.Error("output cannot be dropped, the container waits", "err", err)
-		return
+	defer s.buffers.give(b)
+	if err := errors.Join(s.spill.clearWhole(), b.consume(s.fifo, batch)); err != nil {
+		return err
 	}
-	lost := 0
+
+	dropped := 0
 	defer func() {
-		s.d.metrics.dropped.WithLabelValues(reasonStalled).Add(float64(lost))
-		log.Error("the disk answers again", "dropped", lost)
+		s.metrics.dropped.WithLabelValues(reasonStalled).Add(float64(dropped))
+		logger.Error("the disk answers again", "dropped", dropped)
 	}()
-	tick := time.NewTicker(discardEvery)
+	tick := time.NewTicker(discardInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-stop:
-			return
+			return nil
 		case <-tick.C:
 		}
-		n, err := s.discardAll(fifo, b)
-		lost += n
+		n, err := s.discardAll(b)
+		dropped += n
 		if err != nil {
-			log.Error("output cannot be dropped, the container waits", "err", err)
-			return
+			return err
 		}
 	}
 }
 
 // discardAll consumes all whole frames that wait and counts them.
-func (s *stream) discardAll(fifo int, b *scratch) (frames int, err error) {
+func (s *stream) discardAll(b *scratch) (frames int, err error) {
 	for {
-		n, err := s.discardBatch(fifo, b)
+		n, err := s.discardBatch(b)
 		frames += n
 		if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
 			return frames, nil
@@ -77,85 +86,73 @@ func (s *stream) discardAll(fifo int, b *scratch) (frames int, err error) {
 	}
 }
 
-// discardBatch consumes the whole frames that a look shows, or the one that no look can show.
-func (s *stream) discardBatch(fifo int, b *scratch) (frames int, err error) {
+// discardBatch consumes the whole frames that a peek shows, or the one that no peek can show.
+func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 	used := 0
 	if s.spill.size == 0 {
-		waiting, err := b.look(fifo)
+		waiting, err := b.peek(s.fifo)
 		if err != nil {
 			return 0, err
 		}
-		for {
-			_, n, err := next(waiting[used:])
-			if errors.Is(err, errMalformed) {
-				n = malformedIn(waiting[used:])
-			} else if err != nil {
-				break
-			}
-			used += n
-			frames++
-		}
+		frames, used = countFrames(waiting)
 	}
 	if used > 0 {
-		return frames, b.consume(fifo, used)
+		return frames, b.consume(s.fifo, used)
 	}
 
-	if err := s.spill.fill(fifo); err != nil && !errors.Is(err, errMalformed) {
+	if err := s.spill.fill(s.fifo); err != nil && !errors.Is(err, errMalformed) {
 		return 0, err
 	}
 	return 1, s.spill.clear()
 }
 
-// losses counts what of a container's output was dropped, and says so in the log when it begins and when it is over, not at each line.
-type losses struct {
-	d    *Driver
-	name string
-	last error     // why the log could not be opened
-	lost int       // since it was last said that it is over
-	said time.Time // when it last began
+// countFrames returns the number of whole frames and malformed messages in b, and their length.
+func countFrames(b []byte) (frames, size int) {
+	for {
+		_, n, err := next(b[size:])
+		if errors.Is(err, errMalformed) {
+			n = malformedIn(b[size:])
+		} else if err != nil {
+			return frames, size
+		}
+		size += n
+		frames++
+	}
 }
 
-// sayEvery keeps a disk that is full again and again from filling the daemon's own log.
-const sayEvery = time.Minute
+// lossInterval keeps a disk that is full again and again from filling the daemon's own log.
+const lossInterval = time.Minute
+
+// losses counts the dropped lines of a container. It logs when a loss begins and when it is over,
+// not at each line.
+type losses struct {
+	logger  *slog.Logger
+	dropped *prometheus.CounterVec
+	begin   rate.Sometimes
+	count   int   // since the last loss was over
+	openErr error // why the log could not be opened
+}
+
+func newLosses(logger *slog.Logger, m *metrics) losses {
+	return losses{
+		logger:  logger,
+		dropped: m.dropped,
+		begin:   rate.Sometimes{Interval: lossInterval},
+	}
+}
 
 func (l *losses) add(lines int, reason string, why error) {
-	l.d.metrics.dropped.WithLabelValues(reason).Add(float64(lines))
-	if l.lost == 0 && time.Since(l.said) > sayEvery {
-		l.said = time.Now()
-		l.d.cfg.Log.Error("a container's output is dropped", "container", l.name, "err", why)
+	l.dropped.WithLabelValues(reason).Add(float64(lines))
+	if l.count == 0 {
+		l.begin.Do(func() { l.logger.Error("a container's output is dropped", "err", why) })
 	}
-	l.lost += lines
+	l.count += lines
 }
 
 func (l *losses) over() {
-	if l.lost == 0 {
+	if l.count == 0 {
 		return
 	}
-	l.d.cfg.Log.Info("a container's output is written again", "container", l.name, "dropped", l.lost)
-	l.lost = 0
-}
-
-// notifier tells any number of waiters that something has changed.
-type notifier struct {
-	mu sync.Mutex // guards ch
-	ch chan struct{}
-}
-
-// next is closed at the next change.
-func (n *notifier) next() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch == nil {
-		n.ch = make(chan struct{})
-	}
-	return n.ch
-}
-
-func (n *notifier) tell() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch != nil {
-		close(n.ch)
-		n.ch = nil
-	}
+	l.logger.Info("a container's output is written again", "dropped", l.count)
+	l.count = 0
 }

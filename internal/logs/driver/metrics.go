@@ -9,12 +9,12 @@ import (
 
 // Reasons for which output was dropped.
 const (
-	reasonDisk      = "disk"      // it took no more
-	reasonStalled   = "stalled"   // it did not answer in time
+	reasonDisk      = "disk"      // the disk took no more
+	reasonStalled   = "stalled"   // the disk did not answer in time
 	reasonMalformed = "malformed" // Docker's message was not understood
 )
 
-// metrics are the process's figures; nothing of them is global.
+// metrics are the process's own. None is global.
 type metrics struct {
 	registry     *prometheus.Registry
 	lines, bytes prometheus.Counter
@@ -27,10 +27,22 @@ type metrics struct {
 func newMetrics() *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		lines:    prometheus.NewCounter(prometheus.CounterOpts{Name: "cri_dockerd_log_lines_total", Help: "Lines and pieces of lines written to container logs."}),
-		bytes:    prometheus.NewCounter(prometheus.CounterOpts{Name: "cri_dockerd_log_bytes_total", Help: "Bytes written to container logs."}),
-		dropped:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cri_dockerd_log_dropped_lines_total", Help: "Lines and pieces of lines that were lost, by reason."}, []string{"reason"}),
-		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_log_streams", Help: "Containers whose output is being written."}),
+		lines: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cri_dockerd_log_lines_total",
+			Help: "Lines and pieces of lines written to container logs.",
+		}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cri_dockerd_log_bytes_total",
+			Help: "Bytes written to container logs.",
+		}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cri_dockerd_log_dropped_lines_total",
+			Help: "Lines and pieces of lines that were lost, by reason.",
+		}, []string{"reason"}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cri_dockerd_log_streams",
+			Help: "Containers whose output is being written.",
+		}),
 		spilled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cri_dockerd_log_spilled_frames_total",
 			Help: "Lines and pieces of lines that were larger than the kernel lets a pipe be.",
@@ -47,7 +59,7 @@ func newMetrics() *metrics {
 	return m
 }
 
-// handler serves them in Prometheus' format.
+// handler serves the metrics in Prometheus' format.
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }

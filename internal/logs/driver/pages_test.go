@@ -54,8 +54,8 @@ func (c *container) pieces(lines int) (frames [][]byte, want []string) {
 	return frames, want
 }
 
-// TestPipePagesUsedUp: frames that no pipe holds as a whole arrive, between short ones, and an alarm
-// says why it is slow.
+// TestPipePagesUsedUp: frames that no pipe holds as a whole arrive, between short ones, and an
+// alarm says why it is slow.
 func TestPipePagesUsedUp(t *testing.T) {
 	for _, size := range pageSizes {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestPipePagesUsedUp(t *testing.T) {
 			if n := testutil.ToFloat64(d.metrics.spilled); n < 51 {
 				t.Errorf("%v frames were spilled", n)
 			}
-			if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+			if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 				t.Errorf("the table still has %v", left)
 			}
 		})
@@ -98,7 +98,7 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 	}
 	b.limit, b.grown = 0, time.Time{}
 	d.alarms.add(alarmPipes, small(b.size))
-	d.giveScratch(b)
+	d.buffers.give(b)
 	c := e.container("aa")
 	c.start()
 	s := c.stream(d)

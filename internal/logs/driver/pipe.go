@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// batchSize is how much is looked at at once, in bytes; 16 pages, a pipe's usual size (pipe(7)).
+	// batchSize is the most that one peek shows, in bytes: 16 pages, a pipe's usual size (pipe(7)).
 	batchSize = 64 << 10
-	// fifoSize is what a container can print while nobody reads, in bytes. Only privileged processes may go beyond
-	// /proc/sys/fs/pipe-max-size, 1 MiB by default.
+	// fifoSize is what a container can print while no process reads, in bytes. Only privileged
+	// processes may go beyond /proc/sys/fs/pipe-max-size, 1 MiB by default.
 	fifoSize = 256 << 10
-	// growEvery is the interval in which a pipe that got less than batchSize is asked to grow.
-	growEvery = 10 * time.Second
+	// growInterval is how often a pipe that got less than batchSize is asked to grow.
+	growInterval = 10 * time.Second
 )
 
-// scratch is what a batch is worked on in: a pipe for tee(2), and buffers.
+// scratch is the memory of a batch: a pipe for tee(2), and buffers.
 type scratch struct {
 	read, write int // ends of the pipe
 	null        int // /dev/null, where consumed frames go
@@ -28,10 +28,10 @@ type scratch struct {
 	limit       int // Config.pipeSize
 	in, out     []byte
 	ends        []int // in out: the end of each frame's lines
-	dirty       bool  // something may be left in the pipe
+	dirty       bool  // the pipe may not be empty
 }
 
-// newScratch makes buffers; limit is Config.pipeSize.
+// newScratch returns buffers. limit is Config.pipeSize.
 func newScratch(limit int) (*scratch, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -55,11 +55,11 @@ func newScratch(limit int) (*scratch, error) {
 	return b, nil
 }
 
-// grow asks the kernel for a pipe of batchSize, at most every growEvery. The kernel gives two pages
-// only (one before Linux 5.14) while a user without CAP_SYS_RESOURCE and CAP_SYS_ADMIN has more than
-// fs.pipe-user-pages-soft (pipe(7)).
+// grow asks the kernel for a pipe of batchSize, at most every growInterval. The kernel gives two
+// pages only (one before Linux 5.14) while a user without CAP_SYS_RESOURCE and CAP_SYS_ADMIN has
+// more than fs.pipe-user-pages-soft (pipe(7)).
 func (b *scratch) grow() {
-	if b.size < batchSize && time.Since(b.grown) > growEvery {
+	if b.size < batchSize && time.Since(b.grown) > growInterval {
 		b.grown = time.Now()
 		b.size = growPipe(b.write, batchSize, b.limit)
 	}
@@ -81,7 +81,7 @@ func growPipe(fd, want, limit int) int {
 	return have
 }
 
-// empty throws away what is left in the pipe.
+// empty reads the rest of the pipe and drops it.
 func (b *scratch) empty() error {
 	for {
 		n, err := retry(func() (int64, error) { k, err := unix.Read(b.read, b.in); return int64(k), err })
@@ -95,7 +95,7 @@ func (b *scratch) empty() error {
 	}
 }
 
-// small is 1 for a pipe's capacity that is less than usual, else 0.
+// small returns 1 for a pipe's capacity that is less than usual, else 0.
 func small(size int) int {
 	if size > 0 && size < batchSize {
 		return 1
@@ -114,8 +114,9 @@ var (
 	errCut     = errors.New("only the beginning of a frame waits in the FIFO")
 )
 
-// look copies what waits in a FIFO and leaves it there. io.EOF means that it is empty and that nobody has it open for writing.
-func (b *scratch) look(fifo int) ([]byte, error) {
+// peek copies the bytes in a FIFO and leaves them there. io.EOF means that the FIFO is empty and
+// not open for writing.
+func (b *scratch) peek(fifo int) ([]byte, error) {
 	n, err := retry(func() (int64, error) { return unix.Tee(fifo, b.write, batchSize, unix.SPLICE_F_NONBLOCK) })
 	switch {
 	case errors.Is(err, unix.EAGAIN):

@@ -16,8 +16,8 @@ import (
 
 const secretText = "2026-01-02T03:04:05.000000006Z stdout F secret\nno newline at its end"
 
-// planted are things that somebody with access to a pod's log directory puts in the place of a file.
-// foreign is a file of somebody else.
+// planted are things that somebody with access to a pod's log directory puts in the place of a
+// file. foreign is a file of somebody else.
 var planted = map[string]func(foreign, at string) error{
 	"a link to a file":   os.Symlink,
 	"a link to nothing":  func(foreign, at string) error { return os.Symlink(foreign+"-new", at) },
@@ -80,7 +80,8 @@ func TestPlantedBeforeStart(t *testing.T) {
 	}
 }
 
-// isLog checks that a path is a file of its own with these lines, and that there is nothing beside it.
+// isLog checks that a path is a file of its own with these lines, and that there is nothing beside
+// it.
 func (c *container) isLog(t *testing.T, path string, lines ...string) {
 	t.Helper()
 	var st syscall.Stat_t
@@ -101,7 +102,8 @@ func (c *container) isLog(t *testing.T, path string, lines ...string) {
 	}
 }
 
-// TestPlantedDuringRotation: the kubelet has renamed the log, and somebody else is faster than Reopen.
+// TestPlantedDuringRotation: the kubelet has renamed the log, and somebody else is faster than
+// Reopen.
 func TestPlantedDuringRotation(t *testing.T) {
 	for name, plant := range planted {
 		t.Run(name, func(t *testing.T) {
@@ -252,7 +254,7 @@ func TestFIFOIsDockers(t *testing.T) {
 			t.Errorf("%q is accepted", bad)
 		}
 	}
-	if left, _ := os.ReadDir(d.cfg.Directory); len(left) > 0 {
+	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table has %v", left)
 	}
 	c.start()

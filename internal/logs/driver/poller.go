@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller tells when something waits in a FIFO, once for each time it is asked. Go's own poller would be woken by every line that the
-// engine writes, also while we let lines gather; that costs more than the lines themselves.
+// poller notifies when something waits in a FIFO, once for each arm. Go's own poller would wake up
+// at every line that the engine writes, also while lines gather; that costs more than the lines.
 type poller struct {
 	epoll int
 	wake  int // an eventfd that ends run
@@ -26,30 +26,38 @@ func newPoller() (*poller, error) {
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err == nil {
-		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)})
+		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}
+		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &event)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("epoll: %w", err), unix.Close(epoll))
 	}
-	p := &poller{epoll: epoll, wake: wake, ready: map[int]chan<- struct{}{}, ended: make(chan struct{})}
+	p := &poller{
+		epoll: epoll,
+		wake:  wake,
+		ready: map[int]chan<- struct{}{},
+		ended: make(chan struct{}),
+	}
 	go p.run()
 	return p, nil
 }
 
-// add takes up a file. Nothing is told before the first arm.
+// add registers a file. It is not polled before the first arm.
 func (p *poller) add(fd int, ready chan<- struct{}) error {
 	p.mu.Lock()
 	p.ready[fd] = ready
 	p.mu.Unlock()
-	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)})
+	event := unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)}
+	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &event)
 }
 
-// arm asks to be told once, at once if something waits already or all writers have gone.
+// arm asks for one notification: at once if something waits already or all writers have closed it.
 func (p *poller) arm(fd int) error {
-	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)})
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
+	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_MOD, fd, &event)
 }
 
-// remove forgets a file; it must come before the file is closed.
+// remove forgets a file. It must come before the file is closed.
 func (p *poller) remove(fd int) {
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil) // closing does the same
 	p.mu.Lock()
@@ -61,7 +69,10 @@ func (p *poller) run() {
 	defer close(p.ended)
 	events := make([]unix.EpollEvent, 64)
 	for {
-		n, err := retry(func() (int64, error) { n, err := unix.EpollWait(p.epoll, events, -1); return int64(n), err })
+		n, err := retry(func() (int64, error) {
+			n, err := unix.EpollWait(p.epoll, events, -1)
+			return int64(n), err
+		})
 		if err != nil {
 			return
 		}
@@ -74,7 +85,7 @@ func (p *poller) run() {
 			p.mu.Unlock()
 			select {
 			case ready <- struct{}{}:
-			default: // told already, or removed meanwhile
+			default: // notified already, or removed meanwhile
 			}
 		}
 	}

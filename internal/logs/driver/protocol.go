@@ -13,10 +13,10 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// mediaType is what Docker's plugins speak.
+// mediaType is of Docker's plugin protocol.
 const mediaType = "application/vnd.docker.plugins.v1.2+json"
 
-// info is what Docker tells of a container (moby's logger.Info), as far as we need it.
+// info describes a container (moby's logger.Info), as far as it is needed here.
 type info struct {
 	Config        map[string]string
 	ContainerID   string
@@ -46,8 +46,8 @@ func (d *Driver) Handler() http.Handler {
 }
 
 const (
-	// maxRequest bounds a request, in bytes. Docker sends a container's labels and environment along,
-	// which its image's author writes, though none of them is used here.
+	// maxRequest bounds a request, in bytes. Docker sends a container's labels and environment
+	// along, which its image's author writes, though none of them is used here.
 	maxRequest = 4 << 20
 	// maxParsing is how many requests are parsed at a time, which bounds the memory for all.
 	maxParsing = 2
@@ -71,7 +71,8 @@ func (d *Driver) decode(w http.ResponseWriter, r *http.Request, v any) error {
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(v)
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
-		return fmt.Errorf("the request has more than %d bytes: the labels and the environment of the container are too large", large.Limit)
+		return fmt.Errorf("the request has more than %d bytes: "+
+			"the labels and the environment of the container are too large", large.Limit)
 	}
 	return err
 }
@@ -84,7 +85,7 @@ func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 	err := d.decode(w, r, &req)
 	var e entry
 	if err == nil {
-		e, err = d.newEntry(req.File, req.Info)
+		e, err = d.table.newEntry(req.File, req.Info)
 	}
 	if err == nil {
 		err = d.start(r.Context(), e)
@@ -93,7 +94,8 @@ func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 		if isShortage(err) {
 			d.alarms.raise(alarmDescriptors)
 		}
-		d.cfg.Log.Error("a container cannot be logged", "container", text.Clean(req.Info.ContainerName, text.MaxName), "err", err)
+		name := text.Clean(req.Info.ContainerName, text.MaxName)
+		d.logger.Error("a container cannot be logged", "container", name, "err", err)
 	}
 	answerError(w, err)
 }
@@ -102,7 +104,8 @@ func (d *Driver) stopLogging(w http.ResponseWriter, r *http.Request) {
 	var req struct{ File string }
 	err := d.decode(w, r, &req)
 	if err == nil {
-		d.stop(context.WithoutCancel(r.Context()), req.File) // what Docker has handed over is written, whether it waits or not
+		// Output that Docker has handed over is written, whether it waits or not.
+		d.stop(context.WithoutCancel(r.Context()), req.File)
 	}
 	answerError(w, err)
 }
@@ -125,8 +128,14 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, text.Clean(err.Error(), text.MaxMessage), http.StatusBadRequest)
 		return
 	}
+
 	c := http.NewResponseController(w)
-	rd := &reader{cfg: req.Config, log: req.Info.target(), out: w, flush: c.Flush}
+	rd := &reader{
+		cfg:   req.Config,
+		log:   req.Info.target(),
+		out:   w,
+		flush: c.Flush,
+	}
 	if req.Config.Follow {
 		rd.live = d.of(id)
 	}
@@ -138,12 +147,13 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if err != nil && r.Context().Err() == nil {
-		d.cfg.Log.Warn("a container's log cannot be read", "container", text.Clean(req.Info.ContainerName, text.MaxName), "err", err)
+		name := text.Clean(req.Info.ContainerName, text.MaxName)
+		d.logger.Warn("a container's log cannot be read", "container", name, "err", err)
 	}
 }
 
-// The control API, version 1: what the daemon asks. A process of an older release goes on serving a newer daemon, so within a version
-// nothing is taken away or changes its meaning.
+// The control API of the daemon, version 1. A process of an older release goes on serving a newer
+// daemon, so within a version nothing is removed or changes its meaning.
 const (
 	controlVersion = 1
 	reopenPath     = "/cri-dockerd/v1/reopen"
@@ -151,20 +161,19 @@ const (
 	metricsPath    = "/metrics"
 )
 
-// Status is what a driver process tells of itself.
+// Status is the state of a driver process.
 type Status struct {
 	Control int    // version of the control API
 	Version string // of the program
 	PID     int
-	// Alarms are sentences that say what keeps the process from working as it should. Watch reports
-	// each change.
+	// Alarms are sentences that give each shortage and its remedy. Watch reports each change.
 	Alarms []string `json:",omitempty"`
 }
 
 func (d *Driver) status() Status {
 	return Status{
 		Control: controlVersion,
-		Version: d.cfg.Version,
+		Version: d.version,
 		PID:     os.Getpid(),
 		Alarms:  d.alarms.list(),
 	}
@@ -187,8 +196,8 @@ func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// watch reports the status, and again each time the alarms change, until this process ends: whoever
-// watches knows at once.
+// watch reports the status, and again each time the alarms change, until this process ends: the
+// watcher knows at once.
 func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 	c, enc := http.NewResponseController(w), json.NewEncoder(w)
 	w.Header().Set("Content-Type", "application/json")
@@ -197,7 +206,7 @@ func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 		d.left.Store(&now)
 	}()
 	for {
-		changed := d.alarms.changed.next() // before the status, lest a change between goes unseen
+		changed := d.alarms.changed.next() // before the status, so that no change is missed
 		if err := errors.Join(enc.Encode(d.status()), c.Flush()); err != nil {
 			return
 		}
@@ -209,7 +218,7 @@ func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer writes a reply of the plugin protocol; an engine that does not wait for it has gone.
+// answer writes a reply of the plugin protocol. An engine that does not wait for it has ended.
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", mediaType)
 	_ = json.NewEncoder(w).Encode(v)

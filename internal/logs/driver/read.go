@@ -16,14 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readConfig is which part of a log docker logs wants (moby's logger.ReadConfig).
+// readConfig selects the part of a log for docker logs (moby's logger.ReadConfig).
 type readConfig struct {
 	Since, Until time.Time // zero without a bound
 	Tail         int       // the last lines only; below 0 all
 	Follow       bool
 }
 
-// reader reads a log, with the files that the kubelet has rotated, and writes it as Docker's frames.
+// reader reads a log, with the files that the kubelet has rotated, and writes it as Docker's
+// frames.
 type reader struct {
 	cfg   readConfig
 	log   target
@@ -36,10 +37,10 @@ type reader struct {
 	buf   []byte
 }
 
-// errUntil ends the reading: all that follows is later than asked for.
-var errUntil = errors.New("later than asked for")
+// errUntil ends the reading: the rest of the log is later than Until.
+var errUntil = errors.New("later than Until")
 
-// prepare decides what is among the last lines, as of now.
+// prepare finds the last lines, as of now.
 func (r *reader) prepare(ctx context.Context) error {
 	files, err := r.open()
 	r.files = files
@@ -55,7 +56,8 @@ func (r *reader) close() {
 	}
 }
 
-// copy writes what is there and, when a live stream is followed, what comes until the stream or ctx ends.
+// copy writes the log and, when a live stream is followed, also later lines until the stream or ctx
+// ends.
 func (r *reader) copy(ctx context.Context) error {
 	for i, f := range r.files {
 		if i == len(r.files)-1 && r.live != nil {
@@ -75,7 +77,8 @@ func done(err error) error {
 	return err
 }
 
-// open opens the log and all rotated files, the oldest first. The log comes first, since it may be renamed meanwhile.
+// open opens the log and all rotated files, and returns the oldest first. It opens the log first,
+// since that may be renamed meanwhile.
 func (r *reader) open() ([]*os.File, error) {
 	dir, err := r.log.directory(false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -136,13 +139,14 @@ func sameFile(a, b *os.File) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// lastLines leaves out the files, and counts the lines, that are not among the last that were asked for.
+// lastLines drops the files, and counts the lines, that are not among the last Tail lines.
 func (r *reader) lastLines(ctx context.Context) error {
 	if r.cfg.Tail < 0 {
 		return nil
 	}
 	lines, first := 0, len(r.files)
-	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) { // the newest is followed even if none of its lines is wanted
+	// The newest file stays even if none of its lines is among the last: it may be followed.
+	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) {
 		first--
 		n, err := countLines(ctx, r.files[first])
 		if err != nil {
@@ -158,7 +162,7 @@ func (r *reader) lastLines(ctx context.Context) error {
 	return nil
 }
 
-// content is a file's text from its beginning, decompressed if its name says so.
+// content returns a file's text from its beginning, decompressed if its name ends in .gz.
 func content(f *os.File) (io.Reader, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -204,7 +208,7 @@ func (r *reader) copyFile(ctx context.Context, f *os.File) error {
 	return err
 }
 
-// copyLines writes all whole records, and returns what follows the last, which is not yet whole.
+// copyLines writes all whole records. rest is the length of the last one, which is not yet whole.
 func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, err error) {
 	for ctx.Err() == nil {
 		b, err := text.ReadSlice('\n')
@@ -238,7 +242,8 @@ func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, e
 	return 0, ctx.Err()
 }
 
-// follow writes what a file holds and what comes to it, and goes on in the next one when the log is rotated.
+// follow writes a file and the lines that are added to it. It goes on in the next file when the log
+// is rotated.
 func (r *reader) follow(ctx context.Context, f *os.File) error {
 	defer func() { f.Close() }()
 	text := bufio.NewReaderSize(f, maxRecord)
@@ -246,7 +251,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 		return err
 	}
 	for {
-		changed := r.live.changed.next() // before the look, lest a change between goes unseen
+		changed := r.live.changed.next() // before the file is read, so that no change is missed
 		ended := isClosed(r.live.ended)
 		current, err := r.openCurrent()
 		rotated := err == nil && !sameFile(current, f)
@@ -287,16 +292,8 @@ func closeAll(f *os.File) {
 	}
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// parseRecord reads a record of the CRI's log format. Docker prints the line as it gets it, so a whole one carries its newline.
+// parseRecord reads a record of the CRI's log format. Docker prints the line as it gets it, so a
+// whole one keeps its newline.
 func parseRecord(b []byte) (f frame, ok bool) {
 	stamp, rest, ok := bytes.Cut(b, []byte(" "))
 	if !ok {
@@ -316,7 +313,12 @@ func parseRecord(b []byte) (f frame, ok bool) {
 	}
 	// Tags are separated by colons; the first one counts (KEP-1112).
 	first, _, _ := bytes.Cut(tag, []byte(":"))
-	f = frame{Source: sourceName(source), Time: t.UnixNano(), Line: line, Partial: string(first) == tagPartial}
+	f = frame{
+		Source:  sourceName(source),
+		Time:    t.UnixNano(),
+		Line:    line,
+		Partial: string(first) == tagPartial,
+	}
 	if f.Partial {
 		f.Line = bytes.TrimSuffix(line, []byte("\n"))
 	}

@@ -10,19 +10,21 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/text"
 )
 
 // ErrUnknown is the error of a container whose output is not being written.
 var ErrUnknown = errors.New("the container's output is not being written")
 
-// A caller of Reopen that gets no answer, since the daemon or this process was killed, renames the old log back over the new one. Whatever
-// the new one holds by then would be lost. So nothing is written to it at first, and what is written later is saved when it happens.
+// A caller of Reopen that gets no answer, since the daemon or this process was killed, renames the
+// old log back over the new one. Lines that the new one holds by then would be lost. So nothing is
+// written to it at first, and lines that are written later are saved when it happens.
 const (
-	rest    = 100 * time.Millisecond // after Reopen nothing is written; the kubelet renames at once when the call fails
-	settled = 3 * time.Second        // so long nothing is written if the daemon goes during the rest; and the log is looked after also while nothing comes
+	// restTime is how long nothing is written after Reopen. The kubelet renames at once when the
+	// call fails.
+	restTime = 100 * time.Millisecond
+	// settleTime is how long nothing is written if the daemon disconnects during restTime, and how
+	// long the log is checked while nothing arrives.
+	settleTime = 3 * time.Second
 )
 
 var (
@@ -30,66 +32,61 @@ var (
 	errSettling = errors.New("nothing waits; the log was rotated a moment ago")
 )
 
-// Reopen opens the log of a container anew at its path, which the kubelet has renamed before (CRI ReopenContainerLog): later lines are
-// written to a new file. ErrUnknown if the container's output is not being written. On error the old file is written further.
-func (d *Driver) Reopen(ctx context.Context, container string) error {
-	container = text.Clean(container, text.MaxName)
-	s := d.of(model.ContainerID(container)) // only looked up
-	if s == nil {
-		return fmt.Errorf("reopen log of container %s: %w", container, ErrUnknown)
-	}
+// reopen begins a new file unless nobody has renamed the one that is written. It waits for a disk
+// that does not answer until ctx ends.
+func (s *stream) reopen(ctx context.Context) error {
 	if err := s.lockFor(ctx); err != nil {
-		return fmt.Errorf("reopen log of container %s: the disk does not answer: %w", container, err)
+		return fmt.Errorf("the disk does not answer: %w", err)
 	}
 	defer s.unlock()
-	err := ErrUnknown
-	if !s.closed {
-		err = s.rotate()
+	if s.closed {
+		return ErrUnknown
 	}
-	if err != nil {
-		return fmt.Errorf("reopen log of container %s: %w", container, err)
+	if err := s.rotateLocked(); err != nil {
+		return err
 	}
-	s.changed.tell()
-	s.note()
+	s.changed.notify()
+	s.keepEntryLocked()
 	return nil
 }
 
-// rotate begins a new file unless nobody has renamed the one that is written. The lock is held.
-func (s *stream) rotate() error {
+func (s *stream) rotateLocked() error {
 	if s.log != nil {
-		if err := s.undoRotation(true); err != nil {
+		if err := s.undoRotationLocked(true); err != nil {
 			return err
 		}
 	}
 	before := s.entry.Inode
-	if err := s.openLog(); err != nil {
+	if err := s.openLogLocked(); err != nil {
 		return err
 	}
-	s.renamedFrom(before)
+	s.renamedFromLocked(before)
 	return nil
 }
 
-// renamedFrom notes which file the kubelet may rename back over the log. The lock is held, or nobody else knows the stream.
-func (s *stream) renamedFrom(before uint64) {
+// renamedFromLocked notes which file the kubelet may rename back over the log.
+func (s *stream) renamedFromLocked(before uint64) {
 	if before == 0 || before == s.entry.Inode {
 		return
 	}
 	s.entry.Before, s.rotated, s.checked = before, time.Now(), time.Time{}
 }
 
-// resting says whether nothing is to be written yet. The lock is held.
-func (s *stream) resting() bool {
+// isRestingLocked reports whether nothing is to be written yet.
+func (s *stream) isRestingLocked() bool {
 	since := time.Since(s.rotated)
-	left := s.d.left.Load()
-	lost := left != nil && !left.Before(s.rotated) && left.Sub(s.rotated) < rest // the daemon had perhaps not answered
-	return since < rest || lost && since < settled
+	left := s.left.Load()
+	// A daemon that disconnected during restTime has perhaps not answered the kubelet.
+	isLost := left != nil && !left.Before(s.rotated) && left.Sub(s.rotated) < restTime
+	return since < restTime || isLost && since < settleTime
 }
 
-// undoRotation follows a kubelet that has renamed the earlier log back over the one that is written: it saves what has been written since
-// by appending it to the earlier one, which is written further. With renamed, also if that has been renamed again meanwhile. Otherwise it
-// does nothing. On error all is as before. The lock is held and the log is open.
-func (s *stream) undoRotation(renamed bool) error {
-	if s.entry.Before == 0 || !unlinked(s.log) {
+// undoRotationLocked follows a kubelet that has renamed the earlier log back over the one that is
+// written: it appends the lines written since to the earlier one, which is written further. With
+// renamed, also if that has been renamed again meanwhile. Otherwise it does nothing. On error all
+// is as before. The log is open.
+func (s *stream) undoRotationLocked(renamed bool) error {
+	if s.entry.Before == 0 || !isUnlinked(s.log) {
 		return nil
 	}
 	f, err := s.entry.Log.byInode(s.entry.Before)
@@ -99,17 +96,18 @@ func (s *stream) undoRotation(renamed bool) error {
 	if err != nil {
 		return err
 	}
-	if !renamed && f.Name() != s.entry.Log.String() { // ours was deleted, and the earlier one stands where the kubelet has put it
-		return f.Close()
+
+	if !renamed && f.Name() != s.entry.Log.String() {
+		return f.Close() // ours was deleted, and the earlier one stands where the kubelet has put it
 	}
 	if err := appendAll(f, s.log); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	return s.writeTo(f)
+	return s.writeToLocked(f)
 }
 
-// unlinked says whether a file has no name any more.
-func unlinked(f *os.File) bool {
+// isUnlinked reports whether a file has no name any more.
+func isUnlinked(f *os.File) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
 }

@@ -46,7 +46,7 @@ func withoutDescriptors(t *testing.T) (lift func()) {
 // an error that its caller can try again; the alarm comes and goes.
 func TestDescriptorsUsedUp(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
-	const streams = 3 * idleScratch
+	const streams = 3 * maxIdleScratch
 	var all []*container
 	for i := range streams {
 		c := e.container(strconv.Itoa(i))
@@ -139,7 +139,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- server.Serve(d.Listener(l)) }()
 	eventually(t, "the alarm comes", func() bool { return len(d.alarms.list()) == 1 })
-	families, err := NewClient(socket).Figures(t.Context())
+	families, err := NewClient(socket).Metrics(t.Context())
 	if err != nil || families["cri_dockerd_log_streams"] == nil {
 		t.Errorf("%v, %v", families, err)
 	}

@@ -6,21 +6,20 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// spill holds one frame that the pipes cannot show as a whole. A pipe without its usual 16 pages
-// (see scratch.grow) holds less than a line of Docker's, so the writer waits for room while the
-// reader waits for the rest. The frame then moves into a small file of the table, piece by piece:
+// spill holds one frame that no peek can show as a whole. A pipe without its usual 16 pages (see
+// scratch.grow) holds less than a line of Docker's, so the writer waits for room while the reader
+// waits for the rest. The frame then moves into a small file of the table, piece by piece:
 // splice(2) writes a piece and takes it out of the FIFO in one call, so a process that is killed
-// leaves every byte either in the FIFO or in the file. If the file cannot be written, the pieces are
-// kept in memory, and only a kill in that moment loses them.
+// leaves every byte either in the FIFO or in the file. If the file cannot be written, the pieces
+// are kept in memory, and only a kill in that moment loses them.
 type spill struct {
 	path   string
 	file   *os.File // nil before the first use
-	size   int      // of what has been moved, in bytes
+	size   int      // of the pieces, in bytes
 	head   [prefixSize]byte
 	memory []byte // not nil: the pieces, since the file cannot be written
 }
@@ -28,9 +27,10 @@ type spill struct {
 // spillSuffix ends the name of a spill's file; the beginning is the FIFO's name.
 const spillSuffix = ".part"
 
-// openSpill returns the spill of a FIFO. What an earlier process left in its file is taken up.
-func openSpill(dir, fifo string) (*spill, error) {
-	s := &spill{path: filepath.Join(dir, filepath.Base(fifo)+spillSuffix)}
+// openSpill returns the spill with the file path. Pieces that an earlier process left in it are
+// taken up.
+func openSpill(path string) (*spill, error) {
+	s := &spill{path: path}
 	f, err := os.OpenFile(s.path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
@@ -53,18 +53,6 @@ func openSpill(dir, fifo string) (*spill, error) {
 	return s, nil
 }
 
-// takeUpSpill is openSpill of an entry. A file that cannot be used is set aside, and with it the
-// beginning of one frame. Only a want of descriptors or memory is an error.
-func (d *Driver) takeUpSpill(e entry) (*spill, error) {
-	s, err := openSpill(d.cfg.Directory, e.FIFO)
-	if err == nil || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
-		return s, err
-	}
-	path := e.spillFile(d.cfg.Directory)
-	d.setAside(path, "a piece of its container's output is lost", err)
-	return &spill{path: path}, nil
-}
-
 // missing returns how many bytes the frame lacks: first of its length, then of its content.
 // errMalformed means that the length cannot be one of Docker's.
 func (s *spill) missing() (int, error) {
@@ -76,14 +64,14 @@ func (s *spill) missing() (int, error) {
 		return 0, fmt.Errorf("%w: %d bytes", errMalformed, size)
 	}
 	n := prefixSize + int(size) - s.size
-	if n < 0 { // somebody else has written the file, or a loss of power has
+	if n < 0 { // another process has written the file, or a loss of power has torn it
 		return 0, fmt.Errorf("%w: a frame of %d bytes in a file of %d", errMalformed, prefixSize+int(size), s.size)
 	}
 	return n, nil
 }
 
 // fill moves pieces out of the FIFO until the frame is whole, and no byte beyond it. errNothing and
-// io.EOF are as of scratch.look; fill then goes on at the next call.
+// io.EOF are as of scratch.peek; fill then goes on at the next call.
 func (s *spill) fill(fifo int) error {
 	for {
 		n, err := s.missing()
@@ -149,7 +137,7 @@ func (s *spill) create() (err error) {
 	return err
 }
 
-// toMemory goes on without the file, which is emptied: what follows in the FIFO would not fit it.
+// toMemory goes on without the file, which is emptied: the next piece would not fit it.
 func (s *spill) toMemory() error {
 	if s.memory != nil {
 		return nil
@@ -167,7 +155,7 @@ func (s *spill) toMemory() error {
 	return nil
 }
 
-// read copies what has been moved into b, which has batchSize bytes.
+// read copies the pieces into b, which has batchSize bytes.
 func (s *spill) read(b []byte) ([]byte, error) {
 	if s.memory != nil {
 		return b[:copy(b, s.memory)], nil
@@ -179,7 +167,7 @@ func (s *spill) read(b []byte) ([]byte, error) {
 	return b[:s.size], err
 }
 
-// clear consumes what has been moved.
+// clear consumes the pieces.
 func (s *spill) clear() error {
 	if s.memory == nil && s.size > 0 {
 		if err := s.file.Truncate(0); err != nil {
@@ -198,14 +186,11 @@ func (s *spill) clearWhole() error {
 	return s.clear()
 }
 
-// remove removes the file, with what it holds.
+// remove removes the file with the pieces in it.
 func (s *spill) remove() error {
 	s.close()
 	s.size, s.memory = 0, nil
-	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("log-driver's table: %w", err)
-	}
-	return nil
+	return removeExisting(s.path)
 }
 
 // close keeps the file for the next process.

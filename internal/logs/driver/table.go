@@ -4,11 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/safefs"
@@ -16,7 +19,7 @@ import (
 )
 
 // entry is a row of the table: which FIFO belongs to which log. Each is a file of its own, written
-// atomically. An entry comes from newEntry or readTable, which check every field.
+// atomically. An entry comes from newEntry or table.read, which check every field.
 type entry struct {
 	FIFO      string            `json:"fifo"`
 	Container model.ContainerID `json:"container"`
@@ -25,14 +28,25 @@ type entry struct {
 	Began     time.Time         `json:"began"`
 	// Inode is of the file that is written: after a rename of the log it still is, until Reopen.
 	Inode uint64 `json:"inode,omitempty"`
-	// Before is of the file that was written until the last Reopen, 0 if there was none. The kubelet may yet rename it back.
+	// Before is of the file that was written until the last Reopen, 0 if there was none. The
+	// kubelet may yet rename it back.
 	Before uint64 `json:"before,omitempty"`
-	// Orphaned is since when the FIFO's engine is gone. The entry then waits for a successor, which brings another FIFO.
+	// Orphaned is when the FIFO's engine ended. The entry then waits for a successor, which brings
+	// another FIFO.
 	Orphaned time.Time `json:"orphaned,omitzero"`
 }
 
+// table is the directory that holds a file for each FIFO, from which a new process goes on. It is
+// root's alone.
+type table struct {
+	dir    string
+	fifos  string // the directory of Docker's FIFOs
+	logger *slog.Logger
+	alarms *alarms
+}
+
 // newEntry checks what the engine says of a container whose output begins. Errors name the field.
-func (d *Driver) newEntry(fifo string, i info) (entry, error) {
+func (t *table) newEntry(fifo string, i info) (entry, error) {
 	id, err := model.ParseContainerID(i.ContainerID)
 	if err != nil {
 		return entry{}, fmt.Errorf("Info.ContainerID: %w", err)
@@ -44,12 +58,12 @@ func (d *Driver) newEntry(fifo string, i info) (entry, error) {
 		Log:       i.target(),
 		Began:     time.Now(),
 	}
-	return e, d.check(&e)
+	return e, t.check(&e)
 }
 
-// check says what is wrong with an entry, which somebody may have written who knows no better.
-func (d *Driver) check(e *entry) error {
-	if err := d.checkFIFO(e.FIFO); err != nil {
+// check validates an entry that comes from outside, and cleans its name.
+func (t *table) check(e *entry) error {
+	if err := t.checkFIFO(e.FIFO); err != nil {
 		return err
 	}
 	if _, err := model.ParseContainerID(string(e.Container)); err != nil {
@@ -62,21 +76,51 @@ func (d *Driver) check(e *entry) error {
 // maxFIFOName is longer than the names of Docker's FIFOs, which are 64 hexadecimal digits.
 const maxFIFOName = 128
 
-// checkFIFO says whether a path is of Docker's directory of FIFOs, so that its name is fit for files
-// of the table and the file may be removed.
-func (d *Driver) checkFIFO(path string) error {
+// checkFIFO checks that a path lies in Docker's directory of FIFOs, so that its name is fit for
+// files of the table and the file may be removed.
+func (t *table) checkFIFO(path string) error {
 	dir, name := filepath.Split(path)
-	if dir != d.cfg.FIFOs+"/" {
-		return fmt.Errorf("File %q: it must be a FIFO in %s", text.Clean(path, text.MaxName), d.cfg.FIFOs)
+	if dir != t.fifos+"/" {
+		return fmt.Errorf("File %q: it must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
 	}
-	valid := name != "" && len(name) <= maxFIFOName && name[0] != '.'
-	for _, c := range []byte(name) {
-		valid = valid && (c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_' || c == '.')
-	}
-	if !valid {
-		return fmt.Errorf("File %q: the FIFO's name must be at most %d letters, digits, '-', '_' and '.'", text.Clean(path, text.MaxName), maxFIFOName)
+	if name == "" || len(name) > maxFIFOName || name[0] == '.' || strings.ContainsFunc(name, isNoFIFOName) {
+		return fmt.Errorf("File %q: the FIFO's name must be at most %d letters, digits, '-', '_' and '.'",
+			text.Clean(path, text.MaxName), maxFIFOName)
 	}
 	return nil
+}
+
+func isNoFIFOName(c rune) bool {
+	isAlnum := c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+	return !isAlnum && c != '-' && c != '_' && c != '.'
+}
+
+// openFIFO opens a FIFO of the engine: one in its directory, no link, and no other kind of file.
+func (t *table) openFIFO(path string) (fd int, err error) {
+	if err := t.checkFIFO(path); err != nil {
+		return 0, err
+	}
+	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open Docker's FIFO %s: %w", path, err)
+	}
+
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		err = errors.New("it is no FIFO")
+	}
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("open Docker's FIFO %s: %w", path, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// removeFIFO removes the FIFO of an engine that has ended. Its successor makes another.
+func (t *table) removeFIFO(path string) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.logger.Warn("the FIFO of an engine that has ended cannot be removed", "fifo", path, "err", err)
+	}
 }
 
 const (
@@ -85,62 +129,69 @@ const (
 	brokenSuffix = ".broken" // of an entry that was set aside
 )
 
-func (e *entry) file(dir string) string { return filepath.Join(dir, filepath.Base(e.FIFO)+entrySuffix) }
-
-func (e *entry) spillFile(dir string) string {
-	return filepath.Join(dir, filepath.Base(e.FIFO)+spillSuffix)
+func (t *table) entryFile(e *entry) string {
+	return filepath.Join(t.dir, filepath.Base(e.FIFO)+entrySuffix)
 }
 
-// keep writes the entry. The directory is root's alone.
-func (e *entry) keep(dir string) error {
+func (t *table) spillFile(e *entry) string {
+	return filepath.Join(t.dir, filepath.Base(e.FIFO)+spillSuffix)
+}
+
+// keep writes an entry.
+func (t *table) keep(e *entry) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	tmp := e.file(dir) + newSuffix
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("log-driver's table: %w", err)
-	}
-	if err := os.Rename(tmp, e.file(dir)); err != nil {
-		return errors.Join(fmt.Errorf("log-driver's table: %w", err), os.Remove(tmp))
-	}
-	return nil
-}
-
-// forget removes the entry.
-func (e *entry) forget(dir string) error {
-	if err := os.Remove(e.file(dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	file := t.entryFile(e)
+	if err := safefs.WriteFile(file, file+".*"+newSuffix, b, nil); err != nil {
 		return fmt.Errorf("log-driver's table: %w", err)
 	}
 	return nil
 }
 
-// maxEntry bounds a file of the table, in bytes. Paths are at most 4 KiB, and JSON may need six bytes
-// for one.
+// forget removes an entry and its spill.
+func (t *table) forget(e *entry) {
+	err := errors.Join(removeExisting(t.spillFile(e)), removeExisting(t.entryFile(e)))
+	if err != nil {
+		t.logger.Warn("an entry of the log-driver's table cannot be removed", "container", e.Name, "err", err)
+	}
+}
+
+// removeExisting removes a file of the table. A missing file is no error.
+func removeExisting(file string) error {
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("log-driver's table: %w", err)
+	}
+	return nil
+}
+
+// maxEntry bounds a file of the table, in bytes. Paths are at most 4 KiB, and JSON may need six
+// bytes for one.
 const maxEntry = 64 << 10
 
-// readTable reads all entries, the oldest first. It removes what a killed process left half written,
-// and sets aside a file that is none of ours or was torn by a loss of power: that container's output
-// is not taken up, all others' is.
-func (d *Driver) readTable() ([]entry, error) {
-	files, err := os.ReadDir(d.cfg.Directory)
+// read reads all entries, the oldest first. It removes files that a killed process left half
+// written, and sets aside a file that is not ours or that a loss of power has torn: that
+// container's output is not taken up, the output of all others is.
+func (t *table) read() ([]entry, error) {
+	files, err := os.ReadDir(t.dir)
 	if err != nil {
 		return nil, err
 	}
 	var out []entry
 	for _, f := range files {
-		file := filepath.Join(d.cfg.Directory, f.Name())
+		file := filepath.Join(t.dir, f.Name())
 		switch {
 		case strings.HasSuffix(file, newSuffix):
 			if err := os.Remove(file); err != nil {
-				d.setAside(file, notWritten, err)
+				t.setAside(file, notWritten, err)
 			}
 		case strings.HasSuffix(file, spillSuffix):
-			d.removeStray(file)
+			t.removeStray(file)
 		case strings.HasSuffix(file, entrySuffix):
-			e, err := d.readEntry(file)
+			e, err := t.readEntry(file)
 			if err != nil {
-				d.setAside(file, notWritten, err)
+				t.setAside(file, notWritten, err)
 				continue
 			}
 			out = append(out, e)
@@ -150,7 +201,7 @@ func (d *Driver) readTable() ([]entry, error) {
 	return out, nil
 }
 
-func (d *Driver) readEntry(file string) (e entry, err error) {
+func (t *table) readEntry(file string) (e entry, err error) {
 	b, err := safefs.ReadFile(file, maxEntry)
 	if err != nil {
 		return e, err
@@ -158,34 +209,46 @@ func (d *Driver) readEntry(file string) (e entry, err error) {
 	if err := json.Unmarshal(b, &e); err != nil {
 		return e, err
 	}
-	if err := d.check(&e); err != nil {
+	if err := t.check(&e); err != nil {
 		return e, err
 	}
-	if e.file(d.cfg.Directory) != file {
+	if t.entryFile(&e) != file {
 		return e, fmt.Errorf("it is of the FIFO %s", e.FIFO)
 	}
 	return e, nil
 }
 
-// notWritten is what it means that an entry is set aside.
+// openSpill returns the spill of an entry. A file that cannot be used is set aside, and with it the
+// beginning of one frame. Only a lack of descriptors or memory is an error.
+func (t *table) openSpill(e *entry) (*spill, error) {
+	path := t.spillFile(e)
+	s, err := openSpill(path)
+	if err == nil || isShortage(err) || errors.Is(err, unix.ENOMEM) {
+		return s, err
+	}
+	t.setAside(path, "a piece of its container's output is lost", err)
+	return &spill{path: path}, nil
+}
+
+// notWritten is the effect of an entry that is set aside.
 const notWritten = "its container's output is not written until the container restarts"
 
 // setAside renames a file that cannot be used, so that the next start does not meet it again.
 // effect says what that means.
-func (d *Driver) setAside(file, effect string, why error) {
+func (t *table) setAside(file, effect string, why error) {
 	aside := file + brokenSuffix
-	err := os.Rename(file, aside)
-	d.cfg.Log.Error("a file of the log-driver's table is set aside; "+effect, "file", aside, "err", errors.Join(why, err))
-	d.alarms.raise(alarmTable)
+	err := errors.Join(why, os.Rename(file, aside))
+	t.logger.Error("a file of the log-driver's table is set aside; "+effect, "file", aside, "err", err)
+	t.alarms.raise(alarmTable)
 }
 
 // removeStray removes the beginning of a frame that belongs to no entry.
-func (d *Driver) removeStray(part string) {
+func (t *table) removeStray(part string) {
 	_, err := os.Lstat(strings.TrimSuffix(part, spillSuffix) + entrySuffix)
 	if errors.Is(err, os.ErrNotExist) {
 		err = os.Remove(part)
 	}
 	if err != nil {
-		d.cfg.Log.Warn("the beginning of a frame is left", "file", part, "err", err)
+		t.logger.Warn("the beginning of a frame cannot be removed", "file", part, "err", err)
 	}
 }
