@@ -2,10 +2,13 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,6 +25,7 @@ var (
 	firstSeed = flag.Uint64("first-seed", 1, "the first seed")
 	minutes   = flag.Float64("minutes", 0.2, "how long the faults of a run go on")
 	podSlots  = flag.Int("pods", 5, "pods that run at once")
+	keepLogs  = flag.String("keep-logs", "", "directory to which a failed run copies all logs")
 )
 
 // event is a fault in a schedule.
@@ -102,6 +106,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 		flags = []string{"--live-restore=false"}
 	}
 	r.kubelet = newKubelet(newLab(t, v, flags...), *podSlots, seed)
+	t.Cleanup(func() { r.keepLogs(t, v) }) // before the engine's clean-up
 	baseline := r.warmUp(t)
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -171,6 +176,7 @@ func (r *trial) checkAll(t *testing.T) {
 	for _, v := range r.violations {
 		t.Error(v)
 	}
+	r.reportLost(t)
 	faults := len(r.tracks[0]) + len(r.tracks[1])
 	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d calls, of which %d failed; %s",
 		r.seed, r.liveRestore, faults, len(r.ended), lines, sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
@@ -284,6 +290,25 @@ func (r *trial) note(format string, args ...any) {
 	r.losing.Lock()
 	defer r.losing.Unlock()
 	r.done = append(r.done, fmt.Sprintf("%7.2fs %s", time.Since(r.began).Seconds(), fmt.Sprintf(format, args...)))
+}
+
+// keepLogs copies the logs of a failed run to the directory of the flag -keep-logs.
+func (r *trial) keepLogs(t *testing.T, v engines.Version) {
+	t.Helper()
+	if !t.Failed() || *keepLogs == "" {
+		return
+	}
+	dir := filepath.Join(*keepLogs, fmt.Sprintf("%s-seed%d-%d", v, r.seed, time.Now().Unix()))
+	err := os.CopyFS(filepath.Join(dir, "pods"), os.DirFS(r.eng.Path(r.logs)))
+	for name, file := range map[string]string{
+		"docker.log":     filepath.Join(r.eng.Dir, "docker.log"),
+		"daemon.log":     r.daemon.Log(),
+		"log-driver.log": filepath.Join(r.eng.Dir, "run/log-driver/log"),
+	} {
+		b, readErr := os.ReadFile(file)
+		err = errors.Join(err, readErr, os.WriteFile(filepath.Join(dir, name), b, 0o644))
+	}
+	t.Logf("logs are in %s (%v)", dir, err)
 }
 
 // report logs what a failure needs: the command that repeats the run, its schedule, what was done,

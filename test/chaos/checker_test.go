@@ -127,17 +127,24 @@ func counters(rule string) string {
 	return rule
 }
 
-// processesRun gathers processes, but for those that come and go by themselves.
-func (l *lab) processesRun(_ context.Context, r remains) error {
+// processesRun gathers processes, but for those that come and go by themselves and for shims that the
+// engine has lost.
+func (l *lab) processesRun(ctx context.Context, r remains) error {
 	all, err := l.list()
 	if err != nil {
 		return err
 	}
+	lost, err := l.lostShims(ctx, all)
+	if err != nil {
+		return err
+	}
+
 	for _, p := range all {
 		switch {
+		case lost[p.pid]:
 		case p.cgroup != "":
 			r["processes of containers"] = append(r["processes of containers"], p.name+" "+p.cgroup)
-		case strings.HasPrefix(p.name, "containerd-shim"):
+		case isShim(p):
 			r["shims"] = append(r["shims"], p.cmdline)
 		case strings.HasPrefix(p.cmdline, l.cni.dir+"/") || strings.HasPrefix(p.cmdline, l.cni.dir+".real/"):
 			r["plugins"] = append(r["plugins"], p.cmdline)

@@ -25,7 +25,7 @@ var processFaults = map[string]breaker{
 	"kill the daemon":     func(r *trial, _ *rand.Rand) (func(), error) { r.killDaemon(); return nil, nil },
 	"kill dockerd":        killDockerd,
 	"stop dockerd":        stopDockerd,
-	"kill containerd":     killing(func(p process) bool { return p.name == "containerd" }),
+	"kill containerd":     killContainerd,
 	"kill the log-driver": killing(func(p process) bool { return strings.Contains(p.cmdline, " log-driver ") }),
 	"kill a shim":         killShim,
 	"kill a pause":        killing(func(p process) bool { return p.cgroup != "" && p.name == "pause" }),
@@ -104,11 +104,20 @@ func killing(fits func(process) bool) breaker {
 	return func(r *trial, random *rand.Rand) (func(), error) { return nil, r.kill(random, fits) }
 }
 
-// killDockerd kills the engine. With live-restore its containers go on; without, it ends them when
-// it starts.
+// killContainerd kills containerd, which dockerd starts again.
+func killContainerd(r *trial, random *rand.Rand) (func(), error) {
+	return nil, r.killContainerd(func() error {
+		return r.kill(random, func(p process) bool { return p.name == "containerd" })
+	})
+}
+
+// killDockerd kills the engine, and containerd with it (PR_SET_PDEATHSIG, prctl(2)). With
+// live-restore its containers go on; without, it ends them when it starts.
 func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	began := time.Now()
-	r.killEngine()
+	if err := r.killContainerd(func() error { r.killEngine(); return nil }); err != nil {
+		return nil, err
+	}
 	l := loss{why: "dockerd was killed", from: began, to: time.Now(), bytes: engineBuffer, torn: true}
 	if !r.liveRestore {
 		if !engines.Within(time.Minute, func() bool { return r.answers() }) {
@@ -144,7 +153,7 @@ func stopDockerd(r *trial, _ *rand.Rand) (func(), error) {
 // killShim kills a shim, which holds output of its containers; they end with it.
 func killShim(r *trial, random *rand.Rand) (func(), error) {
 	began := time.Now()
-	err := r.kill(random, func(p process) bool { return strings.HasPrefix(p.name, "containerd-shim") })
+	err := r.kill(random, isShim)
 	r.lose(loss{why: "a shim was killed", from: began, to: time.Now(), torn: true})
 	return nil, err
 }

@@ -40,6 +40,10 @@ type lab struct {
 	conf  string // directory of CNI configurations
 
 	processes sync.Mutex // held while a process is killed or started
+
+	shims  sync.Mutex      // guards the rest
+	killed map[string]bool // containers whose shims ran when containerd was killed
+	lost   []string        // containers whose shims the engine has lost, when last checked
 }
 
 // File systems that a fault can fill, in bytes.
@@ -52,7 +56,7 @@ const (
 // CNI.
 func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	t.Helper()
-	l := &lab{tb: &reporter{T: t}}
+	l := &lab{tb: &reporter{T: t}, killed: map[string]bool{}}
 	l.eng = engines.StartPrepared(t, v, func(e *engines.Engine) {
 		l.logs, l.state = filepath.Join(e.Dir, "logs"), filepath.Join(e.Dir, "state")
 		for dir, size := range map[string]string{l.logs: logDisk, e.DataRoot(): engineDisk} {
@@ -189,6 +193,7 @@ func (r *reporter) Fatalf(format string, args ...any) {
 // process is one of the node's namespaces.
 type process struct {
 	pid     string // inside
+	parent  string // its PID, inside
 	name    string
 	cmdline string
 	cgroup  string // of the container that it is in, "" for none
@@ -213,13 +218,15 @@ func (l *lab) list() ([]process, error) {
 		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
 		cmdline, err2 := os.ReadFile(filepath.Join(dir, "cmdline"))
 		cgroup, err3 := os.ReadFile(filepath.Join(dir, "cgroup"))
-		if errors.Join(err, err2, err3) != nil {
+		stat, err4 := os.ReadFile(filepath.Join(dir, "stat"))
+		if errors.Join(err, err2, err3, err4) != nil {
 			continue // it has ended
 		}
 		p := process{
 			pid:     e.Name(),
 			name:    strings.TrimSpace(string(comm)),
 			cmdline: strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " ")),
+			parent:  parentOf(string(stat)),
 		}
 		if m := inContainer.FindSubmatch(cgroup); m != nil {
 			p.cgroup = string(m[1])
@@ -227,6 +234,15 @@ func (l *lab) list() ([]process, error) {
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// parentOf returns the parent in /proc/<pid>/stat, the second field after the name in brackets, which
+// may hold anything (proc_pid_stat(5)).
+func parentOf(stat string) string {
+	if f := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]); len(f) > 1 {
+		return f[1]
+	}
+	return ""
 }
 
 // question is what the program in plugin asks before and after a CNI plugin does its work.
