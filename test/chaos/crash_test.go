@@ -8,10 +8,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
@@ -20,8 +22,13 @@ import (
 
 var allCrashPoints = flag.Bool("all-crash-points", false, "take every point on every engine, not a sample on 29")
 
-// sampleStride is the distance of points of a sample.
-const sampleStride = 6
+// Distances of the points of samples. Those of abandoned calls are odd: every other point is before
+// a step, the others are after one.
+const (
+	sampleStride          = 6
+	abandonedStride       = 5
+	abandonedSampleStride = 11
+)
 
 // crash kills the daemon at one point of a call: when it asks the engine or a CNI plugin for
 // something, or when these have done it.
@@ -67,21 +74,38 @@ func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Co
 // TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin
 // that a mutating call makes: before it is done, and when it is done and the answer is on its way.
 // The daemon then starts again, the call is repeated, the pod is removed, and nothing may be left.
+//
+// At a share of the points the call is abandoned: its caller never repeats it, and only removes what
+// the daemon lists. What the call has acquired and no list shows, the daemon must release by itself.
 func TestCrashPoints(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
 			c := newCrash(t, v)
 			baseline := c.takeBaseline(t)
-			stride := 1
-			if v != engines.V20 && !*allCrashPoints {
-				stride = sampleStride
+			stride, abandoned := 1, abandonedStride
+			switch {
+			case *allCrashPoints:
+				abandoned = 1
+			case v != engines.V20:
+				stride, abandoned = sampleStride, abandonedSampleStride
 			}
 			for i, o := range operations {
-				t.Run(o.name, func(t *testing.T) { c.everywhere(t, o, 1+i%stride, stride, baseline) })
+				t.Run(o.name, func(t *testing.T) {
+					c.everywhere(t, o, points{first: 1 + i%stride, stride: stride}, baseline)
+				})
+				t.Run(o.name+" abandoned", func(t *testing.T) {
+					c.everywhere(t, o, points{first: 1 + i%abandoned, stride: abandoned, abandon: true}, baseline)
+				})
 			}
 		})
 	}
+}
+
+// points are the points of an operation to kill at.
+type points struct {
+	first, stride int
+	abandon       bool // the call is not repeated
 }
 
 func newCrash(t *testing.T, v engines.Version) *crash {
@@ -125,6 +149,19 @@ func (c *crash) takeBaseline(t *testing.T) remains {
 	return baseline
 }
 
+// remaining gathers what there is on the node, images too.
+func (c *crash) remaining(ctx context.Context) (remains, error) {
+	r, err := c.kubelet.remaining(ctx)
+	if err != nil {
+		return nil, err
+	}
+	images, err := c.docker.ImageList(ctx, client.ImageListOptions{All: true})
+	for _, i := range images.Items {
+		r["images"] = append(r["images"], i.ID+" "+strings.Join(i.RepoTags, ","))
+	}
+	return r, err
+}
+
 // next begins with another pod.
 func (c *crash) next() {
 	c.pods++
@@ -161,28 +198,28 @@ func (c *crash) point(what string) {
 }
 
 // everywhere runs an operation again and again, and kills the daemon at one point after the other.
-func (c *crash) everywhere(t *testing.T, o operation, first, stride int, baseline remains) {
+func (c *crash) everywhere(t *testing.T, o operation, p points, baseline remains) {
 	const most = 200
-	points := 0
-	for at := first; at < most; at += stride {
-		hit := c.once(t, o, at, baseline)
+	reached := 0
+	for at := p.first; at < most; at += p.stride {
+		hit := c.once(t, o, at, p.abandon, baseline)
 		if hit == "" {
 			break
 		}
-		points++
+		reached++
 		if t.Failed() {
 			t.Fatalf("killed at point %d: %s", at, hit)
 		}
 	}
-	t.Logf("%d points", points)
-	if points == 0 && first == 1 {
+	t.Logf("%d points", reached)
+	if reached == 0 && p.first == 1 {
 		t.Error("no point was reached")
 	}
 }
 
 // once kills the daemon at one point of an operation and returns what happened there, "" if the
-// operation has fewer points.
-func (c *crash) once(t *testing.T, o operation, at int, baseline remains) string {
+// operation has fewer points. If abandon is set, the call is not repeated.
+func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline remains) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -201,16 +238,29 @@ func (c *crash) once(t *testing.T, o operation, at int, baseline remains) string
 	}
 	if hit != "" {
 		c.daemon.Restart(t)
+	}
+	switch {
+	case hit != "" && abandon:
+		c.mustBe(t, ctx, o.name+", abandoned after "+hit, func(ctx context.Context) []string {
+			return slices.Concat(problem(c.removeListed(ctx)), c.left(ctx, baseline))
+		})
+		return hit
+	case hit != "":
 		repeat := func(ctx context.Context) []string { return problem(o.call(c, ctx)) }
 		c.mustBe(t, ctx, o.name+" repeated after "+hit, repeat)
 	}
 
 	c.mustBe(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string { return problem(c.clear(ctx)) })
 	c.mustBe(t, ctx, o.name+", nothing left after "+hit, func(ctx context.Context) []string {
-		now, err := c.remaining(ctx)
-		return slices.Concat(problem(err), now.beyond(baseline))
+		return c.left(ctx, baseline)
 	})
 	return hit
+}
+
+// left returns what is on the node and was not there in the beginning.
+func (c *crash) left(ctx context.Context, baseline remains) []string {
+	now, err := c.remaining(ctx)
+	return slices.Concat(problem(err), now.beyond(baseline))
 }
 
 func problem(err error) []string {
@@ -230,6 +280,21 @@ func (c *crash) mustBe(t *testing.T, ctx context.Context, what string, find func
 
 // clear removes the pod and the image.
 func (c *crash) clear(ctx context.Context) error {
+	return errors.Join(c.clearPod(ctx), c.removeImage(ctx))
+}
+
+// removeListed removes the pod and the image if the daemon lists them.
+func (c *crash) removeListed(ctx context.Context) error {
+	r, err := c.daemon.Image.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	isListed := func(i *runtimeapi.Image) bool { return slices.Contains(i.RepoTags, c.image) }
+	if err == nil && slices.ContainsFunc(r.Images, isListed) {
+		err = c.removeImage(ctx)
+	}
+	return errors.Join(c.clearPod(ctx), err)
+}
+
+// clearPod removes what the daemon lists of the pod.
+func (c *crash) clearPod(ctx context.Context) error {
 	left, err := c.pod.remove(ctx)
 	if err == nil && left > 0 {
 		left, err = c.pod.remove(ctx)
@@ -237,7 +302,7 @@ func (c *crash) clear(ctx context.Context) error {
 	if err == nil && left > 0 {
 		err = errors.New("a pod that was removed is listed")
 	}
-	return errors.Join(err, c.removeImage(ctx))
+	return err
 }
 
 func (c *crash) run(ctx context.Context) error {
