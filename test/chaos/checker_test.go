@@ -39,6 +39,9 @@ func (r remains) beyond(baseline remains) []string {
 
 // remaining gathers what there is on the node. It asks the engine itself, past the proxy.
 func (l *lab) remaining(ctx context.Context) (r remains, err error) {
+	if err := l.findLost(ctx); err != nil {
+		return nil, err
+	}
 	r = remains{}
 	for _, gather := range []func(context.Context, remains) error{
 		l.engineHolds, l.daemonAnswers, l.kernelHolds, l.processesRun, l.filesHold,
@@ -111,7 +114,7 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 		parents, _ := filepath.Glob(l.eng.Path(root + l.eng.CgroupParent))
 		for _, parent := range parents {
 			_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() && inContainer.MatchString(path) {
+				if id := inContainer.FindStringSubmatch(path); err == nil && d.IsDir() && id != nil && !l.isLost(id[1]) {
 					r["control groups"] = append(r["control groups"], path)
 				}
 				return nil
@@ -129,19 +132,14 @@ func counters(rule string) string {
 
 // processesRun gathers processes, but for those that come and go by themselves and for shims that the
 // engine has lost.
-func (l *lab) processesRun(ctx context.Context, r remains) error {
+func (l *lab) processesRun(_ context.Context, r remains) error {
 	all, err := l.list()
 	if err != nil {
 		return err
 	}
-	lost, err := l.lostShims(ctx, all)
-	if err != nil {
-		return err
-	}
-
 	for _, p := range all {
 		switch {
-		case lost[p.pid]:
+		case l.isLost(containerOf(p)), l.isLost(p.cgroup) && p.name == neverStarted:
 		case p.cgroup != "":
 			r["processes of containers"] = append(r["processes of containers"], p.name+" "+p.cgroup)
 		case isShim(p):

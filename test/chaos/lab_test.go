@@ -43,7 +43,7 @@ type lab struct {
 
 	shims  sync.Mutex      // guards the rest
 	killed map[string]bool // containers whose shims ran when containerd was killed
-	lost   []string        // containers whose shims the engine has lost, when last checked
+	lost   map[string]bool // containers whose shims the engine had lost when last checked
 }
 
 // File systems that a fault can fill, in bytes.

@@ -12,14 +12,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 )
 
-// Engines lose shims. If containerd is killed while it creates or deletes a container, the container's
-// shim may run for ever: containerd's successor forgets the task and does not end the shim
-// (containerd issues 6860, 6771 and 9309). The engine's API does not show such a shim, so the daemon
-// cannot remove it. The checker permits exactly these shims: see isLost.
+// Engines lose shims. If containerd is killed while it creates or deletes a container, dockerd fails
+// to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed to
+// delete container from containerd"; containerd issues 6860, 6771 and 9309). A process that runc had
+// created and not started stays too, with its control groups. The engine's API does not show such a
+// container, so the daemon cannot remove it. The checker permits exactly these: see isLost.
 
 // containerdSocket is the socket of the containerd that dockerd starts.
 const containerdSocket = "/run/docker/containerd/containerd.sock"
@@ -38,14 +38,19 @@ func containerOf(p process) string {
 	return ""
 }
 
+// neverStarted is the name of a container's process that runc has created and not started.
+const neverStarted = "runc:[2:INIT]"
+
 // isLost reports whether the engine itself has lost a shim: containerd was killed while the shim
-// ran, the shim has no child process, and neither dockerd nor containerd know its container. all are
-// the processes of the node, killed the containers whose shims ran when containerd was killed, known
-// those of dockerd and containerd.
+// ran, the engine does not know its container, and no process of the container was ever started. all
+// are the processes of the node, killed the containers whose shims ran when containerd was killed,
+// known those of the engine.
 func isLost(shim process, all []process, killed, known map[string]bool) bool {
 	id := containerOf(shim)
-	isChild := func(p process) bool { return p.parent == shim.pid || p.cgroup == id }
-	return id != "" && killed[id] && !known[id] && !slices.ContainsFunc(all, isChild)
+	hasStarted := func(p process) bool {
+		return (p.parent == shim.pid || p.cgroup == id) && p.name != neverStarted
+	}
+	return id != "" && killed[id] && !known[id] && !slices.ContainsFunc(all, hasStarted)
 }
 
 // killContainerd runs kill, which kills containerd, and notes the shims that ran at that time.
@@ -70,47 +75,44 @@ func (l *lab) noteShims() {
 	}
 }
 
-// lostShims returns those of the processes that are shims that the engine has lost, by PID.
-func (l *lab) lostShims(ctx context.Context, all []process) (map[string]bool, error) {
+// findLost finds the containers whose shims the engine has lost.
+func (l *lab) findLost(ctx context.Context) error {
+	all, err := l.list()
+	if err != nil {
+		return err
+	}
 	l.shims.Lock()
 	killed := maps.Clone(l.killed)
 	l.shims.Unlock()
 
 	lost := map[string]bool{}
-	var known map[string]bool
-	for _, p := range all {
-		if !isShim(p) || !killed[containerOf(p)] {
-			continue
-		}
-		var err error
-		if known == nil {
-			known, err = l.knownContainers(ctx)
-		}
+	isSuspect := func(p process) bool { return killed[containerOf(p)] }
+	if slices.ContainsFunc(all, isSuspect) {
+		known, err := l.knownContainers(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if !isLost(p, all, killed, known) {
-			continue
-		}
-		_, err = l.docker.ContainerInspect(ctx, containerOf(p), client.ContainerInspectOptions{})
-		if errdefs.IsNotFound(err) {
-			lost[p.pid] = true
+		for _, p := range all {
+			if isLost(p, all, killed, known) {
+				lost[containerOf(p)] = true
+			}
 		}
 	}
 
 	l.shims.Lock()
 	defer l.shims.Unlock()
-	l.lost = nil
-	for _, p := range all {
-		if lost[p.pid] {
-			l.lost = append(l.lost, containerOf(p))
-		}
-	}
-	return lost, nil
+	l.lost = lost
+	return nil
 }
 
-// knownContainers returns the containers that dockerd lists, and the containers and tasks that
-// containerd lists.
+// isLost reports a container whose shim the engine had lost when findLost was last called.
+func (l *lab) isLost(id string) bool {
+	l.shims.Lock()
+	defer l.shims.Unlock()
+	return l.lost[id]
+}
+
+// knownContainers returns the containers that dockerd lists, and those that run in containerd.
 func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	known := map[string]bool{}
 	inEngine, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
@@ -120,13 +122,13 @@ func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	for _, c := range inEngine.Items {
 		known[c.ID] = true
 	}
-	for _, kind := range []string{"containers", "tasks"} {
-		out, err := l.inside("ctr", "-a", containerdSocket, "-n", "moby", kind, "list", "-q")
-		if err != nil {
-			return nil, err
-		}
-		for _, id := range strings.Fields(out) {
-			known[id] = true
+	tasks, err := l.inside("ctr", "-a", containerdSocket, "-n", "moby", "tasks", "list")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(tasks) { // ID, PID, status
+		if f := strings.Fields(line); len(f) == 3 && f[2] != "CREATED" && f[2] != "STOPPED" {
+			known[f[0]] = true
 		}
 	}
 	return known, nil
@@ -136,7 +138,7 @@ func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 func (l *lab) reportLost(t *testing.T) {
 	t.Helper()
 	l.shims.Lock()
-	lost := slices.Clone(l.lost)
+	lost := slices.Sorted(maps.Keys(l.lost))
 	l.shims.Unlock()
 	t.Logf("the engine has lost %d shims", len(lost))
 	if len(lost) == 0 {
@@ -190,6 +192,20 @@ func TestIsLost(t *testing.T) {
 		"a child": {
 			shim:   shim,
 			others: []process{{pid: "11", parent: "10", name: "sh"}},
+			killed: only(id),
+		},
+		"a process that was never started": {
+			shim:   shim,
+			others: []process{{pid: "11", parent: "10", name: neverStarted, cgroup: id}},
+			killed: only(id),
+			lost:   true,
+		},
+		"a second process, which was started": {
+			shim: shim,
+			others: []process{
+				{pid: "11", parent: "10", name: neverStarted, cgroup: id},
+				{pid: "12", parent: "11", name: "sh", cgroup: id},
+			},
 			killed: only(id),
 		},
 		"an orphan of the container": {
