@@ -38,7 +38,11 @@ func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
-	err := errors.Join(s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID))
+	var err error
+	if isUnstarted(c.Container) {
+		err = s.killForgotten(ctx, c.ID)
+	}
+	err = errors.Join(err, s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID))
 	var images []model.ImageID
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)

@@ -39,6 +39,9 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	if errdefs.IsNotFound(renewErr) {
 		return nil, errors.Join(startErr, renewErr)
 	}
+	if startErr != nil && isUnstarted(c.Container) {
+		renewErr = errors.Join(renewErr, s.killForgotten(after, c.ID))
+	}
 	if startErr != nil && c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
 		s.starts.outlasts(c.ID)
 	}

@@ -22,7 +22,7 @@ func (s *Service) Recover(ctx context.Context) error {
 		return err
 	}
 	s.joining.retry()
-	errs := []error{s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
+	errs := []error{s.recoverForgotten(ctx), s.recoverImageVolumes(ctx, host), s.Pins.Sweep()}
 	errs = append(errs, s.adoptAll(ctx)...) // first, lest the plugins collect what they have
 	holders := s.Network.Attached()
 	for _, id := range s.Pins.List() {

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -51,7 +52,11 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 	if err := notFoundIsFine(s.Engine.Remove(ctx, sb.ID)); err != nil {
 		return err
 	}
-	return s.View.Refresh(ctx, sb.ID)
+	var err error
+	if sb.StartedAt.IsZero() {
+		err = s.killForgotten(ctx, sb.ID)
+	}
+	return errors.Join(err, s.View.Refresh(ctx, sb.ID))
 }
 
 // removeContainerOf removes a container of a sandbox that goes. It waits for calls on the container: one that starts it would make its log

@@ -41,6 +41,9 @@ type Engine interface {
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
 	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown one is NotFound.
 	Remove(ctx context.Context, id model.ContainerID) error
+	// KillForgotten kills the processes of a container that the engine has never started by its own account, or does not have, and returns
+	// how many. Of any other it kills none. The container must not be started meanwhile.
+	KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error)
 	// Update changes the resources of a container that Docker knows.
 	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
 	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.

@@ -93,6 +93,17 @@ func readProcesses(proc string) []process {
 	return all
 }
 
+// processesIn returns the processes in the control group of a container (cgroups(7)), by its ID.
+func processesIn(proc string, container string) (pids []int) {
+	for _, p := range readProcesses(proc) {
+		groups, err := os.ReadFile(proc + "/" + strconv.Itoa(p.pid) + "/cgroup")
+		if err == nil && strings.Contains(string(groups), container) {
+			pids = append(pids, p.pid)
+		}
+	}
+	return pids
+}
+
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

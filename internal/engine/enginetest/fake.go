@@ -48,7 +48,8 @@ type Fake struct {
 	limited    map[model.ContainerID]int // by LimitStarted: the process
 	watchers   []chan engine.Event
 	made       int
-	ticks      int // of the engine's clock
+	ticks      int                       // of the engine's clock
+	forgotten  map[model.ContainerID]int // processes of containers whose start the engine has forgotten
 	pids       int
 	down       bool
 	ended      []chan error
@@ -56,7 +57,7 @@ type Fake struct {
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, limited: map[model.ContainerID]int{}, pids: 1000}
+	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, limited: map[model.ContainerID]int{}, forgotten: map[model.ContainerID]int{}, pids: 1000}
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
@@ -239,6 +240,32 @@ func (f *Fake) Remove(ctx context.Context, id model.ContainerID) error {
 		f.destroy(id)
 		return err
 	})
+}
+
+// Forget has a container run in so many processes without the engine's knowledge.
+func (f *Fake) Forget(id model.ContainerID, processes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgotten[id] = processes
+}
+
+// Forgotten is how many processes run of a container without the engine's knowledge.
+func (f *Fake) Forgotten(id model.ContainerID) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.forgotten[id]
+}
+
+// KillForgotten implements cri.Engine.
+func (f *Fake) KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error) {
+	err = f.do(ctx, "kill forgotten", func() error {
+		if c := f.containers[id]; c == nil || c.State.StartedAt == "" {
+			killed = f.forgotten[id]
+			delete(f.forgotten, id)
+		}
+		return nil
+	})
+	return killed, err
 }
 
 // Update implements cri.Engine.
