@@ -2,9 +2,9 @@ package chaos
 
 import (
 	"context"
+	"fmt"
 	"time"
 
-	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -56,11 +56,6 @@ func (r *trial) differences(ctx context.Context) (differ map[string]string, ok b
 	if err != nil {
 		return nil, false
 	}
-	inEngine, err := r.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
-	if err != nil {
-		return nil, false
-	}
-
 	said := map[string]bool{}
 	for _, s := range sandboxes.Items {
 		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
@@ -68,16 +63,21 @@ func (r *trial) differences(ctx context.Context) (differ map[string]string, ok b
 	for _, c := range containers.Containers {
 		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
+	running, err := r.running(ctx, said)
+	if err != nil {
+		return nil, false
+	}
+
 	differ = map[string]string{}
-	for _, c := range inEngine.Items {
-		runs, known := said[c.ID]
+	for id, runs := range running {
+		listed, known := said[id]
 		switch {
 		case !known:
-			differ[c.ID] = "is in the engine and is not listed"
-		case runs != (c.State == "running"):
-			differ[c.ID] = "has another state in the engine: " + string(c.State)
+			differ[id] = "is in the engine and is not listed"
+		case listed != runs:
+			differ[id] = fmt.Sprintf("is listed with running %v, the engine has running %v", listed, runs)
 		}
-		delete(said, c.ID)
+		delete(said, id)
 	}
 	for id := range said {
 		differ[id] = "is listed and not in the engine"

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -188,6 +189,33 @@ func (l *lab) isOrphan(file string) bool {
 	return err == nil && strings.Contains(string(content), `"orphaned"`)
 }
 
+// running returns all containers of the engine and whether they run. said is what the daemon says of
+// them. Where it differs from the engine's list, an inspect decides: after a write to a full disk has
+// failed ("failed to store container" in dockerd's log), the list shows an earlier state.
+func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]bool, error) {
+	list, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return nil, err
+	}
+	running := map[string]bool{}
+	for _, c := range list.Items {
+		running[c.ID] = c.State == "running"
+		if said[c.ID] == running[c.ID] {
+			continue
+		}
+		r, err := l.docker.ContainerInspect(ctx, c.ID, client.ContainerInspectOptions{})
+		if errdefs.IsNotFound(err) {
+			delete(running, c.ID)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		running[c.ID] = r.Container.State.Running
+	}
+	return running, nil
+}
+
 // settled compares pods that shall live on with the daemon's answers and with the engine.
 func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -199,13 +227,16 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	inEngine, err := k.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	said := map[string]bool{}
+	for _, s := range sandboxes.Items {
+		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	for _, c := range containers.Containers {
+		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+	}
+	running, err := k.running(ctx, said)
 	if err != nil {
 		return []string{err.Error()}
-	}
-	running := map[string]bool{}
-	for _, c := range inEngine.Items {
-		running[c.ID] = c.State == "running"
 	}
 
 	listed := map[string]bool{}
