@@ -23,9 +23,9 @@ import (
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/view"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -319,7 +319,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Helper()
 	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, adopted: map[string]bool{}, files: checkpoint.New(t.TempDir()), pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, forgotten: map[string]bool{}, logMode: "json-file"}
 	log := slog.New(slog.DiscardHandler)
-	view := node.New(w.engine, log)
+	view := view.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = view.Run(ctx) }()

@@ -3,7 +3,7 @@ package cri
 import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/node"
+	"cri-dockerd/internal/view"
 )
 
 // GetContainerEvents tells every transition of containers and sandboxes from now on, each once and in order, also those that happened while
@@ -27,7 +27,7 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out runtime
 }
 
 // event is a change in the CRI's terms. The pod's addresses are those of now.
-func (s *Service) event(c *node.Change) *runtimeapi.ContainerEventResponse {
+func (s *Service) event(c *view.Change) *runtimeapi.ContainerEventResponse {
 	e := &runtimeapi.ContainerEventResponse{
 		ContainerId: string(c.ID), ContainerEventType: c.Type, CreatedAt: c.At.UnixNano(), ContainersStatuses: statuses(c.Containers),
 	}

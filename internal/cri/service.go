@@ -21,11 +21,11 @@ import (
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/safefs"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/view"
 )
 
 // Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict, InvalidArgument, Unavailable …). A call that was
@@ -79,7 +79,7 @@ type Engine interface {
 // View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened to a unique prefix; an unknown ID is
 // NotFound, an ambiguous one InvalidArgument.
 type View interface {
-	Engine() node.EngineState
+	Engine() view.EngineState
 	Sandbox(id string) (*spec.Sandbox, error)
 	Container(id string) (*spec.Container, error)
 	Image(ref string) (*spec.Image, error) // by ID (also shortened, with or without "sha256:"), tag or digest
@@ -89,9 +89,9 @@ type View interface {
 	// Images are all images; Unavailable while the engine has not listed them.
 	Images() ([]*spec.Image, error)
 	// Pod is a sandbox with its containers and a time that orders it among the changes.
-	Pod(sandboxID string) (node.Pod, error)
-	// Watch begins to deliver what changes; see node.Watch. To be stopped.
-	Watch() *node.Watch
+	Pod(sandboxID string) (view.Pod, error)
+	// Watch begins to deliver what changes; see view.Watch. To be stopped.
+	Watch() *view.Watch
 	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
 	// the view without an error.
 	Refresh(ctx context.Context, ids ...model.ContainerID) error

@@ -30,13 +30,13 @@ import (
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/node"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/stream"
 	"cri-dockerd/internal/tracing"
+	"cri-dockerd/internal/view"
 )
 
 const (
@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 // parts is what runs.
 type parts struct {
 	engine  *engine.Engine
-	view    *node.View
+	view    *view.View
 	oom     *cgroup.OOMWatcher
 	network podnet.Network
 	plugins *podnet.Observer
@@ -142,8 +142,8 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 	if p.network, err = newNetwork(cfg, pins, p.plugins, log); err != nil {
 		return nil, errors.Join(err, p.engine.Close())
 	}
-	p.view = node.New(p.engine, log)
-	if p.oom, err = cgroup.NewOOMWatcher(cgroup.Host(), p.view.OOMHit); err != nil {
+	p.view = view.New(p.engine, log)
+	if p.oom, err = cgroup.NewOOMWatcher(cgroup.Host(), p.view.ObserveOOM); err != nil {
 		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
 	}
 	p.view.SetOOM(p.oom)
@@ -251,7 +251,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(p.streams.Serve)
 	g.Go(func() error {
 		defer close(p.looked)
-		p.awaitEngine(ctx, startPatience, isLooked)
+		p.awaitEngine(ctx, startPatience, isAttempted)
 		return nil
 	})
 	g.Go(func() error {
@@ -291,14 +291,14 @@ func (p *parts) hold(ctx context.Context, method string) error {
 	}
 }
 
-// isLooked says whether it is known what runs, or that the engine is down.
-func isLooked(e node.EngineState) bool { return e.Looked }
+// isAttempted says whether it is known what runs, or that the engine is down.
+func isAttempted(e view.EngineState) bool { return e.Attempted }
 
 // isAnswered says whether the engine has answered, or is down.
-func isAnswered(e node.EngineState) bool { return e.Connected || e.Looked }
+func isAnswered(e view.EngineState) bool { return e.Connected || e.Attempted }
 
 // awaitEngine waits until the engine is in a state, at most for timeout.
-func (p *parts) awaitEngine(ctx context.Context, timeout time.Duration, reached func(node.EngineState) bool) {
+func (p *parts) awaitEngine(ctx context.Context, timeout time.Duration, reached func(view.EngineState) bool) {
 	late := time.NewTimer(timeout)
 	defer late.Stop()
 	for {

@@ -32,7 +32,7 @@ func (b *busy) stuck(limit time.Duration) error {
 // alive are the checks of /healthz.
 func (p *parts) alive() []check {
 	return []check{
-		{"view", func(context.Context) error { return p.view.Stuck() }},
+		{"view", func(context.Context) error { return p.view.CheckProgress() }},
 		{"network", func(context.Context) error { _ = p.network.Ready(); return nil }}, // its lock can be had
 		{"recovery", func(context.Context) error { return p.recovering.stuck(recoverLimit) }},
 	}

@@ -14,7 +14,7 @@ import (
 
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/logs"
-	"cri-dockerd/internal/node"
+	"cri-dockerd/internal/view"
 )
 
 // heard is what systemd is told until a message with the given start.
@@ -74,7 +74,7 @@ func TestHungEngine(t *testing.T) {
 	go func() { ended <- p.tellSystemd(ctx, looked) }()
 	const patience = 300 * time.Millisecond
 	begin := time.Now()
-	p.awaitEngine(ctx, patience, isLooked)
+	p.awaitEngine(ctx, patience, isAttempted)
 	if took := time.Since(begin); took < patience {
 		t.Errorf("looked within %v", took)
 	}
@@ -95,11 +95,11 @@ func TestStartWaitsForLogs(t *testing.T) {
 	engine := enginetest.NewFake()
 	engine.SetDown(true)
 	log := slog.New(slog.DiscardHandler)
-	p := &parts{view: node.New(engine, log), logs: logs.New(logs.Config{Mode: logs.ModeAuto, Log: log})}
+	p := &parts{view: view.New(engine, log), logs: logs.New(logs.Config{Mode: logs.ModeAuto, Log: log})}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
-	p.awaitEngine(ctx, time.Hour, isLooked)
+	p.awaitEngine(ctx, time.Hour, isAttempted)
 	p.awaitLogs(ctx, time.Hour) // the engine is down
 	engine.SetDown(false)
 	<-p.view.Synced()

@@ -277,6 +277,17 @@ func endReason(exitCode int, outOfMemory bool) string {
 	return ReasonError
 }
 
+// ID returns the ID of the object, "" if there is none.
+func (o Object) ID() model.ContainerID {
+	switch {
+	case o.Sandbox != nil:
+		return o.Sandbox.ID
+	case o.Container != nil:
+		return o.Container.ID
+	}
+	return o.Unread
+}
+
 // Begun is the object when the engine has told that its process was started, before anybody has looked: its PID is not known.
 func (o Object) Begun(at time.Time) Object {
 	if o.Container != nil {

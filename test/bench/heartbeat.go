@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"cri-dockerd/internal/engine"
-	"cri-dockerd/internal/node"
+	"cri-dockerd/internal/view"
 	"cri-dockerd/test/engines"
 )
 
@@ -73,7 +73,7 @@ func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls i
 	ping = costOf(h, e, calls, func() error { return docker.Ping(ctx) })
 	check = costOf(h, e, calls, func() error {
 		until := time.Now().Add(-time.Second)
-		_, err := docker.EventsBetween(ctx, until.Add(-node.CheckInterval), until)
+		_, err := docker.EventsBetween(ctx, until.Add(-view.CheckInterval), until)
 		return err
 	})
 	return ping, check
@@ -118,8 +118,8 @@ func reportHeartbeat(out io.Writer, ping, check beat) bool {
 		cost  beat
 		every time.Duration
 	}{
-		{"ping", ping, node.HeartbeatInterval},
-		{"check of events", check, node.CheckInterval},
+		{"ping", ping, view.HeartbeatInterval},
+		{"check of events", check, view.CheckInterval},
 	} {
 		second := time.Duration(float64(row.cost.ours+row.cost.engine) / row.every.Seconds())
 		total += second

@@ -373,7 +373,7 @@ func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (
 	return id, err
 }
 
-// Image implements node.Source.
+// Image implements view.Source.
 func (f *Fake) Image(ctx context.Context, ref string) (image *spec.Image, err error) {
 	err = f.do(ctx, "find image", func() error {
 		for _, i := range f.images {
@@ -441,7 +441,7 @@ func (f *Fake) PauseImage(ctx context.Context) (spec.PauseImage, error) {
 	return spec.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
 }
 
-// Host implements node.Source.
+// Host implements view.Source.
 func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 	err = f.do(ctx, "host", func() error {
 		h = spec.Host{
@@ -453,12 +453,12 @@ func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 	return h, err
 }
 
-// Ping implements node.Source.
+// Ping implements view.Source.
 func (f *Fake) Ping(ctx context.Context) error {
 	return f.do(ctx, "ping", func() error { return nil })
 }
 
-// Objects implements node.Source.
+// Objects implements view.Source.
 func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 	err = f.do(ctx, "objects", func() error {
 		for _, c := range f.containers {
@@ -473,7 +473,7 @@ func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 	return out, err
 }
 
-// Inspect implements node.Source.
+// Inspect implements view.Source.
 func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object, err error) {
 	err = f.do(ctx, "inspect", func() error {
 		c, err := f.find(id)
@@ -485,7 +485,7 @@ func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object
 	return o, err
 }
 
-// Images implements node.Source.
+// Images implements view.Source.
 func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
 	err = f.do(ctx, "images", func() error {
 		for _, i := range f.images {
@@ -496,12 +496,12 @@ func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
 	return out, err
 }
 
-// EventsBetween implements node.Source. The fake remembers no events.
+// EventsBetween implements view.Source. The fake remembers no events.
 func (f *Fake) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
 	return nil, nil
 }
 
-// Events implements node.Source.
+// Events implements view.Source.
 func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

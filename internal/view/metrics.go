@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"sync"
@@ -11,33 +11,37 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Reasons for a look at everything.
+// Reasons for a full read.
 const (
-	resyncConnect  = "connect"  // a connection to the engine was made
-	resyncPeriodic = "periodic" // the time has come
-	resyncReload   = "reload"   // somebody asked for it
-	resyncMissed   = "missed"   // an event could not be read
+	resyncConnect  = "connect"  // after a connection to the engine
+	resyncPeriodic = "periodic" // every resyncPeriod
+	resyncReload   = "reload"   // on request
+	resyncMissed   = "missed"   // after an event that could not be read
 )
 
-// viewMetrics are the figures of the view's work. Its size is read from it when somebody asks.
+// viewMetrics counts the work of the view. The number of objects is read from the view on collection.
 type viewMetrics struct {
 	lag     prometheus.Histogram
 	resyncs *prometheus.CounterVec // by reason
 
-	mu      sync.Mutex
-	pending map[model.ContainerID]time.Time // the engine's time of the first event that no look has followed yet, by container; "" for images
+	mu sync.Mutex
+	// unseen holds the time of the first event that no read has followed yet, by container; "" is for
+	// images.
+	unseen map[model.ContainerID]time.Time
 }
 
 func newViewMetrics() *viewMetrics {
 	m := &viewMetrics{
 		lag: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "cri_dockerd_event_lag_seconds", Help: "Time from the engine's event until the view shows what it has changed.",
+			Name:    "cri_dockerd_event_lag_seconds",
+			Help:    "Time from an event of the engine until the view shows its effect.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
 		}),
 		resyncs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cri_dockerd_resyncs_total", Help: "Looks at everything that the engine has, by reason (connect, periodic, reload, missed).",
+			Name: "cri_dockerd_resyncs_total",
+			Help: "Full reads of the engine's objects, by reason (connect, periodic, reload, missed).",
 		}, []string{"reason"}),
-		pending: map[model.ContainerID]time.Time{},
+		unseen: map[model.ContainerID]time.Time{},
 	}
 	for _, r := range []string{resyncConnect, resyncPeriodic, resyncReload, resyncMissed} {
 		m.resyncs.WithLabelValues(r)
@@ -45,52 +49,53 @@ func newViewMetrics() *viewMetrics {
 	return m
 }
 
-// resync is a look at everything. With a new connection begins what is waited for.
-func (m *viewMetrics) resync(reason string) {
+// countResync counts a full read. A new connection discards earlier events.
+func (m *viewMetrics) countResync(reason string) {
 	m.resyncs.WithLabelValues(reason).Inc()
 	if reason == resyncConnect {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		clear(m.pending)
+		clear(m.unseen)
 	}
 }
 
-// noted is an event that has come.
-func (m *viewMetrics) noted(e engine.Event) {
-	if e.At.IsZero() || e.Kind == engine.Killed { // no inspect follows
+// countEvent records the arrival of an event.
+func (m *viewMetrics) countEvent(e engine.Event) {
+	if e.At.IsZero() || e.Kind == engine.Killed { // no inspection follows
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.pending[e.ID]; !ok {
-		m.pending[e.ID] = e.At
+	if _, ok := m.unseen[e.ID]; !ok {
+		m.unseen[e.ID] = e.At
 	}
 }
 
-// looking is called when a look at a container begins, or at the images (""); seen when the view has what it found.
-func (m *viewMetrics) looking(id model.ContainerID) (seen func()) {
+// beginRead records the start of a read of a container, or of the images (""). Call seen when the view
+// shows the result.
+func (m *viewMetrics) beginRead(id model.ContainerID) (seen func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	at, ok := m.pending[id]
+	at, ok := m.unseen[id]
 	if !ok {
 		return func() {}
 	}
-	delete(m.pending, id)
+	delete(m.unseen, id)
 	return func() { m.lag.Observe(max(time.Since(at), 0).Seconds()) }
 }
 
-// Collectors are the figures of the view, to be registered once.
+// Collectors returns the metrics of the view. Register them once.
 func (v *View) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{v.metrics.lag, v.metrics.resyncs, size{v}}
 }
 
-// size is how much the view holds.
+// size collects the number of objects in the view.
 type size struct{ view *View }
 
 func sizes() (sandboxes, containers, images *prometheus.Desc) {
 	return prometheus.NewDesc("cri_dockerd_sandboxes", "Sandboxes, by state (ready, notready).", []string{"state"}, nil),
 		prometheus.NewDesc("cri_dockerd_containers", "Containers of pods, by state (created, running, exited, unknown).", []string{"state"}, nil),
-		prometheus.NewDesc("cri_dockerd_images", "Images that the engine has.", nil, nil)
+		prometheus.NewDesc("cri_dockerd_images", "Images of the engine.", nil, nil)
 }
 
 // Describe implements prometheus.Collector.
@@ -111,6 +116,7 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range s.view.Containers() {
 		states[c.State]++
 	}
+
 	gauge := func(d *prometheus.Desc, n int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
 	}
@@ -118,8 +124,10 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 		gauge(sandboxes, n, state)
 	}
 	for state, name := range map[runtimeapi.ContainerState]string{
-		runtimeapi.ContainerState_CONTAINER_CREATED: "created", runtimeapi.ContainerState_CONTAINER_RUNNING: "running",
-		runtimeapi.ContainerState_CONTAINER_EXITED: "exited", runtimeapi.ContainerState_CONTAINER_UNKNOWN: "unknown",
+		runtimeapi.ContainerState_CONTAINER_CREATED: "created",
+		runtimeapi.ContainerState_CONTAINER_RUNNING: "running",
+		runtimeapi.ContainerState_CONTAINER_EXITED:  "exited",
+		runtimeapi.ContainerState_CONTAINER_UNKNOWN: "unknown",
 	} {
 		gauge(containers, states[state], name)
 	}

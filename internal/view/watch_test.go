@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"context"
@@ -127,12 +127,12 @@ func TestRemovedPodIsTold(t *testing.T) {
 	defer w.Stop()
 	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
 	c := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: time.Unix(3, 0)}
-	v.tell(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.look()))
+	v.publishLocked(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.beginInspection()))
 	expect(t, w, "s", "created started")
 	if got := expect(t, w, "c", "created")[0]; got.Sandbox != s || len(got.Containers) != 1 {
 		t.Errorf("%+v", got)
 	}
-	v.tell(v.store.replace(nil, v.look()))
+	v.publishLocked(v.store.replace(nil, v.beginInspection()))
 	if got := expect(t, w, "c", "deleted")[0]; got.Sandbox != s || len(got.Containers) != 0 {
 		t.Errorf("%+v", got)
 	}
@@ -153,7 +153,7 @@ func TestRestartedBehindOurBack(t *testing.T) {
 		{State: over, CreatedAt: at(1), StartedAt: at(8), FinishedAt: at(9)},
 	} {
 		c.ID = "c"
-		v.tell(v.store.put("c", spec.Object{Container: &c}, v.look()))
+		v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
 	}
 	expect(t, w, "c", "created started stopped started stopped started stopped started stopped")
 }
@@ -164,11 +164,11 @@ func TestStartThatFailed(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 	c := spec.Container{ID: "c", CreatedAt: time.Unix(1, 0)}
-	v.tell(v.store.put("c", spec.Object{Container: &c}, v.look()))
+	v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
 	failed := c
 	failed.State, failed.FinishedAt = runtimeapi.ContainerState_CONTAINER_EXITED, time.Unix(1, 0)
-	v.tell(v.store.put("c", spec.Object{Container: &failed}, v.look()))
-	v.tell(v.store.gone("c", time.Unix(3, 0)))
+	v.publishLocked(v.store.put("c", spec.Object{Container: &failed}, v.beginInspection()))
+	v.publishLocked(v.store.remove("c", time.Unix(3, 0)))
 	expect(t, w, "c", "created stopped deleted")
 }
 
@@ -201,7 +201,7 @@ func (m *fakeEngine) advance() {
 
 func (m *fakeEngine) deliver() {
 	if len(m.events) > 0 {
-		m.v.heed(m.events[0])
+		m.v.observe(m.events[0])
 		m.events = m.events[1:]
 	}
 }
@@ -227,7 +227,7 @@ func (m *fakeEngine) record() *spec.Container {
 
 // begin begins a look, at the container or at everything.
 func (m *fakeEngine) begin(everything bool) {
-	m.looks = append(m.looks, &look{ticket: m.v.look(), everything: everything})
+	m.looks = append(m.looks, &look{ticket: m.v.beginInspection(), everything: everything})
 }
 
 // finish lets any look that is under way come one step further: the engine answers, the answer arrives.
@@ -245,11 +245,11 @@ func (m *fakeEngine) finish(r *rand.Rand) {
 	o := spec.Object{Container: l.found}
 	switch {
 	case !l.everything:
-		m.v.tell(m.v.store.put("c", o, l.ticket))
+		m.v.publishLocked(m.v.store.put("c", o, l.ticket))
 	case l.found == nil:
-		m.v.tell(m.v.store.replace(nil, l.ticket))
+		m.v.publishLocked(m.v.store.replace(nil, l.ticket))
 	default:
-		m.v.tell(m.v.store.replace([]spec.Object{o}, l.ticket))
+		m.v.publishLocked(m.v.store.replace([]spec.Object{o}, l.ticket))
 	}
 }
 
@@ -295,7 +295,7 @@ func TestEveryInterleaving(t *testing.T) {
 				m.finish(r)
 			}
 			// What was told is never taken back.
-			if c := v.store.containers["c"]; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() || len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			if c := v.store.object("c").Container; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() || len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 				t.Fatalf("seed %d: %d changes are told, the record is %+v", seed, len(w.changes), c)
 			}
 		}
@@ -311,8 +311,10 @@ func TestEveryInterleaving(t *testing.T) {
 		if w.Stop(); !slices.Equal(got, kinds) {
 			t.Fatalf("seed %d: told %v, want %v", seed, got, kinds)
 		}
-		if len(v.store.leaving)+len(v.store.told)+len(v.store.signs)+len(v.store.containers) > 0 {
-			t.Fatalf("seed %d: left %+v", seed, v.store)
+		for id, e := range v.store.entries {
+			if !isEmpty(e.object) || e.removing != nil || e.fromEvent || e.pending != (exitReason{}) {
+				t.Fatalf("seed %d: %s was removed, its entry is %+v", seed, id, e)
+			}
 		}
 	}
 }
@@ -361,7 +363,7 @@ func TestSlowReader(t *testing.T) {
 	defer slow.Stop()
 	defer quick.Stop()
 	for i := range watchBuffer + 10 {
-		v.tell([]step{{id: model.ContainerID(fmt.Sprint(i))}})
+		v.publishLocked([]transition{{id: model.ContainerID(fmt.Sprint(i))}})
 		if c, err := quick.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
 			t.Fatalf("the reader that keeps up: %+v, %v", c, err)
 		}
@@ -414,7 +416,7 @@ func TestLaterIsNewer(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
-	v.tell(v.store.put("s", spec.Object{Sandbox: s}, v.look()))
+	v.publishLocked(v.store.put("s", spec.Object{Sandbox: s}, v.beginInspection()))
 	expect(t, w, "s", "created started")
 	before := time.Now()
 	status, err := v.Pod("s")
@@ -423,7 +425,7 @@ func TestLaterIsNewer(t *testing.T) {
 	}
 	ended := *s
 	ended.Running, ended.FinishedAt = false, before
-	v.tell(v.store.put("s", spec.Object{Sandbox: &ended}, v.look()))
+	v.publishLocked(v.store.put("s", spec.Object{Sandbox: &ended}, v.beginInspection()))
 	c := expect(t, w, "s", "stopped")[0]
 	if !c.At.After(status.At) || c.At.After(time.Now()) {
 		t.Errorf("told with %s after a status of %s", c.At, status.At)
@@ -443,12 +445,12 @@ func TestEventsAreTakenAtTheirWord(t *testing.T) {
 	defer w.Stop()
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	made := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
-	v.tell(v.store.put("c", spec.Object{Container: made}, v.look()))
+	v.publishLocked(v.store.put("c", spec.Object{Container: made}, v.beginInspection()))
 	for _, e := range []engine.Event{
 		{ID: "c", Kind: engine.Started, At: at(2)}, {ID: "c", Kind: engine.OutOfMemory, At: at(3)}, {ID: "c", Kind: engine.Died, At: at(4), ExitCode: 137},
 		{ID: "other", Kind: engine.Started, At: at(5)}, {ID: "other", Kind: engine.Died, At: at(6)}, {ID: "other", Kind: engine.Destroyed, At: at(7)},
 	} {
-		v.heed(e)
+		v.observe(e)
 	}
 	told := expect(t, w, "c", "created started stopped")
 	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
@@ -463,7 +465,7 @@ func TestEventsAreTakenAtTheirWord(t *testing.T) {
 		t.Error("a shared record was changed")
 	}
 	exact := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1), StartedAt: at(2).Add(-1), FinishedAt: at(4).Add(-1), State: runtimeapi.ContainerState_CONTAINER_EXITED}
-	v.tell(v.store.put("c", spec.Object{Container: exact}, v.look()))
+	v.publishLocked(v.store.put("c", spec.Object{Container: exact}, v.beginInspection()))
 	if c, err := v.Container("c"); err != nil || c != exact || len(w.changes) != 0 {
 		t.Errorf("after a look: %+v, %v, %d changes more", c, err, len(w.changes))
 	}
@@ -476,12 +478,12 @@ func TestKilledMayBeOutOfMemory(t *testing.T) {
 	for asked, want := range map[bool]string{true: "created started stopped", false: "created started"} {
 		v := New(nil, discard)
 		w := v.Watch()
-		v.tell(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}}, v.look()))
-		v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(2)})
+		v.publishLocked(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}}, v.beginInspection()))
+		v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(2)})
 		if asked {
-			v.heed(engine.Event{ID: "c", Kind: engine.Killed, At: at(3)})
+			v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(3)})
 		}
-		v.heed(engine.Event{ID: "c", Kind: engine.Died, At: at(4), ExitCode: killedCode})
+		v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(4), ExitCode: killedCode})
 		expect(t, w, "c", want)
 		if len(w.changes) != 0 {
 			t.Errorf("asked for: %v; told %s and more", asked, want)

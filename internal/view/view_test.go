@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"context"
@@ -132,7 +132,10 @@ func TestEngineGoesAndComes(t *testing.T) {
 	f := enginetest.NewFake()
 	f.SetDown(true)
 	v := run(t, f)
-	eventually(t, "a reason", func() bool { s := v.Engine(); return s.Looked && !s.Ready && s.Reason != "not yet connected to Docker" })
+	eventually(t, "a reason", func() bool {
+		s := v.Engine()
+		return s.Attempted && !s.Ready && s.Reason != "not yet connected to Docker"
+	})
 	changed := v.Changed()
 	f.SetDown(false)
 	<-v.Synced()
@@ -154,31 +157,31 @@ func TestEngineGoesAndComes(t *testing.T) {
 // TestOlderLookNeverWins stores what looks found in another order than they began.
 func TestOlderLookNeverWins(t *testing.T) {
 	s := newStore()
-	first, everything, last := s.begin(), s.begin(), s.begin()
+	first, everything, last := s.beginInspection(), s.beginInspection(), s.beginInspection()
 	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{ID: "a", Running: true, Labels: map[string]string{"young": ""}}
 	s.put("a", spec.Object{Sandbox: young}, last)
 	s.put("a", spec.Object{Sandbox: old}, first)
-	if s.sandboxes["a"] != young {
+	if s.object("a").Sandbox != young {
 		t.Error("an older inspect won")
 	}
 	s.replace(nil, everything) // a list that began before the inspect
-	if s.sandboxes["a"] != young {
+	if s.object("a").Sandbox != young {
 		t.Error("an older list removed what a later inspect had found")
 	}
 	ended := &spec.Sandbox{ID: "a"}
 	s.put("a", spec.Object{Sandbox: ended}, first)
-	if s.sandboxes["a"] != ended {
+	if s.object("a").Sandbox != ended {
 		t.Error("an inspect that took long and saw the end is forgotten")
 	}
-	late := s.begin()
-	s.replace(nil, s.begin())
+	late := s.beginInspection()
+	s.replace(nil, s.beginInspection())
 	s.put("a", spec.Object{Sandbox: ended}, late)
-	if s.sandboxes["a"] != nil {
+	if s.object("a").Sandbox != nil {
 		t.Error("an older inspect brought back what was gone")
 	}
-	s.replace(nil, s.begin())
-	if len(s.news) != 0 {
-		t.Errorf("what is long gone is remembered: %v", s.news)
+	s.replace(nil, s.beginInspection())
+	if len(s.entries) != 0 {
+		t.Errorf("what is long gone is remembered: %v", s.entries)
 	}
 }
 

@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"strings"
@@ -34,10 +34,10 @@ cri_dockerd_containers{state="created"} 0
 cri_dockerd_containers{state="exited"} 0
 cri_dockerd_containers{state="running"} 0
 cri_dockerd_containers{state="unknown"} 0
-# HELP cri_dockerd_images Images that the engine has.
+# HELP cri_dockerd_images Images of the engine.
 # TYPE cri_dockerd_images gauge
 cri_dockerd_images 1
-# HELP cri_dockerd_resyncs_total Looks at everything that the engine has, by reason (connect, periodic, reload, missed).
+# HELP cri_dockerd_resyncs_total Full reads of the engine's objects, by reason (connect, periodic, reload, missed).
 # TYPE cri_dockerd_resyncs_total counter
 cri_dockerd_resyncs_total{reason="connect"} 1
 cri_dockerd_resyncs_total{reason="missed"} 0
@@ -67,25 +67,25 @@ func TestLagIsOfTheFirstEvent(t *testing.T) {
 		h := families[0].GetMetric()[0].GetHistogram()
 		return h.GetSampleCount(), h.GetSampleSum()
 	}
-	m.looking("a")()
-	m.noted(engine.Event{ID: "a", At: time.Now().Add(-time.Hour)})
-	m.noted(engine.Event{ID: "a", At: time.Now()})
-	m.noted(engine.Event{ID: "b", At: time.Now()})
+	m.beginRead("a")()
+	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(-time.Hour)})
+	m.countEvent(engine.Event{ID: "a", At: time.Now()})
+	m.countEvent(engine.Event{ID: "b", At: time.Now()})
 	if n, _ := observed(); n != 0 {
 		t.Errorf("%d before any look", n)
 	}
-	seen := m.looking("a")
-	m.noted(engine.Event{ID: "a", At: time.Now().Add(time.Hour)}) // while it is being looked at; the clocks differ
+	seen := m.beginRead("a")
+	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(time.Hour)}) // while it is being looked at; the clocks differ
 	seen()
 	if n, sum := observed(); n != 1 || sum < 3600 {
 		t.Errorf("%d, %v s", n, sum)
 	}
-	m.looking("a")()
+	m.beginRead("a")()
 	if n, sum := observed(); n != 2 || sum < 3600 || sum > 3700 {
 		t.Errorf("%d, %v s", n, sum)
 	}
-	m.resync(resyncConnect) // what "b" was is seen by that
-	m.looking("b")()
+	m.countResync(resyncConnect) // what "b" was is seen by that
+	m.beginRead("b")()
 	if n, _ := observed(); n != 2 {
 		t.Errorf("%d after a new connection", n)
 	}
@@ -93,11 +93,11 @@ func TestLagIsOfTheFirstEvent(t *testing.T) {
 
 func TestStuck(t *testing.T) {
 	v := New(enginetest.NewFake(), discard)
-	if err := v.Stuck(); err != nil {
+	if err := v.CheckProgress(); err != nil {
 		t.Error(err)
 	}
 	v.reading.Store(time.Now().Add(-3 * readDeadline).UnixNano())
-	if err := v.Stuck(); err == nil {
+	if err := v.CheckProgress(); err == nil {
 		t.Error("a look that does not end is not noticed")
 	}
 }

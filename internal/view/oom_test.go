@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"testing"
@@ -46,7 +46,7 @@ func at(s int64) time.Time { return time.Unix(s, 0) }
 func (v *View) refreshed(o spec.Object) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.takeLocked("c", o, v.store.begin())
+	v.acceptLocked("c", o, v.store.beginInspection())
 }
 
 func running(pid int) spec.Object {
@@ -98,9 +98,9 @@ func TestOOMFromTheKernel(t *testing.T) {
 				oom.hits["c"] = c.hit
 			}
 			if c.killed {
-				v.heed(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
+				v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
 			}
-			v.heed(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: int(c.code)})
+			v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: int(c.code)})
 			if x, _ := v.Container("c"); x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
 				t.Errorf("after the event: %s, want %s", x.Reason, c.want)
 			}
@@ -121,8 +121,8 @@ func TestOOMReportedLate(t *testing.T) {
 		t.Fatalf("without a report: %s", got)
 	}
 	oom.hits["c"] = at(200)
-	v.OOMHit("c")
-	if id, err := v.dirty.next(t.Context()); id != "c" || err != nil {
+	v.ObserveOOM("c")
+	if id, err := v.pending.next(t.Context()); id != "c" || err != nil {
 		t.Errorf("read again: %s, %v", id, err)
 	}
 	v.refreshed(ended(137, at(200)))
@@ -136,12 +136,12 @@ func TestOOMReportedLate(t *testing.T) {
 func TestOOMOfAnotherRun(t *testing.T) {
 	v, oom := withOOM(t)
 	oom.hits["c"] = at(199)
-	v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)}) // the event of this run's start, late
+	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)}) // the event of this run's start, late
 	if len(oom.hits) != 1 || oom.watched["c"] != 7 {
 		t.Errorf("a late event of the start ended the watch: %+v", oom)
 	}
 	v.refreshed(ended(137, at(200)))
-	v.heed(engine.Event{ID: "c", Kind: engine.Started, At: at(210)})
+	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(210)})
 	if len(oom.hits) != 0 || len(oom.watched) != 0 {
 		t.Errorf("after a restart: %+v", oom)
 	}
@@ -151,7 +151,7 @@ func TestOOMOfAnotherRun(t *testing.T) {
 	if oom.watched["c"] != 8 {
 		t.Errorf("watched: %v", oom.watched)
 	}
-	v.heed(engine.Event{ID: "c", Kind: engine.Destroyed, At: at(220)})
+	v.observe(engine.Event{ID: "c", Kind: engine.Destroyed, At: at(220)})
 	if len(oom.watched) != 0 {
 		t.Errorf("after the removal: %v", oom.watched)
 	}
@@ -164,7 +164,7 @@ func TestOOMOfWhatIsFound(t *testing.T) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for range 2 {
-		v.tell(v.store.replace(nil, v.store.begin()))
+		v.publishLocked(v.store.replace(nil, v.store.beginInspection()))
 	}
 	if len(oom.watched) != 0 {
 		t.Errorf("watched: %v", oom.watched)

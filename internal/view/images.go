@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"context"
@@ -13,15 +13,25 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// imageStore holds the records of images. A list replaces all of them. What one call has found of one
-// image outlives every list that began before it, so calls need no list of all.
+// allImages is the only element of View.pendingImages.
+const allImages = model.ContainerID("")
+
+const (
+	// imagesTimeout bounds the list of images in a full read: the view becomes ready without it.
+	imagesTimeout = 5 * time.Second
+	// imagesRetryTimeout bounds later lists.
+	imagesRetryTimeout = 15 * time.Second
+)
+
+// imageStore holds the records of images. A list replaces all of them, except for images that were
+// read one by one after the list had begun.
 type imageStore struct {
 	all     []*spec.Image // shared with readers, never changed in place
-	listed  uint64        // the inspection ticket of the list; 0: there was none yet
+	listed  uint64        // ticket of the last list; 0: none yet
 	changes map[model.ImageID]imageChange
 }
 
-// imageChange is what was found of one image after the last list had begun.
+// imageChange is the result of a read of one image after the last list had begun.
 type imageChange struct {
 	image  *spec.Image // nil: it was removed
 	ticket uint64
@@ -29,7 +39,7 @@ type imageChange struct {
 
 func newImageStore() imageStore { return imageStore{changes: map[model.ImageID]imageChange{}} }
 
-// replace takes a list that began with a ticket, unless a later one is known.
+// replace takes the result of a list, unless a later list is known.
 func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
 	if ticket <= s.listed {
 		return
@@ -41,7 +51,7 @@ func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
 	}
 }
 
-// put takes what was found of one image by a request that began with a ticket; nil: it was removed.
+// put takes the result of a read of one image. nil means that it was removed.
 func (s *imageStore) put(id model.ImageID, image *spec.Image, ticket uint64) {
 	if ticket < s.listed || ticket < s.changes[id].ticket {
 		return
@@ -70,10 +80,10 @@ func (s *imageStore) apply(id model.ImageID, image *spec.Image) {
 	s.all = next
 }
 
-// RefreshImages reads all images anew.
+// RefreshImages reads all images again.
 func (v *View) RefreshImages(ctx context.Context) error {
-	seen := v.metrics.looking("")
-	ticket := v.look()
+	seen := v.metrics.beginRead("")
+	ticket := v.beginInspection()
 	images, err := v.src.Images(ctx)
 	if err != nil {
 		return err
@@ -83,19 +93,19 @@ func (v *View) RefreshImages(ctx context.Context) error {
 	defer v.mu.Unlock()
 	v.images.replace(images, ticket)
 	if slices.ContainsFunc(images, func(i *spec.Image) bool { return i.Stale }) {
-		v.imagesPause = nextRetry(v.imagesPause)
-		v.dirtyImages.mark(allImages, v.imagesPause)
+		v.imagesRetry = nextRetry(v.imagesRetry)
+		v.pendingImages.add(allImages, v.imagesRetry)
 	} else {
-		v.imagesPause = 0
+		v.imagesRetry = 0
 	}
 	seen()
 	return nil
 }
 
-// RefreshImage reads one image anew, by its name or ID, and returns it. NotFound if the engine does not
-// have it. It does not wait for a list of images that hangs.
+// RefreshImage reads one image again, by its name or ID, and returns it. It returns NotFound if the
+// engine does not have the image. It does not wait for a hanging list of images.
 func (v *View) RefreshImage(ctx context.Context, ref string) (*spec.Image, error) {
-	ticket := v.look()
+	ticket := v.beginInspection()
 	image, err := v.src.Image(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -107,17 +117,17 @@ func (v *View) RefreshImage(ctx context.Context, ref string) (*spec.Image, error
 	return image, nil
 }
 
-// ForgetImage takes out an image that the engine has just removed.
+// ForgetImage removes an image that the engine has just removed.
 func (v *View) ForgetImage(id model.ImageID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.images.put(id, nil, v.store.begin())
+	v.images.put(id, nil, v.store.beginInspection())
 }
 
-// renewImages reads the images when events have named one.
-func (v *View) renewImages(ctx context.Context) error {
+// readPendingImages lists the images after events of images.
+func (v *View) readPendingImages(ctx context.Context) error {
 	for {
-		if _, err := v.dirtyImages.next(ctx); err != nil {
+		if _, err := v.pendingImages.next(ctx); err != nil {
 			return err
 		}
 		err := v.listImages(ctx, imagesRetryTimeout)
@@ -127,7 +137,7 @@ func (v *View) renewImages(ctx context.Context) error {
 	}
 }
 
-// listImages reads the images within a time. A list that fails or takes too long is tried again later.
+// listImages reads all images within a timeout. A failed list is retried later.
 func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 	listCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -137,16 +147,16 @@ func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 	}
 
 	v.mu.Lock()
-	v.imagesPause = nextRetry(v.imagesPause)
-	pause := v.imagesPause
+	v.imagesRetry = nextRetry(v.imagesRetry)
+	retry := v.imagesRetry
 	v.mu.Unlock()
-	v.log.Warn("the images cannot be listed now", "err", err, "retry", pause)
-	v.dirtyImages.mark(allImages, pause)
+	v.log.Warn("cannot list images", "err", err, "retry", retry)
+	v.pendingImages.add(allImages, retry)
 	return nil
 }
 
-// Images returns all images. Unavailable while the engine has not listed them: an empty list would be
-// taken for the truth.
+// Images returns all images. It returns Unavailable until the engine has listed them: clients would take
+// an empty list for the truth.
 func (v *View) Images() ([]*spec.Image, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -156,8 +166,8 @@ func (v *View) Images() ([]*spec.Image, error) {
 	return v.images.all, nil
 }
 
-// Image returns the image with this name, digest, or ID, which may be shortened. NotFound if there is
-// none.
+// Image returns the image with this name, digest, ID, or prefix of an ID. It returns NotFound if there
+// is none.
 func (v *View) Image(ref string) (*spec.Image, error) {
 	v.mu.RLock()
 	images := v.images.all

@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 func TestDirtySet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, begin := newDirtySet(), time.Now()
+		d, begin := newQueue(), time.Now()
 		take := func(want model.ContainerID, after time.Duration) {
 			t.Helper()
 			id, err := d.next(t.Context())
@@ -20,15 +20,15 @@ func TestDirtySet(t *testing.T) {
 				t.Errorf("%q, %v after %s; want %q after %s", id, err, time.Since(begin), want, after)
 			}
 		}
-		d.mark("started", settle)
-		d.mark("died", 0)
-		d.mark("odd", retryMin)
-		d.mark("forgotten", settle)
-		d.mark("odd", 2*retryMin)
-		d.forget("forgotten")
+		d.add("started", settleTime)
+		d.add("died", 0)
+		d.add("odd", retryMin)
+		d.add("forgotten", settleTime)
+		d.add("odd", 2*retryMin)
+		d.remove("forgotten")
 		take("died", 0)
-		time.AfterFunc(settle/2, func() { d.mark("started", 0) }) // sooner than it was
-		take("started", settle/2)
+		time.AfterFunc(settleTime/2, func() { d.add("started", 0) }) // sooner than it was
+		take("started", settleTime/2)
 		take("odd", retryMin)
 		ended := make(chan error)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -44,7 +44,7 @@ func TestDirtySet(t *testing.T) {
 // TestDirtySetSharesTheWork: who takes something wakes another for the rest.
 func TestDirtySetSharesTheWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, taken := newDirtySet(), make(chan model.ContainerID, 3)
+		d, taken := newQueue(), make(chan model.ContainerID, 3)
 		for range 3 {
 			go func() {
 				id, err := d.next(t.Context())
@@ -56,9 +56,9 @@ func TestDirtySetSharesTheWork(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, id := range []model.ContainerID{"a", "b", "c"} {
-			d.mark(id, settle)
+			d.add(id, settleTime)
 		}
-		time.Sleep(settle)
+		time.Sleep(settleTime)
 		synctest.Wait()
 		if len(taken) != 3 {
 			t.Errorf("%d of 3 were taken", len(taken))

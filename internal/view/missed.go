@@ -1,4 +1,4 @@
-package node
+package view
 
 import (
 	"context"
@@ -10,29 +10,27 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// An event stream that has gone silent looks like a quiet engine. So the engine's own memory of its
-// last events is compared with what has arrived, now and then; a list of all containers would cost
-// the engine too much.
+// A silent event stream looks like an idle engine. So the events that the engine remembers are compared
+// with those that have arrived. A list of all containers would cost the engine too much.
 const (
-	// CheckInterval is between two checks.
+	// CheckInterval is the time between two checks.
 	CheckInterval = 10 * time.Second
 	checkTimeout  = 5 * time.Second
-	// arrivalTime is how long an event may be under way before it counts as missed.
+	// arrivalTime is the time after which an event that has not arrived counts as missed.
 	arrivalTime = 2 * time.Second
-	// maxUnchecked bounds the events that are kept for an engine that does not answer the checks.
+	// maxUnchecked bounds the period whose events are kept while the engine does not answer the checks.
 	maxUnchecked = time.Minute
 )
 
 var errEventsMissed = errors.New("the engine's event stream has left out events")
 
-// arrivals are the events of the last time, as far as a check may ask for them. The zero value is
-// ready.
+// arrivals holds the recent events that the next check compares. The zero value is ready to use.
 type arrivals struct {
 	mu     sync.Mutex // guards events
 	events map[engine.Event]struct{}
 }
 
-// add notes an event that has arrived.
+// add records an event that has arrived.
 func (a *arrivals) add(e engine.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -48,7 +46,7 @@ func (a *arrivals) missing(events []engine.Event) []engine.Event {
 	defer a.mu.Unlock()
 	return slices.DeleteFunc(events, func(e engine.Event) bool {
 		_, ok := a.events[e]
-		return ok || e.Missed // it cannot be compared, and its arrival has everything read anew
+		return ok || e.Missed // it cannot be compared, and its arrival causes a full read
 	})
 }
 
@@ -64,7 +62,7 @@ func (a *arrivals) forget(before time.Time) {
 }
 
 // checkEvents fails with errEventsMissed when the engine remembers an event that has not arrived. A
-// check that gives no answer proves nothing: the heartbeat is for engines that hang.
+// failed check proves nothing: the heartbeat detects engines that hang.
 func (v *View) checkEvents(ctx context.Context) error {
 	tick := time.NewTicker(CheckInterval)
 	defer tick.Stop()
@@ -78,7 +76,7 @@ func (v *View) checkEvents(ctx context.Context) error {
 		until := time.Now().Add(-time.Second)
 		missing, err := v.missedBetween(ctx, since, until)
 		if err != nil {
-			v.log.Debug("the engine's last events cannot be read", "err", err)
+			v.log.Debug("cannot read the engine's recent events", "err", err)
 			if oldest := until.Add(-maxUnchecked); since.Before(oldest) {
 				since = oldest
 			}
@@ -94,12 +92,11 @@ func (v *View) checkEvents(ctx context.Context) error {
 	}
 }
 
-// missedBetween returns the events of a span of time that have not arrived, although they had time
-// to do so.
+// missedBetween returns the events of a period that have not arrived within arrivalTime.
 func (v *View) missedBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error) {
-	askCtx, cancel := context.WithTimeout(ctx, checkTimeout)
+	readCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	remembered, err := v.src.EventsBetween(askCtx, since, until)
+	remembered, err := v.src.EventsBetween(readCtx, since, until)
 	if err != nil {
 		return nil, err
 	}

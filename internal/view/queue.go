@@ -1,0 +1,86 @@
+package view
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"cri-dockerd/internal/model"
+)
+
+// queue holds containers to be read, with the time from which each is due. It never holds a container
+// twice, and adding never blocks.
+type queue struct {
+	wake chan struct{} // one element when something may be due
+	mu   sync.Mutex    // guards due
+	due  map[model.ContainerID]time.Time
+}
+
+func newQueue() *queue {
+	return &queue{wake: make(chan struct{}, 1), due: map[model.ContainerID]time.Time{}}
+}
+
+// add makes a container due after a delay, or earlier if it was due earlier.
+func (q *queue) add(id model.ContainerID, delay time.Duration) {
+	due := time.Now().Add(delay)
+	q.mu.Lock()
+	if earlier, ok := q.due[id]; !ok || due.Before(earlier) {
+		q.due[id] = due
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) remove(id model.ContainerID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.due, id)
+}
+
+// next waits until a container is due, and removes it from the queue. It fails with ctx's error.
+func (q *queue) next(ctx context.Context) (id model.ContainerID, err error) {
+	for {
+		id, wait, ok := q.take()
+		if ok {
+			return id, nil
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return "", ctx.Err()
+		case <-q.wake:
+			t.Stop()
+		case <-t.C:
+		}
+	}
+}
+
+// take removes the container that has been due for longest, or returns the time until one is due. It
+// wakes another reader while the queue is not empty.
+func (q *queue) take() (first model.ContainerID, wait time.Duration, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	wait = time.Hour // add wakes the reader
+	for id, due := range q.due {
+		if w := time.Until(due); w < wait {
+			first, wait, ok = id, w, true
+		}
+	}
+	if !ok || wait > 0 {
+		return "", wait, false
+	}
+
+	delete(q.due, first)
+	if len(q.due) > 0 {
+		q.signal()
+	}
+	return first, 0, true
+}

@@ -1,0 +1,169 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+)
+
+const (
+	readDeadline = 2 * time.Minute // for one full read
+	// workers read the containers that events have named. An inspection that takes longer than slowInspect
+	// goes on in the background, where at most slowInspects wait: containers on which the engine hangs
+	// must not delay the others.
+	workers      = 8
+	slowInspect  = 500 * time.Millisecond
+	slowInspects = 64
+	// A failed read is retried after retryMin, then after twice that, up to retryMax.
+	retryMin = time.Second
+	retryMax = time.Minute
+)
+
+// readAll reads everything. The reason is for the metrics. Results of inspections that began later win.
+func (v *View) readAll(ctx context.Context, reason string) error {
+	v.metrics.countResync(reason)
+	v.reading.Store(time.Now().UnixNano())
+	defer v.reading.Store(0)
+	ctx, cancel := context.WithTimeout(ctx, readDeadline)
+	defer cancel()
+
+	// Images come first: the labels of its image are needed to read a container.
+	if err := v.listImages(ctx, imagesTimeout); err != nil {
+		return err
+	}
+	ticket := v.beginInspection()
+	objects, err := v.src.Objects(ctx)
+	if err != nil {
+		return err
+	}
+
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i, o := range objects {
+		if o.Unread != "" {
+			v.retryLocked(o.Unread)
+		}
+		objects[i] = v.addOOMReasonLocked(o)
+	}
+	v.publishLocked(v.store.replace(objects, ticket))
+	for _, o := range objects {
+		v.watchOOMLocked(o)
+	}
+	return nil
+}
+
+// Resync reads everything again, without an event.
+func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx, resyncReload) }
+
+// readPending reads the containers that events have named, one after the other. Slow inspections
+// continue in g.
+func (v *View) readPending(ctx context.Context, g *errgroup.Group) error {
+	for {
+		id, err := v.pending.next(ctx)
+		if err != nil {
+			return err
+		}
+		read := make(chan error, 1)
+		go func() { read <- v.readOne(ctx, id) }()
+
+		select {
+		case err := <-read:
+			if err := v.finishRead(ctx, id, err); err != nil {
+				return err
+			}
+			continue
+		case <-time.After(slowInspect):
+		}
+
+		select {
+		case v.slow <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		g.Go(func() error {
+			defer func() { <-v.slow }()
+			return v.finishRead(ctx, id, <-read)
+		})
+	}
+}
+
+// finishRead schedules a retry if the read of one container failed. It returns an error if the engine
+// is unavailable.
+func (v *View) finishRead(ctx context.Context, id model.ContainerID, err error) error {
+	if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err == nil {
+		delete(v.retries, id)
+		return nil
+	}
+
+	// The engine is up but cannot describe this container: it is being removed, or hangs.
+	v.retryLocked(id)
+	v.log.Debug("cannot inspect container", "id", id, "retry", v.retries[id], "err", err)
+	return nil
+}
+
+// retryLocked schedules another read of a container. The delay doubles each time.
+func (v *View) retryLocked(id model.ContainerID) {
+	v.retries[id] = nextRetry(v.retries[id])
+	v.pending.add(id, v.retries[id])
+}
+
+// nextRetry returns the delay after another failure, given the one before.
+func nextRetry(last time.Duration) time.Duration { return min(max(2*last, retryMin), retryMax) }
+
+// beginInspection returns the ticket of an inspection that begins now.
+func (v *View) beginInspection() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.store.beginInspection()
+}
+
+// Refresh reads objects again, so that the view shows what the caller has done. Objects that do not
+// exist any more are removed. A failed read is retried later: the caller may have changed the object,
+// or an event may have named it.
+func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
+	var errs []error
+	for _, id := range ids {
+		if err := v.readOne(ctx, id); err != nil {
+			v.mu.Lock()
+			v.retryLocked(id)
+			v.mu.Unlock()
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readOne reads one object. It takes the object from the queue, so the caller must retry on error.
+func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
+	v.pending.remove(id) // this inspection sees what was queued before it
+	seen := v.metrics.beginRead(id)
+	ticket := v.beginInspection()
+	o, err := v.src.Inspect(ctx, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.acceptLocked(id, o, ticket)
+	seen()
+	return nil
+}
+
+// acceptLocked takes in the result of an inspection.
+func (v *View) acceptLocked(id model.ContainerID, o spec.Object, ticket uint64) {
+	o = v.addOOMReasonLocked(o)
+	v.publishLocked(v.store.put(id, o, ticket))
+	v.watchOOMLocked(o)
+}
