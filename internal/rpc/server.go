@@ -49,7 +49,7 @@ func New(s Services) *Server {
 	i.hold = s.Hold
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(newCodec()), grpc.StatsHandler(tagger{}),
 	}
 	options = append(options, bounds()...)
 	if s.Traces != nil {
@@ -125,11 +125,31 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err := i.await(ctx, name); err != nil {
 		return nil, err
 	}
-	resp, err = handler(ctx, req)
-	if err == nil {
-		err = i.fits(name, resp)
+	return i.answer(ctx, req, name, handler)
+}
+
+// answer calls the handler, with a slot for its answer if the answer is or can be large.
+func (i interceptor) answer(ctx context.Context, req any, name string, handler grpc.UnaryHandler) (resp any, err error) {
+	var release func()
+	if isList(name) {
+		if release, err = acquireAnswer(ctx); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if resp == nil { // also after a panic
+				release()
+			}
+		}()
 	}
-	return resp, err
+
+	answer, err := handler(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.fits(name, answer); err != nil {
+		return nil, err
+	}
+	return holdAnswer(ctx, name, answer, release)
 }
 
 // await keeps a call back until it can be answered.
@@ -153,6 +173,13 @@ func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServe
 	}()
 	if err := i.await(s.Context(), name); err != nil {
 		return err
+	}
+	if isList(name) {
+		release, err := acquireAnswer(s.Context())
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	return handler(srv, request)
 }
