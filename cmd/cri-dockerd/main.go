@@ -17,6 +17,8 @@ import (
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/daemon"
 	"cri-dockerd/internal/logs/driver"
+	logprocess "cri-dockerd/internal/logs/process"
+	"cri-dockerd/internal/process"
 	"cri-dockerd/internal/takeover"
 )
 
@@ -90,7 +92,7 @@ func newCommand() *cobra.Command {
 	})
 	cmd.AddCommand(newLogDriverCommand(cfg))
 	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand(), newManCommand())
-	cmd.AddCommand(takeover.NewCommand(cfg, takeover.Parts{Lock: daemon.Lock, Usage: func(err error) error { return usageError{err} }}))
+	cmd.AddCommand(takeover.NewCommand(cfg, takeover.Parts{Lock: func(dir string) (func(), error) { return process.LockDirectory("--cri-dockerd-root-directory", dir, 0) }, Usage: func(err error) error { return usageError{err} }}))
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
 	return cmd
@@ -100,7 +102,7 @@ func newCommand() *cobra.Command {
 func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
-		Use:   daemon.LogDriverCommand,
+		Use:   logprocess.Command,
 		Short: "Write container logs; the daemon or systemd starts this",
 		Long: "log-driver takes containers' output from Docker and writes it to the log files that the kubelet reads. It is a process of its own, so that\n" +
 			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or systemd starts it again, and no line is lost.",
@@ -109,7 +111,12 @@ func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 			if err := cfg.Validate(cmd.Flags()); err != nil {
 				return usageError{err}
 			}
-			return daemon.RunLogDriver(cmd.Context(), cfg, socket, versionLine(), cfg.Logger())
+			return logprocess.Run(cmd.Context(), logprocess.Config{
+				RunDirectory: cfg.RunDirectory,
+				Socket:       socket,
+				Version:      versionLine(),
+				Log:          cfg.Logger(),
+			})
 		},
 	}
 	cmd.Flags().StringVar(&socket, "socket", driver.Socket, "where Docker looks for the plugin, unless systemd passes a socket")

@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -29,8 +28,10 @@ import (
 	"cri-dockerd/internal/imagevolume"
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
+	logprocess "cri-dockerd/internal/logs/process"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/process"
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
@@ -65,18 +66,18 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	debug.SetGCPercent(garbage)
 	syscall.Umask(umask)
 	klog.SetSlogLogger(log.With("from", "streaming"))
-	unlock, err := lockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, handOver)
+	unlock, err := process.LockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, process.HandOverTimeout)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	// Two daemons with root directories of their own would still take each other's namespaces and mounts for leftovers.
-	unlockRun, err := lockDirectory("--run-directory", cfg.RunDirectory, handOver)
+	unlockRun, err := process.LockDirectory("--run-directory", cfg.RunDirectory, process.HandOverTimeout)
 	if err != nil {
 		return err
 	}
 	defer unlockRun()
-	defer absorb(syscall.SIGPIPE)()
+	defer process.Absorb(syscall.SIGPIPE)()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -159,7 +160,9 @@ func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) 
 		return nil, errors.Join(err, p.network.Close(), p.engine.Close())
 	}
 	p.logs = logs.New(logs.Config{
-		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() (<-chan error, error) { return launchLogDriver(cfg) },
+		Mode: cfg.ContainerLog, Process: driver.NewClient(driver.Socket), Launch: func() (<-chan error, error) {
+			return logprocess.Launch(cfg.RunDirectory, "--log-level="+cfg.LogLevel, "--log-format="+cfg.LogFormat)
+		},
 		Reach: p.engine.ReachLogDriver, EngineRoot: func() string { return p.view.Engine().Host.RootDir }, Version: version, Log: log,
 	})
 	p.imageFS = imagefs.New(log)
@@ -257,7 +260,7 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	g.Go(func() error {
 		// Until then calls wait in the socket: better than an answer that nothing is known.
 		p.awaitEngine(ctx, startPatience, isAnswered)
-		if err := unmapProgram(); err != nil {
+		if err := process.DropProgramPages(); err != nil {
 			log.Debug("the program stays in memory as a whole", "err", err)
 		}
 		log.Info("serving the CRI", "at", l.Addr().String())
@@ -265,12 +268,12 @@ func (p *parts) run(ctx context.Context, l, metrics net.Listener, hup <-chan os.
 	})
 	begun := make(chan struct{})
 	g.Go(func() error { defer close(begun); <-p.looked; p.awaitLogs(ctx, startPatience); return nil })
-	g.Go(func() error { return p.tellSystemd(ctx, begun) })
+	g.Go(func() error { return p.notifySystemd(ctx, begun) })
 	g.Go(func() error { return p.endpoint.serve(ctx, metrics) })
 	g.Go(func() error {
 		<-ctx.Done()
 		log.Info("stopping; pods go on")
-		err := notify(stopping)
+		err := process.Notify(process.Stopping)
 		p.server.Stop(stopGrace)
 		return errors.Join(err, p.streams.Close())
 	})
@@ -394,48 +397,4 @@ func ignoreEnd(err error) error {
 		return nil
 	}
 	return err
-}
-
-// handOver is how long a process waits for an earlier one to end. A plugin or log-driver process that one was starting while it was killed
-// holds its lock for a moment longer.
-const handOver = 2 * time.Second
-
-// absorb makes signals harmless until the returned function is called. SIGHUP is sent when a terminal goes, SIGPIPE when journald, which
-// reads our standard error, restarts. They are not ignored, since plugins would inherit that.
-func absorb(signals ...os.Signal) (stop func()) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, signals...)
-	return func() { signal.Stop(c) }
-}
-
-// Lock takes the daemon's root directory, or says at once that a daemon has it.
-func Lock(dir string) (unlock func(), err error) {
-	return lockDirectory("--cri-dockerd-root-directory", dir, 0)
-}
-
-// lockDirectory takes the directory that a flag names for this process. The lock ends with the process, however it ends. It waits for another
-// process's end for so long.
-func lockDirectory(flag, dir string, patience time.Duration) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("%s: %w", flag, err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", flag, err)
-	}
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(patience); ; <-tick.C {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EWOULDBLOCK) || !time.Now().Before(deadline) {
-			break
-		}
-	}
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = errors.New("another cri-dockerd is using it; stop that one, or give this one a directory of its own")
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s %s: %w", flag, dir, err), f.Close())
-	}
-	return func() { f.Close() }, nil
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -22,17 +21,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/process"
 )
 
 // TestMain leaves out klog's own goroutine, which lives as long as the process.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == LogDriverCommand {
-		if err := logDriverMain(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 
@@ -163,7 +156,7 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 	} {
 		cfg := configure(t, t.TempDir())
 		dir := of(cfg)
-		unlock, err := lockDirectory(flag, dir, 0)
+		unlock, err := process.LockDirectory(flag, dir, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,12 +165,12 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 			t.Errorf("a second daemon: %v", err)
 		}
 		unlock()
-		again, err := lockDirectory(flag, dir, 0)
+		again, err := process.LockDirectory(flag, dir, 0)
 		if err != nil {
 			t.Fatalf("after the first has ended: %v", err)
 		}
 		time.AfterFunc(50*time.Millisecond, again)
-		third, err := lockDirectory(flag, dir, 10*time.Second)
+		third, err := process.LockDirectory(flag, dir, 10*time.Second)
 		if err != nil {
 			t.Fatalf("while another is ending: %v", err)
 		}

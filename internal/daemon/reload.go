@@ -5,11 +5,8 @@ import (
 	"os"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
+	"cri-dockerd/internal/process"
 )
-
-// reloading begins what ready ends, sd_notify(3).
-const reloading = sd.SdNotifyReloading
 
 // reloadDeadline is for one reload; systemd waits 90 s for it.
 const reloadDeadline = 30 * time.Second
@@ -33,8 +30,7 @@ func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
 // for the life of the process.
 func (p *parts) reload(ctx context.Context) {
 	begin := time.Now()
-	// The time lets systemd know an answer to this reload from one to an earlier (sd_notify(3), Type=notify-reload).
-	if err := notify(reloading + "\n" + sd.SdNotifyMonotonicUsec()); err != nil {
+	if err := process.NotifyReloading(); err != nil {
 		p.log.Warn("systemd does not listen", "err", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, reloadDeadline)
@@ -53,7 +49,7 @@ func (p *parts) reload(ctx context.Context) {
 		network = err.Error()
 	}
 	p.log.Info("reloaded", "engine", said, "network", network, "took", time.Since(begin).Round(time.Microsecond))
-	if err := notify(ready); err != nil {
+	if err := process.Notify(process.Ready); err != nil {
 		p.log.Warn("systemd does not listen", "err", err)
 	}
 }

@@ -3,51 +3,37 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/process"
 )
 
-// States that systemd is told, sd_notify(3).
-const (
-	ready    = sd.SdNotifyReady
-	stopping = sd.SdNotifyStopping
-	alive    = sd.SdNotifyWatchdog
-	status   = "STATUS="
-)
+// statusInterval is how often the status line is checked where no change of the engine does so.
+const statusInterval = 10 * time.Second
 
-// statusPeriod is how often the status line is made anew where nothing else asks for it.
-const statusPeriod = 10 * time.Second
-
-// notify tells systemd a state; without NOTIFY_SOCKET nobody wants to know.
-func notify(state string) error {
-	if _, err := sd.SdNotify(false, state); err != nil {
-		return fmt.Errorf("tell systemd %s: %w", state, err)
-	}
-	return nil
-}
-
-// tellSystemd tells until ctx ends what systemd wants to know: that the daemon is ready, once begun is closed; its state in words; and that it
-// lives, twice as often as WatchdogSec asks. It asks the other parts each time, so that one that is stuck with a lock lets the watchdog bite.
-func (p *parts) tellSystemd(ctx context.Context, begun <-chan struct{}) error {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
+// notifySystemd reports to systemd until ctx ends: that the daemon is ready, once begun is closed; its
+// state in words; and twice in systemd's watchdog timeout that it is alive. It asks the other parts
+// each time, so that one that hangs with a lock triggers the watchdog.
+func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error {
+	if !process.IsNotifying() {
 		return nil
 	}
-	guarded, err := sd.SdWatchdogEnabled(false)
+	watchdog, err := process.WatchdogTimeout()
 	if err != nil {
-		return fmt.Errorf("systemd's WATCHDOG_USEC: %w", err)
+		return err
 	}
-	every := statusPeriod
-	if guarded > 0 {
-		every = min(every, guarded/2)
+	interval := statusInterval
+	if watchdog > 0 {
+		interval = min(interval, watchdog/2)
 	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	say := func(state string) {
-		if err := notify(state); err != nil {
+
+	warn := func(err error) {
+		if err != nil {
 			p.log.Warn("systemd does not listen", "err", err)
 		}
 	}
@@ -59,14 +45,14 @@ func (p *parts) tellSystemd(ctx context.Context, begun <-chan struct{}) error {
 		}
 		if now != line {
 			line = now
-			say(status + line)
+			warn(process.NotifyStatus(line))
 		}
 		if begin {
 			begin, begun = false, nil
-			say(ready)
+			warn(process.Notify(process.Ready))
 		}
-		if guarded > 0 {
-			say(alive)
+		if watchdog > 0 {
+			warn(process.Notify(process.Alive))
 		}
 		select {
 		case <-ctx.Done():
@@ -79,7 +65,7 @@ func (p *parts) tellSystemd(ctx context.Context, begun <-chan struct{}) error {
 	}
 }
 
-// statusLine is what systemctl status shows: the CRI's Status in one line.
+// statusLine returns the line for systemctl status: the CRI's Status.
 func (p *parts) statusLine(ctx context.Context) (string, error) {
 	s, err := p.service.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/logs"
+	"cri-dockerd/internal/process"
 	"cri-dockerd/internal/view"
 )
 
@@ -43,7 +44,7 @@ func TestStateForSystemd(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, configure(t, t.TempDir()), "test", slog.New(slog.DiscardHandler)) }()
-	all := heard(t, notified, ready)
+	all := heard(t, notified, process.Ready)
 	if last := all[len(all)-2]; !strings.HasPrefix(last, "STATUS=Not ready: Docker does not answer") || !strings.Contains(last, "systemctl start docker") || strings.Contains(last, "\n") {
 		t.Errorf("before it was ready: %q", all)
 	}
@@ -71,7 +72,7 @@ func TestHungEngine(t *testing.T) {
 	ended := make(chan error, 2)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
 	looked := make(chan struct{})
-	go func() { ended <- p.tellSystemd(ctx, looked) }()
+	go func() { ended <- p.notifySystemd(ctx, looked) }()
 	const patience = 300 * time.Millisecond
 	begin := time.Now()
 	p.awaitEngine(ctx, patience, isAttempted)
@@ -79,7 +80,7 @@ func TestHungEngine(t *testing.T) {
 		t.Errorf("looked within %v", took)
 	}
 	close(looked)
-	if all := heard(t, notified, ready); !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
+	if all := heard(t, notified, process.Ready); !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
 		t.Errorf("before it was ready: %q", all)
 	}
 	stop()

@@ -1,8 +1,8 @@
-package daemon
+package process
 
 import (
 	"context"
-	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,26 +15,41 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spf13/pflag"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/logs/driver"
 )
 
 // socketVariable tells a log-driver process of the tests where to listen; the real one is fixed.
 const socketVariable = "LOG_DRIVER_TEST_SOCKET"
 
-// logDriverMain is this program as the log-driver process, as launchLogDriver starts it.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == Command {
+		if err := logDriverMain(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// logDriverMain is this program as the log-driver process, as Launch starts it.
 func logDriverMain() error {
-	c, f := &config.Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
-	c.Register(f)
-	if err := errors.Join(f.Parse(os.Args[2:]), c.Validate(f)); err != nil {
+	f := flag.NewFlagSet("test", flag.ContinueOnError)
+	dir := f.String("run-directory", "", "")
+	if err := f.Parse(os.Args[2:]); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	return RunLogDriver(ctx, c, os.Getenv(socketVariable), "test", slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	return Run(ctx, Config{
+		RunDirectory: *dir,
+		Socket:       os.Getenv(socketVariable),
+		Version:      "test",
+		Log:          slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
 }
 
 // watch waits for the process behind a socket.
@@ -57,8 +72,7 @@ func TestLaunchedLogDriver(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "plugins", "cri-dockerd.sock")
 	t.Setenv(socketVariable, socket)
-	cfg := configure(t, dir)
-	ended, err := launchLogDriver(cfg)
+	ended, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +83,7 @@ func TestLaunchedLogDriver(t *testing.T) {
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the socket: %v, %v", st.Mode(), err)
 	}
-	second, err := launchLogDriver(cfg)
+	second, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +101,7 @@ func TestLaunchedLogDriver(t *testing.T) {
 	}
 	<-gone
 	<-ended
-	ended, err = launchLogDriver(cfg) // over the socket that the killed one has left
+	ended, err = Launch(dir) // over the socket that the killed one has left
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +123,7 @@ func TestLogDriverThatCannotListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv(socketVariable, filepath.Join(file, "cri-dockerd.sock"))
-	ended, err := launchLogDriver(configure(t, dir))
+	ended, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +146,7 @@ func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv(socketVariable, socket)
-	ended, err := launchLogDriver(configure(t, dir))
+	ended, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,19 +176,25 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv(socketVariable, filepath.Join(dir, "launched.sock"))
-	launched, err := launchLogDriver(configure(t, dir)) // while systemd's socket was away
+	launched, err := Launch(dir) // while systemd's socket was away
 	if err != nil {
 		t.Fatal(err)
 	}
 	watch(t, filepath.Join(dir, "launched.sock"))
 	// Only the process itself knows the number that LISTEN_PID must have.
-	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, LogDriverCommand, "--run-directory="+filepath.Join(dir, "run"))
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, Command, "--run-directory="+dir)
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	told(t, notified, "READY=1")
+	if err := notified.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if n, err := notified.Read(b); err != nil || string(b[:n]) != "READY=1" {
+		t.Fatalf("systemd got %q, %v", b[:n], err)
+	}
 	<-launched // it makes room
 	s, gone := watch(t, filepath.Join(dir, "passed.sock"))
 	if s.PID != cmd.Process.Pid || s.Control != 1 {
@@ -190,9 +210,22 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(dir, "passed.sock")); err != nil {
 		t.Errorf("systemd's socket: %v", err)
 	}
-	if left, err := filepath.Glob(filepath.Join(dir, "run/log-driver/streams/*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(dir, "log-driver/streams/*")); err != nil || len(left) > 0 {
 		t.Error(fmt.Sprint(left), err)
 	}
+}
+
+// systemd returns the socket to which sd_notify speaks.
+func systemd(t *testing.T) *net.UnixConn {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: file, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	t.Setenv("NOTIFY_SOCKET", file)
+	return c
 }
 
 // TestEndLogDriver ends the log-driver process of root whose number stands in the file, and nothing
@@ -206,7 +239,7 @@ func TestEndLogDriver(t *testing.T) {
 	if err := os.Chmod(scripts, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{LogDriverCommand, "another"} {
+	for _, name := range []string{Command, "another"} {
 		if err := os.WriteFile(filepath.Join(scripts, name), []byte("echo; read line"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -216,9 +249,9 @@ func TestEndLogDriver(t *testing.T) {
 		uid      uint32
 		ends     bool
 	}{
-		"the log-driver":         {LogDriverCommand, 0, true},
+		"the log-driver":         {Command, 0, true},
 		"another program":        {"another", 0, false},
-		"another user's process": {LogDriverCommand, 65534, false},
+		"another user's process": {Command, 65534, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command("/bin/sh", c.argument) // runs the script of this name
@@ -238,7 +271,7 @@ func TestEndLogDriver(t *testing.T) {
 			if _, err := out.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
-			if err := endLogDriver(cmd.Process.Pid); (err == nil) != c.ends {
+			if err := end(cmd.Process.Pid); (err == nil) != c.ends {
 				t.Errorf("%v", err)
 			}
 			if !c.ends {
@@ -248,7 +281,7 @@ func TestEndLogDriver(t *testing.T) {
 			if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != c.ends {
 				t.Errorf("ended by a signal: %v, %v", killed, err)
 			}
-			if err := endLogDriver(cmd.Process.Pid); err != nil {
+			if err := end(cmd.Process.Pid); err != nil {
 				t.Errorf("after its end: %v", err)
 			}
 		})
