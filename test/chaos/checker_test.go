@@ -94,7 +94,7 @@ func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
 func (l *lab) kernelHolds(_ context.Context, r remains) error {
 	links, err := l.inside("ip", "-o", "link", "show", "type", "veth")
 	rules, err2 := l.inside("iptables-save")
-	mounts, err3 := os.ReadFile(l.eng.Path("/proc/1/mountinfo"))
+	mounts, err3 := l.mounts()
 	if err := errors.Join(err, err2, err3); err != nil {
 		return err
 	}
@@ -106,9 +106,10 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 			r["rules"] = append(r["rules"], strings.TrimSpace(counters(line)))
 		}
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 4 {
-			r["mounts"] = append(r["mounts"], f[4])
+	r["rules"] = l.withoutLost(r["rules"])
+	for _, m := range mounts {
+		if !l.isLost(l.rootOf(m)) {
+			r["mounts"] = append(r["mounts"], m)
 		}
 	}
 	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {

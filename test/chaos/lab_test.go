@@ -41,9 +41,10 @@ type lab struct {
 
 	processes sync.Mutex // held while a process is killed or started
 
-	shims  sync.Mutex      // guards the rest
-	killed map[string]bool // containers whose shims ran when containerd was killed
-	lost   map[string]bool // containers whose shims the engine had lost when last checked
+	shims     sync.Mutex      // guards the rest
+	killed    map[string]bool // containers that were there when the engine was killed
+	lost      map[string]bool // containers that the engine had lost when last checked
+	permitted map[string]bool // those of which something was found
 }
 
 // File systems that a fault can fill, in bytes.
@@ -56,7 +57,7 @@ const (
 // CNI.
 func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	t.Helper()
-	l := &lab{tb: &reporter{T: t}, killed: map[string]bool{}}
+	l := &lab{tb: &reporter{T: t}, killed: map[string]bool{}, permitted: map[string]bool{}}
 	l.eng = engines.StartPrepared(t, v, func(e *engines.Engine) {
 		l.logs, l.state = filepath.Join(e.Dir, "logs"), filepath.Join(e.Dir, "state")
 		for dir, size := range map[string]string{l.logs: logDisk, e.DataRoot(): engineDisk} {
@@ -257,7 +258,15 @@ type plugins struct {
 
 	mu      sync.Mutex // guards the rest
 	decide  func(question) string
-	changed chan struct{} // closed and renewed by answer
+	changed chan struct{}   // closed and renewed by answer
+	broken  map[string]bool // containers whose address was not released when it should be
+}
+
+// isBroken reports whether host-local's DEL of a container was made to fail.
+func (p *plugins) isBroken(container string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.broken[container]
 }
 
 // hang is the answer of a plugin that hangs until another decision holds.
@@ -266,7 +275,7 @@ const hang = "hang"
 // newPlugins installs the plugins in dir.
 func newPlugins(t *testing.T, dir string) *plugins {
 	t.Helper()
-	p := &plugins{dir: dir, changed: make(chan struct{})}
+	p := &plugins{dir: dir, changed: make(chan struct{}), broken: map[string]bool{}}
 	program := dir + ".program"
 	engines.Build(t, program, "cri-dockerd/test/chaos/plugin", "", false)
 	err := errors.Join(os.Mkdir(dir, 0o755), os.Symlink(engines.Plugins(), dir+".real"))
@@ -320,6 +329,11 @@ func (p *plugins) serve(conn net.Conn) {
 		return
 	}
 	answer := decide(q)
+	if answer != "" && q.Plugin == "host-local" && q.Command == "DEL" {
+		p.mu.Lock()
+		p.broken[q.Container] = true
+		p.mu.Unlock()
+	}
 	if answer == hang {
 		<-changed
 		return

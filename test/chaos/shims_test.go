@@ -15,11 +15,12 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Engines lose shims. If containerd is killed while it creates or deletes a container, dockerd fails
-// to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed to
+// Engines lose containers. If containerd is killed while it creates or deletes a container, dockerd
+// fails to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed to
 // delete container from containerd"; containerd issues 6860, 6771 and 9309). A process that runc had
-// created and not started stays too, with its control groups. The engine's API does not show such a
-// container, so the daemon cannot remove it. The checker permits exactly these: see isLost.
+// created and not started stays too, with its control groups, and Docker 29 does not unmount the
+// container's root. The engine's API does not show such a container, so the daemon cannot remove it.
+// The checker permits exactly these: see isLost.
 
 // containerdSocket is the socket of the containerd that dockerd starts.
 const containerdSocket = "/run/docker/containerd/containerd.sock"
@@ -41,30 +42,36 @@ func containerOf(p process) string {
 // neverStarted is the name of a container's process that runc has created and not started.
 const neverStarted = "runc:[2:INIT]"
 
-// isLost reports whether the engine itself has lost a shim: containerd was killed while the shim
-// ran, the engine does not know its container, and no process of the container was ever started. all
-// are the processes of the node, killed the containers whose shims ran when containerd was killed,
-// known those of the engine.
-func isLost(shim process, all []process, killed, known map[string]bool) bool {
-	id := containerOf(shim)
+// isLost reports whether the engine itself has lost a container: dockerd or containerd was killed
+// while the container had a shim or a mounted root, the engine does not know it, and none of its
+// processes was ever started. all are the processes of the node, killed the containers that were there
+// when the engine was killed, known those of the engine.
+func isLost(id string, all []process, killed, known map[string]bool) bool {
+	shims := map[string]bool{}
+	for _, p := range all {
+		if containerOf(p) == id {
+			shims[p.pid] = true
+		}
+	}
 	hasStarted := func(p process) bool {
-		return (p.parent == shim.pid || p.cgroup == id) && p.name != neverStarted
+		return (shims[p.parent] || p.cgroup == id) && p.name != neverStarted
 	}
 	return id != "" && killed[id] && !known[id] && !slices.ContainsFunc(all, hasStarted)
 }
 
-// killContainerd runs kill, which kills containerd, and notes the shims that ran at that time.
+// killContainerd runs kill, which kills containerd, and notes the containers that were there.
 func (l *lab) killContainerd(kill func() error) error {
-	l.noteShims()
-	defer l.noteShims() // also those that were about to start
+	l.noteContainers()
+	defer l.noteContainers() // also those that were about to start
 	return kill()
 }
 
-// noteShims notes the containers whose shims run.
-func (l *lab) noteShims() {
+// noteContainers notes the containers that have a shim or a mounted root.
+func (l *lab) noteContainers() {
 	all, err := l.list()
-	if err != nil {
-		l.tb.Errorf("list the shims: %v", err)
+	mounts, err2 := l.mounts()
+	if err := errors.Join(err, err2); err != nil {
+		l.tb.Errorf("list the engine's containers: %v", err)
 	}
 	l.shims.Lock()
 	defer l.shims.Unlock()
@@ -73,9 +80,34 @@ func (l *lab) noteShims() {
 			l.killed[id] = true
 		}
 	}
+	for _, m := range mounts {
+		if id := l.rootOf(m); id != "" {
+			l.killed[id] = true
+		}
+	}
 }
 
-// findLost finds the containers whose shims the engine has lost.
+// mounts returns the mount points of the node.
+func (l *lab) mounts() (points []string, err error) {
+	b, err := os.ReadFile(l.eng.Path("/proc/1/mountinfo"))
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			points = append(points, f[4])
+		}
+	}
+	return points, err
+}
+
+// rootOf returns the container whose root is mounted at a mount point by Docker 29, "" for none.
+func (l *lab) rootOf(mount string) string {
+	dir, id := filepath.Split(mount)
+	if filepath.Clean(dir) != filepath.Join(l.eng.DataRoot(), "rootfs/overlayfs") || !inContainer.MatchString("/"+id) {
+		return ""
+	}
+	return id
+}
+
+// findLost finds the containers that the engine has lost, and those that are gone.
 func (l *lab) findLost(ctx context.Context) error {
 	all, err := l.list()
 	if err != nil {
@@ -86,15 +118,14 @@ func (l *lab) findLost(ctx context.Context) error {
 	l.shims.Unlock()
 
 	lost := map[string]bool{}
-	isSuspect := func(p process) bool { return killed[containerOf(p)] }
-	if slices.ContainsFunc(all, isSuspect) {
+	if len(killed) > 0 {
 		known, err := l.knownContainers(ctx)
 		if err != nil {
 			return err
 		}
-		for _, p := range all {
-			if isLost(p, all, killed, known) {
-				lost[containerOf(p)] = true
+		for id := range killed {
+			if isLost(id, all, killed, known) {
+				lost[id] = true
 			}
 		}
 	}
@@ -105,10 +136,13 @@ func (l *lab) findLost(ctx context.Context) error {
 	return nil
 }
 
-// isLost reports a container whose shim the engine had lost when findLost was last called.
+// isLost reports a container that the engine had lost when findLost was last called, and counts it.
 func (l *lab) isLost(id string) bool {
 	l.shims.Lock()
 	defer l.shims.Unlock()
+	if l.lost[id] {
+		l.permitted[id] = true
+	}
 	return l.lost[id]
 }
 
@@ -134,13 +168,13 @@ func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	return known, nil
 }
 
-// reportLost logs how many shims the engine has lost and what its log has of each.
+// reportLost logs what the checker has permitted, with what the engine's log has of it.
 func (l *lab) reportLost(t *testing.T) {
 	t.Helper()
 	l.shims.Lock()
-	lost := slices.Sorted(maps.Keys(l.lost))
+	lost := slices.Sorted(maps.Keys(l.permitted))
 	l.shims.Unlock()
-	t.Logf("the engine has lost %d shims", len(lost))
+	t.Logf("the engine has lost %d containers", len(lost))
 	if len(lost) == 0 {
 		return
 	}
@@ -162,7 +196,7 @@ func (l *lab) reportLost(t *testing.T) {
 	}
 }
 
-// TestIsLost holds that the checker permits no shim but those that the engine has lost.
+// TestIsLost holds that the checker permits nothing but what is left of containers that the engine has lost.
 func TestIsLost(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	shim := process{
@@ -171,8 +205,7 @@ func TestIsLost(t *testing.T) {
 		name:    "containerd-shim",
 		cmdline: "/usr/bin/containerd-shim-runc-v2 -namespace moby -id " + id + " -address " + containerdSocket,
 	}
-	nameless, program := shim, shim
-	nameless.cmdline = "/usr/bin/containerd-shim-runc-v2 -namespace moby"
+	program := shim
 	program.name = "sh"
 	init := process{pid: "1", parent: "0", name: "runc"}
 	only := func(id string) map[string]bool { return map[string]bool{id: true} }
@@ -187,8 +220,7 @@ func TestIsLost(t *testing.T) {
 		"containerd was not killed":        {shim: shim},
 		"started after containerd's death": {shim: shim, killed: only(other)},
 		"a container of the engine":        {shim: shim, killed: only(id), known: only(id)},
-		"no container":                     {shim: nameless, killed: only("")},
-		"no shim":                          {shim: program, killed: only(id)},
+		"its mounted root":                 {shim: program, killed: only(id), lost: true},
 		"a child": {
 			shim:   shim,
 			others: []process{{pid: "11", parent: "10", name: "sh"}},
@@ -222,7 +254,7 @@ func TestIsLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := append([]process{init, c.shim}, c.others...)
-			if got := isLost(c.shim, all, c.killed, c.known); got != c.lost {
+			if got := isLost(id, all, c.killed, c.known); got != c.lost {
 				t.Errorf("lost %v, want %v", got, c.lost)
 			}
 		})
