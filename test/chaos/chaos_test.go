@@ -165,9 +165,9 @@ func (r *trial) inFlight(t *testing.T) (methods []string) {
 // checkAll checks logs, and what was seen meanwhile.
 func (r *trial) checkAll(t *testing.T) {
 	t.Helper()
-	lines := 0
+	lines, forgotten := 0, r.forgotten()
 	for _, p := range r.all() {
-		n, problems := p.checkLogs(r.losses)
+		n, problems := p.checkLogs(r.losses, forgotten)
 		lines += n
 		for _, problem := range problems {
 			t.Error(problem)
@@ -178,8 +178,8 @@ func (r *trial) checkAll(t *testing.T) {
 	}
 	r.reportLost(t)
 	faults := len(r.tracks[0]) + len(r.tracks[1])
-	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d calls, of which %d failed; %s",
-		r.seed, r.liveRestore, faults, len(r.ended), lines, sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
+	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d forgotten starts, %d calls, of which %d failed; %s",
+		r.seed, r.liveRestore, faults, len(r.ended), lines, len(forgotten), sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
 }
 
 func sum(counts map[string]int) (n int) {

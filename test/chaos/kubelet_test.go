@@ -32,6 +32,7 @@ type kubelet struct {
 	ok, failed map[string]int // calls by method
 	errors     map[string]int // by method and beginning of the text
 	violations []string
+	ids        map[string]string // of containers, by the pod's UID, a space, and the file of its notes
 	removed    time.Time // when a container was last removed behind the daemon's back
 }
 
@@ -55,6 +56,7 @@ func newKubelet(l *lab, slots int, seed uint64) *kubelet {
 		ok:       map[string]int{},
 		failed:   map[string]int{},
 		errors:   map[string]int{},
+		ids:      map[string]string{},
 	}
 }
 

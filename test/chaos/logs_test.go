@@ -153,9 +153,22 @@ func readLog(log string) ([]byte, error) {
 	return all, nil
 }
 
-// checkLogs checks the logs of all containers of a pod that have printed something, and returns how
-// many lines they noted.
-func (p *pod) checkLogs(losses []loss) (lines int, problems []string) {
+// wasForgotten finds a container in the daemon's report that the engine had forgotten its start.
+var wasForgotten = regexp.MustCompile(`the engine did not know to run" container=([0-9a-f]{64})`)
+
+// forgotten returns the containers whose start the engine had forgotten. Nobody read their output.
+func (l *lab) forgotten() map[string]bool {
+	all := map[string]bool{}
+	log, _ := os.ReadFile(l.daemon.Log())
+	for _, m := range wasForgotten.FindAllSubmatch(log, -1) {
+		all[string(m[1])] = true
+	}
+	return all
+}
+
+// checkLogs checks the logs of all containers of a pod that have printed something, but for forgotten
+// ones, and returns how many lines they noted.
+func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, problems []string) {
 	notes, err := os.ReadDir(p.stateDir())
 	if err != nil {
 		return 0, []string{err.Error()}
@@ -166,6 +179,12 @@ func (p *pod) checkLogs(losses []loss) (lines int, problems []string) {
 		info, statErr := os.Stat(file)
 		if err != nil || statErr != nil {
 			problems = append(problems, fmt.Sprint(err, statErr))
+			continue
+		}
+		p.mu.Lock()
+		id := p.ids[p.uid+" "+e.Name()]
+		p.mu.Unlock()
+		if forgotten[id] {
 			continue
 		}
 		noted := bytes.Count(b, []byte("\n")) - 1

@@ -220,6 +220,9 @@ func (p *pod) start(ctx context.Context, sandbox *runtimeapi.PodSandbox, name st
 	if err != nil {
 		return err
 	}
+	p.mu.Lock()
+	p.ids[fmt.Sprintf("%s %s.%d", p.uid, name, attempt)] = id
+	p.mu.Unlock()
 	err = p.call(ctx, "StartContainer", callTimeout, func(ctx context.Context) error {
 		_, err := p.daemon.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 		if err == nil {
