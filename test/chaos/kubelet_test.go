@@ -33,7 +33,7 @@ type kubelet struct {
 	errors     map[string]int // by method and beginning of the text
 	violations []string
 	ids        map[string]string // of containers, by the pod's UID, a space, and the file of its notes
-	removed    time.Time // when a container was last removed behind the daemon's back
+	removed    time.Time         // when a container was last removed behind the daemon's back
 }
 
 // Timeouts of calls. The kubelet's own is two minutes; faults of a few seconds shall outlast ours
