@@ -118,6 +118,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 		r.supervise(ctx, func() time.Duration { return between(downtime, 100*time.Millisecond, 2*time.Second) })
 	})
 	supervising.Go(func() { r.audit(ctx) })
+	supervising.Go(func() { r.collectGarbage(ctx) })
 	r.inject(t)
 
 	close(r.freeze)

@@ -101,6 +101,30 @@ func (p *pod) removeCgroups() {
 	}
 }
 
+// collectGarbage removes what is listed of pods that have ended, as a kubelet does with sandboxes
+// that belong to no pod (containerGC.evictSandboxes): an engine whose events are silent may show a
+// sandbox after its pod has ended.
+func (k *kubelet) collectGarbage(ctx context.Context) {
+	for sleep(ctx, 2*time.Second) {
+		r, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		if err != nil {
+			continue
+		}
+		k.mu.Lock()
+		ended := slices.Clone(k.ended)
+		k.mu.Unlock()
+		for _, p := range ended {
+			isOurs := func(s *runtimeapi.PodSandbox) bool { return s.Metadata.Uid == p.uid }
+			if !slices.ContainsFunc(r.Items, isOurs) {
+				continue
+			}
+			if left, err := p.remove(ctx); err == nil && left == 0 {
+				p.removeCgroups()
+			}
+		}
+	}
+}
+
 // found is what the daemon lists of a pod, newest attempts first.
 type found struct {
 	sandboxes  []*runtimeapi.PodSandbox
