@@ -619,19 +619,14 @@ func TestRecover(t *testing.T) {
 	healthy, lost, dead := runPod(t, s, w.pod()), runPod(t, s, w.pod()), runPod(t, s, w.pod())
 	w.engine.Drop(model.ContainerID(lost))
 	w.engine.End(model.ContainerID(dead), 0)
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	halfMade, err := w.engine.Create(t.Context(), create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	halfMade, failed := createPause(t, w), createPause(t, w)
+	w.engine.End(failed, 128) // as after a start that failed
 	eventually(t, func() bool {
 		_, err := s.View.Sandbox(lost)
 		sb, halfErr := s.View.Sandbox(string(halfMade))
+		f, failedErr := s.View.Sandbox(string(failed))
 		d, deadErr := s.View.Sandbox(dead)
-		return err != nil && halfErr == nil && !sb.Running && deadErr == nil && !d.Running
+		return err != nil && halfErr == nil && !sb.Running && failedErr == nil && !f.NeverStarted && deadErr == nil && !d.Running
 	})
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
@@ -642,12 +637,29 @@ func TestRecover(t *testing.T) {
 	if got := keys(w, w.pins); !slices.Equal(got, []string{healthy}) {
 		t.Errorf("pins after recovery: %v", got)
 	}
-	if _, err := s.View.Sandbox(string(halfMade)); !errdefs.IsNotFound(err) {
-		t.Errorf("the half-made sandbox: %v", err)
+	for _, id := range []model.ContainerID{halfMade, failed} {
+		if _, err := s.View.Sandbox(string(id)); !errdefs.IsNotFound(err) {
+			t.Errorf("the half-made sandbox %s: %v", id, err)
+		}
 	}
 	if _, err := s.View.Sandbox(dead); err != nil {
 		t.Errorf("a dead pod is the kubelet's to remove: %v", err)
 	}
+}
+
+// createPause creates a sandbox behind the service's back and does not start it.
+func createPause(t *testing.T, w *world) model.ContainerID {
+	t.Helper()
+	o := spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"}
+	create, err := spec.NewSandbox(w.pod(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := w.engine.Create(t.Context(), create)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func TestExecSync(t *testing.T) {

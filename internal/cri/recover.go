@@ -124,7 +124,7 @@ func (s *Service) forgotten() []string {
 // recoverSandbox removes a sandbox that was made by us, never handed to the kubelet, and holds a name: one that never ran, or runs without its
 // network. The kubelet starts such a pod anew. An older shim's is left to the kubelet, which sees that it has no address.
 func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
-	halfMade := !sb.Running && sb.Pid == 0 && sb.NeverStarted
+	halfMade := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead before
 	unconnected := sb.Running && !sb.HostNetwork() && s.Network.Mode() == "none" && sb.Namespaces != nil && !s.connected(sb) && len(s.View.ContainersOf(sb.ID)) == 0
 	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
 		return nil
