@@ -16,20 +16,14 @@ import (
 	"cri-dockerd/internal/check"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/daemon"
+	"cri-dockerd/internal/exit"
 	"cri-dockerd/internal/logs/driver"
 	logprocess "cri-dockerd/internal/logs/process"
-	"cri-dockerd/internal/process"
 	"cri-dockerd/internal/takeover"
 )
 
 // version and commit are set by the linker (-X main.version=…); without it what Go has recorded counts.
 var version, commit string
-
-// Exit codes, see EXIT STATUS in the manual.
-const (
-	exitFailed = 1
-	exitUsage  = 2 // a mistake on the command line
-)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -39,14 +33,7 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "cri-dockerd:", err)
-	var coded interface{ ExitCode() int }
-	switch {
-	case errors.As(err, &usageError{}):
-		os.Exit(exitUsage)
-	case errors.As(err, &coded):
-		os.Exit(coded.ExitCode())
-	}
-	os.Exit(exitFailed)
+	os.Exit(exit.CodeOf(err))
 }
 
 // newCommand is the command line: the daemon itself and its subcommands.
@@ -61,7 +48,7 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; %s --help lists all", args[0], cmd.CommandPath())}
+				return exit.UsageError(fmt.Errorf("unknown command %q; %s --help lists all", args[0], cmd.CommandPath()))
 			}
 			return nil
 		},
@@ -74,8 +61,9 @@ func newCommand() *cobra.Command {
 				fmt.Fprint(cmd.OutOrStdout(), buildInfo())
 				return nil
 			}
-			if err := cfg.Validate(cmd.Flags()); err != nil {
-				return usageError{err}
+			cfg.Complete(cmd.Flags())
+			if err := cfg.Validate(); err != nil {
+				return exit.UsageError(err)
 			}
 			log := cfg.Logger()
 			log.Info("starting", "version", versionLine())
@@ -92,7 +80,7 @@ func newCommand() *cobra.Command {
 	})
 	cmd.AddCommand(newLogDriverCommand(cfg))
 	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand(), newManCommand())
-	cmd.AddCommand(takeover.NewCommand(cfg, takeover.Parts{Lock: func(dir string) (func(), error) { return process.LockDirectory("--cri-dockerd-root-directory", dir, 0) }, Usage: func(err error) error { return usageError{err} }}))
+	cmd.AddCommand(takeover.NewCommand(cfg))
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
 	return cmd
@@ -108,8 +96,9 @@ func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or systemd starts it again, and no line is lost.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cfg.Validate(cmd.Flags()); err != nil {
-				return usageError{err}
+			cfg.Complete(cmd.Flags())
+			if err := cfg.Validate(); err != nil {
+				return exit.UsageError(err)
 			}
 			return logprocess.Run(cmd.Context(), logprocess.Config{
 				RunDirectory: cfg.RunDirectory,
@@ -133,20 +122,17 @@ func showDefault(f *pflag.Flag) {
 	}
 }
 
-// usageError is a mistake on the command line.
-type usageError struct{ error }
-
 // flagError names the nearest known flag beside an unknown one.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
-		return usageError{err}
+		return exit.UsageError(err)
 	}
 	hint := ""
 	if nearest := config.Nearest(cmd.Flags(), unknown.GetSpecifiedName()); nearest != "" {
 		hint = fmt.Sprintf("; the nearest known one is --%s", nearest)
 	}
-	return usageError{fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath())}
+	return exit.UsageError(fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath()))
 }
 
 // versionLine is "cri-dockerd <version> (<commit>)", as tools expect it.

@@ -15,6 +15,7 @@ import (
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/check/probe"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/exit"
 	"cri-dockerd/internal/text"
 )
 
@@ -39,12 +40,13 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != formatText && format != formatJSON {
-				return UsageError{fmt.Errorf("--output %q: use one of %q", format, []string{formatText, formatJSON})}
+				return exit.UsageError(fmt.Errorf("--output %q: use one of %q", format, []string{formatText, formatJSON}))
 			}
 			p := probe.New(timeout)
 			found := p.Adopt(cmd.Context(), cfg, cmd.Flags())
-			if err := cfg.Validate(cmd.Flags()); err != nil && found.Given {
-				return UsageError{errors.New(text.Clean(err.Error(), text.MaxMessage))} // may quote another user's text
+			cfg.Complete(cmd.Flags())
+			if err := cfg.Validate(); err != nil && found.Given {
+				return exit.UsageError(errors.New(text.Clean(err.Error(), text.MaxMessage))) // may quote another user's text
 			} else if err != nil {
 				found.Mistake.Error = err.Error()
 			}
@@ -61,12 +63,6 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 	cmd.Flags().StringVarP(&format, "output", "o", formatText, "text or json")
 	return cmd
 }
-
-// UsageError is a mistake on the command line.
-type UsageError struct{ error }
-
-// ExitCode is the program's for it.
-func (UsageError) ExitCode() int { return 2 }
 
 // NewPageServerCommand is the program inside the self-test's pod: it serves one page and logs a line for each request.
 func NewPageServerCommand() *cobra.Command {

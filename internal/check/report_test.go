@@ -13,6 +13,7 @@ import (
 
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/exit"
 	"cri-dockerd/internal/shell"
 )
 
@@ -110,7 +111,7 @@ func TestMistakes(t *testing.T) {
 		cmd.SetArgs(args)
 		cmd.SetOut(io.Discard)
 		cmd.SetErr(io.Discard)
-		if err := cmd.ExecuteContext(t.Context()); !errors.As(err, &UsageError{}) {
+		if err := cmd.ExecuteContext(t.Context()); exit.CodeOf(err) != exit.Usage {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

@@ -56,8 +56,6 @@ type Config struct {
 	TLSCert          string
 	TLSKey           string
 	TLSClientCA      string
-	parsedCIDRs      []netip.Prefix
-	parsedPins       spec.ImagePins
 	unusedFlagsGiven []string
 }
 
@@ -108,14 +106,14 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "authorities of the clients of a tcp:// endpoint")
 }
 
-// Validate checks what flags said; the error names the flag and the fix. f tells which flags were given.
-func (c *Config) Validate(f *pflag.FlagSet) error {
-	for _, check := range []func() error{c.validateNames, c.validatePaths, c.validateNumbers, c.validateCIDRs, c.validateStreaming, c.validatePins, c.validateMetrics, c.validateTracing} {
-		if err := check(); err != nil {
-			return err
-		}
+// Complete fills the settings that depend on others or have an older spelling, and notes which unused
+// flags f was given. Validate follows.
+func (c *Config) Complete(f *pflag.FlagSet) {
+	if level, ok := logrusLevels[c.LogLevel]; ok {
+		c.LogLevel = level
 	}
-	if f.Lookup("metrics-bind-address") != nil && !f.Changed("metrics-bind-address") { // beside what else a second daemon keeps apart
+	// Beside the other files that a second daemon keeps apart.
+	if f.Lookup("metrics-bind-address") != nil && !f.Changed("metrics-bind-address") {
 		c.MetricsAddress = "unix://" + filepath.Join(c.RunDirectory, "metrics.sock")
 	}
 	f.Visit(func(flag *pflag.Flag) {
@@ -123,21 +121,47 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 			c.unusedFlagsGiven = append(c.unusedFlagsGiven, flag.Name)
 		}
 	})
+}
+
+// logrusLevels are the names of older shims for levels.
+var logrusLevels = map[string]string{
+	"trace":   "debug",
+	"warning": "warn",
+	"fatal":   "error",
+	"panic":   "error",
+}
+
+// Validate checks a complete configuration and changes nothing. The error names the flag and the fix.
+func (c *Config) Validate() error {
+	for _, check := range []func() error{
+		c.validateNames,
+		c.validatePaths,
+		c.validateNumbers,
+		c.validateCIDRs,
+		c.validateStreaming,
+		c.validatePins,
+		c.validateMetrics,
+		c.validateTracing,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func (c *Config) validatePins() (err error) {
-	c.parsedPins, err = spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
+func (c *Config) validatePins() error {
+	_, err := spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
 	return err
 }
 
-// ImagePins are the images that the operator wants the kubelet to keep.
-func (c *Config) ImagePins() spec.ImagePins { return c.parsedPins }
+// ImagePins returns the images that the operator wants the kubelet to keep. The configuration is valid.
+func (c *Config) ImagePins() spec.ImagePins {
+	pins, _ := spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
+	return pins
+}
 
 func (c *Config) validateNames() error {
-	if c.LogLevel == "trace" || c.LogLevel == "warning" || c.LogLevel == "fatal" || c.LogLevel == "panic" { // logrus's names
-		c.LogLevel = map[string]string{"trace": "debug", "warning": "warn", "fatal": "error", "panic": "error"}[c.LogLevel]
-	}
 	for _, v := range []struct {
 		flag, value string
 		known       []string
@@ -192,21 +216,28 @@ func (c *Config) validateNumbers() error {
 }
 
 func (c *Config) validateCIDRs() error {
-	c.parsedCIDRs = nil
-	for _, s := range c.PodCIDR {
+	all, err := parseCIDRs(c.PodCIDR)
+	if err != nil {
+		return err
+	}
+	if n := len(all); n > 2 || n == 2 && all[0].Addr().Is4() == all[1].Addr().Is4() {
+		return fmt.Errorf("--pod-cidr %q: give one range, or one for each of IPv4 and IPv6", c.PodCIDR)
+	}
+	return nil
+}
+
+func parseCIDRs(texts []string) (all []netip.Prefix, err error) {
+	for _, s := range texts {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
 		}
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return fmt.Errorf("--pod-cidr %q: give ranges like 10.244.1.0/24: %w", s, err)
+			return nil, fmt.Errorf("--pod-cidr %q: give ranges like 10.244.1.0/24: %w", s, err)
 		}
-		c.parsedCIDRs = append(c.parsedCIDRs, p.Masked())
+		all = append(all, p.Masked())
 	}
-	if n := len(c.parsedCIDRs); n > 2 || n == 2 && c.parsedCIDRs[0].Addr().Is4() == c.parsedCIDRs[1].Addr().Is4() {
-		return fmt.Errorf("--pod-cidr %q: give one range, or one for each of IPv4 and IPv6", c.PodCIDR)
-	}
-	return nil
+	return all, nil
 }
 
 func (c *Config) validateStreaming() error {
@@ -270,8 +301,11 @@ func (c *Config) validateTracing() error {
 	return nil
 }
 
-// CIDRs are the pod ranges, known after Validate.
-func (c *Config) CIDRs() []netip.Prefix { return c.parsedCIDRs }
+// CIDRs returns the pod ranges. The configuration is valid.
+func (c *Config) CIDRs() []netip.Prefix {
+	all, _ := parseCIDRs(c.PodCIDR)
+	return all
+}
 
 // PinRecords is where it is recorded which sandboxes have a pinned network namespace, and where those
 // are that have no sandbox yet.
@@ -288,7 +322,7 @@ func (c *Config) EngineNetNS() string {
 	return ""
 }
 
-// Warnings are lines about what was given and has no effect, known after Validate.
+// Warnings returns a line for each given flag without effect, known after Complete.
 func (c *Config) Warnings() []string {
 	var out []string
 	for _, name := range c.unusedFlagsGiven {

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -19,7 +20,13 @@ func parse(args ...string) (*Config, *pflag.FlagSet, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, f, err
 	}
-	return c, f, c.Validate(f)
+	c.Complete(f)
+	complete := fmt.Sprintf("%+v", c)
+	err := c.Validate()
+	if after := fmt.Sprintf("%+v", c); after != complete {
+		panic("Validate has changed the configuration: " + complete + " to " + after)
+	}
+	return c, f, err
 }
 
 // TestCommandLineOfOldNodes holds every flag that units of existing nodes may pass, with its default and a value.

@@ -44,7 +44,8 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 	if err := f.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Validate(f); err != nil {
+	c.Complete(f)
+	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	c.PinDirectory = filepath.Join(dir, "netns")

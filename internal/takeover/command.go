@@ -13,7 +13,9 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/exit"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/process"
 )
 
 const long = `takeover --dry-run lists the pods on this node that the daemon adopts when it starts, older shims' and its own, and what is odd about
@@ -26,23 +28,6 @@ Give the flags that the daemon has, if they are not the defaults. docs/migrate.m
 
 Exit codes: 0 nothing is left to do by hand, 3 something is, 1 it failed, 2 a mistake on the command line.`
 
-// exitHand is the exit code when something is left to do by hand.
-const exitHand = 3
-
-// handError says that something is left to do by hand.
-type handError struct{ error }
-
-// ExitCode is what the program ends with.
-func (handError) ExitCode() int { return exitHand }
-
-// Parts is what the command needs of the program.
-type Parts struct {
-	// Lock takes the root directory, or says that a daemon has it.
-	Lock func(directory string) (unlock func(), err error)
-	// Usage marks a mistake on the command line.
-	Usage func(error) error
-}
-
 // options are the command's own flags.
 type options struct {
 	dryRun, handBack bool
@@ -50,21 +35,22 @@ type options struct {
 }
 
 // NewCommand is the subcommand takeover. cfg says where Docker listens and where files lie.
-func NewCommand(cfg *config.Config, p Parts) *cobra.Command {
+func NewCommand(cfg *config.Config) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use: "takeover", Short: "List pods of older shims that would be adopted, or hand pods back", Long: long, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !o.dryRun && !o.handBack {
-				return p.Usage(errors.New("takeover: give --dry-run or --hand-back; the daemon itself adopts what is there when it starts"))
+				return exit.UsageError(errors.New("takeover: give --dry-run or --hand-back; the daemon itself adopts what is there when it starts"))
 			}
 			if o.output != "text" && o.output != "json" {
-				return p.Usage(fmt.Errorf("--output %q: use text or json", o.output))
+				return exit.UsageError(fmt.Errorf("--output %q: use text or json", o.output))
 			}
-			if err := cfg.Validate(cmd.Flags()); err != nil {
-				return p.Usage(err)
+			cfg.Complete(cmd.Flags())
+			if err := cfg.Validate(); err != nil {
+				return exit.UsageError(err)
 			}
-			return run(cmd.Context(), cfg, p, o, cmd.OutOrStdout())
+			return run(cmd.Context(), cfg, o, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be done and change nothing")
@@ -73,7 +59,7 @@ func NewCommand(cfg *config.Config, p Parts) *cobra.Command {
 	return cmd
 }
 
-func run(ctx context.Context, cfg *config.Config, p Parts, o options, out io.Writer) error {
+func run(ctx context.Context, cfg *config.Config, o options, out io.Writer) error {
 	s, err := look(ctx, cfg)
 	if err != nil {
 		return err
@@ -84,7 +70,7 @@ func run(ctx context.Context, cfg *config.Config, p Parts, o options, out io.Wri
 	}
 	h := s.handBack()
 	if !o.dryRun {
-		unlock, err := p.Lock(cfg.RootDirectory)
+		unlock, err := process.LockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, 0)
 		if err != nil {
 			return fmt.Errorf("hand back: %w", err)
 		}
@@ -108,7 +94,10 @@ func show(out io.Writer, o options, answer any, text func(io.Writer), byHand int
 		text(out)
 	}
 	if byHand > 0 {
-		return handError{fmt.Errorf("takeover: %d things to do by hand %s", byHand, when)}
+		return &exit.Error{
+			Err:  fmt.Errorf("takeover: %d things to do by hand %s", byHand, when),
+			Code: exit.ByHand,
+		}
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/exit"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
@@ -243,8 +244,7 @@ func TestAnswersAndExitCode(t *testing.T) {
 		t.Errorf("%s, %v", &out, err)
 	}
 	err := show(&out, options{output: "json"}, r, nil, 2, "today")
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != 3 || !strings.Contains(err.Error(), "2 things") {
+	if exit.CodeOf(err) != 3 || !strings.Contains(err.Error(), "2 things") {
 		t.Errorf("%v", err)
 	}
 }

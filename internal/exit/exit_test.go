@@ -1,0 +1,28 @@
+package exit
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+)
+
+func TestCodeOf(t *testing.T) {
+	cause := errors.New("cause")
+	for _, c := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{cause, Failed},
+		{UsageError(nil), 0},
+		{UsageError(cause), Usage},
+		{fmt.Errorf("more: %w", &Error{cause, ByHand}), ByHand},
+	} {
+		if got := CodeOf(c.err); got != c.want {
+			t.Errorf("%v: %d, want %d", c.err, got, c.want)
+		}
+	}
+	if err := UsageError(cause); !errors.Is(err, cause) || err.Error() != "cause" {
+		t.Errorf("the cause is lost: %v", err)
+	}
+}
