@@ -20,7 +20,7 @@ var pathOpeners = map[string]string{
 	"internal/check/probe/trust.go":       "opens without blocking, and checks owner and kind by the descriptor",
 	"internal/checkpoint/checkpoint.go":   "root's directory, names are checked IDs",
 	"internal/cri/container_create.go":    "host paths that a pod may name (hostPath)",
-	"internal/daemon/daemon.go":           "the root directory, which is root's",
+	"internal/daemon/wire.go":             "the root directory, which is root's",
 	"internal/engine/engine.go":           "/proc/self",
 	"internal/engine/exec_kill.go":        "/proc and numbers",
 	"internal/imagefs/imagefs.go":         "/proc/self/mountinfo",

@@ -181,6 +181,9 @@ func (w *OOMWatcher) Run(ctx context.Context) error {
 	}
 }
 
+// Close releases a watcher that does not run. Run does so itself when it ends.
+func (w *OOMWatcher) Close() error { return w.poll.Close() }
+
 // closeAll closes what is open when Run ends.
 func (w *OOMWatcher) closeAll() {
 	w.mu.Lock()

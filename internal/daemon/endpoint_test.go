@@ -117,7 +117,11 @@ func TestEndpointOfADaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.close()
+	defer func() {
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	h := p.endpoint.handler(true)
 	if code, text := get(h, "/healthz"); code != http.StatusOK || !strings.Contains(text, "view: ok") {
 		t.Errorf("healthz: %d, %s", code, text)

@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/internal/logs/driver"
 )
 
-// figures is the registry of all that the daemon tells about itself: what each part counts where it arises, and the process.
-func figures(version string, parts ...prometheus.Collector) (*prometheus.Registry, error) {
+// newRegistry returns the registry of all metrics: those of the parts, and the process's.
+func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Registry, error) {
 	r := prometheus.NewRegistry()
 	for _, c := range append(parts, buildInfo(version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) {
 		if err := r.Register(c); err != nil {

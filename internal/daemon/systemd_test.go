@@ -67,19 +67,23 @@ func TestHungEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.close()
+	defer func() {
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
-	looked := make(chan struct{})
-	go func() { ended <- p.notifySystemd(ctx, looked) }()
+	begun := make(chan struct{})
+	go func() { ended <- p.notifySystemd(ctx, begun) }()
 	const patience = 300 * time.Millisecond
 	begin := time.Now()
-	p.awaitEngine(ctx, patience, isAttempted)
+	p.awaitEngine(ctx, patience, isKnown)
 	if took := time.Since(begin); took < patience {
-		t.Errorf("looked within %v", took)
+		t.Errorf("known within %v", took)
 	}
-	close(looked)
+	close(begun)
 	if all := heard(t, notified, process.Ready); !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
 		t.Errorf("before it was ready: %q", all)
 	}
@@ -100,7 +104,7 @@ func TestStartWaitsForLogs(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
-	p.awaitEngine(ctx, time.Hour, isAttempted)
+	p.awaitEngine(ctx, time.Hour, isKnown)
 	p.awaitLogs(ctx, time.Hour) // the engine is down
 	engine.SetDown(false)
 	<-p.view.Synced()
@@ -138,7 +142,7 @@ func TestStatusLine(t *testing.T) {
 // TestHold: calls wait until it is known what runs; those that need the engine's version only do
 // not, and none outlives its caller.
 func TestHold(t *testing.T) {
-	p := &parts{looked: make(chan struct{})}
+	p := &parts{known: make(chan struct{})}
 	for _, method := range []string{"Version", "RuntimeConfig"} {
 		if err := p.hold(t.Context(), method); err != nil {
 			t.Errorf("%s: %v", method, err)
@@ -149,7 +153,7 @@ func TestHold(t *testing.T) {
 	if err := p.hold(ctx, "ListPodSandbox"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("before the first look: %v", err)
 	}
-	close(p.looked)
+	close(p.known)
 	if err := p.hold(t.Context(), "ListPodSandbox"); err != nil {
 		t.Errorf("after it: %v", err)
 	}

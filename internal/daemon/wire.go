@@ -1,0 +1,335 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/checkpoint"
+	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/cri"
+	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/imagevolume"
+	"cri-dockerd/internal/logs"
+	"cri-dockerd/internal/logs/driver"
+	logprocess "cri-dockerd/internal/logs/process"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/rpc"
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/stream"
+	"cri-dockerd/internal/tracing"
+	"cri-dockerd/internal/undo"
+	"cri-dockerd/internal/view"
+)
+
+// parts are the parts of a daemon.
+type parts struct {
+	cfg     *config.Config
+	version string
+	log     *slog.Logger
+	undo    undo.Stack // closes the parts
+
+	traces  trace.TracerProvider // nil for none
+	engine  *engine.Engine
+	view    *view.View
+	oom     *cgroup.OOMWatcher
+	pins    *podnet.Pins
+	network podnet.Network
+	plugins *podnet.Observer
+	streams *stream.Server
+	logs    *logs.Logs
+	imageFS *imagefs.Meter
+
+	service    *cri.Service
+	server     *rpc.Server
+	endpoint   *endpoint
+	known      chan struct{} // closed when it is known what runs, or that the engine is down
+	recovering busy
+	recoveries *prometheus.CounterVec
+
+	listener        net.Listener // of the CRI
+	metricsListener net.Listener // nil for none
+}
+
+// wire creates the parts. Nothing connects or answers yet. After an error everything is closed again,
+// else close does so.
+func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
+	p := newParts(cfg, version, log)
+	if err := p.acquire(p.steps()); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func newParts(cfg *config.Config, version string, log *slog.Logger) *parts {
+	return &parts{
+		cfg:        cfg,
+		version:    version,
+		log:        log,
+		known:      make(chan struct{}),
+		recoveries: newRecoveries(),
+	}
+}
+
+// steps returns the steps of wire in their order. Each closes what it has acquired with closeLater.
+func (p *parts) steps() []func() error {
+	return []func() error{
+		p.openTraces,
+		p.openEngine,
+		p.openNetwork,
+		p.openView,
+		p.openStreams,
+		p.openService,
+		p.openServer,
+		p.listen,
+		p.listenMetrics,
+	}
+}
+
+func (p *parts) acquire(steps []func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return errors.Join(err, p.close())
+		}
+	}
+	return nil
+}
+
+// closeLater lets close close a part, the latest first.
+func (p *parts) closeLater(name string, c io.Closer) {
+	p.undo.Push(name, func(context.Context) error {
+		if err := c.Close(); !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		return nil // it ended by itself
+	})
+}
+
+func (p *parts) close() error { return p.undo.Run(context.Background(), stopGrace) }
+
+// openTraces leaves the provider nil without --tracing-endpoint: a daemon without traces does nothing
+// for them.
+func (p *parts) openTraces() error {
+	if p.cfg.TracingEndpoint == "" {
+		return nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	provider, err := tracing.New(context.Background(), tracing.Config{
+		Endpoint:   p.cfg.TracingEndpoint,
+		PerMillion: p.cfg.TracingRate,
+		Node:       name,
+		Version:    strings.TrimPrefix(p.version, "cri-dockerd "),
+		Log:        p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.closeLater("traces", provider)
+	p.traces = provider
+	return nil
+}
+
+func (p *parts) openEngine() (err error) {
+	p.engine, err = engine.New(engine.Config{
+		Endpoint:     p.cfg.DockerEndpoint,
+		PauseImage:   p.cfg.PauseImage,
+		Pins:         p.cfg.ImagePins(),
+		PullDeadline: p.cfg.PullDeadline,
+		Traces:       p.traces,
+		Log:          p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.closeLater("engine", p.engine)
+	return nil
+}
+
+func (p *parts) openNetwork() (err error) {
+	p.pins = podnet.NewPins(p.cfg.PinDirectory, p.cfg.PinRecords())
+	if err := p.pins.Prepare(); err != nil {
+		p.log.Warn("network add-ons may not see the network namespaces of all pods",
+			"directory", p.cfg.PinDirectory, "err", err)
+	}
+	p.plugins = podnet.NewObserver(p.traces)
+	if p.network, err = newNetwork(p.cfg, p.pins, p.plugins, p.log); err != nil {
+		return err
+	}
+	p.closeLater("network", p.network)
+	return nil
+}
+
+func newNetwork(
+	cfg *config.Config, pins *podnet.Pins, observer *podnet.Observer, log *slog.Logger,
+) (podnet.Network, error) {
+	switch cfg.NetworkPlugin {
+	case "cni":
+		return podnet.NewCNI(podnet.CNIConfig{
+			ConfDir:  cfg.CNIConfDir,
+			BinDirs:  cfg.CNIBinDirs,
+			CacheDir: cfg.CNICacheDir,
+			Pins:     pins,
+			Observer: observer,
+			Log:      log,
+		})
+	case "kubenet":
+		return podnet.NewKubenet(podnet.KubenetConfig{
+			BinDirs:  cfg.CNIBinDirs,
+			CacheDir: cfg.CNICacheDir,
+			Pins:     pins,
+			PodCIDRs: cfg.CIDRs(),
+			MTU:      cfg.MTU,
+			Hairpin:  cfg.HairpinMode,
+			Observer: observer,
+			Log:      log,
+		})
+	}
+	return podnet.NewNoop(log), nil
+}
+
+func (p *parts) openView() (err error) {
+	p.view = view.New(p.engine, p.log)
+	if p.oom, err = cgroup.NewOOMWatcher(cgroup.Host(), p.view.ObserveOOM); err != nil {
+		return err
+	}
+	p.closeLater("watcher for OOM kills", p.oom)
+	p.view.SetOOM(p.oom)
+	return nil
+}
+
+func (p *parts) openStreams() (err error) {
+	p.streams, err = stream.New(stream.Config{
+		Addr:    p.cfg.StreamingAddr,
+		Runtime: streamed{p},
+		Dial:    podnet.Dial,
+		TLS:     stream.TLSFiles{Cert: p.cfg.StreamingTLSCert, Key: p.cfg.StreamingTLSKey},
+		Spool:   func() (*os.File, error) { return openNameless(p.cfg.RootDirectory) },
+		Log:     p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.closeLater("streaming server", p.streams)
+	return nil
+}
+
+// openNameless creates a file in dir that is removed when it is closed (O_TMPFILE, open(2)).
+func openNameless(dir string) (*os.File, error) {
+	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+}
+
+func (p *parts) openService() error {
+	p.logs = logs.New(logs.Config{
+		Mode:       p.cfg.ContainerLog,
+		Process:    driver.NewClient(driver.Socket),
+		Launch:     p.launchLogDriver,
+		Reach:      p.engine.ReachLogDriver,
+		EngineRoot: func() string { return p.view.Engine().Host.RootDir },
+		Version:    p.version,
+		Log:        p.log,
+	})
+	p.imageFS = imagefs.New(p.log)
+	p.service = cri.New(cri.Deps{
+		Log:         p.log,
+		Engine:      p.engine,
+		View:        p.view,
+		Network:     p.network,
+		Streams:     p.streams,
+		ImageFS:     p.imageFS,
+		Stats:       stats.New(cgroup.Host()),
+		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
+		Pins:        p.pins,
+		Logs:        p.logs,
+		EngineNetNS: p.cfg.EngineNetNS(),
+		Checkpoints: checkpoint.New(p.cfg.RootDirectory, checkpoint.Dockershim),
+	})
+	return nil
+}
+
+func (p *parts) launchLogDriver() (ended <-chan error, err error) {
+	return logprocess.Launch(p.cfg.RunDirectory, "--log-level="+p.cfg.LogLevel, "--log-format="+p.cfg.LogFormat)
+}
+
+func (p *parts) openServer() error {
+	p.server = rpc.New(rpc.Services{
+		Runtime:  p.service,
+		Image:    p.service,
+		Log:      p.log,
+		Validate: spec.Validate,
+		Hold:     p.hold,
+		Traces:   p.traces,
+	})
+	registry, err := newRegistry(p.version, p.collectors()...)
+	if err != nil {
+		return err
+	}
+	p.endpoint = &endpoint{
+		metrics: registry,
+		alive:   p.alive(),
+		ready:   p.ready(),
+		log:     p.log,
+	}
+	return nil
+}
+
+func (p *parts) listen() (err error) {
+	p.listener, err = rpc.Listen(p.cfg.Endpoint, rpc.TLSFiles{
+		Cert:     p.cfg.TLSCert,
+		Key:      p.cfg.TLSKey,
+		ClientCA: p.cfg.TLSClientCA,
+	})
+	if err != nil {
+		return err
+	}
+	p.closeLater("listener of the CRI", p.listener)
+	if p.listener.Addr().Network() == "tcp" && p.cfg.TLSCert == "" {
+		p.log.Warn("every user of this machine can reach the CRI and is root by it; a unix socket has an owner",
+			"address", p.listener.Addr())
+	}
+	return nil
+}
+
+func (p *parts) listenMetrics() (err error) {
+	p.metricsListener, err = listenEndpoint(p.cfg.MetricsAddress)
+	if err != nil || p.metricsListener == nil {
+		return err
+	}
+	p.closeLater("listener of the metrics", p.metricsListener)
+	return nil
+}
+
+// streamed connects the streaming server, which the service needs, to the service. Requests that reach
+// the server carry the IDs that the service put into them.
+type streamed struct{ p *parts }
+
+func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+	ctx, stop := s.p.service.WhileRunning(ctx, id)
+	defer stop()
+	return s.p.engine.Exec(ctx, model.ContainerID(id), x)
+}
+
+func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error {
+	ctx, stop := s.p.service.WhileRunning(ctx, id)
+	defer stop()
+	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
+}
+
+func (s streamed) OpenNetNS(sandboxID string) (*os.File, error) {
+	return s.p.service.OpenNetNS(sandboxID)
+}
