@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/safefs"
 )
 
 // openBeneath opens name, the path of a group or of one of its files, beneath the mount point of a
@@ -23,15 +25,11 @@ func openBeneath(root, name string, flags uint64) (int, error) {
 		Flags:   flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
-	for {
-		fd, err := unix.Openat2(hierarchy, strings.TrimPrefix(name, "/"), &how)
-		if err == nil {
-			return fd, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return -1, &fs.PathError{Op: "open", Path: root + name, Err: err}
-		}
+	fd, err := safefs.Openat2(hierarchy, strings.TrimPrefix(name, "/"), &how)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: root + name, Err: err}
 	}
+	return fd, nil
 }
 
 // isThere says whether a group exists in a hierarchy.

@@ -174,8 +174,10 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
-	fd, err := unix.Openat2(int(image.Fd()), filepath.Join(".", subPath), &how)
+	fd, err := safefs.Openat2(int(image.Fd()), filepath.Join(".", subPath), &how)
 	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		return "", fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return "", fmt.Errorf("the image has no such path: %w", errdefs.ErrNotFound)
 	case err != nil: // a loop of links, a name that is too long

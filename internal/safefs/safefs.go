@@ -21,8 +21,8 @@ var ErrTooLarge = fmt.Errorf("file is too large: %w", errdefs.ErrOutOfRange)
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
 // maxRetries bounds how often a resolution is repeated because of concurrent renames (EAGAIN,
-// openat2(2)).
-const maxRetries = 32
+// openat2(2)). A resolution takes microseconds.
+const maxRetries = 1000
 
 // OpenAt opens name, a relative path, beneath the directory dir with flags as open(2) has them
 // (O_CLOEXEC is added) and permissions perm for a new file. No component may be a link, and the path
@@ -36,16 +36,24 @@ func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, e
 		how.Mode = uint64(perm.Perm())
 	}
 
+	path := filepath.Join(dir.Name(), name)
+	fd, err := Openat2(int(dir.Fd()), name, &how)
+	if err != nil {
+		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Openat2 is openat2(2), repeated while renames and mounts anywhere on the machine disturb the
+// resolution of "..". It returns a descriptor, or an errno: EAGAIN if the disturbance goes on.
+func Openat2(dir int, name string, how *unix.OpenHow) (fd int, err error) {
 	for range maxRetries {
-		fd, err := unix.Openat2(int(dir.Fd()), name, &how)
-		if err == nil {
-			return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil
-		}
+		fd, err = unix.Openat2(dir, name, how)
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return nil, &os.PathError{Op: "openat2", Path: filepath.Join(dir.Name(), name), Err: err}
+			return fd, err
 		}
 	}
-	return nil, &os.PathError{Op: "openat2", Path: filepath.Join(dir.Name(), name), Err: unix.EAGAIN}
+	return -1, err
 }
 
 // OpenDir opens a directory by an absolute path of our own configuration, as the start of OpenAt.

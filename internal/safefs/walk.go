@@ -324,13 +324,7 @@ func openSubdir(dir int, name string) (int, error) {
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: beneath | unix.RESOLVE_NO_XDEV,
 	}
-	for range maxRetries {
-		fd, err := unix.Openat2(dir, name, &how)
-		if err == nil || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
-			return fd, err
-		}
-	}
-	return -1, unix.EAGAIN
+	return Openat2(dir, name, &how)
 }
 
 // entry is a directory entry as getdents64(2) has it.
