@@ -9,20 +9,20 @@ import (
 )
 
 // adoptAll makes the running pods of older shims ours, as far as names and labels have not done so already.
-func (s *Service) adoptAll(ctx context.Context) (errs []error) {
+func (s *Service) adoptAll(ctx context.Context) []error {
 	if s.Network.Mode() != "none" {
 		return nil
 	}
 	attached := s.Network.Attached()
-	for _, sb := range s.View.Sandboxes() {
+	return s.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
 		if !adoptable(sb) || s.Pins.Path(sb.ID) != "" && slices.Contains(attached, string(sb.ID)) {
-			continue
+			return nil
 		}
 		if err := s.adopt(ctx, sb); err != nil {
-			errs = append(errs, fmt.Errorf("adopt sandbox %s: %w", sb.ID, err))
+			return fmt.Errorf("adopt sandbox %s: %w", sb.ID, err)
 		}
-	}
-	return errs
+		return nil
+	})
 }
 
 // adoptable says whether a pod may have a network that we do not know of: the engine has made its namespace, and somebody has connected it,

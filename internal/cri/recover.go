@@ -31,9 +31,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	holders = append(holders, s.forgotten()...)
 	slices.Sort(holders)
 	errs = append(errs, s.recoverNetworks(ctx, slices.Compact(holders))...)
-	for _, sb := range s.View.Sandboxes() {
-		errs = append(errs, s.recoverSandbox(ctx, sb))
-	}
+	errs = append(errs, s.recoverSandboxes(ctx)...)
 	if err := s.Network.Collect(ctx); err != nil {
 		s.Log.Warn("the network's plugins could not collect what belongs to no pod", "err", err)
 	}
@@ -52,8 +50,13 @@ func (s *Service) recoverNetworks(ctx context.Context, ids []string) []error {
 	return errs
 }
 
-// recoveriesAtOnce is how many networks recovery releases side by side.
-const recoveriesAtOnce = 8
+const (
+	// recoveriesAtOnce is how many networks or sandboxes recovery handles side by side.
+	recoveriesAtOnce = 8
+	// recoverSandboxTimeout bounds the adoption or the removal of one sandbox. The release of its
+	// network alone may take most of a minute.
+	recoverSandboxTimeout = undoSandboxDeadline
+)
 
 // recoverNetwork releases a network whose sandbox is gone or does not run.
 func (s *Service) recoverNetwork(ctx context.Context, id model.ContainerID) error {
@@ -119,6 +122,34 @@ func (s *Service) forgotten() []string {
 		}
 	}
 	return ids
+}
+
+// recoverSandboxes removes sandboxes side by side: the engine may hang on one.
+func (s *Service) recoverSandboxes(ctx context.Context) []error {
+	return s.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+		if err := s.recoverSandbox(ctx, sb); err != nil {
+			return fmt.Errorf("recover sandbox %s: %w", sb.ID, err)
+		}
+		return nil
+	})
+}
+
+// eachSandbox calls do for each sandbox of the view, side by side and each with its own deadline.
+func (s *Service) eachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
+	sandboxes := s.View.Sandboxes()
+	errs := make([]error, len(sandboxes))
+	var g errgroup.Group
+	g.SetLimit(recoveriesAtOnce)
+	for i, sb := range sandboxes {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, recoverSandboxTimeout)
+			defer cancel()
+			errs[i] = do(ctx, sb)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return errs
 }
 
 // recoverSandbox removes a sandbox that was made by us, never handed to the kubelet, and holds a name: one that never ran, or runs without its

@@ -1,0 +1,97 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/engine/enginetest"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+)
+
+// hangingEngine never removes some containers.
+type hangingEngine struct {
+	Engine
+	hangs []model.ContainerID
+}
+
+func (h hangingEngine) Remove(ctx context.Context, id model.ContainerID) error {
+	if !slices.Contains(h.hangs, id) {
+		return h.Engine.Remove(ctx, id)
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestRecoveryOfOneThatHangs: half-made sandboxes that the engine does not remove delay neither the
+// removal of others nor their adoption, and recovery itself no longer than their deadline.
+func TestRecoveryOfOneThatHangs(t *testing.T) {
+	s, w := newService(t)
+	var ids []model.ContainerID
+	for range 2 * recoveriesAtOnce {
+		create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{
+			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+			NetworkMode: "none",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := w.engine.Create(t.Context(), create)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	eventually(t, func() bool { return len(s.View.Sandboxes()) == len(ids) })
+	hangs := []model.ContainerID{ids[0], ids[5], ids[len(ids)-1]}
+	s.Engine = hangingEngine{s.Engine, hangs}
+
+	ctx, stop := context.WithCancel(t.Context())
+	recovered := make(chan error, 1)
+	go func() { recovered <- s.Recover(ctx) }()
+	eventually(t, func() bool { return len(s.View.Sandboxes()) == len(hangs) })
+	for _, id := range hangs {
+		if _, err := s.View.Sandbox(string(id)); err != nil {
+			t.Errorf("%s, which hangs: %v", id, err)
+		}
+	}
+	select {
+	case err := <-recovered:
+		t.Errorf("recovery has ended before the engine answered: %v", err)
+	default:
+	}
+	stop()
+	if err := <-recovered; !errors.Is(err, context.Canceled) {
+		t.Errorf("recovery: %v", err)
+	}
+
+	s.Engine = s.Engine.(hangingEngine).Engine
+	if err := s.Recover(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, id := range ids {
+		if _, err := s.View.Sandbox(string(id)); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
+// TestEachSandboxHasADeadline of its own in recovery, whatever the caller's.
+func TestEachSandboxHasADeadline(t *testing.T) {
+	s, w := newService(t)
+	runPod(t, s, w.pod())
+	errs := s.eachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
+		if at, ok := ctx.Deadline(); !ok || time.Until(at) > recoverSandboxTimeout {
+			t.Errorf("sandbox %s: deadline %v, %v", sb.ID, at, ok)
+		}
+		return errdefs.ErrAborted
+	})
+	if err := errors.Join(errs...); !errdefs.IsAborted(err) {
+		t.Errorf("%v", err)
+	}
+}
