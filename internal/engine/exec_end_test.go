@@ -47,6 +47,13 @@ func (s *slowServer) set(state string) {
 	s.state = state
 }
 
+// isStarted reports whether the engine was asked to start the command.
+func (s *slowServer) isStarted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked["start"] > 0
+}
+
 // ServeHTTP implements http.Handler.
 func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
@@ -204,9 +211,15 @@ func TestClientGone(t *testing.T) {
 	}{"terminal": {true, syscall.SIGHUP}, "no terminal": {false, 0}} {
 		t.Run(name, func(t *testing.T) {
 			pid, ended := sleeper(t)
-			e := execEngine(t, &slowServer{state: fmt.Sprintf(`"Running":true,"Pid":%d,"ExitCode":null`, pid)})
+			s := &slowServer{state: fmt.Sprintf(`"Running":true,"Pid":%d,"ExitCode":null`, pid)}
+			e := execEngine(t, s)
 			ctx, leave := context.WithCancelCause(t.Context())
-			time.AfterFunc(50*time.Millisecond, func() { leave(ErrClientGone) })
+			go func() {
+				for ctx.Err() == nil && !s.isStarted() {
+					time.Sleep(time.Millisecond)
+				}
+				leave(ErrClientGone)
+			}()
 			if _, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sh"}, Streams: Streams{TTY: c.tty}}); !errors.Is(err, ErrClientGone) {
 				t.Errorf("Exec: %v", err)
 			}

@@ -104,6 +104,16 @@ func processesIn(proc string, container string) (pids []int) {
 	return pids
 }
 
+// hasEnded reports whether a process has ended, be it reaped or not.
+func hasEnded(proc string, pid int) bool {
+	stat, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return true
+	}
+	_, rest, ok := cutLast(string(stat), ") ")
+	return ok && (strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X"))
+}
+
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

@@ -54,7 +54,9 @@ type execution struct {
 // Exec runs a command in a container until it ends and its output is read to the end, and returns its
 // exit code. For a command that does not exist it is 127, for one that cannot be executed 126, with the
 // engine's text on stderr. Another failure to start it, for instance a missing working directory, is
-// InvalidArgument with the engine's text. Output that the engine may have dropped is an error.
+// InvalidArgument with the engine's text. If the container does not run, or ends before the command
+// is started, the error is NotFound or FailedPrecondition. Output that the engine may have dropped is
+// an error.
 //
 // When ctx ends first, the process and all that it started are killed and ctx's cause is returned:
 // closing the connection does not end an exec'd process. That holds also if the engine starts it later.
@@ -63,11 +65,11 @@ type execution struct {
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	r := &execution{Engine: e, container: id, Exec: x}
 	if err := r.create(ctx); err != nil {
-		return 0, wrap(err, "exec in container %s", id)
+		return 0, wrap(r.explain(ctx, err), "exec in container %s", id)
 	}
 	code, err := r.run(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+		return 0, fmt.Errorf("exec in container %s: %w", id, r.explain(ctx, err))
 	}
 	return code, nil
 }
@@ -128,6 +130,11 @@ func (r *execution) run(ctx context.Context) (int, error) {
 		out.isStarted = func() bool { return r.isExecStarted(ctx, r.id) }
 	}
 	r.Stdout = out
+	errOut := &head{to: io.Discard}
+	if r.Stderr != nil {
+		errOut.to = r.Stderr
+	}
+	r.Stderr = errOut
 	pace := newPace(ctx, r)
 	if err := transfer(ctx, conn, pace.streams(), r.resize); err != nil {
 		return 0, r.giveUp(ctx, err)
@@ -142,10 +149,12 @@ func (r *execution) run(ctx context.Context) (int, error) {
 		return 0, r.giveUp(ctx, err)
 	case err != nil:
 		return 0, wrap(err, "wait for the end")
-	case !state.isFailed:
-		return state.exitCode, nil
+	case state.isFailed:
+		return startFailure(r.Exec, out)
+	case isRefused(r.Cmd[0], state.exitCode, out.text, errOut.text, r.TTY):
+		return exitCannotExecute, nil
 	}
-	return startFailure(r.Exec, out)
+	return state.exitCode, nil
 }
 
 // start starts the command and returns its connection. The size of the terminal goes with it, so that

@@ -101,17 +101,17 @@ func startExitCode(cmd, text string) (code int, ok bool) {
 		return exitNotFound, true
 	}
 
-	// runc's errors: of the search for the command, and of execve with the path that was found.
-	about, err := regexp.Compile(`exec: ` + regexp.QuoteMeta(strconv.Quote(cmd)) + `: |exec (\S*/)?` + regexp.QuoteMeta(cmd) + `: `)
-	if err != nil {
+	// runc's errors: of the search for the command, and of execve with the file that was found.
+	search, execve := `exec: `+strconv.Quote(cmd)+`: `, regexp.MustCompile(`exec (.*/)?`+regexp.QuoteMeta(cmd)+`: `)
+	_, reason, ok := strings.Cut(text, search)
+	switch {
+	case !ok && execve.MatchString(text):
+		return exitCannotExecute, true
+	case !ok:
 		return 0, false
 	}
-	at := about.FindStringIndex(text)
-	if at == nil {
-		return 0, false
-	}
-	for _, reason := range []string{"executable file not found", "no such file or directory", "not a directory"} {
-		if strings.Contains(text[at[1]:], reason) {
+	for _, missing := range []string{"executable file not found", "no such file or directory", "not a directory"} {
+		if strings.Contains(reason, missing) {
 			return exitNotFound, true
 		}
 	}

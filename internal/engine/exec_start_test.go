@@ -13,7 +13,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-const runcFailed = "OCI runtime exec failed: exec failed: unable to start container process: "
+const runcText = "OCI runtime exec failed: exec failed: unable to start container process: "
 
 // TestStartExitCode classifies the texts of runc and crun.
 func TestStartExitCode(t *testing.T) {
@@ -21,17 +21,17 @@ func TestStartExitCode(t *testing.T) {
 		cmd, text string
 		want      int // 0: not the command's failure
 	}{
-		{"/no/such", runcFailed + `exec: "/no/such": stat /no/such: no such file or directory: unknown`, 127},
-		{"nosuch", runcFailed + `exec: "nosuch": executable file not found in $PATH: unknown`, 127},
-		{"/etc/passwd/x", runcFailed + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`, 127},
-		{"/script", runcFailed + `exec /script: no such file or directory: unknown`, 127},
-		{"script", runcFailed + `exec /usr/bin/script: exec format error: unknown`, 126},
-		{"/etc/passwd", runcFailed + `exec: "/etc/passwd": permission denied: unknown`, 126},
-		{"/etc", runcFailed + `exec: "/etc": is a directory: unknown`, 126},
-		{`a"b`, runcFailed + `exec: "a\"b": executable file not found in $PATH: unknown`, 127},
-		{"a.*(b", runcFailed + `exec: "a.*(b": executable file not found in $PATH: unknown`, 127},
+		{"/no/such", runcText + `exec: "/no/such": stat /no/such: no such file or directory: unknown`, 127},
+		{"nosuch", runcText + `exec: "nosuch": executable file not found in $PATH: unknown`, 127},
+		{"/etc/passwd/x", runcText + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`, 127},
+		{"/script", runcText + `exec /script: no such file or directory: unknown`, 126},
+		{"script", runcText + `exec /usr/bin/script: exec format error: unknown`, 126},
+		{"/etc/passwd", runcText + `exec: "/etc/passwd": permission denied: unknown`, 126},
+		{"/etc", runcText + `exec: "/etc": is a directory: unknown`, 126},
+		{`a"b`, runcText + `exec: "a\"b": executable file not found in $PATH: unknown`, 127},
+		{"a.*(b", runcText + `exec: "a.*(b": executable file not found in $PATH: unknown`, 127},
 		{"nosuch", "OCI runtime exec failed: executable file `nosuch` not found in $PATH: No such file or directory: unknown", 127},
-		{"sh", runcFailed + `chdir to cwd ("/no/such") set in config.json failed: no such file or directory: unknown`, 0},
+		{"sh", runcText + `chdir to cwd ("/no/such") set in config.json failed: no such file or directory: unknown`, 0},
 		{"sh", "unable to find user nobody9: no matching entries in passwd file", 0},
 		{"sh", `Container 0123 is not running`, 0},
 		{"sh", "", 0},
@@ -75,7 +75,7 @@ func execServer(t *testing.T, tty bool, output, state string) *Engine {
 // itself stays on stdout, whatever it is.
 func TestExecOfAMissingCommand(t *testing.T) {
 	const (
-		missing = runcFailed + `exec: "nosuch": executable file not found in $PATH: unknown`
+		missing = runcText + `exec: "nosuch": executable file not found in $PATH: unknown`
 		noUser  = "unable to find user nobody9: no matching entries in passwd file"
 		failed  = `"Running":false,"Pid":0,"ExitCode":126`
 	)

@@ -1,0 +1,76 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
+)
+
+// TestExecInAContainerThatEnds: whatever the engine says of an exec that it could not start, the error
+// has the kind of the container's state.
+func TestExecInAContainerThatEnds(t *testing.T) {
+	ended := exec.Command("true")
+	if err := ended.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer ended.Wait() //nolint:errcheck // until then it is not reaped
+	for end := time.Now().Add(20 * time.Second); !hasEnded("/proc", ended.Process.Pid) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	running := os.Getpid()
+
+	for name, c := range map[string]struct {
+		step, state string
+		is          func(error) bool
+	}{
+		"create, ended":      {"/exec", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
+		"create, paused":     {"/exec", fmt.Sprintf(`"Running":true,"Paused":true,"Pid":%d`, running), errdefs.IsFailedPrecondition},
+		"create, restarting": {"/exec", `"Running":true,"Restarting":true,"Pid":0`, errdefs.IsFailedPrecondition},
+		"create, zombie":     {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, ended.Process.Pid), errdefs.IsFailedPrecondition},
+		"create, runs":       {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, running), errdefs.IsInvalidArgument},
+		"create, removed":    {"/exec", "", errdefs.IsNotFound},
+		"start, ended":       {"/start", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
+		"start, runs":        {"/start", fmt.Sprintf(`"Running":true,"Pid":%d`, running), func(err error) bool { return err != nil }},
+		"start, removed":     {"/start", "", errdefs.IsNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Api-Version", "1.41")
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.Copy(io.Discard, r.Body)
+				switch p := r.URL.Path; {
+				case strings.HasSuffix(p, c.step):
+					w.WriteHeader(http.StatusBadRequest)
+					fmt.Fprint(w, `{"message":"OCI runtime exec failed: exec failed: cannot exec in a stopped container: unknown"}`)
+				case strings.HasSuffix(p, "/exec"):
+					w.WriteHeader(http.StatusCreated)
+					fmt.Fprintf(w, `{"Id":"%s"}`, idB)
+				case strings.HasSuffix(p, "/containers/"+idA+"/json") && c.state == "":
+					w.WriteHeader(http.StatusNotFound)
+					fmt.Fprint(w, `{"message":"No such container"}`)
+				case strings.HasSuffix(p, "/containers/"+idA+"/json"):
+					fmt.Fprintf(w, `{"Id":"%s","State":{%s}}`, idA, c.state)
+				}
+			}))
+			_, err := e.Exec(t.Context(), model.ContainerID(idA), Exec{Cmd: []string{"true"}})
+			kinds := 0
+			for _, is := range []func(error) bool{errdefs.IsNotFound, errdefs.IsFailedPrecondition, errdefs.IsInvalidArgument} {
+				if is(err) {
+					kinds++
+				}
+			}
+			if !c.is(err) || kinds > 1 || name == "start, runs" && kinds > 0 || !strings.Contains(err.Error(), "exec in container "+idA) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
