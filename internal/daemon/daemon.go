@@ -88,6 +88,7 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 	for _, part := range []func() error{
 		func() error { return ignoreEnd(p.view.Run(ctx)) },
 		func() error { return ignoreEnd(p.oom.Run(ctx)) },
+		func() error { return ignoreEnd(p.exits.Run(ctx)) },
 		func() error { p.logs.Run(ctx); return nil },
 		func() error { p.network.Run(ctx); return nil },
 		func() error { p.imageFS.Run(ctx); return nil },

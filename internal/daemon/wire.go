@@ -26,6 +26,7 @@ import (
 	logprocess "cri-dockerd/internal/logs/process"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
@@ -46,6 +47,7 @@ type parts struct {
 	engine  *engine.Engine
 	view    *view.View
 	oom     *cgroup.OOMWatcher
+	exits   *proc.Exits
 	pins    *podnet.Pins
 	network podnet.Network
 	plugins *podnet.Observer
@@ -210,6 +212,12 @@ func (p *parts) openView() (err error) {
 	}
 	p.closeLater("watcher for OOM kills", p.oom)
 	p.view.SetOOM(p.oom)
+
+	if p.exits, err = proc.NewExits(proc.Host()); err != nil {
+		return err
+	}
+	p.closeLater("watcher for exits", p.exits)
+	p.view.SetExits(p.exits)
 	return nil
 }
 

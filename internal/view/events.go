@@ -35,6 +35,7 @@ func (v *View) observe(e engine.Event) {
 		v.metrics.beginRead(e.ID)()
 		return
 	}
+	e = v.restoreEventLocked(e)
 	v.observeOOMLocked(e)
 	if transitions := v.store.apply(e); len(transitions) > 0 {
 		v.publishLocked(transitions)

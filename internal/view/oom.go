@@ -49,7 +49,7 @@ func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) 
 		return false
 	}
 	at, hit := v.oom.Hit(string(id))
-	return hit && ended.Sub(at) <= oomWindow
+	return hit && v.endOfLocked(id, ended).Sub(at) <= oomWindow
 }
 
 // addOOMReasonLocked sets the reason in the record of a container that was killed for want of memory.
@@ -76,18 +76,8 @@ func (v *View) observeOOMLocked(event engine.Event) {
 	case event.Kind == engine.Started && c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED:
 		e.pending = exitReason{}
 		v.oom.Forget(string(event.ID))
+		v.exits.Forget(string(event.ID))
 	case event.Kind == engine.Died && v.isOOMLocked(event.ID, event.ExitCode, event.At):
 		e.pending = exitReason{outOfMemory: true}
-	}
-}
-
-// watchOOMLocked watches a running container if o is its current record.
-func (v *View) watchOOMLocked(o spec.Object) {
-	c := o.Container
-	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.Pid <= 0 {
-		return
-	}
-	if v.store.object(c.ID).Container == c {
-		v.oom.Watch(string(c.ID), c.Pid, c.StartedAt)
 	}
 }

@@ -49,11 +49,11 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 		if o.Unread != "" {
 			v.retryLocked(o.Unread)
 		}
-		objects[i] = v.addOOMReasonLocked(o)
+		objects[i] = v.addExitLocked(o)
 	}
 	v.publishLocked(v.store.replace(objects, ticket))
 	for _, o := range objects {
-		v.watchOOMLocked(o)
+		v.watchKernelLocked(o)
 	}
 	return nil
 }
@@ -163,7 +163,7 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 
 // acceptLocked takes in the result of an inspection.
 func (v *View) acceptLocked(id model.ContainerID, o spec.Object, ticket uint64) {
-	o = v.addOOMReasonLocked(o)
+	o = v.addExitLocked(o)
 	v.publishLocked(v.store.put(id, o, ticket))
-	v.watchOOMLocked(o)
+	v.watchKernelLocked(o)
 }

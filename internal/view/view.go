@@ -63,6 +63,7 @@ type View struct {
 	arrived       arrivals
 	slow          chan struct{} // an element for each inspection that waits in the background
 	oom           OOM
+	exits         Exits
 	metrics       *viewMetrics
 	reading       atomic.Int64 // start of the current full read in nanoseconds of Unix time; 0: none
 
@@ -86,6 +87,7 @@ func New(src Source, log *slog.Logger) *View {
 		src:           src,
 		log:           log,
 		oom:           noOOM{},
+		exits:         noExits{},
 		synced:        make(chan struct{}, 1),
 		pending:       newQueue(),
 		pendingImages: newQueue(),

@@ -100,6 +100,7 @@ func (v *View) publishLocked(transitions []transition) {
 	for _, t := range transitions {
 		if t.kind == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
 			v.oom.Forget(string(t.id))
+			v.exits.Forget(string(t.id))
 		}
 	}
 	if len(v.watches) == 0 {
