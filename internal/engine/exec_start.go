@@ -101,11 +101,12 @@ func startExitCode(cmd, text string) (code int, ok bool) {
 		return exitNotFound, true
 	}
 
-	// runc's errors: of the search for the command, and of execve with the file that was found.
-	search, execve := `exec: `+strconv.Quote(cmd)+`: `, regexp.MustCompile(`exec (.*/)?`+regexp.QuoteMeta(cmd)+`: `)
+	// runc's errors: of the search for the command, and of the file that was found, which runc checks
+	// (eaccess) and the kernel executes.
+	search, found := `exec: `+strconv.Quote(cmd)+`: `, regexp.MustCompile(`(exec|eaccess) (.*/)?`+regexp.QuoteMeta(cmd)+`: `)
 	_, reason, ok := strings.Cut(text, search)
 	switch {
-	case !ok && execve.MatchString(text):
+	case !ok && found.MatchString(text):
 		return exitCannotExecute, true
 	case !ok:
 		return 0, false

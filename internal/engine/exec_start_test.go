@@ -27,6 +27,8 @@ func TestStartExitCode(t *testing.T) {
 		{"/script", runcText + `exec /script: no such file or directory: unknown`, 126},
 		{"script", runcText + `exec /usr/bin/script: exec format error: unknown`, 126},
 		{"/etc/passwd", runcText + `exec: "/etc/passwd": permission denied: unknown`, 126},
+		{"/dev/shm/x", runcText + `eaccess /dev/shm/x: permission denied: unknown`, 126},
+		{"/x", runcText + `eaccess /dev/shm: permission denied: unknown`, 0},
 		{"/etc", runcText + `exec: "/etc": is a directory: unknown`, 126},
 		{`a"b`, runcText + `exec: "a\"b": executable file not found in $PATH: unknown`, 127},
 		{"a.*(b", runcText + `exec: "a.*(b": executable file not found in $PATH: unknown`, 127},

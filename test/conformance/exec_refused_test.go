@@ -1,7 +1,10 @@
 package conformance
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -21,8 +24,6 @@ printf '#!/x/plain\n' > /x/through-plain
 printf '#!\n' > /x/no-interpreter
 ln -s loop /x/loop; ln -s /no/such /x/dangling; mkfifo /x/fifo
 cp /bin/busybox /dev/shm/mounted-noexec
-mkdir /x/locked; cp /bin/busybox /x/locked/secret; chmod 700 /x/locked
-cp /bin/busybox /x/private; chmod 700 /x/private
 chmod 755 /x/text /x/empty /x/short /x/foreign /x/orphan /x/through-* /x/no-interpreter /x/fifo '/x/with space/text' /dev/shm/mounted-noexec
 cp /x/text /bin/refused-text; cp /x/orphan /bin/refused-orphan; chmod 755 /bin/refused-*
 touch /x/ready; sleep 1000`
@@ -67,7 +68,31 @@ func TestExecOfRefusedFiles(t *testing.T) {
 		} {
 			t.Run(c.cmd, func(t *testing.T) { n.refuses(t, id, c.cmd, c.code) })
 		}
+		t.Run("as a user", func(t *testing.T) { refusedToUser(t, n) })
 	})
+}
+
+// refusedToUser: the user of the container has no permission.
+func refusedToUser(t *testing.T, n *node) {
+	dir := n.tempDir(t)
+	locked, script := filepath.Join(dir, "locked"), []byte("#!/bin/sh\n")
+	err := errors.Join(
+		os.Chmod(dir, 0o755),
+		os.Mkdir(locked, 0o700),
+		os.WriteFile(filepath.Join(locked, "script"), script, 0o700),
+		os.WriteFile(filepath.Join(dir, "private"), script, 0o700),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := n.podConfig(t)
+	cc := n.containerConfig(sh("sleep 1000"))
+	cc.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/host"}}
+	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
+	n.refuses(t, id, "/host/private", 126)
+	n.refuses(t, id, "/host/locked/script", 126)
+	n.refuses(t, id, "/host/locked", 126)
 }
 
 // refuses runs a command that cannot be executed: by ExecSync, and by Exec without and with a terminal.
