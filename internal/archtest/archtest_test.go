@@ -58,7 +58,7 @@ var arrows = map[string][]string{
 	"internal/takeover":        {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/exit", "internal/proc", "internal/process", "internal/rootonly", "internal/shell"},
 	"internal/daemon": {
 		"internal/config", "internal/spec", "internal/engine", "internal/view", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/logs/process", "internal/stream",
-		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing", "internal/process",
+		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing", "internal/proc", "internal/process",
 		"internal/connlimit", "internal/undo",
 	},
 	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover", "internal/logs/driver", "internal/logs/process", "internal/exit"},
