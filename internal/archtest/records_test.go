@@ -50,7 +50,7 @@ var pidUsers = map[string]string{
 	"internal/engine/enginetest/contract.go": "asks whether there is one",
 	"internal/engine/enginetest/fake.go":     "has no processes",
 	"internal/engine/kernel.go":              "Kernel.Of verifies the process",
-	"internal/view/oom.go":                   "cgroup.OOMWatcher finds the control group, which verifies the process",
+	"internal/view/exit.go":                  "cgroup.OOMWatcher finds the control group and proc.Exits reads it behind a pidfd, which verifies the process",
 	"internal/takeover/look.go":              "podnet.Addresses verifies the process",
 }
 
