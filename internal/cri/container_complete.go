@@ -83,7 +83,7 @@ func (st *starts) end(id model.ContainerID) bool {
 
 // CompleteStarts does for every container that the view sees start what StartContainer does after
 // the engine's answer, until ctx or the view ends. What StartContainer has done already is not done
-// again.
+// again. It also requests a recovery for every sandbox that was removed without us.
 func (s *Service) CompleteStarts(ctx context.Context) {
 	var g errgroup.Group
 	defer func() { _ = g.Wait() }()
@@ -98,6 +98,7 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 			return
 		}
 		s.Log.Warn("starts of containers were missed; all containers are checked", "err", err)
+		s.debts.signal() // removals were missed as well
 	}
 }
 
@@ -118,6 +119,7 @@ func (s *Service) followStarts(ctx context.Context, started func(id model.Contai
 			started(change.ID)
 		case runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT:
 			s.starts.forget(change.ID)
+			s.observeRemoval(change.ID)
 		}
 	}
 }

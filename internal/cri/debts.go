@@ -29,12 +29,17 @@ func (d *debts) failed(id string, now time.Time) (enough bool) {
 		return false
 	}
 	if enough = now.Sub(first) >= debtPatience; enough {
-		select {
-		case d.wake <- struct{}{}:
-		default:
-		}
+		d.signal()
 	}
 	return enough
+}
+
+// signal requests a recovery. It never blocks.
+func (d *debts) signal() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
 }
 
 // owe notes that a pod does not wait for its network any longer.

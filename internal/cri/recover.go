@@ -38,6 +38,14 @@ func (s *Service) Recover(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// observeRemoval requests a recovery if the network of a removed sandbox is still held: somebody has
+// removed the sandbox behind us (docker rm -f), and no call will name it again.
+func (s *Service) observeRemoval(id model.ContainerID) {
+	if s.holdsNetwork(id) {
+		s.debts.signal()
+	}
+}
+
 // recoverNetworks releases networks side by side: the plugins of one may be slow or hang.
 func (s *Service) recoverNetworks(ctx context.Context, ids []string) []error {
 	errs := make([]error, len(ids))

@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/view"
 )
 
 // hangingEngine never removes some containers.
@@ -93,5 +95,58 @@ func TestEachSandboxHasADeadline(t *testing.T) {
 	})
 	if err := errors.Join(errs...); !errdefs.IsAborted(err) {
 		t.Errorf("%v", err)
+	}
+}
+
+// watchedView closes watched with the first watch.
+type watchedView struct {
+	View
+	watched chan struct{}
+}
+
+func (v watchedView) Watch() *view.Watch {
+	defer close(v.watched)
+	return v.View.Watch()
+}
+
+// TestSandboxRemovedByOthers: the network of a sandbox that somebody removes through the engine is
+// released without another call or connection. Our own removals request no recovery.
+func TestSandboxRemovedByOthers(t *testing.T) {
+	s, w := newService(t)
+	watched := watchedView{View: s.View, watched: make(chan struct{})}
+	s.View = watched
+	ctx, stop := context.WithCancel(t.Context())
+	followed := make(chan struct{})
+	go func() { defer close(followed); s.CompleteStarts(ctx) }()
+	defer func() { stop(); <-followed }()
+	<-watched.watched
+	var ids []string
+	for range 2 {
+		r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, r.PodSandboxId)
+	}
+
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.engine.Remove(t.Context(), model.ContainerID(ids[1])); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Leftovers():
+	case <-time.After(20 * time.Second):
+		t.Fatal("no recovery was requested")
+	}
+	if err := s.Recover(t.Context()); err != nil {
+		t.Error(err)
+	}
+	w.nothingLeft(t, s)
+	select {
+	case <-s.Leftovers():
+		t.Error("another recovery was requested")
+	default:
 	}
 }

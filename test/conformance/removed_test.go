@@ -1,0 +1,36 @@
+package conformance
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestSandboxRemovedByOthers: an operator removes a sandbox through Docker. The daemon releases the
+// pod's network by itself, without a restart or another call.
+func TestSandboxRemovedByOthers(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		sandbox := n.runPod(t, n.podConfig(t))
+		if held := n.networkOf(sandbox); len(held) < 2 {
+			t.Fatalf("a running pod holds %q, want its namespace and its address", held)
+		}
+
+		n.docker(t, "rm", "-f", sandbox)
+		eventually(t, "the network is released", func() bool { return len(n.networkOf(sandbox)) == 0 })
+	})
+}
+
+// networkOf returns the pin and the address reservations of a sandbox.
+func (n *node) networkOf(sandbox string) (held []string) {
+	if _, err := os.Lstat(n.eng.Path(filepath.Join(n.PinDir, sandbox))); err == nil {
+		held = append(held, sandbox)
+	}
+	leases, _ := filepath.Glob(n.eng.Path(filepath.Join(n.LeaseDir, "*", "10.*")))
+	for _, lease := range leases {
+		if owner, err := os.ReadFile(lease); err == nil && strings.HasPrefix(string(owner), sandbox) {
+			held = append(held, lease)
+		}
+	}
+	return held
+}
