@@ -10,7 +10,8 @@ import (
 
 // The standard bridge plugin (1.9.1) leaves masquerading rules in two cases. Its DEL removes the pod's
 // interface, then releases the address, and removes the rules of the interface's addresses last: if
-// the release fails, the next DEL finds no interface and no rules. And without the pod's network
+// the release fails, or host-local is uninstalled at that moment, the next DEL finds no interface and
+// no rules. And without the pod's network
 // namespace it looks for no rules at all: if the plugin was uninstalled when the pod was removed, it
 // gets a DEL without the namespace when it is back. The checker permits the rules of such pods.
 
@@ -19,14 +20,17 @@ var (
 	ruleOwner = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
 	ruleChain = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
 	wasOwed   = regexp.MustCompile(`uninstalled while a pod ran.* plugins="?[^"]*\bbridge\b[^"]*"? pod=\S+ sandbox=([0-9a-f]{64})`)
+	wasCutOff = regexp.MustCompile(`sandbox=([0-9a-f]{64}) .*type=\\"bridge\\" failed \(delete\): .*failed to find plugin \\"host-local\\"`)
 )
 
 // withoutLost returns the rules without those of pods whose rules the bridge plugin has lost.
 func (l *lab) withoutLost(rules []string) []string {
 	owed := map[string]bool{}
 	log, _ := os.ReadFile(l.daemon.Log())
-	for _, m := range wasOwed.FindAllSubmatch(log, -1) {
-		owed[string(m[1])] = true
+	for _, lost := range []*regexp.Regexp{wasOwed, wasCutOff} {
+		for _, m := range lost.FindAllSubmatch(log, -1) {
+			owed[string(m[1])] = true
+		}
 	}
 	return withoutRulesOf(rules, func(pod string) bool { return l.cni.isBroken(pod) || owed[pod] })
 }
@@ -75,5 +79,10 @@ func TestWasOwed(t *testing.T) {
 		if got := wasOwed.MatchString(line(plugins)); got != want {
 			t.Errorf("plugins %s: %v, want %v", plugins, got, want)
 		}
+	}
+	cutOff := `msg=StopPodSandbox sandbox=` + id + ` took=769.37ms code=Unknown err="stop sandbox x: disconnect pod x from network chaos: ` +
+		`plugin type=\"bridge\" failed (delete): CNI error 999: failed to find plugin \"host-local\" in path [/x/cni]"`
+	if m := wasCutOff.FindStringSubmatch(cutOff); m == nil || m[1] != id {
+		t.Errorf("a release that was cut off: %q", m)
 	}
 }
