@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -174,10 +175,31 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 			if name == "lock" || strings.HasPrefix(name, "last_reserved_ip") || l.isOrphan(filepath.Join(dir, name)) {
 				continue
 			}
+			if kind == "log table" {
+				container := l.writes(filepath.Join(dir, name))
+				if l.isLost(container) {
+					continue
+				}
+				name += " of " + container
+			}
 			r[kind] = append(r[kind], name)
 		}
 	}
 	return nil
+}
+
+// writes returns the container of an entry of the log-driver's table. dockerd does not close the log of
+// a container that it has lost.
+func (l *lab) writes(file string) string {
+	var e struct{ Container string }
+	b, err := os.ReadFile(l.eng.Path(file))
+	if err == nil {
+		err = json.Unmarshal(b, &e)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return e.Container
 }
 
 // isOrphan reports an entry of the log-driver's table whose engine was killed. The log-driver keeps

@@ -43,7 +43,7 @@ var surroundingFaults = map[string]breaker{
 		return moveAway(r, filepath.Join(r.cni.dir, choose(random, "bridge", "host-local", "portmap")))
 	},
 	"fill the log disk":     func(r *trial, _ *rand.Rand) (func(), error) { return fillLogs(r) },
-	"fill the engine disk":  func(r *trial, _ *rand.Rand) (func(), error) { return fill(r, r.eng.DataRoot()) },
+	"fill the engine disk":  fillEngine,
 	"plugins fail":          answering("fail"),
 	"plugins lie":           answering("lie"),
 	"plugins print garbage": answering("garbage"),
@@ -217,7 +217,7 @@ func moveAway(r *trial, file string) (func(), error) {
 
 // fill writes to a file system until it is full.
 func fill(r *trial, dir string) (func(), error) {
-	file := r.eng.Path(filepath.Join(dir, "filler"))
+	file := r.filler(dir)
 	f, err := os.Create(file)
 	if err != nil {
 		return nil, err
@@ -229,10 +229,19 @@ func fill(r *trial, dir string) (func(), error) {
 		}
 	}
 	return func() {
-		if err := os.Remove(file); err != nil {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			r.tb.Errorf("%v", err)
 		}
 	}, nil
+}
+
+// fillEngine fills the engine's disk. It waits for a dockerd that is starting, and a dockerd that is
+// started meanwhile ends the fault: see revive.
+func fillEngine(r *trial, _ *rand.Rand) (func(), error) {
+	if !engines.Within(time.Minute, r.answers) {
+		return nil, errors.New("dockerd does not answer")
+	}
+	return fill(r, r.eng.DataRoot())
 }
 
 func fillLogs(r *trial) (func(), error) {

@@ -100,6 +100,9 @@ func (l *lab) confFile() string { return filepath.Join(l.conf, "10-chaos.conflis
 // saved is the file with the image of containers.
 func (l *lab) saved() string { return filepath.Join(l.eng.Dir, "busybox.tar") }
 
+// filler is the file with which a fault fills the disk of a directory.
+func (l *lab) filler(dir string) string { return l.eng.Path(filepath.Join(dir, "filler")) }
+
 // leases is the directory of host-local's reservations.
 func (l *lab) leases() string { return filepath.Join(l.daemon.LeaseDir, "chaos") }
 
@@ -170,6 +173,11 @@ func (l *lab) revive() {
 	defer l.processes.Unlock()
 	if !l.eng.Running() {
 		l.eng.Clear(l.tb)
+		// A dockerd that starts with a full disk forgets the containers that run ("failed to register
+		// container" in its log), and lists them no more.
+		if err := os.Remove(l.filler(l.eng.DataRoot())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.tb.Errorf("%v", err)
+		}
 		l.eng.Begin(l.tb)
 	}
 	if !l.daemon.Running() {
@@ -249,7 +257,7 @@ func parentOf(stat string) string {
 // question is what the program in plugin asks before and after a CNI plugin does its work.
 type question struct {
 	Plugin, Command, Container string
-	After                      bool
+	After, Failed              bool
 }
 
 // plugins are the CNI plugins of a lab; each is the program in plugin, which asks here what to do.
@@ -259,10 +267,11 @@ type plugins struct {
 	mu      sync.Mutex // guards the rest
 	decide  func(question) string
 	changed chan struct{}   // closed and renewed by answer
-	broken  map[string]bool // containers whose address was not released when it should be
+	broken  map[string]bool // containers whose DEL was not carried out as a whole
 }
 
-// isBroken reports whether host-local's DEL of a container was made to fail.
+// isBroken reports whether host-local's DEL of a container was made to fail, or the bridge plugin's DEL
+// has failed by itself, for instance without host-local.
 func (p *plugins) isBroken(container string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -324,6 +333,9 @@ func (p *plugins) serve(conn net.Conn) {
 	}
 	p.mu.Lock()
 	decide, changed := p.decide, p.changed
+	if q.Command == "DEL" && q.Plugin == "bridge" && q.Failed {
+		p.broken[q.Container] = true
+	}
 	p.mu.Unlock()
 	if decide == nil || q.Command == "VERSION" {
 		return

@@ -101,30 +101,6 @@ func (p *pod) removeCgroups() {
 	}
 }
 
-// collectGarbage removes what is listed of pods that have ended, as a kubelet does with sandboxes
-// that belong to no pod (containerGC.evictSandboxes): an engine whose events are silent may show a
-// sandbox after its pod has ended.
-func (k *kubelet) collectGarbage(ctx context.Context) {
-	for sleep(ctx, 2*time.Second) {
-		r, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-		if err != nil {
-			continue
-		}
-		k.mu.Lock()
-		ended := slices.Clone(k.ended)
-		k.mu.Unlock()
-		for _, p := range ended {
-			isOurs := func(s *runtimeapi.PodSandbox) bool { return s.Metadata.Uid == p.uid }
-			if !slices.ContainsFunc(r.Items, isOurs) {
-				continue
-			}
-			if left, err := p.remove(ctx); err == nil && left == 0 {
-				p.removeCgroups()
-			}
-		}
-	}
-}
-
 // found is what the daemon lists of a pod, newest attempts first.
 type found struct {
 	sandboxes  []*runtimeapi.PodSandbox
@@ -183,6 +159,15 @@ func (p *pod) sync(ctx context.Context) error {
 		return err
 	}
 	sandbox := f.ready()
+	if sandbox != nil && !p.hostNetwork {
+		connected, err := p.hasAddress(ctx, sandbox.Id)
+		if err != nil {
+			return err
+		}
+		if !connected {
+			sandbox = nil
+		}
+	}
 	if sandbox == nil {
 		if err := p.kill(ctx, f); err != nil {
 			return err
@@ -200,6 +185,17 @@ func (p *pod) sync(ctx context.Context) error {
 		err = errors.Join(err, p.rotate(ctx, f))
 	}
 	return errors.Join(err, p.collect(ctx, f))
+}
+
+// hasAddress reports whether a sandbox has an address. A kubelet makes one without anew
+// (kuberuntime's PodSandboxChanged).
+func (p *pod) hasAddress(ctx context.Context, id string) (connected bool, err error) {
+	err = p.call(ctx, "PodSandboxStatus", callTimeout, func(ctx context.Context) error {
+		r, err := p.daemon.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+		connected = r.GetStatus().GetNetwork().GetIp() != ""
+		return err
+	})
+	return connected, err
 }
 
 // create runs a new sandbox.

@@ -98,13 +98,19 @@ func (l *lab) mounts() (points []string, err error) {
 	return points, err
 }
 
-// rootOf returns the container whose root is mounted at a mount point by Docker 29, "" for none.
+// mountedFor finds the container in a mount point below the engine's data: its root (Docker 29), or its
+// shared memory.
+var mountedFor = regexp.MustCompile(`^/(?:rootfs/overlayfs/([0-9a-f]{64})|containers/([0-9a-f]{64})/mounts/shm)$`)
+
+// rootOf returns the container for which the engine has mounted something at a mount point, "" for
+// none.
 func (l *lab) rootOf(mount string) string {
-	dir, id := filepath.Split(mount)
-	if filepath.Clean(dir) != filepath.Join(l.eng.DataRoot(), "rootfs/overlayfs") || !inContainer.MatchString("/"+id) {
+	rest, found := strings.CutPrefix(mount, l.eng.DataRoot())
+	m := mountedFor.FindStringSubmatch(rest)
+	if !found || m == nil {
 		return ""
 	}
-	return id
+	return m[1] + m[2]
 }
 
 // findLost finds the containers that the engine has lost, and those that are gone.

@@ -19,6 +19,7 @@ import (
 type question struct {
 	Plugin, Command, Container string
 	After                      bool // the real plugin has done its work
+	Failed                     bool // by itself
 }
 
 func main() {
@@ -32,7 +33,7 @@ func main() {
 
 	obey(ask(dir+".sock", q))
 	out, code := run(filepath.Join(dir+".real", name))
-	q.After = true
+	q.After, q.Failed = true, code != 0
 	obey(ask(dir+".sock", q))
 
 	_, _ = os.Stdout.Write(out)
