@@ -1,0 +1,63 @@
+package conformance
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestForgottenStart: dockerd records a start after containerd has carried it out. If it is killed in
+// between, it takes a container that runs for created. The daemon kills such a container's processes,
+// and no others.
+func TestForgottenStart(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		kept := n.start(t, pod, cfg, sh("sleep 1000"))
+		cc := n.containerConfig(sh("sleep 1000"))
+		cc.Metadata.Name, cc.LogPath = "forgotten", "forgotten_0.log"
+		forgotten := n.startConfig(t, pod, cfg, cc)
+		process := "/proc/" + n.inspect(t, forgotten, ".State.Pid")
+		n.run(t, "test", "-e", process)
+
+		n.own(t).Kill(t)
+		n.forgetStart(t, forgotten)
+		n.own(t).Restart(t)
+
+		eventually(t, "the daemon kills the forgotten container", func() bool {
+			return n.own(t).Command("test", "-e", process).Run() != nil
+		})
+		if s := n.containerStatus(t, forgotten).State; s != runtimeapi.ContainerState_CONTAINER_CREATED {
+			t.Errorf("the forgotten container is %s", s)
+		}
+		n.exec(t, kept, "true")
+	})
+}
+
+// forgetStart has a dockerd that was killed find a container that it has never started.
+func (n *node) forgetStart(t *testing.T, id string) {
+	t.Helper()
+	file := filepath.Join(n.own(t).DataRoot(), "containers", id, "config.v2.json")
+	b, err := os.ReadFile(file)
+	var config map[string]any
+	if err == nil {
+		err = json.Unmarshal(b, &config)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	config["State"] = map[string]any{
+		"StartedAt":  "0001-01-01T00:00:00Z",
+		"FinishedAt": "0001-01-01T00:00:00Z",
+	}
+	b, err = json.Marshal(config)
+	if err == nil {
+		err = os.WriteFile(file, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
