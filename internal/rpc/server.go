@@ -152,12 +152,15 @@ func (i interceptor) answer(ctx context.Context, req any, name string, handler g
 	return holdAnswer(ctx, name, answer, release)
 }
 
-// await keeps a call back until it can be answered.
+// await keeps a call back until it can be answered. A call whose caller has gone meanwhile is not made.
 func (i interceptor) await(ctx context.Context, method string) error {
 	if i.hold == nil {
 		return nil
 	}
-	return i.hold(ctx, method)
+	if err := i.hold(ctx, method); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {

@@ -277,7 +277,8 @@ func TestStopBreaksOffAfterItsGrace(t *testing.T) {
 // TestHeldCalls: a call that is held back is not answered before, nor made when its caller has gone.
 func TestHeldCalls(t *testing.T) {
 	goOn := make(chan struct{})
-	called := make(chan struct{}, 1)
+	left := make(chan struct{}, 3) // calls that the server has given up
+	called := make(chan struct{}, 3)
 	s := &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		called <- struct{}{}
 		return &runtimeapi.StopPodSandboxResponse{}, nil
@@ -292,6 +293,7 @@ func TestHeldCalls(t *testing.T) {
 			case <-goOn:
 				return nil
 			case <-ctx.Done():
+				left <- struct{}{}
 				return fmt.Errorf("%s: %w", method, ctx.Err())
 			}
 		},
@@ -310,6 +312,7 @@ func TestHeldCalls(t *testing.T) {
 		t.Errorf("a stream that is held back: %v", err)
 	}
 
+	<-left // the client's deadline ends before the server's
 	close(goOn)
 	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err != nil || len(called) != 1 {
 		t.Errorf("afterwards: %v, %d calls", err, len(called))
