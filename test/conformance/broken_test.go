@@ -52,7 +52,7 @@ func (p *patient) check(t *testing.T, args ...string) []finding {
 func (p *patient) unwell(t *testing.T, args ...string) []finding {
 	t.Helper()
 	return slices.DeleteFunc(p.check(t, args...), func(f finding) bool {
-		return f.Status != "fail" && f.Status != "warn" || slices.Contains(p.baseline, f.ID)
+		return f.Status != "fail" && (f.Status != "warn" || slices.Contains(p.baseline, f.ID))
 	})
 }
 
@@ -90,9 +90,7 @@ func newPatient(t *testing.T, n *node) *patient {
 	}
 	for name, content := range files {
 		content = strings.NewReplacer("DIR", n.eng.Dir, "ENGINE", engineBin).Replace(content)
-		if err := os.WriteFile(filepath.Join(n.eng.Dir, name), []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		engines.WriteProgram(t, filepath.Join(n.eng.Dir, name), content)
 	}
 	p.sh(t, "cp "+n.eng.Dir+"/kubelet-v1.36.3 "+n.eng.Dir+"/bin/kubelet && mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
 		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && cp "+n.eng.Dir+"/10-test.conflist /etc/cni/net.d/ && "+
@@ -113,7 +111,7 @@ func newPatient(t *testing.T, n *node) *patient {
 	return p
 }
 
-// examine notes what is not well on this machine even so; nothing may stop the node.
+// examine notes what check warns of on this machine even so; nothing may stop the node.
 func (p *patient) examine(t *testing.T) {
 	t.Helper()
 	for _, f := range p.check(t) {
@@ -245,7 +243,7 @@ func (p *patient) cure(t *testing.T, a ailment) {
 	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Fix)
 	if !a.prose {
 		p.sh(t, all[0].Fix)
-		eventually(t, a.name+": fixed", func() bool { return !has(p.check(t), a.id, "fail", "warn") })
+		eventually(t, a.name+": fixed", func() bool { return !has(p.unwell(t), a.id, "fail", "warn") })
 	}
 	if a.restore != "" {
 		p.sh(t, a.restore)

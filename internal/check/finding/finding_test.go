@@ -89,6 +89,9 @@ func nodeCases() []broken {
 		{"run directory of another", "directories", func(f *Facts) { f.Node.Directories[0].Error = "permission denied" }},
 		{"disk full", "disk", func(f *Facts) { f.Node.Disks[0].Free = 1 << 30 }},
 		{"disk nearly full", "disk", func(f *Facts) { f.Node.Disks[1].Free = 11 << 30 }},
+		{"disk full beside one that is nearly full", "disk", func(f *Facts) {
+			f.Node.Disks[0].Free, f.Node.Disks[1].Free = f.Node.Disks[0].Total*16/100, 1<<30
+		}},
 		{"no inodes", "disk", func(f *Facts) { f.Node.Disks[0].IFre = 3 }},
 		{"a threshold of one's own", "disk", func(f *Facts) {
 			f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": "60Gi"}

@@ -115,26 +115,44 @@ func evictionDefaults() map[string]string {
 
 func judgeDisk(f *Facts) verdict {
 	var all []string
+	var nearlyFull *verdict
 	for _, d := range f.Node.Disks {
-		for _, c := range []struct {
-			what, signal string
-			total, free  uint64
-		}{{"space", ".available", d.Total, d.Free}, {"inodes", ".inodesFree", d.Inodes, d.IFre}} {
-			if c.total == 0 {
-				continue
-			}
-			setting, limit := f.threshold(d.Signal+c.signal, c.total)
-			said := fmt.Sprintf("%s has %d%% of its %s left; the kubelet evicts pods below %s (%s)", d.Path, c.free*100/c.total, c.what, setting, d.Signal+c.signal)
+		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
+		for _, v := range f.diskVerdicts(d) {
 			switch {
-			case c.free < limit:
-				return fail(freeDisk(d), "%s", said)
-			case c.free < limit+limit/4:
-				return warn(freeDisk(d), "%s", said)
+			case v.status == Fail:
+				return v
+			case v.status == Warn && nearlyFull == nil:
+				nearlyFull = &v
 			}
 		}
-		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
+	}
+	if nearlyFull != nil { // a full disk comes first, whatever their order
+		return *nearlyFull
 	}
 	return ok("%s", strings.Join(all, ", "))
+}
+
+// diskVerdicts judges the space and the inodes of a disk by the kubelet's thresholds.
+func (f *Facts) diskVerdicts(d Disk) []verdict {
+	judge := func(what, signal string, total, free uint64) verdict {
+		setting, limit := f.threshold(signal, total)
+		detail := fmt.Sprintf("%s has %d%% of its %s left; the kubelet evicts pods below %s (%s)",
+			d.Path, free*100/max(total, 1), what, setting, signal)
+		switch {
+		case total == 0: // the file system does not count them
+			return ok("")
+		case free < limit:
+			return fail(freeDisk(d), "%s", detail)
+		case free < limit+limit/4:
+			return warn(freeDisk(d), "%s", detail)
+		}
+		return ok("")
+	}
+	return []verdict{
+		judge("space", d.Signal+".available", d.Total, d.Free),
+		judge("inodes", d.Signal+".inodesFree", d.Inodes, d.IFre),
+	}
 }
 
 // freeDisk is the line that frees space without touching what is used: images without a container, logs that the kubelet has rotated.
