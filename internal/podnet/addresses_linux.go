@@ -15,8 +15,8 @@ import (
 
 const (
 	maxDump     = 1 << 20 // bytes that are read of a dump of addresses
-	dumpBuffer  = 32 << 10
-	dumpSeconds = 2 // the kernel answers at once
+	dumpBuffer  = 8 << 10 // the least that the kernel fills at once (NLMSG_GOODSIZE)
+	dumpSeconds = 2       // the kernel answers at once
 )
 
 // Addresses are the addresses of a pod's interface as the network namespace of its pause process has
@@ -123,7 +123,7 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 			return nil, err
 		}
 		read += n
-		some, done, err := parseAddresses(buffer[:n], index)
+		some, done, err := parseAddresses(buffer[:n], index, limit-len(all))
 		if err != nil {
 			return nil, err
 		}
@@ -132,16 +132,19 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 			break
 		}
 	}
-	return all[:min(len(all), limit)], nil
+	return all, nil
 }
 
-// parseAddresses reads a part of a dump; done says that it is the last.
-func parseAddresses(b []byte, index uint32) (all []netip.Addr, done bool, err error) {
+// parseAddresses reads a part of a dump, at most limit addresses; done says that it is the last.
+func parseAddresses(b []byte, index uint32, limit int) (all []netip.Addr, done bool, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return nil, false, err
 	}
 	for _, m := range messages {
+		if len(all) == limit {
+			break
+		}
 		switch m.Header.Type {
 		case unix.NLMSG_DONE:
 			return all, true, nil

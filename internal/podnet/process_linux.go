@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -63,14 +63,8 @@ func openProcess(proc string, id model.ContainerID, pid int) (*os.File, error) {
 	return netns, nil
 }
 
-// containerIDs finds the container IDs of the control groups of a process, by lines (cgroups(7)).
-var containerIDs = regexp.MustCompile(`[0-9a-f]{64}`)
-
-// cgroupLines are the lines of a file of control groups.
-var cgroupLines = regexp.MustCompile(`(?m)^\d+:[^:]*:(.*)$`)
-
 // cgroupIDs reads, for each hierarchy, the container IDs in the path of a process's control group,
-// outermost first.
+// outermost first (cgroups(7), /proc/PID/cgroup: hierarchy:controllers:path).
 func cgroupIDs(dir int, file string) (all [][]string) {
 	f, err := openAt(dir, file, "")
 	if err != nil {
@@ -81,9 +75,25 @@ func cgroupIDs(dir int, file string) (all [][]string) {
 	if err != nil {
 		return nil
 	}
-	for _, line := range cgroupLines.FindAllSubmatch(b, -1) {
-		if ids := containerIDs.FindAllString(string(line[1]), -1); len(ids) > 0 {
+	for line := range strings.Lines(string(b)) {
+		fields := strings.SplitN(line, ":", 3)
+		if len(fields) < 3 {
+			continue
+		}
+		if ids := containerIDs(fields[2]); len(ids) > 0 {
 			all = append(all, ids)
+		}
+	}
+	return all
+}
+
+// containerIDs are the container IDs in the path of a control group, such as /docker/ID and
+// /system.slice/docker-ID.scope.
+func containerIDs(path string) (all []string) {
+	isNotHex := func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') }
+	for word := range strings.FieldsFuncSeq(path, isNotHex) {
+		if _, err := model.ParseContainerID(word); err == nil {
+			all = append(all, word)
 		}
 	}
 	return all
