@@ -10,6 +10,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
 )
 
 // agentScript is a plugin at the end of a chain, as those of meshes and of add-ons with an agent: it
@@ -40,9 +42,7 @@ func newAddOn(t *testing.T, n *node) *addOn {
 	t.Helper()
 	a := &addOn{newCNINode(t, n)}
 	script := strings.ReplaceAll(agentScript, "DIR", a.bin)
-	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), script)
 	a.configure(t, addOnConfig)
 	return a
 }
@@ -165,9 +165,7 @@ func uninstalledPlugin(t *testing.T, a *addOn) {
 	if n := strings.Count(log, "plugins=agent "); n != 1 || !strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
 		t.Errorf("reported %d times", n)
 	}
-	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(plugin), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
 	eventually(t, "its DEL, when it is back", func() bool { return strings.Contains(a.read("calls"), "DEL "+id) })
 }
 
@@ -182,9 +180,7 @@ func neverInstalled(t *testing.T, a *addOn) {
 		t.Errorf("%v", err)
 	}
 	a.released(t, cfg)
-	if err := os.WriteFile(filepath.Join(a.bin, "agent"), []byte(plugin), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
 }
 
 // slowDel is an add-on whose DEL outlasts its callers, who are as impatient as kubeadm reset.
@@ -315,9 +311,7 @@ func networkFiles(t *testing.T, a *addOn) {
 ADD) echo '{"cniVersion":"0.3.0","interfaces":[{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[{"version":"4","interface":0,"address":"10.92.0.7/24"}]}';;
 esac
 `
-	if err := os.WriteFile(filepath.Join(a.bin, "azure-vnet"), []byte(azure), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, filepath.Join(a.bin, "azure-vnet"), azure)
 	a.configure(t, `{"cniVersion":"0.3.0","name":"azure","plugins":[{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}}]}`)
 	cfg = a.podConfig(t)
 	id = a.runPod(t, cfg)

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
 )
 
 // hostileScript is a plugin before the bridge in a chain. The file "mode" beside it has the commands of its ADD; what
@@ -29,9 +31,7 @@ const modest = `echo '{"cniVersion":"1.0.0"}'`
 func hostilePlugin(t *testing.T, c *cniNode) {
 	t.Helper()
 	script := strings.ReplaceAll(hostileScript, "DIR", c.bin)
-	if err := os.WriteFile(filepath.Join(c.bin, "hostile"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, filepath.Join(c.bin, "hostile"), script)
 	hostileMode(t, c, modest)
 	c.configure(t, `{"cniVersion":"1.0.0","name":"hostile","plugins":[{"type":"hostile"},{"type":"bridge","bridge":"hostile0","isGateway":true,
 		"ipam":{"type":"host-local","ranges":[[{"subnet":"10.79.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`)

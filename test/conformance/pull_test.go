@@ -25,6 +25,8 @@ import (
 
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/test/registry"
+
+	"cri-dockerd/test/engines"
 )
 
 func (n *node) pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (string, error) {
@@ -264,9 +266,7 @@ func TestPauseImageOfARegistry(t *testing.T) {
 		config := filepath.Join(n.own(t).Dir, "root/root/.docker/config.json")
 		auth := base64.StdEncoding.EncodeToString([]byte("user:secret"))
 		helper := "#!/bin/sh\ncat > /dev/null\necho '{\"ServerURL\":\"" + r.Host + "\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
-		if err := os.WriteFile(filepath.Join(n.own(t).Dir, "bin/docker-credential-test"), []byte(helper), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		engines.WriteProgram(t, filepath.Join(n.own(t).Dir, "bin/docker-credential-test"), helper)
 		for _, content := range []string{`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`, `{"credHelpers":{"` + r.Host + `":"test"}}`} {
 			if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 				t.Fatal(err)

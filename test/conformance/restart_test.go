@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
 )
 
 func TestDaemonKilled(t *testing.T) {
@@ -256,9 +258,7 @@ fail() { echo '{"cniVersion":"0.4.0","code":99,"msg":"broken by the test"}'; exi
 if [ "$CNI_COMMAND" = ADD ] && [ -e DIR/PLUGIN.after ]; then /usr/lib/cni/PLUGIN >/dev/null; fail; fi
 exec /usr/lib/cni/PLUGIN
 `)
-		if err := os.WriteFile(filepath.Join(dir, p), []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		engines.WriteProgram(t, filepath.Join(dir, p), script)
 	}
 	return dir
 }

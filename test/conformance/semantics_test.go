@@ -9,6 +9,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
 )
 
 // TestSemantics holds the daemon to the CRI where Docker's API has other defaults, bounds or words.
@@ -311,9 +313,7 @@ func umaskSemantics(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf("#!/bin/sh\numask 077\nexec %s-behind \"$@\"\n", running)
-	if err := os.WriteFile(running, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	engines.WriteProgram(t, running, script)
 	n.Kill(t)
 	n.Restart(t)
 

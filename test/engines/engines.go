@@ -128,9 +128,7 @@ func (e *Engine) namespaces(tb TB) {
 	Build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc, false)
 	e.extraPrograms(tb, helper)
 	script := filepath.Join(e.Dir, "setup.sh")
-	if err := os.WriteFile(script, []byte(setup), 0o755); err != nil {
-		tb.Fatalf("engine: %v", err)
-	}
+	WriteProgram(tb, script, setup)
 	cmd := exec.Command("unshare", "-m", "-n", "-p", "--fork", "--mount-proc", "--propagation", "private", "sh", script, e.Dir, helper)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -520,9 +518,20 @@ func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	}
 }
 
+// WriteProgram writes a script or a program that is executed from this path.
+func WriteProgram(tb TB, file, content string) {
+	tb.Helper()
+	if err := install(file, []byte(content)); err != nil {
+		tb.Fatalf("write a program: %v", err)
+	}
+}
+
 // install writes a program in small pieces, as package managers do. Kernels from 6.18 on map a file that was written at once in equally large
-// pieces, which would count as the process's memory.
+// pieces, which would count as the process's memory. No child may be forked meanwhile: it would have the file open for writing until its own
+// execve, and the kernel would refuse to execute the file (ETXTBSY).
 func install(file string, program []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
