@@ -166,6 +166,7 @@ func (w *Walker) enter(top *level) error {
 		return nil
 	}
 	var st unix.Stat_t
+	// A subvolume of btrfs is no mount and has a device of its own, with the inode numbers of others.
 	if err := unix.Fstat(fd, &st); err != nil || uint64(st.Dev) != w.dev {
 		_ = unix.Close(fd)
 		return nil

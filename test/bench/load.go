@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -28,6 +30,9 @@ const (
 	burstPods        = 50       // that start at once
 	loadTimes        = 2.0      // times at the full number as a multiple of those at fewPods
 	loadRSS          = 60 << 20 // bytes
+	settleSeconds    = 60
+	settledPercent   = 85 // idle
+	idleField        = 3  // of a line of /proc/stat
 	firstAnswerLimit = 100 * time.Millisecond
 	fullViewLimit    = time.Second
 )
@@ -194,8 +199,9 @@ func (l *loading) container(ctx context.Context, p loadedPod, name string, comma
 	return c.ContainerId, err
 }
 
-// times measures lists and statuses.
+// times measures lists and statuses, of an engine that is at rest: starts keep it busy for some time.
 func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
+	l.settle(ctx)
 	m := &measuring{
 		options: options{Pods: len(l.pods)},
 		runtime: l.daemon.Runtime,
@@ -213,6 +219,43 @@ func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
 		}
 	}
 	return m.figures.Samples
+}
+
+// settle waits until most of the machine is idle, at most a minute.
+func (l *loading) settle(ctx context.Context) {
+	for range settleSeconds {
+		idle, total := processorTime(l.h)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+		idleAfter, totalAfter := processorTime(l.h)
+		if (idleAfter-idle)*100 >= settledPercent*(totalAfter-total) {
+			return
+		}
+	}
+	l.h.Logf("bench: the machine is busy")
+}
+
+// processorTime is the idle and the whole time of all processors in ticks (proc_stat(5)).
+func processorTime(h *harness) (idle, total uint64) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	for i, field := range strings.Fields(first)[1:] {
+		ticks, err := strconv.ParseUint(field, 10, 64)
+		if err != nil {
+			h.Fatalf("bench: /proc/stat: %v", err)
+		}
+		total += ticks
+		if i == idleField || i == idleField+1 { // idle and iowait
+			idle += ticks
+		}
+	}
+	return idle, total
 }
 
 // compare reports the times with all pods beside those with few.
