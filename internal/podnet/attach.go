@@ -172,6 +172,11 @@ func (a *attacher) addLocked(ctx context.Context, list *libcni.NetworkConfigList
 
 	result, err := a.cni(a.adding, held).AddNetworkList(ctx, list, rt)
 	held.Close()
+	if err != nil { // its plugins may have been killed
+		if err := a.releaseTorn(context.WithoutCancel(ctx), list); err != nil {
+			a.log.Debug("reservations without an owner are not released yet", "err", err)
+		}
+	}
 	var ips []netip.Addr
 	if err == nil {
 		ips, err = podAddresses(result, p.NetNS)
@@ -219,8 +224,11 @@ func (a *attacher) check(ctx context.Context, p Pod) error {
 }
 
 // collect has the plugins of a configuration release what belongs to none of the connections that we know (CNI specification, GC).
-// Configurations older than GC, and those with disableGC, are left alone.
+// Configurations older than GC, and those with disableGC, are left alone, but for reservations without an owner.
 func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) error {
+	if err := a.releaseTorn(ctx, list); err != nil {
+		return err
+	}
 	if !hasGC(list) {
 		return nil
 	}
