@@ -109,7 +109,7 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 	}
 	r["rules"] = l.withoutLost(r["rules"])
 	for _, m := range mounts {
-		if !l.isLost(l.rootOf(m)) {
+		if !l.isLost(l.rootOf(m)) && !isLostInit(m, l.eng.DataRoot(), l.dockerdKilled.Load()) {
 			r["mounts"] = append(r["mounts"], m)
 		}
 	}
@@ -223,9 +223,11 @@ func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]boo
 	running := map[string]bool{}
 	for _, c := range list.Items {
 		running[c.ID] = c.State == "running"
-		if said[c.ID] == running[c.ID] {
+		if listed, known := said[c.ID]; known && listed == running[c.ID] {
 			continue
 		}
+		// The engine's list may show a container that the engine has removed: a start that fails while
+		// the container is being removed writes it into the list again.
 		r, err := l.docker.ContainerInspect(ctx, c.ID, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(err) {
 			delete(running, c.ID)

@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,7 +40,8 @@ type lab struct {
 	state string // directory in which containers note what they have printed
 	conf  string // directory of CNI configurations
 
-	processes sync.Mutex // held while a process is killed or started
+	processes     sync.Mutex  // held while a process is killed or started
+	dockerdKilled atomic.Bool // at least once
 
 	shims     sync.Mutex      // guards the rest
 	killed    map[string]bool // containers that were there when the engine was killed
@@ -139,6 +141,7 @@ func (l *lab) killEngine() {
 	l.processes.Lock()
 	defer l.processes.Unlock()
 	if l.eng.Running() {
+		l.dockerdKilled.Store(true)
 		l.eng.Kill(l.tb)
 	}
 }

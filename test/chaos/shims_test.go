@@ -113,6 +113,17 @@ func (l *lab) rootOf(mount string) string {
 	return m[1] + m[2]
 }
 
+// initMount is where dockerd 20.10 mounts the layer that it puts below a new container, for the time that
+// it takes to fill it.
+var initMount = regexp.MustCompile(`^/overlay2/[0-9a-f]{64}-init/merged$`)
+
+// isLostInit reports whether a mount is that of a container that dockerd was creating when it was
+// killed. dockerd does not unmount it at its next start, and has no container that it belongs to.
+func isLostInit(mount, dataRoot string, dockerdKilled bool) bool {
+	rest, found := strings.CutPrefix(mount, dataRoot)
+	return dockerdKilled && found && initMount.MatchString(rest)
+}
+
 // findLost finds the containers that the engine has lost, and those that are gone.
 func (l *lab) findLost(ctx context.Context) error {
 	all, err := l.list()
@@ -199,6 +210,24 @@ func (l *lab) reportLost(t *testing.T) {
 	}
 	if err := lines.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) {
 		t.Error(err)
+	}
+}
+
+// TestIsLostInit holds that the checker permits no other mount.
+func TestIsLostInit(t *testing.T) {
+	layer := "/data/overlay2/" + strings.Repeat("ab", 32)
+	for mount, want := range map[string]bool{
+		layer + "-init/merged":                          true,
+		layer + "/merged":                               false,
+		layer + "-init/merged/x":                        false,
+		"/other/overlay2" + layer[14:] + "-init/merged": false,
+	} {
+		if got := isLostInit(mount, "/data", true); got != want {
+			t.Errorf("%s: %v", mount, got)
+		}
+		if isLostInit(mount, "/data", false) {
+			t.Errorf("%s: although dockerd was not killed", mount)
+		}
 	}
 }
 
