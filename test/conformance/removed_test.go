@@ -34,3 +34,28 @@ func (n *node) networkOf(sandbox string) (held []string) {
 	}
 	return held
 }
+
+// TestTornReservation: host-local was killed, or the power was cut, before it wrote the owner of an
+// address. The daemon releases the address when it starts.
+func TestTornReservation(t *testing.T) {
+	eachFresh(t, func(t *testing.T, n *node) {
+		n.runPod(t, n.podConfig(t))
+		leases, _ := filepath.Glob(n.eng.Path(filepath.Join(n.LeaseDir, "*", "10.*")))
+		if len(leases) == 0 {
+			t.Fatal("no address is reserved")
+		}
+		torn := filepath.Join(filepath.Dir(leases[0]), "10.99.99.99")
+		if err := os.WriteFile(torn, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.Kill(t)
+		n.Restart(t)
+		eventually(t, "the address is released", func() bool {
+			_, err := os.Lstat(torn)
+			return os.IsNotExist(err)
+		})
+		if _, err := os.Lstat(leases[0]); err != nil {
+			t.Errorf("the address of a pod: %v", err)
+		}
+	})
+}
