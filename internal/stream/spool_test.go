@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -168,6 +170,64 @@ func TestSlowClientGetsAll(t *testing.T) {
 	}
 	if got := sum.Sum(nil); !bytes.Equal(got, want[:]) || !strings.Contains(status, "Success") {
 		t.Errorf("other output, status %q", status)
+	}
+}
+
+// slowConn reads 200 kB a second for a while. The kernel lets the server write again only when a third of
+// its buffer has gone, which takes longer than the test lets a client stall.
+type slowConn struct {
+	net.Conn
+	until time.Time
+}
+
+func (c *slowConn) Read(p []byte) (int, error) {
+	if time.Now().Before(c.until) {
+		time.Sleep(20 * time.Millisecond)
+		p = p[:min(len(p), 4<<10)]
+	}
+	return c.Conn.Read(p)
+}
+
+// TestVerySlowClientGoesOn: a client that takes some bytes all the time is not cut off, although there is
+// no room for output in all that time.
+func TestVerySlowClientGoesOn(t *testing.T) {
+	const stall, slow = 2 * time.Second, 8 * time.Second
+	content := make([]byte, maxSpill+8<<20)
+	s := spoolServer(t, fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
+		_, err := x.Stdout.Write(content)
+		return 0, err
+	}}, stall)
+	u, err := url.Parse(outputURL(t, s, "exec"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Scheme = "ws"
+	dialer := websocket.Dialer{
+		Subprotocols: []string{"v4.channel.k8s.io"},
+		NetDialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			return &slowConn{c, time.Now().Add(slow)}, err
+		},
+	}
+	c, _, err := dialer.DialContext(t.Context(), u.String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	size, status := 0, ""
+	for {
+		_, m, err := c.ReadMessage()
+		if err != nil {
+			break
+		}
+		if len(m) > 0 && m[0] == 1 {
+			size += len(m) - 1
+		} else if len(m) > 0 {
+			status += string(m[1:])
+		}
+	}
+	if size != len(content) || !strings.Contains(status, "Success") {
+		t.Errorf("%d bytes of %d, status %q", size, len(content), status)
 	}
 }
 
