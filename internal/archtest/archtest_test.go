@@ -47,17 +47,18 @@ var arrows = map[string][]string{
 	"internal/engine/tolerant": {},
 	"internal/engine":          {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
 	"internal/view":            {"internal/spec", "internal/engine"},
+	"internal/podstats":        {"internal/spec", "internal/view", "internal/stats", "internal/cgroup", "internal/imagefs", "internal/wire"},
 	"internal/podnet":          {"internal/keylock", "internal/quantity", "internal/spec", "internal/undo", "internal/secret"},
 	"internal/logs/driver":     {},
 	"internal/logs/process":    {"internal/logs/driver", "internal/proc", "internal/process"},
 	"internal/logs":            {"internal/spec", "internal/logs/driver"},
 	"internal/stream":          {"internal/engine", "internal/connlimit"},
-	"internal/cri":             {"internal/spec", "internal/text", "internal/checkpoint", "internal/engine", "internal/view", "internal/podnet", "internal/imagefs", "internal/cgroup", "internal/stats", "internal/undo", "internal/keylock", "internal/wire"},
+	"internal/cri":             {"internal/spec", "internal/text", "internal/checkpoint", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/undo", "internal/keylock", "internal/wire"},
 	"internal/rpc":             {"internal/secret", "internal/text", "internal/wire", "internal/connlimit"},
 	"internal/check":           {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding", "internal/check/probe", "internal/exit", "internal/shell"},
 	"internal/takeover":        {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/exit", "internal/proc", "internal/process", "internal/rootonly", "internal/shell"},
 	"internal/daemon": {
-		"internal/config", "internal/spec", "internal/engine", "internal/view", "internal/podnet", "internal/logs", "internal/logs/driver", "internal/logs/process", "internal/stream",
+		"internal/config", "internal/spec", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/logs", "internal/logs/driver", "internal/logs/process", "internal/stream",
 		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing", "internal/proc", "internal/process",
 		"internal/connlimit", "internal/undo",
 	},
@@ -92,7 +93,7 @@ var restricted = map[string]struct {
 	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},
 	"go.opentelemetry.io/otel/exporters":  {[]string{"internal/tracing"}, "where spans go is tracing's"},
 	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver", "internal/wire"}, "only Docker's log messages and answers that must be cheap are encoded beside gRPC"},
-	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet", "internal/rpc", "internal/daemon"}, "figures are collected where they arise, and served by the daemon"},
+	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/rpc", "internal/daemon"}, "metrics are collected where they arise, and served by the daemon"},
 }
 
 // banned must not be linked into the daemon, however indirectly.

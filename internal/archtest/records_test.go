@@ -11,10 +11,8 @@ import (
 // lock. All others get it with the lock (lockSandbox, lockContainer), so that what they change is
 // what they have seen.
 var recordReaders = map[string]string{
-	"(*internal/cri.Service).ContainerStats":            "reads only",
 	"(*internal/cri.Service).ContainerStatus":           "reads only",
 	"(*internal/cri.Service).OpenNetNS":                 "opens a namespace by its pin or a verified process",
-	"(*internal/cri.Service).PodSandboxStats":           "reads only",
 	"(*internal/cri.Service).StopContainer":             "uses the ID; a stop waits for nobody but a start that is under way",
 	"(*internal/cri.Service).UpdatePodSandboxResources": "asks whether the sandbox exists",
 	"(*internal/cri.Service).WhileRunning":              "asks whether the container still runs, to end its sessions",
@@ -40,17 +38,17 @@ var pidUsers = map[string]string{
 	"internal/cri/adopt.go":                  "Pins.Pin verifies the process",
 	"internal/cri/container_complete.go":     "asks whether the PID is known",
 	"internal/cri/container_status.go":       "shows it",
-	"internal/cri/metrics.go":                "package stats finds the control group, which verifies the process",
 	"internal/cri/recover.go":                "asks whether there was a process",
 	"internal/cri/sandbox_netns.go":          "Pins.Joined verifies the process",
 	"internal/cri/sandbox_network.go":        "Pins.Pin and podnet.OpenProcess verify the process",
 	"internal/cri/sandbox_status.go":         "shows it; Pins.Addresses verifies the process",
-	"internal/cri/stats_container.go":        "package stats finds the control group, which verifies the process",
-	"internal/cri/stats_sandbox.go":          "package stats finds the control group, which verifies the process",
 	"internal/engine/enginetest/contract.go": "asks whether there is one",
 	"internal/engine/enginetest/fake.go":     "has no processes",
 	"internal/engine/kernel.go":              "Kernel.Of verifies the process",
 	"internal/view/exit.go":                  "cgroup.OOMWatcher finds the control group and proc.Exits reads it behind a pidfd, which verifies the process",
+	"internal/podstats/containers.go":        "package stats finds the control group, which verifies the process",
+	"internal/podstats/measured.go":          "package stats finds the control group, which verifies the process",
+	"internal/podstats/pods.go":              "package stats finds the control group, which verifies the process",
 	"internal/takeover/look.go":              "podnet.Addresses verifies the process",
 }
 

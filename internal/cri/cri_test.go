@@ -24,6 +24,7 @@ import (
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/podstats"
 	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/view"
 )
@@ -341,7 +342,14 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		}
 		return nil
 	}
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, ImageFS: imagefs.New(log), Stats: fakeStats{world: w}, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
+	reporter := podstats.New(podstats.Config{
+		View:    view,
+		Usage:   fakeStats{world: w},
+		Details: fakeStats{world: w},
+		ImageFS: imagefs.New(log),
+		Log:     log,
+	})
+	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, Stats: reporter, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
 }
 
 // pod is a small pod with a name of its own.

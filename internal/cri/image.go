@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/spec"
 )
@@ -158,30 +156,13 @@ func (s *Service) removeImage(ctx context.Context, id model.ImageID) error {
 	return nil
 }
 
-// ImageFsInfo says what images and the writable layers of containers take (CRI ImageFsInfo), as measured a moment ago in the background. Until
-// the first measurement, and with storage drivers whose layout is not known, it is the sum of the images' sizes, without inodes.
-func (s *Service) ImageFsInfo(_ context.Context, r *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	host, err := s.begin(r)
-	if err != nil {
+// ImageFsInfo reports the disk usage of images and of the writable layers of containers (CRI
+// ImageFsInfo).
+func (s *Service) ImageFsInfo(
+	_ context.Context, r *runtimeapi.ImageFsInfoRequest,
+) (*runtimeapi.ImageFsInfoResponse, error) {
+	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	f, measured := s.ImageFS.Read(storeOf(host))
-	if !measured {
-		f = imagefs.Figures{At: time.Now(), ImageDir: host.RootDir, ContainerDir: host.RootDir}
-		images, err := s.View.Images()
-		if err != nil {
-			return nil, err
-		}
-		for _, i := range images {
-			f.Image.Bytes += uint64(max(i.Size, 0))
-		}
-	}
-	usage := func(dir string, u imagefs.Usage) []*runtimeapi.FilesystemUsage {
-		inodes := &u.Inodes
-		if !measured {
-			inodes = nil
-		}
-		return []*runtimeapi.FilesystemUsage{newFilesystemUsage(f.At, dir, u.Bytes, inodes)}
-	}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: usage(f.ImageDir, f.Image), ContainerFilesystems: usage(f.ContainerDir, f.Container)}, nil
+	return s.Stats.ImageFileSystem()
 }

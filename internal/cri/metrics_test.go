@@ -2,22 +2,20 @@ package cri
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
-	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/podstats"
 )
 
 // nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a kubelet (ContainerMetrics), but for those of a CRI
@@ -72,16 +70,33 @@ func TestMetricDescriptors(t *testing.T) {
 	if got := all["container_network_receive_bytes_total"].LabelKeys; !slices.Equal(got, []string{"container", "id", "image", "name", "namespace", "pod", "interface"}) {
 		t.Errorf("labels of a network: %v", got)
 	}
-	for _, x := range metrics {
-		if (x.one == nil) == (x.each == nil) || x.each == nil && len(x.labels) > 0 {
-			t.Errorf("%s: has no figure, or labels without values", x.name)
-		}
-	}
 }
 
 // withLayer gives the service a measured writable layer for a container.
 func withLayer(s *Service, id string) {
-	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}}}}
+	reporter(s).ImageFS = fixedFS{imagefs.Measurement{
+		At:           time.Unix(2, 0),
+		ContainerDir: "/data",
+		Writable:     map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}},
+	}}
+}
+
+// reporter returns the reporter of a service, whose sources tests exchange.
+func reporter(s *Service) *podstats.Reporter {
+	r, _ := s.Stats.(*podstats.Reporter) //nolint:errcheck // newServiceWith has set it
+	return r
+}
+
+// scrape returns what Prometheus gets of a service's containers.
+func scrape(t *testing.T, s *Service) []*dto.MetricFamily {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(reporter(s).Collector())
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
 }
 
 func TestPodSandboxMetrics(t *testing.T) {
@@ -134,7 +149,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.ContainerMetrics[0].Metrics, "container_sockets", gauge, 4, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_threads_max", gauge, 0, 0, own},
 	} {
-		m := &runtimeapi.Metric{Name: want.name, MetricType: want.kind, Timestamp: want.at, LabelValues: want.labels, Value: value(want.value)}
+		m := &runtimeapi.Metric{Name: want.name, MetricType: want.kind, Timestamp: want.at, LabelValues: want.labels, Value: number64(want.value)}
 		if !slices.ContainsFunc(want.in, func(got *runtimeapi.Metric) bool { return cmp.Diff(m, got, protocmp.Transform()) == "" }) {
 			t.Errorf("no %v", m)
 		}
@@ -145,11 +160,13 @@ func TestPodSandboxMetrics(t *testing.T) {
 		}
 	}
 	var fractions []float64
-	s.Samples(func(x Sample) {
-		if metrics[x.Descriptor].name == "container_cpu_usage_seconds_total" {
-			fractions = append(fractions, x.Value)
+	for _, f := range scrape(t, s) {
+		if f.GetName() == "container_cpu_usage_seconds_total" {
+			for _, m := range f.GetMetric() {
+				fractions = append(fractions, m.GetCounter().GetValue())
+			}
 		}
-	})
+	}
 	if !slices.Equal(fractions, []float64{2.5, 2.5}) {
 		t.Errorf("seconds of the pod and the container: %v", fractions)
 	}
@@ -175,11 +192,14 @@ func TestNodeMetrics(t *testing.T) {
 		}
 	}
 	onPage := map[string]int{}
-	s.Samples(func(x Sample) {
-		if x.Labels[1] == "/" {
-			onPage[metrics[x.Descriptor].name]++
+	for _, f := range scrape(t, s) {
+		for _, m := range f.GetMetric() {
+			isNode := func(l *dto.LabelPair) bool { return l.GetName() == "id" && l.GetValue() == "/" }
+			if slices.ContainsFunc(m.GetLabel(), isNode) {
+				onPage[f.GetName()]++
+			}
 		}
-	})
+	}
 	for _, name := range nodeTestOfNode {
 		if told[name] != 1 || onPage[name] != 1 {
 			t.Errorf("%s is told %d times, and %d times on the page", name, told[name], onPage[name])
@@ -277,7 +297,9 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	_, err6 := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
 	err7 := s.StreamPodSandboxMetrics(&runtimeapi.StreamPodSandboxMetricsRequest{}, out)
 	samples := 0
-	s.Samples(func(Sample) { samples++ })
+	for _, f := range scrape(t, s) {
+		samples += len(f.GetMetric())
+	}
 	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		if err != nil {
 			t.Errorf("call %d: %v", i, err)
@@ -294,80 +316,6 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	}
 }
 
-func TestWholePages(t *testing.T) {
-	page := int64(os.Getpagesize())
-	for limit, want := range map[int64]int64{-1: 0, 0: 0, page - 1: 0, page: page, 10*page + 1: 10 * page} {
-		if got := wholePages(limit); got != want {
-			t.Errorf("a limit of %d is %d, not %d", limit, got, want)
-		}
-	}
-}
-
-// TestNoDiskYet: of a container that has used no disk that is told, of a pod nothing.
-func TestNoDiskYet(t *testing.T) {
-	of := func(m *measured) (got []string) {
-		m.device = func(uint32, uint32) string { return "/dev/sda" }
-		m.samples(func(i int, value uint64, labels []string) {
-			if x := metrics[i]; x.name == "container_fs_reads_total" || x.name == "container_blkio_device_usage_total" {
-				got = append(got, fmt.Sprintf("%s %d %q", x.name, value, labels))
-			}
-		})
-		return got
-	}
-	used := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{{Major: 8, ReadBytes: 5, Reads: 1}}}}
-	for _, c := range []struct {
-		m    *measured
-		want []string
-	}{
-		{&measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
-			`container_fs_reads_total 0 [""]`, `container_blkio_device_usage_total 0 ["" "" "" "Read"]`, `container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
-		}},
-		{&measured{details: &stats.Details{}}, nil},
-		{&measured{details: used}, []string{
-			`container_fs_reads_total 1 ["/dev/sda"]`, `container_blkio_device_usage_total 5 ["/dev/sda" "8" "0" "Read"]`, `container_blkio_device_usage_total 0 ["/dev/sda" "8" "0" "Write"]`,
-		}},
-		{&measured{network: []stats.Interface{{Name: "eth0"}}}, nil},
-	} {
-		if diff := cmp.Diff(c.want, of(c.m)); diff != "" {
-			t.Error(diff)
-		}
-	}
-}
-
-// TestUnknownDisksAreOneFigure: two disks without a name have equal labels, which would spoil the whole list.
-func TestUnknownDisksAreOneFigure(t *testing.T) {
-	d := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{
-		{Major: 8, Reads: 1},
-		{Major: 254, Minor: 7, Reads: 2},
-		{Major: 254, Minor: 8, Reads: 3},
-	}}}
-	m := &measured{details: d, device: func(major, _ uint32) string { return map[uint32]string{8: "/dev/sda"}[major] }}
-	got := map[string]uint64{}
-	seen := map[string]bool{}
-	m.samples(func(i int, value uint64, labels []string) {
-		key := fmt.Sprint(metrics[i].name, labels)
-		if seen[key] {
-			t.Errorf("%s is there twice", key)
-		}
-		seen[key] = true
-		if metrics[i].name == "container_fs_reads_total" {
-			got[labels[0]] = value
-		}
-	})
-	if len(got) != 2 || got["/dev/sda"] != 1 || got[""] != 5 {
-		t.Errorf("%v", got)
-	}
-}
-
-// TestMaxInterfaces bounds the interfaces of an answer, however many pods there are.
-func TestMaxInterfaces(t *testing.T) {
-	for pods, want := range map[int]int{0: 32, 1: 32, 32: 32, 110: 9, 256: 4, 1000: 4} {
-		if got := maxInterfaces(pods); got != want {
-			t.Errorf("%d pods: %d interfaces each, want %d", pods, got, want)
-		}
-	}
-}
-
 // TestFirstScrape: a container that has just been started has every metric of disks and threads before anything was
 // measured in the background, also where the layout of the engine's store is not known.
 func TestFirstScrape(t *testing.T) {
@@ -375,7 +323,7 @@ func TestFirstScrape(t *testing.T) {
 	cfg := w.pod()
 	id := runContainer(t, s, runPod(t, s, cfg), cfg)
 	store := &lateFS{walked: imagefs.Usage{Bytes: 70, Inodes: 3}}
-	s.ImageFS = store
+	reporter(s).ImageFS = store
 	names := func() map[string]bool {
 		l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
 		if err != nil {
@@ -415,14 +363,14 @@ type lateFS struct {
 	asked   []model.ContainerID
 }
 
-func (*lateFS) Read(imagefs.Store) (imagefs.Figures, bool) { return imagefs.Figures{}, false }
+func (*lateFS) Read(imagefs.Store) (imagefs.Measurement, bool) { return imagefs.Measurement{}, false }
 
-func (f *lateFS) Complete(_ imagefs.Store, containers []model.ContainerID) (imagefs.Figures, bool) {
+func (f *lateFS) Complete(_ imagefs.Store, containers []model.ContainerID) (imagefs.Measurement, bool) {
 	if f.unknown {
-		return imagefs.Figures{}, false
+		return imagefs.Measurement{}, false
 	}
 	f.asked = containers
-	out := imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{}}
+	out := imagefs.Measurement{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{}}
 	for _, id := range containers {
 		out.Writable[id] = f.walked
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,13 +17,11 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine"
-	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/safefs"
 	"cri-dockerd/internal/spec"
-	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/view"
 )
 
@@ -118,29 +115,16 @@ type Logs interface {
 	State() (active, reason string)
 }
 
-// ImageFS is what images and writable layers take on disk; see package imagefs.
-type ImageFS interface {
-	// Read returns the last usage of a store, false while there are none. It does no work.
-	Read(s imagefs.Store) (imagefs.Figures, bool)
-	// Complete returns the last usage too, and measures these containers if they are not among them. It returns false
-	// if it cannot know the store.
-	Complete(s imagefs.Store, containers []model.ContainerID) (imagefs.Figures, bool)
-}
-
-// Stats is what the kernel tells of running processes; see package stats. A pod is named by any process of it that runs, its pause or a container.
+// Stats reports what pods, containers and images use; see podstats.Reporter.
 type Stats interface {
-	Container(id string, pid int) (stats.Usage, error)
-	ContainerDetails(id string, pid int) (stats.Details, error)
-	Pod(id string, pid int, uid string) (stats.Usage, error)
-	PodDetails(id string, pid int, uid string) (stats.Details, error)
-	Path(id string, pid int) string
-	Processes(id string, pid int) (uint64, error)
-	Descriptors(id string, pid int) (stats.Processes, error)
-	Network(id string, pid, most int) ([]stats.Interface, error)
-	FileSystem(dir string) (stats.FileSystem, error)
-	Device(major, minor uint32) string
-	LogBytes(id, path string) (uint64, error)
-	// Forget gives back what is held for reading a container or pause that is being removed.
+	Container(id string) (*runtimeapi.ContainerStats, error)
+	Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats
+	Pod(id string) (*runtimeapi.PodSandboxStats, error)
+	Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats
+	// Metrics returns PodSandboxMetrics as encoded items of a list; see package wire.
+	Metrics() []byte
+	ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error)
+	// Forget closes what is held open for a container or sandbox that is being removed.
 	Forget(id string)
 }
 
@@ -208,7 +192,6 @@ type Deps struct {
 	// Checkpoints tell how pods of older shims are to be torn down.
 	Checkpoints Checkpoints
 	Logs        Logs
-	ImageFS     ImageFS
 	Stats       Stats
 	Volumes     Volumes
 	Streams     Streams
@@ -231,8 +214,7 @@ type Service struct {
 
 	encodedSandboxes  *encodings[spec.Sandbox]
 	encodedContainers *encodings[spec.Container]
-	metricsSize       atomic.Int64 // of the last answer with metrics, in bytes
-	outputs           outputBytes  // of ExecSync
+	outputs           outputBytes // of ExecSync
 }
 
 var (
@@ -247,10 +229,10 @@ func New(d Deps) *Service {
 		starts: starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
-			sandboxAttributes, shortSandbox),
+			func(sb *spec.Sandbox) proto.Message { return sb.ShortItem() }),
 		encodedContainers: newEncodings(
 			func(c *spec.Container) proto.Message { return c.Item() },
-			func(c *spec.Container) proto.Message { return containerAttributes(c) }, shortContainer),
+			func(c *spec.Container) proto.Message { return c.ShortItem() }),
 	}
 }
 

@@ -25,6 +25,8 @@ type fakeStats struct {
 
 func number(n uint64) *uint64 { return &n }
 
+func number64(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
+
 func (f fakeStats) Container(_ string, pid int) (stats.Usage, error) {
 	if pid == 0 {
 		return stats.Usage{}, errdefs.ErrNotFound
@@ -87,12 +89,12 @@ func (fakeStats) FileSystem(string) (stats.FileSystem, error) {
 func (fakeStats) Device(major, minor uint32) string { return fmt.Sprintf("/dev/%d-%d", major, minor) }
 
 // fixedFS has figures of one measurement.
-type fixedFS struct{ imagefs.Figures }
+type fixedFS struct{ imagefs.Measurement }
 
-func (f fixedFS) Read(imagefs.Store) (imagefs.Figures, bool) { return f.Figures, true }
+func (f fixedFS) Read(imagefs.Store) (imagefs.Measurement, bool) { return f.Measurement, true }
 
-func (f fixedFS) Complete(imagefs.Store, []model.ContainerID) (imagefs.Figures, bool) {
-	return f.Figures, true
+func (f fixedFS) Complete(imagefs.Store, []model.ContainerID) (imagefs.Measurement, bool) {
+	return f.Measurement, true
 }
 
 // runContainer runs a container of its own in a pod.
@@ -113,7 +115,7 @@ func TestContainerStats(t *testing.T) {
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
 	id := runContainer(t, s, pod, cfg)
-	s.ImageFS = fixedFS{imagefs.Figures{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}}}}
+	reporter(s).ImageFS = fixedFS{imagefs.Measurement{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{model.ContainerID(id): {Bytes: 50, Inodes: 6}}}}
 	r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id}))
 	if err != nil {
 		t.Fatal(err)
@@ -121,14 +123,14 @@ func TestContainerStats(t *testing.T) {
 	at := time.Unix(1, 0).UnixNano()
 	want := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{Id: id, Metadata: &runtimeapi.ContainerMetadata{Name: "main"}},
-		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: value(100), UsageNanoCores: value(5)},
+		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: number64(100), UsageNanoCores: number64(5)},
 		Memory: &runtimeapi.MemoryUsage{
-			Timestamp: at, WorkingSetBytes: value(200), AvailableBytes: value(800), UsageBytes: value(300), RssBytes: value(150), PageFaults: value(7), MajorPageFaults: value(1),
+			Timestamp: at, WorkingSetBytes: number64(200), AvailableBytes: number64(800), UsageBytes: number64(300), RssBytes: number64(150), PageFaults: number64(7), MajorPageFaults: number64(1),
 		},
-		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: value(9)},
+		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: number64(9)},
 		Io:   &runtimeapi.IoUsage{Timestamp: at, Psi: &runtimeapi.PsiStats{Some: &runtimeapi.PsiData{Total: 1000, Avg10: 1}, Full: &runtimeapi.PsiData{}}},
 		WritableLayer: &runtimeapi.FilesystemUsage{
-			Timestamp: time.Unix(2, 0).UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: "/data"}, UsedBytes: value(50), InodesUsed: value(6),
+			Timestamp: time.Unix(2, 0).UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: "/data"}, UsedBytes: number64(50), InodesUsed: number64(6),
 		},
 	}
 	if diff := cmp.Diff(want, r.Stats, protocmp.Transform()); diff != "" {
@@ -207,7 +209,7 @@ func TestStatsOfWhatCannotBeRead(t *testing.T) {
 // those of its network.
 func TestStatsWithoutInterface(t *testing.T) {
 	s, w := newService(t)
-	s.Stats = fakeStats{world: w, without: true}
+	reporter(s).Usage = fakeStats{world: w, without: true}
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
 	runContainer(t, s, pod, cfg)

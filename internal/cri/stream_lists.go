@@ -83,11 +83,10 @@ func (s *Service) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsReque
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics, KEP-5825).
 func (s *Service) StreamPodSandboxMetrics(r *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
-	items, err := s.podMetrics(r)
-	if err != nil {
+	if _, err := s.begin(r); err != nil {
 		return err
 	}
-	return wire.Pages(items, pageSize, func(page []byte) error {
+	return wire.Pages(s.Stats.Metrics(), pageSize, func(page []byte) error {
 		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxMetricsResponse{}, page))
 	})
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
+	"cri-dockerd/internal/podstats"
 )
 
 // TestDashboards: every metric that a panel or a variable of the dashboards names is there, and those of the daemon are documented.
@@ -78,12 +78,12 @@ func TestContainerMetricsAreDocumented(t *testing.T) {
 	for _, row := range rows {
 		documented[row[1]] = row[0]
 	}
-	for m := range cri.Metrics() {
+	for m := range podstats.Descriptors() {
 		kind, labels := "counter", ""
 		if m.Gauge {
 			kind = "gauge"
 		}
-		if own := m.Labels[cri.SharedLabels:]; len(own) > 0 {
+		if own := m.Labels[podstats.SharedLabels:]; len(own) > 0 {
 			labels = "`" + strings.Join(own, "`, `") + "`"
 		}
 		if want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels); !strings.HasPrefix(documented[m.Name], want) {
@@ -161,13 +161,7 @@ func others(t *testing.T) []string {
 	defer func() { srv.Close(); <-served }()
 	r := prometheus.NewRegistry()
 	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}), driver.NewClient(socket)})
-	r.MustRegister(newContainerFigures(func(put func(cri.Sample)) {
-		i, subject := 0, &cri.Subject{Labels: make([]string, cri.SharedLabels)}
-		for d := range cri.Metrics() {
-			put(cri.Sample{Descriptor: i, Subject: subject, Own: make([]string, len(d.Labels)-cri.SharedLabels), Value: 1})
-			i++
-		}
-	}))
+	r.MustRegister(everyMetric{})
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -180,6 +174,22 @@ func others(t *testing.T) []string {
 		names = append(names, f.GetName())
 	}
 	return names
+}
+
+// everyMetric has one sample of each metric of containers.
+type everyMetric struct{}
+
+func (everyMetric) Describe(chan<- *prometheus.Desc) {}
+
+func (everyMetric) Collect(out chan<- prometheus.Metric) {
+	for d := range podstats.Descriptors() {
+		kind := prometheus.CounterValue
+		if d.Gauge {
+			kind = prometheus.GaugeValue
+		}
+		desc := prometheus.NewDesc(d.Name, d.Help, d.Labels, nil)
+		out <- prometheus.MustNewConstMetric(desc, kind, 1, make([]string, len(d.Labels))...)
+	}
 }
 
 // expressions are the PromQL of a dashboard: of its panels, and of its variables without their label_values().

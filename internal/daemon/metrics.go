@@ -29,7 +29,7 @@ func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Reg
 // collectors are the figures of the parts. A part that has some is added here.
 func (p *parts) collectors() []prometheus.Collector {
 	return slices.Concat(p.engine.Collectors(), p.server.Collectors(), p.plugins.Collectors(), p.view.Collectors(), p.gauges(), []prometheus.Collector{
-		p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, newContainerFigures(p.service.Samples),
+		p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, p.stats.Collector(),
 	})
 }
 

@@ -26,6 +26,7 @@ import (
 	logprocess "cri-dockerd/internal/logs/process"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
+	"cri-dockerd/internal/podstats"
 	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/spec"
@@ -54,6 +55,7 @@ type parts struct {
 	streams *stream.Server
 	logs    *logs.Logs
 	imageFS *imagefs.Meter
+	stats   *podstats.Reporter
 
 	service    *cri.Service
 	server     *rpc.Server
@@ -253,14 +255,21 @@ func (p *parts) openService() error {
 		Log:        p.log,
 	})
 	p.imageFS = imagefs.New(p.log)
+	usage := stats.New(cgroup.Host())
+	p.stats = podstats.New(podstats.Config{
+		View:    p.view,
+		Usage:   usage,
+		Details: usage,
+		ImageFS: p.imageFS,
+		Log:     p.log,
+	})
 	p.service = cri.New(cri.Deps{
 		Log:         p.log,
 		Engine:      p.engine,
 		View:        p.view,
 		Network:     p.network,
 		Streams:     p.streams,
-		ImageFS:     p.imageFS,
-		Stats:       stats.New(cgroup.Host()),
+		Stats:       p.stats,
 		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
 		Pins:        p.pins,
 		Logs:        p.logs,

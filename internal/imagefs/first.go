@@ -22,7 +22,7 @@ const (
 // layers that no measurement has found yet are walked now. A layer that is not walked within
 // firstSlice is partial. Before the first measurement only At, the directories and Writable are set.
 // It returns false if the store's layout is not known.
-func (m *Meter) Complete(s Store, containers []model.ContainerID) (Figures, bool) {
+func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, bool) {
 	f, known := m.Read(s)
 	missing := m.withFirst(&f, s, containers)
 	if known && len(missing) == 0 {
@@ -48,7 +48,7 @@ func (m *Meter) Complete(s Store, containers []model.ContainerID) (Figures, bool
 
 // withFirst adds what earlier calls have walked to the usage, and returns the containers that are
 // still missing.
-func (m *Meter) withFirst(f *Figures, s Store, containers []model.ContainerID) (missing []model.ContainerID) {
+func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerID) (missing []model.ContainerID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.firstOf != s {

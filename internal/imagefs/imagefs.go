@@ -1,6 +1,6 @@
 // Package imagefs measures what images and the writable layers of containers take of the file
 // systems that Docker keeps them in. It walks their directories beside the calls that ask for the
-// figures: the layers of images once, since they never change, those of containers again and again
+// result: the layers of images once, since they never change, those of containers again and again
 // within a budget.
 package imagefs
 
@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Figures are one measurement.
-type Figures struct {
+// Measurement is what one walk over a store found.
+type Measurement struct {
 	At                     time.Time
 	Image, Container       Usage
 	ImageDir, ContainerDir string                      // on the file systems that they are on; equal if it is one
@@ -24,7 +24,7 @@ type Figures struct {
 }
 
 const (
-	fresh = 10 * time.Second // figures that are younger are not measured anew
+	fresh = 10 * time.Second // a younger measurement is not repeated
 	rest  = 20               // after a measurement it rests for so many times as long: at most 5 % of a core
 
 	// A layer that is not walked within walkSlice is slow. Slow layers together take slowShare of a
@@ -54,7 +54,7 @@ type Meter struct {
 	slice  time.Duration // walkSlice, but in tests
 
 	mu      sync.Mutex // guards the rest
-	last    *Figures
+	last    *Measurement
 	of      Store
 	first   map[model.ContainerID]Usage // layers that no measurement has found yet; see Complete
 	firstOf Store
@@ -82,7 +82,7 @@ func New(log *slog.Logger) *Meter {
 
 // Read returns the last usage of a store, false while there are none, and has new ones measured
 // if they are old. It does no work itself.
-func (m *Meter) Read(s Store) (Figures, bool) {
+func (m *Meter) Read(s Store) (Measurement, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	known := m.last != nil && m.of == s
@@ -93,7 +93,7 @@ func (m *Meter) Read(s Store) (Figures, bool) {
 		}
 	}
 	if !known {
-		return Figures{}, false
+		return Measurement{}, false
 	}
 	return *m.last, true
 }
@@ -151,11 +151,11 @@ func errUnknownLayout(s Store) error {
 }
 
 // measure walks what is new and what may have changed.
-func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
+func (m *Meter) measure(ctx context.Context, s Store) (Measurement, error) {
 	l, err := m.layout(s)
 	defer l.close()
 	if err != nil {
-		return Figures{}, err
+		return Measurement{}, err
 	}
 
 	present := make(map[string]bool, len(l.layers))
@@ -171,12 +171,12 @@ func (m *Meter) measure(ctx context.Context, s Store) (Figures, error) {
 		if st.slow {
 			slow = append(slow, d)
 		} else if err := m.advance(ctx, l, d, st); err != nil {
-			return Figures{}, err
+			return Measurement{}, err
 		}
 	}
 	m.forget(present)
 	if err := m.advanceSlow(ctx, l, slow); err != nil {
-		return Figures{}, err
+		return Measurement{}, err
 	}
 	return m.sum(l), nil
 }
@@ -260,8 +260,8 @@ func (m *Meter) forget(present map[string]bool) {
 }
 
 // sum adds up what is known of the layers.
-func (m *Meter) sum(l layout) Figures {
-	f := Figures{
+func (m *Meter) sum(l layout) Measurement {
+	f := Measurement{
 		At:           time.Now(),
 		ImageDir:     l.images,
 		ContainerDir: l.containers,

@@ -42,7 +42,7 @@ func note(t *testing.T, root, id, layer string) {
 	}
 }
 
-func measureTwice(t *testing.T, m *Meter, s Store) Figures {
+func measureTwice(t *testing.T, m *Meter, s Store) Measurement {
 	t.Helper()
 	for range 2 {
 		if _, err := m.measure(t.Context(), s); err != nil {
@@ -140,7 +140,7 @@ func TestUnknownLayout(t *testing.T) {
 	}
 }
 
-// TestRead: a reader never waits; it gets figures of the store it asks for, and old ones have new ones measured.
+// TestRead: a reader never waits; it gets the measurement of its store, and an old one is repeated.
 func TestRead(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "overlay2/image/diff/a"), 100)
@@ -160,7 +160,7 @@ func TestRead(t *testing.T) {
 		}
 		synctest.Wait()
 		if again, _ := m.Read(s); again.At != f.At {
-			t.Error("fresh figures were measured anew")
+			t.Error("a fresh measurement was repeated")
 		}
 		time.Sleep(fresh + time.Second)
 		if old, _ := m.Read(s); old.At != f.At {
@@ -168,11 +168,11 @@ func TestRead(t *testing.T) {
 		}
 		synctest.Wait()
 		if renewed, _ := m.Read(s); renewed.At == f.At {
-			t.Error("old figures were not measured anew")
+			t.Error("an old measurement was not repeated")
 		}
 		for range 3 {
 			if f, ok := m.Read(Store{Driver: "zfs", Root: root}); ok {
-				t.Errorf("figures of another store: %+v", f)
+				t.Errorf("a measurement of another store: %+v", f)
 			}
 			time.Sleep(time.Second)
 		}

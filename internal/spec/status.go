@@ -31,11 +31,6 @@ func (s *Sandbox) Item() *runtimeapi.PodSandbox {
 	}
 }
 
-// Attributes say whose figures they are (PodSandboxStats).
-func (s *Sandbox) Attributes() *runtimeapi.PodSandboxAttributes {
-	return &runtimeapi.PodSandboxAttributes{Id: string(s.ID), Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations}
-}
-
 // Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a pod on the host network has none.
 func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 	n := &runtimeapi.PodSandboxNetworkStatus{}
@@ -60,11 +55,6 @@ func (c *Container) Item() *runtimeapi.Container {
 		ImageRef: c.ImageRef, ImageId: string(c.ImageID), State: c.State, CreatedAt: nanos(c.CreatedAt),
 		Labels: c.Labels, Annotations: c.Annotations,
 	}
-}
-
-// Attributes say whose figures they are (ContainerStats).
-func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
-	return &runtimeapi.ContainerAttributes{Id: string(c.ID), Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations}
 }
 
 // Status is the answer to ContainerStatus. A container whose start failed has no time of a start; for

@@ -1,4 +1,4 @@
-package cri
+package podstats
 
 import (
 	"time"
@@ -6,12 +6,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 )
 
-// Messages of stats are made here only. A kubelet uses some of their sub-messages without a check and
-// crashes without them (test/answers lists them), so a constructor returns a message with all of
-// those, or nil.
+// All messages of stats are built in this file. A kubelet uses some of their sub-messages without a
+// check and crashes without them (test/answers lists them), so a constructor returns a message with
+// all of those, or nil.
 
 // newNetworkUsage returns the network of a pod. It is nil without the default interface, which a
 // kubelet uses without a check (addCRIPodNetworkStats): while a pod is torn down, its processes
@@ -47,6 +49,15 @@ func newFilesystemUsage(at time.Time, dir string, bytes uint64, inodes *uint64) 
 	}
 }
 
+// sizesOf returns what images take by the sizes that the engine reports.
+func sizesOf(images []*spec.Image, dir string) imagefs.Measurement {
+	m := imagefs.Measurement{At: time.Now(), ImageDir: dir, ContainerDir: dir}
+	for _, i := range images {
+		m.Image.Bytes += uint64(max(i.Size, 0))
+	}
+	return m
+}
+
 func value(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
 
 func optional(n *uint64) *runtimeapi.UInt64Value {
@@ -56,8 +67,8 @@ func optional(n *uint64) *runtimeapi.UInt64Value {
 	return value(*n)
 }
 
-// left returns the unused part of a limit, nil without a limit.
-func left(limit *uint64, used uint64) *runtimeapi.UInt64Value {
+// unused returns the rest of a limit, nil without a limit.
+func unused(limit *uint64, used uint64) *runtimeapi.UInt64Value {
 	if limit == nil {
 		return nil
 	}
@@ -78,7 +89,7 @@ func memoryUsage(u stats.Usage) *runtimeapi.MemoryUsage {
 	return &runtimeapi.MemoryUsage{
 		Timestamp:       u.At.UnixNano(),
 		WorkingSetBytes: value(m.WorkingSet),
-		AvailableBytes:  left(m.Limit, m.WorkingSet),
+		AvailableBytes:  unused(m.Limit, m.WorkingSet),
 		UsageBytes:      value(m.Usage),
 		RssBytes:        value(m.RSS),
 		PageFaults:      value(m.Faults),
@@ -94,11 +105,11 @@ func swapUsage(u stats.Usage) *runtimeapi.SwapUsage {
 	return &runtimeapi.SwapUsage{
 		Timestamp:          u.At.UnixNano(),
 		SwapUsageBytes:     value(u.Swap.Usage),
-		SwapAvailableBytes: left(u.Swap.Limit, u.Swap.Usage),
+		SwapAvailableBytes: unused(u.Swap.Limit, u.Swap.Usage),
 	}
 }
 
-// ioUsage is the pressure alone; there is nothing else in it.
+// ioUsage returns the pressure, which is all that the message has.
 func ioUsage(u stats.Usage) *runtimeapi.IoUsage {
 	if u.IOPressure == nil {
 		return nil

@@ -1,0 +1,204 @@
+package podstats
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/wire"
+)
+
+// maxInterfaces bounds the network devices of one answer, since a pod with NET_ADMIN may create very
+// many: each pod has a fair share of 1,024, and at least 4 and at most 32.
+func maxInterfaces(pods int) int { return min(max(1024/max(pods, 1), 4), 32) }
+
+// runningPod is a pod with its running containers. A pod whose pause has ended runs as long as a
+// container does.
+type runningPod struct {
+	*spec.Sandbox
+	containers []*spec.Container
+
+	// anchor and pid are a process in the pod's control group and network namespace: that of the
+	// pause or, without it, of a container.
+	anchor string
+	pid    int
+}
+
+// runningPods returns those of these pods that run, in the same order.
+func (r *Reporter) runningPods(sandboxes []*spec.Sandbox) []runningPod {
+	of := make(map[string][]*spec.Container, len(sandboxes))
+	for _, c := range r.View.Containers() {
+		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			of[string(c.SandboxID)] = append(of[string(c.SandboxID)], c)
+		}
+	}
+
+	out := make([]runningPod, 0, len(sandboxes))
+	for _, sb := range sandboxes {
+		p := runningPod{
+			Sandbox:    sb,
+			containers: of[string(sb.ID)],
+			anchor:     string(sb.ID),
+			pid:        sb.Pid,
+		}
+		if !sb.Running {
+			if len(p.containers) == 0 {
+				continue
+			}
+			p.anchor, p.pid = string(p.containers[0].ID), p.containers[0].Pid
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// Pod reports the stats of a pod as a whole, and of each of its running containers. NotFound for an
+// unknown ID, FailedPrecondition if neither the pause nor a container runs.
+func (r *Reporter) Pod(id string) (*runtimeapi.PodSandboxStats, error) {
+	sb, err := r.View.Sandbox(id)
+	if err != nil {
+		return nil, err
+	}
+	running := r.runningPods([]*spec.Sandbox{sb})
+	if len(running) == 0 {
+		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+	}
+	return r.pod(running[0], r.layers(), maxInterfaces(1))
+}
+
+// Pods reports the stats of running pods, newest first. nil is every pod. One that ends meanwhile is
+// left out.
+func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
+	filter := &runtimeapi.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()}
+	sandboxes := r.View.Sandboxes()
+	defer r.podAttributes.Keep(sandboxes)
+	defer r.containerAttributes.Keep(r.View.Containers())
+	var matching []*spec.Sandbox
+	for _, sb := range sandboxes {
+		if spec.MatchSandbox(filter, sb) {
+			matching = append(matching, sb)
+		}
+	}
+
+	layers, pods := r.layers(), r.runningPods(matching)
+	all := inParallel(pods, func(p runningPod) *runtimeapi.PodSandboxStats {
+		one, err := r.pod(p, layers, maxInterfaces(len(pods)))
+		if err != nil {
+			r.logUnreadable("sandbox", string(p.ID), err)
+		}
+		return one
+	})
+	return slices.DeleteFunc(all, func(one *runtimeapi.PodSandboxStats) bool { return one == nil })
+}
+
+// minPerThread is the number of items that is worth a thread.
+const minPerThread = 8
+
+// inParallel calls do with each item, on up to GOMAXPROCS threads, and returns the results in the
+// order of the items.
+func inParallel[T, R any](items []T, do func(T) R) []R {
+	out := make([]R, len(items))
+	threads := min(runtime.GOMAXPROCS(0), len(items)/minPerThread)
+	var next atomic.Int64
+	work := func() {
+		for i := next.Add(1) - 1; int(i) < len(items); i = next.Add(1) - 1 {
+			out[i] = do(items[i])
+		}
+	}
+
+	var others sync.WaitGroup
+	for range threads - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return out
+}
+
+// pod reads the pod's own control group or, where it has none, adds up those of its containers and
+// its pause. Attributes are encoded already; see package wire.
+func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*runtimeapi.PodSandboxStats, error) {
+	sum, err := r.Usage.Pod(p.anchor, p.pid, p.Metadata.GetUid())
+	own := err == nil
+	if !own && !errors.Is(err, stats.ErrNoPodGroup) {
+		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	var processes uint64
+	if p.Running {
+		if err := r.addPause(&sum, &processes, p, own); err != nil {
+			return nil, err
+		}
+	}
+
+	linux := &runtimeapi.LinuxPodSandboxStats{}
+	for _, c := range p.containers {
+		u, err := r.Usage.Container(string(c.ID), c.Pid)
+		n, err2 := r.Usage.Processes(string(c.ID), c.Pid)
+		if err != nil || err2 != nil {
+			continue // it has ended
+		}
+		if !own {
+			sum.Add(u)
+		}
+		processes += n
+		one, err := r.newContainerStats(c, u, l)
+		if err != nil {
+			return nil, err
+		}
+		linux.Containers = append(linux.Containers, one)
+	}
+	linux.Cpu, linux.Memory, linux.Io = cpuUsage(sum), memoryUsage(sum), ioUsage(sum)
+	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(processes)}
+
+	if linux.Network, err = r.networkUsage(p, interfaces); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	attributes, err := r.podAttributes.Item(p.Sandbox)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	return wire.Carry(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
+}
+
+// addPause adds the processes of the pause and, if the pod has no control group of its own, the usage
+// of the pause.
+func (r *Reporter) addPause(sum *stats.Usage, processes *uint64, p runningPod, own bool) error {
+	n, err := r.Usage.Processes(string(p.ID), p.Pid)
+	if err != nil {
+		return fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	*processes += n
+	if own {
+		return nil
+	}
+
+	u, err := r.Usage.Container(string(p.ID), p.Pid)
+	if err != nil {
+		return fmt.Errorf("sandbox %s: %w", p.ID, err)
+	}
+	sum.Add(u)
+	return nil
+}
+
+// networkUsage reads the network of a pod, nil on the host's and without a default interface.
+func (r *Reporter) networkUsage(p runningPod, interfaces int) (*runtimeapi.NetworkUsage, error) {
+	if p.HostNetwork() {
+		return nil, nil
+	}
+	now := time.Now()
+	devices, err := r.Usage.Network(p.anchor, p.pid, interfaces)
+	if err != nil {
+		return nil, err
+	}
+	return newNetworkUsage(now, devices), nil
+}

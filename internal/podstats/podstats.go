@@ -1,0 +1,139 @@
+// Package podstats reports what pods, containers and images use: the stats of the CRI, its metrics,
+// and the same metrics under cAdvisor's names for Prometheus. A call reads the kernel and memory
+// only, never the engine.
+package podstats
+
+import (
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/imagefs"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/stats"
+	"cri-dockerd/internal/view"
+	"cri-dockerd/internal/wire"
+)
+
+// View is what runs on this node, from memory; see view.View. Records are shared: read only.
+type View interface {
+	Engine() view.EngineState
+	Sandbox(id string) (*spec.Sandbox, error)
+	Container(id string) (*spec.Container, error)
+	Sandboxes() []*spec.Sandbox
+	Containers() []*spec.Container
+	Images() ([]*spec.Image, error)
+}
+
+// Usage is what running processes use; see package stats. A pod is named by any process of it that
+// runs, its pause or a container. NotFound if the process has ended.
+type Usage interface {
+	Container(id string, pid int) (stats.Usage, error)
+	// Pod is stats.ErrNoPodGroup for a pod without a control group of its own.
+	Pod(id string, pid int, uid string) (stats.Usage, error)
+	Processes(id string, pid int) (uint64, error)
+	Network(id string, pid, most int) ([]stats.Interface, error)
+	// Forget closes what is held open for a container or pause that is being removed.
+	Forget(id string)
+}
+
+// Details are what only metrics need; see package stats. Errors are those of Usage.
+type Details interface {
+	ContainerDetails(id string, pid int) (stats.Details, error)
+	PodDetails(id string, pid int, uid string) (stats.Details, error)
+	Descriptors(id string, pid int) (stats.Processes, error)
+	LogBytes(id, path string) (uint64, error)
+	Path(id string, pid int) string
+	FileSystem(dir string) (stats.FileSystem, error)
+	Device(major, minor uint32) string
+}
+
+// ImageFS is the disk usage of images and writable layers; see package imagefs.
+type ImageFS interface {
+	// Read returns the last measurement of a store, false while there is none. It does no work.
+	Read(s imagefs.Store) (imagefs.Measurement, bool)
+	// Complete returns the last measurement too, and measures these containers if they are not in
+	// it. It returns false if it cannot know the store.
+	Complete(s imagefs.Store, containers []model.ContainerID) (imagefs.Measurement, bool)
+}
+
+// Config has the sources of a Reporter, all required.
+type Config struct {
+	View    View
+	Usage   Usage
+	Details Details
+	ImageFS ImageFS
+	Log     *slog.Logger
+}
+
+// Reporter reports stats and metrics. It is safe for concurrent use.
+type Reporter struct {
+	Config
+	podAttributes       *wire.Cache[spec.Sandbox]
+	containerAttributes *wire.Cache[spec.Container]
+	metricsSize         atomic.Int64 // of the last Metrics, in bytes
+}
+
+// New returns a Reporter.
+func New(c Config) *Reporter {
+	return &Reporter{
+		Config:              c,
+		podAttributes:       wire.NewCache(func(sb *spec.Sandbox) proto.Message { return sb.Attributes() }),
+		containerAttributes: wire.NewCache(func(c *spec.Container) proto.Message { return c.Attributes() }),
+	}
+}
+
+// Forget closes what is held open for a container or sandbox that is being removed.
+func (r *Reporter) Forget(id string) { r.Usage.Forget(id) }
+
+// ImageFileSystem reports the disk usage of images and of the writable layers of containers, as last
+// measured in the background. Until the first measurement, and with storage drivers whose layout is
+// not known, it is the sum of the images' sizes, without inodes.
+func (r *Reporter) ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error) {
+	host := r.View.Engine().Host
+	m, measured := r.ImageFS.Read(storeOf(host))
+	if !measured {
+		images, err := r.View.Images()
+		if err != nil {
+			return nil, err
+		}
+		m = sizesOf(images, host.RootDir)
+	}
+
+	usage := func(dir string, u imagefs.Usage) []*runtimeapi.FilesystemUsage {
+		inodes := &u.Inodes
+		if !measured {
+			inodes = nil
+		}
+		return []*runtimeapi.FilesystemUsage{newFilesystemUsage(m.At, dir, u.Bytes, inodes)}
+	}
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     usage(m.ImageDir, m.Image),
+		ContainerFilesystems: usage(m.ContainerDir, m.Container),
+	}, nil
+}
+
+// layers returns the writable layers as last measured.
+func (r *Reporter) layers() imagefs.Measurement {
+	m, _ := r.ImageFS.Read(storeOf(r.View.Engine().Host))
+	return m
+}
+
+func storeOf(host spec.Host) imagefs.Store {
+	return imagefs.Store{
+		Driver:     host.StorageDriver,
+		Root:       host.RootDir,
+		Containerd: host.ContainerdStore,
+	}
+}
+
+// logUnreadable logs why stats are missing, unless their process has ended.
+func (r *Reporter) logUnreadable(kind, id string, err error) {
+	if !errdefs.IsNotFound(err) {
+		r.Log.Debug("stats cannot be read", kind, id, "err", err)
+	}
+}
