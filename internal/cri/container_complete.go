@@ -98,7 +98,7 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 			return
 		}
 		s.Log.Warn("starts of containers were missed; all containers are checked", "err", err)
-		s.debts.signal() // removals were missed as well
+		s.Reclaimer.RequestReclaim() // removals were missed as well
 	}
 }
 

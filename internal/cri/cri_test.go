@@ -44,6 +44,8 @@ type world struct {
 	beforeLog func()
 
 	engine    *enginetest.Fake
+	network   *podnet.Manager
+	later     atomic.Int64 // the difference of the network's clock, in nanoseconds
 	attached  map[string]bool
 	adopted   map[string]bool // by the network
 	pins      map[string]bool
@@ -164,7 +166,9 @@ func (n fakeNetwork) Attached() []string {
 }
 func (n fakeNetwork) Ready() error                      { return n.fails("network ready") }
 func (n fakeNetwork) SetPodCIDR(_ []netip.Prefix) error { return nil }
-func (n fakeNetwork) Mode() string                      { return "none" }
+func (n fakeNetwork) Connector() podnet.Connector       { return n }
+func (n fakeNetwork) Run(context.Context)               {}
+func (n fakeNetwork) Close() error                      { return nil }
 
 type fakePins struct{ *world }
 
@@ -349,7 +353,27 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		ImageFS: imagefs.New(log),
 		Log:     log,
 	})
-	return New(Deps{Log: log, Engine: w.engine, View: view, Network: fakeNetwork{w}, Pins: fakePins{w}, Checkpoints: w.files, Logs: fakeLogs{w}, Stats: reporter, Volumes: fakeVolumes{w}, Streams: fakeStreams{}, EngineNetNS: engineNetNS}), w
+	w.network = podnet.NewManager(podnet.ManagerConfig{
+		Network:     fakeNetwork{w},
+		Namespaces:  fakePins{w},
+		Pins:        fakePins{w},
+		Checkpoints: w.files,
+		Now:         func() time.Time { return time.Now().Add(time.Duration(w.later.Load())) },
+		Log:         log,
+	})
+	return New(Deps{
+		Log:         log,
+		Engine:      w.engine,
+		View:        view,
+		Network:     w.network,
+		Node:        w.network,
+		Reclaimer:   w.network,
+		Logs:        fakeLogs{w},
+		Stats:       reporter,
+		Volumes:     fakeVolumes{w},
+		Streams:     fakeStreams{},
+		EngineNetNS: engineNetNS,
+	}), w
 }
 
 // pod is a small pod with a name of its own.

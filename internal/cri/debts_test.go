@@ -30,17 +30,15 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 			t.Fatalf("the plugin's error is not passed on: %v, %v", stop, remove)
 		}
 	}
-	s.debts.mu.Lock()
-	s.debts.since[id] = time.Now().Add(-debtPatience)
-	s.debts.mu.Unlock()
+	w.later.Add(int64(time.Minute))
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
-		t.Fatalf("after %v: %v", debtPatience, err)
+		t.Fatalf("after a minute: %v", err)
 	}
 	if _, err := s.View.Sandbox(id); !errdefs.IsNotFound(err) {
 		t.Errorf("the pod is still there: %v", err)
 	}
 	select {
-	case <-s.Leftovers():
+	case <-w.network.Leftovers():
 	default:
 		t.Error("recovery was not woken")
 	}

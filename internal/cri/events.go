@@ -32,7 +32,7 @@ func (s *Service) event(c *view.Change) *runtimeapi.ContainerEventResponse {
 		ContainerId: string(c.ID), ContainerEventType: c.Type, CreatedAt: c.At.UnixNano(), ContainersStatuses: statuses(c.Containers),
 	}
 	if c.Sandbox != nil {
-		e.PodSandboxStatus = c.Sandbox.Status(s.addresses(c.Sandbox))
+		e.PodSandboxStatus = c.Sandbox.Status(s.Network.Addresses(c.Sandbox))
 	}
 	return e
 }

@@ -1,8 +1,20 @@
 package cri
 
 import (
+	"context"
+	"fmt"
 	"sync"
+	"syscall"
 	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/spec"
+)
+
+const (
+	joinDeadline = 5 * time.Second // the pause joins within microseconds of its start
+	joinInterval = time.Millisecond
 )
 
 // How long the engine makes pods' network namespaces after a pause did not join one of ours. It doubles
@@ -21,7 +33,7 @@ const maxJoinFailures = 3
 // works, has the engine make the namespaces for a while.
 type joining struct {
 	configured string        // why the engine always makes the namespaces, "" if it need not
-	patience   time.Duration // with a pause that has started and not joined
+	timeout    time.Duration // of a pause that has started and not joined
 
 	mu       sync.Mutex
 	proven   bool          // a pause has joined
@@ -88,4 +100,57 @@ func (j *joining) retry() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.until, j.pause = time.Time{}, 0
+}
+
+// joinError is an error of a step at which the engine may refuse a namespace of ours.
+type joinError struct{ err error }
+
+func (e *joinError) Error() string { return e.err.Error() }
+func (e *joinError) Unwrap() error { return e.err }
+
+// asJoinError marks an error of the engine: it may not see our mounts, or not permit them.
+func asJoinError(err error) error {
+	if err == nil || errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+		return err
+	}
+	return &joinError{err}
+}
+
+// awaitJoined waits until a pause has joined its namespace.
+func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
+	tick := time.NewTicker(joinInterval)
+	defer tick.Stop()
+	for deadline := time.Now().Add(s.joining.timeout); !s.Network.HasJoined(sb.ID, sb.Pid); {
+		if time.Now().After(deadline) {
+			return &joinError{fmt.Errorf("the pause process did not join the pod's network namespace within %v: %w",
+				s.joining.timeout, errdefs.ErrUnavailable)}
+		}
+		if now, err := s.View.Sandbox(string(sb.ID)); err == nil && !now.Running {
+			return ended(now)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// ended is the error of a pause that ended at once. The exit code of the embedded one says what it
+// could not do (engine/pause/src).
+func ended(sb *spec.Sandbox) error {
+	why := fmt.Sprintf("exit code %d", sb.ExitCode)
+	switch {
+	case !sb.OwnNetNS:
+		return fmt.Errorf("the pause process ended at once (%s): %w", why, errdefs.ErrUnavailable)
+	case sb.ExitCode == 200:
+		why = "it could not give up its privileges"
+	case sb.ExitCode > 100:
+		why = "open its network namespace: " + syscall.Errno(sb.ExitCode-100).Error()
+	case sb.ExitCode > 0:
+		why = "setns: " + syscall.Errno(sb.ExitCode).Error()
+	}
+	return &joinError{fmt.Errorf("the pause process could not join the pod's network namespace (%s): %w",
+		why, errdefs.ErrUnavailable)}
 }

@@ -11,7 +11,7 @@ import (
 // TestFallBackIsTemporary: one hiccup of the engine has it make the namespaces for a while only.
 func TestFallBackIsTemporary(t *testing.T) {
 	s, w := newService(t)
-	s.joining.patience = 10 * time.Millisecond
+	s.joining.timeout = 10 * time.Millisecond
 	own := func() bool {
 		t.Helper()
 		sb, err := s.View.Sandbox(runPod(t, s, w.pod()))
@@ -49,7 +49,7 @@ func TestFallBackIsTemporary(t *testing.T) {
 // TestFallBackEndsWithTheConnection: after the engine was connected anew, the next pod tries.
 func TestFallBackEndsWithTheConnection(t *testing.T) {
 	s, w := newService(t)
-	s.joining.patience = 10 * time.Millisecond
+	s.joining.timeout = 10 * time.Millisecond
 	w.stray.Store(true)
 	runPod(t, s, w.pod())
 	w.stray.Store(false)
@@ -65,7 +65,7 @@ func TestFallBackEndsWithTheConnection(t *testing.T) {
 // run with namespaces of the engine's.
 func TestTrustEnds(t *testing.T) {
 	s, w := newService(t)
-	s.joining.patience = 10 * time.Millisecond
+	s.joining.timeout = 10 * time.Millisecond
 	runPod(t, s, w.pod())
 	w.stray.Store(true)
 	for i := 1; i < maxJoinFailures; i++ {

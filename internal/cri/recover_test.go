@@ -136,7 +136,7 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-s.Leftovers():
+	case <-w.network.Leftovers():
 	case <-time.After(20 * time.Second):
 		t.Fatal("no recovery was requested")
 	}
@@ -145,7 +145,7 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 	}
 	w.nothingLeft(t, s)
 	select {
-	case <-s.Leftovers():
+	case <-w.network.Leftovers():
 		t.Error("another recovery was requested")
 	default:
 	}

@@ -41,9 +41,9 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		runtime.Status, runtime.Reason, runtime.Message = false, logs.Reason, logs.Message
 	}
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
-	if err := s.Network.Ready(); err != nil {
+	if notice, err := s.Node.State(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
-	} else if notice := s.Network.Notice(); notice != "" {
+	} else if notice != "" {
 		network.Reason, network.Message = "NetworkNotice", notice
 	}
 	resp := &runtimeapi.StatusResponse{
@@ -81,7 +81,7 @@ func (s *Service) netnsCondition(host spec.Host) *runtimeapi.RuntimeCondition {
 	if reason == "" {
 		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
 	}
-	if s.Network.Mode() != "none" {
+	if !s.Node.ConnectsPods() {
 		reason = "the engine connects the pods"
 	}
 	if reason != "" {
@@ -131,5 +131,5 @@ func (s *Service) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRun
 		}
 		cidrs = append(cidrs, p.Masked())
 	}
-	return &runtimeapi.UpdateRuntimeConfigResponse{}, s.Network.SetPodCIDR(cidrs)
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, s.Node.SetPodCIDR(cidrs)
 }

@@ -32,7 +32,7 @@ func netnsOf(t *testing.T, s *Service) *runtimeapi.RuntimeCondition {
 // engine's, and so do all others.
 func TestPausesThatCannotJoin(t *testing.T) {
 	s, w := newService(t)
-	s.joining.patience = 10 * time.Millisecond
+	s.joining.timeout = 10 * time.Millisecond
 	w.stray.Store(true)
 	for range 2 {
 		sb, err := s.View.Sandbox(runPod(t, s, w.pod()))
@@ -48,7 +48,7 @@ func TestPausesThatCannotJoin(t *testing.T) {
 // TestPauseThatDoesNotJoin is one among others that do: its pod fails.
 func TestPauseThatDoesNotJoin(t *testing.T) {
 	s, w := newService(t)
-	s.joining.patience = 10 * time.Millisecond
+	s.joining.timeout = 10 * time.Millisecond
 	id := runPod(t, s, w.pod())
 	if sb, err := s.View.Sandbox(id); err != nil || !sb.OwnNetNS || sb.HostNetwork() {
 		t.Errorf("%+v, %v", sb, err)

@@ -25,7 +25,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 	defer sb.unlock()
 
 	// Somebody may have removed the pause; its containers and its network may be left.
-	if !sb.isKnown() && len(s.View.ContainersOf(sb.ID)) == 0 && !s.holdsNetwork(sb.ID) {
+	if !sb.isKnown() && len(s.View.ContainersOf(sb.ID)) == 0 && !s.Node.Holds(sb.ID) {
 		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
 	if err := s.removeSandbox(ctx, sb); err != nil {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
@@ -14,9 +16,12 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// RunPodSandbox makes a pod's sandbox and returns when it is ready (CRI RunPodSandbox). A call that fails leaves nothing; one that is
-// repeated returns the sandbox that is there, and what an earlier attempt left is cleared first.
-func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+// RunPodSandbox creates and starts a pod's sandbox and returns when it is ready (CRI RunPodSandbox). A
+// failed call leaves nothing. A repeated one returns the existing sandbox, and clears first what an
+// earlier attempt may have left.
+func (s *Service) RunPodSandbox(
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest,
+) (*runtimeapi.RunPodSandboxResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
 		return nil, err
@@ -27,42 +32,113 @@ func (s *Service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 		return nil, fmt.Errorf("run sandbox: %w", err)
 	}
 	defer unlock()
-	id, err := s.makeSandbox(ctx, r, host)
+
+	run := s.runWithEngineNetNS
+	if s.canOwnNetNS(r, host) {
+		run = s.runWithOwnNetNS
+	}
+	id, err := run(ctx, r, host)
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
 }
 
-// makeSandboxIn makes a sandbox that joins a network namespace of ours, or one of the engine's if netns is "". A sandbox image that was removed
-// a moment ago, so that the view does not know it yet, is got again.
-func (s *Service) makeSandboxIn(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (model.ContainerID, error) {
-	id, err := s.tryToMakeSandbox(ctx, r, host, netns)
-	if !errdefs.IsNotFound(err) {
-		return id, err
+// canOwnNetNS reports whether the pod is to get a network namespace of ours. It is made before the
+// pause, so that plugins connect it while the engine starts the pause, which joins it; see
+// docs/adr/0005.
+func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host) bool {
+	options := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if options.GetNetwork() == runtimeapi.NamespaceMode_NODE || !s.Node.ConnectsPods() {
+		return false
 	}
-	if refreshErr := s.View.RefreshImages(ctx); refreshErr != nil {
-		return "", errors.Join(err, refreshErr)
+	if reason := spec.EngineNetNS(r, host); reason != "" {
+		pod := spec.SandboxName(r.GetConfig().GetMetadata())
+		s.Log.Debug("the engine makes the pod's network namespace", "pod", pod, "reason", reason)
+		return false
 	}
-	return s.tryToMakeSandbox(ctx, r, host, netns)
+	return s.joining.try(time.Now()) // last, since it may be this pod's turn to try
 }
 
-func (s *Service) tryToMakeSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (model.ContainerID, error) {
+// runWithOwnNetNS runs a sandbox with a network namespace of ours. If the pause cannot join it, and has
+// not done so on this node before, the engine makes the namespace, now and for a while.
+func (s *Service) runWithOwnNetNS(
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+) (model.ContainerID, error) {
+	id, err := s.runJoined(ctx, r, host)
+	var join *joinError
+	if !errors.As(err, &join) || ctx.Err() != nil || s.joining.isTrusted() {
+		return id, err
+	}
+
+	id, err = s.runWithEngineNetNS(ctx, r, host)
+	if err != nil {
+		return "", err // the namespace was not the reason
+	}
+	until := s.joining.fallBack(join.Error(), time.Now())
+	s.Log.Warn("pods' network namespaces are the engine's for now", "reason", join, "until", until)
+	return id, nil
+}
+
+func (s *Service) runJoined(
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+) (model.ContainerID, error) {
+	netns, drop, err := s.Network.Prepare(spec.NetSysctls(r.GetConfig()))
+	if errdefs.IsInvalidArgument(err) {
+		return "", fmt.Errorf("config.linux.sysctls: %w", err)
+	} else if err != nil {
+		return "", &joinError{err}
+	}
+	defer drop() // it lives on in the sandbox, if there is one
+
 	create, err := s.translateSandbox(ctx, r, host, netns)
 	if err != nil {
 		return "", err
 	}
-	return s.runSandbox(ctx, r.GetConfig(), create, netns)
+	return s.runPause(ctx, create, func(id model.ContainerID) error {
+		release, err := s.Network.Keep(ctx, id, netns)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return s.startAndConnect(ctx, id, r.GetConfig())
+	})
 }
 
-// translateSandbox gathers what the translation needs and is the last step that touches nothing but images.
-func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string) (*spec.Create, error) {
+// runWithEngineNetNS runs a sandbox with a network namespace that the engine makes with the pause.
+func (s *Service) runWithEngineNetNS(
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+) (model.ContainerID, error) {
+	create, err := s.translateSandbox(ctx, r, host, "")
+	if err != nil {
+		return "", err
+	}
+	return s.runPause(ctx, create, func(id model.ContainerID) error {
+		sb, err := s.startPause(ctx, id)
+		if err != nil {
+			return err
+		}
+		return s.connect(ctx, sb, r.GetConfig())
+	})
+}
+
+// translateSandbox collects the input of the translation and translates. Only images may be changed by
+// then. netns is a namespace of Prepare, or "" for one of the engine's.
+func (s *Service) translateSandbox(
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string,
+) (*spec.Create, error) {
 	profile, err := readSeccomp(spec.SandboxSeccompFile(r.GetConfig()))
 	if err != nil {
 		return nil, err
 	}
-	o := spec.SandboxOptions{Host: host, RuntimeHandler: r.GetRuntimeHandler(), NetworkMode: s.Network.Mode(), NetNS: netns, SeccompProfile: profile}
-	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled for nothing
+	o := spec.SandboxOptions{
+		Host:           host,
+		RuntimeHandler: r.GetRuntimeHandler(),
+		NetworkMode:    spec.NetworkMode(s.Node.ConnectsPods()),
+		NetNS:          netns,
+		SeccompProfile: profile,
+	}
+	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled in vain
 		return nil, err
 	}
 	if o.Image, err = s.Engine.PauseImage(ctx); err != nil {
@@ -71,9 +147,41 @@ func (s *Service) translateSandbox(ctx context.Context, r *runtimeapi.RunPodSand
 	return spec.NewSandbox(r.GetConfig(), o)
 }
 
-// runSandbox makes and starts the pause and connects the pod. What it acquires hangs on the container, so there is one undo for all: the
-// sandbox of that name is taken apart, network first; if that fails, it stays listed as not ready, and the kubelet or recovery tries again.
-func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, create *spec.Create, netns string) (id model.ContainerID, err error) {
+// runPause creates a pause and has its sandbox completed. It tries once more if something was removed a
+// moment ago: the sandbox image, so that the view still has it, or the pause (docker container prune).
+func (s *Service) runPause(
+	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
+) (model.ContainerID, error) {
+	id, err := s.tryPause(ctx, create, complete)
+	if !errdefs.IsNotFound(err) {
+		return id, err
+	}
+	if renewErr := s.renewPauseImage(ctx, create); renewErr != nil {
+		return "", errors.Join(err, renewErr)
+	}
+	return s.tryPause(ctx, create, complete)
+}
+
+// renewPauseImage provides the sandbox image again.
+func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) error {
+	if err := s.View.RefreshImages(ctx); err != nil {
+		return err
+	}
+	image, err := s.Engine.PauseImage(ctx)
+	if err != nil {
+		return err
+	}
+	create.Config.Image = image.Source
+	return nil
+}
+
+// tryPause creates a pause and has its sandbox completed, under the lock of the sandbox. All that the
+// call acquires hangs on the container, so there is one undo for all: the sandbox of that name is
+// removed, network first. If that fails, it stays listed as not ready, and the kubelet or recovery
+// tries again.
+func (s *Service) tryPause(
+	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
+) (id model.ContainerID, err error) {
 	var u undo.Stack
 	var created model.ContainerID
 	u.Push("create", func(ctx context.Context) error { return s.undoSandbox(ctx, create.Name, created) })
@@ -82,9 +190,10 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 			err = errors.Join(err, u.Run(ctx, undoSandboxDeadline))
 		}
 	}()
-	id, err = s.createSandbox(ctx, create)
-	if err != nil {
-		return "", asJoinError(err, netns)
+
+	id, isRunning, err := s.createPause(ctx, create)
+	if err != nil || isRunning {
+		return id, err
 	}
 	sb, err := s.lockSandbox(ctx, string(id))
 	if err != nil {
@@ -92,147 +201,109 @@ func (s *Service) runSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConf
 	}
 	defer sb.unlock() // before the undo, which locks what it removes
 	created = id
-
-	if s.isReady(sb.Sandbox) {
-		return id, nil
-	}
-	if netns != "" {
-		return id, s.startJoined(ctx, id, cfg, netns)
-	}
-	started, err := s.startPause(ctx, id)
-	if err != nil {
-		return "", err
-	}
-	return id, s.connect(ctx, started, cfg)
+	return id, complete(id)
 }
 
-const (
-	undoPause   = 100 * time.Millisecond // before the second try of an undo, five times as much before the third
-	undoTries   = 3
-	quickFailed = 10 * time.Second // a try that took longer has waited for what does not answer, and is not repeated
-)
-
-// undoSandbox takes apart what a failed call has made. It tries again what fails quickly: a plugin
-// whose ADD was cut off may fail at the first DEL and succeed at the second. The bridge plugin, for
-// one, fails at a rule that was never made, and does not look for rules once the interface has
-// gone.
-func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
-	remove := func() error {
-		if created == "" { // a create that was cancelled or lost its answer may have happened
-			return s.removeByName(ctx, name)
-		}
-		return s.removeByID(ctx, created) // also what is left if somebody has removed the pause meanwhile
+// createPause creates the pause container. A name in use is the same pod, which is returned if it is
+// running, or a leftover, which is cleared once.
+func (s *Service) createPause(
+	ctx context.Context, create *spec.Create,
+) (id model.ContainerID, isRunning bool, err error) {
+	id, err = s.Engine.Create(ctx, create)
+	if !errdefs.IsConflict(err) {
+		return id, false, asJoinError(err)
 	}
 
-	pause := undoPause
-	for try := 1; ; try++ {
-		began := time.Now()
-		err := remove()
-		if err == nil || try == undoTries || time.Since(began) > quickFailed {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
-		}
-		pause *= 5
+	ready, clearErr := s.clearSandbox(ctx, create.Name)
+	if clearErr != nil {
+		return "", false, errors.Join(err, clearErr)
 	}
+	if ready != "" {
+		return ready, true, nil
+	}
+	id, err = s.Engine.Create(ctx, create)
+	return id, false, asJoinError(err)
 }
 
-// startPause starts the pause and returns what it is then.
+// startPause starts the pause and returns its record.
 func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.Sandbox, error) {
 	if err := s.Engine.Start(ctx, id); err != nil {
-		return nil, err
+		return nil, asJoinError(err)
 	}
 	if err := s.View.Refresh(ctx, id); err != nil {
-		return nil, err
+		return nil, asJoinError(err)
 	}
 	sb, err := s.View.Sandbox(string(id))
 	if err == nil && !sb.Running {
 		err = ended(sb)
 	}
-	return sb, err
+	return sb, asJoinError(err)
 }
 
-// createSandbox makes the pause container. A name in use is either the same pod running, which is returned, or a leftover, which is
-// cleared once.
-func (s *Service) createSandbox(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
-	id, err := s.Engine.Create(ctx, create)
-	if !errdefs.IsConflict(err) {
-		return id, err
-	}
-	ready, leftErr := s.clearSandbox(ctx, create.Name)
-	if leftErr != nil {
-		return "", errors.Join(err, leftErr)
-	}
-	if ready != "" {
-		return ready, nil
-	}
-	return s.Engine.Create(ctx, create)
-}
-
-// clearSandbox removes what an earlier attempt left under a name. The same pod is returned if it is
-// ready. AlreadyExists if the name is not a pod's of ours.
-func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.ContainerID, err error) {
-	id, o, err := s.Engine.FindByName(ctx, name)
-	if err != nil {
-		return "", notFoundIsFine(err)
-	}
-	if o.Sandbox == nil {
-		return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", id, errdefs.ErrAlreadyExists)
-	}
-	sb, err := s.lockFoundSandbox(ctx, id)
-	if err != nil {
-		return "", err
-	}
-	defer sb.unlock()
-
-	if s.isReady(sb.Sandbox) {
-		return id, nil
-	}
-	return "", s.removeSandbox(ctx, sb)
-}
-
-// lockFoundSandbox locks a sandbox that the engine has, whether or not the view knows it yet.
-func (s *Service) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*lockedSandbox, error) {
-	if err := s.View.Refresh(ctx, id); err != nil {
-		return nil, err
-	}
-	return s.lockSandbox(ctx, string(id))
-}
-
-// isReady says whether a pod has all that RunPodSandbox gives.
-func (s *Service) isReady(sb *spec.Sandbox) bool {
-	return sb.Ready() && (sb.HostNetwork() || s.connected(sb))
-}
-
-// removeByName takes apart what of ours has this name, if there is something.
-func (s *Service) removeByName(ctx context.Context, name string) error {
-	id, o, err := s.Engine.FindByName(ctx, name)
-	switch {
-	case err != nil:
-		return notFoundIsFine(err)
-	case o.Sandbox != nil:
-		return s.removeByID(ctx, id)
-	case o.Container != nil:
-		c, err := s.lockFoundContainer(ctx, id)
-		if err != nil {
-			return notFoundIsFine(err)
-		}
-		defer c.unlock()
-		return s.removeContainer(ctx, c)
-	}
-	return nil // somebody else's
-}
-
-// removeByID takes apart a sandbox, or what is left of one. It needs no inspect: the engine may
-// hang on that while it starts the pause.
-func (s *Service) removeByID(ctx context.Context, id model.ContainerID) error {
-	sb, err := s.lockSandbox(ctx, string(id))
-	if err != nil {
+// connect writes the pod's resolv.conf and connects the namespace that the engine made with the pause.
+func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+	if err := s.writeResolvConf(sb, cfg); err != nil {
 		return err
 	}
-	defer sb.unlock()
-	return s.removeSandbox(ctx, sb)
+	if sb.HostNetwork() {
+		return nil
+	}
+	if _, err := s.Network.Connect(ctx, sb, cfg); err != nil {
+		return err
+	}
+	return s.Network.Confirm(sb.ID)
 }
+
+// startAndConnect starts the pause and connects the namespace of Keep meanwhile. The pod is complete
+// when the pause has joined the namespace and the pod's files are written.
+func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg *runtimeapi.PodSandboxConfig) error {
+	g, both := errgroup.WithContext(ctx)
+	var ips []netip.Addr
+	g.Go(func() (err error) {
+		created := &spec.Sandbox{
+			ID:          id,
+			Metadata:    cfg.GetMetadata(),
+			Annotations: cfg.GetAnnotations(),
+			OwnNetNS:    true,
+		}
+		ips, err = s.Network.Connect(both, created, cfg)
+		return err
+	})
+	var sb *spec.Sandbox
+	g.Go(func() (err error) {
+		// A failed Connect does not cut off the start: nobody would know whether the pause runs.
+		if sb, err = s.startPause(ctx, id); err != nil {
+			return err
+		}
+		return s.awaitJoined(ctx, sb)
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+
+	if err := s.writeResolvConf(sb, cfg); err != nil {
+		return err
+	}
+	if sb.HostsPath != "" { // Docker has copied the node's
+		if err := s.writePodFile(sb.ID, sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips)); err != nil {
+			return fmt.Errorf("write the pod's hosts file: %w", err)
+		}
+	}
+	s.joining.succeeded()
+	return s.Network.Confirm(id)
+}
+
+// writeResolvConf writes the kubelet's DNS configuration, in place: the file is mounted in all of the
+// pod's containers.
+func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
+		return nil
+	}
+	if err := s.writePodFile(sb.ID, sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig())); err != nil {
+		return fmt.Errorf("write the pod's resolv.conf: %w", err)
+	}
+	return nil
+}
+
+// isReady reports whether a pod has all that RunPodSandbox gives.
+func (s *Service) isReady(sb *spec.Sandbox) bool { return sb.Ready() && s.Network.IsConnected(sb) }

@@ -41,7 +41,7 @@ func (s *Service) stopSandbox(ctx context.Context, sb *lockedSandbox) error {
 	var g errgroup.Group // every part is tried, whatever became of the others
 	errs := make([]error, 2)
 	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb.Sandbox); return nil })
-	g.Go(func() error { errs[1] = s.disconnect(ctx, sb.Sandbox); return nil })
+	g.Go(func() error { errs[1] = s.Network.Disconnect(ctx, sb.Sandbox); return nil })
 	_ = g.Wait()
 	// A container whose start was under way: either it is seen now, or its start sees that the pause does not run any more.
 	return errors.Join(append(errs, s.killAll(ctx, s.View.ContainersOf(sb.ID), nil))...)
@@ -70,8 +70,8 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 // stopOrphans stops what is left of a pod whose pause container somebody has removed.
 func (s *Service) stopOrphans(ctx context.Context, sb *lockedSandbox) error {
 	errs := []error{s.killAll(ctx, s.View.ContainersOf(sb.ID), nil)}
-	if s.holdsNetwork(sb.ID) {
-		errs = append(errs, s.disconnect(ctx, sb.Sandbox))
+	if s.Node.Holds(sb.ID) {
+		errs = append(errs, s.Network.Disconnect(ctx, sb.Sandbox))
 	}
 	return errors.Join(errs...)
 }

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
@@ -143,58 +142,64 @@ type Streams interface {
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// Network is the pod network; see podnet.Network for the contract.
+// Network is the network of a pod, from its namespace to its release; see podnet.Manager.
 type Network interface {
-	Add(ctx context.Context, p podnet.Pod) ([]netip.Addr, error)
-	Confirm(sandboxID string) error
-	Del(ctx context.Context, p podnet.Pod) error
-	Check(ctx context.Context, p podnet.Pod) error
-	Collect(ctx context.Context) error
-	Adopt(sandboxID string)
-	IPs(sandboxID string) []netip.Addr
-	Attached() []string
-	Ready() error
-	Notice() string
+	// Prepare makes a network namespace for a sandbox that is not created yet, until drop.
+	Prepare(sysctls map[string]string) (netns string, drop func(), err error)
+	// Keep pins a namespace of Prepare for its sandbox, and spares it from Reclaim until release.
+	Keep(ctx context.Context, id model.ContainerID, netns string) (release func(), err error)
+	// Connect connects a pod. Disconnect undoes it, also after an error.
+	Connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) ([]netip.Addr, error)
+	// HasJoined reports whether a process is the sandbox's and in the namespace of Keep.
+	HasJoined(id model.ContainerID, pid int) bool
+	// Confirm marks a connected pod as complete. Only then it has Addresses.
+	Confirm(id model.ContainerID) error
+	// Disconnect releases the network of a pod, connected or not, running or not.
+	Disconnect(ctx context.Context, sb *spec.Sandbox) error
+	Addresses(sb *spec.Sandbox) []netip.Addr
+	IsConnected(sb *spec.Sandbox) bool
+	// NetNS opens the network namespace of a running pod. NotFound if there is none.
+	NetNS(sb *spec.Sandbox) (*os.File, error)
+}
+
+// NodeNetwork is the pod network of the node; see podnet.Manager.
+type NodeNetwork interface {
+	// ConnectsPods reports whether this program connects pods, and not the engine.
+	ConnectsPods() bool
+	// State returns a warning about the network, and why pods cannot be connected, nil if they can.
+	State() (notice string, err error)
 	SetPodCIDR(cidrs []netip.Prefix) error
-	Mode() string
+	// Check returns the path of a pod's namespace and the plugins' opinion of its connection.
+	Check(ctx context.Context, sb *spec.Sandbox) (netns, result string)
+	// Holds reports whether something of a pod's network is left.
+	Holds(id model.ContainerID) bool
 }
 
-// Namespaces pins network namespaces so that they outlive the pause process; see podnet.Pins.
-type Namespaces interface {
-	Make(sysctls map[string]string) (path string, err error)
-	Drop(path string) error
-	Sweep() error
-	Keep(id model.ContainerID, path string) (pin string, err error)
-	Joined(id model.ContainerID, pid int) bool
-	// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
-	OpenPin(id model.ContainerID) (*os.File, error)
-	Pin(id model.ContainerID, pid int) (path string, err error) // NotFound if the process is not the sandbox's
-	Path(id model.ContainerID) string                           // "" when nothing is pinned
-	Addresses(id model.ContainerID, pid int) []netip.Addr
-	Unpin(id model.ContainerID) error
-	List() []model.ContainerID
-}
-
-// Checkpoints are what older shims wrote of their sandboxes; see checkpoint.Files.
-type Checkpoints interface {
-	Read(id model.ContainerID) (checkpoint.Checkpoint, error) // NotFound, or DataLoss
-	List() []model.ContainerID
-	Remove(id model.ContainerID) error
+// Reclaimer adopts and releases the networks of pods that no call names; see podnet.Manager.
+type Reclaimer interface {
+	// IsAdoptable reports whether a pod may have a network that is not known here.
+	IsAdoptable(sb *spec.Sandbox) bool
+	Adopt(ctx context.Context, sb *spec.Sandbox) error
+	// Reclaim releases the networks of sandboxes that are removed or do not run.
+	Reclaim(ctx context.Context, all podnet.Sandboxes) error
+	// RequestReclaim requests a call of Recover. It never blocks.
+	RequestReclaim()
+	// Collect has the plugins release what belongs to no pod.
+	Collect(ctx context.Context) error
 }
 
 // Deps are the parts that a Service is wired from, all required, and what is decided for it.
 type Deps struct {
-	Log     *slog.Logger
-	Engine  Engine
-	View    View
-	Network Network
-	Pins    Namespaces
-	// Checkpoints tell how pods of older shims are to be torn down.
-	Checkpoints Checkpoints
-	Logs        Logs
-	Stats       Stats
-	Volumes     Volumes
-	Streams     Streams
+	Log       *slog.Logger
+	Engine    Engine
+	View      View
+	Network   Network
+	Node      NodeNetwork
+	Reclaimer Reclaimer
+	Logs      Logs
+	Stats     Stats
+	Volumes   Volumes
+	Streams   Streams
 	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours where that is possible.
 	EngineNetNS string
 }
@@ -206,8 +211,6 @@ type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 	Deps
 	names     *keylock.Map // serialises calls on one name or ID
-	debts     *debts
-	releases  releases
 	joining   joining
 	preparing preparing
 	starts    starts
@@ -225,7 +228,7 @@ var (
 // New returns the services. Recover should be called whenever the view has been read anew.
 func New(d Deps) *Service {
 	return &Service{
-		Deps: d, names: keylock.New(), debts: newDebts(), joining: joining{configured: d.EngineNetNS, patience: joinDeadline},
+		Deps: d, names: keylock.New(), joining: joining{configured: d.EngineNetNS, timeout: joinDeadline},
 		starts: starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },

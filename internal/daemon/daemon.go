@@ -203,7 +203,7 @@ func (p *parts) recoverLoop(ctx context.Context) {
 			p.logs.EngineConnected()
 			pause = recoverRetryMin
 		case <-again.C:
-		case <-p.service.Leftovers():
+		case <-p.network.Leftovers():
 			pause = recoverRetryMin
 		}
 

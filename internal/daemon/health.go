@@ -33,7 +33,7 @@ func (b *busy) stuck(limit time.Duration) error {
 func (p *parts) alive() []check {
 	return []check{
 		{"view", func(context.Context) error { return p.view.CheckProgress() }},
-		{"network", func(context.Context) error { _ = p.network.Ready(); return nil }}, // its lock can be had
+		{"network", func(context.Context) error { _, _ = p.network.State(); return nil }}, // its lock can be had
 		{"recovery", func(context.Context) error { return p.recovering.stuck(recoverLimit) }},
 	}
 }

@@ -51,10 +51,15 @@ func (p *parts) gauges() []prometheus.Collector {
 	}
 	return []prometheus.Collector{
 		gauge("cri_dockerd_engine_up", "1 if the engine answers, its events flow and the view is complete.", func() float64 { return truth(p.view.Engine().Ready) }),
-		gauge("cri_dockerd_network_ready", "1 if pods can be connected.", func() float64 { return truth(p.network.Ready() == nil) }),
+		gauge("cri_dockerd_network_ready", "1 if pods can be connected.", func() float64 { return truth(p.isNetworkReady()) }),
 		gauge("cri_dockerd_network_attachments", "Pods that hold, or may hold, a connection of the pod network.", func() float64 { return float64(len(p.network.Attached())) }),
-		gauge("cri_dockerd_network_debts", "Pods whose network could not be released yet; recovery tries on.", func() float64 { return float64(p.service.Owed()) }),
+		gauge("cri_dockerd_network_debts", "Pods whose network could not be released yet; recovery tries on.", func() float64 { return float64(p.network.Owed()) }),
 	}
+}
+
+func (p *parts) isNetworkReady() bool {
+	_, err := p.network.State()
+	return err == nil
 }
 
 // buildInfo is a 1 with the labels of this program.

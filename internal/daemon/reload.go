@@ -11,9 +11,6 @@ import (
 // reloadDeadline is for one reload; systemd waits 90 s for it.
 const reloadDeadline = 30 * time.Second
 
-// reloader is a network that has something to read again.
-type reloader interface{ Reload(ctx context.Context) }
-
 // reloadLoop reloads on every signal until ctx ends. Pods and calls under way are not touched.
 func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
 	for {
@@ -35,9 +32,7 @@ func (p *parts) reload(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reloadDeadline)
 	defer cancel()
-	if r, ok := p.network.(reloader); ok {
-		r.Reload(ctx)
-	}
+	p.network.Reload(ctx)
 	said := "ok"
 	if e := p.view.Engine(); !e.Ready {
 		said = e.Reason // everything is read when it comes
@@ -45,7 +40,7 @@ func (p *parts) reload(ctx context.Context) {
 		said = err.Error()
 	}
 	network := "ok"
-	if err := p.network.Ready(); err != nil {
+	if _, err := p.network.State(); err != nil {
 		network = err.Error()
 	}
 	p.log.Info("reloaded", "engine", said, "network", network, "took", time.Since(begin).Round(time.Microsecond))

@@ -49,8 +49,7 @@ type parts struct {
 	view    *view.View
 	oom     *cgroup.OOMWatcher
 	exits   *proc.Exits
-	pins    *podnet.Pins
-	network podnet.Network
+	network *podnet.Manager
 	plugins *podnet.Observer
 	streams *stream.Server
 	logs    *logs.Logs
@@ -165,16 +164,24 @@ func (p *parts) openEngine() (err error) {
 	return nil
 }
 
-func (p *parts) openNetwork() (err error) {
-	p.pins = podnet.NewPins(p.cfg.PinDirectory, p.cfg.PinRecords())
-	if err := p.pins.Prepare(); err != nil {
+func (p *parts) openNetwork() error {
+	pins := podnet.NewPins(p.cfg.PinDirectory, p.cfg.PinRecords())
+	if err := pins.Prepare(); err != nil {
 		p.log.Warn("network add-ons may not see the network namespaces of all pods",
 			"directory", p.cfg.PinDirectory, "err", err)
 	}
 	p.plugins = podnet.NewObserver(p.traces)
-	if p.network, err = newNetwork(p.cfg, p.pins, p.plugins, p.log); err != nil {
+	network, err := newNetwork(p.cfg, pins, p.plugins, p.log)
+	if err != nil {
 		return err
 	}
+	p.network = podnet.NewManager(podnet.ManagerConfig{
+		Network:     network,
+		Namespaces:  pins,
+		Pins:        pins,
+		Checkpoints: checkpoint.New(p.cfg.RootDirectory, checkpoint.Dockershim),
+		Log:         p.log,
+	})
 	p.closeLater("network", p.network)
 	return nil
 }
@@ -268,13 +275,13 @@ func (p *parts) openService() error {
 		Engine:      p.engine,
 		View:        p.view,
 		Network:     p.network,
+		Node:        p.network,
+		Reclaimer:   p.network,
 		Streams:     p.streams,
 		Stats:       p.stats,
 		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
-		Pins:        p.pins,
 		Logs:        p.logs,
 		EngineNetNS: p.cfg.EngineNetNS(),
-		Checkpoints: checkpoint.New(p.cfg.RootDirectory, checkpoint.Dockershim),
 	})
 	return nil
 }

@@ -239,7 +239,7 @@ func (c *CNI) config() (*libcni.NetworkConfigList, []netip.Prefix, error) {
 	return c.current, c.ranges, c.problem
 }
 
-// Add implements Network.
+// Add implements Connector.
 func (c *CNI) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	list, ranges, err := c.config()
 	if err != nil {
@@ -248,19 +248,19 @@ func (c *CNI) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	return c.attach.add(ctx, list, p, ranges)
 }
 
-// Confirm implements Network.
+// Confirm implements Connector.
 func (c *CNI) Confirm(id string) error { return c.attach.confirm(id) }
 
-// Del implements Network.
+// Del implements Connector.
 func (c *CNI) Del(ctx context.Context, p Pod) error {
 	list, _, _ := c.config() // without one, the cache still knows what to do
 	return c.attach.del(ctx, list, p)
 }
 
-// Check implements Network.
+// Check implements Connector.
 func (c *CNI) Check(ctx context.Context, p Pod) error { return c.attach.check(ctx, p) }
 
-// Collect implements Network.
+// Collect implements Connector.
 func (c *CNI) Collect(ctx context.Context) error {
 	list, _, err := c.config()
 	if err != nil {
@@ -269,13 +269,13 @@ func (c *CNI) Collect(ctx context.Context) error {
 	return c.attach.collect(ctx, list)
 }
 
-// Adopt implements Network.
+// Adopt implements Connector.
 func (c *CNI) Adopt(id string) { c.attach.adopt(id) }
 
-// IPs implements Network.
+// IPs implements Connector.
 func (c *CNI) IPs(id string) []netip.Addr { return c.attach.addressesOf(id) }
 
-// Attached implements Network.
+// Attached implements Connector.
 func (c *CNI) Attached() []string { return c.attach.attached() }
 
 // Ready implements Network.
@@ -338,8 +338,8 @@ func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
 	return nil
 }
 
-// Mode implements Network.
-func (c *CNI) Mode() string { return "none" }
+// Connector implements Network.
+func (c *CNI) Connector() Connector { return c }
 
 // Close implements Network.
 func (c *CNI) Close() error { return c.watch.close() }

@@ -174,7 +174,7 @@ func (k *Kubenet) config() (*libcni.NetworkConfigList, error) {
 	return k.list, nil
 }
 
-// Add implements Network.
+// Add implements Connector.
 func (k *Kubenet) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	list, err := k.config()
 	if err != nil {
@@ -183,19 +183,19 @@ func (k *Kubenet) Add(ctx context.Context, p Pod) ([]netip.Addr, error) {
 	return k.attach.add(ctx, list, p, nil)
 }
 
-// Confirm implements Network.
+// Confirm implements Connector.
 func (k *Kubenet) Confirm(id string) error { return k.attach.confirm(id) }
 
-// Del implements Network.
+// Del implements Connector.
 func (k *Kubenet) Del(ctx context.Context, p Pod) error {
 	list, _ := k.config() // without one, the cache still knows what to do
 	return k.attach.del(ctx, list, p)
 }
 
-// Check implements Network.
+// Check implements Connector.
 func (k *Kubenet) Check(ctx context.Context, p Pod) error { return k.attach.check(ctx, p) }
 
-// Collect implements Network.
+// Collect implements Connector.
 func (k *Kubenet) Collect(ctx context.Context) error {
 	list, err := k.config()
 	if err != nil {
@@ -204,13 +204,13 @@ func (k *Kubenet) Collect(ctx context.Context) error {
 	return k.attach.collect(ctx, list)
 }
 
-// Adopt implements Network.
+// Adopt implements Connector.
 func (k *Kubenet) Adopt(id string) { k.attach.adopt(id) }
 
-// IPs implements Network.
+// IPs implements Connector.
 func (k *Kubenet) IPs(id string) []netip.Addr { return k.attach.addressesOf(id) }
 
-// Attached implements Network.
+// Attached implements Connector.
 func (k *Kubenet) Attached() []string { return k.attach.attached() }
 
 // Ready implements Network.
@@ -222,8 +222,8 @@ func (k *Kubenet) Ready() error {
 	return missing(list, k.cfg.BinDirs)
 }
 
-// Mode implements Network.
-func (k *Kubenet) Mode() string { return "none" }
+// Connector implements Network.
+func (k *Kubenet) Connector() Connector { return k }
 
 // Notice implements Network.
 func (k *Kubenet) Notice() string { return k.attach.cache.notice() }

@@ -6,13 +6,14 @@ import (
 	"net/netip"
 )
 
-// Noop leaves pods to the engine's own bridge. Two nodes then give the same addresses and cannot reach each other's pods, which is never
-// what a cluster needs, so it says so.
+// Noop leaves pods to the engine's own bridge. Two nodes then give the same addresses and cannot reach
+// each other's pods, which is never right in a cluster, so it warns.
 type Noop struct{}
 
 var _ Network = Noop{}
 
-const noopNotice = "no network plugin: pods get addresses of Docker's own bridge, which no other node can reach; give --network-plugin=cni for a cluster"
+const noopNotice = "no network plugin: pods get addresses of Docker's own bridge, which no other node can reach; " +
+	"give --network-plugin=cni for a cluster"
 
 // NewNoop warns and returns the network.
 func NewNoop(log *slog.Logger) Noop {
@@ -20,44 +21,20 @@ func NewNoop(log *slog.Logger) Noop {
 	return Noop{}
 }
 
-// Add implements Network.
-func (Noop) Add(context.Context, Pod) ([]netip.Addr, error) { return nil, nil }
-
-// Confirm implements Network.
-func (Noop) Confirm(string) error { return nil }
-
-// Del implements Network.
-func (Noop) Del(context.Context, Pod) error { return nil }
-
-// Check implements Network.
-func (Noop) Check(context.Context, Pod) error { return nil }
-
-// Collect implements Network.
-func (Noop) Collect(context.Context) error { return nil }
-
-// Adopt implements Network.
-func (Noop) Adopt(string) {}
-
-// IPs implements Network: the engine knows them.
-func (Noop) IPs(string) []netip.Addr { return nil }
-
-// Attached implements Network.
-func (Noop) Attached() []string { return nil }
+// Connector implements Network: the engine connects the pods.
+func (Noop) Connector() Connector { return nil }
 
 // Ready implements Network.
 func (Noop) Ready() error { return nil }
 
-// Notice implements Network: the trap is told as long as it is open.
+// Notice implements Network.
 func (Noop) Notice() string { return noopNotice }
-
-// Run implements Network: nothing is to be followed.
-func (Noop) Run(context.Context) {}
 
 // SetPodCIDR implements Network.
 func (Noop) SetPodCIDR([]netip.Prefix) error { return nil }
 
-// Mode implements Network.
-func (Noop) Mode() string { return "bridge" }
+// Run implements Network.
+func (Noop) Run(context.Context) {}
 
 // Close implements Network.
 func (Noop) Close() error { return nil }

@@ -33,41 +33,49 @@ func (p Pod) title() string {
 	return p.Namespace + "/" + p.Name
 }
 
-// Network is the contract that CNI, kubenet and the no-op network keep. All methods may be called at once from many goroutines; calls for
-// one pod are serialised by the caller.
+// Network is the pod network of a node: CNI, kubenet or no-op. All methods are safe for concurrent use.
 type Network interface {
+	// Connector connects pods. It is nil if the engine does so.
+	Connector() Connector
+	// Ready is nil when pods can be connected, else the reason, with the fix.
+	Ready() error
+	// Notice is a warning about a network that is ready, "" for none.
+	Notice() string
+	// SetPodCIDR sets the node's ranges (UpdateRuntimeConfig). Networks that do not allot addresses
+	// themselves ignore them.
+	SetPodCIDR(cidrs []netip.Prefix) error
+	// Run watches the configuration, and for the return of uninstalled plugins, until ctx ends. Until
+	// it is called, Ready returns the state at the beginning.
+	Run(ctx context.Context)
+	// Close releases resources of the network itself. Pods stay connected.
+	Close() error
+}
+
+// Connector connects pods to a network and disconnects them. All methods are safe for concurrent use;
+// calls for one pod are serialised by the caller.
+type Connector interface {
 	// Add connects the pod and returns its addresses, the primary one first. After an error the
 	// caller releases the pod with Del; Attached lists it until then, unless nothing has begun.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
-	// Confirm says that the pod is complete. Before, IPs knows no addresses of it, and a daemon that starts takes it for one that was never
-	// finished.
+	// Confirm marks the pod as complete. Before, IPs has no addresses of it, and a daemon that starts
+	// takes it for one that was never finished.
 	Confirm(sandboxID string) error
 	// Del disconnects the pod with the configuration with which it was connected. It is idempotent;
-	// a pod never connected is no error. What plugins hold that were uninstalled is released when
-	// they are back, and no error. An *OwedError says that a program for addresses is missing: the
-	// pod may go, but not its namespace, and Del is to be called again later.
+	// a pod never connected is no error. What uninstalled plugins hold is released when they are
+	// back, and is no error. An *OwedError reports that a program for addresses is missing: the pod
+	// may be removed, but not its namespace, and Del is to be called again later.
 	Del(ctx context.Context, p Pod) error
 	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.
 	Check(ctx context.Context, p Pod) error
-	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add and keeps others waiting.
+	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add
+	// and keeps others waiting.
 	Collect(ctx context.Context) error
-	// Adopt says that a pod holds a connection that an older shim has made; Collect spares it, and Attached lists it.
+	// Adopt notes that a pod holds a connection of an older shim. Collect spares it, and Attached
+	// lists it.
 	Adopt(sandboxID string)
-	// IPs are the addresses of a connected and confirmed pod, from memory; nil when it has none. Survives a restart of the daemon.
+	// IPs returns the addresses of a connected and confirmed pod, from memory; nil when it has none.
+	// They survive a restart of the daemon.
 	IPs(sandboxID string) []netip.Addr
-	// Attached lists the sandbox IDs that hold a connection, for the recovery of leftovers.
+	// Attached lists the sandboxes that hold a connection.
 	Attached() []string
-	// Ready is nil when pods can be connected, else the reason in words that an operator can act on.
-	Ready() error
-	// Notice is what an operator should know of a network that is ready, "" for nothing.
-	Notice() string
-	// SetPodCIDR tells the node's ranges (UpdateRuntimeConfig); networks that do not allot addresses themselves ignore it.
-	SetPodCIDR(cidrs []netip.Prefix) error
-	// Mode is the engine's network mode for sandboxes: "none" when we connect them, "bridge" when the engine does.
-	Mode() string
-	// Run follows what Ready depends on, and what uninstalled plugins hold, until ctx ends. Ready
-	// tells the state at the beginning until then.
-	Run(ctx context.Context)
-	// Close frees what the network itself holds; pods stay connected.
-	Close() error
 }

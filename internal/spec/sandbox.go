@@ -128,7 +128,7 @@ func sandboxNamespaces(c *Create, cfg *runtimeapi.PodSandboxConfig, ns *runtimea
 		}
 		return nil
 	}
-	if c.Host.NetworkMode == "bridge" {
+	if c.Host.NetworkMode == networkBridge {
 		return bindPorts(c, cfg.GetPortMappings())
 	}
 	return nil

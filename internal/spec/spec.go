@@ -132,9 +132,26 @@ func (s *Sandbox) HostNetwork() bool {
 	return s.Namespaces.GetNetwork() == runtimeapi.NamespaceMode_NODE
 }
 
-// EngineNetwork says whether the engine connects the pod, as it does with the no-op network.
+// The engine's network modes of sandboxes with a namespace that the engine makes.
+const (
+	networkNone   = "none"   // something else connects the pod
+	networkBridge = "bridge" // the engine connects it
+)
+
+// NetworkMode returns the engine's network mode for sandboxes.
+func NetworkMode(isConnectedByUs bool) string {
+	if isConnectedByUs {
+		return networkNone
+	}
+	return networkBridge
+}
+
+// IsWithoutNetwork reports whether the engine made the pod's network namespace and left it unconnected.
+func (s *Sandbox) IsWithoutNetwork() bool { return s.NetworkMode == networkNone }
+
+// EngineNetwork reports whether the engine connects the pod, as it does with the no-op network.
 func (s *Sandbox) EngineNetwork() bool {
-	return !s.HostNetwork() && !s.OwnNetNS && s.NetworkMode != "" && s.NetworkMode != "none"
+	return !s.HostNetwork() && !s.OwnNetNS && s.NetworkMode != "" && !s.IsWithoutNetwork()
 }
 
 // Container is the record of one container. It is shared and must not be changed.

@@ -42,7 +42,7 @@ func (s *survey) handBack() *HandBack {
 			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), clean(why)})
 			continue
 		}
-		if sb.NetworkMode == "none" && s.pinned[string(sb.ID)] {
+		if sb.IsWithoutNetwork() && s.pinned[string(sb.ID)] {
 			h.unpin = append(h.unpin, string(sb.ID))
 		}
 		switch {

@@ -79,7 +79,7 @@ func (s *survey) readNotes(files checkpoint.Files) {
 
 // lookAt reads what the node knows of one container beyond Docker.
 func (s *survey) lookAt(o spec.Object) {
-	if sb := o.Sandbox; sb != nil && sb.Running && sb.NetworkMode == "none" && len(s.cache[string(sb.ID)].Addresses) == 0 {
+	if sb := o.Sandbox; sb != nil && sb.Running && sb.IsWithoutNetwork() && len(s.cache[string(sb.ID)].Addresses) == 0 {
 		s.found[string(sb.ID)] = podnet.Addresses(sb.ID, sb.Pid)
 	}
 	if c := o.Container; c != nil && c.LogPath != "" {

@@ -1,4 +1,4 @@
-package cri
+package podnet
 
 import (
 	"context"
@@ -7,17 +7,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/spec"
 )
 
 const (
-	// releaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose agent is
-	// away take most of a minute, each.
-	releaseDeadline = 5 * time.Minute
-	// recoveryWait is how long recovery waits for one pod before it goes on with the next.
-	recoveryWait = 30 * time.Second
+	// ReleaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose agent
+	// is away take most of a minute, each.
+	ReleaseDeadline = 5 * time.Minute
 	// releaseMargin is the part of a caller's time that is kept for what comes after the release.
 	releaseMargin = time.Second
 	// patientCallers is how many callers may give up on one release before its pod goes without it:
@@ -90,7 +89,7 @@ func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(cont
 	}
 	r.running[id] = one
 	go func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ReleaseDeadline)
 		defer cancel()
 		one.err = do(ctx)
 		r.mu.Lock()
@@ -111,18 +110,19 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, deadline.Add(-margin))
 }
 
-// disconnect releases the pod's network and then its namespace. It is idempotent, and needs no running
-// pause. A network that cannot be released for long does not hold the pod up; see debts.
-func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
+// Disconnect releases the network of a pod and then its namespace. It is idempotent, and needs no
+// running pause. A network that cannot be released for long does not hold up the pod: Disconnect
+// returns nil, and Leftovers reports the rest for Reclaim.
+func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
 	err := errInUse
-	for errors.Is(err, errInUse) { // recovery's release, which leaves pods alone that run
-		err = s.releases.join(ctx, sb.ID, func(ctx context.Context) error {
-			unlock, err := s.lockNetwork(ctx, sb.ID)
+	for errors.Is(err, errInUse) { // from Reclaim, which spares running pods
+		err = m.releases.join(ctx, sb.ID, func(ctx context.Context) error {
+			unlock, err := m.lock(ctx, sb.ID)
 			if err != nil {
 				return err
 			}
 			defer unlock()
-			return s.releaseOrOwe(ctx, sb)
+			return m.releaseOrOwe(ctx, sb)
 		})
 	}
 	var late *lateError
@@ -131,34 +131,75 @@ func (s *Service) disconnect(ctx context.Context, sb *spec.Sandbox) error {
 	}
 
 	// Waiting in vain counts as a failure. What has been released meanwhile is no debt.
-	enough := s.debts.failed(string(sb.ID), time.Now())
-	if late.callers > patientCallers && !enough {
-		s.debts.owe(string(sb.ID), time.Now())
-		enough = true
+	isOver := m.debts.fail(sb.ID, m.now())
+	if late.callers > patientCallers && !isOver {
+		m.debts.owe(sb.ID, m.now())
+		isOver = true
 	}
-	if !s.releases.isRunning(sb.ID) && !s.holdsNetwork(sb.ID) {
-		s.debts.paid(string(sb.ID))
+	if !m.releases.isRunning(sb.ID) && !m.Holds(sb.ID) {
+		m.debts.pay(sb.ID)
 	}
-	if !enough || ctx.Err() != nil {
+	if !isOver || ctx.Err() != nil {
 		return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 	}
-	s.Log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
+	m.log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
 	return nil
 }
 
-// releaseOrOwe is release, and nil for a network that the pod does not wait for any longer.
-func (s *Service) releaseOrOwe(ctx context.Context, sb *spec.Sandbox) error {
-	err := s.release(ctx, sb)
+// releaseOrOwe releases a network. It returns nil if that fails and the pod has waited long enough.
+func (m *Manager) releaseOrOwe(ctx context.Context, sb *spec.Sandbox) error {
+	err := m.release(ctx, sb)
 	if err == nil {
 		return nil
 	}
-	var owed *podnet.OwedError
+	var owed *OwedError
 	if errors.As(err, &owed) {
-		s.debts.owe(string(sb.ID), time.Now())
+		m.debts.owe(sb.ID, m.now())
 	}
-	if !s.debts.failed(string(sb.ID), time.Now()) {
+	if !m.debts.fail(sb.ID, m.now()) {
 		return err
 	}
-	s.Log.Warn("the pod goes before its network, which is released as soon as its plugins do so", "sandbox", sb.ID, "err", err)
+	m.log.Warn("the pod goes before its network, which is released as soon as its plugins do so",
+		"sandbox", sb.ID, "err", err)
 	return nil
+}
+
+// release disconnects a pod and releases its namespace and what an older shim noted of it. The caller
+// holds the lock of the network.
+func (m *Manager) release(ctx context.Context, sb *spec.Sandbox) error {
+	p, isOurs := m.released(sb)
+	if isOurs && m.ConnectsPods() {
+		if err := m.connector.Del(ctx, p); err != nil {
+			return err
+		}
+	}
+	m.debts.pay(sb.ID)
+	return errors.Join(m.pins.Unpin(sb.ID), m.checkpoints.Remove(sb.ID))
+}
+
+// released returns the pod to disconnect, with what an older shim noted of it, and whether its network
+// is one of a Connector.
+func (m *Manager) released(sb *spec.Sandbox) (p Pod, isOurs bool) {
+	p = m.pod(sb)
+	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
+	if p.NetNS == "" && sb.Pid != 0 && !sb.Restarted { // an older shim's pod; the pause may be dead, and its PID another's
+		if pin, err := m.pins.Pin(sb.ID, sb.Pid); err == nil {
+			p.NetNS = pin
+		}
+	}
+
+	c, err := m.checkpoints.Read(sb.ID)
+	switch {
+	case err == nil:
+		p.Ports = c.Ports
+		if sb.Metadata == nil { // its container is removed
+			p.Name, p.Namespace, p.Foreign = c.Name, c.Namespace, true
+		}
+	case errdefs.IsNotFound(err):
+	default:
+		p.Foreign = true
+		m.log.Warn("an older shim's note of a pod cannot be read; the pod's network is released without it",
+			"sandbox", sb.ID, "err", err)
+	}
+	return p, !sb.HostNetwork() && !sb.EngineNetwork() && !c.HostNetwork
 }

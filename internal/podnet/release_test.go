@@ -1,0 +1,82 @@
+package podnet
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/checkpoint"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+)
+
+// connected is a network with one pod, which has no plugins.
+type connected struct {
+	Noop
+	pod string // "" after Del
+}
+
+func (c *connected) Connector() Connector { return c }
+
+func (c *connected) Add(context.Context, Pod) ([]netip.Addr, error) { return nil, nil }
+func (c *connected) Confirm(string) error                           { return nil }
+func (c *connected) Check(context.Context, Pod) error               { return nil }
+func (c *connected) Collect(context.Context) error                  { return nil }
+func (c *connected) Adopt(string)                                   {}
+func (c *connected) IPs(string) []netip.Addr                        { return nil }
+
+func (c *connected) Del(_ context.Context, p Pod) error {
+	if c.pod == p.ID {
+		c.pod = ""
+	}
+	return nil
+}
+
+func (c *connected) Attached() []string {
+	if c.pod == "" {
+		return nil
+	}
+	return []string{c.pod}
+}
+
+// noPins has nothing pinned.
+type noPins struct{}
+
+func (noPins) Make(map[string]string) (string, error)         { return "", errdefs.ErrNotImplemented }
+func (noPins) Drop(string) error                              { return nil }
+func (noPins) Sweep() error                                   { return nil }
+func (noPins) Keep(model.ContainerID, string) (string, error) { return "", errdefs.ErrNotImplemented }
+func (noPins) Pin(model.ContainerID, int) (string, error)     { return "", errdefs.ErrNotFound }
+func (noPins) OpenPin(model.ContainerID) (*os.File, error)    { return nil, errdefs.ErrNotFound }
+func (noPins) Path(model.ContainerID) string                  { return "" }
+func (noPins) Joined(model.ContainerID, int) bool             { return false }
+func (noPins) Addresses(model.ContainerID, int) []netip.Addr  { return nil }
+func (noPins) Unpin(model.ContainerID) error                  { return nil }
+func (noPins) List() []model.ContainerID                      { return nil }
+
+// TestDisconnectDoesNotTrustReclaim: Reclaim spares running pods, and is not taken for the release that
+// Disconnect waits for.
+func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
+	sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
+	network := &connected{pod: string(sb.ID)}
+	m := NewManager(ManagerConfig{
+		Network:     network,
+		Namespaces:  noPins{},
+		Pins:        noPins{},
+		Checkpoints: checkpoint.New(t.TempDir()),
+		Log:         slog.New(slog.DiscardHandler),
+	})
+	held := make(chan struct{})
+	m.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
+
+	done := make(chan error, 1)
+	go func() { done <- m.Disconnect(t.Context(), sb) }()
+	close(held)
+	if err := <-done; err != nil || network.pod != "" {
+		t.Errorf("%v, attached %q", err, network.pod)
+	}
+}
