@@ -205,20 +205,6 @@ func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.Fil
 	}
 }
 
-func TestNoFunctionOver80Lines(t *testing.T) {
-	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
-		for _, d := range f.Decls {
-			fn, ok := d.(*ast.FuncDecl)
-			if !ok || fn.Body == nil {
-				continue
-			}
-			if n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1; n > 80 {
-				t.Errorf("%s: %s has %d lines", path, fn.Name.Name, n)
-			}
-		}
-	})
-}
-
 // TestNoHiddenState forbids init functions and package variables that are written after they were made, and contexts that come from
 // nowhere: everything that changes has an owner that daemon wires.
 func TestNoHiddenState(t *testing.T) {

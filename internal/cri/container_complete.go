@@ -81,18 +81,22 @@ func (st *starts) end(id model.ContainerID) bool {
 	return true
 }
 
+// completer completes the starts of containers that StartContainer did not.
+type completer struct{ *Service }
+
 // CompleteStarts does for every container that the view sees start what StartContainer does after
 // the engine's answer, until ctx or the view ends. What StartContainer has done already is not done
 // again. It also requests a recovery for every sandbox that was removed without us.
 func (s *Service) CompleteStarts(ctx context.Context) {
+	c := completer{s}
 	var g errgroup.Group
 	defer func() { _ = g.Wait() }()
 	for {
-		err := s.followStarts(ctx, func(id model.ContainerID) {
-			if s.hasNothingToComplete(id) || !s.starts.begin(id) {
+		err := c.followStarts(ctx, func(id model.ContainerID) {
+			if c.hasNothingToComplete(id) || !s.starts.begin(id) {
 				return
 			}
-			g.Go(func() error { s.completeStarts(ctx, id); return nil })
+			g.Go(func() error { c.completeStarts(ctx, id); return nil })
 		})
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
 			return
@@ -103,7 +107,7 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 }
 
 // followStarts calls started for every container that runs, and for each that starts.
-func (s *Service) followStarts(ctx context.Context, started func(id model.ContainerID)) error {
+func (s completer) followStarts(ctx context.Context, started func(id model.ContainerID)) error {
 	w := s.View.Watch()
 	defer w.Stop()
 	for _, c := range s.View.Containers() {
@@ -119,20 +123,20 @@ func (s *Service) followStarts(ctx context.Context, started func(id model.Contai
 			started(change.ID)
 		case runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT:
 			s.starts.forget(change.ID)
-			s.observeRemoval(change.ID)
+			recovery(s).observeRemoval(change.ID)
 		}
 	}
 }
 
 // hasNothingToComplete says so of a sandbox, and of a container that does not run.
-func (s *Service) hasNothingToComplete(id model.ContainerID) bool {
+func (s completer) hasNothingToComplete(id model.ContainerID) bool {
 	c, err := s.View.Container(string(id))
 	return err != nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
 // completeStarts completes the starts of one container. It tries again until the container has what
 // it needs, or does not run.
-func (s *Service) completeStarts(ctx context.Context, id model.ContainerID) {
+func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 	for pause := completeRetryMin; ; pause = min(2*pause, completeRetryMax) {
 		err := s.completeStart(ctx, id)
 		if err == nil {
@@ -152,7 +156,7 @@ func (s *Service) completeStarts(ctx context.Context, id model.ContainerID) {
 }
 
 // completeStart finishes the start of a container that runs. An error means that it is to be done again.
-func (s *Service) completeStart(ctx context.Context, id model.ContainerID) error {
+func (s completer) completeStart(ctx context.Context, id model.ContainerID) error {
 	ctx, cancel := context.WithTimeout(ctx, undoDeadline)
 	defer cancel()
 	c, err := s.lockContainer(ctx, string(id)) // a StartContainer that is under way finishes it by itself
@@ -177,7 +181,7 @@ func (s *Service) completeStart(ctx context.Context, id model.ContainerID) error
 }
 
 // mayNotRun is why a container that runs is to be killed, nil if it is not.
-func (s *Service) mayNotRun(c *spec.Container) error {
+func (s completer) mayNotRun(c *spec.Container) error {
 	late, stopped := s.starts.isLate(c.ID)
 	if stopped {
 		return fmt.Errorf("container %s was stopped before it was started: %w", c.ID, errdefs.ErrFailedPrecondition)
@@ -191,8 +195,8 @@ func (s *Service) mayNotRun(c *spec.Container) error {
 
 // startedAfterStop is why a container may not run: its pod was stopped before it started. Of a pod
 // whose pause has ended after that, the kubelet ends the containers in their own time.
-func (s *Service) startedAfterStop(c *spec.Container) error {
-	sb, err := s.View.Sandbox(string(c.SandboxID))
+func (g *gate) startedAfterStop(c *spec.Container) error {
+	sb, err := g.view.Sandbox(string(c.SandboxID))
 	if err != nil || sb.Running || sb.FinishedAt.IsZero() || !c.StartedAt.After(sb.FinishedAt) {
 		return nil //nolint:nilerr // of a pod without a pause nobody knows when it was stopped
 	}

@@ -162,10 +162,10 @@ func TestContainersOfADeadPauseAreLeftToTheKubelet(t *testing.T) {
 	id := started(t, s, limited(pod, cfg))
 	w.engine.End(model.ContainerID(pod), 0)
 	refresh(t, s, pod)
-	if err := s.completeStart(t.Context(), model.ContainerID(id)); err != nil || !w.runs(t, id) {
+	if err := (completer{s}).completeStart(t.Context(), model.ContainerID(id)); err != nil || !w.runs(t, id) {
 		t.Errorf("it was killed: %v", err)
 	}
-	if err := s.completeStart(t.Context(), "beef"); err != nil && !errdefs.IsNotFound(err) {
+	if err := (completer{s}).completeStart(t.Context(), "beef"); err != nil && !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
 }

@@ -74,7 +74,7 @@ func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateCo
 	if err != nil {
 		return nil, nothing, err
 	}
-	image, err := s.image(ctx, cfg.GetImage().GetImage())
+	image, err := findImage(ctx, s.ImageView, cfg.GetImage().GetImage())
 	if err != nil {
 		return nil, nothing, err
 	}
@@ -91,7 +91,7 @@ func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateCo
 	if err != nil {
 		return nil, nothing, err
 	}
-	volumes, made, err := s.imageVolumes(ctx, cfg, host, u)
+	volumes, made, err := s.volumes.prepare(ctx, cfg, host, u)
 	if err != nil {
 		return nil, made, err
 	}
@@ -166,9 +166,9 @@ func (s *Service) clearContainer(ctx context.Context, name string) error {
 }
 
 // lockFoundContainer locks a container that the engine has, whether or not the view knows it yet.
-func (s *Service) lockFoundContainer(ctx context.Context, id model.ContainerID) (*lockedContainer, error) {
-	if err := s.View.Refresh(ctx, id); err != nil {
+func (g *gate) lockFoundContainer(ctx context.Context, id model.ContainerID) (*lockedContainer, error) {
+	if err := g.view.Refresh(ctx, id); err != nil {
 		return nil, err
 	}
-	return s.lockContainer(ctx, string(id))
+	return g.lockContainer(ctx, string(id))
 }

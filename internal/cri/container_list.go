@@ -11,17 +11,17 @@ import (
 
 // ListContainers lists containers by filter, newest first, from memory (CRI ListContainers). The items are encoded already; see package wire.
 func (s *Service) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	items, err := s.containerItems(r, r.GetFilter(), maxList)
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	items, err := s.encodedContainers.items(s.View.Containers(), matchContainer(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}
 	return wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil
 }
 
-// containerItems are the items of a list of containers.
-func (s *Service) containerItems(req any, f *runtimeapi.ContainerFilter, limit int) ([]byte, error) {
-	if _, err := s.begin(req); err != nil {
-		return nil, err
-	}
-	return s.encodedContainers.items(s.View.Containers(), func(c *spec.Container) bool { return spec.MatchContainer(f, c) }, limit)
+// matchContainer returns the records that a filter selects.
+func matchContainer(f *runtimeapi.ContainerFilter) func(*spec.Container) bool {
+	return func(c *spec.Container) bool { return spec.MatchContainer(f, c) }
 }

@@ -19,7 +19,7 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 		if err := notFoundIsFine(err); err != nil {
 			return nil, err
 		}
-		if err := s.collectImageVolumes(ctx); err != nil { // it may have been removed behind our back
+		if err := s.volumes.collect(ctx); err != nil { // it may have been removed behind our back
 			return nil, err
 		}
 		return &runtimeapi.RemoveContainerResponse{}, nil
@@ -47,5 +47,5 @@ func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)
 	}
-	return errors.Join(err, s.collectImageVolumes(ctx, images...))
+	return errors.Join(err, s.volumes.collect(ctx, images...))
 }

@@ -66,8 +66,8 @@ func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr er
 }
 
 // runningSandbox is a sandbox that must be ready: NotFound or FailedPrecondition else.
-func (s *Service) runningSandbox(id string) (*spec.Sandbox, error) {
-	sb, err := s.View.Sandbox(id)
+func (g *gate) runningSandbox(id string) (*spec.Sandbox, error) {
+	sb, err := g.view.Sandbox(id)
 	switch {
 	case err != nil:
 		return nil, err

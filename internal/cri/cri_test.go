@@ -364,7 +364,9 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	return New(Deps{
 		Log:         log,
 		Engine:      w.engine,
+		Images:      w.engine,
 		View:        view,
+		ImageView:   view,
 		Network:     w.network,
 		Node:        w.network,
 		Reclaimer:   w.network,

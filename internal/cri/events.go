@@ -20,19 +20,22 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out runtime
 		if err != nil {
 			return err
 		}
-		if err := out.Send(s.event(c)); err != nil {
+		if err := out.Send(newEvent(c, s.Network)); err != nil {
 			return err
 		}
 	}
 }
 
-// event is a change in the CRI's terms. The pod's addresses are those of now.
-func (s *Service) event(c *view.Change) *runtimeapi.ContainerEventResponse {
+// newEvent returns a change in the CRI's terms, with the pod's addresses as they are now.
+func newEvent(c *view.Change, network Network) *runtimeapi.ContainerEventResponse {
 	e := &runtimeapi.ContainerEventResponse{
-		ContainerId: string(c.ID), ContainerEventType: c.Type, CreatedAt: c.At.UnixNano(), ContainersStatuses: statuses(c.Containers),
+		ContainerId:        string(c.ID),
+		ContainerEventType: c.Type,
+		CreatedAt:          c.At.UnixNano(),
+		ContainersStatuses: statuses(c.Containers),
 	}
 	if c.Sandbox != nil {
-		e.PodSandboxStatus = c.Sandbox.Status(s.Network.Addresses(c.Sandbox))
+		e.PodSandboxStatus = c.Sandbox.Status(network.Addresses(c.Sandbox))
 	}
 	return e
 }

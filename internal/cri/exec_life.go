@@ -21,7 +21,7 @@ const (
 // does. The engine ends sessions itself where the container has a PID namespace of its own; else
 // Engine 20.10 does not, and a command of the session may even run on. The error of the end is
 // FailedPrecondition. stop must be called.
-func (s *Service) WhileRunning(ctx context.Context, containerID string) (_ context.Context, stop context.CancelFunc) {
+func (g *gate) WhileRunning(ctx context.Context, containerID string) (_ context.Context, stop context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		check := time.NewTicker(lifeInterval)
@@ -33,7 +33,7 @@ func (s *Service) WhileRunning(ctx context.Context, containerID string) (_ conte
 			case <-ctx.Done():
 				return
 			}
-			c, err := s.View.Container(containerID)
+			c, err := g.view.Container(containerID)
 			switch {
 			case err == nil && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING:
 				ended = time.Time{}

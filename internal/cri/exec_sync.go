@@ -52,8 +52,8 @@ func share(a, b []byte, limit int) (_, _ []byte) {
 }
 
 // running is a container that must run: NotFound or FailedPrecondition else.
-func (s *Service) running(id string) (*spec.Container, error) {
-	c, err := s.View.Container(id)
+func (g *gate) running(id string) (*spec.Container, error) {
+	c, err := g.view.Container(id)
 	if err != nil {
 		return nil, err
 	}

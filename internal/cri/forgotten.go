@@ -26,24 +26,24 @@ func (s *Service) killForgotten(ctx context.Context, id model.ContainerID) error
 
 // recoverForgotten kills what runs of containers that were never started. Of sandboxes, the removal
 // of half-made ones does.
-func (s *Service) recoverForgotten(ctx context.Context) error {
-	containers := s.View.Containers()
+func (r recovery) recoverForgotten(ctx context.Context) error {
+	containers := r.View.Containers()
 	errs := make([]error, len(containers))
 	var g errgroup.Group
 	g.SetLimit(recoveriesAtOnce)
 	for i, c := range containers {
 		if isUnstarted(c) {
-			g.Go(func() error { errs[i] = s.recoverUnstarted(ctx, c.ID); return nil })
+			g.Go(func() error { errs[i] = r.recoverUnstarted(ctx, c.ID); return nil })
 		}
 	}
 	_ = g.Wait()
 	return errors.Join(errs...)
 }
 
-func (s *Service) recoverUnstarted(ctx context.Context, id model.ContainerID) error {
+func (r recovery) recoverUnstarted(ctx context.Context, id model.ContainerID) error {
 	ctx, cancel := context.WithTimeout(ctx, recoveryWait)
 	defer cancel()
-	c, err := s.lockContainer(ctx, string(id))
+	c, err := r.lockContainer(ctx, string(id))
 	if err != nil {
 		return notFoundIsFine(err)
 	}
@@ -51,7 +51,7 @@ func (s *Service) recoverUnstarted(ctx context.Context, id model.ContainerID) er
 	if !isUnstarted(c.Container) {
 		return nil
 	}
-	return s.killForgotten(ctx, id)
+	return r.killForgotten(ctx, id)
 }
 
 // isUnstarted reports whether a container was never started, as far as the engine knows.

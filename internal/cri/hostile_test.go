@@ -77,7 +77,7 @@ func hostileWorld(t *testing.T, hostile string, failing bool) (conn *grpc.Client
 	if err := s.View.Refresh(t.Context(), model.ContainerID(other.ContainerId)); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.View.RefreshImages(t.Context()); err != nil {
+	if err := s.ImageView.RefreshImages(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if failing {

@@ -14,38 +14,48 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
+// imageService implements runtime.v1.ImageService.
+type imageService struct {
+	runtimeapi.UnimplementedImageServiceServer
+	*gate
+	store   Images
+	images  ImageView
+	stats   Stats
+	volumes *imageVolumes
+}
+
 // PullImage pulls an image and returns the engine's ID of it, the same as Image.id and ContainerStatus.image_id (CRI PullImage).
-func (s *Service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	host, err := s.begin(r)
+func (x *imageService) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	host, err := x.begin(r)
 	if err != nil {
 		return nil, err
 	}
 	if err := spec.CheckRuntime("image.runtime_handler", r.GetImage().GetRuntimeHandler(), host); err != nil {
 		return nil, err
 	}
-	id, err := s.Engine.Pull(ctx, r.GetImage().GetImage(), r.GetAuth())
+	id, err := x.store.Pull(ctx, r.GetImage().GetImage(), r.GetAuth())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.View.RefreshImage(ctx, string(id)); err != nil {
+	if _, err := x.images.RefreshImage(ctx, string(id)); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: string(id)}, nil
 }
 
-// image is the image of this name or ID. One that the view does not know is looked for in the engine, since it may have been built a moment
-// ago. NotFound if there is none.
-func (s *Service) image(ctx context.Context, ref string) (*spec.Image, error) {
-	i, err := s.View.Image(ref)
+// findImage returns the image of a name or ID. One that the view does not have is read from the engine,
+// since it may have been built a moment ago. NotFound if there is none.
+func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, error) {
+	i, err := view.Image(ref)
 	if !errdefs.IsNotFound(err) {
 		return i, err
 	}
-	return s.View.RefreshImage(ctx, ref)
+	return view.RefreshImage(ctx, ref)
 }
 
 // ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern (CRI ListImages).
-func (s *Service) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	resp, err := s.listImages(ctx, r)
+func (x *imageService) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	resp, err := x.listImages(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -54,8 +64,8 @@ func (s *Service) ListImages(ctx context.Context, r *runtimeapi.ListImagesReques
 }
 
 // listImages is ListImages of any size.
-func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	if _, err := s.begin(r); err != nil {
+func (x *imageService) listImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
 	ref := r.GetFilter().GetImage().GetImage()
@@ -64,20 +74,20 @@ func (s *Service) listImages(ctx context.Context, r *runtimeapi.ListImagesReques
 		return nil, err
 	}
 
-	resp, err := s.matchingImages(filter)
+	resp, err := x.matchingImages(filter)
 	if err != nil || len(resp.Images) > 0 || ref == "" || filter.IsPattern() {
 		return resp, err
 	}
 
 	// An image that was built a moment ago becomes known here.
-	if _, err := s.image(ctx, ref); err != nil {
+	if _, err := findImage(ctx, x.images, ref); err != nil {
 		return resp, notFoundIsFine(err)
 	}
-	return s.matchingImages(filter)
+	return x.matchingImages(filter)
 }
 
-func (s *Service) matchingImages(filter spec.ImageFilter) (*runtimeapi.ListImagesResponse, error) {
-	images, err := s.View.Images()
+func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.ListImagesResponse, error) {
+	images, err := x.images.Images()
 	if err != nil {
 		return nil, err
 	}
@@ -92,11 +102,11 @@ func (s *Service) matchingImages(filter spec.ImageFilter) (*runtimeapi.ListImage
 }
 
 // ImageStatus describes an image; one that is not there is an empty answer, no error (CRI ImageStatus).
-func (s *Service) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
-	if _, err := s.begin(r); err != nil {
+func (x *imageService) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
-	i, err := s.image(ctx, r.GetImage().GetImage())
+	i, err := findImage(ctx, x.images, r.GetImage().GetImage())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	} else if err != nil {
@@ -111,13 +121,13 @@ func (s *Service) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequ
 
 // RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that is not there is a success; one that a
 // container uses is FailedPrecondition and keeps its names. Pinned ones are removed too: a pin is only a recommendation.
-func (s *Service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
-	if _, err := s.begin(r); err != nil {
+func (x *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
-	i, err := s.image(ctx, r.GetImage().GetImage())
+	i, err := findImage(ctx, x.images, r.GetImage().GetImage())
 	if err == nil {
-		err = s.removeImage(ctx, i.ID)
+		err = x.removeImage(ctx, i.ID)
 	}
 	if err = notFoundIsFine(err); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", r.GetImage().GetImage(), err)
@@ -125,44 +135,44 @@ func (s *Service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequ
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-func (s *Service) removeImage(ctx context.Context, id model.ImageID) error {
-	unlock, err := s.names.Lock(ctx, string(id))
+func (x *imageService) removeImage(ctx context.Context, id model.ImageID) error {
+	unlock, err := x.names.Lock(ctx, string(id))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	i, err := s.View.Image(string(id))
+	i, err := x.images.Image(string(id))
 	if err != nil {
 		return err // another call has removed it
 	}
 	// The engine would take away all names but the last before it finds the user.
-	if users, err := s.Engine.ImageUsers(ctx, id); err != nil {
+	if users, err := x.store.ImageUsers(ctx, id); err != nil {
 		return err
 	} else if len(users) > 0 {
 		return fmt.Errorf("it is used by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
-	if s.usesImageVolume(id) {
+	if x.volumes.isUsed(id) {
 		return fmt.Errorf("it is mounted into a container: %w", errdefs.ErrFailedPrecondition)
 	}
 	// An image with names in several repositories cannot be removed by its ID without force; its names are removed one by one, and the
 	// last takes the image with it.
 	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{string(i.ID)}) {
-		if err := notFoundIsFine(s.Engine.RemoveImage(ctx, ref)); err != nil {
-			_, refreshErr := s.View.RefreshImage(ctx, string(id)) // it may have lost names
+		if err := notFoundIsFine(x.store.RemoveImage(ctx, ref)); err != nil {
+			_, refreshErr := x.images.RefreshImage(ctx, string(id)) // it may have lost names
 			return errors.Join(err, notFoundIsFine(refreshErr))
 		}
 	}
-	s.View.ForgetImage(id)
+	x.images.ForgetImage(id)
 	return nil
 }
 
 // ImageFsInfo reports the disk usage of images and of the writable layers of containers (CRI
 // ImageFsInfo).
-func (s *Service) ImageFsInfo(
+func (x *imageService) ImageFsInfo(
 	_ context.Context, r *runtimeapi.ImageFsInfoRequest,
 ) (*runtimeapi.ImageFsInfoResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
-	return s.Stats.ImageFileSystem()
+	return x.stats.ImageFileSystem()
 }

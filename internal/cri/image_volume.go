@@ -14,6 +14,15 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
+// imageVolumes are the images that are mounted into containers where the engine cannot do so itself.
+type imageVolumes struct {
+	*gate
+	images    ImageView
+	store     Images
+	mounts    Volumes
+	preparing preparing
+}
+
 // preparing counts the containers that are being made with an image volume, by image ID: the view does not know them yet.
 type preparing struct {
 	mu sync.Mutex // guards n
@@ -37,14 +46,14 @@ func (p *preparing) has(imageID model.ImageID) bool {
 	return p.n[imageID] > 0
 }
 
-// imageVolumes makes the images that a container mounts ready, by their index among its mounts. Where the engine does not mount images
+// prepare makes the images that a container mounts ready, by their index among its mounts. Where the engine does not mount images
 // itself, we do; containers share a mount, and u undoes this container's part in it. made is to be called when the view knows the
 // container, or when it was not made after all.
-func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack) (volumes map[int]spec.ImageVolume, made func(), err error) {
+func (v *imageVolumes) prepare(ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack) (volumes map[int]spec.ImageVolume, made func(), err error) {
 	var ids []model.ImageID
 	made = func() {
 		for _, id := range ids {
-			s.preparing.add(id, -1)
+			v.preparing.add(id, -1)
 		}
 		ids = nil
 	}
@@ -57,93 +66,93 @@ func (s *Service) imageVolumes(ctx context.Context, cfg *runtimeapi.ContainerCon
 		if err := host.CheckImageVolumes(); err != nil {
 			return nil, made, fmt.Errorf("%s: %w", field, err)
 		}
-		image, err := s.image(ctx, m.GetImage().GetImage())
+		image, err := findImage(ctx, v.images, m.GetImage().GetImage())
 		if err != nil {
 			return nil, made, fmt.Errorf("%s: %w", field, err)
 		}
-		v := spec.NewImageVolume(m, image)
+		one := spec.NewImageVolume(m, image)
 		if !host.NativeImageVolumes() {
-			s.preparing.add(v.ImageID, 1)
-			ids = append(ids, v.ImageID)
-			u.Push("mount of image "+string(v.ImageID), func(ctx context.Context) error {
+			v.preparing.add(one.ImageID, 1)
+			ids = append(ids, one.ImageID)
+			u.Push("mount of image "+string(one.ImageID), func(ctx context.Context) error {
 				made()
-				return s.releaseImageVolume(ctx, v.ImageID)
+				return v.release(ctx, one.ImageID)
 			})
-			if v.Path, err = s.mountImage(ctx, v); err != nil {
+			if one.Path, err = v.mount(ctx, one); err != nil {
 				return nil, made, fmt.Errorf("%s: %w", field, err)
 			}
 		}
-		volumes[i] = v
+		volumes[i] = one
 	}
 	return volumes, made, nil
 }
 
 func volumeLock(imageID model.ImageID) string { return "image volume " + string(imageID) }
 
-func (s *Service) mountImage(ctx context.Context, v spec.ImageVolume) (string, error) {
-	unlock, err := s.names.Lock(ctx, volumeLock(v.ImageID))
+func (v *imageVolumes) mount(ctx context.Context, one spec.ImageVolume) (string, error) {
+	unlock, err := v.names.Lock(ctx, volumeLock(one.ImageID))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	layers, err := s.Engine.HoldImage(ctx, v.ImageID) // also if it is mounted: a prune may have taken the holder
+	layers, err := v.store.HoldImage(ctx, one.ImageID) // also if it is mounted: a prune may have taken the holder
 	if err != nil {
 		return "", err
 	}
-	if err := s.Volumes.Mount(v.ImageID, layers); err != nil {
+	if err := v.mounts.Mount(one.ImageID, layers); err != nil {
 		return "", err
 	}
-	return s.Volumes.Resolve(v.ImageID, v.SubPath)
+	return v.mounts.Resolve(one.ImageID, one.SubPath)
 }
 
-// usesImageVolume says whether a container, running or not, mounts the image.
-func (s *Service) usesImageVolume(imageID model.ImageID) bool {
-	return slices.ContainsFunc(s.View.Containers(), func(c *spec.Container) bool { return c.MountsImage(imageID) })
+// isUsed says whether a container, running or not, mounts the image.
+func (v *imageVolumes) isUsed(imageID model.ImageID) bool {
+	return slices.ContainsFunc(v.view.Containers(), func(c *spec.Container) bool { return c.MountsImage(imageID) })
 }
 
-// releaseImageVolume undoes the mount of an image unless somebody uses it.
-func (s *Service) releaseImageVolume(ctx context.Context, imageID model.ImageID) error {
-	unlock, err := s.names.Lock(ctx, volumeLock(imageID))
+// release undoes the mount of an image unless somebody uses it.
+func (v *imageVolumes) release(ctx context.Context, imageID model.ImageID) error {
+	unlock, err := v.names.Lock(ctx, volumeLock(imageID))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if s.preparing.has(imageID) || s.usesImageVolume(imageID) {
+	if v.preparing.has(imageID) || v.isUsed(imageID) {
 		return nil
 	}
-	if err := s.Volumes.Unmount(imageID); err != nil {
+	if err := v.mounts.Unmount(imageID); err != nil {
 		return err
 	}
-	return s.Engine.ReleaseImage(ctx, imageID)
+	return v.store.ReleaseImage(ctx, imageID)
 }
 
-// collectImageVolumes undoes mounts of images that nobody uses any more: those that are there, and of also.
-func (s *Service) collectImageVolumes(ctx context.Context, also ...model.ImageID) error {
-	ids, err := s.Volumes.List()
+// collect undoes mounts of images that nobody uses any more: those that are there, and of also.
+func (v *imageVolumes) collect(ctx context.Context, also ...model.ImageID) error {
+	ids, err := v.mounts.List()
 	ids = append(ids, also...)
 	slices.Sort(ids)
 	errs := []error{err}
 	for _, id := range slices.Compact(ids) {
-		errs = append(errs, s.releaseImageVolume(ctx, id))
+		errs = append(errs, v.release(ctx, id))
 	}
 	return errors.Join(errs...)
 }
 
-// recoverImageVolumes clears mounts and holders without a user, and makes holders anew that somebody has pruned.
-func (s *Service) recoverImageVolumes(ctx context.Context, host spec.Host) error {
+// restore clears mounts and holders without a user, and makes holders anew that somebody has pruned.
+func (v *imageVolumes) restore(ctx context.Context, host spec.Host) error {
 	if host.NativeImageVolumes() || host.CheckImageVolumes() != nil {
 		return nil
 	}
-	held, err := s.Engine.HeldImages(ctx)
+	held, err := v.store.HeldImages(ctx)
 	if err != nil {
 		return err
 	}
-	errs := []error{s.collectImageVolumes(ctx, held...)}
-	mounted, err := s.Volumes.List()
+	errs := []error{v.collect(ctx, held...)}
+	mounted, err := v.mounts.List()
 	errs = append(errs, err)
 	for _, id := range mounted {
-		if !slices.Contains(held, id) && s.usesImageVolume(id) {
-			_, err := s.Engine.HoldImage(ctx, id)
+		if !slices.Contains(held, id) && v.isUsed(id) {
+			_, err := v.store.HoldImage(ctx, id)
 			errs = append(errs, err)
 		}
 	}

@@ -36,17 +36,17 @@ func isKnown(sb *spec.Sandbox) bool { return sb.Name != "" }
 
 // lockSandbox locks a sandbox by its ID or a unique prefix of one and reads its record. The record of
 // one that the view does not have holds the ID alone. NotFound if no sandbox can have such an ID.
-func (s *Service) lockSandbox(ctx context.Context, id string) (*lockedSandbox, error) {
-	full, err := s.sandboxID(id)
+func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, error) {
+	full, err := g.sandboxID(id)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := s.names.Lock(ctx, "sandbox "+string(full))
+	unlock, err := g.names.Lock(ctx, "sandbox "+string(full))
 	if err != nil {
 		return nil, fmt.Errorf("wait for sandbox %s: %w", full, err)
 	}
 
-	sb, err := s.View.Sandbox(string(full))
+	sb, err := g.view.Sandbox(string(full))
 	if err != nil {
 		sb = &spec.Sandbox{ID: full}
 	}
@@ -54,8 +54,8 @@ func (s *Service) lockSandbox(ctx context.Context, id string) (*lockedSandbox, e
 }
 
 // sandboxID is the full ID of a sandbox that the view has, or that may be left without its pause.
-func (s *Service) sandboxID(id string) (model.ContainerID, error) {
-	sb, err := s.View.Sandbox(id)
+func (g *gate) sandboxID(id string) (model.ContainerID, error) {
+	sb, err := g.view.Sandbox(id)
 	switch {
 	case err == nil:
 		return sb.ID, nil
@@ -71,17 +71,17 @@ func (s *Service) sandboxID(id string) (model.ContainerID, error) {
 
 // lockContainer locks a container by its ID or a unique prefix of one and reads its record. NotFound
 // if the view does not have it, before the wait or after.
-func (s *Service) lockContainer(ctx context.Context, id string) (*lockedContainer, error) {
-	c, err := s.View.Container(id)
+func (g *gate) lockContainer(ctx context.Context, id string) (*lockedContainer, error) {
+	c, err := g.view.Container(id)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := s.names.Lock(ctx, "container "+string(c.ID))
+	unlock, err := g.names.Lock(ctx, "container "+string(c.ID))
 	if err != nil {
 		return nil, fmt.Errorf("wait for container %s: %w", c.ID, err)
 	}
 
-	if c, err = s.View.Container(string(c.ID)); err != nil {
+	if c, err = g.view.Container(string(c.ID)); err != nil {
 		unlock()
 		return nil, err
 	}
@@ -89,11 +89,11 @@ func (s *Service) lockContainer(ctx context.Context, id string) (*lockedContaine
 }
 
 // renew reads a locked container anew from the engine. On error the record is as it was.
-func (s *Service) renew(ctx context.Context, c *lockedContainer) error {
-	if err := s.View.Refresh(ctx, c.ID); err != nil {
+func (g *gate) renew(ctx context.Context, c *lockedContainer) error {
+	if err := g.view.Refresh(ctx, c.ID); err != nil {
 		return err
 	}
-	now, err := s.View.Container(string(c.ID))
+	now, err := g.view.Container(string(c.ID))
 	if err != nil {
 		return err
 	}
@@ -102,8 +102,8 @@ func (s *Service) renew(ctx context.Context, c *lockedContainer) error {
 }
 
 // lockName locks the name of something that is being created.
-func (s *Service) lockName(ctx context.Context, name string) (unlock func(), err error) {
-	unlock, err = s.names.Lock(ctx, "name "+name)
+func (g *gate) lockName(ctx context.Context, name string) (unlock func(), err error) {
+	unlock, err = g.names.Lock(ctx, "name "+name)
 	if err != nil {
 		return nil, fmt.Errorf("wait for the name %s: %w", name, err)
 	}

@@ -33,28 +33,33 @@ func (s *Service) Recover(ctx context.Context) error {
 		return err
 	}
 	s.joining.retry()
-	errs := []error{s.recoverForgotten(ctx), s.recoverImageVolumes(ctx, host)}
-	errs = append(errs, s.adoptAll(ctx)...) // first, lest the plugins collect what they have
-	errs = append(errs, s.Reclaimer.Reclaim(ctx, sandboxes{s}))
-	errs = append(errs, s.recoverSandboxes(ctx)...)
+
+	r := recovery{s}
+	errs := []error{r.recoverForgotten(ctx), s.volumes.restore(ctx, host)}
+	errs = append(errs, r.adoptAll(ctx)...) // first, lest the plugins collect what they have
+	errs = append(errs, s.Reclaimer.Reclaim(ctx, r))
+	errs = append(errs, r.recoverSandboxes(ctx)...)
 	if err := s.Reclaimer.Collect(ctx); err != nil {
 		s.Log.Warn("the network's plugins could not collect what belongs to no pod", "err", err)
 	}
 	return errors.Join(errs...)
 }
 
+// recovery clears what is left. It implements podnet.Sandboxes.
+type recovery struct{ *Service }
+
 // observeRemoval requests a recovery if the network of a removed sandbox is still held: somebody has
 // removed the sandbox behind us (docker rm -f), and no call will name it again.
-func (s *Service) observeRemoval(id model.ContainerID) {
-	if s.Node.Holds(id) {
-		s.Reclaimer.RequestReclaim()
+func (r recovery) observeRemoval(id model.ContainerID) {
+	if r.Node.Holds(id) {
+		r.Reclaimer.RequestReclaim()
 	}
 }
 
 // eachSandbox calls do for each sandbox of the view, several at once and each with its own deadline: the
 // engine may hang on one.
-func (s *Service) eachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
-	all := s.View.Sandboxes()
+func (r recovery) eachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
+	all := r.View.Sandboxes()
 	errs := make([]error, len(all))
 	var g errgroup.Group
 	g.SetLimit(recoveriesAtOnce)
@@ -71,12 +76,12 @@ func (s *Service) eachSandbox(ctx context.Context, do func(context.Context, *spe
 }
 
 // adoptAll adopts the pods whose network is not known here.
-func (s *Service) adoptAll(ctx context.Context) []error {
-	return s.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
-		if !s.Reclaimer.IsAdoptable(sb) {
+func (r recovery) adoptAll(ctx context.Context) []error {
+	return r.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+		if !r.Reclaimer.IsAdoptable(sb) {
 			return nil
 		}
-		if err := s.adopt(ctx, sb); err != nil {
+		if err := r.adopt(ctx, sb); err != nil {
 			return fmt.Errorf("adopt sandbox %s: %w", sb.ID, err)
 		}
 		return nil
@@ -84,47 +89,44 @@ func (s *Service) adoptAll(ctx context.Context) []error {
 }
 
 // adopt takes over the network of a pod of an older shim, or of one of ours that was handed back to it.
-func (s *Service) adopt(ctx context.Context, sb *spec.Sandbox) error {
-	unlock, err := s.lockName(ctx, sb.Name) // it may just be being created
+func (r recovery) adopt(ctx context.Context, sb *spec.Sandbox) error {
+	unlock, err := r.lockName(ctx, sb.Name) // it may just be being created
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	now, err := s.lockSandbox(ctx, string(sb.ID))
+	now, err := r.lockSandbox(ctx, string(sb.ID))
 	if err != nil {
 		return notFoundIsFine(err)
 	}
 	defer now.unlock()
-	return s.Reclaimer.Adopt(ctx, now.Sandbox)
+	return r.Reclaimer.Adopt(ctx, now.Sandbox)
 }
 
-// sandboxes are the sandboxes of a service, as the network needs them to reclaim what is left.
-type sandboxes struct{ s *Service }
-
 // Sandbox implements podnet.Sandboxes.
-func (x sandboxes) Sandbox(id string) (*spec.Sandbox, error) { return x.s.View.Sandbox(id) }
+func (r recovery) Sandbox(id string) (*spec.Sandbox, error) { return r.View.Sandbox(id) }
 
 // IsRemoved implements podnet.Sandboxes. A sandbox that the view lacks may exist all the same: renamed
 // by hand, or one that the engine could not describe. It keeps its network.
-func (x sandboxes) IsRemoved(ctx context.Context, id model.ContainerID) (bool, error) {
-	if _, err := x.s.View.Sandbox(string(id)); err == nil {
+func (r recovery) IsRemoved(ctx context.Context, id model.ContainerID) (bool, error) {
+	if _, err := r.View.Sandbox(string(id)); err == nil {
 		return true, nil
 	}
-	switch _, err := x.s.Engine.Inspect(ctx, id); {
+	switch _, err := r.Engine.Inspect(ctx, id); {
 	case errdefs.IsNotFound(err):
 		return true, nil
 	case err != nil:
 		return false, fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
-	x.s.Log.Warn("a sandbox's container is none that can be managed, and keeps its network; "+
+	r.Log.Warn("a sandbox's container is none that can be managed, and keeps its network; "+
 		"remove it (docker rm -f) to release that", "sandbox", id)
 	return false, nil
 }
 
 // recoverSandboxes removes the sandboxes that were never finished.
-func (s *Service) recoverSandboxes(ctx context.Context) []error {
-	return s.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
-		if err := s.recoverSandbox(ctx, sb); err != nil {
+func (r recovery) recoverSandboxes(ctx context.Context) []error {
+	return r.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+		if err := r.recoverSandbox(ctx, sb); err != nil {
 			return fmt.Errorf("recover sandbox %s: %w", sb.ID, err)
 		}
 		return nil
@@ -134,26 +136,26 @@ func (s *Service) recoverSandboxes(ctx context.Context) []error {
 // recoverSandbox removes a sandbox of ours that was never handed to the kubelet and holds a name: one
 // that never ran, or runs without its network. The kubelet starts such a pod anew. An older shim's is
 // left to the kubelet, which sees that it has no address.
-func (s *Service) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
+func (r recovery) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	halfMade := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead before
-	unconnected := sb.Running && sb.Namespaces != nil && !s.Network.IsConnected(sb) && len(s.View.ContainersOf(sb.ID)) == 0
+	unconnected := sb.Running && sb.Namespaces != nil && !r.Network.IsConnected(sb) && len(r.View.ContainersOf(sb.ID)) == 0
 	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
 		return nil
 	}
-	unlock, err := s.lockName(ctx, sb.Name) // it may be being made
+	unlock, err := r.lockName(ctx, sb.Name) // it may be being made
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	now, err := s.lockSandbox(ctx, string(sb.ID))
+	now, err := r.lockSandbox(ctx, string(sb.ID))
 	if err != nil {
 		return notFoundIsFine(err)
 	}
 	defer now.unlock()
 
-	if !now.isKnown() || halfMade && now.Running || unconnected && s.Network.IsConnected(now.Sandbox) {
+	if !now.isKnown() || halfMade && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
 		return nil
 	}
-	s.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
-	return s.removeSandbox(ctx, now)
+	r.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
+	return r.removeSandbox(ctx, now)
 }

@@ -87,7 +87,7 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 func TestEachSandboxHasADeadline(t *testing.T) {
 	s, w := newService(t)
 	runPod(t, s, w.pod())
-	errs := s.eachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
+	errs := recovery{s}.eachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
 		if at, ok := ctx.Deadline(); !ok || time.Until(at) > recoverSandboxTimeout {
 			t.Errorf("sandbox %s: deadline %v, %v", sb.ID, at, ok)
 		}

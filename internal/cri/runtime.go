@@ -36,7 +36,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	if !e.Ready {
 		runtime.Reason, runtime.Message = "DockerNotReady", e.Reason
 	}
-	logs, netns := s.logsCondition(), s.netnsCondition(e.Host)
+	logs, netns := logsCondition(s.Logs), netnsCondition(s.joining.reason(), s.Node.ConnectsPods(), e.Host)
 	if e.Ready && logs.Reason == logsNotReady {
 		runtime.Status, runtime.Reason, runtime.Message = false, logs.Reason, logs.Message
 	}
@@ -74,14 +74,14 @@ const (
 // Another one: who makes pods' network namespaces.
 const podNetNS = "PodNetworkNamespaces"
 
-// netnsCondition says whether pods' network namespaces are ours, and why if they are not.
-func (s *Service) netnsCondition(host spec.Host) *runtimeapi.RuntimeCondition {
+// netnsCondition reports whether pods' network namespaces are ours, and why if they are not. reason is
+// what joining knows.
+func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "Own"}
-	reason := s.joining.reason()
 	if reason == "" {
 		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
 	}
-	if !s.Node.ConnectsPods() {
+	if !connectsPods {
 		reason = "the engine connects the pods"
 	}
 	if reason != "" {
@@ -90,9 +90,9 @@ func (s *Service) netnsCondition(host spec.Host) *runtimeapi.RuntimeCondition {
 	return c
 }
 
-// logsCondition says which mode of --container-log is active, and why if it is not the one to wish for.
-func (s *Service) logsCondition() *runtimeapi.RuntimeCondition {
-	active, reason := s.Logs.State()
+// logsCondition reports which mode of --container-log is active, and why if it is not the preferred one.
+func logsCondition(logs Logs) *runtimeapi.RuntimeCondition {
+	active, reason := logs.State()
 	c := &runtimeapi.RuntimeCondition{Type: containerLogs, Status: reason == "", Message: reason}
 	switch active {
 	case "":

@@ -66,11 +66,11 @@ func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.Co
 }
 
 // lockFoundSandbox locks a sandbox that the engine has, whether or not the view knows it yet.
-func (s *Service) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*lockedSandbox, error) {
-	if err := s.View.Refresh(ctx, id); err != nil {
+func (g *gate) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*lockedSandbox, error) {
+	if err := g.view.Refresh(ctx, id); err != nil {
 		return nil, err
 	}
-	return s.lockSandbox(ctx, string(id))
+	return g.lockSandbox(ctx, string(id))
 }
 
 // removeByName removes what of ours has this name, if there is something.

@@ -11,17 +11,17 @@ import (
 
 // ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox). The items are encoded already; see package wire.
 func (s *Service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	items, err := s.sandboxItems(r, r.GetFilter(), maxList)
+	if _, err := s.begin(r); err != nil {
+		return nil, err
+	}
+	items, err := s.encodedSandboxes.items(s.View.Sandboxes(), matchSandbox(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}
 	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, items), nil
 }
 
-// sandboxItems are the items of a list of sandboxes.
-func (s *Service) sandboxItems(req any, f *runtimeapi.PodSandboxFilter, limit int) ([]byte, error) {
-	if _, err := s.begin(req); err != nil {
-		return nil, err
-	}
-	return s.encodedSandboxes.items(s.View.Sandboxes(), func(sb *spec.Sandbox) bool { return spec.MatchSandbox(f, sb) }, limit)
+// matchSandbox returns the records that a filter selects.
+func matchSandbox(f *runtimeapi.PodSandboxFilter) func(*spec.Sandbox) bool {
+	return func(sb *spec.Sandbox) bool { return spec.MatchSandbox(f, sb) }
 }

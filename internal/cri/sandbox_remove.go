@@ -46,7 +46,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 			return err
 		}
 	}
-	if err := s.collectImageVolumes(ctx); err != nil { // containers may have been removed behind our back
+	if err := s.volumes.collect(ctx); err != nil { // containers may have been removed behind our back
 		return err
 	}
 	if err := notFoundIsFine(s.Engine.Remove(ctx, sb.ID)); err != nil {

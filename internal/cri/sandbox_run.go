@@ -141,7 +141,7 @@ func (s *Service) translateSandbox(
 	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled in vain
 		return nil, err
 	}
-	if o.Image, err = s.Engine.PauseImage(ctx); err != nil {
+	if o.Image, err = s.Images.PauseImage(ctx); err != nil {
 		return nil, err
 	}
 	return spec.NewSandbox(r.GetConfig(), o)
@@ -164,10 +164,10 @@ func (s *Service) runPause(
 
 // renewPauseImage provides the sandbox image again.
 func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) error {
-	if err := s.View.RefreshImages(ctx); err != nil {
+	if err := s.ImageView.RefreshImages(ctx); err != nil {
 		return err
 	}
-	image, err := s.Engine.PauseImage(ctx)
+	image, err := s.Images.PauseImage(ctx)
 	if err != nil {
 		return err
 	}

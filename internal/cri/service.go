@@ -54,6 +54,10 @@ type Engine interface {
 	// that cannot be executed, with the engine's text on stderr. When ctx ends first, the process and all its descendants are killed
 	// and ctx's error is returned.
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (exitCode int, err error)
+}
+
+// Images are the engine's images. Errors are those of Engine.
+type Images interface {
 	// Pull pulls an image and returns its ID.
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)
 	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
@@ -78,12 +82,9 @@ type View interface {
 	Engine() view.EngineState
 	Sandbox(id string) (*spec.Sandbox, error)
 	Container(id string) (*spec.Container, error)
-	Image(ref string) (*spec.Image, error) // by ID (also shortened, with or without "sha256:"), tag or digest
-	Sandboxes() []*spec.Sandbox            // newest first
-	Containers() []*spec.Container         // newest first
+	Sandboxes() []*spec.Sandbox    // newest first
+	Containers() []*spec.Container // newest first
 	ContainersOf(sandboxID model.ContainerID) []*spec.Container
-	// Images are all images; Unavailable while the engine has not listed them.
-	Images() ([]*spec.Image, error)
 	// Pod is a sandbox with its containers and a time that orders it among the changes.
 	Pod(sandboxID string) (view.Pod, error)
 	// Watch begins to deliver what changes; see view.Watch. To be stopped.
@@ -91,6 +92,14 @@ type View interface {
 	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
 	// the view without an error.
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
+}
+
+// ImageView is the images of this node, from memory, as View has containers.
+type ImageView interface {
+	// Image returns an image by tag, digest or ID, also a shortened one, with or without "sha256:".
+	Image(ref string) (*spec.Image, error)
+	// Images returns all images; Unavailable while the engine has not listed them.
+	Images() ([]*spec.Image, error)
 	// RefreshImages reads all images anew.
 	RefreshImages(ctx context.Context) error
 	// RefreshImage reads one image anew, by name or ID, and returns it. NotFound if there is none.
@@ -192,7 +201,9 @@ type Reclaimer interface {
 type Deps struct {
 	Log       *slog.Logger
 	Engine    Engine
+	Images    Images
 	View      View
+	ImageView ImageView
 	Network   Network
 	Node      NodeNetwork
 	Reclaimer Reclaimer
@@ -208,12 +219,12 @@ type Deps struct {
 // name, through the embedded servers.
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
-	runtimeapi.UnimplementedImageServiceServer
+	*imageService
+	*gate
 	Deps
-	names     *keylock.Map // serialises calls on one name or ID
-	joining   joining
-	preparing preparing
-	starts    starts
+	volumes *imageVolumes
+	joining joining
+	starts  starts
 
 	encodedSandboxes  *encodings[spec.Sandbox]
 	encodedContainers *encodings[spec.Container]
@@ -227,9 +238,15 @@ var (
 
 // New returns the services. Recover should be called whenever the view has been read anew.
 func New(d Deps) *Service {
+	g := &gate{view: d.View, names: keylock.New()}
+	volumes := &imageVolumes{gate: g, images: d.ImageView, store: d.Images, mounts: d.Volumes}
 	return &Service{
-		Deps: d, names: keylock.New(), joining: joining{configured: d.EngineNetNS, timeout: joinDeadline},
-		starts: starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
+		imageService: &imageService{gate: g, images: d.ImageView, store: d.Images, stats: d.Stats, volumes: volumes},
+		gate:         g,
+		volumes:      volumes,
+		Deps:         d,
+		joining:      joining{configured: d.EngineNetNS, timeout: joinDeadline},
+		starts:       starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
 			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
 			func(sb *spec.Sandbox) proto.Message { return sb.ShortItem() }),
@@ -246,34 +263,6 @@ const (
 	// away take most of a minute to release it.
 	undoSandboxDeadline = 2 * time.Minute
 )
-
-// host is the engine as it is now, or Unavailable with the reason: what is not known must not be answered, since a kubelet would take an
-// empty list for the end of its pods.
-func (s *Service) host() (spec.Host, error) {
-	e := s.View.Engine()
-	if !e.Ready {
-		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
-	}
-	return e.Host, nil
-}
-
-// connectedHost is the engine as it is now, or Unavailable with the reason. Unlike host, it does
-// not wait until all containers were read.
-func (s *Service) connectedHost() (spec.Host, error) {
-	e := s.View.Engine()
-	if !e.Connected {
-		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
-	}
-	return e.Host, nil
-}
-
-// begin is how every RPC begins: the request is valid, and the engine is there.
-func (s *Service) begin(req any) (spec.Host, error) {
-	if err := spec.Validate(req); err != nil {
-		return spec.Host{}, err
-	}
-	return s.host()
-}
 
 // maxProfile bounds a seccomp profile, in bytes. Docker's default has 20 KiB.
 const maxProfile = 1 << 20

@@ -24,7 +24,10 @@ func encoded[M proto.Message](messages []M) (items []byte, err error) {
 
 // StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes, KEP-5825): one look at the view, in pages.
 func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
-	items, err := s.sandboxItems(r, r.GetFilter(), math.MaxInt)
+	if _, err := s.begin(r); err != nil {
+		return err
+	}
+	items, err := s.encodedSandboxes.items(s.View.Sandboxes(), matchSandbox(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -33,7 +36,10 @@ func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, ou
 
 // StreamContainers is ListContainers in pages (CRI StreamContainers, KEP-5825).
 func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer) error {
-	items, err := s.containerItems(r, r.GetFilter(), math.MaxInt)
+	if _, err := s.begin(r); err != nil {
+		return err
+	}
+	items, err := s.encodedContainers.items(s.View.Containers(), matchContainer(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -41,8 +47,8 @@ func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out ru
 }
 
 // StreamImages is ListImages in pages (CRI StreamImages, KEP-5825).
-func (s *Service) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer) error {
-	l, err := s.listImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
+func (x *imageService) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer) error {
+	l, err := x.listImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
 	}

@@ -273,7 +273,9 @@ func (p *parts) openService() error {
 	p.service = cri.New(cri.Deps{
 		Log:         p.log,
 		Engine:      p.engine,
+		Images:      p.engine,
 		View:        p.view,
+		ImageView:   p.view,
 		Network:     p.network,
 		Node:        p.network,
 		Reclaimer:   p.network,

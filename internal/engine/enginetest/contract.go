@@ -17,8 +17,8 @@ import (
 
 // Engine is what the contract is about: all that cri and node ask of an engine for containers.
 type Engine interface {
+	Images
 	Host(ctx context.Context) (spec.Host, error)
-	PauseImage(ctx context.Context) (spec.PauseImage, error)
 	Create(ctx context.Context, c *spec.Create) (model.ContainerID, error)
 	Start(ctx context.Context, id model.ContainerID) error
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
@@ -26,6 +26,13 @@ type Engine interface {
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error)
 	Objects(ctx context.Context) ([]spec.Object, error)
+	Events(ctx context.Context, changed func(engine.Event)) <-chan error
+	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error)
+}
+
+// Images are the verbs of an Engine that are about images.
+type Images interface {
+	PauseImage(ctx context.Context) (spec.PauseImage, error)
 	Images(ctx context.Context) ([]*spec.Image, error)
 	Image(ctx context.Context, ref string) (*spec.Image, error)
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
@@ -33,8 +40,6 @@ type Engine interface {
 	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
-	Events(ctx context.Context, changed func(engine.Event)) <-chan error
-	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error)
 }
 
 var (

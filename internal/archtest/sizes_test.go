@@ -1,0 +1,131 @@
+package archtest
+
+import (
+	"go/ast"
+	"go/token"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Sizes that stay readable: of functions and files in lines, of interfaces and services in methods.
+const (
+	maxFunction       = 60
+	maxFunctionP90    = 30
+	maxTestFunction   = 80
+	maxFile           = 400
+	maxInterface      = 9
+	maxEngine         = 14 // of the interfaces to the engine, which has that many verbs
+	maxServiceMethods = 70 // 41 RPCs and their steps
+)
+
+// largeFiles are longer than maxFile. None may be added, and none may grow.
+var largeFiles = map[string]int{
+	"internal/cgroup/oom.go":    449,
+	"internal/engine/images.go": 414,
+	"internal/spec/read.go":     440,
+	"internal/spec/validate.go": 426,
+}
+
+// isProgram reports whether a file is part of the daemon, and not of its tests.
+func isProgram(path string) bool {
+	isTest := strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "test/")
+	return !isTest && !strings.HasPrefix(path, "internal/engine/enginetest/")
+}
+
+func TestSizesOfFunctions(t *testing.T) {
+	var all []int
+	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
+		most := maxTestFunction
+		if isProgram(path) {
+			most = maxFunction
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Body == nil {
+				continue
+			}
+			n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1
+			if n > most {
+				t.Errorf("%s: %s has %d lines, at most %d", path, fn.Name.Name, n, most)
+			}
+			if isProgram(path) {
+				all = append(all, n)
+			}
+		}
+	})
+	slices.Sort(all)
+	if p90 := all[len(all)*9/10]; p90 > maxFunctionP90 {
+		t.Errorf("one function of ten has %d lines or more, at most %d", p90, maxFunctionP90)
+	}
+}
+
+func TestSizesOfFiles(t *testing.T) {
+	large := map[string]bool{}
+	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
+		if !isProgram(path) {
+			return
+		}
+		most, known := largeFiles[path]
+		if !known {
+			most = maxFile
+		}
+		n := fset.File(f.Pos()).LineCount()
+		if n > most {
+			t.Errorf("%s has %d lines, at most %d", path, n, most)
+		}
+		large[path] = n > maxFile
+	})
+	for path := range largeFiles {
+		if !large[path] {
+			t.Errorf("%s is in the table and has at most %d lines", path, maxFile)
+		}
+	}
+}
+
+func TestSizesOfInterfaces(t *testing.T) {
+	parse(t, func(path string, _ *token.FileSet, f *ast.File) {
+		if !isProgram(path) {
+			return
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			if i, ok := spec.Type.(*ast.InterfaceType); ok {
+				most := maxInterface
+				if spec.Name.Name == "Engine" {
+					most = maxEngine
+				}
+				if n := i.Methods.NumFields(); n > most {
+					t.Errorf("%s: interface %s has %d methods, at most %d", path, spec.Name.Name, n, most)
+				}
+			}
+			return true
+		})
+	})
+}
+
+func TestMethodsOfTheService(t *testing.T) {
+	methods := 0
+	parse(t, func(path string, _ *token.FileSet, f *ast.File) {
+		if !strings.HasPrefix(path, "internal/cri/") || !isProgram(path) {
+			return
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Recv == nil {
+				continue
+			}
+			if star, ok := fn.Recv.List[0].Type.(*ast.StarExpr); ok {
+				if id, ok := star.X.(*ast.Ident); ok && id.Name == "Service" {
+					methods++
+				}
+			}
+		}
+	})
+	if methods == 0 || methods > maxServiceMethods {
+		t.Errorf("cri.Service has %d methods, at most %d", methods, maxServiceMethods)
+	}
+}
