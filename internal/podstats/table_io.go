@@ -8,7 +8,8 @@ import (
 )
 
 var diskMetrics = []metric{
-	gauge("container_fs_usage_bytes", "What the writable layer takes on disk; of the node, what its file system holds.",
+	gauge("container_fs_usage_bytes",
+		"What the writable layer takes on disk; of the node, what its file system holds.",
 		func(m *measured, put putValue) {
 			if l := m.layer; l != nil {
 				put(l.bytes, l.fs.Device)
@@ -68,7 +69,8 @@ var nodeDiskMetrics = []metric{
 		ofDisk(func(d *stats.Disk) uint64 { return d.Current }), "device"),
 	counter("container_fs_io_time_seconds_total", "Time for which the node's disk had something to do, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.Time) }), "device").inSeconds(),
-	counter("container_fs_io_time_weighted_seconds_total", "The same, times the operations that were under way, in seconds.",
+	counter("container_fs_io_time_weighted_seconds_total",
+		"The same, times the operations that were under way, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.WeightedTime) }), "device").inSeconds(),
 }
 

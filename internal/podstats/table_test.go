@@ -42,11 +42,15 @@ func TestNoDiskYet(t *testing.T) {
 		want []string
 	}{
 		{&measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
-			`container_fs_reads_total 0 [""]`, `container_blkio_device_usage_total 0 ["" "" "" "Read"]`, `container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
+			`container_fs_reads_total 0 [""]`,
+			`container_blkio_device_usage_total 0 ["" "" "" "Read"]`,
+			`container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
 		}},
 		{&measured{details: &stats.Details{}}, nil},
 		{&measured{details: used}, []string{
-			`container_fs_reads_total 1 ["/dev/sda"]`, `container_blkio_device_usage_total 5 ["/dev/sda" "8" "0" "Read"]`, `container_blkio_device_usage_total 0 ["/dev/sda" "8" "0" "Write"]`,
+			`container_fs_reads_total 1 ["/dev/sda"]`,
+			`container_blkio_device_usage_total 5 ["/dev/sda" "8" "0" "Read"]`,
+			`container_blkio_device_usage_total 0 ["/dev/sda" "8" "0" "Write"]`,
 		}},
 		{&measured{network: []stats.Interface{{Name: "eth0"}}}, nil},
 	} {
@@ -96,9 +100,11 @@ func TestEncodedMetrics(t *testing.T) {
 	m := &measured{
 		labels: []string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\xffd"},
 		now:    time.Unix(9, 0), start: time.Unix(1, 0),
-		details: &stats.Details{Details: cgroup.Details{Usage: cgroup.Usage{CPU: 1 << 33 * uint64(time.Second)}}}, container: &spec.Container{},
-		network: []stats.Interface{{Name: "\xfe", RxBytes: 1<<64 - 1}}, layer: &layer{bytes: 300, at: at, fs: stats.FileSystem{Device: "/dev/sda"}},
-		device: func(uint32, uint32) string { return "" },
+		details:   &stats.Details{Details: cgroup.Details{Usage: cgroup.Usage{CPU: 1 << 33 * uint64(time.Second)}}},
+		container: &spec.Container{},
+		network:   []stats.Interface{{Name: "\xfe", RxBytes: 1<<64 - 1}},
+		layer:     &layer{bytes: 300, at: at, fs: stats.FileSystem{Device: "/dev/sda"}},
+		device:    func(uint32, uint32) string { return "" },
 	}
 	got := &runtimeapi.ContainerMetrics{}
 	if err := proto.Unmarshal((&encoder{}).appendMetrics(nil, m), got); err != nil {
@@ -106,7 +112,8 @@ func TestEncodedMetrics(t *testing.T) {
 	}
 	var want []*runtimeapi.Metric
 	m.report(func(i int, v uint64, labels []string) {
-		x := &runtimeapi.Metric{Name: metrics[i].name, LabelValues: append([]string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\uFFFDd"}, labels...), Value: value(v)}
+		shared := []string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\uFFFDd"}
+		x := &runtimeapi.Metric{Name: metrics[i].name, LabelValues: append(shared, labels...), Value: value(v)}
 		if len(labels) > 0 && labels[0] == "\xfe" {
 			x.LabelValues[SharedLabels] = "\uFFFD"
 		}
