@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"testing/synctest"
 
 	"github.com/containerd/errdefs"
 
@@ -61,22 +62,25 @@ func (noPins) List() []model.ContainerID                      { return nil }
 // TestDisconnectDoesNotTrustReclaim: Reclaim spares running pods, and is not taken for the release that
 // Disconnect waits for.
 func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
-	sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
-	network := &connected{pod: string(sb.ID)}
-	m := NewManager(ManagerConfig{
-		Network:     network,
-		Namespaces:  noPins{},
-		Pins:        noPins{},
-		Checkpoints: checkpoint.New(t.TempDir()),
-		Log:         slog.New(slog.DiscardHandler),
-	})
-	held := make(chan struct{})
-	m.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
+	synctest.Test(t, func(t *testing.T) {
+		sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
+		network := &connected{pod: string(sb.ID)}
+		m := NewManager(ManagerConfig{
+			Network:     network,
+			Namespaces:  noPins{},
+			Pins:        noPins{},
+			Checkpoints: checkpoint.New(t.TempDir()),
+			Log:         slog.New(slog.DiscardHandler),
+		})
+		held := make(chan struct{})
+		m.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
 
-	done := make(chan error, 1)
-	go func() { done <- m.Disconnect(t.Context(), sb) }()
-	close(held)
-	if err := <-done; err != nil || network.pod != "" {
-		t.Errorf("%v, attached %q", err, network.pod)
-	}
+		done := make(chan error, 1)
+		go func() { done <- m.Disconnect(t.Context(), sb) }()
+		synctest.Wait() // it waits for the release of Reclaim
+		close(held)
+		if err := <-done; err != nil || network.pod != "" {
+			t.Errorf("%v, attached %q", err, network.pod)
+		}
+	})
 }
