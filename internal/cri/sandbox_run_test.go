@@ -1,0 +1,96 @@
+package cri
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/spec"
+)
+
+// TestInvalidSandboxPullsNothing: a request that cannot be translated does not get as far as the
+// sandbox image.
+func TestInvalidSandboxPullsNothing(t *testing.T) {
+	s, w := newService(t)
+	images := &countingImages{Images: s.Images}
+	s.Images = images
+	for _, engineNetNS := range []string{"", "configured"} {
+		s.joining.configured = engineNetNS
+		r := &runtimeapi.RunPodSandboxRequest{Config: w.pod(), RuntimeHandler: "unknown"}
+		if _, err := s.RunPodSandbox(t.Context(), r); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", engineNetNS, err)
+		}
+	}
+	if n := images.asked.Load(); n != 0 {
+		t.Errorf("the sandbox image was asked for %d times", n)
+	}
+	w.nothingLeft(t, s)
+}
+
+// countingImages counts how often the sandbox image is asked for.
+type countingImages struct {
+	Images
+	asked atomic.Int32
+}
+
+func (c *countingImages) PauseImage(ctx context.Context) (spec.PauseImage, error) {
+	c.asked.Add(1)
+	return c.Images.PauseImage(ctx)
+}
+
+// pruningEngine loses an image before the first create, or the first pause before its start.
+type pruningEngine struct {
+	Engine
+	losesImage, losesPause bool
+	calls                  *atomic.Int32
+}
+
+func (p pruningEngine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
+	if p.losesImage && p.calls.Add(1) == 1 {
+		return "", errdefs.ErrNotFound
+	}
+	return p.Engine.Create(ctx, c)
+}
+
+func (p pruningEngine) Start(ctx context.Context, id model.ContainerID) error {
+	if p.losesPause && p.calls.Add(1) == 1 {
+		if err := p.Remove(ctx, id); err != nil {
+			return err
+		}
+	}
+	return p.Engine.Start(ctx, id)
+}
+
+// TestPruneDuringRunPodSandbox: an image or a pause that somebody prunes in the middle of the call is
+// provided once more.
+func TestPruneDuringRunPodSandbox(t *testing.T) {
+	for name, lost := range map[string]pruningEngine{
+		"image": {losesImage: true},
+		"pause": {losesPause: true},
+	} {
+		for _, engineNetNS := range []string{"", "configured"} {
+			t.Run(name+" "+engineNetNS, func(t *testing.T) {
+				s, w := newServiceWith(t, engineNetNS)
+				lost.Engine, lost.calls = s.Engine, new(atomic.Int32)
+				s.Engine = lost
+
+				id := runPod(t, s, w.pod())
+				if sb, err := s.View.Sandbox(id); err != nil || !s.isReady(sb) {
+					t.Errorf("%+v, %v", sb, err)
+				}
+				if n := lost.calls.Load(); n < 2 {
+					t.Errorf("%d calls: nothing was lost", n)
+				}
+				r := &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}
+				if _, err := s.RemovePodSandbox(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+				w.nothingLeft(t, s)
+			})
+		}
+	}
+}
