@@ -259,13 +259,8 @@ func (x *Exits) noteEnd(number int32) {
 	if p == nil || p.fd < 0 {
 		return
 	}
-	ended, code := time.Now(), 0
-	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-	err := unix.IoctlPidfdInfo(p.fd, &info)
-	known := err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0
-	if known {
-		code = exitCode(unix.WaitStatus(info.Exit_code))
-	}
+	ended := time.Now()
+	code, known, err := readExit(p.fd)
 	if known || err != nil {
 		p.close()
 	}
@@ -276,6 +271,22 @@ func (x *Exits) noteEnd(number int32) {
 		p.ended = ended
 	}
 	p.code, p.known = code, known
+}
+
+// readExit returns the exit code of a process, known if it was reaped. The kernel keeps the code just
+// before the process disappears. A read in between finds neither (ESRCH), and the next one has the code.
+func readExit(pidfd int) (code int, known bool, err error) {
+	for range 2 {
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		err = unix.IoctlPidfdInfo(pidfd, &info)
+		if err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return exitCode(unix.WaitStatus(info.Exit_code)), true, nil
+		}
+		if !errors.Is(err, unix.ESRCH) {
+			break
+		}
+	}
+	return 0, false, err
 }
 
 // exitCode is the code that a shell shows for a status.

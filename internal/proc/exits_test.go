@@ -150,6 +150,29 @@ func TestExits(t *testing.T) {
 	}
 }
 
+// TestReadExitWhileReaped: no read of an exit code fails that happens while the process is reaped, if
+// the kernel keeps exit codes.
+func TestReadExitWhileReaped(t *testing.T) {
+	kept := keepsExitCodes(t)
+	for range 500 {
+		pid, end := child(t, "exit 7")
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go end()
+		code, known := 0, false
+		for !known && err == nil {
+			code, known, err = readExit(fd)
+		}
+		end()
+		unix.Close(fd)
+		if known != kept || kept && code != 7 {
+			t.Fatalf("exit code %d, known %v, want 7, %v: %v", code, known, kept, err)
+		}
+	}
+}
+
 // TestExitsOfOthers: a process that is not the container's is never held, whatever has its number.
 func TestExitsOfOthers(t *testing.T) {
 	kept := keepsExitCodes(t)
