@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -72,5 +74,33 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// TestHasEnded reads what the kernel says of a process that runs, is ending, has ended, and is gone.
+func TestHasEnded(t *testing.T) {
+	proc := t.TempDir()
+	for pid, c := range map[int]struct {
+		stat string
+		want bool
+	}{
+		1: {"1 (a) b) S 0 1 1 0 -1 4194560 100", false},
+		2: {"2 (a) D 0 2 2 0 -1 4194564 100", true},
+		3: {"3 (a) Z 0 3 3 0 -1 4227084 100", true},
+		4: {"", true},
+		5: {"5 (a", false},
+	} {
+		dir := filepath.Join(proc, strconv.Itoa(pid))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if c.stat != "" {
+			if err := os.WriteFile(filepath.Join(dir, "stat"), []byte(c.stat), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := hasEnded(proc, pid); got != c.want {
+			t.Errorf("%q: %v", c.stat, got)
+		}
 	}
 }

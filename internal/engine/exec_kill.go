@@ -104,14 +104,28 @@ func processesIn(proc string, container string) (pids []int) {
 	return pids
 }
 
-// hasEnded reports whether a process has ended, be it reaped or not.
+// The fields of /proc/PID/stat behind the program's name, and the flag of a process that is ending
+// (proc_pid_stat(5); PF_EXITING, include/linux/sched.h).
+const (
+	statState = 0
+	statFlags = 6
+	isExiting = 0x4
+)
+
+// hasEnded reports whether a process has ended, be it reaped or not, or is ending. The first process of
+// a PID namespace kills all others while it ends, and waits for them (pid_namespaces(7)).
 func hasEnded(proc string, pid int) bool {
 	stat, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return true
 	}
-	_, rest, ok := cutLast(string(stat), ") ")
-	return ok && (strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X"))
+	_, rest, _ := cutLast(string(stat), ") ")
+	f := strings.Fields(rest)
+	if len(f) <= statFlags {
+		return false
+	}
+	flags, _ := strconv.ParseUint(f[statFlags], 10, 64)
+	return f[statState] == "Z" || f[statState] == "X" || flags&isExiting != 0
 }
 
 func cutLast(s, sep string) (before, after string, ok bool) {
