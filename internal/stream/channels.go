@@ -35,7 +35,7 @@ type channels struct {
 // openChannels upgrades the connection. Without ok the client has got an answer.
 func (s *Server) openChannels(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (ch *channels, ok bool) {
 	if wsstream.IsWebSocketRequest(r) {
-		ch, ok = openWebSocket(w, r, want)
+		ch, ok = openWebSocket(w, r, c, want)
 	} else {
 		ch, ok = s.openSPDY(w, r, c, want)
 	}
@@ -56,7 +56,7 @@ var webSocketProtocols = map[string]struct{ binary, json bool }{
 }
 
 // openWebSocket opens the five channels of a WebSocket.
-func openWebSocket(w http.ResponseWriter, r *http.Request, want wanted) (*channels, bool) {
+func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*channels, bool) {
 	direction := func(asked bool, kind wsstream.ChannelType) wsstream.ChannelType {
 		if asked {
 			return kind
@@ -90,6 +90,10 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, want wanted) (*channe
 		closer: session,
 	}
 	ch.greet(want)
+	if webSocketProtocols[protocol].binary {
+		ch.out = webSocketData{ch.out, c.frames, remotecommand.StreamStdOut}
+		ch.err = webSocketData{ch.err, c.frames, remotecommand.StreamStdErr}
+	}
 	return ch, true
 }
 

@@ -36,6 +36,8 @@ type conn struct {
 	ctx context.Context // both set by withConn, before anything is read
 	end context.CancelFunc
 
+	frames *frameConn // writes to it, once it is a session
+
 	active atomic.Int64 // Unix time in ns of the last byte
 	mu     sync.Mutex   // guards the rest
 	timer  *time.Timer  // closes a silent session

@@ -112,7 +112,7 @@ func (e *podError) Unwrap() error { return e.error }
 
 // forward connects a client to a port on the loopback of a pod, and copies both ways until the pod has ended its side or ctx, which
 // stands for the client, ends. It goes on to discard what the client sends, and closes discarded when the client has ended its side.
-func (s *Server) forward(ctx context.Context, podID string, port int32, client io.ReadWriter) (discarded <-chan struct{}, err error) {
+func (s *Server) forward(ctx context.Context, podID string, port int32, from io.Reader, to io.Writer) (discarded <-chan struct{}, err error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("port %d is not between 1 and 65535", port)
 	}
@@ -131,7 +131,7 @@ func (s *Server) forward(ctx context.Context, podID string, port int32, client i
 	if err != nil {
 		return nil, err
 	}
-	return relay(ctx, client, pod)
+	return relay(ctx, from, to, pod)
 }
 
 // dialLoopback connects over IPv4 or IPv6: a server may listen on either, and drop what comes over the other.
@@ -184,25 +184,25 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 	return nil, errors.Join(errs...)
 }
 
-// relay copies between a client and a connection to a pod.
-func relay(ctx context.Context, client io.ReadWriter, pod net.Conn) (discarded <-chan struct{}, err error) {
+// relay copies from and to a client, and a connection to a pod.
+func relay(ctx context.Context, from io.Reader, to io.Writer, pod net.Conn) (discarded <-chan struct{}, err error) {
 	defer pod.Close()
 	stop := context.AfterFunc(ctx, func() { pod.Close() })
 	defer stop()
-	from := &silenceReader{Conn: pod, timeout: halfClosed}
+	answers := &silenceReader{Conn: pod, timeout: halfClosed}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _ = io.Copy(pod, client) // its end, however it came, is passed on
+		_, _ = io.Copy(pod, from) // its end, however it came, is passed on
 		if half, ok := pod.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
-		from.begin()
+		answers.begin()
 		// Data that nobody reads would block the other connections of the session.
-		_, _ = io.Copy(io.Discard, client)
+		_, _ = io.Copy(io.Discard, from)
 	}()
 
-	_, err = io.CopyBuffer(onlyWriter{client}, from, make([]byte, chunkSize))
+	err = copyChunks(to, answers)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = fmt.Errorf("the pod has been silent for %v since the client ended its side", halfClosed)
@@ -212,8 +212,25 @@ func relay(ctx context.Context, client io.ReadWriter, pod net.Conn) (discarded <
 	return done, err
 }
 
-// onlyWriter hides what else a writer can do from io.Copy, which would not use its buffer.
-type onlyWriter struct{ io.Writer }
+// copyChunks copies until the end of r.
+func copyChunks(w io.Writer, r io.Reader) error {
+	c := chunkPool.Get().(*chunk)
+	defer chunkPool.Put(c)
+	for {
+		n, err := r.Read(c.space())
+		if c.n = n; n > 0 {
+			if err := sendChunk(w, c); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF: //nolint:errorlint // io.Reader's contract
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
 
 // silenceReader fails when a connection is silent for the timeout after begin.
 type silenceReader struct {

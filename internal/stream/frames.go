@@ -1,12 +1,13 @@
 package stream
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
+	"sync"
 )
 
 // The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of up to 16 MiB.
@@ -102,27 +103,41 @@ func (f *frameReader) writeData() {
 	f.unread, f.payload = f.header[:], size
 }
 
+// frameConn is a connection to which whole frames are written, by a session and by streams of data beside it.
+type frameConn struct {
+	net.Conn
+	mu sync.Mutex // held while frames are written
+}
+
+// Write implements net.Conn. It takes one or more whole frames.
+func (c *frameConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Conn.Write(p)
+}
+
 // frameWriter is a connection that sends each frame of SPDY at once. The session writes a frame in
 // pieces, each of which would be a packet.
 type frameWriter struct {
-	net.Conn
-	frames *bufio.Writer
-	header [frameHeader]byte
-	read   int // bytes of the header that were written
-	left   int // bytes of the payload that were not
-}
-
-func newFrameWriter(c net.Conn) *frameWriter {
-	return &frameWriter{Conn: c, frames: bufio.NewWriterSize(c, frameHeader+chunkSize)}
+	*frameConn
+	pending []byte // of a frame that is not complete
+	header  [frameHeader]byte
+	read    int // bytes of the header that were written
+	left    int // bytes of the payload that were not
 }
 
 // Write implements net.Conn. One writes at a time.
 func (f *frameWriter) Write(p []byte) (int, error) {
-	n, err := f.frames.Write(p)
-	if err == nil && f.isComplete(p) {
-		err = f.frames.Flush()
+	f.pending = append(f.pending, p...)
+	if !f.isComplete(p) {
+		return len(p), nil
 	}
-	return n, err
+	_, err := f.frameConn.Write(f.pending)
+	f.pending = f.pending[:0]
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // isComplete reports whether a frame ends with p.
@@ -143,4 +158,61 @@ func (f *frameWriter) isComplete(p []byte) bool {
 		}
 	}
 	return f.read == 0
+}
+
+// chunkWriter writes a chunk as one frame, without a copy: the header goes into the room before the data.
+type chunkWriter interface {
+	io.Writer
+	writeChunk(c *chunk) error
+}
+
+// spdyData writes to a stream of SPDY beside its session, which needs three writes and the wake-up of a
+// goroutine for each frame.
+type spdyData struct {
+	io.Writer // of the session
+	conn      *frameConn
+	id        uint32
+}
+
+func (d spdyData) writeChunk(c *chunk) error {
+	header := c.room(frameHeader)
+	binary.BigEndian.PutUint32(header, d.id)
+	binary.BigEndian.PutUint32(header[4:], uint32(c.n))
+	_, err := d.conn.Write(c.withRoom(frameHeader))
+	return err
+}
+
+// The header of a binary message of WebSocket, unmasked and in one frame (RFC 6455, 5.2).
+const (
+	finalBinary = 0x82
+	length16    = 126 // the length is in the next two bytes
+	length64    = 127 // the length is in the next eight bytes
+)
+
+// webSocketData writes to a channel of a WebSocket beside its session, which copies the data twice.
+type webSocketData struct {
+	io.Writer // of the session
+	conn      *frameConn
+	channel   byte
+}
+
+func (d webSocketData) writeChunk(c *chunk) error {
+	length := c.n + 1 // with the channel
+	size := 2
+	switch {
+	case length > math.MaxUint16:
+		size += 8
+		binary.BigEndian.PutUint64(c.room(size + 1)[2:], uint64(length))
+		c.room(size + 1)[1] = length64
+	case length >= length16:
+		size += 2
+		binary.BigEndian.PutUint16(c.room(size + 1)[2:], uint16(length))
+		c.room(size + 1)[1] = length16
+	default:
+		c.room(size + 1)[1] = byte(length)
+	}
+	header := c.room(size + 1)
+	header[0], header[size] = finalBinary, d.channel
+	_, err := d.conn.Write(c.withRoom(size + 1))
+	return err
 }

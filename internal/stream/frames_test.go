@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -113,7 +114,7 @@ func (c *countingConn) Write(p []byte) (int, error) {
 func TestFrameWriter(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	c := &countingConn{}
-	w := newFrameWriter(c)
+	w := &frameWriter{frameConn: &frameConn{Conn: c}}
 	var want bytes.Buffer
 	for frame := 1; frame <= 500; frame++ {
 		n := []int{0, 1, 7, 300, chunkSize}[random.IntN(5)]
@@ -131,6 +132,44 @@ func TestFrameWriter(t *testing.T) {
 		}
 		if c.writes != frame || !bytes.Equal(c.got.Bytes(), want.Bytes()) {
 			t.Fatalf("frame %d: %d writes, %d of %d bytes", frame, c.writes, c.got.Len(), want.Len())
+		}
+	}
+}
+
+// TestChunkFrames: a chunk is sent in one piece, as the frame that its protocol asks for.
+func TestChunkFrames(t *testing.T) {
+	for _, n := range []int{1, 124, 125, 126, 1000, math.MaxUint16 - 1, math.MaxUint16, chunkSize} {
+		c := &chunk{n: n}
+		for i := range c.withRoom(0) {
+			c.withRoom(0)[i] = byte(i % 251)
+		}
+		data := bytes.Clone(c.withRoom(0))
+
+		sent := &countingConn{}
+		if err := (spdyData{conn: &frameConn{Conn: sent}, id: 7}).writeChunk(c); err != nil {
+			t.Fatal(err)
+		}
+		want := append([]byte{0, 0, 0, 7, 0, byte(n >> 16), byte(n >> 8), byte(n)}, data...)
+		if sent.writes != 1 || !bytes.Equal(sent.got.Bytes(), want) {
+			t.Errorf("SPDY, %d bytes: %d writes, % x…", n, sent.writes, sent.got.Bytes()[:frameHeader])
+		}
+
+		sent = &countingConn{}
+		if err := (webSocketData{conn: &frameConn{Conn: sent}, channel: 1}).writeChunk(c); err != nil {
+			t.Fatal(err)
+		}
+		want = []byte{finalBinary} // RFC 6455, 5.2
+		switch {
+		case n+1 <= 125:
+			want = append(want, byte(n+1))
+		case n+1 <= math.MaxUint16:
+			want = binary.BigEndian.AppendUint16(append(want, 126), uint16(n+1))
+		default:
+			want = binary.BigEndian.AppendUint64(append(want, 127), uint64(n+1))
+		}
+		want = append(append(want, 1), data...)
+		if sent.writes != 1 || !bytes.Equal(sent.got.Bytes(), want) {
+			t.Errorf("WebSocket, %d bytes: %d writes, % x…", n, sent.writes, sent.got.Bytes()[:3])
 		}
 	}
 }

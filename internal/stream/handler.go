@@ -142,10 +142,13 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	u.hijacked = true
+	frames := &frameConn{Conn: nc}
+	u.conn.frames = frames
 	if u.spdy {
 		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, refuse: u.conn.Close}), rw.Writer)
-		return newFrameWriter(nc), rw, nil
+		return &frameWriter{frameConn: frames}, rw, nil
 	}
-	// A message of WebSocket is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and the number of its channel.
-	return nc, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(nc, chunkSize+11)), nil
+	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and the number of its
+	// channel.
+	return frames, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(frames, chunkSize+11)), nil
 }

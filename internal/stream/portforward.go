@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -42,8 +43,7 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 		http.Error(w, fmt.Sprintf("%d ports are too many for one WebSocket, give at most %d", len(q.Port), maxPorts), http.StatusBadRequest)
 		return
 	}
-	portforward.ServePortForward(w, r, webSocketForwarder{s, c.ctx}, q.PodSandboxId, "", &portforward.V4Options{Ports: q.Port},
-		0, s.streamTimeout, portforward.SupportedProtocols)
+	s.forwardWebSocket(w, r, c, q)
 }
 
 // closeWithPod closes a session soon after its pod has ended, and returns when the session has. One
@@ -69,16 +69,51 @@ func (s *Server) closeWithPod(c *conn, podID string) {
 	c.Close()
 }
 
-// webSocketForwarder forwards the channels of one WebSocket (portforward.PortForwarder).
-type webSocketForwarder struct {
-	server *Server
-	client context.Context // ends with the connection
+// portForwardProtocols are the names of the subprotocols of port-forward: whether frames are binary.
+var portForwardProtocols = map[string]bool{
+	"": true,
+	"v4." + wsstream.ChannelWebSocketProtocol:       true,
+	"v4." + wsstream.Base64ChannelWebSocketProtocol: false,
 }
 
-// PortForward implements portforward.PortForwarder, whose ctx does not end with the client.
-func (f webSocketForwarder) PortForward(_ context.Context, podID, _ string, port int32, client io.ReadWriteCloser) error {
-	_, err := f.server.forward(f.client, podID, port, client)
-	return err
+// forwardWebSocket serves a session with two channels for each port, of data and of errors. Each begins
+// with the number of the port in two bytes, the lower one first. Its connections begin at once.
+func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
+	var kinds []wsstream.ChannelType
+	for range q.Port {
+		kinds = append(kinds, wsstream.ReadWriteChannel, wsstream.WriteChannel)
+	}
+	protocols := map[string]wsstream.ChannelProtocolConfig{}
+	for name, isBinary := range portForwardProtocols {
+		protocols[name] = wsstream.ChannelProtocolConfig{Binary: isBinary, Channels: kinds}
+	}
+	session := wsstream.NewConn(protocols)
+	protocol, opened, err := session.Open(w, r)
+	if err != nil {
+		return
+	}
+	defer session.Close() //nolint:errcheck // the client is gone, or has everything
+
+	var running sync.WaitGroup
+	for i, port := range q.Port {
+		data, failure := opened[2*i], opened[2*i+1]
+		number := binary.LittleEndian.AppendUint16(nil, uint16(port))
+		_, _ = data.Write(number)
+		_, _ = failure.Write(number)
+		var to io.Writer = data
+		if portForwardProtocols[protocol] {
+			to = webSocketData{data, c.frames, byte(2 * i)}
+		}
+		running.Go(func() {
+			defer data.Close()
+			defer failure.Close()
+			if _, err := s.forward(c.ctx, q.PodSandboxId, port, data, to); err != nil {
+				s.log.Debug("port-forward", "sandbox", q.PodSandboxId, "port", port, "err", err)
+				fmt.Fprintf(failure, "error forwarding port %d to pod %s: %v", port, q.PodSandboxId, err)
+			}
+		})
+	}
+	running.Wait()
 }
 
 // forwardSPDY serves a session in which the client opens two streams per connection.
@@ -88,6 +123,7 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 	}
 	p := &pairing{
 		server:  s,
+		conn:    c,
 		ctx:     c.ctx,
 		podID:   podID,
 		session: newSessionRef(),
@@ -111,7 +147,8 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 // pairing matches the streams of a session, two per connection.
 type pairing struct {
 	server  *Server
-	ctx     context.Context // ends with the client's connection
+	conn    *conn           // of the client
+	ctx     context.Context // ends with it
 	podID   string
 	session *sessionRef
 
@@ -224,7 +261,7 @@ func (p *pairing) expire(id string, half *pair) {
 // see that the connection ends.
 func (p *pairing) run(h *pair, port int32) {
 	defer func() { p.session.reset(h.streams(), h.sent...) }()
-	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data)
+	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data, spdyData{h.data, p.conn.frames, h.data.Identifier()})
 	var pod *podError
 	switch {
 	case errors.As(err, &pod): // no connection of the session can succeed

@@ -132,7 +132,7 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 		_ = session.Close()
 		return nil, false
 	}
-	return streams.channels(session, v4), true
+	return streams.channels(session, c.frames, v4), true
 }
 
 // wait waits until all streams are there, or will not come.
@@ -151,7 +151,7 @@ func (c *collector) wait(r *http.Request, session httpstream.Connection, timeout
 	}
 }
 
-func (c *collector) channels(session httpstream.Connection, v4 bool) *channels {
+func (c *collector) channels(session httpstream.Connection, frames *frameConn, v4 bool) *channels {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ch := &channels{json: v4, closer: session, status: io.Discard}
@@ -159,10 +159,10 @@ func (c *collector) channels(session httpstream.Connection, v4 bool) *channels {
 		ch.in = s
 	}
 	if s, ok := c.streams[remotecommand.StreamTypeStdout]; ok {
-		ch.out = s
+		ch.out = spdyData{s, frames, s.Identifier()}
 	}
 	if s, ok := c.streams[remotecommand.StreamTypeStderr]; ok {
-		ch.err = s
+		ch.err = spdyData{s, frames, s.Identifier()}
 	}
 	if s, ok := c.streams[remotecommand.StreamTypeResize]; ok {
 		ch.sizes = s

@@ -65,11 +65,23 @@ func (b *budget) take(n, mine int64, force bool) bool {
 
 func (b *budget) give(n int64) { b.left.Add(n) }
 
-// chunk is a piece of output in memory.
+// headroom has room for the header of a frame.
+const headroom = 16
+
+// chunk is a piece of output in memory, with room for the header of a frame before it.
 type chunk struct {
-	n    int
-	data [chunkSize]byte
+	n   int
+	buf [headroom + chunkSize]byte
 }
+
+// space is where data goes, of which n bytes are used.
+func (c *chunk) space() []byte { return c.buf[headroom:] }
+
+// room are the last n bytes before the data.
+func (c *chunk) room(n int) []byte { return c.buf[headroom-n : headroom] }
+
+// withRoom are the last n bytes before the data, and the data.
+func (c *chunk) withRoom(n int) []byte { return c.buf[headroom-n : headroom+c.n] }
 
 var chunkPool = sync.Pool{New: func() any { return new(chunk) }}
 
@@ -160,7 +172,7 @@ func (o *output) putMemoryLocked(p []byte, ended bool) int {
 		last++
 	}
 	c := o.chunks[last]
-	n := copy(c.data[c.n:], p)
+	n := copy(c.space()[c.n:], p)
 	c.n += n
 	return n
 }
@@ -198,7 +210,7 @@ func (o *output) pump() {
 			return
 		}
 		if err == nil {
-			_, err = o.to.Write(c.data[:c.n])
+			err = sendChunk(o.to, c)
 		}
 		if c != nil {
 			chunkPool.Put(c)
@@ -210,6 +222,15 @@ func (o *output) pump() {
 			return
 		}
 	}
+}
+
+// sendChunk writes a chunk.
+func sendChunk(to io.Writer, c *chunk) error {
+	if w, ok := to.(chunkWriter); ok {
+		return w.writeChunk(c)
+	}
+	_, err := to.Write(c.withRoom(0))
+	return err
 }
 
 // next waits for output and returns the oldest, nil at the end.
@@ -247,7 +268,7 @@ func (o *output) unspill() (*chunk, error) {
 	o.session.spools.memory.take(chunkSize, 0, true)
 	c := chunkPool.Get().(*chunk)
 	c.n = int(n)
-	_, err := file.ReadAt(c.data[:n], at)
+	_, err := file.ReadAt(c.space()[:n], at)
 
 	o.mu.Lock()
 	defer o.mu.Unlock()

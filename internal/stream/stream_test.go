@@ -390,7 +390,7 @@ func TestHalfClose(t *testing.T) {
 	client := &halfClient{Reader: strings.NewReader("question"), answer: &strings.Builder{}}
 	done := make(chan error, 1)
 	go func() {
-		discarded, err := relay(t.Context(), client, ours)
+		discarded, err := relay(t.Context(), client, client, ours)
 		<-discarded
 		done <- err
 	}()
