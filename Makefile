@@ -34,6 +34,7 @@ bench: deps ## figures beside the floor of the same run
 bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
 bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat and of the check for missed events, daemon and engine
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
+bench-starts: deps ; $(GO) run ./test/bench starts ## create and start of containers in parallel beside the engine's own
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
@@ -56,4 +57,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help chaos load hang bench-heartbeat audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines
+.PHONY: help chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines

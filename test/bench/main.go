@@ -4,7 +4,8 @@
 // events" says how long after the engine's events ours come, "bench churn" what the daemon holds
 // after thousands of pods, "bench stats" what figures of containers cost, "bench heartbeat" what
 // the engine's signs of life cost, "bench load" loads a node with very many pods, "bench streams"
-// compares exec and port-forward with the engine's own exec. It ends with 1 when a limit is missed.
+// compares exec with the engine's own and port-forward with containerd's, "bench starts" creates and
+// starts of containers in parallel with the engine's own calls. It ends with 1 when a limit is missed.
 // It starts the engine and the daemon; the first benchmark then runs the program once more inside
 // the engine's namespaces, where the measuring is done.
 package main
@@ -38,6 +39,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 	heartbeatCommand: benchHeartbeat,
 	loadCommand:      benchLoad,
 	streamsCommand:   benchStreams,
+	startsCommand:    benchStarts,
 }
 
 func main() {

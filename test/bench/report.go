@@ -14,7 +14,7 @@ const (
 	ownTimes    = 1.15                  // RunPodSandbox as a multiple of create and start in host mode
 	aboveFloor  = 5 * time.Millisecond  // RunPodSandbox in engine mode above create, start and CNI ADD
 	aboveDown   = 15 * time.Millisecond // StopPodSandbox above the longer of the engine's stop and CNI DEL
-	rssLimit    = 40 << 20              // bytes
+	rssLimit    = 35 << 20              // bytes
 )
 
 // report prints the figures as a Markdown table and says whether all limits hold.

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/moby/moby/client"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/engine/pause"
+	"cri-dockerd/internal/podnet"
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/registry"
+)
+
+// peerConfig configures containerd with its CRI plugins. Arguments: folder, image of the pause, OCI runtime,
+// folders of the CNI plugins in TOML.
+const peerConfig = `version = 3
+root = "%[1]s/root"
+state = "%[1]s/state"
+[grpc]
+  address = "%[1]s/sock"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = "%[2]s"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = [%[4]s]
+  conf_dir = "%[1]s/net.d"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  BinaryName = "%[3]s"
+[plugins.'io.containerd.grpc.v1.cri']
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  disable_tcp_service = true
+`
+
+// peerNetwork is the network of its pods.
+const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{"type": "bridge", "bridge": "peer0", "isGateway": true,
+	"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]]}}]}`
+
+// startPeer starts a containerd with the CRI in the engine's namespaces, a pod on it, and returns the pod.
+// All of it ends with the engine. The containerd is that of the Docker 29 build, on either engine.
+func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget {
+	bin := filepath.Join(engines.Cache(), "docker-29")
+	dir := filepath.Join(e.Dir, "peer")
+	if _, err := os.Stat(filepath.Join(bin, "containerd")); err != nil {
+		h.Fatalf("bench: containerd is not built; run hack/docker29.sh: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o755); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	wrapper := filepath.Join(dir, "runc")
+	engines.Build(h, wrapper, "cri-dockerd/test/engines/helper", "-X main.runc="+filepath.Join(bin, "runc"), false)
+	images := peerImages(ctx, h, e)
+	var plugins []string
+	for _, d := range podnet.DefaultBinDirs() {
+		plugins = append(plugins, fmt.Sprintf("%q", d))
+	}
+	for file, content := range map[string]string{
+		"config.toml":         fmt.Sprintf(peerConfig, dir, images.pause, wrapper, strings.Join(plugins, ", ")),
+		"net.d/peer.conflist": fmt.Sprintf(peerNetwork, filepath.Join(dir, "leases")),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
+			h.Fatalf("bench: %v", err)
+		}
+	}
+
+	e.Background(h, "peer", "env", "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin",
+		filepath.Join(bin, "containerd"), "--config", filepath.Join(dir, "config.toml"))
+	peer := engines.Connect(h, "unix://"+filepath.Join(dir, "sock"))
+	var err error
+	ready := func() bool {
+		callCtx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err = peer.Runtime.Status(callCtx, &runtimeapi.StatusRequest{})
+		return err == nil
+	}
+	if !engines.Within(time.Minute, ready) {
+		h.Fatalf("bench: containerd does not answer: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
+	}
+	if _, err := peer.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.busybox}}); err != nil {
+		h.Fatalf("bench: containerd: %v", err)
+	}
+	return newStreamTarget(ctx, h, e, "containerd", peer.Runtime, images.busybox, peerNetNS)
+}
+
+// peerImages are the names of the images that the peer pulls.
+type images struct{ pause, busybox string }
+
+// peerImages puts the daemon's pause and the engine's busybox into a registry, from which containerd pulls.
+func peerImages(ctx context.Context, h *harness, e *engines.Engine) images {
+	store := registry.Serve(h, e.Listen(h, "127.0.0.1:0"))
+	put := func(name string, archive []byte) string {
+		image, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }, nil)
+		if err != nil {
+			h.Fatalf("bench: image %s: %v", name, err)
+		}
+		return store.Put(h, name, "peer", image)
+	}
+	embedded, err := pause.New("amd64")
+	if err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+	saved, err := e.Docker(h).ImageSave(ctx, []string{engines.Busybox}, client.ImageSaveWithPlatforms())
+	if err != nil {
+		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
+	}
+	busybox, err := io.ReadAll(saved)
+	if err = errors.Join(err, saved.Close()); err != nil {
+		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
+	}
+	return images{pause: put("pause", embedded.Archive), busybox: put("busybox", busybox)}
+}
+
+// peerNetNS returns the path of a pod's network namespace on containerd, seen inside.
+func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error) {
+	r, err := runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
+	if err != nil {
+		return "", err
+	}
+	var info struct {
+		RuntimeSpec struct {
+			Linux struct {
+				Namespaces []struct{ Type, Path string }
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
+		return "", err
+	}
+	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
+		if ns.Type == "network" {
+			return strings.Replace(ns.Path, "/var/run/", "/run/", 1), nil
+		}
+	}
+	return "", fmt.Errorf("pod %s has no network namespace", pod)
+}
