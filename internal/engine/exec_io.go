@@ -1,25 +1,26 @@
 package engine
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/text"
 )
 
 // outputBuffer is the size in bytes of the reads of output. The engine sends messages of up to 32 KiB.
-const outputBuffer = 64 << 10
+const outputBuffer = 128 << 10
 
-var outputReaders = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, outputBuffer) }}
+var outputBuffers = sync.Pool{New: func() any { return new([outputBuffer]byte) }}
 
 // transfer copies between a hijacked connection and streams until the output ends or ctx does, and
 // closes the connection. The copy of stdin may outlive it, blocked in a read of the caller's, which
@@ -59,18 +60,21 @@ func copyOutput(conn io.Reader, s Streams) error {
 	if errOut == nil {
 		errOut = io.Discard
 	}
-	r := outputReaders.Get().(*bufio.Reader)
-	r.Reset(conn)
-	defer func() {
-		r.Reset(nil)
-		outputReaders.Put(r)
-	}()
-
+	buf := outputBuffers.Get().(*[outputBuffer]byte)
+	defer outputBuffers.Put(buf)
+	conn = &gatherer{Reader: conn}
 	if !s.TTY {
-		return demultiplex(out, errOut, r)
+		d := demultiplexer{r: conn, buf: buf[:], out: out, errOut: errOut}
+		return d.run()
 	}
 	for {
-		switch _, err := copySome(out, r, outputBuffer, 1); {
+		n, err := conn.Read(buf[:])
+		if n > 0 {
+			if _, err := out.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
 		case err == io.EOF: //nolint:errorlint // io.Reader's contract
 			return nil
 		case err != nil:
@@ -79,62 +83,147 @@ func copyOutput(conn io.Reader, s Streams) error {
 	}
 }
 
-// demultiplex separates the messages of stdout and stderr: a byte for the stream, three of zero, the
-// length in four, and the data (package stdcopy). It copies straight out of r's buffer.
-func demultiplex(out, errOut io.Writer, r *bufio.Reader) error {
-	const header = 8
-	whole := maxStartText // the first message may be the engine's own; see execOutput
-	for {
-		head, err := r.Peek(header)
-		switch {
-		case err == io.EOF && len(head) == 0: //nolint:errorlint // io.Reader's contract
-			return nil
-		case err != nil:
+// gatherTime is how long small pieces of a fast stream may wait for more. Each piece wakes up the daemon
+// and the client up to twice.
+const gatherTime = 100 * time.Microsecond
+
+// maxRests bounds how many readers rest at a time: each takes a thread. Where many read, data gathers by itself.
+const maxRests = 4
+
+var rests atomic.Int32
+
+// gatherer is a reader that lets data gather while it comes fast, in pieces smaller than the reads. A
+// piece that comes alone does not wait.
+type gatherer struct {
+	io.Reader
+	last  time.Time // when the last read returned
+	small bool      // it returned less than was asked for
+}
+
+func (g *gatherer) Read(p []byte) (int, error) {
+	if g.small && time.Since(g.last) < gatherTime {
+		rest(gatherTime)
+	}
+	n, err := g.Reader.Read(p)
+	g.last, g.small = time.Now(), n < len(p)
+	return n, err
+}
+
+// rest sleeps, unless many do. A timer of the runtime would take a millisecond, in which the engine's socket
+// fills up.
+func rest(d time.Duration) {
+	defer rests.Add(-1)
+	if rests.Add(1) <= maxRests {
+		ts := unix.NsecToTimespec(int64(d))
+		_ = unix.Nanosleep(&ts, nil) // shorter if a signal comes
+	}
+}
+
+// A message of the engine is a byte for the stream, three of zero, the length in four, and the data
+// (package stdcopy).
+const messageHeader = 8
+
+// demultiplexer separates the messages of stdout and stderr. Messages that arrive together and follow each
+// other on one stream are written together.
+type demultiplexer struct {
+	r           io.Reader
+	out, errOut io.Writer
+	buf         []byte
+	data        []byte // of buf, that was read and not handled
+
+	stream stdcopy.StdType // of the message whose data comes next
+	left   int64           // bytes of it
+}
+
+// run copies until the end of the output.
+func (d *demultiplexer) run() error {
+	for first := true; ; first = false {
+		if err := d.header(); err != nil {
+			if err == io.EOF && len(d.data) == 0 { //nolint:errorlint // io.Reader's contract
+				return nil
+			}
 			return broken(err)
 		}
-		stream, left := stdcopy.StdType(head[0]), int64(binary.BigEndian.Uint32(head[4:]))
-		_, _ = r.Discard(header)
-
-		var to io.Writer
-		switch stream {
-		case stdcopy.Stdin, stdcopy.Stdout:
-			to = out
-		case stdcopy.Stderr:
-			to = errOut
-		case stdcopy.Systemerr:
-			said, _ := io.ReadAll(io.LimitReader(r, min(left, maxStartText)))
-			return fmt.Errorf("the engine reports: %s", text.Clean(string(said), text.MaxMessage))
-		default:
-			return fmt.Errorf("the engine sent a message of unknown stream %d", stream)
-		}
-		for ; left > 0; whole = 1 {
-			n, err := copySome(to, r, left, int(min(left, int64(whole))))
-			if err != nil {
+		if first { // the message may be the engine's own; see execOutput
+			if err := d.need(int(min(d.left, maxStartText))); err != nil {
 				return broken(err)
 			}
-			left -= int64(n)
+		}
+		for d.left > 0 {
+			if err := d.copySome(first); err != nil {
+				return broken(err)
+			}
 		}
 	}
+}
+
+// header reads the header of the next message.
+func (d *demultiplexer) header() error {
+	if err := d.need(messageHeader); err != nil {
+		return err
+	}
+	d.stream, d.left = stdcopy.StdType(d.data[0]), int64(binary.BigEndian.Uint32(d.data[4:]))
+	d.data = d.data[messageHeader:]
+	switch d.stream {
+	case stdcopy.Stdin, stdcopy.Stdout, stdcopy.Stderr:
+		return nil
+	case stdcopy.Systemerr:
+		_ = d.need(int(min(d.left, maxStartText)))
+		said := d.data[:min(d.left, maxStartText, int64(len(d.data)))]
+		return fmt.Errorf("the engine reports: %s", text.Clean(string(said), text.MaxMessage))
+	default:
+		return fmt.Errorf("the engine sent a message of unknown stream %d", d.stream)
+	}
+}
+
+// copySome writes data of the message that has arrived, with that of the messages behind it if they are
+// for the same stream, unless the message is to be alone.
+func (d *demultiplexer) copySome(alone bool) error {
+	if err := d.need(1); err != nil {
+		return err
+	}
+	n := min(d.left, int64(len(d.data)))
+	out, rest := d.data[:n], d.data[n:]
+	d.left -= n
+	for !alone && d.left == 0 && len(rest) > messageHeader && stdcopy.StdType(rest[0]) == d.stream {
+		d.left = int64(binary.BigEndian.Uint32(rest[4:]))
+		n := min(d.left, int64(len(rest)-messageHeader))
+		out = append(out, rest[messageHeader:messageHeader+n]...) // within the buffer, over the header
+		rest = rest[messageHeader+n:]
+		d.left -= n
+	}
+	d.data = rest
+	to := d.out
+	if d.stream == stdcopy.Stderr {
+		to = d.errOut
+	}
+	_, err := to.Write(out)
+	return err
+}
+
+// need reads until n bytes have arrived. io.EOF is an end before the first of them.
+func (d *demultiplexer) need(n int) error {
+	if len(d.data) >= n {
+		return nil
+	}
+	d.data = d.buf[:copy(d.buf, d.data)]
+	for len(d.data) < n {
+		free := d.data[len(d.data):cap(d.data)]
+		k, err := d.r.Read(free)
+		d.data = d.data[:len(d.data)+k]
+		if err != nil && len(d.data) < n {
+			return err
+		}
+	}
+	return nil
 }
 
 // broken makes the end of a stream inside a message an error of its own.
 func broken(err error) error {
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errIncomplete
 	}
 	return err
-}
-
-// copySome writes at most limit bytes of r's buffer, once it has as many as least.
-func copySome(w io.Writer, r *bufio.Reader, limit int64, least int) (int, error) {
-	if _, err := r.Peek(least); err != nil {
-		return 0, err
-	}
-	p, _ := r.Peek(int(min(limit, int64(r.Buffered())))) // it is buffered
-	if _, err := w.Write(p); err != nil {
-		return 0, err
-	}
-	return r.Discard(len(p))
 }
 
 // follow passes terminal sizes on. The first one may come before the engine has started the

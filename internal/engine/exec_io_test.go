@@ -1,0 +1,103 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+)
+
+// pieces returns data in reads of random sizes.
+type pieces struct {
+	data   []byte
+	random *rand.Rand
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.data) == 0 {
+		return 0, io.EOF
+	}
+	n := min(len(b), len(p.data), 1+p.random.IntN(1<<p.random.IntN(18)))
+	copy(b, p.data[:n])
+	p.data = p.data[n:]
+	return n, nil
+}
+
+// outputMessages returns random messages of the engine, and what they put on stdout and stderr.
+func outputMessages(random *rand.Rand) (messages []byte, boundaries map[int]bool, stdout, stderr []byte) {
+	boundaries = map[int]bool{0: true}
+	for range 1 + random.IntN(40) {
+		data := make([]byte, random.IntN(1<<random.IntN(18)))
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		stream := stdcopy.Stdout
+		if random.IntN(3) == 0 {
+			stream = stdcopy.Stderr
+			stderr = append(stderr, data...)
+		} else {
+			stdout = append(stdout, data...)
+		}
+		messages = append(messages, byte(stream), 0, 0, 0)
+		messages = binary.BigEndian.AppendUint32(messages, uint32(len(data)))
+		messages = append(messages, data...)
+		boundaries[len(messages)] = true
+	}
+	return messages, boundaries, stdout, stderr
+}
+
+// TestDemultiplexer: whatever the sizes of messages and reads, each stream gets its bytes in order, and a
+// cut inside a message is an error.
+func TestDemultiplexer(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 60 {
+		messages, boundaries, stdout, stderr := outputMessages(random)
+		var out, errOut bytes.Buffer
+		err := copyOutput(&pieces{messages, random}, Streams{Stdout: &out, Stderr: &errOut})
+		if err != nil || !bytes.Equal(out.Bytes(), stdout) || !bytes.Equal(errOut.Bytes(), stderr) {
+			t.Fatalf("%d of %d and %d of %d bytes, %v", out.Len(), len(stdout), errOut.Len(), len(stderr), err)
+		}
+
+		cut := random.IntN(len(messages))
+		out.Reset()
+		errOut.Reset()
+		err = copyOutput(&pieces{messages[:cut], random}, Streams{Stdout: &out, Stderr: &errOut})
+		if errors.Is(err, errIncomplete) == boundaries[cut] {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+		if !bytes.HasPrefix(stdout, out.Bytes()) || !bytes.HasPrefix(stderr, errOut.Bytes()) {
+			t.Fatalf("cut at %d: the output is not the beginning of what was sent", cut)
+		}
+	}
+}
+
+// TestFirstMessageIsAlone: the engine's text on a command that it could not start is told from output by the
+// first write, so that nothing else must be in it.
+func TestFirstMessageIsAlone(t *testing.T) {
+	for name, read := range map[string]func(io.Reader) io.Reader{
+		"at once":  func(r io.Reader) io.Reader { return r },
+		"by bytes": func(r io.Reader) io.Reader { return io.MultiReader(io.LimitReader(r, 3), io.LimitReader(r, 9), r) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var writes writeLog
+			sent := append(message("exec failed\r\n"), append(message("more"), message("and more")...)...)
+			if err := copyOutput(read(bytes.NewReader(sent)), Streams{Stdout: &writes}); err != nil {
+				t.Fatal(err)
+			}
+			if len(writes) == 0 || writes[0] != "exec failed\r\n" {
+				t.Errorf("writes %q", writes)
+			}
+		})
+	}
+}
+
+type writeLog []string
+
+func (w *writeLog) Write(p []byte) (int, error) {
+	*w = append(*w, string(p))
+	return len(p), nil
+}
