@@ -4,7 +4,6 @@ export GOFLAGS ?= -buildvcs=false
 VERSION ?= 1.0.0-dev
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 BIN ?= bin/cri-dockerd
-FUZZTIME ?= 10s
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 build: ## the static binary, bin/cri-dockerd
@@ -19,7 +18,7 @@ test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) test -race -shuffle=on -timeout 60m ./...
 conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine, ENDPOINT=unix:///… for a runtime that runs already
 	$(GO) test -race -count=1 -timeout 30m ./test/conformance $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
-fuzz: ## fuzz what reads foreign data, each target for FUZZTIME (10s)
+fuzz: ## fuzz what reads foreign data, each target with some thousand inputs, or for FUZZTIME (30m)
 	hack/fuzz.sh $(FUZZTIME)
 audit: ## known vulnerabilities and insecure patterns
 	hack/audit.sh
