@@ -217,6 +217,7 @@ func (b *startsBench) inspect(ctx context.Context, p *startsPod) error {
 	}
 	p.copied = containerCopy{in.Container.Config, in.Container.HostConfig}
 	p.copied.config.Labels = nil
+	p.copied.config.Hostname, p.copied.config.Domainname = "", "" // those of the sandbox, which the copy joins
 	return nil
 }
 
