@@ -223,15 +223,19 @@ func (a *attacher) check(ctx context.Context, p Pod) error {
 	return nil
 }
 
-// collect has the plugins of a configuration release what belongs to none of the connections that we know (CNI specification, GC).
-// Configurations older than GC, and those with disableGC, are left alone, but for reservations without an owner.
+// collect has the plugins of a configuration release what belongs to none of the connections that we know (CNI
+// specification, GC). Configurations older than GC, and those with disableGC, are left alone, but for reservations
+// without an owner.
 func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) error {
-	if err := a.releaseTorn(ctx, list); err != nil {
-		return err
-	}
+	torn := a.releaseTorn(ctx, list)
 	if !hasGC(list) {
-		return nil
+		return torn
 	}
+	return errors.Join(torn, a.collectUnowned(ctx, list))
+}
+
+// collectUnowned is GC of a configuration that has it.
+func (a *attacher) collectUnowned(ctx context.Context, list *libcni.NetworkConfigList) error {
 	if err := a.awaitNoAdd(ctx); err != nil {
 		return err
 	}

@@ -116,12 +116,40 @@ func TestReservationAtWork(t *testing.T) {
 	}
 }
 
+// TestGCBesideABusyHostLocal: reservations that cannot be looked at do not keep the plugins from GC.
+func TestGCBesideABusyHostLocal(t *testing.T) {
+	f := newFake(t)
+	dir, _ := reserved(t, map[string]string{"10.1.0.2": "", "lock": ""})
+	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil,
+		`{"cniVersion":"1.1.0","name":"pods","plugins":[{"type":"fake","ipam":{"type":"host-local","dataDir":%q}}]}`,
+		filepath.Dir(dir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	c := f.network(t, "1.1.0")
+	if err := c.attach.collect(t.Context(), list); err == nil {
+		t.Error("the busy lock is not reported")
+	}
+	if !strings.Contains(f.calls(), "GC ") {
+		t.Errorf("no GC: %s", f.calls())
+	}
+}
+
 // TestTornReservationsOfAFailedAdd: a plugin that is killed leaves its reservation empty.
 func TestTornReservationsOfAFailedAdd(t *testing.T) {
 	f := newFake(t)
 	dir, _ := reserved(t, map[string]string{"10.1.0.2": ""})
 	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil,
-		`{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"fake","ipam":{"type":"host-local","dataDir":%q}}]}`, filepath.Dir(dir)))
+		`{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"fake","ipam":{"type":"host-local","dataDir":%q}}]}`,
+		filepath.Dir(dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
