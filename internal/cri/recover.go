@@ -90,6 +90,11 @@ func (r recovery) adoptAll(ctx context.Context) []error {
 
 // adopt takes over the network of a pod of an older shim, or of one of ours that was handed back to it.
 func (r recovery) adopt(ctx context.Context, sb *spec.Sandbox) error {
+	return r.locked(ctx, sb, func(now *lockedSandbox) error { return r.Reclaimer.Adopt(ctx, now.Sandbox) })
+}
+
+// locked calls do with the record of a sandbox under its locks, unless it was removed meanwhile.
+func (r recovery) locked(ctx context.Context, sb *spec.Sandbox, do func(now *lockedSandbox) error) error {
 	unlock, err := r.lockName(ctx, sb.Name) // it may just be being created
 	if err != nil {
 		return err
@@ -100,7 +105,7 @@ func (r recovery) adopt(ctx context.Context, sb *spec.Sandbox) error {
 		return notFoundIsFine(err)
 	}
 	defer now.unlock()
-	return r.Reclaimer.Adopt(ctx, now.Sandbox)
+	return do(now)
 }
 
 // Sandbox implements podnet.Sandboxes.
@@ -142,20 +147,11 @@ func (r recovery) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
 		return nil
 	}
-	unlock, err := r.lockName(ctx, sb.Name) // it may be being made
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	now, err := r.lockSandbox(ctx, string(sb.ID))
-	if err != nil {
-		return notFoundIsFine(err)
-	}
-	defer now.unlock()
-
-	if !now.isKnown() || halfMade && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
-		return nil
-	}
-	r.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
-	return r.removeSandbox(ctx, now)
+	return r.locked(ctx, sb, func(now *lockedSandbox) error {
+		if !now.isKnown() || halfMade && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
+			return nil
+		}
+		r.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
+		return r.removeSandbox(ctx, now)
+	})
 }
