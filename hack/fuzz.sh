@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes what reads foreign data: requests, labels, engine answers, events, the log-driver's protocol and frames, CNI results, checkpoints.
-# Each target gets its number of inputs, some ten seconds' worth, or runs for the given time (30m). The corpora lie in testdata/fuzz.
+# Fuzzes what reads foreign data: requests, labels, engine answers, events, the log-driver's protocol and frames, CNI
+# results, checkpoints. Each target gets its number of inputs, some ten seconds' worth, or runs for the given time (30m).
+# The corpora lie in testdata/fuzz.
 #
-# CI goes by number: before Go 1.27 the end of a time may fail with "context deadline exceeded" and without an input (go.dev/issue/75804).
+# CI goes by number: before Go 1.27 the end of a time may fail with "context deadline exceeded" and without an input
+# (go.dev/issue/75804).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 each=${1:-}

@@ -21,9 +21,10 @@ var heldAcrossIO = map[string]string{
 		"without which no pod can be connected either",
 	"(*internal/stats.Reader).pageSizes r.mu": "reads sysfs, once",
 	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, which the kernel answers from memory",
-	"(*internal/stream.frameConn).Write c.mu": "frames of one connection come one after the other; closing the connection ends the write",
-	"(*internal/stream.output).fail o.mu":     "closes a file without a name; only the session's own sender waits",
-	"(*internal/stream.output).spill o.mu":    "closes a file without a name; only the session's own sender waits",
+	"(*internal/stream.frameConn).Write c.mu": "frames of one connection come one after the other; " +
+		"closing the connection ends the write",
+	"(*internal/stream.output).fail o.mu":  "closes a file without a name; only the session's own sender waits",
+	"(*internal/stream.output).spill o.mu": "closes a file without a name; only the session's own sender waits",
 }
 
 const (

@@ -25,7 +25,10 @@ type imageService struct {
 }
 
 // PullImage pulls an image and returns the engine's ID of it, the same as Image.id and ContainerStatus.image_id (CRI PullImage).
-func (x *imageService) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+func (x *imageService) PullImage(
+	ctx context.Context,
+	r *runtimeapi.PullImageRequest,
+) (*runtimeapi.PullImageResponse, error) {
 	host, err := x.begin(r)
 	if err != nil {
 		return nil, err
@@ -54,7 +57,10 @@ func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, er
 }
 
 // ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern (CRI ListImages).
-func (x *imageService) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+func (x *imageService) ListImages(
+	ctx context.Context,
+	r *runtimeapi.ListImagesRequest,
+) (*runtimeapi.ListImagesResponse, error) {
 	resp, err := x.listImages(ctx, r)
 	if err != nil {
 		return nil, err
@@ -64,7 +70,10 @@ func (x *imageService) ListImages(ctx context.Context, r *runtimeapi.ListImagesR
 }
 
 // listImages is ListImages of any size.
-func (x *imageService) listImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+func (x *imageService) listImages(
+	ctx context.Context,
+	r *runtimeapi.ListImagesRequest,
+) (*runtimeapi.ListImagesResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
@@ -102,7 +111,10 @@ func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.List
 }
 
 // ImageStatus describes an image; one that is not there is an empty answer, no error (CRI ImageStatus).
-func (x *imageService) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+func (x *imageService) ImageStatus(
+	ctx context.Context,
+	r *runtimeapi.ImageStatusRequest,
+) (*runtimeapi.ImageStatusResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
@@ -121,7 +133,10 @@ func (x *imageService) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatu
 
 // RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that is not there is a success; one that a
 // container uses is FailedPrecondition and keeps its names. Pinned ones are removed too: a pin is only a recommendation.
-func (x *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+func (x *imageService) RemoveImage(
+	ctx context.Context,
+	r *runtimeapi.RemoveImageRequest,
+) (*runtimeapi.RemoveImageResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}

@@ -46,10 +46,15 @@ func (p *preparing) has(imageID model.ImageID) bool {
 	return p.n[imageID] > 0
 }
 
-// prepare makes the images that a container mounts ready, by their index among its mounts. Where the engine does not mount images
-// itself, we do; containers share a mount, and u undoes this container's part in it. made is to be called when the view knows the
-// container, or when it was not made after all.
-func (v *imageVolumes) prepare(ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack) (volumes map[int]spec.ImageVolume, made func(), err error) {
+// prepare makes the images that a container mounts ready, by their index among its mounts. Where the
+// engine does not mount images itself, we do; containers share a mount, and u undoes this container's
+// part in it. made is to be called when the view knows the container, or when it was not made after all.
+func (v *imageVolumes) prepare(
+	ctx context.Context,
+	cfg *runtimeapi.ContainerConfig,
+	host spec.Host,
+	u *undo.Stack,
+) (volumes map[int]spec.ImageVolume, made func(), err error) {
 	var ids []model.ImageID
 	made = func() {
 		for _, id := range ids {

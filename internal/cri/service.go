@@ -1,6 +1,6 @@
-// Package cri is the CRI itself: one RPC, one file, each method the story of its call. It only choreographs: what a request means is
-// decided in spec, what runs is known by view, what Docker does is done by engine, and pod networks are podnet's. The interfaces below
-// are all that it needs of them.
+// Package cri is the CRI itself: one RPC, one file, each method the story of its call. It only
+// choreographs: what a request means is decided in spec, what runs is known by view, what Docker does is
+// done by engine, and pod networks are podnet's. The interfaces below are all that it needs of them.
 package cri
 
 import (

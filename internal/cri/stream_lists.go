@@ -23,7 +23,10 @@ func encoded[M proto.Message](messages []M) (items []byte, err error) {
 }
 
 // StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes, KEP-5825): one look at the view, in pages.
-func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+func (s *Service) StreamPodSandboxes(
+	r *runtimeapi.StreamPodSandboxesRequest,
+	out runtimeapi.RuntimeService_StreamPodSandboxesServer,
+) error {
 	if _, err := s.begin(r); err != nil {
 		return err
 	}
@@ -31,11 +34,18 @@ func (s *Service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, ou
 	if err != nil {
 		return err
 	}
-	return wire.Pages(items, pageSize, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page)) })
+	return wire.Pages(
+		items,
+		pageSize,
+		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page)) },
+	)
 }
 
 // StreamContainers is ListContainers in pages (CRI StreamContainers, KEP-5825).
-func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer) error {
+func (s *Service) StreamContainers(
+	r *runtimeapi.StreamContainersRequest,
+	out runtimeapi.RuntimeService_StreamContainersServer,
+) error {
 	if _, err := s.begin(r); err != nil {
 		return err
 	}
@@ -43,11 +53,18 @@ func (s *Service) StreamContainers(r *runtimeapi.StreamContainersRequest, out ru
 	if err != nil {
 		return err
 	}
-	return wire.Pages(items, pageSize, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainersResponse{}, page)) })
+	return wire.Pages(
+		items,
+		pageSize,
+		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainersResponse{}, page)) },
+	)
 }
 
 // StreamImages is ListImages in pages (CRI StreamImages, KEP-5825).
-func (x *imageService) StreamImages(r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer) error {
+func (x *imageService) StreamImages(
+	r *runtimeapi.StreamImagesRequest,
+	out runtimeapi.ImageService_StreamImagesServer,
+) error {
 	l, err := x.listImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
@@ -56,11 +73,18 @@ func (x *imageService) StreamImages(r *runtimeapi.StreamImagesRequest, out runti
 	if err != nil {
 		return err
 	}
-	return wire.Pages(items, pageSize, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamImagesResponse{}, page)) })
+	return wire.Pages(
+		items,
+		pageSize,
+		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamImagesResponse{}, page)) },
+	)
 }
 
 // StreamContainerStats is ListContainerStats in pages (CRI StreamContainerStats, KEP-5825).
-func (s *Service) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest, out runtimeapi.RuntimeService_StreamContainerStatsServer) error {
+func (s *Service) StreamContainerStats(
+	r *runtimeapi.StreamContainerStatsRequest,
+	out runtimeapi.RuntimeService_StreamContainerStatsServer,
+) error {
 	l, err := s.ListContainerStats(out.Context(), &runtimeapi.ListContainerStatsRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
@@ -69,11 +93,18 @@ func (s *Service) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest
 	if err != nil {
 		return err
 	}
-	return wire.Pages(items, pageSize, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainerStatsResponse{}, page)) })
+	return wire.Pages(
+		items,
+		pageSize,
+		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainerStatsResponse{}, page)) },
+	)
 }
 
 // StreamPodSandboxStats is ListPodSandboxStats in pages (CRI StreamPodSandboxStats, KEP-5825).
-func (s *Service) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsRequest, out runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
+func (s *Service) StreamPodSandboxStats(
+	r *runtimeapi.StreamPodSandboxStatsRequest,
+	out runtimeapi.RuntimeService_StreamPodSandboxStatsServer,
+) error {
 	l, err := s.ListPodSandboxStats(out.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
@@ -88,7 +119,10 @@ func (s *Service) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsReque
 }
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics, KEP-5825).
-func (s *Service) StreamPodSandboxMetrics(r *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+func (s *Service) StreamPodSandboxMetrics(
+	r *runtimeapi.StreamPodSandboxMetricsRequest,
+	out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer,
+) error {
 	if _, err := s.begin(r); err != nil {
 		return err
 	}

@@ -28,9 +28,16 @@ func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Reg
 
 // collectors are the figures of the parts. A part that has some is added here.
 func (p *parts) collectors() []prometheus.Collector {
-	return slices.Concat(p.engine.Collectors(), p.server.Collectors(), p.plugins.Collectors(), p.view.Collectors(), p.gauges(), []prometheus.Collector{
-		p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, p.stats.Collector(),
-	})
+	return slices.Concat(
+		p.engine.Collectors(),
+		p.server.Collectors(),
+		p.plugins.Collectors(),
+		p.view.Collectors(),
+		p.gauges(),
+		[]prometheus.Collector{
+			p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, p.stats.Collector(),
+		},
+	)
 }
 
 // newRecoveries counts the attempts to clear what a crash or a failed release left.
@@ -50,10 +57,26 @@ func (p *parts) gauges() []prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
 	return []prometheus.Collector{
-		gauge("cri_dockerd_engine_up", "1 if the engine answers, its events flow and the view is complete.", func() float64 { return truth(p.view.Engine().Ready) }),
-		gauge("cri_dockerd_network_ready", "1 if pods can be connected.", func() float64 { return truth(p.isNetworkReady()) }),
-		gauge("cri_dockerd_network_attachments", "Pods that hold, or may hold, a connection of the pod network.", func() float64 { return float64(len(p.network.Attached())) }),
-		gauge("cri_dockerd_network_debts", "Pods whose network could not be released yet; recovery tries on.", func() float64 { return float64(p.network.Owed()) }),
+		gauge(
+			"cri_dockerd_engine_up",
+			"1 if the engine answers, its events flow and the view is complete.",
+			func() float64 { return truth(p.view.Engine().Ready) },
+		),
+		gauge(
+			"cri_dockerd_network_ready",
+			"1 if pods can be connected.",
+			func() float64 { return truth(p.isNetworkReady()) },
+		),
+		gauge(
+			"cri_dockerd_network_attachments",
+			"Pods that hold, or may hold, a connection of the pod network.",
+			func() float64 { return float64(len(p.network.Attached())) },
+		),
+		gauge(
+			"cri_dockerd_network_debts",
+			"Pods whose network could not be released yet; recovery tries on.",
+			func() float64 { return float64(p.network.Owed()) },
+		),
 	}
 }
 
@@ -68,7 +91,13 @@ func buildInfo(version string) prometheus.Collector {
 	if b, ok := debug.ReadBuildInfo(); ok {
 		labels["goversion"] = b.GoVersion
 	}
-	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_build_info", Help: "Always 1; the labels say which program this is.", ConstLabels: labels})
+	g := prometheus.NewGauge(
+		prometheus.GaugeOpts{
+			Name:        "cri_dockerd_build_info",
+			Help:        "Always 1; the labels say which program this is.",
+			ConstLabels: labels,
+		},
+	)
 	g.Set(1)
 	return g
 }

@@ -75,8 +75,8 @@ func TestDemultiplexer(t *testing.T) {
 	}
 }
 
-// TestFirstMessageIsAlone: the engine's text on a command that it could not start is told from output by the
-// first write, so that nothing else must be in it.
+// TestFirstMessageIsAlone: the first write shows whether the engine could not start the command, so
+// nothing but the first message may be in it.
 func TestFirstMessageIsAlone(t *testing.T) {
 	for name, read := range map[string]func(io.Reader) io.Reader{
 		"at once":  func(r io.Reader) io.Reader { return r },

@@ -65,7 +65,12 @@ func (f *forwards) acquire(podID string) (*forward, error) {
 		{f.pending, maxPending, "connections wait for pods of this node to accept them"},
 	} {
 		if bound.n >= bound.limit {
-			return nil, fmt.Errorf("%d %s, the limit; close some, or try again: %w", bound.n, bound.what, errdefs.ErrResourceExhausted)
+			return nil, fmt.Errorf(
+				"%d %s, the limit; close some, or try again: %w",
+				bound.n,
+				bound.what,
+				errdefs.ErrResourceExhausted,
+			)
 		}
 	}
 
@@ -112,7 +117,13 @@ func (e *podError) Unwrap() error { return e.error }
 
 // forward connects a client to a port on the loopback of a pod, and copies both ways until the pod has ended its side or ctx, which
 // stands for the client, ends. It goes on to discard what the client sends, and closes discarded when the client has ended its side.
-func (s *Server) forward(ctx context.Context, podID string, port int32, from io.Reader, to io.Writer) (discarded <-chan struct{}, err error) {
+func (s *Server) forward(
+	ctx context.Context,
+	podID string,
+	port int32,
+	from io.Reader,
+	to io.Writer,
+) (discarded <-chan struct{}, err error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("port %d is not between 1 and 65535", port)
 	}

@@ -32,7 +32,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(connKey{}).(*conn)
 	if err := c.Keep(); err != nil {
 		s.log.Warn("refused a streaming session", "kind", kind, "err", err)
-		http.Error(w, fmt.Sprintf("%s: %v; end other exec, attach or port-forward sessions on this node", kind, err), http.StatusServiceUnavailable)
+		http.Error(
+			w,
+			fmt.Sprintf("%s: %v; end other exec, attach or port-forward sessions on this node", kind, err),
+			http.StatusServiceUnavailable,
+		)
 		return
 	}
 	u := &upgrade{ResponseWriter: w, conn: c, spdy: !wsstream.IsWebSocketRequest(r)}
@@ -148,7 +152,7 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, refuse: u.conn.Close}), rw.Writer)
 		return &frameWriter{frameConn: frames}, rw, nil
 	}
-	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and the number of its
-	// channel.
+	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and
+	// the number of its channel.
 	return frames, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(frames, chunkSize+11)), nil
 }
