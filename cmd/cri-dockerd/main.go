@@ -1,4 +1,5 @@
-// Command cri-dockerd runs Kubernetes pods on Docker Engine: it serves the Container Runtime Interface to the kubelet and drives the engine.
+// Command cri-dockerd runs Kubernetes pods on Docker Engine: it serves the Container Runtime
+// Interface to the kubelet and drives the engine.
 package main
 
 import (
@@ -22,16 +23,19 @@ import (
 	"cri-dockerd/internal/takeover"
 )
 
-// version and commit are set by the linker (-X main.version=…); without it what Go has recorded counts.
+// version and commit are set by the linker (-X main.version=…); without it what Go has recorded
+// counts.
 var version, commit string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+
 	err := newCommand().ExecuteContext(ctx)
 	if err == nil {
 		return
 	}
+
 	fmt.Fprintln(os.Stderr, "cri-dockerd:", err)
 	os.Exit(exit.CodeOf(err))
 }
@@ -41,14 +45,16 @@ func newCommand() *cobra.Command {
 	cfg := &config.Config{}
 	var showVersion, showBuild bool
 	cmd := &cobra.Command{
-		Use:           "cri-dockerd",
-		Short:         "Run Kubernetes pods on Docker Engine",
-		Long:          "cri-dockerd serves the Container Runtime Interface (CRI) to the kubelet and runs its pods on Docker Engine.",
+		Use:   "cri-dockerd",
+		Short: "Run Kubernetes pods on Docker Engine",
+		Long: "cri-dockerd serves the Container Runtime Interface (CRI) to the kubelet and runs its pods " +
+			"on Docker Engine.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return exit.UsageError(fmt.Errorf("unknown command %q; %s --help lists all", args[0], cmd.CommandPath()))
+				return exit.UsageError(fmt.Errorf("unknown command %q; %s --help lists all", args[0],
+					cmd.CommandPath()))
 			}
 			return nil
 		},
@@ -61,28 +67,36 @@ func newCommand() *cobra.Command {
 				fmt.Fprint(cmd.OutOrStdout(), buildInfo())
 				return nil
 			}
+
 			cfg.Complete(cmd.Flags())
 			if err := cfg.Validate(); err != nil {
 				return exit.UsageError(err)
 			}
+
 			log := cfg.Logger()
 			log.Info("starting", "version", versionLine())
+
 			return daemon.Run(cmd.Context(), cfg, versionLine(), log)
 		},
 	}
+
 	cmd.SetFlagErrorFunc(flagError)
 	cfg.Register(cmd.PersistentFlags())
 	cmd.Flags().BoolVar(&showVersion, "version", false, "print the version and exit")
 	cmd.Flags().BoolVar(&showBuild, "buildinfo", false, "print how this program was built and exit")
 	cmd.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), versionLine()) },
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), versionLine()) },
 	})
+
 	cmd.AddCommand(newLogDriverCommand(cfg))
 	cmd.AddCommand(check.NewCommand(cfg), check.NewPageServerCommand(), newManCommand())
 	cmd.AddCommand(takeover.NewCommand(cfg))
 	cmd.PersistentFlags().VisitAll(showDefault)
 	cmd.Flags().VisitAll(showDefault)
+
 	return cmd
 }
 
@@ -92,14 +106,17 @@ func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   logprocess.Command,
 		Short: "Write container logs; the daemon or systemd starts this",
-		Long: "log-driver takes containers' output from Docker and writes it to the log files that the kubelet reads. It is a process of its own, so that\n" +
-			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or systemd starts it again, and no line is lost.",
+		Long: "log-driver takes containers' output from Docker and writes it to the log files that the kubelet " +
+			"reads. It is a process of its own, so that\n" +
+			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or " +
+			"systemd starts it again, and no line is lost.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Complete(cmd.Flags())
 			if err := cfg.Validate(); err != nil {
 				return exit.UsageError(err)
 			}
+
 			return logprocess.Run(cmd.Context(), logprocess.Config{
 				RunDirectory: cfg.RunDirectory,
 				Socket:       socket,
@@ -108,11 +125,15 @@ func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", driver.Socket, "where Docker looks for the plugin, unless systemd passes a socket")
+
+	cmd.Flags().StringVar(&socket, "socket", driver.Socket, "where Docker looks for the plugin, unless systemd "+
+		"passes a socket")
+
 	return cmd
 }
 
-// showDefault makes --help tell also the defaults that pflag leaves out, those that are empty or zero.
+// showDefault makes --help tell also the defaults that pflag leaves out, those that are empty or
+// zero.
 func showDefault(f *pflag.Flag) {
 	switch f.DefValue {
 	case "", "[]":
@@ -128,10 +149,12 @@ func flagError(cmd *cobra.Command, err error) error {
 	if !errors.As(err, &unknown) {
 		return exit.UsageError(err)
 	}
+
 	hint := ""
 	if nearest := config.Nearest(cmd.Flags(), unknown.GetSpecifiedName()); nearest != "" {
 		hint = fmt.Sprintf("; the nearest known one is --%s", nearest)
 	}
+
 	return exit.UsageError(fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath()))
 }
 
@@ -155,9 +178,11 @@ func commitID() string {
 			}
 		}
 	}
+
 	if c == "" {
 		return "unknown"
 	}
+
 	return c[:min(12, len(c))]
 }
 

@@ -19,17 +19,25 @@ var manPage string
 // newManCommand prints the manual for packages to contain, so that page and program cannot differ.
 func newManCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "man", Short: "Print the manual page", Args: cobra.NoArgs, Hidden: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return writeManual(cmd.OutOrStdout(), cmd.Root()) },
+		Use:    "man",
+		Short:  "Print the manual page",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return writeManual(cmd.OutOrStdout(), cmd.Root()) },
 	}
 }
 
 // writeManual writes the manual of a command line in man(7)'s macros.
 func writeManual(w io.Writer, root *cobra.Command) error {
-	t, err := template.New("").Funcs(template.FuncMap{"roff": roff, "flags": manFlags, "about": manAbout}).Parse(manPage)
+	t, err := template.New("").Funcs(template.FuncMap{
+		"roff":  roff,
+		"flags": manFlags,
+		"about": manAbout,
+	}).Parse(manPage)
 	if err != nil {
 		return fmt.Errorf("manual page: %w", err)
 	}
+
 	return t.Execute(w, struct {
 		Version  string
 		Flags    *pflag.FlagSet
@@ -63,21 +71,26 @@ func manFlags(f *pflag.FlagSet) string {
 		if f.Hidden {
 			return
 		}
+
 		name := "--" + f.Name
 		if f.Shorthand != "" {
 			name = "-" + f.Shorthand + ", " + name
 		}
+
 		kind, usage := pflag.UnquoteUsage(f)
 		fmt.Fprintf(&b, ".TP\n.B %s", roff(name))
 		if kind != "" {
 			fmt.Fprintf(&b, " \\fI%s\\fR", roff(kind))
 		}
+
 		b.WriteString("\n" + roff(usage))
 		if f.DefValue != "" && !strings.Contains(usage, "(default ") {
 			fmt.Fprintf(&b, " (default %s)", roff(f.DefValue))
 		}
+
 		b.WriteString("\n")
 	})
+
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
@@ -87,6 +100,7 @@ func manAbout(c *cobra.Command) string {
 	if text == "" || c.Name() == "completion" {
 		text = c.Short + "."
 	}
+
 	var b strings.Builder
 	for line := range strings.Lines(text) {
 		if line = strings.TrimSpace(line); line == "" {
@@ -95,8 +109,10 @@ func manAbout(c *cobra.Command) string {
 		}
 		b.WriteString(roff(line) + "\n")
 	}
+
 	if c.HasAvailableLocalFlags() {
 		b.WriteString(".RS\n" + manFlags(c.LocalNonPersistentFlags()) + "\n.RE\n")
 	}
+
 	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -1,5 +1,6 @@
-// Command audit reads what govulncheck found (-format json) and fails for every vulnerability in a module that the program calls.
-// Those of Go's standard library are printed: they go with a newer Go.
+// Command audit reads what govulncheck found (-format json) and fails for every vulnerability in a
+// module that the program calls. Those of Go's standard library are printed: they go with a newer
+// Go.
 package main
 
 import (
@@ -40,16 +41,20 @@ func main() {
 		} else if err != nil {
 			fail(err)
 		}
+
 		if m.Finding == nil || len(m.Finding.Trace) == 0 || m.Finding.Trace[0].Function == "" { // imported, not called
 			continue
 		}
+
 		module := m.Finding.Trace[0].Module
 		found[m.Finding.OSV] = fmt.Sprintf("%s, fixed in %s", module, m.Finding.FixedVersion)
 		failed = failed || module != "stdlib"
 	}
+
 	for _, id := range slices.Sorted(maps.Keys(found)) {
 		fmt.Println(id, found[id])
 	}
+
 	if failed {
 		fail(errors.New("a module has a vulnerability that the program calls; update it"))
 	}

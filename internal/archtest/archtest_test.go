@@ -18,8 +18,8 @@ import (
 
 const module = "cri-dockerd/"
 
-// arrows says for every package of the daemon which packages of ours it may import. A new package is added here on purpose: the table is
-// the architecture (see ARCHITECTURE.md).
+// arrows says for every package of the daemon which packages of ours it may import. A new package
+// is added here on purpose: the table is the architecture (see ARCHITECTURE.md).
 var arrows = map[string][]string{
 	"internal/model":           {},
 	"internal/text":            {},
@@ -45,27 +45,38 @@ var arrows = map[string][]string{
 	"internal/imagevolume":     {},
 	"internal/stats":           {"internal/cgroup"},
 	"internal/engine/tolerant": {},
-	"internal/engine":          {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text", "internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
-	"internal/view":            {"internal/spec", "internal/engine"},
-	"internal/podstats":        {"internal/spec", "internal/view", "internal/stats", "internal/cgroup", "internal/imagefs", "internal/wire"},
-	"internal/podnet":          {"internal/keylock", "internal/quantity", "internal/spec", "internal/undo", "internal/secret", "internal/checkpoint"},
-	"internal/logs/driver":     {},
-	"internal/logs/process":    {"internal/logs/driver", "internal/proc", "internal/process"},
-	"internal/logs":            {"internal/spec", "internal/logs/driver"},
-	"internal/stream":          {"internal/engine", "internal/connlimit"},
-	"internal/cri":             {"internal/spec", "internal/text", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/undo", "internal/keylock", "internal/wire"},
-	"internal/rpc":             {"internal/secret", "internal/text", "internal/wire", "internal/connlimit"},
-	"internal/check":           {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding", "internal/check/probe", "internal/exit", "internal/shell"},
-	"internal/takeover":        {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/exit", "internal/proc", "internal/process", "internal/rootonly", "internal/shell"},
+	"internal/engine": {"internal/engine/tolerant", "internal/keylock", "internal/model", "internal/text",
+		"internal/spec", "internal/cgroup", "internal/engine/pause", "internal/secret"},
+	"internal/view": {"internal/spec", "internal/engine"},
+	"internal/podstats": {"internal/spec", "internal/view", "internal/stats", "internal/cgroup", "internal/imagefs",
+		"internal/wire"},
+	"internal/podnet": {"internal/keylock", "internal/quantity", "internal/spec", "internal/undo",
+		"internal/secret", "internal/checkpoint"},
+	"internal/logs/driver":  {},
+	"internal/logs/process": {"internal/logs/driver", "internal/proc", "internal/process"},
+	"internal/logs":         {"internal/spec", "internal/logs/driver"},
+	"internal/stream":       {"internal/engine", "internal/connlimit"},
+	"internal/cri": {"internal/spec", "internal/text", "internal/engine", "internal/view", "internal/podnet",
+		"internal/podstats", "internal/undo", "internal/keylock", "internal/wire"},
+	"internal/rpc": {"internal/secret", "internal/text", "internal/wire", "internal/connlimit"},
+	"internal/check": {"internal/config", "internal/engine", "internal/engine/pause", "internal/check/finding",
+		"internal/check/probe", "internal/exit", "internal/shell"},
+	"internal/takeover": {"internal/config", "internal/spec", "internal/checkpoint", "internal/engine",
+		"internal/podnet", "internal/logs/driver", "internal/exit", "internal/proc", "internal/process",
+		"internal/rootonly", "internal/shell"},
 	"internal/daemon": {
-		"internal/config", "internal/spec", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/logs", "internal/logs/driver", "internal/logs/process", "internal/stream",
-		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup", "internal/cri", "internal/rpc", "internal/tracing", "internal/proc", "internal/process",
+		"internal/config", "internal/spec", "internal/engine", "internal/view", "internal/podnet", "internal/podstats",
+		"internal/logs", "internal/logs/driver", "internal/logs/process", "internal/stream",
+		"internal/checkpoint", "internal/imagefs", "internal/imagevolume", "internal/stats", "internal/cgroup",
+		"internal/cri", "internal/rpc", "internal/tracing", "internal/proc", "internal/process",
 		"internal/connlimit", "internal/undo",
 	},
-	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover", "internal/logs/driver", "internal/logs/process", "internal/exit"},
+	"cmd/cri-dockerd": {"internal/config", "internal/daemon", "internal/check", "internal/takeover",
+		"internal/logs/driver", "internal/logs/process", "internal/exit"},
 
 	"internal/check/finding": {"internal/quantity", "internal/shell"},
-	"internal/check/probe":   {"internal/check/finding", "internal/config", "internal/engine", "internal/podnet", "internal/logs/driver", "internal/proc", "internal/rootonly", "internal/shell"},
+	"internal/check/probe": {"internal/check/finding", "internal/config", "internal/engine", "internal/podnet",
+		"internal/logs/driver", "internal/proc", "internal/rootonly", "internal/shell"},
 	// Programs and fixtures that are not part of the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
@@ -82,22 +93,33 @@ var restricted = map[string]struct {
 	users  []string
 	reason string
 }{
-	"github.com/moby/moby/client":         {[]string{"internal/engine", "internal/engine/enginetest"}, "Docker's verbs are engine's"},
-	"github.com/moby/moby/api":            {[]string{"internal/engine", "internal/engine/enginetest", "internal/spec", "internal/view"}, "only engine, spec and node know Docker's types"},
-	"google.golang.org/grpc":              {[]string{"internal/rpc", "internal/check", "internal/check/probe"}, "only rpc serves gRPC; check is a client"},
-	"github.com/containernetworking/cni":  {[]string{"internal/podnet"}, "CNI is podnet's"},
-	"k8s.io/cri-streaming":                {[]string{"internal/stream"}, "the streaming server is stream's"},
-	"github.com/spf13/cobra":              {[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover", "internal/config"}, "command lines belong to cmd"},
-	"github.com/coreos/go-systemd":        {[]string{"internal/process", "internal/logs/process", "internal/rpc"}, "messages go through process, sockets to their servers"},
-	"google.golang.org/grpc/codes":        {[]string{"internal/rpc", "internal/check", "internal/check/probe"}, "codes are mapped once, in rpc"},
-	"go.opentelemetry.io/otel/sdk":        {[]string{"internal/tracing"}, "where spans go is tracing's; the others know providers only"},
-	"go.opentelemetry.io/otel/exporters":  {[]string{"internal/tracing"}, "where spans go is tracing's"},
-	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver", "internal/wire"}, "only Docker's log messages and answers that must be cheap are encoded beside gRPC"},
-	"github.com/prometheus":               {[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet", "internal/podstats", "internal/rpc", "internal/daemon"}, "metrics are collected where they arise, and served by the daemon"},
+	"github.com/moby/moby/client": {[]string{"internal/engine", "internal/engine/enginetest"},
+		"Docker's verbs are engine's"},
+	"github.com/moby/moby/api": {[]string{"internal/engine", "internal/engine/enginetest", "internal/spec",
+		"internal/view"}, "only engine, spec and node know Docker's types"},
+	"google.golang.org/grpc": {[]string{"internal/rpc", "internal/check", "internal/check/probe"},
+		"only rpc serves gRPC; check is a client"},
+	"github.com/containernetworking/cni": {[]string{"internal/podnet"}, "CNI is podnet's"},
+	"k8s.io/cri-streaming":               {[]string{"internal/stream"}, "the streaming server is stream's"},
+	"github.com/spf13/cobra": {[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover",
+		"internal/config"}, "command lines belong to cmd"},
+	"github.com/coreos/go-systemd": {[]string{"internal/process", "internal/logs/process", "internal/rpc"},
+		"messages go through process, sockets to their servers"},
+	"google.golang.org/grpc/codes": {[]string{"internal/rpc", "internal/check", "internal/check/probe"},
+		"codes are mapped once, in rpc"},
+	"go.opentelemetry.io/otel/sdk": {[]string{"internal/tracing"},
+		"where spans go is tracing's; the others know providers only"},
+	"go.opentelemetry.io/otel/exporters": {[]string{"internal/tracing"}, "where spans go is tracing's"},
+	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver", "internal/wire"},
+		"only Docker's log messages and answers that must be cheap are encoded beside gRPC"},
+	"github.com/prometheus": {[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet",
+		"internal/podstats", "internal/rpc", "internal/daemon"}, "metrics are collected where they arise, and " +
+		"served by the daemon"},
 }
 
 // banned must not be linked into the daemon, however indirectly.
-var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/", "github.com/docker/docker/"}
+var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/",
+	"github.com/docker/docker/"}
 
 type pkg struct {
 	ImportPath string
@@ -112,7 +134,8 @@ type pkg struct {
 // list runs go list on patterns from the repository's root.
 func list(t *testing.T, args ...string) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Name,Doc,Dir,GoFiles,Imports,Deps"}, args...)...)
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Name,Doc,Dir,GoFiles,Imports,Deps"},
+		args...)...)
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {
@@ -122,6 +145,7 @@ func list(t *testing.T, args ...string) []pkg {
 		}
 		t.Fatalf("go list: %v", err)
 	}
+
 	var all []pkg
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p pkg
@@ -142,10 +166,13 @@ func TestArrowsGoDownOnly(t *testing.T) {
 			t.Errorf("%s is not in the table of arrows: add it there, and to ARCHITECTURE.md", name)
 			continue
 		}
+
 		for _, imp := range p.Imports {
-			if own, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, own) && !slices.Contains(vocabulary, own) {
+			if own, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, own) &&
+				!slices.Contains(vocabulary, own) {
 				t.Errorf("%s imports %s, which lies beside or above it", name, own)
 			}
+
 			for prefix, r := range restricted {
 				if (imp == prefix || strings.HasPrefix(imp, prefix+"/")) && !slices.Contains(r.users, name) {
 					t.Errorf("%s imports %s: %s", name, imp, r.reason)
@@ -181,23 +208,28 @@ func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.Fil
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
+
 		if d.IsDir() && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".")) && path != root {
 			return fs.SkipDir
 		}
 		if d.IsDir() || !strings.HasSuffix(path, ".go") {
 			return nil
 		}
+
 		fset := token.NewFileSet()
 		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
 		if err != nil {
 			return err
 		}
+
 		rel, _ := filepath.Rel(root, path)
 		visit(rel, fset, f)
+
 		return nil
 	})
 	if err != nil {
@@ -205,14 +237,17 @@ func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.Fil
 	}
 }
 
-// TestNoHiddenState forbids init functions and package variables that are written after they were made, and contexts that come from
-// nowhere: everything that changes has an owner that daemon wires.
+// TestNoHiddenState forbids init functions and package variables that are written after they were
+// made, and contexts that come from nowhere: everything that changes has an owner that daemon
+// wires.
 func TestNoHiddenState(t *testing.T) {
 	roots := []string{"cmd/", "internal/daemon/", "internal/check/"}
 	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
-		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "test/") || strings.HasPrefix(path, "internal/engine/pause/build") {
+		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "test/") ||
+			strings.HasPrefix(path, "internal/engine/pause/build") {
 			return
 		}
+
 		globals := map[string]bool{}
 		for _, d := range f.Decls {
 			switch d := d.(type) {
@@ -220,6 +255,7 @@ func TestNoHiddenState(t *testing.T) {
 				if d.Name.Name == "init" && d.Recv == nil {
 					t.Errorf("%s: init function", path)
 				}
+
 			case *ast.GenDecl:
 				if d.Tok == token.VAR {
 					for _, s := range d.Specs {
@@ -230,30 +266,36 @@ func TestNoHiddenState(t *testing.T) {
 				}
 			}
 		}
+
 		ast.Inspect(f, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.AssignStmt:
 				for _, l := range n.Lhs {
-					if id, ok := l.(*ast.Ident); ok && n.Tok != token.DEFINE && globals[id.Name] && id.Obj != nil && id.Obj.Decl != nil {
+					if id, ok := l.(*ast.Ident); ok && n.Tok != token.DEFINE && globals[id.Name] && id.Obj != nil &&
+						id.Obj.Decl != nil {
 						if _, local := id.Obj.Decl.(*ast.AssignStmt); !local {
 							t.Errorf("%s: package variable %s is written", fset.Position(n.Pos()), id.Name)
 						}
 					}
 				}
+
 			case *ast.CallExpr:
 				if sel, ok := n.Fun.(*ast.SelectorExpr); ok {
-					if x, ok := sel.X.(*ast.Ident); ok && x.Name == "context" && (sel.Sel.Name == "Background" || sel.Sel.Name == "TODO") &&
+					if x, ok := sel.X.(*ast.Ident); ok && x.Name == "context" &&
+						(sel.Sel.Name == "Background" || sel.Sel.Name == "TODO") &&
 						!slices.ContainsFunc(roots, func(r string) bool { return strings.HasPrefix(path, r) }) {
 						t.Errorf("%s: context.%s outside main, daemon and tests", fset.Position(n.Pos()), sel.Sel.Name)
 					}
 				}
 			}
+
 			return true
 		})
 	})
 }
 
-// maySkip are the files that may skip: what a stranger's runtime (-endpoint) or another machine's cgroup version cannot have.
+// maySkip are the files that may skip: what a stranger's runtime (-endpoint) or another machine's
+// cgroup version cannot have.
 var maySkip = []string{"test/conformance/main_test.go", "test/conformance/node_test.go"}
 
 // TestSkips forbids tests that give up: what a test needs, it installs or builds.
@@ -262,12 +304,15 @@ func TestSkips(t *testing.T) {
 		if strings.HasPrefix(path, "internal/archtest/") || slices.Contains(maySkip, path) {
 			return
 		}
+
 		ast.Inspect(f, func(n ast.Node) bool {
-			if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Skip" || sel.Sel.Name == "Skipf" || sel.Sel.Name == "SkipNow") {
+			if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Skip" || sel.Sel.Name == "Skipf" ||
+				sel.Sel.Name == "SkipNow") {
 				t.Errorf("%s: %s", fset.Position(n.Pos()), sel.Sel.Name)
 			}
 			return true
 		})
+
 		for _, imp := range f.Imports {
 			if p, _ := strconv.Unquote(imp.Path.Value); p == "io/ioutil" || p == "log" {
 				t.Errorf("%s imports %s: use os/io, log/slog", path, p)

@@ -77,12 +77,14 @@ func TestLocksAreSeen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	all := []typed{check(t, fset, module+"p", []*ast.File{f}, importer.ForCompiler(fset, "source", nil))}
 	found := map[string]bool{}
 	findHeld(all, func(key, _ string) {
 		name, _, _ := strings.Cut(key[strings.LastIndex(key, ".t).")+len(".t)."):], " ")
 		found[name] = true
 	})
+
 	functions(all, func(_ *typed, full string, _ *ast.BlockStmt) {
 		name := full[strings.LastIndex(full, ".")+1:]
 		want := strings.HasPrefix(name, "held")

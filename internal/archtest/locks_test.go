@@ -11,13 +11,14 @@ import (
 	"testing"
 )
 
-// heldAcrossIO are the functions that may do I/O while they hold a sync.Mutex or RWMutex: the kernel
-// answers at once, or nobody but the holder waits. All others use a lock that honours ctx (keylock,
-// or a channel), or do their I/O without a lock. The key is the function and the lock.
+// heldAcrossIO are the functions that may do I/O while they hold a sync.Mutex or RWMutex: the
+// kernel answers at once, or nobody but the holder waits. All others use a lock that honours ctx
+// (keylock, or a channel), or do their I/O without a lock. The key is the function and the lock.
 var heldAcrossIO = map[string]string{
 	"(*internal/cgroup.processDir).open p.mu": "opens a file of procfs, which the kernel answers from memory",
 	"(*internal/podnet.confWatch).close w.mu": "ends inotify, which the kernel does from memory",
-	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch of a directory of the node's own root file system, " +
+	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch of a directory of the node's own root file " +
+		"system, " +
 		"without which no pod can be connected either",
 	"(*internal/stats.Reader).pageSizes r.mu": "reads sysfs, once",
 	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, which the kernel answers from memory",
@@ -77,6 +78,7 @@ func (w *walker) expr(n ast.Node, h held) {
 	if n == nil {
 		return
 	}
+
 	ast.Inspect(n, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.FuncLit: // kept for later; arguments of calls are met below
@@ -86,6 +88,7 @@ func (w *walker) expr(n ast.Node, h held) {
 			w.call(n, h)
 			return false
 		}
+
 		return true
 	})
 }
@@ -95,6 +98,7 @@ func (w *walker) call(call *ast.CallExpr, h held) {
 	if f := w.callee(call); f != nil && slices.Contains(later, f.FullName()) {
 		inside = held{}
 	}
+
 	for _, arg := range call.Args {
 		if lit, ok := arg.(*ast.FuncLit); ok {
 			w.block(lit.Body.List, maps.Clone(inside))
@@ -102,16 +106,18 @@ func (w *walker) call(call *ast.CallExpr, h held) {
 			w.expr(arg, h)
 		}
 	}
+
 	if lit, ok := call.Fun.(*ast.FuncLit); ok {
 		w.block(lit.Body.List, maps.Clone(h))
 		return
 	}
+
 	w.expr(call.Fun, h)
 	w.visit(call, h)
 }
 
-// block follows statements and returns the locks that are held after them; ends says that they do not
-// get there.
+// block follows statements and returns the locks that are held after them; ends says that they do
+// not get there.
 func (w *walker) block(list []ast.Stmt, h held) (after held, ends bool) {
 	for _, s := range list {
 		if h, ends = w.stmt(s, h); ends {
@@ -131,6 +137,7 @@ func (w *walker) branches(h held, lists ...[]ast.Stmt) (after held, ends bool) {
 			ends = false
 		}
 	}
+
 	return after, ends
 }
 
@@ -148,6 +155,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 			}
 		}
 		w.expr(s.X, h)
+
 	case *ast.DeferStmt:
 		if op, lock := w.lockOpOf(s.Call); op == unlockOp {
 			if _, ok := h[lock]; ok {
@@ -157,6 +165,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 			return h, false
 		}
 		w.call(s.Call, h.deferred()) // it runs before what was deferred earlier
+
 	case *ast.GoStmt:
 		w.call(s.Call, held{})
 	case *ast.ReturnStmt:
@@ -164,6 +173,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 			w.expr(r, h)
 		}
 		return h, true
+
 	case *ast.BranchStmt:
 		return h, s.Tok != token.FALLTHROUGH
 	case *ast.BlockStmt:
@@ -173,6 +183,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 	default:
 		return w.compound(s, h)
 	}
+
 	return h, false
 }
 
@@ -187,6 +198,7 @@ func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 		if s.Else != nil {
 			lists[1] = []ast.Stmt{s.Else}
 		}
+
 	case *ast.ForStmt:
 		init, lists = s.Init, [][]ast.Stmt{s.Body.List, nil}
 		if s.Cond != nil {
@@ -195,6 +207,7 @@ func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 		if s.Post != nil {
 			lists[0] = append(slices.Clone(s.Body.List), s.Post)
 		}
+
 	case *ast.RangeStmt:
 		heads, lists = []ast.Node{s.X}, [][]ast.Stmt{s.Body.List, nil}
 	case *ast.SwitchStmt:
@@ -202,6 +215,7 @@ func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 		if s.Tag != nil {
 			heads = []ast.Node{s.Tag}
 		}
+
 	case *ast.TypeSwitchStmt:
 		init, lists = s.Init, clauses(s.Body)
 	case *ast.SelectStmt:
@@ -210,12 +224,15 @@ func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 		w.expr(s, h)
 		return h, false
 	}
+
 	if init != nil {
 		h, _ = w.stmt(init, h)
 	}
+
 	for _, head := range heads {
 		w.expr(head, h)
 	}
+
 	return w.branches(h, lists...)
 }
 
@@ -230,6 +247,7 @@ func clauses(body *ast.BlockStmt) [][]ast.Stmt {
 				head = append(head, &ast.ExprStmt{X: e})
 			}
 			out = append(out, append(head, c.Body...))
+
 		case *ast.CommClause:
 			var head []ast.Stmt
 			if c.Comm != nil {
@@ -238,6 +256,7 @@ func clauses(body *ast.BlockStmt) [][]ast.Stmt {
 			out = append(out, append(head, c.Body...))
 		}
 	}
+
 	return out
 }
 
@@ -259,6 +278,7 @@ func newBlocking(all []typed) *blocking {
 		}}
 		w.block(withoutGo(body), held{})
 	})
+
 	functions(all, func(p *typed, name string, _ *ast.BlockStmt) { b.by[name] = "" })
 	for i := range all {
 		for _, o := range all[i].info.Defs {
@@ -271,6 +291,7 @@ func newBlocking(all []typed) *blocking {
 			}
 		}
 	}
+
 	for changed := true; changed; {
 		changed = false
 		for name, called := range calls {
@@ -281,6 +302,7 @@ func newBlocking(all []typed) *blocking {
 			}
 		}
 	}
+
 	return b
 }
 
@@ -303,9 +325,11 @@ func (b *blocking) why(f *types.Func) string {
 		}
 		return strings.TrimSpace(why)
 	}
+
 	if isIO(f) {
 		return name
 	}
+
 	recv := f.Signature().Recv()
 	if recv == nil || !types.IsInterface(recv.Type()) || f.Pkg() == nil || !strings.HasPrefix(f.Pkg().Path(), module) {
 		return ""
@@ -313,11 +337,13 @@ func (b *blocking) why(f *types.Func) string {
 	if takesContext(f) {
 		return name
 	}
+
 	for method := range b.methods[methodKey(f)] { // whatever of ours may stand behind it
 		if why := b.by[method]; why != "" {
 			return name + " by " + method
 		}
 	}
+
 	return ""
 }
 
@@ -329,15 +355,19 @@ func takesContext(f *types.Func) bool {
 // ioPackages are packages whose functions do I/O or wait, but for those of the list.
 var ioPackages = map[string][]string{
 	"os": {
-		"Getpid", "Getenv", "LookupEnv", "Environ", "Geteuid", "Getuid", "IsNotExist", "IsExist", "NewFile", "NewSyscallError", "Getpagesize",
-		"Fd", "Name", "Error", "Unwrap", "String", "IsDir", "Perm", "Mode", "Size", "ModTime", "Sys", "Type", "IsRegular", "Info", "Exit", "SyscallConn",
+		"Getpid", "Getenv", "LookupEnv", "Environ", "Geteuid", "Getuid", "IsNotExist", "IsExist", "NewFile",
+		"NewSyscallError", "Getpagesize",
+		"Fd", "Name", "Error", "Unwrap", "String", "IsDir", "Perm", "Mode", "Size", "ModTime", "Sys", "Type",
+		"IsRegular", "Info", "Exit", "SyscallConn",
 	},
 	"os/exec": {"Error", "Command", "CommandContext", "Unwrap", "ExitCode", "String"},
 	"syscall": {
-		"Error", "Is", "Temporary", "Timeout", "ParseNetlinkMessage", "ParseNetlinkRouteAttr", "Umask", "Getpid", "Exited", "ExitStatus", "Signaled",
+		"Error", "Is", "Temporary", "Timeout", "ParseNetlinkMessage", "ParseNetlinkRouteAttr", "Umask", "Getpid",
+		"Exited", "ExitStatus", "Signaled",
 		"Signal", "String", "Control",
 	},
-	"golang.org/x/sys/unix":                     {"ParseDirent", "NewIfreq", "Uint32", "SetUint16", "Uint16", "Getpid", "ByteSliceToString", "Major", "Minor", "Close", "ErrnoName", "SignalName"},
+	"golang.org/x/sys/unix": {"ParseDirent", "NewIfreq", "Uint32", "SetUint16", "Uint16", "Getpid",
+		"ByteSliceToString", "Major", "Minor", "Close", "ErrnoName", "SignalName"},
 	"github.com/containernetworking/cni/libcni": nil,
 	"github.com/fsnotify/fsnotify":              {"Has", "String"},
 	"github.com/moby/moby/client":               nil,
@@ -345,31 +375,42 @@ var ioPackages = map[string][]string{
 
 // ioFunctions do I/O or wait, in other packages.
 var ioFunctions = []string{
-	"time.Sleep", "(*sync.WaitGroup).Wait", "(*golang.org/x/sync/errgroup.Group).Wait", "(*cri-dockerd/internal/keylock.Map).Lock",
+	"time.Sleep", "(*sync.WaitGroup).Wait", "(*golang.org/x/sync/errgroup.Group).Wait",
+	"(*cri-dockerd/internal/keylock.Map).Lock",
 	"path/filepath.Glob", "path/filepath.Walk", "path/filepath.WalkDir", "path/filepath.EvalSymlinks",
-	"io.Copy", "io.CopyN", "io.CopyBuffer", "io.ReadAll", "io.ReadFull", "(io.Reader).Read", "(io.Writer).Write", "(io.Closer).Close",
+	"io.Copy", "io.CopyN", "io.CopyBuffer", "io.ReadAll", "io.ReadFull", "(io.Reader).Read", "(io.Writer).Write",
+	"(io.Closer).Close",
 	"(io/fs.File).Read", "io/fs.ReadFile", "io/fs.ReadDir", "io/fs.WalkDir",
-	"(*bufio.Reader).Read", "(*bufio.Reader).ReadByte", "(*bufio.Reader).ReadString", "(*bufio.Reader).ReadSlice", "(*bufio.Scanner).Scan",
+	"(*bufio.Reader).Read", "(*bufio.Reader).ReadByte", "(*bufio.Reader).ReadString", "(*bufio.Reader).ReadSlice",
+	"(*bufio.Scanner).Scan",
 	"(*bufio.Writer).Flush", "(*encoding/json.Decoder).Decode", "(*encoding/json.Encoder).Encode",
-	"crypto/tls.LoadX509KeyPair", "(net.Conn).Read", "(net.Conn).Write", "(net.Listener).Accept", "(*net.UnixConn).Read", "(*net.UnixConn).Write",
+	"crypto/tls.LoadX509KeyPair", "(net.Conn).Read", "(net.Conn).Write", "(net.Listener).Accept",
+	"(*net.UnixConn).Read", "(*net.UnixConn).Write",
 }
 
 // contextual are packages whose functions take a ctx and do not wait for anybody.
-var contextual = []string{"context", "log/slog", "golang.org/x/sync/errgroup", "go.opentelemetry.io/", "os/signal", "os/exec", "google.golang.org/grpc/metadata", "google.golang.org/grpc/peer"}
+var contextual = []string{"context", "log/slog", "golang.org/x/sync/errgroup", "go.opentelemetry.io/", "os/signal",
+	"os/exec", "google.golang.org/grpc/metadata", "google.golang.org/grpc/peer"}
 
 // isIO judges functions that are not ours. Lines of our own log do not count.
 func isIO(f *types.Func) bool {
 	if f.Pkg() == nil {
 		return false
 	}
+
 	path := f.Pkg().Path()
 	if harmless, ok := ioPackages[path]; ok {
 		return !slices.Contains(harmless, f.Name())
 	}
-	if slices.Contains(ioFunctions, f.FullName()) || path == "net" && hasPrefix(f.Name(), "Dial", "Listen", "Lookup") || path == "net/http" && f.Name() == "Do" {
+
+	if slices.Contains(ioFunctions, f.FullName()) || path == "net" && hasPrefix(f.Name(), "Dial", "Listen", "Lookup") ||
+		path == "net/http" && f.Name() == "Do" {
 		return true
 	}
-	return takesContext(f) && !strings.HasPrefix(path, module) && !slices.ContainsFunc(contextual, func(p string) bool { return strings.HasPrefix(path, p) })
+
+	return takesContext(f) && !strings.HasPrefix(path, module) && !slices.ContainsFunc(contextual, func(p string) bool {
+		return strings.HasPrefix(path, p)
+	})
 }
 
 func hasPrefix(s string, prefixes ...string) bool {
@@ -391,20 +432,25 @@ func findHeld(all []typed, report func(key, message string)) {
 			if len(h) == 0 {
 				return
 			}
+
 			why := ""
 			if f := p.callee(call); f != nil {
 				why = b.why(f)
 			} else if p.isContextual(call) {
 				why = types.ExprString(call.Fun)
 			}
+
 			if why == "" {
 				return
 			}
+
 			for lock := range h {
 				key := strings.ReplaceAll(name, module, "") + " " + lock
-				report(key, fmt.Sprintf("%s: %s is held across %s", p.fset.Position(call.Pos()), lock, strings.ReplaceAll(why, module, "")))
+				report(key, fmt.Sprintf("%s: %s is held across %s", p.fset.Position(call.Pos()), lock,
+					strings.ReplaceAll(why, module, "")))
 			}
 		}}
+
 		w.block(body.List, held{})
 	})
 }
@@ -419,6 +465,7 @@ func TestNoMutexIsHeldAcrossIO(t *testing.T) {
 			t.Errorf("%s\n\tdo the I/O without the lock, use one that honours ctx, or add %q to the table with the reason", message, key)
 		}
 	})
+
 	for key := range heldAcrossIO {
 		if !used[key] {
 			t.Errorf("%q is in the table and holds no mutex across I/O", key)

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// pathOpeners are the files that may pass a path to package os, each with who may write there. All others open files with safefs,
-// os.Root or openat2: a path that is joined from foreign text, or that lies beneath a directory that others may write, leads anywhere.
+// pathOpeners are the files that may pass a path to package os, each with who may write there. All
+// others open files with safefs, os.Root or openat2: a path that is joined from foreign text, or
+// that lies beneath a directory that others may write, leads anywhere.
 var pathOpeners = map[string]string{
 	"internal/cgroup/hugepages.go":        "a directory of the kernel's",
 	"internal/check/pod.go":               "a log directory of its own with a random name below /tmp",
@@ -53,7 +54,8 @@ var pathOpeners = map[string]string{
 
 // pathFunctions of package os take a path.
 var pathFunctions = []string{
-	"Chdir", "Chmod", "Chown", "Chtimes", "Create", "Lchown", "Link", "Lstat", "Mkdir", "MkdirAll", "Open", "OpenFile", "ReadDir", "ReadFile",
+	"Chdir", "Chmod", "Chown", "Chtimes", "Create", "Lchown", "Link", "Lstat", "Mkdir", "MkdirAll", "Open", "OpenFile",
+	"ReadDir", "ReadFile",
 	"Readlink", "Remove", "RemoveAll", "Rename", "Stat", "Symlink", "Truncate", "WriteFile",
 }
 
@@ -64,22 +66,30 @@ func TestPathsAreOpenedInFewPlaces(t *testing.T) {
 		if !daemon || strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "internal/engine/pause/build") {
 			return
 		}
+
 		ast.Inspect(f, func(n ast.Node) bool {
 			call, ok := n.(*ast.SelectorExpr)
 			if !ok {
 				return true
 			}
-			if x, ok := call.X.(*ast.Ident); !ok || x.Name != "os" || x.Obj != nil || !slices.Contains(pathFunctions, call.Sel.Name) {
+
+			if x, ok := call.X.(*ast.Ident); !ok || x.Name != "os" || x.Obj != nil ||
+				!slices.Contains(pathFunctions, call.Sel.Name) {
 				return true
 			}
+
 			if pathOpeners[path] == "" {
-				t.Errorf("%s: os.%s takes a path; use safefs, os.Root or openat2, or add the file to the table with the reason",
+				t.Errorf("%s: os.%s takes a path; use safefs, os.Root or openat2, or add the file to the table with "+
+					"the reason",
 					fset.Position(call.Pos()), call.Sel.Name)
 			}
+
 			used[path] = true
+
 			return true
 		})
 	})
+
 	for path := range pathOpeners {
 		if !used[path] {
 			t.Errorf("%s is in the table and opens nothing by its path", path)

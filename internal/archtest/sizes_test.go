@@ -40,11 +40,13 @@ func TestSizesOfFunctions(t *testing.T) {
 		if isProgram(path) {
 			most = maxFunction
 		}
+
 		for _, d := range f.Decls {
 			fn, ok := d.(*ast.FuncDecl)
 			if !ok || fn.Body == nil {
 				continue
 			}
+
 			n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1
 			if n > most {
 				t.Errorf("%s: %s has %d lines, at most %d", path, fn.Name.Name, n, most)
@@ -54,6 +56,7 @@ func TestSizesOfFunctions(t *testing.T) {
 			}
 		}
 	})
+
 	slices.Sort(all)
 	if p90 := all[len(all)*9/10]; p90 > maxFunctionP90 {
 		t.Errorf("one function of ten has %d lines or more, at most %d", p90, maxFunctionP90)
@@ -66,16 +69,20 @@ func TestSizesOfFiles(t *testing.T) {
 		if !isProgram(path) {
 			return
 		}
+
 		most, known := largeFiles[path]
 		if !known {
 			most = maxFile
 		}
+
 		n := fset.File(f.Pos()).LineCount()
 		if n > most {
 			t.Errorf("%s has %d lines, at most %d", path, n, most)
 		}
+
 		large[path] = n > maxFile
 	})
+
 	for path := range largeFiles {
 		if !large[path] {
 			t.Errorf("%s is in the table and has at most %d lines", path, maxFile)
@@ -88,11 +95,13 @@ func TestSizesOfInterfaces(t *testing.T) {
 		if !isProgram(path) {
 			return
 		}
+
 		ast.Inspect(f, func(n ast.Node) bool {
 			spec, ok := n.(*ast.TypeSpec)
 			if !ok {
 				return true
 			}
+
 			if i, ok := spec.Type.(*ast.InterfaceType); ok {
 				most := maxInterface
 				if spec.Name.Name == "Engine" {
@@ -102,6 +111,7 @@ func TestSizesOfInterfaces(t *testing.T) {
 					t.Errorf("%s: interface %s has %d methods, at most %d", path, spec.Name.Name, n, most)
 				}
 			}
+
 			return true
 		})
 	})
@@ -113,11 +123,13 @@ func TestMethodsOfTheService(t *testing.T) {
 		if !strings.HasPrefix(path, "internal/cri/") || !isProgram(path) {
 			return
 		}
+
 		for _, d := range f.Decls {
 			fn, ok := d.(*ast.FuncDecl)
 			if !ok || fn.Recv == nil {
 				continue
 			}
+
 			if star, ok := fn.Recv.List[0].Type.(*ast.StarExpr); ok {
 				if id, ok := star.X.(*ast.Ident); ok && id.Name == "Service" {
 					methods++
@@ -125,6 +137,7 @@ func TestMethodsOfTheService(t *testing.T) {
 			}
 		}
 	})
+
 	if methods == 0 || methods > maxServiceMethods {
 		t.Errorf("cri.Service has %d methods, at most %d", methods, maxServiceMethods)
 	}

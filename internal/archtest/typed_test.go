@@ -38,13 +38,15 @@ func typedPackages(t *testing.T) []typed {
 // loadTyped type-checks all packages of the daemon. What they import comes from the build cache.
 func loadTyped(t *testing.T) []typed {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,GoFiles,Export", "./cmd/...", "./internal/...")
+	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,GoFiles,Export", "./cmd/...",
+		"./internal/...")
 	cmd.Dir = "../.."
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list -export: %v", err)
 	}
+
 	exports := map[string]string{}
 	var ours []pkg
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
@@ -52,16 +54,19 @@ func loadTyped(t *testing.T) []typed {
 			pkg
 			Export string
 		}
+
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)
 		}
+
 		exports[p.ImportPath] = p.Export
 		if strings.HasPrefix(p.ImportPath, module) {
 			ours = append(ours, p.pkg)
 		}
 	}
+
 	lookup := func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) }
 
 	var all []typed
@@ -75,8 +80,10 @@ func loadTyped(t *testing.T) []typed {
 			}
 			files = append(files, f)
 		}
+
 		all = append(all, check(t, fset, p.ImportPath, files, importer.ForCompiler(fset, "gc", lookup)))
 	}
+
 	return all
 }
 
@@ -88,10 +95,12 @@ func check(t *testing.T, fset *token.FileSet, path string, files []*ast.File, im
 		Uses:       map[*ast.Ident]types.Object{},
 		Selections: map[*ast.SelectorExpr]*types.Selection{},
 	}
+
 	conf := types.Config{Importer: imports}
 	if _, err := conf.Check(path, fset, files, info); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
+
 	return typed{name: strings.TrimPrefix(path, module), fset: fset, files: files, info: info}
 }
 
@@ -101,6 +110,7 @@ func (p *typed) callee(call *ast.CallExpr) *types.Func {
 	if index, ok := fun.(*ast.IndexExpr); ok { // a type argument
 		fun = index.X
 	}
+
 	var id *ast.Ident
 	switch fun := fun.(type) {
 	case *ast.Ident:
@@ -110,10 +120,12 @@ func (p *typed) callee(call *ast.CallExpr) *types.Func {
 	default:
 		return nil
 	}
+
 	f, _ := p.info.Uses[id].(*types.Func)
 	if f == nil {
 		return nil
 	}
+
 	return f.Origin()
 }
 

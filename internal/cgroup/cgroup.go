@@ -74,19 +74,24 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	if containerID == "" {
 		return nil, notFound
 	}
+
 	proc, err := unix.Open(filepath.Join(k.Proc, strconv.Itoa(pid)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, notFound
 	}
+
 	g := &Group{kernel: k, pid: pid, proc: processDir{fd: int32(proc) + 1}}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
+
 	b, err := g.ReadProcess("cgroup", (*buf)[:0], maxMembership)
 	if err != nil || !g.join(string(b), containerID) {
 		g.Close()
 		return nil, notFound
 	}
+
 	g.adoptMoved()
+
 	return g, nil
 }
 
@@ -109,24 +114,30 @@ func (g *Group) join(membership, containerID string) bool {
 		if len(parts) != 3 {
 			continue
 		}
+
 		path, ok := ownPath(parts[2], containerID)
 		if !ok {
 			eachController(parts[1], func(c int) { g.moved[c] = true })
 			continue
 		}
+
 		if g.path != path { // it is the same in all hierarchies
 			g.path = path
 		}
+
 		if parts[0] == "0" && parts[1] == "" {
 			g.v2 = true
 			continue
 		}
+
 		v1 = true
 		eachController(parts[1], func(c int) { g.paths[c] = g.path })
 	}
+
 	if v1 { // a hybrid machine's v2 hierarchy has no controllers
 		g.v2, g.hybrid = false, g.v2
 	}
+
 	return g.path != ""
 }
 
@@ -150,6 +161,7 @@ func ownPath(path, containerID string) (string, bool) {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path+"/", "/../") {
 		return "", false
 	}
+
 	end := 0
 	for component := range strings.SplitSeq(path[1:], "/") {
 		end += 1 + len(component)
@@ -161,6 +173,7 @@ func ownPath(path, containerID string) (string, bool) {
 			return strings.Clone(path[:end]), end <= maxPath && isPrintable(path[:end])
 		}
 	}
+
 	return "", false
 }
 
@@ -178,9 +191,11 @@ func (g *Group) place(c controller) (root, path string) {
 		}
 		return "", ""
 	}
+
 	if g.paths[c] == "" {
 		return "", ""
 	}
+
 	return filepath.Join(g.kernel.Cgroup, controllers[c]), g.paths[c]
 }
 

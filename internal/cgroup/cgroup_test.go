@@ -29,13 +29,19 @@ func fixture(t testing.TB, files map[string]string) Kernel {
 			t.Fatal(err)
 		}
 	}
-	return Kernel{Proc: filepath.Join(dir, "proc"), Cgroup: filepath.Join(dir, "cgroup"), Pages: filepath.Join(dir, "pages")}
+
+	return Kernel{
+		Proc:   filepath.Join(dir, "proc"),
+		Cgroup: filepath.Join(dir, "cgroup"),
+		Pages:  filepath.Join(dir, "pages"),
+	}
 }
 
 func v1(t *testing.T) (Kernel, *Group) {
 	t.Helper()
 	k := fixture(t, map[string]string{
-		"proc/7/cgroup":                                         "12:hugetlb:/pods/c0ffee\n4:memory:/pods/c0ffee\n2:cpu,cpuacct:/pods/c0ffee\n1:name=systemd:/pods/c0ffee\n0::/pods/c0ffee\n",
+		"proc/7/cgroup": "12:hugetlb:/pods/c0ffee\n4:memory:/pods/c0ffee\n" +
+			"2:cpu,cpuacct:/pods/c0ffee\n1:name=systemd:/pods/c0ffee\n0::/pods/c0ffee\n",
 		"proc/7/oom_score_adj":                                  "100\n",
 		"proc/8/oom_score_adj":                                  "100\n",
 		"proc/8/cgroup":                                         "4:memory:/pods/c0ffee/own\n",
@@ -45,11 +51,14 @@ func v1(t *testing.T) (Kernel, *Group) {
 		"cgroup/memory/pods/c0ffee/own/cgroup.procs":            "8\n9\n10\n", // 9 has just ended
 		"cgroup/hugetlb/pods/c0ffee/hugetlb.2MB.limit_in_bytes": "9223372036854771712\n",
 	})
+
 	g, err := k.Of(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(g.Close)
+
 	return k, g
 }
 
@@ -63,11 +72,14 @@ func v2(t *testing.T) (Kernel, *Group) {
 		"cgroup/pods/c0ffee/io.weight":       "default 100\n",
 		"cgroup/pods/c0ffee/hugetlb.1GB.max": "max\n",
 	})
+
 	g, err := k.Of(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(g.Close)
+
 	return k, g
 }
 
@@ -107,17 +119,21 @@ func TestSetOOMScoreAdjOfAllProcesses(t *testing.T) {
 	if err := g.SetOOMScoreAdj(-5); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, pid := range []int{7, 8} {
 		if got := read(t, process(k, pid, "oom_score_adj")); got != "-5" {
 			t.Errorf("process %d has %q", pid, got)
 		}
 	}
+
 	if got, err := g.OOMScoreAdj(); got != -5 || err != nil {
 		t.Errorf("read back: %d, %v", got, err)
 	}
+
 	if _, err := os.Stat(process(k, 9, "oom_score_adj")); err == nil {
 		t.Error("a file was made for a process that has ended")
 	}
+
 	if got := read(t, process(k, 10, "oom_score_adj")); got != "100\n" {
 		t.Errorf("a process of another container has %q", got)
 	}
@@ -133,10 +149,14 @@ func TestHugepages(t *testing.T) {
 			if err := g.SetHugepages(map[model.PageSize]uint64{c.size: 4096, "64KB": 0}); err != nil {
 				t.Fatal(err)
 			}
-			if got := g.Hugepages([]model.PageSize{c.size, "64KB"}); !maps.Equal(got, map[model.PageSize]uint64{c.size: 4096}) {
+
+			if got := g.Hugepages([]model.PageSize{c.size, "64KB"}); !maps.Equal(got,
+				map[model.PageSize]uint64{c.size: 4096}) {
 				t.Errorf("read back: %v", got)
 			}
-			if err := g.SetHugepages(map[model.PageSize]uint64{"16GB": 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "16GB") {
+
+			if err := g.SetHugepages(map[model.PageSize]uint64{"16GB": 1}); !errdefs.IsFailedPrecondition(err) ||
+				!strings.Contains(err.Error(), "16GB") {
 				t.Errorf("a size that is not limited here: %v", err)
 			}
 		})
@@ -145,21 +165,31 @@ func TestHugepages(t *testing.T) {
 
 func TestUnified(t *testing.T) {
 	k, g := v2(t)
-	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1000", "io.weight": "default 50\n8:0 10"}); err != nil {
+	if err := g.SetUnified(map[model.UnifiedKey]string{
+		"memory.high": "1000",
+		"io.weight":   "default 50\n8:0 10",
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := read(t, filepath.Join(k.Cgroup, "pods/c0ffee/memory.high")); !strings.HasPrefix(got, "1000") {
 		t.Errorf("memory.high: %q", got)
 	}
-	if got := g.Unified([]model.UnifiedKey{"io.weight", "no.such"}); len(got) != 1 || !strings.HasPrefix(got["io.weight"], "8:0 10") {
+
+	if got := g.Unified([]model.UnifiedKey{"io.weight", "no.such"}); len(got) != 1 ||
+		!strings.HasPrefix(got["io.weight"], "8:0 10") {
 		t.Errorf("read back: %v", got) // the kernel takes line by line; a plain file keeps the last
 	}
-	if err := g.SetUnified(map[model.UnifiedKey]string{"no.such": "1"}); !errdefs.IsInvalidArgument(err) || !errors.Is(err, os.ErrNotExist) {
+
+	if err := g.SetUnified(map[model.UnifiedKey]string{"no.such": "1"}); !errdefs.IsInvalidArgument(err) ||
+		!errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an unknown file: %v", err)
 	}
+
 	if _, err := os.Stat(filepath.Join(k.Cgroup, "pods/c0ffee/no.such")); err == nil {
 		t.Error("an unknown file was made")
 	}
+
 	_, old := v1(t)
 	if err := old.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("on cgroup v1: %v", err)
@@ -174,12 +204,14 @@ func TestRead(t *testing.T) {
 		if err := os.WriteFile(file, []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		for _, room := range []int{0, n, n + 1, n + atEnd} {
 			if got, err := Read(file, make([]byte, 0, room)); err != nil || string(got) != want {
 				t.Errorf("%d of %d bytes into %d: %v", len(got), n, room, err)
 			}
 		}
 	}
+
 	if got, err := Read("/proc/self/mounts", nil); err != nil || !strings.HasSuffix(string(got), "\n") {
 		t.Errorf("mounts: %q, %v", got, err)
 	}

@@ -51,20 +51,38 @@ var kernelFiles = [allFiles]struct {
 	controller controller
 	name       string
 }{
-	cpuacctUsage: {cpuacct, "cpuacct.usage"}, cpuacctStat: {cpuacct, "cpuacct.stat"}, cpuStat1: {cpu, "cpu.stat"},
-	memoryUsage: {memory, "memory.usage_in_bytes"}, memoryStat1: {memory, "memory.stat"}, memoryMaxUsage: {memory, "memory.max_usage_in_bytes"},
-	memoryFailcnt: {memory, "memory.failcnt"}, memoryOOMControl: {memory, "memory.oom_control"}, kmemUsage: {memory, "memory.kmem.usage_in_bytes"},
-	pidsCurrent1: {pids, "pids.current"}, pidsMax1: {pids, "pids.max"},
-	blkioBytes:      {blkio, "blkio.throttle.io_service_bytes_recursive"},
-	blkioOperations: {blkio, "blkio.throttle.io_serviced_recursive"},
-	cpuStat:         {unified, "cpu.stat"}, memoryCurrent: {unified, "memory.current"}, memoryStat: {unified, "memory.stat"}, memoryMax: {unified, "memory.max"}, memoryPeak: {unified, "memory.peak"},
-	memoryEvents: {unified, "memory.events"}, swapCurrent: {unified, "memory.swap.current"}, swapMax: {unified, "memory.swap.max"},
-	pidsCurrent: {unified, "pids.current"}, pidsMax: {unified, "pids.max"}, ioStat: {unified, "io.stat"},
-	cpuPressure: {unified, "cpu.pressure"}, memoryPressure: {unified, "memory.pressure"}, ioPressure: {unified, "io.pressure"},
+	cpuacctUsage:     {cpuacct, "cpuacct.usage"},
+	cpuacctStat:      {cpuacct, "cpuacct.stat"},
+	cpuStat1:         {cpu, "cpu.stat"},
+	memoryUsage:      {memory, "memory.usage_in_bytes"},
+	memoryStat1:      {memory, "memory.stat"},
+	memoryMaxUsage:   {memory, "memory.max_usage_in_bytes"},
+	memoryFailcnt:    {memory, "memory.failcnt"},
+	memoryOOMControl: {memory, "memory.oom_control"},
+	kmemUsage:        {memory, "memory.kmem.usage_in_bytes"},
+	pidsCurrent1:     {pids, "pids.current"},
+	pidsMax1:         {pids, "pids.max"},
+	blkioBytes:       {blkio, "blkio.throttle.io_service_bytes_recursive"},
+	blkioOperations:  {blkio, "blkio.throttle.io_serviced_recursive"},
+	cpuStat:          {unified, "cpu.stat"},
+	memoryCurrent:    {unified, "memory.current"},
+	memoryStat:       {unified, "memory.stat"},
+	memoryMax:        {unified, "memory.max"},
+	memoryPeak:       {unified, "memory.peak"},
+	memoryEvents:     {unified, "memory.events"},
+	swapCurrent:      {unified, "memory.swap.current"},
+	swapMax:          {unified, "memory.swap.max"},
+	pidsCurrent:      {unified, "pids.current"},
+	pidsMax:          {unified, "pids.max"},
+	ioStat:           {unified, "io.stat"},
+	cpuPressure:      {unified, "cpu.pressure"},
+	memoryPressure:   {unified, "memory.pressure"},
+	ioPressure:       {unified, "io.pressure"},
 }
 
-// files are a group's open files. Each is opened when it is first read and then read from its beginning again and again, since opening takes ten
-// times as long as reading. What is open does not keep a group from being removed; it is then read as gone.
+// files are a group's open files. Each is opened when it is first read and then read from its
+// beginning again and again, since opening takes ten times as long as reading. What is open does
+// not keep a group from being removed; it is then read as gone.
 type files struct {
 	mu     sync.Mutex // guards the rest, and keeps a file from being closed while it is read
 	fds    [allFiles]int32
@@ -78,7 +96,8 @@ const (
 	absent   = -1
 )
 
-// reading is how much of a file is read at once, in bytes: more than any of kernelFiles has. Should one have more, the rest is not seen.
+// reading is how much of a file is read at once, in bytes: more than any of kernelFiles has. Should
+// one have more, the rest is not seen.
 const reading = 16 << 10
 
 // buffers are for the reading of one group at a time.
@@ -88,6 +107,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, reading); return &b 
 func (g *Group) Close() {
 	g.files.mu.Lock()
 	defer g.files.mu.Unlock()
+
 	g.files.closed = true
 	for i, fd := range g.files.fds {
 		if fd > 0 {
@@ -95,6 +115,7 @@ func (g *Group) Close() {
 		}
 		g.files.fds[i] = absent
 	}
+
 	g.proc.close()
 }
 
@@ -103,6 +124,7 @@ func (g *Group) begin() (end func()) {
 	g.files.mu.Lock()
 	b := buffers.Get().(*[]byte)
 	g.files.buf = *b
+
 	return func() {
 		g.files.buf = nil
 		buffers.Put(b)
@@ -110,8 +132,8 @@ func (g *Group) begin() (end func()) {
 	}
 }
 
-// content reads a file between begin and end; it is valid until the next one is read. fs.ErrNotExist if this kernel has no such file, NotFound if
-// the group is gone.
+// content reads a file between begin and end; it is valid until the next one is read.
+// fs.ErrNotExist if this kernel has no such file, NotFound if the group is gone.
 func (g *Group) content(f file) ([]byte, error) {
 	fd := g.files.fds[f]
 	if fd == unopened {
@@ -121,12 +143,14 @@ func (g *Group) content(f file) ([]byte, error) {
 		}
 		g.files.fds[f] = fd
 	}
+
 	if g.files.closed {
 		return nil, fmt.Errorf("control group %s: %w", g.path, errdefs.ErrNotFound)
 	}
 	if fd == absent {
 		return nil, fs.ErrNotExist
 	}
+
 	for {
 		n, err := unix.Pread(int(fd-1), g.files.buf, 0)
 		switch {
@@ -151,6 +175,7 @@ func (g *Group) open(f file) (int32, error) {
 	if root == "" {
 		return absent, nil
 	}
+
 	fd, err := openBeneath(root, path+"/"+kernelFiles[f].name, unix.O_RDONLY)
 	switch {
 	case err == nil:
@@ -160,6 +185,7 @@ func (g *Group) open(f file) (int32, error) {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 		return absent, nil
 	}
+
 	return unopened, fmt.Errorf("%s of control group %s: %w", kernelFiles[f].name, g.path, err)
 }
 
@@ -181,7 +207,8 @@ func (g *Group) told(f file) *uint64 {
 	return some(n)
 }
 
-// some is a number that is told. (A number whose address is taken where it stands is allocated even if it is of no interest.)
+// some is a number that is told. (A number whose address is taken where it stands is allocated even
+// if it is of no interest.)
 func some(n uint64) *uint64 { return &n }
 
 // table calls each with every line of a file that has a name and a number.
@@ -190,6 +217,7 @@ func (g *Group) table(f file, each func(name []byte, value uint64)) error {
 	if err != nil {
 		return err
 	}
+
 	for len(b) > 0 {
 		var line []byte
 		line, b = cut(b, '\n')
@@ -198,6 +226,7 @@ func (g *Group) table(f file, each func(name []byte, value uint64)) error {
 			each(name, n)
 		}
 	}
+
 	return nil
 }
 

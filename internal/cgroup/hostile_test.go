@@ -73,8 +73,10 @@ func FuzzJoin(f *testing.F) {
 			if path == "" {
 				continue
 			}
+
 			last := path[strings.LastIndexByte(path, '/')+1:]
-			if !ok || !filepath.IsAbs(path) || slices.Contains(strings.Split(path, "/"), "..") || last != id && last != "docker-"+id+".scope" {
+			if !ok || !filepath.IsAbs(path) || slices.Contains(strings.Split(path, "/"), "..") || last != id &&
+				last != "docker-"+id+".scope" {
 				t.Errorf("%q: path %q", membership, path)
 			}
 		}
@@ -95,12 +97,15 @@ func TestGroupOfChild(t *testing.T) {
 		"cgroup/pods/c0ffee/init.scope/cpu.stat":       "usage_usec 1\n",
 		"cgroup/pods/c0ffee/init.scope/cgroup.procs":   "7\n",
 	})
+
 	g, err := k.Of(7, id)
 	must(t, err)
 	defer g.Close()
+
 	if u, err := g.Usage(); err != nil || u.Memory.Usage != 100 || u.CPU != 5000 || g.Path() != "/pods/c0ffee" {
 		t.Errorf("%+v, %v of %s", u, err, g.Path())
 	}
+
 	if pids, err := g.PIDs(); err != nil || !slices.Equal(pids, []int{7}) {
 		t.Errorf("%v, %v", pids, err)
 	}
@@ -117,20 +122,26 @@ func TestLinksAreNotFollowed(t *testing.T) {
 		"cgroup/pods/other/cgroup.procs":    "8\n",
 		"cgroup/pods/other/hugetlb.2MB.max": "4096\n",
 	})
+
 	must(t, os.Symlink("other", filepath.Join(k.Cgroup, "pods/c0ffee")))
 	g, err := k.Of(7, id)
 	must(t, err)
 	defer g.Close()
+
 	if u, err := g.Usage(); err == nil {
 		t.Errorf("usage: %+v", u)
 	}
+
 	if pids, err := g.PIDs(); err == nil {
 		t.Errorf("processes: %v", pids)
 	}
+
 	if limits := g.Hugepages([]model.PageSize{"2MB"}); len(limits) != 0 {
 		t.Errorf("limits: %v", limits)
 	}
-	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); err == nil || read(t, filepath.Join(k.Cgroup, "pods/other/memory.high")) != "max\n" {
+
+	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); err == nil ||
+		read(t, filepath.Join(k.Cgroup, "pods/other/memory.high")) != "max\n" {
 		t.Errorf("a limit of another group was written: %v", err)
 	}
 }
@@ -145,15 +156,20 @@ func TestOtherMountsAreNotEntered(t *testing.T) {
 		"cgroup/pods/other/cgroup.procs":       "8\n",
 		"cgroup/pods/c0ffee/child/memory.high": "max\n",
 	})
+
 	own, other := filepath.Join(k.Cgroup, "pods/c0ffee"), filepath.Join(k.Cgroup, "pods/other")
 	must(t, unix.Mount(other, own, "", unix.MS_BIND, ""))
 	defer func() { must(t, unix.Unmount(own, unix.MNT_DETACH)) }()
+
 	g, err := k.Of(7, id)
 	must(t, err)
 	defer g.Close()
-	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); err == nil || read(t, filepath.Join(other, "memory.high")) != "max\n" {
+
+	if err := g.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); err == nil ||
+		read(t, filepath.Join(other, "memory.high")) != "max\n" {
 		t.Errorf("a limit of another group was written: %v", err)
 	}
+
 	if pids, err := g.PIDs(); err == nil {
 		t.Errorf("processes: %v", pids)
 	}
@@ -166,15 +182,19 @@ func TestReusedPID(t *testing.T) {
 	if b, err := g.ReadProcess("status", nil, 2); err != nil || string(b) != "ol" || !g.Alive() {
 		t.Errorf("%q, %v, alive %v", b, err, g.Alive())
 	}
+
 	must(t, os.RemoveAll(process(k, 7, "")), os.MkdirAll(process(k, 7, ""), 0o755))
-	must(t, os.WriteFile(process(k, 7, "status"), []byte("new"), 0o644), os.WriteFile(process(k, 7, "cgroup"), []byte("4:memory:/pods/other\n"), 0o644))
+	must(t, os.WriteFile(process(k, 7, "status"), []byte("new"), 0o644),
+		os.WriteFile(process(k, 7, "cgroup"), []byte("4:memory:/pods/other\n"), 0o644))
 	must(t, os.WriteFile(process(k, 7, "oom_score_adj"), []byte("1"), 0o644))
 	if b, err := g.ReadProcess("status", nil, 100); err == nil || g.Alive() {
 		t.Errorf("of a reused PID: %q, alive %v", b, g.Alive())
 	}
+
 	if n, err := g.OOMScoreAdj(); err == nil {
 		t.Errorf("the score of another process: %d", n)
 	}
+
 	must(t, g.SetOOMScoreAdj(-9))
 	if got := read(t, process(k, 7, "oom_score_adj")); got != "1" {
 		t.Errorf("another process got the score %s", got)
@@ -192,25 +212,32 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 		must(t, os.MkdirAll(root, 0o755))
 		dirs, want := []string{root}, []int{}
 		for range rapid.IntRange(0, 20).Draw(r, "groups") {
-			name := "x" + strings.NewReplacer("/", "_", "\x00", "_").Replace(string(rapid.SliceOfN(rapid.Byte(), 0, 10).Draw(r, "name")))
+			name := "x" + strings.NewReplacer("/", "_", "\x00",
+				"_").Replace(string(rapid.SliceOfN(rapid.Byte(), 0, 10).Draw(r, "name")))
 			dir := filepath.Join(rapid.SampledFrom(dirs).Draw(r, "parent"), name)
 			if os.Mkdir(dir, 0o755) == nil {
 				dirs = append(dirs, dir)
 			}
 		}
+
 		for i, dir := range dirs {
 			content := ""
 			for p := range rapid.IntRange(0, 5).Draw(r, "processes") {
 				want = append(want, 100*i+p+1)
 				content += fmt.Sprintln(100*i + p + 1)
 			}
-			content += rapid.SampledFrom([]string{"", "\n", "-5\n", "x\n", "99999999999\n", "12 13\n"}).Draw(r, "rubbish")
+
+			content += rapid.SampledFrom([]string{"", "\n", "-5\n", "x\n", "99999999999\n", "12 13\n"}).Draw(r,
+				"rubbish")
 			must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(content), 0o644))
 		}
-		must(t, os.MkdirAll(filepath.Join(k.Proc, "7"), 0o755), os.WriteFile(filepath.Join(k.Proc, "7/cgroup"), []byte("0::/pods/c0ffee\n"), 0o644))
+
+		must(t, os.MkdirAll(filepath.Join(k.Proc, "7"), 0o755), os.WriteFile(filepath.Join(k.Proc, "7/cgroup"),
+			[]byte("0::/pods/c0ffee\n"), 0o644))
 		g, err := k.Of(7, id)
 		must(t, err)
 		defer g.Close()
+
 		got, err := g.PIDs()
 		slices.Sort(got)
 		slices.Sort(want)
@@ -224,22 +251,30 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 // PATH_MAX.
 func TestBoundsOfProcesses(t *testing.T) {
 	group := func(t *testing.T) (*Group, string) {
-		k := fixture(t, map[string]string{"proc/7/cgroup": "0::/pods/c0ffee\n", "cgroup/pods/c0ffee/cgroup.procs": "7\n"})
+		k := fixture(t, map[string]string{
+			"proc/7/cgroup":                   "0::/pods/c0ffee\n",
+			"cgroup/pods/c0ffee/cgroup.procs": "7\n",
+		})
+
 		g, err := k.Of(7, id)
 		must(t, err)
 		t.Cleanup(g.Close)
+
 		return g, filepath.Join(k.Cgroup, "pods/c0ffee")
 	}
+
 	bounded := func(t *testing.T, g *Group, want uint64) {
 		t.Helper()
 		began := time.Now()
 		if n, err := g.Processes(); err != nil || n != want {
 			t.Errorf("%d processes, %v; want %d", n, err, want)
 		}
+
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("it took %v", took)
 		}
 	}
+
 	t.Run("processes", func(t *testing.T) {
 		g, dir := group(t)
 		must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strings.Repeat("7\n", 4<<20)), 0o644))
@@ -248,16 +283,19 @@ func TestBoundsOfProcesses(t *testing.T) {
 			t.Errorf("a score for some of them: %v", err)
 		}
 	})
+
 	t.Run("groups", func(t *testing.T) {
 		g, dir := group(t)
 		for i := range maxGroups + 100 {
 			must(t, os.Mkdir(filepath.Join(dir, fmt.Sprint(i)), 0o755))
 		}
+
 		bounded(t, g, 1)
 		if err := g.SetOOMScoreAdj(5); !errors.Is(err, ErrTooMany) {
 			t.Errorf("a score for some of them: %v", err)
 		}
 	})
+
 	t.Run("depth", func(t *testing.T) {
 		listedTime = time.Minute // a busy machine takes more than the usual bound
 		t.Cleanup(func() { listedTime = maxListedTime })
@@ -270,6 +308,7 @@ func TestBoundsOfProcesses(t *testing.T) {
 			must(t, err, unix.Close(fd))
 			fd = next
 		}
+
 		procs, err := unix.Openat(fd, "cgroup.procs", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
 		must(t, err)
 		_, err = unix.Write(procs, []byte("8\n"))

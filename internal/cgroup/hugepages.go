@@ -28,21 +28,25 @@ func (k Kernel) PageSizes() []model.PageSize {
 		if err != nil {
 			continue
 		}
+
 		size, err := model.ParsePageSize(pageSize(kib))
 		if err != nil {
 			continue
 		}
+
 		for _, file := range []string{"nr_hugepages", "nr_overcommit_hugepages"} {
 			b, err := Read(filepath.Join(k.Pages, e.Name(), file), nil)
 			if err != nil {
 				continue
 			}
+
 			if n, err := parse(trim(b)); err == nil && n > 0 {
 				out = append(out, size)
 				break
 			}
 		}
 	}
+
 	return out
 }
 
@@ -66,10 +70,12 @@ func (g *Group) HugePages(sizes []model.PageSize) []HugePages {
 		if g.V2() {
 			c, current = unified, ".current"
 		}
+
 		usage := g.readNumber(c, prefix+current)
 		if usage == nil {
 			continue
 		}
+
 		h := HugePages{
 			Size:      size,
 			Usage:     *usage,
@@ -81,7 +87,9 @@ func (g *Group) HugePages(sizes []model.PageSize) []HugePages {
 				h.LimitHits = &n
 			}
 		}
+
 		out = append(out, h)
 	}
+
 	return out
 }

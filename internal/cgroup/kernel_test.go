@@ -23,6 +23,7 @@ func realGroups(t *testing.T, path string) (move func(pid int)) {
 		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
 			continue
 		}
+
 		dir := filepath.Join(root, path)
 		must(t, os.MkdirAll(dir, 0o755))
 		t.Cleanup(func() {
@@ -32,8 +33,10 @@ func realGroups(t *testing.T, path string) (move func(pid int)) {
 				}
 			}
 		})
+
 		dirs = append(dirs, dir)
 	}
+
 	return func(pid int) {
 		t.Helper()
 		for _, dir := range dirs {
@@ -51,8 +54,8 @@ func sleeper(t *testing.T) int {
 	return cmd.Process.Pid
 }
 
-// TestProcessThatMovesItself is of real groups: a process of one container moves to those of another
-// one, as one that has /sys/fs/cgroup mounted can do.
+// TestProcessThatMovesItself is of real groups: a process of one container moves to those of
+// another one, as one that has /sys/fs/cgroup mounted can do.
 func TestProcessThatMovesItself(t *testing.T) {
 	k := Host()
 	base := fmt.Sprintf("/cri-dockerd-test-%d", os.Getpid())
@@ -78,17 +81,21 @@ func TestProcessThatMovesItself(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, g, err)
 			continue
 		}
+
 		if pids, err := g.PIDs(); err != nil || len(pids) != 1 || pids[0] != attacker {
 			t.Errorf("%s: processes %v, %v", name, pids, err)
 		}
+
 		must(t, g.SetOOMScoreAdj(500))
 		if score(attacker) != "500" || score(victim) != before {
 			t.Errorf("%s: scores %s and %s", name, score(attacker), score(victim))
 		}
+
 		toOther(attacker) // and away again, while the group is known
 		if err := g.SetOOMScoreAdj(600); err != nil || score(attacker) != "500" || score(victim) != before {
 			t.Errorf("%s: after it has moved on: %v, scores %s and %s", name, err, score(attacker), score(victim))
 		}
+
 		g.Close()
 		if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
 			t.Errorf("the other container's group was taken for its own: %v", g)

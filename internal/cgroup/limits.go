@@ -24,11 +24,13 @@ func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && limit == 0:
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("hugepage_limits[%s]: this machine does not limit pages of that size (no hugetlb control group): %w", size, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("hugepage_limits[%s]: this machine does not limit pages of that size (no hugetlb "+
+				"control group): %w", size, errdefs.ErrFailedPrecondition)
 		case err != nil:
 			return fmt.Errorf("hugepage_limits[%s]: %w: %w", size, err, errdefs.ErrInvalidArgument)
 		}
 	}
+
 	return nil
 }
 
@@ -42,6 +44,7 @@ func (g *Group) Hugepages(sizes []model.PageSize) map[model.PageSize]uint64 {
 			out[size] = *n
 		}
 	}
+
 	return out
 }
 
@@ -63,6 +66,7 @@ func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 	if !g.V2() {
 		return fmt.Errorf("unified: this machine has cgroup v1: %w", errdefs.ErrFailedPrecondition)
 	}
+
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		for line := range strings.SplitSeq(values[key], "\n") {
 			if line == "" {
@@ -73,6 +77,7 @@ func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 			}
 		}
 	}
+
 	return nil
 }
 

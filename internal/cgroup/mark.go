@@ -31,12 +31,15 @@ func (g *Group) atMark(do func(path string) error) error {
 		if root == "" {
 			continue
 		}
+
 		dir, err := openBeneath(root, path, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(dir) //nolint:errcheck // a descriptor of a path only
+
 		return do(fmt.Sprintf("/proc/self/fd/%d", dir))
 	}
+
 	return unix.ENOENT
 }

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestMarks: a mark lies with the group, for every process, and goes with it. A group that is gone has none.
+// TestMarks: a mark lies with the group, for every process, and goes with it. A group that is gone
+// has none.
 func TestMarks(t *testing.T) {
 	root := t.TempDir()
 	group := func() *Group { return &Group{kernel: Kernel{Cgroup: root}, v2: true, path: "/pod/container"} }
@@ -14,13 +15,16 @@ func TestMarks(t *testing.T) {
 	if group().SetMark("limits"); group().HasMark("limits") {
 		t.Error("a group that is not there has a mark")
 	}
+
 	for range 2 { // the group of the next run has the same name
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		if group().HasMark("limits") {
 			t.Error("a new group has a mark")
 		}
+
 		group().SetMark("limits")
 		if !group().HasMark("limits") || group().HasMark("other") {
 			t.Error("the mark is lost")
@@ -29,9 +33,11 @@ func TestMarks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.Symlink(t.TempDir(), dir); err != nil {
 		t.Fatal(err)
 	}
+
 	if group().SetMark("limits"); group().HasMark("limits") {
 		t.Error("a link was followed")
 	}

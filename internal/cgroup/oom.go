@@ -20,8 +20,8 @@ import (
 const maxWatched = 4096
 
 const (
-	// The counter is read again after recountFirst, twice that, and so on until recountLast: the kernel
-	// reports that memory is out a moment before it kills.
+	// The counter is read again after recountFirst, twice that, and so on until recountLast: the
+	// kernel reports that memory is out a moment before it kills.
 	recountFirst = time.Millisecond
 	recountLast  = 100 * time.Millisecond
 	// removalTimeout is how long the kernel may take to signal the removal of a group.
@@ -86,10 +86,12 @@ func NewOOMWatcher(k Kernel, hit func(id string)) (*OOMWatcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch for OOM kills: %w", err)
 	}
+
 	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime's poller waits for it
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("watch for OOM kills: %w", err)
 	}
+
 	return &OOMWatcher{
 		kernel:  k,
 		hit:     hit,
@@ -101,16 +103,19 @@ func NewOOMWatcher(k Kernel, hit func(id string)) (*OOMWatcher, error) {
 }
 
 // Watch watches a container whose main process was started at a time. A container that is watched
-// with the same process stays as it is; with another process it begins anew, as if it was never hit.
+// with the same process stays as it is; with another process it begins anew, as if it was never
+// hit.
 func (w *OOMWatcher) Watch(id string, pid int, started time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	if old := w.watched[id]; old != nil && old.pid == pid {
 		return
 	}
 	if w.watched[id] == nil && len(w.watched) >= maxWatched {
 		return
 	}
+
 	w.dropLocked(id)
 	w.last++
 	c := &watched{id: id, pid: pid, started: started, number: w.last, fd: -1}
@@ -142,6 +147,7 @@ func (w *OOMWatcher) dropLocked(id string) {
 	if c == nil {
 		return
 	}
+
 	delete(w.watched, id)
 	delete(w.numbers, c.number)
 	c.forgotten = true
@@ -173,6 +179,7 @@ func (w *OOMWatcher) Run(ctx context.Context) error {
 			for _, c := range w.take() {
 				w.update(c)
 			}
+
 		case numbers := <-events:
 			for _, n := range numbers {
 				w.signalled(n)
@@ -188,9 +195,11 @@ func (w *OOMWatcher) Close() error { return w.poll.Close() }
 func (w *OOMWatcher) closeAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	for _, c := range w.watched {
 		c.close()
 	}
+
 	for _, c := range w.queue {
 		c.close()
 	}
@@ -211,6 +220,7 @@ func (w *OOMWatcher) wait(ctx context.Context, events chan<- []int32) {
 	if err != nil {
 		return
 	}
+
 	ready := make([]unix.EpollEvent, 64)
 	for {
 		n := 0
@@ -221,10 +231,12 @@ func (w *OOMWatcher) wait(ctx context.Context, events chan<- []int32) {
 		if err != nil {
 			return
 		}
+
 		numbers := make([]int32, 0, n)
 		for _, e := range ready[:n] {
 			numbers = append(numbers, e.Fd)
 		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -254,18 +266,22 @@ func (w *OOMWatcher) begin(c *watched) {
 	if err != nil {
 		return
 	}
+
 	g.proc.close() // only the group is read
 	c.group = g
 	if err := w.register(c); err != nil {
 		c.close()
 		return
 	}
+
 	if kills, err := c.count(); err == nil && time.Since(c.started) > recentStart {
 		c.kills = kills
 	}
+
 	w.count(c)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	c.ready = true
 }
 
@@ -278,14 +294,18 @@ func (w *OOMWatcher) register(c *watched) (err error) {
 	} else {
 		c.fd, err = c.group.oomSignals()
 	}
+
 	if err != nil {
 		return err
 	}
+
 	raw, err := w.poll.SyscallConn()
 	if err != nil {
 		return err
 	}
+
 	add := func(poll uintptr) { err = unix.EpollCtl(int(poll), unix.EPOLL_CTL_ADD, c.fd, &e) }
+
 	return errors.Join(raw.Control(add), err)
 }
 
@@ -296,14 +316,17 @@ func (g *Group) oomSignals() (int, error) {
 		return -1, err
 	}
 	defer unix.Close(control) //nolint:errcheck // it was only read
+
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return -1, err
 	}
+
 	if err := g.writeFile(memory, "cgroup.event_control", fmt.Sprint(fd, " ", control)); err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
+
 	return fd, nil
 }
 
@@ -324,6 +347,7 @@ func (w *OOMWatcher) signalled(number int32) {
 	if c == nil || c.fd < 0 {
 		return
 	}
+
 	if !c.group.V2() {
 		var b [8]byte
 		if n, err := unix.Read(c.fd, b[:]); err == nil && n == len(b) {
@@ -332,6 +356,7 @@ func (w *OOMWatcher) signalled(number int32) {
 			w.mu.Unlock()
 		}
 	}
+
 	c.pause = recountFirst
 	w.count(c)
 }
@@ -340,6 +365,7 @@ func (w *OOMWatcher) signalled(number int32) {
 // kill one.
 func (w *OOMWatcher) count(c *watched) {
 	kills, err := c.count()
+
 	switch {
 	case err != nil && c.group.V2():
 		c.close()
@@ -390,17 +416,19 @@ func (c *watched) count() (uint64, error) {
 		}
 		return oomKills(b[:n]), nil
 	}
+
 	return c.group.oomKillsBelow()
 }
 
-// oomKillsBelow adds up the counters of a group of cgroup v1 and of those below it, which a container
-// may make; each counts its own processes only.
+// oomKillsBelow adds up the counters of a group of cgroup v1 and of those below it, which a
+// container may make; each counts its own processes only.
 func (g *Group) oomKillsBelow() (sum uint64, err error) {
 	root, path := g.place(memory)
 	dir, err := openBeneath(root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return 0, err
 	}
+
 	f := os.NewFile(uintptr(dir), g.path)
 	defer f.Close()
 
@@ -410,21 +438,26 @@ func (g *Group) oomKillsBelow() (sum uint64, err error) {
 		sum += oomKills(b)
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(dir, &st); err != nil {
 		return 0, err
 	}
+
 	if st.Nlink == 2 { // there are no groups below it
 		err := add(dir)
 		return sum, err
 	}
+
 	w, err := safefs.NewWalker(f)
 	if err != nil {
 		return 0, err
 	}
 	defer w.Close()
+
 	w.Dir = func(fd int, _ *unix.Stat_t) error { return ignoreGone(add(fd)) }
 	_, err = w.Walk(time.Now().Add(listedTime))
+
 	return sum, err
 }
 
@@ -437,6 +470,7 @@ func oomKills(b []byte) (kills uint64) {
 			kills, _ = strconv.ParseUint(string(trim(value)), 10, 64)
 		}
 	}
+
 	return kills
 }
 

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomGroup is a group of this machine's kernel with a limit, and a process in it, or in a group below
-// it, that exceeds the limit once exceed is called.
+// oomGroup is a group of this machine's kernel with a limit, and a process in it, or in a group
+// below it, that exceeds the limit once exceed is called.
 type oomGroup struct {
 	id     string
 	v1     bool
@@ -31,19 +31,23 @@ func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 	move := realGroups(t, base+"/"+g.id+below)
 	root, limit, swap := Host().Cgroup, "memory.max", "memory.swap.max"
 	if _, err := os.Stat(filepath.Join(root, "memory/cgroup.event_control")); err == nil {
-		g.v1, root, limit, swap = true, filepath.Join(root, "memory"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
+		g.v1, root, limit, swap = true, filepath.Join(root, "memory"), "memory.limit_in_bytes",
+			"memory.memsw.limit_in_bytes"
 	} else { // the controller is passed on from group to group
 		parts := strings.Split(base, "/")
 		for i := range parts {
-			must(t, os.WriteFile(filepath.Join(root, filepath.Join(parts[:i+1]...), "cgroup.subtree_control"), []byte("+memory"), 0))
+			must(t, os.WriteFile(filepath.Join(root, filepath.Join(parts[:i+1]...), "cgroup.subtree_control"),
+				[]byte("+memory"), 0))
 		}
 	}
+
 	g.dir = filepath.Join(root, base, g.id)
 	must(t, os.WriteFile(filepath.Join(g.dir, limit), []byte("16777216"), 0))
 	swapLimit := "0"
 	if g.v1 {
 		swapLimit = "16777216" // of both together
 	}
+
 	_ = os.WriteFile(filepath.Join(g.dir, swap), []byte(swapLimit), 0) // with swap accounting
 	r, w, err := os.Pipe()
 	must(t, err)
@@ -52,6 +56,7 @@ func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 	must(t, g.cmd.Start(), r.Close())
 	move(g.cmd.Process.Pid)
 	t.Cleanup(func() { g.end(t) })
+
 	return g
 }
 
@@ -90,11 +95,13 @@ func (g *oomGroup) remove(t *testing.T) {
 		for _, e := range entries {
 			_ = os.Remove(filepath.Dir(e))
 		}
+
 		err = os.Remove(g.dir)
 		if err == nil || time.Now().After(deadline) {
 			must(t, err)
 			return
 		}
+
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -143,13 +150,15 @@ func (w *OOMWatcher) awaitWatch(t *testing.T, id string) *watched {
 			return c
 		}
 	}
+
 	t.Fatalf("%s is not watched", id)
+
 	return nil
 }
 
-// TestOOMWatcher is of real groups: a container whose process is killed for want of memory is reported
-// and remembered after its group is gone, also if the process has moved to a group below its own; one
-// that ends otherwise is not.
+// TestOOMWatcher is of real groups: a container whose process is killed for want of memory is
+// reported and remembered after its group is gone, also if the process has moved to a group below
+// its own; one that ends otherwise is not.
 func TestOOMWatcher(t *testing.T) {
 	before := descriptors(t)
 	w, hits := oomWatcher(t)
@@ -164,6 +173,7 @@ func TestOOMWatcher(t *testing.T) {
 			if at, hit := w.Hit(g.id); !hit || time.Since(at) > time.Minute {
 				t.Errorf("after its end: %v, %v", at, hit)
 			}
+
 			w.Forget(g.id)
 			if _, hit := w.Hit(g.id); hit {
 				t.Error("a container that was forgotten is remembered")
@@ -175,6 +185,7 @@ func TestOOMWatcher(t *testing.T) {
 			w.Watch(g.id, g.pid(), time.Now())
 			w.awaitWatch(t, g.id)
 		}
+
 		quiet.end(t)
 		quiet.remove(t)
 		last.exceed(t)
@@ -183,13 +194,16 @@ func TestOOMWatcher(t *testing.T) {
 			t.Error("a container that ended by itself was hit")
 		}
 	})
+
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	for _, c := range w.watched {
 		if c.fd >= 0 {
 			t.Errorf("%s is still open", c.id)
 		}
 	}
+
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors before, %d afterwards", before, after)
 	}
@@ -203,15 +217,19 @@ func TestOOMWatcherComesLate(t *testing.T) {
 	if !hit.v1 {
 		return // cgroup v2 does not signal a removal
 	}
+
 	for _, g := range []*oomGroup{hit, quiet} {
 		w.Watch(g.id, g.pid(), time.Now())
 	}
+
 	for _, c := range w.take() {
 		w.update(c)
 	}
+
 	for _, g := range []*oomGroup{hit, quiet} {
 		w.awaitWatch(t, g.id)
 	}
+
 	hit.exceed(t)
 	hit.remove(t)
 	quiet.end(t)
@@ -231,6 +249,7 @@ func TestOOMWatcherComesLate(t *testing.T) {
 			break
 		}
 	}
+
 	if n := w.signalsOf(c); n != 1 {
 		t.Errorf("%d signals of a removal", n)
 	}
@@ -255,6 +274,7 @@ func TestOOMBeforeWatch(t *testing.T) {
 			if s := child.ProcessState.String(); s != "signal: killed" {
 				t.Fatalf("the child ended with %s", s)
 			}
+
 			w, hits := oomWatcher(t)
 			w.run(t)
 			w.Watch(g.id, g.pid(), time.Now().Add(-c.age))
@@ -262,6 +282,7 @@ func TestOOMBeforeWatch(t *testing.T) {
 			if c.hit {
 				awaitHit(t, hits, g.id)
 			}
+
 			g.exceed(t) // and again
 			if !c.hit {
 				awaitHit(t, hits, g.id)
@@ -275,13 +296,16 @@ func TestOOMOfV2(t *testing.T) {
 	k, g := v2(t)
 	events := filepath.Join(k.Cgroup, "pods/c0ffee/memory.events")
 	put := func(kills int) {
-		must(t, os.WriteFile(events, fmt.Appendf(nil, "low 0\nhigh 0\nmax 4\noom %d\noom_kill %d\noom_group_kill 0\n", kills, kills), 0o644))
+		must(t, os.WriteFile(events, fmt.Appendf(nil, "low 0\nhigh 0\nmax 4\noom %d\noom_kill %d\noom_group_kill 0\n",
+			kills, kills), 0o644))
 	}
+
 	put(0)
 	var hits []string
 	w, err := NewOOMWatcher(k, func(id string) { hits = append(hits, id) })
 	must(t, err)
 	defer w.poll.Close()
+
 	fd, err := g.openCounter(unified, "memory.events")
 	must(t, err)
 	c := &watched{id: id, group: g, fd: fd}
@@ -289,12 +313,14 @@ func TestOOMOfV2(t *testing.T) {
 	if len(hits) > 0 || c.fd < 0 {
 		t.Errorf("hit without a kill: %v", hits)
 	}
+
 	put(1)
 	w.count(c)
 	w.count(c)
 	if len(hits) != 1 || c.kills != 1 || c.hitAt.IsZero() {
 		t.Errorf("a kill: %v, %+v", hits, c)
 	}
+
 	must(t, unix.Close(c.fd))
 	c.fd = 1 << 20 // as of a group that is gone, the file cannot be read
 	w.count(c)
@@ -307,16 +333,20 @@ func TestOOMOfV2(t *testing.T) {
 func TestOOMWatcherIsBounded(t *testing.T) {
 	w, _ := oomWatcher(t)
 	defer w.poll.Close()
+
 	for i := range maxWatched + 5 {
 		w.Watch(fmt.Sprint(i), 1, time.Now())
 	}
+
 	if len(w.watched) != maxWatched {
 		t.Errorf("%d are watched", len(w.watched))
 	}
+
 	w.Forget("7")
 	w.Watch("another", 1, time.Now())
 	w.Watch("8", 2, time.Now()) // has a new process
-	if len(w.watched) != maxWatched || w.watched["another"] == nil || w.watched["8"].pid != 2 || len(w.numbers) != maxWatched {
+	if len(w.watched) != maxWatched || w.watched["another"] == nil || w.watched["8"].pid != 2 ||
+		len(w.numbers) != maxWatched {
 		t.Errorf("after one was forgotten: %d, %d", len(w.watched), len(w.numbers))
 	}
 }

@@ -25,10 +25,12 @@ func openBeneath(root, name string, flags uint64) (int, error) {
 		Flags:   flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
+
 	fd, err := safefs.Openat2(hierarchy, strings.TrimPrefix(name, "/"), &how)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: root + name, Err: err}
 	}
+
 	return fd, nil
 }
 
@@ -78,6 +80,7 @@ func readAt(dir int, name string, buf []byte, limit int) ([]byte, error) {
 
 func readOpen(fd int, name string, buf []byte, limit int) ([]byte, error) {
 	limit += len(buf)
+
 	for {
 		buf = slices.Grow(buf, 1024)
 		n, err := unix.Read(fd, buf[len(buf):min(cap(buf), max(limit, len(buf)+1))])
@@ -100,11 +103,13 @@ func (g *Group) readFile(c controller, name string) ([]byte, error) {
 	if root == "" {
 		return nil, fs.ErrNotExist
 	}
+
 	fd, err := openBeneath(root, path+"/"+name, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // it was only read
+
 	return readOpen(fd, name, nil, maxGroupFile)
 }
 
@@ -117,10 +122,12 @@ func (g *Group) readNumber(c controller, name string) *uint64 {
 	if err != nil {
 		return nil
 	}
+
 	n, err := parse(trim(b))
 	if err != nil {
 		return nil
 	}
+
 	return &n
 }
 
@@ -130,10 +137,13 @@ func (g *Group) writeFile(c controller, name, value string) error {
 	if root == "" {
 		return fs.ErrNotExist
 	}
+
 	fd, err := openBeneath(root, path+"/"+name, unix.O_WRONLY|unix.O_TRUNC)
 	if err != nil {
 		return err
 	}
+
 	_, err = unix.Write(fd, []byte(value))
+
 	return errors.Join(err, unix.Close(fd))
 }

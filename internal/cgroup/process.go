@@ -82,6 +82,7 @@ func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
 
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
+
 	for {
 		n, err := unix.Read(fd, *b)
 		switch {
@@ -127,6 +128,7 @@ func (g *Group) SetOOMScoreAdj(score int) error {
 		} else if err != nil {
 			return err
 		}
+
 		added := false
 		for _, pid := range pids {
 			if done[pid] {
@@ -137,6 +139,7 @@ func (g *Group) SetOOMScoreAdj(score int) error {
 			}
 			done[pid], added = true, true
 		}
+
 		if !complete {
 			return fmt.Errorf("oom_score_adj: %w", ErrTooMany)
 		}
@@ -144,6 +147,7 @@ func (g *Group) SetOOMScoreAdj(score int) error {
 			break
 		}
 	}
+
 	return nil
 }
 
@@ -161,15 +165,19 @@ func (g *Group) setScore(pid, score int) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
+
 	var of Group
 	if !of.join(string(b), filepath.Base(g.path)) || of.path != g.path {
 		return nil // another process by now, or one that has moved away
 	}
+
 	fd, err := openat(proc, "oom_score_adj", unix.O_WRONLY|unix.O_TRUNC)
 	if err != nil {
 		return ignoreGone(err)
 	}
+
 	_, err = unix.Write(fd, []byte(strconv.Itoa(score)))
+
 	return errors.Join(ignoreGone(err), unix.Close(fd))
 }
 
@@ -210,10 +218,12 @@ func (g *Group) processes() (all []int, complete bool, err error) {
 			root, path = g.place(c)
 		}
 	}
+
 	dir, err := openBeneath(root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, false, fmt.Errorf("control group %s: %w: %w", g.path, err, errdefs.ErrNotFound)
 	}
+
 	f := os.NewFile(uintptr(dir), g.path)
 	defer f.Close()
 
@@ -221,10 +231,12 @@ func (g *Group) processes() (all []int, complete bool, err error) {
 	if err := unix.Fstat(dir, &st); err != nil {
 		return nil, false, err
 	}
+
 	if st.Nlink == 2 { // its own name and that in its parent: there are no groups below it
 		all, err = members(nil, dir)
 		return all, len(all) < maxPIDs, err
 	}
+
 	return g.processesBelow(f)
 }
 
@@ -242,15 +254,19 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 		if pids, err = members(pids, fd); err != nil {
 			return err
 		}
+
 		if len(pids) >= maxPIDs || groups >= maxGroups {
 			return ErrTooMany
 		}
+
 		return nil
 	}
+
 	complete, err = w.Walk(time.Now().Add(listedTime))
 	if errors.Is(err, ErrTooMany) {
 		return pids, false, nil
 	}
+
 	return pids, complete && !w.Partial(), err
 }
 
@@ -262,6 +278,7 @@ func members(pids []int, dir int) ([]int, error) {
 	if err != nil {
 		return pids, ignoreGone(err)
 	}
+
 	for len(b) > 0 && len(pids) < maxPIDs {
 		var line []byte
 		line, b = cut(b, '\n')
@@ -269,6 +286,7 @@ func members(pids []int, dir int) ([]int, error) {
 			pids = append(pids, int(pid))
 		}
 	}
+
 	return pids, nil
 }
 

@@ -8,14 +8,15 @@ import (
 	"time"
 )
 
-// Usage is what the processes of a group have used, those of groups below it included. Pointers are nil where this kernel does not tell.
+// Usage is what the processes of a group have used, those of groups below it included. Pointers are
+// nil where this kernel does not tell.
 type Usage struct {
 	At     time.Time
 	CPU    uint64 // nanoseconds, of all cores together
 	Memory Memory
 	Swap   *Swap
-	// How long processes waited (Documentation/accounting/psi.rst), on cgroup v2; on hybrid machines, whose runtime uses that hierarchy too, in
-	// Details only.
+	// How long processes waited (Documentation/accounting/psi.rst), on cgroup v2; on hybrid
+	// machines, whose runtime uses that hierarchy too, in Details only.
 	CPUPressure, MemoryPressure, IOPressure *Pressure
 }
 
@@ -48,7 +49,8 @@ type Stall struct {
 	Total                time.Duration
 }
 
-// Details are everything that the kernel tells of a group. Pointers are nil where this kernel does not.
+// Details are everything that the kernel tells of a group. Pointers are nil where this kernel does
+// not.
 type Details struct {
 	Usage
 	User, System uint64      // CPU, nanoseconds; on cgroup v1 in ticks of 10 ms
@@ -87,13 +89,15 @@ func (g *Group) Parent() *Group {
 			p.paths[c] = filepath.Dir(path)
 		}
 	}
+
 	return p
 }
 
 // Path is where the group lies in its hierarchy, as cAdvisor has it: /kubepods/burstable/pod…/….
 func (g *Group) Path() string { return g.path }
 
-// Usage reads the group's figures. NotFound for a group that is gone, fs.ErrNotExist for what the kernel does not account for.
+// Usage reads the group's figures. NotFound for a group that is gone, fs.ErrNotExist for what the
+// kernel does not account for.
 func (g *Group) Usage() (Usage, error) {
 	d, err := g.read(false)
 	return d.Usage, err
@@ -104,6 +108,7 @@ func (g *Group) Details() (Details, error) { return g.read(true) }
 
 func (g *Group) read(all bool) (Details, error) {
 	defer g.begin()()
+
 	d := Details{Usage: Usage{At: time.Now()}}
 	var err error
 	if g.V2() {
@@ -111,25 +116,31 @@ func (g *Group) read(all bool) (Details, error) {
 	} else {
 		err = g.readV1(&d, all)
 	}
+
 	if err != nil {
 		return Details{}, fmt.Errorf("%s: %w", g.path, err)
 	}
+
 	if all || !g.hybrid { // there nobody expects them, and they would cost as much as all the rest
-		d.CPUPressure, d.MemoryPressure, d.IOPressure = g.stalls(cpuPressure), g.stalls(memoryPressure), g.stalls(ioPressure)
+		d.CPUPressure, d.MemoryPressure, d.IOPressure = g.stalls(cpuPressure), g.stalls(memoryPressure),
+			g.stalls(ioPressure)
 	}
+
 	return d, nil
 }
 
-// workingSet is what cannot be given up at once; the kernel's counters are read one after the other, so it may not be negative.
+// workingSet is what cannot be given up at once; the kernel's counters are read one after the
+// other, so it may not be negative.
 func workingSet(usage, inactiveFile uint64) uint64 { return usage - min(usage, inactiveFile) }
 
-// stalls is a file of two lines, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same for "full"; nil without PSI, which the kernel
-// may have and not do (EOPNOTSUPP).
+// stalls is a file of two lines, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same for
+// "full"; nil without PSI, which the kernel may have and not do (EOPNOTSUPP).
 func (g *Group) stalls(f file) *Pressure {
 	b, err := g.content(f)
 	if err != nil || len(b) == 0 {
 		return nil
 	}
+
 	p := &Pressure{}
 	for len(b) > 0 {
 		var line, field []byte
@@ -139,12 +150,14 @@ func (g *Group) stalls(f file) *Pressure {
 		if string(field) == "full" {
 			s = &p.Full
 		}
+
 		for len(line) > 0 {
 			field, line = cut(line, ' ')
 			name, value := cut(field, '=')
 			s.set(name, value)
 		}
 	}
+
 	return p
 }
 

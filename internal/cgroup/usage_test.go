@@ -26,16 +26,20 @@ func kernel(t testing.TB, name string) (Kernel, *Group) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	files := map[string]string{}
 	for _, f := range a.Files {
 		files[f.Name] = string(f.Data)
 	}
+
 	k := fixture(t, files)
 	g, err := k.Of(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(g.Close)
+
 	return k, g
 }
 
@@ -45,13 +49,16 @@ func details(t *testing.T, g *Group) Details {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if old := time.Since(d.At); old < 0 || old > time.Minute {
 		t.Errorf("read %v ago", old)
 	}
+
 	u, err := g.Usage()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := d.Usage
 	if g.hybrid {
 		want.CPUPressure, want.MemoryPressure, want.IOPressure = nil, nil, nil
@@ -59,6 +66,7 @@ func details(t *testing.T, g *Group) Details {
 	if diff := cmp.Diff(want, u, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {
 		t.Errorf("the details and the usage differ: %s", diff)
 	}
+
 	return d
 }
 
@@ -71,27 +79,57 @@ func compare(t *testing.T, want, got any) {
 
 // memoryOfAll is what the containers of v1.txtar and v2.txtar have in common.
 var memoryOfAll = Memory{
-	Usage: 37777408, WorkingSet: 37777408 - 8482816, RSS: 28004352, Cache: 9322496, MappedFile: 6291456, ActiveFile: 839680, InactiveFile: 8482816,
-	Limit: some(67108864), Faults: 14963, MajorFaults: 12,
+	Usage:        37777408,
+	WorkingSet:   37777408 - 8482816,
+	RSS:          28004352,
+	Cache:        9322496,
+	MappedFile:   6291456,
+	ActiveFile:   839680,
+	InactiveFile: 8482816,
+	Limit:        some(67108864),
+	Faults:       14963,
+	MajorFaults:  12,
 }
 
 func TestV1(t *testing.T) {
 	k, g := kernel(t, "v1")
 	want := Details{
-		Usage: Usage{CPU: 1500000000, Memory: memoryOfAll, Swap: &Swap{Usage: 4096}},
-		User:  1000000000, System: 500000000, Throttling: &Throttling{}, KernelMemory: some(450560), MaxUsage: some(40000000), LimitHits: some(9), OOMKills: some(1),
-		OwnFaults: 14962, OwnMajorFaults: 11, Threads: some(3),
-		Devices: []Device{{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252}},
+		Usage:          Usage{CPU: 1500000000, Memory: memoryOfAll, Swap: &Swap{Usage: 4096}},
+		User:           1000000000,
+		System:         500000000,
+		Throttling:     &Throttling{},
+		KernelMemory:   some(450560),
+		MaxUsage:       some(40000000),
+		LimitHits:      some(9),
+		OOMKills:       some(1),
+		OwnFaults:      14962,
+		OwnMajorFaults: 11,
+		Threads:        some(3),
+		Devices:        []Device{{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252}},
 	}
+
 	compare(t, want, details(t, g))
-	compare(t, []HugePages{{Size: "1GB", Usage: 1 << 30, MaxUsage: some(2 << 30), LimitHits: some(4)}}, g.HugePages(k.PageSizes()))
+	compare(t, []HugePages{{
+		Size:      "1GB",
+		Usage:     1 << 30,
+		MaxUsage:  some(2 << 30),
+		LimitHits: some(4),
+	}}, g.HugePages(k.PageSizes()))
+
 	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8, 9}) || err != nil {
 		t.Errorf("processes %v, %v", pids, err)
 	}
+
 	p := g.Parent()
 	defer p.Close()
+
 	pod := details(t, p)
-	compare(t, Details{Usage: Usage{CPU: 2000000000, Memory: Memory{Usage: 40000000, RSS: 1, InactiveFile: 50000000}}}, pod)
+	compare(t, Details{Usage: Usage{CPU: 2000000000, Memory: Memory{
+		Usage:        40000000,
+		RSS:          1,
+		InactiveFile: 50000000,
+	}}}, pod)
+
 	if p.Path() != "/pods" {
 		t.Errorf("the pod is at %s", p.Path())
 	}
@@ -101,17 +139,37 @@ func TestHybrid(t *testing.T) {
 	k, g := kernel(t, "hybrid")
 	want := Details{
 		Usage: Usage{
-			CPU: 61011513, Memory: Memory{Usage: 21770240, WorkingSet: 21770240 - 20971520, RSS: 53248, Cache: 20971520, InactiveFile: 20971520, Limit: some(64 << 20), Faults: 1504},
+			CPU: 61011513,
+			Memory: Memory{
+				Usage:        21770240,
+				WorkingSet:   21770240 - 20971520,
+				RSS:          53248,
+				Cache:        20971520,
+				InactiveFile: 20971520,
+				Limit:        some(64 << 20),
+				Faults:       1504,
+			},
 			Swap: &Swap{Limit: some(0)},
 			CPUPressure: &Pressure{
 				Some: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 297346 * time.Microsecond},
 				Full: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 290392 * time.Microsecond},
 			},
-			MemoryPressure: &Pressure{}, IOPressure: &Pressure{Some: Stall{Total: 17923 * time.Microsecond}, Full: Stall{Total: 17923 * time.Microsecond}},
+			MemoryPressure: &Pressure{},
+			IOPressure: &Pressure{
+				Some: Stall{Total: 17923 * time.Microsecond},
+				Full: Stall{Total: 17923 * time.Microsecond},
+			},
 		},
-		System: 50000000, Throttling: &Throttling{Periods: 6, Throttled: 1, Time: 18126872}, KernelMemory: some(745472), MaxUsage: some(23060480),
-		LimitHits: some(0), OOMKills: some(0), OwnFaults: 1504, Threads: some(1),
+		System:       50000000,
+		Throttling:   &Throttling{Periods: 6, Throttled: 1, Time: 18126872},
+		KernelMemory: some(745472),
+		MaxUsage:     some(23060480),
+		LimitHits:    some(0),
+		OOMKills:     some(0),
+		OwnFaults:    1504,
+		Threads:      some(1),
 	}
+
 	compare(t, want, details(t, g))
 	if g.V2() || g.Path() != "/kubepods/burstable/pod1/c0ffee" {
 		t.Errorf("v2: %v, path %s", g.V2(), g.Path())
@@ -119,10 +177,17 @@ func TestHybrid(t *testing.T) {
 	if h := g.HugePages(k.PageSizes()); h != nil {
 		t.Errorf("a machine without huge pages: %v", h)
 	}
-	compare(t, []HugePages{{Size: "2MB", MaxUsage: some(0), LimitHits: some(0)}}, g.HugePages([]model.PageSize{"2MB", "64KB"}))
+
+	compare(t, []HugePages{{
+		Size:      "2MB",
+		MaxUsage:  some(0),
+		LimitHits: some(0),
+	}}, g.HugePages([]model.PageSize{"2MB", "64KB"}))
+
 	if err := os.Remove(filepath.Join(k.Cgroup, "memory/kubepods/burstable/pod1/c0ffee/cgroup.procs")); err != nil {
 		t.Fatal(err)
 	}
+
 	if n, err := g.Processes(); n != 1 || err != nil { // the only task is its main process
 		t.Errorf("%d processes, %v", n, err)
 	}
@@ -132,45 +197,71 @@ func TestV2(t *testing.T) {
 	k, g := kernel(t, "v2")
 	want := Details{
 		Usage: Usage{
-			CPU: 1500000000, Memory: memoryOfAll, Swap: &Swap{Usage: 4096},
-			CPUPressure:    &Pressure{Some: Stall{Avg10: 1.5, Avg60: .25, Avg300: .05, Total: 1234567 * time.Microsecond}},
-			MemoryPressure: &Pressure{Some: Stall{Total: 5 * time.Microsecond}, Full: Stall{Total: 4 * time.Microsecond}},
+			CPU:    1500000000,
+			Memory: memoryOfAll,
+			Swap:   &Swap{Usage: 4096},
+			CPUPressure: &Pressure{Some: Stall{
+				Avg10:  1.5,
+				Avg60:  .25,
+				Avg300: .05,
+				Total:  1234567 * time.Microsecond,
+			}},
+			MemoryPressure: &Pressure{
+				Some: Stall{Total: 5 * time.Microsecond},
+				Full: Stall{Total: 4 * time.Microsecond},
+			},
 		},
-		User: 1000000000, System: 500000000, Throttling: &Throttling{Periods: 20, Throttled: 5, Time: 250000000}, KernelMemory: some(450560), MaxUsage: some(40000000),
-		LimitHits: some(3), OOMKills: some(1), OwnFaults: 14963, OwnMajorFaults: 12, Threads: some(5), MaxThreads: some(1024),
+		User:           1000000000,
+		System:         500000000,
+		Throttling:     &Throttling{Periods: 20, Throttled: 5, Time: 250000000},
+		KernelMemory:   some(450560),
+		MaxUsage:       some(40000000),
+		LimitHits:      some(3),
+		OOMKills:       some(1),
+		OwnFaults:      14963,
+		OwnMajorFaults: 12,
+		Threads:        some(5),
+		MaxThreads:     some(1024),
 		Devices: []Device{
 			{Major: 8, Minor: 16, ReadBytes: 1459200, WriteBytes: 314773504, Reads: 192, Writes: 353},
 			{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252},
 		},
 	}
+
 	compare(t, want, details(t, g))
 	compare(t, []HugePages{{Size: "2MB", Usage: 4194304, LimitHits: some(7)}}, g.HugePages(k.PageSizes()))
 	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8}) || err != nil {
 		t.Errorf("processes %v, %v", pids, err)
 	}
+
 	if _, err := g.Parent().Usage(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a group without figures: %v", err)
 	}
 }
 
-// TestFilesStayOpen reads what the kernel tells now through files that were opened before, and gives them back.
+// TestFilesStayOpen reads what the kernel tells now through files that were opened before, and
+// gives them back.
 func TestFilesStayOpen(t *testing.T) {
 	k, g := kernel(t, "v1")
 	before := descriptors(t) - 1 // that of the process
 	if _, err := g.Details(); err != nil {
 		t.Fatal(err)
 	}
+
 	usage := filepath.Join(k.Cgroup, "cpuacct/pods/c0ffee/cpuacct.usage")
 	if err := os.WriteFile(usage, []byte("1600000000\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	d, err := g.Details()
 	if err != nil || d.CPU != 1600000000 {
 		t.Errorf("read again: %d, %v", d.CPU, err)
 	}
+
 	if n := descriptors(t); n <= before {
 		t.Errorf("%d descriptors before, %d while they are read", before, n)
 	}
+
 	g.Close()
 	g.Close()
 	if n := descriptors(t); n != before {
@@ -190,13 +281,15 @@ func descriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// TestGroupThatGoes is of a real one, since no plain file behaves like the kernel's when its group is removed.
+// TestGroupThatGoes is of a real one, since no plain file behaves like the kernel's when its group
+// is removed.
 func TestGroupThatGoes(t *testing.T) {
 	k := Host()
 	var st unix.Statfs_t
 	if err := unix.Statfs(k.Cgroup, &st); err != nil {
 		t.Fatal(err)
 	}
+
 	g, f := &Group{kernel: k, path: fmt.Sprintf("/cri-dockerd-test-%d", os.Getpid())}, cpuacctUsage
 	dir := filepath.Join(k.Cgroup, "cpuacct", g.path)
 	if st.Type == unix.CGROUP2_SUPER_MAGIC {
@@ -205,19 +298,23 @@ func TestGroupThatGoes(t *testing.T) {
 	} else { // processes are looked for in memory's hierarchy first
 		g.paths[cpuacct], g.paths[memory] = g.path, g.path
 	}
+
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
+
 	read := func() error {
 		defer g.begin()()
 		_, err := g.content(f)
 		return err
 	}
+
 	first := read()
 	if err := os.Remove(dir); err != nil || first != nil {
 		t.Fatalf("%v, %v", first, err)
 	}
+
 	again := read()
 	_, err := g.Processes()
 	if !errdefs.IsNotFound(again) || !errdefs.IsNotFound(err) {

@@ -2,10 +2,12 @@ package cgroup
 
 import "time"
 
-// unlimited is from where on a limit of cgroup v1 means none: the kernel shows the largest number of whole pages.
+// unlimited is from where on a limit of cgroup v1 means none: the kernel shows the largest number
+// of whole pages.
 const unlimited = 1 << 62
 
-// tick is the unit of cpuacct.stat, USER_HZ, which is 100 on every architecture that Docker runs on.
+// tick is the unit of cpuacct.stat, USER_HZ, which is 100 on every architecture that Docker runs
+// on.
 const tick = uint64(10 * time.Millisecond)
 
 // readV1 reads the controllers of cgroup v1 (Documentation/admin-guide/cgroup-v1).
@@ -14,15 +16,19 @@ func (g *Group) readV1(d *Details, all bool) error {
 	if d.CPU, err = g.number(cpuacctUsage); err != nil {
 		return err
 	}
+
 	if d.Memory.Usage, err = g.number(memoryUsage); err != nil {
 		return err
 	}
+
 	if err := g.memoryStatV1(d); err != nil {
 		return err
 	}
+
 	if !all {
 		return nil
 	}
+
 	// What follows is left out where the kernel lacks it.
 	_ = g.table(cpuacctStat, func(name []byte, n uint64) {
 		switch string(name) {
@@ -32,6 +38,7 @@ func (g *Group) readV1(d *Details, all bool) error {
 			d.System = n * tick
 		}
 	})
+
 	_ = g.table(cpuStat1, func(name []byte, n uint64) {
 		switch string(name) {
 		case "nr_periods":
@@ -42,15 +49,18 @@ func (g *Group) readV1(d *Details, all bool) error {
 			d.Throttling.Time = n
 		}
 	})
+
 	d.KernelMemory, d.MaxUsage, d.LimitHits = g.told(kmemUsage), g.told(memoryMaxUsage), g.told(memoryFailcnt)
 	_ = g.table(memoryOOMControl, func(name []byte, n uint64) {
 		if string(name) == "oom_kill" {
 			d.OOMKills = some(n)
 		}
 	})
+
 	d.Threads, d.MaxThreads = g.told(pidsCurrent1), g.told(pidsMax1)
 	g.blkio(d, blkioBytes, func(x *Device) (read, write *uint64) { return &x.ReadBytes, &x.WriteBytes })
 	g.blkio(d, blkioOperations, func(x *Device) (read, write *uint64) { return &x.Reads, &x.Writes })
+
 	return nil
 }
 
@@ -83,6 +93,7 @@ func (g *Group) memoryStatV1(d *Details) error {
 			if n > 0 && n < unlimited {
 				m.Limit = some(n)
 			}
+
 		case "hierarchical_memsw_limit":
 			memorySwap = n
 		case "total_swap": // with swap accounting only
@@ -92,6 +103,7 @@ func (g *Group) memoryStatV1(d *Details) error {
 	if err == nil && !known {
 		err = notTold(memoryStat1)
 	}
+
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
 	if swap != nil {
 		d.Swap = &Swap{Usage: *swap}
@@ -100,6 +112,7 @@ func (g *Group) memoryStatV1(d *Details) error {
 			d.Swap.Limit = &most
 		}
 	}
+
 	return err
 }
 
@@ -109,6 +122,7 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 	if err != nil {
 		return
 	}
+
 	for len(b) > 0 {
 		var line []byte
 		line, b = cut(b, '\n')
@@ -119,6 +133,7 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 		if err != nil || x == nil {
 			continue
 		}
+
 		read, write := counters(x)
 		switch string(operation) {
 		case "Read":
@@ -129,7 +144,8 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 	}
 }
 
-// device is the counters of a device that stands as "8:0", made if there are none; nil for what is no device.
+// device is the counters of a device that stands as "8:0", made if there are none; nil for what is
+// no device.
 func (d *Details) device(name []byte) *Device {
 	a, b := cut(name, ':')
 	major, err := parse(a)
@@ -137,11 +153,14 @@ func (d *Details) device(name []byte) *Device {
 	if err != nil || err2 != nil {
 		return nil
 	}
+
 	for i := range d.Devices {
 		if x := &d.Devices[i]; x.Major == uint32(major) && x.Minor == uint32(minor) {
 			return x
 		}
 	}
+
 	d.Devices = append(d.Devices, Device{Major: uint32(major), Minor: uint32(minor)})
+
 	return &d.Devices[len(d.Devices)-1]
 }

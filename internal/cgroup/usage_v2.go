@@ -10,13 +10,16 @@ func (g *Group) readV2(d *Details, all bool) error {
 	if err := g.cpuStat(d); err != nil {
 		return err
 	}
+
 	var err error
 	if d.Memory.Usage, err = g.number(memoryCurrent); err != nil {
 		return err
 	}
+
 	if err := g.memoryStat(d); err != nil {
 		return err
 	}
+
 	d.Memory.Limit = g.told(memoryMax)
 	if swap := g.told(swapCurrent); swap != nil {
 		d.Swap = &Swap{Usage: *swap, Limit: g.told(swapMax)}
@@ -24,6 +27,7 @@ func (g *Group) readV2(d *Details, all bool) error {
 	if !all {
 		return nil
 	}
+
 	// What follows is left out where the kernel lacks it.
 	d.MaxUsage = g.told(memoryPeak)
 	_ = g.table(memoryEvents, func(name []byte, n uint64) {
@@ -34,9 +38,11 @@ func (g *Group) readV2(d *Details, all bool) error {
 			d.OOMKills = some(n)
 		}
 	})
+
 	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults
 	d.Threads, d.MaxThreads = g.told(pidsCurrent), g.told(pidsMax)
 	g.ioStat(d)
+
 	return nil
 }
 
@@ -61,6 +67,7 @@ func (g *Group) cpuStat(d *Details) error {
 	if err == nil && !known {
 		err = notTold(cpuStat)
 	}
+
 	return err
 }
 
@@ -89,7 +96,9 @@ func (g *Group) memoryStat(d *Details) error {
 	if err == nil && !known {
 		err = notTold(memoryStat)
 	}
+
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
+
 	return err
 }
 
@@ -99,6 +108,7 @@ func (g *Group) ioStat(d *Details) {
 	if err != nil {
 		return
 	}
+
 	for len(b) > 0 {
 		var line, field []byte
 		line, b = cut(b, '\n')
@@ -106,6 +116,7 @@ func (g *Group) ioStat(d *Details) {
 		if len(line) == 0 {
 			continue // nothing has happened there
 		}
+
 		x := d.device(field)
 		for x != nil && len(line) > 0 {
 			field, line = cut(line, ' ')

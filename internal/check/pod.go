@@ -33,8 +33,10 @@ import (
 )
 
 const (
-	patience  = 15 * time.Second // for what comes up by itself: a listening program, a line in a log
-	logParent = "/var/log"       // a daemon may have a /tmp of its own, and the kubelet sweeps /var/log/pods
+	// for what comes up by itself: a listening program, a line in a log
+	patience = 15 * time.Second
+	// a daemon may have a /tmp of its own, and the kubelet sweeps /var/log/pods
+	logParent = "/var/log"
 	uidLabel  = "io.kubernetes.pod.uid"
 )
 
@@ -50,7 +52,8 @@ type podTest struct {
 	podID, containerID, ip string
 }
 
-// runPod runs the self-test through the daemon at endpoint and removes what it made, however it ends.
+// runPod runs the self-test through the daemon at endpoint and removes what it made, however it
+// ends.
 func runPod(ctx context.Context, endpoint string, docker engine.Config, out io.Writer) (err error) {
 	t, closeAll, err := newPodTest(endpoint, docker)
 	if err != nil {
@@ -64,6 +67,7 @@ func runPod(ctx context.Context, endpoint string, docker engine.Config, out io.W
 			err = errors.Join(err, fmt.Errorf("clean up: %w", cleanErr))
 		}
 	}()
+
 	return run(ctx, out, t.steps())
 }
 
@@ -72,26 +76,38 @@ func newPodTest(endpoint string, config engine.Config) (*podTest, func(), error)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	docker, err := engine.New(config)
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
+
 	dir, err := os.MkdirTemp(logParent, "cri-dockerd-check-")
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close(), docker.Close())
 	}
+
 	b := make([]byte, 5)
 	_, _ = rand.Read(b) // never fails
 	id := hex.EncodeToString(b)
 	t := &podTest{
-		cri: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn), docker: docker,
-		image: "cri-dockerd.local/check:" + id,
+		cri:    runtimeapi.NewRuntimeServiceClient(conn),
+		images: runtimeapi.NewImageServiceClient(conn),
+		docker: docker,
+		image:  "cri-dockerd.local/check:" + id,
 		pod: &runtimeapi.PodSandboxConfig{
-			Metadata: &runtimeapi.PodSandboxMetadata{Name: "check-" + id, Namespace: "cri-dockerd", Uid: "check-" + id},
-			Labels:   map[string]string{uidLabel: "check-" + id},
-			Hostname: "check-" + id, LogDirectory: dir, Linux: &runtimeapi.LinuxPodSandboxConfig{},
+			Metadata: &runtimeapi.PodSandboxMetadata{
+				Name:      "check-" + id,
+				Namespace: "cri-dockerd",
+				Uid:       "check-" + id,
+			},
+			Labels:       map[string]string{uidLabel: "check-" + id},
+			Hostname:     "check-" + id,
+			LogDirectory: dir,
+			Linux:        &runtimeapi.LinuxPodSandboxConfig{},
 		},
 	}
+
 	return t, func() {
 		_ = conn.Close()
 		_ = docker.Close()
@@ -108,11 +124,13 @@ func (t *podTest) steps() []step {
 	return []step{
 		{
 			"the daemon answers", "cri-dockerd does not run, or listens elsewhere",
-			shell.Advice("systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint"), t.version,
+			shell.Advice("systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint"),
+			t.version,
 		},
 		{
 			"Docker and the pod network are ready", "see the reason above",
-			shell.Advice("follow the reason above; for a network: kubectl apply your add-on, or --network-plugin=kubenet --pod-cidr=10.244.0.0/24"), t.ready,
+			shell.Advice("follow the reason above; for a network: kubectl apply your add-on, or " +
+				"--network-plugin=kubenet --pod-cidr=10.244.0.0/24"), t.ready,
 		},
 		{
 			"image made from this program", "Docker does not answer at --docker-endpoint, or its disk is full",
@@ -128,12 +146,15 @@ func (t *podTest) steps() []step {
 			shell.Command("docker run --rm {} version", t.image), t.start,
 		},
 		{
-			"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address range, or bridge-nf rules",
+			"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address " +
+				"range, or bridge-nf rules",
 			shell.Advice("iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use"), t.fetch,
 		},
-		{"exec", "Docker cannot start a second process in the container", shell.Command("docker exec").Then(restart()), t.exec},
+		{"exec", "Docker cannot start a second process in the container", shell.Command("docker exec").Then(restart()),
+			t.exec},
 		{
-			"logs, rotated once", "the log-driver process does not write, or Docker's data root is not on this file system",
+			"logs, rotated once",
+			"the log-driver process does not write, or Docker's data root is not on this file system",
 			shell.Advice("crictl info shows the condition ContainerLogs; docker info -f '{{.DockerRootDir}}'"), t.logs,
 		},
 		{
@@ -158,11 +179,14 @@ func (t *podTest) ready(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	for _, c := range s.GetStatus().GetConditions() {
-		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) { // the others are findings
+		// the others are findings
+		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) {
 			return "", fmt.Errorf("%s is false: %s", c.Type, c.Message)
 		}
 	}
+
 	return "", nil
 }
 
@@ -172,19 +196,25 @@ func (t *podTest) loadImage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	program, err := static(self)
 	if err != nil {
 		return "", err
 	}
-	archive, err := pause.Archive(t.image, runtime.GOARCH, map[string][]byte{"cri-dockerd": program}, []string{"/cri-dockerd"}, nil)
+
+	archive, err := pause.Archive(t.image, runtime.GOARCH, map[string][]byte{"cri-dockerd": program},
+		[]string{"/cri-dockerd"}, nil)
 	if err != nil {
 		return "", err
 	}
+
 	if err := t.docker.LoadImage(ctx, bytes.NewReader(archive)); err != nil {
 		return "", err
 	}
+
 	return t.image, eventually(ctx, patience, func(ctx context.Context) error {
-		r, err := t.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: t.image}})
+		r, err := t.images.ImageStatus(ctx,
+			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: t.image}})
 		if err == nil && r.GetImage() == nil {
 			err = errors.New("the daemon does not see the image: it speaks to another Docker")
 		}
@@ -198,13 +228,17 @@ func static(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+
 	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return nil, fmt.Errorf("%s is not static and cannot run in an image of its own: build it with make build (CGO_ENABLED=0)", file)
+		return nil, fmt.Errorf("%s is not static and cannot run in an image of its own: build it with make build "+
+			"(CGO_ENABLED=0)", file)
 	}
+
 	return program, nil
 }
 
@@ -214,27 +248,41 @@ func (t *podTest) runSandbox(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	t.podID = r.PodSandboxId
 	s, err := t.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID})
 	if err != nil {
 		return "", err
 	}
+
 	if t.ip = s.GetStatus().GetNetwork().GetIp(); t.ip == "" {
 		return "", errors.New("the pod has no address")
 	}
+
 	return "address " + t.ip, nil
 }
 
 func (t *podTest) create(ctx context.Context) (string, error) {
-	r, err := t.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: t.podID, SandboxConfig: t.pod, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "page"}, Image: &runtimeapi.ImageSpec{Image: t.image}, Args: []string{pageCommand}, LogPath: "page.log",
-		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-			ReadonlyRootfs: true, NoNewPrivs: true, RunAsUser: &runtimeapi.Int64Value{Value: 65534},
-			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
-			Capabilities:     &runtimeapi.Capability{DropCapabilities: []string{"ALL"}},
-		}},
-	}})
+	r, err := t.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  t.podID,
+		SandboxConfig: t.pod,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "page"},
+			Image:    &runtimeapi.ImageSpec{Image: t.image},
+			Args:     []string{pageCommand},
+			LogPath:  "page.log",
+			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				ReadonlyRootfs:   true,
+				NoNewPrivs:       true,
+				RunAsUser:        &runtimeapi.Int64Value{Value: 65534},
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+				Capabilities:     &runtimeapi.Capability{DropCapabilities: []string{"ALL"}},
+			}},
+		},
+	})
+
 	t.containerID = r.GetContainerId()
+
 	return "", err
 }
 
@@ -250,25 +298,34 @@ func (t *podTest) fetch(ctx context.Context) (string, error) {
 		if err != nil {
 			return err
 		}
+
 		r, err := (&http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 		if err != nil {
 			return err
 		}
 		defer r.Body.Close()
+
 		b, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
 		if err == nil && string(b) != page {
 			err = fmt.Errorf("somebody else answers at %s: %q", target, b)
 		}
+
 		return err
 	})
+
 	return target + "\n     " + strings.TrimSpace(page), err
 }
 
 func (t *podTest) exec(ctx context.Context) (string, error) {
-	r, err := t.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: t.containerID, Cmd: []string{"/cri-dockerd", "version"}, Timeout: 20})
+	r, err := t.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
+		ContainerId: t.containerID,
+		Cmd:         []string{"/cri-dockerd", "version"},
+		Timeout:     20,
+	})
 	if err == nil && (r.ExitCode != 0 || !strings.HasPrefix(string(r.Stdout), "cri-dockerd ")) {
 		err = fmt.Errorf("exit code %d, output %q %q", r.ExitCode, r.Stdout, r.Stderr)
 	}
+
 	return strings.TrimSpace(string(r.GetStdout())), err
 }
 
@@ -285,30 +342,39 @@ func (t *podTest) logs(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	kind := "in the CRI's format"
 	if st, err := os.Lstat(file); err == nil && st.Mode()&os.ModeSymlink != 0 {
 		kind = "Docker's json-file behind a link"
 	}
+
 	if err := os.Rename(file, file+".old"); err != nil {
 		return "", err
 	}
-	if _, err := t.cri.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: t.containerID}); err != nil {
+
+	if _, err := t.cri.ReopenContainerLog(ctx,
+		&runtimeapi.ReopenContainerLogRequest{ContainerId: t.containerID}); err != nil {
 		return "", err
 	}
+
 	_, err = os.Stat(file)
+
 	return file + ", " + kind, err
 }
 
-// portForward speaks the WebSocket form of port-forward: channel 0 carries data, channel 1 errors, each frame with its channel in front.
+// portForward speaks the WebSocket form of port-forward: channel 0 carries data, channel 1 errors,
+// each frame with its channel in front.
 func (t *podTest) portForward(ctx context.Context) (string, error) {
 	r, err := t.cri.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: t.podID, Port: []int32{8080}})
 	if err != nil {
 		return "", err
 	}
+
 	u, err := url.Parse(r.Url)
 	if err != nil {
 		return "", err
 	}
+
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1) // over TLS the certificate is verified, as by the kubelet
 	u.RawQuery = "port=" + pagePort
 	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: patience}
@@ -317,18 +383,22 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%s: %w", r.Url, err)
 	}
 	defer c.Close()
+
 	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return "", err
 	}
+
 	if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00GET /forwarded HTTP/1.0\r\n\r\n")); err != nil {
 		return "", err
 	}
+
 	var answer strings.Builder
 	for !strings.Contains(answer.String(), page) {
 		_, m, err := c.ReadMessage()
 		if err != nil {
 			return "", fmt.Errorf("after %q: %w", answer.String(), err)
 		}
+
 		if len(m) > 3 && m[0] == 1 {
 			return "", errors.New(string(m[1:]))
 		}
@@ -336,6 +406,7 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 			answer.Write(m[1:])
 		}
 	}
+
 	return "", nil
 }
 
@@ -344,26 +415,34 @@ func (t *podTest) stop(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// remove removes the pod and looks whether the daemon, Docker and the node still have anything of it.
+// remove removes the pod and looks whether the daemon, Docker and the node still have anything of
+// it.
 func (t *podTest) remove(ctx context.Context) (string, error) {
 	if _, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: t.podID}); err != nil {
 		return "", err
 	}
-	if _, err := t.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID}); status.Code(err) != codes.NotFound {
+
+	if _, err := t.cri.PodSandboxStatus(ctx,
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID}); status.Code(err) != codes.NotFound {
 		return "", fmt.Errorf("the sandbox is still known: %w", err)
 	}
+
 	for _, id := range []string{t.podID, t.containerID} {
 		if _, err := t.docker.Inspect(ctx, model.ContainerID(id)); err == nil {
 			return "", fmt.Errorf("Docker still has container %s", id)
 		}
 	}
-	// A log file stays for its readers until the kubelet removes it with the pod; a link would lead nowhere.
+
+	// A log file stays for its readers until the kubelet removes it with the pod; a link would lead
+	// nowhere.
 	if st, err := os.Lstat(filepath.Join(t.pod.LogDirectory, "page.log")); err == nil && st.Mode()&os.ModeSymlink != 0 {
 		return "", errors.New("the log's link is still there")
 	}
+
 	if c, err := net.DialTimeout("tcp", net.JoinHostPort(t.ip, pagePort), 100*time.Millisecond); err == nil {
 		return "", errors.Join(errors.New("the pod's address still answers"), c.Close())
 	}
+
 	return "", nil
 }
 
@@ -371,18 +450,22 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 func (t *podTest) clean(ctx context.Context) error {
 	var errs []error
 	if t.ran { // by label, not by ID: a call that failed may have left a pod
-		pods, err := t.cri.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: t.pod.Labels}})
+		pods, err := t.cri.ListPodSandbox(ctx,
+			&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: t.pod.Labels}})
 		errs = append(errs, err)
 		for _, p := range pods.GetItems() {
 			_, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id})
 			errs = append(errs, err)
 		}
 	}
+
 	if _, err := t.docker.Host(ctx); err != nil {
 		return errors.Join(errs...) // Docker is down, and nothing was made
 	}
+
 	if err := t.docker.RemoveImage(ctx, t.image); !errdefs.IsNotFound(err) {
 		errs = append(errs, err)
 	}
+
 	return errors.Join(errs...)
 }

@@ -44,9 +44,11 @@ func (r report) end(all []finding.Finding) error {
 	} else {
 		_, err = io.WriteString(r.out, render(all, coloured(r.out)))
 	}
+
 	if err == nil && finding.Worst(all) == finding.Fail {
 		err = fmt.Errorf("%w: %s", errFailed, summary(all))
 	}
+
 	return err
 }
 
@@ -55,16 +57,26 @@ func podNeeds() []string {
 	return []string{"engine", "engine-version", "daemon", "runtime-ready", "network-ready", "cni-config", "cni-plugins"}
 }
 
-// withPod shows the findings and then what the self-test says, unless a finding says already that no pod can run.
+// withPod shows the findings and then what the self-test says, unless a finding says already that
+// no pod can run.
 func (r report) withPod(all []finding.Finding, run func(io.Writer) error) error {
-	stopped := slices.ContainsFunc(all, func(f finding.Finding) bool { return f.Status == finding.Fail && slices.Contains(podNeeds(), f.ID) })
+	stopped := slices.ContainsFunc(all, func(f finding.Finding) bool {
+		return f.Status == finding.Fail && slices.Contains(podNeeds(), f.ID)
+	})
 	if r.format == formatJSON {
-		pod := finding.Finding{ID: "pod", Title: "a pod runs", Status: finding.Skipped, Detail: "not tried: see what fails"}
+		pod := finding.Finding{
+			ID:     "pod",
+			Title:  "a pod runs",
+			Status: finding.Skipped,
+			Detail: "not tried: see what fails",
+		}
 		if !stopped {
 			pod = podFinding(run(io.Discard))
 		}
+
 		return r.end(append(all, pod))
 	}
+
 	err := r.end(all)
 	if stopped {
 		return err
@@ -72,6 +84,7 @@ func (r report) withPod(all []finding.Finding, run func(io.Writer) error) error 
 	if _, werr := fmt.Fprintln(r.out); werr != nil {
 		return werr
 	}
+
 	return errors.Join(err, run(r.out))
 }
 
@@ -81,10 +94,13 @@ func podFinding(err error) finding.Finding {
 	if err != nil {
 		f.Status, f.Detail, f.Fix = finding.Fail, text.Clean(err.Error(), text.MaxMessage), restart()
 	}
+
 	if failed := (*stepError)(nil); errors.As(err, &failed) {
-		f.Detail = fmt.Sprintf("%s: %s; likely cause: %s", failed.step.name, text.Clean(failed.err.Error(), text.MaxMessage), failed.step.cause)
+		f.Detail = fmt.Sprintf("%s: %s; likely cause: %s", failed.step.name,
+			text.Clean(failed.err.Error(), text.MaxMessage), failed.step.cause)
 		f.Fix = failed.step.fix
 	}
+
 	return f
 }
 
@@ -94,6 +110,7 @@ func summary(all []finding.Finding) string {
 	for _, f := range all {
 		count[f.Status]++
 	}
+
 	var parts []string
 	switch n := count[finding.Fail]; n {
 	case 0:
@@ -103,11 +120,13 @@ func summary(all []finding.Finding) string {
 	default:
 		parts = append(parts, fmt.Sprintf("%d findings stop this node", n))
 	}
+
 	if n := count[finding.Warn]; n == 1 {
 		parts = append(parts, "1 warning")
 	} else if n > 1 {
 		parts = append(parts, fmt.Sprintf("%d warnings", n))
 	}
+
 	return strings.Join(parts, ", ")
 }
 
@@ -119,20 +138,30 @@ func render(all []finding.Finding, colour bool) string {
 		if f.Status == finding.Fail {
 			word = "FAIL"
 		}
+
 		if colour {
-			word = map[finding.Status]string{finding.OK: "\x1b[32m", finding.Warn: "\x1b[33m", finding.Fail: "\x1b[1;31m", finding.Skipped: "\x1b[2m"}[f.Status] +
+			word = map[finding.Status]string{
+				finding.OK:      "\x1b[32m",
+				finding.Warn:    "\x1b[33m",
+				finding.Fail:    "\x1b[1;31m",
+				finding.Skipped: "\x1b[2m",
+			}[f.Status] +
 				fmt.Sprintf("%-4s", word) + "\x1b[0m"
 		}
+
 		detail := f.Detail
 		if f.Because != "" {
 			detail = "because of " + f.Because
 		}
+
 		fmt.Fprintf(&b, "%-4s  %-17s %s\n", word, f.ID, strings.ReplaceAll(detail, "\n", "; "))
 		if !f.Fix.IsZero() {
 			fmt.Fprintf(&b, "      %-17s %s\n", "  fix:", f.Fix)
 		}
 	}
+
 	fmt.Fprintf(&b, "check: %s\n", summary(all))
+
 	return b.String()
 }
 

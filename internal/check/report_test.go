@@ -20,8 +20,20 @@ import (
 // sample has a finding of every status.
 func sample() []finding.Finding {
 	return []finding.Finding{
-		{ID: "engine", Title: "Docker answers", Status: finding.Fail, Detail: "nobody\nlistens", Fix: shell.Command("systemctl start docker")},
-		{ID: "clock", Title: "clock", Status: finding.Warn, Detail: "not <right> & not kept", Fix: shell.Command("timedatectl set-ntp true")},
+		{
+			ID:     "engine",
+			Title:  "Docker answers",
+			Status: finding.Fail,
+			Detail: "nobody\nlistens",
+			Fix:    shell.Command("systemctl start docker"),
+		},
+		{
+			ID:     "clock",
+			Title:  "clock",
+			Status: finding.Warn,
+			Detail: "not <right> & not kept",
+			Fix:    shell.Command("timedatectl set-ntp true"),
+		},
 		{ID: "swap", Title: "swap", Status: finding.OK, Detail: "there is none"},
 		{ID: "engine-log-driver", Title: "log driver", Status: finding.Skipped, Detail: "not known", Because: "engine"},
 	}
@@ -36,10 +48,12 @@ func golden(t *testing.T, name, got string) {
 			t.Fatal(err)
 		}
 	}
+
 	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("%s: %s", file, diff)
 	}
@@ -54,6 +68,7 @@ func TestReport(t *testing.T) {
 		}
 		golden(t, "report."+format, out.String())
 	}
+
 	if err := (report{io.Discard, formatText}).end(sample()[1:]); err != nil {
 		t.Errorf("warnings fail: %v", err)
 	}
@@ -71,22 +86,31 @@ func TestReportWithPod(t *testing.T) {
 		if err := r.withPod(sample(), test(nil)); ran != 0 || !errors.Is(err, errFailed) {
 			t.Errorf("%s: ran %d times without an engine: %v", format, ran, err)
 		}
+
 		out.Reset()
 		if err := r.withPod(sample()[1:], test(nil)); ran != 1 || err != nil {
 			t.Errorf("%s: ran %d times: %v", format, ran, err)
 		}
+
 		if is := strings.Contains(out.String(), "POD"); is != (format == formatText) {
 			t.Errorf("%s: %s", format, &out)
 		}
+
 		out.Reset()
-		failure := &stepError{step{name: "exec", cause: "the cable", fix: shell.Advice("plug it in")}, errors.New("no light")}
+		failure := &stepError{step{
+			name:  "exec",
+			cause: "the cable",
+			fix:   shell.Advice("plug it in"),
+		}, errors.New("no light")}
 		if err := r.withPod(sample()[1:], test(failure)); !errors.Is(err, errFailed) {
 			t.Errorf("%s: %v", format, err)
 		}
+
 		if format == formatJSON && !strings.Contains(out.String(), "exec: no light; likely cause: the cable") {
 			t.Errorf("%s", &out)
 		}
 	}
+
 	if f := podFinding(errors.New("no image")); f.Status != finding.Fail || f.Fix.IsZero() {
 		t.Errorf("%+v", f)
 	}
@@ -98,6 +122,7 @@ func TestNoColourInFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if coloured(f) || coloured(&bytes.Buffer{}) {
 		t.Error("a file is given colours")
 	}

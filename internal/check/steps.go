@@ -40,16 +40,21 @@ func run(ctx context.Context, out io.Writer, steps []step) error {
 		said, err := within(ctx, s.do)
 		took := time.Since(begin).Round(time.Millisecond)
 		if err != nil {
-			fmt.Fprintf(out, "FAIL %8s  %s\n     %s\n     likely cause: %s\n     fix: %s\n", took, s.name, text.Clean(err.Error(), text.MaxMessage), s.cause, s.fix)
+			fmt.Fprintf(out, "FAIL %8s  %s\n     %s\n     likely cause: %s\n     fix: %s\n", took, s.name,
+				text.Clean(err.Error(), text.MaxMessage), s.cause, s.fix)
 			return &stepError{s, err}
 		}
+
 		fmt.Fprintf(out, "ok   %8s  %s", took, s.name)
 		if said != "" {
 			fmt.Fprintf(out, ": %s", text.Clean(said, text.MaxMessage))
 		}
+
 		fmt.Fprintln(out)
 	}
+
 	fmt.Fprintf(out, "check: all %d steps passed\n", len(steps))
+
 	return nil
 }
 
@@ -63,13 +68,16 @@ func within(ctx context.Context, do func(context.Context) (string, error)) (stri
 func eventually(ctx context.Context, patience time.Duration, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+
 	for {
 		err := try(ctx)
 		if err == nil {
 			return nil
 		}
+
 		select {
 		case <-ctx.Done():
 			return err

@@ -26,18 +26,24 @@ func TestRunEndsAtTheFirstFailure(t *testing.T) {
 	var out bytes.Buffer
 	err := run(t.Context(), &out, []step{
 		{"first", "", shell.Line{}, says("")},
-		{"second", "the cable", shell.Advice("plug it in"), func(context.Context) (string, error) { return "lost", errors.New("no light") }},
+		{"second", "the cable", shell.Advice("plug it in"), func(context.Context) (string, error) {
+			return "lost", errors.New("no light")
+		}},
 		{"third", "", shell.Line{}, says("never")},
 	})
 	if !errors.Is(err, errFailed) || !strings.Contains(err.Error(), "second") {
 		t.Errorf("run: %v", err)
 	}
+
 	got := regexp.MustCompile(` +\d+m?s  `).ReplaceAllString(out.String(), " ")
-	if diff := cmp.Diff("ok first\nFAIL second\n     no light\n     likely cause: the cable\n     fix: plug it in\n", got); diff != "" {
+	if diff := cmp.Diff("ok first\nFAIL second\n     no light\n     likely cause: the cable\n     fix: plug it in\n",
+		got); diff != "" {
 		t.Error(diff)
 	}
+
 	out.Reset()
-	if err := run(t.Context(), &out, []step{{"only", "", shell.Line{}, says("this")}}); err != nil || !strings.HasSuffix(out.String(), "  only: this\ncheck: all 1 steps passed\n") {
+	if err := run(t.Context(), &out, []step{{"only", "", shell.Line{}, says("this")}}); err != nil ||
+		!strings.HasSuffix(out.String(), "  only: this\ncheck: all 1 steps passed\n") {
 		t.Errorf("run: %v\n%s", err, &out)
 	}
 }
@@ -53,9 +59,12 @@ func TestEventually(t *testing.T) {
 		}); err != nil || tries != 3 {
 			t.Errorf("eventually: %v after %d tries", err, tries)
 		}
+
 		never := errors.New("never")
 		began := time.Now()
-		if err := eventually(t.Context(), time.Second, func(context.Context) error { return never }); !errors.Is(err, never) || time.Since(began) != time.Second {
+		if err := eventually(t.Context(), time.Second, func(context.Context) error {
+			return never
+		}); !errors.Is(err, never) || time.Since(began) != time.Second {
 			t.Errorf("eventually: %v after %s", err, time.Since(began))
 		}
 	})
@@ -73,13 +82,16 @@ func TestStatic(t *testing.T) {
 	if _, err := static("../engine/pause/bin/pause-amd64"); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := static("/bin/sh"); err == nil || !strings.Contains(err.Error(), "not static") {
 		t.Errorf("a program that needs libraries: %v", err)
 	}
+
 	script := filepath.Join(t.TempDir(), "script")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := static(script); err == nil {
 		t.Error("a script passes for a program")
 	}

@@ -1,5 +1,6 @@
-// Package checkpoint is the file that older Docker shims keep for every sandbox, <root directory>/sandbox/<sandbox ID>: what they need to
-// tear it down. It is read to adopt their pods, written to hand ours back, and never a source of truth of our own.
+// Package checkpoint is the file that older Docker shims keep for every sandbox, <root
+// directory>/sandbox/<sandbox ID>: what they need to tear it down. It is read to adopt their pods,
+// written to hand ours back, and never a source of truth of our own.
 package checkpoint
 
 import (
@@ -32,7 +33,8 @@ type Checkpoint struct {
 	HostNetwork bool
 }
 
-// file is the format, version "v1". The checksum is over the shim's Go types and cannot be known here.
+// file is the format, version "v1". The checksum is over the shim's Go types and cannot be known
+// here.
 type file struct {
 	Version   string `json:"version"`
 	Name      string `json:"name"`
@@ -56,7 +58,8 @@ type port struct {
 // Files are the checkpoints below the root directories of shims.
 type Files struct{ roots []string }
 
-// New returns the checkpoints below these root directories; they need not exist. Write writes below the first.
+// New returns the checkpoints below these root directories; they need not exist. Write writes below
+// the first.
 func New(roots ...string) Files { return Files{roots} }
 
 // Bounds of what older shims wrote; a pod has some ten ports.
@@ -75,12 +78,14 @@ func (f Files) Path(id model.ContainerID) string {
 	if id == "" {
 		return ""
 	}
+
 	for _, root := range f.roots {
 		p := filepath.Join(directory(root), string(id))
 		if st, err := os.Lstat(p); err == nil && st.Mode().IsRegular() {
 			return p
 		}
 	}
+
 	return ""
 }
 
@@ -90,17 +95,21 @@ func (f Files) Read(id model.ContainerID) (Checkpoint, error) {
 	if p == "" {
 		return Checkpoint{}, fmt.Errorf("checkpoint of sandbox %s: %w", id, errdefs.ErrNotFound)
 	}
+
 	b, err := safefs.ReadFile(p, maxFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return Checkpoint{}, fmt.Errorf("checkpoint of sandbox %s: %w", id, errdefs.ErrNotFound)
 	}
+
 	var c Checkpoint
 	if err == nil {
 		c, err = parse(b)
 	}
+
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint %s: %w: %w", p, err, errdefs.ErrDataLoss)
 	}
+
 	return c, nil
 }
 
@@ -110,6 +119,7 @@ func parse(b []byte) (Checkpoint, error) {
 	if err := json.Unmarshal(b, &c); err != nil {
 		return Checkpoint{}, errors.New(text.Clean(err.Error(), text.MaxName))
 	}
+
 	if !isName(c.Name) {
 		return Checkpoint{}, fmt.Errorf("name %q is no name of a pod", text.Clean(c.Name, maxName))
 	}
@@ -125,6 +135,7 @@ func parse(b []byte) (Checkpoint, error) {
 		Namespace:   c.Namespace,
 		HostNetwork: c.Data.HostNetwork,
 	}
+
 	for i, m := range c.Data.Ports {
 		p, err := m.parse()
 		if err != nil {
@@ -132,10 +143,12 @@ func parse(b []byte) (Checkpoint, error) {
 		}
 		out.Ports = append(out.Ports, p)
 	}
+
 	return out, nil
 }
 
-// isName accepts what the names of pods and namespaces can be. They become arguments of CNI plugins.
+// isName accepts what the names of pods and namespaces can be. They become arguments of CNI
+// plugins.
 func isName(s string) bool {
 	for i, c := range []byte(s) {
 		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
@@ -146,7 +159,8 @@ func isName(s string) bool {
 	return len(s) <= maxName
 }
 
-// parse checks a port. Older shims wrote 0 for a container port that is not mapped. No protocol is TCP.
+// parse checks a port. Older shims wrote 0 for a container port that is not mapped. No protocol is
+// TCP.
 func (m port) parse() (*runtimeapi.PortMapping, error) {
 	const maxPort = 1<<16 - 1
 	if m.ContainerPort < 0 || m.ContainerPort > maxPort {
@@ -155,6 +169,7 @@ func (m port) parse() (*runtimeapi.PortMapping, error) {
 	if m.HostPort < 0 || m.HostPort > maxPort {
 		return nil, fmt.Errorf("host_port: %d is not a port", m.HostPort)
 	}
+
 	protocol, known := runtimeapi.Protocol_value[strings.ToUpper(cmp.Or(m.Protocol, "tcp"))]
 	if !known {
 		return nil, fmt.Errorf("protocol: %q is not a protocol", text.Clean(m.Protocol, maxName))
@@ -162,6 +177,7 @@ func (m port) parse() (*runtimeapi.PortMapping, error) {
 	if a, err := netip.ParseAddr(m.HostIP); m.HostIP != "" && (err != nil || a.Zone() != "") {
 		return nil, fmt.Errorf("host_ip: %q is not an IP address", text.Clean(m.HostIP, maxName))
 	}
+
 	return &runtimeapi.PortMapping{
 		Protocol:      runtimeapi.Protocol(protocol),
 		ContainerPort: m.ContainerPort,
@@ -178,6 +194,7 @@ func (f Files) List() []model.ContainerID {
 		if err != nil {
 			continue // no shim has been here
 		}
+
 		entries, _ := dir.ReadDir(maxFiles)
 		dir.Close()
 		for _, e := range entries {
@@ -186,7 +203,9 @@ func (f Files) List() []model.ContainerID {
 			}
 		}
 	}
+
 	slices.Sort(ids)
+
 	return slices.Compact(ids)
 }
 
@@ -195,6 +214,7 @@ func (f Files) Remove(id model.ContainerID) error {
 	if id == "" {
 		return nil
 	}
+
 	var errs []error
 	for _, root := range f.roots {
 		file := filepath.Join(directory(root), string(id))
@@ -205,21 +225,24 @@ func (f Files) Remove(id model.ContainerID) error {
 			errs = append(errs, fmt.Errorf("remove the checkpoint of a shim before this one: %w", err))
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
-// Write writes the checkpoint of a sandbox, whole or not at all. InvalidArgument for what Read would not
-// accept.
+// Write writes the checkpoint of a sandbox, whole or not at all. InvalidArgument for what Read
+// would not accept.
 func (f Files) Write(id model.ContainerID, c Checkpoint) error {
 	if id == "" {
 		return fmt.Errorf("write checkpoint: no sandbox ID: %w", errdefs.ErrInvalidArgument)
 	}
+
 	out := file{
 		Version:   "v1",
 		Name:      c.Name,
 		Namespace: c.Namespace,
 		Data:      data{HostNetwork: c.HostNetwork},
 	}
+
 	for _, m := range c.Ports {
 		out.Data.Ports = append(out.Data.Ports, port{
 			Protocol:      strings.ToLower(m.GetProtocol().String()),
@@ -228,16 +251,20 @@ func (f Files) Write(id model.ContainerID, c Checkpoint) error {
 			HostIP:        m.GetHostIp(),
 		})
 	}
+
 	b, err := json.Marshal(out)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
 	}
+
 	if _, err := parse(b); err != nil {
 		return fmt.Errorf("write the checkpoint of sandbox %s: %w: %w", id, err, errdefs.ErrInvalidArgument)
 	}
+
 	if err := replace(directory(f.roots[0]), string(id), b); err != nil {
 		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
 	}
+
 	return nil
 }
 

@@ -39,9 +39,10 @@ func hostileFiles() map[string]string {
 		"a port too low":      withPort(`"protocol":"tcp","container_port":-1,"host_port":80`),
 		"a port beyond int32": withPort(`"protocol":"tcp","container_port":80,"host_port":99999999999`),
 		"a protocol of none":  withPort(`"protocol":"icmp -j ACCEPT","container_port":80,"host_port":80`),
-		"an address of none":  withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"0.0.0.0/0 -j ACCEPT"`),
-		"an address's zone":   withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"fe80::1%x y"`),
-		"too many ports":      `{"data":{"port_mappings":[` + strings.Repeat("{},", maxPorts) + `{}]}}`,
+		"an address of none": withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"0.0.0.0/0 ` +
+			`-j ACCEPT"`),
+		"an address's zone": withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"fe80::1%x y"`),
+		"too many ports":    `{"data":{"port_mappings":[` + strings.Repeat("{},", maxPorts) + `{}]}}`,
 	}
 }
 
@@ -54,6 +55,7 @@ func TestHostileContents(t *testing.T) {
 			if !errdefs.IsDataLoss(err) || c.Name != "" || len(c.Ports) > 0 || c.HostNetwork {
 				t.Fatalf("%+v, %v", c, err)
 			}
+
 			if s := err.Error(); len(s) > 2000 || !utf8.ValidString(s) || strings.ContainsAny(s, "\x1b\u202e") {
 				t.Errorf("an error of %d bytes: %.300q", len(s), s)
 			}
@@ -61,12 +63,14 @@ func TestHostileContents(t *testing.T) {
 	}
 }
 
-// TestPlantedFiles: what is no regular file of a bounded size is neither followed, waited for nor listed.
+// TestPlantedFiles: what is no regular file of a bounded size is neither followed, waited for nor
+// listed.
 func TestPlantedFiles(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	if err := os.WriteFile(outside, []byte(`{"data":{"host_network":true}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, c := range map[string]struct {
 		plant  func(file string) error
 		listed bool
@@ -75,7 +79,9 @@ func TestPlantedFiles(t *testing.T) {
 		"a FIFO":      {func(file string) error { return unix.Mkfifo(file, 0o600) }, false},
 		"a device":    {func(file string) error { return os.Symlink("/dev/zero", file) }, false},
 		"a directory": {func(file string) error { return os.Mkdir(file, 0o700) }, false},
-		"1 TiB":       {func(file string) error { return errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<40)) }, true},
+		"1 TiB": {func(file string) error {
+			return errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<40))
+		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
@@ -83,6 +89,7 @@ func TestPlantedFiles(t *testing.T) {
 			if err := errors.Join(os.Remove(file), c.plant(file)); err != nil {
 				t.Fatal(err)
 			}
+
 			f := New(root)
 			done := make(chan error, 1)
 			go func() { _, err := f.Read(id); done <- err }()
@@ -94,12 +101,14 @@ func TestPlantedFiles(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Fatal("reading does not return")
 			}
+
 			if ids := f.List(); (len(ids) == 1) != c.listed {
 				t.Errorf("list: %v", ids)
 			}
 			if err := f.Write(id, Checkpoint{Name: "new"}); (err == nil) == (name == "a directory") {
 				t.Errorf("write: %v", err)
 			}
+
 			if b, err := os.ReadFile(outside); err != nil || !strings.Contains(string(b), "true") {
 				t.Errorf("the file outside has %q, %v", b, err)
 			}
@@ -112,6 +121,7 @@ func TestPlantedFiles(t *testing.T) {
 			put(t, root, name, "{}")
 		}
 	}
+
 	if ids := New(root).List(); len(ids) != 0 {
 		t.Errorf("list: %v", ids)
 	}
@@ -129,22 +139,25 @@ func TestWriteRefusesWhatReadWould(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
+
 	if left, _ := filepath.Glob(filepath.Join(root, "*/*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
 
-// FuzzCheckpoint reads a file of any content and name: what is accepted is within the types, is written
-// and read again as the same, and no other file of the directory is touched.
+// FuzzCheckpoint reads a file of any content and name: what is accepted is within the types, is
+// written and read again as the same, and no other file of the directory is touched.
 func FuzzCheckpoint(f *testing.F) {
 	f.Add(string(id), []byte(withPort(`"protocol":"udp","container_port":53,"host_port":5353,"host_ip":"192.0.2.1"`)))
-	f.Add(string(id), []byte(`{"version":"v1","name":"proxy","namespace":"kube-system","data":{"host_network":true},"checksum":1}`))
+	f.Add(string(id), []byte(`{"version":"v1","name":"proxy","namespace":"kube-system","data":{"host_network":true},`+
+		`"checksum":1}`))
 	f.Add("../outside", []byte("{}"))
 	for _, content := range hostileFiles() {
 		if len(content) < 1<<12 {
 			f.Add(string(id), []byte(content))
 		}
 	}
+
 	f.Fuzz(func(t *testing.T, name string, content []byte) {
 		root := t.TempDir()
 		outside := put(t, root, "../outside", "outside")
@@ -152,6 +165,7 @@ func FuzzCheckpoint(f *testing.F) {
 		if err != nil {
 			parsed = id
 		}
+
 		put(t, root, string(parsed), string(content))
 		files := New(root)
 
@@ -162,9 +176,12 @@ func FuzzCheckpoint(f *testing.F) {
 			}
 			return
 		}
-		if len(c.Ports) > maxPorts || !isName(c.Name) || !isName(c.Namespace) || strings.ContainsAny(c.Name+c.Namespace, ";=/\x00\n ") {
+
+		if len(c.Ports) > maxPorts || !isName(c.Name) || !isName(c.Namespace) ||
+			strings.ContainsAny(c.Name+c.Namespace, ";=/\x00\n ") {
 			t.Errorf("%d ports, %q, %q", len(c.Ports), c.Name, c.Namespace)
 		}
+
 		for _, p := range c.Ports {
 			_, known := runtimeapi.Protocol_name[int32(p.Protocol)]
 			if p.HostPort < 0 || p.HostPort > 65535 || p.ContainerPort < 0 || p.ContainerPort > 65535 || !known {
@@ -174,16 +191,20 @@ func FuzzCheckpoint(f *testing.F) {
 				t.Errorf("address %q", p.HostIp)
 			}
 		}
+
 		if err := files.Write(parsed, c); err != nil {
 			t.Fatal(err)
 		}
+
 		again, err := files.Read(parsed)
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(c) {
 			t.Errorf("%+v became %+v, %v", c, again, err)
 		}
+
 		if err := files.Remove(parsed); err != nil || len(files.List()) != 0 {
 			t.Errorf("%v, list %v", err, files.List())
 		}
+
 		if b, err := os.ReadFile(outside); err != nil || string(b) != "outside" {
 			t.Errorf("the file outside has %q, %v", b, err)
 		}

@@ -1,5 +1,5 @@
-// Package config is the daemon's configuration: one struct, its flags with their defaults, and the checks that need no other part. It has no
-// behaviour.
+// Package config is the daemon's configuration: one struct, its flags with their defaults, and the
+// checks that need no other part. It has no behaviour.
 package config
 
 import (
@@ -24,11 +24,12 @@ import (
 
 // Config is all that flags decide.
 type Config struct {
-	Endpoint         string // where the CRI is served
-	DockerEndpoint   string // "" means DOCKER_HOST and its companions
-	RootDirectory    string
-	RunDirectory     string
-	PinDirectory     string        // of pods' network namespaces; it has no flag, since add-ons look there only
+	Endpoint       string // where the CRI is served
+	DockerEndpoint string // "" means DOCKER_HOST and its companions
+	RootDirectory  string
+	RunDirectory   string
+	// of pods' network namespaces; it has no flag, since add-ons look there only
+	PinDirectory     string
 	PauseImage       string        // "" means the embedded one
 	PinnedImages     []string      // names with "*", see spec.ParseImagePins
 	PinnedLabels     []string      // selectors of image labels
@@ -66,48 +67,69 @@ var unused = map[string]string{
 	"ipv6-dual-stack":         "pods get the families that the network gives; give two ranges to --pod-cidr for kubenet",
 }
 
-// pinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the agents
-// of network add-ons mount them.
+// pinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the
+// agents of network add-ons mount them.
 const pinDirectory = "/var/run/netns"
 
 // Register adds every flag to f with its default.
 func (c *Config) Register(f *pflag.FlagSet) {
 	c.PinDirectory = pinDirectory
-	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
-	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock", "where Docker listens; empty means DOCKER_HOST and its companions")
-	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of the daemon's lock and of what older shims left")
-	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd", "directory of pinned network namespaces and of the log-driver's table; both outlive the daemon")
-	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which needs no registry")
-	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "names of images that the kubelet must not collect, with commas between; * stands for any characters, and a name without tag for all tags")
-	f.StringSliceVar(&c.PinnedLabels, "pinned-image-labels", nil, "labels of images that the kubelet must not collect, with commas between: key, key=value, !key or key!=value")
-	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute, "an image pull in which nothing moves for so long is ended")
+	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock",
+		"where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
+	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock",
+		"where Docker listens; empty means DOCKER_HOST and its companions")
+	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd",
+		"directory of the daemon's lock and of what older shims left")
+	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd",
+		"directory of pinned network namespaces and of the log-driver's table; both outlive the daemon")
+	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which "+
+		"needs no registry")
+	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "names of images that the kubelet must not collect, "+
+		"with commas between; * stands for any characters, and a name without tag for all tags")
+	f.StringSliceVar(&c.PinnedLabels, "pinned-image-labels", nil,
+		"labels of images that the kubelet must not collect, with commas between: key, key=value, !key or key!=value")
+	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute,
+		"an image pull in which nothing moves for so long is ended")
 	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
-	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and port-forward; empty means a free port on 127.0.0.1")
-	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "certificate for exec, attach and port-forward over TLS, which the kubelet must trust; empty means plain text")
+	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and "+
+		"port-forward; empty means a free port on 127.0.0.1")
+	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "certificate for exec, attach and port-forward "+
+		"over TLS, which the kubelet must trust; empty means plain text")
 	f.StringVar(&c.StreamingTLSKey, "streaming-tls-key-file", "", "key of --streaming-tls-cert-file")
-	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's own bridge")
+	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's "+
+		"own bridge")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
-	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "directories of CNI plugins, with commas between")
+	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"},
+		"directories of CNI plugins, with commas between")
 	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of CNI's cache")
-	f.StringVar(&c.PodNetNS, "pod-netns", "own", "who makes pods' network namespaces: own (this daemon, where the sandbox image and the engine permit it, else the engine) or engine")
+	f.StringVar(&c.PodNetNS, "pod-netns", "own", "who makes pods' network namespaces: own (this daemon, where the "+
+		"sandbox image and the engine permit it, else the engine) or engine")
 	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
-	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: none, hairpin-veth or promiscuous-bridge (the same as hairpin-veth with bridge-nf-call-iptables)")
-	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means the one that the kubelet tells")
+	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: "+
+		"none, hairpin-veth or promiscuous-bridge (the same as hairpin-veth with bridge-nf-call-iptables)")
+	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means "+
+		"the one that the kubelet tells")
 	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
 	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
-	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
-	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock", "where /metrics, /healthz and /readyz are served: unix:///path, by default metrics.sock in --run-directory, or tcp://host:port; empty means nowhere")
-	f.StringVar(&c.TracingEndpoint, "tracing-endpoint", "", "host:port of an OpenTelemetry collector (OTLP over gRPC) that gets traces; empty means nowhere")
-	f.IntVar(&c.TracingRate, "tracing-sampling-rate-per-million", 0, "of a million calls whose caller tells no trace, how many are traced; the others follow the kubelet's own tracing")
+	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the "+
+		"log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
+	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock",
+		"where /metrics, /healthz and /readyz are served: unix:///path, by default metrics.sock in --run-directory, "+
+			"or tcp://host:port; empty means nowhere")
+	f.StringVar(&c.TracingEndpoint, "tracing-endpoint", "", "host:port of an OpenTelemetry collector (OTLP over "+
+		"gRPC) that gets traces; empty means nowhere")
+	f.IntVar(&c.TracingRate, "tracing-sampling-rate-per-million", 0,
+		"of a million calls whose caller tells no trace, how many are traced; the others follow the kubelet's own tracing")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
 	f.StringVar(&c.TLSKey, "tls-key-file", "", "key of --tls-cert-file")
+
 	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "authorities of the clients of a tcp:// endpoint")
 }
 
-// Complete fills the settings that depend on others or have an older spelling, and notes which unused
-// flags f was given. Validate follows.
+// Complete fills the settings that depend on others or have an older spelling, and notes which
+// unused flags f was given. Validate follows.
 func (c *Config) Complete(f *pflag.FlagSet) {
 	if level, ok := logrusLevels[c.LogLevel]; ok {
 		c.LogLevel = level
@@ -116,6 +138,7 @@ func (c *Config) Complete(f *pflag.FlagSet) {
 	if f.Lookup("metrics-bind-address") != nil && !f.Changed("metrics-bind-address") {
 		c.MetricsAddress = "unix://" + filepath.Join(c.RunDirectory, "metrics.sock")
 	}
+
 	f.Visit(func(flag *pflag.Flag) {
 		if _, ok := unused[flag.Name]; ok {
 			c.unusedFlagsGiven = append(c.unusedFlagsGiven, flag.Name)
@@ -131,7 +154,8 @@ var logrusLevels = map[string]string{
 	"panic":   "error",
 }
 
-// Validate checks a complete configuration and changes nothing. The error names the flag and the fix.
+// Validate checks a complete configuration and changes nothing. The error names the flag and the
+// fix.
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
 		c.validateNames,
@@ -147,6 +171,7 @@ func (c *Config) Validate() error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -155,7 +180,8 @@ func (c *Config) validatePins() error {
 	return err
 }
 
-// ImagePins returns the images that the operator wants the kubelet to keep. The configuration is valid.
+// ImagePins returns the images that the operator wants the kubelet to keep. The configuration is
+// valid.
 func (c *Config) ImagePins() spec.ImagePins {
 	pins, _ := spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
 	return pins
@@ -177,31 +203,37 @@ func (c *Config) validateNames() error {
 			return fmt.Errorf("--%s %q: use one of %q", v.flag, v.value, v.known)
 		}
 	}
+
 	return nil
 }
 
 func (c *Config) validatePaths() error {
 	for flag, p := range map[string]string{
-		"cri-dockerd-root-directory": c.RootDirectory, "run-directory": c.RunDirectory, "cni-conf-dir": c.CNIConfDir, "cni-cache-dir": c.CNICacheDir,
+		"cri-dockerd-root-directory": c.RootDirectory, "run-directory": c.RunDirectory, "cni-conf-dir": c.CNIConfDir,
+		"cni-cache-dir": c.CNICacheDir,
 	} {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("--%s %q: give an absolute path", flag, p)
 		}
 	}
+
 	for _, p := range c.CNIBinDirs {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("--cni-bin-dir %q: give absolute paths", p)
 		}
 	}
+
 	given := 0
 	for _, p := range []string{c.TLSCert, c.TLSKey, c.TLSClientCA} {
 		if p != "" {
 			given++
 		}
 	}
+
 	if given != 0 && given != 3 {
 		return fmt.Errorf("--tls-cert-file, --tls-key-file and --tls-client-ca-file belong together; give all three")
 	}
+
 	return nil
 }
 
@@ -220,9 +252,11 @@ func (c *Config) validateCIDRs() error {
 	if err != nil {
 		return err
 	}
+
 	if n := len(all); n > 2 || n == 2 && all[0].Addr().Is4() == all[1].Addr().Is4() {
 		return fmt.Errorf("--pod-cidr %q: give one range, or one for each of IPv4 and IPv6", c.PodCIDR)
 	}
+
 	return nil
 }
 
@@ -231,22 +265,28 @@ func parseCIDRs(texts []string) (all []netip.Prefix, err error) {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
 		}
+
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
 			return nil, fmt.Errorf("--pod-cidr %q: give ranges like 10.244.1.0/24: %w", s, err)
 		}
+
 		all = append(all, p.Masked())
 	}
+
 	return all, nil
 }
 
 func (c *Config) validateStreaming() error {
 	switch {
 	case c.StreamingTLSCert != "" && c.StreamingTLSKey == "":
-		return fmt.Errorf("--streaming-tls-cert-file %q needs the key of the certificate; give --streaming-tls-key-file", c.StreamingTLSCert)
+		return fmt.Errorf("--streaming-tls-cert-file %q needs the key of the certificate; give "+
+			"--streaming-tls-key-file", c.StreamingTLSCert)
 	case c.StreamingTLSCert == "" && c.StreamingTLSKey != "":
-		return fmt.Errorf("--streaming-tls-key-file %q needs the certificate of the key; give --streaming-tls-cert-file", c.StreamingTLSKey)
+		return fmt.Errorf("--streaming-tls-key-file %q needs the certificate of the key; give "+
+			"--streaming-tls-cert-file", c.StreamingTLSKey)
 	}
+
 	host := c.StreamingAddr
 	if h, port, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -254,6 +294,7 @@ func (c *Config) validateStreaming() error {
 			return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
 		}
 	}
+
 	host = strings.Trim(host, "[]")
 	if host == "" || host == "localhost" {
 		return nil
@@ -261,6 +302,7 @@ func (c *Config) validateStreaming() error {
 	if _, err := netip.ParseAddr(host); err != nil {
 		return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
 	}
+
 	return nil
 }
 
@@ -269,18 +311,22 @@ func (c *Config) validateMetrics() error {
 	if a == "" || strings.HasPrefix(a, "unix:///") {
 		return nil
 	}
+
 	const ways = "give unix:///path or tcp://host:port, or leave it empty"
 	host, ok := strings.CutPrefix(a, "tcp://")
 	if !ok {
 		return fmt.Errorf("--metrics-bind-address %q: %s", a, ways)
 	}
+
 	_, port, err := net.SplitHostPort(host)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
+
 	if err != nil {
 		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, ways, err)
 	}
+
 	return nil
 }
 
@@ -291,13 +337,16 @@ func (c *Config) validateTracing() error {
 	if c.TracingEndpoint == "" {
 		return nil
 	}
+
 	host, port, err := net.SplitHostPort(c.TracingEndpoint)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
+
 	if err != nil || host == "" {
 		return fmt.Errorf("--tracing-endpoint %q: give host:port, as in 127.0.0.1:4317", c.TracingEndpoint)
 	}
+
 	return nil
 }
 
@@ -307,8 +356,8 @@ func (c *Config) CIDRs() []netip.Prefix {
 	return all
 }
 
-// PinRecords is where it is recorded which sandboxes have a pinned network namespace, and where those
-// are that have no sandbox yet.
+// PinRecords is where it is recorded which sandboxes have a pinned network namespace, and where
+// those are that have no sandbox yet.
 func (c *Config) PinRecords() string { return filepath.Join(c.RunDirectory, "netns") }
 
 // EngineNetNS is why the engine is to make pods' network namespaces, "" if we are.
@@ -331,15 +380,22 @@ func (c *Config) Warnings() []string {
 	return out
 }
 
-// Logger is the log that the flags describe, on standard error. What has the form of a credential never reaches it.
+// Logger is the log that the flags describe, on standard error. What has the form of a credential
+// never reaches it.
 func (c *Config) Logger() *slog.Logger { return c.logger(os.Stderr) }
 
 func (c *Config) logger(w io.Writer) *slog.Logger {
-	level := map[string]slog.Level{"debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError}[c.LogLevel]
+	level := map[string]slog.Level{
+		"debug": slog.LevelDebug,
+		"warn":  slog.LevelWarn,
+		"error": slog.LevelError,
+	}[c.LogLevel]
+
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: secret.Attr}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
+
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
@@ -360,6 +416,7 @@ func edits(a, b string) int {
 	for j := range row {
 		row[j] = j
 	}
+
 	for i := range len(a) {
 		previous := row[0]
 		row[0] = i + 1
@@ -371,5 +428,6 @@ func edits(a, b string) int {
 			previous, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, previous+cost)
 		}
 	}
+
 	return row[len(b)]
 }

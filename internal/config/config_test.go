@@ -20,16 +20,19 @@ func parse(args ...string) (*Config, *pflag.FlagSet, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, f, err
 	}
+
 	c.Complete(f)
 	complete := fmt.Sprintf("%+v", c)
 	err := c.Validate()
 	if after := fmt.Sprintf("%+v", c); after != complete {
 		panic("Validate has changed the configuration: " + complete + " to " + after)
 	}
+
 	return c, f, err
 }
 
-// TestCommandLineOfOldNodes holds every flag that units of existing nodes may pass, with its default and a value.
+// TestCommandLineOfOldNodes holds every flag that units of existing nodes may pass, with its
+// default and a value.
 func TestCommandLineOfOldNodes(t *testing.T) {
 	for _, flag := range []struct{ name, byDefault, value string }{
 		{"container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "fd://"},
@@ -57,9 +60,11 @@ func TestCommandLineOfOldNodes(t *testing.T) {
 			t.Errorf("--%s=%s: %v", flag.name, flag.value, err)
 			continue
 		}
+
 		if got := f.Lookup(flag.name).DefValue; got != flag.byDefault {
 			t.Errorf("--%s has the default %q, want %q", flag.name, got, flag.byDefault)
 		}
+
 		_, dead := unused[flag.name]
 		if w := c.Warnings(); (len(w) == 1) != dead || dead && !strings.Contains(w[0], "--"+flag.name) {
 			t.Errorf("--%s warns %q", flag.name, w)
@@ -72,6 +77,7 @@ func TestStreamingTLS(t *testing.T) {
 	if err != nil || c.StreamingTLSCert != "/x/cert.pem" || c.StreamingTLSKey != "/x/key.pem" {
 		t.Errorf("%+v, %v", c, err)
 	}
+
 	for given, missing := range map[string]string{
 		"streaming-tls-cert-file": "streaming-tls-key-file",
 		"streaming-tls-key-file":  "streaming-tls-cert-file",
@@ -89,7 +95,8 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 }
 
-// TestMetricsAddress: unless it is given it follows the run directory, so that two daemons never meet.
+// TestMetricsAddress: unless it is given it follows the run directory, so that two daemons never
+// meet.
 func TestMetricsAddress(t *testing.T) {
 	for want, args := range map[string][]string{
 		"unix:///run/cri-dockerd/metrics.sock": nil,
@@ -106,13 +113,19 @@ func TestMetricsAddress(t *testing.T) {
 
 func TestMistakesNameTheFlag(t *testing.T) {
 	for _, arg := range []string{
-		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml", "--cri-dockerd-root-directory=rel", "--run-directory=rel",
-		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1", "--network-plugin-mtu=70000",
-		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24", "--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
-		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many", "--streaming-bind-addr=127.0.0.1:70000",
+		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml",
+		"--cri-dockerd-root-directory=rel", "--run-directory=rel",
+		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1",
+		"--network-plugin-mtu=70000",
+		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24",
+		"--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
+		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many",
+		"--streaming-bind-addr=127.0.0.1:70000",
 		"--streaming-tls-cert-file=/x", "--streaming-tls-key-file=/x", "--tls-cert-file=/x",
-		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090", "--metrics-bind-address=tcp://127.0.0.1",
-		"--metrics-bind-address=tcp://127.0.0.1:many", "--tracing-endpoint=http://127.0.0.1:4317", "--tracing-endpoint=:4317", "--tracing-endpoint=host",
+		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090",
+		"--metrics-bind-address=tcp://127.0.0.1",
+		"--metrics-bind-address=tcp://127.0.0.1:many", "--tracing-endpoint=http://127.0.0.1:4317",
+		"--tracing-endpoint=:4317", "--tracing-endpoint=host",
 		"--tracing-sampling-rate-per-million=-1", "--tracing-sampling-rate-per-million=1000001",
 	} {
 		name, _, _ := strings.Cut(arg, "=")
@@ -127,10 +140,12 @@ func TestRanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var got []string
 	for _, p := range c.CIDRs() {
 		got = append(got, p.String())
 	}
+
 	if diff := cmp.Diff([]string{"10.88.0.0/24", "fd00:88::/64"}, got); diff != "" {
 		t.Error(diff)
 	}
@@ -140,7 +155,8 @@ func TestNearest(t *testing.T) {
 	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	(&Config{}).Register(f)
 	for wrong, want := range map[string]string{
-		"container-runtime-endpont": "container-runtime-endpoint", "cni-bindir": "cni-bin-dir", "podcidr": "pod-cidr", "log-leve": "log-level",
+		"container-runtime-endpont": "container-runtime-endpoint", "cni-bindir": "cni-bin-dir", "podcidr": "pod-cidr",
+		"log-leve":       "log-level",
 		"network_plugin": "network-plugin", "xyzzy-quux-frobnicate-now": "log-format",
 	} {
 		if got := Nearest(f, wrong); got != want {
@@ -168,12 +184,15 @@ func TestLogger(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var out bytes.Buffer
 			log := c.logger(&out)
 			for _, say := range []func(string, ...any){log.Debug, log.Info, log.Warn, log.Error} {
 				say("Get https://bob:s3cret@registry.test", "err", errors.New("Authorization: Bearer s3cret"))
 			}
-			if n := strings.Count(out.String(), "\n"); n != want || !strings.HasPrefix(out.String(), begin) || strings.Contains(out.String(), "s3cret") {
+
+			if n := strings.Count(out.String(), "\n"); n != want || !strings.HasPrefix(out.String(), begin) ||
+				strings.Contains(out.String(), "s3cret") {
 				t.Errorf("%s, %s:\n%s", level, format, out.String())
 			}
 		}

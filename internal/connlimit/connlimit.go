@@ -1,9 +1,10 @@
-// Package connlimit bounds the open connections of a listener, so that clients that are connected and silent cannot use up the
-// daemon's memory and descriptors, nor keep other clients out.
+// Package connlimit bounds the open connections of a listener, so that clients that are connected
+// and silent cannot use up the daemon's memory and descriptors, nor keep other clients out.
 //
-// A connection is pending until the server calls Keep, for example after the client has presented a token. When too many are
-// pending, the oldest is closed for the newest: a client that sends its request at once is always served, whoever else holds
-// connections open. Kept connections are never closed for others; beyond their limit Keep fails.
+// A connection is pending until the server calls Keep, for example after the client has presented a
+// token. When too many are pending, the oldest is closed for the newest: a client that sends its
+// request at once is always served, whoever else holds connections open. Kept connections are never
+// closed for others; beyond their limit Keep fails.
 package connlimit
 
 import (
@@ -15,7 +16,8 @@ import (
 	"time"
 )
 
-// answerTimeout bounds the write of the last words to a connection. They fit into an empty socket buffer.
+// answerTimeout bounds the write of the last words to a connection. They fit into an empty socket
+// buffer.
 const answerTimeout = 100 * time.Millisecond
 
 // ErrTooMany is the error of Keep beyond a limit.
@@ -27,7 +29,8 @@ type Limits struct {
 	PendingPerPeer int // the same, per source address
 	Kept           int // connections after Keep, in all
 	KeptPerPeer    int // the same, per source address
-	// Answer is sent to a pending connection that is closed for a newer one. It must be short; empty sends nothing.
+	// Answer is sent to a pending connection that is closed for a newer one. It must be short;
+	// empty sends nothing.
 	Answer []byte
 }
 
@@ -55,12 +58,14 @@ func New(l net.Listener, limits Limits) *Listener {
 	}
 }
 
-// Accept returns the next connection, a *Conn. It closes an older pending connection if there are too many.
+// Accept returns the next connection, a *Conn. It closes an older pending connection if there are
+// too many.
 func (l *Listener) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
+
 	c := &Conn{
 		Conn:  nc,
 		owner: l,
@@ -72,9 +77,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	for _, v := range victims {
 		v.reject(l.limits.Answer)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, nc.Close())
 	}
+
 	return c, nil
 }
 
@@ -82,6 +89,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) admit(c *Conn) (victims []*Conn, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.closed {
 		return nil, net.ErrClosed
 	}
@@ -91,8 +99,10 @@ func (l *Listener) admit(c *Conn) (victims []*Conn, err error) {
 	if n := l.limits.Pending; n > 0 && l.number.pending >= n {
 		victims = append(victims, l.evictLocked(l.busiestLocked()))
 	}
+
 	l.open[c] = struct{}{}
 	l.countLocked(c, 1)
+
 	return victims, nil
 }
 
@@ -115,7 +125,9 @@ func (l *Listener) evictLocked(peer netip.Addr) *Conn {
 			oldest = c
 		}
 	}
+
 	l.removeLocked(oldest)
+
 	return oldest
 }
 
@@ -125,6 +137,7 @@ func (l *Listener) countLocked(c *Conn, n int) {
 	if c.kept {
 		peers, total = l.kept, &l.number.kept
 	}
+
 	*total += n
 	if peers[c.peer] += n; peers[c.peer] == 0 {
 		delete(peers, c.peer)
@@ -158,12 +171,13 @@ type Conn struct {
 	kept  bool
 }
 
-// Keep protects the connection from being closed for newer ones. The error is ErrTooMany beyond the limit, or net.ErrClosed
-// if the connection has been closed. Keeping twice is no error.
+// Keep protects the connection from being closed for newer ones. The error is ErrTooMany beyond the
+// limit, or net.ErrClosed if the connection has been closed. Keeping twice is no error.
 func (c *Conn) Keep() error {
 	l := c.owner
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	switch _, open := l.open[c]; {
 	case !open:
 		return net.ErrClosed
@@ -174,9 +188,11 @@ func (c *Conn) Keep() error {
 	case l.limits.KeptPerPeer > 0 && l.kept[c.peer] >= l.limits.KeptPerPeer:
 		return fmt.Errorf("%w from %s: %d", ErrTooMany, c.peer, l.kept[c.peer])
 	}
+
 	l.countLocked(c, -1)
 	c.kept = true
 	l.countLocked(c, 1)
+
 	return nil
 }
 
@@ -204,17 +220,20 @@ func (c *Conn) reject(answer []byte) {
 	c.Conn.Close()
 }
 
-// peerOf is the address that connections are counted by: the host, for IPv6 beyond loopback its /64, which one host may own.
+// peerOf is the address that connections are counted by: the host, for IPv6 beyond loopback its
+// /64, which one host may own.
 func peerOf(a net.Addr) netip.Addr {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
 		return netip.Addr{}
 	}
+
 	ip := ap.Addr().Unmap().WithZone("")
 	if ip.Is6() && !ip.IsLoopback() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.Addr()
 		}
 	}
+
 	return ip
 }

@@ -15,19 +15,23 @@ func listen(t *testing.T, limits Limits) (l *Listener, dial func() (client net.C
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	l = New(inner, limits)
 	t.Cleanup(func() { l.Close(); l.CloseAll() })
+
 	return l, func() (net.Conn, *Conn) {
 		t.Helper()
 		client, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		t.Cleanup(func() { client.Close() })
 		server, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		return client, server.(*Conn)
 	}
 }
@@ -58,6 +62,7 @@ func TestOldestPendingIsClosed(t *testing.T) {
 			if err := kept.Keep(); err != nil {
 				t.Fatal(err)
 			}
+
 			third, _ := dial()
 			touched.Touch()
 			fourth, _ := dial() // closes third
@@ -79,16 +84,20 @@ func TestKeptAreBounded(t *testing.T) {
 			if err := errors.Join(first.Keep(), first.Keep()); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := second.Keep(); !errors.Is(err, ErrTooMany) {
 				t.Errorf("Keep beyond the limit: %v", err)
 			}
+
 			first.Close()
 			if err := second.Keep(); err != nil {
 				t.Errorf("Keep after a place was given up: %v", err)
 			}
+
 			if err := first.Keep(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Keep of a closed connection: %v", err)
 			}
+
 			second.Close()
 			second.Close()
 			if l.number.kept != 0 || l.number.pending != 0 || len(l.open)+len(l.kept)+len(l.pending) != 0 {
@@ -108,6 +117,7 @@ func TestCloseAll(t *testing.T) {
 	if _, err := net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept after CloseAll: %v", err)
 	}

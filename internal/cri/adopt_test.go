@@ -20,23 +20,31 @@ import (
 // foreign is a sandbox as an older shim made it, started or not.
 func (w *world) foreign(t *testing.T, network string, start bool) string {
 	t.Helper()
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: network})
+	create, err := spec.NewSandbox(w.pod(),
+		spec.SandboxOptions{
+			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+			NetworkMode: network,
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for k := range create.Config.Labels {
 		if strings.HasPrefix(k, "io.cri-dockerd.") {
 			delete(create.Config.Labels, k)
 		}
 	}
+
 	create.Host.NetworkMode = container.NetworkMode(network)
 	id, err := w.engine.Create(t.Context(), create)
 	if err == nil && start {
 		err = w.engine.Start(t.Context(), id)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return string(id)
 }
 
@@ -49,13 +57,16 @@ func settled(t *testing.T, s *Service, id string, running bool) {
 	})
 }
 
-// TestAdopt starts on a node with pods of older shims: what runs stays as it is and gets a pin, and has its addresses before and after.
+// TestAdopt starts on a node with pods of older shims: what runs stays as it is and gets a pin, and
+// has its addresses before and after.
 func TestAdopt(t *testing.T) {
 	s, w := newService(t)
-	running, bridged, host, made := w.foreign(t, "none", true), w.foreign(t, "bridge", true), w.foreign(t, "host", true), w.foreign(t, "none", false)
+	running, bridged, host, made := w.foreign(t, "none", true), w.foreign(t, "bridge", true),
+		w.foreign(t, "host", true), w.foreign(t, "none", false)
 	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
 		settled(t, s, id, runs)
 	}
+
 	ip := func() string {
 		r, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: running})
 		if err != nil {
@@ -66,30 +77,37 @@ func TestAdopt(t *testing.T) {
 	if got := ip(); got != "10.99.0.9" {
 		t.Errorf("before it is adopted: %q", got)
 	}
+
 	for range 2 {
 		if err := s.Recover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if got := ip(); got != "10.99.0.9" {
 		t.Errorf("adopted: %q", got)
 	}
+
 	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
 		if sb, err := s.View.Sandbox(id); err != nil || sb.Running != runs {
 			t.Errorf("%+v, %v", sb, err)
 		}
 	}
+
 	if got := keys(w, w.pins); !slices.Equal(got, []string{running}) {
 		t.Errorf("pins: %v", got)
 	}
 	if got := keys(w, w.adopted); !slices.Equal(got, []string{running}) {
 		t.Errorf("adopted: %v", got)
 	}
+
 	for _, id := range []string{running, bridged, host, made} {
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
+			nil {
 			t.Error(err)
 		}
 	}
+
 	var released []string
 	for _, p := range w.released {
 		released = append(released, p.ID)
@@ -97,13 +115,16 @@ func TestAdopt(t *testing.T) {
 			t.Errorf("the network is not told who made %+v", p)
 		}
 	}
+
 	if slices.Sort(released); !slices.Equal(released, slices.Sorted(slices.Values([]string{running, made}))) {
 		t.Errorf("released %v; neither the engine's network nor the host's is CNI's", released)
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestCheckpoints tears down what an older shim has noted: with its ports, also where the container is gone, and without what cannot be read.
+// TestCheckpoints tears down what an older shim has noted: with its ports, also where the container
+// is gone, and without what cannot be read.
 func TestCheckpoints(t *testing.T) {
 	s, w := newService(t)
 	gone, hostGone, broken, stopped := testID("aa01"), testID("aa02"), testID("aa03"), testID("aa04")
@@ -111,18 +132,24 @@ func TestCheckpoints(t *testing.T) {
 	lives := w.foreign(t, "none", true)
 	settled(t, s, lives, true)
 	for id, c := range map[string]checkpoint.Checkpoint{
-		lives: {Name: "lives", Ports: ports}, gone: {Name: "gone", Namespace: "default", Ports: ports}, hostGone: {HostNetwork: true}, broken: {},
+		lives:    {Name: "lives", Ports: ports},
+		gone:     {Name: "gone", Namespace: "default", Ports: ports},
+		hostGone: {HostNetwork: true},
+		broken:   {},
 	} {
 		if err := w.files.Write(model.ContainerID(id), c); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := os.WriteFile(w.files.Path(model.ContainerID(broken)), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	var ids []string
 	for _, p := range w.released {
 		ids = append(ids, p.ID)
@@ -130,6 +157,7 @@ func TestCheckpoints(t *testing.T) {
 			t.Errorf("released as %+v", p)
 		}
 	}
+
 	if slices.Sort(ids); !slices.Equal(ids, []string{gone, broken}) {
 		t.Errorf("released %v", ids)
 	}
@@ -137,47 +165,64 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("checkpoints: %v", left)
 	}
 
-	if err := w.files.Write(model.ContainerID(stopped), checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err != nil {
+	if err := w.files.Write(model.ContainerID(stopped), checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	w.released = nil
 	for _, id := range []string{lives, stopped} {
 		if _, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 			t.Error(err)
 		}
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
+			nil {
 			t.Error(err)
 		}
 	}
+
 	for _, id := range []string{lives, stopped} {
-		if i := slices.IndexFunc(w.released, func(p podnet.Pod) bool { return p.ID == id }); i < 0 || len(w.released[i].Ports) != 1 {
+		if i := slices.IndexFunc(w.released, func(p podnet.Pod) bool {
+			return p.ID == id
+		}); i < 0 || len(w.released[i].Ports) != 1 {
 			t.Errorf("%s was not released with its ports: %+v", id, w.released)
 		}
 	}
+
 	if left := w.files.List(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestSandboxThatTheViewLacks: the network of a container that is there belongs to somebody, whatever the view says.
+// TestSandboxThatTheViewLacks: the network of a container that is there belongs to somebody,
+// whatever the view says.
 func TestSandboxThatTheViewLacks(t *testing.T) {
 	s, w := newService(t)
-	create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"})
+	create, err := spec.NewSandbox(w.pod(),
+		spec.SandboxOptions{
+			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+			NetworkMode: "none",
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	create.Name = "renamed"
 	id, err := w.engine.Create(t.Context(), create)
 	if err == nil {
 		err = w.files.Write(id, checkpoint.Checkpoint{Name: "web"})
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.Recover(t.Context()); err != nil || len(w.released) > 0 || len(w.files.List()) != 1 {
 		t.Errorf("%v; released %v, checkpoints %v", err, w.released, w.files.List())
 	}
+
 	w.engine.Drop(id)
 	if err := s.Recover(t.Context()); err != nil || len(w.released) != 1 || len(w.files.List()) != 0 {
 		t.Errorf("gone: %v; released %v, checkpoints %v", err, w.released, w.files.List())
@@ -195,17 +240,21 @@ func TestAdoptOfARestartedPause(t *testing.T) {
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if !w.has(w.adopted, id) || w.has(w.pins, id) {
 		t.Errorf("adopted %v, pinned %v", keys(w, w.adopted), keys(w, w.pins))
 	}
 	if _, err := s.OpenNetNS(id); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("OpenNetNS: %v", err)
 	}
+
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
 		t.Error(err)
 	}
+
 	if len(w.released) != 1 || w.released[0].NetNS != "" {
 		t.Errorf("released: %+v", w.released)
 	}
+
 	w.nothingLeft(t, s)
 }

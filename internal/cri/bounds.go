@@ -21,15 +21,18 @@ func shorten(items [][]byte, limit int, short func(i int) ([]byte, error)) (size
 	for i, b := range items {
 		order[i], size = i, size+len(b)
 	}
+
 	if size <= limit {
 		return size, nil
 	}
+
 	slices.SortFunc(order, func(a, b int) int { return len(items[b]) - len(items[a]) })
 	for _, i := range order {
 		b, err := short(i)
 		if err != nil {
 			return 0, err
 		}
+
 		if len(b) < len(items[i]) {
 			size, items[i] = size-len(items[i])+len(b), b
 		}
@@ -37,6 +40,7 @@ func shorten(items [][]byte, limit int, short func(i int) ([]byte, error)) (size
 			break
 		}
 	}
+
 	return size, nil
 }
 
@@ -45,6 +49,7 @@ func fitImages(images []*runtimeapi.Image, limit int) {
 	if proto.Size(&runtimeapi.ListImagesResponse{Images: images}) <= limit {
 		return
 	}
+
 	for i, image := range images {
 		short, _ := proto.Clone(image).(*runtimeapi.Image) //nolint:errcheck // a clone has the type
 		short.RepoTags = short.RepoTags[:min(len(short.RepoTags), 1)]
@@ -53,7 +58,8 @@ func fitImages(images []*runtimeapi.Image, limit int) {
 	}
 }
 
-// fitConditions makes the messages of conditions valid texts of bounded length: they repeat errors of the engine and of plugins.
+// fitConditions makes the messages of conditions valid texts of bounded length: they repeat errors
+// of the engine and of plugins.
 func fitConditions(conditions []*runtimeapi.RuntimeCondition) {
 	for _, c := range conditions {
 		c.Message = text.Clean(c.Message, text.MaxMessage)

@@ -26,7 +26,8 @@ const (
 type starts struct {
 	mu      sync.Mutex                 // guards the rest
 	running map[model.ContainerID]bool // true: it has started again meanwhile
-	late    map[model.ContainerID]bool // StartContainer has given up, the engine may start it yet; true: it is to be stopped then
+	// StartContainer has given up, the engine may start it yet; true: it is to be stopped then
+	late map[model.ContainerID]bool
 }
 
 // outlasts notes a start that the engine may carry out after the call.
@@ -60,7 +61,8 @@ func (st *starts) forget(id model.ContainerID) {
 	delete(st.late, id)
 }
 
-// begin says whether the caller is to complete a start. If another is at it, that one does so once more.
+// begin says whether the caller is to complete a start. If another is at it, that one does so once
+// more.
 func (st *starts) begin(id model.ContainerID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -73,11 +75,14 @@ func (st *starts) begin(id model.ContainerID) bool {
 func (st *starts) end(id model.ContainerID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+
 	if st.running[id] {
 		st.running[id] = false
 		return false
 	}
+
 	delete(st.running, id)
+
 	return true
 }
 
@@ -91,6 +96,7 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 	c := completer{s}
 	var g errgroup.Group
 	defer func() { _ = g.Wait() }()
+
 	for {
 		err := c.followStarts(ctx, func(id model.ContainerID) {
 			if c.hasNothingToComplete(id) || !s.starts.begin(id) {
@@ -101,6 +107,7 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
 			return
 		}
+
 		s.Log.Warn("starts of containers were missed; all containers are checked", "err", err)
 		s.Reclaimer.RequestReclaim() // removals were missed as well
 	}
@@ -110,14 +117,17 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 func (s completer) followStarts(ctx context.Context, started func(id model.ContainerID)) error {
 	w := s.View.Watch()
 	defer w.Stop()
+
 	for _, c := range s.View.Containers() {
 		started(c.ID)
 	}
+
 	for {
 		change, err := w.Next(ctx)
 		if err != nil {
 			return err
 		}
+
 		switch change.Type {
 		case runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT:
 			started(change.ID)
@@ -146,6 +156,7 @@ func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 			pause = completeRetryMin
 			continue
 		}
+
 		s.Log.Warn("the start of a container is not complete", "container", id, "retry", pause, "err", err)
 		select {
 		case <-ctx.Done():
@@ -155,10 +166,12 @@ func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 	}
 }
 
-// completeStart finishes the start of a container that runs. An error means that it is to be done again.
+// completeStart finishes the start of a container that runs. An error means that it is to be done
+// again.
 func (s completer) completeStart(ctx context.Context, id model.ContainerID) error {
 	ctx, cancel := context.WithTimeout(ctx, undoDeadline)
 	defer cancel()
+
 	c, err := s.lockContainer(ctx, string(id)) // a StartContainer that is under way finishes it by itself
 	if err != nil {
 		return notFoundIsFine(err)
@@ -170,13 +183,16 @@ func (s completer) completeStart(ctx context.Context, id model.ContainerID) erro
 			return notFoundIsFine(err)
 		}
 	}
+
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
 	if err := s.finishStart(ctx, c, s.mayNotRun(c.Container)); err != nil {
 		return err
 	}
+
 	s.starts.forget(id)
+
 	return nil
 }
 
@@ -186,10 +202,12 @@ func (s completer) mayNotRun(c *spec.Container) error {
 	if stopped {
 		return fmt.Errorf("container %s was stopped before it was started: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
+
 	if late {
 		_, err := s.runningSandbox(string(c.SandboxID))
 		return err
 	}
+
 	return s.startedAfterStop(c)
 }
 
@@ -200,5 +218,6 @@ func (g *gate) startedAfterStop(c *spec.Container) error {
 	if err != nil || sb.Running || sb.FinishedAt.IsZero() || !c.StartedAt.After(sb.FinishedAt) {
 		return nil //nolint:nilerr // of a pod without a pause nobody knows when it was stopped
 	}
-	return fmt.Errorf("container %s was started after its sandbox %s had stopped: %w", c.ID, sb.ID, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("container %s was started after its sandbox %s had stopped: %w", c.ID, sb.ID,
+		errdefs.ErrFailedPrecondition)
 }

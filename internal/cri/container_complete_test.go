@@ -21,24 +21,30 @@ func follow(t *testing.T, s *Service) {
 	t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
-// giveUpStart is a StartContainer whose caller gives up before the engine has started the container.
+// giveUpStart is a StartContainer whose caller gives up before the engine has started the
+// container.
 func giveUpStart(t *testing.T, s *Service, w *world, r *runtimeapi.CreateContainerRequest) (id string) {
 	t.Helper()
 	c, err := s.CreateContainer(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
 			return fmt.Errorf("the caller has gone: %w", context.DeadlineExceeded)
 		}
 		return nil
 	})
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err == nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err ==
+		nil {
 		t.Fatal("the start succeeded")
 	}
+
 	w.setEngineFault(nil)
 	w.set(w.logs, c.ContainerId, false) // as if it had not been made
+
 	return c.ContainerId
 }
 
@@ -73,7 +79,8 @@ func TestLateStartIsCompleted(t *testing.T) {
 	}
 }
 
-// TestStartBeforeACrashIsCompleted: a daemon that starts finds a container that runs without its log and its limits.
+// TestStartBeforeACrashIsCompleted: a daemon that starts finds a container that runs without its
+// log and its limits.
 func TestStartBeforeACrashIsCompleted(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -84,7 +91,8 @@ func TestStartBeforeACrashIsCompleted(t *testing.T) {
 	eventually(t, func() bool { return w.hasLimits(id) && w.has(w.logs, id) })
 }
 
-// TestRestartedContainerGetsItsLimits: somebody restarts a container, whose new control group has none.
+// TestRestartedContainerGetsItsLimits: somebody restarts a container, whose new control group has
+// none.
 func TestRestartedContainerGetsItsLimits(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
@@ -95,12 +103,14 @@ func TestRestartedContainerGetsItsLimits(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	w.engine.End(model.ContainerID(id), 0)
 	w.start(t, id)
 	eventually(t, func() bool { return w.hasLimits(id) })
 }
 
-// TestLateStartWithoutLimitsIsKilled: what cannot get its limits does not run, also when the first kill fails.
+// TestLateStartWithoutLimitsIsKilled: what cannot get its limits does not run, also when the first
+// kill fails.
 func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
@@ -116,6 +126,7 @@ func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 		}
 		return nil
 	})
+
 	w.start(t, id)
 	eventually(t, func() bool { return !w.runs(t, id) })
 }
@@ -165,6 +176,7 @@ func TestContainersOfADeadPauseAreLeftToTheKubelet(t *testing.T) {
 	if err := (completer{s}).completeStart(t.Context(), model.ContainerID(id)); err != nil || !w.runs(t, id) {
 		t.Errorf("it was killed: %v", err)
 	}
+
 	if err := (completer{s}).completeStart(t.Context(), "beef"); err != nil && !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}

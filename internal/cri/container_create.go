@@ -15,23 +15,30 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// CreateContainer makes a container in a running sandbox (CRI CreateContainer). A call that fails leaves nothing, and what an earlier
-// attempt left under the same name is cleared.
-func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+// CreateContainer makes a container in a running sandbox (CRI CreateContainer). A call that fails
+// leaves nothing, and what an earlier attempt left under the same name is cleared.
+func (s *Service) CreateContainer(
+	ctx context.Context, r *runtimeapi.CreateContainerRequest,
+) (*runtimeapi.CreateContainerResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
 		return nil, err
 	}
+
 	var u undo.Stack
 	create, made, err := s.translateContainer(ctx, r, host, &u)
 	defer made()
+
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err), u.Run(ctx, undoDeadline))
+		return nil, errors.Join(fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err),
+			u.Run(ctx, undoDeadline))
 	}
+
 	id, err := s.create(ctx, r.GetPodSandboxId(), create)
 	if err != nil {
 		return nil, errors.Join(err, u.Run(ctx, undoDeadline))
 	}
+
 	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
 }
 
@@ -42,66 +49,88 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 		return "", fmt.Errorf("create container: %w", err)
 	}
 	defer unlock()
+
 	for _, w := range create.Warnings {
 		s.Log.Warn(w, "container", create.Name)
 	}
+
 	if err := makeDirs(create.MakeDirs); err != nil {
 		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}
+
 	var u undo.Stack
 	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
 	id, err := s.createContainer(ctx, create)
 	if err == nil {
 		err = s.View.Refresh(ctx, id)
 	}
+
 	if err == nil { // the pod may have been taken apart meanwhile, without this container
 		_, err = s.runningSandbox(sandboxID)
 	}
+
 	if errdefs.IsAlreadyExists(err) {
 		return "", err // the name is another's, who keeps it
 	}
+
 	if err != nil {
 		return "", errors.Join(err, u.Run(ctx, undoDeadline))
 	}
+
 	return id, nil
 }
 
-// translateContainer gathers what the translation needs. All that it touches are image volumes: u undoes them, and made is to be called
-// when the view knows the container or the undo has run.
-func (s *Service) translateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host, u *undo.Stack) (_ *spec.Create, made func(), err error) {
+// translateContainer gathers what the translation needs. All that it touches are image volumes: u
+// undoes them, and made is to be called when the view knows the container or the undo has run.
+func (s *Service) translateContainer(
+	ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host, u *undo.Stack,
+) (_ *spec.Create, made func(), err error) {
 	cfg, nothing := r.GetConfig(), func() {}
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
 		return nil, nothing, err
 	}
+
 	image, err := findImage(ctx, s.ImageView, cfg.GetImage().GetImage())
 	if err != nil {
 		return nil, nothing, err
 	}
+
 	profile, err := readSeccomp(spec.SeccompFile(cfg))
 	if err != nil {
 		return nil, nothing, err
 	}
+
 	if target := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
 		if _, err := s.View.Container(target); err != nil {
 			return nil, nothing, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
 		}
 	}
+
 	log, err := s.Logs.Config(ctx, r.GetSandboxConfig().GetLogDirectory(), cfg.GetLogPath())
 	if err != nil {
 		return nil, nothing, err
 	}
+
 	volumes, made, err := s.volumes.prepare(ctx, cfg, host, u)
 	if err != nil {
 		return nil, made, err
 	}
+
 	create, err := spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
-		Host: host, Sandbox: sb, Image: image, SeccompProfile: profile, Log: log, ImageVolumes: volumes,
+		Host:           host,
+		Sandbox:        sb,
+		Image:          image,
+		SeccompProfile: profile,
+		Log:            log,
+		ImageVolumes:   volumes,
 	})
+
 	return create, made, err
 }
 
-// makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type. They stay: they may be in use by others.
+// makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type.
+// They stay: they may be in use by others.
 func makeDirs(dirs []string) error {
 	for _, d := range dirs {
 		if _, err := os.Stat(d); errors.Is(err, os.ErrNotExist) {
@@ -110,6 +139,7 @@ func makeDirs(dirs []string) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -123,36 +153,45 @@ func linkTarget(file string) string {
 		if err != nil {
 			return file
 		}
+
 		if !filepath.IsAbs(to) {
 			to = filepath.Join(filepath.Dir(file), to)
 		}
+
 		file = to
 	}
+
 	return file
 }
 
-// createContainer makes the container; a leftover with its name that has never run, or has ended, is cleared once.
+// createContainer makes the container; a leftover with its name that has never run, or has ended,
+// is cleared once.
 func (s *Service) createContainer(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
 	id, err := s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
 		return id, err
 	}
+
 	if leftErr := s.clearContainer(ctx, create.Name); leftErr != nil {
 		return "", errors.Join(err, leftErr)
 	}
+
 	return s.Engine.Create(ctx, create)
 }
 
-// clearContainer removes what an earlier attempt left under a name. AlreadyExists if it runs, or is not ours.
+// clearContainer removes what an earlier attempt left under a name. AlreadyExists if it runs, or is
+// not ours.
 func (s *Service) clearContainer(ctx context.Context, name string) error {
 	id, o, err := s.Engine.FindByName(ctx, name)
 	if err != nil {
 		return notFoundIsFine(err)
 	}
+
 	inUse := fmt.Errorf("container %s has the name already: %w", id, errdefs.ErrAlreadyExists)
 	if o.Container == nil {
 		return inUse
 	}
+
 	c, err := s.lockFoundContainer(ctx, id)
 	if err != nil {
 		return notFoundIsFine(err)
@@ -162,6 +201,7 @@ func (s *Service) clearContainer(ctx context.Context, name string) error {
 	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return inUse
 	}
+
 	return s.removeContainer(ctx, c)
 }
 

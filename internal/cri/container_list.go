@@ -9,15 +9,20 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// ListContainers lists containers by filter, newest first, from memory (CRI ListContainers). The items are encoded already; see package wire.
-func (s *Service) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+// ListContainers lists containers by filter, newest first, from memory (CRI ListContainers). The
+// items are encoded already; see package wire.
+func (s *Service) ListContainers(
+	_ context.Context, r *runtimeapi.ListContainersRequest,
+) (*runtimeapi.ListContainersResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	items, err := s.encodedContainers.items(s.View.Containers(), matchContainer(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}
+
 	return wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil
 }
 

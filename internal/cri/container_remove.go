@@ -9,11 +9,15 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). An unknown ID is a success.
-func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+// RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). An
+// unknown ID is a success.
+func (s *Service) RemoveContainer(
+	ctx context.Context, r *runtimeapi.RemoveContainerRequest,
+) (*runtimeapi.RemoveContainerResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		if err := notFoundIsFine(err); err != nil {
@@ -25,9 +29,11 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 		return &runtimeapi.RemoveContainerResponse{}, nil
 	}
 	defer c.unlock()
+
 	if err := s.removeContainer(ctx, c); err != nil {
 		return nil, err
 	}
+
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }
 
@@ -35,17 +41,21 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error {
 	defer s.Stats.Forget(string(c.ID))
 	defer s.starts.forget(c.ID)
+
 	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
+
 	var err error
 	if isUnstarted(c.Container) {
 		err = s.killForgotten(ctx, c.ID)
 	}
+
 	err = errors.Join(err, s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID))
 	var images []model.ImageID
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)
 	}
+
 	return errors.Join(err, s.volumes.collect(ctx, images...))
 }

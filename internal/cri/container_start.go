@@ -14,10 +14,13 @@ import (
 // StartContainer starts a container that was created (CRI StartContainer). One that has run already
 // is FailedPrecondition. A container whose start fails stays, as ended, with the engine's words;
 // the kubelet removes it. What a start that outlasts the call leaves open, CompleteStarts does.
-func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+func (s *Service) StartContainer(
+	ctx context.Context, r *runtimeapi.StartContainerRequest,
+) (*runtimeapi.StartContainerResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -25,16 +28,20 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	defer c.unlock()
 
 	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
-		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State,
+			errdefs.ErrFailedPrecondition)
 	}
+
 	if _, err := s.runningSandbox(string(c.SandboxID)); err != nil {
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
+
 	startErr := s.Engine.Start(ctx, c.ID)
 
 	// The view and the log are put right whether or not it started, even if the caller has gone.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
 	defer cancel()
+
 	renewErr := s.renew(after, c)
 	if errdefs.IsNotFound(renewErr) {
 		return nil, errors.Join(startErr, renewErr)
@@ -45,11 +52,14 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	if startErr != nil && c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
 		s.starts.outlasts(c.ID)
 	}
+
 	_, podErr := s.runningSandbox(string(c.SandboxID))
 	if err := errors.Join(startErr, renewErr, s.finishStart(after, c, podErr)); err != nil {
 		return nil, err
 	}
+
 	s.starts.forget(c.ID)
+
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
@@ -72,9 +82,11 @@ func (g *gate) runningSandbox(id string) (*spec.Sandbox, error) {
 	case err != nil:
 		return nil, err
 	case sb.Restarted:
-		return nil, fmt.Errorf("the pause of sandbox %s was restarted; the pod must be made anew: %w", sb.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("the pause of sandbox %s was restarted; the pod must be made anew: %w", sb.ID,
+			errdefs.ErrFailedPrecondition)
 	case !sb.Running:
 		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
+
 	return sb, nil
 }

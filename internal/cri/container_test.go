@@ -22,9 +22,12 @@ func started(t *testing.T, s *Service, r *runtimeapi.CreateContainerRequest) str
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	return c.ContainerId
 }
 
@@ -32,7 +35,8 @@ func started(t *testing.T, s *Service, r *runtimeapi.CreateContainerRequest) str
 func limited(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
 	r := createRequest(pod, cfg)
 	r.Config.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
-		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}, Unified: map[string]string{"memory.high": "1000"},
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		Unified:        map[string]string{"memory.high": "1000"},
 	}}
 	return r
 }
@@ -41,27 +45,35 @@ func TestLimitsThatDockerCannotBeTold(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	id := started(t, s, limited(runPod(t, s, cfg), cfg))
-	if l := w.engine.Limits(model.ContainerID(id)); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" || l.OOMScoreAdj != 0 {
+	if l := w.engine.Limits(model.ContainerID(id)); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" ||
+		l.OOMScoreAdj != 0 {
 		t.Errorf("limits at the start: %v", l)
 	}
+
 	for _, r := range []*runtimeapi.LinuxContainerResources{nil, {}} {
-		if _, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r}); err != nil {
+		if _, err := s.UpdateContainerResources(t.Context(),
+			&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r}); err != nil {
 			t.Errorf("update with %v: %v", r, err)
 		}
 	}
-	_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
-		OomScoreAdj: 321, Unified: map[string]string{"memory.high": "2000"},
-	}})
-	if l := w.engine.Limits(model.ContainerID(id)); err != nil || l.OOMScoreAdj != 321 || l.Unified["memory.high"] != "2000" {
+
+	_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id,
+		Linux: &runtimeapi.LinuxContainerResources{
+			OomScoreAdj: 321, Unified: map[string]string{"memory.high": "2000"},
+		}})
+	if l := w.engine.Limits(model.ContainerID(id)); err != nil || l.OOMScoreAdj != 321 ||
+		l.Unified["memory.high"] != "2000" {
 		t.Errorf("limits of the update: %v, %v", l, err)
 	}
+
 	for field, r := range map[string]*runtimeapi.LinuxContainerResources{
 		"linux.hugepage_limits[0].page_size": {HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
 		"linux.unified":                      {Unified: map[string]string{"../../memory.max": "1"}},
 		"linux.oom_score_adj":                {OomScoreAdj: 1001},
 		"linux.cpu_quota":                    {CpuQuota: -2},
 	} {
-		_, err := s.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
+		_, err := s.UpdateContainerResources(t.Context(),
+			&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
 		}
@@ -75,22 +87,27 @@ func TestContainerWithoutItsLimitsDoesNotRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w.setEngineFault(func(verb string, _ bool) error {
 		if verb == "limit" {
 			return errBroken
 		}
 		return nil
 	})
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err == nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err ==
+		nil {
 		t.Error("the start succeeded")
 	}
+
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("it runs without its limits: %v, %v", st, err)
 	}
 }
 
-// TestStopDuringStart holds a start in its middle: a stop that comes then waits for it and stops the container.
+// TestStopDuringStart holds a start in its middle: a stop that comes then waits for it and stops
+// the container.
 func TestStopDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -98,6 +115,7 @@ func TestStopDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	inStart, goOn := make(chan struct{}), make(chan struct{})
 	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
@@ -106,18 +124,23 @@ func TestStopDuringStart(t *testing.T) {
 		}
 		return nil
 	})
+
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		if _, err := s.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			t.Errorf("StartContainer: %v", err)
 		}
 	})
+
 	<-inStart
 	wg.Go(func() {
-		if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId}); err !=
+			nil {
 			t.Errorf("StopContainer: %v", err)
 		}
 	})
+
 	close(goOn)
 	wg.Wait()
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
@@ -126,7 +149,8 @@ func TestStopDuringStart(t *testing.T) {
 	}
 }
 
-// TestPodStoppedDuringStart holds the start of a container while its pod is stopped: the container must not outlive the pod's stop.
+// TestPodStoppedDuringStart holds the start of a container while its pod is stopped: the container
+// must not outlive the pod's stop.
 func TestPodStoppedDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -135,6 +159,7 @@ func TestPodStoppedDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
 			_, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
@@ -142,17 +167,20 @@ func TestPodStoppedDuringStart(t *testing.T) {
 		}
 		return nil
 	})
+
 	_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("StartContainer in a pod that was stopped meanwhile: %v", err)
 	}
+
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("it runs in a stopped pod: %v, %v", st, err)
 	}
 }
 
-// TestPodRemovedDuringCreate removes the pod while a container is made: the container must not be left.
+// TestPodRemovedDuringCreate removes the pod while a container is made: the container must not be
+// left.
 func TestPodRemovedDuringCreate(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -164,13 +192,16 @@ func TestPodRemovedDuringCreate(t *testing.T) {
 		}
 		return nil
 	})
+
 	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsNotFound(err) {
 		t.Errorf("CreateContainer in a pod that was removed meanwhile: %v, %v", r, err)
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestPodRemovedDuringStart removes the pod between a container's start and the making of its log: no log must be left.
+// TestPodRemovedDuringStart removes the pod between a container's start and the making of its log:
+// no log must be left.
 func TestPodRemovedDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -179,6 +210,7 @@ func TestPodRemovedDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	removed := make(chan error, 1)
 	w.beforeLog = func() {
 		ended := make(chan struct{})
@@ -187,20 +219,23 @@ func TestPodRemovedDuringStart(t *testing.T) {
 			_, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
 			removed <- err
 		}()
+
 		select {
 		case <-ended:
 		case <-time.After(50 * time.Millisecond): // it waits for us
 		}
 	}
+
 	_, _ = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	if err := <-removed; err != nil {
 		t.Errorf("RemovePodSandbox: %v", err)
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestParallelCallsOnOnePod makes every kind of call on one pod at once, again and again. Whatever each answers, removing the pod leaves
-// nothing.
+// TestParallelCallsOnOnePod makes every kind of call on one pod at once, again and again. Whatever
+// each answers, removing the pod leaves nothing.
 func TestParallelCallsOnOnePod(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -216,26 +251,31 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 				if err != nil {
 					return
 				}
+
 				id := c.ContainerId
 				_, _ = s.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 				_, _ = s.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 				_, _ = s.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
 				_, _ = s.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
 			})
+
 			wg.Go(func() { _, _ = s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg}) })
 			wg.Go(func() { _, _ = s.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}) })
 			wg.Go(func() { _, _ = s.ListContainers(ctx, &runtimeapi.ListContainersRequest{}) })
 		}
+
 		wg.Wait()
 		l, err := received(s.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}))
 		if err != nil || len(l.Items) > 1 {
 			t.Fatalf("one name, and several sandboxes: %v, %v", l, err)
 		}
+
 		for _, p := range l.Items {
 			if _, err := s.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
 				t.Errorf("RemovePodSandbox: %v", err)
 			}
 		}
+
 		w.nothingLeft(t, s)
 	}
 }
@@ -244,17 +284,24 @@ func TestUpdatePodSandboxResources(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	cfg.Linux = &runtimeapi.LinuxPodSandboxConfig{
-		Overhead: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77},
+		Overhead:  &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 20},
+		Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77},
 	}
+
 	pod := runPod(t, s, cfg)
-	if _, err := s.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod}); err != nil {
+	if _, err := s.UpdatePodSandboxResources(t.Context(),
+		&runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod}); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: "beef"}); !errdefs.IsNotFound(err) {
+
+	if _, err := s.UpdatePodSandboxResources(t.Context(),
+		&runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: "beef"}); !errdefs.IsNotFound(err) {
 		t.Errorf("an unknown sandbox: %v", err)
 	}
+
 	st, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
-	if err != nil || !strings.Contains(st.Info["info"], `"cpu_shares":77`) || !strings.Contains(st.Info["info"], `"memory_limit_in_bytes":1048576`) {
+	if err != nil || !strings.Contains(st.Info["info"], `"cpu_shares":77`) ||
+		!strings.Contains(st.Info["info"], `"memory_limit_in_bytes":1048576`) {
 		t.Errorf("the pod's own resources are not recorded: %v, %v", st.GetInfo(), err)
 	}
 }
@@ -265,9 +312,11 @@ func TestMakeDirs(t *testing.T) {
 	if err := os.Symlink("not/yet", link); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := makeDirs([]string{filepath.Join(dir, "a/b"), link, dir}); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, want := range []string{"a/b", "not/yet", "link"} {
 		if s, err := os.Stat(filepath.Join(dir, want)); err != nil || !s.IsDir() {
 			t.Errorf("%s: %v, %v", want, s, err)

@@ -8,13 +8,17 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request without Linux resources changes nothing.
-// One that fails may have changed a part; the kubelet repeats it.
-func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+// UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request
+// without Linux resources changes nothing. One that fails may have changed a part; the kubelet
+// repeats it.
+func (s *Service) UpdateContainerResources(
+	ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest,
+) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	host, err := s.begin(r)
 	if err != nil {
 		return nil, err
 	}
+
 	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -24,23 +28,29 @@ func (s *Service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 	if r.GetLinux() == nil {
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
+
 	update, err := spec.NewUpdate(r.GetLinux(), host)
 	if err != nil {
 		return nil, err
 	}
+
 	for _, w := range update.Warnings {
 		s.Log.Warn(w, "container", c.ID)
 	}
 
-	// The limits of its start come first: a start that was cut off is finished later, see CompleteStarts.
+	// The limits of its start come first: a start that was cut off is finished later, see
+	// CompleteStarts.
 	if err := s.Engine.LimitStarted(c.Container); err != nil {
 		return nil, err
 	}
+
 	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
 		return nil, err
 	}
+
 	if err := s.Engine.Limit(c.Container, update.Kernel); err != nil {
 		return nil, err
 	}
+
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.View.Refresh(ctx, c.ID)
 }

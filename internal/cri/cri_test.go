@@ -75,6 +75,7 @@ func (w *world) breakNth(n int) (name func() string) {
 	var hit string
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	w.fault = func(step string) error {
 		if n--; n == 0 {
 			hit = step
@@ -82,6 +83,7 @@ func (w *world) breakNth(n int) (name func() string) {
 		}
 		return nil
 	}
+
 	return func() string {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -109,11 +111,14 @@ func (w *world) has(m map[string]bool, key string) bool {
 func keys(w *world, m map[string]bool) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	var out []string
 	for k := range m {
 		out = append(out, k)
 	}
+
 	slices.Sort(out)
+
 	return out
 }
 
@@ -126,10 +131,12 @@ func (n fakeNetwork) Add(_ context.Context, p podnet.Pod) ([]netip.Addr, error) 
 	if err := n.fails("network add"); err != nil {
 		return nil, err
 	}
+
 	n.set(n.attached, p.ID, true)
 	if err := n.fails("network add, after"); err != nil {
 		return nil, err // by contract, the caller releases it
 	}
+
 	return n.IPs(p.ID), nil
 }
 
@@ -139,14 +146,18 @@ func (n fakeNetwork) Del(ctx context.Context, p podnet.Pod) error {
 			return err
 		}
 	}
+
 	if err := n.fails("network del"); err != nil {
 		return err
 	}
+
 	n.set(n.attached, p.ID, false)
 	n.set(n.adopted, p.ID, false)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+
 	n.released = append(n.released, p)
+
 	return nil
 }
 
@@ -179,7 +190,9 @@ func (p fakePins) Pin(id model.ContainerID, pid int) (string, error) {
 	if err := p.fails("pin"); err != nil {
 		return "", err
 	}
+
 	p.set(p.pins, string(id), true)
+
 	return p.Path(id), p.fails("pin, after")
 }
 
@@ -217,7 +230,9 @@ func (p fakePins) Keep(id model.ContainerID, path string) (string, error) {
 	if err := p.fails("keep"); err != nil {
 		return "", err
 	}
+
 	p.set(p.pins, string(id), true)
+
 	return p.Path(id), p.fails("keep, after")
 }
 func (p fakePins) Joined(model.ContainerID, int) bool { return !p.stray.Load() }
@@ -255,10 +270,13 @@ func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
 	if err := l.fails("log"); err != nil {
 		return err
 	}
+
 	if l.beforeLog != nil {
 		l.beforeLog()
 	}
+
 	l.set(l.logs, string(c.ID), true)
+
 	return nil
 }
 
@@ -276,7 +294,9 @@ func (v fakeVolumes) Mount(id model.ImageID, layers []string) error {
 	if err := v.fails("mount image"); err != nil {
 		return err
 	}
+
 	v.set(v.mounted, string(id), true)
+
 	return v.fails("mount image, after")
 }
 
@@ -322,7 +342,18 @@ func newService(t testing.TB) (*Service, *world) {
 // newServiceWith is one with a reason why the engine is to make network namespaces.
 func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Helper()
-	w := &world{engine: enginetest.NewFake(testImage), attached: map[string]bool{}, adopted: map[string]bool{}, files: checkpoint.New(t.TempDir()), pins: map[string]bool{}, logs: map[string]bool{}, mounted: map[string]bool{}, forgotten: map[string]bool{}, logMode: "json-file"}
+	w := &world{
+		engine:    enginetest.NewFake(testImage),
+		attached:  map[string]bool{},
+		adopted:   map[string]bool{},
+		files:     checkpoint.New(t.TempDir()),
+		pins:      map[string]bool{},
+		logs:      map[string]bool{},
+		mounted:   map[string]bool{},
+		forgotten: map[string]bool{},
+		logMode:   "json-file",
+	}
+
 	log := slog.New(slog.DiscardHandler)
 	view := view.New(w.engine, log)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -337,15 +368,19 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		if f != nil {
 			return f(verb, after)
 		}
+
 		switch verb {
-		case "create", "start", "pause image", "hold image": // the verbs of making; the view and the undo have their own tests
+		// the verbs of making; the view and the undo have their own tests
+		case "create", "start", "pause image", "hold image":
 			if after {
 				verb += ", after"
 			}
 			return w.fails(verb)
 		}
+
 		return nil
 	}
+
 	reporter := podstats.New(podstats.Config{
 		View:    view,
 		Usage:   fakeStats{world: w},
@@ -353,6 +388,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		ImageFS: imagefs.New(log),
 		Log:     log,
 	})
+
 	w.network = podnet.NewManager(podnet.ManagerConfig{
 		Network:     fakeNetwork{w},
 		Namespaces:  fakePins{w},
@@ -361,6 +397,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		Now:         func() time.Time { return time.Now().Add(time.Duration(w.later.Load())) },
 		Log:         log,
 	})
+
 	return New(Deps{
 		Log:         log,
 		Engine:      w.engine,
@@ -382,9 +419,15 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 func (w *world) pod() *runtimeapi.PodSandboxConfig {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	w.next++
 	name := fmt.Sprintf("pod-%d", w.next)
-	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name}, LogDirectory: "/var/log/pods/" + name}
+
+	return &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+		Name:      name,
+		Namespace: "default",
+		Uid:       "uid-" + name,
+	}, LogDirectory: "/var/log/pods/" + name}
 }
 
 func runPod(t testing.TB, s *Service, cfg *runtimeapi.PodSandboxConfig) string {
@@ -397,9 +440,15 @@ func runPod(t testing.TB, s *Service, cfg *runtimeapi.PodSandboxConfig) string {
 }
 
 func createRequest(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
-	return &runtimeapi.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: testImage}, LogPath: "main.log",
-	}}
+	return &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  pod,
+		SandboxConfig: cfg,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+			Image:    &runtimeapi.ImageSpec{Image: testImage},
+			LogPath:  "main.log",
+		},
+	}
 }
 
 // nothingLeft fails if the world still holds something.
@@ -408,15 +457,25 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 	if n := w.engine.Containers(); n != 0 {
 		t.Errorf("%d containers are left", n)
 	}
-	for what, m := range map[string]map[string]bool{"attachments": w.attached, "adopted networks": w.adopted, "pins": w.pins, "logs": w.logs, "image volumes": w.mounted} {
+
+	for what, m := range map[string]map[string]bool{
+		"attachments":      w.attached,
+		"adopted networks": w.adopted,
+		"pins":             w.pins,
+		"logs":             w.logs,
+		"image volumes":    w.mounted,
+	} {
 		if left := keys(w, m); len(left) > 0 {
 			t.Errorf("%s are left: %v", what, left)
 		}
 	}
+
 	if held, err := w.engine.HeldImages(t.Context()); err != nil || len(held) > 0 {
 		t.Errorf("images are held: %v, %v", held, err)
 	}
-	if l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})); err != nil || len(l.Items) > 0 {
+
+	if l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})); err != nil ||
+		len(l.Items) > 0 {
 		t.Errorf("the list still shows %v, %v", l, err)
 	}
 }
@@ -447,28 +506,33 @@ func (w *world) setFault(f func(step string) error) {
 	w.fault = f
 }
 
-// setEngineFault puts a fault of a test's own in the place of setFault's at the engine. The view asks the engine, too, whenever it likes.
+// setEngineFault puts a fault of a test's own in the place of setFault's at the engine. The view
+// asks the engine, too, whenever it likes.
 func (w *world) setEngineFault(f func(verb string, after bool) error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.engineFault = f
 }
 
-// TestRunPodSandboxFailsAtEachStep breaks every step of RunPodSandbox in turn, before and after its effect: nothing is left, and a retry
-// succeeds.
+// TestRunPodSandboxFailsAtEachStep breaks every step of RunPodSandbox in turn, before and after its
+// effect: nothing is left, and a retry succeeds.
 func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 	for reason, want := range map[string][]string{
-		"":          {"create", "create, after", "keep", "keep, after", "netns", "network add", "network add, after", "network confirm", "pause image", "pause image, after", "start", "start, after"},
-		"by a flag": {"create", "create, after", "network add", "network add, after", "network confirm", "pause image", "pause image, after", "pin", "pin, after", "start", "start, after"},
+		"": {"create", "create, after", "keep", "keep, after", "netns", "network add", "network add, after",
+			"network confirm", "pause image", "pause image, after", "start", "start, after"},
+		"by a flag": {"create", "create, after", "network add", "network add, after", "network confirm", "pause image",
+			"pause image, after", "pin", "pin, after", "start", "start, after"},
 	} {
 		s, w := newServiceWith(t, reason)
 		remove := func(id string) {
 			t.Helper()
-			if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
+				nil {
 				t.Errorf("RemovePodSandbox: %v", err)
 			}
 			w.nothingLeft(t, s)
 		}
+
 		var first string
 		steps := w.stepsOf(func() { first = runPod(t, s, w.pod()) })
 		remove(first)
@@ -476,6 +540,7 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 		if !slices.Equal(steps, want) {
 			t.Errorf("steps %q, want %q: a step was added or lost", steps, want)
 		}
+
 		for _, step := range steps {
 			cfg := w.pod()
 			w.breakOnce(step)
@@ -484,9 +549,11 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 			if err == nil || r != nil {
 				t.Errorf("%s broke and RunPodSandbox answered %v, %v", step, r, err)
 			}
+
 			if !errors.Is(err, errBroken) {
 				t.Errorf("%s: the cause is lost: %v", step, err)
 			}
+
 			w.nothingLeft(t, s)
 			remove(runPod(t, s, cfg))
 		}
@@ -503,6 +570,7 @@ func TestCreateAndStartFailAtEachStep(t *testing.T) {
 		if err == nil {
 			_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 		}
+
 		step := name()
 		if step == "" {
 			break
@@ -510,14 +578,18 @@ func TestCreateAndStartFailAtEachStep(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s broke without an error", step)
 		}
+
 		if c == nil { // the kubelet tries again at once
 			if c, err = s.CreateContainer(t.Context(), createRequest(pod, cfg)); err != nil {
 				t.Errorf("%s: the retry: %v", step, err)
 			}
 		}
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err !=
+			nil {
 			t.Errorf("%s: RemovePodSandbox: %v", step, err)
 		}
+
 		w.nothingLeft(t, s)
 		if n > 50 {
 			t.Fatal("the steps do not end")
@@ -536,9 +608,11 @@ func TestCancelledRunLeavesNothing(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, context.Canceled) {
+		if _, err := s.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err,
+			context.Canceled) {
 			t.Errorf("cancelled at %s: %v", at, err)
 		}
+
 		cancel()
 		w.fault = nil
 		w.nothingLeft(t, s)
@@ -556,14 +630,18 @@ func TestFailedUndoKeepsTheSandboxListed(t *testing.T) {
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
 		t.Fatal("RunPodSandbox succeeded")
 	}
+
 	l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}))
 	if err != nil || len(l.Items) != 1 || l.Items[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Fatalf("list: %v, %v", l, err)
 	}
+
 	w.fault = nil
-	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: l.Items[0].Id}); err != nil {
+	if _, err := s.RemovePodSandbox(t.Context(),
+		&runtimeapi.RemovePodSandboxRequest{PodSandboxId: l.Items[0].Id}); err != nil {
 		t.Error(err)
 	}
+
 	w.nothingLeft(t, s)
 }
 
@@ -574,6 +652,7 @@ func TestRunPodSandboxTwice(t *testing.T) {
 	if second := runPod(t, s, cfg); second != first {
 		t.Errorf("the second call made another sandbox")
 	}
+
 	w.engine.End(model.ContainerID(first), 0) // the pause was killed: the retry replaces the leftover
 	if third := runPod(t, s, cfg); third == first {
 		t.Error("a dead sandbox was handed out")
@@ -587,6 +666,7 @@ func TestStartTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	start := func() error {
 		_, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 		return err
@@ -594,12 +674,14 @@ func TestStartTwice(t *testing.T) {
 	if err := start(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := start(); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("start of a running container: %v", err)
 	}
 }
 
-// TestNameInUseByARunningContainer makes sure that undoing never touches what the call has not made.
+// TestNameInUseByARunningContainer makes sure that undoing never touches what the call has not
+// made.
 func TestNameInUseByARunningContainer(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -608,12 +690,16 @@ func TestNameInUseByARunningContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	if _, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("create under a name in use: %v", err)
 	}
+
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the running container: %v, %v", st, err)
@@ -627,10 +713,12 @@ func TestEngineDown(t *testing.T) {
 	if _, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); !errdefs.IsUnavailable(err) {
 		t.Errorf("a list while the engine is down: %v", err)
 	}
+
 	st, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
 	if err != nil || st.Status.Conditions[0].Status || st.Status.Conditions[0].Message == "" {
 		t.Errorf("Status: %v, %v", st, err)
 	}
+
 	w.engine.SetDown(false)
 	eventually(t, func() bool { return s.View.Engine().Ready })
 	if _, err := s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
@@ -660,22 +748,27 @@ func TestRecover(t *testing.T) {
 		sb, halfErr := s.View.Sandbox(string(halfMade))
 		f, failedErr := s.View.Sandbox(string(failed))
 		d, deadErr := s.View.Sandbox(dead)
-		return err != nil && halfErr == nil && !sb.Running && failedErr == nil && !f.NeverStarted && deadErr == nil && !d.Running
+		return err != nil && halfErr == nil && !sb.Running && failedErr == nil && !f.NeverStarted && deadErr == nil &&
+			!d.Running
 	})
+
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := keys(w, w.attached); !slices.Equal(got, []string{healthy}) {
 		t.Errorf("attached after recovery: %v, want only %s", got, healthy)
 	}
 	if got := keys(w, w.pins); !slices.Equal(got, []string{healthy}) {
 		t.Errorf("pins after recovery: %v", got)
 	}
+
 	for _, id := range []model.ContainerID{halfMade, failed} {
 		if _, err := s.View.Sandbox(string(id)); !errdefs.IsNotFound(err) {
 			t.Errorf("the half-made sandbox %s: %v", id, err)
 		}
 	}
+
 	if _, err := s.View.Sandbox(dead); err != nil {
 		t.Errorf("a dead pod is the kubelet's to remove: %v", err)
 	}
@@ -684,15 +777,21 @@ func TestRecover(t *testing.T) {
 // createPause creates a sandbox behind the service's back and does not start it.
 func createPause(t *testing.T, w *world) model.ContainerID {
 	t.Helper()
-	o := spec.SandboxOptions{Image: spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef}, NetworkMode: "none"}
+	o := spec.SandboxOptions{
+		Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+		NetworkMode: "none",
+	}
+
 	create, err := spec.NewSandbox(w.pod(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	id, err := w.engine.Create(t.Context(), create)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return id
 }
 
@@ -703,21 +802,31 @@ func TestExecSync(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	exec := func(timeout int64, cmd ...string) (*runtimeapi.ExecSyncResponse, error) {
-		return s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: cmd, Timeout: timeout})
+		return s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: c.ContainerId,
+			Cmd:         cmd,
+			Timeout:     timeout,
+		})
 	}
 	if _, err := exec(0, "true"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("exec in a created container: %v", err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	if r, err := exec(0, "say", "it"); err != nil || string(r.Stdout) != "say it\n" || r.ExitCode != 0 {
 		t.Errorf("exec: %v, %v", r, err)
 	}
+
 	if r, err := exec(0, "fail"); err != nil || r.ExitCode != 1 {
 		t.Errorf("exec of what fails: %v, %v", r, err)
 	}
+
 	if _, err := exec(1, "hang"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("exec of what hangs: %v", err)
 	}

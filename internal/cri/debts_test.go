@@ -11,8 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestNetworkThatCannotBeReleased fails every DEL: for a while the kubelet is told, then the pod goes, and recovery releases its network as
-// soon as the plugin does so again.
+// TestNetworkThatCannotBeReleased fails every DEL: for a while the kubelet is told, then the pod
+// goes, and recovery releases its network as soon as the plugin does so again.
 func TestNetworkThatCannotBeReleased(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -22,6 +22,7 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 		}
 		return nil
 	}
+
 	w.fault = broken
 	for range 3 {
 		_, stop := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
@@ -30,37 +31,46 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 			t.Fatalf("the plugin's error is not passed on: %v, %v", stop, remove)
 		}
 	}
+
 	w.later.Add(int64(time.Minute))
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
 		t.Fatalf("after a minute: %v", err)
 	}
+
 	if _, err := s.View.Sandbox(id); !errdefs.IsNotFound(err) {
 		t.Errorf("the pod is still there: %v", err)
 	}
+
 	select {
 	case <-w.network.Leftovers():
 	default:
 		t.Error("recovery was not woken")
 	}
+
 	if err := s.Recover(t.Context()); !errors.Is(err, errBroken) {
 		t.Errorf("recovery while the plugin fails: %v", err)
 	}
+
 	if got := keys(w, w.pins); !slices.Equal(got, []string{id}) {
 		t.Errorf("the namespace of a network that is owed: %v", got)
 	}
+
 	w.fault = nil
 	if err := s.Recover(t.Context()); err != nil {
 		t.Error(err)
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestRemoveWhatOnlyTheNetworkKnows removes a pod whose pause was removed behind our back and that never got an address.
+// TestRemoveWhatOnlyTheNetworkKnows removes a pod whose pause was removed behind our back and that
+// never got an address.
 func TestRemoveWhatOnlyTheNetworkKnows(t *testing.T) {
 	s, w := newService(t)
 	for _, what := range []map[string]bool{w.attached, w.pins} {
 		w.set(what, testID("cafe"), true)
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: testID("cafe")}); err != nil {
+		if _, err := s.RemovePodSandbox(t.Context(),
+			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: testID("cafe")}); err != nil {
 			t.Error(err)
 		}
 		w.nothingLeft(t, s)
@@ -80,6 +90,7 @@ func TestVerboseStatusTellsOfTheNetwork(t *testing.T) {
 	if got := info(); !strings.Contains(got, `"network":"ok"`) {
 		t.Error(got)
 	}
+
 	w.fault = func(string) error { return errBroken }
 	if got := info(); !strings.Contains(got, errBroken.Error()) {
 		t.Error(got)

@@ -20,15 +20,18 @@ func newEncodings[R any](item, short func(*R) proto.Message) *encodings[R] {
 // larger list are shortened.
 func (e *encodings[R]) items(all []*R, matches func(*R) bool, limit int) ([]byte, error) {
 	defer e.cache.Keep(all)
+
 	records, found := make([]*R, 0, len(all)), make([][]byte, 0, len(all))
 	for _, r := range all {
 		if !matches(r) {
 			continue
 		}
+
 		b, err := e.cache.Item(r)
 		if err != nil {
 			return nil, err
 		}
+
 		records, found = append(records, r), append(found, b)
 	}
 
@@ -38,9 +41,11 @@ func (e *encodings[R]) items(all []*R, matches func(*R) bool, limit int) ([]byte
 	if err != nil {
 		return nil, err
 	}
+
 	items := wire.Room(size)
 	for _, b := range found {
 		items = append(items, b...)
 	}
+
 	return items, nil
 }

@@ -21,14 +21,17 @@ func received[M proto.Message](m M, err error) (M, error) {
 	if err != nil {
 		return m, err
 	}
+
 	b, err := proto.Marshal(m)
 	if err != nil {
 		return m, err
 	}
+
 	out := m.ProtoReflect().New().Interface().(M)
 	if err := proto.Unmarshal(b, out); err != nil {
 		return out, err
 	}
+
 	return out, answers.Check(out)
 }
 
@@ -41,12 +44,18 @@ func TestEncodings(t *testing.T) {
 	records := func(n int) (out []*spec.Container) {
 		for i := range n {
 			out = append(out, &spec.Container{
-				ID: model.ContainerID(fmt.Sprint("id-", i)), SandboxID: "pod", Metadata: &runtimeapi.ContainerMetadata{Name: "main", Attempt: uint32(i)}, Labels: map[string]string{"odd": fmt.Sprint(i%2 == 1)},
-				State: runtimeapi.ContainerState_CONTAINER_EXITED, CreatedAt: time.Unix(int64(i), 5),
+				ID:        model.ContainerID(fmt.Sprint("id-", i)),
+				SandboxID: "pod",
+				Metadata:  &runtimeapi.ContainerMetadata{Name: "main", Attempt: uint32(i)},
+				Labels:    map[string]string{"odd": fmt.Sprint(i%2 == 1)},
+				State:     runtimeapi.ContainerState_CONTAINER_EXITED,
+				CreatedAt: time.Unix(int64(i), 5),
 			})
 		}
+
 		return out
 	}
+
 	all, want := records(100), &runtimeapi.ListContainersResponse{}
 	odd := func(c *spec.Container) bool { return c.Labels["odd"] == "true" }
 	for _, c := range all {
@@ -54,20 +63,25 @@ func TestEncodings(t *testing.T) {
 			want.Containers = append(want.Containers, c.Item())
 		}
 	}
+
 	for range 2 {
 		items, err := e.items(all, odd, maxList)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil)
 		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" || err != nil {
 			t.Errorf("received (-want +got): %s, %v", diff, err)
 		}
 	}
+
 	if made != 50 {
 		t.Errorf("50 records were encoded %d times", made)
 	}
-	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}}, func(*spec.Container) bool { return true }, maxList)
+
+	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}},
+		func(*spec.Container) bool { return true }, maxList)
 	got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
 		t.Errorf("a record that is no UTF-8: %v, %v", got, err)

@@ -6,15 +6,21 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// GetContainerEvents tells every transition of containers and sandboxes from now on, each once and in order, also those that happened while
-// the engine was away (CRI GetContainerEvents, KEP-3386). The answer's header is sent when nothing can be missed any more. The stream ends with
-// ResourceExhausted when its reader is too slow, and with Unavailable when the daemon stops; the kubelet then lists and connects anew.
-func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out runtimeapi.RuntimeService_GetContainerEventsServer) error {
+// GetContainerEvents tells every transition of containers and sandboxes from now on, each once and
+// in order, also those that happened while the engine was away (CRI GetContainerEvents, KEP-3386).
+// The answer's header is sent when nothing can be missed any more. The stream ends with
+// ResourceExhausted when its reader is too slow, and with Unavailable when the daemon stops; the
+// kubelet then lists and connects anew.
+func (s *Service) GetContainerEvents(
+	_ *runtimeapi.GetEventsRequest, out runtimeapi.RuntimeService_GetContainerEventsServer,
+) error {
 	w := s.View.Watch()
 	defer w.Stop()
+
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
+
 	for {
 		c, err := w.Next(out.Context())
 		if err != nil {
@@ -37,5 +43,6 @@ func newEvent(c *view.Change, network Network) *runtimeapi.ContainerEventRespons
 	if c.Sandbox != nil {
 		e.PodSandboxStatus = c.Sandbox.Status(network.Addresses(c.Sandbox))
 	}
+
 	return e
 }

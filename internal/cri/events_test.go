@@ -45,10 +45,16 @@ func (s *eventStream) Send(e *runtimeapi.ContainerEventResponse) error {
 func watchEvents(t *testing.T, s *Service) (stream *eventStream, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	stream = &eventStream{ctx: ctx, opened: make(chan struct{}), events: make(chan *runtimeapi.ContainerEventResponse, 100)}
+	stream = &eventStream{
+		ctx:    ctx,
+		opened: make(chan struct{}),
+		events: make(chan *runtimeapi.ContainerEventResponse, 100),
+	}
+
 	ended := make(chan error, 1)
 	go func() { ended <- s.GetContainerEvents(&runtimeapi.GetEventsRequest{}, stream) }()
 	<-stream.opened
+
 	return stream, func() error { cancel(); return <-ended }
 }
 
@@ -61,40 +67,55 @@ func TestGetContainerEvents(t *testing.T) {
 	is := func(id string, kind runtimeapi.ContainerEventType) *runtimeapi.ContainerEventResponse {
 		t.Helper()
 		e := stream.next(t)
-		if e.ContainerId != id || e.ContainerEventType != kind || e.PodSandboxStatus.GetMetadata().GetUid() != cfg.Metadata.Uid || e.PodSandboxStatus.Id != pod {
+		if e.ContainerId != id || e.ContainerEventType != kind ||
+			e.PodSandboxStatus.GetMetadata().GetUid() != cfg.Metadata.Uid || e.PodSandboxStatus.Id != pod {
 			t.Fatalf("want %s of %s, got %+v", kind, id, e)
 		}
-		if twin := other.next(t); twin.ContainerId != id || twin.ContainerEventType != kind || twin.CreatedAt != e.CreatedAt {
+
+		if twin := other.next(t); twin.ContainerId != id || twin.ContainerEventType != kind ||
+			twin.CreatedAt != e.CreatedAt {
 			t.Fatalf("another reader is told %+v, not %+v", twin, e)
 		}
+
 		return e
 	}
+
 	is(pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT); e.PodSandboxStatus.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT); e.PodSandboxStatus.State !=
+		runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("%+v", e)
 	}
+
 	ctr := started(t, s, createRequest(pod, cfg))
-	if e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT); len(e.ContainersStatuses) != 1 || e.PodSandboxStatus.Network.Ip == "" {
+	if e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT); len(e.ContainersStatuses) != 1 ||
+		e.PodSandboxStatus.Network.Ip == "" {
 		t.Errorf("%+v", e)
 	}
+
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	w.engine.End(model.ContainerID(ctr), 5)
 	e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	if c := e.ContainersStatuses[0]; c.ExitCode != 5 || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.FinishedAt != e.CreatedAt {
+	if c := e.ContainersStatuses[0]; c.ExitCode != 5 || c.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+		c.FinishedAt != e.CreatedAt {
 		t.Errorf("%+v", e)
 	}
+
 	status, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || status.Timestamp <= e.CreatedAt {
 		t.Errorf("a status after the event has the time %d, the event %d: %v", status.GetTimestamp(), e.CreatedAt, err)
 	}
+
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
 	}
+
 	is(pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
-	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT); len(e.ContainersStatuses) != 0 || e.CreatedAt <= status.Timestamp {
+	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT); len(e.ContainersStatuses) != 0 ||
+		e.CreatedAt <= status.Timestamp {
 		t.Errorf("%+v", e)
 	}
+
 	if err := errors.Join(stop(), stopOther()); !errors.Is(err, context.Canceled) {
 		t.Errorf("when the reader goes: %v", err)
 	}

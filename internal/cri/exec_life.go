@@ -10,10 +10,11 @@ import (
 )
 
 const (
-	// lifeInterval is how often the container of a session is checked. That costs a lookup in memory.
+	// lifeInterval is how often the container of a session is checked. That costs a lookup in
+	// memory.
 	lifeInterval = 500 * time.Millisecond
-	// endedGrace is for the last output and the exit code of a session whose container has ended. The
-	// engine closes the streams of a command 2 s after its end.
+	// endedGrace is for the last output and the exit code of a session whose container has ended.
+	// The engine closes the streams of a command 2 s after its end.
 	endedGrace = 3 * time.Second
 )
 
@@ -26,6 +27,7 @@ func (g *gate) WhileRunning(ctx context.Context, containerID string) (_ context.
 	go func() {
 		check := time.NewTicker(lifeInterval)
 		defer check.Stop()
+
 		var ended time.Time // when the container was first seen not to run
 		for {
 			select {
@@ -33,6 +35,7 @@ func (g *gate) WhileRunning(ctx context.Context, containerID string) (_ context.
 			case <-ctx.Done():
 				return
 			}
+
 			c, err := g.view.Container(containerID)
 			switch {
 			case err == nil && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING:
@@ -45,5 +48,6 @@ func (g *gate) WhileRunning(ctx context.Context, containerID string) (_ context.
 			}
 		}
 	}()
+
 	return ctx, func() { cancel(nil) }
 }

@@ -15,8 +15,8 @@ const (
 	outputLimit = 16<<20 - 2*(1+4) - 11
 	// outputBudget is how many bytes of output all calls of ExecSync together hold in memory.
 	outputBudget = 48 << 20
-	// freeOutput is what each stream may hold beside the budget, so that no call fails for the output of
-	// others. The kubelet reads 10 KiB of a probe's.
+	// freeOutput is what each stream may hold beside the budget, so that no call fails for the
+	// output of others. The kubelet reads 10 KiB of a probe's.
 	freeOutput = 16 << 10
 	// outputChunk is the size in bytes of the pieces in which more is held.
 	outputChunk = 64 << 10
@@ -25,8 +25,8 @@ const (
 // outputBytes counts the output that all calls hold. The zero value is ready.
 type outputBytes struct{ held atomic.Int64 }
 
-// take takes n bytes for a stream that holds as many as mine. A stream may hold as much as it leaves to
-// the others, so that endless output never takes everything.
+// take takes n bytes for a stream that holds as many as mine. A stream may hold as much as it
+// leaves to the others, so that endless output never takes everything.
 func (b *outputBytes) take(n, mine int64) bool {
 	for {
 		held := b.held.Load()
@@ -55,11 +55,13 @@ func (c *capped) Write(p []byte) (int, error) {
 			c.grow(len(rest))
 			continue
 		}
+
 		last := &c.chunks[len(c.chunks)-1]
 		n := min(len(rest), cap(*last)-len(*last))
 		*last = append(*last, rest[:n]...)
 		rest, c.size = rest[n:], c.size+n
 	}
+
 	return len(p), nil
 }
 
@@ -74,6 +76,7 @@ func (c *capped) grow(want int) {
 		c.short = true
 		return
 	}
+
 	c.chunks = append(c.chunks, make([]byte, 0, size))
 }
 
@@ -82,11 +85,13 @@ func (c *capped) bytes() []byte {
 	if len(c.chunks) == 1 {
 		return c.chunks[0]
 	}
+
 	all := make([]byte, 0, c.size)
 	for i, chunk := range c.chunks {
 		all = append(all, chunk...)
 		c.chunks[i] = nil // may be collected
 	}
+
 	return all
 }
 
@@ -95,7 +100,8 @@ func (c *capped) err() error {
 	if !c.short {
 		return nil
 	}
-	return fmt.Errorf("all calls of ExecSync together hold too much output (%d MiB); run fewer commands at once, or commands that print less: %w",
+	return fmt.Errorf("all calls of ExecSync together hold too much output (%d MiB); run fewer commands at once, or "+
+		"commands that print less: %w",
 		outputBudget>>20, errdefs.ErrResourceExhausted)
 }
 

@@ -13,39 +13,50 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After timeout seconds, if not 0, the command
-// and all that it started are killed and the answer is DeadlineExceeded.
+// ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After
+// timeout seconds, if not 0, the command and all that it started are killed and the answer is
+// DeadlineExceeded.
 func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	c, err := s.running(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
+
 	if r.GetTimeout() > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second)))*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second)))*
+			time.Second)
 		defer cancel()
 	}
+
 	ctx, stop := s.WhileRunning(ctx, string(c.ID))
 	defer stop()
 
 	stdout, stderr := capped{budget: &s.outputs}, capped{budget: &s.outputs}
 	defer stdout.release()
 	defer stderr.release()
-	code, err := s.Engine.Exec(ctx, c.ID, engine.Exec{Cmd: r.GetCmd(), Streams: engine.Streams{Stdout: &stdout, Stderr: &stderr}})
+
+	code, err := s.Engine.Exec(ctx, c.ID,
+		engine.Exec{Cmd: r.GetCmd(), Streams: engine.Streams{Stdout: &stdout, Stderr: &stderr}})
 	if err != nil {
 		return nil, err
 	}
+
 	if err := errors.Join(stdout.err(), stderr.err()); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
+
 	out, errOut := share(stdout.bytes(), stderr.bytes(), outputLimit)
+
 	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errOut, ExitCode: int32(code)}, nil
 }
 
-// share cuts two outputs to so many bytes together. Each keeps half of them at least, if it has as many.
+// share cuts two outputs to so many bytes together. Each keeps half of them at least, if it has as
+// many.
 func share(a, b []byte, limit int) (_, _ []byte) {
 	a = a[:min(len(a), max(limit/2, limit-len(b)))]
 	return a, b[:min(len(b), limit-len(a))]
@@ -57,8 +68,10 @@ func (g *gate) running(id string) (*spec.Container, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil, fmt.Errorf("container %s does not run (%s): %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
+
 	return c, nil
 }

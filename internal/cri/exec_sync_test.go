@@ -23,30 +23,35 @@ func TestCapped(t *testing.T) {
 			t.Fatalf("%d, %v", n, err)
 		}
 	}
+
 	if got := c.bytes(); !bytes.Equal(got, want.Bytes()[:outputLimit]) || c.err() != nil {
 		t.Errorf("%d bytes, or other ones; %v", len(got), c.err())
 	}
+
 	if c.release(); budget.held.Load() != 0 {
 		t.Errorf("%d bytes are not given back", budget.held.Load())
 	}
 }
 
-// TestOutputOfAllCallsIsBounded: calls that print without an end share the budget, and leave room for
-// others.
+// TestOutputOfAllCallsIsBounded: calls that print without an end share the budget, and leave room
+// for others.
 func TestOutputOfAllCallsIsBounded(t *testing.T) {
 	var budget outputBytes
 	endless := make([]capped, 20)
 	for i := range endless {
 		endless[i].budget = &budget
 	}
+
 	for range 2000 { // side by side, 16 MiB each
 		for i := range endless {
 			_, _ = endless[i].Write(make([]byte, 8<<10))
 		}
 	}
+
 	if held := budget.held.Load(); held > outputBudget {
 		t.Errorf("%d bytes are held", held)
 	}
+
 	for i := range endless {
 		if err := endless[i].err(); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "48 MiB") {
 			t.Errorf("call %d: %v", i, err)
@@ -58,9 +63,11 @@ func TestOutputOfAllCallsIsBounded(t *testing.T) {
 	if err := probe.err(); err != nil || len(probe.bytes()) != 200<<10 {
 		t.Errorf("a probe beside them: %d bytes, %v", len(probe.bytes()), err)
 	}
+
 	for i := range endless {
 		endless[i].release()
 	}
+
 	if probe.release(); budget.held.Load() != 0 {
 		t.Errorf("%d bytes are not given back", budget.held.Load())
 	}
@@ -74,22 +81,29 @@ func TestExecSyncEndsWithItsContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	ended := make(chan error, 1)
 	go func() {
-		_, err := s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: []string{"hang"}})
+		_, err := s.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: []string{"hang"}})
 		ended <- err
 	}()
+
 	select {
 	case err := <-ended:
 		t.Fatalf("the command has ended: %v", err)
 	case <-time.After(2 * lifeInterval):
 	}
+
 	if err := w.engine.Stop(t.Context(), model.ContainerID(c.ContainerId), 0); err != nil {
 		t.Fatal(err)
 	}
+
 	select {
 	case err := <-ended:
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "has ended") {

@@ -9,8 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestImageLabelsNeverReachAnswers runs the same pod from a clean image and from one whose labels carry reserved keys. Every answer that
-// names the container is the same.
+// TestImageLabelsNeverReachAnswers runs the same pod from a clean image and from one whose labels
+// carry reserved keys. Every answer that names the container is the same.
 func TestImageLabelsNeverReachAnswers(t *testing.T) {
 	answers := func(labels map[string]string) (out []proto.Message) {
 		s, w := newService(t)
@@ -21,7 +21,9 @@ func TestImageLabelsNeverReachAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+
+		if _, err := s.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 			t.Fatal(err)
 		}
 
@@ -32,7 +34,9 @@ func TestImageLabelsNeverReachAnswers(t *testing.T) {
 			}
 			out = append(out, m)
 		}
-		status, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: created.ContainerId})
+
+		status, err := s.ContainerStatus(t.Context(),
+			&runtimeapi.ContainerStatusRequest{ContainerId: created.ContainerId})
 		add(status, err)
 		list, err := received(s.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}))
 		add(list, err)
@@ -40,12 +44,15 @@ func TestImageLabelsNeverReachAnswers(t *testing.T) {
 		if err == nil {
 			stats.Stats = &runtimeapi.ContainerStats{Attributes: stats.GetStats().GetAttributes()}
 		}
+
 		add(stats, err)
 		podStatus, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 		if err == nil {
 			podStatus.Timestamp = 0
 		}
+
 		add(podStatus, err)
+
 		return out
 	}
 
@@ -63,6 +70,7 @@ func TestImageLabelsNeverReachAnswers(t *testing.T) {
 		"io.cri-dockerd.pinned":           "true",
 		"app":                             "forged",
 	})
+
 	for i := range clean {
 		if diff := cmp.Diff(clean[i], forged[i], protocmp.Transform()); diff != "" {
 			t.Errorf("%T (-clean +forged):\n%s", clean[i], diff)

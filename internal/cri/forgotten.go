@@ -19,7 +19,8 @@ import (
 func (s *Service) killForgotten(ctx context.Context, id model.ContainerID) error {
 	killed, err := s.Engine.KillForgotten(ctx, id)
 	if killed > 0 {
-		s.Log.Warn("killed processes of a container that the engine did not know to run", "container", id, "processes", killed)
+		s.Log.Warn("killed processes of a container that the engine did not know to run", "container", id, "processes",
+			killed)
 	}
 	return err
 }
@@ -36,21 +37,26 @@ func (r recovery) recoverForgotten(ctx context.Context) error {
 			g.Go(func() error { errs[i] = r.recoverUnstarted(ctx, c.ID); return nil })
 		}
 	}
+
 	_ = g.Wait()
+
 	return errors.Join(errs...)
 }
 
 func (r recovery) recoverUnstarted(ctx context.Context, id model.ContainerID) error {
 	ctx, cancel := context.WithTimeout(ctx, recoveryWait)
 	defer cancel()
+
 	c, err := r.lockContainer(ctx, string(id))
 	if err != nil {
 		return notFoundIsFine(err)
 	}
 	defer c.unlock()
+
 	if !isUnstarted(c.Container) {
 		return nil
 	}
+
 	return r.killForgotten(ctx, id)
 }
 

@@ -23,10 +23,12 @@ func TestForgottenStarts(t *testing.T) {
 				}
 				return nil
 			})
+
 			_, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: container})
 			if err == nil {
 				t.Error("the start succeeded")
 			}
+
 			return nil
 		},
 		"RemoveContainer": func(t *testing.T, s *Service, _ *world, _, container string) error {
@@ -49,12 +51,14 @@ func TestForgottenStarts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			w.engine.Forget(model.ContainerID(created.ContainerId), 2)
 			w.engine.Forget(model.ContainerID(running), 2)
 
 			if err := end(t, s, w, pod, created.ContainerId); err != nil {
 				t.Fatal(err)
 			}
+
 			if n := w.engine.Forgotten(model.ContainerID(created.ContainerId)); n != 0 {
 				t.Errorf("%d processes of the container run", n)
 			}
@@ -73,18 +77,22 @@ func TestForgottenPause(t *testing.T) {
 		if verb != "start" || after {
 			return nil
 		}
+
 		all, err := w.engine.Objects(t.Context())
 		if err != nil || len(all) != 1 {
 			return fmt.Errorf("the engine has %d containers, %w", len(all), err)
 		}
+
 		pause = all[0].Sandbox.ID
 		w.engine.Forget(pause, 1)
+
 		return errdefs.ErrInternal
 	})
 
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
 		t.Fatal("the pod runs")
 	}
+
 	if n := w.engine.Forgotten(pause); pause == "" || n != 0 {
 		t.Errorf("%d processes of the pause %s run", n, pause)
 	}

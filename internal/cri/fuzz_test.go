@@ -28,10 +28,12 @@ func rpcs(s *Service) []rpc {
 	v := reflect.ValueOf(s)
 	for i := range v.NumMethod() {
 		m := v.Method(i).Type()
-		if m.NumIn() == 2 && m.NumOut() == 2 && m.In(0) == reflect.TypeFor[context.Context]() && m.In(1).Implements(message) {
+		if m.NumIn() == 2 && m.NumOut() == 2 && m.In(0) == reflect.TypeFor[context.Context]() &&
+			m.In(1).Implements(message) {
 			out = append(out, rpc{v.Type().Method(i).Name, v.Method(i), m.In(1).Elem()})
 		}
 	}
+
 	return out
 }
 
@@ -42,50 +44,62 @@ func (r rpc) do(t testing.TB, req reflect.Value) error {
 			t.Fatalf("%s(%v) panicked: %v", r.name, req, p)
 		}
 	}()
+
 	out := r.call.Call([]reflect.Value{reflect.ValueOf(t.Context()), req})
 	err, _ := out[1].Interface().(error)
 	if err == nil && out[0].IsNil() {
 		t.Errorf("%s(%v) answered nothing", r.name, req)
 	}
+
 	return err
 }
 
 // emptyIsFine are the methods for which an empty request means something.
 var emptyIsFine = []string{
-	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo", "ListContainerStats", "ListPodSandboxStats",
+	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages",
+	"ImageFsInfo", "ListContainerStats", "ListPodSandboxStats",
 	"ListMetricDescriptors", "ListPodSandboxMetrics",
 }
 
-// TestEveryRPCRefusesNothingAndEmptiness: nil and empty requests never panic and name the field that is missing.
+// TestEveryRPCRefusesNothingAndEmptiness: nil and empty requests never panic and name the field
+// that is missing.
 func TestEveryRPCRefusesNothingAndEmptiness(t *testing.T) {
 	s, w := newService(t)
 	all := rpcs(s)
 	if len(all) < 30 {
 		t.Fatalf("only %d methods found", len(all))
 	}
+
 	for _, r := range all {
-		for what, req := range map[string]reflect.Value{"nil": reflect.Zero(reflect.PointerTo(r.req)), "empty": reflect.New(r.req)} {
+		for what, req := range map[string]reflect.Value{
+			"nil":   reflect.Zero(reflect.PointerTo(r.req)),
+			"empty": reflect.New(r.req),
+		} {
 			err := r.do(t, req)
 			switch {
 			case slices.Contains(emptyIsFine, r.name):
 				if err != nil {
 					t.Errorf("%s(%s): %v", r.name, what, err)
 				}
+
 			case status.Code(err) == codes.Unimplemented:
 				if !strings.Contains(err.Error(), r.name) {
 					t.Errorf("%s(%s) does not say its name: %v", r.name, what, err)
 				}
+
 			case !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "must"):
 				t.Errorf("%s(%s): %v", r.name, what, err)
 			}
 		}
 	}
+
 	w.nothingLeft(t, s)
 }
 
 func TestNamesThatDockerOrTheSchemeCannotCarry(t *testing.T) {
 	s, w := newService(t)
-	for _, bad := range []string{"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254), "\xff"} {
+	for _, bad := range []string{"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254),
+		"\xff"} {
 		for field, set := range map[string]func(*runtimeapi.PodSandboxMetadata){
 			"config.metadata.name":      func(m *runtimeapi.PodSandboxMetadata) { m.Name = bad },
 			"config.metadata.namespace": func(m *runtimeapi.PodSandboxMetadata) { m.Namespace = bad },
@@ -93,17 +107,22 @@ func TestNamesThatDockerOrTheSchemeCannotCarry(t *testing.T) {
 		} {
 			cfg := w.pod()
 			set(cfg.Metadata)
-			if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
+			if _, err := s.RunPodSandbox(t.Context(),
+				&runtimeapi.RunPodSandboxRequest{Config: cfg}); !errdefs.IsInvalidArgument(err) ||
+				!strings.Contains(err.Error(), field) {
 				t.Errorf("%s = %q: %v", field, bad, err)
 			}
 		}
+
 		cfg := w.pod()
 		req := createRequest("0123456789ab", cfg)
 		req.Config.Metadata.Name = bad
-		if _, err := s.CreateContainer(t.Context(), req); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "config.metadata.name") {
+		if _, err := s.CreateContainer(t.Context(), req); !errdefs.IsInvalidArgument(err) ||
+			!strings.Contains(err.Error(), "config.metadata.name") {
 			t.Errorf("container name %q: %v", bad, err)
 		}
 	}
+
 	w.nothingLeft(t, s)
 }
 
@@ -115,9 +134,11 @@ func FuzzEveryRPC(f *testing.F) {
 	seeds := []proto.Message{
 		&runtimeapi.RunPodSandboxRequest{Config: cfg}, createRequest(strings.Repeat("a", 64), cfg),
 		&runtimeapi.ExecSyncRequest{ContainerId: "x", Cmd: []string{"true"}, Timeout: 1},
-		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "x"}}, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}},
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "x"}},
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}},
 		&runtimeapi.UpdateContainerResourcesRequest{ContainerId: "x"},
 	}
+
 	for i := range all {
 		for _, m := range seeds {
 			b, err := proto.Marshal(m)
@@ -126,9 +147,11 @@ func FuzzEveryRPC(f *testing.F) {
 			}
 			f.Add(byte(i), b)
 		}
+
 		f.Add(byte(i), []byte{0x0a, 0x00})
 		f.Add(byte(i), []byte{0x0a, 0x04, 0x0a, 0x02, 0xff, 0xfe})
 	}
+
 	f.Fuzz(func(t *testing.T, which byte, b []byte) {
 		r := all[int(which)%len(all)]
 		req := reflect.New(r.req)

@@ -15,8 +15,8 @@ type gate struct {
 	names *keylock.Map // serialises calls on one name or ID
 }
 
-// host returns the engine as it is now, or Unavailable with the reason: an empty list would mean the end
-// of all pods to a kubelet.
+// host returns the engine as it is now, or Unavailable with the reason: an empty list would mean
+// the end of all pods to a kubelet.
 func (g *gate) host() (spec.Host, error) {
 	e := g.view.Engine()
 	if !e.Ready {
@@ -25,8 +25,8 @@ func (g *gate) host() (spec.Host, error) {
 	return e.Host, nil
 }
 
-// connectedHost returns the engine as it is now, or Unavailable with the reason. Unlike host, it does
-// not wait until all containers were read.
+// connectedHost returns the engine as it is now, or Unavailable with the reason. Unlike host, it
+// does not wait until all containers were read.
 func (g *gate) connectedHost() (spec.Host, error) {
 	e := g.view.Engine()
 	if !e.Connected {

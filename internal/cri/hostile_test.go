@@ -46,8 +46,9 @@ var hostileTexts = map[string]string{
 	"beyond the plane": "\U0010FFFF\U0001F511",
 }
 
-// hostileWorld is a node in which all that comes from outside has a hostile text: what the engine says of containers and images, the output of
-// commands, and with failing set also the error of each step.
+// hostileWorld is a node in which all that comes from outside has a hostile text: what the engine
+// says of containers and images, the output of commands, and with failing set also the error of
+// each step.
 func hostileWorld(t *testing.T, hostile string, failing bool) (conn *grpc.ClientConn, sandbox, container string) {
 	t.Helper()
 	s, w := newService(t)
@@ -57,6 +58,7 @@ func hostileWorld(t *testing.T, hostile string, failing bool) (conn *grpc.Client
 			in.State.Error = hostile
 		}
 	}
+
 	w.logMode, w.logReason = "cri", hostile
 	pod := w.pod()
 	sandbox = runPod(t, s, pod)
@@ -64,28 +66,35 @@ func hostileWorld(t *testing.T, hostile string, failing bool) (conn *grpc.Client
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		t.Fatal(err)
 	}
+
 	ended := createRequest(sandbox, pod)
 	ended.Config.Metadata.Name = "ended"
 	other, err := s.CreateContainer(t.Context(), ended)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	addHostileImage(t, w, hostile)
 	if err := s.View.Refresh(t.Context(), model.ContainerID(other.ContainerId)); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.ImageView.RefreshImages(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if failing {
 		w.mu.Lock()
 		w.fault = func(step string) error { return errors.New(step + ": " + hostile) }
 		w.engineFault = func(verb string, _ bool) error { return errors.New(verb + ": " + hostile) }
 		w.mu.Unlock()
 	}
+
 	return serveForKubelet(t, s), sandbox, created.ContainerId
 }
 
@@ -99,8 +108,10 @@ func addHostileImage(t *testing.T, w *world, hostile string) {
 	if err := json.Unmarshal([]byte(`{"Config":{}}`), &in); err != nil {
 		t.Fatal(err)
 	}
+
 	in.ID, in.RepoTags, in.RepoDigests = id, names, names
-	in.Config.User, in.Config.Entrypoint, in.Config.Labels = hostile, []string{hostile}, map[string]string{hostile: hostile, "k": hostile}
+	in.Config.User, in.Config.Entrypoint, in.Config.Labels = hostile, []string{hostile},
+		map[string]string{hostile: hostile, "k": hostile}
 	err := w.engine.AddImage(image.Summary{ID: id, RepoTags: names, RepoDigests: names, Size: -1}, in)
 	if err != nil {
 		t.Fatal(err)
@@ -114,13 +125,22 @@ func serveForKubelet(t *testing.T, s *Service) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpcserver.New(grpcserver.Services{Runtime: s, Image: s, Validate: spec.Validate, Log: slog.New(slog.DiscardHandler)})
+
+	server := grpcserver.New(grpcserver.Services{
+		Runtime:  s,
+		Image:    s,
+		Validate: spec.Validate,
+		Log:      slog.New(slog.DiscardHandler),
+	})
+
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(kubeletLimit)))
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(kubeletLimit)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		conn.Close()
 		server.Stop(10 * time.Second)
@@ -128,10 +148,12 @@ func serveForKubelet(t *testing.T, s *Service) *grpc.ClientConn {
 			t.Error(err)
 		}
 	})
+
 	return conn
 }
 
-// everyRPC returns all RPCs of the CRI, from its descriptors, so that a new one is among them. Those that take away come last.
+// everyRPC returns all RPCs of the CRI, from its descriptors, so that a new one is among them.
+// Those that take away come last.
 func everyRPC(t *testing.T) []protoreflect.MethodDescriptor {
 	t.Helper()
 	var all, last []protoreflect.MethodDescriptor
@@ -140,6 +162,7 @@ func everyRPC(t *testing.T) []protoreflect.MethodDescriptor {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		methods := d.(protoreflect.ServiceDescriptor).Methods() //nolint:forcetypeassert // it is one
 		for i := range methods.Len() {
 			m := methods.Get(i)
@@ -150,9 +173,11 @@ func everyRPC(t *testing.T) []protoreflect.MethodDescriptor {
 			}
 		}
 	}
+
 	slices.SortFunc(last, func(a, b protoreflect.MethodDescriptor) int {
 		return strings.Compare(string(b.Name()), string(a.Name()))
 	})
+
 	return append(all, last...)
 }
 
@@ -174,10 +199,12 @@ func fill(m protoreflect.Message, sandbox, container string) {
 			if f.Kind() == protoreflect.MessageKind {
 				m.Set(f, protoreflect.ValueOfMessage((&runtimeapi.ImageSpec{Image: testImage}).ProtoReflect()))
 			}
+
 		case "port":
 			if f.IsList() {
 				m.Mutable(f).List().Append(protoreflect.ValueOfInt32(80))
 			}
+
 		case "linux":
 			if f.Kind() == protoreflect.MessageKind {
 				m.Mutable(f)
@@ -189,7 +216,12 @@ func fill(m protoreflect.Message, sandbox, container string) {
 // request is one that passes validation.
 func request(t *testing.T, d protoreflect.MethodDescriptor, sandbox, container string) proto.Message {
 	t.Helper()
-	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "new", Namespace: "default", Uid: "new"}, LogDirectory: "/var/log/pods/new"}
+	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+		Name:      "new",
+		Namespace: "default",
+		Uid:       "new",
+	}, LogDirectory: "/var/log/pods/new"}
+
 	switch d.Name() {
 	case "RunPodSandbox":
 		return &runtimeapi.RunPodSandboxRequest{Config: pod}
@@ -198,8 +230,10 @@ func request(t *testing.T, d protoreflect.MethodDescriptor, sandbox, container s
 		r.Config.Metadata.Name = "new"
 		return r
 	}
+
 	m := newMessage(t, d.Input())
 	fill(m.ProtoReflect(), sandbox, container)
+
 	return m
 }
 
@@ -213,7 +247,9 @@ func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
 }
 
 // call makes one call and returns its answers.
-func call(t *testing.T, conn *grpc.ClientConn, d protoreflect.MethodDescriptor, req proto.Message) (answers []proto.Message, err error) {
+func call(
+	t *testing.T, conn *grpc.ClientConn, d protoreflect.MethodDescriptor, req proto.Message,
+) (answers []proto.Message, err error) {
 	t.Helper()
 	path := fmt.Sprintf("/%s/%s", d.Parent().FullName(), d.Name())
 	if !d.IsStreamingServer() {
@@ -221,21 +257,26 @@ func call(t *testing.T, conn *grpc.ClientConn, d protoreflect.MethodDescriptor, 
 		err := conn.Invoke(t.Context(), path, req, answer)
 		return []proto.Message{answer}, err
 	}
+
 	ctx := t.Context()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, path)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := stream.SendMsg(req); err != nil {
 		return nil, err
 	}
+
 	if err := stream.CloseSend(); err != nil {
 		return nil, err
 	}
+
 	if d.Name() == "GetContainerEvents" { // it has no end; TestHostileEvents reads it
 		_, err := stream.Header()
 		return nil, err
 	}
+
 	for {
 		answer := newMessage(t, d.Output())
 		err := stream.RecvMsg(answer)
@@ -253,8 +294,9 @@ func ignoreEOF(err error) error {
 	return nil
 }
 
-// TestHostileTexts calls every RPC while every text from outside is hostile. Each answers, in valid text and within the kubelet's limit. Where
-// steps fail, the error is a text that a kubelet can store.
+// TestHostileTexts calls every RPC while every text from outside is hostile. Each answers, in valid
+// text and within the kubelet's limit. Where steps fail, the error is a text that a kubelet can
+// store.
 func TestHostileTexts(t *testing.T) {
 	for name, hostile := range hostileTexts {
 		for _, failing := range []bool{false, true} {
@@ -279,21 +321,26 @@ func checkStatus(t *testing.T, d protoreflect.MethodDescriptor, err error, faili
 	if err == nil {
 		return
 	}
+
 	s := status.Convert(err)
 	said := s.Message()
 	if !utf8.ValidString(said) || len(said) > 16<<10 || strings.ContainsAny(said, "\x00\x1b") {
 		t.Errorf("%s: an error of %d bytes: %.200q", d.Name(), len(said), said)
 	}
-	if strings.Contains(said, "invalid UTF-8") || strings.Contains(said, "marshal") || s.Code() == codes.ResourceExhausted {
+
+	if strings.Contains(said, "invalid UTF-8") || strings.Contains(said, "marshal") ||
+		s.Code() == codes.ResourceExhausted {
 		t.Errorf("%s is not answered: %.200s", d.Name(), said)
 	}
+
 	running := d.Name() == "StartContainer" && s.Code() == codes.FailedPrecondition
 	if !failing && !running && s.Code() != codes.Unimplemented {
 		t.Errorf("%s: %s: %.200s", d.Name(), s.Code(), said)
 	}
 }
 
-// TestListsFit: pods whose annotations exceed a list together. Their list has all of them, with what a kubelet needs; each one's status has all.
+// TestListsFit: pods whose annotations exceed a list together. Their list has all of them, with
+// what a kubelet needs; each one's status has all.
 func TestListsFit(t *testing.T) {
 	s, w := newService(t)
 	const pods = 40
@@ -310,16 +357,20 @@ func TestListsFit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+		if _, err := s.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	conn := serveForKubelet(t, s)
 	runtime := runtimeapi.NewRuntimeServiceClient(conn)
 	sandboxes, err := runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil || len(sandboxes.Items) != pods {
 		t.Fatalf("%d sandboxes, %v", len(sandboxes.GetItems()), err)
 	}
+
 	whole := 0
 	for _, sb := range sandboxes.Items {
 		if sb.Labels["io.kubernetes.pod.name"] != sb.Metadata.Name {
@@ -329,19 +380,28 @@ func TestListsFit(t *testing.T) {
 			whole++
 		}
 	}
+
 	if whole == 0 || whole == pods {
 		t.Errorf("%d of %d items are whole", whole, pods)
 	}
-	if l, err := runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil || len(l.Containers) != pods {
+
+	if l, err := runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil ||
+		len(l.Containers) != pods {
 		t.Errorf("ListContainers: %v", err)
 	}
-	if l, err := runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(l.Stats) != pods {
+
+	if l, err := runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil ||
+		len(l.Stats) != pods {
 		t.Errorf("ListContainerStats: %v", err)
 	}
-	if l, err := runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(l.Stats) != pods {
+
+	if l, err := runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil ||
+		len(l.Stats) != pods {
 		t.Errorf("ListPodSandboxStats: %v", err)
 	}
-	one, err := runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: last, Verbose: true})
+
+	one, err := runtime.PodSandboxStatus(t.Context(),
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: last, Verbose: true})
 	if err != nil || one.Status.Annotations["large"] != large {
 		t.Errorf("PodSandboxStatus: %v", err)
 	}
@@ -354,17 +414,21 @@ func TestImagesFit(t *testing.T) {
 		tags := slices.Repeat([]string{strings.Repeat("t", 200)}, 1000)
 		images = append(images, &runtimeapi.Image{Id: fmt.Sprint(i), RepoTags: tags, RepoDigests: tags[:1]})
 	}
+
 	shared := images[0]
 	fitImages(images, maxList)
-	if size := proto.Size(&runtimeapi.ListImagesResponse{Images: images}); size > maxList || len(images) != 100 || len(images[5].RepoTags) != 1 {
+	if size := proto.Size(&runtimeapi.ListImagesResponse{Images: images}); size > maxList || len(images) != 100 ||
+		len(images[5].RepoTags) != 1 {
 		t.Errorf("%d images of %d bytes", len(images), size)
 	}
+
 	if len(shared.RepoTags) != 1000 {
 		t.Error("an image that others may share was changed")
 	}
 }
 
-// TestExecSyncFits: the output of both streams with all around it is exactly what a kubelet takes, and neither stream is lost.
+// TestExecSyncFits: the output of both streams with all around it is exactly what a kubelet takes,
+// and neither stream is lost.
 func TestExecSyncFits(t *testing.T) {
 	for _, c := range []struct{ out, err, wantOut, wantErr int }{
 		{10, 20, 10, 20},
@@ -381,7 +445,12 @@ func TestExecSyncFits(t *testing.T) {
 		if len(out) != c.wantOut || len(errOut) != c.wantErr {
 			t.Errorf("%d and %d bytes become %d and %d", c.out, c.err, len(out), len(errOut))
 		}
-		if size := proto.Size(&runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errOut, ExitCode: -1}); size > kubeletLimit {
+
+		if size := proto.Size(&runtimeapi.ExecSyncResponse{
+			Stdout:   out,
+			Stderr:   errOut,
+			ExitCode: -1,
+		}); size > kubeletLimit {
 			t.Errorf("an answer of %d bytes", size)
 		}
 	}

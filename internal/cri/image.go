@@ -24,7 +24,8 @@ type imageService struct {
 	volumes *imageVolumes
 }
 
-// PullImage pulls an image and returns the engine's ID of it, the same as Image.id and ContainerStatus.image_id (CRI PullImage).
+// PullImage pulls an image and returns the engine's ID of it, the same as Image.id and
+// ContainerStatus.image_id (CRI PullImage).
 func (x *imageService) PullImage(
 	ctx context.Context,
 	r *runtimeapi.PullImageRequest,
@@ -33,21 +34,25 @@ func (x *imageService) PullImage(
 	if err != nil {
 		return nil, err
 	}
+
 	if err := spec.CheckRuntime("image.runtime_handler", r.GetImage().GetRuntimeHandler(), host); err != nil {
 		return nil, err
 	}
+
 	id, err := x.store.Pull(ctx, r.GetImage().GetImage(), r.GetAuth())
 	if err != nil {
 		return nil, err
 	}
+
 	if _, err := x.images.RefreshImage(ctx, string(id)); err != nil {
 		return nil, err
 	}
+
 	return &runtimeapi.PullImageResponse{ImageRef: string(id)}, nil
 }
 
-// findImage returns the image of a name or ID. One that the view does not have is read from the engine,
-// since it may have been built a moment ago. NotFound if there is none.
+// findImage returns the image of a name or ID. One that the view does not have is read from the
+// engine, since it may have been built a moment ago. NotFound if there is none.
 func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, error) {
 	i, err := view.Image(ref)
 	if !errdefs.IsNotFound(err) {
@@ -56,7 +61,8 @@ func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, er
 	return view.RefreshImage(ctx, ref)
 }
 
-// ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern (CRI ListImages).
+// ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern
+// (CRI ListImages).
 func (x *imageService) ListImages(
 	ctx context.Context,
 	r *runtimeapi.ListImagesRequest,
@@ -77,6 +83,7 @@ func (x *imageService) listImages(
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
+
 	ref := r.GetFilter().GetImage().GetImage()
 	filter, err := spec.ParseImageFilter(ref)
 	if err != nil {
@@ -92,6 +99,7 @@ func (x *imageService) listImages(
 	if _, err := findImage(ctx, x.images, ref); err != nil {
 		return resp, notFoundIsFine(err)
 	}
+
 	return x.matchingImages(filter)
 }
 
@@ -107,10 +115,12 @@ func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.List
 			resp.Images = append(resp.Images, i.CRI())
 		}
 	}
+
 	return resp, nil
 }
 
-// ImageStatus describes an image; one that is not there is an empty answer, no error (CRI ImageStatus).
+// ImageStatus describes an image; one that is not there is an empty answer, no error (CRI
+// ImageStatus).
 func (x *imageService) ImageStatus(
 	ctx context.Context,
 	r *runtimeapi.ImageStatusRequest,
@@ -118,21 +128,25 @@ func (x *imageService) ImageStatus(
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
+
 	i, err := findImage(ctx, x.images, r.GetImage().GetImage())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	} else if err != nil {
 		return nil, err
 	}
+
 	resp := &runtimeapi.ImageStatusResponse{Image: i.CRI()}
 	if r.GetVerbose() {
 		resp.Info, err = verbose(map[string]any{"labels": i.Labels, "user": i.User})
 	}
+
 	return resp, err
 }
 
-// RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that is not there is a success; one that a
-// container uses is FailedPrecondition and keeps its names. Pinned ones are removed too: a pin is only a recommendation.
+// RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that
+// is not there is a success; one that a container uses is FailedPrecondition and keeps its names.
+// Pinned ones are removed too: a pin is only a recommendation.
 func (x *imageService) RemoveImage(
 	ctx context.Context,
 	r *runtimeapi.RemoveImageRequest,
@@ -140,13 +154,16 @@ func (x *imageService) RemoveImage(
 	if _, err := x.begin(r); err != nil {
 		return nil, err
 	}
+
 	i, err := findImage(ctx, x.images, r.GetImage().GetImage())
 	if err == nil {
 		err = x.removeImage(ctx, i.ID)
 	}
+
 	if err = notFoundIsFine(err); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", r.GetImage().GetImage(), err)
 	}
+
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
@@ -156,28 +173,34 @@ func (x *imageService) removeImage(ctx context.Context, id model.ImageID) error 
 		return err
 	}
 	defer unlock()
+
 	i, err := x.images.Image(string(id))
 	if err != nil {
 		return err // another call has removed it
 	}
+
 	// The engine would take away all names but the last before it finds the user.
 	if users, err := x.store.ImageUsers(ctx, id); err != nil {
 		return err
 	} else if len(users) > 0 {
 		return fmt.Errorf("it is used by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
+
 	if x.volumes.isUsed(id) {
 		return fmt.Errorf("it is mounted into a container: %w", errdefs.ErrFailedPrecondition)
 	}
-	// An image with names in several repositories cannot be removed by its ID without force; its names are removed one by one, and the
-	// last takes the image with it.
+
+	// An image with names in several repositories cannot be removed by its ID without force; its
+	// names are removed one by one, and the last takes the image with it.
 	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{string(i.ID)}) {
 		if err := notFoundIsFine(x.store.RemoveImage(ctx, ref)); err != nil {
 			_, refreshErr := x.images.RefreshImage(ctx, string(id)) // it may have lost names
 			return errors.Join(err, notFoundIsFine(refreshErr))
 		}
 	}
+
 	x.images.ForgetImage(id)
+
 	return nil
 }
 

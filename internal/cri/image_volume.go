@@ -14,7 +14,8 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// imageVolumes are the images that are mounted into containers where the engine cannot do so itself.
+// imageVolumes are the images that are mounted into containers where the engine cannot do so
+// itself.
 type imageVolumes struct {
 	*gate
 	images    ImageView
@@ -23,7 +24,8 @@ type imageVolumes struct {
 	preparing preparing
 }
 
-// preparing counts the containers that are being made with an image volume, by image ID: the view does not know them yet.
+// preparing counts the containers that are being made with an image volume, by image ID: the view
+// does not know them yet.
 type preparing struct {
 	mu sync.Mutex // guards n
 	n  map[model.ImageID]int
@@ -32,6 +34,7 @@ type preparing struct {
 func (p *preparing) add(imageID model.ImageID, d int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	if p.n == nil {
 		p.n = map[model.ImageID]int{}
 	}
@@ -46,9 +49,10 @@ func (p *preparing) has(imageID model.ImageID) bool {
 	return p.n[imageID] > 0
 }
 
-// prepare makes the images that a container mounts ready, by their index among its mounts. Where the
-// engine does not mount images itself, we do; containers share a mount, and u undoes this container's
-// part in it. made is to be called when the view knows the container, or when it was not made after all.
+// prepare makes the images that a container mounts ready, by their index among its mounts. Where
+// the engine does not mount images itself, we do; containers share a mount, and u undoes this
+// container's part in it. made is to be called when the view knows the container, or when it was
+// not made after all.
 func (v *imageVolumes) prepare(
 	ctx context.Context,
 	cfg *runtimeapi.ContainerConfig,
@@ -62,19 +66,23 @@ func (v *imageVolumes) prepare(
 		}
 		ids = nil
 	}
+
 	volumes = map[int]spec.ImageVolume{}
 	for i, m := range cfg.GetMounts() {
 		if m.GetImage().GetImage() == "" {
 			continue
 		}
+
 		field := fmt.Sprintf("config.mounts[%d].image", i)
 		if err := host.CheckImageVolumes(); err != nil {
 			return nil, made, fmt.Errorf("%s: %w", field, err)
 		}
+
 		image, err := findImage(ctx, v.images, m.GetImage().GetImage())
 		if err != nil {
 			return nil, made, fmt.Errorf("%s: %w", field, err)
 		}
+
 		one := spec.NewImageVolume(m, image)
 		if !host.NativeImageVolumes() {
 			v.preparing.add(one.ImageID, 1)
@@ -83,12 +91,15 @@ func (v *imageVolumes) prepare(
 				made()
 				return v.release(ctx, one.ImageID)
 			})
+
 			if one.Path, err = v.mount(ctx, one); err != nil {
 				return nil, made, fmt.Errorf("%s: %w", field, err)
 			}
 		}
+
 		volumes[i] = one
 	}
+
 	return volumes, made, nil
 }
 
@@ -100,13 +111,16 @@ func (v *imageVolumes) mount(ctx context.Context, one spec.ImageVolume) (string,
 		return "", err
 	}
 	defer unlock()
+
 	layers, err := v.store.HoldImage(ctx, one.ImageID) // also if it is mounted: a prune may have taken the holder
 	if err != nil {
 		return "", err
 	}
+
 	if err := v.mounts.Mount(one.ImageID, layers); err != nil {
 		return "", err
 	}
+
 	return v.mounts.Resolve(one.ImageID, one.SubPath)
 }
 
@@ -122,12 +136,14 @@ func (v *imageVolumes) release(ctx context.Context, imageID model.ImageID) error
 		return err
 	}
 	defer unlock()
+
 	if v.preparing.has(imageID) || v.isUsed(imageID) {
 		return nil
 	}
 	if err := v.mounts.Unmount(imageID); err != nil {
 		return err
 	}
+
 	return v.store.ReleaseImage(ctx, imageID)
 }
 
@@ -140,18 +156,22 @@ func (v *imageVolumes) collect(ctx context.Context, also ...model.ImageID) error
 	for _, id := range slices.Compact(ids) {
 		errs = append(errs, v.release(ctx, id))
 	}
+
 	return errors.Join(errs...)
 }
 
-// restore clears mounts and holders without a user, and makes holders anew that somebody has pruned.
+// restore clears mounts and holders without a user, and makes holders anew that somebody has
+// pruned.
 func (v *imageVolumes) restore(ctx context.Context, host spec.Host) error {
 	if host.NativeImageVolumes() || host.CheckImageVolumes() != nil {
 		return nil
 	}
+
 	held, err := v.store.HeldImages(ctx)
 	if err != nil {
 		return err
 	}
+
 	errs := []error{v.collect(ctx, held...)}
 	mounted, err := v.mounts.List()
 	errs = append(errs, err)
@@ -161,5 +181,6 @@ func (v *imageVolumes) restore(ctx context.Context, host spec.Host) error {
 			errs = append(errs, err)
 		}
 	}
+
 	return errors.Join(errs...)
 }

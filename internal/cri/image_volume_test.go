@@ -16,11 +16,18 @@ import (
 func mounting(pod string, cfg *runtimeapi.PodSandboxConfig, name, subPath string) *runtimeapi.CreateContainerRequest {
 	r := createRequest(pod, cfg)
 	r.Config.Metadata.Name = name
-	r.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", Readonly: true, Image: &runtimeapi.ImageSpec{Image: testImage}, ImageSubPath: subPath}}
+	r.Config.Mounts = []*runtimeapi.Mount{{
+		ContainerPath: "/volume",
+		Readonly:      true,
+		Image:         &runtimeapi.ImageSpec{Image: testImage},
+		ImageSubPath:  subPath,
+	}}
+
 	return r
 }
 
-// TestImageVolumesAreShared: containers of two pods share a mount, which goes with the last, and until then its image cannot be removed.
+// TestImageVolumesAreShared: containers of two pods share a mount, which goes with the last, and
+// until then its image cannot be removed.
 func TestImageVolumesAreShared(t *testing.T) {
 	s, w := newService(t)
 	var pods, containers []string
@@ -33,29 +40,41 @@ func TestImageVolumesAreShared(t *testing.T) {
 		}
 		containers = append(containers, r.ContainerId)
 	}
+
 	mounted := keys(w, w.mounted)
 	if len(mounted) != 1 {
 		t.Fatalf("mounted: %v", mounted)
 	}
+
 	status, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: containers[0]})
-	if err != nil || len(status.Status.Mounts) != 1 || status.Status.Mounts[0].Image.GetImage() != mounted[0] || status.Status.Mounts[0].ImageSubPath != "sub/path" || status.Status.Mounts[0].HostPath != "" {
+	if err != nil || len(status.Status.Mounts) != 1 || status.Status.Mounts[0].Image.GetImage() != mounted[0] ||
+		status.Status.Mounts[0].ImageSubPath != "sub/path" || status.Status.Mounts[0].HostPath != "" {
 		t.Errorf("ContainerStatus: %v, %v", status, err)
 	}
-	if _, err := s.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: testImage}}); !errdefs.IsFailedPrecondition(err) {
+
+	if _, err := s.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{
+			Image: &runtimeapi.ImageSpec{Image: testImage},
+		}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("RemoveImage: %v", err)
 	}
-	if _, err := s.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: containers[0]}); err != nil || len(keys(w, w.mounted)) != 1 {
+
+	if _, err := s.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: containers[0]}); err !=
+		nil || len(keys(w, w.mounted)) != 1 {
 		t.Errorf("RemoveContainer of one: %v, mounted %v", err, keys(w, w.mounted))
 	}
+
 	for _, p := range pods {
 		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p}); err != nil {
 			t.Error(err)
 		}
 	}
+
 	w.nothingLeft(t, s)
 }
 
-// TestImageVolumeFailsAtEachStep breaks every step of a create in turn: no mount and no holder is left.
+// TestImageVolumeFailsAtEachStep breaks every step of a create in turn: no mount and no holder is
+// left.
 func TestImageVolumeFailsAtEachStep(t *testing.T) {
 	s, w := newService(t)
 	for n := 1; ; n++ {
@@ -67,12 +86,16 @@ func TestImageVolumeFailsAtEachStep(t *testing.T) {
 		if step != "" && !errors.Is(err, errBroken) {
 			t.Errorf("%s broke: %v", step, err)
 		}
+
 		if held, _ := w.engine.HeldImages(t.Context()); step != "" && len(keys(w, w.mounted))+len(held) > 0 {
 			t.Errorf("%s broke: mounted %v, held %v", step, keys(w, w.mounted), held)
 		}
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err !=
+			nil {
 			t.Error(err)
 		}
+
 		w.nothingLeft(t, s)
 		if step == "" {
 			if n < 6 {
@@ -93,24 +116,31 @@ func TestImageVolumeRefused(t *testing.T) {
 		field  string
 	}{
 		{func(m *runtimeapi.Mount) { m.ImageSubPath = "missing" }, errdefs.IsNotFound, "config.mounts[0].image"},
-		{func(m *runtimeapi.Mount) { m.ImageSubPath = "../up" }, errdefs.IsInvalidArgument, "config.mounts[0].image_sub_path"},
-		{func(m *runtimeapi.Mount) { m.ImageSubPath = "/abs" }, errdefs.IsInvalidArgument, "config.mounts[0].image_sub_path"},
+		{func(m *runtimeapi.Mount) {
+			m.ImageSubPath = "../up"
+		}, errdefs.IsInvalidArgument, "config.mounts[0].image_sub_path"},
+		{func(m *runtimeapi.Mount) {
+			m.ImageSubPath = "/abs"
+		}, errdefs.IsInvalidArgument, "config.mounts[0].image_sub_path"},
 		{func(m *runtimeapi.Mount) { m.Image.Image = "nobody:1" }, errdefs.IsNotFound, "config.mounts[0].image"},
 		{func(m *runtimeapi.Mount) { m.HostPath = "/etc" }, errdefs.IsInvalidArgument, "config.mounts[0].host_path"},
 		{func(m *runtimeapi.Mount) { m.Propagation = 1 }, errdefs.IsInvalidArgument, "config.mounts[0].propagation"},
 	} {
 		r := mounting(pod, cfg, "user", "")
 		test.change(r.Config.Mounts[0])
-		if _, err := s.CreateContainer(t.Context(), r); !test.kind(err) || !strings.Contains(fmt.Sprint(err), test.field) {
+		if _, err := s.CreateContainer(t.Context(), r); !test.kind(err) ||
+			!strings.Contains(fmt.Sprint(err), test.field) {
 			t.Errorf("%v: %v", r.Config.Mounts[0], err)
 		}
+
 		if held, _ := w.engine.HeldImages(t.Context()); len(keys(w, w.mounted))+len(held) > 0 {
 			t.Errorf("%v: mounted %v, held %v", r.Config.Mounts[0], keys(w, w.mounted), held)
 		}
 	}
 }
 
-// TestImageVolumesAfterACrash: mounts and holders without a user go, a holder that was pruned under a user comes back.
+// TestImageVolumesAfterACrash: mounts and holders without a user go, a holder that was pruned under
+// a user comes back.
 func TestImageVolumesAfterACrash(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -118,26 +148,35 @@ func TestImageVolumesAfterACrash(t *testing.T) {
 	if _, err := s.CreateContainer(t.Context(), mounting(pod, cfg, "user", "")); err != nil {
 		t.Fatal(err)
 	}
+
 	used := keys(w, w.mounted)[0]
 	if err := w.engine.ReleaseImage(t.Context(), model.ImageID(used)); err != nil {
 		t.Fatal(err)
 	}
+
 	w.set(w.mounted, "sha256:"+strings.Repeat("0", 64), true)
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	held, err := w.engine.HeldImages(t.Context())
-	if mounted := keys(w, w.mounted); err != nil || len(mounted) != 1 || mounted[0] != used || len(held) != 1 || string(held[0]) != used {
+	if mounted := keys(w, w.mounted); err != nil || len(mounted) != 1 || mounted[0] != used || len(held) != 1 ||
+		string(held[0]) != used {
 		t.Errorf("mounted %v, held %v, %v", mounted, held, err)
 	}
+
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.engine.HoldImage(t.Context(), model.ImageID(used)); err != nil { // of a mount that a reboot has taken
+
+	// of a mount that a reboot has taken
+	if _, err := w.engine.HoldImage(t.Context(), model.ImageID(used)); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	w.nothingLeft(t, s)
 }

@@ -17,20 +17,20 @@ const (
 	joinInterval = time.Millisecond
 )
 
-// How long the engine makes pods' network namespaces after a pause did not join one of ours. It doubles
-// with each failure in a row.
+// How long the engine makes pods' network namespaces after a pause did not join one of ours. It
+// doubles with each failure in a row.
 const (
 	fallBackFirst = time.Minute
 	fallBackMost  = time.Hour
 )
 
-// maxJoinFailures is how many pauses in a row may fail to join, where earlier ones did, before pods get
-// namespaces of the engine's instead of an error.
+// maxJoinFailures is how many pauses in a row may fail to join, where earlier ones did, before pods
+// get namespaces of the engine's instead of an error.
 const maxJoinFailures = 3
 
-// joining is what is known of whether pauses can join namespaces of ours here. Whether they can is seen
-// from pods only: one that joins proves it; one that does not, on a node where the engine's own way
-// works, has the engine make the namespaces for a while.
+// joining is what is known of whether pauses can join namespaces of ours here. Whether they can is
+// seen from pods only: one that joins proves it; one that does not, on a node where the engine's
+// own way works, has the engine make the namespaces for a while.
 type joining struct {
 	configured string        // why the engine always makes the namespaces, "" if it need not
 	timeout    time.Duration // of a pause that has started and not joined
@@ -53,11 +53,12 @@ func (j *joining) reason() string {
 	return j.problem
 }
 
-// try says whether a pod is to get a namespace of ours. While the engine makes them, that is one pod
-// after each pause.
+// try says whether a pod is to get a namespace of ours. While the engine makes them, that is one
+// pod after each pause.
 func (j *joining) try(now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+
 	switch {
 	case j.configured != "":
 		return false
@@ -66,7 +67,9 @@ func (j *joining) try(now time.Time) bool {
 	case now.Before(j.until):
 		return false
 	}
+
 	j.until = now.Add(max(j.pause, fallBackFirst))
+
 	return true
 }
 
@@ -78,8 +81,8 @@ func (j *joining) isTrusted() bool {
 	return j.proven && j.failures < maxJoinFailures
 }
 
-// fallBack notes that the engine's way has worked where ours did not, and returns until when the engine
-// makes the namespaces.
+// fallBack notes that the engine's way has worked where ours did not, and returns until when the
+// engine makes the namespaces.
 func (j *joining) fallBack(problem string, now time.Time) (until time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -120,20 +123,24 @@ func asJoinError(err error) error {
 func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 	tick := time.NewTicker(joinInterval)
 	defer tick.Stop()
+
 	for deadline := time.Now().Add(s.joining.timeout); !s.Network.HasJoined(sb.ID, sb.Pid); {
 		if time.Now().After(deadline) {
 			return &joinError{fmt.Errorf("the pause process did not join the pod's network namespace within %v: %w",
 				s.joining.timeout, errdefs.ErrUnavailable)}
 		}
+
 		if now, err := s.View.Sandbox(string(sb.ID)); err == nil && !now.Running {
 			return ended(now)
 		}
+
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
 	}
+
 	return nil
 }
 
@@ -151,6 +158,7 @@ func ended(sb *spec.Sandbox) error {
 	case sb.ExitCode > 0:
 		why = "setns: " + syscall.Errno(sb.ExitCode).Error()
 	}
+
 	return &joinError{fmt.Errorf("the pause process could not join the pod's network namespace (%s): %w",
 		why, errdefs.ErrUnavailable)}
 }

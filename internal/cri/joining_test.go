@@ -20,10 +20,12 @@ func TestFallBackIsTemporary(t *testing.T) {
 		}
 		return sb.OwnNetNS
 	}
+
 	w.stray.Store(true)
 	if own() {
 		t.Error("the first pod has a namespace of ours")
 	}
+
 	w.stray.Store(false)
 	if own() || netnsOf(t, s).Status {
 		t.Error("the engine makes them no longer")
@@ -34,11 +36,13 @@ func TestFallBackIsTemporary(t *testing.T) {
 		defer s.joining.mu.Unlock()
 		s.joining.until = time.Now()
 	}
+
 	past()
 	w.stray.Store(true)
 	if own() || s.joining.pause != 2*fallBackFirst {
 		t.Errorf("a second failure: the pause is %v", s.joining.pause)
 	}
+
 	w.stray.Store(false)
 	past()
 	if !own() || !own() || !netnsOf(t, s).Status {
@@ -56,23 +60,26 @@ func TestFallBackEndsWithTheConnection(t *testing.T) {
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || !netnsOf(t, s).Status {
 		t.Errorf("%+v, %v", sb, err)
 	}
 }
 
-// TestTrustEnds: where pauses have joined, some that do not fail their pods; if no other one joins, pods
-// run with namespaces of the engine's.
+// TestTrustEnds: where pauses have joined, some that do not fail their pods; if no other one joins,
+// pods run with namespaces of the engine's.
 func TestTrustEnds(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
 	runPod(t, s, w.pod())
 	w.stray.Store(true)
 	for i := 1; i < maxJoinFailures; i++ {
-		if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errdefs.IsUnavailable(err) {
+		if _, err := s.RunPodSandbox(t.Context(),
+			&runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errdefs.IsUnavailable(err) {
 			t.Errorf("failure %d: %v", i, err)
 		}
 	}
+
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || sb.OwnNetNS {
 		t.Errorf("%+v, %v", sb, err)
 	}
@@ -83,15 +90,19 @@ func TestOnePodTries(t *testing.T) {
 	j := joining{}
 	now := time.Now()
 	until := j.fallBack("x", now)
-	if j.try(now) || j.try(until.Add(-time.Second)) || !j.try(until) || j.try(until) || !j.try(until.Add(fallBackFirst)) {
+	if j.try(now) || j.try(until.Add(-time.Second)) || !j.try(until) || j.try(until) ||
+		!j.try(until.Add(fallBackFirst)) {
 		t.Error("more or less than one pod tries")
 	}
+
 	for range 20 {
 		until = j.fallBack("x", now)
 	}
+
 	if until.Sub(now) != fallBackMost {
 		t.Errorf("a pause of %v", until.Sub(now))
 	}
+
 	flag := joining{configured: "--pod-netns=engine"}
 	flag.retry()
 	if flag.try(now.Add(time.Hour)) || flag.reason() != "--pod-netns=engine" {

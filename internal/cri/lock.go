@@ -10,9 +10,10 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Locks. The key of a sandbox or container is its ID, which never changes; Docker's names do (docker
-// rename). What is being created has no ID yet, so its name is locked until it has one. A call that
-// needs several locks takes them in this order: name, sandbox, container, network, image volume.
+// Locks. The key of a sandbox or container is its ID, which never changes; Docker's names do
+// (docker rename). What is being created has no ID yet, so its name is locked until it has one. A
+// call that needs several locks takes them in this order: name, sandbox, container, network, image
+// volume.
 //
 // A call that changes something gets its record with the lock, so that it never acts on a record
 // from before its wait. archtest has the files that may read records otherwise.
@@ -23,24 +24,28 @@ type lockedSandbox struct {
 	unlock func()
 }
 
-// lockedContainer is a container whose lock the call holds, with the record as it was read under it.
+// lockedContainer is a container whose lock the call holds, with the record as it was read under
+// it.
 type lockedContainer struct {
 	*spec.Container
 	unlock func()
 }
 
-// isKnown says whether the view has the sandbox. Of any other there may be containers and a network.
+// isKnown says whether the view has the sandbox. Of any other there may be containers and a
+// network.
 func (sb *lockedSandbox) isKnown() bool { return isKnown(sb.Sandbox) }
 
 func isKnown(sb *spec.Sandbox) bool { return sb.Name != "" }
 
-// lockSandbox locks a sandbox by its ID or a unique prefix of one and reads its record. The record of
-// one that the view does not have holds the ID alone. NotFound if no sandbox can have such an ID.
+// lockSandbox locks a sandbox by its ID or a unique prefix of one and reads its record. The record
+// of one that the view does not have holds the ID alone. NotFound if no sandbox can have such an
+// ID.
 func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, error) {
 	full, err := g.sandboxID(id)
 	if err != nil {
 		return nil, err
 	}
+
 	unlock, err := g.names.Lock(ctx, "sandbox "+string(full))
 	if err != nil {
 		return nil, fmt.Errorf("wait for sandbox %s: %w", full, err)
@@ -50,6 +55,7 @@ func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, erro
 	if err != nil {
 		sb = &spec.Sandbox{ID: full}
 	}
+
 	return &lockedSandbox{Sandbox: sb, unlock: unlock}, nil
 }
 
@@ -62,20 +68,23 @@ func (g *gate) sandboxID(id string) (model.ContainerID, error) {
 	case !errdefs.IsNotFound(err):
 		return "", err
 	}
+
 	full, parseErr := model.ParseContainerID(id)
 	if parseErr != nil {
 		return "", err
 	}
+
 	return full, nil
 }
 
-// lockContainer locks a container by its ID or a unique prefix of one and reads its record. NotFound
-// if the view does not have it, before the wait or after.
+// lockContainer locks a container by its ID or a unique prefix of one and reads its record.
+// NotFound if the view does not have it, before the wait or after.
 func (g *gate) lockContainer(ctx context.Context, id string) (*lockedContainer, error) {
 	c, err := g.view.Container(id)
 	if err != nil {
 		return nil, err
 	}
+
 	unlock, err := g.names.Lock(ctx, "container "+string(c.ID))
 	if err != nil {
 		return nil, fmt.Errorf("wait for container %s: %w", c.ID, err)
@@ -85,6 +94,7 @@ func (g *gate) lockContainer(ctx context.Context, id string) (*lockedContainer, 
 		unlock()
 		return nil, err
 	}
+
 	return &lockedContainer{Container: c, unlock: unlock}, nil
 }
 
@@ -93,11 +103,14 @@ func (g *gate) renew(ctx context.Context, c *lockedContainer) error {
 	if err := g.view.Refresh(ctx, c.ID); err != nil {
 		return err
 	}
+
 	now, err := g.view.Container(string(c.ID))
 	if err != nil {
 		return err
 	}
+
 	c.Container = now
+
 	return nil
 }
 

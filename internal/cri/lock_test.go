@@ -42,6 +42,7 @@ func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, key := range []string{"sandbox " + pod, "container " + running, "container " + created.ContainerId} {
 		defer holdLock(t, s, key)()
 	}
@@ -84,6 +85,7 @@ func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 		}
 		cancel()
 	}
+
 	if w.engine.Containers() != 3 {
 		t.Error("something was removed without its lock")
 	}
@@ -102,16 +104,19 @@ func TestTheRecordIsReadUnderTheLock(t *testing.T) {
 		_, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
 		stopped <- err
 	}()
+
 	eventually(t, func() bool { return s.names.Waiting("sandbox "+pod) == 1 })
 	if err := w.engine.Start(t.Context(), model.ContainerID(pod)); err != nil {
 		t.Fatal(err)
 	}
+
 	refresh(t, s, pod)
 
 	unlock()
 	if err := <-stopped; err != nil {
 		t.Fatal(err)
 	}
+
 	if o, err := w.engine.Inspect(t.Context(), model.ContainerID(pod)); err != nil || o.Sandbox.Running {
 		t.Errorf("the pause runs after StopPodSandbox: %+v, %v", o.Sandbox, err)
 	}
@@ -126,25 +131,32 @@ func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 		if verb != "create" || !after || removed {
 			return nil
 		}
+
 		removed = true
 		all, err := w.engine.Objects(t.Context())
 		for _, o := range all {
 			w.engine.Drop(o.Sandbox.ID)
 		}
+
 		return err
 	})
+
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err != nil {
 		t.Logf("RunPodSandbox: %v", err)
 	}
+
 	l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range l.Items {
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err !=
+			nil {
 			t.Error(err)
 		}
 	}
+
 	w.nothingLeft(t, s)
 }
 
@@ -160,31 +172,40 @@ func TestRestartedPause(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		w.engine.End(model.ContainerID(pod), 0)
 		if err := w.engine.Start(t.Context(), model.ContainerID(pod)); err != nil {
 			t.Fatal(err)
 		}
+
 		refresh(t, s, pod)
 
 		st, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 		if err != nil || st.Status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 			t.Errorf("PodSandboxStatus: %v, %v", st, err)
 		}
-		if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); !errdefs.IsFailedPrecondition(err) {
+
+		if _, err := s.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("StartContainer: %v", err)
 		}
+
 		r := createRequest(pod, cfg)
 		r.Config.Metadata.Name = "another"
 		if _, err := s.CreateContainer(t.Context(), r); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("CreateContainer: %v", err)
 		}
+
 		anew := runPod(t, s, cfg)
 		if anew == pod {
 			t.Error("the restarted sandbox was handed out")
 		}
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: anew}); err != nil {
+
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: anew}); err !=
+			nil {
 			t.Error(err)
 		}
+
 		w.nothingLeft(t, s)
 	}
 }

@@ -18,6 +18,7 @@ func TestReopenContainerLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	reopen := func(id string) error {
 		_, err := s.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 		return err
@@ -25,21 +26,27 @@ func TestReopenContainerLog(t *testing.T) {
 	if err := reopen(c.ContainerId); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a created container: %v", err)
 	}
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	if err := reopen(c.ContainerId); err != nil || !w.logs[c.ContainerId+" reopened"] {
 		t.Errorf("a running container: %v, %v", err, w.logs)
 	}
+
 	w.breakNth(1)
 	if err := reopen(c.ContainerId); !errors.Is(err, errBroken) {
 		t.Errorf("a log that cannot be reopened: %v", err)
 	}
+
 	for _, id := range []string{pod, "nobody"} {
 		if err := reopen(id); !errdefs.IsNotFound(err) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
+
 	w.engine.End(model.ContainerID(c.ContainerId), 0)
 	eventually(t, func() bool { return errdefs.IsFailedPrecondition(reopen(c.ContainerId)) })
 }
@@ -53,8 +60,16 @@ func TestStatusSaysHowContainersAreLogged(t *testing.T) {
 	}{
 		{"cri", "", true, &runtimeapi.RuntimeCondition{Status: true, Reason: "CRIFiles"}},
 		{"json-file", "", true, &runtimeapi.RuntimeCondition{Status: true, Reason: "JSONFile"}},
-		{"json-file", "no socket", true, &runtimeapi.RuntimeCondition{Status: false, Reason: "JSONFile", Message: "no socket"}},
-		{"", "no socket", false, &runtimeapi.RuntimeCondition{Status: false, Reason: logsNotReady, Message: "no socket"}},
+		{"json-file", "no socket", true, &runtimeapi.RuntimeCondition{
+			Status:  false,
+			Reason:  "JSONFile",
+			Message: "no socket",
+		}},
+		{"", "no socket", false, &runtimeapi.RuntimeCondition{
+			Status:  false,
+			Reason:  logsNotReady,
+			Message: "no socket",
+		}},
 	} {
 		w.mu.Lock()
 		w.logMode, w.logReason = test.mode, test.reason
@@ -63,11 +78,14 @@ func TestStatusSaysHowContainersAreLogged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		runtime, logs := st.Status.Conditions[0], st.Status.Conditions[2]
 		if runtime.Status != test.ready || !test.ready && runtime.Message != test.reason {
 			t.Errorf("%q: runtime %v", test.mode, runtime)
 		}
-		if logs.Type != containerLogs || logs.Status != test.condition.Status || logs.Reason != test.condition.Reason || logs.Message != test.condition.Message {
+
+		if logs.Type != containerLogs || logs.Status != test.condition.Status || logs.Reason != test.condition.Reason ||
+			logs.Message != test.condition.Message {
 			t.Errorf("%q: %v", test.mode, logs)
 		}
 	}

@@ -18,25 +18,36 @@ import (
 	"cri-dockerd/internal/podstats"
 )
 
-// nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a kubelet (ContainerMetrics), but for those of a CRI
-// without a limit of threads, and what it counts as optional.
+// nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a
+// kubelet (ContainerMetrics), but for those of a CRI without a limit of threads, and what it counts
+// as optional.
 var nodeTest = []string{
-	"container_blkio_device_usage_total", "container_cpu_system_seconds_total", "container_cpu_usage_seconds_total", "container_cpu_user_seconds_total",
-	"container_file_descriptors", "container_fs_reads_bytes_total", "container_fs_reads_total", "container_fs_usage_bytes", "container_fs_writes_bytes_total",
-	"container_fs_writes_total", "container_last_seen", "container_memory_cache", "container_memory_failcnt", "container_memory_failures_total",
-	"container_memory_mapped_file", "container_memory_max_usage_bytes", "container_memory_rss", "container_memory_swap", "container_memory_usage_bytes",
-	"container_memory_working_set_bytes", "container_oom_events_total", "container_processes", "container_sockets", "container_spec_cpu_period",
-	"container_spec_cpu_shares", "container_spec_memory_limit_bytes", "container_spec_memory_reservation_limit_bytes", "container_spec_memory_swap_limit_bytes",
+	"container_blkio_device_usage_total", "container_cpu_system_seconds_total", "container_cpu_usage_seconds_total",
+	"container_cpu_user_seconds_total",
+	"container_file_descriptors", "container_fs_reads_bytes_total", "container_fs_reads_total",
+	"container_fs_usage_bytes", "container_fs_writes_bytes_total",
+	"container_fs_writes_total", "container_last_seen", "container_memory_cache", "container_memory_failcnt",
+	"container_memory_failures_total",
+	"container_memory_mapped_file", "container_memory_max_usage_bytes", "container_memory_rss", "container_memory_swap",
+	"container_memory_usage_bytes",
+	"container_memory_working_set_bytes", "container_oom_events_total", "container_processes", "container_sockets",
+	"container_spec_cpu_period",
+	"container_spec_cpu_shares", "container_spec_memory_limit_bytes", "container_spec_memory_reservation_limit_bytes",
+	"container_spec_memory_swap_limit_bytes",
 	"container_start_time_seconds", "container_threads", "container_threads_max", "container_ulimits_soft",
-	"container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total",
-	"container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total",
+	"container_network_receive_bytes_total", "container_network_receive_errors_total",
+	"container_network_receive_packets_dropped_total",
+	"container_network_receive_packets_total", "container_network_transmit_bytes_total",
+	"container_network_transmit_errors_total",
 	"container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total",
 }
 
 // nodeTestOfNode are those that it wants to be there, of the node if of nothing else.
 var nodeTestOfNode = []string{
-	"container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total", "container_fs_inodes_free", "container_fs_inodes_total",
-	"container_fs_limit_bytes", "container_fs_read_seconds_total", "container_fs_reads_merged_total", "container_fs_sector_reads_total", "container_fs_sector_writes_total",
+	"container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total",
+	"container_fs_inodes_free", "container_fs_inodes_total",
+	"container_fs_limit_bytes", "container_fs_read_seconds_total", "container_fs_reads_merged_total",
+	"container_fs_sector_reads_total", "container_fs_sector_writes_total",
 	"container_fs_write_seconds_total", "container_fs_writes_merged_total",
 }
 
@@ -47,6 +58,7 @@ func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescript
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	out := map[string]*runtimeapi.MetricDescriptor{}
 	for _, d := range l.Descriptors {
 		if out[d.Name] != nil || d.Help == "" {
@@ -54,6 +66,7 @@ func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescript
 		}
 		out[d.Name] = d
 	}
+
 	return out
 }
 
@@ -67,7 +80,9 @@ func TestMetricDescriptors(t *testing.T) {
 			t.Errorf("no %s", name)
 		}
 	}
-	if got := all["container_network_receive_bytes_total"].LabelKeys; !slices.Equal(got, []string{"container", "id", "image", "name", "namespace", "pod", "interface"}) {
+
+	if got := all["container_network_receive_bytes_total"].LabelKeys; !slices.Equal(got,
+		[]string{"container", "id", "image", "name", "namespace", "pod", "interface"}) {
 		t.Errorf("labels of a network: %v", got)
 	}
 }
@@ -96,6 +111,7 @@ func scrape(t *testing.T, s *Service) []*dto.MetricFamily {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return families
 }
 
@@ -106,9 +122,11 @@ func TestPodSandboxMetrics(t *testing.T) {
 	id := runContainer(t, s, pod, cfg)
 	withLayer(s, id)
 	l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
-	if err != nil || len(l.PodMetrics) != 1 || l.PodMetrics[0].PodSandboxId != pod || len(l.PodMetrics[0].ContainerMetrics) != 1 || l.PodMetrics[0].ContainerMetrics[0].ContainerId != id {
+	if err != nil || len(l.PodMetrics) != 1 || l.PodMetrics[0].PodSandboxId != pod ||
+		len(l.PodMetrics[0].ContainerMetrics) != 1 || l.PodMetrics[0].ContainerMetrics[0].ContainerId != id {
 		t.Fatalf("%v, %v", l, err)
 	}
+
 	known := descriptors(t, s)
 	p := l.PodMetrics[0]
 	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
@@ -116,6 +134,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 			t.Errorf("%v does not fit its descriptor %v", m, d)
 		}
 	}
+
 	sb, c := s.View.Sandboxes()[0], s.View.Containers()[0]
 	node := []string{"", "/", "", "", "", "", "/dev/sda1"}
 	whole := []string{"", "/kubepods/pod", "", "", "default", cfg.Metadata.Name}
@@ -131,7 +150,8 @@ func TestPodSandboxMetrics(t *testing.T) {
 		labels []string
 	}{
 		{p.Metrics, "container_cpu_usage_seconds_total", counter, 2, 0, append(slices.Clone(whole), "total")},
-		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0, append(slices.Clone(network), "eth0")},
+		{p.Metrics, "container_network_receive_packets_dropped_total", counter, 5, 0,
+			append(slices.Clone(network), "eth0")},
 		{p.Metrics, "container_network_transmit_packets_total", counter, 0, 0, append(slices.Clone(network), "net1")},
 		{p.Metrics, "container_fs_usage_bytes", gauge, 1 << 20, 0, node},
 		{p.Metrics, "container_fs_inodes_free", gauge, 900, 0, node},
@@ -141,24 +161,38 @@ func TestPodSandboxMetrics(t *testing.T) {
 		{p.ContainerMetrics[0].Metrics, "container_memory_working_set_bytes", gauge, 200, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_user_seconds_total", counter, 1, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_cpu_cfs_throttled_seconds_total", counter, 2, 0, own},
-		{p.ContainerMetrics[0].Metrics, "container_memory_failures_total", counter, 6, 0, append(slices.Clone(own), "pgfault", "container")},
-		{p.ContainerMetrics[0].Metrics, "container_blkio_device_usage_total", counter, 8192, 0, append(slices.Clone(own), "/dev/8-0", "8", "0", "Write")},
+		{p.ContainerMetrics[0].Metrics, "container_memory_failures_total", counter, 6, 0,
+			append(slices.Clone(own), "pgfault", "container")},
+		{p.ContainerMetrics[0].Metrics, "container_blkio_device_usage_total", counter, 8192, 0,
+			append(slices.Clone(own), "/dev/8-0", "8", "0", "Write")},
 		{p.ContainerMetrics[0].Metrics, "container_hugetlb_failcnt", counter, 1, 0, append(slices.Clone(own), "2MB")},
-		{p.ContainerMetrics[0].Metrics, "container_fs_usage_bytes", gauge, 50, time.Unix(2, 0).UnixNano(), append(slices.Clone(own), "/dev/sda1")},
+		{p.ContainerMetrics[0].Metrics, "container_fs_usage_bytes", gauge, 50, time.Unix(2, 0).UnixNano(),
+			append(slices.Clone(own), "/dev/sda1")},
 		{p.ContainerMetrics[0].Metrics, "container_log_usage_bytes", gauge, 4096, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_sockets", gauge, 4, 0, own},
 		{p.ContainerMetrics[0].Metrics, "container_threads_max", gauge, 0, 0, own},
 	} {
-		m := &runtimeapi.Metric{Name: want.name, MetricType: want.kind, Timestamp: want.at, LabelValues: want.labels, Value: number64(want.value)}
-		if !slices.ContainsFunc(want.in, func(got *runtimeapi.Metric) bool { return cmp.Diff(m, got, protocmp.Transform()) == "" }) {
+		m := &runtimeapi.Metric{
+			Name:        want.name,
+			MetricType:  want.kind,
+			Timestamp:   want.at,
+			LabelValues: want.labels,
+			Value:       number64(want.value),
+		}
+		if !slices.ContainsFunc(want.in, func(got *runtimeapi.Metric) bool {
+			return cmp.Diff(m, got, protocmp.Transform()) == ""
+		}) {
 			t.Errorf("no %v", m)
 		}
 	}
+
 	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
-		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_hugetlb_max_usage_bytes", "container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
+		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_hugetlb_max_usage_bytes",
+			"container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
 			t.Errorf("the kernel has not told this: %v", m)
 		}
 	}
+
 	var fractions []float64
 	for _, f := range scrape(t, s) {
 		if f.GetName() == "container_cpu_usage_seconds_total" {
@@ -167,6 +201,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 			}
 		}
 	}
+
 	if !slices.Equal(fractions, []float64{2.5, 2.5}) {
 		t.Errorf("seconds of the pod and the container: %v", fractions)
 	}
@@ -179,10 +214,12 @@ func TestNodeMetrics(t *testing.T) {
 		cfg := w.pod()
 		withLayer(s, runContainer(t, s, runPod(t, s, cfg), cfg))
 	}
+
 	l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	told := map[string]int{}
 	for _, p := range l.PodMetrics {
 		for _, m := range p.Metrics {
@@ -191,6 +228,7 @@ func TestNodeMetrics(t *testing.T) {
 			}
 		}
 	}
+
 	onPage := map[string]int{}
 	for _, f := range scrape(t, s) {
 		for _, m := range f.GetMetric() {
@@ -200,6 +238,7 @@ func TestNodeMetrics(t *testing.T) {
 			}
 		}
 	}
+
 	for _, name := range nodeTestOfNode {
 		if told[name] != 1 || onPage[name] != 1 {
 			t.Errorf("%s is told %d times, and %d times on the page", name, told[name], onPage[name])
@@ -207,7 +246,8 @@ func TestNodeMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsOfWhatEnds: a pod whose pause has ended goes on in its container's place; one that has ended has no figures; what is removed is forgotten.
+// TestMetricsOfWhatEnds: a pod whose pause has ended goes on in its container's place; one that has
+// ended has no figures; what is removed is forgotten.
 func TestMetricsOfWhatEnds(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -220,6 +260,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 		}
 		return l.GetPodMetrics()
 	}
+
 	w.engine.End(model.ContainerID(pod), 0)
 	eventually(t, func() bool {
 		l := list()
@@ -227,21 +268,25 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 			return m.Name == "container_network_receive_bytes_total" && m.LabelValues[1] == "/kubepods/pod/"+id
 		})
 	})
+
 	w.setFault(func(step string) error {
 		if step == "stats" {
 			return errBroken
 		}
 		return nil
 	})
+
 	if l := list(); len(l) != 1 || len(l[0].ContainerMetrics) != 0 {
 		t.Errorf("of what cannot be read: %v", l)
 	}
+
 	w.setFault(nil)
 	w.engine.End(model.ContainerID(id), 0)
 	eventually(t, func() bool { return len(list()) == 0 })
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := keys(w, w.forgotten); len(got) != 2 || !slices.Contains(got, pod) || !slices.Contains(got, id) {
 		t.Errorf("forgotten: %v", got)
 	}
@@ -263,13 +308,16 @@ func (s *metricsStream) Send(r *runtimeapi.StreamPodSandboxMetricsResponse) erro
 	if err != nil {
 		return err
 	}
+
 	for _, p := range r.PodSandboxMetrics {
 		s.seen = append(s.seen, p.PodSandboxId)
 	}
+
 	return nil
 }
 
-// TestNoStatsAskTheEngine: none of the calls for figures, whatever it finds, makes the engine do anything.
+// TestNoStatsAskTheEngine: none of the calls for figures, whatever it finds, makes the engine do
+// anything.
 func TestNoStatsAskTheEngine(t *testing.T) {
 	s, w := newService(t)
 	var pods []string
@@ -279,6 +327,7 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 		runContainer(t, s, pod, cfg)
 		pods = append(pods, pod)
 	}
+
 	id := s.View.Containers()[0].ID
 	withLayer(s, string(id))
 	var asked []string
@@ -288,6 +337,7 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 		}
 		return nil
 	})
+
 	out := &metricsStream{ctx: t.Context()}
 	_, err1 := s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: string(id)})
 	_, err2 := s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
@@ -300,15 +350,18 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	for _, f := range scrape(t, s) {
 		samples += len(f.GetMetric())
 	}
+
 	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		if err != nil {
 			t.Errorf("call %d: %v", i, err)
 		}
 	}
+
 	w.setFault(nil)
 	if len(asked) != 0 || samples < 100*30 {
 		t.Errorf("the engine was asked for %v; %d samples", asked, samples)
 	}
+
 	slices.Sort(pods)
 	slices.Sort(out.seen)
 	if !slices.Equal(pods, out.seen) || out.pages < 2 {
@@ -316,8 +369,9 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	}
 }
 
-// TestFirstScrape: a container that has just been started has every metric of disks and threads before anything was
-// measured in the background, also where the layout of the engine's store is not known.
+// TestFirstScrape: a container that has just been started has every metric of disks and threads
+// before anything was measured in the background, also where the layout of the engine's store is
+// not known.
 func TestFirstScrape(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -329,20 +383,24 @@ func TestFirstScrape(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		out := map[string]bool{}
 		for _, p := range l.PodMetrics {
 			for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
 				out[m.Name] = true
 			}
 		}
+
 		return out
 	}
+
 	all := names()
 	for name := range descriptors(t, s) {
 		if (strings.HasPrefix(name, "container_fs_") || name == "container_threads_max") && !all[name] {
 			t.Errorf("no %s", name)
 		}
 	}
+
 	if !slices.Equal(store.asked, []model.ContainerID{model.ContainerID(id)}) {
 		t.Errorf("measured: %v", store.asked)
 	}
@@ -369,10 +427,17 @@ func (f *lateFS) Complete(_ imagefs.Store, containers []model.ContainerID) (imag
 	if f.unknown {
 		return imagefs.Measurement{}, false
 	}
+
 	f.asked = containers
-	out := imagefs.Measurement{At: time.Unix(2, 0), ContainerDir: "/data", Writable: map[model.ContainerID]imagefs.Usage{}}
+	out := imagefs.Measurement{
+		At:           time.Unix(2, 0),
+		ContainerDir: "/data",
+		Writable:     map[model.ContainerID]imagefs.Usage{},
+	}
+
 	for _, id := range containers {
 		out.Writable[id] = f.walked
 	}
+
 	return out, true
 }

@@ -12,9 +12,10 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// writePodFile replaces what a file of a pod has, in place: the engine has mounted it in all of the pod's
-// containers. A container may have the engine's data root as a volume and make anything of the file, so
-// it is the one of the sandbox beneath the data root, reached without links, regular and of one name.
+// writePodFile replaces what a file of a pod has, in place: the engine has mounted it in all of the
+// pod's containers. A container may have the engine's data root as a volume and make anything of
+// the file, so it is the one of the sandbox beneath the data root, reached without links, regular
+// and of one name.
 func (s *Service) writePodFile(id model.ContainerID, file string, content []byte) error {
 	host, err := s.host()
 	if err != nil {
@@ -30,11 +31,13 @@ func replaceContent(root string, id model.ContainerID, file string, content []by
 		return fmt.Errorf("%q is not %s of the sandbox beneath the engine's data root %q: %w",
 			file, name, root, errdefs.ErrFailedPrecondition)
 	}
+
 	dir, err := safefs.OpenDir(root)
 	if err != nil {
 		return fmt.Errorf("the engine's data root: %w", err)
 	}
 	defer dir.Close()
+
 	f, err := safefs.OpenAt(dir, want, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -45,9 +48,12 @@ func replaceContent(root string, id model.ContainerID, file string, content []by
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
 		return fmt.Errorf("%s is not a regular file of one name: %w", file, errdefs.ErrFailedPrecondition)
 	}
+
 	_, err = f.WriteAt(content, 0)
+
 	return errors.Join(err, f.Truncate(int64(len(content))))
 }

@@ -11,8 +11,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestReplaceContent gives a pod's file every form that a container with the engine's data root as a
-// volume can give it: only a regular file in its place is written, in place.
+// TestReplaceContent gives a pod's file every form that a container with the engine's data root as
+// a volume can give it: only a regular file in its place is written, in place.
 func TestReplaceContent(t *testing.T) {
 	const id model.ContainerID = "aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd"
 	for name, c := range map[string]struct {
@@ -46,9 +46,11 @@ func TestReplaceContent(t *testing.T) {
 			root := filepath.Join(t.TempDir(), "docker")
 			victim := filepath.Join(filepath.Dir(root), "resolv.conf")
 			file := filepath.Join(root, "containers", string(id), "resolv.conf")
-			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(victim, []byte("victim"), 0o644), c.plant(t, file, victim)); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(victim, []byte("victim"), 0o644),
+				c.plant(t, file, victim)); err != nil {
 				t.Fatal(err)
 			}
+
 			path := file
 			if c.path != nil {
 				path = c.path(file, victim)
@@ -58,9 +60,11 @@ func TestReplaceContent(t *testing.T) {
 			if (err == nil) != c.ok {
 				t.Errorf("error %v", err)
 			}
+
 			if b, err := os.ReadFile(victim); err != nil || string(b) != "victim" {
 				t.Errorf("the file outside has %q, %v", b, err)
 			}
+
 			if !c.ok {
 				return
 			}

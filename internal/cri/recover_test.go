@@ -43,12 +43,15 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		id, err := w.engine.Create(t.Context(), create)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		ids = append(ids, id)
 	}
+
 	eventually(t, func() bool { return len(s.View.Sandboxes()) == len(ids) })
 	hangs := []model.ContainerID{ids[0], ids[5], ids[len(ids)-1]}
 	s.Engine = hangingEngine{s.Engine, hangs}
@@ -62,11 +65,13 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 			t.Errorf("%s, which hangs: %v", id, err)
 		}
 	}
+
 	select {
 	case err := <-recovered:
 		t.Errorf("recovery has ended before the engine answered: %v", err)
 	default:
 	}
+
 	stop()
 	if err := <-recovered; !errors.Is(err, context.Canceled) {
 		t.Errorf("recovery: %v", err)
@@ -76,6 +81,7 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 	if err := s.Recover(t.Context()); err != nil {
 		t.Error(err)
 	}
+
 	for _, id := range ids {
 		if _, err := s.View.Sandbox(string(id)); !errdefs.IsNotFound(err) {
 			t.Errorf("%s: %v", id, err)
@@ -119,6 +125,7 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 	followed := make(chan struct{})
 	go func() { defer close(followed); s.CompleteStarts(ctx) }()
 	defer func() { stop(); <-followed }()
+
 	<-watched.watched
 	var ids []string
 	for range 2 {
@@ -129,20 +136,25 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 		ids = append(ids, r.PodSandboxId)
 	}
 
-	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err != nil {
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	if err := w.engine.Remove(t.Context(), model.ContainerID(ids[1])); err != nil {
 		t.Fatal(err)
 	}
+
 	select {
 	case <-w.network.Leftovers():
 	case <-time.After(20 * time.Second):
 		t.Fatal("no recovery was requested")
 	}
+
 	if err := s.Recover(t.Context()); err != nil {
 		t.Error(err)
 	}
+
 	w.nothingLeft(t, s)
 	select {
 	case <-w.network.Leftovers():

@@ -15,7 +15,8 @@ import (
 const (
 	// runtimeName is what nodes show and tools look for: docker://<version>.
 	runtimeName = "docker"
-	// kubeletAPI is the version of the kubelet's runtime API, a constant since the CRI exists (CRI VersionRequest).
+	// kubeletAPI is the version of the kubelet's runtime API, a constant since the CRI exists (CRI
+	// VersionRequest).
 	kubeletAPI = "0.1.0"
 	criVersion = "v1"
 )
@@ -26,46 +27,67 @@ func (s *Service) Version(_ context.Context, _ *runtimeapi.VersionRequest) (*run
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.VersionResponse{Version: kubeletAPI, RuntimeName: runtimeName, RuntimeVersion: host.EngineVersion, RuntimeApiVersion: criVersion}, nil
+
+	return &runtimeapi.VersionResponse{
+		Version:           kubeletAPI,
+		RuntimeName:       runtimeName,
+		RuntimeVersion:    host.EngineVersion,
+		RuntimeApiVersion: criVersion,
+	}, nil
 }
 
-// Status says whether pods can run and be connected, and why not (CRI Status). It answers also while the engine is down.
+// Status says whether pods can run and be connected, and why not (CRI Status). It answers also
+// while the engine is down.
 func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	e := s.View.Engine()
 	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: e.Ready}
 	if !e.Ready {
 		runtime.Reason, runtime.Message = "DockerNotReady", e.Reason
 	}
+
 	logs, netns := logsCondition(s.Logs), netnsCondition(s.joining.reason(), s.Node.ConnectsPods(), e.Host)
 	if e.Ready && logs.Reason == logsNotReady {
 		runtime.Status, runtime.Reason, runtime.Message = false, logs.Reason, logs.Message
 	}
+
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if notice, err := s.Node.State(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	} else if notice != "" {
 		network.Reason, network.Message = "NetworkNotice", notice
 	}
+
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
 		Features: &runtimeapi.RuntimeFeatures{},
 	}
+
 	fitConditions(resp.Status.Conditions)
 	if e.Ready {
 		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: e.Host.RecursiveReadOnly()}
 		for _, name := range append([]string{""}, e.Host.Runtimes...) {
-			resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+			resp.RuntimeHandlers = append(resp.RuntimeHandlers,
+				&runtimeapi.RuntimeHandler{Name: name, Features: features})
 		}
 	}
+
 	if !r.GetVerbose() {
 		return resp, nil
 	}
-	info, err := verbose(map[string]any{"engine": e.Host, "sandboxes": len(s.View.Sandboxes()), "containers": len(s.View.Containers())})
+
+	info, err := verbose(map[string]any{
+		"engine":     e.Host,
+		"sandboxes":  len(s.View.Sandboxes()),
+		"containers": len(s.View.Containers()),
+	})
+
 	resp.Info = info
+
 	return resp, err
 }
 
-// A condition of our own: how containers are logged. The kubelet takes no notice of it, crictl info shows it.
+// A condition of our own: how containers are logged. The kubelet takes no notice of it, crictl info
+// shows it.
 const (
 	containerLogs = "ContainerLogs"
 	logsNotReady  = "LogDriverNotReady"
@@ -74,8 +96,8 @@ const (
 // Another one: who makes pods' network namespaces.
 const podNetNS = "PodNetworkNamespaces"
 
-// netnsCondition reports whether pods' network namespaces are ours, and why if they are not. reason is
-// what joining knows.
+// netnsCondition reports whether pods' network namespaces are ours, and why if they are not. reason
+// is what joining knows.
 func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "Own"}
 	if reason == "" {
@@ -87,10 +109,12 @@ func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeap
 	if reason != "" {
 		c.Status, c.Reason, c.Message = false, "Engine", reason
 	}
+
 	return c
 }
 
-// logsCondition reports which mode of --container-log is active, and why if it is not the preferred one.
+// logsCondition reports which mode of --container-log is active, and why if it is not the preferred
+// one.
 func logsCondition(logs Logs) *runtimeapi.RuntimeCondition {
 	active, reason := logs.State()
 	c := &runtimeapi.RuntimeCondition{Type: containerLogs, Status: reason == "", Message: reason}
@@ -102,34 +126,45 @@ func logsCondition(logs Logs) *runtimeapi.RuntimeCondition {
 	default:
 		c.Reason = "JSONFile"
 	}
+
 	return c
 }
 
 // RuntimeConfig tells the kubelet the engine's cgroup driver (CRI RuntimeConfig).
-func (s *Service) RuntimeConfig(_ context.Context, _ *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+func (s *Service) RuntimeConfig(
+	_ context.Context, _ *runtimeapi.RuntimeConfigRequest,
+) (*runtimeapi.RuntimeConfigResponse, error) {
 	host, err := s.connectedHost()
 	if err != nil {
 		return nil, err
 	}
+
 	driver := runtimeapi.CgroupDriver_CGROUPFS
 	if host.CgroupDriver == "systemd" {
 		driver = runtimeapi.CgroupDriver_SYSTEMD
 	}
+
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-// UpdateRuntimeConfig takes the node's pod CIDR, one or two with a comma between (CRI UpdateRuntimeConfig). Without one it changes nothing.
-func (s *Service) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+// UpdateRuntimeConfig takes the node's pod CIDR, one or two with a comma between (CRI
+// UpdateRuntimeConfig). Without one it changes nothing.
+func (s *Service) UpdateRuntimeConfig(
+	_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest,
+) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	var cidrs []netip.Prefix
 	for part := range strings.SplitSeq(r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(), ",") {
 		if part = strings.TrimSpace(part); part == "" {
 			continue
 		}
+
 		p, err := netip.ParsePrefix(part)
 		if err != nil {
 			return nil, fmt.Errorf("runtime_config.network_config.pod_cidr: %w: %w", err, errdefs.ErrInvalidArgument)
 		}
+
 		cidrs = append(cidrs, p.Masked())
 	}
+
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, s.Node.SetPodCIDR(cidrs)
 }

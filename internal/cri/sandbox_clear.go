@@ -11,20 +11,23 @@ import (
 )
 
 const (
-	undoPause   = 100 * time.Millisecond // before the second try of an undo, five times as much before the third
-	undoTries   = 3
-	quickFailed = 10 * time.Second // a try that took longer has waited for what does not answer, and is not repeated
+	// before the second try of an undo, five times as much before the third
+	undoPause = 100 * time.Millisecond
+	undoTries = 3
+	// a try that took longer has waited for what does not answer, and is not repeated
+	quickFailed = 10 * time.Second
 )
 
-// undoSandbox removes what a failed call has created. It repeats what fails quickly: a plugin whose ADD
-// was cut off may fail at the first DEL and succeed at the second. The bridge plugin, for one, fails
-// at a rule that was never made, and does not look for rules once the interface is removed.
+// undoSandbox removes what a failed call has created. It repeats what fails quickly: a plugin whose
+// ADD was cut off may fail at the first DEL and succeed at the second. The bridge plugin, for one,
+// fails at a rule that was never made, and does not look for rules once the interface is removed.
 func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
 	remove := func() error {
 		if created == "" { // a create that was cancelled or lost its answer may have happened
 			return s.removeByName(ctx, name)
 		}
-		return s.removeByID(ctx, created) // also what is left if somebody has removed the pause meanwhile
+		// also what is left if somebody has removed the pause meanwhile
+		return s.removeByID(ctx, created)
 	}
 
 	pause := undoPause
@@ -34,11 +37,13 @@ func (s *Service) undoSandbox(ctx context.Context, name string, created model.Co
 		if err == nil || try == undoTries || time.Since(began) > quickFailed {
 			return err
 		}
+
 		select {
 		case <-ctx.Done():
 			return err
 		case <-time.After(pause):
 		}
+
 		pause *= 5
 	}
 }
@@ -50,9 +55,11 @@ func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.Co
 	if err != nil {
 		return "", notFoundIsFine(err)
 	}
+
 	if o.Sandbox == nil {
 		return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", id, errdefs.ErrAlreadyExists)
 	}
+
 	sb, err := s.lockFoundSandbox(ctx, id)
 	if err != nil {
 		return "", err
@@ -62,6 +69,7 @@ func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.Co
 	if s.isReady(sb.Sandbox) {
 		return id, nil
 	}
+
 	return "", s.removeSandbox(ctx, sb)
 }
 
@@ -89,6 +97,7 @@ func (s *Service) removeByName(ctx context.Context, name string) error {
 		defer c.unlock()
 		return s.removeContainer(ctx, c)
 	}
+
 	return nil // somebody else's
 }
 

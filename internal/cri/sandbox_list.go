@@ -9,15 +9,20 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox). The items are encoded already; see package wire.
-func (s *Service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+// ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox). The
+// items are encoded already; see package wire.
+func (s *Service) ListPodSandbox(
+	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
+) (*runtimeapi.ListPodSandboxResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	items, err := s.encodedSandboxes.items(s.View.Sandboxes(), matchSandbox(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}
+
 	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, items), nil
 }
 

@@ -19,5 +19,6 @@ func (s *Service) OpenNetNS(sandboxID string) (*os.File, error) {
 	case sb.HostNetwork():
 		return nil, nil
 	}
+
 	return s.Network.NetNS(sb)
 }

@@ -16,9 +16,9 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// RunPodSandbox creates and starts a pod's sandbox and returns when it is ready (CRI RunPodSandbox). A
-// failed call leaves nothing. A repeated one returns the existing sandbox, and clears first what an
-// earlier attempt may have left.
+// RunPodSandbox creates and starts a pod's sandbox and returns when it is ready (CRI
+// RunPodSandbox). A failed call leaves nothing. A repeated one returns the existing sandbox, and
+// clears first what an earlier attempt may have left.
 func (s *Service) RunPodSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest,
 ) (*runtimeapi.RunPodSandboxResponse, error) {
@@ -26,6 +26,7 @@ func (s *Service) RunPodSandbox(
 	if err != nil {
 		return nil, err
 	}
+
 	name := spec.SandboxName(r.GetConfig().GetMetadata())
 	unlock, err := s.lockName(ctx, name)
 	if err != nil {
@@ -37,10 +38,12 @@ func (s *Service) RunPodSandbox(
 	if s.canOwnNetNS(r, host) {
 		run = s.runWithOwnNetNS
 	}
+
 	id, err := run(ctx, r, host)
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
+
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
 }
 
@@ -52,16 +55,18 @@ func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host
 	if options.GetNetwork() == runtimeapi.NamespaceMode_NODE || !s.Node.ConnectsPods() {
 		return false
 	}
+
 	if reason := spec.EngineNetNS(r, host); reason != "" {
 		pod := spec.SandboxName(r.GetConfig().GetMetadata())
 		s.Log.Debug("the engine makes the pod's network namespace", "pod", pod, "reason", reason)
 		return false
 	}
+
 	return s.joining.try(time.Now()) // last, since it may be this pod's turn to try
 }
 
-// runWithOwnNetNS runs a sandbox with a network namespace of ours. If the pause cannot join it, and has
-// not done so on this node before, the engine makes the namespace, now and for a while.
+// runWithOwnNetNS runs a sandbox with a network namespace of ours. If the pause cannot join it, and
+// has not done so on this node before, the engine makes the namespace, now and for a while.
 func (s *Service) runWithOwnNetNS(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
 ) (model.ContainerID, error) {
@@ -75,8 +80,10 @@ func (s *Service) runWithOwnNetNS(
 	if err != nil {
 		return "", err // the namespace was not the reason
 	}
+
 	until := s.joining.fallBack(join.Error(), time.Now())
 	s.Log.Warn("pods' network namespaces are the engine's for now", "reason", join, "until", until)
+
 	return id, nil
 }
 
@@ -95,6 +102,7 @@ func (s *Service) runJoined(
 	if err != nil {
 		return "", err
 	}
+
 	return s.runPause(ctx, create, func(id model.ContainerID) error {
 		release, err := s.Network.Keep(ctx, id, netns)
 		if err != nil {
@@ -113,6 +121,7 @@ func (s *Service) runWithEngineNetNS(
 	if err != nil {
 		return "", err
 	}
+
 	return s.runPause(ctx, create, func(id model.ContainerID) error {
 		sb, err := s.startPause(ctx, id)
 		if err != nil {
@@ -122,8 +131,8 @@ func (s *Service) runWithEngineNetNS(
 	})
 }
 
-// translateSandbox collects the input of the translation and translates. Only images may be changed by
-// then. netns is a namespace of Prepare, or "" for one of the engine's.
+// translateSandbox collects the input of the translation and translates. Only images may be changed
+// by then. netns is a namespace of Prepare, or "" for one of the engine's.
 func (s *Service) translateSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string,
 ) (*spec.Create, error) {
@@ -131,6 +140,7 @@ func (s *Service) translateSandbox(
 	if err != nil {
 		return nil, err
 	}
+
 	o := spec.SandboxOptions{
 		Host:           host,
 		RuntimeHandler: r.GetRuntimeHandler(),
@@ -141,14 +151,17 @@ func (s *Service) translateSandbox(
 	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled in vain
 		return nil, err
 	}
+
 	if o.Image, err = s.Images.PauseImage(ctx); err != nil {
 		return nil, err
 	}
+
 	return spec.NewSandbox(r.GetConfig(), o)
 }
 
-// runPause creates a pause and has its sandbox completed. It tries once more if something was removed a
-// moment ago: the sandbox image, so that the view still has it, or the pause (docker container prune).
+// runPause creates a pause and has its sandbox completed. It tries once more if something was
+// removed a moment ago: the sandbox image, so that the view still has it, or the pause (docker
+// container prune).
 func (s *Service) runPause(
 	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
 ) (model.ContainerID, error) {
@@ -156,9 +169,11 @@ func (s *Service) runPause(
 	if !errdefs.IsNotFound(err) {
 		return id, err
 	}
+
 	if renewErr := s.renewPauseImage(ctx, create); renewErr != nil {
 		return "", errors.Join(err, renewErr)
 	}
+
 	return s.tryPause(ctx, create, complete)
 }
 
@@ -167,18 +182,21 @@ func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) erro
 	if err := s.ImageView.RefreshImages(ctx); err != nil {
 		return err
 	}
+
 	image, err := s.Images.PauseImage(ctx)
 	if err != nil {
 		return err
 	}
+
 	create.Config.Image = image.Source
+
 	return nil
 }
 
-// tryPause creates a pause and has its sandbox completed, under the lock of the sandbox. All that the
-// call acquires hangs on the container, so there is one undo for all: the sandbox of that name is
-// removed, network first. If that fails, it stays listed as not ready, and the kubelet or recovery
-// tries again.
+// tryPause creates a pause and has its sandbox completed, under the lock of the sandbox. All that
+// the call acquires hangs on the container, so there is one undo for all: the sandbox of that name
+// is removed, network first. If that fails, it stays listed as not ready, and the kubelet or
+// recovery tries again.
 func (s *Service) tryPause(
 	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
 ) (id model.ContainerID, err error) {
@@ -195,17 +213,20 @@ func (s *Service) tryPause(
 	if err != nil || isRunning {
 		return id, err
 	}
+
 	sb, err := s.lockSandbox(ctx, string(id))
 	if err != nil {
 		return "", err
 	}
 	defer sb.unlock() // before the undo, which locks what it removes
+
 	created = id
+
 	return id, complete(id)
 }
 
-// createPause creates the pause container. A name in use is the same pod, which is returned if it is
-// running, or a leftover, which is cleared once.
+// createPause creates the pause container. A name in use is the same pod, which is returned if it
+// is running, or a leftover, which is cleared once.
 func (s *Service) createPause(
 	ctx context.Context, create *spec.Create,
 ) (id model.ContainerID, isRunning bool, err error) {
@@ -221,7 +242,9 @@ func (s *Service) createPause(
 	if ready != "" {
 		return ready, true, nil
 	}
+
 	id, err = s.Engine.Create(ctx, create)
+
 	return id, false, asJoinError(err)
 }
 
@@ -230,32 +253,38 @@ func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.S
 	if err := s.Engine.Start(ctx, id); err != nil {
 		return nil, asJoinError(err)
 	}
+
 	if err := s.View.Refresh(ctx, id); err != nil {
 		return nil, asJoinError(err)
 	}
+
 	sb, err := s.View.Sandbox(string(id))
 	if err == nil && !sb.Running {
 		err = ended(sb)
 	}
+
 	return sb, asJoinError(err)
 }
 
-// connect writes the pod's resolv.conf and connects the namespace that the engine made with the pause.
+// connect writes the pod's resolv.conf and connects the namespace that the engine made with the
+// pause.
 func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if err := s.writeResolvConf(sb, cfg); err != nil {
 		return err
 	}
+
 	if sb.HostNetwork() {
 		return nil
 	}
 	if _, err := s.Network.Connect(ctx, sb, cfg); err != nil {
 		return err
 	}
+
 	return s.Network.Confirm(sb.ID)
 }
 
-// startAndConnect starts the pause and connects the namespace of Keep meanwhile. The pod is complete
-// when the pause has joined the namespace and the pod's files are written.
+// startAndConnect starts the pause and connects the namespace of Keep meanwhile. The pod is
+// complete when the pause has joined the namespace and the pod's files are written.
 func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg *runtimeapi.PodSandboxConfig) error {
 	g, both := errgroup.WithContext(ctx)
 	var ips []netip.Addr
@@ -266,9 +295,12 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 			Annotations: cfg.GetAnnotations(),
 			OwnNetNS:    true,
 		}
+
 		ips, err = s.Network.Connect(both, created, cfg)
+
 		return err
 	})
+
 	var sb *spec.Sandbox
 	g.Go(func() (err error) {
 		// A failed Connect does not cut off the start: nobody would know whether the pause runs.
@@ -277,6 +309,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 		}
 		return s.awaitJoined(ctx, sb)
 	})
+
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -284,17 +317,20 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 	if err := s.writeResolvConf(sb, cfg); err != nil {
 		return err
 	}
+
 	if sb.HostsPath != "" { // Docker has copied the node's
 		if err := s.writePodFile(sb.ID, sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips)); err != nil {
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}
+
 	s.joining.succeeded()
+
 	return s.Network.Confirm(id)
 }
 
-// writeResolvConf writes the kubelet's DNS configuration, in place: the file is mounted in all of the
-// pod's containers.
+// writeResolvConf writes the kubelet's DNS configuration, in place: the file is mounted in all of
+// the pod's containers.
 func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
 		return nil

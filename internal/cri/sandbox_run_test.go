@@ -25,9 +25,11 @@ func TestInvalidSandboxPullsNothing(t *testing.T) {
 			t.Errorf("%q: %v", engineNetNS, err)
 		}
 	}
+
 	if n := images.asked.Load(); n != 0 {
 		t.Errorf("the sandbox image was asked for %d times", n)
 	}
+
 	w.nothingLeft(t, s)
 }
 
@@ -65,8 +67,8 @@ func (p pruningEngine) Start(ctx context.Context, id model.ContainerID) error {
 	return p.Engine.Start(ctx, id)
 }
 
-// TestPruneDuringRunPodSandbox: an image or a pause that somebody prunes in the middle of the call is
-// provided once more.
+// TestPruneDuringRunPodSandbox: an image or a pause that somebody prunes in the middle of the call
+// is provided once more.
 func TestPruneDuringRunPodSandbox(t *testing.T) {
 	for name, lost := range map[string]pruningEngine{
 		"image": {losesImage: true},
@@ -82,13 +84,16 @@ func TestPruneDuringRunPodSandbox(t *testing.T) {
 				if sb, err := s.View.Sandbox(id); err != nil || !s.isReady(sb) {
 					t.Errorf("%+v, %v", sb, err)
 				}
+
 				if n := lost.calls.Load(); n < 2 {
 					t.Errorf("%d calls: nothing was lost", n)
 				}
+
 				r := &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}
 				if _, err := s.RemovePodSandbox(t.Context(), r); err != nil {
 					t.Error(err)
 				}
+
 				w.nothingLeft(t, s)
 			})
 		}

@@ -10,20 +10,22 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus). The
-// timestamp orders it among the events of GetContainerEvents, so that the kubelet keeps the newer
-// state. The verbose answer has the result of the network's plugins, too (CNI CHECK). NotFound for an
-// unknown ID.
+// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus).
+// The timestamp orders it among the events of GetContainerEvents, so that the kubelet keeps the
+// newer state. The verbose answer has the result of the network's plugins, too (CNI CHECK).
+// NotFound for an unknown ID.
 func (s *Service) PodSandboxStatus(
 	ctx context.Context, r *runtimeapi.PodSandboxStatusRequest,
 ) (*runtimeapi.PodSandboxStatusResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	pod, err := s.View.Pod(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
+
 	sb := pod.Sandbox
 	resp := &runtimeapi.PodSandboxStatusResponse{
 		Status:             sb.Status(s.Network.Addresses(sb)),
@@ -40,6 +42,7 @@ func (s *Service) PodSandboxStatus(
 			"network": network,
 		})
 	}
+
 	return resp, err
 }
 
@@ -55,7 +58,9 @@ func statuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
 func verbose(v any) (map[string]string, error) {
 	b, err := json.Marshal(v)
 	if len(b) > maxInfo {
-		b, err = json.Marshal(map[string]string{"leftOut": fmt.Sprintf("%d bytes; at most %d are shown", len(b), maxInfo)})
+		b, err = json.Marshal(map[string]string{
+			"leftOut": fmt.Sprintf("%d bytes; at most %d are shown", len(b), maxInfo),
+		})
 	}
 	return map[string]string{"info": string(b)}, err
 }

@@ -12,12 +12,16 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StopPodSandbox stops everything of a pod by force and releases its network (CRI StopPodSandbox). It is idempotent, knows nothing of an
-// unknown ID, and works when the pause process or its container is gone.
-func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+// StopPodSandbox stops everything of a pod by force and releases its network (CRI StopPodSandbox).
+// It is idempotent, knows nothing of an unknown ID, and works when the pause process or its
+// container is gone.
+func (s *Service) StopPodSandbox(
+	ctx context.Context, r *runtimeapi.StopPodSandboxRequest,
+) (*runtimeapi.StopPodSandboxResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
+
 	sb, err := s.lockSandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		if err := notFoundIsFine(err); err != nil {
@@ -30,6 +34,7 @@ func (s *Service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandb
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
 	}
+
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
 
@@ -38,12 +43,15 @@ func (s *Service) stopSandbox(ctx context.Context, sb *lockedSandbox) error {
 	if !sb.isKnown() {
 		return s.stopOrphans(ctx, sb)
 	}
+
 	var g errgroup.Group // every part is tried, whatever became of the others
 	errs := make([]error, 2)
 	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb.Sandbox); return nil })
 	g.Go(func() error { errs[1] = s.Network.Disconnect(ctx, sb.Sandbox); return nil })
 	_ = g.Wait()
-	// A container whose start was under way: either it is seen now, or its start sees that the pause does not run any more.
+
+	// A container whose start was under way: either it is seen now, or its start sees that the
+	// pause does not run any more.
 	return errors.Join(append(errs, s.killAll(ctx, s.View.ContainersOf(sb.ID), nil))...)
 }
 
@@ -55,15 +63,19 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 			ids = append(ids, c.ID)
 		}
 	}
+
 	if pause != nil && pause.Running {
 		ids = append(ids, pause.ID)
 	}
+
 	var g errgroup.Group
 	errs := make([]error, len(ids))
 	for i, id := range ids {
 		g.Go(func() error { errs[i] = notFoundIsFine(s.Engine.Stop(ctx, id, 0)); return nil })
 	}
+
 	_ = g.Wait()
+
 	return errors.Join(append(errs, s.View.Refresh(ctx, ids...))...)
 }
 

@@ -1,6 +1,7 @@
 // Package cri is the CRI itself: one RPC, one file, each method the story of its call. It only
-// choreographs: what a request means is decided in spec, what runs is known by view, what Docker does is
-// done by engine, and pod networks are podnet's. The interfaces below are all that it needs of them.
+// choreographs: what a request means is decided in spec, what runs is known by view, what Docker
+// does is done by engine, and pod networks are podnet's. The interfaces below are all that it needs
+// of them.
 package cri
 
 import (
@@ -24,35 +25,43 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict, InvalidArgument, Unavailable …). A call that was
-// cancelled may still have happened at the engine.
+// Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict,
+// InvalidArgument, Unavailable …). A call that was cancelled may still have happened at the engine.
 type Engine interface {
-	// Create makes a container and returns its ID. A name in use is a Conflict (errdefs.IsConflict). Once asked, the engine is waited for
-	// even if ctx ends.
+	// Create makes a container and returns its ID. A name in use is a Conflict
+	// (errdefs.IsConflict). Once asked, the engine is waited for even if ctx ends.
 	Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error)
 	// Start starts a container that was made. Starting a running one is no error.
 	Start(ctx context.Context, id model.ContainerID) error
-	// Stop sends the container's stop signal and, after grace, SIGKILL; it returns when the container has ended. Grace 0 kills at once. A
-	// stopped container is no error; an unknown one is NotFound.
+	// Stop sends the container's stop signal and, after grace, SIGKILL; it returns when the
+	// container has ended. Grace 0 kills at once. A stopped container is no error; an unknown one
+	// is NotFound.
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
-	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown one is NotFound.
+	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown
+	// one is NotFound.
 	Remove(ctx context.Context, id model.ContainerID) error
-	// KillForgotten kills the processes of a container that the engine has never started by its own account, or does not have, and returns
-	// how many. Of any other it kills none. The container must not be started meanwhile.
+	// KillForgotten kills the processes of a container that the engine has never started by its own
+	// account, or does not have, and returns how many. Of any other it kills none. The container
+	// must not be started meanwhile.
 	KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error)
 	// Update changes the resources of a container that Docker knows.
 	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
-	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one that has ended is no error.
+	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one
+	// that has ended is no error.
 	Limit(c *spec.Container, l spec.KernelLimits) error
-	// LimitStarted is Limit of what the container's record asks for, unless that was done since the container started.
+	// LimitStarted is Limit of what the container's record asks for, unless that was done since the
+	// container started.
 	LimitStarted(c *spec.Container) error
-	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we can read.
+	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we
+	// can read.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
-	// FindByName returns the object whose container has this name (without slash), NotFound if there is none.
+	// FindByName returns the object whose container has this name (without slash), NotFound if
+	// there is none.
 	FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error)
-	// Exec runs a command in a container until it ends and returns its exit code: 127 for a command that does not exist, 126 for one
-	// that cannot be executed, with the engine's text on stderr. When ctx ends first, the process and all its descendants are killed
-	// and ctx's error is returned.
+	// Exec runs a command in a container until it ends and returns its exit code: 127 for a command
+	// that does not exist, 126 for one that cannot be executed, with the engine's text on stderr.
+	// When ctx ends first, the process and all its descendants are killed and ctx's error is
+	// returned.
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (exitCode int, err error)
 }
 
@@ -60,24 +69,27 @@ type Engine interface {
 type Images interface {
 	// Pull pulls an image and returns its ID.
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)
-	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not there.
+	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not
+	// there.
 	RemoveImage(ctx context.Context, ref string) error
-	// ImageUsers are the names of the containers, running or not, ours or not, that were made from an image.
+	// ImageUsers are the names of the containers, running or not, ours or not, that were made from
+	// an image.
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
-	// HoldImage keeps the layers of an image from being removed and returns their directories, the uppermost first. To hold it twice is no
-	// error. FailedPrecondition if the engine does not tell them.
+	// HoldImage keeps the layers of an image from being removed and returns their directories, the
+	// uppermost first. To hold it twice is no error. FailedPrecondition if the engine does not tell
+	// them.
 	HoldImage(ctx context.Context, imageID model.ImageID) (layers []string, err error)
 	// ReleaseImage undoes HoldImage; an image that is not held is no error.
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	// HeldImages are the IDs of the images that are held.
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
-	// PauseImage makes sure that the sandbox image is there and says what to create sandboxes from: the embedded image, loaded if
-	// it is missing, or the configured one, pulled if it is missing.
+	// PauseImage makes sure that the sandbox image is there and says what to create sandboxes from:
+	// the embedded image, loaded if it is missing, or the configured one, pulled if it is missing.
 	PauseImage(ctx context.Context) (spec.PauseImage, error)
 }
 
-// View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened to a unique prefix; an unknown ID is
-// NotFound, an ambiguous one InvalidArgument.
+// View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened
+// to a unique prefix; an unknown ID is NotFound, an ambiguous one InvalidArgument.
 type View interface {
 	Engine() view.EngineState
 	Sandbox(id string) (*spec.Sandbox, error)
@@ -89,8 +101,8 @@ type View interface {
 	Pod(sandboxID string) (view.Pod, error)
 	// Watch begins to deliver what changes; see view.Watch. To be stopped.
 	Watch() *view.Watch
-	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours has done. An object that is gone leaves
-	// the view without an error.
+	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours
+	// has done. An object that is gone leaves the view without an error.
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
 }
 
@@ -110,16 +122,19 @@ type ImageView interface {
 
 // Logs is how a container's output reaches the kubelet; see package logs.
 type Logs interface {
-	// Config is what Docker is told for a container with this log path beneath its pod's log directory. Unavailable while it cannot be
-	// logged as it must be.
+	// Config is what Docker is told for a container with this log path beneath its pod's log
+	// directory. Unavailable while it cannot be logged as it must be.
 	Config(ctx context.Context, directory, path string) (spec.LogConfig, error)
-	// Started makes the log of a container that has just been started (or failed to) visible at its path.
+	// Started makes the log of a container that has just been started (or failed to) visible at its
+	// path.
 	Started(ctx context.Context, c *spec.Container) error
-	// Reopen gives a running container a new log at its path, since the kubelet has renamed the old one. On error no new one is made.
+	// Reopen gives a running container a new log at its path, since the kubelet has renamed the old
+	// one. On error no new one is made.
 	Reopen(ctx context.Context, c *spec.Container) error
 	// Removed undoes Started. The log of an unknown container is no error.
 	Removed(ctx context.Context, c *spec.Container) error
-	// State is the mode that is active, "" for none, and why, in words, if it is not the one to wish for.
+	// State is the mode that is active, "" for none, and why, in words, if it is not the one to
+	// wish for.
 	State() (active, reason string)
 }
 
@@ -211,12 +226,13 @@ type Deps struct {
 	Stats     Stats
 	Volumes   Volumes
 	Streams   Streams
-	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours where that is possible.
+	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours
+	// where that is possible.
 	EngineNetNS string
 }
 
-// Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. RPCs that it does not have answer Unimplemented with their
-// name, through the embedded servers.
+// Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. RPCs that it does not
+// have answer Unimplemented with their name, through the embedded servers.
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	*imageService
@@ -240,6 +256,7 @@ var (
 func New(d Deps) *Service {
 	g := &gate{view: d.View, names: keylock.New()}
 	volumes := &imageVolumes{gate: g, images: d.ImageView, store: d.Images, mounts: d.Volumes}
+
 	return &Service{
 		imageService: &imageService{gate: g, images: d.ImageView, store: d.Images, stats: d.Stats, volumes: volumes},
 		gate:         g,
@@ -259,8 +276,8 @@ func New(d Deps) *Service {
 const (
 	// undoDeadline is how long undoing a failed call may take, whatever became of the caller.
 	undoDeadline = 30 * time.Second
-	// undoSandboxDeadline is the same for a call that may have connected a pod. Plugins whose agent is
-	// away take most of a minute to release it.
+	// undoSandboxDeadline is the same for a call that may have connected a pod. Plugins whose agent
+	// is away take most of a minute to release it.
 	undoSandboxDeadline = 2 * time.Minute
 )
 
@@ -272,10 +289,12 @@ func readSeccomp(file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
+
 	b, err := safefs.ReadTrusted(file, maxProfile)
 	if err != nil {
 		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+
 	return string(b), nil
 }
 

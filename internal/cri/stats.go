@@ -22,8 +22,8 @@ func (s *Service) ContainerStats(
 	return &runtimeapi.ContainerStatsResponse{Stats: stats}, err
 }
 
-// ListContainerStats reports the usage of running containers, by filter (CRI ListContainerStats). One
-// that ends meanwhile is left out.
+// ListContainerStats reports the usage of running containers, by filter (CRI ListContainerStats).
+// One that ends meanwhile is left out.
 func (s *Service) ListContainerStats(
 	_ context.Context, r *runtimeapi.ListContainerStatsRequest,
 ) (*runtimeapi.ListContainerStatsResponse, error) {
@@ -45,8 +45,8 @@ func (s *Service) PodSandboxStats(
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
 }
 
-// ListPodSandboxStats reports the usage of running pods, by filter (CRI ListPodSandboxStats). One that
-// ends meanwhile is left out.
+// ListPodSandboxStats reports the usage of running pods, by filter (CRI ListPodSandboxStats). One
+// that ends meanwhile is left out.
 func (s *Service) ListPodSandboxStats(
 	_ context.Context, r *runtimeapi.ListPodSandboxStatsRequest,
 ) (*runtimeapi.ListPodSandboxStatsResponse, error) {
@@ -56,8 +56,8 @@ func (s *Service) ListPodSandboxStats(
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.Stats.Pods(r.GetFilter())}, nil
 }
 
-// ListMetricDescriptors describes all metrics (CRI ListMetricDescriptors, KEP-2371). They are always the
-// same ones, so it answers also while the engine is down: the kubelet asks once.
+// ListMetricDescriptors describes all metrics (CRI ListMetricDescriptors, KEP-2371). They are
+// always the same ones, so it answers also while the engine is down: the kubelet asks once.
 func (s *Service) ListMetricDescriptors(
 	_ context.Context, r *runtimeapi.ListMetricDescriptorsRequest,
 ) (*runtimeapi.ListMetricDescriptorsResponse, error) {
@@ -67,8 +67,8 @@ func (s *Service) ListMetricDescriptors(
 	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: podstats.MetricDescriptors()}, nil
 }
 
-// ListPodSandboxMetrics reports the metrics of all running pods (CRI ListPodSandboxMetrics, KEP-2371).
-// The items are encoded already; see package wire.
+// ListPodSandboxMetrics reports the metrics of all running pods (CRI ListPodSandboxMetrics,
+// KEP-2371). The items are encoded already; see package wire.
 func (s *Service) ListPodSandboxMetrics(
 	_ context.Context, r *runtimeapi.ListPodSandboxMetricsRequest,
 ) (*runtimeapi.ListPodSandboxMetricsResponse, error) {

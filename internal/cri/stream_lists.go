@@ -9,7 +9,8 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// pageSize is how much a message of a streamed list holds, in bytes: far below gRPC's limit of 4 MiB, and few messages all the same.
+// pageSize is how much a message of a streamed list holds, in bytes: far below gRPC's limit of 4
+// MiB, and few messages all the same.
 const pageSize = 1 << 20
 
 // encoded are messages as items of a list.
@@ -22,7 +23,8 @@ func encoded[M proto.Message](messages []M) (items []byte, err error) {
 	return items, nil
 }
 
-// StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes, KEP-5825): one look at the view, in pages.
+// StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes,
+// KEP-5825): one look at the view, in pages.
 func (s *Service) StreamPodSandboxes(
 	r *runtimeapi.StreamPodSandboxesRequest,
 	out runtimeapi.RuntimeService_StreamPodSandboxesServer,
@@ -30,10 +32,12 @@ func (s *Service) StreamPodSandboxes(
 	if _, err := s.begin(r); err != nil {
 		return err
 	}
+
 	items, err := s.encodedSandboxes.items(s.View.Sandboxes(), matchSandbox(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}
+
 	return wire.Pages(
 		items,
 		pageSize,
@@ -49,10 +53,12 @@ func (s *Service) StreamContainers(
 	if _, err := s.begin(r); err != nil {
 		return err
 	}
+
 	items, err := s.encodedContainers.items(s.View.Containers(), matchContainer(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}
+
 	return wire.Pages(
 		items,
 		pageSize,
@@ -69,10 +75,12 @@ func (x *imageService) StreamImages(
 	if err != nil {
 		return err
 	}
+
 	items, err := encoded(l.GetImages())
 	if err != nil {
 		return err
 	}
+
 	return wire.Pages(
 		items,
 		pageSize,
@@ -89,10 +97,12 @@ func (s *Service) StreamContainerStats(
 	if err != nil {
 		return err
 	}
+
 	items, err := encoded(l.GetStats())
 	if err != nil {
 		return err
 	}
+
 	return wire.Pages(
 		items,
 		pageSize,
@@ -109,16 +119,19 @@ func (s *Service) StreamPodSandboxStats(
 	if err != nil {
 		return err
 	}
+
 	items, err := encoded(l.GetStats())
 	if err != nil {
 		return err
 	}
+
 	return wire.Pages(items, pageSize, func(page []byte) error {
 		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxStatsResponse{}, page))
 	})
 }
 
-// StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics, KEP-5825).
+// StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics,
+// KEP-5825).
 func (s *Service) StreamPodSandboxMetrics(
 	r *runtimeapi.StreamPodSandboxMetricsRequest,
 	out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer,

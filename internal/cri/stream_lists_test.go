@@ -8,7 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPages gives every item once, in order, in messages of bounded size; an item that is larger goes alone.
+// TestPages gives every item once, in order, in messages of bounded size; an item that is larger
+// goes alone.
 
 // podStream takes what StreamPodSandboxes sends.
 type podStream struct {
@@ -24,9 +25,11 @@ func (s *podStream) Send(r *runtimeapi.StreamPodSandboxesResponse) error {
 	if err != nil {
 		return err
 	}
+
 	for _, p := range r.PodSandboxes {
 		s.seen = append(s.seen, p.Id)
 	}
+
 	return nil
 }
 
@@ -34,13 +37,17 @@ func TestStreamPodSandboxes(t *testing.T) {
 	s, w := newService(t)
 	a, b := runPod(t, s, w.pod()), runPod(t, s, w.pod())
 	out := &podStream{ctx: t.Context()}
-	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{}, out); err != nil || len(out.seen) != 2 || !slices.Contains(out.seen, a) || !slices.Contains(out.seen, b) {
+	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{}, out); err != nil || len(out.seen) != 2 ||
+		!slices.Contains(out.seen, a) || !slices.Contains(out.seen, b) {
 		t.Errorf("streamed %v, %v", out.seen, err)
 	}
+
 	out = &podStream{ctx: t.Context()}
-	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: a}}, out); err != nil || !slices.Equal(out.seen, []string{a}) {
+	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: a}},
+		out); err != nil || !slices.Equal(out.seen, []string{a}) {
 		t.Errorf("streamed by filter %v, %v", out.seen, err)
 	}
+
 	w.engine.SetDown(true)
 	eventually(t, func() bool { return !s.View.Engine().Ready })
 	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{}, out); err == nil {

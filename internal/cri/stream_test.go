@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPortForwardEntersThePodsNamespace: the namespace is the pinned one. Without a pin it is that of the pause, never that of another
-// process that has got its PID.
+// TestPortForwardEntersThePodsNamespace: the namespace is the pinned one. Without a pin it is that
+// of the pause, never that of another process that has got its PID.
 func TestPortForwardEntersThePodsNamespace(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -18,9 +18,11 @@ func TestPortForwardEntersThePodsNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if netns.Name() != os.DevNull { // the fake's pin
 		t.Errorf("entered %s", netns.Name())
 	}
+
 	netns.Close()
 	if _, err := s.PortForward(t.Context(), request); err != nil {
 		t.Error(err)
@@ -30,6 +32,7 @@ func TestPortForwardEntersThePodsNamespace(t *testing.T) {
 	if netns, err := s.OpenNetNS(id); !errdefs.IsNotFound(err) {
 		t.Errorf("without a pin, and with a PID that is another's: %v, %v", netns, err)
 	}
+
 	if _, err := s.PortForward(t.Context(), request); !errdefs.IsNotFound(err) {
 		t.Errorf("a URL for another's namespace: %v", err)
 	}

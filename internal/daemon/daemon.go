@@ -1,6 +1,6 @@
 // Package daemon wires the parts and runs them: it takes the lock on the root directory, listens,
-// notifies systemd, follows the engine, recovers after a crash, and stops in order. Pods do not notice
-// its start or stop.
+// notifies systemd, follows the engine, recovers after a crash, and stops in order. Pods do not
+// notice its start or stop.
 package daemon
 
 import (
@@ -22,31 +22,33 @@ import (
 )
 
 const (
-	// startTimeout is how long the first read of the engine may hold up calls, and the start of units
-	// that systemd orders after the daemon. An engine that is down does not hold them up at all, one
-	// that neither answers nor refuses must not do so for ever. Engine 20.10 takes more than ten seconds
-	// for GET /info while another client's pull waits for a name that DNS does not resolve.
+	// startTimeout is how long the first read of the engine may hold up calls, and the start of
+	// units that systemd orders after the daemon. An engine that is down does not hold them up at
+	// all, one that neither answers nor refuses must not do so for ever. Engine 20.10 takes more
+	// than ten seconds for GET /info while another client's pull waits for a name that DNS does not
+	// resolve.
 	startTimeout = 30 * time.Second
 	// stopGrace is for calls that run when the daemon stops. systemd kills after 90 s.
 	stopGrace = 10 * time.Second
-	// recoverRetryMin is the pause after a recovery that could not clear everything. It doubles up to
-	// recoverRetryMax.
+	// recoverRetryMin is the pause after a recovery that could not clear everything. It doubles up
+	// to recoverRetryMax.
 	recoverRetryMin = time.Minute
 	recoverRetryMax = 16 * time.Minute
-	// gcPercent is how much the heap grows between collections. Responses with the metrics of all pods
-	// are the largest by far, and rare.
+	// gcPercent is how much the heap grows between collections. Responses with the metrics of all
+	// pods are the largest by far, and rare.
 	gcPercent = 50
-	// umask is the daemon's own, whatever its unit's is: missing host paths of mounts are 0755, so that
-	// the users of containers can read them.
+	// umask is the daemon's own, whatever its unit's is: missing host paths of mounts are 0755, so
+	// that the users of containers can read them.
 	umask = 0o022
 )
 
-// Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be down
-// at any time. Errors give the cause and the fix in one sentence. version is this program's.
+// Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be
+// down at any time. Errors give the cause and the fix in one sentence. version is this program's.
 func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
+
 	debug.SetGCPercent(gcPercent)
 	syscall.Umask(umask)
 	klog.SetSlogLogger(log.With("from", "streaming"))
@@ -56,8 +58,9 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		return err
 	}
 	defer unlock()
-	// Two daemons with root directories of their own would still take each other's namespaces and mounts
-	// for leftovers.
+
+	// Two daemons with root directories of their own would still take each other's namespaces and
+	// mounts for leftovers.
 	unlockRun, err := process.LockDirectory("--run-directory", cfg.RunDirectory, process.HandOverTimeout)
 	if err != nil {
 		return err
@@ -65,6 +68,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	defer unlockRun()
 
 	defer process.Absorb(syscall.SIGPIPE)()
+
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -78,6 +82,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 			log.Debug("close", "err", err)
 		}
 	}()
+
 	return p.run(ctx, hup)
 }
 
@@ -104,6 +109,7 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 	} {
 		g.Go(part)
 	}
+
 	return g.Wait()
 }
 
@@ -141,6 +147,7 @@ func (p *parts) hold(ctx context.Context, method string) error {
 	if method == "Version" || method == "RuntimeConfig" {
 		return nil
 	}
+
 	select {
 	case <-p.known:
 		return nil
@@ -161,8 +168,8 @@ func (p *parts) awaitEngine(ctx context.Context, timeout time.Duration, reached 
 }
 
 // awaitLogs waits until it is known how containers are logged, at most for timeout: until then the
-// node is not ready, which units that are ordered after the daemon need not see. It does not wait for
-// an engine that is down.
+// node is not ready, which units that are ordered after the daemon need not see. It does not wait
+// for an engine that is down.
 func (p *parts) awaitLogs(ctx context.Context, timeout time.Duration) {
 	p.await(ctx, timeout, p.logs.Decided(), func() bool { return !p.view.Engine().Ready })
 }
@@ -171,11 +178,13 @@ func (p *parts) awaitLogs(ctx context.Context, timeout time.Duration) {
 func (p *parts) await(ctx context.Context, timeout time.Duration, done <-chan struct{}, isDone func() bool) {
 	late := time.NewTimer(timeout)
 	defer late.Stop()
+
 	for {
 		changed := p.view.Changed()
 		if isDone() {
 			return
 		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -188,12 +197,13 @@ func (p *parts) await(ctx context.Context, timeout time.Duration, done <-chan st
 	}
 }
 
-// recoverLoop clears leftovers of a crash whenever the view has been read anew, and tries again later
-// what could not be cleared.
+// recoverLoop clears leftovers of a crash whenever the view has been read anew, and tries again
+// later what could not be cleared.
 func (p *parts) recoverLoop(ctx context.Context) {
 	again := time.NewTimer(recoverRetryMin)
 	again.Stop()
 	defer again.Stop()
+
 	pause := recoverRetryMin
 	for {
 		select {
@@ -213,6 +223,7 @@ func (p *parts) recoverLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+
 		p.recoveries.WithLabelValues(result(err)).Inc()
 		if err != nil {
 			p.log.Warn("not all leftovers could be cleared; trying again", "in", pause, "err", err)

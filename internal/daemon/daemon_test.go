@@ -29,27 +29,33 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 
-// configure is a configuration with everything below one directory and an engine that does not exist.
+// configure is a configuration with everything below one directory and an engine that does not
+// exist.
 func configure(t *testing.T, dir string, args ...string) *config.Config {
 	t.Helper()
 	c, f := &config.Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
 	c.Register(f)
 	args = append([]string{
-		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" + filepath.Join(dir, "no-engine.sock"),
+		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" +
+			filepath.Join(dir, "no-engine.sock"),
 		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"), "--run-directory=" + filepath.Join(dir, "run"),
 		"--cni-conf-dir=" + filepath.Join(dir, "net.d"), "--cni-cache-dir=" + filepath.Join(dir, "cache"),
 		"--metrics-bind-address=unix://" + filepath.Join(dir, "metrics.sock"),
-		"--container-log=json-file", // the others start this program as the log-driver process, which the test is not
+		// the others start this program as the log-driver process, which the test is not
+		"--container-log=json-file",
 	}, args...)
 	if err := f.Parse(args); err != nil {
 		t.Fatal(err)
 	}
+
 	c.Complete(f)
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
+
 	c.PinDirectory = filepath.Join(dir, "netns")
 	t.Cleanup(func() { _ = syscall.Unmount(c.PinDirectory, syscall.MNT_DETACH) }) // what the daemon mounts to share it
+
 	return c
 }
 
@@ -61,8 +67,10 @@ func systemd(t *testing.T) *net.UnixConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { c.Close() })
 	t.Setenv("NOTIFY_SOCKET", file)
+
 	return c
 }
 
@@ -71,6 +79,7 @@ func told(t *testing.T, c *net.UnixConn, want string) {
 	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+
 	for buf := make([]byte, 1024); ; {
 		n, err := c.Read(buf)
 		if err != nil {
@@ -82,7 +91,8 @@ func told(t *testing.T, c *net.UnixConn, want string) {
 	}
 }
 
-// TestWithoutEngine: the daemon starts, tells systemd, lives through SIGHUP, feeds the watchdog and stops in order, all with the engine down.
+// TestWithoutEngine: the daemon starts, tells systemd, lives through SIGHUP, feeds the watchdog and
+// stops in order, all with the engine down.
 func TestWithoutEngine(t *testing.T) {
 	for _, plugin := range []string{"cni", "kubenet", ""} {
 		t.Run("network="+plugin, func(t *testing.T) {
@@ -91,13 +101,16 @@ func TestWithoutEngine(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
-				ended <- Run(ctx, configure(t, dir, "--network-plugin="+plugin, "--pod-cidr=10.88.0.0/24"), "test", slog.New(slog.DiscardHandler))
+				ended <- Run(ctx, configure(t, dir, "--network-plugin="+plugin, "--pod-cidr=10.88.0.0/24"), "test",
+					slog.New(slog.DiscardHandler))
 			}()
+
 			told(t, notified, "READY=1")
 			told(t, notified, "WATCHDOG=1")
 			if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 				t.Fatal(err)
 			}
+
 			told(t, notified, "RELOADING=1")
 			told(t, notified, "READY=1")
 			told(t, notified, "WATCHDOG=1")
@@ -107,10 +120,12 @@ func TestWithoutEngine(t *testing.T) {
 			} else {
 				c.Close()
 			}
+
 			stop()
 			if err := <-ended; err != nil {
 				t.Errorf("Run: %v", err)
 			}
+
 			told(t, notified, "STOPPING=1")
 			if _, err := os.Lstat(filepath.Join(dir, "cri.sock")); !os.IsNotExist(err) {
 				t.Errorf("the socket is still there: %v", err)
@@ -119,7 +134,8 @@ func TestWithoutEngine(t *testing.T) {
 	}
 }
 
-// TestStopEndsEventStreams: a stream of events has no end of its own, and must not hold the daemon up.
+// TestStopEndsEventStreams: a stream of events has no end of its own, and must not hold the daemon
+// up.
 func TestStopEndsEventStreams(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	ctx, stop := context.WithCancel(t.Context())
@@ -128,23 +144,30 @@ func TestStopEndsEventStreams(t *testing.T) {
 		ended <- Run(ctx, configure(t, dir, "--network-plugin="), "test", slog.New(slog.DiscardHandler))
 	}()
 	told(t, notified, "READY=1")
-	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "cri.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	stream, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+
+	stream, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(),
+		&runtimeapi.GetEventsRequest{})
 	if err == nil {
 		_, err = stream.Header() // the daemon has begun to watch
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	begin := time.Now()
 	stop()
-	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "the daemon is stopping") {
+	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.Unavailable ||
+		!strings.Contains(err.Error(), "the daemon is stopping") {
 		t.Errorf("the stream ends with %v", err)
 	}
+
 	if err := <-ended; err != nil || time.Since(begin) >= stopGrace {
 		t.Errorf("Run: %v after %s", err, time.Since(begin))
 	}
@@ -161,20 +184,24 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		err = Run(t.Context(), cfg, "test", slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "another cri-dockerd") {
 			t.Errorf("a second daemon: %v", err)
 		}
+
 		unlock()
 		again, err := process.LockDirectory(flag, dir, 0)
 		if err != nil {
 			t.Fatalf("after the first has ended: %v", err)
 		}
+
 		time.AfterFunc(50*time.Millisecond, again)
 		third, err := process.LockDirectory(flag, dir, 10*time.Second)
 		if err != nil {
 			t.Fatalf("while another is ending: %v", err)
 		}
+
 		third()
 	}
 }
@@ -185,6 +212,7 @@ func TestFailedStartNamesTheFlag(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.Close()
+
 	for arg, want := range map[string]string{
 		"--container-runtime-endpoint=tcp://0.0.0.0:0":       "--tls-cert-file",
 		"--container-runtime-endpoint=fd://":                 "--container-runtime-endpoint",

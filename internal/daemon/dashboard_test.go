@@ -20,13 +20,15 @@ import (
 	"cri-dockerd/internal/podstats"
 )
 
-// TestDashboards: every metric that a panel or a variable of the dashboards names is there, and those of the daemon are documented.
+// TestDashboards: every metric that a panel or a variable of the dashboards names is there, and
+// those of the daemon are documented.
 func TestDashboards(t *testing.T) {
 	exposed := exposed(t)
 	files, err := filepath.Glob("../../deploy/grafana/*.json")
 	if err != nil || len(files) != 2 {
 		t.Fatalf("dashboards %q, %v", files, err)
 	}
+
 	for _, file := range files {
 		names := 0
 		for _, expr := range expressions(t, file) {
@@ -37,6 +39,7 @@ func TestDashboards(t *testing.T) {
 				}
 			}
 		}
+
 		if names < 20 {
 			t.Errorf("%s: only %d names of metrics were found", file, names)
 		}
@@ -49,10 +52,12 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	documented := map[string]bool{}
 	for _, name := range regexp.MustCompile("`(cri_dockerd_[a-z_]+)").FindAllStringSubmatch(string(b), -1) {
 		documented[name[1]] = true
 	}
+
 	exposed := exposed(t)
 	for name := range exposed {
 		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"), "_sum")
@@ -60,6 +65,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 			t.Errorf("%s is not documented", name)
 		}
 	}
+
 	for name := range documented {
 		if !exposed[name] && !exposed[name+"_bucket"] {
 			t.Errorf("%s is documented, and nobody exposes it", name)
@@ -67,17 +73,20 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-// TestContainerMetricsAreDocumented: docs/metrics.md has every metric of containers with its type and labels, and no other.
+// TestContainerMetricsAreDocumented: docs/metrics.md has every metric of containers with its type
+// and labels, and no other.
 func TestContainerMetricsAreDocumented(t *testing.T) {
 	b, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rows := regexp.MustCompile("(?m)^\\| `(container_[a-z0-9_]+)` .*$").FindAllStringSubmatch(string(b), -1)
 	documented := map[string]string{}
 	for _, row := range rows {
 		documented[row[1]] = row[0]
 	}
+
 	for m := range podstats.Descriptors() {
 		kind, labels := "counter", ""
 		if m.Gauge {
@@ -86,59 +95,76 @@ func TestContainerMetricsAreDocumented(t *testing.T) {
 		if own := m.Labels[podstats.SharedLabels:]; len(own) > 0 {
 			labels = "`" + strings.Join(own, "`, `") + "`"
 		}
-		if want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels); !strings.HasPrefix(documented[m.Name], want) {
+
+		if want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels); !strings.HasPrefix(documented[m.Name],
+			want) {
 			t.Errorf("want %s…, have %s", want, documented[m.Name])
 		}
+
 		delete(documented, m.Name)
 	}
+
 	for name := range documented {
 		t.Errorf("%s is documented, and nobody exposes it", name)
 	}
 }
 
-// exposed are the names of the series that a daemon exposes which has been asked a few things, with those of a log-driver process and of
-// containers.
+// exposed are the names of the series that a daemon exposes which has been asked a few things, with
+// those of a log-driver process and of containers.
 func exposed(t *testing.T) map[string]bool {
 	t.Helper()
 	plugins := t.TempDir()
-	plugin := "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}';; esac\n"
-	if err := os.WriteFile(filepath.Join(plugins, "quiet"), []byte(plugin), 0o700); err != nil { //nolint:gosec // a program
+	plugin := "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo " +
+		"'{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}';; esac\n"
+	if err := os.WriteFile(filepath.Join(plugins, "quiet"), []byte(plugin),
+		0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
+
 	r := run(t, "--network-plugin=cni", "--cni-bin-dir="+plugins)
 	if err := os.MkdirAll(filepath.Join(r.dir, "net.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	conf := `{"cniVersion":"1.1.0","name":"quiet","plugins":[{"type":"quiet"}]}`
 	if err := os.WriteFile(filepath.Join(r.dir, "net.d/10.conflist"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}}); err == nil {
+
+	if _, err := r.image.PullImage(t.Context(),
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}}); err == nil {
 		t.Error("pulled")
 	}
+
 	page := ""
-	for ok := false; !ok; { // the plugin's STATUS is asked soon, and what a crash left is looked for
+	// the plugin's STATUS is asked soon, and what a crash left is looked for
+	for ok := false; !ok; {
 		if t.Context().Err() != nil {
 			t.Fatalf("the metrics lack something:\n%s", page)
 		}
+
 		_, page = r.get(t, "/metrics")
 		ok = true
 		for _, name := range []string{
-			"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{", "cri_dockerd_image_pull_duration_seconds_bucket{", "cri_dockerd_rpc_duration_seconds_bucket{",
+			"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{",
+			"cri_dockerd_image_pull_duration_seconds_bucket{", "cri_dockerd_rpc_duration_seconds_bucket{",
 			"cri_dockerd_recoveries_total{", "cri_dockerd_resyncs_total{",
 		} {
 			ok = ok && strings.Contains(page, name)
 		}
 	}
+
 	names := map[string]bool{}
 	for line := range strings.Lines(page) {
 		if line[0] != '#' {
 			names[line[:strings.IndexAny(line, "{ ")]] = true
 		}
 	}
+
 	for _, name := range others(t) {
 		names[name] = true
 	}
+
 	return names
 }
 
@@ -146,26 +172,35 @@ func exposed(t *testing.T) map[string]bool {
 func others(t *testing.T) []string {
 	t.Helper()
 	dir := t.TempDir()
-	d, err := driver.New(driver.Config{Directory: filepath.Join(dir, "streams"), Version: "test", Log: slog.New(slog.DiscardHandler)})
+	d, err := driver.New(driver.Config{
+		Directory: filepath.Join(dir, "streams"),
+		Version:   "test",
+		Log:       slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
+
 	socket := filepath.Join(dir, "driver.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	srv, served := &http.Server{Handler: d.Handler()}, make(chan error, 1) //nolint:gosec // a test's
 	go func() { served <- srv.Serve(l) }()
 	defer func() { srv.Close(); <-served }()
+
 	r := prometheus.NewRegistry()
-	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}), driver.NewClient(socket)})
+	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}),
+		driver.NewClient(socket)})
 	r.MustRegister(everyMetric{})
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var names []string
 	for _, f := range families {
 		if f.GetName() == "cri_dockerd_log_driver_up" && f.GetMetric()[0].GetGauge().GetValue() != 1 {
@@ -173,6 +208,7 @@ func others(t *testing.T) []string {
 		}
 		names = append(names, f.GetName())
 	}
+
 	return names
 }
 
@@ -192,13 +228,15 @@ func (everyMetric) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// expressions are the PromQL of a dashboard: of its panels, and of its variables without their label_values().
+// expressions are the PromQL of a dashboard: of its panels, and of its variables without their
+// label_values().
 func expressions(t *testing.T, file string) []string {
 	t.Helper()
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var d struct {
 		Panels []struct {
 			Type    string
@@ -211,9 +249,11 @@ func expressions(t *testing.T, file string) []string {
 			}
 		}
 	}
+
 	if err := json.Unmarshal(b, &d); err != nil {
 		t.Fatalf("%s: %v", file, err)
 	}
+
 	var out []string
 	for _, p := range d.Panels {
 		if p.Type != "row" && len(p.Targets) == 0 {
@@ -223,24 +263,30 @@ func expressions(t *testing.T, file string) []string {
 			out = append(out, target.Expr)
 		}
 	}
+
 	for _, v := range d.Templating.List {
 		if v.Type != "query" {
 			continue
 		}
+
 		var q struct{ Query string }
 		if err := json.Unmarshal(v.Query, &q); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
+
 		inner, ok := strings.CutPrefix(q.Query, "label_values(")
 		if !ok {
 			t.Errorf("%s: variable %s", file, q.Query)
 		}
+
 		out = append(out, inner[:strings.LastIndexByte(inner, ',')])
 	}
+
 	return out
 }
 
-// Parts of PromQL that are not metrics' names: what stands in quotes, braces and brackets, and the labels of a grouping.
+// Parts of PromQL that are not metrics' names: what stands in quotes, braces and brackets, and the
+// labels of a grouping.
 var (
 	quoted   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'[^']*'`)
 	enclosed = regexp.MustCompile(`\{[^}]*\}|\[[^\]]*\]`)
@@ -254,19 +300,22 @@ func metricNames(expr string) []string {
 	for _, r := range []*regexp.Regexp{quoted, enclosed, grouping} {
 		expr = r.ReplaceAllString(expr, " ")
 	}
+
 	var out []string
 	for _, w := range word.FindAllString(expr, -1) {
 		if name := strings.TrimSpace(w); !strings.HasSuffix(name, "(") && !operator[name] {
 			out = append(out, name)
 		}
 	}
+
 	return out
 }
 
 func TestMetricNames(t *testing.T) {
 	for expr, want := range map[string]string{
 		`sum by (le, method) (rate(a_bucket{x="y{z", m=~"$i"}[$__rate_interval])) / on (pod) group_left (b) c > 0 or d`: "[a_bucket c d]",
-		`histogram_quantile(0.99, sum by (le) (rate(x_bucket[5m])))`:                                                    "[x_bucket]",
+		`histogram_quantile(0.99, sum by (le) ` +
+			`(rate(x_bucket[5m])))`: "[x_bucket]",
 		`1 - avg(e offset 1)`: "[e]",
 	} {
 		if got := fmt.Sprint(metricNames(expr)); got != want {

@@ -23,7 +23,8 @@ const (
 	metricsFlag = "--metrics-bind-address"
 	// headerDeadline is how long a client of the endpoint may take for its request.
 	headerDeadline = 10 * time.Second
-	// healthDeadline is how long the checks of health may take: they ask memory, so that something is stuck if they do not answer.
+	// healthDeadline is how long the checks of health may take: they ask memory, so that something
+	// is stuck if they do not answer.
 	healthDeadline = 5 * time.Second
 )
 
@@ -33,7 +34,8 @@ type check struct {
 	ask  func(ctx context.Context) error
 }
 
-// endpoint serves what the node's operator asks over HTTP: figures, health and, on a unix socket only, profiles.
+// endpoint serves what the node's operator asks over HTTP: figures, health and, on a unix socket
+// only, profiles.
 type endpoint struct {
 	metrics *prometheus.Registry
 	alive   []check // of /healthz: a restart mends what fails
@@ -41,7 +43,8 @@ type endpoint struct {
 	log     *slog.Logger
 }
 
-// listenEndpoint opens unix:///path, which is for root and the group docker, or tcp://host:port; nil for "".
+// listenEndpoint opens unix:///path, which is for root and the group docker, or tcp://host:port;
+// nil for "".
 func listenEndpoint(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		return rpc.ListenUnix(metricsFlag, path)
@@ -49,10 +52,12 @@ func listenEndpoint(address string) (net.Listener, error) {
 	if address == "" {
 		return nil, nil
 	}
+
 	l, err := net.Listen("tcp", strings.TrimPrefix(address, "tcp://"))
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", metricsFlag, address, err)
 	}
+
 	return l, nil
 }
 
@@ -67,9 +72,12 @@ func (e *endpoint) serve(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
 	}
+
 	if open(l) {
-		e.log.Warn("everybody who reaches this address can read the names of this node's pods and images", "flag", metricsFlag, "address", l.Addr())
+		e.log.Warn("everybody who reaches this address can read the names of this node's pods and images", "flag",
+			metricsFlag, "address", l.Addr())
 	}
+
 	errorLog := e.log.With("from", "metrics")
 	srv := &http.Server{
 		Handler:           e.handler(true),
@@ -82,14 +90,16 @@ func (e *endpoint) serve(ctx context.Context, l net.Listener) error {
 
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
+
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("%s: %w", metricsFlag, err)
 	}
+
 	return nil
 }
 
-// handler is what is served; private adds what only this machine's administrators may have: profiles tell of memory's content, and taking
-// them costs.
+// handler is what is served; private adds what only this machine's administrators may have:
+// profiles tell of memory's content, and taking them costs.
 func (e *endpoint) handler(private bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(e.metrics, promhttp.HandlerOpts{
@@ -104,10 +114,12 @@ func (e *endpoint) handler(private bool) http.Handler {
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
+
 	return mux
 }
 
-// answer runs checks: 200 if all hold, 503 else, with a line for each. ?exclude=<name> leaves one out.
+// answer runs checks: 200 if all hold, 503 else, with a line for each. ?exclude=<name> leaves one
+// out.
 func answer(checks []check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var text strings.Builder
@@ -116,6 +128,7 @@ func answer(checks []check) http.Handler {
 			if slices.Contains(r.URL.Query()["exclude"], c.name) {
 				continue
 			}
+
 			if err := c.ask(r.Context()); err != nil {
 				code = http.StatusServiceUnavailable
 				fmt.Fprintf(&text, "%s: %v\n", c.name, err)
@@ -123,6 +136,7 @@ func answer(checks []check) http.Handler {
 				fmt.Fprintf(&text, "%s: ok\n", c.name)
 			}
 		}
+
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
 		_, _ = w.Write([]byte(text.String()))

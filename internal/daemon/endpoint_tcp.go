@@ -15,14 +15,17 @@ const (
 	// endpointRequestTimeout is for a whole request, endpointWriteTimeout for reading the answer.
 	endpointRequestTimeout = 10 * time.Second
 	endpointWriteTimeout   = 30 * time.Second
-	// endpointIdleTimeout is longer than Prometheus' usual scrape interval of 15 s to 1 min, so that it can keep its connection.
+	// endpointIdleTimeout is longer than Prometheus' usual scrape interval of 15 s to 1 min, so
+	// that it can keep its connection.
 	endpointIdleTimeout    = 3 * time.Minute
 	endpointMaxHeaderBytes = 16 << 10
-	// endpointInFlight bounds the answers that are prepared at a time. Each is complete in memory before a client reads it.
+	// endpointInFlight bounds the answers that are prepared at a time. Each is complete in memory
+	// before a client reads it.
 	endpointInFlight = 4
 )
 
-// endpointLimits bound the connections. The one without a complete request for the longest time makes room for a new one.
+// endpointLimits bound the connections. The one without a complete request for the longest time
+// makes room for a new one.
 var endpointLimits = connlimit.Limits{
 	Pending:        64,
 	PendingPerPeer: 32,
@@ -50,8 +53,8 @@ func touchIdle(c net.Conn, state http.ConnState) {
 	}
 }
 
-// buffered lets as many requests as gate has room for be handled at a time, and writes their answers afterwards: a client that reads
-// slowly does not keep others waiting.
+// buffered lets as many requests as gate has room for be handled at a time, and writes their
+// answers afterwards: a client that reads slowly does not keep others waiting.
 func buffered(gate chan struct{}, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &bufferedAnswer{header: http.Header{}, code: http.StatusOK}
@@ -59,9 +62,11 @@ func buffered(gate chan struct{}, next http.Handler) http.Handler {
 			http.Error(w, "too many requests at a time; try again", http.StatusServiceUnavailable)
 			return
 		}
+
 		for name, values := range a.header {
 			w.Header()[name] = values
 		}
+
 		w.WriteHeader(a.code)
 		_, _ = w.Write(a.body.Bytes())
 	})
@@ -74,10 +79,12 @@ type bufferedAnswer struct {
 	body   bytes.Buffer
 }
 
-// handle handles a request when there is room. It returns false if there is none until the request's time is over.
+// handle handles a request when there is room. It returns false if there is none until the
+// request's time is over.
 func (a *bufferedAnswer) handle(gate chan struct{}, next http.Handler, r *http.Request) bool {
 	late := time.NewTimer(endpointRequestTimeout)
 	defer late.Stop()
+
 	select {
 	case gate <- struct{}{}:
 		defer func() { <-gate }()
@@ -86,7 +93,9 @@ func (a *bufferedAnswer) handle(gate chan struct{}, next http.Handler, r *http.R
 	case <-r.Context().Done():
 		return false
 	}
+
 	next.ServeHTTP(a, r)
+
 	return true
 }
 

@@ -19,6 +19,7 @@ func startTCP(t *testing.T, e *endpoint) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- e.serve(ctx, l) }()
@@ -28,6 +29,7 @@ func startTCP(t *testing.T, e *endpoint) (addr string) {
 			t.Error(err)
 		}
 	})
+
 	return l.Addr().String()
 }
 
@@ -41,7 +43,8 @@ func count(t *testing.T) (goroutines, files int) {
 	return runtime.NumGoroutine(), len(entries)
 }
 
-// TestHostileMetricsClients: silent, slow and endless clients neither keep a scrape out nor hold anything beyond the limits.
+// TestHostileMetricsClients: silent, slow and endless clients neither keep a scrape out nor hold
+// anything beyond the limits.
 func TestHostileMetricsClients(t *testing.T) {
 	addr := startTCP(t, newEndpoint())
 	goroutines, files := count(t)
@@ -51,6 +54,7 @@ func TestHostileMetricsClients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		conns = append(conns, c)
 		_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the daemon may have closed it
 		switch i % 5 {
@@ -61,7 +65,8 @@ func TestHostileMetricsClients(t *testing.T) {
 		case 3:
 			_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 1<<20))
 		case 4:
-			_, _ = io.WriteString(c, "POST /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+			_, _ = io.WriteString(c,
+				"POST /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
 		}
 	}
 
@@ -71,6 +76,7 @@ func TestHostileMetricsClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.Body.Close()
 	if r.StatusCode != http.StatusOK || time.Since(begin) > time.Second {
 		t.Errorf("status %d after %v", r.StatusCode, time.Since(begin))
@@ -82,6 +88,7 @@ func TestHostileMetricsClients(t *testing.T) {
 	for _, c := range conns {
 		c.Close()
 	}
+
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		g, f := count(t)
 		if g <= goroutines+2 && f <= files+2 {
@@ -106,36 +113,44 @@ func TestIdleMetricsClientsEnd(t *testing.T) {
 			t.Errorf("%s is %v", name, timeout)
 		}
 	}
+
 	addr := startTCP(t, newEndpoint())
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\n"); err != nil {
 		t.Fatal(err)
 	}
+
 	_ = c.SetReadDeadline(time.Now().Add(endpointRequestTimeout + 5*time.Second))
 	if _, err := io.ReadAll(c); err != nil {
 		t.Errorf("a slow client is still connected: %v", err)
 	}
 }
 
-// TestSlowReaderKeepsNobodyWaiting: more clients than may be handled at a time do not read their answers.
+// TestSlowReaderKeepsNobodyWaiting: more clients than may be handled at a time do not read their
+// answers.
 func TestSlowReaderKeepsNobodyWaiting(t *testing.T) {
 	big := strings.Repeat("x", 16<<20)
 	gate := make(chan struct{}, 1)
-	h := buffered(gate, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, big) }))
+	h := buffered(gate, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, big)
+	}))
 	slow := &stuckWriter{header: http.Header{}, entered: make(chan struct{}), leave: make(chan struct{})}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		h.ServeHTTP(slow, &http.Request{})
 	}()
+
 	<-slow.entered
 	if code, body := get(h, "/"); code != http.StatusOK || len(body) != len(big) {
 		t.Errorf("%d, %d bytes", code, len(body))
 	}
+
 	close(slow.leave)
 	<-done
 }

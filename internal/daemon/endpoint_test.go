@@ -29,17 +29,23 @@ func newEndpoint() *endpoint {
 }
 
 func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
-	for address, want := range map[string]int{"unix://" + filepath.Join(t.TempDir(), "m.sock"): http.StatusOK, "tcp://127.0.0.1:0": http.StatusNotFound} {
+	for address, want := range map[string]int{
+		"unix://" + filepath.Join(t.TempDir(), "m.sock"): http.StatusOK,
+		"tcp://127.0.0.1:0": http.StatusNotFound,
+	} {
 		l, err := listenEndpoint(address)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- newEndpoint().serve(ctx, l) }()
-		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
-			return net.Dial(l.Addr().Network(), l.Addr().String())
-		}}}
+		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+			DialContext: func(context.Context, string, string) (net.Conn, error) {
+				return net.Dial(l.Addr().Network(), l.Addr().String())
+			}}}
+
 		for path, want := range map[string]int{
 			"/metrics": http.StatusOK, "/healthz": http.StatusOK, "/readyz": http.StatusOK,
 			"/debug/pprof/": want, "/debug/pprof/heap": want, "/debug/pprof/cmdline": want, "/debug/pprof/symbol": want,
@@ -48,11 +54,13 @@ func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			r.Body.Close()
 			if r.StatusCode != want {
 				t.Errorf("%s%s answers %d, want %d", address, path, r.StatusCode, want)
 			}
 		}
+
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
@@ -67,12 +75,15 @@ func TestEndpointsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
+
 	if _, err := listenEndpoint("unix://" + file); err == nil || !strings.Contains(err.Error(), metricsFlag) {
 		t.Errorf("a second daemon: %v", err)
 	}
+
 	if l, err := listenEndpoint(""); l != nil || err != nil {
 		t.Errorf("nowhere: %v, %v", l, err)
 	}
@@ -85,14 +96,18 @@ func TestHealthSaysWhy(t *testing.T) {
 		{"engine", func(context.Context) error { return broken }},
 		{"network", func(context.Context) error { return nil }},
 	}
+
 	h := e.handler(false)
 	if code, text := get(h, "/readyz"); code != http.StatusOK || text != "engine: ok\nnetwork: ok\n" {
 		t.Errorf("%d, %s", code, text)
 	}
+
 	broken = errors.New("Docker does not answer; start it")
-	if code, text := get(h, "/readyz"); code != http.StatusServiceUnavailable || text != "engine: Docker does not answer; start it\nnetwork: ok\n" {
+	if code, text := get(h, "/readyz"); code != http.StatusServiceUnavailable ||
+		text != "engine: Docker does not answer; start it\nnetwork: ok\n" {
 		t.Errorf("%d, %s", code, text)
 	}
+
 	if code, text := get(h, "/readyz?exclude=engine"); code != http.StatusOK || text != "network: ok\n" {
 		t.Errorf("%d, %s", code, text)
 	}
@@ -104,16 +119,19 @@ func TestWhoMayReachTheEndpoint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if got := open(l); got != want {
 			t.Errorf("%s: %v", address, got)
 		}
+
 		l.Close()
 	}
 }
 
 // TestEndpointOfADaemon: everything that a daemon without an engine can tell.
 func TestEndpointOfADaemon(t *testing.T) {
-	p, err := wire(configure(t, t.TempDir(), "--network-plugin="), "cri-dockerd 1 (x)", slog.New(slog.NewTextHandler(io.Discard, nil)))
+	p, err := wire(configure(t, t.TempDir(), "--network-plugin="), "cri-dockerd 1 (x)",
+		slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,15 +140,20 @@ func TestEndpointOfADaemon(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+
 	h := p.endpoint.handler(true)
 	if code, text := get(h, "/healthz"); code != http.StatusOK || !strings.Contains(text, "view: ok") {
 		t.Errorf("healthz: %d, %s", code, text)
 	}
-	if code, text := get(h, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "engine: not yet connected to Docker") || !strings.Contains(text, "network: ok") {
+
+	if code, text := get(h, "/readyz"); code != http.StatusServiceUnavailable ||
+		!strings.Contains(text, "engine: not yet connected to Docker") || !strings.Contains(text, "network: ok") {
 		t.Errorf("readyz: %d, %s", code, text)
 	}
+
 	_, text := get(h, "/metrics")
-	for _, want := range []string{`cri_dockerd_build_info{`, `version="1 (x)"`, "go_goroutines", "process_resident_memory_bytes", "cri_dockerd_image_pulls_active 0"} {
+	for _, want := range []string{`cri_dockerd_build_info{`, `version="1 (x)"`, "go_goroutines",
+		"process_resident_memory_bytes", "cri_dockerd_image_pulls_active 0"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the metrics lack %s", want)
 		}
@@ -143,10 +166,12 @@ func TestBusyForTooLong(t *testing.T) {
 	if err := b.stuck(time.Hour); err != nil {
 		t.Error(err)
 	}
+
 	b.since.Store(time.Now().Add(-2 * time.Hour).UnixNano())
 	if err := b.stuck(time.Hour); err == nil || !strings.Contains(err.Error(), "2h0m0s") {
 		t.Errorf("%v", err)
 	}
+
 	b.end()
 	if err := b.stuck(0); err != nil {
 		t.Error(err)

@@ -10,7 +10,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// recoverLimit is for one recovery: networks of many pods may have to be released, and each plugin has a minute.
+// recoverLimit is for one recovery: networks of many pods may have to be released, and each plugin
+// has a minute.
 const recoverLimit = time.Hour
 
 // busy is since when something is being done, in nanoseconds of Unix time; 0: nothing is.
@@ -38,7 +39,8 @@ func (p *parts) alive() []check {
 	}
 }
 
-// ready are the checks of /readyz: the conditions on which the kubelet calls the node ready, in the same words.
+// ready are the checks of /readyz: the conditions on which the kubelet calls the node ready, in the
+// same words.
 func (p *parts) ready() []check {
 	return []check{
 		{"engine", func(ctx context.Context) error { return p.condition(ctx, runtimeapi.RuntimeReady) }},
@@ -52,6 +54,7 @@ func (p *parts) condition(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+
 	for _, c := range s.GetStatus().GetConditions() {
 		if c.GetType() == name && c.GetStatus() {
 			return nil
@@ -59,5 +62,6 @@ func (p *parts) condition(ctx context.Context, name string) error {
 			return errors.New(c.GetMessage())
 		}
 	}
+
 	return errors.New("it is not told")
 }

@@ -18,11 +18,13 @@ import (
 // newRegistry returns the registry of all metrics: those of the parts, and the process's.
 func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Registry, error) {
 	r := prometheus.NewRegistry()
-	for _, c := range append(parts, buildInfo(version), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) {
+	for _, c := range append(parts, buildInfo(version), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
 	}
+
 	return r, nil
 }
 
@@ -43,11 +45,14 @@ func (p *parts) collectors() []prometheus.Collector {
 // newRecoveries counts the attempts to clear what a crash or a failed release left.
 func newRecoveries() *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cri_dockerd_recoveries_total", Help: "Attempts to clear leftovers, by result (ok, error: something is left and tried again).",
+		Name: "cri_dockerd_recoveries_total",
+		Help: "Attempts to clear leftovers, by result (ok, error: something is left and tried again).",
 	}, []string{"result"})
+
 	for _, result := range []string{"ok", "error"} {
 		c.WithLabelValues(result)
 	}
+
 	return c
 }
 
@@ -56,6 +61,7 @@ func (p *parts) gauges() []prometheus.Collector {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
+
 	return []prometheus.Collector{
 		gauge(
 			"cri_dockerd_engine_up",
@@ -91,6 +97,7 @@ func buildInfo(version string) prometheus.Collector {
 	if b, ok := debug.ReadBuildInfo(); ok {
 		labels["goversion"] = b.GoVersion
 	}
+
 	g := prometheus.NewGauge(
 		prometheus.GaugeOpts{
 			Name:        "cri_dockerd_build_info",
@@ -98,44 +105,56 @@ func buildInfo(version string) prometheus.Collector {
 			ConstLabels: labels,
 		},
 	)
+
 	g.Set(1)
+
 	return g
 }
 
-// logFigures are how containers are logged, and what the log-driver process says of itself: one page has all.
+// logFigures are how containers are logged, and what the log-driver process says of itself: one
+// page has all.
 type logFigures struct {
 	logs    *logs.Logs
 	process *driver.Client
 }
 
-// logFiguresDeadline is for the log-driver process's answer; it is asked on a socket of this machine and answers from memory.
+// logFiguresDeadline is for the log-driver process's answer; it is asked on a socket of this
+// machine and answers from memory.
 const logFiguresDeadline = 2 * time.Second
 
-// Describe implements prometheus.Collector; it tells nothing, since the process may be of another release and have other figures.
+// Describe implements prometheus.Collector; it tells nothing, since the process may be of another
+// release and have other figures.
 func (logFigures) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (f logFigures) Collect(ch chan<- prometheus.Metric) {
 	active, _ := f.logs.State()
 	for _, mode := range []string{logs.ModeCRI, logs.ModeJSONFile} {
-		ch <- constant("cri_dockerd_log_mode", "1 for the way in which new containers are logged (cri: CRI files, json-file: Docker's own behind links).",
+		ch <- constant("cri_dockerd_log_mode", "1 for the way in which new containers are logged (cri: CRI files, "+
+			"json-file: Docker's own behind links).",
 			truth(mode == active), prometheus.GaugeValue, "mode", mode)
 	}
+
 	ctx, cancel := context.WithTimeout(context.Background(), logFiguresDeadline)
 	defer cancel()
+
 	families, err := f.process.Metrics(ctx)
-	ch <- constant("cri_dockerd_log_driver_up", "1 if the log-driver process answers.", truth(err == nil), prometheus.GaugeValue)
+	ch <- constant("cri_dockerd_log_driver_up", "1 if the log-driver process answers.", truth(err == nil),
+		prometheus.GaugeValue)
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
 			var labels []string
 			for _, l := range m.GetLabel() {
 				labels = append(labels, l.GetName(), l.GetValue())
 			}
+
 			switch family.GetType() {
 			case dto.MetricType_COUNTER:
-				ch <- constant(family.GetName(), family.GetHelp(), m.GetCounter().GetValue(), prometheus.CounterValue, labels...)
+				ch <- constant(family.GetName(), family.GetHelp(), m.GetCounter().GetValue(), prometheus.CounterValue,
+					labels...)
 			case dto.MetricType_GAUGE:
-				ch <- constant(family.GetName(), family.GetHelp(), m.GetGauge().GetValue(), prometheus.GaugeValue, labels...)
+				ch <- constant(family.GetName(), family.GetHelp(), m.GetGauge().GetValue(), prometheus.GaugeValue,
+					labels...)
 			}
 		}
 	}
@@ -155,9 +174,11 @@ func constant(name, help string, value float64, kind prometheus.ValueType, label
 	for i := 0; i+1 < len(labels); i += 2 {
 		names, values = append(names, labels[i]), append(values, labels[i+1])
 	}
+
 	m, err := prometheus.NewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, value, values...)
 	if err != nil {
 		return prometheus.NewInvalidMetric(prometheus.NewDesc(name, help, names, nil), err)
 	}
+
 	return m
 }

@@ -27,8 +27,8 @@ import (
 	"cri-dockerd/internal/secret"
 )
 
-// talkative is an engine with one pod and one image, on a socket. It fails what would change something, with an answer that repeats the
-// request's credentials, as registries are known to.
+// talkative is an engine with one pod and one image, on a socket. It fails what would change
+// something, with an answer that repeats the request's credentials, as registries are known to.
 type talkative struct {
 	mu      sync.Mutex
 	parents map[string]string // the last traceparent, by path
@@ -50,14 +50,22 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	image := map[string]any{"Id": imageID, "RepoTags": []string{"registry.test/app:1"}, "Config": map[string]any{}}
 	answers := map[string]any{
-		"/_ping": "OK", "/info": map[string]any{"ServerVersion": "20.10.24", "Architecture": "x86_64", "OSType": "linux", "CgroupDriver": "cgroupfs"},
+		"/_ping": "OK", "/info": map[string]any{
+			"ServerVersion": "20.10.24",
+			"Architecture":  "x86_64",
+			"OSType":        "linux",
+			"CgroupDriver":  "cgroupfs",
+		},
 		"/containers/json": []any{map[string]any{"Id": podID}},
 		"/containers/" + podID + "/json": map[string]any{
-			"Id": podID, "Name": "/k8s_POD_web_default_uid_0", "Created": "2026-01-01T00:00:00Z", "State": map[string]any{"Status": "running", "Running": true, "Pid": 1},
-			"Config": map[string]any{"Labels": map[string]string{"io.kubernetes.docker.type": "podsandbox"}}, "HostConfig": map[string]any{"NetworkMode": "host"},
+			"Id": podID, "Name": "/k8s_POD_web_default_uid_0", "Created": "2026-01-01T00:00:00Z",
+			"State":      map[string]any{"Status": "running", "Running": true, "Pid": 1},
+			"Config":     map[string]any{"Labels": map[string]string{"io.kubernetes.docker.type": "podsandbox"}},
+			"HostConfig": map[string]any{"NetworkMode": "host"},
 		},
 		"/images/json": []any{image}, "/images/" + imageID + "/json": image,
 	}
+
 	switch answer, ok := answers[path]; {
 	case ok:
 		json.NewEncoder(w).Encode(answer) //nolint:errcheck // the client's loss
@@ -65,6 +73,7 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
+
 	case path == "/images/create":
 		header := r.Header.Get("X-Registry-Auth")
 		b, _ := base64.URLEncoding.DecodeString(header)
@@ -72,8 +81,12 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		json.Unmarshal(b, &a) //nolint:errcheck // what is missing is not repeated
 		w.WriteHeader(http.StatusInternalServerError)
 		json.NewEncoder(w).Encode(map[string]string{"message": fmt.Sprintf( //nolint:errcheck // as above
-			"denied: %s %s %s; %s; X-Registry-Auth: %s; Authorization: Basic %s; Get \"https://%s:%s@registry.test/v2/?token=%s\"",
-			a.Password, a.IdentityToken, a.RegistryToken, b, header, base64.StdEncoding.EncodeToString([]byte(a.Username+":"+a.Password)), a.Username, a.Password, a.RegistryToken)})
+			"denied: %s %s %s; %s; X-Registry-Auth: %s; Authorization: Basic %s; Get "+
+				"\"https://%s:%s@registry.test/v2/?token=%s\"",
+			a.Password, a.IdentityToken, a.RegistryToken, b, header,
+			base64.StdEncoding.EncodeToString([]byte(a.Username+":"+a.Password)), a.Username, a.Password,
+			a.RegistryToken)})
+
 	default:
 		w.WriteHeader(http.StatusInternalServerError)
 		fmt.Fprint(w, `{"message":"no space left on device"}`)
@@ -123,13 +136,19 @@ func (l *lockedBuffer) String() string {
 // run runs a daemon until the test ends, and returns when it has seen the engine.
 func run(t *testing.T, args ...string) running {
 	t.Helper()
-	r := running{dir: t.TempDir(), engine: &talkative{parents: map[string]string{}, counts: map[string]int{}}, log: &lockedBuffer{}}
+	r := running{
+		dir:    t.TempDir(),
+		engine: &talkative{parents: map[string]string{}, counts: map[string]int{}},
+		log:    &lockedBuffer{},
+	}
+
 	notified := systemd(t)
 	socket := filepath.Join(r.dir, "docker.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	docker := &http.Server{Handler: r.engine, ReadHeaderTimeout: time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- docker.Serve(l) }()
@@ -137,13 +156,19 @@ func run(t *testing.T, args ...string) running {
 	ended := make(chan error, 1)
 	cfg := configure(t, r.dir, append([]string{"--docker-endpoint=unix://" + socket, "--network-plugin="}, args...)...)
 	// The log of the program (config.Logger) at its most talkative, into a buffer.
-	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug - 10, ReplaceAttr: secret.Attr}))
+	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{
+		Level:       slog.LevelDebug - 10,
+		ReplaceAttr: secret.Attr,
+	}))
+
 	go func() { ended <- Run(ctx, cfg, "cri-dockerd test", log) }()
 	told(t, notified, "READY=1")
-	r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "cri.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.runtime, r.image = runtimeapi.NewRuntimeServiceClient(r.conn), runtimeapi.NewImageServiceClient(r.conn)
 	t.Cleanup(func() {
 		r.conn.Close()
@@ -154,79 +179,110 @@ func run(t *testing.T, args ...string) running {
 		docker.Close()
 		<-served
 	})
+
 	return r
 }
 
 // get asks the daemon's endpoint.
 func (r running) get(t *testing.T, path string) (int, string) {
 	t.Helper()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
-		return net.Dial("unix", filepath.Join(r.dir, "metrics.sock"))
-	}}}
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return net.Dial("unix", filepath.Join(r.dir, "metrics.sock"))
+		}}}
+
 	resp, err := c.Get("http://daemon" + path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(resp.Body); err != nil {
 		t.Fatal(err)
 	}
+
 	return resp.StatusCode, b.String()
 }
 
-// TestSecretsAreNeverTold: whatever kind of credentials a pull has and however the registry repeats them, and whatever a container's
-// environment and annotations hold, neither the log at its lowest level nor an error tells them.
+// TestSecretsAreNeverTold: whatever kind of credentials a pull has and however the registry repeats
+// them, and whatever a container's environment and annotations hold, neither the log at its lowest
+// level nor an error tells them.
 func TestSecretsAreNeverTold(t *testing.T) {
 	r := run(t)
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	secrets := []string{"pass-in-secret", "identity-in-secret", "registry-in-secret", "env-in-secret", "annotation-in-secret", "arg-in-secret"}
+	secrets := []string{"pass-in-secret", "identity-in-secret", "registry-in-secret", "env-in-secret",
+		"annotation-in-secret", "arg-in-secret"}
 	for _, s := range slices.Clone(secrets) {
 		secrets = append(secrets, b64("bob:"+s))
 	}
+
 	for name, auth := range map[string]*runtimeapi.AuthConfig{
-		"none":           nil,
-		"password":       {Username: "bob", Password: "pass-in-secret", ServerAddress: "https://bob:pass-in-secret@registry.test"},
+		"none": nil,
+		"password": {
+			Username:      "bob",
+			Password:      "pass-in-secret",
+			ServerAddress: "https://bob:pass-in-secret@registry.test",
+		},
 		"auth":           {Auth: b64("bob:pass-in-secret")},
 		"broken auth":    {Auth: "%pass-in-secret"},
 		"identity token": {IdentityToken: "identity-in-secret"},
 		"registry token": {RegistryToken: "registry-in-secret"},
 	} {
-		_, err := r.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}, Auth: auth})
+		_, err := r.image.PullImage(t.Context(),
+			&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}, Auth: auth})
 		if err == nil {
 			t.Errorf("%s: pulled", name)
 			continue
 		}
+
 		for _, s := range secrets {
 			if strings.Contains(err.Error(), s) {
 				t.Errorf("%s: the error tells %s: %v", name, s, err)
 			}
 		}
 	}
+
 	annotations := map[string]string{"token": "annotation-in-secret"}
 	sandbox := &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web2", Namespace: "default", Uid: "uid2"}, Annotations: annotations, Linux: &runtimeapi.LinuxPodSandboxConfig{},
+		Metadata:    &runtimeapi.PodSandboxMetadata{Name: "web2", Namespace: "default", Uid: "uid2"},
+		Annotations: annotations,
+		Linux:       &runtimeapi.LinuxPodSandboxConfig{},
 	}
-	_, err := r.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: podID, SandboxConfig: sandbox, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "app"}, Image: &runtimeapi.ImageSpec{Image: imageID}, Annotations: annotations,
-		Envs: []*runtimeapi.KeyValue{{Key: "TOKEN", Value: []byte("env-in-secret")}}, Args: []string{"--token=arg-in-secret"}, Linux: &runtimeapi.LinuxContainerConfig{},
-	}})
+
+	_, err := r.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  podID,
+		SandboxConfig: sandbox,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata:    &runtimeapi.ContainerMetadata{Name: "app"},
+			Image:       &runtimeapi.ImageSpec{Image: imageID},
+			Annotations: annotations,
+			Envs:        []*runtimeapi.KeyValue{{Key: "TOKEN", Value: []byte("env-in-secret")}},
+			Args:        []string{"--token=arg-in-secret"},
+			Linux:       &runtimeapi.LinuxContainerConfig{},
+		},
+	})
 	if err == nil || !strings.Contains(err.Error(), "no space left") {
 		t.Errorf("CreateContainer: %v", err)
 	}
+
 	if _, err := r.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandbox}); err == nil {
 		t.Error("RunPodSandbox succeeded")
 	}
+
 	if _, err := r.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
 		t.Error(err)
 	}
+
 	text := r.log.String()
 	for _, s := range secrets {
 		if strings.Contains(text, s) {
 			t.Errorf("the log tells %s:\n%s", s, text)
 		}
 	}
-	for _, want := range []string{`"PullImage"`, `"CreateContainer"`, `"RunPodSandbox"`, "registry.test/app:1", "DEBUG"} {
+
+	for _, want := range []string{`"PullImage"`, `"CreateContainer"`, `"RunPodSandbox"`, "registry.test/app:1",
+		"DEBUG"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the log lacks %s:\n%s", want, text)
 		}
@@ -240,7 +296,9 @@ type receiver struct {
 }
 
 // Export implements the collector's service.
-func (c receiver) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+func (c receiver) Export(
+	_ context.Context, r *collector.ExportTraceServiceRequest,
+) (*collector.ExportTraceServiceResponse, error) {
 	for _, resource := range r.GetResourceSpans() {
 		for _, scope := range resource.GetScopeSpans() {
 			for _, s := range scope.GetSpans() {
@@ -248,16 +306,19 @@ func (c receiver) Export(_ context.Context, r *collector.ExportTraceServiceReque
 			}
 		}
 	}
+
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// TestOneTraceFromTheKubeletToTheEngine: the kubelet's call is the parent of ours, ours of the request to the engine, which gets the same
-// trace, and a collector gets the spans. Secrets are not in them.
+// TestOneTraceFromTheKubeletToTheEngine: the kubelet's call is the parent of ours, ours of the
+// request to the engine, which gets the same trace, and a collector gets the spans. Secrets are not
+// in them.
 func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	srv, rec := grpc.NewServer(), receiver{spans: make(chan *otlp.Span, 100)}
 	collector.RegisterTraceServiceServer(srv, rec)
 	served := make(chan error, 1)
@@ -267,11 +328,13 @@ func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 	const traceID, parentID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+traceID+"-"+parentID+"-01")
 	_, err = r.image.PullImage(ctx, &runtimeapi.PullImageRequest{
-		Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}, Auth: &runtimeapi.AuthConfig{Username: "bob", Password: "pass-in-secret"},
+		Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"},
+		Auth:  &runtimeapi.AuthConfig{Username: "bob", Password: "pass-in-secret"},
 	})
 	if err == nil {
 		t.Fatal("pulled")
 	}
+
 	var call, request *otlp.Span
 	for call == nil || request == nil { // they come in batches, after some seconds
 		select {
@@ -286,16 +349,22 @@ func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 			} else if s.GetName() == "POST /images/create" {
 				request = s
 			}
+
 		case <-t.Context().Done():
 			t.Fatalf("spans %v, %v", call, request)
 		}
 	}
-	if hex.EncodeToString(call.GetParentSpanId()) != parentID || !bytes.Equal(request.GetParentSpanId(), call.GetSpanId()) {
+
+	if hex.EncodeToString(call.GetParentSpanId()) != parentID ||
+		!bytes.Equal(request.GetParentSpanId(), call.GetSpanId()) {
 		t.Errorf("call %v, request %v", call, request)
 	}
-	if want := "00-" + traceID + "-" + hex.EncodeToString(request.GetSpanId()) + "-01"; r.engine.parent("/images/create") != want {
+
+	if want := "00-" + traceID + "-" + hex.EncodeToString(request.GetSpanId()) +
+		"-01"; r.engine.parent("/images/create") != want {
 		t.Errorf("the engine got traceparent %q, want %s", r.engine.parent("/images/create"), want)
 	}
+
 	if got := r.engine.parent("/events"); got == "" || strings.HasSuffix(got, "-01") { // what the daemon does by itself
 		t.Errorf("a request of nobody's call is sampled: %q", got)
 	}
@@ -315,20 +384,25 @@ func TestSilenceAtRest(t *testing.T) {
 	if _, err := r.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil { // the start is over
 		t.Fatal(err)
 	}
+
 	before := lines()
 	for range 20 {
 		if _, err := r.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := r.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := r.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
 			t.Fatal(err)
 		}
+
 		r.get(t, "/metrics")
 		r.get(t, "/readyz")
 	}
+
 	if n := lines() - before; n != 0 {
 		t.Errorf("%d lines:\n%s", n, r.log)
 	}

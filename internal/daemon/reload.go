@@ -23,15 +23,17 @@ func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-// reload reads anew what may have changed behind the daemon's back: the network's configuration, and all that the engine has. Flags hold
-// for the life of the process.
+// reload reads anew what may have changed behind the daemon's back: the network's configuration,
+// and all that the engine has. Flags hold for the life of the process.
 func (p *parts) reload(ctx context.Context) {
 	begin := time.Now()
 	if err := process.NotifyReloading(); err != nil {
 		p.log.Warn("systemd does not listen", "err", err)
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, reloadDeadline)
 	defer cancel()
+
 	p.network.Reload(ctx)
 	said := "ok"
 	if e := p.view.Engine(); !e.Ready {
@@ -39,10 +41,12 @@ func (p *parts) reload(ctx context.Context) {
 	} else if err := p.view.Resync(ctx); err != nil {
 		said = err.Error()
 	}
+
 	network := "ok"
 	if _, err := p.network.State(); err != nil {
 		network = err.Error()
 	}
+
 	p.log.Info("reloaded", "engine", said, "network", network, "took", time.Since(begin).Round(time.Microsecond))
 	if err := process.Notify(process.Ready); err != nil {
 		p.log.Warn("systemd does not listen", "err", err)

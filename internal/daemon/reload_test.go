@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestReload: SIGHUP reads the configuration of the network and everything that the engine has, tells systemd, and logs one line.
+// TestReload: SIGHUP reads the configuration of the network and everything that the engine has,
+// tells systemd, and logs one line.
 func TestReload(t *testing.T) {
 	r := run(t, "--network-plugin=cni")
 	c := systemd(t) // a new listener: what was told until now is another's
@@ -16,21 +17,27 @@ func TestReload(t *testing.T) {
 	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "no CNI configuration in") {
 		t.Errorf("before: %d, %s", code, text)
 	}
+
 	conf := `{"cniVersion":"1.0.0","name":"first","plugins":[{"type":"does-not-exist"}]}`
 	if err := os.MkdirAll(filepath.Join(r.dir, "net.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(r.dir, "net.d/10-first.conflist"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+
 	told(t, c, "RELOADING=1")
 	told(t, c, "READY=1")
-	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "does-not-exist") || !strings.Contains(text, "engine: ok") {
+	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "does-not-exist") ||
+		!strings.Contains(text, "engine: ok") {
 		t.Errorf("after: %d, %s", code, text)
 	}
+
 	if n := r.engine.count("/containers/json"); n <= asked {
 		t.Errorf("the engine was asked %d times before and %d after", asked, n)
 	}

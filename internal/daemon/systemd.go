@@ -14,21 +14,24 @@ import (
 // statusInterval is how often the status line is checked where no change of the engine does so.
 const statusInterval = 10 * time.Second
 
-// notifySystemd reports to systemd until ctx ends: that the daemon is ready, once begun is closed; its
-// state in words; and twice in systemd's watchdog timeout that it is alive. It asks the other parts
-// each time, so that one that hangs with a lock triggers the watchdog.
+// notifySystemd reports to systemd until ctx ends: that the daemon is ready, once begun is closed;
+// its state in words; and twice in systemd's watchdog timeout that it is alive. It asks the other
+// parts each time, so that one that hangs with a lock triggers the watchdog.
 func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error {
 	if !process.IsNotifying() {
 		return nil
 	}
+
 	watchdog, err := process.WatchdogTimeout()
 	if err != nil {
 		return err
 	}
+
 	interval := statusInterval
 	if watchdog > 0 {
 		interval = min(interval, watchdog/2)
 	}
+
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 
@@ -37,23 +40,28 @@ func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error 
 			p.log.Warn("systemd does not listen", "err", err)
 		}
 	}
+
 	for line, begin := "", false; ; {
 		changed := p.view.Changed()
 		now, err := p.statusLine(ctx)
 		if err != nil {
 			return err
 		}
+
 		if now != line {
 			line = now
 			warn(process.NotifyStatus(line))
 		}
+
 		if begin {
 			begin, begun = false, nil
 			warn(process.Notify(process.Ready))
 		}
+
 		if watchdog > 0 {
 			warn(process.Notify(process.Alive))
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil
@@ -81,9 +89,11 @@ func statusLine(s *runtimeapi.RuntimeStatus, engine string) string {
 			wrong = append(wrong, c.GetMessage())
 		}
 	}
+
 	line := "Ready, Docker " + engine
 	if len(wrong) > 0 {
 		line = "Not ready: " + strings.Join(wrong, "; ")
 	}
+
 	return strings.Join(strings.Fields(line), " ")
 }

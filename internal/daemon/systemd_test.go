@@ -24,12 +24,14 @@ func heard(t *testing.T, c *net.UnixConn, until string) []string {
 	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+
 	var all []string
 	for buf := make([]byte, 4096); ; {
 		n, err := c.Read(buf)
 		if err != nil {
 			t.Fatalf("systemd waits for %s: %v; it has heard %q", until, err, all)
 		}
+
 		all = append(all, string(buf[:n]))
 		if strings.HasPrefix(string(buf[:n]), until) {
 			return all
@@ -37,25 +39,27 @@ func heard(t *testing.T, c *net.UnixConn, until string) []string {
 	}
 }
 
-// TestStateForSystemd: an engine that is down does not hold up the start, and the status line says that it is down before systemd calls
-// the unit started.
+// TestStateForSystemd: an engine that is down does not hold up the start, and the status line says
+// that it is down before systemd calls the unit started.
 func TestStateForSystemd(t *testing.T) {
 	notified := systemd(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, configure(t, t.TempDir()), "test", slog.New(slog.DiscardHandler)) }()
 	all := heard(t, notified, process.Ready)
-	if last := all[len(all)-2]; !strings.HasPrefix(last, "STATUS=Not ready: Docker does not answer") || !strings.Contains(last, "systemctl start docker") || strings.Contains(last, "\n") {
+	if last := all[len(all)-2]; !strings.HasPrefix(last, "STATUS=Not ready: Docker does not answer") ||
+		!strings.Contains(last, "systemctl start docker") || strings.Contains(last, "\n") {
 		t.Errorf("before it was ready: %q", all)
 	}
+
 	stop()
 	if err := <-ended; err != nil {
 		t.Errorf("Run: %v", err)
 	}
 }
 
-// TestHungEngine: an engine that takes the connection and says nothing holds up the start until patience ends, and the status line says
-// what is waited for.
+// TestHungEngine: an engine that takes the connection and says nothing holds up the start until
+// patience ends, and the status line says what is waited for.
 func TestHungEngine(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	l, err := net.Listen("unix", filepath.Join(dir, "hung.sock"))
@@ -63,7 +67,9 @@ func TestHungEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p, err := wire(configure(t, dir, "--docker-endpoint=unix://"+filepath.Join(dir, "hung.sock")), "test", slog.New(slog.DiscardHandler))
+
+	p, err := wire(configure(t, dir, "--docker-endpoint=unix://"+filepath.Join(dir, "hung.sock")), "test",
+		slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +78,7 @@ func TestHungEngine(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
@@ -83,10 +90,13 @@ func TestHungEngine(t *testing.T) {
 	if took := time.Since(begin); took < patience {
 		t.Errorf("known within %v", took)
 	}
+
 	close(begun)
-	if all := heard(t, notified, process.Ready); !strings.HasPrefix(all[0], "STATUS=Not ready: not yet connected to Docker") {
+	if all := heard(t, notified, process.Ready); !strings.HasPrefix(all[0],
+		"STATUS=Not ready: not yet connected to Docker") {
 		t.Errorf("before it was ready: %q", all)
 	}
+
 	stop()
 	for range 2 {
 		if err := <-ended; err != nil {
@@ -95,7 +105,8 @@ func TestHungEngine(t *testing.T) {
 	}
 }
 
-// TestStartWaitsForLogs: whoever is ordered after the daemon finds a node that knows how it logs, unless the engine is down or patience ends.
+// TestStartWaitsForLogs: whoever is ordered after the daemon finds a node that knows how it logs,
+// unless the engine is down or patience ends.
 func TestStartWaitsForLogs(t *testing.T) {
 	engine := enginetest.NewFake()
 	engine.SetDown(true)
@@ -113,6 +124,7 @@ func TestStartWaitsForLogs(t *testing.T) {
 	if p.awaitLogs(ctx, patience); time.Since(begin) < patience {
 		t.Error("it did not wait")
 	}
+
 	p.logs = logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: log})
 	p.awaitLogs(ctx, time.Hour)
 	stop()
@@ -125,12 +137,15 @@ func TestStatusLine(t *testing.T) {
 	condition := func(name string, ok bool, message string) *runtimeapi.RuntimeCondition {
 		return &runtimeapi.RuntimeCondition{Type: name, Status: ok, Message: message}
 	}
+
 	for want, c := range map[string][]*runtimeapi.RuntimeCondition{
 		"Ready, Docker 29.0": {
-			condition(runtimeapi.RuntimeReady, true, ""), condition(runtimeapi.NetworkReady, true, "a notice"), condition("ContainerLogs", false, "json-file"),
+			condition(runtimeapi.RuntimeReady, true, ""), condition(runtimeapi.NetworkReady, true, "a notice"),
+			condition("ContainerLogs", false, "json-file"),
 		},
 		"Not ready: no engine; no CNI configuration, install a network add-on": {
-			condition(runtimeapi.RuntimeReady, false, "no engine"), condition(runtimeapi.NetworkReady, false, "no CNI configuration,\n  install a network add-on"),
+			condition(runtimeapi.RuntimeReady, false, "no engine"), condition(runtimeapi.NetworkReady, false,
+				"no CNI configuration,\n  install a network add-on"),
 		},
 	} {
 		if got := statusLine(&runtimeapi.RuntimeStatus{Conditions: c}, "29.0"); got != want {
@@ -148,11 +163,14 @@ func TestHold(t *testing.T) {
 			t.Errorf("%s: %v", method, err)
 		}
 	}
+
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+
 	if err := p.hold(ctx, "ListPodSandbox"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("before the first look: %v", err)
 	}
+
 	close(p.known)
 	if err := p.hold(t.Context(), "ListPodSandbox"); err != nil {
 		t.Errorf("after it: %v", err)

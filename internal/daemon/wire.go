@@ -67,8 +67,8 @@ type parts struct {
 	metricsListener net.Listener // nil for none
 }
 
-// wire creates the parts. Nothing connects or answers yet. After an error everything is closed again,
-// else close does so.
+// wire creates the parts. Nothing connects or answers yet. After an error everything is closed
+// again, else close does so.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
 	p := newParts(cfg, version, log)
 	if err := p.acquire(p.steps()); err != nil {
@@ -123,16 +123,18 @@ func (p *parts) closeLater(name string, c io.Closer) {
 
 func (p *parts) close() error { return p.undo.Run(context.Background(), stopGrace) }
 
-// openTraces leaves the provider nil without --tracing-endpoint: a daemon without traces does nothing
-// for them.
+// openTraces leaves the provider nil without --tracing-endpoint: a daemon without traces does
+// nothing for them.
 func (p *parts) openTraces() error {
 	if p.cfg.TracingEndpoint == "" {
 		return nil
 	}
+
 	name, err := os.Hostname()
 	if err != nil {
 		return err
 	}
+
 	provider, err := tracing.New(context.Background(), tracing.Config{
 		Endpoint:   p.cfg.TracingEndpoint,
 		PerMillion: p.cfg.TracingRate,
@@ -143,8 +145,10 @@ func (p *parts) openTraces() error {
 	if err != nil {
 		return err
 	}
+
 	p.closeLater("traces", provider)
 	p.traces = provider
+
 	return nil
 }
 
@@ -160,7 +164,9 @@ func (p *parts) openEngine() (err error) {
 	if err != nil {
 		return err
 	}
+
 	p.closeLater("engine", p.engine)
+
 	return nil
 }
 
@@ -170,11 +176,13 @@ func (p *parts) openNetwork() error {
 		p.log.Warn("network add-ons may not see the network namespaces of all pods",
 			"directory", p.cfg.PinDirectory, "err", err)
 	}
+
 	p.plugins = podnet.NewObserver(p.traces)
 	network, err := newNetwork(p.cfg, pins, p.plugins, p.log)
 	if err != nil {
 		return err
 	}
+
 	p.network = podnet.NewManager(podnet.ManagerConfig{
 		Network:     network,
 		Namespaces:  pins,
@@ -182,7 +190,9 @@ func (p *parts) openNetwork() error {
 		Checkpoints: checkpoint.New(p.cfg.RootDirectory, checkpoint.Dockershim),
 		Log:         p.log,
 	})
+
 	p.closeLater("network", p.network)
+
 	return nil
 }
 
@@ -199,6 +209,7 @@ func newNetwork(
 			Observer: observer,
 			Log:      log,
 		})
+
 	case "kubenet":
 		return podnet.NewKubenet(podnet.KubenetConfig{
 			BinDirs:  cfg.CNIBinDirs,
@@ -211,6 +222,7 @@ func newNetwork(
 			Log:      log,
 		})
 	}
+
 	return podnet.NewNoop(log), nil
 }
 
@@ -219,14 +231,17 @@ func (p *parts) openView() (err error) {
 	if p.oom, err = cgroup.NewOOMWatcher(cgroup.Host(), p.view.ObserveOOM); err != nil {
 		return err
 	}
+
 	p.closeLater("watcher for OOM kills", p.oom)
 	p.view.SetOOM(p.oom)
 
 	if p.exits, err = proc.NewExits(proc.Host()); err != nil {
 		return err
 	}
+
 	p.closeLater("watcher for exits", p.exits)
 	p.view.SetExits(p.exits)
+
 	return nil
 }
 
@@ -242,7 +257,9 @@ func (p *parts) openStreams() (err error) {
 	if err != nil {
 		return err
 	}
+
 	p.closeLater("streaming server", p.streams)
+
 	return nil
 }
 
@@ -261,6 +278,7 @@ func (p *parts) openService() error {
 		Version:    p.version,
 		Log:        p.log,
 	})
+
 	p.imageFS = imagefs.New(p.log)
 	usage := stats.New(cgroup.Host())
 	p.stats = podstats.New(podstats.Config{
@@ -270,6 +288,7 @@ func (p *parts) openService() error {
 		ImageFS: p.imageFS,
 		Log:     p.log,
 	})
+
 	p.service = cri.New(cri.Deps{
 		Log:         p.log,
 		Engine:      p.engine,
@@ -285,6 +304,7 @@ func (p *parts) openService() error {
 		Logs:        p.logs,
 		EngineNetNS: p.cfg.EngineNetNS(),
 	})
+
 	return nil
 }
 
@@ -301,16 +321,19 @@ func (p *parts) openServer() error {
 		Hold:     p.hold,
 		Traces:   p.traces,
 	})
+
 	registry, err := newRegistry(p.version, p.collectors()...)
 	if err != nil {
 		return err
 	}
+
 	p.endpoint = &endpoint{
 		metrics: registry,
 		alive:   p.alive(),
 		ready:   p.ready(),
 		log:     p.log,
 	}
+
 	return nil
 }
 
@@ -323,11 +346,13 @@ func (p *parts) listen() (err error) {
 	if err != nil {
 		return err
 	}
+
 	p.closeLater("listener of the CRI", p.listener)
 	if p.listener.Addr().Network() == "tcp" && p.cfg.TLSCert == "" {
 		p.log.Warn("every user of this machine can reach the CRI and is root by it; a unix socket has an owner",
 			"address", p.listener.Addr())
 	}
+
 	return nil
 }
 
@@ -340,8 +365,8 @@ func (p *parts) listenMetrics() (err error) {
 	return nil
 }
 
-// streamed connects the streaming server, which the service needs, to the service. Requests that reach
-// the server carry the IDs that the service put into them.
+// streamed connects the streaming server, which the service needs, to the service. Requests that
+// reach the server carry the IDs that the service put into them.
 type streamed struct{ p *parts }
 
 func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {

@@ -23,6 +23,7 @@ func descriptors(t *testing.T) map[string]int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	out := map[string]int{}
 	for _, f := range all {
 		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil {
@@ -30,6 +31,7 @@ func descriptors(t *testing.T) map[string]int {
 			out[kind]++
 		}
 	}
+
 	return out
 }
 
@@ -50,9 +52,11 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := warm.close(); err != nil {
 		t.Fatal(err)
 	}
+
 	boom := errors.New("boom")
 	for i := range len(warm.steps()) + 1 {
 		t.Run(fmt.Sprint("step ", i), func(t *testing.T) {
@@ -67,6 +71,7 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 			if !errors.Is(err, boom) || err.Error() != boom.Error() {
 				t.Errorf("error %v", err)
 			}
+
 			if !acquired {
 				t.Error("the steps have acquired nothing, so this test shows nothing")
 			}
@@ -74,13 +79,17 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 			if err := goleak.Find(running); err != nil {
 				t.Errorf("a part is still running: %v", err)
 			}
+
 			deadline := time.Now().Add(20 * time.Second)
-			for !maps.Equal(before, descriptors(t)) && time.Now().Before(deadline) { // connections close in their own time
+			// connections close in their own time
+			for !maps.Equal(before, descriptors(t)) && time.Now().Before(deadline) {
 				time.Sleep(time.Millisecond)
 			}
+
 			if after := descriptors(t); !maps.Equal(before, after) {
 				t.Errorf("descriptors before %v, after %v", before, after)
 			}
+
 			for _, name := range []string{"cri.sock", "metrics.sock"} {
 				if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("%s remains: %v", name, err)

@@ -18,18 +18,32 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Limits of what is kept of answers. Kubernetes bounds the annotations of an object to 256 KiB; JSON within JSON is up to six times as long.
+// Limits of what is kept of answers. Kubernetes bounds the annotations of an object to 256 KiB;
+// JSON within JSON is up to six times as long.
 var (
-	// inspectLimits are for containers and for images, so that of an image's labels at least those are known that are kept of its containers:
-	// both come in order of their keys.
-	inspectLimits   = tolerant.Limits{Text: 64 << 10, Group: 256 << 10, Total: 16 << 20, Keep: spec.IsKept, KeptText: 2 << 20}
-	listLimits      = tolerant.Limits{Text: 4 << 10, Group: 16 << 10, Total: 64 << 20, Keep: spec.IsKept, KeptText: 1 << 20}
+	// inspectLimits are for containers and for images, so that of an image's labels at least those
+	// are known that are kept of its containers: both come in order of their keys.
+	inspectLimits = tolerant.Limits{
+		Text:     64 << 10,
+		Group:    256 << 10,
+		Total:    16 << 20,
+		Keep:     spec.IsKept,
+		KeptText: 2 << 20,
+	}
+	listLimits = tolerant.Limits{
+		Text:     4 << 10,
+		Group:    16 << 10,
+		Total:    64 << 20,
+		Keep:     spec.IsKept,
+		KeptText: 1 << 20,
+	}
 	imageListLimits = tolerant.Limits{Text: 4 << 10, Group: 256 << 10, Total: 64 << 20}
 	infoLimits      = tolerant.Limits{Text: 4 << 10, Group: 64 << 10, Total: 1 << 20}
 	messageLimits   = tolerant.Limits{Text: 64 << 10, Group: 64 << 10, Total: 1 << 20}
 )
 
-// unreadable gives an error of decoding its kind. It is not Unavailable: the engine may be unable to describe one object only.
+// unreadable gives an error of decoding its kind. It is not Unavailable: the engine may be unable
+// to describe one object only.
 func unreadable(err error) error {
 	if err == nil {
 		return nil
@@ -39,10 +53,12 @@ func unreadable(err error) error {
 
 // badID is the error of an answer without a valid ID. That is the engine's fault, not the caller's.
 func badID(err error) error {
-	return fmt.Errorf("the engine's answer: Id: %v: %w", err, errdefs.ErrInternal) //nolint:errorlint // its kind is about a request
+	return fmt.Errorf("the engine's answer: Id: %v: %w", err,
+		errdefs.ErrInternal) //nolint:errorlint // its kind is about a request
 }
 
-// inspect reads a container as the engine describes it (GET /containers/{id}/json), by ID or name. What cannot be read of it is left out.
+// inspect reads a container as the engine describes it (GET /containers/{id}/json), by ID or name.
+// What cannot be read of it is left out.
 func (e *Engine) inspect(ctx context.Context, ref string) (container.InspectResponse, error) {
 	var in container.InspectResponse
 	err := e.decode(ctx, ref, &in, inspectLimits, func(ctx context.Context) error {
@@ -52,9 +68,11 @@ func (e *Engine) inspect(ctx context.Context, ref string) (container.InspectResp
 	if err != nil {
 		return in, err
 	}
+
 	if _, err := model.ParseContainerID(in.ID); err != nil {
 		return container.InspectResponse{}, badID(err)
 	}
+
 	return in, nil
 }
 
@@ -68,9 +86,11 @@ func (e *Engine) inspectImage(ctx context.Context, ref string) (image.InspectRes
 	if err != nil {
 		return in, err
 	}
+
 	if _, err := model.ParseImageID(in.ID); err != nil {
 		return image.InspectResponse{}, badID(err)
 	}
+
 	return in, nil
 }
 
@@ -85,7 +105,9 @@ func (e *Engine) info(ctx context.Context) (system.Info, error) {
 }
 
 // decode reads the answer to one request into target and reports once per object what it left out.
-func (e *Engine) decode(ctx context.Context, object string, target any, l tolerant.Limits, call func(context.Context) error) error {
+func (e *Engine) decode(
+	ctx context.Context, object string, target any, l tolerant.Limits, call func(context.Context) error,
+) error {
 	return ask(ctx, call, func(body io.Reader) error {
 		left, err := tolerant.Decode(body, target, l)
 		e.reportLeftOut(object, left)
@@ -105,7 +127,8 @@ type listedContainer struct {
 	HostConfig struct{ NetworkMode string }
 }
 
-// name is the container's own name without slash, "" if the engine gives none; the other names are of links.
+// name is the container's own name without slash, "" if the engine gives none; the other names are
+// of links.
 func (c *listedContainer) name() string {
 	for _, n := range c.Names {
 		if strings.Count(n, "/") == 1 {
@@ -115,7 +138,8 @@ func (c *listedContainer) name() string {
 	return ""
 }
 
-// list reads the containers that match the filters, running or not (GET /containers/json). One without a valid ID is left out.
+// list reads the containers that match the filters, running or not (GET /containers/json). One
+// without a valid ID is left out.
 func (e *Engine) list(ctx context.Context, filters client.Filters) ([]listedContainer, error) {
 	var all []listedContainer
 	err := ask(ctx, func(ctx context.Context) error {
@@ -132,6 +156,7 @@ func (e *Engine) list(ctx context.Context, filters client.Filters) ([]listedCont
 			return nil
 		}))
 	})
+
 	return all, err
 }
 
@@ -152,6 +177,7 @@ func (e *Engine) listImages(ctx context.Context) ([]image.Summary, error) {
 			return nil
 		}))
 	})
+
 	return all, err
 }
 
@@ -163,7 +189,8 @@ type listedImage struct {
 	Size        int64
 }
 
-// leftOut remembers which objects were reported, so that each is reported once. The zero value is ready.
+// leftOut remembers which objects were reported, so that each is reported once. The zero value is
+// ready.
 type leftOut struct {
 	mu       sync.Mutex // guards reported
 	reported map[string]bool
@@ -174,19 +201,23 @@ const maxReported = 1024 // objects that are remembered; then the reports begin 
 func (l *leftOut) first(object string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.reported[object] {
 		return false
 	}
 	if l.reported == nil || len(l.reported) >= maxReported {
 		l.reported = map[string]bool{}
 	}
+
 	l.reported[object] = true
+
 	return true
 }
 
 // reportLeftOut logs which fields of an object in an answer could not be read.
 func (e *Engine) reportLeftOut(object string, fields []string) {
 	if len(fields) > 0 && e.leftOut.first(object) {
-		e.cfg.Log.Warn("fields of the engine's answer cannot be read and are left out", "object", object, "fields", fields)
+		e.cfg.Log.Warn("fields of the engine's answer cannot be read and are left out", "object", object, "fields",
+			fields)
 	}
 }

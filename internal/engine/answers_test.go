@@ -28,7 +28,8 @@ var (
 	idB = strings.Repeat("b", 64)
 )
 
-// hostileConfigs are the parts of an inspect that an image's author writes, as Docker passes them on.
+// hostileConfigs are the parts of an inspect that an image's author writes, as Docker passes them
+// on.
 var hostileConfigs = map[string]string{
 	"port out of range":   `"ExposedPorts":{"99999/foo":{},"":{},"80/tcp/udp":{}}`,
 	"published port":      `"ExposedPorts":[1,2]`,
@@ -36,22 +37,25 @@ var hostileConfigs = map[string]string{
 	"environment, object": `"Env":{"a":"b"}`,
 	"volumes":             `"Volumes":{"/a":7,"":"x","\u0000":null}`,
 	"volumes, list":       `"Volumes":["/a"]`,
-	"health check":        `"Healthcheck":{"Test":"CMD","Interval":1e400,"Timeout":-9223372036854775809,"Retries":"many"}`,
-	"command":             `"Cmd":{"a":1},"Entrypoint":7`,
-	"user":                `"User":["root"],"WorkingDir":3,"StopSignal":{"x":[]}`,
-	"stop timeout":        `"StopTimeout":99999999999999999999`,
-	"many labels":         `"More":{` + strings.TrimSuffix(strings.Repeat(`"k":"v",`, 1<<20), ",") + `}`,
-	"one large label":     `"X":"` + strings.Repeat("a", 17<<20) + `"`,
-	"large environment":   `"Env":[` + strings.TrimSuffix(strings.Repeat(`"A=b",`, 1<<20), ",") + `]`,
+	"health check": `"Healthcheck":{"Test":"CMD","Interval":1e400,"Timeout":-9223372036854775809,` +
+		`"Retries":"many"}`,
+	"command":           `"Cmd":{"a":1},"Entrypoint":7`,
+	"user":              `"User":["root"],"WorkingDir":3,"StopSignal":{"x":[]}`,
+	"stop timeout":      `"StopTimeout":99999999999999999999`,
+	"many labels":       `"More":{` + strings.TrimSuffix(strings.Repeat(`"k":"v",`, 1<<20), ",") + `}`,
+	"one large label":   `"X":"` + strings.Repeat("a", 17<<20) + `"`,
+	"large environment": `"Env":[` + strings.TrimSuffix(strings.Repeat(`"A=b",`, 1<<20), ",") + `]`,
 }
 
 func inspectOf(id, name, config string) string {
-	return `{"Id":"` + id + `","Name":"/k8s_POD_` + name + `_ns_u_0","State":{"Status":"running","Running":true},"NetworkSettings":{"Ports":{"0/x":null},"Networks":` +
+	return `{"Id":"` + id + `","Name":"/k8s_POD_` + name + `_ns_u_0","State":{"Status":"running","Running":true},` +
+		`"NetworkSettings":{"Ports":{"0/x":null},"Networks":` +
 		`{"n":{"IPAddress":"none","MacAddress":"zz"}}},"Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox","big":"` + strings.Repeat("l", 3<<20) +
 		`"},` + config + `}}`
 }
 
-// TestHostileImages: whatever an image's configuration holds, its container is described, and all others are.
+// TestHostileImages: whatever an image's configuration holds, its container is described, and all
+// others are.
 func TestHostileImages(t *testing.T) {
 	for name, config := range hostileConfigs {
 		t.Run(name, func(t *testing.T) {
@@ -59,19 +63,24 @@ func TestHostileImages(t *testing.T) {
 				w.Header().Set("Api-Version", "1.41")
 				switch p := r.URL.Path; {
 				case strings.HasSuffix(p, "/containers/json"):
-					fmt.Fprintf(w, `[{"Id":"%s","Names":["/a"],"Ports":[{"PrivatePort":99999,"IP":"x"}],"Labels":{%s}},{"Id":"../../info"},7,{"Id":"%s"}]`, idA,
+					fmt.Fprintf(w, `[{"Id":"%s","Names":["/a"],"Ports":[{"PrivatePort":99999,"IP":"x"}],`+
+						`"Labels":{%s}},{"Id":"../../info"},7,{"Id":"%s"}]`, idA,
 						`"l":"`+strings.Repeat("l", 1<<20)+`"`, idB)
+
 				case strings.HasSuffix(p, idA+"/json"):
 					io.WriteString(w, inspectOf(idA, "odd", config)) //nolint:errcheck // the client reads it
 				case strings.HasSuffix(p, idB+"/json"):
 					io.WriteString(w, inspectOf(idB, "good", `"Image":"app"`)) //nolint:errcheck // the client reads it
 				}
 			}))
-			e.inspectTimeout = 5 * time.Minute // the race detector slows decoding down; this is not about time
+
+			// the race detector slows decoding down; this is not about time
+			e.inspectTimeout = 5 * time.Minute
 			objects, err := e.Objects(t.Context())
 			if err != nil || len(objects) != 2 {
 				t.Fatalf("%d objects, %v", len(objects), err)
 			}
+
 			for i, want := range []string{"odd", "good"} {
 				s := objects[i].Sandbox
 				if s == nil || s.Metadata.Name != want || !s.Running || len(s.Labels) > 1 {
@@ -91,6 +100,7 @@ func TestAnswersAreBounded(t *testing.T) {
 			_, err = w.Write(part)
 		}
 	}
+
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		switch p := r.URL.Path; {
@@ -103,26 +113,37 @@ func TestAnswersAreBounded(t *testing.T) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusInternalServerError)
 			endless(w, `{"message":"`, "no\xff ")
+
 		case strings.HasSuffix(p, "/stop"):
 			http.Error(w, strings.Repeat("no\xff ", 100<<10), http.StatusInternalServerError)
 		case strings.HasSuffix(p, "/"+idA+"/json"):
 			fmt.Fprint(w, `{"Id":"`)
 		}
 	}))
-	if _, err := e.Create(t.Context(), &spec.Create{Name: "x", Config: &container.Config{Image: "app"}, Host: &container.HostConfig{}}); !errors.Is(err, tolerant.ErrTooLarge) {
+	if _, err := e.Create(t.Context(), &spec.Create{
+		Name:   "x",
+		Config: &container.Config{Image: "app"},
+		Host:   &container.HostConfig{},
+	}); !errors.Is(err, tolerant.ErrTooLarge) {
 		t.Errorf("Create: %v", err)
 	}
+
 	if _, err := e.Objects(t.Context()); !errors.Is(err, tolerant.ErrTooLarge) {
 		t.Errorf("Objects: %v", err)
 	}
+
 	err := e.Start(t.Context(), model.ContainerID(idA))
-	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !errdefs.IsInternal(err) {
+	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) ||
+		!errdefs.IsInternal(err) {
 		t.Errorf("Start: %d bytes, %.200v", len(fmt.Sprint(err)), err)
 	}
+
 	err = e.Stop(t.Context(), model.ContainerID(idA), time.Second)
-	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), "no") {
+	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) ||
+		!strings.Contains(err.Error(), "no") {
 		t.Errorf("Stop: %d bytes, %.200v", len(fmt.Sprint(err)), err)
 	}
+
 	if _, err := e.Inspect(t.Context(), model.ContainerID(idA)); !errdefs.IsDataLoss(err) {
 		t.Errorf("a torn inspect: %v", err)
 	}
@@ -147,12 +168,15 @@ func TestRequestsHaveADeadline(t *testing.T) {
 			deadline, _ = r.Context().Deadline()
 			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
 		})}
+
 		resp, err := g.RoundTrip(httptest.NewRequest(c.method, c.path, nil))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
-		if got := time.Until(deadline); deadline.IsZero() != (c.want == 0) || c.want != 0 && (got > c.want || got < c.want-time.Minute) {
+		if got := time.Until(deadline); deadline.IsZero() != (c.want == 0) || c.want != 0 &&
+			(got > c.want || got < c.want-time.Minute) {
 			t.Errorf("%s %s: deadline in %s, want %s", c.method, c.path, got, c.want)
 		}
 	}
@@ -162,18 +186,22 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// FuzzEngineAnswers gives raw bytes as the answer to each call: it ends with an error or a valid record, and without a panic.
+// FuzzEngineAnswers gives raw bytes as the answer to each call: it ends with an error or a valid
+// record, and without a panic.
 func FuzzEngineAnswers(f *testing.F) {
 	for _, config := range hostileConfigs {
 		if len(config) < 1<<10 {
 			f.Add([]byte(strings.ReplaceAll(inspectOf(idA, "p", config), strings.Repeat("l", 3<<20), "l")), uint16(200))
 		}
 	}
+
 	f.Add([]byte(`[{"Id":"`+idA+`","Names":["/x"],"Labels":{"a":1}},null]`), uint16(200))
 	f.Add([]byte(`[{"Id":"sha256:`+idA+`","RepoTags":["a:1","\ud800"],"Size":1e3}]`), uint16(200))
 	f.Add([]byte(`{"message":"`+"\xff"+`"}`), uint16(500))
-	f.Add([]byte(`{"status":"Downloading","progressDetail":{"current":-1},"id":"x"}`+"\r\n"+`{"errorDetail":{"message":7},"error":[]}`), uint16(200))
-	f.Add([]byte(`{"ServerVersion":1,"Runtimes":{"runc":7},"DriverStatus":[["a"],7],"SecurityOptions":"x"}`), uint16(404))
+	f.Add([]byte(`{"status":"Downloading","progressDetail":{"current":-1},"id":"x"}`+"\r\n"+
+		`{"errorDetail":{"message":7},"error":[]}`), uint16(200))
+	f.Add([]byte(`{"ServerVersion":1,"Runtimes":{"runc":7},"DriverStatus":[["a"],7],"SecurityOptions":"x"}`),
+		uint16(404))
 	var body []byte
 	status := http.StatusOK
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -185,16 +213,19 @@ func FuzzEngineAnswers(f *testing.F) {
 		w.WriteHeader(status)
 		w.Write(body) //nolint:errcheck // the client reads it
 	}))
+
 	f.Cleanup(server.Close)
 	e, err := New(Config{Endpoint: "tcp://" + server.Listener.Addr().String(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Cleanup(func() { e.Close() })
 	f.Fuzz(func(t *testing.T, answer []byte, code uint16) {
 		body, status = answer, 200+int(code)%400
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
+
 		check := func(call string, err error) {
 			if err != nil && (!utf8.ValidString(err.Error()) || len(err.Error()) > 64<<10) {
 				t.Errorf("%s: error of %d bytes: %.200q", call, len(err.Error()), err)
@@ -203,6 +234,7 @@ func FuzzEngineAnswers(f *testing.F) {
 				t.Errorf("%s hangs", call)
 			}
 		}
+
 		o, err := e.Inspect(ctx, model.ContainerID(idA))
 		check("Inspect", err)
 		validObject(t, o)
@@ -213,11 +245,13 @@ func FuzzEngineAnswers(f *testing.F) {
 		for _, o := range objects {
 			validObject(t, o)
 		}
+
 		images, err := e.Images(ctx)
 		check("Images", err)
 		for _, i := range images {
 			i.CRI()
 		}
+
 		for call, do := range map[string]func() error{
 			"Misfits":     func() error { _, err := e.Misfits(ctx); return err },
 			"HeldImages":  func() error { _, err := e.HeldImages(ctx); return err },
@@ -232,9 +266,16 @@ func FuzzEngineAnswers(f *testing.F) {
 			"Pull":        func() error { _, err := e.Pull(ctx, "app", nil); return err },
 			"Resolvable":  func() error { return e.Resolvable(ctx, "app") },
 			"Host":        func() error { _, err := e.Host(ctx); return err },
-			"Exec":        func() error { _, err := e.Exec(ctx, model.ContainerID(idA), Exec{Cmd: []string{"true"}}); return err },
+			"Exec": func() error {
+				_, err := e.Exec(ctx, model.ContainerID(idA), Exec{Cmd: []string{"true"}})
+				return err
+			},
 			"Create": func() error {
-				_, err := e.Create(ctx, &spec.Create{Name: "x", Config: &container.Config{Image: "app"}, Host: &container.HostConfig{}})
+				_, err := e.Create(ctx, &spec.Create{
+					Name:   "x",
+					Config: &container.Config{Image: "app"},
+					Host:   &container.HostConfig{},
+				})
 				return err
 			},
 		} {
@@ -251,6 +292,7 @@ func validObject(t *testing.T, o spec.Object) {
 			t.Errorf("sandbox %q", s.ID)
 		}
 	}
+
 	if c := o.Container; c != nil {
 		c.Status()
 		if len(c.ID) != 64 {
@@ -259,15 +301,20 @@ func validObject(t *testing.T, o spec.Object) {
 	}
 }
 
-// FuzzEvents gives raw bytes as the event stream: each line is an event, is missed, or means nothing.
+// FuzzEvents gives raw bytes as the event stream: each line is an event, is missed, or means
+// nothing.
 func FuzzEvents(f *testing.F) {
-	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"exitCode":"1","l":"x"}},"timeNano":1}` + "\n"
+	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"exitCode":"1","l":"x"}},` +
+		`"timeNano":1}` + "\n"
 	for _, s := range []string{
-		die, "\x1e" + die, `{"Type":"image"}` + "\n\n" + die, "nonsense\n" + die, `{"Type":7,"Action":[]}` + "\n" + die, `[1]` + "\n" + die,
-		`{"Type":"container","Action":"die","Actor":{"ID":"../x"}}` + "\n" + die, `{"Type":"container"` + "\n" + die, strings.Repeat("a", 100<<10) + "\n" + die,
+		die, "\x1e" + die, `{"Type":"image"}` + "\n\n" + die, "nonsense\n" + die, `{"Type":7,"Action":[]}` + "\n" + die,
+		`[1]` + "\n" + die,
+		`{"Type":"container","Action":"die","Actor":{"ID":"../x"}}` + "\n" + die, `{"Type":"container"` + "\n" + die,
+		strings.Repeat("a", 100<<10) + "\n" + die,
 	} {
 		f.Add([]byte(s))
 	}
+
 	e := &Engine{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		seen := 0
@@ -284,16 +331,19 @@ func FuzzEvents(f *testing.F) {
 		if !errors.Is(err, io.EOF) || seen < 1<<20 {
 			t.Errorf("%d events, %v", seen, err)
 		}
+
 		if max := bytes.Count(stream, []byte("\n")) + 2; seen&(1<<20-1) > max {
 			t.Errorf("%d events of %d lines", seen&(1<<20-1), max)
 		}
 	})
 }
 
-// TestEventsOfAnySize: an event that carries 17 MiB of labels is read, and one that cannot be read costs no other.
+// TestEventsOfAnySize: an event that carries 17 MiB of labels is read, and one that cannot be read
+// costs no other.
 func TestEventsOfAnySize(t *testing.T) {
 	labels := `"l":"` + strings.Repeat("x", 17<<20) + `",` + strings.Repeat(`"k":"v",`, 1<<20)
-	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"a":"b",` + labels + `"exitCode":"3"}},"timeNano":5}` + "\n"
+	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"a":"b",` + labels +
+		`"exitCode":"3"}},"timeNano":5}` + "\n"
 	bad := `{"Type":"container","Action":"die","Actor":{"ID":` + "\n"
 	e := &Engine{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	var got []Event
@@ -302,7 +352,9 @@ func TestEventsOfAnySize(t *testing.T) {
 	if !errors.Is(err, io.EOF) || len(got) != 3 || got[0] != want || !got[1].Missed || got[2] != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if err := e.follow(io.MultiReader(strings.NewReader(`{"a":"`), zeros{}), func(Event) {}); !errors.Is(err, tolerant.ErrTooLarge) {
+
+	if err := e.follow(io.MultiReader(strings.NewReader(`{"a":"`), zeros{}), func(Event) {}); !errors.Is(err,
+		tolerant.ErrTooLarge) {
 		t.Errorf("an event without an end: %v", err)
 	}
 }

@@ -25,18 +25,26 @@ const inspectTimeout = 10 * time.Second
 // createDeadline is for the engine's answer to a create, which takes about 10 ms.
 const createDeadline = 2 * time.Minute
 
-// Create makes a container (POST /containers/create) and returns its ID. A name in use is a Conflict. Once asked, the engine's answer is
-// waited for, whatever becomes of ctx: a create that was given up would happen behind the back of whoever undoes it.
+// Create makes a container (POST /containers/create) and returns its ID. A name in use is a
+// Conflict. Once asked, the engine's answer is waited for, whatever becomes of ctx: a create that
+// was given up would happen behind the back of whoever undoes it.
 func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
 	if ctx.Err() != nil {
 		return "", wrap(ctx.Err(), "create container %s", c.Name)
 	}
+
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createDeadline)
 	defer cancel()
-	r, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{Name: c.Name, Config: c.Config, HostConfig: c.Host})
+
+	r, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
+		Name:       c.Name,
+		Config:     c.Config,
+		HostConfig: c.Host,
+	})
 	if err != nil {
 		return "", wrap(err, "create container %s", c.Name)
 	}
+
 	for _, w := range r.Warnings {
 		e.cfg.Log.Debug("the engine warns", "container", c.Name, "warning", w)
 	}
@@ -45,6 +53,7 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID,
 	if err != nil {
 		return "", wrap(badID(err), "create container %s", c.Name)
 	}
+
 	return id, nil
 }
 
@@ -74,8 +83,8 @@ func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Dura
 	return wrap(err, "stop container %s", id)
 }
 
-// Remove removes a container by force with its anonymous volumes. An unknown one is NotFound; one whose removal is under way already is
-// waited for.
+// Remove removes a container by force with its anonymous volumes. An unknown one is NotFound; one
+// whose removal is under way already is waited for.
 func (e *Engine) Remove(ctx context.Context, id model.ContainerID) error {
 	return e.remove(ctx, string(id))
 }
@@ -87,6 +96,7 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 		if !errdefs.IsConflict(err) {
 			return wrap(err, "remove container %s", id)
 		}
+
 		select {
 		case <-ctx.Done():
 			return wrap(err, "remove container %s", id)
@@ -95,16 +105,19 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	}
 }
 
-// Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the others.
+// Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the
+// others.
 func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
 	_, err := e.docker().ContainerUpdate(ctx, string(id), client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
 }
 
-// Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty object.
+// Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty
+// object.
 func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.inspectTimeout)
 	defer cancel()
+
 	in, err := e.inspect(ctx, string(id))
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
@@ -114,7 +127,9 @@ func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object
 	if err != nil {
 		return spec.Object{}, wrap(err, "inspect container %s", id)
 	}
+
 	e.measure(o.Container)
+
 	return o, nil
 }
 
@@ -128,12 +143,14 @@ func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.O
 	return spec.Read(in, image)
 }
 
-// FindByName is the container with this name (without slash) and what it is; NotFound if there is none.
+// FindByName is the container with this name (without slash) and what it is; NotFound if there is
+// none.
 func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error) {
 	in, err := e.inspect(ctx, name)
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
+
 	if in.Name != "/"+name { // Docker also finds by a prefix of the ID
 		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
 	}
@@ -142,15 +159,18 @@ func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
+
 	o, err := e.read(ctx, in)
 	if errdefs.IsDataLoss(err) { // it has the name and is none of ours
 		return id, spec.Object{}, nil
 	}
+
 	return id, o, wrap(err, "find container %s", name)
 }
 
-// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left out. One that the engine cannot describe
-// in time is Unread, with what the list says of it: a hanging container must not hide the others.
+// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left
+// out. One that the engine cannot describe in time is Unread, with what the list says of it: a
+// hanging container must not hide the others.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	list, err := e.list(ctx, make(client.Filters).Add("label", spec.OurLabel))
 	if err != nil {
@@ -162,12 +182,14 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	g.SetLimit(inspects)
 	late := newStragglers(ctx, e.Ping)
 	defer late.stop()
+
 	for i, item := range list {
 		g.Go(func() (err error) {
 			out[i], err = e.object(ctx, item, late)
 			return err
 		})
 	}
+
 	return out, g.Wait()
 }
 
@@ -179,15 +201,18 @@ func (e *Engine) object(ctx context.Context, item listedContainer, late *straggl
 	if err == nil || errdefs.IsNotFound(err) {
 		return o, nil
 	}
+
 	if unanswered(ctx, err) {
 		return spec.Object{}, err
 	}
 
-	e.cfg.Log.Warn("a container that Docker cannot describe is shown as the list has it", "container", item.ID, "names", item.Names, "err", err)
+	e.cfg.Log.Warn("a container that Docker cannot describe is shown as the list has it", "container", item.ID, "names",
+		item.Names, "err", err)
 	image := spec.ImageLabels{Unknown: true}
 	if i := e.images.get(item.ImageID); i != nil {
 		image = i.Brings()
 	}
+
 	return spec.ReadListed(spec.Listed{
 		ID:          model.ContainerID(item.ID),
 		Name:        item.name(),

@@ -8,11 +8,13 @@ import (
 	"time"
 )
 
-// movement remembers when a download of the engine moved last: a pull of ours by its messages, and with
-// containerd's image store any pull by the files that it writes. It is safe for concurrent use.
+// movement remembers when a download of the engine moved last: a pull of ours by its messages, and
+// with containerd's image store any pull by the files that it writes. It is safe for concurrent
+// use.
 type movement struct {
-	last  atomic.Int64           // nanoseconds of Unix time
-	store atomic.Pointer[string] // the engine's data directory, nil without containerd's image store
+	last atomic.Int64 // nanoseconds of Unix time
+	// the engine's data directory, nil without containerd's image store
+	store atomic.Pointer[string]
 }
 
 func (m *movement) note() { m.last.Store(time.Now().UnixNano()) }
@@ -27,6 +29,7 @@ func (m *movement) since() time.Duration {
 			}
 		}
 	}
+
 	return time.Since(last)
 }
 
@@ -42,14 +45,17 @@ func lastWritten(dir string) (last time.Time) {
 		return time.Time{}
 	}
 	defer root.Close() //nolint:errcheck // it was only read
+
 	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return time.Time{}
 	}
+
 	for _, e := range entries {
 		if st, err := root.Lstat(e.Name() + "/data"); err == nil && st.ModTime().After(last) {
 			last = st.ModTime()
 		}
 	}
+
 	return last
 }

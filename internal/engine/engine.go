@@ -1,6 +1,7 @@
-// Package engine is Docker Engine as this program uses it: Docker's own Go client, its verbs in the vocabulary of spec, and what the
-// client lacks: an event stream that never blocks, pulls that end when nothing moves, exec that kills what it started, and the embedded
-// pause image. Only engine, spec and node know Docker's types.
+// Package engine is Docker Engine as this program uses it: Docker's own Go client, its verbs in the
+// vocabulary of spec, and what the client lacks: an event stream that never blocks, pulls that end
+// when nothing moves, exec that kills what it started, and the embedded pause image. Only engine,
+// spec and node know Docker's types.
 package engine
 
 import (
@@ -28,15 +29,18 @@ import (
 
 // Config says which engine to speak to and how.
 type Config struct {
-	// Endpoint is unix:///path, tcp://host:port or npipe://…; empty means DOCKER_HOST and its companions.
+	// Endpoint is unix:///path, tcp://host:port or npipe://…; empty means DOCKER_HOST and its
+	// companions.
 	Endpoint string
 	// PauseImage is the sandbox image; empty means the embedded one.
 	PauseImage string
-	// AuthDir is the folder of the config.json with this machine's credentials; empty means Docker's own default.
+	// AuthDir is the folder of the config.json with this machine's credentials; empty means
+	// Docker's own default.
 	AuthDir string
 	// PullDeadline ends a pull in which nothing at all has moved for so long.
 	PullDeadline time.Duration
-	// Dial connects to the engine, except for streams; nil for Docker's own client. It is not for TLS.
+	// Dial connects to the engine, except for streams; nil for Docker's own client. It is not for
+	// TLS.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Traces gets a span for every request; nil for none.
 	Traces trace.TracerProvider
@@ -65,7 +69,8 @@ type Engine struct {
 	reaps          reaps
 }
 
-// New prepares the connection. It does not connect: the engine may come later, and may be another version after its restart.
+// New prepares the connection. It does not connect: the engine may come later, and may be another
+// version after its restart.
 func New(cfg Config) (*Engine, error) {
 	e := &Engine{
 		cfg:     cfg,
@@ -77,11 +82,14 @@ func New(cfg Config) (*Engine, error) {
 
 		inspectTimeout: inspectTimeout,
 	}
+
 	docker, err := e.newClient()
 	if err != nil {
 		return nil, err
 	}
+
 	e.client.Store(docker)
+
 	return e, nil
 }
 
@@ -90,10 +98,13 @@ func (e *Engine) newClient() (*connection, error) {
 	if e.cfg.Endpoint == "" {
 		host = client.FromEnv
 	}
-	docker, err := newConnection(e.cfg.Dial, []client.Opt{host}, client.WithUserAgent("cri-dockerd"), observed(e.cfg.Traces, e.calls))
+
+	docker, err := newConnection(e.cfg.Dial, []client.Opt{host}, client.WithUserAgent("cri-dockerd"),
+		observed(e.cfg.Traces, e.calls))
 	if err != nil {
 		return nil, fmt.Errorf("--docker-endpoint %q: %w", e.cfg.Endpoint, err)
 	}
+
 	return docker, nil
 }
 
@@ -111,79 +122,97 @@ func (e *Engine) Close() error {
 // minAPI is Engine 20.10's.
 const minAPI = "1.41"
 
-// Host connects, negotiates the API version anew, and reads what the engine is (GET /_ping, /info). Errors are Unavailable when the engine
-// does not answer, FailedPrecondition when it is too old.
+// Host connects, negotiates the API version anew, and reads what the engine is (GET /_ping, /info).
+// Errors are Unavailable when the engine does not answer, FailedPrecondition when it is too old.
 func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
-	// A new client, since one that negotiates again would change under the hands of calls that are under way, and only ever downwards.
+	// A new client, since one that negotiates again would change under the hands of calls that are
+	// under way, and only ever downwards.
 	docker, err := e.newClient()
 	if err != nil {
 		return spec.Host{}, err
 	}
+
 	if _, err := docker.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
 		return spec.Host{}, errors.Join(wrap(err, "ping the engine at %s", docker.DaemonHost()), docker.Close())
 	}
+
 	if err := e.client.Swap(docker).Close(); err != nil { // its idle connections; calls go on
 		e.cfg.Log.Debug("connections to the engine are not closed", "err", err)
 	}
+
 	info, err := e.info(ctx)
 	if err != nil {
 		return spec.Host{}, wrap(err, "read the engine's information")
 	}
+
 	h := spec.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
 	if e.moving.store.Store(nil); h.ContainerdStore {
 		e.moving.store.Store(&h.RootDir)
 	}
+
 	if !h.AtLeast(minAPI) {
-		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
+		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w",
+			h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
 	}
+
 	return h, nil
 }
 
-// capSysResource is the bit of CAP_SYS_RESOURCE, without which a process cannot lower an oom_score_adj (capabilities(7), proc(5)).
+// capSysResource is the bit of CAP_SYS_RESOURCE, without which a process cannot lower an
+// oom_score_adj (capabilities(7), proc(5)).
 const capSysResource = 24
 
-// minOOMScore is the lowest oom_score_adj that a container can get on this machine, from our own capabilities and score: an engine beside
-// us is bound like ourselves.
+// minOOMScore is the lowest oom_score_adj that a container can get on this machine, from our own
+// capabilities and score: an engine beside us is bound like ourselves.
 func minOOMScore(proc string) int {
 	status, err := os.ReadFile(proc + "/status")
 	if err != nil {
 		return -1000
 	}
+
 	for line := range strings.Lines(string(status)) {
 		hex, ok := strings.CutPrefix(line, "CapEff:")
 		if !ok {
 			continue
 		}
+
 		caps, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
 		if err != nil || caps&(1<<capSysResource) != 0 {
 			return -1000
 		}
 	}
+
 	own, err := os.ReadFile(proc + "/oom_score_adj")
 	if err != nil {
 		return 0
 	}
+
 	score, err := strconv.Atoi(strings.TrimSpace(string(own)))
 	if err != nil {
 		return 0
 	}
+
 	return score
 }
 
-// wrap adds the operation to an error of the client's, and the kind Unavailable to one that came before any answer.
+// wrap adds the operation to an error of the client's, and the kind Unavailable to one that came
+// before any answer.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
+
 	op := fmt.Sprintf(format, args...)
 	if client.IsErrConnectionFailed(err) && !errdefs.IsUnavailable(err) {
 		return fmt.Errorf("%s: %w: %w", op, errdefs.ErrUnavailable, err)
 	}
+
 	return fmt.Errorf("%s: %w", op, err)
 }
 
-// unanswered says whether an error means that the engine did not answer, rather than that it answered with an error about one object.
+// unanswered says whether an error means that the engine did not answer, rather than that it
+// answered with an error about one object.
 func unanswered(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || errdefs.IsUnavailable(err)
 }

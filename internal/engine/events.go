@@ -42,10 +42,17 @@ type Event struct {
 	ExitCode int
 }
 
-// maxEvent is how many bytes of one event are read. An event carries the labels of its container, the image's among them.
+// maxEvent is how many bytes of one event are read. An event carries the labels of its container,
+// the image's among them.
 const maxEvent = 256 << 20
 
-var eventLimits = tolerant.Limits{Text: 4 << 10, Group: 16 << 10, Total: 1 << 20, Keep: isEventAttribute, KeptText: 4 << 10}
+var eventLimits = tolerant.Limits{
+	Text:     4 << 10,
+	Group:    16 << 10,
+	Total:    1 << 20,
+	Keep:     isEventAttribute,
+	KeptText: 4 << 10,
+}
 
 // isEventAttribute names the attributes that read needs; the others are the container's labels.
 func isEventAttribute(key string) bool { return key == attrSignal || key == attrExitCode }
@@ -58,7 +65,8 @@ const (
 // subscribeTimeout is for the beginning of an event stream, which the engine answers at once.
 const subscribeTimeout = 10 * time.Second
 
-var errNoSubscription = fmt.Errorf("the engine has not begun its event stream within %s: %w", subscribeTimeout, errdefs.ErrUnavailable)
+var errNoSubscription = fmt.Errorf("the engine has not begun its event stream within %s: %w", subscribeTimeout,
+	errdefs.ErrUnavailable)
 
 // Events subscribes to the engine's events before it returns, within subscribeTimeout. changed is
 // called for each event, from one goroutine, and must not block: the engine drops events for slow
@@ -70,6 +78,7 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	late := time.AfterFunc(subscribeTimeout, func() { cancel(errNoSubscription) })
 	go func() {
 		defer cancel(nil)
+
 		err := ask(ctx, func(ctx context.Context) error {
 			return e.requestEvents(ctx, client.EventsListOptions{})
 		}, func(body io.Reader) error {
@@ -77,6 +86,7 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 			close(subscribed)
 			return e.follow(body, changed)
 		})
+
 		late.Stop()
 		end <- wrap(causeOr(ctx, err), "follow the engine's events")
 		select {
@@ -85,26 +95,33 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 			close(subscribed)
 		}
 	}()
+
 	<-subscribed
+
 	return end
 }
 
-// EventsBetween returns the events of a span of the engine's time that it remembers (GET /events with since and until); it keeps the last
-// few hundred. Missed stands for one that cannot be read. until must have passed.
+// EventsBetween returns the events of a span of the engine's time that it remembers (GET /events
+// with since and until); it keeps the last few hundred. Missed stands for one that cannot be read.
+// until must have passed.
 func (e *Engine) EventsBetween(ctx context.Context, since, until time.Time) ([]Event, error) {
 	var out []Event
 	err := ask(ctx, func(ctx context.Context) error {
 		return e.requestEvents(ctx, client.EventsListOptions{Since: engineTime(since), Until: engineTime(until)})
 	}, func(body io.Reader) error {
-		return ignore(e.follow(body, func(ev Event) { out = append(out, ev) }), func(err error) bool { return errors.Is(err, io.EOF) })
+		return ignore(e.follow(body, func(ev Event) { out = append(out, ev) }), func(err error) bool {
+			return errors.Is(err, io.EOF)
+		})
 	})
+
 	return out, wrap(err, "read the engine's last events")
 }
 
 // engineTime is a time as the engine's queries have it: seconds and nanoseconds.
 func engineTime(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
-// requestEvents asks for events. Docker's client reads an empty stream to its end, since the body is ours.
+// requestEvents asks for events. Docker's client reads an empty stream to its end, since the body
+// is ours.
 func (e *Engine) requestEvents(ctx context.Context, o client.EventsListOptions) error {
 	o.Filters = make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
 	return ignore(<-e.docker().Events(ctx, o).Err, func(err error) bool { return errors.Is(err, io.EOF) })
@@ -113,6 +130,7 @@ func (e *Engine) requestEvents(ctx context.Context, o client.EventsListOptions) 
 // follow reads events, one a line, until the stream ends with an error. io.EOF is one.
 func (e *Engine) follow(body io.Reader, changed func(Event)) error {
 	lines := bufio.NewReaderSize(body, 64<<10)
+
 	for {
 		line := &line{src: lines, rest: maxEvent}
 		var m events.Message
@@ -170,8 +188,10 @@ func (l *line) Read(p []byte) (int, error) {
 		}
 		l.next()
 	}
+
 	n := copy(p, l.part)
 	l.part = l.part[n:]
+
 	return n, nil
 }
 
@@ -199,7 +219,8 @@ func (l *line) finish() (blank bool, err error) {
 	return !l.some, l.err
 }
 
-// read is a container's event. Its attributes have the exit code of an end and the number of a signal (Docker API, GET /events).
+// read is a container's event. Its attributes have the exit code of an end and the number of a
+// signal (Docker API, GET /events).
 func read(id model.ContainerID, m events.Message) Event {
 	e := Event{ID: id, At: time.Unix(0, m.TimeNano)}
 	switch m.Action {
@@ -211,13 +232,16 @@ func read(id model.ContainerID, m events.Message) Event {
 		if isSIGKILL(m) {
 			e.Kind = Killed
 		}
+
 	case events.ActionDie:
 		if code, err := strconv.Atoi(m.Actor.Attributes[attrExitCode]); err == nil {
 			e.Kind, e.ExitCode = Died, code
 		}
+
 	case events.ActionDestroy:
 		e.Kind = Destroyed
 	}
+
 	return e
 }
 
@@ -233,6 +257,7 @@ func matters(m events.Message) bool {
 	case events.ActionKill:
 		return isSIGKILL(m)
 	}
+
 	return false
 }
 

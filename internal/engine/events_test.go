@@ -9,6 +9,7 @@ import (
 
 func TestRead(t *testing.T) {
 	at := time.Unix(5, 6)
+
 	for _, test := range []struct {
 		action     events.Action
 		attributes map[string]string
@@ -25,7 +26,11 @@ func TestRead(t *testing.T) {
 	} {
 		const id = "c"
 		test.want.ID, test.want.At = id, at
-		m := events.Message{Action: test.action, Actor: events.Actor{ID: id, Attributes: test.attributes}, TimeNano: at.UnixNano()}
+		m := events.Message{
+			Action:   test.action,
+			Actor:    events.Actor{ID: id, Attributes: test.attributes},
+			TimeNano: at.UnixNano(),
+		}
 		if got := read(id, m); got != test.want {
 			t.Errorf("%s %v: %+v, want %+v", test.action, test.attributes, got, test.want)
 		}
@@ -35,6 +40,7 @@ func TestRead(t *testing.T) {
 // TestMatters: events after which an inspect would show nothing new are left out.
 func TestMatters(t *testing.T) {
 	signal := func(s string) map[string]string { return map[string]string{"signal": s} }
+
 	for _, test := range []struct {
 		action     events.Action
 		attributes map[string]string
@@ -50,7 +56,8 @@ func TestMatters(t *testing.T) {
 		{events.ActionCreate, nil, false},
 		{events.ActionExecStart, nil, false},
 	} {
-		if got := matters(events.Message{Action: test.action, Actor: events.Actor{Attributes: test.attributes}}); got != test.want {
+		if got := matters(events.Message{Action: test.action, Actor: events.Actor{Attributes: test.attributes}}); got !=
+			test.want {
 			t.Errorf("%s %v: %v", test.action, test.attributes, got)
 		}
 	}

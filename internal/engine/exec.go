@@ -21,20 +21,21 @@ type Streams struct {
 type Exec struct {
 	Cmd []string
 	Streams
-	// Ended is called, if it is not nil, when the command has ended while a writer blocks. The engine
-	// drops output that is not read within 2 s after the end, so the writers must then take the rest
-	// without blocking: at most MaxRest bytes.
+	// Ended is called, if it is not nil, when the command has ended while a writer blocks. The
+	// engine drops output that is not read within 2 s after the end, so the writers must then take
+	// the rest without blocking: at most MaxRest bytes.
 	Ended func()
 }
 
-// MaxRest bounds in bytes what may still arrive of a command's output after its end: the pipe and the
-// FIFO of the shim (64 KiB each), the engine's buffer (1 MB) and the connection's, for each stream.
+// MaxRest bounds in bytes what may still arrive of a command's output after its end: the pipe and
+// the FIFO of the shim (64 KiB each), the engine's buffer (1 MB) and the connection's, for each
+// stream.
 const MaxRest = 4 << 20
 
 var (
-	// ErrClientGone is the cause (context.WithCancelCause) with which a session ends whose client is
-	// gone or was cut off. Exec then leaves the command alone, like every other runtime. A command with
-	// a terminal is hung up.
+	// ErrClientGone is the cause (context.WithCancelCause) with which a session ends whose client
+	// is gone or was cut off. Exec then leaves the command alone, like every other runtime. A
+	// command with a terminal is hung up.
 	ErrClientGone = errors.New("the client is gone")
 	// errIncomplete reports output that the engine may have dropped.
 	errIncomplete = errors.New("the output is incomplete: the engine closed the stream before it was read to the end")

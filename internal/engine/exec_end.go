@@ -11,14 +11,15 @@ import (
 )
 
 const (
-	// execInspectTimeout bounds one inspect of an exec that was given up. The engine answers from memory.
+	// execInspectTimeout bounds one inspect of an exec that was given up. The engine answers from
+	// memory.
 	execInspectTimeout = 10 * time.Second
-	// reapInterval is the longest pause between two of them, for each reapCrowd commands that were given
-	// up: the engine gets at most 64 a second, however many there are.
+	// reapInterval is the longest pause between two of them, for each reapCrowd commands that were
+	// given up: the engine gets at most 64 a second, however many there are.
 	reapInterval = 2 * time.Second
 	reapCrowd    = 128
-	// maxReaps bounds the commands that are waited for. A probe each second of a container on which the
-	// engine hangs gives 600 up before the first is forgotten.
+	// maxReaps bounds the commands that are waited for. A probe each second of a container on which
+	// the engine hangs gives 600 up before the first is forgotten.
 	maxReaps = 4096
 )
 
@@ -49,20 +50,25 @@ func (r *reaps) end() {
 func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(context.Context)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	if r.count >= maxReaps {
 		return errTooManyReaps
 	}
+
 	r.count++
 	if r.closed == nil {
 		r.closed = make(chan struct{})
 	}
+
 	closed := r.closed
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	r.running.Go(func() {
 		defer r.end()
 		defer cancel()
+
 		done := make(chan struct{})
 		defer close(done)
+
 		go func() {
 			select {
 			case <-closed:
@@ -70,8 +76,10 @@ func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(contex
 			case <-done:
 			}
 		}()
+
 		do(ctx)
 	})
+
 	return nil
 }
 
@@ -81,34 +89,40 @@ func (r *reaps) close() {
 	if r.closed == nil {
 		r.closed = make(chan struct{})
 	}
+
 	select {
 	case <-r.closed:
 	default:
 		close(r.closed)
 	}
+
 	r.mu.Unlock()
 	r.running.Wait()
 }
 
-// giveUp ends the command of a call that fails with err, and returns that error. The engine may start
-// the command much later, so this goes on by itself when it takes long.
+// giveUp ends the command of a call that fails with err, and returns that error. The engine may
+// start the command much later, so this goes on by itself when it takes long.
 func (r *execution) giveUp(ctx context.Context, err error) error {
 	end := r.endingOf(ctx, err)
 	if end == nil {
 		return err
 	}
+
 	done := make(chan error, 1)
 	report := func(err error) {
 		if err != nil {
-			r.cfg.Log.Warn("a command whose call was given up may still run", "container", r.container, "exec", r.id, "err", err)
+			r.cfg.Log.Warn("a command whose call was given up may still run", "container", r.container, "exec", r.id,
+				"err", err)
 		}
 		done <- err
 	}
 	if full := r.reaps.start(ctx, r.execs.reap, func(ctx context.Context) { report(r.reap(ctx, end)) }); full != nil {
 		report(full)
 	}
+
 	late := time.NewTimer(r.execs.reply)
 	defer late.Stop()
+
 	select {
 	case failed := <-done:
 		if failed != nil {
@@ -116,6 +130,7 @@ func (r *execution) giveUp(ctx context.Context, err error) error {
 		}
 	case <-late.C:
 	}
+
 	return err
 }
 
@@ -148,6 +163,7 @@ func (r *execution) reap(ctx context.Context, end func(proc string, pid int, con
 		case state.pid != 0:
 			return end("/proc", state.pid, string(r.container))
 		}
+
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -62,6 +62,7 @@ func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.asked == nil {
 		s.asked = map[string]int{}
 	}
+
 	s.asked[step]++
 	state := s.state
 	s.mu.Unlock()
@@ -73,10 +74,12 @@ func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.decode(body, &s.created)
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprintf(w, `{"Id":"%s"}`, idB)
+
 	case "start":
 		s.wait(s.start)
 		s.decode(body, &s.started)
 		s.serveOutput(w)
+
 	case "json":
 		s.wait(s.inspect)
 		fmt.Fprintf(w, `{"ID":"%s",%s}`, idB, state)
@@ -101,6 +104,7 @@ func (s *slowServer) serveOutput(w http.ResponseWriter) {
 		return
 	}
 	defer conn.Close()
+
 	fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
 	_, _ = conn.Write(s.output)
 	if c, ok := conn.(*net.UnixConn); ok && s.output == nil {
@@ -119,6 +123,7 @@ func execEngine(t *testing.T, s *slowServer) *Engine {
 		reply: 10 * time.Millisecond,
 		reap:  time.Minute,
 	}
+
 	return e
 }
 
@@ -126,15 +131,18 @@ func execEngine(t *testing.T, s *slowServer) *Engine {
 func sleeper(t *testing.T) (pid int, ended <-chan error) {
 	t.Helper()
 	handled := make(chan os.Signal, 1)
-	signal.Notify(handled, syscall.SIGHUP) // a signal that is ignored here would be ignored there (execve(2))
+	// a signal that is ignored here would be ignored there (execve(2))
+	signal.Notify(handled, syscall.SIGHUP)
 	t.Cleanup(func() { signal.Stop(handled) })
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
 	return cmd.Process.Pid, done
 }
 
@@ -156,9 +164,11 @@ const notStarted = `"Running":false,"Pid":0,"ExitCode":null`
 // TestLateStartIsKilled: a command that the engine starts after its call has timed out is killed.
 func TestLateStartIsKilled(t *testing.T) {
 	for name, begin := range map[string]func(s *slowServer){
-		"the request is answered late":  func(s *slowServer) { s.start = make(chan struct{}) },
-		"the command is started late":   func(*slowServer) {},
-		"inspect hangs for a while too": func(s *slowServer) { s.start, s.inspect = make(chan struct{}), make(chan struct{}) },
+		"the request is answered late": func(s *slowServer) { s.start = make(chan struct{}) },
+		"the command is started late":  func(*slowServer) {},
+		"inspect hangs for a while too": func(s *slowServer) {
+			s.start, s.inspect = make(chan struct{}), make(chan struct{})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &slowServer{state: notStarted}
@@ -166,7 +176,9 @@ func TestLateStartIsKilled(t *testing.T) {
 			e := execEngine(t, s)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
-			if _, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sleep"}}); !errors.Is(err, context.DeadlineExceeded) {
+
+			if _, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sleep"}}); !errors.Is(err,
+				context.DeadlineExceeded) {
 				t.Errorf("Exec: %v", err)
 			}
 
@@ -177,6 +189,7 @@ func TestLateStartIsKilled(t *testing.T) {
 					close(c)
 				}
 			}
+
 			endedBy(t, ended, syscall.SIGKILL)
 		})
 	}
@@ -191,9 +204,11 @@ func TestSilentEngine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := execEngine(t, s)
-			if _, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"true"}}); !errdefs.IsUnavailable(err) || !errors.Is(err, errSilent) {
+			if _, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"true"}}); !errdefs.IsUnavailable(err) ||
+				!errors.Is(err, errSilent) {
 				t.Errorf("Exec: %v", err)
 			}
+
 			for _, c := range []chan struct{}{s.create, s.start} {
 				if c != nil {
 					close(c)
@@ -220,13 +235,17 @@ func TestClientGone(t *testing.T) {
 				}
 				leave(ErrClientGone)
 			}()
-			if _, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sh"}, Streams: Streams{TTY: c.tty}}); !errors.Is(err, ErrClientGone) {
+
+			if _, err := e.Exec(ctx, everyCgroup,
+				Exec{Cmd: []string{"sh"}, Streams: Streams{TTY: c.tty}}); !errors.Is(err, ErrClientGone) {
 				t.Errorf("Exec: %v", err)
 			}
+
 			if c.want != 0 {
 				endedBy(t, ended, c.want)
 				return
 			}
+
 			e.Close() // nothing is left to be done
 			if err := syscall.Kill(pid, 0); err != nil {
 				t.Errorf("the command has ended: %v", err)
@@ -235,8 +254,8 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
-// TestTerminalOfAnExec: the command knows the size of its terminal from the beginning, and the engine
-// takes no key for the wish to detach.
+// TestTerminalOfAnExec: the command knows the size of its terminal from the beginning, and the
+// engine takes no key for the wish to detach.
 func TestTerminalOfAnExec(t *testing.T) {
 	s := &slowServer{state: `"Running":false,"Pid":7,"ExitCode":0`, output: []byte("$ ")}
 	e := execEngine(t, s)
@@ -246,12 +265,16 @@ func TestTerminalOfAnExec(t *testing.T) {
 	if _, err := e.Exec(t.Context(), everyCgroup, x); err != nil {
 		t.Fatal(err)
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if got := fmt.Sprint(s.started.ConsoleSize); got != "[33 101]" {
 		t.Errorf("size at the start: %s", got)
 	}
-	if keys := strings.Split(s.created.DetachKeys, ","); !s.created.Tty || len(keys) < detachKeys || keys[0] != "ctrl-@" {
+
+	if keys := strings.Split(s.created.DetachKeys, ","); !s.created.Tty || len(keys) < detachKeys ||
+		keys[0] != "ctrl-@" {
 		t.Errorf("detach keys %q", s.created.DetachKeys)
 	}
 }
@@ -273,28 +296,33 @@ func (b *blocking) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
-// TestOutputIsCompleteOrAnError: a writer that blocks hears of the end of the command in time, and one
-// that does not go on gets an error.
+// TestOutputIsCompleteOrAnError: a writer that blocks hears of the end of the command in time, and
+// one that does not go on gets an error.
 func TestOutputIsCompleteOrAnError(t *testing.T) {
 	exited := `"Running":false,"Pid":7,"ExitCode":0`
 	t.Run("in time", func(t *testing.T) {
 		e := execEngine(t, &slowServer{state: exited, output: message("all of it")})
 		out := &blocking{release: make(chan struct{})}
 		var once sync.Once
-		x := Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}, Ended: func() { once.Do(func() { close(out.release) }) }}
+		x := Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}, Ended: func() {
+			once.Do(func() { close(out.release) })
+		}}
 		if _, err := e.Exec(t.Context(), everyCgroup, x); err != nil || out.String() != "all of it" {
 			t.Errorf("%q, %v", out.String(), err)
 		}
 	})
+
 	t.Run("too late", func(t *testing.T) {
 		e := execEngine(t, &slowServer{state: exited, output: message("all of it")})
 		e.execs.poll, e.execs.drop = time.Hour, time.Millisecond
 		out := &blocking{release: make(chan struct{})}
 		time.AfterFunc(50*time.Millisecond, func() { close(out.release) })
-		if _, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}}); !errors.Is(err, errIncomplete) {
+		if _, err := e.Exec(t.Context(), everyCgroup,
+			Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}}); !errors.Is(err, errIncomplete) {
 			t.Errorf("%v", err)
 		}
 	})
+
 	t.Run("cut", func(t *testing.T) {
 		for _, n := range []int{3, 8, 12} { // inside the header, after it, inside the data
 			e := execEngine(t, &slowServer{state: exited, output: message("all of it")[:n]})
@@ -305,8 +333,8 @@ func TestOutputIsCompleteOrAnError(t *testing.T) {
 	})
 }
 
-// TestReapsAreBounded: however many commands were given up, the engine is asked for them at a bounded
-// rate, and close ends them.
+// TestReapsAreBounded: however many commands were given up, the engine is asked for them at a
+// bounded rate, and close ends them.
 func TestReapsAreBounded(t *testing.T) {
 	var r reaps
 	wait := func(ctx context.Context) { <-ctx.Done() }
@@ -315,12 +343,15 @@ func TestReapsAreBounded(t *testing.T) {
 			t.Fatalf("reap %d: %v", i, err)
 		}
 	}
+
 	if err := r.start(t.Context(), time.Hour, wait); err == nil {
 		t.Error("one more than the bound")
 	}
+
 	if rate := maxReaps / r.interval().Seconds(); rate > reapCrowd/reapInterval.Seconds() {
 		t.Errorf("%.0f inspects a second", rate)
 	}
+
 	r.close()
 	if r.count != 0 {
 		t.Errorf("%d are left", r.count)

@@ -17,32 +17,38 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestExecInAContainerThatEnds: whatever the engine says of an exec that it could not start, the error
-// has the kind of the container's state.
+// TestExecInAContainerThatEnds: whatever the engine says of an exec that it could not start, the
+// error has the kind of the container's state.
 func TestExecInAContainerThatEnds(t *testing.T) {
 	ended := exec.Command("true")
 	if err := ended.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer ended.Wait() //nolint:errcheck // until then it is not reaped
+
 	for end := time.Now().Add(20 * time.Second); !hasEnded("/proc", ended.Process.Pid) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
+
 	running := os.Getpid()
 
 	for name, c := range map[string]struct {
 		step, state string
 		is          func(error) bool
 	}{
-		"create, ended":      {"/exec", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
-		"create, paused":     {"/exec", fmt.Sprintf(`"Running":true,"Paused":true,"Pid":%d`, running), errdefs.IsFailedPrecondition},
+		"create, ended": {"/exec", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
+		"create, paused": {"/exec", fmt.Sprintf(`"Running":true,"Paused":true,"Pid":%d`, running),
+			errdefs.IsFailedPrecondition},
 		"create, restarting": {"/exec", `"Running":true,"Restarting":true,"Pid":0`, errdefs.IsFailedPrecondition},
-		"create, zombie":     {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, ended.Process.Pid), errdefs.IsFailedPrecondition},
-		"create, runs":       {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, running), errdefs.IsInvalidArgument},
-		"create, removed":    {"/exec", "", errdefs.IsNotFound},
-		"start, ended":       {"/start", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
-		"start, runs":        {"/start", fmt.Sprintf(`"Running":true,"Pid":%d`, running), func(err error) bool { return err != nil }},
-		"start, removed":     {"/start", "", errdefs.IsNotFound},
+		"create, zombie": {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, ended.Process.Pid),
+			errdefs.IsFailedPrecondition},
+		"create, runs":    {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, running), errdefs.IsInvalidArgument},
+		"create, removed": {"/exec", "", errdefs.IsNotFound},
+		"start, ended":    {"/start", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
+		"start, runs": {"/start", fmt.Sprintf(`"Running":true,"Pid":%d`, running), func(err error) bool {
+			return err != nil
+		}},
+		"start, removed": {"/start", "", errdefs.IsNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -52,7 +58,9 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 				switch p := r.URL.Path; {
 				case strings.HasSuffix(p, c.step):
 					w.WriteHeader(http.StatusBadRequest)
-					fmt.Fprint(w, `{"message":"OCI runtime exec failed: exec failed: cannot exec in a stopped container: unknown"}`)
+					fmt.Fprint(w, `{"message":"OCI runtime exec failed: exec failed: cannot exec in a stopped `+
+						`container: unknown"}`)
+
 				case strings.HasSuffix(p, "/exec"):
 					w.WriteHeader(http.StatusCreated)
 					fmt.Fprintf(w, `{"Id":"%s"}`, idB)
@@ -63,21 +71,26 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 					fmt.Fprintf(w, `{"Id":"%s","State":{%s}}`, idA, c.state)
 				}
 			}))
+
 			_, err := e.Exec(t.Context(), model.ContainerID(idA), Exec{Cmd: []string{"true"}})
 			kinds := 0
-			for _, is := range []func(error) bool{errdefs.IsNotFound, errdefs.IsFailedPrecondition, errdefs.IsInvalidArgument} {
+			for _, is := range []func(error) bool{errdefs.IsNotFound, errdefs.IsFailedPrecondition,
+				errdefs.IsInvalidArgument} {
 				if is(err) {
 					kinds++
 				}
 			}
-			if !c.is(err) || kinds > 1 || name == "start, runs" && kinds > 0 || !strings.Contains(err.Error(), "exec in container "+idA) {
+
+			if !c.is(err) || kinds > 1 || name == "start, runs" && kinds > 0 ||
+				!strings.Contains(err.Error(), "exec in container "+idA) {
 				t.Errorf("%v", err)
 			}
 		})
 	}
 }
 
-// TestHasEnded reads what the kernel says of a process that runs, is ending, has ended, and is gone.
+// TestHasEnded reads what the kernel says of a process that runs, is ending, has ended, and is
+// gone.
 func TestHasEnded(t *testing.T) {
 	proc := t.TempDir()
 	for pid, c := range map[int]struct {
@@ -94,11 +107,13 @@ func TestHasEnded(t *testing.T) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
+
 		if c.stat != "" {
 			if err := os.WriteFile(filepath.Join(dir, "stat"), []byte(c.stat), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		if got := hasEnded(proc, pid); got != c.want {
 			t.Errorf("%q: %v", c.stat, got)
 		}

@@ -17,7 +17,8 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// outputBuffer is the size in bytes of the reads of output. The engine sends messages of up to 32 KiB.
+// outputBuffer is the size in bytes of the reads of output. The engine sends messages of up to 32
+// KiB.
 const outputBuffer = 128 << 10
 
 var outputBuffers = sync.Pool{New: func() any { return new([outputBuffer]byte) }}
@@ -25,16 +26,21 @@ var outputBuffers = sync.Pool{New: func() any { return new([outputBuffer]byte) }
 // transfer copies between a hijacked connection and streams until the output ends or ctx does, and
 // closes the connection. The copy of stdin may outlive it, blocked in a read of the caller's, which
 // ends when the caller closes its side.
-func transfer(ctx context.Context, conn client.HijackedResponse, s Streams, resize func(context.Context, Size) error) error {
+func transfer(
+	ctx context.Context, conn client.HijackedResponse, s Streams, resize func(context.Context, Size) error,
+) error {
 	defer conn.Close()
+
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	if s.Stdin != nil {
 		go func() {
 			_, _ = io.Copy(conn.Conn, s.Stdin) // its end, however it came, is passed on
 			_ = conn.CloseWrite()
 		}()
 	}
+
 	if s.Resize != nil {
 		go follow(ctx, s.Resize, resize)
 	}
@@ -60,13 +66,16 @@ func copyOutput(conn io.Reader, s Streams) error {
 	if errOut == nil {
 		errOut = io.Discard
 	}
+
 	buf := outputBuffers.Get().(*[outputBuffer]byte)
 	defer outputBuffers.Put(buf)
+
 	conn = &gatherer{Reader: conn}
 	if !s.TTY {
 		d := demultiplexer{r: conn, buf: buf[:], out: out, errOut: errOut}
 		return d.run()
 	}
+
 	for {
 		n, err := conn.Read(buf[:])
 		if n > 0 {
@@ -74,6 +83,7 @@ func copyOutput(conn io.Reader, s Streams) error {
 				return err
 			}
 		}
+
 		switch {
 		case err == io.EOF: //nolint:errorlint // io.Reader's contract
 			return nil
@@ -83,17 +93,18 @@ func copyOutput(conn io.Reader, s Streams) error {
 	}
 }
 
-// gatherTime is how long small pieces of a fast stream may wait for more. Each piece wakes up the daemon
-// and the client up to twice.
+// gatherTime is how long small pieces of a fast stream may wait for more. Each piece wakes up the
+// daemon and the client up to twice.
 const gatherTime = 100 * time.Microsecond
 
-// maxRests bounds how many readers rest at a time: each takes a thread. Where many read, data gathers by itself.
+// maxRests bounds how many readers rest at a time: each takes a thread. Where many read, data
+// gathers by itself.
 const maxRests = 4
 
 var rests atomic.Int32
 
-// gatherer is a reader that lets data gather while it comes fast, in pieces smaller than the reads. A
-// piece that comes alone does not wait.
+// gatherer is a reader that lets data gather while it comes fast, in pieces smaller than the reads.
+// A piece that comes alone does not wait.
 type gatherer struct {
 	io.Reader
 	last  time.Time // when the last read returned
@@ -109,8 +120,8 @@ func (g *gatherer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// rest sleeps, unless many do. A timer of the runtime would take a millisecond, in which the engine's socket
-// fills up.
+// rest sleeps, unless many do. A timer of the runtime would take a millisecond, in which the
+// engine's socket fills up.
 func rest(d time.Duration) {
 	defer rests.Add(-1)
 	if rests.Add(1) <= maxRests {
@@ -123,8 +134,8 @@ func rest(d time.Duration) {
 // (package stdcopy).
 const messageHeader = 8
 
-// demultiplexer separates the messages of stdout and stderr. Messages that arrive together and follow each
-// other on one stream are written together.
+// demultiplexer separates the messages of stdout and stderr. Messages that arrive together and
+// follow each other on one stream are written together.
 type demultiplexer struct {
 	r           io.Reader
 	out, errOut io.Writer
@@ -144,11 +155,13 @@ func (d *demultiplexer) run() error {
 			}
 			return broken(err)
 		}
+
 		if first { // the message may be the engine's own; see execOutput
 			if err := d.need(int(min(d.left, maxStartText))); err != nil {
 				return broken(err)
 			}
 		}
+
 		for d.left > 0 {
 			if err := d.copySome(first); err != nil {
 				return broken(err)
@@ -162,6 +175,7 @@ func (d *demultiplexer) header() error {
 	if err := d.need(messageHeader); err != nil {
 		return err
 	}
+
 	d.stream, d.left = stdcopy.StdType(d.data[0]), int64(binary.BigEndian.Uint32(d.data[4:]))
 	d.data = d.data[messageHeader:]
 	switch d.stream {
@@ -171,17 +185,19 @@ func (d *demultiplexer) header() error {
 		_ = d.need(int(min(d.left, maxStartText)))
 		said := d.data[:min(d.left, maxStartText, int64(len(d.data)))]
 		return fmt.Errorf("the engine reports: %s", text.Clean(string(said), text.MaxMessage))
+
 	default:
 		return fmt.Errorf("the engine sent a message of unknown stream %d", d.stream)
 	}
 }
 
-// copySome writes data of the message that has arrived, with that of the messages behind it if they are
-// for the same stream, unless the message is to be alone.
+// copySome writes data of the message that has arrived, with that of the messages behind it if they
+// are for the same stream, unless the message is to be alone.
 func (d *demultiplexer) copySome(alone bool) error {
 	if err := d.need(1); err != nil {
 		return err
 	}
+
 	n := min(d.left, int64(len(d.data)))
 	out, rest := d.data[:n], d.data[n:]
 	d.left -= n
@@ -192,12 +208,15 @@ func (d *demultiplexer) copySome(alone bool) error {
 		rest = rest[messageHeader+n:]
 		d.left -= n
 	}
+
 	d.data = rest
 	to := d.out
 	if d.stream == stdcopy.Stderr {
 		to = d.errOut
 	}
+
 	_, err := to.Write(out)
+
 	return err
 }
 
@@ -206,6 +225,7 @@ func (d *demultiplexer) need(n int) error {
 	if len(d.data) >= n {
 		return nil
 	}
+
 	d.data = d.buf[:copy(d.buf, d.data)]
 	for len(d.data) < n {
 		free := d.data[len(d.data):cap(d.data)]
@@ -215,6 +235,7 @@ func (d *demultiplexer) need(n int) error {
 			return err
 		}
 	}
+
 	return nil
 }
 

@@ -35,6 +35,7 @@ func outputMessages(random *rand.Rand) (messages []byte, boundaries map[int]bool
 		for i := range data {
 			data[i] = byte(random.Uint32())
 		}
+
 		stream := stdcopy.Stdout
 		if random.IntN(3) == 0 {
 			stream = stdcopy.Stderr
@@ -42,16 +43,18 @@ func outputMessages(random *rand.Rand) (messages []byte, boundaries map[int]bool
 		} else {
 			stdout = append(stdout, data...)
 		}
+
 		messages = append(messages, byte(stream), 0, 0, 0)
 		messages = binary.BigEndian.AppendUint32(messages, uint32(len(data)))
 		messages = append(messages, data...)
 		boundaries[len(messages)] = true
 	}
+
 	return messages, boundaries, stdout, stderr
 }
 
-// TestDemultiplexer: whatever the sizes of messages and reads, each stream gets its bytes in order, and a
-// cut inside a message is an error.
+// TestDemultiplexer: whatever the sizes of messages and reads, each stream gets its bytes in order,
+// and a cut inside a message is an error.
 func TestDemultiplexer(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 60 {
@@ -69,6 +72,7 @@ func TestDemultiplexer(t *testing.T) {
 		if errors.Is(err, errIncomplete) == boundaries[cut] {
 			t.Fatalf("cut at %d: %v", cut, err)
 		}
+
 		if !bytes.HasPrefix(stdout, out.Bytes()) || !bytes.HasPrefix(stderr, errOut.Bytes()) {
 			t.Fatalf("cut at %d: the output is not the beginning of what was sent", cut)
 		}
@@ -79,8 +83,10 @@ func TestDemultiplexer(t *testing.T) {
 // nothing but the first message may be in it.
 func TestFirstMessageIsAlone(t *testing.T) {
 	for name, read := range map[string]func(io.Reader) io.Reader{
-		"at once":  func(r io.Reader) io.Reader { return r },
-		"by bytes": func(r io.Reader) io.Reader { return io.MultiReader(io.LimitReader(r, 3), io.LimitReader(r, 9), r) },
+		"at once": func(r io.Reader) io.Reader { return r },
+		"by bytes": func(r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, 3), io.LimitReader(r, 9), r)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var writes writeLog
@@ -88,6 +94,7 @@ func TestFirstMessageIsAlone(t *testing.T) {
 			if err := copyOutput(read(bytes.NewReader(sent)), Streams{Stdout: &writes}); err != nil {
 				t.Fatal(err)
 			}
+
 			if len(writes) == 0 || writes[0] != "exec failed\r\n" {
 				t.Errorf("writes %q", writes)
 			}

@@ -15,7 +15,8 @@ const killRounds = 10
 // process is one line of /proc/<pid>/stat, proc_pid_stat(5).
 type process struct{ pid, parent, session int }
 
-// killTree kills pid with its descendants and the members of its session, as far as they are in the container's cgroup, until none is left.
+// killTree kills pid with its descendants and the members of its session, as far as they are in the
+// container's cgroup, until none is left.
 func killTree(proc string, pid int, container string) error {
 	for range killRounds {
 		targets := family(readProcesses(proc), pid)
@@ -28,10 +29,12 @@ func killTree(proc string, pid int, container string) error {
 			}
 			errs = append(errs, err)
 		}
+
 		if alive == 0 {
 			return errors.Join(errs...)
 		}
 	}
+
 	return nil
 }
 
@@ -53,15 +56,18 @@ func sendSignals(proc string, pid int, container string, signals ...unix.Signal)
 		return false, err
 	}
 	defer unix.Close(fd)
+
 	cgroup, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil || !strings.Contains(string(cgroup), container) {
 		return false, nil
 	}
+
 	for _, sig := range signals {
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 			return false, nil //nolint:nilerr // it has ended meanwhile
 		}
 	}
+
 	return true, nil
 }
 
@@ -70,26 +76,32 @@ func readProcesses(proc string) []process {
 	if err != nil {
 		return nil
 	}
+
 	var all []process
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
+
 		stat, err := os.ReadFile(proc + "/" + e.Name() + "/stat")
 		if err != nil {
 			continue // ended meanwhile
 		}
-		// The name in brackets may hold anything; state, parent, group and session follow the last bracket.
+
+		// The name in brackets may hold anything; state, parent, group and session follow the last
+		// bracket.
 		_, rest, ok := cutLast(string(stat), ") ")
 		f := strings.Fields(rest)
 		if !ok || len(f) < 4 || f[0] == "Z" {
 			continue
 		}
+
 		parent, _ := strconv.Atoi(f[1])
 		session, _ := strconv.Atoi(f[3])
 		all = append(all, process{pid, parent, session})
 	}
+
 	return all
 }
 
@@ -112,19 +124,23 @@ const (
 	isExiting = 0x4
 )
 
-// hasEnded reports whether a process has ended, be it reaped or not, or is ending. The first process of
-// a PID namespace kills all others while it ends, and waits for them (pid_namespaces(7)).
+// hasEnded reports whether a process has ended, be it reaped or not, or is ending. The first
+// process of a PID namespace kills all others while it ends, and waits for them
+// (pid_namespaces(7)).
 func hasEnded(proc string, pid int) bool {
 	stat, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return true
 	}
+
 	_, rest, _ := cutLast(string(stat), ") ")
 	f := strings.Fields(rest)
 	if len(f) <= statFlags {
 		return false
 	}
+
 	flags, _ := strconv.ParseUint(f[statFlags], 10, 64)
+
 	return f[statState] == "Z" || f[statState] == "X" || flags&isExiting != 0
 }
 
@@ -147,11 +163,13 @@ func family(all []process, root int) []int {
 			}
 		}
 	}
+
 	var out []int
 	for _, p := range all {
 		if in[p.pid] {
 			out = append(out, p.pid)
 		}
 	}
+
 	return out
 }

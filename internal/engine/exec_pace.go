@@ -38,6 +38,7 @@ func (p *pace) streams() Streams {
 	if s.Stderr != nil {
 		s.Stderr = paced{s.Stderr, p}
 	}
+
 	return s
 }
 
@@ -63,7 +64,8 @@ func (p *pace) begin() {
 	p.poll.Reset(p.run.execs.poll)
 }
 
-// end notes that a writer goes on. If nothing is known of the command for too long, it is inspected.
+// end notes that a writer goes on. If nothing is known of the command for too long, it is
+// inspected.
 func (p *pace) end() {
 	p.mu.Lock()
 	p.writing = false
@@ -76,9 +78,11 @@ func (p *pace) end() {
 
 	ctx, cancel := context.WithTimeout(p.ctx, p.run.execs.drop)
 	defer cancel()
+
 	state, err := p.run.execState(ctx, p.run.id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	p.lossy = p.lossy || err != nil || state.ended
 }
 
@@ -86,11 +90,13 @@ func (p *pace) end() {
 func (p *pace) check() {
 	ctx, cancel := context.WithTimeout(p.ctx, p.run.execs.drop)
 	defer cancel()
+
 	now := time.Now()
 	state, err := p.run.execState(ctx, p.run.id)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	switch {
 	case p.ctx.Err() != nil || p.ended || !p.writing:
 	case err == nil && state.ended:
@@ -99,6 +105,7 @@ func (p *pace) check() {
 		if p.run.Ended != nil {
 			p.run.Ended()
 		}
+
 	default:
 		if err == nil {
 			p.alive = now

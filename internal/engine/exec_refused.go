@@ -8,16 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The OCI runtime finds a command and becomes it by execve(2) only after it has reported the start. If
-// the kernel refuses that, runc's own process prints the reason and ends: the engine knows of a command
-// that was started, printed a line and failed.
+// The OCI runtime finds a command and becomes it by execve(2) only after it has reported the start.
+// If the kernel refuses that, runc's own process prints the reason and ends: the engine knows of a
+// command that was started, printed a line and failed.
 
 // runcFailed are the exit codes of runc's process then: 1 before runc 1.2, 255 since.
 var runcFailed = []int{1, 255}
 
 // refusals are the errors of execve(2).
 var refusals = []unix.Errno{
-	unix.E2BIG, unix.EACCES, unix.EAGAIN, unix.EFAULT, unix.EINVAL, unix.EIO, unix.EISDIR, unix.ELIBBAD, unix.ELOOP, unix.EMFILE,
+	unix.E2BIG, unix.EACCES, unix.EAGAIN, unix.EFAULT, unix.EINVAL, unix.EIO, unix.EISDIR, unix.ELIBBAD, unix.ELOOP,
+	unix.EMFILE,
 	unix.ENAMETOOLONG, unix.ENFILE, unix.ENOENT, unix.ENOEXEC, unix.ENOMEM, unix.ENOTDIR, unix.EPERM, unix.ETXTBSY,
 }
 
@@ -41,6 +42,7 @@ func isRefused(cmd string, exitCode int, stdout, stderr []byte, tty bool) bool {
 	if tty {
 		said, other = stdout, nil
 	}
+
 	line, isLine := strings.CutSuffix(strings.ReplaceAll(string(said), "\r\n", "\n"), "\n")
 	if !slices.Contains(runcFailed, exitCode) || len(other) > 0 || len(said) >= maxStartText || !isLine {
 		return false
@@ -54,5 +56,6 @@ func isRefused(cmd string, exitCode int, stdout, stderr []byte, tty bool) bool {
 		file, ok = strings.CutPrefix(file, "exec ")
 		return ok && (file == cmd || !strings.Contains(cmd, "/") && strings.HasSuffix(file, "/"+cmd))
 	}
+
 	return false
 }

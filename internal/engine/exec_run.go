@@ -25,8 +25,8 @@ type execTimeouts struct {
 	size time.Duration
 	// poll is how often the command is checked for its end while a writer blocks.
 	poll time.Duration
-	// drop is how long a writer may block at the end of a command without loss. The engine's own limit
-	// is 2 s.
+	// drop is how long a writer may block at the end of a command without loss. The engine's own
+	// limit is 2 s.
 	drop time.Duration
 	// reply is how long a call waits for the end of the command that it gave up.
 	reply time.Duration
@@ -51,26 +51,28 @@ type execution struct {
 	Exec
 }
 
-// Exec runs a command in a container until it ends and its output is read to the end, and returns its
-// exit code. For a command that does not exist it is 127, for one that cannot be executed 126, with the
-// engine's text on stderr. Another failure to start it, for instance a missing working directory, is
-// InvalidArgument with the engine's text. If the container does not run, or ends before the command
-// is started, the error is NotFound or FailedPrecondition. Output that the engine may have dropped is
-// an error.
+// Exec runs a command in a container until it ends and its output is read to the end, and returns
+// its exit code. For a command that does not exist it is 127, for one that cannot be executed 126,
+// with the engine's text on stderr. Another failure to start it, for instance a missing working
+// directory, is InvalidArgument with the engine's text. If the container does not run, or ends
+// before the command is started, the error is NotFound or FailedPrecondition. Output that the
+// engine may have dropped is an error.
 //
 // When ctx ends first, the process and all that it started are killed and ctx's cause is returned:
-// closing the connection does not end an exec'd process. That holds also if the engine starts it later.
-// See ErrClientGone for the exception. An engine that does not start the command within 2 minutes is
-// Unavailable.
+// closing the connection does not end an exec'd process. That holds also if the engine starts it
+// later. See ErrClientGone for the exception. An engine that does not start the command within 2
+// minutes is Unavailable.
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	r := &execution{Engine: e, container: id, Exec: x}
 	if err := r.create(ctx); err != nil {
 		return 0, wrap(r.explain(ctx, err), "exec in container %s", id)
 	}
+
 	code, err := r.run(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, r.explain(ctx, err))
 	}
+
 	return code, nil
 }
 
@@ -78,6 +80,7 @@ func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, e
 func (r *execution) create(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSilent)
 	defer cancel()
+
 	opts := client.ExecCreateOptions{
 		Cmd:          r.Cmd,
 		TTY:          r.TTY,
@@ -88,11 +91,14 @@ func (r *execution) create(ctx context.Context) error {
 	if r.TTY && r.Stdin != nil {
 		opts.DetachKeys = execDetachKeys()
 	}
+
 	created, err := r.docker().ExecCreate(ctx, string(r.container), opts)
 	if err != nil {
 		return timedOut(ctx, err)
 	}
+
 	r.id = created.ID
+
 	return nil
 }
 
@@ -117,28 +123,34 @@ func (r *execution) run(ctx context.Context) (int, error) {
 	case err != nil:
 		return 0, err
 	}
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+
 	stop := r.watchStart(ctx, cancel)
 	defer stop()
 
 	if r.Stdout == nil {
 		r.Stdout = io.Discard
 	}
+
 	out := &execOutput{out: r.Stdout}
 	if !r.TTY { // a terminal has one stream, in which the engine's text is in its place
 		out.isStarted = func() bool { return r.isExecStarted(ctx, r.id) }
 	}
+
 	r.Stdout = out
 	errOut := &head{to: io.Discard}
 	if r.Stderr != nil {
 		errOut.to = r.Stderr
 	}
+
 	r.Stderr = errOut
 	pace := newPace(ctx, r)
 	if err := transfer(ctx, conn, pace.streams(), r.resize); err != nil {
 		return 0, r.giveUp(ctx, err)
 	}
+
 	if pace.isLossy() {
 		return 0, errIncomplete
 	}
@@ -154,18 +166,22 @@ func (r *execution) run(ctx context.Context) (int, error) {
 	case isRefused(r.Cmd[0], state.exitCode, out.text, errOut.text, r.TTY):
 		return exitCannotExecute, nil
 	}
+
 	return state.exitCode, nil
 }
 
-// start starts the command and returns its connection. The size of the terminal goes with it, so that
-// the command knows it from the beginning. Older engines get it as soon as the command has started.
+// start starts the command and returns its connection. The size of the terminal goes with it, so
+// that the command knows it from the beginning. Older engines get it as soon as the command has
+// started.
 func (r *execution) start(ctx context.Context) (client.HijackedResponse, error) {
 	opts := client.ExecAttachOptions{TTY: r.TTY}
 	if size, ok := r.firstSize(ctx); ok {
 		opts.ConsoleSize = client.ConsoleSize{Height: uint(size.Height), Width: uint(size.Width)}
 	}
+
 	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSilent)
 	defer cancel()
+
 	conn, err := r.streams().ExecAttach(ctx, r.id, opts)
 	switch {
 	case isCut(err):
@@ -173,6 +189,7 @@ func (r *execution) start(ctx context.Context) (client.HijackedResponse, error) 
 	case err != nil:
 		return client.HijackedResponse{}, timedOut(ctx, wrap(err, "start"))
 	}
+
 	return conn.HijackedResponse, nil
 }
 
@@ -192,14 +209,17 @@ func (r *execution) firstSize(ctx context.Context) (Size, bool) {
 	if !r.TTY || r.Resize == nil || !(spec.Host{APIVersion: r.docker().ClientVersion()}).AtLeast(sizeAPI) {
 		return Size{}, false
 	}
+
 	late := time.NewTimer(r.execs.size)
 	defer late.Stop()
+
 	select {
 	case size, ok := <-r.Resize:
 		return size, ok && size.Width > 0 && size.Height > 0
 	case <-late.C:
 	case <-ctx.Done():
 	}
+
 	return Size{}, false
 }
 
@@ -227,6 +247,7 @@ func (r *execution) wait(ctx context.Context) (execState, error) {
 		if err != nil || state.ended {
 			return state, err
 		}
+
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -249,22 +270,27 @@ func startFailure(x Exec, out *execOutput) (int, error) {
 	if _, err := io.WriteString(x.Stderr, said+"\n"); err != nil {
 		return 0, fmt.Errorf("write stderr: %w", err)
 	}
+
 	return code, nil
 }
 
-// Attach connects streams to a running container's main process until its output ends or ctx does; the process goes on.
+// Attach connects streams to a running container's main process until its output ends or ctx does;
+// the process goes on.
 func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
 	conn, err := e.attach(ctx, id, s)
 	if err != nil {
 		return wrap(err, "attach to container %s", id)
 	}
+
 	resize := func(ctx context.Context, size Size) error {
-		_, err := e.docker().ContainerResize(ctx, string(id), client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+		_, err := e.docker().ContainerResize(ctx, string(id),
+			client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		return err
 	}
 	if err := transfer(ctx, conn, s, resize); err != nil {
 		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
+
 	return nil
 }
 
@@ -272,6 +298,7 @@ func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) er
 func (e *Engine) attach(ctx context.Context, id model.ContainerID, s Streams) (client.HijackedResponse, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, e.execs.setup, errSilent)
 	defer cancel()
+
 	conn, err := e.streams().ContainerAttach(ctx, string(id), client.ContainerAttachOptions{
 		Stream:     true,
 		Stdin:      s.Stdin != nil,
@@ -282,5 +309,6 @@ func (e *Engine) attach(ctx context.Context, id model.ContainerID, s Streams) (c
 	if err != nil {
 		return client.HijackedResponse{}, timedOut(ctx, err)
 	}
+
 	return conn.HijackedResponse, nil
 }

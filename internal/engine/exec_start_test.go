@@ -32,7 +32,8 @@ func TestStartExitCode(t *testing.T) {
 		{"/etc", runcText + `exec: "/etc": is a directory: unknown`, 126},
 		{`a"b`, runcText + `exec: "a\"b": executable file not found in $PATH: unknown`, 127},
 		{"a.*(b", runcText + `exec: "a.*(b": executable file not found in $PATH: unknown`, 127},
-		{"nosuch", "OCI runtime exec failed: executable file `nosuch` not found in $PATH: No such file or directory: unknown", 127},
+		{"nosuch", "OCI runtime exec failed: executable file `nosuch` not found in $PATH: No such file or " +
+			"directory: unknown", 127},
 		{"sh", runcText + `chdir to cwd ("/no/such") set in config.json failed: no such file or directory: unknown`, 0},
 		{"sh", "unable to find user nobody9: no matching entries in passwd file", 0},
 		{"sh", `Container 0123 is not running`, 0},
@@ -67,6 +68,7 @@ func execServer(t *testing.T, tty bool, output, state string) *Engine {
 				_, _ = conn.Write([]byte{1, 0, 0, 0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 			}
 			_, _ = io.WriteString(conn, output)
+
 		case strings.HasSuffix(p, "/json"):
 			fmt.Fprintf(w, `{"ID":"%s",%s}`, idB, state)
 		}
@@ -81,17 +83,19 @@ func TestExecOfAMissingCommand(t *testing.T) {
 		noUser  = "unable to find user nobody9: no matching entries in passwd file"
 		failed  = `"Running":false,"Pid":0,"ExitCode":126`
 	)
+
 	for name, c := range map[string]struct {
 		tty                   bool
 		output, state         string
 		code                  int
 		stdout, stderr, error string
 	}{
-		"a missing command":             {false, missing + "\r\n", failed, 127, "", missing + "\n", ""},
-		"on a terminal":                 {true, missing + "\r\n", failed, 127, missing + "\r\n", "", ""},
-		"another failure":               {false, noUser + "\r\n", failed, 0, "", "", noUser},
-		"a command that prints as much": {false, missing + "\r\n", `"Running":false,"Pid":7,"ExitCode":126`, 126, missing + "\r\n", "", ""},
-		"no output":                     {false, "", `"Running":false,"Pid":7,"ExitCode":3`, 3, "", "", ""},
+		"a missing command": {false, missing + "\r\n", failed, 127, "", missing + "\n", ""},
+		"on a terminal":     {true, missing + "\r\n", failed, 127, missing + "\r\n", "", ""},
+		"another failure":   {false, noUser + "\r\n", failed, 0, "", "", noUser},
+		"a command that prints as much": {false, missing + "\r\n", `"Running":false,"Pid":7,"ExitCode":126`, 126,
+			missing + "\r\n", "", ""},
+		"no output": {false, "", `"Running":false,"Pid":7,"ExitCode":3`, 3, "", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
@@ -103,7 +107,9 @@ func TestExecOfAMissingCommand(t *testing.T) {
 			if code != c.code || stdout.String() != c.stdout || stderr.String() != c.stderr {
 				t.Errorf("code %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
 			}
-			if (err != nil) != (c.error != "") || err != nil && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.error)) {
+
+			if (err != nil) != (c.error != "") || err != nil &&
+				(!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.error)) {
 				t.Errorf("error %v, want %q", err, c.error)
 			}
 		})

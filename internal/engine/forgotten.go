@@ -14,8 +14,8 @@ import (
 
 // KillForgotten kills the processes of a container that runs although the engine has no record of
 // its start, or no record of the container. It returns how many processes it has killed. dockerd
-// records a start after containerd has carried it out; an engine that is killed in between takes the
-// container for created, and a forced removal does not end it.
+// records a start after containerd has carried it out; an engine that is killed in between takes
+// the container for created, and a forced removal does not end it.
 //
 // The caller must keep the container from being started meanwhile. A start that is under way in the
 // engine holds the container's lock there, and the inspect waits for that lock.
@@ -28,16 +28,19 @@ func (e *Engine) killForgotten(ctx context.Context, proc string, id model.Contai
 	if len(processesIn(proc, string(id))) == 0 { // the usual case, without a request
 		return 0, nil
 	}
+
 	o, err := e.Inspect(ctx, id)
 	if err == nil && !isUnstarted(o) {
 		return 0, nil
 	}
+
 	if err != nil && !errdefs.IsNotFound(err) {
 		return 0, err
 	}
 
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
+
 	for pause := time.Millisecond; ; pause *= 2 { // it may fork
 		alive := 0
 		for _, pid := range processesIn(proc, string(id)) {
@@ -49,9 +52,11 @@ func (e *Engine) killForgotten(ctx context.Context, proc string, id model.Contai
 				alive++
 			}
 		}
+
 		if killed = max(killed, alive); alive == 0 {
 			return killed, nil
 		}
+
 		select {
 		case <-ctx.Done():
 			return killed, wrap(ctx.Err(), "kill the processes of container %s", id)

@@ -13,19 +13,21 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestKillForgotten holds that only a container that the engine has never started, or does not have,
-// loses its processes, and that no process of another container is hit.
+// TestKillForgotten holds that only a container that the engine has never started, or does not
+// have, loses its processes, and that no process of another container is hit.
 func TestKillForgotten(t *testing.T) {
 	const never = `{"Status":"created","StartedAt":"0001-01-01T00:00:00Z"}`
 	for name, c := range map[string]struct {
 		state string // the engine's answer, "" for an unknown container
 		kill  bool
 	}{
-		"removed":      {kill: true},
-		"created":      {state: never, kill: true},
-		"failed":       {state: `{"Status":"exited","ExitCode":128,"StartedAt":"0001-01-01T00:00:00Z"}`, kill: true},
-		"running":      {state: `{"Status":"running","Running":true,"Pid":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
-		"paused":       {state: `{"Status":"paused","Running":true,"Paused":true,"Pid":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
+		"removed": {kill: true},
+		"created": {state: never, kill: true},
+		"failed":  {state: `{"Status":"exited","ExitCode":128,"StartedAt":"0001-01-01T00:00:00Z"}`, kill: true},
+		"running": {state: `{"Status":"running","Running":true,"Pid":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
+		"paused": {
+			state: `{"Status":"paused","Running":true,"Paused":true,"Pid":1,"StartedAt":"2026-01-02T03:04:05Z"}`,
+		},
 		"exited":       {state: `{"Status":"exited","ExitCode":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
 		"not readable": {state: `{`},
 	} {
@@ -49,6 +51,7 @@ func TestKillForgotten(t *testing.T) {
 			if (killed == 1) != c.kill || (err != nil) != (name == "not readable") {
 				t.Errorf("killed %d, %v; want it killed: %v", killed, err, c.kill)
 			}
+
 			if ended(inside) != c.kill {
 				t.Errorf("the process has ended: %v, want %v", !c.kill, c.kill)
 			}
@@ -72,19 +75,23 @@ func sleeperIn(t *testing.T, proc, container string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	pid := strconv.Itoa(cmd.Process.Pid)
 	dir := filepath.Join(proc, pid)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink("/proc/"+pid+"/stat", filepath.Join(dir, "stat")); err != nil {
 		t.Fatal(err)
 	}
+
 	cgroup := "3:cpu:/kubepods/pod-x/" + container + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "cgroup"), []byte(cgroup), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	return cmd
 }
 

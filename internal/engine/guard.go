@@ -20,15 +20,19 @@ import (
 
 // Timeouts of requests without a closer deadline. The kubelet's own are two to four minutes.
 const (
-	readTimeout   = 2 * time.Minute  // of what changes nothing
-	changeTimeout = 10 * time.Minute // of what does: the removal of a large container may take minutes
+	readTimeout = 2 * time.Minute // of what changes nothing
+	// of what does: the removal of a large container may take minutes
+	changeTimeout = 10 * time.Minute
 )
 
 // Bounds of answers in bytes.
 const (
-	maxAnswer      = 16 << 20  // of an answer that Docker's client decodes
-	maxHandedOver  = 4 << 30   // of an answer that is read as a stream with bounded memory; a list repeats the labels of each image
-	maxErrorAnswer = 64 << 10  // of an answer with an error; the message in it is text.MaxMessage at most
+	maxAnswer = 16 << 20 // of an answer that Docker's client decodes
+	// of an answer that is read as a stream with bounded memory; a list repeats the labels of each
+	// image
+	maxHandedOver = 4 << 30
+	// of an answer with an error; the message in it is text.MaxMessage at most
+	maxErrorAnswer = 64 << 10
 	maxHeader      = 256 << 10 // of an answer's header
 )
 
@@ -39,16 +43,21 @@ type connection struct {
 	transport      *http.Transport
 }
 
-// newConnection makes a client from options for its host and one for streams. Docker's client cannot have its own transport wrapped, so the
-// guarded one gets another, which connects by dial or, if that is nil, as the first does, with TLS where that has it.
-func newConnection(dial func(context.Context) (net.Conn, error), host []client.Opt, common ...client.Opt) (*connection, error) {
+// newConnection makes a client from options for its host and one for streams. Docker's client
+// cannot have its own transport wrapped, so the guarded one gets another, which connects by dial
+// or, if that is nil, as the first does, with TLS where that has it.
+func newConnection(
+	dial func(context.Context) (net.Conn, error), host []client.Opt, common ...client.Opt,
+) (*connection, error) {
 	streams, err := client.New(append(append([]client.Opt{}, common...), host...)...)
 	if err != nil {
 		return nil, err
 	}
+
 	if dial == nil {
 		dial = streams.Dialer()
 	}
+
 	transport := &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		DisableCompression:     true,
@@ -56,11 +65,13 @@ func newConnection(dial func(context.Context) (net.Conn, error), host []client.O
 		MaxResponseHeaderBytes: maxHeader,
 		IdleConnTimeout:        30 * time.Second,
 	}
+
 	guarded := client.WithHTTPClient(&http.Client{Transport: guard{transport}, CheckRedirect: client.CheckRedirect})
 	docker, err := client.New(append(append(append([]client.Opt{}, common...), host...), guarded)...)
 	if err != nil {
 		return nil, err
 	}
+
 	return &connection{Client: docker, streams: streams, transport: transport}, nil
 }
 
@@ -81,11 +92,13 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 		cause := fmt.Errorf("the engine has not answered %s within %s: %w", op, limit, context.DeadlineExceeded)
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, cause)
 	}
+
 	resp, err := g.base.RoundTrip(r.WithContext(ctx))
 	if err != nil {
 		cancel()
 		return nil, err
 	}
+
 	resp.Body = &closer{ReadCloser: resp.Body, cancel: cancel}
 	a, _ := r.Context().Value(answerKey{}).(*answer)
 	switch {
@@ -96,6 +109,7 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	case !isStream(op):
 		resp.Body = limited{resp.Body, &io.LimitedReader{R: resp.Body, N: maxAnswer}}
 	}
+
 	return resp, nil
 }
 
@@ -105,7 +119,8 @@ const (
 	opLoad   = "POST /images/load"
 )
 
-// isStream says whether an answer has no bound: an event stream lives as long as the connection, and a pull ends when nothing moves.
+// isStream says whether an answer has no bound: an event stream lives as long as the connection,
+// and a pull ends when nothing moves.
 func isStream(op string) bool { return op == opEvents || op == opPull || op == opLoad }
 
 // timeoutOf is how long a request may take with its answer, 0 for streams.
@@ -119,6 +134,7 @@ func timeoutOf(op string, r *http.Request) time.Duration {
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
 		return readTimeout
 	}
+
 	return changeTimeout
 }
 
@@ -149,7 +165,8 @@ func (l limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// boundError replaces an answer with an error by one of bounded length in valid text. This is the gate for the engine's messages.
+// boundError replaces an answer with an error by one of bounded length in valid text. This is the
+// gate for the engine's messages.
 func boundError(resp *http.Response) {
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // the beginning is better than nothing
 	resp.Body.Close()                                               //nolint:errcheck,gosec // it has been read
@@ -163,15 +180,18 @@ func boundError(resp *http.Response) {
 			message = said.Message
 		}
 	}
+
 	body, err := json.Marshal(map[string]string{"message": text.Clean(message, text.MaxMessage)})
 	if err != nil {
 		body = []byte("{}")
 	}
+
 	resp.Header.Set("Content-Type", "application/json")
 	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 }
 
-// answer takes the body of an answer over from Docker's client, whose decoders refuse a whole answer for one field and read any length.
+// answer takes the body of an answer over from Docker's client, whose decoders refuse a whole
+// answer for one field and read any length.
 type answer struct{ body io.ReadCloser }
 
 type answerKey struct{}
@@ -187,8 +207,8 @@ func (a *answer) take(resp *http.Response, op string) {
 	resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(left)), int64(len(left))
 }
 
-// ask has call make one request of Docker's client and gives its answer to read, which may keep reading until it returns. call's errors
-// are the engine's.
+// ask has call make one request of Docker's client and gives its answer to read, which may keep
+// reading until it returns. call's errors are the engine's.
 func ask(ctx context.Context, call func(context.Context) error, read func(io.Reader) error) error {
 	var a answer
 	err := call(context.WithValue(ctx, answerKey{}, &a))
@@ -198,11 +218,13 @@ func ask(ctx context.Context, call func(context.Context) error, read func(io.Rea
 	if err != nil {
 		return err
 	}
+
 	if a.body == nil {
 		return fmt.Errorf("the engine sent no answer: %w", io.ErrUnexpectedEOF)
 	}
 	if arrived, ok := ctx.Value(arrivedKey{}).(func()); ok {
 		arrived()
 	}
+
 	return read(a.body)
 }

@@ -26,16 +26,18 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// allKeys is the key of locks that are one only. They are held while the engine works, so their waits honour ctx.
+// allKeys is the key of locks that are one only. They are held while the engine works, so their
+// waits honour ctx.
 const allKeys = ""
 
 // imageCache remembers what only an image's inspect says, as long as the list says the same of it.
 type imageCache struct {
 	listing keylock.Map // one look at a time, so that an older one never follows a newer one
 
-	mu    sync.Mutex                    // guards the rest, for moments only: pods start meanwhile
-	byID  map[model.ImageID]cachedImage // of the last list, never changed
-	stale map[model.ImageID]int         // images to be inspected anew, with the number of times that this was asked
+	mu   sync.Mutex                    // guards the rest, for moments only: pods start meanwhile
+	byID map[model.ImageID]cachedImage // of the last list, never changed
+	// images to be inspected anew, with the number of times that this was asked
+	stale map[model.ImageID]int
 }
 
 func newImageCache() imageCache {
@@ -92,6 +94,7 @@ func (c *imageCache) last() (byID map[model.ImageID]cachedImage, stale map[model
 func (c *imageCache) seen(byID map[model.ImageID]cachedImage, stale map[model.ImageID]int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	c.byID = byID
 	for id, n := range stale {
 		if c.stale[id] == n {
@@ -111,19 +114,22 @@ func (c *imageCache) get(id string) *spec.Image {
 func (c *imageCache) has(ref string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	for _, i := range c.byID {
 		if i.image.Is(ref) {
 			return true
 		}
 	}
+
 	return false
 }
 
 // imageInspects is how many images are inspected at once while all are listed.
 const imageInspects = 4
 
-// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects those
-// that are new or have changed. One that the engine does not describe in time is marked as stale.
+// Images reads all images that have a name or are nobody's layer (GET /images/json), and inspects
+// those that are new or have changed. One that the engine does not describe in time is marked as
+// stale.
 func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	unlock, err := e.images.listing.Lock(ctx, allKeys)
 	if err != nil {
@@ -136,22 +142,26 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	if err != nil {
 		return nil, wrap(err, "list images")
 	}
+
 	read := make([]cachedImage, len(list))
 	g, groupCtx := errgroup.WithContext(ctx)
 	g.SetLimit(imageInspects)
 	late := newStragglers(groupCtx, e.Ping)
 	defer late.stop()
+
 	for i, s := range list {
 		id := model.ImageID(s.ID) // listImages has checked it
 		if c := old[id]; c.isCurrent(s) && stale[id] == 0 {
 			read[i] = c
 			continue
 		}
+
 		g.Go(func() (err error) {
 			read[i], err = e.describe(groupCtx, s, old[id].image, late)
 			return err
 		})
 	}
+
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -164,7 +174,9 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 			out = append(out, c.image)
 		}
 	}
+
 	e.images.seen(known, stale)
+
 	return out, nil
 }
 
@@ -176,9 +188,12 @@ func (c cachedImage) isCurrent(s image.Summary) bool {
 // describe inspects an image of the list. One that is gone, or that Docker cannot describe, is left
 // out; one that it does not describe in time is what the list says and what was known before, if
 // anything was.
-func (e *Engine) describe(ctx context.Context, s image.Summary, before *spec.Image, late *stragglers) (cachedImage, error) {
+func (e *Engine) describe(
+	ctx context.Context, s image.Summary, before *spec.Image, late *stragglers,
+) (cachedImage, error) {
 	inspectCtx, done := late.begin(ctx)
 	defer done()
+
 	in, err := e.inspectImage(inspectCtx, s.ID)
 	hangs := inspectCtx.Err() != nil
 	err = wrap(err, "inspect image %s", s.ID)
@@ -197,11 +212,14 @@ func (e *Engine) describe(ctx context.Context, s image.Summary, before *spec.Ima
 		e.cfg.Log.Warn("an image is left out of the list", "err", readErr)
 		return cachedImage{}, nil
 	}
+
 	if err != nil {
 		e.cfg.Log.Warn("an image that Docker does not describe in time is shown as the list has it", "err", err)
 		read = read.StaleAfter(before)
 	}
+
 	read.Pinned = e.isPinned(read)
+
 	return cachedImage{listed: listed(s), image: read}, nil
 }
 
@@ -212,12 +230,15 @@ func (e *Engine) Image(ctx context.Context, ref string) (*spec.Image, error) {
 	if err != nil {
 		return nil, wrap(err, "inspect image %s", ref)
 	}
+
 	i, err := spec.ReadImage(image.Summary{ID: in.ID, Size: in.Size}, in)
 	if err != nil {
 		return nil, wrap(err, "inspect image %s", ref)
 	}
+
 	i.Pinned = e.isPinned(i)
 	e.images.put(i)
+
 	return i, nil
 }
 
@@ -227,21 +248,24 @@ func (e *Engine) imageLabels(ctx context.Context, id string) (spec.ImageLabels, 
 	if i := e.images.get(id); i != nil {
 		return i.Brings(), nil
 	}
+
 	in, err := e.inspectImage(ctx, id)
 	if errdefs.IsNotFound(err) || id == "" {
 		return spec.ImageLabels{Unknown: true}, nil
 	} else if err != nil {
 		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
+
 	i, err := spec.ReadImage(image.Summary{ID: in.ID}, in)
 	if err != nil {
 		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
+
 	return i.Brings(), nil
 }
 
-// isPinned says whether the kubelet must keep an image: the sandbox image, by the ID that the engine
-// gives it, or one that the operator has named. An image cannot pin itself.
+// isPinned says whether the kubelet must keep an image: the sandbox image, by the ID that the
+// engine gives it, or one that the operator has named. An image cannot pin itself.
 func (e *Engine) isPinned(i *spec.Image) bool {
 	if id := e.pauseID.Load(); id != nil && i.ID == *id {
 		return true
@@ -249,7 +273,8 @@ func (e *Engine) isPinned(i *spec.Image) bool {
 	return e.cfg.PauseImage != "" && i.Is(e.cfg.PauseImage) || e.cfg.Pins.Match(i)
 }
 
-// ImageUsers are the names of the containers, running or not, that were made from an image (GET /containers/json).
+// ImageUsers are the names of the containers, running or not, that were made from an image (GET
+// /containers/json).
 func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, error) {
 	list, err := e.list(ctx, make(client.Filters).Add("ancestor", string(id)))
 	if errdefs.IsNotFound(err) { // older engines: no such image
@@ -257,6 +282,7 @@ func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, er
 	} else if err != nil {
 		return nil, wrap(err, "list the containers of image %s", id)
 	}
+
 	var names []string
 	for _, c := range list {
 		if c.ImageID != string(id) { // made from an image that was built upon this one
@@ -264,11 +290,12 @@ func (e *Engine) ImageUsers(ctx context.Context, id model.ImageID) ([]string, er
 		}
 		names = append(names, cmp.Or(c.name(), c.ID))
 	}
+
 	return names, nil
 }
 
-// RemoveImage removes one name of an image, or with an ID all of it (DELETE /images/{name}). NotFound if it is not there, Conflict while a
-// container uses it.
+// RemoveImage removes one name of an image, or with an ID all of it (DELETE /images/{name}).
+// NotFound if it is not there, Conflict while a container uses it.
 func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
 	_, err := e.docker().ImageRemove(ctx, ref, client.ImageRemoveOptions{PruneChildren: true})
 	if id, idErr := model.ParseImageID(ref); idErr == nil && (err == nil || errdefs.IsNotFound(err)) {
@@ -287,11 +314,13 @@ func (e *Engine) LoadImage(ctx context.Context, archive io.Reader) error {
 	return wrap(streamError(r), "load image")
 }
 
-// streamError reads a stream of progress messages to its end; the engine reports what went wrong in a message, after status 200.
+// streamError reads a stream of progress messages to its end; the engine reports what went wrong in
+// a message, after status 200.
 func streamError(r io.Reader) error {
 	type message struct {
 		Error string `json:"error"`
 	}
+
 	return tolerant.Sequence(r, messageLimits, func(m *message) error {
 		if m.Error != "" {
 			return errors.New(text.Clean(m.Error, text.MaxMessage))
@@ -300,8 +329,8 @@ func streamError(r io.Reader) error {
 	})
 }
 
-// PauseImage makes sure that the sandbox image is there: the embedded one, loaded if missing, or the configured one, pulled if missing,
-// with the credentials of this machine.
+// PauseImage makes sure that the sandbox image is there: the embedded one, loaded if missing, or
+// the configured one, pulled if missing, with the credentials of this machine.
 func (e *Engine) PauseImage(ctx context.Context) (spec.PauseImage, error) {
 	ref := e.cfg.PauseImage
 	if ref == "" {
@@ -310,6 +339,7 @@ func (e *Engine) PauseImage(ctx context.Context) (spec.PauseImage, error) {
 	if e.images.has(ref) {
 		return spec.PauseImage{Source: ref, Name: ref}, nil
 	}
+
 	if _, err := e.inspectImage(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
 		return spec.PauseImage{}, wrap(err, "inspect pause image %s", ref)
 	} else if err != nil {
@@ -317,20 +347,24 @@ func (e *Engine) PauseImage(ctx context.Context) (spec.PauseImage, error) {
 			return spec.PauseImage{}, fmt.Errorf("pause image %s: %w; %s", ref, err, pauseWaysOut)
 		}
 	}
+
 	return spec.PauseImage{Source: ref, Name: ref}, nil
 }
 
-// embeddedPause makes sure that the embedded sandbox image is there. It is used by its ID, since its name may be given to another image.
-// What has the name and other content is replaced. Unavailable if the engine has not been connected.
+// embeddedPause makes sure that the embedded sandbox image is there. It is used by its ID, since
+// its name may be given to another image. What has the name and other content is replaced.
+// Unavailable if the engine has not been connected.
 func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
 	arch := e.arch.Load()
 	if arch == nil {
 		return spec.PauseImage{}, fmt.Errorf("pause image: the engine is not connected: %w", errdefs.ErrUnavailable)
 	}
+
 	img, err := pause.New(*arch)
 	if err != nil {
 		return spec.PauseImage{}, err
 	}
+
 	if id := e.pauseID.Load(); id != nil && e.images.get(string(*id)) != nil { // image events keep the list up to date
 		return spec.PauseImage{Source: string(*id), Name: img.Ref}, nil
 	}
@@ -345,11 +379,14 @@ func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
 	if err == nil && id == "" {
 		id, err = e.loadPause(ctx, img)
 	}
+
 	if err != nil {
 		return spec.PauseImage{}, err
 	}
+
 	e.pauseID.Store(&id)
 	e.images.forget(id) // the next list sees that it is pinned
+
 	return spec.PauseImage{Source: string(id), Name: img.Ref}, nil
 }
 
@@ -358,10 +395,13 @@ func (e *Engine) loadPause(ctx context.Context, img pause.Image) (model.ImageID,
 	if err := e.LoadImage(ctx, bytes.NewReader(img.Archive)); err != nil {
 		return "", err
 	}
+
 	id, err := e.findPause(ctx, img)
 	if err == nil && id == "" {
-		err = fmt.Errorf("pause image: the engine has loaded %s with other content: %w", img.Ref, errdefs.ErrUnavailable)
+		err = fmt.Errorf("pause image: the engine has loaded %s with other content: %w", img.Ref,
+			errdefs.ErrUnavailable)
 	}
+
 	return id, err
 }
 
@@ -371,7 +411,8 @@ func isPause(in image.InspectResponse, img pause.Image) bool {
 		slices.Equal(in.Config.Entrypoint, img.Entrypoint) && len(in.Config.Cmd) == 0 && in.Config.User == ""
 }
 
-// findPause returns the ID of the engine's image of this name if its content is the embedded pause, "" if not.
+// findPause returns the ID of the engine's image of this name if its content is the embedded pause,
+// "" if not.
 func (e *Engine) findPause(ctx context.Context, img pause.Image) (model.ImageID, error) {
 	in, err := e.inspectImage(ctx, img.Ref)
 	if errdefs.IsNotFound(err) {
@@ -379,18 +420,23 @@ func (e *Engine) findPause(ctx context.Context, img pause.Image) (model.ImageID,
 	} else if err != nil {
 		return "", wrap(err, "inspect pause image %s", img.Ref)
 	}
+
 	id, err := model.ParseImageID(in.ID)
 	if err != nil {
 		return "", wrap(err, "inspect pause image %s", img.Ref)
 	}
+
 	if !isPause(in, img) {
-		e.cfg.Log.Warn("an image with the name of the embedded pause has other content and is replaced", "image", img.Ref, "id", id)
+		e.cfg.Log.Warn("an image with the name of the embedded pause has other content and is replaced", "image",
+			img.Ref, "id", id)
 		return "", nil
 	}
+
 	return id, nil
 }
 
-const pauseWaysOut = "leave --pod-infra-container-image away to use the embedded image, name one of a mirror that this node reaches (docker login for credentials), " +
+const pauseWaysOut = "leave --pod-infra-container-image away to use the embedded image, name one of a mirror that " +
+	"this node reaches (docker login for credentials), " +
 	"or put it there (docker load, docker pull)"
 
 func (e *Engine) pullPause(ctx context.Context, ref string) error {
@@ -402,8 +448,9 @@ func (e *Engine) pullPause(ctx context.Context, ref string) error {
 	return err
 }
 
-// Resolvable says whether a registry has an image, by asking for its manifest with this machine's credentials; nothing is pulled (GET
-// /distribution/{name}/json). Errors are the registry's, or ctx's.
+// Resolvable says whether a registry has an image, by asking for its manifest with this machine's
+// credentials; nothing is pulled (GET /distribution/{name}/json). Errors are the registry's, or
+// ctx's.
 func (e *Engine) Resolvable(ctx context.Context, ref string) error {
 	auth, authErr := machineAuth(e.cfg.AuthDir, ref)
 	_, err := e.docker().DistributionInspect(ctx, ref, client.DistributionInspectOptions{EncodedRegistryAuth: auth})

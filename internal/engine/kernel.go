@@ -11,12 +11,14 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Limit writes to the kernel what Docker cannot be told of a running container's resources. A container that has ended is no error: nothing
-// of it is left to be limited. What this machine cannot do is FailedPrecondition, what the kernel refuses InvalidArgument; both name it.
+// Limit writes to the kernel what Docker cannot be told of a running container's resources. A
+// container that has ended is no error: nothing of it is left to be limited. What this machine
+// cannot do is FailedPrecondition, what the kernel refuses InvalidArgument; both name it.
 func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if l.Empty() || c.Pid == 0 {
 		return nil
 	}
+
 	g, err := e.kernel.Of(c.Pid, string(c.ID))
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
@@ -26,6 +28,7 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if err := e.limit(g, l); err != nil {
 		return fmt.Errorf("resources of container %s: %w", c.ID, err)
 	}
+
 	return nil
 }
 
@@ -40,6 +43,7 @@ func (e *Engine) LimitStarted(c *spec.Container) error {
 	if c.Kernel.Empty() || c.Pid == 0 {
 		return nil
 	}
+
 	g, err := e.kernel.Of(c.Pid, string(c.ID))
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
@@ -52,7 +56,9 @@ func (e *Engine) LimitStarted(c *spec.Container) error {
 	if err := e.limit(g, c.Kernel); err != nil {
 		return fmt.Errorf("resources of container %s: %w", c.ID, err)
 	}
+
 	g.SetMark(limitsMark)
+
 	return nil
 }
 
@@ -60,12 +66,15 @@ func (e *Engine) limit(g *cgroup.Group, l spec.KernelLimits) error {
 	if err := g.SetHugepages(l.Hugepages); err != nil {
 		return err
 	}
+
 	if err := g.SetUnified(l.Unified); err != nil {
 		return err
 	}
+
 	if now, err := g.OOMScoreAdj(); l.OOMScoreAdj == 0 || (err == nil && now == l.OOMScoreAdj) {
 		return nil
 	}
+
 	return g.SetOOMScoreAdj(l.OOMScoreAdj)
 }
 
@@ -74,6 +83,7 @@ func (e *Engine) measure(c *spec.Container) {
 	if c == nil || c.Pid == 0 {
 		return
 	}
+
 	g, err := e.kernel.Of(c.Pid, string(c.ID))
 	if err != nil {
 		return
@@ -84,6 +94,7 @@ func (e *Engine) measure(c *spec.Container) {
 	if err != nil {
 		return
 	}
+
 	c.Measured(spec.KernelLimits{
 		OOMScoreAdj: score,
 		Hugepages:   g.Hugepages(slices.Collect(maps.Keys(c.Kernel.Hugepages))),

@@ -19,6 +19,7 @@ func (e *Engine) Misfits(ctx context.Context) ([]Misfit, error) {
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}
+
 	var out []Misfit
 	for _, item := range list {
 		name := item.name()
@@ -26,5 +27,6 @@ func (e *Engine) Misfits(ctx context.Context) ([]Misfit, error) {
 			out = append(out, Misfit{item.ID, name, reason})
 		}
 	}
+
 	return out, nil
 }

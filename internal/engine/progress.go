@@ -21,17 +21,26 @@ type pullMetrics struct {
 
 func newPullMetrics() pullMetrics {
 	m := pullMetrics{
-		active: prometheus.NewGauge(prometheus.GaugeOpts{Name: "cri_dockerd_image_pulls_active", Help: "Pulls of images that are under way."}),
+		active: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cri_dockerd_image_pulls_active",
+			Help: "Pulls of images that are under way.",
+		}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cri_dockerd_image_pull_bytes_total", Help: "Compressed bytes of layers that pulls have moved, by phase (downloading, extracting), as the engine reports them.",
+			Name: "cri_dockerd_image_pull_bytes_total",
+			Help: "Compressed bytes of layers that pulls have moved, by phase (downloading, extracting), as the " +
+				"engine reports them.",
 		}, []string{"phase"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cri_dockerd_image_pull_duration_seconds", Help: "Time of pulls, by result (ok, error).", Buckets: []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 900},
+			Name:    "cri_dockerd_image_pull_duration_seconds",
+			Help:    "Time of pulls, by result (ok, error).",
+			Buckets: []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 900},
 		}, []string{"result"}),
 	}
+
 	for _, phase := range []string{downloading, extracting} {
 		m.bytes.WithLabelValues(phase)
 	}
+
 	return m
 }
 
@@ -90,14 +99,16 @@ func (p *progress) end(err error) {
 	p.metrics.seconds.WithLabelValues(result).Observe(time.Since(p.began).Seconds())
 }
 
-// saw takes the engine's next message. With the containerd store the only word of a layer that is being extracted are the seconds that it
-// takes; they count, since a large layer may take longer than any deadline.
+// saw takes the engine's next message. With the containerd store the only word of a layer that is
+// being extracted are the seconds that it takes; they count, since a large layer may take longer
+// than any deadline.
 func (p *progress) saw(m jsonstream.Message) {
 	m.ID, m.Status = text.Clean(m.ID, text.MaxName), text.Clean(m.Status, text.MaxName)
 	state := m.Status
 	if m.Progress != nil {
 		state = fmt.Sprintf("%s, %d of %d", m.Status, m.Progress.Current, m.Progress.Total)
 	}
+
 	p.count(m)
 	p.dog.saw(m.ID, state, p.turn())
 	if time.Since(p.told) >= reportEvery {
@@ -112,10 +123,12 @@ func (p *progress) count(m jsonstream.Message) {
 	if l == nil && len(p.layers) >= maxLayers {
 		return
 	}
+
 	if l == nil {
 		l = &layerProgress{}
 		p.layers[m.ID] = l
 	}
+
 	l.status = strings.ToLower(m.Status)
 	switch phase := l.status; phase {
 	case downloading, extracting:
@@ -126,14 +139,15 @@ func (p *progress) count(m jsonstream.Message) {
 			l.total = d.Total
 			p.add(l, d.Current)
 		}
+
 	case downloadComplete, pullComplete:
 		p.add(l, l.total)
 		l.phase, l.total = phase, 0
 	}
 }
 
-// turn says what the pull waits for. A layer that was only announced is connecting to its registry or,
-// with containerd's image store, in the queue.
+// turn says what the pull waits for. A layer that was only announced is connecting to its registry
+// or, with containerd's image store, in the queue.
 func (p *progress) turn() turn {
 	statuses := map[string]bool{}
 	for id, l := range p.layers {
@@ -141,6 +155,7 @@ func (p *progress) turn() turn {
 			statuses[l.status] = true
 		}
 	}
+
 	for _, done := range []string{downloadComplete, pullComplete, alreadyExists} {
 		delete(statuses, done)
 	}
@@ -151,6 +166,7 @@ func (p *progress) turn() turn {
 	case len(statuses) == 1 && statuses[waiting]:
 		return turnQueued
 	}
+
 	return turnCame
 }
 
@@ -173,5 +189,7 @@ func (p *progress) report() {
 			down, of = down+l.current, of+l.total
 		}
 	}
-	p.log.Debug("pull goes on", "layers", phases, "bytes", down, "of", of, "for", time.Since(p.began).Round(time.Second))
+
+	p.log.Debug("pull goes on", "layers", phases, "bytes", down, "of", of, "for",
+		time.Since(p.began).Round(time.Second))
 }

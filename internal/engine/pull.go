@@ -23,25 +23,34 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is being pulled already, with the same
-// credentials, shares that pull; it ends when nobody wants it any more. Errors are InvalidArgument for what is no image's name, NotFound,
-// PermissionDenied or Unavailable by what the registry said, Unavailable when nothing at all has moved for PullDeadline, and ctx's.
+// Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is
+// being pulled already, with the same credentials, shares that pull; it ends when nobody wants it
+// any more. Errors are InvalidArgument for what is no image's name, NotFound, PermissionDenied or
+// Unavailable by what the registry said, Unavailable when nothing at all has moved for
+// PullDeadline, and ctx's.
 func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (model.ImageID, error) {
 	if spec.Familiar(ref) == "" {
 		return "", fmt.Errorf("image.image: %q is not an image's name: %w", ref, errdefs.ErrInvalidArgument)
 	}
-	if name := spec.Familiar(ref); strings.HasPrefix(name, pause.Repository+":") || strings.HasPrefix(name, pause.Repository+"@") {
-		return "", fmt.Errorf("image.image: %s is the sandbox image of this node, which no registry has: %w", ref, errdefs.ErrPermissionDenied)
+
+	if name := spec.Familiar(ref); strings.HasPrefix(name, pause.Repository+":") ||
+		strings.HasPrefix(name, pause.Repository+"@") {
+		return "", fmt.Errorf("image.image: %s is the sandbox image of this node, which no registry has: %w", ref,
+			errdefs.ErrPermissionDenied)
 	}
+
 	header, err := authHeader(auth)
 	if err != nil {
 		return "", fmt.Errorf("pull %s: auth: %w", ref, err)
 	}
+
 	return e.sharedPull(ctx, ref, header)
 }
 
 func (e *Engine) sharedPull(ctx context.Context, ref, header string) (model.ImageID, error) {
-	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) { return e.pull(ctx, ref, header) })
+	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) {
+		return e.pull(ctx, ref, header)
+	})
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, secret.Hide(err, secrets(header)...))
 	}
@@ -54,24 +63,30 @@ func secrets(header string) []string {
 	if err != nil || header == "" {
 		return nil
 	}
-	return []string{header, a.Password, a.Auth, a.IdentityToken, a.RegistryToken, base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
+	return []string{header, a.Password, a.Auth, a.IdentityToken, a.RegistryToken,
+		base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
 }
 
 // pull is one pull, from its request to the image's ID.
 func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+
 	dog := newWatchdog(e.cfg.PullDeadline, &e.moving, func(last string) {
-		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline, last, errdefs.ErrUnavailable))
+		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline,
+			last, errdefs.ErrUnavailable))
 	})
 	defer dog.stop()
+
 	progress := newProgress(dog, e.cfg.Log.With("image", ref), e.metrics)
 	defer func() { progress.end(err) }()
+
 	r, err := e.docker().ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
 	if err != nil {
 		return "", pullError(causeOr(ctx, err))
 	}
 	defer r.Close()
+
 	err = tolerant.Sequence(r, messageLimits, func(m *jsonstream.Message) error {
 		if m.Error != nil {
 			return errors.New(text.Clean(m.Error.Message, text.MaxMessage))
@@ -82,40 +97,50 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err er
 	if err != nil {
 		return "", pullError(causeOr(ctx, err))
 	}
+
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
+
 	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
 		return "", wrap(err, "inspect the pulled image")
 	}
+
 	return in.ID, nil
 }
 
-// said are words by which engines pass on what a registry, or the way to it, answered, the first that fits. Only the engine's text has them:
-// 20.10 gives most as status 500, 29 as "unknown".
+// said are words by which engines pass on what a registry, or the way to it, answered, the first
+// that fits. Only the engine's text has them: 20.10 gives most as status 500, 29 as "unknown".
 var said = []struct {
 	words *regexp.Regexp
 	kind  error
 }{
 	{regexp.MustCompile(`(?i)toomanyrequests|429 Too Many Requests`), errdefs.ErrUnavailable},
-	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|401 Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
-	{regexp.MustCompile(`(?i)manifest unknown|name unknown|\bnot found\b|no matching manifest|404 Not Found`), errdefs.ErrNotFound},
-	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|network is unreachable|no route to host|unexpected EOF|` +
-		`tls: |x509: |HTTP response to HTTPS client|server misbehaving|HTTP status: 5\d\d|: 5\d\d [A-Z]`), errdefs.ErrUnavailable},
+	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|401 ` +
+		`Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
+	{regexp.MustCompile(`(?i)manifest unknown|name unknown|\bnot found\b|no matching manifest|404 Not Found`),
+		errdefs.ErrNotFound},
+	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|network ` +
+		`is unreachable|no route to host|unexpected EOF|` +
+		`tls: |x509: |HTTP response to HTTPS client|server misbehaving|HTTP status: 5\d\d|: 5\d\d [A-Z]`),
+		errdefs.ErrUnavailable},
 }
 
-// pullError gives an error of a pull the kind by which the kubelet, and whoever reads its events, knows what to do.
+// pullError gives an error of a pull the kind by which the kubelet, and whoever reads its events,
+// knows what to do.
 func pullError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsUnavailable(err) {
 		return err
 	}
+
 	for _, s := range said {
 		if s.words.MatchString(err.Error()) {
 			// The engine's own kind is left out: for some of these it is NotFound or Internal.
 			return fmt.Errorf("%s: %w", err.Error(), s.kind)
 		}
 	}
+
 	return wrap(err, "the engine")
 }
 
@@ -132,20 +157,27 @@ func authHeader(a *runtimeapi.AuthConfig) (string, error) {
 	if a == nil {
 		return "", nil
 	}
+
 	c := registry.AuthConfig{
-		Username: a.GetUsername(), Password: a.GetPassword(), ServerAddress: a.GetServerAddress(),
-		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+		Username:      a.GetUsername(),
+		Password:      a.GetPassword(),
+		ServerAddress: a.GetServerAddress(),
+		IdentityToken: a.GetIdentityToken(),
+		RegistryToken: a.GetRegistryToken(),
 	}
 	if a.GetAuth() != "" && c.Username == "" {
 		plain, err := base64.StdEncoding.DecodeString(a.GetAuth())
 		if err != nil {
 			return "", fmt.Errorf("auth.auth is not base64: %w", errdefs.ErrInvalidArgument)
 		}
+
 		user, password, ok := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":")
 		if !ok {
 			return "", fmt.Errorf("auth.auth is not user:password in base64: %w", errdefs.ErrInvalidArgument)
 		}
+
 		c.Username, c.Password = user, password
 	}
+
 	return authconfig.Encode(c)
 }

@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// shared lets callers that ask for the same thing at the same time share one call. The zero value is ready.
+// shared lets callers that ask for the same thing at the same time share one call. The zero value
+// is ready.
 type shared struct {
 	mu    sync.Mutex // guards calls, and waiting of each
 	calls map[string]*sharedCall
@@ -19,8 +20,8 @@ type sharedCall struct {
 	err     error
 }
 
-// do returns what call returns, which runs once for all who ask for the same key meanwhile. It returns ctx's error when that ends; call is
-// cancelled when nobody waits any more.
+// do returns what call returns, which runs once for all who ask for the same key meanwhile. It
+// returns ctx's error when that ends; call is cancelled when nobody waits any more.
 func (s *shared) do(ctx context.Context, key string, call func(context.Context) (string, error)) (string, error) {
 	s.mu.Lock()
 	c := s.calls[key]
@@ -30,6 +31,7 @@ func (s *shared) do(ctx context.Context, key string, call func(context.Context) 
 		if s.calls == nil {
 			s.calls = map[string]*sharedCall{}
 		}
+
 		s.calls[key] = c
 		go func() {
 			defer cancel()
@@ -38,6 +40,7 @@ func (s *shared) do(ctx context.Context, key string, call func(context.Context) 
 			close(c.done)
 		}()
 	}
+
 	c.waiting++
 	s.mu.Unlock()
 	select {
@@ -45,6 +48,7 @@ func (s *shared) do(ctx context.Context, key string, call func(context.Context) 
 		return c.result, c.err
 	case <-ctx.Done():
 	}
+
 	s.mu.Lock()
 	if c.waiting--; c.waiting == 0 { // whoever comes now begins anew
 		if s.calls[key] == c {
@@ -52,7 +56,9 @@ func (s *shared) do(ctx context.Context, key string, call func(context.Context) 
 		}
 		c.cancel()
 	}
+
 	s.mu.Unlock()
+
 	return "", ctx.Err()
 }
 

@@ -47,7 +47,8 @@ func TestStopWithoutGrace(t *testing.T) {
 				w.Header().Set("Api-Version", "1.41")
 				verb := path.Base(r.URL.Path)
 				if status, ok := c.answers[verb]; ok {
-					asked = append(asked, strings.Join([]string{verb, r.URL.Query().Get("signal") + r.URL.Query().Get("t")}, " "))
+					asked = append(asked,
+						strings.Join([]string{verb, r.URL.Query().Get("signal") + r.URL.Query().Get("t")}, " "))
 					w.WriteHeader(status)
 				}
 			}))
@@ -56,6 +57,7 @@ func TestStopWithoutGrace(t *testing.T) {
 			if c.isError == nil && err != nil || c.isError != nil && !c.isError(err) {
 				t.Errorf("error %v", err)
 			}
+
 			if !slices.Equal(asked, c.want) {
 				t.Errorf("requests %q, want %q", asked, c.want)
 			}

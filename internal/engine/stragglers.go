@@ -10,9 +10,9 @@ import (
 // stragglerTimeout is how long a batch of requests waits while the engine answers none of them.
 const stragglerTimeout = 2 * time.Second
 
-// stragglers cancels the requests of a batch on which the engine hangs: they are unanswered, no other
-// request of the batch has been answered for a while, and the engine answers a ping at once. A busy
-// engine is slow with pings too. It is safe for concurrent use.
+// stragglers cancels the requests of a batch on which the engine hangs: they are unanswered, no
+// other request of the batch has been answered for a while, and the engine answers a ping at once.
+// A busy engine is slow with pings too. It is safe for concurrent use.
 type stragglers struct {
 	ping  func(context.Context) error
 	timer *time.Timer
@@ -40,6 +40,7 @@ func (s *stragglers) begin(ctx context.Context) (_ context.Context, done func())
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	s.begun++
 	number := s.begun
 	s.cancels[number] = cancel
@@ -49,30 +50,37 @@ func (s *stragglers) begin(ctx context.Context) (_ context.Context, done func())
 		delete(s.cancels, number)
 		s.answered++
 	})
+
 	return context.WithValue(ctx, arrivedKey{}, arrived), func() {
 		arrived()
 		cancel(nil)
 	}
 }
 
-// arrivedKey is the key of the function of a request's context that ask calls when its answer begins.
+// arrivedKey is the key of the function of a request's context that ask calls when its answer
+// begins.
 type arrivedKey struct{}
 
-// expire cancels what is unanswered unless the engine is busy or away, and looks again after a while.
+// expire cancels what is unanswered unless the engine is busy or away, and looks again after a
+// while.
 func (s *stragglers) expire() {
 	ctx, cancel := context.WithTimeout(s.ctx, stragglerTimeout)
 	defer cancel()
+
 	began := time.Now()
 	err := s.ping(ctx)
 	quick := err == nil && time.Since(began) < stragglerTimeout/10
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if quick && s.answered == s.seen {
 		for _, cancel := range s.cancels {
-			cancel(fmt.Errorf("the engine has not answered within %s, although it answers others: %w", stragglerTimeout, context.DeadlineExceeded))
+			cancel(fmt.Errorf("the engine has not answered within %s, although it answers others: %w", stragglerTimeout,
+				context.DeadlineExceeded))
 		}
 	}
+
 	s.seen = s.answered
 	if s.ctx.Err() == nil {
 		s.timer.Reset(stragglerTimeout)

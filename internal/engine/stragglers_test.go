@@ -21,6 +21,7 @@ func TestStragglers(t *testing.T) {
 			}
 		}
 	}
+
 	for name, test := range map[string]struct {
 		ping   func(context.Context) error
 		others bool // other requests of the batch are answered
@@ -38,11 +39,14 @@ func TestStragglers(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStragglers(t.Context(), test.ping)
 				defer s.stop()
+
 				ctx, done := s.begin(t.Context())
 				defer done()
+
 				if test.begun {
 					ctx.Value(arrivedKey{}).(func())()
 				}
+
 				for range 10 {
 					time.Sleep(stragglerTimeout * 9 / 10)
 					if test.others {
@@ -50,6 +54,7 @@ func TestStragglers(t *testing.T) {
 						answered()
 					}
 				}
+
 				synctest.Wait()
 				if given := ctx.Err() != nil; given != test.given {
 					t.Errorf("given up: %v", given)

@@ -57,80 +57,104 @@ func TestRequestsAreCountedAndTraced(t *testing.T) {
 			http.Error(w, `{"message":"no such container"}`, http.StatusNotFound)
 		}
 	}))
+
 	spans := tracetest.NewSpanRecorder()
 	traces := trace.NewTracerProvider(trace.WithSpanProcessor(spans))
-	e, err := New(Config{Endpoint: "tcp://" + srv.Listener.Addr().String(), Traces: traces, Log: slog.New(slog.DiscardHandler)})
+	e, err := New(Config{
+		Endpoint: "tcp://" + srv.Listener.Addr().String(),
+		Traces:   traces,
+		Log:      slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer e.Close()
+
 	ctx, span := traces.Tracer("test").Start(t.Context(), "StartContainer")
 	if err := e.Start(ctx, "0123abc"); err == nil {
 		t.Error("the container was started")
 	}
+
 	span.End()
 	if want := span.SpanContext().TraceID().String(); !strings.Contains(parent, want) {
 		t.Errorf("the engine got traceparent %q, want trace %s", parent, want)
 	}
+
 	srv.Close()
 	if err := e.Start(context.WithoutCancel(ctx), "0123abc"); err == nil {
 		t.Error("the container was started by nobody")
 	}
+
 	if got := testutil.CollectAndCount(e.calls); got != 3 { // the ping and the two
 		t.Errorf("%d series", got)
 	}
+
 	for _, code := range []string{"404", "error"} {
 		if !e.calls.DeleteLabelValues("POST /containers/{id}/start", code) {
 			t.Errorf("no figures of code %s", code)
 		}
 	}
+
 	names := map[string]bool{}
 	for _, s := range spans.Ended() {
 		names[s.Name()] = true
 	}
+
 	if !names["POST /containers/{id}/start"] || !names["HEAD /_ping"] {
 		t.Errorf("spans %v", names)
 	}
 }
 
-// TestPullsKeepSecrets: an engine that repeats the credentials, here those that this machine has for the sandbox image.
+// TestPullsKeepSecrets: an engine that repeats the credentials, here those that this machine has
+// for the sandbox image.
 func TestPullsKeepSecrets(t *testing.T) {
 	header, err := authHeader(&runtimeapi.AuthConfig{Username: "bob", Password: "hunter-two"})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		if strings.HasSuffix(r.URL.Path, "/images/create") {
-			http.Error(w, `{"message":"unauthorized: bob hunter-two `+r.Header.Get("X-Registry-Auth")+`"}`, http.StatusInternalServerError)
+			http.Error(w, `{"message":"unauthorized: bob hunter-two `+r.Header.Get("X-Registry-Auth")+`"}`,
+				http.StatusInternalServerError)
 		}
+
 		if strings.HasSuffix(r.URL.Path, "/json") && strings.Contains(r.URL.Path, "/distribution/") {
-			http.Error(w, `{"message":"unauthorized: bob:hunter-two, `+r.Header.Get("X-Registry-Auth")+`"}`, http.StatusInternalServerError)
+			http.Error(w, `{"message":"unauthorized: bob:hunter-two, `+r.Header.Get("X-Registry-Auth")+`"}`,
+				http.StatusInternalServerError)
 		}
 	}))
 	defer srv.Close()
+
 	e, err := New(Config{Endpoint: "tcp://" + srv.Listener.Addr().String(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer e.Close()
+
 	_, err = e.sharedPull(t.Context(), "registry.test/pause:1", header)
-	if !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "hunter") || strings.Contains(err.Error(), header) || !strings.Contains(err.Error(), "bob ***") {
+	if !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "hunter") ||
+		strings.Contains(err.Error(), header) || !strings.Contains(err.Error(), "bob ***") {
 		t.Errorf("%v", err)
 	}
 
 	dir := t.TempDir()
-	config := `{"auths":{"registry.test":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("bob:hunter-two")) + `"}}}`
+	config := `{"auths":{"registry.test":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("bob:hunter-two")) +
+		`"}}}`
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	e.cfg.AuthDir = dir
 	auth, err := machineAuth(dir, "registry.test/pause:1")
 	if err != nil || auth == "" {
 		t.Fatalf("the credentials of this machine: %q, %v", auth, err)
 	}
+
 	err = e.Resolvable(t.Context(), "registry.test/pause:1")
-	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "two") || strings.Contains(err.Error(), auth) {
+	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "two") ||
+		strings.Contains(err.Error(), auth) {
 		t.Errorf("%v", err)
 	}
 }

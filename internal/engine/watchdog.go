@@ -6,22 +6,22 @@ import (
 	"time"
 )
 
-// turn says what a pull waits for, as far as the engine's messages show it. The engine downloads only a
-// few layers at once, those of all pulls together (max-concurrent-downloads of daemon.json).
+// turn says what a pull waits for, as far as the engine's messages show it. The engine downloads
+// only a few layers at once, those of all pulls together (max-concurrent-downloads of daemon.json).
 type turn int
 
 const (
 	// turnCame: the engine works on a layer of it.
 	turnCame turn = iota
-	// turnUnknown: no layer has begun. With containerd's image store a layer in the queue looks like
-	// one whose registry does not answer.
+	// turnUnknown: no layer has begun. With containerd's image store a layer in the queue looks
+	// like one whose registry does not answer.
 	turnUnknown
 	// turnQueued: the engine says that all its remaining layers wait.
 	turnQueued
 )
 
-// watchdog calls bite once when a pull has not moved for a while, unless it waits for its turn behind
-// other downloads. It is safe for concurrent use.
+// watchdog calls bite once when a pull has not moved for a while, unless it waits for its turn
+// behind other downloads. It is safe for concurrent use.
 type watchdog struct {
 	after time.Duration // 0: never
 	all   *movement     // of all pulls
@@ -47,6 +47,7 @@ func newWatchdog(after time.Duration, all *movement, bite func(last string)) *wa
 	if after > 0 {
 		w.timer = time.AfterFunc(after, w.expire)
 	}
+
 	return w
 }
 
@@ -55,9 +56,11 @@ func (w *watchdog) expire() {
 	rest := w.after - w.all.since()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	if w.ended {
 		return
 	}
+
 	switch {
 	case w.turn == turnQueued:
 		w.timer.Reset(w.after)
@@ -69,11 +72,12 @@ func (w *watchdog) expire() {
 	}
 }
 
-// saw takes a message about a layer, and what the pull waits for. Newer engines repeat what they have
-// said while nothing moves, so only what is new counts.
+// saw takes a message about a layer, and what the pull waits for. Newer engines repeat what they
+// have said while nothing moves, so only what is new counts.
 func (w *watchdog) saw(layer, state string, t turn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	w.turn = t
 	old, ok := w.seen[layer]
 	if ok && old == state {
@@ -82,6 +86,7 @@ func (w *watchdog) saw(layer, state string, t turn) {
 	if ok || len(w.seen) < maxLayers {
 		w.seen[layer] = state
 	}
+
 	w.last = strings.TrimSpace(layer + " " + state)
 	if t == turnCame {
 		w.all.note()

@@ -38,5 +38,6 @@ func CodeOf(err error) int {
 	case errors.As(err, &coded):
 		return coded.Code
 	}
+
 	return Failed
 }

@@ -22,6 +22,7 @@ func TestCodeOf(t *testing.T) {
 			t.Errorf("%v: %d, want %d", c.err, got, c.want)
 		}
 	}
+
 	if err := UsageError(cause); !errors.Is(err, cause) || err.Error() != "cause" {
 		t.Errorf("the cause is lost: %v", err)
 	}

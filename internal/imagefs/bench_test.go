@@ -16,20 +16,24 @@ func BenchmarkSmallLayer(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+
 	root, err := os.Open(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer root.Close()
+
 	b.ReportAllocs()
 	for b.Loop() {
 		w, err := newWalk(root, "diff")
 		if err != nil {
 			b.Fatal(err)
 		}
+
 		if _, err := w.run(b.Context().Err, time.Second); err != nil {
 			b.Fatal(err)
 		}
+
 		w.close()
 	}
 }

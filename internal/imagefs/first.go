@@ -20,8 +20,8 @@ const (
 
 // Complete returns the last usage of a store as Read does, and in Writable all of these containers:
 // layers that no measurement has found yet are walked now. A layer that is not walked within
-// firstSlice is partial. Before the first measurement only At, the directories and Writable are set.
-// It returns false if the store's layout is not known.
+// firstSlice is partial. Before the first measurement only At, the directories and Writable are
+// set. It returns false if the store's layout is not known.
 func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, bool) {
 	f, known := m.Read(s)
 	missing := m.withFirst(&f, s, containers)
@@ -31,18 +31,23 @@ func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, 
 
 	l, err := m.layoutOf(s, missing)
 	defer l.close()
+
 	if err != nil {
 		return f, known
 	}
+
 	if !known {
 		f.At, f.ImageDir, f.ContainerDir = time.Now(), l.images, l.containers
 	}
+
 	walked := walkFirst(l, missing)
 	m.keepFirst(s, walked)
 	if f.Writable = maps.Clone(f.Writable); f.Writable == nil {
 		f.Writable = map[model.ContainerID]Usage{}
 	}
+
 	maps.Copy(f.Writable, walked)
+
 	return f, true
 }
 
@@ -51,20 +56,24 @@ func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, 
 func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerID) (missing []model.ContainerID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if m.firstOf != s {
 		m.firstOf, m.first = s, nil
 	}
+
 	wanted := map[model.ContainerID]Usage{}
 	for _, id := range containers {
 		if _, measured := f.Writable[id]; measured {
 			continue
 		}
+
 		if u, ok := m.first[id]; ok {
 			wanted[id] = u
 		} else {
 			missing = append(missing, id)
 		}
 	}
+
 	m.first = wanted // others have been measured since, or do not run any more
 	if len(wanted) > 0 {
 		f.Writable = maps.Clone(f.Writable) // the last usage is shared
@@ -73,6 +82,7 @@ func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerI
 		}
 		maps.Copy(f.Writable, wanted)
 	}
+
 	return missing
 }
 
@@ -80,9 +90,11 @@ func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerI
 func (m *Meter) keepFirst(s Store, walked map[model.ContainerID]Usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if m.firstOf != s {
 		return
 	}
+
 	for id, u := range walked {
 		if !u.Partial {
 			m.first[id] = u
@@ -99,16 +111,20 @@ func walkFirst(l layout, containers []model.ContainerID) map[model.ContainerID]U
 		if !ok {
 			continue
 		}
+
 		w, err := newWalk(l.root, name)
 		if err != nil {
 			continue // not as the engine makes layers
 		}
+
 		if slice := min(firstSlice, time.Until(until)); slice > 0 {
 			_, _ = w.run(nil, slice) // the only error would be that of a check
 		}
+
 		out[id] = w.usage()
 		w.close()
 	}
+
 	return out
 }
 
@@ -130,9 +146,11 @@ func (m *Meter) layoutOf(s Store, containers []model.ContainerID) (layout, error
 			}
 		}
 		return l, nil
+
 	case s.Driver == "overlay2":
 		return overlay2Of(s.Root, containers)
 	}
+
 	return layout{}, errUnknownLayout(s)
 }
 
@@ -142,10 +160,12 @@ func overlay2Of(root string, containers []model.ContainerID) (l layout, err erro
 	if l.root, err = safefs.OpenDir(filepath.Join(root, overlay2Layers)); err != nil {
 		return l, err
 	}
+
 	notes, err := safefs.OpenDir(filepath.Join(root, overlay2Mounts))
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil // no container has been created yet
 	}
+
 	if err != nil {
 		return l, err
 	}
@@ -156,5 +176,6 @@ func overlay2Of(root string, containers []model.ContainerID) (l layout, err erro
 			l.writable[id] = filepath.Join(mount, "diff")
 		}
 	}
+
 	return l, nil
 }

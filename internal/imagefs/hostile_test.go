@@ -19,6 +19,7 @@ func TestSlowLayerDelaysNoOther(t *testing.T) {
 	for i := range 500 {
 		must(t, os.MkdirAll(filepath.Join(large, fmt.Sprint(i), "x"), 0o755))
 	}
+
 	write(t, filepath.Join(root, "overlay2/c1-init/diff/etc"), 0)
 	other := strings.Repeat("e", 64)
 	write(t, filepath.Join(root, "overlay2/c2/diff/f"), 100)
@@ -29,15 +30,18 @@ func TestSlowLayerDelaysNoOther(t *testing.T) {
 	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
 	m.slice = 0
 	defer m.forget(nil)
+
 	f, err := m.measure(t.Context(), s)
 	must(t, err)
 	if u := f.Writable[model.ContainerID(other)]; !within(u, 100, 2) || u.Partial {
 		t.Errorf("the other container: %+v", u)
 	}
+
 	first := f.Writable[container]
 	if !first.Partial || first.Inodes == 0 || first.Inodes > 900 {
 		t.Errorf("the large container after one slice: %+v", first)
 	}
+
 	for i := 0; f.Writable[container].Partial; i++ {
 		if i == 1000 {
 			t.Fatal("the large layer is never measured in full")
@@ -45,9 +49,11 @@ func TestSlowLayerDelaysNoOther(t *testing.T) {
 		f, err = m.measure(t.Context(), s)
 		must(t, err)
 	}
+
 	if got := f.Writable[container]; got != oracle(t, large) {
 		t.Errorf("%+v, want %+v", got, oracle(t, large))
 	}
+
 	must(t, os.RemoveAll(filepath.Join(root, "overlay2/c1")), os.RemoveAll(filepath.Join(root, "overlay2/c1-init")))
 	if f, err = m.measure(t.Context(), s); err != nil || len(f.Writable) != 1 || m.paused() != 0 {
 		t.Errorf("after its removal: %+v, %v", f, err)
@@ -64,33 +70,39 @@ func TestSlowLayersShareDescriptors(t *testing.T) {
 		}
 		must(t, os.MkdirAll(filepath.Join(root, "overlay2", fmt.Sprint("c", l, "-init"), "diff"), 0o755))
 	}
+
 	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
 	m.slice = 0
 	defer m.forget(nil)
+
 	for i := 0; ; i++ {
 		f, err := m.measure(t.Context(), s)
 		must(t, err)
 		if m.paused() > maxPaused {
 			t.Fatalf("%d walks are paused", m.paused())
 		}
+
 		if !f.Container.Partial {
 			if f.Container.Inodes != layers*62 {
 				t.Errorf("%+v", f.Container)
 			}
 			return
 		}
+
 		if i == 1000 {
 			t.Fatal("not all layers are measured")
 		}
 	}
 }
 
-// TestLayoutIgnoresForeignNames: neither links in the place of a layer nor notes that name something
-// outside lead the walk away.
+// TestLayoutIgnoresForeignNames: neither links in the place of a layer nor notes that name
+// something outside lead the walk away.
 func TestLayoutIgnoresForeignNames(t *testing.T) {
 	root, outside := t.TempDir(), bait(t)
-	must(t, os.MkdirAll(filepath.Join(root, "overlay2/c1-init"), 0o755), os.MkdirAll(filepath.Join(root, "overlay2/c1"), 0o755))
-	must(t, os.Symlink(outside, filepath.Join(root, "overlay2/c1/diff")), os.Symlink(filepath.Dir(outside), filepath.Join(root, "overlay2/c2")))
+	must(t, os.MkdirAll(filepath.Join(root, "overlay2/c1-init"), 0o755), os.MkdirAll(filepath.Join(root, "overlay2/c1"),
+		0o755))
+	must(t, os.Symlink(outside, filepath.Join(root, "overlay2/c1/diff")),
+		os.Symlink(filepath.Dir(outside), filepath.Join(root, "overlay2/c2")))
 	note(t, root, container, "../../"+outside)
 	note(t, root, "no-container-id", "c1")
 	m := New(slog.New(slog.DiscardHandler))
@@ -109,10 +121,12 @@ func mounted(point, fs, options string) string {
 
 func TestUpperDirsBelievesDockerOnly(t *testing.T) {
 	own := "/data/" + rootfs + "/" + container
-	base, snapshots := upperDirs("/data", []byte(mounted(own, "overlay", "rw,lowerdir=/x,upperdir="+upper+",workdir=/y")))
+	base, snapshots := upperDirs("/data",
+		[]byte(mounted(own, "overlay", "rw,lowerdir=/x,upperdir="+upper+",workdir=/y")))
 	if base != "/data/containerd/daemon" || snapshots[container] != "7" {
 		t.Errorf("%s, %v", base, snapshots)
 	}
+
 	for name, line := range map[string]string{
 		"a directory of a pod's":            mounted("/pods/upperdir="+upper, "ext4", "rw"),
 		"an overlay elsewhere":              mounted("/pods/"+container, "overlay", "rw,upperdir="+upper),
@@ -137,9 +151,11 @@ func FuzzUpperDirs(f *testing.F) {
 	f.Add([]byte("\x00\xff - - overlay upperdir=\n"))
 	f.Fuzz(func(t *testing.T, mounts []byte) {
 		base, snapshots := upperDirs("/data", mounts)
-		if (base == "") != (len(snapshots) == 0) || base != "" && (!filepath.IsAbs(base) || filepath.Clean(base) != base) {
+		if (base == "") != (len(snapshots) == 0) || base != "" &&
+			(!filepath.IsAbs(base) || filepath.Clean(base) != base) {
 			t.Errorf("%q, %v", base, snapshots)
 		}
+
 		for id, n := range snapshots {
 			if _, err := model.ParseContainerID(string(id)); err != nil || strings.ContainsAny(n, "/.") {
 				t.Errorf("%q: %q", id, n)

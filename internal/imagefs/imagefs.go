@@ -25,7 +25,8 @@ type Measurement struct {
 
 const (
 	fresh = 10 * time.Second // a younger measurement is not repeated
-	rest  = 20               // after a measurement it rests for so many times as long: at most 5 % of a core
+	// after a measurement it rests for so many times as long: at most 5 % of a core
+	rest = 20
 
 	// A layer that is not walked within walkSlice is slow. Slow layers together take slowShare of a
 	// measurement and go on in the next one, so that none of them delays the others.
@@ -85,6 +86,7 @@ func New(log *slog.Logger) *Meter {
 func (m *Meter) Read(s Store) (Measurement, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	known := m.last != nil && m.of == s
 	if !known || time.Since(m.last.At) > fresh {
 		select {
@@ -92,15 +94,18 @@ func (m *Meter) Read(s Store) (Measurement, bool) {
 		default:
 		}
 	}
+
 	if !known {
 		return Measurement{}, false
 	}
+
 	return *m.last, true
 }
 
 // Run measures what is asked for until ctx ends.
 func (m *Meter) Run(ctx context.Context) {
 	defer m.forget(nil)
+
 	for {
 		var s Store
 		select {
@@ -108,6 +113,7 @@ func (m *Meter) Run(ctx context.Context) {
 			return
 		case s = <-m.asked:
 		}
+
 		began := time.Now()
 		f, err := m.measure(ctx, s)
 		if err == nil {
@@ -119,11 +125,13 @@ func (m *Meter) Run(ctx context.Context) {
 			m.failed = err.Error()
 			m.log.Debug("the disk usage of images is not measured; their sizes are added up instead", "err", err)
 		}
+
 		pause := time.NewTimer(rest * time.Since(began))
 		select {
 		case <-ctx.Done():
 		case <-pause.C:
 		}
+
 		pause.Stop()
 	}
 }
@@ -140,9 +148,11 @@ func (m *Meter) layout(s Store) (layout, error) {
 			return layout{}, err
 		}
 		return containerd(s.Root, mounts, m.containers)
+
 	case s.Driver == "overlay2":
 		return overlay2(s.Root, m.mountIDs)
 	}
+
 	return layout{}, errUnknownLayout(s)
 }
 
@@ -154,6 +164,7 @@ func errUnknownLayout(s Store) error {
 func (m *Meter) measure(ctx context.Context, s Store) (Measurement, error) {
 	l, err := m.layout(s)
 	defer l.close()
+
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -168,16 +179,19 @@ func (m *Meter) measure(ctx context.Context, s Store) (Measurement, error) {
 			st = &state{}
 			m.layers[dir] = st
 		}
+
 		if st.slow {
 			slow = append(slow, d)
 		} else if err := m.advance(ctx, l, d, st); err != nil {
 			return Measurement{}, err
 		}
 	}
+
 	m.forget(present)
 	if err := m.advanceSlow(ctx, l, slow); err != nil {
 		return Measurement{}, err
 	}
+
 	return m.sum(l), nil
 }
 
@@ -191,6 +205,7 @@ func (m *Meter) advanceSlow(ctx context.Context, l layout, slow []layer) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -199,6 +214,7 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 	if st.final && d.final {
 		return nil
 	}
+
 	if st.walk == nil {
 		if st.slow && m.paused() >= maxPaused {
 			return nil
@@ -208,6 +224,7 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 			return nil //nolint:nilerr // not as the engine makes layers; what was counted before stays
 		}
 	}
+
 	ended, err := st.walk.run(ctx.Err, m.slice)
 	if err != nil {
 		return err
@@ -219,12 +236,15 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 		if !st.known || u.Bytes > st.usage.Bytes || u.Inodes > st.usage.Inodes {
 			st.usage = u
 		}
+
 		if m.paused() > maxPaused {
 			st.walk.close()
 			st.walk = nil
 		}
+
 		return nil
 	}
+
 	st.final = d.final && (u.Partial || st.known && u == st.usage)
 	st.slow = st.walk.spent > m.slice
 	st.usage, st.known, st.walk = u, true, nil
@@ -233,6 +253,7 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 		m.log.Warn("a layer is too large to be measured in full, or changes too fast",
 			"layer", l.path(d.name), "bytes", u.Bytes, "inodes", u.Inodes)
 	}
+
 	return nil
 }
 
@@ -267,6 +288,7 @@ func (m *Meter) sum(l layout) Measurement {
 		ContainerDir: l.containers,
 		Writable:     make(map[model.ContainerID]Usage, len(l.writable)),
 	}
+
 	for _, d := range l.layers {
 		u := m.layers[l.path(d.name)].usage
 		if d.container {
@@ -275,10 +297,12 @@ func (m *Meter) sum(l layout) Measurement {
 			f.Image.add(u)
 		}
 	}
+
 	for id, name := range l.writable {
 		if st := m.layers[l.path(name)]; st != nil {
 			f.Writable[id] = st.usage
 		}
 	}
+
 	return f
 }

@@ -37,7 +37,8 @@ const container = "0000000000000000000000000000000000000000000000000000000000000
 func note(t *testing.T, root, id, layer string) {
 	t.Helper()
 	dir := filepath.Join(root, overlay2Mounts, id)
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "mount-id"), []byte(layer), 0o644)); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "mount-id"), []byte(layer),
+		0o644)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -49,10 +50,12 @@ func measureTwice(t *testing.T, m *Meter, s Store) Measurement {
 			t.Fatal(err)
 		}
 	}
+
 	f, err := m.measure(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return f
 }
 
@@ -71,15 +74,19 @@ func TestOverlay2(t *testing.T) {
 	if err := os.MkdirAll(in("l"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	note(t, root, container, "c1")
 	if err := os.Link(in("image1", "diff", "a"), in("image1", "diff", "same")); err != nil {
 		t.Fatal(err)
 	}
+
 	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
 	f := measureTwice(t, m, s)
-	if !within(f.Image, 300, 4) || !within(f.Container, 50, 5) || f.ImageDir != root || f.ContainerDir != root || !within(f.Writable[container], 50, 2) {
+	if !within(f.Image, 300, 4) || !within(f.Container, 50, 5) || f.ImageDir != root || f.ContainerDir != root ||
+		!within(f.Writable[container], 50, 2) {
 		t.Errorf("%+v", f)
 	}
+
 	write(t, in("image1", "diff", "more"), 100) // never happens, so it is not looked for
 	write(t, in("c1", "diff", "more"), 100)
 	write(t, in("image3", "diff", "half"), 10)
@@ -87,10 +94,12 @@ func TestOverlay2(t *testing.T) {
 	if err != nil || !within(first.Image, 310, 6) || !within(first.Container, 150, 6) {
 		t.Errorf("after a write: %+v, %v", first, err)
 	}
+
 	write(t, in("image3", "diff", "rest"), 10) // the engine was still unpacking it
 	if err := os.RemoveAll(in("image2")); err != nil {
 		t.Fatal(err)
 	}
+
 	if f := measureTwice(t, m, s); !within(f.Image, 120, 5) {
 		t.Errorf("after the end of a pull and a removal: %+v", f)
 	}
@@ -106,26 +115,34 @@ func TestContainerdStore(t *testing.T) {
 	write(t, filepath.Join(snap("7"), "w"), 60)
 	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlayfs", Root: root, Containerd: true}
 	m.mounts = filepath.Join(root, "mountinfo")
-	mounts := "36 35 0:31 / " + root + "/rootfs/overlayfs/" + container + " rw - overlay overlay rw,lowerdir=" + snap("1") + ",upperdir=" + snap("7") + ",workdir=" + base + "/w\n"
+	mounts := "36 35 0:31 / " + root + "/rootfs/overlayfs/" + container + " rw - overlay overlay rw,lowerdir=" +
+		snap("1") + ",upperdir=" + snap("7") + ",workdir=" + base + "/w\n"
 	if err := os.WriteFile(m.mounts, []byte("1 1 0:1 / / rw - ext4 /dev/x rw\n"+mounts), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if f, ok := m.Complete(s, []model.ContainerID{container}); !ok || !within(f.Writable[container], 60, 2) || f.ContainerDir != base {
+
+	if f, ok := m.Complete(s, []model.ContainerID{container}); !ok || !within(f.Writable[container], 60, 2) ||
+		f.ContainerDir != base {
 		t.Errorf("before the first measurement: %+v, %v", f, ok)
 	}
+
 	f := measureTwice(t, m, s)
-	if !within(f.Image, 130, 3) || !within(f.Container, 60, 2) || f.ImageDir != base || f.ContainerDir != base || f.Writable[container] != f.Container {
+	if !within(f.Image, 130, 3) || !within(f.Container, 60, 2) || f.ImageDir != base || f.ContainerDir != base ||
+		f.Writable[container] != f.Container {
 		t.Errorf("%+v", f)
 	}
+
 	if err := os.WriteFile(m.mounts, nil, 0o644); err != nil { // the container has ended
 		t.Fatal(err)
 	}
+
 	if f := measureTwice(t, m, s); !within(f.Container, 60, 2) {
 		t.Errorf("after the container's end: %+v", f)
 	}
 	if err := os.RemoveAll(filepath.Dir(snap("7"))); err != nil {
 		t.Fatal(err)
 	}
+
 	if f := measureTwice(t, m, s); f.Container.Inodes != 0 || len(m.containers) != 0 {
 		t.Errorf("after its removal: %+v", f)
 	}
@@ -133,7 +150,8 @@ func TestContainerdStore(t *testing.T) {
 
 func TestUnknownLayout(t *testing.T) {
 	m := New(slog.New(slog.DiscardHandler))
-	for _, s := range []Store{{Driver: "zfs", Root: t.TempDir()}, {Driver: "overlay2", Root: t.TempDir() + "/nothing"}} {
+	for _, s := range []Store{{Driver: "zfs", Root: t.TempDir()},
+		{Driver: "overlay2", Root: t.TempDir() + "/nothing"}} {
 		if _, err := m.measure(t.Context(), s); err == nil {
 			t.Errorf("%+v: no error", s)
 		}
@@ -153,29 +171,35 @@ func TestRead(t *testing.T) {
 		if f, ok := m.Read(s); ok {
 			t.Errorf("before the first measurement: %+v", f)
 		}
+
 		synctest.Wait()
 		f, ok := m.Read(s)
 		if !ok || f.Image.Bytes < 100<<10 {
 			t.Errorf("%+v, %v", f, ok)
 		}
+
 		synctest.Wait()
 		if again, _ := m.Read(s); again.At != f.At {
 			t.Error("a fresh measurement was repeated")
 		}
+
 		time.Sleep(fresh + time.Second)
 		if old, _ := m.Read(s); old.At != f.At {
 			t.Error("a reader waited")
 		}
+
 		synctest.Wait()
 		if renewed, _ := m.Read(s); renewed.At == f.At {
 			t.Error("an old measurement was not repeated")
 		}
+
 		for range 3 {
 			if f, ok := m.Read(Store{Driver: "zfs", Root: root}); ok {
 				t.Errorf("a measurement of another store: %+v", f)
 			}
 			time.Sleep(time.Second)
 		}
+
 		stop()
 		synctest.Wait()
 		if n := strings.Count(log.String(), "not measured"); n != 1 {
@@ -194,9 +218,11 @@ func TestComplete(t *testing.T) {
 	m, s := New(slog.New(slog.DiscardHandler)), Store{Driver: "overlay2", Root: root}
 
 	f, ok := m.Complete(s, []model.ContainerID{container, other})
-	if u := f.Writable[container]; !ok || !within(u, 60, 2) || f.ContainerDir != root || f.At.IsZero() || len(f.Writable) != 1 {
+	if u := f.Writable[container]; !ok || !within(u, 60, 2) || f.ContainerDir != root || f.At.IsZero() ||
+		len(f.Writable) != 1 {
 		t.Errorf("before the first measurement: %+v, %v", f, ok)
 	}
+
 	write(t, filepath.Join(root, "overlay2/c1/diff/more"), 100)
 	if f, _ := m.Complete(s, []model.ContainerID{container}); !within(f.Writable[container], 60, 2) {
 		t.Errorf("the layer was walked again: %+v", f)
@@ -206,6 +232,7 @@ func TestComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	m.last, m.of = &measured, s
 	write(t, filepath.Join(root, "overlay2/c2/diff/w"), 30)
 	note(t, root, other, "c2")
@@ -227,17 +254,21 @@ func TestCompleteIsBounded(t *testing.T) {
 	for i := range 20 {
 		write(t, filepath.Join(root, "overlay2/c1/diff", strconv.Itoa(i), "w"), 1)
 	}
+
 	note(t, root, container, "c1")
 	l, err := overlay2Of(root, []model.ContainerID{container})
 	defer l.close()
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w, err := newWalk(l.root, l.writable[container])
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.close()
+
 	if ended, _ := w.run(nil, 0); ended || !w.usage().Partial {
 		t.Errorf("a walk without time: %v, %+v", ended, w.usage())
 	}

@@ -57,25 +57,29 @@ const (
 	overlay2Mounts = "image/overlay2/layerdb/mounts"
 )
 
-// overlay2 is the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's layer has
-// a sibling <id>-init. It is to be closed, also after an error.
+// overlay2 is the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's layer
+// has a sibling <id>-init. It is to be closed, also after an error.
 func overlay2(root string, known map[model.ContainerID]string) (l layout, err error) {
 	l = layout{images: root, containers: root, writable: map[model.ContainerID]string{}}
 	if l.root, err = safefs.OpenDir(filepath.Join(root, overlay2Layers)); err != nil {
 		return l, err
 	}
+
 	entries, err := list(l.root, ".")
 	if err != nil {
 		return l, err
 	}
+
 	names := make(map[string]bool, len(entries))
 	for _, name := range entries {
 		names[name] = true
 	}
+
 	for _, name := range entries {
 		if name == "l" { // short links to the others
 			continue
 		}
+
 		initial, writable := strings.HasSuffix(name, "-init"), names[name+"-init"]
 		l.layers = append(l.layers, layer{
 			name:      filepath.Join(name, "diff"),
@@ -94,6 +98,7 @@ func (l *layout) findMounts(root string, layers map[string]bool, known map[model
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no container has been created yet
 	}
+
 	if err != nil {
 		return err
 	}
@@ -103,25 +108,30 @@ func (l *layout) findMounts(root string, layers map[string]bool, known map[model
 	if err != nil {
 		return err
 	}
+
 	for _, name := range containers {
 		id, err := model.ParseContainerID(name)
 		if err != nil {
 			continue
 		}
+
 		mount, ok := known[id]
 		if !ok {
 			mount = mountID(notes, id)
 		}
+
 		if layers[mount] {
 			l.writable[id] = filepath.Join(mount, "diff")
 			known[id] = mount
 		}
 	}
+
 	for id := range known {
 		if l.writable[id] == "" {
 			delete(known, id)
 		}
 	}
+
 	return nil
 }
 
@@ -140,39 +150,45 @@ func mountID(notes *os.File, id model.ContainerID) string {
 	if err != nil {
 		return ""
 	}
+
 	return strings.TrimSpace(string(b))
 }
 
 const (
 	snapshotter = "io.containerd.snapshotter.v1.overlayfs/snapshots"
 	content     = "io.containerd.content.v1.content"
-	// rootfs is where Docker mounts the root of a container from a snapshot: <root>/rootfs/overlayfs/<ID>.
+	// rootfs is where Docker mounts the root of a container from a snapshot:
+	// <root>/rootfs/overlayfs/<ID>.
 	rootfs = "rootfs/overlayfs"
 )
 
 // containerd is the layout of containerd's store: compressed blobs, and <n>/fs of the overlayfs
-// snapshotter. A snapshot is a container's if mounts (as in /proc/self/mountinfo) has it as an upper
-// directory, or had: containers knows those by their names. The layout is to be closed, also after
-// an error.
+// snapshotter. A snapshot is a container's if mounts (as in /proc/self/mountinfo) has it as an
+// upper directory, or had: containers knows those by their names. The layout is to be closed, also
+// after an error.
 func containerd(root string, mounts []byte, containers map[string]bool) (l layout, err error) {
 	l, upper, err := containerdRoot(root, mounts)
 	if err != nil {
 		return l, err
 	}
+
 	for id, n := range upper {
 		l.writable[id] = snapshot(n)
 		containers[snapshot(n)] = true
 	}
+
 	snapshots, err := list(l.root, snapshotter)
 	if err != nil {
 		return l, err
 	}
+
 	found := make(map[string]bool, len(snapshots))
 	for _, n := range snapshots {
 		name := snapshot(n)
 		found[name] = true
 		l.layers = append(l.layers, layer{name: name, container: containers[name], final: !containers[name]})
 	}
+
 	for name := range containers {
 		if !found[name] {
 			delete(containers, name)
@@ -183,9 +199,11 @@ func containerd(root string, mounts []byte, containers map[string]bool) (l layou
 	if err != nil {
 		return l, err
 	}
+
 	for _, b := range blobs {
 		l.layers = append(l.layers, layer{name: filepath.Join(content, "blobs/sha256", b), final: true})
 	}
+
 	return l, nil
 }
 
@@ -198,6 +216,7 @@ func containerdRoot(root string, mounts []byte) (l layout, upper map[model.Conta
 			base = candidate
 		}
 	}
+
 	l = layout{images: base, containers: base, writable: map[model.ContainerID]string{}}
 	if base == "" {
 		return l, nil, &fs.PathError{Op: "find containerd's store", Path: root, Err: fs.ErrNotExist}
@@ -205,32 +224,37 @@ func containerdRoot(root string, mounts []byte) (l layout, upper map[model.Conta
 	if l.root, err = safefs.OpenDir(base); err != nil {
 		return l, nil, err
 	}
+
 	if device(l.root, content) != device(l.root, snapshotter) {
 		l.images, l.containers = filepath.Join(base, content), filepath.Join(base, snapshotter)
 	}
+
 	return l, upper, nil
 }
 
 func snapshot(n string) string { return filepath.Join(snapshotter, n, "fs") }
 
 // upperDirs finds containerd's root and the number of each container's snapshot in mountinfo
-// (proc_pid_mountinfo(5)). Pods may choose the names of some mounts, so only an overlay counts that is
-// mounted where Docker mounts the root of a container, beneath its own data directory.
+// (proc_pid_mountinfo(5)). Pods may choose the names of some mounts, so only an overlay counts that
+// is mounted where Docker mounts the root of a container, beneath its own data directory.
 func upperDirs(root string, mounts []byte) (base string, snapshots map[model.ContainerID]string) {
 	if resolved, err := filepath.EvalSymlinks(root); err == nil { // as the kernel shows it
 		root = resolved
 	}
+
 	snapshots = map[model.ContainerID]string{}
 	all, err := mountinfo.GetMountsFromReader(bytes.NewReader(mounts), mountinfo.FSTypeFilter("overlay"))
 	if err != nil {
 		return "", snapshots
 	}
+
 	for _, m := range all {
 		dir, name := filepath.Split(m.Mountpoint)
 		id, err := model.ParseContainerID(name)
 		if err != nil || filepath.Clean(dir) != filepath.Join(root, rootfs) {
 			continue
 		}
+
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
 			upper, ok := strings.CutPrefix(option, "upperdir=")
 			if !ok {
@@ -241,6 +265,7 @@ func upperDirs(root string, mounts []byte) (base string, snapshots map[model.Con
 			}
 		}
 	}
+
 	return base, snapshots
 }
 
@@ -250,10 +275,12 @@ func cutSnapshot(dir string) (base, n string, ok bool) {
 	if !ok || !filepath.IsAbs(base) || filepath.Clean(base) != base {
 		return "", "", false
 	}
+
 	n, ok = strings.CutSuffix(rest, "/fs")
 	if _, err := strconv.ParseUint(n, 10, 64); err != nil {
 		return "", "", false
 	}
+
 	return base, n, ok
 }
 

@@ -56,6 +56,7 @@ func newWalk(root *os.File, name string) (*walk, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return w, nil
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
@@ -65,18 +66,22 @@ func newWalk(root *os.File, name string) (*walk, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR { // a blob of containerd's
 		w.count(&st)
 		return w, nil
 	}
+
 	if w.Walker, err = safefs.NewWalker(f); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
+
 	w.File, w.MaxEntries = w.count, maxEntries
 	w.Dir = func(_ int, st *unix.Stat_t) error {
 		w.whole.add(Usage{Bytes: uint64(st.Blocks) * blockSize, Inodes: 1})
 		return nil
 	}
+
 	return w, nil
 }
 
@@ -97,6 +102,7 @@ func (w *walk) run(check func() error, slice time.Duration) (ended bool, err err
 	if w.Walker == nil {
 		return true, nil
 	}
+
 	began := time.Now()
 	w.Check = check
 	ended, err = w.Walk(began.Add(slice))
@@ -108,8 +114,10 @@ func (w *walk) run(check func() error, slice time.Duration) (ended bool, err err
 	if !ended && w.spent < maxWalkTime {
 		return false, nil
 	}
+
 	w.whole.Partial = !ended || w.Partial()
 	w.close()
+
 	return true, nil
 }
 
@@ -141,5 +149,6 @@ func device(root *os.File, name string) uint64 {
 	if unix.Fstat(int(f.Fd()), &st) != nil {
 		return 0
 	}
+
 	return uint64(st.Dev)
 }

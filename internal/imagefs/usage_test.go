@@ -26,12 +26,15 @@ func usage(t testing.TB, ctx context.Context, dir string) (Usage, error) {
 		t.Fatal(err)
 	}
 	defer root.Close()
+
 	w, err := newWalk(root, filepath.Base(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.close()
+
 	_, err = w.run(ctx.Err, time.Hour)
+
 	return w.usage(), err
 }
 
@@ -43,20 +46,24 @@ func oracle(t testing.TB, root string) (u Usage) {
 		if err != nil {
 			return err
 		}
+
 		info, err := d.Info()
 		if err != nil {
 			return err
 		}
+
 		st := info.Sys().(*syscall.Stat_t)
 		if !seen[st.Ino] {
 			seen[st.Ino] = true
 			u.add(Usage{Bytes: uint64(st.Blocks) * 512, Inodes: 1})
 		}
+
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return u
 }
 
@@ -78,6 +85,7 @@ func bait(t testing.TB) string {
 	for i := range 1500 {
 		must(t, unix.Mknod(filepath.Join(dir, fmt.Sprint(i)), unix.S_IFREG|0o600, 0))
 	}
+
 	return dir
 }
 
@@ -101,6 +109,7 @@ func TestUsageOfRandomTrees(t *testing.T) {
 				if os.Mkdir(path, 0o755) == nil {
 					dirs = append(dirs, path)
 				}
+
 			case 2:
 				_ = os.Symlink(outside, path)
 			case 3:
@@ -109,15 +118,18 @@ func TestUsageOfRandomTrees(t *testing.T) {
 				if len(files) > 0 {
 					_ = os.Link(rapid.SampledFrom(files).Draw(r, "linked"), path)
 				}
+
 			default:
 				if os.WriteFile(path, make([]byte, rapid.IntRange(0, 20000).Draw(r, "size")), 0o600) == nil {
 					files = append(files, path)
 				}
 			}
 		}
+
 		if got, err := usage(t, t.Context(), root); err != nil || got != oracle(t, root) {
 			r.Fatalf("%+v, %v; want %+v", got, err, oracle(t, root))
 		}
+
 		must(t, os.RemoveAll(root))
 	})
 }
@@ -131,6 +143,7 @@ func TestUsageOfWideTree(t *testing.T) {
 		must(t, os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o600))
 		must(t, os.Link(filepath.Join(root, "d0/f"), filepath.Join(dir, "g")))
 	}
+
 	if got, err := usage(t, t.Context(), root); err != nil || got != oracle(t, root) {
 		t.Errorf("%+v, %v; want %+v", got, err, oracle(t, root))
 	}
@@ -153,6 +166,7 @@ func TestUsageOfDeepTree(t *testing.T) {
 		must(t, err, unix.Close(fd))
 		fd = next
 	}
+
 	must(t, unix.Close(fd))
 	defer removeDeep(t, root, name)
 
@@ -166,6 +180,7 @@ func TestUsageOfDeepTree(t *testing.T) {
 		must(t, err)
 		most = max(most, descriptors(t)-before)
 	}
+
 	if u := w.usage(); u.Inodes != 1+2*depth+depth/1000 || u.Partial {
 		t.Errorf("%+v", u)
 	}
@@ -205,11 +220,14 @@ func TestUsageWhileDirectoriesAreSwapped(t *testing.T) {
 		must(t, os.MkdirAll(filepath.Join(root, fmt.Sprint("d", i), strings.Repeat("a/", 20)), 0o755))
 		must(t, os.Symlink(outside, filepath.Join(root, fmt.Sprint("l", i))))
 	}
+
 	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
 	defer stop()
+
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+
 		at := func(format string, a ...any) string { return filepath.Join(root, fmt.Sprintf(format, a...)) }
 		for ctx.Err() == nil {
 			i, j := rand.IntN(40), rand.IntN(40)
@@ -225,11 +243,14 @@ func TestUsageWhileDirectoriesAreSwapped(t *testing.T) {
 		if err == nil {
 			walks++
 		}
-		// A directory that is moved ahead of the walk counts once more, so only the size shows the bait.
+
+		// A directory that is moved ahead of the walk counts once more, so only the size shows the
+		// bait.
 		if u.Bytes > 32<<20 {
 			t.Fatalf("something outside was counted: %+v", u)
 		}
 	}
+
 	<-done
 	if walks == 0 {
 		t.Error("no walk came to its end")
@@ -243,8 +264,10 @@ func TestUsageLeavesOtherMountsOut(t *testing.T) {
 	outside := bait(t)
 	must(t, unix.Mount(outside, filepath.Join(root, "bind"), "", unix.MS_BIND, ""))
 	defer func() { must(t, unix.Unmount(filepath.Join(root, "bind"), unix.MNT_DETACH)) }()
+
 	must(t, unix.Mount("tmpfs", filepath.Join(root, "tmpfs"), "tmpfs", 0, "size=1m"))
 	defer func() { must(t, unix.Unmount(filepath.Join(root, "tmpfs"), unix.MNT_DETACH)) }()
+
 	if u, err := usage(t, t.Context(), root); err != nil || u.Inodes != 1 || u.Partial {
 		t.Errorf("%+v, %v", u, err)
 	}
@@ -255,6 +278,7 @@ func TestUsageHonoursContext(t *testing.T) {
 	for i := range 100 {
 		must(t, os.Mkdir(filepath.Join(root, fmt.Sprint(i)), 0o755))
 	}
+
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := usage(t, ended, root); err == nil {
@@ -271,6 +295,7 @@ func BenchmarkUsage(b *testing.B) {
 			must(b, os.WriteFile(filepath.Join(dir, fmt.Sprint("file", f)), []byte("x"), 0o644))
 		}
 	}
+
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := usage(b, b.Context(), root); err != nil {

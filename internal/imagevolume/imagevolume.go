@@ -45,6 +45,7 @@ func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 		return fmt.Errorf("mount image %s: %w", id, err)
 	}
 	defer target.Close()
+
 	if mounted, err := isMount(root, target); mounted || err != nil {
 		return err
 	}
@@ -53,6 +54,7 @@ func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 			err = errors.Join(fmt.Errorf("mount image %s: %w", id, err), removeDir(root, id.Hex()))
 		}
 	}()
+
 	return overlay(root, target, layers)
 }
 
@@ -65,13 +67,16 @@ func overlay(root, target *os.File, layers []string) error {
 		if !filepath.IsAbs(l) {
 			return fmt.Errorf("layer %q is not an absolute path: %w", l, errdefs.ErrInvalidArgument)
 		}
+
 		fd, err := unix.Open(l, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", l, err)
 		}
 		defer unix.Close(fd) //nolint:errcheck // a descriptor of a path only
+
 		lower = append(lower, descriptor(fd))
 	}
+
 	if len(lower) < 2 { // overlayfs wants two directories where nothing is to be written
 		empty, err := makePrivate(root, emptyDir)
 		if err != nil {
@@ -80,8 +85,10 @@ func overlay(root, target *os.File, layers []string) error {
 		defer empty.Close()
 		lower = append(lower, descriptor(int(empty.Fd())))
 	}
+
 	const flags = unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID
 	options := "lowerdir=" + strings.Join(lower, ":")
+
 	return unix.Mount("overlay", descriptor(int(target.Fd())), "overlay", flags, options)
 }
 
@@ -98,6 +105,7 @@ func (v *Volumes) Unmount(id model.ImageID) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+
 	if err != nil {
 		return fmt.Errorf("unmount image %s: %w", id, err)
 	}
@@ -107,9 +115,11 @@ func (v *Volumes) Unmount(id model.ImageID) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount image %s: %w", id, err)
 	}
+
 	if err := removeDir(root, id.Hex()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unmount image %s: %w", id, err)
 	}
+
 	return nil
 }
 
@@ -120,6 +130,7 @@ func (v *Volumes) List() ([]model.ImageID, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("list mounted images: %w", err)
 	}
@@ -132,6 +143,7 @@ func (v *Volumes) List() ([]model.ImageID, error) {
 			ids = append(ids, id)
 		}
 	}
+
 	return ids, err
 }
 
@@ -150,11 +162,13 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 		return "", fmt.Errorf("resolve %q in image %s: %w", subPath, id, err)
 	}
 	defer root.Close()
+
 	image, err := safefs.OpenAt(root, id.Hex(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return "", fmt.Errorf("resolve %q in image %s: %w", subPath, id, err)
 	}
 	defer image.Close()
+
 	if mounted, err := isMount(root, image); !mounted || err != nil {
 		err = errors.Join(err, errdefs.ErrFailedPrecondition)
 		return "", fmt.Errorf("resolve %q in image %s: it is not mounted: %w", subPath, id, err)
@@ -164,6 +178,7 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("resolve %q in image %s: %w", subPath, id, err)
 	}
+
 	return filepath.Join(v.path(id), path), nil
 }
 
@@ -174,6 +189,7 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
+
 	fd, err := safefs.Openat2(int(image.Fd()), filepath.Join(".", subPath), &how)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
@@ -189,6 +205,7 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", err
 	}
+
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return "", fmt.Errorf("it is neither a file nor a directory: %w", errdefs.ErrInvalidArgument)
 	}
@@ -197,14 +214,17 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	path, err := os.Readlink(descriptor(fd))
 	if err != nil {
 		return "", err
 	}
+
 	inside, ok := strings.CutPrefix(path, root)
 	if !ok || inside != "" && inside[0] != '/' {
 		return "", fmt.Errorf("it leads to %s: %w", path, errdefs.ErrFailedPrecondition)
 	}
+
 	return inside, nil
 }
 
@@ -214,8 +234,10 @@ func isMount(above, dir *os.File) (bool, error) {
 	if err := unix.Fstat(int(dir.Fd()), &here); err != nil {
 		return false, err
 	}
+
 	if err := unix.Fstat(int(above.Fd()), &there); err != nil {
 		return false, err
 	}
+
 	return here.Dev != there.Dev, nil
 }

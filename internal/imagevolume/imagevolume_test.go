@@ -24,11 +24,14 @@ func privately(t *testing.T, test func()) {
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		}
+
 		if err == nil {
 			test()
 		}
+
 		done <- err
 	}()
+
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -45,19 +48,28 @@ func TestMount(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(l, "sub"), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.WriteFile(filepath.Join(l, "sub", fmt.Sprint(i)), []byte(fmt.Sprint(i)), 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.WriteFile(filepath.Join(l, "same"), []byte(fmt.Sprint(i)), 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		layers = append(layers, l)
 	}
-	for name, to := range map[string]string{"inside": "/sub", "outside": "../../../../../../etc", "nowhere": "/no/such"} {
+
+	for name, to := range map[string]string{
+		"inside":  "/sub",
+		"outside": "../../../../../../etc",
+		"nowhere": "/no/such",
+	} {
 		if err := os.Symlink(to, filepath.Join(layers[0], name)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	privately(t, func() {
 		for _, n := range []int{1, 2, 125} {
 			v, id := New(filepath.Join(dir, "run")), testID
@@ -67,40 +79,51 @@ func TestMount(t *testing.T) {
 					return
 				}
 			}
+
 			for sub, want := range map[string]string{
-				"": "", "same": "same", "sub/0": "sub/0", "inside": "sub", "inside/0": "sub/0", fmt.Sprint("sub/", n-1): fmt.Sprint("sub/", n-1), "./sub//": "sub",
+				"": "", "same": "same", "sub/0": "sub/0", "inside": "sub", "inside/0": "sub/0",
+				fmt.Sprint("sub/", n-1): fmt.Sprint("sub/", n-1), "./sub//": "sub",
 			} {
 				if got, err := v.Resolve(id, sub); err != nil || got != filepath.Join(dir, "run", testID.Hex(), want) {
 					t.Errorf("Resolve %q: %s, %v", sub, got, err)
 				}
 			}
-			for _, sub := range []string{"missing", "same/file", "nowhere", "outside", "sub/125"} { // outside is /etc of the image
+
+			// outside is /etc of the image
+			for _, sub := range []string{"missing", "same/file", "nowhere", "outside", "sub/125"} {
 				if got, err := v.Resolve(id, sub); !errdefs.IsNotFound(err) {
 					t.Errorf("Resolve %q: %s, %v", sub, got, err)
 				}
 			}
+
 			if b, err := os.ReadFile(filepath.Join(dir, "run", testID.Hex(), "same")); string(b) != "0" {
 				t.Errorf("the uppermost layer does not win: %s, %v", b, err)
 			}
 			if err := os.WriteFile(filepath.Join(dir, "run", testID.Hex(), "same"), nil, 0o644); err == nil {
 				t.Error("it can be written")
 			}
+
 			if ids, err := v.List(); err != nil || len(ids) != 1 || ids[0] != id {
 				t.Errorf("List: %v, %v", ids, err)
 			}
+
 			for range 2 {
 				if err := v.Unmount(id); err != nil {
 					t.Error(err)
 				}
 			}
+
 			if ids, err := v.List(); err != nil || len(ids) != 0 {
 				t.Errorf("List: %v, %v", ids, err)
 			}
 		}
+
 		v := New(filepath.Join(dir, "other"))
-		if err := v.Mount(model.ImageID(algorithm+strings.Repeat("b", 64)), []string{filepath.Join(dir, "nothing")}); err == nil {
+		if err := v.Mount(model.ImageID(algorithm+strings.Repeat("b", 64)),
+			[]string{filepath.Join(dir, "nothing")}); err == nil {
 			t.Error("mount of a layer that is not there: no error")
 		}
+
 		if ids, err := v.List(); err != nil || len(ids) != 0 {
 			t.Errorf("a failed mount has left %v, %v", ids, err)
 		}

@@ -24,14 +24,17 @@ func (v *Volumes) open(create bool) (*os.File, error) {
 			return nil, err
 		}
 	}
+
 	above, err := safefs.OpenDir(parent)
 	if err != nil {
 		return nil, err
 	}
 	defer above.Close()
+
 	if create {
 		return makePrivate(above, name)
 	}
+
 	return openPrivate(above, name)
 }
 
@@ -52,12 +55,15 @@ func openPrivate(above *os.File, name string) (*os.File, error) {
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("%s is not a directory; remove it: %w", path, errdefs.ErrFailedPrecondition)
 	}
+
 	if err != nil {
 		return nil, err
 	}
+
 	if err := closeToOthers(above, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), dir.Close())
 	}
+
 	return dir, nil
 }
 
@@ -65,16 +71,19 @@ func closeToOthers(above, dir *os.File) error {
 	if mounted, err := isMount(above, dir); mounted || err != nil {
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
+
 	if int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("it belongs to user %d; remove it: %w", st.Uid, errdefs.ErrFailedPrecondition)
 	}
 	if st.Mode&0o7777 == private {
 		return nil
 	}
+
 	return dir.Chmod(private)
 }
 

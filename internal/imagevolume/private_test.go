@@ -35,21 +35,25 @@ func mode(t *testing.T, path string) os.FileMode {
 func TestDirectoriesAreRootsAlone(t *testing.T) {
 	base := t.TempDir()
 	layer, run := filepath.Join(base, "layer"), filepath.Join(base, "run/volumes")
-	must(t, os.Mkdir(layer, 0o755), os.MkdirAll(filepath.Join(run, testID.Hex()), 0o755), os.Mkdir(filepath.Join(run, emptyDir), 0o777))
+	must(t, os.Mkdir(layer, 0o755), os.MkdirAll(filepath.Join(run, testID.Hex()), 0o755),
+		os.Mkdir(filepath.Join(run, emptyDir), 0o777))
 	privately(t, func() {
 		v := New(run)
 		if err := v.Mount(testID, []string{layer}); err != nil {
 			t.Error(err)
 		}
+
 		for _, dir := range []string{run, filepath.Join(run, emptyDir)} {
 			if m := mode(t, dir); m != private {
 				t.Errorf("%s has mode %o", dir, m)
 			}
 		}
+
 		if err := v.Unmount(testID); err != nil {
 			t.Error(err)
 		}
 	})
+
 	must(t, os.Mkdir(filepath.Join(run, "not-an-image"), 0o700), os.Chmod(run, 0o755))
 	if ids, err := New(run).List(); err != nil || len(ids) != 0 || mode(t, run) != private {
 		t.Errorf("List: %v, %v, mode %o", ids, err, mode(t, run))
@@ -60,10 +64,13 @@ func TestDirectoriesAreRootsAlone(t *testing.T) {
 // it.
 func TestForeignDirectoriesAreRefused(t *testing.T) {
 	layer := t.TempDir()
+
 	for name, plant := range map[string]func(run string) error{
-		"another user's directory": func(run string) error { return errors.Join(os.Mkdir(run, 0o755), os.Chown(run, 1000, 1000)) },
-		"a link":                   func(run string) error { return os.Symlink(layer, run) },
-		"a file":                   func(run string) error { return os.WriteFile(run, nil, 0o600) },
+		"another user's directory": func(run string) error {
+			return errors.Join(os.Mkdir(run, 0o755), os.Chown(run, 1000, 1000))
+		},
+		"a link": func(run string) error { return os.Symlink(layer, run) },
+		"a file": func(run string) error { return os.WriteFile(run, nil, 0o600) },
 		"another user's directory of the image": func(run string) error {
 			dir := filepath.Join(run, testID.Hex())
 			return errors.Join(os.MkdirAll(dir, 0o755), os.Chown(dir, 1000, 1000))
@@ -111,9 +118,12 @@ func TestResolveStaysInside(t *testing.T) {
 				rapid.Just("../../../../.."+secret),
 				rapid.Map(path, func(p string) string { return "/" + p }),
 			).Draw(r, "target")
-			at := rapid.SampledFrom([]string{"link", "c", "a/link", "a/c", "a/b/link", "b/link", "proc", "self", "root"}).Draw(r, "at")
+
+			at := rapid.SampledFrom([]string{"link", "c", "a/link", "a/c", "a/b/link", "b/link", "proc", "self",
+				"root"}).Draw(r, "at")
 			_ = os.Symlink(target, filepath.Join(layer, at))
 		}
+
 		sub := rapid.OneOf(path, rapid.Just("link"+secret)).Draw(r, "sub-path")
 		privately(t, func() {
 			v := New(run)
@@ -126,10 +136,12 @@ func TestResolveStaysInside(t *testing.T) {
 					t.Error(err)
 				}
 			}()
+
 			got, err := v.Resolve(testID, sub)
 			if err != nil {
 				return
 			}
+
 			root := filepath.Join(run, testID.Hex())
 			if got != root && !strings.HasPrefix(got, root+"/") {
 				t.Errorf("%q leads to %s", sub, got)
@@ -138,6 +150,7 @@ func TestResolveStaysInside(t *testing.T) {
 				t.Errorf("%q is %s, where a link leads to %s, %v", sub, got, real, err)
 			}
 		})
+
 		if t.Failed() {
 			r.Fatal("see above")
 		}
@@ -149,31 +162,38 @@ func TestResolveStaysInside(t *testing.T) {
 func TestResolveRefuses(t *testing.T) {
 	base := t.TempDir()
 	layer := filepath.Join(base, "layer")
-	must(t, os.Mkdir(layer, 0o755), unix.Mkfifo(filepath.Join(layer, "fifo"), 0o600), os.Symlink("loop", filepath.Join(layer, "loop")))
+	must(t, os.Mkdir(layer, 0o755), unix.Mkfifo(filepath.Join(layer, "fifo"), 0o600),
+		os.Symlink("loop", filepath.Join(layer, "loop")))
 	must(t, unix.Mknod(filepath.Join(layer, "device"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
 	privately(t, func() {
 		v := New(filepath.Join(base, "run"))
 		if path, err := v.Resolve(testID, ""); err == nil {
 			t.Errorf("nothing was ever mounted: %s", path)
 		}
+
 		if err := v.Mount(testID, []string{"relative"}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("a relative layer: %v", err)
 		}
+
 		if err := v.Mount(testID, []string{layer}); err != nil {
 			t.Error(err)
 		}
+
 		for _, sub := range []string{"fifo", "device", "loop", strings.Repeat("x", 300), "nul\x00"} {
 			if path, err := v.Resolve(testID, sub); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%q: %s, %v", sub, path, err)
 			}
 		}
+
 		if err := v.Unmount(testID); err != nil {
 			t.Error(err)
 		}
+
 		must(t, os.Mkdir(filepath.Join(base, "run", testID.Hex()), 0o700))
 		if path, err := v.Resolve(testID, ""); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("not mounted: %s, %v", path, err)
 		}
+
 		if path, err := v.Resolve(model.ImageID("sha256:"+strings.Repeat("0", 64)), ""); err == nil {
 			t.Errorf("an unknown image: %s", path)
 		}

@@ -20,7 +20,8 @@ type lock struct {
 // New returns an empty Map.
 func New() *Map { return &Map{locks: map[string]*lock{}} }
 
-// Lock takes the lock of key. It returns ctx's error if ctx ends first; else unlock must be called once.
+// Lock takes the lock of key. It returns ctx's error if ctx ends first; else unlock must be called
+// once.
 func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	m.mu.Lock()
 	l := m.locks[key]
@@ -31,6 +32,7 @@ func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 		l = &lock{held: make(chan struct{}, 1)}
 		m.locks[key] = l
 	}
+
 	l.users++
 	m.mu.Unlock()
 	select {

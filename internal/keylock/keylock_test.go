@@ -24,6 +24,7 @@ func TestExclusionPerKey(t *testing.T) {
 			})
 		}
 	}
+
 	wg.Wait()
 	if *counts["a"] != 100 || *counts["b"] != 100 || len(m.locks) != 0 {
 		t.Errorf("counts %d, %d; %d locks left", *counts["a"], *counts["b"], len(m.locks))
@@ -36,11 +37,13 @@ func TestGivesUpWithTheContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := m.Lock(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
+
 	unlock()
 	if len(m.locks) != 0 {
 		t.Errorf("%d locks left", len(m.locks))

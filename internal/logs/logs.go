@@ -22,7 +22,8 @@ import (
 
 // Modes of --container-log.
 const (
-	ModeAuto     = "auto"      // CRI files if the engine reaches the log-driver process, json-file else
+	// CRI files if the engine reaches the log-driver process, json-file else
+	ModeAuto     = "auto"
 	ModeCRI      = "cri"       // CRI files or nothing
 	ModeJSONFile = "json-file" // Docker's json-file and a link, as older shims did
 )
@@ -80,6 +81,7 @@ func New(cfg Config) *Logs {
 	if cfg.Mode == ModeJSONFile {
 		l.set(ModeJSONFile, "")
 	}
+
 	return l
 }
 
@@ -99,6 +101,7 @@ func (l *Logs) Run(ctx context.Context) {
 	if l.cfg.Mode == ModeJSONFile {
 		return
 	}
+
 	for retry := retryMin; ctx.Err() == nil; {
 		disconnected, err := l.connect(ctx)
 		if err == nil {
@@ -106,9 +109,11 @@ func (l *Logs) Run(ctx context.Context) {
 			l.ask(ctx, disconnected)
 			continue
 		}
+
 		if ctx.Err() != nil {
 			return
 		}
+
 		l.fallBack(err)
 		wait(ctx, retry, nil, nil)
 		retry = min(2*retry, retryMax)
@@ -130,15 +135,18 @@ func (l *Logs) connect(ctx context.Context) (disconnected <-chan struct{}, err e
 	if err != nil && ctx.Err() == nil {
 		s, disconnected, err = l.launch(ctx)
 	}
+
 	if err != nil {
 		return nil, err
 	}
+
 	l.setAlarms(s)
 	l.cfg.Log.Info("the log-driver process answers", "pid", s.PID, "version", s.Version)
 	if s.Version != l.cfg.Version {
 		l.cfg.Log.Info("the log-driver process is of another release and goes on; "+
 			"end it with SIGTERM to renew it, no line is lost", "pid", s.PID)
 	}
+
 	return disconnected, nil
 }
 
@@ -148,8 +156,10 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan
 	if err != nil {
 		return s, nil, fmt.Errorf("start the log-driver process: %w", err)
 	}
+
 	tick := time.NewTicker(launchPoll)
 	defer tick.Stop()
+
 	for deadline := time.Now().Add(launchTimeout); ; {
 		select {
 		case <-ctx.Done():
@@ -158,6 +168,7 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan
 			return s, nil, fmt.Errorf("the log-driver process ended at once: %w", last)
 		case <-tick.C:
 		}
+
 		if s, disconnected, err = l.cfg.Process.Watch(ctx, l.setAlarms); err == nil || time.Now().After(deadline) {
 			return s, disconnected, err
 		}
@@ -177,12 +188,14 @@ func (l *Logs) ask(ctx context.Context, disconnected <-chan struct{}) {
 			return
 		case err == nil:
 			l.set(ModeCRI, "")
-		case errdefs.IsUnavailable(err): // an engine that comes back says so; one that failed this once does not
+		// an engine that comes back says so; one that failed this once does not
+		case errdefs.IsUnavailable(err):
 			again = retryUnavailable
 		default:
 			l.fallBack(fmt.Errorf("the engine cannot use the log-driver process: %w", err))
 			again = retryMax
 		}
+
 		if !wait(ctx, again, disconnected, l.recheck) {
 			return
 		}
@@ -198,6 +211,7 @@ func wait(ctx context.Context, d time.Duration, disconnected <-chan struct{}, ag
 		defer t.Stop()
 		after = t.C
 	}
+
 	select {
 	case <-ctx.Done():
 		return false
@@ -222,10 +236,12 @@ func (l *Logs) fallBack(why error) {
 func (l *Logs) set(active, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.isDecided && active == l.active {
 		l.reason = reason
 		return
 	}
+
 	l.active, l.reason = active, reason
 	if !l.isDecided {
 		l.isDecided = true
@@ -264,12 +280,14 @@ func (l *Logs) setAlarms(s driver.Status) {
 func (l *Logs) State() (active, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if !l.isDecided {
 		return "", "it is not yet known whether the engine reaches the log-driver process"
 	}
 	if l.active == ModeCRI && l.reason == "" {
 		return l.active, l.alarms
 	}
+
 	return l.active, l.reason
 }
 
@@ -285,6 +303,7 @@ func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConf
 	case <-ctx.Done():
 		return spec.LogConfig{}, fmt.Errorf("container log: %w", ctx.Err())
 	}
+
 	active, reason := l.State()
 	switch {
 	case active == "":
@@ -294,9 +313,12 @@ func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConf
 		// Without options: the engine's defaults, which its operator sets in daemon.json (max-size,
 		// max-file), hold.
 		return spec.LogConfig{Driver: "json-file"}, nil
+
 	case directory == "" || path == "":
-		return spec.LogConfig{Driver: "local"}, nil // nobody rotates what has no path; Docker bounds this one by itself
+		// nobody rotates what has no path; Docker bounds this one by itself
+		return spec.LogConfig{Driver: "local"}, nil
 	}
+
 	return driverConfig(directory, path), nil
 }
 
@@ -304,7 +326,8 @@ func driverConfig(directory, path string) spec.LogConfig {
 	return spec.LogConfig{Driver: driver.Name, Options: map[string]string{
 		driver.OptionDirectory: filepath.Clean(directory),
 		driver.OptionPath:      filepath.Clean(path),
-		"cache-disabled":       "true", // docker logs asks the driver; Docker's copy would double the work
+		// docker logs asks the driver; Docker's copy would double the work
+		"cache-disabled": "true",
 	}}
 }
 
@@ -331,9 +354,11 @@ func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
 	if c.LogDriver != driver.Name {
 		return l.links.reopen(ctx, c)
 	}
+
 	err := l.cfg.Process.Reopen(ctx, string(c.ID))
 	if errdefs.IsNotFound(err) { // it runs, so its output is written in a moment
 		return errors.Join(fmt.Errorf("reopen log of container %s: %w", c.ID, errdefs.ErrUnavailable), err)
 	}
+
 	return err
 }

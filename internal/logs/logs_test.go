@@ -41,12 +41,16 @@ func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.
 	if w.slow {
 		<-ctx.Done()
 	}
+
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	if w.gone == nil {
 		return driver.Status{}, nil, fmt.Errorf("log-driver process: %w", errdefs.ErrUnavailable)
 	}
+
 	w.changed = changed
+
 	return driver.Status{PID: 7, Version: "old"}, w.gone, nil
 }
 
@@ -78,7 +82,10 @@ func (w *world) setReach(err error) {
 
 func (w *world) logs(mode string) *Logs {
 	return New(Config{
-		Mode: mode, Process: w, Version: "new", Log: slog.New(slog.DiscardHandler),
+		Mode:    mode,
+		Process: w,
+		Version: "new",
+		Log:     slog.New(slog.DiscardHandler),
 		Launch: func() (<-chan error, error) {
 			w.launched++
 			return w.dies, w.launch()
@@ -108,6 +115,7 @@ func inBubble(t *testing.T, mode string, w *world, test func(t *testing.T, l *Lo
 		if w.running {
 			w.run()
 		}
+
 		l := w.logs(mode)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
@@ -124,6 +132,7 @@ func expect(t *testing.T, l *Logs, active, reason, driverName string) {
 	if gotActive != active || !strings.Contains(gotReason, reason) || (reason == "") != (gotReason == "") {
 		t.Errorf("state %q, %q; want %q, %q", gotActive, gotReason, active, reason)
 	}
+
 	c, err := l.Config(t.Context(), "/var/log/pods/p", "main/0.log")
 	if driverName == "" {
 		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), reason) {
@@ -131,6 +140,7 @@ func expect(t *testing.T, l *Logs, active, reason, driverName string) {
 		}
 		return
 	}
+
 	if err != nil || c.Driver != driverName {
 		t.Errorf("Config: %v, %v; want %s", c, err, driverName)
 	}
@@ -147,6 +157,7 @@ func TestAlarms(t *testing.T) {
 		if _, reason := l.State(); len(reason) > text.MaxMessage || strings.ContainsRune(reason, 0x1b) {
 			t.Errorf("the reason is %.50q, %d bytes", reason, len(reason))
 		}
+
 		w.changed(driver.Status{})
 		expect(t, l, ModeCRI, "", driver.Name)
 	})
@@ -161,16 +172,20 @@ func TestAutoUsesTheDriver(t *testing.T) {
 		if err != nil || fmt.Sprint(c.Options) != "map[cache-disabled:true directory:/var/log/pods/p path:main/0.log]" {
 			t.Errorf("%v, %v", c, err)
 		}
+
 		for _, none := range [][2]string{{"", "main/0.log"}, {"/var/log/pods/p", ""}} {
-			if c, err := l.Config(t.Context(), none[0], none[1]); err != nil || c.Driver != "local" || c.Options != nil {
+			if c, err := l.Config(t.Context(), none[0], none[1]); err != nil || c.Driver != "local" ||
+				c.Options != nil {
 				t.Errorf("without a path: %v, %v", c, err)
 			}
 		}
+
 		for range 3 { // it is killed, and runs again at once
 			w.kill()
 			settle()
 			expect(t, l, ModeCRI, "", driver.Name)
 		}
+
 		if w.launched != 4 {
 			t.Errorf("launched %d times", w.launched)
 		}
@@ -212,6 +227,7 @@ func TestAutoFallsBack(t *testing.T) {
 				if err != nil || c.Driver != "json-file" || c.Options != nil {
 					t.Errorf("%v, %v", c, err)
 				}
+
 				expect(t, l, ModeJSONFile, "log-driver process", "json-file")
 				// Whatever it was is mended.
 				w.mu.Lock()
@@ -244,11 +260,14 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 		if active, reason := l.State(); active != "" || reason == "" {
 			t.Errorf("state %q, %q", active, reason)
 		}
+
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+
 		if c, err := l.Config(ctx, "/d", "p"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v, %v", c, err)
 		}
+
 		w.setReach(nil)
 		l.EngineConnected()
 		settle()
@@ -293,16 +312,25 @@ func TestReopenAsksWhoWrites(t *testing.T) {
 	if err := l.Reopen(t.Context(), ours); err != nil || fmt.Sprint(w.reopened) != "[aa]" {
 		t.Errorf("%v, %v", w.reopened, err)
 	}
+
 	w.reopen = errdefs.ErrNotFound
-	if err := l.Reopen(t.Context(), ours); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
+	if err := l.Reopen(t.Context(), ours); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) &&
+		!errdefs.IsUnavailable(err) {
 		t.Errorf("a container that runs and is not written: %v", err)
 	}
+
 	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a path: %v", err)
 	}
-	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb", LogPath: "/x", LogDriver: "journald"}); !errdefs.IsFailedPrecondition(err) {
+
+	if err := l.Reopen(t.Context(), &spec.Container{
+		ID:        "bb",
+		LogPath:   "/x",
+		LogDriver: "journald",
+	}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("of another driver: %v", err)
 	}
+
 	if err := errors.Join(l.Started(t.Context(), ours), l.Removed(t.Context(), ours)); err != nil {
 		t.Error(err)
 	}

@@ -37,14 +37,17 @@ func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" {
 		return nil
 	}
+
 	if c.EngineLogPath == "" {
 		s.log.Warn("kubectl logs will not work: the engine keeps no file of the container's output",
 			"container", c.Name, "driver", c.LogDriver)
 		return nil
 	}
+
 	if err := s.link(c); err != nil {
 		return fmt.Errorf("link log of container %s: %w", c.Name, err)
 	}
+
 	return nil
 }
 
@@ -52,6 +55,7 @@ func (s *symlinks) link(c *spec.Container) error {
 	if _, err := s.engineLog(c); err != nil {
 		return err
 	}
+
 	dir, name, err := logDirectory(c.LogPath, true)
 	if err != nil {
 		return err
@@ -61,15 +65,18 @@ func (s *symlinks) link(c *spec.Container) error {
 	if target, err := readLink(dir, name); err == nil && target == c.EngineLogPath {
 		return nil // a new one would have followers of the log begin anew
 	}
+
 	var st unix.Stat_t
 	err = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		return fmt.Errorf("%s is in the way: remove it", c.LogPath)
 	}
+
 	tmp := safefs.TemporaryName()
 	if err := unix.Symlinkat(c.EngineLogPath, int(dir.Fd()), tmp); err != nil {
 		return &os.LinkError{Op: "symlink", Old: c.EngineLogPath, New: filepath.Join(dir.Name(), tmp), Err: err}
 	}
+
 	return safefs.Rename(dir, tmp, name)
 }
 
@@ -78,17 +85,21 @@ func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" || c.EngineLogPath == "" {
 		return nil
 	}
+
 	dir, name, err := logDirectory(c.LogPath, false)
 	if err != nil {
 		return nil //nolint:nilerr // no directory of ours, so no link of ours
 	}
 	defer dir.Close()
+
 	if target, err := readLink(dir, name); err != nil || target != c.EngineLogPath {
 		return nil //nolint:nilerr // no link, or another container's
 	}
+
 	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove log link of container %s: %w", c.Name, err)
 	}
+
 	return nil
 }
 
@@ -102,9 +113,11 @@ func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w",
 			c.ID, c.LogDriver, errdefs.ErrFailedPrecondition)
 	}
+
 	if err := s.moveRenamed(c); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", c.ID, err)
 	}
+
 	return s.started(ctx, c)
 }
 
@@ -114,21 +127,25 @@ func (s *symlinks) moveRenamed(c *spec.Container) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+
 	renamed, err := linksBeside(dir, name, c.EngineLogPath)
 	if err != nil || len(renamed) == 0 {
 		return err
 	}
 
 	last := len(renamed) - 1
-	for _, link := range renamed[:last] { // left by rotations that were given up; only one can have the text
+	// left by rotations that were given up; only one can have the text
+	for _, link := range renamed[:last] {
 		if err := unix.Unlinkat(int(dir.Fd()), link, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return &os.PathError{Op: "remove", Path: filepath.Join(dir.Name(), link), Err: err}
 		}
 	}
+
 	return s.moveText(c, dir, renamed[last])
 }
 
@@ -151,15 +168,19 @@ func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 				out = append(out, name)
 			}
 		}
+
 		seen += len(names)
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		if err != nil {
 			return nil, err
 		}
 	}
+
 	slices.Sort(out)
+
 	return out, nil
 }
 
@@ -171,15 +192,18 @@ func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error 
 		return err
 	}
 	defer from.Close()
+
 	tmp := safefs.TemporaryName()
 	to, err := safefs.OpenAt(dir, tmp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
+
 	if _, err := io.Copy(to, from); err != nil {
 		return errors.Join(err, unix.Unlinkat(int(dir.Fd()), tmp, 0))
 	}
+
 	if err := safefs.Rename(dir, tmp, link); err != nil {
 		return err
 	}
@@ -187,6 +211,7 @@ func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error 
 	if _, err := io.Copy(to, from); err != nil { // what came meanwhile
 		return err
 	}
+
 	return from.Truncate(0)
 }
 
@@ -200,6 +225,7 @@ func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 	if _, err := model.ParseContainerID(string(c.ID)); err != nil {
 		return "", err
 	}
+
 	below, ok := strings.CutPrefix(c.EngineLogPath, strings.TrimSuffix(root, "/")+"/")
 	dir := filepath.Dir(below)
 	own := filepath.Join("containers", string(c.ID))
@@ -208,6 +234,7 @@ func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 		return "", fmt.Errorf("the engine's log file %q is not in %s of its data root %s: %w",
 			c.EngineLogPath, own, root, errdefs.ErrFailedPrecondition)
 	}
+
 	return below, nil
 }
 
@@ -217,6 +244,7 @@ func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	root, err := safefs.OpenDir(s.engineRoot())
 	if err != nil {
 		return nil, err
@@ -227,14 +255,17 @@ func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var st unix.Stat_t
 	err = unix.Fstat(int(f.Fd()), &st)
 	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1) {
 		err = fmt.Errorf("%s is no file of the engine's alone: %w", c.EngineLogPath, errdefs.ErrFailedPrecondition)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+
 	return f, nil
 }
 
@@ -247,16 +278,20 @@ func logDirectory(log string, create bool) (dir *os.File, name string, err error
 	if !filepath.IsAbs(log) || strings.ContainsRune(log, 0) {
 		return nil, "", fmt.Errorf("log path %q is not absolute: %w", log, errdefs.ErrInvalidArgument)
 	}
+
 	above, below := filepath.Dir(filepath.Clean(log)), ""
 	for range untrusted {
 		if above != "/" {
 			above, below = filepath.Dir(above), filepath.Join(filepath.Base(above), below)
 		}
 	}
+
 	if below == "" {
 		return nil, "", fmt.Errorf("log path %s is not in a directory: %w", log, errdefs.ErrInvalidArgument)
 	}
+
 	dir, err = driver.OpenBeneath(above, below, create)
+
 	return dir, filepath.Base(log), err
 }
 

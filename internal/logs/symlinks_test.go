@@ -23,10 +23,17 @@ func newContainer(t *testing.T) *spec.Container {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(file, []byte("line"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &spec.Container{ID: model.ContainerID(id), Name: "k8s_main", LogPath: filepath.Join(dir, "pods", "web", "main", "0.log"), EngineLogPath: file}
+
+	return &spec.Container{
+		ID:            model.ContainerID(id),
+		Name:          "k8s_main",
+		LogPath:       filepath.Join(dir, "pods", "web", "main", "0.log"),
+		EngineLogPath: file,
+	}
 }
 
 // newLinks is for a container of newContainer.
@@ -46,31 +53,38 @@ func TestLinkAndUnlink(t *testing.T) {
 		if err := s.started(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
+
 		link, err := os.Lstat(c.LogPath)
 		if err != nil || first != nil && !os.SameFile(first, link) {
 			t.Errorf("followers of the log see another link: %v", err)
 		}
+
 		first = link
 		if b, err := os.ReadFile(c.LogPath); err != nil || string(b) != "line" {
 			t.Errorf("%q, %v", b, err)
 		}
 	}
+
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), "*")); len(left) != 1 {
 		t.Errorf("beside the link: %v", left)
 	}
+
 	other := *c
 	other.EngineLogPath = "/other"
 	if err := s.removed(t.Context(), &other); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := os.Lstat(c.LogPath); err != nil {
 		t.Error("another container's removal took the link")
 	}
+
 	for range 2 {
 		if err := s.removed(t.Context(), c); err != nil {
 			t.Error(err)
 		}
 	}
+
 	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
 		t.Errorf("the link is still there: %v", err)
 	}
@@ -82,15 +96,19 @@ func TestARealFileIsNotReplaced(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(c.LogPath, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := s.started(t.Context(), c); err == nil {
 		t.Error("no error")
 	}
+
 	if err := s.removed(t.Context(), c); err != nil {
 		t.Error(err)
 	}
+
 	if b, _ := os.ReadFile(c.LogPath); string(b) != "precious" {
 		t.Errorf("the file is %q now", b)
 	}
@@ -116,22 +134,26 @@ func TestReopenOfALink(t *testing.T) {
 	if err := s.started(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
+
 	engine, err := os.OpenFile(c.EngineLogPath, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer engine.Close()
+
 	is := func(file, want string) {
 		t.Helper()
 		if b, err := os.ReadFile(file); err != nil || string(b) != want {
 			t.Errorf("%s is %q, want %q; %v", filepath.Base(file), b, want, err)
 		}
 	}
+
 	for i, old := range []string{"line", "line 1", "line 2"} {
 		rotated := c.LogPath + ".2026010" + strconv.Itoa(i)
 		if err := os.Rename(c.LogPath, rotated); err != nil {
 			t.Fatal(err)
 		}
+
 		for range 2 { // again, since the first answer may not have arrived
 			if err := s.reopen(t.Context(), c); err != nil {
 				t.Fatal(err)
@@ -140,24 +162,33 @@ func TestReopenOfALink(t *testing.T) {
 			is(c.LogPath, "")
 			is(c.EngineLogPath, "")
 		}
+
 		if st, err := os.Lstat(rotated); err != nil || !st.Mode().IsRegular() || st.Mode().Perm() != 0o640 {
 			t.Errorf("%v, %v", st, err)
 		}
+
 		if _, err := engine.WriteString("line " + strconv.Itoa(i+1)); err != nil {
 			t.Fatal(err)
 		}
+
 		is(c.LogPath, "line "+strconv.Itoa(i+1))
 	}
+
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), ".*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 	if err := s.reopen(t.Context(), c); err != nil { // nobody has renamed anything
 		t.Error(err)
 	}
+
 	is(c.LogPath, "line 3")
-	if err := s.reopen(t.Context(), &spec.Container{LogPath: "/p/x", LogDriver: "journald"}); !errdefs.IsFailedPrecondition(err) {
+	if err := s.reopen(t.Context(), &spec.Container{
+		LogPath:   "/p/x",
+		LogDriver: "journald",
+	}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a driver without files: %v", err)
 	}
+
 	gone := *c
 	gone.EngineLogPath = filepath.Join(filepath.Dir(c.EngineLogPath), "gone")
 	for _, err := range []error{os.Remove(c.LogPath), os.Symlink(gone.EngineLogPath, c.LogPath+".20260109")} {
@@ -165,9 +196,11 @@ func TestReopenOfALink(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := s.reopen(t.Context(), &gone); err == nil {
 		t.Error("the engine's file is gone, and nobody says so")
 	}
+
 	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
 		t.Errorf("a log was made in spite of the error: %v", err)
 	}
@@ -189,6 +222,7 @@ func foreignFile(t *testing.T) string {
 	if err := os.WriteFile(file, []byte("precious"), 0o604); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		b, err := os.ReadFile(file)
 		st, statErr := os.Stat(file)
@@ -196,6 +230,7 @@ func foreignFile(t *testing.T) string {
 			t.Errorf("the foreign file is %q, %v; %v, %v", b, st, err, statErr)
 		}
 	})
+
 	return file
 }
 
@@ -218,6 +253,7 @@ func TestPlantedAtTheTemporaryName(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			if b, err := os.ReadFile(c.LogPath + ".20260101"); err != nil || string(b) != "line" {
 				t.Errorf("the rotated file is %q, %v", b, err)
 			}
@@ -241,9 +277,11 @@ func TestPlantedLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if target, err := os.Readlink(c.LogPath); err != nil || target != c.EngineLogPath {
 		t.Errorf("the log leads to %s, %v", target, err)
 	}
+
 	if target, err := os.Readlink(c.LogPath + ".20260101"); err != nil || target != foreign {
 		t.Errorf("the foreign link leads to %s, %v", target, err)
 	}
@@ -258,18 +296,23 @@ func TestPlantedDirectories(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.Symlink(outside, link); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := s.started(t.Context(), c); err == nil || !strings.Contains(err.Error(), link) {
 			t.Errorf("started: %v", err)
 		}
+
 		if err := s.reopen(t.Context(), c); err == nil {
 			t.Error("reopen: no error")
 		}
+
 		if err := s.removed(t.Context(), c); err != nil {
 			t.Error(err)
 		}
+
 		if left, _ := os.ReadDir(outside); len(left) > 0 {
 			t.Errorf("outside: %v", left)
 		}
@@ -283,7 +326,8 @@ func TestEngineLogElsewhere(t *testing.T) {
 	good := newContainer(t)
 	root := filepath.Join(good.EngineLogPath, "../../..")
 	other := filepath.Join(root, "containers", strings.Repeat("cafe", 16), "x-json.log")
-	link, hard, fifo := filepath.Join(filepath.Dir(good.EngineLogPath), "link"), filepath.Join(filepath.Dir(good.EngineLogPath), "hard"), filepath.Join(filepath.Dir(good.EngineLogPath), "fifo")
+	link, hard, fifo := filepath.Join(filepath.Dir(good.EngineLogPath), "link"),
+		filepath.Join(filepath.Dir(good.EngineLogPath), "hard"), filepath.Join(filepath.Dir(good.EngineLogPath), "fifo")
 	for _, err := range []error{
 		os.Symlink(foreign, link), os.Link(foreign, hard), syscall.Mkfifo(fifo, 0o600),
 		os.MkdirAll(filepath.Dir(other), 0o755), os.WriteFile(other, []byte("another's"), 0o600),
@@ -292,7 +336,9 @@ func TestEngineLogElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, path := range []string{foreign, "/etc/shadow", "relative", other, root, filepath.Dir(good.EngineLogPath) + "/../../../../foreign", link, hard, fifo} {
+
+	for _, path := range []string{foreign, "/etc/shadow", "relative", other, root, filepath.Dir(good.EngineLogPath) +
+		"/../../../../foreign", link, hard, fifo} {
 		c := *good
 		c.EngineLogPath = path
 		s := newLinks(good)
@@ -300,21 +346,26 @@ func TestEngineLogElsewhere(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		_ = os.Remove(renamed)
 		if err := os.Symlink(path, renamed); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := s.reopen(t.Context(), &c); err == nil {
 			t.Errorf("%s is accepted", path)
 		}
+
 		own := slices.Contains([]string{link, hard, fifo}, path)
 		if err := s.started(t.Context(), &c); err == nil && !own {
 			t.Errorf("%s is linked", path)
 		}
+
 		if target, err := os.Readlink(renamed); err != nil || target != path {
 			t.Errorf("%s: the renamed link leads to %q, %v", path, target, err)
 		}
 	}
+
 	s := newLinks(good)
 	s.engineRoot = func() string { return "" }
 	if err := s.started(t.Context(), good); !errdefs.IsUnavailable(err) {

@@ -34,7 +34,8 @@ type ImageID string
 func ParseImageID(s string) (ImageID, error) {
 	hex, ok := strings.CutPrefix(s, imageAlgorithm)
 	if !ok || !isDigest(hex) {
-		return "", fmt.Errorf("image ID %s is not sha256: and 64 hexadecimal digits: %w", quote(s), errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("image ID %s is not sha256: and 64 hexadecimal digits: %w", quote(s),
+			errdefs.ErrInvalidArgument)
 	}
 	return ImageID(s), nil
 }
@@ -53,10 +54,12 @@ const maxPageSize = 8
 func ParsePageSize(s string) (PageSize, error) {
 	number := strings.TrimRight(s, "KMGB")
 	unit := s[len(number):]
-	valid := len(s) <= maxPageSize && isDecimal(number) && number[0] != '0' && (unit == "KB" || unit == "MB" || unit == "GB")
+	valid := len(s) <= maxPageSize && isDecimal(number) && number[0] != '0' &&
+		(unit == "KB" || unit == "MB" || unit == "GB")
 	if !valid {
 		return "", fmt.Errorf("page size %s is not of the form 2MB: %w", quote(s), errdefs.ErrInvalidArgument)
 	}
+
 	return PageSize(s), nil
 }
 
@@ -66,7 +69,8 @@ func ParsePageSize(s string) (PageSize, error) {
 // or kill processes.
 type UnifiedKey string
 
-// maxUnifiedKey bounds a key; the kernel's longest file name is some 30 bytes (MAX_CFTYPE_NAME is 64).
+// maxUnifiedKey bounds a key; the kernel's longest file name is some 30 bytes (MAX_CFTYPE_NAME is
+// 64).
 const maxUnifiedKey = 64
 
 // ParseUnifiedKey checks the name of a controller's file. The error is InvalidArgument.
@@ -75,9 +79,12 @@ func ParseUnifiedKey(s string) (UnifiedKey, error) {
 	if !ok || len(s) > maxUnifiedKey || !isWord(controller) || !isFilePart(file) {
 		return "", fmt.Errorf("unified key %s is not of the form memory.high: %w", quote(s), errdefs.ErrInvalidArgument)
 	}
+
 	if controller == "cgroup" {
-		return "", fmt.Errorf("unified key %s belongs to the control group itself, not to a controller: %w", s, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("unified key %s belongs to the control group itself, not to a controller: %w", s,
+			errdefs.ErrInvalidArgument)
 	}
+
 	return UnifiedKey(s), nil
 }
 
@@ -85,11 +92,13 @@ func isDigest(s string) bool {
 	if len(s) != 64 {
 		return false
 	}
+
 	for _, c := range []byte(s) {
 		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
 			return false
 		}
 	}
+
 	return true
 }
 
@@ -112,7 +121,8 @@ func isWord(s string) bool {
 	return s != ""
 }
 
-// isFilePart accepts what follows a controller's name: "high", "2MB.max", "swap.max", "weight_nice".
+// isFilePart accepts what follows a controller's name: "high", "2MB.max", "swap.max",
+// "weight_nice".
 func isFilePart(s string) bool {
 	for _, c := range []byte(s) {
 		switch {
@@ -121,6 +131,7 @@ func isFilePart(s string) bool {
 			return false
 		}
 	}
+
 	return s != "" && !strings.Contains(s, "..") && s[0] != '.'
 }
 

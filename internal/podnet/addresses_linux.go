@@ -19,10 +19,10 @@ const (
 	dumpSeconds = 2       // the kernel answers at once
 )
 
-// Addresses are the addresses of a pod's interface as the network namespace of its pause process has
-// them, IPv4 first and at most maxIPs; nil if there are none or the process is not the sandbox's. A
-// process in the pod with CAP_NET_ADMIN may have made any number of devices and addresses, so only the
-// pod's own interface is asked for and reading ends early.
+// Addresses are the addresses of a pod's interface as the network namespace of its pause process
+// has them, IPv4 first and at most maxIPs; nil if there are none or the process is not the
+// sandbox's. A process in the pod with CAP_NET_ADMIN may have made any number of devices and
+// addresses, so only the pod's own interface is asked for and reading ends early.
 func Addresses(id model.ContainerID, pid int) []netip.Addr {
 	ns, err := OpenProcess(id, pid)
 	if err != nil {
@@ -51,16 +51,18 @@ func addressesIn(netns *os.File) []netip.Addr {
 	if err != nil {
 		return nil
 	}
+
 	return all
 }
 
-// deviceAddresses are the addresses of a device in the thread's network namespace, without those of its
-// link only, IPv4 first.
+// deviceAddresses are the addresses of a device in the thread's network namespace, without those of
+// its link only, IPv4 first.
 func deviceAddresses(device string) ([]netip.Addr, error) {
 	index, err := deviceIndex(device)
 	if err != nil {
 		return nil, err
 	}
+
 	var all []netip.Addr
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		some, err := dumpAddresses(family, index, maxIPs-len(all))
@@ -69,6 +71,7 @@ func deviceAddresses(device string) ([]netip.Addr, error) {
 		}
 		all = append(all, some...)
 	}
+
 	return all, nil
 }
 
@@ -79,26 +82,33 @@ func deviceIndex(device string) (uint32, error) {
 		return 0, err
 	}
 	defer unix.Close(fd)
+
 	req, err := unix.NewIfreq(device)
 	if err != nil {
 		return 0, err
 	}
+
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
 		return 0, fmt.Errorf("device %s: %w", device, err)
 	}
+
 	return req.Uint32(), nil
 }
 
-// dumpAddresses reads the addresses of one family and device (rtnetlink(7), RTM_GETADDR), at most limit.
+// dumpAddresses reads the addresses of one family and device (rtnetlink(7), RTM_GETADDR), at most
+// limit.
 func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	// With the strict check the kernel sends those of the device only; before Linux 4.20 it sends all.
+
+	// With the strict check the kernel sends those of the device only; before Linux 4.20 it sends
+	// all.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpSeconds}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpSeconds}); err !=
+		nil {
 		return nil, err
 	}
 
@@ -109,8 +119,10 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 		unix.NlMsghdr{Type: unix.RTM_GETADDR, Flags: unix.NLM_F_REQUEST | unix.NLM_F_DUMP, Seq: 1},
 		unix.IfAddrmsg{Family: family, Index: index},
 	}
+
 	request.Len = uint32(unsafe.Sizeof(request))
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&request)), unsafe.Sizeof(request)) //nolint:gosec // the kernel's structure
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&request)),
+		unsafe.Sizeof(request)) //nolint:gosec // the kernel's structure
 	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
@@ -122,16 +134,19 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 		if err != nil {
 			return nil, err
 		}
+
 		read += n
 		some, done, err := parseAddresses(buffer[:n], index, limit-len(all))
 		if err != nil {
 			return nil, err
 		}
+
 		all = append(all, some...)
 		if done {
 			break
 		}
 	}
+
 	return all, nil
 }
 
@@ -141,10 +156,12 @@ func parseAddresses(b []byte, index uint32, limit int) (all []netip.Addr, done b
 	if err != nil {
 		return nil, false, err
 	}
+
 	for _, m := range messages {
 		if len(all) == limit {
 			break
 		}
+
 		switch m.Header.Type {
 		case unix.NLMSG_DONE:
 			return all, true, nil
@@ -163,6 +180,7 @@ func parseAddresses(b []byte, index uint32, limit int) (all []netip.Addr, done b
 			}
 		}
 	}
+
 	return all, false, nil
 }
 
@@ -172,6 +190,7 @@ func parseAddress(m *syscall.NetlinkMessage) (netip.Addr, bool) {
 	if err != nil {
 		return netip.Addr{}, false
 	}
+
 	var local netip.Addr
 	for _, a := range attributes {
 		// IFA_ADDRESS is the peer's on a link between two, where IFA_LOCAL is ours.
@@ -181,5 +200,6 @@ func parseAddress(m *syscall.NetlinkMessage) (netip.Addr, bool) {
 			}
 		}
 	}
+
 	return local, local.IsValid() && !local.IsLinkLocalUnicast()
 }

@@ -22,13 +22,14 @@ import (
 )
 
 const (
-	ifName         = "eth0"
-	delDeadline    = 3 * time.Minute // for one plugin's DEL; Cilium's takes 42 s while its agent is away
+	ifName = "eth0"
+	// for one plugin's DEL; Cilium's takes 42 s while its agent is away
+	delDeadline    = 3 * time.Minute
 	statusDeadline = 5 * time.Second // for one plugin's STATUS
 )
 
-// attacher runs the plugins of a configuration for pods, and remembers what they gave. libcni's cache is where that is kept, and the
-// journal what is being made; memory is a copy of both.
+// attacher runs the plugins of a configuration for pods, and remembers what they gave. libcni's
+// cache is where that is kept, and the journal what is being made; memory is a copy of both.
 type attacher struct {
 	binDirs  []string
 	cacheDir string
@@ -42,15 +43,20 @@ type attacher struct {
 	journal  journal
 	owed     *owed
 
-	running *semaphore.Weighted // an ADD takes one, GC all: it would take what an ADD beside it is making for a leftover
+	// an ADD takes one, GC all: it would take what an ADD beside it is making for a leftover
+	running *semaphore.Weighted
 
-	mu          sync.RWMutex            // guards the rest
-	ips         map[string][]netip.Addr // by sandbox ID; an entry for every pod that holds, or may hold, a connection
-	unconfirmed map[string][]netip.Addr // by sandbox ID: what add gave to pods that are not complete
+	mu sync.RWMutex // guards the rest
+	// by sandbox ID; an entry for every pod that holds, or may hold, a connection
+	ips map[string][]netip.Addr
+	// by sandbox ID: what add gave to pods that are not complete
+	unconfirmed map[string][]netip.Addr
 }
 
 // newAttacher reads what earlier processes attached, or were attaching. Pins may be nil.
-func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observer, log *slog.Logger) (*attacher, error) {
+func newAttacher(
+	binDirs []string, cacheDir string, pins *Pins, observer *Observer, log *slog.Logger,
+) (*attacher, error) {
 	a := &attacher{
 		binDirs:     binDirs,
 		cacheDir:    cacheDir,
@@ -66,6 +72,7 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 		ips:         map[string][]netip.Addr{},
 		unconfirmed: map[string][]netip.Addr{},
 	}
+
 	a.journal = journal{filepath.Join(cacheDir, "pending"), a.cache}
 	for _, dir := range []string{"results", "pending"} {
 		if err := a.cache.clearWay(dir); err != nil {
@@ -77,6 +84,7 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 	if err != nil {
 		return nil, err
 	}
+
 	for _, e := range cached {
 		if _, err := model.ParseContainerID(e.ContainerID); err != nil || e.IfName != ifName {
 			continue // of another runtime
@@ -86,9 +94,11 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 			a.keep(e)
 		}
 	}
+
 	for _, id := range a.journal.list() {
 		a.ips[id] = nil // also if the plugins were done: the pod was not
 	}
+
 	for id, connected := range a.cache.damagedPods() {
 		if len(a.ips[string(id)]) > 0 {
 			continue
@@ -98,6 +108,7 @@ func newAttacher(binDirs []string, cacheDir string, pins *Pins, observer *Observ
 			a.ips[string(id)] = pins.addresses(id)
 		}
 	}
+
 	return a, nil
 }
 
@@ -112,11 +123,14 @@ func (a *attacher) keep(e *entry) {
 	if r, err := a.journal.read(e.ContainerID); r != nil || err != nil {
 		return
 	}
+
 	held, err := a.journal.begin(e.list, e.runtime(), confirmed)
 	if err != nil {
-		a.log.Warn("the configuration of a pod's network is lost; the current one releases it", "sandbox", e.ContainerID, "err", err)
+		a.log.Warn("the configuration of a pod's network is lost; the current one releases it", "sandbox",
+			e.ContainerID, "err", err)
 		return
 	}
+
 	held.Close()
 }
 
@@ -136,28 +150,36 @@ func (a *attacher) cniIn(cacheDir string, limit time.Duration, slots chan struct
 	})
 }
 
-// add connects a pod with a configuration. After an error the caller releases the pod with del, which
-// knows how far the plugins came. No plugin runs if one of the chain is missing.
-func (a *attacher) add(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) ([]netip.Addr, error) {
+// add connects a pod with a configuration. After an error the caller releases the pod with del,
+// which knows how far the plugins came. No plugin runs if one of the chain is missing.
+func (a *attacher) add(
+	ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix,
+) ([]netip.Addr, error) {
 	if err := a.running.Acquire(ctx, 1); err != nil {
 		return nil, fmt.Errorf("connect pod %s to network %s: wait for GC: %w", p.title(), list.Name, err)
 	}
 	defer a.running.Release(1)
+
 	ips, err := a.addLocked(ctx, list, p, ranges)
 	if err != nil {
 		return nil, boundError(fmt.Errorf("connect pod %s to network %s: %w", p.title(), list.Name, err))
 	}
+
 	return ips, nil
 }
 
-func (a *attacher) addLocked(ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) ([]netip.Addr, error) {
+func (a *attacher) addLocked(
+	ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix,
+) ([]netip.Addr, error) {
 	if err := missing(list, a.binDirs); err != nil {
 		return nil, err
 	}
+
 	rt, err := runtimeConf(list, p, ranges)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := loopbackUp(p.NetNS); err != nil {
 		return nil, fmt.Errorf("bring up lo: %w", err)
 	}
@@ -166,6 +188,7 @@ func (a *attacher) addLocked(ctx context.Context, list *libcni.NetworkConfigList
 	if err != nil {
 		return nil, err
 	}
+
 	a.mu.Lock()
 	a.ips[p.ID] = nil
 	a.mu.Unlock()
@@ -177,13 +200,17 @@ func (a *attacher) addLocked(ctx context.Context, list *libcni.NetworkConfigList
 			a.log.Debug("reservations without an owner are not released yet", "err", err)
 		}
 	}
+
 	var ips []netip.Addr
 	if err == nil {
 		ips, err = podAddresses(result, p.NetNS)
 	}
+
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	a.unconfirmed[p.ID] = ips // also after an error: the plugins have ended
+
 	return ips, err
 }
 
@@ -192,15 +219,18 @@ func (a *attacher) confirm(id string) error {
 	if err := a.journal.end(id); err != nil {
 		return err
 	}
+
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	a.ips[id] = a.unconfirmed[id]
 	delete(a.unconfirmed, id)
+
 	return nil
 }
 
-// hasEnded says whether this process has seen all plugins of a pod's ADD end. What they have left running
-// may hold the record open for as long as the pod lives.
+// hasEnded says whether this process has seen all plugins of a pod's ADD end. What they have left
+// running may hold the record open for as long as the pod lives.
 func (a *attacher) hasEnded(id string) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -208,24 +238,27 @@ func (a *attacher) hasEnded(id string) bool {
 	return ok
 }
 
-// check asks the plugins whether a pod's connection is still as they made it (CNI specification, CHECK).
+// check asks the plugins whether a pod's connection is still as they made it (CNI specification,
+// CHECK).
 func (a *attacher) check(ctx context.Context, p Pod) error {
 	attachments, err := a.attachments(ctx, p)
 	if err != nil {
 		return err
 	}
+
 	for _, c := range attachments {
 		err := a.cni(a.others, nil).CheckNetworkList(ctx, c.list, c.rt)
 		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 			return boundError(fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err))
 		}
 	}
+
 	return nil
 }
 
-// collect has the plugins of a configuration release what belongs to none of the connections that we know (CNI
-// specification, GC). Configurations older than GC, and those with disableGC, are left alone, but for reservations
-// without an owner.
+// collect has the plugins of a configuration release what belongs to none of the connections that
+// we know (CNI specification, GC). Configurations older than GC, and those with disableGC, are left
+// alone, but for reservations without an owner.
 func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) error {
 	torn := a.releaseTorn(ctx, list)
 	if !hasGC(list) {
@@ -240,19 +273,23 @@ func (a *attacher) collectUnowned(ctx context.Context, list *libcni.NetworkConfi
 		return err
 	}
 	defer a.running.Release(maxRunning)
+
 	cached, err := a.cache.entries("")
 	if err != nil {
 		return err
 	}
+
 	valid := []types.GCAttachment{} // never nil: plugins are to read a list
 	for _, id := range a.attached() {
 		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
+
 	for _, c := range cached { // also those of other interfaces, which are not ours
 		if g := (types.GCAttachment{ContainerID: c.ContainerID, IfName: c.IfName}); !slices.Contains(valid, g) {
 			valid = append(valid, g)
 		}
 	}
+
 	return boundError(a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}))
 }
 
@@ -267,16 +304,19 @@ const (
 func (a *attacher) awaitNoAdd(ctx context.Context) error {
 	tick := time.NewTicker(noAddInterval)
 	defer tick.Stop()
+
 	for deadline := time.Now().Add(noAddDeadline); !a.running.TryAcquire(maxRunning); {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("GC: pods are being connected all the time: %w", errdefs.ErrUnavailable)
 		}
+
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
 	}
+
 	return nil
 }
 
@@ -286,7 +326,8 @@ func hasGC(list *libcni.NetworkConfigList) bool {
 	return err == nil && can
 }
 
-// status asks the plugins of a configuration whether they can take an ADD (CNI specification, STATUS). Older configurations always can.
+// status asks the plugins of a configuration whether they can take an ADD (CNI specification,
+// STATUS). Older configurations always can.
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
 	cni := a.cniIn(a.cacheDir, statusDeadline, a.others, nil)
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
@@ -306,10 +347,13 @@ func (a *attacher) addressesOf(id string) []netip.Addr {
 func (a *attacher) attached() []string {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
+
 	ids := make([]string, 0, len(a.ips))
 	for id := range a.ips {
 		ids = append(ids, id)
 	}
+
 	slices.Sort(ids)
+
 	return ids
 }

@@ -29,20 +29,22 @@ const (
 	maxCacheFile = 2*maxConfig + maxStdout + maxAnnotations
 	// maxCacheFiles bounds how many entries are read; a node has some hundred pods.
 	maxCacheFiles = 1 << 16
-	// setAsideDir holds, below the cache's directory, files that could not be used. It is never read.
+	// setAsideDir holds, below the cache's directory, files that could not be used. It is never
+	// read.
 	setAsideDir = "set-aside"
 )
 
 // cache reads libcni's cache, which other processes write and a crash may leave torn. libcni itself
-// reads its files without a bound and waits for a FIFO, so each file is checked here before libcni may
-// read it; one that fails is set aside.
+// reads its files without a bound and waits for a FIFO, so each file is checked here before libcni
+// may read it; one that fails is set aside.
 type cache struct {
 	dir string       // of libcni
 	log *slog.Logger // nil for a reader that leaves every file where it is
 
-	mu      sync.Mutex                 // guards the rest
-	damaged map[model.ContainerID]bool // pods of which a file was set aside; true if it was written after an ADD
-	aside   int                        // files set aside since the start
+	mu sync.Mutex // guards the rest
+	// pods of which a file was set aside; true if it was written after an ADD
+	damaged map[model.ContainerID]bool
+	aside   int // files set aside since the start
 }
 
 func newCache(dir string, log *slog.Logger) *cache {
@@ -99,10 +101,12 @@ func (c *cache) entries(id string) ([]*entry, error) {
 		return nil, fmt.Errorf("read the CNI cache: %w", err)
 	}
 	defer dir.Close()
+
 	names, err := dir.Readdirnames(maxCacheFiles)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the CNI cache: %w", err)
 	}
+
 	slices.Sort(names)
 
 	var all []*entry
@@ -110,17 +114,21 @@ func (c *cache) entries(id string) ([]*entry, error) {
 		if id != "" && !strings.Contains(name, "-"+id+"-") {
 			continue
 		}
+
 		e, err := readEntry(dir, name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // removed meanwhile
 		}
+
 		if err != nil && c.log != nil && c.isOurs(dir, name) {
 			_ = c.setAside(c.results(), name, err)
 		}
+
 		if e != nil && (e.list != nil || c.log == nil) && (id == "" || e.ContainerID == id) {
 			all = append(all, e)
 		}
 	}
+
 	return all, nil
 }
 
@@ -131,10 +139,12 @@ func readEntry(dir *os.File, name string) (*entry, error) {
 		return nil, err
 	}
 	defer f.Close()
+
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
+
 	b, err := safefs.ReadAll(f, maxCacheFile)
 	if err != nil {
 		return nil, err
@@ -144,16 +154,18 @@ func readEntry(dir *os.File, name string) (*entry, error) {
 	if e != nil {
 		e.written = st.ModTime()
 	}
+
 	return e, err
 }
 
-// parseEntry parses what the cache has in the file name. The entry is nil for a result alone. With an
-// error it is nil, or lacks its configuration or its result.
+// parseEntry parses what the cache has in the file name. The entry is nil for a result alone. With
+// an error it is nil, or lacks its configuration or its result.
 func parseEntry(name string, b []byte) (*entry, error) {
 	e := &entry{}
 	if err := json.Unmarshal(b, e); err != nil {
 		return nil, boundError(err)
 	}
+
 	if e.Kind != libcni.CNICacheV1 {
 		return nil, checkLoneResult(b)
 	}
@@ -165,15 +177,19 @@ func parseEntry(name string, b []byte) (*entry, error) {
 	if err == nil && list.Name != e.Network {
 		err = fmt.Errorf("it is of network %s", list.Name)
 	}
+
 	if err != nil {
 		return e, fmt.Errorf("the cached configuration of network %s: %w", e.Network, boundError(err))
 	}
+
 	e.list = list
 	r, err := parseResult(e.Result)
 	if err != nil {
 		return e, fmt.Errorf("the cached result of network %s: %w", e.Network, err)
 	}
+
 	e.result = r
+
 	return e, nil
 }
 
@@ -182,36 +198,42 @@ func (e *entry) checkName(name string) error {
 	if err := utils.ValidateNetworkName(e.Network); err != nil {
 		return fmt.Errorf("networkName %q is no name of a network", shown([]byte(e.Network)))
 	}
+
 	if err := utils.ValidateContainerID(e.ContainerID); err != nil {
 		return fmt.Errorf("containerId %q is no ID", shown([]byte(e.ContainerID)))
 	}
+
 	if err := utils.ValidateInterfaceName(e.IfName); err != nil {
 		return fmt.Errorf("ifName %q is no name of an interface", shown([]byte(e.IfName)))
 	}
+
 	if want := e.Network + "-" + e.ContainerID + "-" + e.IfName; name != want {
 		return fmt.Errorf("it is the entry of %s", shown([]byte(want)))
 	}
 	if !isClean(e.NetNS) {
 		return errors.New("netns is no path")
 	}
+
 	return nil
 }
 
-// checkLoneResult wants what libcni kept before it knew configurations (0.8): a result, which has an
-// address. Anything else is what a crash left.
+// checkLoneResult wants what libcni kept before it knew configurations (0.8): a result, which has
+// an address. Anything else is what a crash left.
 func checkLoneResult(b []byte) error {
 	r, err := parseResult(b)
 	if err != nil {
 		return err
 	}
+
 	if len(r.IPs) == 0 && r.IP4 == nil && r.IP6 == nil {
 		return errors.New("it is neither an entry nor a result")
 	}
+
 	return nil
 }
 
-// isOurs says whether a name of the cache may be moved: any file, and a directory in the place of an
-// entry of ours.
+// isOurs says whether a name of the cache may be moved: any file, and a directory in the place of
+// an entry of ours.
 func (*cache) isOurs(dir *os.File, name string) bool {
 	_, ok := podOf(name)
 	return ok || !isDirectory(dir, name)
@@ -228,6 +250,7 @@ func (c *cache) clearWay(name string) error {
 	case errors.Is(err, unix.ENOTDIR) && !isLink(filepath.Join(c.dir, name)):
 		return c.setAside(c.dir, name, err)
 	}
+
 	return fmt.Errorf("read the CNI cache: %w", err)
 }
 
@@ -242,9 +265,11 @@ func (c *cache) restore(a attachment) error {
 	if err == nil {
 		err = c.write(a.list.Name+"-"+a.rt.ContainerID+"-"+a.rt.IfName, b)
 	}
+
 	if err != nil {
 		return fmt.Errorf("note what CNI plugins hold: %w", err)
 	}
+
 	return nil
 }
 
@@ -275,37 +300,44 @@ func isDirectory(dir *os.File, name string) bool {
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
-// setAside moves a file out of a directory that is read, and logs why. The pod of the file is released
-// with the current configuration.
+// setAside moves a file out of a directory that is read, and logs why. The pod of the file is
+// released with the current configuration.
 func (c *cache) setAside(dir, name string, why error) error {
 	file, target := filepath.Join(dir, name), filepath.Join(c.dir, setAsideDir, name)
 	err := os.MkdirAll(filepath.Dir(target), 0o700)
 	if err == nil {
 		err = os.Rename(file, target)
 	}
-	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) {
+
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) ||
+		errors.Is(err, unix.EISDIR) {
 		// What was set aside earlier under that name is of another kind.
 		err = os.RemoveAll(target)
 		if err == nil {
 			err = os.Rename(file, target)
 		}
 	}
+
 	if err != nil {
 		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside",
 			"file", file, "problem", boundError(why), "err", err)
 		return errors.Join(boundError(why), err)
 	}
+
 	c.log.Warn("a file of the CNI cache could not be used and is set aside",
 		"file", file, "to", target, "problem", boundError(why))
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	c.aside++
 	c.noteLocked(name)
+
 	return nil
 }
 
-// noteLocked notes whose file was set aside. Records of the journal have the ID alone as their name.
+// noteLocked notes whose file was set aside. Records of the journal have the ID alone as their
+// name.
 func (c *cache) noteLocked(name string) {
 	if id, ok := podOf(name); ok {
 		c.damaged[id] = c.damaged[id] || name != string(id)
@@ -330,8 +362,8 @@ func (c *cache) isDamaged(id string) bool {
 	return ok
 }
 
-// damagedPods are the pods of which a file was set aside, also by an earlier process; true if the pod had
-// been connected.
+// damagedPods are the pods of which a file was set aside, also by an earlier process; true if the
+// pod had been connected.
 func (c *cache) damagedPods() map[model.ContainerID]bool {
 	var names []string
 	if dir, err := os.Open(filepath.Join(c.dir, setAsideDir)); err == nil {
@@ -341,9 +373,11 @@ func (c *cache) damagedPods() map[model.ContainerID]bool {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	for _, name := range names {
 		c.noteLocked(name)
 	}
+
 	return maps.Clone(c.damaged)
 }
 
@@ -352,6 +386,7 @@ func (c *cache) forget(id string) {
 	if !c.isDamaged(id) {
 		return
 	}
+
 	dir := filepath.Join(c.dir, setAsideDir)
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
@@ -359,8 +394,10 @@ func (c *cache) forget(id string) {
 			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
 		}
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	delete(c.damaged, model.ContainerID(id))
 }
 
@@ -375,7 +412,8 @@ func (c *cache) notice() string {
 		c.aside, filepath.Join(c.dir, setAsideDir))
 }
 
-// cleanArgs are the CNI_ARGS that cannot be taken for others (CNI conventions: KEY=VALUE;KEY=VALUE).
+// cleanArgs are the CNI_ARGS that cannot be taken for others (CNI conventions:
+// KEY=VALUE;KEY=VALUE).
 func cleanArgs(args [][2]string) [][2]string {
 	return slices.DeleteFunc(slices.Clone(args), func(a [2]string) bool {
 		return strings.ContainsAny(a[0]+a[1], ";=") || !isClean(a[0]) || !isClean(a[1])

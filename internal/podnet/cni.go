@@ -22,21 +22,24 @@ func DefaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"}
 
 // CNIConfig says where CNI's files are.
 type CNIConfig struct {
-	ConfDir  string    // of network configurations
-	BinDirs  []string  // of plugins
-	CacheDir string    // of libcni
-	Pins     *Pins     // say the addresses of pods whose entry in the cache is damaged; nil for none
+	ConfDir  string   // of network configurations
+	BinDirs  []string // of plugins
+	CacheDir string   // of libcni
+	// say the addresses of pods whose entry in the cache is damaged; nil for none
+	Pins     *Pins
 	Observer *Observer // nil for none
 	Log      *slog.Logger
 }
 
-// CNI is the network that a configuration directory describes: the first valid file in name order, as it is now.
+// CNI is the network that a configuration directory describes: the first valid file in name order,
+// as it is now.
 type CNI struct {
 	cfg    CNIConfig
 	attach *attacher
 	watch  *confWatch
 
-	reading keylock.Map       // one look at the configuration at a time, so that an older one never follows a newer one
+	// one look at the configuration at a time, so that an older one never follows a newer one
+	reading keylock.Map
 	unused  map[string]string // why which file is not used; under reading
 	changed chan struct{}     // holds one element when plugins were installed or uninstalled
 
@@ -54,7 +57,8 @@ const maxNoticed = 5
 
 var _ Network = (*CNI)(nil)
 
-// How often plugins of version 1.1 or newer are asked for their STATUS, while they are ready and while they are not.
+// How often plugins of version 1.1 or newer are asked for their STATUS, while they are ready and
+// while they are not.
 const (
 	statusEvery = 10 * time.Second
 	statusAgain = time.Second
@@ -68,19 +72,22 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	c := &CNI{
 		cfg:     cfg,
 		attach:  attach,
 		watch:   newConfWatch(cfg.ConfDir, cfg.Log),
 		changed: make(chan struct{}, 1),
 	}
+
 	c.watch.update()
 	c.reloadLocked(func(*libcni.NetworkConfigList) error { return errNotAsked })
+
 	return c, nil
 }
 
-// Run implements Network: it follows the configuration directory, and the plugins' own word, and has
-// plugins that are back release what they hold of pods that are gone.
+// Run implements Network: it follows the configuration directory, and the plugins' own word, and
+// has plugins that are back release what they hold of pods that are gone.
 func (c *CNI) Run(ctx context.Context) {
 	var owed sync.WaitGroup
 	owed.Go(func() { c.attach.run(ctx) })
@@ -92,6 +99,7 @@ func (c *CNI) Run(ctx context.Context) {
 func (c *CNI) follow(ctx context.Context) {
 	ask := time.NewTimer(0)
 	defer ask.Stop()
+
 	status := func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) }
 	for {
 		events, problems := c.watch.updates()
@@ -102,14 +110,17 @@ func (c *CNI) follow(ctx context.Context) {
 			if !ok {
 				return
 			}
+
 		case err, ok := <-problems:
 			if !ok {
 				return
 			}
 			c.cfg.Log.Warn("watch the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
+
 		case <-ask.C:
 		case <-c.changed:
 		}
+
 		c.watch.update()
 		next := statusEvery
 		if c.watch.notice() != "" {
@@ -118,17 +129,20 @@ func (c *CNI) follow(ctx context.Context) {
 		if !c.reload(ctx, status) {
 			next = statusAgain
 		}
+
 		ask.Reset(next)
 	}
 }
 
-// Reload reads the configuration again, and asks its plugins, although nothing has told of a change.
+// Reload reads the configuration again, and asks its plugins, although nothing has told of a
+// change.
 func (c *CNI) Reload(ctx context.Context) {
 	c.watch.update()
 	c.reload(ctx, func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
 }
 
-// reload reads the configuration and what its plugins say of themselves, which it returns as ready or not.
+// reload reads the configuration and what its plugins say of themselves, which it returns as ready
+// or not.
 func (c *CNI) reload(ctx context.Context, status func(*libcni.NetworkConfigList) error) (ready bool) {
 	unlock, err := c.reading.Lock(ctx, "")
 	if err != nil {
@@ -145,6 +159,7 @@ func (c *CNI) reloadLocked(status func(*libcni.NetworkConfigList) error) (ready 
 		if unused[file] = err.Error(); c.unused[file] != err.Error() { // it is read every few seconds
 			c.cfg.Log.Warn("CNI configuration cannot be used, the next one is tried", "file", file, "err", err)
 		}
+
 		var noPlugin *staleError
 		if errors.As(err, &noPlugin) {
 			stale = append(stale, noPlugin.plugin)
@@ -153,21 +168,26 @@ func (c *CNI) reloadLocked(status func(*libcni.NetworkConfigList) error) (ready 
 			broken = append(broken, file+" is not valid and not used")
 		}
 	})
+
 	c.unused = unused
 	var said error
 	if list != nil && hasGC(list) {
 		said = status(list)
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if list != nil && (c.current == nil || string(c.current.Bytes) != string(list.Bytes)) {
 		c.cfg.Log.Info("CNI configuration", "network", list.Name, "dir", c.cfg.ConfDir)
 	}
 	if said != nil && !errors.Is(said, errNotAsked) && (c.status == nil || c.status.Error() != said.Error()) {
 		c.cfg.Log.Warn("CNI plugins are not ready", "err", said)
 	}
+
 	c.current, c.problem, c.status = list, err, said
 	c.broken, c.stale = broken, stale
+
 	return said == nil
 }
 
@@ -179,13 +199,14 @@ type ConfFile struct {
 	Err     error    // why it is not valid
 }
 
-// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid one
-// counts. A file for which allowed returns an error is not read.
+// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid
+// one counts. A file for which allowed returns an error is not read.
 func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 	files, err := configFiles(dir)
 	if err != nil {
 		return nil, err
 	}
+
 	var all []ConfFile
 	for _, f := range files {
 		c := ConfFile{File: f}
@@ -193,15 +214,19 @@ func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 			all = append(all, c)
 			continue
 		}
+
 		list, err := readConfig(f)
 		if err == nil {
 			err = checkNetwork(list)
 		}
+
 		if c.Err = err; err == nil {
 			c.Network, c.Plugins = list.Name, programs(list)
 		}
+
 		all = append(all, c)
 	}
+
 	return all, nil
 }
 
@@ -220,10 +245,12 @@ func programs(list *libcni.NetworkConfigList) []string {
 			}
 		}
 	}
+
 	return all
 }
 
-// missing is an error that names the first plugin of a configuration that is in none of the directories.
+// missing is an error that names the first plugin of a configuration that is in none of the
+// directories.
 func missing(list *libcni.NetworkConfigList, binDirs []string) error {
 	for _, name := range programs(list) {
 		if _, err := Find(name, binDirs); err != nil {
@@ -287,6 +314,7 @@ func (c *CNI) Ready() error {
 	if err == nil {
 		err = missing(list, c.cfg.BinDirs)
 	}
+
 	if err == nil {
 		err = status
 	}
@@ -297,11 +325,12 @@ func (c *CNI) Ready() error {
 		default:
 		}
 	}
+
 	return err
 }
 
-// otherFile says whether another file than the current one may have to be used, since main plugins were
-// installed or uninstalled.
+// otherFile says whether another file than the current one may have to be used, since main plugins
+// were installed or uninstalled.
 func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool {
 	installed := func(plugin string) bool { _, err := Find(plugin, c.cfg.BinDirs); return err == nil }
 	if slices.ContainsFunc(stale, installed) {
@@ -310,7 +339,9 @@ func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool 
 	if current == nil {
 		return false
 	}
+
 	main := current.Plugins[0].Network.Type
+
 	return !installed(main) && !slices.Contains(stale, main)
 }
 
@@ -318,15 +349,18 @@ func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool 
 func (c *CNI) Notice() string {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+
 	notices := make([]string, 0, len(c.broken)+2)
 	for _, file := range c.broken[:min(len(c.broken), maxNoticed)] {
 		notices = append(notices, "CNI configuration "+file)
 	}
+
 	for _, notice := range []string{c.attach.cache.notice(), c.watch.notice()} {
 		if notice != "" {
 			notices = append(notices, notice)
 		}
 	}
+
 	return strings.Join(notices, "; ")
 }
 

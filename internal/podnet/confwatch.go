@@ -19,9 +19,9 @@ import (
 const pollEvery = 3 * time.Second
 
 // confWatch has the kernel report changes of the configuration directory. The kernel's inotify
-// instances and watches are shared by all processes of a user, containers among them, so they may be
-// used up: the directory then has to be polled, until an instance can be had again. It is safe for
-// concurrent use.
+// instances and watches are shared by all processes of a user, containers among them, so they may
+// be used up: the directory then has to be polled, until an instance can be had again. It is safe
+// for concurrent use.
 type confWatch struct {
 	dir        string
 	log        *slog.Logger
@@ -46,18 +46,22 @@ func newConfWatch(dir string, log *slog.Logger) *confWatch {
 func (w *confWatch) update() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	if w.closed {
 		return
 	}
+
 	err := w.watchLocked()
 	if (err == nil) != (w.problem == nil) {
 		if err != nil {
-			w.log.Warn("changes of the CNI configuration are not reported by the kernel; the directory is read in intervals",
+			w.log.Warn("changes of the CNI configuration are not reported by the kernel; the directory is read in "+
+				"intervals",
 				"dir", w.dir, "interval", pollEvery, "err", err)
 		} else {
 			w.log.Info("changes of the CNI configuration are reported by the kernel again", "dir", w.dir)
 		}
 	}
+
 	w.problem = err
 }
 
@@ -65,29 +69,38 @@ func (w *confWatch) watchLocked() error {
 	if w.watcher == nil {
 		watcher, err := w.newWatcher()
 		if errors.Is(err, syscall.EMFILE) {
-			return fmt.Errorf("inotify instances or file descriptors are used up; raise fs.inotify.max_user_instances: %w", err)
+			return fmt.Errorf("inotify instances or file descriptors are used up; raise "+
+				"fs.inotify.max_user_instances: %w", err)
 		}
+
 		if err != nil {
 			return fmt.Errorf("inotify: %w", err)
 		}
+
 		w.watcher = watcher
 	}
+
 	for dir := w.dir; ; dir = filepath.Dir(dir) {
 		err := w.watcher.Add(dir)
 		if errors.Is(err, syscall.ENOSPC) {
 			return fmt.Errorf("inotify watches are used up; raise fs.inotify.max_user_watches: %w", err)
 		}
-		if missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR); missing && dir != filepath.Dir(dir) {
+
+		if missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR); missing &&
+			dir != filepath.Dir(dir) {
 			continue
 		}
+
 		if err != nil {
 			return fmt.Errorf("inotify: watch %s: %w", dir, err)
 		}
+
 		if dir != w.dir { // it may have come between the look and the watch
 			if _, err := os.Stat(w.dir); err == nil {
 				return w.watcher.Add(w.dir)
 			}
 		}
+
 		return nil
 	}
 }

@@ -32,10 +32,16 @@ func TestInotifyUsedUp(t *testing.T) {
 	conf := t.TempDir()
 	var log lockedBuffer
 	var kernel shortage
-	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{f.dir}, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	c, err := NewCNI(CNIConfig{
+		ConfDir:  conf,
+		BinDirs:  []string{f.dir},
+		CacheDir: t.TempDir(),
+		Log:      slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	first := c.watch
 	c.watch = newConfWatch(conf, c.cfg.Log)
 	c.watch.newWatcher = kernel.watcher
@@ -51,13 +57,16 @@ func TestInotifyUsedUp(t *testing.T) {
 	if notice := c.Notice(); !strings.Contains(notice, "fs.inotify.max_user_instances") {
 		t.Errorf("notice %q", notice)
 	}
+
 	writeConf(t, filepath.Join(conf, "10.conflist"), "net", "1.0.0")
 	if !within(func() bool { return c.Ready() == nil }) {
 		t.Fatal("never: the configuration is seen")
 	}
+
 	for range 3 {
 		c.Reload(t.Context())
 	}
+
 	if n := strings.Count(log.String(), "read in intervals"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
@@ -72,6 +81,7 @@ func TestInotifyUsedUp(t *testing.T) {
 	if err := os.Remove(filepath.Join(conf, "10.conflist")); err != nil {
 		t.Fatal(err)
 	}
+
 	if !within(func() bool { return c.Ready() != nil }) {
 		t.Fatal("never: the change is reported")
 	}

@@ -7,10 +7,10 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// owedAfter is how long a network that cannot be released holds up the removal of its pod. Until then
-// every call fails with the plugin's own error, which the kubelet shows as an event of the pod and
-// tries again. Afterwards the pod is removed, its network is still owed, and recovery tries on until
-// it is released.
+// owedAfter is how long a network that cannot be released holds up the removal of its pod. Until
+// then every call fails with the plugin's own error, which the kubelet shows as an event of the pod
+// and tries again. Afterwards the pod is removed, its network is still owed, and recovery tries on
+// until it is released.
 const owedAfter = time.Minute
 
 // debts are the networks that could not be released yet.
@@ -28,6 +28,7 @@ func newDebts() *debts {
 func (d *debts) fail(id model.ContainerID, now time.Time) (isOver bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+
 	first, known := d.since[id]
 	if !known {
 		d.since[id] = now
@@ -37,6 +38,7 @@ func (d *debts) fail(id model.ContainerID, now time.Time) (isOver bool) {
 	if isOver = now.Sub(first) >= owedAfter; isOver {
 		d.signal()
 	}
+
 	return isOver
 }
 

@@ -11,24 +11,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// entries bounds how many threads are in pods' namespaces to make a socket, which takes microseconds.
+// entries bounds how many threads are in pods' namespaces to make a socket, which takes
+// microseconds.
 var entries = make(chan struct{}, 4)
 
-// Dial connects over TCP from inside a network namespace, nil for our own. Only the socket is made there, on a locked thread: a
-// socket keeps its namespace (network_namespaces(7)). The connection is awaited outside without a thread, until ctx ends.
+// Dial connects over TCP from inside a network namespace, nil for our own. Only the socket is made
+// there, on a locked thread: a socket keeps its namespace (network_namespaces(7)). The connection
+// is awaited outside without a thread, until ctx ends.
 func Dial(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
 	if netns == nil {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", addr.String())
 	}
+
 	fd, err := socketIn(ctx, netns, addr.Addr().Is4())
 	if err != nil {
 		return nil, fmt.Errorf("make a socket in network namespace %s: %w", netns.Name(), err)
 	}
+
 	conn, err := connect(ctx, fd, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s in network namespace %s: %w", addr, netns.Name(), err)
 	}
+
 	return conn, nil
 }
 
@@ -40,6 +45,7 @@ func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) 
 	case <-ctx.Done():
 		return -1, ctx.Err()
 	}
+
 	family := unix.AF_INET6
 	if v4 {
 		family = unix.AF_INET
@@ -50,27 +56,32 @@ func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) 
 		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 		return os.NewSyscallError("socket", err)
 	})
+
 	return fd, err
 }
 
-// connect connects a non-blocking socket and takes it over. It waits in the runtime's poller, not in a thread.
+// connect connects a non-blocking socket and takes it over. It waits in the runtime's poller, not
+// in a thread.
 func connect(ctx context.Context, fd int, addr netip.AddrPort) (net.Conn, error) {
 	// The poller must get the socket after connect: it reports an unconnected one as hung up.
 	begun := unix.Connect(fd, sockaddr(addr))
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close() // the connection has a descriptor of its own
+
 	if begun != nil && begun != unix.EINPROGRESS {
 		return nil, os.NewSyscallError("connect", begun)
 	}
 
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
+
 	if err := awaitConnected(f); err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("connect: %w", context.Cause(ctx))
 		}
 		return nil, err
 	}
+
 	return net.FileConn(f)
 }
 
@@ -80,22 +91,27 @@ func awaitConnected(f *os.File) error {
 	if err != nil {
 		return err
 	}
+
 	var result error
 	err = raw.Write(func(fd uintptr) (done bool) {
 		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		if n, err := unix.Poll(ready, 0); err != nil || n == 0 {
 			return false
 		}
+
 		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && code != 0 {
 			err = unix.Errno(code)
 		}
+
 		result = os.NewSyscallError("connect", err)
+
 		return true
 	})
 	if err != nil {
 		return err
 	}
+
 	return result
 }
 

@@ -29,16 +29,20 @@ func newNetNS(t *testing.T) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		if err := pins.Drop(path); err != nil {
 			t.Error(err)
 		}
 	})
+
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { f.Close() })
+
 	return f
 }
 
@@ -55,18 +59,22 @@ func listenIn(t *testing.T, netns *os.File, at unix.Sockaddr, family int) (port 
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { unix.Close(fd) })
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		return uint16(sa.Port)
 	case *unix.SockaddrInet6:
 		return uint16(sa.Port)
 	}
+
 	t.Fatal("no port")
+
 	return 0
 }
 
@@ -77,11 +85,13 @@ func threads(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	_, rest, _ := strings.Cut(string(b), "Threads:")
 	n, err := strconv.Atoi(strings.Fields(rest)[0])
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return n
 }
 
@@ -94,37 +104,44 @@ func TestDialFamilies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if c.RemoteAddr().String() != addr {
 			t.Errorf("connected to %s, want %s", c.RemoteAddr(), addr)
 		}
 		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Error(err)
 		}
+
 		c.Close()
 		if c, err := Dial(t.Context(), nil, netip.MustParseAddrPort(addr)); err == nil {
 			c.Close()
 			t.Error("the loopback of the pod is that of the node")
 		}
 	}
+
 	if _, err := Dial(t.Context(), netns, netip.MustParseAddrPort("127.0.0.1:1")); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("a port without a listener: %v", err)
 	}
 }
 
-// TestDialHoldsNoThread: a port that does not accept costs descriptors until the deadline, and no threads.
+// TestDialHoldsNoThread: a port that does not accept costs descriptors until the deadline, and no
+// threads.
 func TestDialHoldsNoThread(t *testing.T) {
 	netns := newNetNS(t)
-	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), listenIn(t, netns, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.AF_INET))
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"),
+		listenIn(t, netns, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.AF_INET))
 	first, err := Dial(t.Context(), netns, addr) // fills the queue
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close()
+
 	before, descriptors := threads(t), openFiles(t)
 
 	const dials = 500
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
+
 	var wg sync.WaitGroup
 	errs := make(chan error, dials)
 	for range dials {
@@ -136,10 +153,12 @@ func TestDialHoldsNoThread(t *testing.T) {
 			errs <- err
 		})
 	}
+
 	time.Sleep(time.Second)
 	if during := threads(t); during > before+20 {
 		t.Errorf("%d threads during %d dials, %d before", during, dials, before)
 	}
+
 	wg.Wait()
 	close(errs)
 	timedOut := 0
@@ -148,6 +167,7 @@ func TestDialHoldsNoThread(t *testing.T) {
 			timedOut++
 		}
 	}
+
 	if timedOut < dials-2 { // the queue takes one more than its length
 		t.Errorf("%d of %d dials timed out", timedOut, dials)
 	}
@@ -171,26 +191,30 @@ func TestOpenProcess(t *testing.T) {
 		groups string
 		ok     bool
 	}{
-		"systemd driver":                     {"0::/kubepods.slice/docker-" + id + ".scope\n", true},
-		"cgroupfs driver, v1":                {"2:cpu:/kubepods/pod1/" + id + "\n1:name=systemd:/kubepods/pod1/" + id + "\n", true},
+		"systemd driver": {"0::/kubepods.slice/docker-" + id + ".scope\n", true},
+		"cgroupfs driver, v1": {"2:cpu:/kubepods/pod1/" + id + "\n1:name=systemd:/kubepods/pod1/" + id +
+			"\n", true},
 		"a child group":                      {"0::/docker/" + id + "/init\n", true},
 		"another container":                  {"0::/docker/" + other + "\n", false},
 		"another container that uses the ID": {"0::/docker/" + other + "/" + id + "\n", false},
-		"another container in one hierarchy": {"2:cpu:/docker/" + id + "\n1:name=systemd:/docker/" + other + "\n", false},
-		"a process of the node":              {"0::/system.slice/sshd.service\n", false},
-		"nothing":                            {"", false},
-		"a line of another form":             {id + ":x:/\n", false},
+		"another container in one hierarchy": {"2:cpu:/docker/" + id + "\n1:name=systemd:/docker/" + other + "\n",
+			false},
+		"a process of the node":  {"0::/system.slice/sshd.service\n", false},
+		"nothing":                {"", false},
+		"a line of another form": {id + ":x:/\n", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proc := t.TempDir()
 			if err := os.MkdirAll(filepath.Join(proc, "7/ns"), 0o755); err != nil {
 				t.Fatal(err)
 			}
+
 			for file, text := range map[string]string{"7/cgroup": test.groups, "7/ns/net": "namespace"} {
 				if err := os.WriteFile(filepath.Join(proc, file), []byte(text), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			f, err := openProcess(proc, model.ContainerID(id), 7)
 			if !test.ok {
 				if !errdefs.IsNotFound(err) {
@@ -198,18 +222,22 @@ func TestOpenProcess(t *testing.T) {
 				}
 				return
 			}
+
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer f.Close()
+
 			if b, err := io.ReadAll(f); err != nil || string(b) != "namespace" {
 				t.Errorf("opened %q, %v", b, err)
 			}
 		})
 	}
+
 	if _, err := OpenProcess(model.ContainerID(id), os.Getpid()); !errdefs.IsNotFound(err) {
 		t.Errorf("this process for a container: %v", err)
 	}
+
 	if _, err := NewPins(t.TempDir(), t.TempDir()).OpenPin(model.ContainerID(id)); !errdefs.IsNotFound(err) {
 		t.Errorf("a pin that is not there: %v", err)
 	}

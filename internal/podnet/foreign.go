@@ -11,18 +11,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What shims before this one left in libcni's cache: connections of single plugins beside those of lists, without what the plugins were told
-// of host ports, or results alone, from before libcni kept configurations (0.8).
+// What shims before this one left in libcni's cache: connections of single plugins beside those of
+// lists, without what the plugins were told of host ports, or results alone, from before libcni
+// kept configurations (0.8).
 
 // listFromBytes reads a cached configuration: a list, or the single plugin that kubenet once was.
 func listFromBytes(b []byte) (*libcni.NetworkConfigList, error) {
 	if len(b) > maxConfig {
 		return nil, fmt.Errorf("it has %d bytes, at most %d are possible", len(b), maxConfig)
 	}
+
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(b, &keys); err != nil {
 		return nil, err
 	}
+
 	if _, single := keys["type"]; !single || keys["plugins"] != nil {
 		list, err := libcni.NetworkConfFromBytes(b)
 		if err != nil {
@@ -30,6 +33,7 @@ func listFromBytes(b []byte) (*libcni.NetworkConfigList, error) {
 		}
 		return list, checkList(list)
 	}
+
 	return singlePlugin(b)
 }
 
@@ -39,15 +43,19 @@ func withPorts(capabilities map[string]any, ports []*runtimeapi.PortMapping) map
 	if len(mapped) == 0 || capabilities["portMappings"] != nil {
 		return capabilities
 	}
+
 	out := maps.Clone(capabilities)
 	if out == nil {
 		out = map[string]any{}
 	}
+
 	out["portMappings"] = mapped
+
 	return out
 }
 
-// adopt notes that a pod holds a connection that others have made: it must not be taken for a leftover of nobody.
+// adopt notes that a pod holds a connection that others have made: it must not be taken for a
+// leftover of nobody.
 func (a *attacher) adopt(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -66,18 +74,20 @@ type Connection struct {
 	Problem   string                    // why a DEL with this entry cannot work, "" if it can
 }
 
-// ReadCache reads libcni's cache: the connection of each sandbox, by its ID. An older shim's entry may be of a result alone, which is not
-// among them.
+// ReadCache reads libcni's cache: the connection of each sandbox, by its ID. An older shim's entry
+// may be of a result alone, which is not among them.
 func ReadCache(cacheDir string) (map[string]Connection, error) {
 	cached, err := (&cache{dir: cacheDir}).entries("")
 	if err != nil {
 		return nil, err
 	}
+
 	out := map[string]Connection{}
 	for _, e := range cached {
 		if e.IfName != ifName {
 			continue
 		}
+
 		conn := Connection{
 			Network:   e.Network,
 			Addresses: e.addresses(),
@@ -89,12 +99,15 @@ func ReadCache(cacheDir string) (map[string]Connection, error) {
 			out[e.ContainerID] = conn
 			continue
 		}
+
 		for _, p := range e.list.Plugins {
 			conn.Plugins = append(conn.Plugins, p.Network.Type)
 			conn.MapsPorts = conn.MapsPorts || p.Network.Capabilities["portMappings"]
 		}
+
 		out[e.ContainerID] = conn
 	}
+
 	return out, nil
 }
 
@@ -104,10 +117,12 @@ func toldPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
 	if err != nil {
 		return nil
 	}
+
 	var mapped []portMapping
 	if json.Unmarshal(b, &mapped) != nil {
 		return nil
 	}
+
 	var out []*runtimeapi.PortMapping
 	for _, m := range mapped {
 		p := &runtimeapi.PortMapping{
@@ -120,5 +135,6 @@ func toldPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
 			out = append(out, p)
 		}
 	}
+
 	return out
 }

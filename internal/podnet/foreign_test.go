@@ -19,8 +19,11 @@ import (
 
 var ports = []*runtimeapi.PortMapping{{HostPort: 8080, ContainerPort: 80}}
 
-// oldCache is the cache of a network whose entry for the pod is changed by edit, as a shim before this one left it.
-func oldCache(t *testing.T, f fake, p Pod, edit func(entry map[string]json.RawMessage) map[string]json.RawMessage) (cache string) {
+// oldCache is the cache of a network whose entry for the pod is changed by edit, as a shim before
+// this one left it.
+func oldCache(
+	t *testing.T, f fake, p Pod, edit func(entry map[string]json.RawMessage) map[string]json.RawMessage,
+) (cache string) {
 	t.Helper()
 	c := f.network(t, "0.4.0")
 	add(t, c, p)
@@ -29,24 +32,30 @@ func oldCache(t *testing.T, f fake, p Pod, edit func(entry map[string]json.RawMe
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v, %v", files, err)
 	}
+
 	b, err := os.ReadFile(files[0])
 	var entry map[string]json.RawMessage
 	if err == nil {
 		err = json.Unmarshal(b, &entry)
 	}
+
 	if err == nil {
 		b, err = json.Marshal(edit(entry))
 	}
+
 	if err == nil {
 		err = os.WriteFile(files[0], b, 0o600)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return cache
 }
 
-// TestDelOfAnOlderShimsEntry releases pods with entries of several ages: the plugin is told of the host ports, and nothing is left.
+// TestDelOfAnOlderShimsEntry releases pods with entries of several ages: the plugin is told of the
+// host ports, and nothing is left.
 func TestDelOfAnOlderShimsEntry(t *testing.T) {
 	type entry = map[string]json.RawMessage
 	for name, c := range map[string]struct {
@@ -55,7 +64,8 @@ func TestDelOfAnOlderShimsEntry(t *testing.T) {
 	}{
 		"of a list, without capabilities": {func(e entry) entry { delete(e, "capabilityArgs"); return e }, true},
 		"of a single plugin": {func(e entry) entry {
-			e["config"], _ = json.Marshal([]byte(`{"cniVersion":"0.1.0","name":"net","type":"fake","capabilities":{"portMappings":true}}`))
+			e["config"], _ = json.Marshal([]byte(`{"cniVersion":"0.1.0","name":"net","type":"fake",` +
+				`"capabilities":{"portMappings":true}}`))
 			delete(e, "capabilityArgs")
 			return e
 		}, true},
@@ -75,10 +85,12 @@ func TestDelOfAnOlderShimsEntry(t *testing.T) {
 			if ips := restarted.IPs(p.ID); (ips != nil) != c.ips {
 				t.Errorf("addresses: %v", ips)
 			}
+
 			restarted.Adopt(p.ID)
 			if got := restarted.Attached(); !cmp.Equal(got, []string{p.ID}) {
 				t.Errorf("attached: %v", got)
 			}
+
 			f.mode("")
 			_ = cmd.Process.Kill() // the pause is dead
 			p.NetNS, p.Ports, p.Foreign = "", ports, true
@@ -87,20 +99,26 @@ func TestDelOfAnOlderShimsEntry(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if want := `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`; !strings.Contains(f.read("stdin.DEL"), want) {
+
+			if want := `"portMappings":[{"hostPort":8080,"containerPort":80,` +
+				`"protocol":"tcp"}]`; !strings.Contains(f.read("stdin.DEL"), want) {
 				t.Errorf("the plugin was not told %s:\n%s", want, f.read("stdin.DEL"))
 			}
+
 			if want := "DEL " + p.ID + " eth0"; !strings.Contains(f.calls(), want) {
 				t.Errorf("calls: %s", f.calls())
 			}
-			if left, _ := filepath.Glob(filepath.Join(cache, "results/*")); len(left) > 0 || len(f.held()) > 0 || len(restarted.Attached()) > 0 {
+
+			if left, _ := filepath.Glob(filepath.Join(cache, "results/*")); len(left) > 0 || len(f.held()) > 0 ||
+				len(restarted.Attached()) > 0 {
 				t.Errorf("left: %v, %v, %v", left, f.held(), restarted.Attached())
 			}
 		})
 	}
 }
 
-// TestForeignPodsAreNotCollected gives an adopted pod without any entry to a network whose plugins collect.
+// TestForeignPodsAreNotCollected gives an adopted pod without any entry to a network whose plugins
+// collect.
 func TestForeignPodsAreNotCollected(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.1.0")
@@ -108,6 +126,7 @@ func TestForeignPodsAreNotCollected(t *testing.T) {
 	if err := c.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	if !strings.Contains(f.read("stdin.GC"), sandboxID) {
 		t.Errorf("the plugin takes the pod for nobody's: %s", f.read("stdin.GC"))
 	}
@@ -119,6 +138,7 @@ func TestDelOfAForeignPodWaitsForAConfiguration(t *testing.T) {
 	if err := c.Del(t.Context(), Pod{ID: sandboxID, Foreign: true}); !errdefs.IsUnavailable(err) {
 		t.Errorf("%v", err)
 	}
+
 	if err := c.Del(t.Context(), Pod{ID: sandboxID}); err != nil {
 		t.Errorf("of ours, which would be in the cache: %v", err)
 	}
@@ -130,18 +150,22 @@ func TestAddresses(t *testing.T) {
 	if got := Addresses(sandboxID, cmd.Process.Pid); got != nil {
 		t.Errorf("without an interface: %v", got)
 	}
+
 	want, err := k.Add(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	if got := NewPins(t.TempDir(), t.TempDir()).Addresses(sandboxID, cmd.Process.Pid); !cmp.Equal(got, want, same) {
 		t.Errorf("%v, want %v", got, want)
 	}
+
 	other := strings.Repeat("b", 64)
 	if got := Addresses(model.ContainerID(other), cmd.Process.Pid); got != nil {
 		t.Errorf("of another sandbox's process: %v", got)
 	}
+
 	del(t, k, p)
 	if got := Addresses(sandboxID, 0); got != nil {
 		t.Errorf("of nobody: %v", got)
@@ -152,20 +176,37 @@ func TestReadCache(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
 	p, _ := newPod(t, sandboxID)
-	p.Ports = []*runtimeapi.PortMapping{{HostPort: 5353, ContainerPort: 53, Protocol: runtimeapi.Protocol_UDP, HostIp: "127.0.0.1"}}
+	p.Ports = []*runtimeapi.PortMapping{{
+		HostPort:      5353,
+		ContainerPort: 53,
+		Protocol:      runtimeapi.Protocol_UDP,
+		HostIp:        "127.0.0.1",
+	}}
+
 	add(t, c, p)
 	broken := `{"kind":"cniCacheV1","containerId":"bb","ifName":"eth0","networkName":"other","config":"e30="}`
 	if err := os.WriteFile(filepath.Join(c.cfg.CacheDir, "results/other-bb-eth0"), []byte(broken), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	got, err := ReadCache(c.cfg.CacheDir)
 	if err != nil || len(got) != 2 || got["bb"].Problem == "" {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	want := Connection{Network: "net", Plugins: []string{"fake"}, Addresses: []netip.Addr{netip.MustParseAddr("10.1.2.3")}, Ports: p.Ports, MapsPorts: true}
-	if diff := cmp.Diff(want, got[p.ID], protocmp.Transform(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+
+	want := Connection{
+		Network:   "net",
+		Plugins:   []string{"fake"},
+		Addresses: []netip.Addr{netip.MustParseAddr("10.1.2.3")},
+		Ports:     p.Ports,
+		MapsPorts: true,
+	}
+	if diff := cmp.Diff(want, got[p.ID], protocmp.Transform(), cmp.Comparer(func(a, b netip.Addr) bool {
+		return a == b
+	})); diff != "" {
 		t.Error(diff)
 	}
+
 	if got, err := ReadCache(filepath.Join(c.cfg.CacheDir, "nowhere")); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
@@ -185,6 +226,7 @@ func TestListFromBytes(t *testing.T) {
 			}
 			continue
 		}
+
 		if err != nil || describe(list) != want {
 			t.Errorf("%s: %v, %v", in, list, err)
 		}

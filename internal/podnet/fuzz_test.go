@@ -23,6 +23,7 @@ func checkedList(t *testing.T, list *libcni.NetworkConfigList) {
 	if len(list.Plugins) == 0 || len(list.Plugins) > maxPlugins {
 		t.Errorf("%d plugins", len(list.Plugins))
 	}
+
 	for _, name := range programs(list) {
 		if strings.ContainsAny(name, "/\x00\n\x1b") {
 			t.Errorf("plugin %q", name)
@@ -30,15 +31,18 @@ func checkedList(t *testing.T, list *libcni.NetworkConfigList) {
 	}
 }
 
-// FuzzCacheEntry puts a file of any name and content into libcni's cache and the journal: what is used
-// of it names no other file, what is not is set aside once, and nothing outside is touched.
+// FuzzCacheEntry puts a file of any name and content into libcni's cache and the journal: what is
+// used of it names no other file, what is not is set aside once, and nothing outside is touched.
 func FuzzCacheEntry(f *testing.F) {
 	config, _ := json.Marshal([]byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"}]}`))
 	entry := func(network, id, result string) []byte {
-		return []byte(`{"kind":"cniCacheV1","containerId":"` + id + `","config":` + string(config) + `,"ifName":"eth0","networkName":"` + network +
+		return []byte(`{"kind":"cniCacheV1","containerId":"` + id + `","config":` + string(config) +
+			`,"ifName":"eth0","networkName":"` + network +
 			`","netns":"/run/netns/pod","cniArgs":[["A","b;C=d"]],"result":` + result + `}`)
 	}
-	const result = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/pod"}],"ips":[{"interface":0,"address":"10.1.2.3/24"}]}`
+
+	const result = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/pod"}],` +
+		`"ips":[{"interface":0,"address":"10.1.2.3/24"}]}`
 	f.Add("net-"+sandboxID+"-eth0", entry("net", sandboxID, result))
 	f.Add("net-"+sandboxID+"-eth0", entry("net", sandboxID, `{"ips":[null]}`))
 	f.Add("net-"+sandboxID+"-eth0", entry("../../net", sandboxID, result))
@@ -50,6 +54,7 @@ func FuzzCacheEntry(f *testing.F) {
 		if name == "" || len(name) > 200 || strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
 			return // is no name of a file
 		}
+
 		dir := t.TempDir()
 		for _, sub := range []string{"results", "pending"} {
 			if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
@@ -59,6 +64,7 @@ func FuzzCacheEntry(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
+
 		outside := filepath.Join(dir, "outside")
 		if err := os.WriteFile(outside, []byte("outside"), 0o600); err != nil {
 			t.Fatal(err)
@@ -69,13 +75,16 @@ func FuzzCacheEntry(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if !utf8.Valid(log.Bytes()) || log.Len() > 32<<10 {
 			t.Errorf("%d bytes of the log: %.500q", log.Len(), log.Bytes())
 		}
+
 		entries, err := a.cache.entries("")
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		checkEntries(t, name, entries)
 		checkRecords(t, a.journal)
 		for _, id := range a.attached() {
@@ -83,9 +92,11 @@ func FuzzCacheEntry(f *testing.F) {
 				t.Errorf("attached %q by file %q", id, name)
 			}
 		}
+
 		if b, err := os.ReadFile(outside); err != nil || string(b) != "outside" {
 			t.Errorf("the file outside has %q, %v", b, err)
 		}
+
 		second, _ := a.cache.entries("")
 		if aside := a.cache.aside; len(second) != len(entries) || aside > 2 {
 			t.Errorf("%d entries, then %d; %d set aside", len(entries), len(second), aside)
@@ -101,11 +112,13 @@ func checkEntries(t *testing.T, name string, entries []*entry) {
 		if filepath.Base(name) != e.Network+"-"+e.ContainerID+"-"+e.IfName {
 			t.Errorf("file %q is used for %q, %q, %q", name, e.Network, e.ContainerID, e.IfName)
 		}
+
 		for _, arg := range e.runtime().Args {
 			if strings.ContainsAny(arg[0]+arg[1], ";=\x00") {
 				t.Errorf("argument %q", arg)
 			}
 		}
+
 		for _, ip := range e.addresses() {
 			if !isPodAddress(ip) {
 				t.Errorf("address %s", ip)
@@ -122,6 +135,7 @@ func checkRecords(t *testing.T, j journal) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if r != nil {
 			checkedList(t, r.list)
 			if r.ContainerID != id {
@@ -134,18 +148,23 @@ func checkRecords(t *testing.T, j journal) {
 // FuzzNetworkConfig reads a network configuration of any content, as a list or as one plugin.
 func FuzzNetworkConfig(f *testing.F) {
 	for _, in := range []string{
-		`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","ipam":{"type":"host-local"}},{"type":"portmap"}]}`,
-		`{"cniVersion":"0.3.1","name":"net","type":"bridge"}`, `{"cniVersion":"1.1.0","cniVersions":["0.4.0","9.9.9"],"name":"net","disableGC":"true"}`,
-		`{"name":"../../x","plugins":[{"type":"../x"}]}`, `{"name":"net","plugins":[null]}`, `{"name":7}`, `null`, `[]`, "\xff",
+		`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","ipam":{"type":"host-local"}},` +
+			`{"type":"portmap"}]}`,
+		`{"cniVersion":"0.3.1","name":"net","type":"bridge"}`, `{"cniVersion":"1.1.0","cniVersions":["0.4.0",` +
+			`"9.9.9"],"name":"net","disableGC":"true"}`,
+		`{"name":"../../x","plugins":[{"type":"../x"}]}`, `{"name":"net","plugins":[null]}`, `{"name":7}`, `null`, `[]`,
+		"\xff",
 	} {
 		f.Add([]byte(in), true)
 		f.Add([]byte(in), false)
 	}
+
 	f.Fuzz(func(t *testing.T, content []byte, isList bool) {
 		file := filepath.Join(t.TempDir(), map[bool]string{true: "10.conflist", false: "10.conf"}[isList])
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		list, err := readConfig(file)
 		if err != nil {
 			if s := err.Error(); !utf8.ValidString(s) || len(s) > 5000 || strings.ContainsRune(s, '\x1b') {
@@ -153,15 +172,18 @@ func FuzzNetworkConfig(f *testing.F) {
 			}
 			return
 		}
+
 		checkedList(t, list)
 	})
 }
 
 // FuzzSysctl: whatever is accepted is a path below net/ without a way out, and one printable line.
 func FuzzSysctl(f *testing.F) {
-	for _, name := range []string{"net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding", "net.ipv4.conf.eth0/1.forwarding", "net/../kernel/x", "net.\x00", "/net/core", "net.." + "kernel"} {
+	for _, name := range []string{"net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding",
+		"net.ipv4.conf.eth0/1.forwarding", "net/../kernel/x", "net.\x00", "/net/core", "net.." + "kernel"} {
 		f.Add(name, "1")
 	}
+
 	f.Fuzz(func(t *testing.T, name, value string) {
 		s, err := parseSysctl(name, value)
 		if err != nil {
@@ -170,9 +192,12 @@ func FuzzSysctl(f *testing.F) {
 			}
 			return
 		}
-		if !filepath.IsLocal(s.path) || filepath.Clean(s.path) != s.path || !strings.HasPrefix(s.path, "net/") || strings.ContainsAny(s.path, " \n\x00\\") {
+
+		if !filepath.IsLocal(s.path) || filepath.Clean(s.path) != s.path || !strings.HasPrefix(s.path, "net/") ||
+			strings.ContainsAny(s.path, " \n\x00\\") {
 			t.Errorf("%q is %q", name, s.path)
 		}
+
 		if strings.ContainsAny(s.value, "\n\x00\x1b") || len(s.value) > maxSysctlValue {
 			t.Errorf("value %q", s.value)
 		}

@@ -31,28 +31,36 @@ func hostilePlugin(t *testing.T, add, del string) (dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "fake"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	return dir
 }
 
-// TestHostilePlugins runs plugins that answer with too much, with what is no result, or not at all: the
-// pod fails with a short error, what they reserved is released, and memory and time stay within bounds.
+// TestHostilePlugins runs plugins that answer with too much, with what is no result, or not at all:
+// the pod fails with a short error, what they reserved is released, and memory and time stay within
+// bounds.
 func TestHostilePlugins(t *testing.T) {
 	const result = `echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'`
 	const forever = "yes '\x1b[31mnoise'"
 	for name, c := range map[string]struct{ add, del, want string }{
-		"100 MiB":                   {"head -c 104857600 /dev/zero", "", "printed more than 1048576 bytes and was killed"},
-		"without end":               {forever, "", "printed more than 1048576 bytes and was killed"},
-		"without end, and a child":  {forever + " & echo $! > child; wait", "", "printed more than 1048576 bytes and was killed"},
-		"errors without end":        {forever + " >&2", "", "did not end within"},
-		"100 MiB of errors":         {"head -c 104857600 /dev/zero >&2; exit 3", "", "exit status 3"},
-		"an error of 1 MB":          {`printf '{"code":7,"msg":"'; head -c 1000000 /dev/zero | tr '\0' x; printf '"}'; exit 1`, "", "CNI error 7: xxx"},
-		"an error of other bytes":   {`printf '{"code":7,"msg":"\377\376\\u001b[2J\\u202e"}'; exit 1`, "", "CNI error 7"},
-		"errors of other bytes":     {`printf '\377\376\033[2J' >&2; exit 1`, "", "on standard error"},
-		"garbage":                   {`printf '\377\376\033[2J'`, "", "its output is not JSON"},
-		"nothing":                   {"true", "", "its output is not JSON"},
-		"a null":                    {"echo null", "", "gave no address"},
-		"a hostile interface":       {`echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4","address":"10.1.2.3/24"}]}'`, "", "is no name of an interface"},
-		"a hostile address":         {`echo '{"cniVersion":"0.4.0","ips":[{"version":"4","address":"0.0.0.0/0"}]}'`, "", "cannot be a pod's"},
+		"100 MiB": {"head -c 104857600 /dev/zero", "",
+			"printed more than 1048576 bytes and was killed"},
+		"without end": {forever, "", "printed more than 1048576 bytes and was killed"},
+		"without end, and a child": {forever + " & echo $! > child; wait", "",
+			"printed more than 1048576 bytes and was killed"},
+		"errors without end": {forever + " >&2", "", "did not end within"},
+		"100 MiB of errors":  {"head -c 104857600 /dev/zero >&2; exit 3", "", "exit status 3"},
+		"an error of 1 MB": {`printf '{"code":7,"msg":"'; head -c 1000000 /dev/zero | tr '\0' x; printf ` +
+			`'"}'; exit 1`, "", "CNI error 7: xxx"},
+		"an error of other bytes": {`printf '{"code":7,"msg":"\377\376\\u001b[2J\\u202e"}'; exit 1`, "",
+			"CNI error 7"},
+		"errors of other bytes": {`printf '\377\376\033[2J' >&2; exit 1`, "", "on standard error"},
+		"garbage":               {`printf '\377\376\033[2J'`, "", "its output is not JSON"},
+		"nothing":               {"true", "", "its output is not JSON"},
+		"a null":                {"echo null", "", "gave no address"},
+		"a hostile interface": {`echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4",` +
+			`"address":"10.1.2.3/24"}]}'`, "", "is no name of an interface"},
+		"a hostile address": {`echo '{"cniVersion":"0.4.0","ips":[{"version":"4","address":"0.0.0.0/0"}]}'`, "",
+			"cannot be a pod's"},
 		"no end":                    {"sleep 1000 & echo $! > child; wait", "", "did not end within"},
 		"a child that holds output": {"sleep 1000 & echo $! > child; " + result, "", ""},
 		"garbage from DEL":          {"exit 1", `printf '\377\376\033[2J'`, "exit status 1"},
@@ -77,12 +85,14 @@ func TestHostilePlugins(t *testing.T) {
 			if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 {
 				t.Errorf("%d MiB were allocated", grown>>20)
 			}
+
 			child := strings.TrimSpace(readFile(filepath.Join(bin, "child")))
 			if c.want == "" {
 				if err != nil {
 					t.Error(err)
 				}
 				defer killChild(t, child)
+
 				began := time.Now()
 				if err := n.Del(t.Context(), p); err != nil || time.Since(began) > 5*time.Second {
 					t.Errorf("DEL: %v after %v", err, time.Since(began))
@@ -91,17 +101,21 @@ func TestHostilePlugins(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Fatalf("%.300v, want %q", err, c.want)
 				}
+
 				if s := err.Error(); len(s) > 2000 || !utf8.ValidString(s) || strings.ContainsAny(s, "\x1b\u202e") {
 					t.Errorf("an error of %d bytes: %.300q", len(s), s)
 				}
 				if child != "" && !within(func() bool { return !alive(child) }) {
 					t.Errorf("the plugin's child %s is left", child)
 				}
+
 				del(t, n, p)
 			}
+
 			if _, err := os.Stat(filepath.Join(bin, "held")); err == nil || len(n.Attached()) > 0 {
 				t.Errorf("not undone: %v", n.Attached())
 			}
+
 			if left, _ := filepath.Glob(filepath.Join(n.cfg.CacheDir, "*/*")); len(left) > 0 {
 				t.Errorf("left: %v", left)
 			}
@@ -142,6 +156,7 @@ func plant(t *testing.T, dir, outside string, names map[string]string) {
 		default:
 			err = os.WriteFile(file, []byte(what), 0o600)
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,8 +175,8 @@ func promptly(t *testing.T, what string, do func()) {
 	}
 }
 
-// TestHostileCache plants what a crash or somebody else may leave in libcni's cache: the daemon starts,
-// nothing outside is touched, each file is set aside and reported, and pods are released.
+// TestHostileCache plants what a crash or somebody else may leave in libcni's cache: the daemon
+// starts, nothing outside is touched, each file is set aside and reported, and pods are released.
 func TestHostileCache(t *testing.T) {
 	f := newFake(t)
 	first := f.network(t, "1.0.0")
@@ -171,6 +186,7 @@ func TestHostileCache(t *testing.T) {
 	for _, p := range []Pod{healthy, badResult, torn} {
 		add(t, first, p)
 	}
+
 	cacheDir := first.cfg.CacheDir
 	results := filepath.Join(cacheDir, "results")
 	outside := plantCache(t, results, badResult.ID, torn.ID)
@@ -195,23 +211,29 @@ func TestHostileCache(t *testing.T) {
 	if ips := next.IPs(healthy.ID); len(ips) != 1 {
 		t.Errorf("the healthy pod has %v", ips)
 	}
+
 	for _, p := range []Pod{badResult, torn} {
 		if !strings.Contains(strings.Join(next.Attached(), " "), p.ID) || next.IPs(p.ID) != nil {
 			t.Errorf("pod %s: attached %v, addresses %v", p.ID[:2], next.Attached(), next.IPs(p.ID))
 		}
 	}
+
 	for _, id := range next.Attached() {
 		if _, err := model.ParseContainerID(id); err != nil {
 			t.Error(err)
 		}
 	}
+
 	left, _ := os.ReadDir(results)
 	if len(left) != 2 { // the healthy pod's and the directory
 		t.Errorf("left to be read: %v", left)
 	}
-	if n := next.Notice(); !strings.Contains(n, "12 files") || !strings.Contains(n, filepath.Join(cacheDir, "set-aside")) {
+
+	if n := next.Notice(); !strings.Contains(n, "12 files") ||
+		!strings.Contains(n, filepath.Join(cacheDir, "set-aside")) {
 		t.Errorf("notice %q", n)
 	}
+
 	if n := strings.Count(log.String(), "is set aside"); n != 12 || !utf8.Valid(log.Bytes()) {
 		t.Errorf("%d lines of the log:\n%.2000s", n, &log)
 	}
@@ -233,7 +255,8 @@ func encodedConfig() string {
 	return base64.StdEncoding.EncodeToString([]byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"}]}`))
 }
 
-// plantCache damages the entries of two pods and plants 10 hostile ones, which mean the file outside.
+// plantCache damages the entries of two pods and plants 10 hostile ones, which mean the file
+// outside.
 func plantCache(t *testing.T, results, badResult, torn string) (outside string) {
 	t.Helper()
 	entry := func(id string) string { return filepath.Join(results, "net-"+id+"-eth0") }
@@ -246,20 +269,27 @@ func plantCache(t *testing.T, results, badResult, torn string) (outside string) 
 	); err != nil {
 		t.Fatal(err)
 	}
+
 	hostile := func(network, id, name string) string {
-		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":%q,"result":{}}`, id, name, network, encodedConfig())
+		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":%q,"networkName":%q,"config":%q,`+
+			`"result":{}}`, id, name, network, encodedConfig())
 	}
+
 	plant(t, results, outside, map[string]string{
-		"net-fifo-eth0": "FIFO", "net-link-eth0": "link", "net-zero-eth0": "device", "net-huge-eth0": "huge", "net-empty-eth0": "",
-		"net-" + fourth + "-eth0": hostile("../../../../"+outside, fourth, "eth0"), "net-id-eth0": hostile("net", "../../"+fourth, "eth0"),
-		"net-if-eth0": hostile("net", "if", "../../x"), "net-other-eth0": hostile("net", fourth, "eth0"), "null-ips": `{"ips":[null]}`,
+		"net-fifo-eth0": "FIFO", "net-link-eth0": "link", "net-zero-eth0": "device", "net-huge-eth0": "huge",
+		"net-empty-eth0":          "",
+		"net-" + fourth + "-eth0": hostile("../../../../"+outside, fourth, "eth0"),
+		"net-id-eth0":             hostile("net", "../../"+fourth, "eth0"),
+		"net-if-eth0":             hostile("net", "if", "../../x"), "net-other-eth0": hostile("net", fourth, "eth0"),
+		"null-ips":    `{"ips":[null]}`,
 		"a directory": "directory",
 	})
+
 	return outside
 }
 
-// releaseHostile releases pods with a changed configuration after another start: the last of them was
-// torn, and is released with what is configured now.
+// releaseHostile releases pods with a changed configuration after another start: the last of them
+// was torn, and is released with what is configured now.
 func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
 	t.Helper()
 	writeConf(t, filepath.Join(cfg.ConfDir, "10.conflist"), "changed", "1.0.0")
@@ -268,11 +298,13 @@ func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
 		t.Fatal(err)
 	}
 	defer again.Close()
+
 	for i, p := range pods {
 		p.NetNS = "" // the pause is dead, too
 		if err := again.Del(t.Context(), p); err != nil {
 			t.Error(err)
 		}
+
 		want := "net"
 		if i == len(pods)-1 {
 			want = "changed"
@@ -281,9 +313,11 @@ func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
 			t.Errorf("pod %s was released with %s", p.ID[:2], f.read("stdin.DEL"))
 		}
 	}
+
 	if err := again.Del(t.Context(), Pod{ID: fourth}); err != nil { // might have been ours
 		t.Error(err)
 	}
+
 	if len(f.held()) > 0 || len(again.Attached()) > 0 {
 		t.Errorf("held %v, attached %v", f.held(), again.Attached())
 	}
@@ -299,14 +333,17 @@ func TestHostileJournal(t *testing.T) {
 	if err := errors.Join(os.Mkdir(pending, 0o700), os.WriteFile(outside, []byte("outside"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+
 	id := func(digit string) string { return strings.Repeat(digit, 64) }
 	record := func(id, config string) string {
 		return fmt.Sprintf(`{"containerId":%q,"config":%q,"ifName":"eth0"}`, id, config)
 	}
 	another := id("9")
 	plant(t, pending, outside, map[string]string{
-		id("1"): "FIFO", id("2"): "link", id("3"): "device", id("4"): "huge", id("5"): "", id("6"): record(another, encodedConfig()),
-		id("7"): record(id("7"), "e30="), id("8"): "null", ".new-1": "torn", ".profile": "x", "no ID": "x", "a directory": "directory",
+		id("1"): "FIFO", id("2"): "link", id("3"): "device", id("4"): "huge", id("5"): "",
+		id("6"): record(another, encodedConfig()),
+		id("7"): record(id("7"), "e30="), id("8"): "null", ".new-1": "torn", ".profile": "x", "no ID": "x",
+		"a directory": "directory",
 	})
 
 	var c *CNI
@@ -314,19 +351,24 @@ func TestHostileJournal(t *testing.T) {
 	if got := c.Attached(); len(got) != 8 {
 		t.Errorf("attached: %v", got)
 	}
+
 	for _, pod := range c.Attached() {
-		if err := os.WriteFile(filepath.Join(f.dir, "held", pod), nil, 0o600); err != nil { // as an ADD that was cut off
+		// as an ADD that was cut off
+		if err := os.WriteFile(filepath.Join(f.dir, "held", pod), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		promptly(t, "Del", func() {
 			if err := c.Del(t.Context(), Pod{ID: pod}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+
 	if len(f.held()) > 0 || len(c.Attached()) > 0 {
 		t.Errorf("held %v, attached %v", f.held(), c.Attached())
 	}
+
 	left, _ := os.ReadDir(pending)
 	if len(left) != 1 || readFile(outside) != "outside" {
 		t.Errorf("left: %v, outside %q", left, readFile(outside))
@@ -336,7 +378,8 @@ func TestHostileJournal(t *testing.T) {
 	}
 }
 
-// TestHostileConfiguration plants files among the network configurations: the next valid one counts.
+// TestHostileConfiguration plants files among the network configurations: the next valid one
+// counts.
 func TestHostileConfiguration(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -345,13 +388,19 @@ func TestHostileConfiguration(t *testing.T) {
 		return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[%s]}`, name, plugins)
 	}
 	planted := map[string]string{
-		"00.conf": "FIFO", "01.conflist": "FIFO", "02.json": "device", "03.conflist": "huge", "04.conflist": "", "05.conflist": "\xff\xfe",
-		"06.conflist": list("../../../../tmp", plugins(1)), "07.conflist": list("net", `{"type":"../fake"}`), "08.conflist": list("net", "null"),
-		"09.conflist": list("net", plugins(maxPlugins+1)), "10.conflist": list(strings.Repeat("n", 200), plugins(1)), "11.conflist": "null",
-		"12.conf": `{"cniVersion":"1.0.0","name":"a/b","type":"fake"}`, "13.conflist": `{"cniVersion":"1.0.0","name":"fifo"}`,
+		"00.conf": "FIFO", "01.conflist": "FIFO", "02.json": "device", "03.conflist": "huge", "04.conflist": "",
+		"05.conflist": "\xff\xfe",
+		"06.conflist": list("../../../../tmp", plugins(1)), "07.conflist": list("net", `{"type":"../fake"}`),
+		"08.conflist": list("net", "null"),
+		"09.conflist": list("net", plugins(maxPlugins+1)), "10.conflist": list(strings.Repeat("n", 200), plugins(1)),
+		"11.conflist": "null",
+		"12.conf":     `{"cniVersion":"1.0.0","name":"a/b","type":"fake"}`,
+		"13.conflist": `{"cniVersion":"1.0.0","name":"fifo"}`,
 		"14.conflist": `{"cniVersion":"` + strings.Repeat("9", 1<<18) + `","name":"net","plugins":[{"type":"fake"}]}`,
-		"15.conflist": `{"cniVersions":["` + strings.Repeat("x", 1<<18) + `"],"name":"net","plugins":[{"type":"fake"}]}`,
+		"15.conflist": `{"cniVersions":["` + strings.Repeat("x", 1<<18) +
+			`"],"name":"net","plugins":[{"type":"fake"}]}`,
 	}
+
 	plant(t, conf, "", planted)
 	plant(t, conf, "", map[string]string{"16.conflist": "directory", "fifo": "directory"})
 	plant(t, filepath.Join(conf, "fifo"), "", map[string]string{"x.conf": "FIFO"})
@@ -365,20 +414,24 @@ func TestHostileConfiguration(t *testing.T) {
 		if list, _, err := c.config(); err != nil || list.Name != "good" {
 			t.Fatalf("%v, %v", list, err)
 		}
+
 		if n := c.Notice(); !strings.Contains(n, "00.conf is not valid") || len(n) > 1000 {
 			t.Errorf("notice %q", n)
 		}
 		if len(c.unused) != len(planted) {
 			t.Errorf("%d invalid files, want %d", len(c.unused), len(planted))
 		}
+
 		for file, why := range c.unused {
 			if len(why) > 5000 || !utf8.ValidString(why) {
 				t.Errorf("%s: %d bytes: %.100q", file, len(why), why)
 			}
 		}
+
 		p, _ := newPod(t, sandboxID)
 		add(t, c, p)
 	})
+
 	promptly(t, "Inspect", func() {
 		if all, err := Inspect(conf, func(string) error { return nil }); err != nil || len(all) != len(planted)+1 {
 			t.Errorf("%d files, %v", len(all), err)
@@ -386,8 +439,8 @@ func TestHostileConfiguration(t *testing.T) {
 	})
 }
 
-// TestArguments: what a pod's author wrote is neither another argument of a plugin nor free text for
-// iptables; what an older shim left is left out.
+// TestArguments: what a pod's author wrote is neither another argument of a plugin nor free text
+// for iptables; what an older shim left is left out.
 func TestArguments(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -397,34 +450,48 @@ func TestArguments(t *testing.T) {
 		edit(m)
 		return func(p *Pod) { p.Ports = []*runtimeapi.PortMapping{m} }
 	}
+
 	for want, edit := range map[string]func(*Pod){
-		"K8S_POD_NAME":                        func(p *Pod) { p.Name = "web;IP=10.0.0.1" },
-		"K8S_POD_NAMESPACE":                   func(p *Pod) { p.Namespace = "a=b" },
-		"K8S_POD_UID":                         func(p *Pod) { p.UID = "u\nIgnoreUnknown=0" },
-		"config.port_mappings[0].host_ip":     port(func(m *runtimeapi.PortMapping) { m.HostIp = "0.0.0.0/0 -j ACCEPT" }),
+		"K8S_POD_NAME":      func(p *Pod) { p.Name = "web;IP=10.0.0.1" },
+		"K8S_POD_NAMESPACE": func(p *Pod) { p.Namespace = "a=b" },
+		"K8S_POD_UID":       func(p *Pod) { p.UID = "u\nIgnoreUnknown=0" },
+		"config.port_mappings[0].host_ip": port(func(m *runtimeapi.PortMapping) {
+			m.HostIp = "0.0.0.0/0 -j ACCEPT"
+		}),
 		"port_mappings[0].host_ip: \"fe80::1": port(func(m *runtimeapi.PortMapping) { m.HostIp = "fe80::1%eth0" }),
 		"port_mappings[0].host_port":          port(func(m *runtimeapi.PortMapping) { m.HostPort = 65536 }),
 		"port_mappings[0].container_port":     port(func(m *runtimeapi.PortMapping) { m.ContainerPort = -1 }),
 		"port_mappings[0].protocol":           port(func(m *runtimeapi.PortMapping) { m.Protocol = 7 }),
-		ingressAnnotation:                     func(p *Pod) { p.Annotations = map[string]string{ingressAnnotation: "1M; tc"} },
+		ingressAnnotation: func(p *Pod) {
+			p.Annotations = map[string]string{ingressAnnotation: "1M; tc"}
+		},
 	} {
 		bad := p
 		edit(&bad)
 		f.mode("")
-		if _, err := c.Add(t.Context(), bad); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || f.calls() != "" {
+		if _, err := c.Add(t.Context(), bad); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) ||
+			f.calls() != "" {
 			t.Errorf("%s: %v; calls %q", want, err, f.calls())
 		}
 	}
 
 	p.Name, p.Foreign = "web;IP=10.0.0.1", true
-	p.Ports = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 80, HostIp: "-j ACCEPT"}, {HostPort: 81, ContainerPort: 81}}
+	p.Ports = []*runtimeapi.PortMapping{{
+		HostPort:      80,
+		ContainerPort: 80,
+		HostIp:        "-j ACCEPT",
+	}, {HostPort: 81, ContainerPort: 81}}
 	if err := c.Del(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(f.calls(), "IP=") || strings.Contains(f.read("stdin.DEL"), "ACCEPT") || !strings.Contains(f.read("stdin.DEL"), `"hostPort":81`) {
+
+	if strings.Contains(f.calls(), "IP=") || strings.Contains(f.read("stdin.DEL"), "ACCEPT") ||
+		!strings.Contains(f.read("stdin.DEL"), `"hostPort":81`) {
 		t.Errorf("calls %s; told %s", f.calls(), f.read("stdin.DEL"))
 	}
-	if got := cleanArgs([][2]string{{"A", "b;C=d"}, {"E", "f"}, {"G=h", "i"}, {"J", "\x00"}}); len(got) != 1 || got[0][0] != "E" {
+
+	if got := cleanArgs([][2]string{{"A", "b;C=d"}, {"E", "f"}, {"G=h", "i"}, {"J", "\x00"}}); len(got) != 1 ||
+		got[0][0] != "E" {
 		t.Errorf("%v", got)
 	}
 }

@@ -18,12 +18,13 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// journal keeps a record of every ADD that has begun, from before its first plugin runs until the whole pod is made or a DEL has undone it,
-// and of every DEL. libcni itself notes only what succeeded: after a daemon that was killed in the middle, nothing would know with which
+// journal keeps a record of every ADD that has begun, from before its first plugin runs until the
+// whole pod is made or a DEL has undone it, and of every DEL. libcni itself notes only what
+// succeeded: after a daemon that was killed in the middle, nothing would know with which
 // configuration to release what plugins had reserved.
 //
-// A record is also a lock: plugins inherit it open, so that a later daemon can wait for those that an earlier one left running, and no more
-// than one chain of plugins works on a pod at any time.
+// A record is also a lock: plugins inherit it open, so that a later daemon can wait for those that
+// an earlier one left running, and no more than one chain of plugins works on a pod at any time.
 type journal struct {
 	dir   string
 	cache *cache // sets aside what cannot be used
@@ -36,7 +37,8 @@ type record struct {
 	IfName       string         `json:"ifName"`
 	Args         [][2]string    `json:"args"`
 	Capabilities map[string]any `json:"capabilityArgs"`
-	Confirmed    bool           `json:"confirmed,omitempty"` // the pod was complete: it stands for an entry of the cache
+	// the pod was complete: it stands for an entry of the cache
+	Confirmed bool `json:"confirmed,omitempty"`
 
 	list *libcni.NetworkConfigList // Config, parsed
 }
@@ -56,7 +58,8 @@ const strayPatience = 2 * time.Minute
 
 func (j journal) file(id string) string { return filepath.Join(j.dir, id) }
 
-// begin notes an ADD or a DEL. The file is to be inherited by the plugins, and closed when they have ended.
+// begin notes an ADD or a DEL. The file is to be inherited by the plugins, and closed when they
+// have ended.
 func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, confirmed bool) (*os.File, error) {
 	b, err := json.Marshal(record{
 		ContainerID:  rt.ContainerID,
@@ -69,15 +72,18 @@ func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, c
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
+
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
+
 	f, err := safefs.CreateFile(j.file(rt.ContainerID), filepath.Join(j.dir, newRecord), b, func(f *os.File) error {
 		return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("note what plugins are to do: %w", err)
 	}
+
 	return f, nil
 }
 
@@ -95,16 +101,19 @@ func (j journal) read(id string) (*record, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
+
 	var r *record
 	if err == nil {
 		r, err = parseRecord(id, b)
 	}
+
 	if err != nil {
 		if err := j.cache.setAside(j.dir, id, err); err != nil {
 			return nil, fmt.Errorf("read the note of what plugins were to do: %w", err)
 		}
 		return nil, nil
 	}
+
 	return r, nil
 }
 
@@ -114,6 +123,7 @@ func parseRecord(id string, b []byte) (*record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, boundError(err)
 	}
+
 	if r.ContainerID != id {
 		return nil, fmt.Errorf("it is the record of %s", shown([]byte(r.ContainerID)))
 	}
@@ -125,7 +135,9 @@ func parseRecord(id string, b []byte) (*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", boundError(err))
 	}
+
 	r.list = list
+
 	return r, nil
 }
 
@@ -136,10 +148,13 @@ func (j journal) await(ctx context.Context, id string) error {
 		return nil // forgotten meanwhile
 	}
 	defer f.Close()
+
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+
 	patience := time.NewTimer(strayPatience)
 	defer patience.Stop()
+
 	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		select {
 		case <-ctx.Done():
@@ -149,17 +164,19 @@ func (j journal) await(ctx context.Context, id string) error {
 		case <-tick.C:
 		}
 	}
+
 	return nil
 }
 
-// list are the IDs of all pods with a record. What a crash left half-written is removed, and what is no
-// record is set aside.
+// list are the IDs of all pods with a record. What a crash left half-written is removed, and what
+// is no record is set aside.
 func (j journal) list() []string {
 	dir, err := os.Open(j.dir)
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
+
 	names, _ := dir.Readdirnames(maxCacheFiles)
 
 	var ids []string
@@ -174,9 +191,16 @@ func (j journal) list() []string {
 			_ = j.cache.setAside(j.dir, name, err)
 		}
 	}
+
 	return ids
 }
 
 func (r *record) runtime(netns string) *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: r.ContainerID, NetNS: netns, IfName: r.IfName, Args: cleanArgs(r.Args), CapabilityArgs: r.Capabilities}
+	return &libcni.RuntimeConf{
+		ContainerID:    r.ContainerID,
+		NetNS:          netns,
+		IfName:         r.IfName,
+		Args:           cleanArgs(r.Args),
+		CapabilityArgs: r.Capabilities,
+	}
 }

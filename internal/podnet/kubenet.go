@@ -43,8 +43,9 @@ type KubenetConfig struct {
 	Log      *slog.Logger
 }
 
-// Kubenet is a bridge on the node's pod CIDR, made by the standard plugins bridge, host-local and portmap from a generated configuration.
-// Pods keep the configuration with which they were connected when the range changes.
+// Kubenet is a bridge on the node's pod CIDR, made by the standard plugins bridge, host-local and
+// portmap from a generated configuration. Pods keep the configuration with which they were
+// connected when the range changes.
 type Kubenet struct {
 	cfg    KubenetConfig
 	attach *attacher
@@ -73,25 +74,32 @@ func (k *Kubenet) SetPodCIDR(cidrs []netip.Prefix) error {
 	if len(cidrs) == 0 {
 		return nil
 	}
+
 	bridge, err := bridgeFor(cidrs, bridgeAddresses)
 	if err != nil {
 		return err
 	}
+
 	list, err := kubenetList(k.cfg, cidrs, bridge)
 	if err != nil {
 		return fmt.Errorf("kubenet configuration: %w", err)
 	}
+
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	if k.list == nil || string(k.list.Bytes) != string(list.Bytes) {
 		k.cfg.Log.Info("kubenet", "podCIDRs", cidrs, "bridge", bridge)
 	}
+
 	k.list = list
+
 	return nil
 }
 
-// bridgeFor is the first bridge that is not there yet or has no address beyond these ranges. One that has was made for an earlier range; it
-// stays as it is, for it is the gateway of pods that still run.
+// bridgeFor is the first bridge that is not there yet or has no address beyond these ranges. One
+// that has was made for an earlier range; it stays as it is, for it is the gateway of pods that
+// still run.
 func bridgeFor(cidrs []netip.Prefix, addresses func(bridge string) ([]netip.Addr, error)) (string, error) {
 	for i := range maxBridges {
 		name := kubenetBridges + strconv.Itoa(i)
@@ -99,14 +107,19 @@ func bridgeFor(cidrs []netip.Prefix, addresses func(bridge string) ([]netip.Addr
 		if err != nil {
 			return "", fmt.Errorf("kubenet: addresses of %s: %w", name, err)
 		}
+
 		within := func(a netip.Addr) bool {
-			return a.IsLinkLocalUnicast() || slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(a) })
+			return a.IsLinkLocalUnicast() || slices.ContainsFunc(cidrs, func(c netip.Prefix) bool {
+				return c.Contains(a)
+			})
 		}
 		if !slices.ContainsFunc(all, func(a netip.Addr) bool { return !within(a) }) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("kubenet: the bridges %s0 to %s%d have addresses of other ranges; remove one that no pod uses (ip link del %s0)",
+
+	return "", fmt.Errorf("kubenet: the bridges %s0 to %s%d have addresses of other ranges; remove one that no pod "+
+		"uses (ip link del %s0)",
 		kubenetBridges, kubenetBridges, maxBridges-1, kubenetBridges)
 }
 
@@ -118,6 +131,7 @@ func bridgeAddresses(name string) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, nil //nolint:nilerr // it is not there
 	}
+
 	all, err := i.Addrs()
 	var out []netip.Addr
 	for _, a := range all {
@@ -125,6 +139,7 @@ func bridgeAddresses(name string) ([]netip.Addr, error) {
 			out = append(out, p.Addr().Unmap())
 		}
 	}
+
 	return out, err
 }
 
@@ -137,7 +152,9 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 		}
 		routes = append(routes, map[string]string{"dst": dst})
 	}
-	// On newer kernels, frames that a promiscuous bridge passes up lose the translation of their addresses if they have passed iptables.
+
+	// On newer kernels, frames that a promiscuous bridge passes up lose the translation of their
+	// addresses if they have passed iptables.
 	promiscuous := cfg.Hairpin == HairpinPromisc && !framesPassIptables()
 	bridge := map[string]any{
 		"type": "bridge", "bridge": name, "isGateway": true, "ipMasq": true,
@@ -147,13 +164,19 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 	if cfg.MTU > 0 {
 		bridge["mtu"] = cfg.MTU
 	}
+
 	b, err := json.Marshal(map[string]any{
 		"cniVersion": kubenetVersion, "name": kubenetName,
-		"plugins": []any{bridge, map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}, "snat": true}},
+		"plugins": []any{bridge, map[string]any{
+			"type":         "portmap",
+			"capabilities": map[string]bool{"portMappings": true},
+			"snat":         true,
+		}},
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	return libcni.ConfListFromBytes(b)
 }
 
@@ -163,7 +186,8 @@ func framesPassIptables() bool {
 	return err == nil && strings.TrimSpace(string(b)) != "0"
 }
 
-var errNoCIDR = errors.New("kubenet waits for the node's pod CIDR: give --pod-cidr, or let the kubelet tell it (spec.podCIDR of the node)")
+var errNoCIDR = errors.New("kubenet waits for the node's pod CIDR: give --pod-cidr, or let the kubelet tell it " +
+	"(spec.podCIDR of the node)")
 
 func (k *Kubenet) config() (*libcni.NetworkConfigList, error) {
 	k.mu.RLock()

@@ -54,12 +54,12 @@ type ManagerConfig struct {
 	Log         *slog.Logger
 }
 
-// Manager has all state of pods' networks: their namespaces, their connections, the releases that are
-// under way or owed, and the checkpoints of older shims. It is safe for concurrent use.
+// Manager has all state of pods' networks: their namespaces, their connections, the releases that
+// are under way or owed, and the checkpoints of older shims. It is safe for concurrent use.
 //
-// The network of a pod begins with Prepare and Keep, or with a namespace of the engine's. Connect and
-// Confirm connect it, Disconnect releases everything. Adopt takes over the pods of older shims, and
-// Reclaim releases what has no pod any more.
+// The network of a pod begins with Prepare and Keep, or with a namespace of the engine's. Connect
+// and Confirm connect it, Disconnect releases everything. Adopt takes over the pods of older shims,
+// and Reclaim releases what has no pod any more.
 type Manager struct {
 	network     Network
 	connector   Connector // nil if the engine connects pods
@@ -90,14 +90,15 @@ func NewManager(c ManagerConfig) *Manager {
 	if m.now == nil {
 		m.now = time.Now
 	}
+
 	return m
 }
 
 // ConnectsPods reports whether this Manager connects pods, and not the engine.
 func (m *Manager) ConnectsPods() bool { return m.connector != nil }
 
-// State returns a warning about the network, "" for none, and why pods cannot be connected, with the
-// fix; nil if they can.
+// State returns a warning about the network, "" for none, and why pods cannot be connected, with
+// the fix; nil if they can.
 func (m *Manager) State() (notice string, err error) { return m.network.Notice(), m.network.Ready() }
 
 // SetPodCIDR sets the node's ranges (UpdateRuntimeConfig).
@@ -155,17 +156,20 @@ func (m *Manager) lock(ctx context.Context, id model.ContainerID) (unlock func()
 }
 
 // Prepare makes a network namespace with these sysctls ("net.core.somaxconn") for a sandbox that is
-// not created yet, and returns its path until drop. InvalidArgument for a sysctl that cannot be set.
+// not created yet, and returns its path until drop. InvalidArgument for a sysctl that cannot be
+// set.
 func (m *Manager) Prepare(sysctls map[string]string) (netns string, drop func(), err error) {
 	netns, err = m.namespaces.Make(sysctls)
 	if err != nil {
 		return "", nil, err
 	}
+
 	drop = func() { // it lives on where Keep has pinned it
 		if err := m.namespaces.Drop(netns); err != nil {
 			m.log.Warn("a network namespace could not be dropped; the next start does", "err", err)
 		}
 	}
+
 	return netns, drop, nil
 }
 
@@ -176,22 +180,25 @@ func (m *Manager) Keep(ctx context.Context, id model.ContainerID, netns string) 
 	if err != nil {
 		return nil, err
 	}
+
 	if _, err := m.namespaces.Keep(id, netns); err != nil {
 		unlock()
 		return nil, err
 	}
+
 	return unlock, nil
 }
 
 // Connect connects a pod as its configuration asks for, and returns its addresses. The pod has the
-// namespace of Keep, or that of its pause, which is pinned first. Disconnect undoes Connect, also after
-// an error.
+// namespace of Keep, or that of its pause, which is pinned first. Disconnect undoes Connect, also
+// after an error.
 func (m *Manager) Connect(
 	ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig,
 ) ([]netip.Addr, error) {
 	if !m.ConnectsPods() {
 		return nil, nil
 	}
+
 	if !sb.OwnNetNS {
 		if _, err := m.pins.Pin(sb.ID, sb.Pid); err != nil {
 			return nil, err
@@ -201,10 +208,12 @@ func (m *Manager) Connect(
 	p := m.pod(sb)
 	p.Ports, p.DNS = cfg.GetPortMappings(), cfg.GetDnsConfig()
 	p.CgroupParent = cfg.GetLinux().GetCgroupParent()
+
 	return m.connector.Add(ctx, p)
 }
 
-// HasJoined reports whether a process is the sandbox's and in the namespace that Keep pinned for it.
+// HasJoined reports whether a process is the sandbox's and in the namespace that Keep pinned for
+// it.
 func (m *Manager) HasJoined(id model.ContainerID, pid int) bool { return m.pins.Joined(id, pid) }
 
 // Confirm marks a connected pod as complete. Only then Addresses has those of Connect.
@@ -221,14 +230,17 @@ func (m *Manager) Addresses(sb *spec.Sandbox) []netip.Addr {
 	if sb.HostNetwork() {
 		return nil
 	}
+
 	if m.ConnectsPods() {
 		if ips := m.connector.IPs(string(sb.ID)); ips != nil {
 			return ips
 		}
 	}
+
 	if sb.Foreign && sb.Running && sb.IsWithoutNetwork() {
 		return m.pins.Addresses(sb.ID, sb.Pid)
 	}
+
 	return sb.EngineIPs
 }
 
@@ -237,8 +249,8 @@ func (m *Manager) IsConnected(sb *spec.Sandbox) bool {
 	return sb.HostNetwork() || !m.ConnectsPods() || len(m.Addresses(sb)) > 0
 }
 
-// NetNS opens the network namespace of a pod: the pinned one, or that of a process that is verified to
-// be its pause. NotFound if there is neither.
+// NetNS opens the network namespace of a pod: the pinned one, or that of a process that is verified
+// to be its pause. NotFound if there is neither.
 func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
 	netns, err := m.pins.OpenPin(sb.ID)
 	if errdefs.IsNotFound(err) {
@@ -247,8 +259,8 @@ func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
 	return netns, err
 }
 
-// Check returns the path of a pod's pinned namespace, and the plugins' opinion of its connection (CNI
-// CHECK): "ok", an error, or "" if it has none.
+// Check returns the path of a pod's pinned namespace, and the plugins' opinion of its connection
+// (CNI CHECK): "ok", an error, or "" if it has none.
 func (m *Manager) Check(ctx context.Context, sb *spec.Sandbox) (netns, result string) {
 	netns = m.pins.Path(sb.ID)
 	if !sb.Running || sb.HostNetwork() || !m.ConnectsPods() || m.connector.IPs(string(sb.ID)) == nil {
@@ -257,6 +269,7 @@ func (m *Manager) Check(ctx context.Context, sb *spec.Sandbox) (netns, result st
 	if err := m.connector.Check(ctx, m.pod(sb)); err != nil {
 		return netns, err.Error()
 	}
+
 	return netns, "ok"
 }
 

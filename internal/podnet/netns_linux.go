@@ -38,13 +38,16 @@ func openNetNS(path string) (*os.File, error) {
 	if !strings.HasPrefix(path, "/proc/") { // where namespaces are links of the kernel's
 		flags |= unix.O_NOFOLLOW
 	}
+
 	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := checkNetNS(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+
 	return f, nil
 }
 
@@ -53,13 +56,16 @@ func checkNetNS(f *os.File) error {
 	if !isNamespaceFile(int(f.Fd())) {
 		return fmt.Errorf("%s is not a network namespace: %w", f.Name(), errdefs.ErrFailedPrecondition)
 	}
+
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err == nil && kind != unix.CLONE_NEWNET {
 		err = errors.New("it is a namespace of another kind")
 	}
+
 	if err != nil {
 		return fmt.Errorf("%s is not a network namespace: %w: %w", f.Name(), err, errdefs.ErrFailedPrecondition)
 	}
+
 	return nil
 }
 
@@ -69,8 +75,8 @@ func isNamespaceFile(fd int) bool {
 	return unix.Fstatfs(fd, &st) == nil && int64(st.Type) == unix.NSFS_MAGIC
 }
 
-// awayFromHome runs do on a thread of its own after leave, which takes the thread to another network namespace. A thread that cannot go home
-// is ended with its goroutine.
+// awayFromHome runs do on a thread of its own after leave, which takes the thread to another
+// network namespace. A thread that cannot go home is ended with its goroutine.
 func awayFromHome(leave, do func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -82,17 +88,21 @@ func awayFromHome(leave, do func() error) error {
 			return
 		}
 		defer home.Close()
+
 		if err := leave(); err != nil {
 			runtime.UnlockOSThread()
 			done <- err
 			return
 		}
+
 		err = do()
 		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
+
 		done <- err
 	}()
+
 	return <-done
 }
 
@@ -108,13 +118,17 @@ func setLoopbackUp() error {
 		return err
 	}
 	defer unix.Close(fd)
+
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err
 	}
+
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, req); err != nil {
 		return err
 	}
+
 	req.SetUint16(req.Uint16() | unix.IFF_UP)
+
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }

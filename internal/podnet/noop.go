@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Noop leaves pods to the engine's own bridge. Two nodes then give the same addresses and cannot reach
-// each other's pods, which is never right in a cluster, so it warns.
+// Noop leaves pods to the engine's own bridge. Two nodes then give the same addresses and cannot
+// reach each other's pods, which is never right in a cluster, so it warns.
 type Noop struct{}
 
 var _ Network = Noop{}

@@ -22,15 +22,19 @@ type Observer struct {
 	tracer  trace.Tracer
 }
 
-// NewObserver returns an observer; traces gets a span for each command of each plugin, nil for none.
+// NewObserver returns an observer; traces gets a span for each command of each plugin, nil for
+// none.
 func NewObserver(traces trace.TracerProvider) *Observer {
 	if traces == nil {
 		traces = noop.NewTracerProvider()
 	}
+
 	labels := []string{"command", "plugin"}
+
 	return &Observer{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cri_dockerd_cni_duration_seconds", Help: "Time of CNI plugins, by command (ADD, DEL, …) and plugin, without the wait for their turn.",
+			Name:    "cri_dockerd_cni_duration_seconds",
+			Help:    "Time of CNI plugins, by command (ADD, DEL, …) and plugin, without the wait for their turn.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60},
 		}, labels),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -45,18 +49,21 @@ func (o *Observer) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{o.seconds, o.errors}
 }
 
-// begin notes that a plugin is started with an environment (CNI specification, section 2, "Parameters"); end is to be called with its
-// error. Plugins are an operator's choice and few, which bounds the labels.
+// begin notes that a plugin is started with an environment (CNI specification, section 2,
+// "Parameters"); end is to be called with its error. Plugins are an operator's choice and few,
+// which bounds the labels.
 func (o *Observer) begin(ctx context.Context, path string, environ []string) (_ context.Context, end func(err error)) {
 	if o == nil {
 		return ctx, func(error) {}
 	}
+
 	command, plugin, began := parameter(environ, "CNI_COMMAND"), filepath.Base(path), time.Now()
 	ctx, span := o.tracer.Start(ctx, "CNI "+command+" "+plugin)
 	if span.IsRecording() {
 		span.SetAttributes(attribute.String("cni.command", command), attribute.String("cni.plugin", plugin),
 			attribute.String("cni.container_id", parameter(environ, "CNI_CONTAINERID")))
 	}
+
 	return ctx, func(err error) {
 		o.seconds.WithLabelValues(command, plugin).Observe(time.Since(began).Seconds())
 		failed := o.errors.WithLabelValues(command, plugin)

@@ -26,6 +26,7 @@ func TestPluginsAreCountedAndTraced(t *testing.T) {
 	if _, err := c.Add(ctx, p); err == nil {
 		t.Error("no error")
 	}
+
 	f.mode("")
 	del(t, c, p)
 	add(t, c, p)
@@ -39,18 +40,22 @@ func TestPluginsAreCountedAndTraced(t *testing.T) {
 			t.Errorf("no time of %s", command)
 		}
 	}
+
 	failed := false
 	for _, s := range spans.Ended() {
-		if s.Name() == "CNI ADD fake" && s.Status().Code == codes.Error && strings.Contains(s.Status().Description, "no address left") {
+		if s.Name() == "CNI ADD fake" && s.Status().Code == codes.Error && strings.Contains(s.Status().Description,
+			"no address left") {
 			failed = s.Parent().SpanID() == call.SpanContext().SpanID()
 		}
 	}
+
 	if !failed {
 		t.Error("no span below the call says what failed")
 	}
 }
 
-// TestInvalidConfigurationIsToldOnce: it is read every few seconds, and the log shall be silent at rest.
+// TestInvalidConfigurationIsToldOnce: it is read every few seconds, and the log shall be silent at
+// rest.
 func TestInvalidConfigurationIsToldOnce(t *testing.T) {
 	conf := t.TempDir()
 	file := filepath.Join(conf, "00-broken.conflist")
@@ -60,6 +65,7 @@ func TestInvalidConfigurationIsToldOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	write("{")
 	var log bytes.Buffer
 	c, err := NewCNI(CNIConfig{ConfDir: conf, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
@@ -67,13 +73,16 @@ func TestInvalidConfigurationIsToldOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	for range 3 {
 		c.Reload(t.Context())
 	}
+
 	write(`{"cniVersion":"1.0.0","name":"x"}`)
 	for range 3 {
 		c.Reload(t.Context())
 	}
+
 	if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "00-broken") < 2 {
 		t.Errorf("%d lines:\n%s", n, log.String())
 	}

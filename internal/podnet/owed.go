@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// owedFor is how long a plugin that was uninstalled may take to come back, in an upgrade for instance.
+	// owedFor is how long a plugin that was uninstalled may take to come back, in an upgrade for
+	// instance.
 	owedFor = 24 * time.Hour
 	// owedEvery is the interval in which plugins are looked for.
 	owedEvery = 5 * time.Second
@@ -19,8 +20,9 @@ const (
 	owedRetry = 10 * time.Minute
 )
 
-// owed keeps how pods were connected whose plugins were uninstalled while they ran: the pods are gone,
-// and what these plugins hold is released when they are back. It is a cache of libcni's of its own.
+// owed keeps how pods were connected whose plugins were uninstalled while they ran: the pods are
+// gone, and what these plugins hold is released when they are back. It is a cache of libcni's of
+// its own.
 type owed struct {
 	cache *cache
 
@@ -60,6 +62,7 @@ func (o *owed) forget(name string) {
 func (a *attacher) run(ctx context.Context) {
 	tick := time.NewTicker(owedEvery)
 	defer tick.Stop()
+
 	for {
 		a.payOwed(ctx, time.Now())
 		select {
@@ -70,14 +73,15 @@ func (a *attacher) run(ctx context.Context) {
 	}
 }
 
-// payOwed runs the DEL of each attachment that is owed and whose plugins are all installed, and forgets
-// those that are too old.
+// payOwed runs the DEL of each attachment that is owed and whose plugins are all installed, and
+// forgets those that are too old.
 func (a *attacher) payOwed(ctx context.Context, now time.Time) {
 	entries, err := a.owed.cache.entries("")
 	if err != nil {
 		a.log.Debug("what is owed to uninstalled CNI plugins cannot be read", "err", err)
 		return
 	}
+
 	for _, e := range entries {
 		name := e.Network + "-" + e.ContainerID + "-" + e.IfName
 		switch rest := e.split(a.binDirs); {
@@ -103,7 +107,9 @@ func (a *attacher) payOne(ctx context.Context, e *entry, name string) {
 		a.owed.cache.keep(name, e)
 		return
 	}
-	a.log.Info("a CNI plugin is back and has released what it held of a pod", "sandbox", e.ContainerID, "network", e.Network)
+
+	a.log.Info("a CNI plugin is back and has released what it held of a pod", "sandbox", e.ContainerID, "network",
+		e.Network)
 	a.owed.forget(name)
 }
 

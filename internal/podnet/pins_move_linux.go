@@ -13,37 +13,43 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Prepare makes the directory of pins, lets the mounts in it reach the containers that mount it, and
-// moves the pins of earlier versions there, which lay in the directory of records. Pods go on.
+// Prepare makes the directory of pins, lets the mounts in it reach the containers that mount it,
+// and moves the pins of earlier versions there, which lay in the directory of records. Pods go on.
 func (p *Pins) Prepare() error {
 	dir, err := openShared(p.dir)
 	if err != nil {
 		return fmt.Errorf("directory of network namespaces: %w", err)
 	}
+
 	dir.Close()
 	errs := []error{shareMounts(p.dir)}
 	for _, id := range p.List() {
 		errs = append(errs, p.move(id))
 	}
+
 	return errors.Join(errs...)
 }
 
-// move moves a pin of an earlier version. The path that its plugins were given leads to the new place.
+// move moves a pin of an earlier version. The path that its plugins were given leads to the new
+// place.
 func (p *Pins) move(id model.ContainerID) error {
 	if !isPinnedIn(p.records, string(id)) {
 		return nil
 	}
+
 	old, err := openNetNS(filepath.Join(p.records, string(id)))
 	if err != nil {
 		return fmt.Errorf("move network namespace of sandbox %s: %w", id, err)
 	}
 	defer old.Close()
+
 	if !isPinnedIn(p.dir, pinName(id)) { // else a crash came in between
 		dir, err := openShared(p.dir)
 		if err != nil {
 			return fmt.Errorf("move network namespace of sandbox %s: %w", id, err)
 		}
 		defer dir.Close()
+
 		if err := mountIn(dir, old, pinName(id)); err != nil {
 			return err
 		}
@@ -54,30 +60,35 @@ func (p *Pins) move(id model.ContainerID) error {
 		return fmt.Errorf("move network namespace of sandbox %s: %w", id, err)
 	}
 	defer records.Close()
+
 	if err := unmountAll(records, string(id)); err != nil {
 		return err
 	}
+
 	return p.record(id) // in the place of the file that was mounted on
 }
 
 // shareMounts lets mounts below a directory propagate to other mount namespaces, as they do under
-// systemd: where nothing is shared, the directory becomes a shared mount of its own (ip-netns(8) does
-// the same).
+// systemd: where nothing is shared, the directory becomes a shared mount of its own (ip-netns(8)
+// does the same).
 func shareMounts(dir string) error {
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return fmt.Errorf("directory of network namespaces: %w", err)
 	}
+
 	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(real))
 	if err != nil {
 		return fmt.Errorf("directory of network namespaces: %w", err)
 	}
+
 	var within *mountinfo.Info
 	for _, m := range mounts { // the last of the longest lies on top
 		if within == nil || len(m.Mountpoint) >= len(within.Mountpoint) {
 			within = m
 		}
 	}
+
 	if within != nil && strings.Contains(within.Optional, "shared:") {
 		return nil
 	}
@@ -87,8 +98,10 @@ func shareMounts(dir string) error {
 			return os.NewSyscallError("mount "+real, err)
 		}
 	}
+
 	if err := unix.Mount("", real, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 		return os.NewSyscallError("share "+real, err)
 	}
+
 	return nil
 }

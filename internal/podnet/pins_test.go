@@ -27,20 +27,24 @@ func newPins(t *testing.T) (pins *Pins, dir, records string) {
 	return NewPins(dir, records), dir, records
 }
 
-// TestPlantedPins puts links, files and mounts where pins are: none is followed, entered or unmounted.
+// TestPlantedPins puts links, files and mounts where pins are: none is followed, entered or
+// unmounted.
 func TestPlantedPins(t *testing.T) {
 	pins, dir, records := newPins(t)
 	if err := os.Mkdir(records, 0o755); err != nil { // as earlier versions made it
 		t.Fatal(err)
 	}
+
 	other, _ := newPod(t, strings.Repeat("b", 64))
 	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if st, err := os.Stat(records); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("the directory of records has %v, %v", st.Mode(), err)
 	}
+
 	mounted := filepath.Join(t.TempDir(), "mounted")
 	if err := errors.Join(os.Mkdir(mounted, 0o755), syscall.Mount("tmpfs", mounted, "tmpfs", 0, "")); err != nil {
 		t.Fatal(err)
@@ -57,6 +61,7 @@ func TestPlantedPins(t *testing.T) {
 			plantPin(t, pins, other, mounted, file, name, put)
 		}
 	}
+
 	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
 		t.Error(err)
 	}
@@ -68,6 +73,7 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}
+
 	promptly(t, name, func() {
 		if got := pins.Path(sandboxID); got != "" || pins.Joined(sandboxID, pidOf(t, other)) {
 			t.Errorf("%s: is taken for a pin: %q", name, got)
@@ -75,71 +81,89 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 		if err := pins.move(sandboxID); err != nil || pins.Path(sandboxID) != "" {
 			t.Errorf("%s: is moved: %v", name, err)
 		}
+
 		if err := pins.Unpin(sandboxID); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	})
+
 	if _, err := os.Lstat(file); err == nil {
 		t.Errorf("%s: is left", name)
 	}
+
 	var st unix.Statfs_t
-	if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC || pins.Path(model.ContainerID(other.ID)) == "" {
+	if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC ||
+		pins.Path(model.ContainerID(other.ID)) == "" {
 		t.Fatalf("%s: another mount is gone", name)
 	}
+
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}
+
 	p, _ := newPod(t, sandboxID)
 	if path, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil || path != pins.Path(sandboxID) {
 		t.Errorf("%s: pinned in its place: %q, %v", name, path, err)
 	}
+
 	if err := pins.Unpin(sandboxID); err != nil {
 		t.Errorf("%s: %v", name, err)
 	}
 }
 
-// TestPinsLeaveOtherFiles: only names of our own forms are ours, and in the shared directory only those
-// of our sandboxes.
+// TestPinsLeaveOtherFiles: only names of our own forms are ours, and in the shared directory only
+// those of our sandboxes.
 func TestPinsLeaveOtherFiles(t *testing.T) {
 	pins, dir, records := newPins(t)
 	if err := pins.Prepare(); err != nil {
 		t.Fatal(err)
 	}
+
 	other, _ := newPod(t, strings.Repeat("b", 64))
 	otherPin, err := pins.Pin(model.ContainerID(other.ID), pidOf(t, other))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, name := range []string{"new-x", "new-0123456789abcdeF0", "new-", "x", sandboxID[:63]} {
 		if err := os.WriteFile(filepath.Join(records, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"cni-0d2b4f6e-1a2b-3c4d-5e6f-0123456789ab", "blue"} { // another runtime's, ip-netns(8)'s
+
+	// another runtime's, ip-netns(8)'s
+	for _, name := range []string{"cni-0d2b4f6e-1a2b-3c4d-5e6f-0123456789ab", "blue"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := errors.Join(pins.Prepare(), pins.Sweep()); err != nil || len(pins.List()) != 1 {
 		t.Errorf("%v, %v", pins.List(), err)
 	}
+
 	if left, _ := os.ReadDir(records); len(left) != 6 {
 		t.Errorf("files of others are touched: %v", left)
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 3 {
 		t.Errorf("files of others are touched: %v", left)
 	}
+
 	notMade := filepath.Join(records, "new-0123456789abcdef")
 	if err := os.WriteFile(notMade, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if path, err := pins.Keep(sandboxID, notMade); err == nil || pins.Path(sandboxID) != "" {
 		t.Errorf("a file is kept as a namespace: %q, %v", path, err)
 	}
+
 	if len(pins.List()) != 1 {
 		t.Error("a record of it is left")
 	}
-	for _, path := range []string{"/etc/passwd", filepath.Join(records, "x"), records + "/../new-0123456789abcdef", otherPin} {
+
+	for _, path := range []string{"/etc/passwd", filepath.Join(records, "x"), records + "/../new-0123456789abcdef",
+		otherPin} {
 		if err := pins.Drop(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("drop %s: %v", path, err)
 		}
@@ -147,13 +171,14 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 			t.Errorf("keep %s: %v", path, err)
 		}
 	}
+
 	if err := pins.Unpin(model.ContainerID(other.ID)); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestPinsOfEarlierVersions moves a pin from the directory of records to where add-ons look, also after
-// a crash in the middle: the path that plugins were given leads to the same namespace.
+// TestPinsOfEarlierVersions moves a pin from the directory of records to where add-ons look, also
+// after a crash in the middle: the path that plugins were given leads to the same namespace.
 func TestPinsOfEarlierVersions(t *testing.T) {
 	for name, crash := range map[string]func(pins *Pins, ns *os.File) error{
 		"as it was": func(*Pins, *os.File) error { return nil },
@@ -174,17 +199,21 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer ns.Close()
+
 			if err := pins.Prepare(); err != nil {
 				t.Fatal(err)
 			}
+
 			made, err := pins.openRecords(true)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer made.Close()
+
 			if err := errors.Join(mountIn(made, ns, sandboxID), crash(pins, ns)); err != nil {
 				t.Fatal(err)
 			}
+
 			old := filepath.Join(records, sandboxID)
 			if pins.Path(sandboxID) == "" {
 				t.Error("a pin of an earlier version is not found")
@@ -194,16 +223,21 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 				if err := pins.Prepare(); err != nil {
 					t.Fatal(err)
 				}
-				if got := pins.Path(sandboxID); got != filepath.Join(dir, pinName(sandboxID)) || isPinnedIn(records, sandboxID) {
+
+				if got := pins.Path(sandboxID); got != filepath.Join(dir, pinName(sandboxID)) ||
+					isPinnedIn(records, sandboxID) {
 					t.Errorf("after the move it is at %q", got)
 				}
+
 				if !isNetNS(p.NetNS)(old) || !isNetNS(p.NetNS)(pins.Path(sandboxID)) || len(pins.List()) != 1 {
 					t.Errorf("the old path does not lead to the namespace; list %v", pins.List())
 				}
 			}
+
 			if err := pins.Unpin(sandboxID); err != nil {
 				t.Error(err)
 			}
+
 			for _, d := range []string{dir, records} {
 				if left, _ := os.ReadDir(d); len(left) > 0 {
 					t.Errorf("left in %s: %v", d, left)
@@ -213,19 +247,21 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 	}
 }
 
-// TestPinsReachContainers: what is pinned is seen in a mount namespace that was made before, with slave
-// mounts as those of hostPath volumes with HostToContainer, although nothing was shared.
+// TestPinsReachContainers: what is pinned is seen in a mount namespace that was made before, with
+// slave mounts as those of hostPath volumes with HostToContainer, although nothing was shared.
 func TestPinsReachContainers(t *testing.T) {
 	pins, _, _ := newPins(t)
 	if err := pins.Prepare(); err != nil {
 		t.Fatal(err)
 	}
+
 	agent := exec.Command("unshare", "--mount", "--propagation", "slave", "sleep", "1000")
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer agent.Wait() //nolint:errcheck // killed
 	defer agent.Process.Kill()
+
 	home, _ := os.Readlink("/proc/self/ns/mnt")
 	its := func() string { l, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", agent.Process.Pid)); return l }
 	sleeps := func() bool {
@@ -241,12 +277,14 @@ func TestPinsReachContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); !isNetNS(p.NetNS)(seen) {
 		t.Errorf("%s is not seen elsewhere", path)
 	}
 	if err := pins.Unpin(sandboxID); err != nil {
 		t.Error(err)
 	}
+
 	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); isNetNS(p.NetNS)(seen) {
 		t.Errorf("%s stays elsewhere", path)
 	}
@@ -258,7 +296,8 @@ func TestDamagedEntryKeepsAddresses(t *testing.T) {
 	for name, damage := range map[string]func(entry string) error{
 		"torn": func(entry string) error { return os.Truncate(entry, 100) },
 		"a bad result": func(entry string) error {
-			return os.WriteFile(entry, []byte(strings.Replace(readFile(entry), `"cniVersion":"0.4.0"`, `"cniVersion":7`, 1)), 0o600)
+			return os.WriteFile(entry, []byte(strings.Replace(readFile(entry), `"cniVersion":"0.4.0"`, `"cniVersion":7`,
+				1)), 0o600)
 		},
 	} {
 		for _, confirmed := range []bool{true, false} {
@@ -270,16 +309,20 @@ func TestDamagedEntryKeepsAddresses(t *testing.T) {
 				if _, err := pins.Pin(sandboxID, pidOf(t, p)); err != nil {
 					t.Fatal(err)
 				}
+
 				want, err := k.Add(t.Context(), p)
 				if err == nil && confirmed {
 					err = k.Confirm(p.ID)
 				}
+
 				if err == nil {
 					err = damage(filepath.Join(k.cfg.CacheDir, "results", "kubenet-"+p.ID+"-eth0"))
 				}
+
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				if !confirmed {
 					want = nil
 				}
@@ -290,16 +333,21 @@ func TestDamagedEntryKeepsAddresses(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
+
 					if got := next.IPs(p.ID); fmt.Sprint(got) != fmt.Sprint(want) || len(next.Attached()) != 1 {
 						t.Errorf("addresses %v, want %v; attached %v", got, want, next.Attached())
 					}
+
 					k = next
 				}
+
 				del(t, k, p)
 				if err := pins.Unpin(sandboxID); err != nil {
 					t.Error(err)
 				}
-				if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 || len(k.Attached()) > 0 {
+
+				if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 ||
+					len(k.Attached()) > 0 {
 					t.Errorf("left: %v, %v", left, k.Attached())
 				}
 			})
@@ -320,7 +368,13 @@ func TestProcessOfAnother(t *testing.T) {
 	pins, _, _ := newPins(t)
 	p, _ := newPod(t, sandboxID)
 	other := model.ContainerID(strings.Repeat("b", 64))
-	for name, pid := range map[string]int{"another container's": pidOf(t, p), "our own": os.Getpid(), "init": 1, "none": 0, "negative": -1} {
+	for name, pid := range map[string]int{
+		"another container's": pidOf(t, p),
+		"our own":             os.Getpid(),
+		"init":                1,
+		"none":                0,
+		"negative":            -1,
+	} {
 		if path, err := pins.Pin(other, pid); !errdefs.IsNotFound(err) || pins.Path(other) != "" {
 			t.Errorf("%s: %q, %v", name, path, err)
 		}
@@ -342,8 +396,8 @@ func TestProcessOfAnother(t *testing.T) {
 	}
 }
 
-// TestManyDevices is a pod with CAP_NET_ADMIN: thousands of devices and addresses cost a bounded time
-// and memory, and only those of eth0 are the pod's.
+// TestManyDevices is a pod with CAP_NET_ADMIN: thousands of devices and addresses cost a bounded
+// time and memory, and only those of eth0 are the pod's.
 func TestManyDevices(t *testing.T) {
 	p, _ := newPod(t, sandboxID)
 	var batch strings.Builder
@@ -354,7 +408,9 @@ func TestManyDevices(t *testing.T) {
 			fmt.Fprintf(&batch, "addr add 10.%d.%d.%d/32 dev d%d\n", 64+i/250, i%250, j+1, i)
 		}
 	}
-	batch.WriteString("link add eth0 type bridge\naddr add 10.1.2.3/24 dev eth0\naddr add fd00::3/64 dev eth0 nodad\nlink add eth1 type bridge\naddr add 10.9.9.9/24 dev eth1\n")
+
+	batch.WriteString("link add eth0 type bridge\naddr add 10.1.2.3/24 dev eth0\naddr add fd00::3/64 dev eth0 " +
+		"nodad\nlink add eth1 type bridge\naddr add 10.9.9.9/24 dev eth1\n")
 	ip := func(batch string) {
 		cmd := exec.Command("nsenter", "--net="+p.NetNS, "ip", "-batch", "-")
 		cmd.Stdin = strings.NewReader(batch)
@@ -362,6 +418,7 @@ func TestManyDevices(t *testing.T) {
 			t.Fatalf("%v: %.500s", err, out)
 		}
 	}
+
 	ip(batch.String())
 	got := Addresses(sandboxID, pidOf(t, p))
 	if fmt.Sprint(got) != "[10.1.2.3 fd00::3]" {
@@ -372,6 +429,7 @@ func TestManyDevices(t *testing.T) {
 	for i := range 2000 {
 		fmt.Fprintf(&batch, "addr add 10.3.%d.%d/32 dev eth0\n", i/250, i%250+1)
 	}
+
 	ip(batch.String())
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

@@ -25,17 +25,18 @@ import (
 const (
 	pluginDeadline = time.Minute // for one command of one plugin
 	drainDeadline  = time.Second // for what a killed plugin's descendants still hold open
-	pluginsAtOnce  = 16          // most of them wait for one lock of iptables, and the more there are, the longer each one takes
-	busyPause      = 100 * time.Millisecond
-	busyTries      = 20  // a plugin's file that is being written
-	outputShown    = 300 // bytes of a plugin's output in an error
+	// most of them wait for one lock of iptables, and the more there are, the longer each one takes
+	pluginsAtOnce = 16
+	busyPause     = 100 * time.Millisecond
+	busyTries     = 20  // a plugin's file that is being written
+	outputShown   = 300 // bytes of a plugin's output in an error
 
 	maxStdout = 1 << 20  // bytes; results of real plugins are below 10 KiB
 	maxStderr = 64 << 10 // bytes; the rest is dropped
 )
 
-// plugins runs CNI plugins (CNI specification, section 3) with a time limit each, and says of one that fails which it is, what it said, and
-// with which code.
+// plugins runs CNI plugins (CNI specification, section 3) with a time limit each, and says of one
+// that fails which it is, what it said, and with which code.
 type plugins struct {
 	version.PluginDecoder
 	observer *Observer
@@ -47,8 +48,9 @@ type plugins struct {
 
 var _ invoke.Exec = (*plugins)(nil)
 
-// ExecPlugin implements invoke.Exec: it runs one command of a plugin in a process group of its own, which is killed with all that it
-// started when the time is over or ctx ends. The time does not run while it waits for its turn.
+// ExecPlugin implements invoke.Exec: it runs one command of a plugin in a process group of its own,
+// which is killed with all that it started when the time is over or ctx ends. The time does not run
+// while it waits for its turn.
 func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	select {
 	case p.slots <- struct{}{}:
@@ -56,16 +58,19 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+
 	ctx, end := p.observer.begin(ctx, path, environ)
 	out, err := p.inTime(ctx, path, stdin, environ)
 	end(err)
+
 	return out, err
 }
 
 // inTime runs one command of a plugin, which is killed when its time is over or an ADD prints more
 // than a result can be.
 func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed", p.limit))
+	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed",
+		p.limit))
 	defer cancel()
 
 	var out, said *limited
@@ -75,6 +80,7 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 		if !errors.Is(err, syscall.ETXTBSY) {
 			break
 		}
+
 		select {
 		case <-timed.Done():
 		case <-time.After(busyPause):
@@ -84,7 +90,8 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 	isAdd := parameter(environ, "CNI_COMMAND") == "ADD"
 	switch {
 	case isAdd && out.cut:
-		return nil, fmt.Errorf("it printed more than %d bytes and was killed; the output began: %s", maxStdout, shown(out.b))
+		return nil, fmt.Errorf("it printed more than %d bytes and was killed; the output began: %s", maxStdout,
+			shown(out.b))
 	case timed.Err() != nil && err != nil:
 		return nil, context.Cause(timed)
 	case err != nil:
@@ -97,13 +104,18 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 	if !isAdd {
 		return nil, nil // only an ADD has a result (CNI specification, section 2)
 	}
+
 	return checkedResult(out.b)
 }
 
-// run runs a plugin and returns the beginnings of what it wrote to standard output and standard error.
-func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []string) (out, said *limited, err error) {
+// run runs a plugin and returns the beginnings of what it wrote to standard output and standard
+// error.
+func (p *plugins) run(
+	ctx context.Context, path string, stdin []byte, environ []string,
+) (out, said *limited, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	out, said = &limited{limit: maxStdout}, &limited{limit: maxStderr}
 	if parameter(environ, "CNI_COMMAND") == "ADD" {
 		out.full = cancel
@@ -124,22 +136,26 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, environ []
 	if err != nil {
 		return out, said, err
 	}
+
 	err = cmd.Run()
 	drain()
-	if errors.Is(err, exec.ErrWaitDelay) { // it succeeded and left a process that holds its output open
+	// it succeeded and left a process that holds its output open
+	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
 	}
+
 	return out, said, err
 }
 
-// capture has the standard output of a command written to out. drain is to be called when the command
-// has ended: it returns when all is there that the command itself wrote, and does not wait for
-// processes that it left behind for longer than drainDeadline.
+// capture has the standard output of a command written to out. drain is to be called when the
+// command has ended: it returns when all is there that the command itself wrote, and does not wait
+// for processes that it left behind for longer than drainDeadline.
 func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
+
 	cmd.Stdout = w
 	copied := make(chan struct{})
 	go func() {
@@ -149,6 +165,7 @@ func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
 
 	return func() {
 		defer r.Close()
+
 		w.Close()
 		select {
 		case <-copied:
@@ -156,7 +173,8 @@ func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
 		case <-time.After(drainDeadline):
 		}
 
-		// Something holds the pipe open, or the copy had no processor. What is in the pipe is still read.
+		// Something holds the pipe open, or the copy had no processor. What is in the pipe is still
+		// read.
 		_ = r.SetReadDeadline(time.Unix(1, 0))
 		<-copied
 		readPending(r, out)
@@ -169,6 +187,7 @@ func readPending(r *os.File, out *limited) {
 	if err != nil {
 		return
 	}
+
 	buf := make([]byte, 64<<10)
 	_ = conn.Control(func(fd uintptr) {
 		for read := 0; read <= maxStdout; {
@@ -201,11 +220,12 @@ func (l *limited) Write(p []byte) (int, error) {
 			l.full()
 		}
 	}
+
 	return len(p), nil
 }
 
-// pluginError is the error that a failed plugin reports (CNI specification, section 5, "Error"), or as
-// much as can be seen of it.
+// pluginError is the error that a failed plugin reports (CNI specification, section 5, "Error"), or
+// as much as can be seen of it.
 func pluginError(err error, out, said []byte) error {
 	var e types.Error
 	switch {
@@ -217,6 +237,7 @@ func pluginError(err error, out, said []byte) error {
 	case len(out) > 0:
 		return fmt.Errorf("%w; its output is no CNI error: %s", err, shown(out))
 	}
+
 	return fmt.Errorf("%w; it said nothing", err)
 }
 
@@ -231,6 +252,7 @@ func (*plugins) FindInPath(name string, dirs []string) (string, error) {
 	if path, err := invoke.FindInPath(name, dirs); err == nil {
 		return path, nil
 	}
-	return "", fmt.Errorf("CNI plugin %q is not in %s: install it (the standard plugins are in the package containernetworking-plugins) or correct --cni-bin-dir",
+	return "", fmt.Errorf("CNI plugin %q is not in %s: install it (the standard plugins are in the package "+
+		"containernetworking-plugins) or correct --cni-bin-dir",
 		text.Clean(name, outputShown), strings.Join(dirs, ", "))
 }

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// fake is a plugin with fail points: "mode" beside it says what it does, and every command is noted in "calls". What an ADD reserves is a
-// file in "held", which a DEL removes.
+// fake is a plugin with fail points: "mode" beside it says what it does, and every command is noted
+// in "calls". What an ADD reserves is a file in "held", which a DEL removes.
 type fake struct {
 	t   *testing.T
 	dir string
@@ -52,14 +52,18 @@ case "$CNI_COMMAND $version" in
 "VERSION "*) echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}';;
 esac
 `, "DIR", f.dir)
-	if err := errors.Join(os.Mkdir(filepath.Join(f.dir, "held"), 0o755), os.WriteFile(filepath.Join(f.dir, "fake"), []byte(script), 0o755)); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(f.dir, "held"), 0o755), os.WriteFile(filepath.Join(f.dir, "fake"),
+		[]byte(script), 0o755)); err != nil {
 		t.Fatal(err)
 	}
+
 	f.mode("")
+
 	return f
 }
 
-// mode sets what the plugin does from now on: "<COMMAND>-<what>", "" for what it should. It forgets the calls.
+// mode sets what the plugin does from now on: "<COMMAND>-<what>", "" for what it should. It forgets
+// the calls.
 func (f fake) mode(m string) {
 	f.t.Helper()
 	if err := os.WriteFile(filepath.Join(f.dir, "mode"), []byte(m), 0o644); err != nil {
@@ -82,10 +86,12 @@ func (f fake) held() []string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+
 	var out []string
 	for _, e := range entries {
 		out = append(out, e.Name())
 	}
+
 	return out
 }
 
@@ -113,10 +119,12 @@ func newCNI(t *testing.T, conf, bin, cache string) *CNI {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { c.Run(ctx) })
 	t.Cleanup(func() { cancel(); running.Wait(); c.Close() })
+
 	return c
 }
 
@@ -136,14 +144,18 @@ func TestPluginFailures(t *testing.T) {
 	c := f.network(t, "1.0.0")
 	p, _ := newPod(t, sandboxID)
 	for mode, want := range map[string]string{
-		"ADD-error": "CNI error 7: no address left; in the range", "ADD-junk": "its output is not JSON: this is not JSON", "ADD-none": "gave no address",
-		"ADD-stderr": "exit status 3; on standard error: the disk is full", "ADD-silent": "exit status 4; it said nothing", "ADD-version": "9.9.9",
+		"ADD-error": "CNI error 7: no address left; in the range",
+		"ADD-junk":  "its output is not JSON: this is not JSON", "ADD-none": "gave no address",
+		"ADD-stderr": "exit status 3; on standard error: the disk is full",
+		"ADD-silent": "exit status 4; it said nothing", "ADD-version": "9.9.9",
 	} {
 		f.mode(mode)
 		_, err := c.Add(t.Context(), p)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "connect pod default/web to network net") {
+		if err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), "connect pod default/web to network net") {
 			t.Errorf("%s: %v, want %q", mode, err, want)
 		}
+
 		if c.IPs(p.ID) != nil || len(c.Attached()) != 1 {
 			t.Errorf("%s: addresses %v, attached %v", mode, c.IPs(p.ID), c.Attached())
 		}
@@ -151,22 +163,29 @@ func TestPluginFailures(t *testing.T) {
 			t.Errorf("%s: not released: %v; calls:\n%s", mode, err, f.calls())
 		}
 	}
+
 	f.mode("DEL-error")
 	add(t, c, p)
-	if err := c.Del(t.Context(), p); err == nil || !strings.Contains(err.Error(), `disconnect pod default/web from network net: plugin type="fake" failed (delete): CNI error 7: no address left`) || c.IPs(p.ID) == nil {
+	if err := c.Del(t.Context(), p); err == nil ||
+		!strings.Contains(err.Error(), `disconnect pod default/web from network net: plugin type="fake" failed `+
+			`(delete): CNI error 7: no address left`) || c.IPs(p.ID) == nil {
 		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
 	}
+
 	f.mode("")
 	if err := c.Del(t.Context(), p); err != nil {
 		t.Error(err)
 	}
+
 	f.mode("")
-	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") { // an older shim may have left it in the middle of an ADD
+	// an older shim may have left it in the middle of an ADD
+	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") {
 		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, f.calls())
 	}
 }
 
-// TestPluginHangs is a plugin that does not end: neither it nor what it started is left, and the error says how long it was given.
+// TestPluginHangs is a plugin that does not end: neither it nor what it started is left, and the
+// error says how long it was given.
 func TestPluginHangs(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -174,21 +193,26 @@ func TestPluginHangs(t *testing.T) {
 	p, _ := newPod(t, sandboxID)
 	f.mode("ADD-hang")
 	_, err := c.Add(t.Context(), p)
-	if err == nil || !strings.Contains(err.Error(), `type="fake"`) || !strings.Contains(err.Error(), "did not end within 2s") {
+	if err == nil || !strings.Contains(err.Error(), `type="fake"`) ||
+		!strings.Contains(err.Error(), "did not end within 2s") {
 		t.Errorf("%v", err)
 	}
+
 	if child := strings.TrimSpace(f.read("child")); child == "" || !within(func() bool { return !alive(child) }) {
 		t.Errorf("the plugin's child %s is left", child)
 	}
+
 	del(t, c, p)
 	if len(f.held()) > 0 || len(c.Attached()) > 0 {
 		t.Errorf("not released; calls:\n%s", f.calls())
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := c.Add(ctx, p); !errors.Is(err, context.Canceled) {
 		t.Errorf("a call that was cancelled: %v", err)
 	}
+
 	del(t, c, p)
 }
 
@@ -203,6 +227,7 @@ func TestPluginLeavesADaemon(t *testing.T) {
 	if err != nil || !alive(strconv.Itoa(child)) {
 		t.Errorf("%d, %v", child, err)
 	}
+
 	_ = syscall.Kill(child, syscall.SIGKILL)
 }
 
@@ -222,8 +247,9 @@ func within(cond func() bool) bool {
 	return true
 }
 
-// TestAddCutOff is a daemon that is killed in the middle of an ADD: the next one waits for the plugin that still runs, and then releases what
-// it reserved, with the configuration with which it was reserved.
+// TestAddCutOff is a daemon that is killed in the middle of an ADD: the next one waits for the
+// plugin that still runs, and then releases what it reserved, with the configuration with which it
+// was reserved.
 func TestAddCutOff(t *testing.T) {
 	f := newFake(t)
 	conf, cache := t.TempDir(), t.TempDir()
@@ -234,35 +260,43 @@ func TestAddCutOff(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	f.mode("ADD-slow")
 	list, _, err := killed.config()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rt, err := runtimeConf(list, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	held, err := killed.attach.journal.begin(list, rt, unconfirmed)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as AddNetworkList does, but nothing comes after it
-	plugin.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0", "CNI_NETNS="+p.NetNS)
+	plugin.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0", "CNI_NETNS="+
+		p.NetNS)
 	plugin.Stdin, plugin.ExtraFiles = strings.NewReader(`{"cniVersion":"1.0.0"}`), []*os.File{held}
 	if err := plugin.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer plugin.Wait() //nolint:errcheck // its end is seen below
+
 	if !within(func() bool { return len(f.held()) == 1 }) {
 		t.Fatal("the plugin was not called")
 	}
+
 	held.Close() // as the end of the process does
 	writeConf(t, file, "another", "1.0.0")
 	next := newCNI(t, conf, f.dir, cache)
 	if got := next.Attached(); len(got) != 1 || got[0] != p.ID {
 		t.Fatalf("attached: %v", got)
 	}
+
 	done := make(chan error, 1)
 	go func() { done <- next.Del(t.Context(), Pod{ID: p.ID}) }()
 	select {
@@ -270,12 +304,15 @@ func TestAddCutOff(t *testing.T) {
 		t.Errorf("the DEL did not wait for the plugin: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
+
 	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+
 	if len(f.held()) > 0 || len(next.Attached()) > 0 || !strings.Contains(f.read("stdin.DEL"), `"name":"net"`) {
 		t.Errorf("held %v, attached %v, told at DEL: %s", f.held(), next.Attached(), f.read("stdin.DEL"))
 	}
@@ -284,8 +321,8 @@ func TestAddCutOff(t *testing.T) {
 	}
 }
 
-// TestDelCutOff is a daemon that is killed in the middle of a DEL: the next one waits for the plugin that
-// still runs, and then releases the rest.
+// TestDelCutOff is a daemon that is killed in the middle of a DEL: the next one waits for the
+// plugin that still runs, and then releases the rest.
 func TestDelCutOff(t *testing.T) {
 	f := newFake(t)
 	conf, cache := t.TempDir(), t.TempDir()
@@ -297,13 +334,16 @@ func TestDelCutOff(t *testing.T) {
 	if err != nil || len(attachments) != 1 {
 		t.Fatalf("%v, %v", attachments, err)
 	}
+
 	held, err := killed.attach.journal.begin(attachments[0].list, attachments[0].rt, unconfirmed)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	f.mode("DEL-slow")
 	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as DelNetworkList does, but nothing comes after it
 	plugin.Env = append(os.Environ(), "CNI_COMMAND=DEL", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0")
@@ -312,15 +352,18 @@ func TestDelCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plugin.Wait() //nolint:errcheck // its end is seen below
+
 	if !within(func() bool { return len(f.held()) == 0 }) {
 		t.Fatal("the plugin was not called")
 	}
+
 	held.Close() // as the end of the process does
 
 	next := newCNI(t, conf, f.dir, cache)
 	if got := next.Attached(); len(got) != 1 || next.IPs(p.ID) != nil {
 		t.Fatalf("attached %v, addresses %v", got, next.IPs(p.ID))
 	}
+
 	done := make(chan error, 1)
 	go func() { done <- next.Del(t.Context(), p) }()
 	select {
@@ -328,12 +371,15 @@ func TestDelCutOff(t *testing.T) {
 		t.Errorf("the DEL did not wait for the plugin: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
+
 	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-done; err != nil || len(next.Attached()) > 0 {
 		t.Errorf("%v, attached %v", err, next.Attached())
 	}
+
 	if left, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
@@ -346,32 +392,42 @@ func TestVersions(t *testing.T) {
 		if !within(func() bool { return c.Ready() == nil }) {
 			t.Fatalf("%s: %v", version, c.Ready())
 		}
+
 		p, _ := newPod(t, sandboxID)
 		ips, err := c.Add(t.Context(), p)
 		if err != nil || len(ips) != 1 || ips[0] != netip.MustParseAddr("10.1.2.3") {
 			t.Errorf("%s: %v, %v", version, ips, err)
 		}
+
 		f.mode("")
 		if err := c.Check(t.Context(), p); err != nil {
 			t.Errorf("%s: CHECK: %v", version, err)
 		}
+
 		if asked := strings.Contains(f.calls(), "CHECK "+p.ID); asked != (version != "0.3.1") {
 			t.Errorf("%s: CHECK asked: %v", version, asked)
 		}
+
 		f.mode("CHECK-error")
-		if err := c.Check(t.Context(), p); (err == nil) != (version == "0.3.1") || err != nil && !strings.Contains(err.Error(), "no address left") {
+		if err := c.Check(t.Context(), p); (err == nil) != (version == "0.3.1") || err != nil &&
+			!strings.Contains(err.Error(), "no address left") {
 			t.Errorf("%s: a CHECK that fails: %v", version, err)
 		}
+
 		f.mode("")
 		if err := c.Collect(t.Context()); err != nil {
 			t.Errorf("%s: GC: %v", version, err)
 		}
+
 		if asked := strings.Contains(f.calls(), "GC "); asked != (version == "1.1.0") {
 			t.Errorf("%s: GC asked: %v", version, asked)
 		}
-		if want := `"cni.dev/valid-attachments":[{"containerID":"` + p.ID + `","ifname":"eth0"}]`; version == "1.1.0" && !strings.Contains(f.read("stdin.GC"), want) {
+
+		if want := `"cni.dev/valid-attachments":[{"containerID":"` + p.ID + `","ifname":"eth0"}]`; version == "1.1.0" &&
+			!strings.Contains(f.read("stdin.GC"), want) {
 			t.Errorf("GC was told %s, not %s", f.read("stdin.GC"), want)
 		}
+
 		if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
 			t.Errorf("%s: DEL: %v", version, err)
 		}
@@ -385,17 +441,22 @@ func TestStatusOfPlugins(t *testing.T) {
 	if err := c.Ready(); err == nil {
 		t.Error("ready before it was asked")
 	}
-	if !within(func() bool { err := c.Ready(); return err != nil && strings.Contains(err.Error(), "no address left") }) {
+
+	if !within(func() bool {
+		err := c.Ready()
+		return err != nil && strings.Contains(err.Error(), "no address left")
+	}) {
 		t.Errorf("%v", c.Ready())
 	}
+
 	f.mode("")
 	if !within(func() bool { return c.Ready() == nil }) {
 		t.Errorf("%v", c.Ready())
 	}
 }
 
-// TestPluginVanishes uninstalls the only plugin of a network while a pod runs: the pod can go, and what
-// the plugin holds is released when it is back.
+// TestPluginVanishes uninstalls the only plugin of a network while a pod runs: the pod can go, and
+// what the plugin holds is released when it is back.
 func TestPluginVanishes(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -405,29 +466,35 @@ func TestPluginVanishes(t *testing.T) {
 	if err := os.Rename(file, file+".gone"); err != nil {
 		t.Fatal(err)
 	}
+
 	want := `CNI plugin "fake" is not in ` + f.dir + ": install it"
 	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("Ready: %v, want %q", err, want)
 	}
+
 	if err := c.Del(t.Context(), p); err != nil || len(c.Attached()) > 0 {
 		t.Errorf("Del: %v, attached %v", err, c.Attached())
 	}
+
 	if err := os.Rename(file+".gone", file); err != nil {
 		t.Fatal(err)
 	}
+
 	c.attach.payOwed(t.Context(), time.Now())
 	if len(f.held()) > 0 {
 		t.Errorf("after it came back: held %v", f.held())
 	}
 }
 
-// TestPluginsAtOnce starts more pods than plugins may run at once: the others wait for their turn, and their time does not run meanwhile.
+// TestPluginsAtOnce starts more pods than plugins may run at once: the others wait for their turn,
+// and their time does not run meanwhile.
 func TestPluginsAtOnce(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
 	if err := os.WriteFile(filepath.Join(f.dir, "slow"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	f.mode("ADD-slow")
 	var wg sync.WaitGroup
 	for i := range pluginsAtOnce + 4 {
@@ -438,18 +505,23 @@ func TestPluginsAtOnce(t *testing.T) {
 			}
 		})
 	}
+
 	if !within(func() bool { return len(f.held()) == pluginsAtOnce }) {
 		t.Errorf("%d plugins run", len(f.held()))
 	}
+
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+
 	late, _ := newPod(t, sandboxID)
 	if _, err := c.Add(ctx, late); !errors.Is(err, context.DeadlineExceeded) || len(f.held()) != pluginsAtOnce {
 		t.Errorf("one more: %v, %d plugins run", err, len(f.held()))
 	}
+
 	if err := os.Remove(filepath.Join(f.dir, "slow")); err != nil {
 		t.Fatal(err)
 	}
+
 	wg.Wait()
 }
 
@@ -462,9 +534,11 @@ func TestPluginIsBeingReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, _, err := (&plugins{}).run(t.Context(), busy.Name(), nil, nil); !errors.Is(err, syscall.ETXTBSY) {
 		t.Errorf("the file is not busy: %v", err)
 	}
+
 	time.AfterFunc(busyPause/2, func() { busy.Close() })
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Error(err)
@@ -479,6 +553,7 @@ func TestGCWaitsForNoADD(t *testing.T) {
 	if err := c.attach.running.Acquire(t.Context(), 1); err != nil { // an ADD that hangs
 		t.Fatal(err)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	collected := make(chan error, 1)
 	go func() { collected <- c.Collect(ctx) }()
@@ -486,10 +561,12 @@ func TestGCWaitsForNoADD(t *testing.T) {
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Errorf("ADD while GC waits: %v", err)
 	}
+
 	cancel()
 	if err := <-collected; !errors.Is(err, context.Canceled) || strings.Contains(f.calls(), "GC ") {
 		t.Errorf("GC beside an ADD: %v", err)
 	}
+
 	c.attach.running.Release(1)
 	if err := c.Collect(t.Context()); err != nil || !strings.Contains(f.calls(), "GC ") {
 		t.Errorf("GC: %v", err)
@@ -498,8 +575,10 @@ func TestGCWaitsForNoADD(t *testing.T) {
 	if !c.attach.running.TryAcquire(maxRunning) { // a GC that hangs
 		t.Fatal("GC has not ended")
 	}
+
 	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
+
 	other, _ := newPod(t, strings.Repeat("b", 64))
 	if _, err := c.Add(ctx, other); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ADD during GC: %v", err)
@@ -514,7 +593,9 @@ func TestReloadHonoursContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unlock()
+
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
+
 	c.Reload(ctx) // it returns
 }

@@ -28,7 +28,8 @@ const (
 	pluginDir  = "/usr/lib/cni" // Debian's containernetworking-plugins
 )
 
-// TestMain runs the tests in mount and network namespaces of their own, so that no bridge, rule or mount of theirs is the host's.
+// TestMain runs the tests in mount and network namespaces of their own, so that no bridge, rule or
+// mount of theirs is the host's.
 func TestMain(m *testing.M) {
 	if os.Getenv(insideMark) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -44,8 +45,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "these tests need root:", err)
 			os.Exit(1)
 		}
+
 		os.Exit(0)
 	}
+
 	if err := errors.Join(
 		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
 		os.MkdirAll("/var/lib/cni", 0o755),
@@ -55,6 +58,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+
 	goleak.VerifyTestMain(m)
 }
 
@@ -70,9 +74,17 @@ func newPod(t *testing.T, id string) (Pod, *exec.Cmd) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	joinCgroup(t, model.ContainerID(id), cmd.Process.Pid)
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return Pod{ID: id, Name: "web", Namespace: "default", UID: "u", NetNS: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)}, cmd
+
+	return Pod{
+		ID:        id,
+		Name:      "web",
+		Namespace: "default",
+		UID:       "u",
+		NetNS:     fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid),
+	}, cmd
 }
 
 // joinCgroup moves a process to a control group with a container's ID, as engines make it.
@@ -82,17 +94,21 @@ func joinCgroup(t *testing.T, id model.ContainerID, pid int) {
 	if _, err := os.Stat(root); err != nil {
 		root = "/sys/fs/cgroup" // cgroup v2
 	}
+
 	parent, err := os.MkdirTemp(root, "podnet-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := filepath.Join(parent, string(id))
 	t.Cleanup(func() { // after the process has ended
 		if !within(func() bool { return errors.Join(os.Remove(dir), os.Remove(parent)) == nil }) {
 			t.Errorf("control group %s is left", dir)
 		}
 	})
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644)); err != nil {
+
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "cgroup.procs"),
+		[]byte(fmt.Sprint(pid)), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -103,20 +119,30 @@ func newKubenet(t *testing.T, dir string, cidrs ...string) *Kubenet {
 	for _, c := range cidrs {
 		ranges = append(ranges, netip.MustParsePrefix(c))
 	}
-	k, err := NewKubenet(KubenetConfig{BinDirs: []string{pluginDir}, CacheDir: filepath.Join(dir, "cache"), PodCIDRs: ranges, Hairpin: HairpinVeth, Log: discard})
+
+	k, err := NewKubenet(KubenetConfig{
+		BinDirs:  []string{pluginDir},
+		CacheDir: filepath.Join(dir, "cache"),
+		PodCIDRs: ranges,
+		Hairpin:  HairpinVeth,
+		Log:      discard,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return k
 }
 
-// del disconnects a pod. On a busy machine iptables may find a chain busy for a moment, in which case the kubelet's next try succeeds.
+// del disconnects a pod. On a busy machine iptables may find a chain busy for a moment, in which
+// case the kubelet's next try succeeds.
 func del(t *testing.T, n Connector, p Pod) {
 	t.Helper()
 	err := n.Del(t.Context(), p)
 	for try := 1; err != nil && try < 5 && strings.Contains(err.Error(), "resource busy"); try++ {
 		err = n.Del(t.Context(), p)
 	}
+
 	if err != nil {
 		t.Error(err)
 	}
@@ -137,21 +163,25 @@ func TestKubenet(t *testing.T) {
 	if err := k.Ready(); err != nil {
 		t.Fatalf("%v", err)
 	}
+
 	p, cmd := newPod(t, sandboxID)
 	p.Ports = []*runtimeapi.PortMapping{{HostPort: 18081, ContainerPort: 80}}
 	ips, err := k.Add(t.Context(), p)
 	if err != nil || len(ips) != 2 || !netip.MustParsePrefix("10.99.0.0/24").Contains(ips[0]) || !ips[1].Is6() {
 		t.Fatalf("Add: %v, %v", ips, err)
 	}
+
 	if ips := newKubenet(t, dir, "10.98.0.0/24").IPs(p.ID); ips != nil {
 		t.Errorf("the addresses of a pod that nobody confirmed: %v", ips)
 	}
 	if err := k.Confirm(p.ID); err != nil {
 		t.Error(err)
 	}
+
 	if out := run(t, "iptables-save"); !strings.Contains(out, "18081") {
 		t.Errorf("no rule for the host port:\n%s", out)
 	}
+
 	run(t, "nsenter", "-n", "-t", fmt.Sprint(cmd.Process.Pid), "ip", "link", "show", "lo", "up")
 
 	// Another process, which knows only the cache, with another range.
@@ -162,12 +192,14 @@ func TestKubenet(t *testing.T) {
 	if got := restarted.Attached(); len(got) != 1 || got[0] != p.ID {
 		t.Errorf("attached: %v", got)
 	}
+
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	p.NetNS = ""
 	for range 2 {
 		del(t, restarted, p) // also without a namespace
 	}
+
 	if out := run(t, "iptables-save"); strings.Contains(out, "18081") {
 		t.Errorf("rules are left:\n%s", out)
 	}
@@ -179,31 +211,42 @@ func TestKubenet(t *testing.T) {
 	}
 }
 
-// TestKubenetChangesItsRange gives the node another range under a running pod: the pod goes on with its gateway, and new pods get addresses
-// of the new range. A daemon that starts then finds the same bridge.
+// TestKubenetChangesItsRange gives the node another range under a running pod: the pod goes on with
+// its gateway, and new pods get addresses of the new range. A daemon that starts then finds the
+// same bridge.
 func TestKubenetChangesItsRange(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil { // of our own network namespace
+	// of our own network namespace
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	k := newKubenet(t, dir, "10.96.0.0/24", "fd00:96::/64")
 	old, _ := newPod(t, fmt.Sprintf("%064x", 1))
 	if _, err := k.Add(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.95.0.0/24"), netip.MustParsePrefix("fd00:95::/64")}); err != nil {
+
+	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.95.0.0/24"),
+		netip.MustParsePrefix("fd00:95::/64")}); err != nil {
 		t.Fatal(err)
 	}
+
 	for i, k := range []*Kubenet{k, newKubenet(t, dir, "10.95.0.0/24", "fd00:95::/64")} {
 		p, _ := newPod(t, fmt.Sprintf("%064x", 2+i))
 		ips, err := k.Add(t.Context(), p)
 		if err != nil || len(ips) != 2 || !netip.MustParsePrefix("10.95.0.0/24").Contains(ips[0]) {
 			t.Fatalf("%v, %v", ips, err)
 		}
+
 		var l net.Listener
-		if err := inNetNS(p.NetNS, func() (err error) { l, err = net.Listen("tcp4", ":8080"); return err }); err != nil {
+		if err := inNetNS(p.NetNS, func() (err error) {
+			l, err = net.Listen("tcp4", ":8080")
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
+
 		for from, netns := range map[string]string{"the node": "", "the old pod": old.NetNS} {
 			var f *os.File
 			if netns != "" {
@@ -211,16 +254,20 @@ func TestKubenetChangesItsRange(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			if c, err := Dial(t.Context(), f, netip.AddrPortFrom(ips[0], 8080)); err != nil {
 				t.Errorf("from %s: %v", from, err)
 			} else {
 				c.Close()
 			}
+
 			f.Close()
 		}
+
 		l.Close()
 		del(t, k, p)
 	}
+
 	del(t, k, old)
 	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 {
 		t.Errorf("addresses are left: %v", left)
@@ -237,6 +284,7 @@ func TestBridgeFor(t *testing.T) {
 		}
 		there["cbr1"] = []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}
 	}
+
 	everywhere := func(string) ([]netip.Addr, error) { return there["cbr0"], nil }
 	if _, err := bridgeFor(ranges, everywhere); err == nil || !strings.Contains(err.Error(), "ip link del cbr0") {
 		t.Error(err)
@@ -248,14 +296,18 @@ func TestKubenetWaitsForTheRange(t *testing.T) {
 	if err := k.Ready(); !errors.Is(err, errNoCIDR) {
 		t.Errorf("Ready: %v", err)
 	}
+
 	if _, err := k.Add(t.Context(), Pod{}); !errors.Is(err, errNoCIDR) {
 		t.Errorf("Add: %v", err)
 	}
+
 	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.97.0.0/24")}); err != nil || k.Ready() != nil {
 		t.Errorf("after the kubelet told it: %v, %v", err, k.Ready())
 	}
+
 	k.cfg.BinDirs = []string{t.TempDir()}
-	if err := k.Ready(); err == nil || !strings.Contains(err.Error(), `"bridge"`) || !strings.Contains(err.Error(), "--cni-bin-dir") {
+	if err := k.Ready(); err == nil || !strings.Contains(err.Error(), `"bridge"`) ||
+		!strings.Contains(err.Error(), "--cni-bin-dir") {
 		t.Errorf("without plugins: %v", err)
 	}
 }
@@ -276,6 +328,7 @@ func TestTheFirstPodsAtOnce(t *testing.T) {
 			del(t, c, p)
 		})
 	}
+
 	wg.Wait()
 }
 
@@ -285,20 +338,34 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	if err := c.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}); err != nil {
 		t.Fatal(err)
 	}
+
 	p, _ := newPod(t, sandboxID)
-	p.Ports = []*runtimeapi.PortMapping{{HostPort: 80, ContainerPort: 8080, Protocol: runtimeapi.Protocol_UDP, HostIp: "127.0.0.1"}, {ContainerPort: 1}}
+	p.Ports = []*runtimeapi.PortMapping{{
+		HostPort:      80,
+		ContainerPort: 8080,
+		Protocol:      runtimeapi.Protocol_UDP,
+		HostIp:        "127.0.0.1",
+	}, {ContainerPort: 1}}
+
 	p.Annotations = map[string]string{ingressAnnotation: "10M", "k8s.v1.cni.cncf.io/networks": `[{"name":"a"}]`}
 	p.DNS = &runtimeapi.DNSConfig{Servers: []string{"10.96.0.10"}}
 	p.CgroupParent = "/kubepods/burstable/podu"
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if want := "ADD " + sandboxID + " eth0 " + p.NetNS + " IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + sandboxID + ";K8S_POD_UID=u\n"; !strings.Contains(f.calls(), want) {
+
+	if want := "ADD " + sandboxID + " eth0 " + p.NetNS +
+		" IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + sandboxID +
+		";K8S_POD_UID=u\n"; !strings.Contains(f.calls(), want) {
 		t.Errorf("calls: %s\nwant %s", f.calls(), want)
 	}
+
 	for _, want := range []string{
-		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}]`, `"ingressRate":10000000`, `"ipRanges":[[{"subnet":"10.1.0.0/16"}]]`, `"servers":["10.96.0.10"]`,
-		`"cgroupPath":"/kubepods/burstable/podu"`, `"io.kubernetes.cri.pod-annotations":{"k8s.v1.cni.cncf.io/networks":"[{\"name\":\"a\"}]","kubernetes.io/ingress-bandwidth":"10M"}`,
+		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"127.0.0.1"}]`,
+		`"ingressRate":10000000`, `"ipRanges":[[{"subnet":"10.1.0.0/16"}]]`, `"servers":["10.96.0.10"]`,
+		`"cgroupPath":"/kubepods/burstable/podu"`,
+		`"io.kubernetes.cri.pod-annotations":{"k8s.v1.cni.cncf.io/networks":"[{\"name\":\"a\"}]",` +
+			`"kubernetes.io/ingress-bandwidth":"10M"}`,
 	} {
 		if stdin := f.read("stdin.ADD"); !strings.Contains(stdin, want) {
 			t.Errorf("the plugin was not told %s:\n%s", want, stdin)
@@ -313,6 +380,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "install a network add-on") {
 		t.Errorf("without a directory: %v", err)
 	}
+
 	became := func(what string, cond func() bool) {
 		t.Helper()
 		deadline := time.Now().Add(5 * time.Second)
@@ -322,6 +390,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 				t.Fatalf("not within 5 s: %s (%v)", what, c.Ready())
 			}
 		}
+
 		if d := time.Since(begin); d > time.Second {
 			t.Errorf("%s took %v", what, d)
 		}
@@ -329,15 +398,18 @@ func TestConfigurationIsWatched(t *testing.T) {
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	writeConf(t, filepath.Join(conf, "20-b.conflist"), "b", "1.0.0")
 	became("ready", func() bool { return c.Ready() == nil })
 	p, _ := newPod(t, sandboxID)
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(conf, "00-broken.conflist"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	writeConf(t, filepath.Join(conf, "10-a.conflist"), "a", "1.0.0")
 	became("the first valid file counts", func() bool { l, _, _ := c.config(); return l != nil && l.Name == "a" })
 	for _, f := range []string{"00-broken", "10-a", "20-b"} {
@@ -345,6 +417,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	became("not ready", func() bool { return c.Ready() != nil })
 	f.mode("")
 	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") || len(c.Attached()) > 0 {
@@ -359,94 +432,127 @@ func TestPins(t *testing.T) {
 	if err := syscall.Stat(p.NetNS, &want); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2 {
 		path, err := pins.Pin(sandboxID, cmd.Process.Pid)
 		if err != nil || path != pins.Path(sandboxID) || filepath.Dir(path) != dir || !isPinName(filepath.Base(path)) {
 			t.Fatalf("%q, %v", path, err)
 		}
 	}
+
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	var got syscall.Stat_t
 	if err := syscall.Stat(pins.Path(sandboxID), &got); err != nil || got.Ino != want.Ino {
 		t.Errorf("the pin shows namespace %d, want %d (%v)", got.Ino, want.Ino, err)
 	}
+
 	if l := pins.List(); len(l) != 1 || l[0] != sandboxID {
 		t.Errorf("list: %v", l)
 	}
+
 	for range 2 {
 		if err := pins.Unpin(sandboxID); err != nil {
 			t.Error(err)
 		}
 	}
+
 	if pins.Path(sandboxID) != "" || len(pins.List()) != 0 {
 		t.Error("still pinned")
 	}
 	if _, err := pins.Pin(sandboxID, 1<<22-1); err == nil || len(pins.List()) != 0 {
 		t.Errorf("a pin of no process: %v, list %v", err, pins.List())
 	}
+
 	if _, err := pins.Pin("", 1); err == nil {
 		t.Error("pinned for no sandbox")
 	}
 }
 
-// TestPinsOfOurOwn makes a namespace before there is a sandbox, and keeps it for the one that joins it.
+// TestPinsOfOurOwn makes a namespace before there is a sandbox, and keeps it for the one that joins
+// it.
 func TestPinsOfOurOwn(t *testing.T) {
 	pins, public, dir := newPins(t)
-	path, err := pins.Make(map[string]string{"net.ipv4.ip_local_port_range": "2000 3000", "net.ipv4.conf.lo/forwarding": ""})
+	path, err := pins.Make(map[string]string{
+		"net.ipv4.ip_local_port_range": "2000 3000",
+		"net.ipv4.conf.lo/forwarding":  "",
+	})
 	if err == nil || !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a sysctl that is none: %q, %v", path, err)
 	}
+
 	for _, bad := range []string{"kernel.shmmax", "net/../kernel/shmmax", "net.no.such", "/net/core/somaxconn"} {
-		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), bad) {
+		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) ||
+			!strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
+
 	if left, err := os.ReadDir(dir); err == nil && len(left) > 0 {
 		t.Errorf("left of failures: %v", left)
 	}
+
 	before := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range")
-	if path, err = pins.Make(map[string]string{"net.ipv4.ip_local_port_range": "2000 3000", "net/ipv4/conf/lo/forwarding": "1"}); err != nil {
+	if path, err = pins.Make(map[string]string{
+		"net.ipv4.ip_local_port_range": "2000 3000",
+		"net/ipv4/conf/lo/forwarding":  "1",
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range"); got != before {
 		t.Errorf("our own sysctl became %s", got)
 	}
 	if len(pins.List()) != 0 || pins.Sweep() != nil {
 		t.Error("what has no sandbox yet is listed")
 	}
+
 	pin, err := pins.Keep(sandboxID, path)
 	if err != nil || pin != pins.Path(sandboxID) {
 		t.Fatalf("%q, %v", pin, err)
 	}
+
 	if err := pins.Drop(path); err != nil {
 		t.Error(err)
 	}
-	if got := strings.Fields(run(t, "nsenter", "--net="+pin, "sysctl", "-n", "net.ipv4.ip_local_port_range", "net.ipv4.conf.lo.forwarding", "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")); strings.Join(got, " ") != "2000 3000 1 0 2147483647 0" {
+
+	if got := strings.Fields(run(t, "nsenter", "--net="+pin, "sysctl", "-n", "net.ipv4.ip_local_port_range",
+		"net.ipv4.conf.lo.forwarding", "net.ipv4.ping_group_range",
+		"net.ipv4.ip_unprivileged_port_start")); strings.Join(got, " ") != "2000 3000 1 0 2147483647 0" {
 		t.Errorf("sysctls of the namespace: %v", got)
 	}
+
 	if out := run(t, "nsenter", "--net="+pin, "ip", "-o", "link", "show", "lo"); !strings.Contains(out, "LOOPBACK,UP") {
 		t.Errorf("lo: %s", out)
 	}
+
 	joined := exec.Command("nsenter", "--net="+pin, "sleep", "1000")
 	if err := joined.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	joinCgroup(t, sandboxID, joined.Process.Pid)
 	defer joined.Wait() //nolint:errcheck // killed
 	defer joined.Process.Kill()
-	if !within(func() bool { return pins.Joined(sandboxID, joined.Process.Pid) }) || pins.Joined(sandboxID, os.Getpid()) {
+
+	if !within(func() bool {
+		return pins.Joined(sandboxID, joined.Process.Pid)
+	}) || pins.Joined(sandboxID, os.Getpid()) {
 		t.Error("who has joined is not told from who has not")
 	}
+
 	if err := pins.Unpin(sandboxID); err != nil || pins.Joined(sandboxID, joined.Process.Pid) {
 		t.Errorf("%v", err)
 	}
+
 	if _, err := pins.Make(nil); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := NewPins(public, dir).Sweep(); err != nil {
 		t.Error(err)
 	}
+
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("after the sweep of another process: %v", left)
 	}
@@ -454,14 +560,23 @@ func TestPinsOfOurOwn(t *testing.T) {
 
 func TestBandwidth(t *testing.T) {
 	got, err := bandwidth(map[string]string{ingressAnnotation: "100M", egressAnnotation: "64k"})
-	want := map[string]int64{"ingressRate": 100e6, "ingressBurst": 10e6, "egressRate": 64e3, "egressBurst": 256 << 10 * 8}
+	want := map[string]int64{
+		"ingressRate":  100e6,
+		"ingressBurst": 10e6,
+		"egressRate":   64e3,
+		"egressBurst":  256 << 10 * 8,
+	}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	if got, err := bandwidth(map[string]string{ingressAnnotation: "1P"}); err != nil || got["ingressBurst"]/8 >= 1<<32-1 || got["ingressBurst"] <= 0 {
+
+	if got, err := bandwidth(map[string]string{ingressAnnotation: "1P"}); err != nil ||
+		got["ingressBurst"]/8 >= 1<<32-1 || got["ingressBurst"] <= 0 {
 		t.Errorf("a burst that the plugin refuses: %v, %v", got, err)
 	}
-	for _, bad := range []string{"", "much", "999", "2P", "-1M", "NaN", "Inf", "0x1p20", "1_000_000", "10M;", " 10M", "10M\n", "1e", strings.Repeat("9", 1<<20)} {
+
+	for _, bad := range []string{"", "much", "999", "2P", "-1M", "NaN", "Inf", "0x1p20", "1_000_000", "10M;", " 10M",
+		"10M\n", "1e", strings.Repeat("9", 1<<20)} {
 		got, err := bandwidth(map[string]string{egressAnnotation: bad})
 		if len(got) > 0 || err == nil || !strings.Contains(err.Error(), egressAnnotation) || len(err.Error()) > 1000 {
 			t.Errorf("%.20q: %v, %v", bad, got, err)

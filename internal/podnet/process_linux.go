@@ -15,20 +15,23 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at most 4 KiB.
+// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at
+// most 4 KiB.
 const maxCgroupFile = 64 << 10
 
-// OpenProcess opens the network namespace of a container's main process. Numbers of processes are used
-// again, so the process must be in a control group of that container, before and after: NotFound if it
-// is gone or another's.
+// OpenProcess opens the network namespace of a container's main process. Numbers of processes are
+// used again, so the process must be in a control group of that container, before and after:
+// NotFound if it is gone or another's.
 func OpenProcess(id model.ContainerID, pid int) (*os.File, error) {
 	ns, err := openProcess("/proc", id, pid)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := checkNetNS(ns); err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
+
 	return ns, nil
 }
 
@@ -38,7 +41,9 @@ func openProcess(proc string, id model.ContainerID, pid int) (*os.File, error) {
 	if id == "" || pid <= 0 {
 		return nil, notIt
 	}
-	// The directory stays that of this process: after its end nothing in it can be opened, whoever gets the PID (proc(5)).
+
+	// The directory stays that of this process: after its end nothing in it can be opened, whoever
+	// gets the PID (proc(5)).
 	dir, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, notIt
@@ -52,14 +57,17 @@ func openProcess(proc string, id model.ContainerID, pid int) (*os.File, error) {
 	if !isIt() {
 		return nil, notIt
 	}
+
 	netns, err := openAt(dir, "ns/net", name)
 	if err != nil {
 		return nil, notIt
 	}
+
 	if !isIt() { // it may have been moved meanwhile
 		netns.Close()
 		return nil, notIt
 	}
+
 	return netns, nil
 }
 
@@ -71,10 +79,12 @@ func cgroupIDs(dir int, file string) (all [][]string) {
 		return nil
 	}
 	defer f.Close()
+
 	b, err := io.ReadAll(io.LimitReader(f, maxCgroupFile))
 	if err != nil {
 		return nil
 	}
+
 	for line := range strings.Lines(string(b)) {
 		fields := strings.SplitN(line, ":", 3)
 		if len(fields) < 3 {
@@ -84,6 +94,7 @@ func cgroupIDs(dir int, file string) (all [][]string) {
 			all = append(all, ids)
 		}
 	}
+
 	return all
 }
 
@@ -99,23 +110,26 @@ func containerIDs(path string) (all []string) {
 	return all
 }
 
-// isContainer says whether control groups are those of a container: the outermost ID is the container's
-// in every hierarchy that has one, since a container may make groups of any name below its own. IDs of
-// the daemon's own groups, around the engine's, do not count.
+// isContainer says whether control groups are those of a container: the outermost ID is the
+// container's in every hierarchy that has one, since a container may make groups of any name below
+// its own. IDs of the daemon's own groups, around the engine's, do not count.
 func isContainer(groups, ours [][]string, id model.ContainerID) bool {
 	found := false
 	for _, ids := range groups {
 		for len(ids) > 0 && slices.ContainsFunc(ours, func(own []string) bool { return slices.Contains(own, ids[0]) }) {
 			ids = ids[1:]
 		}
+
 		if len(ids) == 0 {
 			continue
 		}
 		if ids[0] != string(id) {
 			return false
 		}
+
 		found = true
 	}
+
 	return found
 }
 

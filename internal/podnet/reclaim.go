@@ -20,8 +20,9 @@ const (
 	reclaimWait = 30 * time.Second
 )
 
-// IsAdoptable reports whether a pod may have a network that is not known here: the engine has made its
-// namespace, and an older shim has connected it, or this program before the node was handed back.
+// IsAdoptable reports whether a pod may have a network that is not known here: the engine has made
+// its namespace, and an older shim has connected it, or this program before the node was handed
+// back.
 func (m *Manager) IsAdoptable(sb *spec.Sandbox) bool {
 	if !m.ConnectsPods() || !isAdoptable(sb) {
 		return false
@@ -31,14 +32,15 @@ func (m *Manager) IsAdoptable(sb *spec.Sandbox) bool {
 
 func isAdoptable(sb *spec.Sandbox) bool { return sb.Running && !sb.Stale && sb.IsWithoutNetwork() }
 
-// Adopt takes over the network of a pod if it is adoptable. Its namespace is pinned, so that it can be
-// released when its pause is dead. The pod does not notice.
+// Adopt takes over the network of a pod if it is adoptable. Its namespace is pinned, so that it can
+// be released when its pause is dead. The pod does not notice.
 func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 	unlock, err := m.lock(ctx, sb.ID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	if !m.ConnectsPods() || !isAdoptable(sb) { // it was stopped meanwhile
 		return nil
 	}
@@ -50,9 +52,11 @@ func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 	if _, err := m.pins.Pin(sb.ID, sb.Pid); err != nil {
 		return err
 	}
+
 	if sb.Foreign {
 		m.log.Info("adopted a pod of an older shim", "sandbox", sb.ID, "name", sb.Name, "addresses", m.Addresses(sb))
 	}
+
 	return nil
 }
 
@@ -73,11 +77,13 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 	for _, id := range m.Attached() {
 		ids = append(ids, model.ContainerID(id))
 	}
+
 	for _, id := range m.checkpoints.List() {
 		if _, err := all.Sandbox(string(id)); err != nil {
 			ids = append(ids, id)
 		}
 	}
+
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 
@@ -87,7 +93,9 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 	for i, id := range ids {
 		g.Go(func() error { errs[i] = m.reclaim(ctx, id, all); return nil })
 	}
+
 	_ = g.Wait()
+
 	return errors.Join(append(errs, swept)...)
 }
 
@@ -106,12 +114,14 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 
 	wait, cancel := context.WithTimeout(ctx, reclaimWait)
 	defer cancel()
+
 	err := m.releases.join(wait, id, func(ctx context.Context) error {
 		unlock, err := m.lock(ctx, id)
 		if err != nil {
 			return err
 		}
 		defer unlock()
+
 		sb := find() // again under the lock: the pod may just have been started
 		if sb.Running {
 			return errInUse
@@ -122,12 +132,15 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 		if isRemoved, err := all.IsRemoved(ctx, id); !isRemoved {
 			return err
 		}
+
 		m.log.Info("releasing the network of a pod that is gone", "sandbox", id)
+
 		return m.release(ctx, sb)
 	})
 	if err != nil && !errors.Is(err, errInUse) {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
+
 	return nil
 }
 

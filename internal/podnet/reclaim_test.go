@@ -42,6 +42,7 @@ func TestReclaimSparesWhatHasStarted(t *testing.T) {
 		if err := m.Reclaim(t.Context(), &startedLate{starts: starts}); err != nil {
 			t.Error(err)
 		}
+
 		if kept := network.pod != ""; kept != starts {
 			t.Errorf("starts %t: kept %t", starts, kept)
 		}

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// ReleaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose agent
-	// is away take most of a minute, each.
+	// ReleaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose
+	// agent is away take most of a minute, each.
 	ReleaseDeadline = 5 * time.Minute
 	// releaseMargin is the part of a caller's time that is kept for what comes after the release.
 	releaseMargin = time.Second
@@ -39,8 +39,8 @@ func (e *lateError) Error() string {
 
 func (e *lateError) Unwrap() error { return e.err }
 
-// releases are the networks that are being released, by sandbox ID. A release goes on when its caller
-// gives up, and all callers wait for the same one.
+// releases are the networks that are being released, by sandbox ID. A release goes on when its
+// caller gives up, and all callers wait for the same one.
 type releases struct {
 	mu      sync.Mutex
 	running map[model.ContainerID]*oneRelease
@@ -52,11 +52,12 @@ type oneRelease struct {
 	givenUp int   // callers that did not wait to the end; under releases.mu
 }
 
-// join returns the result of the release of a sandbox's network, and starts it with do if none runs.
-// It returns a *lateError a little before ctx's deadline.
+// join returns the result of the release of a sandbox's network, and starts it with do if none
+// runs. It returns a *lateError a little before ctx's deadline.
 func (r *releases) join(ctx context.Context, id model.ContainerID, do func(context.Context) error) error {
 	wait, cancel := beforeDeadline(ctx)
 	defer cancel()
+
 	one := r.begin(ctx, id, do)
 	select {
 	case <-one.done:
@@ -66,7 +67,9 @@ func (r *releases) join(ctx context.Context, id model.ContainerID, do func(conte
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	one.givenUp++
+
 	return &lateError{one.givenUp, wait.Err()}
 }
 
@@ -80,13 +83,16 @@ func (r *releases) isRunning(id model.ContainerID) bool {
 func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(context.Context) error) *oneRelease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	if one := r.running[id]; one != nil {
 		return one
 	}
+
 	one := &oneRelease{done: make(chan struct{})}
 	if r.running == nil {
 		r.running = map[model.ContainerID]*oneRelease{}
 	}
+
 	r.running[id] = one
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ReleaseDeadline)
@@ -97,6 +103,7 @@ func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(cont
 		r.mu.Unlock()
 		close(one.done)
 	}()
+
 	return one
 }
 
@@ -125,6 +132,7 @@ func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
 			return m.releaseOrOwe(ctx, sb)
 		})
 	}
+
 	var late *lateError
 	if !errors.As(err, &late) {
 		return err
@@ -136,13 +144,16 @@ func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
 		m.debts.owe(sb.ID, m.now())
 		isOver = true
 	}
+
 	if !m.releases.isRunning(sb.ID) && !m.Holds(sb.ID) {
 		m.debts.pay(sb.ID)
 	}
 	if !isOver || ctx.Err() != nil {
 		return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 	}
+
 	m.log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
+
 	return nil
 }
 
@@ -152,20 +163,24 @@ func (m *Manager) releaseOrOwe(ctx context.Context, sb *spec.Sandbox) error {
 	if err == nil {
 		return nil
 	}
+
 	var owed *OwedError
 	if errors.As(err, &owed) {
 		m.debts.owe(sb.ID, m.now())
 	}
+
 	if !m.debts.fail(sb.ID, m.now()) {
 		return err
 	}
+
 	m.log.Warn("the pod goes before its network, which is released as soon as its plugins do so",
 		"sandbox", sb.ID, "err", err)
+
 	return nil
 }
 
-// release disconnects a pod and releases its namespace and what an older shim noted of it. The caller
-// holds the lock of the network.
+// release disconnects a pod and releases its namespace and what an older shim noted of it. The
+// caller holds the lock of the network.
 func (m *Manager) release(ctx context.Context, sb *spec.Sandbox) error {
 	p, isOurs := m.released(sb)
 	if isOurs && m.ConnectsPods() {
@@ -173,16 +188,19 @@ func (m *Manager) release(ctx context.Context, sb *spec.Sandbox) error {
 			return err
 		}
 	}
+
 	m.debts.pay(sb.ID)
+
 	return errors.Join(m.pins.Unpin(sb.ID), m.checkpoints.Remove(sb.ID))
 }
 
-// released returns the pod to disconnect, with what an older shim noted of it, and whether its network
-// is one of a Connector.
+// released returns the pod to disconnect, with what an older shim noted of it, and whether its
+// network is one of a Connector.
 func (m *Manager) released(sb *spec.Sandbox) (p Pod, isOurs bool) {
 	p = m.pod(sb)
 	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
-	if p.NetNS == "" && sb.Pid != 0 && !sb.Restarted { // an older shim's pod; the pause may be dead, and its PID another's
+	// an older shim's pod; the pause may be dead, and its PID another's
+	if p.NetNS == "" && sb.Pid != 0 && !sb.Restarted {
 		if pin, err := m.pins.Pin(sb.ID, sb.Pid); err == nil {
 			p.NetNS = pin
 		}
@@ -195,11 +213,13 @@ func (m *Manager) released(sb *spec.Sandbox) (p Pod, isOurs bool) {
 		if sb.Metadata == nil { // its container is removed
 			p.Name, p.Namespace, p.Foreign = c.Name, c.Namespace, true
 		}
+
 	case errdefs.IsNotFound(err):
 	default:
 		p.Foreign = true
 		m.log.Warn("an older shim's note of a pod cannot be read; the pod's network is released without it",
 			"sandbox", sb.ID, "err", err)
 	}
+
 	return p, !sb.HostNetwork() && !sb.EngineNetwork() && !c.HostNetwork
 }

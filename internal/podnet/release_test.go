@@ -59,8 +59,8 @@ func (noPins) Addresses(model.ContainerID, int) []netip.Addr  { return nil }
 func (noPins) Unpin(model.ContainerID) error                  { return nil }
 func (noPins) List() []model.ContainerID                      { return nil }
 
-// TestDisconnectDoesNotTrustReclaim: Reclaim spares running pods, and is not taken for the release that
-// Disconnect waits for.
+// TestDisconnectDoesNotTrustReclaim: Reclaim spares running pods, and is not taken for the release
+// that Disconnect waits for.
 func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
@@ -72,6 +72,7 @@ func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
 			Checkpoints: checkpoint.New(t.TempDir()),
 			Log:         slog.New(slog.DiscardHandler),
 		})
+
 		held := make(chan struct{})
 		m.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
 

@@ -26,9 +26,9 @@ const (
 	maxResultText = 1 << 10 // bytes of one name or path
 )
 
-// result is what a plugin prints after an ADD (CNI specification, section 5, "Success"), in any version
-// of the specification. parseResult has checked every field, so libcni, which trusts plugins, gets
-// nothing else to read.
+// result is what a plugin prints after an ADD (CNI specification, section 5, "Success"), in any
+// version of the specification. parseResult has checked every field, so libcni, which trusts
+// plugins, gets nothing else to read.
 type result struct {
 	CNIVersion string      `json:"cniVersion,omitempty"`
 	Interfaces []iface     `json:"interfaces,omitempty"`
@@ -76,32 +76,39 @@ func checkedResult(out []byte) ([]byte, error) {
 	if !json.Valid(out) {
 		return nil, fmt.Errorf("its output is not JSON: %s", shown(out))
 	}
+
 	r, err := parseResult(out)
 	if err != nil {
 		return nil, fmt.Errorf("its result: %w", err)
 	}
+
 	return json.Marshal(r)
 }
 
-// parseResult reads a result of at most maxStdout bytes and checks all of it. The error names the field.
+// parseResult reads a result of at most maxStdout bytes and checks all of it. The error names the
+// field.
 func parseResult(b []byte) (*result, error) {
 	if len(b) > maxStdout {
 		return nil, fmt.Errorf("has %d bytes, at most %d are possible", len(b), maxStdout)
 	}
+
 	r := &result{}
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, errors.New(shown([]byte(err.Error())))
 	}
+
 	if r.CNIVersion != "" {
 		if _, _, _, err := version.ParseVersion(r.CNIVersion); err != nil {
 			return nil, fmt.Errorf("cniVersion %q is no version", shown([]byte(r.CNIVersion)))
 		}
 	}
+
 	err := errors.Join(r.checkInterfaces(), r.checkIPs(), checkRoutes("routes", r.Routes), checkDNS(r.DNS),
 		checkOld("ip4", r.IP4), checkOld("ip6", r.IP6))
 	if err != nil {
 		return nil, err
 	}
+
 	return r, nil
 }
 
@@ -109,11 +116,13 @@ func (r *result) checkInterfaces() error {
 	if len(r.Interfaces) > maxInterfaces {
 		return fmt.Errorf("interfaces: %d, at most %d are possible", len(r.Interfaces), maxInterfaces)
 	}
+
 	for i, f := range r.Interfaces {
 		if err := checkInterface(f); err != nil {
 			return fmt.Errorf("interfaces[%d]: %w", i, err)
 		}
 	}
+
 	return nil
 }
 
@@ -121,12 +130,14 @@ func checkInterface(f iface) error {
 	if err := utils.ValidateInterfaceName(f.Name); err != nil || !isClean(f.Name) {
 		return fmt.Errorf("name %q is no name of an interface", shown([]byte(f.Name)))
 	}
+
 	if f.MTU < 0 || f.MTU > math.MaxInt32 {
 		return fmt.Errorf("mtu %d is not possible", f.MTU)
 	}
 	if !isClean(f.Mac) || !isClean(f.Sandbox) || !isClean(f.SocketPath) || !isClean(f.PciID) {
 		return errors.New("has a text that is too long or has control characters")
 	}
+
 	return nil
 }
 
@@ -137,13 +148,16 @@ func (r *result) checkIPs() error {
 	if len(r.IPs) > maxIPs {
 		return fmt.Errorf("ips: %d, at most %d are possible", len(r.IPs), maxIPs)
 	}
+
 	for i, ip := range r.IPs {
 		if err := checkAddress(ip.Address); err != nil && !r.isLoopback(ip) {
 			return fmt.Errorf("ips[%d].address: %w", i, err)
 		}
+
 		if err := checkGateway(ip.Gateway); err != nil {
 			return fmt.Errorf("ips[%d].gateway: %w", i, err)
 		}
+
 		if n := ip.Interface; n != nil && (*n < 0 || *n >= len(r.Interfaces)) {
 			return fmt.Errorf("ips[%d].interface: %d is not an index of the %d interfaces", i, *n, len(r.Interfaces))
 		}
@@ -151,6 +165,7 @@ func (r *result) checkIPs() error {
 			return fmt.Errorf("ips[%d].version: %q is neither 4 nor 6", i, shown([]byte(v)))
 		}
 	}
+
 	return nil
 }
 
@@ -172,8 +187,8 @@ func checkAddress(p *netip.Prefix) error {
 	return nil
 }
 
-// isPodAddress says whether an address can be a pod's: neither 0.0.0.0, loopback, multicast, broadcast
-// nor of one interface only (with a zone).
+// isPodAddress says whether an address can be a pod's: neither 0.0.0.0, loopback, multicast,
+// broadcast nor of one interface only (with a zone).
 func isPodAddress(a netip.Addr) bool {
 	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a.Zone() == "" && a != broadcast
@@ -191,6 +206,7 @@ func checkRoutes(field string, routes []route) error {
 	if len(routes) > maxRoutes {
 		return fmt.Errorf("%s: %d, at most %d are possible", field, len(routes), maxRoutes)
 	}
+
 	for i, r := range routes {
 		if r.Dst == nil || !r.Dst.IsValid() {
 			return fmt.Errorf("%s[%d].dst: is missing", field, i)
@@ -199,6 +215,7 @@ func checkRoutes(field string, routes []route) error {
 			return fmt.Errorf("%s[%d].gw: %w", field, i, err)
 		}
 	}
+
 	return nil
 }
 
@@ -209,11 +226,13 @@ func checkDNS(d *types.DNS) error {
 	if max(len(d.Nameservers), len(d.Search), len(d.Options)) > maxDNSEntries {
 		return fmt.Errorf("dns: a list has more than %d entries", maxDNSEntries)
 	}
+
 	for _, s := range slices.Concat(d.Nameservers, d.Search, d.Options, []string{d.Domain}) {
 		if !isClean(s) {
 			return errors.New("dns: has a text that is too long or has control characters")
 		}
 	}
+
 	return nil
 }
 
@@ -224,14 +243,16 @@ func checkOld(field string, c *ipConfig02) error {
 	if err := checkAddress(c.IP); err != nil {
 		return fmt.Errorf("%s.ip: %w", field, err)
 	}
+
 	if err := checkGateway(c.Gateway); err != nil {
 		return fmt.Errorf("%s.gateway: %w", field, err)
 	}
+
 	return checkRoutes(field+".routes", c.Routes)
 }
 
-// addresses are the pod's own in the plugins' order: those without an interface, and those of the pod's
-// own interface. ours says whether a path is the pod's namespace.
+// addresses are the pod's own in the plugins' order: those without an interface, and those of the
+// pod's own interface. ours says whether a path is the pod's namespace.
 func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
 	own := r.ownInterfaces(ours)
 	var ips []netip.Addr
@@ -240,27 +261,34 @@ func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
 			ips = append(ips, a)
 		}
 	}
+
 	for _, ip := range r.IPs {
 		if ip.Interface == nil || own[*ip.Interface] {
 			add(ip.Address)
 		}
 	}
+
 	for _, c := range []*ipConfig02{r.IP4, r.IP6} {
 		if c != nil {
 			add(c.IP)
 		}
 	}
+
 	return ips
 }
 
-// ownInterfaces says of each interface whether it is the one that the plugins were to make: the first
-// rule that any interface keeps counts. Interfaces of the host and of other namespaces never are.
+// ownInterfaces says of each interface whether it is the one that the plugins were to make: the
+// first rule that any interface keeps counts. Interfaces of the host and of other namespaces never
+// are.
 func (r *result) ownInterfaces(ours func(sandbox string) bool) []bool {
 	rules := []func(f iface) bool{
 		func(f iface) bool { return f.Name == ifName && f.Sandbox != "" && ours(f.Sandbox) },
-		func(f iface) bool { return f.Name != loopbackName && f.Sandbox != "" && ours(f.Sandbox) }, // under another name
-		func(f iface) bool { return f.Name == ifName && f.Sandbox == "" },                          // by plugins that name no namespace
+		// under another name
+		func(f iface) bool { return f.Name != loopbackName && f.Sandbox != "" && ours(f.Sandbox) },
+		// by plugins that name no namespace
+		func(f iface) bool { return f.Name == ifName && f.Sandbox == "" },
 	}
+
 	own := make([]bool, len(r.Interfaces))
 	for _, rule := range rules {
 		if !slices.ContainsFunc(r.Interfaces, rule) {
@@ -271,13 +299,14 @@ func (r *result) ownInterfaces(ours func(sandbox string) bool) []bool {
 		}
 		break
 	}
+
 	return own
 }
 
 const loopbackName = "lo"
 
-// isNetNS returns a test whether a plugin means the network namespace netns: by its path, or by another
-// path of the same file.
+// isNetNS returns a test whether a plugin means the network namespace netns: by its path, or by
+// another path of the same file.
 func isNetNS(netns string) func(sandbox string) bool {
 	return func(sandbox string) bool {
 		if netns == "" {
@@ -286,12 +315,15 @@ func isNetNS(netns string) func(sandbox string) bool {
 		if filepath.Clean(sandbox) == filepath.Clean(netns) {
 			return true
 		}
-		// A plugin in a container may see the directory of pins at another place; names of pins are unique.
+		// A plugin in a container may see the directory of pins at another place; names of pins are
+		// unique.
 		if name := filepath.Base(netns); isPinName(name) && filepath.Base(sandbox) == name {
 			return true
 		}
+
 		a, errA := os.Stat(sandbox)
 		b, errB := os.Stat(netns)
+
 		return errA == nil && errB == nil && os.SameFile(a, b)
 	}
 }
@@ -302,13 +334,16 @@ func podAddresses(r types.Result, netns string) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the plugins' result: %w", err)
 	}
+
 	checked, err := parseResult(b)
 	if err != nil {
 		return nil, fmt.Errorf("the plugins' result: %w", err)
 	}
+
 	ips := checked.addresses(isNetNS(netns))
 	if len(ips) == 0 {
 		return nil, fmt.Errorf("the plugins gave no address to %s of the pod", ifName)
 	}
+
 	return ips, nil
 }

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The IPAM plugin host-local reserves an address by making a file of that name, and writes the owner's
-// ID into it afterwards. If it is killed in between, or the power is cut, the file stays empty: no DEL
-// finds it, and the address is reserved for ever.
+// The IPAM plugin host-local reserves an address by making a file of that name, and writes the
+// owner's ID into it afterwards. If it is killed in between, or the power is cut, the file stays
+// empty: no DEL finds it, and the address is reserved for ever.
 
 const (
 	hostLocal     = "host-local"
@@ -27,17 +27,19 @@ const (
 	lockInterval  = 10 * time.Millisecond
 )
 
-// releaseTorn removes reservations without an owner from the networks of a configuration, and logs each.
-// It holds the plugin's lock meanwhile, so that no plugin is about to write the owner.
+// releaseTorn removes reservations without an owner from the networks of a configuration, and logs
+// each. It holds the plugin's lock meanwhile, so that no plugin is about to write the owner.
 func (a *attacher) releaseTorn(ctx context.Context, list *libcni.NetworkConfigList) error {
 	var errs []error
 	for _, dir := range reservations(list) {
 		addresses, err := releaseTornIn(ctx, dir)
 		for _, address := range addresses {
-			a.log.Warn("host-local did not finish a reservation; the address is released", "address", address, "directory", dir)
+			a.log.Warn("host-local did not finish a reservation; the address is released", "address", address,
+				"directory", dir)
 		}
 		errs = append(errs, err)
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -50,14 +52,17 @@ func reservations(list *libcni.NetworkConfigList) (dirs []string) {
 				DataDir string `json:"dataDir"`
 			} `json:"ipam"`
 		}
+
 		if json.Unmarshal(p.Bytes, &conf) != nil || conf.IPAM.Type != hostLocal {
 			continue
 		}
 		if conf.IPAM.DataDir == "" {
 			conf.IPAM.DataDir = hostLocalData
 		}
+
 		dirs = append(dirs, filepath.Join(conf.IPAM.DataDir, list.Name)) // libcni has checked the name
 	}
+
 	return dirs
 }
 
@@ -75,6 +80,7 @@ func releaseTornIn(ctx context.Context, dir string) (released []string, err erro
 	if err != nil || len(torn) == 0 {
 		return nil, err
 	}
+
 	unlock, err := lockReservations(ctx, root)
 	if err != nil {
 		return nil, err
@@ -84,12 +90,14 @@ func releaseTornIn(ctx context.Context, dir string) (released []string, err erro
 	if torn, err = tornReservations(root); err != nil { // without those that were at work
 		return nil, err
 	}
+
 	for _, name := range torn {
 		if err := root.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return released, fmt.Errorf("reservations of host-local: %w", err)
 		}
 		released = append(released, name)
 	}
+
 	return released, nil
 }
 
@@ -100,10 +108,12 @@ func tornReservations(root *os.Root) (torn []string, err error) {
 		return nil, fmt.Errorf("reservations of host-local: %w", err)
 	}
 	defer dir.Close()
+
 	entries, err := dir.ReadDir(-1)
 	if err != nil {
 		return nil, fmt.Errorf("reservations of host-local: %w", err)
 	}
+
 	for _, e := range entries {
 		if _, err := netip.ParseAddr(e.Name()); err != nil || !e.Type().IsRegular() {
 			continue
@@ -112,6 +122,7 @@ func tornReservations(root *os.Root) (torn []string, err error) {
 			torn = append(torn, e.Name())
 		}
 	}
+
 	return torn, nil
 }
 
@@ -121,15 +132,19 @@ func lockReservations(ctx context.Context, root *os.Root) (unlock func(), err er
 	if err != nil {
 		return nil, fmt.Errorf("lock of host-local: %w", err)
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
+
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
+
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil, errors.Join(fmt.Errorf("lock of host-local: %w", err), f.Close())

@@ -22,16 +22,19 @@ func reserved(t *testing.T, files map[string]string) (dir string, list *libcni.N
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"pods","plugins":[
 		{"type":"bridge","ipam":{"type":"host-local","dataDir":%q}},{"type":"portmap"}]}`, data))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return dir, list
 }
 
@@ -44,10 +47,12 @@ func TestTornReservations(t *testing.T) {
 		"last_reserved_ip.0": "",
 		"notes":              "",
 	})
+
 	outside := filepath.Join(t.TempDir(), "outside")
 	if err := os.WriteFile(outside, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, make := range map[string]func(string) error{
 		"10.1.0.4": func(path string) error { return os.Mkdir(path, 0o700) },
 		"10.1.0.5": func(path string) error { return os.Symlink(outside, path) },
@@ -56,18 +61,22 @@ func TestTornReservations(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	a := &attacher{log: slog.New(slog.DiscardHandler)}
 	if err := a.releaseTorn(t.Context(), list); err != nil {
 		t.Fatal(err)
 	}
+
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var left []string
 	for _, e := range entries {
 		left = append(left, e.Name())
 	}
+
 	if got, want := strings.Join(left, " "), "10.1.0.3 10.1.0.4 10.1.0.5 last_reserved_ip.0 lock notes"; got != want {
 		t.Errorf("left: %s, want %s", got, want)
 	}
@@ -78,6 +87,7 @@ func TestTornReservations(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := a.releaseTorn(t.Context(), list); err != nil {
 		t.Errorf("without the directory: %v", err)
 	}
@@ -91,15 +101,19 @@ func TestReservationAtWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lock.Close()
+
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
+
 	a := &attacher{log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+
 	if err := a.releaseTorn(ctx, list); err == nil {
 		t.Error("the lock was not waited for")
 	}
+
 	if _, err := os.Stat(filepath.Join(dir, "10.1.0.2")); err != nil {
 		t.Error(err)
 	}
@@ -107,16 +121,19 @@ func TestReservationAtWork(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "10.1.0.2"), []byte(sandboxID), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	lock.Close()
 	if err := a.releaseTorn(t.Context(), list); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := os.Stat(filepath.Join(dir, "10.1.0.2")); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestGCBesideABusyHostLocal: reservations that cannot be looked at do not keep the plugins from GC.
+// TestGCBesideABusyHostLocal: reservations that cannot be looked at do not keep the plugins from
+// GC.
 func TestGCBesideABusyHostLocal(t *testing.T) {
 	f := newFake(t)
 	dir, _ := reserved(t, map[string]string{"10.1.0.2": "", "lock": ""})
@@ -126,18 +143,22 @@ func TestGCBesideABusyHostLocal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	lock, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
+
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
+
 	c := f.network(t, "1.1.0")
 	if err := c.attach.collect(t.Context(), list); err == nil {
 		t.Error("the busy lock is not reported")
 	}
+
 	if !strings.Contains(f.calls(), "GC ") {
 		t.Errorf("no GC: %s", f.calls())
 	}
@@ -153,15 +174,18 @@ func TestTornReservationsOfAFailedAdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := f.network(t, "1.0.0")
 	p, _ := newPod(t, sandboxID)
 	f.mode("ADD-silent")
 	if _, err := c.attach.add(t.Context(), list, p, nil); err == nil {
 		t.Fatal("it succeeded")
 	}
+
 	if _, err := os.Stat(filepath.Join(dir, "10.1.0.2")); !os.IsNotExist(err) {
 		t.Errorf("%v", err)
 	}
+
 	if err := c.Del(t.Context(), p); err != nil {
 		t.Error(err)
 	}

@@ -23,9 +23,11 @@ func (f fake) chain(t *testing.T) (c *CNI, mesh string, log *bytes.Buffer) {
 		`[ "$CNI_COMMAND" != ADD ] || sed 's/.*"prevResult":\({.*}\),"type".*/\1/' ` + f.dir + "/mesh-stdin\n"
 	conf := filepath.Join(t.TempDir(), "10.conflist")
 	text := `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"},{"type":"mesh"}]}`
-	if err := errors.Join(os.WriteFile(mesh, []byte(script), 0o755), os.WriteFile(conf, []byte(text), 0o644)); err != nil {
+	if err := errors.Join(os.WriteFile(mesh, []byte(script), 0o755), os.WriteFile(conf, []byte(text), 0o644)); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	log = &bytes.Buffer{}
 	c, err := NewCNI(CNIConfig{
 		ConfDir:  filepath.Dir(conf),
@@ -36,7 +38,9 @@ func (f fake) chain(t *testing.T) (c *CNI, mesh string, log *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { c.Close() })
+
 	return c, mesh, log
 }
 
@@ -49,9 +53,9 @@ func notesLeft(c *CNI, dirs ...string) (all []string) {
 	return all
 }
 
-// TestUninstalledPlugin uninstalls a plugin of a chain while a pod runs: the others release what they
-// hold, with the result of the ADD, and the pod can go. What the missing one holds is reported once, and
-// released when it is back, also by another process.
+// TestUninstalledPlugin uninstalls a plugin of a chain while a pod runs: the others release what
+// they hold, with the result of the ADD, and the pod can go. What the missing one holds is reported
+// once, and released when it is back, also by another process.
 func TestUninstalledPlugin(t *testing.T) {
 	f := newFake(t)
 	c, mesh, log := f.chain(t)
@@ -60,12 +64,14 @@ func TestUninstalledPlugin(t *testing.T) {
 	if err := os.Rename(mesh, mesh+".gone"); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2 {
 		if err := c.Del(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
 		p.NetNS = ""
 	}
+
 	if len(f.held()) > 0 || len(c.Attached()) > 0 || len(notesLeft(c, "results", "pending", "set-aside")) > 0 {
 		t.Errorf("held %v, attached %v, left %v", f.held(), c.Attached(), notesLeft(c, "*"))
 	}
@@ -83,18 +89,23 @@ func TestUninstalledPlugin(t *testing.T) {
 	if err := os.Rename(mesh+".gone", mesh); err != nil {
 		t.Fatal(err)
 	}
+
 	next, err := NewCNI(c.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer next.Close()
+
 	if got := next.Attached(); len(got) > 0 {
 		t.Errorf("attached after a restart: %v", got)
 	}
+
 	next.attach.payOwed(t.Context(), time.Now())
-	if calls := f.read("mesh-calls"); !strings.Contains(calls, "DEL") || !strings.Contains(f.read("mesh-stdin"), "10.1.2.3/24") {
+	if calls := f.read("mesh-calls"); !strings.Contains(calls, "DEL") ||
+		!strings.Contains(f.read("mesh-stdin"), "10.1.2.3/24") {
 		t.Errorf("after it came back: %q", calls)
 	}
+
 	if left := notesLeft(c, "owed/results"); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
@@ -109,18 +120,20 @@ func TestPluginNeverComesBack(t *testing.T) {
 	if err := errors.Join(os.Remove(mesh), c.Del(t.Context(), p)); err != nil {
 		t.Fatal(err)
 	}
+
 	c.attach.payOwed(t.Context(), time.Now().Add(owedFor/2))
 	if len(notesLeft(c, "owed/results")) != 1 {
 		t.Error("forgotten too early")
 	}
+
 	c.attach.payOwed(t.Context(), time.Now().Add(owedFor+time.Minute))
 	if left := notesLeft(c, "owed/results"); len(left) > 0 || !strings.Contains(log.String(), "did not come back") {
 		t.Errorf("left %v; log:\n%s", left, log)
 	}
 }
 
-// TestPluginIsBackAndFails keeps what is owed until its DEL succeeds, also of a pod whose ADD was cut
-// off, so that there is no result.
+// TestPluginIsBackAndFails keeps what is owed until its DEL succeeds, also of a pod whose ADD was
+// cut off, so that there is no result.
 func TestPluginIsBackAndFails(t *testing.T) {
 	f := newFake(t)
 	c, mesh, _ := f.chain(t)
@@ -129,62 +142,73 @@ func TestPluginIsBackAndFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rt, err := runtimeConf(list, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	note, err := c.attach.journal.begin(list, rt, unconfirmed)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	note.Close()
 	if err := errors.Join(os.Rename(mesh, mesh+".gone"), c.Del(t.Context(), p)); err != nil {
 		t.Fatal(err)
 	}
+
 	f.mode("DEL-error")
 	if err := os.Rename(mesh+".gone", mesh); err != nil {
 		t.Fatal(err)
 	}
+
 	now := time.Now()
 	c.attach.payOwed(t.Context(), now)
 	if len(notesLeft(c, "owed/results")) != 1 {
 		t.Fatal("forgotten although its DEL failed")
 	}
+
 	f.mode("")
 	c.attach.payOwed(t.Context(), now.Add(owedRetry/2))
 	if f.calls() != "" {
 		t.Errorf("tried again at once: %s", f.calls())
 	}
+
 	c.attach.payOwed(t.Context(), now.Add(owedRetry+time.Second))
 	if left := notesLeft(c, "owed/results"); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
 
-// TestPluginThatWasNeverThere: the ADD fails with its name before any plugin runs, and nothing is left.
+// TestPluginThatWasNeverThere: the ADD fails with its name before any plugin runs, and nothing is
+// left.
 func TestPluginThatWasNeverThere(t *testing.T) {
 	f := newFake(t)
 	c, mesh, _ := f.chain(t)
 	if err := os.Remove(mesh); err != nil {
 		t.Fatal(err)
 	}
+
 	p, _ := newPod(t, sandboxID)
 	if _, err := c.Add(t.Context(), p); err == nil || !strings.Contains(err.Error(), `CNI plugin "mesh" is not in `) {
 		t.Errorf("%v", err)
 	}
+
 	if f.calls() != "" || len(c.Attached()) > 0 {
 		t.Errorf("calls %q, attached %v", f.calls(), c.Attached())
 	}
 	if err := c.Del(t.Context(), p); err != nil { // as the undo does
 		t.Error(err)
 	}
+
 	if left := notesLeft(c, "results", "pending", "set-aside", "owed/results"); len(left) > 0 || len(c.Attached()) > 0 {
 		t.Errorf("left: %v, attached %v", left, c.Attached())
 	}
 }
 
-// TestProgramForAddressesIsUninstalled: the pod need not wait for it, and nothing is lost until it is
-// back, the rules of masquerading neither.
+// TestProgramForAddressesIsUninstalled: the pod need not wait for it, and nothing is lost until it
+// is back, the rules of masquerading neither.
 func TestProgramForAddressesIsUninstalled(t *testing.T) {
 	bin := t.TempDir()
 	for _, name := range KubenetPlugins() {
@@ -192,28 +216,34 @@ func TestProgramForAddressesIsUninstalled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	k := newKubenet(t, t.TempDir(), "10.94.0.0/24")
 	k.attach.binDirs, k.cfg.BinDirs = []string{bin}, []string{bin}
 	p, _ := newPod(t, sandboxID)
 	if _, err := k.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := errors.Join(k.Confirm(p.ID), os.Remove(filepath.Join(bin, "host-local"))); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2 {
 		err := k.Del(t.Context(), p)
 		var owed *OwedError
-		if !errors.As(err, &owed) || owed.Program != "host-local" || !strings.Contains(err.Error(), `CNI plugin "host-local" is not in `) {
+		if !errors.As(err, &owed) || owed.Program != "host-local" ||
+			!strings.Contains(err.Error(), `CNI plugin "host-local" is not in `) {
 			t.Fatalf("%v", err)
 		}
 	}
+
 	if got := k.Attached(); len(got) != 1 {
 		t.Errorf("attached: %v", got)
 	}
 	if err := os.Symlink(filepath.Join(pluginDir, "host-local"), filepath.Join(bin, "host-local")); err != nil {
 		t.Fatal(err)
 	}
+
 	del(t, k, p)
 	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.94.*"); len(left) > 0 || len(k.Attached()) > 0 {
 		t.Errorf("left: %v, %v", left, k.Attached())
@@ -228,7 +258,8 @@ const azure = `{"cniVersion":"0.3.0","name":"azure","plugins":[
 	{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}},
 	{"type":"meta","capabilities":{"portMappings":true},"snat":true}]}`
 
-// TestAddressesOfThePluginsOwn: what an IPAM section names is a program only for plugins that delegate.
+// TestAddressesOfThePluginsOwn: what an IPAM section names is a program only for plugins that
+// delegate.
 func TestAddressesOfThePluginsOwn(t *testing.T) {
 	f := newFake(t)
 	conf := filepath.Join(t.TempDir(), "10-azure.conflist")
@@ -239,23 +270,26 @@ func TestAddressesOfThePluginsOwn(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
+
 	c := newCNI(t, filepath.Dir(conf), f.dir, t.TempDir())
 	if err := c.Ready(); err != nil {
 		t.Error(err)
 	}
+
 	p, _ := newPod(t, sandboxID)
 	add(t, c, p)
 	if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
 		t.Errorf("%v, held %v", err, f.held())
 	}
+
 	files, err := Inspect(filepath.Dir(conf), func(string) error { return nil })
 	if err != nil || len(files) != 1 || strings.Contains(fmt.Sprint(files[0].Plugins), "azure-cns") {
 		t.Errorf("%v, %v", files, err)
 	}
 }
 
-// TestStaleConfiguration is one of an add-on that was removed, sorted before a good one: it is reported,
-// and not used before its plugin is installed.
+// TestStaleConfiguration is one of an add-on that was removed, sorted before a good one: it is
+// reported, and not used before its plugin is installed.
 func TestStaleConfiguration(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -263,12 +297,14 @@ func TestStaleConfiguration(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(conf, "05-weave.conflist"), []byte(stale), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	writeConf(t, filepath.Join(conf, "10-good.conflist"), "good", "1.0.0")
 	c := newCNI(t, conf, f.dir, t.TempDir())
 	uses := func() string { list, _, _ := c.config(); return list.Name }
 	if err := c.Ready(); err != nil || uses() != "good" {
 		t.Errorf("%v, network %s", err, uses())
 	}
+
 	if n := c.Notice(); !strings.Contains(n, "05-weave.conflist") || !strings.Contains(n, `"weave-net"`) {
 		t.Errorf("notice %q", n)
 	}
@@ -277,18 +313,21 @@ func TestStaleConfiguration(t *testing.T) {
 	if err := os.Link(filepath.Join(f.dir, "fake"), weave); err != nil {
 		t.Fatal(err)
 	}
+
 	if !within(func() bool { return c.Ready() == nil && uses() == "weave" }) || c.Notice() != "" {
 		t.Errorf("after it was installed: %v, network %s, notice %q", c.Ready(), uses(), c.Notice())
 	}
 	if err := os.Remove(weave); err != nil {
 		t.Fatal(err)
 	}
+
 	if !within(func() bool { return c.Ready() == nil && uses() == "good" }) {
 		t.Errorf("after it was removed again: %v, network %s", c.Ready(), uses())
 	}
 	if err := os.Remove(filepath.Join(conf, "10-good.conflist")); err != nil {
 		t.Fatal(err)
 	}
+
 	if !within(func() bool {
 		err := c.Ready()
 		return err != nil && strings.Contains(err.Error(), `"weave-net" is not in`)
@@ -309,15 +348,18 @@ func TestLoopbackIsNoNetwork(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	for _, name := range []string{"loopback", "portmap"} {
 		if err := os.Link(filepath.Join(f.dir, "fake"), filepath.Join(f.dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	c := newCNI(t, conf, f.dir, t.TempDir())
 	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "gives pods no address") {
 		t.Errorf("%v", err)
 	}
+
 	writeConf(t, filepath.Join(conf, "10-good.conflist"), "good", "1.0.0")
 	if !within(func() bool { return c.Ready() == nil }) {
 		t.Errorf("with a network between them: %v", c.Ready())
@@ -329,24 +371,29 @@ func torn(whole []byte) (all [][]byte) {
 	for n := range whole {
 		all = append(all, whole[:n])
 	}
-	for _, other := range []string{"null", "{}", "[]", `"x"`, "5", "{}{}", strings.Repeat("\x00", 4096), `{"kind":"cniCacheV1"}`,
+
+	for _, other := range []string{"null", "{}", "[]", `"x"`, "5", "{}{}", strings.Repeat("\x00", 4096),
+		`{"kind":"cniCacheV1"}`,
 		`{"kind":5,"containerId":{},"config":[]}`, `{"ips":[]}`, "\xff\xfe", strings.Repeat("[", 100000)} {
 		all = append(all, []byte(other))
 	}
+
 	return all
 }
 
-// TestTornFiles: whatever a power cut leaves of an entry of the cache or of a record of the journal, the
-// pod can be released, what the plugins reserved is, and nothing of the pod is left.
+// TestTornFiles: whatever a power cut leaves of an entry of the cache or of a record of the
+// journal, the pod can be released, what the plugins reserved is, and nothing of the pod is left.
 func TestTornFiles(t *testing.T) {
 	dir, conf := t.TempDir(), filepath.Join(t.TempDir(), "10.conflist")
 	// It runs a thousand times, so it starts no process of its own.
 	script := "#!/bin/sh\n[ $CNI_COMMAND != DEL ] || : > " + dir + "/released\n" +
 		"[ $CNI_COMMAND != ADD ] || echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.1.2.3/24\"}]}'\n"
 	text := `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"small"}]}`
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "small"), []byte(script), 0o755), os.WriteFile(conf, []byte(text), 0o644)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "small"), []byte(script), 0o755),
+		os.WriteFile(conf, []byte(text), 0o644)); err != nil {
 		t.Fatal(err)
 	}
+
 	network := func(cache string) *CNI {
 		c, err := NewCNI(CNIConfig{ConfDir: filepath.Dir(conf), BinDirs: []string{dir}, CacheDir: cache, Log: discard})
 		if err != nil {
@@ -355,11 +402,13 @@ func TestTornFiles(t *testing.T) {
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
+
 	p, _ := newPod(t, sandboxID)
 	first := network(t.TempDir())
 	if _, err := first.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
+
 	p.NetNS = "" // so that only files say that there is something to release
 
 	for _, file := range []string{"results/n-" + sandboxID + "-eth0", "pending/" + sandboxID} {
@@ -367,35 +416,42 @@ func TestTornFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		cache := t.TempDir()
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(cache, file)), 0o700); err != nil {
 			t.Fatal(err)
 		}
+
 		c := network(cache)
 		for i, content := range torn(whole) {
 			if err := os.WriteFile(filepath.Join(cache, file), content, 0o600); err != nil {
 				t.Fatal(err)
 			}
+
 			if i%50 == 0 { // else the file tears while the daemon runs
 				c = network(cache)
 				if got := c.Attached(); len(got) != 1 {
 					t.Fatalf("%s, %.60q: attached %v", file, content, got)
 				}
 			}
+
 			err := c.Del(t.Context(), p)
-			if _, statErr := os.Stat(filepath.Join(dir, "released")); err != nil || statErr != nil || len(c.Attached()) > 0 {
+			if _, statErr := os.Stat(filepath.Join(dir, "released")); err != nil || statErr != nil ||
+				len(c.Attached()) > 0 {
 				t.Fatalf("%s, %d bytes, %.60q: %v, %v", file, len(content), content, err, statErr)
 			}
+
 			if left := notesLeft(c, "results", "pending", "set-aside"); len(left) > 0 {
 				t.Fatalf("%s, %d bytes: left %v", file, len(content), left)
 			}
+
 			_ = os.Remove(filepath.Join(dir, "released"))
 		}
 	}
 }
 
-// TestFilesOfTheWrongKind: a directory with something in it in the place of an entry, of a record, or of
-// what was set aside before, and a file in the place of a directory.
+// TestFilesOfTheWrongKind: a directory with something in it in the place of an entry, of a record,
+// or of what was set aside before, and a file in the place of a directory.
 func TestFilesOfTheWrongKind(t *testing.T) {
 	f := newFake(t)
 	entry := "results/net-" + sandboxID + "-eth0"
@@ -412,33 +468,39 @@ func TestFilesOfTheWrongKind(t *testing.T) {
 			if _, err := c.Add(t.Context(), p); err != nil {
 				t.Fatal(err)
 			}
+
 			if !strings.Contains(name, "record") { // which a complete pod has not
 				if err := c.Confirm(p.ID); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			for _, file := range wrong {
 				path := filepath.Join(c.cfg.CacheDir, file)
 				if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			p.NetNS = ""
 			next, err := NewCNI(c.cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer next.Close()
+
 			if err := next.Del(t.Context(), p); err != nil || len(f.held()) > 0 || len(next.Attached()) > 0 {
 				t.Errorf("%v, held %v, attached %v", err, f.held(), next.Attached())
 			}
 		})
 	}
+
 	for _, dir := range []string{"results", "pending"} {
 		cache := t.TempDir()
 		if err := os.WriteFile(filepath.Join(cache, dir), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		conf := t.TempDir()
 		writeConf(t, filepath.Join(conf, "10.conflist"), "net", "1.0.0")
 		c := newCNI(t, conf, f.dir, cache)

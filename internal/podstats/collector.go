@@ -37,8 +37,8 @@ func Descriptors() iter.Seq[Descriptor] {
 	}
 }
 
-// collector serves the metrics to Prometheus, for kubelets that do not ask the CRI for them. They are
-// read when somebody collects.
+// collector serves the metrics to Prometheus, for kubelets that do not ask the CRI for them. They
+// are read when somebody collects.
 type collector struct {
 	reporter *Reporter
 	families []family
@@ -50,8 +50,8 @@ type family struct {
 	desc *prometheus.Desc
 }
 
-// Collector returns the metrics of all running pods under cAdvisor's names. There are none while the
-// engine is down.
+// Collector returns the metrics of all running pods under cAdvisor's names. There are none while
+// the engine is down.
 func (r *Reporter) Collector() prometheus.Collector {
 	c := &collector{reporter: r}
 	for d := range Descriptors() {
@@ -73,10 +73,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		shared := pairs(sharedLabels[:], m.labels)
 		m.report(func(i int, value uint64, labels []string) {
 			x := &metrics[i]
-			s := &sample{family: &c.families[i], shared: shared, own: labels, value: float64(value), at: m.measuredAt(x)}
+			s := &sample{
+				family: &c.families[i],
+				shared: shared,
+				own:    labels,
+				value:  float64(value),
+				at:     m.measuredAt(x),
+			}
 			if x.isNanos {
 				s.value /= float64(time.Second)
 			}
+
 			out <- s
 		})
 	}
@@ -87,6 +94,7 @@ func (r *Reporter) measureAll() []*measured {
 	if !r.View.Engine().Ready {
 		return nil
 	}
+
 	now, pods := time.Now(), r.runningPods(r.View.Sandboxes())
 	layers := r.fsLayers(pods)
 	all := inParallel(pods, func(p runningPod) []*measured {
@@ -98,6 +106,7 @@ func (r *Reporter) measureAll() []*measured {
 		}
 		return all
 	})
+
 	return append(slices.Concat(all...), measureNode(layers, now)...)
 }
 
@@ -131,14 +140,17 @@ func (s *sample) Write(out *dto.Metric) error {
 		out.Label = slices.Concat(s.shared, pairs(s.family.Labels[SharedLabels:], s.own))
 		slices.SortFunc(out.Label, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
 	}
+
 	if s.family.Gauge {
 		out.Gauge = &dto.Gauge{Value: &s.value}
 	} else {
 		out.Counter = &dto.Counter{Value: &s.value}
 	}
+
 	if !s.at.IsZero() {
 		at := s.at.UnixMilli()
 		out.TimestampMs = &at
 	}
+
 	return nil
 }

@@ -12,8 +12,8 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// Container reports the stats of a container. One that does not run has attributes only. NotFound for
-// an unknown ID.
+// Container reports the stats of a container. One that does not run has attributes only. NotFound
+// for an unknown ID.
 func (r *Reporter) Container(id string) (*runtimeapi.ContainerStats, error) {
 	c, err := r.View.Container(id)
 	if err != nil {
@@ -22,8 +22,8 @@ func (r *Reporter) Container(id string) (*runtimeapi.ContainerStats, error) {
 	return r.container(c, r.layers())
 }
 
-// Containers reports the stats of running containers, newest first. nil is every container. One that
-// ends meanwhile is left out.
+// Containers reports the stats of running containers, newest first. nil is every container. One
+// that ends meanwhile is left out.
 func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
 	filter := &runtimeapi.ContainerFilter{
 		Id:            f.GetId(),
@@ -31,8 +31,10 @@ func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.
 		LabelSelector: f.GetLabelSelector(),
 		State:         &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	}
+
 	containers := r.View.Containers()
 	defer r.containerAttributes.Keep(containers)
+
 	var matching []*spec.Container
 	for _, c := range containers {
 		if spec.MatchContainer(filter, c) {
@@ -48,6 +50,7 @@ func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.
 		}
 		return one
 	})
+
 	return slices.DeleteFunc(all, func(one *runtimeapi.ContainerStats) bool { return one == nil })
 }
 
@@ -56,10 +59,12 @@ func (r *Reporter) container(c *spec.Container, l imagefs.Measurement) (*runtime
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
 	}
+
 	u, err := r.Usage.Container(string(c.ID), c.Pid)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
+
 	return r.newContainerStats(c, u, l)
 }
 
@@ -72,6 +77,7 @@ func (r *Reporter) newContainerStats(
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
+
 	out := wire.Carry(&runtimeapi.ContainerStats{
 		Cpu:    cpuUsage(u),
 		Memory: memoryUsage(u),
@@ -81,5 +87,6 @@ func (r *Reporter) newContainerStats(
 	if w, known := l.Writable[c.ID]; known {
 		out.WritableLayer = newFilesystemUsage(l.At, l.ContainerDir, w.Bytes, &w.Inodes)
 	}
+
 	return out, nil
 }

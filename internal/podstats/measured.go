@@ -13,8 +13,8 @@ import (
 	"cri-dockerd/internal/stats"
 )
 
-// measured is the subject of one set of labels with what was read of it: a container, a pod's control
-// group, a pod's network, or the node. A nil part has no metrics.
+// measured is the subject of one set of labels with what was read of it: a container, a pod's
+// control group, a pod's network, or the node. A nil part has no metrics.
 type measured struct {
 	labels []string // values of sharedLabels
 	now    time.Time
@@ -82,9 +82,9 @@ type fsLayers struct {
 	fs *stats.FileSystem // nil if it cannot be read
 }
 
-// fsLayers returns the writable layers of all containers of these pods, also of those that have been
-// started since the last measurement, so that a first scrape is complete. Where the layout of the
-// engine's store is not known, its directory stands for the file system.
+// fsLayers returns the writable layers of all containers of these pods, also of those that have
+// been started since the last measurement, so that a first scrape is complete. Where the layout of
+// the engine's store is not known, its directory stands for the file system.
 func (r *Reporter) fsLayers(pods []runningPod) fsLayers {
 	var running []model.ContainerID
 	for _, p := range pods {
@@ -98,10 +98,12 @@ func (r *Reporter) fsLayers(pods []runningPod) fsLayers {
 	if !known {
 		m.ContainerDir = host.RootDir
 	}
+
 	l := fsLayers{Measurement: m}
 	if fs, err := r.Details.FileSystem(l.ContainerDir); err == nil {
 		l.fs = &fs
 	}
+
 	return l
 }
 
@@ -116,8 +118,8 @@ func measureNode(l fsLayers, now time.Time) []*measured {
 // podContainer is cAdvisor's name of the container that stands for a pod, with Docker.
 const podContainer = "POD"
 
-// measurePod reads a pod as a whole: its control group, if it has one of its own, and its network, if
-// it is not the node's.
+// measurePod reads a pod as a whole: its control group, if it has one of its own, and its network,
+// if it is not the node's.
 func (r *Reporter) measurePod(p runningPod, interfaces int, now time.Time) (out []*measured) {
 	namespace, name := p.Metadata.GetNamespace(), p.Metadata.GetName()
 	d, err := r.Details.PodDetails(p.anchor, p.pid, p.Metadata.GetUid())
@@ -142,6 +144,7 @@ func (r *Reporter) measurePod(p runningPod, interfaces int, now time.Time) (out 
 			r.logUnreadable("sandbox", string(p.ID), err)
 		}
 	}
+
 	return append(out, m)
 }
 
@@ -152,6 +155,7 @@ func (r *Reporter) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLay
 		r.logUnreadable("container", string(c.ID), err)
 		return nil
 	}
+
 	pod := sb.Metadata
 	m := &measured{
 		labels:    []string{c.Metadata.GetName(), d.Path, c.Image, c.Name, pod.GetNamespace(), pod.GetName()},
@@ -165,13 +169,16 @@ func (r *Reporter) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLay
 	if p, err := r.Details.Descriptors(string(c.ID), c.Pid); err == nil {
 		m.processes = &p
 	}
+
 	if w, known := l.Writable[c.ID]; known && l.fs != nil {
 		m.layer = &layer{bytes: w.Bytes, at: l.At, fs: *l.fs}
 	}
+
 	if c.LogPath != "" {
 		if n, err := r.Details.LogBytes(string(c.ID), c.LogPath); err == nil {
 			m.logBytes = &n
 		}
 	}
+
 	return m
 }

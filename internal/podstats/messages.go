@@ -31,11 +31,14 @@ func newNetworkUsage(at time.Time, devices []stats.Interface) *runtimeapi.Networ
 		if d.Name == stats.DefaultInterface {
 			out.DefaultInterface = i
 		}
+
 		out.Interfaces = append(out.Interfaces, i)
 	}
+
 	if out.DefaultInterface == nil {
 		return nil
 	}
+
 	return out
 }
 
@@ -102,6 +105,7 @@ func swapUsage(u stats.Usage) *runtimeapi.SwapUsage {
 	if u.Swap == nil {
 		return nil
 	}
+
 	return &runtimeapi.SwapUsage{
 		Timestamp:          u.At.UnixNano(),
 		SwapUsageBytes:     value(u.Swap.Usage),
@@ -121,6 +125,7 @@ func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
 	if p == nil {
 		return nil
 	}
+
 	data := func(s cgroup.Stall) *runtimeapi.PsiData {
 		return &runtimeapi.PsiData{
 			Total:  uint64(s.Total.Nanoseconds()),
@@ -129,5 +134,6 @@ func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
 			Avg300: s.Avg300,
 		}
 	}
+
 	return &runtimeapi.PsiStats{Some: data(p.Some), Full: data(p.Full)}
 }

@@ -20,12 +20,13 @@ func MetricDescriptors() []*runtimeapi.MetricDescriptor {
 			LabelKeys: d.Labels,
 		})
 	}
+
 	return out
 }
 
 // Metrics reads the metrics of all running pods (KEP-2371): PodSandboxMetrics as encoded items of a
-// list, in no order; see package wire. A container that ends meanwhile is left out. The CRI's values
-// are whole numbers, so seconds are rounded down.
+// list, in no order; see package wire. A container that ends meanwhile is left out. The CRI's
+// values are whole numbers, so seconds are rounded down.
 func (r *Reporter) Metrics() []byte {
 	now, pods := time.Now(), r.runningPods(r.View.Sandboxes())
 	layers := r.fsLayers(pods)
@@ -34,26 +35,34 @@ func (r *Reporter) Metrics() []byte {
 	inParallel(pods, func(p runningPod) struct{} {
 		e := encoders.Get().(*encoder)
 		defer encoders.Put(e)
+
 		e.pod = wire.AppendText(e.pod[:0], podSandboxID, string(p.ID))
 		all := r.measurePod(p, maxInterfaces(len(pods)), now)
 		if p.ID == pods[0].ID { // the CRI has no other place for the node's own
 			all = append(all, measureNode(layers, now)...)
 		}
+
 		for _, m := range all {
 			e.pod = e.appendMetrics(e.pod, m)
 		}
+
 		for _, c := range p.containers {
 			if m := r.measureContainer(p.Sandbox, c, layers, now); m != nil {
 				e.container = e.appendMetrics(wire.AppendText(e.container[:0], containerID, string(c.ID)), m)
 				e.pod = wire.AppendField(e.pod, podContainers, e.container)
 			}
 		}
+
 		mu.Lock()
 		defer mu.Unlock()
+
 		items = wire.AppendField(items, wire.Items, e.pod)
+
 		return struct{}{}
 	})
+
 	r.metricsSize.Store(int64(len(items)))
+
 	return items
 }
 
@@ -82,6 +91,7 @@ var metricHeads = func() (out [][]byte) {
 		}
 		out = append(out, b)
 	}
+
 	return out
 }()
 
@@ -96,20 +106,24 @@ func (e *encoder) appendMetrics(b []byte, m *measured) []byte {
 	for _, l := range m.labels {
 		e.labels = wire.AppendText(e.labels, metricLabel, l)
 	}
+
 	m.report(func(i int, value uint64, labels []string) {
 		x := &metrics[i]
 		e.metric = append(append(e.metric[:0], metricHeads[i]...), e.labels...)
 		for _, l := range labels {
 			e.metric = wire.AppendText(e.metric, metricLabel, l)
 		}
+
 		if at := m.measuredAt(x); !at.IsZero() {
 			e.metric = wire.AppendNumber(e.metric, metricTimestamp, uint64(at.UnixNano()))
 		}
 		if x.isNanos {
 			value /= uint64(time.Second)
 		}
+
 		e.metric = wire.AppendWrapped(e.metric, metricValue, value)
 		b = wire.AppendField(b, subjectMetrics, e.metric)
 	})
+
 	return b
 }

@@ -18,8 +18,8 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// maxInterfaces bounds the network devices of one answer, since a pod with NET_ADMIN may create very
-// many: each pod has a fair share of 1,024, and at least 4 and at most 32.
+// maxInterfaces bounds the network devices of one answer, since a pod with NET_ADMIN may create
+// very many: each pod has a fair share of 1,024, and at least 4 and at most 32.
 func maxInterfaces(pods int) int { return min(max(1024/max(pods, 1), 4), 32) }
 
 // runningPod is a pod with its running containers. A pod whose pause has ended runs as long as a
@@ -57,8 +57,10 @@ func (r *Reporter) runningPods(sandboxes []*spec.Sandbox) []runningPod {
 			}
 			p.anchor, p.pid = string(p.containers[0].ID), p.containers[0].Pid
 		}
+
 		out = append(out, p)
 	}
+
 	return out
 }
 
@@ -69,20 +71,23 @@ func (r *Reporter) Pod(id string) (*runtimeapi.PodSandboxStats, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	running := r.runningPods([]*spec.Sandbox{sb})
 	if len(running) == 0 {
 		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
+
 	return r.pod(running[0], r.layers(), maxInterfaces(1))
 }
 
-// Pods reports the stats of running pods, newest first. nil is every pod. One that ends meanwhile is
-// left out.
+// Pods reports the stats of running pods, newest first. nil is every pod. One that ends meanwhile
+// is left out.
 func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
 	filter := &runtimeapi.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()}
 	sandboxes := r.View.Sandboxes()
 	defer r.podAttributes.Keep(sandboxes)
 	defer r.containerAttributes.Keep(r.View.Containers())
+
 	var matching []*spec.Sandbox
 	for _, sb := range sandboxes {
 		if spec.MatchSandbox(filter, sb) {
@@ -98,6 +103,7 @@ func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSa
 		}
 		return one
 	})
+
 	return slices.DeleteFunc(all, func(one *runtimeapi.PodSandboxStats) bool { return one == nil })
 }
 
@@ -120,8 +126,10 @@ func inParallel[T, R any](items []T, do func(T) R) []R {
 	for range threads - 1 {
 		others.Go(work)
 	}
+
 	work()
 	others.Wait()
+
 	return out
 }
 
@@ -133,6 +141,7 @@ func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*ru
 	if !own && !errors.Is(err, stats.ErrNoPodGroup) {
 		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
+
 	var processes uint64
 	if p.Running {
 		if err := r.addPause(&sum, &processes, p, own); err != nil {
@@ -147,36 +156,43 @@ func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*ru
 		if err != nil || err2 != nil {
 			continue // it has ended
 		}
+
 		if !own {
 			sum.Add(u)
 		}
+
 		processes += n
 		one, err := r.newContainerStats(c, u, l)
 		if err != nil {
 			return nil, err
 		}
+
 		linux.Containers = append(linux.Containers, one)
 	}
+
 	linux.Cpu, linux.Memory, linux.Io = cpuUsage(sum), memoryUsage(sum), ioUsage(sum)
 	linux.Process = &runtimeapi.ProcessUsage{Timestamp: sum.At.UnixNano(), ProcessCount: value(processes)}
 
 	if linux.Network, err = r.networkUsage(p, interfaces); err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
+
 	attributes, err := r.podAttributes.Item(p.Sandbox)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
+
 	return wire.Carry(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
 }
 
-// addPause adds the processes of the pause and, if the pod has no control group of its own, the usage
-// of the pause.
+// addPause adds the processes of the pause and, if the pod has no control group of its own, the
+// usage of the pause.
 func (r *Reporter) addPause(sum *stats.Usage, processes *uint64, p runningPod, own bool) error {
 	n, err := r.Usage.Processes(string(p.ID), p.Pid)
 	if err != nil {
 		return fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
+
 	*processes += n
 	if own {
 		return nil
@@ -186,7 +202,9 @@ func (r *Reporter) addPause(sum *stats.Usage, processes *uint64, p runningPod, o
 	if err != nil {
 		return fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
+
 	sum.Add(u)
+
 	return nil
 }
 
@@ -195,10 +213,12 @@ func (r *Reporter) networkUsage(p runningPod, interfaces int) (*runtimeapi.Netwo
 	if p.HostNetwork() {
 		return nil, nil
 	}
+
 	now := time.Now()
 	devices, err := r.Usage.Network(p.anchor, p.pid, interfaces)
 	if err != nil {
 		return nil, err
 	}
+
 	return newNetworkUsage(now, devices), nil
 }

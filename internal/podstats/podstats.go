@@ -90,9 +90,9 @@ func New(c Config) *Reporter {
 // Forget closes what is held open for a container or sandbox that is being removed.
 func (r *Reporter) Forget(id string) { r.Usage.Forget(id) }
 
-// ImageFileSystem reports the disk usage of images and of the writable layers of containers, as last
-// measured in the background. Until the first measurement, and with storage drivers whose layout is
-// not known, it is the sum of the images' sizes, without inodes.
+// ImageFileSystem reports the disk usage of images and of the writable layers of containers, as
+// last measured in the background. Until the first measurement, and with storage drivers whose
+// layout is not known, it is the sum of the images' sizes, without inodes.
 func (r *Reporter) ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error) {
 	host := r.View.Engine().Host
 	m, measured := r.ImageFS.Read(storeOf(host))
@@ -111,6 +111,7 @@ func (r *Reporter) ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error) {
 		}
 		return []*runtimeapi.FilesystemUsage{newFilesystemUsage(m.At, dir, u.Bytes, inodes)}
 	}
+
 	return &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems:     usage(m.ImageDir, m.Image),
 		ContainerFilesystems: usage(m.ContainerDir, m.Container),

@@ -13,8 +13,8 @@ import (
 )
 
 // sharedLabels are the labels of every metric, those of the kubelet's /metrics/cadvisor. As with
-// cAdvisor on Docker, a pod as a whole has only id, namespace and pod; its network has the container
-// POD and the name and image of its pause; the node has only the id "/".
+// cAdvisor on Docker, a pod as a whole has only id, namespace and pod; its network has the
+// container POD and the name and image of its pause; the node has only the id "/".
 var sharedLabels = [...]string{"container", "id", "image", "name", "namespace", "pod"}
 
 // metric is one metric under cAdvisor's name.
@@ -191,6 +191,7 @@ func ofHugePages(f func(h *cgroup.HugePages) *uint64) reportFunc {
 		if m.details == nil {
 			return
 		}
+
 		for i := range m.details.HugePages {
 			h := &m.details.HugePages[i]
 			if v := f(h); v != nil {
@@ -316,11 +317,14 @@ func limit(f func(r *runtimeapi.LinuxContainerResources) int64, least int64) rep
 		if r == nil {
 			return nil
 		}
+
 		n := f(r)
 		if n < least {
 			return nil
 		}
+
 		v := uint64(n)
+
 		return &v
 	})
 }

@@ -88,6 +88,7 @@ func reportDeviceUsage(m *measured, put putValue) {
 		put(d.ReadBytes, name, major, minor, "Read")
 		put(d.WriteBytes, name, major, minor, "Write")
 	}
+
 	if m.hasNoDiskYet() {
 		put(0, "", "", "", "Read")
 		put(0, "", "", "", "Write")
@@ -106,8 +107,8 @@ func ofNode(f func(fs *stats.FileSystem) uint64) reportFunc {
 	}
 }
 
-// ofDisk reports a value of the node's disk: 0 if the kernel lists no disk for its file system, as of
-// a network file system.
+// ofDisk reports a value of the node's disk: 0 if the kernel lists no disk for its file system, as
+// of a network file system.
 func ofDisk(f func(d *stats.Disk) uint64) reportFunc {
 	return func(m *measured, put putValue) {
 		switch {
@@ -134,6 +135,7 @@ func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint
 				unknown, some = unknown+f(d), true
 			}
 		}
+
 		if some {
 			put(unknown, "")
 		}

@@ -36,6 +36,7 @@ func TestNoDiskYet(t *testing.T) {
 		})
 		return got
 	}
+
 	used := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{{Major: 8, ReadBytes: 5, Reads: 1}}}}
 	for _, c := range []struct {
 		m    *measured
@@ -60,13 +61,15 @@ func TestNoDiskYet(t *testing.T) {
 	}
 }
 
-// TestUnknownDisksAreOneValue: two disks without a name have equal labels, which would spoil the whole list.
+// TestUnknownDisksAreOneValue: two disks without a name have equal labels, which would spoil the
+// whole list.
 func TestUnknownDisksAreOneValue(t *testing.T) {
 	d := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{
 		{Major: 8, Reads: 1},
 		{Major: 254, Minor: 7, Reads: 2},
 		{Major: 254, Minor: 8, Reads: 3},
 	}}}
+
 	m := &measured{details: d, device: func(major, _ uint32) string { return map[uint32]string{8: "/dev/sda"}[major] }}
 	got := map[string]uint64{}
 	seen := map[string]bool{}
@@ -75,11 +78,13 @@ func TestUnknownDisksAreOneValue(t *testing.T) {
 		if seen[key] {
 			t.Errorf("%s is there twice", key)
 		}
+
 		seen[key] = true
 		if metrics[i].name == "container_fs_reads_total" {
 			got[labels[0]] = value
 		}
 	})
+
 	if len(got) != 2 || got["/dev/sda"] != 1 || got[""] != 5 {
 		t.Errorf("%v", got)
 	}
@@ -98,18 +103,21 @@ func TestMaxInterfaces(t *testing.T) {
 func TestEncodedMetrics(t *testing.T) {
 	at := time.Unix(5, 7)
 	m := &measured{
-		labels: []string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\xffd"},
-		now:    time.Unix(9, 0), start: time.Unix(1, 0),
+		labels:    []string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\xffd"},
+		now:       time.Unix(9, 0),
+		start:     time.Unix(1, 0),
 		details:   &stats.Details{Details: cgroup.Details{Usage: cgroup.Usage{CPU: 1 << 33 * uint64(time.Second)}}},
 		container: &spec.Container{},
 		network:   []stats.Interface{{Name: "\xfe", RxBytes: 1<<64 - 1}},
 		layer:     &layer{bytes: 300, at: at, fs: stats.FileSystem{Device: "/dev/sda"}},
 		device:    func(uint32, uint32) string { return "" },
 	}
+
 	got := &runtimeapi.ContainerMetrics{}
 	if err := proto.Unmarshal((&encoder{}).appendMetrics(nil, m), got); err != nil {
 		t.Fatal(err)
 	}
+
 	var want []*runtimeapi.Metric
 	m.report(func(i int, v uint64, labels []string) {
 		shared := []string{"main", "/kubepods/pod/id", "image", "k8s_main", "default", "p\uFFFDd"}
@@ -126,8 +134,10 @@ func TestEncodedMetrics(t *testing.T) {
 		if metrics[i].isOfLayer {
 			x.Timestamp = at.UnixNano()
 		}
+
 		want = append(want, x)
 	})
+
 	if diff := cmp.Diff(want, got.Metrics, protocmp.Transform()); diff != "" || len(want) < 20 {
 		t.Errorf("%d metrics (-want +got): %s", len(want), diff)
 	}

@@ -15,10 +15,10 @@ import (
 // maxHeld bounds the processes that Exits holds, with one descriptor each.
 const maxHeld = 4096
 
-// Exits learns from the kernel how the main processes of containers end, for containers whose end no
-// engine saw. It holds a pidfd of each process while it runs: Linux 6.15 and later keep the exit
-// status of a process that was reaped for those who have its pidfd (PIDFD_GET_INFO, PIDFD_INFO_EXIT).
-// With an older kernel it never knows.
+// Exits learns from the kernel how the main processes of containers end, for containers whose end
+// no engine saw. It holds a pidfd of each process while it runs: Linux 6.15 and later keep the exit
+// status of a process that was reaped for those who have its pidfd (PIDFD_GET_INFO,
+// PIDFD_INFO_EXIT). With an older kernel it never knows.
 //
 // It is safe for concurrent use. Run does all the work; the other methods only note or look up.
 type Exits struct {
@@ -54,10 +54,12 @@ func NewExits(fs FS) (*Exits, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch for the ends of processes: %w", err)
 	}
+
 	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime's poller waits for it
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("watch for the ends of processes: %w", err)
 	}
+
 	return &Exits{
 		fs:      fs,
 		wake:    make(chan struct{}, 1),
@@ -67,15 +69,18 @@ func NewExits(fs FS) (*Exits, error) {
 	}, nil
 }
 
-// Watch watches the main process of a container. A process that is watched stays so, and another one
-// replaces it. One that is not in the container's control group is not watched, nor one beyond 4096.
+// Watch watches the main process of a container. A process that is watched stays so, and another
+// one replaces it. One that is not in the container's control group is not watched, nor one beyond
+// 4096.
 func (x *Exits) Watch(container string, pid int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+
 	old := x.held[container]
 	if old != nil && old.pid == pid || old == nil && len(x.held) >= maxHeld {
 		return
 	}
+
 	x.dropLocked(container)
 	x.last++
 	p := &heldProcess{container: container, pid: pid, number: x.last, fd: -1}
@@ -83,8 +88,8 @@ func (x *Exits) Watch(container string, pid int) {
 	x.queueLocked(p)
 }
 
-// Exit returns the exit code of a container's main process, and when it ended. The code of a process
-// that a signal has ended is 128 and the signal's number.
+// Exit returns the exit code of a container's main process, and when it ended. The code of a
+// process that a signal has ended is 128 and the signal's number.
 func (x *Exits) Exit(container string) (code int, ended time.Time, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -108,6 +113,7 @@ func (x *Exits) dropLocked(container string) {
 	if p == nil {
 		return
 	}
+
 	delete(x.held, container)
 	delete(x.numbers, p.number)
 	p.forgotten = true
@@ -139,6 +145,7 @@ func (x *Exits) Run(ctx context.Context) error {
 			for _, p := range x.take() {
 				x.update(p)
 			}
+
 		case numbers := <-ended:
 			for _, n := range numbers {
 				x.noteEnd(n)
@@ -154,9 +161,11 @@ func (x *Exits) Close() error { return x.poll.Close() }
 func (x *Exits) closeAll() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+
 	for _, p := range x.held {
 		p.close()
 	}
+
 	for _, p := range x.queue {
 		p.close()
 	}
@@ -177,6 +186,7 @@ func (x *Exits) pollEnds(ctx context.Context, ended chan<- []int32) {
 	if err != nil {
 		return
 	}
+
 	ready := make([]unix.EpollEvent, 64)
 	for {
 		n := 0
@@ -187,10 +197,12 @@ func (x *Exits) pollEnds(ctx context.Context, ended chan<- []int32) {
 		if err != nil {
 			return
 		}
+
 		numbers := make([]int32, 0, n)
 		for _, e := range ready[:n] {
 			numbers = append(numbers, e.Fd)
 		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -212,12 +224,14 @@ func (x *Exits) update(p *heldProcess) {
 	}
 }
 
-// hold opens the pidfd of a process. A process that ended before is not known: its engine saw the end.
+// hold opens the pidfd of a process. A process that ended before is not known: its engine saw the
+// end.
 func (x *Exits) hold(p *heldProcess) {
 	fd, err := x.fs.openContainers(p.pid, p.container)
 	if err != nil {
 		return
 	}
+
 	p.fd = fd
 
 	raw, err := x.poll.SyscallConn()
@@ -226,32 +240,37 @@ func (x *Exits) hold(p *heldProcess) {
 		add := func(poll uintptr) { err = unix.EpollCtl(int(poll), unix.EPOLL_CTL_ADD, fd, &e) }
 		err = errors.Join(raw.Control(add), err)
 	}
+
 	if err != nil {
 		p.close()
 	}
 }
 
-// openContainers opens a pidfd of a process that is in a container's control group. The group is read
-// through a directory that was opened before the pidfd: both are the same process if it still runs then.
+// openContainers opens a pidfd of a process that is in a container's control group. The group is
+// read through a directory that was opened before the pidfd: both are the same process if it still
+// runs then.
 func (f FS) openContainers(pid int, container string) (int, error) {
 	d, err := f.Open(strconv.Itoa(pid))
 	if err != nil {
 		return -1, err
 	}
 	defer d.Close()
+
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return -1, err
 	}
+
 	if !d.InCgroup(container) {
 		_ = unix.Close(fd)
 		return -1, ErrForeign
 	}
+
 	return fd, nil
 }
 
-// noteEnd notes that a process has ended. The kernel reports that, and once more when the process was
-// reaped, which is when its exit code is known.
+// noteEnd notes that a process has ended. The kernel reports that, and once more when the process
+// was reaped, which is when its exit code is known.
 func (x *Exits) noteEnd(number int32) {
 	x.mu.Lock()
 	p := x.numbers[number]
@@ -259,6 +278,7 @@ func (x *Exits) noteEnd(number int32) {
 	if p == nil || p.fd < 0 {
 		return
 	}
+
 	ended := time.Now()
 	code, known, err := readExit(p.fd)
 	if known || err != nil {
@@ -267,14 +287,17 @@ func (x *Exits) noteEnd(number int32) {
 
 	x.mu.Lock()
 	defer x.mu.Unlock()
+
 	if p.ended.IsZero() {
 		p.ended = ended
 	}
+
 	p.code, p.known = code, known
 }
 
-// readExit returns the exit code of a process, known if it was reaped. The kernel keeps the code just
-// before the process disappears. A read in between finds neither (ESRCH), and the next one has the code.
+// readExit returns the exit code of a process, known if it was reaped. The kernel keeps the code
+// just before the process disappears. A read in between finds neither (ESRCH), and the next one has
+// the code.
 func readExit(pidfd int) (code int, known bool, err error) {
 	for range 2 {
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
@@ -282,10 +305,12 @@ func readExit(pidfd int) (code int, known bool, err error) {
 		if err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
 			return exitCode(unix.WaitStatus(info.Exit_code)), true, nil
 		}
+
 		if !errors.Is(err, unix.ESRCH) {
 			break
 		}
 	}
+
 	return 0, false, err
 }
 

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepsExitCodes reports whether the kernel keeps the exit code of a process that was reaped (Linux 6.15).
+// keepsExitCodes reports whether the kernel keeps the exit code of a process that was reaped (Linux
+// 6.15).
 func keepsExitCodes(t *testing.T) bool {
 	t.Helper()
 	pid, end := child(t, "exit 1")
@@ -23,8 +24,10 @@ func keepsExitCodes(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+
 	end()
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+
 	return unix.IoctlPidfdInfo(fd, &info) == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0
 }
 
@@ -46,6 +49,7 @@ func runExits(t *testing.T) *Exits {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- x.Run(ctx) }()
@@ -56,6 +60,7 @@ func runExits(t *testing.T) *Exits {
 			t.Errorf("%d pidfds are left", n)
 		}
 	})
+
 	return x
 }
 
@@ -66,12 +71,14 @@ func pidfds(t *testing.T) (n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, f := range names {
 		to, err := os.Readlink(filepath.Join("/proc/self/fd", f.Name()))
 		if err == nil && strings.Contains(to, "pidfd") {
 			n++
 		}
 	}
+
 	return n
 }
 
@@ -84,8 +91,8 @@ func await(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// child starts a shell that runs a line once end is called. end returns when it was reaped. (Package
-// os/exec would hold a pidfd of its own.)
+// child starts a shell that runs a line once end is called. end returns when it was reaped.
+// (Package os/exec would hold a pidfd of its own.)
 func child(t *testing.T, line string) (pid int, end func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -93,24 +100,29 @@ func child(t *testing.T, line string) (pid int, end func()) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer null.Close()
+
 	pid, err = syscall.ForkExec("/bin/sh", []string{"sh", "-c", "read go; " + line}, &syscall.ProcAttr{
 		Files: []uintptr{r.Fd(), null.Fd(), null.Fd()},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	end = sync.OnceFunc(func() {
 		w.Close()
 		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
 			t.Error(err)
 		}
 	})
+
 	t.Cleanup(end)
+
 	return pid, end
 }
 
@@ -121,6 +133,7 @@ func (x *Exits) awaitEnd(t *testing.T, container string, want int, kept bool) {
 		_, _, known := x.Exit(container)
 		return pidfds(t) == 0 && (known || !kept)
 	})
+
 	code, ended, ok := x.Exit(container)
 	if ok != kept || ok && (code != want || time.Since(ended) > time.Minute || ended.After(time.Now())) {
 		t.Errorf("exit code %d at %v, known %v, want %d, %v", code, ended, ok, want, kept)
@@ -130,7 +143,13 @@ func (x *Exits) awaitEnd(t *testing.T, container string, want int, kept bool) {
 // TestExits: the kernel knows the exit code of a process that another one has reaped.
 func TestExits(t *testing.T) {
 	kept := keepsExitCodes(t)
-	for line, want := range map[string]int{"exit 0": 0, "exit 7": 7, "exit 255": 255, "kill -9 $$": 137, "kill -15 $$": 143} {
+	for line, want := range map[string]int{
+		"exit 0":      0,
+		"exit 7":      7,
+		"exit 255":    255,
+		"kill -9 $$":  137,
+		"kill -15 $$": 143,
+	} {
 		t.Run(line, func(t *testing.T) {
 			x, id := runExits(t), ownGroup(t)
 			pid, end := child(t, line)
@@ -150,8 +169,8 @@ func TestExits(t *testing.T) {
 	}
 }
 
-// TestReadExitWhileReaped: no read of an exit code fails that happens while the process is reaped, if
-// the kernel keeps exit codes.
+// TestReadExitWhileReaped: no read of an exit code fails that happens while the process is reaped,
+// if the kernel keeps exit codes.
 func TestReadExitWhileReaped(t *testing.T) {
 	kept := keepsExitCodes(t)
 	for range 500 {
@@ -160,11 +179,13 @@ func TestReadExitWhileReaped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		go end()
 		code, known := 0, false
 		for !known && err == nil {
 			code, known, err = readExit(fd)
 		}
+
 		end()
 		unix.Close(fd)
 		if known != kept || kept && code != 7 {
@@ -186,6 +207,7 @@ func TestExitsOfOthers(t *testing.T) {
 	endForeign()
 	endOwn()
 	x.awaitEnd(t, id, 4, kept)
+
 	for _, id := range []string{"another container", "", "unknown"} {
 		if code, _, ok := x.Exit(id); ok {
 			t.Errorf("container %q: exit code %d", id, code)
@@ -203,6 +225,7 @@ func TestExitsStartAnew(t *testing.T) {
 		if _, _, ok := x.Exit(id); ok {
 			t.Error("the exit code of an earlier process")
 		}
+
 		await(t, "the process is held", func() bool { return pidfds(t) == 1 })
 		end()
 		x.awaitEnd(t, id, want, kept)
@@ -211,8 +234,10 @@ func TestExitsStartAnew(t *testing.T) {
 	for i := range 2 * maxHeld {
 		x.Watch(strconv.Itoa(i), 1)
 	}
+
 	x.mu.Lock()
 	defer x.mu.Unlock()
+
 	if len(x.held) != maxHeld || len(x.numbers) != maxHeld {
 		t.Errorf("%d processes are noted, and %d numbers", len(x.held), len(x.numbers))
 	}

@@ -45,21 +45,23 @@ func Host() FS { return At("/proc") }
 // At is a procfs at another place, for tests.
 func At(root string) FS { return FS{root: root, namespaces: []string{"user", "pid", "mnt"}} }
 
-// ByStatus returns the same procfs, in which a process is judged by what everybody may read: its user
-// IDs, and that it is in no PID namespace below ours (NSpid, proc_pid_status(5)). It is for services
-// that may not read the links of a process with more capabilities (ptrace(2), access mode checking).
-// Such processes may be in another mount namespace, their program is unknown, and paths in their
-// arguments may mean other files.
+// ByStatus returns the same procfs, in which a process is judged by what everybody may read: its
+// user IDs, and that it is in no PID namespace below ours (NSpid, proc_pid_status(5)). It is for
+// services that may not read the links of a process with more capabilities (ptrace(2), access mode
+// checking). Such processes may be in another mount namespace, their program is unknown, and paths
+// in their arguments may mean other files.
 func (f FS) ByStatus() FS { return FS{root: f.root, byStatus: true} }
 
-// Foreign returns why processes of the host may be invisible: which of our namespaces is not that of
-// process 1, or that it cannot be read. It returns "" if all are the same, or if we are not root.
+// Foreign returns why processes of the host may be invisible: which of our namespaces is not that
+// of process 1, or that it cannot be read. It returns "" if all are the same, or if we are not
+// root.
 func (f FS) Foreign() string {
 	self, err := f.Open("self")
 	if err != nil {
 		return ""
 	}
 	defer self.Close()
+
 	first, err := f.Open("1")
 	if err != nil {
 		return ""
@@ -72,6 +74,7 @@ func (f FS) Foreign() string {
 		if err != nil {
 			return ""
 		}
+
 		theirs, err := first.link("ns/" + kind)
 		switch {
 		case err != nil && os.Geteuid() != 0:
@@ -82,6 +85,7 @@ func (f FS) Foreign() string {
 			return fmt.Sprintf("it does not run in the %s namespace of process 1", names[kind])
 		}
 	}
+
 	return ""
 }
 
@@ -102,6 +106,7 @@ func (f FS) Find(match func(name string) bool) []Process {
 		return nil
 	}
 	defer dir.Close()
+
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil
@@ -117,7 +122,9 @@ func (f FS) Find(match func(name string) bool) []Process {
 			found = append(found, p)
 		}
 	}
+
 	slices.SortFunc(found, func(a, b Process) int { return a.PID - b.PID })
+
 	return found
 }
 
@@ -134,17 +141,21 @@ func (f FS) Signal(p Process, sig unix.Signal) error {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	defer unix.Close(fd)
+
 	// The descriptor holds whatever has the number now, so it must still be p after it was opened.
 	now, err := f.Process(p.PID)
 	if err == nil && now.start != p.start {
 		err = ErrForeign
 	}
+
 	if err == nil {
 		err = unix.PidfdSendSignal(fd, sig, nil, 0)
 	}
+
 	if err != nil {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
+
 	return nil
 }
 
@@ -159,6 +170,7 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 		return Process{}, err
 	}
 	defer self.Close()
+
 	d, err := f.Open(strconv.Itoa(pid))
 	if err != nil {
 		return Process{}, err
@@ -169,18 +181,22 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
+
 	if !match(filepath.Base(id.program)) {
 		return Process{}, fmt.Errorf("process %d is another program: %w", pid, errdefs.ErrNotFound)
 	}
+
 	line, err := d.ReadFile("cmdline", maxArgs) // proc_pid_cmdline(5)
 	if err != nil {
 		return Process{}, err
 	}
+
 	if again, err := d.identify(self, f); err != nil || again != id || len(line) == 0 {
 		return Process{}, fmt.Errorf("process %d: %w", pid, ErrForeign)
 	}
 
 	argv := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+
 	return Process{PID: pid, Program: id.program, Args: argv[1:], start: id.start}, nil
 }
 
@@ -213,6 +229,7 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 	if err != nil {
 		return id, err
 	}
+
 	id.users = statusField(status, "Uid:")
 	if !slices.Equal(strings.Fields(id.users), []string{"0", "0", "0", "0"}) {
 		return id, ErrForeign
@@ -220,6 +237,7 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 	if f.byStatus && len(strings.Fields(statusField(status, "NSpid:"))) != 1 {
 		return id, ErrForeign
 	}
+
 	for _, kind := range f.namespaces {
 		theirs, err := d.link("ns/" + kind)
 		ours, ownErr := self.link("ns/" + kind)
@@ -227,18 +245,22 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 			return id, ErrForeign
 		}
 	}
+
 	stat, err := d.ReadFile("stat", maxStatus)
 	if err != nil {
 		return id, err
 	}
+
 	if id.start = startTime(stat); id.start == "" {
 		return id, ErrForeign
 	}
 	if f.byStatus {
 		return id, nil
 	}
+
 	program, err := d.link("exe")
 	id.program = strings.TrimSuffix(program, " (deleted)")
+
 	return id, err
 }
 
@@ -288,13 +310,16 @@ func (d Dir) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
+
 	b, err := io.ReadAll(io.LimitReader(file, limit+1))
 	if err == nil && int64(len(b)) > limit {
 		err = errors.New("too large")
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", file.Name(), err)
 	}
+
 	return b, nil
 }
 
@@ -305,15 +330,18 @@ func (d Dir) Links(name string) []string {
 		return nil
 	}
 	defer dir.Close()
+
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil
 	}
+
 	var out []string
 	for _, n := range names {
 		if to, err := d.link(name + "/" + n); err == nil {
 			out = append(out, to)
 		}
 	}
+
 	return out
 }

@@ -1,5 +1,5 @@
-// Package process is this process's dealings with its surroundings: the lock on a directory, signals,
-// messages to systemd, and the memory of the program itself.
+// Package process is this process's dealings with its surroundings: the lock on a directory,
+// signals, messages to systemd, and the memory of the program itself.
 package process
 
 import (
@@ -28,6 +28,7 @@ func LockDirectory(flag, dir string, timeout time.Duration) (unlock func(), err 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
+
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
@@ -35,42 +36,48 @@ func LockDirectory(flag, dir string, timeout time.Duration) (unlock func(), err 
 
 	tick := time.NewTicker(lockInterval)
 	defer tick.Stop()
+
 	for deadline := time.Now().Add(timeout); ; <-tick.C {
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if !errors.Is(err, syscall.EWOULDBLOCK) || !time.Now().Before(deadline) {
 			break
 		}
 	}
+
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		err = errors.New("another cri-dockerd is using it; stop that one, or give this one a directory of its own")
 	}
+
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s %s: %w", flag, dir, err), f.Close())
 	}
+
 	return func() { f.Close() }, nil
 }
 
-// Absorb makes signals harmless until stop is called. SIGHUP arrives when a terminal closes, SIGPIPE
-// when journald, which reads standard error, restarts. They are not ignored, since plugins would
-// inherit that.
+// Absorb makes signals harmless until stop is called. SIGHUP arrives when a terminal closes,
+// SIGPIPE when journald, which reads standard error, restarts. They are not ignored, since plugins
+// would inherit that.
 func Absorb(signals ...os.Signal) (stop func()) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, signals...)
 	return func() { signal.Stop(c) }
 }
 
-// DropProgramPages gives back the pages of the program that only its start has touched: two thirds of
-// the process's memory. They are clean copies of the file, so those that are needed again come from
-// the page cache.
+// DropProgramPages gives back the pages of the program that only its start has touched: two thirds
+// of the process's memory. They are clean copies of the file, so those that are needed again come
+// from the page cache.
 func DropProgramPages() error {
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
 	}
+
 	maps, err := os.ReadFile("/proc/self/maps") // proc_pid_maps(5)
 	if err != nil {
 		return err
 	}
+
 	for line := range strings.Lines(string(maps)) {
 		f := strings.Fields(line)
 		if len(f) < 6 || f[5] != strings.TrimSuffix(self, " (deleted)") {
@@ -79,13 +86,16 @@ func DropProgramPages() error {
 		if strings.Contains(f[1], "w") { // written pages have no other copy
 			continue
 		}
+
 		var from, to uintptr
 		if _, err := fmt.Sscanf(f[0], "%x-%x", &from, &to); err != nil {
 			return err
 		}
+
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
 			return errno
 		}
 	}
+
 	return nil
 }

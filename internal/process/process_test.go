@@ -16,16 +16,21 @@ func TestLockDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LockDirectory("--flag", dir, 0); err == nil || !strings.Contains(err.Error(), "--flag "+dir+": another cri-dockerd") {
+
+	if _, err := LockDirectory("--flag", dir, 0); err == nil || !strings.Contains(err.Error(), "--flag "+dir+
+		": another cri-dockerd") {
 		t.Errorf("a second lock: %v", err)
 	}
+
 	time.AfterFunc(50*time.Millisecond, unlock)
 	second, err := LockDirectory("--flag", dir, 20*time.Second)
 	if err != nil {
 		t.Fatalf("while the first one ends: %v", err)
 	}
+
 	second()
-	if _, err := LockDirectory("--flag", "/proc/nonexistent", 0); err == nil || !strings.Contains(err.Error(), "--flag") {
+	if _, err := LockDirectory("--flag", "/proc/nonexistent", 0); err == nil ||
+		!strings.Contains(err.Error(), "--flag") {
 		t.Errorf("a directory that cannot be made: %v", err)
 	}
 }
@@ -39,12 +44,15 @@ func TestAbsorb(t *testing.T) {
 }
 
 func TestEnvironWithoutSystemd(t *testing.T) {
-	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "KEPT"} {
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS",
+		"KEPT"} {
 		t.Setenv(name, "1")
 	}
+
 	got := EnvironWithoutSystemd()
 	if !slices.Contains(got, "KEPT=1") || slices.ContainsFunc(got, func(v string) bool {
-		return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_") || strings.HasPrefix(v, "LISTEN_")
+		return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_") ||
+			strings.HasPrefix(v, "LISTEN_")
 	}) {
 		t.Errorf("%q", got)
 	}

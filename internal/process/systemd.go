@@ -29,8 +29,8 @@ func Notify(state string) error {
 // NotifyStatus sends systemd the line that systemctl status shows.
 func NotifyStatus(line string) error { return Notify(status + line) }
 
-// NotifyReloading begins a reload, which Notify(Ready) ends. The time lets systemd tell the answer to
-// this reload from one to an earlier (sd_notify(3), Type=notify-reload).
+// NotifyReloading begins a reload, which Notify(Ready) ends. The time lets systemd tell the answer
+// to this reload from one to an earlier (sd_notify(3), Type=notify-reload).
 func NotifyReloading() error {
 	return Notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 }

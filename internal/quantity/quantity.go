@@ -22,16 +22,19 @@ func Parse(s string) (value int64, ok bool) {
 	if len(s) > maxLength {
 		return 0, false
 	}
+
 	m := grammar.FindStringSubmatch(s)
 	if m == nil || m[2]+m[3] == "" {
 		return 0, false
 	}
+
 	digits, _ := new(big.Int).SetString(m[2]+m[3], 10)
 	binary, decimal := exponents(m[4], m[5])
 	value = scale(digits, binary, decimal-len(m[3]))
 	if m[1] == "-" {
 		value = -value
 	}
+
 	return value, true
 }
 
@@ -43,7 +46,9 @@ func exponents(suffix, exponent string) (binary, decimal int) {
 	if suffix != "" {
 		return 0, 3*strings.Index("num kMGTPE", suffix) - 9
 	}
+
 	n, _ := strconv.Atoi(exponent)
+
 	return 0, max(-maxExponent, min(n, maxExponent))
 }
 
@@ -61,5 +66,6 @@ func scale(digits *big.Int, binary, decimal int) int64 {
 	if !digits.IsInt64() {
 		return math.MaxInt64
 	}
+
 	return digits.Int64()
 }

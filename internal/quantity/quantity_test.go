@@ -24,9 +24,12 @@ func TestParse(t *testing.T) {
 			t.Errorf("%q: %d, %v; want %d", in, got, ok, want)
 		}
 	}
+
 	for _, bad := range []string{
-		"", "M", "+", "-", ".", "e3", "1x", "1MM", "9E9E", "1 M", " 1", "1 ", "1e", "1e+", "1e1.5", "1i", "1mi", "1ki", "1K", "1e3M",
-		"1.2.3", "--1", "+-1", "0x10", "1_000", "Inf", "NaN", "1e99999999999999999999", "١", "10%", strings.Repeat("1", maxLength+1),
+		"", "M", "+", "-", ".", "e3", "1x", "1MM", "9E9E", "1 M", " 1", "1 ", "1e", "1e+", "1e1.5", "1i", "1mi", "1ki",
+		"1K", "1e3M",
+		"1.2.3", "--1", "+-1", "0x10", "1_000", "Inf", "NaN", "1e99999999999999999999", "١", "10%",
+		strings.Repeat("1", maxLength+1),
 	} {
 		if got, ok := Parse(bad); ok {
 			t.Errorf("%q is %d", bad, got)
@@ -39,9 +42,12 @@ func TestParseIsExact(t *testing.T) {
 	factors := map[string]string{
 		"": "1", "n": "1/1000000000", "u": "1/1000000", "m": "1/1000", "k": "1000", "M": "1000000", "G": "1000000000",
 		"T": "1000000000000", "P": "1000000000000000", "E": "1000000000000000000",
-		"Ki": "1024", "Mi": "1048576", "Gi": "1073741824", "Ti": "1099511627776", "Pi": "1125899906842624", "Ei": "1152921504606846976",
+		"Ki": "1024", "Mi": "1048576", "Gi": "1073741824", "Ti": "1099511627776", "Pi": "1125899906842624",
+		"Ei": "1152921504606846976",
 	}
-	suffixes := rapid.SampledFrom([]string{"", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "e"})
+
+	suffixes := rapid.SampledFrom([]string{"", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti",
+		"Pi", "Ei", "e"})
 	rapid.Check(t, func(t *rapid.T) {
 		number := rapid.StringMatching(`[+-]?[0-9]{1,22}(\.[0-9]{0,22})?`).Draw(t, "number")
 		suffix := suffixes.Draw(t, "suffix")
@@ -60,6 +66,7 @@ func TestParseIsExact(t *testing.T) {
 		if !ok {
 			t.Fatalf("%q is no quantity", in)
 		}
+
 		limit := new(big.Rat).SetInt64(math.MaxInt64)
 		size, value := new(big.Rat).Abs(want), new(big.Rat).SetInt64(got)
 		value.Abs(value)

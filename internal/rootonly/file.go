@@ -1,5 +1,5 @@
-// Package rootonly is the gate for what a program of root may believe on a machine with other users:
-// files that only root can change, and sockets on which only root listens.
+// Package rootonly is the gate for what a program of root may believe on a machine with other
+// users: files that only root can change, and sockets on which only root listens.
 package rootonly
 
 import (
@@ -36,6 +36,7 @@ var ErrNotRegular = errors.New("it is no regular file")
 func Open(root, file string) (*os.File, error) {
 	w := walk{root: root, file: file}
 	defer w.close()
+
 	found, err := w.resolve()
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
@@ -46,6 +47,7 @@ func Open(root, file string) (*os.File, error) {
 	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("open %s: %w", file, ErrNotRegular)
 	}
@@ -55,11 +57,13 @@ func Open(root, file string) (*os.File, error) {
 	if w.shared != "" {
 		return nil, w.untrusted(w.shared, "everybody can create files there", true)
 	}
+
 	checked := fmt.Sprintf("/proc/self/fd/%d", found.Fd())
 	opened, err := os.OpenFile(checked, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
+
 	return opened, nil
 }
 
@@ -89,10 +93,12 @@ func (w *walk) resolve() (*os.File, error) {
 	if !path.IsAbs(w.file) || strings.ContainsRune(w.file, 0) || len(w.file) >= unix.PathMax {
 		return nil, errors.New("it is no absolute path")
 	}
+
 	top, err := os.OpenFile(w.root+"/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
+
 	w.dirs = []*os.File{top}
 
 	rest, links := components(w.file), 0
@@ -103,10 +109,12 @@ func (w *walk) resolve() (*os.File, error) {
 			w.up()
 			continue
 		}
+
 		found, st, err := w.open(name)
 		if err != nil {
 			return nil, err
 		}
+
 		kind := st.Mode & unix.S_IFMT
 		switch {
 		case kind == unix.S_IFLNK:
@@ -121,6 +129,7 @@ func (w *walk) resolve() (*os.File, error) {
 				w.up(w.names...)
 			}
 			rest = slices.Concat(components(target), rest)
+
 		case len(rest) == 0:
 			return found, nil
 		case kind != unix.S_IFDIR:
@@ -131,6 +140,7 @@ func (w *walk) resolve() (*os.File, error) {
 			}
 		}
 	}
+
 	return nil, ErrNotRegular
 }
 
@@ -144,11 +154,13 @@ func (w *walk) open(name string) (*os.File, *unix.Stat_t, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+
 	found := os.NewFile(uintptr(fd), name)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, nil, errors.Join(err, found.Close())
 	}
+
 	return found, &st, nil
 }
 
@@ -171,10 +183,12 @@ func (w *walk) down(dir *os.File, st *unix.Stat_t, name string) error {
 	if why != "" && !sticky {
 		return errors.Join(w.untrusted(w.at(), why, false), dir.Close())
 	}
+
 	w.dirs, w.names, w.last, w.shared = append(w.dirs, dir), append(w.names, name), "", ""
 	if sticky {
 		w.shared = w.at()
 	}
+
 	return nil
 }
 
@@ -199,6 +213,7 @@ func writers(st *unix.Stat_t) string {
 	case st.Mode&0o020 != 0:
 		return fmt.Sprintf("group %d can write to it", st.Gid)
 	}
+
 	return ""
 }
 
@@ -209,10 +224,12 @@ func TrustedUser(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() 
 func inTrustedDirectory(socket string) error {
 	w := walk{file: socket}
 	defer w.close()
+
 	found, err := w.resolve()
 	if err == nil {
 		err = found.Close()
 	}
+
 	var u *FileError
 	switch {
 	case errors.As(err, &u):
@@ -220,5 +237,6 @@ func inTrustedDirectory(socket string) error {
 	case w.shared != "":
 		return w.untrusted(w.shared, "everybody can create files there", true)
 	}
+
 	return nil // what cannot be opened is the caller's to report
 }

@@ -29,18 +29,22 @@ func Dial(ctx context.Context, network, address string) (net.Conn, error) {
 			return nil, &PeerError{fmt.Sprintf("another user can replace %s (%v)", address, err)}
 		}
 	}
+
 	c, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
+
 	if network == "unix" {
 		err = rootPeer(c, address)
 	} else {
 		err = rootListener(c)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+
 	return c, nil
 }
 
@@ -59,10 +63,12 @@ func EngineAddress(endpoint string) (network, address string) {
 	if endpoint == "" {
 		endpoint = os.Getenv("DOCKER_HOST")
 	}
+
 	network, address, _ = strings.Cut(endpoint, "://")
 	if network != "unix" && network != "tcp" {
 		return "", ""
 	}
+
 	return network, address
 }
 
@@ -75,6 +81,7 @@ func rootPeer(c net.Conn, path string) error {
 	case !TrustedUser(cred.Uid):
 		return &PeerError{fmt.Sprintf("a process of user %d listens at %s", cred.Uid, path)}
 	}
+
 	return nil
 }
 
@@ -84,13 +91,18 @@ func Peer(c net.Conn) (*unix.Ucred, error) {
 	if !isUnix {
 		return nil, errors.New("it is no unix socket")
 	}
+
 	raw, err := u.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
+
 	var cred *unix.Ucred
 	var optErr error
-	err = raw.Control(func(fd uintptr) { cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	err = raw.Control(func(fd uintptr) {
+		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+
 	return cred, errors.Join(err, optErr)
 }
 
@@ -101,11 +113,13 @@ func rootListener(c net.Conn) error {
 	if !remote.Addr().IsLoopback() && remote.Addr() != local.Addr() {
 		return nil
 	}
+
 	self, err := proc.Host().Open("self")
 	if err != nil {
 		return &PeerError{"who listens at " + remote.String() + " is not known"}
 	}
 	defer self.Close()
+
 	known := false
 	for _, l := range Listeners(self) {
 		if l.At.Port() != remote.Port() || !l.At.Addr().IsUnspecified() && l.At.Addr() != remote.Addr() {
@@ -116,9 +130,11 @@ func rootListener(c net.Conn) error {
 		}
 		known = true
 	}
+
 	if !known {
 		return &PeerError{"who listens at " + remote.String() + " is not known"}
 	}
+
 	return nil
 }
 
@@ -148,11 +164,13 @@ func Listeners(d proc.Dir) []Listener {
 		if err != nil {
 			continue
 		}
+
 		for line := range strings.Lines(string(b)) {
 			f := strings.Fields(line)
 			if len(f) < 10 || f[3] != "0A" { // TCP_LISTEN
 				continue
 			}
+
 			at, err := hexAddress(f[1])
 			user, userErr := strconv.ParseUint(f[7], 10, 32)
 			if err == nil && userErr == nil {
@@ -160,6 +178,7 @@ func Listeners(d proc.Dir) []Listener {
 			}
 		}
 	}
+
 	return out
 }
 
@@ -170,6 +189,7 @@ func hexAddress(s string) (netip.AddrPort, error) {
 	if err != nil || len(address) != 8 && len(address) != 32 {
 		return netip.AddrPort{}, errors.New("it is no address")
 	}
+
 	var raw []byte
 	for i := 0; i < len(address); i += 8 {
 		word, err := strconv.ParseUint(address[i:i+8], 16, 32)
@@ -178,6 +198,8 @@ func hexAddress(s string) (netip.AddrPort, error) {
 		}
 		raw = binary.NativeEndian.AppendUint32(raw, uint32(word))
 	}
+
 	ip, _ := netip.AddrFromSlice(raw) // 4 or 16 bytes
+
 	return netip.AddrPortFrom(ip.Unmap(), uint16(n)), nil
 }

@@ -26,12 +26,15 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
+
 		if _, err := os.Stdout.WriteString(l.Addr().String() + "\n"); err != nil {
 			panic(err)
 		}
+
 		_, _ = io.Copy(io.Discard, os.Stdin) // ends with the test
 		os.Exit(0)
 	}
+
 	os.Exit(m.Run())
 }
 
@@ -43,9 +46,11 @@ func listenAs(t *testing.T, uid uint32, endpoint string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(program, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	cmd := exec.Command(program)
 	cmd.Dir, cmd.Env = "/", append(os.Environ(), "ROOTONLY_TEST_LISTEN="+endpoint)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
@@ -53,19 +58,23 @@ func listenAs(t *testing.T, uid uint32, endpoint string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { in.Close(); cmd.Wait() }) //nolint:errcheck // it ends with its input
 	b := make([]byte, 200)
 	n, err := out.Read(b)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return strings.TrimSpace(string(b[:n]))
 }
 
@@ -76,10 +85,12 @@ func publicDir(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	return dir
 }
 
@@ -98,6 +109,7 @@ func place(t *testing.T, root string, entries ...string) {
 		default:
 			err = os.WriteFile(file, []byte(e), 0o644)
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,21 +118,27 @@ func place(t *testing.T, root string, entries ...string) {
 
 func TestOpen(t *testing.T) {
 	root := t.TempDir()
-	place(t, root, "a/", "a/b/", "a/b/f", "link->/a/b/f", "rel->a/../a/b/f", "dir->a/b", "loop->loop", "out->../../../../a/b/f", "null->/dev/null", "up->..")
-	for _, good := range []string{"/a/b/f", "//a/./b/f", "/a/b/../b/f", "/link", "/rel", "/dir/f", "/out", "/up/a/b/f", "/../a/b/f"} {
+	place(t, root, "a/", "a/b/", "a/b/f", "link->/a/b/f", "rel->a/../a/b/f", "dir->a/b", "loop->loop",
+		"out->../../../../a/b/f", "null->/dev/null", "up->..")
+	for _, good := range []string{"/a/b/f", "//a/./b/f", "/a/b/../b/f", "/link", "/rel", "/dir/f", "/out", "/up/a/b/f",
+		"/../a/b/f"} {
 		f, err := Open(root, good)
 		if err != nil {
 			t.Errorf("%s: %v", good, err)
 			continue
 		}
+
 		if b, err := io.ReadAll(f); err != nil || string(b) != "a/b/f" {
 			t.Errorf("%s: %q %v", good, b, err)
 		}
+
 		f.Close()
 	}
+
 	if err := unix.Mkfifo(filepath.Join(root, "fifo"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	for bad, want := range map[string]error{
 		"/fifo": ErrNotRegular, "/a": ErrNotRegular, "/": ErrNotRegular, "/none": os.ErrNotExist,
 		"/loop": unix.ELOOP, "/link/x": unix.ENOTDIR, "a/b/f": nil, "": nil, "/null": os.ErrNotExist,
@@ -162,10 +180,12 @@ func TestOthersCanChange(t *testing.T) {
 			if err := c.do(root); err != nil {
 				t.Fatal(err)
 			}
+
 			f, err := Open(root, "/link")
 			if err == nil {
 				f.Close()
 			}
+
 			var fileErr *FileError
 			if !errors.As(err, &fileErr) || fileErr.File != "/link" || fileErr.Because != c.because ||
 				fileErr.Shared != c.shared || !strings.HasPrefix(fileErr.Reason, c.because+": ") {
@@ -173,15 +193,18 @@ func TestOthersCanChange(t *testing.T) {
 			}
 		})
 	}
+
 	root := t.TempDir() // root's own directory in one for all cannot be replaced
 	place(t, root, "tmp/", "tmp/d/", "tmp/d/f")
 	if err := os.Chmod(root+"/tmp", 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
+
 	f, err := Open(root, "/tmp/d/f")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	f.Close()
 }
 
@@ -192,10 +215,12 @@ func TestDialTrustsRootOnly(t *testing.T) {
 	if err := errors.Join(os.Mkdir(theirs, 0o755), os.Chown(theirs, nobody, nobody)); err != nil {
 		t.Fatal(err)
 	}
+
 	moved := filepath.Join(open, "moved.sock") // their socket in root's directory
 	if err := os.Rename(listenAs(t, nobody, "unix://"+theirs+"/a.sock"), moved); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, c := range map[string]struct {
 		network, address string
 		want             bool
@@ -214,10 +239,12 @@ func TestDialTrustsRootOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
+
 			conn, err := Dial(ctx, c.network, c.address)
 			if err == nil {
 				conn.Close()
 			}
+
 			var peer *PeerError
 			if (err == nil) != c.want || err != nil && !errors.As(err, &peer) {
 				t.Errorf("%s: %v", c.address, err)
@@ -244,6 +271,7 @@ func TestHexAddress(t *testing.T) {
 			t.Errorf("%s: %v %v", in, got, err)
 		}
 	}
+
 	for _, in := range []string{"", ":", "0:0", "zzzzzzzz:1", "0100007F:FFFFF", "0100007F"} {
 		if got, err := hexAddress(in); err == nil {
 			t.Errorf("%s: %v", in, got)
@@ -253,7 +281,14 @@ func TestHexAddress(t *testing.T) {
 
 func TestEngineAddress(t *testing.T) {
 	t.Setenv("DOCKER_HOST", "unix:///env.sock")
-	for in, want := range map[string]string{"unix:///a": "unix /a", "tcp://h:1": "tcp h:1", "": "unix /env.sock", "npipe://x": " ", "gopher": " "} {
+
+	for in, want := range map[string]string{
+		"unix:///a": "unix /a",
+		"tcp://h:1": "tcp h:1",
+		"":          "unix /env.sock",
+		"npipe://x": " ",
+		"gopher":    " ",
+	} {
 		network, address := EngineAddress(in)
 		if network+" "+address != want || (EngineDial(in) == nil) != (want == " ") {
 			t.Errorf("%s: %s %s", in, network, address)

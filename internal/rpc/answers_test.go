@@ -74,8 +74,8 @@ func (c deafConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestDeafClient makes calls with large answers on a connection that nobody reads. Only a few answers
-// may be made, and all calls end when the client reads again.
+// TestDeafClient makes calls with large answers on a connection that nobody reads. Only a few
+// answers may be made, and all calls end when the client reads again.
 func TestDeafClient(t *testing.T) {
 	l := &largeService{}
 	srv := New(Services{Runtime: l, Image: l, Validate: func(any) error { return nil }, Log: quiet()})
@@ -91,6 +91,7 @@ func TestDeafClient(t *testing.T) {
 		nc, err := listener.DialContext(ctx)
 		return deafConn{nc, &deaf, heard}, err
 	})
+
 	other := dial(t, listener.DialContext)
 	r, images := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	if _, err := r.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
@@ -106,6 +107,7 @@ func TestDeafClient(t *testing.T) {
 				t.Errorf("ListContainers: %v", err)
 			}
 		})
+
 		calls.Go(func() {
 			a, err := images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
 			if err != nil || len(a.Images) != 1 || a.Images[0].Id != largeID {
@@ -113,12 +115,15 @@ func TestDeafClient(t *testing.T) {
 			}
 		})
 	}
+
 	eventually(t, func() bool { return l.lists.Load() >= largeAnswers })
 	time.Sleep(100 * time.Millisecond) // more calls would begin within this time
 	if n := l.lists.Load(); n > largeAnswers+1 {
 		t.Errorf("%d large answers were made for a client that does not read, want at most %d", n, largeAnswers+1)
 	}
-	if _, err := runtimeapi.NewRuntimeServiceClient(other).ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
+
+	if _, err := runtimeapi.NewRuntimeServiceClient(other).ListContainers(t.Context(),
+		&runtimeapi.ListContainersRequest{}); err != nil {
 		t.Errorf("another client: %v", err)
 	}
 
@@ -135,12 +140,14 @@ func dial(t *testing.T, dialer func(context.Context) (net.Conn, error)) *grpc.Cl
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { c.Close() })
+
 	return c
 }
 
-// TestLargeAnswersWaitForASlot: other calls with large answers fail if the client does not read, and
-// get a slot if it does.
+// TestLargeAnswersWaitForASlot: other calls with large answers fail if the client does not read,
+// and get a slot if it does.
 func TestLargeAnswersWaitForASlot(t *testing.T) {
 	slots := make(chan struct{}, largeAnswers)
 	ctx := context.WithValue(t.Context(), connectionKey{}, slots)
@@ -150,12 +157,14 @@ func TestLargeAnswersWaitForASlot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if _, err := holdAnswer(ctx, "ContainerStatus", &runtimeapi.ContainerStatusResponse{}, nil); err != nil {
 		t.Errorf("a small answer: %v", err)
 	}
 
 	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
+
 	if _, err := holdAnswer(short, "ContainerStatus", large, nil); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("no slot: %v, want ResourceExhausted", err)
 	}
@@ -168,11 +177,13 @@ func TestSlotsReturn(t *testing.T) {
 	r, images := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+
 	for range 2 * largeAnswers {
 		l.fail.Store(true)
 		if _, err := r.ListContainers(ctx, &runtimeapi.ListContainersRequest{}); status.Code(err) != codes.Internal {
 			t.Fatalf("a list that fails: %v", err)
 		}
+
 		l.fail.Store(false)
 		_, err := r.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 		_, err2 := images.ListImages(ctx, &runtimeapi.ListImagesRequest{})

@@ -21,10 +21,12 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.marshal(v, nil)
 	}
+
 	out, err := c.marshal(held.Message, held.release)
 	if err != nil {
 		held.release()
 	}
+
 	return out, err
 }
 
@@ -49,10 +51,12 @@ func (c codec) marshal(v any, release func()) (mem.BufferSlice, error) {
 			return nil, err
 		}
 	}
+
 	if release == nil {
 		return out, nil
 	}
 	defer out.Free()
+
 	return pooled(out.Materialize(), release), nil
 }
 

@@ -24,48 +24,67 @@ func (c *carrier) answer(id string) []byte {
 			panic(err)
 		}
 	}
+
 	return b
 }
 
-func (c *carrier) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+func (c *carrier) ListPodSandbox(
+	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
+) (*runtimeapi.ListPodSandboxResponse, error) {
 	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, c.answer(r.Filter.Id)), nil
 }
 
-func (c *carrier) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+func (c *carrier) StreamPodSandboxes(
+	r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer,
+) error {
 	items := c.answer(r.Filter.Id)
-	return wire.Pages(items, len(items)/2, func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page)) })
+	return wire.Pages(items, len(items)/2, func(page []byte) error {
+		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page))
+	})
 }
 
-// TestCarriedAnswers: answers whose memory is used again and again arrive as they were, also beside each other, and beside usual ones.
+// TestCarriedAnswers: answers whose memory is used again and again arrive as they were, also beside
+// each other, and beside usual ones.
 func TestCarriedAnswers(t *testing.T) {
 	c := &carrier{}
-	conn, _ := serve(t, Services{Runtime: c, Image: c, Validate: func(any) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	conn, _ := serve(t, Services{Runtime: c, Image: c, Validate: func(any) error {
+		return nil
+	}, Log: slog.New(slog.DiscardHandler)})
 	runtime, image := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	var clients sync.WaitGroup
 	for client := range 8 {
 		clients.Go(func() {
 			for i := range 50 {
 				id := strings.Repeat(fmt.Sprintf("%d,%d ", client, i), 1+i*i*8)
-				l, err := runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: id}})
+				l, err := runtime.ListPodSandbox(t.Context(),
+					&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: id}})
 				if err != nil || len(l.Items) != 3 || l.Items[0].Id != id || l.Items[2].Id != id {
 					t.Errorf("list %d of client %d: %.100v, %v", i, client, l, err)
 				}
-				s, err := runtime.StreamPodSandboxes(t.Context(), &runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: id}})
+
+				s, err := runtime.StreamPodSandboxes(t.Context(),
+					&runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: id}})
 				if err != nil {
 					t.Error(err)
 					return
 				}
+
 				for range 3 {
-					if page, err := s.Recv(); err != nil || len(page.PodSandboxes) != 1 || page.PodSandboxes[0].Id != id {
+					if page, err := s.Recv(); err != nil || len(page.PodSandboxes) != 1 ||
+						page.PodSandboxes[0].Id != id {
 						t.Errorf("page %d of client %d: %.100v, %v", i, client, page, err)
 					}
 				}
-				if p, err := image.PullImage(t.Context(), &runtimeapi.PullImageRequest{}); err != nil || p.ImageRef != "sha256:1" {
+
+				if p, err := image.PullImage(t.Context(), &runtimeapi.PullImageRequest{}); err != nil ||
+					p.ImageRef != "sha256:1" {
 					t.Errorf("a usual answer: %v, %v", p, err)
 				}
+
 				_, _ = s.Recv()
 			}
 		})
 	}
+
 	clients.Wait()
 }

@@ -22,13 +22,15 @@ const (
 	pingTimeout  = 20 * time.Second
 	// minPingInterval is how often clients may ask in turn.
 	minPingInterval = 10 * time.Second
-	// maxStreams bounds the calls under way of one connection. The kubelet has one per pod and a few more; further ones wait.
+	// maxStreams bounds the calls under way of one connection. The kubelet has one per pod and a
+	// few more; further ones wait.
 	maxStreams = 1000
 	// maxHeaderList bounds the metadata of a call in bytes.
 	maxHeaderList = 64 << 10
 )
 
-// tcpLimits bound the connections of a TCP endpoint. Those that have completed the handshake are kept.
+// tcpLimits bound the connections of a TCP endpoint. Those that have completed the handshake are
+// kept.
 var tcpLimits = connlimit.Limits{
 	Pending:        128,
 	PendingPerPeer: 64,
@@ -65,14 +67,17 @@ func (l limited) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	c := &provenConn{Conn: nc, place: nc.(*connlimit.Conn)}
 	if l.tls != nil {
 		c.Conn = tls.Server(nc, l.tls)
 	}
+
 	return c, nil
 }
 
-// provenConn is kept from its first byte on, which over TLS comes after the client's certificate has been verified.
+// provenConn is kept from its first byte on, which over TLS comes after the client's certificate
+// has been verified.
 type provenConn struct {
 	net.Conn
 	place *connlimit.Conn

@@ -23,8 +23,11 @@ func serveTCP(t *testing.T, files TLSFiles) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := &service{}
-	srv := New(Services{Runtime: s, Image: s, Validate: func(any) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	srv := New(Services{Runtime: s, Image: s, Validate: func(any) error {
+		return nil
+	}, Log: slog.New(slog.DiscardHandler)})
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	t.Cleanup(func() {
@@ -33,6 +36,7 @@ func serveTCP(t *testing.T, files TLSFiles) string {
 			t.Errorf("Serve: %v", err)
 		}
 	})
+
 	return l.Addr().String()
 }
 
@@ -44,13 +48,17 @@ func pull(t *testing.T, addr string, creds grpccreds.TransportCredentials) error
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
+
 	_, err = runtimeapi.NewImageServiceClient(c).PullImage(ctx, &runtimeapi.PullImageRequest{})
+
 	return err
 }
 
-// TestHostileConnections: connections that are silent, or send what is no HTTP/2, do not keep a client out, and end.
+// TestHostileConnections: connections that are silent, or send what is no HTTP/2, do not keep a
+// client out, and end.
 func TestHostileConnections(t *testing.T) {
 	files, client := authority(t)
 	for name, test := range map[string]struct {
@@ -73,12 +81,14 @@ func TestHostileConnections(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
+
 				conns = append(conns, c)
 				_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the server may have closed it
 				if i%3 == 1 {
 					_, _ = io.WriteString(c, strings.Repeat("garbage", 1000))
 				}
 			}
+
 			if err := pull(t, addr, test.creds); err != nil {
 				t.Errorf("a client beside silent ones: %v", err)
 			}
@@ -104,14 +114,19 @@ func TestKeptConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(), &runtimeapi.PullImageRequest{}); err != nil {
+
+		if _, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(), &runtimeapi.PullImageRequest{}); err !=
+			nil {
 			t.Fatal(err)
 		}
+
 		last = c
 	}
+
 	if err := pull(t, addr, insecure.NewCredentials()); err == nil {
 		t.Error("a connection beyond the limit works")
 	}
+
 	last.Close()
 	for deadline := time.Now().Add(5 * time.Second); pull(t, addr, insecure.NewCredentials()) != nil; {
 		if time.Now().After(deadline) {

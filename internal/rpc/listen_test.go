@@ -28,13 +28,17 @@ func TestUnixSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		st, err := os.Stat(file)
 		if err != nil || st.Mode().Perm() != 0o660 {
 			t.Errorf("mode %v, %v", st.Mode(), err)
 		}
-		if _, err := Listen(prefix+file, TLSFiles{}); err == nil || !strings.Contains(err.Error(), "--container-runtime-endpoint") {
+
+		if _, err := Listen(prefix+file, TLSFiles{}); err == nil ||
+			!strings.Contains(err.Error(), "--container-runtime-endpoint") {
 			t.Errorf("a second daemon on a live socket: %v", err)
 		}
+
 		l.Close()
 		if _, err := os.Lstat(file); !os.IsNotExist(err) {
 			t.Errorf("the socket is still there after Close: %v", err)
@@ -48,6 +52,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dead.SetUnlinkOnClose(false)
 	dead.Close()
 	l, err := Listen("unix://"+file, TLSFiles{})
@@ -55,10 +60,12 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	c, err := net.Dial("unix", file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c.Close()
 }
 
@@ -71,34 +78,39 @@ func greet(endpoint string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+
 	c, err := l.Accept()
 	if err == nil {
 		_, err = io.WriteString(c, "hello")
 	}
+
 	if err = errors.Join(err, c.Close(), l.Close()); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 }
 
-// TestPassedSocket: systemd's socket is used for fd://, and also where the unit names its path, through a link or not. It stays for the next
-// process. A socket for something else is none of it.
+// TestPassedSocket: systemd's socket is used for fd://, and also where the unit names its path,
+// through a link or not. It stays for the next process. A socket for something else is none of it.
 func TestPassedSocket(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+
 	file := filepath.Join(dir, "cri.sock")
 	held, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer held.Close()
+
 	passed, err := held.File()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer passed.Close()
+
 	for endpoint, path := range map[string]string{
 		"fd://": file, "unix://" + file: file, filepath.Join(dir, "link", "cri.sock"): file,
 		"unix://" + filepath.Join(dir, "other.sock"): filepath.Join(dir, "other.sock"),
@@ -111,12 +123,14 @@ func TestPassedSocket(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+
 		if got := greeting(t, path); got != "hello" {
 			t.Errorf("%s: %q", endpoint, got)
 		}
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%s: %v: %s", endpoint, err, said)
 		}
+
 		if _, err := os.Lstat(file); err != nil {
 			t.Errorf("%s: systemd's socket: %v", endpoint, err)
 		}
@@ -131,17 +145,21 @@ func greeting(t *testing.T, path string) string {
 		if err != nil && time.Now().After(deadline) {
 			t.Fatal(err)
 		}
+
 		if err != nil {
 			continue
 		}
 		defer c.Close()
+
 		if err := c.SetDeadline(deadline); err != nil {
 			t.Fatal(err)
 		}
+
 		b, err := io.ReadAll(c)
 		if err != nil {
 			t.Error(err)
 		}
+
 		return string(b)
 	}
 }
@@ -151,9 +169,11 @@ func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := Listen("unix://"+file, TLSFiles{}); err == nil {
 		t.Error("listens in the place of a file")
 	}
+
 	if b, err := os.ReadFile(file); err != nil || string(b) != "x" {
 		t.Errorf("the file is %q, %v", b, err)
 	}
@@ -188,33 +208,52 @@ func TestLoopbackNeedsNoCertificates(t *testing.T) {
 	l.Close()
 }
 
-// authority writes a self-signed certificate that serves as authority, server and client, and returns its files.
+// authority writes a self-signed certificate that serves as authority, server and client, and
+// returns its files.
 func authority(t *testing.T) (TLSFiles, tls.Certificate) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "test"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dir := t.TempDir()
-	files := TLSFiles{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), ClientCA: filepath.Join(dir, "cert")}
-	for name, block := range map[string]*pem.Block{files.Cert: {Type: "CERTIFICATE", Bytes: der}, files.Key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+	files := TLSFiles{
+		Cert:     filepath.Join(dir, "cert"),
+		Key:      filepath.Join(dir, "key"),
+		ClientCA: filepath.Join(dir, "cert"),
+	}
+
+	for name, block := range map[string]*pem.Block{
+		files.Cert: {Type: "CERTIFICATE", Bytes: der},
+		files.Key:  {Type: "PRIVATE KEY", Bytes: pkcs8},
+	} {
 		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	return files, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -225,9 +264,11 @@ func TestMutualTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -237,20 +278,27 @@ func TestMutualTLS(t *testing.T) {
 			c.Close()
 		}
 	}()
+
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	for name, test := range map[string]struct {
 		certs []tls.Certificate
 		ok    bool
 	}{"with certificate": {[]tls.Certificate{client}, true}, "without": {nil, false}} {
-		c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{InsecureSkipVerify: true, Certificates: test.certs, NextProtos: []string{"h2"}}) //nolint:gosec // the server is not what is tested
+		c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{
+			InsecureSkipVerify: true,
+			Certificates:       test.certs,
+			NextProtos:         []string{"h2"},
+		}) //nolint:gosec // the server is not what is tested
 		if err == nil {
 			_, err = c.Read(make([]byte, 5)) // TLS 1.3 tells the refusal with the first read
 			c.Close()
 		}
+
 		if (err == nil) != test.ok {
 			t.Errorf("client %s: %v", name, err)
 		}
 	}
+
 	l.Close()
 	<-ended
 }

@@ -27,19 +27,23 @@ func TestCallsAreCounted(t *testing.T) {
 		<-leave
 		return nil, fmt.Errorf("stop: %w", errdefs.ErrNotFound)
 	}}, nil)
+
 	result := make(chan error, 1)
 	go func() {
 		_, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{})
 		result <- err
 	}()
+
 	<-entered
 	if n := testutil.ToFloat64(srv.metrics.inFlight.WithLabelValues("StopPodSandbox")); n != 1 {
 		t.Errorf("%v calls in flight", n)
 	}
+
 	leave <- struct{}{}
 	if err := <-result; status.Code(err) != codes.NotFound {
 		t.Error(err)
 	}
+
 	if n := testutil.ToFloat64(srv.metrics.inFlight.WithLabelValues("StopPodSandbox")); n != 0 {
 		t.Errorf("%v calls in flight after the end", n)
 	}
@@ -48,7 +52,8 @@ func TestCallsAreCounted(t *testing.T) {
 	}
 }
 
-// TestErrorsKeepSecrets: what a registry answers may tell the credentials that it got, in every form.
+// TestErrorsKeepSecrets: what a registry answers may tell the credentials that it got, in every
+// form.
 func TestErrorsKeepSecrets(t *testing.T) {
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	for name, auth := range map[string]*runtimeapi.AuthConfig{
@@ -58,30 +63,39 @@ func TestErrorsKeepSecrets(t *testing.T) {
 		"registry token": {RegistryToken: "s3cret-registry"},
 	} {
 		secrets := []string{"s3cret", b64("bob:s3cret-word")}
-		said := fmt.Sprintf("refused %s %s %s %s %s; Get \"https://bob:s3cret-url@registry.test/v2/\"; Authorization: Bearer s3cret-bearer",
+		said := fmt.Sprintf("refused %s %s %s %s %s; Get \"https://bob:s3cret-url@registry.test/v2/\"; "+
+			"Authorization: Bearer s3cret-bearer",
 			auth.Password, auth.Auth, b64("bob:"+auth.Password), auth.IdentityToken, auth.RegistryToken)
 		if auth.Auth != "" {
 			said += " s3cret-word"
 		}
-		for kind, err := range map[string]error{"kind": fmt.Errorf("%s: %w", said, errdefs.ErrPermissionDenied), "none": errors.New(said), "status": status.Error(codes.NotFound, said)} {
+
+		for kind, err := range map[string]error{
+			"kind":   fmt.Errorf("%s: %w", said, errdefs.ErrPermissionDenied),
+			"none":   errors.New(said),
+			"status": status.Error(codes.NotFound, said),
+		} {
 			got := discreet(toStatus(err), &runtimeapi.PullImageRequest{Auth: auth})
 			for _, s := range secrets {
 				if strings.Contains(got.Error(), s) {
 					t.Errorf("%s, %s: %v", name, kind, got)
 				}
 			}
+
 			if status.Code(got) != status.Code(toStatus(err)) || !strings.Contains(got.Error(), "registry.test") {
 				t.Errorf("%s, %s: %v", name, kind, got)
 			}
 		}
 	}
+
 	plain := status.Error(codes.NotFound, "manifest unknown")
 	if got := discreet(plain, nil); got != plain { //nolint:errorlint // the same one
 		t.Errorf("%v", got)
 	}
 }
 
-// TestPollingDoesNotFloodTheLog: a kubelet that asks every second gets an error every second; the log has it once.
+// TestPollingDoesNotFloodTheLog: a kubelet that asks every second gets an error every second; the
+// log has it once.
 func TestPollingDoesNotFloodTheLog(t *testing.T) {
 	log := &lockedBuffer{}
 	i := newInterceptor(nil, slog.New(slog.NewTextHandler(log, nil)))
@@ -93,23 +107,29 @@ func TestPollingDoesNotFloodTheLog(t *testing.T) {
 		list(status.Error(codes.Unavailable, "Docker does not answer"))
 		list(status.Error(codes.Internal, "broken"))
 	}
+
 	list(status.Error(codes.Internal, "broken otherwise"))
 	if n := strings.Count(log.String(), "\n"); n != 2 {
 		t.Errorf("%d lines:\n%s", n, log)
 	}
+
 	now := time.Now()
 	r := &repeats{last: map[string]failure{}}
-	if !r.news("m", "x", now) || r.news("m", "x", now.Add(sayAgain-1)) || !r.news("m", "x", now.Add(sayAgain)) || !r.news("other", "x", now) {
+	if !r.news("m", "x", now) || r.news("m", "x", now.Add(sayAgain-1)) || !r.news("m", "x", now.Add(sayAgain)) ||
+		!r.news("other", "x", now) {
 		t.Error("an error is told too often, or never again")
 	}
 }
 
 func TestLogHasWhatWasMade(t *testing.T) {
 	c, log, _ := start(t, &service{}, nil)
-	if _, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}}); err != nil {
+	if _, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(),
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}}); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "image=app:1 id=sha256:1 took=") {
+
+	if n := strings.Count(log.String(), "\n"); n != 1 ||
+		!strings.Contains(log.String(), "image=app:1 id=sha256:1 took=") {
 		t.Errorf("%s", log)
 	}
 }
@@ -120,29 +140,40 @@ func TestSpansAreChildrenOfTheCallers(t *testing.T) {
 	c, srv := serve(t, Services{
 		Runtime: &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 			return nil, errors.New("Authorization: Bearer s3cret")
-		}}, Image: &service{},
-		Validate: func(any) error { return nil }, Log: slog.New(slog.DiscardHandler),
-		Traces: trace.NewTracerProvider(trace.WithSpanProcessor(spans), trace.WithSampler(trace.ParentBased(trace.NeverSample()))),
+		}},
+		Image:    &service{},
+		Validate: func(any) error { return nil },
+		Log:      slog.New(slog.DiscardHandler),
+		Traces: trace.NewTracerProvider(trace.WithSpanProcessor(spans),
+			trace.WithSampler(trace.ParentBased(trace.NeverSample()))),
 	})
+
 	const traceID, spanID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+traceID+"-"+spanID+"-01")
 	client := runtimeapi.NewRuntimeServiceClient(c)
 	if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{}); err == nil {
 		t.Fatal("no error")
 	}
-	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err == nil { // nobody traces it
+
+	// nobody traces it
+	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err == nil {
 		t.Fatal("no error")
 	}
+
 	srv.Stop(time.Second)
 	all := spans.Ended()
 	if len(all) != 1 {
 		t.Fatalf("%d spans", len(all))
 	}
+
 	s := all[0]
-	if s.SpanContext().TraceID().String() != traceID || s.Parent().SpanID().String() != spanID || !strings.HasSuffix(s.Name(), "StopPodSandbox") {
+	if s.SpanContext().TraceID().String() != traceID || s.Parent().SpanID().String() != spanID ||
+		!strings.HasSuffix(s.Name(), "StopPodSandbox") {
 		t.Errorf("span %s of trace %s below %s", s.Name(), s.SpanContext().TraceID(), s.Parent().SpanID())
 	}
-	if text := fmt.Sprint(s.Status(), s.Attributes(), s.Events()); strings.Contains(text, "s3cret") || !strings.Contains(text, "Authorization") {
+
+	if text := fmt.Sprint(s.Status(), s.Attributes(), s.Events()); strings.Contains(text, "s3cret") ||
+		!strings.Contains(text, "Authorization") {
 		t.Errorf("the span tells %s", text)
 	}
 }

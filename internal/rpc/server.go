@@ -1,5 +1,6 @@
-// Package rpc is the gRPC side of the CRI: the server with its one interceptor (panics, validation, log, metrics, status codes, secrets), its traces, and the listeners.
-// It is the only package that knows gRPC's server side.
+// Package rpc is the gRPC side of the CRI: the server with its one interceptor (panics, validation,
+// log, metrics, status codes, secrets), its traces, and the listeners. It is the only package that
+// knows gRPC's server side.
 package rpc
 
 import (
@@ -21,7 +22,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// maxMessage is the largest message in bytes that is taken and sent: what the kubelet's client takes (its maxMsgSize).
+// maxMessage is the largest message in bytes that is taken and sent: what the kubelet's client
+// takes (its maxMsgSize).
 const maxMessage = 16 << 20
 
 // Services are what is served.
@@ -29,10 +31,12 @@ type Services struct {
 	Runtime  runtimeapi.RuntimeServiceServer
 	Image    runtimeapi.ImageServiceServer
 	Validate func(req any) error // asked before any method
-	// Hold keeps a call of this method back until it can be answered; nil keeps none. It returns ctx's error.
+	// Hold keeps a call of this method back until it can be answered; nil keeps none. It returns
+	// ctx's error.
 	Hold func(ctx context.Context, method string) error
 	Log  *slog.Logger
-	// Traces gets a span for every call, a child of the caller's if it tells one (W3C Trace Context); nil for none.
+	// Traces gets a span for every call, a child of the caller's if it tells one (W3C Trace
+	// Context); nil for none.
 	Traces trace.TracerProvider
 }
 
@@ -48,17 +52,22 @@ func New(s Services) *Server {
 	i := newInterceptor(s.Validate, s.Log)
 	i.hold = s.Hold
 	options := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
 		grpc.ForceServerCodecV2(newCodec()), grpc.StatsHandler(tagger{}),
 	}
+
 	options = append(options, bounds()...)
 	if s.Traces != nil {
 		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(
-			otelgrpc.WithTracerProvider(s.Traces), otelgrpc.WithPropagators(propagation.TraceContext{}), otelgrpc.WithMeterProvider(noop.MeterProvider{}))))
+			otelgrpc.WithTracerProvider(s.Traces), otelgrpc.WithPropagators(propagation.TraceContext{}),
+			otelgrpc.WithMeterProvider(noop.MeterProvider{}))))
 	}
+
 	g := grpc.NewServer(options...)
 	runtimeapi.RegisterRuntimeServiceServer(g, s.Runtime)
 	runtimeapi.RegisterImageServiceServer(g, s.Image)
+
 	return &Server{grpc: g, metrics: i.metrics, log: s.Log}
 }
 
@@ -93,18 +102,28 @@ type interceptor struct {
 }
 
 func newInterceptor(validate func(any) error, log *slog.Logger) interceptor {
-	return interceptor{validate: validate, log: log, metrics: newRPCMetrics(), repeats: &repeats{last: map[string]failure{}}}
+	return interceptor{
+		validate: validate,
+		log:      log,
+		metrics:  newRPCMetrics(),
+		repeats:  &repeats{last: map[string]failure{}},
+	}
 }
 
-// end is what happens after a call: its error gets a code and loses secrets, and it is counted and logged.
-func (i interceptor) end(ctx context.Context, name string, req, resp any, count func(time.Duration, error), took time.Duration, err error) error {
+// end is what happens after a call: its error gets a code and loses secrets, and it is counted and
+// logged.
+func (i interceptor) end(
+	ctx context.Context, name string, req, resp any, count func(time.Duration, error), took time.Duration, err error,
+) error {
 	err = bounded(discreet(toStatus(err), req))
 	count(took, err)
 	i.write(ctx, name, req, resp, took, err)
 	return err
 }
 
-func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+func (i interceptor) unary(
+	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
+) (resp any, err error) {
 	begin, name := time.Now(), method(info.FullMethod)
 	count := i.metrics.begin(name)
 	defer func() {
@@ -116,20 +135,25 @@ func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 			resp = nil // never an answer together with an error
 		}
 	}()
+
 	if req == nil || reflect.ValueOf(req).IsNil() {
 		return nil, status.Error(codes.InvalidArgument, "the request is empty")
 	}
 	if err := i.validate(req); err != nil {
 		return nil, err
 	}
+
 	if err := i.await(ctx, name); err != nil {
 		return nil, err
 	}
+
 	return i.answer(ctx, req, name, handler)
 }
 
 // answer calls the handler, with a slot for its answer if the answer is or can be large.
-func (i interceptor) answer(ctx context.Context, req any, name string, handler grpc.UnaryHandler) (resp any, err error) {
+func (i interceptor) answer(
+	ctx context.Context, req any, name string, handler grpc.UnaryHandler,
+) (resp any, err error) {
 	var release func()
 	if isList(name) {
 		if release, err = acquireAnswer(ctx); err != nil {
@@ -146,13 +170,16 @@ func (i interceptor) answer(ctx context.Context, req any, name string, handler g
 	if err != nil {
 		return nil, err
 	}
+
 	if err := i.fits(name, answer); err != nil {
 		return nil, err
 	}
+
 	return holdAnswer(ctx, name, answer, release)
 }
 
-// await keeps a call back until it can be answered. A call whose caller has gone meanwhile is not made.
+// await keeps a call back until it can be answered. A call whose caller has gone meanwhile is not
+// made.
 func (i interceptor) await(ctx context.Context, method string) error {
 	if i.hold == nil {
 		return nil
@@ -163,7 +190,9 @@ func (i interceptor) await(ctx context.Context, method string) error {
 	return ctx.Err()
 }
 
-func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+func (i interceptor) stream(
+	srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
+) (err error) {
 	begin, name := time.Now(), method(info.FullMethod)
 	count := i.metrics.begin(name)
 	request := &validated{ServerStream: s, interceptor: i, name: name}
@@ -174,9 +203,11 @@ func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServe
 		}
 		err = i.end(s.Context(), name, request.last, nil, count, time.Since(begin), err)
 	}()
+
 	if err := i.await(s.Context(), name); err != nil {
 		return err
 	}
+
 	if isList(name) {
 		release, err := acquireAnswer(s.Context())
 		if err != nil {
@@ -184,10 +215,12 @@ func (i interceptor) stream(srv any, s grpc.ServerStream, info *grpc.StreamServe
 		}
 		defer release()
 	}
+
 	return handler(srv, request)
 }
 
-// validated checks the request of a streaming call when the generated code reads it, and the size of what is sent.
+// validated checks the request of a streaming call when the generated code reads it, and the size
+// of what is sent.
 type validated struct {
 	grpc.ServerStream
 	interceptor

@@ -38,7 +38,9 @@ type service struct {
 	stop func(context.Context) (*runtimeapi.StopPodSandboxResponse, error)
 }
 
-func (s *service) StopPodSandbox(ctx context.Context, _ *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+func (s *service) StopPodSandbox(
+	ctx context.Context, _ *runtimeapi.StopPodSandboxRequest,
+) (*runtimeapi.StopPodSandboxResponse, error) {
 	return s.stop(ctx)
 }
 
@@ -87,6 +89,7 @@ func serve(t *testing.T, s Services) (*grpc.ClientConn, *Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		c.Close()
 		srv.Stop(time.Second)
@@ -94,17 +97,22 @@ func serve(t *testing.T, s Services) (*grpc.ClientConn, *Server) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
+
 	return c, srv
 }
 
 func TestPanicIsInternal(t *testing.T) {
-	c, log, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) { panic("boom") }}, nil)
+	c, log, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
+		panic("boom")
+	}}, nil)
 	client := runtimeapi.NewRuntimeServiceClient(c)
 	for range 2 { // the server goes on
-		if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "StopPodSandbox") {
+		if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) !=
+			codes.Internal || !strings.Contains(err.Error(), "StopPodSandbox") {
 			t.Errorf("a panic gives %v", err)
 		}
 	}
+
 	if !strings.Contains(log.String(), "server_test.go") {
 		t.Errorf("the log has no stack:\n%s", log)
 	}
@@ -136,6 +144,7 @@ func TestStatusOfErrors(t *testing.T) {
 			t.Errorf("%v gives %v, want code %v", wrapped, got, want)
 		}
 	}
+
 	if err := toStatus(nil); err != nil {
 		t.Errorf("no error gives %v", err)
 	}
@@ -143,7 +152,8 @@ func TestStatusOfErrors(t *testing.T) {
 
 func TestNeverAnAnswerWithAnError(t *testing.T) {
 	i := newInterceptor(func(any) error { return nil }, slog.New(slog.DiscardHandler))
-	resp, err := i.unary(t.Context(), &runtimeapi.VersionRequest{}, &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"},
+	resp, err := i.unary(t.Context(), &runtimeapi.VersionRequest{},
+		&grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"},
 		func(context.Context, any) (any, error) { return &runtimeapi.VersionResponse{}, errdefs.ErrNotFound })
 	if resp != nil || status.Code(err) != codes.NotFound {
 		t.Errorf("answer %v, error %v", resp, err)
@@ -153,7 +163,8 @@ func TestNeverAnAnswerWithAnError(t *testing.T) {
 func TestNilRequest(t *testing.T) {
 	i := newInterceptor(func(any) error { return nil }, slog.New(slog.DiscardHandler))
 	for _, req := range []any{nil, (*runtimeapi.VersionRequest)(nil)} {
-		_, err := i.unary(t.Context(), req, &grpc.UnaryServerInfo{FullMethod: "/s/Version"}, func(context.Context, any) (any, error) { panic("handled") })
+		_, err := i.unary(t.Context(), req, &grpc.UnaryServerInfo{FullMethod: "/s/Version"},
+			func(context.Context, any) (any, error) { panic("handled") })
 		if status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%#v gives %v", req, err)
 		}
@@ -169,13 +180,17 @@ func TestUnimplementedSayTheirName(t *testing.T) {
 			if own[m.MethodName] {
 				continue
 			}
-			err := c.Invoke(t.Context(), "/"+d.ServiceName+"/"+m.MethodName, &runtimeapi.VersionRequest{}, &runtimeapi.VersionResponse{})
+
+			err := c.Invoke(t.Context(), "/"+d.ServiceName+"/"+m.MethodName, &runtimeapi.VersionRequest{},
+				&runtimeapi.VersionResponse{})
 			if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), m.MethodName) {
 				t.Errorf("%s: %v", m.MethodName, err)
 			}
 		}
+
 		for _, m := range d.Streams {
-			if err := openStream(t, c, d.ServiceName, m); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), m.StreamName) {
+			if err := openStream(t, c, d.ServiceName, m); status.Code(err) != codes.Unimplemented ||
+				!strings.Contains(err.Error(), m.StreamName) {
 				t.Errorf("%s: %v", m.StreamName, err)
 			}
 		}
@@ -189,21 +204,28 @@ func openStream(t *testing.T, c *grpc.ClientConn, service string, d grpc.StreamD
 	if err != nil {
 		return err
 	}
+
 	if err := s.SendMsg(&runtimeapi.VersionRequest{}); err != nil {
 		return err
 	}
+
 	if err := s.CloseSend(); err != nil {
 		return err
 	}
+
 	return s.RecvMsg(&runtimeapi.VersionResponse{})
 }
 
 func TestValidationComesFirst(t *testing.T) {
 	refuse := func(req any) error { return fmt.Errorf("id of %T: %w", req, errdefs.ErrInvalidArgument) }
-	c, _, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) { panic("called") }}, refuse)
-	if _, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.InvalidArgument {
+	c, _, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
+		panic("called")
+	}}, refuse)
+	if _, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(),
+		&runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("unary: %v", err)
 	}
+
 	err := openStream(t, c, "runtime.v1.RuntimeService", runtimeapi.RuntimeService_ServiceDesc.Streams[0])
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("stream: %v", err)
@@ -219,15 +241,21 @@ func TestLogHasTheSubjectAndNoSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runtimeapi.NewRuntimeServiceClient(c).CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{ //nolint:errcheck // unimplemented here
-		PodSandboxId: "abc",
-		Config:       &runtimeapi.ContainerConfig{Envs: []*runtimeapi.KeyValue{{Key: "TOKEN", Value: []byte("env-in-secret")}}},
-	})
+
+	runtimeapi.NewRuntimeServiceClient(c).CreateContainer(t.Context(),
+		&runtimeapi.CreateContainerRequest{ //nolint:errcheck // unimplemented here
+			PodSandboxId: "abc",
+			Config: &runtimeapi.ContainerConfig{
+				Envs: []*runtimeapi.KeyValue{{Key: "TOKEN", Value: []byte("env-in-secret")}},
+			},
+		})
+
 	for _, want := range []string{"PullImage", "example.test/app:1", "took=", "CreateContainer", "sandbox=abc"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, log)
 		}
 	}
+
 	if strings.Contains(log.String(), "in-secret") {
 		t.Errorf("the log tells secrets:\n%s", log)
 	}
@@ -240,11 +268,13 @@ func TestStopWaitsForCallsUnderWay(t *testing.T) {
 		<-leave
 		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}}, nil)
+
 	result := make(chan error, 1)
 	go func() {
 		_, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{})
 		result <- err
 	}()
+
 	<-entered
 	stopped := make(chan struct{})
 	go func() { srv.Stop(time.Minute); close(stopped) }()
@@ -252,6 +282,7 @@ func TestStopWaitsForCallsUnderWay(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Errorf("a call under way: %v", err)
 	}
+
 	<-stopped
 }
 
@@ -262,11 +293,13 @@ func TestStopBreaksOffAfterItsGrace(t *testing.T) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}}, nil)
+
 	result := make(chan error, 1)
 	go func() {
 		_, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{})
 		result <- err
 	}()
+
 	<-entered
 	srv.Stop(time.Millisecond)
 	if err := <-result; err == nil {
@@ -274,7 +307,8 @@ func TestStopBreaksOffAfterItsGrace(t *testing.T) {
 	}
 }
 
-// TestHeldCalls: a call that is held back is not answered before, nor made when its caller has gone.
+// TestHeldCalls: a call that is held back is not answered before, nor made when its caller has
+// gone.
 func TestHeldCalls(t *testing.T) {
 	goOn := make(chan struct{})
 	left := make(chan struct{}, 3) // calls that the server has given up
@@ -283,6 +317,7 @@ func TestHeldCalls(t *testing.T) {
 		called <- struct{}{}
 		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}}
+
 	c, _ := serve(t, Services{
 		Runtime:  s,
 		Image:    s,
@@ -298,23 +333,29 @@ func TestHeldCalls(t *testing.T) {
 			}
 		},
 	})
+
 	client := runtimeapi.NewRuntimeServiceClient(c)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.DeadlineExceeded || len(called) > 0 {
+
+	if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{}); status.Code(err) !=
+		codes.DeadlineExceeded || len(called) > 0 {
 		t.Errorf("held back: %v, %d calls", err, len(called))
 	}
+
 	events, err := client.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err == nil {
 		_, err = events.Recv()
 	}
+
 	if status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("a stream that is held back: %v", err)
 	}
 
 	<-left // the client's deadline ends before the server's
 	close(goOn)
-	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err != nil || len(called) != 1 {
+	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err != nil ||
+		len(called) != 1 {
 		t.Errorf("afterwards: %v, %d calls", err, len(called))
 	}
 }

@@ -28,14 +28,15 @@ func (l *exhausted) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestAcceptWithoutDescriptors: the server goes on to accept when descriptors were used up, and does
-// not spin meanwhile.
+// TestAcceptWithoutDescriptors: the server goes on to accept when descriptors were used up, and
+// does not spin meanwhile.
 func TestAcceptWithoutDescriptors(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	inner, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	l := &exhausted{Listener: inner}
 	l.fails.Store(6) // 5, 10, … 160 ms of waiting
 	s := New(Services{
@@ -44,6 +45,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 		Log:      slog.New(slog.DiscardHandler),
 		Validate: func(any) error { return nil },
 	})
+
 	ended := make(chan error)
 	go func() { ended <- s.Serve(l) }()
 	c, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -51,14 +53,18 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+
 	if _, err := runtimeapi.NewImageServiceClient(c).PullImage(ctx, &runtimeapi.PullImageRequest{}); err != nil {
 		t.Error(err)
 	}
+
 	if n := l.fails.Load(); n >= 0 || n < -4 {
 		t.Errorf("%d attempts after the shortage", -n)
 	}
+
 	s.Stop(time.Second)
 	if err := <-ended; err != nil {
 		t.Error(err)

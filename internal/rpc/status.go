@@ -9,14 +9,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// toStatus gives an error its gRPC code by its kind. Status errors pass as they are; what has no kind is Unknown, as for other runtimes.
+// toStatus gives an error its gRPC code by its kind. Status errors pass as they are; what has no
+// kind is Unknown, as for other runtimes.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok && s.GRPCStatus() != nil { //nolint:errorlint // a wrapped one must keep the words around it
+
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok &&
+		s.GRPCStatus() != nil { //nolint:errorlint // a wrapped one must keep the words around it
 		return err
 	}
+
 	return status.Error(code(err), err.Error())
 }
 
@@ -47,8 +51,10 @@ func code(err error) codes.Code {
 			return k.code
 		}
 	}
+
 	if s, ok := status.FromError(err); ok {
 		return s.Code()
 	}
+
 	return codes.Unknown
 }

@@ -12,17 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOpenat2WhileOthersRename resolves ".." while another process renames files elsewhere. The kernel
-// gives up such a resolution with EAGAIN.
+// TestOpenat2WhileOthersRename resolves ".." while another process renames files elsewhere. The
+// kernel gives up such a resolution with EAGAIN.
 func TestOpenat2WhileOthersRename(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "a"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	a, b := filepath.Join(elsewhere, "a"), filepath.Join(elsewhere, "b")
 	if err := os.WriteFile(a, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	root, err := OpenDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -31,6 +33,7 @@ func TestOpenat2WhileOthersRename(t *testing.T) {
 
 	ctx, stop := context.WithTimeout(t.Context(), time.Second)
 	defer stop()
+
 	var renames sync.WaitGroup
 	renames.Go(func() {
 		for ctx.Err() == nil {
@@ -39,6 +42,7 @@ func TestOpenat2WhileOthersRename(t *testing.T) {
 		}
 	})
 	defer renames.Wait()
+
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
 	for ctx.Err() == nil {
 		fd, err := Openat2(int(root.Fd()), strings.Repeat("a/../", 100), &how)
@@ -46,6 +50,7 @@ func TestOpenat2WhileOthersRename(t *testing.T) {
 			t.Error(err)
 			return
 		}
+
 		if err := unix.Close(fd); err != nil {
 			t.Fatal(err)
 		}

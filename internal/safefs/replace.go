@@ -9,25 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CreateFile puts a new file with content b at path in one step, so that it is whole or not there. It
-// writes a temporary file and renames it. temporary is that file's pattern as of os.CreateTemp, with
-// its directory. prepare, if not nil, gets the file before the rename. The file has mode 0600 and
-// stays open. All directories must be root's.
+// CreateFile puts a new file with content b at path in one step, so that it is whole or not there.
+// It writes a temporary file and renames it. temporary is that file's pattern as of os.CreateTemp,
+// with its directory. prepare, if not nil, gets the file before the rename. The file has mode 0600
+// and stays open. All directories must be root's.
 func CreateFile(path, temporary string, b []byte, prepare func(*os.File) error) (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Split(temporary))
 	if err != nil {
 		return nil, err
 	}
+
 	_, err = f.Write(b)
 	if err == nil && prepare != nil {
 		err = prepare(f)
 	}
+
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
+
 	return f, nil
 }
 

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestWriteFileIsWholeOrNot: after an error at any step the old content and no temporary file is left.
+// TestWriteFileIsWholeOrNot: after an error at any step the old content and no temporary file is
+// left.
 func TestWriteFileIsWholeOrNot(t *testing.T) {
 	boom := errors.New("boom")
 	for name, c := range map[string]struct {
@@ -16,8 +17,11 @@ func TestWriteFileIsWholeOrNot(t *testing.T) {
 		want    string
 		fails   bool
 	}{
-		"written":           {"file", nil, "new", false},
-		"prepared":          {"file", func(f *os.File) error { _, err := f.WriteString("!"); return err }, "new!", false},
+		"written": {"file", nil, "new", false},
+		"prepared": {"file", func(f *os.File) error {
+			_, err := f.WriteString("!")
+			return err
+		}, "new!", false},
 		"prepare fails":     {"file", func(*os.File) error { return boom }, "old", true},
 		"write fails":       {"file", func(f *os.File) error { return errors.Join(f.Close(), boom) }, "old", true},
 		"rename fails":      {"missing/file", nil, "old", true},
@@ -26,17 +30,21 @@ func TestWriteFileIsWholeOrNot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), []byte("old"), 0o600), os.Mkdir(filepath.Join(dir, "directory"), 0o700))
+			err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), []byte("old"), 0o600),
+				os.Mkdir(filepath.Join(dir, "directory"), 0o700))
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			err = WriteFile(filepath.Join(dir, c.file), filepath.Join(dir, ".new-*"), []byte("new"), c.prepare)
 			if (err != nil) != c.fails {
 				t.Errorf("error %v", err)
 			}
+
 			if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != c.want {
 				t.Errorf("content %q, %v; want %q", b, err, c.want)
 			}
+
 			if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
 				t.Errorf("left: %v, %v", left, err)
 			}
@@ -50,14 +58,17 @@ func TestRenameRemovesTheTemporaryFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
+
 	for name, fails := range map[string]bool{"name": false, "missing/name": true} {
 		tmp := TemporaryName()
 		if err := os.WriteFile(filepath.Join(dir.Name(), tmp), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := Rename(dir, tmp, name); (err != nil) != fails {
 			t.Errorf("%s: error %v", name, err)
 		}
+
 		if _, err := os.Lstat(filepath.Join(dir.Name(), tmp)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: the temporary file is left: %v", name, err)
 		}

@@ -25,8 +25,8 @@ const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_N
 const maxRetries = 1000
 
 // OpenAt opens name, a relative path, beneath the directory dir with flags as open(2) has them
-// (O_CLOEXEC is added) and permissions perm for a new file. No component may be a link, and the path
-// may not leave dir. Errors are *os.PathError; a link is ELOOP, a way out EXDEV.
+// (O_CLOEXEC is added) and permissions perm for a new file. No component may be a link, and the
+// path may not leave dir. Errors are *os.PathError; a link is ELOOP, a way out EXDEV.
 func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
@@ -41,6 +41,7 @@ func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, e
 	if err != nil {
 		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
 	}
+
 	return os.NewFile(uintptr(fd), path), nil
 }
 
@@ -84,11 +85,14 @@ func OpenRegularPath(path string) (*os.File, error) {
 func regular(f *os.File) (*os.File, error) {
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file but %s: %w", f.Name(), st.Mode().Type(), errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s is not a regular file but %s: %w", f.Name(), st.Mode().Type(),
+			errdefs.ErrFailedPrecondition)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+
 	return f, nil
 }
 
@@ -98,19 +102,22 @@ func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if int64(len(b)) > limit {
 		return nil, fmt.Errorf("%s: more than %d bytes: %w", f.Name(), limit, ErrTooLarge)
 	}
+
 	return b, nil
 }
 
-// ReadTrusted reads a regular file of at most limit bytes by a path that the operator or the kubelet
-// gives. Links are followed. It never blocks.
+// ReadTrusted reads a regular file of at most limit bytes by a path that the operator or the
+// kubelet gives. Links are followed. It never blocks.
 func ReadTrusted(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
+
 	if f, err = regular(f); err != nil {
 		return nil, err
 	}

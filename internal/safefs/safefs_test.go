@@ -28,11 +28,14 @@ func tree(t *testing.T) *os.File {
 			t.Fatal(err)
 		}
 	}
+
 	dir, err := OpenDir(root)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { dir.Close() })
+
 	return dir
 }
 
@@ -44,6 +47,7 @@ func TestOpenRegular(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if b, err := ReadAll(f, 4); err != nil || string(b) != "text" {
 		t.Errorf("read %q, %v", b, err)
 	}
@@ -72,9 +76,11 @@ func TestOpenAtCreates(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if st, err := f.Stat(); err != nil || st.Mode().Perm() != 0o640 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
+
 	if _, err := OpenAt(dir, "link", unix.O_CREAT|unix.O_WRONLY, 0o640); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("through a link: %v", err)
 	}
@@ -87,9 +93,11 @@ func TestReadFileIsBounded(t *testing.T) {
 	if b, err := ReadFile(file, 4); err != nil || string(b) != "text" {
 		t.Errorf("read %q, %v", b, err)
 	}
+
 	if _, err := ReadFile(file, 3); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a larger file: %v", err)
 	}
+
 	if _, err := ReadFile(filepath.Join(dir.Name(), "link"), 100); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("a link: %v", err)
 	}

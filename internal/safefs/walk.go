@@ -26,9 +26,9 @@ const (
 var direntBuffers = sync.Pool{New: func() any { return new([direntBuffer]byte) }}
 
 // Walker visits a tree of directories that others change meanwhile. It goes from directory to
-// directory by descriptor, so it neither follows links nor leaves the file system on which it began,
-// and a path may be longer than PATH_MAX. It can pause at any time and hold few descriptors and
-// little memory while it does.
+// directory by descriptor, so it neither follows links nor leaves the file system on which it
+// began, and a path may be longer than PATH_MAX. It can pause at any time and hold few descriptors
+// and little memory while it does.
 //
 // A Walker is not safe for concurrent use. Close releases its descriptors.
 type Walker struct {
@@ -94,8 +94,8 @@ func (w *Walker) Close() {
 // reached, or a directory was moved so that the way back from it was lost.
 func (w *Walker) Partial() bool { return w.partial }
 
-// Walk goes on until everything is visited, and returns true then, or until the time until. The error
-// is that of Check or Dir.
+// Walk goes on until everything is visited, and returns true then, or until the time until. The
+// error is that of Check or Dir.
 func (w *Walker) Walk(until time.Time) (done bool, err error) {
 	if !w.begun {
 		w.begun = true
@@ -110,6 +110,7 @@ func (w *Walker) Walk(until time.Time) (done bool, err error) {
 		w.buf = nil
 		direntBuffers.Put(buf)
 	}()
+
 	for step := 1; len(w.stack) > 0; step++ {
 		if step%stepsPerCheck == 0 {
 			if w.Check != nil {
@@ -117,10 +118,12 @@ func (w *Walker) Walk(until time.Time) (done bool, err error) {
 					return false, err
 				}
 			}
+
 			if time.Now().After(until) {
 				return false, nil
 			}
 		}
+
 		if w.MaxEntries > 0 && w.entries >= w.MaxEntries {
 			w.partial = true
 			return true, nil
@@ -135,10 +138,12 @@ func (w *Walker) Walk(until time.Time) (done bool, err error) {
 		default:
 			w.leave()
 		}
+
 		if err != nil {
 			return true, err
 		}
 	}
+
 	return true, nil
 }
 
@@ -148,11 +153,14 @@ func (w *Walker) begin() error {
 	if err != nil {
 		return err
 	}
+
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return errors.Join(err, unix.Close(fd))
 	}
+
 	w.dev = uint64(st.Dev)
+
 	return w.push(fd, &st)
 }
 
@@ -165,17 +173,21 @@ func (w *Walker) enter(top *level) error {
 		w.partial = w.partial || !isChanged(err)
 		return nil
 	}
+
 	var st unix.Stat_t
-	// A subvolume of btrfs is no mount and has a device of its own, with the inode numbers of others.
+	// A subvolume of btrfs is no mount and has a device of its own, with the inode numbers of
+	// others.
 	if err := unix.Fstat(fd, &st); err != nil || uint64(st.Dev) != w.dev {
 		_ = unix.Close(fd)
 		return nil
 	}
+
 	if len(w.stack) == maxDepth {
 		w.partial = true
 		_ = unix.Close(fd)
 		return nil
 	}
+
 	return w.push(fd, &st)
 }
 
@@ -204,6 +216,7 @@ func (w *Walker) push(fd int, st *unix.Stat_t) error {
 func (w *Walker) leave() {
 	child := w.fds[len(w.fds)-1].fd
 	defer unix.Close(child) //nolint:errcheck // it was only read
+
 	w.stack, w.fds = w.stack[:len(w.stack)-1], w.fds[:len(w.fds)-1]
 	if len(w.stack) == 0 || len(w.fds) > 0 {
 		return
@@ -218,6 +231,7 @@ func (w *Walker) leave() {
 		}
 		_ = unix.Close(fd)
 	}
+
 	w.restart()
 }
 
@@ -231,11 +245,13 @@ func (w *Walker) restart() {
 		}
 		w.stack = w.stack[:len(w.stack)-1]
 	}
+
 	fd, err := openSubdir(w.root, ".")
 	if err != nil {
 		w.closeLevels()
 		return
 	}
+
 	w.fds = append(w.fds, openDir{fd: fd})
 }
 
@@ -248,10 +264,12 @@ func (w *Walker) read(top *level) {
 			return
 		}
 	}
+
 	n, err := unix.Getdents(dir.fd, w.buf)
 	if errors.Is(err, unix.EINTR) {
 		return
 	}
+
 	if err != nil || n <= 0 { // a directory that has been removed is ENOENT
 		w.partial = w.partial || err != nil && !isChanged(err)
 		top.offset = atEnd
@@ -265,11 +283,13 @@ func (w *Walker) read(top *level) {
 		if e.name != "." && e.name != ".." && !w.take(top, dir.fd, e) {
 			return
 		}
+
 		top.offset = e.next
 		if top.names == maxNames {
 			return
 		}
 	}
+
 	dir.at = top.offset
 }
 
@@ -281,6 +301,7 @@ func (w *Walker) take(top *level, dir int, e entry) bool {
 		if unix.Fstatat(dir, e.name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			return true // removed
 		}
+
 		kind = unix.DT_DIR
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			w.entries++
@@ -290,6 +311,7 @@ func (w *Walker) take(top *level, dir int, e entry) bool {
 			return true
 		}
 	}
+
 	if kind != unix.DT_DIR {
 		w.entries++
 		return true
@@ -298,9 +320,11 @@ func (w *Walker) take(top *level, dir int, e entry) bool {
 	if top.names > 0 && w.bytes+len(e.name) > w.room {
 		return false
 	}
+
 	w.entries++
 	top.names++
 	w.names, w.bytes = append(w.names, e.name), w.bytes+len(e.name)
+
 	return true
 }
 
@@ -344,6 +368,7 @@ func parseEntry(b []byte) entry {
 		size: int(binary.NativeEndian.Uint16(b[16:])),
 		kind: b[18],
 	}
+
 	name := b[header:e.size]
 	for i, c := range name {
 		if c == 0 {
@@ -351,6 +376,8 @@ func parseEntry(b []byte) entry {
 			break
 		}
 	}
+
 	e.name = string(name)
+
 	return e
 }

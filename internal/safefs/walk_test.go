@@ -27,27 +27,31 @@ func walker(t *testing.T, root string, files, dirs *int) *Walker {
 	dir, err := OpenDir(root)
 	must(t, err)
 	defer dir.Close()
+
 	w, err := NewWalker(dir)
 	must(t, err)
 	t.Cleanup(w.Close)
 	w.File = func(*unix.Stat_t) { *files++ }
 	w.Dir = func(int, *unix.Stat_t) error { *dirs++; return nil }
+
 	return w
 }
 
 var never = time.Now().Add(1000 * time.Hour)
 
-// TestWalkOfMovedDirectory: somebody moves a directory out of the tree while the walk is deep below it. The directory to
-// which the walk then would come back is not read.
+// TestWalkOfMovedDirectory: somebody moves a directory out of the tree while the walk is deep below
+// it. The directory to which the walk then would come back is not read.
 func TestWalkOfMovedDirectory(t *testing.T) {
 	root, outside := t.TempDir(), t.TempDir()
-	const deep, moved = 40, 40 - maxOpenDirs + 1 // the parent of moved is closed when the walk is at the bottom
+	// the parent of moved is closed when the walk is at the bottom
+	const deep, moved = 40, 40 - maxOpenDirs + 1
 	at := func(level int) string { return filepath.Join(root, strings.Repeat("d/", level)) }
 	must(t, os.MkdirAll(at(deep), 0o755))
 	for i := range 3 * maxNames { // so that the parent has not been read to its end
 		must(t, os.Mkdir(filepath.Join(at(moved-1), fmt.Sprint("beside", i)), 0o755))
 		must(t, os.WriteFile(filepath.Join(outside, fmt.Sprint("secret", i)), nil, 0o600))
 	}
+
 	must(t, os.WriteFile(filepath.Join(root, "file"), nil, 0o600))
 
 	var files, dirs int
@@ -57,6 +61,7 @@ func TestWalkOfMovedDirectory(t *testing.T) {
 		must(t, unix.Stat(path, &st))
 		return st.Ino
 	}
+
 	bottom := ino(at(deep))
 	w.Dir = func(_ int, st *unix.Stat_t) error {
 		if dirs++; st.Ino == bottom {
@@ -67,6 +72,7 @@ func TestWalkOfMovedDirectory(t *testing.T) {
 	if done, err := w.Walk(never); !done || err != nil || !w.Partial() {
 		t.Errorf("%v, %v, partial %v", done, err, w.Partial())
 	}
+
 	if files != 1 {
 		t.Errorf("%d files were counted, of which the tree has 1", files)
 	}
@@ -78,6 +84,7 @@ func TestWalkEnds(t *testing.T) {
 	for i := range 200 {
 		must(t, os.MkdirAll(filepath.Join(root, fmt.Sprint(i), "x"), 0o755))
 	}
+
 	var files, dirs int
 	w := walker(t, root, &files, &dirs)
 	w.MaxEntries = 50
@@ -92,6 +99,7 @@ func TestWalkEnds(t *testing.T) {
 	if done, err := w.Walk(never); done || !errors.Is(err, stop) || dirs > 2*stepsPerCheck {
 		t.Errorf("%v, %v after %d directories", done, err, dirs)
 	}
+
 	w.Check = nil
 	pauses := 0
 	for done := false; !done; pauses++ {
@@ -99,6 +107,7 @@ func TestWalkEnds(t *testing.T) {
 		done, err = w.Walk(time.Now())
 		must(t, err)
 	}
+
 	if dirs != 401 || pauses < 10 || w.Partial() {
 		t.Errorf("%d directories after %d pauses, partial %v", dirs, pauses, w.Partial())
 	}
@@ -124,6 +133,7 @@ func TestWalkHoldsFewNames(t *testing.T) {
 		must(t, os.Mkdir(dir, 0o755))
 		want++
 	}
+
 	var files, dirs int
 	w := walker(t, root, &files, &dirs)
 	most := 0
@@ -132,6 +142,7 @@ func TestWalkHoldsFewNames(t *testing.T) {
 	if _, err := w.Walk(never); err != nil || dirs != want || w.Partial() {
 		t.Errorf("%d directories, want %d; %v", dirs, want, err)
 	}
+
 	if most > w.room+5*300 {
 		t.Errorf("%d bytes of names", most)
 	}

@@ -59,22 +59,26 @@ var escape = regexp.MustCompile(`%[0-9A-F]{2}`)
 
 func lowerEscapes(s string) string { return escape.ReplaceAllStringFunc(s, strings.ToLower) }
 
-// maxNested is the length in bytes of a secret up to which two encodings within each other are looked for. Registry tokens have 1 to 4 KiB.
+// maxNested is the length in bytes of a secret up to which two encodings within each other are
+// looked for. Registry tokens have 1 to 4 KiB.
 const maxNested = 8 << 10
 
-// encoded are the forms of the known secrets, each encoded up to twice, the longest first, as they stand in a text without line ends. A
-// secret of fewer than shortest bytes is left out: masking it would garble any text.
+// encoded are the forms of the known secrets, each encoded up to twice, the longest first, as they
+// stand in a text without line ends. A secret of fewer than shortest bytes is left out: masking it
+// would garble any text.
 func encoded(known []string) []string {
 	all := map[string]bool{}
 	for _, k := range known {
 		if len(k) < shortest {
 			continue
 		}
+
 		valid := strings.ToValidUTF8(k, "\uFFFD")
 		inner := encoders
 		if len(k) > maxNested {
 			inner = encoders[:1]
 		}
+
 		for _, once := range inner {
 			for _, twice := range encoders {
 				for _, form := range []string{twice(once(k)), twice(once(valid))} {
@@ -85,11 +89,16 @@ func encoded(known []string) []string {
 			}
 		}
 	}
+
 	out := make([]string, 0, len(all))
 	for f := range all {
 		out = append(out, f)
 	}
-	sort.Slice(out, func(i, j int) bool { return len(out[i]) > len(out[j]) || len(out[i]) == len(out[j]) && out[i] < out[j] })
+
+	sort.Slice(out, func(i, j int) bool {
+		return len(out[i]) > len(out[j]) || len(out[i]) == len(out[j]) && out[i] < out[j]
+	})
+
 	return out
 }
 
@@ -106,12 +115,14 @@ func joinLines(s string) string {
 // span is a part of a text.
 type span struct{ from, to int }
 
-// maskKnown hides known secrets, also where line ends split them. Of a text that is not whole the end may be the beginning of a secret.
+// maskKnown hides known secrets, also where line ends split them. Of a text that is not whole the
+// end may be the beginning of a secret.
 func maskKnown(text string, known []string, whole bool) string {
 	forms := encoded(known)
 	if len(forms) == 0 {
 		return text
 	}
+
 	joined, offsets := joinedLines(text)
 	var found []span
 	for _, f := range forms {
@@ -124,22 +135,28 @@ func maskKnown(text string, known []string, whole bool) string {
 			at += i + 1
 		}
 	}
+
 	for _, run := range base64Run.FindAllStringIndex(joined, -1) {
 		if hides(joined[run[0]:run[1]], forms, nesting) {
 			found = append(found, span{offsets[run[0]], offsets[run[1]-1] + 1})
 		}
 	}
+
 	if n := len(joined); !whole && n > 0 {
 		if begun := beginning(joined, forms); begun < n {
 			found = append(found, span{offsets[begun], len(text)})
 		}
 	}
+
 	return hide(text, found)
 }
 
-// beginning is where the end of a text that was cut off may begin a secret: one of the forms, or base64 of any.
+// beginning is where the end of a text that was cut off may begin a secret: one of the forms, or
+// base64 of any.
 func beginning(text string, forms []string) int {
-	begin := len(strings.TrimRightFunc(text, func(r rune) bool { return r < utf8.RuneSelf && base64Run.MatchString(strings.Repeat(string(r), 8)) }))
+	begin := len(strings.TrimRightFunc(text, func(r rune) bool {
+		return r < utf8.RuneSelf && base64Run.MatchString(strings.Repeat(string(r), 8))
+	}))
 	for _, f := range forms {
 		for n := min(len(f), len(text)); n >= shortest; n-- {
 			if strings.HasSuffix(text, f[:n]) {
@@ -148,6 +165,7 @@ func beginning(text string, forms []string) int {
 			}
 		}
 	}
+
 	return begin
 }
 
@@ -161,12 +179,15 @@ func joinedLines(s string) (string, []int) {
 			offsets = append(offsets, i)
 		}
 	}
+
 	at := 0
 	for _, end := range lineEnd.FindAllStringIndex(s, -1) {
 		add(at, end[0])
 		at = end[1]
 	}
+
 	add(at, len(s))
+
 	return b.String(), offsets
 }
 
@@ -175,6 +196,7 @@ func hide(text string, parts []span) string {
 	if len(parts) == 0 {
 		return text
 	}
+
 	slices.SortFunc(parts, func(a, b span) int { return a.from - b.from })
 	var b strings.Builder
 	at := 0
@@ -187,14 +209,17 @@ func hide(text string, parts []span) string {
 		b.WriteString(hidden)
 		at = p.to
 	}
+
 	b.WriteString(text[at:])
+
 	return b.String()
 }
 
 // base64Run is what may be base64, in either alphabet (RFC 4648).
 var base64Run = regexp.MustCompile(`[A-Za-z0-9+/_-]{8,}={0,2}`)
 
-// nesting is how often base64 is looked for within base64: Docker's header is base64 of JSON with a field of base64.
+// nesting is how often base64 is looked for within base64: Docker's header is base64 of JSON with a
+// field of base64.
 const nesting = 2
 
 // hides says whether base64 holds one of the forms, or has the shape of credentials.
@@ -209,15 +234,18 @@ func hides(run string, forms []string, depth int) bool {
 		if err != nil || !mostlyText(plain) {
 			continue
 		}
+
 		text := joinLines(string(plain))
 		for _, f := range forms {
 			if strings.Contains(text, f) {
 				return true
 			}
 		}
+
 		if maskForms(text) != text {
 			return true
 		}
+
 		if depth > 1 {
 			for _, inner := range base64Run.FindAllString(text, -1) {
 				if hides(inner, forms, depth-1) {
@@ -226,10 +254,12 @@ func hides(run string, forms []string, depth int) bool {
 			}
 		}
 	}
+
 	return false
 }
 
-// mostlyText tells a decoded text from the bytes that an ordinary word, such as a digest, decodes to.
+// mostlyText tells a decoded text from the bytes that an ordinary word, such as a digest, decodes
+// to.
 func mostlyText(b []byte) bool {
 	odd := 0
 	for _, r := range string(b) {

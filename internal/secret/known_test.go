@@ -50,8 +50,8 @@ var writers = map[string]func(string) string{
 	"split": func(s string) string { return "sent " + s[:1] + "\n    " + s[1:] },
 }
 
-// TestKnownSecretsInEveryEncoding: random credentials of any characters, in each encoding and in two of them within each other. Nothing that
-// decodes to the secret remains.
+// TestKnownSecretsInEveryEncoding: random credentials of any characters, in each encoding and in
+// two of them within each other. Nothing that decodes to the secret remains.
 func TestKnownSecretsInEveryEncoding(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	alphabets := []string{"abcXYZ019", `"\/'<>&%+=?#@:; ` + "`~$", "äß漢字🔑é", "a\\\"\n%2F\t"}
@@ -61,6 +61,7 @@ func TestKnownSecretsInEveryEncoding(t *testing.T) {
 		for range 7 + random.IntN(30) {
 			secret += string(letters[random.IntN(len(letters))])
 		}
+
 		secret += "e"
 		for name, write := range writers {
 			check(t, name, secret, write(secret))
@@ -76,7 +77,8 @@ func check(t *testing.T, name, secret, text string) {
 	t.Helper()
 	masked := Mask(text, "other-secret", secret)
 	for _, form := range []string{
-		secret, encodeJSON(secret), plainJSON(secret), strconv.Quote(secret), url.QueryEscape(secret), url.PathEscape(secret), html.EscapeString(secret),
+		secret, encodeJSON(secret), plainJSON(secret), strconv.Quote(secret), url.QueryEscape(secret),
+		url.PathEscape(secret), html.EscapeString(secret),
 		strings.Trim(base64.StdEncoding.EncodeToString([]byte(secret)), "="),
 	} {
 		if strings.Contains(joinLines(masked), joinLines(form)) {
@@ -84,24 +86,33 @@ func check(t *testing.T, name, secret, text string) {
 			return
 		}
 	}
+
 	if !strings.Contains(masked, hidden) {
 		t.Errorf("%s: nothing of %q was masked: %q", name, text, masked)
 	}
+
 	for _, run := range base64Run.FindAllString(masked, -1) {
-		if plain, err := base64.RawURLEncoding.DecodeString(strings.NewReplacer("+", "-", "/", "_", "=", "").Replace(run)); err == nil &&
+		if plain, err := base64.RawURLEncoding.DecodeString(strings.NewReplacer("+", "-", "/", "_", "=",
+			"").Replace(run)); err == nil &&
 			strings.Contains(string(plain), secret) {
 			t.Errorf("%s: base64 of %q remains: %q", name, secret, masked)
 		}
 	}
 }
 
-// TestLongTexts: a text of any length is masked in short time, and a cut leaves no part of a secret.
+// TestLongTexts: a text of any length is masked in short time, and a cut leaves no part of a
+// secret.
 func TestLongTexts(t *testing.T) {
 	const secret = "p@ss word/with\\all"
+
 	for shift := 0; shift < 2*len(secret); shift += 3 {
-		for _, write := range []func(string) string{plainJSON, url.QueryEscape, func(s string) string { return base64.StdEncoding.EncodeToString([]byte("bob:" + s)) }} {
-			masked := Mask(strings.Repeat("x ", maxText/2-len(secret))+strings.Repeat("-", shift)+write(secret)+strings.Repeat("y ", 1<<20), secret)
-			if len(masked) > maxText+8 || strings.Contains(masked, "p@ss") || strings.Contains(masked, "p%40s") || strings.Contains(masked, "Ym9iOnBAc3M") {
+		for _, write := range []func(string) string{plainJSON, url.QueryEscape, func(s string) string {
+			return base64.StdEncoding.EncodeToString([]byte("bob:" + s))
+		}} {
+			masked := Mask(strings.Repeat("x ", maxText/2-len(secret))+strings.Repeat("-", shift)+write(secret)+
+				strings.Repeat("y ", 1<<20), secret)
+			if len(masked) > maxText+8 || strings.Contains(masked, "p@ss") || strings.Contains(masked, "p%40s") ||
+				strings.Contains(masked, "Ym9iOnBAc3M") {
 				t.Fatalf("shift %d: %d bytes, %q", shift, len(masked), masked[len(masked)-60:])
 			}
 		}

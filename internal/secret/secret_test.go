@@ -11,19 +11,23 @@ import (
 
 func TestMask(t *testing.T) {
 	for text, want := range map[string]string{
-		`Get "https://user:s3cret@registry.test/v2/": EOF`:                          `Get "https://***@registry.test/v2/": EOF`,
-		`Get "https://user:p@ss@registry.test/v2/": EOF`:                            `Get "https://***@registry.test/v2/": EOF`,
-		`https://registry.test/v2/a@sha256:abc: not found`:                          `https://registry.test/v2/a@sha256:abc: not found`,
-		`sent Authorization: Basic dXNlcjpwYXNz and failed`:                         `sent Authorization: *** and failed`,
-		`map[Authorization:[Bearer abc.def] User-Agent:[x]]`:                        `map[Authorization:[***] User-Agent:[x]]`,
-		`{"Authorization":"Bearer abc","x":1}`:                                      `{"Authorization":"***","x":1}`,
-		`{\"Authorization\":\"Basic abc\"}`:                                         `{\"Authorization\":\"***\"}`,
-		`X-Registry-Auth: eyJ1c2VybmFtZSI6ImEifQ==`:                                 `X-Registry-Auth: ***`,
-		`refused bearer 0123456789abcdef0123`:                                       `refused bearer ***`,
-		`no basic auth credentials`:                                                 `no basic auth credentials`,
-		`Bearer realm="https://auth.test/token",service="x"`:                        `Bearer realm="https://auth.test/token",service="x"`,
-		`{"username":"u","password":"p w","identitytoken":"t"}`:                     `{"username":"u","password":"***","identitytoken":"***"}`,
-		`unauthorized: incorrect username or password`:                              `unauthorized: incorrect username or password`,
+		`Get "https://user:s3cret@registry.test/v2/": EOF`:  `Get "https://***@registry.test/v2/": EOF`,
+		`Get "https://user:p@ss@registry.test/v2/": EOF`:    `Get "https://***@registry.test/v2/": EOF`,
+		`https://registry.test/v2/a@sha256:abc: not found`:  `https://registry.test/v2/a@sha256:abc: not found`,
+		`sent Authorization: Basic dXNlcjpwYXNz and failed`: `sent Authorization: *** and failed`,
+		`map[Authorization:[Bearer abc.def] User-Agent:[x]]`: `map[Authorization:[***] ` +
+			`User-Agent:[x]]`,
+		`{"Authorization":"Bearer abc","x":1}`:      `{"Authorization":"***","x":1}`,
+		`{\"Authorization\":\"Basic abc\"}`:         `{\"Authorization\":\"***\"}`,
+		`X-Registry-Auth: eyJ1c2VybmFtZSI6ImEifQ==`: `X-Registry-Auth: ***`,
+		`refused bearer 0123456789abcdef0123`:       `refused bearer ***`,
+		`no basic auth credentials`:                 `no basic auth credentials`,
+		`Bearer realm="https://auth.test/token",` +
+			`service="x"`: `Bearer realm="https://auth.test/token",service="x"`,
+		`{"username":"u","password":"p w",` +
+			`"identitytoken":"t"}`: `{"username":"u","password":"***","identitytoken":"***"}`,
+		`unauthorized: incorrect username or password`: `unauthorized: incorrect ` +
+			`username or password`,
 		`grant failed: refresh_token=abc&scope=x`:                                   `grant failed: refresh_token=***&scope=x`,
 		`Get "https://s3.test/blob?X-Amz-Signature=abc&X-Amz-Date=1": 403`:          `Get "https://s3.test/blob?X-Amz-Signature=***&X-Amz-Date=1": 403`,
 		`Get "https://auth.test/token?scope=repository%3Aa%3Apull&service=s": 401`:  `Get "https://auth.test/token?scope=repository%3Aa%3Apull&service=s": 401`,
@@ -48,8 +52,10 @@ func TestLogsAreMasked(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{ReplaceAttr: Attr}))
 	err := errors.New("Authorization: Bearer s3cret")
-	log.Error("https://user:s3cret@registry.test", "err", err, "text", "https://user:s3cret@registry.test", "n", 1, "nothing", error(nil), slog.Group("g", "err", err))
-	if strings.Contains(out.String(), "s3cret") || !strings.Contains(out.String(), "registry.test") || !strings.Contains(out.String(), `"n":1`) {
+	log.Error("https://user:s3cret@registry.test", "err", err, "text", "https://user:s3cret@registry.test", "n", 1,
+		"nothing", error(nil), slog.Group("g", "err", err))
+	if strings.Contains(out.String(), "s3cret") || !strings.Contains(out.String(), "registry.test") ||
+		!strings.Contains(out.String(), `"n":1`) {
 		t.Errorf("%s", out.String())
 	}
 }

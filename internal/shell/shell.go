@@ -53,9 +53,9 @@ func Command(format constant, words ...string) Line {
 	})
 }
 
-// Advice returns a sentence in which each "{}" is replaced by a word, quoted as in a command line, so
-// that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by Show.
-// The sentence has no apostrophe before a place, which would quote what follows.
+// Advice returns a sentence in which each "{}" is replaced by a word, quoted as in a command line,
+// so that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by
+// Show. The sentence has no apostrophe before a place, which would quote what follows.
 func Advice(format constant, words ...string) Line {
 	return build(string(format), words, func(word string, _ bool) (string, error) {
 		if quoted, err := Quote(word); err == nil && len(word) <= maxShown {
@@ -77,6 +77,7 @@ func Run(program string, options ...Option) Line {
 		l.text += " --" + o.Name + "=" + value
 		l.err = errors.Join(l.err, err)
 	}
+
 	return l
 }
 
@@ -95,22 +96,27 @@ func build(format string, words []string, quote func(word string, operand bool) 
 		if quotes := strings.Count(before, "'") + strings.Count(before, `"`); quotes%2 != 0 {
 			l.err = errors.Join(l.err, errors.New("a place stands within quotes"))
 		}
+
 		word := ""
 		if len(words) > 0 {
 			word, words = words[0], words[1:]
 		} else {
 			l.err = errors.Join(l.err, errors.New("a word is missing"))
 		}
+
 		alone := before == "" && b.Len() == 0 || strings.HasSuffix(before, " ")
 		quoted, err := quote(word, alone)
 		b.WriteString(quoted)
 		l.err = errors.Join(l.err, err)
 		format = after
 	}
+
 	if len(words) > 0 {
 		l.err = errors.Join(l.err, errors.New("there are more words than places"))
 	}
+
 	l.text = b.String()
+
 	return l
 }
 
@@ -184,6 +190,7 @@ func Quote(s string) (string, error) {
 	case s != "" && !strings.ContainsFunc(s, special):
 		return s, nil
 	}
+
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'", nil
 }
 
@@ -193,8 +200,8 @@ func special(r rune) bool {
 	return !strings.ContainsRune(letters+"/.:,-_=@%+", r)
 }
 
-// Show returns a foreign string for a sentence: on one line, printable, bounded, and quoted, so that
-// it is one word even if it is pasted. What cannot be printed is a space.
+// Show returns a foreign string for a sentence: on one line, printable, bounded, and quoted, so
+// that it is one word even if it is pasted. What cannot be printed is a space.
 func Show(s string) string {
 	printable := strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -202,10 +209,12 @@ func Show(s string) string {
 		}
 		return ' '
 	}, text.Clean(s, maxShown))
+
 	quoted, err := Quote(printable)
 	if err != nil {
 		return "''" // Quote takes every printable word of this length
 	}
+
 	return quoted
 }
 

@@ -33,6 +33,7 @@ func TestQuoteReadsBack(t *testing.T) {
 			want = append(want, w)
 		}
 	}
+
 	for _, name := range []string{"sh", "bash"} {
 		out, err := exec.Command(name, "-c", "printf '%s\\0'"+line.String()).Output()
 		if err != nil {
@@ -45,7 +46,8 @@ func TestQuoteReadsBack(t *testing.T) {
 }
 
 func TestQuoteRefuses(t *testing.T) {
-	for _, w := range []string{"a\nb", "\x1b[2J", "\xff", "\x00", "\r", "a\tb", "\u202ex", "\u200b", strings.Repeat("x", MaxWord+1)} {
+	for _, w := range []string{"a\nb", "\x1b[2J", "\xff", "\x00", "\r", "a\tb", "\u202ex", "\u200b",
+		strings.Repeat("x", MaxWord+1)} {
 		if quoted, err := Quote(w); err == nil {
 			t.Errorf("%.20q becomes %.40s", w, quoted)
 		}
@@ -70,6 +72,7 @@ func TestLines(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
+
 	for name, l := range map[string]Line{
 		"option": Command("rm {}", "-x"), "operand": Command("rm").Args("-x"), "program": Run("-x"),
 		"name": Run("/x", Option{"a;b", ""}), "newline": Run("/x", Option{"a", "\n"}),
@@ -81,9 +84,11 @@ func TestLines(t *testing.T) {
 			t.Errorf("%s: %s", name, l)
 		}
 	}
+
 	if !none.IsZero() || Command("a").IsZero() || Command("rm {}", "-x").IsZero() {
 		t.Error("which lines are absent")
 	}
+
 	b, err := json.Marshal(struct {
 		A Line `json:"a"`
 		B Line `json:"b,omitzero"`
@@ -100,6 +105,7 @@ func FuzzCommand(f *testing.F) {
 		f.Add(w, "other")
 		f.Add("other", w)
 	}
+
 	f.Fuzz(func(t *testing.T, a, b string) {
 		l := Command("grep -q x {} && sed -i --file={} /y | tee -a {}", a, b, a)
 		if !utf8.ValidString(l.String()) || len(l.String()) > 3*4*MaxWord+100 {
@@ -108,10 +114,12 @@ func FuzzCommand(f *testing.F) {
 		if l.Err() != nil {
 			return
 		}
+
 		file, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(l.String()), "")
 		if err != nil {
 			t.Fatalf("%s: %v", l, err)
 		}
+
 		var calls [][]string
 		syntax.Walk(file, func(n syntax.Node) bool {
 			switch n := n.(type) {
@@ -121,11 +129,15 @@ func FuzzCommand(f *testing.F) {
 					call = append(call, literal(t, w))
 				}
 				calls = append(calls, call)
-			case *syntax.CmdSubst, *syntax.ParamExp, *syntax.Redirect, *syntax.ArithmExp, *syntax.Comment, *syntax.DblQuoted, *syntax.ExtGlob:
+
+			case *syntax.CmdSubst, *syntax.ParamExp, *syntax.Redirect, *syntax.ArithmExp, *syntax.Comment,
+				*syntax.DblQuoted, *syntax.ExtGlob:
 				t.Errorf("%s has a %T", l, n)
 			}
+
 			return true
 		})
+
 		want := [][]string{{"grep", "-q", "x", a}, {"sed", "-i", "--file=" + b, "/y"}, {"tee", "-a", a}}
 		if len(calls) != 3 || !slices.EqualFunc(calls, want, slices.Equal[[]string]) {
 			t.Errorf("%s is %q", l, calls)
@@ -147,5 +159,6 @@ func literal(t *testing.T, w *syntax.Word) string {
 			t.Errorf("a %T in a word", p)
 		}
 	}
+
 	return b.String()
 }

@@ -17,8 +17,8 @@ import (
 // Interface, annotations of containers). The value holds names, separated by commas.
 const cdiPrefix = "cdi.k8s.io/"
 
-// cdiName is the form of a CDI device's name: vendor/class=device (CDI specification 0.8, "kind" and
-// "devices").
+// cdiName is the form of a CDI device's name: vendor/class=device (CDI specification 0.8, "kind"
+// and "devices").
 var cdiName = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?` +
 	`=[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?$`)
 
@@ -32,6 +32,7 @@ func cdiDevices(cfg *runtimeapi.ContainerConfig) ([]cdiDevice, error) {
 	for _, d := range cfg.GetCDIDevices() {
 		asked = append(asked, cdiDevice{field: "config.CDI_devices", name: d.GetName()})
 	}
+
 	for _, key := range slices.Sorted(maps.Keys(cfg.GetAnnotations())) {
 		if !strings.HasPrefix(key, cdiPrefix) {
 			continue
@@ -48,11 +49,13 @@ func cdiDevices(cfg *runtimeapi.ContainerConfig) ([]cdiDevice, error) {
 			return nil, fmt.Errorf("%s: %q is not the name of a CDI device, which has the form vendor/class=device: %w",
 				d.field, text.Clean(d.name, maxName), errdefs.ErrInvalidArgument)
 		}
+
 		if !known[d.name] {
 			known[d.name] = true
 			out = append(out, d)
 		}
 	}
+
 	return out, nil
 }
 
@@ -61,7 +64,8 @@ func checkCDI(devices []cdiDevice, h Host) error {
 	if len(devices) == 0 || h.CDI {
 		return nil
 	}
-	return fmt.Errorf("%s: Docker Engine %s has no CDI (%s); it came with Engine 25, where daemon.json may have to enable it "+
+	return fmt.Errorf("%s: Docker Engine %s has no CDI (%s); it came with Engine 25, where daemon.json may have to "+
+		"enable it "+
 		"(\"features\": {\"cdi\": true}): %w",
 		devices[0].field, h.EngineVersion, strings.Join(cdiNames(devices), ", "), errdefs.ErrInvalidArgument)
 }

@@ -15,8 +15,9 @@ type ContainerOptions struct {
 	Sandbox        *Sandbox
 	Log            LogConfig
 	Image          *Image
-	SeccompProfile string              // the content of the Localhost profile, see SeccompFile
-	ImageVolumes   map[int]ImageVolume // those of the configuration, by their index among its mounts
+	SeccompProfile string // the content of the Localhost profile, see SeccompFile
+	// those of the configuration, by their index among its mounts
+	ImageVolumes map[int]ImageVolume
 }
 
 // LogPath is where the kubelet expects a container's log, "" if nowhere.
@@ -27,11 +28,16 @@ func LogPath(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) 
 	return path.Join(pod.GetLogDirectory(), cfg.GetLogPath())
 }
 
-// NewContainer translates CreateContainer's configurations, which must have passed Validate. Errors are InvalidArgument and name the field.
-func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, o ContainerOptions) (*Create, error) {
+// NewContainer translates CreateContainer's configurations, which must have passed Validate. Errors
+// are InvalidArgument and name the field.
+func NewContainer(
+	cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig, o ContainerOptions,
+) (*Create, error) {
 	if len(cfg.GetCommand()) == 0 && len(cfg.GetArgs()) == 0 && !o.Image.Entrypoint && !o.Image.Stale {
-		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("config.command: image %s has no command of its own: %w", cfg.GetImage().GetImage(),
+			errdefs.ErrInvalidArgument)
 	}
+
 	name := ContainerName(cfg.GetMetadata(), o.Sandbox.Metadata)
 	labels, err := containerLabels(name, cfg, pod, o)
 	if err != nil {
@@ -41,7 +47,8 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 	c := &Create{
 		Name: name,
 		Config: &container.Config{
-			Image:       string(o.Image.ID), // a tag may move between the kubelet's request and our create
+			// a tag may move between the kubelet's request and our create
+			Image:       string(o.Image.ID),
 			Entrypoint:  cfg.GetCommand(),
 			Cmd:         cfg.GetArgs(),
 			WorkingDir:  cfg.GetWorkingDir(),
@@ -60,6 +67,7 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 			Annotations:   shimGroup(o.Host, o.Sandbox.Name),
 		},
 	}
+
 	for _, step := range []func(*Create, *runtimeapi.ContainerConfig, ContainerOptions) error{
 		containerNamespaces, containerSecurity, containerMounts, containerDevices, containerResources,
 	} {
@@ -67,6 +75,7 @@ func NewContainer(cfg *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxCon
 			return nil, err
 		}
 	}
+
 	return c, nil
 }
 
@@ -92,6 +101,7 @@ func containerLabels(
 			Limits:       limits,
 		},
 	}
+
 	facts := map[string]string{
 		labelType:      typeContainer,
 		labelSandboxID: string(o.Sandbox.ID),
@@ -99,6 +109,7 @@ func containerLabels(
 	if p := r.Container.LogPath; p != "" {
 		facts[labelLogPath] = p
 	}
+
 	return r.write(facts)
 }
 
@@ -133,22 +144,27 @@ func containerNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o Container
 	if o.Sandbox.Namespaces.GetIpc() == runtimeapi.NamespaceMode_NODE {
 		c.Host.IpcMode = "host"
 	}
+
 	switch ns.GetPid() {
 	case runtimeapi.NamespaceMode_POD:
 		if ns != nil {
 			c.Host.PidMode = container.PidMode(join)
 		}
+
 	case runtimeapi.NamespaceMode_NODE:
 		c.Host.PidMode = "host"
 	case runtimeapi.NamespaceMode_TARGET:
 		if ns.GetTargetId() == "" {
-			return fmt.Errorf("config.linux.security_context.namespace_options.target_id: must not be empty with pid mode TARGET: %w", errdefs.ErrInvalidArgument)
+			return fmt.Errorf("config.linux.security_context.namespace_options.target_id: must not be empty with "+
+				"pid mode TARGET: %w", errdefs.ErrInvalidArgument)
 		}
 		c.Host.PidMode = container.PidMode(joinPrefix + ns.GetTargetId())
 	}
+
 	if o.Host.CgroupVersion == "2" {
 		c.Host.CgroupnsMode = container.CgroupnsModePrivate
 	}
+
 	return joinUsers(c, cfg, o)
 }
 
@@ -159,12 +175,16 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 	if err != nil {
 		return err
 	}
+
 	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
 		return errStrictGroups(field)
 	}
+
 	if len(sc.GetCapabilities().GetAddAmbientCapabilities()) > 0 {
-		return fmt.Errorf("%s.capabilities.add_ambient_capabilities: Docker cannot set ambient capabilities: %w", field, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s.capabilities.add_ambient_capabilities: Docker cannot set ambient capabilities: %w", field,
+			errdefs.ErrInvalidArgument)
 	}
+
 	c.Config.User = user
 	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
 	c.Host.Privileged = sc.GetPrivileged()
@@ -172,14 +192,17 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 	c.Host.CapAdd = capabilities(sc.GetCapabilities().GetAddCapabilities())
 	c.Host.CapDrop = capabilities(sc.GetCapabilities().GetDropCapabilities())
 	if sc != nil && !sc.GetPrivileged() {
-		// The kubelet sends the default lists for procMount Default and empty ones for Unmasked; for Docker, nil means its own defaults.
+		// The kubelet sends the default lists for procMount Default and empty ones for Unmasked;
+		// for Docker, nil means its own defaults.
 		c.Host.MaskedPaths = append([]string{}, sc.GetMaskedPaths()...)
 		c.Host.ReadonlyPaths = append([]string{}, sc.GetReadonlyPaths()...)
 	}
+
 	noNewPrivs := "no-new-privileges=false" // explicit: the default of daemon.json may be true
 	if sc.GetNoNewPrivs() {
 		noNewPrivs = "no-new-privileges"
 	}
+
 	c.Host.SecurityOpt = append(c.Host.SecurityOpt, noNewPrivs)
 	in := securityInput{
 		seccomp:  containerSeccomp(sc),
@@ -190,8 +213,10 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 	if in.apparmor == nil {
 		in.apparmor = legacyProfile(sc.GetApparmorProfile()) //nolint:staticcheck // kubelets before 1.30 send only this
 	}
+
 	opts, err := securityOptions(field, in, o.Host)
 	c.Host.SecurityOpt = append(c.Host.SecurityOpt, opts...)
+
 	return err
 }
 
@@ -199,7 +224,9 @@ func containerSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOp
 func containerDevices(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
 	for _, d := range cfg.GetDevices() {
 		c.Host.Devices = append(c.Host.Devices, container.DeviceMapping{
-			PathOnHost: d.GetHostPath(), PathInContainer: d.GetContainerPath(), CgroupPermissions: d.GetPermissions(),
+			PathOnHost:        d.GetHostPath(),
+			PathInContainer:   d.GetContainerPath(),
+			CgroupPermissions: d.GetPermissions(),
 		})
 	}
 
@@ -207,9 +234,12 @@ func containerDevices(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpt
 	if err != nil || len(devices) == 0 {
 		return err
 	}
+
 	if err := checkCDI(devices, o.Host); err != nil {
 		return err
 	}
+
 	c.Host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cdiNames(devices)}}
+
 	return nil
 }

@@ -19,23 +19,44 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 // hosts are the engines that golden files name.
 var hosts = map[string]Host{
-	"20.10": {EngineVersion: "20.10.24", APIVersion: "1.41", CgroupDriver: "cgroupfs", CgroupVersion: "1", Runtimes: []string{"runc"}, SecurityOptions: []string{"seccomp"}, MinOOMScoreAdj: 0},
-	"29":    {EngineVersion: "29.0.0", CDI: true, ContainerdStore: true, APIVersion: "1.52", CgroupDriver: "systemd", CgroupVersion: "2", Runtimes: []string{"crun", "runc"}, SecurityOptions: []string{"apparmor", "seccomp", "selinux"}, MinOOMScoreAdj: -1000},
+	"20.10": {
+		EngineVersion:   "20.10.24",
+		APIVersion:      "1.41",
+		CgroupDriver:    "cgroupfs",
+		CgroupVersion:   "1",
+		Runtimes:        []string{"runc"},
+		SecurityOptions: []string{"seccomp"},
+		MinOOMScoreAdj:  0,
+	},
+	"29": {
+		EngineVersion:   "29.0.0",
+		CDI:             true,
+		ContainerdStore: true,
+		APIVersion:      "1.52",
+		CgroupDriver:    "systemd",
+		CgroupVersion:   "2",
+		Runtimes:        []string{"crun", "runc"},
+		SecurityOptions: []string{"apparmor", "seccomp", "selinux"},
+		MinOOMScoreAdj:  -1000,
+	},
 }
 
-// TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts), "request.json" (a RunPodSandboxRequest or
-// CreateContainerRequest) and "docker.json" or "error", which -update writes.
+// TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts),
+// "request.json" (a RunPodSandboxRequest or CreateContainerRequest) and "docker.json" or "error",
+// which -update writes.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) < 6 {
 		t.Fatalf("golden files: %v, %v", files, err)
 	}
+
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			a, err := txtar.ParseFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			in := map[string]string{}
 			var kept []txtar.File
 			for _, f := range a.Files {
@@ -44,10 +65,12 @@ func TestGolden(t *testing.T) {
 					kept = append(kept, f)
 				}
 			}
+
 			host, ok := hosts[strings.TrimSpace(in["host"])]
 			if !ok {
 				t.Fatalf("unknown host %q", in["host"])
 			}
+
 			name, got := translate(t, in["request.json"], host)
 			if *update {
 				a.Files = append(kept, txtar.File{Name: name, Data: []byte(got)})
@@ -56,6 +79,7 @@ func TestGolden(t *testing.T) {
 				}
 				return
 			}
+
 			if diff := cmp.Diff(in[name], got); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", name, diff)
 			}
@@ -63,7 +87,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// translate is the golden file's last part: what Docker is told without what is empty, or the refusal.
+// translate is the golden file's last part: what Docker is told without what is empty, or the
+// refusal.
 func translate(t *testing.T, request string, h Host) (file, content string) {
 	t.Helper()
 	var c *Create
@@ -74,22 +99,39 @@ func translate(t *testing.T, request string, h Host) (file, content string) {
 		if err := json.Unmarshal([]byte(request), r); err != nil {
 			t.Fatal(err)
 		}
+
 		req = r
 		if err = Validate(req); err == nil {
-			sb := &Sandbox{ID: model.ContainerID(r.PodSandboxId), Name: SandboxName(r.SandboxConfig.GetMetadata()), Metadata: r.SandboxConfig.GetMetadata(),
-				Namespaces: r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(), CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h)}
+			sb := &Sandbox{
+				ID:           model.ContainerID(r.PodSandboxId),
+				Name:         SandboxName(r.SandboxConfig.GetMetadata()),
+				Metadata:     r.SandboxConfig.GetMetadata(),
+				Namespaces:   r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+				CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
+			}
+
 			volumes := map[int]ImageVolume{}
 			for i, m := range r.Config.GetMounts() {
 				if m.GetImage().GetImage() != "" {
 					volumes[i] = ImageVolume{ImageID: "sha256:beef", Target: m.ContainerPath, SubPath: m.ImageSubPath}
 					if !h.NativeImageVolumes() {
-						volumes[i] = ImageVolume{ImageID: "sha256:beef", Target: m.ContainerPath, SubPath: m.ImageSubPath, Path: "/run/image-volumes/beef/" + m.ImageSubPath}
+						volumes[i] = ImageVolume{
+							ImageID: "sha256:beef",
+							Target:  m.ContainerPath,
+							SubPath: m.ImageSubPath,
+							Path:    "/run/image-volumes/beef/" + m.ImageSubPath,
+						}
 					}
 				}
 			}
+
 			c, err = NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
-				Host: h, Sandbox: sb, Log: LogConfig{Driver: "json-file"}, Image: &Image{ID: "sha256:cafe"}, SeccompProfile: "{}",
-				ImageVolumes: volumes,
+				Host:           h,
+				Sandbox:        sb,
+				Log:            LogConfig{Driver: "json-file"},
+				Image:          &Image{ID: "sha256:cafe"},
+				SeccompProfile: "{}",
+				ImageVolumes:   volumes,
 			})
 		}
 	} else {
@@ -97,25 +139,36 @@ func translate(t *testing.T, request string, h Host) (file, content string) {
 		if err := json.Unmarshal([]byte(request), r); err != nil {
 			t.Fatal(err)
 		}
+
 		req = r
 		if err = Validate(req); err == nil {
-			c, err = NewSandbox(r.Config, SandboxOptions{Host: h, Image: PauseImage{Source: "pause:1", Name: "pause:1"}, RuntimeHandler: r.RuntimeHandler, NetworkMode: "none"})
+			c, err = NewSandbox(r.Config, SandboxOptions{
+				Host:           h,
+				Image:          PauseImage{Source: "pause:1", Name: "pause:1"},
+				RuntimeHandler: r.RuntimeHandler,
+				NetworkMode:    "none",
+			})
 		}
 	}
+
 	if err != nil {
 		return "error", err.Error() + "\n"
 	}
+
 	b, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var v any
 	if err := json.Unmarshal(b, &v); err != nil {
 		t.Fatal(err)
 	}
+
 	if b, err = json.MarshalIndent(withoutEmpty(v), "", "  "); err != nil {
 		t.Fatal(err)
 	}
+
 	return "docker.json", string(b) + "\n"
 }
 
@@ -125,6 +178,7 @@ func withoutEmpty(v any) any {
 	if !ok {
 		return v
 	}
+
 	for k, x := range m {
 		x = withoutEmpty(x)
 		m[k] = x
@@ -135,19 +189,23 @@ func withoutEmpty(v any) any {
 			if y == "" {
 				delete(m, k)
 			}
+
 		case float64:
 			if y == 0 {
 				delete(m, k)
 			}
+
 		case bool:
 			if !y {
 				delete(m, k)
 			}
+
 		case map[string]any:
 			if len(y) == 0 {
 				delete(m, k)
 			}
 		}
 	}
+
 	return m
 }

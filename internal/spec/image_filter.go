@@ -15,8 +15,8 @@ type ImageFilter struct {
 	pattern string // ref without the parts of the name that Docker does not list
 }
 
-// ParseImageFilter reads the filter of CRI ListImages; an empty one selects all images. InvalidArgument if
-// ref is a malformed pattern.
+// ParseImageFilter reads the filter of CRI ListImages; an empty one selects all images.
+// InvalidArgument if ref is a malformed pattern.
 func ParseImageFilter(ref string) (ImageFilter, error) {
 	pattern := strings.TrimPrefix(ref, "index.")
 	if rest, ok := strings.CutPrefix(pattern, "docker.io/"); ok {
@@ -24,8 +24,10 @@ func ParseImageFilter(ref string) (ImageFilter, error) {
 	} else {
 		pattern = ref
 	}
+
 	if _, err := path.Match(pattern, ""); err != nil {
-		return ImageFilter{}, fmt.Errorf("filter.image.image: %q is no name, ID or pattern: %w", ref, errdefs.ErrInvalidArgument)
+		return ImageFilter{}, fmt.Errorf("filter.image.image: %q is no name, ID or pattern: %w", ref,
+			errdefs.ErrInvalidArgument)
 	}
 
 	return ImageFilter{ref: ref, pattern: pattern}, nil
@@ -40,6 +42,7 @@ func (f ImageFilter) Match(i *Image) bool {
 	if f.ref == "" || !f.IsPattern() && i.Is(f.ref) {
 		return true
 	}
+
 	for _, names := range [][]string{i.RepoTags, i.RepoDigests} {
 		for _, name := range names {
 			named, err := reference.ParseNormalizedNamed(name)

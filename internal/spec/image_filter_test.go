@@ -47,7 +47,8 @@ func TestImageFilter(t *testing.T) {
 		}
 	}
 
-	if _, err := ParseImageFilter("busybox["); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "filter.image.image") {
+	if _, err := ParseImageFilter("busybox["); !errdefs.IsInvalidArgument(err) ||
+		!strings.Contains(err.Error(), "filter.image.image") {
 		t.Errorf("malformed pattern: %v", err)
 	}
 }

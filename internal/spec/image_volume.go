@@ -16,13 +16,14 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// ImageVolume is an image that is mounted into a container (CRI Mount.image). The container's record
-// has it.
+// ImageVolume is an image that is mounted into a container (CRI Mount.image). The container's
+// record has it.
 type ImageVolume struct {
 	ImageID model.ImageID `json:"image"`
 	Target  string        `json:"target"`            // clean absolute path in the container
 	SubPath string        `json:"subPath,omitempty"` // local path in the image
-	// Path is where we have mounted it, with the sub-path; "" where the engine mounts images itself.
+	// Path is where we have mounted it, with the sub-path; "" where the engine mounts images
+	// itself.
 	Path string `json:"-"`
 	// Ref is the image's name with digest, "" for an image without one and in records of older
 	// releases.
@@ -39,22 +40,27 @@ func NewImageVolume(m *runtimeapi.Mount, image *Image) ImageVolume {
 	}
 }
 
-// NativeImageVolumes says whether the engine mounts images itself (API 1.48, Engine 28, with containerd's image store).
+// NativeImageVolumes says whether the engine mounts images itself (API 1.48, Engine 28, with
+// containerd's image store).
 func (h Host) NativeImageVolumes() bool { return h.ContainerdStore && h.AtLeast("1.48") }
 
-// CheckImageVolumes says whether images can be mounted at all: by the engine, or by us from the directories of its graph driver overlay2.
-// FailedPrecondition if not.
+// CheckImageVolumes says whether images can be mounted at all: by the engine, or by us from the
+// directories of its graph driver overlay2. FailedPrecondition if not.
 func (h Host) CheckImageVolumes() error {
 	switch {
 	case h.NativeImageVolumes():
 		return nil
 	case h.Has("rootless"), h.Has("userns"):
-		return fmt.Errorf("image volumes need Engine 28 with containerd's image store where the engine maps user IDs (rootless, userns-remap): %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("image volumes need Engine 28 with containerd's image store where the engine maps user "+
+			"IDs (rootless, userns-remap): %w", errdefs.ErrFailedPrecondition)
 	case h.ContainerdStore:
-		return fmt.Errorf("image volumes with containerd's image store came with Docker Engine 28; this is %s: %w", h.EngineVersion, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("image volumes with containerd's image store came with Docker Engine 28; this is %s: %w",
+			h.EngineVersion, errdefs.ErrFailedPrecondition)
 	case h.StorageDriver != "overlay2":
-		return fmt.Errorf("image volumes need the storage driver overlay2 or containerd's image store of Engine 28; this engine has %s: %w", h.StorageDriver, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("image volumes need the storage driver overlay2 or containerd's image store of Engine 28; "+
+			"this engine has %s: %w", h.StorageDriver, errdefs.ErrFailedPrecondition)
 	}
+
 	return nil
 }
 
@@ -66,9 +72,22 @@ func (c *Container) MountsImage(imageID model.ImageID) bool {
 // imageMount is an image volume in Docker's terms.
 func imageMount(v ImageVolume) mount.Mount {
 	if v.Path == "" {
-		return mount.Mount{Type: mount.TypeImage, Source: string(v.ImageID), Target: v.Target, ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: v.SubPath}}
+		return mount.Mount{
+			Type:         mount.TypeImage,
+			Source:       string(v.ImageID),
+			Target:       v.Target,
+			ReadOnly:     true,
+			ImageOptions: &mount.ImageOptions{Subpath: v.SubPath},
+		}
 	}
-	return mount.Mount{Type: mount.TypeBind, Source: v.Path, Target: v.Target, ReadOnly: true, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
+
+	return mount.Mount{
+		Type:        mount.TypeBind,
+		Source:      v.Path,
+		Target:      v.Target,
+		ReadOnly:    true,
+		BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+	}
 }
 
 // imageVolumes are the images that a container mounts, in the order of its mounts.
@@ -87,12 +106,14 @@ func (v ImageVolume) check() error {
 	if _, err := model.ParseImageID(string(v.ImageID)); err != nil {
 		return err
 	}
+
 	if !path.IsAbs(v.Target) {
 		return fmt.Errorf("target %q is not absolute", v.Target)
 	}
 	if v.SubPath != "" && !filepath.IsLocal(v.SubPath) {
 		return fmt.Errorf("sub-path %q is not local", v.SubPath)
 	}
+
 	return nil
 }
 
@@ -119,6 +140,7 @@ func (p *problems) imageMount(field string, m *runtimeapi.Mount) {
 	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		p.add(field+".propagation", "an image is mounted privately")
 	}
+
 	if s := m.GetImageSubPath(); s != "" {
 		p.text(field+".image_sub_path", s)
 		if path.IsAbs(s) || strings.Contains("/"+s+"/", "/../") {
@@ -127,8 +149,8 @@ func (p *problems) imageMount(field string, m *runtimeapi.Mount) {
 	}
 }
 
-// HolderPrefix begins the names of holders; the image's ID without its algorithm follows. The engine
-// can filter a list by it.
+// HolderPrefix begins the names of holders; the image's ID without its algorithm follows. The
+// engine can filter a list by it.
 const HolderPrefix = "cri-dockerd_image-volume_"
 
 // HolderName is the name of the holder of an image.
@@ -145,8 +167,8 @@ func HeldImage(name string) (model.ImageID, bool) {
 	return id, err == nil
 }
 
-// NewHolder is a container that is never started and keeps the layers of an image from being removed
-// while we have them mounted.
+// NewHolder is a container that is never started and keeps the layers of an image from being
+// removed while we have them mounted.
 func NewHolder(imageID model.ImageID) *Create {
 	return &Create{
 		Name: HolderName(imageID),

@@ -3,7 +3,8 @@ package spec
 import "strings"
 
 // The labels that dockershim and its successors share. Tools filter by them, and older shims read
-// them after a hand-back. The daemon itself reads them only from objects of older shims; see record.
+// them after a hand-back. The daemon itself reads them only from objects of older shims; see
+// record.
 const (
 	labelType      = "io.kubernetes.docker.type" // podsandbox or container
 	labelSandboxID = "io.kubernetes.sandbox.id"
@@ -42,12 +43,15 @@ func sharedLabels(r *record, facts map[string]string) map[string]string {
 			out[k] = v
 		}
 	}
+
 	for k, v := range r.Annotations {
 		out[annotationMark+k] = v
 	}
+
 	for k, v := range facts {
 		out[k] = v
 	}
+
 	return out
 }
 
@@ -61,6 +65,7 @@ func readSharedLabels(in map[string]string, sandbox bool) (labels, annotations m
 			labels[k] = v
 		}
 	}
+
 	return labels, annotations
 }
 
@@ -83,10 +88,12 @@ func (l ImageLabels) without(all map[string]string) map[string]string {
 		}
 		out[k] = v
 	}
+
 	return out
 }
 
-// IsKept reports whether a reader that cannot keep all labels of a container must keep this one. There are few such keys.
+// IsKept reports whether a reader that cannot keep all labels of a container must keep this one.
+// There are few such keys.
 func IsKept(key string) bool {
 	switch key {
 	case labelType, labelSandboxID, labelLogPath, labelName, labelRecord:
@@ -95,7 +102,8 @@ func IsKept(key string) bool {
 	return false
 }
 
-// isAlwaysSet reports whether every shim and the kubelet set this label on each of their containers.
+// isAlwaysSet reports whether every shim and the kubelet set this label on each of their
+// containers.
 func isAlwaysSet(key string) bool {
 	switch key {
 	case labelType, labelSandboxID, labelLogPath, labelName, labelRecord:

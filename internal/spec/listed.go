@@ -22,8 +22,8 @@ type Listed struct {
 	Labels      map[string]string
 }
 
-// ReadListed makes a record from the list alone, for a container that the engine cannot describe now.
-// It has no process, no paths and only the time of creation. Unread is always set.
+// ReadListed makes a record from the list alone, for a container that the engine cannot describe
+// now. It has no process, no paths and only the time of creation. Unread is always set.
 func ReadListed(l Listed, image ImageLabels) Object {
 	created := time.Unix(l.Created, 0).UTC().Format(time.RFC3339Nano)
 	state := &container.State{
@@ -49,13 +49,16 @@ func ReadListed(l Listed, image ImageLabels) Object {
 	if err != nil {
 		o = Object{}
 	}
+
 	if o.Sandbox != nil {
 		o.Sandbox.Stale = true
 	}
 	if o.Container != nil {
 		o.Container.Stale = true
 	}
+
 	o.Unread = l.ID
+
 	return o
 }
 
@@ -69,5 +72,6 @@ func listedExitCode(status string) int {
 	if !ok || err != nil {
 		return unknown
 	}
+
 	return code
 }

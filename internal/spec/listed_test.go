@@ -12,10 +12,12 @@ func TestReadListed(t *testing.T) {
 		Labels:    map[string]string{"app": "web"},
 		Container: &containerRecord{SandboxID: testSandbox, Image: "web:1", LogPath: "/var/log/pods/x"},
 	}
+
 	labels, err := r.write(map[string]string{labelType: typeContainer})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	listed := Listed{
 		ID:          testID,
 		Name:        r.Name,
@@ -43,9 +45,12 @@ func TestReadListed(t *testing.T) {
 			t.Errorf("%s: %+v", state, o)
 			continue
 		}
-		if c.State != want.state || c.ExitCode != want.code || c.Labels["app"] != "web" || c.SandboxID != testSandbox || c.CreatedAt.Unix() != listed.Created {
+
+		if c.State != want.state || c.ExitCode != want.code || c.Labels["app"] != "web" || c.SandboxID != testSandbox ||
+			c.CreatedAt.Unix() != listed.Created {
 			t.Errorf("%s: %+v", state, c)
 		}
+
 		if c.State == runtimeapi.ContainerState_CONTAINER_EXITED && (c.Reason == "" || c.FinishedAt.IsZero()) {
 			t.Errorf("%s: reason %q, finished %s", state, c.Reason, c.FinishedAt)
 		}

@@ -31,21 +31,25 @@ func readPropagation(p mount.Propagation) runtimeapi.MountPropagation {
 	return runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 }
 
-// containerMounts makes bind mounts, and mounts of images. A read-only mount is not recursively so unless asked: engines from 25 on would otherwise do it.
+// containerMounts makes bind mounts, and mounts of images. A read-only mount is not recursively so
+// unless asked: engines from 25 on would otherwise do it.
 func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
 	for i, m := range cfg.GetMounts() {
 		field := fmt.Sprintf("config.mounts[%d]", i)
 		if err := checkMount(field, m, o.Host); err != nil {
 			return err
 		}
+
 		if m.GetImage().GetImage() != "" {
 			v, ok := o.ImageVolumes[i]
 			if !ok {
-				return fmt.Errorf("%s.image: %s is not mounted: %w", field, m.GetImage().GetImage(), errdefs.ErrFailedPrecondition)
+				return fmt.Errorf("%s.image: %s is not mounted: %w", field, m.GetImage().GetImage(),
+					errdefs.ErrFailedPrecondition)
 			}
 			c.Host.Mounts = append(c.Host.Mounts, imageMount(v))
 			continue
 		}
+
 		hostPath, containerPath := path.Clean(m.GetHostPath()), path.Clean(m.GetContainerPath())
 		c.MakeDirs = append(c.MakeDirs, hostPath)
 		if m.GetSelinuxRelabel() && o.Host.Has("selinux") {
@@ -56,11 +60,13 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			c.Host.Binds = append(c.Host.Binds, bind)
 			continue
 		}
+
 		b := &mount.BindOptions{Propagation: propagation(m.GetPropagation())}
 		if m.GetReadonly() && o.Host.RecursiveReadOnly() {
 			b.ReadOnlyForceRecursive = m.GetRecursiveReadOnly()
 			b.ReadOnlyNonRecursive = !m.GetRecursiveReadOnly()
 		}
+
 		c.Host.Mounts = append(c.Host.Mounts, mount.Mount{
 			Type:        mount.TypeBind,
 			Source:      hostPath,
@@ -69,6 +75,7 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 			BindOptions: b,
 		})
 	}
+
 	return nil
 }
 
@@ -76,29 +83,39 @@ func containerMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOpti
 func checkMount(field string, m *runtimeapi.Mount, h Host) error {
 	switch {
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return fmt.Errorf("%s.uidMappings: ID-mapped mounts are not supported on this runtime: %w", field, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s.uidMappings: ID-mapped mounts are not supported on this runtime: %w", field,
+			errdefs.ErrInvalidArgument)
 	case len(m.GetMountOptions()) > 0:
-		return fmt.Errorf("%s.mount_options: Docker cannot set %s on a bind mount: %w", field, strings.Join(m.GetMountOptions(), ","), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s.mount_options: Docker cannot set %s on a bind mount: %w", field,
+			strings.Join(m.GetMountOptions(), ","), errdefs.ErrInvalidArgument)
 	case m.GetRecursiveReadOnly() && !h.RecursiveReadOnly():
-		return fmt.Errorf("%s.recursive_read_only: Docker Engine %s cannot; it came with Engine 25: %w", field, h.EngineVersion, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s.recursive_read_only: Docker Engine %s cannot; it came with Engine 25: %w", field,
+			h.EngineVersion, errdefs.ErrInvalidArgument)
 	}
+
 	return nil
 }
 
-// relabelledBind is a mount in the old string form, the only one in which Docker relabels for SELinux.
+// relabelledBind is a mount in the old string form, the only one in which Docker relabels for
+// SELinux.
 func relabelledBind(field string, m *runtimeapi.Mount) (string, error) {
 	hostPath, containerPath := path.Clean(m.GetHostPath()), path.Clean(m.GetContainerPath())
 	if strings.Contains(hostPath+containerPath, ":") {
 		return "", fmt.Errorf("%s: Docker cannot relabel a path with a colon: %w", field, errdefs.ErrInvalidArgument)
 	}
+
 	if m.GetRecursiveReadOnly() {
-		return "", fmt.Errorf("%s.recursive_read_only: Docker cannot combine it with selinux_relabel: %w", field, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("%s.recursive_read_only: Docker cannot combine it with selinux_relabel: %w", field,
+			errdefs.ErrInvalidArgument)
 	}
+
 	mode := "rw"
 	if m.GetReadonly() {
 		mode = "ro"
 	}
-	return strings.Join([]string{hostPath, containerPath, mode + ",Z," + string(propagation(m.GetPropagation()))}, ":"), nil
+
+	return strings.Join([]string{hostPath, containerPath, mode + ",Z," + string(propagation(m.GetPropagation()))}, ":"),
+		nil
 }
 
 // mount checks a mount.
@@ -107,6 +124,7 @@ func (p *problems) mount(field string, m *runtimeapi.Mount) {
 	if path.Clean(m.GetContainerPath()) == "/" {
 		p.add(field+".container_path", "%q is the container's root", m.GetContainerPath())
 	}
+
 	if m.GetImage().GetImage() != "" {
 		p.imageMount(field, m)
 	} else {
@@ -115,8 +133,10 @@ func (p *problems) mount(field string, m *runtimeapi.Mount) {
 			p.add(field+".image_sub_path", "needs an image")
 		}
 	}
+
 	enum(p, field+".propagation", runtimeapi.MountPropagation_name, m.GetPropagation())
-	if m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
+	if m.GetRecursiveReadOnly() &&
+		(!m.GetReadonly() || m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
 		p.add(field+".recursive_read_only", "needs readonly and private propagation")
 	}
 }

@@ -14,13 +14,14 @@ const (
 	pauseName     = "POD" // stands where a container's name stands in other names
 )
 
-// SandboxName is the name of a sandbox's container: k8s_POD_<pod>_<namespace>_<uid>_<attempt>. The parts must have passed Validate.
+// SandboxName is the name of a sandbox's container: k8s_POD_<pod>_<namespace>_<uid>_<attempt>. The
+// parts must have passed Validate.
 func SandboxName(m *runtimeapi.PodSandboxMetadata) string {
 	return joinName(pauseName, m, m.GetAttempt())
 }
 
-// ContainerName is the name of a container: k8s_<container>_<pod>_<namespace>_<uid>_<attempt>, the attempt being the container's. The
-// parts must have passed Validate.
+// ContainerName is the name of a container: k8s_<container>_<pod>_<namespace>_<uid>_<attempt>, the
+// attempt being the container's. The parts must have passed Validate.
 func ContainerName(c *runtimeapi.ContainerMetadata, s *runtimeapi.PodSandboxMetadata) string {
 	return joinName(c.GetName(), s, c.GetAttempt())
 }
@@ -37,15 +38,19 @@ type name struct {
 	attempt                        uint32
 }
 
-// parseName takes a container's name apart. Old shims appended a seventh part when a name was taken; it is ignored.
+// parseName takes a container's name apart. Old shims appended a seventh part when a name was
+// taken; it is ignored.
 func parseName(s string) (name, error) {
 	parts := strings.Split(strings.TrimPrefix(s, "/"), nameSeparator)
 	if (len(parts) != 6 && len(parts) != 7) || parts[0] != namePrefix {
-		return name{}, fmt.Errorf("container name %q is not of the form k8s_<container>_<pod>_<namespace>_<uid>_<attempt>", s)
+		return name{}, fmt.Errorf("container name %q is not of the form "+
+			"k8s_<container>_<pod>_<namespace>_<uid>_<attempt>", s)
 	}
+
 	attempt, err := strconv.ParseUint(parts[5], 10, 32)
 	if err != nil {
 		return name{}, fmt.Errorf("container name %q: attempt: %w", s, err)
 	}
+
 	return name{parts[1], parts[2], parts[3], parts[4], uint32(attempt)}, nil
 }

@@ -10,14 +10,16 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A pod's network namespace is made by us before the pause, which joins it: Docker is told network mode "host", a mount of the namespace, and
-// what the pause needs for the moment of joining; the pause then gives up every capability. What Docker would have done for a namespace of
-// its own, namely net.* sysctls and the hosts file, is ours to do.
+// A pod's network namespace is made by us before the pause, which joins it: Docker is told network
+// mode "host", a mount of the namespace, and what the pause needs for the moment of joining; the
+// pause then gives up every capability. What Docker would have done for a namespace of its own,
+// namely net.* sysctls and the hosts file, is ours to do.
 
 // netnsTarget is where the embedded pause looks for the namespace to join (engine/pause/src).
 const netnsTarget = "/netns"
 
-// EngineNetNS says why the engine must make the network namespace of a pod, "" if we can: its pause may not be able to join one.
+// EngineNetNS says why the engine must make the network namespace of a pod, "" if we can: its pause
+// may not be able to join one.
 func EngineNetNS(r *runtimeapi.RunPodSandboxRequest, h Host) (reason string) {
 	sc := r.GetConfig().GetLinux().GetSecurityContext()
 	switch {
@@ -34,14 +36,21 @@ func EngineNetNS(r *runtimeapi.RunPodSandboxRequest, h Host) (reason string) {
 	case sc.GetSelinuxOptions() != nil:
 		return "the pod has SELinux options of its own"
 	}
+
 	return ""
 }
 
-// joinNetNS has the pause join a network namespace. It begins as root, for only root can, and becomes the pod's user itself, whose numbers
-// are its arguments.
+// joinNetNS has the pause join a network namespace. It begins as root, for only root can, and
+// becomes the pod's user itself, whose numbers are its arguments.
 func joinNetNS(c *Create, netns string) {
 	c.Host.NetworkMode = "host"
-	c.Host.Mounts = append(c.Host.Mounts, mount.Mount{Type: mount.TypeBind, Source: netns, Target: netnsTarget, ReadOnly: true})
+	c.Host.Mounts = append(c.Host.Mounts, mount.Mount{
+		Type:     mount.TypeBind,
+		Source:   netns,
+		Target:   netnsTarget,
+		ReadOnly: true,
+	})
+
 	c.Host.CapDrop, c.Host.CapAdd = []string{"ALL"}, []string{"SETPCAP", "SYS_ADMIN"}
 	if c.Config.User != "" || len(c.Host.GroupAdd) > 0 {
 		user, group, _ := strings.Cut(c.Config.User, ":")
@@ -49,6 +58,7 @@ func joinNetNS(c *Create, netns string) {
 		c.Config.User, c.Host.GroupAdd = "", nil
 		c.Host.CapAdd = append(c.Host.CapAdd, "SETGID", "SETUID")
 	}
+
 	c.Host.Sysctls = maps.Clone(c.Host.Sysctls) // the request's own
 	maps.DeleteFunc(c.Host.Sysctls, func(k, _ string) bool { return isNet(k) })
 }

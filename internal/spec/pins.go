@@ -23,10 +23,11 @@ type labelSelector struct {
 	negated    bool
 }
 
-// ParseImagePins reads the values of --pinned-images and --pinned-image-labels. A name is an image's
-// name in any form that Docker takes; "*" stands for any characters, and a name without tag or digest
-// stands for all of its repository. A selector is "key", "key=value" or one of them negated ("!key",
-// "key!=value"). An image is pinned if one name or one selector matches. Errors name the entry.
+// ParseImagePins reads the values of --pinned-images and --pinned-image-labels. A name is an
+// image's name in any form that Docker takes; "*" stands for any characters, and a name without tag
+// or digest stands for all of its repository. A selector is "key", "key=value" or one of them
+// negated ("!key", "key!=value"). An image is pinned if one name or one selector matches. Errors
+// name the entry.
 func ParseImagePins(names, selectors []string) (ImagePins, error) {
 	var p ImagePins
 	for _, n := range names {
@@ -36,6 +37,7 @@ func ParseImagePins(names, selectors []string) (ImagePins, error) {
 		}
 		p.names = append(p.names, pattern)
 	}
+
 	for _, s := range selectors {
 		selector, err := parseSelector(strings.TrimSpace(s))
 		if err != nil {
@@ -43,6 +45,7 @@ func ParseImagePins(names, selectors []string) (ImagePins, error) {
 		}
 		p.labels = append(p.labels, selector)
 	}
+
 	return p, nil
 }
 
@@ -54,6 +57,7 @@ func namePattern(name string) (*regexp.Regexp, error) {
 	if name == "*" {
 		return regexp.MustCompile(""), nil
 	}
+
 	named, err := reference.ParseNormalizedNamed(strings.ReplaceAll(name, "*", wildcard))
 	if err != nil {
 		return nil, fmt.Errorf("%q is not an image's name: %w", name, err)
@@ -63,6 +67,7 @@ func namePattern(name string) (*regexp.Regexp, error) {
 	if reference.IsNameOnly(named) {
 		pattern += "([:@].*)?"
 	}
+
 	return regexp.MustCompile(pattern + "$"), nil
 }
 
@@ -79,9 +84,11 @@ func parseSelector(s string) (labelSelector, error) {
 	default:
 		key, out.negated = strings.CutPrefix(s, "!")
 	}
+
 	if out.key = strings.TrimSpace(key); !selectorKey.MatchString(out.key) {
 		return out, fmt.Errorf("%q is not a selector such as key, key=value or key!=value", s)
 	}
+
 	return out, nil
 }
 
@@ -94,12 +101,14 @@ func (p ImagePins) Match(i *Image) bool {
 			}
 		}
 	}
+
 	for _, s := range p.labels {
 		value, ok := i.Labels[s.key]
 		if matched := ok && (!s.hasValue || value == s.value); matched != s.negated {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -107,15 +116,18 @@ func (p ImagePins) matchName(ref string) bool {
 	if len(p.names) == 0 {
 		return false
 	}
+
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return false
 	}
+
 	for _, pattern := range p.names {
 		if pattern.MatchString(named.String()) {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -129,6 +141,7 @@ func boundLabels(in map[string]string) (out map[string]string, whole bool) {
 	for k, v := range in {
 		size += len(k) + len(v)
 	}
+
 	if size <= maxImageLabels {
 		return maps.Clone(in), true
 	}
@@ -137,6 +150,7 @@ func boundLabels(in map[string]string) (out map[string]string, whole bool) {
 	if v := in[labelRecord]; v != "" && len(v) <= maxRecord {
 		out[labelRecord] = v
 	}
+
 	return out, false
 }
 

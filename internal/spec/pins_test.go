@@ -11,6 +11,7 @@ func TestImagePins(t *testing.T) {
 		RepoDigests: []string{"web@sha256:" + strings.Repeat("a", 64)},
 		Labels:      map[string]string{"team": "platform", "io.cri-dockerd.pinned": "true"},
 	}
+
 	for _, c := range []struct {
 		names, labels string // comma lists
 		want          bool
@@ -44,11 +45,14 @@ func TestImagePins(t *testing.T) {
 			t.Errorf("%q, %q: %v", c.names, c.labels, err)
 			continue
 		}
+
 		if got := p.Match(web); got != c.want {
 			t.Errorf("%q, %q: %v, want %v", c.names, c.labels, got, c.want)
 		}
 	}
-	for _, bad := range []struct{ names, labels string }{{"UPPER", ""}, {"a b", ""}, {"", "=x"}, {"", "a b=c"}, {"", "a b"}} {
+
+	for _, bad := range []struct{ names, labels string }{{"UPPER", ""}, {"a b", ""}, {"", "=x"}, {"", "a b=c"},
+		{"", "a b"}} {
 		if _, err := ParseImagePins(split(bad.names), split(bad.labels)); err == nil {
 			t.Errorf("%q, %q is accepted", bad.names, bad.labels)
 		}

@@ -34,17 +34,19 @@ const (
 const OurLabel = labelType
 
 // Read translates Docker's answer to an inspect: a sandbox, a container, or nothing for what is not
-// ours. It accepts incomplete answers (a container that is being removed). image are the labels that
-// the container's image brings; nothing is believed of them. The error is DataLoss for a container of
-// ours whose record cannot be read.
+// ours. It accepts incomplete answers (a container that is being removed). image are the labels
+// that the container's image brings; nothing is believed of them. The error is DataLoss for a
+// container of ours whose record cannot be read.
 func Read(in container.InspectResponse, image ImageLabels) (Object, error) {
 	n, err := parseName(in.Name)
 	if in.Config == nil || err != nil {
 		return Object{}, nil //nolint:nilerr // another name is somebody else's container
 	}
+
 	if _, err := model.ParseContainerID(in.ID); err != nil {
 		return Object{}, err
 	}
+
 	if in.State == nil {
 		in.State = &container.State{}
 	}
@@ -61,9 +63,12 @@ func Read(in container.InspectResponse, image ImageLabels) (Object, error) {
 		return Object{}, fmt.Errorf("container %s: %w", in.ID, err)
 	case r.Sandbox != nil:
 		return Object{Sandbox: readSandbox(in, n, r)}, nil
-	case !in.HostConfig.NetworkMode.IsContainer() || in.HostConfig.NetworkMode.ConnectedContainer() != string(r.Container.SandboxID):
-		return Object{}, fmt.Errorf("container %s: %w", in.ID, spoiled("its sandbox is not the one that the container joined"))
+	case !in.HostConfig.NetworkMode.IsContainer() ||
+		in.HostConfig.NetworkMode.ConnectedContainer() != string(r.Container.SandboxID):
+		return Object{}, fmt.Errorf("container %s: %w", in.ID,
+			spoiled("its sandbox is not the one that the container joined"))
 	}
+
 	return Object{Container: readContainer(in, n, r)}, nil
 }
 
@@ -78,6 +83,7 @@ func readForeign(in container.InspectResponse, n name, labels map[string]string)
 		sb := readSandbox(in, n, r)
 		sb.Foreign = true
 		return Object{Sandbox: sb}
+
 	case typeContainer:
 		sandbox, err := model.ParseContainerID(labels[labelSandboxID])
 		if err != nil {
@@ -90,15 +96,21 @@ func readForeign(in container.InspectResponse, n name, labels map[string]string)
 		}
 		return Object{Container: readContainer(in, n, r)}
 	}
+
 	return Object{}
 }
 
 func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 	s := &Sandbox{
-		ID:             model.ContainerID(in.ID),
-		Name:           r.Name,
-		Image:          cmp.Or(r.Sandbox.Image, in.Config.Image),
-		Metadata:       &runtimeapi.PodSandboxMetadata{Name: n.pod, Namespace: n.namespace, Uid: n.uid, Attempt: n.attempt},
+		ID:    model.ContainerID(in.ID),
+		Name:  r.Name,
+		Image: cmp.Or(r.Sandbox.Image, in.Config.Image),
+		Metadata: &runtimeapi.PodSandboxMetadata{
+			Name:      n.pod,
+			Namespace: n.namespace,
+			Uid:       n.uid,
+			Attempt:   n.attempt,
+		},
 		Labels:         r.Labels,
 		Annotations:    r.Annotations,
 		RuntimeHandler: r.Sandbox.Handler,
@@ -120,12 +132,15 @@ func readSandbox(in container.InspectResponse, n name, r *record) *Sandbox {
 		EnginePorts:    readPorts(in.HostConfig.PortBindings),
 		EngineIPs:      readEngineIPs(in.NetworkSettings),
 	}
+
 	finished := readTime(in.State.FinishedAt)
 	if s.Running {
-		s.Restarted = !finished.IsZero() // Docker keeps the time of the last end (moby, container.State.SetRunning)
+		// Docker keeps the time of the last end (moby, container.State.SetRunning)
+		s.Restarted = !finished.IsZero()
 	} else {
 		s.FinishedAt = finished
 	}
+
 	return s
 }
 
@@ -140,12 +155,14 @@ func readEngineIPs(in *container.NetworkSettings) []netip.Addr {
 		if e == nil {
 			continue
 		}
+
 		for _, ip := range []netip.Addr{e.IPAddress, e.GlobalIPv6Address} {
 			if ip.IsValid() && !ip.IsUnspecified() {
 				out = append(out, ip)
 			}
 		}
 	}
+
 	return out
 }
 
@@ -155,26 +172,31 @@ func readPorts(bindings network.PortMap) []*runtimeapi.PortMapping {
 	for port, hosts := range bindings {
 		for _, b := range hosts {
 			p := &runtimeapi.PortMapping{
-				Protocol: runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(string(port.Proto()))]), ContainerPort: int32(port.Num()),
+				Protocol:      runtimeapi.Protocol(runtimeapi.Protocol_value[strings.ToUpper(string(port.Proto()))]),
+				ContainerPort: int32(port.Num()),
 			}
 			if n, err := strconv.ParseUint(b.HostPort, 10, 16); err == nil {
 				p.HostPort = int32(n)
 			}
+
 			if b.HostIP.IsValid() && !b.HostIP.IsUnspecified() {
 				p.HostIp = b.HostIP.String()
 			}
+
 			out = append(out, p)
 		}
 	}
+
 	slices.SortFunc(out, func(a, b *runtimeapi.PortMapping) int {
 		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol))
 	})
+
 	return out
 }
 
-// Misfit explains why a container that looks like one of a pod's is none that Read accepts. It is ""
-// for an acceptable one and for containers that have nothing to do with pods. labels are those of a
-// list; an image may have brought them, so the answer is a hint for people.
+// Misfit explains why a container that looks like one of a pod's is none that Read accepts. It is
+// "" for an acceptable one and for containers that have nothing to do with pods. labels are those
+// of a list; an image may have brought them, so the answer is a hint for people.
 func Misfit(name string, labels map[string]string) string {
 	kind, labelled := labels[labelType]
 	_, err := parseName(name)
@@ -189,6 +211,7 @@ func Misfit(name string, labels map[string]string) string {
 	case labelled && recordErr != nil && !errors.Is(recordErr, errNoRecord):
 		return recordErr.Error()
 	}
+
 	return ""
 }
 
@@ -204,6 +227,7 @@ func readNamespaces(h *container.HostConfig, r *sandboxRecord) *runtimeapi.Names
 	if h.IpcMode.IsHost() {
 		o.Ipc = runtimeapi.NamespaceMode_NODE
 	}
+
 	return o
 }
 
@@ -234,12 +258,15 @@ func readContainer(in container.InspectResponse, n name, r *record) *Container {
 		Stdin:         in.Config.OpenStdin,
 		StdinOnce:     in.Config.StdinOnce,
 	}
+
 	readState(c, in)
+
 	return c
 }
 
-// readState sets state, times, exit code and reason. A container whose start failed stays "created" for Docker; for the kubelet it has
-// ended, at the time of its making, lest a back-off counts from 1970.
+// readState sets state, times, exit code and reason. A container whose start failed stays "created"
+// for Docker; for the kubelet it has ended, at the time of its making, lest a back-off counts from
+// 1970.
 func readState(c *Container, in container.InspectResponse) {
 	s := in.State
 	c.CreatedAt, c.StartedAt, c.FinishedAt = readTime(in.Created), readTime(s.StartedAt), readTime(s.FinishedAt)
@@ -251,10 +278,13 @@ func readState(c *Container, in container.InspectResponse) {
 		c.State = runtimeapi.ContainerState_CONTAINER_CREATED
 		return
 	}
+
 	if c.FinishedAt.Before(c.StartedAt) {
 		c.FinishedAt = c.StartedAt // the engine notes the start of a very short life after its end
 	}
-	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode), text.Clean(s.Error, text.MaxMessage)
+
+	c.State, c.ExitCode, c.Message = runtimeapi.ContainerState_CONTAINER_EXITED, int32(s.ExitCode),
+		text.Clean(s.Error, text.MaxMessage)
 	switch {
 	case s.Status == container.StateCreated, c.StartedAt.IsZero(), s.Error != "" && s.ExitCode == 0:
 		c.Reason = reasonCannotRun
@@ -262,6 +292,7 @@ func readState(c *Container, in container.InspectResponse) {
 		if c.FinishedAt.IsZero() {
 			c.FinishedAt = c.CreatedAt
 		}
+
 	default:
 		c.Reason = endReason(s.ExitCode, s.OOMKilled)
 	}
@@ -288,19 +319,23 @@ func (o Object) ID() model.ContainerID {
 	return o.Unread
 }
 
-// Begun is the object when the engine has told that its process was started, before anybody has looked: its PID is not known.
+// Begun is the object when the engine has told that its process was started, before anybody has
+// looked: its PID is not known.
 func (o Object) Begun(at time.Time) Object {
 	if o.Container != nil {
 		c := *o.Container
 		c.State, c.StartedAt = runtimeapi.ContainerState_CONTAINER_RUNNING, at
 		return Object{Container: &c}
 	}
+
 	s := *o.Sandbox
 	s.Running, s.NeverStarted, s.StartedAt = true, false, at
+
 	return Object{Sandbox: &s}
 }
 
-// Ended is the object when the engine has told that its process has ended, before anybody has looked.
+// Ended is the object when the engine has told that its process has ended, before anybody has
+// looked.
 func (o Object) Ended(at time.Time, exitCode int, outOfMemory bool) Object {
 	if o.Container != nil {
 		c := *o.Container
@@ -308,13 +343,15 @@ func (o Object) Ended(at time.Time, exitCode int, outOfMemory bool) Object {
 		c.Reason = endReason(exitCode, outOfMemory)
 		return Object{Container: &c}
 	}
+
 	s := *o.Sandbox
 	s.Running, s.Restarted, s.FinishedAt, s.ExitCode, s.Pid = false, false, at, exitCode, 0
+
 	return Object{Sandbox: &s}
 }
 
-// OutOfMemory is the container when the kernel, not the engine, says that its end was the OOM killer's
-// work.
+// OutOfMemory is the container when the kernel, not the engine, says that its end was the OOM
+// killer's work.
 func (o Object) OutOfMemory() Object {
 	c := *o.Container
 	c.Reason = reasonOOM
@@ -338,25 +375,35 @@ func readMounts(in container.InspectResponse, volumes []ImageVolume) []*runtimea
 		images[v.Target] = true
 		out = append(out, v.mount())
 	}
+
 	recursive, relabelled := map[string]bool{}, map[string]bool{}
 	for _, m := range in.HostConfig.Mounts {
 		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
 	}
+
 	for _, b := range in.HostConfig.Binds {
 		if parts := strings.Split(b, ":"); len(parts) == 3 {
 			relabelled[parts[1]] = strings.Contains(strings.ToLower(parts[2]), "z")
 		}
 	}
+
 	for _, m := range in.Mounts {
 		if m.Type != mount.TypeBind || images[m.Destination] {
 			continue
 		}
+
 		out = append(out, &runtimeapi.Mount{
-			HostPath: m.Source, ContainerPath: m.Destination, Readonly: !m.RW, Propagation: readPropagation(m.Propagation),
-			RecursiveReadOnly: recursive[m.Destination], SelinuxRelabel: relabelled[m.Destination],
+			HostPath:          m.Source,
+			ContainerPath:     m.Destination,
+			Readonly:          !m.RW,
+			Propagation:       readPropagation(m.Propagation),
+			RecursiveReadOnly: recursive[m.Destination],
+			SelinuxRelabel:    relabelled[m.Destination],
 		})
 	}
+
 	slices.SortFunc(out, func(a, b *runtimeapi.Mount) int { return strings.Compare(a.ContainerPath, b.ContainerPath) })
+
 	return out
 }
 
@@ -366,25 +413,30 @@ func readUser(in container.InspectResponse) *runtimeapi.ContainerUser {
 	if user == "" {
 		user = "0"
 	}
+
 	uid, err := strconv.ParseInt(user, 10, 64)
 	if err != nil {
 		return nil
 	}
+
 	gid, err := strconv.ParseInt(cmp.Or(group, "0"), 10, 64)
 	if err != nil {
 		return nil
 	}
+
 	u := &runtimeapi.LinuxContainerUser{Uid: uid, Gid: gid, SupplementalGroups: []int64{gid}}
 	for _, g := range in.HostConfig.GroupAdd {
 		if n, err := strconv.ParseInt(g, 10, 64); err == nil && !slices.Contains(u.SupplementalGroups, n) {
 			u.SupplementalGroups = append(u.SupplementalGroups, n)
 		}
 	}
+
 	return &runtimeapi.ContainerUser{Linux: u}
 }
 
-// ReadImage translates what Docker's list says of an image and what only its inspect says. The error
-// is InvalidArgument for an answer whose ID is none. Pins are the caller's: an image cannot pin itself.
+// ReadImage translates what Docker's list says of an image and what only its inspect says. The
+// error is InvalidArgument for an answer whose ID is none. Pins are the caller's: an image cannot
+// pin itself.
 func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	id, err := model.ParseImageID(s.ID)
 	if err != nil {
@@ -395,11 +447,14 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 		ID:   id,
 		Size: s.Size,
 	}
+
 	i.RepoTags, i.RepoDigests = imageNames(s.RepoTags, s.RepoDigests)
 	labels := s.Labels
-	if in.ID != "" { // the containerd store's list leaves out digests of an image that is in several repositories
+	// the containerd store's list leaves out digests of an image that is in several repositories
+	if in.ID != "" {
 		i.RepoTags, i.RepoDigests = imageNames(in.RepoTags, in.RepoDigests)
 	}
+
 	if c := in.Config; c != nil {
 		i.User = text.Clean(c.User, text.MaxName)
 		i.Entrypoint = len(c.Entrypoint)+len(c.Cmd) > 0
@@ -411,6 +466,7 @@ func ReadImage(s image.Summary, in image.InspectResponse) (*Image, error) {
 	var whole bool
 	i.Labels, whole = boundLabels(labels)
 	i.manyLabels = !whole
+
 	return i, nil
 }
 
@@ -435,12 +491,14 @@ func imageNames(tags, digests []string) (_, _ []string) {
 			digests = append(digests, name)
 		}
 	}
+
 	tags = slices.DeleteFunc(tags, func(name string) bool { return strings.Contains(name, "@") })
 
 	return tags, digests
 }
 
-// validNames leaves out the placeholders that old engines list for images without a name, and what cannot be a name.
+// validNames leaves out the placeholders that old engines list for images without a name, and what
+// cannot be a name.
 func validNames(refs []string) []string {
 	return slices.DeleteFunc(slices.Clone(refs), func(r string) bool {
 		return strings.HasPrefix(r, "<none>") || len(r) > text.MaxName || !utf8.ValidString(r)

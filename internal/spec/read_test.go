@@ -24,11 +24,18 @@ import (
 func TestNamesRoundTrip(t *testing.T) {
 	part := rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9.-]{0,30}`)
 	rapid.Check(t, func(t *rapid.T) {
-		s := &runtimeapi.PodSandboxMetadata{Name: part.Draw(t, "name"), Namespace: part.Draw(t, "namespace"), Uid: part.Draw(t, "uid"), Attempt: rapid.Uint32().Draw(t, "attempt")}
+		s := &runtimeapi.PodSandboxMetadata{
+			Name:      part.Draw(t, "name"),
+			Namespace: part.Draw(t, "namespace"),
+			Uid:       part.Draw(t, "uid"),
+			Attempt:   rapid.Uint32().Draw(t, "attempt"),
+		}
+
 		got, err := parseName("/" + SandboxName(s))
 		if want := (name{"POD", s.Name, s.Namespace, s.Uid, s.Attempt}); err != nil || got != want {
 			t.Fatalf("%+v, %v, want %+v", got, err, want)
 		}
+
 		c := &runtimeapi.ContainerMetadata{Name: part.Draw(t, "container"), Attempt: rapid.Uint32().Draw(t, "attempt")}
 		got, err = parseName(ContainerName(c, s) + "_deadbeef") // the seventh part of old shims
 		if want := (name{c.Name, s.Name, s.Namespace, s.Uid, c.Attempt}); err != nil || got != want {
@@ -38,7 +45,8 @@ func TestNamesRoundTrip(t *testing.T) {
 }
 
 func TestForeignNames(t *testing.T) {
-	for _, bad := range []string{"", "/web", "/k8s_POD_a_b_c", "/k8s_POD_a_b_c_x", "/k8s_a_b_c_d_1_e_f", "/x8s_a_b_c_d_1"} {
+	for _, bad := range []string{"", "/web", "/k8s_POD_a_b_c", "/k8s_POD_a_b_c_x", "/k8s_a_b_c_d_1_e_f",
+		"/x8s_a_b_c_d_1"} {
 		if n, err := parseName(bad); err == nil {
 			t.Errorf("%q is %+v", bad, n)
 		}
@@ -48,8 +56,10 @@ func TestForeignNames(t *testing.T) {
 // TestRecordRoundTrip writes hostile and reserved keys and reads them back from the record.
 func TestRecordRoundTrip(t *testing.T) {
 	key := rapid.OneOf(rapid.StringMatching(`[a-z./-]{1,20}`), rapid.SampledFrom([]string{
-		labelType, labelSandboxID, labelLogPath, labelName, labelRecord, "annotation.x", "io.cri-dockerd.x", "io.kubernetes.pod.name",
+		labelType, labelSandboxID, labelLogPath, labelName, labelRecord, "annotation.x", "io.cri-dockerd.x",
+		"io.kubernetes.pod.name",
 	}))
+
 	rapid.Check(t, func(t *rapid.T) {
 		want := &record{
 			Name:        "k8s_POD_a_b_c_0",
@@ -57,6 +67,7 @@ func TestRecordRoundTrip(t *testing.T) {
 			Annotations: rapid.MapOfN(key, rapid.String(), 1, 5).Draw(t, "annotations"),
 			Sandbox:     &sandboxRecord{Pid: "POD", OwnNetNS: rapid.Bool().Draw(t, "netns")},
 		}
+
 		labels, err := want.write(map[string]string{labelType: typeSandbox, labelName: pauseName})
 		if err != nil {
 			t.Fatal(err)
@@ -66,6 +77,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatal(diff)
 		}
@@ -115,33 +127,115 @@ func TestReadState(t *testing.T) {
 		in   container.State
 		want Container
 	}{
-		"created":                {container.State{Status: "created", StartedAt: never, FinishedAt: never}, Container{}},
-		"running":                {container.State{Status: "running", Running: true, Pid: 7, StartedAt: begin, FinishedAt: never}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"paused":                 {container.State{Status: "paused", Running: true, Paused: true, Pid: 7, StartedAt: begin}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
-		"completed":              {container.State{Status: "exited", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"failed":                 {container.State{Status: "exited", ExitCode: 3, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"oom":                    {container.State{Status: "exited", ExitCode: 137, OOMKilled: true, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "OOMKilled", ExitCode: 137, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"start failed":           {container.State{Status: "created", ExitCode: 127, Error: "no such file", StartedAt: never, FinishedAt: never}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 127, Message: "no such file", FinishedAt: created}},
-		"start failed with 0":    {container.State{Status: "created", Error: "no such file"}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", FinishedAt: created}},
-		"an error of the engine": {container.State{Status: "exited", Error: "no such file", StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "ContainerCannotRun", ExitCode: 128, Message: "no such file", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
-		"ended before it began":  {container.State{Status: "exited", StartedAt: end, FinishedAt: begin}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
-		"dead":                   {container.State{Status: "dead", Dead: true, ExitCode: 1, StartedAt: begin, FinishedAt: end}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"created": {container.State{
+			Status:     "created",
+			StartedAt:  never,
+			FinishedAt: never,
+		}, Container{}},
+		"running": {container.State{
+			Status:     "running",
+			Running:    true,
+			Pid:        7,
+			StartedAt:  begin,
+			FinishedAt: never,
+		}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"paused": {container.State{
+			Status:    "paused",
+			Running:   true,
+			Paused:    true,
+			Pid:       7,
+			StartedAt: begin,
+		}, Container{State: 1, Pid: 7, StartedAt: readTime(begin)}},
+		"completed": {container.State{
+			Status:     "exited",
+			StartedAt:  begin,
+			FinishedAt: end,
+		}, Container{State: 2, Reason: "Completed", StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"failed": {container.State{
+			Status:     "exited",
+			ExitCode:   3,
+			StartedAt:  begin,
+			FinishedAt: end,
+		}, Container{State: 2, Reason: "Error", ExitCode: 3, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
+		"oom": {container.State{
+			Status:     "exited",
+			ExitCode:   137,
+			OOMKilled:  true,
+			StartedAt:  begin,
+			FinishedAt: end,
+		}, Container{
+			State:      2,
+			Reason:     "OOMKilled",
+			ExitCode:   137,
+			StartedAt:  readTime(begin),
+			FinishedAt: readTime(end),
+		}},
+		"start failed": {container.State{
+			Status:     "created",
+			ExitCode:   127,
+			Error:      "no such file",
+			StartedAt:  never,
+			FinishedAt: never,
+		}, Container{
+			State:      2,
+			Reason:     "ContainerCannotRun",
+			ExitCode:   127,
+			Message:    "no such file",
+			FinishedAt: created,
+		}},
+		"start failed with 0": {container.State{Status: "created", Error: "no such file"}, Container{
+			State:      2,
+			Reason:     "ContainerCannotRun",
+			ExitCode:   128,
+			Message:    "no such file",
+			FinishedAt: created,
+		}},
+		"an error of the engine": {container.State{
+			Status:     "exited",
+			Error:      "no such file",
+			StartedAt:  begin,
+			FinishedAt: end,
+		}, Container{
+			State:      2,
+			Reason:     "ContainerCannotRun",
+			ExitCode:   128,
+			Message:    "no such file",
+			StartedAt:  readTime(begin),
+			FinishedAt: readTime(end),
+		}},
+		"ended before it began": {container.State{
+			Status:     "exited",
+			StartedAt:  end,
+			FinishedAt: begin,
+		}, Container{State: 2, Reason: "Completed", StartedAt: readTime(end), FinishedAt: readTime(end)}},
+		"dead": {container.State{
+			Status:     "dead",
+			Dead:       true,
+			ExitCode:   1,
+			StartedAt:  begin,
+			FinishedAt: end,
+		}, Container{State: 2, Reason: "Error", ExitCode: 1, StartedAt: readTime(begin), FinishedAt: readTime(end)}},
 	} {
 		got := read(t, inspect(typeContainer, c.in)).Container
 		if got == nil {
 			t.Errorf("%s: not a container", name)
 			continue
 		}
+
 		w := c.want
-		if got.State != w.State || got.Reason != w.Reason || got.ExitCode != w.ExitCode || got.Message != w.Message || got.Pid != w.Pid ||
+		if got.State != w.State || got.Reason != w.Reason || got.ExitCode != w.ExitCode || got.Message != w.Message ||
+			got.Pid != w.Pid ||
 			!got.CreatedAt.Equal(created) || !got.StartedAt.Equal(w.StartedAt) || !got.FinishedAt.Equal(w.FinishedAt) {
 			t.Errorf("%s: got %+v, want %+v", name, got, w)
 		}
+
 		s := got.Status()
 		if w.State == runtimeapi.ContainerState_CONTAINER_EXITED && (s.StartedAt == 0 || s.FinishedAt < s.StartedAt) {
 			t.Errorf("%s: the times of an ended container: %v", name, s)
 		}
-		if w.StartedAt.IsZero() && s.StartedAt != 0 && w.State != runtimeapi.ContainerState_CONTAINER_EXITED || w.FinishedAt.IsZero() && s.FinishedAt != 0 {
+
+		if w.StartedAt.IsZero() && s.StartedAt != 0 && w.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+			w.FinishedAt.IsZero() && s.FinishedAt != 0 {
 			t.Errorf("%s: an unset time is not 0: %v", name, s)
 		}
 	}
@@ -151,11 +245,16 @@ func TestReadState(t *testing.T) {
 func TestReadNeverPanics(t *testing.T) {
 	full := inspect(typeContainer, container.State{})
 	for _, in := range []container.InspectResponse{
-		{}, {Name: full.Name}, {Name: full.Name, Config: full.Config}, {Name: full.Name, Config: full.Config, State: full.State},
+		{}, {Name: full.Name}, {Name: full.Name, Config: full.Config}, {
+			Name:   full.Name,
+			Config: full.Config,
+			State:  full.State,
+		},
 		{Name: full.Name, Config: &container.Config{Labels: map[string]string{labelType: typeSandbox}}},
 	} {
 		_, _ = Read(in, ImageLabels{})
 	}
+
 	foreign := inspect(typeContainer, container.State{})
 	foreign.Config.Labels = nil
 	if o := read(t, foreign); o.Container != nil || o.Sandbox != nil {
@@ -167,17 +266,28 @@ func TestReadNeverPanics(t *testing.T) {
 func TestOldShimsSandbox(t *testing.T) {
 	in := inspect(typeSandbox, container.State{Status: "running", Running: true, Pid: 9})
 	in.Name = "/k8s_POD_web_default_u_0"
-	in.Config.Labels = map[string]string{labelType: typeSandbox, labelName: pauseName, "app": "web", "annotation.a": "b", "io.kubernetes.pod.uid": "u"}
+	in.Config.Labels = map[string]string{
+		labelType:               typeSandbox,
+		labelName:               pauseName,
+		"app":                   "web",
+		"annotation.a":          "b",
+		"io.kubernetes.pod.uid": "u",
+	}
+
 	in.HostConfig.NetworkMode = "none"
 	s := read(t, in).Sandbox
-	if s == nil || s.Metadata.Name != "web" || s.Metadata.Uid != "u" || !s.Running || s.HostNetwork() || s.Namespaces.Pid != runtimeapi.NamespaceMode_CONTAINER {
+	if s == nil || s.Metadata.Name != "web" || s.Metadata.Uid != "u" || !s.Running || s.HostNetwork() ||
+		s.Namespaces.Pid != runtimeapi.NamespaceMode_CONTAINER {
 		t.Fatalf("%+v", s)
 	}
+
 	if diff := cmp.Diff(map[string]string{"app": "web", "io.kubernetes.pod.uid": "u"}, s.Labels); diff != "" {
 		t.Error(diff)
 	}
+
 	st := s.Status([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")})
-	if st.Network.Ip != "10.0.0.1" || len(st.Network.AdditionalIps) != 1 || st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+	if st.Network.Ip != "10.0.0.1" || len(st.Network.AdditionalIps) != 1 ||
+		st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("status: %v", st)
 	}
 }
@@ -192,8 +302,10 @@ func TestSignals(t *testing.T) {
 			t.Errorf("%v became %q and %v", s, signalName(s), got)
 		}
 	}
+
 	for in, want := range map[string]runtimeapi.Signal{
-		"": runtimeapi.Signal_SIGNAL_SIGTERM, "quit": runtimeapi.Signal_SIGNAL_SIGQUIT, "SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "nonsense": 0,
+		"": runtimeapi.Signal_SIGNAL_SIGTERM, "quit": runtimeapi.Signal_SIGNAL_SIGQUIT,
+		"SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "nonsense": 0,
 	} {
 		if got := readSignal(in); got != want {
 			t.Errorf("%q is %v, want %v", in, got, want)
@@ -203,21 +315,40 @@ func TestSignals(t *testing.T) {
 
 func TestImages(t *testing.T) {
 	const id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	i, err := ReadImage(image.Summary{ID: id, RepoTags: []string{"web:1", "<none>:<none>"}, RepoDigests: []string{"<none>@<none>"}, Size: 5}, image.InspectResponse{})
+	i, err := ReadImage(image.Summary{
+		ID:          id,
+		RepoTags:    []string{"web:1", "<none>:<none>"},
+		RepoDigests: []string{"<none>@<none>"},
+		Size:        5,
+	}, image.InspectResponse{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	i.User = "1000:7"
 	c := i.CRI()
 	if len(c.RepoTags) != 1 || len(c.RepoDigests) != 0 || c.Uid.GetValue() != 1000 || c.Size != 5 || c.Pinned {
 		t.Errorf("%v", c)
 	}
-	for ref, want := range map[string]bool{"web:1": true, "docker.io/library/web:1": true, "web": false, "web:2": false} {
+
+	for ref, want := range map[string]bool{
+		"web:1":                   true,
+		"docker.io/library/web:1": true,
+		"web":                     false,
+		"web:2":                   false,
+	} {
 		if got := i.Named(Familiar(ref)); got != want {
 			t.Errorf("%s: %v", ref, got)
 		}
 	}
-	for ref, want := range map[string]bool{id: true, "0123456789ab": true, "sha256:0123456789ab": true, "0123": false, "web": false} {
+
+	for ref, want := range map[string]bool{
+		id:                    true,
+		"0123456789ab":        true,
+		"sha256:0123456789ab": true,
+		"0123":                false,
+		"web":                 false,
+	} {
 		if got := i.HasID(ref); got != want {
 			t.Errorf("%s: %v", ref, got)
 		}
@@ -227,6 +358,7 @@ func TestImages(t *testing.T) {
 func TestDigested(t *testing.T) {
 	built := &Image{ID: "sha256:beef"}
 	pulled := &Image{ID: "sha256:cafe", RepoDigests: []string{"busybox@sha256:1", "localhost:5000/team/app@sha256:2"}}
+
 	for _, test := range []struct {
 		image     *Image
 		ref, want string
@@ -246,8 +378,9 @@ func TestDigested(t *testing.T) {
 func TestFamiliar(t *testing.T) {
 	d := "sha256:" + strings.Repeat("a", 64)
 	for in, want := range map[string]string{
-		"busybox": "busybox:latest", "docker.io/library/busybox:1": "busybox:1", "registry.example:5000/a/b": "registry.example:5000/a/b:latest",
-		"web:1@" + d: "web@" + d, "UPPER": "", "": "",
+		"busybox": "busybox:latest", "docker.io/library/busybox:1": "busybox:1",
+		"registry.example:5000/a/b": "registry.example:5000/a/b:latest",
+		"web:1@" + d:                "web@" + d, "UPPER": "", "": "",
 	} {
 		if got := Familiar(in); got != want {
 			t.Errorf("%q is %q, want %q", in, got, want)
@@ -256,11 +389,19 @@ func TestFamiliar(t *testing.T) {
 }
 
 func TestReadHost(t *testing.T) {
-	in := system.Info{ServerVersion: "20.10.24", CgroupDriver: "systemd", SecurityOptions: []string{"name=seccomp,profile=default", "apparmor"}, Runtimes: map[string]system.RuntimeWithStatus{"runc": {}, "crun": {}}}
+	in := system.Info{
+		ServerVersion:   "20.10.24",
+		CgroupDriver:    "systemd",
+		SecurityOptions: []string{"name=seccomp,profile=default", "apparmor"},
+		Runtimes:        map[string]system.RuntimeWithStatus{"runc": {}, "crun": {}},
+	}
+
 	h := ReadHost(in, "1.41", -5)
-	if !h.Has("seccomp") || !h.Has("apparmor") || h.Has("selinux") || h.CgroupVersion != "1" || h.Runtimes[0] != "crun" || h.clampOOM(-998) != -5 || h.clampOOM(7) != 7 {
+	if !h.Has("seccomp") || !h.Has("apparmor") || h.Has("selinux") || h.CgroupVersion != "1" ||
+		h.Runtimes[0] != "crun" || h.clampOOM(-998) != -5 || h.clampOOM(7) != 7 {
 		t.Errorf("%+v", h)
 	}
+
 	if h.AtLeast("1.44") || !h.AtLeast("1.41") || !h.AtLeast("1.9") {
 		t.Error("API versions are not compared by their numbers")
 	}
@@ -269,12 +410,14 @@ func TestReadHost(t *testing.T) {
 func TestMatch(t *testing.T) {
 	s := &Sandbox{ID: "abcdef", Running: true, Labels: map[string]string{"a": "1", "b": "2"}}
 	notReady := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}
+
 	for _, c := range []struct {
 		f    *runtimeapi.PodSandboxFilter
 		want bool
 	}{
 		{nil, true}, {&runtimeapi.PodSandboxFilter{Id: "abc"}, true}, {&runtimeapi.PodSandboxFilter{Id: "bcd"}, false},
-		{&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": "1"}}, true}, {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": ""}}, false},
+		{&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": "1"}}, true},
+		{&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": ""}}, false},
 		{&runtimeapi.PodSandboxFilter{State: notReady}, false},
 	} {
 		if got := MatchSandbox(c.f, s); got != c.want {
@@ -284,7 +427,8 @@ func TestMatch(t *testing.T) {
 }
 
 func TestValidateAcceptsWhatItDoesNotKnow(t *testing.T) {
-	for _, r := range []any{nil, &runtimeapi.VersionRequest{}, (*runtimeapi.StatusRequest)(nil), &runtimeapi.ListPodSandboxRequest{}} {
+	for _, r := range []any{nil, &runtimeapi.VersionRequest{}, (*runtimeapi.StatusRequest)(nil),
+		&runtimeapi.ListPodSandboxRequest{}} {
 		if err := Validate(r); err != nil {
 			t.Errorf("%T: %v", r, err)
 		}
@@ -293,7 +437,8 @@ func TestValidateAcceptsWhatItDoesNotKnow(t *testing.T) {
 
 func TestLegacyProfiles(t *testing.T) {
 	for in, want := range map[string]*runtimeapi.SecurityProfile{
-		"": nil, "runtime/default": {}, "docker/default": {}, "unconfined": {ProfileType: runtimeapi.SecurityProfile_Unconfined},
+		"": nil, "runtime/default": {}, "docker/default": {},
+		"unconfined":     {ProfileType: runtimeapi.SecurityProfile_Unconfined},
 		"localhost//a/b": {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/a/b"},
 	} {
 		if got := legacyProfile(in); !proto.Equal(got, want) && !(got == nil && want == nil) {
@@ -302,16 +447,28 @@ func TestLegacyProfiles(t *testing.T) {
 	}
 }
 
-// FuzzTranslate makes sure that whatever passes Validate is translated or refused, but never panics, and that what Docker is told can be read
-// back.
+// FuzzTranslate makes sure that whatever passes Validate is translated or refused, but never
+// panics, and that what Docker is told can be read back.
 func FuzzTranslate(f *testing.F) {
-	r := &runtimeapi.CreateContainerRequest{PodSandboxId: "beef", Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: "web:1"}, Mounts: []*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/b"}},
-	}, SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "a", Namespace: "b", Uid: "c"}}}
+	r := &runtimeapi.CreateContainerRequest{
+		PodSandboxId: "beef",
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+			Image:    &runtimeapi.ImageSpec{Image: "web:1"},
+			Mounts:   []*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/b"}},
+		},
+		SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+			Name:      "a",
+			Namespace: "b",
+			Uid:       "c",
+		}},
+	}
+
 	b, err := proto.Marshal(r)
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(b, true)
 	f.Add(b[:len(b)/2], false)
 	f.Fuzz(func(t *testing.T, b []byte, old bool) {
@@ -319,68 +476,118 @@ func FuzzTranslate(f *testing.F) {
 		if old {
 			host = hosts["20.10"]
 		}
+
 		r := &runtimeapi.CreateContainerRequest{}
 		if proto.Unmarshal(b, r) != nil || Validate(r) != nil {
 			return
 		}
-		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: host, Image: PauseImage{Source: "p", Name: "p"}, NetworkMode: "bridge"}); err == nil {
-			o, err := Read(container.InspectResponse{ID: testID, Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}, ImageLabels{})
+
+		if c, err := NewSandbox(r.SandboxConfig, SandboxOptions{
+			Host:        host,
+			Image:       PauseImage{Source: "p", Name: "p"},
+			NetworkMode: "bridge",
+		}); err == nil {
+			o, err := Read(container.InspectResponse{
+				ID:         testID,
+				Name:       "/" + c.Name,
+				Config:     c.Config,
+				HostConfig: c.Host,
+			}, ImageLabels{})
 			if err != nil || o.Sandbox == nil || !proto.Equal(o.Sandbox.Metadata, r.SandboxConfig.Metadata) {
 				t.Fatalf("%s read back is %+v, %v", c.Name, o.Sandbox, err)
 			}
 		} else if !errdefs.IsInvalidArgument(err) {
 			t.Fatal(err)
 		}
+
 		sb := &Sandbox{ID: testSandbox, Metadata: r.SandboxConfig.Metadata}
-		c, err := NewContainer(r.Config, r.SandboxConfig, ContainerOptions{Host: host, Sandbox: sb, Image: &Image{ID: "i", Entrypoint: true}})
+		c, err := NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
+			Host:    host,
+			Sandbox: sb,
+			Image:   &Image{ID: "i", Entrypoint: true},
+		})
 		if err != nil {
 			if !errdefs.IsInvalidArgument(err) {
 				t.Fatal(err)
 			}
 			return
 		}
+
 		if _, err := json.Marshal(c); err != nil {
 			t.Fatal(err)
 		}
-		o, err := Read(container.InspectResponse{ID: testID, Name: "/" + c.Name, Config: c.Config, HostConfig: c.Host}, ImageLabels{})
+
+		o, err := Read(container.InspectResponse{
+			ID:         testID,
+			Name:       "/" + c.Name,
+			Config:     c.Config,
+			HostConfig: c.Host,
+		}, ImageLabels{})
 		if err != nil || o.Container == nil || !maps.Equal(o.Container.Labels, r.Config.GetLabels()) {
 			t.Fatalf("%s read back is %+v, %v", c.Name, o.Container, err)
 		}
 	})
 }
 
-// TestReadAnOlderShimsSandbox reads one whose metadata stands only in its name, with the seventh part of a conflict.
+// TestReadAnOlderShimsSandbox reads one whose metadata stands only in its name, with the seventh
+// part of a conflict.
 func TestReadAnOlderShimsSandbox(t *testing.T) {
 	in := inspect(typeSandbox, container.State{Status: "running", Running: true, Pid: 7})
 	in.Name = "/k8s_POD_web_default_u_3_deadbeef"
-	in.Config.Labels = map[string]string{labelType: typeSandbox, labelName: pauseName, "io.kubernetes.pod.name": "web", "annotation.a": "b"}
+	in.Config.Labels = map[string]string{
+		labelType:                typeSandbox,
+		labelName:                pauseName,
+		"io.kubernetes.pod.name": "web",
+		"annotation.a":           "b",
+	}
+
 	in.HostConfig.NetworkMode = "bridge"
 	in.HostConfig.PortBindings = network.PortMap{
-		network.MustParsePort("80/tcp"): {{HostPort: "8080"}}, network.MustParsePort("53/udp"): {{HostPort: "53", HostIP: netip.MustParseAddr("192.0.2.1")}},
+		network.MustParsePort("80/tcp"): {{HostPort: "8080"}},
+		network.MustParsePort("53/udp"): {{HostPort: "53", HostIP: netip.MustParseAddr("192.0.2.1")}},
 	}
+
 	s := read(t, in).Sandbox
 	if s == nil || !s.Foreign || !s.EngineNetwork() || s.HostNetwork() {
 		t.Fatalf("%+v", s)
 	}
+
 	want := &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u", Attempt: 3}
-	if !proto.Equal(s.Metadata, want) || !maps.Equal(s.Labels, map[string]string{"io.kubernetes.pod.name": "web"}) || !maps.Equal(s.Annotations, map[string]string{"a": "b"}) {
+	if !proto.Equal(s.Metadata, want) || !maps.Equal(s.Labels, map[string]string{"io.kubernetes.pod.name": "web"}) ||
+		!maps.Equal(s.Annotations, map[string]string{"a": "b"}) {
 		t.Errorf("%v, %v, %v", s.Metadata, s.Labels, s.Annotations)
 	}
-	wantPorts := []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: 53, HostIp: "192.0.2.1"}, {ContainerPort: 80, HostPort: 8080}}
+
+	wantPorts := []*runtimeapi.PortMapping{{
+		Protocol:      runtimeapi.Protocol_UDP,
+		ContainerPort: 53,
+		HostPort:      53,
+		HostIp:        "192.0.2.1",
+	}, {ContainerPort: 80, HostPort: 8080}}
 	if diff := cmp.Diff(wantPorts, s.EnginePorts, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	for mode, engines := range map[container.NetworkMode]bool{"none": false, "host": false, "default": true, "bridge": true, "mine": true, "": false} {
+
+	for mode, engines := range map[container.NetworkMode]bool{
+		"none":    false,
+		"host":    false,
+		"default": true,
+		"bridge":  true,
+		"mine":    true,
+		"":        false,
+	} {
 		in.HostConfig.NetworkMode = mode
 		if got := read(t, in).Sandbox.EngineNetwork(); got != engines {
 			t.Errorf("%q is the engine's: %v", mode, got)
 		}
 	}
+
 	own := &record{Name: "k8s_POD_web_default_u_3_deadbeef", Sandbox: &sandboxRecord{Pid: "POD", OwnNetNS: true}}
 	labels, err := own.write(map[string]string{labelType: typeSandbox})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	in.Config.Labels, in.HostConfig.NetworkMode = labels, "host"
 	if s := read(t, in).Sandbox; s.Foreign || s.EngineNetwork() || s.HostNetwork() {
 		t.Errorf("one of ours: %+v", s)
@@ -389,11 +596,13 @@ func TestReadAnOlderShimsSandbox(t *testing.T) {
 
 func TestMisfit(t *testing.T) {
 	const good = "/k8s_main_web_default_u_3"
+
 	for _, c := range []struct {
 		name, kind string
 		want       string // a part of it; "" for nothing
 	}{
-		{good, typeContainer, ""}, {good, typeSandbox, ""}, {"/web", "", ""}, {good, "", "not the label"}, {"/renamed", typeContainer, "is not of the form"},
+		{good, typeContainer, ""}, {good, typeSandbox, ""}, {"/web", "", ""}, {good, "", "not the label"},
+		{"/renamed", typeContainer, "is not of the form"},
 		{good, "volume", `"volume"`}, {"/k8s_main_web_default_u_x", typeSandbox, "attempt"},
 	} {
 		labels := map[string]string{}

@@ -19,7 +19,8 @@ const labelRecord = ownMark + "record"
 
 const (
 	recordVersion = 1
-	maxRecord     = 1 << 20 // bytes; Kubernetes allows 256 KiB of annotations, which JSON may escape
+	// bytes; Kubernetes allows 256 KiB of annotations, which JSON may escape
+	maxRecord = 1 << 20
 )
 
 // record is what stands in labelRecord. One of Sandbox and Container is set.
@@ -62,6 +63,7 @@ func (r *record) write(facts map[string]string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+
 	if len(text) > maxRecord {
 		return nil, fmt.Errorf("config.labels, config.annotations: %d bytes as JSON, at most %d are possible: %w",
 			len(text), maxRecord, errdefs.ErrInvalidArgument)
@@ -69,6 +71,7 @@ func (r *record) write(facts map[string]string) (map[string]string, error) {
 
 	labels := sharedLabels(r, facts)
 	labels[labelRecord] = string(text)
+
 	return labels, nil
 }
 
@@ -90,6 +93,7 @@ func parseRecord(labels map[string]string, name string) (*record, error) {
 	if err := json.Unmarshal([]byte(text), r); err != nil {
 		return nil, spoiled("%v", err)
 	}
+
 	switch {
 	case r.Version != recordVersion:
 		return nil, spoiled("version %d is unknown", r.Version)
@@ -100,6 +104,7 @@ func parseRecord(labels map[string]string, name string) (*record, error) {
 	case r.Sandbox != nil:
 		return r, r.Sandbox.check()
 	}
+
 	return r, r.Container.check()
 }
 
@@ -118,23 +123,28 @@ func (c *containerRecord) check() error {
 	if _, err := model.ParseContainerID(string(c.SandboxID)); err != nil {
 		return spoiled("sandbox: %v", err)
 	}
+
 	if c.LogPath != "" && (!path.IsAbs(c.LogPath) || path.Clean(c.LogPath) != c.LogPath) {
 		return spoiled("log path %q is not a clean absolute path", c.LogPath)
 	}
+
 	for _, v := range c.ImageVolumes {
 		if err := v.check(); err != nil {
 			return spoiled("image volume: %v", err)
 		}
 	}
+
 	for size := range c.Limits.Hugepages {
 		if _, err := model.ParsePageSize(string(size)); err != nil {
 			return spoiled("limits: %v", err)
 		}
 	}
+
 	for key := range c.Limits.Unified {
 		if _, err := model.ParseUnifiedKey(string(key)); err != nil {
 			return spoiled("limits: %v", err)
 		}
 	}
+
 	return nil
 }

@@ -31,10 +31,12 @@ func hostileLabels() map[string]string {
 			Limits:       KernelLimits{Hugepages: map[model.PageSize]uint64{"2MB": 1}},
 		},
 	}
+
 	labels, err := forged.write(nil)
 	if err != nil {
 		panic(err)
 	}
+
 	maps.Copy(labels, map[string]string{
 		labelType:                          typeSandbox,
 		labelSandboxID:                     strings.Repeat("f", 64),
@@ -58,10 +60,12 @@ func hostileLabels() map[string]string {
 		"io.kubernetes.container.restart":  "forged",
 		"org.opencontainers.image.created": "2026-01-01",
 	})
+
 	return labels
 }
 
-// merged are the labels that Docker stores: those of the image, and those of the container over them.
+// merged are the labels that Docker stores: those of the image, and those of the container over
+// them.
 func merged(image, own map[string]string) map[string]string {
 	out := maps.Clone(image)
 	maps.Copy(out, own)
@@ -85,12 +89,14 @@ func containerRequest(t *testing.T) *runtimeapi.CreateContainerRequest {
 	if err := Validate(r); err != nil {
 		t.Fatal(err)
 	}
+
 	return r
 }
 
 var recordOptions = []cmp.Option{protocmp.Transform(), cmpopts.EquateEmpty()}
 
-// TestImageCannotForge: the records of our containers, and of an older shim's, are those that a clean image gives.
+// TestImageCannotForge: the records of our containers, and of an older shim's, are those that a
+// clean image gives.
 func TestImageCannotForge(t *testing.T) {
 	r := containerRequest(t)
 	sb := &Sandbox{ID: testSandbox, Metadata: r.SandboxConfig.Metadata}
@@ -102,10 +108,16 @@ func TestImageCannotForge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pause, err := NewSandbox(r.SandboxConfig, SandboxOptions{Host: hosts["29"], Image: PauseImage{Source: "pause:1", Name: "pause:1"}, NetworkMode: "none"})
+
+	pause, err := NewSandbox(r.SandboxConfig, SandboxOptions{
+		Host:        hosts["29"],
+		Image:       PauseImage{Source: "pause:1", Name: "pause:1"},
+		NetworkMode: "none",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	older := map[string]string{
 		labelType:                     typeContainer,
 		labelSandboxID:                testSandbox,
@@ -126,6 +138,7 @@ func TestImageCannotForge(t *testing.T) {
 		answer := func(labels map[string]string) container.InspectResponse {
 			config := *c.create.Config
 			config.Labels = labels
+
 			return container.InspectResponse{
 				ID:         testID,
 				Name:       "/" + c.create.Name,
@@ -134,25 +147,29 @@ func TestImageCannotForge(t *testing.T) {
 				HostConfig: c.create.Host,
 			}
 		}
+
 		hostile := hostileLabels()
 		want := read(t, answer(c.labels))
 		got, err := Read(answer(merged(hostile, c.labels)), ImageLabels{Labels: hostile})
 		if diff := cmp.Diff(want, got, recordOptions...); err != nil || diff != "" {
 			t.Errorf("%s: %v (-clean +hostile):\n%s", what, err, diff)
 		}
+
 		if got.Container == nil && got.Sandbox == nil {
 			t.Errorf("%s: nothing was read", what)
 		}
 	}
 }
 
-// TestUnknownImage: of an older shim's container whose image was removed, what an image can bring is left out.
+// TestUnknownImage: of an older shim's container whose image was removed, what an image can bring
+// is left out.
 func TestUnknownImage(t *testing.T) {
 	own := map[string]string{
 		labelType:               typeContainer,
 		labelSandboxID:          testSandbox,
 		"io.kubernetes.pod.uid": "u-1",
 	}
+
 	in := inspect(typeContainer, container.State{})
 	in.Config.Labels = merged(map[string]string{
 		"annotation.forged": "yes",
@@ -164,7 +181,9 @@ func TestUnknownImage(t *testing.T) {
 	if err != nil || o.Container == nil {
 		t.Fatalf("%+v, %v", o, err)
 	}
-	if diff := cmp.Diff(map[string]string{"io.kubernetes.pod.uid": "u-1"}, o.Container.Labels); diff != "" || len(o.Container.Annotations) > 0 {
+
+	if diff := cmp.Diff(map[string]string{"io.kubernetes.pod.uid": "u-1"}, o.Container.Labels); diff != "" ||
+		len(o.Container.Annotations) > 0 {
 		t.Errorf("annotations %v, labels %s", o.Container.Annotations, diff)
 	}
 }
@@ -177,6 +196,7 @@ func TestSpoiledRecord(t *testing.T) {
 			Container: &containerRecord{SandboxID: testSandbox, Image: "web:1"},
 		}
 	}
+
 	for what, change := range map[string]func(*record, *string){
 		"another name":    func(r *record, _ *string) { r.Name = "k8s_main_web_default_u_4" },
 		"no kind":         func(r *record, _ *string) { r.Container = nil },
@@ -191,7 +211,9 @@ func TestSpoiledRecord(t *testing.T) {
 		"a climbing path": func(r *record, _ *string) {
 			r.Container.ImageVolumes = []ImageVolume{{ImageID: testImage, Target: "/x", SubPath: "../x"}}
 		},
-		"a page size": func(r *record, _ *string) { r.Container.Limits.Hugepages = map[model.PageSize]uint64{"../2MB": 1} },
+		"a page size": func(r *record, _ *string) {
+			r.Container.Limits.Hugepages = map[model.PageSize]uint64{"../2MB": 1}
+		},
 		"a unified key": func(r *record, _ *string) {
 			r.Container.Limits.Unified = map[model.UnifiedKey]string{"../memory.max": "1"}
 		},
@@ -210,14 +232,17 @@ func TestSpoiledRecord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		text = labels[labelRecord]
 		change(r, &text)
 
 		in := inspect(typeContainer, container.State{})
-		in.Config.Labels, in.HostConfig.NetworkMode = map[string]string{labelType: typeContainer, labelRecord: text}, "container:"+testSandbox
+		in.Config.Labels, in.HostConfig.NetworkMode = map[string]string{labelType: typeContainer, labelRecord: text},
+			"container:"+testSandbox
 		if o, err := Read(in, ImageLabels{}); !errdefs.IsDataLoss(err) || o != (Object{}) {
 			t.Errorf("%s: %+v, %v", what, o, err)
 		}
+
 		if what != "another sandbox" && Misfit(in.Name, in.Config.Labels) == "" {
 			t.Errorf("%s: not reported as a misfit", what)
 		}
@@ -242,6 +267,7 @@ func TestHeldImage(t *testing.T) {
 	if id, ok := HeldImage("/" + holder.Name); !ok || id != testImage {
 		t.Errorf("%s holds %s, %v", holder.Name, id, ok)
 	}
+
 	for _, name := range []string{"", "web", HolderPrefix, HolderPrefix + "../../etc", HolderPrefix + "abc"} {
 		if id, ok := HeldImage(name); ok {
 			t.Errorf("%q holds %s", name, id)
@@ -249,29 +275,42 @@ func TestHeldImage(t *testing.T) {
 	}
 }
 
-// FuzzRead reads a container with arbitrary labels and an image that brings others. Whatever is accepted consists of checked parts.
+// FuzzRead reads a container with arbitrary labels and an image that brings others. Whatever is
+// accepted consists of checked parts.
 func FuzzRead(f *testing.F) {
-	r := &record{Name: "k8s_main_web_default_u_3", Container: &containerRecord{SandboxID: testSandbox, LogPath: "/var/log/x"}}
+	r := &record{
+		Name:      "k8s_main_web_default_u_3",
+		Container: &containerRecord{SandboxID: testSandbox, LogPath: "/var/log/x"},
+	}
+
 	labels, err := r.write(nil)
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(labels[labelRecord], typeContainer, testSandbox, "/var/log/x", "k", "v", false)
 	f.Add("{}", typeSandbox, "../x", "x", labelRecord, "{}", true)
 	hostile, err := json.Marshal(hostileLabels())
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(string(hostile), "volume", "", "/a/../b", "annotation.x", "y", false)
 	f.Fuzz(func(t *testing.T, text, kind, sandbox, log, key, value string, unknown bool) {
 		image := ImageLabels{Unknown: unknown, Labels: map[string]string{key: value}}
 		for _, withRecord := range []bool{true, false} {
 			in := inspect(kind, container.State{})
 			in.HostConfig.NetworkMode = "container:" + testSandbox
-			in.Config.Labels = map[string]string{key: value, labelType: kind, labelSandboxID: sandbox, labelLogPath: log}
+			in.Config.Labels = map[string]string{
+				key:            value,
+				labelType:      kind,
+				labelSandboxID: sandbox,
+				labelLogPath:   log,
+			}
 			if withRecord {
 				in.Config.Labels[labelRecord] = text
 			}
+
 			o, err := Read(in, image)
 			if err != nil {
 				if !errdefs.IsDataLoss(err) || o != (Object{}) {
@@ -279,17 +318,20 @@ func FuzzRead(f *testing.F) {
 				}
 				continue
 			}
+
 			checkRecord(t, o)
 		}
 	})
 }
 
-// checkRecord fails the test for a record with a part that is not checked, or that its image brought.
+// checkRecord fails the test for a record with a part that is not checked, or that its image
+// brought.
 func checkRecord(t *testing.T, o Object) {
 	t.Helper()
 	if s := o.Sandbox; s != nil && (s.Name != "k8s_main_web_default_u_3" || s.Metadata.GetUid() != "u") {
 		t.Fatalf("identity of a sandbox: %+v", s)
 	}
+
 	c := o.Container
 	if c == nil {
 		return
@@ -297,24 +339,30 @@ func checkRecord(t *testing.T, o Object) {
 	if _, err := model.ParseContainerID(string(c.SandboxID)); err != nil {
 		t.Fatal(err)
 	}
+
 	if c.LogPath != "" && (!path.IsAbs(c.LogPath) || path.Clean(c.LogPath) != c.LogPath) {
 		t.Fatalf("log path %q", c.LogPath)
 	}
+
 	for _, v := range c.ImageVolumes {
-		if _, err := model.ParseImageID(string(v.ImageID)); err != nil || !path.IsAbs(v.Target) || v.SubPath != "" && !filepath.IsLocal(v.SubPath) {
+		if _, err := model.ParseImageID(string(v.ImageID)); err != nil || !path.IsAbs(v.Target) || v.SubPath != "" &&
+			!filepath.IsLocal(v.SubPath) {
 			t.Fatalf("image volume %+v", v)
 		}
 	}
+
 	for k := range c.Kernel.Unified {
 		if _, err := model.ParseUnifiedKey(string(k)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for k := range c.Kernel.Hugepages {
 		if _, err := model.ParsePageSize(string(k)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if c.Name != "k8s_main_web_default_u_3" {
 		t.Fatalf("name %q", c.Name)
 	}

@@ -6,34 +6,39 @@ import (
 	"github.com/distribution/reference"
 )
 
-// Familiar is an image's name as Docker lists it: the short form, with the tag latest where neither tag nor digest is given, and without
-// the tag where there is a digest. "" if ref is no name.
+// Familiar is an image's name as Docker lists it: the short form, with the tag latest where neither
+// tag nor digest is given, and without the tag where there is a digest. "" if ref is no name.
 func Familiar(ref string) string {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ""
 	}
+
 	if d, ok := named.(reference.Digested); ok {
 		return reference.FamiliarName(named) + "@" + d.Digest().String()
 	}
+
 	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
-// digested is the image's name with its digest, in the repository of ref if it is known by that, as pods show it (CRI image_ref); "" for
-// an image without any, because it was built here.
+// digested is the image's name with its digest, in the repository of ref if it is known by that, as
+// pods show it (CRI image_ref); "" for an image without any, because it was built here.
 func (i *Image) digested(ref string) string {
 	repository := ""
 	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
 		repository = reference.FamiliarName(named)
 	}
+
 	for _, d := range i.RepoDigests {
 		if name, _, _ := strings.Cut(d, "@"); name == repository {
 			return d
 		}
 	}
+
 	if len(i.RepoDigests) > 0 {
 		return i.RepoDigests[0]
 	}
+
 	return ""
 }
 

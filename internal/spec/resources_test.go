@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestKernelLimitsAreChecked: what would name another file than that of a limit is refused with the field's name, where
-// a request is validated and again where it is translated.
+// TestKernelLimitsAreChecked: what would name another file than that of a limit is refused with the
+// field's name, where a request is validated and again where it is translated.
 func TestKernelLimitsAreChecked(t *testing.T) {
 	for _, c := range []struct {
 		field     string
@@ -18,9 +18,15 @@ func TestKernelLimitsAreChecked(t *testing.T) {
 		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.procs": "1"}}},
 		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high/../../x": "1"}}},
 		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory..high": "1"}}},
-		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{strings.Repeat("a", 1<<20): "1"}}},
-		{"linux.hugepage_limits[0].page_size", &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "../2MB"}}}},
-		{"linux.hugepage_limits[0].page_size", &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "99999999999MB"}}}},
+		{"linux.unified", &runtimeapi.LinuxContainerResources{
+			Unified: map[string]string{strings.Repeat("a", 1<<20): "1"},
+		}},
+		{"linux.hugepage_limits[0].page_size",
+			&runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "../2MB"}}}},
+		{"linux.hugepage_limits[0].page_size",
+			&runtimeapi.LinuxContainerResources{
+				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "99999999999MB"}},
+			}},
 	} {
 		_, translated := NewUpdate(c.resources, Host{CgroupVersion: "2"})
 		validated := Validate(&runtimeapi.UpdateContainerResourcesRequest{ContainerId: "c", Linux: c.resources})

@@ -29,19 +29,24 @@ func securityOptions(field string, in securityInput, h Host) ([]string, error) {
 		if h.Has("apparmor") {
 			opts = append(opts, "apparmor=unconfined")
 		}
+
 	case runtimeapi.SecurityProfile_Localhost:
 		if !h.Has("apparmor") {
-			return nil, fmt.Errorf("%s.apparmor: profile %q: AppArmor is not enabled on this node: %w", field, in.apparmor.GetLocalhostRef(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s.apparmor: profile %q: AppArmor is not enabled on this node: %w", field,
+				in.apparmor.GetLocalhostRef(), errdefs.ErrInvalidArgument)
 		}
 		opts = append(opts, "apparmor="+in.apparmor.GetLocalhostRef())
 	}
+
 	for _, o := range []struct{ key, value string }{
-		{"user", in.selinux.GetUser()}, {"role", in.selinux.GetRole()}, {"type", in.selinux.GetType()}, {"level", in.selinux.GetLevel()},
+		{"user", in.selinux.GetUser()}, {"role", in.selinux.GetRole()}, {"type", in.selinux.GetType()},
+		{"level", in.selinux.GetLevel()},
 	} {
 		if o.value != "" {
 			opts = append(opts, "label="+o.key+":"+o.value)
 		}
 	}
+
 	return opts, nil
 }
 
@@ -55,12 +60,15 @@ func seccompOptions(field string, in securityInput, h Host) ([]string, error) {
 			return nil, nil
 		}
 		return []string{"seccomp=unconfined"}, nil
+
 	case runtimeapi.SecurityProfile_Localhost:
 		if in.profile == "" {
-			return nil, fmt.Errorf("%s.seccomp: profile %q is empty: %w", field, in.seccomp.GetLocalhostRef(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s.seccomp: profile %q is empty: %w", field, in.seccomp.GetLocalhostRef(),
+				errdefs.ErrInvalidArgument)
 		}
 		return []string{"seccomp=" + in.profile}, nil
 	}
+
 	return nil, nil
 }
 
@@ -91,6 +99,7 @@ func legacyProfile(s string) *runtimeapi.SecurityProfile {
 	case s == "":
 		return nil
 	}
+
 	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 }
 
@@ -137,9 +146,12 @@ func processUser(field string, uid, gid *runtimeapi.Int64Value, username string)
 	if gid == nil {
 		return user, nil
 	}
+
 	if user == "" {
-		return "", fmt.Errorf("%s.run_as_group: needs run_as_user or run_as_username: %w", field, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("%s.run_as_group: needs run_as_user or run_as_username: %w", field,
+			errdefs.ErrInvalidArgument)
 	}
+
 	return user + ":" + strconv.FormatInt(gid.GetValue(), 10), nil
 }
 
@@ -152,7 +164,8 @@ func groups(ids []int64) []string {
 }
 
 func errStrictGroups(field string) error {
-	return fmt.Errorf("%s.supplemental_groups_policy: Strict is not supported on this runtime; use Merge: %w", field, errdefs.ErrInvalidArgument)
+	return fmt.Errorf("%s.supplemental_groups_policy: Strict is not supported on this runtime; use Merge: %w", field,
+		errdefs.ErrInvalidArgument)
 }
 
 // capabilities are Docker's names, which have the prefix CAP_ optional, as CRI's have none.

@@ -10,7 +10,11 @@ import (
 
 // TestSeccompFile: a profile on the node is read only for a container that it applies to.
 func TestSeccompFile(t *testing.T) {
-	local := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost//own.json"}
+	local := &runtimeapi.SecurityProfile{
+		ProfileType:  runtimeapi.SecurityProfile_Localhost,
+		LocalhostRef: "localhost//own.json",
+	}
+
 	for name, c := range map[string]struct {
 		sc   *runtimeapi.LinuxContainerSecurityContext
 		want string
@@ -18,13 +22,16 @@ func TestSeccompFile(t *testing.T) {
 		"none":       {nil, ""},
 		"profile":    {&runtimeapi.LinuxContainerSecurityContext{Seccomp: local}, "/own.json"},
 		"privileged": {&runtimeapi.LinuxContainerSecurityContext{Seccomp: local, Privileged: true}, ""},
-		"string":     {&runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//own.json"}, "/own.json"}, //nolint:staticcheck // old kubelets
+		"string": {&runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//own.json"},
+			"/own.json"}, //nolint:staticcheck // old kubelets
 		"both": {&runtimeapi.LinuxContainerSecurityContext{
 			Seccomp:            &runtimeapi.SecurityProfile{},
 			SeccompProfilePath: "localhost//own.json", //nolint:staticcheck // old kubelets
 		}, ""},
 	} {
-		if got := SeccompFile(&runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc}}); got != c.want {
+		if got := SeccompFile(&runtimeapi.ContainerConfig{
+			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc},
+		}); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
@@ -56,14 +63,20 @@ func TestUpdateMemory(t *testing.T) {
 		"little and swap":   {"29", 4 * mib, 8 * mib, 6 * mib, 8 * mib, 6 * mib, 8 * mib, 1},
 		"the minimum":       {"29", 6 * mib, 0, 6 * mib, 6 * mib, 6 * mib, 6 * mib, 0},
 	} {
-		u, err := NewUpdate(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: c.limit, MemorySwapLimitInBytes: c.swap}, hosts[c.host])
+		u, err := NewUpdate(&runtimeapi.LinuxContainerResources{
+			MemoryLimitInBytes:     c.limit,
+			MemorySwapLimitInBytes: c.swap,
+		}, hosts[c.host])
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+
 		if u.Resources.Memory != c.wantLimit || u.Resources.MemorySwap != c.wantSwap || len(u.Warnings) != c.warnings {
-			t.Errorf("%s: memory %d, swap %d, warnings %q", name, u.Resources.Memory, u.Resources.MemorySwap, u.Warnings)
+			t.Errorf("%s: memory %d, swap %d, warnings %q", name, u.Resources.Memory, u.Resources.MemorySwap,
+				u.Warnings)
 		}
+
 		got := readResources(&container.HostConfig{Resources: u.Resources}, KernelLimits{}).Linux
 		if got.MemoryLimitInBytes != c.statusLimit || got.MemorySwapLimitInBytes != c.statusSwap {
 			t.Errorf("%s: status %v", name, got)
@@ -71,10 +84,15 @@ func TestUpdateMemory(t *testing.T) {
 	}
 }
 
-// TestImageVolumeRef: the status names a mounted image with its digest, or by its ID if it has none.
+// TestImageVolumeRef: the status names a mounted image with its digest, or by its ID if it has
+// none.
 func TestImageVolumeRef(t *testing.T) {
 	const id = "sha256:beef"
-	m := &runtimeapi.Mount{ContainerPath: "/a/../v/", Image: &runtimeapi.ImageSpec{Image: id, UserSpecifiedImage: "other/data:1"}}
+	m := &runtimeapi.Mount{
+		ContainerPath: "/a/../v/",
+		Image:         &runtimeapi.ImageSpec{Image: id, UserSpecifiedImage: "other/data:1"},
+	}
+
 	for name, c := range map[string]struct {
 		digests []string
 		want    string

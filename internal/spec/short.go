@@ -29,6 +29,7 @@ func essential(all map[string]string) map[string]string {
 			keys = append(keys, k)
 		}
 	}
+
 	slices.Sort(keys)
 
 	out, size := map[string]string{}, 0
@@ -38,6 +39,7 @@ func essential(all map[string]string) map[string]string {
 		}
 		out[k] = all[k]
 	}
+
 	return out
 }
 
@@ -66,10 +68,12 @@ func (s *Sandbox) Attributes() *runtimeapi.PodSandboxAttributes {
 	if proto.Size(a) > maxAttributes {
 		a.Labels, a.Annotations = essential(a.Labels), essential(a.Annotations)
 	}
+
 	return a
 }
 
-// Attributes name the container in its stats (ContainerStats). They are shortened if they are large.
+// Attributes name the container in its stats (ContainerStats). They are shortened if they are
+// large.
 func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
 	a := &runtimeapi.ContainerAttributes{
 		Id:          string(c.ID),
@@ -80,5 +84,6 @@ func (c *Container) Attributes() *runtimeapi.ContainerAttributes {
 	if proto.Size(a) > maxAttributes {
 		a.Labels, a.Annotations = essential(a.Labels), essential(a.Annotations)
 	}
+
 	return a
 }

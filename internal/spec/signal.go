@@ -26,6 +26,8 @@ func readSignal(s string) runtimeapi.Signal {
 	if !strings.HasPrefix(n, "SIG") {
 		n = "SIG" + n
 	}
+
 	n = strings.NewReplacer("RTMIN+", "RTMINPLUS", "RTMAX-", "RTMAXMINUS").Replace(n)
+
 	return runtimeapi.Signal(runtimeapi.Signal_value[signalMark+n])
 }

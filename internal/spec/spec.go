@@ -1,9 +1,11 @@
-// Package spec is the vocabulary of the house and its only translator: it turns CRI requests into what Docker is told, and what Docker
-// answers into the records that CRI answers are made from. It is pure: no I/O, clock, logger or context, so every rule in it is proved by
-// golden files (testdata) and fuzzing. All packages that act (engine, node, cri) speak in its types; it imports none of them.
+// Package spec is the vocabulary of the house and its only translator: it turns CRI requests into
+// what Docker is told, and what Docker answers into the records that CRI answers are made from. It
+// is pure: no I/O, clock, logger or context, so every rule in it is proved by golden files
+// (testdata) and fuzzing. All packages that act (engine, node, cri) speak in its types; it imports
+// none of them.
 //
-// Names and labels follow the scheme that dockershim and its successors share, so that pods survive a change of the shim in both
-// directions.
+// Names and labels follow the scheme that dockershim and its successors share, so that pods survive
+// a change of the shim in both directions.
 package spec
 
 import (
@@ -16,8 +18,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Host is what the translation must know of the engine and of this machine. It is read once per connection and never changes while the
-// engine runs.
+// Host is what the translation must know of the engine and of this machine. It is read once per
+// connection and never changes while the engine runs.
 type Host struct {
 	EngineVersion   string // e.g. "20.10.24"
 	APIVersion      string // negotiated, e.g. "1.41"
@@ -34,7 +36,8 @@ type Host struct {
 	CDI             bool     // the engine knows the Container Device Interface
 	LiveRestore     bool
 	LogDriver       string // of containers that name none
-	// MinOOMScoreAdj is the lowest oom_score_adj that a container can get here: -1000, or higher where CAP_SYS_RESOURCE is missing.
+	// MinOOMScoreAdj is the lowest oom_score_adj that a container can get here: -1000, or higher
+	// where CAP_SYS_RESOURCE is missing.
 	MinOOMScoreAdj int
 }
 
@@ -43,21 +46,23 @@ type Create struct {
 	Name   string
 	Config *container.Config
 	Host   *container.HostConfig
-	// MakeDirs are host paths of bind mounts that must exist as directories before the container is made; the missing ones are made
-	// (what the kubelet expects of a hostPath without a type).
+	// MakeDirs are host paths of bind mounts that must exist as directories before the container is
+	// made; the missing ones are made (what the kubelet expects of a hostPath without a type).
 	MakeDirs []string
 	// Warnings say what was changed in the request so that Docker accepts it, for the log.
 	Warnings []string
 }
 
-// Update is a change of a container's resources: what Docker is told (POST /containers/{id}/update), and what it cannot be told.
+// Update is a change of a container's resources: what Docker is told (POST
+// /containers/{id}/update), and what it cannot be told.
 type Update struct {
 	Resources container.Resources
 	Kernel    KernelLimits
 	Warnings  []string // as in Create
 }
 
-// KernelLimits are resources that Docker's API cannot carry; they are written to the kernel while the container runs.
+// KernelLimits are resources that Docker's API cannot carry; they are written to the kernel while
+// the container runs.
 type KernelLimits struct {
 	OOMScoreAdj int                         `json:"-"`                   // of every process; 0 leaves it as it is
 	Hugepages   map[model.PageSize]uint64   `json:"hugepages,omitempty"` // bytes
@@ -75,16 +80,18 @@ type LogConfig struct {
 	Options map[string]string // driver options
 }
 
-// Object is one container of Docker's as the record it stands for. At most one field is set; none for a container that is not ours.
+// Object is one container of Docker's as the record it stands for. At most one field is set; none
+// for a container that is not ours.
 type Object struct {
 	Sandbox   *Sandbox
 	Container *Container
-	// Unread is the ID of a container that the engine lists and could not describe in time. The record,
-	// if there is one, is what the list alone says, and is marked as stale.
+	// Unread is the ID of a container that the engine lists and could not describe in time. The
+	// record, if there is one, is what the list alone says, and is marked as stale.
 	Unread model.ContainerID
 }
 
-// Sandbox is the record of one pod sandbox: everything that Docker remembers of it, in CRI's terms. It is shared and must not be changed.
+// Sandbox is the record of one pod sandbox: everything that Docker remembers of it, in CRI's terms.
+// It is shared and must not be changed.
 type Sandbox struct {
 	ID             model.ContainerID // of the pause container
 	Name           string            // the container's name, without slash
@@ -98,16 +105,21 @@ type Sandbox struct {
 	StartedAt      time.Time // of the pause process; zero before
 	FinishedAt     time.Time // of the pause process; zero while it runs
 	Running        bool      // the pause process runs
-	Restarted      bool      // it runs, and not for the first time: its namespaces are not the pod's
-	NeverStarted   bool      // made, and its pause has not run
-	Pid            int       // of the pause process, 0 when it does not run
-	NetworkMode    string
-	HostUsers      bool                      // in the node's user namespace, although the engine maps users
-	OwnNetNS       bool                      // the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
-	ExitCode       int                       // of the pause process, when it does not run
-	EngineIPs      []netip.Addr              // addresses that the engine gave; only with the no-op network
-	EnginePorts    []*runtimeapi.PortMapping // host ports that the engine publishes; only with the no-op network
-	Foreign        bool                      // made by an older shim: it has no record of ours
+	// it runs, and not for the first time: its namespaces are not the pod's
+	Restarted    bool
+	NeverStarted bool // made, and its pause has not run
+	Pid          int  // of the pause process, 0 when it does not run
+	NetworkMode  string
+	// in the node's user namespace, although the engine maps users
+	HostUsers bool
+	// the pod's network namespace is one of ours, which the pause joined; NetworkMode says "host"
+	OwnNetNS bool
+	ExitCode int // of the pause process, when it does not run
+	// addresses that the engine gave; only with the no-op network
+	EngineIPs []netip.Addr
+	// host ports that the engine publishes; only with the no-op network
+	EnginePorts    []*runtimeapi.PortMapping
+	Foreign        bool // made by an older shim: it has no record of ours
 	ResolvConfPath string
 	HostsPath      string
 	CgroupParent   string
@@ -116,7 +128,8 @@ type Sandbox struct {
 	Stale          bool // from the engine's list alone: no process, times or paths
 }
 
-// PodResources are what RunPodSandbox says of the pod as a whole. The pod's control group is the kubelet's; the runtime records them.
+// PodResources are what RunPodSandbox says of the pod as a whole. The pod's control group is the
+// kubelet's; the runtime records them.
 type PodResources struct {
 	Overhead  *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
 	Resources *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
@@ -146,7 +159,8 @@ func NetworkMode(isConnectedByUs bool) string {
 	return networkBridge
 }
 
-// IsWithoutNetwork reports whether the engine made the pod's network namespace and left it unconnected.
+// IsWithoutNetwork reports whether the engine made the pod's network namespace and left it
+// unconnected.
 func (s *Sandbox) IsWithoutNetwork() bool { return s.NetworkMode == networkNone }
 
 // EngineNetwork reports whether the engine connects the pod, as it does with the no-op network.
@@ -196,9 +210,11 @@ type Image struct {
 	Size        int64  // bytes
 	User        string // the image's USER
 	Entrypoint  bool   // the image has an ENTRYPOINT or CMD; false: a command is required
-	// Labels are the image's own, without those of an image that has more than maxImageLabels bytes.
+	// Labels are the image's own, without those of an image that has more than maxImageLabels
+	// bytes.
 	Labels     map[string]string
 	manyLabels bool // Labels are not complete
 	Pinned     bool // never to be collected
-	Stale      bool // not described by the engine in time: User, Entrypoint and Labels may be missing
+	// not described by the engine in time: User, Entrypoint and Labels may be missing
+	Stale bool
 }

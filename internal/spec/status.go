@@ -26,12 +26,18 @@ func (s *Sandbox) state() runtimeapi.PodSandboxState {
 // Item is the sandbox in a list (ListPodSandbox).
 func (s *Sandbox) Item() *runtimeapi.PodSandbox {
 	return &runtimeapi.PodSandbox{
-		Id: string(s.ID), Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt),
-		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
+		Id:             string(s.ID),
+		Metadata:       s.Metadata,
+		State:          s.state(),
+		CreatedAt:      nanos(s.CreatedAt),
+		Labels:         s.Labels,
+		Annotations:    s.Annotations,
+		RuntimeHandler: s.RuntimeHandler,
 	}
 }
 
-// Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a pod on the host network has none.
+// Status is the answer to PodSandboxStatus. ips are the pod's addresses, the primary one first; a
+// pod on the host network has none.
 func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 	n := &runtimeapi.PodSandboxNetworkStatus{}
 	for i, ip := range ips {
@@ -41,55 +47,90 @@ func (s *Sandbox) Status(ips []netip.Addr) *runtimeapi.PodSandboxStatus {
 			n.AdditionalIps = append(n.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
 		}
 	}
+
 	return &runtimeapi.PodSandboxStatus{
-		Id: string(s.ID), Metadata: s.Metadata, State: s.state(), CreatedAt: nanos(s.CreatedAt), Network: n,
-		Linux:  &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: s.Namespaces}},
-		Labels: s.Labels, Annotations: s.Annotations, RuntimeHandler: s.RuntimeHandler,
+		Id:             string(s.ID),
+		Metadata:       s.Metadata,
+		State:          s.state(),
+		CreatedAt:      nanos(s.CreatedAt),
+		Network:        n,
+		Linux:          &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: s.Namespaces}},
+		Labels:         s.Labels,
+		Annotations:    s.Annotations,
+		RuntimeHandler: s.RuntimeHandler,
 	}
 }
 
 // Item is the container in a list (ListContainers).
 func (c *Container) Item() *runtimeapi.Container {
 	return &runtimeapi.Container{
-		Id: string(c.ID), PodSandboxId: string(c.SandboxID), Metadata: c.Metadata, Image: &runtimeapi.ImageSpec{Image: c.Image},
-		ImageRef: c.ImageRef, ImageId: string(c.ImageID), State: c.State, CreatedAt: nanos(c.CreatedAt),
-		Labels: c.Labels, Annotations: c.Annotations,
+		Id:           string(c.ID),
+		PodSandboxId: string(c.SandboxID),
+		Metadata:     c.Metadata,
+		Image:        &runtimeapi.ImageSpec{Image: c.Image},
+		ImageRef:     c.ImageRef,
+		ImageId:      string(c.ImageID),
+		State:        c.State,
+		CreatedAt:    nanos(c.CreatedAt),
+		Labels:       c.Labels,
+		Annotations:  c.Annotations,
 	}
 }
 
-// Status is the answer to ContainerStatus. A container whose start failed has no time of a start; for
-// the kubelet, which would show the year 1970, it is the time of its end.
+// Status is the answer to ContainerStatus. A container whose start failed has no time of a start;
+// for the kubelet, which would show the year 1970, it is the time of its end.
 func (c *Container) Status() *runtimeapi.ContainerStatus {
 	startedAt := c.StartedAt
 	if startedAt.IsZero() && c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
 		startedAt = c.FinishedAt
 	}
+
 	return &runtimeapi.ContainerStatus{
-		Id: string(c.ID), Metadata: c.Metadata, State: c.State,
-		CreatedAt: nanos(c.CreatedAt), StartedAt: nanos(startedAt), FinishedAt: nanos(c.FinishedAt),
-		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		Image: &runtimeapi.ImageSpec{Image: c.Image}, ImageRef: c.ImageRef, ImageId: string(c.ImageID),
-		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, LogPath: c.LogPath,
-		Resources: c.Resources, User: c.User, StopSignal: c.StopSignal,
+		Id:          string(c.ID),
+		Metadata:    c.Metadata,
+		State:       c.State,
+		CreatedAt:   nanos(c.CreatedAt),
+		StartedAt:   nanos(startedAt),
+		FinishedAt:  nanos(c.FinishedAt),
+		ExitCode:    c.ExitCode,
+		Reason:      c.Reason,
+		Message:     c.Message,
+		Image:       &runtimeapi.ImageSpec{Image: c.Image},
+		ImageRef:    c.ImageRef,
+		ImageId:     string(c.ImageID),
+		Labels:      c.Labels,
+		Annotations: c.Annotations,
+		Mounts:      c.Mounts,
+		LogPath:     c.LogPath,
+		Resources:   c.Resources,
+		User:        c.User,
+		StopSignal:  c.StopSignal,
 	}
 }
 
 // CRI is the image in answers of the image service.
 func (i *Image) CRI() *runtimeapi.Image {
 	out := &runtimeapi.Image{
-		Id: string(i.ID), RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 1)), Pinned: i.Pinned,
-		Spec: &runtimeapi.ImageSpec{Image: string(i.ID)},
+		Id:          string(i.ID),
+		RepoTags:    i.RepoTags,
+		RepoDigests: i.RepoDigests,
+		Size:        uint64(max(i.Size, 1)),
+		Pinned:      i.Pinned,
+		Spec:        &runtimeapi.ImageSpec{Image: string(i.ID)},
 	}
+
 	user, _, _ := strings.Cut(i.User, ":")
 	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
 		out.Uid = &runtimeapi.Int64Value{Value: uid}
 	} else {
 		out.Username = user
 	}
+
 	return out
 }
 
-// Named says whether ref, a normalised name with tag or digest, is one of the image's names, in Docker's short or in the full form.
+// Named says whether ref, a normalised name with tag or digest, is one of the image's names, in
+// Docker's short or in the full form.
 func (i *Image) Named(familiar string) bool {
 	for _, list := range [][]string{i.RepoTags, i.RepoDigests} {
 		for _, r := range list {
@@ -98,6 +139,7 @@ func (i *Image) Named(familiar string) bool {
 			}
 		}
 	}
+
 	return false
 }
 

@@ -18,22 +18,30 @@ func TestUserNamespaces(t *testing.T) {
 		sc   *runtimeapi.LinuxSandboxSecurityContext
 		host bool
 	}{
-		"nothing":    {nil, false},
-		"pod":        {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}}, false},
-		"network":    {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: node}}, true},
-		"PIDs":       {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: node}}, true},
-		"IPC":        {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Ipc: node}}, true},
+		"nothing": {nil, false},
+		"pod":     {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}}, false},
+		"network": {&runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Network: node},
+		}, true},
+		"PIDs": {&runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: node},
+		}, true},
+		"IPC": {&runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Ipc: node},
+		}, true},
 		"privileged": {&runtimeapi.LinuxSandboxSecurityContext{Privileged: true}, true},
 	} {
 		cfg := &runtimeapi.PodSandboxConfig{
 			Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
 			Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: test.sc},
 		}
+
 		for _, h := range []Host{plain, mapping} {
 			c, err := NewSandbox(cfg, SandboxOptions{Host: h, NetworkMode: "none"})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if got, want := c.Host.UsernsMode.IsHost(), test.host && h.MapsUsers(); got != want {
 				t.Errorf("%s, engine maps users: %v: in the node's user namespace: %v", name, h.MapsUsers(), got)
 			}
@@ -59,10 +67,13 @@ func TestUserNamespaceOfContainers(t *testing.T) {
 		"plain, host users": {nil, true, ""},
 		"privileged":        {&runtimeapi.LinuxContainerSecurityContext{Privileged: true}, true, ""},
 		"privileged, mapped": {
-			&runtimeapi.LinuxContainerSecurityContext{Privileged: true}, false, "config.linux.security_context.privileged",
+			&runtimeapi.LinuxContainerSecurityContext{Privileged: true}, false,
+			"config.linux.security_context.privileged",
 		},
 		"PIDs, mapped": {
-			&runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE}},
+			&runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE},
+			},
 			false, "config.linux.security_context.namespace_options.pid",
 		},
 	} {
@@ -71,6 +82,7 @@ func TestUserNamespaceOfContainers(t *testing.T) {
 			Command:  []string{"true"},
 			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: test.sc},
 		}
+
 		sb := &Sandbox{ID: "0123", Name: SandboxName(pod.Metadata), Metadata: pod.Metadata, HostUsers: test.hostUsers}
 		c, err := NewContainer(cfg, pod, ContainerOptions{Host: mapping, Sandbox: sb, Image: &Image{}})
 		switch {
@@ -78,6 +90,7 @@ func TestUserNamespaceOfContainers(t *testing.T) {
 			if !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), test.field+":") {
 				t.Errorf("%s: %v", name, err)
 			}
+
 		case err != nil:
 			t.Errorf("%s: %v", name, err)
 		case c.Host.UsernsMode.IsHost() != test.hostUsers || c.Host.Init != nil:

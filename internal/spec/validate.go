@@ -22,7 +22,8 @@ const (
 	maxHostname = 64      // Linux, sethostname(2)
 )
 
-// nameParts are what the name scheme and Docker can carry: Docker's names know no other characters, and "_" parts the parts.
+// nameParts are what the name scheme and Docker can carry: Docker's names know no other characters,
+// and "_" parts the parts.
 var nameParts = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9.-]*$`)
 
 // imageRef are the characters of image names (distribution's reference grammar) and IDs.
@@ -79,7 +80,9 @@ func (p *problems) name(field, s string) {
 // id wants an ID that can stand in a URL of the engine's.
 func (p *problems) id(field, s string) {
 	p.required(field, s)
-	if len(s) > maxName || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || strings.ContainsRune("/?#%\\", r) || r == 0x7f }) {
+	if len(s) > maxName || strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || strings.ContainsRune("/?#%\\", r) || r == 0x7f
+	}) {
 		p.add(field, "is not an ID")
 	}
 }
@@ -135,8 +138,9 @@ func enum[T ~int32](p *problems, field string, names map[int32]string, v T) {
 	}
 }
 
-// Validate checks a request of either service before anything is done for it. It returns InvalidArgument with the field's name, and
-// accepts any message, nil and empty ones included; a request that it does not know passes.
+// Validate checks a request of either service before anything is done for it. It returns
+// InvalidArgument with the field's name, and accepts any message, nil and empty ones included; a
+// request that it does not know passes.
 func Validate(req any) error {
 	p := &problems{}
 	switch r := req.(type) {
@@ -147,16 +151,19 @@ func Validate(req any) error {
 		p.id("pod_sandbox_id", r.GetPodSandboxId())
 		p.container("config", r.GetConfig())
 		p.pod("sandbox_config", r.GetSandboxConfig())
+
 	case *runtimeapi.ExecSyncRequest:
 		p.id("container_id", r.GetContainerId())
 		p.command(r.GetCmd())
 		if r.GetTimeout() < 0 {
 			p.add("timeout", "%d must not be negative", r.GetTimeout())
 		}
+
 	case *runtimeapi.ExecRequest:
 		p.id("container_id", r.GetContainerId())
 		p.command(r.GetCmd())
 		p.streams(r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
+
 	case *runtimeapi.AttachRequest:
 		p.id("container_id", r.GetContainerId())
 		p.streams(r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
@@ -165,14 +172,17 @@ func Validate(req any) error {
 		for i, port := range r.GetPort() {
 			p.port(fmt.Sprintf("port[%d]", i), port)
 		}
+
 	case *runtimeapi.UpdateContainerResourcesRequest:
 		p.id("container_id", r.GetContainerId())
 		p.resources("linux", r.GetLinux())
 		p.memoryLimits("linux", r.GetLinux(), false)
+
 	case *runtimeapi.UpdatePodSandboxResourcesRequest:
 		p.id("pod_sandbox_id", r.GetPodSandboxId())
 		p.resources("overhead", r.GetOverhead())
 		p.resources("resources", r.GetResources())
+
 	case *runtimeapi.UpdateRuntimeConfigRequest:
 		p.text("runtime_config.network_config.pod_cidr", r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
 	case *runtimeapi.PullImageRequest:
@@ -184,6 +194,7 @@ func Validate(req any) error {
 	default:
 		p.single(req)
 	}
+
 	return p.err
 }
 
@@ -230,6 +241,7 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 		p.add(field+".metadata", "must be set")
 		return
 	}
+
 	p.name(field+".metadata.name", c.GetMetadata().GetName())
 	p.name(field+".metadata.namespace", c.GetMetadata().GetNamespace())
 	p.name(field+".metadata.uid", c.GetMetadata().GetUid())
@@ -242,6 +254,7 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 	if c.GetLogDirectory() != "" {
 		p.absolute(field+".log_directory", c.GetLogDirectory())
 	}
+
 	for i, m := range c.GetPortMappings() {
 		f := fmt.Sprintf("%s.port_mappings[%d]", field, i)
 		enum(p, f+".protocol", runtimeapi.Protocol_name, m.GetProtocol())
@@ -252,6 +265,7 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 			p.port(f+".container_port", m.GetContainerPort())
 		}
 	}
+
 	p.mapped(field+".labels", c.GetLabels())
 	p.mapped(field+".annotations", c.GetAnnotations())
 	p.mapped(field+".linux.sysctls", c.GetLinux().GetSysctls())
@@ -263,13 +277,16 @@ func (p *problems) pod(field string, c *runtimeapi.PodSandboxConfig) {
 	if c.GetWindows() != nil {
 		p.add(field+".windows", "this node runs Linux")
 	}
+
 	sc := c.GetLinux().GetSecurityContext()
 	p.namespaces(field+".linux.security_context.namespace_options", sc.GetNamespaceOptions())
 	if sc.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET {
 		p.add(field+".linux.security_context.namespace_options.pid", "TARGET is for containers")
 	}
+
 	p.profile(field+".linux.security_context.seccomp", sc.GetSeccomp())
-	p.legacyProfile(field+".linux.security_context.seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
+	p.legacyProfile(field+".linux.security_context.seccomp_profile_path",
+		sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
 	p.profile(field+".linux.security_context.apparmor", sc.GetApparmor())
 	if parent := c.GetLinux().GetCgroupParent(); parent != "" {
 		p.text(field+".linux.cgroup_parent", parent)
@@ -297,6 +314,7 @@ func (p *problems) namespaces(field string, o *runtimeapi.NamespaceOption) {
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		p.id(field+".target_id", o.GetTargetId())
 	}
+
 	p.shared(field+".network", o.GetNetwork())
 	p.shared(field+".ipc", o.GetIpc())
 	if u := o.GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
@@ -304,7 +322,8 @@ func (p *problems) namespaces(field string, o *runtimeapi.NamespaceOption) {
 	}
 }
 
-// shared wants a mode of what all containers of a pod share (CRI NamespaceOption: network and ipc are POD or NODE).
+// shared wants a mode of what all containers of a pod share (CRI NamespaceOption: network and ipc
+// are POD or NODE).
 func (p *problems) shared(field string, m runtimeapi.NamespaceMode) {
 	if m == runtimeapi.NamespaceMode_CONTAINER || m == runtimeapi.NamespaceMode_TARGET {
 		p.add(field, "%v is not possible, only POD and NODE are", m)
@@ -324,6 +343,7 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 		p.add(field+".metadata", "must be set")
 		return
 	}
+
 	p.name(field+".metadata.name", c.GetMetadata().GetName())
 	if c.GetMetadata().GetName() == pauseName {
 		p.add(field+".metadata.name", "%q is kept for the sandbox", pauseName)
@@ -331,6 +351,7 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 	if c.GetWindows() != nil {
 		p.add(field+".windows", "this node runs Linux")
 	}
+
 	p.image(field+".image.image", c.GetImage().GetImage())
 	if lp := c.GetLogPath(); lp != "" {
 		p.text(field+".log_path", lp)
@@ -338,6 +359,7 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 			p.add(field+".log_path", "%q must be relative to the pod's log directory and stay within it", lp)
 		}
 	}
+
 	p.texts(field+".command", c.GetCommand())
 	p.texts(field+".args", c.GetArgs())
 	p.text(field+".working_dir", c.GetWorkingDir())
@@ -350,9 +372,11 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 		}
 		p.text(fmt.Sprintf("%s.value (%q)", f, name), string(e.GetValue()))
 	}
+
 	for i, m := range c.GetMounts() {
 		p.mount(fmt.Sprintf("%s.mounts[%d]", field, i), m)
 	}
+
 	for i, d := range c.GetDevices() {
 		f := fmt.Sprintf("%s.devices[%d]", field, i)
 		p.absolute(f+".host_path", d.GetHostPath())
@@ -361,11 +385,13 @@ func (p *problems) container(field string, c *runtimeapi.ContainerConfig) {
 			p.add(f+".permissions", "%q may hold only r, w and m", d.GetPermissions())
 		}
 	}
+
 	p.mapped(field+".labels", c.GetLabels())
 	p.mapped(field+".annotations", c.GetAnnotations())
 	if _, err := cdiDevices(c); err != nil && p.err == nil {
 		p.err = err // it names the field
 	}
+
 	enum(p, field+".stop_signal", runtimeapi.Signal_name, c.GetStopSignal())
 	p.resources(field+".linux.resources", c.GetLinux().GetResources())
 	p.memoryLimits(field+".linux.resources", c.GetLinux().GetResources(), true)
@@ -385,8 +411,11 @@ func (p *problems) containerSecurity(field string, sc *runtimeapi.LinuxContainer
 	if sc.GetRunAsGroup().GetValue() < 0 {
 		p.add(field+".run_as_group", "must not be negative")
 	}
-	enum(p, field+".supplemental_groups_policy", runtimeapi.SupplementalGroupsPolicy_name, sc.GetSupplementalGroupsPolicy())
-	for i, c := range slices.Concat(sc.GetCapabilities().GetAddCapabilities(), sc.GetCapabilities().GetDropCapabilities()) {
+
+	enum(p, field+".supplemental_groups_policy", runtimeapi.SupplementalGroupsPolicy_name,
+		sc.GetSupplementalGroupsPolicy())
+	for i, c := range slices.Concat(sc.GetCapabilities().GetAddCapabilities(),
+		sc.GetCapabilities().GetDropCapabilities()) {
 		if !nameParts.MatchString(strings.ReplaceAll(c, "_", "")) {
 			p.add(fmt.Sprintf("%s.capabilities[%d]", field, i), "%q is not a capability", c)
 		}
@@ -400,15 +429,18 @@ func (p *problems) resources(field string, r *runtimeapi.LinuxContainerResources
 		low  int64
 	}{
 		{"cpu_period", r.GetCpuPeriod(), 0}, {"cpu_quota", r.GetCpuQuota(), -1}, {"cpu_shares", r.GetCpuShares(), 0},
-		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1}, {"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
+		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1},
+		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
 	} {
 		if f.v < f.low {
 			p.add(field+"."+f.name, "%d must not be below %d", f.v, f.low)
 		}
 	}
+
 	if s := r.GetOomScoreAdj(); s < -1000 || s > 1000 {
 		p.add(field+".oom_score_adj", "%d is not between -1000 and 1000", s)
 	}
+
 	p.text(field+".cpuset_cpus", r.GetCpusetCpus())
 	p.text(field+".cpuset_mems", r.GetCpusetMems())
 	for i, l := range r.GetHugepageLimits() {
@@ -416,6 +448,7 @@ func (p *problems) resources(field string, r *runtimeapi.LinuxContainerResources
 			p.wrap(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), err)
 		}
 	}
+
 	for k, v := range r.GetUnified() {
 		if _, err := model.ParseUnifiedKey(k); err != nil {
 			p.wrap(field+".unified", err)

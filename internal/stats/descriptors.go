@@ -33,14 +33,17 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	if err != nil {
 		return Processes{}, err
 	}
+
 	pids, err := g.PIDs()
 	if err != nil {
 		return Processes{}, err
 	}
+
 	out := Processes{Count: uint64(len(pids)), MaxFiles: r.maxFiles(g, pid)}
 	if len(pids) > lookedAt {
 		return out, nil
 	}
+
 	var files, sockets uint64
 	for _, p := range pids {
 		n, s, ok := r.openFiles(p, lookedAt-min(files, lookedAt))
@@ -49,29 +52,35 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 		}
 		files, sockets = files+n, sockets+s
 	}
+
 	out.Files = &files
 	if files <= lookedAt {
 		out.Sockets = &sockets
 	}
+
 	return out, nil
 }
 
 // openFiles counts a process's descriptors (proc_pid_fd(5)), and the sockets among as many as are
 // looked at. One that has ended has none.
 func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool) {
-	dir, err := unix.Open(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "fd"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := unix.Open(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "fd"),
+		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, 0, err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // a system call's own
 	}
 	defer unix.Close(dir)
+
 	var st unix.Stat_t // its size is the number of descriptors since Linux 6.2
 	if unix.Fstat(dir, &st) == nil && uint64(st.Size) > look {
 		return uint64(st.Size), 0, true
 	}
+
 	var link [16]byte
 	err = eachName(dir, func(name string) bool {
 		if files++; files <= look {
-			if n, err := unix.Readlinkat(dir, name, link[:]); err == nil && bytes.HasPrefix(link[:n], []byte("socket:")) {
+			if n, err := unix.Readlinkat(dir, name, link[:]); err == nil &&
+				bytes.HasPrefix(link[:n], []byte("socket:")) {
 				sockets++
 			}
 		}
@@ -80,6 +89,7 @@ func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool
 	if files >= counted {
 		return 0, 0, false
 	}
+
 	return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
 }
 
@@ -93,6 +103,7 @@ func eachName(dir int, do func(name string) bool) error {
 		if err != nil || n <= 0 {
 			return err
 		}
+
 		_, _, names = unix.ParseDirent(entries[:n], -1, names[:0])
 		for _, name := range names {
 			if !do(name) {
@@ -108,9 +119,11 @@ func (r *Reader) maxFiles(g *cgroup.Group, pid int) *uint64 {
 	if err == unix.EPERM { //nolint:errorlint // a system call's own; without CAP_SYS_RESOURCE another user's process may not be asked
 		return fileOfLimits(g)
 	}
+
 	if err != nil || n == unix.RLIM_INFINITY || !g.Alive() { // who has ended has none, and its PID may be another's
 		return nil
 	}
+
 	return &n
 }
 
@@ -126,6 +139,7 @@ func fileOfLimits(g *cgroup.Group) (limit *uint64) {
 			return
 		}
 	})
+
 	return limit
 }
 

@@ -22,7 +22,8 @@ type FileSystem struct {
 	Disk        *Disk // nil if it is on no disk of this machine's
 }
 
-// Disk is what a block device has done since the machine was started (Documentation/admin-guide/iostats.rst).
+// Disk is what a block device has done since the machine was started
+// (Documentation/admin-guide/iostats.rst).
 type Disk struct {
 	Reads, ReadsMerged, SectorsRead         uint64
 	Writes, WritesMerged, SectorsWritten    uint64
@@ -36,18 +37,26 @@ func (r *Reader) FileSystem(dir string) (FileSystem, error) {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return FileSystem{}, fmt.Errorf("file system of %s: %w", dir, err)
 	}
+
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		return FileSystem{}, fmt.Errorf("file system of %s: %w", dir, err)
 	}
+
 	major, minor := unix.Major(st.Dev), unix.Minor(st.Dev)
+
 	return FileSystem{
-		Device: r.Device(major, minor), Bytes: s.Blocks * uint64(s.Bsize), Used: (s.Blocks - s.Bfree) * uint64(s.Bsize), Inodes: s.Files, InodesFree: s.Ffree,
-		Disk: r.disk(major, minor),
+		Device:     r.Device(major, minor),
+		Bytes:      s.Blocks * uint64(s.Bsize),
+		Used:       (s.Blocks - s.Bfree) * uint64(s.Bsize),
+		Inodes:     s.Files,
+		InodesFree: s.Ffree,
+		Disk:       r.disk(major, minor),
 	}, nil
 }
 
-// Fields of a line of /proc/diskstats after the device's numbers and name; there are more since Linux 4.18, of what is discarded and flushed.
+// Fields of a line of /proc/diskstats after the device's numbers and name; there are more since
+// Linux 4.18, of what is discarded and flushed.
 const (
 	diskReads = iota
 	diskReadsMerged
@@ -69,23 +78,36 @@ func (r *Reader) disk(major, minor uint32) *Disk {
 	if err != nil {
 		return nil
 	}
+
 	device := strconv.Itoa(int(major)) + " " + strconv.Itoa(int(minor))
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) < 3+diskFields || f[0]+" "+f[1] != device {
 			continue
 		}
+
 		var n [diskFields]uint64
 		for i := range n {
 			n[i], _ = strconv.ParseUint(f[3+i], 10, 64) // they are all numbers
 		}
+
 		ms := func(field int) time.Duration { return time.Duration(n[field]) * time.Millisecond }
+
 		return &Disk{
-			Reads: n[diskReads], ReadsMerged: n[diskReadsMerged], SectorsRead: n[diskSectorsRead], ReadTime: ms(diskReadTime),
-			Writes: n[diskWrites], WritesMerged: n[diskWritesMerged], SectorsWritten: n[diskSectorsWritten], WriteTime: ms(diskWriteTime),
-			Current: n[diskCurrent], Time: ms(diskTime), WeightedTime: ms(diskWeightedTime),
+			Reads:          n[diskReads],
+			ReadsMerged:    n[diskReadsMerged],
+			SectorsRead:    n[diskSectorsRead],
+			ReadTime:       ms(diskReadTime),
+			Writes:         n[diskWrites],
+			WritesMerged:   n[diskWritesMerged],
+			SectorsWritten: n[diskSectorsWritten],
+			WriteTime:      ms(diskWriteTime),
+			Current:        n[diskCurrent],
+			Time:           ms(diskTime),
+			WeightedTime:   ms(diskWeightedTime),
 		}
 	}
+
 	return nil
 }
 
@@ -95,11 +117,13 @@ func (r *Reader) Device(major, minor uint32) string { return r.disks.name(major,
 // blocks is the unit of st_blocks, in bytes.
 const blocks = 512
 
-// maxLogFiles bounds the files that are looked at beside a log; the kubelet keeps five (containerLogMaxFiles).
+// maxLogFiles bounds the files that are looked at beside a log; the kubelet keeps five
+// (containerLogMaxFiles).
 const maxLogFiles = 4096
 
-// LogBytes is what the log of container id takes on disk: the file at its path, and those that the kubelet has rotated
-// beside it. With the engine's json-file they are links to its own file of that container, and no other link counts.
+// LogBytes is what the log of container id takes on disk: the file at its path, and those that the
+// kubelet has rotated beside it. With the engine's json-file they are links to its own file of that
+// container, and no other link counts.
 func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	dir, base := filepath.Split(path)
 	d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -120,6 +144,7 @@ func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("log %s: %w", path, err)
 	}
+
 	return sum, nil
 }
 
@@ -129,12 +154,14 @@ func logFile(dir int, name, id string) uint64 {
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return 0
 	}
+
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		target := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(dir, name, target)
 		if err != nil || n == len(target) {
 			return 0
 		}
+
 		file := string(target[:n])
 		owner, _, found := strings.Cut(filepath.Base(file), "-json.log")
 		if !found || owner != id || !filepath.IsAbs(file) {
@@ -144,9 +171,11 @@ func logFile(dir int, name, id string) uint64 {
 			return 0
 		}
 	}
+
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0
 	}
+
 	return uint64(st.Blocks) * blocks
 }
 
@@ -165,10 +194,12 @@ const disksAgain = time.Minute
 func (d *disks) name(major, minor uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+
 	name, known := d.names[[2]uint32{major, minor}]
 	if known || time.Since(d.read) < disksAgain {
 		return name
 	}
+
 	d.read, d.names = time.Now(), map[[2]uint32]string{}
 	b, _ := cgroup.Read(d.file, nil) // without it devices have no names
 	for line := range strings.Lines(string(b)) {
@@ -176,11 +207,13 @@ func (d *disks) name(major, minor uint32) string {
 		if len(f) != 4 {
 			continue
 		}
+
 		a, err := strconv.ParseUint(f[0], 10, 32)
 		c, err2 := strconv.ParseUint(f[1], 10, 32)
 		if err == nil && err2 == nil {
 			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + printable(f[3])
 		}
 	}
+
 	return d.names[[2]uint32{major, minor}]
 }

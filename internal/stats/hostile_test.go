@@ -23,6 +23,7 @@ func TestNetworkIsBounded(t *testing.T) {
 	for i := range 20_000 {
 		fmt.Fprintf(&all, "\xffveth%d\x1b%s", i, counters)
 	}
+
 	for name, dev := range map[string]string{
 		"first": "eth0" + counters + all.String(),
 		"last":  all.String() + "eth0" + counters,
@@ -34,6 +35,7 @@ func TestNetworkIsBounded(t *testing.T) {
 			if err != nil || len(got) != 5 {
 				t.Fatalf("%d devices, %v", len(got), err)
 			}
+
 			defaults := 0
 			for _, d := range got {
 				if d.Name == DefaultInterface {
@@ -43,11 +45,13 @@ func TestNetworkIsBounded(t *testing.T) {
 					t.Errorf("%+v", d)
 				}
 			}
+
 			if defaults != 1 {
 				t.Errorf("%v", got)
 			}
 		})
 	}
+
 	t.Run("endless", func(t *testing.T) {
 		m, r := newMachine(t)
 		m.write("proc/7/net/dev", strings.Repeat(all.String(), 20)+"eth0"+counters) // it lies beyond what is read
@@ -65,9 +69,11 @@ func TestNetworkOfReusedPID(t *testing.T) {
 	if got, err := r.Network(id, 7, 5); err != nil || len(got) != 1 {
 		t.Fatalf("%v, %v", got, err)
 	}
+
 	if err := os.RemoveAll(filepath.Join(m.dir, "proc/7")); err != nil {
 		t.Fatal(err)
 	}
+
 	m.write("proc/7/net/dev", "another"+counters)
 	m.write("proc/7/cgroup", "0::/kubepods/podother/beef\n")
 	if got, err := r.Network(id, 7, 5); err == nil {
@@ -82,6 +88,7 @@ func FuzzNetwork(f *testing.F) {
 		if most < 1 || most > 100 || cut < 1 {
 			return
 		}
+
 		parse := func(cut int) []Interface {
 			d := devices{most: most}
 			for rest := dev; len(rest) > 0 && !d.full(); {
@@ -91,10 +98,12 @@ func FuzzNetwork(f *testing.F) {
 			}
 			return d.found
 		}
+
 		pieces, whole := parse(cut), parse(len(dev)+1)
 		if len(pieces) != len(whole) || len(pieces) > most {
 			t.Errorf("%d devices in pieces, %d at once, at most %d", len(pieces), len(whole), most)
 		}
+
 		for i := range pieces {
 			if pieces[i] != whole[i] {
 				t.Errorf("%+v in pieces, %+v at once", pieces[i], whole[i])
@@ -129,16 +138,19 @@ func TestDescriptorsAreBounded(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
+
 	const many = counted + 1000
 	if limit.Max < many+100 {
 		t.Fatalf("the hard limit of descriptors is %d", limit.Max)
 	}
+
 	raised := limit
 	raised.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) //nolint:errcheck // the test's process ends
+
 	for range many {
 		fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 100)
 		if err != nil {
@@ -151,16 +163,19 @@ func TestDescriptorsAreBounded(t *testing.T) {
 	if err := os.Symlink(fmt.Sprintf("/proc/%d/fd", os.Getpid()), filepath.Join(m.dir, "proc/7/fd")); err != nil {
 		t.Fatal(err)
 	}
+
 	began := time.Now()
 	p, err := r.Descriptors(id, 7)
 	took := time.Since(began)
 	if err != nil || p.Sockets != nil || took > time.Second {
 		t.Errorf("%+v, %v in %v", p, err, took)
 	}
+
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/fd", &st); err != nil {
 		t.Fatal(err)
 	}
+
 	if told := st.Size > 0; told != (p.Files != nil) { // since Linux 6.2
 		t.Errorf("the kernel says how many there are: %v, %+v", told, p)
 	}
@@ -173,7 +188,8 @@ func TestDescriptorsAreBounded(t *testing.T) {
 func TestIsPodGroup(t *testing.T) {
 	for name, want := range map[string]bool{
 		"pod0a-1b": true, "kubepods-burstable-pod0a_1b.slice": true, "pod0a_1b.slice": true,
-		"pod0a-1b2": false, "xpod0a-1b": false, "kubepods-podx0a_1b.slice": false, "0a-1b": false, "kubepods-pod0a-1b.slice": false, "pod": false, "": false,
+		"pod0a-1b2": false, "xpod0a-1b": false, "kubepods-podx0a_1b.slice": false, "0a-1b": false,
+		"kubepods-pod0a-1b.slice": false, "pod": false, "": false,
 	} {
 		if got := isPodGroup(name, "0a-1b"); got != want {
 			t.Errorf("%q: %v", name, got)
@@ -198,8 +214,10 @@ func TestForgetWhileReading(t *testing.T) {
 			}
 		})
 	}
+
 	for range 300 {
 		r.Forget(id)
 	}
+
 	readers.Wait()
 }

@@ -40,6 +40,7 @@ func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	d := devices{most: most}
 	read := 0
 	err = g.EachOfProcess("net/dev", func(piece []byte) bool {
@@ -50,6 +51,7 @@ func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network devices of process %d: %w", pid, err)
 	}
+
 	return d.found, nil
 }
 
@@ -69,10 +71,12 @@ func (d *devices) add(piece []byte) {
 			d.rest = append(d.rest, piece...)
 			return
 		}
+
 		line := piece[:end]
 		if len(d.rest) > 0 {
 			line = append(d.rest, line...)
 		}
+
 		d.line(line)
 		d.rest, piece = d.rest[:0], piece[end+1:]
 	}
@@ -88,6 +92,7 @@ func (d *devices) line(line []byte) {
 	if at < 0 {
 		return
 	}
+
 	name, counters := bytes.TrimLeft(line[:at], " "), line[at+1:]
 	isDefault := string(name) == DefaultInterface
 	if string(name) == "lo" || d.hasDefault && isDefault || !isDefault && !d.hasDefault && len(d.found) >= d.most-1 {
@@ -102,9 +107,11 @@ func (d *devices) line(line []byte) {
 		}
 		column++
 	}
+
 	if column < allColumns {
 		return
 	}
+
 	d.hasDefault = d.hasDefault || isDefault
 	d.found = append(d.found, Interface{
 		Name:      printable(string(name)),
@@ -126,6 +133,7 @@ func printable(name string) string {
 	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !clean(r) }) < 0 {
 		return name
 	}
+
 	var b strings.Builder
 	for len(name) > 0 {
 		r, size := utf8.DecodeRuneInString(name)
@@ -136,7 +144,9 @@ func printable(name string) string {
 				fmt.Fprintf(&b, `\x%02x`, c)
 			}
 		}
+
 		name = name[size:]
 	}
+
 	return b.String()
 }

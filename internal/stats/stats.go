@@ -1,5 +1,5 @@
-// Package stats reads what containers and pods use from the kernel: control groups, network devices, mounts. It never asks the engine, and does
-// work only when it is asked.
+// Package stats reads what containers and pods use from the kernel: control groups, network
+// devices, mounts. It never asks the engine, and does work only when it is asked.
 package stats
 
 import (
@@ -17,14 +17,17 @@ import (
 // Usage is what a control group has used, and how much of the cores it took lately.
 type Usage struct {
 	cgroup.Usage
-	NanoCores *uint64 // billionths of a core over the last second or more; nil before there are two readings
+	// billionths of a core over the last second or more; nil before there are two readings
+	NanoCores *uint64
 }
 
-// Add adds what another group has used, for pods whose containers have no group in common. Limits and pressures of many groups cannot be added.
+// Add adds what another group has used, for pods whose containers have no group in common. Limits
+// and pressures of many groups cannot be added.
 func (u *Usage) Add(o Usage) {
 	if o.At.After(u.At) {
 		u.At = o.At
 	}
+
 	u.CPU += o.CPU
 	u.Memory.Usage += o.Memory.Usage
 	u.Memory.WorkingSet += o.Memory.WorkingSet
@@ -92,7 +95,12 @@ func (t *track) close() {
 
 // New reads from this kernel.
 func New(k cgroup.Kernel) *Reader {
-	return &Reader{kernel: k, disks: disks{file: filepath.Join(k.Proc, "partitions")}, limit: softLimit, tracks: map[key]*track{}}
+	return &Reader{
+		kernel: k,
+		disks:  disks{file: filepath.Join(k.Proc, "partitions")},
+		limit:  softLimit,
+		tracks: map[key]*track{},
+	}
 }
 
 // Container is what a container whose main process this is has used. NotFound if it has ended.
@@ -104,8 +112,9 @@ func (r *Reader) Container(id string, pid int) (Usage, error) {
 	return r.usage(key{id: id}, g)
 }
 
-// Pod is what the pod of a container or pause whose main process this is has used: the control group above its own, if it is the pod's, which
-// the pod's UID in its name tells. ErrNoPodGroup if the pod has none.
+// Pod is what the pod of a container or pause whose main process this is has used: the control
+// group above its own, if it is the pod's, which the pod's UID in its name tells. ErrNoPodGroup if
+// the pod has none.
 func (r *Reader) Pod(id string, pid int, uid string) (Usage, error) {
 	g, err := r.podGroup(id, pid, uid)
 	if err != nil {
@@ -153,10 +162,12 @@ func (r *Reader) Processes(id string, pid int) (uint64, error) {
 // ErrNoPodGroup says that a pod's containers lie in a control group that is not theirs alone.
 var ErrNoPodGroup = errors.New("the pod has no control group of its own")
 
-// Forget gives back what is held for reading a container, or pause, that is being removed. It may be asked for again.
+// Forget gives back what is held for reading a container, or pause, that is being removed. It may
+// be asked for again.
 func (r *Reader) Forget(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	for _, k := range []key{{id: id}, {id: id, pod: true}} {
 		if t := r.tracks[k]; t != nil {
 			t.close()
@@ -173,27 +184,34 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 	if t.pid != pid {
 		g = nil
 	}
+
 	r.mu.Unlock()
 	if g != nil {
 		return g, nil
 	}
+
 	g, err := r.kernel.Of(pid, k.id)
 	if err != nil {
 		return nil, err
 	}
+
 	if k.pod {
 		own := g
 		g = own.Parent()
 		own.Close()
 	}
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	if t = r.track(k); t.group != nil && t.pid == pid { // another caller was faster
 		g.Close()
 		return t.group, nil
 	}
+
 	t.close()
 	t.group, t.pid = g, pid
+
 	return g, nil
 }
 
@@ -203,14 +221,17 @@ func (r *Reader) podGroup(id string, pid int, uid string) (*cgroup.Group, error)
 	if err != nil {
 		return nil, err
 	}
+
 	if uid == "" || !isPodGroup(filepath.Base(g.Path()), uid) {
 		return nil, ErrNoPodGroup
 	}
+
 	return g, nil
 }
 
-// isPodGroup says whether a group has the name that the kubelet gives that of a pod: pod<UID>, or as systemd's slice
-// kubepods-…-pod<UID>.slice, where the UID has low lines, since a dash is a level of its own.
+// isPodGroup says whether a group has the name that the kubelet gives that of a pod: pod<UID>, or
+// as systemd's slice kubepods-…-pod<UID>.slice, where the UID has low lines, since a dash is a
+// level of its own.
 func isPodGroup(name, uid string) bool {
 	slice, ok := strings.CutSuffix(name, ".slice")
 	return name == "pod"+uid || ok && strings.HasSuffix("-"+slice, "-pod"+strings.ReplaceAll(uid, "-", "_"))
@@ -228,12 +249,15 @@ func (r *Reader) track(k key) *track {
 			}
 		}
 	}
+
 	t := r.tracks[k]
 	if t == nil {
 		t = &track{}
 		r.tracks[k] = t
 	}
+
 	t.asked = now
+
 	return t
 }
 
@@ -242,8 +266,10 @@ func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("figures of %s: %w", k.id, err)
 	}
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	t := r.track(k)
 	if since := u.At.Sub(t.at); t.at.IsZero() || u.CPU < t.cpu {
 		t.at, t.cpu, t.cores = u.At, u.CPU, nil
@@ -251,6 +277,7 @@ func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 		cores := uint64(float64(u.CPU-t.cpu) / since.Seconds())
 		t.at, t.cpu, t.cores = u.At, u.CPU, &cores
 	}
+
 	return Usage{Usage: u, NanoCores: t.cores}, nil
 }
 
@@ -262,7 +289,8 @@ func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
 	return Details{Details: d, Path: g.Path(), HugePages: g.HugePages(r.pageSizes())}, nil
 }
 
-// sizesFresh is how long the sizes of huge pages are taken for known: they change when an administrator reserves some.
+// sizesFresh is how long the sizes of huge pages are taken for known: they change when an
+// administrator reserves some.
 const sizesFresh = 10 * time.Second
 
 func (r *Reader) pageSizes() []model.PageSize {
@@ -280,14 +308,17 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 8<<10); return &b
 // maxProcessFile bounds what is read of a process's file.
 const maxProcessFile = 64 << 10
 
-// processFile gives the content of a file of a container's main process to look (proc_pid(5)), which must not keep it.
+// processFile gives the content of a file of a container's main process to look (proc_pid(5)),
+// which must not keep it.
 func processFile(g *cgroup.Group, name string, look func(content []byte)) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
+
 	b, err := g.ReadProcess(name, (*buf)[:0], maxProcessFile)
 	if err == nil {
 		*buf = b
 		look(b)
 	}
+
 	return err
 }

@@ -12,7 +12,8 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// BenchmarkOutput streams the output of a command over loopback, in the pieces in which the engine sends it.
+// BenchmarkOutput streams the output of a command over loopback, in the pieces in which the engine
+// sends it.
 func BenchmarkOutput(b *testing.B) {
 	const piece, size = 32 << 10, 256 << 20
 	f := fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
@@ -24,12 +25,15 @@ func BenchmarkOutput(b *testing.B) {
 		}
 		return 0, nil
 	}}
+
 	s, err := New(Config{Runtime: f, Log: discard})
 	if err != nil {
 		b.Fatal(err)
 	}
+
 	go s.Serve() //nolint:errcheck // ends with Close
 	defer s.Close()
+
 	url := func() string {
 		u, err := s.urlOf("exec", &runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"cat"}, Stdout: true})
 		if err != nil {
@@ -45,19 +49,24 @@ func BenchmarkOutput(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+
 			if _, err := session.CreateStream(http.Header{"Streamtype": {"error"}}); err != nil {
 				b.Fatal(err)
 			}
+
 			out, err := session.CreateStream(http.Header{"Streamtype": {"stdout"}})
 			if err != nil {
 				b.Fatal(err)
 			}
+
 			if n, err := io.Copy(io.Discard, out); n != size || err != nil {
 				b.Fatal(n, err)
 			}
+
 			session.Close()
 		}
 	})
+
 	b.Run("WebSocket", func(b *testing.B) {
 		b.SetBytes(size)
 		for b.Loop() {
@@ -71,6 +80,7 @@ func BenchmarkOutput(b *testing.B) {
 				n, _ := io.Copy(io.Discard, m)
 				total += n
 			}
+
 			if total < size {
 				b.Fatal(total)
 			}

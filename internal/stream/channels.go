@@ -39,13 +39,16 @@ func (s *Server) openChannels(w http.ResponseWriter, r *http.Request, c *conn, w
 	} else {
 		ch, ok = s.openSPDY(w, r, c, want)
 	}
+
 	if ok {
 		ch.wanted, ch.conn = want, c
 	}
+
 	return ch, ok
 }
 
-// webSocketProtocols are the names of the subprotocols of exec and attach: whether frames are binary, and the status JSON.
+// webSocketProtocols are the names of the subprotocols of exec and attach: whether frames are
+// binary, and the status JSON.
 var webSocketProtocols = map[string]struct{ binary, json bool }{
 	"":                                      {binary: true},
 	wsstream.ChannelWebSocketProtocol:       {binary: true},
@@ -63,6 +66,7 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 		}
 		return wsstream.IgnoreChannel
 	}
+
 	kinds := []wsstream.ChannelType{
 		remotecommand.StreamStdIn:  direction(want.stdin, wsstream.ReadChannel),
 		remotecommand.StreamStdOut: direction(want.stdout, wsstream.WriteChannel),
@@ -70,6 +74,7 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 		remotecommand.StreamErr:    wsstream.WriteChannel,
 		remotecommand.StreamResize: wsstream.ReadChannel,
 	}
+
 	protocols := map[string]wsstream.ChannelProtocolConfig{}
 	for name, p := range webSocketProtocols {
 		protocols[name] = wsstream.ChannelProtocolConfig{Binary: p.binary, Channels: kinds}
@@ -80,6 +85,7 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 	if err != nil {
 		return nil, false
 	}
+
 	ch := &channels{
 		in:     opened[remotecommand.StreamStdIn],
 		out:    opened[remotecommand.StreamStdOut],
@@ -89,15 +95,18 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 		json:   webSocketProtocols[protocol].json,
 		closer: session,
 	}
+
 	ch.greet(want)
 	if webSocketProtocols[protocol].binary {
 		ch.out = webSocketData{ch.out, c.frames, remotecommand.StreamStdOut}
 		ch.err = webSocketData{ch.err, c.frames, remotecommand.StreamStdErr}
 	}
+
 	return ch, true
 }
 
-// greet sends an empty message on the first output: clients of WebSockets take it for the begin of the session.
+// greet sends an empty message on the first output: clients of WebSockets take it for the begin of
+// the session.
 func (ch *channels) greet(want wanted) {
 	first := ch.status
 	switch {
@@ -106,6 +115,7 @@ func (ch *channels) greet(want wanted) {
 	case want.stderr:
 		first = ch.err
 	}
+
 	_, _ = first.Write(nil)
 }
 
@@ -113,7 +123,8 @@ func (ch *channels) greet(want wanted) {
 // terminal sizes ends with ctx or the session.
 func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 	s := engine.Streams{TTY: ch.tty}
-	if ch.stdin && ch.in != nil { // a channel that was not asked for would end at once, and close the stdin of the process
+	// a channel that was not asked for would end at once, and close the stdin of the process
+	if ch.stdin && ch.in != nil {
 		s.Stdin = ch.in
 	}
 	if ch.stdout && ch.out != nil {
@@ -122,19 +133,21 @@ func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 	if ch.stderr && ch.err != nil && !ch.tty {
 		s.Stderr = out.add(ch.err)
 	}
+
 	if ch.sizes != nil {
 		sizes := make(chan engine.Size)
 		go readSizes(ctx, ch.sizes, sizes)
 		s.Resize = sizes
 	}
+
 	return s
 }
 
 // maxSize bounds the JSON of one terminal size in bytes.
 const maxSize = 1024
 
-// readSizes decodes terminal sizes until ctx ends. Then, and after a size that cannot be decoded, it discards what arrives: unread data
-// would block the other streams of the session.
+// readSizes decodes terminal sizes until ctx ends. Then, and after a size that cannot be decoded,
+// it discards what arrives: unread data would block the other streams of the session.
 func readSizes(ctx context.Context, r io.Reader, sizes chan<- engine.Size) {
 	bounded := &io.LimitedReader{R: r}
 	decoder := json.NewDecoder(bounded)
@@ -144,13 +157,16 @@ func readSizes(ctx context.Context, r io.Reader, sizes chan<- engine.Size) {
 		if decoder.Decode(&size) != nil {
 			break
 		}
+
 		select {
 		case sizes <- engine.Size{Width: size.Width, Height: size.Height}:
 			continue
 		case <-ctx.Done():
 		}
+
 		break
 	}
+
 	_, _ = io.Copy(io.Discard, r)
 }
 
@@ -177,6 +193,7 @@ func (ch *channels) finish(exitCode int, err error) {
 	if !errors.Is(err, errBehind) { // whose writes are limited already
 		ch.limitWrites()
 	}
+
 	end := status{Status: "Success"}
 	switch {
 	case err != nil:
@@ -186,6 +203,7 @@ func (ch *channels) finish(exitCode int, err error) {
 			Message: fmt.Sprintf("Internal error occurred: %v", err),
 			Code:    http.StatusInternalServerError,
 		}
+
 	case exitCode != 0:
 		code := strconv.Itoa(exitCode)
 		end = status{
@@ -195,6 +213,7 @@ func (ch *channels) finish(exitCode int, err error) {
 			Details: &statusDetails{[]statusCause{{remotecommand.ExitCodeCauseType, code}}},
 		}
 	}
+
 	text := []byte(end.Message)
 	if ch.json {
 		text, _ = json.Marshal(end) // cannot fail
@@ -204,7 +223,8 @@ func (ch *channels) finish(exitCode int, err error) {
 	}
 }
 
-// limitWrites bounds the writes that are left, so that a client that does not read cannot hold the session.
+// limitWrites bounds the writes that are left, so that a client that does not read cannot hold the
+// session.
 func (ch *channels) limitWrites() { _ = ch.conn.SetWriteDeadline(time.Now().Add(finishTimeout)) }
 
 func (ch *channels) close() {

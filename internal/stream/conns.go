@@ -23,10 +23,12 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	c := &conn{Conn: nc.(*connlimit.Conn)}
 	if t, ok := c.Conn.Conn.(*net.TCPConn); ok {
 		_ = t.SetKeepAliveConfig(keepAlive)
 	}
+
 	return c, nil
 }
 
@@ -46,7 +48,8 @@ type conn struct {
 
 type connKey struct{}
 
-// withConn makes a connection known to the handlers of its requests (http.Server.ConnContext). Their context ends with the connection.
+// withConn makes a connection known to the handlers of its requests (http.Server.ConnContext).
+// Their context ends with the connection.
 func withConn(ctx context.Context, nc net.Conn) context.Context {
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()
@@ -56,7 +59,8 @@ func withConn(ctx context.Context, nc net.Conn) context.Context {
 	return c.ctx
 }
 
-// Read takes a failed read for the client's end, but not a deadline: net/http sets one to interrupt its own reading.
+// Read takes a failed read for the client's end, but not a deadline: net/http sets one to interrupt
+// its own reading.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -79,15 +83,18 @@ func (c *conn) acked() (n uint64) {
 	if !ok {
 		return 0
 	}
+
 	raw, err := t.SyscallConn()
 	if err != nil {
 		return 0
 	}
+
 	_ = raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 			n = info.Bytes_acked
 		}
 	})
+
 	return n
 }
 
@@ -102,6 +109,7 @@ func (c *conn) note(n int) {
 func (c *conn) closeWhenSilent(timeout time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	c.active.Store(time.Now().UnixNano())
 	c.timer = time.AfterFunc(timeout, func() {
 		silent := time.Since(time.Unix(0, c.active.Load()))
@@ -109,15 +117,18 @@ func (c *conn) closeWhenSilent(timeout time.Duration) {
 			c.Close()
 			return
 		}
+
 		c.mu.Lock()
 		defer c.mu.Unlock()
+
 		if c.ctx.Err() == nil {
 			c.timer.Reset(timeout - silent)
 		}
 	})
 }
 
-// Close ends the connection's requests, too. Closing again is no error: a session of SPDY would wait a second to report it.
+// Close ends the connection's requests, too. Closing again is no error: a session of SPDY would
+// wait a second to report it.
 func (c *conn) Close() error {
 	c.end()
 	c.mu.Lock()
@@ -126,9 +137,11 @@ func (c *conn) Close() error {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
+
 	c.mu.Unlock()
 	if closed {
 		return nil
 	}
+
 	return c.Conn.Close()
 }

@@ -16,15 +16,17 @@ import (
 )
 
 const (
-	// dialTimeout is for a connection to a port in a pod on this machine, which is accepted or refused at once. A server whose
-	// queue is full gets three more attempts of the kernel in this time.
+	// dialTimeout is for a connection to a port in a pod on this machine, which is accepted or
+	// refused at once. A server whose queue is full gets three more attempts of the kernel in this
+	// time.
 	dialTimeout = 10 * time.Second
 	// familyDelay is the head start of IPv4.
 	familyDelay = 250 * time.Millisecond
 	// halfClosed is how long the pod may be silent after the client has ended its side.
 	halfClosed = 10 * time.Minute
 
-	// Bounds of connections to ports, and of those that are not accepted yet. A browser opens some 10 to 100.
+	// Bounds of connections to ports, and of those that are not accepted yet. A browser opens some
+	// 10 to 100.
 	maxForwards       = 1024
 	maxForwardsPerPod = 256
 	maxPending        = 128
@@ -51,10 +53,12 @@ type forward struct {
 func (f *forwards) acquire(podID string) (*forward, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	p := f.pods[podID]
 	if p == nil {
 		p = &podForwards{}
 	}
+
 	for _, bound := range []struct {
 		n, limit int
 		what     string
@@ -77,8 +81,10 @@ func (f *forwards) acquire(podID string) (*forward, error) {
 	if f.pods == nil {
 		f.pods = map[string]*podForwards{}
 	}
+
 	f.pods[podID] = p
 	f.open, p.open, f.pending, p.pending = f.open+1, p.open+1, f.pending+1, p.pending+1
+
 	return &forward{f, podID, true}, nil
 }
 
@@ -101,6 +107,7 @@ func (w *forward) connectedLocked() {
 func (w *forward) release() {
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
+
 	w.connectedLocked()
 	p := w.owner.pods[w.podID]
 	w.owner.open--
@@ -115,8 +122,9 @@ type podError struct{ error }
 // Unwrap returns the reason.
 func (e *podError) Unwrap() error { return e.error }
 
-// forward connects a client to a port on the loopback of a pod, and copies both ways until the pod has ended its side or ctx, which
-// stands for the client, ends. It goes on to discard what the client sends, and closes discarded when the client has ended its side.
+// forward connects a client to a port on the loopback of a pod, and copies both ways until the pod
+// has ended its side or ctx, which stands for the client, ends. It goes on to discard what the
+// client sends, and closes discarded when the client has ended its side.
 func (s *Server) forward(
 	ctx context.Context,
 	podID string,
@@ -127,31 +135,37 @@ func (s *Server) forward(
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("port %d is not between 1 and 65535", port)
 	}
+
 	place, err := s.forwards.acquire(podID)
 	if err != nil {
 		return nil, err
 	}
 	defer place.release()
+
 	netns, err := s.runtime.OpenNetNS(podID)
 	if err != nil {
 		return nil, &podError{err}
 	}
+
 	pod, err := s.dialLoopback(ctx, netns, uint16(port))
 	netns.Close() // nil for the host's, which Close permits
 	place.connected()
 	if err != nil {
 		return nil, err
 	}
+
 	return relay(ctx, from, to, pod)
 }
 
-// dialLoopback connects over IPv4 or IPv6: a server may listen on either, and drop what comes over the other.
+// dialLoopback connects over IPv4 or IPv6: a server may listen on either, and drop what comes over
+// the other.
 func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	type result struct {
 		conn net.Conn
 		err  error
 	}
+
 	results := make(chan result, 2)
 	var dials sync.WaitGroup
 	dial := func(ip netip.Addr) {
@@ -160,6 +174,7 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 			results <- result{c, err}
 		})
 	}
+
 	var pod net.Conn
 	defer func() { // the other dial
 		cancel()
@@ -176,6 +191,7 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 	dial(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 	next := time.NewTimer(familyDelay)
 	defer next.Stop()
+
 	for v6, open := false, 1; open > 0; {
 		select {
 		case r := <-results:
@@ -186,28 +202,34 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 			errs, open = append(errs, r.err), open-1
 		case <-next.C:
 		}
+
 		if !v6 {
 			v6 = true
 			open++
 			dial(netip.IPv6Loopback())
 		}
 	}
+
 	return nil, errors.Join(errs...)
 }
 
 // relay copies from and to a client, and a connection to a pod.
 func relay(ctx context.Context, from io.Reader, to io.Writer, pod net.Conn) (discarded <-chan struct{}, err error) {
 	defer pod.Close()
+
 	stop := context.AfterFunc(ctx, func() { pod.Close() })
 	defer stop()
+
 	answers := &silenceReader{Conn: pod, timeout: halfClosed}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+
 		_, _ = io.Copy(pod, from) // its end, however it came, is passed on
 		if half, ok := pod.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
+
 		answers.begin()
 		// Data that nobody reads would block the other connections of the session.
 		_, _ = io.Copy(io.Discard, from)
@@ -220,6 +242,7 @@ func relay(ctx context.Context, from io.Reader, to io.Writer, pod net.Conn) (dis
 	case errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed), ctx.Err() != nil:
 		err = nil // the client is gone
 	}
+
 	return done, err
 }
 
@@ -227,6 +250,7 @@ func relay(ctx context.Context, from io.Reader, to io.Writer, pod net.Conn) (dis
 func copyChunks(w io.Writer, r io.Reader) error {
 	c := chunkPool.Get().(*chunk)
 	defer chunkPool.Put(c)
+
 	for {
 		n, err := r.Read(c.space())
 		if c.n = n; n > 0 {
@@ -234,6 +258,7 @@ func copyChunks(w io.Writer, r io.Reader) error {
 				return err
 			}
 		}
+
 		switch {
 		case err == io.EOF: //nolint:errorlint // io.Reader's contract
 			return nil

@@ -10,7 +10,8 @@ import (
 	"sync"
 )
 
-// The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of up to 16 MiB.
+// The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of
+// up to 16 MiB.
 const (
 	frameHeader = 8
 	controlBit  = 0x80
@@ -30,9 +31,10 @@ const (
 	maxControl = 32 << 10
 )
 
-// frameReader passes on what a client of SPDY sends. It splits large data frames, which the session would hold in memory whole, and
-// fails at frames that Kubernetes' clients never send and that would block the session: headers after the start of a stream,
-// and answers to streams that we have not opened.
+// frameReader passes on what a client of SPDY sends. It splits large data frames, which the session
+// would hold in memory whole, and fails at frames that Kubernetes' clients never send and that
+// would block the session: headers after the start of a stream, and answers to streams that we have
+// not opened.
 type frameReader struct {
 	r       io.Reader
 	refuse  func() error // ends the session, for a frame that is not permitted
@@ -48,18 +50,22 @@ func (f *frameReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+
 	for len(f.unread) == 0 && f.payload == 0 {
 		if err := f.next(); err != nil {
 			return 0, err
 		}
 	}
+
 	if len(f.unread) > 0 {
 		n := copy(p, f.unread)
 		f.unread = f.unread[n:]
 		return n, nil
 	}
+
 	n, err := f.r.Read(p[:min(len(p), f.payload)])
 	f.payload -= n
+
 	return n, err
 }
 
@@ -69,9 +75,11 @@ func (f *frameReader) next() error {
 		f.writeData()
 		return nil
 	}
+
 	if _, err := io.ReadFull(f.r, f.header[:]); err != nil {
 		return err
 	}
+
 	length := int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
 	if f.header[0]&controlBit == 0 {
 		f.id, f.flags, f.rest = binary.BigEndian.Uint32(f.header[:]), f.header[4], length
@@ -82,12 +90,15 @@ func (f *frameReader) next() error {
 	switch kind := binary.BigEndian.Uint16(f.header[2:]); kind {
 	case synStream, rstStream, settings, ping, goAway, windowUp:
 		if length > maxControl {
-			return errors.Join(fmt.Errorf("SPDY: a frame of type %d has %d bytes, the limit is %d", kind, length, maxControl), f.refuse())
+			return errors.Join(fmt.Errorf("SPDY: a frame of type %d has %d bytes, the limit is %d", kind, length,
+				maxControl), f.refuse())
 		}
 	default:
 		return errors.Join(fmt.Errorf("SPDY: unexpected frame of type %d", kind), f.refuse())
 	}
+
 	f.unread, f.payload = f.header[:], length
+
 	return nil
 }
 
@@ -97,13 +108,15 @@ func (f *frameReader) writeData() {
 	if size > maxData {
 		size, flags = maxData, f.flags&^dataFin
 	}
+
 	f.rest -= size
 	binary.BigEndian.PutUint32(f.header[:], f.id)
 	binary.BigEndian.PutUint32(f.header[4:], uint32(flags)<<24|uint32(size))
 	f.unread, f.payload = f.header[:], size
 }
 
-// frameConn is a connection to which whole frames are written, by a session and by streams of data beside it.
+// frameConn is a connection to which whole frames are written, by a session and by streams of data
+// beside it.
 type frameConn struct {
 	net.Conn
 	mu sync.Mutex // held while frames are written
@@ -132,11 +145,13 @@ func (f *frameWriter) Write(p []byte) (int, error) {
 	if !f.isComplete(p) {
 		return len(p), nil
 	}
+
 	_, err := f.frameConn.Write(f.pending)
 	f.pending = f.pending[:0]
 	if err != nil {
 		return 0, err
 	}
+
 	return len(p), nil
 }
 
@@ -153,21 +168,24 @@ func (f *frameWriter) isComplete(p []byte) bool {
 			n := min(len(p), f.left)
 			p, f.left = p[n:], f.left-n
 		}
+
 		if f.read == frameHeader && f.left == 0 {
 			f.read = 0
 		}
 	}
+
 	return f.read == 0
 }
 
-// chunkWriter writes a chunk as one frame, without a copy: the header goes into the room before the data.
+// chunkWriter writes a chunk as one frame, without a copy: the header goes into the room before the
+// data.
 type chunkWriter interface {
 	io.Writer
 	writeChunk(c *chunk) error
 }
 
-// spdyData writes to a stream of SPDY beside its session, which needs three writes and the wake-up of a
-// goroutine for each frame.
+// spdyData writes to a stream of SPDY beside its session, which needs three writes and the wake-up
+// of a goroutine for each frame.
 type spdyData struct {
 	io.Writer // of the session
 	conn      *frameConn
@@ -204,15 +222,19 @@ func (d webSocketData) writeChunk(c *chunk) error {
 		size += 8
 		binary.BigEndian.PutUint64(c.room(size + 1)[2:], uint64(length))
 		c.room(size + 1)[1] = length64
+
 	case length >= length16:
 		size += 2
 		binary.BigEndian.PutUint16(c.room(size + 1)[2:], uint16(length))
 		c.room(size + 1)[1] = length16
+
 	default:
 		c.room(size + 1)[1] = byte(length)
 	}
+
 	header := c.room(size + 1)
 	header[0], header[size] = finalBinary, d.channel
 	_, err := d.conn.Write(c.withRoom(size + 1))
+
 	return err
 }

@@ -14,13 +14,15 @@ import (
 	"github.com/moby/spdystream/spdy"
 )
 
-// TestLargeDataFrames: data frames arrive in parts, complete and in order, and only the last part ends the stream.
+// TestLargeDataFrames: data frames arrive in parts, complete and in order, and only the last part
+// ends the stream.
 func TestLargeDataFrames(t *testing.T) {
 	var wire bytes.Buffer
 	w, err := spdy.NewFramer(&wire, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var sent bytes.Buffer
 	sizes := []int{1, 0, maxData, maxData + 1, 3 << 20}
 	for i, size := range sizes {
@@ -34,6 +36,7 @@ func TestLargeDataFrames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := w.WriteFrame(&spdy.PingFrame{Id: 7}); err != nil {
 		t.Fatal(err)
 	}
@@ -42,6 +45,7 @@ func TestLargeDataFrames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var got bytes.Buffer
 	ended := false
 	for {
@@ -49,38 +53,46 @@ func TestLargeDataFrames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if p, ok := frame.(*spdy.PingFrame); ok {
 			if p.Id != 7 {
 				t.Errorf("ping %d", p.Id)
 			}
 			break
 		}
+
 		d := frame.(*spdy.DataFrame)
 		if len(d.Data) > maxData || d.StreamId != 5 || ended {
 			t.Fatalf("a frame of %d bytes for stream %d, after the end: %v", len(d.Data), d.StreamId, ended)
 		}
+
 		got.Write(d.Data)
 		ended = d.Flags&spdy.DataFlagFin != 0
 	}
+
 	if !ended || !bytes.Equal(got.Bytes(), sent.Bytes()) {
 		t.Errorf("%d of %d bytes, ended %v", got.Len(), sent.Len(), ended)
 	}
 }
 
-// TestRefusedFrames: a frame that no client of Kubernetes sends ends the session before its payload is read.
+// TestRefusedFrames: a frame that no client of Kubernetes sends ends the session before its payload
+// is read.
 func TestRefusedFrames(t *testing.T) {
 	control := func(kind uint16, length uint32) []byte {
 		b := binary.BigEndian.AppendUint32(nil, 0x80030000|uint32(kind))
 		return binary.BigEndian.AppendUint32(b, length)
 	}
+
 	var headers bytes.Buffer
 	w, err := spdy.NewFramer(&headers, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := w.WriteFrame(&spdy.HeadersFrame{StreamId: 1, Headers: http.Header{"X": {"y"}}}); err != nil {
 		t.Fatal(err)
 	}
+
 	for name, test := range map[string]struct{ wire, want string }{
 		"large":   {string(control(synStream, maxControl+1)), "the limit is"},
 		"largest": {string(control(ping, lengthMask)), "the limit is"},
@@ -90,8 +102,12 @@ func TestRefusedFrames(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			refused := false
-			f := &frameReader{r: strings.NewReader(test.wire + strings.Repeat("x", 100)), refuse: func() error { refused = true; return nil }}
-			if b, err := io.ReadAll(f); len(b) > 0 || err == nil || !strings.Contains(err.Error(), test.want) || !refused {
+			f := &frameReader{r: strings.NewReader(test.wire + strings.Repeat("x", 100)), refuse: func() error {
+				refused = true
+				return nil
+			}}
+			if b, err := io.ReadAll(f); len(b) > 0 || err == nil || !strings.Contains(err.Error(), test.want) ||
+				!refused {
 				t.Errorf("read %q, %v, refused %v", b, err, refused)
 			}
 		})
@@ -110,7 +126,8 @@ func (c *countingConn) Write(p []byte) (int, error) {
 	return c.got.Write(p)
 }
 
-// TestFrameWriter: each frame is sent in one piece, however it was written, and no byte waits for the next frame.
+// TestFrameWriter: each frame is sent in one piece, however it was written, and no byte waits for
+// the next frame.
 func TestFrameWriter(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	c := &countingConn{}
@@ -122,6 +139,7 @@ func TestFrameWriter(t *testing.T) {
 		for i := range b[frameHeader:] {
 			b[frameHeader+i] = byte(random.Uint32())
 		}
+
 		want.Write(b)
 		for len(b) > 0 {
 			k := 1 + random.IntN(min(len(b), 1<<(random.IntN(18))))
@@ -130,6 +148,7 @@ func TestFrameWriter(t *testing.T) {
 			}
 			b = b[k:]
 		}
+
 		if c.writes != frame || !bytes.Equal(c.got.Bytes(), want.Bytes()) {
 			t.Fatalf("frame %d: %d writes, %d of %d bytes", frame, c.writes, c.got.Len(), want.Len())
 		}
@@ -143,12 +162,14 @@ func TestChunkFrames(t *testing.T) {
 		for i := range c.withRoom(0) {
 			c.withRoom(0)[i] = byte(i % 251)
 		}
+
 		data := bytes.Clone(c.withRoom(0))
 
 		sent := &countingConn{}
 		if err := (spdyData{conn: &frameConn{Conn: sent}, id: 7}).writeChunk(c); err != nil {
 			t.Fatal(err)
 		}
+
 		want := append([]byte{0, 0, 0, 7, 0, byte(n >> 16), byte(n >> 8), byte(n)}, data...)
 		if sent.writes != 1 || !bytes.Equal(sent.got.Bytes(), want) {
 			t.Errorf("SPDY, %d bytes: %d writes, % x…", n, sent.writes, sent.got.Bytes()[:frameHeader])
@@ -158,6 +179,7 @@ func TestChunkFrames(t *testing.T) {
 		if err := (webSocketData{conn: &frameConn{Conn: sent}, channel: 1}).writeChunk(c); err != nil {
 			t.Fatal(err)
 		}
+
 		want = []byte{finalBinary} // RFC 6455, 5.2
 		switch {
 		case n+1 <= 125:
@@ -167,6 +189,7 @@ func TestChunkFrames(t *testing.T) {
 		default:
 			want = binary.BigEndian.AppendUint64(append(want, 127), uint64(n+1))
 		}
+
 		want = append(append(want, 1), data...)
 		if sent.writes != 1 || !bytes.Equal(sent.got.Bytes(), want) {
 			t.Errorf("WebSocket, %d bytes: %d writes, % x…", n, sent.writes, sent.got.Bytes()[:3])

@@ -23,6 +23,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "use GET or POST", http.StatusMethodNotAllowed)
 		return
 	}
+
 	request, ok := s.tokens.take(token, time.Now())
 	if !ok || kind != kindOf(request) {
 		http.NotFound(w, r)
@@ -39,15 +40,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		)
 		return
 	}
+
 	u := &upgrade{ResponseWriter: w, conn: c, spdy: !wsstream.IsWebSocketRequest(r)}
 	defer func() {
 		if u.hijacked {
 			c.Close()
 		}
 	}()
+
 	// A client that is gone gives its place up at once, also while its command runs on.
 	stop := context.AfterFunc(c.ctx, func() { c.Close() })
 	defer stop()
+
 	c.closeWhenSilent(s.idle)
 	s.serve(u, r, c, request)
 }
@@ -86,10 +90,13 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	defer cancel(nil)
+
 	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
 	defer stop()
+
 	out := s.newOutputs(ctx, c, true)
 	defer out.drop()
+
 	code, err := s.runtime.Exec(ctx, q.ContainerId, engine.Exec{
 		Cmd:     q.Cmd,
 		Streams: ch.streams(ctx, out),
@@ -99,6 +106,7 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 		err = fmt.Errorf("error executing command in container: %w", err)
 		s.log.Debug("exec", "container", q.ContainerId, "err", err)
 	}
+
 	ch.finish(code, err)
 }
 
@@ -112,18 +120,23 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q 
 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	defer cancel(nil)
+
 	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
 	defer stop()
+
 	out := s.newOutputs(ctx, c, false)
 	defer out.drop()
+
 	err := s.runtime.Attach(ctx, q.ContainerId, ch.streams(ctx, out))
 	if err = out.flush(err); c.ctx.Err() != nil {
 		return // nobody reads the result
 	}
+
 	if err != nil {
 		err = fmt.Errorf("error attaching to container: %w", err)
 		s.log.Debug("attach", "container", q.ContainerId, "err", err)
 	}
+
 	ch.finish(0, err)
 }
 
@@ -135,16 +148,19 @@ type upgrade struct {
 	hijacked bool
 }
 
-// Hijack hands out the connection, with limits on what the client may send over SPDY (http.Hijacker).
+// Hijack hands out the connection, with limits on what the client may send over SPDY
+// (http.Hijacker).
 func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h, ok := u.ResponseWriter.(http.Hijacker)
 	if !ok {
 		return nil, nil, errors.New("the connection cannot be upgraded")
 	}
+
 	nc, rw, err := h.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
+
 	u.hijacked = true
 	frames := &frameConn{Conn: nc}
 	u.conn.frames = frames
@@ -152,7 +168,8 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, refuse: u.conn.Close}), rw.Writer)
 		return &frameWriter{frameConn: frames}, rw, nil
 	}
-	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC 6455, 5.2) and
-	// the number of its channel.
+
+	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC
+	// 6455, 5.2) and the number of its channel.
 	return frames, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(frames, chunkSize+11)), nil
 }

@@ -33,9 +33,11 @@ func measure(t *testing.T) usage {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
+
 	return usage{runtime.NumGoroutine(), len(entries), m.HeapAlloc}
 }
 
@@ -49,6 +51,7 @@ func settles(t *testing.T, before usage) {
 			return
 		}
 	}
+
 	stacks := make([]byte, 1<<20)
 	t.Fatalf("remains: %+v, before %+v\n%s", now, before, stacks[:runtime.Stack(stacks, true)])
 }
@@ -83,6 +86,7 @@ func TestTimeouts(t *testing.T) {
 			t.Errorf("%s is %v", name, timeout)
 		}
 	}
+
 	if s.idle <= 0 || s.idle > 4*time.Hour {
 		t.Errorf("sessions may be idle for %v", s.idle)
 	}
@@ -92,15 +96,17 @@ func TestTimeouts(t *testing.T) {
 func TestHostileConnections(t *testing.T) {
 	header := "POST /exec/guess HTTP/1.1\r\nHost: x\r\n"
 	for name, sent := range map[string]string{
-		"silent":             "",
-		"half a line":        "GET /exec/gue",
-		"half a header":      header,
-		"garbage":            strings.Repeat("\x00\xff\x16\x03\x01garbage", 1000),
-		"long header line":   header + "X-Long: " + strings.Repeat("x", 1<<20),
-		"many headers":       header + strings.Repeat("X: y\r\n", 1<<17),
-		"endless body":       header + "Transfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1000\r\n"+strings.Repeat("x", 0x1000)+"\r\n", 50),
-		"promised body":      header + "Content-Length: 1000000000\r\n\r\nx",
-		"upgrade, no token":  header + "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n",
+		"silent":           "",
+		"half a line":      "GET /exec/gue",
+		"half a header":    header,
+		"garbage":          strings.Repeat("\x00\xff\x16\x03\x01garbage", 1000),
+		"long header line": header + "X-Long: " + strings.Repeat("x", 1<<20),
+		"many headers":     header + strings.Repeat("X: y\r\n", 1<<17),
+		"endless body": header + "Transfer-Encoding: chunked\r\n\r\n" +
+			strings.Repeat("1000\r\n"+strings.Repeat("x", 0x1000)+"\r\n", 50),
+		"promised body": header + "Content-Length: 1000000000\r\n\r\nx",
+		"upgrade, no token": header + "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: " +
+			"v4.channel.k8s.io\r\n\r\n",
 		"pipelined requests": strings.Repeat(header+"\r\n", 1000),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -108,6 +114,7 @@ func TestHostileConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout = shortTimeout, shortTimeout, shortTimeout
 			run(t, s)
 			works(t, s)
@@ -119,15 +126,18 @@ func TestHostileConnections(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
+
 				conns = append(conns, c)
 				_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the server may have closed it
 				_, _ = io.WriteString(c, sent)
 			}
+
 			works(t, s)
 			during := measure(t)
 			if during.goroutines > before.goroutines+2*limits.PendingPerPeer+20 || during.heap > before.heap+64<<20 {
 				t.Errorf("during: %+v, before: %+v", during, before)
 			}
+
 			deadline := time.Now().Add(3 * shortTimeout)
 			for _, c := range conns { // all end by themselves
 				_ = c.SetReadDeadline(deadline)
@@ -136,6 +146,7 @@ func TestHostileConnections(t *testing.T) {
 				}
 				c.Close()
 			}
+
 			settles(t, before)
 		})
 	}
@@ -150,6 +161,7 @@ func frames(t *testing.T, c net.Conn) *spdy.Framer {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return f
 }
 
@@ -196,7 +208,8 @@ var attacks = map[string]struct {
 	}},
 	"10,000 connections": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
 		for i := range 10_000 {
-			_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"error", "data"}[i%2], "port", "1", "requestID", fmt.Sprint(i/2)))
+			_ = f.WriteFrame(syn(2*i+1, "streamType", []string{"error", "data"}[i%2], "port", "1", "requestID",
+				fmt.Sprint(i/2)))
 		}
 	}},
 	"streams that are reset at once": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
@@ -222,9 +235,13 @@ var attacks = map[string]struct {
 			_ = f.WriteFrame(&spdy.PingFrame{Id: 1})
 		}
 	}},
-	"a large control frame": {execProtocol, func(c net.Conn, _ *spdy.Framer) { writeControl(c, synStream, lengthMask) }},
-	"an unknown frame":      {execProtocol, func(c net.Conn, _ *spdy.Framer) { writeControl(c, 77, 8) }},
-	"garbage":               {execProtocol, func(c net.Conn, _ *spdy.Framer) { _, _ = io.WriteString(c, strings.Repeat("garbage", 100_000)) }},
+	"a large control frame": {execProtocol, func(c net.Conn, _ *spdy.Framer) {
+		writeControl(c, synStream, lengthMask)
+	}},
+	"an unknown frame": {execProtocol, func(c net.Conn, _ *spdy.Framer) { writeControl(c, 77, 8) }},
+	"garbage": {execProtocol, func(c net.Conn, _ *spdy.Framer) {
+		_, _ = io.WriteString(c, strings.Repeat("garbage", 100_000))
+	}},
 	"large data frames that nobody reads": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
 		openAll(f)
 		for range 20 {
@@ -255,45 +272,61 @@ func TestHostileSessions(t *testing.T) {
 				if test.protocol == forwardProtocol {
 					raw = forwardURL(t, s)
 				}
+
 				c := upgradeSPDY(t, raw, test.protocol)
 				test.attack(c, frames(t, c))
-				if during := measure(t); during.heap > before.heap+48<<20 || during.goroutines > before.goroutines+3*2*maxUnpaired {
+				if during := measure(t); during.heap > before.heap+48<<20 || during.goroutines > before.goroutines+
+					3*2*maxUnpaired {
 					t.Errorf("during: %+v, before: %+v", during, before)
 				}
+
 				works(t, s)
 				c.Close()
 			}
+
 			settles(t, before)
 		})
 	}
 }
 
-// TestEndlessResize: a terminal size that never ends is not read into memory, and neither it nor one that is no size blocks the session.
+// TestEndlessResize: a terminal size that never ends is not read into memory, and neither it nor
+// one that is no size blocks the session.
 func TestEndlessResize(t *testing.T) {
 	s := start(t, cat, nil)
 	before := measure(t)
-	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true})
+	r, err := s.GetExec(&runtimeapi.ExecRequest{
+		ContainerId: "c1",
+		Cmd:         []string{"sh"},
+		Stdin:       true,
+		Stdout:      true,
+		Tty:         true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	session, nc := dialSPDY(t, r.Url, "v4.channel.k8s.io")
 	for _, kind := range []string{"error", "stdin", "stdout"} {
 		create(t, session, "streamType", kind)
 	}
+
 	resize := create(t, session, "streamType", "resize")
 	piece := []byte(strings.Repeat("1", 1<<20))
 	if _, err := io.WriteString(resize, `{"Width":`); err != nil {
 		t.Fatal(err)
 	}
+
 	_ = nc.SetWriteDeadline(time.Now().Add(10 * time.Second))
 	for range 64 {
 		if _, err := resize.Write(piece); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if during := measure(t); during.heap > before.heap+32<<20 {
 		t.Errorf("during: %+v, before: %+v", during, before)
 	}
+
 	session.Close()
 	nc.Close()
 	settles(t, before)
@@ -308,12 +341,14 @@ func TestSilentSessionsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.idle = 400 * time.Millisecond
 	run(t, s)
 	r, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	for range 5 {
 		time.Sleep(200 * time.Millisecond)
@@ -321,6 +356,7 @@ func TestSilentSessionsEnd(t *testing.T) {
 			t.Fatalf("a session in use: %v", err)
 		}
 	}
+
 	begin := time.Now()
 	drain(c)
 	if took := time.Since(begin); took > 5*time.Second {
@@ -328,8 +364,8 @@ func TestSilentSessionsEnd(t *testing.T) {
 	}
 }
 
-// TestSessionsAreBounded: beyond the limit a client is refused with the reason, and the place of a client that is gone is free although its
-// command runs on.
+// TestSessionsAreBounded: beyond the limit a client is refused with the reason, and the place of a
+// client that is gone is free although its command runs on.
 func TestSessionsAreBounded(t *testing.T) {
 	leave := make(chan struct{})
 	s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) { <-leave; return 0, nil }}, nil)
@@ -337,17 +373,21 @@ func TestSessionsAreBounded(t *testing.T) {
 	for range limits.Kept - 1 {
 		mustOpen(t, execURL(t, s, false))
 	}
+
 	session, last := dialSPDY(t, execURL(t, s, false), "v4.channel.k8s.io")
 	for _, kind := range []string{"error", "stdout", "stderr"} {
 		create(t, session, "streamType", kind)
 	}
+
 	_, resp, err := open(t, execURL(t, s, false))
 	if err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
 		t.Fatalf("a session beyond the limit: %v, %v", resp, err)
 	}
+
 	if b, _ := io.ReadAll(resp.Body); !strings.Contains(string(b), "too many open connections: 512") {
 		t.Errorf("refused with %q", b)
 	}
+
 	last.Close()
 	eventually(t, "a free place", func() bool {
 		_, _, err := open(t, execURL(t, s, false))
@@ -361,6 +401,7 @@ func TestNoStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.streamTimeout = 300 * time.Millisecond
 	run(t, s)
 	c := upgradeSPDY(t, execURL(t, s, true), "v4.channel.k8s.io")
@@ -377,11 +418,13 @@ func TestTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	u.Path = strings.Replace(u.Path, "exec", "attach", 1)
 	resp, err := http.Get(u.String()) //nolint:gosec // the test's own server
 	if err != nil || resp.StatusCode != http.StatusNotFound {
 		t.Errorf("the token of an exec for an attach: %v, %v", resp, err)
 	}
+
 	resp.Body.Close()
 
 	var k tokens
@@ -396,9 +439,12 @@ func TestTokens(t *testing.T) {
 			first = token
 		}
 	}
-	if _, err := k.add("one more", now); err == nil || !strings.Contains(err.Error(), "1000 streaming URLs are unused") {
+
+	if _, err := k.add("one more", now); err == nil ||
+		!strings.Contains(err.Error(), "1000 streaming URLs are unused") {
 		t.Errorf("beyond the limit: %v", err)
 	}
+
 	if _, ok := k.take(first, now.Add(tokenTTL+time.Second)); ok {
 		t.Error("an expired token works")
 	}
@@ -407,14 +453,15 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestUnpairedStreams: a session has so many connections that lack a stream, the streams of further ones are refused, and those that stay
-// alone end.
+// TestUnpairedStreams: a session has so many connections that lack a stream, the streams of further
+// ones are refused, and those that stay alone end.
 func TestUnpairedStreams(t *testing.T) {
 	const extra = 100
 	s, err := New(Config{Runtime: cat, Log: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.streamTimeout = 2 * time.Second
 	run(t, s)
 	c := upgradeSPDY(t, forwardURL(t, s), "portforward.k8s.io")
@@ -422,11 +469,14 @@ func TestUnpairedStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for i := range maxUnpaired + extra {
-		if err := f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i))); err != nil {
+		if err := f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i))); err !=
+			nil {
 			t.Fatal(err)
 		}
 	}
+
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	begin := time.Now()
 	for resets := 0; resets < extra+maxUnpaired; {
@@ -434,6 +484,7 @@ func TestUnpairedStreams(t *testing.T) {
 		if err != nil {
 			t.Fatalf("after %d resets: %v", resets, err)
 		}
+
 		if _, reset := frame.(*spdy.RstStreamFrame); !reset {
 			continue
 		}
@@ -441,6 +492,7 @@ func TestUnpairedStreams(t *testing.T) {
 			t.Errorf("streams beyond the limit were refused after %v", time.Since(begin))
 		}
 	}
+
 	if took := time.Since(begin); took < s.streamTimeout/2 {
 		t.Errorf("streams within the limit were refused after %v", took)
 	}

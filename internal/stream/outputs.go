@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// stallTimeout ends a session whose client takes not a byte for this long while there is no room
-	// for more output.
+	// stallTimeout ends a session whose client takes not a byte for this long while there is no
+	// room for more output.
 	stallTimeout = 30 * time.Second
 	// progressInterval is how often a client is checked for that.
 	progressInterval = time.Second
@@ -20,9 +20,9 @@ const (
 	cutOffTimeout = 2 * time.Minute
 )
 
-// outputs are the outputs of one session. Output that finds no room waits while the client takes some,
-// or, if the session must not wait, ends it: a command that waits is held up alone, but an attach holds
-// up the container with its log.
+// outputs are the outputs of one session. Output that finds no room waits while the client takes
+// some, or, if the session must not wait, ends it: a command that waits is held up alone, but an
+// attach holds up the container with its log.
 type outputs struct {
 	ctx      context.Context // of the session
 	conn     *conn
@@ -36,8 +36,8 @@ type outputs struct {
 	behind   atomic.Bool
 }
 
-// newOutputs returns the outputs of a session. Those with waits hold their writers up when there is no
-// room.
+// newOutputs returns the outputs of a session. Those with waits hold their writers up when there is
+// no room.
 func (s *Server) newOutputs(ctx context.Context, c *conn, waits bool) *outputs {
 	return &outputs{
 		ctx:      ctx,
@@ -57,8 +57,10 @@ func (s *outputs) add(to io.Writer) io.Writer {
 		more:    make(chan struct{}, 1),
 		room:    make(chan struct{}, 1),
 	}
+
 	s.all = append(s.all, o)
 	s.pumps.Go(o.pump)
+
 	return o
 }
 
@@ -67,8 +69,10 @@ func (s *outputs) awaitRoom(o *output) error {
 	if !s.mustWait || s.ended.Load() {
 		return s.cutOff()
 	}
+
 	check := time.NewTicker(min(progressInterval, s.stall))
 	defer check.Stop()
+
 	acked, since := s.conn.acked(), time.Now()
 	for {
 		select {
@@ -78,6 +82,7 @@ func (s *outputs) awaitRoom(o *output) error {
 			return context.Cause(s.ctx)
 		case <-check.C:
 		}
+
 		if now := s.conn.acked(); now != acked {
 			acked, since = now, time.Now()
 		} else if time.Since(since) >= s.stall {
@@ -111,10 +116,13 @@ func (s *outputs) flush(err error) error {
 		_ = s.conn.SetWriteDeadline(time.Now().Add(cutOffTimeout))
 		err = errBehind
 	}
+
 	for _, o := range s.all {
 		o.finish()
 	}
+
 	s.pumps.Wait()
+
 	return err
 }
 

@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	// maxUnpaired bounds the connections of a session of which the client has opened one stream and not the other.
+	// maxUnpaired bounds the connections of a session of which the client has opened one stream and
+	// not the other.
 	maxUnpaired = 256
 	// maxPorts bounds the ports of one WebSocket, which has two channels of one byte for each.
 	maxPorts = 64
@@ -39,10 +40,13 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 		s.forwardSPDY(w, r, c, q.PodSandboxId)
 		return
 	}
+
 	if len(q.Port) > maxPorts {
-		http.Error(w, fmt.Sprintf("%d ports are too many for one WebSocket, give at most %d", len(q.Port), maxPorts), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("%d ports are too many for one WebSocket, give at most %d", len(q.Port), maxPorts),
+			http.StatusBadRequest)
 		return
 	}
+
 	s.forwardWebSocket(w, r, c, q)
 }
 
@@ -51,12 +55,14 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 func (s *Server) closeWithPod(c *conn, podID string) {
 	check := time.NewTicker(s.podInterval)
 	defer check.Stop()
+
 	for failed := 0; failed < 2; {
 		select {
 		case <-check.C:
 		case <-c.ctx.Done():
 			return
 		}
+
 		netns, err := s.runtime.OpenNetNS(podID)
 		netns.Close() // nil for the host's and with an error, which Close permits
 		if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
@@ -65,28 +71,33 @@ func (s *Server) closeWithPod(c *conn, podID string) {
 			failed = 0
 		}
 	}
+
 	s.log.Debug("a port-forward ends with its pod", "sandbox", podID)
 	c.Close()
 }
 
-// portForwardProtocols are the names of the subprotocols of port-forward: whether frames are binary.
+// portForwardProtocols are the names of the subprotocols of port-forward: whether frames are
+// binary.
 var portForwardProtocols = map[string]bool{
 	"": true,
 	"v4." + wsstream.ChannelWebSocketProtocol:       true,
 	"v4." + wsstream.Base64ChannelWebSocketProtocol: false,
 }
 
-// forwardWebSocket serves a session with two channels for each port, of data and of errors. Each begins
-// with the number of the port in two bytes, the lower one first. Its connections begin at once.
+// forwardWebSocket serves a session with two channels for each port, of data and of errors. Each
+// begins with the number of the port in two bytes, the lower one first. Its connections begin at
+// once.
 func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
 	var kinds []wsstream.ChannelType
 	for range q.Port {
 		kinds = append(kinds, wsstream.ReadWriteChannel, wsstream.WriteChannel)
 	}
+
 	protocols := map[string]wsstream.ChannelProtocolConfig{}
 	for name, isBinary := range portForwardProtocols {
 		protocols[name] = wsstream.ChannelProtocolConfig{Binary: isBinary, Channels: kinds}
 	}
+
 	session := wsstream.NewConn(protocols)
 	protocol, opened, err := session.Open(w, r)
 	if err != nil {
@@ -104,6 +115,7 @@ func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *con
 		if portForwardProtocols[protocol] {
 			to = webSocketData{data, c.frames, byte(2 * i)}
 		}
+
 		running.Go(func() {
 			defer data.Close()
 			defer failure.Close()
@@ -113,6 +125,7 @@ func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *con
 			}
 		})
 	}
+
 	running.Wait()
 }
 
@@ -121,6 +134,7 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 	if _, err := httpstream.Handshake(r, w, portforward.SupportedProtocols); err != nil {
 		return
 	}
+
 	p := &pairing{
 		server:  s,
 		conn:    c,
@@ -129,6 +143,7 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 		session: newSessionRef(),
 		open:    map[string]*pair{},
 	}
+
 	session := spdy.NewResponseUpgrader().UpgradeResponse(w, r, p.accept)
 	p.session.set(session)
 	if session == nil {
@@ -139,6 +154,7 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 	case <-session.CloseChan():
 	case <-c.ctx.Done():
 	}
+
 	c.Close() // ends the connections, and the writes under way
 	p.close()
 	_ = session.Close()
@@ -172,21 +188,24 @@ func (p *pairing) accept(s httpstream.Stream, sent <-chan struct{}) error {
 		_ = s.Reset() // before the session handles the next frame of the stream
 		return p.session.refuse(s, sent)
 	}
+
 	kind := s.Headers().Get(portforward.StreamType)
 	port, err := strconv.ParseUint(s.Headers().Get(portforward.PortHeader), 10, 16)
 	known := kind == portforward.StreamTypeError || kind == portforward.StreamTypeData
 	if !known || err != nil || port == 0 || !p.add(s, kind, int32(port), sent) {
 		return p.session.refuse(s, sent)
 	}
+
 	return nil
 }
 
-// add gives a stream to its connection, which begins when it has both. It returns false for a second stream of a type, and when too many
-// connections lack a stream.
+// add gives a stream to its connection, which begins when it has both. It returns false for a
+// second stream of a type, and when too many connections lack a stream.
 func (p *pairing) add(s httpstream.Stream, kind string, port int32, sent <-chan struct{}) bool {
 	id := connectionID(s, kind)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	half, known := p.open[id]
 	switch {
 	case p.closed, !known && len(p.open) >= maxUnpaired:
@@ -197,6 +216,7 @@ func (p *pairing) add(s httpstream.Stream, kind string, port int32, sent <-chan 
 		half.add(s, kind, sent)
 		p.open[id] = half
 		return true
+
 	case (kind == portforward.StreamTypeData) == (half.data != nil):
 		return false
 	}
@@ -205,6 +225,7 @@ func (p *pairing) add(s httpstream.Stream, kind string, port int32, sent <-chan 
 	half.late.Stop()
 	delete(p.open, id)
 	p.running.Go(func() { p.run(half, port) })
+
 	return true
 }
 
@@ -226,16 +247,18 @@ func (h *pair) streams() (all []httpstream.Stream) {
 	return all
 }
 
-// connectionID tells which connection a stream belongs to. Clients before Kubernetes 1.6 number their streams alone: the data stream
-// comes next after the error stream.
+// connectionID tells which connection a stream belongs to. Clients before Kubernetes 1.6 number
+// their streams alone: the data stream comes next after the error stream.
 func connectionID(s httpstream.Stream, kind string) string {
 	if id := s.Headers().Get(portforward.PortForwardRequestIDHeader); id != "" {
 		return "request " + id
 	}
+
 	n := s.Identifier()
 	if kind == portforward.StreamTypeData {
 		n -= 2
 	}
+
 	return "stream " + strconv.FormatUint(uint64(n), 10)
 }
 
@@ -246,13 +269,16 @@ func (p *pairing) expire(id string, half *pair) {
 		p.mu.Unlock()
 		return
 	}
+
 	delete(p.open, id)
 	p.running.Add(1)
 	p.mu.Unlock()
 	defer p.running.Done()
+
 	if half.err != nil {
 		fmt.Fprint(half.err, errNoStreams)
 	}
+
 	p.session.reset(half.streams(), half.sent...)
 }
 
@@ -261,7 +287,9 @@ func (p *pairing) expire(id string, half *pair) {
 // see that the connection ends.
 func (p *pairing) run(h *pair, port int32) {
 	defer func() { p.session.reset(h.streams(), h.sent...) }()
-	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data, spdyData{h.data, p.conn.frames, h.data.Identifier()})
+
+	discarded, err := p.server.forward(p.ctx, p.podID, port, h.data,
+		spdyData{h.data, p.conn.frames, h.data.Identifier()})
 	var pod *podError
 	switch {
 	case errors.As(err, &pod): // no connection of the session can succeed
@@ -277,6 +305,7 @@ func (p *pairing) run(h *pair, port int32) {
 	_ = h.err.Close()
 	late := time.NewTimer(lingerTimeout)
 	defer late.Stop()
+
 	select {
 	case <-discarded:
 	case <-late.C:
@@ -291,8 +320,10 @@ func (p *pairing) logFailure(port int32, err error) {
 	if !p.failed {
 		p.failed, level = true, slog.LevelInfo
 	}
+
 	p.mu.Unlock()
-	p.server.log.Log(p.ctx, level, "a forwarded connection failed; the others of the session go on", "sandbox", p.podID, "port", port, "err", err)
+	p.server.log.Log(p.ctx, level, "a forwarded connection failed; the others of the session go on", "sandbox", p.podID,
+		"port", port, "err", err)
 }
 
 // close refuses new streams and waits for the connections to end.
@@ -303,6 +334,7 @@ func (p *pairing) close() {
 		half.late.Stop()
 		delete(p.open, id)
 	}
+
 	p.mu.Unlock()
 	p.running.Wait()
 }

@@ -11,10 +11,12 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// defaultStreamTimeout is how long a client of SPDY may take to open the streams of a session, or the second stream of a connection to a port.
+// defaultStreamTimeout is how long a client of SPDY may take to open the streams of a session, or
+// the second stream of a connection to a port.
 const defaultStreamTimeout = 10 * time.Second
 
-// reply accepts a stream. A stream whose reply has failed would block whoever writes to it, so that it must be refused.
+// reply accepts a stream. A stream whose reply has failed would block whoever writes to it, so that
+// it must be refused.
 func reply(s httpstream.Stream) error {
 	if r, ok := s.(interface {
 		SendReply(header http.Header, fin bool) error
@@ -37,21 +39,25 @@ func (r *sessionRef) set(conn httpstream.Connection) {
 	close(r.known)
 }
 
-// reset ends streams, and the session forgets them. Each is one that the session has accepted, or is about to: sent is closed then.
+// reset ends streams, and the session forgets them. Each is one that the session has accepted, or
+// is about to: sent is closed then.
 func (r *sessionRef) reset(streams []httpstream.Stream, sent ...<-chan struct{}) {
 	for _, c := range sent {
 		<-c
 	}
+
 	<-r.known
 	for _, s := range streams {
 		_ = s.Reset()
 	}
+
 	if r.conn != nil {
 		r.conn.RemoveStreams(streams...)
 	}
 }
 
-// refuse ends a stream that a client must not open. The session gets no error for it: it would log a warning for each such stream.
+// refuse ends a stream that a client must not open. The session gets no error for it: it would log
+// a warning for each such stream.
 func (r *sessionRef) refuse(s httpstream.Stream, sent <-chan struct{}) error {
 	go r.reset([]httpstream.Stream{s}, sent)
 	return nil
@@ -73,6 +79,7 @@ func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 		_ = s.Reset() // before the session handles the next frame of the stream
 		return c.session.refuse(s, sent)
 	}
+
 	switch kind := s.Headers().Get(remotecommand.StreamType); kind {
 	case remotecommand.StreamTypeStdin, remotecommand.StreamTypeStdout, remotecommand.StreamTypeStderr,
 		remotecommand.StreamTypeError, remotecommand.StreamTypeResize:
@@ -80,11 +87,13 @@ func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 			break
 		}
 		if kind != remotecommand.StreamTypeStdin && kind != remotecommand.StreamTypeResize {
-			// Data that nobody reads would stop the session, which then would not see its client go.
+			// Data that nobody reads would stop the session, which then would not see its client
+			// go.
 			go func() { _, _ = io.Copy(io.Discard, s) }()
 		}
 		return nil
 	}
+
 	return c.session.refuse(s, sent)
 }
 
@@ -92,13 +101,16 @@ func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 func (c *collector) add(kind string, s httpstream.Stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if _, taken := c.streams[kind]; taken || len(c.streams) >= c.want {
 		return false
 	}
+
 	c.streams[kind] = s
 	if len(c.streams) == c.want {
 		close(c.complete)
 	}
+
 	return true
 }
 
@@ -108,6 +120,7 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 	if err != nil {
 		return nil, false
 	}
+
 	v4 := protocol == remotecommand.StreamProtocolV4Name
 	resizable := want.tty && (v4 || protocol == remotecommand.StreamProtocolV3Name)
 	streams := &collector{
@@ -116,6 +129,7 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 		want:     1, // for the status
 		complete: make(chan struct{}),
 	}
+
 	for _, asked := range []bool{want.stdin, want.stdout, want.stderr, resizable} {
 		if asked {
 			streams.want++
@@ -127,11 +141,13 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 	if session == nil {
 		return nil, false
 	}
+
 	if err := streams.wait(r, session, s.streamTimeout); err != nil {
 		_ = c.SetWriteDeadline(time.Now().Add(finishTimeout))
 		_ = session.Close()
 		return nil, false
 	}
+
 	return streams.channels(session, c.frames, v4), true
 }
 
@@ -139,6 +155,7 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 func (c *collector) wait(r *http.Request, session httpstream.Connection, timeout time.Duration) error {
 	late := time.NewTimer(timeout)
 	defer late.Stop()
+
 	select {
 	case <-c.complete:
 		return nil
@@ -154,6 +171,7 @@ func (c *collector) wait(r *http.Request, session httpstream.Connection, timeout
 func (c *collector) channels(session httpstream.Connection, frames *frameConn, v4 bool) *channels {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	ch := &channels{json: v4, closer: session, status: io.Discard}
 	if s, ok := c.streams[remotecommand.StreamTypeStdin]; ok {
 		ch.in = s
@@ -170,5 +188,6 @@ func (c *collector) channels(session httpstream.Connection, frames *frameConn, v
 	if s, ok := c.streams[remotecommand.StreamTypeError]; ok {
 		ch.status = s
 	}
+
 	return ch
 }

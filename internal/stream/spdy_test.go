@@ -27,7 +27,8 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// dialSPDY opens a streaming URL as the API server does. The raw connection is for what a client must not do.
+// dialSPDY opens a streaming URL as the API server does. The raw connection is for what a client
+// must not do.
 func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, nc net.Conn) {
 	t.Helper()
 	nc = upgradeSPDY(t, raw, protocol)
@@ -35,7 +36,9 @@ func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { session.Close() })
+
 	return session, nc
 }
 
@@ -46,24 +49,30 @@ func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	nc, err := net.Dial("tcp", u.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { nc.Close() })
 	if u.Scheme == "https" {
 		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is the test's own
 	}
-	fmt.Fprintf(nc, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: %s\r\n\r\n",
+
+	fmt.Fprintf(nc, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
+		"X-Stream-Protocol-Version: %s\r\n\r\n",
 		u.RequestURI(), u.Host, protocol)
 	resp, err := http.ReadResponse(bufio.NewReaderSize(oneByte{nc}, 16), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		b, _ := io.ReadAll(resp.Body)
 		t.Fatalf("%s: %s %s", raw, resp.Status, b)
 	}
+
 	return nc
 }
 
@@ -91,10 +100,17 @@ func createStream(session httpstream.Connection, headers ...string) (httpstream.
 
 func execURL(t *testing.T, s *Server, stdin bool) string {
 	t.Helper()
-	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"cat"}, Stdin: stdin, Stdout: true, Stderr: true})
+	r, err := s.GetExec(&runtimeapi.ExecRequest{
+		ContainerId: "c1",
+		Cmd:         []string{"cat"},
+		Stdin:       stdin,
+		Stdout:      true,
+		Stderr:      true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return r.Url
 }
 
@@ -132,30 +148,39 @@ func runSPDY(t *testing.T, raw, protocol, input string) (out, errOut, status str
 	if _, err := io.WriteString(stdin, input); err != nil {
 		t.Fatal(err)
 	}
+
 	stdin.Close()
 	var texts [3]string
 	var readers sync.WaitGroup
 	for i, r := range []io.Reader{stdout, stderr, errors} {
 		readers.Go(func() { b, _ := io.ReadAll(r); texts[i] = string(b) })
 	}
+
 	readers.Wait()
+
 	return texts[0], texts[1], texts[2]
 }
 
 func TestSPDYExec(t *testing.T) {
 	s := start(t, cat, nil)
 	input := strings.Repeat("a line\n", 100_000) // in one frame
-	for protocol, want := range map[string]string{"v4.channel.k8s.io": "7", "v2.channel.k8s.io": "", "channel.k8s.io": ""} {
+	for protocol, want := range map[string]string{
+		"v4.channel.k8s.io": "7",
+		"v2.channel.k8s.io": "",
+		"channel.k8s.io":    "",
+	} {
 		out, errOut, end := runSPDY(t, execURL(t, s, true), protocol, input)
 		if out != input || errOut != "complaint" {
 			t.Errorf("%s: %d bytes of output, %q", protocol, len(out), errOut)
 		}
+
 		if want == "" {
 			if !strings.Contains(end, "exit status 7") {
 				t.Errorf("%s: status %q", protocol, end)
 			}
 			continue
 		}
+
 		if status, code, _ := verdict(t, end); status != "Failure" || code != want {
 			t.Errorf("%s: status %q", protocol, end)
 		}
@@ -168,10 +193,12 @@ func TestSPDYTerminal(t *testing.T) {
 		_, err := fmt.Fprintf(x.Stdout, "%dx%d", size.Width, size.Height)
 		return 0, err
 	}}, nil)
+
 	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"sh"}, Stdout: true, Tty: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	session, _ := dialSPDY(t, r.Url, "v4.channel.k8s.io")
 	create(t, session, "streamType", "error")
 	stdout := create(t, session, "streamType", "stdout")
@@ -179,6 +206,7 @@ func TestSPDYTerminal(t *testing.T) {
 	if _, err := io.WriteString(resize, `{"Width":132,"Height":43}`); err != nil {
 		t.Fatal(err)
 	}
+
 	if b, err := io.ReadAll(stdout); err != nil || string(b) != "132x43" {
 		t.Errorf("read %q, %v", b, err)
 	}
@@ -201,6 +229,7 @@ func resetting(t *testing.T) (port int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -213,6 +242,7 @@ func resetting(t *testing.T) (port int) {
 			c.Close()
 		}
 	}()
+
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -225,11 +255,13 @@ func TestSPDYPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for id, port := range []int{1, resetting(t)} {
 		data, errs, err := connectTo(session, 10+id, port)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		_, _ = io.WriteString(data, "hello")
 		if text, _ := io.ReadAll(errs); len(text) > 0 {
 			t.Errorf("port %d: error %q", port, text)
@@ -238,41 +270,53 @@ func TestSPDYPortForward(t *testing.T) {
 			t.Errorf("port %d: data %q", port, b)
 		}
 	}
+
 	if _, err := io.WriteString(open, "hello"); err != nil {
 		t.Fatal(err)
 	}
+
 	if b, err := io.ReadAll(open); err != nil || string(b) != "HELLO" {
 		t.Errorf("the connection that was open: %q, %v", b, err)
 	}
+
 	for id := 1; id <= 3; id++ {
 		data, errs, err := connectTo(session, id, int(echo(t)))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		errs.Close()
 		if _, err := io.WriteString(data, "hello"); err != nil {
 			t.Fatal(err)
 		}
+
 		if b, err := io.ReadAll(data); err != nil || string(b) != "HELLO" {
 			t.Errorf("connection %d: %q, %v", id, b, err)
 		}
+
 		data.Close()
 	}
+
 	eventually(t, "the places of ended connections", func() bool { return s.forwards.places() == 0 })
 }
 
 // TestPortForwardEndsWithItsPod over both protocols.
 func TestPortForwardEndsWithItsPod(t *testing.T) {
 	var ended atomic.Bool
-	s, err := New(Config{Dial: dialHost, Log: discard, Runtime: fake{netns: func(id string) (*os.File, error) {
-		if ended.Load() {
-			return nil, fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
-		}
-		return nil, nil
-	}}})
+	s, err := New(Config{
+		Dial: dialHost,
+		Log:  discard,
+		Runtime: fake{netns: func(id string) (*os.File, error) {
+			if ended.Load() {
+				return nil, fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
+			}
+			return nil, nil
+		}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.podInterval = 10 * time.Millisecond
 	run(t, s)
 	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
@@ -280,14 +324,17 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	socket := mustOpen(t, r.Url)
 	data, _, err := connectTo(session, 0, int(echo(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := io.WriteString(data, "hello"); err != nil {
 		t.Fatal(err)
 	}
+
 	if b, _ := io.ReadAll(data); string(b) != "HELLO" {
 		t.Errorf("data %q", b)
 	}
@@ -298,6 +345,7 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("the session over SPDY goes on")
 	}
+
 	begin := time.Now()
 	if drain(socket); time.Since(begin) > 15*time.Second { // its own deadline is 20 s
 		t.Error("the session over WebSocket goes on")
@@ -320,7 +368,8 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// TestForwardBounds: connections beyond a bound fail with the bound, also those that are not accepted yet.
+// TestForwardBounds: connections beyond a bound fail with the bound, also those that are not
+// accepted yet.
 func TestForwardBounds(t *testing.T) {
 	var f forwards
 	var held []*forward
@@ -331,13 +380,16 @@ func TestForwardBounds(t *testing.T) {
 		}
 		held = append(held, w)
 	}
+
 	if _, err := f.acquire("a"); err == nil || !strings.Contains(err.Error(), "64 connections wait for this pod") {
 		t.Errorf("pending: %v", err)
 	}
+
 	for _, w := range held {
 		w.connected()
 		w.connected()
 	}
+
 	take := func(pod string, n int) {
 		for range n {
 			w, err := f.acquire(pod)
@@ -348,51 +400,68 @@ func TestForwardBounds(t *testing.T) {
 			held = append(held, w)
 		}
 	}
+
 	take("a", maxForwardsPerPod-maxPendingPerPod)
-	if _, err := f.acquire("a"); err == nil || !strings.Contains(err.Error(), "256 connections are forwarded to this pod") {
+	if _, err := f.acquire("a"); err == nil ||
+		!strings.Contains(err.Error(), "256 connections are forwarded to this pod") {
 		t.Errorf("per pod: %v", err)
 	}
+
 	for _, pod := range []string{"b", "c", "d"} {
 		take(pod, maxForwardsPerPod)
 	}
-	if _, err := f.acquire("e"); err == nil || !strings.Contains(err.Error(), "1024 connections are forwarded to pods of this node") {
+
+	if _, err := f.acquire("e"); err == nil ||
+		!strings.Contains(err.Error(), "1024 connections are forwarded to pods of this node") {
 		t.Errorf("in all: %v", err)
 	}
+
 	for _, w := range held {
 		w.release()
 	}
+
 	if n := f.places(); n != 0 {
 		t.Errorf("%d remain", n)
 	}
+
 	for i := range maxPending {
 		if _, err := f.acquire(fmt.Sprint("pod", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := f.acquire("e"); err == nil || !strings.Contains(err.Error(), "128 connections wait for pods of this node") {
+
+	if _, err := f.acquire("e"); err == nil ||
+		!strings.Contains(err.Error(), "128 connections wait for pods of this node") {
 		t.Errorf("pending in all: %v", err)
 	}
 }
 
-// TestForwardEndsWithItsClient: a client that is gone ends its connections, although the pod is silent.
+// TestForwardEndsWithItsClient: a client that is gone ends its connections, although the pod is
+// silent.
 func TestForwardEndsWithItsClient(t *testing.T) {
 	ours, pods := tcpPair(t)
 	defer pods.Close()
-	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) { return ours, nil })
+
+	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) {
+		return ours, nil
+	})
 	session, nc := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
 	if _, _, err := connectTo(session, 0, 80); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "connection", func() bool { return s.forwards.places() > 0 })
 	nc.Close()
 	_ = pods.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if _, err := pods.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the pod's connection: %v", err)
 	}
+
 	eventually(t, "end", func() bool { return s.forwards.places() == 0 })
 }
 
-// TestPodIgnoresInput: data that the pod does not take does not block other connections of the session.
+// TestPodIgnoresInput: data that the pod does not take does not block other connections of the
+// session.
 func TestPodIgnoresInput(t *testing.T) {
 	var first atomic.Bool
 	port := echo(t)
@@ -404,27 +473,33 @@ func TestPodIgnoresInput(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	})
+
 	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
 	data, _, err := connectTo(session, 0, 80)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for range 2000 {
 		if _, err := data.Write(make([]byte, 32<<10)); err != nil {
 			break
 		}
 	}
+
 	for id := 1; id < 6; id++ { // each worker of the session has one
 		if id > 1 {
 			port = echo(t)
 		}
+
 		data, _, err := connectTo(session, id, 80)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := io.WriteString(data, "hello"); err != nil {
 			t.Fatal(err)
 		}
+
 		if b, err := io.ReadAll(data); err != nil || string(b) != "HELLO" {
 			t.Errorf("connection %d: %q, %v", id, b, err)
 		}

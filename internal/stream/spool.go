@@ -26,7 +26,8 @@ const (
 )
 
 // errBehind ends a session whose client does not read.
-var errBehind = fmt.Errorf("the client was cut off since it does not read and there is no room for more output (up to %d MiB); "+
+var errBehind = fmt.Errorf("the client was cut off since it does not read and there is no room for more output (up "+
+	"to %d MiB); "+
 	"read faster, or write the output to a file: %w", maxSpill>>20, errdefs.ErrResourceExhausted)
 
 // spools are what the outputs of all sessions share.
@@ -49,8 +50,9 @@ func newSpools(openFile func() (*os.File, error)) *spools {
 // budget is a number of bytes.
 type budget struct{ left atomic.Int64 }
 
-// take takes n bytes for an output that has as many as mine. An output gets no more than it leaves to
-// the others, so that a few clients never use everything up. With force it gets them in any case.
+// take takes n bytes for an output that has as many as mine. An output gets no more than it leaves
+// to the others, so that a few clients never use everything up. With force it gets them in any
+// case.
 func (b *budget) take(n, mine int64, force bool) bool {
 	for {
 		left := b.left.Load()
@@ -114,10 +116,12 @@ func (o *output) Write(p []byte) (n int, err error) {
 		if err == nil && taken == 0 {
 			err = o.session.awaitRoom(o)
 		}
+
 		if err != nil {
 			return n, err
 		}
 	}
+
 	return n, nil
 }
 
@@ -129,6 +133,7 @@ func (o *output) put(p []byte) (int, error) {
 		defer o.mu.Unlock()
 		return 0, o.err
 	}
+
 	if o.spilled == o.sent {
 		o.spilled, o.sent = 0, 0 // the file is used from its beginning
 		if n := o.putMemoryLocked(p, ended); n > 0 {
@@ -137,10 +142,12 @@ func (o *output) put(p []byte) (int, error) {
 			return n, nil
 		}
 	}
+
 	limit := maxSpill - (o.spilled - o.sent)
 	if ended {
 		limit += engine.MaxRest
 	}
+
 	at := o.spilled % spillSize
 	n := max(0, min(int64(len(p)), limit, spillSize-at))
 	grown := max(0, at+n-o.size)
@@ -148,37 +155,44 @@ func (o *output) put(p []byte) (int, error) {
 		o.mu.Unlock()
 		return 0, nil
 	}
+
 	o.size += grown
 	file := o.file
 	o.mu.Unlock()
+
 	return o.spill(file, p[:n], at)
 }
 
-// putMemoryLocked takes as much as fits into the last chunk, or a new one. After the end of the command
-// the rest fits in any case.
+// putMemoryLocked takes as much as fits into the last chunk, or a new one. After the end of the
+// command the rest fits in any case.
 func (o *output) putMemoryLocked(p []byte, ended bool) int {
 	most := maxChunks
 	if ended {
 		most += engine.MaxRest / chunkSize
 	}
+
 	last := len(o.chunks) - 1
 	if last < 0 || o.chunks[last].n == chunkSize {
-		if len(o.chunks) >= most || !o.session.spools.memory.take(chunkSize, int64(len(o.chunks))*chunkSize, len(o.chunks) == 0 || ended) {
+		if len(o.chunks) >= most || !o.session.spools.memory.take(chunkSize, int64(len(o.chunks))*chunkSize,
+			len(o.chunks) == 0 || ended) {
 			return 0
 		}
+
 		c := chunkPool.Get().(*chunk)
 		c.n = 0
 		o.chunks = append(o.chunks, c)
 		last++
 	}
+
 	c := o.chunks[last]
 	n := copy(c.space()[c.n:], p)
 	c.n += n
+
 	return n
 }
 
-// spill writes p to the file. A file that cannot be written, for instance since the disk is full, has
-// no room.
+// spill writes p to the file. A file that cannot be written, for instance since the disk is full,
+// has no room.
 func (o *output) spill(file *os.File, p []byte, at int64) (n int, err error) {
 	if file == nil {
 		file, err = o.session.spools.openFile()
@@ -186,19 +200,23 @@ func (o *output) spill(file *os.File, p []byte, at int64) (n int, err error) {
 	if err == nil {
 		n, err = file.WriteAt(p, at)
 	}
+
 	if err != nil {
 		o.session.log.Debug("output that a client has not read cannot be kept in a file", "err", err)
 	}
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
+
 	o.file = file
 	o.spilled += int64(n)
 	if o.err != nil { // the client is gone meanwhile
 		o.dropLocked()
 		return 0, o.err
 	}
+
 	signal(o.more)
+
 	return n, nil
 }
 
@@ -209,14 +227,17 @@ func (o *output) pump() {
 		if err == nil && c == nil {
 			return
 		}
+
 		if err == nil {
 			err = sendChunk(o.to, c)
 		}
+
 		if c != nil {
 			chunkPool.Put(c)
 			o.session.spools.memory.give(chunkSize)
 			signal(o.room)
 		}
+
 		if err != nil {
 			o.fail(err)
 			return
@@ -246,6 +267,7 @@ func (o *output) next() (*chunk, error) {
 			o.chunks = o.chunks[1:]
 			o.mu.Unlock()
 			return c, nil
+
 		case o.spilled > o.sent:
 			o.mu.Unlock()
 			return o.unspill()
@@ -253,6 +275,7 @@ func (o *output) next() (*chunk, error) {
 			o.mu.Unlock()
 			return nil, nil
 		}
+
 		o.mu.Unlock()
 		<-o.more
 	}
@@ -272,9 +295,11 @@ func (o *output) unspill() (*chunk, error) {
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
+
 	if o.err == nil { // else everything was given back
 		o.sent += n
 	}
+
 	return c, err
 }
 
@@ -292,6 +317,7 @@ func (o *output) fail(err error) {
 	if o.err == nil {
 		o.err = err
 	}
+
 	o.dropLocked()
 	o.mu.Unlock()
 	signal(o.more)
@@ -303,6 +329,7 @@ func (o *output) dropLocked() {
 		chunkPool.Put(c)
 		o.session.spools.memory.give(chunkSize)
 	}
+
 	o.chunks = nil
 	o.session.spools.disk.give(o.size)
 	o.size, o.sent = 0, o.spilled

@@ -38,6 +38,7 @@ func spoolServer(t *testing.T, f fake, stall time.Duration) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.stall = stall
 	t.Cleanup(func() {
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -49,7 +50,9 @@ func spoolServer(t *testing.T, f fake, stall time.Duration) *Server {
 			}
 		}
 	})
+
 	run(t, s)
+
 	return s
 }
 
@@ -71,6 +74,7 @@ var clients = []client{
 		session, _ := dialSPDY(t, raw, "v4.channel.k8s.io")
 		status := create(t, session, "streamType", "error")
 		out := create(t, session, "streamType", "stdout")
+
 		return func() (string, string) {
 			text := make(chan string, 1)
 			go func() { b, _ := io.ReadAll(out); text <- string(b) }()
@@ -89,15 +93,17 @@ func outputURL(t *testing.T, s *Server, kind string) string {
 		}
 		return r.Url
 	}
+
 	r, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return r.Url
 }
 
-// TestClientThatDoesNotRead: its output is taken up to the bound. Then an attach ends at once and an
-// exec when the client stays silent, and the client reads why.
+// TestClientThatDoesNotRead: its output is taken up to the bound. Then an attach ends at once and
+// an exec when the client stays silent, and the client reads why.
 func TestClientThatDoesNotRead(t *testing.T) {
 	for _, kind := range []string{"exec", "attach"} {
 		for _, c := range clients {
@@ -106,16 +112,21 @@ func TestClientThatDoesNotRead(t *testing.T) {
 					written int64
 					err     error
 				}
+
 				ended := make(chan result, 1)
 				flood := func(x engine.Streams) error {
 					n, err := io.Copy(x.Stdout, zeros{})
 					ended <- result{n, err}
 					return err
 				}
+
 				s := spoolServer(t, fake{
-					exec:   func(_ context.Context, _ string, x engine.Exec) (int, error) { return 0, flood(x.Streams) },
+					exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
+						return 0, flood(x.Streams)
+					},
 					attach: func(_ context.Context, _ string, x engine.Streams) error { return flood(x) },
 				}, 100*time.Millisecond)
+
 				read := c.open(t, outputURL(t, s, kind))
 				select {
 				case r := <-ended:
@@ -125,6 +136,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 				case <-time.After(time.Minute):
 					t.Fatal("the flood goes on")
 				}
+
 				_, end := read()
 				if status, _, message := verdict(t, end); status != "Failure" || !strings.Contains(message, "cut off") {
 					t.Errorf("status %q", end)
@@ -162,19 +174,21 @@ func TestSlowClientGetsAll(t *testing.T) {
 		if err != nil {
 			break
 		}
+
 		if len(m) > 0 && m[0] == 1 {
 			sum.Write(m[1:])
 		} else if len(m) > 0 {
 			status += string(m[1:])
 		}
 	}
+
 	if got := sum.Sum(nil); !bytes.Equal(got, want[:]) || !strings.Contains(status, "Success") {
 		t.Errorf("other output, status %q", status)
 	}
 }
 
-// slowConn reads 200 kB a second for a while. The kernel lets the server write again only when a third of
-// its buffer has gone, which takes longer than the test lets a client stall.
+// slowConn reads 200 kB a second for a while. The kernel lets the server write again only when a
+// third of its buffer has gone, which takes longer than the test lets a client stall.
 type slowConn struct {
 	net.Conn
 	until time.Time
@@ -188,8 +202,8 @@ func (c *slowConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// TestVerySlowClientGoesOn: a client that takes some bytes all the time is not cut off, although there is
-// no room for output in all that time.
+// TestVerySlowClientGoesOn: a client that takes some bytes all the time is not cut off, although
+// there is no room for output in all that time.
 func TestVerySlowClientGoesOn(t *testing.T) {
 	const stall, slow = 2 * time.Second, 8 * time.Second
 	content := make([]byte, maxSpill+8<<20)
@@ -197,10 +211,12 @@ func TestVerySlowClientGoesOn(t *testing.T) {
 		_, err := x.Stdout.Write(content)
 		return 0, err
 	}}, stall)
+
 	u, err := url.Parse(outputURL(t, s, "exec"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	u.Scheme = "ws"
 	dialer := websocket.Dialer{
 		Subprotocols: []string{"v4.channel.k8s.io"},
@@ -209,23 +225,27 @@ func TestVerySlowClientGoesOn(t *testing.T) {
 			return &slowConn{c, time.Now().Add(slow)}, err
 		},
 	}
+
 	c, _, err := dialer.DialContext(t.Context(), u.String(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
+
 	size, status := 0, ""
 	for {
 		_, m, err := c.ReadMessage()
 		if err != nil {
 			break
 		}
+
 		if len(m) > 0 && m[0] == 1 {
 			size += len(m) - 1
 		} else if len(m) > 0 {
 			status += string(m[1:])
 		}
 	}
+
 	if size != len(content) || !strings.Contains(status, "Success") {
 		t.Errorf("%d bytes of %d, status %q", size, len(content), status)
 	}
@@ -240,12 +260,15 @@ func TestRestAfterTheEnd(t *testing.T) {
 			defer close(full)
 			_, _ = io.Copy(x.Stdout, zeros{}) // until the client is cut off
 		}()
+
 		time.AfterFunc(100*time.Millisecond, x.Ended)
 		<-full
 		_, err := x.Stdout.Write(nil)
 		rest <- err
+
 		return 0, nil
 	}}, time.Hour)
+
 	mustOpen(t, outputURL(t, s, "exec"))
 	select {
 	case <-rest: // there is room for a rest, not for more
@@ -262,6 +285,7 @@ func TestOutputKeepsItsOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		s := &Server{spools: newSpools(func() (*os.File, error) { return file, nil }), log: discard, stall: time.Minute}
 		var got bytes.Buffer
 		out := s.newOutputs(t.Context(), &conn{}, true)
@@ -273,14 +297,17 @@ func TestOutputKeepsItsOrder(t *testing.T) {
 			for i := range p {
 				p[i] = byte(random.Uint32())
 			}
+
 			want.Write(p)
 			if _, err := w.Write(p); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		if err := out.flush(nil); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
 			t.Fatalf("seed %d: %v, %d bytes of %d, or other ones", seed, err, got.Len(), want.Len())
 		}
+
 		out.drop()
 		if left := s.spools.disk.left.Load(); left != maxDisk {
 			t.Errorf("seed %d: %d bytes of disk are not given back", seed, maxDisk-left)
@@ -310,9 +337,11 @@ func TestOtherSessionsGoOn(t *testing.T) {
 		_, err := io.Copy(x.Stdout, x.Stdin)
 		return 0, err
 	}}, time.Hour)
+
 	for range 4 {
 		mustOpen(t, outputURL(t, s, "exec"))
 	}
+
 	c := mustOpen(t, execURL(t, s, true))
 	for range 100 {
 		send(t, c, 0, "echo")
@@ -335,6 +364,7 @@ func TestManyClientsThatDoNotRead(t *testing.T) {
 			}
 		}
 	}
+
 	if left := b.left.Load(); left < 2*piece || !b.take(piece, 0, false) {
 		t.Errorf("%d bytes are left", left)
 	}

@@ -90,6 +90,7 @@ func open(t testing.TB, raw string) (*websocket.Conn, *http.Response, error) {
 	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" || u.Port() == "" || u.Port() == "0" {
 		t.Fatalf("URL %q is not absolute, or not on loopback (%v)", raw, err)
 	}
+
 	u.Scheme = "ws"
 	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: 10 * time.Second}
 	c, resp, err := d.DialContext(t.Context(), u.String(), nil)
@@ -99,6 +100,7 @@ func open(t testing.TB, raw string) (*websocket.Conn, *http.Response, error) {
 			t.Fatal(err)
 		}
 	}
+
 	return c, resp, err
 }
 
@@ -141,14 +143,17 @@ func verdict(t *testing.T, text string) (status, exitCode, message string) {
 			Causes []struct{ Reason, Message string }
 		}
 	}
+
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
 		t.Fatalf("status %q: %v", text, err)
 	}
+
 	for _, c := range v.Details.Causes {
 		if c.Reason == "ExitCode" {
 			exitCode = c.Message
 		}
 	}
+
 	return v.Status, exitCode, v.Message
 }
 
@@ -162,10 +167,18 @@ func TestExec(t *testing.T) {
 		fmt.Fprint(x.Stderr, "complaint")
 		return 7, nil
 	}}, nil)
-	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"cat", "-"}, Stdin: true, Stdout: true, Stderr: true})
+
+	r, err := s.GetExec(&runtimeapi.ExecRequest{
+		ContainerId: "c1",
+		Cmd:         []string{"cat", "-"},
+		Stdin:       true,
+		Stdout:      true,
+		Stderr:      true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	send(t, c, 0, "hello\n")
 	got := drain(c)
@@ -186,17 +199,25 @@ func TestExecEnds(t *testing.T) {
 		err           error
 		status, words string
 	}{
-		"well":       {status: "Success"},
-		"with error": {err: fmt.Errorf("exec in container c1: %w", errdefs.ErrNotFound), status: "Failure", words: "exec in container c1"},
+		"well": {status: "Success"},
+		"with error": {
+			err:    fmt.Errorf("exec in container c1: %w", errdefs.ErrNotFound),
+			status: "Failure",
+			words:  "exec in container c1",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) { return test.code, test.err }}, nil)
+			s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) {
+				return test.code, test.err
+			}}, nil)
 			r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"true"}, Stdout: true})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			got := drain(mustOpen(t, r.Url))
-			if status, _, message := verdict(t, got[3]); status != test.status || !strings.Contains(message, test.words) {
+			if status, _, message := verdict(t, got[3]); status != test.status ||
+				!strings.Contains(message, test.words) {
 				t.Errorf("status %q", got[3])
 			}
 		})
@@ -212,10 +233,18 @@ func TestTerminal(t *testing.T) {
 		fmt.Fprintf(x.Stdout, "%dx%d", size.Width, size.Height)
 		return 0, nil
 	}}, nil)
-	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true})
+
+	r, err := s.GetExec(&runtimeapi.ExecRequest{
+		ContainerId: "c1",
+		Cmd:         []string{"sh"},
+		Stdin:       true,
+		Stdout:      true,
+		Tty:         true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	send(t, c, 4, `{"Width":132,"Height":43}`)
 	if got := drain(c); got[1] != "132x43" {
@@ -223,7 +252,8 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestWatchingClosesNoStdin: over a WebSocket the library hands out a reader that ends at once, also to those who asked for none.
+// TestWatchingClosesNoStdin: over a WebSocket the library hands out a reader that ends at once,
+// also to those who asked for none.
 func TestWatchingClosesNoStdin(t *testing.T) {
 	stdin := make(chan io.Reader, 2)
 	s := start(t, fake{
@@ -233,11 +263,13 @@ func TestWatchingClosesNoStdin(t *testing.T) {
 			return err
 		},
 	}, nil)
+
 	for _, want := range []bool{false, true} {
 		r, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdin: want, Stdout: true})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if got := drain(mustOpen(t, r.Url)); got[1] != "c1" {
 			t.Errorf("streams %q", got)
 		}
@@ -255,10 +287,12 @@ func TestClientGoes(t *testing.T) {
 		close(left)
 		return ctx.Err()
 	}}, nil)
+
 	r, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	<-entered
 	c.Close()
@@ -272,15 +306,18 @@ func TestCloseEndsStreams(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}}, nil)
+
 	r, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	<-entered
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	drain(c)
 }
 
@@ -289,9 +326,11 @@ func TestMalformedRequests(t *testing.T) {
 	if _, err := s.GetExec(&runtimeapi.ExecRequest{Stdout: true}); err == nil {
 		t.Error("exec without a container")
 	}
+
 	if _, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1"}); err == nil {
 		t.Error("attach without streams")
 	}
+
 	if _, err := s.GetPortForward(&runtimeapi.PortForwardRequest{}); err == nil {
 		t.Error("port-forward without a sandbox")
 	}
@@ -304,20 +343,25 @@ func echo(t *testing.T) (port int32) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
 		defer c.Close()
+
 		line := make([]byte, 5)
 		if _, err := io.ReadFull(c, line); err == nil {
 			io.WriteString(c, strings.ToUpper(string(line))) //nolint:errcheck // the test sees what is missing
 		}
 	}()
+
 	t.Cleanup(func() { l.Close(); <-ended })
+
 	return int32(l.Addr().(*net.TCPAddr).Port)
 }
 
@@ -327,9 +371,12 @@ func TestPortForward(t *testing.T) {
 	if err := os.WriteFile(netns, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	var mu sync.Mutex
 	var tried []string
-	s := start(t, fake{netns: func(id string) (*os.File, error) { return os.Open(filepath.Join(filepath.Dir(netns), id)) }},
+	s := start(t, fake{netns: func(id string) (*os.File, error) {
+		return os.Open(filepath.Join(filepath.Dir(netns), id))
+	}},
 		func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
 			mu.Lock()
 			tried = append(tried, filepath.Base(netns.Name())+" "+addr.Addr().String())
@@ -339,10 +386,12 @@ func TestPortForward(t *testing.T) {
 			}
 			return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		})
+
 	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{port}})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := mustOpen(t, r.Url)
 	send(t, c, 0, "hello")
 	got := drain(c)
@@ -364,10 +413,12 @@ func TestPortForwardFamilies(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	})
+
 	c, err := s.dialLoopback(t.Context(), nil, 80)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c.Close()
 }
 
@@ -379,12 +430,14 @@ func TestPortForwardRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got := drain(mustOpen(t, r.Url)); !strings.Contains(got[1], "nobody listens") {
 		t.Errorf("channels %q", got)
 	}
 }
 
-// TestHalfClose: what the client sends last still reaches the pod, and the pod's answer to the end comes back.
+// TestHalfClose: what the client sends last still reaches the pod, and the pod's answer to the end
+// comes back.
 func TestHalfClose(t *testing.T) {
 	ours, pods := tcpPair(t)
 	client := &halfClient{Reader: strings.NewReader("question"), answer: &strings.Builder{}}
@@ -394,10 +447,12 @@ func TestHalfClose(t *testing.T) {
 		<-discarded
 		done <- err
 	}()
+
 	asked, err := io.ReadAll(pods) // ends only with the half close
 	if err != nil || string(asked) != "question" {
 		t.Errorf("the pod got %q, %v", asked, err)
 	}
+
 	io.WriteString(pods, "answer") //nolint:errcheck // seen below
 	pods.Close()
 	if err := <-done; err != nil || client.answer.String() != "answer" {
@@ -405,11 +460,13 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
-// TestHalfClosedSilence: after the client has ended its side, the time counts from the pod's last byte.
+// TestHalfClosedSilence: after the client has ended its side, the time counts from the pod's last
+// byte.
 func TestHalfClosedSilence(t *testing.T) {
 	ours, pods := tcpPair(t)
 	defer ours.Close()
 	defer pods.Close()
+
 	r := &silenceReader{Conn: ours, timeout: 300 * time.Millisecond}
 	r.begin()
 	go func() {
@@ -418,6 +475,7 @@ func TestHalfClosedSilence(t *testing.T) {
 			_, _ = pods.Write([]byte("x"))
 		}
 	}()
+
 	begin := time.Now()
 	b, err := io.ReadAll(r)
 	if string(b) != "xxxxx" || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) < time.Second {
@@ -440,19 +498,23 @@ func tcpPair(t *testing.T) (a, b net.Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
+
 	if b, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
+
 	return a, b
 }
 
 func TestAddresses(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "127.0.0.1:0", "10.0.0.1": "10.0.0.1:0", "10.0.0.1:99": "10.0.0.1:99", "::1": "[::1]:0", "[::1]": "[::1]:0", "[::1]:99": "[::1]:99",
-		":99": "127.0.0.1:99", "localhost": "localhost:0",
+		"": "127.0.0.1:0", "10.0.0.1": "10.0.0.1:0", "10.0.0.1:99": "10.0.0.1:99", "::1": "[::1]:0", "[::1]": "[::1]:0",
+		"[::1]:99": "[::1]:99",
+		":99":      "127.0.0.1:99", "localhost": "localhost:0",
 	} {
 		if got := hostPort(in); got != want {
 			t.Errorf("%q is %q, want %q", in, got, want)
@@ -466,6 +528,7 @@ func TestURLOfAnUnspecifiedAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+
 	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"x"}, Stdout: true})
 	if err != nil || !strings.HasPrefix(r.Url, "http://127.0.0.1:") {
 		t.Errorf("%v, %v", r, err)

@@ -27,13 +27,16 @@ func loadTLS(files TLSFiles, log *slog.Logger) (*certificates, error) {
 	if files == (TLSFiles{}) {
 		return nil, nil
 	}
+
 	c := &certificates{files: files, log: log}
 	c.read = c.modified()
 	cert, err := c.load()
 	if err != nil {
 		return nil, err
 	}
+
 	c.current = cert
+
 	return c, nil
 }
 
@@ -56,26 +59,31 @@ func (c *certificates) modified() (times [2]time.Time) {
 	return times
 }
 
-// get returns the certificate of the files as they are now. While they cannot be read, as when only one of them has been replaced, it is the
-// earlier one.
+// get returns the certificate of the files as they are now. While they cannot be read, as when only
+// one of them has been replaced, it is the earlier one.
 func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	current, changed := c.observe(c.modified())
 	if !changed {
 		return current, nil
 	}
+
 	cert, err := c.load() // without the lock: other connections get the earlier one meanwhile
 	if err != nil {
 		c.log.Warn("the new streaming certificate cannot be read; the earlier one stays in use", "err", err)
 		return current, nil
 	}
+
 	c.log.Info("read the streaming certificate again", "file", c.files.Cert)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	c.current = cert
+
 	return cert, nil
 }
 
-// observe notes when the files changed last. changed says that the caller is the first to see it, and is to read them.
+// observe notes when the files changed last. changed says that the caller is the first to see it,
+// and is to read them.
 func (c *certificates) observe(times [2]time.Time) (current *tls.Certificate, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -29,6 +29,7 @@ func certify(t *testing.T, files TLSFiles, ip net.IP) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(time.Now().UnixNano()),
 		NotBefore:             time.Now().Add(-time.Hour),
@@ -37,17 +38,21 @@ func certify(t *testing.T, files TLSFiles, ip net.IP) []byte {
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	writeFile(t, files.Cert, cert)
 	writeFile(t, files.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
+
 	return cert
 }
 
@@ -58,9 +63,11 @@ func writeFile(t *testing.T, path string, content []byte) {
 	if st, err := os.Stat(path); err == nil {
 		when = st.ModTime().Add(time.Second)
 	}
+
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Chtimes(path, when, when); err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +86,7 @@ func execWS(t *testing.T, s *Server, trusted []byte) (map[byte]string, error) {
 	if err != nil || u.Scheme != "https" {
 		t.Fatalf("URL %s, %v", u, err)
 	}
+
 	u.Scheme = "wss"
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(trusted)
@@ -86,17 +94,22 @@ func execWS(t *testing.T, s *Server, trusted []byte) (map[byte]string, error) {
 		Subprotocols:    []string{"v5.channel.k8s.io"},
 		TLSClientConfig: &tls.Config{RootCAs: roots},
 	}
+
 	c, resp, err := d.DialContext(t.Context(), u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
+
 	resp.Body.Close()
 	defer c.Close()
+
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+
 	return drain(c), nil
 }
 
-// TestTLS: SPDY and WebSocket clients work over TLS, and a certificate that is replaced is used without a restart.
+// TestTLS: SPDY and WebSocket clients work over TLS, and a certificate that is replaced is used
+// without a restart.
 func TestTLS(t *testing.T) {
 	files := tlsFiles(t)
 	first := certify(t, files, net.IPv4(127, 0, 0, 1))
@@ -104,19 +117,23 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	run(t, s)
 	works(t, s)
 	if got, err := execWS(t, s, first); err != nil || got[2] != "complaint" {
 		t.Errorf("WebSocket: %q, %v", got, err)
 	}
+
 	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
 	data, _, err := connectTo(session, 0, int(echo(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := data.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
+
 	answer := make([]byte, 5)
 	if _, err := data.Read(answer); err != nil || string(answer) != "HELLO" {
 		t.Errorf("port-forward: %q, %v", answer, err)
@@ -126,25 +143,30 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	second := certify(t, files, net.IPv4(127, 0, 0, 1))
 	newKey, err := os.ReadFile(files.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	writeFile(t, files.Key, key) // only the certificate has been replaced
 	if _, err := execWS(t, s, first); err != nil {
 		t.Errorf("while the key does not fit: %v", err)
 	}
+
 	writeFile(t, files.Key, newKey)
 	if _, err := execWS(t, s, second); err != nil {
 		t.Errorf("with the new certificate: %v", err)
 	}
+
 	if _, err := execWS(t, s, first); err == nil {
 		t.Error("the old certificate is still in use")
 	}
 }
 
-// TestTLSSilentClients: clients that do not begin, or do not end, the handshake are closed, and do not keep others out.
+// TestTLSSilentClients: clients that do not begin, or do not end, the handshake are closed, and do
+// not keep others out.
 func TestTLSSilentClients(t *testing.T) {
 	files := tlsFiles(t)
 	certify(t, files, net.IPv4(127, 0, 0, 1))
@@ -152,6 +174,7 @@ func TestTLSSilentClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout = shortTimeout, shortTimeout, shortTimeout
 	run(t, s)
 	before := measure(t)
@@ -162,12 +185,14 @@ func TestTLSSilentClients(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
+
 		conns = append(conns, c)
 		if i%2 == 1 {
 			_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 			_, _ = c.Write([]byte{0x16, 3, 1, 0x40, 0})
 		}
 	}
+
 	works(t, s)
 	for _, c := range conns {
 		_ = c.SetReadDeadline(time.Now().Add(3 * shortTimeout))
@@ -176,6 +201,7 @@ func TestTLSSilentClients(t *testing.T) {
 		}
 		c.Close()
 	}
+
 	settles(t, before)
 }
 
@@ -215,16 +241,23 @@ func TestWarnings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := &lockedBuffer{}
-			s, err := New(Config{Addr: test.addr, Runtime: cat, TLS: test.files, Log: slog.New(slog.NewTextHandler(log, nil))})
+			s, err := New(Config{
+				Addr:    test.addr,
+				Runtime: cat,
+				TLS:     test.files,
+				Log:     slog.New(slog.NewTextHandler(log, nil)),
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer s.Close()
+
 			if text := log.String(); (text == "") != (test.want == "") || !strings.Contains(text, test.want) {
 				t.Errorf("log %q, want %q", text, test.want)
 			}
 		})
 	}
+
 	if _, err := New(Config{Runtime: cat, TLS: TLSFiles{good.Cert, wrong.Key}, Log: discard}); err == nil ||
 		!strings.Contains(err.Error(), "--streaming-tls-cert-file") {
 		t.Errorf("a key of another certificate: %v", err)

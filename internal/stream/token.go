@@ -30,19 +30,25 @@ type ticket struct {
 func (t *tokens) add(request any, now time.Time) (token string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+
 	if t.unused == nil {
 		t.unused = map[string]ticket{}
 	}
+
 	for name, k := range t.unused {
 		if now.After(k.expires) {
 			delete(t.unused, name)
 		}
 	}
+
 	if len(t.unused) >= maxTokens {
-		return "", fmt.Errorf("%d streaming URLs are unused; try again in %v: %w", maxTokens, tokenTTL, errdefs.ErrResourceExhausted)
+		return "", fmt.Errorf("%d streaming URLs are unused; try again in %v: %w", maxTokens, tokenTTL,
+			errdefs.ErrResourceExhausted)
 	}
+
 	token = rand.Text() // at least 128 bits
 	t.unused[token] = ticket{request, now.Add(tokenTTL)}
+
 	return token, nil
 }
 

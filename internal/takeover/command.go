@@ -1,5 +1,6 @@
-// Package takeover is `cri-dockerd takeover`: it tells an operator what pods of older Docker shims this daemon would adopt, and hands a
-// node's pods back to such a shim. It changes nothing that runs.
+// Package takeover is `cri-dockerd takeover`: it tells an operator what pods of older Docker shims
+// this daemon would adopt, and hands a node's pods back to such a shim. It changes nothing that
+// runs.
 package takeover
 
 import (
@@ -38,24 +39,33 @@ type options struct {
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use: "takeover", Short: "List pods of older shims that would be adopted, or hand pods back", Long: long, Args: cobra.NoArgs,
+		Use:   "takeover",
+		Short: "List pods of older shims that would be adopted, or hand pods back",
+		Long:  long,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !o.dryRun && !o.handBack {
-				return exit.UsageError(errors.New("takeover: give --dry-run or --hand-back; the daemon itself adopts what is there when it starts"))
+				return exit.UsageError(errors.New("takeover: give --dry-run or --hand-back; the daemon itself " +
+					"adopts what is there when it starts"))
 			}
+
 			if o.output != "text" && o.output != "json" {
 				return exit.UsageError(fmt.Errorf("--output %q: use text or json", o.output))
 			}
+
 			cfg.Complete(cmd.Flags())
 			if err := cfg.Validate(); err != nil {
 				return exit.UsageError(err)
 			}
+
 			return run(cmd.Context(), cfg, o, cmd.OutOrStdout())
 		},
 	}
+
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be done and change nothing")
 	cmd.Flags().BoolVar(&o.handBack, "hand-back", false, "prepare the way back to an older shim")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "text or json")
+
 	return cmd
 }
 
@@ -64,10 +74,12 @@ func run(ctx context.Context, cfg *config.Config, o options, out io.Writer) erro
 	if err != nil {
 		return err
 	}
+
 	if !o.handBack {
 		r := s.report()
 		return show(out, o, r, r.text, r.byHand(), "before the daemon starts")
 	}
+
 	h := s.handBack()
 	if !o.dryRun {
 		unlock, err := process.LockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, 0)
@@ -75,14 +87,18 @@ func run(ctx context.Context, cfg *config.Config, o options, out io.Writer) erro
 			return fmt.Errorf("hand back: %w", err)
 		}
 		defer unlock()
-		if err := h.do(checkpoint.New(cfg.RootDirectory), podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())); err != nil {
+
+		if err := h.do(checkpoint.New(cfg.RootDirectory), podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())); err !=
+			nil {
 			return err
 		}
 	}
+
 	return show(out, o, h, func(w io.Writer) { h.text(w, o.dryRun) }, len(h.Drain), "before the older shim starts")
 }
 
-// show writes an answer in the form that was asked for; the error tells how much is left to do by hand.
+// show writes an answer in the form that was asked for; the error tells how much is left to do by
+// hand.
 func show(out io.Writer, o options, answer any, text func(io.Writer), byHand int, when string) error {
 	if o.output == "json" {
 		e := json.NewEncoder(out)
@@ -93,11 +109,13 @@ func show(out io.Writer, o options, answer any, text func(io.Writer), byHand int
 	} else {
 		text(out)
 	}
+
 	if byHand > 0 {
 		return &exit.Error{
 			Err:  fmt.Errorf("takeover: %d things to do by hand %s", byHand, when),
 			Code: exit.ByHand,
 		}
 	}
+
 	return nil
 }

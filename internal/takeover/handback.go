@@ -42,19 +42,25 @@ func (s *survey) handBack() *HandBack {
 			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), clean(why)})
 			continue
 		}
+
 		if sb.IsWithoutNetwork() && s.pinned[string(sb.ID)] {
 			h.unpin = append(h.unpin, string(sb.ID))
 		}
+
 		switch {
 		case s.notes[string(sb.ID)].file != "":
 			h.Kept++
 		case !sb.OwnNetNS: // of those, only dead ones are here, and their network is released
 			ports := s.ports(sb)
 			h.Noted = append(h.Noted, Noted{title(sb), string(sb.ID), portNames(ports), checkpoint.Checkpoint{
-				Name: sb.Metadata.GetName(), Namespace: sb.Metadata.GetNamespace(), Ports: ports, HostNetwork: sb.HostNetwork(),
+				Name:        sb.Metadata.GetName(),
+				Namespace:   sb.Metadata.GetNamespace(),
+				Ports:       ports,
+				HostNetwork: sb.HostNetwork(),
 			}})
 		}
 	}
+
 	return h
 }
 
@@ -63,15 +69,18 @@ func (s *survey) mustGo(sb *spec.Sandbox) string {
 	if _, connected := s.cache[string(sb.ID)]; sb.OwnNetNS && (sb.Running || connected) {
 		return "its network namespace is our own; the older shim takes it for the host's and never releases its address"
 	}
+
 	for _, c := range s.containersOf(sb.ID) {
 		switch {
 		case c.State != runtimeapi.ContainerState_CONTAINER_RUNNING:
 		case c.LogDriver == driver.Name:
-			return fmt.Sprintf("container %s writes its log through the log-driver process of this release, and stands still without it", c.Metadata.Name)
+			return fmt.Sprintf("container %s writes its log through the log-driver process of this release, and "+
+				"stands still without it", c.Metadata.Name)
 		case len(c.ImageVolumes) > 0 && !s.host.NativeImageVolumes():
 			return fmt.Sprintf("container %s has an image volume, which only this daemon unmounts", c.Metadata.Name)
 		}
 	}
+
 	return ""
 }
 
@@ -85,11 +94,14 @@ func (h *HandBack) do(files checkpoint.Files, pins interface{ Unpin(model.Contai
 		}
 		errs = append(errs, err)
 	}
+
 	for _, id := range h.unpin {
 		errs = append(errs, pins.Unpin(model.ContainerID(id))) // is the name of a pin
 	}
+
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("hand back: %w", err)
 	}
+
 	return nil
 }

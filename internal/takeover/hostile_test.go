@@ -28,13 +28,21 @@ func TestHostileNames(t *testing.T) {
 	} {
 		s := node(
 			sandbox("aa", evil, func(s *spec.Sandbox) { s.Metadata.Namespace, s.Metadata.Uid = evil, evil }),
-			member("a1", "aa", evil, func(c *spec.Container) { c.LogPath, c.EngineLogPath, c.Name = evil, "/docker/"+evil, evil }),
+			member("a1", "aa", evil, func(c *spec.Container) {
+				c.LogPath, c.EngineLogPath, c.Name = evil, "/docker/"+evil, evil
+			}),
 			member("a2", "aa", evil, func(c *spec.Container) { c.LogDriver, c.EngineLogPath = evil, "" }),
 			member("g1", "gg", evil, func(c *spec.Container) { c.Name = evil }),
 			sandbox("bb", evil, ours), member("b1", "bb", evil, criLog),
 		)
+
 		s.plugin, s.host.EngineVersion = "cni", evil
-		s.cache["aa"] = podnet.Connection{Network: evil, Problem: evil, Ports: []*runtimeapi.PortMapping{{HostPort: 1, HostIp: evil}}}
+		s.cache["aa"] = podnet.Connection{
+			Network: evil,
+			Problem: evil,
+			Ports:   []*runtimeapi.PortMapping{{HostPort: 1, HostIp: evil}},
+		}
+
 		s.notes["aa"] = note{file: "/notes/" + evil, problem: evil}
 		s.notes["zz"] = note{file: "/notes/" + evil}
 		s.links["a1"] = ""
@@ -54,14 +62,17 @@ func TestHostileNames(t *testing.T) {
 				t.Errorf("%.30q: %d commands in %s", evil, n, f.Fix)
 			}
 		}
+
 		if want < len(r.Findings) || strings.Count(out.String(), "By hand, before the daemon starts:\n") > 1 {
 			t.Errorf("%.30q: a name makes lines of its own:\n%.3000s", evil, &out)
 		}
+
 		both, err := json.Marshal([]any{r, h})
 		if err = errors.Join(err, json.Unmarshal(both, new(any))); err != nil || len(both) > 128<<10 ||
 			out.Len() > 128<<10 {
 			t.Errorf("%.30q: %d bytes of JSON, %d of text, %v", evil, len(both), out.Len(), err)
 		}
+
 		if !utf8.Valid(out.Bytes()) ||
 			strings.ContainsFunc(out.String(), func(r rune) bool {
 				return unicode.IsControl(r) && r != '\n' ||
@@ -80,6 +91,7 @@ func commands(t *testing.T, line string) (n int) {
 		t.Errorf("%s: %v", line, err)
 		return 0
 	}
+
 	syntax.Walk(file, func(node syntax.Node) bool {
 		switch node.(type) {
 		case *syntax.CallExpr, *syntax.CmdSubst, *syntax.Redirect, *syntax.ParamExp:
@@ -87,5 +99,6 @@ func commands(t *testing.T, line string) (n int) {
 		}
 		return true
 	})
+
 	return n
 }

@@ -74,10 +74,13 @@ func (s *survey) report() *Report {
 			r.Findings = append(r.Findings, s.oddLog(title(sb), c)...)
 		}
 	}
+
 	r.Findings = append(r.Findings, s.leftovers()...)
 	for _, m := range s.misfits {
-		r.Findings = append(r.Findings, newFinding(true, "container "+m.Name, m.Reason+"; nobody manages it", shell.Command("docker rm -f {}", m.ID)))
+		r.Findings = append(r.Findings, newFinding(true, "container "+m.Name, m.Reason+"; nobody manages it",
+			shell.Command("docker rm -f {}", m.ID)))
 	}
+
 	return r
 }
 
@@ -99,9 +102,12 @@ func (s *survey) sandboxes() []*spec.Sandbox {
 			out = append(out, o.Sandbox)
 		}
 	}
+
 	slices.SortFunc(out, func(a, b *spec.Sandbox) int {
-		return cmp.Or(strings.Compare(title(a), title(b)), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt), strings.Compare(string(a.ID), string(b.ID)))
+		return cmp.Or(strings.Compare(title(a), title(b)), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt),
+			strings.Compare(string(a.ID), string(b.ID)))
 	})
+
 	return out
 }
 
@@ -113,9 +119,12 @@ func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 			out = append(out, o.Container)
 		}
 	}
+
 	slices.SortFunc(out, func(a, b *spec.Container) int {
-		return cmp.Or(strings.Compare(a.Metadata.Name, b.Metadata.Name), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt))
+		return cmp.Or(strings.Compare(a.Metadata.Name, b.Metadata.Name),
+			cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt))
 	})
+
 	return out
 }
 
@@ -135,15 +144,29 @@ func newFinding(byHand bool, subject, detail string, fix shell.Line) Finding {
 
 func (s *survey) pod(sb *spec.Sandbox) Pod {
 	p := Pod{
-		Name: title(sb), UID: clean(sb.Metadata.GetUid()), Attempt: sb.Metadata.GetAttempt(), Sandbox: string(sb.ID), MadeBy: s.madeBy(sb), Ready: sb.Ready(),
-		Network: clean(s.network(sb)), Addresses: s.addresses(sb), HostPorts: portNames(s.ports(sb)), Note: clean(s.notes[string(sb.ID)].file),
+		Name:      title(sb),
+		UID:       clean(sb.Metadata.GetUid()),
+		Attempt:   sb.Metadata.GetAttempt(),
+		Sandbox:   string(sb.ID),
+		MadeBy:    s.madeBy(sb),
+		Ready:     sb.Ready(),
+		Network:   clean(s.network(sb)),
+		Addresses: s.addresses(sb),
+		HostPorts: portNames(s.ports(sb)),
+		Note:      clean(s.notes[string(sb.ID)].file),
 	}
+
 	for _, c := range s.containersOf(sb.ID) {
 		p.Containers = append(p.Containers, Container{
-			Name: clean(c.Metadata.GetName()), Attempt: c.Metadata.GetAttempt(), ID: string(c.ID), LogPath: clean(c.LogPath), Log: clean(logMode(c)),
-			State: strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_")),
+			Name:    clean(c.Metadata.GetName()),
+			Attempt: c.Metadata.GetAttempt(),
+			ID:      string(c.ID),
+			LogPath: clean(c.LogPath),
+			Log:     clean(logMode(c)),
+			State:   strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_")),
 		})
 	}
+
 	return p
 }
 
@@ -157,6 +180,7 @@ func (s *survey) madeBy(sb *spec.Sandbox) string {
 	case file != "":
 		return madeOlder
 	}
+
 	return madeUnknown
 }
 
@@ -172,6 +196,7 @@ func (s *survey) network(sb *spec.Sandbox) string {
 	case cached:
 		return c.Network
 	}
+
 	return "not in the cache"
 }
 
@@ -185,10 +210,12 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 	case len(s.found[string(sb.ID)]) > 0:
 		ips = s.found[string(sb.ID)]
 	}
+
 	var out []string
 	for _, ip := range ips {
 		out = append(out, ip.String())
 	}
+
 	return out
 }
 
@@ -201,6 +228,7 @@ func (s *survey) ports(sb *spec.Sandbox) []*runtimeapi.PortMapping {
 	if len(all) == 0 {
 		all = sb.EnginePorts
 	}
+
 	return slices.DeleteFunc(slices.Clone(all), func(p *runtimeapi.PortMapping) bool { return p.GetHostPort() <= 0 })
 }
 
@@ -212,8 +240,10 @@ func portNames(ports []*runtimeapi.PortMapping) []string {
 		if p.GetHostIp() != "" {
 			host = clean(p.GetHostIp()) + ":" + host
 		}
-		out = append(out, fmt.Sprintf("%s->%d/%s", host, p.GetContainerPort(), strings.ToLower(p.GetProtocol().String())))
+		out = append(out, fmt.Sprintf("%s->%d/%s", host, p.GetContainerPort(),
+			strings.ToLower(p.GetProtocol().String())))
 	}
+
 	return out
 }
 

@@ -17,7 +17,9 @@ func (r *Report) text(w io.Writer) {
 			older++
 		}
 	}
-	fmt.Fprintf(w, "Docker Engine %s, --network-plugin=%s: %s of older shims and %d of this release.\n", r.Engine, cmp.Or(r.NetworkPlugin, `""`), plural(older, "pod"), len(r.Pods)-older)
+
+	fmt.Fprintf(w, "Docker Engine %s, --network-plugin=%s: %s of older shims and %d of this release.\n", r.Engine,
+		cmp.Or(r.NetworkPlugin, `""`), plural(older, "pod"), len(r.Pods)-older)
 	fmt.Fprintln(w, "The daemon adopts them when it starts, as they are; nothing is restarted.")
 	if len(r.Pods) > 0 {
 		fmt.Fprintln(w)
@@ -28,10 +30,13 @@ func (r *Report) text(w io.Writer) {
 			if !p.Ready {
 				state = "not ready"
 			}
-			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Attempt, p.MadeBy, state, p.Network, list(p.Addresses), list(p.HostPorts), p.states(), p.logs())
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Attempt, p.MadeBy, state, p.Network,
+				list(p.Addresses), list(p.HostPorts), p.states(), p.logs())
 		}
+
 		t.Flush()
 	}
+
 	writeFindings(w, "By hand, before the daemon starts:", r.Findings, true)
 	writeFindings(w, "Good to know:", r.Findings, false)
 }
@@ -42,10 +47,12 @@ func writeFindings(w io.Writer, headline string, all []Finding, byHand bool) {
 		if f.ByHand != byHand {
 			continue
 		}
+
 		if headline != "" {
 			fmt.Fprintf(w, "\n%s\n", headline)
 			headline = ""
 		}
+
 		fmt.Fprintf(w, "  %s: %s\n", f.Subject, f.Detail)
 		if !f.Fix.IsZero() {
 			fmt.Fprintf(w, "    -> %s\n", f.Fix)
@@ -63,10 +70,12 @@ func (p Pod) states() string {
 				n++
 			}
 		}
+
 		if n > 0 {
 			out = append(out, fmt.Sprint(n, " ", state))
 		}
 	}
+
 	return list(out)
 }
 
@@ -87,12 +96,16 @@ func (h *HandBack) text(w io.Writer, dryRun bool) {
 	if dryRun {
 		verb = "To be noted"
 	}
-	fmt.Fprintf(w, "%s for an older shim: %s. Noted already by the shim that made them: %d.\n", verb, plural(len(h.Noted), "pod"), h.Kept)
+
+	fmt.Fprintf(w, "%s for an older shim: %s. Noted already by the shim that made them: %d.\n", verb,
+		plural(len(h.Noted), "pod"), h.Kept)
 	for _, n := range h.Noted {
 		fmt.Fprintf(w, "  %s, host ports %s\n", n.Pod, list(n.HostPorts))
 	}
+
 	if len(h.Drain) > 0 {
-		fmt.Fprintf(w, "\nDrain before the older shim starts: %s. It would make them anew, and their addresses would stay taken.\n", plural(len(h.Drain), "pod"))
+		fmt.Fprintf(w, "\nDrain before the older shim starts: %s. It would make them anew, and their addresses "+
+			"would stay taken.\n", plural(len(h.Drain), "pod"))
 		for _, d := range h.Drain {
 			fmt.Fprintf(w, "  %s: %s\n", d.Pod, d.Why)
 		}

@@ -38,11 +38,13 @@ func Clean(s string, limit int) string {
 		if b.Len()+utf8.RuneLen(r) > limit {
 			return b.String()[:end] + mark
 		}
+
 		b.WriteRune(r)
 		if b.Len() <= limit-len(mark) {
 			end = b.Len()
 		}
 	}
+
 	return b.String()
 }
 
@@ -58,11 +60,13 @@ func Valid(s string, limit int) string {
 			s = s[:len(s)-1]
 		}
 	}
+
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	for len(s) > limit { // a replacement is longer than what it replaces
 		_, size := utf8.DecodeLastRuneInString(s)
 		s = s[:len(s)-size]
 	}
+
 	return s
 }
 
@@ -70,11 +74,13 @@ func isClean(s string) bool {
 	if !utf8.ValidString(s) {
 		return false
 	}
+
 	for _, r := range s {
 		if !isPrintable(r) {
 			return false
 		}
 	}
+
 	return true
 }
 

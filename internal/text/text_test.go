@@ -53,11 +53,13 @@ func FuzzClean(f *testing.F) {
 		if limit < 0 || limit > 1<<16 {
 			return
 		}
+
 		for _, got := range []string{Clean(s, limit), Valid(s, limit)} {
 			if !utf8.ValidString(got) || len(got) > limit {
 				t.Errorf("%q of %d bytes from %q with limit %d", got, len(got), s, limit)
 			}
 		}
+
 		if Clean(Clean(s, limit), limit) != Clean(s, limit) {
 			t.Errorf("Clean is not stable for %q, %d", s, limit)
 		}

@@ -29,5 +29,6 @@ func newComplaints(log *slog.Logger, endpoint string) *complaints {
 func (c *complaints) Handle(err error) {
 	report := c.log.Debug
 	c.warn.Do(func() { report = c.log.Warn })
-	report("traces are lost; is there an OTLP collector (gRPC) at --tracing-endpoint?", "endpoint", c.endpoint, "err", err)
+	report("traces are lost; is there an OTLP collector (gRPC) at --tracing-endpoint?", "endpoint", c.endpoint, "err",
+		err)
 }

@@ -1,5 +1,5 @@
-// Package tracing sends OpenTelemetry traces to a collector over OTLP. Who traces gets a trace.TracerProvider from here; the parts know
-// nothing of where spans go.
+// Package tracing sends OpenTelemetry traces to a collector over OTLP. Who traces gets a
+// trace.TracerProvider from here; the parts know nothing of where spans go.
 package tracing
 
 import (
@@ -24,8 +24,11 @@ const million = 1e6
 
 // Config says where spans go, and which.
 type Config struct {
-	Endpoint   string // host:port of an OTLP collector that speaks gRPC without TLS, as the kubelet's tracing.endpoint
-	PerMillion int    // of calls whose caller traces nothing, how many are traced; the others follow their caller
+	// host:port of an OTLP collector that speaks gRPC without TLS, as the kubelet's
+	// tracing.endpoint
+	Endpoint string
+	// of calls whose caller traces nothing, how many are traced; the others follow their caller
+	PerMillion int
 	Node       string // this machine's name
 	Version    string // of this program
 	Log        *slog.Logger
@@ -38,21 +41,28 @@ type Provider struct {
 	end      context.Context //nolint:containedctx // for Close, which has none
 }
 
-// New returns a provider, which must be closed; ctx must live until then. It connects when there is something to send; while nobody listens, spans are dropped and the log says so once in
-// a while.
+// New returns a provider, which must be closed; ctx must live until then. It connects when there is
+// something to send; while nobody listens, spans are dropped and the log says so once in a while.
 func New(ctx context.Context, cfg Config) (*Provider, error) {
 	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(cfg.Endpoint), otlptracegrpc.WithInsecure())
 	if err != nil {
 		return nil, fmt.Errorf("--tracing-endpoint %s: %w", cfg.Endpoint, err)
 	}
+
 	otel.SetErrorHandler(newComplaints(cfg.Log, cfg.Endpoint)) // the exporter has no other way to say that it fails
-	return &Provider{end: ctx, exporter: exporter, TracerProvider: trace.NewTracerProvider(
-		trace.WithBatcher(exporter),
-		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(float64(cfg.PerMillion)/million))),
-		trace.WithResource(resource.NewSchemaless(
-			// https://opentelemetry.io/docs/specs/semconv/resource/
-			attribute.String("service.name", "cri-dockerd"), attribute.String("service.version", cfg.Version), attribute.String("host.name", cfg.Node))),
-	)}, nil
+
+	return &Provider{
+		end:      ctx,
+		exporter: exporter,
+		TracerProvider: trace.NewTracerProvider(
+			trace.WithBatcher(exporter),
+			trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(float64(cfg.PerMillion)/million))),
+			trace.WithResource(resource.NewSchemaless(
+				// https://opentelemetry.io/docs/specs/semconv/resource/
+				attribute.String("service.name", "cri-dockerd"), attribute.String("service.version", cfg.Version),
+				attribute.String("host.name", cfg.Node))),
+		),
+	}, nil
 }
 
 // Close sends what is left, for a moment, and ends.

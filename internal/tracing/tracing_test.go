@@ -17,10 +17,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestCollectorIsAway: spans are dropped, the log says so once, and the end does not wait for long.
 func TestCollectorIsAway(t *testing.T) {
 	var log bytes.Buffer
-	p, err := New(t.Context(), Config{Endpoint: "127.0.0.1:1", PerMillion: 1e6, Node: "node", Version: "test", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	p, err := New(t.Context(), Config{
+		Endpoint:   "127.0.0.1:1",
+		PerMillion: 1e6,
+		Node:       "node",
+		Version:    "test",
+		Log:        slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for range 3 {
 		_, span := p.Tracer("test").Start(t.Context(), "call")
 		if !span.IsRecording() {
@@ -28,10 +35,12 @@ func TestCollectorIsAway(t *testing.T) {
 		}
 		span.End()
 	}
+
 	begin := time.Now()
 	if err := p.Close(); err == nil {
 		t.Error("spans were sent to nobody")
 	}
+
 	if d := time.Since(begin); d > time.Minute {
 		t.Errorf("the end took %v", d)
 	}
@@ -42,6 +51,7 @@ func TestSampling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	_, span := p.Tracer("test").Start(t.Context(), "call")
 	if span.IsRecording() {
 		t.Error("a call that nobody traces is sampled")
@@ -58,9 +68,11 @@ func TestComplaintsAreRare(t *testing.T) {
 		for range 5 {
 			c.Handle(errors.New("connection refused"))
 		}
+
 		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "--tracing-endpoint") {
 			t.Errorf("%d lines: %s", n, log.String())
 		}
+
 		time.Sleep(complaintInterval)
 		c.Handle(errors.New("connection refused"))
 		if n := strings.Count(log.String(), "\n"); n != 2 {

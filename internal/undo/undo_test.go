@@ -23,6 +23,7 @@ func TestRunsNewestFirstInSpiteOfErrorsAndCancellation(t *testing.T) {
 	if !errors.Is(err, boom) || errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
+
 	if err := s.Run(ctx, time.Minute); err != nil || len(order) != 2 {
 		t.Errorf("a second run did something: %v, %v", order, err)
 	}

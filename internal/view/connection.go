@@ -14,7 +14,8 @@ const (
 	backoffMin   = 100 * time.Millisecond
 	backoffMax   = 2 * time.Second
 	resyncPeriod = 5 * time.Minute // against events that the engine dropped
-	// HeartbeatInterval is the time between two pings. With it a hanging engine is noticed within 20 s.
+	// HeartbeatInterval is the time between two pings. With it a hanging engine is noticed within
+	// 20 s.
 	HeartbeatInterval = 5 * time.Second
 	heartbeatTimeout  = 10 * time.Second
 	// hostTimeout bounds the first request of a connection.
@@ -23,15 +24,17 @@ const (
 
 var errStreamEnded = errors.New("the engine ended its event stream")
 
-// Run keeps the view up to date until ctx ends: it connects, reads everything, follows the events, and
-// starts over when the engine goes away. All watches end when it returns.
+// Run keeps the view up to date until ctx ends: it connects, reads everything, follows the events,
+// and starts over when the engine goes away. All watches end when it returns.
 func (v *View) Run(ctx context.Context) error {
 	defer v.endAll()
+
 	for wait := backoffMin; ; wait = min(max(2*wait, backoffMin), backoffMax) {
 		err := v.follow(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+
 		if errors.Is(err, errEventsMissed) {
 			// The engine is up, so calls are answered while the stream begins again.
 			wait = 0
@@ -44,6 +47,7 @@ func (v *View) Run(ctx context.Context) error {
 		} else if wait == backoffMin {
 			v.log.Warn("Docker is not ready", "err", err)
 		}
+
 		v.setDown(err)
 
 		select {
@@ -58,20 +62,24 @@ func (v *View) Run(ctx context.Context) error {
 func (v *View) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	host, err := v.host(ctx)
 	if err != nil {
 		return err
 	}
+
 	v.setConnected(host)
 
 	done := v.src.Events(ctx, v.observe)
 	if err := v.readAll(ctx, resyncConnect); err != nil {
 		return err
 	}
+
 	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	v.setReady(host)
 
-	// The first of these that ends cancels the others. The view is down until it has connected again.
+	// The first of these that ends cancels the others. The view is down until it has connected
+	// again.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return v.resync(ctx, done) })
 	g.Go(func() error { return v.heartbeat(ctx) })
@@ -80,6 +88,7 @@ func (v *View) follow(ctx context.Context) error {
 	for range workers {
 		g.Go(func() error { return v.readPending(ctx, g) })
 	}
+
 	return g.Wait()
 }
 
@@ -94,12 +103,14 @@ func (v *View) host(ctx context.Context) (spec.Host, error) {
 func (v *View) heartbeat(ctx context.Context) error {
 	tick := time.NewTicker(HeartbeatInterval)
 	defer tick.Stop()
+
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
+
 		if err := v.ping(ctx); err != nil {
 			return err
 		}
@@ -116,6 +127,7 @@ func (v *View) ping(ctx context.Context) error {
 func (v *View) resync(ctx context.Context, done <-chan error) error {
 	tick := time.NewTicker(resyncPeriod)
 	defer tick.Stop()
+
 	for {
 		reason := resyncPeriodic
 		select {
@@ -126,10 +138,12 @@ func (v *View) resync(ctx context.Context, done <-chan error) error {
 				err = errStreamEnded
 			}
 			return err
+
 		case <-tick.C:
 		case <-v.missed:
 			reason = resyncMissed
 		}
+
 		if err := v.readAll(ctx, reason); err != nil {
 			return err
 		}

@@ -6,8 +6,8 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// settleTime is how long events gather before their container is read. A call of our own that caused
-// them reads it itself meanwhile.
+// settleTime is how long events gather before their container is read. A call of our own that
+// caused them reads it itself meanwhile.
 const settleTime = 5 * time.Millisecond
 
 // observe applies an event and schedules an inspection where the event does not say everything.
@@ -21,6 +21,7 @@ func (v *View) observe(e engine.Event) {
 		}
 		return
 	}
+
 	if e.Image {
 		v.pendingImages.add(allImages, settleTime)
 		return
@@ -28,6 +29,7 @@ func (v *View) observe(e engine.Event) {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	if e.Kind == engine.Destroyed {
 		v.publishLocked(v.store.remove(e.ID, e.At))
 		v.pending.remove(e.ID)
@@ -35,6 +37,7 @@ func (v *View) observe(e engine.Event) {
 		v.metrics.beginRead(e.ID)()
 		return
 	}
+
 	e = v.restoreEventLocked(e)
 	v.observeOOMLocked(e)
 	if transitions := v.store.apply(e); len(transitions) > 0 {

@@ -10,8 +10,8 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Exits reports how the main processes of containers exited, as the kernel has it, for exits that the
-// engine did not see. No method may block.
+// Exits reports how the main processes of containers exited, as the kernel has it, for exits that
+// the engine did not see. No method may block.
 type Exits interface {
 	// Watch watches the main process of a container.
 	Watch(id string, pid int)
@@ -45,8 +45,8 @@ func (v *View) lostExitLocked(c *spec.Container, engineCode int) (code int, exit
 	return code, exited, ok && code != lostCode && exited.After(c.StartedAt)
 }
 
-// addExitLocked adds to the record of a container that has exited what only the kernel knows: an exit
-// code that the engine has lost, and that it was killed for want of memory.
+// addExitLocked adds to the record of a container that has exited what only the kernel knows: an
+// exit code that the engine has lost, and that it was killed for want of memory.
 func (v *View) addExitLocked(o spec.Object) spec.Object {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
@@ -55,6 +55,7 @@ func (v *View) addExitLocked(o spec.Object) spec.Object {
 	if code, exited, ok := v.lostExitLocked(c, int(c.ExitCode)); ok {
 		o = o.Ended(exited, code, false)
 	}
+
 	return v.addOOMReasonLocked(o)
 }
 
@@ -69,8 +70,8 @@ func (v *View) restoreEventLocked(e engine.Event) engine.Event {
 	return e
 }
 
-// endOfLocked returns when a container exited: the kernel's time, or else the engine's, which may have
-// noticed much later.
+// endOfLocked returns when a container exited: the kernel's time, or else the engine's, which may
+// have noticed much later.
 func (v *View) endOfLocked(id model.ContainerID, noticed time.Time) time.Time {
 	if _, exited, ok := v.exits.Exit(string(id)); ok && exited.Before(noticed) {
 		return exited
@@ -84,6 +85,7 @@ func (v *View) watchKernelLocked(o spec.Object) {
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.Pid <= 0 {
 		return
 	}
+
 	if v.store.object(c.ID).Container == c {
 		v.oom.Watch(string(c.ID), c.Pid, c.StartedAt)
 		v.exits.Watch(string(c.ID), c.Pid)

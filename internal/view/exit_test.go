@@ -39,10 +39,12 @@ func withExits(t *testing.T) (*View, *fakeOOM, *fakeExits) {
 	if x.watched["c"] != 7 {
 		t.Fatalf("watched: %v", x.watched)
 	}
+
 	return v, oom, x
 }
 
-// TestLostExitCode: the kernel's exit code stands in for one that the engine has lost, and for no other.
+// TestLostExitCode: the kernel's exit code stands in for one that the engine has lost, and for no
+// other.
 func TestLostExitCode(t *testing.T) {
 	for name, c := range map[string]struct {
 		engine, kernel int // kernel -1: it does not know
@@ -71,8 +73,10 @@ func TestLostExitCode(t *testing.T) {
 				if !told || c.code == killedCode { // whose reason takes an inspect
 					v.refreshed(ended(int32(c.engine), at(900)))
 				}
+
 				got, err := v.Container("c")
-				if err != nil || got.ExitCode != c.code || got.Reason != c.reason || !got.FinishedAt.Equal(at(c.finished)) {
+				if err != nil || got.ExitCode != c.code || got.Reason != c.reason ||
+					!got.FinishedAt.Equal(at(c.finished)) {
 					t.Errorf("told by an event %v: %d, %s, %v, %v", told, got.ExitCode, got.Reason, got.FinishedAt, err)
 				}
 			}
@@ -80,8 +84,8 @@ func TestLostExitCode(t *testing.T) {
 	}
 }
 
-// TestOOMWhileTheEngineIsAway: the engine is back long after the OOM killer's work, and knows neither
-// reason nor time, nor perhaps the exit code.
+// TestOOMWhileTheEngineIsAway: the engine is back long after the OOM killer's work, and knows
+// neither reason nor time, nor perhaps the exit code.
 func TestOOMWhileTheEngineIsAway(t *testing.T) {
 	for _, code := range []int32{255, 137} {
 		v, oom, x := withExits(t)

@@ -44,6 +44,7 @@ func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
 	if ticket <= s.listed {
 		return
 	}
+
 	s.all, s.listed = list, ticket
 	maps.DeleteFunc(s.changes, func(_ model.ImageID, c imageChange) bool { return c.ticket < ticket })
 	for id, c := range s.changes {
@@ -74,9 +75,11 @@ func (s *imageStore) apply(id model.ImageID, image *spec.Image) {
 			next = append(next, i)
 		}
 	}
+
 	if image != nil {
 		next = append(next, image)
 	}
+
 	s.all = next
 }
 
@@ -91,6 +94,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	v.images.replace(images, ticket)
 	if slices.ContainsFunc(images, func(i *spec.Image) bool { return i.Stale }) {
 		v.imagesRetry = nextRetry(v.imagesRetry)
@@ -98,7 +102,9 @@ func (v *View) RefreshImages(ctx context.Context) error {
 	} else {
 		v.imagesRetry = 0
 	}
+
 	seen()
+
 	return nil
 }
 
@@ -113,7 +119,9 @@ func (v *View) RefreshImage(ctx context.Context, ref string) (*spec.Image, error
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	v.images.put(image.ID, image, ticket)
+
 	return image, nil
 }
 
@@ -141,6 +149,7 @@ func (v *View) readPendingImages(ctx context.Context) error {
 func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 	listCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+
 	err := v.RefreshImages(listCtx)
 	if err == nil || errdefs.IsUnavailable(err) || ctx.Err() != nil {
 		return err
@@ -152,11 +161,12 @@ func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 	v.mu.Unlock()
 	v.log.Warn("cannot list images", "err", err, "retry", retry)
 	v.pendingImages.add(allImages, retry)
+
 	return nil
 }
 
-// Images returns all images. It returns Unavailable until the engine has listed them: clients would take
-// an empty list for the truth.
+// Images returns all images. It returns Unavailable until the engine has listed them: clients would
+// take an empty list for the truth.
 func (v *View) Images() ([]*spec.Image, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -166,8 +176,8 @@ func (v *View) Images() ([]*spec.Image, error) {
 	return v.images.all, nil
 }
 
-// Image returns the image with this name, digest, ID, or prefix of an ID. It returns NotFound if there
-// is none.
+// Image returns the image with this name, digest, ID, or prefix of an ID. It returns NotFound if
+// there is none.
 func (v *View) Image(ref string) (*spec.Image, error) {
 	v.mu.RLock()
 	images := v.images.all
@@ -179,10 +189,12 @@ func (v *View) Image(ref string) (*spec.Image, error) {
 			}
 		}
 	}
+
 	for _, i := range images {
 		if i.HasID(ref) {
 			return i, nil
 		}
 	}
+
 	return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
 }

@@ -18,7 +18,8 @@ func (s *imageStore) describe() string {
 	return strings.Join(out, " ")
 }
 
-// TestImageChanges: what one call has found of one image outlives the lists that began before it, and no other.
+// TestImageChanges: what one call has found of one image outlives the lists that began before it,
+// and no other.
 func TestImageChanges(t *testing.T) {
 	image := func(id string, tags ...string) *spec.Image {
 		return &spec.Image{ID: model.ImageID("sha256:" + id), RepoTags: tags}
@@ -71,6 +72,7 @@ func TestImageChanges(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, s.describe(), test.want)
 		}
 	}
+
 	if len(a.RepoTags) != 1 {
 		t.Error("a record was changed in place")
 	}

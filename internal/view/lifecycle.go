@@ -27,6 +27,7 @@ func lifecycleOf(o spec.Object) lifecycle {
 			exists:  true,
 			exited:  c.State == runtimeapi.ContainerState_CONTAINER_EXITED,
 		}
+
 	case o.Sandbox != nil:
 		s := o.Sandbox
 		return lifecycle{
@@ -37,6 +38,7 @@ func lifecycleOf(o spec.Object) lifecycle {
 			exited:  !s.Running && !s.NeverStarted,
 		}
 	}
+
 	return lifecycle{}
 }
 
@@ -79,6 +81,7 @@ func (l lifecycle) progress() int {
 	case !l.started.IsZero():
 		return 1
 	}
+
 	return 0
 }
 
@@ -97,9 +100,11 @@ func (l lifecycle) transitionsTo(now lifecycle, fromEvent bool) []transition {
 		}
 		out = append(out, transition{kind: runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, at: now.started})
 	}
+
 	if now.exited && (!l.exited || restarted) {
 		out = append(out, transition{kind: runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, at: now.ended})
 	}
+
 	return out
 }
 

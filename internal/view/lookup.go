@@ -35,6 +35,7 @@ func find[T any](s *store, kind, id string, of func(spec.Object) *T) (*T, error)
 	if x := of(s.object(model.ContainerID(id))); x != nil {
 		return x, nil
 	}
+
 	var hit *T
 	for full, e := range s.entries {
 		x := of(e.object)
@@ -44,11 +45,14 @@ func find[T any](s *store, kind, id string, of func(spec.Object) *T) (*T, error)
 		if hit != nil {
 			return nil, fmt.Errorf("%s %s: several IDs have this prefix: %w", kind, id, errdefs.ErrInvalidArgument)
 		}
+
 		hit = x
 	}
+
 	if hit == nil {
 		return nil, fmt.Errorf("%s %s: %w", kind, id, errdefs.ErrNotFound)
 	}
+
 	return hit, nil
 }
 

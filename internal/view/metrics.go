@@ -19,14 +19,15 @@ const (
 	resyncMissed   = "missed"   // after an event that could not be read
 )
 
-// viewMetrics counts the work of the view. The number of objects is read from the view on collection.
+// viewMetrics counts the work of the view. The number of objects is read from the view on
+// collection.
 type viewMetrics struct {
 	lag     prometheus.Histogram
 	resyncs *prometheus.CounterVec // by reason
 
 	mu sync.Mutex
-	// unseen holds the time of the first event that no read has followed yet, by container; "" is for
-	// images.
+	// unseen holds the time of the first event that no read has followed yet, by container; "" is
+	// for images.
 	unseen map[model.ContainerID]time.Time
 }
 
@@ -43,9 +44,11 @@ func newViewMetrics() *viewMetrics {
 		}, []string{"reason"}),
 		unseen: map[model.ContainerID]time.Time{},
 	}
+
 	for _, r := range []string{resyncConnect, resyncPeriodic, resyncReload, resyncMissed} {
 		m.resyncs.WithLabelValues(r)
 	}
+
 	return m
 }
 
@@ -64,23 +67,28 @@ func (m *viewMetrics) countEvent(e engine.Event) {
 	if e.At.IsZero() || e.Kind == engine.Killed { // no inspection follows
 		return
 	}
+
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if _, ok := m.unseen[e.ID]; !ok {
 		m.unseen[e.ID] = e.At
 	}
 }
 
-// beginRead records the start of a read of a container, or of the images (""). Call seen when the view
-// shows the result.
+// beginRead records the start of a read of a container, or of the images (""). Call seen when the
+// view shows the result.
 func (m *viewMetrics) beginRead(id model.ContainerID) (seen func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	at, ok := m.unseen[id]
 	if !ok {
 		return func() {}
 	}
+
 	delete(m.unseen, id)
+
 	return func() { m.lag.Observe(max(time.Since(at), 0).Seconds()) }
 }
 
@@ -93,8 +101,10 @@ func (v *View) Collectors() []prometheus.Collector {
 type size struct{ view *View }
 
 func sizes() (sandboxes, containers, images *prometheus.Desc) {
-	return prometheus.NewDesc("cri_dockerd_sandboxes", "Sandboxes, by state (ready, notready).", []string{"state"}, nil),
-		prometheus.NewDesc("cri_dockerd_containers", "Containers of pods, by state (created, running, exited, unknown).", []string{"state"}, nil),
+	return prometheus.NewDesc("cri_dockerd_sandboxes", "Sandboxes, by state (ready, notready).", []string{"state"},
+			nil),
+		prometheus.NewDesc("cri_dockerd_containers", "Containers of pods, by state (created, running, exited, "+
+			"unknown).", []string{"state"}, nil),
 		prometheus.NewDesc("cri_dockerd_images", "Images of the engine.", nil, nil)
 }
 
@@ -112,6 +122,7 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 			pods["notready"]++
 		}
 	}
+
 	states := map[runtimeapi.ContainerState]int{}
 	for _, c := range s.view.Containers() {
 		states[c.State]++
@@ -123,6 +134,7 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range pods {
 		gauge(sandboxes, n, state)
 	}
+
 	for state, name := range map[runtimeapi.ContainerState]string{
 		runtimeapi.ContainerState_CONTAINER_CREATED: "created",
 		runtimeapi.ContainerState_CONTAINER_RUNNING: "running",
@@ -131,6 +143,7 @@ func (s size) Collect(ch chan<- prometheus.Metric) {
 	} {
 		gauge(containers, states[state], name)
 	}
+
 	if list, err := s.view.Images(); err == nil {
 		gauge(images, len(list))
 	}

@@ -20,11 +20,13 @@ func TestFiguresOfTheView(t *testing.T) {
 	if err := f.Start(t.Context(), model.ContainerID(running)); err != nil {
 		t.Fatal(err)
 	}
+
 	v := run(t, f)
 	<-v.Synced()
 	if err := v.Resync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+
 	r := prometheus.NewRegistry()
 	r.MustRegister(v.Collectors()...)
 	want := `
@@ -48,13 +50,14 @@ cri_dockerd_resyncs_total{reason="reload"} 1
 cri_dockerd_sandboxes{state="notready"} 1
 cri_dockerd_sandboxes{state="ready"} 1
 `
-	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "cri_dockerd_containers", "cri_dockerd_images", "cri_dockerd_resyncs_total", "cri_dockerd_sandboxes"); err != nil {
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "cri_dockerd_containers", "cri_dockerd_images",
+		"cri_dockerd_resyncs_total", "cri_dockerd_sandboxes"); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestLagIsOfTheFirstEvent: what counts is the first event that no look has followed; an event without a look has no lag, nor has a look
-// without an event.
+// TestLagIsOfTheFirstEvent: what counts is the first event that no look has followed; an event
+// without a look has no lag, nor has a look without an event.
 func TestLagIsOfTheFirstEvent(t *testing.T) {
 	m := newViewMetrics()
 	observed := func() (n uint64, sum float64) {
@@ -64,9 +67,12 @@ func TestLagIsOfTheFirstEvent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		h := families[0].GetMetric()[0].GetHistogram()
+
 		return h.GetSampleCount(), h.GetSampleSum()
 	}
+
 	m.beginRead("a")()
 	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(-time.Hour)})
 	m.countEvent(engine.Event{ID: "a", At: time.Now()})
@@ -74,16 +80,19 @@ func TestLagIsOfTheFirstEvent(t *testing.T) {
 	if n, _ := observed(); n != 0 {
 		t.Errorf("%d before any look", n)
 	}
+
 	seen := m.beginRead("a")
 	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(time.Hour)}) // while it is being looked at; the clocks differ
 	seen()
 	if n, sum := observed(); n != 1 || sum < 3600 {
 		t.Errorf("%d, %v s", n, sum)
 	}
+
 	m.beginRead("a")()
 	if n, sum := observed(); n != 2 || sum < 3600 || sum > 3700 {
 		t.Errorf("%d, %v s", n, sum)
 	}
+
 	m.countResync(resyncConnect) // what "b" was is seen by that
 	m.beginRead("b")()
 	if n, _ := observed(); n != 2 {
@@ -96,6 +105,7 @@ func TestStuck(t *testing.T) {
 	if err := v.CheckProgress(); err != nil {
 		t.Error(err)
 	}
+
 	v.reading.Store(time.Now().Add(-3 * readDeadline).UnixNano())
 	if err := v.CheckProgress(); err == nil {
 		t.Error("a look that does not end is not noticed")

@@ -10,15 +10,16 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// A silent event stream looks like an idle engine. So the events that the engine remembers are compared
-// with those that have arrived. A list of all containers would cost the engine too much.
+// A silent event stream looks like an idle engine. So the events that the engine remembers are
+// compared with those that have arrived. A list of all containers would cost the engine too much.
 const (
 	// CheckInterval is the time between two checks.
 	CheckInterval = 10 * time.Second
 	checkTimeout  = 5 * time.Second
 	// arrivalTime is the time after which an event that has not arrived counts as missed.
 	arrivalTime = 2 * time.Second
-	// maxUnchecked bounds the period whose events are kept while the engine does not answer the checks.
+	// maxUnchecked bounds the period whose events are kept while the engine does not answer the
+	// checks.
 	maxUnchecked = time.Minute
 )
 
@@ -66,6 +67,7 @@ func (a *arrivals) forget(before time.Time) {
 func (v *View) checkEvents(ctx context.Context) error {
 	tick := time.NewTicker(CheckInterval)
 	defer tick.Stop()
+
 	for since := time.Now(); ; {
 		select {
 		case <-ctx.Done():
@@ -83,10 +85,12 @@ func (v *View) checkEvents(ctx context.Context) error {
 			v.arrived.forget(since)
 			continue
 		}
+
 		if len(missing) > 0 {
 			v.log.Warn("events of the engine have not arrived", "events", len(missing), "first", missing[0].At)
 			return errEventsMissed
 		}
+
 		v.arrived.forget(since)
 		since = until
 	}
@@ -96,10 +100,12 @@ func (v *View) checkEvents(ctx context.Context) error {
 func (v *View) missedBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error) {
 	readCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+
 	remembered, err := v.src.EventsBetween(readCtx, since, until)
 	if err != nil {
 		return nil, err
 	}
+
 	missing := v.arrived.missing(remembered)
 	if len(missing) == 0 {
 		return nil, nil
@@ -110,5 +116,6 @@ func (v *View) missedBetween(ctx context.Context, since, until time.Time) ([]eng
 		return nil, ctx.Err()
 	case <-time.After(arrivalTime):
 	}
+
 	return v.arrived.missing(missing), nil
 }

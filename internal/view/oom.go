@@ -10,9 +10,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// OOM reports the kernel's OOM kills, for exits of which the engine does not know the reason: it learns
-// of them from containerd, whose event is missing where the memory hierarchy is not mounted for it, or
-// with a runtime that does not watch it. No method may block.
+// OOM reports the kernel's OOM kills, for exits of which the engine does not know the reason: it
+// learns of them from containerd, whose event is missing where the memory hierarchy is not mounted
+// for it, or with a runtime that does not watch it. No method may block.
 type OOM interface {
 	// Watch watches a container whose process was started at a time.
 	Watch(id string, pid int, started time.Time)
@@ -36,13 +36,13 @@ const oomWindow = 30 * time.Second
 // SetOOM sets the source of exit reasons that the engine does not know. Call it before Run.
 func (v *View) SetOOM(o OOM) { v.oom = o }
 
-// ObserveOOM schedules an inspection of a container of which the kernel has reported a kill. If it has
-// exited meanwhile, its record gets the reason.
+// ObserveOOM schedules an inspection of a container of which the kernel has reported a kill. If it
+// has exited meanwhile, its record gets the reason.
 func (v *View) ObserveOOM(id string) { v.pending.add(model.ContainerID(id), 0) }
 
-// isOOMLocked returns whether the OOM killer caused an exit although the engine does not say so. Only
-// exits by SIGKILL count: a container may outlive the kill of a child and exit later for another
-// reason. Exits by a kill that the engine was asked for do not count either.
+// isOOMLocked returns whether the OOM killer caused an exit although the engine does not say so.
+// Only exits by SIGKILL count: a container may outlive the kill of a child and exit later for
+// another reason. Exits by a kill that the engine was asked for do not count either.
 func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) bool {
 	e := v.store.entries[id]
 	if exitCode != killedCode || e != nil && e.pending.killed {
@@ -52,7 +52,8 @@ func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) 
 	return hit && v.endOfLocked(id, ended).Sub(at) <= oomWindow
 }
 
-// addOOMReasonLocked sets the reason in the record of a container that was killed for want of memory.
+// addOOMReasonLocked sets the reason in the record of a container that was killed for want of
+// memory.
 func (v *View) addOOMReasonLocked(o spec.Object) spec.Object {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.Reason != spec.ReasonError {
@@ -61,16 +62,18 @@ func (v *View) addOOMReasonLocked(o spec.Object) spec.Object {
 	if !v.isOOMLocked(c.ID, int(c.ExitCode), c.FinishedAt) {
 		return o
 	}
+
 	return o.OutOfMemory()
 }
 
-// observeOOMLocked takes an event before it is applied to its object: an exit may be the OOM killer's
-// work, and a new start ends the relevance of earlier kills.
+// observeOOMLocked takes an event before it is applied to its object: an exit may be the OOM
+// killer's work, and a new start ends the relevance of earlier kills.
 func (v *View) observeOOMLocked(event engine.Event) {
 	e := v.store.entries[event.ID]
 	if e == nil {
 		return
 	}
+
 	c := e.object.Container
 	switch {
 	case event.Kind == engine.Started && c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED:

@@ -37,6 +37,7 @@ func withOOM(t *testing.T) (*View, *fakeOOM) {
 	if oom.watched["c"] != 7 {
 		t.Fatalf("watched: %v", oom.watched)
 	}
+
 	return v, oom
 }
 
@@ -51,7 +52,11 @@ func (v *View) refreshed(o spec.Object) {
 
 func running(pid int) spec.Object {
 	return spec.Object{Container: &spec.Container{
-		ID: "c", Pid: pid, CreatedAt: at(1), StartedAt: at(100), State: runtimeapi.ContainerState_CONTAINER_RUNNING,
+		ID:        "c",
+		Pid:       pid,
+		CreatedAt: at(1),
+		StartedAt: at(100),
+		State:     runtimeapi.ContainerState_CONTAINER_RUNNING,
 	}}
 }
 
@@ -61,9 +66,15 @@ func ended(code int32, finished time.Time) spec.Object {
 	if code == 0 {
 		reason = "Completed"
 	}
+
 	return spec.Object{Container: &spec.Container{
-		ID: "c", CreatedAt: at(1), StartedAt: at(100), FinishedAt: finished, ExitCode: code, Reason: reason,
-		State: runtimeapi.ContainerState_CONTAINER_EXITED,
+		ID:         "c",
+		CreatedAt:  at(1),
+		StartedAt:  at(100),
+		FinishedAt: finished,
+		ExitCode:   code,
+		Reason:     reason,
+		State:      runtimeapi.ContainerState_CONTAINER_EXITED,
 	}}
 }
 
@@ -76,7 +87,8 @@ func reason(t *testing.T, v *View) string {
 	return c.Reason
 }
 
-// TestOOMFromTheKernel: an end gets the reason that the engine does not know, and no other one does.
+// TestOOMFromTheKernel: an end gets the reason that the engine does not know, and no other one
+// does.
 func TestOOMFromTheKernel(t *testing.T) {
 	for name, c := range map[string]struct {
 		code   int32
@@ -100,10 +112,12 @@ func TestOOMFromTheKernel(t *testing.T) {
 			if c.killed {
 				v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
 			}
+
 			v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: int(c.code)})
 			if x, _ := v.Container("c"); x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
 				t.Errorf("after the event: %s, want %s", x.Reason, c.want)
 			}
+
 			v.refreshed(ended(c.code, at(200)))
 			if got := reason(t, v); got != c.want {
 				t.Errorf("after an inspect: %s, want %s", got, c.want)
@@ -112,60 +126,68 @@ func TestOOMFromTheKernel(t *testing.T) {
 	}
 }
 
-// TestOOMReportedLate: the record of a container that has ended is corrected when the kernel's report
-// comes after it.
+// TestOOMReportedLate: the record of a container that has ended is corrected when the kernel's
+// report comes after it.
 func TestOOMReportedLate(t *testing.T) {
 	v, oom := withOOM(t)
 	v.refreshed(ended(137, at(200)))
 	if got := reason(t, v); got != spec.ReasonError {
 		t.Fatalf("without a report: %s", got)
 	}
+
 	oom.hits["c"] = at(200)
 	v.ObserveOOM("c")
 	if id, err := v.pending.next(t.Context()); id != "c" || err != nil {
 		t.Errorf("read again: %s, %v", id, err)
 	}
+
 	v.refreshed(ended(137, at(200)))
 	if got := reason(t, v); got != "OOMKilled" {
 		t.Errorf("after the report: %s", got)
 	}
 }
 
-// TestOOMOfAnotherRun: what was before a restart says nothing of the next end, and a removed container
-// is forgotten.
+// TestOOMOfAnotherRun: what was before a restart says nothing of the next end, and a removed
+// container is forgotten.
 func TestOOMOfAnotherRun(t *testing.T) {
 	v, oom := withOOM(t)
 	oom.hits["c"] = at(199)
-	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)}) // the event of this run's start, late
+	// the event of this run's start, late
+	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)})
 	if len(oom.hits) != 1 || oom.watched["c"] != 7 {
 		t.Errorf("a late event of the start ended the watch: %+v", oom)
 	}
+
 	v.refreshed(ended(137, at(200)))
 	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(210)})
 	if len(oom.hits) != 0 || len(oom.watched) != 0 {
 		t.Errorf("after a restart: %+v", oom)
 	}
+
 	again := running(8)
 	again.Container.StartedAt = at(210)
 	v.refreshed(again)
 	if oom.watched["c"] != 8 {
 		t.Errorf("watched: %v", oom.watched)
 	}
+
 	v.observe(engine.Event{ID: "c", Kind: engine.Destroyed, At: at(220)})
 	if len(oom.watched) != 0 {
 		t.Errorf("after the removal: %v", oom.watched)
 	}
 }
 
-// TestOOMOfWhatIsFound: containers that run when the view begins are watched, and those that are gone
-// without an event are forgotten.
+// TestOOMOfWhatIsFound: containers that run when the view begins are watched, and those that are
+// gone without an event are forgotten.
 func TestOOMOfWhatIsFound(t *testing.T) {
 	v, oom := withOOM(t)
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	for range 2 {
 		v.publishLocked(v.store.replace(nil, v.store.beginInspection()))
 	}
+
 	if len(oom.watched) != 0 {
 		t.Errorf("watched: %v", oom.watched)
 	}

@@ -55,6 +55,7 @@ func (p *partial) call(ctx context.Context, name string) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
+
 	return err
 }
 
@@ -78,15 +79,24 @@ func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
 	if err := p.call(ctx, "objects"); err != nil {
 		return nil, err
 	}
+
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	for _, id := range p.all {
-		o := spec.Object{Sandbox: &spec.Sandbox{ID: id, Running: true, CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0)}}
+		o := spec.Object{Sandbox: &spec.Sandbox{
+			ID:        id,
+			Running:   true,
+			CreatedAt: time.Unix(1, 0),
+			StartedAt: time.Unix(2, 0),
+		}}
 		if p.hanging[id] {
 			o.Sandbox.Stale, o.Unread = true, id
 		}
+
 		out = append(out, o)
 	}
+
 	return out, nil
 }
 
@@ -101,6 +111,7 @@ func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (spec.Objec
 		<-ctx.Done()
 		return spec.Object{}, ctx.Err()
 	}
+
 	return spec.Object{Sandbox: &spec.Sandbox{
 		ID:        id,
 		Name:      "read",
@@ -122,13 +133,16 @@ func (p *partial) EventsBetween(ctx context.Context, since, until time.Time) (ou
 	if err := p.call(ctx, "events between"); err != nil {
 		return nil, err
 	}
+
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	for _, e := range p.history {
 		if !e.At.Before(since) && e.At.Before(until) {
 			out = append(out, e)
 		}
 	}
+
 	return out, nil
 }
 
@@ -174,18 +188,20 @@ func isRead(v *View, id model.ContainerID) bool {
 	return err == nil && sb.Name == "read"
 }
 
-// TestHangingInspects: more containers than there are workers hang. The view is ready, shows them as the list has them, and reads
-// the others at once.
+// TestHangingInspects: more containers than there are workers hang. The view is ready, shows them
+// as the list has them, and reads the others at once.
 func TestHangingInspects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ids []model.ContainerID
 		for i := range 3 * workers {
 			ids = append(ids, model.ContainerID(fmt.Sprint("hangs-", i)))
 		}
+
 		p := newPartial(append(ids, "good")...)
 		for _, id := range ids {
 			p.hanging[id] = true
 		}
+
 		v := p.follow(t)
 		synctest.Wait()
 		if e := v.Engine(); !e.Ready {
@@ -198,6 +214,7 @@ func TestHangingInspects(t *testing.T) {
 		for _, id := range ids {
 			p.event(id)
 		}
+
 		time.Sleep(slowInspect + time.Second)
 		p.event("good")
 		time.Sleep(2*slowInspect + time.Second)
@@ -229,6 +246,7 @@ func TestFailedRefreshIsDoneAgain(t *testing.T) {
 		p.event("one")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+
 		if err := v.Refresh(ctx, "one"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Refresh of what hangs: %v", err)
 		}
@@ -252,18 +270,22 @@ func TestLastRecordStays(t *testing.T) {
 		if !isRead(v, "one") {
 			t.Fatal("not read")
 		}
+
 		p.set(func() { p.hanging["one"] = true })
 		if err := v.Resync(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+
 		if sb, err := v.Sandbox("one"); err != nil || sb.Stale || sb.Name != "read" {
 			t.Errorf("%+v, %v", sb, err)
 		}
+
 		p.set(func() { clear(p.hanging) })
 	})
 }
 
-// TestFailingImages: a list of images that fails, or never comes, keeps neither the start nor the workers up, and is tried again.
+// TestFailingImages: a list of images that fails, or never comes, keeps neither the start nor the
+// workers up, and is tried again.
 func TestFailingImages(t *testing.T) {
 	for name, fail := range map[string]func(*partial, bool){
 		"fails": func(p *partial, on bool) {
@@ -286,17 +308,21 @@ func TestFailingImages(t *testing.T) {
 				if images, err := v.Images(); !errdefs.IsUnavailable(err) {
 					t.Errorf("images that were never listed: %v, %v", images, err)
 				}
+
 				if i, err := v.RefreshImage(t.Context(), "sha256:2"); err != nil || i.ID != "sha256:2" {
 					t.Errorf("one image: %v, %v", i, err)
 				}
+
 				if i, err := v.Image("app:1"); err != nil || i.ID != "sha256:2" {
 					t.Errorf("one image, from memory: %v, %v", i, err)
 				}
+
 				p.event("one")
 				time.Sleep(time.Second)
 				if !isRead(v, "one") {
 					t.Error("containers are not read")
 				}
+
 				p.set(func() { fail(p, false) })
 				time.Sleep(imagesRetryTimeout + 16*retryMin)
 				if images, err := v.Images(); err != nil || len(images) != 1 {
@@ -325,15 +351,16 @@ func TestHeartbeat(t *testing.T) {
 		}
 
 		p.set(func() { clear(p.stuck) })
-		time.Sleep(hostTimeout + backoffMax + time.Second) // a call that hangs here never ends by itself, unlike a real engine's
+		// a call that hangs here never ends by itself, unlike a real engine's
+		time.Sleep(hostTimeout + backoffMax + time.Second)
 		if e := v.Engine(); !e.Ready {
 			t.Errorf("after the engine goes on: %+v", e)
 		}
 	})
 }
 
-// TestSilentStream: an event that the engine remembers and that has not arrived connects the view again within 30 s. Events that arrive,
-// also late ones, and a check that fails do not.
+// TestSilentStream: an event that the engine remembers and that has not arrived connects the view
+// again within 30 s. Events that arrive, also late ones, and a check that fails do not.
 func TestSilentStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
@@ -343,14 +370,17 @@ func TestSilentStream(t *testing.T) {
 			p.event("one")
 			time.Sleep(3 * time.Second)
 		}
+
 		p.set(func() { p.failing["events between"] = errdefs.ErrUnavailable })
 		for range 100 {
 			p.event("one")
 			time.Sleep(3 * time.Second)
 		}
+
 		if n := v.arrived.count(); n > int(maxUnchecked/(3*time.Second))+10 {
 			t.Errorf("%d events are kept for an engine that does not answer", n)
 		}
+
 		p.set(func() { clear(p.failing) })
 		if p.connections() != 1 {
 			t.Fatalf("a stream that works was connected %d times", p.connections())
@@ -365,9 +395,11 @@ func TestSilentStream(t *testing.T) {
 			t.Error("the runtime was not ready meanwhile")
 		default:
 		}
+
 		if p.connections() != 2 || !v.Engine().Ready {
 			t.Errorf("a silent stream was connected %d times: %+v", p.connections(), v.Engine())
 		}
+
 		time.Sleep(time.Minute)
 		if p.connections() != 2 {
 			t.Errorf("it was connected again, %d times, for what is known to be missed", p.connections())
@@ -375,7 +407,8 @@ func TestSilentStream(t *testing.T) {
 	})
 }
 
-// TestReadyImpliesWorkers fails each part of the view alone. Afterwards the view is down or all of it works.
+// TestReadyImpliesWorkers fails each part of the view alone. Afterwards the view is down or all of
+// it works.
 func TestReadyImpliesWorkers(t *testing.T) {
 	gone := errors.Join(errors.New("no engine"), errdefs.ErrUnavailable)
 	for name, fail := range map[string]func(*partial){
@@ -402,6 +435,7 @@ func TestReadyImpliesWorkers(t *testing.T) {
 				if e := v.Engine(); !e.Ready {
 					t.Fatalf("%+v", e)
 				}
+
 				p.event("one")
 				time.Sleep(time.Second)
 				if !isRead(v, "one") {

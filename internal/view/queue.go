@@ -8,8 +8,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// queue holds containers to be read, with the time from which each is due. It never holds a container
-// twice, and adding never blocks.
+// queue holds containers to be read, with the time from which each is due. It never holds a
+// container twice, and adding never blocks.
 type queue struct {
 	wake chan struct{} // one element when something may be due
 	mu   sync.Mutex    // guards due
@@ -51,6 +51,7 @@ func (q *queue) next(ctx context.Context) (id model.ContainerID, err error) {
 		if ok {
 			return id, nil
 		}
+
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -63,17 +64,19 @@ func (q *queue) next(ctx context.Context) (id model.ContainerID, err error) {
 	}
 }
 
-// take removes the container that has been due for longest, or returns the time until one is due. It
-// wakes another reader while the queue is not empty.
+// take removes the container that has been due for longest, or returns the time until one is due.
+// It wakes another reader while the queue is not empty.
 func (q *queue) take() (first model.ContainerID, wait time.Duration, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+
 	wait = time.Hour // add wakes the reader
 	for id, due := range q.due {
 		if w := time.Until(due); w < wait {
 			first, wait, ok = id, w, true
 		}
 	}
+
 	if !ok || wait > 0 {
 		return "", wait, false
 	}
@@ -82,5 +85,6 @@ func (q *queue) take() (first model.ContainerID, wait time.Duration, ok bool) {
 	if len(q.due) > 0 {
 		q.signal()
 	}
+
 	return first, 0, true
 }

@@ -20,6 +20,7 @@ func TestDirtySet(t *testing.T) {
 				t.Errorf("%q, %v after %s; want %q after %s", id, err, time.Since(begin), want, after)
 			}
 		}
+
 		d.add("started", settleTime)
 		d.add("died", 0)
 		d.add("odd", retryMin)
@@ -54,10 +55,12 @@ func TestDirtySetSharesTheWork(t *testing.T) {
 				taken <- id // and is busy with it from now on
 			}()
 		}
+
 		synctest.Wait()
 		for _, id := range []model.ContainerID{"a", "b", "c"} {
 			d.add(id, settleTime)
 		}
+
 		time.Sleep(settleTime)
 		synctest.Wait()
 		if len(taken) != 3 {

@@ -14,9 +14,9 @@ import (
 
 const (
 	readDeadline = 2 * time.Minute // for one full read
-	// workers read the containers that events have named. An inspection that takes longer than slowInspect
-	// goes on in the background, where at most slowInspects wait: containers on which the engine hangs
-	// must not delay the others.
+	// workers read the containers that events have named. An inspection that takes longer than
+	// slowInspect goes on in the background, where at most slowInspects wait: containers on which
+	// the engine hangs must not delay the others.
 	workers      = 8
 	slowInspect  = 500 * time.Millisecond
 	slowInspects = 64
@@ -25,11 +25,13 @@ const (
 	retryMax = time.Minute
 )
 
-// readAll reads everything. The reason is for the metrics. Results of inspections that began later win.
+// readAll reads everything. The reason is for the metrics. Results of inspections that began later
+// win.
 func (v *View) readAll(ctx context.Context, reason string) error {
 	v.metrics.countResync(reason)
 	v.reading.Store(time.Now().UnixNano())
 	defer v.reading.Store(0)
+
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
 
@@ -37,6 +39,7 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	if err := v.listImages(ctx, imagesTimeout); err != nil {
 		return err
 	}
+
 	ticket := v.beginInspection()
 	objects, err := v.src.Objects(ctx)
 	if err != nil {
@@ -45,16 +48,19 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	for i, o := range objects {
 		if o.Unread != "" {
 			v.retryLocked(o.Unread)
 		}
 		objects[i] = v.addExitLocked(o)
 	}
+
 	v.publishLocked(v.store.replace(objects, ticket))
 	for _, o := range objects {
 		v.watchKernelLocked(o)
 	}
+
 	return nil
 }
 
@@ -69,6 +75,7 @@ func (v *View) readPending(ctx context.Context, g *errgroup.Group) error {
 		if err != nil {
 			return err
 		}
+
 		read := make(chan error, 1)
 		go func() { read <- v.readOne(ctx, id) }()
 
@@ -86,6 +93,7 @@ func (v *View) readPending(ctx context.Context, g *errgroup.Group) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+
 		g.Go(func() error {
 			defer func() { <-v.slow }()
 			return v.finishRead(ctx, id, <-read)
@@ -93,14 +101,16 @@ func (v *View) readPending(ctx context.Context, g *errgroup.Group) error {
 	}
 }
 
-// finishRead schedules a retry if the read of one container failed. It returns an error if the engine
-// is unavailable.
+// finishRead schedules a retry if the read of one container failed. It returns an error if the
+// engine is unavailable.
 func (v *View) finishRead(ctx context.Context, id model.ContainerID, err error) error {
 	if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
 		return err
 	}
+
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	if err == nil {
 		delete(v.retries, id)
 		return nil
@@ -109,6 +119,7 @@ func (v *View) finishRead(ctx context.Context, id model.ContainerID, err error) 
 	// The engine is up but cannot describe this container: it is being removed, or hangs.
 	v.retryLocked(id)
 	v.log.Debug("cannot inspect container", "id", id, "retry", v.retries[id], "err", err)
+
 	return nil
 }
 
@@ -129,8 +140,8 @@ func (v *View) beginInspection() uint64 {
 }
 
 // Refresh reads objects again, so that the view shows what the caller has done. Objects that do not
-// exist any more are removed. A failed read is retried later: the caller may have changed the object,
-// or an event may have named it.
+// exist any more are removed. A failed read is retried later: the caller may have changed the
+// object, or an event may have named it.
 func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 	var errs []error
 	for _, id := range ids {
@@ -141,6 +152,7 @@ func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 			errs = append(errs, err)
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -156,8 +168,10 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	v.acceptLocked(id, o, ticket)
 	seen()
+
 	return nil
 }
 

@@ -10,8 +10,8 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// killedCode is the exit code of a process that was killed by SIGKILL (128 + 9), by the engine or by
-// the kernel's OOM killer.
+// killedCode is the exit code of a process that was killed by SIGKILL (128 + 9), by the engine or
+// by the kernel's OOM killer.
 const killedCode = 137
 
 // store holds one entry per object. Inspections overlap, and events arrive meanwhile, so the last
@@ -28,23 +28,26 @@ type store struct {
 	sortedContainers []*spec.Container
 }
 
-// entry is what is known of one object. It remains for a while after the object's removal, so that a
-// late result cannot bring the object back.
+// entry is what is known of one object. It remains for a while after the object's removal, so that
+// a late result cannot bring the object back.
 type entry struct {
-	object    spec.Object // empty: the object does not exist, or was not found by the last inspection
-	inspected uint64      // ticket of the last accepted inspection
-	updated   uint64      // ticket of the last inspection that had begun when the object was updated
-	fromEvent bool        // object's times are those of events, a little later than the engine's records
-	removing  *removing   // an inspection did not find the object; nil otherwise
-	pending   exitReason  // for the exit that follows
+	// empty: the object does not exist, or was not found by the last inspection
+	object    spec.Object
+	inspected uint64 // ticket of the last accepted inspection
+	// ticket of the last inspection that had begun when the object was updated
+	updated uint64
+	// object's times are those of events, a little later than the engine's records
+	fromEvent bool
+	removing  *removing  // an inspection did not find the object; nil otherwise
+	pending   exitReason // for the exit that follows
 }
 
 // exitReason is what events have reported before an exit.
 type exitReason struct{ outOfMemory, killed bool }
 
 // removing is an object that an inspection did not find any more. Its removal is published with the
-// engine's event, which comes after all other events of the object, or when a later full read does not
-// find it either.
+// engine's event, which comes after all other events of the object, or when a later full read does
+// not find it either.
 type removing struct {
 	object spec.Object
 	last   *spec.Sandbox
@@ -81,6 +84,7 @@ func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transi
 	if e.removing != nil && !isEmpty(o) { // the object exists after all
 		old, e.removing = e.removing.object, nil
 	}
+
 	s.set(e, o)
 	if isEmpty(o) {
 		if !isEmpty(old) {
@@ -88,6 +92,7 @@ func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transi
 		}
 		return nil
 	}
+
 	return label(id, o, s.sandboxOf(o), lifecycleOf(old).transitionsTo(lifecycleOf(o), fromEvent))
 }
 
@@ -108,14 +113,15 @@ func (s *store) set(e *entry, o spec.Object) {
 	s.sortedSandboxes, s.sortedContainers = nil, nil
 }
 
-// apply applies an event to a known object, so that nobody has to wait for an inspection: the engine
-// delays inspections while it cleans up after an exit. Events of a state that an inspection has shown
-// already change nothing.
+// apply applies an event to a known object, so that nobody has to wait for an inspection: the
+// engine delays inspections while it cleans up after an exit. Events of a state that an inspection
+// has shown already change nothing.
 func (s *store) apply(event engine.Event) []transition {
 	e := s.entries[event.ID]
 	if e == nil {
 		return nil
 	}
+
 	o := e.object
 	if e.removing != nil {
 		o = e.removing.object
@@ -132,6 +138,7 @@ func (s *store) apply(event engine.Event) []transition {
 		e.pending.killed = true
 		return nil
 	}
+
 	next, changed := e.advance(o, event)
 	if !changed {
 		return nil
@@ -146,6 +153,7 @@ func (s *store) apply(event engine.Event) []transition {
 		e.fromEvent, e.updated = true, s.tickets
 		last = s.sandboxOf(next)
 	}
+
 	return label(event.ID, next, last, lifecycleOf(o).transitionsTo(lifecycleOf(next), false))
 }
 
@@ -158,6 +166,7 @@ func (e *entry) advance(o spec.Object, event engine.Event) (next spec.Object, ch
 		if l.started.IsZero() && !l.exited && (e.removing != nil || o.Sandbox == nil) {
 			return o.Begun(event.At), true
 		}
+
 	case engine.Died:
 		// Docker may report an out-of-memory after the exit that it caused.
 		certain := event.ExitCode != killedCode || e.pending != (exitReason{}) || e.removing != nil
@@ -165,6 +174,7 @@ func (e *entry) advance(o spec.Object, event engine.Event) (next spec.Object, ch
 			return o.Ended(event.At, event.ExitCode, e.pending.outOfMemory), true
 		}
 	}
+
 	return o, false
 }
 
@@ -194,8 +204,10 @@ func (s *store) remove(id model.ContainerID, at time.Time) []transition {
 	if e.removing == nil {
 		return nil
 	}
+
 	r := e.removing
 	e.removing, e.pending = nil, exitReason{}
+
 	return label(id, r.object, r.last, lifecycleOf(r.object).transitionsToRemoval(at))
 }
 
@@ -220,6 +232,7 @@ func (s *store) replace(objects []spec.Object, ticket uint64) []transition {
 	for _, o := range slices.Concat(sandboxes, containers) {
 		out = append(out, s.put(o.ID(), o, ticket)...)
 	}
+
 	return append(out, s.removeMissing(found, ticket)...)
 }
 
@@ -231,6 +244,7 @@ func (s *store) removeMissing(found map[model.ContainerID]bool, ticket uint64) [
 		if e.removing != nil {
 			o = e.removing.object
 		}
+
 		switch {
 		case found[id] || e.updated >= ticket:
 		case o.Container != nil:
@@ -247,6 +261,7 @@ func (s *store) removeMissing(found map[model.ContainerID]bool, ticket uint64) [
 	for _, id := range append(containers, sandboxes...) {
 		out = append(out, s.remove(id, time.Time{})...)
 	}
+
 	return out
 }
 
@@ -259,6 +274,7 @@ func (s *store) containersOf(sandboxID model.ContainerID) []*spec.Container {
 			out = append(out, c)
 		}
 	}
+
 	return out
 }
 
@@ -267,6 +283,7 @@ func (s *store) sort() {
 	if s.sortedSandboxes != nil {
 		return
 	}
+
 	s.sortedSandboxes, s.sortedContainers = []*spec.Sandbox{}, []*spec.Container{}
 	for _, e := range s.entries {
 		if e.object.Sandbox != nil {

@@ -1,6 +1,6 @@
-// Package view holds sandboxes, containers and images of this node in memory. Docker is the source of
-// truth: the view is read from it and kept up to date by its events. It answers every List and Status
-// RPC.
+// Package view holds sandboxes, containers and images of this node in memory. Docker is the source
+// of truth: the view is read from it and kept up to date by its events. It answers every List and
+// Status RPC.
 package view
 
 import (
@@ -26,23 +26,25 @@ type Source interface {
 	Ping(ctx context.Context) error
 	// Objects reads all our containers. An object that cannot be described in time is Unread.
 	Objects(ctx context.Context) ([]spec.Object, error)
-	// Inspect reads one container. It returns NotFound if the container does not exist, and an empty
-	// object if it is not ours.
+	// Inspect reads one container. It returns NotFound if the container does not exist, and an
+	// empty object if it is not ours.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// Images reads all images. An image that is not described in time is Stale.
 	Images(ctx context.Context) ([]*spec.Image, error)
 	// Image reads one image by its name or ID. It returns NotFound if there is none.
 	Image(ctx context.Context, ref string) (*spec.Image, error)
-	// EventsBetween returns the events of a period that the engine remembers, as Events delivers them.
+	// EventsBetween returns the events of a period that the engine remembers, as Events delivers
+	// them.
 	EventsBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error)
-	// Events subscribes before it returns. changed must not block. done delivers the end of the stream
-	// once.
+	// Events subscribes before it returns. changed must not block. done delivers the end of the
+	// stream once.
 	Events(ctx context.Context, changed func(engine.Event)) (done <-chan error)
 }
 
 // EngineState is the state of the connection to Docker.
 type EngineState struct {
-	// Attempted means that the daemon has tried to read the engine since its start, with any result.
+	// Attempted means that the daemon has tried to read the engine since its start, with any
+	// result.
 	Attempted bool
 	// Connected means that the engine has answered and Host is valid. Ready implies it.
 	Connected bool
@@ -65,7 +67,8 @@ type View struct {
 	oom           OOM
 	exits         Exits
 	metrics       *viewMetrics
-	reading       atomic.Int64 // start of the current full read in nanoseconds of Unix time; 0: none
+	// start of the current full read in nanoseconds of Unix time; 0: none
+	reading atomic.Int64
 
 	mu      sync.RWMutex // guards all below
 	state   EngineState
@@ -144,10 +147,13 @@ func (v *View) setReady(host spec.Host) {
 func (v *View) setDown(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	reason := fmt.Sprintf("Docker does not answer: %v; start it (systemctl start docker) or correct --docker-endpoint", err)
+
+	reason := fmt.Sprintf("Docker does not answer: %v; start it (systemctl start docker) or correct --docker-endpoint",
+		err)
 	if errdefs.IsFailedPrecondition(err) {
 		reason = err.Error()
 	}
+
 	v.setStateLocked(EngineState{Attempted: true, Reason: reason, Host: v.state.Host})
 }
 

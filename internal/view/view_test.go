@@ -37,14 +37,20 @@ func run(t *testing.T, src Source) *View {
 
 func makePod(t *testing.T, f *enginetest.Fake, name string) string {
 	t.Helper()
-	c, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name}}, spec.SandboxOptions{NetworkMode: "none"})
+	c, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+		Name:      name,
+		Namespace: "default",
+		Uid:       name,
+	}}, spec.SandboxOptions{NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	id, err := f.Create(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return string(id)
 }
 
@@ -69,18 +75,24 @@ func TestFollowsTheEngine(t *testing.T) {
 	if _, err := v.Sandbox(before); err != nil {
 		t.Errorf("what was there before: %v", err)
 	}
+
 	later := makePod(t, f, "later")
 	eventually(t, "the new pod is seen", func() bool { _, err := v.Sandbox(later); return err == nil })
 	if err := f.Start(t.Context(), model.ContainerID(later)); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "it runs", func() bool { s, _ := v.Sandbox(later); return s.Running })
 	f.Drop(model.ContainerID(before))
 	eventually(t, "a removed pod is gone", func() bool { return len(v.Sandboxes()) == 1 })
 	if _, err := f.Pull(t.Context(), "other:2", nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new image is seen", func() bool { _, err := v.Image("docker.io/library/other:2"); return err == nil })
+
+	eventually(t, "the new image is seen", func() bool {
+		_, err := v.Image("docker.io/library/other:2")
+		return err == nil
+	})
 }
 
 func TestRefreshReadsYourWrites(t *testing.T) {
@@ -90,23 +102,28 @@ func TestRefreshReadsYourWrites(t *testing.T) {
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := v.Sandbox(id); err != nil {
 		t.Error(err)
 	}
+
 	f.Drop(model.ContainerID(id))
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
 		t.Errorf("a refresh of what is gone: %v", err)
 	}
+
 	if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
 		t.Errorf("what is gone: %v", err)
 	}
+
 	f.Fault = func(string, bool) error { return errors.New("broken") }
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err == nil {
 		t.Error("a refresh that failed says nothing")
 	}
 }
 
-// TestEngineCannotDescribeOne: an error about one container is no reason to give up the others, and it is looked at again.
+// TestEngineCannotDescribeOne: an error about one container is no reason to give up the others, and
+// it is looked at again.
 func TestEngineCannotDescribeOne(t *testing.T) {
 	f := enginetest.NewFake()
 	var connections, refused atomic.Int32
@@ -119,6 +136,7 @@ func TestEngineCannotDescribeOne(t *testing.T) {
 		}
 		return nil
 	}
+
 	v := run(t, f)
 	<-v.Synced()
 	id := makePod(t, f, "odd")
@@ -136,6 +154,7 @@ func TestEngineGoesAndComes(t *testing.T) {
 		s := v.Engine()
 		return s.Attempted && !s.Ready && s.Reason != "not yet connected to Docker"
 	})
+
 	changed := v.Changed()
 	f.SetDown(false)
 	<-v.Synced()
@@ -144,6 +163,7 @@ func TestEngineGoesAndComes(t *testing.T) {
 	if !v.Engine().Ready {
 		t.Error("read anew and not ready")
 	}
+
 	f.SetDown(true)
 	<-changed
 	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
@@ -158,27 +178,36 @@ func TestEngineGoesAndComes(t *testing.T) {
 func TestOlderLookNeverWins(t *testing.T) {
 	s := newStore()
 	first, everything, last := s.beginInspection(), s.beginInspection(), s.beginInspection()
-	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{ID: "a", Running: true, Labels: map[string]string{"young": ""}}
+	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{
+		ID:      "a",
+		Running: true,
+		Labels:  map[string]string{"young": ""},
+	}
+
 	s.put("a", spec.Object{Sandbox: young}, last)
 	s.put("a", spec.Object{Sandbox: old}, first)
 	if s.object("a").Sandbox != young {
 		t.Error("an older inspect won")
 	}
+
 	s.replace(nil, everything) // a list that began before the inspect
 	if s.object("a").Sandbox != young {
 		t.Error("an older list removed what a later inspect had found")
 	}
+
 	ended := &spec.Sandbox{ID: "a"}
 	s.put("a", spec.Object{Sandbox: ended}, first)
 	if s.object("a").Sandbox != ended {
 		t.Error("an inspect that took long and saw the end is forgotten")
 	}
+
 	late := s.beginInspection()
 	s.replace(nil, s.beginInspection())
 	s.put("a", spec.Object{Sandbox: ended}, late)
 	if s.object("a").Sandbox != nil {
 		t.Error("an older inspect brought back what was gone")
 	}
+
 	s.replace(nil, s.beginInspection())
 	if len(s.entries) != 0 {
 		t.Errorf("what is long gone is remembered: %v", s.entries)
@@ -188,26 +217,36 @@ func TestOlderLookNeverWins(t *testing.T) {
 func TestLookup(t *testing.T) {
 	v := New(nil, discard)
 	for i, id := range []string{"aaaa11", "aaaa22", "bbbb11"} {
-		v.store.put(model.ContainerID(id), spec.Object{Sandbox: &spec.Sandbox{ID: model.ContainerID(id), CreatedAt: time.Unix(int64(i), 0)}}, 1)
-		v.store.put(model.ContainerID("c"+id), spec.Object{Container: &spec.Container{ID: model.ContainerID("c" + id), SandboxID: model.ContainerID(id), CreatedAt: time.Unix(5, 0)}}, 1)
+		v.store.put(model.ContainerID(id),
+			spec.Object{Sandbox: &spec.Sandbox{ID: model.ContainerID(id), CreatedAt: time.Unix(int64(i), 0)}}, 1)
+		v.store.put(model.ContainerID("c"+id), spec.Object{Container: &spec.Container{
+			ID:        model.ContainerID("c" + id),
+			SandboxID: model.ContainerID(id),
+			CreatedAt: time.Unix(5, 0),
+		}}, 1)
 	}
+
 	for id, want := range map[string]string{"aaaa11": "aaaa11", "aaaa2": "aaaa22", "b": "bbbb11"} {
 		if s, err := v.Sandbox(id); err != nil || string(s.ID) != want {
 			t.Errorf("%s: %v, %v", id, s, err)
 		}
 	}
+
 	if _, err := v.Sandbox("aaaa"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an ambiguous prefix: %v", err)
 	}
+
 	for _, id := range []string{"", "x", "caaaa11"} {
 		if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
 			t.Errorf("sandbox %q: %v", id, err)
 		}
 	}
+
 	got := ""
 	for _, s := range v.Sandboxes() {
 		got += string(s.ID) + " "
 	}
+
 	if got != "bbbb11 aaaa22 aaaa11 " {
 		t.Errorf("not newest first: %s", got)
 	}
@@ -250,6 +289,7 @@ func TestBackoff(t *testing.T) {
 		if d.tries < 30 || d.tries > 40 {
 			t.Errorf("%d tries in a minute, about one in two seconds is wanted", d.tries)
 		}
+
 		cancel()
 		<-ended
 	})

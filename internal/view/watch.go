@@ -12,8 +12,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// watchBuffer is the number of changes that a watch holds for a busy reader. It exceeds the changes that
-// arrive together when a thousand pods were removed while the engine was away. An element is a pointer.
+// watchBuffer is the number of changes that a watch holds for a busy reader. It exceeds the changes
+// that arrive together when a thousand pods were removed while the engine was away. An element is a
+// pointer.
 const watchBuffer = 8192
 
 var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
@@ -22,8 +23,8 @@ var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailabl
 type Pod struct {
 	Sandbox    *spec.Sandbox     // the last known record; in a Change nil if there was none
 	Containers []*spec.Container // newest first
-	// At orders the states of pods. It grows with each published state, and no two are equal. A kubelet
-	// keeps the latest (KEP-3386).
+	// At orders the states of pods. It grows with each published state, and no two are equal. A
+	// kubelet keeps the latest (KEP-3386).
 	At time.Time
 }
 
@@ -31,7 +32,8 @@ type Pod struct {
 type Change struct {
 	Type runtimeapi.ContainerEventType
 	ID   model.ContainerID // of the container or sandbox
-	// Pod.At is the engine's time of the transition, or later if a newer state was published before.
+	// Pod.At is the engine's time of the transition, or later if a newer state was published
+	// before.
 	Pod
 }
 
@@ -47,16 +49,18 @@ func (v *View) Watch() *Watch {
 	w := &Watch{view: v, changes: make(chan *Change, watchBuffer)}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+
 	v.watches[w] = struct{}{}
 	if v.ended {
 		v.endLocked(w, errStopping)
 	}
+
 	return w
 }
 
-// Next waits for a change. It fails with ctx's error, with ResourceExhausted if the reader was too slow
-// and changes were dropped, and with Unavailable when the view ends. Earlier changes are delivered
-// first.
+// Next waits for a change. It fails with ctx's error, with ResourceExhausted if the reader was too
+// slow and changes were dropped, and with Unavailable when the view ends. Earlier changes are
+// delivered first.
 func (w *Watch) Next(ctx context.Context) (*Change, error) {
 	select {
 	case c, ok := <-w.changes:
@@ -103,9 +107,11 @@ func (v *View) publishLocked(transitions []transition) {
 			v.exits.Forget(string(t.id))
 		}
 	}
+
 	if len(v.watches) == 0 {
 		return
 	}
+
 	for _, t := range transitions {
 		v.sendLocked(v.changeLocked(t))
 	}
@@ -117,6 +123,7 @@ func (v *View) changeLocked(t transition) *Change {
 	if sandbox == nil {
 		sandbox = t.last
 	}
+
 	return &Change{
 		Type: t.kind,
 		ID:   t.id,
@@ -144,7 +151,9 @@ func (v *View) stampLocked(t time.Time) time.Time {
 	if !t.After(v.lastStamp) {
 		t = v.lastStamp.Add(1)
 	}
+
 	v.lastStamp = t
+
 	return t
 }
 

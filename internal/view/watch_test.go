@@ -27,17 +27,21 @@ func expect(t *testing.T, w *Watch, id, kinds string) []*Change {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
+
 	var out []*Change
 	for i, want := range strings.Fields(kinds) {
 		c, err := w.Next(ctx)
 		if err != nil || string(c.ID) != id || word(c.Type) != want {
 			t.Fatalf("change %d of %s: want %s, got %+v, %v", i, id, want, c, err)
 		}
+
 		if i > 0 && !c.At.After(out[i-1].At) {
 			t.Errorf("%s is told to have been at %s, what came before it at %s", want, c.At, out[i-1].At)
 		}
+
 		out = append(out, c)
 	}
+
 	return out
 }
 
@@ -59,22 +63,26 @@ func TestWatchALife(t *testing.T) {
 	if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
+
 	c := expect(t, w, id, "started")[0]
 	if !c.Sandbox.Running || !c.At.Equal(c.Sandbox.StartedAt) {
 		t.Errorf("started at %s: %+v", c.At, c.Sandbox)
 	}
+
 	f.End(model.ContainerID(id), 3)
 	c = expect(t, w, id, "stopped")[0]
 	if c.Sandbox.Running || c.Sandbox.ExitCode != 3 || !c.At.Equal(c.Sandbox.FinishedAt) {
 		t.Errorf("stopped at %s: %+v", c.At, c.Sandbox)
 	}
+
 	f.Drop(model.ContainerID(id))
 	if c := expect(t, w, id, "deleted")[0]; c.Sandbox == nil || string(c.Sandbox.ID) != id {
 		t.Errorf("deleted: %+v", c)
 	}
 }
 
-// TestWatchWhileTheEngineIsAway: what the engine's events could not tell is found when it is back, once.
+// TestWatchWhileTheEngineIsAway: what the engine's events could not tell is found when it is back,
+// once.
 func TestWatchWhileTheEngineIsAway(t *testing.T) {
 	f := enginetest.NewFake()
 	var ids []string
@@ -85,6 +93,7 @@ func TestWatchWhileTheEngineIsAway(t *testing.T) {
 		}
 		ids = append(ids, id)
 	}
+
 	v, w := watching(t, f)
 	f.SetDown(true)
 	eventually(t, "not ready", func() bool { return !v.Engine().Ready })
@@ -105,26 +114,32 @@ func TestWatchBeforeTheFirstLook(t *testing.T) {
 	if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
+
 	v := New(f, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	if err := v.readAll(t.Context(), resyncConnect); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := v.readAll(t.Context(), resyncConnect); err != nil {
 		t.Fatal(err)
 	}
+
 	expect(t, w, id, "created started")
 	if len(w.changes) != 0 {
 		t.Errorf("%d more changes after a second look", len(w.changes))
 	}
 }
 
-// TestRemovedPodIsTold: a pod that a look at everything does not find any more goes container by container, each with its sandbox.
+// TestRemovedPodIsTold: a pod that a look at everything does not find any more goes container by
+// container, each with its sandbox.
 func TestRemovedPodIsTold(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
 	c := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: time.Unix(3, 0)}
 	v.publishLocked(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.beginInspection()))
@@ -132,10 +147,12 @@ func TestRemovedPodIsTold(t *testing.T) {
 	if got := expect(t, w, "c", "created")[0]; got.Sandbox != s || len(got.Containers) != 1 {
 		t.Errorf("%+v", got)
 	}
+
 	v.publishLocked(v.store.replace(nil, v.beginInspection()))
 	if got := expect(t, w, "c", "deleted")[0]; got.Sandbox != s || len(got.Containers) != 0 {
 		t.Errorf("%+v", got)
 	}
+
 	expect(t, w, "s", "stopped deleted")
 }
 
@@ -146,6 +163,7 @@ func TestRestartedBehindOurBack(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	for _, c := range []spec.Container{
 		{State: running, CreatedAt: at(1), StartedAt: at(2)},
 		{State: running, CreatedAt: at(1), StartedAt: at(4)},
@@ -155,6 +173,7 @@ func TestRestartedBehindOurBack(t *testing.T) {
 		c.ID = "c"
 		v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
 	}
+
 	expect(t, w, "c", "created started stopped started stopped started stopped started stopped")
 }
 
@@ -163,6 +182,7 @@ func TestStartThatFailed(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	c := spec.Container{ID: "c", CreatedAt: time.Unix(1, 0)}
 	v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
 	failed := c
@@ -172,8 +192,8 @@ func TestStartThatFailed(t *testing.T) {
 	expect(t, w, "c", "created stopped deleted")
 }
 
-// fakeEngine is an engine with one container, whose looks and events arrive in any order that can be: looks end in another order than they
-// began, events come late but in order.
+// fakeEngine is an engine with one container, whose looks and events arrive in any order that can
+// be: looks end in another order than they began, events come late but in order.
 type fakeEngine struct {
 	v      *View
 	at     int            // how many of kinds have happened
@@ -186,6 +206,7 @@ func (m *fakeEngine) advance() {
 	if m.at == len(m.kinds) {
 		return
 	}
+
 	m.at++
 	e := engine.Event{ID: "c", At: time.Unix(int64(m.at), 0)}
 	switch m.kinds[m.at-1] {
@@ -196,6 +217,7 @@ func (m *fakeEngine) advance() {
 	case "deleted":
 		e.Kind = engine.Destroyed
 	}
+
 	m.events = append(m.events, e)
 }
 
@@ -206,7 +228,8 @@ func (m *fakeEngine) deliver() {
 	}
 }
 
-// record is the container as it is now, nil when it is gone. The engine tells starts and ends a little later than it notes them.
+// record is the container as it is now, nil when it is gone. The engine tells starts and ends a
+// little later than it notes them.
 func (m *fakeEngine) record() *spec.Container {
 	c := &spec.Container{ID: "c", SandboxID: "s"}
 	for i, k := range m.kinds[:m.at] {
@@ -222,6 +245,7 @@ func (m *fakeEngine) record() *spec.Container {
 			return nil
 		}
 	}
+
 	return c
 }
 
@@ -230,17 +254,20 @@ func (m *fakeEngine) begin(everything bool) {
 	m.looks = append(m.looks, &look{ticket: m.v.beginInspection(), everything: everything})
 }
 
-// finish lets any look that is under way come one step further: the engine answers, the answer arrives.
+// finish lets any look that is under way come one step further: the engine answers, the answer
+// arrives.
 func (m *fakeEngine) finish(r *rand.Rand) {
 	if len(m.looks) == 0 {
 		return
 	}
+
 	i := r.IntN(len(m.looks))
 	l := m.looks[i]
 	if !l.answered {
 		l.found, l.answered = m.record(), true
 		return
 	}
+
 	m.looks = slices.Delete(m.looks, i, i+1)
 	o := spec.Object{Container: l.found}
 	switch {
@@ -268,8 +295,9 @@ type look struct {
 	found      *spec.Container
 }
 
-// TestEveryInterleaving lets looks, events and the life itself come in thousands of orders. A container that was seen once is told of from its
-// creation to its end, each transition once, whatever was missed between.
+// TestEveryInterleaving lets looks, events and the life itself come in thousands of orders. A
+// container that was seen once is told of from its creation to its end, each transition once,
+// whatever was missed between.
 func TestEveryInterleaving(t *testing.T) {
 	for seed := range uint64(5000) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -277,6 +305,7 @@ func TestEveryInterleaving(t *testing.T) {
 		if seed%4 == 0 {
 			kinds = []string{"created", "deleted"} // never started
 		}
+
 		v := New(nil, discard)
 		w := v.Watch()
 		m := &fakeEngine{v: v, kinds: kinds}
@@ -294,23 +323,29 @@ func TestEveryInterleaving(t *testing.T) {
 			case 3:
 				m.finish(r)
 			}
+
 			// What was told is never taken back.
-			if c := v.store.object("c").Container; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() || len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			if c := v.store.object("c").Container; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() ||
+				len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 				t.Fatalf("seed %d: %d changes are told, the record is %+v", seed, len(w.changes), c)
 			}
 		}
+
 		for m.at < len(m.kinds) || len(m.events) > 0 || len(m.looks) > 0 {
 			m.advance()
 			m.finish(r)
 			m.deliver()
 		}
+
 		var got []string
 		for len(w.changes) > 0 {
 			got = append(got, word((<-w.changes).Type))
 		}
+
 		if w.Stop(); !slices.Equal(got, kinds) {
 			t.Fatalf("seed %d: told %v, want %v", seed, got, kinds)
 		}
+
 		for id, e := range v.store.entries {
 			if !isEmpty(e.object) || e.removing != nil || e.fromEvent || e.pending != (exitReason{}) {
 				t.Fatalf("seed %d: %s was removed, its entry is %+v", seed, id, e)
@@ -330,18 +365,22 @@ func TestDroppedEvents(t *testing.T) {
 			if r.IntN(3) == 0 {
 				m.advance()
 			}
+
 			everything := r.IntN(3) == 0
 			if everything {
 				m.finishAll(r) // none outlives two looks at everything
 			}
+
 			m.begin(everything)
 			if r.IntN(2) == 0 {
 				m.finish(r)
 			}
 		}
+
 		for m.at < 4 {
 			m.advance()
 		}
+
 		m.begin(true)
 		m.finishAll(r)
 		m.begin(true)
@@ -350,6 +389,7 @@ func TestDroppedEvents(t *testing.T) {
 		for len(w.changes) > 0 {
 			got = append(got, word((<-w.changes).Type))
 		}
+
 		// A life whose run nobody saw and no event told of is one without a run.
 		if w.Stop(); len(got) > 0 && !slices.Equal(got, m.kinds) && !slices.Equal(got, []string{"created", "deleted"}) {
 			t.Fatalf("seed %d: told %v", seed, got)
@@ -362,17 +402,20 @@ func TestSlowReader(t *testing.T) {
 	slow, quick := v.Watch(), v.Watch()
 	defer slow.Stop()
 	defer quick.Stop()
+
 	for i := range watchBuffer + 10 {
 		v.publishLocked([]transition{{id: model.ContainerID(fmt.Sprint(i))}})
 		if c, err := quick.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
 			t.Fatalf("the reader that keeps up: %+v, %v", c, err)
 		}
 	}
+
 	for i := range watchBuffer {
 		if c, err := slow.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
 			t.Fatalf("change %d: %+v, %v", i, c, err)
 		}
 	}
+
 	for range 2 {
 		if _, err := slow.Next(t.Context()); !errdefs.IsResourceExhausted(err) {
 			t.Errorf("after what was buffered: %v", err)
@@ -389,32 +432,37 @@ func TestWatchEnds(t *testing.T) {
 	<-v.Synced()
 	w := v.Watch()
 	defer w.Stop()
+
 	gone, leave := context.WithCancel(t.Context())
 	leave()
 	if _, err := w.Next(gone); err != context.Canceled { //nolint:errorlint // the context's own
 		t.Errorf("a reader that goes: %v", err)
 	}
+
 	cancel()
 	if _, err := w.Next(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Errorf("when the view ends: %v", err)
 	}
+
 	<-ended
 	late := v.Watch()
 	if _, err := late.Next(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Errorf("after the view has ended: %v", err)
 	}
+
 	late.Stop()
 	if len(v.watches) != 0 {
 		t.Errorf("%d watches are left", len(v.watches))
 	}
 }
 
-// TestLaterIsNewer: a kubelet that was told of a pod drops what seems older. An exit that happened before it was told, and is found after, is
-// news.
+// TestLaterIsNewer: a kubelet that was told of a pod drops what seems older. An exit that happened
+// before it was told, and is found after, is news.
 func TestLaterIsNewer(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
 	v.publishLocked(v.store.put("s", spec.Object{Sandbox: s}, v.beginInspection()))
 	expect(t, w, "s", "created started")
@@ -423,6 +471,7 @@ func TestLaterIsNewer(t *testing.T) {
 	if err != nil || status.At.Before(before) || time.Since(status.At) < 0 {
 		t.Fatalf("%+v, %v", status, err)
 	}
+
 	ended := *s
 	ended.Running, ended.FinishedAt = false, before
 	v.publishLocked(v.store.put("s", spec.Object{Sandbox: &ended}, v.beginInspection()))
@@ -433,6 +482,7 @@ func TestLaterIsNewer(t *testing.T) {
 	if again, err := v.Pod("s"); err != nil || !again.At.After(c.At) {
 		t.Errorf("%+v, %v", again, err)
 	}
+
 	if _, err := v.Pod("x"); !errdefs.IsNotFound(err) {
 		t.Errorf("an unknown pod: %v", err)
 	}
@@ -443,51 +493,77 @@ func TestEventsAreTakenAtTheirWord(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
+
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	made := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
 	v.publishLocked(v.store.put("c", spec.Object{Container: made}, v.beginInspection()))
 	for _, e := range []engine.Event{
-		{ID: "c", Kind: engine.Started, At: at(2)}, {ID: "c", Kind: engine.OutOfMemory, At: at(3)}, {ID: "c", Kind: engine.Died, At: at(4), ExitCode: 137},
-		{ID: "other", Kind: engine.Started, At: at(5)}, {ID: "other", Kind: engine.Died, At: at(6)}, {ID: "other", Kind: engine.Destroyed, At: at(7)},
+		{
+			ID:   "c",
+			Kind: engine.Started,
+			At:   at(2),
+		}, {ID: "c", Kind: engine.OutOfMemory, At: at(3)}, {ID: "c", Kind: engine.Died, At: at(4), ExitCode: 137},
+		{
+			ID:   "other",
+			Kind: engine.Started,
+			At:   at(5),
+		}, {ID: "other", Kind: engine.Died, At: at(6)}, {ID: "other", Kind: engine.Destroyed, At: at(7)},
 	} {
 		v.observe(e)
 	}
+
 	told := expect(t, w, "c", "created started stopped")
-	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
+	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED,
+		runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
 		if c := told[i].Containers; len(c) != 1 || c[0].State != want {
 			t.Errorf("%s: %+v", told[i].Type, c)
 		}
 	}
-	if c := told[2].Containers[0]; c.ExitCode != 137 || c.Reason != "OOMKilled" || !c.FinishedAt.Equal(at(4)) || !c.StartedAt.Equal(at(2)) || !told[2].At.Equal(at(4)) {
+
+	if c := told[2].Containers[0]; c.ExitCode != 137 || c.Reason != "OOMKilled" || !c.FinishedAt.Equal(at(4)) ||
+		!c.StartedAt.Equal(at(2)) || !told[2].At.Equal(at(4)) {
 		t.Errorf("%+v, told at %s", c, told[2].At)
 	}
+
 	if made.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Error("a shared record was changed")
 	}
-	exact := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1), StartedAt: at(2).Add(-1), FinishedAt: at(4).Add(-1), State: runtimeapi.ContainerState_CONTAINER_EXITED}
+
+	exact := &spec.Container{
+		ID:         "c",
+		SandboxID:  "s",
+		CreatedAt:  at(1),
+		StartedAt:  at(2).Add(-1),
+		FinishedAt: at(4).Add(-1),
+		State:      runtimeapi.ContainerState_CONTAINER_EXITED,
+	}
+
 	v.publishLocked(v.store.put("c", spec.Object{Container: exact}, v.beginInspection()))
 	if c, err := v.Container("c"); err != nil || c != exact || len(w.changes) != 0 {
 		t.Errorf("after a look: %+v, %v, %d changes more", c, err, len(w.changes))
 	}
 }
 
-// TestKilledMayBeOutOfMemory: Docker may tell an out-of-memory after the end that it caused, so an end by SIGKILL that nobody asked for is
-// left to the look, which knows.
+// TestKilledMayBeOutOfMemory: Docker may tell an out-of-memory after the end that it caused, so an
+// end by SIGKILL that nobody asked for is left to the look, which knows.
 func TestKilledMayBeOutOfMemory(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	for asked, want := range map[bool]string{true: "created started stopped", false: "created started"} {
 		v := New(nil, discard)
 		w := v.Watch()
-		v.publishLocked(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}}, v.beginInspection()))
+		v.publishLocked(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}},
+			v.beginInspection()))
 		v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(2)})
 		if asked {
 			v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(3)})
 		}
+
 		v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(4), ExitCode: killedCode})
 		expect(t, w, "c", want)
 		if len(w.changes) != 0 {
 			t.Errorf("asked for: %v; told %s and more", asked, want)
 		}
+
 		w.Stop()
 	}
 }

@@ -25,6 +25,7 @@ func NewCache[R any](message func(*R) proto.Message) *Cache[R] {
 func (c *Cache[R]) Item(r *R) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if b := c.known[r]; b != nil {
 		return b, nil
 	}
@@ -33,8 +34,10 @@ func (c *Cache[R]) Item(r *R) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	b = slices.Clip(b)
 	c.known[r] = b
+
 	return b, nil
 }
 
@@ -45,6 +48,7 @@ const maxRemoved = 32
 func (c *Cache[R]) Keep(all []*R) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if len(c.known) <= 2*len(all)+maxRemoved {
 		return
 	}
@@ -55,5 +59,6 @@ func (c *Cache[R]) Keep(all []*R) {
 			kept[r] = b
 		}
 	}
+
 	c.known = kept
 }

@@ -16,6 +16,7 @@ func TestCacheForgets(t *testing.T) {
 		encoded++
 		return &runtimeapi.Container{Id: r.name}
 	})
+
 	list := func(all []*record) {
 		for _, r := range all {
 			if _, err := c.Item(r); err != nil {
@@ -33,6 +34,7 @@ func TestCacheForgets(t *testing.T) {
 		}
 		list(all)
 	}
+
 	if len(c.known) > 2*10+maxRemoved {
 		t.Errorf("%d records are kept of 10", len(c.known))
 	}

@@ -8,8 +8,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Valid returns a copy of a message whose texts are UTF-8, and whether there was anything to change. Protobuf refuses a whole message for
-// one text that is not. The message itself is not changed: its maps may be a record's.
+// Valid returns a copy of a message whose texts are UTF-8, and whether there was anything to
+// change. Protobuf refuses a whole message for one text that is not. The message itself is not
+// changed: its maps may be a record's.
 func Valid(m proto.Message) (valid proto.Message, changed bool) {
 	valid = proto.Clone(m)
 	changed = makeValid(valid.ProtoReflect())
@@ -30,6 +31,7 @@ func makeValid(m protoreflect.Message) (changed bool) {
 				}
 				changed = changed || bad
 			}
+
 		default:
 			fixed, bad := validValue(f, v)
 			if bad && f.Kind() == protoreflect.StringKind {
@@ -37,8 +39,10 @@ func makeValid(m protoreflect.Message) (changed bool) {
 			}
 			changed = changed || bad
 		}
+
 		return true
 	})
+
 	return changed
 }
 
@@ -47,6 +51,7 @@ func makeMapValid(f protoreflect.FieldDescriptor, entries protoreflect.Map) (cha
 		key   protoreflect.MapKey
 		value protoreflect.Value
 	}
+
 	var odd []entry
 	entries.Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
 		value, badValue := validValue(f.MapValue(), v)
@@ -56,12 +61,15 @@ func makeMapValid(f protoreflect.FieldDescriptor, entries protoreflect.Map) (cha
 			odd = append(odd, entry{k, v})
 			odd = append(odd, entry{key.MapKey(), value})
 		}
+
 		return true
 	})
+
 	for i := 0; i < len(odd); i += 2 {
 		entries.Clear(odd[i].key)
 		entries.Set(odd[i+1].key, odd[i+1].value)
 	}
+
 	return changed
 }
 
@@ -75,5 +83,6 @@ func validValue(f protoreflect.FieldDescriptor, v protoreflect.Value) (protorefl
 	case protoreflect.MessageKind:
 		return v, makeValid(v.Message())
 	}
+
 	return v, false
 }

@@ -20,13 +20,16 @@ func receive(t *testing.T, items []byte) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	got := &runtimeapi.ListPodSandboxResponse{}
 	if err := proto.Unmarshal(b, got); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range got.Items {
 		names = append(names, p.Id)
 	}
+
 	return names
 }
 
@@ -38,6 +41,7 @@ func items(t *testing.T, names ...string) (b []byte) {
 			t.Fatal(err)
 		}
 	}
+
 	return b
 }
 
@@ -46,6 +50,7 @@ func TestCarry(t *testing.T) {
 	if got := receive(t, b); !slices.Equal(got, []string{"a", "", "c"}) {
 		t.Errorf("received %q", got)
 	}
+
 	for _, c := range []struct {
 		answer *runtimeapi.ListPodSandboxResponse
 		ok     bool
@@ -62,32 +67,45 @@ func TestCarry(t *testing.T) {
 	}
 }
 
-// TestInvalidTexts: an item with texts that are no UTF-8, wherever they stand, is sent with valid ones, and the record stays as it is.
+// TestInvalidTexts: an item with texts that are no UTF-8, wherever they stand, is sent with valid
+// ones, and the record stays as it is.
 func TestInvalidTexts(t *testing.T) {
 	item := &runtimeapi.ContainerStatus{
-		Id: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "a\xc3"}, Labels: map[string]string{"k\xfe": "v\xfd", "k": "\xff", "good": "good"},
-		Mounts: []*runtimeapi.Mount{{HostPath: "/\xff"}, {HostPath: "/good"}}, User: &runtimeapi.ContainerUser{},
-		Resources: &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{Unified: map[string]string{"\xff": ""}}},
+		Id:       "\xff",
+		Metadata: &runtimeapi.ContainerMetadata{Name: "a\xc3"},
+		Labels:   map[string]string{"k\xfe": "v\xfd", "k": "\xff", "good": "good"},
+		Mounts:   []*runtimeapi.Mount{{HostPath: "/\xff"}, {HostPath: "/good"}},
+		User:     &runtimeapi.ContainerUser{},
+		Resources: &runtimeapi.ContainerResources{
+			Linux: &runtimeapi.LinuxContainerResources{Unified: map[string]string{"\xff": ""}},
+		},
 	}
+
 	b, err := AppendItem([]byte(nil), item)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	fields, _, _ := protowire.ConsumeTag(b)
 	_, _, begin := protowire.ConsumeTag(b)
 	message, n := protowire.ConsumeBytes(b[begin:])
 	if fields != Items || n < 0 {
 		t.Fatalf("field %d, %d bytes", fields, n)
 	}
+
 	got := &runtimeapi.ContainerStatus{}
 	if err := proto.Unmarshal(message, got); err != nil {
 		t.Fatal(err)
 	}
+
 	const bad = "\uFFFD"
-	if got.Id != bad || got.Metadata.Name != "a"+bad || got.Labels["k"+bad] != "v"+bad || got.Labels["k"] != bad || got.Labels["good"] != "good" ||
-		got.Mounts[0].HostPath != "/"+bad || got.Mounts[1].HostPath != "/good" || len(got.Resources.Linux.Unified) != 1 || len(got.Labels) != 3 {
+	if got.Id != bad || got.Metadata.Name != "a"+bad || got.Labels["k"+bad] != "v"+bad || got.Labels["k"] != bad ||
+		got.Labels["good"] != "good" ||
+		got.Mounts[0].HostPath != "/"+bad || got.Mounts[1].HostPath != "/good" ||
+		len(got.Resources.Linux.Unified) != 1 || len(got.Labels) != 3 {
 		t.Errorf("%v", got)
 	}
+
 	if item.Id != "\xff" || item.Labels["k\xfe"] != "v\xfd" {
 		t.Error("the record was changed")
 	}
@@ -97,34 +115,50 @@ func TestInvalidTexts(t *testing.T) {
 func TestFields(t *testing.T) {
 	for _, m := range []*runtimeapi.Metric{
 		{Value: &runtimeapi.UInt64Value{}},
-		{Name: "n", Timestamp: 1<<62 + 1, MetricType: runtimeapi.MetricType_GAUGE, LabelValues: []string{"", "ä"}, Value: &runtimeapi.UInt64Value{Value: 1<<64 - 1}},
-		{Name: strings.Repeat("n", 300), LabelValues: []string{strings.Repeat("l", 20000)}, Value: &runtimeapi.UInt64Value{Value: 127}},
+		{
+			Name:        "n",
+			Timestamp:   1<<62 + 1,
+			MetricType:  runtimeapi.MetricType_GAUGE,
+			LabelValues: []string{"", "ä"},
+			Value:       &runtimeapi.UInt64Value{Value: 1<<64 - 1},
+		},
+		{
+			Name:        strings.Repeat("n", 300),
+			LabelValues: []string{strings.Repeat("l", 20000)},
+			Value:       &runtimeapi.UInt64Value{Value: 127},
+		},
 		{Name: "-1", Timestamp: -1, Value: &runtimeapi.UInt64Value{Value: 128}},
 	} {
 		var b []byte
 		if m.Name != "" {
 			b = AppendText(b, 1, m.Name)
 		}
+
 		b = AppendNumber(AppendNumber(b, 2, uint64(m.Timestamp)), 3, uint64(m.MetricType))
 		for _, l := range m.LabelValues {
 			b = AppendText(b, 4, l)
 		}
+
 		b = AppendWrapped(b, 5, m.Value.Value)
 		want, err := proto.Marshal(m)
 		if err != nil || !bytes.Equal(b, want) {
 			t.Errorf("%.100v: %.100x, want %.100x, %v", m, b, want, err)
 		}
+
 		all, err := proto.Marshal(&runtimeapi.ContainerMetrics{Metrics: []*runtimeapi.Metric{m}})
 		if got := AppendField(nil, 2, b); err != nil || !bytes.Equal(got, all) {
 			t.Errorf("as a field: %.100x, want %.100x, %v", got, all, err)
 		}
 	}
-	if got := receive(t, AppendField(nil, Items, AppendText(nil, 1, "eth\xff0"))); !slices.Equal(got, []string{"eth\uFFFD0"}) {
+
+	if got := receive(t, AppendField(nil, Items, AppendText(nil, 1, "eth\xff0"))); !slices.Equal(got,
+		[]string{"eth\uFFFD0"}) {
 		t.Errorf("what is not UTF-8: %q", got)
 	}
 }
 
-// TestPages gives every item once, in order, in answers of bounded size with memory of their own; an item that is larger goes alone.
+// TestPages gives every item once, in order, in answers of bounded size with memory of their own;
+// an item that is larger goes alone.
 func TestPages(t *testing.T) {
 	const most = 1000
 	small, half, large := "s", strings.Repeat("h", most/2-50), strings.Repeat("l", 2*most)
@@ -140,16 +174,19 @@ func TestPages(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if !slices.Equal(got, names) || !slices.Equal(counts, []int{3, 1, 1, 2}) || !bytes.Equal(all, items(t, names...)) {
 		t.Errorf("%d items in pages of %v", len(got), counts)
 	}
 	if err := Pages(nil, most, func([]byte) error { return errors.New("an empty page was sent") }); err != nil {
 		t.Error(err)
 	}
+
 	boom := errors.New("the client has gone")
 	if err := Pages(slices.Clone(all), most, func([]byte) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("an error of the stream: %v", err)
 	}
+
 	if err := Pages(slices.Clone(all[:len(all)-1]), most, func([]byte) error { return nil }); err == nil {
 		t.Error("half an item was sent")
 	}

@@ -51,7 +51,8 @@ func Required(message protoreflect.FullName, field protoreflect.Name) bool {
 	return false
 }
 
-// Check returns an error that names the first missing message in an answer, as a client receives it.
+// Check returns an error that names the first missing message in an answer, as a client receives
+// it.
 func Check(answer any) error {
 	m, ok := answer.(proto.Message)
 	if !ok {
@@ -66,6 +67,7 @@ func check(m protoreflect.Message, path string) (err error) {
 			return fmt.Errorf("%s has no %s, which a kubelet uses without a check", path, name)
 		}
 	}
+
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		below := path + "." + string(f.Name())
 		switch {
@@ -76,10 +78,13 @@ func check(m protoreflect.Message, path string) (err error) {
 					break
 				}
 			}
+
 		default:
 			err = check(v.Message(), below)
 		}
+
 		return err == nil
 	})
+
 	return err
 }

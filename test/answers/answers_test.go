@@ -17,6 +17,7 @@ func TestRequiredExist(t *testing.T) {
 			t.Errorf("the CRI has no message %s", message)
 			continue
 		}
+
 		for _, name := range fields {
 			f := m.Fields().ByName(name)
 			if f == nil || f.Kind() != protoreflect.MessageKind || f.IsList() {
@@ -32,6 +33,7 @@ func TestCheck(t *testing.T) {
 		Attributes: &runtimeapi.PodSandboxAttributes{Id: "1", Metadata: &runtimeapi.PodSandboxMetadata{Name: "web"}},
 		Linux:      &runtimeapi.LinuxPodSandboxStats{Network: network},
 	}
+
 	answer := &runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{stats}}
 	if err := Check(answer); err != nil {
 		t.Error(err)
@@ -39,9 +41,11 @@ func TestCheck(t *testing.T) {
 
 	network.DefaultInterface = nil
 	err := Check(answer)
-	if err == nil || !strings.HasPrefix(err.Error(), "ListPodSandboxStatsResponse.stats[0].linux.network has no default_interface") {
+	if err == nil || !strings.HasPrefix(err.Error(), "ListPodSandboxStatsResponse.stats[0].linux.network has no "+
+		"default_interface") {
 		t.Errorf("a network without its interface: %v", err)
 	}
+
 	if err := Check("text"); err == nil {
 		t.Error("a text was taken for an answer")
 	}

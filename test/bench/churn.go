@@ -19,8 +19,9 @@ import (
 const churnCommand = "churn"
 
 const (
-	// churnWarmUp is how many pods come before the first reading. What is made once must be there then, and so must the pages of the program itself:
-	// they count as resident, and one of its 18 MiB is used for the first time somewhere among the first hundreds of pods.
+	// churnWarmUp is how many pods come before the first reading. What is made once must be there
+	// then, and so must the pages of the program itself: they count as resident, and one of its 18
+	// MiB is used for the first time somewhere among the first hundreds of pods.
 	churnWarmUp = 500
 	churnMore   = 1.1 // what the daemon may hold after, as a multiple of what it held before
 )
@@ -43,32 +44,45 @@ func benchChurn(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	load := loadAverage(h)
 	f := churn(ctx, h, engines.Version(*version), *pods, *atOnce, *longest, *rest)
-	fmt.Printf("Docker Engine %s, %d pods with one container each, %d at once, in %s, %d CPUs, load average %s before the run, %s\n\n",
-		*version, f.pods, *atOnce, f.took.Round(time.Second), runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+	fmt.Printf("Docker Engine %s, %d pods with one container each, %d at once, in %s, %d CPUs, load average %s "+
+		"before the run, %s\n\n",
+		*version, f.pods, *atOnce, f.took.Round(time.Second), runtime.NumCPU(), load,
+		time.Now().UTC().Format(time.DateOnly))
+
 	return reportChurn(os.Stdout, f)
 }
 
-func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int, longest, rest time.Duration) churnFigures {
+func churn(
+	ctx context.Context, h *harness, v engines.Version, pods, atOnce int, longest, rest time.Duration,
+) churnFigures {
 	e := engines.Start(h, v)
 	image := e.ImportBusybox(h)
 	d := e.Daemon(h, "--log-level=info")
 	c := &lives.Churn{
-		Runtime: d.Runtime, Pods: churnWarmUp, AtOnce: atOnce,
+		Runtime: d.Runtime,
+		Pods:    churnWarmUp,
+		AtOnce:  atOnce,
 		Pod: func(i int) *runtimeapi.PodSandboxConfig {
 			name := fmt.Sprint("churn-", i)
 			return &runtimeapi.PodSandboxConfig{
-				Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name}, LogDirectory: e.Dir + "/logs/" + name,
-				Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
+				Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
+				LogDirectory: e.Dir + "/logs/" + name,
+				Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
 			}
 		},
 		Container: func(name string, command []string) *runtimeapi.ContainerConfig {
 			return &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command, LogPath: name + ".log",
+				Metadata: &runtimeapi.ContainerMetadata{Name: name},
+				Image:    &runtimeapi.ImageSpec{Image: image},
+				Command:  command,
+				LogPath:  name + ".log",
 			}
 		},
 	}
+
 	held := func() lives.Held {
 		s, err := lives.ReadHeld(d.Metrics(h))
 		if err != nil {
@@ -76,6 +90,7 @@ func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int,
 		}
 		return s
 	}
+
 	run := func(ctx context.Context) int {
 		n, err := c.Run(ctx)
 		if err != nil {
@@ -83,6 +98,7 @@ func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int,
 		}
 		return n
 	}
+
 	run(ctx)
 	idle(ctx, h, rest)
 	f := churnFigures{before: held()}
@@ -92,13 +108,16 @@ func churn(ctx context.Context, h *harness, v engines.Version, pods, atOnce int,
 			h.Logf("%s: %d pods, %+v", time.Now().Format(time.TimeOnly), n, held())
 		}
 	}
+
 	limited, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
+
 	begin := time.Now()
 	f.pods = run(limited)
 	f.took = time.Since(begin)
 	idle(ctx, h, rest)
 	f.after = held()
+
 	return f
 }
 
@@ -120,11 +139,14 @@ func reportChurn(out io.Writer, f churnFigures) bool {
 		if after > before*churnMore {
 			ok, verdict = false, "FAIL"
 		}
-		fmt.Fprintf(out, "| %s | %.1f%s | %.1f%s | ≤ %.1f × before | %s |\n", name, before, unit, after, unit, churnMore, verdict)
+		fmt.Fprintf(out, "| %s | %.1f%s | %.1f%s | ≤ %.1f × before | %s |\n", name, before, unit, after, unit,
+			churnMore, verdict)
 	}
+
 	row("memory (RSS)", f.before.RSS/(1<<20), f.after.RSS/(1<<20), " MiB")
 	row("goroutines", f.before.Goroutines, f.after.Goroutines, "")
 	row("descriptors", f.before.Descriptors, f.after.Descriptors, "")
 	fmt.Fprintln(out)
+
 	return ok
 }

@@ -44,25 +44,31 @@ func (l *loading) whileAsked(ctx context.Context, name string, do func(context.C
 		defer close(done)
 		return do(groupCtx)
 	})
+
 	g.Go(func() error {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
+
 		for {
 			select {
 			case <-done:
 				return nil
 			case <-tick.C:
 			}
+
 			begin := time.Now()
 			if _, err := l.daemon.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err != nil {
 				return err
 			}
+
 			took = append(took, time.Since(begin))
 		}
 	})
+
 	err := g.Wait()
 	p99 := quantile(took, 99)
 	l.table.add(name+": Status, p99", ms(p99), "≤ "+ms(busyStatus), p99 <= busyStatus)
+
 	return err
 }
 
@@ -77,38 +83,52 @@ func (l *loading) probes(ctx context.Context) error {
 		g.SetLimit(probesAtOnce)
 		tick := time.NewTicker(time.Second / probeRate)
 		defer tick.Stop()
+
 		for i, begin := 0, time.Now(); time.Since(begin) < probesFor; i++ {
 			<-tick.C
 			p := l.pods[i%len(l.pods)]
 			if !g.TryGo(func() error {
 				begin := time.Now()
-				r, err := l.daemon.Runtime.ExecSync(groupCtx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"echo", p.container}, Timeout: 60})
+				r, err := l.daemon.Runtime.ExecSync(groupCtx, &runtimeapi.ExecSyncRequest{
+					ContainerId: p.container,
+					Cmd:         []string{"echo", p.container},
+					Timeout:     60,
+				})
 				if err == nil && strings.TrimSpace(string(r.Stdout)) != p.container {
 					err = fmt.Errorf("a probe of %s got %q", p.container, r.Stdout)
 				}
+
 				done.Add(1)
 				mu.Lock()
 				defer mu.Unlock()
+
 				took = append(took, time.Since(begin))
+
 				return err
 			}) {
 				skipped.Add(1)
 			}
 		}
+
 		return g.Wait()
 	})
+
 	l.table.add(fmt.Sprintf("exec probes, %d due each second", probeRate),
-		fmt.Sprintf("%d done, %d skipped, p50 %s", done.Load(), skipped.Load(), ms(quantile(took, 50))), "no error", err == nil)
+		fmt.Sprintf("%d done, %d skipped, p50 %s", done.Load(), skipped.Load(), ms(quantile(took, 50))), "no error",
+		err == nil)
+
 	return err
 }
 
 // followers has very many clients follow few logs. Each gets every line.
 func (l *loading) followers(ctx context.Context) error {
-	script := fmt.Sprintf("sleep 3; for i in $(seq 1 %d); do echo line $i; [ $((i %% 40)) != 0 ] || sleep 0.2; done; sleep 1", followedLines)
+	script := fmt.Sprintf("sleep 3; for i in $(seq 1 %d); do echo line $i; [ $((i %% 40)) != 0 ] || sleep 0.2; "+
+		"done; sleep 1", followedLines)
 	pod, err := l.pod(ctx, "followed", []string{"sleep", "100000"})
 	if err != nil {
 		return err
 	}
+
 	l.pods = append(l.pods, pod)
 	var ids []string
 	for i := range followedCount {
@@ -132,10 +152,14 @@ func (l *loading) followers(ctx context.Context) error {
 				return err
 			})
 		}
+
 		return g.Wait()
 	})
+
 	l.table.add(fmt.Sprintf("%d log followers, each gets %d lines", followerCount, followedLines),
-		fmt.Sprintf("%d got fewer, %s", short.Load(), time.Since(begin).Round(time.Millisecond)), "none", err == nil && short.Load() == 0)
+		fmt.Sprintf("%d got fewer, %s", short.Load(), time.Since(begin).Round(time.Millisecond)), "none", err == nil &&
+			short.Load() == 0)
+
 	return err
 }
 
@@ -146,17 +170,20 @@ func (l *loading) follow(ctx context.Context, id string) (lines int, err error) 
 		return 0, err
 	}
 	defer r.Close()
+
 	out, in := io.Pipe()
 	go func() {
 		_, err := stdcopy.StdCopy(in, io.Discard, r)
 		in.CloseWithError(err)
 	}()
+
 	s := bufio.NewScanner(out)
 	for s.Scan() {
 		if lines++; s.Text() != fmt.Sprintf("line %d", lines) {
 			return lines, fmt.Errorf("line %d is %q", lines, s.Text())
 		}
 	}
+
 	return lines, s.Err()
 }
 
@@ -181,6 +208,7 @@ func (l *loading) deafClient(ctx context.Context) error {
 	var deaf atomic.Bool
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	conn, err := grpc.NewClient("unix://"+l.daemon.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(addr, "unix://"))
@@ -190,24 +218,29 @@ func (l *loading) deafClient(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+
 	r := runtimeapi.NewRuntimeServiceClient(conn)
 	if _, err := r.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
 		return err
 	}
+
 	deaf.Store(true)
 	var wg sync.WaitGroup
 	for range deafCalls {
 		wg.Go(func() { _, _ = r.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{}) })
 		wg.Go(func() { _, _ = r.ListContainers(ctx, &runtimeapi.ListContainersRequest{}) })
 	}
+
 	err = l.whileAsked(ctx, "a client that never reads", func(ctx context.Context) error {
 		return pauseFor(ctx, 5*time.Second)
 	})
 	rss := l.daemon.RSS(l.h)
-	l.table.add("a client that never reads: memory of the daemon (RSS)", fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), "", true)
+	l.table.add("a client that never reads: memory of the daemon (RSS)", fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)),
+		"", true)
 	cancel()
 	conn.Close()
 	wg.Wait()
+
 	return err
 }
 
@@ -220,18 +253,22 @@ func pauseFor(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// slowReader reads one event a second, and another client all of them, while containers live and die.
+// slowReader reads one event a second, and another client all of them, while containers live and
+// die.
 func (l *loading) slowReader(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	slow, err := l.daemon.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
 		return err
 	}
+
 	quick, err := l.daemon.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
 		return err
 	}
+
 	go func() {
 		for {
 			if _, err := slow.Recv(); err != nil || pauseFor(ctx, time.Second) != nil {
@@ -239,6 +276,7 @@ func (l *loading) slowReader(ctx context.Context) error {
 			}
 		}
 	}()
+
 	var seen []string
 	received := make(chan error, 1)
 	go func() {
@@ -248,10 +286,12 @@ func (l *loading) slowReader(ctx context.Context) error {
 				received <- err
 				return
 			}
+
 			if e.ContainerEventType == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
 				seen, deleted = append(seen, e.ContainerId), deleted+1
 			}
 		}
+
 		received <- nil
 	}()
 
@@ -263,22 +303,28 @@ func (l *loading) slowReader(ctx context.Context) error {
 				made = append(made, id)
 				_, err = l.daemon.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
 			}
+
 			if err != nil {
 				return err
 			}
 		}
+
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+
 	select {
 	case err = <-received:
 	case <-time.After(time.Minute):
 		err = errors.New("the other reader waits")
 	}
+
 	slices.Sort(seen)
 	slices.Sort(made)
-	l.table.add("a slow event reader: ends that another got", fmt.Sprintf("%d of %d", len(seen), len(made)), "all", err == nil && slices.Equal(seen, made))
+	l.table.add("a slow event reader: ends that another got", fmt.Sprintf("%d of %d", len(seen), len(made)), "all",
+		err == nil && slices.Equal(seen, made))
+
 	return err
 }

@@ -30,6 +30,7 @@ func benchEvents(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		load := loadAverage(h)
@@ -38,6 +39,7 @@ func benchEvents(ctx context.Context, h *harness, args []string) bool {
 			v, *count, *atOnce, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = reportEvents(os.Stdout, f, *count) && ok
 	}
+
 	return ok
 }
 
@@ -46,24 +48,36 @@ func events(ctx context.Context, h *harness, v engines.Version, count, atOnce in
 	image := e.ImportBusybox(h)
 	d := e.Daemon(h, "--log-level=info")
 	cfg := &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: "lives", Namespace: "bench", Uid: "lives"}, LogDirectory: e.Dir + "/logs",
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "lives", Namespace: "bench", Uid: "lives"},
+		LogDirectory: e.Dir + "/logs",
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
 	}
+
 	pod, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	f, err := lives.Run(ctx, lives.Config{
-		Runtime: d.Runtime, Docker: e.Docker(h), Pod: pod.PodSandboxId, PodOf: cfg, Lives: count, AtOnce: atOnce,
+		Runtime: d.Runtime,
+		Docker:  e.Docker(h),
+		Pod:     pod.PodSandboxId,
+		PodOf:   cfg,
+		Lives:   count,
+		AtOnce:  atOnce,
 		Container: func(name string, command []string) *runtimeapi.ContainerConfig {
 			return &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image}, Command: command, LogPath: name + ".log",
+				Metadata: &runtimeapi.ContainerMetadata{Name: name},
+				Image:    &runtimeapi.ImageSpec{Image: image},
+				Command:  command,
+				LogPath:  name + ".log",
 			}
 		},
 	})
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	return f
 }
 
@@ -77,20 +91,27 @@ func reportEvents(out io.Writer, f lives.Figures, count int) bool {
 		}
 		return "FAIL"
 	}
-	fmt.Fprintln(out, "| after the engine's event | p50 | p99 | most | n | limit | verdict |\n|---|---:|---:|---:|---:|---|---|")
+
+	fmt.Fprintln(out, "| after the engine's event | p50 | p99 | most | n | limit | verdict |\n"+
+		"|---|---:|---:|---:|---:|---|---|")
 	var all []time.Duration
 	row := func(name string, d []time.Duration, limit, verdict string) {
-		fmt.Fprintf(out, "| %s | %s | %s | %s | %d | %s | %s |\n", name, ms(quantile(d, 50)), ms(quantile(d, 99)), ms(quantile(d, 100)), len(d), limit, verdict)
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %d | %s | %s |\n", name, ms(quantile(d, 50)), ms(quantile(d, 99)),
+			ms(quantile(d, 100)), len(d), limit, verdict)
 	}
+
 	for kind := range runtimeapi.ContainerEventType(len(runtimeapi.ContainerEventType_name)) {
 		name := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(kind.String(), "CONTAINER_"), "_EVENT"))
 		row(name, f.Behind[kind], "", "")
 		all = append(all, f.Behind[kind]...)
 	}
+
 	row("all", all, "p99 ≤ "+ms(eventsLimit), verdict(len(all) == 4*count && quantile(all, 99) <= eventsLimit))
-	fmt.Fprintf(out, "| lives not told from beginning to end, in order, each transition once | %d | | | %d | none | %s |\n\n", len(f.Wrong), count, verdict(len(f.Wrong) == 0))
+	fmt.Fprintf(out, "| lives not told from beginning to end, in order, each transition once | %d | | | %d | none | "+
+		"%s |\n\n", len(f.Wrong), count, verdict(len(f.Wrong) == 0))
 	for _, w := range f.Wrong[:min(len(f.Wrong), 10)] {
 		fmt.Fprintln(out, w)
 	}
+
 	return ok
 }

@@ -16,10 +16,12 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// heartbeatCommand runs the program as the benchmark of the signs of life that the daemon asks the engine for.
+// heartbeatCommand runs the program as the benchmark of the signs of life that the daemon asks the
+// engine for.
 const heartbeatCommand = "heartbeat"
 
-// heartbeatLimit is the CPU of daemon and engine together for one second of heartbeat and event check.
+// heartbeatLimit is the CPU of daemon and engine together for one second of heartbeat and event
+// check.
 const heartbeatLimit = 500 * time.Microsecond
 
 // beat is the CPU that one request costs.
@@ -33,6 +35,7 @@ func benchHeartbeat(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		load := loadAverage(h)
@@ -41,10 +44,12 @@ func benchHeartbeat(ctx context.Context, h *harness, args []string) bool {
 			v, *pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = reportHeartbeat(os.Stdout, ping, check) && ok
 	}
+
 	return ok
 }
 
-// heartbeat measures the requests by themselves: at rest they are lost in what the engine does anyway.
+// heartbeat measures the requests by themselves: at rest they are lost in what the engine does
+// anyway.
 func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls int) (ping, check beat) {
 	e := engines.Start(h, v)
 	d := e.Daemon(h, "--log-level=info")
@@ -54,19 +59,23 @@ func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls i
 		docker:  e.Docker(h),
 		figures: figures{Samples: map[operation][]time.Duration{}},
 	}
+
 	for _, part := range []func(context.Context) error{m.prepare, m.fill} {
 		if err := part(ctx); err != nil {
 			h.Fatalf("bench: %v", err)
 		}
 	}
+
 	docker, err := engine.New(engine.Config{Endpoint: m.Docker, Log: slog.New(slog.DiscardHandler)})
 	if err == nil {
 		_, err = docker.Host(ctx)
 	}
+
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
 	defer docker.Close()
+
 	d.Kill(h) // its own requests would be counted
 	defer d.Restart(h)
 
@@ -76,6 +85,7 @@ func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls i
 		_, err := docker.EventsBetween(ctx, until.Add(-view.CheckInterval), until)
 		return err
 	})
+
 	return ping, check
 }
 
@@ -92,8 +102,10 @@ func costOf(h *harness, e *engines.Engine, calls int, do func() error) beat {
 			h.Fatalf("bench: %v", err)
 		}
 	}
+
 	took := time.Since(began)
 	n := time.Duration(calls)
+
 	return beat{
 		ours:   (ownCPU(h) - ours) / n,
 		engine: (e.CPU(h) - theirs - time.Duration(idle*float64(took))) / n,
@@ -111,7 +123,8 @@ func ownCPU(h *harness) time.Duration {
 
 // reportHeartbeat prints the costs as a Markdown table and says whether the limit holds.
 func reportHeartbeat(out io.Writer, ping, check beat) bool {
-	fmt.Fprintln(out, "| CPU | daemon | engine | every | a second | limit | verdict |\n|---|---:|---:|---:|---:|---|---|")
+	fmt.Fprintln(out, "| CPU | daemon | engine | every | a second | limit | verdict |\n"+
+		"|---|---:|---:|---:|---:|---|---|")
 	var total time.Duration
 	for _, row := range []struct {
 		name  string
@@ -123,12 +136,16 @@ func reportHeartbeat(out io.Writer, ping, check beat) bool {
 	} {
 		second := time.Duration(float64(row.cost.ours+row.cost.engine) / row.every.Seconds())
 		total += second
-		fmt.Fprintf(out, "| %s | %s | %s | %s | %.3f ms | | |\n", row.name, ms(row.cost.ours), ms(row.cost.engine), row.every, float64(second)/1e6)
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %.3f ms | | |\n", row.name, ms(row.cost.ours), ms(row.cost.engine),
+			row.every, float64(second)/1e6)
 	}
+
 	verdict := "pass"
 	if total > heartbeatLimit {
 		verdict = "FAIL"
 	}
+
 	fmt.Fprintf(out, "| both | | | | %.3f ms | ≤ %s | %s |\n\n", float64(total)/1e6, ms(heartbeatLimit), verdict)
+
 	return total <= heartbeatLimit
 }

@@ -23,7 +23,8 @@ const imagesCommand = "images"
 // pullRSSLimit is what the daemon may take while it pulls, in bytes.
 const pullRSSLimit = 40 << 20
 
-// pullFigures are what was measured while the same number of images was pulled in parallel, through the daemon and without it.
+// pullFigures are what was measured while the same number of images was pulled in parallel, through
+// the daemon and without it.
 type pullFigures struct {
 	cri, docker  time.Duration
 	before, most int64 // the daemon's resident memory before and at most meanwhile, in bytes
@@ -37,12 +38,15 @@ func benchImages(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		f := pullImages(ctx, h, v, *images, *size*1_000_000)
-		fmt.Printf("Docker Engine %s, %d images of %d MB in parallel, %d CPUs, %s\n\n", v, *images, *size, runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
+		fmt.Printf("Docker Engine %s, %d images of %d MB in parallel, %d CPUs, %s\n\n", v, *images, *size,
+			runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
 		ok = reportImages(os.Stdout, f) && ok
 	}
+
 	return ok
 }
 
@@ -56,22 +60,28 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 		floor = append(floor, r.Add(h, fmt.Sprint("floor", i), "1", 1, size))
 		refs = append(refs, r.Add(h, fmt.Sprint("cri", i), "1", 1, size))
 	}
+
 	f.docker = together(h, floor, func(ref string) error {
 		p, err := docker.ImagePull(ctx, ref, client.ImagePullOptions{})
 		if err == nil {
 			err = p.Wait(ctx)
 		}
+
 		if err == nil {
 			_, err = docker.ImageRemove(ctx, ref, client.ImageRemoveOptions{})
 		}
+
 		return err
 	})
+
 	f.before = d.RSS(h)
 	stop, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
+
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
+
 		for {
 			select {
 			case <-stop:
@@ -81,6 +91,7 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 			}
 		}
 	}()
+
 	f.cri = together(h, refs, func(ref string) error {
 		i := &runtimeapi.ImageSpec{Image: ref}
 		_, err := d.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: i})
@@ -89,8 +100,10 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 		}
 		return err
 	})
+
 	close(stop)
 	<-watched
+
 	return f
 }
 
@@ -101,9 +114,11 @@ func together(h *harness, refs []string, do func(ref string) error) time.Duratio
 	for _, ref := range refs {
 		g.Go(func() error { return do(ref) })
 	}
+
 	if err := g.Wait(); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	return time.Since(began)
 }
 
@@ -113,9 +128,13 @@ func reportImages(out io.Writer, f pullFigures) bool {
 	if ok {
 		verdict = "pass"
 	}
+
 	fmt.Fprintln(out, "| what | figure | limit | verdict |\n|---|---:|---|---|")
 	fmt.Fprintf(out, "| memory of the daemon (RSS) before the pulls | %.1f MiB | | |\n", float64(f.before)/(1<<20))
-	fmt.Fprintf(out, "| memory of the daemon (RSS), the most during the pulls | %.1f MiB | ≤ %d MiB | %s |\n", float64(f.most)/(1<<20), pullRSSLimit>>20, verdict)
-	fmt.Fprintf(out, "| pulls and removals through the daemon | %.2f × without it (%.1f s, %.1f s) | | |\n\n", f.cri.Seconds()/f.docker.Seconds(), f.cri.Seconds(), f.docker.Seconds())
+	fmt.Fprintf(out, "| memory of the daemon (RSS), the most during the pulls | %.1f MiB | ≤ %d MiB | %s |\n",
+		float64(f.most)/(1<<20), pullRSSLimit>>20, verdict)
+	fmt.Fprintf(out, "| pulls and removals through the daemon | %.2f × without it (%.1f s, %.1f s) | | |\n\n",
+		f.cri.Seconds()/f.docker.Seconds(), f.cri.Seconds(), f.docker.Seconds())
+
 	return ok
 }

@@ -13,7 +13,11 @@ func TestReportImages(t *testing.T) {
 		want bool
 	}{{pullRSSLimit, true}, {pullRSSLimit + 1, false}, {0, false}} {
 		var out strings.Builder
-		if got := reportImages(&out, pullFigures{cri: time.Second, docker: time.Second, most: test.most}); got != test.want || strings.Contains(out.String(), "FAIL") == test.want {
+		if got := reportImages(&out, pullFigures{
+			cri:    time.Second,
+			docker: time.Second,
+			most:   test.most,
+		}); got != test.want || strings.Contains(out.String(), "FAIL") == test.want {
 			t.Errorf("%d bytes: %v\n%s", test.most, got, &out)
 		}
 	}

@@ -69,6 +69,7 @@ func (t *loadTable) add(what, measured, limit string, ok bool) {
 	if !ok {
 		verdict, t.failed = "FAIL", true
 	}
+
 	t.rows = append(t.rows, [4]string{what, measured, limit, verdict})
 }
 
@@ -88,6 +89,7 @@ func benchLoad(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		load := loadAverage(h)
@@ -97,18 +99,28 @@ func benchLoad(ctx context.Context, h *harness, args []string) bool {
 		t.print(os.Stdout)
 		ok = ok && !t.failed
 	}
+
 	return ok
 }
 
 // drill loads a node of its own in every way, and ends when nothing is left.
 func drill(ctx context.Context, h *harness, v engines.Version, pods, calls int) *loadTable {
 	e := engines.Start(h, v)
-	l := &loading{h: h, engine: e, image: e.ImportBusybox(h), daemon: e.Daemon(h, "--log-level=info"), docker: e.Docker(h), calls: calls}
+	l := &loading{
+		h:      h,
+		engine: e,
+		image:  e.ImportBusybox(h),
+		daemon: e.Daemon(h, "--log-level=info"),
+		docker: e.Docker(h),
+		calls:  calls,
+	}
+
 	must := func(what string, err error) {
 		if err != nil {
 			h.Fatalf("bench: %s: %v", what, err)
 		}
 	}
+
 	must("burst", l.burst(ctx))
 	must("fill", l.fill(ctx, min(pods, fewPods)))
 	few := l.times(ctx)
@@ -128,8 +140,10 @@ func drill(ctx context.Context, h *harness, v engines.Version, pods, calls int) 
 		h.Logf("bench: %s", d.name)
 		must(d.name, d.do(ctx))
 	}
+
 	l.reportRSS("memory of the daemon (RSS) after the drills")
 	must("removal", l.removeAll(ctx))
+
 	return &l.table
 }
 
@@ -139,7 +153,8 @@ func (l *loading) burst(ctx context.Context) error {
 	if err := l.start(ctx, burstPods, burstPods); err != nil {
 		return err
 	}
-	l.table.add(fmt.Sprintf("%d pods started at once", burstPods), time.Since(begin).Round(time.Millisecond).String(), "all run", true)
+	l.table.add(fmt.Sprintf("%d pods started at once", burstPods), time.Since(begin).Round(time.Millisecond).String(),
+		"all run", true)
 	return nil
 }
 
@@ -153,6 +168,7 @@ func (l *loading) start(ctx context.Context, count, atOnce int) error {
 	if count <= 0 {
 		return nil
 	}
+
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
 	first := len(l.pods)
@@ -163,6 +179,7 @@ func (l *loading) start(ctx context.Context, count, atOnce int) error {
 			return err
 		})
 	}
+
 	return g.Wait()
 }
 
@@ -175,8 +192,10 @@ func (l *loading) pod(ctx context.Context, name string, command []string) (p loa
 	if err != nil {
 		return p, err
 	}
+
 	p.sandbox = sandbox.PodSandboxId
 	p.container, err = l.container(ctx, p, "main", command)
+
 	return p, err
 }
 
@@ -195,11 +214,14 @@ func (l *loading) container(ctx context.Context, p loadedPod, name string, comma
 	if err != nil {
 		return "", err
 	}
+
 	_, err = l.daemon.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+
 	return c.ContainerId, err
 }
 
-// times measures lists and statuses, of an engine that is at rest: starts keep it busy for some time.
+// times measures lists and statuses, of an engine that is at rest: starts keep it busy for some
+// time.
 func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
 	l.settle(ctx)
 	m := &measuring{
@@ -209,6 +231,7 @@ func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
 		sandbox: l.pods[0].sandbox,
 		running: l.pods[0].container,
 	}
+
 	asks := m.relist(ctx)
 	for i := range l.calls + warmUp {
 		if i == warmUp {
@@ -218,6 +241,7 @@ func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
 			l.h.Fatalf("bench: %v", err)
 		}
 	}
+
 	return m.figures.Samples
 }
 
@@ -230,11 +254,13 @@ func (l *loading) settle(ctx context.Context) {
 			return
 		case <-time.After(time.Second):
 		}
+
 		idleAfter, totalAfter := processorTime(l.h)
 		if (idleAfter-idle)*100 >= settledPercent*(totalAfter-total) {
 			return
 		}
 	}
+
 	l.h.Logf("bench: the machine is busy")
 }
 
@@ -244,17 +270,20 @@ func processorTime(h *harness) (idle, total uint64) {
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	first, _, _ := strings.Cut(string(b), "\n")
 	for i, field := range strings.Fields(first)[1:] {
 		ticks, err := strconv.ParseUint(field, 10, 64)
 		if err != nil {
 			h.Fatalf("bench: /proc/stat: %v", err)
 		}
+
 		total += ticks
 		if i == idleField || i == idleField+1 { // idle and iowait
 			idle += ticks
 		}
 	}
+
 	return idle, total
 }
 
@@ -263,14 +292,16 @@ func (l *loading) compare(few, all map[operation][]time.Duration) {
 	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus} {
 		a, b := quantile(few[op], 50), quantile(all[op], 50)
 		times := float64(b) / float64(a)
-		l.table.add(string(op)+", p50", fmt.Sprintf("%s, %.2f × that of %d pods", ms(b), times, min(fewPods, len(l.pods))),
+		l.table.add(string(op)+", p50", fmt.Sprintf("%s, %.2f × that of %d pods", ms(b), times,
+			min(fewPods, len(l.pods))),
 			fmt.Sprintf("≤ %.0f ×", loadTimes), times <= loadTimes)
 	}
 }
 
 func (l *loading) reportRSS(what string) {
 	rss := l.daemon.RSS(l.h)
-	l.table.add(what, fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), fmt.Sprintf("≤ %d MiB", loadRSS>>20), rss <= loadRSS)
+	l.table.add(what, fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), fmt.Sprintf("≤ %d MiB", loadRSS>>20),
+		rss <= loadRSS)
 }
 
 // restarts kills the daemon and starts it again some times.
@@ -285,13 +316,16 @@ func (l *loading) restarts(ctx context.Context, v engines.Version) {
 		if _, err := d.Runtime.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
 			l.h.Fatalf("bench: Version after a restart: %v", err)
 		}
+
 		first = append(first, time.Since(begin))
 		r, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 		if err = enough(len(r.GetItems()), len(l.pods), err); err != nil {
 			l.h.Fatalf("bench: ListPodSandbox after a restart: %v", err)
 		}
+
 		full = append(full, time.Since(begin))
 	}
+
 	l.daemon.AwaitReady(l.h)
 	a, b := quantile(first, 50), quantile(full, 50)
 	l.table.add("restart: first answer, p50", ms(a), "≤ "+ms(firstAnswerLimit), a <= firstAnswerLimit)
@@ -299,6 +333,7 @@ func (l *loading) restarts(ctx context.Context, v engines.Version) {
 	if v == engines.V20 {
 		limit = "≤ " + ms(fullViewLimit)
 	}
+
 	l.table.add("restart: full view, p50", ms(b), limit, limit == "" || b <= fullViewLimit)
 }
 
@@ -310,9 +345,11 @@ func (l *loading) awaitSocket(begin time.Time) {
 			c.Close()
 			return
 		}
+
 		if time.Since(begin) > time.Minute {
 			l.h.Fatalf("bench: the daemon does not listen: %v", err)
 		}
+
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -324,23 +361,30 @@ func (l *loading) removeAll(ctx context.Context) error {
 	begin := time.Now()
 	for _, p := range l.pods {
 		g.Go(func() error {
-			_, err := l.daemon.Runtime.RemovePodSandbox(groupCtx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
+			_, err := l.daemon.Runtime.RemovePodSandbox(groupCtx,
+				&runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
 			return err
 		})
 	}
+
 	if err := g.Wait(); err != nil {
 		return err
 	}
+
 	took := time.Since(begin)
 
 	left, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	files := 0
-	for _, pattern := range []string{filepath.Join(l.daemon.LeaseDir, "*", "10.*"), filepath.Join(l.daemon.CacheDir, "*"), filepath.Join(l.daemon.PinDir, "*")} {
+	for _, pattern := range []string{filepath.Join(l.daemon.LeaseDir, "*", "10.*"),
+		filepath.Join(l.daemon.CacheDir, "*"), filepath.Join(l.daemon.PinDir, "*")} {
 		found, globErr := filepath.Glob(pattern)
 		err = errors.Join(err, globErr)
 		files += len(found)
 	}
+
 	l.table.add("all pods removed", took.Round(time.Millisecond).String(), "", true)
-	l.table.add("left: containers, leases, cached results, namespaces", fmt.Sprint(len(left.Items)+files), "0", len(left.Items)+files == 0)
+	l.table.add("left: containers, leases, cached results, namespaces", fmt.Sprint(len(left.Items)+files), "0",
+		len(left.Items)+files == 0)
+
 	return err
 }

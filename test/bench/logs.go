@@ -38,7 +38,8 @@ type logOptions struct {
 	settle             time.Duration
 }
 
-// logRun is what one container that prints all lines took, from its start until the engine knew its end.
+// logRun is what one container that prints all lines took, from its start until the engine knew its
+// end.
 type logRun struct {
 	took        time.Duration
 	engine, own time.Duration // CPU time of dockerd and of the log-driver process
@@ -63,7 +64,8 @@ type logBench struct {
 	pids   struct{ engine, driver string } // as seen inside
 }
 
-// benchLogs compares the log-driver process with Docker's json-file, and says whether all limits hold.
+// benchLogs compares the log-driver process with Docker's json-file, and says whether all limits
+// hold.
 func benchLogs(ctx context.Context, h *harness, args []string) bool {
 	f := flag.NewFlagSet(logsCommand, flag.ExitOnError)
 	var o logOptions
@@ -80,7 +82,10 @@ func benchLogs(ctx context.Context, h *harness, args []string) bool {
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
-	fmt.Printf("Docker Engine %s, %d lines of %d bytes, %d CPUs, %s\n\n", *version, o.lines, lineSize, runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly))
+
+	fmt.Printf("Docker Engine %s, %d lines of %d bytes, %d CPUs, %s\n\n", *version, o.lines, lineSize, runtime.NumCPU(),
+		time.Now().UTC().Format(time.DateOnly))
+
 	return reportLogs(os.Stdout, figures, o)
 }
 
@@ -89,10 +94,12 @@ func (b *logBench) measure(ctx context.Context) (f logFigures, err error) {
 	if err != nil {
 		return f, fmt.Errorf("the log-driver process does not run: %w", err)
 	}
+
 	b.pids.driver = strings.TrimSpace(string(pid))
 	if pid, err = os.ReadFile(filepath.Join(b.engine.Dir, "docker.pid")); err != nil {
 		return f, err
 	}
+
 	b.pids.engine = strings.TrimSpace(string(pid))
 	for i := range b.pairs {
 		fmt.Fprintf(os.Stderr, "bench: pair %d of %d\n", i+1, b.pairs)
@@ -103,6 +110,7 @@ func (b *logBench) measure(ctx context.Context) (f logFigures, err error) {
 		if i%2 == 1 {
 			slices.Reverse(sides)
 		}
+
 		for _, s := range sides {
 			r, err := b.printAll(ctx, s.driver)
 			if err != nil {
@@ -111,24 +119,34 @@ func (b *logBench) measure(ctx context.Context) (f logFigures, err error) {
 			*s.runs = append(*s.runs, r)
 		}
 	}
+
 	f.rss, f.idle, err = b.many(ctx)
+
 	return f, err
 }
 
-// create makes a container with a log driver. Both drivers' containers are made in the same way, by Docker's own client.
+// create makes a container with a log driver. Both drivers' containers are made in the same way, by
+// Docker's own client.
 func (b *logBench) create(ctx context.Context, driverName, script string) (id, log string, err error) {
 	cfg := container.LogConfig{Type: driverName}
 	dir, err := os.MkdirTemp(b.engine.Dir, "logs")
 	if err != nil {
 		return "", "", err
 	}
+
 	if driverName == driver.Name {
-		cfg.Config = map[string]string{driver.OptionDirectory: dir, driver.OptionPath: "0.log", "cache-disabled": "true"}
+		cfg.Config = map[string]string{
+			driver.OptionDirectory: dir,
+			driver.OptionPath:      "0.log",
+			"cache-disabled":       "true",
+		}
 	}
+
 	r, err := b.docker.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Config:     &container.Config{Image: b.image, Cmd: []string{"sh", "-c", script}},
 		HostConfig: &container.HostConfig{NetworkMode: "none", LogConfig: cfg},
 	})
+
 	return r.ID, filepath.Join(dir, "0.log"), err
 }
 
@@ -139,48 +157,58 @@ func (b *logBench) remove(ctx context.Context, id, log string) error {
 
 // printAll measures a container that prints as fast as it can. Its log must have every line.
 func (b *logBench) printAll(ctx context.Context, driverName string) (r logRun, err error) {
-	id, log, err := b.create(ctx, driverName, fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", lineSize-1), b.lines))
+	id, log, err := b.create(ctx, driverName, fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", lineSize-1),
+		b.lines))
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, b.remove(ctx, id, log)) }()
+
 	engine, own, err := b.cpu()
 	if err != nil {
 		return r, err
 	}
+
 	began := time.Now()
 	if _, err := b.docker.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		return r, err
 	}
+
 	w := b.docker.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
 	select {
 	case err = <-w.Error:
 		return r, err
 	case <-w.Result:
 	}
+
 	r.took = time.Since(began)
 	r.engine, r.own, err = b.cpu()
 	if err != nil {
 		return r, err
 	}
+
 	r.engine, r.own = r.engine-engine, r.own-own
 	if driverName == "json-file" {
 		in, err := b.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 		if err != nil {
 			return r, err
 		}
+
 		log, err := os.Open(in.Container.LogPath)
 		if err != nil {
 			return r, err
 		}
 		defer log.Close()
+
 		return r, b.check(log)
 	}
+
 	f, err := os.Open(log)
 	if err != nil {
 		return r, err
 	}
 	defer f.Close()
+
 	return r, b.check(f)
 }
 
@@ -193,23 +221,28 @@ func (b *logBench) check(log io.Reader) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		if err != nil {
 			return err
 		}
 	}
+
 	if n != b.lines {
 		return fmt.Errorf("the log has %d lines of %d", n, b.lines)
 	}
+
 	return nil
 }
 
-// cpu is the CPU time of the engine and of the log-driver process so far. Containerd and its shims never touch the lines.
+// cpu is the CPU time of the engine and of the log-driver process so far. Containerd and its shims
+// never touch the lines.
 func (b *logBench) cpu() (engine, own time.Duration, err error) {
 	for pid, to := range map[string]*time.Duration{b.pids.engine: &engine, b.pids.driver: &own} {
 		stat, err := b.engine.Command("cat", "/proc/"+pid+"/stat").Output()
 		if err != nil {
 			return 0, 0, fmt.Errorf("process %s: %w", pid, err)
 		}
+
 		_, rest, _ := strings.Cut(string(stat), ") ")
 		f := strings.Fields(rest)
 		for _, field := range []int{11, 12} { // utime and stime, counted from the state
@@ -220,10 +253,12 @@ func (b *logBench) cpu() (engine, own time.Duration, err error) {
 			*to += time.Duration(ticks) * clockTick
 		}
 	}
+
 	return engine, own, nil
 }
 
-// many lets many containers print 1,000 lines a second each, reads the process's memory, silences them and watches its CPU time.
+// many lets many containers print 1,000 lines a second each, reads the process's memory, silences
+// them and watches its CPU time.
 func (b *logBench) many(ctx context.Context) (rss int64, idle time.Duration, err error) {
 	fmt.Fprintf(os.Stderr, "bench: %d containers at once\n", b.busy)
 	script := fmt.Sprintf("while :; do yes %s | head -n 100; usleep 100000; done", strings.Repeat("x", lineSize-1))
@@ -234,31 +269,39 @@ func (b *logBench) many(ctx context.Context) (rss int64, idle time.Duration, err
 			return 0, 0, err
 		}
 		defer func() { err = errors.Join(err, b.remove(ctx, id, log)) }()
+
 		if _, err := b.docker.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 			return 0, 0, err
 		}
+
 		ids = append(ids, id)
 	}
+
 	time.Sleep(b.settle)
 	status, err := b.engine.Command("grep", "VmRSS", "/proc/"+b.pids.driver+"/status").Output()
 	if err != nil {
 		return 0, 0, err
 	}
+
 	kib, err := strconv.ParseInt(strings.Fields(string(status))[1], 10, 64)
 	if err != nil {
 		return 0, 0, err
 	}
+
 	for _, id := range ids { // a paused container is alive and silent
 		if _, err := b.docker.ContainerPause(ctx, id, client.ContainerPauseOptions{}); err != nil {
 			return 0, 0, err
 		}
 	}
+
 	_, before, err := b.cpu()
 	if err != nil {
 		return 0, 0, err
 	}
+
 	time.Sleep(idleFor)
 	_, after, err := b.cpu()
+
 	return kib << 10, after - before, err
 }
 
@@ -279,25 +322,35 @@ func reportLogs(out io.Writer, f logFigures, o logOptions) bool {
 		}
 		return "FAIL"
 	}
+
 	took := func(r logRun) time.Duration { return r.took }
 	cpu := func(r logRun) time.Duration { return r.engine + r.own }
 	perSecond := func(r logRun) float64 { return float64(o.lines*lineSize) / r.took.Seconds() / (1 << 20) }
 	perLine := func(r logRun) float64 { return float64(cpu(r).Nanoseconds()) / float64(o.lines) }
-	fmt.Fprintln(out, "| pair | CRI files, MiB/s | json-file, MiB/s | throughput, times | CRI files, CPU ns/line (engine + process) | json-file, CPU ns/line | CPU, times |")
+	fmt.Fprintln(out, "| pair | CRI files, MiB/s | json-file, MiB/s | throughput, times | CRI files, CPU ns/line "+
+		"(engine + process) | json-file, CPU ns/line | CPU, times |")
 	fmt.Fprintln(out, "|---:|---:|---:|---:|---:|---:|---:|")
 	var speed, cost []float64
 	for i, r := range f.cri {
 		j := f.jsonFile[i]
 		speed = append(speed, float64(took(j))/float64(took(r)))
 		cost = append(cost, float64(cpu(r))/float64(cpu(j)))
-		fmt.Fprintf(out, "| %d | %.1f | %.1f | %.2f | %.0f (%.0f + %.0f) | %.0f | %.2f |\n", i+1, perSecond(r), perSecond(j), speed[i],
-			perLine(r), float64(r.engine.Nanoseconds())/float64(o.lines), float64(r.own.Nanoseconds())/float64(o.lines), perLine(j), cost[i])
+		fmt.Fprintf(out, "| %d | %.1f | %.1f | %.2f | %.0f (%.0f + %.0f) | %.0f | %.2f |\n", i+1, perSecond(r),
+			perSecond(j), speed[i],
+			perLine(r), float64(r.engine.Nanoseconds())/float64(o.lines), float64(r.own.Nanoseconds())/float64(o.lines),
+			perLine(j), cost[i])
 	}
+
 	fmt.Fprintln(out, "\n| what | figure | limit | verdict |\n|---|---:|---|---|")
-	fmt.Fprintf(out, "| throughput, median of pairs | %.2f × json-file | ≥ 1.00 | %s |\n", median(speed), verdict(median(speed) >= 1))
-	fmt.Fprintf(out, "| CPU per line, engine + process, median of pairs | %.2f × json-file | ≤ %.2f | %s |\n", median(cost), cpuLimit, verdict(median(cost) <= cpuLimit))
-	fmt.Fprintf(out, "| memory of the process (RSS), %d containers printing | %.1f MiB | ≤ %d MiB | %s |\n", o.busy, float64(f.rss)/(1<<20), logRSSLimit>>20, verdict(f.rss <= logRSSLimit))
-	fmt.Fprintf(out, "| CPU time of the process in %s, all of them silent | %s | ≤ %s, one tick | %s |\n", idleFor, f.idle, logIdleLimit, verdict(f.idle <= logIdleLimit))
+	fmt.Fprintf(out, "| throughput, median of pairs | %.2f × json-file | ≥ 1.00 | %s |\n", median(speed),
+		verdict(median(speed) >= 1))
+	fmt.Fprintf(out, "| CPU per line, engine + process, median of pairs | %.2f × json-file | ≤ %.2f | %s |\n",
+		median(cost), cpuLimit, verdict(median(cost) <= cpuLimit))
+	fmt.Fprintf(out, "| memory of the process (RSS), %d containers printing | %.1f MiB | ≤ %d MiB | %s |\n", o.busy,
+		float64(f.rss)/(1<<20), logRSSLimit>>20, verdict(f.rss <= logRSSLimit))
+	fmt.Fprintf(out, "| CPU time of the process in %s, all of them silent | %s | ≤ %s, one tick | %s |\n", idleFor,
+		f.idle, logIdleLimit, verdict(f.idle <= logIdleLimit))
+
 	return ok
 }
 

@@ -4,10 +4,10 @@
 // events" says how long after the engine's events ours come, "bench churn" what the daemon holds
 // after thousands of pods, "bench stats" what figures of containers cost, "bench heartbeat" what
 // the engine's signs of life cost, "bench load" loads a node with very many pods, "bench streams"
-// compares exec with the engine's own and port-forward with containerd's, "bench starts" creates and
-// starts of containers in parallel with the engine's own calls. It ends with 1 when a limit is missed.
-// It starts the engine and the daemon; the first benchmark then runs the program once more inside
-// the engine's namespaces, where the measuring is done.
+// compares exec with the engine's own and port-forward with containerd's, "bench starts" creates
+// and starts of containers in parallel with the engine's own calls. It ends with 1 when a limit is
+// missed. It starts the engine and the daemon; the first benchmark then runs the program once more
+// inside the engine's namespaces, where the measuring is done.
 package main
 
 import (
@@ -45,6 +45,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+
 	if len(os.Args) > 1 && os.Args[1] == measureCommand {
 		if err := measureInside(ctx, os.Args[2]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -52,12 +53,14 @@ func main() {
 		}
 		return
 	}
+
 	if len(os.Args) > 1 {
 		if run, ok := commands[os.Args[1]]; ok {
 			end(func(h *harness) bool { return run(ctx, h, os.Args[2:]) })
 			return
 		}
 	}
+
 	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
 	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")
 	calls := flag.Int("calls", 500, "calls of each list and status")
@@ -97,6 +100,7 @@ func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	maps.Copy(f.Samples, measure(ctx, h, e, o).Samples)
 	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
 		f.Engine, o.Pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+
 	return report(os.Stdout, f, rss)
 }
 
@@ -117,18 +121,22 @@ func measure(ctx context.Context, h *harness, e *engines.Engine, o options) figu
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	args, err := json.Marshal(o)
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	cmd := e.Command(self, measureCommand, string(args))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil || ctx.Err() != nil {
 		h.Fatalf("bench: the measuring part: %v", err)
 	}
+
 	if err := json.Unmarshal(out, &f); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	return f
 }

@@ -29,10 +29,11 @@ type options struct {
 	Cache       string // results in the daemon's libcni cache
 	Scratch     string // folder for what the floor needs
 	Parent      string // the control group of all pods; "" for the engine's own
-	EngineMode  bool   // the daemon runs with --pod-netns=engine: the sandboxes alone, the pods are there
-	Pods        int
-	Rounds      int
-	Calls       int
+	// the daemon runs with --pod-netns=engine: the sandboxes alone, the pods are there
+	EngineMode bool
+	Pods       int
+	Rounds     int
+	Calls      int
 }
 
 // figures are the times of each operation, in the order of their measuring.
@@ -65,7 +66,8 @@ const (
 )
 
 // perMode are the operations that are measured in both modes.
-var perMode = []operation{runSandbox, stopSandbox, removeSandbox, floorHost, floorSandbox, floorCreate, floorStart, floorAdd, floorStop, floorDel, floorDown}
+var perMode = []operation{runSandbox, stopSandbox, removeSandbox, floorHost, floorSandbox, floorCreate, floorStart,
+	floorAdd, floorStop, floorDel, floorDown}
 
 // inEngineMode is an operation of perMode with --pod-netns=engine.
 func inEngineMode(op operation) operation { return op + " (engine)" }
@@ -93,31 +95,37 @@ func measureInside(ctx context.Context, arg string) error {
 	if err := json.Unmarshal([]byte(arg), &m.options); err != nil {
 		return err
 	}
+
 	conn, err := grpc.NewClient(m.CRI, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+
 	m.runtime = runtimeapi.NewRuntimeServiceClient(conn)
 	if m.docker, err = client.New(client.WithHost(m.Docker)); err != nil {
 		return err
 	}
 	defer m.docker.Close()
+
 	parts := []func(context.Context) error{m.prepare, m.fill, m.learnNetwork, m.calls, m.rounds}
 	if m.EngineMode {
 		parts = []func(context.Context) error{m.prepare, m.learnNetwork, m.rounds}
 	}
+
 	for _, part := range parts {
 		if err := part(ctx); err != nil {
 			return err
 		}
 	}
+
 	if m.EngineMode {
 		for _, op := range perMode {
 			m.figures.Samples[inEngineMode(op)] = m.figures.Samples[op]
 			delete(m.figures.Samples, op)
 		}
 	}
+
 	return json.NewEncoder(os.Stdout).Encode(m.figures)
 }
 
@@ -127,11 +135,14 @@ func (m *measuring) prepare(ctx context.Context) error {
 		return err
 	}
 	defer e.Close()
+
 	if m.host, err = e.Host(ctx); err != nil {
 		return err
 	}
+
 	m.figures.Engine = m.host.EngineVersion
 	m.pause, err = e.PauseImage(ctx)
+
 	return err
 }
 
@@ -139,7 +150,12 @@ func podConfig(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + name},
 		Hostname: name,
-		Labels:   map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": "bench", "io.kubernetes.pod.uid": "uid-" + name, "app": "bench"},
+		Labels: map[string]string{
+			"io.kubernetes.pod.name":      name,
+			"io.kubernetes.pod.namespace": "bench",
+			"io.kubernetes.pod.uid":       "uid-" + name,
+			"app":                         "bench",
+		},
 		Annotations: map[string]string{
 			"kubernetes.io/config.source": "api", "kubernetes.io/config.seen": "2024-01-01T00:00:00.000000000Z",
 		},
@@ -159,39 +175,55 @@ func (m *measuring) fill(ctx context.Context) error {
 				cfg.Linux.CgroupParent = m.Parent + "/kubepods/burstable/pod" + cfg.Metadata.Uid
 				cfg.LogDirectory = filepath.Join(m.Scratch, "pods", cfg.Metadata.Uid)
 			}
+
 			pod, err := m.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 			if err != nil {
 				return err
 			}
-			c, err := m.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: m.pause.Name}, Labels: cfg.Labels, LogPath: "main/0.log",
-			}})
+
+			c, err := m.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+				PodSandboxId:  pod.PodSandboxId,
+				SandboxConfig: cfg,
+				Config: &runtimeapi.ContainerConfig{
+					Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+					Image:    &runtimeapi.ImageSpec{Image: m.pause.Name},
+					Labels:   cfg.Labels,
+					LogPath:  "main/0.log",
+				},
+			})
 			if err != nil {
 				return err
 			}
+
 			if i == 0 {
 				m.sandbox, m.running = pod.PodSandboxId, c.ContainerId
 			}
+
 			_, err = m.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+
 			return err
 		})
 	}
+
 	return g.Wait()
 }
 
-// learnNetwork takes the configuration with which the daemon has connected the pods, so that the floor runs the same plugins, but with a
-// cache of its own.
+// learnNetwork takes the configuration with which the daemon has connected the pods, so that the
+// floor runs the same plugins, but with a cache of its own.
 func (m *measuring) learnNetwork(context.Context) error {
 	dirs := podnet.DefaultBinDirs()
 	attached, err := libcni.NewCNIConfigWithCacheDir(dirs, filepath.Dir(m.Cache), nil).GetCachedAttachments("")
 	if err != nil {
 		return err
 	}
+
 	if len(attached) == 0 {
 		return errors.New("the daemon has connected no pod")
 	}
+
 	m.cni = libcni.NewCNIConfigWithCacheDir(dirs, filepath.Join(m.Scratch, "floor-cache"), nil)
 	m.network, err = libcni.ConfListFromBytes(attached[0].Config)
+
 	return err
 }
 
@@ -203,7 +235,9 @@ func (m *measuring) timed(op operation, do func() error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
+
 	m.figures.Samples[op] = append(m.figures.Samples[op], took)
+
 	return nil
 }
 
@@ -240,6 +274,7 @@ func (m *measuring) calls(ctx context.Context) error {
 			return err
 		}
 	}
+
 	return m.engineLists(ctx)
 }
 
@@ -275,6 +310,7 @@ func (m *measuring) engineLists(ctx context.Context) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -294,22 +330,26 @@ func (m *measuring) rounds(ctx context.Context) error {
 				delete(m.figures.Samples, op)
 			}
 		}
+
 		turns := []func(context.Context, string) error{m.ours, m.floor, m.floorInHostMode}
 		if i%2 == 1 {
 			slices.Reverse(turns)
 		}
+
 		for _, turn := range turns {
 			if err := turn(ctx, fmt.Sprintf("round-%d", i)); err != nil {
 				return err
 			}
 		}
 	}
+
 	return nil
 }
 
 // ours makes a sandbox through the daemon and removes it.
 func (m *measuring) ours(ctx context.Context, name string) error {
 	var id string
+
 	return errors.Join(
 		m.timed(runSandbox, func() error {
 			r, err := m.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: podConfig(name)})
@@ -327,47 +367,67 @@ func (m *measuring) ours(ctx context.Context, name string) error {
 	)
 }
 
-// start makes and starts a pause without the daemon, and without the labels by which the daemon would take it for its own.
-func (m *measuring) start(ctx context.Context, name, mode string, create, start operation) (id string, remove func(), err error) {
+// start makes and starts a pause without the daemon, and without the labels by which the daemon
+// would take it for its own.
+func (m *measuring) start(
+	ctx context.Context, name, mode string, create, start operation,
+) (id string, remove func(), err error) {
 	c, err := spec.NewSandbox(podConfig(name), spec.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
 	if err != nil {
 		return "", nil, err
 	}
+
 	c.Config.Labels = nil
 	if err := m.timed(create, func() error {
-		r, err := m.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: "floor-" + mode + "-" + name, Config: c.Config, HostConfig: c.Host})
+		r, err := m.docker.ContainerCreate(ctx, client.ContainerCreateOptions{
+			Name:       "floor-" + mode + "-" + name,
+			Config:     c.Config,
+			HostConfig: c.Host,
+		})
 		id = r.ID
 		return err
 	}); err != nil {
 		return "", nil, err
 	}
+
 	err = m.timed(start, func() error {
 		_, err := m.docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
 		return err
 	})
+
 	return id, func() {
-		_, _ = m.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}) // ends with the engine at the latest
+		// ends with the engine at the latest
+		_, _ = m.docker.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true})
 	}, err
 }
 
-// floor does what ours does without the daemon: the same container and the same plugins, one after the other.
+// floor does what ours does without the daemon: the same container and the same plugins, one after
+// the other.
 func (m *measuring) floor(ctx context.Context, name string) error {
 	id, remove, err := m.start(ctx, name, "none", floorCreate, floorStart)
 	if err != nil {
 		return err
 	}
 	defer remove()
-	in, err := m.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{}) // not counted, though nobody finds the namespace without it
+
+	// not counted, though nobody finds the namespace without it
+	in, err := m.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return err
 	}
-	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: fmt.Sprintf("/proc/%d/ns/net", in.Container.State.Pid), IfName: "eth0"}
+
+	rt := &libcni.RuntimeConf{
+		ContainerID: id,
+		NetNS:       fmt.Sprintf("/proc/%d/ns/net", in.Container.State.Pid),
+		IfName:      "eth0",
+	}
 	if err := m.timed(floorAdd, func() error {
 		_, err := m.cni.AddNetworkList(ctx, m.network, rt)
 		return err
 	}); err != nil {
 		return err
 	}
+
 	s := m.figures.Samples
 	s[floorSandbox] = append(s[floorSandbox], last(s[floorCreate])+last(s[floorStart])+last(s[floorAdd]))
 	if err := errors.Join(
@@ -380,20 +440,25 @@ func (m *measuring) floor(ctx context.Context, name string) error {
 	); err != nil {
 		return err
 	}
+
 	s[floorDown] = append(s[floorDown], max(last(s[floorStop]), last(s[floorDel])))
+
 	return nil
 }
 
-// floorInHostMode is what a pod in a namespace of our own cannot do without: a pause for which the engine makes no network.
+// floorInHostMode is what a pod in a namespace of our own cannot do without: a pause for which the
+// engine makes no network.
 func (m *measuring) floorInHostMode(ctx context.Context, name string) error {
 	const create, start operation = "create in host mode", "start in host mode"
 	_, remove, err := m.start(ctx, name, "host", create, start)
 	if err != nil {
 		return err
 	}
+
 	remove()
 	s := m.figures.Samples
 	s[floorHost] = append(s[floorHost], last(s[create])+last(s[start]))
+
 	return nil
 }
 

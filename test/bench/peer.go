@@ -22,8 +22,8 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// peerConfig configures containerd with its CRI plugins. Arguments: folder, image of the pause, OCI runtime,
-// folders of the CNI plugins in TOML.
+// peerConfig configures containerd with its CRI plugins. Arguments: folder, image of the pause, OCI
+// runtime, folders of the CNI plugins in TOML.
 const peerConfig = `version = 3
 root = "%[1]s/root"
 state = "%[1]s/state"
@@ -50,17 +50,20 @@ state = "%[1]s/state"
 const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{"type": "bridge", "bridge": "peer0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]]}}]}`
 
-// startPeer starts a containerd with the CRI in the engine's namespaces, a pod on it, and returns the pod.
-// All of it ends with the engine. The containerd is that of the Docker 29 build, on either engine.
+// startPeer starts a containerd with the CRI in the engine's namespaces, a pod on it, and returns
+// the pod. All of it ends with the engine. The containerd is that of the Docker 29 build, on either
+// engine.
 func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget {
 	bin := filepath.Join(engines.Cache(), "docker-29")
 	dir := filepath.Join(e.Dir, "peer")
 	if _, err := os.Stat(filepath.Join(bin, "containerd")); err != nil {
 		h.Fatalf("bench: containerd is not built; run hack/docker29.sh: %v", err)
 	}
+
 	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o755); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	wrapper := filepath.Join(dir, "runc")
 	engines.Build(h, wrapper, "cri-dockerd/test/engines/helper", "-X main.runc="+filepath.Join(bin, "runc"), false)
 	images := peerImages(ctx, h, e)
@@ -68,6 +71,7 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 	for _, d := range podnet.DefaultBinDirs() {
 		plugins = append(plugins, fmt.Sprintf("%q", d))
 	}
+
 	for file, content := range map[string]string{
 		"config.toml":         fmt.Sprintf(peerConfig, dir, images.pause, wrapper, strings.Join(plugins, ", ")),
 		"net.d/peer.conflist": fmt.Sprintf(peerNetwork, filepath.Join(dir, "leases")),
@@ -90,37 +94,47 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 	if !engines.Within(time.Minute, ready) {
 		h.Fatalf("bench: containerd does not answer: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
 	}
-	if _, err := peer.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.busybox}}); err != nil {
+
+	if _, err := peer.Image.PullImage(ctx,
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.busybox}}); err != nil {
 		h.Fatalf("bench: containerd: %v", err)
 	}
+
 	return newStreamTarget(ctx, h, e, "containerd", peer.Runtime, images.busybox, peerNetNS)
 }
 
 // peerImages are the names of the images that the peer pulls.
 type images struct{ pause, busybox string }
 
-// peerImages puts the daemon's pause and the engine's busybox into a registry, from which containerd pulls.
+// peerImages puts the daemon's pause and the engine's busybox into a registry, from which
+// containerd pulls.
 func peerImages(ctx context.Context, h *harness, e *engines.Engine) images {
 	store := registry.Serve(h, e.Listen(h, "127.0.0.1:0"))
 	put := func(name string, archive []byte) string {
-		image, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }, nil)
+		image, err := tarball.Image(func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(archive)), nil
+		}, nil)
 		if err != nil {
 			h.Fatalf("bench: image %s: %v", name, err)
 		}
 		return store.Put(h, name, "peer", image)
 	}
+
 	embedded, err := pause.New("amd64")
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	saved, err := e.Docker(h).ImageSave(ctx, []string{engines.Busybox}, client.ImageSaveWithPlatforms())
 	if err != nil {
 		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
 	}
+
 	busybox, err := io.ReadAll(saved)
 	if err = errors.Join(err, saved.Close()); err != nil {
 		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
 	}
+
 	return images{pause: put("pause", embedded.Archive), busybox: put("busybox", busybox)}
 }
 
@@ -130,6 +144,7 @@ func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod
 	if err != nil {
 		return "", err
 	}
+
 	var info struct {
 		RuntimeSpec struct {
 			Linux struct {
@@ -137,13 +152,16 @@ func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod
 			}
 		}
 	}
+
 	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
 		return "", err
 	}
+
 	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
 		if ns.Type == "network" {
 			return strings.Replace(ns.Path, "/var/run/", "/run/", 1), nil
 		}
 	}
+
 	return "", fmt.Errorf("pod %s has no network namespace", pod)
 }

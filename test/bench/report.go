@@ -11,10 +11,13 @@ import (
 const (
 	listLimit   = time.Millisecond
 	statusLimit = 300 * time.Microsecond
-	ownTimes    = 1.15                  // RunPodSandbox as a multiple of create and start in host mode
-	aboveFloor  = 5 * time.Millisecond  // RunPodSandbox in engine mode above create, start and CNI ADD
-	aboveDown   = 15 * time.Millisecond // StopPodSandbox above the longer of the engine's stop and CNI DEL
-	rssLimit    = 35 << 20              // bytes
+	// RunPodSandbox as a multiple of create and start in host mode
+	ownTimes = 1.15
+	// RunPodSandbox in engine mode above create, start and CNI ADD
+	aboveFloor = 5 * time.Millisecond
+	// StopPodSandbox above the longer of the engine's stop and CNI DEL
+	aboveDown = 15 * time.Millisecond
+	rssLimit  = 35 << 20 // bytes
 )
 
 // report prints the figures as a Markdown table and says whether all limits hold.
@@ -27,6 +30,7 @@ func report(out io.Writer, f figures, rss int64) bool {
 		}
 		return "FAIL"
 	}
+
 	fmt.Fprintf(out, "| %-40s | %9s | %9s | %5s | %-22s | %-7s |\n", "operation", "p50", "p99", "n", "limit", "verdict")
 	fmt.Fprintln(out, "|---|---:|---:|---:|---|---|")
 	row := func(op operation, limit time.Duration) {
@@ -38,6 +42,7 @@ func report(out io.Writer, f figures, rss int64) bool {
 		}
 		fmt.Fprintf(out, "| %-40s | %9s | %9s | %5d | %-22s | %-7s |\n", op, ms(p50), ms(p99), len(s), limitText, v)
 	}
+
 	row(listSandboxes, listLimit)
 	row(listContainers, listLimit)
 	row(sandboxStatus, statusLimit)
@@ -47,29 +52,39 @@ func report(out io.Writer, f figures, rss int64) bool {
 	above := func(name string, op, floor operation, limit time.Duration) {
 		d := differences(f.Samples[op], f.Samples[floor])
 		p50 := quantile(d, 50)
-		fmt.Fprintf(out, "| %-40s | %9s | %9s | %5d | %-22s | %-7s |\n", name, ms(p50), ms(quantile(d, 99)), len(d), "p50 ≤ "+ms(limit), verdict(p50 <= limit))
+		fmt.Fprintf(out, "| %-40s | %9s | %9s | %5d | %-22s | %-7s |\n", name, ms(p50), ms(quantile(d, 99)), len(d),
+			"p50 ≤ "+ms(limit), verdict(p50 <= limit))
 	}
+
 	times := func(a, b operation) float64 {
 		return float64(quantile(f.Samples[a], 50)) / float64(quantile(f.Samples[b], 50))
 	}
 	row(runSandbox, 0)
 	row(floorHost, 0)
 	own := times(runSandbox, floorHost)
-	fmt.Fprintf(out, "| %-40s | %9.3f | %9s | %5s | %-22s | %-7s |\n", "RunPodSandbox as a multiple of it", own, "", "", fmt.Sprintf("≤ %.2f", ownTimes), verdict(own <= ownTimes))
+	fmt.Fprintf(out, "| %-40s | %9.3f | %9s | %5s | %-22s | %-7s |\n", "RunPodSandbox as a multiple of it", own, "", "",
+		fmt.Sprintf("≤ %.2f", ownTimes), verdict(own <= ownTimes))
 	for _, op := range []operation{floorSandbox, floorCreate, floorStart, floorAdd, stopSandbox, floorStop, floorDel} {
 		row(op, 0)
 	}
+
 	above("StopPodSandbox above the longer", stopSandbox, floorDown, aboveDown)
 	row(removeSandbox, 0)
 	for _, op := range []operation{runSandbox, floorSandbox} {
 		row(inEngineMode(op), 0)
 	}
+
 	above("RunPodSandbox above it", inEngineMode(runSandbox), inEngineMode(floorSandbox), aboveFloor)
 	row(inEngineMode(stopSandbox), 0)
 	above("StopPodSandbox above the longer (engine)", inEngineMode(stopSandbox), inEngineMode(floorDown), aboveDown)
-	fmt.Fprintf(out, "| %-40s | %5.1f MiB | %9s | %5s | %-22s | %-7s |\n", "memory of the daemon (RSS)", float64(rss)/(1<<20), "", "", fmt.Sprintf("≤ %d MiB", rssLimit>>20), verdict(rss <= rssLimit))
-	fmt.Fprintf(out, "\nRunPodSandbox takes %.3f times create, start and CNI ADD one after the other, in engine mode %.3f times; PodSandboxStatus takes %.1f times a call that does nothing, ListContainers %.1f times, and 1/%.0f of the engine's own list.\n",
-		times(runSandbox, floorSandbox), times(inEngineMode(runSandbox), inEngineMode(floorSandbox)), times(sandboxStatus, floorCall), times(listContainers, floorCall), times(engineList, listContainers))
+	fmt.Fprintf(out, "| %-40s | %5.1f MiB | %9s | %5s | %-22s | %-7s |\n", "memory of the daemon (RSS)",
+		float64(rss)/(1<<20), "", "", fmt.Sprintf("≤ %d MiB", rssLimit>>20), verdict(rss <= rssLimit))
+	fmt.Fprintf(out, "\nRunPodSandbox takes %.3f times create, start and CNI ADD one after the other, in engine "+
+		"mode %.3f times; PodSandboxStatus takes %.1f times a call that does nothing, ListContainers %.1f times, "+
+		"and 1/%.0f of the engine's own list.\n",
+		times(runSandbox, floorSandbox), times(inEngineMode(runSandbox), inEngineMode(floorSandbox)),
+		times(sandboxStatus, floorCall), times(listContainers, floorCall), times(engineList, listContainers))
+
 	return ok
 }
 
@@ -82,7 +97,8 @@ func quantile(d []time.Duration, q int) time.Duration {
 	return s[max(0, (len(s)*q+99)/100-1)]
 }
 
-// differences are a − b, sample by sample: both of a pair were taken within the same second, so the machine's mood falls out.
+// differences are a − b, sample by sample: both of a pair were taken within the same second, so the
+// machine's mood falls out.
 func differences(a, b []time.Duration) []time.Duration {
 	out := make([]time.Duration, min(len(a), len(b)))
 	for i := range out {

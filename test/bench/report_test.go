@@ -13,6 +13,7 @@ func TestQuantile(t *testing.T) {
 			t.Errorf("quantile %d is %d, want %d", q, got, want)
 		}
 	}
+
 	if quantile(nil, 50) != 0 {
 		t.Error("quantile of nothing")
 	}
@@ -22,18 +23,22 @@ func TestQuantile(t *testing.T) {
 func TestReport(t *testing.T) {
 	fine := func() figures {
 		return figures{Samples: map[operation][]time.Duration{
-			listSandboxes: {listLimit}, listContainers: {listLimit}, sandboxStatus: {statusLimit}, containerStatus: {statusLimit},
-			engineList: {time.Second}, runSandbox: {115 * time.Millisecond}, floorHost: {100 * time.Millisecond},
+			listSandboxes: {listLimit}, listContainers: {listLimit}, sandboxStatus: {statusLimit},
+			containerStatus: {statusLimit},
+			engineList:      {time.Second}, runSandbox: {115 * time.Millisecond}, floorHost: {100 * time.Millisecond},
 			stopSandbox: {35 * time.Millisecond}, floorDown: {20 * time.Millisecond},
 			inEngineMode(runSandbox): {105 * time.Millisecond}, inEngineMode(floorSandbox): {100 * time.Millisecond},
 			inEngineMode(stopSandbox): {35 * time.Millisecond}, inEngineMode(floorDown): {20 * time.Millisecond},
 		}}
 	}
+
 	var out strings.Builder
 	if !report(&out, fine(), rssLimit) || strings.Contains(out.String(), "FAIL") {
 		t.Errorf("figures at their limits:\n%s", &out)
 	}
-	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus, runSandbox, stopSandbox, inEngineMode(runSandbox), inEngineMode(stopSandbox)} {
+
+	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus, runSandbox,
+		stopSandbox, inEngineMode(runSandbox), inEngineMode(stopSandbox)} {
 		f := fine()
 		f.Samples[op][0]++
 		out.Reset()
@@ -41,6 +46,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("%s beyond its limit:\n%s", op, &out)
 		}
 	}
+
 	out.Reset()
 	if report(&out, fine(), rssLimit+1) {
 		t.Errorf("memory beyond its limit:\n%s", &out)

@@ -25,8 +25,8 @@ const startsCommand = "starts"
 // startShare bounds CreateContainer and StartContainer as multiples of the engine's own calls.
 const startShare = 1.05
 
-// startsBench makes pods in parallel, each with a container of the daemon's and a copy that the engine
-// alone makes and starts in the same sandbox.
+// startsBench makes pods in parallel, each with a container of the daemon's and a copy that the
+// engine alone makes and starts in the same sandbox.
 type startsBench struct {
 	h      *harness
 	e      *engines.Engine
@@ -60,6 +60,7 @@ func benchStarts(ctx context.Context, h *harness, args []string) bool {
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		load := loadAverage(h)
@@ -70,6 +71,7 @@ func benchStarts(ctx context.Context, h *harness, args []string) bool {
 			v, *rounds, *atOnce, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = b.run(ctx, *rounds) && ok
 	}
+
 	return ok
 }
 
@@ -83,6 +85,7 @@ func (b *startsBench) run(ctx context.Context, rounds int) bool {
 		if err != nil {
 			b.h.Fatalf("bench: %v", err)
 		}
+
 		if i >= warmUp {
 			times = append(times, t)
 			calls += b.engineCalls() - before
@@ -90,7 +93,8 @@ func (b *startsBench) run(ctx context.Context, rounds int) bool {
 	}
 
 	ok := true
-	fmt.Println("| operation | p50 of the rounds' means | times the engine's own, median | limit | verdict |\n|---|---:|---:|---|---|")
+	fmt.Println("| operation | p50 of the rounds' means | times the engine's own, median | limit | verdict |\n" +
+		"|---|---:|---:|---|---|")
 	row := func(op string, ours, own func(startTimes) time.Duration) {
 		var a, b []time.Duration
 		var shares []float64
@@ -98,18 +102,27 @@ func (b *startsBench) run(ctx context.Context, rounds int) bool {
 			a, b = append(a, ours(t)), append(b, own(t))
 			shares = append(shares, ours(t).Seconds()/own(t).Seconds())
 		}
+
 		slices.Sort(shares)
 		share, verdict := shares[len(shares)/2], "pass"
 		if share > startShare {
 			ok, verdict = false, "FAIL"
 		}
-		fmt.Printf("| the engine's own %s | %s | | | |\n", strings.TrimSuffix(strings.ToLower(op), "container"), ms(quantile(b, 50)))
+
+		fmt.Printf("| the engine's own %s | %s | | | |\n", strings.TrimSuffix(strings.ToLower(op), "container"),
+			ms(quantile(b, 50)))
 		fmt.Printf("| %s | %s | %.3f | ≤ %.2f | %s |\n", op, ms(quantile(a, 50)), share, startShare, verdict)
 	}
-	row("CreateContainer", func(t startTimes) time.Duration { return t.create }, func(t startTimes) time.Duration { return t.engineCreate })
-	row("StartContainer", func(t startTimes) time.Duration { return t.start }, func(t startTimes) time.Duration { return t.engineStart })
+
+	row("CreateContainer", func(t startTimes) time.Duration {
+		return t.create
+	}, func(t startTimes) time.Duration { return t.engineCreate })
+	row("StartContainer", func(t startTimes) time.Duration {
+		return t.start
+	}, func(t startTimes) time.Duration { return t.engineStart })
 	fmt.Printf("\nThe daemon sent %.1f requests to the engine in the life of a pod with one container.\n\n",
 		float64(calls)/float64(rounds*b.atOnce))
+
 	return ok
 }
 
@@ -124,10 +137,12 @@ func (b *startsBench) round(ctx context.Context, n int) (t startTimes, err error
 			Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: b.e.CgroupParent},
 		}}
 	}
+
 	type step struct {
 		do   func(context.Context, *startsPod) error
 		into *time.Duration
 	}
+
 	var untimed time.Duration
 	steps := []step{
 		{b.runPod, &untimed},
@@ -149,16 +164,20 @@ func (b *startsBench) round(ctx context.Context, n int) (t startTimes, err error
 			steps[6],
 		}
 	}
+
 	for _, s := range steps {
 		if *s.into, err = b.atOnceDo(ctx, pods, s.do); err != nil {
 			return t, err
 		}
 	}
+
 	return t, nil
 }
 
 // atOnceDo does one step of all pods in parallel and returns its mean time.
-func (b *startsBench) atOnceDo(ctx context.Context, pods []*startsPod, do func(context.Context, *startsPod) error) (time.Duration, error) {
+func (b *startsBench) atOnceDo(
+	ctx context.Context, pods []*startsPod, do func(context.Context, *startsPod) error,
+) (time.Duration, error) {
 	took := make([]time.Duration, len(pods))
 	g, ctx := errgroup.WithContext(ctx)
 	for i, p := range pods {
@@ -169,11 +188,13 @@ func (b *startsBench) atOnceDo(ctx context.Context, pods []*startsPod, do func(c
 			return err
 		})
 	}
+
 	err := g.Wait()
 	var sum time.Duration
 	for _, d := range took {
 		sum += d
 	}
+
 	return sum / time.Duration(len(took)), err
 }
 
@@ -194,7 +215,9 @@ func (b *startsBench) create(ctx context.Context, p *startsPod) error {
 			LogPath:  "main.log",
 		},
 	})
+
 	p.ours = r.GetContainerId()
+
 	return err
 }
 
@@ -208,16 +231,18 @@ func (b *startsBench) startCopy(ctx context.Context, p *startsPod) error {
 	return err
 }
 
-// inspect takes the configuration of the daemon's container, without the labels by which the daemon would take a copy for
-// its own.
+// inspect takes the configuration of the daemon's container, without the labels by which the daemon
+// would take a copy for its own.
 func (b *startsBench) inspect(ctx context.Context, p *startsPod) error {
 	in, err := b.docker.ContainerInspect(ctx, p.ours, client.ContainerInspectOptions{})
 	if err != nil {
 		return err
 	}
+
 	p.copied = containerCopy{in.Container.Config, in.Container.HostConfig}
 	p.copied.config.Labels = nil
 	p.copied.config.Hostname, p.copied.config.Domainname = "", "" // those of the sandbox, which the copy joins
+
 	return nil
 }
 
@@ -237,16 +262,22 @@ func (b *startsBench) remove(ctx context.Context, p *startsPod) error {
 	if _, err := b.docker.ContainerRemove(ctx, p.own, client.ContainerRemoveOptions{Force: true}); err != nil {
 		return err
 	}
-	if _, err := b.daemon.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+
+	if _, err := b.daemon.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err !=
+		nil {
 		return err
 	}
+
 	_, err := b.daemon.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
+
 	return err
 }
 
-var engineRequest = regexp.MustCompile(`(?m)^cri_dockerd_engine_request_duration_seconds_count\{code="[^"]*",operation="([^"]*)"\} (\d+)$`)
+var engineRequest = regexp.MustCompile(`(?m)^cri_dockerd_engine_request_duration_seconds_count\{code="[^"]*",` +
+	`operation="([^"]*)"\} (\d+)$`)
 
-// engineCalls counts the daemon's requests to the engine so far, without the heartbeat and the check of events.
+// engineCalls counts the daemon's requests to the engine so far, without the heartbeat and the
+// check of events.
 func (b *startsBench) engineCalls() (sum int) {
 	for _, m := range engineRequest.FindAllStringSubmatch(b.daemon.Metrics(b.h), -1) {
 		if !strings.HasSuffix(m[1], "/_ping") && m[1] != "GET /events" {

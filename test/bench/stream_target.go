@@ -33,7 +33,8 @@ type streamTarget struct {
 // netNSFunc returns the path of a pod's network namespace, seen inside the engine's namespaces.
 type netNSFunc func(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error)
 
-// newStreamTarget starts a pod with a container of image, and a server in the pod's network namespace.
+// newStreamTarget starts a pod with a container of image, and a server in the pod's network
+// namespace.
 func newStreamTarget(ctx context.Context, h *harness, e *engines.Engine, name string,
 	runtime runtimeapi.RuntimeServiceClient, image string, netNS netNSFunc,
 ) *streamTarget {
@@ -42,11 +43,13 @@ func newStreamTarget(ctx context.Context, h *harness, e *engines.Engine, name st
 		LogDirectory: e.Dir + "/logs-" + name,
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: e.CgroupParent},
 	}
+
 	t := &streamTarget{runtime: runtime, dial: e.DialContext}
 	pod, err := runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		h.Fatalf("bench: %s: %v", name, err)
 	}
+
 	t.pod = pod.PodSandboxId
 	c, err := runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  t.pod,
@@ -62,20 +65,25 @@ func newStreamTarget(ctx context.Context, h *harness, e *engines.Engine, name st
 		t.id = c.ContainerId
 		_, err = runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: t.id})
 	}
+
 	if err != nil {
 		h.Fatalf("bench: %s: %v", name, err)
 	}
+
 	path, err := netNS(ctx, runtime, t.pod)
 	if err == nil {
 		err = serveZeros(h, e.NetNS(path))
 	}
+
 	if err != nil {
 		h.Fatalf("bench: %s: the server in the pod: %v", name, err)
 	}
+
 	return t
 }
 
-// serveZeros serves in a network namespace: a client sends a number in a line, and gets as many zeros.
+// serveZeros serves in a network namespace: a client sends a number in a line, and gets as many
+// zeros.
 func serveZeros(h *harness, netns string) error {
 	var l net.Listener
 	err := engines.In(netns, func() (err error) {
@@ -85,6 +93,7 @@ func serveZeros(h *harness, netns string) error {
 	if err != nil {
 		return err
 	}
+
 	h.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -95,15 +104,18 @@ func serveZeros(h *harness, netns string) error {
 			go sendZeros(conn)
 		}
 	}()
+
 	return nil
 }
 
 func sendZeros(conn net.Conn) {
 	defer conn.Close()
+
 	var left int
 	if _, err := fmt.Fscanln(byByte{conn}, &left); err != nil {
 		return
 	}
+
 	zeros := make([]byte, 128<<10)
 	for left > 0 {
 		n, err := conn.Write(zeros[:min(left, len(zeros))])
@@ -124,7 +136,8 @@ func (t *streamTarget) execURL(ctx context.Context, cmd []string) (*url.URL, err
 }
 
 func (t *streamTarget) forwardURL(ctx context.Context) (*url.URL, error) {
-	r, err := t.runtime.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: t.pod, Port: []int32{streamsPort}})
+	r, err := t.runtime.PortForward(ctx,
+		&runtimeapi.PortForwardRequest{PodSandboxId: t.pod, Port: []int32{streamsPort}})
 	if err != nil {
 		return nil, err
 	}
@@ -137,22 +150,27 @@ func (t *streamTarget) execSPDY(ctx context.Context, cmd []string) (int64, error
 	if err != nil {
 		return 0, err
 	}
+
 	session, err := t.openSPDY(ctx, u, "v4.channel.k8s.io")
 	if err != nil {
 		return 0, err
 	}
 	defer session.Close()
+
 	status, err := session.CreateStream(http.Header{"Streamtype": {"error"}})
 	if err != nil {
 		return 0, err
 	}
+
 	out, err := session.CreateStream(http.Header{"Streamtype": {"stdout"}})
 	if err != nil {
 		return 0, err
 	}
+
 	read := make(chan int64, 1)
 	go func() { n, _ := io.Copy(io.Discard, out); read <- n }()
 	err = successOf(status)
+
 	return <-read, err
 }
 
@@ -162,23 +180,28 @@ func (t *streamTarget) execWebSocket(ctx context.Context, cmd []string) (int64, 
 	if err != nil {
 		return 0, err
 	}
+
 	c, err := t.openWebSocket(ctx, u, "v5.channel.k8s.io")
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
+
 	for total := int64(0); ; {
 		channel, m, err := nextMessage(c)
 		if err != nil {
 			return total, err
 		}
+
 		if channel == 3 {
 			return total, successOf(m)
 		}
+
 		n, err := io.Copy(io.Discard, m)
 		if err != nil {
 			return total, err
 		}
+
 		total += n
 	}
 }
@@ -189,27 +212,32 @@ func (t *streamTarget) forwardSPDY(ctx context.Context, bytes int) (int64, error
 	if err != nil {
 		return 0, err
 	}
+
 	session, err := t.openSPDY(ctx, u, "portforward.k8s.io")
 	if err != nil {
 		return 0, err
 	}
 	defer session.Close()
+
 	header := http.Header{"Streamtype": {"error"}, "Port": {fmt.Sprint(streamsPort)}, "Requestid": {"1"}}
 	failure, err := session.CreateStream(header.Clone())
 	if err != nil {
 		return 0, err
 	}
+
 	header.Set("Streamtype", "data")
 	data, err := session.CreateStream(header)
 	if err != nil {
 		return 0, err
 	}
+
 	fmt.Fprintln(data, bytes)
 	n, err := io.CopyN(io.Discard, data, int64(bytes))
 	if err == io.EOF { //nolint:errorlint // io.CopyN's contract
 		reason, _ := io.ReadAll(failure)
 		err = fmt.Errorf("the stream ended early: %s", reason)
 	}
+
 	return n, err
 }
 
@@ -219,40 +247,49 @@ func (t *streamTarget) forwardWebSocket(ctx context.Context, bytes int) (int64, 
 	if err != nil {
 		return 0, err
 	}
+
 	c, err := t.openWebSocket(ctx, u, "v4.channel.k8s.io")
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
+
 	for range 2 { // each channel begins with its port
 		channel, m, err := nextMessage(c)
 		if err != nil {
 			return 0, err
 		}
+
 		var port uint16
 		if err := binary.Read(m, binary.LittleEndian, &port); err != nil || port != streamsPort {
 			return 0, fmt.Errorf("channel %d begins with port %d: %w", channel, port, err)
 		}
 	}
+
 	if err := c.WriteMessage(websocket.BinaryMessage, fmt.Appendln([]byte{0}, bytes)); err != nil {
 		return 0, err
 	}
+
 	total := int64(0)
 	for total < int64(bytes) {
 		channel, m, err := nextMessage(c)
 		if err != nil {
 			return total, err
 		}
+
 		if channel != 0 {
 			reason, _ := io.ReadAll(m)
 			return total, errors.New(string(reason))
 		}
+
 		n, err := io.Copy(io.Discard, m)
 		if err != nil {
 			return total, err
 		}
+
 		total += n
 	}
+
 	return total, nil
 }
 
@@ -271,15 +308,19 @@ func (t *streamTarget) openSPDY(ctx context.Context, u *url.URL, protocol string
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: %s\r\n\r\n",
+
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
+		"X-Stream-Protocol-Version: %s\r\n\r\n",
 		u.RequestURI(), u.Host, protocol)
 	resp, err := http.ReadResponse(bufio.NewReader(byByte{conn}), nil)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		return nil, errors.Join(errors.New(resp.Status), conn.Close())
 	}
+
 	return spdy.NewClientConnection(conn)
 }
 

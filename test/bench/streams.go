@@ -46,15 +46,18 @@ func benchStreams(ctx context.Context, h *harness, args []string) bool {
 	size := flags.Int("megabytes", 200, "size of each stream")
 	rounds := flags.Int("rounds", 5, "streams of each kind")
 	sessions := flags.Int("sessions", 100, "sessions at once, 0 for no such measurement")
-	hurry := flags.Bool("hurry", false, "measure with precedence over all other processes, for the rates of a quiet machine on a busy one")
+	hurry := flags.Bool("hurry", false, "measure with precedence over all other processes, for the rates of a quiet "+
+		"machine on a busy one")
 	only := flags.String("only", "", "measure what this regular expression matches, and what that is compared with")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
+
 	pattern, err := regexp.Compile(*only)
 	if err != nil {
 		h.Fatalf("bench: -only: %v", err)
 	}
+
 	ok := true
 	for _, v := range engines.Versions() {
 		load := loadAverage(h)
@@ -63,12 +66,14 @@ func benchStreams(ctx context.Context, h *harness, args []string) bool {
 		if *hurry {
 			hurryAll(h, b.e)
 		}
+
 		fmt.Printf("Docker Engine %s, %d streams of %d MB, %d CPUs, load average %s before the run, %s\n\n",
 			v, *rounds, *size, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = b.streams(ctx, *rounds) && ok
 		ok = (*sessions == 0 || b.together(ctx, *sessions)) && ok
 		ok = (!pattern.MatchString("ExecSync") || b.execSyncs(ctx, 20**rounds)) && ok
 	}
+
 	return ok
 }
 
@@ -79,6 +84,7 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 	pin := func(_ context.Context, _ runtimeapi.RuntimeServiceClient, pod string) (string, error) {
 		return d.Pin(h, pod), nil
 	}
+
 	return &streamsBench{
 		h:      h,
 		e:      e,
@@ -89,11 +95,12 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 	}
 }
 
-// hurryAll gives this process, all of the engine's namespaces and its containers precedence over other processes of the
-// machine (sched(7), The autogroup feature). Among each other they run as they do on a quiet machine, which a real-time
-// policy would change.
+// hurryAll gives this process, all of the engine's namespaces and its containers precedence over
+// other processes of the machine (sched(7), The autogroup feature). Among each other they run as
+// they do on a quiet machine, which a real-time policy would change.
 func hurryAll(h *harness, e *engines.Engine) {
-	inside := e.Command("sh", "-c", `for p in /proc/[0-9]*; do echo -20 > "$p/autogroup" || true; done # of those that have not ended
+	inside := e.Command("sh", "-c",
+		`for p in /proc/[0-9]*; do echo -20 > "$p/autogroup" || true; done # of those that have not ended
 		[ ! -d /sys/fs/cgroup/cpu ] || echo 262144 > "/sys/fs/cgroup/cpu$1/cpu.shares"`, "sh", e.CgroupParent)
 	err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0)
 	if out, commandErr := inside.CombinedOutput(); err != nil || commandErr != nil {
@@ -112,32 +119,60 @@ type way struct {
 	client time.Duration // CPU of this process, in all
 }
 
-// ways are the rows of the table. A command that prints small pieces costs its own runtime most, one that
-// prints large pieces shows what is between it and the client.
+// ways are the rows of the table. A command that prints small pieces costs its own runtime most,
+// one that prints large pieces shows what is between it and the client.
 func (b *streamsBench) ways() []*way {
 	large := func(bytes int) []string {
 		return []string{"sh", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=100000 count=%d 2>/dev/null", bytes/100000)}
 	}
 	small := func(bytes int) []string { return []string{"head", "-c", fmt.Sprint(bytes), "/dev/zero"} }
-	exec := func(run func(context.Context, []string) (int64, error), cmd func(int) []string) func(context.Context, int) (int64, error) {
+	exec := func(run func(context.Context, []string) (int64, error), cmd func(int) []string) func(context.Context,
+		int) (int64, error) {
 		return func(ctx context.Context, bytes int) (int64, error) { return run(ctx, cmd(bytes)) }
 	}
+
 	return []*way{
 		{name: "the engine's exec", stream: exec(b.engineExec, large)},
 		{name: "exec, SPDY", stream: exec(b.ours.execSPDY, large), than: "the engine's exec", share: execShare},
-		{name: "exec, WebSocket", stream: exec(b.ours.execWebSocket, large), than: "the engine's exec", share: execShare},
+		{
+			name:   "exec, WebSocket",
+			stream: exec(b.ours.execWebSocket, large),
+			than:   "the engine's exec",
+			share:  execShare,
+		},
 		{name: "containerd's exec, SPDY", stream: exec(b.peer.execSPDY, large), than: "the engine's exec"},
 		{name: "the engine's exec, small pieces", stream: exec(b.engineExec, small)},
-		{name: "exec, SPDY, small pieces", stream: exec(b.ours.execSPDY, small), than: "the engine's exec, small pieces", share: execShare},
-		{name: "exec, WebSocket, small pieces", stream: exec(b.ours.execWebSocket, small), than: "the engine's exec, small pieces", share: execShare},
+		{
+			name:   "exec, SPDY, small pieces",
+			stream: exec(b.ours.execSPDY, small),
+			than:   "the engine's exec, small pieces",
+			share:  execShare,
+		},
+		{
+			name:   "exec, WebSocket, small pieces",
+			stream: exec(b.ours.execWebSocket, small),
+			than:   "the engine's exec, small pieces",
+			share:  execShare,
+		},
 		{name: "containerd's port-forward, SPDY", stream: b.peer.forwardSPDY},
-		{name: "port-forward, SPDY", stream: b.ours.forwardSPDY, than: "containerd's port-forward, SPDY", share: forwardShare},
+		{
+			name:   "port-forward, SPDY",
+			stream: b.ours.forwardSPDY,
+			than:   "containerd's port-forward, SPDY",
+			share:  forwardShare,
+		},
 		{name: "containerd's port-forward, WebSocket", stream: b.peer.forwardWebSocket},
-		{name: "port-forward, WebSocket", stream: b.ours.forwardWebSocket, than: "containerd's port-forward, WebSocket", share: forwardShare},
+		{
+			name:   "port-forward, WebSocket",
+			stream: b.ours.forwardWebSocket,
+			than:   "containerd's port-forward, WebSocket",
+			share:  forwardShare,
+		},
 	}
 }
 
-// chosen returns the ways that the user wants, and those they are compared with, but for those whose names contain not.
+// chosen returns the ways that the user wants, and those they are compared with, but for those
+// whose names contain not.
 func (b *streamsBench) chosen(not string) (chosen []*way) {
 	all := b.ways()
 	wanted := map[string]bool{}
@@ -146,6 +181,7 @@ func (b *streamsBench) chosen(not string) (chosen []*way) {
 			wanted[w.name], wanted[w.than] = true, true
 		}
 	}
+
 	return slices.DeleteFunc(all, func(w *way) bool { return !wanted[w.name] })
 }
 
@@ -161,6 +197,7 @@ func (b *streamsBench) streams(ctx context.Context, rounds int) bool {
 			b.measure(ctx, w, 1, b.size)
 		}
 	}
+
 	return printWays(ways, float64(b.size))
 }
 
@@ -176,7 +213,9 @@ func (b *streamsBench) together(ctx context.Context, sessions int) bool {
 			b.measure(ctx, w, sessions, max(1e6, b.size/sessions/1e6*1e6))
 		}
 	}
+
 	fmt.Printf("%d sessions at once:\n\n", sessions)
+
 	return printWays(ways, float64(sessions*max(1e6, b.size/sessions/1e6*1e6)))
 }
 
@@ -194,9 +233,11 @@ func (b *streamsBench) measure(ctx context.Context, w *way, sessions, bytes int)
 			return err
 		})
 	}
+
 	if err := g.Wait(); err != nil {
 		b.h.Fatalf("bench: %s, %d at once: %v", w.name, sessions, err)
 	}
+
 	w.times = append(w.times, time.Since(begin))
 	w.cpu += b.daemon.CPU(b.h) - cpu
 	w.client += ownCPU(b.h) - client
@@ -205,7 +246,8 @@ func (b *streamsBench) measure(ctx context.Context, w *way, sessions, bytes int)
 // printWays prints rates in MB/s and their shares, which are medians of the shares of each round.
 func printWays(ways []*way, bytes float64) bool {
 	ok := true
-	fmt.Println("| stream | MB/s, median | share | of | limit | verdict | CPU of the daemon, client (ms/MB) |\n|---|---:|---:|---|---|---|---|")
+	fmt.Println("| stream | MB/s, median | share | of | limit | verdict | CPU of the daemon, client (ms/MB) |\n" +
+		"|---|---:|---:|---|---|---|---|")
 	for _, w := range ways {
 		used := func(cpu time.Duration) float64 { return cpu.Seconds() * 1e9 / bytes / float64(len(w.times)) }
 		cpu := fmt.Sprintf("%.1f, %.1f", used(w.cpu), used(w.client))
@@ -215,10 +257,12 @@ func printWays(ways []*way, bytes float64) bool {
 			fmt.Printf("| %s | %.0f | | | | | %s |\n", w.name, rate, cpu)
 			continue
 		}
+
 		var shares []float64
 		for r := range w.times {
 			shares = append(shares, ways[i].times[r].Seconds()/w.times[r].Seconds())
 		}
+
 		slices.Sort(shares)
 		share, limit, verdict := shares[len(shares)/2], "", ""
 		if w.share > 0 {
@@ -227,9 +271,12 @@ func printWays(ways []*way, bytes float64) bool {
 				verdict, ok = "FAIL", false
 			}
 		}
+
 		fmt.Printf("| %s | %.0f | %.2f | %s | %s | %s | %s |\n", w.name, rate, share, w.than, limit, verdict, cpu)
 	}
+
 	fmt.Println()
+
 	return ok
 }
 
@@ -238,45 +285,60 @@ func (b *streamsBench) execSyncs(ctx context.Context, calls int) bool {
 	var ours, theirs []time.Duration
 	for range calls {
 		begin := time.Now()
-		if _, err := b.ours.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: b.ours.id, Cmd: []string{"/bin/true"}}); err != nil {
+		if _, err := b.ours.runtime.ExecSync(ctx,
+			&runtimeapi.ExecSyncRequest{ContainerId: b.ours.id, Cmd: []string{"/bin/true"}}); err != nil {
 			b.h.Fatalf("bench: ExecSync: %v", err)
 		}
+
 		ours = append(ours, time.Since(begin))
 		begin = time.Now()
 		if _, err := b.engineExec(ctx, []string{"/bin/true"}); err != nil {
 			b.h.Fatalf("bench: exec: %v", err)
 		}
+
 		theirs = append(theirs, time.Since(begin))
 	}
+
 	share := quantile(ours, 50).Seconds() / quantile(theirs, 50).Seconds()
 	verdict := "pass"
 	if share > execSyncShare {
 		verdict = "FAIL"
 	}
+
 	fmt.Println("| /bin/true | p50 | n | of the engine's exec | limit | verdict |\n|---|---:|---:|---:|---|---|")
 	fmt.Printf("| the engine's exec | %s | %d | | | |\n", ms(quantile(theirs, 50)), calls)
-	fmt.Printf("| ExecSync | %s | %d | %.2f | ≤ %.2f | %s |\n\n", ms(quantile(ours, 50)), calls, share, execSyncShare, verdict)
+	fmt.Printf("| ExecSync | %s | %d | %.2f | ≤ %.2f | %s |\n\n", ms(quantile(ours, 50)), calls, share, execSyncShare,
+		verdict)
+
 	return verdict == "pass"
 }
 
 // engineExec runs a command as "docker exec" does and returns the size of its output in bytes.
 func (b *streamsBench) engineExec(ctx context.Context, cmd []string) (int64, error) {
-	x, err := b.docker.ExecCreate(ctx, b.ours.id, client.ExecCreateOptions{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	x, err := b.docker.ExecCreate(ctx, b.ours.id, client.ExecCreateOptions{
+		Cmd:          cmd,
+		AttachStdout: true,
+		AttachStderr: true,
+	})
 	if err != nil {
 		return 0, err
 	}
+
 	conn, err := b.docker.ExecAttach(ctx, x.ID, client.ExecAttachOptions{})
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close()
+
 	n, err := stdcopy.StdCopy(io.Discard, io.Discard, conn.Reader)
 	if err != nil {
 		return n, err
 	}
+
 	in, err := b.docker.ExecInspect(ctx, x.ID, client.ExecInspectOptions{})
 	if err == nil && in.ExitCode != 0 {
 		err = fmt.Errorf("exit code %d", in.ExitCode)
 	}
+
 	return n, err
 }

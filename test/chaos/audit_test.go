@@ -20,6 +20,7 @@ func (r *trial) audit(ctx context.Context) {
 		if !ok {
 			continue
 		}
+
 		r.losing.Lock()
 		blind, sees := r.blind > 0, r.sees
 		r.losing.Unlock()
@@ -28,14 +29,17 @@ func (r *trial) audit(ctx context.Context) {
 				delete(since, id)
 			}
 		}
+
 		for id, text := range differ {
 			if since[id].IsZero() {
 				since[id] = time.Now()
 			}
+
 			from := since[id]
 			if from.Before(sees) {
 				from = sees
 			}
+
 			if !blind && time.Since(from) > staleLimit {
 				r.violate("for %s: %s %s", time.Since(since[id]).Round(time.Second), id, text)
 				delete(since, id)
@@ -48,21 +52,26 @@ func (r *trial) audit(ctx context.Context) {
 func (r *trial) differences(ctx context.Context) (differ map[string]string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
+
 	sandboxes, err := r.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return nil, false
 	}
+
 	containers, err := r.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return nil, false
 	}
+
 	said := map[string]bool{}
 	for _, s := range sandboxes.Items {
 		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	}
+
 	for _, c := range containers.Containers {
 		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
+
 	running, err := r.running(ctx, said)
 	if err != nil {
 		return nil, false
@@ -77,10 +86,13 @@ func (r *trial) differences(ctx context.Context) (differ map[string]string, ok b
 		case listed != runs:
 			differ[id] = fmt.Sprintf("is listed with running %v, the engine has running %v", listed, runs)
 		}
+
 		delete(said, id)
 	}
+
 	for id := range said {
 		differ[id] = "is listed and not in the engine"
 	}
+
 	return differ, true
 }

@@ -49,10 +49,12 @@ func schedule(random *rand.Rand, faults map[string]breaker, horizon time.Duratio
 		if random.IntN(8) == 0 {
 			e.lasts *= 4 // beyond what callers wait
 		}
+
 		e.lasts = min(e.lasts, horizon-at)
 		all = append(all, e)
 		at += e.lasts + between(random, time.Second/2, 4*time.Second)
 	}
+
 	return all
 }
 
@@ -101,16 +103,19 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 			r.report(t, v)
 		}
 	})
+
 	var flags []string
 	if !r.liveRestore {
 		flags = []string{"--live-restore=false"}
 	}
+
 	r.kubelet = newKubelet(newLab(t, v, flags...), *podSlots, seed)
 	t.Cleanup(func() { r.keepLogs(t, v) }) // before the engine's clean-up
 	baseline := r.warmUp(t)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+
 	var working, supervising sync.WaitGroup
 	working.Go(func() { r.drive(ctx) })
 	downtime := rand.New(rand.NewPCG(seed, 1))
@@ -127,6 +132,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 	if !waitFor(&working, 4*time.Minute) {
 		t.Errorf("pods could not be removed within 4 minutes")
 	}
+
 	r.check(t, "nothing left", 3*time.Minute, func(ctx context.Context) []string {
 		now, err := r.remaining(ctx)
 		if err != nil {
@@ -134,6 +140,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 		}
 		return append(now.beyond(baseline), r.inFlight(t)...)
 	})
+
 	cancel()
 	working.Wait()
 	supervising.Wait()
@@ -174,13 +181,17 @@ func (r *trial) checkAll(t *testing.T) {
 			t.Error(problem)
 		}
 	}
+
 	for _, v := range r.violations {
 		t.Error(v)
 	}
+
 	r.reportLost(t)
 	faults := len(r.tracks[0]) + len(r.tracks[1])
-	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d forgotten starts, %d calls, of which %d failed; %s",
-		r.seed, r.liveRestore, faults, len(r.ended), lines, len(forgotten), sum(r.ok)+sum(r.failed), sum(r.failed), r.done[len(r.done)-1])
+	t.Logf("seed %d, live-restore %v: %d faults, %d pods, %d lines of output, %d forgotten starts, %d calls, of "+
+		"which %d failed; %s",
+		r.seed, r.liveRestore, faults, len(r.ended), lines, len(forgotten), sum(r.ok)+sum(r.failed), sum(r.failed),
+		r.done[len(r.done)-1])
 }
 
 func sum(counts map[string]int) (n int) {
@@ -207,6 +218,7 @@ func (r *trial) warmUp(t *testing.T) remains {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+
 	p := newPod(r.kubelet, 99, 0, rand.New(rand.NewPCG(r.seed, 2)))
 	problems := await(ctx, time.Minute, func(ctx context.Context) []string {
 		if err := p.sync(ctx); err != nil || r.ok["StartContainer"] == 0 {
@@ -217,6 +229,7 @@ func (r *trial) warmUp(t *testing.T) remains {
 	if len(problems) > 0 {
 		t.Fatalf("the first pod: %q", problems)
 	}
+
 	p.end(ctx)
 	r.ended = append(r.ended, p)
 
@@ -232,6 +245,7 @@ func (r *trial) warmUp(t *testing.T) remains {
 	if len(problems) > 0 {
 		t.Fatalf("left of the first pod: %q", problems)
 	}
+
 	return baseline
 }
 
@@ -250,6 +264,7 @@ func (r *trial) inject(t *testing.T) {
 			}
 		})
 	}
+
 	tracks.Wait()
 	r.note("all faults have ended")
 }
@@ -261,11 +276,13 @@ func (r *trial) apply(e event, fault breaker) {
 		r.blinded(1)
 		defer r.blinded(-1)
 	}
+
 	end, err := fault(r, random)
 	r.note("%s: %v", e.fault, err)
 	if end == nil {
 		return
 	}
+
 	sleep(r.ctx, e.lasts)
 	end()
 	r.note("end of %s", e.fault)
@@ -299,6 +316,7 @@ func (r *trial) keepLogs(t *testing.T, v engines.Version) {
 	if !t.Failed() || *keepLogs == "" {
 		return
 	}
+
 	dir := filepath.Join(*keepLogs, fmt.Sprintf("%s-seed%d-%d", v, r.seed, time.Now().Unix()))
 	err := os.CopyFS(filepath.Join(dir, "pods"), os.DirFS(r.eng.Path(r.logs)))
 	for name, file := range map[string]string{
@@ -309,6 +327,7 @@ func (r *trial) keepLogs(t *testing.T, v engines.Version) {
 		b, readErr := os.ReadFile(file)
 		err = errors.Join(err, readErr, os.WriteFile(filepath.Join(dir, name), b, 0o644))
 	}
+
 	t.Logf("logs are in %s (%v)", dir, err)
 }
 
@@ -322,10 +341,12 @@ func (r *trial) report(t *testing.T, v engines.Version) {
 			t.Logf("schedule %d: %7.2fs for %5.2fs: %s", i, e.at.Seconds(), e.lasts.Seconds(), e.fault)
 		}
 	}
+
 	t.Logf("began at %s:\n%s", r.began.Format(time.StampMilli), strings.Join(r.done, "\n"))
 	if r.kubelet == nil {
 		return
 	}
+
 	for _, text := range slices.Sorted(maps.Keys(r.errors)) {
 		t.Logf("%5d × %s", r.errors[text], text)
 	}

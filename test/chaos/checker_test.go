@@ -29,13 +29,16 @@ func (r remains) beyond(baseline remains) []string {
 		for _, thing := range baseline[kind] {
 			counted[thing]++
 		}
+
 		for _, thing := range things {
 			if counted[thing]--; counted[thing] < 0 {
 				more = append(more, kind+": "+thing)
 			}
 		}
 	}
+
 	slices.Sort(more)
+
 	return more
 }
 
@@ -44,12 +47,14 @@ func (l *lab) remaining(ctx context.Context) (r remains, err error) {
 	if err := l.findLost(ctx); err != nil {
 		return nil, err
 	}
+
 	r = remains{}
 	for _, gather := range []func(context.Context, remains) error{
 		l.engineHolds, l.daemonAnswers, l.kernelHolds, l.processesRun, l.filesHold,
 	} {
 		err = errors.Join(err, gather(ctx, r))
 	}
+
 	return r, err
 }
 
@@ -59,16 +64,20 @@ func (l *lab) engineHolds(ctx context.Context, r remains) error {
 	if err != nil {
 		return err
 	}
+
 	for _, c := range containers.Items {
 		r["containers"] = append(r["containers"], strings.Join(c.Names, ",")+" "+string(c.State))
 	}
+
 	networks, err := l.docker.NetworkList(ctx, client.NetworkListOptions{})
 	if err != nil {
 		return err
 	}
+
 	for _, n := range networks.Items {
 		r["networks"] = append(r["networks"], n.Name)
 	}
+
 	return nil
 }
 
@@ -78,16 +87,20 @@ func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
 	if err != nil {
 		return err
 	}
+
 	for _, s := range sandboxes.Items {
 		r["listed sandboxes"] = append(r["listed sandboxes"], s.Id+" "+s.State.String())
 	}
+
 	containers, err := l.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return err
 	}
+
 	for _, c := range containers.Containers {
 		r["listed containers"] = append(r["listed containers"], c.Id+" "+c.State.String())
 	}
+
 	return nil
 }
 
@@ -99,31 +112,37 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 	if err := errors.Join(err, err2, err3); err != nil {
 		return err
 	}
+
 	for line := range strings.Lines(links) {
 		r["veths"] = append(r["veths"], strings.Fields(line)[1])
 	}
+
 	for line := range strings.Lines(rules) {
 		if strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":CNI-") {
 			r["rules"] = append(r["rules"], strings.TrimSpace(counters(line)))
 		}
 	}
+
 	r["rules"] = l.withoutLost(r["rules"])
 	for _, m := range mounts {
 		if !l.isLost(l.rootOf(m)) && !isLostInit(m, l.eng.DataRoot(), l.dockerdKilled.Load()) {
 			r["mounts"] = append(r["mounts"], m)
 		}
 	}
+
 	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
 		parents, _ := filepath.Glob(l.eng.Path(root + l.eng.CgroupParent))
 		for _, parent := range parents {
 			_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
-				if id := inContainer.FindStringSubmatch(path); err == nil && d.IsDir() && id != nil && !l.isLost(id[1]) {
+				if id := inContainer.FindStringSubmatch(path); err == nil && d.IsDir() && id != nil &&
+					!l.isLost(id[1]) {
 					r["control groups"] = append(r["control groups"], path)
 				}
 				return nil
 			})
 		}
 	}
+
 	return nil
 }
 
@@ -133,13 +152,14 @@ func counters(rule string) string {
 	return rule
 }
 
-// processesRun gathers processes, but for those that come and go by themselves and for shims that the
-// engine has lost.
+// processesRun gathers processes, but for those that come and go by themselves and for shims that
+// the engine has lost.
 func (l *lab) processesRun(_ context.Context, r remains) error {
 	all, err := l.list()
 	if err != nil {
 		return err
 	}
+
 	for _, p := range all {
 		switch {
 		case l.isLost(containerOf(p)), l.isLost(p.cgroup) && p.name == neverStarted:
@@ -153,6 +173,7 @@ func (l *lab) processesRun(_ context.Context, r remains) error {
 			r["helpers"] = append(r["helpers"], p.cmdline)
 		}
 	}
+
 	return nil
 }
 
@@ -170,11 +191,13 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
+
 		for _, e := range entries {
 			name := e.Name()
 			if name == "lock" || strings.HasPrefix(name, "last_reserved_ip") || l.isOrphan(filepath.Join(dir, name)) {
 				continue
 			}
+
 			if kind == "log table" {
 				container := l.writes(filepath.Join(dir, name))
 				if l.isLost(container) {
@@ -182,23 +205,27 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 				}
 				name += " of " + container
 			}
+
 			r[kind] = append(r[kind], name)
 		}
 	}
+
 	return nil
 }
 
-// writes returns the container of an entry of the log-driver's table. dockerd does not close the log of
-// a container that it has lost.
+// writes returns the container of an entry of the log-driver's table. dockerd does not close the
+// log of a container that it has lost.
 func (l *lab) writes(file string) string {
 	var e struct{ Container string }
 	b, err := os.ReadFile(l.eng.Path(file))
 	if err == nil {
 		err = json.Unmarshal(b, &e)
 	}
+
 	if err != nil {
 		return err.Error()
 	}
+
 	return e.Container
 }
 
@@ -212,32 +239,37 @@ func (l *lab) isOrphan(file string) bool {
 	return err == nil && strings.Contains(string(content), `"orphaned"`)
 }
 
-// running returns all containers of the engine and whether they run. said is what the daemon says of
-// them. Where it differs from the engine's list, an inspect decides: after a write to a full disk has
-// failed ("failed to store container" in dockerd's log), the list shows an earlier state.
+// running returns all containers of the engine and whether they run. said is what the daemon says
+// of them. Where it differs from the engine's list, an inspect decides: after a write to a full
+// disk has failed ("failed to store container" in dockerd's log), the list shows an earlier state.
 func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]bool, error) {
 	list, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return nil, err
 	}
+
 	running := map[string]bool{}
 	for _, c := range list.Items {
 		running[c.ID] = c.State == "running"
 		if listed, known := said[c.ID]; known && listed == running[c.ID] {
 			continue
 		}
-		// The engine's list may show a container that the engine has removed: a start that fails while
-		// the container is being removed writes it into the list again.
+
+		// The engine's list may show a container that the engine has removed: a start that fails
+		// while the container is being removed writes it into the list again.
 		r, err := l.docker.ContainerInspect(ctx, c.ID, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(err) {
 			delete(running, c.ID)
 			continue
 		}
+
 		if err != nil {
 			return nil, err
 		}
+
 		running[c.ID] = r.Container.State.Running
 	}
+
 	return running, nil
 }
 
@@ -248,17 +280,21 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	if err != nil {
 		return []string{err.Error()}
 	}
+
 	containers, err := k.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return []string{err.Error()}
 	}
+
 	said := map[string]bool{}
 	for _, s := range sandboxes.Items {
 		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	}
+
 	for _, c := range containers.Containers {
 		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
+
 	running, err := k.running(ctx, said)
 	if err != nil {
 		return []string{err.Error()}
@@ -272,22 +308,27 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 		}
 		problems = append(problems, k.checkSandbox(ctx, s)...)
 	}
+
 	for _, c := range containers.Containers {
 		listed[c.Id] = true
 		if runs := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; runs != running[c.Id] {
 			wrong("container %s is listed as %s, the engine has running %v", c.Id, c.State, running[c.Id])
 		}
+
 		s, err := k.daemon.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
 		if err != nil || s.Status.State != c.State || s.Status.Metadata.Attempt != c.Metadata.Attempt {
 			wrong("container %s is listed as %s, its status is %v, %v", c.Id, c.State, s.GetStatus().GetState(), err)
 		}
 	}
+
 	for id := range running {
 		if _, known := listed[id]; !known {
 			wrong("container %s of the engine is not listed", id)
 		}
 	}
+
 	problems = append(problems, k.checkDesired(sandboxes.Items, containers.Containers)...)
+
 	return append(problems, k.checkReservations(sandboxes.Items)...)
 }
 
@@ -304,19 +345,23 @@ func (k *kubelet) checkSandbox(ctx context.Context, s *runtimeapi.PodSandbox) []
 	case r.Status.GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE:
 		return nil
 	}
+
 	ip := r.Status.GetNetwork().GetIp()
 	if _, err := netip.ParseAddr(ip); err != nil {
 		return []string{fmt.Sprintf("sandbox %s has the address %q", s.Id, ip)}
 	}
+
 	netns := "--net=" + filepath.Join(k.daemon.PinDir, s.Id)
 	out, err := k.inside("nsenter", netns, "ip", "-o", "-4", "addr", "show", "eth0")
 	if err != nil || !strings.Contains(out, " "+ip+"/") {
 		return []string{fmt.Sprintf("sandbox %s has the address %s, in its namespace is %q, %v", s.Id, ip, out, err)}
 	}
+
 	owner, err := os.ReadFile(k.eng.Path(filepath.Join(k.leases(), ip)))
 	if err != nil || !strings.HasPrefix(string(owner), s.Id) {
 		return []string{fmt.Sprintf("the address %s of sandbox %s is reserved for %q, %v", ip, s.Id, owner, err)}
 	}
+
 	return nil
 }
 
@@ -330,21 +375,25 @@ func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []
 				ready++
 			}
 		}
+
 		runs := map[string]int{}
 		for _, c := range containers {
 			if c.Labels["io.kubernetes.pod.uid"] == p.uid && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 				runs[c.Metadata.Name]++
 			}
 		}
+
 		if ready != 1 {
 			problems = append(problems, fmt.Sprintf("%s has %d ready sandboxes", p.uid, ready))
 		}
+
 		for _, name := range p.containers {
 			if runs[name] != 1 {
 				problems = append(problems, fmt.Sprintf("%s: %d containers %s run", p.uid, runs[name], name))
 			}
 		}
 	}
+
 	return problems
 }
 
@@ -354,19 +403,24 @@ func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problem
 	if err != nil {
 		return []string{err.Error()}
 	}
+
 	for _, f := range files {
 		if _, err := netip.ParseAddr(f.Name()); err != nil {
 			continue
 		}
+
 		owner, err := os.ReadFile(filepath.Join(k.eng.Path(k.leases()), f.Name()))
 		if err != nil {
 			continue // released meanwhile
 		}
+
 		isOwner := func(s *runtimeapi.PodSandbox) bool { return strings.HasPrefix(string(owner), s.Id) }
 		if !slices.ContainsFunc(sandboxes, isOwner) {
-			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, which is not there", f.Name(), owner))
+			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, which is not there",
+				f.Name(), owner))
 		}
 	}
+
 	return problems
 }
 

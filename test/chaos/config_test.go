@@ -27,6 +27,7 @@ func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
 		cfg.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		return cfg
 	}
+
 	cfg.Hostname = p.uid
 	if p.slot%2 == 1 {
 		cfg.PortMappings = []*runtimeapi.PortMapping{{
@@ -35,6 +36,7 @@ func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
 			HostPort:      int32(20000 + p.slot),
 		}}
 	}
+
 	return cfg
 }
 
@@ -58,11 +60,13 @@ func (p *pod) container(name string, attempt uint32) *runtimeapi.ContainerConfig
 	if name == p.containers[len(p.containers)-1] {
 		limit = p.limit
 	}
+
 	text := strings.NewReplacer("FILE", fmt.Sprintf("%s.%d", name, attempt), "LIMIT", fmt.Sprint(limit)).Replace(script)
 	network := runtimeapi.NamespaceMode_POD
 	if p.hostNetwork {
 		network = runtimeapi.NamespaceMode_NODE
 	}
+
 	return &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt},
 		Image:    &runtimeapi.ImageSpec{Image: engines.Busybox},
@@ -73,7 +77,10 @@ func (p *pod) container(name string, attempt uint32) *runtimeapi.ContainerConfig
 		Linux: &runtimeapi.LinuxContainerConfig{
 			Resources: &runtimeapi.LinuxContainerResources{CpuShares: 10},
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{Network: network, Pid: runtimeapi.NamespaceMode_CONTAINER},
+				NamespaceOptions: &runtimeapi.NamespaceOption{
+					Network: network,
+					Pid:     runtimeapi.NamespaceMode_CONTAINER,
+				},
 			},
 		},
 	}

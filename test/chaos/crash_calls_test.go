@@ -38,13 +38,16 @@ func (c *crash) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	switch s.Status.State {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
 		return nil
 	case runtimeapi.ContainerState_CONTAINER_EXITED:
 		return fmt.Errorf("the container has ended: %v", s.Status)
 	}
+
 	_, err = c.daemon.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.container})
+
 	return err
 }
 
@@ -57,7 +60,8 @@ func (c *crash) update(ctx context.Context) error {
 }
 
 func (c *crash) stop(ctx context.Context) error {
-	_, err := c.daemon.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.container, Timeout: 5})
+	_, err := c.daemon.Runtime.StopContainer(ctx,
+		&runtimeapi.StopContainerRequest{ContainerId: c.container, Timeout: 5})
 	return err
 }
 
@@ -87,9 +91,11 @@ func (c *crash) removeImage(ctx context.Context) error {
 	if _, err := c.daemon.Image.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
 		return err
 	}
+
 	r, err := c.daemon.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
 	if err == nil && r.Image != nil {
 		err = fmt.Errorf("image %s was removed and is there", r.Image.Id)
 	}
+
 	return err
 }

@@ -75,9 +75,9 @@ func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Co
 // that a mutating call makes: before it is done, and when it is done and the answer is on its way.
 // The daemon then starts again, the call is repeated, the pod is removed, and nothing may be left.
 //
-// At a share of the points the call is abandoned: its caller never repeats it, and only removes what
-// the daemon lists. At every other of them somebody removes the pod's containers before the daemon
-// starts. What the call has acquired and no list shows, the daemon must release by itself.
+// At a share of the points the call is abandoned: its caller never repeats it, and only removes
+// what the daemon lists. At every other of them somebody removes the pod's containers before the
+// daemon starts. What the call has acquired and no list shows, the daemon must release by itself.
 func TestCrashPoints(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -91,6 +91,7 @@ func TestCrashPoints(t *testing.T) {
 			case v != engines.V20:
 				stride, abandoned = sampleStride, abandonedSampleStride
 			}
+
 			for i, o := range operations {
 				t.Run(o.name, func(t *testing.T) {
 					c.everywhere(t, o, points{first: 1 + i%stride, stride: stride}, baseline)
@@ -121,6 +122,7 @@ func newCrash(t *testing.T, v engines.Version) *crash {
 				c.point(r.Method + " " + r.URL.Path + ", done")
 			}
 		})
+
 	c.cni.answer(func(q question) string {
 		what := q.Command + " of " + q.Plugin
 		if q.After {
@@ -129,6 +131,7 @@ func newCrash(t *testing.T, v engines.Version) *crash {
 		c.point(what)
 		return ""
 	})
+
 	return c
 }
 
@@ -137,16 +140,19 @@ func (c *crash) takeBaseline(t *testing.T) remains {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+
 	c.next()
 	for _, step := range steps((*crash).run, (*crash).create, (*crash).start, (*crash).removePod) {
 		if err := step(c, ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	baseline, err := c.remaining(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return baseline
 }
 
@@ -156,10 +162,12 @@ func (c *crash) remaining(ctx context.Context) (remains, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	images, err := c.docker.ImageList(ctx, client.ImageListOptions{All: true})
 	for _, i := range images.Items {
 		r["images"] = append(r["images"], i.ID+" "+strings.Join(i.RepoTags, ","))
 	}
+
 	return r, err
 }
 
@@ -189,9 +197,11 @@ func (c *crash) disarm() string {
 func (c *crash) point(what string) {
 	c.points.Lock()
 	defer c.points.Unlock()
+
 	if !c.armed || c.hit != "" {
 		return
 	}
+
 	if c.seen++; c.seen == c.at {
 		c.hit = what
 		c.killDaemon()
@@ -207,11 +217,13 @@ func (c *crash) everywhere(t *testing.T, o operation, p points, baseline remains
 		if hit == "" {
 			break
 		}
+
 		reached++
 		if t.Failed() {
 			t.Fatalf("killed at point %d: %s", at, hit)
 		}
 	}
+
 	t.Logf("%d points", reached)
 	if reached == 0 && p.first == 1 {
 		t.Error("no point was reached")
@@ -224,6 +236,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+
 	c.next()
 	for _, step := range o.prepare {
 		if err := step(c, ctx); err != nil {
@@ -237,20 +250,24 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	if hit == "" && err != nil {
 		t.Fatalf("%s without a kill: %v", o.name, err)
 	}
+
 	if hit != "" && abandon && at%2 == 0 {
 		if err := c.removeBehind(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if hit != "" {
 		c.daemon.Restart(t)
 	}
+
 	switch {
 	case hit != "" && abandon:
 		c.mustBe(t, ctx, o.name+", abandoned after "+hit, func(ctx context.Context) []string {
 			return slices.Concat(problem(c.removeListed(ctx)), c.left(ctx, baseline))
 		})
 		return hit
+
 	case hit != "":
 		repeat := func(ctx context.Context) []string { return problem(o.call(c, ctx)) }
 		c.mustBe(t, ctx, o.name+" repeated after "+hit, repeat)
@@ -260,6 +277,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	c.mustBe(t, ctx, o.name+", nothing left after "+hit, func(ctx context.Context) []string {
 		return c.left(ctx, baseline)
 	})
+
 	return hit
 }
 
@@ -291,6 +309,7 @@ func (c *crash) removeBehind(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	for _, i := range all.Items {
 		if !strings.Contains(strings.Join(i.Names, " "), c.pod.uid) {
 			continue
@@ -300,6 +319,7 @@ func (c *crash) removeBehind(ctx context.Context) error {
 			err = errors.Join(err, removeErr)
 		}
 	}
+
 	return err
 }
 
@@ -324,8 +344,10 @@ func (c *crash) clearPod(ctx context.Context) error {
 	if err == nil && left > 0 {
 		left, err = c.pod.remove(ctx)
 	}
+
 	if err == nil && left > 0 {
 		err = errors.New("a pod that was removed is listed")
 	}
+
 	return err
 }

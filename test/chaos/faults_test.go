@@ -72,7 +72,8 @@ var surroundingFaults = map[string]breaker{
 
 // blinding are the faults that may keep the daemon from seeing what runs.
 var blinding = []string{
-	"stop dockerd", "delay requests", "cut requests", "answer 500", "truncate answers", "answer never", "silence events", "delay events",
+	"stop dockerd", "delay requests", "cut requests", "answer 500", "truncate answers", "answer never",
+	"silence events", "delay events",
 	"truncate events", "reorder events",
 }
 
@@ -87,16 +88,20 @@ func (r *trial) kill(random *rand.Rand, fits func(process) bool) error {
 	if err != nil {
 		return err
 	}
+
 	var fitting []process
 	for _, p := range all {
 		if fits(p) {
 			fitting = append(fitting, p)
 		}
 	}
+
 	if len(fitting) == 0 {
 		return errNothing
 	}
+
 	_, err = r.inside("kill", "-KILL", choose(random, fitting...).pid)
+
 	return err
 }
 
@@ -118,6 +123,7 @@ func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	if err := r.killContainerd(func() error { r.killEngine(); return nil }); err != nil {
 		return nil, err
 	}
+
 	l := loss{why: "dockerd was killed", from: began, to: time.Now(), bytes: engineBuffer, torn: true}
 	if !r.liveRestore {
 		if !engines.Within(time.Minute, func() bool { return r.answers() }) {
@@ -125,7 +131,9 @@ func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 		}
 		l.to, l.bytes = time.Now(), 0
 	}
+
 	r.lose(l)
+
 	return nil, nil
 }
 
@@ -143,7 +151,9 @@ func stopDockerd(r *trial, _ *rand.Rand) (func(), error) {
 		r.processes.Unlock()
 		return nil, errNothing
 	}
+
 	r.eng.Signal(r.tb, "STOP")
+
 	return func() {
 		defer r.processes.Unlock()
 		r.eng.Signal(r.tb, "CONT")
@@ -161,17 +171,21 @@ func killShim(r *trial, random *rand.Rand) (func(), error) {
 func removeContainer(r *trial, random *rand.Rand) (func(), error) {
 	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
 	defer cancel()
+
 	l, err := r.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return nil, err
 	}
+
 	if len(l.Items) == 0 {
 		return nil, errNothing
 	}
+
 	r.mu.Lock()
 	r.removed = time.Now()
 	r.mu.Unlock()
 	_, err = r.docker.ContainerRemove(ctx, choose(random, l.Items...).ID, client.ContainerRemoveOptions{Force: true})
+
 	return nil, err
 }
 
@@ -192,7 +206,8 @@ func removeImage(r *trial, _ *rand.Rand) (func(), error) {
 
 func removePause(r *trial, _ *rand.Rand) (func(), error) {
 	docker := "docker -H unix://" + r.eng.Socket
-	_, err := r.inside("sh", "-c", docker+" rmi -f $("+docker+" images --format '{{.Repository}}:{{.Tag}}' cri-dockerd.local/pause)")
+	_, err := r.inside("sh", "-c", docker+" rmi -f $("+docker+" images --format '{{.Repository}}:{{.Tag}}' "+
+		"cri-dockerd.local/pause)")
 	return nil, err
 }
 
@@ -208,6 +223,7 @@ func moveAway(r *trial, file string) (func(), error) {
 	if err := os.Rename(file, away); err != nil {
 		return nil, err
 	}
+
 	return func() {
 		if err := os.Rename(away, file); err != nil {
 			r.tb.Errorf("%v", err)
@@ -223,11 +239,13 @@ func fill(r *trial, dir string) (func(), error) {
 		return nil, err
 	}
 	defer f.Close()
+
 	for piece := make([]byte, 64<<10); len(piece) > 0; {
 		if _, err := f.Write(piece); err != nil {
 			piece = piece[:len(piece)/2]
 		}
 	}
+
 	return func() {
 		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			r.tb.Errorf("%v", err)
@@ -235,8 +253,8 @@ func fill(r *trial, dir string) (func(), error) {
 	}, nil
 }
 
-// fillEngine fills the engine's disk. It waits for a dockerd that is starting, and a dockerd that is
-// started meanwhile ends the fault: see revive.
+// fillEngine fills the engine's disk. It waits for a dockerd that is starting, and a dockerd that
+// is started meanwhile ends the fault: see revive.
 func fillEngine(r *trial, _ *rand.Rand) (func(), error) {
 	if !engines.Within(time.Minute, r.answers) {
 		return nil, errors.New("dockerd does not answer")
@@ -250,6 +268,7 @@ func fillLogs(r *trial) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return func() {
 		end()
 		r.lose(loss{why: "the log disk was full", from: began, to: time.Now()})
@@ -266,19 +285,22 @@ func answering(answer string) breaker {
 			// A plugin that says that it has deleted, and has not, cannot be seen through.
 			command = "ADD"
 		}
+
 		r.cni.answer(func(q question) string {
 			if q.Plugin == name && q.Command == command && q.After == after {
 				return answer
 			}
 			return ""
 		})
+
 		return func() { r.cni.answer(nil) }, nil
 	}
 }
 
 // requests are parts of the paths of the engine's API.
 var requests = []string{
-	"/containers/create", "/start", "/stop", "/kill", "/json", "/containers/json", "/images/", "/exec", "/update", "/wait", "/_ping",
+	"/containers/create", "/start", "/stop", "/kill", "/json", "/containers/json", "/images/", "/exec", "/update",
+	"/wait", "/_ping",
 }
 
 // proxying breaks requests of one object, of one operation, or all.
@@ -292,6 +314,7 @@ func proxying(fault func(*rand.Rand) proxy.Fault) breaker {
 		case 1, 2:
 			word = choose(random, requests...)
 		}
+
 		rare := random.IntN(2) == 0 && !f.Hang // every third request only
 		n := uint64(0)
 		lot := rand.New(rand.NewPCG(random.Uint64(), 0))
@@ -302,6 +325,7 @@ func proxying(fault func(*rand.Rand) proxy.Fault) breaker {
 			}
 			return f
 		})
+
 		return func() { r.proxy.Break(nil) }, nil
 	}
 }

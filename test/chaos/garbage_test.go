@@ -17,6 +17,7 @@ func (k *kubelet) collectGarbage(ctx context.Context) {
 		if err != nil {
 			continue
 		}
+
 		k.mu.Lock()
 		ended := slices.Clone(k.ended)
 		k.mu.Unlock()
@@ -35,20 +36,25 @@ func (k *kubelet) collectGarbage(ctx context.Context) {
 func (k *kubelet) listedPods(ctx context.Context) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+
 	sandboxes, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return nil, err
 	}
+
 	containers, err := k.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return nil, err
 	}
+
 	listed := map[string]bool{}
 	for _, s := range sandboxes.Items {
 		listed[s.Metadata.Uid] = true
 	}
+
 	for _, c := range containers.Containers {
 		listed[c.Labels["io.kubernetes.pod.uid"]] = true
 	}
+
 	return listed, nil
 }

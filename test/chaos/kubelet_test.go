@@ -32,8 +32,9 @@ type kubelet struct {
 	ok, failed map[string]int // calls by method
 	errors     map[string]int // by method and beginning of the text
 	violations []string
-	ids        map[string]string // of containers, by the pod's UID, a space, and the file of its notes
-	removed    time.Time         // when a container was last removed behind the daemon's back
+	// of containers, by the pod's UID, a space, and the file of its notes
+	ids     map[string]string
+	removed time.Time // when a container was last removed behind the daemon's back
 }
 
 // Timeouts of calls. The kubelet's own is two minutes; faults of a few seconds shall outlast ours
@@ -74,6 +75,7 @@ func (k *kubelet) drive(ctx context.Context) {
 	for slot := range k.slots {
 		pods.Go(func() { k.runSlot(ctx, slot) })
 	}
+
 	others.Go(func() { k.probe(ctx) })
 	others.Go(func() { k.observe(ctx) })
 	others.Go(func() { k.follow(ctx) })
@@ -130,9 +132,12 @@ func (k *kubelet) violate(format string, args ...any) {
 }
 
 // call makes a call with a deadline, counts it, and checks that it keeps the deadline.
-func (k *kubelet) call(ctx context.Context, method string, timeout time.Duration, do func(context.Context) error) error {
+func (k *kubelet) call(
+	ctx context.Context, method string, timeout time.Duration, do func(context.Context) error,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+
 	began := time.Now()
 	err := do(ctx)
 	if took := time.Since(began); took > timeout+callSlack {
@@ -141,12 +146,15 @@ func (k *kubelet) call(ctx context.Context, method string, timeout time.Duration
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	if err == nil {
 		k.ok[method]++
 		return nil
 	}
+
 	k.failed[method]++
 	k.errors[method+": "+shorten(err)]++
+
 	return fmt.Errorf("%s: %w", method, err)
 }
 
@@ -154,6 +162,7 @@ func (k *kubelet) call(ctx context.Context, method string, timeout time.Duration
 func (k *kubelet) mustExist(ctx context.Context, method, id string) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
+
 	_, err := k.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	k.mu.Lock()
 	recently := time.Since(k.removed) < time.Minute
@@ -192,11 +201,13 @@ func (k *kubelet) probe(ctx context.Context) {
 			for _, c := range l.GetContainers() {
 				running = append(running, c.Id)
 			}
+
 			return err
 		})
 		if err != nil || len(running) == 0 {
 			continue
 		}
+
 		k.exec(ctx, running[random.IntN(len(running))], fmt.Sprint("probe ", i))
 	}
 }
@@ -212,6 +223,7 @@ func (k *kubelet) exec(ctx context.Context, id, word string) {
 		if err == nil && r.ExitCode == 0 && strings.TrimSpace(string(r.Stdout)) != word {
 			k.violate("ExecSync in %s answered %q, want %q", id, r.Stdout, word)
 		}
+
 		return err
 	})
 }
@@ -256,6 +268,7 @@ func (k *kubelet) observe(ctx context.Context) {
 			return err
 		}},
 	}
+
 	for sleep(ctx, time.Duration(50+random.IntN(200))*time.Millisecond) {
 		c := calls[random.IntN(len(calls))]
 		_ = k.call(ctx, c.name, callTimeout, c.do)

@@ -69,10 +69,13 @@ func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	if err := os.Mkdir(l.state, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	l.eng.ImportBusybox(t)
-	if _, err := l.inside("docker", "-H", "unix://"+l.eng.Socket, "save", "-o", l.saved(), engines.Busybox); err != nil {
+	if _, err := l.inside("docker", "-H", "unix://"+l.eng.Socket, "save", "-o", l.saved(), engines.Busybox); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	l.docker = l.eng.Docker(t)
 
 	l.proxy = proxy.Start(t, filepath.Join(l.eng.Dir, "proxy.sock"), l.eng.Socket)
@@ -82,12 +85,15 @@ func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	if err == nil {
 		err = os.WriteFile(l.confFile(), []byte(network), 0o644)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	l.daemon = l.eng.Daemon(t,
 		"--docker-endpoint=unix://"+l.proxy.Socket, "--network-plugin=cni", "--container-log=cri",
 		"--cni-conf-dir="+l.conf, "--cni-bin-dir="+l.cni.dir, "--pod-cidr=")
+
 	return l
 }
 
@@ -113,7 +119,9 @@ func mount(t *testing.T, e *engines.Engine, dir, size string) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := e.Command("mount", "-t", "tmpfs", "-o", "mode=755,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
+
+	if out, err := e.Command("mount", "-t", "tmpfs", "-o", "mode=755,size="+size, "tmpfs", dir).CombinedOutput(); err !=
+		nil {
 		t.Fatalf("mount %s: %v\n%s", dir, err, out)
 	}
 }
@@ -151,21 +159,25 @@ func (l *lab) killEngine() {
 func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+
 		dead := !l.eng.Running() || !l.daemon.Running()
 		if !dead {
 			continue
 		}
+
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(down()):
 		}
+
 		l.revive()
 	}
 }
@@ -174,18 +186,21 @@ func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
 func (l *lab) revive() {
 	l.processes.Lock()
 	defer l.processes.Unlock()
+
 	if !l.eng.Running() {
 		l.eng.Clear(l.tb)
-		// A dockerd that starts with a full disk forgets the containers that run ("failed to register
-		// container" in its log), and lists them no more.
+		// A dockerd that starts with a full disk forgets the containers that run ("failed to
+		// register container" in its log), and lists them no more.
 		if err := os.Remove(l.filler(l.eng.DataRoot())); err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.tb.Errorf("%v", err)
 		}
 		l.eng.Begin(l.tb)
 	}
+
 	if !l.daemon.Running() {
 		l.daemon.Start(l.tb)
 	}
+
 	started := func() bool { return l.eng.Started() && l.daemon.Started() }
 	if !engines.Within(20*time.Second, started) {
 		l.tb.Errorf("the daemon or dockerd could not be started")
@@ -221,11 +236,13 @@ func (l *lab) list() ([]process, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var all []process
 	for _, e := range entries {
 		if strings.Trim(e.Name(), "0123456789") != "" {
 			continue
 		}
+
 		dir := filepath.Join(proc, e.Name())
 		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
 		cmdline, err2 := os.ReadFile(filepath.Join(dir, "cmdline"))
@@ -234,6 +251,7 @@ func (l *lab) list() ([]process, error) {
 		if errors.Join(err, err2, err3, err4) != nil {
 			continue // it has ended
 		}
+
 		p := process{
 			pid:     e.Name(),
 			name:    strings.TrimSpace(string(comm)),
@@ -243,13 +261,15 @@ func (l *lab) list() ([]process, error) {
 		if m := inContainer.FindSubmatch(cgroup); m != nil {
 			p.cgroup = string(m[1])
 		}
+
 		all = append(all, p)
 	}
+
 	return all, nil
 }
 
-// parentOf returns the parent in /proc/<pid>/stat, the second field after the name in brackets, which
-// may hold anything (proc_pid_stat(5)).
+// parentOf returns the parent in /proc/<pid>/stat, the second field after the name in brackets,
+// which may hold anything (proc_pid_stat(5)).
 func parentOf(stat string) string {
 	if f := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]); len(f) > 1 {
 		return f[1]
@@ -273,8 +293,8 @@ type plugins struct {
 	broken  map[string]bool // containers whose DEL was not carried out as a whole
 }
 
-// isBroken reports whether host-local's DEL of a container was made to fail, or the bridge plugin's DEL
-// has failed by itself, for instance without host-local.
+// isBroken reports whether host-local's DEL of a container was made to fail, or the bridge plugin's
+// DEL has failed by itself, for instance without host-local.
 func (p *plugins) isBroken(container string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -296,17 +316,21 @@ func newPlugins(t *testing.T, dir string) *plugins {
 			err = os.Link(program, filepath.Join(dir, name))
 		}
 	}
+
 	var listener net.Listener
 	if err == nil {
 		listener, err = net.Listen("unix", dir+".sock")
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		p.answer(nil)
 		listener.Close()
 	})
+
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -316,6 +340,7 @@ func newPlugins(t *testing.T, dir string) *plugins {
 			go p.serve(conn)
 		}
 	}()
+
 	return p
 }
 
@@ -330,28 +355,34 @@ func (p *plugins) answer(decide func(question) string) {
 
 func (p *plugins) serve(conn net.Conn) {
 	defer conn.Close()
+
 	var q question
 	if err := json.NewDecoder(conn).Decode(&q); err != nil {
 		return
 	}
+
 	p.mu.Lock()
 	decide, changed := p.decide, p.changed
 	if q.Command == "DEL" && q.Plugin == "bridge" && q.Failed {
 		p.broken[q.Container] = true
 	}
+
 	p.mu.Unlock()
 	if decide == nil || q.Command == "VERSION" {
 		return
 	}
+
 	answer := decide(q)
 	if answer != "" && q.Plugin == "host-local" && q.Command == "DEL" {
 		p.mu.Lock()
 		p.broken[q.Container] = true
 		p.mu.Unlock()
 	}
+
 	if answer == hang {
 		<-changed
 		return
 	}
+
 	_, _ = conn.Write([]byte(answer))
 }

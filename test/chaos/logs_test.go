@@ -49,19 +49,23 @@ func parseLog(log []byte) (all []record, problems []string) {
 			problems = append(problems, fmt.Sprintf("not a line of a CRI log: %.80q", line))
 			continue
 		}
+
 		at, err := time.Parse(time.RFC3339Nano, f[0])
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("not a line of a CRI log: %v", err))
 			continue
 		}
+
 		if !open {
 			all = append(all, record{at: at})
 		}
+
 		last := &all[len(all)-1]
 		last.text += f[3]
 		last.whole = f[2] == "F"
 		open = !last.whole
 	}
+
 	return all, problems
 }
 
@@ -96,42 +100,53 @@ func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []strin
 		for i := next; i < until; i++ {
 			bytes += lineSize(i)
 		}
+
 		from := before
 		if from.IsZero() {
 			from = to
 		}
+
 		for _, l := range losses {
 			if l.permits(from, to, bytes) && (!torn || l.torn) {
 				return ""
 			}
 		}
+
 		return fmt.Sprintf("lines %d to %d (%d bytes, torn %v) are lost between %s and %s", next, until-1, bytes, torn,
 			from.Format(time.StampMilli), to.Format(time.StampMilli))
 	}
+
 	for i, r := range records {
 		n, ok := parseLine(r.text)
 		if !ok || !r.whole {
-			if i < len(records)-1 || noted >= next { // a container that was killed has not printed all of its last line
+			// a container that was killed has not printed all of its last line
+			if i < len(records)-1 || noted >= next {
 				torn = true
 			}
 			continue
 		}
+
 		switch {
 		case n < next:
-			problems = append(problems, fmt.Sprintf("line %d stands after line %d (%s)", n, next-1, r.at.Format(time.StampMilli)))
+			problems = append(problems, fmt.Sprintf("line %d stands after line %d (%s)", n, next-1,
+				r.at.Format(time.StampMilli)))
 			continue
+
 		case n > next || torn:
 			if text := lost(n, r.at); text != "" {
 				problems = append(problems, text)
 			}
 		}
+
 		next, before, torn = n+1, r.at, false
 	}
+
 	if noted >= next || torn {
 		if text := lost(noted+1, notedAt); text != "" {
 			problems = append(problems, text+", at the end")
 		}
 	}
+
 	return problems
 }
 
@@ -141,6 +156,7 @@ func readLog(log string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	slices.Sort(rotated)
 	var all []byte
 	for _, file := range append(rotated, log) {
@@ -150,6 +166,7 @@ func readLog(log string) ([]byte, error) {
 		}
 		all = append(all, b...)
 	}
+
 	return all, nil
 }
 
@@ -166,13 +183,14 @@ func (l *lab) forgotten() map[string]bool {
 	return all
 }
 
-// checkLogs checks the logs of all containers of a pod that have printed something, but for forgotten
-// ones, and returns how many lines they noted.
+// checkLogs checks the logs of all containers of a pod that have printed something, but for
+// forgotten ones, and returns how many lines they noted.
 func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, problems []string) {
 	notes, err := os.ReadDir(p.stateDir())
 	if err != nil {
 		return 0, []string{err.Error()}
 	}
+
 	for _, e := range notes {
 		file := filepath.Join(p.stateDir(), e.Name())
 		b, err := os.ReadFile(file)
@@ -181,12 +199,14 @@ func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, pr
 			problems = append(problems, fmt.Sprint(err, statErr))
 			continue
 		}
+
 		p.mu.Lock()
 		id := p.ids[p.uid+" "+e.Name()]
 		p.mu.Unlock()
 		if forgotten[id] {
 			continue
 		}
+
 		noted := bytes.Count(b, []byte("\n")) - 1
 		name, attempt, _ := strings.Cut(e.Name(), ".")
 		log := p.eng.Path(filepath.Join(p.logDir(), name, attempt+".log"))
@@ -195,11 +215,13 @@ func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, pr
 			problems = append(problems, fmt.Sprintf("%s: %d lines printed: %v", e.Name(), noted+1, err))
 			continue
 		}
+
 		lines += noted + 1
 		for _, problem := range checkLines(text, noted, info.ModTime(), losses) {
 			problems = append(problems, fmt.Sprintf("log of %s %s: %s", p.uid, e.Name(), problem))
 		}
 	}
+
 	return lines, problems
 }
 
@@ -207,10 +229,19 @@ func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, pr
 func TestCheckLines(t *testing.T) {
 	base := time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC)
 	log := func(at int, tag, text string) string {
-		return fmt.Sprintf("%s stdout %s %s\n", base.Add(time.Duration(at)*10*time.Second).Format(time.RFC3339Nano), tag, text)
+		return fmt.Sprintf("%s stdout %s %s\n", base.Add(time.Duration(at)*10*time.Second).Format(time.RFC3339Nano),
+			tag, text)
 	}
+
 	first := log(0, "F", "line 0") + log(1, "F", "line 1")
-	kill := loss{why: "engine", from: base.Add(15 * time.Second), to: base.Add(15 * time.Second), bytes: engineBuffer, torn: true}
+	kill := loss{
+		why:   "engine",
+		from:  base.Add(15 * time.Second),
+		to:    base.Add(15 * time.Second),
+		bytes: engineBuffer,
+		torn:  true,
+	}
+
 	full := loss{why: "disk", from: base.Add(12 * time.Second), to: base.Add(18 * time.Second)}
 	for name, c := range map[string]struct {
 		log    string
@@ -218,20 +249,39 @@ func TestCheckLines(t *testing.T) {
 		losses []loss
 		wrong  bool
 	}{
-		"whole":                     {log: first + log(2, "F", "line 2"), noted: 2},
-		"not all noted":             {log: first, noted: 0},
-		"in pieces":                 {log: first + log(2, "P", "line ") + log(2, "F", "2"), noted: 2},
-		"a gap":                     {log: first + log(2, "F", "line 3"), noted: 3, wrong: true},
-		"a gap when killed":         {log: first + log(2, "F", "line 3"), noted: 3, losses: []loss{kill}},
-		"a large gap when killed":   {log: first + log(2, "F", "line 9000"), noted: 9000, losses: []loss{kill}, wrong: true},
-		"a large gap, disk full":    {log: first + log(2, "F", "line 9000"), noted: 9000, losses: []loss{full}},
-		"a gap long before":         {log: first + log(9, "F", "line 2") + log(9, "F", "line 4"), noted: 4, losses: []loss{kill, full}, wrong: true},
-		"twice":                     {log: first + log(2, "F", "line 1"), noted: 1, losses: []loss{kill}, wrong: true},
-		"the end is missing":        {log: first, noted: 2, wrong: true},
-		"the end is missing, full":  {log: first, noted: 2, losses: []loss{full}},
-		"torn":                      {log: first + log(1, "F", "ne 2") + log(2, "F", "line 3"), noted: 3, wrong: true},
-		"torn when killed":          {log: first + log(1, "F", "ne 2") + log(2, "F", "line 3"), noted: 3, losses: []loss{kill}},
-		"torn by a full disk":       {log: first + log(1, "F", "ne 2") + log(2, "F", "line 3"), noted: 3, losses: []loss{full}, wrong: true},
+		"whole":             {log: first + log(2, "F", "line 2"), noted: 2},
+		"not all noted":     {log: first, noted: 0},
+		"in pieces":         {log: first + log(2, "P", "line ") + log(2, "F", "2"), noted: 2},
+		"a gap":             {log: first + log(2, "F", "line 3"), noted: 3, wrong: true},
+		"a gap when killed": {log: first + log(2, "F", "line 3"), noted: 3, losses: []loss{kill}},
+		"a large gap when killed": {
+			log:    first + log(2, "F", "line 9000"),
+			noted:  9000,
+			losses: []loss{kill},
+			wrong:  true,
+		},
+		"a large gap, disk full": {log: first + log(2, "F", "line 9000"), noted: 9000, losses: []loss{full}},
+		"a gap long before": {
+			log:    first + log(9, "F", "line 2") + log(9, "F", "line 4"),
+			noted:  4,
+			losses: []loss{kill, full},
+			wrong:  true,
+		},
+		"twice":                    {log: first + log(2, "F", "line 1"), noted: 1, losses: []loss{kill}, wrong: true},
+		"the end is missing":       {log: first, noted: 2, wrong: true},
+		"the end is missing, full": {log: first, noted: 2, losses: []loss{full}},
+		"torn":                     {log: first + log(1, "F", "ne 2") + log(2, "F", "line 3"), noted: 3, wrong: true},
+		"torn when killed": {
+			log:    first + log(1, "F", "ne 2") + log(2, "F", "line 3"),
+			noted:  3,
+			losses: []loss{kill},
+		},
+		"torn by a full disk": {
+			log:    first + log(1, "F", "ne 2") + log(2, "F", "line 3"),
+			noted:  3,
+			losses: []loss{full},
+			wrong:  true,
+		},
 		"half of a line at the end": {log: first + log(2, "P", "li"), noted: 1},
 		"garbage":                   {log: first + "\x00\x00\n", noted: 1, losses: []loss{kill, full}, wrong: true},
 	} {

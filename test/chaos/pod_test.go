@@ -46,6 +46,7 @@ func newPod(k *kubelet, slot, generation int, random *rand.Rand) *pod {
 	if err := os.MkdirAll(p.stateDir(), 0o755); err != nil {
 		k.tb.Fatalf("%v", err)
 	}
+
 	return p
 }
 
@@ -66,6 +67,7 @@ func (p *pod) live(ctx context.Context, d time.Duration) {
 			_ = p.sync(ctx) // counted where it failed
 		}
 	}
+
 	p.end(ctx)
 }
 
@@ -77,6 +79,7 @@ func (p *pod) end(ctx context.Context) {
 			p.removeCgroups()
 			return
 		}
+
 		if !sleep(ctx, syncEvery) {
 			return
 		}
@@ -95,6 +98,7 @@ func (p *pod) removeCgroups() {
 			}
 			return nil
 		})
+
 		for _, dir := range slices.Backward(dirs) {
 			_ = os.Remove(dir)
 		}
@@ -119,18 +123,21 @@ func (p *pod) list(ctx context.Context) (f found, err error) {
 	if err != nil {
 		return f, err
 	}
+
 	err = p.call(ctx, "ListContainers", callTimeout, func(ctx context.Context) error {
 		filter := &runtimeapi.ContainerFilter{LabelSelector: labels}
 		r, err := p.daemon.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: filter})
 		f.containers = r.GetContainers()
 		return err
 	})
+
 	slices.SortFunc(f.sandboxes, func(a, b *runtimeapi.PodSandbox) int {
 		return int(b.Metadata.Attempt) - int(a.Metadata.Attempt)
 	})
 	slices.SortFunc(f.containers, func(a, b *runtimeapi.Container) int {
 		return int(b.Metadata.Attempt) - int(a.Metadata.Attempt)
 	})
+
 	return f, err
 }
 
@@ -158,6 +165,7 @@ func (p *pod) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	sandbox := f.ready()
 	if sandbox != nil && !p.hostNetwork {
 		connected, err := p.hasAddress(ctx, sandbox.Id)
@@ -168,12 +176,14 @@ func (p *pod) sync(ctx context.Context) error {
 			sandbox = nil
 		}
 	}
+
 	if sandbox == nil {
 		if err := p.kill(ctx, f); err != nil {
 			return err
 		}
 		return errors.Join(p.collect(ctx, f), p.create(ctx, f))
 	}
+
 	for _, name := range p.containers {
 		c := f.newest(name)
 		if c != nil && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING && c.PodSandboxId == sandbox.Id {
@@ -181,9 +191,11 @@ func (p *pod) sync(ctx context.Context) error {
 		}
 		err = errors.Join(err, p.start(ctx, sandbox, name, c))
 	}
+
 	if p.random.IntN(20) == 0 {
 		err = errors.Join(err, p.rotate(ctx, f))
 	}
+
 	return errors.Join(err, p.collect(ctx, f))
 }
 
@@ -207,6 +219,7 @@ func (p *pod) create(ctx context.Context, f found) error {
 	if err := os.MkdirAll(p.eng.Path(p.logDir()), 0o755); err != nil {
 		return err
 	}
+
 	return p.call(ctx, "RunPodSandbox", callTimeout, func(ctx context.Context) error {
 		r, err := p.daemon.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config(attempt)})
 		if err == nil {
@@ -217,7 +230,9 @@ func (p *pod) create(ctx context.Context, f found) error {
 }
 
 // start starts the next attempt of a container, after the last one, if there is one.
-func (p *pod) start(ctx context.Context, sandbox *runtimeapi.PodSandbox, name string, last *runtimeapi.Container) error {
+func (p *pod) start(
+	ctx context.Context, sandbox *runtimeapi.PodSandbox, name string, last *runtimeapi.Container,
+) error {
 	attempt := p.nextLog(name)
 	if last != nil {
 		attempt = max(attempt, last.Metadata.Attempt+1)
@@ -227,6 +242,7 @@ func (p *pod) start(ctx context.Context, sandbox *runtimeapi.PodSandbox, name st
 			}
 		}
 	}
+
 	var id string
 	err := p.call(ctx, "CreateContainer", callTimeout, func(ctx context.Context) error {
 		r, err := p.daemon.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
@@ -240,6 +256,7 @@ func (p *pod) start(ctx context.Context, sandbox *runtimeapi.PodSandbox, name st
 	if err != nil {
 		return err
 	}
+
 	p.mu.Lock()
 	p.ids[fmt.Sprintf("%s %s.%d", p.uid, name, attempt)] = id
 	p.mu.Unlock()
@@ -253,6 +270,7 @@ func (p *pod) start(ctx context.Context, sandbox *runtimeapi.PodSandbox, name st
 	if err != nil {
 		return err
 	}
+
 	return p.call(ctx, "UpdateContainerResources", callTimeout, func(ctx context.Context) error {
 		_, err := p.daemon.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
 			ContainerId: id,
@@ -291,6 +309,7 @@ func (p *pod) kill(ctx context.Context, f found) error {
 			stopping.Go(func() { errs[i] = p.stop(ctx, c.Id) })
 		}
 	}
+
 	stopping.Wait()
 	for _, s := range f.sandboxes {
 		errs = append(errs, p.call(ctx, "StopPodSandbox", callTimeout, func(ctx context.Context) error {
@@ -298,6 +317,7 @@ func (p *pod) kill(ctx context.Context, f found) error {
 			return err
 		}))
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -312,11 +332,13 @@ func (p *pod) collect(ctx context.Context, f found) (err error) {
 		}
 		err = errors.Join(err, p.removeContainer(ctx, c.Id))
 	}
+
 	for i, s := range f.sandboxes {
 		if i > 0 && s.State != runtimeapi.PodSandboxState_SANDBOX_READY && !holds[s.Id] {
 			err = errors.Join(err, p.removeSandbox(ctx, s.Id))
 		}
 	}
+
 	return err
 }
 
@@ -340,16 +362,20 @@ func (p *pod) remove(ctx context.Context) (left int, err error) {
 	if err != nil {
 		return 0, err
 	}
+
 	left = len(f.sandboxes) + len(f.containers)
 	if err := p.kill(ctx, f); err != nil {
 		return left, err
 	}
+
 	for _, c := range f.containers {
 		err = errors.Join(err, p.removeContainer(ctx, c.Id))
 	}
+
 	for _, s := range f.sandboxes {
 		err = errors.Join(err, p.removeSandbox(ctx, s.Id))
 	}
+
 	return left, err
 }
 
@@ -360,11 +386,13 @@ func (p *pod) rotate(ctx context.Context, f found) error {
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
+
 	log := p.eng.Path(filepath.Join(p.logDir(), c.Metadata.Name, fmt.Sprintf("%d.log", c.Metadata.Attempt)))
 	old := log + "." + time.Now().Format("20060102-150405.000000000")
 	if err := os.Rename(log, old); err != nil {
 		return err
 	}
+
 	err := p.call(ctx, "ReopenContainerLog", callTimeout, func(ctx context.Context) error {
 		_, err := p.daemon.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.Id})
 		return err
@@ -372,5 +400,6 @@ func (p *pod) rotate(ctx context.Context, f found) error {
 	if err != nil {
 		return errors.Join(err, os.Rename(old, log))
 	}
+
 	return nil
 }

@@ -8,18 +8,19 @@ import (
 	"testing"
 )
 
-// The standard bridge plugin (1.9.1) leaves masquerading rules in two cases. Its DEL removes the pod's
-// interface, then releases the address, and removes the rules of the interface's addresses last: if
-// the release fails, or host-local is uninstalled at that moment, the next DEL finds no interface and
-// no rules. And without the pod's network
-// namespace it looks for no rules at all: if the plugin was uninstalled when the pod was removed, it
-// gets a DEL without the namespace when it is back. The checker permits the rules of such pods.
+// The standard bridge plugin (1.9.1) leaves masquerading rules in two cases. Its DEL removes the
+// pod's interface, then releases the address, and removes the rules of the interface's addresses
+// last: if the release fails, or host-local is uninstalled at that moment, the next DEL finds no
+// interface and no rules. And without the pod's network namespace it looks for no rules at all: if
+// the plugin was uninstalled when the pod was removed, it gets a DEL without the namespace when it
+// is back. The checker permits the rules of such pods.
 
 // ruleOwner finds the pod in the comment of a masquerading rule, and ruleChain the pod's chain.
 var (
 	ruleOwner = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
 	ruleChain = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
-	wasOwed   = regexp.MustCompile(`uninstalled while a pod ran.* plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ sandbox=([0-9a-f]{64})`)
+	wasOwed   = regexp.MustCompile(`uninstalled while a pod ran.* plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ ` +
+		`sandbox=([0-9a-f]{64})`)
 )
 
 // withoutLost returns the rules without those of pods whose rules the bridge plugin has lost.
@@ -40,8 +41,8 @@ func owedPods(log string) map[string]bool {
 	return owed
 }
 
-// withoutRulesOf returns the rules without those of pods for which isLost is true, and without their
-// chains.
+// withoutRulesOf returns the rules without those of pods for which isLost is true, and without
+// their chains.
 func withoutRulesOf(rules []string, isLost func(pod string) bool) []string {
 	chains := map[string]bool{}
 	for _, r := range rules {
@@ -64,7 +65,9 @@ func TestWithoutRulesOf(t *testing.T) {
 			"-A POSTROUTING -s 10.66.0.30/32 " + comment + " -j " + chain,
 		}
 	}
-	kept := append(of("CNI-c2a00c7a6c311963c805ccab", other), "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-x", "-A FORWARD -j ACCEPT")
+
+	kept := append(of("CNI-c2a00c7a6c311963c805ccab", other), "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-x",
+		"-A FORWARD -j ACCEPT")
 	all := append(of("CNI-110688650eeb7f40411497d9", id), kept...)
 	if got := withoutRulesOf(all, func(pod string) bool { return pod == id }); !slices.Equal(got, kept) {
 		t.Errorf("left %q", got)
@@ -74,12 +77,15 @@ func TestWithoutRulesOf(t *testing.T) {
 	}
 }
 
-// TestOwedPods holds that the daemon's reports of an uninstalled bridge plugin are found, and no others.
+// TestOwedPods holds that the daemon's reports of an uninstalled bridge plugin are found, and no
+// others.
 func TestOwedPods(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	uninstalled := func(plugins string) string {
-		return `level=WARN msg="CNI plugins were uninstalled while a pod ran; what they hold" plugins=` + plugins + " pod=chaos/pod-3-0 sandbox=" + id
+		return `level=WARN msg="CNI plugins were uninstalled while a pod ran; what they hold" plugins=` + plugins +
+			" pod=chaos/pod-3-0 sandbox=" + id
 	}
+
 	next := "\nlevel=INFO msg=RunPodSandbox namespace=chaos pod=pod-3-1 sandbox=" + other + "\n"
 	for log, want := range map[string]bool{
 		uninstalled(`bridge`):            true,

@@ -16,11 +16,11 @@ import (
 )
 
 // Engines lose containers. If containerd is killed while it creates or deletes a container, dockerd
-// fails to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed to
-// delete container from containerd"; containerd issues 6860, 6771 and 9309). A process that runc had
-// created and not started stays too, with its control groups, and Docker 29 does not unmount the
-// container's root. The engine's API does not show such a container, so the daemon cannot remove it.
-// The checker permits exactly these: see isLost.
+// fails to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed
+// to delete container from containerd"; containerd issues 6860, 6771 and 9309). A process that runc
+// had created and not started stays too, with its control groups, and Docker 29 does not unmount
+// the container's root. The engine's API does not show such a container, so the daemon cannot
+// remove it. The checker permits exactly these: see isLost.
 
 // containerdSocket is the socket of the containerd that dockerd starts.
 const containerdSocket = "/run/docker/containerd/containerd.sock"
@@ -44,8 +44,8 @@ const neverStarted = "runc:[2:INIT]"
 
 // isLost reports whether the engine itself has lost a container: dockerd or containerd was killed
 // while the container had a shim or a mounted root, the engine does not know it, and none of its
-// processes was ever started. all are the processes of the node, killed the containers that were there
-// when the engine was killed, known those of the engine.
+// processes was ever started. all are the processes of the node, killed the containers that were
+// there when the engine was killed, known those of the engine.
 func isLost(id string, all []process, killed, known map[string]bool) bool {
 	shims := map[string]bool{}
 	for _, p := range all {
@@ -53,9 +53,11 @@ func isLost(id string, all []process, killed, known map[string]bool) bool {
 			shims[p.pid] = true
 		}
 	}
+
 	hasStarted := func(p process) bool {
 		return (shims[p.parent] || p.cgroup == id) && p.name != neverStarted
 	}
+
 	return id != "" && killed[id] && !known[id] && !slices.ContainsFunc(all, hasStarted)
 }
 
@@ -73,13 +75,16 @@ func (l *lab) noteContainers() {
 	if err := errors.Join(err, err2); err != nil {
 		l.tb.Errorf("list the engine's containers: %v", err)
 	}
+
 	l.shims.Lock()
 	defer l.shims.Unlock()
+
 	for _, p := range all {
 		if id := containerOf(p); id != "" {
 			l.killed[id] = true
 		}
 	}
+
 	for _, m := range mounts {
 		if id := l.rootOf(m); id != "" {
 			l.killed[id] = true
@@ -98,8 +103,8 @@ func (l *lab) mounts() (points []string, err error) {
 	return points, err
 }
 
-// mountedFor finds the container in a mount point below the engine's data: its root (Docker 29), or its
-// shared memory.
+// mountedFor finds the container in a mount point below the engine's data: its root (Docker 29), or
+// its shared memory.
 var mountedFor = regexp.MustCompile(`^/(?:rootfs/overlayfs/([0-9a-f]{64})|containers/([0-9a-f]{64})/mounts/shm)$`)
 
 // rootOf returns the container for which the engine has mounted something at a mount point, "" for
@@ -113,8 +118,8 @@ func (l *lab) rootOf(mount string) string {
 	return m[1] + m[2]
 }
 
-// initMount is where dockerd 20.10 mounts the layer that it puts below a new container, for the time that
-// it takes to fill it.
+// initMount is where dockerd 20.10 mounts the layer that it puts below a new container, for the
+// time that it takes to fill it.
 var initMount = regexp.MustCompile(`^/overlay2/[0-9a-f]{64}-init/merged$`)
 
 // isLostInit reports whether a mount is that of a container that dockerd was creating when it was
@@ -130,6 +135,7 @@ func (l *lab) findLost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	l.shims.Lock()
 	killed := maps.Clone(l.killed)
 	l.shims.Unlock()
@@ -140,6 +146,7 @@ func (l *lab) findLost(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+
 		for id := range killed {
 			if isLost(id, all, killed, known) {
 				lost[id] = true
@@ -149,7 +156,9 @@ func (l *lab) findLost(ctx context.Context) error {
 
 	l.shims.Lock()
 	defer l.shims.Unlock()
+
 	l.lost = lost
+
 	return nil
 }
 
@@ -170,18 +179,22 @@ func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	for _, c := range inEngine.Items {
 		known[c.ID] = true
 	}
+
 	tasks, err := l.inside("ctr", "-a", containerdSocket, "-n", "moby", "tasks", "list")
 	if err != nil {
 		return nil, err
 	}
+
 	for line := range strings.Lines(tasks) { // ID, PID, status
 		if f := strings.Fields(line); len(f) == 3 && f[2] != "CREATED" && f[2] != "STOPPED" {
 			known[f[0]] = true
 		}
 	}
+
 	return known, nil
 }
 
@@ -195,12 +208,14 @@ func (l *lab) reportLost(t *testing.T) {
 	if len(lost) == 0 {
 		return
 	}
+
 	log, err := os.Open(filepath.Join(l.eng.Dir, "docker.log"))
 	if err != nil {
 		t.Error(err)
 		return
 	}
 	defer log.Close()
+
 	lines := bufio.NewScanner(log)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -208,6 +223,7 @@ func (l *lab) reportLost(t *testing.T) {
 			t.Log(lines.Text())
 		}
 	}
+
 	if err := lines.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) {
 		t.Error(err)
 	}
@@ -216,6 +232,7 @@ func (l *lab) reportLost(t *testing.T) {
 // TestIsLostInit holds that the checker permits no other mount.
 func TestIsLostInit(t *testing.T) {
 	layer := "/data/overlay2/" + strings.Repeat("ab", 32)
+
 	for mount, want := range map[string]bool{
 		layer + "-init/merged":                          true,
 		layer + "/merged":                               false,
@@ -231,7 +248,8 @@ func TestIsLostInit(t *testing.T) {
 	}
 }
 
-// TestIsLost holds that the checker permits nothing but what is left of containers that the engine has lost.
+// TestIsLost holds that the checker permits nothing but what is left of containers that the engine
+// has lost.
 func TestIsLost(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	shim := process{
@@ -240,6 +258,7 @@ func TestIsLost(t *testing.T) {
 		name:    "containerd-shim",
 		cmdline: "/usr/bin/containerd-shim-runc-v2 -namespace moby -id " + id + " -address " + containerdSocket,
 	}
+
 	program := shim
 	program.name = "sh"
 	init := process{pid: "1", parent: "0", name: "runc"}

@@ -1,5 +1,6 @@
-// Package cluster makes a real cluster with kubeadm, on the way of docs/kubeadm.md, of nodes that have the daemon from its package, and uses
-// it: services, DNS, streams and metrics as a user sees them. hack/kubernetes.sh cluster builds what runs in it.
+// Package cluster makes a real cluster with kubeadm, on the way of docs/kubeadm.md, of nodes that
+// have the daemon from its package, and uses it: services, DNS, streams and metrics as a user sees
+// them. hack/kubernetes.sh cluster builds what runs in it.
 package cluster
 
 import (
@@ -68,22 +69,32 @@ func (c *cluster) apply(t *testing.T, name string) {
 	c.kubectl(t, "apply", "-f", "/tmp/"+name)
 }
 
-// startNode starts a node with the daemon and all that kubeadm needs. mirror is a registry with the images of Docker's hub.
+// startNode starts a node with the daemon and all that kubeadm needs. mirror is a registry with the
+// images of Docker's hub.
 func startNode(t *testing.T, w *nodes.Network, control bool, mirror string) *nodes.Node {
 	t.Helper()
-	c := nodes.Config{Network: w, Binds: map[string]string{}, Files: map[string]string{
-		"/etc/systemd/system/kubelet.service": read(t, "kubelet.service"),
-		"/etc/docker/daemon.json":             fmt.Sprintf(`{"exec-opts": ["native.cgroupdriver=systemd"], "insecure-registries": [%q], "registry-mirrors": ["http://%s"]}`, mirror, mirror),
-	}}
+	c := nodes.Config{
+		Network: w,
+		Binds:   map[string]string{},
+		Files: map[string]string{
+			"/etc/systemd/system/kubelet.service": read(t, "kubelet.service"),
+			"/etc/docker/daemon.json": fmt.Sprintf(`{"exec-opts": ["native.cgroupdriver=systemd"], `+
+				`"insecure-registries": [%q], "registry-mirrors": ["http://%s"]}`, mirror, mirror),
+		},
+	}
+
 	for _, b := range []string{"kubelet", "kubeadm", "kubectl"} {
 		c.Binds["/usr/bin/"+b] = binary(b)
 	}
+
 	for _, p := range []string{"bridge", "host-local", "loopback", "portmap"} {
 		c.Binds["/opt/cni/bin/"+p] = filepath.Join(engines.Plugins(), p)
 	}
+
 	n := nodes.StartWithDaemon(t, c)
 	n.Run(t, "systemctl", "enable", "kubelet.service")
 	loadImages(t, n, control)
+
 	return n
 }
 
@@ -93,25 +104,33 @@ func start(t *testing.T) *cluster {
 	if _, err := os.Stat(binary("kubeadm")); err != nil {
 		t.Fatalf("Kubernetes is not built; run hack/kubernetes.sh kubelet cluster: %v", err)
 	}
+
 	c, w := &cluster{}, nodes.NewNetwork(t)
 	var l net.Listener
-	if err := engines.In(w.NetNS(), func() (err error) { l, err = net.Listen("tcp", nodes.Gateway+":5000"); return err }); err != nil {
+	if err := engines.In(w.NetNS(), func() (err error) {
+		l, err = net.Listen("tcp", nodes.Gateway+":5000")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	hub := registry.Serve(t, l)
 	for i := range *size {
 		c.nodes = append(c.nodes, startNode(t, w, i == 0, hub.Host))
 		c.names += c.nodes[i].Name + "\n"
 	}
+
 	pushNginx(t, c.nodes[0], hub.Host)
 	// Which kernels and control groups a kubelet takes is its own matter.
 	const ignore = " --ignore-preflight-errors=SystemVerification"
 	c.nodes[0].WriteFile(t, "/root/kubeadm.yaml", read(t, "kubeadm.yaml"), 0o600)
-	c.sh(t, "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock --pod-network-cidr 10.244.0.0/16"+" --dry-run"+ignore)
+	c.sh(t, "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock --pod-network-cidr 10.244.0.0/16"+" --dry-run"+
+		ignore)
 	out := c.sh(t, "cd /root; kubeadm init --config kubeadm.yaml"+ignore)
 	if !strings.Contains(out, "Your Kubernetes control-plane has initialized successfully!") {
 		t.Errorf("kubeadm init:\n%s", out)
 	}
+
 	t.Cleanup(func() { c.explain(t) })
 	c.awaitReason(t)
 	c.apply(t, "flannel.yaml")
@@ -119,12 +138,14 @@ func start(t *testing.T) *cluster {
 	for _, n := range c.nodes[1:] {
 		n.Run(t, "sh", "-ec", join+" --cri-socket unix:///var/run/cri-dockerd.sock"+ignore)
 	}
+
 	c.sh(t, "kubectl taint node node1 node-role.kubernetes.io/control-plane-")
 	c.apply(t, "metrics-server.yaml")
 	c.apply(t, "app.yaml")
 	c.sh(t, "kubectl wait --for=condition=Ready node --all --timeout=180s")
 	c.sh(t, "kubectl -n kube-system rollout status deployment/coredns --timeout=180s")
 	c.kubectl(t, "rollout", "status", "daemonset/each", "--timeout", limit.String())
+
 	return c
 }
 
@@ -133,9 +154,11 @@ func (c *cluster) explain(t *testing.T) {
 	if !t.Failed() {
 		return
 	}
+
 	for _, args := range [][]string{
 		{"get", "pods", "-A", "-o", "wide"}, {"get", "events", "-A", "--field-selector=type=Warning"},
-		{"-n", "kube-system", "logs", "deployment/metrics-server", "--tail=20"}, {"get", "apiservice", "v1beta1.metrics.k8s.io"},
+		{"-n", "kube-system", "logs", "deployment/metrics-server", "--tail=20"},
+		{"get", "apiservice", "v1beta1.metrics.k8s.io"},
 	} {
 		out, err := c.nodes[0].Try("kubectl", append([]string{kubeconfig}, args...)...)
 		t.Logf("%s: %v\n%s", strings.Join(args, " "), err, out)
@@ -157,6 +180,7 @@ func TestCluster(t *testing.T) {
 	if len(pods) != *size {
 		t.Fatalf("pods: %v", pods)
 	}
+
 	t.Run("nodes", c.testNodes)
 	t.Run("first application", c.testApplication)
 	t.Run("services", func(t *testing.T) { c.testServices(t, pods) })
@@ -165,12 +189,14 @@ func TestCluster(t *testing.T) {
 			c.testStreams(t, p)
 		}
 	})
+
 	t.Run("port-forward", func(t *testing.T) { c.testPortForward(t, pods) })
 	t.Run("debug", func(t *testing.T) { c.testDebug(t, pods[len(pods)-1]) })
 	t.Run("top", func(t *testing.T) { c.testTop(t, pods) })
 	if t.Failed() {
 		return
 	}
+
 	t.Run("end", c.testEnd)
 	t.Run("reset", c.testReset)
 }
@@ -192,7 +218,9 @@ func (c *cluster) testApplication(t *testing.T) {
 	if out := c.sh(t, "kubectl exec deployment/web -- hostname"); !strings.HasPrefix(out, "web-") {
 		t.Errorf("hostname: %q", out)
 	}
-	if out := c.sh(t, "kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR"); strings.Count(out, " 10.244.") != *size {
+
+	if out := c.sh(t, "kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR"); strings.Count(out,
+		" 10.244.") != *size {
 		t.Errorf("ranges of the nodes:\n%s", out)
 	}
 }
@@ -205,24 +233,31 @@ func (c *cluster) testNodes(t *testing.T) {
 		if strings.Count(out, " docker://"+engine) != *size || strings.Contains(out, "NotReady") {
 			t.Errorf("nodes:\n%s", out)
 		}
-		if got := n.Run(t, "systemctl", "is-active", "cri-docker.socket", "cri-docker.service", "cri-docker-log.socket", "cri-docker-log.service"); got != "active\nactive\nactive\nactive\n" {
+
+		if got := n.Run(t, "systemctl", "is-active", "cri-docker.socket", "cri-docker.service", "cri-docker-log.socket",
+			"cri-docker-log.service"); got != "active\nactive\nactive\nactive\n" {
 			t.Errorf("units of %s: %q", n.Name, got)
 		}
 	}
 }
 
-// testServices reaches all pods, itself too, by the service's name from every pod, and by the node's port from every node.
+// testServices reaches all pods, itself too, by the service's name from every pod, and by the
+// node's port from every node.
 func (c *cluster) testServices(t *testing.T, pods []string) {
 	for _, p := range pods {
-		got := c.kubectl(t, "exec", p, "--", "sh", "-c", "for i in $(seq 40); do wget -q -O - http://each; done | sort -u")
+		got := c.kubectl(t, "exec", p, "--", "sh", "-c",
+			"for i in $(seq 40); do wget -q -O - http://each; done | sort -u")
 		if got != c.names {
 			t.Errorf("%s reaches %q by the service, not %q", p, got, c.names)
 		}
+
 		ip := c.kubectl(t, "get", "service", "each", "-o", "jsonpath={.spec.clusterIP}")
-		if got := c.kubectl(t, "exec", p, "--", "nslookup", "each.default.svc.cluster.local"); !strings.Contains(got, ip) {
+		if got := c.kubectl(t, "exec", p, "--", "nslookup", "each.default.svc.cluster.local"); !strings.Contains(got,
+			ip) {
 			t.Errorf("%s: the service's address %s is not in\n%s", p, ip, got)
 		}
 	}
+
 	for _, from := range c.nodes {
 		for _, to := range c.nodes {
 			got := from.Run(t, "busybox", "wget", "-q", "-O", "-", "http://"+to.Address+":30080/")
@@ -238,6 +273,7 @@ func (c *cluster) testStreams(t *testing.T, pod string) {
 	if got := c.kubectl(t, "logs", pod); !strings.HasPrefix(got, "serving on node") {
 		t.Errorf("logs of %s: %q", pod, got)
 	}
+
 	sh := func(script string) string {
 		t.Helper()
 		return c.nodes[0].Run(t, "sh", "-c", "export KUBECONFIG=/etc/kubernetes/admin.conf; "+script, "sh", pod)
@@ -248,7 +284,9 @@ func (c *cluster) testStreams(t *testing.T, pod string) {
 	if got := sh(`kubectl exec "$1" -- sh -c "exit 7" 2>/dev/null; echo $?`); got != "7\n" {
 		t.Errorf("exit code of exec in %s: %q", pod, got)
 	}
-	if got := sh(`echo copied > /tmp/f && kubectl cp /tmp/f "$1":/tmp/f && kubectl cp "$1":/tmp/f /tmp/g && kubectl exec "$1" -- cat /tmp/f && cat /tmp/g`); !strings.HasSuffix(got, "copied\ncopied\n") {
+
+	if got := sh(`echo copied > /tmp/f && kubectl cp /tmp/f "$1":/tmp/f && kubectl cp "$1":/tmp/f /tmp/g && kubectl ` +
+		`exec "$1" -- cat /tmp/f && cat /tmp/g`); !strings.HasSuffix(got, "copied\ncopied\n") {
 		t.Errorf("cp to and from %s: %q", pod, got)
 	}
 }
@@ -260,6 +298,7 @@ func (c *cluster) testPortForward(t *testing.T, pods []string) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+
 		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 		node := c.kubectl(t, "get", "pod", p, "-o", "jsonpath={.spec.nodeName}")
 		c.nodes[0].Await(t, limit, "port-forward to "+p, func() bool {
@@ -271,7 +310,8 @@ func (c *cluster) testPortForward(t *testing.T, pods []string) {
 
 // testDebug looks at a container's processes from an ephemeral one.
 func (c *cluster) testDebug(t *testing.T, pod string) {
-	c.kubectl(t, "debug", pod, "--image="+engines.Busybox, "--image-pull-policy=Never", "--container=debugger", "--target=each", "--", "ps")
+	c.kubectl(t, "debug", pod, "--image="+engines.Busybox, "--image-pull-policy=Never", "--container=debugger",
+		"--target=each", "--", "ps")
 	c.nodes[0].Await(t, limit, "the debugger's output", func() bool {
 		out, err := c.nodes[0].Try("kubectl", kubeconfig, "logs", pod, "-c", "debugger")
 		return err == nil && strings.Contains(out, "httpd")
@@ -292,10 +332,13 @@ func (c *cluster) testTop(t *testing.T, pods []string) {
 					got = append(got, f[0])
 				}
 			}
+
 			slices.Sort(got)
+
 			return err == nil && slices.Equal(got, slices.Sorted(slices.Values(names)))
 		})
 	}
+
 	figures(strings.Fields(c.names), 3, 100, 1<<20, "node")
 	figures(pods, 2, 19, 40, "pod", "-l", "app=each")
 	t.Log("\n" + c.kubectl(t, "top", "node") + c.kubectl(t, "top", "pod", "-A"))

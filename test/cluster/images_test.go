@@ -42,18 +42,24 @@ func (i *image) add(name, file string) {
 	if i.have[name] {
 		return
 	}
+
 	i.have[name] = true
 	i.dir(path.Dir(name), 0o755)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		i.t.Fatalf("image: %v", err)
 	}
+
 	i.files = append(i.files, engines.File{Header: tar.Header{Name: name[1:], Mode: 0o755}, Content: b})
 }
 
 func (i *image) link(name, target string) {
 	i.dir(path.Dir(name), 0o755)
-	i.files = append(i.files, engines.File{Header: tar.Header{Name: name[1:], Typeflag: tar.TypeSymlink, Linkname: target}})
+	i.files = append(i.files, engines.File{Header: tar.Header{
+		Name:     name[1:],
+		Typeflag: tar.TypeSymlink,
+		Linkname: target,
+	}})
 }
 
 var library = regexp.MustCompile(`(/\S+\.so\S*) \(0x`)
@@ -66,6 +72,7 @@ func (i *image) linked(name, file string) {
 	if err != nil {
 		i.t.Fatalf("image: ldd %s: %v", file, err)
 	}
+
 	for _, m := range library.FindAllStringSubmatch(string(out), -1) {
 		i.add(m[1], m[1])
 	}
@@ -78,24 +85,31 @@ func (i *image) iptables() *image {
 	if err != nil {
 		i.t.Fatalf("image: %v", err)
 	}
+
 	i.linked(multi, multi)
-	for _, n := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
+	for _, n := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save",
+		"ip6tables-restore"} {
 		i.link("/usr/sbin/"+n, filepath.Base(multi))
 	}
+
 	extensions, err := filepath.Glob("/usr/lib/*/xtables/*.so")
 	if err != nil || len(extensions) == 0 {
 		i.t.Fatalf("image: no extensions of iptables: %v", err)
 	}
+
 	for _, e := range extensions {
 		i.linked(e, e)
 	}
+
 	for _, f := range engines.BusyboxFiles(i.t) {
 		if name := "/" + strings.TrimSuffix(f.Header.Name, "/"); !i.have[name] {
 			i.have[name] = true
 			i.files = append(i.files, f)
 		}
 	}
+
 	i.dir("/run", 0o755)
+
 	return i
 }
 
@@ -105,9 +119,12 @@ func loadImages(t *testing.T, n *nodes.Node, control bool) {
 	load := func(ref string, i *image, program string) {
 		t.Helper()
 		i.add("/usr/local/bin/"+program, binary(program))
-		engines.Import(t, n.Path("/run/docker.sock"), ref, i.files, `ENTRYPOINT ["/usr/local/bin/`+program+`"]`, "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+		engines.Import(t, n.Path("/run/docker.sock"), ref, i.files, `ENTRYPOINT ["/usr/local/bin/`+program+`"]`,
+			"ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	}
-	for _, ref := range strings.Fields(n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+version)) {
+
+	for _, ref := range strings.Fields(n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+
+		version)) {
 		name, _, _ := strings.Cut(path.Base(ref), ":")
 		switch name {
 		case "kube-proxy":
@@ -122,6 +139,7 @@ func loadImages(t *testing.T, n *nodes.Node, control bool) {
 			}
 		}
 	}
+
 	flannel := newImage(t).iptables()
 	flannel.add("/flannel", filepath.Join(engines.Plugins(), "flannel"))
 	load("cri-test/flannel:latest", flannel, "flanneld")

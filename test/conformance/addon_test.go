@@ -14,9 +14,9 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// agentScript is a plugin at the end of a chain, as those of meshes and of add-ons with an agent: it
-// notes its commands in "calls" and what it is given in "stdin". Its DEL lasts as long as there is a file
-// "slow", and at most two minutes.
+// agentScript is a plugin at the end of a chain, as those of meshes and of add-ons with an agent:
+// it notes its commands in "calls" and what it is given in "stdin". Its DEL lasts as long as there
+// is a file "slow", and at most two minutes.
 const agentScript = `#!/bin/sh
 cd DIR
 cat > stdin.$CNI_COMMAND
@@ -71,7 +71,12 @@ func (a *addOn) remove(t *testing.T, name string) {
 func (a *addOn) addOnPod(t *testing.T) *runtimeapi.PodSandboxConfig {
 	t.Helper()
 	cfg := a.podConfig(t)
-	cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 18193}}
+	cfg.PortMappings = []*runtimeapi.PortMapping{{
+		Protocol:      runtimeapi.Protocol_TCP,
+		ContainerPort: 80,
+		HostPort:      18193,
+	}}
+
 	return cfg
 }
 
@@ -93,6 +98,7 @@ func TestAddOns(t *testing.T) {
 		for _, mode := range []string{"own", "engine"} {
 			t.Run("agent in a pod, "+mode, func(t *testing.T) { a.change(t, mode); agentInAPod(t, a, mode) })
 		}
+
 		t.Run("uninstalled plugin", func(t *testing.T) { uninstalledPlugin(t, a) })
 		t.Run("plugin that was never there", func(t *testing.T) { neverInstalled(t, a) })
 		t.Run("slow DEL", func(t *testing.T) { slowDel(t, a) })
@@ -105,15 +111,20 @@ func TestAddOns(t *testing.T) {
 // change has the daemon start again with a mode of --pod-netns.
 func (a *addOn) change(t *testing.T, mode string) {
 	t.Helper()
-	a.Change(t, "--network-plugin=cni", "--cni-conf-dir="+a.conf, "--cni-bin-dir="+a.bin, "--pod-cidr=", "--pod-netns="+mode)
+	a.Change(t, "--network-plugin=cni", "--cni-conf-dir="+a.conf, "--cni-bin-dir="+a.bin, "--pod-cidr=", "--pod-netns="+
+		mode)
 	a.AwaitReady(t)
 }
 
-// agentInAPod is an agent that sees pods' network namespaces only by its mount of /var/run/netns, which
-// is older than the pods.
+// agentInAPod is an agent that sees pods' network namespaces only by its mount of /var/run/netns,
+// which is older than the pods.
 func agentInAPod(t *testing.T, a *addOn, mode string) {
 	host := a.podConfig(t)
-	host.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_NODE}
+	host.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
+		Network: runtimeapi.NamespaceMode_NODE,
+		Pid:     runtimeapi.NamespaceMode_NODE,
+	}
+
 	host.Linux.SecurityContext.Privileged = true
 	cc := a.containerConfig(sh("sleep 1000"))
 	cc.Linux.SecurityContext.Privileged = true
@@ -123,6 +134,7 @@ func agentInAPod(t *testing.T, a *addOn, mode string) {
 		ContainerPath: "/var/run/netns",
 		Propagation:   runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 	}}
+
 	agentPod := a.runPod(t, host)
 	agent := a.startConfig(t, agentPod, host, cc)
 
@@ -135,10 +147,12 @@ func agentInAPod(t *testing.T, a *addOn, mode string) {
 	if !strings.HasPrefix(path, "/var/run/netns/cni-") {
 		t.Errorf("the plugin is given the namespace %q", path)
 	}
+
 	inode := func(file string) string { return strings.TrimSpace(a.exec(t, agent, "stat", "-L", "-c", "%i", file)) }
 	if got, want := inode(path), inode("/proc/"+a.inspect(t, id, ".State.Pid")+"/ns/net"); got != want {
 		t.Errorf("the agent sees namespace %s, the pod's is %s", got, want)
 	}
+
 	for _, want := range []string{`"example.com/zone":"a"`, `"cgroupPath":"` + cfg.Linux.CgroupParent + `"`} {
 		if in := a.read("stdin.ADD"); !strings.Contains(in, want) {
 			t.Errorf("the plugin was not given %s:\n%s", want, in)
@@ -150,6 +164,7 @@ func agentInAPod(t *testing.T, a *addOn, mode string) {
 	if out := a.exec(t, agent, "ls", "/var/run/netns"); strings.Contains(out, filepath.Base(path)) {
 		t.Errorf("the agent still sees %s", out)
 	}
+
 	a.removePod(t, agentPod)
 }
 
@@ -162,15 +177,17 @@ func uninstalledPlugin(t *testing.T, a *addOn) {
 	a.removePod(t, id)
 	a.released(t, cfg)
 	log := a.run(t, "cat", a.Log())
-	if n := strings.Count(log, "plugins=agent "); n != 1 || !strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
+	if n := strings.Count(log, "plugins=agent "); n != 1 ||
+		!strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
 		t.Errorf("reported %d times", n)
 	}
+
 	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
 	eventually(t, "its DEL, when it is back", func() bool { return strings.Contains(a.read("calls"), "DEL "+id) })
 }
 
-// neverInstalled is a chain with a plugin that is not there: the pod fails with its name, and nothing is
-// left.
+// neverInstalled is a chain with a plugin that is not there: the pod fails with its name, and
+// nothing is left.
 func neverInstalled(t *testing.T, a *addOn) {
 	plugin := a.read("agent")
 	a.remove(t, "agent")
@@ -179,6 +196,7 @@ func neverInstalled(t *testing.T, a *addOn) {
 	if err == nil || !strings.Contains(err.Error(), `CNI plugin "agent" is not in `) {
 		t.Errorf("%v", err)
 	}
+
 	a.released(t, cfg)
 	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
 }
@@ -198,17 +216,21 @@ func slowDel(t *testing.T, a *addOn) {
 			ctx, cancel = context.WithTimeout(t.Context(), 3*time.Second)
 			_, err = a.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 		}
+
 		cancel()
 		if err == nil {
 			break
 		}
 	}
+
 	if err != nil {
 		t.Errorf("the pod cannot go: %v", err)
 	}
+
 	if ps := a.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid); ps != "" {
 		t.Errorf("containers are left: %s", ps)
 	}
+
 	a.remove(t, "slow")
 	eventually(t, "the end of the DEL", func() bool { return strings.Contains(a.read("calls"), "end") })
 	a.released(t, cfg)
@@ -217,8 +239,8 @@ func slowDel(t *testing.T, a *addOn) {
 	}
 }
 
-// crashInSlowDel kills the daemon in the middle of a DEL: the next one waits for the plugin that still
-// runs, and releases the rest. The order to stop in such a moment is obeyed at once.
+// crashInSlowDel kills the daemon in the middle of a DEL: the next one waits for the plugin that
+// still runs, and releases the rest. The order to stop in such a moment is obeyed at once.
 func crashInSlowDel(t *testing.T, a *addOn) {
 	for name, end := range map[string]func(){
 		"killed":  func() { a.Kill(t) },
@@ -232,6 +254,7 @@ func crashInSlowDel(t *testing.T, a *addOn) {
 		if _, err := a.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
 			t.Errorf("%s: the pod's network was released", name)
 		}
+
 		cancel()
 		end()
 		a.Restart(t)
@@ -245,8 +268,8 @@ func crashInSlowDel(t *testing.T, a *addOn) {
 	}
 }
 
-// earlierPins is an upgrade from a version that pinned namespaces in its run directory: the pod goes on,
-// its pin moves, and it is released.
+// earlierPins is an upgrade from a version that pinned namespaces in its run directory: the pod
+// goes on, its pin moves, and it is released.
 func earlierPins(t *testing.T, a *addOn) {
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
@@ -254,11 +277,14 @@ func earlierPins(t *testing.T, a *addOn) {
 	address := a.podStatus(t, id).Network.GetIp()
 	pin := a.Pin(t, id)
 	a.Kill(t)
-	a.run(t, "sh", "-ec", fmt.Sprintf(`cd %s; rm %s; touch %s; mount --bind %s %s; umount %s; rm %s`, a.PinDir, id, id, pin, id, pin, pin))
+	a.run(t, "sh", "-ec", fmt.Sprintf(`cd %s; rm %s; touch %s; mount --bind %s %s; umount %s; rm %s`, a.PinDir, id, id,
+		pin, id, pin, pin))
 	a.Restart(t)
-	if got := a.podStatus(t, id); got.Network.GetIp() != address || got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+	if got := a.podStatus(t, id); got.Network.GetIp() != address ||
+		got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("%v", got)
 	}
+
 	if a.Pin(t, id) != pin {
 		t.Errorf("the pin is at %s", a.Pin(t, id))
 	}
@@ -268,13 +294,14 @@ func earlierPins(t *testing.T, a *addOn) {
 	if out := a.run(t, "nsenter", "--net="+pin, "ip", "-o", "addr"); !strings.Contains(out, address+"/") {
 		t.Errorf("the pin is of another namespace: %s", out)
 	}
+
 	a.exec(t, c, "true")
 	a.removePod(t, id)
 	a.released(t, cfg)
 }
 
-// networkFiles are configurations that are none: of an add-on that was removed, with lo only, and one
-// whose addresses are the main plugin's own affair.
+// networkFiles are configurations that are none: of an add-on that was removed, with lo only, and
+// one whose addresses are the main plugin's own affair.
 func networkFiles(t *testing.T, a *addOn) {
 	put := func(name, text string) (remove func()) {
 		t.Helper()
@@ -284,17 +311,22 @@ func networkFiles(t *testing.T, a *addOn) {
 		}
 		return func() { _ = os.Remove(file) }
 	}
-	remove := put("05-weave.conflist", `{"cniVersion":"0.3.0","name":"weave","plugins":[{"name":"weave","type":"weave-net","hairpinMode":true},
+
+	remove := put("05-weave.conflist",
+		`{"cniVersion":"0.3.0","name":"weave","plugins":[{"name":"weave","type":"weave-net","hairpinMode":true},
 		{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`)
 	a.soon(t, "the stale file is reported", func() bool {
 		s := a.network(t)
-		return s.Status && strings.Contains(s.Message, "05-weave.conflist") && strings.Contains(s.Message, `"weave-net"`)
+		return s.Status && strings.Contains(s.Message, "05-weave.conflist") &&
+			strings.Contains(s.Message, `"weave-net"`)
 	})
+
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
 	if ip := a.podStatus(t, id).Network.GetIp(); !strings.HasPrefix(ip, "10.93.0.") {
 		t.Errorf("address %q", ip)
 	}
+
 	a.removePod(t, id)
 	a.released(t, cfg)
 	remove()
@@ -305,19 +337,23 @@ func networkFiles(t *testing.T, a *addOn) {
 		s := a.network(t)
 		return !s.Status && strings.Contains(s.Message, "gives pods no address")
 	})
+
 	remove()
 
 	azure := "#!/bin/sh\ncat > /dev/null\n" + `case $CNI_COMMAND in
 ADD) echo '{"cniVersion":"0.3.0","interfaces":[{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[{"version":"4","interface":0,"address":"10.92.0.7/24"}]}';;
 esac
 `
+
 	engines.WriteProgram(t, filepath.Join(a.bin, "azure-vnet"), azure)
-	a.configure(t, `{"cniVersion":"0.3.0","name":"azure","plugins":[{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}}]}`)
+	a.configure(t, `{"cniVersion":"0.3.0","name":"azure","plugins":[{"type":"azure-vnet","mode":"transparent",`+
+		`"ipam":{"type":"azure-cns","mode":"v4overlay"}}]}`)
 	cfg = a.podConfig(t)
 	id = a.runPod(t, cfg)
 	if ip := a.podStatus(t, id).Network.GetIp(); ip != "10.92.0.7" {
 		t.Errorf("address %q", ip)
 	}
+
 	a.removePod(t, id)
 	a.assertNothingLeft(t, cfg)
 }

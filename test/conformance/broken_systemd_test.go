@@ -10,48 +10,111 @@ import (
 
 // What a node needs beside the daemon: the units of a kubelet.
 const (
-	kubeletService = "[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nRestartSec=1\n[Install]\nWantedBy=multi-user.target\n"
-	kubeletDropIn  = "[Service]\nEnvironment=KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n" +
+	kubeletService = "[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nRestartSec=1\n[Install]\n" +
+		"WantedBy=multi-user.target\n"
+	kubeletDropIn = "[Service]\nEnvironment=KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml\n" +
+		"EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n" +
 		"ExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS\n"
 )
 
-// serviceAilments are what is broken and fixed by systemctl. The first two are those of a node that has just been installed.
+// serviceAilments are what is broken and fixed by systemctl. The first two are those of a node that
+// has just been installed.
 func serviceAilments() []ailment {
 	const dropIn = "/etc/systemd/system/kubelet.service.d/20-old.conf"
+
 	return []ailment{
 		{name: "no CNI", id: "cni-config", status: "fail", goesOn: true},
 		{name: "no live-restore", id: "live-restore", status: "warn"},
 		{name: "engine down", id: "engine", status: "fail", breakIt: "systemctl stop docker.socket docker.service"},
-		{name: "engine down for its daemon.json", id: "engine-config", status: "fail", prose: true,
-			breakIt: "cp /etc/docker/daemon.json /run/ && echo '{' > /etc/docker/daemon.json && systemctl stop docker.socket && ! systemctl restart docker.service",
-			restore: "cp /run/daemon.json /etc/docker/ && systemctl reset-failed docker.service && systemctl start docker.service"},
-		{name: "daemon down", id: "daemon", status: "fail", breakIt: "systemctl stop cri-docker.socket cri-docker.service"},
-		{name: "daemon down for a flag", id: "daemon-flags", status: "fail",
-			breakIt: "echo CRI_DOCKERD_OPTS=--network-plugn=cni > /etc/default/cri-docker && ! systemctl restart cri-docker.service",
-			restore: "grep -qx CRI_DOCKERD_OPTS=--network-plugin=cni /etc/default/cri-docker && rm /etc/default/cri-docker && systemctl restart cri-docker.service"},
-		{name: "daemon hangs", id: "daemon", status: "fail", breakIt: hang("systemctl show -P MainPID cri-docker.service")},
-		{name: "log-driver hangs", id: "log-driver", status: "fail", breakIt: hang("systemctl show -P MainPID cri-docker-log.service")},
-		{name: "no group docker", id: "docker-group", status: "fail", breakIt: "systemctl stop cri-docker.socket cri-docker.service && groupdel docker && ! systemctl start cri-docker.socket",
-			restore: "systemctl reset-failed cri-docker.socket && systemctl start cri-docker.service && chown root:docker /run/docker.sock"},
-		{name: "not enabled", id: "service-enabled", status: "warn", breakIt: "systemctl disable cri-docker.service cri-docker.socket"},
-		{name: "the older shim's unit", id: "one-daemon", status: "warn", breakIt: "cp /usr/lib/systemd/system/cri-docker.service /etc/systemd/system/cri-dockerd.service && sed -i /^Also=/d /etc/systemd/system/cri-dockerd.service && systemctl enable cri-dockerd.service"},
-		{name: "removed kubelet flag", id: "kubelet-flags", status: "fail",
-			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--network-plugin=cni --v=2"' > /var/lib/kubelet/kubeadm-flags.env && systemctl restart kubelet`,
-			restore: "systemctl is-active kubelet"},
-		{name: "removed kubelet flag of a drop-in", id: "kubelet-flags", status: "fail",
-			breakIt: `printf '[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --network-plugin cni $KUBELET_CONFIG_ARGS\n' > ` + dropIn + " && systemctl daemon-reload && systemctl restart kubelet",
-			restore: "systemctl is-active kubelet && rm " + dropIn},
+		{
+			name:   "engine down for its daemon.json",
+			id:     "engine-config",
+			status: "fail",
+			prose:  true,
+			breakIt: "cp /etc/docker/daemon.json /run/ && echo '{' > /etc/docker/daemon.json && systemctl stop " +
+				"docker.socket && ! systemctl restart docker.service",
+			restore: "cp /run/daemon.json /etc/docker/ && systemctl reset-failed docker.service && systemctl start " +
+				"docker.service",
+		},
+		{
+			name:    "daemon down",
+			id:      "daemon",
+			status:  "fail",
+			breakIt: "systemctl stop cri-docker.socket cri-docker.service",
+		},
+		{
+			name:   "daemon down for a flag",
+			id:     "daemon-flags",
+			status: "fail",
+			breakIt: "echo CRI_DOCKERD_OPTS=--network-plugn=cni > /etc/default/cri-docker && ! systemctl restart " +
+				"cri-docker.service",
+			restore: "grep -qx CRI_DOCKERD_OPTS=--network-plugin=cni /etc/default/cri-docker && rm " +
+				"/etc/default/cri-docker && systemctl restart cri-docker.service",
+		},
+		{
+			name:    "daemon hangs",
+			id:      "daemon",
+			status:  "fail",
+			breakIt: hang("systemctl show -P MainPID cri-docker.service"),
+		},
+		{
+			name:    "log-driver hangs",
+			id:      "log-driver",
+			status:  "fail",
+			breakIt: hang("systemctl show -P MainPID cri-docker-log.service"),
+		},
+		{
+			name:   "no group docker",
+			id:     "docker-group",
+			status: "fail",
+			breakIt: "systemctl stop cri-docker.socket cri-docker.service && groupdel docker && ! systemctl start " +
+				"cri-docker.socket",
+			restore: "systemctl reset-failed cri-docker.socket && systemctl start cri-docker.service && chown " +
+				"root:docker /run/docker.sock",
+		},
+		{
+			name:    "not enabled",
+			id:      "service-enabled",
+			status:  "warn",
+			breakIt: "systemctl disable cri-docker.service cri-docker.socket",
+		},
+		{
+			name:   "the older shim's unit",
+			id:     "one-daemon",
+			status: "warn",
+			breakIt: "cp /usr/lib/systemd/system/cri-docker.service /etc/systemd/system/cri-dockerd.service && sed " +
+				"-i /^Also=/d /etc/systemd/system/cri-dockerd.service && systemctl enable cri-dockerd.service",
+		},
+		{
+			name:   "removed kubelet flag",
+			id:     "kubelet-flags",
+			status: "fail",
+			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--network-plugin=cni --v=2"' > /var/lib/kubelet/kubeadm-flags.env ` +
+				`&& systemctl restart kubelet`,
+			restore: "systemctl is-active kubelet",
+		},
+		{
+			name:   "removed kubelet flag of a drop-in",
+			id:     "kubelet-flags",
+			status: "fail",
+			breakIt: `printf '[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --network-plugin cni ` +
+				`$KUBELET_CONFIG_ARGS\n' > ` + dropIn + " && systemctl daemon-reload && systemctl restart kubelet",
+			restore: "systemctl is-active kubelet && rm " + dropIn,
+		},
 	}
 }
 
-// TestBrokenServices breaks the services of a node with systemd, and holds that check names the cause first, and that its fixes work.
+// TestBrokenServices breaks the services of a node with systemd, and holds that check names the
+// cause first, and that its fixes work.
 func TestBrokenServices(t *testing.T) {
 	t.Parallel()
 	n := systemd.Start(t, systemd.Config{Files: map[string]string{
 		"/etc/systemd/system/kubelet.service":                   kubeletService,
 		"/etc/systemd/system/kubelet.service.d/10-kubeadm.conf": kubeletDropIn,
-		"/var/lib/kubelet/config.yaml":                          "kind: KubeletConfiguration\nfailCgroupV1: false\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix:///run/cri-dockerd.sock\n",
+		"/var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\nfailCgroupV1: false\n" +
+			"failSwapOn: false\ncontainerRuntimeEndpoint: unix:///run/cri-dockerd.sock\n",
 	}})
+
 	p := &patient{command: n.Command, program: "/usr/bin/cri-dockerd"}
 	program := filepath.Join(t.TempDir(), "cri-dockerd")
 	engines.Build(t, program, "cri-dockerd/cmd/cri-dockerd", "", false)
@@ -63,9 +126,11 @@ func TestBrokenServices(t *testing.T) {
 	if err != nil || len(units) != 4 {
 		t.Fatalf("units %v, %v", units, err)
 	}
+
 	for _, u := range units {
 		n.Copy(t, u, "/usr/lib/systemd/system/"+filepath.Base(u))
 	}
+
 	p.sh(t, "systemctl daemon-reload && systemctl enable --now cri-docker.service cri-docker.socket kubelet.service")
 	for _, f := range p.check(t) {
 		if f.Status == "warn" && f.ID != "live-restore" || f.Status == "fail" && f.ID != "cni-config" {
@@ -75,9 +140,11 @@ func TestBrokenServices(t *testing.T) {
 			t.Fatalf("a node that was just installed is not well: %+v", f)
 		}
 	}
+
 	t.Logf("warnings of this machine: %v", p.baseline)
 	for _, a := range serviceAilments() {
 		p.cure(t, a)
 	}
+
 	p.sh(t, "cri-dockerd check --pod")
 }

@@ -27,7 +27,8 @@ type patient struct {
 	baseline []string // findings that are not well on this machine even so, such as its clock
 }
 
-// check runs `cri-dockerd check` inside the node and returns its findings in order; the exit code must fit them.
+// check runs `cri-dockerd check` inside the node and returns its findings in order; the exit code
+// must fit them.
 func (p *patient) check(t *testing.T, args ...string) []finding {
 	t.Helper()
 	out, err := p.command(p.program, append([]string{"check", "-o", "json", "--timeout=4s"}, args...)...).Output()
@@ -35,16 +36,20 @@ func (p *patient) check(t *testing.T, args ...string) []finding {
 		Status   string
 		Findings []finding
 	}
+
 	if jsonErr := json.Unmarshal(out, &doc); jsonErr != nil {
 		t.Fatalf("check: %v, %v\n%s", err, jsonErr, out)
 	}
+
 	code := 0
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		code = exit.ExitCode()
 	}
+
 	if want := map[string]int{"fail": 1, "warn": 0, "ok": 0}[doc.Status]; code != want {
 		t.Fatalf("check ends with %d, its status is %s", code, doc.Status)
 	}
+
 	return doc.Findings
 }
 
@@ -65,49 +70,71 @@ func (p *patient) sh(t *testing.T, line string) {
 }
 
 const (
-	kubeletYAML = "kind: KubeletConfiguration\ncgroupDriver: cgroupfs\nfailCgroupV1: false\nfailSwapOn: true\ncontainerRuntimeEndpoint: unix://SOCKET\n"
-	bridgeConf  = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"bridge","bridge":"cni7","isGateway":true,"ipMasq":true,` +
-		`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.97.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
+	kubeletYAML = "kind: KubeletConfiguration\ncgroupDriver: cgroupfs\nfailCgroupV1: false\nfailSwapOn: true\n" +
+		"containerRuntimeEndpoint: unix://SOCKET\n"
+	bridgeConf = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"bridge","bridge":"cni7","isGateway":true,` +
+		`"ipMasq":true,` +
+		`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.97.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},` +
+		`{"type":"portmap","capabilities":{"portMappings":true}}]}`
 )
 
-// newPatient is a healthy node: engine, daemon with its unit, network, and the files and the program of a kubelet. Its /etc is its own.
+// newPatient is a healthy node: engine, daemon with its unit, network, and the files and the
+// program of a kubelet. Its /etc is its own.
 func newPatient(t *testing.T, n *node) *patient {
 	t.Helper()
 	p := &patient{command: n.eng.Command}
 	files := map[string]string{
 		// kubeadm writes down which runtime it was told to use, and configures the kubelet.
-		"bin/kubeadm":      "#!/bin/sh\n[ \"$1 $2\" = 'init --cri-socket' ] || exit 1\necho \"KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=$3\" > /var/lib/kubelet/kubeadm-flags.env\n",
+		"bin/kubeadm": "#!/bin/sh\n[ \"$1 $2\" = 'init --cri-socket' ] || exit 1\necho " +
+			"\"KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=$3\" > /var/lib/kubelet/kubeadm-flags.env\n",
 		"10-test.conflist": bridgeConf,
 		// The service of a node without systemd, which starts the engine as it was started.
-		"docker.init": "#!/bin/sh\nexport PATH=DIR/bin:ENGINE:$PATH\nrm -f DIR/docker.sock /run/docker.pid\nnohup xargs -0 -a DIR/docker.cmdline env >>DIR/docker.log 2>&1 &\necho $! > DIR/docker.pid\n",
+		"docker.init": "#!/bin/sh\nexport PATH=DIR/bin:ENGINE:$PATH\nrm -f DIR/docker.sock /run/docker.pid\nnohup " +
+			"xargs -0 -a DIR/docker.cmdline env >>DIR/docker.log 2>&1 &\necho $! > DIR/docker.pid\n",
 	}
+
 	for _, version := range []string{"v1.36.3", "v1.27.4"} {
 		engines.BuildKubelet(t, filepath.Join(n.eng.Dir, "kubelet-"+version), version)
 	}
+
 	engineBin := ""
 	if n.eng.Version == engines.V29 {
 		engineBin = filepath.Join(engines.Cache(), "docker-29")
 	}
+
 	for name, content := range files {
 		content = strings.NewReplacer("DIR", n.eng.Dir, "ENGINE", engineBin).Replace(content)
 		engines.WriteProgram(t, filepath.Join(n.eng.Dir, name), content)
 	}
-	p.sh(t, "cp "+n.eng.Dir+"/kubelet-v1.36.3 "+n.eng.Dir+"/bin/kubelet && mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
-		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && cp "+n.eng.Dir+"/10-test.conflist /etc/cni/net.d/ && "+
-		"mkdir "+n.eng.Dir+"/plugins && ln -s /usr/lib/cni/* "+n.eng.Dir+"/plugins/ && cp "+n.eng.Dir+"/docker.init /etc/init.d/docker && "+
-		"(grep -q ^docker: /etc/group || groupadd --system docker) && [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
-	args := []string{"--network-plugin=cni", "--cni-conf-dir=/etc/cni/net.d", "--cni-bin-dir=" + n.eng.Dir + "/plugins", "--pod-cidr="}
+
+	p.sh(t, "cp "+n.eng.Dir+"/kubelet-v1.36.3 "+n.eng.Dir+"/bin/kubelet && mkdir /run/etc && mount -t tmpfs none "+
+		"/run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o "+
+		"lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
+		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && cp "+
+		n.eng.Dir+"/10-test.conflist /etc/cni/net.d/ && "+
+		"mkdir "+n.eng.Dir+"/plugins && ln -s /usr/lib/cni/* "+n.eng.Dir+"/plugins/ && cp "+n.eng.Dir+
+		"/docker.init /etc/init.d/docker && "+
+		"(grep -q ^docker: /etc/group || groupadd --system docker) && [ -e "+
+		"/proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && echo 1 > "+
+		"/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+	args := []string{"--network-plugin=cni", "--cni-conf-dir=/etc/cni/net.d", "--cni-bin-dir=" + n.eng.Dir + "/plugins",
+		"--pod-cidr="}
 	n.Daemon = n.eng.Daemon(t, args...)
 	p.program = n.Program
 	yaml := strings.ReplaceAll(kubeletYAML, "SOCKET", n.Socket)
 	if err := os.WriteFile(filepath.Join(n.eng.Dir, "config.yaml"), []byte(yaml), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	p.sh(t, "mkdir -p /var/lib/kubelet && cp "+n.eng.Dir+"/config.yaml /var/lib/kubelet/config.yaml && "+
 		// The unit has the flags of the daemon that runs.
 		"cp /proc/$(pidof cri-dockerd-running)/cmdline "+n.eng.Dir+"/daemon.cmdline && "+
-		"(echo [Service]; printf ExecStart=; tr '\\0' ' ' < "+n.eng.Dir+"/daemon.cmdline; echo) > /etc/systemd/system/cri-docker.service")
+		"(echo [Service]; printf ExecStart=; tr '\\0' ' ' < "+n.eng.Dir+
+		"/daemon.cmdline; echo) > /etc/systemd/system/cri-docker.service")
+
 	p.examine(t)
+
 	return p
 }
 
@@ -122,6 +149,7 @@ func (p *patient) examine(t *testing.T) {
 			p.baseline = append(p.baseline, f.ID)
 		}
 	}
+
 	t.Logf("warnings of this machine: %v", p.baseline)
 }
 
@@ -139,7 +167,8 @@ type ailment struct {
 
 // hang stops the process that a command names, and waits until all its threads have stopped.
 func hang(pid string) string {
-	return "p=$(" + pid + ") && kill -STOP $p && while grep -h ^State: /proc/$p/task/*/status | grep -qv T; do sleep 0.1; done"
+	return "p=$(" + pid + ") && kill -STOP $p && while grep -h ^State: /proc/$p/task/*/status | grep -qv T; do " +
+		"sleep 0.1; done"
 }
 
 // ailments are in an order in which each leaves a healthy node.
@@ -148,47 +177,182 @@ func ailments(n *node) []ailment {
 	dir := n.eng.Dir
 	resetConfig := "cp " + dir + "/config.yaml " + config
 	kubelet := func(version string) string { return "cp " + dir + "/kubelet-" + version + " " + dir + "/bin/kubelet; " }
+
 	return []ailment{
-		{name: "no packets forwarded", id: "ip-forward", status: "fail", breakIt: "echo 0 > /proc/sys/net/ipv4/ip_forward"},
-		{name: "bridged packets pass by iptables", id: "bridge-nf", status: "fail", breakIt: "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables"},
-		{name: "no CNI", id: "cni-config", status: "fail", breakIt: "rm /etc/cni/net.d/*", restore: "rm /etc/cni/net.d/* && cp " + dir + "/10-test.conflist /etc/cni/net.d/"},
-		{name: "broken CNI JSON", id: "cni-config", status: "fail", breakIt: "sed -i 's/}]}$//' /etc/cni/net.d/10-test.conflist", restore: "rm /etc/cni/net.d/* && cp " + dir + "/10-test.conflist /etc/cni/net.d/"},
-		{name: "missing plugin", id: "cni-plugins", status: "fail", breakIt: "rm " + dir + "/plugins/host-local " + dir + "/plugins/bridge"},
-		{name: "removed kubelet flags", id: "kubelet-flags", status: "fail",
-			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=192.0.2.1 --pod-infra-container-image=registry.example/pause:3.6"' > /var/lib/kubelet/kubeadm-flags.env`,
-			restore: "grep -qx 'KUBELET_KUBEADM_ARGS=\" --node-ip=192.0.2.1\"' /var/lib/kubelet/kubeadm-flags.env && rm /var/lib/kubelet/kubeadm-flags.env"},
-		{name: "kubelet on another endpoint, by flag", id: "kubelet-endpoint", status: "fail",
+		{
+			name:    "no packets forwarded",
+			id:      "ip-forward",
+			status:  "fail",
+			breakIt: "echo 0 > /proc/sys/net/ipv4/ip_forward",
+		},
+		{
+			name:    "bridged packets pass by iptables",
+			id:      "bridge-nf",
+			status:  "fail",
+			breakIt: "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables",
+		},
+		{
+			name:    "no CNI",
+			id:      "cni-config",
+			status:  "fail",
+			breakIt: "rm /etc/cni/net.d/*",
+			restore: "rm /etc/cni/net.d/* && cp " + dir + "/10-test.conflist /etc/cni/net.d/",
+		},
+		{
+			name:    "broken CNI JSON",
+			id:      "cni-config",
+			status:  "fail",
+			breakIt: "sed -i 's/}]}$//' /etc/cni/net.d/10-test.conflist",
+			restore: "rm /etc/cni/net.d/* && cp " + dir + "/10-test.conflist /etc/cni/net.d/",
+		},
+		{
+			name:    "missing plugin",
+			id:      "cni-plugins",
+			status:  "fail",
+			breakIt: "rm " + dir + "/plugins/host-local " + dir + "/plugins/bridge",
+		},
+		{
+			name:   "removed kubelet flags",
+			id:     "kubelet-flags",
+			status: "fail",
+			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=192.0.2.1 ` +
+				`--pod-infra-container-image=registry.example/pause:3.6"' > /var/lib/kubelet/kubeadm-flags.env`,
+			restore: "grep -qx 'KUBELET_KUBEADM_ARGS=\" --node-ip=192.0.2.1\"' /var/lib/kubelet/kubeadm-flags.env " +
+				"&& rm /var/lib/kubelet/kubeadm-flags.env",
+		},
+		{
+			name:    "kubelet on another endpoint, by flag",
+			id:      "kubelet-endpoint",
+			status:  "fail",
 			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock"' > /var/lib/kubelet/kubeadm-flags.env`,
-			restore: "rm /var/lib/kubelet/kubeadm-flags.env"},
-		{name: "kubelet on another endpoint, by default", id: "kubelet-endpoint", status: "fail", breakIt: "sed -i /^containerRuntimeEndpoint/d " + config},
-		{name: "wrong cgroup driver", id: "cgroup-driver", status: "fail", breakIt: kubelet("v1.27.4") + "sed -i 's/cgroupfs/systemd/' " + config, restore: kubelet("v1.36.3")},
-		{name: "cgroup v1", id: "cgroup-v1", status: "fail", breakIt: "grep -q cgroup2 /proc/mounts && ! [ -d /sys/fs/cgroup/memory ] && mount -t tmpfs none /sys/fs/cgroup; sed -i /^failCgroupV1/d " + config,
-			restore: "[ -d /sys/fs/cgroup/memory ] || umount /sys/fs/cgroup"},
+			restore: "rm /var/lib/kubelet/kubeadm-flags.env",
+		},
+		{
+			name:    "kubelet on another endpoint, by default",
+			id:      "kubelet-endpoint",
+			status:  "fail",
+			breakIt: "sed -i /^containerRuntimeEndpoint/d " + config,
+		},
+		{
+			name:    "wrong cgroup driver",
+			id:      "cgroup-driver",
+			status:  "fail",
+			breakIt: kubelet("v1.27.4") + "sed -i 's/cgroupfs/systemd/' " + config,
+			restore: kubelet("v1.36.3"),
+		},
+		{
+			name:   "cgroup v1",
+			id:     "cgroup-v1",
+			status: "fail",
+			breakIt: "grep -q cgroup2 /proc/mounts && ! [ -d /sys/fs/cgroup/memory ] && mount -t tmpfs none " +
+				"/sys/fs/cgroup; sed -i /^failCgroupV1/d " + config,
+			restore: "[ -d /sys/fs/cgroup/memory ] || umount /sys/fs/cgroup",
+		},
 		// The machine's swap is everybody's: this one is only seen in the node.
-		{name: "swap", id: "swap", status: "fail", breakIt: "printf 'Filename Type Size Used Priority\\n/swapfile file 1024 0 -2\\n' > /run/swaps && mount --bind /run/swaps /proc/swaps", restore: "umount /proc/swaps; " + resetConfig},
-		{name: "two CRI sockets", id: "cri-sockets", status: "warn", breakIt: "rm " + config, restore: "rm /var/lib/kubelet/kubeadm-flags.env; " + resetConfig},
+		{
+			name:   "swap",
+			id:     "swap",
+			status: "fail",
+			breakIt: "printf 'Filename Type Size Used Priority\\n/swapfile file 1024 0 -2\\n' > /run/swaps && mount " +
+				"--bind /run/swaps /proc/swaps",
+			restore: "umount /proc/swaps; " + resetConfig,
+		},
+		{
+			name:    "two CRI sockets",
+			id:      "cri-sockets",
+			status:  "warn",
+			breakIt: "rm " + config,
+			restore: "rm /var/lib/kubelet/kubeadm-flags.env; " + resetConfig,
+		},
 		{name: "wrong socket mode", id: "daemon-socket", status: "warn", breakIt: "chmod 0666 " + n.Socket},
-		{name: "no group docker", id: "docker-group", status: "warn", breakIt: "cp /etc/group /run/group && sed -i /^docker:/d /etc/group && chown root:root " + n.Socket,
-			restore: "cp /run/group /etc/group && chown root:docker " + n.Socket},
-		{name: "read-only run directory", id: "directories", status: "fail", breakIt: "mount -t tmpfs -o ro none " + dir + "/run", restore: "umount " + dir + "/run"},
-		{name: "disk full", id: "disk", status: "fail", breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && mkdir /var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
-			restore: "umount /var/log/pods"},
+		{
+			name:    "no group docker",
+			id:      "docker-group",
+			status:  "warn",
+			breakIt: "cp /etc/group /run/group && sed -i /^docker:/d /etc/group && chown root:root " + n.Socket,
+			restore: "cp /run/group /etc/group && chown root:docker " + n.Socket,
+		},
+		{
+			name:    "read-only run directory",
+			id:      "directories",
+			status:  "fail",
+			breakIt: "mount -t tmpfs -o ro none " + dir + "/run",
+			restore: "umount " + dir + "/run",
+		},
+		{
+			name:   "disk full",
+			id:     "disk",
+			status: "fail",
+			breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && mkdir " +
+				"/var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
+			restore: "umount /var/log/pods",
+		},
 		{name: "no loopback", id: "streaming", status: "fail", breakIt: "ip link set lo down"},
-		{name: "two daemons", id: "one-daemon", status: "fail", breakIt: "nohup " + n.Program + " --docker-endpoint=unix://" + n.eng.Socket + " --container-runtime-endpoint=unix:///run/second.sock --network-plugin= " +
-			"--cri-dockerd-root-directory=/run/second/lib --run-directory=/run/second/run --metrics-bind-address= >/run/second.log 2>&1 & until [ -S /run/second.sock ]; do sleep 0.1; done"},
-		{name: "daemon.json broken", id: "engine-config", status: "warn", prose: true, breakIt: "echo '{' > /etc/docker/daemon.json", restore: "rm /etc/docker/daemon.json"},
-		{name: "kubelet's configuration broken", id: "kubelet-config", status: "fail", prose: true, breakIt: "echo '[' >> " + config, restore: resetConfig},
-		{name: "engine too old", id: "engine-version", status: "fail", prose: true, args: []string{"--docker-endpoint=unix://" + dir + "/old.sock"}},
-		{name: "sandbox image out of reach", id: "pause-image", status: "fail", prose: true, args: []string{"--pod-infra-container-image=127.0.0.1:1/pause:3.6"}},
-		{name: "log-driver hangs", id: "log-driver", status: "fail", breakIt: hang("pgrep -f '[l]og-driver --run-directory=" + dir + "/run'")},
-		{name: "daemon down", id: "daemon", status: "fail", breakIt: "kill -KILL $(pidof cri-dockerd-running) && while pidof cri-dockerd-running; do sleep 0.1; done"},
+		{
+			name:   "two daemons",
+			id:     "one-daemon",
+			status: "fail",
+			breakIt: "nohup " + n.Program + " --docker-endpoint=unix://" + n.eng.Socket +
+				" --container-runtime-endpoint=unix:///run/second.sock --network-plugin= " +
+				"--cri-dockerd-root-directory=/run/second/lib --run-directory=/run/second/run " +
+				"--metrics-bind-address= >/run/second.log 2>&1 & until [ -S /run/second.sock ]; do sleep 0.1; done",
+		},
+		{
+			name:    "daemon.json broken",
+			id:      "engine-config",
+			status:  "warn",
+			prose:   true,
+			breakIt: "echo '{' > /etc/docker/daemon.json",
+			restore: "rm /etc/docker/daemon.json",
+		},
+		{
+			name:    "kubelet's configuration broken",
+			id:      "kubelet-config",
+			status:  "fail",
+			prose:   true,
+			breakIt: "echo '[' >> " + config,
+			restore: resetConfig,
+		},
+		{
+			name:   "engine too old",
+			id:     "engine-version",
+			status: "fail",
+			prose:  true,
+			args:   []string{"--docker-endpoint=unix://" + dir + "/old.sock"},
+		},
+		{
+			name:   "sandbox image out of reach",
+			id:     "pause-image",
+			status: "fail",
+			prose:  true,
+			args:   []string{"--pod-infra-container-image=127.0.0.1:1/pause:3.6"},
+		},
+		{
+			name:    "log-driver hangs",
+			id:      "log-driver",
+			status:  "fail",
+			breakIt: hang("pgrep -f '[l]og-driver --run-directory=" + dir + "/run'"),
+		},
+		{
+			name:    "daemon down",
+			id:      "daemon",
+			status:  "fail",
+			breakIt: "kill -KILL $(pidof cri-dockerd-running) && while pidof cri-dockerd-running; do sleep 0.1; done",
+		},
 		// The one that has just been started: a harness that sees its child stopped stops, too.
 		{name: "daemon hangs", id: "daemon", status: "fail", breakIt: hang("pidof cri-dockerd")},
-		{name: "engine down", id: "engine", status: "fail", breakIt: "cp /proc/$(cat " + dir + "/docker.pid)/cmdline " + dir + "/docker.cmdline && kill -TERM $(cat " + dir + "/docker.pid) && while [ -e /proc/$(cat " + dir + "/docker.pid) ]; do sleep 0.1; done"},
+		{
+			name:   "engine down",
+			id:     "engine",
+			status: "fail",
+			breakIt: "cp /proc/$(cat " + dir + "/docker.pid)/cmdline " + dir + "/docker.cmdline && kill -TERM $(cat " +
+				dir + "/docker.pid) && while [ -e /proc/$(cat " + dir + "/docker.pid) ]; do sleep 0.1; done",
+		},
 	}
 }
 
-// TestBrokenNodes breaks a node in every way that a test can, and holds that check names the cause first, and that its fix works.
+// TestBrokenNodes breaks a node in every way that a test can, and holds that check names the cause
+// first, and that its fix works.
 func TestBrokenNodes(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := newPatient(t, n)
@@ -196,17 +360,23 @@ func TestBrokenNodes(t *testing.T) {
 		for _, a := range ailments(n) {
 			p.cure(t, a)
 		}
+
 		began := time.Now()
 		p.sh(t, p.program+" check")
 		t.Logf("check of a healthy node: %s", time.Since(began).Round(time.Millisecond))
 	})
 }
 
-// listen serves what the ailments need: an engine of 2019, and another CRI server. (Docker would take a socket of containerd for its own.)
+// listen serves what the ailments need: an engine of 2019, and another CRI server. (Docker would
+// take a socket of containerd for its own.)
 func (p *patient) listen(t *testing.T, n *node) {
 	t.Helper()
 	p.sh(t, "mkdir -p /run/crio")
-	for path, handler := range map[string]http.Handler{filepath.Join(n.eng.Dir, "old.sock"): http.HandlerFunc(oldEngine), n.eng.Path("/run/crio/crio.sock"): http.NotFoundHandler()} {
+
+	for path, handler := range map[string]http.Handler{
+		filepath.Join(n.eng.Dir, "old.sock"): http.HandlerFunc(oldEngine),
+		n.eng.Path("/run/crio/crio.sock"):    http.NotFoundHandler(),
+	} {
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -222,9 +392,11 @@ func oldEngine(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.40")
 	w.Header().Set("Content-Type", "application/json")
 	if strings.HasSuffix(r.URL.Path, "/info") {
-		fmt.Fprint(w, `{"ServerVersion":"19.03.15","OSType":"linux","Driver":"overlay2","CgroupDriver":"cgroupfs","LiveRestoreEnabled":true}`)
+		fmt.Fprint(w, `{"ServerVersion":"19.03.15","OSType":"linux","Driver":"overlay2","CgroupDriver":"cgroupfs",`+
+			`"LiveRestoreEnabled":true}`)
 		return
 	}
+
 	fmt.Fprint(w, "OK")
 }
 
@@ -233,24 +405,29 @@ func (p *patient) cure(t *testing.T, a ailment) {
 	t.Helper()
 	began := time.Now()
 	defer func() { t.Logf("%s: %s", a.name, time.Since(began).Round(time.Millisecond)) }()
+
 	if a.breakIt != "" {
 		p.sh(t, a.breakIt)
 	}
+
 	all := p.unwell(t, a.args...)
 	if len(all) == 0 || all[0].ID != a.id || all[0].Status != a.status {
 		t.Fatalf("%s: first comes %+v, want %s %s", a.name, all, a.status, a.id)
 	}
+
 	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Fix)
 	if !a.prose {
 		p.sh(t, all[0].Fix)
 		eventually(t, a.name+": fixed", func() bool { return !has(p.unwell(t), a.id, "fail", "warn") })
 	}
+
 	if a.restore != "" {
 		p.sh(t, a.restore)
 	}
 	if a.goesOn {
 		return
 	}
+
 	eventually(t, a.name+": all is well again", func() bool { return len(p.unwell(t)) == 0 })
 }
 

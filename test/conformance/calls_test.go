@@ -31,9 +31,11 @@ var engineCalls = []struct {
 }
 
 // engineCall finds a number of requests in the metrics.
-var engineCall = regexp.MustCompile(`(?m)^cri_dockerd_engine_request_duration_seconds_count\{code="[^"]*",operation="([^"]*)"\} (\d+)$`)
+var engineCall = regexp.MustCompile(`(?m)^cri_dockerd_engine_request_duration_seconds_count\{code="[^"]*",` +
+	`operation="([^"]*)"\} (\d+)$`)
 
-// calls counts the requests to the engine by operation, without the heartbeat and the check of events.
+// calls counts the requests to the engine by operation, without the heartbeat and the check of
+// events.
 func (n *node) calls(t *testing.T) map[string]int {
 	t.Helper()
 	out := map[string]int{}
@@ -44,9 +46,11 @@ func (n *node) calls(t *testing.T) map[string]int {
 		}
 		out[m[1]] += count
 	}
+
 	for _, op := range []string{"HEAD /_ping", "GET /_ping", "GET /events"} {
 		delete(out, op)
 	}
+
 	return out
 }
 
@@ -60,6 +64,7 @@ func (n *node) settledCalls(t *testing.T) map[string]int {
 		last = n.calls(t)
 		return maps.Equal(before, last)
 	})
+
 	return last
 }
 
@@ -73,19 +78,23 @@ func TestEngineCalls(t *testing.T) {
 			if i == 1 {
 				clear(used) // the first one loads the pause and learns how logs work
 			}
+
 			before := n.settledCalls(t)
 			count := func(rpc string) {
 				after := n.settledCalls(t)
 				if used[rpc] == nil {
 					used[rpc] = map[string]int{}
 				}
+
 				for op, c := range after {
 					if c > before[op] {
 						used[rpc][op] += c - before[op]
 					}
 				}
+
 				before = after
 			}
+
 			cfg := n.podConfig(t)
 			pod := n.runPod(t, cfg)
 			count("RunPodSandbox")
@@ -99,9 +108,11 @@ func TestEngineCalls(t *testing.T) {
 			count("lists and statuses")
 			n.stop(t, c, 10)
 			count("StopContainer")
-			if _, err := n.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+			if _, err := n.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c}); err !=
+				nil {
 				t.Error(err)
 			}
+
 			count("RemoveContainer")
 			n.stopPod(t, pod)
 			count("StopPodSandbox")
@@ -116,11 +127,14 @@ func TestEngineCalls(t *testing.T) {
 				sum += used[limit.rpc][op]
 				t.Logf("%s: %s × %.1f", limit.rpc, op, float64(used[limit.rpc][op])/pods)
 			}
+
 			total += sum
 			if mean := float64(sum) / pods; mean > limit.most {
-				t.Errorf("%s: %.1f requests to the engine, at most %.1f: %v", limit.rpc, mean, limit.most, used[limit.rpc])
+				t.Errorf("%s: %.1f requests to the engine, at most %.1f: %v", limit.rpc, mean, limit.most,
+					used[limit.rpc])
 			}
 		}
+
 		t.Logf("in a pod's life: %s requests to the engine", fmt.Sprintf("%.1f", float64(total)/pods))
 	})
 }
@@ -134,15 +148,19 @@ func (n *node) askAll(t *testing.T, pod, container string) {
 		if err == nil {
 			_, err = n.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 		}
+
 		if err == nil {
 			_, err = n.Runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
 		}
+
 		if err == nil {
 			_, err = n.Image.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		n.podStatus(t, pod)
 		n.containerStatus(t, container)
 		n.imageStatus(t, n.image)

@@ -11,16 +11,19 @@ import (
 // TestCheckPod runs the self-test as an operator does, beside the daemon.
 func TestCheckPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket, "--docker-endpoint=unix://"+n.own(t).Socket)
+		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket,
+			"--docker-endpoint=unix://"+n.own(t).Socket)
 		for _, want := range []string{"It works: this page comes from a pod", "check: all 12 steps passed\n"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("the output lacks %q", want)
 			}
 		}
+
 		t.Log("\n" + out)
 		if left := n.docker(t, "images", "-q", "cri-dockerd.local/check"); strings.TrimSpace(left) != "" {
 			t.Errorf("its image is left: %s", left)
 		}
+
 		_, rest, _ := strings.Cut(out, "logs, rotated once: ")
 		file, kind, _ := strings.Cut(rest, ", ")
 		if !strings.HasPrefix(kind, "in the CRI's format\n") {
@@ -32,7 +35,8 @@ func TestCheckPod(t *testing.T) {
 	})
 }
 
-// TestCheckPodSaysWhatIsWrong points check at a socket that nobody serves, and at another engine than the daemon's: no pod is tried then.
+// TestCheckPodSaysWhatIsWrong points check at a socket that nobody serves, and at another engine
+// than the daemon's: no pod is tried then.
 func TestCheckPodSaysWhatIsWrong(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		nowhere := filepath.Join(t.TempDir(), "nobody.sock")
@@ -40,11 +44,14 @@ func TestCheckPodSaysWhatIsWrong(t *testing.T) {
 			{nowhere, n.own(t).Socket, "daemon"},
 			{n.Socket, nowhere, "engine"},
 		} {
-			out, err := n.own(t).Command(n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+c.daemon, "--docker-endpoint=unix://"+c.docker).CombinedOutput()
+			out, err := n.own(t).Command(n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+c.daemon,
+				"--docker-endpoint=unix://"+c.docker).CombinedOutput()
 			if err == nil {
 				t.Errorf("with daemon %s and docker %s it does not fail:\n%s", c.daemon, c.docker, out)
 			}
-			if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") || !strings.Contains(string(out), "fix: ") || strings.Contains(string(out), "image made") {
+
+			if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") || !strings.Contains(string(out), "fix: ") ||
+				strings.Contains(string(out), "image made") {
 				t.Errorf("%s does not come first, or a pod is tried:\n%s", c.finding, out)
 			}
 		}

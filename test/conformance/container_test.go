@@ -23,29 +23,41 @@ func TestContainerLife(t *testing.T) {
 		id := n.create(t, pod, cfg, cc)
 
 		s := n.containerStatus(t, id)
-		if s.State != runtimeapi.ContainerState_CONTAINER_CREATED || s.StartedAt != 0 || s.FinishedAt != 0 || s.CreatedAt == 0 {
+		if s.State != runtimeapi.ContainerState_CONTAINER_CREATED || s.StartedAt != 0 || s.FinishedAt != 0 ||
+			s.CreatedAt == 0 {
 			t.Errorf("a created container: %v", s)
 		}
-		if s.Labels["tier"] != "front" || s.Annotations["io.kubernetes.container.hash"] != "1a2b" || s.Metadata.Name != "main" {
+
+		if s.Labels["tier"] != "front" || s.Annotations["io.kubernetes.container.hash"] != "1a2b" ||
+			s.Metadata.Name != "main" {
 			t.Errorf("labels %v, annotations %v, metadata %v", s.Labels, s.Annotations, s.Metadata)
 		}
+
 		n.startID(t, id)
 		s = n.waitExited(t, id)
 		if s.ExitCode != 7 || s.Reason != "Error" || s.FinishedAt < s.StartedAt || s.StartedAt < s.CreatedAt {
 			t.Errorf("an ended container: %v", s)
 		}
-		image, err := n.Image.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.image}})
-		if err != nil || s.ImageId != image.GetImage().GetId() || s.ImageRef != s.ImageId && !slices.Contains(image.Image.RepoDigests, s.ImageRef) || s.ImageRef == "" {
+
+		image, err := n.Image.ImageStatus(t.Context(),
+			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.image}})
+		if err != nil || s.ImageId != image.GetImage().GetId() || s.ImageRef != s.ImageId &&
+			!slices.Contains(image.Image.RepoDigests, s.ImageRef) || s.ImageRef == "" {
 			t.Errorf("image_ref %q, image_id %q, ImageStatus %v, %v", s.ImageRef, s.ImageId, image, err)
 		}
+
 		if got := n.log(t, s.LogPath); !strings.Contains(got, "to stdout") || !strings.Contains(got, "to stderr") {
 			t.Errorf("log: %s", got)
 		}
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); status.Code(err) != codes.FailedPrecondition {
+
+		if _, err := n.Runtime.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: id}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("a second start: %v", err)
 		}
+
 		for range 2 {
-			if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			if _, err := n.Runtime.RemoveContainer(t.Context(),
+				&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 				t.Errorf("RemoveContainer: %v", err)
 			}
 		}
@@ -68,14 +80,19 @@ func TestCannotRun(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig([]string{"/no/such/program"})
 		id := n.create(t, pod, cfg, cc)
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err ==
+			nil {
 			t.Fatal("started a program that does not exist")
 		}
+
 		s := n.containerStatus(t, id)
-		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.Reason != "ContainerCannotRun" || s.ExitCode == 0 || s.Message == "" {
+		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.Reason != "ContainerCannotRun" ||
+			s.ExitCode == 0 || s.Message == "" {
 			t.Errorf("status: %v", s)
 		}
-		l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
+
+		l, err := n.Runtime.ListContainers(t.Context(),
+			&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
 		if err != nil || len(l.Containers) != 1 || l.Containers[0].State != s.State {
 			t.Errorf("list says otherwise: %v, %v", l, err)
 		}
@@ -117,6 +134,7 @@ func TestMounts(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		missing := filepath.Join(dir, "made", "when", "missing")
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Mounts = []*runtimeapi.Mount{
@@ -124,24 +142,34 @@ func TestMounts(t *testing.T) {
 			{HostPath: dir, ContainerPath: "/ro", Readonly: true},
 			{HostPath: filepath.Join(dir, "file"), ContainerPath: "/etc/file", Readonly: true},
 			{HostPath: missing, ContainerPath: "/made"},
-			{HostPath: dir, ContainerPath: "/slave", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+			{
+				HostPath:      dir,
+				ContainerPath: "/slave",
+				Propagation:   runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+			},
 		}
+
 		id := n.startConfig(t, pod, cfg, cc)
 		n.exec(t, id, "sh", "-c", "echo new > /rw/new && echo m > /made/m")
-		if got := n.exec(t, id, "sh", "-c", "cat /etc/file /ro/new; touch /ro/x 2>/dev/null || echo read-only"); got != "contentnew\nread-only\n" {
+		if got := n.exec(t, id, "sh", "-c", "cat /etc/file /ro/new; touch /ro/x 2>/dev/null || echo read-only"); got !=
+			"contentnew\nread-only\n" {
 			t.Errorf("mounts: %q", got)
 		}
+
 		if b, err := os.ReadFile(filepath.Join(missing, "m")); err != nil || string(b) != "m\n" {
 			t.Errorf("the missing host path: %q, %v", b, err)
 		}
+
 		want := map[string]*runtimeapi.Mount{}
 		for _, m := range cc.Mounts {
 			want[m.ContainerPath] = m
 		}
+
 		got := n.containerStatus(t, id).Mounts
 		if len(got) != len(want) {
 			t.Errorf("status has %d mounts: %v", len(got), got)
 		}
+
 		for _, m := range got {
 			w := want[m.ContainerPath]
 			if w == nil || m.HostPath != w.HostPath || m.Readonly != w.Readonly || m.Propagation != w.Propagation {
@@ -161,14 +189,20 @@ func TestUser(t *testing.T) {
 		sc.SupplementalGroups = []int64{1234, 5678}
 		sc.ReadonlyRootfs = true
 		sc.NoNewPrivs = true
-		sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}
+		sc.Capabilities = &runtimeapi.Capability{
+			DropCapabilities: []string{"ALL"},
+			AddCapabilities:  []string{"NET_BIND_SERVICE"},
+		}
+
 		id := n.startConfig(t, pod, cfg, cc)
 		st := n.exec(t, id, "cat", "/proc/1/status")
-		for _, want := range []string{"Uid:\t65534", "Gid:\t4242", "1234 ", "5678 ", "NoNewPrivs:\t1", "CapBnd:\t0000000000000400"} {
+		for _, want := range []string{"Uid:\t65534", "Gid:\t4242", "1234 ", "5678 ", "NoNewPrivs:\t1",
+			"CapBnd:\t0000000000000400"} {
 			if !strings.Contains(st, want) {
 				t.Errorf("the process lacks %q:\n%s", want, st)
 			}
 		}
+
 		if got := n.exec(t, id, "sh", "-c", "touch /x 2>/dev/null || echo read-only"); got != "read-only\n" {
 			t.Errorf("root file system: %q", got)
 		}
@@ -180,16 +214,21 @@ func TestSeccomp(t *testing.T) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		profile := filepath.Join(n.tempDir(t), "no-mkdir.json")
-		if err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o644); err != nil {
+		if err := os.WriteFile(profile,
+			[]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],`+
+				`"action":"SCMP_ACT_ERRNO"}]}`), 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		for _, c := range []struct {
 			profile     *runtimeapi.SecurityProfile
 			mode, mkdir string
 		}{
-			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, "Seccomp:\t2\n", "made"},
+			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, "Seccomp:\t2\n",
+				"made"},
 			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, "Seccomp:\t0\n", "made"},
-			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile}, "Seccomp:\t2\n", "refused"},
+			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile},
+				"Seccomp:\t2\n", "refused"},
 		} {
 			cc := n.containerConfig(sh("cat /proc/self/status; mkdir /d 2>/dev/null && echo made || echo refused"))
 			cc.Metadata.Name = strings.ToLower(c.profile.ProfileType.String())
@@ -221,24 +260,34 @@ func TestStopContainer(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		stop := func(id string, grace int64) {
 			t.Helper()
-			if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
+			if _, err := n.Runtime.StopContainer(t.Context(),
+				&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		graceful := n.startNamed(t, pod, cfg, "graceful", sh("trap 'exit 3' TERM; echo ready; while true; do sleep 0.1; done"))
-		eventually(t, "the trap is set", func() bool { return strings.Contains(n.log(t, n.containerStatus(t, graceful).LogPath), "ready") })
+
+		graceful := n.startNamed(t, pod, cfg, "graceful",
+			sh("trap 'exit 3' TERM; echo ready; while true; do sleep 0.1; done"))
+		eventually(t, "the trap is set", func() bool {
+			return strings.Contains(n.log(t, n.containerStatus(t, graceful).LogPath), "ready")
+		})
 		stop(graceful, 10)
-		if s := n.containerStatus(t, graceful); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 3 {
+		if s := n.containerStatus(t, graceful); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+			s.ExitCode != 3 {
 			t.Errorf("graceful stop: %v", s)
 		}
+
 		stop(graceful, 10)
 		deaf := n.startNamed(t, pod, cfg, "deaf", sh("trap '' TERM; while true; do sleep 0.1; done"))
 		stop(deaf, 1)
 		if s := n.containerStatus(t, deaf); s.ExitCode != 137 {
 			t.Errorf("stop of a deaf container: %v", s)
 		}
+
 		killed := n.startNamed(t, pod, cfg, "killed", sh("trap 'exit 3' TERM; echo ready; sleep 1000 & wait"))
-		eventually(t, "the trap is set", func() bool { return strings.Contains(n.log(t, n.containerStatus(t, killed).LogPath), "ready") })
+		eventually(t, "the trap is set", func() bool {
+			return strings.Contains(n.log(t, n.containerStatus(t, killed).LogPath), "ready")
+		})
 		stop(killed, 0)
 		if s := n.containerStatus(t, killed); s.ExitCode != 137 {
 			t.Errorf("stop with timeout 0: %v", s)
@@ -254,18 +303,27 @@ func TestListContainers(t *testing.T) {
 		cc.Labels = map[string]string{"uid": cfg.Metadata.Uid}
 		running := n.startConfig(t, pod, cfg, cc)
 		cc2 := n.containerConfig(sh("true"))
-		cc2.Metadata.Name, cc2.LogPath, cc2.Labels = "second", "second_0.log", map[string]string{"uid": cfg.Metadata.Uid, "n": "2"}
+		cc2.Metadata.Name, cc2.LogPath, cc2.Labels = "second", "second_0.log",
+			map[string]string{"uid": cfg.Metadata.Uid, "n": "2"}
 		ended := n.startConfig(t, pod, cfg, cc2)
 		n.waitExited(t, ended)
 		for name, c := range map[string]struct {
 			filter *runtimeapi.ContainerFilter
 			want   []string
 		}{
-			"pod":         {&runtimeapi.ContainerFilter{PodSandboxId: pod}, []string{ended, running}},
-			"pod prefix":  {&runtimeapi.ContainerFilter{PodSandboxId: pod[:12]}, []string{ended, running}},
-			"running":     {&runtimeapi.ContainerFilter{PodSandboxId: pod, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}, []string{running}},
-			"exited":      {&runtimeapi.ContainerFilter{PodSandboxId: pod, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_EXITED}}, []string{ended}},
-			"labels":      {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"uid": cfg.Metadata.Uid, "n": "2"}}, []string{ended}},
+			"pod":        {&runtimeapi.ContainerFilter{PodSandboxId: pod}, []string{ended, running}},
+			"pod prefix": {&runtimeapi.ContainerFilter{PodSandboxId: pod[:12]}, []string{ended, running}},
+			"running": {&runtimeapi.ContainerFilter{
+				PodSandboxId: pod,
+				State:        &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+			}, []string{running}},
+			"exited": {&runtimeapi.ContainerFilter{
+				PodSandboxId: pod,
+				State:        &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_EXITED},
+			}, []string{ended}},
+			"labels": {&runtimeapi.ContainerFilter{
+				LabelSelector: map[string]string{"uid": cfg.Metadata.Uid, "n": "2"},
+			}, []string{ended}},
 			"id prefix":   {&runtimeapi.ContainerFilter{Id: running[:11]}, []string{running}},
 			"sandbox ids": {&runtimeapi.ContainerFilter{Id: pod}, nil},
 		} {
@@ -273,10 +331,12 @@ func TestListContainers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var got []string
 			for _, p := range r.Containers {
 				got = append(got, p.Id)
 			}
+
 			if fmt.Sprint(got) != fmt.Sprint(c.want) {
 				t.Errorf("%s: got %v, want %v", name, got, c.want)
 			}
@@ -290,12 +350,21 @@ func TestContainerOfAnUnknownImageOrPod(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("true"))
 		cc.Image = &runtimeapi.ImageSpec{Image: "not/there:1"}
-		if _, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg}); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "not/there:1") {
+		if _, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId:  pod,
+			Config:        cc,
+			SandboxConfig: cfg,
+		}); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "not/there:1") {
 			t.Errorf("unknown image: %v", err)
 		}
+
 		n.stopPod(t, pod)
 		cc.Image = &runtimeapi.ImageSpec{Image: n.image}
-		if _, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg}); status.Code(err) != codes.FailedPrecondition {
+		if _, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId:  pod,
+			Config:        cc,
+			SandboxConfig: cfg,
+		}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("container in a stopped pod: %v", err)
 		}
 	})

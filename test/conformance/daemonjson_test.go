@@ -26,6 +26,7 @@ func TestEngineInit(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v; Debian's package docker.io has it", err)
 	}
+
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.Daemon = n.eng.Daemon(t)
 		for range 2 {
@@ -46,9 +47,11 @@ func TestEngineInit(t *testing.T) {
 			if name := n.exec(t, s, "cat", "/proc/1/comm"); strings.TrimSpace(name) != "pause" {
 				t.Errorf("process 1 of the sandbox is %q", name)
 			}
+
 			n.removePod(t, id)
 			n.assertNothingLeft(t, cfg)
 		}
+
 		if c := n.netnsCondition(t); !c.Status {
 			t.Errorf("condition: %v", c)
 		}
@@ -72,16 +75,25 @@ func TestUsernsRemapHostPods(t *testing.T) {
 			"host PIDs":    {ns: &runtimeapi.NamespaceOption{Pid: hostNS}},
 			"host IPC":     {ns: &runtimeapi.NamespaceOption{Ipc: hostNS}},
 			"privileged":   {privileged: true},
-			"all of it":    {ns: &runtimeapi.NamespaceOption{Network: hostNS, Pid: hostNS, Ipc: hostNS}, privileged: true},
+			"all of it": {ns: &runtimeapi.NamespaceOption{
+				Network: hostNS,
+				Pid:     hostNS,
+				Ipc:     hostNS,
+			}, privileged: true},
 		} {
 			cfg := n.podConfig(t)
-			cfg.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: test.ns, Privileged: test.privileged}
+			cfg.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: test.ns,
+				Privileged:       test.privileged,
+			}
+
 			id := n.runPod(t, cfg)
 			cc := n.containerConfig(sh("cat /proc/self/uid_map; sleep 1000"))
 			cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				NamespaceOptions: test.ns,
 				Privileged:       test.privileged,
 			}}
+
 			c := n.startConfig(t, id, cfg, cc)
 			if mapped := n.mapsUsers(t, c); mapped != test.mapped {
 				t.Errorf("%s: users are mapped: %v", name, mapped)
@@ -92,13 +104,17 @@ func TestUsernsRemapHostPods(t *testing.T) {
 
 			other := n.containerConfig(sh("sleep 1000")) // a sidecar of a privileged pod need not be privileged
 			other.Metadata.Name = "other"
-			other.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: test.ns}}
+			other.Linux = &runtimeapi.LinuxContainerConfig{
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: test.ns},
+			}
 			if o := n.startConfig(t, id, cfg, other); n.mapsUsers(t, o) != test.mapped {
 				t.Errorf("%s: the second container is mapped otherwise", name)
 			}
+
 			n.removePod(t, id)
 			n.assertNothingLeft(t, cfg)
 		}
+
 		n.refusesPrivilege(t)
 	}, "--userns-remap=nobody:nogroup")
 }
@@ -121,10 +137,12 @@ func (n *node) refusesPrivilege(t *testing.T) {
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: sc}
 		err := n.createErr(t, id, cfg, cc)
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) || !strings.Contains(err.Error(), "userns-remap") {
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) ||
+			!strings.Contains(err.Error(), "userns-remap") {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
+
 	n.removePod(t, id)
 }
 
@@ -146,12 +164,14 @@ func TestPullWaitsForItsTurn(t *testing.T) {
 					t.Errorf("the first pull: %v", err)
 				}
 			})
+
 			eventually(t, "the first pull is under way", func() bool { return r.Busy("big-"+who) > 0 })
 			begin := time.Now()
 			_, err := n.pull(t.Context(), small, nil)
 			if took := time.Since(begin); err != nil || took < deadline {
 				t.Errorf("behind a pull by %s: %v after %s; it was to wait", who, err, took)
 			}
+
 			wg.Wait()
 		}
 
@@ -159,6 +179,7 @@ func TestPullWaitsForItsTurn(t *testing.T) {
 		r.Set("sick", registry.Rule{BeforeBlob: make(chan struct{})})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
+
 		if _, err := n.pull(ctx, sick, nil); status.Code(err) != codes.Unavailable {
 			t.Errorf("a registry that does not answer: %v", err)
 		}

@@ -10,8 +10,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestExecSyncWhileTheContainerEnds: a probe of a container that is being stopped is carried out, or
-// fails with the code of the container's state, whichever part of the engine notices the end first.
+// TestExecSyncWhileTheContainerEnds: a probe of a container that is being stopped is carried out,
+// or fails with the code of the container's state, whichever part of the engine notices the end
+// first.
 func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		const probes = 6
@@ -19,7 +20,8 @@ func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		for name, end := range map[string]func(id string) error{
 			"stop": func(id string) error {
-				_, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 0})
+				_, err := n.Runtime.StopContainer(t.Context(),
+					&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 0})
 				return err
 			},
 			"remove": func(id string) error {
@@ -35,10 +37,12 @@ func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 				for range probes {
 					group.Go(func() { n.probeUntilTheEnd(t, id) })
 				}
+
 				time.Sleep(300 * time.Millisecond) // probes are under way; more or less of them is as good
 				if err := end(id); err != nil {
 					t.Error(err)
 				}
+
 				group.Wait()
 			})
 		}
@@ -48,7 +52,12 @@ func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 // probeUntilTheEnd runs a command until it is refused.
 func (n *node) probeUntilTheEnd(t *testing.T, id string) {
 	for {
-		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 60})
+		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         []string{"true"},
+			Timeout:     60,
+		})
+
 		switch code := status.Code(err); code {
 		case codes.OK: // whatever its exit code is: it may be killed with its container
 		case codes.FailedPrecondition, codes.NotFound:

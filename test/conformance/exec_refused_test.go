@@ -30,15 +30,17 @@ chmod 755 /x/text /x/empty /x/short /x/foreign /x/orphan /x/through-* /x/no-inte
 cp /x/text /bin/refused-text; cp /x/orphan /bin/refused-orphan; chmod 755 /bin/refused-*
 touch /x/ready; sleep 1000`
 
-// TestExecOfRefusedFiles: a command that execve refuses ends with 126, and one that is not there with
-// 127, with the engine's text once on stderr, whatever step of the engine notices it.
+// TestExecOfRefusedFiles: a command that execve refuses ends with 126, and one that is not there
+// with 127, with the engine's text once on stderr, whatever step of the engine notices it.
 func TestExecOfRefusedFiles(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cc := n.containerConfig(sh(refusedFiles))
 		cc.WorkingDir = "/x"
 		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-		eventually(t, "the files are there", func() bool { return strings.Contains(n.exec(t, id, "ls", "/x"), "ready") })
+		eventually(t, "the files are there", func() bool {
+			return strings.Contains(n.exec(t, id, "ls", "/x"), "ready")
+		})
 
 		for _, c := range []struct {
 			cmd  string
@@ -70,6 +72,7 @@ func TestExecOfRefusedFiles(t *testing.T) {
 		} {
 			t.Run(c.cmd, func(t *testing.T) { n.refuses(t, id, c.cmd, c.code) })
 		}
+
 		t.Run("as a user", func(t *testing.T) { refusedToUser(t, n) })
 	})
 }
@@ -87,6 +90,7 @@ func refusedToUser(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cfg := n.podConfig(t)
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
@@ -94,15 +98,23 @@ func refusedToUser(t *testing.T, n *node) {
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	n.refuses(t, id, "/host/locked", 126)
 	if n.eng.Version == engines.V29 {
-		return // runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2): the shell runs and cannot read the script
+		// runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2): the shell runs and cannot
+		// read the script
+		return
 	}
+
 	n.refuses(t, id, "/host/private", 126)
 	n.refuses(t, id, "/host/locked/script", 126)
 }
 
-// refuses runs a command that cannot be executed: by ExecSync, and by Exec without and with a terminal.
+// refuses runs a command that cannot be executed: by ExecSync, and by Exec without and with a
+// terminal.
 func (n *node) refuses(t *testing.T, id, cmd string, code int32) {
-	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{cmd, "arg"}, Timeout: 20})
+	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+		ContainerId: id,
+		Cmd:         []string{cmd, "arg"},
+		Timeout:     20,
+	})
 	if err != nil || r.ExitCode != code || len(r.Stdout) > 0 || strings.Count(string(r.Stderr), "\n") != 1 {
 		t.Errorf("ExecSync: %v, %v, want code %d and a line", r, err, code)
 	}
@@ -119,8 +131,10 @@ func (n *node) refuses(t *testing.T, id, cmd string, code int32) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got := collect(t, n.stream(t, x.Url), 3, "}")
-		if strings.Count(got[out], "\n") != 1 || !tty && got[1] != "" || !strings.Contains(got[3], fmt.Sprintf(`"%d"`, code)) {
+		if strings.Count(got[out], "\n") != 1 || !tty && got[1] != "" ||
+			!strings.Contains(got[3], fmt.Sprintf(`"%d"`, code)) {
 			t.Errorf("Exec, TTY %v: %q, want code %d", tty, got, code)
 		}
 	}

@@ -19,15 +19,23 @@ func TestExecSync(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("echo out; echo err >&2; exit 5"), Timeout: 20})
+		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         sh("echo out; echo err >&2; exit 5"),
+			Timeout:     20,
+		})
 		if err != nil || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" || r.ExitCode != 5 {
 			t.Errorf("ExecSync: %v, %v", r, err)
 		}
-		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}})
+
+		r, err = n.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}})
 		if err != nil || r.ExitCode != 127 || len(r.Stdout) > 0 || !strings.Contains(string(r.Stderr), "/no/such") {
 			t.Errorf("a missing command: %v, %v", r, err)
 		}
-		r, err = n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})
+
+		r, err = n.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})
 		const most, frame = 16 << 20, 1 << 10 // the kubelet takes 16 MiB with what is around the output
 		if err != nil || len(r.Stdout) > most || len(r.Stdout) < most-frame {
 			t.Errorf("20 MB of output: %d bytes, %v", len(r.GetStdout()), err)
@@ -40,14 +48,22 @@ func TestExecSyncTimeoutKillsTheTree(t *testing.T) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
 		begin := time.Now()
-		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("trap '' TERM; sleep 4321 & sleep 4322"), Timeout: 1})
+		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         sh("trap '' TERM; sleep 4321 & sleep 4322"),
+			Timeout:     1,
+		})
 		if status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("ExecSync: %v", err)
 		}
+
 		if d := time.Since(begin); d > 5*time.Second {
 			t.Errorf("returned after %v", d)
 		}
-		eventually(t, "nothing of the command is left", func() bool { return !strings.Contains(n.exec(t, id, "ps"), "sleep 432") })
+
+		eventually(t, "nothing of the command is left", func() bool {
+			return !strings.Contains(n.exec(t, id, "ps"), "sleep 432")
+		})
 	})
 }
 
@@ -69,19 +85,23 @@ func (n *node) stream(t *testing.T, raw string) *websocket.Conn {
 	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
 		t.Fatalf("streaming URL %q is not absolute or not on loopback: %v", raw, err)
 	}
+
 	u.Scheme = "ws"
 	c, resp, err := n.dialer().DialContext(t.Context(), u.String(), nil)
 	if err != nil {
 		t.Fatalf("%s: %v, %v", raw, err, resp)
 	}
+
 	t.Cleanup(func() { c.Close() })
 	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+
 	return c
 }
 
-// collect reads a channel-framed stream until its end or until the text of channel ch contains want.
+// collect reads a channel-framed stream until its end or until the text of channel ch contains
+// want.
 func collect(t *testing.T, c *websocket.Conn, ch byte, want string) map[byte]string {
 	t.Helper()
 	got := map[byte]string{}
@@ -94,6 +114,7 @@ func collect(t *testing.T, c *websocket.Conn, ch byte, want string) map[byte]str
 			got[m[0]] += string(m[1:])
 		}
 	}
+
 	return got
 }
 
@@ -101,21 +122,31 @@ func TestExecStream(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: sh("read x; echo got $x; echo e >&2; exit 4"), Stdin: true, Stdout: true, Stderr: true})
+		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+			ContainerId: id,
+			Cmd:         sh("read x; echo got $x; echo e >&2; exit 4"),
+			Stdin:       true,
+			Stdout:      true,
+			Stderr:      true,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := n.stream(t, r.Url)
 		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00hello\n")); err != nil {
 			t.Fatal(err)
 		}
+
 		got := collect(t, c, 3, "}")
 		if got[1] != "got hello\n" || got[2] != "e\n" || !strings.Contains(got[3], `"4"`) {
 			t.Errorf("streams: %q", got)
 		}
+
 		u, _ := url.Parse(r.Url)
 		u.Scheme = "ws"
-		if _, resp, err := n.dialer().DialContext(t.Context(), u.String(), nil); err == nil || resp == nil || resp.StatusCode != http.StatusNotFound {
+		if _, resp, err := n.dialer().DialContext(t.Context(), u.String(), nil); err == nil || resp == nil ||
+			resp.StatusCode != http.StatusNotFound {
 			t.Errorf("the URL worked twice: %v, %v", resp, err)
 		}
 	})
@@ -125,24 +156,37 @@ func TestExecTTY(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: sh("read x; stty size; tty"), Stdin: true, Stdout: true, Tty: true})
+		r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+			ContainerId: id,
+			Cmd:         sh("read x; stty size; tty"),
+			Stdin:       true,
+			Stdout:      true,
+			Tty:         true,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := n.stream(t, r.Url)
 		for _, m := range []string{"\x04{\"Width\":101,\"Height\":33}"} {
 			if err := c.WriteMessage(websocket.BinaryMessage, []byte(m)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		// The size arrives on its own channel, the answer only when the line is read: ask until it is there.
+
+		// The size arrives on its own channel, the answer only when the line is read: ask until it
+		// is there.
 		eventually(t, "resize reached the terminal", func() bool {
-			return strings.Contains(n.exec(t, id, "sh", "-c", "for f in /dev/pts/*; do stty -F $f size 2>/dev/null; done"), "33 101")
+			return strings.Contains(n.exec(t, id, "sh", "-c",
+				"for f in /dev/pts/*; do stty -F $f size 2>/dev/null; done"), "33 101")
 		})
+
 		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00go\n")); err != nil {
 			t.Fatal(err)
 		}
-		if got := collect(t, c, 1, "/dev/"); !strings.Contains(got[1], "33 101") || !strings.Contains(got[1], "/dev/pts/") {
+
+		if got := collect(t, c, 1, "/dev/"); !strings.Contains(got[1], "33 101") ||
+			!strings.Contains(got[1], "/dev/pts/") {
 			t.Errorf("terminal: %q", got)
 		}
 	})
@@ -154,14 +198,21 @@ func TestAttach(t *testing.T) {
 		cc := n.containerConfig(sh("while read x; do echo got $x; done; echo end of input; sleep 1000"))
 		cc.Stdin = true
 		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-		r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+		r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{
+			ContainerId: id,
+			Stdin:       true,
+			Stdout:      true,
+			Stderr:      true,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		c := n.stream(t, r.Url)
 		if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00one\n")); err != nil {
 			t.Fatal(err)
 		}
+
 		if got := collect(t, c, 1, "got one"); !strings.Contains(got[1], "got one") {
 			t.Errorf("attach: %q", got)
 		}
@@ -172,19 +223,27 @@ func TestPortForward(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
+		n.start(t, pod, cfg,
+			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
 		ask := func() string {
-			r, err := n.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{8099}})
+			r, err := n.Runtime.PortForward(t.Context(),
+				&runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{8099}})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			c := n.stream(t, r.Url+"?port=8099")
 			if err := c.WriteMessage(websocket.BinaryMessage, []byte("\x00GET / HTTP/1.0\r\n\r\n")); err != nil {
 				t.Fatal(err)
 			}
+
 			return collect(t, c, 0, "forwarded page")[0]
 		}
+
 		var got string
-		eventually(t, "page through the forwarded port", func() bool { got = ask(); return strings.Contains(got, "forwarded page") })
+		eventually(t, "page through the forwarded port", func() bool {
+			got = ask()
+			return strings.Contains(got, "forwarded page")
+		})
 	})
 }

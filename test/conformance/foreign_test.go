@@ -24,27 +24,46 @@ import (
 
 // ancestor is a shim before this one and what is peculiar to what it leaves.
 type ancestor struct {
-	name    string
-	root    string                                                                      // its root directory, inside
-	terse   bool                                                                        // metadata stands in names only, some with a seventh part
-	single  bool                                                                        // loopback is connected beside eth0
-	cache   func(entry map[string]json.RawMessage) (changed map[string]json.RawMessage) // what its libcni kept
-	kubenet string                                                                      // the configuration of its one plugin, in place of CNI
+	name string
+	root string // its root directory, inside
+	// metadata stands in names only, some with a seventh part
+	terse bool
+	// loopback is connected beside eth0
+	single bool
+	cache  func(entry map[string]json.RawMessage) (changed map[string]json.RawMessage) // what its libcni kept
+	// the configuration of its one plugin, in place of CNI
+	kubenet string
 }
 
-// ancestors are the three whose pods are adopted. newRoot is the root directory that the younger two share with us.
+// ancestors are the three whose pods are adopted. newRoot is the root directory that the younger
+// two share with us.
 func ancestors(newRoot string) []ancestor {
 	return []ancestor{
-		{name: "dockershim", root: "/var/lib/dockershim", terse: true, cache: func(e map[string]json.RawMessage) map[string]json.RawMessage {
-			var result map[string]json.RawMessage // before libcni 0.8, the result alone
-			_ = json.Unmarshal(e["result"], &result)
-			return result
-		}},
-		{name: "0.2", root: newRoot, single: true, cache: func(e map[string]json.RawMessage) map[string]json.RawMessage {
-			delete(e, "capabilityArgs")
-			return e
-		}},
-		{name: "0.4", root: newRoot, single: true, cache: func(e map[string]json.RawMessage) map[string]json.RawMessage { return e }},
+		{
+			name:  "dockershim",
+			root:  "/var/lib/dockershim",
+			terse: true,
+			cache: func(e map[string]json.RawMessage) map[string]json.RawMessage {
+				var result map[string]json.RawMessage // before libcni 0.8, the result alone
+				_ = json.Unmarshal(e["result"], &result)
+				return result
+			},
+		},
+		{
+			name:   "0.2",
+			root:   newRoot,
+			single: true,
+			cache: func(e map[string]json.RawMessage) map[string]json.RawMessage {
+				delete(e, "capabilityArgs")
+				return e
+			},
+		},
+		{
+			name:   "0.4",
+			root:   newRoot,
+			single: true,
+			cache:  func(e map[string]json.RawMessage) map[string]json.RawMessage { return e },
+		},
 	}
 }
 
@@ -62,21 +81,32 @@ type foreignNode struct {
 func newForeignNode(t *testing.T, n *node) *foreignNode {
 	t.Helper()
 	eng := n.own(t)
-	f := &foreignNode{node: n, client: eng.Docker(t), conf: filepath.Join(n.tempDir(t), "net.d"), newRoot: filepath.Join(eng.Dir, "lib-old")}
+	f := &foreignNode{
+		node:    n,
+		client:  eng.Docker(t),
+		conf:    filepath.Join(n.tempDir(t), "net.d"),
+		newRoot: filepath.Join(eng.Dir, "lib-old"),
+	}
+
 	const conf = `{"cniVersion":"0.4.0","name":"cbr0","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,
 		"ipam":{"type":"host-local","ranges":[[{"subnet":"10.66.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
 		{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`
 	if err := os.MkdirAll(f.conf, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(filepath.Join(f.conf, "10-test.conflist"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	var err error
 	if f.list, err = libcni.ConfListFromBytes([]byte(conf)); err != nil {
 		t.Fatal(err)
 	}
-	f.cni = libcni.NewCNIConfigWithCacheDir([]string{"/usr/lib/cni"}, f.inside("/var/lib/cni/cache"), &inside{engine: eng})
+
+	f.cni = libcni.NewCNIConfigWithCacheDir([]string{"/usr/lib/cni"}, f.inside("/var/lib/cni/cache"),
+		&inside{engine: eng})
+
 	return f
 }
 
@@ -86,7 +116,9 @@ func (f *foreignNode) inside(dir string) string { return filepath.Join(f.eng.Dir
 // daemon starts ours in the place of the older shim.
 func (f *foreignNode) daemon(t *testing.T, args ...string) {
 	t.Helper()
-	f.Daemon = f.eng.Daemon(t, append([]string{"--network-plugin=cni", "--cni-conf-dir=" + f.conf, "--cni-bin-dir=/usr/lib/cni", "--pod-cidr=", "--cri-dockerd-root-directory=" + f.newRoot}, args...)...)
+	f.Daemon = f.eng.Daemon(t,
+		append([]string{"--network-plugin=cni", "--cni-conf-dir=" + f.conf, "--cni-bin-dir=/usr/lib/cni", "--pod-cidr=",
+			"--cri-dockerd-root-directory=" + f.newRoot}, args...)...)
 }
 
 // inside runs CNI plugins in the engine's namespaces.
@@ -129,14 +161,17 @@ func (f *foreignNode) pod(t *testing.T, a ancestor) *foreignPod {
 	t.Helper()
 	f.made++
 	p := &foreignPod{ancestor: a, config: f.podConfig(t), port: 18100 + f.made}
-	p.config.Labels, p.config.Annotations = map[string]string{"app": a.name}, map[string]string{"example.org/note": "kept"}
+	p.config.Labels, p.config.Annotations = map[string]string{"app": a.name},
+		map[string]string{"example.org/note": "kept"}
 	p.config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 8080, HostPort: int32(p.port)}}
 	p.sandbox = f.sandbox(t, p, "none")
 	f.connect(t, p)
 	f.note(t, p)
-	p.container, p.log = f.container(t, p, p.sandbox, `mkdir /www; echo page of `+p.config.Metadata.Name+` > /www/index.html; httpd -p 8080 -h /www
+	p.container, p.log = f.container(t, p, p.sandbox, `mkdir /www; echo page of `+p.config.Metadata.Name+
+		` > /www/index.html; httpd -p 8080 -h /www
 		echo first line; while :; do echo again; sleep 1; done`)
 	p.pids = f.processes(t, p)
+
 	return p
 }
 
@@ -156,14 +191,18 @@ func (p *foreignPod) labels(kind, name string) map[string]string {
 	if p.terse {
 		return l
 	}
+
 	m := p.config.Metadata
-	l["io.kubernetes.pod.name"], l["io.kubernetes.pod.namespace"], l["io.kubernetes.pod.uid"] = m.Name, m.Namespace, m.Uid
+	l["io.kubernetes.pod.name"], l["io.kubernetes.pod.namespace"], l["io.kubernetes.pod.uid"] = m.Name, m.Namespace,
+		m.Uid
 	for k, v := range p.config.Labels {
 		l[k] = v
 	}
+
 	for k, v := range p.config.Annotations {
 		l["annotation."+k] = v
 	}
+
 	return l
 }
 
@@ -174,9 +213,11 @@ func (f *foreignNode) runContainer(t *testing.T, name string, c *container.Confi
 	if err == nil {
 		_, err = f.client.ContainerStart(t.Context(), r.ID, client.ContainerStartOptions{})
 	}
+
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
+
 	return r.ID
 }
 
@@ -184,17 +225,29 @@ func (f *foreignNode) runContainer(t *testing.T, name string, c *container.Confi
 func (f *foreignNode) sandbox(t *testing.T, p *foreignPod, mode container.NetworkMode) string {
 	t.Helper()
 	h := &container.HostConfig{
-		NetworkMode: mode, IpcMode: container.IPCModeShareable, OomScoreAdj: -998, ShmSize: 64 << 20, SecurityOpt: []string{"no-new-privileges"},
-		Resources: container.Resources{CPUShares: 2, CgroupParent: p.config.Linux.CgroupParent},
+		NetworkMode: mode,
+		IpcMode:     container.IPCModeShareable,
+		OomScoreAdj: -998,
+		ShmSize:     64 << 20,
+		SecurityOpt: []string{"no-new-privileges"},
+		Resources:   container.Resources{CPUShares: 2, CgroupParent: p.config.Linux.CgroupParent},
 	}
-	c := &container.Config{Image: f.image, Entrypoint: []string{"sleep", "100000"}, Labels: p.labels("podsandbox", "POD")}
+
+	c := &container.Config{
+		Image:      f.image,
+		Entrypoint: []string{"sleep", "100000"},
+		Labels:     p.labels("podsandbox", "POD"),
+	}
 	if mode == "bridge" {
 		port := network.MustParsePort("8080/tcp")
-		c.ExposedPorts, h.PortBindings = network.PortSet{port: {}}, network.PortMap{port: {{HostPort: fmt.Sprint(p.port)}}}
+		c.ExposedPorts, h.PortBindings = network.PortSet{port: {}},
+			network.PortMap{port: {{HostPort: fmt.Sprint(p.port)}}}
 	}
+
 	if mode != "host" {
 		c.Hostname = p.config.Hostname
 	}
+
 	return f.runContainer(t, p.name("POD"), c, h)
 }
 
@@ -204,19 +257,28 @@ func (f *foreignNode) container(t *testing.T, p *foreignPod, sandbox, script str
 	log = filepath.Join(p.config.LogDirectory, "main", "0.log")
 	labels := p.labels("container", "main")
 	labels["io.kubernetes.sandbox.id"], labels["io.kubernetes.container.logpath"] = sandbox, log
-	h := &container.HostConfig{LogConfig: container.LogConfig{Type: "json-file"}, Resources: container.Resources{CgroupParent: p.config.Linux.CgroupParent}}
+	h := &container.HostConfig{
+		LogConfig: container.LogConfig{Type: "json-file"},
+		Resources: container.Resources{CgroupParent: p.config.Linux.CgroupParent},
+	}
 	if f.inspect(t, sandbox).State.Running { // a dead one cannot be joined
 		h.NetworkMode, h.IpcMode = container.NetworkMode("container:"+sandbox), container.IpcMode("container:"+sandbox)
 	}
+
 	id = f.runContainer(t, p.name("main"), &container.Config{
-		Image: f.image, Entrypoint: sh(script), Labels: labels, Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+		Image:       f.image,
+		Entrypoint:  sh(script),
+		Labels:      labels,
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}, h)
 	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Symlink(f.inspect(t, id).LogPath, log); err != nil {
 		t.Fatal(err)
 	}
+
 	return id, log
 }
 
@@ -246,28 +308,41 @@ func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 	netns := fmt.Sprintf("/proc/%d/ns/net", f.inspect(t, p.sandbox).State.Pid)
 	m := p.config.Metadata
 	rt := &libcni.RuntimeConf{
-		ContainerID: p.sandbox, NetNS: netns, IfName: "eth0",
-		Args:           [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", m.Namespace}, {"K8S_POD_NAME", m.Name}, {"K8S_POD_INFRA_CONTAINER_ID", p.sandbox}},
-		CapabilityArgs: map[string]any{"portMappings": []map[string]any{{"hostPort": p.port, "containerPort": 8080, "protocol": "tcp", "hostIP": ""}}},
+		ContainerID: p.sandbox,
+		NetNS:       netns,
+		IfName:      "eth0",
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", m.Namespace},
+			{"K8S_POD_NAME", m.Name}, {"K8S_POD_INFRA_CONTAINER_ID", p.sandbox}},
+		CapabilityArgs: map[string]any{"portMappings": []map[string]any{{
+			"hostPort":      p.port,
+			"containerPort": 8080,
+			"protocol":      "tcp",
+			"hostIP":        "",
+		}}},
 	}
 	if p.kubenet != "" {
 		f.connectKubenet(t, p, rt)
 		return
 	}
+
 	result, err := f.cni.AddNetworkList(t.Context(), f.list, rt)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if p.single {
 		lo := &libcni.RuntimeConf{ContainerID: p.sandbox, NetNS: netns, IfName: "lo"}
-		list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion":"0.2.0","name":"cni-loopback","plugins":[{"type":"loopback"}]}`))
+		list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion":"0.2.0","name":"cni-loopback",` +
+			`"plugins":[{"type":"loopback"}]}`))
 		if err == nil {
 			_, err = f.cni.AddNetworkList(t.Context(), list, lo)
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	p.ip = firstIP(t, result)
 	f.rewriteCache(t, p.sandbox, p.cache)
 }
@@ -279,11 +354,13 @@ func (f *foreignNode) connectKubenet(t *testing.T, p *foreignPod, rt *libcni.Run
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rt.CapabilityArgs = nil
 	result, err := f.cni.AddNetwork(t.Context(), conf, rt)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p.ip = firstIP(t, result)
 }
 
@@ -297,7 +374,9 @@ func firstIP(t *testing.T, r types.Result) string {
 }
 
 // rewriteCache changes a sandbox's entry.
-func (f *foreignNode) rewriteCache(t *testing.T, sandbox string, change func(map[string]json.RawMessage) map[string]json.RawMessage) {
+func (f *foreignNode) rewriteCache(
+	t *testing.T, sandbox string, change func(map[string]json.RawMessage) map[string]json.RawMessage,
+) {
 	t.Helper()
 	file := f.inside("/var/lib/cni/cache/results/cbr0-" + sandbox + "-eth0")
 	b, err := os.ReadFile(file)
@@ -305,12 +384,15 @@ func (f *foreignNode) rewriteCache(t *testing.T, sandbox string, change func(map
 	if err == nil {
 		err = json.Unmarshal(b, &entry)
 	}
+
 	if err == nil {
 		b, err = json.Marshal(change(entry))
 	}
+
 	if err == nil {
 		err = os.WriteFile(file, b, 0o600)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,39 +405,49 @@ func (f *foreignNode) note(t *testing.T, p *foreignPod) {
 	if root != f.newRoot {
 		root = f.inside(root)
 	}
+
 	p.checkpoint = filepath.Join(root, "sandbox", p.sandbox)
 	m := p.config.Metadata
-	data := fmt.Sprintf(`{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":%d,"host_ip":""}]}`, p.port)
+	data := fmt.Sprintf(`{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":%d,"host_ip":""}]}`,
+		p.port)
 	if strings.HasPrefix(string(f.inspect(t, p.sandbox).HostConfig.NetworkMode), "host") {
 		data = `{"host_network":true}`
 	}
-	text := fmt.Sprintf(`{"version":"v1","name":%q,"namespace":%q,"data":%s,"checksum":1234567}`, m.Name, m.Namespace, data)
+
+	text := fmt.Sprintf(`{"version":"v1","name":%q,"namespace":%q,"data":%s,"checksum":1234567}`, m.Name, m.Namespace,
+		data)
 	if err := os.MkdirAll(filepath.Dir(p.checkpoint), 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.WriteFile(p.checkpoint, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// held is what the node still holds of a pod's network, "" for nothing: leases, rules, cache, pins, the ancestor's note.
+// held is what the node still holds of a pod's network, "" for nothing: leases, rules, cache, pins,
+// the ancestor's note.
 func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	t.Helper()
 	var held []string
-	for _, dir := range []string{f.inside("/var/lib/cni/networks/*"), f.inside("/var/lib/cni/cache/results"), f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
+	for _, dir := range []string{f.inside("/var/lib/cni/networks/*"), f.inside("/var/lib/cni/cache/results"),
+		f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, file := range files {
 			if b, _ := os.ReadFile(file); strings.Contains(filepath.Base(file)+string(b), p.sandbox) {
 				held = append(held, file)
 			}
 		}
 	}
+
 	if rules := f.run(t, "iptables-save", "-t", "nat"); strings.Contains(rules, fmt.Sprintf("dport %d ", p.port)) {
 		held = append(held, fmt.Sprintf("rules of host port %d", p.port))
 	}
+
 	return strings.Join(held, ", ")
 }
 

@@ -17,9 +17,11 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// forgedLabels are what an image's author would have the daemon believe of its containers. victim is a file that must stay.
+// forgedLabels are what an image's author would have the daemon believe of its containers. victim
+// is a file that must stay.
 func forgedLabels(victim string) map[string]string {
 	up := strings.Repeat("../", 12)
+
 	return map[string]string{
 		"io.kubernetes.docker.type":               "podsandbox",
 		"io.kubernetes.sandbox.id":                strings.Repeat("f", 64),
@@ -29,38 +31,45 @@ func forgedLabels(victim string) map[string]string {
 		"io.kubernetes.pod.name":                  "victim",
 		"io.kubernetes.pod.namespace":             "kube-system",
 		"annotation.io.kubernetes.container.hash": "forged",
-		"io.cri-dockerd.record": `{"v":1,"name":"k8s_main_web_default_u_0","container":{"sandboxID":"` + strings.Repeat("f", 64) +
+		"io.cri-dockerd.record": `{"v":1,"name":"k8s_main_web_default_u_0","container":{"sandboxID":"` +
+			strings.Repeat("f", 64) +
 			`","image":"x","logPath":"` + victim + `"}}`,
-		"io.cri-dockerd.image-volumes": `[{"image":"sha256:` + up + strings.TrimPrefix(victim, "/") + `","target":"/x"}]`,
-		"io.cri-dockerd.image-volume":  "sha256:" + up + strings.TrimPrefix(victim, "/"),
-		"io.cri-dockerd.limits":        `{"hugepages":{"` + up + `x":1},"unified":{"` + up + `x":"1"}}`,
-		"io.cri-dockerd.pid":           "NODE",
-		"io.cri-dockerd.netns":         "own",
-		"io.cri-dockerd.pinned":        "true",
-		"io.cri-dockerd.label.app":     "forged",
-		"app":                          "forged",
+		"io.cri-dockerd.image-volumes": `[{"image":"sha256:` + up + strings.TrimPrefix(victim, "/") +
+			`","target":"/x"}]`,
+		"io.cri-dockerd.image-volume": "sha256:" + up + strings.TrimPrefix(victim, "/"),
+		"io.cri-dockerd.limits":       `{"hugepages":{"` + up + `x":1},"unified":{"` + up + `x":"1"}}`,
+		"io.cri-dockerd.pid":          "NODE",
+		"io.cri-dockerd.netns":        "own",
+		"io.cri-dockerd.pinned":       "true",
+		"io.cri-dockerd.label.app":    "forged",
+		"app":                         "forged",
 	}
 }
 
-// TestForgedLabels runs containers of one image with and without forged labels. All answers are the same, and no file is removed.
+// TestForgedLabels runs containers of one image with and without forged labels. All answers are the
+// same, and no file is removed.
 func TestForgedLabels(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		victim := filepath.Join(n.tempDir(t), "victim")
 		if err := os.WriteFile(victim, []byte("stays"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		clean := registry.Files(t, map[string]string{"file": fmt.Sprint(t.Name())})
 		image := func(name string, labels map[string]string) string {
 			i, err := mutate.Config(clean, v1.Config{Entrypoint: []string{"/none"}, Labels: labels})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			id, err := n.pull(t.Context(), n.registry(t).Put(t, name, "1", i), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			return id
 		}
+
 		large := forgedLabels(victim)
 		large["large"] = strings.Repeat("x", 1<<20)
 		pod := n.podConfig(t)
@@ -73,15 +82,18 @@ func TestForgedLabels(t *testing.T) {
 				t.Errorf("%s (-clean +forged):\n%s", name, diff)
 			}
 		}
+
 		if b, err := os.ReadFile(victim); err != nil || string(b) != "stays" {
 			t.Errorf("the file outside: %q, %v", b, err)
 		}
+
 		n.removePod(t, sandbox)
 		n.assertNothingLeft(t, pod)
 	})
 }
 
-// described is what the CRI answers of a container and its image, without what differs from image to image.
+// described is what the CRI answers of a container and its image, without what differs from image
+// to image.
 type described struct {
 	Status *runtimeapi.ContainerStatus
 	Item   *runtimeapi.Container
@@ -99,18 +111,22 @@ func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandbox
 		t.Fatalf("image %s is not there", image)
 	}
 
-	l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
+	l, err := n.Runtime.ListContainers(t.Context(),
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
 	if err != nil || len(l.Containers) != 1 {
 		t.Fatalf("ListContainers: %v, %v", l, err)
 	}
+
 	out := described{
 		Status: n.containerStatus(t, id),
 		Item:   l.Containers[0],
 		Pinned: n.imageStatus(t, image).Pinned,
 	}
-	if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+	if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
+		nil {
 		t.Fatal(err)
 	}
+
 	if diff := cmp.Diff(out.Status.Labels, out.Item.Labels); diff != "" {
 		t.Error(diff)
 	}
@@ -118,20 +134,24 @@ func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandbox
 	s, i := out.Status, out.Item
 	s.Id, s.Image, s.ImageRef, s.ImageId, s.CreatedAt = "", nil, "", "", 0
 	i.Id, i.Image, i.ImageRef, i.ImageId, i.CreatedAt = "", nil, "", "", 0
+
 	return out
 }
 
-// TestForgedHolder: a container with the label of older holders is no holder, at a restart of the daemon either.
+// TestForgedHolder: a container with the label of older holders is no holder, at a restart of the
+// daemon either.
 func TestForgedHolder(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		victim := filepath.Join(n.tempDir(t), "victim")
 		if err := os.WriteFile(victim, []byte("stays"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		args := []string{"create", "--name", "bystander"}
 		for k, v := range forgedLabels(victim) {
 			args = append(args, "--label", k+"="+v)
 		}
+
 		n.docker(t, append(args, n.image, "true")...)
 		const bystander = "name=^/bystander$"
 		before := n.docker(t, "ps", "-aq", "--no-trunc", "--filter", bystander)
@@ -146,6 +166,7 @@ func TestForgedHolder(t *testing.T) {
 		if _, err := os.Stat(victim); err != nil {
 			t.Error(err)
 		}
+
 		l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err != nil || len(l.Containers) > 0 {
 			t.Errorf("ListContainers: %v, %v", l, err)
@@ -170,6 +191,7 @@ func TestPinnedImages(t *testing.T) {
 			for k, v := range c.labels {
 				args = append(args, "--change", fmt.Sprintf("LABEL %q=%q", k, v))
 			}
+
 			n.docker(t, append(append([]string{"import"}, args...), n.emptyTar(t), "pins/"+name+":1")...)
 			if got := n.imageStatus(t, "pins/"+name+":1"); got == nil || got.Pinned != c.want {
 				t.Errorf("%s: %v, want pinned %v", name, got, c.want)

@@ -9,9 +9,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestForgottenStart: dockerd records a start after containerd has carried it out. If it is killed in
-// between, it takes a container that runs for created. The daemon kills such a container's processes,
-// and no others.
+// TestForgottenStart: dockerd records a start after containerd has carried it out. If it is killed
+// in between, it takes a container that runs for created. The daemon kills such a container's
+// processes, and no others.
 func TestForgottenStart(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -33,6 +33,7 @@ func TestForgottenStart(t *testing.T) {
 		if s := n.containerStatus(t, forgotten).State; s != runtimeapi.ContainerState_CONTAINER_CREATED {
 			t.Errorf("the forgotten container is %s", s)
 		}
+
 		n.exec(t, kept, "true")
 	})
 }
@@ -46,17 +47,21 @@ func (n *node) forgetStart(t *testing.T, id string) {
 	if err == nil {
 		err = json.Unmarshal(b, &config)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	config["State"] = map[string]any{
 		"StartedAt":  "0001-01-01T00:00:00Z",
 		"FinishedAt": "0001-01-01T00:00:00Z",
 	}
+
 	b, err = json.Marshal(config)
 	if err == nil {
 		err = os.WriteFile(file, b, 0o600)
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,16 +36,19 @@ func (n *node) forwardSession(t *testing.T, pod string) httpstream.Connection {
 	return session
 }
 
-// openSPDY opens a session with a URL of the streaming server, and returns the connection beneath it, too.
+// openSPDY opens a session with a URL of the streaming server, and returns the connection beneath
+// it, too.
 func (n *node) openSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, conn net.Conn) {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if conn, err = n.DialContext(t.Context(), "tcp", u.Host); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { conn.Close() })
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
 		"X-Stream-Protocol-Version: %s\r\n\r\n", u.RequestURI(), u.Host, protocol)
@@ -53,10 +56,13 @@ func (n *node) openSPDY(t *testing.T, raw, protocol string) (session httpstream.
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("%s: %v, %v", raw, resp, err)
 	}
+
 	if session, err = spdy.NewClientConnection(conn); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { session.Close() })
+
 	return session, conn
 }
 
@@ -77,7 +83,9 @@ func connectPort(session httpstream.Connection, id, port int) (data, errs httpst
 	if errs, err = stream("error"); err != nil {
 		return nil, nil, err
 	}
+
 	data, err = stream("data")
+
 	return data, errs, err
 }
 
@@ -94,11 +102,13 @@ func (n *node) deafPort(t *testing.T, pod string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { unix.Close(fd) })
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return sa.(*unix.SockaddrInet4).Port
 }
 
@@ -118,22 +128,26 @@ func (n *node) probeCalls(ctx context.Context, t *testing.T) (took []time.Durati
 			}
 			took = append(took, time.Since(begin))
 		}
+
 		time.Sleep(10 * time.Millisecond)
 	}
+
 	return took
 }
 
-// TestForwardsToADeafPort: 10,000 connections to a port that does not accept hold neither threads nor other calls, and other connections of the
-// same session work.
+// TestForwardsToADeafPort: 10,000 connections to a port that does not accept hold neither threads
+// nor other calls, and other connections of the same session work.
 func TestForwardsToADeafPort(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		const connections, sessions, atATime = 10_000, 4, 25
 		const pause = 10 * time.Millisecond // so that the test itself does not use up the processors
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
+		n.start(t, pod, cfg,
+			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
 		port := n.deafPort(t, pod)
-		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp",
+			net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			t.Fatal(err) // it fills the listener's queue
 		}
@@ -143,6 +157,7 @@ func TestForwardsToADeafPort(t *testing.T) {
 		for i := range all {
 			all[i] = n.forwardSession(t, pod)
 		}
+
 		ctx, stop := context.WithCancel(t.Context())
 		var probes sync.WaitGroup
 		var took []time.Duration
@@ -164,17 +179,20 @@ func TestForwardsToADeafPort(t *testing.T) {
 						t.Errorf("connection %d: %v", id, err)
 						return
 					}
+
 					// A text would end the session of a client like kubectl.
 					if text, _ := io.ReadAll(errs); len(text) > 0 {
 						t.Errorf("connection %d: %s", id, text)
 						return
 					}
+
 					_ = errs.Close()
 					_ = data.Reset()
 					time.Sleep(pause)
 				}
 			})
 		}
+
 		clients.Wait()
 		stop()
 		probes.Wait()
@@ -182,6 +200,7 @@ func TestForwardsToADeafPort(t *testing.T) {
 		if most.Load() >= 100 {
 			t.Errorf("the daemon had %d threads", most.Load())
 		}
+
 		slices.Sort(took)
 		share := func(percent int) time.Duration { return took[(len(took)-1)*percent/100] }
 		t.Logf("%d calls: median %v, 95 %% within %v, 99 %% within %v, slowest %v; %d threads",
@@ -193,6 +212,7 @@ func TestForwardsToADeafPort(t *testing.T) {
 		if *strict && share(99) > strictStatus {
 			t.Errorf("1 %% of the calls took %v and more, at most %v is permitted", share(99), strictStatus)
 		}
+
 		for i, session := range all {
 			n.fetch(t, session, connections+1+i)
 		}
@@ -209,10 +229,13 @@ func (n *node) fetch(t *testing.T, session httpstream.Connection, id int) {
 			t.Fatal(err)
 		}
 		defer func() { _ = data.Reset() }()
+
 		if _, err := io.WriteString(data, "GET / HTTP/1.0\r\n\r\n"); err != nil {
 			return false
 		}
+
 		page, _ = io.ReadAll(data)
+
 		return strings.Contains(string(page), "forwarded page")
 	})
 }

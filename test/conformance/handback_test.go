@@ -14,10 +14,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// takeover runs `cri-dockerd takeover` as the node's operator; it returns what it says, standard error last, and its exit code.
+// takeover runs `cri-dockerd takeover` as the node's operator; it returns what it says, standard
+// error last, and its exit code.
 func (f *foreignNode) takeover(t *testing.T, args ...string) (string, int) {
 	t.Helper()
-	args = append([]string{"takeover", "--docker-endpoint=unix://" + f.eng.Socket, "--cri-dockerd-root-directory=" + f.newRoot, "--run-directory=" + filepath.Join(f.eng.Dir, "run")}, args...)
+	args = append([]string{"takeover", "--docker-endpoint=unix://" + f.eng.Socket, "--cri-dockerd-root-directory=" +
+		f.newRoot, "--run-directory=" + filepath.Join(f.eng.Dir, "run")}, args...)
 	cmd := f.eng.Command(f.eng.Program(t), args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -26,10 +28,12 @@ func (f *foreignNode) takeover(t *testing.T, args ...string) (string, int) {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("takeover %v: %v", args, err)
 	}
+
 	return string(out) + stderr.String(), cmd.ProcessState.ExitCode()
 }
 
-// TestTakeoverDryRun looks at a node before our daemon has ever run there, and finds what is odd on it.
+// TestTakeoverDryRun looks at a node before our daemon has ever run there, and finds what is odd on
+// it.
 func TestTakeoverDryRun(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
@@ -44,12 +48,15 @@ func TestTakeoverDryRun(t *testing.T) {
 					line = l
 				}
 			}
-			for _, want := range []string{maker, "ready", p.ip, fmt.Sprintf("%d->8080/tcp", p.port), "1 running", "json-file, linked"} {
+
+			for _, want := range []string{maker, "ready", p.ip, fmt.Sprintf("%d->8080/tcp", p.port), "1 running",
+				"json-file, linked"} {
 				if !strings.Contains(line, want) {
 					t.Errorf("%s is not in %q", want, line)
 				}
 			}
 		}
+
 		if code != 0 || !strings.Contains(out, "3 pods of older shims and 0 of this release") {
 			t.Errorf("exit code %d:\n%s", code, out)
 		}
@@ -59,6 +66,7 @@ func TestTakeoverDryRun(t *testing.T) {
 		if err := os.Remove(pods[2].log); err != nil {
 			t.Fatal(err)
 		}
+
 		var r struct {
 			Pods     []struct{ Name, MadeBy, Sandbox string }
 			Findings []struct {
@@ -66,13 +74,16 @@ func TestTakeoverDryRun(t *testing.T) {
 				Subject, Detail, Fix string
 			}
 		}
+
 		out, code = f.takeover(t, "--dry-run", "-o", "json")
 		if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil || code != 3 || len(r.Pods) != 2 {
 			t.Errorf("exit code %d, %v:\n%s", code, err, out)
 		}
+
 		for want, byHand := range map[string]bool{
-			pods[0].sandbox + " notes a sandbox whose container is gone": false, "its sandbox is gone": false, `container name "/renamed" is not of the form`: true,
-			pods[2].log + " is no link": true,
+			pods[0].sandbox + " notes a sandbox whose container is gone": false, "its sandbox is gone": false,
+			`container name "/renamed" is not of the form`: true,
+			pods[2].log + " is no link":                    true,
 		} {
 			found := false
 			for _, finding := range r.Findings {
@@ -82,14 +93,15 @@ func TestTakeoverDryRun(t *testing.T) {
 				t.Errorf("not found: %s (by hand: %v) in\n%s", want, byHand, out)
 			}
 		}
+
 		if held := f.held(t, pods[0]); held == "" {
 			t.Error("a dry run has changed something")
 		}
 	})
 }
 
-// TestHandBack gives a node back to an older shim and takes it again. What that shim does meanwhile is done here with CNI and Docker alone, as
-// it is known to do it.
+// TestHandBack gives a node back to an older shim and takes it again. What that shim does meanwhile
+// is done here with CNI and Docker alone, as it is known to do it.
 func TestHandBack(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
@@ -97,8 +109,13 @@ func TestHandBack(t *testing.T) {
 		noted := readFile(t, theirs.checkpoint)
 		f.daemon(t, "--pod-netns=engine", "--container-log=json-file")
 		plain := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
-			cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18201}}
+			cfg.PortMappings = []*runtimeapi.PortMapping{{
+				Protocol:      runtimeapi.Protocol_TCP,
+				ContainerPort: 8080,
+				HostPort:      18201,
+			}}
 		})
+
 		stays := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
 		host := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
 			cfg.Hostname, cfg.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
@@ -108,34 +125,47 @@ func TestHandBack(t *testing.T) {
 		own := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
 		before := map[*foreignPod]string{theirs: theirs.pids, stays: stays.pids, host: host.pids, own: own.pids}
 
-		if out, code := f.takeover(t, "--hand-back"); code != 1 || !strings.Contains(out, "another cri-dockerd is using it") {
+		if out, code := f.takeover(t, "--hand-back"); code != 1 ||
+			!strings.Contains(out, "another cri-dockerd is using it") {
 			t.Errorf("while the daemon runs: %d, %s", code, out)
 		}
+
 		f.Kill(t)
 		wantDrain := "default/" + own.config.Metadata.Name + ": its network namespace is our own"
-		if out, code := f.takeover(t, "--hand-back", "--dry-run"); code != 3 || !strings.Contains(out, wantDrain) || !strings.Contains(out, "To be noted for an older shim: 3 pods") {
+		if out, code := f.takeover(t, "--hand-back", "--dry-run"); code != 3 || !strings.Contains(out, wantDrain) ||
+			!strings.Contains(out, "To be noted for an older shim: 3 pods") {
 			t.Errorf("dry run: %d, %s", code, out)
 		}
+
 		if _, err := os.Stat(plain.checkpoint); err == nil {
 			t.Error("the dry run has written a note")
 		}
-		if out, code := f.takeover(t, "--hand-back"); code != 3 || !strings.Contains(out, wantDrain) || !strings.Contains(out, "18201->8080/tcp") {
+
+		if out, code := f.takeover(t, "--hand-back"); code != 3 || !strings.Contains(out, wantDrain) ||
+			!strings.Contains(out, "18201->8080/tcp") {
 			t.Errorf("%d, %s", code, out)
 		}
+
 		for file, want := range map[string]string{
 			theirs.checkpoint: noted,
-			host.checkpoint:   fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default","data":{"host_network":true},"checksum":0}`, host.config.Metadata.Name),
-			plain.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default","data":{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":18201,"host_ip":""}]},"checksum":0}`,
+			host.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
+				`"data":{"host_network":true},"checksum":0}`, host.config.Metadata.Name),
+			plain.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
+				`"data":{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":18201,"host_ip":""}]},`+
+				`"checksum":0}`,
 				plain.config.Metadata.Name),
 		} {
 			if got := readFile(t, file); got != want {
 				t.Errorf("%s: %s, want %s", file, got, want)
 			}
 		}
+
 		if _, err := os.Stat(own.checkpoint); err == nil {
 			t.Error("a note of a pod that must be drained would have the older shim take it")
 		}
-		if pins := f.run(t, "ls", f.pins()); !strings.Contains(pins, own.sandbox) || strings.Contains(pins, plain.sandbox) || strings.Contains(pins, theirs.sandbox) {
+
+		if pins := f.run(t, "ls", f.pins()); !strings.Contains(pins, own.sandbox) ||
+			strings.Contains(pins, plain.sandbox) || strings.Contains(pins, theirs.sandbox) {
 			t.Errorf("pins: %s", pins)
 		}
 
@@ -147,12 +177,18 @@ func TestHandBack(t *testing.T) {
 			if got := f.processes(t, p); got != pids {
 				t.Errorf("%s: processes before:\n%s\nnow:\n%s", p.config.Metadata.Name, pids, got)
 			}
-			if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() != p.ip {
+
+			if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
+				s.Network.GetIp() != p.ip {
 				t.Errorf("back again: %v, want address %s", s, p.ip)
 			}
+
 			f.exec(t, p.container, "true")
 		}
-		eventually(t, "the pods are adopted again", func() bool { return strings.Contains(f.run(t, "ls", f.pins()), stays.sandbox) })
+
+		eventually(t, "the pods are adopted again", func() bool {
+			return strings.Contains(f.run(t, "ls", f.pins()), stays.sandbox)
+		})
 		for p := range before {
 			f.stopPod(t, p.sandbox)
 			f.removePod(t, p.sandbox)
@@ -160,6 +196,7 @@ func TestHandBack(t *testing.T) {
 				t.Errorf("%s is gone and holds %s", p.config.Metadata.Name, held)
 			}
 		}
+
 		if held := f.held(t, plain); held != "" {
 			t.Errorf("the pod that the older shim removed holds %s", held)
 		}
@@ -184,13 +221,17 @@ func (f *foreignNode) ourPod(t *testing.T, edit func(*runtimeapi.PodSandboxConfi
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p.sandbox = r.PodSandboxId
 	p.container = f.start(t, p.sandbox, p.config, sh("sleep 1000"))
-	p.ip, p.pids, p.checkpoint = f.podStatus(t, p.sandbox).Network.GetIp(), f.processes(t, p), filepath.Join(f.newRoot, "sandbox", p.sandbox)
+	p.ip, p.pids, p.checkpoint = f.podStatus(t, p.sandbox).Network.GetIp(), f.processes(t, p),
+		filepath.Join(f.newRoot, "sandbox", p.sandbox)
+
 	return p
 }
 
-// olderShimRemoves removes a pod with nothing but what an older shim has: Docker, the note, the CNI cache, interface eth0.
+// olderShimRemoves removes a pod with nothing but what an older shim has: Docker, the note, the CNI
+// cache, interface eth0.
 func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
 	t.Helper()
 	var note struct {
@@ -203,22 +244,35 @@ func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
 			} `json:"port_mappings"`
 		}
 	}
+
 	if err := json.Unmarshal([]byte(readFile(t, p.checkpoint)), &note); err != nil {
 		t.Fatal(err)
 	}
+
 	var ports []map[string]any
 	for _, m := range note.Data.PortMappings {
-		ports = append(ports, map[string]any{"protocol": m.Protocol, "containerPort": m.ContainerPort, "hostPort": m.HostPort, "hostIP": m.HostIP})
+		ports = append(ports, map[string]any{
+			"protocol":      m.Protocol,
+			"containerPort": m.ContainerPort,
+			"hostPort":      m.HostPort,
+			"hostIP":        m.HostIP,
+		})
 	}
+
 	if !strings.Contains(f.held(t, p), "rules") {
 		t.Error("the pod had no host port")
 	}
+
 	rt := &libcni.RuntimeConf{
-		ContainerID: p.sandbox, NetNS: fmt.Sprintf("/proc/%d/ns/net", f.inspect(t, p.sandbox).State.Pid), IfName: "eth0", CapabilityArgs: map[string]any{"portMappings": ports},
+		ContainerID:    p.sandbox,
+		NetNS:          fmt.Sprintf("/proc/%d/ns/net", f.inspect(t, p.sandbox).State.Pid),
+		IfName:         "eth0",
+		CapabilityArgs: map[string]any{"portMappings": ports},
 	}
 	if err := f.cni.DelNetworkList(t.Context(), f.list, rt); err != nil {
 		t.Fatal(err)
 	}
+
 	f.docker(t, "rm", "-f", p.sandbox, p.container)
 	if err := os.Remove(p.checkpoint); err != nil {
 		t.Fatal(err)

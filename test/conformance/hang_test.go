@@ -18,8 +18,8 @@ import (
 // strict has tests assert what an idle machine must reach.
 var strict = flag.Bool("strict", false, "assert latencies, which needs an idle machine")
 
-// The latency of Status while one object hangs: at the 99th percentile with -strict, else at most of all
-// calls, as a busy machine still reaches it.
+// The latency of Status while one object hangs: at the 99th percentile with -strict, else at most
+// of all calls, as a busy machine still reaches it.
 const (
 	strictStatus = 50 * time.Millisecond
 	laxStatus    = time.Second
@@ -78,6 +78,7 @@ func (h *hangNode) othersAnswer(t *testing.T, name string) {
 	if ok, why := h.runtimeReady(t); !ok {
 		t.Errorf("%s: not ready: %s", name, why)
 	}
+
 	h.statusIsQuick(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -93,10 +94,12 @@ func (h *hangNode) othersAnswer(t *testing.T, name string) {
 	if _, err := h.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c}); err != nil {
 		t.Errorf("%s: ContainerStats: %v", name, err)
 	}
+
 	h.stop(t, c, 0)
 	if _, err := h.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
 		t.Errorf("%s: RemoveContainer: %v", name, err)
 	}
+
 	life := time.Since(begin)
 
 	begin = time.Now()
@@ -117,16 +120,22 @@ func (h *hangNode) imagesAnswer(ctx context.Context, t *testing.T, name string) 
 	if err != nil {
 		t.Fatalf("%s: PullImage: %v", name, err)
 	}
+
 	if i := h.imageStatus(t, h.image); i.GetId() != id {
 		t.Errorf("%s: ImageStatus: %v, want %s", name, i, id)
 	}
-	r, err := h.Image.ListImages(ctx, &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: h.image}}})
+
+	r, err := h.Image.ListImages(ctx, &runtimeapi.ListImagesRequest{
+		Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: h.image}},
+	})
 	if h.unlisted != (status.Code(err) == codes.Unavailable) || !h.unlisted && len(r.GetImages()) != 1 {
 		t.Errorf("%s: ListImages of one: %v, %v", name, r, err)
 	}
+
 	if err := h.removeImage(t, h.image); err != nil {
 		t.Errorf("%s: RemoveImage: %v", name, err)
 	}
+
 	if i := h.imageStatus(t, h.image); i != nil {
 		t.Errorf("%s: ImageStatus after the removal: %v", name, i)
 	}
@@ -143,6 +152,7 @@ func (h *hangNode) statusIsQuick(t *testing.T, name string) {
 		}
 		took = append(took, time.Since(begin))
 	}
+
 	slices.Sort(took)
 	p99, most := took[len(took)*99/100-1], took[len(took)-1]
 	t.Logf("%s: Status p99 %s, at most %s", name, p99, most)
@@ -158,11 +168,13 @@ func (h *hangNode) listed(t *testing.T, ref string) *runtimeapi.Image {
 	if err != nil {
 		return nil
 	}
+
 	for _, i := range r.Images {
 		if slices.Contains(i.RepoTags, ref) {
 			return i
 		}
 	}
+
 	return nil
 }
 
@@ -177,27 +189,32 @@ func TestHangingExec(t *testing.T) {
 			if when == "after-start" {
 				h.restart(t)
 			}
+
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
 				_, err := h.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: sick, Cmd: []string{"true"}})
 				ended <- err
 			}()
+
 			eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waits() > 0 })
 			h.othersAnswer(t, when)
 			if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 				t.Errorf("%s: %v", when, s)
 			}
+
 			select {
 			case err := <-ended:
 				t.Errorf("%s: the exec that hangs has ended: %v", when, err)
 			default:
 			}
+
 			cancel()
 			if err := <-ended; status.Code(err) != codes.Canceled {
 				t.Errorf("%s: the exec that hangs: %v", when, err)
 			}
 		}
+
 		h.end(t)
 	})
 }
@@ -216,9 +233,11 @@ func TestHangingImageList(t *testing.T) {
 		}
 
 		h.restart(t)
-		if _, err := h.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{}); status.Code(err) != codes.Unavailable {
+		if _, err := h.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{}); status.Code(err) !=
+			codes.Unavailable {
 			t.Errorf("ListImages without a list: %v", err)
 		}
+
 		h.unlisted = true
 		h.othersAnswer(t, "after-start")
 
@@ -226,6 +245,7 @@ func TestHangingImageList(t *testing.T) {
 		if !within(2*time.Minute, func() bool { return h.listed(t, "late:1") != nil }) {
 			t.Error("the images were not listed after the engine went on")
 		}
+
 		h.end(t)
 	})
 }
@@ -240,6 +260,7 @@ func TestHangingImageInspect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		h.proxy.hang("/images/" + id + "/json")
 		h.docker(t, "tag", sick, "sick:2") // it has changed, and is inspected
 		eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waited() > 0 })
@@ -266,6 +287,7 @@ func TestHangingPull(t *testing.T) {
 				_, err := h.pull(ctx, sick, nil)
 				ended <- err
 			}()
+
 			eventually(t, "the registry is asked for what hangs", func() bool { return h.registry.Busy("sick") > 0 })
 			if when == "after-start" {
 				h.restart(t) // the engine goes on with the pull, or a new one joins it
@@ -276,10 +298,12 @@ func TestHangingPull(t *testing.T) {
 				}()
 				eventually(t, "the registry is asked again", func() bool { return h.registry.Busy("sick") > 0 })
 			}
+
 			h.othersAnswer(t, when)
 			if i := h.imageStatus(t, sick); i != nil {
 				t.Errorf("%s: an image that was not pulled: %v", when, i)
 			}
+
 			select {
 			case err := <-ended:
 				if err == nil || !strings.Contains(err.Error(), "sick") { // its own deadline may have come
@@ -287,8 +311,10 @@ func TestHangingPull(t *testing.T) {
 				}
 			default:
 			}
+
 			cancel()
 		}
+
 		h.end(t)
 	})
 }

@@ -19,18 +19,21 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// hostileConfigs are configurations of images as their authors may write them, members of the object "config" (OCI image-spec, config.md).
+// hostileConfigs are configurations of images as their authors may write them, members of the
+// object "config" (OCI image-spec, config.md).
 var hostileConfigs = map[string]string{
 	"labels":      `"Labels":{` + manyLabels(11, 1<<20) + `}`,
 	"many-labels": `"Labels":{` + manyLabels(60000, 200) + `}`,
-	"reserved":    `"Labels":{"io.kubernetes.docker.type":"podsandbox","io.cri-dockerd.record":"{","io.kubernetes.container.name":"POD"}`,
+	"reserved": `"Labels":{"io.kubernetes.docker.type":"podsandbox","io.cri-dockerd.record":"{",` +
+		`"io.kubernetes.container.name":"POD"}`,
 	"ports":       `"ExposedPorts":{"99999/foo":{},"":{},"80/tcp/udp":{},"-1":{}}`,
 	"volumes":     `"Volumes":{"relative":{},"":{},"/a:/b:z":{},"/../..":{}}`,
 	"environment": `"Env":["","NOVALUE","=","A=` + strings.Repeat("x", 3<<20) + `"]`,
-	"health":      `"Healthcheck":{"Test":["CMD-SHELL","exit 1"],"Interval":-9223372036854775808,"Timeout":1,"Retries":-2147483648}`,
-	"user":        `"User":"` + strings.Repeat("u", 1<<20) + `","WorkingDir":"/\u0000","StopSignal":"\u202e"`,
-	"types":       `"Env":{"a":1},"ExposedPorts":["80"],"Volumes":7,"Labels":["a"],"Healthcheck":"no"`,
-	"numbers":     `"Healthcheck":{"Interval":1e400,"Retries":99999999999999999999},"Memory":"lots"`,
+	"health": `"Healthcheck":{"Test":["CMD-SHELL","exit 1"],"Interval":-9223372036854775808,"Timeout":1,` +
+		`"Retries":-2147483648}`,
+	"user":    `"User":"` + strings.Repeat("u", 1<<20) + `","WorkingDir":"/\u0000","StopSignal":"\u202e"`,
+	"types":   `"Env":{"a":1},"ExposedPorts":["80"],"Volumes":7,"Labels":["a"],"Healthcheck":"no"`,
+	"numbers": `"Healthcheck":{"Interval":1e400,"Retries":99999999999999999999},"Memory":"lots"`,
 }
 
 func manyLabels(n, size int) string {
@@ -41,6 +44,7 @@ func manyLabels(n, size int) string {
 		}
 		fmt.Fprintf(&b, `"label-%06d":"%s"`, i, strings.Repeat("l", size))
 	}
+
 	return b.String()
 }
 
@@ -49,13 +53,16 @@ func hostileArchive(t *testing.T, ref, config string) []byte {
 	t.Helper()
 	layer := tarOf(t, engines.BusyboxFiles(t)...)
 	sum := sha256.Sum256(layer)
-	image := fmt.Sprintf(`{"architecture":"amd64","os":"linux","created":"2020-01-01T00:00:00Z","config":{"Cmd":["sh"],%s},`+
+	image := fmt.Sprintf(`{"architecture":"amd64","os":"linux","created":"2020-01-01T00:00:00Z",`+
+		`"config":{"Cmd":["sh"],%s},`+
 		`"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}`, config, hex.EncodeToString(sum[:]))
 	manifest := fmt.Sprintf(`[{"Config":"config.json","RepoTags":[%q],"Layers":["layer.tar"]}]`, ref)
 	regular := func(name string, content []byte) engines.File {
 		return engines.File{Header: tar.Header{Name: name, Mode: 0o644}, Content: content}
 	}
-	return tarOf(t, regular("config.json", []byte(image)), regular("layer.tar", layer), regular("manifest.json", []byte(manifest)))
+
+	return tarOf(t, regular("config.json", []byte(image)), regular("layer.tar", layer),
+		regular("manifest.json", []byte(manifest)))
 }
 
 func tarOf(t *testing.T, files ...engines.File) []byte {
@@ -71,9 +78,11 @@ func tarOf(t *testing.T, files ...engines.File) []byte {
 			t.Fatal(err)
 		}
 	}
+
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	return b.Bytes()
 }
 
@@ -82,6 +91,7 @@ func (n *node) loadHostile(t *testing.T, ref, config string) (loaded bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+
 	docker := n.own(t).Docker(t)
 	r, err := docker.ImageLoad(ctx, bytes.NewReader(hostileArchive(t, ref, config)))
 	if err != nil {
@@ -89,19 +99,23 @@ func (n *node) loadHostile(t *testing.T, ref, config string) (loaded bool) {
 		return false
 	}
 	defer r.Close()
+
 	said, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if bytes.Contains(said, []byte(`"error"`)) {
 		t.Logf("%s is not loaded: %.300s", ref, said)
 		return false
 	}
+
 	return true
 }
 
-// TestHostileImages: whatever an image's configuration holds, its own containers can be made or are refused with words, and everything else on
-// the node is listed, described and removed as before, also by a daemon that starts now.
+// TestHostileImages: whatever an image's configuration holds, its own containers can be made or are
+// refused with words, and everything else on the node is listed, described and removed as before,
+// also by a daemon that starts now.
 func TestHostileImages(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -113,32 +127,46 @@ func TestHostileImages(t *testing.T) {
 			if !n.loadHostile(t, ref, config) {
 				continue
 			}
+
 			cc := n.containerConfig(sh("sleep 1000"))
 			cc.Metadata.Name, cc.LogPath, cc.Image.Image = name, name+".log", ref
-			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+				PodSandboxId:  pod,
+				Config:        cc,
+				SandboxConfig: cfg,
+			})
 			if err != nil {
 				t.Logf("%s: create: %.300v", name, err)
 				n.answers(t, pod, good, made)
 				continue
 			}
+
 			made[name] = r.ContainerId
-			if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+			if _, err := n.Runtime.StartContainer(t.Context(),
+				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
 				t.Logf("%s: start: %.300v", name, err)
 			}
+
 			n.answers(t, pod, good, made)
 		}
+
 		if len(made) < 4 {
 			t.Errorf("only %d images could be used", len(made))
 		}
+
 		n.floods(t, good)
 		n.Restart(t)
 		n.answers(t, pod, good, made)
-		if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err !=
+			nil {
 			t.Error(err)
 		}
-		if _, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+
+		if _, err := n.Runtime.RemovePodSandbox(t.Context(),
+			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 			t.Error(err)
 		}
+
 		l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err != nil || len(l.Containers) != 0 {
 			t.Errorf("after the removal: %d containers, %v", len(l.GetContainers()), err)
@@ -151,40 +179,53 @@ func (n *node) answers(t *testing.T, pod, good string, made map[string]string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+
 	listed := map[string]bool{}
 	l, err := n.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		t.Fatalf("ListContainers: %v", err)
 	}
+
 	for _, c := range l.Containers {
 		listed[c.Id] = true
 		if len(c.Labels)+len(c.Annotations) > 0 {
 			t.Errorf("labels of an image in the list: %d", len(c.Labels))
 		}
 	}
+
 	ids := []string{good}
 	for _, id := range made {
 		ids = append(ids, id)
 	}
+
 	for _, id := range ids {
 		s, err := n.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err != nil || !listed[id] || len(s.Status.Labels) > 0 {
 			t.Errorf("container %s: listed %t, %v", id, listed[id], err)
 		}
 	}
-	if s, err := n.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true}); err != nil || len(s.ContainersStatuses) != len(ids) {
+
+	if s, err := n.Runtime.PodSandboxStatus(ctx,
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true}); err != nil ||
+		len(s.ContainersStatuses) != len(ids) {
 		t.Errorf("PodSandboxStatus: %d containers, want %d, %v", len(s.GetContainersStatuses()), len(ids), err)
 	}
+
 	images, err := n.Image.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
 		t.Fatalf("ListImages: %v", err)
 	}
+
 	for _, i := range images.Images {
-		if _, err := n.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}, Verbose: true}); err != nil {
+		if _, err := n.Image.ImageStatus(ctx,
+			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}, Verbose: true}); err != nil {
 			t.Errorf("ImageStatus %v: %v", i.RepoTags, err)
 		}
 	}
-	if r, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: good, Cmd: []string{"echo", "well"}}); err != nil || string(r.Stdout) != "well\n" {
+
+	if r, err := n.Runtime.ExecSync(ctx,
+		&runtimeapi.ExecSyncRequest{ContainerId: good, Cmd: []string{"echo", "well"}}); err != nil ||
+		string(r.Stdout) != "well\n" {
 		t.Errorf("ExecSync: %v, %v", r, err)
 	}
 }
@@ -192,8 +233,12 @@ func (n *node) answers(t *testing.T, pod, good string, made map[string]string) {
 // floods checks that an exec's output of 40 MB is cut to what the kubelet takes.
 func (n *node) floods(t *testing.T, container string) {
 	t.Helper()
-	flood := &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: sh("head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2")}
-	if r, err := n.Runtime.ExecSync(t.Context(), flood); status.Code(err) == codes.ResourceExhausted || err == nil && len(r.Stdout)+len(r.Stderr) < 16<<20-1024 {
+	flood := &runtimeapi.ExecSyncRequest{
+		ContainerId: container,
+		Cmd:         sh("head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2"),
+	}
+	if r, err := n.Runtime.ExecSync(t.Context(), flood); status.Code(err) == codes.ResourceExhausted || err == nil &&
+		len(r.Stdout)+len(r.Stderr) < 16<<20-1024 {
 		t.Errorf("ExecSync of 40 MB: %d and %d bytes, %v", len(r.GetStdout()), len(r.GetStderr()), err)
 	}
 }

@@ -32,27 +32,32 @@ func (v victim) answers(t *testing.T, n *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	found := 0
 	for _, s := range stats.Stats {
 		if s.Attributes.Id == v.container && s.Memory.UsageBytes.GetValue() >= 48*mib {
 			found++
 		}
 	}
+
 	pods, err := n.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, s := range pods.Stats {
 		if s.Attributes.Id == v.pod && s.Linux.Network.DefaultInterface.GetName() == "eth0" {
 			found++
 		}
 	}
+
 	if m := n.metrics(t, v.pod, v.container); m.one(t, "container_memory_usage_bytes") >= 48*mib {
 		found++
 	}
 	if found != 3 {
 		t.Errorf("the metrics of the other pod are in %d of 3 answers", found)
 	}
+
 	page := n.Metrics(t)
 	if !utf8.ValidString(page) || !strings.Contains(page, `container_memory_usage_bytes{container="main"`) {
 		t.Error("the page of metrics is not there, or is not valid text")
@@ -78,6 +83,7 @@ func TestHostileLayer(t *testing.T) {
 			for i in $(seq %d); do mkdir -p /top%s; mv /deep /top%s/; mv /top /deep; done
 			cd /swap
 			while :; do for i in $(seq 50); do mv d$i x; mv l$i d$i; mv x l$i; mv d$i y; mv l$i d$i; mv y l$i; done; done`, levels/100, chain, chain)))
+
 		var w *runtimeapi.FilesystemUsage
 		counted := func() bool {
 			w = n.stats(t, id).WritableLayer
@@ -89,15 +95,18 @@ func TestHostileLayer(t *testing.T) {
 		if !within(90*time.Second, counted) {
 			t.Fatalf("the deep tree was not counted: %v", w)
 		}
+
 		since := w.Timestamp
 		measuredAgain := func() bool { return counted() && w.Timestamp > since+int64(20*time.Second) }
 		if !within(90*time.Second, measuredAgain) {
 			t.Errorf("the layer is not measured while its directories are swapped: %v", w)
 		}
+
 		v.answers(t, n)
 		if w := n.stats(t, v.container).WritableLayer; w == nil || w.InodesUsed.GetValue() > 100 {
 			t.Errorf("the layer of the other container: %v", w)
 		}
+
 		n.stop(t, id, 0)
 	})
 }
@@ -109,7 +118,10 @@ func TestHostileCgroup(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
 		score := n.exec(t, v.container, "cat", "/proc/1/oom_score_adj")
-		for name, below := range map[string]string{"the other pod's": "", "one of its own name in the other pod's": "/$OWN"} {
+		for name, below := range map[string]string{
+			"the other pod's":                        "",
+			"one of its own name in the other pod's": "/$OWN",
+		} {
 			cfg := n.podConfig(t)
 			cfg.Linux.SecurityContext.Privileged = true
 			pod := n.runPod(t, cfg)
@@ -117,7 +129,8 @@ func TestHostileCgroup(t *testing.T) {
 			cc.Linux.SecurityContext.Privileged = true
 			cc.Mounts = []*runtimeapi.Mount{{HostPath: "/sys/fs/cgroup", ContainerPath: "/cg"}}
 			id := n.startConfig(t, pod, cfg, cc)
-			script := fmt.Sprintf(`OWN=%s; for g in $(find /cg -type d -name "*%s*"); do mkdir -p $g%s; echo $$ > $g%s/cgroup.procs; done`,
+			script := fmt.Sprintf(`OWN=%s; for g in $(find /cg -type d -name "*%s*"); do mkdir -p $g%s; echo $$ > `+
+				`$g%s/cgroup.procs; done`,
 				id, v.container, below, below)
 			n.exec(t, id, "sh", "-c", "echo '"+script+"' > /new; mv /new /go")
 			membership := ""
@@ -130,6 +143,7 @@ func TestHostileCgroup(t *testing.T) {
 			if err == nil && r.Stats.GetMemory().GetUsageBytes().GetValue() >= 40*mib {
 				t.Errorf("in %s: metrics that are not its own: %v", name, r.Stats)
 			}
+
 			_, err = n.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
 				ContainerId: id,
 				Linux:       &runtimeapi.LinuxContainerResources{OomScoreAdj: 777},
@@ -137,9 +151,11 @@ func TestHostileCgroup(t *testing.T) {
 			if got := n.exec(t, v.container, "cat", "/proc/1/oom_score_adj"); got != score {
 				t.Errorf("in %s: an update (%v) has set the other pod's score from %s to %s", name, err, score, got)
 			}
+
 			v.answers(t, n)
 			n.removePod(t, pod)
 		}
+
 		v.answers(t, n)
 	})
 }
@@ -157,6 +173,7 @@ func TestHostileDevices(t *testing.T) {
 			prefix := []string{"\xff\xfe", "a\x1b[", "\xc3", `{}=,`, "\xe2\x80\xae"}[i%5]
 			fmt.Fprintf(&batch, "link add name %s%d type bridge\n", prefix, i)
 		}
+
 		err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() error {
 			cmd := exec.Command("ip", "-force", "-batch", "-")
 			cmd.Stdin = strings.NewReader(batch.String())
@@ -173,15 +190,18 @@ func TestHostileDevices(t *testing.T) {
 		if len(s.Interfaces) < 2 || len(s.Interfaces) > 32 || s.DefaultInterface.GetName() != "eth0" {
 			t.Errorf("%d interfaces, default %v", len(s.Interfaces), s.DefaultInterface)
 		}
+
 		odd := 0
 		for _, i := range s.Interfaces {
 			if strings.Contains(i.Name, `\x`) {
 				odd++
 			}
 		}
+
 		if odd == 0 {
 			t.Errorf("no odd name among %v", s.Interfaces)
 		}
+
 		v.answers(t, n)
 	})
 }

@@ -16,8 +16,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// hostileScript is a plugin before the bridge in a chain. The file "mode" beside it has the commands of its ADD; what
-// it starts and leaves running notes its number in "child".
+// hostileScript is a plugin before the bridge in a chain. The file "mode" beside it has the
+// commands of its ADD; what it starts and leaves running notes its number in "child".
 const hostileScript = `#!/bin/sh
 cd DIR
 cat > /dev/null
@@ -45,8 +45,9 @@ func hostileMode(t *testing.T, c *cniNode, commands string) {
 	}
 }
 
-// TestHostilePlugin runs pods with a plugin that answers with anything, too much, or never: the pod fails with a
-// short error that says why, nothing of it is left, the pods that run go on, and the daemon does not grow.
+// TestHostilePlugin runs pods with a plugin that answers with anything, too much, or never: the pod
+// fails with a short error that says why, nothing of it is left, the pods that run go on, and the
+// daemon does not grow.
 func TestHostilePlugin(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		c := newCNINode(t, n)
@@ -59,16 +60,22 @@ func TestHostilePlugin(t *testing.T) {
 		before := c.RSS(t)
 
 		for name, m := range map[string]struct{ commands, want string }{
-			"garbage":              {`printf '\377\376\033[2J garbage'`, "its output is not JSON"},
-			"100 MiB":              {"head -c 104857600 /dev/zero", "printed more than 1048576 bytes and was killed"},
-			"output without end":   {"yes & echo $! > child; wait", "printed more than 1048576 bytes and was killed"},
-			"100 MiB of errors":    {"head -c 104857600 /dev/zero >&2; exit 3", "exit status 3"},
-			"a hostile error":      {`printf '{"code":7,"msg":"\377\\u001b[2J'; head -c 900000 /dev/zero | tr '\0' x; printf '"}'; exit 1`, "CNI error 7"},
-			"a null interface":     {`echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4","address":"10.1.2.3/24"}]}'`, "interfaces[0]"},
-			"a hostile interface":  {`echo '{"cniVersion":"1.0.0","interfaces":[{"name":"../../x"}]}'`, "is no name of an interface"},
-			"an address of nobody": {`echo '{"cniVersion":"1.0.0","ips":[{"address":"0.0.0.0/0"}]}'`, "cannot be a pod's"},
-			"a multicast address":  {`echo '{"cniVersion":"1.0.0","ips":[{"address":"224.0.0.1/24"}]}'`, "cannot be a pod's"},
-			"an index of nothing":  {`echo '{"cniVersion":"1.0.0","ips":[{"interface":-1,"address":"10.1.2.3/24"}]}'`, "is not an index"},
+			"garbage":            {`printf '\377\376\033[2J garbage'`, "its output is not JSON"},
+			"100 MiB":            {"head -c 104857600 /dev/zero", "printed more than 1048576 bytes and was killed"},
+			"output without end": {"yes & echo $! > child; wait", "printed more than 1048576 bytes and was killed"},
+			"100 MiB of errors":  {"head -c 104857600 /dev/zero >&2; exit 3", "exit status 3"},
+			"a hostile error": {`printf '{"code":7,"msg":"\377\\u001b[2J'; head -c 900000 /dev/zero | tr '\0' ` +
+				`x; printf '"}'; exit 1`, "CNI error 7"},
+			"a null interface": {`echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4",` +
+				`"address":"10.1.2.3/24"}]}'`, "interfaces[0]"},
+			"a hostile interface": {`echo '{"cniVersion":"1.0.0","interfaces":[{"name":"../../x"}]}'`,
+				"is no name of an interface"},
+			"an address of nobody": {`echo '{"cniVersion":"1.0.0","ips":[{"address":"0.0.0.0/0"}]}'`,
+				"cannot be a pod's"},
+			"a multicast address": {`echo '{"cniVersion":"1.0.0","ips":[{"address":"224.0.0.1/24"}]}'`,
+				"cannot be a pod's"},
+			"an index of nothing": {`echo '{"cniVersion":"1.0.0","ips":[{"interface":-1,"address":"10.1.2.3/24"}]}'`,
+				"is not an index"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				err := refuse(t, c, m.commands)
@@ -78,11 +85,13 @@ func TestHostilePlugin(t *testing.T) {
 				c.asked(t, c.own(t).NetNS(""), "tcp", addr, "alive")
 			})
 		}
+
 		t.Run("no end", func(t *testing.T) { hangs(t, c) })
 		t.Run("a child that holds its output", func(t *testing.T) { holdsOutput(t, c) })
 		if grown := c.RSS(t) - before; grown > 24<<20 {
 			t.Errorf("the daemon has grown by %d MiB", grown>>20)
 		}
+
 		c.asked(t, c.own(t).NetNS(""), "tcp", addr, "alive")
 		t.Run("files", func(t *testing.T) { hostileFiles(t, c, cfg, id) })
 	})
@@ -95,17 +104,21 @@ func refuse(t *testing.T, c *cniNode, commands string) error {
 	cfg := c.podConfig(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+
 	_, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err == nil {
 		t.Fatal("the pod runs")
 	}
+
 	if s := err.Error(); ctx.Err() != nil || len(s) > 5000 || !utf8.ValidString(s) || strings.ContainsRune(s, '\x1b') {
 		t.Errorf("an error of %d bytes (%v): %.300q", len(s), ctx.Err(), s)
 	}
 	if !within(5*time.Second, func() bool { return !childRuns(c) }) {
 		t.Error("what the plugin started is left")
 	}
+
 	c.assertNothingLeft(t, cfg)
+
 	return err
 }
 
@@ -114,18 +127,22 @@ func childRuns(c *cniNode) bool {
 	return c.eng.Command("sh", "-c", "kill -0 $(cat "+c.bin+"/child)").Run() == nil
 }
 
-// hangs is a plugin that never answers: it is killed with what it started when the kubelet gives up.
+// hangs is a plugin that never answers: it is killed with what it started when the kubelet gives
+// up.
 func hangs(t *testing.T, c *cniNode) {
 	hostileMode(t, c, "sleep 1000 & echo $! > child; wait")
 	cfg := c.podConfig(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
+
 	if _, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil {
 		t.Fatal("the pod runs")
 	}
+
 	if !within(10*time.Second, func() bool { return !childRuns(c) }) {
 		t.Error("what the plugin started is left")
 	}
+
 	hostileMode(t, c, modest)
 	c.assertNothingLeft(t, cfg)
 }
@@ -139,13 +156,15 @@ func holdsOutput(t *testing.T, c *cniNode) {
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("RunPodSandbox took %v", took)
 	}
+
 	c.run(t, "sh", "-c", "kill -9 $(cat "+c.bin+"/child)")
 	c.removePod(t, id)
 	c.assertNothingLeft(t, cfg)
 }
 
-// hostileFiles plants files in libcni's cache, the journal and the configurations, and tears the entry of a pod that
-// runs, while the daemon is killed: it starts, says so, and releases the pod's address.
+// hostileFiles plants files in libcni's cache, the journal and the configurations, and tears the
+// entry of a pod that runs, while the daemon is killed: it starts, says so, and releases the pod's
+// address.
 func hostileFiles(t *testing.T, c *cniNode, cfg *runtimeapi.PodSandboxConfig, id string) {
 	hostileMode(t, c, modest)
 	address := c.podStatus(t, id).Network.GetIp()
@@ -161,6 +180,7 @@ func hostileFiles(t *testing.T, c *cniNode, cfg *runtimeapi.PodSandboxConfig, id
 	); err != nil {
 		t.Fatal(err)
 	}
+
 	c.Restart(t)
 	c.soon(t, "NetworkReady", func() bool { return c.network(t).Status })
 	message := c.network(t).Message

@@ -33,15 +33,21 @@ func TestImages(t *testing.T) {
 		if i.GetId() == "" || i.Size == 0 || len(i.RepoTags) == 0 {
 			t.Fatalf("ImageStatus: %v", i)
 		}
+
 		for _, ref := range []string{i.Id, strings.TrimPrefix(i.Id, "sha256:")[:20], "docker.io/" + n.image} {
 			if got := n.imageStatus(t, ref); got.GetId() != i.Id {
 				t.Errorf("%s: %v", ref, got)
 			}
 		}
+
 		if got := n.imageStatus(t, "not/there:1"); got != nil {
 			t.Errorf("an image that is not there: %v", got)
 		}
-		l, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: n.image}}})
+
+		l, err := n.Image.ListImages(t.Context(),
+			&runtimeapi.ListImagesRequest{
+				Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: n.image}},
+			})
 		if err != nil || len(l.Images) != 1 || l.Images[0].Id != i.Id {
 			t.Errorf("ListImages by name: %v, %v", l, err)
 		}
@@ -57,7 +63,8 @@ func (n *node) imageFS(t *testing.T) (image, container *runtimeapi.FilesystemUsa
 	return fs.ImageFilesystems[0], fs.ContainerFilesystems[0]
 }
 
-// TestImageFsInfo: the figures follow a pull, the writing of a container and their removal, and lie on a file system that is there.
+// TestImageFsInfo: the figures follow a pull, the writing of a container and their removal, and lie
+// on a file system that is there.
 func TestImageFsInfo(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		pod := n.podConfig(t)
@@ -68,27 +75,35 @@ func TestImageFsInfo(t *testing.T) {
 			t.Helper()
 			eventually(t, what, func() bool {
 				i, c := n.imageFS(t)
-				return i.InodesUsed != nil && i.Timestamp > 0 && cond(i.UsedBytes.Value-image.GetUsedBytes().GetValue(), c.UsedBytes.Value-container.GetUsedBytes().GetValue(),
+				return i.InodesUsed != nil && i.Timestamp > 0 && cond(i.UsedBytes.Value-image.GetUsedBytes().GetValue(),
+					c.UsedBytes.Value-container.GetUsedBytes().GetValue(),
 					c.InodesUsed.GetValue()-container.GetInodesUsed().GetValue())
 			})
 		}
+
 		until("there are figures", func(bytes, _, _ uint64) bool { return bytes > 1<<20 })
 		image, container = n.imageFS(t)
 		if _, err := os.Stat(n.own(t).Path(image.FsId.Mountpoint)); err != nil || image.InodesUsed.Value < 10 {
 			t.Errorf("%v, %v", image, err)
 		}
+
 		ref := n.registry(t).Add(t, "large", "1", 2, 5<<20)
 		if _, err := n.pull(t.Context(), ref, nil); err != nil {
 			t.Fatal(err)
 		}
-		n.exec(t, c, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=5; mkdir /many; for i in $(seq 500); do : > /many/$i; done")
+
+		n.exec(t, c, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=5; mkdir /many; for i in $(seq 500); do : > "+
+			"/many/$i; done")
 		until("a pull and a container's files count", func(bytes, written, files uint64) bool {
-			return bytes >= 10<<20 && bytes < 25<<20 && written >= 5<<20 && written < 6<<20 && files >= 502 && files < 550
+			return bytes >= 10<<20 && bytes < 25<<20 && written >= 5<<20 && written < 6<<20 && files >= 502 &&
+				files < 550
 		})
+
 		n.removePod(t, sandbox)
 		if err := n.removeImage(t, ref); err != nil {
 			t.Error(err)
 		}
+
 		eventually(t, "the figures are back where they were", func() bool {
 			i, c := n.imageFS(t)
 			return i.UsedBytes.Value <= image.UsedBytes.Value+1<<20 && c.UsedBytes.Value <= container.UsedBytes.Value
@@ -96,12 +111,14 @@ func TestImageFsInfo(t *testing.T) {
 	})
 }
 
-// TestImageIdentity: one image in two repositories is one, and every call that names it gives the same ID.
+// TestImageIdentity: one image in two repositories is one, and every call that names it gives the
+// same ID.
 func TestImageIdentity(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		one, two := n.registry(t), n.registry(t)
 		i := registry.Random(t, "amd64", v1.Config{User: "1234:5678", Cmd: []string{"/none"}}, 2, 1000)
-		refs := []string{one.Put(t, "identity/a", "1", i), one.Put(t, "identity/a", "2", i), two.Put(t, "identity/b", "1", i)}
+		refs := []string{one.Put(t, "identity/a", "1", i), one.Put(t, "identity/a", "2", i),
+			two.Put(t, "identity/b", "1", i)}
 		pod := n.podConfig(t)
 		sandbox := n.runPod(t, pod)
 		var id string
@@ -112,35 +129,45 @@ func TestImageIdentity(t *testing.T) {
 			}
 			id = got
 		}
+
 		digest, err := i.Digest()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		digests := []string{one.Host + "/identity/a@" + digest.String(), two.Host + "/identity/b@" + digest.String()}
 		for _, ref := range slices.Concat(refs, digests, []string{id}) {
 			got := n.imageStatus(t, ref)
 			slices.Sort(got.GetRepoTags())
 			slices.Sort(got.GetRepoDigests())
-			if got.GetId() != id || !equalSets(got.RepoTags, refs) || !equalSets(got.RepoDigests, digests) || got.Uid.GetValue() != 1234 || got.Username != "" {
+			if got.GetId() != id || !equalSets(got.RepoTags, refs) || !equalSets(got.RepoDigests, digests) ||
+				got.Uid.GetValue() != 1234 || got.Username != "" {
 				t.Errorf("ImageStatus %s: %v", ref, got)
 			}
 		}
+
 		l, err := n.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
 		if count := countImages(l, id); err != nil || count != 1 {
 			t.Errorf("ListImages has it %d times, %v", count, err)
 		}
+
 		for j, ref := range []string{refs[0], refs[2], id} {
 			cc := n.containerConfig([]string{"/none"})
 			cc.Metadata.Name, cc.Image.Image = fmt.Sprint("c", j), ref
 			status := n.containerStatus(t, n.create(t, sandbox, pod, cc))
-			if status.ImageId != id || status.Image.Image != ref || !slices.Contains(digests, status.ImageRef) || j < 2 && status.ImageRef != digests[j] {
+			if status.ImageId != id || status.Image.Image != ref || !slices.Contains(digests, status.ImageRef) ||
+				j < 2 && status.ImageRef != digests[j] {
 				t.Errorf("container of %s: %v", ref, status)
 			}
-			list, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: status.Id}})
-			if err != nil || len(list.Containers) != 1 || list.Containers[0].ImageId != id || list.Containers[0].ImageRef != status.ImageRef {
+
+			list, err := n.Runtime.ListContainers(t.Context(),
+				&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: status.Id}})
+			if err != nil || len(list.Containers) != 1 || list.Containers[0].ImageId != id ||
+				list.Containers[0].ImageRef != status.ImageRef {
 				t.Errorf("ListContainers: %v, %v", list, err)
 			}
 		}
+
 		n.removePod(t, sandbox)
 		if err := n.removeImage(t, id); err != nil {
 			t.Errorf("RemoveImage: %v", err)
@@ -169,7 +196,8 @@ func (n *node) removeImage(t *testing.T, ref string) error {
 	return err
 }
 
-// TestMultiPlatformImage: of an image for several platforms the node's own is used, under one identity; without it the image is not found.
+// TestMultiPlatformImage: of an image for several platforms the node's own is used, under one
+// identity; without it the image is not found.
 func TestMultiPlatformImage(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -177,35 +205,43 @@ func TestMultiPlatformImage(t *testing.T) {
 		for i, arch := range []string{"amd64", "arm64", "s390x"} {
 			images[arch] = registry.Random(t, arch, v1.Config{User: fmt.Sprint("user-", arch)}, i+1, 1000)
 		}
+
 		index := registry.Index(t, images)
 		ref := r.Put(t, "multi", "1", index)
 		id, err := n.pull(t.Context(), ref, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		digest, err := index.Digest()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, name := range []string{ref, id, r.Host + "/multi@" + digest.String()} {
 			if i := n.imageStatus(t, name); i.GetId() != id || i.Username != "user-"+runtime.GOARCH || i.Size == 0 {
 				t.Errorf("%s: %v", name, i)
 			}
 		}
+
 		if again, err := n.pull(t.Context(), r.Host+"/multi@"+digest.String(), nil); err != nil || again != id {
 			t.Errorf("by digest: %s, %v", again, err)
 		}
+
 		delete(images, runtime.GOARCH)
-		if _, err := n.pull(t.Context(), r.Put(t, "foreign", "1", registry.Index(t, images)), nil); status.Code(err) != codes.NotFound {
+		if _, err := n.pull(t.Context(), r.Put(t, "foreign", "1", registry.Index(t, images)), nil); status.Code(err) !=
+			codes.NotFound {
 			t.Errorf("an image for other platforms: %v", err)
 		}
+
 		if err := n.removeImage(t, ref); err != nil || n.imageStatus(t, ref) != nil {
 			t.Errorf("RemoveImage: %v", err)
 		}
 	})
 }
 
-// TestRemoveImage removes by every kind of name, twice, and twice at once; what a container uses keeps its names.
+// TestRemoveImage removes by every kind of name, twice, and twice at once; what a container uses
+// keeps its names.
 func TestRemoveImage(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -223,8 +259,10 @@ func TestRemoveImage(t *testing.T) {
 					id, refs = got, append(refs, ref)
 				}
 			}
+
 			return id, refs
 		}
+
 		for by, name := range map[string]func(id string, refs []string) string{
 			"tag":    func(_ string, refs []string) string { return refs[1] },
 			"ID":     func(id string, _ []string) string { return id },
@@ -238,21 +276,25 @@ func TestRemoveImage(t *testing.T) {
 				for range 2 {
 					go func() { errs <- n.removeImage(t, ref) }()
 				}
+
 				for range 2 {
 					if err := <-errs; err != nil {
 						t.Errorf("RemoveImage %s: %v", ref, err)
 					}
 				}
+
 				for _, left := range append(refs, id) {
 					if i := n.imageStatus(t, left); i != nil {
 						t.Errorf("%s is left: %v", left, i)
 					}
 				}
+
 				if err := n.removeImage(t, ref); err != nil {
 					t.Errorf("RemoveImage of what is gone: %v", err)
 				}
 			})
 		}
+
 		t.Run("used", func(t *testing.T) {
 			id, refs := pulled(t)
 			pod := n.podConfig(t)
@@ -267,11 +309,14 @@ func TestRemoveImage(t *testing.T) {
 						t.Errorf("RemoveImage %s with %d users: %v", ref, 2-i, err)
 					}
 				}
+
 				if i := n.imageStatus(t, id); !equalSets(i.GetRepoTags(), refs) {
 					t.Errorf("names that are left: %v", i)
 				}
+
 				free()
 			}
+
 			if err := n.removeImage(t, refs[2]); err != nil || n.imageStatus(t, id) != nil {
 				t.Errorf("RemoveImage without a user: %v", err)
 			}
@@ -279,20 +324,25 @@ func TestRemoveImage(t *testing.T) {
 	})
 }
 
-// TestImagesMadeHere: what docker builds, imports or loads can be used at once, and cannot pin itself.
+// TestImagesMadeHere: what docker builds, imports or loads can be used at once, and cannot pin
+// itself.
 func TestImagesMadeHere(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
 		script := func(format string, args ...any) {
 			t.Helper()
-			n.run(t, "sh", "-ec", "cd "+dir+"; docker() { command docker -H unix://"+n.own(t).Socket+` "$@"; }; `+fmt.Sprintf(format, args...))
+			n.run(t, "sh", "-ec", "cd "+dir+"; docker() { command docker -H unix://"+n.own(t).Socket+` "$@"; }; `+
+				fmt.Sprintf(format, args...))
 		}
+
 		pod := n.podConfig(t)
 		sandbox := n.runPod(t, pod)
 		for name, make := range map[string]string{
 			"imported": "echo imported > a; tar -c a | docker import -c 'CMD /none' - made/imported:1",
-			"built":    "printf 'FROM scratch\nLABEL io.cri-dockerd.pinned=true\nCMD /none\n' | DOCKER_BUILDKIT=0 docker build -t made/built:1 -",
-			"loaded":   "echo loaded > b; tar -c b | docker import -c 'CMD /none' - made/loaded:1; docker save made/loaded:1 > c; docker rmi made/loaded:1; docker load < c",
+			"built": "printf 'FROM scratch\nLABEL io.cri-dockerd.pinned=true\nCMD /none\n' | DOCKER_BUILDKIT=0 " +
+				"docker build -t made/built:1 -",
+			"loaded": "echo loaded > b; tar -c b | docker import -c 'CMD /none' - made/loaded:1; docker save " +
+				"made/loaded:1 > c; docker rmi made/loaded:1; docker load < c",
 		} {
 			script("%s", make)
 			ref := "made/" + name + ":1"
@@ -300,17 +350,20 @@ func TestImagesMadeHere(t *testing.T) {
 			if i == nil || i.Pinned {
 				t.Fatalf("%s: %v", ref, i)
 			}
+
 			cc := n.containerConfig([]string{"/none"})
 			cc.Metadata.Name, cc.Image.Image = name, ref
 			if c := n.containerStatus(t, n.create(t, sandbox, pod, cc)); c.ImageId != i.Id || c.ImageRef == "" {
 				t.Errorf("container of %s: %v", ref, c)
 			}
 		}
+
 		n.removePod(t, sandbox)
 	})
 }
 
-// TestImagesBehindOurBack tags, removes and prunes images with docker, also one that a container uses.
+// TestImagesBehindOurBack tags, removes and prunes images with docker, also one that a container
+// uses.
 func TestImagesBehindOurBack(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		i := registry.Random(t, "amd64", v1.Config{Cmd: []string{"/none"}}, 1, 1000)
@@ -319,12 +372,16 @@ func TestImagesBehindOurBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		n.docker(t, "tag", one, "behind/two:2")
 		if got := n.imageStatus(t, "behind/two:2"); got.GetId() != id {
 			t.Errorf("the new name: %v", got)
 		}
+
 		n.docker(t, "rmi", one)
-		eventually(t, "the removed name is gone", func() bool { return n.imageStatus(t, one) == nil && n.imageStatus(t, id) != nil })
+		eventually(t, "the removed name is gone", func() bool {
+			return n.imageStatus(t, one) == nil && n.imageStatus(t, id) != nil
+		})
 		pod := n.podConfig(t)
 		sandbox := n.runPod(t, pod)
 		cc := n.containerConfig([]string{"/none"})
@@ -335,18 +392,21 @@ func TestImagesBehindOurBack(t *testing.T) {
 		if status := n.containerStatus(t, c); status.ImageId != id {
 			t.Errorf("the container has lost its image: %v", status)
 		}
+
 		n.docker(t, "system", "prune", "-af")
 		eventually(t, "what nobody uses is gone", func() bool { return n.imageStatus(t, n.image) == nil })
 		if p := n.podStatus(t, sandbox); p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 			t.Errorf("the pod after a prune: %v", p)
 		}
+
 		n.removePod(t, sandbox)
 		n.docker(t, "system", "prune", "-af")
 		n.removePod(t, n.runPod(t, pod))
 	})
 }
 
-// TestPauseImageIsPinned: the sandbox image is pinned, kept while a pod uses it, and there again for the next pod.
+// TestPauseImageIsPinned: the sandbox image is pinned, kept while a pod uses it, and there again
+// for the next pod.
 func TestPauseImageIsPinned(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -355,18 +415,23 @@ func TestPauseImageIsPinned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		at := slices.IndexFunc(l.Images, func(i *runtimeapi.Image) bool { return i.Pinned })
 		if at < 0 {
 			t.Fatalf("no pinned image among %v", l.Images)
 		}
+
 		pause := l.Images[at]
-		if err := n.removeImage(t, pause.Id); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), cfg.Metadata.Name) {
+		if err := n.removeImage(t, pause.Id); status.Code(err) != codes.FailedPrecondition ||
+			!strings.Contains(err.Error(), cfg.Metadata.Name) {
 			t.Errorf("removal of the pause image of a pod: %v", err)
 		}
+
 		n.removePod(t, pod)
 		if err := n.removeImage(t, pause.Id); err != nil || n.imageStatus(t, pause.Id) != nil {
 			t.Errorf("removal of the pause image: %v", err)
 		}
+
 		n.removePod(t, n.runPod(t, cfg))
 	})
 }
@@ -379,10 +444,12 @@ func (n *node) listImages(t *testing.T, filter string) []*runtimeapi.Image {
 	if err != nil {
 		t.Fatalf("ListImages %q: %v", filter, err)
 	}
+
 	return l.Images
 }
 
-// TestRemoveImageByDigest pulls images by digest, alone and beside a tag, and removes them by each of their names.
+// TestRemoveImageByDigest pulls images by digest, alone and beside a tag, and removes them by each
+// of their names.
 func TestRemoveImageByDigest(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -390,13 +457,17 @@ func TestRemoveImageByDigest(t *testing.T) {
 			tagged, index bool // also pulled by tag; the digest is an index's
 			remove        func(tag, digest, id string) string
 		}{
-			"digest":             {remove: func(_, digest, _ string) string { return digest }},
-			"id":                 {remove: func(_, _, id string) string { return id }},
-			"index":              {index: true, remove: func(_, digest, _ string) string { return digest }},
-			"digest-beside-tag":  {tagged: true, remove: func(_, digest, _ string) string { return digest }},
-			"tag-beside-digest":  {tagged: true, remove: func(tag, _, _ string) string { return tag }},
-			"tag-and-digest":     {tagged: true, remove: func(tag, digest, _ string) string { return tag + digest[strings.Index(digest, "@"):] }},
-			"index-with-own-tag": {tagged: true, index: true, remove: func(_, digest, _ string) string { return digest }},
+			"digest":            {remove: func(_, digest, _ string) string { return digest }},
+			"id":                {remove: func(_, _, id string) string { return id }},
+			"index":             {index: true, remove: func(_, digest, _ string) string { return digest }},
+			"digest-beside-tag": {tagged: true, remove: func(_, digest, _ string) string { return digest }},
+			"tag-beside-digest": {tagged: true, remove: func(tag, _, _ string) string { return tag }},
+			"tag-and-digest": {tagged: true, remove: func(tag, digest, _ string) string {
+				return tag + digest[strings.Index(digest, "@"):]
+			}},
+			"index-with-own-tag": {tagged: true, index: true, remove: func(_, digest, _ string) string {
+				return digest
+			}},
 		} {
 			t.Run(name, func(t *testing.T) {
 				image := registry.Random(t, "amd64", v1.Config{Cmd: []string{"/none"}}, 2, 1000)
@@ -407,9 +478,11 @@ func TestRemoveImageByDigest(t *testing.T) {
 					what = index
 					digest, err = index.Digest()
 				}
+
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				tag := r.Put(t, "remove/"+name, "1", what)
 				byDigest := r.Host + "/remove/" + name + "@" + digest.String()
 
@@ -417,13 +490,16 @@ func TestRemoveImageByDigest(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				if c.tagged {
 					if again, err := n.pull(t.Context(), tag, nil); err != nil || again != id {
 						t.Fatalf("pull by tag: %s, %v; want %s", again, err, id)
 					}
 				}
+
 				for _, i := range n.listImages(t, byDigest) {
-					if i.Id != id || len(i.RepoTags) > 0 != c.tagged || strings.Contains(strings.Join(i.RepoTags, " "), "@") ||
+					if i.Id != id || len(i.RepoTags) > 0 != c.tagged || strings.Contains(strings.Join(i.RepoTags, " "),
+						"@") ||
 						!slices.Contains(i.RepoDigests, byDigest) {
 						t.Errorf("listed as %v", i)
 					}
@@ -432,11 +508,13 @@ func TestRemoveImageByDigest(t *testing.T) {
 				if err := n.removeImage(t, c.remove(tag, byDigest, id)); err != nil {
 					t.Fatal(err)
 				}
+
 				for _, ref := range []string{id, tag, byDigest} {
 					if left := n.listImages(t, ref); len(left) > 0 {
 						t.Errorf("listed by %s after the removal: %v", ref, left)
 					}
 				}
+
 				if list := n.listImages(t, ""); countImages(&runtimeapi.ListImagesResponse{Images: list}, id) > 0 {
 					t.Errorf("still in the whole list: %v", list)
 				}
@@ -455,10 +533,12 @@ func (n *node) dockerImages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out strings.Builder
 	for _, i := range list.Items {
 		fmt.Fprintln(&out, i.ID, i.RepoTags, i.RepoDigests)
 	}
+
 	return out.String()
 }
 
@@ -489,9 +569,11 @@ func TestListImagesOfRepository(t *testing.T) {
 			for _, i := range n.listImages(t, r.Host+filter) {
 				got = append(got, i.Id)
 			}
+
 			for _, name := range want {
 				wanted = append(wanted, ids[name])
 			}
+
 			if !equalSets(got, wanted) {
 				t.Errorf("%s: %v, want %v", filter, got, want)
 			}

@@ -13,13 +13,22 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// volumeImage is an image with this many layers, of which the last have files to look for. It returns its ID.
+// volumeImage is an image with this many layers, of which the last have files to look for. It
+// returns its ID.
 func (n *node) volumeImage(t *testing.T, layers int) string {
 	t.Helper()
-	files := []map[string]string{{"base": "from the base", "covered": "old", "dir/file": "in dir", "dir/deep/x": "deep", "bin/run": "#!/bin/sh\n"}}
+	files := []map[string]string{{
+		"base":       "from the base",
+		"covered":    "old",
+		"dir/file":   "in dir",
+		"dir/deep/x": "deep",
+		"bin/run":    "#!/bin/sh\n",
+	}}
+
 	for i := 1; i < layers; i++ {
 		files = append(files, map[string]string{fmt.Sprint("layer", i): "x", "covered": fmt.Sprint("new ", i)})
 	}
+
 	files[len(files)-1]["inside"] = "-> dir/deep" // Engine 29 takes an absolute one for a way out
 	files[len(files)-1]["outside"] = "-> ../../../../../../etc"
 	repository := "volume-" + strings.ToLower(strings.NewReplacer("/", "-", ".", "-").Replace(t.Name()))
@@ -27,6 +36,7 @@ func (n *node) volumeImage(t *testing.T, layers int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return id
 }
 
@@ -34,23 +44,32 @@ func (n *node) volumeImage(t *testing.T, layers int) string {
 func (n *node) withImage(name, image, subPath string) *runtimeapi.ContainerConfig {
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Metadata.Name = name
-	cc.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", Readonly: true, Image: &runtimeapi.ImageSpec{Image: image}, ImageSubPath: subPath}}
+	cc.Mounts = []*runtimeapi.Mount{{
+		ContainerPath: "/volume",
+		Readonly:      true,
+		Image:         &runtimeapi.ImageSpec{Image: image},
+		ImageSubPath:  subPath,
+	}}
+
 	return cc
 }
 
-// imageMounts are the images that the daemon has mounted, and its holders; none where the engine does it.
+// imageMounts are the images that the daemon has mounted, and its holders; none where the engine
+// does it.
 func (n *node) imageMounts(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile(n.own(t).Path("/proc/1/mountinfo"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out []string
 	for line := range strings.Lines(string(mounts)) {
 		if f := strings.Fields(line); strings.Contains(f[4], "/image-volumes/") {
 			out = append(out, f[4])
 		}
 	}
+
 	return append(out, strings.Fields(n.docker(t, "ps", "-aq", "--filter", "name=cri-dockerd_image-volume_"))...)
 }
 
@@ -65,6 +84,7 @@ func TestImageVolume(t *testing.T) {
 				if layers > 1 {
 					covered = fmt.Sprint("new ", layers-1)
 				}
+
 				for sub, want := range map[string]string{
 					"":       "cat /volume/base /volume/covered /volume/dir/file|from the base" + covered + "in dir",
 					"dir":    "cat /volume/file; ls /volume|in dirdeep\nfile\n",
@@ -75,16 +95,21 @@ func TestImageVolume(t *testing.T) {
 					if got := n.exec(t, c, "sh", "-c", command); got != output {
 						t.Errorf("%q: %q, want %q", sub, got, output)
 					}
-					if got := n.exec(t, c, "sh", "-c", "touch /volume/new 2>&1 || mount | grep -c ' /volume .*[(,]ro[,)]'"); !strings.HasSuffix(got, "\n1\n") {
+
+					if got := n.exec(t, c, "sh", "-c", "touch /volume/new 2>&1 || mount | grep -c ' /volume "+
+						".*[(,]ro[,)]'"); !strings.HasSuffix(got, "\n1\n") {
 						t.Errorf("%q can be written: %s", sub, got)
 					}
+
 					m := n.containerStatus(t, c).Mounts
-					if len(m) != 1 || m[0].Image.GetImage() != id || m[0].ImageSubPath != sub || !m[0].Readonly || m[0].ContainerPath != "/volume" {
+					if len(m) != 1 || m[0].Image.GetImage() != id || m[0].ImageSubPath != sub || !m[0].Readonly ||
+						m[0].ContainerPath != "/volume" {
 						t.Errorf("ContainerStatus: %v", m)
 					}
 				}
 			})
 		}
+
 		for name, cc := range map[string]*runtimeapi.ContainerConfig{
 			"a sub-path that is not there":       n.withImage("bad1", n.volumeImage(t, 2), "missing"),
 			"a sub-path that leads out of it":    n.withImage("bad2", n.volumeImage(t, 3), "outside/passwd"),
@@ -93,14 +118,21 @@ func TestImageVolume(t *testing.T) {
 			"an image that is not there, by ID":  n.withImage("bad5", "sha256:"+strings.Repeat("0", 64), ""),
 			"a sub-path below what is no folder": n.withImage("bad6", n.volumeImage(t, 2), "base/x"),
 		} {
-			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: cc, SandboxConfig: pod})
+			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+				PodSandboxId:  sandbox,
+				Config:        cc,
+				SandboxConfig: pod,
+			})
 			if err == nil { // the engine may find out later
-				_, err = n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
+				_, err = n.Runtime.StartContainer(t.Context(),
+					&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 			}
+
 			if err == nil {
 				t.Errorf("%s: no error", name)
 			}
 		}
+
 		n.removePod(t, sandbox)
 		if left := n.imageMounts(t); len(left) > 0 {
 			t.Errorf("left: %v", left)
@@ -108,7 +140,8 @@ func TestImageVolume(t *testing.T) {
 	})
 }
 
-// TestImageVolumeIsShared: pods share an image; kills, removals behind our back and a prune leave the users what they have and nothing else.
+// TestImageVolumeIsShared: pods share an image; kills, removals behind our back and a prune leave
+// the users what they have and nothing else.
 func TestImageVolumeIsShared(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		id := n.volumeImage(t, 2)
@@ -120,12 +153,14 @@ func TestImageVolumeIsShared(t *testing.T) {
 			sandboxes = append(sandboxes, n.runPod(t, cfg))
 			users = append(users, n.startConfig(t, sandboxes[len(sandboxes)-1], cfg, n.withImage("user", id, "")))
 		}
+
 		reads := func(c string) {
 			t.Helper()
 			if got := n.exec(t, c, "cat", "/volume/covered"); got != "new 1" {
 				t.Errorf("%q", got)
 			}
 		}
+
 		native := n.containerdStore(t)
 		if got := n.imageMounts(t); !native && len(got) != 2 || native && len(got) != 0 {
 			t.Errorf("mounts and holders: %v", got)
@@ -133,6 +168,7 @@ func TestImageVolumeIsShared(t *testing.T) {
 		if err := n.removeImage(t, id); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("RemoveImage of a volume: %v", err)
 		}
+
 		n.Kill(t)
 		n.Restart(t)
 		n.removePod(t, sandboxes[0])
@@ -146,10 +182,12 @@ func TestImageVolumeIsShared(t *testing.T) {
 		if !native {
 			eventually(t, "the holder is there again", func() bool { return len(n.imageMounts(t)) == 2 })
 		}
+
 		extra := n.startConfig(t, sandboxes[1], pods[1], n.withImage("extra", id, "dir"))
 		if got := n.exec(t, extra, "cat", "/volume/file"); got != "in dir" {
 			t.Errorf("%q", got)
 		}
+
 		n.docker(t, "rm", "-f", extra)
 		n.removePod(t, sandboxes[1])
 		reads(users[2])

@@ -16,18 +16,21 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestDereferences: the checks of test/answers have every message that the kubelet's code uses without
-// a check.
+// TestDereferences: the checks of test/answers have every message that the kubelet's code uses
+// without a check.
 func TestDereferences(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command(engines.KubeletRead(t), "-dereferences").Output()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+
 	found := strings.Fields(string(out))
-	if len(found) < 2*8 { // as many as were there when this was written, so that the search cannot come to nothing
+	// as many as were there when this was written, so that the search cannot come to nothing
+	if len(found) < 2*8 {
 		t.Fatalf("found only %q", found)
 	}
+
 	for i := 0; i < len(found); i += 2 {
 		if !answers.Required(protoreflect.FullName(found[i]), protoreflect.Name(found[i+1])) {
 			t.Errorf("the kubelet crashes if %s has no %s, and test/answers does not check it", found[i], found[i+1])
@@ -57,11 +60,14 @@ func (n *node) readAsKubelet(t *testing.T) *kubeletReader {
 	if err == nil {
 		err = r.cmd.Start()
 	}
+
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.stdin = stdin
 	t.Cleanup(func() { _ = r.cmd.Process.Kill() })
+
 	return r
 }
 
@@ -79,9 +85,11 @@ func (r *kubeletReader) end(t *testing.T) (out readResult) {
 	case <-time.After(2 * time.Minute):
 		t.Fatal("the reader has not ended within two minutes")
 	}
+
 	if err := json.Unmarshal(r.result.Bytes(), &out); err != nil {
 		t.Fatalf("%v: %s", err, r.result.String())
 	}
+
 	return out
 }
 
@@ -102,17 +110,21 @@ func TestKubeletReads(t *testing.T) {
 				n.waitExited(t, id)
 			}
 		}
+
 		n.create(t, pod, cfg, n.kubeletContainer(cfg, "created", sh("sleep 1000")))
 		broken := n.create(t, pod, cfg, n.kubeletContainer(cfg, "broken", []string{"/no/such/program"}))
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: broken}); err == nil {
+		if _, err := n.Runtime.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: broken}); err == nil {
 			t.Error("a program that does not exist was started")
 		}
+
 		n.hostPod(t)
 		n.podWithoutInterface(t)
 		n.podWithoutPause(t)
 		for range 3 {
 			n.lifeOfPod(t)
 		}
+
 		out := r.end(t)
 		t.Logf("while pods came and went: %+v", out)
 		if out.Rounds < 3 || out.Pods < 3 || out.Events == 0 {
@@ -128,7 +140,9 @@ func TestKubeletReads(t *testing.T) {
 }
 
 // kubeletContainer is a container with the labels by which a kubelet finds its pod.
-func (n *node) kubeletContainer(cfg *runtimeapi.PodSandboxConfig, name string, command []string) *runtimeapi.ContainerConfig {
+func (n *node) kubeletContainer(
+	cfg *runtimeapi.PodSandboxConfig, name string, command []string,
+) *runtimeapi.ContainerConfig {
 	cc := n.containerConfig(command)
 	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
 	cc.Labels = map[string]string{
@@ -137,6 +151,7 @@ func (n *node) kubeletContainer(cfg *runtimeapi.PodSandboxConfig, name string, c
 		"io.kubernetes.pod.namespace":  cfg.Metadata.Namespace,
 		"io.kubernetes.pod.uid":        cfg.Metadata.Uid,
 	}
+
 	return cc
 }
 
@@ -151,7 +166,8 @@ func (n *node) hostPod(t *testing.T) {
 	n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 }
 
-// podWithoutInterface runs a pod that has lost its interface, as while a network plugin tears it down.
+// podWithoutInterface runs a pod that has lost its interface, as while a network plugin tears it
+// down.
 func (n *node) podWithoutInterface(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)

@@ -18,21 +18,25 @@ func TestRunPodSandboxTwice(t *testing.T) {
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
 		r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
-		if code := status.Code(err); err == nil && r.PodSandboxId != id || err != nil && code != codes.AlreadyExists && n.eng != nil {
+		if code := status.Code(err); err == nil && r.PodSandboxId != id || err != nil && code != codes.AlreadyExists &&
+			n.eng != nil {
 			t.Errorf("the second call: %v, %v; the first gave %s", r, err, id)
 		}
+
 		n.stopPod(t, id)
 		n.removePod(t, id)
 		again := n.runPod(t, cfg)
 		if again == id {
 			t.Error("a removed sandbox's ID was given again")
 		}
+
 		n.removePod(t, again)
 		n.assertNothingLeft(t, cfg)
 	})
 }
 
-// TestPauseRemovedBehindOurBack: the sandbox's container is gone, its containers still run; stop and remove must end them all the same.
+// TestPauseRemovedBehindOurBack: the sandbox's container is gone, its containers still run; stop
+// and remove must end them all the same.
 func TestPauseRemovedBehindOurBack(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -40,13 +44,16 @@ func TestPauseRemovedBehindOurBack(t *testing.T) {
 		c := n.start(t, pod, cfg, sh("trap '' TERM; while true; do sleep 1; done"))
 		n.docker(t, "rm", "-f", pod)
 		eventually(t, "the sandbox is gone from the list", func() bool {
-			r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
+			r, err := n.Runtime.ListPodSandbox(t.Context(),
+				&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
 			return err == nil && len(r.Items) == 0
 		})
+
 		n.stopPod(t, pod)
 		if s := n.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			t.Errorf("after StopPodSandbox the container is %v", s.State)
 		}
+
 		n.removePod(t, pod)
 		n.assertNothingLeft(t, cfg)
 		if id := n.runPod(t, cfg); n.podStatus(t, id).Network.GetIp() == "" {
@@ -61,12 +68,16 @@ func TestContainerRemovedBehindOurBack(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
 		n.docker(t, "rm", "-f", c)
-		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c}); err != nil {
+		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c}); err !=
+			nil {
 			t.Errorf("StopContainer: %v", err)
 		}
-		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+
+		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err !=
+			nil {
 			t.Errorf("RemoveContainer: %v", err)
 		}
+
 		n.start(t, pod, cfg, sh("true")) // its name is free
 	})
 }
@@ -76,12 +87,16 @@ func TestASandboxIsNotAContainer(t *testing.T) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
-		if r, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: pod}); status.Code(err) != codes.NotFound {
+		if r, err := n.Runtime.ContainerStatus(t.Context(),
+			&runtimeapi.ContainerStatusRequest{ContainerId: pod}); status.Code(err) != codes.NotFound {
 			t.Errorf("ContainerStatus of a sandbox: %v, %v", r, err)
 		}
-		if r, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: c}); status.Code(err) != codes.NotFound {
+
+		if r, err := n.Runtime.PodSandboxStatus(t.Context(),
+			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: c}); status.Code(err) != codes.NotFound {
 			t.Errorf("PodSandboxStatus of a container: %v, %v", r, err)
 		}
+
 		for name, call := range map[string]func() error{
 			"StopContainer": func() error {
 				_, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: pod})
@@ -100,11 +115,14 @@ func TestASandboxIsNotAContainer(t *testing.T) {
 				return err
 			},
 		} {
-			if err := call(); err != nil { // unknown as what it is asked as, so there is nothing to do
+			// unknown as what it is asked as, so there is nothing to do
+			if err := call(); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if n.podStatus(t, pod).State != runtimeapi.PodSandboxState_SANDBOX_READY || n.containerStatus(t, c).State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+
+		if n.podStatus(t, pod).State != runtimeapi.PodSandboxState_SANDBOX_READY ||
+			n.containerStatus(t, c).State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Error("the sandbox or its container was stopped under the other's name")
 		}
 	})
@@ -125,10 +143,13 @@ func TestStopSignal(t *testing.T) {
 			{"usr1", runtimeapi.Signal_SIGNAL_SIGUSR1, 10, runtimeapi.Signal_SIGNAL_SIGUSR1},
 			{"rt3", runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, 37, runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3},
 		} {
-			cc := n.containerConfig(sh("trap 'exit 15' TERM; trap 'exit 10' USR1; trap 'exit 37' 37; touch /ready; while true; do sleep 0.05; done"))
+			cc := n.containerConfig(sh("trap 'exit 15' TERM; trap 'exit 10' USR1; trap 'exit 37' 37; touch /ready; " +
+				"while true; do sleep 0.05; done"))
 			cc.Metadata.Name, cc.LogPath, cc.StopSignal = c.name, c.name+"_0.log", c.signal
 			id := n.startConfig(t, pod, cfg, cc)
-			eventually(t, "the traps are set", func() bool { return n.exec(t, id, "sh", "-c", "ls /ready 2>/dev/null || true") != "" })
+			eventually(t, "the traps are set", func() bool {
+				return n.exec(t, id, "sh", "-c", "ls /ready 2>/dev/null || true") != ""
+			})
 			n.stop(t, id, 10)
 			if s := n.containerStatus(t, id); s.ExitCode != c.code || s.StopSignal != c.said {
 				t.Errorf("%s: exit code %d, stop_signal %v", c.name, s.ExitCode, s.StopSignal)
@@ -139,7 +160,8 @@ func TestStopSignal(t *testing.T) {
 
 func (n *node) stop(t *testing.T, id string, grace int64) {
 	t.Helper()
-	if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
+	if _, err := n.Runtime.StopContainer(t.Context(),
+		&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
 		t.Errorf("StopContainer: %v", err)
 	}
 }
@@ -153,10 +175,12 @@ func TestStopOfAPausedContainer(t *testing.T) {
 			n.docker(t, "pause", id)
 			begin := time.Now()
 			n.stop(t, id, grace)
-			if s := n.containerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || time.Since(begin) > 10*time.Second {
+			if s := n.containerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+				time.Since(begin) > 10*time.Second {
 				t.Errorf("%s: after %v it is %v", name, time.Since(begin), s.State)
 			}
 		}
+
 		id := n.startNamed(t, pod, cfg, "frozen", sh("sleep 1000"))
 		n.docker(t, "pause", id)
 		n.removePod(t, pod)
@@ -164,13 +188,16 @@ func TestStopOfAPausedContainer(t *testing.T) {
 	})
 }
 
-// TestStopsInParallel: a stop with a long grace period is overtaken by one without (kubectl delete --grace-period=0 --force).
+// TestStopsInParallel: a stop with a long grace period is overtaken by one without (kubectl delete
+// --grace-period=0 --force).
 func TestStopsInParallel(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		id := n.start(t, pod, cfg, sh("trap '' TERM; touch /ready; while true; do sleep 0.05; done"))
-		eventually(t, "the trap is set", func() bool { return n.exec(t, id, "sh", "-c", "ls /ready 2>/dev/null || true") != "" })
+		eventually(t, "the trap is set", func() bool {
+			return n.exec(t, id, "sh", "-c", "ls /ready 2>/dev/null || true") != ""
+		})
 		patient := make(chan struct{})
 		go func() { defer close(patient); n.stop(t, id, 600) }()
 		begin := time.Now()
@@ -185,19 +212,23 @@ func TestStopsInParallel(t *testing.T) {
 	})
 }
 
-// TestRuntimeHandlers: a handler is a runtime that the engine has configured or, on API 1.42, a containerd shim by its name; an unknown one
-// is refused before anything is made.
+// TestRuntimeHandlers: a handler is a runtime that the engine has configured or, on API 1.42, a
+// containerd shim by its name; an unknown one is refused before anything is made.
 func TestRuntimeHandlers(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		run := func(cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-			r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
+			r, err := n.Runtime.RunPodSandbox(t.Context(),
+				&runtimeapi.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
 			return r.GetPodSandboxId(), err
 		}
+
 		cfg := n.podConfig(t)
 		_, err := run(cfg, "no-such-runtime")
-		if err == nil || !strings.Contains(err.Error(), "no-such-runtime") || n.eng != nil && !strings.Contains(err.Error(), "wrapped") {
+		if err == nil || !strings.Contains(err.Error(), "no-such-runtime") || n.eng != nil &&
+			!strings.Contains(err.Error(), "wrapped") {
 			t.Errorf("an unknown handler: %v", err)
 		}
+
 		n.assertNothingLeft(t, cfg)
 		n.own(t) // the rest names this engine's runtimes
 		cfg = n.podConfig(t)
@@ -205,25 +236,31 @@ func TestRuntimeHandlers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if s := n.podStatus(t, id); s.RuntimeHandler != "wrapped" {
 			t.Errorf("PodSandboxStatus says handler %q", s.RuntimeHandler)
 		}
+
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		if got := strings.TrimSpace(n.docker(t, "inspect", "-f", "{{.HostConfig.Runtime}}", c)); got != "wrapped" {
 			t.Errorf("the container's runtime is %q", got)
 		}
+
 		n.removePod(t, id)
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		names := map[string]bool{}
 		for _, h := range s.RuntimeHandlers {
 			names[h.Name] = true
 		}
+
 		if !names[""] || !names["wrapped"] {
 			t.Errorf("Status names the handlers %v", names)
 		}
+
 		cfg = n.podConfig(t)
 		id, err = run(cfg, engines.ShimHandler)
 		if majorOf(t, n) == "20.10" {
@@ -234,9 +271,11 @@ func TestRuntimeHandlers(t *testing.T) {
 			n.exec(t, n.start(t, id, cfg, sh("sleep 1000")), "true")
 			n.removePod(t, id)
 		}
+
 		if _, err := run(cfg, "io.containerd.missing.v2"); err == nil {
 			t.Error("a shim that is not installed was accepted")
 		}
+
 		n.assertNothingLeft(t, cfg)
 	})
 }

@@ -9,7 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestExecProbes runs as many exec probes as a pod sees in hours: each answers rightly, none leaves a process, and the daemon does not grow.
+// TestExecProbes runs as many exec probes as a pod sees in hours: each answers rightly, none leaves
+// a process, and the daemon does not grow.
 func TestExecProbes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -19,24 +20,33 @@ func TestExecProbes(t *testing.T) {
 			g.SetLimit(8)
 			for i := range count {
 				g.Go(func() error {
-					r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh(fmt.Sprintf("echo %d; (sleep 0 &); exit %d", i, i%3)), Timeout: 60})
+					r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+						ContainerId: id,
+						Cmd:         sh(fmt.Sprintf("echo %d; (sleep 0 &); exit %d", i, i%3)),
+						Timeout:     60,
+					})
 					if err == nil && (string(r.Stdout) != fmt.Sprintln(i) || int(r.ExitCode) != i%3) {
 						err = fmt.Errorf("probe %d: %v", i, r)
 					}
+
 					return err
 				})
 			}
+
 			if err := g.Wait(); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		probe(200)
 		before := n.RSS(t)
 		probe(800)
-		if grown := n.RSS(t) - before; grown > 12<<20 { // the race detector keeps some of each goroutine for a while
+		// the race detector keeps some of each goroutine for a while
+		if grown := n.RSS(t) - before; grown > 12<<20 {
 			t.Errorf("the daemon grew by %d KiB over 800 probes", grown>>10)
 		}
-		// Whatever a probe orphaned is the container's process 1's to reap, which sleep does not; a probe itself must not be among them.
+		// Whatever a probe orphaned is the container's process 1's to reap, which sleep does not; a
+		// probe itself must not be among them.
 		if ps := n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null"); strings.Contains(ps, "(sh) Z") {
 			t.Errorf("probes are left as zombies:\n%s", ps)
 		}
@@ -54,9 +64,11 @@ func TestManyPodsAtOnce(t *testing.T) {
 			configs[i] = n.podConfig(t)
 			g.Go(func() (err error) { ids[i], ips[i], err = n.podWithContainer(t, configs[i]); return err })
 		}
+
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
 		}
+
 		seen := map[string]bool{}
 		for i, ip := range ips {
 			if ip == "" || seen[ip] {
@@ -64,26 +76,34 @@ func TestManyPodsAtOnce(t *testing.T) {
 			}
 			seen[ip] = true
 		}
-		l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
-			State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
-		}})
+
+		l, err := n.Runtime.ListContainers(t.Context(),
+			&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+				State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+			}})
 		if err != nil || len(l.Containers) != pods {
 			t.Errorf("%d containers run: %v", len(l.GetContainers()), err)
 		}
+
 		for i, id := range ids {
 			g.Go(func() error {
 				if i%2 == 0 { // half as the kubelet does it, half at once
-					if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+					if _, err := n.Runtime.StopPodSandbox(t.Context(),
+						&runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 						return err
 					}
 				}
+
 				_, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+
 				return err
 			})
 		}
+
 		if err := g.Wait(); err != nil {
 			t.Error(err)
 		}
+
 		for _, cfg := range configs {
 			n.assertNothingLeft(t, cfg)
 		}
@@ -97,19 +117,28 @@ func (n *node) podWithContainer(t *testing.T, cfg *runtimeapi.PodSandboxConfig) 
 	if err != nil {
 		return "", "", err
 	}
-	c, err := n.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: r.PodSandboxId, Config: n.containerConfig(sh("sleep 1000")), SandboxConfig: cfg})
+
+	c, err := n.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  r.PodSandboxId,
+		Config:        n.containerConfig(sh("sleep 1000")),
+		SandboxConfig: cfg,
+	})
 	if err != nil {
 		return "", "", err
 	}
-	if _, err := n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
+		nil {
 		return "", "", err
 	}
+
 	s, err := n.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId})
+
 	return r.PodSandboxId, s.GetStatus().GetNetwork().GetIp(), err
 }
 
-// TestParallelCallsOnOnePod makes every kind of call on one pod at once. Whatever each answers, the daemon must not hang, and removing the
-// pod must leave nothing.
+// TestParallelCallsOnOnePod makes every kind of call on one pod at once. Whatever each answers, the
+// daemon must not hang, and removing the pod must leave nothing.
 func TestParallelCallsOnOnePod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		ctx := t.Context()
@@ -121,28 +150,45 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 				cc := n.containerConfig(sh("sleep 1000"))
 				cc.Metadata.Name, cc.LogPath = fmt.Sprintf("c%d", i%4), "" // two callers for each name
 				g.Go(func() error {
-					c, err := n.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+					c, err := n.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+						PodSandboxId:  pod,
+						Config:        cc,
+						SandboxConfig: cfg,
+					})
 					if err != nil {
 						return nil //nolint:nilerr // the name or the pod may be another caller's
 					}
+
 					_, _ = n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
-					_, _ = n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: []string{"true"}, Timeout: 5})
-					_, _ = n.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId, Timeout: 1})
-					_, _ = n.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ContainerId})
+					_, _ = n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
+						ContainerId: c.ContainerId,
+						Cmd:         []string{"true"},
+						Timeout:     5,
+					})
+
+					_, _ = n.Runtime.StopContainer(ctx,
+						&runtimeapi.StopContainerRequest{ContainerId: c.ContainerId, Timeout: 1})
+					_, _ = n.Runtime.RemoveContainer(ctx,
+						&runtimeapi.RemoveContainerRequest{ContainerId: c.ContainerId})
+
 					return nil
 				})
 			}
+
 			g.Go(func() error {
 				_, err := n.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
 				return err
 			})
+
 			g.Go(func() error {
 				_, err := n.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
 				return err
 			})
+
 			if err := g.Wait(); err != nil {
 				t.Error(err)
 			}
+
 			n.removePod(t, pod)
 			n.assertNothingLeft(t, cfg)
 		}

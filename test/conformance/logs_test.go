@@ -24,7 +24,8 @@ import (
 )
 
 // record is a line of the CRI's log format.
-var record = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) (stdout|stderr) ([FP]) (.*)$`)
+var record = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) (stdout|stderr) ` +
+	`([FP]) (.*)$`)
 
 // records are a log's lines without their times: stream, tag and text.
 func records(t *testing.T, files ...string) (out []string) {
@@ -34,6 +35,7 @@ func records(t *testing.T, files ...string) (out []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for line := range strings.Lines(string(b)) {
 			m := record.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
 			if m == nil || !strings.HasSuffix(line, "\n") {
@@ -42,10 +44,12 @@ func records(t *testing.T, files ...string) (out []string) {
 			out = append(out, m[1]+" "+m[2]+" "+m[3])
 		}
 	}
+
 	return out
 }
 
-// untilTold waits for an exec of touch /tmp/go, and for the end of that touch: the container's own end would kill it.
+// untilTold waits for an exec of touch /tmp/go, and for the end of that touch: the container's own
+// end would kill it.
 const untilTold = "while [ ! -e /tmp/go ] || pidof touch >/dev/null; do usleep 10000; done"
 
 func (n *node) logPath(cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
@@ -64,9 +68,11 @@ func (n *node) rotate(t *testing.T, id, log string, i int) {
 	if err := os.Rename(log, fmt.Sprintf("%s.20260102-%06d", log, i)); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := n.reopen(t, id); err != nil {
 		t.Fatalf("ReopenContainerLog: %v", err)
 	}
+
 	if _, err := os.Lstat(log); err != nil {
 		t.Errorf("after ReopenContainerLog: %v", err)
 	}
@@ -95,12 +101,24 @@ func TestLogFormat(t *testing.T) {
 			want     []string
 			anyPiece bool // pieces may be cut anywhere
 		}{
-			"streams":  {script: "echo to stdout; echo to stderr >&2", sorted: true, want: []string{"stderr F to stderr", "stdout F to stdout"}},
-			"blank":    {script: "echo; echo ' two  spaces '", want: []string{"stdout F ", "stdout F  two  spaces "}},
-			"no end":   {script: "echo one; printf two", want: []string{"stdout F one", "stdout P two"}},
-			"terminal": {script: "echo one; echo two >&2", tty: true, want: []string{"stdout F one\r", "stdout F two\r"}},
-			"input":    {script: "echo one", stdin: true, want: []string{"stdout F one"}},
-			"long":     {script: `i=0; while [ $i -lt 4000 ]; do printf 0123456789; i=$((i+1)); done; echo; echo short`, want: []string{long, "short"}, anyPiece: true},
+			"streams": {
+				script: "echo to stdout; echo to stderr >&2",
+				sorted: true,
+				want:   []string{"stderr F to stderr", "stdout F to stdout"},
+			},
+			"blank":  {script: "echo; echo ' two  spaces '", want: []string{"stdout F ", "stdout F  two  spaces "}},
+			"no end": {script: "echo one; printf two", want: []string{"stdout F one", "stdout P two"}},
+			"terminal": {
+				script: "echo one; echo two >&2",
+				tty:    true,
+				want:   []string{"stdout F one\r", "stdout F two\r"},
+			},
+			"input": {script: "echo one", stdin: true, want: []string{"stdout F one"}},
+			"long": {
+				script:   `i=0; while [ $i -lt 4000 ]; do printf 0123456789; i=$((i+1)); done; echo; echo short`,
+				want:     []string{long, "short"},
+				anyPiece: true,
+			},
 		} {
 			cc := n.containerConfig(sh(test.script))
 			cc.Metadata.Name, cc.Tty, cc.Stdin = strings.ReplaceAll(name, " ", "-"), test.tty, test.stdin
@@ -114,11 +132,15 @@ func TestLogFormat(t *testing.T) {
 			if test.anyPiece {
 				got = joined(t, got)
 			}
+
 			// Without its end a line may be taken for a whole one.
-			if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", test.want) && strings.ReplaceAll(fmt.Sprintf("%q", got), "F two", "P two") != fmt.Sprintf("%q", test.want) {
+			if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", test.want) && strings.ReplaceAll(fmt.Sprintf("%q", got),
+				"F two", "P two") != fmt.Sprintf("%q", test.want) {
 				t.Errorf("%s: %.300q, want %.300q", name, got, test.want)
 			}
-			if st, err := os.Stat(n.logPath(cfg, cc)); err != nil || st.Mode().Perm()&0o177 != 0o040 || !st.Mode().IsRegular() {
+
+			if st, err := os.Stat(n.logPath(cfg, cc)); err != nil || st.Mode().Perm()&0o177 != 0o040 ||
+				!st.Mode().IsRegular() {
 				t.Errorf("%s: %v, %v", name, st.Mode(), err)
 			}
 		}
@@ -138,6 +160,7 @@ func joined(t *testing.T, records []string) (out []string) {
 			out, line = append(out, line), ""
 		}
 	}
+
 	return out
 }
 
@@ -169,34 +192,44 @@ func TestReopenContainerLog(t *testing.T) {
 		if err := n.reopen(t, id); status.Code(err) == codes.OK {
 			t.Error("a created container's log was reopened")
 		}
+
 		if _, err := os.Lstat(log); err == nil {
 			t.Error("a log was made in spite of the error")
 		}
+
 		n.startID(t, id)
 		for i := range 10 {
 			eventually(t, "lines", func() bool { st, err := os.Stat(log); return err == nil && st.Size() > 1000 })
 			n.rotate(t, id, log, i)
 		}
+
 		if err := n.reopen(t, id); err != nil {
 			t.Errorf("a log that nobody has renamed: %v", err)
 		}
-		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+
+		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err !=
+			nil {
 			t.Fatal(err)
 		}
+
 		for i, r := range records(t, rotated(t, log)...) {
 			if want := fmt.Sprintf("stdout F line %d", i); r != want {
 				t.Fatalf("%q, want %q", r, want)
 			}
 		}
+
 		if err := os.Remove(log); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := n.reopen(t, id); status.Code(err) == codes.OK {
 			t.Error("an ended container's log was reopened")
 		}
+
 		if _, err := os.Lstat(log); err == nil {
 			t.Error("a log was made in spite of the error")
 		}
+
 		if err := n.reopen(t, "unknown"); status.Code(err) != codes.NotFound {
 			t.Errorf("an unknown container: %v", err)
 		}
@@ -231,6 +264,7 @@ func TestDockerLogs(t *testing.T) {
 		if got := lines("--until", "1h"); len(got) != 0 {
 			t.Errorf("docker logs --until 1h: %v", got)
 		}
+
 		var wg sync.WaitGroup
 		var follow []string
 		wg.Go(func() { follow = lines("-f", "--tail", "6") })
@@ -241,8 +275,10 @@ func TestDockerLogs(t *testing.T) {
 		if !slices.Contains(follow, "105") || !slices.Contains(follow, "late") || slices.Contains(follow, "94") {
 			t.Errorf("docker logs -f --tail 6: %v", follow)
 		}
+
 		n.waitExited(t, id)
-		if got := lines("--tail", "2", "-t"); len(got) != 4 || !slices.Contains(got, "late") && !slices.Contains(got, "105") {
+		if got := lines("--tail", "2", "-t"); len(got) != 4 || !slices.Contains(got, "late") &&
+			!slices.Contains(got, "105") {
 			t.Errorf("docker logs --tail 2 -t: %v", got)
 		}
 	})
@@ -263,6 +299,7 @@ func TestContainerWithoutLogPath(t *testing.T) {
 		if err := n.reopen(t, id); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("ReopenContainerLog: %v", err)
 		}
+
 		if left, _ := os.ReadDir(cfg.LogDirectory); len(left) > 0 {
 			t.Errorf("in the log directory: %v", left)
 		}
@@ -281,11 +318,13 @@ func TestLogDirectoryDeleted(t *testing.T) {
 		if err := os.RemoveAll(cfg.LogDirectory); err != nil {
 			t.Fatal(err)
 		}
+
 		eventually(t, "lines again", func() bool { st, err := os.Stat(log); return err == nil && st.Size() > 0 })
 	})
 }
 
-// driverPID is the log-driver process's, as seen in the engine's namespaces; "" while there is none.
+// driverPID is the log-driver process's, as seen in the engine's namespaces; "" while there is
+// none.
 func (n *node) driverPID(t *testing.T) string {
 	t.Helper()
 	out, _ := n.own(t).Command("pgrep", "-f", "^/proc/self/exe log-driver").Output()
@@ -302,18 +341,22 @@ func (n *node) killDriver(t *testing.T) {
 // metric is one of the log-driver process's figures.
 func (n *node) metric(t *testing.T, name string) float64 {
 	t.Helper()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", n.own(t).Path("/run/docker/plugins/cri-dockerd.sock"))
-	}}}
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", n.own(t).Path("/run/docker/plugins/cri-dockerd.sock"))
+		}}}
+
 	r, err := c.Get("http://log-driver/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Body.Close()
+
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(line, name+" "); ok {
 			f, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
@@ -323,12 +366,15 @@ func (n *node) metric(t *testing.T, name string) float64 {
 			return f
 		}
 	}
+
 	t.Fatalf("no metric %s", name)
+
 	return 0
 }
 
-// numberWriter is a container that writes numbered lines in bursts. While the file "hold" is there it rests after a burst, and says in
-// "held" which line was the last. Its last burst waits for the file "end".
+// numberWriter is a container that writes numbered lines in bursts. While the file "hold" is there
+// it rests after a burst, and says in "held" which line was the last. Its last burst waits for the
+// file "end".
 type numberWriter struct {
 	n       *node
 	id, log string
@@ -346,10 +392,12 @@ while [ $i -lt $bursts ]; do
 	seq $((i*burst+1)) $((i*burst+burst)); i=$((i+1)); usleep 25000; rest
 	while [ $i -eq $((bursts-1)) ] && [ ! -e /ctl/end ]; do usleep 10000; rest; done
 done`, burst, bursts)
+
 	cc := n.containerConfig(sh(script))
 	w := &numberWriter{n: n, control: n.tempDir(t), log: n.logPath(cfg, cc), last: bursts * burst}
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: w.control, ContainerPath: "/ctl"}}
 	w.id = n.startConfig(t, pod, cfg, cc)
+
 	return w
 }
 
@@ -359,12 +407,14 @@ func (w *numberWriter) hold(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.control, "hold"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	var held string
 	eventually(t, "the container rests", func() bool {
 		b, err := os.ReadFile(filepath.Join(w.control, "held"))
 		held = strings.TrimSpace(string(b))
 		return err == nil && held != ""
 	})
+
 	eventually(t, "line "+held+" is in the log", func() bool {
 		for _, f := range []string{w.log, newest(w.log)} {
 			if b, _ := os.ReadFile(f); strings.HasSuffix(string(b), " F "+held+"\n") {
@@ -397,7 +447,8 @@ func (w *numberWriter) ended(t *testing.T) bool {
 	return err == nil && r.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED
 }
 
-// rotate rotates the log as the kubelet does, until ctx ends and then until it has done so at least so many times.
+// rotate rotates the log as the kubelet does, until ctx ends and then until it has done so at least
+// so many times.
 func (w *numberWriter) rotate(ctx context.Context, t *testing.T, times int) {
 	for done := 0; (done < times || ctx.Err() == nil) && t.Context().Err() == nil; {
 		pause := 100 * time.Millisecond
@@ -405,25 +456,30 @@ func (w *numberWriter) rotate(ctx context.Context, t *testing.T, times int) {
 		if err := os.Rename(w.log, to); err == nil {
 			if err := w.n.reopen(t, w.id); err == nil {
 				done++
-			} else if err := os.Rename(to, w.log); err != nil { // the daemon or the engine is away: the kubelet renames it back
+			} else if err := os.Rename(to, w.log); err != nil {
+				// the daemon or the engine is away: the kubelet renames it back
 				t.Error(err)
 			} else { // again soon, to meet the moment in which it comes back
 				pause = 5 * time.Millisecond
 			}
 		}
+
 		time.Sleep(pause)
 	}
 }
 
-// TestNoLineIsLost: a container writes 1,000,000 numbered lines while the log-driver process and the daemon are killed 20 times each, its
-// log is rotated all the while, and the engine restarts. All lines must be there, each once, in order. The engine goes while the container rests,
-// since what it has read and not handed over goes with it, whatever the log driver; meanwhile the container writes on.
+// TestNoLineIsLost: a container writes 1,000,000 numbered lines while the log-driver process and
+// the daemon are killed 20 times each, its log is rotated all the while, and the engine restarts.
+// All lines must be there, each once, in order. The engine goes while the container rests, since
+// what it has read and not handed over goes with it, whatever the log driver; meanwhile the
+// container writes on.
 func TestNoLineIsLost(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		w := n.startNumberWriter(t, 1000, 1000)
 		var wg sync.WaitGroup
 		killing, killed := context.WithCancel(t.Context())
 		defer killed()
+
 		wg.Go(func() { w.rotate(killing, t, 50) })
 		for i := range 20 {
 			engine := i%5 == 4
@@ -434,33 +490,46 @@ func TestNoLineIsLost(t *testing.T) {
 				} else {
 					n.eng.Kill(t)
 				}
-				if i > 10 { // before that, the log-driver process is killed before it has seen that the engine is gone
+
+				// before that, the log-driver process is killed before it has seen that the engine
+				// is gone
+				if i > 10 {
 					eventually(t, "the log-driver process has seen that the engine is gone", func() bool {
 						fifos, err := os.ReadDir(n.eng.Path("/run/docker/logging"))
 						return err == nil && len(fifos) == 0
 					})
 				}
+
 				w.release(t)
 			}
+
 			before := n.driverPID(t)
 			n.killDriver(t)
 			if i%2 == 0 {
-				eventually(t, "the log-driver process runs again", func() bool { pid := n.driverPID(t); return pid != "" && pid != before })
+				eventually(t, "the log-driver process runs again", func() bool {
+					pid := n.driverPID(t)
+					return pid != "" && pid != before
+				})
 			}
+
 			if engine {
 				n.eng.Restart(t)
 			}
+
 			n.Kill(t)
 			n.Restart(t)
 		}
+
 		killed()
 		wg.Wait()
 		if err := os.WriteFile(filepath.Join(w.control, "end"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		if !within(time.Minute, func() bool { return w.ended(t) }) {
 			t.Error("the container has not ended")
 		}
+
 		checkNumbers(t, w.last, rotated(t, w.log)...)
 	})
 }
@@ -477,12 +546,14 @@ func checkNumbers(t *testing.T, last int, files ...string) {
 		}
 		want++
 	}
+
 	if want != last+1 {
 		t.Errorf("the last line is %d of %d", want-1, last)
 	}
 }
 
-// TestFullDisk: the log's disk takes 1 MiB, the container prints more. It must not wait, and what is there must be whole.
+// TestFullDisk: the log's disk takes 1 MiB, the container prints more. It must not wait, and what
+// is there must be whole.
 func TestFullDisk(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -494,7 +565,9 @@ func TestFullDisk(t *testing.T) {
 		id := n.startConfig(t, pod, cfg, cc)
 		log := n.eng.Path(n.logPath(cfg, cc))
 		dropped := func() float64 { return n.metric(t, `cri_dockerd_log_dropped_lines_total{reason="disk"}`) }
-		eventually(t, "all lines are written or dropped", func() bool { return dropped()+n.metric(t, "cri_dockerd_log_lines_total") == lines })
+		eventually(t, "all lines are written or dropped", func() bool {
+			return dropped()+n.metric(t, "cri_dockerd_log_lines_total") == lines
+		})
 		got := records(t, log)
 		if len(got) == 0 || len(got) == lines || dropped() != float64(lines-len(got)) {
 			t.Errorf("%d lines are written, %v dropped", len(got), dropped())
@@ -502,11 +575,13 @@ func TestFullDisk(t *testing.T) {
 		if err := os.Truncate(log, 0); err != nil { // room again
 			t.Fatal(err)
 		}
+
 		n.exec(t, id, "touch", "/tmp/go")
 		n.waitExited(t, id)
 		if got := records(t, log); fmt.Sprint(got) != "[stdout F end]" {
 			t.Errorf("afterwards: %.100q", got)
 		}
+
 		b, err := os.ReadFile(filepath.Join(n.eng.Dir, "run/log-driver/log"))
 		if err != nil || strings.Count(string(b), "is dropped") != 1 {
 			t.Errorf("the process's log: %s, %v", b, err)
@@ -521,6 +596,7 @@ func (n *node) logsCondition(t *testing.T) (logs *runtimeapi.RuntimeCondition, r
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, c := range s.Status.Conditions {
 		switch c.Type {
 		case "ContainerLogs":
@@ -529,9 +605,11 @@ func (n *node) logsCondition(t *testing.T) (logs *runtimeapi.RuntimeCondition, r
 			ready = c.Status
 		}
 	}
+
 	if logs == nil {
 		t.Fatal("no condition ContainerLogs")
 	}
+
 	return logs, ready
 }
 
@@ -545,6 +623,7 @@ func TestLogDriverCannotStart(t *testing.T) {
 		if logs.Status || logs.Reason != "JSONFile" || !strings.Contains(logs.Message, "read-only file system") {
 			t.Errorf("auto: %v", logs)
 		}
+
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		id := n.start(t, pod, cfg, sh("echo one; sleep 1000"))
@@ -552,21 +631,27 @@ func TestLogDriverCannotStart(t *testing.T) {
 		if st, err := os.Lstat(path); err != nil || st.Mode()&os.ModeSymlink == 0 {
 			t.Errorf("the log in fallback mode: %v, %v", st, err)
 		}
+
 		eventually(t, "its line", func() bool { return n.log(t, path) == "one\n" })
 		n.removePod(t, pod)
 
 		n.Change(t, "--container-log=cri")
 		eventually(t, "the daemon says what is wrong", func() bool {
 			logs, ready := n.logsCondition(t)
-			return !ready && logs.Reason == "LogDriverNotReady" && strings.Contains(logs.Message, "read-only file system")
+			return !ready && logs.Reason == "LogDriverNotReady" &&
+				strings.Contains(logs.Message, "read-only file system")
 		})
+
 		n.run(t, "umount", "/run/docker/plugins")
-		eventually(t, "ready once it can be", func() bool { logs, ready := n.logsCondition(t); return ready && logs.Reason == "CRIFiles" })
+		eventually(t, "ready once it can be", func() bool {
+			logs, ready := n.logsCondition(t)
+			return ready && logs.Reason == "CRIFiles"
+		})
 	})
 }
 
-// TestJSONFileMode: containers of this mode, as older shims made them, are rotated by copying, also by a daemon that has gone over to CRI
-// files.
+// TestJSONFileMode: containers of this mode, as older shims made them, are rotated by copying, also
+// by a daemon that has gone over to CRI files.
 func TestJSONFileMode(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		n.Change(t, "--container-log=json-file")
@@ -577,9 +662,11 @@ func TestJSONFileMode(t *testing.T) {
 		if pid := n.driverPID(t); pid != "" {
 			n.killDriver(t)
 		}
+
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		cc := n.containerConfig(sh("i=0; while :; do if [ -e /tmp/go ]; then echo line $i; i=$((i+1)); rm /tmp/go; fi; usleep 5000; done"))
+		cc := n.containerConfig(sh("i=0; while :; do if [ -e /tmp/go ]; then echo line $i; i=$((i+1)); rm /tmp/go; " +
+			"fi; usleep 5000; done"))
 		id := n.startConfig(t, pod, cfg, cc)
 		log := n.logPath(cfg, cc)
 		var want string
@@ -587,18 +674,23 @@ func TestJSONFileMode(t *testing.T) {
 			t.Helper()
 			n.exec(t, id, "touch", "/tmp/go")
 			want += fmt.Sprintf("line %d\n", i)
-			eventually(t, "the line", func() bool { return strings.HasSuffix(n.log(t, log), fmt.Sprintf("line %d\n", i)) })
+			eventually(t, "the line", func() bool {
+				return strings.HasSuffix(n.log(t, log), fmt.Sprintf("line %d\n", i))
+			})
 		}
+
 		check := func() {
 			t.Helper()
 			var got string
 			for _, f := range rotated(t, log) {
 				got += n.log(t, f)
 			}
+
 			if got != want {
 				t.Errorf("%q, want %q", got, want)
 			}
 		}
+
 		for i := range 4 {
 			if i == 2 {
 				n.Change(t)
@@ -607,15 +699,18 @@ func TestJSONFileMode(t *testing.T) {
 					t.Errorf("auto: %v", logs)
 				}
 			}
+
 			line(2 * i)
 			n.rotate(t, id, log, i)
 			line(2*i + 1)
 			check()
 		}
+
 		n.removePod(t, pod)
 		if _, err := os.Lstat(log); !os.IsNotExist(err) {
 			t.Errorf("the link after the container: %v", err)
 		}
+
 		if got := len(rotated(t, log)); got != 5 {
 			t.Errorf("rotated files after the container: %d", got-1)
 		}
@@ -639,17 +734,23 @@ func TestShortContainersLeaveNoDescriptor(t *testing.T) {
 			if got := records(t, n.logPath(cfg, cc)); fmt.Sprint(got) != "[stdout F one]" {
 				t.Errorf("%d: %q", i, got)
 			}
-			if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+
+			if _, err := n.Runtime.RemoveContainer(t.Context(),
+				&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 				t.Error(err)
 			}
+
 			if i == 9 {
 				before = open()
 			}
 		}
+
 		if after := open(); after > before {
 			t.Errorf("%d files are open, %d after the first ten containers", after, before)
 		}
-		for _, dir := range []string{n.eng.Path("/run/docker/logging"), filepath.Join(n.eng.Dir, "run/log-driver/streams")} {
+
+		for _, dir := range []string{n.eng.Path("/run/docker/logging"),
+			filepath.Join(n.eng.Dir, "run/log-driver/streams")} {
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 				t.Errorf("left in %s: %v, %v", dir, left, err)
 			}
@@ -657,14 +758,15 @@ func TestShortContainersLeaveNoDescriptor(t *testing.T) {
 	})
 }
 
-// TestPlantedLog: what somebody puts in the place of a container's log, before its start or during a
-// rotation, is replaced, and what a link leads to is not touched.
+// TestPlantedLog: what somebody puts in the place of a container's log, before its start or during
+// a rotation, is replaced, and what a link leads to is not touched.
 func TestPlantedLog(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		foreign := filepath.Join(t.TempDir(), "foreign")
 		if err := os.WriteFile(foreign, []byte("precious"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		for name, plant := range map[string]func(at string) error{
 			"link": func(at string) error { return os.Symlink(foreign, at) },
 			"fifo": func(at string) error { return syscall.Mkfifo(at, 0o600) },
@@ -676,33 +778,46 @@ func TestPlantedLog(t *testing.T) {
 			if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := plant(log); err != nil {
 				t.Fatal(err)
 			}
+
 			id := n.create(t, pod, cfg, cc)
 			n.startID(t, id)
-			eventually(t, name+": the first line", func() bool { st, err := os.Lstat(log); return err == nil && st.Mode().IsRegular() && st.Size() > 0 })
+			eventually(t, name+": the first line", func() bool {
+				st, err := os.Lstat(log)
+				return err == nil && st.Mode().IsRegular() && st.Size() > 0
+			})
+
 			old := log + ".20260102-030405"
 			if err := os.Rename(log, old); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := plant(log); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := n.reopen(t, id); err != nil {
 				t.Fatalf("%s: ReopenContainerLog: %v", name, err)
 			}
-			if _, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/go"}}); err != nil {
+
+			if _, err := n.Runtime.ExecSync(t.Context(),
+				&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/go"}}); err != nil {
 				t.Fatal(err)
 			}
+
 			eventually(t, name+": the container has exited", func() bool {
 				r, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 				return err == nil && r.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED
 			})
+
 			if got := records(t, old, log); !slices.Equal(got, []string{"stdout F before", "stdout F after"}) {
 				t.Errorf("%s: the log is %q", name, got)
 			}
 		}
+
 		if b, err := os.ReadFile(foreign); err != nil || string(b) != "precious" {
 			t.Errorf("the foreign file is %q, %v", b, err)
 		}

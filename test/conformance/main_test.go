@@ -16,8 +16,10 @@ import (
 
 // A runtime that is tested in place of private engines.
 var (
-	endpoint   = flag.String("endpoint", "", "test the runtime that serves this CRI socket (unix:///…); tests that need an engine of their own are skipped")
-	shellImage = flag.String("image", "busybox:latest", "with -endpoint: an image with busybox's programs, which the runtime has or can pull")
+	endpoint = flag.String("endpoint", "", "test the runtime that serves this CRI socket (unix:///…); tests that "+
+		"need an engine of their own are skipped")
+	shellImage = flag.String("image", "busybox:latest", "with -endpoint: an image with busybox's programs, which "+
+		"the runtime has or can pull")
 )
 
 // shared is what all tests of a version use.
@@ -56,9 +58,11 @@ func TestMain(m *testing.M) {
 	for i := len(all.cleanup) - 1; i >= 0; i-- {
 		all.cleanup[i]()
 	}
+
 	if code == 0 && all.failed {
 		code = 1
 	}
+
 	os.Exit(code)
 }
 
@@ -75,6 +79,7 @@ var stranger = sync.OnceValue(func() *node {
 	n := &node{Daemon: engines.Connect(all, *endpoint), image: *shellImage}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
+
 	spec := &runtimeapi.ImageSpec{Image: n.image}
 	if s, err := n.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}); err != nil {
 		all.Fatalf("%s: %v", *endpoint, err)
@@ -83,16 +88,19 @@ var stranger = sync.OnceValue(func() *node {
 			all.Fatalf("%s: pull %s: %v", *endpoint, n.image, err)
 		}
 	}
+
 	return n
 })
 
-// each runs a test on the shared node of every version, in parallel with others, or on the runtime at -endpoint.
+// each runs a test on the shared node of every version, in parallel with others, or on the runtime
+// at -endpoint.
 func each(t *testing.T, test func(*testing.T, *node)) {
 	t.Parallel()
 	if *endpoint != "" {
 		test(t, stranger())
 		return
 	}
+
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
@@ -106,12 +114,14 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 	}
 }
 
-// eachEngine runs a test on an engine of its own of every version, with dockerd's further flags, without a daemon.
+// eachEngine runs a test on an engine of its own of every version, with dockerd's further flags,
+// without a daemon.
 func eachEngine(t *testing.T, test func(*testing.T, *node), flags ...string) {
 	t.Parallel()
 	if *endpoint != "" {
 		t.Skip("needs an engine of its own; not with -endpoint")
 	}
+
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
@@ -129,7 +139,8 @@ func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	})
 }
 
-// withDaemon is the node with another daemon in place of the first, which is a node's only one while it runs.
+// withDaemon is the node with another daemon in place of the first, which is a node's only one
+// while it runs.
 func (n *node) withDaemon(t *testing.T, args ...string) *node {
 	t.Helper()
 	eng := n.own(t)

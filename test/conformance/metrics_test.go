@@ -21,14 +21,17 @@ func (m criMetrics) one(t *testing.T, name string) uint64 {
 	t.Helper()
 	var found []*runtimeapi.Metric
 	for _, x := range m {
-		if x.Name == name && (!strings.HasPrefix(name, "container_network_") || slices.Contains(x.LabelValues, "eth0")) {
+		if x.Name == name && (!strings.HasPrefix(name, "container_network_") ||
+			slices.Contains(x.LabelValues, "eth0")) {
 			found = append(found, x)
 		}
 	}
+
 	if len(found) != 1 {
 		t.Errorf("%s is there %d times", name, len(found))
 		return 0
 	}
+
 	return found[0].Value.GetValue()
 }
 
@@ -39,6 +42,7 @@ func (n *node) metrics(t *testing.T, pod, container string) criMetrics {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range l.PodMetrics {
 		if p.PodSandboxId != pod {
 			continue
@@ -46,17 +50,21 @@ func (n *node) metrics(t *testing.T, pod, container string) criMetrics {
 		if container == "" {
 			return slices.DeleteFunc(p.Metrics, ofNode)
 		}
+
 		for _, c := range p.ContainerMetrics {
 			if c.ContainerId == container {
 				return c.Metrics
 			}
 		}
 	}
+
 	t.Fatalf("no metrics of pod %s, container %q", pod, container)
+
 	return nil
 }
 
-// ofNode says whether a metric is not of a pod but of the node, which the list has with one of its pods.
+// ofNode says whether a metric is not of a pod but of the node, which the list has with one of its
+// pods.
 func ofNode(m *runtimeapi.Metric) bool { return m.LabelValues[1] == "/" }
 
 // nodeMetrics are those of the node.
@@ -66,6 +74,7 @@ func (n *node) nodeMetrics(t *testing.T) (out criMetrics) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range l.PodMetrics {
 		for _, m := range p.Metrics {
 			if ofNode(m) {
@@ -73,10 +82,12 @@ func (n *node) nodeMetrics(t *testing.T) (out criMetrics) {
 			}
 		}
 	}
+
 	return out
 }
 
-// TestMetricsOfTheNode: the file system of the writable layers, and its disk, are told once however many pods there are, as the kernel has them.
+// TestMetricsOfTheNode: the file system of the writable layers, and its disk, are told once however
+// many pods there are, as the kernel has them.
 func TestMetricsOfTheNode(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg, other := n.podConfig(t), n.podConfig(t)
@@ -88,35 +99,46 @@ func TestMetricsOfTheNode(t *testing.T) {
 		if err := unix.Statfs(dir, &fs); err != nil {
 			t.Fatal(err)
 		}
+
 		m := n.nodeMetrics(t)
 		metricsAreDescribed(t, n, m)
 		used := (fs.Blocks - fs.Bfree) * uint64(fs.Bsize)
 		near(t, "bytes used", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")}, used, 10)
 		near(t, "free inodes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_inodes_free")}, fs.Ffree, 10)
-		if m.one(t, "container_fs_limit_bytes") != fs.Blocks*uint64(fs.Bsize) || m.one(t, "container_fs_inodes_total") != fs.Files {
+		if m.one(t, "container_fs_limit_bytes") != fs.Blocks*uint64(fs.Bsize) ||
+			m.one(t, "container_fs_inodes_total") != fs.Files {
 			t.Errorf("%v, the kernel says %+v", m, fs)
 		}
+
 		var st unix.Stat_t
 		if err := unix.Stat(dir, &st); err != nil {
 			t.Fatal(err)
 		}
-		disk := strings.Fields(n.run(t, "sh", "-c", fmt.Sprintf("grep -E '^ *%d +%d ' /proc/diskstats || true", unix.Major(st.Dev), unix.Minor(st.Dev))))
+
+		disk := strings.Fields(n.run(t, "sh", "-c", fmt.Sprintf("grep -E '^ *%d +%d ' /proc/diskstats || true",
+			unix.Major(st.Dev), unix.Minor(st.Dev))))
 		if len(disk) == 0 {
 			return // it lies on no disk
 		}
+
 		written := func() uint64 { return n.nodeMetrics(t).one(t, "container_fs_sector_writes_total") }
 		before := written()
-		n.run(t, "sh", "-c", "f="+dir+"/written; for how in oflag=direct conv=fsync; do dd if=/dev/zero of=$f bs=1M count=8 $how 2>/dev/null && break; done; rm "+dir+"/written")
+		n.run(t, "sh", "-c", "f="+dir+"/written; for how in oflag=direct conv=fsync; do dd if=/dev/zero of=$f bs=1M "+
+			"count=8 $how 2>/dev/null && break; done; rm "+dir+"/written")
 		if after := written(); after < before+8*mib/512 {
 			t.Errorf("%d sectors before 8 MiB were written, %d afterwards", before, after)
 		}
-		for _, name := range []string{"container_fs_reads_total", "container_fs_writes_bytes_total", "container_fs_io_time_seconds_total", "container_fs_write_seconds_total", "container_fs_io_current", "container_fs_reads_merged_total"} {
+
+		for _, name := range []string{"container_fs_reads_total", "container_fs_writes_bytes_total",
+			"container_fs_io_time_seconds_total", "container_fs_write_seconds_total", "container_fs_io_current",
+			"container_fs_reads_merged_total"} {
 			m.one(t, name)
 		}
 	})
 }
 
-// TestFirstScrape: a container has all metrics of disks, and the limit of threads, as soon as it runs.
+// TestFirstScrape: a container has all metrics of disks, and the limit of threads, as soon as it
+// runs.
 func TestFirstScrape(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -127,15 +149,18 @@ func TestFirstScrape(t *testing.T) {
 		for _, m := range append(slices.Clone(own), n.nodeMetrics(t)...) {
 			has[m.Name] = true
 		}
+
 		d, err := n.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, x := range d.Descriptors {
 			if strings.HasPrefix(x.Name, "container_fs_") && !has[x.Name] {
 				t.Errorf("no %s", x.Name)
 			}
 		}
+
 		own.one(t, "container_threads_max")
 		if own.one(t, "container_fs_usage_bytes") == 0 || own.one(t, "container_fs_limit_bytes") == 0 {
 			t.Errorf("%v", own)
@@ -143,8 +168,9 @@ func TestFirstScrape(t *testing.T) {
 	})
 }
 
-// TestMetrics: each metric fits its descriptor, all of one pod are there in the list, in the stream and on the daemon's own page, and a pod whose pause
-// is killed goes on being told of while its container runs.
+// TestMetrics: each metric fits its descriptor, all of one pod are there in the list, in the stream
+// and on the daemon's own page, and a pod whose pause is killed goes on being told of while its
+// container runs.
 func TestMetrics(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -158,26 +184,35 @@ func TestMetrics(t *testing.T) {
 		own, whole := n.metrics(t, pod, id), n.metrics(t, pod, "")
 		metricsAreDescribed(t, n, append(slices.Clone(own), whole...))
 		metricsHaveLabels(t, n, cfg, pod, id, own, whole)
-		if own.one(t, "container_spec_cpu_shares") != 512 || own.one(t, "container_log_usage_bytes") == 0 || own.one(t, "container_oom_events_total") != 0 {
+		if own.one(t, "container_spec_cpu_shares") != 512 || own.one(t, "container_log_usage_bytes") == 0 ||
+			own.one(t, "container_oom_events_total") != 0 {
 			t.Errorf("%v", own)
 		}
-		if s := own.one(t, "container_start_time_seconds"); s+60 < uint64(time.Now().Unix()) || s > uint64(time.Now().Unix()) {
+
+		if s := own.one(t, "container_start_time_seconds"); s+60 < uint64(time.Now().Unix()) ||
+			s > uint64(time.Now().Unix()) {
 			t.Errorf("started at %d", s)
 		}
-		if strings.Contains(n.run(t, "sh", "-c", "cat /sys/fs/cgroup/cpu.pressure /sys/fs/cgroup/unified/cpu.pressure 2>/dev/null; true"), "some avg10") {
+
+		if strings.Contains(n.run(t, "sh", "-c",
+			"cat /sys/fs/cgroup/cpu.pressure /sys/fs/cgroup/unified/cpu.pressure 2>/dev/null; true"), "some avg10") {
 			own.one(t, "container_pressure_cpu_waiting_seconds_total")
 		}
+
 		var streamed []string
-		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxMetricsResponse], error) {
+		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxMetricsResponse],
+			error) {
 			return n.Runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
 		}) {
 			for _, p := range m.PodSandboxMetrics {
 				streamed = append(streamed, p.PodSandboxId)
 			}
 		}
+
 		if !slices.Equal(streamed, []string{pod}) {
 			t.Errorf("streamed: %v", streamed)
 		}
+
 		metricsWithoutPause(t, n, pod, whole)
 	})
 }
@@ -189,20 +224,24 @@ func metricsAreDescribed(t *testing.T, n *node, all criMetrics) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	keys := map[string][]string{}
 	for _, x := range d.Descriptors {
 		keys[x.Name] = x.LabelKeys
 	}
+
 	page := n.Metrics(t)
 	for _, m := range all {
 		labels := keys[m.Name]
 		if len(labels) != len(m.LabelValues) || len(labels) == 0 {
 			t.Fatalf("%v, its labels are %v", m, labels)
 		}
+
 		var series []string
 		for i, key := range labels {
 			series = append(series, fmt.Sprintf("%s=%q", key, m.LabelValues[i]))
 		}
+
 		slices.Sort(series) // as Prometheus does
 		if line := m.Name + "{" + strings.Join(series, ",") + "} "; !strings.Contains(page, line) {
 			t.Errorf("not on the daemon's page: %s", line)
@@ -210,23 +249,29 @@ func metricsAreDescribed(t *testing.T, n *node, all criMetrics) {
 	}
 }
 
-// metricsHaveLabels compares container, id, image, name, namespace and pod with what cAdvisor has with Docker.
+// metricsHaveLabels compares container, id, image, name, namespace and pod with what cAdvisor has
+// with Docker.
 func metricsHaveLabels(t *testing.T, n *node, cfg *runtimeapi.PodSandboxConfig, pod, id string, own, whole criMetrics) {
 	t.Helper()
 	path := n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
 	for _, m := range own {
-		if l := m.LabelValues; l[0] != "main" || l[1] != path+"/"+id || l[2] != n.image || !strings.HasPrefix(l[3], "k8s_main_"+cfg.Metadata.Name) {
+		if l := m.LabelValues; l[0] != "main" || l[1] != path+"/"+id || l[2] != n.image ||
+			!strings.HasPrefix(l[3], "k8s_main_"+cfg.Metadata.Name) {
 			t.Errorf("%s: labels %v", m.Name, l)
 		}
 	}
+
 	for _, m := range whole {
 		network := strings.HasPrefix(m.Name, "container_network_") || m.Name == "container_start_time_seconds"
-		if l := m.LabelValues; network && (l[0] != "POD" || l[1] != path+"/"+pod || l[2] == "" || !strings.HasPrefix(l[3], "k8s_POD_")) {
+		if l := m.LabelValues; network && (l[0] != "POD" || l[1] != path+"/"+pod || l[2] == "" ||
+			!strings.HasPrefix(l[3], "k8s_POD_")) {
 			t.Errorf("%s: labels %v", m.Name, l)
-		} else if !network && m.Name != "container_last_seen" && (l[0] != "" || l[1] != path || l[2] != "" || l[3] != "") {
+		} else if !network && m.Name != "container_last_seen" && (l[0] != "" || l[1] != path || l[2] != "" ||
+			l[3] != "") {
 			t.Errorf("%s: labels %v", m.Name, l)
 		}
 	}
+
 	for _, m := range append(slices.Clone(own), whole...) {
 		if !slices.Equal(m.LabelValues[4:6], []string{cfg.Metadata.Namespace, cfg.Metadata.Name}) {
 			t.Errorf("%s is of the pod %v", m.Name, m.LabelValues[4:6])
@@ -245,12 +290,15 @@ func metricsWithoutPause(t *testing.T, n *node, pod string, whole criMetrics) {
 	if still := n.metrics(t, pod, "").one(t, "container_network_receive_bytes_total"); still < rx {
 		t.Errorf("%d bytes received with the pause, %d without", rx, still)
 	}
-	if s := n.podStats(t, pod); s.Process.ProcessCount.GetValue() != 1 || s.Network.GetDefaultInterface().GetName() != "eth0" {
+
+	if s := n.podStats(t, pod); s.Process.ProcessCount.GetValue() != 1 ||
+		s.Network.GetDefaultInterface().GetName() != "eth0" {
 		t.Errorf("a pod whose pause has ended: %v", s)
 	}
 }
 
-// TestStatsAskTheEngineNothing counts what the daemon sends to the engine while all calls for figures are made again and again.
+// TestStatsAskTheEngineNothing counts what the daemon sends to the engine while all calls for
+// figures are made again and again.
 func TestStatsAskTheEngineNothing(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		c := n.own(t).Counted(t)
@@ -261,6 +309,7 @@ func TestStatsAskTheEngineNothing(t *testing.T) {
 		if c.Sent() == 0 {
 			t.Fatal("the daemon has made a pod without the engine: nothing is counted")
 		}
+
 		ask := func() {
 			_, err1 := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
 			_, err2 := n.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
@@ -273,11 +322,14 @@ func TestStatsAskTheEngineNothing(t *testing.T) {
 					t.Fatalf("call %d: %v", i, err)
 				}
 			}
-			if page := n.Metrics(t); !regexp.MustCompile(`container_memory_rss{[^}]*pod="` + cfg.Metadata.Name).MatchString(page) {
+
+			if page := n.Metrics(t); !regexp.MustCompile(`container_memory_rss{[^}]*pod="` +
+				cfg.Metadata.Name).MatchString(page) {
 				t.Fatal("the daemon's page lacks the container")
 			}
 		}
-		// The daemon looks at the engine now and then by itself: one quiet round proves that the calls do not.
+		// The daemon looks at the engine now and then by itself: one quiet round proves that the
+		// calls do not.
 		if !within(20*time.Second, func() bool {
 			before := c.Sent()
 			for range 5 {

@@ -19,8 +19,9 @@ func (n *node) mountTmpfs(t *testing.T, dir string) {
 	t.Cleanup(func() { n.run(t, "umount", "-l", dir) })
 }
 
-// TestReadOnlyIsNotRecursive proves that readonly alone leaves mounts below it as they are, as Kubernetes documents it
-// (recursiveReadOnly: Disabled is the default); engines from 25 on would make them read-only.
+// TestReadOnlyIsNotRecursive proves that readonly alone leaves mounts below it as they are, as
+// Kubernetes documents it (recursiveReadOnly: Disabled is the default); engines from 25 on would
+// make them read-only.
 func TestReadOnlyIsNotRecursive(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
@@ -45,11 +46,13 @@ func TestRecursiveReadOnly(t *testing.T) {
 			refused(t, n.createErr(t, pod, cfg, cc), "config.mounts[0].recursive_read_only")
 			return
 		}
+
 		c := n.startConfig(t, pod, cfg, cc)
 		n.exec(t, c, "sh", "-c", "! touch /m/x 2>/dev/null && ! touch /m/sub/x 2>/dev/null")
 		if m := n.containerStatus(t, c).Mounts; len(m) != 1 || !m[0].Readonly || !m[0].RecursiveReadOnly {
 			t.Errorf("mounts in the status: %v", m)
 		}
+
 		cc.Metadata.Name = "writable"
 		cc.Mounts[0].Readonly = false
 		refused(t, n.createErr(t, pod, cfg, cc), "recursive_read_only")
@@ -63,18 +66,21 @@ func (n *node) feature(t *testing.T, has func(*runtimeapi.RuntimeHandlerFeatures
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, h := range s.RuntimeHandlers {
 		if h.Name == "" {
 			return has(h.Features)
 		}
 	}
+
 	return false
 }
 
 func TestMountPropagation(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
-		n.run(t, "mount", "--bind", dir, dir) // a mount of its own, as the kubelet's volumes are, and shared
+		// a mount of its own, as the kubelet's volumes are, and shared
+		n.run(t, "mount", "--bind", dir, dir)
 		n.run(t, "mount", "--make-shared", dir)
 		t.Cleanup(func() { n.run(t, "umount", "-l", dir) })
 		cfg := n.podConfig(t)
@@ -83,22 +89,36 @@ func TestMountPropagation(t *testing.T) {
 		cc.Linux.SecurityContext.Privileged = true
 		cc.Mounts = []*runtimeapi.Mount{
 			{HostPath: dir, ContainerPath: "/private"},
-			{HostPath: dir, ContainerPath: "/slave", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
-			{HostPath: dir, ContainerPath: "/shared", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+			{
+				HostPath:      dir,
+				ContainerPath: "/slave",
+				Propagation:   runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+			},
+			{
+				HostPath:      dir,
+				ContainerPath: "/shared",
+				Propagation:   runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL,
+			},
 		}
+
 		c := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 		mounted := func(path string) bool {
 			return strings.Contains(n.exec(t, c, "cat", "/proc/mounts"), " "+path+" ")
 		}
 		n.mountTmpfs(t, filepath.Join(dir, "host"))
 		if mounted("/private/host") || !mounted("/slave/host") || !mounted("/shared/host") {
-			t.Errorf("a mount of the node's: private %v, slave %v, shared %v", mounted("/private/host"), mounted("/slave/host"), mounted("/shared/host"))
+			t.Errorf("a mount of the node's: private %v, slave %v, shared %v", mounted("/private/host"),
+				mounted("/slave/host"), mounted("/shared/host"))
 		}
-		n.exec(t, c, "sh", "-c", "mkdir -p /shared/a /slave/b && mount -t tmpfs none /shared/a && mount -t tmpfs none /slave/b")
+
+		n.exec(t, c, "sh", "-c", "mkdir -p /shared/a /slave/b && mount -t tmpfs none /shared/a && mount -t tmpfs "+
+			"none /slave/b")
 		node := n.run(t, "cat", "/proc/mounts")
 		if !strings.Contains(node, dir+"/a ") || strings.Contains(node, dir+"/b ") {
-			t.Errorf("mounts of the container: shared %v, slave %v", strings.Contains(node, dir+"/a "), strings.Contains(node, dir+"/b "))
+			t.Errorf("mounts of the container: shared %v, slave %v", strings.Contains(node, dir+"/a "),
+				strings.Contains(node, dir+"/b "))
 		}
+
 		n.run(t, "umount", "-l", filepath.Join(dir, "a"))
 	})
 }
@@ -109,16 +129,20 @@ func TestMountsThroughLinks(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(dir, "real"), 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		for link, to := range map[string]string{"link": "real", "dangling": "made/later"} {
 			if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		cfg := n.podConfig(t)
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Mounts = []*runtimeapi.Mount{
-			{HostPath: filepath.Join(dir, "link"), ContainerPath: "/link"}, {HostPath: filepath.Join(dir, "dangling"), ContainerPath: "/dangling"},
+			{HostPath: filepath.Join(dir, "link"), ContainerPath: "/link"},
+			{HostPath: filepath.Join(dir, "dangling"), ContainerPath: "/dangling"},
 		}
+
 		c := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 		n.exec(t, c, "sh", "-c", "touch /link/x /dangling/x")
 		for _, f := range []string{"real/x", "made/later/x"} {
@@ -138,26 +162,40 @@ func TestDevices(t *testing.T) {
 			{HostPath: "/dev/loop-control", ContainerPath: "/dev/read-only", Permissions: "r"},
 			{HostPath: "/dev/fuse", ContainerPath: "/dev/both", Permissions: "rw"},
 		}
+
 		c := n.startConfig(t, pod, cfg, cc)
 		got := n.exec(t, c, "sh", "-c", `[ -c /dev/read-only ] && [ -c /dev/both ] && echo nodes
 			(: < /dev/read-only) 2>/dev/null && echo read; (: > /dev/read-only) 2>/dev/null || echo not written; (: > /dev/both) 2>/dev/null && echo written`)
 		if got != "nodes\nread\nnot written\nwritten\n" {
 			t.Errorf("devices: %q", got)
 		}
+
 		cc = n.containerConfig(sh("sleep 1000"))
 		cc.Metadata.Name = "missing"
-		cc.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such-device", ContainerPath: "/dev/x", Permissions: "rwm"}}
-		r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+		cc.Devices = []*runtimeapi.Device{{
+			HostPath:      "/dev/no-such-device",
+			ContainerPath: "/dev/x",
+			Permissions:   "rwm",
+		}}
+
+		r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId:  pod,
+			Config:        cc,
+			SandboxConfig: cfg,
+		})
 		if err == nil { // the engine looks at the start
-			_, err = n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
+			_, err = n.Runtime.StartContainer(t.Context(),
+				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 		}
+
 		if err == nil || !strings.Contains(err.Error(), "no-such-device") {
 			t.Errorf("a device that is not there: %v", err)
 		}
 	})
 }
 
-// TestCDI gives a device by its CDI name, or is told that the engine has no CDI; silence would start a container without its device.
+// TestCDI gives a device by its CDI name, or is told that the engine has no CDI; silence would
+// start a container without its device.
 func TestCDI(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.run(t, "sh", "-c", `mkdir -p /var/run/cdi && cat > /var/run/cdi/test.json <<'X'
@@ -171,6 +209,7 @@ X`)
 			refused(t, n.createErr(t, pod, cfg, cc), "config.CDI_devices")
 			return
 		}
+
 		c := n.startConfig(t, pod, cfg, cc)
 		if got := n.exec(t, c, "cat", "/proc/1/environ"); !strings.Contains(got, "FROM_CDI=yes") {
 			t.Errorf("the device's edits are missing: %q", got)

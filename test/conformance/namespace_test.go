@@ -10,10 +10,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// createErr is the error of a CreateContainer that should fail; a container made all the same goes with its pod.
-func (n *node) createErr(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) error {
+// createErr is the error of a CreateContainer that should fail; a container made all the same goes
+// with its pod.
+func (n *node) createErr(
+	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig,
+) error {
 	t.Helper()
-	_, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+	_, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  pod,
+		Config:        cc,
+		SandboxConfig: cfg,
+	})
 	return err
 }
 
@@ -33,20 +40,27 @@ func TestPidTarget(t *testing.T) {
 		target := n.startNamed(t, pod, cfg, "target", sh("exec sleep 4242"))
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Metadata.Name, cc.LogPath = "debugger", "debugger_0.log"
-		cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
+		cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
+			Pid:      runtimeapi.NamespaceMode_TARGET,
+			TargetId: target,
+		}
+
 		debugger := n.startConfig(t, pod, cfg, cc)
 		if got := n.exec(t, debugger, "cat", "/proc/1/cmdline"); got != "sleep\x004242\x00" {
 			t.Errorf("process 1 as the debugger sees it: %q", got)
 		}
+
 		cc.Metadata.Name = "lost"
 		cc.Linux.SecurityContext.NamespaceOptions.TargetId = strings.Repeat("0", 64)
-		if err := n.createErr(t, pod, cfg, cc); err == nil || !strings.Contains(err.Error(), "target_id") && n.eng != nil {
+		if err := n.createErr(t, pod, cfg, cc); err == nil || !strings.Contains(err.Error(), "target_id") &&
+			n.eng != nil {
 			t.Errorf("an unknown target: %v", err)
 		}
 	})
 }
 
-// TestSharedPidReapsOrphans proves that the pod's process 1 reaps what it inherits (shareProcessNamespace).
+// TestSharedPidReapsOrphans proves that the pod's process 1 reaps what it inherits
+// (shareProcessNamespace).
 func TestSharedPidReapsOrphans(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -57,8 +71,10 @@ func TestSharedPidReapsOrphans(t *testing.T) {
 		id := n.startConfig(t, pod, cfg, cc)
 		n.exec(t, id, "sh", "-c", "(sleep 0.1 & sleep 0.1 & sleep 0.1 &)")
 		eventually(t, "the orphans have ended and are reaped", func() bool {
-			return !strings.Contains(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null | grep '(sleep)' | grep -v ' S ' || true"), "sleep") &&
-				strings.Count(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"), "sleep 0.1") == 0
+			return !strings.Contains(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null | grep '(sleep)' "+
+				"| grep -v ' S ' || true"), "sleep") &&
+				strings.Count(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"),
+					"sleep 0.1") == 0
 		})
 	})
 }
@@ -72,28 +88,35 @@ func TestIPC(t *testing.T) {
 		eventually(t, "the containers share /dev/shm", func() bool {
 			return n.exec(t, b, "sh", "-c", "cat /dev/shm/note 2>/dev/null || true") == "of the pod\n"
 		})
-		if x, y := n.exec(t, a, "readlink", "/proc/self/ns/ipc"), n.exec(t, b, "readlink", "/proc/self/ns/ipc"); x != y {
+		if x, y := n.exec(t, a, "readlink", "/proc/self/ns/ipc"), n.exec(t, b, "readlink", "/proc/self/ns/ipc"); x !=
+			y {
 			t.Errorf("IPC namespaces %s and %s of one pod", x, y)
 		}
+
 		if got := n.exec(t, a, "sh", "-c", "df -k /dev/shm | tail -1 | awk '{print $2}'"); got != fmt.Sprintln(64<<10) {
 			t.Errorf("/dev/shm has %q KiB", got)
 		}
+
 		host := n.podConfig(t)
 		host.Linux.SecurityContext.NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE
 		hostPod := n.runPod(t, host)
-		if got := n.podStatus(t, hostPod).GetLinux().GetNamespaces().GetOptions().GetIpc(); got != runtimeapi.NamespaceMode_NODE {
+		if got := n.podStatus(t, hostPod).GetLinux().GetNamespaces().GetOptions().GetIpc(); got !=
+			runtimeapi.NamespaceMode_NODE {
 			t.Errorf("PodSandboxStatus says ipc %v", got)
 		}
+
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Linux.SecurityContext.NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE
 		c := n.startConfig(t, hostPod, host, cc)
-		if got, want := n.exec(t, c, "readlink", "/proc/self/ns/ipc"), n.run(t, "readlink", "/proc/self/ns/ipc"); got != want {
+		if got, want := n.exec(t, c, "readlink", "/proc/self/ns/ipc"),
+			n.run(t, "readlink", "/proc/self/ns/ipc"); got != want {
 			t.Errorf("IPC namespace %s, the node's is %s", got, want)
 		}
 	})
 }
 
-// TestHostNetworkWithHostPorts is what kube-proxy's and ingress controllers' pods ask for: the ports are the node's anyhow.
+// TestHostNetworkWithHostPorts is what kube-proxy's and ingress controllers' pods ask for: the
+// ports are the node's anyhow.
 func TestHostNetworkWithHostPorts(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -118,16 +141,20 @@ func TestUnsafeSysctls(t *testing.T) {
 		cfg := n.podConfig(t)
 		cfg.Linux.Sysctls = map[string]string{"net.core.somaxconn": "1234", "kernel.msgmax": "65000"}
 		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		if got := n.exec(t, c, "cat", "/proc/sys/net/core/somaxconn", "/proc/sys/kernel/msgmax"); got != "1234\n65000\n" {
+		if got := n.exec(t, c, "cat", "/proc/sys/net/core/somaxconn", "/proc/sys/kernel/msgmax"); got !=
+			"1234\n65000\n" {
 			t.Errorf("sysctls: %q", got)
 		}
+
 		for _, bad := range []map[string]string{{"kernel.hostname": "other"}, {"vm.swappiness": "1"}} {
 			cfg := n.podConfig(t)
 			cfg.Linux.Sysctls = bad
-			if r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil {
+			if r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err ==
+				nil {
 				t.Errorf("a sysctl of the whole node was accepted: %v", bad)
 				n.removePod(t, r.PodSandboxId)
 			}
+
 			n.assertNothingLeft(t, cfg)
 		}
 	})

@@ -1,5 +1,5 @@
-// Package conformance proves the daemon's behaviour through its CRI socket, as a kubelet would call it, on private engines of every
-// version. It has no code outside its tests.
+// Package conformance proves the daemon's behaviour through its CRI socket, as a kubelet would call
+// it, on private engines of every version. It has no code outside its tests.
 package conformance
 
 import (
@@ -23,14 +23,16 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// node is a runtime to test: one engine with a daemon on it or, with -endpoint, whatever serves that socket.
+// node is a runtime to test: one engine with a daemon on it or, with -endpoint, whatever serves
+// that socket.
 type node struct {
 	*engines.Daemon
 	eng   *engines.Engine // nil with -endpoint
 	image string          // with a shell
 }
 
-// own is the engine, for tests that look or reach behind the runtime's back. Without one of its own the test ends here.
+// own is the engine, for tests that look or reach behind the runtime's back. Without one of its own
+// the test ends here.
 func (n *node) own(t *testing.T) *engines.Engine {
 	t.Helper()
 	if n.eng == nil {
@@ -78,10 +80,12 @@ func (n *node) tempDir(t *testing.T) string {
 	if n.eng == nil {
 		return t.TempDir()
 	}
+
 	dir, err := os.MkdirTemp(n.eng.Dir, "t")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return dir
 }
 
@@ -103,13 +107,19 @@ func (n *node) docker(t *testing.T, args ...string) string {
 
 // get is the body of a page in the engine's network namespace, "" on any error.
 func (n *node) get(addr string) string {
-	c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}}
+	c := http.Client{
+		Timeout:   2 * time.Second,
+		Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true},
+	}
+
 	r, err := c.Get("http://" + addr + "/")
 	if err != nil {
 		return ""
 	}
 	defer r.Body.Close()
+
 	b, _ := io.ReadAll(r.Body)
+
 	return string(b)
 }
 
@@ -128,14 +138,18 @@ func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 	if _, err := rand.Read(b); err != nil {
 		t.Fatal(err)
 	}
+
 	id := hex.EncodeToString(b)
+
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "pod-" + id, Uid: "uid-" + id, Namespace: "default"},
 		Hostname:     "pod-" + id,
 		LogDirectory: filepath.Join(n.tempDir(t), "default_pod-"+id+"_uid-"+id),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    n.cgroupRoot() + "/pod" + id,
-			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
+			CgroupParent: n.cgroupRoot() + "/pod" + id,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			},
 		},
 	}
 }
@@ -160,25 +174,30 @@ func (n *node) runPod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	if err != nil {
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
+
 	t.Cleanup(func() {
-		_, err := n.Runtime.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
+		_, err := n.Runtime.RemovePodSandbox(context.Background(),
+			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
 		if err != nil {
 			t.Errorf("RemovePodSandbox: %v", err)
 		}
 	})
+
 	return r.PodSandboxId
 }
 
 func (n *node) stopPod(t *testing.T, id string) {
 	t.Helper()
-	if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+	if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err !=
+		nil {
 		t.Fatalf("StopPodSandbox: %v", err)
 	}
 }
 
 func (n *node) removePod(t *testing.T, id string) {
 	t.Helper()
-	if _, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+	if _, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
+		nil {
 		t.Fatalf("RemovePodSandbox: %v", err)
 	}
 }
@@ -192,12 +211,19 @@ func (n *node) podStatus(t *testing.T, id string) *runtimeapi.PodSandboxStatus {
 	return r.Status
 }
 
-func (n *node) create(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
+func (n *node) create(
+	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig,
+) string {
 	t.Helper()
-	r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+	r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  pod,
+		Config:        cc,
+		SandboxConfig: cfg,
+	})
 	if err != nil {
 		t.Fatalf("CreateContainer: %v", err)
 	}
+
 	return r.ContainerId
 }
 
@@ -209,7 +235,9 @@ func (n *node) startID(t *testing.T, id string) {
 }
 
 // startConfig creates and starts a container.
-func (n *node) startConfig(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig) string {
+func (n *node) startConfig(
+	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig,
+) string {
 	t.Helper()
 	id := n.create(t, pod, cfg, cc)
 	n.startID(t, id)
@@ -223,7 +251,9 @@ func (n *node) start(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig,
 }
 
 // startNamed is start under a name.
-func (n *node) startNamed(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, command []string) string {
+func (n *node) startNamed(
+	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, command []string,
+) string {
 	t.Helper()
 	cc := n.containerConfig(command)
 	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
@@ -259,13 +289,15 @@ func (n *node) exec(t *testing.T, id string, cmd ...string) string {
 	return string(r.Stdout)
 }
 
-// log is what a container wrote, as the kubelet would read it: Docker's JSON, or the CRI's lines of time, stream, tag and text.
+// log is what a container wrote, as the kubelet would read it: Docker's JSON, or the CRI's lines of
+// time, stream, tag and text.
 func (n *node) log(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var text strings.Builder
 	if !bytes.HasPrefix(b, []byte("{")) {
 		for line := range strings.Lines(string(b)) {
@@ -275,6 +307,7 @@ func (n *node) log(t *testing.T, path string) string {
 		}
 		return text.String()
 	}
+
 	for d := json.NewDecoder(bytes.NewReader(b)); ; {
 		var line struct{ Log string }
 		if err := d.Decode(&line); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -294,10 +327,12 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	if out := strings.TrimSpace(n.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid)); out != "" {
 		left = append(left, "containers "+out)
 	}
+
 	r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	known := map[string]bool{}
 	for _, p := range r.Items {
 		known[p.Id] = true
@@ -305,17 +340,21 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 			left = append(left, "sandbox "+p.Id)
 		}
 	}
+
 	for _, dir := range []string{n.PinDir, n.CacheDir, n.PendingDir, filepath.Join(n.LeaseDir, "*")} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, f := range files {
-			if b, _ := os.ReadFile(f); strings.Contains(string(b), cfg.Metadata.Uid) || ownedByNobody(filepath.Base(f)+" "+string(b), known) {
+			if b, _ := os.ReadFile(f); strings.Contains(string(b), cfg.Metadata.Uid) ||
+				ownedByNobody(filepath.Base(f)+" "+string(b), known) {
 				left = append(left, f)
 			}
 		}
 	}
+
 	return strings.Join(append(left, n.lostPins(t)...), "; ")
 }
 
@@ -326,17 +365,20 @@ func (n *node) lostPins(t *testing.T) (lost []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	known := map[string]bool{}
 	links, _ := filepath.Glob(filepath.Join(n.PinDir, "*"))
 	for _, l := range links {
 		target, _ := os.Readlink(l)
 		known[filepath.Base(target)] = true
 	}
+
 	for _, p := range pins {
 		if !known[filepath.Base(p)] {
 			lost = append(lost, p)
 		}
 	}
+
 	return lost
 }
 
@@ -347,24 +389,31 @@ func (n *node) wholePod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range r.Items {
 		if p.Metadata.Uid != cfg.Metadata.Uid || p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 			continue
 		}
-		if s, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id}); err == nil && s.Status.Network.GetIp() != "" {
+		if s, err := n.Runtime.PodSandboxStatus(t.Context(),
+			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id}); err == nil && s.Status.Network.GetIp() != "" {
 			return p.Id
 		}
 	}
+
 	return ""
 }
 
-// ownedByNobody says whether the text names a container ID of 64 hex digits that is none of the known ones.
+// ownedByNobody says whether the text names a container ID of 64 hex digits that is none of the
+// known ones.
 func ownedByNobody(text string, known map[string]bool) bool {
-	for _, f := range strings.FieldsFunc(text, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
+	for _, f := range strings.FieldsFunc(text, func(r rune) bool {
+		return !strings.ContainsRune("0123456789abcdef", r)
+	}) {
 		if len(f) == 64 && !known[f] {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -374,6 +423,7 @@ func (n *node) assertNothingLeft(t *testing.T, cfg *runtimeapi.PodSandboxConfig)
 	if n.eng == nil { // only what the runtime itself says can be seen
 		return
 	}
+
 	// Pods of other tests that are being made hold a network already, and are not listed yet.
 	var l string
 	if !within(5*time.Second, func() bool { l = n.left(t, cfg); return l == "" }) {

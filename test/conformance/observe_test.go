@@ -16,18 +16,21 @@ func figure(t *testing.T, page, name string, labels ...string) float64 {
 		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
 			continue
 		}
+
 		i := strings.LastIndexByte(rest, ' ') // labels may have spaces, too
 		series, value := rest[:i], rest[i+1:]
 		fits := true
 		for _, l := range labels {
 			fits = fits && strings.Contains(series, l)
 		}
+
 		if v, err := strconv.ParseFloat(value, 64); err != nil {
 			t.Errorf("%s: %v", line, err)
 		} else if fits {
 			sum += v
 		}
 	}
+
 	return sum
 }
 
@@ -40,22 +43,31 @@ func TestDaemonsOwnFigures(t *testing.T) {
 				t.Errorf("%s: %d, %s", path, code, text)
 			}
 		}
+
 		before := n.Metrics(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		n.start(t, pod, cfg, []string{"sh", "-c", "echo a line; sleep 1000"})
 		during := n.Metrics(t)
-		for name, want := range map[string]float64{"cri_dockerd_engine_up": 1, "cri_dockerd_network_ready": 1, "cri_dockerd_log_driver_up": 1, "cri_dockerd_build_info": 1} {
+		for name, want := range map[string]float64{
+			"cri_dockerd_engine_up":     1,
+			"cri_dockerd_network_ready": 1,
+			"cri_dockerd_log_driver_up": 1,
+			"cri_dockerd_build_info":    1,
+		} {
 			if got := figure(t, during, name); got != want {
 				t.Errorf("%s is %v", name, got)
 			}
 		}
-		for _, name := range []string{`cri_dockerd_sandboxes{state="ready"}`, `cri_dockerd_containers{state="running"}`, "cri_dockerd_images", "cri_dockerd_network_attachments"} {
+
+		for _, name := range []string{`cri_dockerd_sandboxes{state="ready"}`, `cri_dockerd_containers{state="running"}`,
+			"cri_dockerd_images", "cri_dockerd_network_attachments"} {
 			name, label, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
 			if got := figure(t, during, name, label); got < 1 {
 				t.Errorf("%s of %s is %v", name, label, got)
 			}
 		}
+
 		n.stopPod(t, pod)
 		n.removePod(t, pod)
 		after := n.Metrics(t)
@@ -63,19 +75,23 @@ func TestDaemonsOwnFigures(t *testing.T) {
 			{"cri_dockerd_rpc_duration_seconds_count", `method="RunPodSandbox"`, `code="OK"`},
 			{"cri_dockerd_rpc_duration_seconds_count", `method="StartContainer"`, `code="OK"`},
 			{"cri_dockerd_rpc_duration_seconds_count", `method="RemovePodSandbox"`, `code="OK"`},
-			{"cri_dockerd_engine_request_duration_seconds_count", `operation="POST /containers/{id}/start"`, `code="204"`},
+			{"cri_dockerd_engine_request_duration_seconds_count", `operation="POST /containers/{id}/start"`,
+				`code="204"`},
 			{"cri_dockerd_engine_request_duration_seconds_count", `operation="POST /containers/create"`, `code="201"`},
 			{"cri_dockerd_cni_duration_seconds_count", `command="ADD"`, `plugin="bridge"`},
 			{"cri_dockerd_cni_duration_seconds_count", `command="DEL"`, `plugin="bridge"`},
 			{"cri_dockerd_log_lines_total"},
 			{"cri_dockerd_event_lag_seconds_count"},
 		} {
-			if was, is := figure(t, before, moved[0], moved[1:]...), figure(t, after, moved[0], moved[1:]...); is <= was {
+			if was, is := figure(t, before, moved[0], moved[1:]...),
+				figure(t, after, moved[0], moved[1:]...); is <= was {
 				t.Errorf("%q went from %v to %v", moved, was, is)
 			}
 		}
+
 		for line := range strings.Lines(after) {
-			if strings.HasPrefix(line, "cri_dockerd_") && (strings.Contains(line, pod) || strings.Contains(line, pod[:12])) {
+			if strings.HasPrefix(line, "cri_dockerd_") &&
+				(strings.Contains(line, pod) || strings.Contains(line, pod[:12])) {
 				t.Errorf("a figure of the daemon has an ID: %s", line)
 			}
 		}
@@ -89,15 +105,19 @@ func TestReload(t *testing.T) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, []string{"sleep", "1000"})
-		was, pid := figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`), n.inspect(t, c, ".State.Pid")
+		was, pid := figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`),
+			n.inspect(t, c, ".State.Pid")
 		n.Reload(t)
-		eventually(t, "everything is looked at", func() bool { return figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`) > was })
+		eventually(t, "everything is looked at", func() bool {
+			return figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`) > was
+		})
 		if is := n.inspect(t, c, ".State.Pid"); is != pid {
 			t.Errorf("the container's process was %s and is %s", pid, is)
 		}
 		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
 			t.Errorf("readyz: %d, %s", code, why)
 		}
+
 		n.removePod(t, pod)
 	})
 }

@@ -17,8 +17,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// newForgetfulProxy serves an engine that never knows that memory ran out, as with a containerd whose
-// OOM events are missing, on a socket beside the engine's. It returns the socket.
+// newForgetfulProxy serves an engine that never knows that memory ran out, as with a containerd
+// whose OOM events are missing, on a socket beside the engine's. It returns the socket.
 func (n *node) newForgetfulProxy(t *testing.T) string {
 	t.Helper()
 	engine, socket := n.own(t).Socket, filepath.Join(n.tempDir(t), "proxy.sock")
@@ -26,6 +26,7 @@ func (n *node) newForgetfulProxy(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
 	forward.FlushInterval = -1 // events
 	forward.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -44,11 +45,14 @@ func (n *node) newForgetfulProxy(t *testing.T) string {
 			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
 			r.Header.Del("Content-Length")
 		}
+
 		return nil
 	}
+
 	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: forward}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
+
 	return socket
 }
 
@@ -57,6 +61,7 @@ func withoutOOM(events io.ReadCloser) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() {
 		defer events.Close()
+
 		in := bufio.NewReader(events)
 		for {
 			line, err := in.ReadBytes('\n')
@@ -65,20 +70,22 @@ func withoutOOM(events io.ReadCloser) io.ReadCloser {
 					return
 				}
 			}
+
 			if err != nil {
 				w.CloseWithError(err)
 				return
 			}
 		}
 	}()
+
 	return r
 }
 
 // hog exceeds a limit of memory.
 const hog = "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
 
-// TestOOMWithoutTheEngine: the engine does not know that memory ran out, and the kernel does. Ends that
-// have another reason keep it.
+// TestOOMWithoutTheEngine: the engine does not know that memory ran out, and the kernel does. Ends
+// that have another reason keep it.
 func TestOOMWithoutTheEngine(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newForgetfulProxy(t))
@@ -90,10 +97,14 @@ func TestOOMWithoutTheEngine(t *testing.T) {
 			cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
 			return n.startConfig(t, pod, cfg, cc)
 		}
+
 		end := func(id, reason string, code int32) {
 			t.Helper()
 			var s *runtimeapi.ContainerStatus
-			if !within(time.Minute, func() bool { s = n.containerStatus(t, id); return s.Reason == reason }) || s.ExitCode != code {
+			if !within(time.Minute, func() bool {
+				s = n.containerStatus(t, id)
+				return s.Reason == reason
+			}) || s.ExitCode != code {
 				t.Errorf("reason %s and exit code %d, want %s and %d", s.Reason, s.ExitCode, reason, code)
 			}
 		}

@@ -15,7 +15,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// proxy stands between a daemon and its engine. Requests whose path ends in a suffix wait until their client gives up.
+// proxy stands between a daemon and its engine. Requests whose path ends in a suffix wait until
+// their client gives up.
 type proxy struct {
 	socket string
 
@@ -37,6 +38,7 @@ func (n *node) newProxy(t *testing.T) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
 	forward.FlushInterval = -1 // events
 	forward.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -49,37 +51,46 @@ func (n *node) newProxy(t *testing.T) *proxy {
 				http.Error(w, `{"message":"failed by the test"}`, http.StatusInternalServerError)
 				return
 			}
+
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
 				p.left()
 				return
 			}
+
 			if carryOut := p.delayed(r.URL.Path); carryOut != nil {
 				p.serveLate(forward, w, r, carryOut)
 				return
 			}
+
 			if strings.HasSuffix(r.URL.Path, "/events") && r.URL.Query().Get("until") == "" {
 				q := &quiet{ResponseWriter: w, proxy: p}
 				p.open(q)
 				defer p.close(q)
 				w = q
 			}
+
 			forward.ServeHTTP(w, r)
 		}),
 	}
+
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
+
 	return p
 }
 
 func (p *proxy) hangs(path string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	if p.suffix == "" || !strings.HasSuffix(path, p.suffix) {
 		return false
 	}
+
 	p.waiting++
 	p.now++
+
 	return true
 }
 
@@ -180,8 +191,8 @@ func (n *node) runtimeReady(t *testing.T) (bool, string) {
 	return c.Status, c.Message
 }
 
-// TestHangingInspect: the engine hangs on one container, at rest and while the daemon starts. Everything else answers as usual, and the
-// container is described once the engine goes on.
+// TestHangingInspect: the engine hangs on one container, at rest and while the daemon starts.
+// Everything else answers as usual, and the container is described once the engine goes on.
 func TestHangingInspect(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		h := hanging(t, n)
@@ -197,7 +208,8 @@ func TestHangingInspect(t *testing.T) {
 
 		h.restart(t)
 		h.othersAnswer(t, "after-start")
-		if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Metadata.Name != "sick" {
+		if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+			s.ExitCode != 137 || s.Metadata.Name != "sick" {
 			t.Errorf("from the list alone: %v", s)
 		}
 
@@ -209,11 +221,13 @@ func TestHangingInspect(t *testing.T) {
 		if !within(2*time.Minute, described) {
 			t.Errorf("not described after the engine went on: %v", h.containerStatus(t, sick))
 		}
+
 		h.end(t)
 	})
 }
 
-// TestSilentEvents: the event stream stays open and says nothing more. A dead container is reported within 30 s.
+// TestSilentEvents: the event stream stays open and says nothing more. A dead container is reported
+// within 30 s.
 func TestSilentEvents(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := n.newProxy(t)
@@ -229,13 +243,15 @@ func TestSilentEvents(t *testing.T) {
 		if !within(30*time.Second, exited) {
 			t.Errorf("a dead container is not reported within 30 s")
 		}
+
 		t.Logf("reported after %s", time.Since(begin))
 		n.removePod(t, sandbox)
 		n.assertNothingLeft(t, pod)
 	})
 }
 
-// TestHangingEngine stops dockerd with SIGSTOP. The runtime is not ready within 20 s, and ready within 5 s of SIGCONT.
+// TestHangingEngine stops dockerd with SIGSTOP. The runtime is not ready within 20 s, and ready
+// within 5 s of SIGCONT.
 func TestHangingEngine(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		pod := n.podConfig(t)
@@ -253,6 +269,7 @@ func TestHangingEngine(t *testing.T) {
 		if d := time.Since(begin); d > 5*time.Second {
 			t.Errorf("the engine's return was seen after %s", d)
 		}
+
 		n.podStatus(t, sandbox)
 		n.removePod(t, sandbox)
 		n.assertNothingLeft(t, pod)

@@ -17,9 +17,12 @@ func TestVersion(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" || !strings.HasPrefix(v.RuntimeVersion, majorOf(t, n)) {
+
+		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" ||
+			!strings.HasPrefix(v.RuntimeVersion, majorOf(t, n)) {
 			t.Errorf("Version: %v", v)
 		}
+
 		c, err := n.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
 		if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
 			t.Errorf("RuntimeConfig: %v, %v", c, err)
@@ -33,11 +36,13 @@ func TestStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, c := range s.Status.Conditions {
 			if !c.Status {
 				t.Errorf("%s is false: %s %s", c.Type, c.Reason, c.Message)
 			}
 		}
+
 		if len(s.RuntimeHandlers) == 0 || len(s.Info) == 0 {
 			t.Errorf("no runtime handlers or no info: %v", s)
 		}
@@ -46,7 +51,8 @@ func TestStatus(t *testing.T) {
 
 func TestUnimplementedSaysItsName(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		_, err := n.Runtime.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "0123"})
+		_, err := n.Runtime.CheckpointContainer(t.Context(),
+			&runtimeapi.CheckpointContainerRequest{ContainerId: "0123"})
 		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
 			t.Errorf("CheckpointContainer: %v", err)
 		}
@@ -64,10 +70,14 @@ func TestPodLife(t *testing.T) {
 		if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() == "" || s.CreatedAt == 0 {
 			t.Errorf("status of a running pod: %v", s)
 		}
-		if s.Metadata.Name != cfg.Metadata.Name || s.Metadata.Uid != cfg.Metadata.Uid || s.Metadata.Namespace != "default" {
+
+		if s.Metadata.Name != cfg.Metadata.Name || s.Metadata.Uid != cfg.Metadata.Uid ||
+			s.Metadata.Namespace != "default" {
 			t.Errorf("metadata: %v", s.Metadata)
 		}
-		if s.Labels["app"] != "web" || s.Annotations["example.com/note"] != cfg.Annotations["example.com/note"] || len(s.Annotations) != 1 {
+
+		if s.Labels["app"] != "web" || s.Annotations["example.com/note"] != cfg.Annotations["example.com/note"] ||
+			len(s.Annotations) != 1 {
 			t.Errorf("labels %v, annotations %v", s.Labels, s.Annotations)
 		}
 
@@ -81,11 +91,14 @@ func TestPodLife(t *testing.T) {
 		if s := n.podStatus(t, id); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 			t.Errorf("state after stop: %v", s.State)
 		}
+
 		n.removePod(t, id)
 		n.removePod(t, id)
-		if _, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id}); status.Code(err) != codes.NotFound {
+		if _, err := n.Runtime.PodSandboxStatus(t.Context(),
+			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: id}); status.Code(err) != codes.NotFound {
 			t.Errorf("status of a removed pod: %v", err)
 		}
+
 		n.assertNothingLeft(t, cfg)
 	})
 }
@@ -103,6 +116,7 @@ func TestStopPodStopsItsContainers(t *testing.T) {
 		if s := n.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			t.Errorf("container after StopPodSandbox: %v", s.State)
 		}
+
 		n.removePod(t, id)
 		n.assertNothingLeft(t, cfg)
 	})
@@ -123,7 +137,9 @@ func TestPauseKilledBehindOurBack(t *testing.T) {
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
 		n.docker(t, "kill", id)
-		eventually(t, "pod NotReady", func() bool { return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY })
+		eventually(t, "pod NotReady", func() bool {
+			return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+		})
 		n.stopPod(t, id)
 		n.removePod(t, id)
 		n.assertNothingLeft(t, cfg)
@@ -141,12 +157,16 @@ func TestUnknownIDs(t *testing.T) {
 		const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 		n.stopPod(t, id)
 		n.removePod(t, id)
-		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err !=
+			nil {
 			t.Errorf("StopContainer: %v", err)
 		}
-		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+
+		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
+			nil {
 			t.Errorf("RemoveContainer: %v", err)
 		}
+
 		for name, call := range map[string]func() error{
 			"PodSandboxStatus": func() error {
 				_, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
@@ -161,7 +181,8 @@ func TestUnknownIDs(t *testing.T) {
 				return err
 			},
 			"ExecSync": func() error {
-				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
+				_, err := n.Runtime.ExecSync(t.Context(),
+					&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
 				return err
 			},
 		} {
@@ -179,9 +200,11 @@ func TestHostNetwork(t *testing.T) {
 		cfg.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		id := n.runPod(t, cfg)
 		s := n.podStatus(t, id)
-		if s.Network.GetIp() != "" || s.Linux.GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE {
+		if s.Network.GetIp() != "" ||
+			s.Linux.GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE {
 			t.Errorf("status of a host network pod: %v", s)
 		}
+
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		want := strings.TrimSpace(n.run(t, "readlink", "/proc/self/ns/net"))
 		if got := strings.TrimSpace(n.exec(t, c, "readlink", "/proc/self/ns/net")); got != want {
@@ -195,7 +218,9 @@ func TestPidModes(t *testing.T) {
 		for mode, want := range map[runtimeapi.NamespaceMode]func(pid1 string) bool{
 			runtimeapi.NamespaceMode_CONTAINER: func(c string) bool { return strings.HasPrefix(c, "sleep") },
 			runtimeapi.NamespaceMode_POD:       func(c string) bool { return strings.HasPrefix(c, "/pause") },
-			runtimeapi.NamespaceMode_NODE:      func(c string) bool { return !strings.HasPrefix(c, "sleep") && !strings.HasPrefix(c, "/pause") },
+			runtimeapi.NamespaceMode_NODE: func(c string) bool {
+				return !strings.HasPrefix(c, "sleep") && !strings.HasPrefix(c, "/pause")
+			},
 		} {
 			cfg := n.podConfig(t)
 			cfg.Linux.SecurityContext.NamespaceOptions.Pid = mode
@@ -203,6 +228,7 @@ func TestPidModes(t *testing.T) {
 			if got := n.podStatus(t, id).Linux.GetNamespaces().GetOptions().GetPid(); got != mode {
 				t.Errorf("PodSandboxStatus says pid %v, asked was %v", got, mode)
 			}
+
 			cc := n.containerConfig(sh("exec sleep 1000"))
 			cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode}
 			c := n.startConfig(t, id, cfg, cc)
@@ -222,21 +248,29 @@ func TestDNSAndHostname(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cfg.Hostname = "web-0"
-		cfg.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"127.0.0.53"}, Searches: []string{"default.svc.cluster.local", "cluster.local"}, Options: []string{"ndots:5"}}
+		cfg.DnsConfig = &runtimeapi.DNSConfig{
+			Servers:  []string{"127.0.0.53"},
+			Searches: []string{"default.svc.cluster.local", "cluster.local"},
+			Options:  []string{"ndots:5"},
+		}
+
 		id := n.runPod(t, cfg)
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		got := n.exec(t, c, "cat", "/etc/resolv.conf")
-		for _, want := range []string{"nameserver 127.0.0.53\n", "search default.svc.cluster.local cluster.local\n", "options ndots:5\n"} {
+		for _, want := range []string{"nameserver 127.0.0.53\n", "search default.svc.cluster.local cluster.local\n",
+			"options ndots:5\n"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("resolv.conf lacks %q:\n%s", want, got)
 			}
 		}
+
 		if got := n.exec(t, c, "hostname"); got != "web-0\n" {
 			t.Errorf("hostname: %q", got)
 		}
 
 		host := n.podConfig(t)
-		host.Hostname, host.DnsConfig, host.Linux.SecurityContext.NamespaceOptions.Network = "", cfg.DnsConfig, runtimeapi.NamespaceMode_NODE
+		host.Hostname, host.DnsConfig, host.Linux.SecurityContext.NamespaceOptions.Network = "", cfg.DnsConfig,
+			runtimeapi.NamespaceMode_NODE
 		c = n.start(t, n.runPod(t, host), host, sh("sleep 1000"))
 		if on := n.exec(t, c, "cat", "/etc/resolv.conf"); on != got {
 			t.Errorf("resolv.conf on the host's network:\n%s", on)
@@ -248,8 +282,10 @@ func TestSysctls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cfg.Linux.Sysctls = map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "40000\t40100", "net.core.somaxconn": "1234",
+			"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1",
+			"net.ipv4.ip_local_port_range": "40000\t40100", "net.core.somaxconn": "1234",
 		}
+
 		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
 		for name, want := range cfg.Linux.Sysctls {
 			file := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
@@ -266,13 +302,22 @@ func TestSysctls(t *testing.T) {
 func TestHostPort(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
-		cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8080, HostPort: 18080}}
+		cfg.PortMappings = []*runtimeapi.PortMapping{{
+			Protocol:      runtimeapi.Protocol_TCP,
+			ContainerPort: 8080,
+			HostPort:      18080,
+		}}
+
 		id := n.runPod(t, cfg)
 		n.start(t, id, cfg, sh("mkdir /www; echo page of the pod > /www/index.html; exec httpd -f -p 8080 -h /www"))
 		ip := n.podStatus(t, id).Network.Ip
-		eventually(t, "page at the pod IP", func() bool { return strings.Contains(n.get(ip+":8080"), "page of the pod") })
+		eventually(t, "page at the pod IP", func() bool {
+			return strings.Contains(n.get(ip+":8080"), "page of the pod")
+		})
 		gateway := ip[:strings.LastIndex(ip, ".")] + ".1"
-		eventually(t, "page at the host port", func() bool { return strings.Contains(n.get(gateway+":18080"), "page of the pod") })
+		eventually(t, "page at the host port", func() bool {
+			return strings.Contains(n.get(gateway+":18080"), "page of the pod")
+		})
 		n.removePod(t, id)
 		if rules := n.run(t, "iptables-save"); strings.Contains(rules, "18080") {
 			t.Errorf("rules of the host port are left:\n%s", rules)
@@ -286,7 +331,8 @@ func TestCgroupParent(t *testing.T) {
 		cfg.Linux.CgroupParent = n.cgroupRoot() + "/burstable/pod" + cfg.Metadata.Uid
 		id := n.runPod(t, cfg)
 		c := n.start(t, id, cfg, sh("sleep 1000"))
-		got := n.run(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/cgroup/memory%s/*/cgroup.procs | wc -l", cfg.Linux.CgroupParent))
+		got := n.run(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/cgroup/memory%s/*/cgroup.procs | wc -l",
+			cfg.Linux.CgroupParent))
 		if strings.TrimSpace(got) != "2" {
 			t.Errorf("processes below the pod's cgroup: %q, container %s", got, c)
 		}
@@ -296,7 +342,8 @@ func TestCgroupParent(t *testing.T) {
 func TestListPods(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		a, b := n.podConfig(t), n.podConfig(t)
-		a.Labels, b.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "one"}, map[string]string{"group": a.Metadata.Uid, "tier": "two"}
+		a.Labels, b.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "one"},
+			map[string]string{"group": a.Metadata.Uid, "tier": "two"}
 		idA := n.runPod(t, a)
 		idB := n.runPod(t, b)
 		n.stopPod(t, idB)
@@ -320,10 +367,12 @@ func TestListPods(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var got []string
 			for _, p := range r.Items {
 				got = append(got, p.Id)
 			}
+
 			if fmt.Sprint(got) != fmt.Sprint(c.want) {
 				t.Errorf("%s: got %v, want %v", name, got, c.want)
 			}

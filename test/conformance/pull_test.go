@@ -46,7 +46,10 @@ func (n *node) containerdStore(t *testing.T) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.ContainsFunc(info.Info.DriverStatus, func(kv [2]string) bool { return strings.Contains(kv[1], "io.containerd.snapshotter") })
+
+	return slices.ContainsFunc(info.Info.DriverStatus, func(kv [2]string) bool {
+		return strings.Contains(kv[1], "io.containerd.snapshotter")
+	})
 }
 
 // TestPull pulls by tag, by digest and by both; the answer is the ID that all other calls give.
@@ -58,10 +61,12 @@ func TestPull(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		i := n.imageStatus(t, ref)
 		if i.GetId() != id || len(i.RepoDigests) != 1 {
 			t.Fatalf("pulled %s, ImageStatus says %v", id, i)
 		}
+
 		_, digest, _ := strings.Cut(i.RepoDigests[0], "@")
 		for _, again := range []string{r.Host + "/app@" + digest, ref + "@" + digest, ref} {
 			if got, err := n.pull(t.Context(), again, nil); err != nil || got != id {
@@ -80,11 +85,13 @@ func TestPullErrors(t *testing.T) {
 		r := n.registry(t)
 		r.Add(t, "app", "1", 1, 1000)
 		for repository, rule := range map[string]registry.Rule{
-			"r401": {Status: 401, Code: "UNAUTHORIZED"}, "r403": {Status: 403, Code: "DENIED"}, "r429": {Status: 429, Code: "TOOMANYREQUESTS"},
+			"r401": {Status: 401, Code: "UNAUTHORIZED"}, "r403": {Status: 403, Code: "DENIED"},
+			"r429": {Status: 429, Code: "TOOMANYREQUESTS"},
 			"r500": {Status: 500, Code: "UNKNOWN"}, "r503": {Status: 503, Code: "UNAVAILABLE"},
 		} {
 			r.Set(repository, rule)
 		}
+
 		plain := registry.Serve(t, n.own(t).Listen(t, "192.0.2.1:0")) // no loopback, so the engine demands TLS
 		for ref, want := range map[string]codes.Code{
 			r.Host + "/app:2":     codes.NotFound,
@@ -102,19 +109,27 @@ func TestPullErrors(t *testing.T) {
 			"a b":                 codes.InvalidArgument,
 			"a/../b":              codes.InvalidArgument,
 		} {
-			if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != want || !strings.Contains(err.Error(), ref) {
+			if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != want ||
+				!strings.Contains(err.Error(), ref) {
 				t.Errorf("%s: %v, want %s", ref, err, want)
 			}
 		}
 	})
 }
 
-// TestPullCredentials uses every field of AuthConfig, at registries that ask for Basic authentication and for tokens.
+// TestPullCredentials uses every field of AuthConfig, at registries that ask for Basic
+// authentication and for tokens.
 func TestPullCredentials(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		basic, token := n.registry(t), n.registry(t)
 		basic.Set("", registry.Rule{User: "user", Password: "pass:word"})
-		token.Set("", registry.Rule{User: "user", Password: "pass:word", Token: "the-token", RefreshToken: "the-identity"})
+		token.Set("", registry.Rule{
+			User:         "user",
+			Password:     "pass:word",
+			Token:        "the-token",
+			RefreshToken: "the-identity",
+		})
+
 		good := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
 		for i, test := range []struct {
 			r    *registry.Registry
@@ -124,7 +139,11 @@ func TestPullCredentials(t *testing.T) {
 			{basic, nil, codes.PermissionDenied},
 			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "wrong"}, codes.PermissionDenied},
 			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "pass:word"}, codes.OK},
-			{basic, &runtimeapi.AuthConfig{Username: "user", Password: "pass:word", ServerAddress: basic.Host}, codes.OK},
+			{basic, &runtimeapi.AuthConfig{
+				Username:      "user",
+				Password:      "pass:word",
+				ServerAddress: basic.Host,
+			}, codes.OK},
 			{basic, &runtimeapi.AuthConfig{Auth: good}, codes.OK},
 			{basic, &runtimeapi.AuthConfig{Auth: "not base64!"}, codes.InvalidArgument},
 			{token, nil, codes.PermissionDenied},
@@ -143,13 +162,15 @@ func TestPullCredentials(t *testing.T) {
 	})
 }
 
-// TestPullDeadline: it ends a pull in which nothing moves, saying what it waited for, and not one at 50 KiB/s that takes three times as long.
+// TestPullDeadline: it ends a pull in which nothing moves, saying what it waited for, and not one
+// at 50 KiB/s that takes three times as long.
 func TestPullDeadline(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		deadline, size := 2*time.Second, int64(310<<10)
 		if n.containerdStore(t) { // it reports each MiB, which takes 20 s
 			deadline, size = 25*time.Second, 3900<<10
 		}
+
 		d := n.withDaemon(t, "--image-pull-progress-deadline="+deadline.String())
 		r := n.registry(t)
 		stalls, slow := r.Add(t, "stalls", "1", 1, 4<<20), r.Add(t, "slow", "1", 1, size)
@@ -159,10 +180,12 @@ func TestPullDeadline(t *testing.T) {
 		wg.Go(func() {
 			began := time.Now()
 			_, err := d.pull(t.Context(), stalls, nil)
-			if took := time.Since(began); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "Downloading") || took < deadline {
+			if took := time.Since(began); status.Code(err) != codes.Unavailable ||
+				!strings.Contains(err.Error(), "Downloading") || took < deadline {
 				t.Errorf("a pull that stalls: %v after %v", err, took)
 			}
 		})
+
 		wg.Go(func() {
 			began := time.Now()
 			_, err := d.pull(t.Context(), slow, nil)
@@ -170,6 +193,7 @@ func TestPullDeadline(t *testing.T) {
 				t.Errorf("a slow pull: %v after %v", err, took)
 			}
 		})
+
 		wg.Wait()
 	})
 }
@@ -177,7 +201,8 @@ func TestPullDeadline(t *testing.T) {
 // pullIsActive finds that one pull or more, by tests that run meanwhile, are under way.
 var pullIsActive = regexp.MustCompile(`(?m)^cri_dockerd_image_pulls_active [1-9]`)
 
-// TestParallelPulls: pulls of one image share the work, and who leaves does not end it for the others.
+// TestParallelPulls: pulls of one image share the work, and who leaves does not end it for the
+// others.
 func TestParallelPulls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -194,15 +219,18 @@ func TestParallelPulls(t *testing.T) {
 				}
 			})
 		}
+
 		eventually(t, "the registry is asked", func() bool { return r.Busy("shared") > 0 })
 		impatient, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer leave()
+
 		if page := n.Metrics(t); !pullIsActive.MatchString(page) {
 			t.Errorf("metrics of a pull that is under way:\n%s", page)
 		}
 		if _, err := n.pull(impatient, ref, nil); status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("who left: %v", err)
 		}
+
 		close(goOn)
 		wg.Wait()
 		for _, id := range ids {
@@ -210,6 +238,7 @@ func TestParallelPulls(t *testing.T) {
 				t.Errorf("IDs %v", ids)
 			}
 		}
+
 		if got := r.Layers("shared"); got != 1 {
 			t.Errorf("the layer was fetched %d times", got)
 		}
@@ -228,6 +257,7 @@ func TestCancelledPull(t *testing.T) {
 				t.Errorf("cancelled: %v", err)
 			}
 		})
+
 		eventually(t, "the layer is on its way", func() bool { return r.Layers("cancelled") > 0 })
 		cancel()
 		wg.Wait()
@@ -239,79 +269,100 @@ func TestCancelledPull(t *testing.T) {
 	})
 }
 
-// TestPauseImageOfARegistry: an explicit sandbox image is pulled with this machine's credentials, those of config.json or of a credential
-// helper; without them the error says what to do.
+// TestPauseImageOfARegistry: an explicit sandbox image is pulled with this machine's credentials,
+// those of config.json or of a credential helper; without them the error says what to do.
 func TestPauseImageOfARegistry(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		img, err := pause.New("x86_64")
 		if err != nil {
 			t.Fatal(err)
 		}
-		i, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(img.Archive)), nil }, nil)
+
+		i, err := tarball.Image(func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(img.Archive)), nil
+		}, nil)
 		if err == nil {
-			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}, User: "1"}) // another image than the embedded one
+			// another image than the embedded one
+			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}, User: "1"})
 		}
+
 		if err != nil {
 			t.Fatalf("%s: %v", img.Ref, err)
 		}
+
 		r := n.registry(t)
 		ref := r.Put(t, "pause", "1", i)
 		r.Set("", registry.Rule{User: "user", Password: "secret"})
 		n = n.withDaemon(t, "--pod-infra-container-image="+ref)
 		cfg := n.podConfig(t)
-		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != codes.PermissionDenied ||
+		if _, err := n.Runtime.RunPodSandbox(t.Context(),
+			&runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != codes.PermissionDenied ||
 			!strings.Contains(err.Error(), ref) || !strings.Contains(err.Error(), "docker login") {
 			t.Errorf("without credentials: %v", err)
 		}
+
 		config := filepath.Join(n.own(t).Dir, "root/root/.docker/config.json")
 		auth := base64.StdEncoding.EncodeToString([]byte("user:secret"))
-		helper := "#!/bin/sh\ncat > /dev/null\necho '{\"ServerURL\":\"" + r.Host + "\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
+		helper := "#!/bin/sh\ncat > /dev/null\necho '{\"ServerURL\":\"" + r.Host +
+			"\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
 		engines.WriteProgram(t, filepath.Join(n.own(t).Dir, "bin/docker-credential-test"), helper)
-		for _, content := range []string{`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`, `{"credHelpers":{"` + r.Host + `":"test"}}`} {
+		for _, content := range []string{`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`, `{"credHelpers":{"` +
+			r.Host + `":"test"}}`} {
 			if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 				t.Fatal(err)
 			}
+
 			pod := n.runPod(t, cfg)
 			if got := n.imageStatus(t, ref); !got.GetPinned() {
 				t.Errorf("the sandbox image is not pinned: %v", got)
 			}
+
 			n.removePod(t, pod)
 			if err := n.removeImage(t, ref); err != nil {
 				t.Error(err)
 			}
 		}
+
 		if err := os.WriteFile(config, []byte(`{"credHelpers":{"`+r.Host+`":"nobody"}}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil || !strings.Contains(err.Error(), "docker-credential-nobody") {
+
+		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil ||
+			!strings.Contains(err.Error(), "docker-credential-nobody") {
 			t.Errorf("with a helper that is not there: %v", err)
 		}
 	})
 }
 
-// TestPullTLS: a registry with a certificate of its own authority works once the engine knows that, and says what is wrong before.
+// TestPullTLS: a registry with a certificate of its own authority works once the engine knows that,
+// and says what is wrong before.
 func TestPullTLS(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		l := n.own(t).Listen(t, "192.0.2.1:0")
 		r, authority := registry.ServeTLS(t, l)
 		ref := r.Add(t, "secure", "1", 1, 1000)
-		if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "x509") {
+		if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != codes.Unavailable ||
+			!strings.Contains(err.Error(), "x509") {
 			t.Errorf("an unknown authority: %v", err)
 		}
+
 		certs := filepath.Join(n.own(t).Dir, "root/etc/docker/certs.d", r.Host)
 		if err := os.MkdirAll(certs, 0o755); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := os.WriteFile(filepath.Join(certs, "ca.crt"), authority, 0o644); err != nil {
 			t.Fatal(err)
 		}
+
 		if id, err := n.pull(t.Context(), ref, nil); err != nil || n.imageStatus(t, ref).GetId() != id {
 			t.Errorf("%s, %v", id, err)
 		}
 	})
 }
 
-// TestPullCut: a line that breaks in mid-layer is Unavailable if the engine gives up (29 does at once), and goes unnoticed if it tries again.
+// TestPullCut: a line that breaks in mid-layer is Unavailable if the engine gives up (29 does at
+// once), and goes unnoticed if it tries again.
 func TestPullCut(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -319,10 +370,12 @@ func TestPullCut(t *testing.T) {
 		r.Set("cut", registry.Rule{Cut: 200 << 10})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := n.pull(t.Context(), ref, nil); err != nil && (status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "EOF")) {
+			if _, err := n.pull(t.Context(), ref, nil); err != nil && (status.Code(err) != codes.Unavailable ||
+				!strings.Contains(err.Error(), "EOF")) {
 				t.Errorf("cut: %v", err)
 			}
 		})
+
 		eventually(t, "the layer is on its way", func() bool { return r.Layers("cut") > 0 })
 		eventually(t, "the line is cut", func() bool { return r.Busy("cut") == 0 })
 		r.Set("cut", registry.Rule{})

@@ -26,12 +26,14 @@ func (n *node) networkOf(sandbox string) (held []string) {
 	if _, err := os.Lstat(n.eng.Path(filepath.Join(n.PinDir, sandbox))); err == nil {
 		held = append(held, sandbox)
 	}
+
 	leases, _ := filepath.Glob(n.eng.Path(filepath.Join(n.LeaseDir, "*", "10.*")))
 	for _, lease := range leases {
 		if owner, err := os.ReadFile(lease); err == nil && strings.HasPrefix(string(owner), sandbox) {
 			held = append(held, lease)
 		}
 	}
+
 	return held
 }
 
@@ -44,16 +46,19 @@ func TestTornReservation(t *testing.T) {
 		if len(leases) == 0 {
 			t.Fatal("no address is reserved")
 		}
+
 		torn := filepath.Join(filepath.Dir(leases[0]), "10.99.99.99")
 		if err := os.WriteFile(torn, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		n.Kill(t)
 		n.Restart(t)
 		eventually(t, "the address is released", func() bool {
 			_, err := os.Lstat(torn)
 			return os.IsNotExist(err)
 		})
+
 		if _, err := os.Lstat(leases[0]); err != nil {
 			t.Errorf("the address of a pod: %v", err)
 		}

@@ -13,18 +13,22 @@ import (
 // sandboxPID is the pause's PID as the daemon knows it.
 func (n *node) sandboxPID(t *testing.T, id string) string {
 	t.Helper()
-	r, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
+	r, err := n.Runtime.PodSandboxStatus(t.Context(),
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var info struct{ PID int }
 	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
 		t.Fatal(err)
 	}
+
 	return fmt.Sprint(info.PID)
 }
 
-// assertReplaced fails unless a pod whose pause was restarted is NotReady, takes no containers, and is made anew.
+// assertReplaced fails unless a pod whose pause was restarted is NotReady, takes no containers, and
+// is made anew.
 func (n *node) assertReplaced(t *testing.T, id string, cfg *runtimeapi.PodSandboxConfig) {
 	t.Helper()
 	seen := func() bool { return n.sandboxPID(t, id) == n.inspect(t, id, ".State.Pid") }
@@ -35,10 +39,12 @@ func (n *node) assertReplaced(t *testing.T, id string, cfg *runtimeapi.PodSandbo
 	if err := n.createErr(t, id, cfg, n.containerConfig(sh("true"))); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("CreateContainer: %v", err)
 	}
+
 	anew := n.runPod(t, cfg)
 	if anew == id || n.podStatus(t, anew).State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("RunPodSandbox of the same pod: %s, was %s", anew, id)
 	}
+
 	n.removePod(t, anew)
 	n.assertNothingLeft(t, cfg)
 }
@@ -60,30 +66,40 @@ func TestRestartedPause(t *testing.T) {
 			{"own namespace", "", runtimeapi.NamespaceMode_POD, [][]string{restart}, false},
 			{"host network", "", runtimeapi.NamespaceMode_NODE, [][]string{restart}, true},
 			{"engine's namespace", "--pod-netns=engine", runtimeapi.NamespaceMode_POD, [][]string{restart}, true},
-			{"sandbox image", "--pod-infra-container-image=sandbox.example/pause:1", runtimeapi.NamespaceMode_POD, [][]string{{"stop", "-t", "0"}, {"start"}}, true},
+			{"sandbox image", "--pod-infra-container-image=sandbox.example/pause:1", runtimeapi.NamespaceMode_POD,
+				[][]string{{"stop", "-t", "0"}, {"start"}}, true},
 		} {
 			if mode.flag != flag {
 				flag = mode.flag
 				n.Change(t, flag)
 				n.AwaitReady(t)
 			}
+
 			cfg := n.podConfig(t)
-			cfg.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: mode.network, Pid: runtimeapi.NamespaceMode_CONTAINER}
+			cfg.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
+				Network: mode.network,
+				Pid:     runtimeapi.NamespaceMode_CONTAINER,
+			}
+
 			id := n.runPod(t, cfg)
 			n.start(t, id, cfg, sh("sleep 1000"))
 			for _, c := range mode.commands {
-				out, err := n.own(t).Command("docker", append(append([]string{"-H", "unix://" + n.own(t).Socket}, c...), id)...).CombinedOutput()
+				out, err := n.own(t).Command("docker", append(append([]string{"-H", "unix://" + n.own(t).Socket}, c...),
+					id)...).CombinedOutput()
 				if err != nil && mode.runs {
 					t.Fatalf("%s: docker %v: %v %s", mode.name, c, err, out)
 				}
 			}
+
 			if got := n.inspect(t, id, ".State.Running"); mode.runs && got != "true" {
 				t.Fatalf("%s: the pause does not run again", mode.name)
 			}
+
 			if mode.name == "sandbox image" {
 				n.Kill(t)
 				n.Restart(t)
 			}
+
 			n.assertReplaced(t, id, cfg)
 		}
 	})

@@ -33,9 +33,12 @@ func TestDaemonKilled(t *testing.T) {
 		if after.State != runtimeapi.ContainerState_CONTAINER_RUNNING || after.StartedAt != before.StartedAt {
 			t.Errorf("container before %v, after %v", before, after)
 		}
-		if got := n.podStatus(t, pod); got.Network.GetIp() != ip || got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+
+		if got := n.podStatus(t, pod); got.Network.GetIp() != ip ||
+			got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 			t.Errorf("pod had IP %s, now %v", ip, got)
 		}
+
 		n.exec(t, c, "true")
 		n.removePod(t, pod)
 		n.assertNothingLeft(t, cfg)
@@ -51,34 +54,45 @@ func TestEngineDown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			for _, c := range s.Status.Conditions {
 				if c.Type == "RuntimeReady" {
 					return c.Status, c.Message
 				}
 			}
+
 			t.Fatal("no RuntimeReady condition")
+
 			return false, ""
 		}
+
 		n.own(t).Kill(t)
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, why := ready(); return !ok && why != "" })
 		if d := time.Since(begin); d > 2*time.Second {
 			t.Errorf("the engine's end was seen after %v", d)
 		}
-		if _, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); status.Code(err) != codes.Unavailable {
+
+		if _, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); status.Code(err) !=
+			codes.Unavailable {
 			t.Errorf("a list without an engine: %v", err)
 		}
-		if code, why := n.Get(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(why, "engine: Docker does not answer: ") {
+
+		if code, why := n.Get(t, "/readyz"); code != http.StatusServiceUnavailable ||
+			!strings.Contains(why, "engine: Docker does not answer: ") {
 			t.Errorf("readyz without an engine: %d, %s", code, why)
 		}
+
 		if code, why := n.Get(t, "/healthz"); code != http.StatusOK {
 			t.Errorf("healthz without an engine: %d, %s", code, why)
 		}
+
 		n.own(t).Restart(t)
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := ready(); return ok })
 		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
 			t.Errorf("readyz with the engine back: %d, %s", code, why)
 		}
+
 		n.podStatus(t, pod)
 		n.removePod(t, pod)
 		n.assertNothingLeft(t, cfg)
@@ -86,7 +100,8 @@ func TestEngineDown(t *testing.T) {
 	})
 }
 
-// faults stands between the daemon and the engine and breaks one request: before it reaches the engine, or after the engine has done it.
+// faults stands between the daemon and the engine and breaks one request: before it reaches the
+// engine, or after the engine has done it.
 type faults struct {
 	mu    sync.Mutex
 	match *regexp.Regexp // "METHOD path", nil: nothing breaks
@@ -126,6 +141,7 @@ func (f *faults) serve(t *testing.T, socket, engine string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", engine)
 	}}
@@ -139,12 +155,15 @@ func (f *faults) serve(t *testing.T, socket, engine string) {
 		if broken && after {
 			proxy.ServeHTTP(&discard{header: http.Header{}}, r)
 		}
+
 		if broken {
 			http.Error(w, `{"message":"broken by the test"}`, http.StatusInternalServerError)
 			return
 		}
+
 		proxy.ServeHTTP(w, r)
 	})}
+
 	go srv.Serve(l) //nolint:errcheck // ends with Close
 	t.Cleanup(func() { srv.Close(); transport.CloseIdleConnections() })
 }
@@ -155,7 +174,8 @@ func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d *discard) WriteHeader(int)             {}
 
-// TestRunPodSandboxFailsAtEachStep makes RunPodSandbox fail at every step against the real engine and looks for what is left.
+// TestRunPodSandboxFailsAtEachStep makes RunPodSandbox fail at every step against the real engine
+// and looks for what is left.
 func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := &faults{}
@@ -180,19 +200,26 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 			{name: "CNI ADD of bridge, after it was done", touch: "bridge.after"},
 			{name: "CNI ADD of portmap", touch: "portmap.before"},
 		}
+
 		for _, s := range steps {
 			t.Run(s.name, func(t *testing.T) {
 				cfg := n.podConfig(t)
-				cfg.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 18090}}
+				cfg.PortMappings = []*runtimeapi.PortMapping{{
+					Protocol:      runtimeapi.Protocol_TCP,
+					ContainerPort: 80,
+					HostPort:      18090,
+				}}
 				if s.touch != "" {
 					file := filepath.Join(plugins, s.touch)
 					if err := os.WriteFile(file, nil, 0o644); err != nil {
 						t.Fatal(err)
 					}
+
 					_, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 					if err == nil {
 						t.Error("RunPodSandbox succeeded")
 					}
+
 					os.Remove(file)
 				} else {
 					f.arm(s.match, s.after)
@@ -203,15 +230,18 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 					if err == nil && s.name != "inspect" { // an inspect may belong to the view, which tries again
 						t.Errorf("RunPodSandbox succeeded: %v", r)
 					}
+
 					if err == nil {
 						n.removePod(t, r.PodSandboxId)
 					}
 				}
+
 				n.assertNothingLeft(t, cfg)
 				id := n.runPod(t, cfg)
 				if n.podStatus(t, id).Network.GetIp() == "" {
 					t.Error("the retry has no IP")
 				}
+
 				n.removePod(t, id)
 				n.assertNothingLeft(t, cfg)
 			})
@@ -229,7 +259,9 @@ func TestRunPodSandboxCancelled(t *testing.T) {
 			if err == nil {
 				n.removePod(t, r.PodSandboxId)
 			}
-			// The call may have succeeded in the moment in which its caller gave up: then the whole pod is there for the retry.
+
+			// The call may have succeeded in the moment in which its caller gave up: then the whole
+			// pod is there for the retry.
 			var left, whole string
 			if !within(20*time.Second, func() bool {
 				left, whole = n.left(t, cfg), n.wholePod(t, cfg)
@@ -237,17 +269,20 @@ func TestRunPodSandboxCancelled(t *testing.T) {
 			}) {
 				t.Errorf("left of a pod cancelled after %v: %s", d, left)
 			}
+
 			id := n.runPod(t, cfg)
 			if whole != "" && id != whole {
 				t.Errorf("cancelled after %v: the pod %s was ready, the retry made %s", d, whole, id)
 			}
+
 			n.removePod(t, id)
 			n.assertNothingLeft(t, cfg)
 		}
 	})
 }
 
-// brokenPlugins is a folder of the standard plugins, each of which fails while a file <plugin>.before or <plugin>.after lies beside it.
+// brokenPlugins is a folder of the standard plugins, each of which fails while a file
+// <plugin>.before or <plugin>.after lies beside it.
 func brokenPlugins(t *testing.T, n *node) string {
 	t.Helper()
 	dir := n.tempDir(t)
@@ -260,5 +295,6 @@ exec /usr/lib/cni/PLUGIN
 `)
 		engines.WriteProgram(t, filepath.Join(dir, p), script)
 	}
+
 	return dir
 }

@@ -8,8 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestProcMount: the kubelet sends the lists of procMount Default, and empty ones for Unmasked; a runtime must not put its own in their
-// place (CRI LinuxContainerSecurityContext.masked_paths, readonly_paths).
+// TestProcMount: the kubelet sends the lists of procMount Default, and empty ones for Unmasked; a
+// runtime must not put its own in their place (CRI LinuxContainerSecurityContext.masked_paths,
+// readonly_paths).
 func TestProcMount(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -19,11 +20,14 @@ func TestProcMount(t *testing.T) {
 			cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
 			cc.Linux.SecurityContext.MaskedPaths, cc.Linux.SecurityContext.ReadonlyPaths = masked, readonly
 			c := n.startConfig(t, pod, cfg, cc)
-			return n.exec(t, c, "sh", "-c", "head -c 5 /proc/version; echo; awk '$2 ~ \"^/proc/\" {print $2}' /proc/mounts | sort")
+			return n.exec(t, c, "sh", "-c", "head -c 5 /proc/version; echo; awk '$2 ~ \"^/proc/\" {print $2}' "+
+				"/proc/mounts | sort")
 		}
-		if got := look("default", []string{"/proc/version"}, []string{"/proc/sys"}); got != "\n/proc/sys\n/proc/version\n" {
+		if got := look("default", []string{"/proc/version"}, []string{"/proc/sys"}); got !=
+			"\n/proc/sys\n/proc/version\n" {
 			t.Errorf("the given lists: %q", got)
 		}
+
 		if got := look("unmasked", nil, nil); got != "Linux\n" {
 			t.Errorf("procMount Unmasked: %q", got)
 		}
@@ -31,12 +35,15 @@ func TestProcMount(t *testing.T) {
 }
 
 // capabilities is the bounding set of a container, in hexadecimal.
-func (n *node) capabilities(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, add, drop []string) string {
+func (n *node) capabilities(
+	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, add, drop []string,
+) string {
 	t.Helper()
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
 	cc.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: add, DropCapabilities: drop}
-	return strings.TrimSpace(n.exec(t, n.startConfig(t, pod, cfg, cc), "sh", "-c", "grep CapBnd /proc/1/status | cut -f2"))
+	return strings.TrimSpace(n.exec(t, n.startConfig(t, pod, cfg, cc), "sh", "-c",
+		"grep CapBnd /proc/1/status | cut -f2"))
 }
 
 func TestCapabilities(t *testing.T) {
@@ -46,14 +53,18 @@ func TestCapabilities(t *testing.T) {
 		if got := n.capabilities(t, pod, cfg, "none", nil, []string{"ALL"}); got != "0000000000000000" {
 			t.Errorf("drop ALL: %s", got)
 		}
-		if got := n.capabilities(t, pod, cfg, "two", []string{"NET_ADMIN", "CAP_KILL"}, []string{"ALL"}); got != "0000000000001020" {
+
+		if got := n.capabilities(t, pod, cfg, "two", []string{"NET_ADMIN", "CAP_KILL"}, []string{"ALL"}); got !=
+			"0000000000001020" {
 			t.Errorf("drop ALL, add NET_ADMIN and KILL: %s", got)
 		}
+
 		all := n.capabilities(t, pod, cfg, "all", []string{"ALL"}, nil)
 		butChown := n.capabilities(t, pod, cfg, "butchown", []string{"ALL"}, []string{"CHOWN"})
 		if !strings.HasSuffix(all, "f") || butChown != strings.TrimSuffix(all, "f")+"e" {
 			t.Errorf("add ALL: %s, and drop CHOWN: %s", all, butChown)
 		}
+
 		cc := n.containerConfig(sh("true"))
 		cc.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NO_SUCH"}}
 		if err := n.createErr(t, pod, cfg, cc); err == nil {
@@ -62,7 +73,8 @@ func TestCapabilities(t *testing.T) {
 	})
 }
 
-// TestSupplementalGroups: Merge adds to the groups that the image gives the user; Strict would replace them, which Docker cannot.
+// TestSupplementalGroups: Merge adds to the groups that the image gives the user; Strict would
+// replace them, which Docker cannot.
 func TestSupplementalGroups(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.own(t) // its image has the user
@@ -78,10 +90,12 @@ func TestSupplementalGroups(t *testing.T) {
 				t.Errorf("the process lacks %q:\n%s", want, got)
 			}
 		}
+
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 		if err != nil || s.Features == nil || s.Features.SupplementalGroupsPolicy {
 			t.Errorf("features: %v, %v", s.GetFeatures(), err)
 		}
+
 		cc.Metadata.Name = "strict"
 		cc.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
 		refused(t, n.createErr(t, pod, cfg, cc), "supplemental_groups_policy")
@@ -93,30 +107,43 @@ func TestSupplementalGroups(t *testing.T) {
 	})
 }
 
-// TestAppArmor: on a node without AppArmor a container with a profile must not start without it; the profiles that mean nothing there do
-// no harm. Both fields count, the one of 1.30 and the string before.
+// TestAppArmor: on a node without AppArmor a container with a profile must not start without it;
+// the profiles that mean nothing there do no harm. Both fields count, the one of 1.30 and the
+// string before.
 func TestAppArmor(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		has := strings.Contains(n.docker(t, "info", "-f", "{{.SecurityOptions}}"), "apparmor")
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		for i, sc := range []*runtimeapi.LinuxContainerSecurityContext{
-			{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "own"}},
+			{
+				Apparmor: &runtimeapi.SecurityProfile{
+					ProfileType:  runtimeapi.SecurityProfile_Localhost,
+					LocalhostRef: "own",
+				},
+			},
 			{ApparmorProfile: "localhost/own"}, //nolint:staticcheck // kubelets before 1.30 send only this
 		} {
 			cc := n.containerConfig(sh("true"))
 			cc.Linux.SecurityContext = sc
 			cc.Metadata.Name = "own" + string(rune('0'+i))
-			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+				PodSandboxId:  pod,
+				Config:        cc,
+				SandboxConfig: cfg,
+			})
 			if has && err == nil { // the profile is not loaded, as the engine finds
-				_, err = n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
+				_, err = n.Runtime.StartContainer(t.Context(),
+					&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 			} else {
 				refused(t, err, "config.linux.security_context.apparmor")
 			}
+
 			if err == nil || !strings.Contains(err.Error(), "own") {
 				t.Errorf("%d: the error does not name the profile: %v", i, err)
 			}
 		}
+
 		for i, sc := range []*runtimeapi.LinuxContainerSecurityContext{
 			{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}},
 			{ApparmorProfile: "runtime/default"}, //nolint:staticcheck // kubelets before 1.30 send only this
@@ -135,7 +162,10 @@ func TestSeccompProfileThatIsNotThere(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("true"))
 		missing := filepath.Join(n.tempDir(t), "missing.json")
-		cc.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: missing}
+		cc.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{
+			ProfileType:  runtimeapi.SecurityProfile_Localhost,
+			LocalhostRef: missing,
+		}
 		if err := n.createErr(t, pod, cfg, cc); err == nil || !strings.Contains(err.Error(), "missing.json") {
 			t.Errorf("a profile that is not there: %v", err)
 		}

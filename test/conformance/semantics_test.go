@@ -27,20 +27,27 @@ func TestSemantics(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) { test(t, n) })
 		}
+
 		t.Run("umask", func(t *testing.T) { umaskSemantics(t, n) }) // restarts the daemon
 	})
 }
 
-// seccompSemantics: a profile that is not set means unconfined, and a privileged container has none.
+// seccompSemantics: a profile that is not set means unconfined, and a privileged container has
+// none.
 func seccompSemantics(t *testing.T, n *node) {
 	const off, filter = "0", "2" // prctl(2), PR_GET_SECCOMP
 	profile := filepath.Join(n.tempDir(t), "no-mkdir.json")
-	err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}`), 0o644)
+	err := os.WriteFile(profile,
+		[]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}`), 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	local := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile}
-	missing := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile"}
+	missing := &runtimeapi.SecurityProfile{
+		ProfileType:  runtimeapi.SecurityProfile_Localhost,
+		LocalhostRef: "/no/such/profile",
+	}
 
 	for name, c := range map[string]struct {
 		profile    *runtimeapi.SecurityProfile
@@ -76,15 +83,17 @@ func seccompSemantics(t *testing.T, n *node) {
 			if got := n.procStatus(t, id, "Seccomp"); got != c.want {
 				t.Errorf("container: mode %s, want %s", got, c.want)
 			}
-			if got := strings.TrimSpace(n.exec(t, id, "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2")); got != c.want {
+
+			if got := strings.TrimSpace(n.exec(t, id, "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2")); got !=
+				c.want {
 				t.Errorf("exec: mode %s, want %s", got, c.want)
 			}
 		})
 	}
 }
 
-// execSemantics: a command that does not exist, or cannot be executed, ends with a shell's exit code
-// and the engine's text on stderr, as probes and kubectl expect.
+// execSemantics: a command that does not exist, or cannot be executed, ends with a shell's exit
+// code and the engine's text on stderr, as probes and kubectl expect.
 func execSemantics(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	cc := n.containerConfig(sh("mkdir -p /gone; echo x > /plain; sleep 1000"))
@@ -101,22 +110,35 @@ func execSemantics(t *testing.T, n *node) {
 		{"/plain", 126},
 		{"/gone", 126},
 	} {
-		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{c.cmd, "arg"}, Timeout: 20})
+		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         []string{c.cmd, "arg"},
+			Timeout:     20,
+		})
 		if err != nil || r.ExitCode != c.code || len(r.Stdout) > 0 || strings.Count(string(r.Stderr), c.cmd) < 1 {
 			t.Errorf("ExecSync %s: %v, %v, want code %d", c.cmd, r, err, c.code)
 		}
+
 		if lines := strings.Count(string(r.GetStderr()), "\n"); lines != 1 {
 			t.Errorf("ExecSync %s: %d lines on stderr: %q", c.cmd, lines, r.GetStderr())
 		}
 
 		for _, tty := range []bool{false, true} {
 			out := map[bool]byte{false: 2, true: 1}[tty]
-			x, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{c.cmd}, Stdout: true, Stderr: !tty, Tty: tty})
+			x, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+				ContainerId: id,
+				Cmd:         []string{c.cmd},
+				Stdout:      true,
+				Stderr:      !tty,
+				Tty:         tty,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			got := collect(t, n.stream(t, x.Url), 3, "}")
-			if !strings.Contains(got[out], c.cmd) || !tty && got[1] != "" || !strings.Contains(got[3], fmt.Sprintf(`"%d"`, c.code)) {
+			if !strings.Contains(got[out], c.cmd) || !tty && got[1] != "" ||
+				!strings.Contains(got[3], fmt.Sprintf(`"%d"`, c.code)) {
 				t.Errorf("Exec %s, TTY %v: %q, want code %d", c.cmd, tty, got, c.code)
 			}
 		}
@@ -124,27 +146,37 @@ func execSemantics(t *testing.T, n *node) {
 
 	// A command that itself prints such a text, and ends with such a code.
 	const text = "OCI runtime exec failed: exec failed: exec: \"sh\": executable file not found\r\n"
-	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "printf '%s' '" + text + "'; exit 127"}, Timeout: 20})
+	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+		ContainerId: id,
+		Cmd:         []string{"sh", "-c", "printf '%s' '" + text + "'; exit 127"},
+		Timeout:     20,
+	})
 	if err != nil || r.ExitCode != 127 || string(r.Stdout) != text || len(r.Stderr) > 0 {
 		t.Errorf("a command that prints the text: %v, %v", r, err)
 	}
+
 	execOfABrokenContainer(t, n)
 }
 
-// execOfABrokenContainer: another failure of a start is an error. The working directory is not there.
+// execOfABrokenContainer: another failure of a start is an error. The working directory is not
+// there.
 func execOfABrokenContainer(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	cc := n.containerConfig(sh("cd /; rmdir /srv/here; sleep 1000"))
 	cc.WorkingDir = "/srv/here"
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	eventually(t, "the directory is removed", func() bool {
-		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 20})
+		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         []string{"true"},
+			Timeout:     20,
+		})
 		return err != nil && strings.Contains(err.Error(), "/srv/here") && r == nil
 	})
 }
 
-// failedStartSemantics: the status of a container whose start failed has times of today, and a reason
-// and an exit code that agree.
+// failedStartSemantics: the status of a container whose start failed has times of today, and a
+// reason and an exit code that agree.
 func failedStartSemantics(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
@@ -170,15 +202,20 @@ func failedStartSemantics(t *testing.T, n *node) {
 		cc.LogPath = name + ".log"
 		c.change(cc)
 		id := n.create(t, pod, cfg, cc)
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err ==
+			nil {
 			t.Errorf("%s: started", name)
 			continue
 		}
+
 		s := n.containerStatus(t, id)
-		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.StartedAt < begin || s.FinishedAt < s.StartedAt || s.CreatedAt < begin {
+		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.StartedAt < begin || s.FinishedAt < s.StartedAt ||
+			s.CreatedAt < begin {
 			t.Errorf("%s: state and times: %v", name, s)
 		}
-		if s.Reason != "ContainerCannotRun" || s.ExitCode == 0 || c.code != 0 && s.ExitCode != c.code || s.Message == "" {
+
+		if s.Reason != "ContainerCannotRun" || s.ExitCode == 0 || c.code != 0 && s.ExitCode != c.code ||
+			s.Message == "" {
 			t.Errorf("%s: reason and code: %v, want code %d", name, s, c.code)
 		}
 	}
@@ -196,6 +233,7 @@ func memorySemantics(t *testing.T, n *node) {
 		l := limitOf(id)
 		return l == "max" || len(l) == len("9223372036854771712")
 	}
+
 	statusOf := func(id string) int64 {
 		return n.containerStatus(t, id).GetResources().GetLinux().GetMemoryLimitInBytes()
 	}
@@ -205,6 +243,7 @@ func memorySemantics(t *testing.T, n *node) {
 		cc.Metadata.Name, cc.LogPath, cc.Linux.Resources = name, name+".log", r
 		return n.startConfig(t, pod, cfg, cc)
 	}
+
 	id := start("lifted", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib})
 	for _, step := range []struct{ limit, want int64 }{{-1, -1}, {96 * mib, 96 * mib}, {-1, -1}, {mib, 6 * mib}} {
 		n.update(t, id, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: step.limit})
@@ -218,6 +257,7 @@ func memorySemantics(t *testing.T, n *node) {
 			t.Errorf("update to %d: the status has %d, want %d", step.limit, got, step.want)
 		}
 	}
+
 	id = start("unlimited", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1})
 	if !isUnlimited(id) {
 		t.Errorf("created with -1: the kernel has %s", limitOf(id))
@@ -227,11 +267,18 @@ func memorySemantics(t *testing.T, n *node) {
 	if limitOf(id) != fmt.Sprint(6*mib) || statusOf(id) != 6*mib {
 		t.Errorf("created with 4 MiB: the kernel has %s, the status %d", limitOf(id), statusOf(id))
 	}
-	if b, err := os.ReadFile(n.Log()); err != nil || !strings.Contains(string(b), "memory limit of 4194304 bytes raised to 6291456") {
+
+	if b, err := os.ReadFile(n.Log()); err != nil ||
+		!strings.Contains(string(b), "memory limit of 4194304 bytes raised to 6291456") {
 		t.Errorf("no warning in the log: %v", err)
 	}
+
 	cc := n.containerConfig(sh("true"))
-	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 32 * mib}
+	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
+		MemoryLimitInBytes:     64 * mib,
+		MemorySwapLimitInBytes: 32 * mib,
+	}
+
 	refused(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.memory_swap_limit_in_bytes")
 }
 
@@ -246,6 +293,7 @@ func mountPathSemantics(t *testing.T, n *node) {
 	if _, err := os.Stat(filepath.Join(dir, "made/here/file")); err != nil {
 		t.Error(err)
 	}
+
 	m := n.containerStatus(t, id).Mounts
 	if len(m) != 1 || m[0].ContainerPath != "/opt/conf" || m[0].HostPath != filepath.Join(dir, "made/here") {
 		t.Errorf("status: %v", m)
@@ -265,11 +313,13 @@ X`)
 		refused(t, n.createErr(t, pod, cfg, cc), "config.annotations")
 		return
 	}
+
 	cc.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.org/annotated=one"}}
 	got := n.exec(t, n.startConfig(t, pod, cfg, cc), "cat", "/proc/1/environ")
 	if !strings.Contains(got, "ONE=yes") || !strings.Contains(got, "TWO=yes") {
 		t.Errorf("the devices' edits are missing: %q", got)
 	}
+
 	for _, bad := range []string{"", "one", "example.org/annotated=one, example.org/annotated=two", "/dev/null"} {
 		cc := n.containerConfig(sh("true"))
 		cc.Metadata.Name = "bad"
@@ -278,8 +328,8 @@ X`)
 	}
 }
 
-// imageVolumeSemantics: a volume is read-only by request, its sub-path exists, and the status has its
-// digest.
+// imageVolumeSemantics: a volume is read-only by request, its sub-path exists, and the status has
+// its digest.
 func imageVolumeSemantics(t *testing.T, n *node) {
 	image := n.volumeImage(t, 2)
 	cfg := n.podConfig(t)
@@ -290,10 +340,16 @@ func imageVolumeSemantics(t *testing.T, n *node) {
 
 	for i, missing := range []string{"missing", "dir/missing", "base/x", "missing/dir/"} {
 		cc := n.withImage(fmt.Sprint("missing", i), image, missing)
-		r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: cc, SandboxConfig: cfg})
+		r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId:  pod,
+			Config:        cc,
+			SandboxConfig: cfg,
+		})
 		if err == nil { // an engine that mounts images itself finds out at the start
-			_, err = n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
+			_, err = n.Runtime.StartContainer(t.Context(),
+				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 		}
+
 		if err == nil {
 			t.Errorf("sub-path %s: no error", missing)
 		}
@@ -312,6 +368,7 @@ func umaskSemantics(t *testing.T, n *node) {
 	if err := os.Rename(running, running+"-behind"); err != nil {
 		t.Fatal(err)
 	}
+
 	script := fmt.Sprintf("#!/bin/sh\numask 077\nexec %s-behind \"$@\"\n", running)
 	engines.WriteProgram(t, running, script)
 	n.Kill(t)

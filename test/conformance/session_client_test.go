@@ -28,15 +28,18 @@ func (n *node) openSession(t *testing.T, protocol, raw string, stdin, tty bool) 
 	if protocol == "SPDY" {
 		return n.openSPDYSession(t, raw, stdin, tty)
 	}
+
 	c := n.stream(t, raw)
 	if err := c.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
+
 	send := func(channel, text string) {
 		if err := c.WriteMessage(websocket.BinaryMessage, []byte(channel+text)); err != nil {
 			t.Error(err)
 		}
 	}
+
 	return &session{
 		write:  func(text string) { send("\x00", text) },
 		resize: func(text string) { send("\x04", text) },
@@ -64,6 +67,7 @@ func (n *node) openSPDYSession(t *testing.T, raw string, stdin, tty bool) *sessi
 			t.Fatal(err)
 		}
 	}
+
 	return &session{
 		write:  func(text string) { _, _ = io.WriteString(streams["stdin"], text) },
 		resize: func(text string) { _, _ = io.WriteString(streams["resize"], text) },
@@ -96,19 +100,32 @@ func bothProtocols(t *testing.T, test func(t *testing.T, protocol string)) {
 
 func (n *node) execURL(t *testing.T, id string, tty bool, cmd []string) string {
 	t.Helper()
-	r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: cmd, Stdin: tty, Stdout: true, Tty: tty})
+	r, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+		ContainerId: id,
+		Cmd:         cmd,
+		Stdin:       tty,
+		Stdout:      true,
+		Tty:         tty,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return r.Url
 }
 
 func (n *node) attachURL(t *testing.T, id string, tty bool) string {
 	t.Helper()
-	r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: tty, Stdout: true, Tty: tty})
+	r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{
+		ContainerId: id,
+		Stdin:       tty,
+		Stdout:      true,
+		Tty:         tty,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return r.Url
 }
 

@@ -21,8 +21,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// lateStarts stands between a daemon and its engine. It holds requests to start an exec back, and passes
-// them on when it is released, also if their clients have left.
+// lateStarts stands between a daemon and its engine. It holds requests to start an exec back, and
+// passes them on when it is released, also if their clients have left.
 type lateStarts struct {
 	socket  string
 	held    chan struct{} // of 1: a request is held back
@@ -39,10 +39,12 @@ func (n *node) newLateStarts(t *testing.T) *lateStarts {
 		release: make(chan struct{}),
 		ended:   make(chan struct{}),
 	}
+
 	l, err := net.Listen("unix", p.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", engine)
 	}
@@ -56,37 +58,48 @@ func (n *node) newLateStarts(t *testing.T) *lateStarts {
 				forward.ServeHTTP(w, r)
 				return
 			}
+
 			body, _ := io.ReadAll(r.Body)
 			p.held <- struct{}{}
 			<-p.release
 			defer close(p.ended)
+
 			conn, err := dial(context.Background(), "", "")
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer conn.Close()
+
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"+
 				"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", r.URL.Path, len(body), body)
 			_, _ = io.Copy(io.Discard, conn)
 		}),
 	}
+
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
+
 	return p
 }
 
-// TestLateExec: the engine starts a command long after its call has timed out. The command is killed.
+// TestLateExec: the engine starts a command long after its call has timed out. The command is
+// killed.
 func TestLateExec(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := n.newLateStarts(t)
 		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("sleep 4321 & sleep 4322"), Timeout: 1})
+		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+			ContainerId: id,
+			Cmd:         sh("sleep 4321 & sleep 4322"),
+			Timeout:     1,
+		})
 		if status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("ExecSync: %v", err)
 		}
+
 		<-p.held
 		close(p.release)
 		select {
@@ -94,6 +107,7 @@ func TestLateExec(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Error("the command runs on")
 		}
+
 		eventually(t, "nothing of the command is left", func() bool {
 			return !strings.Contains(n.docker(t, "top", id), "sleep 432")
 		})
@@ -107,14 +121,17 @@ func TestClientThatDoesNotRead(t *testing.T) {
 		bothProtocols(t, func(t *testing.T, protocol string) {
 			cfg := n.podConfig(t)
 			pod := n.runPod(t, cfg)
-			const flood = "while [ ! -e /go ]; do sleep 0.1; done; yes 0123456789012345678901234567890123456789012345678901234567890123456789" +
+			const flood = "while [ ! -e /go ]; do sleep 0.1; done; yes " +
+				"0123456789012345678901234567890123456789012345678901234567890123456789" +
 				" | head -c 120000000; echo; echo all printed; sleep 1000"
 			id := n.start(t, pod, cfg, sh(flood))
 			attached := n.openSession(t, protocol, n.attachURL(t, id, false), false, false)
 			n.openSession(t, protocol, n.execURL(t, id, false, sh("yes")), false, false)
 			n.exec(t, id, "touch", "/go")
 			log := filepath.Join(cfg.LogDirectory, "main_0.log")
-			if !within(2*time.Minute, func() bool { return strings.Contains(n.run(t, "tail", "-n1", log), "all printed") }) {
+			if !within(2*time.Minute, func() bool {
+				return strings.Contains(n.run(t, "tail", "-n1", log), "all printed")
+			}) {
 				t.Errorf("the container is held up: its log ends with %q", n.run(t, "tail", "-n1", log))
 			}
 
@@ -140,11 +157,17 @@ func TestSlowReaderGetsAll(t *testing.T) {
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
 		bothProtocols(t, func(t *testing.T, protocol string) {
 			const size = 30_000_000 // more than all buffers on the way
-			s := n.openSession(t, protocol, n.execURL(t, id, false, sh(fmt.Sprintf("yes | head -c %d; touch /end", size))), false, false)
+			s := n.openSession(t, protocol,
+				n.execURL(t, id, false, sh(fmt.Sprintf("yes | head -c %d; touch /end", size))), false, false)
 			eventually(t, "the command ended", func() bool {
-				r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"rm", "/end"}, Timeout: 20})
+				r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+					ContainerId: id,
+					Cmd:         []string{"rm", "/end"},
+					Timeout:     20,
+				})
 				return err == nil && r.ExitCode == 0
 			})
+
 			time.Sleep(3 * time.Second) // the engine closes the stream after 2 s
 			out, end := s.read()
 			if state, _ := verdictOf(t, end); len(out) != size || state != "Success" {
@@ -157,7 +180,8 @@ func TestSlowReaderGetsAll(t *testing.T) {
 // TestSessionsEndWithTheirContainer: in every PID mode, and a port-forward with its pod.
 func TestSessionsEndWithTheirContainer(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE} {
+		for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER,
+			runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE} {
 			t.Run(mode.String(), func(t *testing.T) {
 				t.Parallel()
 				cfg := n.podConfig(t)
@@ -168,10 +192,13 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 				id := n.startConfig(t, pod, cfg, cc)
 				ended := make(chan string, 3)
 				go func() {
-					_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("touch /sync; sleep 4331")})
+					_, err := n.Runtime.ExecSync(t.Context(),
+						&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("touch /sync; sleep 4331")})
 					ended <- fmt.Sprintf("ExecSync: %v", err)
 				}()
-				shell := n.openSession(t, "WebSocket", n.execURL(t, id, true, sh("touch /shell; sleep 4332")), true, true)
+
+				shell := n.openSession(t, "WebSocket", n.execURL(t, id, true, sh("touch /shell; sleep 4332")), true,
+					true)
 				go func() { _, end := shell.read(); ended <- "terminal: " + end }()
 				attached := n.openSession(t, "SPDY", n.attachURL(t, id, false), false, false)
 				go func() { _, end := attached.read(); ended <- "attach: " + end }()
@@ -187,6 +214,7 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 						t.Fatal("a session goes on")
 					}
 				}
+
 				n.stopPod(t, pod)
 				select {
 				case <-forwarded.CloseChan():
@@ -207,13 +235,15 @@ func TestLostTerminalIsHungUp(t *testing.T) {
 			s := n.openSession(t, protocol, n.execURL(t, id, true, sh("echo ready; sleep 4341; true")), true, true)
 			s.await(t, "ready")
 			s.hangUp()
-			eventually(t, "the shell is hung up", func() bool { return !strings.Contains(n.exec(t, id, "ps"), "sleep 4341") })
+			eventually(t, "the shell is hung up", func() bool {
+				return !strings.Contains(n.exec(t, id, "ps"), "sleep 4341")
+			})
 		})
 	})
 }
 
-// TestControlKeys: each key arrives at the program on a terminal, also those that Docker takes for the
-// wish to detach.
+// TestControlKeys: each key arrives at the program on a terminal, also those that Docker takes for
+// the wish to detach.
 func TestControlKeys(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -223,6 +253,7 @@ func TestControlKeys(t *testing.T) {
 		for b := range byte(32) {
 			keys, want = keys+string(rune(b)), want+fmt.Sprintf("%02x", b)
 		}
+
 		check := func(t *testing.T, s *session) {
 			s.await(t, "ready")
 			for _, key := range keys {
@@ -230,6 +261,7 @@ func TestControlKeys(t *testing.T) {
 			}
 			s.await(t, want)
 		}
+
 		id := n.start(t, pod, cfg, sh("sleep 1000"))
 		bothProtocols(t, func(t *testing.T, protocol string) {
 			t.Run("exec", func(t *testing.T) {
@@ -247,13 +279,15 @@ func TestControlKeys(t *testing.T) {
 	})
 }
 
-// TestFirstCommandKnowsItsTerminal: from its beginning with API 1.42, with 1.41 of Engine 20.10 soon after.
+// TestFirstCommandKnowsItsTerminal: from its beginning with API 1.42, with 1.41 of Engine 20.10
+// soon after.
 func TestFirstCommandKnowsItsTerminal(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cmd := []string{"stty", "size"}
 		if majorOf(t, n) == "20.10" {
 			cmd = sh(`until stty size 2>/dev/null | grep "33 101"; do sleep 0.1; done`)
 		}
+
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
 		bothProtocols(t, func(t *testing.T, protocol string) {
@@ -266,13 +300,14 @@ func TestFirstCommandKnowsItsTerminal(t *testing.T) {
 	})
 }
 
-// TestFailedForwardsLeaveTheSession: a connection that is refused or reset ends alone. A text on its
-// error stream would end the session of a client like kubectl.
+// TestFailedForwardsLeaveTheSession: a connection that is refused or reset ends alone. A text on
+// its error stream would end the session of a client like kubectl.
 func TestFailedForwardsLeaveTheSession(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		n.start(t, pod, cfg, sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
+		n.start(t, pod, cfg,
+			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
 		session := n.forwardSession(t, pod)
 		n.fetch(t, session, 1000)
 		for i := range 20 {
@@ -280,16 +315,19 @@ func TestFailedForwardsLeaveTheSession(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			text, _ := io.ReadAll(errs)
 			if b, _ := io.ReadAll(data); len(text) > 0 || len(b) > 0 {
 				t.Errorf("connection %d: %q, %q", i, text, b)
 			}
 		}
+
 		n.fetch(t, session, 1001)
 	})
 }
 
-// TestEndlessProbes: the output of commands that print without an end is bounded for all calls together.
+// TestEndlessProbes: the output of commands that print without an end is bounded for all calls
+// together.
 func TestEndlessProbes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -298,12 +336,17 @@ func TestEndlessProbes(t *testing.T) {
 		var probes sync.WaitGroup
 		for range 10 {
 			probes.Go(func() {
-				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"cat", "/dev/zero"}, Timeout: 5})
+				_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+					ContainerId: id,
+					Cmd:         []string{"cat", "/dev/zero"},
+					Timeout:     5,
+				})
 				if status.Code(err) != codes.DeadlineExceeded {
 					t.Errorf("ExecSync: %v", err)
 				}
 			})
 		}
+
 		ended := make(chan struct{})
 		go func() { probes.Wait(); close(ended) }()
 		most := int64(0)
@@ -315,12 +358,14 @@ func TestEndlessProbes(t *testing.T) {
 				most = max(most, n.RSS(t))
 			}
 		}
+
 		// The calls share 48 MiB. Without that budget they grow by 423 MiB, with the race detector
 		// by several times as much.
 		limit := int64(160 << 20)
 		if engines.Race() {
 			limit *= 2
 		}
+
 		t.Logf("RSS grew from %d to %d MiB", before>>20, most>>20)
 		if most-before > limit {
 			t.Errorf("RSS grew from %d to %d MiB", before>>20, most>>20)

@@ -22,8 +22,8 @@ func (n *node) shim(t *testing.T, id string) string {
 	return m[1]
 }
 
-// TestOneShimPerPod: on API 1.43 and newer all containers of a pod live on one shim, and everything still works: exit codes, exec, kill,
-// removal in any order, and a restart of the engine.
+// TestOneShimPerPod: on API 1.43 and newer all containers of a pod live on one shim, and everything
+// still works: exit codes, exec, kill, removal in any order, and a restart of the engine.
 func TestOneShimPerPod(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -31,9 +31,11 @@ func TestOneShimPerPod(t *testing.T) {
 		ids := make([]string, 10)
 		shims := map[string]bool{n.shim(t, pod): true}
 		for i := range ids {
-			ids[i] = n.startNamed(t, pod, cfg, fmt.Sprintf("c%d", i), sh(fmt.Sprintf("trap 'exit %d' TERM; while true; do sleep 0.05; done", 20+i)))
+			ids[i] = n.startNamed(t, pod, cfg, fmt.Sprintf("c%d", i),
+				sh(fmt.Sprintf("trap 'exit %d' TERM; while true; do sleep 0.05; done", 20+i)))
 			shims[n.shim(t, ids[i])] = true
 		}
+
 		want := 1
 		if majorOf(t, n) == "20.10" {
 			want = 11
@@ -41,32 +43,41 @@ func TestOneShimPerPod(t *testing.T) {
 		if len(shims) != want {
 			t.Errorf("%d shims for the pod and its ten containers, want %d", len(shims), want)
 		}
+
 		n.eng.Kill(t)
 		n.eng.Restart(t)
 		eventually(t, "the runtime is ready again", func() bool {
-			r, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
+			r, err := n.Runtime.ListContainers(t.Context(),
+				&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
 			return err == nil && len(r.Containers) == len(ids)
 		})
+
 		for i, id := range ids {
 			n.exec(t, id, "true")
 			n.stop(t, id, 10)
 			if s := n.containerStatus(t, id); s.ExitCode != int32(20+i) {
 				t.Errorf("container %d: %v", i, s)
 			}
+
 			if i%2 == 0 {
-				if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+				if _, err := n.Runtime.RemoveContainer(t.Context(),
+					&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 					t.Errorf("RemoveContainer: %v", err)
 				}
 			}
 		}
+
 		again := n.startNamed(t, pod, cfg, "late", sh("sleep 1000"))
 		n.docker(t, "rm", "-f", pod) // the pause, whose shim it is
 		n.stop(t, again, 0)
 		if s := n.containerStatus(t, again); s.ExitCode != 137 {
 			t.Errorf("killed after its pause was removed: %v", s)
 		}
+
 		n.removePod(t, pod)
 		n.assertNothingLeft(t, cfg)
-		eventually(t, "no shim is left", func() bool { return !strings.Contains(n.run(t, "ps", "ax"), "containerd-shim") })
+		eventually(t, "no shim is left", func() bool {
+			return !strings.Contains(n.run(t, "ps", "ax"), "containerd-shim")
+		})
 	})
 }

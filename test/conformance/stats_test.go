@@ -72,11 +72,14 @@ func TestStats(t *testing.T) {
 	})
 }
 
-// kernel reads a file of a container's control group: of cgroup v1 (controller/file) or of v2. Groups of other tests may go while it looks.
+// kernel reads a file of a container's control group: of cgroup v1 (controller/file) or of v2.
+// Groups of other tests may go while it looks.
 func (n *node) kernel(t *testing.T, id, v1, v2 string) string {
 	t.Helper()
 	controller, file := path.Split(v1)
-	return n.run(t, "sh", "-c", fmt.Sprintf(`if [ -e /sys/fs/cgroup/cgroup.controllers ]; then f=%s; else c=%s f=%s; fi; cat $(find /sys/fs/cgroup/$c -type d -name '*%s*' 2>/dev/null)/$f`, v2, controller, file, id))
+	return n.run(t, "sh", "-c",
+		fmt.Sprintf(`if [ -e /sys/fs/cgroup/cgroup.controllers ]; then f=%s; else c=%s f=%s; fi; cat $(find `+
+			`/sys/fs/cgroup/$c -type d -name '*%s*' 2>/dev/null)/$f`, v2, controller, file, id))
 }
 
 // cpuTime is what the kernel says that a container has used, in nanoseconds.
@@ -88,10 +91,12 @@ func (n *node) cpuTime(t *testing.T, id string) uint64 {
 		_, _ = fmt.Sscanf(out, "usage_usec %d", &usec)
 		return usec * 1000
 	}
+
 	var ns uint64
 	if _, err := fmt.Sscan(out, &ns); err != nil {
 		t.Fatalf("%q: %v", out, err)
 	}
+
 	return ns
 }
 
@@ -104,8 +109,8 @@ func (n *node) memory(t *testing.T, id string) (bytes uint64) {
 	return bytes
 }
 
-// statsOfCPU burns a core, or as much of one as a busy machine gives: what is told lies between two looks at the kernel's own figure, and the use of
-// cores is that of the time between two readings.
+// statsOfCPU burns a core, or as much of one as a busy machine gives: what is told lies between two
+// looks at the kernel's own figure, and the use of cores is that of the time between two readings.
 func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	cc := n.containerConfig(sh("while :; do :; done"))
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 100000}
@@ -117,10 +122,13 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 		before = n.cpuTime(t, id)
 		last = n.stats(t, id).Cpu
 		after = n.cpuTime(t, id)
-		if took := last.Timestamp - first.Timestamp; took >= int64(time.Second) { // as often as the use of cores is told anew
-			cores = uint64(float64(last.UsageCoreNanoSeconds.Value-first.UsageCoreNanoSeconds.Value) / (float64(took) / 1e9))
+		// as often as the use of cores is told anew
+		if took := last.Timestamp - first.Timestamp; took >= int64(time.Second) {
+			cores = uint64(float64(last.UsageCoreNanoSeconds.Value-first.UsageCoreNanoSeconds.Value) /
+				(float64(took) / 1e9))
 			first = last
 		}
+
 		return before > 2e9
 	}
 	if !within(2*time.Minute, used) { // a busy machine may give it little
@@ -129,26 +137,33 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 	if u := last.UsageCoreNanoSeconds.GetValue(); u < before || u > after {
 		t.Errorf("CPU time %d, the kernel says %d and then %d", u, before, after)
 	}
+
 	near(t, "cores", last.UsageNanoCores, cores, 1)
 	if p := n.podStats(t, pod).Cpu.UsageCoreNanoSeconds.GetValue(); p < last.UsageCoreNanoSeconds.Value {
 		t.Errorf("the pod used %d, less than its container with %d", p, last.UsageCoreNanoSeconds.Value)
 	}
+
 	before = n.cpuTime(t, id)
 	m := n.metrics(t, pod, id)
 	after = n.cpuTime(t, id)
 	if s := m.one(t, "container_cpu_usage_seconds_total"); s < before/1e9 || s > after/1e9 {
 		t.Errorf("container_cpu_usage_seconds_total is %d, the kernel says %d and then %d ns", s, before, after)
 	}
-	if s, periods := m.one(t, "container_cpu_user_seconds_total"), m.one(t, "container_cpu_cfs_periods_total"); s == 0 || s > after/1e9 || periods < 10 || m.one(t, "container_spec_cpu_quota") != 100000 {
+
+	if s, periods := m.one(t, "container_cpu_user_seconds_total"),
+		m.one(t, "container_cpu_cfs_periods_total"); s == 0 || s > after/1e9 || periods < 10 ||
+		m.one(t, "container_spec_cpu_quota") != 100000 {
 		t.Errorf("%d s outside the kernel, %d periods of the quota", s, periods)
 	}
+
 	n.stop(t, id, 0)
 	if s := n.stats(t, id); s.Attributes.GetId() != id || s.Cpu != nil {
 		t.Errorf("a container that has ended: %v", s)
 	}
 }
 
-// uncached makes a file that is on disk alone. The kernel may keep pages that are still under way somewhere, so it is told again until none is there.
+// uncached makes a file that is on disk alone. The kernel may keep pages that are still under way
+// somewhere, so it is told again until none is there.
 func uncached(t *testing.T, file string, size int) {
 	t.Helper()
 	f, err := os.Create(file)
@@ -156,10 +171,12 @@ func uncached(t *testing.T, file string, size int) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	_, err = f.Write(make([]byte, size))
 	if err = errors.Join(err, f.Sync()); err != nil {
 		t.Fatal(err)
 	}
+
 	kept := 0
 	if !within(30*time.Second, func() bool {
 		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
@@ -180,28 +197,36 @@ func cached(t *testing.T, file string, size int) (pages int) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Munmap(m) }()
+
 	resident := make([]byte, (size+os.Getpagesize()-1)/os.Getpagesize())
-	if _, _, err := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(size), uintptr(unsafe.Pointer(&resident[0]))); err != 0 {
+	if _, _, err := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(size),
+		uintptr(unsafe.Pointer(&resident[0]))); err != 0 {
 		t.Fatal(err)
 	}
+
 	for _, r := range resident {
 		pages += int(r & 1)
 	}
+
 	return pages
 }
 
-// statsOfMemory holds 100 MiB, and reads a file of 200 MiB, which is page cache and no working set: in large pieces, since the kernel counts what
-// is read twice as used. The kernel may give up some of it again, so it is asked how much is there, and a tenth may have been charged to somebody else.
+// statsOfMemory holds 100 MiB, and reads a file of 200 MiB, which is page cache and no working set:
+// in large pieces, since the kernel counts what is read twice as used. The kernel may give up some
+// of it again, so it is asked how much is there, and a tenth may have been charged to somebody
+// else.
 func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	dir := n.tempDir(t)
 	file, size := filepath.Join(dir, "file"), 200*mib
 	uncached(t, file, size)
-	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; x=$(dd if=/dev/zero bs=1M count=100 2>/dev/null | tr '\0' x); echo held; sleep 1000; echo "$x" >&2`))
+	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; x=$(dd if=/dev/zero bs=1M ` +
+		`count=100 2>/dev/null | tr '\0' x); echo held; sleep 1000; echo "$x" >&2`))
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/data", Readonly: true}}
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 30}
 	id := n.startConfig(t, pod, cfg, cc)
@@ -211,8 +236,10 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 	if !within(time.Minute, held) {
 		t.Fatalf("not all is allocated and read in a minute: %v", n.stats(t, id).Memory)
 	}
+
 	var cache uint64
-	counted := func() bool { // the kernel adds up what its processors have counted every two seconds
+	// the kernel adds up what its processors have counted every two seconds
+	counted := func() bool {
 		cache = uint64(cached(t, file, size) * os.Getpagesize())
 		m = n.stats(t, id).Memory
 		return m.RssBytes.GetValue() >= 100*mib && m.UsageBytes.GetValue() >= 100*mib+cache*90/100
@@ -223,18 +250,22 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 	if ws := m.WorkingSetBytes.Value; ws < m.RssBytes.Value || ws > m.UsageBytes.Value-cache*90/100 {
 		t.Errorf("working set, without %d bytes of the file: %v", cache, m)
 	}
+
 	near(t, "available", m.AvailableBytes, 1<<30-m.WorkingSetBytes.Value, 1)
 	if m.PageFaults.GetValue() < 100*mib/4096 {
 		t.Errorf("page faults: %v", m)
 	}
+
 	var p, c *runtimeapi.MemoryUsage
-	together := func() bool { // of the pod it adds up later, and the container may give some back meanwhile
+	// of the pod it adds up later, and the container may give some back meanwhile
+	together := func() bool {
 		c, p = n.stats(t, id).Memory, n.podStats(t, pod).Memory
 		return p.RssBytes.GetValue()+mib >= c.RssBytes.GetValue()
 	}
 	if !within(30*time.Second, together) {
 		t.Errorf("the pod: %v, its container: %v", p, c)
 	}
+
 	before := n.memory(t, id)
 	x := n.metrics(t, pod, id)
 	after := n.memory(t, id)
@@ -242,12 +273,15 @@ func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbox
 	if usage < min(before, after)*95/100 || usage > max(before, after)*105/100 { // the kernel charges in batches
 		t.Errorf("container_memory_usage_bytes is %d, the kernel says %d and then %d", usage, before, after)
 	}
+
 	for name, want := range map[string]uint64{
-		"container_memory_rss": m.RssBytes.Value, "container_memory_working_set_bytes": usage - x.one(t, "container_memory_total_inactive_file_bytes"),
-		"container_memory_cache": usage - rss, "container_spec_memory_limit_bytes": 1 << 30,
+		"container_memory_rss":               m.RssBytes.Value,
+		"container_memory_working_set_bytes": usage - x.one(t, "container_memory_total_inactive_file_bytes"),
+		"container_memory_cache":             usage - rss, "container_spec_memory_limit_bytes": 1 << 30,
 	} {
 		near(t, name, &runtimeapi.UInt64Value{Value: x.one(t, name)}, want, 5)
 	}
+
 	n.stop(t, id, 0)
 }
 
@@ -256,19 +290,27 @@ func statsOfProcesses(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSand
 	id := n.start(t, pod, cfg, sh("for i in $(seq 50); do sleep 1000 & done; wait"))
 	want := before + 51
 	var got uint64
-	if !within(20*time.Second, func() bool { got = n.podStats(t, pod).Process.ProcessCount.GetValue(); return got == want }) {
+	if !within(20*time.Second, func() bool {
+		got = n.podStats(t, pod).Process.ProcessCount.GetValue()
+		return got == want
+	}) {
 		t.Errorf("%d processes, want %d", got, want)
 	}
+
 	m := n.metrics(t, pod, id)
-	if p, threads, files := m.one(t, "container_processes"), m.one(t, "container_threads"), m.one(t, "container_file_descriptors"); p != 51 || threads != 51 || files < 51*3 {
+	if p, threads, files := m.one(t, "container_processes"), m.one(t, "container_threads"),
+		m.one(t, "container_file_descriptors"); p != 51 || threads != 51 || files < 51*3 {
 		t.Errorf("%d processes, %d threads, %d descriptors", p, threads, files)
 	}
+
 	n.stop(t, id, 0)
 }
 
 // statsOfLayer writes 50 MiB and a thousand files.
 func statsOfLayer(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
-	id := n.start(t, pod, cfg, sh("mkdir /d; for i in $(seq 1000); do echo > /d/$i; done; dd if=/dev/zero of=/d/large bs=1M count=50 2>/dev/null; sync; sleep 1000"))
+	id := n.start(t, pod, cfg,
+		sh("mkdir /d; for i in $(seq 1000); do echo > /d/$i; done; dd if=/dev/zero of=/d/large bs=1M count=50 "+
+			"2>/dev/null; sync; sleep 1000"))
 	var w *runtimeapi.FilesystemUsage
 	measured := func() bool {
 		w = n.stats(t, id).WritableLayer
@@ -277,17 +319,21 @@ func statsOfLayer(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxC
 	if !within(90*time.Second, measured) {
 		t.Fatalf("writable layer: %v", w)
 	}
+
 	near(t, "bytes", w.UsedBytes, 54*mib, 10) // a block for each file
 	near(t, "inodes", w.InodesUsed, 1002, 5)
 	fs, err := n.Image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
 	if err != nil || fs.ContainerFilesystems[0].FsId.GetMountpoint() != w.FsId.GetMountpoint() {
 		t.Errorf("file system %v, ImageFsInfo says %v, %v", w.FsId, fs, err)
 	}
+
 	m := n.metrics(t, pod, id)
-	near(t, "container_fs_usage_bytes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")}, w.UsedBytes.Value, 5)
+	near(t, "container_fs_usage_bytes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")},
+		w.UsedBytes.Value, 5)
 	if m.one(t, "container_fs_limit_bytes") <= w.UsedBytes.Value {
 		t.Errorf("the file system is smaller than what is on it: %v", m)
 	}
+
 	n.stop(t, id, 0)
 }
 
@@ -297,11 +343,16 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 	if before.GetName() != "eth0" {
 		t.Fatalf("network: %v", before)
 	}
+
 	var l net.Listener
-	if err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() (err error) { l, err = net.Listen("tcp", ":9000"); return err }); err != nil {
+	if err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() (err error) {
+		l, err = net.Listen("tcp", ":9000")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	go func() {
 		if conn, err := l.Accept(); err == nil {
 			_, _ = io.Copy(io.Discard, conn)
@@ -309,26 +360,33 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 			conn.Close()
 		}
 	}()
+
 	conn, err := engines.Dial(t.Context(), n.own(t).NetNS(""), "tcp", n.podStatus(t, pod).Network.Ip+":9000")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	if _, err := conn.Write(make([]byte, 10*mib)); err != nil {
 		t.Fatal(err)
 	}
+
 	_ = conn.(*net.TCPConn).CloseWrite()
 	if got, err := io.Copy(io.Discard, conn); got != 10*mib || err != nil {
 		t.Fatalf("%d bytes came back, %v", got, err)
 	}
+
 	after := n.podStats(t, pod).Network.GetDefaultInterface()
 	near(t, "received", &runtimeapi.UInt64Value{Value: after.RxBytes.Value - before.RxBytes.Value}, 10*mib, 10)
 	near(t, "sent", &runtimeapi.UInt64Value{Value: after.TxBytes.Value - before.TxBytes.Value}, 10*mib, 10)
 	if after.RxErrors.GetValue() != 0 {
 		t.Errorf("after: %v", after)
 	}
+
 	m := n.metrics(t, pod, "")
-	if rx, packets := m.one(t, "container_network_receive_bytes_total"), m.one(t, "container_network_receive_packets_total"); rx < after.RxBytes.Value || packets < 100 || packets > rx/50 {
+	if rx, packets := m.one(t, "container_network_receive_bytes_total"),
+		m.one(t, "container_network_receive_packets_total"); rx < after.RxBytes.Value || packets < 100 ||
+		packets > rx/50 {
 		t.Errorf("%d bytes in %d packets", rx, packets)
 	}
 }
@@ -342,15 +400,18 @@ func statsInLists(t *testing.T, n *node, pod string) {
 	for i := range 3 {
 		ids = append(ids, n.startNamed(t, other, cfg, fmt.Sprintf("c%d", i), sh("sleep 1000")))
 	}
+
 	filter := &runtimeapi.ContainerStatsFilter{PodSandboxId: other}
 	l, err := n.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: filter})
 	if err != nil || len(l.Stats) != len(ids) {
 		t.Errorf("%v, %v", l, err)
 	}
+
 	stream, err := n.Runtime.StreamContainerStats(t.Context(), &runtimeapi.StreamContainerStatsRequest{Filter: filter})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var streamed int
 	for {
 		r, err := stream.Recv()
@@ -361,16 +422,23 @@ func statsInLists(t *testing.T, n *node, pod string) {
 		}
 		streamed += len(r.ContainerStats)
 	}
+
 	if streamed != len(ids) {
 		t.Errorf("%d containers streamed", streamed)
 	}
-	pods, err := n.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
-	if err != nil || len(pods.Stats) != 1 || pods.Stats[0].Attributes.Id != other || len(pods.Stats[0].Linux.Containers) != len(ids) {
+
+	pods, err := n.Runtime.ListPodSandboxStats(t.Context(),
+		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
+	if err != nil || len(pods.Stats) != 1 || pods.Stats[0].Attributes.Id != other ||
+		len(pods.Stats[0].Linux.Containers) != len(ids) {
 		t.Errorf("%v, %v", pods, err)
 	}
-	one, err := n.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: pod}})
+
+	one, err := n.Runtime.ListPodSandboxStats(t.Context(),
+		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: pod}})
 	if err != nil || len(one.Stats) != 1 || one.Stats[0].Attributes.Id != pod {
 		t.Errorf("%v, %v", one, err)
 	}
+
 	n.removePod(t, other)
 }

@@ -17,6 +17,7 @@ func drain[T any](t *testing.T, open func() (grpc.ServerStreamingClient[T], erro
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for {
 		m, err := s.Recv()
 		if errors.Is(err, io.EOF) {
@@ -28,7 +29,8 @@ func drain[T any](t *testing.T, open func() (grpc.ServerStreamingClient[T], erro
 	}
 }
 
-// TestStreamedLists: the streams say what the lists say (KEP-5825, kubelet 1.36 with CRIListStreaming).
+// TestStreamedLists: the streams say what the lists say (KEP-5825, kubelet 1.36 with
+// CRIListStreaming).
 func TestStreamedLists(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.own(t) // newer than many runtimes
@@ -37,27 +39,36 @@ func TestStreamedLists(t *testing.T) {
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
 		var pods, containers, images []string
 		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxesResponse], error) {
-			return n.Runtime.StreamPodSandboxes(t.Context(), &runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
+			return n.Runtime.StreamPodSandboxes(t.Context(),
+				&runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
 		}) {
 			for _, p := range m.PodSandboxes {
 				pods = append(pods, p.Id)
 			}
 		}
+
 		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamContainersResponse], error) {
-			return n.Runtime.StreamContainers(t.Context(), &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
+			return n.Runtime.StreamContainers(t.Context(),
+				&runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
 		}) {
 			for _, p := range m.Containers {
 				containers = append(containers, p.Id)
 			}
 		}
+
 		for _, m := range drain(t, func() (grpc.ServerStreamingClient[runtimeapi.StreamImagesResponse], error) {
-			return n.Image.StreamImages(t.Context(), &runtimeapi.StreamImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: n.image}}})
+			return n.Image.StreamImages(t.Context(),
+				&runtimeapi.StreamImagesRequest{
+					Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: n.image}},
+				})
 		}) {
 			for _, i := range m.Images {
 				images = append(images, i.RepoTags...)
 			}
 		}
-		if !slices.Equal(pods, []string{pod}) || !slices.Equal(containers, []string{c}) || !slices.Equal(images, []string{n.image}) {
+
+		if !slices.Equal(pods, []string{pod}) || !slices.Equal(containers, []string{c}) ||
+			!slices.Equal(images, []string{n.image}) {
 			t.Errorf("streamed pods %v, containers %v, images %v", pods, containers, images)
 		}
 	})
@@ -71,7 +82,9 @@ func TestStatusOfAPodHasItsContainers(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
 		r, err := n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
-		if err != nil || r.Timestamp <= r.Status.CreatedAt || len(r.ContainersStatuses) != 1 || r.ContainersStatuses[0].Id != c || r.ContainersStatuses[0].State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if err != nil || r.Timestamp <= r.Status.CreatedAt || len(r.ContainersStatuses) != 1 ||
+			r.ContainersStatuses[0].Id != c ||
+			r.ContainersStatuses[0].State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("status: %v, %v", r, err)
 		}
 	})

@@ -11,8 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestTakeover starts our daemon on a node with pods of the three shims before it. They go on, are shown as they are, work, and leave nothing
-// when they go.
+// TestTakeover starts our daemon on a node with pods of the three shims before it. They go on, are
+// shown as they are, work, and leave nothing when they go.
 func TestTakeover(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
@@ -20,6 +20,7 @@ func TestTakeover(t *testing.T) {
 		for _, a := range ancestors(f.newRoot) {
 			pods = append(pods, f.pod(t, a))
 		}
+
 		f.daemon(t)
 		for _, p := range pods {
 			t.Run(p.ancestor.name, func(t *testing.T) {
@@ -29,6 +30,7 @@ func TestTakeover(t *testing.T) {
 				if got := f.processes(t, p); got != p.pids {
 					t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
 				}
+
 				f.restartHard(t)
 				f.assertAdopted(t, p)
 				f.assertGoes(t, p)
@@ -55,18 +57,26 @@ func (f *foreignNode) assertAdopted(t *testing.T, p *foreignPod) {
 	if s.Network.GetIp() != p.ip || s.Linux.Namespaces.Options.Network != runtimeapi.NamespaceMode_POD {
 		t.Errorf("address %q, want %s; namespaces %v", s.Network.GetIp(), p.ip, s.Linux.Namespaces)
 	}
-	if !p.terse && (s.Labels["app"] != p.ancestor.name || s.Annotations["example.org/note"] != "kept" || s.Labels["io.kubernetes.container.name"] != "") {
+
+	if !p.terse && (s.Labels["app"] != p.ancestor.name || s.Annotations["example.org/note"] != "kept" ||
+		s.Labels["io.kubernetes.container.name"] != "") {
 		t.Errorf("labels %v, annotations %v", s.Labels, s.Annotations)
 	}
-	l, err := f.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: p.sandbox}})
+
+	l, err := f.Runtime.ListPodSandbox(t.Context(),
+		&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: p.sandbox}})
 	if err != nil || len(l.Items) != 1 || l.Items[0].Metadata.String() != want.String() {
 		t.Errorf("list: %v, %v", l, err)
 	}
+
 	c := f.containerStatus(t, p.container)
-	if c.Metadata.Name != "main" || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.LogPath != p.log || c.StartedAt == 0 || c.Labels["io.kubernetes.container.name"] != "main" {
+	if c.Metadata.Name != "main" || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.LogPath != p.log ||
+		c.StartedAt == 0 || c.Labels["io.kubernetes.container.name"] != "main" {
 		t.Errorf("container %v", c)
 	}
-	containers, err := f.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
+
+	containers, err := f.Runtime.ListContainers(t.Context(),
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
 	if err != nil || len(containers.Containers) != 1 {
 		t.Errorf("containers: %v, %v", containers, err)
 	}
@@ -80,12 +90,16 @@ func (f *foreignNode) assertLog(t *testing.T, p *foreignPod) {
 	if err := os.Rename(p.log, rotated); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: p.container}); err != nil {
+
+	if _, err := f.Runtime.ReopenContainerLog(t.Context(),
+		&runtimeapi.ReopenContainerLogRequest{ContainerId: p.container}); err != nil {
 		t.Fatal(err)
 	}
+
 	if s := f.log(t, rotated); !strings.HasPrefix(s, "first line\n") {
 		t.Errorf("the old log: %q", s)
 	}
+
 	eventually(t, "lines in the new log", func() bool { return strings.HasPrefix(f.log(t, p.log), "again\n") })
 }
 
@@ -98,27 +112,36 @@ func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
 			t.Errorf("page at %s: %q", addr, got)
 		}
 	}
+
 	if out := f.exec(t, p.container, "hostname"); out != p.config.Hostname+"\n" {
 		t.Errorf("exec: %q", out)
 	}
+
 	r, err := f.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: p.container})
-	if err != nil || r.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 || r.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 {
+	if err != nil || r.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 ||
+		r.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 {
 		t.Errorf("stats: %v, %v", r, err)
 	}
+
 	pod, err := f.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.sandbox})
 	if err != nil || pod.Stats.GetLinux().GetNetwork().GetDefaultInterface().GetRxBytes().GetValue() == 0 {
 		t.Errorf("stats of the pod: %v, %v", pod, err)
 	}
+
 	second := f.containerConfig(sh("cat /etc/resolv.conf; sleep 1000"))
 	second.Metadata.Name, second.LogPath = "second", "second_0.log"
 	id := f.startConfig(t, p.sandbox, p.config, second)
-	if theirs, ours := f.exec(t, p.container, "cat", "/etc/resolv.conf"), f.exec(t, id, "cat", "/etc/resolv.conf"); theirs != ours {
+	if theirs, ours := f.exec(t, p.container, "cat", "/etc/resolv.conf"),
+		f.exec(t, id, "cat", "/etc/resolv.conf"); theirs != ours {
 		t.Errorf("resolv.conf of the pod %q, of a new container %q", theirs, ours)
 	}
+
 	if got := f.exec(t, id, "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"); got != page {
 		t.Errorf("a new container is not in the pod's network: %q", got)
 	}
-	if _, err := f.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+
+	if _, err := f.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
+		nil {
 		t.Error(err)
 	}
 }
@@ -126,15 +149,20 @@ func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
 // assertGoes stops and removes a pod, and looks for what is left.
 func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
 	t.Helper()
-	if held := f.held(t, p); !strings.Contains(held, "rules") || !strings.Contains(held, "networks/cbr0/"+p.ip) || !strings.Contains(held, p.checkpoint) {
+	if held := f.held(t, p); !strings.Contains(held, "rules") || !strings.Contains(held, "networks/cbr0/"+p.ip) ||
+		!strings.Contains(held, p.checkpoint) {
 		t.Errorf("before it goes it holds only %s", held)
 	}
-	if _, err := f.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 1}); err != nil {
+
+	if _, err := f.Runtime.StopContainer(t.Context(),
+		&runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 1}); err != nil {
 		t.Error(err)
 	}
+
 	if s := f.containerStatus(t, p.container); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("stopped: %v", s)
 	}
+
 	f.stopPod(t, p.sandbox)
 	if held := f.held(t, p); held != "" {
 		t.Errorf("the stopped pod holds %s", held)
@@ -142,10 +170,12 @@ func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
 	if _, err := os.Lstat(p.log); err != nil {
 		t.Errorf("the log of an ended container: %v", err)
 	}
+
 	f.removePod(t, p.sandbox)
 	if _, err := os.Lstat(p.log); !os.IsNotExist(err) {
 		t.Errorf("the link is left: %v", err)
 	}
+
 	if out := f.docker(t, "ps", "-aq", "--filter", "name="+p.config.Metadata.Uid); strings.TrimSpace(out) != "" {
 		t.Errorf("containers are left: %s", out)
 	}
@@ -154,7 +184,8 @@ func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
 	}
 }
 
-// TestTakeoverOfWhatIsOdd starts our daemon beside what older shims leave in bad hours, and what is no CNI pod.
+// TestTakeoverOfWhatIsOdd starts our daemon beside what older shims leave in bad hours, and what is
+// no CNI pod.
 func TestTakeoverOfWhatIsOdd(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
@@ -178,33 +209,43 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 		f.daemon(t)
 
 		for what, p := range map[string]*foreignPod{"the old shim's": gone, "dockershim's": goneOld} {
-			eventually(t, "the network of "+what+" pod that is gone is released", func() bool { return f.held(t, p) == "" })
+			eventually(t, "the network of "+what+" pod that is gone is released", func() bool {
+				return f.held(t, p) == ""
+			})
 			f.stopPod(t, p.sandbox) // the kubelet may remember it
 			f.removePod(t, p.sandbox)
 		}
+
 		if held := f.held(t, renamed); !strings.Contains(held, "rules") || !strings.Contains(held, renamed.checkpoint) {
 			t.Errorf("a sandbox that runs under another name has lost its network, and holds only %s", held)
 		}
+
 		f.docker(t, "rm", "-f", renamed.sandbox, renamed.container)
 		f.restartHard(t)
 		eventually(t, "its network is released when it is gone", func() bool { return f.held(t, renamed) == "" })
 		f.assertBare(t, empty, runtimeapi.NamespaceMode_POD, empty.ip)
 		f.assertBare(t, host, runtimeapi.NamespaceMode_NODE, "")
-		f.assertBare(t, bridged, runtimeapi.NamespaceMode_POD, f.inspect(t, bridged.sandbox).NetworkSettings.Networks["bridge"].IPAddress.String())
+		f.assertBare(t, bridged, runtimeapi.NamespaceMode_POD,
+			f.inspect(t, bridged.sandbox).NetworkSettings.Networks["bridge"].IPAddress.String())
 		if s := f.podStatus(t, dead.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 			t.Errorf("the pod whose pause is dead: %v", s)
 		}
+
 		for id, want := range map[string]runtimeapi.ContainerState{
-			dead.container: runtimeapi.ContainerState_CONTAINER_RUNNING, orphan.container: runtimeapi.ContainerState_CONTAINER_RUNNING,
+			dead.container:   runtimeapi.ContainerState_CONTAINER_RUNNING,
+			orphan.container: runtimeapi.ContainerState_CONTAINER_RUNNING,
 			exited.container: runtimeapi.ContainerState_CONTAINER_EXITED,
 		} {
 			if s := f.containerStatus(t, id); s.State != want {
 				t.Errorf("%v, want %v", s, want)
 			}
 		}
-		if s := f.containerStatus(t, exited.container); s.ExitCode != 137 || s.FinishedAt == 0 || !strings.HasPrefix(f.log(t, s.LogPath), "first line") {
+
+		if s := f.containerStatus(t, exited.container); s.ExitCode != 137 || s.FinishedAt == 0 ||
+			!strings.HasPrefix(f.log(t, s.LogPath), "first line") {
 			t.Errorf("the container that has ended: %v", s)
 		}
+
 		for _, p := range []*foreignPod{dead, empty, host, bridged, orphan, exited} {
 			f.stopPod(t, p.sandbox)
 			f.removePod(t, p.sandbox)
@@ -212,21 +253,30 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 				t.Errorf("the pod %s is gone and holds %s", p.name("POD"), held)
 			}
 		}
+
 		if out := f.docker(t, "ps", "-aq"); strings.TrimSpace(out) != "" {
 			t.Errorf("containers are left: %s", out)
 		}
 	})
 }
 
-// TestTakeoverOfKubenet takes over a pod of dockershim's kubenet: new pods share its bridge, and its address is free when it goes.
+// TestTakeoverOfKubenet takes over a pod of dockershim's kubenet: new pods share its bridge, and
+// its address is free when it goes.
 func TestTakeoverOfKubenet(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
-		p := f.pod(t, ancestor{name: "kubenet", root: "/var/lib/dockershim", terse: true, kubenet: `{"cniVersion":"0.1.0","name":"kubenet","type":"bridge","bridge":"cbr0",
-			"mtu":1500,"addIf":"eth0","isGateway":true,"ipMasq":false,"hairpinMode":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`})
-		if out, code := f.takeover(t, "--dry-run", "--network-plugin=kubenet"); code != 3 || !strings.Contains(out, fmt.Sprintf("only that one removes its rules for [%d->8080/tcp]", p.port)) {
+		p := f.pod(t, ancestor{
+			name:  "kubenet",
+			root:  "/var/lib/dockershim",
+			terse: true,
+			kubenet: `{"cniVersion":"0.1.0","name":"kubenet","type":"bridge","bridge":"cbr0",
+			"mtu":1500,"addIf":"eth0","isGateway":true,"ipMasq":false,"hairpinMode":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`,
+		})
+		if out, code := f.takeover(t, "--dry-run", "--network-plugin=kubenet"); code != 3 ||
+			!strings.Contains(out, fmt.Sprintf("only that one removes its rules for [%d->8080/tcp]", p.port)) {
 			t.Errorf("%d, %s", code, out)
 		}
+
 		f.Daemon = f.eng.Daemon(t, "--cri-dockerd-root-directory="+f.newRoot)
 		f.assertAdopted(t, p)
 		cfg := f.podConfig(t)
@@ -236,16 +286,23 @@ func TestTakeoverOfKubenet(t *testing.T) {
 		if ip == p.ip || ip == "" {
 			t.Errorf("the new pod has %q, the old one %s", ip, p.ip)
 		}
+
 		eventually(t, "the pods reach each other", func() bool {
-			r, err := f.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"wget", "-q", "-O", "-", "http://" + ip + ":8080/"}, Timeout: 10})
+			r, err := f.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+				ContainerId: p.container,
+				Cmd:         []string{"wget", "-q", "-O", "-", "http://" + ip + ":8080/"},
+				Timeout:     10,
+			})
 			return err == nil && string(r.Stdout) == "a new page\n"
 		})
+
 		if got := f.processes(t, p); got != p.pids {
 			t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
 		}
 		if held := f.held(t, p); !strings.Contains(held, "networks/kubenet/"+p.ip) {
 			t.Errorf("before it goes it holds only %s", held)
 		}
+
 		f.stopPod(t, p.sandbox)
 		f.removePod(t, p.sandbox)
 		if held := f.held(t, p); held != "" {
@@ -267,7 +324,8 @@ func (f *foreignNode) bare(t *testing.T, a ancestor, mode container.NetworkMode)
 func (f *foreignNode) assertBare(t *testing.T, p *foreignPod, mode runtimeapi.NamespaceMode, ip string) {
 	t.Helper()
 	s := f.podStatus(t, p.sandbox)
-	if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Linux.Namespaces.Options.Network != mode || s.Network.GetIp() != ip {
+	if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Linux.Namespaces.Options.Network != mode ||
+		s.Network.GetIp() != ip {
 		t.Errorf("%v, want %v and address %q", s, mode, ip)
 	}
 }

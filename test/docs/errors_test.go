@@ -16,7 +16,8 @@ import (
 	"testing"
 )
 
-// TestErrors: an error that a page quotes is one that the program, or Kubernetes, has in these words; … stands for what differs.
+// TestErrors: an error that a page quotes is one that the program, or Kubernetes, has in these
+// words; … stands for what differs.
 func TestErrors(t *testing.T) {
 	ours, theirs := texts(t, filepath.Join(root, "internal"), filepath.Join(root, "cmd")), []string(nil)
 	for _, p := range pages(t) {
@@ -31,6 +32,7 @@ func TestErrors(t *testing.T) {
 			} else if from != "" {
 				t.Errorf("%s: from=%s is not known", at, from)
 			}
+
 			if b.language == "error" {
 				for _, l := range b.lines() {
 					checkQuote(t, at, l, known)
@@ -53,6 +55,7 @@ func checkQuote(t *testing.T, at, quote string, known []string) {
 			t.Errorf("%s: no source has the words %q", at, piece)
 		}
 	}
+
 	if longest < telling {
 		t.Errorf("%s: %q quotes too little", at, quote)
 	}
@@ -60,8 +63,8 @@ func checkQuote(t *testing.T, at, quote string, known []string) {
 
 var verb = regexp.MustCompile(`%[-+# 0]*[0-9.]*[a-zA-Z]`)
 
-// texts are the strings in the Go source below folders, without tests, with what is put together from constants as one. Each verb of a format
-// is a NUL, which no quotation has.
+// texts are the strings in the Go source below folders, without tests, with what is put together
+// from constants as one. Each verb of a format is a NUL, which no quotation has.
 func texts(t *testing.T, dirs ...string) []string {
 	t.Helper()
 	var all []string
@@ -70,27 +73,33 @@ func texts(t *testing.T, dirs ...string) []string {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
+
 			f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
 			if err != nil {
 				return err
 			}
+
 			ast.Inspect(f, func(n ast.Node) bool {
 				e, ok := n.(ast.Expr)
 				if !ok {
 					return true
 				}
+
 				s, ok := constant(e)
 				if ok {
 					all = append(all, verb.ReplaceAllString(s, "\x00"))
 				}
+
 				return !ok
 			})
+
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	return all
 }
 
@@ -105,10 +114,12 @@ func constant(e ast.Expr) (string, bool) {
 		y, ok2 := constant(e.Y)
 		return x + y, e.Op == token.ADD && ok && ok2
 	}
+
 	return "", false
 }
 
-// kubernetes are the texts of kubeadm and the kubelet, of the release from which the tests' kubelet is built.
+// kubernetes are the texts of kubeadm and the kubelet, of the release from which the tests' kubelet
+// is built.
 func kubernetes(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.Command("go", "mod", "download", "-json", "k8s.io/kubernetes", "k8s.io/cri-client")
@@ -117,17 +128,20 @@ func kubernetes(t *testing.T) []string {
 	if err != nil {
 		t.Fatalf("source of Kubernetes: %v\n%s", err, out)
 	}
+
 	var dirs []string
 	for d := json.NewDecoder(strings.NewReader(string(out))); d.More(); {
 		var m struct{ Path, Dir string }
 		if err := d.Decode(&m); err != nil {
 			t.Fatal(err)
 		}
+
 		if m.Path == "k8s.io/kubernetes" {
 			dirs = append(dirs, filepath.Join(m.Dir, "cmd/kubeadm"), filepath.Join(m.Dir, "pkg/kubelet"))
 		} else {
 			dirs = append(dirs, m.Dir)
 		}
 	}
+
 	return texts(t, dirs...)
 }

@@ -1,5 +1,6 @@
-// Package docs proves the documentation: that every command in it is run by a test or says why it is not, that what it says of the program's
-// flags and errors is what the program has, and that its links lead somewhere. It has no code outside its tests; docs/README.md has the marks.
+// Package docs proves the documentation: that every command in it is run by a test or says why it
+// is not, that what it says of the program's flags and errors is what the program has, and that its
+// links lead somewhere. It has no code outside its tests; docs/README.md has the marks.
 package docs
 
 import (
@@ -47,6 +48,7 @@ func pages(t *testing.T) []*page {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, f := range found {
 			rel, err := filepath.Rel(root, f)
 			if err != nil {
@@ -55,10 +57,12 @@ func pages(t *testing.T) []*page {
 			files = append(files, rel)
 		}
 	}
+
 	var all []*page
 	for _, f := range files {
 		all = append(all, read(t, f))
 	}
+
 	return all
 }
 
@@ -68,14 +72,15 @@ var (
 	codePattern = regexp.MustCompile("`[^`]*`")
 )
 
-// read parses as much of Markdown as these pages need. What it could misread, it does not permit: code that is indented instead of fenced,
-// and fences without a language.
+// read parses as much of Markdown as these pages need. What it could misread, it does not permit:
+// code that is indented instead of fenced, and fences without a language.
 func read(t *testing.T, path string) *page {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(root, path))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := &page{path: path}
 	var open *block
 	blank := true
@@ -88,8 +93,11 @@ func read(t *testing.T, path string) *page {
 		case isFence:
 			open = newBlock(fence, i+1, p.titles)
 			if open.language == "" {
-				p.problems = append(p.problems, fmt.Sprintf("%s:%d: a fence without a language; commands are sh, all else text, yaml, json, …", path, i+1))
+				p.problems = append(p.problems,
+					fmt.Sprintf("%s:%d: a fence without a language; commands are sh, all else text, yaml, json, …",
+						path, i+1))
 			}
+
 		case open != nil:
 			open.text += l + "\n"
 		case strings.HasPrefix(l, "<<<<<<< "):
@@ -103,11 +111,14 @@ func read(t *testing.T, path string) *page {
 				p.links = append(p.links, link{m[1], i + 1})
 			}
 		}
+
 		blank = strings.TrimSpace(l) == ""
 	}
+
 	if open != nil {
 		p.problems = append(p.problems, fmt.Sprintf("%s:%d: the fence has no end", path, open.line))
 	}
+
 	return p
 }
 
@@ -117,9 +128,11 @@ func newBlock(info string, line int, titles []string) *block {
 	for _, m := range markPattern.FindAllStringSubmatch(rest, -1) {
 		b.marks[m[1]] = strings.Trim(m[2], `"`)
 	}
+
 	if len(titles) > 0 {
 		b.title = titles[len(titles)-1]
 	}
+
 	return b
 }
 
@@ -132,16 +145,19 @@ func (b block) commands() bool {
 func (b block) lines() []string {
 	var all []string
 	for l := range strings.SplitSeq(strings.ReplaceAll(b.text, "\\\n", " "), "\n") {
-		if l, _, _ = strings.Cut(l, "  #"); strings.TrimSpace(l) != "" && !strings.HasPrefix(strings.TrimSpace(l), "#") {
+		if l, _, _ = strings.Cut(l, "  #"); strings.TrimSpace(l) != "" && !strings.HasPrefix(strings.TrimSpace(l),
+			"#") {
 			all = append(all, strings.TrimSpace(l))
 		}
 	}
+
 	return all
 }
 
 var noAnchor = regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
 
-// anchors are the names by which a page's headings can be linked to, as GitHub and most site generators make them.
+// anchors are the names by which a page's headings can be linked to, as GitHub and most site
+// generators make them.
 func (p *page) anchors() []string {
 	var all []string
 	for _, title := range p.titles {

@@ -19,11 +19,12 @@ import (
 // object is a Kubernetes object, as JSON has it.
 type object = map[string]any
 
-// apiServer is as much of Kubernetes' API as a kubelet needs to run the pods that are there from the beginning, with their secrets, and to
-// tell how its node is.
+// apiServer is as much of Kubernetes' API as a kubelet needs to run the pods that are there from
+// the beginning, with their secrets, and to tell how its node is.
 type apiServer struct {
-	mu      sync.Mutex          // guards the rest
-	objects map[string][]object // by collection: "/api/v1/namespaces/default/secrets"; what is in it is replaced, never changed
+	mu sync.Mutex // guards the rest
+	// by collection: "/api/v1/namespaces/default/secrets"; what is in it is replaced, never changed
+	objects map[string][]object
 	events  []object
 	version int           // of the last object that was written
 	written chan struct{} // closed with the next write
@@ -31,11 +32,13 @@ type apiServer struct {
 
 // kinds are the collections that a kubelet reads, with the kind of their elements.
 var kinds = map[string]string{
-	"pods": "Pod", "services": "Service", "secrets": "Secret", "nodes": "Node", "configmaps": "ConfigMap", "runtimeclasses": "RuntimeClass", "csidrivers": "CSIDriver", "csinodes": "CSINode",
+	"pods": "Pod", "services": "Service", "secrets": "Secret", "nodes": "Node", "configmaps": "ConfigMap",
+	"runtimeclasses": "RuntimeClass", "csidrivers": "CSIDriver", "csinodes": "CSINode",
 	"leases": "Lease",
 }
 
-// serveAPI serves the API inside the node until the test ends, and returns the flag with which the kubelet uses it.
+// serveAPI serves the API inside the node until the test ends, and returns the flag with which the
+// kubelet uses it.
 func (k *kubelet) serveAPI(t *testing.T, objects map[string][]object) (*apiServer, string) {
 	t.Helper()
 	a := &apiServer{objects: objects, version: 1, written: make(chan struct{})}
@@ -44,10 +47,12 @@ func (k *kubelet) serveAPI(t *testing.T, objects map[string][]object) (*apiServe
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 	file := filepath.Join(k.engine.Dir, "kubeconfig")
-	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+l.Addr().String()+
+	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+
+		l.Addr().String()+
 		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	return a, "--kubeconfig=" + file
 }
 
@@ -60,14 +65,22 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	case q.Method == http.MethodGet && isCollection && q.FormValue("watch") != "":
 		a.watch(w, q)
 	case q.Method == http.MethodGet && isCollection:
-		version, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(q.URL.Path, "/apis/"), "/api/"), "/"+path.Base(q.URL.Path))
-		answer(w, object{"kind": kind + "List", "apiVersion": version, "metadata": object{"resourceVersion": a.now()}, "items": a.list(q.URL.Path, q.FormValue("fieldSelector"))})
+		version, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(q.URL.Path, "/apis/"), "/api/"),
+			"/"+path.Base(q.URL.Path))
+		answer(w, object{
+			"kind":       kind + "List",
+			"apiVersion": version,
+			"metadata":   object{"resourceVersion": a.now()},
+			"items":      a.list(q.URL.Path, q.FormValue("fieldSelector")),
+		})
+
 	case q.Method == http.MethodGet:
 		if o := a.find(q.URL.Path); o != nil {
 			answer(w, o)
 			return
 		}
 		fail(w, http.StatusNotFound, "NotFound")
+
 	case q.Method == http.MethodPost:
 		a.post(w, q)
 	case q.Method == http.MethodPatch && path.Dir(q.URL.Path) == "/api/v1/nodes/"+path.Base(path.Dir(q.URL.Path)):
@@ -85,28 +98,40 @@ func answer(w io.Writer, o object) { _ = json.NewEncoder(w).Encode(o) }
 
 func fail(w http.ResponseWriter, code int, reason string) {
 	w.WriteHeader(code)
-	answer(w, object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": "the test's API server: " + reason, "code": code})
+	answer(w, object{
+		"kind":       "Status",
+		"apiVersion": "v1",
+		"status":     "Failure",
+		"reason":     reason,
+		"message":    "the test's API server: " + reason,
+		"code":       code,
+	})
 }
 
-// list is what lies in a collection, also in namespaces beneath it, of the name that a selector asks for.
+// list is what lies in a collection, also in namespaces beneath it, of the name that a selector
+// asks for.
 func (a *apiServer) list(collection, selector string) []object {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	name, _ := strings.CutPrefix(selector, "metadata.name=")
 	if name == selector {
 		name = ""
 	}
+
 	out := []object{}
 	for c, objects := range a.objects {
 		if c != collection && !(path.Base(c) == path.Base(collection) && path.Dir(collection) == "/api/v1") {
 			continue
 		}
+
 		for _, o := range objects {
 			if name == "" || o["metadata"].(object)["name"] == name {
 				out = append(out, o)
 			}
 		}
 	}
+
 	return out
 }
 
@@ -123,11 +148,13 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 		fail(w, http.StatusBadRequest, "BadRequest")
 		return
 	}
+
 	a.mu.Lock()
 	exists := false
 	for _, other := range a.objects[q.URL.Path] {
 		exists = exists || other["metadata"].(object)["name"] == o["metadata"].(object)["name"]
 	}
+
 	if path.Base(q.URL.Path) == "events" {
 		a.events = append(a.events, o)
 	} else if !exists {
@@ -135,11 +162,13 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 		o["metadata"].(object)["uid"] = fmt.Sprintf("uid-%d", a.version)
 		a.objects[q.URL.Path] = append(a.objects[q.URL.Path], o)
 	}
+
 	a.mu.Unlock()
 	if exists {
 		fail(w, http.StatusConflict, "AlreadyExists")
 		return
 	}
+
 	w.WriteHeader(http.StatusCreated)
 	answer(w, o)
 }
@@ -173,6 +202,7 @@ func (a *apiServer) watch(w http.ResponseWriter, q *http.Request) {
 				last = max(last, v)
 			}
 		}
+
 		seen = last
 		_ = http.NewResponseController(w).Flush()
 		select {
@@ -190,26 +220,32 @@ func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
 	err := json.NewDecoder(q.Body).Decode(&patch)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	for i, old := range a.objects[path.Dir(file)] {
 		if old["metadata"].(object)["name"] != path.Base(file) {
 			continue
 		}
+
 		var o object
 		b, _ := json.Marshal(old)
 		if err = errors.Join(err, json.Unmarshal(b, &o)); err != nil {
 			fail(w, http.StatusBadRequest, "BadRequest")
 			return
 		}
+
 		merge(o, patch)
 		a.stamp(o)
 		a.objects[path.Dir(file)][i] = o
 		answer(w, o)
+
 		return
 	}
+
 	fail(w, http.StatusNotFound, "NotFound")
 }
 
-// merge applies a strategic merge patch as far as a node's status needs it: conditions are merged by their type, other lists replaced.
+// merge applies a strategic merge patch as far as a node's status needs it: conditions are merged
+// by their type, other lists replaced.
 func merge(into, patch object) {
 	for key, value := range patch {
 		old, _ := into[key].(object)
@@ -232,6 +268,7 @@ func merge(into, patch object) {
 				}
 			}
 			into[key] = conditions
+
 		case isList:
 			into[key] = slices.DeleteFunc(list, func(e any) bool { o, _ := e.(object); return o["$patch"] != nil })
 		default:
@@ -250,6 +287,7 @@ func (a *apiServer) nodeReady() object {
 			return c
 		}
 	}
+
 	return nil
 }
 
@@ -257,10 +295,13 @@ func (a *apiServer) nodeReady() object {
 func (a *apiServer) said(pod, words string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	for _, e := range a.events {
-		if about, _ := e["involvedObject"].(object); about["name"] == pod && strings.Contains(fmt.Sprint(e["message"]), words) {
+		if about, _ := e["involvedObject"].(object); about["name"] == pod && strings.Contains(fmt.Sprint(e["message"]),
+			words) {
 			return true
 		}
 	}
+
 	return false
 }

@@ -20,8 +20,8 @@ spec:
   - {name: main, image: cri-test/busybox, imagePullPolicy: Never, command: [sh, -c, "sleep 1; exit 3"]}
 `
 
-// TestKubeletEvents runs the kubelet with EventedPLEG: it lists only every five minutes, and learns of all that happens from
-// GetContainerEvents (KEP-3386).
+// TestKubeletEvents runs the kubelet with EventedPLEG: it lists only every five minutes, and learns
+// of all that happens from GetContainerEvents (KEP-3386).
 func TestKubeletEvents(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -32,23 +32,28 @@ func TestKubeletEvents(t *testing.T) {
 			restarts := func(want int) {
 				t.Helper()
 				eventually(t, fmt.Sprint("the kubelet has seen ", want, " ends"), func() error {
-					if c := k.pod(t, "again").container("main"); c.RestartCount < want || c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 3 {
+					if c := k.pod(t, "again").container("main"); c.RestartCount < want ||
+						c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 3 {
 						return fmt.Errorf("%+v", c)
 					}
 					return nil
 				})
 			}
+
 			restarts(1)
 			metrics, err := k.get("/metrics")
-			if err != nil || !strings.Contains(metrics, "\nkubelet_evented_pleg_connection_success_count 1\n") || strings.Contains(metrics, "\nkubelet_evented_pleg_connection_error_count 1") {
+			if err != nil || !strings.Contains(metrics, "\nkubelet_evented_pleg_connection_success_count 1\n") ||
+				strings.Contains(metrics, "\nkubelet_evented_pleg_connection_error_count 1") {
 				t.Errorf("the kubelet's connections for events: %v\n%s", err, grep(metrics, "evented_pleg"))
 			}
+
 			log, err := os.ReadFile(filepath.Join(k.engine.Dir, "kubelet.log"))
 			for _, want := range []string{"Received Container Started Event", "Received Container Stopped Event"} {
 				if err != nil || !strings.Contains(string(log), want) {
 					t.Errorf("the kubelet's log lacks %q: %v", want, err)
 				}
 			}
+
 			if strings.Contains(string(log), "Fall back to Generic PLEG") {
 				t.Error("the kubelet has given the events up")
 			}

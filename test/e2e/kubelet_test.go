@@ -1,4 +1,5 @@
-// Package e2e proves the daemon under the real kubelet, standalone, with static pods. It has no code outside its tests.
+// Package e2e proves the daemon under the real kubelet, standalone, with static pods. It has no
+// code outside its tests.
 package e2e
 
 import (
@@ -75,15 +76,19 @@ func prepareOn(t *testing.T, e *engines.Engine, flags ...string) *kubelet {
 	e.ImportBusybox(t)
 	k := &kubelet{engine: e, daemon: e.Daemon(t, flags...), manifests: filepath.Join(e.Dir, "manifests")}
 	k.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: e.DialContext, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the kubelet signs for itself
+		DialContext:     e.DialContext,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the kubelet signs for itself
 	}}
 	if err := os.Mkdir(k.manifests, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k.config = strings.NewReplacer("CGROUP", e.CgroupParent, "SOCKET", k.daemon.Socket, "DIR", e.Dir).Replace(kubeletConfig)
+
+	k.config = strings.NewReplacer("CGROUP", e.CgroupParent, "SOCKET", k.daemon.Socket, "DIR",
+		e.Dir).Replace(kubeletConfig)
 	if err := os.WriteFile(filepath.Join(e.Dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	makeCgroups(t, e)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -92,6 +97,7 @@ func prepareOn(t *testing.T, e *engines.Engine, flags ...string) *kubelet {
 			t.Logf("end of the kubelet's log:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 	})
+
 	return k
 }
 
@@ -102,14 +108,15 @@ func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	args := append(slices.Clone(k.env), filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
 		"--config="+file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
 	k.engine.Background(t, "kubelet", "env", append(args, flags...)...)
 	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
 }
 
-// makeCgroups makes the root cgroup of the kubelet in every hierarchy that the engine's node has; a new cpuset has neither processors nor
-// memory.
+// makeCgroups makes the root cgroup of the kubelet in every hierarchy that the engine's node has; a
+// new cpuset has neither processors nor memory.
 func makeCgroups(t *testing.T, e *engines.Engine) {
 	t.Helper()
 	script := `set -e
@@ -133,10 +140,12 @@ func (k *kubelet) fetch(url string) (string, error) {
 		return "", err
 	}
 	defer r.Body.Close()
+
 	b, err := io.ReadAll(r.Body)
 	if err == nil && r.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s: %s", url, r.Status, b)
 	}
+
 	return string(b), err
 }
 
@@ -180,15 +189,18 @@ func (k *kubelet) pod(t *testing.T, name string) *pod {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var list struct{ Items []*pod }
 	if err := json.Unmarshal([]byte(body), &list); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, p := range list.Items {
 		if p.Metadata.Name == name+"-node" {
 			return p
 		}
 	}
+
 	return nil
 }
 
@@ -201,6 +213,7 @@ func (p *pod) container(name string) containerStatus {
 			}
 		}
 	}
+
 	return containerStatus{}
 }
 
@@ -211,6 +224,7 @@ func (k *kubelet) apply(t *testing.T, name, manifest string) {
 	if err := os.WriteFile(tmp, []byte(manifest), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := os.Rename(tmp, filepath.Join(k.manifests, name+".yaml")); err != nil {
 		t.Fatal(err)
 	}
@@ -225,13 +239,16 @@ func (k *kubelet) waitRunning(t *testing.T, name string) *pod {
 		if p == nil || p.Status.Phase != "Running" || p.Status.PodIP == "" {
 			return fmt.Errorf("%+v", p)
 		}
+
 		for _, c := range p.Status.ContainerStatuses {
 			if !c.Ready {
 				return fmt.Errorf("container %s: %+v", c.Name, c)
 			}
 		}
+
 		return nil
 	})
+
 	return p
 }
 
@@ -247,14 +264,17 @@ func within(t *testing.T, patience time.Duration, what string, try func() error)
 	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+
 	for {
 		err := try()
 		if err == nil {
 			return
 		}
+
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s: %s: %v", patience, what, err)
 		}
+
 		<-tick.C
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// chattyLines is how many lines the pod below prints, about 9 MB within 20 s; the kubelet rotates at 1 MiB and looks every 3 s.
+// chattyLines is how many lines the pod below prints, about 9 MB within 20 s; the kubelet rotates
+// at 1 MiB and looks every 3 s.
 const chattyLines = 40000
 
 const chattyPod = `apiVersion: v1
@@ -37,46 +38,54 @@ spec:
       sleep 1000
 `
 
-// rotation: the kubelet rotates the log of a container that prints much, keeps three files, compresses, and a reader that follows the log
-// sees every line once and in order.
+// rotation: the kubelet rotates the log of a container that prints much, keeps three files,
+// compresses, and a reader that follows the log sees every line once and in order.
 func rotation(t *testing.T, k *kubelet) {
 	k.apply(t, "chatty", strings.Replace(chattyPod, "LINES", strconv.Itoa(chattyLines), 1))
 	uid := k.waitRunning(t, "chatty").Metadata.UID
 	dir := filepath.Join(k.engine.Dir, "root/var/log/pods/default_chatty-node_"+uid+"/chatty")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+
 	followed := make(chan error, 1)
 	go func() { followed <- k.follow(ctx, "/containerLogs/default/chatty-node/chatty?follow=true") }()
 	seen := map[string]bool{} // rotated logs
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+
 	for err, end := error(nil), false; !end; {
 		select {
 		case err = <-followed:
 			end = true
 		case <-tick.C:
 		}
+
 		if err != nil {
 			t.Fatalf("the reader: %v", err)
 		}
+
 		files := logFiles(t, dir)
 		if len(files) > 3 {
 			t.Errorf("more than three files: %v", files)
 		}
+
 		for _, f := range files {
 			if f != "0.log" {
 				seen[strings.TrimSuffix(f, ".gz")] = true
 			}
 		}
 	}
+
 	files := logFiles(t, dir)
 	if len(seen) < 3 || len(files) != 3 || !strings.HasSuffix(files[1], ".gz") {
 		t.Errorf("rotated %d times, files at the end: %v", len(seen), files)
 	}
+
 	log, err := os.ReadFile(filepath.Join(k.engine.Dir, "kubelet.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for line := range strings.Lines(string(log)) {
 		if strings.Contains(line, "reopen container log") || strings.Contains(line, "rotate log") {
 			t.Errorf("the kubelet says: %s", line)
@@ -90,12 +99,14 @@ func (k *kubelet) follow(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+
 	c := http.Client{Transport: k.client.Transport} // without the time limit of the others
 	r, err := c.Do(req)
 	if err != nil {
 		return err
 	}
 	defer r.Body.Close()
+
 	want := 1
 	for s := bufio.NewScanner(r.Body); want <= chattyLines; want++ {
 		if !s.Scan() {
@@ -105,6 +116,7 @@ func (k *kubelet) follow(ctx context.Context, path string) error {
 			return fmt.Errorf("line %.40q in place of %d", s.Text(), want)
 		}
 	}
+
 	return nil
 }
 
@@ -115,10 +127,12 @@ func logFiles(t *testing.T, dir string) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".tmp") {
 			out = append(out, e.Name())
 		}
 	}
+
 	return out
 }

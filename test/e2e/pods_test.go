@@ -68,7 +68,8 @@ func TestKubelet(t *testing.T) {
 				name string
 				do   func(*testing.T, *kubelet)
 			}{
-				{"running", running}, {"pages", pages}, {"logs", logs}, {"streams", streams}, {"crash", crash}, {"rotation", rotation}, {"daemon killed", daemonKilled}, {"deleted", deleted},
+				{"running", running}, {"pages", pages}, {"logs", logs}, {"streams", streams}, {"crash", crash},
+				{"rotation", rotation}, {"daemon killed", daemonKilled}, {"deleted", deleted},
 			} {
 				if !t.Run(step.name, func(t *testing.T) { step.do(t, k) }) {
 					t.FailNow()
@@ -80,9 +81,11 @@ func TestKubelet(t *testing.T) {
 
 func running(t *testing.T, k *kubelet) {
 	p := k.waitRunning(t, "web")
-	if i := p.container("init"); i.State.Terminated == nil || i.State.Terminated.ExitCode != 0 || i.State.Terminated.Reason != "Completed" {
+	if i := p.container("init"); i.State.Terminated == nil || i.State.Terminated.ExitCode != 0 ||
+		i.State.Terminated.Reason != "Completed" {
 		t.Errorf("the init container: %+v", i)
 	}
+
 	if len(p.Status.ContainerStatuses) != 2 || !strings.HasPrefix(p.container("web").ContainerID, "docker://") {
 		t.Errorf("containers: %+v", p.Status.ContainerStatuses)
 	}
@@ -100,9 +103,11 @@ func pages(t *testing.T, k *kubelet) {
 }
 
 func logs(t *testing.T, k *kubelet) {
-	if text, err := k.get("/containerLogs/default/web-node/tick"); err != nil || !strings.HasPrefix(text, "first tick\n") {
+	if text, err := k.get("/containerLogs/default/web-node/tick"); err != nil ||
+		!strings.HasPrefix(text, "first tick\n") {
 		t.Errorf("log of tick: %q, %v", text, err)
 	}
+
 	eventually(t, "log of the container that crashes", func() error {
 		text, err := k.get("/containerLogs/default/crash-node/crash")
 		if err == nil && !strings.Contains(text, "about to fail\n") {
@@ -122,6 +127,7 @@ func crash(t *testing.T, k *kubelet) {
 		if last.ExitCode != 3 || last.Reason != "Error" {
 			t.Fatalf("lastState: %+v", *last)
 		}
+
 		return nil
 	})
 }
@@ -136,6 +142,7 @@ func daemonKilled(t *testing.T, k *kubelet) {
 	if before.Status.PodIP != after.Status.PodIP {
 		t.Errorf("the pod's IP was %s, now it is %s", before.Status.PodIP, after.Status.PodIP)
 	}
+
 	for _, c := range before.Status.ContainerStatuses {
 		if now := after.container(c.Name); now.ContainerID != c.ContainerID || now.RestartCount != c.RestartCount {
 			t.Errorf("container %s was %+v, now it is %+v", c.Name, c, now)
@@ -151,30 +158,37 @@ func deleted(t *testing.T, k *kubelet) {
 			t.Fatal(err)
 		}
 	}
+
 	eventually(t, "pods and containers are gone", func() error {
 		pods, err := k.daemon.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			return err
 		}
+
 		containers, err := k.daemon.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err == nil && len(pods.Items)+len(containers.Containers) > 0 {
 			err = fmt.Errorf("%d pods, %d containers", len(pods.Items), len(containers.Containers))
 		}
+
 		return err
 	})
+
 	for what, pattern := range map[string]string{
-		"address": filepath.Join(k.daemon.LeaseDir, "*", "10.*"), "CNI cache": filepath.Join(k.daemon.CacheDir, "*"), "pin": filepath.Join(k.daemon.PinDir, "*"),
+		"address": filepath.Join(k.daemon.LeaseDir, "*", "10.*"), "CNI cache": filepath.Join(k.daemon.CacheDir, "*"),
+		"pin": filepath.Join(k.daemon.PinDir, "*"),
 	} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("%s left: %v", what, left)
 		}
 	}
+
 	eventually(t, "the logs are gone", func() error {
 		if left, _ := filepath.Glob(filepath.Join(k.engine.Dir, "root/var/log/pods/*/*/*.log")); len(left) > 0 {
 			return errors.New(strings.Join(left, ", "))
 		}
 		return nil
 	})
+
 	if page, err := k.fetch("http://" + ip + ":8080/"); err == nil {
 		t.Errorf("the pod's address still answers: %s", page)
 	}

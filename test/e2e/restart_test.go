@@ -49,6 +49,7 @@ func TestEngineRestart(t *testing.T) {
 				k.awaitOthers(t, name, before)
 				k.webAnswers(t, name)
 			}
+
 			k.removeAll(t, "web", "agent")
 		})
 	}
@@ -63,11 +64,13 @@ func (k *kubelet) waitReady(t *testing.T, name string) {
 		if p == nil || p.Status.Phase != "Running" || len(p.Status.ContainerStatuses) == 0 {
 			return fmt.Errorf("%+v", p)
 		}
+
 		for _, c := range p.Status.ContainerStatuses {
 			if !c.Ready {
 				return fmt.Errorf("container %s: %+v", c.Name, c)
 			}
 		}
+
 		return nil
 	})
 }
@@ -79,11 +82,13 @@ func (k *kubelet) sandboxes(t *testing.T, state runtimeapi.PodSandboxState) (ids
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, sb := range r.Items {
 		if sb.State == state {
 			ids = append(ids, sb.Id)
 		}
 	}
+
 	return ids
 }
 
@@ -95,17 +100,21 @@ func (k *kubelet) awaitOthers(t *testing.T, name string, before []string) {
 		if err != nil {
 			return err
 		}
+
 		ready := 0
 		for _, sb := range r.Items {
 			if sb.State == runtimeapi.PodSandboxState_SANDBOX_READY && !slices.Contains(before, sb.Id) {
 				ready++
 			}
 		}
+
 		if ready != 2 {
 			return fmt.Errorf("%d new sandboxes are ready: %v", ready, r.Items)
 		}
+
 		return nil
 	})
+
 	k.waitReady(t, "agent")
 	p := k.waitRunning(t, "web")
 	for _, c := range p.Status.ContainerStatuses {
@@ -137,12 +146,14 @@ func (k *kubelet) removeAll(t *testing.T, names ...string) {
 			t.Fatal(err)
 		}
 	}
+
 	docker := k.engine.Docker(t)
 	eventually(t, "nothing is left", func() error {
 		containers, err := docker.ContainerList(t.Context(), client.ContainerListOptions{All: true})
 		if err != nil || len(containers.Items) > 0 {
 			return fmt.Errorf("%d containers, %w", len(containers.Items), err)
 		}
+
 		for what, pattern := range map[string]string{
 			"addresses":  filepath.Join(k.daemon.LeaseDir, "*", "10.*"),
 			"CNI cache":  filepath.Join(k.daemon.CacheDir, "*"),
@@ -152,11 +163,13 @@ func (k *kubelet) removeAll(t *testing.T, names ...string) {
 				return fmt.Errorf("%s: %v", what, left)
 			}
 		}
+
 		return k.noTraces()
 	})
 }
 
-// noTraces looks for interfaces and port rules of pods in the node's network, and for mounts of namespaces.
+// noTraces looks for interfaces and port rules of pods in the node's network, and for mounts of
+// namespaces.
 func (k *kubelet) noTraces() error {
 	for what, line := range map[string]string{
 		"interfaces": "ip -o link show type veth",
@@ -168,5 +181,6 @@ func (k *kubelet) noTraces() error {
 			return fmt.Errorf("%s: %s, %w", what, left, err)
 		}
 	}
+
 	return nil
 }

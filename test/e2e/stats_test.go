@@ -40,8 +40,8 @@ type cpuSummary struct{ UsageNanoCores, UsageCoreNanoSeconds *uint64 }
 type memorySummary struct{ UsageBytes, WorkingSetBytes, RSSBytes *uint64 }
 type fsSummary struct{ UsedBytes, InodesUsed, CapacityBytes, AvailableBytes *uint64 }
 
-// missing names what a summary lacks, "" for nothing. Without the CRI's figures of pods the kubelet asks its own cAdvisor for their networks and
-// processes, which knows none of Docker's.
+// missing names what a summary lacks, "" for nothing. Without the CRI's figures of pods the kubelet
+// asks its own cAdvisor for their networks and processes, which knows none of Docker's.
 func (p podSummary) missing(fromCRI bool) string {
 	some := func(what string, values ...*uint64) string {
 		for _, v := range values {
@@ -51,6 +51,7 @@ func (p podSummary) missing(fromCRI bool) string {
 		}
 		return ""
 	}
+
 	lacks := []string{
 		some("the pod's CPU", p.CPU.UsageCoreNanoSeconds), some("the pod's memory", p.Memory.WorkingSetBytes),
 	}
@@ -60,25 +61,32 @@ func (p podSummary) missing(fromCRI bool) string {
 	if fromCRI && (p.Processes == nil || p.Processes.Count < 3) {
 		lacks = append(lacks, "processes")
 	}
+
 	for _, c := range p.Containers {
-		lacks = append(lacks, some(c.Name+": CPU", c.CPU.UsageCoreNanoSeconds), some(c.Name+": memory", c.Memory.WorkingSetBytes, c.Memory.RSSBytes),
-			some(c.Name+": rootfs", c.Rootfs.InodesUsed, c.Rootfs.CapacityBytes, c.Rootfs.AvailableBytes), some(c.Name+": logs", c.Logs.CapacityBytes))
+		lacks = append(lacks, some(c.Name+": CPU", c.CPU.UsageCoreNanoSeconds),
+			some(c.Name+": memory", c.Memory.WorkingSetBytes, c.Memory.RSSBytes),
+			some(c.Name+": rootfs", c.Rootfs.InodesUsed, c.Rootfs.CapacityBytes, c.Rootfs.AvailableBytes),
+			some(c.Name+": logs", c.Logs.CapacityBytes))
 		if c.Logs.UsedBytes == nil || c.Name == "tick" && *c.Logs.UsedBytes == 0 { // the other one says nothing
 			lacks = append(lacks, c.Name+": bytes of logs")
 		}
 	}
+
 	if len(p.Containers) != 2 {
 		lacks = append(lacks, fmt.Sprintf("%d containers", len(p.Containers)))
 	}
+
 	for _, l := range lacks {
 		if l != "" {
 			return l
 		}
 	}
+
 	return ""
 }
 
-// TestKubeletSummary asks the kubelet for its summary, with figures that it reads from the CRI alone and with those that it has from elsewhere too.
+// TestKubeletSummary asks the kubelet for its summary, with figures that it reads from the CRI
+// alone and with those that it has from elsewhere too.
 func TestKubeletSummary(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -92,10 +100,12 @@ func TestKubeletSummary(t *testing.T) {
 					if err != nil {
 						return err
 					}
+
 					var s summary
 					if err := json.Unmarshal([]byte(body), &s); err != nil {
 						return err
 					}
+
 					for _, p := range s.Pods {
 						if p.PodRef.Name == "web-node" {
 							if m := p.missing(fromCRI); m != "" {
@@ -104,47 +114,62 @@ func TestKubeletSummary(t *testing.T) {
 							return nil
 						}
 					}
+
 					return errors.New("the pod is not there: " + body)
 				}
 			}
+
 			eventually(t, "the summary is complete", complete(false))
 			k.engine.KillBackground(t, "kubelet")
 			k.run(t, k.config+"featureGates: {PodAndContainerStatsFromCRI: true}\n")
 			k.waitRunning(t, "web")
 			eventually(t, "the summary is complete from the CRI alone", complete(true))
-			eventually(t, "the kubelet's metrics have ours", func() error { return k.hasMetrics("web-node", "web", "tick") })
+			eventually(t, "the kubelet's metrics have ours", func() error {
+				return k.hasMetrics("web-node", "web", "tick")
+			})
 		})
 	}
 }
 
-// hasMetrics says what the kubelet's /metrics/cadvisor lacks of a pod with these containers when it asks the CRI.
+// hasMetrics says what the kubelet's /metrics/cadvisor lacks of a pod with these containers when it
+// asks the CRI.
 func (k *kubelet) hasMetrics(pod string, containers ...string) error {
 	page, err := k.get("/metrics/cadvisor")
 	if err != nil {
 		return err
 	}
+
 	// has says whether there is a series with these values; most must not be 0.
 	has := func(name, container, value string) error {
-		series := regexp.MustCompile(`(?m)^` + name + `{container="` + container + `",[^\n]*id="/[^\n]*namespace="default",[^\n]*pod="` + pod + `"[^\n]*} ` + value)
+		series := regexp.MustCompile(`(?m)^` + name + `{container="` + container +
+			`",[^\n]*id="/[^\n]*namespace="default",[^\n]*pod="` + pod + `"[^\n]*} ` + value)
 		if !series.MatchString(page) {
 			return fmt.Errorf("no %s of container %q", name, container)
 		}
 		return nil
 	}
+
 	const some, any = `[1-9]`, `[0-9]`
 	var lacks []error
 	for _, c := range containers {
 		for name, value := range map[string]string{
-			"container_cpu_usage_seconds_total": any, "container_cpu_user_seconds_total": any, "container_memory_working_set_bytes": some, "container_memory_rss": some,
-			"container_memory_failures_total": some, "container_fs_usage_bytes": any, "container_fs_limit_bytes": some, "container_processes": some, "container_threads": some,
-			"container_file_descriptors": some, "container_sockets": any, "container_ulimits_soft": some, "container_oom_events_total": "0", "container_start_time_seconds": some,
-			"container_last_seen": some, "container_spec_cpu_period": some, "container_spec_cpu_shares": some, "container_spec_memory_limit_bytes": any,
+			"container_cpu_usage_seconds_total": any, "container_cpu_user_seconds_total": any,
+			"container_memory_working_set_bytes": some, "container_memory_rss": some,
+			"container_memory_failures_total": some, "container_fs_usage_bytes": any, "container_fs_limit_bytes": some,
+			"container_processes": some, "container_threads": some,
+			"container_file_descriptors": some, "container_sockets": any, "container_ulimits_soft": some,
+			"container_oom_events_total": "0", "container_start_time_seconds": some,
+			"container_last_seen": some, "container_spec_cpu_period": some, "container_spec_cpu_shares": some,
+			"container_spec_memory_limit_bytes": any,
 		} {
 			lacks = append(lacks, has(name, c, value))
 		}
 	}
+
 	return errors.Join(append(lacks,
-		has("container_network_receive_bytes_total", "POD", some), has("container_network_transmit_packets_total", "POD", some),
-		has("container_memory_working_set_bytes", "", some), has("container_cpu_usage_seconds_total", "", any), has("container_threads", "", some),
+		has("container_network_receive_bytes_total", "POD", some), has("container_network_transmit_packets_total",
+			"POD", some),
+		has("container_memory_working_set_bytes", "", some), has("container_cpu_usage_seconds_total", "", any),
+		has("container_threads", "", some),
 	)...)
 }

@@ -27,28 +27,37 @@ const streamDeadline = 20 * time.Second
 
 // streams tries every kind of stream by both protocols.
 func streams(t *testing.T, k *kubelet) {
-	protocols := map[string]func(t *testing.T, path string, q url.Values) session{"WebSocket": k.webSocket, "SPDY": k.spdy}
+	protocols := map[string]func(t *testing.T, path string, q url.Values) session{
+		"WebSocket": k.webSocket,
+		"SPDY":      k.spdy,
+	}
+
 	for protocol, open := range protocols {
 		t.Run(protocol, func(t *testing.T) {
 			t.Run("exec", func(t *testing.T) {
-				s := open(t, "/exec/default/web-node/web", query("input", "output", "error", "command=sh", "command=-c", "command=read x; echo got $x; tty"))
+				s := open(t, "/exec/default/web-node/web", query("input", "output", "error", "command=sh", "command=-c",
+					"command=read x; echo got $x; tty"))
 				s.write(t, "hello\n")
 				if got := s.read(t, "not a tty"); !strings.Contains(got, "got hello\n") {
 					t.Errorf("output %q", got)
 				}
 			})
+
 			t.Run("exec with TTY", func(t *testing.T) {
-				s := open(t, "/exec/default/web-node/web", query("input", "output", "tty", "command=sh", "command=-c", "command=read x; echo got $x; tty"))
+				s := open(t, "/exec/default/web-node/web", query("input", "output", "tty", "command=sh", "command=-c",
+					"command=read x; echo got $x; tty"))
 				s.write(t, "hello\n")
 				if got := s.read(t, "/dev/pts/"); !strings.Contains(got, "got hello\r\n") {
 					t.Errorf("output %q", got)
 				}
 			})
+
 			t.Run("attach", func(t *testing.T) {
 				s := open(t, "/attach/default/web-node/tick", query("input", "output", "error"))
 				s.write(t, "by "+protocol+"\n")
 				s.read(t, "heard by "+protocol+"\n")
 			})
+
 			t.Run("port-forward", func(t *testing.T) {
 				s := open(t, "/portForward/default/web-node", query("port=8080"))
 				s.write(t, "GET / HTTP/1.0\r\n\r\n")
@@ -67,6 +76,7 @@ func query(args ...string) url.Values {
 		}
 		q.Add(key, value)
 	}
+
 	return q
 }
 
@@ -81,6 +91,7 @@ func readUntil(t *testing.T, want string, next func() ([]byte, error)) string {
 			t.Fatalf("read until %q: got %q, then %v", want, text.String(), err)
 		}
 	}
+
 	return text.String()
 }
 
@@ -92,21 +103,26 @@ type webSocketSession struct {
 func (k *kubelet) webSocket(t *testing.T, path string, q url.Values) session {
 	t.Helper()
 	d := websocket.Dialer{
-		Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: streamDeadline,
+		Subprotocols:      []string{"v4.channel.k8s.io"},
+		HandshakeTimeout:  streamDeadline,
 		NetDialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return k.dial(ctx) },
 	}
+
 	c, r, err := d.DialContext(t.Context(), "wss://127.0.0.1:10250"+path+"?"+q.Encode(), nil)
 	if err != nil {
 		t.Fatalf("%s: %v, %v", path, err, r)
 	}
+
 	t.Cleanup(func() { c.Close() })
 	if err := c.SetReadDeadline(time.Now().Add(streamDeadline)); err != nil {
 		t.Fatal(err)
 	}
+
 	s := &webSocketSession{conn: c, out: 1}
 	if strings.HasPrefix(path, "/portForward") {
 		s.out = 0
 	}
+
 	return s
 }
 
@@ -137,31 +153,43 @@ func (k *kubelet) spdy(t *testing.T, path string, q url.Values) session {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := conn.SetDeadline(time.Now().Add(streamDeadline)); err != nil {
 		t.Fatal(err)
 	}
+
 	protocol := "v4.channel.k8s.io"
 	forward := strings.HasPrefix(path, "/portForward")
 	if forward {
 		protocol = "portforward.k8s.io"
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://127.0.0.1:10250"+path+"?"+q.Encode(), nil)
+
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://127.0.0.1:10250"+path+"?"+q.Encode(),
+		nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": {protocol}}
+
+	req.Header = http.Header{
+		"Connection":                {"Upgrade"},
+		"Upgrade":                   {"SPDY/3.1"},
+		"X-Stream-Protocol-Version": {protocol},
+	}
 	if err := req.Write(conn); err != nil {
 		t.Fatal(err)
 	}
+
 	buffered := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(buffered, req)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("%s: %v, %v", path, resp, err)
 	}
+
 	c, err := spdy.NewClientConnection(&bufferedConn{Conn: conn, r: buffered})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { c.Close() })
 	create := func(header http.Header) httpstream.Stream {
 		s, err := c.CreateStream(header)
@@ -175,14 +203,19 @@ func (k *kubelet) spdy(t *testing.T, path string, q url.Values) session {
 		data := create(http.Header{"Streamtype": {"data"}, "Port": q["port"], "Requestid": {"0"}})
 		return &spdySession{in: data, out: data}
 	}
+
 	create(http.Header{"Streamtype": {"error"}})
-	s := &spdySession{in: create(http.Header{"Streamtype": {"stdin"}}), out: create(http.Header{"Streamtype": {"stdout"}})}
+	s := &spdySession{
+		in:  create(http.Header{"Streamtype": {"stdin"}}),
+		out: create(http.Header{"Streamtype": {"stdout"}}),
+	}
 	if q.Has("error") {
 		create(http.Header{"Streamtype": {"stderr"}})
 	}
 	if q.Has("tty") {
 		create(http.Header{"Streamtype": {"resize"}})
 	}
+
 	return s
 }
 

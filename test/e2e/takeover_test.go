@@ -14,8 +14,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestKubeletTakeover puts containers of an older shim in the place of a pod's while nobody looks: the kubelet that comes back finds the
-// pod as it wants it, and restarts nothing.
+// TestKubeletTakeover puts containers of an older shim in the place of a pod's while nobody looks:
+// the kubelet that comes back finds the pod as it wants it, and restarts nothing.
 func TestKubeletTakeover(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -39,15 +39,18 @@ func TestKubeletTakeover(t *testing.T) {
 					t.Errorf("not adopted: %+v", c)
 				}
 			}
+
 			if now := processes(t, k); now != before {
 				t.Errorf("processes before:\n%s\nnow:\n%s", before, now)
 			}
+
 			pages(t, k)
 			for _, name := range []string{"web", "crash"} {
 				if err := os.Remove(filepath.Join(k.manifests, name+".yaml")); err != nil {
 					t.Fatal(err)
 				}
 			}
+
 			eventually(t, "the adopted pod is gone", func() error {
 				if left := ofWeb(t, k); len(left) > 0 {
 					return fmt.Errorf("%d containers are left", len(left))
@@ -62,10 +65,12 @@ func TestKubeletTakeover(t *testing.T) {
 func ofWeb(t *testing.T, k *kubelet) []container.InspectResponse {
 	t.Helper()
 	docker := k.engine.Docker(t)
-	list, err := docker.ContainerList(t.Context(), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("name", "_web-node_")})
+	list, err := docker.ContainerList(t.Context(),
+		client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("name", "_web-node_")})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out []container.InspectResponse
 	for _, item := range list.Items {
 		r, err := docker.ContainerInspect(t.Context(), item.ID, client.ContainerInspectOptions{})
@@ -74,12 +79,14 @@ func ofWeb(t *testing.T, k *kubelet) []container.InspectResponse {
 		} else if err != nil {
 			t.Fatal(err)
 		}
+
 		if strings.HasPrefix(r.Container.Name, "/k8s_POD_") {
 			out = append([]container.InspectResponse{r.Container}, out...)
 		} else {
 			out = append(out, r.Container)
 		}
 	}
+
 	return out
 }
 
@@ -93,47 +100,62 @@ func processes(t *testing.T, k *kubelet) string {
 	return s
 }
 
-// asOlderShim makes the containers of the pod web anew as a shim before this one makes them, and returns their IDs.
+// asOlderShim makes the containers of the pod web anew as a shim before this one makes them, and
+// returns their IDs.
 func asOlderShim(t *testing.T, k *kubelet) map[string]bool {
 	t.Helper()
 	docker, ids, sandbox := k.engine.Docker(t), map[string]bool{}, ""
 	for _, old := range ofWeb(t, k) {
-		if _, err := docker.ContainerRemove(t.Context(), old.ID, client.ContainerRemoveOptions{Force: true}); err != nil {
+		if _, err := docker.ContainerRemove(t.Context(), old.ID, client.ContainerRemoveOptions{Force: true}); err !=
+			nil {
 			t.Fatal(err)
 		}
+
 		for label := range old.Config.Labels {
 			if strings.HasPrefix(label, "io.cri-dockerd.") {
 				delete(old.Config.Labels, label)
 			}
 		}
+
 		old.HostConfig.Annotations = nil
 		if sandbox != "" {
 			old.Config.Labels["io.kubernetes.sandbox.id"] = sandbox
 			old.Config.Hostname, old.Config.ExposedPorts = "", nil
-			old.HostConfig.NetworkMode, old.HostConfig.IpcMode = container.NetworkMode("container:"+sandbox), container.IpcMode("container:"+sandbox)
+			old.HostConfig.NetworkMode, old.HostConfig.IpcMode = container.NetworkMode("container:"+sandbox),
+				container.IpcMode("container:"+sandbox)
 		}
-		r, err := docker.ContainerCreate(t.Context(), client.ContainerCreateOptions{Name: strings.TrimPrefix(old.Name, "/"), Config: old.Config, HostConfig: old.HostConfig})
+
+		r, err := docker.ContainerCreate(t.Context(), client.ContainerCreateOptions{
+			Name:       strings.TrimPrefix(old.Name, "/"),
+			Config:     old.Config,
+			HostConfig: old.HostConfig,
+		})
 		if err == nil {
 			_, err = docker.ContainerStart(t.Context(), r.ID, client.ContainerStartOptions{})
 		}
+
 		if err != nil {
 			t.Fatalf("%s: %v", old.Name, err)
 		}
+
 		if sandbox == "" {
 			sandbox = r.ID
 			continue
 		}
+
 		ids[r.ID] = true
 		link(t, k, docker, r.ID, old.Config.Labels["io.kubernetes.container.logpath"])
 		if !old.State.Running { // the init container
 			eventually(t, "it has ended again", func() error {
-				if in, err := docker.ContainerInspect(t.Context(), r.ID, client.ContainerInspectOptions{}); err != nil || in.Container.State.Running {
+				if in, err := docker.ContainerInspect(t.Context(), r.ID, client.ContainerInspectOptions{}); err !=
+					nil || in.Container.State.Running {
 					return fmt.Errorf("%v", err)
 				}
 				return nil
 			})
 		}
 	}
+
 	return ids
 }
 
@@ -144,6 +166,7 @@ func link(t *testing.T, k *kubelet, docker *client.Client, id, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if out, err := k.engine.Command("ln", "-sfn", in.Container.LogPath, path).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

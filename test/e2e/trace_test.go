@@ -40,9 +40,12 @@ type span struct {
 }
 
 // Export implements the collector's service.
-func (c *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+func (c *spans) Export(
+	_ context.Context, r *collector.ExportTraceServiceRequest,
+) (*collector.ExportTraceServiceResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	for _, resource := range r.GetResourceSpans() {
 		service := ""
 		for _, a := range resource.GetResource().GetAttributes() {
@@ -50,36 +53,43 @@ func (c *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest
 				service = a.GetValue().GetStringValue()
 			}
 		}
+
 		for _, scope := range resource.GetScopeSpans() {
 			for _, s := range scope.GetSpans() {
 				c.all[string(s.GetSpanId())] = span{s, service}
 			}
 		}
 	}
+
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// chain is, from the last to the first, what led to a span of ours whose name ends like this; nil while there is none with a kubelet at its
-// beginning.
+// chain is, from the last to the first, what led to a span of ours whose name ends like this; nil
+// while there is none with a kubelet at its beginning.
 func (c *spans) chain(name string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	for _, s := range c.all {
 		if s.service != "cri-dockerd" || !strings.HasSuffix(s.GetName(), name) {
 			continue
 		}
+
 		var way []string
 		for known := true; known; s, known = c.all[string(s.GetParentSpanId())] {
 			way = append(way, s.service+" "+s.GetName())
 		}
+
 		if strings.HasPrefix(way[len(way)-1], "kubelet ") {
 			return way
 		}
 	}
+
 	return nil
 }
 
-// TestKubeletsTraceGoesOn: a kubelet that traces sees its own calls go on in the daemon, in its requests to Docker and in the network's plugins.
+// TestKubeletsTraceGoesOn: a kubelet that traces sees its own calls go on in the daemon, in its
+// requests to Docker and in the network's plugins.
 func TestKubeletsTraceGoesOn(t *testing.T) {
 	t.Parallel()
 	versions := engines.Versions()
@@ -92,7 +102,8 @@ func TestKubeletsTraceGoesOn(t *testing.T) {
 	k.run(t, k.config+"tracing: {endpoint: '"+otlpAddress+"', samplingRatePerMillion: 1000000}\n")
 	k.apply(t, "traced", tracedPod)
 	k.waitRunning(t, "traced")
-	for _, want := range []string{"/RunPodSandbox", "/StartContainer", "POST /containers/create", "POST /containers/{id}/start", "CNI ADD bridge"} {
+	for _, want := range []string{"/RunPodSandbox", "/StartContainer", "POST /containers/create",
+		"POST /containers/{id}/start", "CNI ADD bridge"} {
 		var way []string
 		eventually(t, "the trace of "+want, func() error {
 			if way = c.chain(want); way == nil {
@@ -100,9 +111,12 @@ func TestKubeletsTraceGoesOn(t *testing.T) {
 			}
 			return nil
 		})
-		if text := fmt.Sprint(way); strings.Contains(want, "CNI") && !strings.Contains(text, "cri-dockerd runtime.v1.RuntimeService/RunPodSandbox") {
+
+		if text := fmt.Sprint(way); strings.Contains(want, "CNI") &&
+			!strings.Contains(text, "cri-dockerd runtime.v1.RuntimeService/RunPodSandbox") {
 			t.Errorf("the way to %s is %s", want, text)
 		}
+
 		t.Logf("%s", strings.Join(way, " < "))
 	}
 }

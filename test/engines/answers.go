@@ -23,26 +23,33 @@ func (c *checked) check(method string, answer any) error {
 	if err == nil {
 		return nil
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if c.err == nil {
 		c.err = err
 	}
+
 	return status.Errorf(codes.DataLoss, "answer to %s: %v", method, err)
 }
 
 // options have a connection check each answer.
 func (c *checked) options() []grpc.DialOption {
-	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker,
+		opts ...grpc.CallOption) error {
 		if err := call(ctx, method, req, reply, conn, opts...); err != nil {
 			return err
 		}
 		return c.check(method, reply)
 	}
-	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+
+	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer,
+		opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		s, err := open(ctx, desc, conn, method, opts...)
 		return &checkedStream{ClientStream: s, method: method, checked: c}, err
 	}
+
 	return []grpc.DialOption{grpc.WithUnaryInterceptor(unary), grpc.WithStreamInterceptor(stream)}
 }
 

@@ -21,6 +21,7 @@ func (e *Engine) Counted(tb TB) *Counter {
 	if err != nil {
 		tb.Fatalf("counter: %v", err)
 	}
+
 	tb.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -31,6 +32,7 @@ func (e *Engine) Counted(tb TB) *Counter {
 			go c.pass(client, e.Socket)
 		}
 	}()
+
 	return c
 }
 
@@ -39,14 +41,17 @@ func (c *Counter) Sent() int64 { return c.sent.Load() }
 
 func (c *Counter) pass(client net.Conn, socket string) {
 	defer client.Close()
+
 	server, err := net.Dial("unix", socket)
 	if err != nil {
 		return // as if the engine were down
 	}
+
 	go func() {
 		_, _ = io.Copy(client, server)
 		client.Close()
 	}()
+
 	_, _ = io.Copy(server, io.TeeReader(client, c))
 	server.Close()
 }

@@ -23,9 +23,13 @@ const PodCIDR = "10.88.0.0/16"
 
 // Daemon is a cri-dockerd on an engine.
 type Daemon struct {
-	Socket     string // of the CRI
-	Program    string // a static one, as it is shipped; the daemon itself runs with the race detector when the tests do
-	PinDir     string // of the records of pinned network namespaces: links by sandbox ID, which lead to the pins inside only
+	Socket string // of the CRI
+	// a static one, as it is shipped; the daemon itself runs with the race detector when the tests
+	// do
+	Program string
+	// of the records of pinned network namespaces: links by sandbox ID, which lead to the pins
+	// inside only
+	PinDir     string
 	CacheDir   string // of libcni's cache
 	PendingDir string // of the connections that are being made
 	LeaseDir   string // of host-local's addresses
@@ -42,12 +46,15 @@ type Daemon struct {
 // Connect returns the clients of a CRI socket, unix:///path, that is none of ours.
 func Connect(tb TB, endpoint string, options ...grpc.DialOption) *Daemon {
 	tb.Helper()
-	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	conn, err := grpc.NewClient(endpoint, options...)
 	if err != nil {
 		tb.Fatalf("connect to %s: %v", endpoint, err)
 	}
+
 	tb.Cleanup(func() { conn.Close() })
+
 	return &Daemon{Runtime: runtimeapi.NewRuntimeServiceClient(conn), Image: runtimeapi.NewImageServiceClient(conn)}
 }
 
@@ -71,26 +78,37 @@ func (e *Engine) program(tb TB, file string, detect bool) {
 	}
 }
 
-// Daemon starts a cri-dockerd with kubenet on the engine; args come after its own and win. It ends with the test.
+// Daemon starts a cri-dockerd with kubenet on the engine; args come after its own and win. It ends
+// with the test.
 func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	tb.Helper()
 	name := "cri-dockerd-" + random()
 	lib := filepath.Join(e.Dir, "root/var/lib/cni")
 	d := &Daemon{
-		Socket: filepath.Join(e.Dir, name+".sock"), Program: filepath.Join(e.Dir, "cri-dockerd"), PinDir: filepath.Join(e.Dir, "run/netns"),
-		CacheDir: filepath.Join(lib, "cache/results"), PendingDir: filepath.Join(lib, "cache/pending"), LeaseDir: filepath.Join(lib, "networks"), engine: e, name: name,
+		Socket:     filepath.Join(e.Dir, name+".sock"),
+		Program:    filepath.Join(e.Dir, "cri-dockerd"),
+		PinDir:     filepath.Join(e.Dir, "run/netns"),
+		CacheDir:   filepath.Join(lib, "cache/results"),
+		PendingDir: filepath.Join(lib, "cache/pending"),
+		LeaseDir:   filepath.Join(lib, "networks"),
+		engine:     e,
+		name:       name,
 	}
+
 	d.running = d.Program + "-running"
 	e.program(tb, d.Program, false)
 	e.program(tb, d.running, true)
 	d.own = []string{
-		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket, "--network-plugin=kubenet",
-		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" + filepath.Join(e.Dir, "run"), "--log-level=debug",
+		"--container-runtime-endpoint=unix://" + d.Socket, "--docker-endpoint=unix://" + e.Socket,
+		"--network-plugin=kubenet",
+		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" +
+			filepath.Join(e.Dir, "run"), "--log-level=debug",
 		"--metrics-bind-address=unix://" + filepath.Join(e.Dir, name+"-metrics.sock"),
 	}
 	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--pod-cidr=") }) { // ranges add up
 		d.own = append(d.own, "--pod-cidr="+PodCIDR)
 	}
+
 	d.args = args
 	var answers checked
 	clients := Connect(tb, "unix://"+d.Socket, answers.options()...)
@@ -101,12 +119,16 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 			tail(tb, d.Log(), 60)
 			tail(tb, filepath.Join(e.Dir, "run/log-driver/log"), 30)
 		}
+
 		if b, _ := os.ReadFile(d.Log()); panicked.Match(b) {
 			tb.Fatalf("the daemon panicked:\n%s", b)
 		}
+
 		answers.end(tb)
 	})
+
 	d.Restart(tb)
+
 	return d
 }
 
@@ -144,10 +166,12 @@ func (d *Daemon) Get(tb TB, path string) (code int, page string) {
 		return 0, ""
 	}
 	defer r.Body.Close()
+
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		tb.Fatalf("%s: %v", path, err)
 	}
+
 	return r.StatusCode, string(b)
 }
 
@@ -169,12 +193,14 @@ func (d *Daemon) Stop(tb TB) {
 // Reload sends SIGHUP.
 func (d *Daemon) Reload(tb TB) {
 	tb.Helper()
-	if out, err := d.engine.Command("sh", "-c", "kill -HUP $(cat "+d.engine.Dir+"/"+d.name+".pid)").CombinedOutput(); err != nil {
+	if out, err := d.engine.Command("sh", "-c", "kill -HUP $(cat "+d.engine.Dir+"/"+d.name+
+		".pid)").CombinedOutput(); err != nil {
 		tb.Fatalf("reload: %v %s", err, out)
 	}
 }
 
-// Change ends the daemon in order and starts it with other flags. It does not wait until the runtime is ready, which it may never be.
+// Change ends the daemon in order and starts it with other flags. It does not wait until the
+// runtime is ready, which it may never be.
 func (d *Daemon) Change(tb TB, args ...string) {
 	tb.Helper()
 	d.engine.signal(tb, d.name, "TERM")
@@ -225,14 +251,17 @@ func (d *Daemon) AwaitReady(tb TB) {
 // Threads is the number of the daemon's threads.
 func (d *Daemon) Threads(tb TB) int {
 	tb.Helper()
-	out, err := d.engine.Command("sh", "-c", "grep Threads /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/status").Output()
+	out, err := d.engine.Command("sh", "-c", "grep Threads /proc/$(cat "+d.engine.Dir+"/"+d.name+
+		".pid)/status").Output()
 	if err != nil {
 		tb.Fatalf("threads: %v", err)
 	}
+
 	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(string(out), "Threads:")))
 	if err != nil {
 		tb.Fatalf("threads: %v", err)
 	}
+
 	return n
 }
 
@@ -245,28 +274,35 @@ func (d *Daemon) RSS(tb TB) int64 {
 		tb.Fatalf("RSS: %q, %v", out, err)
 		return 0
 	}
+
 	kib, err := strconv.ParseInt(f[1], 10, 64)
 	if err != nil {
 		tb.Fatalf("RSS: %v", err)
 	}
+
 	return kib << 10
 }
 
-// CPU is how long the daemon has run so far, all threads together (schedstat, Documentation/scheduler/sched-stats.rst).
+// CPU is how long the daemon has run so far, all threads together (schedstat,
+// Documentation/scheduler/sched-stats.rst).
 func (d *Daemon) CPU(tb TB) time.Duration {
 	tb.Helper()
-	out, err := d.engine.Command("sh", "-c", "cat /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/task/*/schedstat").Output()
+	out, err := d.engine.Command("sh", "-c", "cat /proc/$(cat "+d.engine.Dir+"/"+d.name+
+		".pid)/task/*/schedstat").Output()
 	sum, parseErr := sumSchedstat(string(out))
 	if err != nil || parseErr != nil || sum == 0 {
 		tb.Fatalf("CPU: %q, %v, %v", out, err, parseErr)
 	}
+
 	return sum
 }
 
-// Hurry gives the daemon precedence over everything else on the machine, for benchmarks on a busy one.
+// Hurry gives the daemon precedence over everything else on the machine, for benchmarks on a busy
+// one.
 func (d *Daemon) Hurry(tb TB) {
 	tb.Helper()
-	if out, err := d.engine.Command("sh", "-c", "chrt -a -r -p 1 $(cat "+d.engine.Dir+"/"+d.name+".pid)").CombinedOutput(); err != nil {
+	if out, err := d.engine.Command("sh", "-c", "chrt -a -r -p 1 $(cat "+d.engine.Dir+"/"+d.name+
+		".pid)").CombinedOutput(); err != nil {
 		tb.Fatalf("chrt: %v, %s", err, out)
 	}
 }

@@ -1,5 +1,6 @@
-// Package engines starts private Docker engines for tests, each in mount, network and PID namespaces of its own, with data, sockets and
-// cgroups of its own: the host's engine is never touched, and what a test leaves ends with its engine.
+// Package engines starts private Docker engines for tests, each in mount, network and PID
+// namespaces of its own, with data, sockets and cgroups of its own: the host's engine is never
+// touched, and what a test leaves ends with its engine.
 package engines
 
 import (
@@ -85,20 +86,30 @@ func StartPrepared(tb TB, v Version, prepare func(*Engine), flags ...string) *En
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // the root of a user namespace is nobody here
 	}
+
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
-	e := &Engine{Version: v, Dir: dir, Socket: filepath.Join(dir, "docker.sock"), CgroupParent: "/cri-test-" + random(), flags: flags}
+
+	e := &Engine{
+		Version:      v,
+		Dir:          dir,
+		Socket:       filepath.Join(dir, "docker.sock"),
+		CgroupParent: "/cri-test-" + random(),
+		flags:        flags,
+	}
 	if v == V29 {
 		e.bin = filepath.Join(Cache(), "docker-29")
 		if _, err := os.Stat(filepath.Join(e.bin, "dockerd")); err != nil {
 			tb.Fatalf("Docker 29 is not built; run hack/docker29.sh: %v", err)
 		}
 	}
+
 	tb.Cleanup(func() { e.end(tb) })
 	e.namespaces(tb)
 	prepare(e)
 	e.startDocker(tb)
+
 	return e
 }
 
@@ -124,48 +135,58 @@ func (e *Engine) namespaces(tb TB) {
 	if e.bin != "" {
 		runc = filepath.Join(e.bin, "runc")
 	}
+
 	helper := filepath.Join(e.Dir, "runc-wrapper")
 	Build(tb, helper, "cri-dockerd/test/engines/helper", "-X main.runc="+runc, false)
 	e.extraPrograms(tb, helper)
 	script := filepath.Join(e.Dir, "setup.sh")
 	WriteProgram(tb, script, setup)
-	cmd := exec.Command("unshare", "-m", "-n", "-p", "--fork", "--mount-proc", "--propagation", "private", "sh", script, e.Dir, helper)
+	cmd := exec.Command("unshare", "-m", "-n", "-p", "--fork", "--mount-proc", "--propagation", "private", "sh", script,
+		e.Dir, helper)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
+
 	e.stdin = stdin
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
+
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
+
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
 		tb.Fatalf("engine: the namespaces were not set up (%q, %v); tests need root", line, err)
 	}
+
 	go func() { _ = cmd.Wait() }()
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
+
 	if e.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
 }
 
-// ShimHandler is a containerd shim that engines from 23 on find by its name: the runc shim under another.
+// ShimHandler is a containerd shim that engines from 23 on find by its name: the runc shim under
+// another.
 const ShimHandler = "io.containerd.test.v2"
 
-// extraPrograms makes the folder of programs that comes first in the engine's PATH: the runc wrapper, and the shim of ShimHandler.
+// extraPrograms makes the folder of programs that comes first in the engine's PATH: the runc
+// wrapper, and the shim of ShimHandler.
 func (e *Engine) extraPrograms(tb TB, wrapper string) {
 	tb.Helper()
 	shim := "/usr/bin/containerd-shim-runc-v2"
 	if e.bin != "" {
 		shim = filepath.Join(e.bin, "containerd-shim-runc-v2")
 	}
+
 	bin := filepath.Join(e.Dir, "bin")
 	err := os.Mkdir(bin, 0o755)
 	for name, program := range map[string]string{"runc": wrapper, "containerd-shim-test-v2": shim} {
@@ -173,6 +194,7 @@ func (e *Engine) extraPrograms(tb TB, wrapper string) {
 			err = os.Symlink(program, filepath.Join(bin, name))
 		}
 	}
+
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
@@ -186,29 +208,35 @@ func (e *Engine) end(tb TB) {
 	if e.stdin != nil {
 		e.stdin.Close()
 	}
+
 	gone := func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", e.pid)); return err != nil }
 	if e.pid != 0 && !Within(20*time.Second, gone) {
 		tb.Logf("engine %s did not end", e.Dir)
 	}
+
 	var err error
 	if !Within(10*time.Second, func() bool { err = os.RemoveAll(e.Dir); return err == nil }) {
 		tb.Logf("remove %s: %v", e.Dir, err)
 	}
+
 	removeCgroups(strings.TrimPrefix(e.CgroupParent, "/"))
 	removeHidden(tb, e.CgroupParent)
 }
 
-// removeHidden removes what an engine left in the hierarchies that setup.sh may have mounted, which nobody else sees.
+// removeHidden removes what an engine left in the hierarchies that setup.sh may have mounted, which
+// nobody else sees.
 func removeHidden(tb TB, name string) {
 	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
 		return // cgroup v2
 	}
+
 	script := `mount -t tmpfs none /mnt
 		while read -r h _ _ enabled; do
 			[ "$enabled" = 1 ] && [ ! -e "/sys/fs/cgroup/$h" ] && mkdir "/mnt/$h" && mount -t cgroup -o "$h" none "/mnt/$h" 2>/dev/null || continue
 			[ ! -d "/mnt/$h$1" ] || find "/mnt/$h$1" -depth -type d -exec rmdir {} \; || exit 1
 		done < /proc/cgroups`
-	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", name).CombinedOutput(); err != nil {
+	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh",
+		name).CombinedOutput(); err != nil {
 		tb.Logf("remove control groups that are not mounted: %v\n%s", err, out)
 	}
 }
@@ -226,10 +254,13 @@ func removeCgroups(name string) {
 				}
 				return nil
 			})
+
 			for i := len(dirs) - 1; i >= 0; i-- {
 				_ = os.Remove(dirs[i])
 			}
+
 			_, err := os.Stat(root)
+
 			return errors.Is(err, os.ErrNotExist)
 		})
 	}
@@ -242,10 +273,13 @@ func (e *Engine) DataRoot() string { return filepath.Join(e.Dir, "data") }
 func (e *Engine) Begin(tb TB) {
 	tb.Helper()
 	args := []string{
-		"-H", "unix://" + e.Socket, "--data-root", e.DataRoot(), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
-		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"), "--default-runtime", "wrapped",
+		"-H", "unix://" + e.Socket, "--data-root", e.DataRoot(), "--exec-root", "/run/docker", "--pidfile",
+		"/run/docker.pid",
+		"--cgroup-parent", e.CgroupParent, "--add-runtime", "wrapped=" + filepath.Join(e.Dir, "runc-wrapper"),
+		"--default-runtime", "wrapped",
 		"--live-restore", "--userland-proxy=false", "--exec-opt", "native.cgroupdriver=cgroupfs",
 	}
+
 	e.docker = e.background(tb, "docker", "dockerd", append(args, e.flags...)...)
 }
 
@@ -259,9 +293,12 @@ func (e *Engine) startDocker(tb TB) {
 			return false
 		}
 		defer c.Close()
+
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
+
 		_, err = c.Info(ctx, client.InfoOptions{})
+
 		return err == nil
 	}
 	if !Within(startDeadline, ready) {
@@ -270,7 +307,8 @@ func (e *Engine) startDocker(tb TB) {
 	}
 }
 
-// background starts a program in the namespaces with its output in <name>.log, and its PID, as seen inside, in <name>.pid.
+// background starts a program in the namespaces with its output in <name>.log, and its PID, as seen
+// inside, in <name>.pid.
 func (e *Engine) background(tb TB, name, program string, args ...string) *exec.Cmd {
 	tb.Helper()
 	script := fmt.Sprintf(`echo $$ > %s/%s.pid; exec "$@" >> %s/%s.log 2>&1`, e.Dir, name, e.Dir, name)
@@ -278,11 +316,14 @@ func (e *Engine) background(tb TB, name, program string, args ...string) *exec.C
 	if err := cmd.Start(); err != nil {
 		tb.Fatalf("start %s: %v", program, err)
 	}
+
 	go func() { _ = cmd.Wait() }()
+
 	return cmd
 }
 
-// Background starts a program in the namespaces; its output goes to <name>.log in Dir. It ends with the engine.
+// Background starts a program in the namespaces; its output goes to <name>.log in Dir. It ends with
+// the engine.
 func (e *Engine) Background(tb TB, name, program string, args ...string) {
 	tb.Helper()
 	e.background(tb, name, program, args...)
@@ -301,10 +342,12 @@ func (e *Engine) signal(tb TB, name, signal string) {
 	if err != nil {
 		tb.Fatalf("%s: %v", name, err)
 	}
+
 	p := strings.TrimSpace(string(pid))
 	if out, err := e.Command("kill", "-"+signal, p).CombinedOutput(); err != nil {
 		tb.Logf("kill %s: %v %s", name, err, out)
 	}
+
 	gone := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
 	if !Within(20*time.Second, gone) {
 		tb.Fatalf("%s does not end on %s", name, signal)
@@ -349,9 +392,11 @@ func (e *Engine) Signal(tb TB, signal string) {
 	if err != nil {
 		tb.Fatalf("docker: %v", err)
 	}
+
 	if out, err := e.Command("kill", "-"+signal, strings.TrimSpace(string(pid))).CombinedOutput(); err != nil {
 		tb.Fatalf("kill -%s dockerd: %v\n%s", signal, err, out)
 	}
+
 	if signal == "CONT" { // nsenter(1), which waits for dockerd, has stopped itself with its child
 		if err := e.docker.Process.Signal(syscall.SIGCONT); err != nil {
 			tb.Fatalf("continue nsenter: %v", err)
@@ -368,11 +413,13 @@ func (e *Engine) CPU(tb TB) time.Duration {
 			[ "$(cat /proc/$p/comm)" = dockerd ] || [ "$(cat /proc/$p/comm)" = containerd ] || continue
 			cat /proc/$p/task/*/schedstat
 		done`
+
 	out, err := e.Command("sh", "-c", script).Output()
 	sum, parseErr := sumSchedstat(string(out))
 	if err != nil || parseErr != nil || sum == 0 {
 		tb.Fatalf("CPU of the engine: %q, %v, %v", out, err, parseErr)
 	}
+
 	return sum
 }
 
@@ -386,6 +433,7 @@ func sumSchedstat(lines string) (sum time.Duration, err error) {
 		}
 		sum += time.Duration(ns)
 	}
+
 	return sum, nil
 }
 
@@ -410,8 +458,10 @@ func (e *Engine) Restart(tb TB) {
 
 // Command is a program to be run inside the namespaces.
 func (e *Engine) Command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name}, args...)...)
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name},
+		args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+
+		":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }
 
@@ -433,10 +483,12 @@ func Dial(ctx context.Context, netns, network, addr string) (conn net.Conn, err 
 	return conn, err
 }
 
-// Plugins is the folder of the newest standard CNI plugins and flannel's, which hack/cni-plugins.sh builds.
+// Plugins is the folder of the newest standard CNI plugins and flannel's, which hack/cni-plugins.sh
+// builds.
 func Plugins() string { return filepath.Join(Cache(), "cni") }
 
-// NetNS is the path of a network namespace, seen from outside: that of a file inside, or the engine's own with "".
+// NetNS is the path of a network namespace, seen from outside: that of a file inside, or the
+// engine's own with "".
 func (e *Engine) NetNS(inside string) string {
 	if inside == "" {
 		return fmt.Sprintf("/proc/%d/ns/net", e.pid)
@@ -448,17 +500,21 @@ func (e *Engine) NetNS(inside string) string {
 func In(netns string, do func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with this goroutine, and its namespace with it
+		// for ever: the thread ends with this goroutine, and its namespace with it
+		runtime.LockOSThread()
 		ns, err := os.Open(netns)
 		if err == nil {
 			defer ns.Close()
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
+
 		if err == nil {
 			err = do()
 		}
+
 		done <- err
 	}()
+
 	return <-done
 }
 
@@ -489,7 +545,8 @@ var builds sync.Map
 // Race reports whether the tests, and with them the daemon, run with the race detector.
 func Race() bool { return race }
 
-// Build builds a program of ours at the path out: static or, to detect races when the tests do so, with the race detector.
+// Build builds a program of ours at the path out: static or, to detect races when the tests do so,
+// with the race detector.
 func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
 	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {
@@ -498,6 +555,7 @@ func Build(tb TB, out, pkg, ldflags string, detect bool) {
 			return nil, err
 		}
 		defer os.RemoveAll(tmp)
+
 		bin := filepath.Join(tmp, "program")
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w "+ldflags, "-o", bin, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -507,12 +565,15 @@ func Build(tb TB, out, pkg, ldflags string, detect bool) {
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("%w\n%s", err, msg)
 		}
+
 		return os.ReadFile(bin)
 	}))
+
 	b, err := once.(func() ([]byte, error))()
 	if err == nil {
 		err = install(out, b)
 	}
+
 	if err != nil {
 		tb.Fatalf("build %s: %v", pkg, err)
 	}
@@ -526,21 +587,25 @@ func WriteProgram(tb TB, file, content string) {
 	}
 }
 
-// install writes a program in small pieces, as package managers do. Kernels from 6.18 on map a file that was written at once in equally large
-// pieces, which would count as the process's memory. No child may be forked meanwhile: it would have the file open for writing until its own
-// execve, and the kernel would refuse to execute the file (ETXTBSY).
+// install writes a program in small pieces, as package managers do. Kernels from 6.18 on map a file
+// that was written at once in equally large pieces, which would count as the process's memory. No
+// child may be forked meanwhile: it would have the file open for writing until its own execve, and
+// the kernel would refuse to execute the file (ETXTBSY).
 func install(file string, program []byte) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
+
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
 	}
+
 	for piece := range slices.Chunk(program, 32<<10) {
 		if _, err := f.Write(piece); err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}
+
 	return f.Close()
 }
 
@@ -549,12 +614,14 @@ func Within(d time.Duration, cond func() bool) bool {
 	deadline := time.Now().Add(d)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+
 	for !cond() {
 		if time.Now().After(deadline) {
 			return false
 		}
 		<-tick.C
 	}
+
 	return true
 }
 

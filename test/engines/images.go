@@ -16,7 +16,8 @@ const busybox = "/bin/busybox" // Debian's package busybox-static
 // Busybox is the name of the image that ImportBusybox and LoadBusybox make.
 const Busybox = "cri-test/busybox:latest"
 
-// ImportBusybox makes an image with a shell and the usual small programs, without a registry, and returns its name.
+// ImportBusybox makes an image with a shell and the usual small programs, without a registry, and
+// returns its name.
 func (e *Engine) ImportBusybox(tb TB) string {
 	tb.Helper()
 	LoadBusybox(tb, e.Socket)
@@ -27,8 +28,15 @@ func (e *Engine) ImportBusybox(tb TB) string {
 func LoadBusybox(tb TB, socket string) {
 	tb.Helper()
 	files := append(BusyboxFiles(tb),
-		File{Header: tar.Header{Name: "etc/passwd", Mode: 0o644}, Content: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")},
-		File{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n")})
+		File{
+			Header:  tar.Header{Name: "etc/passwd", Mode: 0o644},
+			Content: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n"),
+		},
+		File{
+			Header:  tar.Header{Name: "etc/group", Mode: 0o644},
+			Content: []byte("root:x:0:\napp:x:1000:\nextra:x:7777:app\n"),
+		})
+
 	Import(tb, socket, Busybox, files, "ENV PATH=/bin")
 }
 
@@ -39,20 +47,28 @@ func BusyboxFiles(tb TB) []File {
 	if err != nil {
 		tb.Fatalf("busybox image: %v; install busybox-static", err)
 	}
+
 	applets, err := exec.Command(busybox, "--list").Output()
 	if err != nil {
 		tb.Fatalf("busybox image: %v", err)
 	}
+
 	var files []File
 	for _, dir := range []string{"bin/", "etc/", "tmp/"} {
 		files = append(files, File{Header: tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o1777}})
 	}
+
 	files = append(files, File{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Content: program})
 	for _, a := range strings.Fields(string(applets)) {
 		if a != "busybox" {
-			files = append(files, File{Header: tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}})
+			files = append(files, File{Header: tar.Header{
+				Name:     "bin/" + a,
+				Typeflag: tar.TypeSymlink,
+				Linkname: "busybox",
+			}})
 		}
 	}
+
 	return files
 }
 
@@ -62,7 +78,8 @@ type File struct {
 	Content []byte
 }
 
-// Import makes an image of one layer in the engine that listens on a unix socket; changes are lines of a Dockerfile.
+// Import makes an image of one layer in the engine that listens on a unix socket; changes are lines
+// of a Dockerfile.
 func Import(tb TB, socket, ref string, files []File, changes ...string) {
 	tb.Helper()
 	r, w := io.Pipe()
@@ -72,11 +89,14 @@ func Import(tb TB, socket, ref string, files []File, changes ...string) {
 		tb.Fatalf("image %s: %v", ref, err)
 	}
 	defer c.Close()
-	answer, err := c.ImageImport(context.Background(), client.ImageImportSource{Source: r, SourceName: "-"}, ref, client.ImageImportOptions{Changes: changes})
+
+	answer, err := c.ImageImport(context.Background(), client.ImageImportSource{Source: r, SourceName: "-"}, ref,
+		client.ImageImportOptions{Changes: changes})
 	if err == nil {
 		_, err = io.Copy(io.Discard, answer)
 		answer.Close()
 	}
+
 	if err != nil {
 		tb.Fatalf("image %s: %v", ref, err)
 	}
@@ -93,5 +113,6 @@ func writeLayer(to io.Writer, files []File) error {
 			return err
 		}
 	}
+
 	return w.Close()
 }

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// kubeletSource is a program that behaves like the kubelet as far as systemd sees it: it runs until it
-// is ended, and ends at once with a flag that its version has removed.
+// kubeletSource is a program that behaves like the kubelet as far as systemd sees it: it runs until
+// it is ended, and ends at once with a flag that its version has removed.
 const kubeletSource = `package main
 
 import (
@@ -26,7 +26,8 @@ func main() {
 }
 `
 
-// BuildKubelet builds a program whose build information is that of a kubelet of a version, such as "v1.36.3".
+// BuildKubelet builds a program whose build information is that of a kubelet of a version, such as
+// "v1.36.3".
 func BuildKubelet(tb TB, out, version string) {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "kubelet-build-")
@@ -34,12 +35,14 @@ func BuildKubelet(tb TB, out, version string) {
 		tb.Fatalf("build a kubelet: %v", err)
 	}
 	defer os.RemoveAll(dir)
+
 	files := map[string]string{"go.mod": "module k8s.io/kubernetes\n\ngo 1.24\n", "main.go": kubeletSource}
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			tb.Fatalf("build a kubelet: %v", err)
 		}
 	}
+
 	flag := "-X k8s.io/component-base/version.gitVersion=" + version
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", flag, "-o", out, ".")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")

@@ -15,18 +15,22 @@ var kubeletRead = sync.OnceValues(func() (program string, err error) {
 	if err != nil {
 		return "", err
 	}
+
 	program = filepath.Join(cache, "cri-dockerd-test", "kubeletread")
 	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}")
 	module, err := cmd.Output()
 	if err != nil {
 		return "", err
 	}
-	cmd = exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", program, "./kubeletread")
+
+	cmd = exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", program,
+		"./kubeletread")
 	cmd.Dir = filepath.Join(string(module[:len(module)-1]), "test/kubernetes")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, msg)
 	}
+
 	return program, nil
 })
 

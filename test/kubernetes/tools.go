@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package kubernetes names what hack/kubernetes.sh builds beside the commands in go.mod, so that go.mod holds what that needs: tests of
-// Kubernetes, and what flannel's main package imports.
+// Package kubernetes names what hack/kubernetes.sh builds beside the commands in go.mod, so that
+// go.mod holds what that needs: tests of Kubernetes, and what flannel's main package imports.
 package kubernetes
 
 import (

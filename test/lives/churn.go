@@ -21,8 +21,8 @@ type Churn struct {
 	Done         func(n int) // called after each, with how many are done; may be nil
 }
 
-// Run makes and removes the pods, each with a container that ends by itself. Those that are under way when ctx ends are finished. It returns how many
-// there were.
+// Run makes and removes the pods, each with a container that ends by itself. Those that are under
+// way when ctx ends are finished. It returns how many there were.
 func (c *Churn) Run(ctx context.Context) (int, error) {
 	var done atomic.Int64
 	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -31,6 +31,7 @@ func (c *Churn) Run(ctx context.Context) (int, error) {
 		if ctx.Err() != nil || failed.Err() != nil {
 			break
 		}
+
 		g.Go(func() error {
 			if err := c.one(failed, c.Pod(i)); err != nil {
 				return fmt.Errorf("pod %d: %w", i, err)
@@ -41,7 +42,9 @@ func (c *Churn) Run(ctx context.Context) (int, error) {
 			return nil
 		})
 	}
+
 	err := g.Wait()
+
 	return int(done.Load()), err
 }
 
@@ -52,20 +55,30 @@ func (c *Churn) one(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) error
 	if err != nil {
 		return err
 	}
-	made, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, Config: c.Container("main", []string{"true"}), SandboxConfig: cfg})
+
+	made, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  pod.PodSandboxId,
+		Config:        c.Container("main", []string{"true"}),
+		SandboxConfig: cfg,
+	})
 	if err != nil {
 		return err
 	}
+
 	if _, err := r.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
 		return err
 	}
+
 	if _, err := r.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: made.ContainerId}); err != nil {
 		return err
 	}
+
 	if _, err := r.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.PodSandboxId}); err != nil {
 		return err
 	}
+
 	_, err = r.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId})
+
 	return err
 }
 
@@ -74,7 +87,12 @@ type Held struct{ RSS, Descriptors, Goroutines float64 }
 
 // ReadHeld reads it from the page of metrics.
 func ReadHeld(page string) (h Held, err error) {
-	names := map[string]*float64{"process_resident_memory_bytes": &h.RSS, "process_open_fds": &h.Descriptors, "go_goroutines": &h.Goroutines}
+	names := map[string]*float64{
+		"process_resident_memory_bytes": &h.RSS,
+		"process_open_fds":              &h.Descriptors,
+		"go_goroutines":                 &h.Goroutines,
+	}
+
 	for lines := bufio.NewScanner(strings.NewReader(page)); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), " ")
 		if to := names[name]; to != nil {
@@ -84,8 +102,10 @@ func ReadHeld(page string) (h Held, err error) {
 			delete(names, name)
 		}
 	}
+
 	if len(names) > 0 {
 		return h, fmt.Errorf("the metrics lack %v", names)
 	}
+
 	return h, nil
 }

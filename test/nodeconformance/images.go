@@ -23,62 +23,88 @@ const (
 	suiteImages  = registryName + "/e2e-test-images/"
 )
 
-// loadImages makes the suite's images of agnhost, built from the same source as the suite, and of busybox, and pushes them to the registry, since some
-// tests pull what is there. Each tag has an ID of its own, for some tests tell images apart by it.
+// loadImages makes the suite's images of agnhost, built from the same source as the suite, and of
+// busybox, and pushes them to the registry, since some tests pull what is there. Each tag has an ID
+// of its own, for some tests tell images apart by it.
 func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	agnhost, err := os.ReadFile(filepath.Join(built, "agnhost"))
 	if err != nil {
 		h.Fatalf("images: %v", err)
 	}
+
 	users := engines.File{Header: tar.Header{Name: "etc/passwd", Mode: 0o644}, Content: []byte(
-		"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n")}
+		"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n" +
+			"user-defined-in-image:x:1000:1000::/home:/bin/sh\n")}
 	groups := engines.File{Header: tar.Header{Name: "etc/group", Mode: 0o644}, Content: []byte(
-		"root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")}
+		"root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\n" +
+			"group-defined-in-image:x:50000:user-defined-in-image\n")}
 	base := append(engines.BusyboxFiles(h), users, groups,
 		engines.File{Header: tar.Header{Name: "tools", Mode: 0o755}, Content: build(h, "./test/nodeconformance/tools")},
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}})
 	for _, tool := range []string{"nmeter", "curl", "bash"} {
-		base = append(base, engines.File{Header: tar.Header{Name: "bin/" + tool, Typeflag: tar.TypeSymlink, Linkname: "/tools"}})
+		base = append(base, engines.File{Header: tar.Header{
+			Name:     "bin/" + tool,
+			Typeflag: tar.TypeSymlink,
+			Linkname: "/tools",
+		}})
 	}
+
 	certificate, key := selfSigned(h)
 	base = append(base, engines.File{Header: tar.Header{Name: "localhost.crt", Mode: 0o644}, Content: certificate},
 		engines.File{Header: tar.Header{Name: "localhost.key", Mode: 0o644}, Content: key})
-	with := append(base[:len(base):len(base)], engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
+	with := append(base[:len(base):len(base)],
+		engines.File{Header: tar.Header{Name: "agnhost", Mode: 0o755}, Content: agnhost},
 		engines.File{Header: tar.Header{Name: "agnhost-2", Typeflag: tar.TypeSymlink, Linkname: "agnhost"}})
 	load := func(ref string, files []engines.File, changes ...string) {
 		engines.Import(h, n.Path("/run/docker.sock"), ref, files, changes...)
 		n.Run(h, "docker", "push", "-q", ref)
 	}
+
 	const path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, ref := range []string{"agnhost:2.63.0", "agnhost:2.55"} {
 		load(suiteImages+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["pause"]`)
 	}
+
 	for _, ref := range []string{"nginx:1.15-4", "nginx:1.27-0"} {
-		load(suiteImages+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`, `CMD ["netexec", "--http-port=80"]`)
+		load(suiteImages+ref, with, path, "LABEL tag="+ref, `ENTRYPOINT ["/agnhost"]`,
+			`CMD ["netexec", "--http-port=80"]`)
 	}
+
 	for _, ref := range []string{"busybox:1.37.0-1", "ipc-utils:1.4", "glibc-dns-testing:2.0.0"} {
 		load(suiteImages+ref, base, path, "LABEL tag="+ref, `CMD ["sh"]`)
 	}
+
 	load(suiteImages+"nonroot:1.5", base, path, "USER 1234", `CMD ["sh"]`)
 	load(registryName+"/pause:3.10.2", with, path, `ENTRYPOINT ["/agnhost", "pause"]`)
 }
 
-// selfSigned is a certificate for localhost, with its key, in PEM: the suite's image has one, and its clients do not look at it.
+// selfSigned is a certificate for localhost, with its key, in PEM: the suite's image has one, and
+// its clients do not look at it.
 func selfSigned(h *engines.Program) (certificate, key []byte) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		h.Fatalf("images: %v", err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"localhost"},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
 	if err != nil {
 		h.Fatalf("images: %v", err)
 	}
+
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
 		h.Fatalf("images: %v", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 }
 
 // build is a static program of this repository.
@@ -88,6 +114,7 @@ func build(h *engines.Program, path string) []byte {
 		h.Fatalf("build: %v", err)
 	}
 	defer os.RemoveAll(dir)
+
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/program", path)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
@@ -95,8 +122,10 @@ func build(h *engines.Program, path string) []byte {
 	if err == nil {
 		program, err = os.ReadFile(dir + "/program")
 	}
+
 	if err != nil {
 		h.Fatalf("build of %s: %v\n%s", path, err, out)
 	}
+
 	return program
 }

@@ -1,5 +1,6 @@
-// Command nodeconformance runs Kubernetes' own conformance suite of nodes against the daemon, on a node of its own. hack/kubernetes.sh
-// e2e-node builds the suite. Focus and skip are regular expressions over the tests' full names.
+// Command nodeconformance runs Kubernetes' own conformance suite of nodes against the daemon, on a
+// node of its own. hack/kubernetes.sh e2e-node builds the suite. Focus and skip are regular
+// expressions over the tests' full names.
 package main
 
 import (
@@ -23,8 +24,8 @@ const (
 	metrics = `Summary API.*should report resource usage|ContainerMetrics|ResourceMetricsAPI`
 )
 
-// kubelet is the configuration on top of which the suite has its own. Networks and processes of pods, and containers in /metrics/cadvisor, the
-// kubelet tells of Docker only when it asks the CRI.
+// kubelet is the configuration on top of which the suite has its own. Networks and processes of
+// pods, and containers in /metrics/cadvisor, the kubelet tells of Docker only when it asks the CRI.
 const kubelet = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 featureGates: {PodAndContainerStatsFromCRI: true}
@@ -36,7 +37,8 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "100Mi", nodefs.available: "1%", nodefs.inodesFree: "1%"}
 `
 
-// account has the CPU of Docker itself counted where cpu and cpuacct are hierarchies of their own, the second of which systemd leaves alone.
+// account has the CPU of Docker itself counted where cpu and cpuacct are hierarchies of their own,
+// the second of which systemd leaves alone.
 const account = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
 [ -L /sys/fs/cgroup/cpuacct ] || [ ! -d /sys/fs/cgroup/cpuacct ] || { mkdir -p $group && cat /run/docker.pid > $group/cgroup.procs; }`
 
@@ -66,43 +68,56 @@ func run(h *engines.Program, focus, skip string, procs int, report string) bool 
 	w := nodes.NewNetwork(h)
 	authority := outside(h, w)
 	c := nodes.Config{
-		Network: w, Driver: "systemd", Hosts: map[string]string{registryName: nodes.Gateway},
-		Binds: map[string]string{},
+		Network: w,
+		Driver:  "systemd",
+		Hosts:   map[string]string{registryName: nodes.Gateway},
+		Binds:   map[string]string{},
 		Files: map[string]string{
-			"/etc/kubelet.yaml": kubelet, "/etc/cni/net.d/10-test.conflist": network, "/etc/docker/certs.d/" + registryName + "/ca.crt": authority,
+			"/etc/kubelet.yaml": kubelet, "/etc/cni/net.d/10-test.conflist": network,
+			"/etc/docker/certs.d/" + registryName + "/ca.crt": authority,
 		},
 	}
+
 	for _, b := range []string{"e2e_node.test", "kubelet", "ginkgo"} {
 		if _, err := os.Stat(filepath.Join(built, b)); err != nil {
 			h.Fatalf("the suite is not built; run hack/kubernetes.sh kubelet e2e-node: %v", err)
 		}
 		c.Binds["/opt/kubernetes/"+b] = filepath.Join(built, b)
 	}
+
 	for _, p := range []string{"bridge", "host-local", "loopback", "portmap"} {
 		c.Binds["/opt/cni/bin/"+p] = filepath.Join(engines.Plugins(), p)
 	}
+
 	if report != "" {
 		if err := os.MkdirAll(report, 0o755); err != nil {
 			h.Fatalf("report: %v", err)
 		}
+
 		dir, err := filepath.Abs(report)
 		if err != nil {
 			h.Fatalf("report: %v", err)
 		}
+
 		c.Binds["/report"] = dir
 	}
+
 	n := nodes.StartWithDaemon(h, c)
 	n.Run(h, "mkdir", "-p", "/report")
 	loadImages(h, n, built)
 	traffic(h, w, n)
 	n.Run(h, "sh", "-ec", account)
 	suite := []string{
-		fmt.Sprint("--procs=", procs), "--no-color", "--timeout=2h", "--focus=" + focus, "--skip=" + skip, "/opt/kubernetes/e2e_node.test", "--",
+		fmt.Sprint("--procs=", procs), "--no-color", "--timeout=2h", "--focus=" + focus, "--skip=" + skip,
+		"/opt/kubernetes/e2e_node.test", "--",
 		"--node-name=" + n.Name, "--k8s-bin-dir=/opt/kubernetes", "--container-runtime-endpoint=" + nodes.Endpoint,
-		"--container-runtime-process-name=dockerd", "--container-runtime-pid-file=/run/docker.pid", "--kubelet-config-file=/etc/kubelet.yaml",
-		"--kubelet-flags=--hostname-override=" + n.Name + " --node-ip=" + n.Address + " --runtime-cgroups=/system.slice/docker.service", "--prepull-images=false", "--report-dir=/report",
+		"--container-runtime-process-name=dockerd", "--container-runtime-pid-file=/run/docker.pid",
+		"--kubelet-config-file=/etc/kubelet.yaml",
+		"--kubelet-flags=--hostname-override=" + n.Name + " --node-ip=" + n.Address +
+			" --runtime-cgroups=/system.slice/docker.service", "--prepull-images=false", "--report-dir=/report",
 		"--server-start-timeout=180s",
 	}
+
 	script := `cd /report && PATH=/opt/kubernetes:$PATH exec /opt/kubernetes/ginkgo "$@"`
 	cmd := n.Command("sh", append([]string{"-c", script, "sh"}, suite...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -110,20 +125,27 @@ func run(h *engines.Program, focus, skip string, procs int, report string) bool 
 		h.Logf("%s: %v", strings.Join(suite, " "), err)
 		return true
 	}
+
 	return false
 }
 
-// traffic brings the node's interface to what the suite expects of one that has pulled images, and has told of it.
+// traffic brings the node's interface to what the suite expects of one that has pulled images, and
+// has told of it.
 func traffic(h *engines.Program, w *nodes.Network, n *nodes.Node) {
 	var l net.Listener
-	if err := engines.In(w.NetNS(), func() (err error) { l, err = net.Listen("tcp", nodes.Gateway+":80"); return err }); err != nil {
+	if err := engines.In(w.NetNS(), func() (err error) {
+		l, err = net.Listen("tcp", nodes.Gateway+":80")
+		return err
+	}); err != nil {
 		h.Fatalf("traffic: %v", err)
 	}
+
 	s := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if _, err := io.Copy(w, q.Body); err != nil {
 			h.Logf("traffic: %v", err)
 		}
 	})}
+
 	h.Cleanup(func() { _ = s.Close() })
 	go func() { _ = s.Serve(l) }()
 	n.Run(h, "sh", "-c", "head -c 4000000 /dev/zero | curl -sS --data-binary @- -o /dev/null http://"+nodes.Gateway)

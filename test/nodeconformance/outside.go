@@ -10,8 +10,9 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// outside is what the node finds in its network: a registry under the name of the suite's, and a name server that knows no name, so that nobody waits
-// for one. It returns the certificate of the registry's authority.
+// outside is what the node finds in its network: a registry under the name of the suite's, and a
+// name server that knows no name, so that nobody waits for one. It returns the certificate of the
+// registry's authority.
 func outside(h *engines.Program, w *nodes.Network) (authority string) {
 	var l net.Listener
 	var dns net.PacketConn
@@ -24,9 +25,11 @@ func outside(h *engines.Program, w *nodes.Network) (authority string) {
 	if err != nil {
 		h.Fatalf("network: %v", err)
 	}
+
 	h.Cleanup(func() { _ = dns.Close() })
 	go answerNames(dns)
 	_, certificate := registry.ServeTLS(h, l, registryName)
+
 	return string(certificate)
 }
 
@@ -38,11 +41,20 @@ func answerNames(c net.PacketConn) {
 		if err != nil {
 			return
 		}
+
 		var m dnsmessage.Message
 		if m.Unpack(b[:n]) != nil {
 			continue
 		}
-		m.Header = dnsmessage.Header{ID: m.ID, Response: true, RecursionDesired: m.RecursionDesired, RecursionAvailable: true, RCode: dnsmessage.RCodeNameError}
+
+		m.Header = dnsmessage.Header{
+			ID:                 m.ID,
+			Response:           true,
+			RecursionDesired:   m.RecursionDesired,
+			RecursionAvailable: true,
+			RCode:              dnsmessage.RCodeNameError,
+		}
+
 		m.Answers, m.Authorities, m.Additionals = nil, nil, nil
 		if answer, err := m.Pack(); err == nil {
 			_, _ = c.WriteTo(answer, from)

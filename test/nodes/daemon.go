@@ -22,10 +22,12 @@ func StartWithDaemon(tb engines.TB, c Config) *Node {
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	n := Start(tb, c)
 	n.WriteFile(tb, "/tmp/cri-dockerd.deb", deb, 0o644)
 	n.Run(tb, "rm", "-f", "/var/lib/man-db/auto-update") // the index of all manual pages is of no use here
 	n.Run(tb, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "install", "/tmp/cri-dockerd.deb")
+
 	return n
 }
 
@@ -35,21 +37,26 @@ var buildPackage = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	dir, err := os.MkdirTemp("", "cri-package-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
+
 	cmd := exec.Command(filepath.Join(root, "hack/package.sh"))
 	cmd.Env = append(os.Environ(), "VERSION=1.0.0-dev", "ARCHES="+runtime.GOARCH, "OUT="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("hack/package.sh: %w\n%s", err, out)
 	}
+
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(debs) != 1 {
 		return "", fmt.Errorf("hack/package.sh made %q: %w", debs, err)
 	}
+
 	deb, err := os.ReadFile(debs[0])
+
 	return string(deb), err
 })
 

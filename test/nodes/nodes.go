@@ -1,6 +1,8 @@
-// Package nodes starts whole nodes for tests: systemd as process 1 in namespaces of its own, over the machine's file system as a read-only
-// layer, with Docker Engine as the machine's package installs it. What the machine runs, stores and configures is neither seen nor changed;
-// what a test leaves ends with its node. Needs root, and Debian's packages systemd, dbus, docker.io and iptables.
+// Package nodes starts whole nodes for tests: systemd as process 1 in namespaces of its own, over
+// the machine's file system as a read-only layer, with Docker Engine as the machine's package
+// installs it. What the machine runs, stores and configures is neither seen nor changed; what a
+// test leaves ends with its node. Needs root, and Debian's packages systemd, dbus, docker.io and
+// iptables.
 package nodes
 
 import (
@@ -25,10 +27,12 @@ import (
 //go:embed node.sh
 var script string
 
-// Gateway is the address of the network's switch, on which a test may listen (engines.In with Network.NetNS) and be reached by the nodes.
+// Gateway is the address of the network's switch, on which a test may listen (engines.In with
+// Network.NetNS) and be reached by the nodes.
 const Gateway = "10.89.0.1"
 
-// Network is a switch in a network namespace of its own, to which nodes are connected. Nothing beyond it can be reached.
+// Network is a switch in a network namespace of its own, to which nodes are connected. Nothing
+// beyond it can be reached.
 type Network struct {
 	pid   string
 	nodes int
@@ -47,8 +51,9 @@ func (w *Network) NetNS() string { return "/proc/" + w.pid + "/ns/net" }
 
 // Config says what a node is.
 type Config struct {
-	Network  *Network          // nil is one of its own
-	Driver   string            // of the engine's control groups, systemd or cgroupfs; "" leaves the engine's default
+	Network *Network // nil is one of its own
+	// of the engine's control groups, systemd or cgroupfs; "" leaves the engine's default
+	Driver   string
 	NoDocker bool              // the engine is installed but neither enabled nor started
 	Files    map[string]string // by path, there before systemd starts
 	Hosts    map[string]string // addresses by name
@@ -66,37 +71,53 @@ type Node struct {
 
 const bootDeadline = 2 * time.Minute
 
-// Start starts a node and waits until systemd has started all units, Docker's too. It ends with the test.
+// Start starts a node and waits until systemd has started all units, Docker's too. It ends with the
+// test.
 func Start(tb engines.TB, c Config) *Node {
 	tb.Helper()
 	if c.Network == nil {
 		c.Network = NewNetwork(tb)
 	}
+
 	c.Network.nodes++
-	n := &Node{Name: fmt.Sprint("node", c.Network.nodes), Address: fmt.Sprint("10.89.0.", 10+c.Network.nodes), dir: tempDir(tb), cgroup: "cri-test-node-" + random()}
+	n := &Node{
+		Name:    fmt.Sprint("node", c.Network.nodes),
+		Address: fmt.Sprint("10.89.0.", 10+c.Network.nodes),
+		dir:     tempDir(tb),
+		cgroup:  "cri-test-node-" + random(),
+	}
+
 	for _, d := range []string{"root", "upper", "work", "own", "files"} {
 		if err := os.Mkdir(filepath.Join(n.dir, d), 0o755); err != nil {
 			tb.Fatalf("node: %v", err)
 		}
 	}
+
 	n.prepare(tb, c)
-	n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private", "sh", write(tb, n.dir), "guard", n.dir, n.cgroup, n.Name, n.Address, c.Network.pid))
+	n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private", "sh", write(tb, n.dir), "guard", n.dir,
+		n.cgroup, n.Name, n.Address, c.Network.pid))
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			out, _ := n.Try("journalctl", "--no-pager", "-q", "-n", "80")
 			tb.Logf("end of the journal of %s:\n%s", n.Name, out)
 		}
 	})
+
 	n.awaitBoot(tb, !c.NoDocker)
+
 	return n
 }
 
 // masked are units that a node has no use for or that would change the machine.
 var masked = []string{
-	"systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket", "systemd-sysctl.service",
-	"systemd-modules-load.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount", "sys-kernel-config.mount", "sys-kernel-debug.mount",
-	"sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "systemd-random-seed.service", "systemd-journald-audit.socket", "systemd-logind.service",
-	"getty.target", "systemd-tmpfiles-clean.timer", "systemd-firstboot.service", "systemd-repart.service", "systemd-resolved.service",
+	"systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket",
+	"systemd-udevd-kernel.socket", "systemd-sysctl.service",
+	"systemd-modules-load.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount",
+	"sys-kernel-config.mount", "sys-kernel-debug.mount",
+	"sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "systemd-random-seed.service",
+	"systemd-journald-audit.socket", "systemd-logind.service",
+	"getty.target", "systemd-tmpfiles-clean.timer", "systemd-firstboot.service", "systemd-repart.service",
+	"systemd-resolved.service",
 }
 
 // prepare writes the files with which the node starts.
@@ -106,9 +127,11 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 	for i := 1; i < 10; i++ {
 		hosts += fmt.Sprintf("10.89.0.%d node%d\n", 10+i, i)
 	}
+
 	for name, address := range c.Hosts {
 		hosts += address + " " + name + "\n"
 	}
+
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
 	n.place(tb, "/etc/hosts", hosts)
@@ -121,6 +144,7 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 	for _, u := range masked {
 		n.link(tb, "/dev/null", "/etc/systemd/system/"+u)
 	}
+
 	if c.Driver != "" {
 		b, err := json.Marshal(map[string]any{"exec-opts": []string{"native.cgroupdriver=" + c.Driver}})
 		if err != nil {
@@ -128,24 +152,31 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 		}
 		n.place(tb, "/etc/docker/daemon.json", string(b))
 	}
+
 	if !c.NoDocker {
 		n.link(tb, "/lib/systemd/system/docker.service", "/etc/systemd/system/multi-user.target.wants/docker.service")
-		n.link(tb, "/lib/systemd/system/containerd.service", "/etc/systemd/system/multi-user.target.wants/containerd.service")
+		n.link(tb, "/lib/systemd/system/containerd.service",
+			"/etc/systemd/system/multi-user.target.wants/containerd.service")
 		n.link(tb, "/lib/systemd/system/docker.socket", "/etc/systemd/system/sockets.target.wants/docker.socket")
 	}
+
 	runc, err := os.ReadFile("/usr/sbin/runc")
 	if err != nil {
 		tb.Fatalf("node: %v; install docker.io", err)
 	}
+
 	n.place(tb, "/usr/sbin/runc.real", string(runc))
-	engines.Build(tb, filepath.Join(n.dir, "files/usr/sbin/runc"), "cri-dockerd/test/engines/helper", "-X main.runc=/usr/sbin/runc.real", false)
+	engines.Build(tb, filepath.Join(n.dir, "files/usr/sbin/runc"), "cri-dockerd/test/engines/helper",
+		"-X main.runc=/usr/sbin/runc.real", false)
 	for path, content := range c.Files {
 		n.place(tb, path, content)
 	}
+
 	binds := ""
 	for path, file := range c.Binds {
 		binds += file + " " + path + "\n"
 	}
+
 	put(tb, filepath.Join(n.dir, "binds"), binds, 0o644)
 }
 
@@ -162,6 +193,7 @@ func put(tb engines.TB, file, content string, mode os.FileMode) {
 	if err == nil {
 		err = os.WriteFile(file, []byte(content), mode)
 	}
+
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
@@ -175,12 +207,14 @@ func (n *Node) link(tb engines.TB, target, path string) {
 	if err == nil {
 		err = os.Symlink(target, file)
 	}
+
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
 }
 
-// awaitBoot waits until systemd has no job left. A unit that failed is told of, and for the test to judge.
+// awaitBoot waits until systemd has no job left. A unit that failed is told of, and for the test to
+// judge.
 func (n *Node) awaitBoot(tb engines.TB, docker bool) {
 	tb.Helper()
 	state := ""
@@ -189,10 +223,12 @@ func (n *Node) awaitBoot(tb engines.TB, docker bool) {
 		state = strings.TrimSpace(state)
 		return state == "running" || state == "degraded"
 	})
+
 	if state == "degraded" {
 		out, _ := n.Try("systemctl", "--failed", "--no-legend", "--plain")
 		tb.Logf("%s: these units failed:\n%s", n.Name, out)
 	}
+
 	if docker {
 		n.Run(tb, "docker", "version")
 	}
@@ -203,6 +239,7 @@ func (n *Node) Await(tb engines.TB, limit time.Duration, what string, cond func(
 	tb.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+
 	for end := time.Now().Add(limit); !cond(); <-tick.C {
 		if time.Now().After(end) {
 			tb.Fatalf("%s: %s: not within %s", n.Name, what, limit)
@@ -217,11 +254,13 @@ const join = `for c in /sys/fs/cgroup/*/cgroup.procs; do echo 0 > "$c"; done 2>/
 func (n *Node) Command(name string, args ...string) *exec.Cmd {
 	enter := []string{"-t", n.pid, "-m", "-n", "-u", "-i", "-p", "-C", "--wdns=/", "--", "sh", "-c", join, "sh", name}
 	cmd := exec.Command("nsenter", append(enter, args...)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+		"LANG=C.UTF-8", "TERM=dumb"}
 	return cmd
 }
 
-// Try runs a program in the node and returns its output; the error holds what it wrote to standard error.
+// Try runs a program in the node and returns its output; the error holds what it wrote to standard
+// error.
 func (n *Node) Try(name string, args ...string) (string, error) {
 	cmd := n.Command(name, args...)
 	var stderr bytes.Buffer
@@ -230,6 +269,7 @@ func (n *Node) Try(name string, args ...string) (string, error) {
 	if err != nil {
 		err = fmt.Errorf("%s: %s %s: %w\n%s", n.Name, name, strings.Join(args, " "), err, stderr.Bytes())
 	}
+
 	return string(out), err
 }
 
@@ -262,10 +302,12 @@ func (n *Node) Copy(tb engines.TB, file, path string) {
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	info, err := os.Stat(file)
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	n.WriteFile(tb, path, string(b), info.Mode())
 }
 
@@ -275,16 +317,19 @@ func random() string {
 	return hex.EncodeToString(b)
 }
 
-// tempDir makes a folder that is not below the test's own, whose mode would keep other users of the node out.
+// tempDir makes a folder that is not below the test's own, whose mode would keep other users of the
+// node out.
 func tempDir(tb engines.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "cri-node-")
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}
+
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	return dir
 }
 
@@ -302,8 +347,9 @@ func write(tb engines.TB, dir string) string {
 	return file
 }
 
-// hold starts a guard, in a session of its own so that an interrupt does not take it before it has cleaned up, and ends it with the test
-// by ending its standard input. It returns the PID that the guard tells.
+// hold starts a guard, in a session of its own so that an interrupt does not take it before it has
+// cleaned up, and ends it with the test by ending its standard input. It returns the PID that the
+// guard tells.
 func hold(tb engines.TB, cmd *exec.Cmd) string {
 	tb.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -312,23 +358,27 @@ func hold(tb engines.TB, cmd *exec.Cmd) string {
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	out, told, err := os.Pipe()
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
 	defer out.Close()
+
 	cmd.Stdout = told
 	err = cmd.Start()
 	told.Close()
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
+
 	tb.Cleanup(func() { end(tb, stdin, cmd) })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	pid, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
 	if err != nil || !ok {
 		tb.Fatalf("node: the namespaces were not set up (%q, %v); tests need root", line, err)
 	}
+
 	return pid
 }
 

@@ -8,8 +8,9 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestNodes has two nodes in one network, with either cgroup driver: systemd is content, the engine runs containers in the node's
-// control groups, nothing of the machine's engine is seen, and nothing is left.
+// TestNodes has two nodes in one network, with either cgroup driver: systemd is content, the engine
+// runs containers in the node's control groups, nothing of the machine's engine is seen, and
+// nothing is left.
 func TestNodes(t *testing.T) {
 	var left []string // folders and control groups
 	t.Run("nodes", func(t *testing.T) {
@@ -19,15 +20,18 @@ func TestNodes(t *testing.T) {
 			left = append(left, n.dir, "/sys/fs/cgroup/memory/"+n.cgroup)
 			testNode(t, n, driver)
 		}
+
 		n := Start(t, Config{Network: w, NoDocker: true})
 		left = append(left, n.dir)
 		if out, err := n.Try("systemctl", "is-active", "docker.service"); strings.TrimSpace(out) != "inactive" {
 			t.Errorf("NoDocker: docker.service is %q, %v", out, err)
 		}
+
 		for _, to := range []string{"node1", "node2"} {
 			n.Run(t, "busybox", "ping", "-c", "1", "-W", "10", to)
 		}
 	})
+
 	for _, dir := range left {
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
 			t.Errorf("%s is left: %v", dir, err)
@@ -43,17 +47,23 @@ func testNode(t *testing.T, n *Node, driver string) {
 	if got := n.Run(t, "cat", "/etc/test"); got != driver {
 		t.Errorf("/etc/test is %q", got)
 	}
-	if got := n.Run(t, "docker", "info", "-f", "{{.Name}} {{.CgroupDriver}} {{.Containers}}"); got != n.Name+" "+driver+" 0\n" {
+
+	if got := n.Run(t, "docker", "info", "-f", "{{.Name}} {{.CgroupDriver}} {{.Containers}}"); got != n.Name+" "+driver+
+		" 0\n" {
 		t.Errorf("docker info: %q", got)
 	}
+
 	engines.LoadBusybox(t, n.Path("/run/docker.sock"))
-	out := n.Run(t, "docker", "run", "--rm", "--privileged", "--oom-score-adj=-500", engines.Busybox, "sh", "-c", "hostname -i; ulimit -n")
+	out := n.Run(t, "docker", "run", "--rm", "--privileged", "--oom-score-adj=-500", engines.Busybox, "sh", "-c",
+		"hostname -i; ulimit -n")
 	if !strings.HasPrefix(out, "172.17.0.") {
 		t.Errorf("docker run: %q", out)
 	}
+
 	n.Run(t, "docker", "run", "-d", "--name=test", engines.Busybox, "sleep", "1000")
 	pid := strings.TrimSpace(n.Run(t, "docker", "inspect", "-f", "{{.State.Pid}}", "test"))
-	if b, err := os.ReadFile(n.Path("/proc/" + pid + "/cgroup")); err != nil || strings.Count(string(b), ":/"+n.cgroup+"/") != strings.Count(string(b), "\n") {
+	if b, err := os.ReadFile(n.Path("/proc/" + pid + "/cgroup")); err != nil ||
+		strings.Count(string(b), ":/"+n.cgroup+"/") != strings.Count(string(b), "\n") {
 		t.Errorf("control groups of a container: %v\n%s", err, b)
 	}
 }

@@ -1,4 +1,5 @@
-// Package packages tests what operators install: it builds the packages, looks into them, and takes nodes with running pods through their life.
+// Package packages tests what operators install: it builds the packages, looks into them, and takes
+// nodes with running pods through their life.
 package packages
 
 import (
@@ -37,10 +38,12 @@ func TestMain(m *testing.M) {
 	if folders, err = os.MkdirTemp("", "cri-packages-"); err == nil {
 		err = os.Chmod(folders, 0o755) // apt reads as a user of its own
 	}
+
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+
 	code := m.Run()
 	os.RemoveAll(folders)
 	os.Exit(code)
@@ -55,10 +58,12 @@ func packaged(t *testing.T, version, arch string) string {
 		out := filepath.Join(folders, version, arch)
 		return out, build("../..", out, "VERSION="+version, "ARCHES="+arch)
 	}))
+
 	dir, err := once.(func() (string, error))()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return dir
 }
 
@@ -92,6 +97,7 @@ func run(t *testing.T, name string, args ...string) string {
 		}
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
+
 	return string(out)
 }
 
@@ -118,6 +124,7 @@ func sameFiles(t *testing.T, got []string, own ...string) {
 	for _, line := range append(own, common...) {
 		want = append(want, line+" root/root")
 	}
+
 	slices.Sort(got)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
@@ -131,12 +138,16 @@ func TestDeb(t *testing.T) {
 	for line := range strings.Lines(run(t, "dpkg-deb", "-c", deb)) {
 		f := strings.Fields(line) // mode owner size date time ./path
 		if !strings.HasPrefix(line, "d") {
-			files = append(files, f[0]+" "+strings.TrimPrefix(f[5], ".")+" "+strings.ReplaceAll(f[1], "0/0", "root/root"))
+			files = append(files, f[0]+" "+strings.TrimPrefix(f[5], ".")+" "+
+				strings.ReplaceAll(f[1], "0/0", "root/root"))
 		}
 	}
+
 	sameFiles(t, files,
 		"-rw-r--r-- /usr/share/doc/cri-dockerd/changelog.Debian.gz", "-rw-r--r-- /usr/share/doc/cri-dockerd/copyright",
-		"-rw-r--r-- /usr/share/lintian/overrides/cri-dockerd", "-rw-r--r-- /usr/share/zsh/vendor-completions/_cri-dockerd")
+		"-rw-r--r-- /usr/share/lintian/overrides/cri-dockerd",
+		"-rw-r--r-- /usr/share/zsh/vendor-completions/_cri-dockerd")
+
 	for field, want := range map[string]string{
 		"Package": "cri-dockerd", "Architecture": runtime.GOARCH, "Version": "1.0.0~dev-1",
 		"Depends": "docker.io | docker-ce | moby-engine", "Recommends": "containernetworking-plugins",
@@ -145,34 +156,48 @@ func TestDeb(t *testing.T) {
 			t.Errorf("%s: %q, want %q", field, got, want)
 		}
 	}
-	for _, older := range []string{"0.4.99-3", "0.3.21.3-0.debian-bookworm"} { // of the older shim's packages, which have the same name
+
+	// of the older shim's packages, which have the same name
+	for _, older := range []string{"0.4.99-3", "0.3.21.3-0.debian-bookworm"} {
 		run(t, "dpkg", "--compare-versions", "1.0.0~dev-1", "gt", older)
 	}
-	if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error", "--tag-display-limit", "0", deb).CombinedOutput(); err != nil {
+
+	if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error", "--tag-display-limit", "0",
+		deb).CombinedOutput(); err != nil {
 		t.Errorf("lintian: %v\n%s", err, out)
 	}
 }
 
-// TestRPM looks into the rpm, and installs it in a root of its own, without scripts: nodes run those.
+// TestRPM looks into the rpm, and installs it in a root of its own, without scripts: nodes run
+// those.
 func TestRPM(t *testing.T) {
 	rpm := the(t, packaged(t, first, runtime.GOARCH), "*.rpm")
 	var files []string
-	for line := range strings.Lines(run(t, "rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILENAMES} %{FILEUSERNAME}/%{FILEGROUPNAME}\n]", rpm)) {
+	for line := range strings.Lines(run(t, "rpm", "-qp", "--qf",
+		"[%{FILEMODES:perms} %{FILENAMES} %{FILEUSERNAME}/%{FILEGROUPNAME}\n]", rpm)) {
 		files = append(files, strings.TrimSuffix(line, "\n"))
 	}
-	sameFiles(t, files, "-rw-r--r-- /usr/share/licenses/cri-dockerd/LICENSE", "-rw-r--r-- /usr/share/zsh/site-functions/_cri-dockerd")
+
+	sameFiles(t, files, "-rw-r--r-- /usr/share/licenses/cri-dockerd/LICENSE",
+		"-rw-r--r-- /usr/share/zsh/site-functions/_cri-dockerd")
 	if got := run(t, "rpm", "-qp", "--configfiles", rpm); got != "/etc/default/cri-docker\n" {
 		t.Errorf("configuration files: %q", got)
 	}
-	if got := run(t, "rpm", "-qp", "--qf", "%{NAME} %{VERSION} %{RELEASE} %{LICENSE}", rpm); got != "cri-dockerd 1.0.0~dev 1 Apache-2.0" {
+
+	if got := run(t, "rpm", "-qp", "--qf", "%{NAME} %{VERSION} %{RELEASE} %{LICENSE}",
+		rpm); got != "cri-dockerd 1.0.0~dev 1 Apache-2.0" {
 		t.Errorf("it is %q", got)
 	}
+
 	if out := run(t, "rpm", "-K", rpm); !strings.Contains(out, "digests OK") {
 		t.Errorf("rpm -K: %s", out)
 	}
-	if out, err := exec.Command("rpmlint", "-c", "../../deploy/package/rpm/rpmlint.toml", rpm).CombinedOutput(); err != nil || !bytes.Contains(out, []byte(" 0 errors")) {
+
+	if out, err := exec.Command("rpmlint", "-c", "../../deploy/package/rpm/rpmlint.toml", rpm).CombinedOutput(); err !=
+		nil || !bytes.Contains(out, []byte(" 0 errors")) {
 		t.Errorf("rpmlint: %v\n%s", err, out)
 	}
+
 	root := t.TempDir()
 	run(t, "rpm", "--root", root, "--nodeps", "--noscripts", "-i", rpm)
 	run(t, "rpm", "--root", root, "--nodeps", "--noscripts", "-V", "cri-dockerd")
@@ -182,34 +207,41 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// TestArchive: the tgz holds a folder with the program in it and nothing else, as installers of the older shim's expect.
+// TestArchive: the tgz holds a folder with the program in it and nothing else, as installers of the
+// older shim's expect.
 func TestArchive(t *testing.T) {
 	f, err := os.Open(the(t, packaged(t, first, runtime.GOARCH), "*.tgz"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	z, err := gzip.NewReader(f)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var got []string
 	for r := tar.NewReader(z); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got = append(got, fmt.Sprintf("%o %d:%d %s", h.Mode, h.Uid, h.Gid, h.Name))
 	}
+
 	if want := []string{"755 0:0 cri-dockerd/", "755 0:0 cri-dockerd/cri-dockerd"}; !slices.Equal(got, want) {
 		t.Errorf("the archive contains %q", got)
 	}
 }
 
-// TestProgram: the packaged program is static, says its version, and stays below its size; what it prints for packages can be used.
+// TestProgram: the packaged program is static, says its version, and stays below its size; what it
+// prints for packages can be used.
 func TestProgram(t *testing.T) {
 	root := t.TempDir()
 	run(t, "dpkg-deb", "-x", the(t, packaged(t, first, runtime.GOARCH), "*.deb"), root)
@@ -222,6 +254,7 @@ func TestProgram(t *testing.T) {
 	if st, err := os.Stat(program); err != nil || st.Size() > 30<<20 {
 		t.Errorf("size: %v, %v", st, err)
 	}
+
 	run(t, "bash", "-n", filepath.Join(root, "usr/share/bash-completion/completions/cri-dockerd"))
 	man := exec.Command("man", "--warnings", "-l", filepath.Join(root, "usr/share/man/man8/cri-dockerd.8.gz"))
 	var warnings bytes.Buffer
@@ -229,10 +262,12 @@ func TestProgram(t *testing.T) {
 	if page, err := man.Output(); err != nil || warnings.Len() > 0 || !bytes.Contains(page, []byte("EXIT STATUS")) {
 		t.Errorf("man: %v, %s\n%s", err, warnings.Bytes(), page)
 	}
+
 	licenses, err := exec.Command("zcat", filepath.Join(root, "usr/share/doc/cri-dockerd/licenses.gz")).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, module := range linked(t, program) {
 		if !bytes.Contains(licenses, []byte("==== "+module)) {
 			t.Errorf("licenses.gz lacks %s", module)
@@ -247,6 +282,7 @@ func static(t *testing.T, program string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 || f.Section(".interp") != nil {
 		t.Errorf("it needs %q, %v", libs, err)
 	}
@@ -265,12 +301,15 @@ func linked(t *testing.T, program string) (all []string) {
 					path += string(r)
 				}
 			}
+
 			all = append(all, path+"@"+f[2])
 		}
 	}
+
 	if len(all) == 0 {
 		t.Fatal("no modules in the program")
 	}
+
 	return all
 }
 
@@ -283,17 +322,21 @@ func TestSBOM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var bom struct {
 		BOMFormat  string `json:"bomFormat"`
 		Components []struct{ Name, Version string }
 	}
+
 	if err := json.Unmarshal(b, &bom); err != nil || bom.BOMFormat != "CycloneDX" {
 		t.Fatalf("%v, format %q", err, bom.BOMFormat)
 	}
+
 	var got []string
 	for _, c := range bom.Components {
 		got = append(got, c.Name+" "+c.Version)
 	}
+
 	for line := range strings.Lines(run(t, "go", "version", "-m", filepath.Join(root, "cri-dockerd/cri-dockerd"))) {
 		if f := strings.Fields(line); len(f) > 2 && f[0] == "dep" && !slices.Contains(got, f[1]+" "+f[2]) {
 			t.Errorf("the SBOM lacks %s %s", f[1], f[2])
@@ -323,24 +366,30 @@ func sums(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	out := map[string]string{}
 	for s := bufio.NewScanner(f); s.Scan(); {
 		sum, name, _ := strings.Cut(s.Text(), "  ")
 		out[name] = sum
 	}
+
 	return out
 }
 
-// TestReproducible builds from a copy of the source in another place, at another time: the same bytes.
+// TestReproducible builds from a copy of the source in another place, at another time: the same
+// bytes.
 func TestReproducible(t *testing.T) {
 	want := sums(t, packaged(t, first, runtime.GOARCH))
 	root := filepath.Join(t.TempDir(), "elsewhere")
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"cmd", "internal", "deploy", "hack", "go.mod", "go.sum", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"} {
+
+	for _, name := range []string{"cmd", "internal", "deploy", "hack", "go.mod", "go.sum", "Makefile", "README.md",
+		"CHANGELOG.md", "LICENSE"} {
 		run(t, "cp", "-r", filepath.Join("../..", name), root)
 	}
+
 	git := func(args ...string) string {
 		out, err := exec.Command("git", append([]string{"-C", "../.."}, args...)...).Output()
 		if err != nil {
@@ -348,11 +397,14 @@ func TestReproducible(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
+
 	out := t.TempDir()
-	err := build(root, out, "VERSION="+first, "ARCHES="+runtime.GOARCH, "SOURCE_DATE_EPOCH="+git("log", "-1", "--format=%ct"), "COMMIT="+git("rev-parse", "--short=12", "HEAD"))
+	err := build(root, out, "VERSION="+first, "ARCHES="+runtime.GOARCH, "SOURCE_DATE_EPOCH="+
+		git("log", "-1", "--format=%ct"), "COMMIT="+git("rev-parse", "--short=12", "HEAD"))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, sum := range sums(t, out) {
 		if want[name] != sum {
 			t.Errorf("%s: %s, and before %s", name, sum, want[name])
@@ -360,20 +412,25 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// TestOtherArchitecture: the packages of the other architecture say so, and the program in them is for it.
+// TestOtherArchitecture: the packages of the other architecture say so, and the program in them is
+// for it.
 func TestOtherArchitecture(t *testing.T) {
 	other, machine := "arm64", elf.EM_AARCH64
 	if runtime.GOARCH == other {
 		other, machine = "amd64", elf.EM_X86_64
 	}
+
 	dir, root := packaged(t, first, other), t.TempDir()
 	deb := the(t, dir, "*.deb")
 	if got := strings.TrimSpace(run(t, "dpkg-deb", "-f", deb, "Architecture")); got != other {
 		t.Errorf("Architecture: %q", got)
 	}
-	if got, want := run(t, "rpm", "-qp", "--qf", "%{ARCH}", the(t, dir, "*.rpm")), map[string]string{"arm64": "aarch64", "amd64": "x86_64"}[other]; got != want {
+
+	if got, want := run(t, "rpm", "-qp", "--qf", "%{ARCH}", the(t, dir, "*.rpm")),
+		map[string]string{"arm64": "aarch64", "amd64": "x86_64"}[other]; got != want {
 		t.Errorf("rpm's architecture: %q", got)
 	}
+
 	run(t, "dpkg-deb", "-x", deb, root)
 	program := filepath.Join(root, "usr/bin/cri-dockerd")
 	static(t, program)
@@ -382,15 +439,18 @@ func TestOtherArchitecture(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if f.Machine != machine {
 		t.Errorf("the program is for %s", f.Machine)
 	}
 }
 
-// TestUnitsAreHardened bounds systemd's own score of exposure (10 is all of root's powers). The units say what keeps it from being lower.
+// TestUnitsAreHardened bounds systemd's own score of exposure (10 is all of root's powers). The
+// units say what keeps it from being lower.
 func TestUnitsAreHardened(t *testing.T) {
 	for unit, threshold := range map[string]string{"cri-docker.service": "60", "cri-docker-log.service": "30"} {
-		out, err := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+threshold, "../../deploy/systemd/"+unit).CombinedOutput()
+		out, err := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+
+			threshold, "../../deploy/systemd/"+unit).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s", unit, err, out)
 		}

@@ -20,8 +20,8 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// limitPods is how many pods run while the kernel's limits are used up. make limits has 110, which is
-// the kubelet's own limit.
+// limitPods is how many pods run while the kernel's limits are used up. make limits has 110, which
+// is the kubelet's own limit.
 var limitPods = flag.Int("limit-pods", 20, "pods of TestKernelLimits")
 
 const (
@@ -50,6 +50,7 @@ func TestKernelLimits(t *testing.T) {
 			if after := m.property(t, "cri-docker.service", "MainPID"); after == before {
 				t.Errorf("the daemon was %s and is %s", before, after)
 			}
+
 			const further = 3
 			m.startPrinters(t, *limitPods, further)
 			m.shows(t, "NetworkReady", "fs.inotify.max_user_instances")
@@ -61,7 +62,8 @@ func TestKernelLimits(t *testing.T) {
 }
 
 // withoutCRI is containerd's configuration without its own CRI server.
-const withoutCRI = "version = 3\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n"
+const withoutCRI = "version = 3\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', " +
+	"'io.containerd.grpc.v1.cri']\n"
 
 // startWith starts a node with an engine and the packages.
 func startWith(t *testing.T, v engines.Version) machine {
@@ -73,16 +75,20 @@ func startWith(t *testing.T, v engines.Version) machine {
 		if err != nil {
 			t.Fatalf("%v; run hack/docker29.sh", err)
 		}
+
 		c.Binds = map[string]string{
 			"/usr/sbin/dockerd":                filepath.Join(bin, "dockerd"),
 			"/usr/bin/containerd":              filepath.Join(bin, "containerd"),
 			"/usr/bin/containerd-shim-runc-v2": filepath.Join(bin, "containerd-shim-runc-v2"),
 		}
+
 		c.Files = map[string]string{
-			"/usr/sbin/runc.real":         string(runc), // no bind: runc starts itself through an overlay of its folder
+			// no bind: runc starts itself through an overlay of its folder
+			"/usr/sbin/runc.real":         string(runc),
 			"/etc/containerd/config.toml": withoutCRI,
 		}
 	}
+
 	n := nodes.Start(t, c)
 	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update")
 	n.Copy(t, the(t, packaged(t, first, runtime.GOARCH), "*.deb"), "/tmp/"+first+".deb")
@@ -92,12 +98,13 @@ func startWith(t *testing.T, v engines.Version) machine {
 	m.active(t, all...)
 	m.status(t, "Ready, Docker "+string(v))
 	engines.LoadBusybox(t, m.Path("/run/docker.sock"))
+
 	return m
 }
 
 // usePipePages holds more pipe pages than fs.pipe-user-pages-soft allows to root, until the test
-// ends. The kernel lets us go beyond the limit, since we have CAP_SYS_ADMIN, and counts all the same
-// (pipe(7)).
+// ends. The kernel lets us go beyond the limit, since we have CAP_SYS_ADMIN, and counts all the
+// same (pipe(7)).
 func usePipePages(t *testing.T) {
 	t.Helper()
 	soft := sysctl(t, "fs/pipe-user-pages-soft")
@@ -107,6 +114,7 @@ func usePipePages(t *testing.T) {
 		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 			t.Fatal(err)
 		}
+
 		t.Cleanup(func() { unix.Close(fds[0]); unix.Close(fds[1]) })
 		if _, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, largest); err != nil {
 			t.Fatalf("use pipe pages up: %v", err)
@@ -114,13 +122,15 @@ func usePipePages(t *testing.T) {
 	}
 }
 
-// useInotify takes every inotify instance of root's that is free or becomes so, until free is called.
+// useInotify takes every inotify instance of root's that is free or becomes so, until free is
+// called.
 func useInotify(t *testing.T) (free func()) {
 	t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	first := make(chan struct{})
 	go func() {
 		defer close(stopped)
+
 		var held []int
 		took := sync.OnceFunc(func() { close(first) })
 		for tick := time.NewTicker(time.Millisecond); ; {
@@ -131,6 +141,7 @@ func useInotify(t *testing.T) (free func()) {
 				}
 				held = append(held, fd)
 			}
+
 			took()
 			select {
 			case <-stop:
@@ -143,9 +154,11 @@ func useInotify(t *testing.T) (free func()) {
 			}
 		}
 	}()
+
 	<-first
 	free = sync.OnceFunc(func() { close(stop); <-stopped })
 	t.Cleanup(free)
+
 	return free
 }
 
@@ -156,10 +169,12 @@ func sysctl(t *testing.T, name string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return n
 }
 
@@ -178,9 +193,11 @@ func (m machine) startPrinters(t *testing.T, from, n int) {
 			}
 		})
 	}
+
 	for i := range n {
 		numbers <- from + i
 	}
+
 	close(numbers)
 	running.Wait()
 	if t.Failed() {
@@ -194,10 +211,12 @@ func (m machine) startPrinter(t *testing.T, i int) error {
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
 		LogDirectory: "/var/log/pods/default_" + name + "_" + name,
 	}
+
 	s, err := m.cri.Runtime.RunPodSandbox(m.context(t), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		return fmt.Errorf("RunPodSandbox: %w", err)
 	}
+
 	const script = `x=$(head -c %d /dev/zero | tr '\0' x); i=0
 		while [ $i -lt %d ]; do printf '%%06d%%s\n' $i $x; i=$((i+1)); sleep 1; done; exec sleep 100000`
 	c, err := m.cri.Runtime.CreateContainer(m.context(t), &runtimeapi.CreateContainerRequest{
@@ -213,14 +232,18 @@ func (m machine) startPrinter(t *testing.T, i int) error {
 	if err != nil {
 		return fmt.Errorf("CreateContainer: %w", err)
 	}
+
 	_, err = m.cri.Runtime.StartContainer(m.context(t), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+
 	return err
 }
 
 // shows waits until a condition of the CRI's status has a text in its message.
 func (m machine) shows(t *testing.T, condition, text string) {
 	t.Helper()
-	m.Await(t, patience, condition+" says "+text, func() bool { return strings.Contains(m.message(t, condition), text) })
+	m.Await(t, patience, condition+" says "+text, func() bool {
+		return strings.Contains(m.message(t, condition), text)
+	})
 }
 
 func (m machine) message(t *testing.T, condition string) string {
@@ -229,11 +252,13 @@ func (m machine) message(t *testing.T, condition string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, c := range s.Status.Conditions {
 		if c.Type == condition {
 			return c.Message
 		}
 	}
+
 	return ""
 }
 
@@ -241,19 +266,23 @@ func (m machine) message(t *testing.T, condition string) string {
 // spill. A machine whose units get CAP_SYS_RESOURCE has no shortage.
 func (m machine) showsPipes(t *testing.T) {
 	t.Helper()
-	metrics := m.Run(t, "curl", "-s", "--unix-socket", "/run/docker/plugins/cri-dockerd.sock", "http://log-driver/metrics")
+	metrics := m.Run(t, "curl", "-s", "--unix-socket", "/run/docker/plugins/cri-dockerd.sock",
+		"http://log-driver/metrics")
 	spilled := regexp.MustCompile(`(?m)^cri_dockerd_log_spilled_frames_total (\S+)$`).FindStringSubmatch(metrics)
 	if spilled == nil {
 		t.Fatalf("no number of spilled frames in\n%s", metrics)
 	}
+
 	if ok, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil || ok == 1 {
 		t.Logf("the log-driver has CAP_SYS_RESOURCE (%v), %s frames were spilled", err, spilled[1])
 		return
 	}
+
 	m.shows(t, "ContainerLogs", "fs.pipe-user-pages-soft")
 	if spilled[1] == "0" {
 		t.Error("no frame was spilled")
 	}
+
 	t.Logf("without CAP_SYS_RESOURCE, %s frames were spilled since the log-driver was killed", spilled[1])
 }
 
@@ -270,16 +299,20 @@ func (m machine) printed(t *testing.T, pods int) {
 				break
 			}
 		}
+
 		if len(lines) != limitLines {
 			t.Errorf("%s: %d lines", name, len(lines))
 		}
+
 		for n, line := range lines {
 			if want := fmt.Sprintf("%06d", n) + strings.Repeat("x", lineSize-6); line != want {
 				t.Errorf("%s: line %d has %d bytes: %.20q", name, n, len(line), line)
 			}
 		}
 	}
-	t.Logf("%d lines of %d bytes, none lost, none twice; waited %v for the last", pods*limitLines, lineSize, time.Since(began).Round(time.Second))
+
+	t.Logf("%d lines of %d bytes, none lost, none twice; waited %v for the last", pods*limitLines, lineSize,
+		time.Since(began).Round(time.Second))
 }
 
 // wholeLines are the lines of a log in the CRI's format, put together from their pieces.
@@ -289,16 +322,19 @@ func wholeLines(t *testing.T, file string) (lines []string) {
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
+
 	line := ""
 	for record := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSuffix(record, "\n"), " ", 4)
 		if len(f) != 4 {
 			continue // being written
 		}
+
 		line += f[3]
 		if f[2] == "F" {
 			lines, line = append(lines, line), ""
 		}
 	}
+
 	return lines
 }

@@ -40,6 +40,7 @@ func start(t *testing.T, versions ...string) machine {
 		n.Copy(t, the(t, dir, "*.deb"), "/tmp/"+v+".deb")
 		n.Copy(t, the(t, dir, "*.rpm"), "/tmp/"+v+".rpm")
 	}
+
 	return machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
 }
 
@@ -60,7 +61,11 @@ func (m machine) active(t *testing.T, units ...string) {
 	t.Helper()
 	for _, u := range units {
 		state := ""
-		m.Await(t, patience, u+" is active", func() bool { state = m.property(t, u, "ActiveState"); return state == "active" || state == "failed" })
+		m.Await(t, patience, u+" is active", func() bool {
+			state = m.property(t, u, "ActiveState")
+			return state == "active" || state == "failed"
+		})
+
 		if state != "active" {
 			t.Errorf("%s: %s", u, state)
 		}
@@ -70,13 +75,15 @@ func (m machine) active(t *testing.T, units ...string) {
 // status waits for a line in systemctl status.
 func (m machine) status(t *testing.T, want string) {
 	t.Helper()
-	m.Await(t, patience, "status "+want, func() bool { return strings.Contains(m.property(t, "cri-docker.service", "StatusText"), want) })
+	m.Await(t, patience, "status "+want, func() bool {
+		return strings.Contains(m.property(t, "cri-docker.service", "StatusText"), want)
+	})
 }
 
 var all = []string{"cri-docker-log.socket", "cri-docker-log.service", "cri-docker.socket", "cri-docker.service"}
 
-// installed checks what an installation promises: everything is enabled and runs, the socket is for root and the group docker, the version
-// is the package's.
+// installed checks what an installation promises: everything is enabled and runs, the socket is for
+// root and the group docker, the version is the package's.
 func (m machine) installed(t *testing.T, version string) {
 	t.Helper()
 	m.active(t, all...)
@@ -85,6 +92,7 @@ func (m machine) installed(t *testing.T, version string) {
 			t.Errorf("%s is %q", u, got)
 		}
 	}
+
 	for file, want := range map[string]string{
 		"/run/cri-dockerd.sock": "660 root docker", "/run/docker/plugins/cri-dockerd.sock": "600 root root",
 		"/var/lib/cri-dockerd": "700 root root", "/run/cri-dockerd": "711 root root",
@@ -93,9 +101,11 @@ func (m machine) installed(t *testing.T, version string) {
 			t.Errorf("%s: %s, want %s", file, got, want)
 		}
 	}
+
 	if got := m.Run(t, "cri-dockerd", "--version"); !strings.HasPrefix(got, "cri-dockerd "+version+" (") {
 		t.Errorf("--version: %s", got)
 	}
+
 	r, err := m.cri.Runtime.Version(m.context(t), &runtimeapi.VersionRequest{})
 	if err != nil || r.RuntimeName != "docker" {
 		t.Errorf("Version: %v, %v", r, err)
@@ -122,24 +132,47 @@ func (m machine) pod(t *testing.T) *pod {
 	t.Helper()
 	engines.LoadBusybox(t, m.Path("/run/docker.sock"))
 	cfg := &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: "counter", Namespace: "default", Uid: "counter"}, LogDirectory: "/var/log/pods/counter",
+		Metadata: &runtimeapi.PodSandboxMetadata{
+			Name:      "counter",
+			Namespace: "default",
+			Uid:       "counter",
+		}, LogDirectory: "/var/log/pods/counter",
 	}
+
 	s, err := m.cri.Runtime.RunPodSandbox(m.context(t), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
-	c, err := m.cri.Runtime.CreateContainer(m.context(t), &runtimeapi.CreateContainerRequest{PodSandboxId: s.PodSandboxId, SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "counter"}, Image: &runtimeapi.ImageSpec{Image: engines.Busybox}, LogPath: "counter.log",
-		Command: []string{"sh", "-c", "trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); usleep 5000; done"},
-	}})
+
+	c, err := m.cri.Runtime.CreateContainer(m.context(t), &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  s.PodSandboxId,
+		SandboxConfig: cfg,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "counter"},
+			Image:    &runtimeapi.ImageSpec{Image: engines.Busybox},
+			LogPath:  "counter.log",
+			Command: []string{"sh", "-c",
+				"trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); usleep 5000; done"},
+		},
+	})
 	if err != nil {
 		t.Fatalf("CreateContainer: %v", err)
 	}
-	if _, err := m.cri.Runtime.StartContainer(m.context(t), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+
+	if _, err := m.cri.Runtime.StartContainer(m.context(t),
+		&runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 		t.Fatalf("StartContainer: %v", err)
 	}
-	p := &pod{machine: m, sandbox: s.PodSandboxId, container: c.ContainerId, log: m.Path("/var/log/pods/counter/counter.log")}
+
+	p := &pod{
+		machine:   m,
+		sandbox:   s.PodSandboxId,
+		container: c.ContainerId,
+		log:       m.Path("/var/log/pods/counter/counter.log"),
+	}
+
 	p.process = p.now(t)
+
 	return p
 }
 
@@ -178,6 +211,7 @@ func (p *pod) known(t *testing.T, step string) {
 	if err != nil || s.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Status.Network.GetIp() == "" {
 		t.Errorf("%s: the pod is %v, %v", step, s.GetStatus(), err)
 	}
+
 	c, err := p.cri.Runtime.ContainerStatus(p.context(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
 	if err != nil || c.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("%s: the container is %v, %v", step, c.GetStatus(), err)
@@ -189,13 +223,16 @@ var numbered = regexp.MustCompile(`^\S+ stdout F (\d+)$`)
 // end stops and removes the pod and checks that its log has every line once.
 func (p *pod) end(t *testing.T) {
 	t.Helper()
-	if _, err := p.cri.Runtime.StopContainer(p.context(t), &runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 60}); err != nil {
+	if _, err := p.cri.Runtime.StopContainer(p.context(t),
+		&runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 60}); err != nil {
 		t.Errorf("StopContainer: %v", err)
 	}
+
 	b, err := os.ReadFile(p.log)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	n := 0
 	for line := range strings.Lines(string(b)) {
 		if m := numbered.FindStringSubmatch(strings.TrimSuffix(line, "\n")); m == nil || m[1] != fmt.Sprint(n) {
@@ -203,11 +240,15 @@ func (p *pod) end(t *testing.T) {
 		}
 		n++
 	}
+
 	t.Logf("%d lines, none lost, none twice", n)
-	if _, err := p.cri.Runtime.StopPodSandbox(p.context(t), &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+	if _, err := p.cri.Runtime.StopPodSandbox(p.context(t),
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		t.Errorf("StopPodSandbox: %v", err)
 	}
-	if _, err := p.cri.Runtime.RemovePodSandbox(p.context(t), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+
+	if _, err := p.cri.Runtime.RemovePodSandbox(p.context(t),
+		&runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		t.Errorf("RemovePodSandbox: %v", err)
 	}
 }
@@ -223,8 +264,8 @@ func (m machine) gone(t *testing.T, step string, files ...string) {
 	}
 }
 
-// TestLifeOfANode takes a fresh node through installation, upgrade, reload, restart, kill, removal, installation and purge, with a pod that
-// notices nothing of it.
+// TestLifeOfANode takes a fresh node through installation, upgrade, reload, restart, kill, removal,
+// installation and purge, with a pod that notices nothing of it.
 func TestLifeOfANode(t *testing.T) {
 	t.Parallel() // most of the time systemd waits
 	m := start(t, first, second)
@@ -234,11 +275,13 @@ func TestLifeOfANode(t *testing.T) {
 	if failed := m.check(t); len(failed) != 1 || !strings.Contains(failed[0], "cni") {
 		t.Errorf("without CNI check finds %q", failed)
 	}
+
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
 	m.status(t, "Ready, Docker 20.10")
 	if failed := m.check(t); len(failed) > 0 {
 		t.Errorf("with CNI check finds %q", failed)
 	}
+
 	m.sane(t)
 	m.socketActivates(t)
 
@@ -253,8 +296,13 @@ func TestLifeOfANode(t *testing.T) {
 		{"reload", func() { m.Run(t, "systemctl", "reload", "cri-docker.service") }, false},
 		{"SIGHUP", func() { m.Run(t, "systemctl", "kill", "-s", "HUP", "cri-docker.service") }, false},
 		{"restart", func() { m.Run(t, "systemctl", "restart", "cri-docker.service") }, true},
-		{"kill -9", func() { m.Run(t, "systemctl", "kill", "-s", "KILL", "--kill-who=main", "cri-docker.service") }, true},
-		{"downgrade", func() { m.apt(t, "install", "--allow-downgrades", "/tmp/"+first+".deb"); m.installed(t, first) }, true},
+		{"kill -9", func() {
+			m.Run(t, "systemctl", "kill", "-s", "KILL", "--kill-who=main", "cri-docker.service")
+		}, true},
+		{"downgrade", func() {
+			m.apt(t, "install", "--allow-downgrades", "/tmp/"+first+".deb")
+			m.installed(t, first)
+		}, true},
 	} {
 		before := m.property(t, "cri-docker.service", "MainPID")
 		step.do()
@@ -264,15 +312,20 @@ func TestLifeOfANode(t *testing.T) {
 			t.Errorf("%s: the daemon was %s and is %s", step.name, before, after)
 		}
 	}
+
 	if now := m.property(t, "cri-docker-log.service", "MainPID"); now != writer {
 		t.Errorf("the process that writes logs was %s and is %s", writer, now)
 	}
+
 	m.removals(t, p)
 	p.end(t)
 
 	m.apt(t, "purge", "cri-dockerd")
-	m.gone(t, "purge", "/usr/bin/cri-dockerd", "/etc/default/cri-docker", "/var/lib/cri-dockerd", "/run/cri-dockerd", "/run/cri-dockerd.sock",
-		"/run/docker/plugins/cri-dockerd.sock", "/etc/systemd/system/multi-user.target.wants/cri-docker.service", "/etc/systemd/system/cri-docker.service")
+	m.gone(t, "purge", "/usr/bin/cri-dockerd", "/etc/default/cri-docker", "/var/lib/cri-dockerd", "/run/cri-dockerd",
+		"/run/cri-dockerd.sock",
+		"/run/docker/plugins/cri-dockerd.sock", "/etc/systemd/system/multi-user.target.wants/cri-docker.service",
+		"/etc/systemd/system/cri-docker.service")
+
 	if out, _ := m.Try("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-docker*"); out != "" {
 		t.Errorf("after purge: %s", out)
 	}
@@ -285,6 +338,7 @@ func (m machine) removals(t *testing.T, p *pod) {
 	if !strings.Contains(out, "running pods go on") || !strings.Contains(out, "docker rm -f") {
 		t.Errorf("remove says nothing of what remains: %s", out)
 	}
+
 	m.gone(t, "remove", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock")
 	p.goesOn(t, "remove")
 	m.Run(t, "test", "-e", "/etc/default/cri-docker")
@@ -297,7 +351,9 @@ func (m machine) removals(t *testing.T, p *pod) {
 	if !strings.Contains(out, "/run/cri-dockerd stays") {
 		t.Errorf("purge says nothing of what remains: %s", out)
 	}
-	m.gone(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd", "/etc/default/cri-docker")
+
+	m.gone(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd",
+		"/etc/default/cri-docker")
 	p.goesOn(t, "purge")
 	m.apt(t, "install", "/tmp/"+second+".deb")
 	m.installed(t, second)
@@ -315,14 +371,17 @@ func (m machine) check(t *testing.T) (failed []string) {
 	if e := json.Unmarshal([]byte(out), &report); e != nil || len(report.Findings) == 0 {
 		t.Fatalf("check: %v, %v\n%s", e, err, out)
 	}
+
 	for _, f := range report.Findings {
 		if f.Status == "fail" {
 			failed = append(failed, f.ID+": "+f.Detail)
 		}
 	}
+
 	if (err != nil) != (len(failed) > 0) {
 		t.Errorf("check finds %q and ends with %v", failed, err)
 	}
+
 	return failed
 }
 
@@ -335,6 +394,7 @@ func (m machine) sane(t *testing.T) {
 			t.Errorf("systemd-analyze verify %s: %v\n%s", u, err, out)
 		}
 	}
+
 	if got := m.property(t, "cri-docker.service", "WatchdogTimestampMonotonic"); got == "0" {
 		t.Error("the watchdog is not fed")
 	}
@@ -354,6 +414,7 @@ func (m machine) socketActivates(t *testing.T) {
 	if _, err := m.cri.Runtime.Version(m.context(t), &runtimeapi.VersionRequest{}); err != nil {
 		t.Errorf("the first client: %v", err)
 	}
+
 	m.active(t, "cri-docker.service")
 }
 
@@ -361,27 +422,37 @@ func (m machine) socketActivates(t *testing.T) {
 func (m machine) olderPackage(t *testing.T) {
 	t.Helper()
 	for name, content := range map[string]string{
-		"DEBIAN/control":                           "Package: cri-dockerd\nVersion: 0.4.0~3-0~debian-bookworm\nArchitecture: all\nMaintainer: test <test@example.org>\nDescription: older shim\n",
-		"DEBIAN/postinst":                          "#!/bin/sh\nsystemctl enable cri-docker.socket cri-docker.service; systemctl start cri-docker.socket cri-docker.service\n",
-		"DEBIAN/prerm":                             "#!/bin/sh\nsystemctl stop cri-docker.service\n",
-		"usr/bin/cri-dockerd":                      "#!/bin/sh\nsleep infinity\n",
-		"lib/systemd/system/cri-docker.service":    "[Unit]\nRequires=cri-docker.socket\n[Service]\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd://\n[Install]\nWantedBy=multi-user.target\n",
-		"lib/systemd/system/cri-docker.socket":     "[Unit]\nPartOf=cri-docker.service\n[Socket]\nListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketGroup=docker\n[Install]\nWantedBy=sockets.target\n",
+		"DEBIAN/control": "Package: cri-dockerd\nVersion: 0.4.0~3-0~debian-bookworm\n" +
+			"Architecture: all\nMaintainer: test <test@example.org>\nDescription: older shim\n",
+		"DEBIAN/postinst": "#!/bin/sh\nsystemctl enable cri-docker.socket " +
+			"cri-docker.service; systemctl start cri-docker.socket cri-docker.service\n",
+		"DEBIAN/prerm":        "#!/bin/sh\nsystemctl stop cri-docker.service\n",
+		"usr/bin/cri-dockerd": "#!/bin/sh\nsleep infinity\n",
+		"lib/systemd/system/cri-docker.service": "[Unit]\nRequires=cri-docker.socket\n[Service]\n" +
+			"ExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd://\n[Install]\n" +
+			"WantedBy=multi-user.target\n",
+		"lib/systemd/system/cri-docker.socket": "[Unit]\nPartOf=cri-docker.service\n[Socket]\n" +
+			"ListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketGroup=docker\n[Install]\n" +
+			"WantedBy=sockets.target\n",
 		"usr/share/doc/cri-dockerd/changelog.text": "older\n",
 	} {
 		m.WriteFile(t, filepath.Join("/tmp/older", name), content, 0o755)
 	}
+
 	m.Run(t, "dpkg-deb", "-b", "/tmp/older", "/tmp/older.deb")
 	m.apt(t, "install", "/tmp/older.deb")
 	m.active(t, "cri-docker.socket", "cri-docker.service")
 }
 
-// Files that installers write: minikube's drop-in with the flags of its pods, kubespray's units of another name, which have a socket and name
-// its path all the same.
+// Files that installers write: minikube's drop-in with the flags of its pods, kubespray's units of
+// another name, which have a socket and name its path all the same.
 const (
-	minikube = "[Service]\nExecStart=\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd:// --pod-infra-container-image=registry.k8s.io/pause:3.10.1 --network-plugin=cni --hairpin-mode=hairpin-veth"
+	minikube = "[Service]\nExecStart=\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd:// " +
+		"--pod-infra-container-image=registry.k8s.io/pause:3.10.1 --network-plugin=cni --hairpin-mode=hairpin-veth"
 
-	kubespraySocket  = "[Unit]\nDescription=CRI Docker Socket for the API\nPartOf=cri-dockerd.service\n\n[Socket]\nListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketUser=root\nSocketGroup=docker\n\n[Install]\nWantedBy=sockets.target\n"
+	kubespraySocket = "[Unit]\nDescription=CRI Docker Socket for the API\nPartOf=cri-dockerd.service\n\n[Socket]\n" +
+		"ListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketUser=root\nSocketGroup=docker\n\n[Install]\n" +
+		"WantedBy=sockets.target\n"
 	kubesprayService = `[Unit]
 After=network-online.target firewalld.service docker.service
 Wants=network-online.target docker.service
@@ -409,8 +480,8 @@ WantedBy=multi-user.target
 `
 )
 
-// TestOldNode upgrades a node of the older shim's package, sets what installers set, takes the engine away, and changes to the rpm, with a pod
-// that notices nothing of the rpm's life.
+// TestOldNode upgrades a node of the older shim's package, sets what installers set, takes the
+// engine away, and changes to the rpm, with a pod that notices nothing of the rpm's life.
 func TestOldNode(t *testing.T) {
 	t.Parallel() // most of the time systemd waits
 	m := start(t, first, second)
@@ -428,6 +499,7 @@ func TestOldNode(t *testing.T) {
 		s, err := m.cri.Runtime.Status(m.context(t), &runtimeapi.StatusRequest{})
 		return err == nil && strings.Contains(s.String(), "CRIFiles")
 	})
+
 	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
 	m.WriteFile(t, "/etc/default/cri-docker", `CRI_DOCKERD_OPTS="--log-level=debug --network-plugin=cni"`+"\n", 0o644)
 	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
@@ -445,10 +517,12 @@ func (m machine) staysDisabled(t *testing.T) {
 	m.Run(t, "systemctl", append([]string{"disable", "--now"}, off...)...)
 	m.apt(t, "install", "/tmp/"+second+".deb")
 	for _, u := range off {
-		if got, _ := m.Try("systemctl", "is-enabled", u); got != "disabled\n" || m.property(t, u, "ActiveState") != "inactive" {
+		if got, _ := m.Try("systemctl", "is-enabled", u); got != "disabled\n" ||
+			m.property(t, u, "ActiveState") != "inactive" {
 			t.Errorf("%s was disabled and is %q", u, got)
 		}
 	}
+
 	m.Run(t, "systemctl", append([]string{"enable", "--now"}, all...)...)
 	m.installed(t, second)
 }
@@ -459,16 +533,20 @@ func (m machine) reconfigured(t *testing.T, name, flag string) {
 	m.Run(t, "systemctl", "daemon-reload")
 	m.Run(t, "systemctl", "restart", name+".service")
 	m.active(t, name+".socket", name+".service")
-	command := strings.ReplaceAll(m.Run(t, "cat", "/proc/"+m.property(t, name+".service", "MainPID")+"/cmdline"), "\x00", " ")
+	command := strings.ReplaceAll(m.Run(t, "cat", "/proc/"+m.property(t, name+".service", "MainPID")+"/cmdline"),
+		"\x00", " ")
 	if !strings.Contains(command, flag+" ") {
 		t.Errorf("it runs as %q", command)
 	}
-	if r, err := m.cri.Runtime.Version(m.context(t), &runtimeapi.VersionRequest{}); err != nil || r.RuntimeName != "docker" {
+
+	if r, err := m.cri.Runtime.Version(m.context(t), &runtimeapi.VersionRequest{}); err != nil ||
+		r.RuntimeName != "docker" {
 		t.Errorf("with %s: %v, %v", flag, r, err)
 	}
 }
 
-// withoutEngine: an engine that is down neither holds up the start nor ends the daemon nor fills the journal; when it is back, so is the node.
+// withoutEngine: an engine that is down neither holds up the start nor ends the daemon nor fills
+// the journal; when it is back, so is the node.
 func (m machine) withoutEngine(t *testing.T) {
 	t.Helper()
 	m.Run(t, "systemctl", "mask", "--runtime", "docker.service", "docker.socket")
@@ -484,6 +562,7 @@ func (m machine) withoutEngine(t *testing.T) {
 	if n := strings.Count(lines, "level=WARN") + strings.Count(lines, "level=ERROR"); n == 0 || n > 3 {
 		t.Errorf("%d complaints in the journal:\n%s", n, lines)
 	}
+
 	m.Run(t, "systemctl", "unmask", "--runtime", "docker.service", "docker.socket")
 	m.Run(t, "systemctl", "start", "docker.socket", "docker.service")
 	m.status(t, "Ready, Docker 20.10")
@@ -503,9 +582,11 @@ func (m machine) watched(t *testing.T) {
 		now := m.property(t, "cri-docker.service", "MainPID")
 		return now != "0" && now != pid && m.property(t, "cri-docker.service", "ActiveState") == "active"
 	})
+
 	if said := m.Run(t, "journalctl", "-q", "-o", "cat", "_PID="+pid); !strings.Contains(said, "goroutine 1 ") {
 		t.Errorf("the one that hung has left no stacks:\n%.500s", said)
 	}
+
 	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
 }
 
@@ -517,13 +598,17 @@ func (m machine) kubespray(t *testing.T) {
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.service", kubesprayService, 0o644)
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.socket", kubespraySocket, 0o644)
 	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
-	if out, err := m.Command("systemd-analyze", "verify", "--recursive-errors=no", "cri-dockerd.service").CombinedOutput(); err != nil {
+	if out, err := m.Command("systemd-analyze", "verify", "--recursive-errors=no",
+		"cri-dockerd.service").CombinedOutput(); err != nil {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
+
 	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
 	m.Run(t, "systemctl", "stop", "cri-dockerd.socket", "cri-dockerd.service")
-	m.Run(t, "rm", "/etc/systemd/system/cri-dockerd.service", "/etc/systemd/system/cri-dockerd.socket", "/usr/bin/cri-dockerd")
-	m.Run(t, "pgrep", "-f", "log-driver --run-directory") // it outlives the daemon that had started it, and makes room for a package's
+	m.Run(t, "rm", "/etc/systemd/system/cri-dockerd.service", "/etc/systemd/system/cri-dockerd.socket",
+		"/usr/bin/cri-dockerd")
+	// it outlives the daemon that had started it, and makes room for a package's
+	m.Run(t, "pgrep", "-f", "log-driver --run-directory")
 	m.Run(t, "systemctl", "daemon-reload")
 }
 
@@ -540,7 +625,9 @@ func (m machine) rpm(t *testing.T) {
 	if out := m.Run(t, "rpm", "-e", "cri-dockerd"); !strings.Contains(out, "running pods go on") {
 		t.Errorf("rpm -e says nothing of what remains: %s", out)
 	}
-	m.gone(t, "rpm -e", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/etc/systemd/system/multi-user.target.wants/cri-docker.service")
+
+	m.gone(t, "rpm -e", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock",
+		"/etc/systemd/system/multi-user.target.wants/cri-docker.service")
 	p.goesOn(t, "rpm -e")
 	m.Run(t, "rpm", "-i", "--nodeps", "/tmp/"+second+".rpm")
 	m.installed(t, second)

@@ -21,15 +21,18 @@ import (
 
 // Fault is what happens to one request. The zero value passes it on.
 type Fault struct {
-	Delay    time.Duration // before the request reaches the engine
-	Hang     bool          // no answer until Break is called again or the client gives up
-	Late     bool          // with Hang: the engine gets the request in the end even if its client has gone
-	Cut      bool          // close the connection in place of an answer
-	Status   int           // answer with this status in place of the engine's; 0 for the engine's own
-	After    bool          // with Cut or Status: the engine has served the request before
-	Truncate int           // close the connection after so many bytes of the body; 0 for the whole body
-	Silent   bool          // swallow the data of event streams, open ones too
-	Reorder  bool          // let each event of a stream pass after the one behind it
+	Delay time.Duration // before the request reaches the engine
+	Hang  bool          // no answer until Break is called again or the client gives up
+	// with Hang: the engine gets the request in the end even if its client has gone
+	Late bool
+	Cut  bool // close the connection in place of an answer
+	// answer with this status in place of the engine's; 0 for the engine's own
+	Status int
+	After  bool // with Cut or Status: the engine has served the request before
+	// close the connection after so many bytes of the body; 0 for the whole body
+	Truncate int
+	Silent   bool // swallow the data of event streams, open ones too
+	Reorder  bool // let each event of a stream pass after the one behind it
 }
 
 // Proxy is one socket before an engine's. It is safe for concurrent use.
@@ -78,12 +81,14 @@ func Start(tb engines.TB, socket, engine string) *Proxy {
 		ReadHeaderTimeout: time.Minute,
 		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
+
 	go func() { _ = srv.Serve(l) }()
 	tb.Cleanup(func() {
 		p.Break(nil)
 		srv.Close()
 		transport.CloseIdleConnections()
 	})
+
 	return p
 }
 
@@ -147,14 +152,17 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if isStream(r) { // a silent stream opens as others do
 		f.Hang = f.Hang && !f.Silent
 	}
+
 	if f.Late {
 		late, done := detach(r)
 		defer done()
 		r = late
 	}
+
 	if f.Delay > 0 {
 		wait(r, changed, f.Delay)
 	}
+
 	if f.Hang {
 		wait(r, changed, 0)
 		if r.Context().Err() != nil {
@@ -162,10 +170,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f = Fault{}
 	}
+
 	if !f.After && (f.Cut || f.Status != 0) {
 		replace(w, f)
 		return
 	}
+
 	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f)))
 }
 
@@ -177,6 +187,7 @@ func wait(r *http.Request, changed <-chan struct{}, d time.Duration) {
 		defer t.Stop()
 		timeout = t.C
 	}
+
 	select {
 	case <-timeout:
 	case <-changed:
@@ -190,17 +201,21 @@ const maxDetached = 1 << 20
 // detach returns a request that goes on when its client has gone. Large or hijacked ones stay as
 // they are.
 func detach(r *http.Request) (late *http.Request, done func()) {
-	if r.ContentLength > maxDetached || r.ContentLength < 0 || r.Header.Get("Upgrade") != "" || r.Method == http.MethodGet {
+	if r.ContentLength > maxDetached || r.ContentLength < 0 || r.Header.Get("Upgrade") != "" ||
+		r.Method == http.MethodGet {
 		return r, func() {}
 	}
+
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		return r, func() {}
 	}
+
 	// Of a context that cannot end, ReverseProxy would watch the client itself.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	late = r.Clone(ctx)
 	late.Body = io.NopCloser(bytes.NewReader(b))
+
 	return late, cancel
 }
 
@@ -232,6 +247,7 @@ func (p *Proxy) answer(res *http.Response) error {
 	case f.Truncate > 0 && res.StatusCode != http.StatusSwitchingProtocols:
 		res.Body = &truncated{ReadCloser: res.Body, rest: f.Truncate}
 	}
+
 	return nil
 }
 
@@ -296,10 +312,12 @@ func (s *stream) Read(b []byte) (int, error) {
 		case f.Delay > 0 && n > 0:
 			wait(s.request, changed, f.Delay)
 		}
+
 		if n+len(s.held) <= len(b) {
 			n += copy(b[n:], s.held)
 			s.held = nil
 		}
+
 		if n > 0 || err != nil {
 			return n, err
 		}

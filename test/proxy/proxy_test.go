@@ -22,19 +22,23 @@ func start(t *testing.T) (p *Proxy, client *http.Client, served chan string, ste
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	served = make(chan string, 100)
-	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		served <- r.URL.Path
-		if r.URL.Path != "/events" {
-			fmt.Fprint(w, "a whole answer")
-			return
-		}
-		for i := range 4 {
-			<-step // the proxy has read the one before
-			fmt.Fprintf(w, "event %d\n", i)
-			_ = http.NewResponseController(w).Flush()
-		}
-	})}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			served <- r.URL.Path
+			if r.URL.Path != "/events" {
+				fmt.Fprint(w, "a whole answer")
+				return
+			}
+
+			for i := range 4 {
+				<-step // the proxy has read the one before
+				fmt.Fprintf(w, "event %d\n", i)
+				_ = http.NewResponseController(w).Flush()
+			}
+		})}
+
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 
@@ -43,6 +47,7 @@ func start(t *testing.T) (p *Proxy, client *http.Client, served chan string, ste
 		return new(net.Dialer).DialContext(ctx, "unix", p.Socket)
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
+
 	return p, &http.Client{Transport: transport}, served, step
 }
 
@@ -56,15 +61,18 @@ func send(ctx context.Context, c *http.Client, method, path string, body io.Read
 	if err != nil {
 		return err.Error()
 	}
+
 	a, err := c.Do(r)
 	if err != nil {
 		return "no answer"
 	}
 	defer a.Body.Close()
+
 	b, err := io.ReadAll(a.Body)
 	if err != nil {
 		return string(b) + ", cut"
 	}
+
 	return fmt.Sprint(a.StatusCode, " ", string(b))
 }
 
@@ -90,19 +98,23 @@ func TestFaults(t *testing.T) {
 			p.Break(func(*http.Request) Fault { return c.fault })
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
+
 			if c.fault.Hang {
 				time.AfterFunc(50*time.Millisecond, cancel)
 			}
 			if got := post(ctx, client, "/containers/create"); got != c.want {
 				t.Errorf("%q, want %q", got, c.want)
 			}
+
 			p.Break(nil)
 			for range c.served {
 				<-served
 			}
+
 			if got := post(t.Context(), client, "/last"); got != "200 a whole answer" {
 				t.Errorf("after the fault: %q", got)
 			}
+
 			got := <-served
 			if c.fault.Hang && got != "/last" { // its client's end may be noticed after the fault's
 				got = <-served
@@ -131,7 +143,9 @@ func TestEvents(t *testing.T) {
 				step <- struct{}{}
 				return c.fault
 			})
-			if got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody); !regexp.MustCompile("^(" + c.want + ")$").MatchString(got) {
+
+			if got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody); !regexp.MustCompile("^(" +
+				c.want + ")$").MatchString(got) {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})

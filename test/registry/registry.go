@@ -1,4 +1,5 @@
-// Package registry is an image registry in the test's process, with the ways in which registries and the networks before them fail.
+// Package registry is an image registry in the test's process, with the ways in which registries
+// and the networks before them fail.
 package registry
 
 import (
@@ -55,12 +56,15 @@ type Rule struct {
 	Status         int    // of all answers, with Code; 0 for none
 	Code           string // the error's code by the distribution specification
 	User, Password string // asked for by Basic authentication
-	Token          string // asked for as a bearer token, given to User and Password (or to whoever sends RefreshToken) by the token server
-	RefreshToken   string
-	Rate           int           // of blobs, in bytes per second; 0 for no limit
-	Stall          int           // bytes of a blob after which nothing more comes; 0 for never
-	Cut            int           // bytes of a blob after which the connection is closed; 0 for never
-	BeforeBlob     chan struct{} // a blob waits until it is closed
+	// asked for as a bearer token, given to User and Password (or to whoever sends RefreshToken) by
+	// the token server
+	Token        string
+	RefreshToken string
+	Rate         int // of blobs, in bytes per second; 0 for no limit
+	Stall        int // bytes of a blob after which nothing more comes; 0 for never
+	// bytes of a blob after which the connection is closed; 0 for never
+	Cut        int
+	BeforeBlob chan struct{} // a blob waits until it is closed
 }
 
 // Serve serves a registry on a listener until the test ends.
@@ -69,44 +73,68 @@ func Serve(t engines.TB, l net.Listener) *Registry {
 	return serve(t, l, "http")
 }
 
-// ServeTLS serves a registry with TLS and a certificate for the listener's address and these names; it returns that of the authority, in PEM.
+// ServeTLS serves a registry with TLS and a certificate for the listener's address and these names;
+// it returns that of the authority, in PEM.
 func ServeTLS(t engines.TB, l net.Listener, names ...string) (*Registry, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
+
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "registry"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{l.Addr().(*net.TCPAddr).IP}, DNSNames: names, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "registry"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IPAddresses:           []net.IP{l.Addr().(*net.TCPAddr).IP},
+		DNSNames:              names,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
-	r := serve(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}), "https")
+
+	r := serve(t, tls.NewListener(l, &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	}), "https")
+
 	return r, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 func serve(t engines.TB, l net.Listener, scheme string) *Registry {
 	t.Helper()
 	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
-	r := &Registry{Host: l.Addr().String(), scheme: scheme, store: registry.New(registry.Logger(quiet)), rules: map[string]Rule{},
-		layer: map[string]bool{}, hits: map[string]int{}, busy: map[string]int{}}
+	r := &Registry{
+		Host:   l.Addr().String(),
+		scheme: scheme,
+		store:  registry.New(registry.Logger(quiet)),
+		rules:  map[string]Rule{},
+		layer:  map[string]bool{},
+		hits:   map[string]int{},
+		busy:   map[string]int{},
+	}
+
 	srv := &http.Server{Handler: r, ErrorLog: quiet}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
+
 	return r
 }
 
-// Add puts an image with random layers of so many bytes each under repository:tag and returns its name.
+// Add puts an image with random layers of so many bytes each under repository:tag and returns its
+// name.
 func (r *Registry) Add(t engines.TB, repository, tag string, layers int, size int64) string {
 	t.Helper()
 	return r.Put(t, repository, tag, Random(t, "amd64", v1.Config{}, layers, size))
 }
 
-// Random is an image for an architecture with this configuration and random layers of so many bytes each.
+// Random is an image for an architecture with this configuration and random layers of so many bytes
+// each.
 func Random(t engines.TB, arch string, config v1.Config, layers int, size int64) v1.Image {
 	t.Helper()
 	i, err := random.Image(size, int64(layers))
@@ -118,13 +146,16 @@ func Random(t engines.TB, arch string, config v1.Config, layers int, size int64)
 			i, err = mutate.ConfigFile(i, cfg)
 		}
 	}
+
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
+
 	return i
 }
 
-// Files is an image with these files in each of its layers, by path; "-> target" is a symbolic link.
+// Files is an image with these files in each of its layers, by path; "-> target" is a symbolic
+// link.
 func Files(t engines.TB, layers ...map[string]string) v1.Image {
 	t.Helper()
 	i := Random(t, "amd64", v1.Config{}, 0, 0)
@@ -139,23 +170,30 @@ func Files(t engines.TB, layers ...map[string]string) v1.Image {
 			if err := w.WriteHeader(h); err != nil {
 				t.Fatalf("registry: %v", err)
 			}
+
 			if h.Size > 0 {
 				if _, err := io.WriteString(w, files[name]); err != nil {
 					t.Fatalf("registry: %v", err)
 				}
 			}
 		}
+
 		if err := w.Close(); err != nil {
 			t.Fatalf("registry: %v", err)
 		}
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(b.Bytes())), nil
+		})
 		if err == nil {
 			i, err = mutate.AppendLayers(i, l)
 		}
+
 		if err != nil {
 			t.Fatalf("registry: %v", err)
 		}
 	}
+
 	return i
 }
 
@@ -168,6 +206,7 @@ func Index(t engines.TB, images map[string]v1.Image) v1.ImageIndex {
 			Add: images[arch], Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
 		})
 	}
+
 	return index
 }
 
@@ -179,6 +218,7 @@ func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggabl
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
+
 	switch x := what.(type) {
 	case v1.ImageIndex:
 		err = remote.WriteIndex(ref, x, remote.WithTransport(direct{r.store}))
@@ -188,9 +228,11 @@ func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggabl
 	default:
 		t.Fatalf("%T is no image", what)
 	}
+
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
+
 	return full
 }
 
@@ -200,8 +242,10 @@ func (r *Registry) noteLayers(t engines.TB, i v1.Image) {
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	for _, l := range m.Layers {
 		r.layer[l.Digest.String()] = true
 	}
@@ -215,9 +259,19 @@ func (d direct) RoundTrip(q *http.Request) (*http.Response, error) {
 		q = q.Clone(q.Context())
 		q.Body = http.NoBody
 	}
+
 	a := &answer{header: http.Header{}, status: http.StatusOK}
 	d.h.ServeHTTP(a, q)
-	return &http.Response{StatusCode: a.status, Header: a.header, Body: io.NopCloser(strings.NewReader(a.body.String())), Request: q, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}, nil
+
+	return &http.Response{
+		StatusCode: a.status,
+		Header:     a.header,
+		Body:       io.NopCloser(strings.NewReader(a.body.String())),
+		Request:    q,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+	}, nil
 }
 
 type answer struct {
@@ -230,7 +284,8 @@ func (a *answer) Header() http.Header         { return a.header }
 func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
 func (a *answer) WriteHeader(s int)           { a.status = s }
 
-// Set makes requests of a repository fail by a rule; "" stands for all that have none of their own, and for the registry itself.
+// Set makes requests of a repository fail by a rule; "" stands for all that have none of their own,
+// and for the registry itself.
 func (r *Registry) Set(repository string, rule Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -259,23 +314,29 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		r.token(w, q, repository)
 		return
 	}
+
 	repository, kind, digest := "", "", ""
 	for _, k := range []string{"/manifests/", "/blobs/"} {
 		if before, after, ok := strings.Cut(strings.TrimPrefix(q.URL.Path, "/v2/"), k); ok {
 			repository, kind, digest = before, k, after
 		}
 	}
+
 	rule := r.rule(repository)
 	r.mu.Lock()
 	if q.Method == http.MethodGet && r.layer[digest] {
 		r.hits[repository]++
 	}
+
 	r.mu.Unlock()
 	user, password, basic := q.BasicAuth()
 	switch {
 	case rule.Token != "" && q.Header.Get("Authorization") != "Bearer "+rule.Token:
-		w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s://%s/token/%s",service="test",scope="repository:%s:pull"`, r.scheme, r.Host, repository, repository))
+		w.Header().Set("Www-Authenticate",
+			fmt.Sprintf(`Bearer realm="%s://%s/token/%s",service="test",scope="repository:%s:pull"`, r.scheme, r.Host,
+				repository, repository))
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+
 	case rule.Token == "" && rule.User != "" && (!basic || user != rule.User || password != rule.Password):
 		w.Header().Set("Www-Authenticate", `Basic realm="test"`)
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
@@ -302,8 +363,10 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 		defer r.mu.Unlock()
 		r.busy[repository] += n
 	}
+
 	count(1)
 	defer count(-1)
+
 	if rule.BeforeBlob != nil {
 		select {
 		case <-rule.BeforeBlob:
@@ -311,6 +374,7 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 			return
 		}
 	}
+
 	var from int64
 	if n, _ := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &from); n == 1 { // the store wants to know the end, too
 		head := q.Clone(q.Context())
@@ -320,24 +384,30 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 		size, _ := strconv.ParseInt(a.header.Get("Content-Length"), 10, 64)
 		q.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, size-1))
 	}
+
 	r.store.ServeHTTP(&slow{ResponseWriter: w, q: q, rule: rule}, q)
 }
 
 func refuse(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"errors": []map[string]string{{"code": code, "message": strings.ToLower(code) + " says the test"}}})
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"errors": []map[string]string{{"code": code, "message": strings.ToLower(code) + " says the test"}},
+	})
 }
 
-// token is the token server (distribution specification, token authentication), by Basic authentication or a refresh token.
+// token is the token server (distribution specification, token authentication), by Basic
+// authentication or a refresh token.
 func (r *Registry) token(w http.ResponseWriter, q *http.Request, repository string) {
 	rule := r.rule(repository)
 	user, password, _ := q.BasicAuth()
 	refresh := q.FormValue("refresh_token")
-	if (rule.User == "" || user != rule.User || password != rule.Password) && (rule.RefreshToken == "" || refresh != rule.RefreshToken) {
+	if (rule.User == "" || user != rule.User || password != rule.Password) &&
+		(rule.RefreshToken == "" || refresh != rule.RefreshToken) {
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
 		return
 	}
+
 	_ = json.NewEncoder(w).Encode(map[string]string{"token": rule.Token, "access_token": rule.Token})
 }
 
@@ -356,10 +426,12 @@ func (s *slow) Write(b []byte) (n int, err error) {
 		if s.rule.Cut > 0 && s.sent >= s.rule.Cut {
 			panic(http.ErrAbortHandler)
 		}
+
 		if s.rule.Stall > 0 && s.sent >= s.rule.Stall {
 			<-s.q.Context().Done()
 			return n, s.q.Context().Err()
 		}
+
 		if s.rule.Rate > 0 {
 			t := time.NewTimer(time.Duration(end-n) * time.Second / time.Duration(s.rule.Rate))
 			select {
@@ -369,14 +441,17 @@ func (s *slow) Write(b []byte) (n int, err error) {
 				return n, s.q.Context().Err()
 			}
 		}
+
 		k, err := s.ResponseWriter.Write(b[n:end])
 		n, s.sent = n+k, s.sent+k
 		if err != nil {
 			return n, err
 		}
+
 		if s.rule != (Rule{}) {
 			_ = http.NewResponseController(s.ResponseWriter).Flush()
 		}
 	}
+
 	return n, nil
 }

@@ -12,12 +12,15 @@ func daemonRules() []rule {
 	return []rule{
 		{"one-daemon", "one CRI server on this Docker", nil, judgeOneDaemon},
 		{"daemon-flags", "the daemon knows its flags", nil, judgeFlags},
-		{"daemon", "the daemon answers", []string{"directories", "docker-group", "one-daemon", "daemon-flags"}, judgeDaemon},
+		{"daemon", "the daemon answers", []string{"directories", "docker-group", "one-daemon", "daemon-flags"},
+			judgeDaemon},
 		{"daemon-socket", "the daemon's socket belongs to root and docker", []string{"daemon"}, judgeSocket},
 		{"service-enabled", "the services start at boot", nil, judgeEnabled},
 		{"log-driver", "log-driver process", []string{"directories", "engine", "daemon"}, judgeLogDriver},
-		{"runtime-ready", "the runtime is ready", []string{"engine", "engine-version", "daemon", "log-driver"}, judgeRuntime},
-		{"container-logs", "container logs are in the CRI's format", []string{"engine", "daemon", "log-driver"}, judgeContainerLogs},
+		{"runtime-ready", "the runtime is ready", []string{"engine", "engine-version", "daemon", "log-driver"},
+			judgeRuntime},
+		{"container-logs", "container logs are in the CRI's format", []string{"engine", "daemon", "log-driver"},
+			judgeContainerLogs},
 		{"pod-netns", "pods' network namespaces are the daemon's own", []string{"engine", "daemon"}, judgeNetNS},
 		{"streaming", "exec, attach and port-forward can be reached", []string{"daemon"}, judgeStreaming},
 	}
@@ -33,22 +36,30 @@ func judgeOneDaemon(f *Facts) verdict {
 			others = append(others, fmt.Sprintf("%s (process %d)", p.Program, p.PID))
 		}
 	}
+
 	stop := shell.Command("systemctl disable --now").Args(f.Daemon.Others...)
 	kill := shell.Command("kill {}", strconv.Itoa(f.otherPID()))
 	switch {
 	case !f.Root:
 		return skip("only root can see the processes of others")
 	case len(others) > 0 && len(f.Daemon.Others) == 0:
-		return fail(kill, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
+		return fail(kill, "another CRI server for Docker is running: %s; two of them remove each other's pods",
+			strings.Join(others, ", "))
 	case len(others) > 0:
-		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods", strings.Join(others, ", "))
+		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods",
+			strings.Join(others, ", "))
 	case ours > 1:
 		return fail(kill, "%d daemons are running; two of them remove each other's pods", ours)
 	case f.Daemon.LockHolder != 0:
-		return fail(shell.Command("kill {}", strconv.Itoa(f.Daemon.LockHolder)), "process %d holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder, f.Flags.Endpoint)
+		return fail(shell.Command("kill {}", strconv.Itoa(f.Daemon.LockHolder)),
+			"process %d holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder,
+			f.Flags.Endpoint)
+
 	case len(f.Daemon.Others) > 0:
-		return warn(stop, "%s is started at boot beside %s; two CRI servers remove each other's pods", strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
+		return warn(stop, "%s is started at boot beside %s; two CRI servers remove each other's pods",
+			strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
 	}
+
 	return ok("process %s", processes(f.Daemon.Processes))
 }
 
@@ -64,19 +75,24 @@ func judgeFlags(f *Facts) verdict {
 	if m.Error == "" {
 		return ok("of %s", f.Flags.Source)
 	}
+
 	unit := f.daemonUnit()
-	fix := shell.Advice("correct it in the flags of the daemon, then systemctl daemon-reload && systemctl restart {}", unit)
+	fix := shell.Advice("correct it in the flags of the daemon, then systemctl daemon-reload && systemctl restart {}",
+		unit)
 	switch {
 	case m.File != "" && isFlagName(m.Nearest) && isFlagName(m.Flag):
 		fix = shell.Command("sed -i -E {} {} && systemctl daemon-reload && systemctl restart {}",
 			"s/--"+m.Flag+"([= ]|$)/--"+m.Nearest+"\\1/", m.File, unit)
 	case m.File != "":
-		fix = shell.Advice("correct {} in {}, then systemctl daemon-reload && systemctl restart {}", "--"+m.Flag, m.File, unit)
+		fix = shell.Advice("correct {} in {}, then systemctl daemon-reload && systemctl restart {}", "--"+m.Flag,
+			m.File, unit)
 	}
+
 	return fail(fix, "the daemon does not start: %s", m.Error)
 }
 
-// otherPID is the daemon that is one too many: a foreign one, else the last that is not the one that is judged.
+// otherPID is the daemon that is one too many: a foreign one, else the last that is not the one
+// that is judged.
 func (f *Facts) otherPID() int {
 	pid := 0
 	for _, p := range f.Daemon.Processes {
@@ -87,6 +103,7 @@ func (f *Facts) otherPID() int {
 			pid = p.PID
 		}
 	}
+
 	return pid
 }
 
@@ -101,14 +118,18 @@ func judgeDaemon(f *Facts) verdict {
 		return fail(f.moveSocket(), "%s is no socket", f.Flags.Socket)
 	case NotRoot:
 		if f.Flags.Socket == "" {
-			return fail(shell.Advice("stop the process that listens at {}, then start the daemon", at), "%s; it is not believed", d.Error)
+			return fail(shell.Advice("stop the process that listens at {}, then start the daemon", at),
+				"%s; it is not believed", d.Error)
 		}
 		return fail(f.moveSocket(), "%s; it is not believed", d.Error)
+
 	case Denied:
-		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"), "permission denied at %s: this user is not in the group docker", at)
+		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"),
+			"permission denied at %s: this user is not in the group docker", at)
 	case Silent:
 		return fail(f.killDaemon(), "the daemon does not answer in time at %s", at)
 	}
+
 	return fail(f.killDaemon(), "the daemon at %s: %s", at, d.Error)
 }
 
@@ -122,7 +143,8 @@ func (f *Facts) killDaemon() shell.Line {
 	if f.Systemd && f.Daemon.Unit != "" || len(f.Daemon.Processes) == 0 {
 		return f.startDaemon("restart")
 	}
-	return shell.Command("kill -KILL {}; sleep 1", strconv.Itoa(f.Daemon.Processes[0].PID)).Then(f.startDaemon("restart"))
+	return shell.Command("kill -KILL {}; sleep 1", strconv.Itoa(f.Daemon.Processes[0].PID)).
+		Then(f.startDaemon("restart"))
 }
 
 func judgeSocket(f *Facts) verdict {
@@ -130,10 +152,12 @@ func judgeSocket(f *Facts) verdict {
 	if path == "" || !s.Exists {
 		return skip("there is none")
 	}
+
 	group := "docker"
 	if !f.Node.DockerGroup {
 		group = "root"
 	}
+
 	fix := shell.Command("chown root:{} {} && chmod 0660 {}", group, path, path)
 	is := fmt.Sprintf("mode %04o, user %d, group %s", s.Mode, s.Owner, s.Group)
 	switch {
@@ -142,6 +166,7 @@ func judgeSocket(f *Facts) verdict {
 	case s.Mode != 0o660 || s.Owner != 0 || s.Group != group:
 		return warn(fix, "%s: %s; it should be 0660 root:%s", path, is, group)
 	}
+
 	return ok("%s: 0660 root:%s", path, group)
 }
 
@@ -151,10 +176,13 @@ func judgeEnabled(f *Facts) verdict {
 	case !f.Systemd:
 		return skip("systemd does not run here")
 	case d.Unit == "":
-		return warn(shell.Advice("install the package of cri-dockerd, or the units of deploy/systemd"), "there is no unit of the daemon: after a reboot nobody starts it")
+		return warn(shell.Advice("install the package of cri-dockerd, or the units of deploy/systemd"),
+			"there is no unit of the daemon: after a reboot nobody starts it")
 	case !d.Enabled:
-		return warn(shell.Command("systemctl enable {}", d.Unit), "%s is not started at boot: the node does not come back after a reboot", d.Unit)
+		return warn(shell.Command("systemctl enable {}", d.Unit), "%s is not started at boot: the node does not "+
+			"come back after a reboot", d.Unit)
 	}
+
 	return ok("%s", d.Unit)
 }
 
@@ -168,13 +196,16 @@ func judgeLogDriver(f *Facts) verdict {
 	case l.Problem == "":
 		return ok("process %d at %s", l.PID, l.Socket)
 	}
+
 	fix := f.startDaemon("restart")
 	switch {
 	case f.Systemd && l.Unit:
 		fix = shell.Command("systemctl restart cri-docker-log.socket cri-docker-log.service")
 	case l.PID != 0:
-		fix = shell.Command("kill -KILL {}", strconv.Itoa(l.PID)).Note("the daemon starts it again, and no line is lost")
+		fix = shell.Command("kill -KILL {}",
+			strconv.Itoa(l.PID)).Note("the daemon starts it again, and no line is lost")
 	}
+
 	why := l.Error
 	switch l.Problem {
 	case Missing:
@@ -184,6 +215,7 @@ func judgeLogDriver(f *Facts) verdict {
 	case Silent:
 		why = "it does not answer in time"
 	}
+
 	return fail(fix, "%s: %s; containers cannot start, and those that print wait", l.Socket, why)
 }
 
@@ -205,6 +237,7 @@ func judgeRuntime(f *Facts) verdict {
 	case !c.Status:
 		return fail(f.startDaemon("restart"), "%s: %s", c.Reason, c.Message)
 	}
+
 	return ok("RuntimeReady")
 }
 
@@ -214,9 +247,11 @@ func judgeContainerLogs(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status:
-		return warn(shell.Advice("correct what the reason names; --container-log=json-file keeps this mode for good (docs/logs.md)"),
+		return warn(shell.Advice("correct what the reason names; --container-log=json-file keeps this mode for good "+
+			"(docs/logs.md)"),
 			"%s: %s", c.Reason, c.Message)
 	}
+
 	return ok("%s", c.Reason)
 }
 
@@ -226,11 +261,14 @@ func judgeNetNS(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status && f.Flags.PauseImage == "" && f.Flags.NetworkPlugin != "":
-		return warn(shell.Advice("nothing to do if pods start; --pod-netns=engine keeps this mode for good (docs/security.md)"),
+		return warn(shell.Advice("nothing to do if pods start; --pod-netns=engine keeps this mode for good "+
+			"(docs/security.md)"),
 			"the engine makes them: %s", c.Message)
+
 	case !c.Status:
 		return ok("the engine makes them: %s", c.Message)
 	}
+
 	return ok("own")
 }
 
@@ -244,5 +282,7 @@ func judgeStreaming(f *Facts) verdict {
 	case s.LoopbackDown:
 		return fail(shell.Command("ip link set lo up"), "the loopback interface is down: %s", s.Error)
 	}
-	return fail(shell.Advice("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i lo -j ACCEPT"), "%s", s.Error)
+
+	return fail(shell.Advice("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i "+
+		"lo -j ACCEPT"), "%s", s.Error)
 }

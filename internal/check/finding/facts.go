@@ -2,7 +2,8 @@ package finding
 
 import "cri-dockerd/internal/shell"
 
-// Facts are all that package probe has seen of a node. What could not be seen is zero; the fields say what zero means.
+// Facts are all that package probe has seen of a node. What could not be seen is zero; the fields
+// say what zero means.
 type Facts struct {
 	Root      bool        // check runs as root
 	Foreign   string      // why processes of the host may be invisible to check, "" if they are not
@@ -20,7 +21,8 @@ type Facts struct {
 
 // Flags are the daemon's settings that matter here, whoever gave them.
 type Flags struct {
-	Source        string // in words: the command line of check, the running daemon, its unit, the defaults
+	// in words: the command line of check, the running daemon, its unit, the defaults
+	Source        string
 	Endpoint      string // of the CRI, as a client gives it: unix:///path or tcp://host:port
 	Socket        string // the path in Endpoint, "" for TCP
 	Docker        string // where Docker listens
@@ -37,8 +39,9 @@ type Flags struct {
 
 // Untrusted is a file that is not believed.
 type Untrusted struct {
-	File    string
-	Because string // what of it other users can change: the file itself, a directory or a link on the way
+	File string
+	// what of it other users can change: the file itself, a directory or a link on the way
+	Because string
 	Reason  string
 	Shared  bool // Because is a directory for everybody, such as /tmp
 }
@@ -69,11 +72,12 @@ const (
 
 // Engine is Docker Engine.
 type Engine struct {
-	Problem       Problem
-	Error         string // the words of Problem
-	PID           int    // of the process that listens at the socket, if it is a dockerd of root on this host; else 0
-	Installed     bool   // a dockerd or its unit is on this machine
-	SysV          bool   // /etc/init.d/docker is there
+	Problem Problem
+	Error   string // the words of Problem
+	// of the process that listens at the socket, if it is a dockerd of root on this host; else 0
+	PID           int
+	Installed     bool // a dockerd or its unit is on this machine
+	SysV          bool // /etc/init.d/docker is there
 	Version, API  string
 	CgroupDriver  string
 	StorageDriver string
@@ -83,8 +87,9 @@ type Engine struct {
 	MapsUsers     bool   // it runs with userns-remap
 	MinOOMScore   int    // the lowest oom_score_adj that containers can get
 	Config        Config // daemon.json
-	PauseImage    string // what is wrong with the sandbox image of --pod-infra-container-image, "" if it is there
-	PausePullable bool   // its registry has it
+	// what is wrong with the sandbox image of --pod-infra-container-image, "" if it is there
+	PauseImage    string
+	PausePullable bool // its registry has it
 }
 
 // Config is a file of JSON.
@@ -103,10 +108,12 @@ type Daemon struct {
 	Runtime    string // name and version, as the CRI's Version has them
 	Conditions []Condition
 	Processes  []Process // all daemons of this name that belong to root, in the namespaces of check
-	LockHolder int       // the process that holds the lock on the root directory while the daemon does not answer; 0 if none does
-	Unit       string    // of systemd, without suffix; "" if there is none
-	Enabled    bool      // Unit is started at boot
-	Others     []string  // further units of such a daemon that are started at boot
+	// the process that holds the lock on the root directory while the daemon does not answer; 0 if
+	// none does
+	LockHolder int
+	Unit       string   // of systemd, without suffix; "" if there is none
+	Enabled    bool     // Unit is started at boot
+	Others     []string // further units of such a daemon that are started at boot
 	Streaming  Streaming
 }
 
@@ -152,9 +159,10 @@ type LogDriver struct {
 
 // CNI is what the daemon finds in the directories of configurations and plugins.
 type CNI struct {
-	Error   string // why the directory cannot be read
-	Files   []CNIFile
-	Missing []string          // plugins that the network needs and that are in none of the plugin directories
+	Error string // why the directory cannot be read
+	Files []CNIFile
+	// plugins that the network needs and that are in none of the plugin directories
+	Missing []string
 	Found   map[string]string // plugin of Missing: where on this machine it is nevertheless
 	Bridge  bool              // pods are connected to a bridge
 }
@@ -176,7 +184,8 @@ type Kubelet struct {
 	Kubeadm    bool // kubeadm is installed
 }
 
-// Flag is one flag of the kubelet and the file in which it stands, "" if it was only seen on the running one.
+// Flag is one flag of the kubelet and the file in which it stands, "" if it was only seen on the
+// running one.
 type Flag struct{ Name, Value, File string }
 
 // KubeletConfig are the keys of a KubeletConfiguration that matter here.

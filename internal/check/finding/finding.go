@@ -1,6 +1,8 @@
-// Package finding decides what stops a node: from facts, which package probe gathers, to findings with the command that fixes each. It is
-// pure: no I/O, no clock, so that every finding is tested on facts made up. docs/check.md has every finding's meaning. Facts may hold what other
-// users wrote: details pass through text.Clean, and fixes are built by package shell, which quotes every word.
+// Package finding decides what stops a node: from facts, which package probe gathers, to findings
+// with the command that fixes each. It is pure: no I/O, no clock, so that every finding is tested
+// on facts made up. docs/check.md has every finding's meaning. Facts may hold what other users
+// wrote: details pass through text.Clean, and fixes are built by package shell, which quotes every
+// word.
 package finding
 
 import (
@@ -78,7 +80,8 @@ func rules() []rule {
 	return slices.Concat(nodeRules(), engineRules(), daemonRules(), networkRules(), kubeletRules())
 }
 
-// Judge is every finding on these facts: what fails first, causes before consequences, then warnings, then the rest.
+// Judge is every finding on these facts: what fails first, causes before consequences, then
+// warnings, then the rest.
 func Judge(f *Facts) []Finding {
 	because := map[string]string{} // finding that has failed or is explained: the root cause
 	var all []Finding
@@ -93,16 +96,20 @@ func Judge(f *Facts) []Finding {
 				}
 			}
 		}
+
 		switch {
 		case out.Because != "":
 			because[r.id] = out.Because
 		case out.Status == Fail:
 			because[r.id] = r.id
 		}
+
 		all = append(all, out)
 	}
+
 	rank := map[Status]int{Fail: 0, Warn: 1, OK: 2, Skipped: 3}
 	slices.SortStableFunc(all, func(a, b Finding) int { return rank[a.Status] - rank[b.Status] })
+
 	return all
 }
 

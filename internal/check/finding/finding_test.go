@@ -18,32 +18,68 @@ func boolean(b bool) *bool { return &b }
 // healthy is a node of a cluster on which nothing is to be said.
 func healthy() *Facts {
 	return &Facts{
-		Root: true, Systemd: true, Debian: true,
+		Root:    true,
+		Systemd: true,
+		Debian:  true,
 		Flags: Flags{
-			Source: "cri-docker.service", Endpoint: "unix:///var/run/cri-dockerd.sock", Socket: "/var/run/cri-dockerd.sock", Docker: "unix:///var/run/docker.sock",
-			NetworkPlugin: "cni", CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, RunDirectory: "/run/cri-dockerd",
-			ContainerLog: "auto", Command: shell.Command("/usr/bin/cri-dockerd"),
+			Source:        "cri-docker.service",
+			Endpoint:      "unix:///var/run/cri-dockerd.sock",
+			Socket:        "/var/run/cri-dockerd.sock",
+			Docker:        "unix:///var/run/docker.sock",
+			NetworkPlugin: "cni",
+			CNIConfDir:    "/etc/cni/net.d",
+			CNIBinDirs:    []string{"/opt/cni/bin", "/usr/lib/cni"},
+			RunDirectory:  "/run/cri-dockerd",
+			ContainerLog:  "auto",
+			Command:       shell.Command("/usr/bin/cri-dockerd"),
 		},
 		Engine: Engine{
-			Installed: true, Version: "29.1.0", API: "1.52", CgroupDriver: "systemd", StorageDriver: "overlayfs", RootDir: "/var/lib/docker", LogDriver: "json-file",
-			LiveRestore: true, MinOOMScore: -1000, Config: Config{File: "/etc/docker/daemon.json"},
+			Installed:     true,
+			Version:       "29.1.0",
+			API:           "1.52",
+			CgroupDriver:  "systemd",
+			StorageDriver: "overlayfs",
+			RootDir:       "/var/lib/docker",
+			LogDriver:     "json-file",
+			LiveRestore:   true,
+			MinOOMScore:   -1000,
+			Config:        Config{File: "/etc/docker/daemon.json"},
 		},
 		Daemon: Daemon{
-			Runtime: "docker 29.1.0, CRI v1", Socket: Socket{Exists: true, Mode: 0o660, Group: "docker"}, Unit: "cri-docker", Enabled: true,
-			Processes:  []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Judged: true}},
-			Conditions: []Condition{{"RuntimeReady", true, "", ""}, {"NetworkReady", true, "", ""}, {"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "Own", ""}},
-			Streaming:  Streaming{Known: true, Addresses: []string{"127.0.0.1:40000"}},
+			Runtime:   "docker 29.1.0, CRI v1",
+			Socket:    Socket{Exists: true, Mode: 0o660, Group: "docker"},
+			Unit:      "cri-docker",
+			Enabled:   true,
+			Processes: []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Judged: true}},
+			Conditions: []Condition{{"RuntimeReady", true, "", ""}, {"NetworkReady", true, "", ""},
+				{"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "Own", ""}},
+			Streaming: Streaming{Known: true, Addresses: []string{"127.0.0.1:40000"}},
 		},
 		Logs: LogDriver{Socket: "/run/docker/plugins/cri-dockerd.sock", PID: 99, Unit: true},
 		CNI:  CNI{Files: []CNIFile{{File: "/etc/cni/net.d/10-flannel.conflist", Network: "cbr0"}}, Bridge: true},
 		Kubelet: Kubelet{
-			Present: true, Version: "v1.36.3", Minor: 36, ConfigFile: "/var/lib/kubelet/config.yaml", Kubeadm: true, Joined: true,
-			Config: KubeletConfig{ContainerRuntimeEndpoint: "unix:///run/cri-dockerd.sock", CgroupDriver: "systemd"},
+			Present:    true,
+			Version:    "v1.36.3",
+			Minor:      36,
+			ConfigFile: "/var/lib/kubelet/config.yaml",
+			Kubeadm:    true,
+			Joined:     true,
+			Config: KubeletConfig{
+				ContainerRuntimeEndpoint: "unix:///run/cri-dockerd.sock",
+				CgroupDriver:             "systemd",
+			},
 		},
 		Node: Node{
-			Year: 2026, ClockKnown: true, ClockSynced: true, IPForward: "1", BridgeNF: "1", Overlay: true, DockerGroup: true,
+			Year:        2026,
+			ClockKnown:  true,
+			ClockSynced: true,
+			IPForward:   "1",
+			BridgeNF:    "1",
+			Overlay:     true,
+			DockerGroup: true,
 			OtherCRI:    []string{"unix:///var/run/containerd/containerd.sock"},
-			Disks:       []Disk{{"/var/lib/docker", "imagefs", 100 << 30, 50 << 30, 1000, 500}, {"/var/log/pods", "nodefs", 100 << 30, 50 << 30, 0, 0}},
+			Disks: []Disk{{"/var/lib/docker", "imagefs", 100 << 30, 50 << 30, 1000, 500},
+				{"/var/log/pods", "nodefs", 100 << 30, 50 << 30, 0, 0}},
 			Directories: []Directory{{Path: "/run/cri-dockerd", Flag: "run-directory"}},
 		},
 	}
@@ -66,19 +102,38 @@ func cases() []broken {
 func nodeCases() []broken {
 	return []broken{
 		{"not root", "privileges", func(f *Facts) { f.Root = false }},
-		{"in a container", "privileges", func(f *Facts) { f.Foreign = "it does not run in the mount namespace of process 1" }},
+		{"in a container", "privileges", func(f *Facts) {
+			f.Foreign = "it does not run in the mount namespace of process 1"
+		}},
 		{"files of others", "file-owner", func(f *Facts) {
-			f.Untrusted = []Untrusted{{File: "/opt/k/config.yaml", Because: "/opt/k", Reason: "/opt/k belongs to user 1000"}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
+			f.Untrusted = []Untrusted{{
+				File:    "/opt/k/config.yaml",
+				Because: "/opt/k",
+				Reason:  "/opt/k belongs to user 1000",
+			}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
 		}},
 		{"a kubelet's configuration of others", "kubelet-config", func(f *Facts) {
-			f.Untrusted = []Untrusted{{File: f.Kubelet.ConfigFile, Because: "/var/lib/kubelet", Reason: "/var/lib/kubelet: everybody can write to it"}}
+			f.Untrusted = []Untrusted{{
+				File:    f.Kubelet.ConfigFile,
+				Because: "/var/lib/kubelet",
+				Reason:  "/var/lib/kubelet: everybody can write to it",
+			}}
 		}},
 		{"a daemon.json of others", "engine-config", func(f *Facts) {
-			f.Untrusted = []Untrusted{{File: "/etc/docker/daemon.json", Because: "/etc/docker/daemon.json", Reason: "/etc/docker/daemon.json: everybody can write to it"}}
+			f.Untrusted = []Untrusted{{
+				File:    "/etc/docker/daemon.json",
+				Because: "/etc/docker/daemon.json",
+				Reason:  "/etc/docker/daemon.json: everybody can write to it",
+			}}
 			f.Engine.Config.Error, f.Engine.LiveRestore = "not read", false
 		}},
 		{"a file for everybody", "file-owner", func(f *Facts) {
-			f.Untrusted = []Untrusted{{File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
+			f.Untrusted = []Untrusted{{
+				File:    "/tmp/x",
+				Because: "/tmp",
+				Reason:  "everybody can write to /tmp",
+				Shared:  true,
+			}}
 		}},
 		{"clock of 1970", "clock", func(f *Facts) { f.Node.Year = 1970 }},
 		{"clock not kept", "clock", func(f *Facts) { f.Node.ClockSynced = false }},
@@ -86,7 +141,9 @@ func nodeCases() []broken {
 			f.Node.Directories[0].ReadOnly, f.Node.Directories[0].Error = "/run/cri-dockerd", "read-only file system"
 			f.Daemon.Problem = Missing
 		}},
-		{"run directory of another", "directories", func(f *Facts) { f.Node.Directories[0].Error = "permission denied" }},
+		{"run directory of another", "directories", func(f *Facts) {
+			f.Node.Directories[0].Error = "permission denied"
+		}},
 		{"disk full", "disk", func(f *Facts) { f.Node.Disks[0].Free = 1 << 30 }},
 		{"disk nearly full", "disk", func(f *Facts) { f.Node.Disks[1].Free = 11 << 30 }},
 		{"disk full beside one that is nearly full", "disk", func(f *Facts) {
@@ -96,8 +153,12 @@ func nodeCases() []broken {
 		{"a threshold of one's own", "disk", func(f *Facts) {
 			f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": "60Gi"}
 		}},
-		{"no group docker, socket not made", "docker-group", func(f *Facts) { f.Node.DockerGroup, f.Daemon.Problem = false, Missing }},
-		{"no group docker", "docker-group", func(f *Facts) { f.Node.DockerGroup, f.Daemon.Socket.Group = false, "root" }},
+		{"no group docker, socket not made", "docker-group", func(f *Facts) {
+			f.Node.DockerGroup, f.Daemon.Problem = false, Missing
+		}},
+		{"no group docker", "docker-group", func(f *Facts) {
+			f.Node.DockerGroup, f.Daemon.Socket.Group = false, "root"
+		}},
 	}
 }
 
@@ -109,6 +170,7 @@ func engineCases() []broken {
 			f.Node.IPForward = "0"
 		}
 	}
+
 	return []broken{
 		{"engine stopped", "engine", down(Missing, "")},
 		{"engine killed", "engine", down(Refused, "")},
@@ -121,14 +183,19 @@ func engineCases() []broken {
 			down(Missing, "")(f)
 			f.Engine.Config.Text, f.Engine.Config.Error = "{", "unexpected end of JSON input"
 		}},
-		{"daemon.json broken under a running engine", "engine-config", func(f *Facts) { f.Engine.Config.Text, f.Engine.Config.Error = "{", "unexpected end of JSON input" }},
-		{"engine too old", "engine-version", func(f *Facts) { f.Engine.Problem, f.Engine.Version, f.Engine.API = TooOld, "19.03.15", "1.40" }},
+		{"daemon.json broken under a running engine", "engine-config", func(f *Facts) {
+			f.Engine.Config.Text, f.Engine.Config.Error = "{", "unexpected end of JSON input"
+		}},
+		{"engine too old", "engine-version", func(f *Facts) {
+			f.Engine.Problem, f.Engine.Version, f.Engine.API = TooOld, "19.03.15", "1.40"
+		}},
 		{"engine too new", "engine-version", func(f *Facts) { f.Engine.Version = "31.0.1" }},
 		{"vfs", "storage-driver", func(f *Facts) { f.Engine.StorageDriver = "vfs" }},
 		{"no overlayfs", "storage-driver", func(f *Facts) { f.Engine.StorageDriver, f.Node.Overlay = "vfs", false }},
 		{"logs rotated twice", "engine-log-driver", func(f *Facts) {
 			f.Flags.ContainerLog = "json-file"
-			f.Engine.Config.Text, f.Engine.Config.Keys = "{…}", map[string]any{"log-opts": map[string]any{"max-size": "10m"}}
+			f.Engine.Config.Text, f.Engine.Config.Keys = "{…}",
+				map[string]any{"log-opts": map[string]any{"max-size": "10m"}}
 		}},
 		{"userns-remap", "user-namespaces", func(f *Facts) { f.Engine.MapsUsers = true }},
 		{"no live-restore", "live-restore", func(f *Facts) { f.Engine.LiveRestore = false }},
@@ -140,10 +207,13 @@ func engineCases() []broken {
 		}},
 		{"pause image of a registry that is away", "pause-image", func(f *Facts) {
 			f.Flags.PauseImage, f.Engine.PauseImage = "registry.example/pause:3.10", "dial tcp: no route to host"
-			f.Flags.Files = map[string]string{"pod-infra-container-image": "/etc/systemd/system/cri-docker.service.d/10-cni.conf"}
+			f.Flags.Files = map[string]string{
+				"pod-infra-container-image": "/etc/systemd/system/cri-docker.service.d/10-cni.conf",
+			}
 		}},
 		{"pause image not pulled yet", "pause-image", func(f *Facts) {
-			f.Flags.PauseImage, f.Engine.PauseImage, f.Engine.PausePullable = "registry.example/pause:3.10", "not pulled yet", true
+			f.Flags.PauseImage, f.Engine.PauseImage, f.Engine.PausePullable = "registry.example/pause:3.10",
+				"not pulled yet", true
 		}},
 		{"no CAP_SYS_RESOURCE", "cap-sys-resource", func(f *Facts) { f.Engine.MinOOMScore = 0 }},
 	}
@@ -156,13 +226,17 @@ func daemonCases() []broken {
 			f.Logs.Problem = Missing
 		}
 	}
+
 	return []broken{
 		{"daemon stopped", "daemon", gone(Missing)},
 		{"daemon stopped, no systemd", "daemon", func(f *Facts) { gone(Refused)(f); f.Systemd = false }},
 		{"daemon hangs", "daemon", gone(Silent)},
 		{"daemon hangs, no systemd", "daemon", func(f *Facts) { gone(Silent)(f); f.Systemd = false }},
 		{"a folder in the socket's place", "daemon", gone(NoSocket)},
-		{"daemon of another user", "daemon", func(f *Facts) { gone(NotRoot)(f); f.Daemon.Error = "a process of user 1000 listens" }},
+		{"daemon of another user", "daemon", func(f *Facts) {
+			gone(NotRoot)(f)
+			f.Daemon.Error = "a process of user 1000 listens"
+		}},
 		{"daemon of another user, TCP", "daemon", func(f *Facts) { gone(NotRoot)(f); f.Flags.Socket = "" }},
 		{"daemon not permitted", "daemon", gone(Denied)},
 		{"the old shim runs too", "one-daemon", func(f *Facts) {
@@ -174,26 +248,38 @@ func daemonCases() []broken {
 			gone(Missing)(f)
 		}},
 		{"two daemons", "one-daemon", func(f *Facts) {
-			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 50, Program: "/usr/bin/cri-dockerd", Ours: true})
+			f.Daemon.Processes = append(f.Daemon.Processes, Process{
+				PID:     50,
+				Program: "/usr/bin/cri-dockerd",
+				Ours:    true,
+			})
 		}},
 		{"the lock is held", "one-daemon", func(f *Facts) { gone(Missing)(f); f.Daemon.LockHolder = 55 }},
-		{"the old shim's unit is enabled", "one-daemon", func(f *Facts) { f.Daemon.Others = []string{"cri-dockerd.service"} }},
+		{"the old shim's unit is enabled", "one-daemon", func(f *Facts) {
+			f.Daemon.Others = []string{"cri-dockerd.service"}
+		}},
 		{"socket open to all", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Mode = 0o666 }},
 		{"socket of root", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Group = "root" }},
 		{"a flag misspelt", "daemon-flags", func(f *Facts) {
 			gone(Silent)(f)
-			f.Flags.Mistake = Mistake{"unknown flag: --network-plugn", "network-plugn", "/etc/default/cri-docker", "network-plugin"}
+			f.Flags.Mistake = Mistake{"unknown flag: --network-plugn", "network-plugn", "/etc/default/cri-docker",
+				"network-plugin"}
 		}},
 		{"a value that is none", "daemon-flags", func(f *Facts) {
 			gone(Silent)(f)
 			f.Flags.Mistake = Mistake{"invalid argument", "network-plugin-mtu", "/etc/default/cri-docker", ""}
 		}},
-		{"values that contradict", "daemon-flags", func(f *Facts) { gone(Silent)(f); f.Flags.Mistake.Error = "--pod-cidr" }},
+		{"values that contradict", "daemon-flags", func(f *Facts) {
+			gone(Silent)(f)
+			f.Flags.Mistake.Error = "--pod-cidr"
+		}},
 		{"not enabled", "service-enabled", func(f *Facts) { f.Daemon.Enabled = false }},
 		{"no unit", "service-enabled", func(f *Facts) { f.Daemon.Unit = "" }},
 		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem = Silent }},
 		{"log-driver hangs, no systemd", "log-driver", func(f *Facts) { f.Logs.Problem, f.Systemd = Silent, false }},
-		{"log-driver of the daemon's own hangs", "log-driver", func(f *Facts) { f.Logs.Problem, f.Logs.Unit = Silent, false }},
+		{"log-driver of the daemon's own hangs", "log-driver", func(f *Facts) {
+			f.Logs.Problem, f.Logs.Unit = Silent, false
+		}},
 		{"log-driver gone", "log-driver", func(f *Facts) {
 			f.Logs.Problem, f.Logs.PID = Refused, 0
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "LogDriverNotReady", "gone"}
@@ -202,7 +288,8 @@ func daemonCases() []broken {
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "DockerNotReady", "reading all containers"}
 		}},
 		{"json-file in the place of CRI files", "container-logs", func(f *Facts) {
-			f.Daemon.Conditions[2] = Condition{"ContainerLogs", false, "JSONFile", "the engine cannot use the log-driver process"}
+			f.Daemon.Conditions[2] = Condition{"ContainerLogs", false, "JSONFile",
+				"the engine cannot use the log-driver process"}
 		}},
 		{"namespaces of the engine", "pod-netns", func(f *Facts) {
 			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "Engine", "the pause may not join"}
@@ -219,6 +306,7 @@ func networkCases() []broken {
 		f.CNI = CNI{}
 		f.Daemon.Conditions[1] = Condition{"NetworkReady", false, "NetworkPluginNotReady", "no CNI configuration"}
 	}
+
 	invalid := CNIFile{File: "/etc/cni/net.d/05-x.conflist", Error: "unexpected end of JSON input"}
 	missing := func(plugin, at string) func(*Facts) {
 		return func(f *Facts) {
@@ -228,14 +316,20 @@ func networkCases() []broken {
 			}
 		}
 	}
+
 	return []broken{
 		{"not forwarding", "ip-forward", func(f *Facts) { f.Node.IPForward = "0" }},
 		{"no CNI, worker", "cni-config", none},
 		{"no CNI, control plane", "cni-config", func(f *Facts) { none(f); f.Kubelet.Admin = true }},
 		{"no CNI, no cluster", "cni-config", func(f *Facts) { none(f); f.Kubelet.Joined = false }},
 		{"CNI broken", "cni-config", func(f *Facts) { none(f); f.CNI.Files = []CNIFile{invalid} }},
-		{"CNI broken, no cluster", "cni-config", func(f *Facts) { none(f); f.CNI.Files, f.Kubelet.Joined = []CNIFile{invalid}, false }},
-		{"one CNI file broken", "cni-config", func(f *Facts) { f.CNI.Files = append([]CNIFile{invalid}, f.CNI.Files...) }},
+		{"CNI broken, no cluster", "cni-config", func(f *Facts) {
+			none(f)
+			f.CNI.Files, f.Kubelet.Joined = []CNIFile{invalid}, false
+		}},
+		{"one CNI file broken", "cni-config", func(f *Facts) {
+			f.CNI.Files = append([]CNIFile{invalid}, f.CNI.Files...)
+		}},
 		{"CNI not readable", "cni-config", func(f *Facts) { f.CNI = CNI{Error: "permission denied"} }},
 		{"no-op network", "cni-config", func(f *Facts) {
 			f.Flags.NetworkPlugin = ""
@@ -246,8 +340,14 @@ func networkCases() []broken {
 			missing("bridge", "/usr/lib/cni/bridge")(f)
 		}},
 		{"plugin not installed", "cni-plugins", missing("bridge", "")},
-		{"plugin not installed, folder not Debian's", "cni-plugins", func(f *Facts) { f.Flags.CNIBinDirs = f.Flags.CNIBinDirs[:1]; missing("bridge", "")(f) }},
-		{"plugin not installed, not Debian", "cni-plugins", func(f *Facts) { f.Debian = false; missing("bridge", "")(f) }},
+		{"plugin not installed, folder not Debian's", "cni-plugins", func(f *Facts) {
+			f.Flags.CNIBinDirs = f.Flags.CNIBinDirs[:1]
+			missing("bridge", "")(f)
+		}},
+		{"plugin not installed, not Debian", "cni-plugins", func(f *Facts) {
+			f.Debian = false
+			missing("bridge", "")(f)
+		}},
 		{"plugin of an add-on", "cni-plugins", missing("flannel", "")},
 		{"br_netfilter not loaded", "bridge-nf", func(f *Facts) { f.Node.BridgeNF = "" }},
 		{"bridge-nf off", "bridge-nf", func(f *Facts) { f.Node.BridgeNF = "0" }},
@@ -263,22 +363,31 @@ func networkCases() []broken {
 
 func kubeletCases() []broken {
 	return []broken{
-		{"kubelet's configuration broken", "kubelet-config", func(f *Facts) { f.Kubelet.ConfigErr, f.Kubelet.Config = "yaml: line 3", KubeletConfig{} }},
+		{"kubelet's configuration broken", "kubelet-config", func(f *Facts) {
+			f.Kubelet.ConfigErr, f.Kubelet.Config = "yaml: line 3", KubeletConfig{}
+		}},
 		{"flags of dockershim", "kubelet-flags", func(f *Facts) {
-			f.Kubelet.Flags = []Flag{{"network-plugin", "cni", flagsEnv}, {"pod-infra-container-image", "pause:3.6", flagsEnv}}
+			f.Kubelet.Flags = []Flag{{"network-plugin", "cni", flagsEnv}, {"pod-infra-container-image", "pause:3.6",
+				flagsEnv}}
 		}},
 		{"a removed flag of the unit", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime", "remote", "/etc/systemd/system/kubelet.service.d/10.conf"}}
 		}},
-		{"a removed flag of nowhere", "kubelet-flags", func(f *Facts) { f.Kubelet.Flags = []Flag{{"container-runtime", "remote", ""}} }},
+		{"a removed flag of nowhere", "kubelet-flags", func(f *Facts) {
+			f.Kubelet.Flags = []Flag{{"container-runtime", "remote", ""}}
+		}},
 		{"a removed flag, version unknown", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags, f.Kubelet.Version, f.Kubelet.Minor = []Flag{{"network-plugin", "cni", flagsEnv}}, "", 0
 		}},
 		{"kubelet on containerd by a flag", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime-endpoint", "unix:///run/containerd/containerd.sock", flagsEnv}}
 		}},
-		{"kubelet on containerd by its configuration", "kubelet-endpoint", func(f *Facts) { f.Kubelet.Config.ContainerRuntimeEndpoint = "unix:///run/containerd/containerd.sock" }},
-		{"kubelet on its default", "kubelet-endpoint", func(f *Facts) { f.Kubelet.Config.ContainerRuntimeEndpoint = "" }},
+		{"kubelet on containerd by its configuration", "kubelet-endpoint", func(f *Facts) {
+			f.Kubelet.Config.ContainerRuntimeEndpoint = "unix:///run/containerd/containerd.sock"
+		}},
+		{"kubelet on its default", "kubelet-endpoint", func(f *Facts) {
+			f.Kubelet.Config.ContainerRuntimeEndpoint = ""
+		}},
 		{"old kubelet on dockershim", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Config.ContainerRuntimeEndpoint, f.Kubelet.Version, f.Kubelet.Minor = "", "v1.25.1", 25
 			f.Kubelet.Config.CgroupDriver = "systemd"
@@ -317,8 +426,8 @@ func TestAHealthyNodeIsGreen(t *testing.T) {
 	}
 }
 
-// TestCausesComeFirst holds the findings of every broken node: the cause first, alone or with what it does not explain, and its fix.
-// With UPDATE_GOLDEN=1 the file is written anew.
+// TestCausesComeFirst holds the findings of every broken node: the cause first, alone or with what
+// it does not explain, and its fix. With UPDATE_GOLDEN=1 the file is written anew.
 func TestCausesComeFirst(t *testing.T) {
 	var b strings.Builder
 	seen := map[string]bool{}
@@ -329,6 +438,7 @@ func TestCausesComeFirst(t *testing.T) {
 		if all[0].ID != c.first || all[0].Status != Fail && all[0].Status != Warn {
 			t.Errorf("%s: first comes %+v, want %s", c.name, all[0], c.first)
 		}
+
 		seen[c.first] = true
 		fmt.Fprintf(&b, "== %s\n", c.name)
 		for _, x := range all {
@@ -338,6 +448,7 @@ func TestCausesComeFirst(t *testing.T) {
 			if err := x.Fix.Err(); err != nil {
 				t.Errorf("%s: %s: %v", c.name, x.ID, err)
 			}
+
 			switch {
 			case x.Because != "":
 				fmt.Fprintf(&b, "%s %s because of %s\n", x.Status, x.ID, x.Because)
@@ -346,21 +457,25 @@ func TestCausesComeFirst(t *testing.T) {
 			}
 		}
 	}
+
 	for _, r := range rules() {
 		if !seen[r.id] {
 			t.Errorf("no case breaks %s", r.id)
 		}
 	}
+
 	const file = "testdata/findings.txt"
 	if os.Getenv("UPDATE_GOLDEN") != "" {
 		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if diff := cmp.Diff(string(want), b.String()); diff != "" {
 		t.Error(diff)
 	}
@@ -375,9 +490,11 @@ func TestRules(t *testing.T) {
 				t.Errorf("%s is explained by %s, which does not come before it", r.id, c)
 			}
 		}
+
 		if seen[r.id] || r.title == "" {
 			t.Errorf("%s: twice, or without a title", r.id)
 		}
+
 		seen[r.id] = true
 	}
 }
@@ -388,16 +505,19 @@ func TestEveryFindingIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	want := map[string]bool{"pod": true} // the self-test's
 	for _, r := range rules() {
 		want[r.id] = true
 	}
+
 	for _, m := range regexp.MustCompile("(?m)^### `([^`]+)`").FindAllStringSubmatch(string(b), -1) {
 		if !want[m[1]] {
 			t.Errorf("docs/check.md has %s, which is no finding, or has it twice", m[1])
 		}
 		delete(want, m[1])
 	}
+
 	for id := range want {
 		t.Errorf("docs/check.md lacks %s", id)
 	}
@@ -405,12 +525,25 @@ func TestEveryFindingIsDocumented(t *testing.T) {
 
 func TestThreshold(t *testing.T) {
 	f := healthy()
-	f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": "1Gi", "imagefs.available": "2.5%", "nodefs.inodesFree": "100", "imagefs.inodesFree": "many"}
-	for signal, want := range map[string]uint64{"nodefs.available": 1 << 30, "imagefs.available": 25, "nodefs.inodesFree": 100, "imagefs.inodesFree": 0, "other": 0} {
+	f.Kubelet.Config.EvictionHard = map[string]string{
+		"nodefs.available":   "1Gi",
+		"imagefs.available":  "2.5%",
+		"nodefs.inodesFree":  "100",
+		"imagefs.inodesFree": "many",
+	}
+
+	for signal, want := range map[string]uint64{
+		"nodefs.available":   1 << 30,
+		"imagefs.available":  25,
+		"nodefs.inodesFree":  100,
+		"imagefs.inodesFree": 0,
+		"other":              0,
+	} {
 		if _, got := f.threshold(signal, 1000); got != want {
 			t.Errorf("%s: %d, want %d", signal, got, want)
 		}
 	}
+
 	for value, want := range map[string]uint64{"1e9": 1e9, "1.5Gi": 3 << 29, "500m": 1, "-1Gi": 0, "1Pi": 1 << 50} {
 		f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": value}
 		if _, got := f.threshold("nodefs.available", 1000); got != want {
@@ -421,14 +554,17 @@ func TestThreshold(t *testing.T) {
 
 func TestWhoAsksForTheCgroupDriver(t *testing.T) {
 	gate := func(on bool) map[string]bool { return map[string]bool{"KubeletCgroupDriverFromCRI": on} }
+
 	for _, c := range []struct {
 		minor int
 		gates map[string]bool
 		flag  string
 		want  bool
 	}{
-		{27, gate(true), "", false}, {28, nil, "", false}, {28, gate(true), "", true}, {30, nil, "A=true,KubeletCgroupDriverFromCRI=true", true},
-		{31, nil, "", true}, {31, gate(false), "", false}, {33, gate(true), "KubeletCgroupDriverFromCRI=false", false}, {34, gate(false), "", true}, {0, nil, "", false},
+		{27, gate(true), "", false}, {28, nil, "", false}, {28, gate(true), "", true},
+		{30, nil, "A=true,KubeletCgroupDriverFromCRI=true", true},
+		{31, nil, "", true}, {31, gate(false), "", false}, {33, gate(true), "KubeletCgroupDriverFromCRI=false", false},
+		{34, gate(false), "", true}, {0, nil, "", false},
 	} {
 		k := Kubelet{Minor: c.minor, Config: KubeletConfig{FeatureGates: c.gates}}
 		if c.flag != "" {

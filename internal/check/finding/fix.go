@@ -9,7 +9,8 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-// restarted returns a line after which the kubelet is restarted; without systemd, a note asks the reader to do so.
+// restarted returns a line after which the kubelet is restarted; without systemd, a note asks the
+// reader to do so.
 func (f *Facts) restarted(line shell.Line) shell.Line {
 	if f.Systemd {
 		return line.And(shell.Command("systemctl restart kubelet"))
@@ -32,11 +33,13 @@ func (f *Facts) startEngine(verb string) shell.Line {
 			return shell.Command("apt-get update && apt-get install -y docker.io")
 		}
 		return shell.Advice("install Docker Engine: https://docs.docker.com/engine/install/")
+
 	case f.Systemd:
 		return shell.Command("systemctl {} docker", verb)
 	case f.Engine.SysV:
 		return shell.Command("service docker {}", verb)
 	}
+
 	return shell.Command("dockerd").Detached("/var/log/docker.log")
 }
 
@@ -56,54 +59,65 @@ func (f *Facts) startDaemon(verb string) shell.Line {
 	return f.Flags.Command.Detached("/var/log/cri-dockerd.log")
 }
 
-// setDaemonJSON is the line that sets a key at the top of Docker's daemon.json, and what makes the engine read it.
+// setDaemonJSON is the line that sets a key at the top of Docker's daemon.json, and what makes the
+// engine read it.
 func (f *Facts) setDaemonJSON(key, value, then string) shell.Line {
 	c := f.Engine.Config
 	if c.Error != "" { // what the file has is not known
 		return shell.Advice("set {} to {} in {}", key, value, c.File)
 	}
+
 	set := fmt.Sprintf(`"%s": %s`, key, value)
 	var line shell.Line
 	switch _, there := c.Keys[key]; {
 	case len(c.Keys) == 0:
 		line = shell.Command("mkdir -p {} && echo {} > {}", dirOf(c.File), "{"+set+"}", c.File)
-	case there: // a word or number; a list or object is not replaced so simply, and none is set here
+	// a word or number; a list or object is not replaced so simply, and none is set here
+	case there:
 		line = shell.Command("sed -i -E {} {}", fmt.Sprintf(`s/"%s": *[^,} ]+/%s/`, key, set), c.File)
 	default:
 		line = shell.Command("sed -i {} {}", "0,/{/s/{/{"+set+", /", c.File)
 	}
+
 	switch {
 	case f.Systemd:
 		return line.And(shell.Command("systemctl {} docker", then))
 	case f.Engine.PID != 0:
 		return line.And(shell.Command("kill -HUP {}", strconv.Itoa(f.Engine.PID)))
 	}
+
 	return line.Note("then restart Docker")
 }
 
 func dirOf(file string) string { return file[:max(strings.LastIndexByte(file, '/'), 0)] }
 
-// setKubelet is the line that sets a key of the kubelet's configuration and, if it is given by a flag, takes away that.
+// setKubelet is the line that sets a key of the kubelet's configuration and, if it is given by a
+// flag, takes away that.
 func (f *Facts) setKubelet(key, value, flag string) shell.Line {
 	if !shell.IsPlain(value) {
 		return shell.Advice("set {} in the configuration of the kubelet to {}", key, value)
 	}
+
 	var fix shell.Line
 	if files := f.filesWith(flag); len(files) > 0 {
 		fix = dropFlags(files, flag)
 	}
+
 	if file := f.Kubelet.ConfigFile; file == "" {
 		fix = fix.And(addKubeletFlag(extraArgs, "--"+flag+"="+value))
 	} else {
-		fix = fix.And(shell.Command("sed -i -e {} -e {} {} && echo {} >> {}", "/^"+key+":/d", `$a\`, file, key+": "+value, file))
+		fix = fix.And(shell.Command("sed -i -e {} -e {} {} && echo {} >> {}", "/^"+key+":/d", `$a\`, file, key+": "+
+			value, file))
 	}
+
 	return f.restarted(fix.And(f.reloadUnits(flag)))
 }
 
 // extraArgs is the file of flags that the kubelet's packages leave to the operator.
 const extraArgs = "/etc/default/kubelet"
 
-// addKubeletFlag is the line that adds a plain flag to those of the operator; the last assignment in the file is the one that holds.
+// addKubeletFlag is the line that adds a plain flag to those of the operator; the last assignment
+// in the file is the one that holds.
 func addKubeletFlag(file, flag string) shell.Line {
 	change := `s#^KUBELET_EXTRA_ARGS="?([^"]*)"?$#KUBELET_EXTRA_ARGS="\1 ` + flag + `"#`
 	add := `KUBELET_EXTRA_ARGS="` + flag + `"`
@@ -133,6 +147,7 @@ func (f *Facts) filesWith(flags ...string) []string {
 			}
 		}
 	}
+
 	return files
 }
 

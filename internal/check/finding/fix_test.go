@@ -19,28 +19,37 @@ func fixFile(t *testing.T, content string, fix func(file string) shell.Line) str
 	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
+
 	if out, err := exec.Command("sh", "-c", fix(file).String()).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", fix(file), err, out)
 	}
+
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return string(b)
 }
 
 // TestDropFlags takes flags out of the lines in which they stand on nodes.
 func TestDropFlags(t *testing.T) {
 	for before, after := range map[string]string{
-		`KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=10.0.0.1"`:                                    `KUBELET_KUBEADM_ARGS=" --node-ip=10.0.0.1"`,
-		`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1 --network-plugin=cni"`:                                    `KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1"`,
-		`KUBELET_KUBEADM_ARGS="--a=b --network-plugin=cni --container-runtime=remote --c=d"`:                `KUBELET_KUBEADM_ARGS="--a=b --c=d"`,
-		`ExecStart=/usr/bin/kubelet --container-runtime remote --network-plugin cni $KUBELET_CONFIG`:        `ExecStart=/usr/bin/kubelet $KUBELET_CONFIG`,
-		`ExecStart=/usr/bin/kubelet --network-plugin=cni`:                                                   `ExecStart=/usr/bin/kubelet`,
+		`KUBELET_KUBEADM_ARGS="--network-plugin=cni ` +
+			`--node-ip=10.0.0.1"`: `KUBELET_KUBEADM_ARGS=" --node-ip=10.0.0.1"`,
+		`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1 ` +
+			`--network-plugin=cni"`: `KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1"`,
+		`KUBELET_KUBEADM_ARGS="--a=b --network-plugin=cni --container-runtime=remote --c=d"`: `KUBELET_KUBEADM_ARGS="--a=b --c=d"`,
+		`ExecStart=/usr/bin/kubelet --container-runtime remote --network-plugin cni ` +
+			`$KUBELET_CONFIG`: `ExecStart=/usr/bin/kubelet $KUBELET_CONFIG`,
+		`ExecStart=/usr/bin/kubelet ` +
+			`--network-plugin=cni`: `ExecStart=/usr/bin/kubelet`,
 		`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --network-plugin --a=b"`: `X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --a=b"`,
 		`X="--network-plugin= --a"`: `X=" --a"`,
 	} {
-		got := fixFile(t, before+"\n", func(file string) shell.Line { return dropFlags([]string{file}, "network-plugin", "container-runtime") })
+		got := fixFile(t, before+"\n", func(file string) shell.Line {
+			return dropFlags([]string{file}, "network-plugin", "container-runtime")
+		})
 		if diff := cmp.Diff(after+"\n", got); diff != "" {
 			t.Errorf("%s: %s", before, diff)
 		}
@@ -77,14 +86,23 @@ func TestAddKubeletFlag(t *testing.T) {
 }
 
 func TestSetDaemonJSON(t *testing.T) {
-	for before, keys := range map[string]int{"": 1, "{}": 1, `{"live-restore": false}`: 1, "{\n  \"debug\": true,\n  \"live-restore\":false\n}\n": 2, `{"debug": {"a": 1}}`: 2, "{\n\"a\": 1\n}": 2} {
+	for before, keys := range map[string]int{
+		"":                        1,
+		"{}":                      1,
+		`{"live-restore": false}`: 1,
+		"{\n  \"debug\": true,\n  \"live-restore\":false\n}\n": 2,
+		`{"debug": {"a": 1}}`: 2,
+		"{\n\"a\": 1\n}":      2,
+	} {
 		got := fixFile(t, before, func(file string) shell.Line {
 			f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
 			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has none
 			return f.setDaemonJSON("live-restore", "true", "reload")
 		})
+
 		var after map[string]any
-		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true || len(after) != keys {
+		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true ||
+			len(after) != keys {
 			t.Errorf("%q becomes %q: %v", before, got, err)
 		}
 	}

@@ -38,6 +38,7 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 		}
 		problems := []Problem{"", Missing, Refused, Denied, Silent, TLS, TooOld, NoSocket, NotRoot, Other}
 		v.SetString(string(problems[r.IntN(len(problems))]))
+
 	case reflect.Bool:
 		v.SetBool(r.IntN(2) == 0)
 	case reflect.Int, reflect.Int64:
@@ -51,12 +52,14 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 		for i := range v.NumField() {
 			poison(v.Field(i), r, texts)
 		}
+
 	case reflect.Slice:
 		n := r.IntN(4)
 		v.Set(reflect.MakeSlice(v.Type(), n, n))
 		for i := range n {
 			poison(v.Index(i), r, texts)
 		}
+
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
 		for range r.IntN(3) {
@@ -67,6 +70,7 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 			}
 			v.SetMapIndex(key, value)
 		}
+
 	case reflect.Pointer:
 		if r.IntN(2) == 0 {
 			v.Set(reflect.New(v.Type().Elem()))
@@ -79,14 +83,17 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 func seasoned() []string {
 	var all []string
 	for range 2 {
-		all = append(all, "", "cni", "kubenet", "json-file", "0", "1", "vfs", "bridge", "flannel", "remote", "systemd", "RuntimeReady", "NetworkReady", "ContainerLogs", "PodNetworkNamespaces",
-			"network-plugin", "container-runtime-endpoint", "cgroup-driver", "fail-swap-on", "live-restore", "pod-infra-container-image", "unix:///run/x.sock", "/etc/x", "nodefs", "imagefs", "29.1.0", "31.0.0")
+		all = append(all, "", "cni", "kubenet", "json-file", "0", "1", "vfs", "bridge", "flannel", "remote", "systemd",
+			"RuntimeReady", "NetworkReady", "ContainerLogs", "PodNetworkNamespaces",
+			"network-plugin", "container-runtime-endpoint", "cgroup-driver", "fail-swap-on", "live-restore",
+			"pod-infra-container-image", "unix:///run/x.sock", "/etc/x", "nodefs", "imagefs", "29.1.0", "31.0.0")
 	}
+
 	return append(all, hostile()...)
 }
 
-// TestHostileFacts holds, on many nodes full of hostile texts, that every finding's texts are bounded
-// and printable, and that no hostile byte of a command is anything but a quoted word.
+// TestHostileFacts holds, on many nodes full of hostile texts, that every finding's texts are
+// bounded and printable, and that no hostile byte of a command is anything but a quoted word.
 func TestHostileFacts(t *testing.T) {
 	texts := seasoned()
 	commands := map[string]bool{}
@@ -101,10 +108,12 @@ func TestHostileFacts(t *testing.T) {
 			poison(reflect.ValueOf(&f.Flags).Elem(), r, texts)
 			f.Root = seed%7 != 0
 		}
+
 		for _, x := range Judge(f) {
 			check(t, seed, x, commands)
 		}
 	}
+
 	if len(commands) < 20 {
 		t.Errorf("only %d kinds of commands were built: %v", len(commands), commands)
 	}
@@ -116,9 +125,11 @@ func check(t *testing.T, seed uint64, x Finding, commands map[string]bool) {
 	if err != nil || len(b) > 128<<10 {
 		t.Fatalf("seed %d: %s: %d bytes of JSON, %v", seed, x.ID, len(b), err)
 	}
+
 	if len(x.Detail) > 4<<10 {
 		t.Errorf("seed %d: %s: a detail of %d bytes", seed, x.ID, len(x.Detail))
 	}
+
 	for _, s := range []string{x.Detail, x.Fix.String()} {
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
 			return unicode.IsControl(r) && r != '\n' && r != '\t' || unicode.Is(unicode.Bidi_Control, r)
@@ -126,6 +137,7 @@ func check(t *testing.T, seed uint64, x Finding, commands map[string]bool) {
 			t.Errorf("seed %d: %s: %.200q", seed, x.ID, s)
 		}
 	}
+
 	if strings.ContainsAny(x.Fix.String(), "\n\t\r") {
 		t.Errorf("seed %d: %s: more than one line: %q", seed, x.ID, x.Fix)
 	}
@@ -154,10 +166,12 @@ func harmless(line string, commands map[string]bool) string {
 		}
 		return ""
 	}
+
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(line), "")
 	if err != nil {
 		return fmt.Sprintf("no shell reads it (%v)", err)
 	}
+
 	problem := ""
 	syntax.Walk(file, func(n syntax.Node) bool {
 		switch n := n.(type) {
@@ -180,15 +194,19 @@ func harmless(line string, commands map[string]bool) string {
 			if name == "sed" {
 				problem += sedRuns(n)
 			}
+
 		case *syntax.CmdSubst:
 			if strings.Contains(line[n.Pos().Offset():n.End().Offset()], "evil") {
 				problem = "a hostile substitution"
 			}
+
 		case *syntax.ParamExp, *syntax.ArithmExp:
 			problem = "an expansion"
 		}
+
 		return true
 	})
+
 	return problem
 }
 
@@ -206,6 +224,7 @@ func unquoted(line string) string {
 			b.WriteByte(line[i])
 		}
 	}
+
 	return b.String()
 }
 
@@ -220,6 +239,7 @@ func sedRuns(call *syntax.CallExpr) string {
 			if !quoted || !strings.HasPrefix(q.Value, "s/") && !strings.HasPrefix(q.Value, "s#") {
 				continue
 			}
+
 			for _, h := range hostile() {
 				if strings.Contains(h, "evil") && !plain.MatchString(h) && strings.Contains(q.Value, h) {
 					return "a hostile expression of sed " + q.Value
@@ -227,5 +247,6 @@ func sedRuns(call *syntax.CallExpr) string {
 			}
 		}
 	}
+
 	return ""
 }

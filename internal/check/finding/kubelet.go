@@ -14,7 +14,8 @@ func kubeletRules() []rule {
 		{"kubelet-flags", "the kubelet knows all its flags", nil, judgeKubeletFlags},
 		{"kubelet-endpoint", "the kubelet speaks to this daemon", []string{"kubelet-config"}, judgeEndpoint},
 		{"cri-sockets", "kubeadm knows which CRI server to use", nil, judgeSockets},
-		{"cgroup-driver", "the kubelet's cgroup driver is Docker's", []string{"engine", "kubelet-config"}, judgeCgroupDriver},
+		{"cgroup-driver", "the kubelet's cgroup driver is Docker's", []string{"engine", "kubelet-config"},
+			judgeCgroupDriver},
 		{"cgroup-v1", "the kubelet takes this machine's cgroups", []string{"kubelet-config"}, judgeCgroupV1},
 		{"swap", "the kubelet takes this machine's swap", []string{"kubelet-config"}, judgeSwap},
 	}
@@ -22,8 +23,9 @@ func kubeletRules() []rule {
 
 const noKubelet = "there is no kubelet here"
 
-// removedFlag is a flag that kubelets of existing nodes were given, and the minor version of Kubernetes 1 from which it is unknown: such a
-// kubelet ends at once. From CHANGELOG-1.<minor>.md of Kubernetes.
+// removedFlag is a flag that kubelets of existing nodes were given, and the minor version of
+// Kubernetes 1 from which it is unknown: such a kubelet ends at once. From CHANGELOG-1.<minor>.md
+// of Kubernetes.
 type removedFlag struct {
 	name  string
 	minor int
@@ -54,12 +56,15 @@ func judgeKubeletConfig(f *Facts) verdict {
 	case !k.Present:
 		return skip(noKubelet)
 	case untrusted:
-		return fail(u.fix(), "%s is not read, since other users can change it, and with it the kubelet: %s", k.ConfigFile, u.Reason)
+		return fail(u.fix(), "%s is not read, since other users can change it, and with it the kubelet: %s",
+			k.ConfigFile, u.Reason)
 	case k.ConfigErr != "":
-		return fail(shell.Advice("correct {}, or write it anew: kubeadm upgrade node phase kubelet-config", k.ConfigFile), "%s", k.ConfigErr)
+		return fail(shell.Advice("correct {}, or write it anew: kubeadm upgrade node phase kubelet-config",
+			k.ConfigFile), "%s", k.ConfigErr)
 	case k.ConfigFile == "":
 		return ok("none yet, the kubelet's defaults hold")
 	}
+
 	return ok("%s", k.ConfigFile)
 }
 
@@ -68,26 +73,34 @@ func judgeKubeletFlags(f *Facts) verdict {
 	if !k.Present {
 		return skip(noKubelet)
 	}
+
 	var names, said []string
 	for _, r := range removedFlags() {
-		if (k.Minor >= r.minor || k.Minor == 0) && slices.ContainsFunc(k.Flags, func(g Flag) bool { return g.Name == r.name }) {
+		if (k.Minor >= r.minor || k.Minor == 0) && slices.ContainsFunc(k.Flags, func(g Flag) bool {
+			return g.Name == r.name
+		}) {
 			names = append(names, r.name)
 			said = append(said, fmt.Sprintf("--%s (removed in 1.%d, in its place: %s)", r.name, r.minor, r.use))
 		}
 	}
+
 	switch {
 	case len(names) == 0 && k.Minor == 0:
 		return skip("the kubelet's version is not known")
 	case len(names) == 0:
 		return ok("kubelet %s", k.Version)
 	}
+
 	fix := shell.Advice("take {} out of the command line of the kubelet", "--"+strings.Join(names, " --"))
 	if files := f.filesWith(names...); len(files) > 0 {
 		fix = f.restarted(dropFlags(files, names...).And(f.reloadUnits(names...)))
 	}
+
 	if k.Minor == 0 {
-		return warn(fix, "the kubelet's version is not known; newer ones do not start with %s", strings.Join(said, ", "))
+		return warn(fix, "the kubelet's version is not known; newer ones do not start with %s",
+			strings.Join(said, ", "))
 	}
+
 	return fail(fix, "kubelet %s does not start with %s", k.Version, strings.Join(said, ", "))
 }
 
@@ -101,10 +114,12 @@ func (k *Kubelet) flag(name string) (Flag, bool) {
 	return Flag{}, false
 }
 
-// defaultEndpoint is a kubelet's from 1.27 on; those before had none, and do without the CRI's address only with dockershim.
+// defaultEndpoint is a kubelet's from 1.27 on; those before had none, and do without the CRI's
+// address only with dockershim.
 const defaultEndpoint = "unix:///run/containerd/containerd.sock"
 
-// sameEndpoint compares addresses of unix sockets, with or without the scheme, below /run or /var/run.
+// sameEndpoint compares addresses of unix sockets, with or without the scheme, below /run or
+// /var/run.
 func sameEndpoint(a, b string) bool {
 	plain := func(s string) string {
 		s = strings.TrimPrefix(s, "unix://")
@@ -113,6 +128,7 @@ func sameEndpoint(a, b string) bool {
 		}
 		return s
 	}
+
 	return plain(a) == plain(b)
 }
 
@@ -143,6 +159,7 @@ func judgeEndpoint(f *Facts) verdict {
 	if !k.Present {
 		return skip(noKubelet)
 	}
+
 	is, said := k.endpoint()
 	switch {
 	case sameEndpoint(is, want):
@@ -150,15 +167,19 @@ func judgeEndpoint(f *Facts) verdict {
 	case !said && !k.configured():
 		return skip("the kubelet is not configured yet")
 	}
+
 	if !said {
 		is += ", its default"
 	}
+
 	var fix shell.Line
 	flag, _ := k.flag("container-runtime-endpoint")
 	switch {
 	case flag.File != "" && shell.IsPlain(want):
-		fix = f.restarted(shell.Command("sed -i -E {} {}", `s#--container-runtime-endpoint[= ][^ "]*#--container-runtime-endpoint=`+want+"#", flag.File).
+		fix = f.restarted(shell.Command("sed -i -E {} {}",
+			`s#--container-runtime-endpoint[= ][^ "]*#--container-runtime-endpoint=`+want+"#", flag.File).
 			And(f.reloadUnits("container-runtime-endpoint")))
+
 	case flag.Name != "" || !shell.IsPlain(want):
 		fix = shell.Advice("give the kubelet --container-runtime-endpoint={}", want)
 	case k.Minor != 0 && k.Minor < 27: // its configuration has no such key yet
@@ -166,6 +187,7 @@ func judgeEndpoint(f *Facts) verdict {
 	default:
 		fix = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
 	}
+
 	return fail(fix, "the kubelet speaks to %s, not to %s", is, want)
 }
 
@@ -182,12 +204,15 @@ func judgeSockets(f *Facts) verdict {
 	case f.Kubelet.Joined:
 		return skip("the node has been joined")
 	}
+
 	return warn(shell.Command("kubeadm init --cri-socket {}", f.Flags.Endpoint),
-		"beside this daemon %s answers (Docker brings containerd), and kubeadm cannot choose: give --cri-socket to init, join and reset, or criSocket in its configuration", strings.Join(others, ", "))
+		"beside this daemon %s answers (Docker brings containerd), and kubeadm cannot choose: give --cri-socket to "+
+			"init, join and reset, or criSocket in its configuration", strings.Join(others, ", "))
 }
 
-// asksDriver says whether the kubelet takes the cgroup driver that the runtime tells (RuntimeConfig): feature KubeletCgroupDriverFromCRI, alpha
-// in 1.28, on from 1.31 on, for good from 1.34 on.
+// asksDriver says whether the kubelet takes the cgroup driver that the runtime tells
+// (RuntimeConfig): feature KubeletCgroupDriverFromCRI, alpha in 1.28, on from 1.31 on, for good
+// from 1.34 on.
 func (k *Kubelet) asksDriver() bool {
 	gate, said := k.Config.FeatureGates["KubeletCgroupDriverFromCRI"]
 	if fl, given := k.flag("feature-gates"); given {
@@ -197,6 +222,7 @@ func (k *Kubelet) asksDriver() bool {
 			}
 		}
 	}
+
 	switch {
 	case k.Minor >= 34:
 		return true
@@ -205,6 +231,7 @@ func (k *Kubelet) asksDriver() bool {
 	case said:
 		return gate
 	}
+
 	return k.Minor >= 31
 }
 
@@ -216,20 +243,25 @@ func judgeCgroupDriver(f *Facts) verdict {
 	if k.asksDriver() {
 		return ok("%s; the kubelet asks the daemon", docker)
 	}
+
 	is := k.Config.CgroupDriver
 	if fl, given := k.flag("cgroup-driver"); given {
 		is = fl.Value
 	}
+
 	if is == "" {
 		if k.Minor == 0 || k.ConfigFile == "" {
 			return skip("the kubelet is not configured yet, or its version is not known")
 		}
 		is = "cgroupfs"
 	}
+
 	if is == docker {
 		return ok("%s", docker)
 	}
-	return fail(f.setKubelet("cgroupDriver", docker, "cgroup-driver"), "the kubelet uses %s, Docker %s: no pod can start", is, docker)
+
+	return fail(f.setKubelet("cgroupDriver", docker, "cgroup-driver"),
+		"the kubelet uses %s, Docker %s: no pod can start", is, docker)
 }
 
 func judgeCgroupV1(f *Facts) verdict {
@@ -240,11 +272,13 @@ func judgeCgroupV1(f *Facts) verdict {
 	case !k.Present:
 		return skip("cgroup v1; " + noKubelet)
 	}
+
 	fails, said := k.Config.FailCgroupV1, ""
 	if fl, given := k.flag("fail-cgroupv1"); given {
 		yes := fl.Value != "false"
 		fails = &yes
 	}
+
 	switch {
 	case fails == nil && k.Minor == 0:
 		return skip("cgroup v1; the kubelet's version is not known")
@@ -253,7 +287,9 @@ func judgeCgroupV1(f *Facts) verdict {
 	case fails == nil:
 		said = ", its default from 1.35 on"
 	}
-	return k.sooner(fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"), "this machine has cgroup v1, and kubelet %s does not start there (failCgroupV1: true%s)", k.Version, said))
+
+	return k.sooner(fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"),
+		"this machine has cgroup v1, and kubelet %s does not start there (failCgroupV1: true%s)", k.Version, said))
 }
 
 func judgeSwap(f *Facts) verdict {
@@ -261,22 +297,29 @@ func judgeSwap(f *Facts) verdict {
 	if len(swaps) == 0 {
 		return ok("there is none")
 	}
+
 	fails := k.Config.FailSwapOn
 	if fl, given := k.flag("fail-swap-on"); given {
 		yes := fl.Value != "false"
 		fails = &yes
 	}
+
 	switch {
 	case !k.Present:
 		return skip("swap is on; " + noKubelet)
 	case fails != nil && !*fails:
 		return ok("on, and the kubelet does not mind (failSwapOn: false)")
 	case k.ConfigFile != "":
-		return fail(f.setKubelet("failSwapOn", "false", "fail-swap-on"), "swap is on (%s), and the kubelet does not start with it (failSwapOn)", strings.Join(swaps, ", "))
+		return fail(f.setKubelet("failSwapOn", "false", "fail-swap-on"),
+			"swap is on (%s), and the kubelet does not start with it (failSwapOn)", strings.Join(swaps, ", "))
 	}
+
 	fix := shell.Command("swapoff").Args(swaps...)
 	if f.Node.FstabSwap {
-		fix = fix.And(shell.Command(`sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab`))
+		fix = fix.And(shell.Command(`sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' ` +
+			`/etc/fstab`))
 	}
-	return k.sooner(fail(fix, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false", strings.Join(swaps, ", ")))
+
+	return k.sooner(fail(fix, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false",
+		strings.Join(swaps, ", ")))
 }

@@ -13,7 +13,8 @@ func networkRules() []rule {
 		{"cni-config", "CNI configuration", nil, judgeCNIConfig},
 		{"cni-plugins", "CNI plugins", []string{"cni-config"}, judgeCNIPlugins},
 		{"bridge-nf", "bridged packets pass iptables", []string{"cni-config", "cni-plugins"}, judgeBridgeNF},
-		{"network-ready", "the pod network is ready", []string{"engine", "daemon", "cni-config", "cni-plugins"}, judgeNetwork},
+		{"network-ready", "the pod network is ready", []string{"engine", "daemon", "cni-config", "cni-plugins"},
+			judgeNetwork},
 	}
 }
 
@@ -21,10 +22,13 @@ func networkRules() []rule {
 const flannel = "https://github.com/flannel-io/flannel/releases/latest/download/kube-flannel.yml"
 
 // bridgeNetwork connects the pods of one node, which is all that a node outside a cluster needs.
-const bridgeNetwork = `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,` +
-	`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
+const bridgeNetwork = `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","bridge":"cni0",` +
+	`"isGateway":true,"ipMasq":true,` +
+	`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},` +
+	`{"type":"portmap","capabilities":{"portMappings":true}}]}`
 
-// addNetwork is the line that gives the node a pod network: the cluster's add-on, or a bridge on a node of its own.
+// addNetwork is the line that gives the node a pod network: the cluster's add-on, or a bridge on a
+// node of its own.
 func (f *Facts) addNetwork() shell.Line {
 	switch {
 	case f.Kubelet.Admin:
@@ -32,7 +36,9 @@ func (f *Facts) addNetwork() shell.Line {
 	case f.Kubelet.Joined:
 		return shell.Command("kubectl apply -f {}", flannel).Note("on a control-plane node")
 	}
+
 	dir := f.Flags.CNIConfDir
+
 	return shell.Command("mkdir -p {} && echo {} > {}", dir, bridgeNetwork, dir+"/10-bridge.conflist")
 }
 
@@ -51,8 +57,10 @@ func judgeCNIConfig(f *Facts) verdict {
 		return ok("kubenet makes its own")
 	case "":
 		return warn(shell.Advice("give --network-plugin=cni and install a network add-on"),
-			"pods are on Docker's own bridge: those of two nodes cannot reach each other, and may have the same addresses")
+			"pods are on Docker's own bridge: those of two nodes cannot reach each other, and may have the same "+
+				"addresses")
 	}
+
 	dir := f.Flags.CNIConfDir
 	valid, found := f.firstValid()
 	var broken []CNIFile
@@ -61,10 +69,12 @@ func judgeCNIConfig(f *Facts) verdict {
 			broken = append(broken, c)
 		}
 	}
+
 	var move shell.Line
 	if len(broken) > 0 {
 		move = shell.Command("mv {} {}", broken[0].File, broken[0].File+".invalid")
 	}
+
 	switch {
 	case f.CNI.Error != "":
 		return fail(shell.Command("chmod a+rX {}", dir), "%s", f.CNI.Error)
@@ -78,12 +88,15 @@ func judgeCNIConfig(f *Facts) verdict {
 	case len(broken) > 0:
 		return fail(move.And(f.addNetwork()), "%s is not valid: %s", broken[0].File, broken[0].Error)
 	}
+
 	return fail(f.addNetwork(), "no CNI configuration in %s: no network add-on is installed", dir)
 }
 
-// standardPlugins come with Debian's containernetworking-plugins; others come with a network add-on.
+// standardPlugins come with Debian's containernetworking-plugins; others come with a network
+// add-on.
 func standardPlugins() []string {
-	return []string{"bridge", "host-local", "portmap", "bandwidth", "dhcp", "firewall", "host-device", "ipvlan", "loopback", "macvlan", "ptp", "sbr", "static", "tuning", "vlan", "vrf"}
+	return []string{"bridge", "host-local", "portmap", "bandwidth", "dhcp", "firewall", "host-device", "ipvlan",
+		"loopback", "macvlan", "ptp", "sbr", "static", "tuning", "vlan", "vrf"}
 }
 
 func judgeCNIPlugins(f *Facts) verdict {
@@ -97,18 +110,22 @@ func judgeCNIPlugins(f *Facts) verdict {
 	case len(f.CNI.Missing) == 0:
 		return ok("all that are needed, in %s", strings.Join(dirs, ", "))
 	}
-	return fail(f.addPlugins(), "%s is needed and is not in %s", strings.Join(f.CNI.Missing, ", "), strings.Join(dirs, ", "))
+
+	return fail(f.addPlugins(), "%s is needed and is not in %s", strings.Join(f.CNI.Missing, ", "),
+		strings.Join(dirs, ", "))
 }
 
 const installPlugins = "apt-get update && apt-get install -y containernetworking-plugins"
 
-// addPlugins is the line that puts the missing plugins where the daemon looks: from elsewhere on this machine, or from a package.
+// addPlugins is the line that puts the missing plugins where the daemon looks: from elsewhere on
+// this machine, or from a package.
 func (f *Facts) addPlugins() shell.Line {
 	dirs := f.Flags.CNIBinDirs
 	name, dir := f.CNI.Missing[0], "/opt/cni/bin"
 	if len(dirs) > 0 {
 		dir = dirs[0]
 	}
+
 	standard := slices.Contains(standardPlugins(), name)
 	switch {
 	case f.CNI.Found[name] != "":
@@ -119,13 +136,16 @@ func (f *Facts) addPlugins() shell.Line {
 			}
 		}
 		return fix
+
 	case standard && f.Debian && slices.Contains(dirs, "/usr/lib/cni"):
 		return shell.Command(installPlugins)
 	case standard && f.Debian:
 		return shell.Command(installPlugins+" && mkdir -p {} && ln -sf /usr/lib/cni/* {}", dir, dir+"/")
 	case standard:
-		return shell.Advice("install the standard CNI plugins into {}: https://github.com/containernetworking/plugins/releases", dir)
+		return shell.Advice("install the standard CNI plugins into {}: "+
+			"https://github.com/containernetworking/plugins/releases", dir)
 	}
+
 	return shell.Advice("delete the pod of the network add-on on this node: its start puts {} into {}", name, dir)
 }
 
@@ -135,12 +155,16 @@ func judgeNetwork(f *Facts) verdict {
 	case !known:
 		return skip("not known")
 	case !c.Status && f.Flags.NetworkPlugin == "kubenet":
-		return fail(shell.Advice("give the daemon --pod-cidr=10.244.0.0/24 (another on each node), or the controller manager --allocate-node-cidrs"),
+		return fail(shell.Advice("give the daemon --pod-cidr=10.244.0.0/24 (another on each node), or the "+
+			"controller manager --allocate-node-cidrs"),
 			"%s: %s", c.Reason, c.Message)
+
 	case !c.Status:
-		return fail(shell.Advice("do what the reason says; journalctl -u {} -n 20 has more", f.daemonUnit()), "%s: %s", c.Reason, c.Message)
+		return fail(shell.Advice("do what the reason says; journalctl -u {} -n 20 has more", f.daemonUnit()), "%s: %s",
+			c.Reason, c.Message)
 	case c.Message != "" && f.Flags.NetworkPlugin != "": // no-op's notice is cni-config's
 		return warn(shell.Advice("see what the network reports"), "%s: %s", c.Reason, c.Message)
 	}
+
 	return ok("NetworkReady")
 }

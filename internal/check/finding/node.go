@@ -30,6 +30,7 @@ func judgePrivileges(f *Facts) verdict {
 		return warn(shell.Advice("run cri-dockerd check on the host itself, outside containers"),
 			"%s: processes outside the namespaces of check are not judged", f.Foreign)
 	}
+
 	return ok("root")
 }
 
@@ -66,19 +67,23 @@ func judgeFileOwner(f *Facts) verdict {
 		seen[r.Because] = true
 		fix = fix.And(r.fix())
 	}
+
 	if more := len(f.Untrusted) - maxUntrusted; more > 0 {
 		all = append(all, fmt.Sprintf("and %d more", more))
 	}
+
 	switch {
 	case len(all) == 0:
 		return ok("all of them")
 	case fix.IsZero():
 		fix = shell.Advice("move the files to a directory that only root can write to")
 	}
+
 	return warn(fix, "not read, since other users can change them: %s", strings.Join(all, "; "))
 }
 
-// firstYear is when no clock that is right can have stood: certificates of a cluster would not be valid yet.
+// firstYear is when no clock that is right can have stood: certificates of a cluster would not be
+// valid yet.
 const firstYear = 2020
 
 func judgeClock(f *Facts) verdict {
@@ -87,8 +92,10 @@ func judgeClock(f *Facts) verdict {
 	case n.Year < firstYear:
 		return fail(fix, "the clock says it is %d; no certificate is valid then", n.Year)
 	case n.ClockKnown && !n.ClockSynced:
-		return warn(fix, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases depend on it")
+		return warn(fix, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases "+
+			"depend on it")
 	}
+
 	return ok("synchronised")
 }
 
@@ -97,20 +104,29 @@ func judgeDirectories(f *Facts) verdict {
 	for _, d := range f.Node.Directories {
 		switch {
 		case d.ReadOnly != "":
-			return fail(shell.Command("mount -o remount,rw {}", d.ReadOnly), "%s (--%s) lies on a read-only file system", d.Path, d.Flag)
+			return fail(shell.Command("mount -o remount,rw {}", d.ReadOnly),
+				"%s (--%s) lies on a read-only file system", d.Path, d.Flag)
 		case d.Error != "" && f.Root:
 			return fail(shell.Command("chmod u+rwx {}", d.Path), "%s (--%s): %s", d.Path, d.Flag, d.Error)
 		case d.Error != "":
 			return skip("%s (--%s): %s", d.Path, d.Flag, d.Error)
 		}
+
 		all = append(all, d.Path)
 	}
+
 	return ok("%s", strings.Join(all, ", "))
 }
 
-// evictionDefaults are the kubelet's own (pkg/kubelet/eviction/defaults_linux.go): below, it evicts pods and takes no more.
+// evictionDefaults are the kubelet's own (pkg/kubelet/eviction/defaults_linux.go): below, it evicts
+// pods and takes no more.
 func evictionDefaults() map[string]string {
-	return map[string]string{"nodefs.available": "10%", "nodefs.inodesFree": "5%", "imagefs.available": "15%", "imagefs.inodesFree": "5%"}
+	return map[string]string{
+		"nodefs.available":   "10%",
+		"nodefs.inodesFree":  "5%",
+		"imagefs.available":  "15%",
+		"imagefs.inodesFree": "5%",
+	}
 }
 
 func judgeDisk(f *Facts) verdict {
@@ -127,9 +143,11 @@ func judgeDisk(f *Facts) verdict {
 			}
 		}
 	}
+
 	if nearlyFull != nil { // a full disk comes first, whatever their order
 		return *nearlyFull
 	}
+
 	return ok("%s", strings.Join(all, ", "))
 }
 
@@ -147,15 +165,18 @@ func (f *Facts) diskVerdicts(d Disk) []verdict {
 		case free < limit+limit/4:
 			return warn(freeDisk(d), "%s", detail)
 		}
+
 		return ok("")
 	}
+
 	return []verdict{
 		judge("space", d.Signal+".available", d.Total, d.Free),
 		judge("inodes", d.Signal+".inodesFree", d.Inodes, d.IFre),
 	}
 }
 
-// freeDisk is the line that frees space without touching what is used: images without a container, logs that the kubelet has rotated.
+// freeDisk is the line that frees space without touching what is used: images without a container,
+// logs that the kubelet has rotated.
 func freeDisk(d Disk) shell.Line {
 	if d.Signal == "imagefs" {
 		return shell.Command("docker image prune -af")
@@ -163,12 +184,14 @@ func freeDisk(d Disk) shell.Line {
 	return shell.Command(`find {} -type f -name '*.log.*' -delete`, d.Path)
 }
 
-// threshold is the kubelet's hard eviction threshold for a signal, as it is set and in the unit of total.
+// threshold is the kubelet's hard eviction threshold for a signal, as it is set and in the unit of
+// total.
 func (f *Facts) threshold(signal string, total uint64) (setting string, limit uint64) {
 	value := evictionDefaults()[signal]
 	if f.Kubelet.Config.EvictionHard != nil { // with any, those that are not named are off
 		value = f.Kubelet.Config.EvictionHard[signal]
 	}
+
 	if p, isShare := strings.CutSuffix(value, "%"); isShare {
 		percent, err := strconv.ParseFloat(p, 64)
 		if err != nil || percent < 0 {
@@ -176,7 +199,9 @@ func (f *Facts) threshold(signal string, total uint64) (setting string, limit ui
 		}
 		return value, uint64(float64(total) * percent / 100)
 	}
+
 	n, _ := quantity.Parse(value) // the kubelet does not start with anything else
+
 	return value, uint64(max(n, 0))
 }
 
@@ -188,6 +213,7 @@ func judgeGroup(f *Facts) verdict {
 	case f.Systemd && f.Daemon.Unit != "" && f.Daemon.Problem != "":
 		return fail(fix, "there is no group docker, to which systemd is to give the socket")
 	}
+
 	return warn(fix, "there is no group docker: only root may use the sockets of Docker and of this daemon")
 }
 
@@ -195,10 +221,14 @@ func judgeOOM(f *Facts) verdict {
 	switch {
 	case f.Engine.Problem != "" || !f.Root:
 		return skip("not known")
-	case f.Engine.MinOOMScore > -998: // what the kubelet gives to critical pods is -997, to sandboxes -998
-		return warn(shell.Advice("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run --cap-add SYS_RESOURCE …"),
-			"CAP_SYS_RESOURCE is missing: no container can have an oom_score_adj below %d, and when memory is short, pods that matter may be killed first", f.Engine.MinOOMScore)
+	// what the kubelet gives to critical pods is -997, to sandboxes -998
+	case f.Engine.MinOOMScore > -998:
+		return warn(shell.Advice("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run "+
+			"--cap-add SYS_RESOURCE …"),
+			"CAP_SYS_RESOURCE is missing: no container can have an oom_score_adj below %d, and when memory is "+
+				"short, pods that matter may be killed first", f.Engine.MinOOMScore)
 	}
+
 	return ok("CAP_SYS_RESOURCE is there")
 }
 
@@ -219,15 +249,19 @@ func judgeForward(f *Facts) verdict {
 
 func judgeBridgeNF(f *Facts) verdict {
 	const name = "net.bridge.bridge-nf-call-iptables"
-	const why = "packets between pods of this node pass by the services' rules, and a service does not answer the pods beside its own"
+	const why = "packets between pods of this node pass by the services' rules, and a service does not answer the " +
+		"pods beside its own"
 	switch {
 	case !f.CNI.Bridge:
 		return skip("the pod network has no bridge, or is not known yet")
 	case f.Node.BridgeNF == "":
-		return fail(shell.Command("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf").And(sysctl(name, "1")),
+		return fail(shell.Command("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf").
+			And(sysctl(name, "1")),
 			"the kernel has not loaded br_netfilter: %s", why)
+
 	case f.Node.BridgeNF == "0":
 		return fail(sysctl(name, "1"), "%s is 0: %s", name, why)
 	}
+
 	return ok("%s = %s", name, f.Node.BridgeNF)
 }

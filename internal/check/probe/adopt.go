@@ -33,8 +33,9 @@ type Adopted struct {
 // units are the names of the daemon's unit: its own, and that of nodes made by kubespray.
 func units() []string { return []string{"cri-docker", "cri-dockerd"} }
 
-// Adopt sets the flags of given, which are those of cfg, that were not given on the command line as the daemon of this node has them: the
-// running one or, while none runs, as its unit says. So `check` without flags is right on every node.
+// Adopt sets the flags of given, which are those of cfg, that were not given on the command line as
+// the daemon of this node has them: the running one or, while none runs, as its unit says. So
+// `check` without flags is right on every node.
 func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) Adopted {
 	a := Adopted{Files: map[string]string{}, Source: "the defaults"}
 	var argv []word
@@ -44,19 +45,23 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 			break
 		}
 	}
+
 	if len(argv) > 0 {
 		argv = argv[1:] // the program
 	}
+
 	for _, w := range argv {
 		if name, isFlag := strings.CutPrefix(w.text, "--"); isFlag {
 			name, _, _ = strings.Cut(name, "=")
 			a.Files[name] = w.file
 		}
 	}
+
 	args := texts(argv)
 	if a.daemon = p.running(ctx, cfg, given); a.daemon != nil {
 		a.Source, args = fmt.Sprintf("the running daemon, process %d", a.daemon.PID), a.daemon.Args
 	}
+
 	known := daemonFlags()
 	given.Visit(func(f *pflag.Flag) { a.Given = a.Given || known.Lookup(f.Name) != nil })
 	if a.daemon == nil && len(args) > 0 {
@@ -64,12 +69,15 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 			a.Mistake = mistake(err, known, a.Files)
 		}
 	}
+
 	merge(given, args)
 	if a.Given {
 		a.Source = "the command line of check, then " + a.Source
 	}
+
 	a.Endpoint = p.clientEndpoint(cfg.Endpoint, a.Unit)
 	a.Command = startCommand(given, a.Endpoint)
+
 	return a
 }
 
@@ -85,7 +93,9 @@ func mistake(err error, known *pflag.FlagSet, files map[string]string) finding.M
 	case errors.As(err, &invalid):
 		m.Flag = invalid.GetFlag().Name
 	}
+
 	m.File = files[m.Flag]
+
 	return m
 }
 
@@ -97,26 +107,31 @@ func texts(words []word) []string {
 	return out
 }
 
-// running is the daemon that serves the endpoint or, since systemd's sockets are systemd's, the first one that runs and is ours.
+// running is the daemon that serves the endpoint or, since systemd's sockets are systemd's, the
+// first one that runs and is ours.
 func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) *proc.Process {
 	all := p.daemons()
 	serves := 0
 	if path, isUnix := strings.CutPrefix(cfg.Endpoint, "unix://"); isUnix {
 		serves = p.peer(ctx, path)
 	}
+
 	for i := range all {
 		if all[i].PID == serves {
 			return &all[i]
 		}
 	}
+
 	if f := given.Lookup("container-runtime-endpoint"); f != nil && f.Changed {
 		return nil // another daemon than that one has flags of its own
 	}
+
 	for i := range all {
 		if p.ours(all[i]) {
 			return &all[i]
 		}
 	}
+
 	return nil
 }
 
@@ -124,15 +139,18 @@ func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.F
 func (p *Prober) peer(ctx context.Context, path string) int {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
+
 	c, _, err := dial(ctx, path)
 	if err != nil {
 		return 0
 	}
 	defer c.Close()
+
 	cred, err := rootonly.Peer(c)
 	if err != nil {
 		return 0
 	}
+
 	return int(cred.Pid)
 }
 
@@ -144,8 +162,8 @@ func daemonFlags() *pflag.FlagSet {
 	return f
 }
 
-// merge sets the flags of f that have not been set as a daemon's command line has them. What this release does not know is passed over: the daemon
-// may be of another.
+// merge sets the flags of f that have not been set as a daemon's command line has them. What this
+// release does not know is passed over: the daemon may be of another.
 func merge(f *pflag.FlagSet, args []string) {
 	theirs := daemonFlags()
 	theirs.ParseErrorsAllowlist.UnknownFlags = true
@@ -155,17 +173,20 @@ func merge(f *pflag.FlagSet, args []string) {
 		if mine == nil || mine.Changed {
 			return
 		}
+
 		value := t.Value.String()
 		if list, isList := t.Value.(pflag.SliceValue); isList {
 			value = strings.Join(list.GetSlice(), ",")
 		}
+
 		_ = f.Set(t.Name, value) // it was read by the same rules
 	})
 }
 
 const defaultSocket = "/run/cri-dockerd.sock"
 
-// clientEndpoint is where a client finds what the daemon serves: for fd://, the socket of its socket unit.
+// clientEndpoint is where a client finds what the daemon serves: for fd://, the socket of its
+// socket unit.
 func (p *Prober) clientEndpoint(endpoint, unit string) string {
 	switch {
 	case strings.HasPrefix(endpoint, "fd:"):
@@ -176,24 +197,30 @@ func (p *Prober) clientEndpoint(endpoint, unit string) string {
 			}
 		}
 		endpoint = "unix://" + path
+
 	case strings.HasPrefix(endpoint, "/"):
 		endpoint = "unix://" + endpoint
 	}
-	return strings.Replace(endpoint, "unix:///run/cri-dockerd.sock", "unix:///var/run/cri-dockerd.sock", 1) // as kubeadm writes it
+
+	// as kubeadm writes it
+	return strings.Replace(endpoint, "unix:///run/cri-dockerd.sock", "unix:///var/run/cri-dockerd.sock", 1)
 }
 
-// startCommand is a command line with the daemon's flags that are not the defaults; without systemd, it makes its socket itself.
+// startCommand is a command line with the daemon's flags that are not the defaults; without
+// systemd, it makes its socket itself.
 func startCommand(f *pflag.FlagSet, endpoint string) shell.Line {
 	self, err := os.Executable()
 	if err != nil {
 		self = daemonName
 	}
+
 	var options []shell.Option
 	known := daemonFlags()
 	f.Visit(func(g *pflag.Flag) {
 		if known.Lookup(g.Name) == nil {
 			return
 		}
+
 		value := g.Value.String()
 		if list, isList := g.Value.(pflag.SliceValue); isList {
 			value = strings.Join(list.GetSlice(), ",")
@@ -201,7 +228,9 @@ func startCommand(f *pflag.FlagSet, endpoint string) shell.Line {
 		if strings.HasPrefix(value, "fd:") {
 			value = endpoint
 		}
+
 		options = append(options, shell.Option{Name: g.Name, Value: value})
 	})
+
 	return shell.Run(self, options...)
 }

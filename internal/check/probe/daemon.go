@@ -27,17 +27,23 @@ import (
 	"cri-dockerd/internal/rootonly"
 )
 
-// Dial connects to the daemon at an endpoint of Adopted, and to nobody but root. It does not wait for an answer.
+// Dial connects to the daemon at an endpoint of Adopted, and to nobody but root. It does not wait
+// for an answer.
 func Dial(endpoint string) (*grpc.ClientConn, error) {
 	network, address, found := strings.Cut(endpoint, "://")
 	if !found || network != "unix" && network != "tcp" {
 		return nil, fmt.Errorf("--container-runtime-endpoint %q: use unix:///path or tcp://host:port", endpoint)
 	}
-	conn, err := grpc.NewClient("passthrough:///cri", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return rootonly.Dial(ctx, network, address) }))
+
+	conn, err := grpc.NewClient("passthrough:///cri", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithAuthority("localhost"),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return rootonly.Dial(ctx, network, address)
+		}))
 	if err != nil {
 		return nil, fmt.Errorf("--container-runtime-endpoint %q: %w", endpoint, err)
 	}
+
 	return conn, nil
 }
 
@@ -49,14 +55,20 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 			d.Others = append(d.Others, other+".service")
 		}
 	}
+
 	for _, x := range p.daemons() {
 		d.Processes = append(d.Processes, finding.Process{
-			PID: x.PID, Program: x.Program, Ours: p.ours(x), Judged: found.daemon != nil && found.daemon.PID == x.PID,
+			PID:     x.PID,
+			Program: x.Program,
+			Ours:    p.ours(x),
+			Judged:  found.daemon != nil && found.daemon.PID == x.PID,
 		})
 	}
+
 	if f.Socket != "" {
 		d.Socket = socket(f.Socket)
 	}
+
 	d.Problem, d.Error = ask(ctx, f, &d)
 	if d.Problem == finding.Missing || d.Problem == finding.Refused {
 		d.LockHolder = p.lockHolder(filepath.Join(cfg.RootDirectory, "lock"))
@@ -64,6 +76,7 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 	if d.Problem == "" && found.daemon != nil {
 		d.Streaming = p.streaming(ctx, found.daemon.PID, cfg)
 	}
+
 	return d
 }
 
@@ -76,23 +89,33 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	if why, err := reach(ctx, network, address); err != nil {
 		return why, err.Error()
 	}
+
 	conn, err := Dial(f.Endpoint)
 	if err != nil {
 		return finding.Other, err.Error()
 	}
 	defer conn.Close()
+
 	client := runtimeapi.NewRuntimeServiceClient(conn)
 	s, err := settled(ctx, client)
 	if err != nil {
 		return rpcProblem(err), status.Convert(err).Message()
 	}
+
 	for _, c := range s.GetStatus().GetConditions() {
-		d.Conditions = append(d.Conditions, finding.Condition{Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message})
+		d.Conditions = append(d.Conditions, finding.Condition{
+			Type:    c.Type,
+			Status:  c.Status,
+			Reason:  c.Reason,
+			Message: c.Message,
+		})
 	}
+
 	d.Runtime = "its engine is down"
 	if v, err := client.Version(ctx, &runtimeapi.VersionRequest{}); err == nil {
 		d.Runtime = fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion)
 	}
+
 	return "", ""
 }
 
@@ -102,13 +125,17 @@ const (
 	settleInterval = 50 * time.Millisecond
 )
 
-// settled is the daemon's Status, which answers also while the engine is down; of one that is not ready, the last within settleTimeout.
+// settled is the daemon's Status, which answers also while the engine is down; of one that is not
+// ready, the last within settleTimeout.
 func settled(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
 	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
+
 	for end := time.Now().Add(settleTimeout); ; <-tick.C {
 		s, err := client.Status(ctx, &runtimeapi.StatusRequest{})
-		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return c.Type == runtimeapi.RuntimeReady && c.Status })
+		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool {
+			return c.Type == runtimeapi.RuntimeReady && c.Status
+		})
 		if err != nil || ready || time.Now().After(end) {
 			return s, err
 		}
@@ -128,6 +155,7 @@ func socket(path string) finding.Socket {
 	if err != nil {
 		return finding.Socket{}
 	}
+
 	s := finding.Socket{Exists: st.Mode()&os.ModeSocket != 0, Mode: uint32(st.Mode().Perm())}
 	if sys, isUnix := st.Sys().(*syscall.Stat_t); isUnix {
 		s.Owner, s.Group = int(sys.Uid), strconv.Itoa(int(sys.Gid))
@@ -135,32 +163,39 @@ func socket(path string) finding.Socket {
 			s.Group = g.Name
 		}
 	}
+
 	return s
 }
 
-// lockHolder is the process of root with a flock(2) on a file (/proc/locks, proc_locks(5)), 0 if there is none.
+// lockHolder is the process of root with a flock(2) on a file (/proc/locks, proc_locks(5)), 0 if
+// there is none.
 func (p *Prober) lockHolder(file string) int {
 	st, err := os.Stat(p.path(file))
 	if err != nil {
 		return 0
 	}
+
 	sys, isUnix := st.Sys().(*syscall.Stat_t)
 	if !isUnix {
 		return 0
 	}
+
 	for line := range strings.Lines(p.kernel("/proc/locks")) {
 		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF
 		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+strconv.FormatUint(sys.Ino, 10)) {
 			continue
 		}
+
 		pid, err := strconv.Atoi(f[4])
 		if err != nil {
 			continue
 		}
+
 		if _, err := p.proc.Process(pid); err == nil { // else it is ending, or elsewhere
 			return pid
 		}
 	}
+
 	return 0
 }
 
@@ -172,13 +207,16 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 			addrs = slices.DeleteFunc(addrs, func(a string) bool { return a == tcp })
 		}
 	}
+
 	if len(addrs) == 0 {
 		return finding.Streaming{} // only root sees another's sockets
 	}
+
 	s := finding.Streaming{Known: true, Addresses: addrs}
 	if lo, err := net.InterfaceByName("lo"); err == nil {
 		s.LoopbackDown = lo.Flags&net.FlagUp == 0
 	}
+
 	var errs []error
 	for _, a := range addrs {
 		c, err := (&net.Dialer{Timeout: p.timeout / 3}).DialContext(ctx, "tcp", a)
@@ -188,7 +226,9 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 		}
 		errs = append(errs, err)
 	}
+
 	s.Error = errors.Join(errs...).Error()
+
 	return s
 }
 
@@ -199,18 +239,21 @@ func (p *Prober) listening(pid int) []string {
 		return nil
 	}
 	defer dir.Close()
+
 	sockets := map[string]bool{}
 	for _, to := range dir.Links("fd") {
 		if inode, isSocket := strings.CutPrefix(to, "socket:["); isSocket {
 			sockets[strings.TrimSuffix(inode, "]")] = true
 		}
 	}
+
 	var out []string
 	for _, l := range rootonly.Listeners(dir) {
 		if sockets[l.Inode] {
 			out = append(out, reachable(l.At).String())
 		}
 	}
+
 	return out
 }
 
@@ -233,9 +276,11 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 		l.Problem, l.Error = why, err.Error()
 		return l
 	}
+
 	if cred, err := rootonly.Peer(c); err == nil {
 		l.PID = int(cred.Pid)
 	}
+
 	c.Close()
 	s, _, err := driver.NewClient(driver.Socket).Watch(ctx, nil)
 	switch {
@@ -246,5 +291,6 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 	default:
 		l.PID = s.PID
 	}
+
 	return l
 }

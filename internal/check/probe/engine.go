@@ -27,34 +27,43 @@ const daemonJSON = "/etc/docker/daemon.json"
 func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine {
 	_, notInPath := exec.LookPath("dockerd")
 	e := finding.Engine{
-		Config: p.jsonFile(daemonJSON), SysV: p.exists("/etc/init.d/docker"),
+		Config:    p.jsonFile(daemonJSON),
+		SysV:      p.exists("/etc/init.d/docker"),
 		Installed: notInPath == nil || p.unitFiles("docker.service") != nil,
 	}
+
 	docker, err := engine.New(EngineConfig(cfg))
 	if err != nil {
 		e.Problem, e.Error = finding.Other, err.Error()
 		return e
 	}
 	defer docker.Close()
+
 	network, address := rootonly.EngineAddress(cfg.DockerEndpoint)
 	if why, err := reach(ctx, network, address); err != nil {
 		e.Problem, e.Error = why, err.Error()
 		return e
 	}
+
 	if network == "unix" {
 		e.PID = p.dockerd(ctx, address)
 	}
+
 	host, err := docker.Host(ctx)
-	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver, host.StorageDriver
-	e.RootDir, e.LogDriver, e.LiveRestore, e.MinOOMScore = host.RootDir, host.LogDriver, host.LiveRestore, host.MinOOMScoreAdj
+	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver,
+		host.StorageDriver
+	e.RootDir, e.LogDriver, e.LiveRestore, e.MinOOMScore = host.RootDir, host.LogDriver, host.LiveRestore,
+		host.MinOOMScoreAdj
 	e.MapsUsers = host.MapsUsers()
 	if err != nil {
 		e.Problem, e.Error = engineProblem(ctx, err), err.Error()
 		return e
 	}
+
 	if cfg.PauseImage != "" {
 		e.PauseImage, e.PausePullable = pauseImage(ctx, docker, cfg.PauseImage)
 	}
+
 	return e
 }
 
@@ -80,13 +89,16 @@ func reach(ctx context.Context, network, address string) (finding.Problem, error
 		c, err = rootonly.Dial(ctx, network, address)
 		why = problem(err)
 	}
+
 	if c != nil {
 		c.Close()
 	}
+
 	return why, err
 }
 
-// dockerd is the process that listens on Docker's socket, 0 unless it is a dockerd of root on this host: systemd may listen in its place.
+// dockerd is the process that listens on Docker's socket, 0 unless it is a dockerd of root on this
+// host: systemd may listen in its place.
 func (p *Prober) dockerd(ctx context.Context, socket string) int {
 	x, err := p.proc.Process(p.peer(ctx, socket))
 	if err != nil || filepath.Base(x.Program) != "dockerd" {
@@ -105,16 +117,20 @@ func engineProblem(ctx context.Context, err error) finding.Problem {
 		alert    tls.AlertError
 		verified *tls.CertificateVerificationError
 	)
+
 	switch {
 	case errdefs.IsFailedPrecondition(err):
 		return finding.TooOld
-	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &name), errors.As(err, &record), errors.As(err, &alert), errors.As(err, &verified):
+	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &name), errors.As(err, &record),
+		errors.As(err, &alert), errors.As(err, &verified):
 		return finding.TLS
-	case errdefs.IsInvalidArgument(err): // plain text to a port where TLS is spoken is answered with 400
+	// plain text to a port where TLS is spoken is answered with 400
+	case errdefs.IsInvalidArgument(err):
 		return finding.TLS
 	case ctx.Err() != nil:
 		return finding.Silent
 	}
+
 	return problem(err)
 }
 
@@ -124,9 +140,11 @@ func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong s
 	if err == nil {
 		return "", false
 	}
+
 	if err = docker.Resolvable(ctx, ref); err == nil {
 		return "not pulled yet", true
 	}
+
 	return err.Error(), false
 }
 
@@ -137,11 +155,14 @@ func (p *Prober) jsonFile(file string) finding.Config {
 	if errors.Is(err, os.ErrNotExist) {
 		return c
 	}
+
 	if c.Text = strings.TrimSpace(string(b)); err == nil && c.Text != "" {
 		err = json.Unmarshal(b, &c.Keys)
 	}
+
 	if err != nil {
 		c.Error = err.Error()
 	}
+
 	return c
 }

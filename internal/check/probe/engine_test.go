@@ -21,7 +21,8 @@ func docker(api, version string) http.HandlerFunc {
 		w.Header().Set("Api-Version", api)
 		w.Header().Set("Content-Type", "application/json")
 		if strings.HasSuffix(r.URL.Path, "/info") {
-			fmt.Fprintf(w, `{"ServerVersion":%q,"OSType":"linux","Driver":"overlay2","CgroupDriver":"systemd","LoggingDriver":"local","LiveRestoreEnabled":true,"DockerRootDir":"/d"}`, version)
+			fmt.Fprintf(w, `{"ServerVersion":%q,"OSType":"linux","Driver":"overlay2","CgroupDriver":"systemd",`+
+				`"LoggingDriver":"local","LiveRestoreEnabled":true,"DockerRootDir":"/d"}`, version)
 		}
 	}
 }
@@ -33,16 +34,19 @@ func TestEngine(t *testing.T) {
 		t.Cleanup(s.Close)
 		return "tcp://" + s.Listener.Addr().String()
 	}
+
 	silent, err := net.Listen("unix", filepath.Join(t.TempDir(), "silent"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer silent.Close()
+
 	nowhere := filepath.Join(t.TempDir(), "nowhere")
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	free.Close()
 	for name, c := range map[string]struct {
 		endpoint, env string
@@ -64,7 +68,9 @@ func TestEngine(t *testing.T) {
 		if e.Problem != c.want || (e.Error == "") != (c.want == "") {
 			t.Errorf("%s: %q %s", name, e.Problem, e.Error)
 		}
-		if name == "healthy" && (e.Version != "26.1.0" || e.API != "1.45" || e.LogDriver != "local" || !e.LiveRestore || e.RootDir != "/d" || e.CgroupDriver != "systemd") {
+
+		if name == "healthy" && (e.Version != "26.1.0" || e.API != "1.45" || e.LogDriver != "local" || !e.LiveRestore ||
+			e.RootDir != "/d" || e.CgroupDriver != "systemd") {
 			t.Errorf("%+v", e)
 		}
 	}

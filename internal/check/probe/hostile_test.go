@@ -35,20 +35,24 @@ func readFiles() []string {
 func contents() map[string]string {
 	aliases := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for c := 'b'; c < 'n'; c++ {
-		aliases += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1)
+		aliases += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c, c-1, c-1, c-1, c-1, c-1, c-1,
+			c-1, c-1, c-1)
 	}
+
 	return map[string]string{
 		"deep YAML": strings.Repeat("[", 500_000), "deep YAML maps": strings.Repeat("{a: ", 200_000),
-		"deep JSON":       strings.Repeat(`{"a":`, 150_000),
-		"aliases":         aliases + "featureGates: *m\nevictionHard: *m\n",
-		"indented YAML":   strings.Repeat(" ", 100_000) + "a: b\n",
-		"long word":       "KUBELET_EXTRA_ARGS=--" + strings.Repeat("x", 1_000_000),
-		"many words":      strings.Repeat("--a ", 250_000),
-		"invalid":         "\xff\xfe\x00\x1b[2J",
-		"YAML of strings": "cgroupDriver: \"a\\eb\\n; rm -rf /\"\ncontainerRuntimeEndpoint: \"$(touch /evil)\\u001b[2J\"\nevictionHard: {\"nodefs.available\": \"\\e[31m\"}\n",
-		"unit":            "[Service]\nEnvironment=\"A=--x '; touch /evil\"\nExecStart=/usr/bin/kubelet $A --config=/dev/zero --container-runtime-endpoint=$(touch /evil) --pod-infra-container-image=\x1b[2J\n",
-		"JSON":            `{"live-restore": "\u001b[2J", "log-opts": [], "a\nb": 1, "exec-opts": {"x": 1e999}}`,
-		"CNI":             `{"cniVersion":"1.0.0","name":"\u001b[2J;evil","plugins":[{"type":"../../../bin/sh"},{"type":"-rf"}]}`,
+		"deep JSON":     strings.Repeat(`{"a":`, 150_000),
+		"aliases":       aliases + "featureGates: *m\nevictionHard: *m\n",
+		"indented YAML": strings.Repeat(" ", 100_000) + "a: b\n",
+		"long word":     "KUBELET_EXTRA_ARGS=--" + strings.Repeat("x", 1_000_000),
+		"many words":    strings.Repeat("--a ", 250_000),
+		"invalid":       "\xff\xfe\x00\x1b[2J",
+		"YAML of strings": "cgroupDriver: \"a\\eb\\n; rm -rf /\"\ncontainerRuntimeEndpoint: \"$(touch " +
+			"/evil)\\u001b[2J\"\nevictionHard: {\"nodefs.available\": \"\\e[31m\"}\n",
+		"unit": "[Service]\nEnvironment=\"A=--x '; touch /evil\"\nExecStart=/usr/bin/kubelet $A --config=/dev/zero " +
+			"--container-runtime-endpoint=$(touch /evil) --pod-infra-container-image=\x1b[2J\n",
+		"JSON": `{"live-restore": "\u001b[2J", "log-opts": [], "a\nb": 1, "exec-opts": {"x": 1e999}}`,
+		"CNI":  `{"cniVersion":"1.0.0","name":"\u001b[2J;evil","plugins":[{"type":"../../../bin/sh"},{"type":"-rf"}]}`,
 	}
 }
 
@@ -68,20 +72,29 @@ func hostileFiles() []hostileFile {
 		{"directory", func(file string) error { return os.Mkdir(file, 0o755) }, false},
 		{"link to itself", func(file string) error { return os.Symlink(file, file) }, false},
 		{"link to a device", func(file string) error { return os.Symlink("/dev/zero", file) }, false},
-		{"device", func(file string) error { return unix.Mknod(file, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, false},
-		{"sparse", func(file string) error { return errors.Join(os.WriteFile(file, nil, 0o644), os.Truncate(file, 1<<42)) }, false},
+		{"device", func(file string) error {
+			return unix.Mknod(file, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5)))
+		}, false},
+		{"sparse", func(file string) error {
+			return errors.Join(os.WriteFile(file, nil, 0o644), os.Truncate(file, 1<<42))
+		}, false},
 		{"huge", write(strings.Repeat("a: b\n", 4<<20)), false},
 		{"writable", func(file string) error {
-			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file), os.Chmod(file, 0o666))
+			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file),
+				os.Chmod(file, 0o666))
 		}, false},
 		{"another's", func(file string) error {
-			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file), os.Chown(file, 65534, 65534))
+			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file),
+				os.Chown(file, 65534, 65534))
 		}, false},
 	}
+
 	for name, content := range contents() {
 		all = append(all, hostileFile{name, write(content), true})
 	}
+
 	slices.SortFunc(all, func(a, b hostileFile) int { return strings.Compare(a.name, b.name) })
+
 	return all
 }
 
@@ -104,10 +117,13 @@ func TestHostileFiles(t *testing.T) {
 func examine(t *testing.T, h hostileFile, name string) {
 	t.Helper()
 	p := tree(t, map[string]string{
-		"/etc/systemd/system/kubelet.service": "[Service]\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml $KUBELET_KUBEADM_ARGS\n",
-		"/proc/5/cmdline":                     "/usr/bin/kubelet\x00--v=2\x00",
+		"/etc/systemd/system/kubelet.service": "[Service]\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n" +
+			"ExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml $KUBELET_KUBEADM_ARGS\n",
+		"/proc/5/cmdline": "/usr/bin/kubelet\x00--v=2\x00",
 	})
-	p.timeout = 20 * time.Second // a probe that hangs takes this long, one that works on a busy machine does not
+
+	// a probe that hangs takes this long, one that works on a busy machine does not
+	p.timeout = 20 * time.Second
 	file := p.path(name)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.RemoveAll(file), h.make(file)); err != nil {
 		t.Fatal(err)
@@ -122,10 +138,12 @@ func examine(t *testing.T, h hostileFile, name string) {
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("%s: %s", name, took)
 	}
+
 	out, err := json.Marshal(all)
 	if err != nil || len(out) > 256<<10 {
 		t.Errorf("%s: %d bytes, %v", name, len(out), err)
 	}
+
 	for _, f := range all {
 		s := f.Detail + f.Fix.String()
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
@@ -134,15 +152,20 @@ func examine(t *testing.T, h hostileFile, name string) {
 		}) {
 			t.Errorf("%s: %s: %.200q", name, f.ID, s)
 		}
+
 		if strings.Contains(f.Fix.String(), "touch /evil") && strings.HasPrefix(f.Fix.String(), "sed") {
 			t.Errorf("%s: %s: %s", name, f.ID, f.Fix)
 		}
 	}
+
 	if others := h.name == "writable" || h.name == "another's"; others && name != "/etc/kubernetes/kubelet.conf" {
 		named := slices.ContainsFunc(facts.Untrusted, func(u finding.Untrusted) bool { return u.File == name })
-		if !named && !slices.Contains([]string{"/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker", "/etc/default/kubelet"}, name) { // not read here
+		// not read here
+		if !named && !slices.Contains([]string{"/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker",
+			"/etc/default/kubelet"}, name) {
 			t.Errorf("%s: is not named: %+v", name, facts.Untrusted)
 		}
+
 		if strings.Contains(string(out), "evil") {
 			t.Errorf("%s: is believed: %s", name, out)
 		}
@@ -155,12 +178,14 @@ func TestProbesEnd(t *testing.T) {
 	p.timeout = 100 * time.Millisecond
 	block := make(chan struct{})
 	defer close(block)
+
 	began := time.Now()
 	f := &finding.Facts{}
 	p.collect(t.Context(), f, []func(context.Context) func(*finding.Facts){
 		func(context.Context) func(*finding.Facts) { <-block; return func(f *finding.Facts) { f.Debian = true } },
 		func(context.Context) func(*finding.Facts) { return func(f *finding.Facts) { f.Systemd = true } },
 	})
+
 	if took := time.Since(began); took > 2*time.Second || f.Debian || !f.Systemd {
 		t.Errorf("after %s: %+v", took, f)
 	}

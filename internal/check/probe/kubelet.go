@@ -25,10 +25,14 @@ func flagFiles() []string {
 
 // kubelet finds the kubelet's program, flags and configuration, whether it runs or not.
 func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
-	k := finding.Kubelet{Joined: p.exists("/etc/kubernetes/kubelet.conf"), Admin: p.exists("/etc/kubernetes/admin.conf")}
+	k := finding.Kubelet{
+		Joined: p.exists("/etc/kubernetes/kubelet.conf"),
+		Admin:  p.exists("/etc/kubernetes/admin.conf"),
+	}
 	if _, err := exec.LookPath("kubeadm"); err == nil {
 		k.Kubeadm = true
 	}
+
 	program, words := p.kubeletCommand()
 	k.Flags = kubeletFlags(words)
 	k.ConfigFile = kubeletConfig
@@ -41,24 +45,29 @@ func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
 			dir = f.Value
 		}
 	}
+
 	if !p.exists(k.ConfigFile) {
 		k.ConfigFile = ""
 	} else if err := p.readConfig(k.ConfigFile, dir, &k.Config); err != nil {
 		k.ConfigErr = err.Error()
 	}
+
 	k.Present = program != "" || k.ConfigFile != "" || len(k.Flags) > 0
 	if program == "" {
 		program, _ = exec.LookPath("kubelet") // "" if there is none
 		k.Present = k.Present || program != ""
 	}
+
 	if program != "" {
 		k.Version = p.programVersion(ctx, program)
 		k.Minor = minor(k.Version)
 	}
+
 	return k
 }
 
-// programVersion is the version of a kubelet's program that only root can change, "" if it is not known.
+// programVersion is the version of a kubelet's program that only root can change, "" if it is not
+// known.
 func (p *Prober) programVersion(ctx context.Context, program string) string {
 	f, err := p.open(program)
 	if err != nil {
@@ -74,15 +83,17 @@ func minor(version string) int {
 	if len(parts) < 2 || parts[0] != "1" {
 		return 0
 	}
+
 	n, err := strconv.Atoi(parts[1])
 	if err != nil {
 		return 0
 	}
+
 	return n
 }
 
-// kubeletCommand is the program of the kubelet, "" if none was found, and its command line: that of its unit or, without one, what files say,
-// then that of the running one.
+// kubeletCommand is the program of the kubelet, "" if none was found, and its command line: that of
+// its unit or, without one, what files say, then that of the running one.
 func (p *Prober) kubeletCommand() (program string, words []word) {
 	words = p.command(kubeletUnit)
 	if len(words) > 0 {
@@ -97,11 +108,13 @@ func (p *Prober) kubeletCommand() (program string, words []word) {
 			}
 		}
 	}
+
 	running := p.proc.Find(func(name string) bool { return name == "kubelet" })
 	if len(running) > 0 {
 		program = running[0].Program
 		words = append(words, unseen(running[0].Args, words)...)
 	}
+
 	return program, words
 }
 
@@ -111,12 +124,14 @@ func unseen(args []string, words []word) []word {
 	for _, w := range words {
 		known[w.text] = true
 	}
+
 	var out []word
 	for _, a := range args {
 		if !known[a] {
 			out = append(out, word{text: a})
 		}
 	}
+
 	return out
 }
 
@@ -128,6 +143,7 @@ func kubeletFlags(words []word) []finding.Flag {
 		if !isFlag || name == "" {
 			continue
 		}
+
 		f := finding.Flag{File: w.file}
 		var given bool
 		if f.Name, f.Value, given = strings.Cut(name, "="); !given {
@@ -136,8 +152,10 @@ func kubeletFlags(words []word) []finding.Flag {
 				f.Value = words[i+1].text
 			}
 		}
+
 		out = append(out, f)
 	}
+
 	return out
 }
 
@@ -147,6 +165,7 @@ func (p *Prober) readConfig(file, dir string, into *finding.KubeletConfig) error
 	if dir != "" {
 		files = append(files, p.glob(dir+"/*.conf")...)
 	}
+
 	for _, f := range files[:min(len(files), maxFiles)] {
 		b, err := p.trusted(f)
 		if err == nil {
@@ -156,5 +175,6 @@ func (p *Prober) readConfig(file, dir string, into *finding.KubeletConfig) error
 			return fmt.Errorf("%s: %w", f, err)
 		}
 	}
+
 	return nil
 }

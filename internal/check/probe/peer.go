@@ -38,5 +38,6 @@ func problem(err error) finding.Problem {
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return finding.Silent
 	}
+
 	return finding.Other
 }

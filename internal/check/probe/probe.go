@@ -1,5 +1,6 @@
-// Package probe looks at a node and says what it sees, as finding.Facts: small probes, side by side, each with a deadline, so that nothing
-// that hangs holds up the others. It judges nothing and changes nothing.
+// Package probe looks at a node and says what it sees, as finding.Facts: small probes, side by
+// side, each with a deadline, so that nothing that hangs holds up the others. It judges nothing and
+// changes nothing.
 package probe
 
 import (
@@ -16,10 +17,12 @@ import (
 	"cri-dockerd/internal/proc"
 )
 
-// Timeout is the deadline of each probe, unless the caller gives another; a healthy node answers in milliseconds.
+// Timeout is the deadline of each probe, unless the caller gives another; a healthy node answers in
+// milliseconds.
 const Timeout = 1500 * time.Millisecond
 
-// grace is how much longer than its deadline a probe may take before it is given up, such as one that waits for a file system.
+// grace is how much longer than its deadline a probe may take before it is given up, such as one
+// that waits for a file system.
 const grace = 500 * time.Millisecond
 
 // Prober looks at this machine.
@@ -35,7 +38,8 @@ type Prober struct {
 // New returns a Prober for this machine. Each probe times out after timeout.
 func New(timeout time.Duration) *Prober { return &Prober{proc: proc.Host(), timeout: timeout} }
 
-// Gather asks everybody at once. cfg are the daemon's flags as Adopt left them, found is what it returned.
+// Gather asks everybody at once. cfg are the daemon's flags as Adopt left them, found is what it
+// returned.
 func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) *finding.Facts {
 	f := p.unanswered(cfg, found)
 	fl := f.Flags
@@ -66,15 +70,19 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 			return func(f *finding.Facts) { n.Disks = f.Node.Disks; f.Node = n }
 		},
 	}
+
 	p.collect(ctx, f, probes)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	f.Untrusted = append(f.Untrusted, p.untrusted...)
+
 	return f
 }
 
-// collect runs the probes side by side and adds what they return to f. It does not wait for probes that take longer than their deadline.
+// collect runs the probes side by side and adds what they return to f. It does not wait for probes
+// that take longer than their deadline.
 func (p *Prober) collect(ctx context.Context, f *finding.Facts, probes []func(context.Context) func(*finding.Facts)) {
 	answers := make(chan func(*finding.Facts), len(probes)) // as large as all, so that one that is given up can end
 	for _, ask := range probes {
@@ -99,8 +107,12 @@ func (p *Prober) collect(ctx context.Context, f *finding.Facts, probes []func(co
 // unanswered are the facts while no probe has answered.
 func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
 	const why = "the probe did not end in time"
+
 	return &finding.Facts{
-		Root: os.Geteuid() == 0, Systemd: p.exists("/run/systemd/system"), Debian: p.exists("/usr/bin/apt-get"), Flags: flags(cfg, found),
+		Root:    os.Geteuid() == 0,
+		Systemd: p.exists("/run/systemd/system"),
+		Debian:  p.exists("/usr/bin/apt-get"),
+		Flags:   flags(cfg, found),
 		Foreign: p.proc.Foreign(),
 		Engine:  finding.Engine{Problem: finding.Silent, Error: why, Installed: true},
 		Daemon:  finding.Daemon{Problem: finding.Silent, Error: why, Unit: found.Unit},
@@ -113,19 +125,30 @@ func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
 // flags are what findings need of the configuration.
 func flags(cfg *config.Config, found Adopted) finding.Flags {
 	f := finding.Flags{
-		Source: found.Source, Endpoint: found.Endpoint, Docker: cfg.DockerEndpoint, NetworkPlugin: cfg.NetworkPlugin, CNIConfDir: cfg.CNIConfDir,
-		CNIBinDirs: cfg.CNIBinDirs, RunDirectory: cfg.RunDirectory, PauseImage: cfg.PauseImage, ContainerLog: cfg.ContainerLog,
-		Command: found.Command, Files: found.Files, Mistake: found.Mistake,
+		Source:        found.Source,
+		Endpoint:      found.Endpoint,
+		Docker:        cfg.DockerEndpoint,
+		NetworkPlugin: cfg.NetworkPlugin,
+		CNIConfDir:    cfg.CNIConfDir,
+		CNIBinDirs:    cfg.CNIBinDirs,
+		RunDirectory:  cfg.RunDirectory,
+		PauseImage:    cfg.PauseImage,
+		ContainerLog:  cfg.ContainerLog,
+		Command:       found.Command,
+		Files:         found.Files,
+		Mistake:       found.Mistake,
 	}
 	if path, isUnix := strings.CutPrefix(f.Endpoint, "unix://"); isUnix {
 		f.Socket = path
 	}
+
 	if f.Docker == "" {
 		f.Docker = "DOCKER_HOST"
 		if host := os.Getenv("DOCKER_HOST"); host != "" {
 			f.Docker = host
 		}
 	}
+
 	return f
 }
 

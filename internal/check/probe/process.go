@@ -31,14 +31,18 @@ func (p *Prober) ours(x proc.Process) bool {
 		return true
 	}
 	defer dir.Close()
+
 	file, err := dir.OpenFile("exe")
 	if err != nil {
 		return true
 	}
 	defer file.Close()
+
 	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxProgram {
 		return false
 	}
+
 	other, err := buildinfo.Read(file)
+
 	return err != nil || other.Main.Path == own.Main.Path
 }

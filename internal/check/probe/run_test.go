@@ -20,18 +20,21 @@ func TestNothingIsRun(t *testing.T) {
 		"syscall": {"Exec", "ForkExec", "StartProcess"},
 		"unix":    {"Exec"},
 	}
+
 	seen := 0
 	for _, root := range []string{"..", "../../takeover", "../../proc", "../../rootonly", "../../shell"} {
 		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
+
 			seen++
 			fset := token.NewFileSet()
 			file, err := parser.ParseFile(fset, path, nil, 0)
 			if err != nil {
 				return err
 			}
+
 			ast.Inspect(file, func(n ast.Node) bool {
 				sel, isSelector := n.(*ast.SelectorExpr)
 				if !isSelector {
@@ -40,14 +43,17 @@ func TestNothingIsRun(t *testing.T) {
 				if x, isName := sel.X.(*ast.Ident); isName && slices.Contains(forbidden[x.Name], sel.Sel.Name) {
 					t.Errorf("%s: %s.%s", fset.Position(n.Pos()), x.Name, sel.Sel.Name)
 				}
+
 				return true
 			})
+
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if seen < 20 {
 		t.Errorf("only %d files were read", seen)
 	}

@@ -11,10 +11,12 @@ type word struct{ text, file string }
 
 // unitDirs are where systemd looks for units, the first wins (systemd.unit(5)).
 func unitDirs() []string {
-	return []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+	return []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
+		"/usr/lib/systemd/system", "/lib/systemd/system"}
 }
 
-// unitFiles are the files that make a unit: the first of its name, and its drop-ins in name order, of which each name counts once.
+// unitFiles are the files that make a unit: the first of its name, and its drop-ins in name order,
+// of which each name counts once.
 func (p *Prober) unitFiles(unit string) []string {
 	var files []string
 	dropIns := map[string]string{}
@@ -22,23 +24,28 @@ func (p *Prober) unitFiles(unit string) []string {
 		if file := dir + "/" + unit; len(files) == 0 && p.exists(file) {
 			files = append(files, file)
 		}
+
 		for _, file := range p.glob(dir + "/" + unit + ".d/*.conf") {
 			if name := filepath.Base(file); dropIns[name] == "" {
 				dropIns[name] = file
 			}
 		}
 	}
+
 	if len(files) == 0 {
 		return nil
 	}
+
 	var names []string
 	for name := range dropIns {
 		names = append(names, name)
 	}
+
 	slices.Sort(names)
 	for _, name := range names {
 		files = append(files, dropIns[name])
 	}
+
 	return files
 }
 
@@ -57,10 +64,12 @@ func (p *Prober) settings(unit string) []setting {
 			}
 		}
 	}
+
 	return out
 }
 
-// command is the command line of a unit's last ExecStart, with its environment filled in (systemd.exec(5), systemd.service(5)); nil without a unit.
+// command is the command line of a unit's last ExecStart, with its environment filled in
+// (systemd.exec(5), systemd.service(5)); nil without a unit.
 func (p *Prober) command(unit string) []word {
 	env := map[string][]word{}
 	var start setting
@@ -75,6 +84,7 @@ func (p *Prober) command(unit string) []word {
 			for _, assignment := range split(s.value) {
 				setVariable(env, assignment, s.file)
 			}
+
 		case "EnvironmentFile":
 			file := strings.TrimPrefix(s.value, "-")
 			for _, w := range p.environmentFile(file) {
@@ -82,6 +92,7 @@ func (p *Prober) command(unit string) []word {
 			}
 		}
 	}
+
 	var out []word
 	for _, w := range split(strings.TrimLeft(start.value, "@-:+!|")) {
 		name, isVariable := strings.CutPrefix(w, "$")
@@ -91,6 +102,7 @@ func (p *Prober) command(unit string) []word {
 		}
 		out = append(out, env[strings.Trim(name, "{}")]...)
 	}
+
 	return out
 }
 
@@ -111,6 +123,7 @@ func (p *Prober) environmentFile(file string) []string {
 			out = append(out, strings.TrimSpace(name)+"="+strings.Trim(strings.TrimSpace(value), `"'`))
 		}
 	}
+
 	return out
 }
 
@@ -131,14 +144,17 @@ func split(s string) []string {
 			}
 			word.Reset()
 			begun = false
+
 		default:
 			word.WriteRune(r)
 			begun = true
 		}
 	}
+
 	if begun {
 		out = append(out, word.String())
 	}
+
 	return out
 }
 

@@ -41,6 +41,7 @@ func (p *Prober) open(file string) (*os.File, error) {
 			p.untrusted = append(p.untrusted, u)
 		}
 	}
+
 	return f, err
 }
 
@@ -51,9 +52,11 @@ func (p *Prober) kernel(file string) string {
 		return ""
 	}
 	defer f.Close()
+
 	b, err := io.ReadAll(io.LimitReader(f, 16*maxFile))
 	if err != nil {
 		return ""
 	}
+
 	return strings.TrimSpace(string(b))
 }

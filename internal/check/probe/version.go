@@ -26,15 +26,18 @@ func kubeletVersion(ctx context.Context, f *os.File) string {
 	if st, err := f.Stat(); err != nil || st.Size() > maxProgram {
 		return ""
 	}
+
 	info, err := buildinfo.Read(f)
 	if err != nil || info.Main.Path != kubeletModule {
 		return ""
 	}
+
 	for _, v := range []string{linkerFlag(info), linkedVersion(ctx, f), info.Main.Version} {
 		if minor(v) != 0 && len(v) < 64 {
 			return v
 		}
 	}
+
 	return ""
 }
 
@@ -49,6 +52,7 @@ func linkerFlag(info *debug.BuildInfo) string {
 			return strings.FieldsFunc(after+" ", func(r rune) bool { return r == ' ' || r == '\'' || r == '"' })[0]
 		}
 	}
+
 	return ""
 }
 
@@ -59,10 +63,12 @@ func linkedVersion(ctx context.Context, f *os.File) string {
 	if err != nil {
 		return ""
 	}
+
 	section := file.Section(".rodata")
 	if section == nil {
 		return ""
 	}
+
 	pattern := regexp.MustCompile(`\x00(v1\.[0-9]{1,3}\.[0-9]{1,3}(?:[-+][0-9A-Za-z.+-]{1,40})?)\x00`)
 	data := io.NewSectionReader(f, int64(section.Offset), int64(min(section.FileSize, maxProgram)))
 	b := make([]byte, block+overlap)
@@ -72,9 +78,11 @@ func linkedVersion(ctx context.Context, f *os.File) string {
 		if err != nil && n == 0 {
 			break
 		}
+
 		if !bytes.Contains(b[:n], []byte("\x00v1.")) {
 			continue
 		}
+
 		for _, m := range pattern.FindAllSubmatch(b[:n], -1) {
 			if v := string(m[1]); found == "" || found == v {
 				found = v
@@ -83,5 +91,6 @@ func linkedVersion(ctx context.Context, f *os.File) string {
 			}
 		}
 	}
+
 	return found
 }

@@ -13,13 +13,15 @@ func buildKubelet(t *testing.T, file, module string, flags ...string) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range map[string]string{
-		"go.mod":  "module " + module + "\n\ngo 1.24\n",
-		"main.go": "package main\n\nimport \"os\"\n\nvar gitVersion string\n\nfunc main() {\n\t_ = os.WriteFile(\"" + file + ".ran\", nil, 0o644)\n\tprintln(gitVersion)\n}\n",
+		"go.mod": "module " + module + "\n\ngo 1.24\n",
+		"main.go": "package main\n\nimport \"os\"\n\nvar gitVersion string\n\nfunc main() {\n\t_ = os.WriteFile(\"" +
+			file + ".ran\", nil, 0o644)\n\tprintln(gitVersion)\n}\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	cmd := exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", file}, append(flags, ".")...)...)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -35,9 +37,11 @@ func TestKubeletVersion(t *testing.T) {
 		module, want string
 		flags        []string
 	}{
-		"recorded":          {kubeletModule, "v1.31.4", []string{"-ldflags", flag + "v1.31.4"}},
-		"recorded, quoted":  {kubeletModule, "v1.31.4-rc.1", []string{"-ldflags", "-X 'k8s.io/component-base/version.gitVersion=v1.31.4-rc.1' -s"}},
-		"published":         {kubeletModule, "v1.29.15", []string{"-trimpath", "-ldflags", "-s -w -X main.gitVersion=v1.29.15"}},
+		"recorded": {kubeletModule, "v1.31.4", []string{"-ldflags", flag + "v1.31.4"}},
+		"recorded, quoted": {kubeletModule, "v1.31.4-rc.1",
+			[]string{"-ldflags", "-X 'k8s.io/component-base/version.gitVersion=v1.31.4-rc.1' -s"}},
+		"published": {kubeletModule, "v1.29.15",
+			[]string{"-trimpath", "-ldflags", "-s -w -X main.gitVersion=v1.29.15"}},
 		"none":              {kubeletModule, "", nil},
 		"another program":   {"example.org/kubelet", "", []string{"-ldflags", flag + "v1.31.4"}},
 		"a hostile version": {kubeletModule, "", []string{"-ldflags", flag + "$(id);v1.31.4"}},
@@ -53,15 +57,18 @@ func TestKubeletVersion(t *testing.T) {
 			if _, err := os.Stat(file + ".ran"); err == nil {
 				t.Error("the program was run")
 			}
+
 			if err := os.Truncate(file, 1<<42); err != nil {
 				t.Fatal(err)
 			}
+
 			if got := p.programVersion(t.Context(), file); got != "" {
 				t.Errorf("a program of 4 TiB is %q", got)
 			}
 			if err := os.Chmod(file, 0o777); err != nil {
 				t.Fatal(err)
 			}
+
 			if got := p.programVersion(t.Context(), file); got != "" || len(p.untrusted) != 1 {
 				t.Errorf("a program that everybody can change is %q, noted %+v", got, p.untrusted)
 			}
@@ -74,7 +81,9 @@ func TestNoVersionOfScripts(t *testing.T) {
 	if err := os.Truncate(p.path("/big"), 1<<42); err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range []string{"/usr/bin/kubelet", "/big", "kubelet", "", "/none", "/usr", strings.Repeat("/x", 5000)} {
+
+	for _, program := range []string{"/usr/bin/kubelet", "/big", "kubelet", "", "/none", "/usr",
+		strings.Repeat("/x", 5000)} {
 		if got := p.programVersion(t.Context(), program); got != "" {
 			t.Errorf("%.20s: %q", program, got)
 		}

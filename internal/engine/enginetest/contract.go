@@ -47,20 +47,24 @@ var (
 	_ Engine = (*engine.Engine)(nil)
 )
 
-// Contract is what every engine keeps, the fake and the real ones. cgroupParent is where containers go, "" for the engine's default.
+// Contract is what every engine keeps, the fake and the real ones. cgroupParent is where containers
+// go, "" for the engine's default.
 func Contract(t *testing.T, e Engine, cgroupParent string) {
 	ctx := t.Context()
 	host, err := e.Host(ctx)
 	if err != nil || host.EngineVersion == "" || host.CgroupDriver == "" || len(host.Runtimes) == 0 {
 		t.Fatalf("Host: %+v, %v", host, err)
 	}
+
 	pause, err := e.PauseImage(ctx)
 	if err != nil {
 		t.Fatalf("PauseImage: %v", err)
 	}
+
 	if again, err := e.PauseImage(ctx); err != nil || again != pause {
 		t.Errorf("PauseImage again: %s, %v", again, err)
 	}
+
 	imagePinned(t, e, pause.Name)
 	events := make(chan engine.Event, 1024)
 	watch, stop := context.WithCancel(ctx)
@@ -68,39 +72,49 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 	defer func() { stop(); <-done }()
 
 	create, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: "contract", Namespace: "default", Uid: "contract"}, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
+		Metadata: &runtimeapi.PodSandboxMetadata{
+			Name:      "contract",
+			Namespace: "default",
+			Uid:       "contract",
+		}, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
 	}, spec.SandboxOptions{Host: host, Image: pause, NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	life(t, e, create, events)
 	hold(t, e, host, pause.Name)
 	unknown(t, e)
 }
 
-// hold holds an image twice and releases it twice; engines that do not tell its layers refuse and leave nothing.
+// hold holds an image twice and releases it twice; engines that do not tell its layers refuse and
+// leave nothing.
 func hold(t *testing.T, e Engine, host spec.Host, ref string) {
 	t.Helper()
 	image, err := e.Image(t.Context(), ref)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	id := image.ID
 	for range 2 {
 		layers, err := e.HoldImage(t.Context(), id)
 		if host.ContainerdStore != errdefs.IsFailedPrecondition(err) || host.ContainerdStore == (len(layers) > 0) {
 			t.Errorf("HoldImage: %v, %v", layers, err)
 		}
+
 		held, err := e.HeldImages(t.Context())
 		if err != nil || slices.Contains(held, id) == host.ContainerdStore {
 			t.Errorf("HeldImages: %v, %v", held, err)
 		}
 	}
+
 	for range 2 {
 		if err := e.ReleaseImage(t.Context(), id); err != nil {
 			t.Errorf("ReleaseImage: %v", err)
 		}
 	}
+
 	if held, err := e.HeldImages(t.Context()); err != nil || slices.Contains(held, id) {
 		t.Errorf("HeldImages after the release: %v, %v", held, err)
 	}
@@ -112,6 +126,7 @@ func imagePinned(t *testing.T, e Engine, ref string) {
 	if err != nil {
 		t.Fatalf("Images: %v", err)
 	}
+
 	for _, i := range images {
 		if i.Named(ref) {
 			if !i.Pinned || i.ID == "" {
@@ -120,6 +135,7 @@ func imagePinned(t *testing.T, e Engine, ref string) {
 			return
 		}
 	}
+
 	t.Errorf("Images lacks %s", ref)
 }
 
@@ -132,20 +148,26 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 		t.Fatalf("Create: %v", err)
 	}
 	defer e.Remove(context.WithoutCancel(ctx), id) //nolint:errcheck // gone already, if all is well
+
 	if other, err := e.Create(ctx, create); !errdefs.IsConflict(err) {
 		t.Errorf("Create under a name in use: %s, %v", other, err)
 	}
-	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil || !o.Sandbox.NeverStarted {
+
+	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil ||
+		!o.Sandbox.NeverStarted {
 		t.Errorf("FindByName: %s, %+v, %v", found, o.Sandbox, err)
 	}
+
 	found, err := e.Image(ctx, create.Config.Image)
 	if err != nil {
 		t.Fatalf("Image: %v", err)
 	}
+
 	image := found.ID
 	if users, err := e.ImageUsers(ctx, image); err != nil || !slices.Contains(users, create.Name) {
 		t.Errorf("ImageUsers: %v, %v", users, err)
 	}
+
 	sandbox := func() *spec.Sandbox {
 		t.Helper()
 		o, err := e.Inspect(ctx, id)
@@ -154,34 +176,42 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 		}
 		return o.Sandbox
 	}
+
 	running := func() bool {
 		t.Helper()
 		sb := sandbox()
 		return sb.Running && sb.Pid > 0
 	}
+
 	for range 2 {
 		if err := e.Start(ctx, id); err != nil || !running() || !sandbox().Ready() {
 			t.Errorf("Start: %v", err)
 		}
 	}
+
 	seen(t, events, id)
 	if all, err := e.Objects(ctx); err != nil || !listed(all, id) {
 		t.Errorf("Objects lacks the sandbox: %v", err)
 	}
+
 	for range 2 {
 		if err := e.Stop(ctx, id, 0); err != nil || running() {
 			t.Errorf("Stop: %v", err)
 		}
 	}
+
 	if err := e.Start(ctx, id); err != nil || !running() || sandbox().Ready() {
 		t.Errorf("Start of what has ended: %v, %+v", err, sandbox())
 	}
+
 	if err := e.Remove(ctx, id); err != nil {
 		t.Errorf("Remove: %v", err)
 	}
+
 	if _, err := e.Inspect(ctx, id); !errdefs.IsNotFound(err) {
 		t.Errorf("Inspect of what was removed: %v", err)
 	}
+
 	if users, err := e.ImageUsers(ctx, image); err != nil || slices.Contains(users, create.Name) {
 		t.Errorf("ImageUsers after the removal: %v, %v", users, err)
 	}
@@ -219,6 +249,7 @@ func unknown(t *testing.T, e Engine) {
 	if users, err := e.ImageUsers(t.Context(), "sha256:"+id); err != nil || len(users) > 0 {
 		t.Errorf("ImageUsers of an unknown image: %v, %v", users, err)
 	}
+
 	var out bytes.Buffer
 	for verb, do := range map[string]func(context.Context) error{
 		"Start":       func(ctx context.Context) error { return e.Start(ctx, id) },
@@ -236,6 +267,7 @@ func unknown(t *testing.T, e Engine) {
 		if err := do(t.Context()); !errdefs.IsNotFound(err) {
 			t.Errorf("%s of what is not there: %v", verb, err)
 		}
+
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := do(ended); err == nil {

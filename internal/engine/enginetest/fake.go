@@ -1,4 +1,5 @@
-// Package enginetest has an engine in memory for tests, and the suite that it and the real engines pass.
+// Package enginetest has an engine in memory for tests, and the suite that it and the real engines
+// pass.
 package enginetest
 
 import (
@@ -26,18 +27,21 @@ import (
 // PauseRef is the sandbox image of a Fake.
 const PauseRef = "fake.local/pause:1"
 
-// Fake is an engine in memory. What it knows of a container passes through spec.Read, as the real engine's answers do.
+// Fake is an engine in memory. What it knows of a container passes through spec.Read, as the real
+// engine's answers do.
 type Fake struct {
-	// Fault is asked before a verb ("create", "start", …) takes effect and after it did; an error is the verb's answer.
+	// Fault is asked before a verb ("create", "start", …) takes effect and after it did; an error
+	// is the verb's answer.
 	Fault func(verb string, after bool) error
-	// ImageLabels are those of each image; as the engine does, Create merges them into a container's.
-	// It is set before the fake is used.
+	// ImageLabels are those of each image; as the engine does, Create merges them into a
+	// container's. It is set before the fake is used.
 	ImageLabels map[string]string
 
 	// Flood is the output of the command "flood". It is set before the fake is used.
 	Flood []byte
-	// Distort changes what the engine says of a container, as an image's author or a broken engine may. It is set before the fake is used and
-	// must not change what the answer points to, but its State.
+	// Distort changes what the engine says of a container, as an image's author or a broken engine
+	// may. It is set before the fake is used and must not change what the answer points to, but its
+	// State.
 	Distort func(*container.InspectResponse)
 
 	mu         sync.Mutex // guards the rest
@@ -48,19 +52,30 @@ type Fake struct {
 	limited    map[model.ContainerID]int // by LimitStarted: the process
 	watchers   []chan engine.Event
 	made       int
-	ticks      int                       // of the engine's clock
-	forgotten  map[model.ContainerID]int // processes of containers whose start the engine has forgotten
-	pids       int
-	down       bool
-	ended      []chan error
+	ticks      int // of the engine's clock
+	// processes of containers whose start the engine has forgotten
+	forgotten map[model.ContainerID]int
+	pids      int
+	down      bool
+	ended     []chan error
 }
 
 // NewFake is an engine with a pause image and an image of the given name.
 func NewFake(images ...string) *Fake {
-	f := &Fake{containers: map[model.ContainerID]*container.InspectResponse{}, images: map[string]*spec.Image{}, held: map[model.ImageID]bool{}, limits: map[model.ContainerID]spec.KernelLimits{}, limited: map[model.ContainerID]int{}, forgotten: map[model.ContainerID]int{}, pids: 1000}
+	f := &Fake{
+		containers: map[model.ContainerID]*container.InspectResponse{},
+		images:     map[string]*spec.Image{},
+		held:       map[model.ImageID]bool{},
+		limits:     map[model.ContainerID]spec.KernelLimits{},
+		limited:    map[model.ContainerID]int{},
+		forgotten:  map[model.ContainerID]int{},
+		pids:       1000,
+	}
+
 	for _, ref := range images {
 		f.addImage(ref, false)
 	}
+
 	return f
 }
 
@@ -74,8 +89,10 @@ func (f *Fake) addImage(ref string, pinned bool) *spec.Image {
 	if err != nil {
 		panic(err) // the ID above is one
 	}
+
 	i.Entrypoint, i.Pinned = true, pinned
 	f.images[ref] = i
+
 	return i
 }
 
@@ -89,20 +106,24 @@ func (f *Fake) do(ctx context.Context, verb string, effect func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+
 	if f.Fault != nil {
 		if err := f.Fault(verb, false); err != nil {
 			return err
 		}
 	}
+
 	f.mu.Lock()
 	err := effect()
 	if f.down {
 		err = fmt.Errorf("the fake engine is down: %w", errdefs.ErrUnavailable)
 	}
+
 	f.mu.Unlock()
 	if err == nil && f.Fault != nil {
 		err = f.Fault(verb, true)
 	}
+
 	return err
 }
 
@@ -121,6 +142,7 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID
 				return fmt.Errorf("name %s is in use: %w", c.Name, errdefs.ErrConflict)
 			}
 		}
+
 		f.made++
 		id = model.ContainerID(digest(fmt.Sprint("container ", f.made)))
 		in := &container.InspectResponse{
@@ -135,13 +157,16 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID
 		if c.Host.LogConfig.Type == "json-file" {
 			in.LogPath = "/var/lib/docker/containers/" + string(id) + "/" + string(id) + "-json.log"
 		}
+
 		f.containers[id] = in
 		f.tell(id, engine.Changed)
+
 		return nil
 	})
 	if err != nil {
 		return "", err
 	}
+
 	return id, nil
 }
 
@@ -173,10 +198,13 @@ func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
 	if err != nil {
 		return err
 	}
+
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	f.images[string(i.ID)] = i
 	f.tellImage()
+
 	return nil
 }
 
@@ -214,9 +242,18 @@ func (f *Fake) Start(ctx context.Context, id model.ContainerID) error {
 		if err != nil {
 			return err
 		}
+
 		f.pids++
-		c.State = &container.State{Status: container.StateRunning, Running: true, Pid: f.pids, StartedAt: f.now(), FinishedAt: c.State.FinishedAt}
+		c.State = &container.State{
+			Status:     container.StateRunning,
+			Running:    true,
+			Pid:        f.pids,
+			StartedAt:  f.now(),
+			FinishedAt: c.State.FinishedAt,
+		}
+
 		f.tell(id, engine.Started)
+
 		return nil
 	})
 }
@@ -226,9 +263,15 @@ func (f *Fake) Stop(ctx context.Context, id model.ContainerID, _ time.Duration) 
 	return f.do(ctx, "stop", func() error {
 		c, err := f.find(id)
 		if err == nil && c.State.Running {
-			c.State = &container.State{Status: container.StateExited, ExitCode: 137, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
+			c.State = &container.State{
+				Status:     container.StateExited,
+				ExitCode:   137,
+				StartedAt:  c.State.StartedAt,
+				FinishedAt: f.now(),
+			}
 			f.tell(id, engine.Died)
 		}
+
 		return err
 	})
 }
@@ -265,6 +308,7 @@ func (f *Fake) KillForgotten(ctx context.Context, id model.ContainerID) (killed 
 		}
 		return nil
 	})
+
 	return killed, err
 }
 
@@ -286,14 +330,18 @@ func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if l.Empty() {
 		return nil
 	}
+
 	if f.Fault != nil {
 		if err := f.Fault("limit", false); err != nil {
 			return err
 		}
 	}
+
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	f.limits[c.ID] = l
+
 	return nil
 }
 
@@ -308,9 +356,12 @@ func (f *Fake) LimitStarted(c *spec.Container) error {
 	if err := f.Limit(c, c.Kernel); err != nil {
 		return err
 	}
+
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	f.limited[c.ID] = c.Pid
+
 	return nil
 }
 
@@ -331,8 +382,10 @@ func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerI
 				return nil
 			}
 		}
+
 		return fmt.Errorf("no container %s: %w", name, errdefs.ErrNotFound)
 	})
+
 	return id, o, err
 }
 
@@ -346,11 +399,13 @@ func (f *Fake) flood(x engine.Exec) error {
 	return nil
 }
 
-// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang" ends with ctx, "flood" writes Flood.
+// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang"
+// ends with ctx, "flood" writes Flood.
 func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error) {
 	if err := f.do(ctx, "exec", func() error { _, err := f.find(id); return err }); err != nil {
 		return 0, err
 	}
+
 	switch x.Cmd[0] {
 	case "flood":
 		return 0, f.flood(x)
@@ -360,10 +415,13 @@ func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (i
 	case "fail":
 		return 1, nil
 	}
+
 	if x.Stdout == nil {
 		return 0, nil
 	}
+
 	_, err := fmt.Fprintln(x.Stdout, strings.Join(x.Cmd, " "))
+
 	return 0, err
 }
 
@@ -384,6 +442,7 @@ func (f *Fake) Image(ctx context.Context, ref string) (image *spec.Image, err er
 		}
 		return fmt.Errorf("no such image %s: %w", ref, errdefs.ErrNotFound)
 	})
+
 	return image, err
 }
 
@@ -397,6 +456,7 @@ func (f *Fake) ImageUsers(ctx context.Context, id model.ImageID) (names []string
 		}
 		return nil
 	})
+
 	return names, err
 }
 
@@ -410,19 +470,21 @@ func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
 				return nil
 			}
 		}
+
 		return fmt.Errorf("no such image %s: %w", ref, errdefs.ErrNotFound)
 	})
 }
 
 // HoldImage implements cri.Engine.
 func (f *Fake) HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error) {
-	return []string{"/var/lib/docker/overlay2/top/diff", "/var/lib/docker/overlay2/base/diff"}, f.do(ctx, "hold image", func() error {
-		if f.imageID(string(imageID)) != imageID {
-			return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
-		}
-		f.held[imageID] = true
-		return nil
-	})
+	return []string{"/var/lib/docker/overlay2/top/diff", "/var/lib/docker/overlay2/base/diff"},
+		f.do(ctx, "hold image", func() error {
+			if f.imageID(string(imageID)) != imageID {
+				return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
+			}
+			f.held[imageID] = true
+			return nil
+		})
 }
 
 // ReleaseImage implements cri.Engine.
@@ -438,18 +500,32 @@ func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) 
 
 // PauseImage implements cri.Engine.
 func (f *Fake) PauseImage(ctx context.Context) (spec.PauseImage, error) {
-	return spec.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error { f.addImage(PauseRef, true); return nil })
+	return spec.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error {
+		f.addImage(PauseRef, true)
+		return nil
+	})
 }
 
 // Host implements view.Source.
 func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
 	err = f.do(ctx, "host", func() error {
 		h = spec.Host{
-			EngineVersion: "29.0.0-fake", APIVersion: "1.52", OperatingSystem: "linux", Architecture: "x86_64", CgroupDriver: "cgroupfs", CgroupVersion: "2",
-			RootDir: "/var/lib/docker", StorageDriver: "overlay2", DefaultRuntime: "runc", Runtimes: []string{"runc"}, MinOOMScoreAdj: -1000,
+			EngineVersion:   "29.0.0-fake",
+			APIVersion:      "1.52",
+			OperatingSystem: "linux",
+			Architecture:    "x86_64",
+			CgroupDriver:    "cgroupfs",
+			CgroupVersion:   "2",
+			RootDir:         "/var/lib/docker",
+			StorageDriver:   "overlay2",
+			DefaultRuntime:  "runc",
+			Runtimes:        []string{"runc"},
+			MinOOMScoreAdj:  -1000,
 		}
+
 		return nil
 	})
+
 	return h, err
 }
 
@@ -468,8 +544,10 @@ func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 			}
 			out = append(out, o)
 		}
+
 		return nil
 	})
+
 	return out, err
 }
 
@@ -482,6 +560,7 @@ func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object
 		}
 		return err
 	})
+
 	return o, err
 }
 
@@ -505,6 +584,7 @@ func (f *Fake) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Ev
 func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	events, end, done := make(chan engine.Event, 1024), make(chan error, 1), make(chan error, 1)
 	f.watchers, f.ended = append(f.watchers, events), append(f.ended, end)
 	go func() {
@@ -521,6 +601,7 @@ func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan er
 			}
 		}
 	}()
+
 	return done
 }
 
@@ -529,6 +610,7 @@ func (f *Fake) tell(id model.ContainerID, kind engine.EventKind) {
 	if kind == engine.Died {
 		e.ExitCode = f.containers[id].State.ExitCode
 	}
+
 	for _, w := range f.watchers {
 		select {
 		case w <- e:
@@ -568,8 +650,15 @@ func (f *Fake) Containers() int {
 func (f *Fake) End(id model.ContainerID, code int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	c := f.containers[id]
-	c.State = &container.State{Status: container.StateExited, ExitCode: code, StartedAt: c.State.StartedAt, FinishedAt: f.now()}
+	c.State = &container.State{
+		Status:     container.StateExited,
+		ExitCode:   code,
+		StartedAt:  c.State.StartedAt,
+		FinishedAt: f.now(),
+	}
+
 	f.tell(id, engine.Died)
 }
 
@@ -586,10 +675,12 @@ func (f *Fake) destroy(id model.ContainerID) {
 	if c == nil {
 		return
 	}
+
 	if f.ticks++; c.State.Running {
 		c.State.ExitCode = 137
 		f.tell(id, engine.Died)
 	}
+
 	delete(f.containers, id)
 	f.tell(id, engine.Destroyed)
 }

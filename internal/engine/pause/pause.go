@@ -1,5 +1,6 @@
-// Package pause holds the embedded pause image: a program of a few hundred bytes for each architecture (source in src, made by build),
-// and the image around it that docker load takes. A pod needs no registry to start.
+// Package pause holds the embedded pause image: a program of a few hundred bytes for each
+// architecture (source in src, made by build), and the image around it that docker load takes. A
+// pod needs no registry to start.
 package pause
 
 import (
@@ -40,7 +41,8 @@ func New(arch string) (Image, error) {
 	case "arm64", "aarch64":
 		program, goarch = arm64, "arm64"
 	default:
-		return Image{}, fmt.Errorf("embedded pause image: none for architecture %q; name one with --pod-infra-container-image", arch)
+		return Image{}, fmt.Errorf("embedded pause image: none for architecture %q; name one with "+
+			"--pod-infra-container-image", arch)
 	}
 
 	sum := sha256.Sum256(program)
@@ -49,26 +51,33 @@ func New(arch string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+
 	diff := sha256.Sum256(layer)
 	img := Image{
 		Ref:        Repository + ":" + hex.EncodeToString(sum[:6]),
 		DiffID:     "sha256:" + hex.EncodeToString(diff[:]),
 		Entrypoint: []string{"/pause"},
 	}
+
 	img.Archive, err = Archive(img.Ref, goarch, files, img.Entrypoint, nil)
+
 	return img, err
 }
 
 // programMode is the mode of the files in a layer.
 const programMode = 0o755
 
-// Archive is an image of one layer with executable files, as POST /images/load takes it on every engine: files by their path without
-// leading slash, the entrypoint, and labels. It has no times, so equal input gives equal bytes.
-func Archive(ref, goarch string, files map[string][]byte, entrypoint []string, labels map[string]string) ([]byte, error) {
+// Archive is an image of one layer with executable files, as POST /images/load takes it on every
+// engine: files by their path without leading slash, the entrypoint, and labels. It has no times,
+// so equal input gives equal bytes.
+func Archive(
+	ref, goarch string, files map[string][]byte, entrypoint []string, labels map[string]string,
+) ([]byte, error) {
 	layer, err := pack(files, programMode)
 	if err != nil {
 		return nil, err
 	}
+
 	type object = map[string]any
 	diff := sha256.Sum256(layer)
 	config, err := json.Marshal(object{
@@ -79,12 +88,18 @@ func Archive(ref, goarch string, files map[string][]byte, entrypoint []string, l
 	if err != nil {
 		return nil, err
 	}
+
 	sum := sha256.Sum256(config)
 	configName, layerName := hex.EncodeToString(sum[:])+".json", hex.EncodeToString(diff[:])+".tar"
-	manifest, err := json.Marshal([]object{{"Config": configName, "RepoTags": []string{ref}, "Layers": []string{layerName}}})
+	manifest, err := json.Marshal([]object{{
+		"Config":   configName,
+		"RepoTags": []string{ref},
+		"Layers":   []string{layerName},
+	}})
 	if err != nil {
 		return nil, err
 	}
+
 	return pack(map[string][]byte{configName: config, layerName: layer, "manifest.json": manifest}, 0o644)
 }
 
@@ -93,13 +108,21 @@ func pack(files map[string][]byte, mode int64) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(files[name])), Format: tar.FormatUSTAR}); err != nil {
+		if err := w.WriteHeader(&tar.Header{
+			Name:   name,
+			Mode:   mode,
+			Size:   int64(len(files[name])),
+			Format: tar.FormatUSTAR,
+		}); err != nil {
 			return nil, err
 		}
+
 		if _, err := w.Write(files[name]); err != nil {
 			return nil, err
 		}
 	}
+
 	err := w.Close()
+
 	return b.Bytes(), err
 }

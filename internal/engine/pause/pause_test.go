@@ -22,9 +22,11 @@ func members(t *testing.T, archive []byte) map[string][]byte {
 		if errors.Is(err, io.EOF) {
 			return out
 		}
+
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if out[h.Name], err = io.ReadAll(r); err != nil {
 			t.Fatal(err)
 		}
@@ -37,22 +39,27 @@ func TestImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		again, err := New(names[1])
 		if diff := cmp.Diff(img, again); err != nil || diff != "" {
 			t.Errorf("%s and %s differ: %v, %s", names[0], names[1], err, diff)
 		}
+
 		ref, archive := img.Ref, img.Archive
 		if tag, ok := strings.CutPrefix(ref, "cri-dockerd.local/pause:"); !ok || len(tag) != 12 {
 			t.Errorf("the name is %s", ref)
 		}
+
 		files := members(t, archive)
 		var manifest []struct {
 			Config           string
 			RepoTags, Layers []string
 		}
+
 		if err := json.Unmarshal(files["manifest.json"], &manifest); err != nil {
 			t.Fatal(err)
 		}
+
 		var config struct {
 			Architecture string
 			Config       struct {
@@ -60,9 +67,11 @@ func TestImage(t *testing.T) {
 				Labels     map[string]string
 			}
 		}
+
 		if err := json.Unmarshal(files[manifest[0].Config], &config); err != nil {
 			t.Fatal(err)
 		}
+
 		if config.Architecture != names[0] || len(config.Config.Labels) > 0 {
 			t.Errorf("%s: %+v", names[0], config)
 		}
@@ -79,21 +88,25 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s: the layer has no program", names[0])
 		}
 	}
+
 	if _, err := New("riscv64"); err == nil || !strings.Contains(err.Error(), "--pod-infra-container-image") {
 		t.Errorf("an architecture without a program: %v", err)
 	}
 }
 
-// TestProgramsAreSafe looks at what the kernel sees of the programs: static, and no memory both writable and executable.
+// TestProgramsAreSafe looks at what the kernel sees of the programs: static, and no memory both
+// writable and executable.
 func TestProgramsAreSafe(t *testing.T) {
 	for machine, program := range map[elf.Machine][]byte{elf.EM_X86_64: amd64, elf.EM_AARCH64: arm64} {
 		f, err := elf.NewFile(bytes.NewReader(program))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if f.Machine != machine || f.Type != elf.ET_EXEC {
 			t.Errorf("%v: %v, %v", machine, f.Machine, f.Type)
 		}
+
 		stack := false
 		for _, p := range f.Progs {
 			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
@@ -104,6 +117,7 @@ func TestProgramsAreSafe(t *testing.T) {
 			}
 			stack = stack || p.Type == elf.PT_GNU_STACK
 		}
+
 		if !stack {
 			t.Errorf("%v: without PT_GNU_STACK the stack would be executable", machine)
 		}

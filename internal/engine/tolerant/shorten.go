@@ -2,8 +2,8 @@ package tolerant
 
 import "io"
 
-// shortener passes JSON on and replaces each string of more than max bytes, in its encoded form, by the empty one. So a decoder, which
-// holds a whole string, never holds a larger one.
+// shortener passes JSON on and replaces each string of more than max bytes, in its encoded form, by
+// the empty one. So a decoder, which holds a whole string, never holds a larger one.
 type shortener struct {
 	src io.Reader
 	max int
@@ -30,24 +30,30 @@ func (s *shortener) Read(p []byte) (int, error) {
 		}
 		s.fill()
 	}
+
 	n := copy(p, s.rest)
 	s.rest = s.rest[n:]
+
 	return n, nil
 }
 
-// fill reads the next piece. At the end of the input a string that is still open is passed on, so that the decoder finds it torn.
+// fill reads the next piece. At the end of the input a string that is still open is passed on, so
+// that the decoder finds it torn.
 func (s *shortener) fill() {
 	if s.in == nil {
 		s.in = make([]byte, chunk)
 	}
+
 	n, err := s.src.Read(s.in)
 	s.out = s.out[:0]
 	for _, b := range s.in[:n] {
 		s.take(b)
 	}
+
 	if s.err = err; err != nil {
 		s.out = append(s.out, s.held...)
 	}
+
 	s.rest = s.out
 }
 
@@ -60,6 +66,7 @@ func (s *shortener) take(b byte) {
 		s.inside, s.long, s.held = true, false, append(s.held[:0], b)
 		return
 	}
+
 	end := b == '"' && !s.escaped
 	s.escaped = b == '\\' && !s.escaped
 	if !s.long {
@@ -71,6 +78,7 @@ func (s *shortener) take(b byte) {
 		s.held = append(s.held, b)
 		s.cut++
 	}
+
 	if end {
 		s.out = append(s.out, s.held...)
 		s.inside, s.held = false, s.held[:0]

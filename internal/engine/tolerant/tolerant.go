@@ -1,6 +1,7 @@
-// Package tolerant decodes JSON whose size and content others control, such as the engine's answers: an image's author writes most of what
-// an inspect says of its containers. It reads a stream with bounded memory, keeps the fields of the target type only, and leaves out what
-// does not fit there. Errors are left to what no decoder can get around: torn input and broken syntax.
+// Package tolerant decodes JSON whose size and content others control, such as the engine's
+// answers: an image's author writes most of what an inspect says of its containers. It reads a
+// stream with bounded memory, keeps the fields of the target type only, and leaves out what does
+// not fit there. Errors are left to what no decoder can get around: torn input and broken syntax.
 package tolerant
 
 import (
@@ -16,12 +17,14 @@ type Limits struct {
 	Text  int // of one string; a longer one is left out
 	Group int // of one list or map with all below it; further elements are left out
 	Total int // of all strings of one call; more is ErrTooLarge
-	// Keep says of a map's key that its entry is kept whatever the group holds already, with a text of up to KeptText. Nil for none.
+	// Keep says of a map's key that its entry is kept whatever the group holds already, with a text
+	// of up to KeptText. Nil for none.
 	Keep     func(key string) bool
 	KeptText int
 }
 
-// ErrTooLarge is the error of an answer that holds more than Limits.Total, or that is nested deeper than any answer.
+// ErrTooLarge is the error of an answer that holds more than Limits.Total, or that is nested deeper
+// than any answer.
 var ErrTooLarge = errors.New("the answer is too large")
 
 const (
@@ -31,30 +34,36 @@ const (
 	overhead    = 16      // bytes that an element of a group counts beside its text
 )
 
-// Decode reads one JSON value into target, a non-nil pointer. It returns the paths of the fields that were left out, at most maxLeft.
+// Decode reads one JSON value into target, a non-nil pointer. It returns the paths of the fields
+// that were left out, at most maxLeft.
 func Decode(r io.Reader, target any, l Limits) (left []string, err error) {
 	d := newDecoder(r, l)
 	tok, err := d.token()
 	if err != nil {
 		return nil, err
 	}
+
 	if err := d.value(tok, reflect.ValueOf(target).Elem(), "", nil); err != nil {
 		return nil, err
 	}
+
 	return d.report(), nil
 }
 
-// Each reads a JSON list and calls use for each element, with the paths of the fields that were left out of it. One element is in memory
-// at a time. An element that is no object is left out. Each stops at the first error of use.
+// Each reads a JSON list and calls use for each element, with the paths of the fields that were
+// left out of it. One element is in memory at a time. An element that is no object is left out.
+// Each stops at the first error of use.
 func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) error) error {
 	d := newDecoder(r, l)
 	tok, err := d.token()
 	if err != nil || tok == nil {
 		return err
 	}
+
 	if tok != json.Delim('[') {
 		return errors.Join(errors.New("the answer is no list"), d.skip(tok))
 	}
+
 	for n := 0; ; n++ {
 		tok, err := d.token()
 		switch {
@@ -70,19 +79,22 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 			}
 			continue
 		}
+
 		d.left, d.short.cut = nil, 0
 		var element T
 		if err := d.value(tok, reflect.ValueOf(&element).Elem(), "", nil); err != nil {
 			return err
 		}
+
 		if err := use(&element, d.report()); err != nil {
 			return err
 		}
 	}
 }
 
-// Sequence reads JSON objects that follow each other until the input ends, and calls use for each. Limits.Total is for each one. Values
-// that are no objects are left out. Sequence stops at the first error of use.
+// Sequence reads JSON objects that follow each other until the input ends, and calls use for each.
+// Limits.Total is for each one. Values that are no objects are left out. Sequence stops at the
+// first error of use.
 func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
 	d := newDecoder(r, l)
 	for {
@@ -98,11 +110,13 @@ func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
 			}
 			continue
 		}
+
 		d.left, d.kept = nil, 0
 		var message T
 		if err := d.value(tok, reflect.ValueOf(&message).Elem(), "", nil); err != nil {
 			return err
 		}
+
 		if err := use(&message); err != nil {
 			return err
 		}
@@ -170,9 +184,11 @@ func (d *decoder) skip(tok json.Token) error {
 		case json.Delim('}'), json.Delim(']'):
 			depth--
 		}
+
 		if depth <= 0 {
 			return nil
 		}
+
 		var err error
 		if tok, err = d.token(); err != nil {
 			return err

@@ -48,28 +48,60 @@ func TestDecodeKeepsWhatFits(t *testing.T) {
 		"plain": {`{"name":"a","On":true,"Float":1.5,"List":["x","y"],"Map":{"k":"v"}}`, func(r *record) bool {
 			return r.Name == "a" && r.On && r.Float == 1.5 && len(r.List) == 2 && r.Map["k"] == "v"
 		}, ""},
-		"embedded":           {`{"Shared":"s"}`, func(r *record) bool { return r.Shared == "s" }, ""},
-		"unknown fields":     {`{"x":{"y":[1,{"z":[]}]},"name":"a"}`, func(r *record) bool { return r.Name == "a" }, ""},
-		"null":               {`{"name":null,"Inner":null,"List":null,"On":true}`, func(r *record) bool { return r.Inner == nil && r.On }, ""},
-		"wrong type":         {`{"name":{"a":[1]},"On":true}`, func(r *record) bool { return r.Name == "" && r.On }, ".name"},
-		"number for text":    {`{"List":[1,"a",{},[],null]}`, func(r *record) bool { return slices.Contains(r.List, "a") }, ".List"},
-		"text for list":      {`{"List":"a b"}`, func(r *record) bool { return len(r.List) == 1 && r.List[0] == "a b" }, ""},
-		"list for map":       {`{"Map":["a"],"On":true}`, func(r *record) bool { return r.Map == nil && r.On }, ".Map"},
-		"number overflows":   {`{"Inner":{"Number":99999,"Addr":"::1"}}`, func(r *record) bool { return r.Inner.Number == 0 && r.Inner.Addr.Is6() }, ".Inner.Number"},
-		"absurd number":      {`{"Inner":{"Number":1e999},"Float":1e999,"On":true}`, func(r *record) bool { return r.On }, ".Float"},
-		"bad time":           {`{"Inner":{"At":"yesterday","Number":1}}`, func(r *record) bool { return r.Inner.Number == 1 }, ".Inner.At"},
-		"bad address":        {`{"Inner":{"Addr":"99999/foo","Number":1}}`, func(r *record) bool { return r.Inner.Number == 1 }, ".Inner.Addr"},
-		"bad key":            {`{"Addrs":{"x":{"Number":1},"::1":{"Number":2}}}`, func(r *record) bool { return len(r.Addrs) == 1 }, ".Addrs"},
-		"half of an element": {`{"Items":[{"Number":1,"Addr":"x"},{"Number":2}]}`, func(r *record) bool { return len(r.Items) == 2 }, ".Items.Addr"},
-		"array":              {`{"Pair":["a","b","c"]}`, func(r *record) bool { return r.Pair == [2]string{"a", "b"} }, ""},
-		"any":                {`{"Any":{"a":1},"On":true}`, func(r *record) bool { return r.Any == nil && r.On }, ""},
-		"long text":          {`{"name":"` + strings.Repeat("a", 40) + `","On":true}`, func(r *record) bool { return r.Name == "" && r.On }, ".name"},
-		"very long text":     {`{"name":"` + strings.Repeat("a", 4000) + `","On":true}`, func(r *record) bool { return r.Name == "" && r.On }, "1 texts of more than 64 bytes"},
-		"long escapes":       {`{"name":"` + strings.Repeat(`\"\u00ff\\`, 400) + `","On":true}`, func(r *record) bool { return r.Name == "" && r.On }, "1 texts"},
-		"very long key":      {`{"` + strings.Repeat("k", 4000) + `":1,"On":true}`, func(r *record) bool { return r.On }, "1 texts"},
-		"our own entry":      {`{"Map":{` + many(50) + `,"own":"` + strings.Repeat("o", 60) + `"}}`, func(r *record) bool { return len(r.Map["own"]) == 60 && len(r.Map) < 20 }, ".Map"},
-		"case":               {`{"NAME":"a"}`, func(r *record) bool { return r.Name == "" }, ""},
-		"invalid UTF-8":      {"{\"name\":\"a\xff\"}", func(r *record) bool { return r.Name == "a\uFFFD" }, ""},
+		"embedded": {`{"Shared":"s"}`, func(r *record) bool { return r.Shared == "s" }, ""},
+		"unknown fields": {`{"x":{"y":[1,{"z":[]}]},"name":"a"}`, func(r *record) bool {
+			return r.Name == "a"
+		}, ""},
+		"null": {`{"name":null,"Inner":null,"List":null,"On":true}`, func(r *record) bool {
+			return r.Inner == nil && r.On
+		}, ""},
+		"wrong type": {`{"name":{"a":[1]},"On":true}`, func(r *record) bool {
+			return r.Name == "" && r.On
+		}, ".name"},
+		"number for text": {`{"List":[1,"a",{},[],null]}`, func(r *record) bool {
+			return slices.Contains(r.List, "a")
+		}, ".List"},
+		"text for list": {`{"List":"a b"}`, func(r *record) bool {
+			return len(r.List) == 1 && r.List[0] == "a b"
+		}, ""},
+		"list for map": {`{"Map":["a"],"On":true}`, func(r *record) bool { return r.Map == nil && r.On }, ".Map"},
+		"number overflows": {`{"Inner":{"Number":99999,"Addr":"::1"}}`, func(r *record) bool {
+			return r.Inner.Number == 0 && r.Inner.Addr.Is6()
+		}, ".Inner.Number"},
+		"absurd number": {`{"Inner":{"Number":1e999},"Float":1e999,"On":true}`, func(r *record) bool {
+			return r.On
+		}, ".Float"},
+		"bad time": {`{"Inner":{"At":"yesterday","Number":1}}`, func(r *record) bool {
+			return r.Inner.Number == 1
+		}, ".Inner.At"},
+		"bad address": {`{"Inner":{"Addr":"99999/foo","Number":1}}`, func(r *record) bool {
+			return r.Inner.Number == 1
+		}, ".Inner.Addr"},
+		"bad key": {`{"Addrs":{"x":{"Number":1},"::1":{"Number":2}}}`, func(r *record) bool {
+			return len(r.Addrs) == 1
+		}, ".Addrs"},
+		"half of an element": {`{"Items":[{"Number":1,"Addr":"x"},{"Number":2}]}`, func(r *record) bool {
+			return len(r.Items) == 2
+		}, ".Items.Addr"},
+		"array": {`{"Pair":["a","b","c"]}`, func(r *record) bool { return r.Pair == [2]string{"a", "b"} }, ""},
+		"any":   {`{"Any":{"a":1},"On":true}`, func(r *record) bool { return r.Any == nil && r.On }, ""},
+		"long text": {`{"name":"` + strings.Repeat("a", 40) + `","On":true}`, func(r *record) bool {
+			return r.Name == "" && r.On
+		}, ".name"},
+		"very long text": {`{"name":"` + strings.Repeat("a", 4000) + `","On":true}`, func(r *record) bool {
+			return r.Name == "" && r.On
+		}, "1 texts of more than 64 bytes"},
+		"long escapes": {`{"name":"` + strings.Repeat(`\"\u00ff\\`, 400) + `","On":true}`, func(r *record) bool {
+			return r.Name == "" && r.On
+		}, "1 texts"},
+		"very long key": {`{"` + strings.Repeat("k", 4000) + `":1,"On":true}`, func(r *record) bool {
+			return r.On
+		}, "1 texts"},
+		"our own entry": {`{"Map":{` + many(50) + `,"own":"` + strings.Repeat("o", 60) + `"}}`, func(r *record) bool {
+			return len(r.Map["own"]) == 60 && len(r.Map) < 20
+		}, ".Map"},
+		"case":          {`{"NAME":"a"}`, func(r *record) bool { return r.Name == "" }, ""},
+		"invalid UTF-8": {"{\"name\":\"a\xff\"}", func(r *record) bool { return r.Name == "a\uFFFD" }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r record
@@ -77,6 +109,7 @@ func TestDecodeKeepsWhatFits(t *testing.T) {
 			if err != nil || !test.ok(&r) || r.hidden != "" {
 				t.Errorf("%+v, %v, %v", r, left, err)
 			}
+
 			if (test.left == "") != (len(left) == 0) || !strings.Contains(strings.Join(left, ","), test.left) {
 				t.Errorf("left out %q, want %q", left, test.left)
 			}
@@ -93,17 +126,20 @@ func many(n int) string {
 }
 
 func TestDecodeOfBrokenInput(t *testing.T) {
-	for _, in := range []string{``, `{`, `{"name":"a`, `{"name":`, `{"x":[[`, `{]`, `{"a" 1}`, `nul`, `{"name":"a\q"}`} {
+	for _, in := range []string{``, `{`, `{"name":"a`, `{"name":`, `{"x":[[`, `{]`, `{"a" 1}`, `nul`,
+		`{"name":"a\q"}`} {
 		var r record
 		if _, err := Decode(strings.NewReader(in), &r, small); err == nil {
 			t.Errorf("%s: no error", in)
 		}
 	}
+
 	var r record
 	deep := `{"x":` + strings.Repeat("[", 5000)
 	if _, err := Decode(strings.NewReader(deep), &r, small); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("deep: %v", err)
 	}
+
 	wide := `{"Items":[` + strings.TrimSuffix(strings.Repeat(`{"Number":1},`, 9999), ",") + `],"On":true}`
 	if _, err := Decode(strings.NewReader(wide), &r, small); err != nil || len(r.Items) > 16 || !r.On {
 		t.Errorf("wide: %d, %v", len(r.Items), err)
@@ -114,14 +150,21 @@ func TestDecodeOfBrokenInput(t *testing.T) {
 func TestEachGoesOn(t *testing.T) {
 	in := `[{"name":"a"},{"name":7},null,"x",[1,[2]],{"Map":"no","name":"b"}]`
 	var names []string
-	err := Each(strings.NewReader(in), small, func(r *record, _ []string) error { names = append(names, r.Name); return nil })
+	err := Each(strings.NewReader(in), small, func(r *record, _ []string) error {
+		names = append(names, r.Name)
+		return nil
+	})
 	if err != nil || !slices.Equal(names, []string{"a", "", "b"}) {
 		t.Errorf("%q, %v", names, err)
 	}
+
 	if err := Each(strings.NewReader(`null`), small, func(*record, []string) error { return nil }); err != nil {
 		t.Errorf("null: %v", err)
 	}
-	if err := Each(strings.NewReader(`[{"name":"a"},{"na`), small, func(*record, []string) error { return nil }); err == nil {
+
+	if err := Each(strings.NewReader(`[{"name":"a"},{"na`), small, func(*record, []string) error {
+		return nil
+	}); err == nil {
 		t.Error("a torn list: no error")
 	}
 }
@@ -154,7 +197,8 @@ func TestMemoryIsBounded(t *testing.T) {
 			runtime.GC()
 			var before, now, most runtime.MemStats
 			runtime.ReadMemStats(&before)
-			in := io.MultiReader(strings.NewReader(test.begin), &endless{text: strings.Repeat(test.repeat, 2000), rest: 16 << 20})
+			in := io.MultiReader(strings.NewReader(test.begin),
+				&endless{text: strings.Repeat(test.repeat, 2000), rest: 16 << 20})
 			reads := 0
 			watched := readerFunc(func(p []byte) (int, error) {
 				if reads++; reads%256 == 0 {
@@ -164,10 +208,12 @@ func TestMemoryIsBounded(t *testing.T) {
 				}
 				return in.Read(p)
 			})
+
 			var r record
 			if _, err := Decode(watched, &r, small); err == nil {
 				t.Error("no error at the torn end")
 			}
+
 			if grown := int64(most.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
 				t.Errorf("the heap grew by %d MiB", grown>>20)
 			}

@@ -15,12 +15,13 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// value decodes the value whose first token is tok. group is what the list or map around it may still keep, nil outside of any. Errors are
-// of the input as a whole.
+// value decodes the value whose first token is tok. group is what the list or map around it may
+// still keep, nil outside of any. Errors are of the input as a whole.
 func (d *decoder) value(tok json.Token, v reflect.Value, path string, group *int) error {
 	if tok == nil {
 		return nil // null leaves everything as it is
 	}
+
 	if v.Kind() == reflect.Pointer {
 		fresh := reflect.New(v.Type().Elem())
 		lost := d.lost
@@ -30,9 +31,11 @@ func (d *decoder) value(tok json.Token, v reflect.Value, path string, group *int
 		}
 		return err
 	}
+
 	if p := reflect.PointerTo(v.Type()); p.Implements(jsonUnmarshaler) || p.Implements(textUnmarshaler) {
 		return d.custom(tok, v, path)
 	}
+
 	switch v.Kind() {
 	case reflect.Struct:
 		return d.object(tok, v, path, group)
@@ -45,6 +48,7 @@ func (d *decoder) value(tok json.Token, v reflect.Value, path string, group *int
 	case reflect.Interface: // nobody reads such a field
 		return d.skip(tok)
 	}
+
 	return d.scalar(tok, v, path)
 }
 
@@ -66,16 +70,20 @@ func (d *decoder) custom(tok json.Token, v reflect.Value, path string) error {
 		d.leave(path)
 		return d.skip(tok)
 	}
+
 	encoded, err := json.Marshal(tok)
 	if err != nil {
 		return err
 	}
+
 	fresh := reflect.New(v.Type())
 	if json.Unmarshal(encoded, fresh.Interface()) != nil {
 		d.leave(path)
 		return nil
 	}
+
 	v.Set(fresh.Elem())
+
 	return nil
 }
 
@@ -92,17 +100,21 @@ func (d *decoder) scalar(tok json.Token, v reflect.Value, path string) error {
 			v.SetString(t)
 			return d.keep(len(t))
 		}
+
 	case bool:
 		if v.Kind() == reflect.Bool {
 			v.SetBool(t)
 			return nil
 		}
+
 	case json.Number:
 		if setNumber(v, t.String()) {
 			return nil
 		}
 	}
+
 	d.leave(path)
+
 	return d.skip(tok)
 }
 
@@ -114,21 +126,25 @@ func setNumber(v reflect.Value, text string) bool {
 			return false
 		}
 		v.SetInt(n)
+
 	case v.CanUint():
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil || v.OverflowUint(n) {
 			return false
 		}
 		v.SetUint(n)
+
 	case v.CanFloat():
 		n, err := strconv.ParseFloat(text, 64)
 		if err != nil || math.IsInf(n, 0) {
 			return false
 		}
 		v.SetFloat(n)
+
 	default:
 		return false
 	}
+
 	return true
 }
 
@@ -138,12 +154,14 @@ func (d *decoder) object(tok json.Token, v reflect.Value, path string, group *in
 		d.leave(path)
 		return d.skip(tok)
 	}
+
 	known := fieldsOf(v.Type())
 	for {
 		key, value, done, err := d.entry()
 		if done || err != nil {
 			return err
 		}
+
 		index, ok := known[key]
 		if !ok {
 			if err := d.skip(value); err != nil {
@@ -151,6 +169,7 @@ func (d *decoder) object(tok json.Token, v reflect.Value, path string, group *in
 			}
 			continue
 		}
+
 		if err := d.value(value, fieldByIndex(v, index), path+"."+key, group); err != nil {
 			return err
 		}
@@ -174,12 +193,14 @@ func (d *decoder) table(tok json.Token, v reflect.Value, path string, group *int
 		d.leave(path)
 		return d.skip(tok)
 	}
+
 	v.Set(reflect.MakeMap(v.Type()))
 	for {
 		text, value, done, err := d.entry()
 		if done || err != nil {
 			return err
 		}
+
 		always := d.limits.Keep != nil && d.limits.Keep(text)
 		key, ok := d.key(v.Type().Key(), text)
 		if !ok || !always && !afford(group, text, value) {
@@ -189,19 +210,23 @@ func (d *decoder) table(tok json.Token, v reflect.Value, path string, group *int
 			}
 			continue
 		}
+
 		limits := d.limits
 		if always {
 			d.limits.Text = limits.KeptText
 		}
+
 		element, lost := reflect.New(v.Type().Elem()).Elem(), d.lost
 		err = d.value(value, element, path, group)
 		d.limits = limits
 		if err == nil {
 			err = d.keep(len(text))
 		}
+
 		if err != nil {
 			return err
 		}
+
 		if d.fits(element, lost) {
 			v.SetMapIndex(key, element)
 		}
@@ -217,7 +242,9 @@ func (d *decoder) key(t reflect.Type, text string) (reflect.Value, bool) {
 	if t.Kind() != reflect.String {
 		return key.Elem(), false
 	}
+
 	key.Elem().SetString(text)
+
 	return key.Elem(), len(text) <= d.limits.Text
 }
 
@@ -230,27 +257,33 @@ func afford(group *int, key string, value json.Token) bool {
 	if cost > *group {
 		return false
 	}
+
 	*group -= cost
+
 	return true
 }
 
-// list decodes a slice. A single text stands for a list of one, as Docker's API has it for commands.
+// list decodes a slice. A single text stands for a list of one, as Docker's API has it for
+// commands.
 func (d *decoder) list(tok json.Token, v reflect.Value, path string, group *int) error {
 	if s, ok := tok.(string); ok && v.Type().Elem().Kind() == reflect.String && len(s) <= d.limits.Text {
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		v.Index(0).SetString(s)
 		return d.keep(len(s))
 	}
+
 	if tok != json.Delim('[') {
 		d.leave(path)
 		return d.skip(tok)
 	}
+
 	v.Set(reflect.MakeSlice(v.Type(), 0, 0))
 	for {
 		tok, err := d.token()
 		if err != nil || tok == json.Delim(']') {
 			return err
 		}
+
 		if !afford(group, "", tok) {
 			d.leave(path + " (an element)")
 			if err := d.skip(tok); err != nil {
@@ -258,10 +291,12 @@ func (d *decoder) list(tok json.Token, v reflect.Value, path string, group *int)
 			}
 			continue
 		}
+
 		element, lost := reflect.New(v.Type().Elem()).Elem(), d.lost
 		if err := d.value(tok, element, path, group); err != nil {
 			return err
 		}
+
 		if d.fits(element, lost) {
 			v.Set(reflect.Append(v, element))
 		}
@@ -274,16 +309,19 @@ func (d *decoder) array(tok json.Token, v reflect.Value, path string, group *int
 		d.leave(path)
 		return d.skip(tok)
 	}
+
 	for i := 0; ; i++ {
 		tok, err := d.token()
 		if err != nil || tok == json.Delim(']') {
 			return err
 		}
+
 		if i < v.Len() {
 			err = d.value(tok, v.Index(i), path, group)
 		} else {
 			err = d.skip(tok)
 		}
+
 		if err != nil {
 			return err
 		}
@@ -297,6 +335,7 @@ func fieldsOf(t reflect.Type) map[string][]int {
 	if known, ok := fields.Load(t); ok {
 		return known.(map[string][]int) //nolint:forcetypeassert // only these are stored
 	}
+
 	names := map[string][]int{}
 	for _, f := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -310,7 +349,9 @@ func fieldsOf(t reflect.Type) map[string][]int {
 			names[name] = f.Index
 		}
 	}
+
 	fields.Store(t, names)
+
 	return names
 }
 
@@ -325,5 +366,6 @@ func fieldByIndex(v reflect.Value, index []int) reflect.Value {
 		}
 		v = v.Field(x)
 	}
+
 	return v
 }

@@ -42,6 +42,7 @@ func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
 	for cause := range alarmText {
 		gauge.WithLabelValues(cause).Set(0)
 	}
+
 	return &alarms{
 		log:    log,
 		gauge:  gauge,
@@ -79,6 +80,7 @@ func (a *alarms) update(cause string, next func(int) int) {
 	} else {
 		a.log.Info("container logs: the alarm is over", "alarm", cause)
 	}
+
 	a.changed.notify()
 }
 
@@ -86,12 +88,14 @@ func (a *alarms) update(cause string, next func(int) int) {
 func (a *alarms) list() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	var out []string
 	for _, cause := range slices.Sorted(maps.Keys(a.raised)) {
 		if a.raised[cause] > 0 {
 			out = append(out, alarmText[cause])
 		}
 	}
+
 	return out
 }
 

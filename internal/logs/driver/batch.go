@@ -13,9 +13,11 @@ func (s *stream) drainLocked() {
 			again = true
 			continue
 		}
+
 		if err != nil {
 			return
 		}
+
 		again = false
 	}
 }
@@ -27,6 +29,7 @@ func (s *stream) moveLocked() (int, error) {
 		return 0, err
 	}
 	defer s.buffers.give(b)
+
 	s.measureLocked(b)
 	if s.spill.size > 0 {
 		return s.moveSpillLocked(b)
@@ -36,12 +39,14 @@ func (s *stream) moveLocked() (int, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	used, err := b.render(&s.clock, waiting)
 	if errors.Is(err, errMalformed) && used == 0 {
 		s.losses.add(1, reasonMalformed, err)
 		used = malformedIn(waiting)
 		return used, b.consume(s.fifo, used)
 	}
+
 	if used == 0 {
 		if s.isGrowingLocked(len(waiting)) {
 			return 0, errCut
@@ -57,6 +62,7 @@ func (s *stream) moveLocked() (int, error) {
 	if late {
 		return used, nil
 	}
+
 	return used, b.consume(s.fifo, used)
 }
 
@@ -87,6 +93,7 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 		s.losses.add(1, reasonMalformed, err)
 		return 0, s.spill.clear()
 	}
+
 	if err != nil {
 		return 0, err
 	}
@@ -95,6 +102,7 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	if used, err := b.render(&s.clock, text); used == 0 {
 		s.losses.add(1, reasonMalformed, err)
 		return len(text), s.spill.clear()
@@ -108,6 +116,7 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 	if late { // discard has cleared it
 		return len(text), nil
 	}
+
 	return len(text), s.spill.clear()
 }
 
@@ -154,7 +163,9 @@ func (s *stream) writeLocked(b *scratch) (held error) {
 		// A torn line would spoil the next one.
 		err = errors.Join(err, s.log.Truncate(st.Size()-int64(n-end)))
 	}
+
 	s.losses.add(len(b.ends)-whole, reasonDisk, err)
+
 	return nil
 }
 
@@ -212,5 +223,6 @@ func framesIn(b []byte, n int) (size int) {
 		}
 		size += k
 	}
+
 	return size
 }

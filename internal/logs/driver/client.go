@@ -48,25 +48,31 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, end
 			err = fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
 		}
 	}()
+
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://log-driver"+watchPath, nil)
 	if err != nil {
 		return s, nil, err
 	}
+
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return s, nil, err
 	}
+
 	if resp.StatusCode != http.StatusOK {
 		return s, nil, errors.Join(fmt.Errorf("answered %s", resp.Status), resp.Body.Close())
 	}
+
 	dec := json.NewDecoder(resp.Body)
 	if err := dec.Decode(&s); err != nil {
 		return s, nil, errors.Join(err, resp.Body.Close())
 	}
+
 	end := make(chan struct{})
 	go func() {
 		defer close(end)
 		defer cancel()
+
 		for { // ends with the process or ctx
 			var s Status
 			if dec.Decode(&s) != nil {
@@ -76,8 +82,10 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, end
 				changed(s)
 			}
 		}
+
 		resp.Body.Close()
 	}()
+
 	return s, end, nil
 }
 
@@ -88,19 +96,23 @@ func (c *Client) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 	if err != nil {
 		return nil, err
 	}
+
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer resp.Body.Close()
+
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("log-driver process: metrics: answered %s", resp.Status)
 	}
+
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(io.LimitReader(resp.Body, maxRequest))
 	if err != nil {
 		return nil, fmt.Errorf("log-driver process: metrics: %w", err)
 	}
+
 	return families, nil
 }
 
@@ -111,22 +123,27 @@ func (c *Client) Reopen(ctx context.Context, container string) error {
 	if err != nil {
 		return err
 	}
+
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://log-driver"+reopenPath, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
+
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return fmt.Errorf("log-driver process: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer resp.Body.Close()
+
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
+
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	err = errors.Join(fmt.Errorf("log-driver process: %s", strings.TrimSpace(string(text))), err)
 	if resp.StatusCode == http.StatusNotFound {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
+
 	return err
 }

@@ -100,6 +100,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
+
 	poller, err := newPoller()
 	if err != nil {
 		return nil, err
@@ -123,11 +124,13 @@ func New(cfg Config) (*Driver, error) {
 		closed:  make(chan struct{}),
 		streams: map[string]*stream{},
 	}
+
 	d.orphans = newOrphans(d.table, cfg.EngineAway, d.closed)
 	if err := d.begin(); err != nil {
 		d.poller.close()
 		return nil, err
 	}
+
 	return d, nil
 }
 
@@ -137,18 +140,24 @@ func (d *Driver) begin() error {
 	if err != nil {
 		return fmt.Errorf("log-driver's table: %w", err)
 	}
-	first, err := d.buffers.open() // one at least, so that streams go on when descriptors are used up
+
+	// one at least, so that streams go on when descriptors are used up
+	first, err := d.buffers.open()
 	if err != nil {
 		return err
 	}
+
 	d.buffers.give(first)
 
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
-			d.logger.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err", err)
+			d.logger.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err",
+				err)
 		}
 	}
+
 	d.running.Go(d.tend)
+
 	return nil
 }
 
@@ -173,17 +182,22 @@ func (d *Driver) resume(e entry) error {
 		d.table.removeFIFO(e.FIFO)
 		return d.orphans.add(e)
 	}
+
 	s, err := openStream(&d.shared, e)
 	if errors.Is(err, os.ErrNotExist) {
 		return d.orphans.add(e)
 	}
+
 	if err != nil {
 		return err
 	}
+
 	if err := s.reconcile(); err != nil {
 		d.logger.Warn("lines may be written twice to a container's log", "container", e.Name, "err", err)
 	}
+
 	d.run(s)
+
 	return nil
 }
 
@@ -193,11 +207,13 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	if d.find(e.FIFO) != nil {
 		return nil
 	}
+
 	d.finishOthers(ctx, e)
 	s, err := openStream(&d.shared, e)
 	if err != nil {
 		return err
 	}
+
 	if err := s.succeed(d.orphans.find(e.Container)); err != nil && !isDiskTrouble(err) {
 		s.finish()
 		return err
@@ -208,9 +224,11 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 		s.finish()
 		return err
 	}
+
 	// The orphan's successor is in the table by now: this process may be killed at any moment.
 	d.orphans.forget(e.Container)
 	d.run(s)
+
 	return nil
 }
 
@@ -249,13 +267,16 @@ const stopTimeout = 20 * time.Second
 func (d *Driver) end(ctx context.Context, s *stream, finishLocked func(*stream)) bool {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
+
 	if err := s.lockFor(ctx); err != nil {
 		s.logger.Warn("the end of a container's output is not yet written: the disk does not answer")
 		return false
 	}
 	defer s.unlock()
+
 	s.drainLocked()
 	finishLocked(s)
+
 	return true
 }
 
@@ -292,6 +313,7 @@ func (d *Driver) Reopen(ctx context.Context, container string) error {
 	if err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", container, err)
 	}
+
 	return nil
 }
 

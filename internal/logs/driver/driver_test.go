@@ -53,12 +53,14 @@ func (e *fakeEngine) call(path string, body any) string {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+
 	w := httptest.NewRecorder()
 	e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, bytes.NewReader(b)))
 	var answer struct{ Err string }
 	if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
 		e.t.Fatalf("%s: %v in %q", path, err, w.Body)
 	}
+
 	return answer.Err
 }
 
@@ -73,8 +75,15 @@ type container struct {
 
 func (e *fakeEngine) container(id string) *container {
 	e.t.Helper()
-	c := &container{e: e, id: idOf(id), FIFOPath: filepath.Join(e.dir, "fifo-"+id), log: target{filepath.Join(e.dir, "pods/default_web_uid"), "main-" + id + "/0.log"}}
+	c := &container{
+		e:        e,
+		id:       idOf(id),
+		FIFOPath: filepath.Join(e.dir, "fifo-"+id),
+		log:      target{filepath.Join(e.dir, "pods/default_web_uid"), "main-" + id + "/0.log"},
+	}
+
 	c.open()
+
 	return c
 }
 
@@ -90,16 +99,22 @@ func (c *container) open() {
 	if err := syscall.Mkfifo(c.FIFOPath, 0o700); err != nil {
 		c.e.t.Fatal(err)
 	}
+
 	f, err := os.OpenFile(c.FIFOPath, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		c.e.t.Fatal(err)
 	}
+
 	c.fifo = f
 	c.e.t.Cleanup(func() { f.Close() })
 }
 
 func (c *container) info() map[string]any {
-	return map[string]any{"ContainerID": c.id, "ContainerName": "/k8s_" + c.id, "Config": map[string]string{OptionDirectory: c.log.Directory, OptionPath: c.log.Path}}
+	return map[string]any{
+		"ContainerID":   c.id,
+		"ContainerName": "/k8s_" + c.id,
+		"Config":        map[string]string{OptionDirectory: c.log.Directory, OptionPath: c.log.Path},
+	}
 }
 
 func (c *container) start() {
@@ -132,6 +147,7 @@ func (c *container) frame(f frame, last bool) []byte {
 		b = protowire.AppendBytes(b, meta)
 		binary.BigEndian.PutUint32(b, uint32(len(b)-prefixSize))
 	}
+
 	return b
 }
 
@@ -162,6 +178,7 @@ func texts(t *testing.T, file string) []string {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
+
 	var out []string
 	for l := range strings.Lines(string(b)) {
 		stamp, rest, _ := strings.Cut(l, " ")
@@ -170,20 +187,31 @@ func texts(t *testing.T, file string) []string {
 		}
 		out = append(out, strings.TrimSuffix(rest, "\n"))
 	}
+
 	return out
 }
 
 func newDriver(t *testing.T, dir string, change ...func(*Config)) (*Driver, *fakeEngine) {
 	t.Helper()
-	cfg := Config{Directory: filepath.Join(dir, "table"), FIFOs: dir, Version: "test", Pause: time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	cfg := Config{
+		Directory: filepath.Join(dir, "table"),
+		FIFOs:     dir,
+		Version:   "test",
+		Pause:     time.Millisecond,
+		Log:       slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+
 	for _, c := range change {
 		c(&cfg)
 	}
+
 	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(d.Close)
+
 	return d, &fakeEngine{t: t, dir: dir, http: d.Handler()}
 }
 
@@ -216,28 +244,35 @@ func TestOutputIsWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	c.stop()
 	want := []string{"stdout F one", "stderr F two \r", "stdout F ", "stdout P pie", "stdout F ce",
-		"stdout P " + long[:pieceSize], "stdout P " + long[:pieceSize], "stdout P " + long[:pieceSize], "stdout F xxxxxxx"}
+		"stdout P " + long[:pieceSize], "stdout P " + long[:pieceSize], "stdout P " + long[:pieceSize],
+		"stdout F xxxxxxx"}
 	if diff := cmp.Diff(want, texts(t, c.log.String())); diff != "" { // complete when StopLogging returns
 		t.Error(diff)
 	}
+
 	b, err := os.ReadFile(c.log.String())
 	if first := began.Add(1).Local().Format(timeLayout); err != nil || !strings.HasPrefix(string(b), first+" ") {
 		t.Errorf("the first time is %.40q, want %s; %v", b, first, err)
 	}
+
 	if st, err := os.Stat(c.log.String()); err != nil || st.Mode().Perm() != fileMode {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
+
 	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table still has %v", left)
 	}
+
 	c.stop() // unknown by now
 }
 
 func TestTimes(t *testing.T) {
 	var c clock
-	for _, want := range []time.Time{began, began.Add(999999999), began.Add(time.Second), began.Add(-time.Second), time.Unix(-1, 5), time.Unix(0, 0)} {
+	for _, want := range []time.Time{began, began.Add(999999999), began.Add(time.Second), began.Add(-time.Second),
+		time.Unix(-1, 5), time.Unix(0, 0)} {
 		got, err := time.Parse(time.RFC3339Nano, string(c.append(nil, want.UnixNano())))
 		if err != nil || !got.Equal(want) {
 			t.Errorf("%v became %v, %v", want, got, err)
@@ -261,31 +296,41 @@ func TestKilledAtAnyMoment(t *testing.T) {
 					c.say(fmt.Sprint("line ", i))
 					want = append(want, fmt.Sprint("stdout F line ", i))
 				}
+
 				for i := range before {
 					say(i)
 				}
+
 				eventually(t, "written", func() bool { return len(texts(t, c.log.String())) == before })
 				d.Close()
 				mark := e.n
 				for i := range waiting {
 					say(before + i)
 				}
+
 				// What the killed one had written of these.
 				var b []byte
 				var k clock
 				ends := []int{0}
 				for i := range waiting {
-					b = k.appendRecords(b, frame{Source: "stdout", Time: began.UnixNano() + mark + 1 + int64(i), Line: fmt.Append(nil, "line ", before+i)})
+					b = k.appendRecords(b, frame{
+						Source: "stdout",
+						Time:   began.UnixNano() + mark + 1 + int64(i),
+						Line:   fmt.Append(nil, "line ", before+i),
+					})
 					ends = append(ends, len(b))
 				}
+
 				end := min(ends[written]+torn, len(b))
 				f, err := os.OpenFile(c.log.String(), os.O_WRONLY|os.O_APPEND, 0)
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				if _, err := f.Write(b[:end]); err != nil {
 					t.Fatal(err)
 				}
+
 				f.Close()
 				old := c.log.String() + ".20260102-030405"
 				if renamed { // by the kubelet, which had not yet asked to reopen
@@ -293,6 +338,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
+
 				_, next := newDriver(t, dir)
 				e.http = next.http
 				say(before + waiting)
@@ -302,6 +348,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
+
 				c.stop()
 				got := append(texts(t, old), texts(t, c.log.String())...)
 				if diff := cmp.Diff(want, got); diff != "" {
@@ -318,6 +365,7 @@ func TestReopen(t *testing.T) {
 	if err := d.Reopen(t.Context(), c.id); !errors.Is(err, ErrUnknown) {
 		t.Errorf("before its start: %v", err)
 	}
+
 	c.start()
 	var want, got []string
 	for i := range 20 {
@@ -327,22 +375,27 @@ func TestReopen(t *testing.T) {
 			if err := os.Rename(c.log.String(), fmt.Sprintf("%s.%02d", c.log, i)); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := d.Reopen(t.Context(), c.id); err != nil {
 				t.Fatal(err)
 			}
+
 			if _, err := os.Stat(c.log.String()); err != nil {
 				t.Errorf("after Reopen: %v", err)
 			}
 		}
 	}
+
 	c.stop()
 	files, err := rotatedFiles(t, c.log)
 	if err != nil || len(files) != 4 {
 		t.Errorf("rotated: %v, %v", files, err)
 	}
+
 	for _, f := range append(files, c.log.String()) {
 		got = append(got, texts(t, f)...)
 	}
+
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -356,10 +409,12 @@ func rotatedFiles(t *testing.T, log target) (files []string, err error) {
 		return nil, err
 	}
 	defer dir.Close()
+
 	names, err := log.rotated(dir)
 	for _, name := range names {
 		files = append(files, filepath.Join(dir.Name(), name))
 	}
+
 	return files, err
 }
 
@@ -372,13 +427,16 @@ func TestFileThatIsBeingRenamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	st, err := f.Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
+
 		from, to := log.String(), log.String()+".20260102-030405"
 		for tick := time.NewTicker(200 * time.Microsecond); ; from, to = to, from {
 			select {
@@ -386,11 +444,13 @@ func TestFileThatIsBeingRenamed(t *testing.T) {
 				return
 			case <-tick.C:
 			}
+
 			if err := os.Rename(from, to); err != nil {
 				t.Error(err)
 			}
 		}
 	}()
+
 	for range 5000 {
 		f, err := log.byInode(inodeOf(st))
 		if err != nil {
@@ -398,6 +458,7 @@ func TestFileThatIsBeingRenamed(t *testing.T) {
 		}
 		f.Close()
 	}
+
 	close(stop)
 	<-stopped
 }
@@ -440,16 +501,20 @@ func TestRotationTakenBack(t *testing.T) {
 				c.say("two")
 				if written {
 					eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
-					if took := time.Since(asked); took < 100*time.Millisecond { // what a killed process has written would be lost with the file
+					// what a killed process has written would be lost with the file
+					if took := time.Since(asked); took < 100*time.Millisecond {
 						t.Errorf("a line was written %v after Reopen", took)
 					}
 				}
+
 				if err := os.Rename(old, c.log.String()); err != nil {
 					t.Fatal(err)
 				}
+
 				test.then(c, d, old)
 				got := append(texts(t, old), texts(t, c.log.String())...)
-				if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three"}[:test.want], got); diff != "" {
+				if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three"}[:test.want],
+					got); diff != "" {
 					t.Error(diff)
 				}
 			})
@@ -465,11 +530,13 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	daemon, goes := context.WithCancel(t.Context())
 	defer goes()
+
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		e.http.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(daemon, http.MethodGet, watchPath, nil))
 	}()
+
 	c := e.container("aa")
 	c.start()
 	c.say("one")
@@ -484,6 +551,7 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	if left := d.left.Load(); left == nil || left.Before(rotated) {
 		t.Fatalf("the daemon has gone at %v, after the rotation at %v", left, rotated)
 	}
+
 	d.left.Store(&rotated) // also on a machine that is busy for longer than the rest
 	c.say("two")
 	time.Sleep(3 * restTime)
@@ -491,6 +559,7 @@ func TestDaemonGoesDuringRotation(t *testing.T) {
 	if err := os.Rename(old, c.log.String()); err != nil {
 		t.Fatal(err)
 	}
+
 	_, next := newDriver(t, e.dir)
 	e.http = next.http
 	eventually(t, "two lines", func() bool { return len(texts(t, c.log.String())) == 2 })
@@ -516,11 +585,13 @@ func TestEngineRestarted(t *testing.T) {
 		} else {
 			c.say("three")
 		}
+
 		first := c.FIFOPath
 		c.fifo.Close()
 		if away { // for so long that the first stream has ended
 			eventually(t, "the first stream is forgotten", func() bool { return c.stream(d) == nil })
 		}
+
 		if renewed { // this process, before there is another engine
 			eventually(t, "three lines", func() bool { return len(texts(t, c.log.String())) == 3 })
 			d.Close()
@@ -528,6 +599,7 @@ func TestEngineRestarted(t *testing.T) {
 			d, next = newDriver(t, dir)
 			e.http = next.http
 		}
+
 		c.FIFOPath += "-2"
 		c.open()
 		old := c.log.String() + ".20260102-030405"
@@ -536,6 +608,7 @@ func TestEngineRestarted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+
 		c.start()
 		c.say("four")
 		if renamed { // and never gets one
@@ -544,12 +617,22 @@ func TestEngineRestarted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+
 		c.stop()
-		if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three", "stdout F four"}, texts(t, c.log.String())); diff != "" {
+		if diff := cmp.Diff([]string{"stdout F one", "stdout F two", "stdout F three", "stdout F four"},
+			texts(t, c.log.String())); diff != "" {
 			t.Error(diff)
 		}
-		eventually(t, "the first FIFO is removed", func() bool { _, err := os.Lstat(first); return errors.Is(err, os.ErrNotExist) })
-		eventually(t, "the table is empty", func() bool { left, _ := os.ReadDir(filepath.Join(dir, "table")); return len(left) == 0 })
+
+		eventually(t, "the first FIFO is removed", func() bool {
+			_, err := os.Lstat(first)
+			return errors.Is(err, os.ErrNotExist)
+		})
+
+		eventually(t, "the table is empty", func() bool {
+			left, _ := os.ReadDir(filepath.Join(dir, "table"))
+			return len(left) == 0
+		})
 	}
 }
 
@@ -565,6 +648,7 @@ func TestEngineOpensLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c.fifo = f
 	c.say("one")
 	c.stop()
@@ -583,6 +667,7 @@ func TestLogDirectoryDeleted(t *testing.T) {
 	if err := os.RemoveAll(c.log.Directory); err != nil {
 		t.Fatal(err)
 	}
+
 	s := c.stream(d)
 	s.lock()
 	s.checked = time.Time{} // a second later
@@ -595,6 +680,7 @@ func TestLogDirectoryDeleted(t *testing.T) {
 	if err := os.RemoveAll(c.log.Directory); err != nil {
 		t.Fatal(err)
 	}
+
 	c.stop()
 	if _, err := os.Stat(c.log.Directory); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the end of the container has made the directory again: %v", err)
@@ -613,6 +699,7 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := c.stream(d)
 	s.lock()
 	good := s.log
@@ -621,6 +708,7 @@ func TestFullDisk(t *testing.T) {
 	for range 5000 { // more than the FIFO holds
 		c.say(strings.Repeat("lost ", 20))
 	}
+
 	eventually(t, "all is dropped", func() bool { return d.droppedLines(reasonDisk) == 5000 })
 	s.lock()
 	s.log = good
@@ -641,11 +729,14 @@ func limited(t *testing.T, size uint64) (lift func()) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: size, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
+
 	lift = func() { _ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old) }
 	t.Cleanup(lift)
+
 	return lift
 }
 
@@ -657,6 +748,7 @@ func TestDiskTakesAPart(t *testing.T) {
 	for i := range 100 {
 		c.say(fmt.Sprint("line ", i))
 	}
+
 	c.stop()
 	lift()
 	got := texts(t, c.log.String()) // no torn line
@@ -675,6 +767,7 @@ func TestDiskHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+
 	s := c.stream(d)
 	s.lock()
 	s.log.Close()
@@ -684,12 +777,14 @@ func TestDiskHangs(t *testing.T) {
 	for i := range lines {
 		c.say(fmt.Sprintf("line %06d %s", i, strings.Repeat("x", 200)))
 	}
+
 	eventually(t, "output is dropped", func() bool { return len(s.busy) == 1 })
 	read := make(chan int)
 	go func() {
 		b, _ := io.ReadAll(r)
 		read <- bytes.Count(b, []byte("\n"))
 	}()
+
 	eventually(t, "the batch that hung is over", func() bool { return d.droppedLines(reasonStalled) > 0 })
 	c.say("after all")
 	c.stop()
@@ -707,10 +802,12 @@ func TestMalformed(t *testing.T) {
 	if _, err := c.fifo.Write([]byte{0xff, 0xff, 0xff, 0xff, 1, 2, 3}); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "it is counted", func() bool { return d.droppedLines(reasonMalformed) == 1 })
 	if _, err := c.fifo.Write([]byte{0, 0, 0, 9, 1}); err != nil { // cut, as by a killed engine
 		t.Fatal(err)
 	}
+
 	c.stop()
 	if diff := cmp.Diff([]string{"stdout F one"}, texts(t, c.log.String())); diff != "" {
 		t.Error(diff)
@@ -742,10 +839,13 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 			t.Fatal(make)
 		}
 	}
+
 	before := len(openFiles(t))
 	for _, log := range []target{
-		{}, {"relative", "0.log"}, {"/", "0.log"}, {pod, ""}, {pod, "."}, {pod, "../x"}, {pod, "/etc/passwd"}, {pod, "a/../../x"},
-		{pod, "link/0.log"}, {pod, "dir"}, {filepath.Join(pod, "link"), "0.log"}, {pod, "a\nb"}, {pod, strings.Repeat("x", 256)},
+		{}, {"relative", "0.log"}, {"/", "0.log"}, {pod, ""}, {pod, "."}, {pod, "../x"}, {pod, "/etc/passwd"},
+		{pod, "a/../../x"},
+		{pod, "link/0.log"}, {pod, "dir"}, {filepath.Join(pod, "link"), "0.log"}, {pod, "a\nb"},
+		{pod, strings.Repeat("x", 256)},
 		{pod, strings.Repeat("x/", 3000)}, {filepath.Join(pod, "\x1b[2J"), "0.log"},
 	} {
 		c := e.container("x")
@@ -755,11 +855,13 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 		} else if strings.Contains(err, "panic") {
 			t.Error(err)
 		}
+
 		c.fifo.Close()
 		if err := os.Remove(c.FIFOPath); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Errorf("outside: %v", left)
 	}
@@ -769,6 +871,7 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 	if after := openFiles(t); len(after) > before {
 		t.Errorf("left open: %v", after)
 	}
+
 	for _, body := range []string{"", "{", `{"File":"x"}`, `{"File":"/x","Info":{}}`} {
 		w := httptest.NewRecorder()
 		e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/LogDriver.StartLogging", strings.NewReader(body)))
@@ -785,12 +888,14 @@ func openFiles(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var out []string
 	for _, fd := range fds {
 		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(to, "/") {
 			out = append(out, to)
 		}
 	}
+
 	return out
 }
 
@@ -807,12 +912,14 @@ func TestManyShortContainers(t *testing.T) {
 			eventually(t, "forgotten", func() bool { return c.stream(d) == nil })
 			continue
 		}
+
 		c.stop()
 		c.fifo.Close()
 		if err := os.Remove(c.FIFOPath); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	c := e.container("last") // with it goes what was kept for engines that have not come back
 	c.start()
 	c.stop()
@@ -822,6 +929,7 @@ func TestManyShortContainers(t *testing.T) {
 	for i := range 7 {
 		n += len(texts(t, e.newTarget(fmt.Sprint(i)).String()))
 	}
+
 	if n != 10000 {
 		t.Errorf("%d lines", n)
 	}
@@ -841,28 +949,35 @@ func logsOf(ctx context.Context, t *testing.T, url string, c *container, cfg rea
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/LogDriver.ReadLogs", bytes.NewReader(b))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("ReadLogs: %v, %v", resp, err)
 	}
+
 	t.Cleanup(func() { resp.Body.Close() })
+
 	return func() (string, bool) {
 		head := make([]byte, prefixSize)
 		if _, err := io.ReadFull(resp.Body, head); err != nil {
 			return "", false
 		}
+
 		body := make([]byte, binary.BigEndian.Uint32(head))
 		if _, err := io.ReadFull(resp.Body, body); err != nil {
 			t.Fatal(err)
 		}
+
 		f, err := decode(body)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		return string(f.Line), true
 	}
 }
@@ -906,6 +1021,7 @@ func (l *logged) rotate(name string, compress bool) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+
 	if compress {
 		var z bytes.Buffer
 		w := gzip.NewWriter(&z)
@@ -915,6 +1031,7 @@ func (l *logged) rotate(name string, compress bool) {
 	} else {
 		err = os.Rename(log, log+name)
 	}
+
 	if err := errors.Join(err, l.d.Reopen(l.t.Context(), l.id)); err != nil {
 		l.t.Fatal(err)
 	}
@@ -925,6 +1042,7 @@ func TestReadLogs(t *testing.T) {
 	if got := all(l.read(readConfig{Tail: -1})); got != nil {
 		t.Errorf("before its start: %q", got)
 	}
+
 	l.start()
 	l.say("1", "2")
 	l.rotate(".20260102-030405", true)
@@ -933,10 +1051,12 @@ func TestReadLogs(t *testing.T) {
 	if _, err := l.fifo.Write(l.frame(frame{Source: "stdout", Line: []byte("5"), Partial: true}, false)); err != nil {
 		t.Fatal(err)
 	}
+
 	l.say("", "6")
 	if err := os.WriteFile(l.log.String()+".20260102-030406.tmp", []byte("being compressed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	eventually(t, "written", func() bool { return len(texts(t, l.log.String())) == 3 })
 	for _, test := range []struct {
 		cfg  readConfig
@@ -955,6 +1075,7 @@ func TestReadLogs(t *testing.T) {
 			t.Errorf("%+v: %s", test.cfg, diff)
 		}
 	}
+
 	l.stop()
 }
 
@@ -972,12 +1093,14 @@ func TestFollow(t *testing.T) {
 			}
 		}
 	}
+
 	expect("2\n", "3\n")
 	for i := range 10 {
 		l.say(fmt.Sprint("new ", i))
 		expect(fmt.Sprintf("new %d\n", i))
 		l.rotate(fmt.Sprintf(".20260102-0305%02d", i), i%2 == 0)
 	}
+
 	none := l.read(readConfig{Tail: 0, Follow: true})
 	l.say("last")
 	l.stop()
@@ -988,6 +1111,7 @@ func TestFollow(t *testing.T) {
 	if diff := cmp.Diff([]string{"last\n"}, all(none)); diff != "" {
 		t.Errorf("from now on: %s", diff)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	c2 := l.e.container("bb")
 	c2.start()
@@ -1004,13 +1128,16 @@ func TestClient(t *testing.T) {
 	if _, _, err := client.Watch(t.Context(), nil); !errdefs.IsUnavailable(err) {
 		t.Errorf("nobody there: %v", err)
 	}
+
 	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsUnavailable(err) {
 		t.Errorf("nobody there: %v", err)
 	}
+
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	server := &http.Server{Handler: d.Handler()}
 	go func() { _ = server.Serve(l) }()
 	changes := make(chan Status, 10)
@@ -1018,31 +1145,39 @@ func TestClient(t *testing.T) {
 	if err != nil || s.Control != controlVersion || s.Version != "test" || s.PID != os.Getpid() {
 		t.Fatalf("%+v, %v", s, err)
 	}
+
 	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown: %v", err)
 	}
+
 	d.alarms.raise(alarmTable)
 	if s := <-changes; len(s.Alarms) != 1 {
 		t.Errorf("with an alarm: %+v", s)
 	}
+
 	d.alarms.lower(alarmTable)
 	if s := <-changes; len(s.Alarms) != 0 || s.PID != os.Getpid() {
 		t.Errorf("without an alarm: %+v", s)
 	}
+
 	c := e.container("aa")
 	c.start()
 	if err := os.Remove(c.log.String()); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := client.Reopen(t.Context(), idOf("aa")); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := os.Stat(c.log.String()); err != nil {
 		t.Error(err)
 	}
+
 	if isClosed(gone) {
 		t.Error("gone while it serves")
 	}
+
 	server.Close()
 	<-gone
 	c.stop()
@@ -1050,16 +1185,21 @@ func TestClient(t *testing.T) {
 
 func TestPluginProtocol(t *testing.T) {
 	_, e := newDriver(t, t.TempDir())
-	for path, want := range map[string]string{"/Plugin.Activate": `{"Implements":["LogDriver"]}`, "/LogDriver.Capabilities": `{"Cap":{"ReadLogs":true}}`} {
+	for path, want := range map[string]string{
+		"/Plugin.Activate":        `{"Implements":["LogDriver"]}`,
+		"/LogDriver.Capabilities": `{"Cap":{"ReadLogs":true}}`,
+	} {
 		w := httptest.NewRecorder()
 		e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
 		if got := strings.TrimSpace(w.Body.String()); got != want {
 			t.Errorf("%s: %s", path, got)
 		}
 	}
+
 	w := httptest.NewRecorder()
 	e.http.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	for _, m := range []string{"cri_dockerd_log_lines_total 0", `cri_dockerd_log_dropped_lines_total{reason="stalled"} 0`, "cri_dockerd_log_streams 0"} {
+	for _, m := range []string{"cri_dockerd_log_lines_total 0",
+		`cri_dockerd_log_dropped_lines_total{reason="stalled"} 0`, "cri_dockerd_log_streams 0"} {
 		if !slices.Contains(strings.Split(w.Body.String(), "\n"), m) {
 			t.Errorf("no %s in\n%s", m, w.Body)
 		}
@@ -1081,6 +1221,7 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	outside := filepath.Join(dir, "outside")
 	broken := map[string]string{
 		"torn.json":      string(entry[:len(entry)/2]),
@@ -1092,11 +1233,13 @@ func TestTableThatCannotBeRead(t *testing.T) {
 		"relative.json":  strings.ReplaceAll(string(entry), c.log.Directory, "pods"),
 		"container.json": strings.ReplaceAll(string(entry), c.id, "../../x"),
 	}
+
 	for name, text := range broken {
 		if err := os.WriteFile(filepath.Join(table, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for _, err := range []error{
 		os.WriteFile(outside, []byte("{}"), 0o600),
 		os.Symlink(outside, filepath.Join(table, "link.json")),
@@ -1115,16 +1258,19 @@ func TestTableThatCannotBeRead(t *testing.T) {
 	if alarms := next.alarms.list(); !slices.Equal(alarms, []string{alarmText[alarmTable]}) {
 		t.Errorf("alarms: %q", alarms)
 	}
+
 	for name := range broken {
 		if _, err := os.Lstat(filepath.Join(table, name+brokenSuffix)); err != nil {
 			t.Errorf("%s is not set aside: %v", name, err)
 		}
 	}
+
 	for _, name := range []string{"x.json.new", "stray.part", "link.json", "fifo.json"} {
 		if _, err := os.Lstat(filepath.Join(table, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", name, err)
 		}
 	}
+
 	c.say("one")
 	c.stop()
 	if diff := cmp.Diff([]string{"stdout F one"}, texts(t, c.log.String())); diff != "" {
@@ -1153,6 +1299,7 @@ func TestSpillThatCannotBeRead(t *testing.T) {
 			if err := spoil(d.table.spillFile(&c.stream(d).entry)); err != nil {
 				t.Fatal(err)
 			}
+
 			_, again := newDriver(t, dir)
 			e.http = again.http
 			c.say("one")
@@ -1186,9 +1333,11 @@ func TestTableEntryIsChecked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if err := os.WriteFile(file, b, 0o600); err != nil {
 				t.Fatal(err)
 			}
+
 			next, _ := newDriver(t, dir)
 			if _, err := os.Lstat(file + brokenSuffix); err != nil || len(next.alarms.list()) != 1 {
 				t.Errorf("it is not set aside: %v, %q", err, next.alarms.list())
@@ -1205,10 +1354,17 @@ func TestEngineStaysAway(t *testing.T) {
 	if err := os.Mkdir(rows, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	gone := entry{FIFO: filepath.Join(dir, "fifo"), Container: model.ContainerID(idOf("x")), Log: target{dir, "0.log"}, Inode: 7}
+
+	gone := entry{
+		FIFO:      filepath.Join(dir, "fifo"),
+		Container: model.ContainerID(idOf("x")),
+		Log:       target{dir, "0.log"},
+		Inode:     7,
+	}
 	if err := (&table{dir: rows}).keep(&gone); err != nil {
 		t.Fatal(err)
 	}
+
 	for range 3 {
 		d, _ := newDriver(t, dir)
 		if o := d.orphans.find(model.ContainerID(idOf("x"))); o.Inode != 7 || o.Orphaned.IsZero() {
@@ -1216,6 +1372,7 @@ func TestEngineStaysAway(t *testing.T) {
 		}
 		d.Close()
 	}
+
 	// Nothing else happens on the node.
 	d, _ := newDriver(t, dir, func(c *Config) { c.EngineAway = time.Millisecond })
 	var left []os.DirEntry
@@ -1225,5 +1382,6 @@ func TestEngineStaysAway(t *testing.T) {
 			return
 		}
 	}
+
 	t.Errorf("kept too long: %v", left)
 }

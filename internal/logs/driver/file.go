@@ -37,13 +37,16 @@ const (
 func (t target) check() error {
 	directory := text.Clean(t.Directory, text.MaxName)
 	if !filepath.IsAbs(t.Directory) || filepath.Clean(t.Directory) == "/" || !isPath(t.Directory) {
-		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory, directory)
+		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory,
+			directory)
 	}
+
 	isBelow := filepath.IsLocal(t.Path) && filepath.Clean(t.Path) != "."
 	if !isBelow || !isPath(t.Path) || len(t.String()) > maxPath {
 		path := text.Clean(t.Path, text.MaxName)
 		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, path, directory)
 	}
+
 	return nil
 }
 
@@ -86,10 +89,12 @@ func OpenBeneath(above, below string, create bool) (*os.File, error) {
 			return nil, err
 		}
 	}
+
 	dir, err := safefs.OpenDir(above)
 	if err != nil {
 		return nil, err
 	}
+
 	for name := range strings.SplitSeq(below, "/") {
 		next, err := openDirectory(dir, name, create)
 		dir.Close()
@@ -98,6 +103,7 @@ func OpenBeneath(above, below string, create bool) (*os.File, error) {
 		}
 		dir = next
 	}
+
 	return dir, nil
 }
 
@@ -110,9 +116,11 @@ func openDirectory(above *os.File, name string, create bool) (*os.File, error) {
 		}
 		dir, err = safefs.OpenAt(above, name, flags, 0)
 	}
+
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		err = fmt.Errorf("%w: a directory is expected, and links are not followed here; remove it", err)
 	}
+
 	return dir, err
 }
 
@@ -127,6 +135,7 @@ func (t target) open() (f *os.File, planted error, err error) {
 	if err := t.check(); err != nil {
 		return nil, nil, err
 	}
+
 	dir, err := t.directory(true)
 	if err != nil {
 		return nil, nil, err
@@ -137,19 +146,24 @@ func (t target) open() (f *os.File, planted error, err error) {
 	for range openAttempts {
 		f, err = openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
 		if errors.Is(err, fs.ErrNotExist) {
-			f, err = safefs.OpenAt(dir, name, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
+			f, err = safefs.OpenAt(dir, name, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW,
+				fileMode)
 		}
+
 		if !errors.Is(err, fs.ErrExist) { // else another process has made it meanwhile
 			break
 		}
 	}
+
 	if errors.Is(err, errForeign) {
 		planted = err
 		f, err = replace(dir, name)
 	}
+
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", t, err)
 	}
+
 	return f, planted, nil
 }
 
@@ -170,6 +184,7 @@ func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return nil, &os.PathError{Op: "open", Path: handle.Name(), Err: unix.EISDIR}
@@ -178,10 +193,12 @@ func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	case st.Nlink > 1:
 		return nil, fmt.Errorf("%s is in the way: %w: it is a hard link", handle.Name(), errForeign)
 	}
+
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", handle.Fd()), flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: handle.Name(), Err: err}
 	}
+
 	return os.NewFile(uintptr(fd), handle.Name()), nil
 }
 
@@ -200,9 +217,11 @@ func replace(dir *os.File, name string) (*os.File, error) {
 		return nil, err
 	}
 	defer made.Close()
+
 	if err := safefs.Rename(dir, tmp, name); err != nil {
 		return nil, err
 	}
+
 	return openOwn(dir, name, unix.O_RDWR|unix.O_APPEND) // again, for its name
 }
 
@@ -221,6 +240,7 @@ func (t target) rotated(dir *os.File) ([]string, error) {
 	if _, err := dir.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
+
 	prefix := filepath.Base(t.Path) + "."
 	var out []string
 	for seen := 0; seen < maxNames && len(out) < maxRotated; {
@@ -230,15 +250,19 @@ func (t target) rotated(dir *os.File) ([]string, error) {
 				out = append(out, name)
 			}
 		}
+
 		seen += len(names)
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		if err != nil {
 			return nil, err
 		}
 	}
+
 	slices.Sort(out)
+
 	return out, nil
 }
 
@@ -248,6 +272,7 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 	if inode == 0 {
 		return nil, fs.ErrNotExist
 	}
+
 	dir, err := t.directory(false)
 	if err != nil {
 		return nil, err
@@ -259,6 +284,7 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
+
 		// A file that is renamed meanwhile may have been missed at both names, so the log's own
 		// comes twice.
 		own := filepath.Base(t.Path)
@@ -268,6 +294,7 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 			}
 		}
 	}
+
 	return nil, fs.ErrNotExist
 }
 
@@ -278,17 +305,21 @@ func openInode(dir *os.File, name string, inode uint64) (*os.File, error) {
 	if err != nil || st.Ino != inode {
 		return nil, nil //nolint:nilerr // it is not there any more
 	}
+
 	f, err := openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
 		return nil, nil
 	}
+
 	if err != nil {
 		return nil, err
 	}
+
 	if st, err := f.Stat(); err != nil || inodeOf(st) != inode {
 		f.Close()
 		return nil, nil
 	}
+
 	return f, nil
 }
 
@@ -310,26 +341,31 @@ func tail(f *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	from := max(0, st.Size()-tailSize)
 	b, err := io.ReadAll(io.NewSectionReader(f, from, st.Size()-from))
 	if err != nil {
 		return nil, err
 	}
+
 	whole := len(b)
 	for whole > 0 && b[whole-1] != '\n' {
 		whole--
 	}
+
 	if whole < len(b) {
 		if err := f.Truncate(from + int64(whole)); err != nil {
 			return nil, err
 		}
 	}
+
 	return b[:whole], nil
 }
 
 // isDiskTrouble reports whether an error is the disk's, which may pass, and not of a wrong path.
 func isDiskTrouble(err error) bool {
-	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.ENOMEM, syscall.ESTALE} {
+	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.ENOMEM,
+		syscall.ESTALE} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -43,15 +43,19 @@ func next(b []byte) (f frame, n int, err error) {
 	if len(b) < prefixSize {
 		return f, 0, errCut
 	}
+
 	size := binary.BigEndian.Uint32(b)
 	if size > maxFrame {
 		return f, 0, fmt.Errorf("%w: %d bytes", errMalformed, size)
 	}
+
 	n = prefixSize + int(size)
 	if len(b) < n {
 		return f, 0, errCut
 	}
+
 	f, err = decode(b[prefixSize:n])
+
 	return f, n, err
 }
 
@@ -62,6 +66,7 @@ func decode(b []byte) (f frame, err error) {
 		if n < 0 {
 			return f, fmt.Errorf("%w: %w", errMalformed, protowire.ParseError(n))
 		}
+
 		b = b[n:]
 		switch {
 		case typ == protowire.BytesType && (num == fieldSource || num == fieldLine || num == fieldMetadata):
@@ -78,6 +83,7 @@ func decode(b []byte) (f frame, err error) {
 			default:
 				last = isLast(v)
 			}
+
 		case typ == protowire.VarintType && (num == fieldTime || num == fieldPartial):
 			var v uint64
 			v, n = protowire.ConsumeVarint(b)
@@ -86,15 +92,20 @@ func decode(b []byte) (f frame, err error) {
 			} else {
 				f.Partial = v != 0
 			}
+
 		default:
 			n = protowire.ConsumeFieldValue(num, typ, b)
 		}
+
 		if n < 0 {
 			return f, fmt.Errorf("%w: %w", errMalformed, protowire.ParseError(n))
 		}
+
 		b = b[n:]
 	}
+
 	f.Partial = f.Partial && !last
+
 	return f, nil
 }
 
@@ -113,15 +124,19 @@ func isLast(b []byte) bool {
 		if n < 0 {
 			return false
 		}
+
 		if b = b[n:]; num == fieldLast && typ == protowire.VarintType {
 			v, n := protowire.ConsumeVarint(b)
 			return n > 0 && v != 0
 		}
+
 		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
 			return false
 		}
+
 		b = b[n:]
 	}
+
 	return false
 }
 
@@ -140,7 +155,9 @@ func appendFrame(b []byte, f frame) []byte {
 		b = protowire.AppendTag(b, fieldPartial, protowire.VarintType)
 		b = protowire.AppendVarint(b, 1)
 	}
+
 	binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-prefixSize))
+
 	return b
 }
 
@@ -170,16 +187,19 @@ func (c *clock) append(b []byte, nano int64) []byte {
 	if rest < 0 {
 		second, rest = second-1, rest+1e9
 	}
+
 	if second != c.second || c.before == nil {
 		const digits = len("000000000")
 		text := time.Unix(second, 0).Format(timeLayout)
 		at := len("2006-01-02T15:04:05.")
 		c.second, c.before, c.zone = second, []byte(text[:at]), []byte(text[at+digits:])
 	}
+
 	b = append(b, c.before...)
 	for div := int64(1e8); div > 0; div /= 10 {
 		b = append(b, byte('0'+rest/div%10))
 	}
+
 	return append(b, c.zone...)
 }
 
@@ -194,6 +214,7 @@ func (c *clock) appendRecords(b []byte, f frame) []byte {
 		} else if f.Partial {
 			tag = tagPartial
 		}
+
 		b = c.append(b, f.Time)
 		b = append(b, ' ')
 		b = append(b, f.Source...)

@@ -50,15 +50,19 @@ func newSandbox(t *testing.T) *sandbox {
 		dir:  dir,
 		fifo: filepath.Join(dir, "run", "fifo"),
 	}
+
 	for _, err := range []error{
-		os.Mkdir(filepath.Join(dir, "run"), 0o700), os.Mkdir(filepath.Join(dir, "outside"), 0o700), unix.Mkfifo(s.fifo, 0o600),
+		os.Mkdir(filepath.Join(dir, "run"), 0o700), os.Mkdir(filepath.Join(dir, "outside"), 0o700),
+		unix.Mkfifo(s.fifo, 0o600),
 		os.WriteFile(filepath.Join(dir, "outside", "foreign"), []byte(secretText), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	s.open()
+
 	return s
 }
 
@@ -72,6 +76,7 @@ func (s *sandbox) open() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+
 	s.d = d
 }
 
@@ -86,6 +91,7 @@ func (s *sandbox) close() {
 		}
 		return err
 	})
+
 	left, readErr := os.ReadDir(filepath.Join(s.dir, "outside"))
 	b, fileErr := os.ReadFile(filepath.Join(s.dir, "outside", "foreign"))
 	if err != nil || readErr != nil || fileErr != nil || len(left) != 1 || string(b) != secretText {
@@ -96,29 +102,36 @@ func (s *sandbox) close() {
 // requests are bodies as Docker sends them, and hostile ones. FIFO stands for the FIFO's path, DIR
 // for the directory of all.
 var requests = []string{
-	`{"File":"FIFO","Info":{"ContainerID":"ID","ContainerName":"/x","Config":{"directory":"DIR/pods/p","path":"c/0.log"}}}`,
+	`{"File":"FIFO","Info":{"ContainerID":"ID","ContainerName":"/x","Config":{"directory":"DIR/pods/p",` +
+		`"path":"c/0.log"}}}`,
 	`{"File":"FIFO","Info":{"ContainerID":"ID","Config":{"directory":"DIR/pods/p","path":"../../outside/foreign"}}}`,
 	`{"File":"FIFO","Info":{"ContainerID":"ID","Config":{"directory":"DIR/pods/../outside","path":"foreign"}}}`,
 	`{"File":"DIR/outside/foreign","Info":{"ContainerID":"ID","Config":{"directory":"DIR/pods/p","path":"0.log"}}}`,
 	`{"File":"FIFO/../../outside/foreign","Info":{"ContainerID":"../x","Config":{"directory":"/","path":"x"}}}`,
-	`{"Info":{"ContainerID":"ID","Config":{"directory":"DIR/pods/p","path":"c/0.log"}},"Config":{"Tail":-1,"Follow":false}}`,
-	`{"Info":{"ContainerID":"ID","Config":{"directory":"DIR/outside","path":"foreign"}},"Config":{"Tail":9223372036854775807,"Since":"2026-01-02T03:04:05Z"}}`,
-	`{"File":"FIFO"}`, `{"Container":"ID"}`, `{"Container":null,"File":7}`, `[]`, `null`, `"`, ``, `{"Info":{"Config":{"path":["x"]}}}`,
+	`{"Info":{"ContainerID":"ID","Config":{"directory":"DIR/pods/p","path":"c/0.log"}},"Config":{"Tail":-1,` +
+		`"Follow":false}}`,
+	`{"Info":{"ContainerID":"ID","Config":{"directory":"DIR/outside","path":"foreign"}},` +
+		`"Config":{"Tail":9223372036854775807,"Since":"2026-01-02T03:04:05Z"}}`,
+	`{"File":"FIFO"}`, `{"Container":"ID"}`, `{"Container":null,"File":7}`, `[]`, `null`, `"`, ``,
+	`{"Info":{"Config":{"path":["x"]}}}`,
 	"{\"File\":\"FIFO\\u0000\",\"Info\":{\"ContainerName\":\"\\ud800\x1b[2J\"}}",
 }
 
 // FuzzRequests sends bodies to every call of the plugin protocol: none panics, answers at length,
 // allocates without bound, or makes a file that is neither a log nor of the table.
 func FuzzRequests(f *testing.F) {
-	paths := []string{"/LogDriver.StartLogging", "/LogDriver.StopLogging", "/LogDriver.ReadLogs", reopenPath, "/Plugin.Activate", "/LogDriver.Capabilities"}
+	paths := []string{"/LogDriver.StartLogging", "/LogDriver.StopLogging", "/LogDriver.ReadLogs", reopenPath,
+		"/Plugin.Activate", "/LogDriver.Capabilities"}
 	for i := range paths {
 		for _, body := range requests {
 			f.Add(uint8(i), body)
 		}
 	}
+
 	f.Fuzz(func(t *testing.T, call uint8, body string) {
 		s := newSandbox(t)
 		defer s.close()
+
 		body = strings.NewReplacer("FIFO", s.fifo, "DIR", s.dir, "ID", idOf("x")).Replace(body)
 		if strings.Contains(body, "ollow") { // it would wait for the container's end
 			body = strings.ReplaceAll(body, "true", "false")
@@ -126,9 +139,11 @@ func FuzzRequests(f *testing.F) {
 		if hasForeignDirectory(body, s.dir) {
 			return // it may write where the engine says, which is root's
 		}
+
 		bounded(t, len(body), func() {
 			w := httptest.NewRecorder()
-			s.d.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, paths[int(call)%len(paths)], strings.NewReader(body)))
+			s.d.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, paths[int(call)%len(paths)],
+				strings.NewReader(body)))
 			if w.Body.Len() > 64<<10 {
 				t.Errorf("the answer has %d bytes", w.Body.Len())
 			}
@@ -155,22 +170,27 @@ func FuzzFrames(f *testing.F) {
 	good := c.frame(frame{Source: "stdout", Line: []byte("one")}, true)
 	long := c.frame(frame{Source: "stderr", Line: bytes.Repeat([]byte("x"), 20000), Partial: true}, false)
 	for _, seed := range [][]byte{
-		good, long, append(slices.Clone(long), good...), good[:7], {0, 0, 0, 0}, {0, 0, 0, 1}, {0xff, 0xff, 0xff, 0xff, 1, 2, 3},
-		{0, 0, 0xff, 0xfc}, bytes.Repeat([]byte{0}, 5000), append([]byte{0, 0, 0, 3, 0x2a, 1, 8}, good...), {0, 0, 0, 6, 0x1a, 0xff, 0xff, 0xff, 0xff, 7},
+		good, long, append(slices.Clone(long), good...), good[:7], {0, 0, 0, 0}, {0, 0, 0, 1},
+		{0xff, 0xff, 0xff, 0xff, 1, 2, 3},
+		{0, 0, 0xff, 0xfc}, bytes.Repeat([]byte{0}, 5000), append([]byte{0, 0, 0, 3, 0x2a, 1, 8}, good...),
+		{0, 0, 0, 6, 0x1a, 0xff, 0xff, 0xff, 0xff, 7},
 	} {
 		f.Add(seed, uint8(1))
 		f.Add(seed, uint8(2))
 		f.Add(seed, uint8(0))
 	}
+
 	f.Fuzz(func(t *testing.T, b []byte, pages uint8) {
 		if len(b) > 4*batchSize {
 			return // longer than a test needs
 		}
+
 		dir := t.TempDir()
 		d, e := newDriver(t, dir, func(c *Config) {
 			c.pipeSize = int(pages%3) * os.Getpagesize()
 			c.Log = slog.New(slog.DiscardHandler)
 		})
+
 		c := e.container("aa")
 		c.start()
 		bounded(t, len(b)*64, func() { // a frame of 4 bytes becomes a record of 50
@@ -179,10 +199,12 @@ func FuzzFrames(f *testing.F) {
 			}
 			c.stop()
 		})
+
 		log, err := os.ReadFile(c.log.String())
 		if err != nil || len(log) > 64*len(b)+64 {
 			t.Errorf("%d bytes became %d, %v", len(b), len(log), err)
 		}
+
 		if len(log) > 0 && log[len(log)-1] != '\n' {
 			t.Errorf("the last record is torn: %q", log[max(0, len(log)-100):])
 		}
@@ -195,15 +217,19 @@ func FuzzFrames(f *testing.F) {
 // FuzzTable gives an entry of the table and the beginning of a frame to a process that starts: it
 // starts, sets aside what it cannot use, and touches nothing else.
 func FuzzTable(f *testing.F) {
-	entry := `{"fifo":"FIFO","container":"ID","name":"/x","log":{"directory":"DIR/pods/p","path":"c/0.log"},"began":"2026-01-02T03:04:05Z","inode":7}`
+	entry := `{"fifo":"FIFO","container":"ID","name":"/x","log":{"directory":"DIR/pods/p","path":"c/0.log"},` +
+		`"began":"2026-01-02T03:04:05Z","inode":7}`
 	for _, text := range []string{
-		entry, entry[:60], "", "{}", "null", "[]", strings.ReplaceAll(entry, "pods/p", "outside"), strings.ReplaceAll(entry, "c/0.log", "../../outside/foreign"),
-		strings.ReplaceAll(entry, "FIFO", "DIR/outside/foreign"), strings.ReplaceAll(entry, "}", `,"orphaned":"2026-01-02T03:04:05Z"}`),
+		entry, entry[:60], "", "{}", "null", "[]", strings.ReplaceAll(entry, "pods/p", "outside"),
+		strings.ReplaceAll(entry, "c/0.log", "../../outside/foreign"),
+		strings.ReplaceAll(entry, "FIFO", "DIR/outside/foreign"),
+		strings.ReplaceAll(entry, "}", `,"orphaned":"2026-01-02T03:04:05Z"}`),
 		strings.ReplaceAll(entry, `"FIFO"`, `"FIFO","orphaned":"2026-01-02T03:04:05Z"`), strings.Repeat("[", 20000),
 	} {
 		f.Add(text, []byte{0, 0, 0, 9, 1})
 		f.Add(text, []byte{0xff, 0xff})
 	}
+
 	f.Fuzz(func(t *testing.T, text string, part []byte) {
 		s := newSandbox(t)
 		s.d.Close()
@@ -213,12 +239,15 @@ func FuzzTable(f *testing.F) {
 		if e.Log.check() == nil && !strings.HasPrefix(e.Log.String(), filepath.Join(s.dir, "pods")+"/") {
 			return // it may write where the table says, which is root's
 		}
+
 		name := filepath.Join(s.dir, "table", filepath.Base(s.fifo))
-		for _, err := range []error{os.WriteFile(name+entrySuffix, []byte(text), 0o600), os.WriteFile(name+spillSuffix, part, 0o600)} {
+		for _, err := range []error{os.WriteFile(name+entrySuffix, []byte(text), 0o600),
+			os.WriteFile(name+spillSuffix, part, 0o600)} {
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		bounded(t, len(text)+len(part), func() {
 			s.open()
 			s.close()
@@ -237,6 +266,7 @@ func FuzzRecords(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "0.log"), log, 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		var out bytes.Buffer
 		rd := &reader{
 			cfg:   readConfig{Tail: tail},
@@ -245,11 +275,13 @@ func FuzzRecords(f *testing.F) {
 			flush: func() error { return nil },
 		}
 		defer rd.close()
+
 		bounded(t, 16*len(log), func() {
 			if rd.prepare(t.Context()) == nil {
 				_ = rd.copy(t.Context())
 			}
 		})
+
 		checkFrames(t, &out, 4*len(log)+64)
 	})
 }
@@ -264,13 +296,16 @@ func checkFrames(t *testing.T, out io.Reader, limit int) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
+
 		body := make([]byte, binary.BigEndian.Uint32(head))
 		if _, err := io.ReadFull(out, body); err != nil {
 			t.Fatal(err)
 		}
+
 		if _, err := decode(body); err != nil {
 			t.Errorf("frame %q: %v", body, err)
 		}
+
 		if total += len(body); total > limit {
 			t.Fatalf("more than %d bytes", limit)
 		}

@@ -18,12 +18,15 @@ func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{
 		defer close(stopped)
 		instead(stop)
 	})
+
 	write()
 	if t.Stop() {
 		return false
 	}
+
 	close(stop)
 	<-stopped
+
 	return true
 }
 
@@ -47,6 +50,7 @@ func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct
 		return err
 	}
 	defer s.buffers.give(b)
+
 	if err := errors.Join(s.spill.clearWhole(), b.consume(s.fifo, batch)); err != nil {
 		return err
 	}
@@ -56,14 +60,17 @@ func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct
 		s.metrics.dropped.WithLabelValues(reasonStalled).Add(float64(dropped))
 		logger.Error("the disk answers again", "dropped", dropped)
 	}()
+
 	tick := time.NewTicker(discardInterval)
 	defer tick.Stop()
+
 	for {
 		select {
 		case <-stop:
 			return nil
 		case <-tick.C:
 		}
+
 		n, err := s.discardAll(b)
 		dropped += n
 		if err != nil {
@@ -80,6 +87,7 @@ func (s *stream) discardAll(b *scratch) (frames int, err error) {
 		if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
 			return frames, nil
 		}
+
 		if err != nil {
 			return frames, err
 		}
@@ -96,6 +104,7 @@ func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 		}
 		frames, used = countFrames(waiting)
 	}
+
 	if used > 0 {
 		return frames, b.consume(s.fifo, used)
 	}
@@ -103,6 +112,7 @@ func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 	if err := s.spill.fill(s.fifo); err != nil && !errors.Is(err, errMalformed) {
 		return 0, err
 	}
+
 	return 1, s.spill.clear()
 }
 
@@ -115,6 +125,7 @@ func countFrames(b []byte) (frames, size int) {
 		} else if err != nil {
 			return frames, size
 		}
+
 		size += n
 		frames++
 	}

@@ -52,10 +52,12 @@ func newMetrics() *metrics {
 			Help: "1 while the log-driver process works with less than it needs, by cause: pipes, descriptors, table.",
 		}, []string{"cause"}),
 	}
+
 	m.registry.MustRegister(m.lines, m.bytes, m.dropped, m.streams, m.spilled, m.alarms)
 	for _, r := range []string{reasonDisk, reasonStalled, reasonMalformed} {
 		m.dropped.WithLabelValues(r)
 	}
+
 	return m
 }
 

@@ -34,6 +34,7 @@ func (o *orphans) add(e entry) (err error) {
 		e.Orphaned = time.Now()
 		err = o.table.keep(&e)
 	}
+
 	o.mu.Lock()
 	other := o.entries[e.Container]
 	o.entries[e.Container] = e
@@ -44,6 +45,7 @@ func (o *orphans) add(e entry) (err error) {
 
 	// A container that was removed meanwhile has no successor.
 	time.AfterFunc(o.away-time.Since(e.Orphaned), o.forgetOld)
+
 	return err
 }
 
@@ -64,6 +66,7 @@ func (o *orphans) forget(container model.ContainerID) {
 			delete(o.entries, c)
 		}
 	}
+
 	o.mu.Unlock()
 	for _, e := range old {
 		o.table.forget(&e)

@@ -30,14 +30,17 @@ func (c *container) write(frames ...[]byte) error {
 	if err != nil {
 		return err
 	}
+
 	if err := f.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return errors.Join(err, f.Close())
 	}
+
 	for _, b := range frames {
 		if _, err := f.Write(b); err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}
+
 	return f.Close()
 }
 
@@ -51,6 +54,7 @@ func (c *container) pieces(lines int) (frames [][]byte, want []string) {
 			c.frame(frame{Source: "stdout", Line: []byte(rest)}, true))
 		want = append(want, "stdout P "+first, "stdout F "+rest)
 	}
+
 	return frames, want
 }
 
@@ -71,6 +75,7 @@ func TestPipePagesUsedUp(t *testing.T) {
 			if err := c.write(frames...); err != nil {
 				t.Fatal(err)
 			}
+
 			c.stop()
 			if diff := cmp.Diff(want, texts(t, c.log.String())); diff != "" {
 				t.Errorf("%.2000s", diff)
@@ -96,6 +101,7 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	b.limit, b.grown = 0, time.Time{}
 	d.alarms.add(alarmPipes, small(b.size))
 	d.buffers.give(b)
@@ -106,17 +112,20 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 	if s.size, err = unix.FcntlInt(uintptr(s.fifo), unix.F_SETPIPE_SZ, 4<<10); err != nil {
 		t.Fatal(err)
 	}
+
 	s.grown = time.Time{}
 	d.alarms.add(alarmPipes, small(s.size))
 	s.unlock()
 	if len(d.alarms.list()) != 1 {
 		t.Fatalf("alarms: %q", d.alarms.list())
 	}
+
 	eventually(t, "the alarm ends", func() bool { return len(d.alarms.list()) == 0 })
 	s.lock()
 	if s.size != fifoSize || b.size != batchSize {
 		t.Errorf("the FIFO has %d bytes, the pipe %d", s.size, b.size)
 	}
+
 	s.unlock()
 	c.stop()
 }
@@ -124,7 +133,8 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 // TestKilledWithASpill makes the state that a killed process leaves while a frame is on its way
 // through the spill, for every step of that way.
 func TestKilledWithASpill(t *testing.T) {
-	for _, state := range []string{"beginning moved", "prefix cut", "whole, not written", "whole, torn", "whole, written"} {
+	for _, state := range []string{"beginning moved", "prefix cut", "whole, not written", "whole, torn",
+		"whole, written"} {
 		t.Run(state, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -138,10 +148,12 @@ func TestKilledWithASpill(t *testing.T) {
 			if moved == 0 {
 				moved = len(b)
 			}
+
 			part := filepath.Join(dir, "table", filepath.Base(c.FIFOPath)+spillSuffix)
 			if err := os.WriteFile(part, b[:moved], 0o600); err != nil {
 				t.Fatal(err)
 			}
+
 			var k clock
 			record := k.appendRecords(nil, frame{Source: "stdout", Time: began.UnixNano() + c.e.n, Line: []byte(line)})
 			switch state {
@@ -151,6 +163,7 @@ func TestKilledWithASpill(t *testing.T) {
 			default:
 				record = nil
 			}
+
 			if err := os.WriteFile(c.log.String(), record, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -160,6 +173,7 @@ func TestKilledWithASpill(t *testing.T) {
 			if err := c.write(b[moved:], c.frame(frame{Source: "stdout", Line: []byte("after")}, false)); err != nil {
 				t.Fatal(err)
 			}
+
 			c.stop()
 			if diff := cmp.Diff([]string{"stdout F " + line, "stdout F after"}, texts(t, c.log.String())); diff != "" {
 				t.Errorf("%.500s", diff)
@@ -175,13 +189,16 @@ func sealed(t *testing.T, size int64) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	f := os.NewFile(uintptr(fd), "spill")
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW); err != nil {
 		t.Fatal(err)
 	}
+
 	return f
 }
 
@@ -199,11 +216,13 @@ func TestSpillCannotBeWritten(t *testing.T) {
 			} else {
 				s.spill.file = sealed(t, room)
 			}
+
 			s.unlock()
 			frames, want := c.pieces(3)
 			if err := c.write(frames...); err != nil {
 				t.Fatal(err)
 			}
+
 			c.stop()
 			if diff := cmp.Diff(want, texts(t, c.log.String())); diff != "" {
 				t.Errorf("%.500s", diff)
@@ -222,6 +241,7 @@ func TestDiskHangsWithSmallPipes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := c.stream(d)
 	s.lock()
 	good := s.log
@@ -231,6 +251,7 @@ func TestDiskHangsWithSmallPipes(t *testing.T) {
 	if err := c.write(frames...); err != nil {
 		t.Fatal(err)
 	}
+
 	r.Close() // the write that hangs fails
 	eventually(t, "the disk answers", func() bool { return d.droppedLines(reasonStalled) > 0 })
 	s.lock()
@@ -240,6 +261,7 @@ func TestDiskHangsWithSmallPipes(t *testing.T) {
 	if err := c.write(c.frame(frame{Source: "stdout", Line: []byte("after")}, false)); err != nil {
 		t.Fatal(err)
 	}
+
 	c.stop()
 	got := texts(t, c.log.String())
 	if len(got) == 0 || got[len(got)-1] != "stdout F after" {

@@ -37,6 +37,7 @@ func newScratch(limit int) (*scratch, error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("pipe: %w", err)
 	}
+
 	null, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		unix.Close(fds[0])
@@ -51,7 +52,9 @@ func newScratch(limit int) (*scratch, error) {
 		limit: limit,
 		in:    make([]byte, batchSize),
 	}
+
 	b.grow()
+
 	return b, nil
 }
 
@@ -75,9 +78,11 @@ func growPipe(fd, want, limit int) int {
 	if err != nil || have >= want && limit == 0 {
 		return have
 	}
+
 	if got, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, want); err == nil {
 		return got
 	}
+
 	return have
 }
 
@@ -89,6 +94,7 @@ func (b *scratch) empty() error {
 			b.dirty = false
 			return nil
 		}
+
 		if err != nil || n == 0 {
 			return errors.Join(err, io.ErrUnexpectedEOF)
 		}
@@ -126,6 +132,7 @@ func (b *scratch) peek(fifo int) ([]byte, error) {
 	case n == 0:
 		return nil, io.EOF
 	}
+
 	b.dirty = true
 	for at := 0; at < int(n); {
 		k, err := retry(func() (int64, error) { k, err := unix.Read(b.read, b.in[at:n]); return int64(k), err })
@@ -134,7 +141,9 @@ func (b *scratch) peek(fifo int) ([]byte, error) {
 		}
 		at += int(k)
 	}
+
 	b.dirty = false
+
 	return b.in[:n], nil
 }
 
@@ -148,8 +157,10 @@ func (b *scratch) consume(fifo, n int) error {
 		if err != nil || k == 0 {
 			return fmt.Errorf("consume: %w", errors.Join(err, io.ErrUnexpectedEOF))
 		}
+
 		n -= int(k)
 	}
+
 	return nil
 }
 

@@ -27,12 +27,16 @@ var planted = map[string]func(foreign, at string) error{
 	"a hard link":        os.Link,
 	"a FIFO":             func(_, at string) error { return syscall.Mkfifo(at, 0o600) },
 	"a socket":           func(_, at string) error { return syscall.Mknod(at, syscall.S_IFSOCK|0o600, 0) },
-	"a device":           func(_, at string) error { return syscall.Mknod(at, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 3))) },
+	"a device": func(_, at string) error {
+		return syscall.Mknod(at, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))
+	},
 	"a link to a FIFO": func(_, at string) error {
 		return errors.Join(syscall.Mkfifo(at+"-fifo", 0o600), os.Symlink(at+"-fifo", at))
 	},
-	"a link to a device":  func(_, at string) error { return os.Symlink("/dev/tty", at) },
-	"a link to our table": func(foreign, at string) error { return os.Symlink(filepath.Join(filepath.Dir(foreign), "table"), at) },
+	"a link to a device": func(_, at string) error { return os.Symlink("/dev/tty", at) },
+	"a link to our table": func(foreign, at string) error {
+		return os.Symlink(filepath.Join(filepath.Dir(foreign), "table"), at)
+	},
 }
 
 // victim makes a file of somebody else, and checks at the end that nothing has happened to it.
@@ -42,20 +46,25 @@ func victim(t *testing.T, dir string) (foreign string) {
 	if err := os.WriteFile(foreign, []byte(secretText), 0o604); err != nil {
 		t.Fatal(err)
 	}
+
 	before, err := os.Stat(foreign)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		b, err := os.ReadFile(foreign)
 		after, statErr := os.Stat(foreign)
-		if err != nil || statErr != nil || string(b) != secretText || after.Mode() != before.Mode() || !after.ModTime().Equal(before.ModTime()) {
+		if err != nil || statErr != nil || string(b) != secretText || after.Mode() != before.Mode() ||
+			!after.ModTime().Equal(before.ModTime()) {
 			t.Errorf("the foreign file is %q, %v; %v", b, after, errors.Join(err, statErr))
 		}
+
 		if _, err := os.Lstat(foreign + "-new"); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("a file was made through a link: %v", err)
 		}
 	})
+
 	return foreign
 }
 
@@ -69,9 +78,11 @@ func TestPlantedBeforeStart(t *testing.T) {
 			foreign := victim(t, dir)
 			_, e := newDriver(t, dir)
 			c := e.container("aa")
-			if err := errors.Join(os.MkdirAll(filepath.Dir(c.log.String()), 0o755), plant(foreign, c.log.String())); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(c.log.String()), 0o755),
+				plant(foreign, c.log.String())); err != nil {
 				t.Fatal(err)
 			}
+
 			c.start()
 			c.say("one")
 			c.stop()
@@ -88,13 +99,16 @@ func (c *container) isLog(t *testing.T, path string, lines ...string) {
 	if err := syscall.Lstat(path, &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 {
 		t.Fatalf("the log has mode %#o and %d names, %v", st.Mode, st.Nlink, err)
 	}
+
 	if diff := cmp.Diff(lines, texts(t, path)); diff != "" {
 		t.Error(diff)
 	}
+
 	left, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, l := range left {
 		if strings.HasPrefix(l.Name(), ".") {
 			t.Errorf("beside the log: %v", l)
@@ -116,9 +130,11 @@ func TestPlantedDuringRotation(t *testing.T) {
 			c.say("one")
 			eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
 			old := c.log.String() + ".20260102-030405"
-			if err := errors.Join(os.Rename(c.log.String(), old), plant(foreign, c.log.String()), d.Reopen(t.Context(), c.id)); err != nil {
+			if err := errors.Join(os.Rename(c.log.String(), old), plant(foreign, c.log.String()),
+				d.Reopen(t.Context(), c.id)); err != nil {
 				t.Fatal(err)
 			}
+
 			c.say("two")
 			c.stop()
 			c.isLog(t, old, "stdout F one")
@@ -145,6 +161,7 @@ func TestPlantedInsteadOfTheLog(t *testing.T) {
 				if err := errors.Join(os.Remove(c.log.String()), plant(foreign, c.log.String())); err != nil {
 					t.Fatal(err)
 				}
+
 				if away {
 					_, next := newDriver(t, dir)
 					e.http = next.http
@@ -154,6 +171,7 @@ func TestPlantedInsteadOfTheLog(t *testing.T) {
 					s.checked = time.Time{} // a second later
 					s.unlock()
 				}
+
 				c.say("one")
 				c.stop()
 				c.isLog(t, c.log.String(), "stdout F one")
@@ -174,13 +192,17 @@ func TestPlantedForReaders(t *testing.T) {
 			if err := plant(foreign, l.log.String()+".20260102-030405"); err != nil {
 				t.Fatal(err)
 			}
+
 			if diff := cmp.Diff([]string{"1\n"}, all(l.read(readConfig{Tail: -1}))); diff != "" {
 				t.Error(diff)
 			}
+
 			l.stop()
-			if err := errors.Join(os.Remove(l.log.String()), plant(foreign, l.log.String())); err != nil && !errors.Is(err, fs.ErrExist) {
+			if err := errors.Join(os.Remove(l.log.String()), plant(foreign, l.log.String())); err != nil &&
+				!errors.Is(err, fs.ErrExist) {
 				t.Fatal(err)
 			}
+
 			if got := all(l.read(readConfig{Tail: -1})); len(got) > 0 {
 				t.Errorf("of what was planted: %q", got)
 			}
@@ -203,11 +225,13 @@ func TestPlantedDirectory(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			c := e.container("aa")
 			err := e.call("/LogDriver.StartLogging", map[string]any{"File": c.FIFOPath, "Info": c.info()})
 			if !strings.Contains(err, link) || !strings.Contains(err, "links are not followed") {
 				t.Errorf("StartLogging: %q", err)
 			}
+
 			if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
 				t.Errorf("outside: %v, %v", left, err)
 			}
@@ -223,6 +247,7 @@ func TestLinkAboveThePods(t *testing.T) {
 	if err := errors.Join(os.Mkdir(disk, 0o755), os.Symlink(disk, filepath.Join(dir, "pods"))); err != nil {
 		t.Fatal(err)
 	}
+
 	c := e.container("aa")
 	c.start()
 	c.say("one")
@@ -237,26 +262,33 @@ func TestFIFOIsDockers(t *testing.T) {
 	foreign := victim(t, dir)
 	d, e := newDriver(t, dir)
 	c := e.container("aa")
-	file, link, sub, device := filepath.Join(dir, "regular"), filepath.Join(dir, "link"), filepath.Join(dir, "sub"), filepath.Join(dir, "random")
+	file, link, sub, device := filepath.Join(dir, "regular"), filepath.Join(dir, "link"), filepath.Join(dir, "sub"),
+		filepath.Join(dir, "random")
 	for _, err := range []error{
 		syscall.Mknod(device, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 8))), // it can be polled as a FIFO can
-		os.WriteFile(file, nil, 0o600), os.Symlink(c.FIFOPath, link), os.Mkdir(sub, 0o700), syscall.Mkfifo(filepath.Join(sub, "fifo"), 0o600),
+		os.WriteFile(file, nil, 0o600), os.Symlink(c.FIFOPath, link), os.Mkdir(sub, 0o700),
+		syscall.Mkfifo(filepath.Join(sub, "fifo"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for _, bad := range []string{
-		"", "/", "fifo-aa", foreign, file, link, sub, device, filepath.Join(sub, "fifo"), dir + "/../" + filepath.Base(dir) + "/fifo-aa", dir + "//fifo-aa",
-		dir + "/fifo-aa/", dir + "/.", dir + "/..", dir + "/nothing", dir + "/" + strings.Repeat("x", 200), dir + "/fifo\x00-aa", dir + "/fifo\n",
+		"", "/", "fifo-aa", foreign, file, link, sub, device, filepath.Join(sub, "fifo"), dir + "/../" +
+			filepath.Base(dir) + "/fifo-aa", dir + "//fifo-aa",
+		dir + "/fifo-aa/", dir + "/.", dir + "/..", dir + "/nothing", dir + "/" + strings.Repeat("x", 200), dir +
+			"/fifo\x00-aa", dir + "/fifo\n",
 	} {
 		if err := e.call("/LogDriver.StartLogging", map[string]any{"File": bad, "Info": c.info()}); err == "" {
 			t.Errorf("%q is accepted", bad)
 		}
 	}
+
 	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
 		t.Errorf("the table has %v", left)
 	}
+
 	c.start()
 	c.stop()
 }

@@ -24,21 +24,26 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
+
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err == nil {
 		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}
 		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &event)
 	}
+
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("epoll: %w", err), unix.Close(epoll))
 	}
+
 	p := &poller{
 		epoll: epoll,
 		wake:  wake,
 		ready: map[int]chan<- struct{}{},
 		ended: make(chan struct{}),
 	}
+
 	go p.run()
+
 	return p, nil
 }
 
@@ -67,6 +72,7 @@ func (p *poller) remove(fd int) {
 
 func (p *poller) run() {
 	defer close(p.ended)
+
 	events := make([]unix.EpollEvent, 64)
 	for {
 		n, err := retry(func() (int64, error) {
@@ -76,10 +82,12 @@ func (p *poller) run() {
 		if err != nil {
 			return
 		}
+
 		for _, e := range events[:n] {
 			if int(e.Fd) == p.wake {
 				return
 			}
+
 			p.mu.Lock()
 			ready := p.ready[int(e.Fd)]
 			p.mu.Unlock()

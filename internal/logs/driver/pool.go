@@ -33,6 +33,7 @@ func (p *pool) take() (*scratch, error) {
 		return b, nil
 	default:
 	}
+
 	b, err := p.open()
 	if err == nil {
 		return b, nil
@@ -40,6 +41,7 @@ func (p *pool) take() (*scratch, error) {
 
 	t := time.NewTimer(scratchTimeout)
 	defer t.Stop()
+
 	select {
 	case b := <-p.idle:
 		return b, nil
@@ -55,6 +57,7 @@ func (p *pool) give(b *scratch) {
 		p.discard(b)
 		return
 	}
+
 	select {
 	case p.idle <- b:
 	default:
@@ -70,7 +73,9 @@ func (p *pool) open() (*scratch, error) {
 		}
 		return nil, err
 	}
+
 	p.alarms.add(alarmPipes, small(b.size))
+
 	return b, nil
 }
 

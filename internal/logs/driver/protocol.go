@@ -42,6 +42,7 @@ func (d *Driver) Handler() http.Handler {
 	m.HandleFunc("POST "+reopenPath, d.reopen)
 	m.HandleFunc("GET "+watchPath, d.watch)
 	m.Handle("GET "+metricsPath, d.metrics.handler())
+
 	return m
 }
 
@@ -63,6 +64,7 @@ func (d *Driver) decode(w http.ResponseWriter, r *http.Request, v any) error {
 	case <-r.Context().Done():
 		return r.Context().Err()
 	}
+
 	c := http.NewResponseController(w)
 	if err := c.SetReadDeadline(time.Now().Add(bodyTimeout)); err == nil {
 		defer func() { _ = c.SetReadDeadline(time.Time{}) }() // a connection that broke is met again
@@ -74,6 +76,7 @@ func (d *Driver) decode(w http.ResponseWriter, r *http.Request, v any) error {
 		return fmt.Errorf("the request has more than %d bytes: "+
 			"the labels and the environment of the container are too large", large.Limit)
 	}
+
 	return err
 }
 
@@ -82,14 +85,17 @@ func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 		File string
 		Info info
 	}
+
 	err := d.decode(w, r, &req)
 	var e entry
 	if err == nil {
 		e, err = d.table.newEntry(req.File, req.Info)
 	}
+
 	if err == nil {
 		err = d.start(r.Context(), e)
 	}
+
 	if err != nil {
 		if isShortage(err) {
 			d.alarms.raise(alarmDescriptors)
@@ -97,6 +103,7 @@ func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 		name := text.Clean(req.Info.ContainerName, text.MaxName)
 		d.logger.Error("a container cannot be logged", "container", name, "err", err)
 	}
+
 	answerError(w, err)
 }
 
@@ -116,14 +123,17 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		Info   info
 		Config readConfig
 	}
+
 	err := d.decode(w, r, &req)
 	var id model.ContainerID
 	if err == nil {
 		id, err = model.ParseContainerID(req.Info.ContainerID)
 	}
+
 	if err == nil {
 		err = req.Info.target().check()
 	}
+
 	if err != nil {
 		http.Error(w, text.Clean(err.Error(), text.MaxMessage), http.StatusBadRequest)
 		return
@@ -140,12 +150,14 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		rd.live = d.of(id)
 	}
 	defer rd.close()
+
 	if err = rd.prepare(r.Context()); err == nil {
 		w.Header().Set("Content-Type", "application/x-json-stream")
 		if err = c.Flush(); err == nil { // Docker waits for the header
 			err = rd.copy(r.Context())
 		}
 	}
+
 	if err != nil && r.Context().Err() == nil {
 		name := text.Clean(req.Info.ContainerName, text.MaxName)
 		d.logger.Warn("a container's log cannot be read", "container", name, "err", err)
@@ -188,6 +200,7 @@ func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, text.Clean(err.Error(), text.MaxMessage), http.StatusBadRequest)
 		return
 	}
+
 	switch err := d.Reopen(r.Context(), req.Container); {
 	case errors.Is(err, ErrUnknown):
 		http.Error(w, err.Error(), http.StatusNotFound)
@@ -205,11 +218,13 @@ func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 		now := time.Now()
 		d.left.Store(&now)
 	}()
+
 	for {
 		changed := d.alarms.changed.next() // before the status, so that no change is missed
 		if err := errors.Join(enc.Encode(d.status()), c.Flush()); err != nil {
 			return
 		}
+
 		select {
 		case <-changed:
 		case <-r.Context().Done():

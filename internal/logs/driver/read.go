@@ -67,6 +67,7 @@ func (r *reader) copy(ctx context.Context) error {
 			return done(err)
 		}
 	}
+
 	return r.flush()
 }
 
@@ -84,14 +85,17 @@ func (r *reader) open() ([]*os.File, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
+
 	current, err := openOwn(dir, filepath.Base(r.log.Path), unix.O_RDONLY)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+
 	names, err := r.log.rotated(dir)
 	if err != nil {
 		closeAll(current)
@@ -104,19 +108,24 @@ func (r *reader) open() ([]*os.File, error) {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign) {
 			continue
 		}
+
 		if err != nil {
 			closeAll(current)
 			return out, err
 		}
+
 		if current != nil && sameFile(f, current) {
 			f.Close()
 			continue
 		}
+
 		out = append(out, f)
 	}
+
 	if current != nil {
 		out = append(out, current)
 	}
+
 	return out, nil
 }
 
@@ -144,6 +153,7 @@ func (r *reader) lastLines(ctx context.Context) error {
 	if r.cfg.Tail < 0 {
 		return nil
 	}
+
 	lines, first := 0, len(r.files)
 	// The newest file stays even if none of its lines is among the last: it may be followed.
 	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) {
@@ -154,11 +164,14 @@ func (r *reader) lastLines(ctx context.Context) error {
 		}
 		lines += n
 	}
+
 	r.skip = lines - r.cfg.Tail
 	for _, f := range r.files[:first] {
 		f.Close()
 	}
+
 	r.files = r.files[first:]
+
 	return nil
 }
 
@@ -182,17 +195,21 @@ func countLines(ctx context.Context, f *os.File) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
+
 	for s := bufio.NewReaderSize(text, maxRecord); ; {
 		if err := ctx.Err(); err != nil { // a compressed file may hold a lot
 			return n, err
 		}
+
 		b, err := s.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
 			return n, nil
 		}
+
 		if err != nil {
 			return n, err
 		}
+
 		if fr, ok := parseRecord(b); ok && !fr.Partial {
 			n++
 		}
@@ -215,30 +232,36 @@ func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, e
 		if errors.Is(err, io.EOF) {
 			return len(b), nil
 		}
+
 		if err != nil {
 			return 0, err
 		}
+
 		fr, ok := parseRecord(b)
 		if !ok {
 			continue
 		}
+
 		if r.skip > 0 {
 			if !fr.Partial {
 				r.skip--
 			}
 			continue
 		}
+
 		if !r.cfg.Since.IsZero() && fr.Time < r.cfg.Since.UnixNano() {
 			continue
 		}
 		if !r.cfg.Until.IsZero() && fr.Time > r.cfg.Until.UnixNano() {
 			return 0, errUntil
 		}
+
 		r.buf = appendFrame(r.buf[:0], fr)
 		if _, err := r.out.Write(r.buf); err != nil {
 			return 0, err
 		}
 	}
+
 	return 0, ctx.Err()
 }
 
@@ -246,10 +269,12 @@ func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, e
 // is rotated.
 func (r *reader) follow(ctx context.Context, f *os.File) error {
 	defer func() { f.Close() }()
+
 	text := bufio.NewReaderSize(f, maxRecord)
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
+
 	for {
 		changed := r.live.changed.next() // before the file is read, so that no change is missed
 		ended := isClosed(r.live.ended)
@@ -259,16 +284,19 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 		if copyErr == nil {
 			copyErr = r.flush()
 		}
+
 		if copyErr != nil {
 			closeAll(current)
 			return done(copyErr)
 		}
+
 		if rotated && rest == 0 {
 			f.Close()
 			f = current
 			text.Reset(f)
 			continue
 		}
+
 		closeAll(current)
 		if ended {
 			return nil
@@ -276,6 +304,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 		if _, err := f.Seek(-int64(rest), io.SeekCurrent); err != nil {
 			return err
 		}
+
 		text.Reset(f)
 		select {
 		case <-changed:
@@ -299,18 +328,22 @@ func parseRecord(b []byte) (f frame, ok bool) {
 	if !ok {
 		return f, false
 	}
+
 	source, rest, ok := bytes.Cut(rest, []byte(" "))
 	if !ok {
 		return f, false
 	}
+
 	tag, line, ok := bytes.Cut(rest, []byte(" "))
 	if !ok {
 		return f, false
 	}
+
 	t, err := time.Parse(time.RFC3339Nano, string(stamp))
 	if err != nil {
 		return f, false
 	}
+
 	// Tags are separated by colons; the first one counts (KEP-1112).
 	first, _, _ := bytes.Cut(tag, []byte(":"))
 	f = frame{
@@ -322,5 +355,6 @@ func parseRecord(b []byte) (f frame, ok bool) {
 	if f.Partial {
 		f.Line = bytes.TrimSuffix(line, []byte("\n"))
 	}
+
 	return f, true
 }

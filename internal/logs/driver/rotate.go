@@ -39,14 +39,17 @@ func (s *stream) reopen(ctx context.Context) error {
 		return fmt.Errorf("the disk does not answer: %w", err)
 	}
 	defer s.unlock()
+
 	if s.closed {
 		return ErrUnknown
 	}
 	if err := s.rotateLocked(); err != nil {
 		return err
 	}
+
 	s.changed.notify()
 	s.keepEntryLocked()
+
 	return nil
 }
 
@@ -56,11 +59,14 @@ func (s *stream) rotateLocked() error {
 			return err
 		}
 	}
+
 	before := s.entry.Inode
 	if err := s.openLogLocked(); err != nil {
 		return err
 	}
+
 	s.renamedFromLocked(before)
+
 	return nil
 }
 
@@ -89,20 +95,25 @@ func (s *stream) undoRotationLocked(renamed bool) error {
 	if s.entry.Before == 0 || !isUnlinked(s.log) {
 		return nil
 	}
+
 	f, err := s.entry.Log.byInode(s.entry.Before)
 	if errors.Is(err, fs.ErrNotExist) { // deleted, both
 		return nil
 	}
+
 	if err != nil {
 		return err
 	}
 
 	if !renamed && f.Name() != s.entry.Log.String() {
-		return f.Close() // ours was deleted, and the earlier one stands where the kubelet has put it
+		// ours was deleted, and the earlier one stands where the kubelet has put it
+		return f.Close()
 	}
+
 	if err := appendAll(f, s.log); err != nil {
 		return errors.Join(err, f.Close())
 	}
+
 	return s.writeToLocked(f)
 }
 
@@ -118,12 +129,15 @@ func appendAll(to, from *os.File) error {
 	if err != nil {
 		return err
 	}
+
 	st, err := from.Stat()
 	if err != nil {
 		return err
 	}
+
 	if _, err := io.Copy(to, io.NewSectionReader(from, 0, st.Size())); err != nil {
 		return errors.Join(err, to.Truncate(old.Size()))
 	}
+
 	return nil
 }

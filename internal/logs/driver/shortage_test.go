@@ -28,17 +28,21 @@ func withoutDescriptors(t *testing.T) (lift func()) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
+
 	// The lowest free descriptor is the first that cannot be had.
 	free, err := syscall.Dup(0)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	syscall.Close(free)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(free), Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
+
 	lift = func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) }
 	t.Cleanup(lift)
+
 	return lift
 }
 
@@ -53,6 +57,7 @@ func TestDescriptorsUsedUp(t *testing.T) {
 		c.start()
 		all = append(all, c)
 	}
+
 	late := e.container("late")
 
 	lift := withoutDescriptors(t)
@@ -61,11 +66,13 @@ func TestDescriptorsUsedUp(t *testing.T) {
 			c.say(fmt.Sprint("line ", i))
 		}
 	}
+
 	eventually(t, "all lines are written", func() bool { return testutil.ToFloat64(d.metrics.lines) == 50*streams })
 	err := e.call("/LogDriver.StartLogging", map[string]any{"File": late.FIFOPath, "Info": late.info()})
 	if !strings.Contains(err, "too many open files") {
 		t.Errorf("StartLogging: %q", err)
 	}
+
 	if alarms := d.alarms.list(); !slices.Equal(alarms, []string{alarmText[alarmDescriptors]}) {
 		t.Errorf("alarms: %q", alarms)
 	}
@@ -81,6 +88,7 @@ func TestDescriptorsUsedUp(t *testing.T) {
 	if diff := cmp.Diff([]string{"stdout F at last"}, texts(t, late.log.String())); diff != "" {
 		t.Error(diff)
 	}
+
 	for _, c := range all {
 		c.stop()
 		if n := len(texts(t, c.log.String())); n != 50 {
@@ -107,6 +115,7 @@ func TestLogWaitsForDescriptors(t *testing.T) {
 	lift()
 	eventually(t, "both are written", func() bool { return testutil.ToFloat64(d.metrics.lines) == 2 })
 	c.stop()
+
 	if diff := cmp.Diff([]string{"stdout F one", "stdout F two"}, texts(t, c.log.String())); diff != "" {
 		t.Error(diff)
 	}
@@ -133,6 +142,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	l := &exhausted{Listener: inner}
 	l.fails.Store(5)
 	server := &http.Server{Handler: d.Handler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)}
@@ -143,9 +153,11 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	if err != nil || families["cri_dockerd_log_streams"] == nil {
 		t.Errorf("%v, %v", families, err)
 	}
+
 	if n := l.fails.Load(); n < -3 {
 		t.Errorf("%d more connections were accepted", -n)
 	}
+
 	server.Close()
 	<-ended
 }
@@ -160,13 +172,16 @@ func TestLargeRequest(t *testing.T) {
 	if !strings.Contains(err, "labels and the environment") {
 		t.Errorf("StartLogging: %q", err)
 	}
+
 	if c.stream(d) != nil {
 		t.Error("it is started")
 	}
+
 	info["ContainerLabels"] = map[string]string{"x": strings.Repeat("y", maxRequest/2)}
 	if err := e.call("/LogDriver.StartLogging", map[string]any{"File": c.FIFOPath, "Info": info}); err != "" {
 		t.Errorf("StartLogging: %q", err)
 	}
+
 	c.stop()
 }
 
@@ -179,6 +194,7 @@ func TestForeignText(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	long := file + strings.Repeat("/"+strings.Repeat("x", 200), 19)
 	long += "/" + strings.Repeat("x", maxPath-len(long)-3)
 	evil := "\x1b[2J" + strings.Repeat("x", 100_000)

@@ -35,6 +35,7 @@ func openSpill(path string) (*spill, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -43,13 +44,17 @@ func openSpill(path string) (*spill, error) {
 	if err == nil && (!st.Mode().IsRegular() || st.Size() > batchSize) {
 		err = fmt.Errorf("%s is not the beginning of a frame: %d bytes", s.path, st.Size())
 	}
+
 	if err == nil && st.Size() > 0 {
 		_, err = f.ReadAt(s.head[:min(st.Size(), prefixSize)], 0)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+
 	s.file, s.size = f, int(st.Size())
+
 	return s, nil
 }
 
@@ -59,14 +64,17 @@ func (s *spill) missing() (int, error) {
 	if s.size < prefixSize {
 		return prefixSize - s.size, nil
 	}
+
 	size := binary.BigEndian.Uint32(s.head[:])
 	if size > maxFrame {
 		return 0, fmt.Errorf("%w: %d bytes", errMalformed, size)
 	}
+
 	n := prefixSize + int(size) - s.size
 	if n < 0 { // another process has written the file, or a loss of power has torn it
 		return 0, fmt.Errorf("%w: a frame of %d bytes in a file of %d", errMalformed, prefixSize+int(size), s.size)
 	}
+
 	return n, nil
 }
 
@@ -78,6 +86,7 @@ func (s *spill) fill(fifo int) error {
 		if err != nil || n == 0 {
 			return err
 		}
+
 		switch n, err = s.move(fifo, n); {
 		case errors.Is(err, unix.EAGAIN):
 			return errNothing
@@ -100,10 +109,12 @@ func (s *spill) move(fifo, n int) (int, error) {
 		if err == nil {
 			return int(moved), s.account(int(moved))
 		}
+
 		if errors.Is(err, unix.EAGAIN) {
 			return 0, err
 		}
 	}
+
 	if err := s.toMemory(); err != nil {
 		return 0, err
 	}
@@ -113,9 +124,11 @@ func (s *spill) move(fifo, n int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	s.memory = append(s.memory, buf[:read]...)
 	copy(s.head[:], s.memory)
 	s.size = len(s.memory)
+
 	return int(read), nil
 }
 
@@ -142,6 +155,7 @@ func (s *spill) toMemory() error {
 	if s.memory != nil {
 		return nil
 	}
+
 	memory := make([]byte, s.size, batchSize)
 	if s.size > 0 {
 		if _, err := s.file.ReadAt(memory, 0); err != nil {
@@ -151,7 +165,9 @@ func (s *spill) toMemory() error {
 			return err
 		}
 	}
+
 	s.memory = memory
+
 	return nil
 }
 
@@ -163,7 +179,9 @@ func (s *spill) read(b []byte) ([]byte, error) {
 	if s.size == 0 {
 		return b[:0], nil
 	}
+
 	_, err := s.file.ReadAt(b[:s.size], 0)
+
 	return b[:s.size], err
 }
 

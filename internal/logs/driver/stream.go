@@ -70,6 +70,7 @@ func openStream(sh *shared, e entry) (_ *stream, err error) {
 			err = errors.Join(err, unix.Close(fd))
 		}
 	}()
+
 	part, err := sh.table.openSpill(&e)
 	if err != nil {
 		return nil, fmt.Errorf("open Docker's FIFO %s: %w", e.FIFO, err)
@@ -92,7 +93,9 @@ func openStream(sh *shared, e entry) (_ *stream, err error) {
 		part.close()
 		return nil, fmt.Errorf("watch Docker's FIFO %s: %w", e.FIFO, err)
 	}
+
 	s.growFIFOLocked()
+
 	return s, nil
 }
 
@@ -120,6 +123,7 @@ func (s *stream) finishLocked() {
 	if s.closed {
 		return
 	}
+
 	s.closed = true
 	s.poller.remove(s.fifo)
 	unix.Close(s.fifo)
@@ -132,6 +136,7 @@ func (s *stream) finishLocked() {
 		}
 		s.log.Close()
 	}
+
 	close(s.ended)
 	s.changed.notify()
 }
@@ -162,6 +167,7 @@ func (s *stream) run() (engineEnded bool) {
 				return true
 			}
 			s.await(openTimeout)
+
 		case errors.Is(err, errCut): // the engine is writing it, unless it has died meanwhile
 			s.sleep(s.pause)
 		case isShortage(err):
@@ -180,6 +186,7 @@ func (s *stream) run() (engineEnded bool) {
 func (s *stream) move() (isFast bool, err error) {
 	s.lock()
 	defer s.unlock()
+
 	if s.closed {
 		return false, os.ErrClosed
 	}
@@ -192,6 +199,7 @@ func (s *stream) move() (isFast bool, err error) {
 		s.guardLocked(0, func() { err = s.ensureThereLocked() })
 		return false, errors.Join(errSettling, err)
 	}
+
 	return n >= s.window/2, err
 }
 
@@ -203,6 +211,7 @@ func (s *stream) await(timeout time.Duration) {
 	if !s.closed {
 		err = s.poller.arm(s.fifo)
 	}
+
 	s.unlock()
 	if err != nil {
 		s.logger.Error("a container's FIFO cannot be watched", "err", err)
@@ -215,6 +224,7 @@ func (s *stream) await(timeout time.Duration) {
 		defer t.Stop()
 		late = t.C
 	}
+
 	select {
 	case <-s.ready:
 	case <-s.ended:
@@ -226,11 +236,14 @@ func (s *stream) await(timeout time.Duration) {
 func (s *stream) mayOpen() bool {
 	s.lock()
 	defer s.unlock()
+
 	if s.closed || time.Since(s.opened) >= openTimeout {
 		return false
 	}
+
 	p := []unix.PollFd{{Fd: int32(s.fifo), Events: unix.POLLIN}}
 	_, err := retry(func() (int64, error) { n, err := unix.Poll(p, 0); return int64(n), err })
+
 	return err == nil && p[0].Revents&unix.POLLHUP == 0
 }
 

@@ -20,9 +20,11 @@ func (s *stream) ensureLogLocked() error {
 	if time.Since(s.checked) < checkInterval {
 		return s.losses.openErr
 	}
+
 	s.checked = time.Now()
 	s.losses.openErr = s.openLogLocked()
 	s.keepEntryLocked()
+
 	return s.losses.openErr
 }
 
@@ -31,6 +33,7 @@ func (s *stream) ensureThereLocked() error {
 	if time.Since(s.checked) < checkInterval {
 		return nil
 	}
+
 	s.checked = time.Now()
 	if !isUnlinked(s.log) {
 		return nil
@@ -40,7 +43,9 @@ func (s *stream) ensureThereLocked() error {
 	if err == nil && isUnlinked(s.log) {
 		err = s.openLogLocked()
 	}
+
 	s.keepEntryLocked()
+
 	return err
 }
 
@@ -50,9 +55,11 @@ func (s *stream) openLogLocked() error {
 	if err != nil {
 		return err
 	}
+
 	if planted != nil {
 		s.logger.Warn("a foreign file in the place of a container's log is replaced", "err", planted)
 	}
+
 	return s.writeToLocked(f)
 }
 
@@ -62,11 +69,14 @@ func (s *stream) writeToLocked(f *os.File) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
+
 	if s.log != nil {
 		s.log.Close()
 	}
+
 	s.log, s.checked = f, time.Now()
 	s.entry.Inode, s.entry.Before = inodeOf(st), 0
+
 	return nil
 }
 
@@ -116,7 +126,9 @@ func (s *stream) goOnInLocked(inode, before uint64, inspect func(*os.File) error
 			return errors.Join(err, openErr)
 		}
 	}
+
 	s.renamedFromLocked(before)
+
 	return err
 }
 
@@ -126,11 +138,13 @@ func (s *stream) skipWrittenLocked(f *os.File) error {
 	if err != nil {
 		return err
 	}
+
 	b, err := s.buffers.take()
 	if err != nil {
 		return err
 	}
 	defer s.buffers.give(b)
+
 	if s.spill.size > 0 {
 		return s.skipSpillLocked(b, written)
 	}
@@ -139,10 +153,13 @@ func (s *stream) skipWrittenLocked(f *os.File) error {
 	if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
 		return nil
 	}
+
 	if err != nil {
 		return err
 	}
+
 	_, _ = b.render(&s.clock, waiting) // the first batch meets its error again
+
 	return b.consume(s.fifo, framesIn(waiting, b.alreadyWritten(written)))
 }
 
@@ -153,8 +170,10 @@ func (s *stream) skipSpillLocked(b *scratch, written []byte) error {
 	if err != nil {
 		return err
 	}
+
 	if _, _ = b.render(&s.clock, text); b.alreadyWritten(written) == 0 {
 		return nil
 	}
+
 	return s.spill.clear()
 }

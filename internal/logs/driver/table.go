@@ -51,6 +51,7 @@ func (t *table) newEntry(fifo string, i info) (entry, error) {
 	if err != nil {
 		return entry{}, fmt.Errorf("Info.ContainerID: %w", err)
 	}
+
 	e := entry{
 		FIFO:      fifo,
 		Container: id,
@@ -58,6 +59,7 @@ func (t *table) newEntry(fifo string, i info) (entry, error) {
 		Log:       i.target(),
 		Began:     time.Now(),
 	}
+
 	return e, t.check(&e)
 }
 
@@ -66,10 +68,13 @@ func (t *table) check(e *entry) error {
 	if err := t.checkFIFO(e.FIFO); err != nil {
 		return err
 	}
+
 	if _, err := model.ParseContainerID(string(e.Container)); err != nil {
 		return err
 	}
+
 	e.Name = text.Clean(e.Name, text.MaxName)
+
 	return e.Log.check()
 }
 
@@ -83,10 +88,12 @@ func (t *table) checkFIFO(path string) error {
 	if dir != t.fifos+"/" {
 		return fmt.Errorf("File %q: it must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
 	}
+
 	if name == "" || len(name) > maxFIFOName || name[0] == '.' || strings.ContainsFunc(name, isNoFIFOName) {
 		return fmt.Errorf("File %q: the FIFO's name must be at most %d letters, digits, '-', '_' and '.'",
 			text.Clean(path, text.MaxName), maxFIFOName)
 	}
+
 	return nil
 }
 
@@ -100,6 +107,7 @@ func (t *table) openFIFO(path string) (fd int, err error) {
 	if err := t.checkFIFO(path); err != nil {
 		return 0, err
 	}
+
 	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open Docker's FIFO %s: %w", path, err)
@@ -110,9 +118,11 @@ func (t *table) openFIFO(path string) (fd int, err error) {
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		err = errors.New("it is no FIFO")
 	}
+
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("open Docker's FIFO %s: %w", path, err), unix.Close(fd))
 	}
+
 	return fd, nil
 }
 
@@ -143,10 +153,12 @@ func (t *table) keep(e *entry) error {
 	if err != nil {
 		return err
 	}
+
 	file := t.entryFile(e)
 	if err := safefs.WriteFile(file, file+".*"+newSuffix, b, nil); err != nil {
 		return fmt.Errorf("log-driver's table: %w", err)
 	}
+
 	return nil
 }
 
@@ -178,6 +190,7 @@ func (t *table) read() ([]entry, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var out []entry
 	for _, f := range files {
 		file := filepath.Join(t.dir, f.Name())
@@ -186,6 +199,7 @@ func (t *table) read() ([]entry, error) {
 			if err := os.Remove(file); err != nil {
 				t.setAside(file, notWritten, err)
 			}
+
 		case strings.HasSuffix(file, spillSuffix):
 			t.removeStray(file)
 		case strings.HasSuffix(file, entrySuffix):
@@ -197,7 +211,9 @@ func (t *table) read() ([]entry, error) {
 			out = append(out, e)
 		}
 	}
+
 	slices.SortFunc(out, func(a, b entry) int { return a.Began.Compare(b.Began) })
+
 	return out, nil
 }
 
@@ -206,15 +222,19 @@ func (t *table) readEntry(file string) (e entry, err error) {
 	if err != nil {
 		return e, err
 	}
+
 	if err := json.Unmarshal(b, &e); err != nil {
 		return e, err
 	}
+
 	if err := t.check(&e); err != nil {
 		return e, err
 	}
+
 	if t.entryFile(&e) != file {
 		return e, fmt.Errorf("it is of the FIFO %s", e.FIFO)
 	}
+
 	return e, nil
 }
 

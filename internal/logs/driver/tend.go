@@ -37,6 +37,7 @@ func (d *Driver) tend() {
 		if len(d.alarms.list()) > 0 {
 			tick = time.After(tendInterval)
 		}
+
 		select {
 		case <-d.closed:
 			return

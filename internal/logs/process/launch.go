@@ -19,17 +19,20 @@ const maxLogSize = 1 << 20
 
 // Launch starts the log-driver process with the daemon's flags, in a session of its own, so that
 // neither a restart nor an upgrade of the daemon touches it. With systemd, cri-docker-log.socket
-// answers and Launch is never needed. If the process ends before this one, ended gets its last line.
+// answers and Launch is never needed. If the process ends before this one, ended gets its last
+// line.
 func Launch(runDirectory string, flags ...string) (ended <-chan error, err error) {
 	dir := directory(runDirectory)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+
 	out, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
+
 	if st, err := out.Stat(); err == nil && st.Size() > maxLogSize {
 		if err := out.Truncate(0); err != nil {
 			return nil, err
@@ -39,7 +42,8 @@ func Launch(runDirectory string, flags ...string) (ended <-chan error, err error
 	// The program that runs, even if the file has been replaced by another release.
 	args := append([]string{Command, "--run-directory=" + runDirectory}, flags...)
 	//nolint:gosec // the arguments are the daemon's own flags
-	cmd := exec.Command("/proc/self/exe", args...) // #nosec G204 -- the program is this one, the arguments are its own flags
+	// #nosec G204 -- the program is this one, the arguments are its own flags
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -47,11 +51,13 @@ func Launch(runDirectory string, flags ...string) (ended <-chan error, err error
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+
 	end := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
 		end <- fmt.Errorf("%w: %s", err, lastLine(out.Name()))
 	}()
+
 	return end, nil
 }
 

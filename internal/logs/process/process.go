@@ -1,5 +1,5 @@
-// Package process runs the log-driver process: its program, the socket on which it serves Docker, and
-// its launch by the daemon where systemd does not start it.
+// Package process runs the log-driver process: its program, the socket on which it serves Docker,
+// and its launch by the daemon where systemd does not start it.
 package process
 
 import (
@@ -29,8 +29,8 @@ import (
 const Command = "log-driver"
 
 const (
-	// memoryLimit is the heap in bytes above which garbage is collected eagerly. The process stands in
-	// the path of all output of the node and shall be small.
+	// memoryLimit is the heap in bytes above which garbage is collected eagerly. The process stands
+	// in the path of all output of the node and shall be small.
 	memoryLimit = 12 << 20
 	// gcPercent is how much the heap grows between collections. A line allocates next to nothing.
 	gcPercent = 25
@@ -67,6 +67,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 func run(ctx context.Context, cfg Config) error {
 	defer process.Absorb(syscall.SIGHUP, syscall.SIGPIPE)()
+
 	debug.SetMemoryLimit(memoryLimit)
 	debug.SetGCPercent(gcPercent)
 
@@ -75,17 +76,20 @@ func run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+
 	if l != nil {
 		defer l.Close()
 		if err := endLaunched(dir); err != nil {
 			return err
 		}
 	}
+
 	unlock, err := process.LockDirectory("--run-directory", dir, process.HandOverTimeout)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	if err := os.WriteFile(filepath.Join(dir, pidFile), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 		return err
 	}
@@ -99,12 +103,14 @@ func run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer d.Close()
+
 	if l == nil {
 		if l, err = listen(cfg.Socket); err != nil {
 			return err
 		}
 		defer l.Close()
 	}
+
 	return serve(ctx, d, l, cfg.Log)
 }
 
@@ -117,6 +123,7 @@ func serve(ctx context.Context, d *driver.Driver, l net.Listener, log *slog.Logg
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 
@@ -124,12 +131,15 @@ func serve(ctx context.Context, d *driver.Driver, l net.Listener, log *slog.Logg
 	if err := process.DropProgramPages(); err != nil {
 		log.Debug("the program stays in memory as a whole", "err", err)
 	}
+
 	if err := process.Notify(process.Ready); err != nil {
 		log.Warn("systemd was not notified that the log-driver is ready", "err", err)
 	}
+
 	if err := server.Serve(d.Listener(l)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+
 	return nil
 }
 
@@ -144,78 +154,93 @@ func passedListener() (net.Listener, error) {
 	case len(passed) == 1:
 		return passed[0], nil
 	}
+
 	return nil, nil
 }
 
 // pidFile has the number of the process that holds the lock.
 const pidFile = "pid"
 
-// endLaunched ends the process that a daemon has launched while systemd's socket was missing, as for a
-// moment when both units are restarted: systemd would start its own in vain, again and again. No line
-// is lost, and later launches have no socket of systemd. The number alone may be another process's by
-// now, so the lock is tried first.
+// endLaunched ends the process that a daemon has launched while systemd's socket was missing, as
+// for a moment when both units are restarted: systemd would start its own in vain, again and again.
+// No line is lost, and later launches have no socket of systemd. The number alone may be another
+// process's by now, so the lock is tried first.
 func endLaunched(dir string) error {
 	if unlock, err := process.LockDirectory("--run-directory", dir, 0); err == nil {
 		unlock()
 		return nil
 	}
+
 	b, err := safefs.ReadFile(filepath.Join(dir, pidFile), 32)
 	if err != nil {
 		return err
 	}
+
 	pid, err := strconv.Atoi(string(b))
 	if err != nil || pid <= 1 {
 		return fmt.Errorf("%q is no process", b)
 	}
+
 	return end(pid)
 }
 
 // end ends a log-driver process of root, and no other process that got its number. The unit of the
-// log-driver has fewer capabilities than the daemon, whose child the process is, and so may read its
-// status only.
+// log-driver has fewer capabilities than the daemon, whose child the process is, and so may read
+// its status only.
 func end(pid int) error {
 	host := proc.Host().ByStatus()
 	p, err := host.Process(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it has ended
 	}
+
 	if err == nil && (len(p.Args) == 0 || p.Args[0] != Command) {
 		err = errors.New("it is no log-driver process")
 	}
+
 	if err == nil {
 		err = host.Signal(p, unix.SIGTERM)
 	}
+
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("end the launched process %d: %w", pid, err)
 	}
+
 	return nil
 }
 
 // listen makes the socket, for root only. It replaces the socket of a killed process in one step,
-// since the engine may look for it at any moment. A socket that takes connections is systemd's, since
-// this process has the lock: it must not be hidden from systemd's process, which may be slow.
+// since the engine may look for it at any moment. A socket that takes connections is systemd's,
+// since this process has the lock: it must not be hidden from systemd's process, which may be slow.
 func listen(socket string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", socket, time.Second); err == nil {
-		err = fmt.Errorf("systemd holds %s and has not started its process yet; see systemctl status cri-docker-log", socket)
+		err = fmt.Errorf("systemd holds %s and has not started its process yet; see systemctl status cri-docker-log",
+			socket)
 		return nil, errors.Join(err, c.Close())
 	}
+
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, err
 	}
+
 	tmp := socket + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
+
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
+
 	l.SetUnlinkOnClose(false) // the name stays for the next process
 	if err = os.Chmod(tmp, 0o600); err == nil {
 		err = os.Rename(tmp, socket)
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+
 	return l, nil
 }

@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+
 	goleak.VerifyTestMain(m)
 }
 
@@ -42,8 +43,10 @@ func logDriverMain() error {
 	if err := f.Parse(os.Args[2:]); err != nil {
 		return err
 	}
+
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+
 	return Run(ctx, Config{
 		RunDirectory: *dir,
 		Socket:       os.Getenv(socketVariable),
@@ -61,9 +64,11 @@ func watch(t *testing.T, socket string) (s driver.Status, gone <-chan struct{}) 
 		if err == nil {
 			return s, gone
 		}
+
 		if time.Now().After(deadline) {
 			t.Fatalf("nobody answers: %v", err)
 		}
+
 		time.Sleep(5 * time.Millisecond)
 	}
 }
@@ -76,35 +81,43 @@ func TestLaunchedLogDriver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s, gone := watch(t, socket)
 	if sid, err := unix.Getsid(s.PID); err != nil || sid != s.PID {
 		t.Errorf("it is in session %d, %v; want its own", sid, err)
 	}
+
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the socket: %v, %v", st.Mode(), err)
 	}
+
 	second, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-second; err == nil || !strings.Contains(err.Error(), "another cri-dockerd is using it") {
 		t.Errorf("a second process: %v", err)
 	}
+
 	if err := syscall.Kill(s.PID, syscall.SIGHUP); err != nil { // a terminal that goes
 		t.Fatal(err)
 	}
+
 	if again, _ := watch(t, socket); again.PID != s.PID {
 		t.Errorf("process %d was replaced by %d", s.PID, again.PID)
 	}
 	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+
 	<-gone
 	<-ended
 	ended, err = Launch(dir) // over the socket that the killed one has left
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	next, gone := watch(t, socket)
 	if next.PID == s.PID {
 		t.Error("the killed process answers")
@@ -112,6 +125,7 @@ func TestLaunchedLogDriver(t *testing.T) {
 	if err := syscall.Kill(next.PID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+
 	<-gone
 	<-ended
 }
@@ -122,17 +136,21 @@ func TestLogDriverThatCannotListen(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Setenv(socketVariable, filepath.Join(file, "cri-dockerd.sock"))
 	ended, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "not a directory") {
+
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "exit status 1") ||
+		!strings.Contains(err.Error(), "not a directory") {
 		t.Errorf("its last words: %v", err)
 	}
 }
 
-// TestLogDriverLeavesSystemdsSocket: a process that is launched while systemd's is slow to start does not hide the socket from it.
+// TestLogDriverLeavesSystemdsSocket: a process that is launched while systemd's is slow to start
+// does not hide the socket from it.
 func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "systemd.sock")
@@ -141,24 +159,29 @@ func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	before, err := os.Stat(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Setenv(socketVariable, socket)
 	ended, err := Launch(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "systemd holds "+socket) {
 		t.Errorf("its last words: %v", err)
 	}
+
 	if after, err := os.Stat(socket); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the socket is another: %v", err)
 	}
 }
 
-// TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects to be told when the process is ready.
+// TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects to
+// be told when the process is ready.
 func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "passed.sock"), Net: "unix"})
@@ -166,20 +189,24 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+
 	f, err := l.File()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Setenv(socketVariable, filepath.Join(dir, "launched.sock"))
 	launched, err := Launch(dir) // while systemd's socket was away
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	watch(t, filepath.Join(dir, "launched.sock"))
 	// Only the process itself knows the number that LISTEN_PID must have.
 	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, Command, "--run-directory="+dir)
@@ -188,13 +215,16 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := notified.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+
 	b := make([]byte, 100)
 	if n, err := notified.Read(b); err != nil || string(b[:n]) != "READY=1" {
 		t.Fatalf("systemd got %q, %v", b[:n], err)
 	}
+
 	<-launched // it makes room
 	s, gone := watch(t, filepath.Join(dir, "passed.sock"))
 	if s.PID != cmd.Process.Pid || s.Control != 1 {
@@ -203,13 +233,16 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+
 	<-gone
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := os.Lstat(filepath.Join(dir, "passed.sock")); err != nil {
 		t.Errorf("systemd's socket: %v", err)
 	}
+
 	if left, err := filepath.Glob(filepath.Join(dir, "log-driver/streams/*")); err != nil || len(left) > 0 {
 		t.Error(fmt.Sprint(left), err)
 	}
@@ -223,8 +256,10 @@ func systemd(t *testing.T) *net.UnixConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { c.Close() })
 	t.Setenv("NOTIFY_SOCKET", file)
+
 	return c
 }
 
@@ -236,14 +271,17 @@ func TestEndLogDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(scripts)
+
 	if err := os.Chmod(scripts, 0o755); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, name := range []string{Command, "another"} {
 		if err := os.WriteFile(filepath.Join(scripts, name), []byte("echo; read line"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for name, c := range map[string]struct {
 		argument string
 		uid      uint32
@@ -261,22 +299,28 @@ func TestEndLogDriver(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
+
 			if _, err := out.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
+
 			if err := end(cmd.Process.Pid); (err == nil) != c.ends {
 				t.Errorf("%v", err)
 			}
+
 			if !c.ends {
 				in.Close()
 			}
+
 			err = cmd.Wait()
 			if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != c.ends {
 				t.Errorf("ended by a signal: %v, %v", killed, err)

@@ -28,6 +28,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "plugin:", err)
 		os.Exit(1)
 	}
+
 	dir, name := filepath.Dir(file), filepath.Base(os.Args[0])
 	q := question{Plugin: name, Command: os.Getenv("CNI_COMMAND"), Container: os.Getenv("CNI_CONTAINERID")}
 
@@ -47,13 +48,16 @@ func ask(socket string, q question) string {
 		return ""
 	}
 	defer conn.Close()
+
 	if err := json.NewEncoder(conn).Encode(q); err != nil {
 		return ""
 	}
+
 	answer, err := io.ReadAll(conn) // the test lets a plugin hang by not answering
 	if err != nil {
 		return ""
 	}
+
 	return string(answer)
 }
 
@@ -83,9 +87,11 @@ func run(program string) (out []byte, code int) {
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		return stdout.Bytes(), exit.ExitCode()
 	}
+
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "plugin:", err)
 		return nil, 1
 	}
+
 	return stdout.Bytes(), 0
 }

@@ -1,6 +1,7 @@
-// Command helper is what test engines need inside their namespaces: "init" is their process 1, which ends with the test process, and under
-// the name runc it is a wrapper around the real runc for machines without CAP_SYS_RESOURCE, where no container could get the
-// capability, a negative oom_score_adj or higher limits than our own.
+// Command helper is what test engines need inside their namespaces: "init" is their process 1,
+// which ends with the test process, and under the name runc it is a wrapper around the real runc
+// for machines without CAP_SYS_RESOURCE, where no container could get the capability, a negative
+// oom_score_adj or higher limits than our own.
 package main
 
 import (
@@ -22,17 +23,19 @@ func main() {
 		runInit()
 		return
 	}
+
 	if err := fixBundle(os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "runc wrapper:", err)
 		os.Exit(1)
 	}
+
 	err := syscall.Exec(runc, append([]string{"runc"}, os.Args[1:]...), os.Environ())
 	fmt.Fprintln(os.Stderr, "runc wrapper:", err)
 	os.Exit(1)
 }
 
-// runInit reaps orphans and ends when standard input does, that is, when the process that started the engine is gone; the kernel then
-// kills all that is in the PID namespace.
+// runInit reaps orphans and ends when standard input does, that is, when the process that started
+// the engine is gone; the kernel then kills all that is in the PID namespace.
 func runInit() {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
@@ -45,6 +48,7 @@ func runInit() {
 			}
 		}
 	}()
+
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
@@ -55,13 +59,16 @@ func fixBundle(args []string) error {
 	if i < 0 {
 		return nil
 	}
+
 	if args[i] == "exec" {
 		if file := option(args[i:], "--process", "-p"); file != "" {
 			return edit(file, func(p map[string]any) map[string]any { return p })
 		}
 		return nil
 	}
+
 	dir := option(args[i:], "--bundle", "-b")
+
 	return edit(filepath.Join(dir, "config.json"), func(c map[string]any) map[string]any {
 		p, _ := c["process"].(map[string]any)
 		return p
@@ -83,26 +90,32 @@ func edit(file string, process func(map[string]any) map[string]any) error {
 	if err != nil {
 		return err
 	}
+
 	var c map[string]any
 	if err := json.Unmarshal(b, &c); err != nil {
 		return err
 	}
+
 	p := process(c)
 	if score, ok := p["oomScoreAdj"].(float64); ok && score < 0 {
 		p["oomScoreAdj"] = 0
 	}
+
 	caps, _ := p["capabilities"].(map[string]any)
 	for set, v := range caps {
 		list, _ := v.([]any)
 		caps[set] = slices.DeleteFunc(list, func(c any) bool { return c == "CAP_SYS_RESOURCE" })
 	}
+
 	limits, _ := p["rlimits"].([]any)
 	for _, l := range limits {
 		clamp(l)
 	}
+
 	if b, err = json.Marshal(c); err != nil {
 		return err
 	}
+
 	return os.WriteFile(file, b, 0o644)
 }
 
@@ -110,12 +123,15 @@ func edit(file string, process func(map[string]any) map[string]any) error {
 func clamp(l any) {
 	limit, _ := l.(map[string]any)
 	kind, ok := map[any]int{
-		"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8,
+		"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_NPROC": 6,
+		"RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8,
 	}[limit["type"]]
+
 	var own syscall.Rlimit
 	if !ok || syscall.Getrlimit(kind, &own) != nil {
 		return
 	}
+
 	for _, key := range []string{"soft", "hard"} {
 		if v, ok := limit[key].(float64); ok && v > float64(own.Max) {
 			limit[key] = own.Max

@@ -36,40 +36,71 @@ func newCanned() *canned {
 	}
 	container := func() *runtimeapi.ContainerStatus {
 		return &runtimeapi.ContainerStatus{
-			Id: "c", Metadata: clone(containerMetadata), State: runtimeapi.ContainerState_CONTAINER_RUNNING, Image: clone(imageSpec), Labels: labels,
+			Id:       "c",
+			Metadata: clone(containerMetadata),
+			State:    runtimeapi.ContainerState_CONTAINER_RUNNING,
+			Image:    clone(imageSpec),
+			Labels:   labels,
 		}
 	}
+
 	stats := func() *runtimeapi.ContainerStats {
-		return &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: "c", Metadata: clone(containerMetadata)}}
+		return &runtimeapi.ContainerStats{
+			Attributes: &runtimeapi.ContainerAttributes{Id: "c", Metadata: clone(containerMetadata)},
+		}
 	}
+
 	podStats := func() *runtimeapi.PodSandboxStats {
 		return &runtimeapi.PodSandboxStats{
 			Attributes: &runtimeapi.PodSandboxAttributes{Id: "p", Metadata: clone(podMetadata)},
 			Linux:      &runtimeapi.LinuxPodSandboxStats{Containers: []*runtimeapi.ContainerStats{stats()}},
 		}
 	}
-	metric := &runtimeapi.Metric{Name: "m", MetricType: runtimeapi.MetricType_GAUGE, Value: &runtimeapi.UInt64Value{Value: 1}}
-	conditions := []*runtimeapi.RuntimeCondition{{Type: runtimeapi.RuntimeReady, Status: true}, {Type: runtimeapi.NetworkReady, Status: true}}
+
+	metric := &runtimeapi.Metric{
+		Name:       "m",
+		MetricType: runtimeapi.MetricType_GAUGE,
+		Value:      &runtimeapi.UInt64Value{Value: 1},
+	}
+
+	conditions := []*runtimeapi.RuntimeCondition{{Type: runtimeapi.RuntimeReady, Status: true},
+		{Type: runtimeapi.NetworkReady, Status: true}}
+
 	return &canned{
 		status: fill(&runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: conditions}}),
-		pods:   fill(&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "p", Metadata: clone(podMetadata)}}}),
-		pod:    fill(&runtimeapi.PodSandboxStatusResponse{Status: pod(), ContainersStatuses: []*runtimeapi.ContainerStatus{container()}}),
+		pods: fill(&runtimeapi.ListPodSandboxResponse{
+			Items: []*runtimeapi.PodSandbox{{Id: "p", Metadata: clone(podMetadata)}},
+		}),
+		pod: fill(&runtimeapi.PodSandboxStatusResponse{
+			Status:             pod(),
+			ContainersStatuses: []*runtimeapi.ContainerStatus{container()},
+		}),
 		containers: fill(&runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{{
-			Id: "c", PodSandboxId: "p", Metadata: clone(containerMetadata), State: runtimeapi.ContainerState_CONTAINER_RUNNING, Image: clone(imageSpec), Labels: labels,
+			Id:           "c",
+			PodSandboxId: "p",
+			Metadata:     clone(containerMetadata),
+			State:        runtimeapi.ContainerState_CONTAINER_RUNNING,
+			Image:        clone(imageSpec),
+			Labels:       labels,
 		}}}),
 		container:    fill(&runtimeapi.ContainerStatusResponse{Status: container()}),
 		stats:        fill(&runtimeapi.ListContainerStatsResponse{Stats: []*runtimeapi.ContainerStats{stats()}}),
 		podStatsList: fill(&runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{podStats()}}),
 		podStats:     fill(&runtimeapi.PodSandboxStatsResponse{Stats: podStats()}),
-		descriptors:  &runtimeapi.ListMetricDescriptorsResponse{Descriptors: []*runtimeapi.MetricDescriptor{{Name: "m", Help: "a metric"}}},
+		descriptors: &runtimeapi.ListMetricDescriptorsResponse{
+			Descriptors: []*runtimeapi.MetricDescriptor{{Name: "m", Help: "a metric"}},
+		},
 		metrics: &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: []*runtimeapi.PodSandboxMetrics{{
-			PodSandboxId: "p", ContainerMetrics: []*runtimeapi.ContainerMetrics{{ContainerId: "c", Metrics: []*runtimeapi.Metric{metric}}},
+			PodSandboxId:     "p",
+			ContainerMetrics: []*runtimeapi.ContainerMetrics{{ContainerId: "c", Metrics: []*runtimeapi.Metric{metric}}},
 		}}},
 		images: fill(&runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{{Id: "i", Spec: clone(imageSpec)}}}),
 		image:  fill(&runtimeapi.ImageStatusResponse{Image: &runtimeapi.Image{Id: "i", Spec: clone(imageSpec)}}),
 		fs:     fill(&runtimeapi.ImageFsInfoResponse{}),
 		event: fill(&runtimeapi.ContainerEventResponse{
-			ContainerId: "c", PodSandboxStatus: pod(), ContainersStatuses: []*runtimeapi.ContainerStatus{container()},
+			ContainerId:        "c",
+			PodSandboxStatus:   pod(),
+			ContainersStatuses: []*runtimeapi.ContainerStatus{container()},
 		}),
 	}
 }
@@ -79,14 +110,20 @@ func clone[M proto.Message](m M) M { return proto.Clone(m).(M) }
 // all are the answers that may lack a message, always in the same order.
 func (c *canned) all() []proto.Message {
 	return []proto.Message{
-		c.status, c.pods, c.pod, c.containers, c.container, c.stats, c.podStatsList, c.podStats, c.descriptors, c.metrics, c.images, c.image, c.fs, c.event,
+		c.status, c.pods, c.pod, c.containers, c.container, c.stats, c.podStatsList, c.podStats, c.descriptors,
+		c.metrics, c.images, c.image, c.fs, c.event,
 	}
 }
 
 func (*canned) Close(context.Context) error { return nil }
 
 func (*canned) Version(context.Context, string) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "canned", RuntimeVersion: "1.0.0", RuntimeApiVersion: "v1"}, nil
+	return &runtimeapi.VersionResponse{
+		Version:           "0.1.0",
+		RuntimeName:       "canned",
+		RuntimeVersion:    "1.0.0",
+		RuntimeApiVersion: "v1",
+	}, nil
 }
 
 func (c *canned) Status(context.Context, bool) (*runtimeapi.StatusResponse, error) {
@@ -109,11 +146,15 @@ func (c *canned) ContainerStatus(context.Context, string, bool) (*runtimeapi.Con
 	return c.container, nil
 }
 
-func (c *canned) ListContainerStats(context.Context, *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+func (c *canned) ListContainerStats(
+	context.Context, *runtimeapi.ContainerStatsFilter,
+) ([]*runtimeapi.ContainerStats, error) {
 	return c.stats.Stats, nil
 }
 
-func (c *canned) ListPodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
+func (c *canned) ListPodSandboxStats(
+	context.Context, *runtimeapi.PodSandboxStatsFilter,
+) ([]*runtimeapi.PodSandboxStats, error) {
 	return c.podStatsList.Stats, nil
 }
 

@@ -17,6 +17,7 @@ func printDereferences(ctx context.Context) error {
 	if panicked, errs := readCanned(ctx, newCanned()); panicked != nil || len(errs) > 0 {
 		return fmt.Errorf("the full answers: %v, %v", panicked, errs) // or nothing below would say anything
 	}
+
 	found := map[string]bool{}
 	for i := range newCanned().all() {
 		for _, p := range paths(newCanned().all()[i].ProtoReflect()) {
@@ -28,22 +29,27 @@ func printDereferences(ctx context.Context) error {
 			}
 		}
 	}
+
 	for _, line := range slices.Sorted(maps.Keys(found)) {
 		fmt.Println(line)
 	}
+
 	return nil
 }
 
 // readCanned has the kubelet's code read canned answers and returns what it panics with.
 func readCanned(ctx context.Context, c *canned) (panicked any, errs []error) {
 	defer func() { panicked = recover() }()
+
 	k, err := newKubelet(ctx, c, c)
 	if err != nil {
 		return nil, []error{err}
 	}
 	defer k.close()
+
 	_, errs = k.read(ctx)
 	k.event(c.event)
+
 	return nil, errs
 }
 
@@ -56,15 +62,20 @@ func paths(m protoreflect.Message) (out []path) {
 		if f.Kind() != protoreflect.MessageKind || f.IsMap() {
 			return true
 		}
+
 		if !f.IsList() {
-			out = append(out, func(m protoreflect.Message) (protoreflect.Message, protoreflect.FieldDescriptor) { return m, f })
+			out = append(out, func(m protoreflect.Message) (protoreflect.Message, protoreflect.FieldDescriptor) {
+				return m, f
+			})
 			for _, p := range paths(v.Message()) {
 				out = append(out, func(m protoreflect.Message) (protoreflect.Message, protoreflect.FieldDescriptor) {
 					return p(m.Get(f).Message())
 				})
 			}
+
 			return true
 		}
+
 		for i := range v.List().Len() {
 			for _, p := range paths(v.List().Get(i).Message()) {
 				out = append(out, func(m protoreflect.Message) (protoreflect.Message, protoreflect.FieldDescriptor) {
@@ -72,13 +83,15 @@ func paths(m protoreflect.Message) (out []path) {
 				})
 			}
 		}
+
 		return true
 	})
+
 	return out
 }
 
-// fill sets all fields of a message that are messages themselves, and one item of each list of them,
-// so that each can be removed. Texts that are empty get a word.
+// fill sets all fields of a message that are messages themselves, and one item of each list of
+// them, so that each can be removed. Texts that are empty get a word.
 func fill[M proto.Message](m M) M {
 	fillMessage(m.ProtoReflect(), 0)
 	return m
@@ -101,6 +114,7 @@ func fillMessage(m protoreflect.Message, depth int) {
 			for j := range list.Len() {
 				fillMessage(list.Get(j).Message(), depth+1)
 			}
+
 		case f.IsList():
 		case f.Kind() == protoreflect.MessageKind:
 			fillMessage(m.Mutable(f).Message(), depth+1)
@@ -118,7 +132,8 @@ var (
 	podMetadata       = &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u"}
 	containerMetadata = &runtimeapi.ContainerMetadata{Name: "main"}
 	labels            = map[string]string{
-		"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": "u", "io.kubernetes.container.name": "main",
+		"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": "u",
+		"io.kubernetes.container.name": "main",
 	}
 	imageSpec = &runtimeapi.ImageSpec{Image: "busybox"}
 )

@@ -39,35 +39,45 @@ type kubelet struct {
 	collectors []metrics.StableCollector
 }
 
-func newKubelet(ctx context.Context, runtime internalapi.RuntimeService, images internalapi.ImageManagerService) (*kubelet, error) {
+func newKubelet(
+	ctx context.Context, runtime internalapi.RuntimeService, images internalapi.ImageManagerService,
+) (*kubelet, error) {
 	dir, err := os.MkdirTemp("", "kubeletread-")
 	if err != nil {
 		return nil, err
 	}
+
 	k := &kubelet{dir: dir}
 	k.runtime, _, err = kuberuntime.NewKubeGenericRuntimeManager(
 		ctx, record.NewFakeRecorder(0), nil, nil, nil, dir, dir, &cadvisorapi.MachineInfo{}, states{}, 110,
 		kubecontainer.RealOS{}, nil, nil, flowcontrol.NewBackOff(time.Second, time.Second), false, nil, 0, 0,
 		string(kubeletconfig.NeverVerify), nil, "", "", nil, false, metav1.Duration{}, runtime, images,
 		cm.NewFakeContainerManager(), logs.NewStubContainerLogManager(), nil, false, "",
-		func() v1.ResourceList { return nil }, 0, kubeletconfig.NoneMemoryReservationPolicy, nil, noop.NewTracerProvider(),
+		func() v1.ResourceList {
+			return nil
+		}, 0, kubeletconfig.NoneMemoryReservationPolicy, nil, noop.NewTracerProvider(),
 		nil, nil, nil)
 	if err != nil {
 		k.close()
 		return nil, err
 	}
+
 	host := stats.NewHostStatsProvider(kubecontainer.RealOS{}, func(types.UID) string { return "" }, dir)
 	for _, fromCRI := range []bool{true, false} {
-		k.providers = append(k.providers, stats.NewCRIStatsProvider(noCadvisor{}, noVolumes{}, nil, runtime, images, host, fromCRI, noFallback{}))
+		k.providers = append(k.providers, stats.NewCRIStatsProvider(noCadvisor{}, noVolumes{}, nil, runtime, images,
+			host, fromCRI, noFallback{}))
 	}
+
 	k.collectors = []metrics.StableCollector{
 		collectors.NewCRIMetricsCollector(ctx, k.runtime.ListPodSandboxMetrics, k.runtime.ListMetricDescriptors),
 		collectors.NewLogMetricsCollector(k.providers[0].ListPodStats),
 		collectors.NewResourceMetricsCollector(summaries{k.providers[0]}),
 	}
+
 	for _, c := range k.collectors { // each has a page of its own, and some names in common
 		metrics.NewKubeRegistry().CustomMustRegister(c)
 	}
+
 	return k, nil
 }
 
@@ -80,6 +90,7 @@ func (k *kubelet) read(ctx context.Context) (pods int, errs []error) {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
+
 	_, err := k.runtime.Status(ctx)
 	add("status", err)
 	_, err = k.runtime.ListImages(ctx)
@@ -99,22 +110,27 @@ func (k *kubelet) read(ctx context.Context) (pods int, errs []error) {
 		_, err = p.ImageFsDevice(ctx)
 		add("image file system's device", err)
 	}
+
 	all, err := k.runtime.GetPods(ctx, true)
 	add("pods", err)
 	for _, pod := range all {
 		add("pod", k.readPod(ctx, pod))
 	}
+
 	return len(all), errs
 }
 
-// collect has the collectors read what they publish, in this goroutine, whose panics can be recovered.
+// collect has the collectors read what they publish, in this goroutine, whose panics can be
+// recovered.
 func (k *kubelet) collect() {
 	published := make(chan metrics.Metric)
 	defer close(published)
+
 	go func() {
 		for range published { //nolint:revive // only the reading is of interest
 		}
 	}()
+
 	for _, c := range k.collectors {
 		c.CollectWithStability(published)
 	}
@@ -126,6 +142,7 @@ func (k *kubelet) readPod(ctx context.Context, pod *kubecontainer.Pod) error {
 	if err != nil {
 		return err
 	}
+
 	desired := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.ID, Name: pod.Name, Namespace: pod.Namespace}}
 	kubeutil.PodSandboxChanged(desired, status)
 	kubecontainer.ConvertPodStatusToRunningPod(k.runtime.Type(), status)
@@ -134,11 +151,13 @@ func (k *kubelet) readPod(ctx context.Context, pod *kubecontainer.Pod) error {
 			return err
 		}
 	}
+
 	for _, p := range k.providers {
 		if _, err := p.PodCPUAndMemoryStats(ctx, desired, status); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -157,7 +176,9 @@ var disk = cadvisorapiv2.FsInfo{Timestamp: time.Unix(1, 0), Device: "/dev/sda1",
 func (noCadvisor) RootFsInfo() (cadvisorapiv2.FsInfo, error)         { return disk, nil }
 func (noCadvisor) GetDirFsInfo(string) (cadvisorapiv2.FsInfo, error) { return disk, nil }
 
-func (noCadvisor) ContainerInfoV2(string, cadvisorapiv2.RequestOptions) (map[string]cadvisorapiv2.ContainerInfo, error) {
+func (noCadvisor) ContainerInfoV2(
+	string, cadvisorapiv2.RequestOptions,
+) (map[string]cadvisorapiv2.ContainerInfo, error) {
 	return nil, nil
 }
 

@@ -1,6 +1,6 @@
-// Command kubeletread reads a CRI runtime with the kubelet's own code: pods and their states, images,
-// stats from the CRI alone and beside cAdvisor, metrics, events. Where an answer would crash a
-// kubelet, it crashes.
+// Command kubeletread reads a CRI runtime with the kubelet's own code: pods and their states,
+// images, stats from the CRI alone and beside cAdvisor, metrics, events. Where an answer would
+// crash a kubelet, it crashes.
 //
 //	kubeletread ENDPOINT         reads again and again until its standard input ends, then prints
 //	                             how often, and which errors the kubelet's code returned
@@ -46,6 +46,7 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
+
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubeletread:", err)
 		os.Exit(1)
@@ -64,14 +65,17 @@ type result struct {
 func read(ctx context.Context, endpoint string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+
 	runtime, err := remote.NewRemoteRuntimeService(ctx, endpoint, dialTimeout, noop.NewTracerProvider(), false)
 	if err != nil {
 		return err
 	}
+
 	images, err := remote.NewRemoteImageService(ctx, endpoint, dialTimeout, noop.NewTracerProvider(), false)
 	if err != nil {
 		return err
 	}
+
 	k, err := newKubelet(ctx, runtime, images)
 	if err != nil {
 		return err
@@ -83,6 +87,7 @@ func read(ctx context.Context, endpoint string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		ended.Store(true)
 	}()
+
 	events, err := watch(ctx, k, runtime)
 	if err != nil {
 		return err
@@ -97,7 +102,9 @@ func read(ctx context.Context, endpoint string) error {
 			out.Errors[err.Error()]++
 		}
 	}
+
 	out.Events = int(events.Load())
+
 	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
@@ -107,14 +114,18 @@ func watch(ctx context.Context, k *kubelet, runtime internalapi.RuntimeService) 
 	var count atomic.Int64
 	events, failed, connected := make(chan *runtimeapi.ContainerEventResponse), make(chan error, 1), make(chan struct{})
 	go func() {
-		failed <- runtime.GetContainerEvents(ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) { close(connected) })
+		failed <- runtime.GetContainerEvents(ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) {
+			close(connected)
+		})
 	}()
+
 	go func() {
 		for event := range events {
 			k.event(event)
 			count.Add(1)
 		}
 	}()
+
 	select {
 	case <-connected:
 		return &count, nil

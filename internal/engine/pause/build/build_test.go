@@ -17,17 +17,20 @@ import (
 
 const amd64 = "../bin/pause-amd64"
 
-// TestEmbeddedBytesAreWhatTheSourceGives fails when either the source or the embedded programs were changed alone: run make pause.
+// TestEmbeddedBytesAreWhatTheSourceGives fails when either the source or the embedded programs were
+// changed alone: run make pause.
 func TestEmbeddedBytesAreWhatTheSourceGives(t *testing.T) {
 	for arch, machine := range machines() {
 		want, err := program(arch, machine)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got, err := os.ReadFile("../bin/pause-" + arch)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s: the embedded program is not what the source gives; run make pause", arch)
 		}
@@ -44,24 +47,28 @@ func TestEndsOnSignals(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+
 		t.Cleanup(func() { cmd.Process.Kill() })
 		waitFor(t, "it waits for signals", func() bool {
 			st := procStatus(cmd.Process.Pid)
 			return strings.Contains(st, "Name:\tpause-amd64") && strings.Contains(st, "State:\tS")
 		})
+
 		if rss := residentKiB(t, procStatus(cmd.Process.Pid)); rss > 64 {
 			t.Errorf("it takes %d KiB of memory", rss)
 		}
 		if err := cmd.Process.Signal(s); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("on %v: %v", s, err)
 		}
 	}
 }
 
-// TestReapsOrphans runs the program as process 1 of a PID namespace, by a shell that leaves it an orphan.
+// TestReapsOrphans runs the program as process 1 of a PID namespace, by a shell that leaves it an
+// orphan.
 func TestReapsOrphans(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "(sleep 0.05 &) ; exec "+amd64)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
@@ -70,14 +77,19 @@ func TestReapsOrphans(t *testing.T) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	waitFor(t, "the shell became pause", func() bool { return strings.Contains(procStatus(cmd.Process.Pid), "Name:\tpause-amd64") })
+
+	waitFor(t, "the shell became pause", func() bool {
+		return strings.Contains(procStatus(cmd.Process.Pid), "Name:\tpause-amd64")
+	})
 	children := func() string {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/task/" + strconv.Itoa(cmd.Process.Pid) + "/children")
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/task/" + strconv.Itoa(cmd.Process.Pid) +
+			"/children")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return strings.TrimSpace(string(b))
 	}
+
 	waitFor(t, "the orphan is reaped", func() bool { return children() == "" })
 }
 
@@ -91,12 +103,16 @@ type room struct {
 func rooms(t *testing.T) map[string]room {
 	t.Helper()
 	out := map[string]room{}
-	for arch, emulator := range map[string]string{"amd64": "/usr/bin/qemu-x86_64-static", "arm64": "/usr/bin/qemu-aarch64-static"} {
+	for arch, emulator := range map[string]string{
+		"amd64": "/usr/bin/qemu-x86_64-static",
+		"arm64": "/usr/bin/qemu-aarch64-static",
+	} {
 		r := room{t.TempDir(), []string{"/pause"}}
 		files := map[string]string{"pause": "../bin/pause-" + arch}
 		if arch != runtime.GOARCH {
 			files["qemu"], r.run = emulator, []string{"/qemu", "/pause"}
 		}
+
 		for name, from := range files {
 			b, err := os.ReadFile(from)
 			if err == nil {
@@ -106,22 +122,28 @@ func rooms(t *testing.T) map[string]room {
 				t.Fatal(err)
 			}
 		}
+
 		out[arch] = r
 	}
+
 	return out
 }
 
-// start starts the program in the room after a script that has the room's directory as $1, in mount and network namespaces of its own.
+// start starts the program in the room after a script that has the room's directory as $1, in mount
+// and network namespaces of its own.
 func (r room) start(t *testing.T, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	script += `; dir=$1; shift; exec $wrap chroot "$dir" "$@"`
-	cmd := exec.Command("unshare", append([]string{"-m", "-n", "--propagation", "private", "sh", "-ec", script, "sh", r.dir}, append(r.run, args...)...)...)
+	cmd := exec.Command("unshare", append([]string{"-m", "-n", "--propagation", "private", "sh", "-ec", script, "sh",
+		r.dir}, append(r.run, args...)...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+
 	return cmd
 }
 
@@ -134,11 +156,18 @@ func field(status, name string) string {
 
 func TestJoinsItsNamespaceAndDropsEverything(t *testing.T) {
 	for arch, r := range rooms(t) {
-		for user, want := range map[string][3]string{"": {"0 0 0 0", "0 0 0 0", "*"}, "1000 65534 5 4294967294": {"1000 1000 1000 1000", "65534 65534 65534 65534", "5 4294967294"}, "7 8": {"7 7 7 7", "8 8 8 8", ""}} {
-			cmd := r.start(t, `touch $1/netns; unshare -n mount --bind /proc/thread-self/ns/net $1/netns`, strings.Fields(user)...)
+		for user, want := range map[string][3]string{
+			"":                        {"0 0 0 0", "0 0 0 0", "*"},
+			"1000 65534 5 4294967294": {"1000 1000 1000 1000", "65534 65534 65534 65534", "5 4294967294"},
+			"7 8":                     {"7 7 7 7", "8 8 8 8", ""},
+		} {
+			cmd := r.start(t, `touch $1/netns; unshare -n mount --bind /proc/thread-self/ns/net $1/netns`,
+				strings.Fields(user)...)
 			waitFor(t, arch+" waits for signals", func() bool {
-				return strings.Contains(field(procStatus(cmd.Process.Pid), "State"), "S") && field(procStatus(cmd.Process.Pid), "CapBnd") == "0000000000000000"
+				return strings.Contains(field(procStatus(cmd.Process.Pid), "State"), "S") &&
+					field(procStatus(cmd.Process.Pid), "CapBnd") == "0000000000000000"
 			})
+
 			waitFor(t, arch+" has dropped everything", func() bool {
 				return field(procStatus(cmd.Process.Pid), "CapPrm") == "0000000000000000"
 			})
@@ -148,12 +177,16 @@ func TestJoinsItsNamespaceAndDropsEverything(t *testing.T) {
 					t.Errorf("%s, arguments %q: %s is %s", arch, user, set, got)
 				}
 			}
-			if uid, gid, groups := field(status, "Uid"), field(status, "Gid"), field(status, "Groups"); uid != want[0] || gid != want[1] || want[2] != "*" && groups != want[2] {
+
+			if uid, gid, groups := field(status, "Uid"), field(status, "Gid"),
+				field(status, "Groups"); uid != want[0] || gid != want[1] || want[2] != "*" && groups != want[2] {
 				t.Errorf("%s, arguments %q: user %s, group %s, groups %s", arch, user, uid, gid, groups)
 			}
+
 			proc := fmt.Sprintf("/proc/%d/", cmd.Process.Pid)
 			var joined, pinned syscall.Stat_t
-			if err := errors.Join(syscall.Stat(proc+"ns/net", &joined), syscall.Stat(proc+"root/netns", &pinned)); err != nil || joined.Ino != pinned.Ino {
+			if err := errors.Join(syscall.Stat(proc+"ns/net", &joined),
+				syscall.Stat(proc+"root/netns", &pinned)); err != nil || joined.Ino != pinned.Ino {
 				t.Errorf("%s: it is in namespace %d, not %d: %v", arch, joined.Ino, pinned.Ino, err)
 			}
 		}
@@ -164,7 +197,8 @@ func TestSaysWhyItCannotJoin(t *testing.T) {
 	for arch, r := range rooms(t) {
 		for script, want := range map[string]int{
 			`touch $1/netns`: int(syscall.EINVAL),
-			`touch $1/netns; mount --bind /proc/$$/ns/net $1/netns; wrap="setpriv --bounding-set -sys_admin"`: int(syscall.EPERM),
+			`touch $1/netns; mount --bind /proc/$$/ns/net $1/netns; wrap="setpriv --bounding-set ` +
+				`-sys_admin"`: int(syscall.EPERM),
 			`ln -sf netns $1/netns`: 100 + int(syscall.ELOOP),
 			`touch $1/netns; mount --bind /proc/$$/ns/net $1/netns; wrap="setpriv --bounding-set -setpcap"`: 200,
 		} {
@@ -192,6 +226,7 @@ func residentKiB(t *testing.T, status string) int {
 	if err != nil {
 		t.Fatalf("VmRSS: %v", err)
 	}
+
 	return n
 }
 

@@ -1,6 +1,7 @@
-// Command build makes the embedded pause programs from their source: it compiles internal/engine/pause/src for each architecture, takes
-// the bytes of its start function, and wraps them into the smallest static ELF file. It needs nothing but the Go toolchain, which go.mod
-// pins, so the result is the same on every machine.
+// Command build makes the embedded pause programs from their source: it compiles
+// internal/engine/pause/src for each architecture, takes the bytes of its start function, and wraps
+// them into the smallest static ELF file. It needs nothing but the Go toolchain, which go.mod pins,
+// so the result is the same on every machine.
 package main
 
 import (
@@ -26,11 +27,13 @@ func main() {
 	if len(os.Args) > 1 {
 		dir = os.Args[1]
 	}
+
 	for arch, machine := range machines() {
 		b, err := program(arch, machine)
 		if err == nil {
 			err = replace(filepath.Join(dir, "pause-"+arch), b)
 		}
+
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "build pause for %s: %v\n", arch, err)
 			os.Exit(1)
@@ -57,30 +60,36 @@ func program(arch string, machine elf.Machine) ([]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
+
 	out := filepath.Join(tmp, "linked")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", out, sourcePackage)
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, msg)
 	}
+
 	code, err := startFunction(out)
 	if err != nil {
 		return nil, err
 	}
+
 	return wrap(code, machine)
 }
 
-// startFunction is the machine code of main.start in a linked program. It contains no references to anything outside itself.
+// startFunction is the machine code of main.start in a linked program. It contains no references to
+// anything outside itself.
 func startFunction(file string) ([]byte, error) {
 	f, err := elf.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+
 	symbols, err := f.Symbols()
 	if err != nil {
 		return nil, err
 	}
+
 	text := f.Section(".text")
 	for _, s := range symbols {
 		if strings.HasPrefix(s.Name, "main.start") && s.Size > 0 {
@@ -89,6 +98,7 @@ func startFunction(file string) ([]byte, error) {
 			return code, err
 		}
 	}
+
 	return nil, fmt.Errorf("%s has no function main.start", file)
 }
 
@@ -97,16 +107,33 @@ func wrap(code []byte, machine elf.Machine) ([]byte, error) {
 	size := uint64(headers + len(code))
 	var b bytes.Buffer
 	head := elf.Header64{
-		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
-		Entry: base + headers, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
+		Ident:     [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:      uint16(elf.ET_EXEC),
+		Machine:   uint16(machine),
+		Version:   uint32(elf.EV_CURRENT),
+		Entry:     base + headers,
+		Phoff:     64,
+		Ehsize:    64,
+		Phentsize: 56,
+		Phnum:     2,
 	}
-	load := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: pageSize}
+
+	load := elf.Prog64{
+		Type:   uint32(elf.PT_LOAD),
+		Flags:  uint32(elf.PF_R | elf.PF_X),
+		Vaddr:  base,
+		Paddr:  base,
+		Filesz: size,
+		Memsz:  size,
+		Align:  pageSize,
+	}
+
 	stack := elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16}
 	for _, part := range []any{head, load, stack, code} {
 		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
 			return nil, err
 		}
 	}
+
 	return b.Bytes(), nil
 }
