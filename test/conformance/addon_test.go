@@ -14,9 +14,9 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// agentScript is a plugin at the end of a chain, as those of meshes and of add-ons with an agent:
-// it notes its commands in "calls" and what it is given in "stdin". Its DEL lasts as long as there
-// is a file "slow", and at most two minutes.
+// agentScript is the last plugin of a chain, like the plugins of service meshes and of add-ons with
+// an agent. It appends its commands to "calls" and saves its input in "stdin". Its DEL runs while
+// the file "slow" exists, for at most two minutes.
 const agentScript = `#!/bin/sh
 cd DIR
 cat > stdin.$CNI_COMMAND
@@ -27,12 +27,12 @@ DEL) i=0; while [ -e slow ] && [ $i -lt 1200 ]; do sleep 0.1; i=$((i+1)); done; 
 esac
 `
 
-// addOn is a node with a bridge and the plugin "agent" in a chain.
+// addOn is a node with the plugin "agent" chained after the bridge.
 type addOn struct {
 	*cniNode
 }
 
-// addOnConfig is the network of an addOn.
+// addOnConfig is the network configuration of an addOn.
 const addOnConfig = `{"cniVersion":"1.0.0","name":"pods","plugins":[
 	{"type":"bridge","bridge":"add0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.93.0.0/24"}]]}},
 	{"type":"portmap","capabilities":{"portMappings":true},"snat":true},
@@ -47,7 +47,7 @@ func newAddOn(t *testing.T, n *node) *addOn {
 	return a
 }
 
-// read is a file of the plugin, "" if it is not there.
+// read returns a file of the plugin, or "" if it does not exist.
 func (a *addOn) read(name string) string {
 	b, _ := os.ReadFile(filepath.Join(a.bin, name))
 	return string(b)
@@ -67,7 +67,7 @@ func (a *addOn) remove(t *testing.T, name string) {
 	}
 }
 
-// addOnPod is a pod with a host port.
+// addOnPod returns the configuration of a pod with a host port.
 func (a *addOn) addOnPod(t *testing.T) *runtimeapi.PodSandboxConfig {
 	t.Helper()
 	cfg := a.podConfig(t)
@@ -80,27 +80,35 @@ func (a *addOn) addOnPod(t *testing.T) *runtimeapi.PodSandboxConfig {
 	return cfg
 }
 
-// released fails if the node still holds something of a pod of an addOn, in a while.
-func (a *addOn) released(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
+// assertReleased waits for the release of a pod's address and fails if other network state of the
+// pod remains.
+func (a *addOn) assertReleased(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
 	t.Helper()
 	leases := filepath.Join(a.LeaseDir, "pods/10.93.*")
-	eventually(t, "the address is released", func() bool { left, _ := filepath.Glob(leases); return len(left) == 0 })
-	a.assertNothingLeft(t, cfg)
+	eventually(t, "release of the pod's address", func() bool {
+		remaining, _ := filepath.Glob(leases)
+		return len(remaining) == 0
+	})
+	a.assertNoLeftovers(t, cfg)
 	if rules := a.run(t, "iptables-save"); strings.Contains(rules, "18193") || strings.Contains(rules, "10.93.0.") {
-		t.Errorf("rules are left:\n%s", rules)
+		t.Errorf("iptables rules of the pod remain:\n%s", rules)
 	}
 }
 
-// TestAddOns are the ways of network add-ons that have an agent in a pod, or come and go.
+// TestAddOns covers network add-ons with an agent in a pod, and add-ons that are installed and
+// uninstalled while pods run.
 func TestAddOns(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		a := newAddOn(t, n)
 		for _, mode := range []string{"own", "engine"} {
-			t.Run("agent in a pod, "+mode, func(t *testing.T) { a.change(t, mode); agentInAPod(t, a, mode) })
+			t.Run("agent in a pod, "+mode, func(t *testing.T) {
+				a.change(t, mode)
+				agentInAPod(t, a, mode)
+			})
 		}
 
 		t.Run("uninstalled plugin", func(t *testing.T) { uninstalledPlugin(t, a) })
-		t.Run("plugin that was never there", func(t *testing.T) { neverInstalled(t, a) })
+		t.Run("missing plugin", func(t *testing.T) { missingPlugin(t, a) })
 		t.Run("slow DEL", func(t *testing.T) { slowDel(t, a) })
 		t.Run("crash in a slow DEL", func(t *testing.T) { crashInSlowDel(t, a) })
 		t.Run("pins of an earlier version", func(t *testing.T) { earlierPins(t, a) })
@@ -108,16 +116,21 @@ func TestAddOns(t *testing.T) {
 	})
 }
 
-// change has the daemon start again with a mode of --pod-netns.
+// change restarts the daemon with a mode of --pod-netns.
 func (a *addOn) change(t *testing.T, mode string) {
 	t.Helper()
-	a.Change(t, "--network-plugin=cni", "--cni-conf-dir="+a.conf, "--cni-bin-dir="+a.bin, "--pod-cidr=", "--pod-netns="+
-		mode)
+	a.Change(t,
+		"--network-plugin=cni",
+		"--cni-conf-dir="+a.conf,
+		"--cni-bin-dir="+a.bin,
+		"--pod-cidr=",
+		"--pod-netns="+mode,
+	)
 	a.AwaitReady(t)
 }
 
-// agentInAPod is an agent that sees pods' network namespaces only by its mount of /var/run/netns,
-// which is older than the pods.
+// agentInAPod runs an agent in a pod. The agent mounts /var/run/netns before other pods exist and
+// sees their network namespaces only through that mount.
 func agentInAPod(t *testing.T, a *addOn, mode string) {
 	host := a.podConfig(t)
 	host.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
@@ -141,67 +154,67 @@ func agentInAPod(t *testing.T, a *addOn, mode string) {
 	cfg := a.addOnPod(t)
 	cfg.Annotations = map[string]string{"example.com/zone": "a"}
 	id := a.runPod(t, cfg)
-	a.madeBy(t, id, mode)
+	a.assertNetNSMode(t, id, mode)
 	calls := strings.Fields(a.read("calls"))
 	path := calls[len(calls)-1]
 	if !strings.HasPrefix(path, "/var/run/netns/cni-") {
-		t.Errorf("the plugin is given the namespace %q", path)
+		t.Errorf("CNI_NETNS %q, want a file in /var/run/netns", path)
 	}
 
 	inode := func(file string) string { return strings.TrimSpace(a.exec(t, agent, "stat", "-L", "-c", "%i", file)) }
 	if got, want := inode(path), inode("/proc/"+a.inspect(t, id, ".State.Pid")+"/ns/net"); got != want {
-		t.Errorf("the agent sees namespace %s, the pod's is %s", got, want)
+		t.Errorf("the agent sees network namespace %s, want %s of the pod", got, want)
 	}
 
 	for _, want := range []string{`"example.com/zone":"a"`, `"cgroupPath":"` + cfg.Linux.CgroupParent + `"`} {
 		if in := a.read("stdin.ADD"); !strings.Contains(in, want) {
-			t.Errorf("the plugin was not given %s:\n%s", want, in)
+			t.Errorf("input of the plugin lacks %s:\n%s", want, in)
 		}
 	}
 
 	a.removePod(t, id)
-	a.released(t, cfg)
+	a.assertReleased(t, cfg)
 	if out := a.exec(t, agent, "ls", "/var/run/netns"); strings.Contains(out, filepath.Base(path)) {
-		t.Errorf("the agent still sees %s", out)
+		t.Errorf("the agent still sees the namespace of the removed pod: %s", out)
 	}
 
 	a.removePod(t, agentPod)
 }
 
-// uninstalledPlugin removes the last plugin of a chain, and its configuration, while a pod runs.
+// uninstalledPlugin removes the last plugin of a chain while a pod runs.
 func uninstalledPlugin(t *testing.T, a *addOn) {
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
 	plugin := a.read("agent")
 	a.remove(t, "agent")
 	a.removePod(t, id)
-	a.released(t, cfg)
+	a.assertReleased(t, cfg)
 	log := a.run(t, "cat", a.Log())
 	if n := strings.Count(log, "plugins=agent "); n != 1 ||
 		!strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
-		t.Errorf("reported %d times", n)
+		t.Errorf("the daemon logged the uninstalled plugin %d times, want once", n)
 	}
 
 	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
-	eventually(t, "its DEL, when it is back", func() bool { return strings.Contains(a.read("calls"), "DEL "+id) })
+	eventually(t, "DEL of the reinstalled plugin", func() bool { return strings.Contains(a.read("calls"), "DEL "+id) })
 }
 
-// neverInstalled is a chain with a plugin that is not there: the pod fails with its name, and
-// nothing is left.
-func neverInstalled(t *testing.T, a *addOn) {
+// missingPlugin configures a chain with a missing plugin. The pod fails, the error names the
+// plugin, and no state remains.
+func missingPlugin(t *testing.T, a *addOn) {
 	plugin := a.read("agent")
 	a.remove(t, "agent")
 	cfg := a.addOnPod(t)
 	_, err := a.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err == nil || !strings.Contains(err.Error(), `CNI plugin "agent" is not in `) {
-		t.Errorf("%v", err)
+		t.Errorf("RunPodSandbox: %v, want an error that names the plugin", err)
 	}
 
-	a.released(t, cfg)
+	a.assertReleased(t, cfg)
 	engines.WriteProgram(t, filepath.Join(a.bin, "agent"), plugin)
 }
 
-// slowDel is an add-on whose DEL outlasts its callers, who are as impatient as kubeadm reset.
+// slowDel has an add-on with a DEL longer than the deadlines of its callers, as with kubeadm reset.
 func slowDel(t *testing.T, a *addOn) {
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
@@ -224,52 +237,55 @@ func slowDel(t *testing.T, a *addOn) {
 	}
 
 	if err != nil {
-		t.Errorf("the pod cannot go: %v", err)
+		t.Errorf("remove the pod: %v", err)
 	}
 
 	if ps := a.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid); ps != "" {
-		t.Errorf("containers are left: %s", ps)
+		t.Errorf("containers remain: %s", ps)
 	}
 
 	a.remove(t, "slow")
-	eventually(t, "the end of the DEL", func() bool { return strings.Contains(a.read("calls"), "end") })
-	a.released(t, cfg)
+	eventually(t, "end of the DEL", func() bool { return strings.Contains(a.read("calls"), "end") })
+	a.assertReleased(t, cfg)
 	if n := strings.Count(a.read("calls"), "DEL "); n != 1 {
-		t.Errorf("%d DELs:\n%s", n, a.read("calls"))
+		t.Errorf("%d DELs, want 1:\n%s", n, a.read("calls"))
 	}
 }
 
-// crashInSlowDel kills the daemon in the middle of a DEL: the next one waits for the plugin that
-// still runs, and releases the rest. The order to stop in such a moment is obeyed at once.
+// crashInSlowDel kills or stops the daemon during a DEL. A stop takes effect immediately. The next
+// DEL waits for the plugin process of the first and releases the remaining state.
 func crashInSlowDel(t *testing.T, a *addOn) {
 	for name, end := range map[string]func(){
 		"killed":  func() { a.Kill(t) },
 		"stopped": func() { a.Stop(t) },
 	} {
-		cfg := a.addOnPod(t)
-		id := a.runPod(t, cfg)
-		a.write(t, "calls", "")
-		a.write(t, "slow", "")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		if _, err := a.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
-			t.Errorf("%s: the pod's network was released", name)
-		}
+		t.Run(name, func(t *testing.T) {
+			cfg := a.addOnPod(t)
+			id := a.runPod(t, cfg)
+			a.write(t, "calls", "")
+			a.write(t, "slow", "")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if _, err := a.Runtime.StopPodSandbox(ctx,
+				&runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err == nil {
+				t.Error("StopPodSandbox succeeded during the DEL")
+			}
 
-		cancel()
-		end()
-		a.Restart(t)
-		a.remove(t, "slow")
-		a.removePod(t, id)
-		a.released(t, cfg)
-		calls := a.read("calls")
-		if first := strings.Index(calls, "end"); first < 0 || first > strings.LastIndex(calls, "DEL ") {
-			t.Errorf("%s: the next DEL did not wait:\n%s", name, calls)
-		}
+			cancel()
+			end()
+			a.Restart(t)
+			a.remove(t, "slow")
+			a.removePod(t, id)
+			a.assertReleased(t, cfg)
+			calls := a.read("calls")
+			if first := strings.Index(calls, "end"); first < 0 || first > strings.LastIndex(calls, "DEL ") {
+				t.Errorf("the next DEL did not wait:\n%s", calls)
+			}
+		})
 	}
 }
 
-// earlierPins is an upgrade from a version that pinned namespaces in its run directory: the pod
-// goes on, its pin moves, and it is released.
+// earlierPins upgrades from a version with pins of namespaces in its run directory. The pod keeps
+// running, its pin moves, and its network is released later.
 func earlierPins(t *testing.T, a *addOn) {
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
@@ -282,26 +298,27 @@ func earlierPins(t *testing.T, a *addOn) {
 	a.Restart(t)
 	if got := a.podStatus(t, id); got.Network.GetIp() != address ||
 		got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-		t.Errorf("%v", got)
+		t.Errorf("sandbox after the upgrade: %v, want ready with address %s", got, address)
 	}
 
 	if a.Pin(t, id) != pin {
-		t.Errorf("the pin is at %s", a.Pin(t, id))
+		t.Errorf("pin %s, want %s", a.Pin(t, id), pin)
 	}
 	if mounts := a.run(t, "cat", "/proc/self/mounts"); strings.Contains(mounts, a.PinDir) {
-		t.Errorf("the old place is in use:\n%s", mounts)
+		t.Errorf("mounts remain in the run directory:\n%s", mounts)
 	}
 	if out := a.run(t, "nsenter", "--net="+pin, "ip", "-o", "addr"); !strings.Contains(out, address+"/") {
-		t.Errorf("the pin is of another namespace: %s", out)
+		t.Errorf("the pin refers to another namespace: %s", out)
 	}
 
 	a.exec(t, c, "true")
 	a.removePod(t, id)
-	a.released(t, cfg)
+	a.assertReleased(t, cfg)
 }
 
-// networkFiles are configurations that are none: of an add-on that was removed, with lo only, and
-// one whose addresses are the main plugin's own affair.
+// networkFiles installs CNI configurations without a usable network: a stale file of a removed
+// add-on, and one with loopback only. It ends with a configuration in which the main plugin manages
+// the addresses itself.
 func networkFiles(t *testing.T, a *addOn) {
 	put := func(name, text string) (remove func()) {
 		t.Helper()
@@ -315,8 +332,8 @@ func networkFiles(t *testing.T, a *addOn) {
 	remove := put("05-weave.conflist",
 		`{"cniVersion":"0.3.0","name":"weave","plugins":[{"name":"weave","type":"weave-net","hairpinMode":true},
 		{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`)
-	a.soon(t, "the stale file is reported", func() bool {
-		s := a.network(t)
+	a.awaitPromptly(t, "report of the stale file", func() bool {
+		s := a.networkCondition(t)
 		return s.Status && strings.Contains(s.Message, "05-weave.conflist") &&
 			strings.Contains(s.Message, `"weave-net"`)
 	})
@@ -324,17 +341,17 @@ func networkFiles(t *testing.T, a *addOn) {
 	cfg := a.addOnPod(t)
 	id := a.runPod(t, cfg)
 	if ip := a.podStatus(t, id).Network.GetIp(); !strings.HasPrefix(ip, "10.93.0.") {
-		t.Errorf("address %q", ip)
+		t.Errorf("pod address %q, want one of 10.93.0.0/24", ip)
 	}
 
 	a.removePod(t, id)
-	a.released(t, cfg)
+	a.assertReleased(t, cfg)
 	remove()
 
 	a.unconfigure(t)
 	remove = put("99-loopback.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
-	a.soon(t, "lo alone is no network", func() bool {
-		s := a.network(t)
+	a.awaitPromptly(t, "report of a configuration without addresses", func() bool {
+		s := a.networkCondition(t)
 		return !s.Status && strings.Contains(s.Message, "gives pods no address")
 	})
 
@@ -351,9 +368,9 @@ esac
 	cfg = a.podConfig(t)
 	id = a.runPod(t, cfg)
 	if ip := a.podStatus(t, id).Network.GetIp(); ip != "10.92.0.7" {
-		t.Errorf("address %q", ip)
+		t.Errorf("pod address %q, want 10.92.0.7", ip)
 	}
 
 	a.removePod(t, id)
-	a.assertNothingLeft(t, cfg)
+	a.assertNoLeftovers(t, cfg)
 }

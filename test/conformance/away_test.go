@@ -16,10 +16,10 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestEndsWhileTheEngineIsAway ends containers while dockerd does not run, and the containerd that
-// it manages. They are seen as ended with their own exit code, reason and time. A container that
-// goes on loses no line.
-func TestEndsWhileTheEngineIsAway(t *testing.T) {
+// TestExitsWhileTheEngineIsStopped ends containers while dockerd and its managed containerd are
+// stopped. Each container is reported with its own exit code, reason and time. A running container
+// loses no line of output.
+func TestExitsWhileTheEngineIsStopped(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
@@ -35,14 +35,14 @@ func TestEndsWhileTheEngineIsAway(t *testing.T) {
 		ends := map[string]end{
 			start("exit", "echo last; exit 7"): {7, "Error"},
 			start("success", "echo last"):      {0, "Completed"},
-			start("memory", hog):               {137, "OOMKilled"},
+			start("memory", exhaustMemory):     {137, "OOMKilled"},
 		}
 
 		killed := start("killed", "sleep 1000")
 		ends[killed] = end{137, "Error"}
 		running := start("running", "echo last; sleep 1000")
 		for _, id := range append(slices.Collect(maps.Keys(ends)), running) {
-			eventually(t, "the first line", func() bool {
+			eventually(t, "first line of output", func() bool {
 				return strings.Contains(n.log(t, n.containerStatus(t, id).LogPath), "first")
 			})
 		}
@@ -55,56 +55,56 @@ func TestEndsWhileTheEngineIsAway(t *testing.T) {
 		}
 
 		n.run(t, "kill", "-9", pid)
-		time.Sleep(2 * time.Second) // the containers end meanwhile; dockerd must not see how
-		back := time.Now()
+		time.Sleep(2 * time.Second) // the containers end before dockerd returns
+		restarted := time.Now()
 		n.own(t).Restart(t)
 		n.AwaitReady(t)
 
 		for id, want := range ends {
-			n.endedAs(t, id, want, back)
+			n.assertEnd(t, id, want, restarted)
 		}
 
 		if s := n.containerStatus(t, running); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			t.Errorf("the container that goes on: %v", s)
+			t.Errorf("the running container: %v", s)
 		}
 
-		eventually(t, "the last line", func() bool {
+		eventually(t, "last line of output", func() bool {
 			return strings.HasSuffix(n.log(t, n.containerStatus(t, running).LogPath), "last\n")
 		})
 		n.removePod(t, pod)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
-// end is how a container ends.
+// end is the expected exit of a container.
 type end struct {
 	code   int32
 	reason string
 }
 
-// endedAs checks the status of a container that ended while the engine was away.
-func (n *node) endedAs(t *testing.T, id string, want end, back time.Time) {
+// assertEnd checks the status of a container that exited while the engine was stopped.
+func (n *node) assertEnd(t *testing.T, id string, want end, restarted time.Time) {
 	t.Helper()
 	s := n.waitExited(t, id)
 	t.Logf("%s: exit code %d, %s, %s after the engine was started", s.Metadata.Name, s.ExitCode, s.Reason,
-		time.Unix(0, s.FinishedAt).Sub(back))
-	// containerd 2 forgets the exit code of a container that ended while it did not run either.
+		time.Unix(0, s.FinishedAt).Sub(restarted))
+	// containerd 2 loses the exit code if the container ends while containerd is stopped.
 	if n.eng.Version == engines.V29 && !keepsExitCodes(t) {
 		want = end{255, "Error"}
-		back = time.Now()
+		restarted = time.Now()
 	}
 
 	if s.ExitCode != want.code || s.Reason != want.reason || s.FinishedAt < s.StartedAt ||
-		s.FinishedAt > back.UnixNano() {
-		t.Errorf("%v: %v", want, s)
+		s.FinishedAt > restarted.UnixNano() {
+		t.Errorf("status %v, want %v", s, want)
 	}
 
 	if log := n.log(t, s.LogPath); !strings.Contains(log, "first\n") {
-		t.Errorf("log %q", log)
+		t.Errorf("log %q lacks the first line", log)
 	}
 }
 
-// keepsExitCodes reports whether the kernel keeps the exit code of a process for those who hold its
+// keepsExitCodes reports whether the kernel keeps the exit code of a process for holders of its
 // pidfd (Linux 6.15).
 func keepsExitCodes(t *testing.T) bool {
 	t.Helper()

@@ -8,7 +8,7 @@ import (
 	systemd "cri-dockerd/test/nodes"
 )
 
-// What a node needs beside the daemon: the units of a kubelet.
+// Units and drop-ins of a kubelet.
 const (
 	kubeletService = "[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nRestartSec=1\n[Install]\n" +
 		"WantedBy=multi-user.target\n"
@@ -17,20 +17,20 @@ const (
 		"ExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS\n"
 )
 
-// serviceAilments are what is broken and fixed by systemctl. The first two are those of a node that
-// has just been installed.
-func serviceAilments() []ailment {
+// serviceFaults returns faults caused and fixed with systemctl. The first two are those of a newly
+// installed node.
+func serviceFaults() []fault {
 	const dropIn = "/etc/systemd/system/kubelet.service.d/20-old.conf"
 
-	return []ailment{
-		{name: "no CNI", id: "cni-config", status: "fail", goesOn: true},
+	return []fault{
+		{name: "no CNI", id: "cni-config", status: "fail", othersRemain: true},
 		{name: "no live-restore", id: "live-restore", status: "warn"},
 		{name: "engine down", id: "engine", status: "fail", breakIt: "systemctl stop docker.socket docker.service"},
 		{
-			name:   "engine down for its daemon.json",
+			name:   "engine down because of daemon.json",
 			id:     "engine-config",
 			status: "fail",
-			prose:  true,
+			manual: true,
 			breakIt: "cp /etc/docker/daemon.json /run/ && echo '{' > /etc/docker/daemon.json && systemctl stop " +
 				"docker.socket && ! systemctl restart docker.service",
 			restore: "cp /run/daemon.json /etc/docker/ && systemctl reset-failed docker.service && systemctl start " +
@@ -43,7 +43,7 @@ func serviceAilments() []ailment {
 			breakIt: "systemctl stop cri-docker.socket cri-docker.service",
 		},
 		{
-			name:   "daemon down for a flag",
+			name:   "daemon down because of a flag",
 			id:     "daemon-flags",
 			status: "fail",
 			breakIt: "echo CRI_DOCKERD_OPTS=--network-plugn=cni > /etc/default/cri-docker && ! systemctl restart " +
@@ -79,7 +79,7 @@ func serviceAilments() []ailment {
 			breakIt: "systemctl disable cri-docker.service cri-docker.socket",
 		},
 		{
-			name:   "the older shim's unit",
+			name:   "unit of an older shim",
 			id:     "one-daemon",
 			status: "warn",
 			breakIt: "cp /usr/lib/systemd/system/cri-docker.service /etc/systemd/system/cri-dockerd.service && sed " +
@@ -104,8 +104,8 @@ func serviceAilments() []ailment {
 	}
 }
 
-// TestBrokenServices breaks the services of a node with systemd, and holds that check names the
-// cause first, and that its fixes work.
+// TestBrokenServices breaks the services of a node with systemd. check reports the cause first, and
+// its fix works.
 func TestBrokenServices(t *testing.T) {
 	t.Parallel()
 	n := systemd.Start(t, systemd.Config{Files: map[string]string{
@@ -115,7 +115,7 @@ func TestBrokenServices(t *testing.T) {
 			"failSwapOn: false\ncontainerRuntimeEndpoint: unix:///run/cri-dockerd.sock\n",
 	}})
 
-	p := &patient{command: n.Command, program: "/usr/bin/cri-dockerd"}
+	p := &checkedNode{command: n.Command, program: "/usr/bin/cri-dockerd"}
 	program := filepath.Join(t.TempDir(), "cri-dockerd")
 	engines.Build(t, program, "cri-dockerd/cmd/cri-dockerd", "", false)
 	n.Copy(t, program, p.program)
@@ -137,13 +137,13 @@ func TestBrokenServices(t *testing.T) {
 			p.baseline = append(p.baseline, f.ID)
 		}
 		if f.Status == "fail" && f.ID != "cni-config" {
-			t.Fatalf("a node that was just installed is not well: %+v", f)
+			t.Fatalf("check of a newly installed node fails: %+v", f)
 		}
 	}
 
 	t.Logf("warnings of this machine: %v", p.baseline)
-	for _, a := range serviceAilments() {
-		p.cure(t, a)
+	for _, f := range serviceFaults() {
+		p.breakAndFix(t, f)
 	}
 
 	p.sh(t, "cri-dockerd check --pod")

@@ -17,19 +17,19 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// finding is one of check's, in its stable JSON form.
+// finding is a finding of check -o json.
 type finding struct{ ID, Title, Status, Detail, Fix, Because string }
 
-// patient is a node that is broken in many ways, and fixed by the commands that check suggests.
-type patient struct {
+// checkedNode is a node with injected faults, fixed with the commands suggested by check.
+type checkedNode struct {
 	command  func(name string, args ...string) *exec.Cmd // inside
 	program  string
-	baseline []string // findings that are not well on this machine even so, such as its clock
+	baseline []string // warnings of this machine itself, such as its clock
 }
 
-// check runs `cri-dockerd check` inside the node and returns its findings in order; the exit code
-// must fit them.
-func (p *patient) check(t *testing.T, args ...string) []finding {
+// check runs `cri-dockerd check` inside the node and returns its findings in order. It fails if the
+// exit code does not match the status.
+func (p *checkedNode) check(t *testing.T, args ...string) []finding {
 	t.Helper()
 	out, err := p.command(p.program, append([]string{"check", "-o", "json", "--timeout=4s"}, args...)...).Output()
 	var doc struct {
@@ -47,22 +47,22 @@ func (p *patient) check(t *testing.T, args ...string) []finding {
 	}
 
 	if want := map[string]int{"fail": 1, "warn": 0, "ok": 0}[doc.Status]; code != want {
-		t.Fatalf("check ends with %d, its status is %s", code, doc.Status)
+		t.Fatalf("check exits with %d, its status is %s", code, doc.Status)
 	}
 
 	return doc.Findings
 }
 
-// unwell are the findings that are not well and were so not from the beginning, in order.
-func (p *patient) unwell(t *testing.T, args ...string) []finding {
+// problems returns the failures, and the warnings outside of the baseline, in order.
+func (p *checkedNode) problems(t *testing.T, args ...string) []finding {
 	t.Helper()
 	return slices.DeleteFunc(p.check(t, args...), func(f finding) bool {
 		return f.Status != "fail" && (f.Status != "warn" || slices.Contains(p.baseline, f.ID))
 	})
 }
 
-// sh runs a line of a shell inside the node, as an operator would paste it.
-func (p *patient) sh(t *testing.T, line string) {
+// sh runs a shell command inside the node, as an operator would paste it.
+func (p *checkedNode) sh(t *testing.T, line string) {
 	t.Helper()
 	if out, err := p.command("sh", "-c", line).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, out)
@@ -78,19 +78,19 @@ const (
 		`{"type":"portmap","capabilities":{"portMappings":true}}]}`
 )
 
-// newPatient is a healthy node: engine, daemon with its unit, network, and the files and the
-// program of a kubelet. Its /etc is its own.
-func newPatient(t *testing.T, n *node) *patient {
+// newCheckedNode starts a healthy node: engine, daemon with its unit, network, and the files and
+// the program of a kubelet. Its /etc is private.
+func newCheckedNode(t *testing.T, n *node) *checkedNode {
 	t.Helper()
-	p := &patient{command: n.eng.Command}
+	p := &checkedNode{command: n.eng.Command}
 	files := map[string]string{
-		// kubeadm writes down which runtime it was told to use, and configures the kubelet.
-		"bin/kubeadm": "#!/bin/sh\n[ \"$1 $2\" = 'init --cri-socket' ] || exit 1\necho " +
-			"\"KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=$3\" > /var/lib/kubelet/kubeadm-flags.env\n",
+		// kubeadm records the selected runtime and configures the kubelet.
+		"bin/kubeadm": "#!/bin/sh\n[ \"$1 $2\" = 'init --cri-socket' ] || exit 1\n" +
+			"echo \"KUBELET_KUBEADM_ARGS=--container-runtime-endpoint=$3\" > /var/lib/kubelet/kubeadm-flags.env\n",
 		"10-test.conflist": bridgeConf,
-		// The service of a node without systemd, which starts the engine as it was started.
-		"docker.init": "#!/bin/sh\nexport PATH=DIR/bin:ENGINE:$PATH\nrm -f DIR/docker.sock /run/docker.pid\nnohup " +
-			"xargs -0 -a DIR/docker.cmdline env >>DIR/docker.log 2>&1 &\necho $! > DIR/docker.pid\n",
+		// The service of a node without systemd restarts the engine with its old command line.
+		"docker.init": "#!/bin/sh\nexport PATH=DIR/bin:ENGINE:$PATH\nrm -f DIR/docker.sock /run/docker.pid\n" +
+			"nohup xargs -0 -a DIR/docker.cmdline env >>DIR/docker.log 2>&1 &\necho $! > DIR/docker.pid\n",
 	}
 
 	for _, version := range []string{"v1.36.3", "v1.27.4"} {
@@ -107,20 +107,23 @@ func newPatient(t *testing.T, n *node) *patient {
 		engines.WriteProgram(t, filepath.Join(n.eng.Dir, name), content)
 	}
 
-	p.sh(t, "cp "+n.eng.Dir+"/kubelet-v1.36.3 "+n.eng.Dir+"/bin/kubelet && mkdir /run/etc && mount -t tmpfs none "+
-		"/run/etc && mkdir /run/etc/upper /run/etc/work && mount -t overlay -o "+
-		"lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
-		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && cp "+
-		n.eng.Dir+"/10-test.conflist /etc/cni/net.d/ && "+
-		"mkdir "+n.eng.Dir+"/plugins && ln -s /usr/lib/cni/* "+n.eng.Dir+"/plugins/ && cp "+n.eng.Dir+
-		"/docker.init /etc/init.d/docker && "+
-		"(grep -q ^docker: /etc/group || groupadd --system docker) && [ -e "+
-		"/proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && echo 1 > "+
-		"/proc/sys/net/bridge/bridge-nf-call-iptables")
+	p.sh(t, strings.ReplaceAll("cp DIR/kubelet-v1.36.3 DIR/bin/kubelet && "+
+		"mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && "+
+		"mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
+		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && "+
+		"cp DIR/10-test.conflist /etc/cni/net.d/ && "+
+		"mkdir DIR/plugins && ln -s /usr/lib/cni/* DIR/plugins/ && "+
+		"cp DIR/docker.init /etc/init.d/docker && "+
+		"(grep -q ^docker: /etc/group || groupadd --system docker) && "+
+		"[ -e /proc/sys/net/bridge/bridge-nf-call-iptables ] || modprobe br_netfilter && "+
+		"echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables", "DIR", n.eng.Dir))
 
-	args := []string{"--network-plugin=cni", "--cni-conf-dir=/etc/cni/net.d", "--cni-bin-dir=" + n.eng.Dir + "/plugins",
-		"--pod-cidr="}
-	n.Daemon = n.eng.Daemon(t, args...)
+	n.Daemon = n.eng.Daemon(t,
+		"--network-plugin=cni",
+		"--cni-conf-dir=/etc/cni/net.d",
+		"--cni-bin-dir="+n.eng.Dir+"/plugins",
+		"--pod-cidr=",
+	)
 	p.program = n.Program
 	yaml := strings.ReplaceAll(kubeletYAML, "SOCKET", n.Socket)
 	if err := os.WriteFile(filepath.Join(n.eng.Dir, "config.yaml"), []byte(yaml), 0o644); err != nil {
@@ -128,22 +131,23 @@ func newPatient(t *testing.T, n *node) *patient {
 	}
 
 	p.sh(t, "mkdir -p /var/lib/kubelet && cp "+n.eng.Dir+"/config.yaml /var/lib/kubelet/config.yaml && "+
-		// The unit has the flags of the daemon that runs.
+		// The unit has the flags of the running daemon.
 		"cp /proc/$(pidof cri-dockerd-running)/cmdline "+n.eng.Dir+"/daemon.cmdline && "+
-		"(echo [Service]; printf ExecStart=; tr '\\0' ' ' < "+n.eng.Dir+
-		"/daemon.cmdline; echo) > /etc/systemd/system/cri-docker.service")
+		"(echo [Service]; printf ExecStart=; tr '\\0' ' ' < "+n.eng.Dir+"/daemon.cmdline; echo) "+
+		"> /etc/systemd/system/cri-docker.service")
 
-	p.examine(t)
+	p.recordBaseline(t)
 
 	return p
 }
 
-// examine notes what check warns of on this machine even so; nothing may stop the node.
-func (p *patient) examine(t *testing.T) {
+// recordBaseline records the warnings that check reports on this machine. It fails if check reports
+// a failure.
+func (p *checkedNode) recordBaseline(t *testing.T) {
 	t.Helper()
 	for _, f := range p.check(t) {
 		if f.Status == "fail" {
-			t.Fatalf("a healthy node is not well: %+v", f)
+			t.Fatalf("check of a healthy node fails: %+v", f)
 		}
 		if f.Status == "warn" {
 			p.baseline = append(p.baseline, f.ID)
@@ -153,32 +157,33 @@ func (p *patient) examine(t *testing.T) {
 	t.Logf("warnings of this machine: %v", p.baseline)
 }
 
-// ailment is one way in which a node is broken.
-type ailment struct {
-	name    string
-	id      string // of the finding that must come first
-	breakIt string // lines of a shell
-	status  string // fail or warn
-	prose   bool   // the fix is no command that a test can run: a package, an editor, a reboot
-	restore string // what the fix rightly leaves, or the way out for prose
-	args    []string
-	goesOn  bool // another ailment is there from the beginning, and comes next
+// fault is a way to break a node.
+type fault struct {
+	name         string
+	id           string // of the expected first finding
+	breakIt      string // shell commands
+	status       string // fail or warn
+	manual       bool   // the fix is not a command for a test: a package, an editor, a reboot
+	restore      string // shell commands that undo the remains of the fault, or the whole fault if manual
+	args         []string
+	othersRemain bool // another initial fault remains
 }
 
-// hang stops the process that a command names, and waits until all its threads have stopped.
+// hang returns a command that stops the process printed by another command and waits until all its
+// threads have stopped.
 func hang(pid string) string {
 	return "p=$(" + pid + ") && kill -STOP $p && while grep -h ^State: /proc/$p/task/*/status | grep -qv T; do " +
 		"sleep 0.1; done"
 }
 
-// ailments are in an order in which each leaves a healthy node.
-func ailments(n *node) []ailment {
+// nodeFaults returns faults in an order in which each leaves a healthy node.
+func nodeFaults(n *node) []fault {
 	const config = "/var/lib/kubelet/config.yaml"
 	dir := n.eng.Dir
 	resetConfig := "cp " + dir + "/config.yaml " + config
 	kubelet := func(version string) string { return "cp " + dir + "/kubelet-" + version + " " + dir + "/bin/kubelet; " }
 
-	return []ailment{
+	return []fault{
 		{
 			name:    "no packets forwarded",
 			id:      "ip-forward",
@@ -186,7 +191,7 @@ func ailments(n *node) []ailment {
 			breakIt: "echo 0 > /proc/sys/net/ipv4/ip_forward",
 		},
 		{
-			name:    "bridged packets pass by iptables",
+			name:    "bridged packets bypass iptables",
 			id:      "bridge-nf",
 			status:  "fail",
 			breakIt: "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables",
@@ -221,10 +226,11 @@ func ailments(n *node) []ailment {
 				"&& rm /var/lib/kubelet/kubeadm-flags.env",
 		},
 		{
-			name:    "kubelet on another endpoint, by flag",
-			id:      "kubelet-endpoint",
-			status:  "fail",
-			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock"' > /var/lib/kubelet/kubeadm-flags.env`,
+			name:   "kubelet on another endpoint, by flag",
+			id:     "kubelet-endpoint",
+			status: "fail",
+			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=` +
+				`unix:///run/containerd/containerd.sock"' > /var/lib/kubelet/kubeadm-flags.env`,
 			restore: "rm /var/lib/kubelet/kubeadm-flags.env",
 		},
 		{
@@ -248,7 +254,7 @@ func ailments(n *node) []ailment {
 				"/sys/fs/cgroup; sed -i /^failCgroupV1/d " + config,
 			restore: "[ -d /sys/fs/cgroup/memory ] || umount /sys/fs/cgroup",
 		},
-		// The machine's swap is everybody's: this one is only seen in the node.
+		// Swap is shared by the whole machine, so the node sees a faked /proc/swaps.
 		{
 			name:   "swap",
 			id:     "swap",
@@ -298,18 +304,18 @@ func ailments(n *node) []ailment {
 				"--metrics-bind-address= >/run/second.log 2>&1 & until [ -S /run/second.sock ]; do sleep 0.1; done",
 		},
 		{
-			name:    "daemon.json broken",
+			name:    "broken daemon.json",
 			id:      "engine-config",
 			status:  "warn",
-			prose:   true,
+			manual:  true,
 			breakIt: "echo '{' > /etc/docker/daemon.json",
 			restore: "rm /etc/docker/daemon.json",
 		},
 		{
-			name:    "kubelet's configuration broken",
+			name:    "broken kubelet configuration",
 			id:      "kubelet-config",
 			status:  "fail",
-			prose:   true,
+			manual:  true,
 			breakIt: "echo '[' >> " + config,
 			restore: resetConfig,
 		},
@@ -317,14 +323,14 @@ func ailments(n *node) []ailment {
 			name:   "engine too old",
 			id:     "engine-version",
 			status: "fail",
-			prose:  true,
+			manual: true,
 			args:   []string{"--docker-endpoint=unix://" + dir + "/old.sock"},
 		},
 		{
 			name:   "sandbox image out of reach",
 			id:     "pause-image",
 			status: "fail",
-			prose:  true,
+			manual: true,
 			args:   []string{"--pod-infra-container-image=127.0.0.1:1/pause:3.6"},
 		},
 		{
@@ -339,7 +345,8 @@ func ailments(n *node) []ailment {
 			status:  "fail",
 			breakIt: "kill -KILL $(pidof cri-dockerd-running) && while pidof cri-dockerd-running; do sleep 0.1; done",
 		},
-		// The one that has just been started: a harness that sees its child stopped stops, too.
+		// The target is the daemon started by the previous fix. Stopping a child of the test
+		// harness would stop the harness.
 		{name: "daemon hangs", id: "daemon", status: "fail", breakIt: hang("pidof cri-dockerd")},
 		{
 			name:   "engine down",
@@ -351,14 +358,13 @@ func ailments(n *node) []ailment {
 	}
 }
 
-// TestBrokenNodes breaks a node in every way that a test can, and holds that check names the cause
-// first, and that its fix works.
+// TestBrokenNodes breaks a node in many ways. check reports the cause first, and its fix works.
 func TestBrokenNodes(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		p := newPatient(t, n)
+		p := newCheckedNode(t, n)
 		p.listen(t, n)
-		for _, a := range ailments(n) {
-			p.cure(t, a)
+		for _, f := range nodeFaults(n) {
+			p.breakAndFix(t, f)
 		}
 
 		began := time.Now()
@@ -367,9 +373,9 @@ func TestBrokenNodes(t *testing.T) {
 	})
 }
 
-// listen serves what the ailments need: an engine of 2019, and another CRI server. (Docker would
-// take a socket of containerd for its own.)
-func (p *patient) listen(t *testing.T, n *node) {
+// listen serves the sockets of the faults: an engine of 2019 and another CRI server. (Docker would
+// use a containerd socket itself.)
+func (p *checkedNode) listen(t *testing.T, n *node) {
 	t.Helper()
 	p.sh(t, "mkdir -p /run/crio")
 
@@ -387,7 +393,7 @@ func (p *patient) listen(t *testing.T, n *node) {
 	}
 }
 
-// oldEngine answers as Docker 19.03 does.
+// oldEngine responds like Docker 19.03.
 func oldEngine(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.40")
 	w.Header().Set("Content-Type", "application/json")
@@ -400,38 +406,39 @@ func oldEngine(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "OK")
 }
 
-// cure breaks the node, lets check find it, runs its fix, and holds that the finding is well then.
-func (p *patient) cure(t *testing.T, a ailment) {
+// breakAndFix injects a fault, checks that check finds it, runs the suggested fix and checks that
+// the finding disappears.
+func (p *checkedNode) breakAndFix(t *testing.T, f fault) {
 	t.Helper()
 	began := time.Now()
-	defer func() { t.Logf("%s: %s", a.name, time.Since(began).Round(time.Millisecond)) }()
+	defer func() { t.Logf("%s: %s", f.name, time.Since(began).Round(time.Millisecond)) }()
 
-	if a.breakIt != "" {
-		p.sh(t, a.breakIt)
+	if f.breakIt != "" {
+		p.sh(t, f.breakIt)
 	}
 
-	all := p.unwell(t, a.args...)
-	if len(all) == 0 || all[0].ID != a.id || all[0].Status != a.status {
-		t.Fatalf("%s: first comes %+v, want %s %s", a.name, all, a.status, a.id)
+	all := p.problems(t, f.args...)
+	if len(all) == 0 || all[0].ID != f.id || all[0].Status != f.status {
+		t.Fatalf("%s: findings %+v, want %s %s first", f.name, all, f.status, f.id)
 	}
 
 	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Fix)
-	if !a.prose {
+	if !f.manual {
 		p.sh(t, all[0].Fix)
-		eventually(t, a.name+": fixed", func() bool { return !has(p.unwell(t), a.id, "fail", "warn") })
+		eventually(t, f.name+": fixed", func() bool { return !hasFinding(p.problems(t), f.id, "fail", "warn") })
 	}
 
-	if a.restore != "" {
-		p.sh(t, a.restore)
+	if f.restore != "" {
+		p.sh(t, f.restore)
 	}
-	if a.goesOn {
+	if f.othersRemain {
 		return
 	}
 
-	eventually(t, a.name+": all is well again", func() bool { return len(p.unwell(t)) == 0 })
+	eventually(t, f.name+": healthy node", func() bool { return len(p.problems(t)) == 0 })
 }
 
-// has says whether a finding has one of these statuses.
-func has(all []finding, id string, status ...string) bool {
+// hasFinding reports whether a finding has one of the given statuses.
+func hasFinding(all []finding, id string, status ...string) bool {
 	return slices.ContainsFunc(all, func(f finding) bool { return f.ID == id && slices.Contains(status, f.Status) })
 }

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -12,9 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// engineCalls is how many requests to the engine one call may cause on average, with those that its
-// events cause afterwards. An inspect costs Engine 29 up to 10 ms of CPU at 100 containers. A start
-// and an end cause one inspect each, and each call one of its own.
+// engineCalls limits the engine requests of each call on average, including the requests caused by
+// its events. An inspect costs Engine 29 up to 10 ms of CPU at 100 containers. A start and an exit
+// cause one inspect each, and each call makes one request of its own.
 var engineCalls = []struct {
 	rpc  string
 	most float64
@@ -30,13 +29,13 @@ var engineCalls = []struct {
 	{"lists and statuses", 0},
 }
 
-// engineCall finds a number of requests in the metrics.
+// engineCall matches the request counters of the daemon's metrics.
 var engineCall = regexp.MustCompile(`(?m)^cri_dockerd_engine_request_duration_seconds_count\{code="[^"]*",` +
 	`operation="([^"]*)"\} (\d+)$`)
 
-// calls counts the requests to the engine by operation, without the heartbeat and the check of
-// events.
-func (n *node) calls(t *testing.T) map[string]int {
+// engineRequests counts the engine requests by operation, without the heartbeat and the event
+// stream.
+func (n *node) engineRequests(t *testing.T) map[string]int {
 	t.Helper()
 	out := map[string]int{}
 	for _, m := range engineCall.FindAllStringSubmatch(n.Metrics(t), -1) {
@@ -54,21 +53,21 @@ func (n *node) calls(t *testing.T) map[string]int {
 	return out
 }
 
-// settledCalls are the calls when the engine's events have been worked off.
-func (n *node) settledCalls(t *testing.T) map[string]int {
+// settledRequests waits until the daemon has handled all engine events and returns the counters.
+func (n *node) settledRequests(t *testing.T) map[string]int {
 	t.Helper()
-	last := n.calls(t)
-	eventually(t, "nothing is asked any more", func() bool {
+	last := n.engineRequests(t)
+	eventually(t, "end of the engine requests", func() bool {
 		time.Sleep(150 * time.Millisecond)
 		before := last
-		last = n.calls(t)
+		last = n.engineRequests(t)
 		return maps.Equal(before, last)
 	})
 
 	return last
 }
 
-// TestEngineCalls counts the requests to the engine for each call in a pod's life.
+// TestEngineCalls counts the engine requests of each call in a pod's lifecycle.
 func TestEngineCalls(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		const pods = 3
@@ -76,12 +75,12 @@ func TestEngineCalls(t *testing.T) {
 		used := map[string]map[string]int{} // RPC, operation
 		for i := range pods + 1 {
 			if i == 1 {
-				clear(used) // the first one loads the pause and learns how logs work
+				clear(used) // the first pod loads the pause image and detects the log mode
 			}
 
-			before := n.settledCalls(t)
+			before := n.settledRequests(t)
 			count := func(rpc string) {
-				after := n.settledCalls(t)
+				after := n.settledRequests(t)
 				if used[rpc] == nil {
 					used[rpc] = map[string]int{}
 				}
@@ -104,12 +103,12 @@ func TestEngineCalls(t *testing.T) {
 			count("StartContainer")
 			n.exec(t, c, "true")
 			count("ExecSync")
-			n.askAll(t, pod, c)
+			n.pollLikeKubelet(t, pod, c)
 			count("lists and statuses")
 			n.stop(t, c, 10)
 			count("StopContainer")
-			if _, err := n.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c}); err !=
-				nil {
+			if _, err := n.Runtime.RemoveContainer(ctx,
+				&runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
 				t.Error(err)
 			}
 
@@ -130,17 +129,17 @@ func TestEngineCalls(t *testing.T) {
 
 			total += sum
 			if mean := float64(sum) / pods; mean > limit.most {
-				t.Errorf("%s: %.1f requests to the engine, at most %.1f: %v", limit.rpc, mean, limit.most,
+				t.Errorf("%s: %.1f engine requests, at most %.1f: %v", limit.rpc, mean, limit.most,
 					used[limit.rpc])
 			}
 		}
 
-		t.Logf("in a pod's life: %s requests to the engine", fmt.Sprintf("%.1f", float64(total)/pods))
+		t.Logf("lifecycle of a pod: %.1f engine requests", float64(total)/pods)
 	})
 }
 
-// askAll makes the calls that a kubelet makes all the time.
-func (n *node) askAll(t *testing.T, pod, container string) {
+// pollLikeKubelet makes the periodic calls of a kubelet.
+func (n *node) pollLikeKubelet(t *testing.T, pod, container string) {
 	t.Helper()
 	ctx := t.Context()
 	for range 3 {

@@ -17,53 +17,55 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// How much chaos; make chaos-net makes more of it than CI has time for.
+// Flags for the size of TestChaosNet; make chaos-net runs more rounds than CI has time for.
 var (
-	chaosRounds = flag.Int("chaos-rounds", 2, "rounds of TestChaosNet")
-	chaosPods   = flag.Int("chaos-pods", 10, "pods that TestChaosNet makes and removes at once")
+	chaosRounds = flag.Int("chaos-rounds", 2, "number of rounds of TestChaosNet")
+	chaosPods   = flag.Int("chaos-pods", 10, "number of pods per round of TestChaosNet")
 )
 
-// TestChaosNet makes and removes pods in parallel, as a kubelet does that tries again, while the
-// daemon is killed with SIGKILL at random moments. After each round nothing of a network is left.
+// TestChaosNet creates and removes pods in parallel with retries, like a kubelet, while the daemon
+// is killed with SIGKILL at random times. After each round no network state remains.
 func TestChaosNet(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		seed := time.Now().UnixNano()
 		c := chaos{node: n, random: rand.New(rand.NewPCG(uint64(seed), 0))}
-		if err := c.life(t.Context(), "first", 19999); err != nil { // what all pods share comes with the first
+		if err := c.runAndRemove(t.Context(), "first", 19999); err != nil { // creates the state shared by all pods
 			t.Fatal(err)
 		}
 
-		before := c.left(t)
-		table := []string{"| round | kills | failed calls | seconds | " + strings.Join(kinds, " | ") + " |", "|" +
-			strings.Repeat("---:|", 4+len(kinds))}
+		before := c.networkState(t)
+		table := []string{
+			"| round | kills | failed calls | seconds | " + strings.Join(kinds, " | ") + " |",
+			"|" + strings.Repeat("---:|", 4+len(kinds)),
+		}
 		for round := range *chaosRounds {
 			began := time.Now()
 			c.round(t, round)
-			var left map[string][]string
-			// recovery tries again after a minute what a dying plugin kept it from
+			var remaining map[string][]string
+			// Recovery retries after a minute if a dying plugin caused a failure.
 			clean := within(2*time.Minute, func() bool {
-				left = c.left(t)
-				return fmt.Sprint(left) == fmt.Sprint(before)
+				remaining = c.networkState(t)
+				return fmt.Sprint(remaining) == fmt.Sprint(before)
 			})
 
 			row := fmt.Sprintf("| %d | %d | %d | %.0f |", round+1, c.kills, c.failures.Load(),
 				time.Since(began).Seconds())
 			for _, k := range kinds {
-				row += fmt.Sprintf(" %d |", len(left[k])-len(before[k]))
+				row += fmt.Sprintf(" %d |", len(remaining[k])-len(before[k]))
 			}
 
 			table = append(table, row)
 			if !clean {
-				t.Errorf("round %d, seed %d: left %v, want %v", round+1, seed, left, before)
+				t.Errorf("round %d, seed %d: remaining state %v, want %v", round+1, seed, remaining, before)
 				break
 			}
 		}
 
-		t.Logf("%s, what is left after each round:\n%s", n.eng.Version, strings.Join(table, "\n"))
+		t.Logf("%s, state after each round minus state before:\n%s", n.eng.Version, strings.Join(table, "\n"))
 	})
 }
 
-// kinds are what a pod's network may leave behind.
+// kinds names the kinds of network state a pod can leave behind.
 var kinds = []string{"containers", "sandboxes", "veths", "pins", "rules", "leases", "cache", "pending"}
 
 type chaos struct {
@@ -73,7 +75,7 @@ type chaos struct {
 	failures atomic.Int64
 }
 
-// round makes and removes pods while the daemon is killed again and again.
+// round creates and removes pods while the daemon is killed repeatedly.
 func (c *chaos) round(t *testing.T, round int) {
 	c.kills = 0
 	c.failures.Store(0)
@@ -84,7 +86,7 @@ func (c *chaos) round(t *testing.T, round int) {
 	for i := range *chaosPods {
 		name := fmt.Sprintf("chaos-%d-%d", round, i)
 		pods.Go(func() {
-			if err := c.life(ctx, name, int32(20000+i)); err != nil {
+			if err := c.runAndRemove(ctx, name, int32(20000+i)); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		})
@@ -104,9 +106,9 @@ func (c *chaos) round(t *testing.T, round int) {
 	}
 }
 
-// life makes a pod and removes it, as the kubelet does: what fails is tried again, with a new
-// attempt when an old sandbox is there.
-func (c *chaos) life(ctx context.Context, name string, port int32) error {
+// runAndRemove creates and removes a pod. Like the kubelet, it retries failures and uses a new
+// attempt number if an old sandbox exists.
+func (c *chaos) runAndRemove(ctx context.Context, name string, port int32) error {
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "chaos", Uid: name},
 		Hostname: name,
@@ -117,11 +119,16 @@ func (c *chaos) life(ctx context.Context, name string, port int32) error {
 				Protocol:      runtimeapi.Protocol_TCP,
 				ContainerPort: 80,
 				HostPort:      port,
-			}, {Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: port},
+			},
+			{
+				Protocol:      runtimeapi.Protocol_UDP,
+				ContainerPort: 53,
+				HostPort:      port,
+			},
 		},
 	}
 
-	return c.again(ctx, func() error {
+	return c.retry(ctx, func() error {
 		ready, err := c.clear(ctx, cfg)
 		if err != nil {
 			return err
@@ -134,23 +141,23 @@ func (c *chaos) life(ctx context.Context, name string, port int32) error {
 			}
 		}
 
-		return c.again(ctx, func() error { // from now on the pod is to go
+		return c.retry(ctx, func() error {
 			_, err := c.remove(ctx, cfg, func(*runtimeapi.PodSandbox) bool { return true })
 			return err
 		})
 	})
 }
 
-// clear removes the pod's sandboxes that are not ready, and says whether one is.
+// clear removes the pod's sandboxes that are not ready and reports whether a ready one exists.
 func (c *chaos) clear(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) (ready bool, err error) {
 	return c.remove(ctx, cfg, func(p *runtimeapi.PodSandbox) bool {
 		return p.State != runtimeapi.PodSandboxState_SANDBOX_READY
 	})
 }
 
-// remove removes those of the pod's sandboxes that are to go, and says whether others are there.
+// remove removes the matching sandboxes of a pod and reports whether others exist.
 func (c *chaos) remove(
-	ctx context.Context, cfg *runtimeapi.PodSandboxConfig, goes func(*runtimeapi.PodSandbox) bool,
+	ctx context.Context, cfg *runtimeapi.PodSandboxConfig, matches func(*runtimeapi.PodSandbox) bool,
 ) (others bool, err error) {
 	l, err := c.Runtime.ListPodSandbox(ctx,
 		&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: cfg.Labels}})
@@ -159,7 +166,7 @@ func (c *chaos) remove(
 	}
 
 	for _, p := range l.Items {
-		if !goes(p) {
+		if !matches(p) {
 			others = true
 			continue
 		}
@@ -168,8 +175,8 @@ func (c *chaos) remove(
 			return false, err
 		}
 
-		if _, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err !=
-			nil {
+		if _, err := c.Runtime.RemovePodSandbox(ctx,
+			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
 			return false, err
 		}
 	}
@@ -177,8 +184,8 @@ func (c *chaos) remove(
 	return others, nil
 }
 
-// again tries until it succeeds or ctx ends.
-func (c *chaos) again(ctx context.Context, try func() error) error {
+// retry calls try until it succeeds or ctx ends.
+func (c *chaos) retry(ctx context.Context, try func() error) error {
 	for {
 		err := try()
 		if err == nil {
@@ -194,19 +201,19 @@ func (c *chaos) again(ctx context.Context, try func() error) error {
 	}
 }
 
-// left is what there is of each kind.
-func (c *chaos) left(t *testing.T) map[string][]string {
+// networkState returns the existing state of each kind.
+func (c *chaos) networkState(t *testing.T) map[string][]string {
 	t.Helper()
-	left := map[string][]string{
+	state := map[string][]string{
 		"containers": strings.Fields(c.docker(t, "ps", "-aq", "--filter", "label=io.kubernetes.docker.type")),
 		"veths":      lines(c.run(t, "ip", "-o", "link", "show", "type", "veth"), ""),
 		"rules":      lines(c.run(t, "iptables-save"), "CNI-"),
 	}
 	if l, err := c.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
-		left["sandboxes"] = []string{err.Error()}
+		state["sandboxes"] = []string{err.Error()}
 	} else {
 		for _, p := range l.Items {
-			left["sandboxes"] = append(left["sandboxes"], p.Id)
+			state["sandboxes"] = append(state["sandboxes"], p.Id)
 		}
 	}
 
@@ -223,15 +230,15 @@ func (c *chaos) left(t *testing.T) map[string][]string {
 
 		for _, e := range entries {
 			if name := e.Name(); name != "lock" && !strings.HasPrefix(name, "last_reserved_ip") {
-				left[kind] = append(left[kind], filepath.Join(filepath.Base(dir), name))
+				state[kind] = append(state[kind], filepath.Join(filepath.Base(dir), name))
 			}
 		}
 	}
 
-	return left
+	return state
 }
 
-// lines are those of a text that hold a word.
+// lines returns the lines of a text that contain a word.
 func lines(text, word string) []string {
 	return slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(l string) bool {
 		return l == "" || !strings.Contains(l, word)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestCheckPod runs the self-test as an operator does, beside the daemon.
+// TestCheckPod runs the self-test like an operator, next to the daemon.
 func TestCheckPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket,
@@ -20,40 +20,44 @@ func TestCheckPod(t *testing.T) {
 		}
 
 		t.Log("\n" + out)
-		if left := n.docker(t, "images", "-q", "cri-dockerd.local/check"); strings.TrimSpace(left) != "" {
-			t.Errorf("its image is left: %s", left)
+		if ids := n.docker(t, "images", "-q", "cri-dockerd.local/check"); strings.TrimSpace(ids) != "" {
+			t.Errorf("the image of the self-test remains: %s", ids)
 		}
 
 		_, rest, _ := strings.Cut(out, "logs, rotated once: ")
 		file, kind, _ := strings.Cut(rest, ", ")
 		if !strings.HasPrefix(kind, "in the CRI's format\n") {
-			t.Errorf("the log is %q", kind)
+			t.Errorf("log format %q", kind)
 		}
 		if _, err := os.Stat(filepath.Dir(file)); !filepath.IsAbs(file) || !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("its log folder %s is left: %v", filepath.Dir(file), err)
+			t.Errorf("log directory %s remains: %v", filepath.Dir(file), err)
 		}
 	})
 }
 
-// TestCheckPodSaysWhatIsWrong points check at a socket that nobody serves, and at another engine
-// than the daemon's: no pod is tried then.
-func TestCheckPodSaysWhatIsWrong(t *testing.T) {
+// TestCheckPodReportsTheCause points check at a socket without a server, and at another engine than
+// the daemon's. The check creates no pod then.
+func TestCheckPodReportsTheCause(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		nowhere := filepath.Join(t.TempDir(), "nobody.sock")
+		missing := filepath.Join(t.TempDir(), "missing.sock")
 		for _, c := range []struct{ daemon, docker, finding string }{
-			{nowhere, n.own(t).Socket, "daemon"},
-			{n.Socket, nowhere, "engine"},
+			{missing, n.own(t).Socket, "daemon"},
+			{n.Socket, missing, "engine"},
 		} {
-			out, err := n.own(t).Command(n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+c.daemon,
-				"--docker-endpoint=unix://"+c.docker).CombinedOutput()
-			if err == nil {
-				t.Errorf("with daemon %s and docker %s it does not fail:\n%s", c.daemon, c.docker, out)
-			}
+			t.Run(c.finding, func(t *testing.T) {
+				out, err := n.own(t).Command(n.Program, "check", "--pod",
+					"--container-runtime-endpoint=unix://"+c.daemon,
+					"--docker-endpoint=unix://"+c.docker).CombinedOutput()
+				if err == nil {
+					t.Errorf("check succeeds with daemon %s and engine %s:\n%s", c.daemon, c.docker, out)
+				}
 
-			if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") || !strings.Contains(string(out), "fix: ") ||
-				strings.Contains(string(out), "image made") {
-				t.Errorf("%s does not come first, or a pod is tried:\n%s", c.finding, out)
-			}
+				if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") ||
+					!strings.Contains(string(out), "fix: ") ||
+					strings.Contains(string(out), "image made") {
+					t.Errorf("want finding %s first, with a fix, and no pod:\n%s", c.finding, out)
+				}
+			})
 		}
 	})
 }

@@ -9,12 +9,12 @@ import (
 	"cri-dockerd/test/lives"
 )
 
-// TestPodsLeaveNothingInTheDaemon: after some dozens of pods and as many readers of events the
-// daemon holds no more descriptors and goroutines than before. What is kept for a next time
-// (connections to the engine) is less than one for each pod. The benchmark "churn" does the same
-// with 10,000 pods and looks at the memory, too.
+// TestPodsLeaveNothingInTheDaemon runs some dozens of pods and as many event streams. Afterwards
+// the daemon holds no more descriptors and goroutines than before, except for pooled connections to
+// the engine, fewer than one per pod. The benchmark "churn" does the same with 10,000 pods and also
+// measures memory.
 func TestPodsLeaveNothingInTheDaemon(t *testing.T) {
-	const pods, kept = 36, 12
+	const pods, pooled = 36, 12
 	eachFresh(t, func(t *testing.T, n *node) {
 		held := func() lives.Held {
 			h, err := lives.ReadHeld(n.Metrics(t))
@@ -39,9 +39,9 @@ func TestPodsLeaveNothingInTheDaemon(t *testing.T) {
 
 		before := held()
 		c.Pods = pods
-		t.Run("with readers", func(t *testing.T) { // who are gone when it ends
+		t.Run("with event streams", func(t *testing.T) { // its end closes the streams
 			for range pods {
-				n.listen(t)
+				n.recordEvents(t)
 			}
 			if _, err := c.Run(t.Context()); err != nil {
 				t.Fatal(err)
@@ -51,9 +51,9 @@ func TestPodsLeaveNothingInTheDaemon(t *testing.T) {
 		var after lives.Held
 		if !within(20*time.Second, func() bool {
 			after = held()
-			return after.Descriptors <= before.Descriptors+kept && after.Goroutines <= before.Goroutines+kept
+			return after.Descriptors <= before.Descriptors+pooled && after.Goroutines <= before.Goroutines+pooled
 		}) {
-			t.Errorf("before %+v, after %d pods %+v", before, pods, after)
+			t.Errorf("resources before: %+v, after %d pods: %+v", before, pods, after)
 		}
 	})
 }

@@ -13,7 +13,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestContainerLife(t *testing.T) {
+// TestContainerLifecycle takes a container through its lifecycle and checks the status after each
+// step.
+func TestContainerLifecycle(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
@@ -25,7 +27,7 @@ func TestContainerLife(t *testing.T) {
 		s := n.containerStatus(t, id)
 		if s.State != runtimeapi.ContainerState_CONTAINER_CREATED || s.StartedAt != 0 || s.FinishedAt != 0 ||
 			s.CreatedAt == 0 {
-			t.Errorf("a created container: %v", s)
+			t.Errorf("status of a created container: %v", s)
 		}
 
 		if s.Labels["tier"] != "front" || s.Annotations["io.kubernetes.container.hash"] != "1a2b" ||
@@ -36,7 +38,7 @@ func TestContainerLife(t *testing.T) {
 		n.startID(t, id)
 		s = n.waitExited(t, id)
 		if s.ExitCode != 7 || s.Reason != "Error" || s.FinishedAt < s.StartedAt || s.StartedAt < s.CreatedAt {
-			t.Errorf("an ended container: %v", s)
+			t.Errorf("status of an exited container: %v", s)
 		}
 
 		image, err := n.Image.ImageStatus(t.Context(),
@@ -52,7 +54,7 @@ func TestContainerLife(t *testing.T) {
 
 		if _, err := n.Runtime.StartContainer(t.Context(),
 			&runtimeapi.StartContainerRequest{ContainerId: id}); status.Code(err) != codes.FailedPrecondition {
-			t.Errorf("a second start: %v", err)
+			t.Errorf("second start: %v, want FailedPrecondition", err)
 		}
 
 		for range 2 {
@@ -64,6 +66,7 @@ func TestContainerLife(t *testing.T) {
 	})
 }
 
+// TestCompleted checks the reason of an exit with code 0.
 func TestCompleted(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -74,15 +77,16 @@ func TestCompleted(t *testing.T) {
 	})
 }
 
+// TestCannotRun starts a missing program: the start fails and the container has exited.
 func TestCannotRun(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig([]string{"/no/such/program"})
 		id := n.create(t, pod, cfg, cc)
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err ==
-			nil {
-			t.Fatal("started a program that does not exist")
+		if _, err := n.Runtime.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+			t.Fatal("StartContainer of a missing program succeeded")
 		}
 
 		s := n.containerStatus(t, id)
@@ -94,11 +98,12 @@ func TestCannotRun(t *testing.T) {
 		l, err := n.Runtime.ListContainers(t.Context(),
 			&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}})
 		if err != nil || len(l.Containers) != 1 || l.Containers[0].State != s.State {
-			t.Errorf("list says otherwise: %v, %v", l, err)
+			t.Errorf("ListContainers: %v, %v; want the state of the status", l, err)
 		}
 	})
 }
 
+// TestOOMKilled exceeds the memory limit of a container.
 func TestOOMKilled(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -111,6 +116,7 @@ func TestOOMKilled(t *testing.T) {
 	})
 }
 
+// TestProcess checks arguments, environment and working directory.
 func TestProcess(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -126,6 +132,7 @@ func TestProcess(t *testing.T) {
 	})
 }
 
+// TestMounts checks bind mounts from inside, from the host and in the status.
 func TestMounts(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -151,13 +158,13 @@ func TestMounts(t *testing.T) {
 
 		id := n.startConfig(t, pod, cfg, cc)
 		n.exec(t, id, "sh", "-c", "echo new > /rw/new && echo m > /made/m")
-		if got := n.exec(t, id, "sh", "-c", "cat /etc/file /ro/new; touch /ro/x 2>/dev/null || echo read-only"); got !=
-			"contentnew\nread-only\n" {
+		got := n.exec(t, id, "sh", "-c", "cat /etc/file /ro/new; touch /ro/x 2>/dev/null || echo read-only")
+		if got != "contentnew\nread-only\n" {
 			t.Errorf("mounts: %q", got)
 		}
 
 		if b, err := os.ReadFile(filepath.Join(missing, "m")); err != nil || string(b) != "m\n" {
-			t.Errorf("the missing host path: %q, %v", b, err)
+			t.Errorf("file below the created host path: %q, %v", b, err)
 		}
 
 		want := map[string]*runtimeapi.Mount{}
@@ -165,20 +172,21 @@ func TestMounts(t *testing.T) {
 			want[m.ContainerPath] = m
 		}
 
-		got := n.containerStatus(t, id).Mounts
-		if len(got) != len(want) {
-			t.Errorf("status has %d mounts: %v", len(got), got)
+		mounts := n.containerStatus(t, id).Mounts
+		if len(mounts) != len(want) {
+			t.Errorf("status has %d mounts, want %d: %v", len(mounts), len(want), mounts)
 		}
 
-		for _, m := range got {
+		for _, m := range mounts {
 			w := want[m.ContainerPath]
 			if w == nil || m.HostPath != w.HostPath || m.Readonly != w.Readonly || m.Propagation != w.Propagation {
-				t.Errorf("mount in the status: %v, asked was %v", m, w)
+				t.Errorf("mount in the status: %v, requested %v", m, w)
 			}
 		}
 	})
 }
 
+// TestUser checks user, groups, capabilities and the read-only root file system.
 func TestUser(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -209,14 +217,15 @@ func TestUser(t *testing.T) {
 	})
 }
 
+// TestSeccomp checks the three types of seccomp profiles.
 func TestSeccomp(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		profile := filepath.Join(n.tempDir(t), "no-mkdir.json")
 		if err := os.WriteFile(profile,
-			[]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],`+
-				`"action":"SCMP_ACT_ERRNO"}]}`), 0o644); err != nil {
+			[]byte(`{"defaultAction":"SCMP_ACT_ALLOW",`+
+				`"syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o644); err != nil {
 			t.Fatal(err)
 		}
 
@@ -224,24 +233,41 @@ func TestSeccomp(t *testing.T) {
 			profile     *runtimeapi.SecurityProfile
 			mode, mkdir string
 		}{
-			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, "Seccomp:\t2\n",
-				"made"},
-			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, "Seccomp:\t0\n", "made"},
-			{&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile},
-				"Seccomp:\t2\n", "refused"},
+			{
+				profile: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+				mode:    "Seccomp:\t2\n",
+				mkdir:   "created",
+			},
+			{
+				profile: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined},
+				mode:    "Seccomp:\t0\n",
+				mkdir:   "created",
+			},
+			{
+				profile: &runtimeapi.SecurityProfile{
+					ProfileType:  runtimeapi.SecurityProfile_Localhost,
+					LocalhostRef: profile,
+				},
+				mode:  "Seccomp:\t2\n",
+				mkdir: "refused",
+			},
 		} {
-			cc := n.containerConfig(sh("cat /proc/self/status; mkdir /d 2>/dev/null && echo made || echo refused"))
-			cc.Metadata.Name = strings.ToLower(c.profile.ProfileType.String())
-			cc.LogPath = cc.Metadata.Name + ".log"
-			cc.Linux.SecurityContext.Seccomp = c.profile
-			s := n.waitExited(t, n.startConfig(t, pod, cfg, cc))
-			if got := n.log(t, s.LogPath); !strings.Contains(got, c.mode) || !strings.Contains(got, c.mkdir) {
-				t.Errorf("%v: want %q and %q in:\n%s", c.profile, c.mode, c.mkdir, got)
-			}
+			t.Run(c.profile.ProfileType.String(), func(t *testing.T) {
+				script := "cat /proc/self/status; mkdir /d 2>/dev/null && echo created || echo refused"
+				cc := n.containerConfig(sh(script))
+				cc.Metadata.Name = strings.ToLower(c.profile.ProfileType.String())
+				cc.LogPath = cc.Metadata.Name + ".log"
+				cc.Linux.SecurityContext.Seccomp = c.profile
+				s := n.waitExited(t, n.startConfig(t, pod, cfg, cc))
+				if got := n.log(t, s.LogPath); !strings.Contains(got, c.mode) || !strings.Contains(got, c.mkdir) {
+					t.Errorf("%v: want %q and %q in:\n%s", c.profile, c.mode, c.mkdir, got)
+				}
+			})
 		}
 	})
 }
 
+// TestPrivileged mounts a file system in a privileged container.
 func TestPrivileged(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -254,6 +280,7 @@ func TestPrivileged(t *testing.T) {
 	})
 }
 
+// TestStopContainer stops containers that handle SIGTERM, ignore it, or get no grace period.
 func TestStopContainer(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -274,14 +301,14 @@ func TestStopContainer(t *testing.T) {
 		stop(graceful, 10)
 		if s := n.containerStatus(t, graceful); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
 			s.ExitCode != 3 {
-			t.Errorf("graceful stop: %v", s)
+			t.Errorf("status after a graceful stop: %v", s)
 		}
 
 		stop(graceful, 10)
-		deaf := n.startNamed(t, pod, cfg, "deaf", sh("trap '' TERM; while true; do sleep 0.1; done"))
-		stop(deaf, 1)
-		if s := n.containerStatus(t, deaf); s.ExitCode != 137 {
-			t.Errorf("stop of a deaf container: %v", s)
+		ignoring := n.startNamed(t, pod, cfg, "ignoring", sh("trap '' TERM; while true; do sleep 0.1; done"))
+		stop(ignoring, 1)
+		if s := n.containerStatus(t, ignoring); s.ExitCode != 137 {
+			t.Errorf("status after a stop past the grace period: %v", s)
 		}
 
 		killed := n.startNamed(t, pod, cfg, "killed", sh("trap 'exit 3' TERM; echo ready; sleep 1000 & wait"))
@@ -290,11 +317,12 @@ func TestStopContainer(t *testing.T) {
 		})
 		stop(killed, 0)
 		if s := n.containerStatus(t, killed); s.ExitCode != 137 {
-			t.Errorf("stop with timeout 0: %v", s)
+			t.Errorf("status after a stop with timeout 0: %v", s)
 		}
 	})
 }
 
+// TestListContainers checks every field of the filter.
 func TestListContainers(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -302,11 +330,12 @@ func TestListContainers(t *testing.T) {
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Labels = map[string]string{"uid": cfg.Metadata.Uid}
 		running := n.startConfig(t, pod, cfg, cc)
-		cc2 := n.containerConfig(sh("true"))
-		cc2.Metadata.Name, cc2.LogPath, cc2.Labels = "second", "second_0.log",
-			map[string]string{"uid": cfg.Metadata.Uid, "n": "2"}
-		ended := n.startConfig(t, pod, cfg, cc2)
+		second := n.containerConfig(sh("true"))
+		second.Metadata.Name, second.LogPath = "second", "second_0.log"
+		second.Labels = map[string]string{"uid": cfg.Metadata.Uid, "n": "2"}
+		ended := n.startConfig(t, pod, cfg, second)
 		n.waitExited(t, ended)
+
 		for name, c := range map[string]struct {
 			filter *runtimeapi.ContainerFilter
 			want   []string
@@ -327,23 +356,26 @@ func TestListContainers(t *testing.T) {
 			"id prefix":   {&runtimeapi.ContainerFilter{Id: running[:11]}, []string{running}},
 			"sandbox ids": {&runtimeapi.ContainerFilter{Id: pod}, nil},
 		} {
-			r, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: c.filter})
-			if err != nil {
-				t.Fatal(err)
-			}
+			t.Run(name, func(t *testing.T) {
+				r, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: c.filter})
+				if err != nil {
+					t.Fatal(err)
+				}
 
-			var got []string
-			for _, p := range r.Containers {
-				got = append(got, p.Id)
-			}
+				var got []string
+				for _, p := range r.Containers {
+					got = append(got, p.Id)
+				}
 
-			if fmt.Sprint(got) != fmt.Sprint(c.want) {
-				t.Errorf("%s: got %v, want %v", name, got, c.want)
-			}
+				if fmt.Sprint(got) != fmt.Sprint(c.want) {
+					t.Errorf("got %v, want %v", got, c.want)
+				}
+			})
 		}
 	})
 }
 
+// TestContainerOfAnUnknownImageOrPod checks the codes for a missing image and a stopped pod.
 func TestContainerOfAnUnknownImageOrPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -355,7 +387,7 @@ func TestContainerOfAnUnknownImageOrPod(t *testing.T) {
 			Config:        cc,
 			SandboxConfig: cfg,
 		}); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "not/there:1") {
-			t.Errorf("unknown image: %v", err)
+			t.Errorf("container of a missing image: %v, want NotFound", err)
 		}
 
 		n.stopPod(t, pod)
@@ -365,7 +397,7 @@ func TestContainerOfAnUnknownImageOrPod(t *testing.T) {
 			Config:        cc,
 			SandboxConfig: cfg,
 		}); status.Code(err) != codes.FailedPrecondition {
-			t.Errorf("container in a stopped pod: %v", err)
+			t.Errorf("container in a stopped pod: %v, want FailedPrecondition", err)
 		}
 	})
 }

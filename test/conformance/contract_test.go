@@ -8,6 +8,7 @@ import (
 	"cri-dockerd/internal/engine/enginetest"
 )
 
+// TestEngineKeepsTheContract runs the contract suite of the fake engine on real engines.
 func TestEngineKeepsTheContract(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		e, err := engine.New(engine.Config{Endpoint: "unix://" + n.own(t).Socket, Log: slog.New(slog.DiscardHandler)})

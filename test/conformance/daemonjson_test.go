@@ -15,16 +15,16 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// Settings of the engine's daemon.json that change what containers are.
+// Settings in the engine's daemon.json with an effect on containers.
 
-// TestEngineInit is an engine that gives every container an init process. A sandbox has none, so
-// that its pause joins the pod's network namespace at once; a container keeps what the operator
-// wants.
+// TestEngineInit configures an engine to give every container an init process. A sandbox gets none,
+// so that its pause can join the pod's network namespace immediately. A container keeps the
+// operator's setting.
 func TestEngineInit(t *testing.T) {
 	const init = "docker-init"
 	program, err := exec.LookPath(init)
 	if err != nil {
-		t.Fatalf("%v; Debian's package docker.io has it", err)
+		t.Fatalf("%v; install Debian's package docker.io", err)
 	}
 
 	eachEngine(t, func(t *testing.T, n *node) {
@@ -32,7 +32,7 @@ func TestEngineInit(t *testing.T) {
 		for range 2 {
 			cfg := n.podConfig(t)
 			id := n.runPod(t, cfg)
-			n.madeBy(t, id, "own")
+			n.assertNetNSMode(t, id, "own")
 			c := n.start(t, id, cfg, sh("sleep 1000"))
 			if name := n.exec(t, c, "cat", "/proc/1/comm"); strings.TrimSpace(name) != init {
 				t.Errorf("process 1 of the container is %q", name)
@@ -49,22 +49,22 @@ func TestEngineInit(t *testing.T) {
 			}
 
 			n.removePod(t, id)
-			n.assertNothingLeft(t, cfg)
+			n.assertNoLeftovers(t, cfg)
 		}
 
 		if c := n.netnsCondition(t); !c.Status {
-			t.Errorf("condition: %v", c)
+			t.Errorf("condition PodNetworkNamespaces: %v, want true", c)
 		}
 	}, "--init", "--init-path="+program)
 }
 
-// TestUsernsRemapHostPods: with userns-remap, pods that share a namespace of the node, or are
-// privileged, run in the node's user namespace with all their containers; all others are mapped.
+// TestUsernsRemapHostPods enables userns-remap. Privileged pods and pods with a namespace of the
+// node run in the node's user namespace with all their containers. All other pods are mapped.
 func TestUsernsRemapHostPods(t *testing.T) {
 	const hostNS, podNS = runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_POD
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.Daemon = n.eng.Daemon(t)
-		for name, test := range map[string]struct {
+		for name, c := range map[string]struct {
 			ns         *runtimeapi.NamespaceOption
 			privileged bool
 			mapped     bool
@@ -75,58 +75,59 @@ func TestUsernsRemapHostPods(t *testing.T) {
 			"host PIDs":    {ns: &runtimeapi.NamespaceOption{Pid: hostNS}},
 			"host IPC":     {ns: &runtimeapi.NamespaceOption{Ipc: hostNS}},
 			"privileged":   {privileged: true},
-			"all of it": {ns: &runtimeapi.NamespaceOption{
-				Network: hostNS,
-				Pid:     hostNS,
-				Ipc:     hostNS,
-			}, privileged: true},
+			"all of them": {
+				ns:         &runtimeapi.NamespaceOption{Network: hostNS, Pid: hostNS, Ipc: hostNS},
+				privileged: true,
+			},
 		} {
-			cfg := n.podConfig(t)
-			cfg.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{
-				NamespaceOptions: test.ns,
-				Privileged:       test.privileged,
-			}
+			t.Run(name, func(t *testing.T) {
+				cfg := n.podConfig(t)
+				cfg.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{
+					NamespaceOptions: c.ns,
+					Privileged:       c.privileged,
+				}
 
-			id := n.runPod(t, cfg)
-			cc := n.containerConfig(sh("cat /proc/self/uid_map; sleep 1000"))
-			cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: test.ns,
-				Privileged:       test.privileged,
-			}}
+				id := n.runPod(t, cfg)
+				cc := n.containerConfig(sh("cat /proc/self/uid_map; sleep 1000"))
+				cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+					NamespaceOptions: c.ns,
+					Privileged:       c.privileged,
+				}}
 
-			c := n.startConfig(t, id, cfg, cc)
-			if mapped := n.mapsUsers(t, c); mapped != test.mapped {
-				t.Errorf("%s: users are mapped: %v", name, mapped)
-			}
-			if test.privileged {
-				n.exec(t, c, "sh", "-c", "mkdir -p /mnt && mount -t tmpfs none /mnt")
-			}
+				first := n.startConfig(t, id, cfg, cc)
+				if mapped := n.hasMappedUsers(t, first); mapped != c.mapped {
+					t.Errorf("users are mapped: %t, want %t", mapped, c.mapped)
+				}
+				if c.privileged {
+					n.exec(t, first, "sh", "-c", "mkdir -p /mnt && mount -t tmpfs none /mnt")
+				}
 
-			other := n.containerConfig(sh("sleep 1000")) // a sidecar of a privileged pod need not be privileged
-			other.Metadata.Name = "other"
-			other.Linux = &runtimeapi.LinuxContainerConfig{
-				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: test.ns},
-			}
-			if o := n.startConfig(t, id, cfg, other); n.mapsUsers(t, o) != test.mapped {
-				t.Errorf("%s: the second container is mapped otherwise", name)
-			}
+				other := n.containerConfig(sh("sleep 1000")) // a sidecar of a privileged pod need not be privileged
+				other.Metadata.Name = "other"
+				other.Linux = &runtimeapi.LinuxContainerConfig{
+					SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: c.ns},
+				}
+				if o := n.startConfig(t, id, cfg, other); n.hasMappedUsers(t, o) != c.mapped {
+					t.Error("the second container has another user mapping")
+				}
 
-			n.removePod(t, id)
-			n.assertNothingLeft(t, cfg)
+				n.removePod(t, id)
+				n.assertNoLeftovers(t, cfg)
+			})
 		}
 
-		n.refusesPrivilege(t)
+		n.assertPrivilegeRefused(t)
 	}, "--userns-remap=nobody:nogroup")
 }
 
-// mapsUsers says whether root of a container is another user of the node.
-func (n *node) mapsUsers(t *testing.T, id string) bool {
+// hasMappedUsers reports whether root of a container is an unprivileged user of the node.
+func (n *node) hasMappedUsers(t *testing.T, id string) bool {
 	t.Helper()
 	return strings.Fields(n.exec(t, id, "cat", "/proc/self/uid_map"))[1] != "0"
 }
 
-// refusesPrivilege asks for containers that cannot run in their pod's user namespace.
-func (n *node) refusesPrivilege(t *testing.T) {
+// assertPrivilegeRefused requests containers that conflict with the pod's user namespace.
+func (n *node) assertPrivilegeRefused(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)
 	id := n.runPod(t, cfg)
@@ -134,54 +135,60 @@ func (n *node) refusesPrivilege(t *testing.T) {
 		"privileged":            {Privileged: true},
 		"namespace_options.pid": {NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE}},
 	} {
-		cc := n.containerConfig(sh("sleep 1000"))
-		cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: sc}
-		err := n.createErr(t, id, cfg, cc)
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) ||
-			!strings.Contains(err.Error(), "userns-remap") {
-			t.Errorf("%s: %v", field, err)
-		}
+		t.Run(field, func(t *testing.T) {
+			cc := n.containerConfig(sh("sleep 1000"))
+			cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: sc}
+			err := n.createErr(t, id, cfg, cc)
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) ||
+				!strings.Contains(err.Error(), "userns-remap") {
+				t.Errorf("CreateContainer: %v, want InvalidArgument for the field", err)
+			}
+		})
 	}
 
 	n.removePod(t, id)
 }
 
-// TestPullWaitsForItsTurn: a pull in the engine's download queue is not without progress, whoever
-// pulls what is before it; one whose registry does not answer is.
-func TestPullWaitsForItsTurn(t *testing.T) {
+// TestQueuedPull queues a pull behind another in the engine. Waiting in the download queue counts
+// as progress, regardless of the client of the first pull. A pull from a registry without a
+// response does not.
+func TestQueuedPull(t *testing.T) {
 	const deadline = 4 * time.Second
 	eachEngine(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
 		n = n.withDaemon(t, "--image-pull-progress-deadline="+deadline.String())
-		for _, who := range []string{"daemon", "docker"} {
-			big, small := r.Add(t, "big-"+who, "1", 1, 12<<20), r.Add(t, "small-"+who, "1", 1, 10000)
-			r.Set("big-"+who, registry.Rule{Rate: 1 << 20})
-			var wg sync.WaitGroup
-			wg.Go(func() {
-				if who == "docker" {
-					n.docker(t, "pull", big)
-				} else if _, err := n.pull(t.Context(), big, nil); err != nil {
-					t.Errorf("the first pull: %v", err)
+		for _, puller := range []string{"daemon", "docker"} {
+			t.Run(puller, func(t *testing.T) {
+				big := r.Add(t, "big-"+puller, "1", 1, 12<<20)
+				small := r.Add(t, "small-"+puller, "1", 1, 10000)
+				r.Set("big-"+puller, registry.Rule{Rate: 1 << 20})
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					if puller == "docker" {
+						n.docker(t, "pull", big)
+					} else if _, err := n.pull(t.Context(), big, nil); err != nil {
+						t.Errorf("first pull: %v", err)
+					}
+				})
+
+				eventually(t, "start of the first pull", func() bool { return r.Busy("big-"+puller) > 0 })
+				begin := time.Now()
+				_, err := n.pull(t.Context(), small, nil)
+				if took := time.Since(begin); err != nil || took < deadline {
+					t.Errorf("second pull: %v after %s, want success after the deadline", err, took)
 				}
+
+				wg.Wait()
 			})
-
-			eventually(t, "the first pull is under way", func() bool { return r.Busy("big-"+who) > 0 })
-			begin := time.Now()
-			_, err := n.pull(t.Context(), small, nil)
-			if took := time.Since(begin); err != nil || took < deadline {
-				t.Errorf("behind a pull by %s: %v after %s; it was to wait", who, err, took)
-			}
-
-			wg.Wait()
 		}
 
-		sick := r.Add(t, "sick", "1", 1, 10000)
-		r.Set("sick", registry.Rule{BeforeBlob: make(chan struct{})})
+		stuck := r.Add(t, "stuck", "1", 1, 10000)
+		r.Set("stuck", registry.Rule{BeforeBlob: make(chan struct{})})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 
-		if _, err := n.pull(ctx, sick, nil); status.Code(err) != codes.Unavailable {
-			t.Errorf("a registry that does not answer: %v", err)
+		if _, err := n.pull(ctx, stuck, nil); status.Code(err) != codes.Unavailable {
+			t.Errorf("pull from a registry that does not respond: %v, want Unavailable", err)
 		}
 	}, "--max-concurrent-downloads=1")
 }

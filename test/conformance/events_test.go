@@ -15,15 +15,15 @@ import (
 	"cri-dockerd/test/lives"
 )
 
-// listener takes down what GetContainerEvents tells.
-type listener struct {
+// eventRecorder records the events of GetContainerEvents.
+type eventRecorder struct {
 	mu     sync.Mutex
 	events []*runtimeapi.ContainerEventResponse
 	ended  chan error
 }
 
-// listen begins to listen; nothing is missed from when it returns to the end of the test.
-func (n *node) listen(t *testing.T) *listener {
+// recordEvents subscribes to events. From its return to the end of the test no event is missed.
+func (n *node) recordEvents(t *testing.T) *eventRecorder {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := n.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
@@ -36,7 +36,7 @@ func (n *node) listen(t *testing.T) *listener {
 		t.Fatalf("GetContainerEvents: %v", err)
 	}
 
-	l := &listener{ended: make(chan error, 1)}
+	l := &eventRecorder{ended: make(chan error, 1)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -59,43 +59,42 @@ func (n *node) listen(t *testing.T) *listener {
 	return l
 }
 
-// of is what has been told of a container or sandbox.
-func (l *listener) of(id string) (events []*runtimeapi.ContainerEventResponse, words string) {
+// of returns the events of a container or sandbox, and their types as words.
+func (l *eventRecorder) of(id string) (events []*runtimeapi.ContainerEventResponse, words string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
 	for _, e := range l.events {
 		if e.ContainerId == id {
 			events = append(events, e)
-			words += " " +
-				strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"),
-					"_EVENT"))
+			word := strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_")
+			words += " " + strings.ToLower(strings.TrimSuffix(word, "_EVENT"))
 		}
 	}
 
 	return events, strings.TrimSpace(words)
 }
 
-// await waits until exactly this has been told.
-func (l *listener) await(t *testing.T, id, words string) []*runtimeapi.ContainerEventResponse {
+// await waits until the object has exactly these events.
+func (l *eventRecorder) await(t *testing.T, id, words string) []*runtimeapi.ContainerEventResponse {
 	t.Helper()
-	eventually(t, "told: "+words, func() bool {
+	eventually(t, "events "+words, func() bool {
 		_, got := l.of(id)
 		return len(got) >= len(words)
 	})
 
 	events, got := l.of(id)
 	if got != words {
-		t.Fatalf("told %s, want %s", got, words)
+		t.Fatalf("events %s, want %s", got, words)
 	}
 
 	return events
 }
 
-// TestContainerEvents: what a kubelet needs stands in the events, of containers and sandboxes.
+// TestContainerEvents checks the content of the events of containers and sandboxes.
 func TestContainerEvents(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		l := n.listen(t)
+		l := n.recordEvents(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		l.await(t, pod, "created started")
@@ -105,31 +104,31 @@ func TestContainerEvents(t *testing.T) {
 			if e.PodSandboxStatus.GetMetadata().GetUid() != cfg.Metadata.Uid ||
 				e.PodSandboxStatus.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY ||
 				len(e.ContainersStatuses) != 1 || i > 0 && e.CreatedAt <= events[i-1].CreatedAt {
-				t.Errorf("%+v", e)
+				t.Errorf("event %d: %+v", i, e)
 			}
 		}
 
 		if s := events[2].ContainersStatuses[0]; s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
 			s.ExitCode != 3 || s.Reason != "Error" || s.FinishedAt == 0 {
-			t.Errorf("stopped: %+v", s)
+			t.Errorf("event stopped: %+v", s)
 		}
 
 		if got := events[0].PodSandboxStatus.GetNetwork().GetIp(); got == "" || got != n.podStatus(t, pod).Network.Ip {
-			t.Errorf("the pod's address in the event is %q", got)
+			t.Errorf("pod address %q in the event", got)
 		}
 
 		n.removePod(t, pod)
 		l.await(t, c, "created started stopped deleted")
 		if e := l.await(t, pod, "created started stopped deleted")[3]; e.PodSandboxStatus.GetId() != pod ||
 			len(e.ContainersStatuses) != 0 {
-			t.Errorf("deleted: %+v", e)
+			t.Errorf("event deleted: %+v", e)
 		}
 	})
 }
 
-// TestEveryTransitionIsTold takes containers through their lives, which end by themselves, by a
-// stop and by a removal, several at once.
-func TestEveryTransitionIsTold(t *testing.T) {
+// TestEveryTransitionIsReported takes containers through their lifecycles, several at once. They
+// exit, are stopped, or are removed.
+func TestEveryTransitionIsReported(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		f, err := lives.Run(t.Context(), lives.Config{
@@ -146,46 +145,46 @@ func TestEveryTransitionIsTold(t *testing.T) {
 			},
 		})
 		if err != nil || len(f.Wrong) > 0 {
-			t.Fatalf("%v, told wrongly: %v", err, f.Wrong)
+			t.Fatalf("%v, wrong events: %v", err, f.Wrong)
 		}
 
-		for kind, behind := range f.Behind {
-			slices.Sort(behind)
-			t.Logf("%s after the engine's event: %s in the middle, %s at most", kind, behind[len(behind)/2],
-				behind[len(behind)-1])
+		for kind, delays := range f.Behind {
+			slices.Sort(delays)
+			t.Logf("%s after the engine's event: median %s, at most %s",
+				kind, delays[len(delays)/2], delays[len(delays)-1])
 		}
 	})
 }
 
-// TestEventsOfWhatWasMissed: what happens while the engine is away is told when it is back, once;
-// the stream outlives the engine, and ends with the daemon.
-func TestEventsOfWhatWasMissed(t *testing.T) {
+// TestMissedEvents ends a container while the engine is stopped. The exit is reported once, after
+// the engine returns. The stream survives a restart of the engine and ends with the daemon.
+func TestMissedEvents(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
-		l := n.listen(t)
+		l := n.recordEvents(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
-		ends, stays := n.startNamed(t, pod, cfg, "ends", sh("sleep 1000")), n.startNamed(t, pod, cfg, "stays",
-			sh("sleep 1000"))
+		ends := n.startNamed(t, pod, cfg, "ends", sh("sleep 1000"))
+		stays := n.startNamed(t, pod, cfg, "stays", sh("sleep 1000"))
 		pid := n.inspect(t, ends, ".State.Pid")
 		n.own(t).Kill(t)
 		n.run(t, "kill", "-9", pid)
 		n.own(t).Restart(t)
 		events := l.await(t, ends, "created started stopped")
 		if s := events[2]; len(s.ContainersStatuses) != 2 {
-			t.Errorf("stopped: %+v", s)
+			t.Errorf("event stopped: %+v", s)
 		}
 
-		n.docker(t, "rm", "-f", stays) // the first event that can be told after
+		n.docker(t, "rm", "-f", stays) // a later event, to prove that the exit is not repeated
 		l.await(t, stays, "created started stopped deleted")
 		l.await(t, ends, "created started stopped")
 		begin := time.Now()
 		n.Change(t)
 		if err := <-l.ended; status.Code(err) != codes.Unavailable {
-			t.Errorf("the stream ends with %v", err)
+			t.Errorf("the event stream ends with %v, want Unavailable", err)
 		}
 
 		if d := time.Since(begin); d > 9*time.Second {
-			t.Errorf("the daemon's stop took %s: it waited for the stream", d)
+			t.Errorf("the daemon stopped after %s; it must not wait for event streams", d)
 		}
 
 		n.AwaitReady(t)

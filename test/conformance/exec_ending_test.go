@@ -10,9 +10,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestExecSyncWhileTheContainerEnds: a probe of a container that is being stopped is carried out,
-// or fails with the code of the container's state, whichever part of the engine notices the end
-// first.
+// TestExecSyncWhileTheContainerEnds probes a container during its stop or removal. Each probe runs
+// or fails with the code for the container's state, regardless of the engine component that notices
+// the exit first.
 func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		const probes = 6
@@ -35,10 +35,10 @@ func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 				id := n.startConfig(t, pod, cfg, cc)
 				var group sync.WaitGroup
 				for range probes {
-					group.Go(func() { n.probeUntilTheEnd(t, id) })
+					group.Go(func() { n.probeUntilRefused(t, id) })
 				}
 
-				time.Sleep(300 * time.Millisecond) // probes are under way; more or less of them is as good
+				time.Sleep(300 * time.Millisecond) // some probes run; their number does not matter
 				if err := end(id); err != nil {
 					t.Error(err)
 				}
@@ -49,8 +49,8 @@ func TestExecSyncWhileTheContainerEnds(t *testing.T) {
 	})
 }
 
-// probeUntilTheEnd runs a command until it is refused.
-func (n *node) probeUntilTheEnd(t *testing.T, id string) {
+// probeUntilRefused runs a command until the daemon refuses it.
+func (n *node) probeUntilRefused(t *testing.T, id string) {
 	for {
 		_, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 			ContainerId: id,
@@ -59,7 +59,7 @@ func (n *node) probeUntilTheEnd(t *testing.T, id string) {
 		})
 
 		switch code := status.Code(err); code {
-		case codes.OK: // whatever its exit code is: it may be killed with its container
+		case codes.OK: // with any exit code: the command may be killed with its container
 		case codes.FailedPrecondition, codes.NotFound:
 			return
 		default:

@@ -13,7 +13,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// refusedFiles makes files of every kind that execve(2) refuses. The lines run in the container.
+// refusedFiles creates files of every kind refused by execve(2). The script runs in the container.
 const refusedFiles = `
 mkdir /x /x/dir '/x/with space'
 echo 'echo no' > /x/plain
@@ -30,15 +30,15 @@ chmod 755 /x/text /x/empty /x/short /x/foreign /x/orphan /x/through-* /x/no-inte
 cp /x/text /bin/refused-text; cp /x/orphan /bin/refused-orphan; chmod 755 /bin/refused-*
 touch /x/ready; sleep 1000`
 
-// TestExecOfRefusedFiles: a command that execve refuses ends with 126, and one that is not there
-// with 127, with the engine's text once on stderr, whatever step of the engine notices it.
+// TestExecOfRefusedFiles runs commands refused by execve(2). They end with exit code 126, missing
+// ones with 127. Stderr has the engine's text once, regardless of the failing step of the engine.
 func TestExecOfRefusedFiles(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cc := n.containerConfig(sh(refusedFiles))
 		cc.WorkingDir = "/x"
 		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-		eventually(t, "the files are there", func() bool {
+		eventually(t, "creation of the files", func() bool {
 			return strings.Contains(n.exec(t, id, "ls", "/x"), "ready")
 		})
 
@@ -70,14 +70,14 @@ func TestExecOfRefusedFiles(t *testing.T) {
 			{"no-such-command", 127},
 			{"/x/plain/below", 127},
 		} {
-			t.Run(c.cmd, func(t *testing.T) { n.refuses(t, id, c.cmd, c.code) })
+			t.Run(c.cmd, func(t *testing.T) { n.assertRefused(t, id, c.cmd, c.code) })
 		}
 
 		t.Run("as a user", func(t *testing.T) { refusedToUser(t, n) })
 	})
 }
 
-// refusedToUser: the user of the container has no permission.
+// refusedToUser runs files without permission for the container's user.
 func refusedToUser(t *testing.T, n *node) {
 	dir := n.tempDir(t)
 	locked, script := filepath.Join(dir, "locked"), []byte("#!/bin/sh\n")
@@ -96,27 +96,27 @@ func refusedToUser(t *testing.T, n *node) {
 	cc.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/host"}}
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-	n.refuses(t, id, "/host/locked", 126)
+	n.assertRefused(t, id, "/host/locked", 126)
 	if n.eng.Version == engines.V29 {
-		// runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2): the shell runs and cannot
-		// read the script
+		// runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2). The shell runs and cannot
+		// read the script.
 		return
 	}
 
-	n.refuses(t, id, "/host/private", 126)
-	n.refuses(t, id, "/host/locked/script", 126)
+	n.assertRefused(t, id, "/host/private", 126)
+	n.assertRefused(t, id, "/host/locked/script", 126)
 }
 
-// refuses runs a command that cannot be executed: by ExecSync, and by Exec without and with a
-// terminal.
-func (n *node) refuses(t *testing.T, id, cmd string, code int32) {
+// assertRefused runs a command with ExecSync and with Exec, without and with a terminal, and checks
+// its exit code.
+func (n *node) assertRefused(t *testing.T, id, cmd string, code int32) {
 	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 		ContainerId: id,
 		Cmd:         []string{cmd, "arg"},
 		Timeout:     20,
 	})
 	if err != nil || r.ExitCode != code || len(r.Stdout) > 0 || strings.Count(string(r.Stderr), "\n") != 1 {
-		t.Errorf("ExecSync: %v, %v, want code %d and a line", r, err, code)
+		t.Errorf("ExecSync: %v, %v, want exit code %d and one line on stderr", r, err, code)
 	}
 
 	for _, tty := range []bool{false, true} {
@@ -135,7 +135,7 @@ func (n *node) refuses(t *testing.T, id, cmd string, code int32) {
 		got := collect(t, n.stream(t, x.Url), 3, "}")
 		if strings.Count(got[out], "\n") != 1 || !tty && got[1] != "" ||
 			!strings.Contains(got[3], fmt.Sprintf(`"%d"`, code)) {
-			t.Errorf("Exec, TTY %v: %q, want code %d", tty, got, code)
+			t.Errorf("Exec, TTY %t: %q, want exit code %d", tty, got, code)
 		}
 	}
 }

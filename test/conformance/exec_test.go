@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// TestExecSync checks output, exit code and the limit of the output.
 func TestExecSync(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -31,18 +32,20 @@ func TestExecSync(t *testing.T) {
 		r, err = n.Runtime.ExecSync(t.Context(),
 			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}})
 		if err != nil || r.ExitCode != 127 || len(r.Stdout) > 0 || !strings.Contains(string(r.Stderr), "/no/such") {
-			t.Errorf("a missing command: %v, %v", r, err)
+			t.Errorf("missing command: %v, %v", r, err)
 		}
 
 		r, err = n.Runtime.ExecSync(t.Context(),
 			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: sh("head -c 20000000 /dev/zero")})
-		const most, frame = 16 << 20, 1 << 10 // the kubelet takes 16 MiB with what is around the output
+		const most, frame = 16 << 20, 1 << 10 // the kubelet accepts messages of 16 MiB, including framing
 		if err != nil || len(r.Stdout) > most || len(r.Stdout) < most-frame {
-			t.Errorf("20 MB of output: %d bytes, %v", len(r.GetStdout()), err)
+			t.Errorf("20 MB of output: got %d bytes, %v", len(r.GetStdout()), err)
 		}
 	})
 }
 
+// TestExecSyncTimeoutKillsTheTree runs a command past its timeout. The command and its children are
+// killed.
 func TestExecSyncTimeoutKillsTheTree(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -58,16 +61,16 @@ func TestExecSyncTimeoutKillsTheTree(t *testing.T) {
 		}
 
 		if d := time.Since(begin); d > 5*time.Second {
-			t.Errorf("returned after %v", d)
+			t.Errorf("ExecSync returned after %v, want about 1 s", d)
 		}
 
-		eventually(t, "nothing of the command is left", func() bool {
+		eventually(t, "end of the command's processes", func() bool {
 			return !strings.Contains(n.exec(t, id, "ps"), "sleep 432")
 		})
 	})
 }
 
-// dialer makes WebSocket connections inside the engine's network namespace.
+// dialer returns a dialer of WebSockets inside the engine's network namespace.
 func (n *node) dialer() *websocket.Dialer {
 	return &websocket.Dialer{
 		Subprotocols:     []string{"v5.channel.k8s.io", "v4.channel.k8s.io"},
@@ -78,12 +81,12 @@ func (n *node) dialer() *websocket.Dialer {
 	}
 }
 
-// stream opens a streaming URL as a WebSocket.
+// stream opens a streaming URL with a WebSocket.
 func (n *node) stream(t *testing.T, raw string) *websocket.Conn {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
-		t.Fatalf("streaming URL %q is not absolute or not on loopback: %v", raw, err)
+		t.Fatalf("streaming URL %q: want an absolute URL on loopback: %v", raw, err)
 	}
 
 	u.Scheme = "ws"
@@ -100,8 +103,7 @@ func (n *node) stream(t *testing.T, raw string) *websocket.Conn {
 	return c
 }
 
-// collect reads a channel-framed stream until its end or until the text of channel ch contains
-// want.
+// collect reads a stream with channels until it ends or channel ch contains want.
 func collect(t *testing.T, c *websocket.Conn, ch byte, want string) map[byte]string {
 	t.Helper()
 	got := map[byte]string{}
@@ -118,6 +120,7 @@ func collect(t *testing.T, c *websocket.Conn, ch byte, want string) map[byte]str
 	return got
 }
 
+// TestExecStream runs a command over a WebSocket. The URL works once.
 func TestExecStream(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -152,6 +155,7 @@ func TestExecStream(t *testing.T) {
 	})
 }
 
+// TestExecTTY runs a command with a terminal and resizes it.
 func TestExecTTY(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -168,15 +172,13 @@ func TestExecTTY(t *testing.T) {
 		}
 
 		c := n.stream(t, r.Url)
-		for _, m := range []string{"\x04{\"Width\":101,\"Height\":33}"} {
-			if err := c.WriteMessage(websocket.BinaryMessage, []byte(m)); err != nil {
-				t.Fatal(err)
-			}
+		resize := []byte("\x04{\"Width\":101,\"Height\":33}")
+		if err := c.WriteMessage(websocket.BinaryMessage, resize); err != nil {
+			t.Fatal(err)
 		}
 
-		// The size arrives on its own channel, the answer only when the line is read: ask until it
-		// is there.
-		eventually(t, "resize reached the terminal", func() bool {
+		// The size has its own channel. The shell must not read its line before the resize arrives.
+		eventually(t, "resize of the terminal", func() bool {
 			return strings.Contains(n.exec(t, id, "sh", "-c",
 				"for f in /dev/pts/*; do stty -F $f size 2>/dev/null; done"), "33 101")
 		})
@@ -192,6 +194,7 @@ func TestExecTTY(t *testing.T) {
 	})
 }
 
+// TestAttach attaches to a running container and writes to its stdin.
 func TestAttach(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -219,13 +222,14 @@ func TestAttach(t *testing.T) {
 	})
 }
 
+// TestPortForward fetches a page from a server on the pod's loopback address.
 func TestPortForward(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		n.start(t, pod, cfg,
 			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
-		ask := func() string {
+		fetch := func() string {
 			r, err := n.Runtime.PortForward(t.Context(),
 				&runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{8099}})
 			if err != nil {
@@ -241,8 +245,8 @@ func TestPortForward(t *testing.T) {
 		}
 
 		var got string
-		eventually(t, "page through the forwarded port", func() bool {
-			got = ask()
+		eventually(t, "page from the forwarded port", func() bool {
+			got = fetch()
 			return strings.Contains(got, "forwarded page")
 		})
 	})

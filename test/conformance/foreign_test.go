@@ -22,29 +22,32 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// ancestor is a shim before this one and what is peculiar to what it leaves.
-type ancestor struct {
+// olderShim is an older shim and the characteristics of its pods.
+type olderShim struct {
 	name string
-	root string // its root directory, inside
-	// metadata stands in names only, some with a seventh part
+	root string // root directory in the node
+	// The names of containers are the only record of the metadata; some have a seventh part.
 	terse bool
-	// loopback is connected beside eth0
+	// The CNI cache has an entry for loopback next to that for eth0.
 	single bool
-	cache  func(entry map[string]json.RawMessage) (changed map[string]json.RawMessage) // what its libcni kept
-	// the configuration of its one plugin, in place of CNI
+	// Converts a cache entry to the format of its libcni.
+	cache func(entry map[string]json.RawMessage) (converted map[string]json.RawMessage)
+	// Configuration of its kubenet plugin, used instead of CNI.
 	kubenet string
 }
 
-// ancestors are the three whose pods are adopted. newRoot is the root directory that the younger
-// two share with us.
-func ancestors(newRoot string) []ancestor {
-	return []ancestor{
+// olderShims returns the three supported older shims. newRoot is the root directory shared by the
+// two newer ones and our daemon.
+func olderShims(newRoot string) []olderShim {
+	kept := func(e map[string]json.RawMessage) map[string]json.RawMessage { return e }
+
+	return []olderShim{
 		{
 			name:  "dockershim",
 			root:  "/var/lib/dockershim",
 			terse: true,
 			cache: func(e map[string]json.RawMessage) map[string]json.RawMessage {
-				var result map[string]json.RawMessage // before libcni 0.8, the result alone
+				var result map[string]json.RawMessage // libcni before 0.8 cached the result alone
 				_ = json.Unmarshal(e["result"], &result)
 				return result
 			},
@@ -62,20 +65,20 @@ func ancestors(newRoot string) []ancestor {
 			name:   "0.4",
 			root:   newRoot,
 			single: true,
-			cache:  func(e map[string]json.RawMessage) map[string]json.RawMessage { return e },
+			cache:  kept,
 		},
 	}
 }
 
-// foreignNode is a node on which older shims have made pods.
+// foreignNode is a node with pods of older shims.
 type foreignNode struct {
 	*node
-	client  *client.Client
-	conf    string // CNI's configuration directory
-	newRoot string // the root directory that older shims of this name share with us
-	cni     *libcni.CNIConfig
-	list    *libcni.NetworkConfigList
-	made    int
+	client   *client.Client
+	conf     string // CNI's configuration directory
+	newRoot  string // root directory shared by older cri-dockerd and our daemon
+	cni      *libcni.CNIConfig
+	list     *libcni.NetworkConfigList
+	podCount int
 }
 
 func newForeignNode(t *testing.T, n *node) *foreignNode {
@@ -88,7 +91,8 @@ func newForeignNode(t *testing.T, n *node) *foreignNode {
 		newRoot: filepath.Join(eng.Dir, "lib-old"),
 	}
 
-	const conf = `{"cniVersion":"0.4.0","name":"cbr0","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+	const conf = `{"cniVersion":"0.4.0","name":"cbr0","plugins":[
+		{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,
 		"ipam":{"type":"host-local","ranges":[[{"subnet":"10.66.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
 		{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`
 	if err := os.MkdirAll(f.conf, 0o755); err != nil {
@@ -104,36 +108,42 @@ func newForeignNode(t *testing.T, n *node) *foreignNode {
 		t.Fatal(err)
 	}
 
-	f.cni = libcni.NewCNIConfigWithCacheDir([]string{"/usr/lib/cni"}, f.inside("/var/lib/cni/cache"),
-		&inside{engine: eng})
+	f.cni = libcni.NewCNIConfigWithCacheDir([]string{"/usr/lib/cni"}, f.hostPath("/var/lib/cni/cache"),
+		&pluginExec{engine: eng})
 
 	return f
 }
 
-// inside is where a folder that setup.sh gives the node is seen from outside.
-func (f *foreignNode) inside(dir string) string { return filepath.Join(f.eng.Dir, "root", dir) }
+// hostPath returns the path of a node's directory as seen by the test process. (setup.sh mounts it
+// in the node.)
+func (f *foreignNode) hostPath(dir string) string { return filepath.Join(f.eng.Dir, "root", dir) }
 
-// daemon starts ours in the place of the older shim.
+// daemon starts our daemon in place of the older shim.
 func (f *foreignNode) daemon(t *testing.T, args ...string) {
 	t.Helper()
-	f.Daemon = f.eng.Daemon(t,
-		append([]string{"--network-plugin=cni", "--cni-conf-dir=" + f.conf, "--cni-bin-dir=/usr/lib/cni", "--pod-cidr=",
-			"--cri-dockerd-root-directory=" + f.newRoot}, args...)...)
+	flags := []string{
+		"--network-plugin=cni",
+		"--cni-conf-dir=" + f.conf,
+		"--cni-bin-dir=/usr/lib/cni",
+		"--pod-cidr=",
+		"--cri-dockerd-root-directory=" + f.newRoot,
+	}
+	f.Daemon = f.eng.Daemon(t, append(flags, args...)...)
 }
 
-// inside runs CNI plugins in the engine's namespaces.
-type inside struct {
+// pluginExec runs CNI plugins in the engine's namespaces.
+type pluginExec struct {
 	cniversion.PluginDecoder
 	engine *engines.Engine
 }
 
-func (*inside) FindInPath(plugin string, paths []string) (string, error) {
+func (*pluginExec) FindInPath(plugin string, paths []string) (string, error) {
 	p := filepath.Join(paths[0], plugin)
 	_, err := os.Stat(p)
 	return p, err
 }
 
-func (i *inside) ExecPlugin(_ context.Context, plugin string, stdin []byte, environ []string) ([]byte, error) {
+func (i *pluginExec) ExecPlugin(_ context.Context, plugin string, stdin []byte, environ []string) ([]byte, error) {
 	cmd := i.engine.Command(plugin)
 	cmd.Env, cmd.Stdin = append(cmd.Env, environ...), bytes.NewReader(stdin)
 	out, err := cmd.Output()
@@ -145,47 +155,47 @@ func (i *inside) ExecPlugin(_ context.Context, plugin string, stdin []byte, envi
 
 // foreignPod is a pod of an older shim.
 type foreignPod struct {
-	ancestor
+	olderShim
 	config             *runtimeapi.PodSandboxConfig
 	sandbox, container string // IDs
 	ip                 string
 	log                string
-	checkpoint         string // its file, seen from outside
-	port               int    // of the host
-	pids               string // of pause and container, before our daemon came
+	checkpoint         string // path as seen by the test process
+	port               int    // host port
+	pids               string // processes of pause and container before the takeover
 	created, started   string
 }
 
-// pod makes a pod with a page at a host port, as its ancestor does.
-func (f *foreignNode) pod(t *testing.T, a ancestor) *foreignPod {
+// pod runs a pod of an older shim with a page at a host port.
+func (f *foreignNode) pod(t *testing.T, a olderShim) *foreignPod {
 	t.Helper()
-	f.made++
-	p := &foreignPod{ancestor: a, config: f.podConfig(t), port: 18100 + f.made}
-	p.config.Labels, p.config.Annotations = map[string]string{"app": a.name},
-		map[string]string{"example.org/note": "kept"}
+	f.podCount++
+	p := &foreignPod{olderShim: a, config: f.podConfig(t), port: 18100 + f.podCount}
+	p.config.Labels = map[string]string{"app": a.name}
+	p.config.Annotations = map[string]string{"example.org/note": "kept"}
 	p.config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 8080, HostPort: int32(p.port)}}
 	p.sandbox = f.sandbox(t, p, "none")
 	f.connect(t, p)
-	f.note(t, p)
-	p.container, p.log = f.container(t, p, p.sandbox, `mkdir /www; echo page of `+p.config.Metadata.Name+
-		` > /www/index.html; httpd -p 8080 -h /www
-		echo first line; while :; do echo again; sleep 1; done`)
+	f.writeCheckpoint(t, p)
+	p.container, p.log = f.container(t, p, p.sandbox,
+		"mkdir /www; echo page of "+p.config.Metadata.Name+" > /www/index.html; httpd -p 8080 -h /www; "+
+			"echo first line; while :; do echo again; sleep 1; done")
 	p.pids = f.processes(t, p)
 
 	return p
 }
 
-// name is the container's name that the pod's ancestor gives.
+// name returns the name of a container in the format of the older shim.
 func (p *foreignPod) name(of string) string {
 	m := p.config.Metadata
 	s := fmt.Sprintf("k8s_%s_%s_%s_%s_%d", of, m.Name, m.Namespace, m.Uid, m.Attempt)
 	if p.terse {
-		s += "_deadbeef" // of a conflict
+		s += "_deadbeef" // added after a name conflict
 	}
 	return s
 }
 
-// labels are those of the pod's ancestor.
+// labels returns the labels of a container in the format of the older shim.
 func (p *foreignPod) labels(kind, name string) map[string]string {
 	l := map[string]string{"io.kubernetes.docker.type": kind, "io.kubernetes.container.name": name}
 	if p.terse {
@@ -193,8 +203,9 @@ func (p *foreignPod) labels(kind, name string) map[string]string {
 	}
 
 	m := p.config.Metadata
-	l["io.kubernetes.pod.name"], l["io.kubernetes.pod.namespace"], l["io.kubernetes.pod.uid"] = m.Name, m.Namespace,
-		m.Uid
+	l["io.kubernetes.pod.name"] = m.Name
+	l["io.kubernetes.pod.namespace"] = m.Namespace
+	l["io.kubernetes.pod.uid"] = m.Uid
 	for k, v := range p.config.Labels {
 		l[k] = v
 	}
@@ -206,7 +217,7 @@ func (p *foreignPod) labels(kind, name string) map[string]string {
 	return l
 }
 
-// run makes and starts a container of Docker's.
+// runContainer creates and starts a container with Docker.
 func (f *foreignNode) runContainer(t *testing.T, name string, c *container.Config, h *container.HostConfig) string {
 	t.Helper()
 	r, err := f.client.ContainerCreate(t.Context(), client.ContainerCreateOptions{Name: name, Config: c, HostConfig: h})
@@ -221,7 +232,7 @@ func (f *foreignNode) runContainer(t *testing.T, name string, c *container.Confi
 	return r.ID
 }
 
-// sandbox makes a pod's pause.
+// sandbox runs a pod's pause.
 func (f *foreignNode) sandbox(t *testing.T, p *foreignPod, mode container.NetworkMode) string {
 	t.Helper()
 	h := &container.HostConfig{
@@ -251,7 +262,7 @@ func (f *foreignNode) sandbox(t *testing.T, p *foreignPod, mode container.Networ
 	return f.runContainer(t, p.name("POD"), c, h)
 }
 
-// container makes a container with Docker's log behind a link; it returns the link.
+// container runs a container with a link to Docker's log. It returns the ID and the link.
 func (f *foreignNode) container(t *testing.T, p *foreignPod, sandbox, script string) (id, log string) {
 	t.Helper()
 	log = filepath.Join(p.config.LogDirectory, "main", "0.log")
@@ -261,7 +272,7 @@ func (f *foreignNode) container(t *testing.T, p *foreignPod, sandbox, script str
 		LogConfig: container.LogConfig{Type: "json-file"},
 		Resources: container.Resources{CgroupParent: p.config.Linux.CgroupParent},
 	}
-	if f.inspect(t, sandbox).State.Running { // a dead one cannot be joined
+	if f.inspect(t, sandbox).State.Running { // a stopped pause has no namespaces
 		h.NetworkMode, h.IpcMode = container.NetworkMode("container:"+sandbox), container.IpcMode("container:"+sandbox)
 	}
 
@@ -291,7 +302,7 @@ func (f *foreignNode) inspect(t *testing.T, id string) container.InspectResponse
 	return r.Container
 }
 
-// processes are the PIDs of pause and container and when they started.
+// processes returns the PIDs and start times of pause and container.
 func (f *foreignNode) processes(t *testing.T, p *foreignPod) string {
 	t.Helper()
 	var s string
@@ -302,7 +313,7 @@ func (f *foreignNode) processes(t *testing.T, p *foreignPod) string {
 	return s
 }
 
-// connect is what the ancestor does with CNI, and what its libcni keeps of it.
+// connect connects a pod like the older shim and leaves the same CNI cache.
 func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 	t.Helper()
 	netns := fmt.Sprintf("/proc/%d/ns/net", f.inspect(t, p.sandbox).State.Pid)
@@ -311,8 +322,12 @@ func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 		ContainerID: p.sandbox,
 		NetNS:       netns,
 		IfName:      "eth0",
-		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", m.Namespace},
-			{"K8S_POD_NAME", m.Name}, {"K8S_POD_INFRA_CONTAINER_ID", p.sandbox}},
+		Args: [][2]string{
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", m.Namespace},
+			{"K8S_POD_NAME", m.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", p.sandbox},
+		},
 		CapabilityArgs: map[string]any{"portMappings": []map[string]any{{
 			"hostPort":      p.port,
 			"containerPort": 8080,
@@ -347,7 +362,8 @@ func (f *foreignNode) connect(t *testing.T, p *foreignPod) {
 	f.rewriteCache(t, p.sandbox, p.cache)
 }
 
-// connectKubenet is what dockershim's kubenet does: one plugin, and host ports by rules of its own.
+// connectKubenet connects a pod like dockershim's kubenet: with one plugin and without port
+// mappings, since kubenet sets up host ports itself.
 func (f *foreignNode) connectKubenet(t *testing.T, p *foreignPod, rt *libcni.RuntimeConf) {
 	t.Helper()
 	conf, err := libcni.NetworkPluginConfFromBytes([]byte(p.kubenet))
@@ -373,12 +389,12 @@ func firstIP(t *testing.T, r types.Result) string {
 	return result.IPs[0].Address.IP.String()
 }
 
-// rewriteCache changes a sandbox's entry.
+// rewriteCache modifies a sandbox's entry in the CNI cache.
 func (f *foreignNode) rewriteCache(
 	t *testing.T, sandbox string, change func(map[string]json.RawMessage) map[string]json.RawMessage,
 ) {
 	t.Helper()
-	file := f.inside("/var/lib/cni/cache/results/cbr0-" + sandbox + "-eth0")
+	file := f.hostPath("/var/lib/cni/cache/results/cbr0-" + sandbox + "-eth0")
 	b, err := os.ReadFile(file)
 	var entry map[string]json.RawMessage
 	if err == nil {
@@ -398,12 +414,12 @@ func (f *foreignNode) rewriteCache(
 	}
 }
 
-// note writes the pod's checkpoint.
-func (f *foreignNode) note(t *testing.T, p *foreignPod) {
+// writeCheckpoint writes the pod's checkpoint.
+func (f *foreignNode) writeCheckpoint(t *testing.T, p *foreignPod) {
 	t.Helper()
 	root := p.root
 	if root != f.newRoot {
-		root = f.inside(root)
+		root = f.hostPath(root)
 	}
 
 	p.checkpoint = filepath.Join(root, "sandbox", p.sandbox)
@@ -425,13 +441,18 @@ func (f *foreignNode) note(t *testing.T, p *foreignPod) {
 	}
 }
 
-// held is what the node still holds of a pod's network, "" for nothing: leases, rules, cache, pins,
-// the ancestor's note.
+// held returns the remaining network state of a pod, or "" for none: leases, rules, cache, pinned
+// namespaces, the checkpoint.
 func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	t.Helper()
 	var held []string
-	for _, dir := range []string{f.inside("/var/lib/cni/networks/*"), f.inside("/var/lib/cni/cache/results"),
-		f.inside("/var/lib/cni/cache/pending"), f.pins(), filepath.Dir(p.checkpoint)} {
+	for _, dir := range []string{
+		f.hostPath("/var/lib/cni/networks/*"),
+		f.hostPath("/var/lib/cni/cache/results"),
+		f.hostPath("/var/lib/cni/cache/pending"),
+		f.pins(),
+		filepath.Dir(p.checkpoint),
+	} {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
 			t.Fatal(err)
@@ -451,5 +472,6 @@ func (f *foreignNode) held(t *testing.T, p *foreignPod) string {
 	return strings.Join(held, ", ")
 }
 
-// pins is the folder of our pinned network namespaces, also before our daemon has run.
+// pins returns the directory of our pinned network namespaces, also before the first start of our
+// daemon.
 func (f *foreignNode) pins() string { return filepath.Join(f.eng.Dir, "run/netns") }

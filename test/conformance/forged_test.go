@@ -17,8 +17,8 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// forgedLabels are what an image's author would have the daemon believe of its containers. victim
-// is a file that must stay.
+// forgedLabels returns labels of an image whose author tries to deceive the daemon. victim is a
+// file outside of the container, and must remain.
 func forgedLabels(victim string) map[string]string {
 	up := strings.Repeat("../", 12)
 
@@ -31,9 +31,8 @@ func forgedLabels(victim string) map[string]string {
 		"io.kubernetes.pod.name":                  "victim",
 		"io.kubernetes.pod.namespace":             "kube-system",
 		"annotation.io.kubernetes.container.hash": "forged",
-		"io.cri-dockerd.record": `{"v":1,"name":"k8s_main_web_default_u_0","container":{"sandboxID":"` +
-			strings.Repeat("f", 64) +
-			`","image":"x","logPath":"` + victim + `"}}`,
+		"io.cri-dockerd.record": `{"v":1,"name":"k8s_main_web_default_u_0",` +
+			`"container":{"sandboxID":"` + strings.Repeat("f", 64) + `","image":"x","logPath":"` + victim + `"}}`,
 		"io.cri-dockerd.image-volumes": `[{"image":"sha256:` + up + strings.TrimPrefix(victim, "/") +
 			`","target":"/x"}]`,
 		"io.cri-dockerd.image-volume": "sha256:" + up + strings.TrimPrefix(victim, "/"),
@@ -46,8 +45,8 @@ func forgedLabels(victim string) map[string]string {
 	}
 }
 
-// TestForgedLabels runs containers of one image with and without forged labels. All answers are the
-// same, and no file is removed.
+// TestForgedLabels runs containers of one image with and without forged labels. All responses are
+// equal, and no file is removed.
 func TestForgedLabels(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		victim := filepath.Join(n.tempDir(t), "victim")
@@ -77,30 +76,32 @@ func TestForgedLabels(t *testing.T) {
 
 		want := n.describe(t, sandbox, pod, image("forged-clean", nil))
 		for name, labels := range map[string]map[string]string{"forged": forgedLabels(victim), "forged-large": large} {
-			got := n.describe(t, sandbox, pod, image(name, labels))
-			if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
-				t.Errorf("%s (-clean +forged):\n%s", name, diff)
-			}
+			t.Run(name, func(t *testing.T) {
+				got := n.describe(t, sandbox, pod, image(name, labels))
+				if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+					t.Errorf("%s (-clean +forged):\n%s", name, diff)
+				}
+			})
 		}
 
 		if b, err := os.ReadFile(victim); err != nil || string(b) != "stays" {
-			t.Errorf("the file outside: %q, %v", b, err)
+			t.Errorf("the file outside of the container: %q, %v", b, err)
 		}
 
 		n.removePod(t, sandbox)
-		n.assertNothingLeft(t, pod)
+		n.assertNoLeftovers(t, pod)
 	})
 }
 
-// described is what the CRI answers of a container and its image, without what differs from image
-// to image.
+// described is the CRI's description of a container and its image, without the fields specific to
+// an image.
 type described struct {
 	Status *runtimeapi.ContainerStatus
 	Item   *runtimeapi.Container
 	Pinned bool
 }
 
-// describe creates a container of an image, describes it and removes it.
+// describe creates a container of an image, reads its description and removes it.
 func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandboxConfig, image string) described {
 	t.Helper()
 	cc := n.containerConfig(nil)
@@ -108,7 +109,7 @@ func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandbox
 	cc.Labels = map[string]string{"io.kubernetes.container.name": "main"}
 	id := n.create(t, sandbox, pod, cc)
 	if n.imageStatus(t, image) == nil {
-		t.Fatalf("image %s is not there", image)
+		t.Fatalf("image %s is missing", image)
 	}
 
 	l, err := n.Runtime.ListContainers(t.Context(),
@@ -122,8 +123,8 @@ func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandbox
 		Item:   l.Containers[0],
 		Pinned: n.imageStatus(t, image).Pinned,
 	}
-	if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
-		nil {
+	if _, err := n.Runtime.RemoveContainer(t.Context(),
+		&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -138,8 +139,8 @@ func (n *node) describe(t *testing.T, sandbox string, pod *runtimeapi.PodSandbox
 	return out
 }
 
-// TestForgedHolder: a container with the label of older holders is no holder, at a restart of the
-// daemon either.
+// TestForgedHolder creates a container with the label of older image-volume holders. The daemon
+// does not treat it as a holder, not even after a restart.
 func TestForgedHolder(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		victim := filepath.Join(n.tempDir(t), "victim")
@@ -161,7 +162,7 @@ func TestForgedHolder(t *testing.T) {
 		pod := n.podConfig(t)
 		n.removePod(t, n.runPod(t, pod))
 		if after := n.docker(t, "ps", "-aq", "--no-trunc", "--filter", bystander); after != before {
-			t.Errorf("containers before %s, after %s", before, after)
+			t.Errorf("container before the restart %s, after it %s", before, after)
 		}
 		if _, err := os.Stat(victim); err != nil {
 			t.Error(err)
@@ -174,7 +175,7 @@ func TestForgedHolder(t *testing.T) {
 	})
 }
 
-// TestPinnedImages: what the operator names is pinned, by name and by label, and nothing else.
+// TestPinnedImages pins images by name and by label. No other image is pinned.
 func TestPinnedImages(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n = n.withDaemon(t, "--pinned-images=pins/by-name,pins/none:*", "--pinned-image-labels=team=platform")
@@ -187,21 +188,23 @@ func TestPinnedImages(t *testing.T) {
 			"other":    {map[string]string{"team": "other"}, false},
 			"forged":   {maps.Clone(forgedLabels("/etc/victim")), false},
 		} {
-			args := []string{}
-			for k, v := range c.labels {
-				args = append(args, "--change", fmt.Sprintf("LABEL %q=%q", k, v))
-			}
+			t.Run(name, func(t *testing.T) {
+				args := []string{}
+				for k, v := range c.labels {
+					args = append(args, "--change", fmt.Sprintf("LABEL %q=%q", k, v))
+				}
 
-			n.docker(t, append(append([]string{"import"}, args...), n.emptyTar(t), "pins/"+name+":1")...)
-			if got := n.imageStatus(t, "pins/"+name+":1"); got == nil || got.Pinned != c.want {
-				t.Errorf("%s: %v, want pinned %v", name, got, c.want)
-			}
+				n.docker(t, append(append([]string{"import"}, args...), n.smallTar(t), "pins/"+name+":1")...)
+				if got := n.imageStatus(t, "pins/"+name+":1"); got == nil || got.Pinned != c.want {
+					t.Errorf("%s: %v, want pinned %t", name, got, c.want)
+				}
+			})
 		}
 	})
 }
 
-// emptyTar is an archive with one file.
-func (n *node) emptyTar(t *testing.T) string {
+// smallTar creates an archive with one file.
+func (n *node) smallTar(t *testing.T) string {
 	t.Helper()
 	dir := n.tempDir(t)
 	n.run(t, "sh", "-ec", "echo x > "+dir+"/file; tar -C "+dir+" -cf "+dir+"/image.tar file")

@@ -9,9 +9,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestForgottenStart: dockerd records a start after containerd has carried it out. If it is killed
-// in between, it takes a container that runs for created. The daemon kills such a container's
-// processes, and no others.
+// TestForgottenStart kills dockerd after containerd has started a container and before dockerd has
+// recorded the start. dockerd then takes the running container for created. The daemon kills the
+// processes of this container and no others.
 func TestForgottenStart(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -27,18 +27,18 @@ func TestForgottenStart(t *testing.T) {
 		n.forgetStart(t, forgotten)
 		n.own(t).Restart(t)
 
-		eventually(t, "the daemon kills the forgotten container", func() bool {
+		eventually(t, "the daemon to kill the forgotten container", func() bool {
 			return n.own(t).Command("test", "-e", process).Run() != nil
 		})
 		if s := n.containerStatus(t, forgotten).State; s != runtimeapi.ContainerState_CONTAINER_CREATED {
-			t.Errorf("the forgotten container is %s", s)
+			t.Errorf("the forgotten container is %s, want created", s)
 		}
 
 		n.exec(t, kept, "true")
 	})
 }
 
-// forgetStart has a dockerd that was killed find a container that it has never started.
+// forgetStart resets the state of a container in the files of a stopped dockerd to never started.
 func (n *node) forgetStart(t *testing.T, id string) {
 	t.Helper()
 	file := filepath.Join(n.own(t).DataRoot(), "containers", id, "config.v2.json")

@@ -25,7 +25,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// forwardSession opens a port-forward of a pod over SPDY, as the API server does.
+// forwardSession opens a port-forward session of a pod over SPDY, like the API server.
 func (n *node) forwardSession(t *testing.T, pod string) httpstream.Connection {
 	t.Helper()
 	r, err := n.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod})
@@ -36,8 +36,8 @@ func (n *node) forwardSession(t *testing.T, pod string) httpstream.Connection {
 	return session
 }
 
-// openSPDY opens a session with a URL of the streaming server, and returns the connection beneath
-// it, too.
+// openSPDY opens a session at a URL of the streaming server. It also returns the underlying
+// connection.
 func (n *node) openSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, conn net.Conn) {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -66,7 +66,8 @@ func (n *node) openSPDY(t *testing.T, raw, protocol string) (session httpstream.
 	return session, conn
 }
 
-// byteReader keeps a buffered reader from reading beyond the header of a response.
+// byteReader reads single bytes, so that a buffered reader does not consume bytes after the header
+// of a response.
 type byteReader struct{ io.Reader }
 
 func (r byteReader) Read(p []byte) (int, error) { return r.Reader.Read(p[:1]) }
@@ -89,8 +90,8 @@ func connectPort(session httpstream.Connection, id, port int) (data, errs httpst
 	return data, errs, err
 }
 
-// deafPort is a port of a pod that has a listener and does not accept.
-func (n *node) deafPort(t *testing.T, pod string) int {
+// unacceptingPort opens a port on the pod's loopback address with a listener that never accepts.
+func (n *node) unacceptingPort(t *testing.T, pod string) int {
 	t.Helper()
 	var fd int
 	err := engines.In(n.own(t).NetNS(n.Pin(t, pod)), func() (err error) {
@@ -112,7 +113,7 @@ func (n *node) deafPort(t *testing.T, pod string) int {
 	return sa.(*unix.SockaddrInet4).Port
 }
 
-// probeCalls makes calls until ctx ends and returns how long each took.
+// probeCalls makes calls until ctx ends and returns their durations.
 func (n *node) probeCalls(ctx context.Context, t *testing.T) (took []time.Duration) {
 	for ctx.Err() == nil {
 		for _, call := range []func() error{
@@ -135,21 +136,22 @@ func (n *node) probeCalls(ctx context.Context, t *testing.T) (took []time.Durati
 	return took
 }
 
-// TestForwardsToADeafPort: 10,000 connections to a port that does not accept hold neither threads
-// nor other calls, and other connections of the same session work.
-func TestForwardsToADeafPort(t *testing.T) {
+// TestForwardsToAnUnacceptingPort opens 10,000 connections to a port with a full accept queue. They
+// block neither threads nor other calls, and other connections of the same session work.
+func TestForwardsToAnUnacceptingPort(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		const connections, sessions, atATime = 10_000, 4, 25
-		const pause = 10 * time.Millisecond // so that the test itself does not use up the processors
+		const pause = 10 * time.Millisecond // limits the load of the test itself
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		n.start(t, pod, cfg,
 			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
-		port := n.deafPort(t, pod)
+		port := n.unacceptingPort(t, pod)
+		// This connection fills the queue of the listener.
 		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp",
 			net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
-			t.Fatal(err) // it fills the listener's queue
+			t.Fatal(err)
 		}
 		defer filler.Close()
 
@@ -180,7 +182,7 @@ func TestForwardsToADeafPort(t *testing.T) {
 						return
 					}
 
-					// A text would end the session of a client like kubectl.
+					// A client like kubectl would end its session if it received a text.
 					if text, _ := io.ReadAll(errs); len(text) > 0 {
 						t.Errorf("connection %d: %s", id, text)
 						return
@@ -198,19 +200,19 @@ func TestForwardsToADeafPort(t *testing.T) {
 		probes.Wait()
 
 		if most.Load() >= 100 {
-			t.Errorf("the daemon had %d threads", most.Load())
+			t.Errorf("the daemon had %d threads, want fewer than 100", most.Load())
 		}
 
 		slices.Sort(took)
 		share := func(percent int) time.Duration { return took[(len(took)-1)*percent/100] }
 		t.Logf("%d calls: median %v, 95 %% within %v, 99 %% within %v, slowest %v; %d threads",
 			len(took), share(50), share(95), share(99), share(100), most.Load())
-		// Other tests use the processors meanwhile, so the suite bounds the median.
+		// Other tests share the processors, so the suite limits the median only.
 		if typical := share(50); typical > strictStatus {
-			t.Errorf("the calls took %v", typical)
+			t.Errorf("median of the calls %v, want at most %v", typical, strictStatus)
 		}
 		if *strict && share(99) > strictStatus {
-			t.Errorf("1 %% of the calls took %v and more, at most %v is permitted", share(99), strictStatus)
+			t.Errorf("99th percentile of the calls %v, want at most %v", share(99), strictStatus)
 		}
 
 		for i, session := range all {
@@ -219,11 +221,11 @@ func TestForwardsToADeafPort(t *testing.T) {
 	})
 }
 
-// fetch gets the page of the pod's web server through a session.
+// fetch fetches the page of the pod's web server through a session.
 func (n *node) fetch(t *testing.T, session httpstream.Connection, id int) {
 	t.Helper()
 	var page []byte
-	eventually(t, "page through the forwarded port", func() bool {
+	eventually(t, "page from the forwarded port", func() bool {
 		data, _, err := connectPort(session, id, 8099)
 		if err != nil {
 			t.Fatal(err)

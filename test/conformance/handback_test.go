@@ -14,12 +14,16 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// takeover runs `cri-dockerd takeover` as the node's operator; it returns what it says, standard
-// error last, and its exit code.
+// takeover runs `cri-dockerd takeover` like the node's operator. It returns standard output, then
+// standard error, and the exit code.
 func (f *foreignNode) takeover(t *testing.T, args ...string) (string, int) {
 	t.Helper()
-	args = append([]string{"takeover", "--docker-endpoint=unix://" + f.eng.Socket, "--cri-dockerd-root-directory=" +
-		f.newRoot, "--run-directory=" + filepath.Join(f.eng.Dir, "run")}, args...)
+	args = append([]string{
+		"takeover",
+		"--docker-endpoint=unix://" + f.eng.Socket,
+		"--cri-dockerd-root-directory=" + f.newRoot,
+		"--run-directory=" + filepath.Join(f.eng.Dir, "run"),
+	}, args...)
 	cmd := f.eng.Command(f.eng.Program(t), args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -32,12 +36,12 @@ func (f *foreignNode) takeover(t *testing.T, args ...string) (string, int) {
 	return string(out) + stderr.String(), cmd.ProcessState.ExitCode()
 }
 
-// TestTakeoverDryRun looks at a node before our daemon has ever run there, and finds what is odd on
-// it.
+// TestTakeoverDryRun inspects a node before our daemon has ever run there, and finds
+// inconsistencies.
 func TestTakeoverDryRun(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
-		all := ancestors(f.newRoot)
+		all := olderShims(f.newRoot)
 		pods := []*foreignPod{f.pod(t, all[0]), f.pod(t, all[1]), f.pod(t, all[2])}
 		out, code := f.takeover(t, "--dry-run")
 		for i, maker := range []string{"dockershim", "older cri-dockerd", "older cri-dockerd"} {
@@ -52,7 +56,7 @@ func TestTakeoverDryRun(t *testing.T) {
 			for _, want := range []string{maker, "ready", p.ip, fmt.Sprintf("%d->8080/tcp", p.port), "1 running",
 				"json-file, linked"} {
 				if !strings.Contains(line, want) {
-					t.Errorf("%s is not in %q", want, line)
+					t.Errorf("%q is missing in %q", want, line)
 				}
 			}
 		}
@@ -90,23 +94,23 @@ func TestTakeoverDryRun(t *testing.T) {
 				found = found || strings.Contains(finding.Detail, want) && finding.ByHand == byHand && finding.Fix != ""
 			}
 			if !found {
-				t.Errorf("not found: %s (by hand: %v) in\n%s", want, byHand, out)
+				t.Errorf("finding %q (by hand: %t) is missing in\n%s", want, byHand, out)
 			}
 		}
 
 		if held := f.held(t, pods[0]); held == "" {
-			t.Error("a dry run has changed something")
+			t.Error("the dry run has released the network of a pod")
 		}
 	})
 }
 
-// TestHandBack gives a node back to an older shim and takes it again. What that shim does meanwhile
-// is done here with CNI and Docker alone, as it is known to do it.
+// TestHandBack returns a node to an older shim and takes it over again. The test does the work of
+// the older shim with CNI and Docker alone.
 func TestHandBack(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
-		theirs := f.pod(t, ancestors(f.newRoot)[2])
-		noted := readFile(t, theirs.checkpoint)
+		theirs := f.pod(t, olderShims(f.newRoot)[2])
+		checkpoint := readFile(t, theirs.checkpoint)
 		f.daemon(t, "--pod-netns=engine", "--container-log=json-file")
 		plain := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
 			cfg.PortMappings = []*runtimeapi.PortMapping{{
@@ -127,33 +131,32 @@ func TestHandBack(t *testing.T) {
 
 		if out, code := f.takeover(t, "--hand-back"); code != 1 ||
 			!strings.Contains(out, "another cri-dockerd is using it") {
-			t.Errorf("while the daemon runs: %d, %s", code, out)
+			t.Errorf("hand back while the daemon runs: exit code %d, %s", code, out)
 		}
 
 		f.Kill(t)
 		wantDrain := "default/" + own.config.Metadata.Name + ": its network namespace is our own"
 		if out, code := f.takeover(t, "--hand-back", "--dry-run"); code != 3 || !strings.Contains(out, wantDrain) ||
 			!strings.Contains(out, "To be noted for an older shim: 3 pods") {
-			t.Errorf("dry run: %d, %s", code, out)
+			t.Errorf("hand back, dry run: exit code %d, %s", code, out)
 		}
 
 		if _, err := os.Stat(plain.checkpoint); err == nil {
-			t.Error("the dry run has written a note")
+			t.Error("the dry run has written a checkpoint")
 		}
 
 		if out, code := f.takeover(t, "--hand-back"); code != 3 || !strings.Contains(out, wantDrain) ||
 			!strings.Contains(out, "18201->8080/tcp") {
-			t.Errorf("%d, %s", code, out)
+			t.Errorf("hand back: exit code %d, %s", code, out)
 		}
 
 		for file, want := range map[string]string{
-			theirs.checkpoint: noted,
+			theirs.checkpoint: checkpoint,
 			host.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
 				`"data":{"host_network":true},"checksum":0}`, host.config.Metadata.Name),
 			plain.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
 				`"data":{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":18201,"host_ip":""}]},`+
-				`"checksum":0}`,
-				plain.config.Metadata.Name),
+				`"checksum":0}`, plain.config.Metadata.Name),
 		} {
 			if got := readFile(t, file); got != want {
 				t.Errorf("%s: %s, want %s", file, got, want)
@@ -161,44 +164,45 @@ func TestHandBack(t *testing.T) {
 		}
 
 		if _, err := os.Stat(own.checkpoint); err == nil {
-			t.Error("a note of a pod that must be drained would have the older shim take it")
+			t.Error("a checkpoint exists for a pod that must be drained; the older shim would adopt the pod")
 		}
 
 		if pins := f.run(t, "ls", f.pins()); !strings.Contains(pins, own.sandbox) ||
 			strings.Contains(pins, plain.sandbox) || strings.Contains(pins, theirs.sandbox) {
-			t.Errorf("pins: %s", pins)
+			t.Errorf("pinned namespaces: %s", pins)
 		}
 
-		f.olderShimRemoves(t, plain)
-		next := f.pod(t, ancestors(f.newRoot)[2])
+		f.removeAsOlderShim(t, plain)
+		next := f.pod(t, olderShims(f.newRoot)[2])
 		before[next] = next.pids
 		f.daemon(t, "--container-log=json-file")
 		for p, pids := range before {
 			if got := f.processes(t, p); got != pids {
-				t.Errorf("%s: processes before:\n%s\nnow:\n%s", p.config.Metadata.Name, pids, got)
+				t.Errorf("%s: processes before the hand back:\n%s\nafter the second takeover:\n%s",
+					p.config.Metadata.Name, pids, got)
 			}
 
 			if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
 				s.Network.GetIp() != p.ip {
-				t.Errorf("back again: %v, want address %s", s, p.ip)
+				t.Errorf("after the second takeover: %v, want address %s", s, p.ip)
 			}
 
 			f.exec(t, p.container, "true")
 		}
 
-		eventually(t, "the pods are adopted again", func() bool {
+		eventually(t, "second adoption of the pods", func() bool {
 			return strings.Contains(f.run(t, "ls", f.pins()), stays.sandbox)
 		})
 		for p := range before {
 			f.stopPod(t, p.sandbox)
 			f.removePod(t, p.sandbox)
 			if held := f.held(t, p); held != "" {
-				t.Errorf("%s is gone and holds %s", p.config.Metadata.Name, held)
+				t.Errorf("removed pod %s holds %s", p.config.Metadata.Name, held)
 			}
 		}
 
 		if held := f.held(t, plain); held != "" {
-			t.Errorf("the pod that the older shim removed holds %s", held)
+			t.Errorf("pod removed by the older shim holds %s", held)
 		}
 	})
 }
@@ -212,7 +216,7 @@ func readFile(t *testing.T, file string) string {
 	return string(b)
 }
 
-// ourPod makes a pod through our daemon, in the form in which an older shim's are described.
+// ourPod runs a pod through our daemon and describes it as a foreignPod.
 func (f *foreignNode) ourPod(t *testing.T, edit func(*runtimeapi.PodSandboxConfig)) *foreignPod {
 	t.Helper()
 	p := &foreignPod{config: f.podConfig(t), port: 18201}
@@ -224,17 +228,18 @@ func (f *foreignNode) ourPod(t *testing.T, edit func(*runtimeapi.PodSandboxConfi
 
 	p.sandbox = r.PodSandboxId
 	p.container = f.start(t, p.sandbox, p.config, sh("sleep 1000"))
-	p.ip, p.pids, p.checkpoint = f.podStatus(t, p.sandbox).Network.GetIp(), f.processes(t, p),
-		filepath.Join(f.newRoot, "sandbox", p.sandbox)
+	p.ip = f.podStatus(t, p.sandbox).Network.GetIp()
+	p.pids = f.processes(t, p)
+	p.checkpoint = filepath.Join(f.newRoot, "sandbox", p.sandbox)
 
 	return p
 }
 
-// olderShimRemoves removes a pod with nothing but what an older shim has: Docker, the note, the CNI
+// removeAsOlderShim removes a pod with the means of an older shim: Docker, the checkpoint, the CNI
 // cache, interface eth0.
-func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
+func (f *foreignNode) removeAsOlderShim(t *testing.T, p *foreignPod) {
 	t.Helper()
-	var note struct {
+	var checkpoint struct {
 		Data struct {
 			PortMappings []struct {
 				Protocol      string `json:"protocol"`
@@ -245,12 +250,12 @@ func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
 		}
 	}
 
-	if err := json.Unmarshal([]byte(readFile(t, p.checkpoint)), &note); err != nil {
+	if err := json.Unmarshal([]byte(readFile(t, p.checkpoint)), &checkpoint); err != nil {
 		t.Fatal(err)
 	}
 
 	var ports []map[string]any
-	for _, m := range note.Data.PortMappings {
+	for _, m := range checkpoint.Data.PortMappings {
 		ports = append(ports, map[string]any{
 			"protocol":      m.Protocol,
 			"containerPort": m.ContainerPort,
@@ -260,7 +265,7 @@ func (f *foreignNode) olderShimRemoves(t *testing.T, p *foreignPod) {
 	}
 
 	if !strings.Contains(f.held(t, p), "rules") {
-		t.Error("the pod had no host port")
+		t.Error("the pod has no rules for its host port")
 	}
 
 	rt := &libcni.RuntimeConf{

@@ -15,77 +15,77 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// strict has tests assert what an idle machine must reach.
-var strict = flag.Bool("strict", false, "assert latencies, which needs an idle machine")
+// strict makes tests assert the latencies of an idle machine.
+var strict = flag.Bool("strict", false, "assert latencies; needs an idle machine")
 
-// The latency of Status while one object hangs: at the 99th percentile with -strict, else at most
-// of all calls, as a busy machine still reaches it.
+// Limits for the latency of Status while one object hangs. With -strict the first applies to the
+// 99th percentile. Otherwise the second applies to the maximum, since other tests load the machine.
 const (
 	strictStatus = 50 * time.Millisecond
 	laxStatus    = time.Second
 )
 
-// startLimit is for the daemon's start while one object hangs. All deadlines of the first reading
-// together are shorter, and those of a single object longer.
+// startLimit limits the start of the daemon while one object hangs. It is longer than all deadlines
+// of the first read together, and shorter than those of a single object.
 const startLimit = 20 * time.Second
 
-// hangNode is a node whose engine answers not every request.
+// hangNode is a node with an engine that does not respond to some requests.
 type hangNode struct {
 	*node
 	proxy    *proxy
 	registry *registry.Registry
 	sandbox  string
 	pod      *runtimeapi.PodSandboxConfig
-	image    string // a second image of the registry, which never hangs
-	unlisted bool   // the daemon has no list of images
+	image    string // an image of the registry that never hangs
+	unlisted bool   // the daemon could not list the images
 }
 
-// hanging starts a node behind a proxy, with a pod and a registry.
-func hanging(t *testing.T, n *node) *hangNode {
+// newHangNode starts a node behind a proxy, with a pod and a registry.
+func newHangNode(t *testing.T, n *node) *hangNode {
 	t.Helper()
 	p := n.newProxy(t)
 	n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
 	h := &hangNode{node: n, proxy: p, registry: n.registry(t), pod: n.podConfig(t)}
-	h.image = h.registry.Add(t, "well", "1", 1, 10000)
+	h.image = h.registry.Add(t, "healthy", "1", 1, 10000)
 	h.sandbox = n.runPod(t, h.pod)
 	return h
 }
 
-// restart kills the daemon and starts it again, which must not wait for what hangs.
+// restart kills and restarts the daemon. The start must not wait for a hanging object.
 func (h *hangNode) restart(t *testing.T) {
 	t.Helper()
 	h.Kill(t)
 	begin := time.Now()
 	h.Restart(t)
 	if d := time.Since(begin); d > startLimit {
-		t.Errorf("the daemon was ready after %s", d)
+		t.Errorf("the daemon was ready after %s, want at most %s", d, startLimit)
 	} else {
 		t.Logf("the daemon was ready after %s", d)
 	}
 }
 
-// end lets everything go on and removes the pod.
+// end releases all requests and removes the pod.
 func (h *hangNode) end(t *testing.T) {
 	t.Helper()
 	h.proxy.hang("")
 	h.removePod(t, h.sandbox)
-	h.assertNothingLeft(t, h.pod)
+	h.assertNoLeftovers(t, h.pod)
 }
 
-// othersAnswer makes every kind of call for objects that do not hang.
-func (h *hangNode) othersAnswer(t *testing.T, name string) {
+// assertOthersWork makes every kind of call for objects that do not hang.
+func (h *hangNode) assertOthersWork(t *testing.T, name string) {
 	t.Helper()
 	if ok, why := h.runtimeReady(t); !ok {
 		t.Errorf("%s: not ready: %s", name, why)
 	}
 
-	h.statusIsQuick(t, name)
+	h.assertStatusLatency(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 
 	begin := time.Now()
 	c := h.startNamed(t, h.sandbox, h.pod, name, sh("sleep 1000"))
-	if out := h.exec(t, c, "echo", "well"); out != "well\n" {
+	if out := h.exec(t, c, "echo", "healthy"); out != "healthy\n" {
 		t.Errorf("%s: exec: %q", name, out)
 	}
 	if s := h.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -100,21 +100,21 @@ func (h *hangNode) othersAnswer(t *testing.T, name string) {
 		t.Errorf("%s: RemoveContainer: %v", name, err)
 	}
 
-	life := time.Since(begin)
+	lifecycle := time.Since(begin)
 
 	begin = time.Now()
-	h.imagesAnswer(ctx, t, name)
+	h.assertImagesWork(ctx, t, name)
 	images := time.Since(begin)
 
 	begin = time.Now()
 	other := h.podConfig(t)
 	h.removePod(t, h.runPod(t, other))
-	t.Logf("%s: life of a container %s, of an image %s, of a pod %s", name, life, images, time.Since(begin))
-	h.assertNothingLeft(t, other)
+	t.Logf("%s: lifecycle of a container %s, of an image %s, of a pod %s", name, lifecycle, images, time.Since(begin))
+	h.assertNoLeftovers(t, other)
 }
 
-// imagesAnswer takes an image through its life.
-func (h *hangNode) imagesAnswer(ctx context.Context, t *testing.T, name string) {
+// assertImagesWork pulls, inspects, lists and removes an image.
+func (h *hangNode) assertImagesWork(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	id, err := h.pull(ctx, h.image, nil)
 	if err != nil {
@@ -141,8 +141,8 @@ func (h *hangNode) imagesAnswer(ctx context.Context, t *testing.T, name string) 
 	}
 }
 
-// statusIsQuick measures Status.
-func (h *hangNode) statusIsQuick(t *testing.T, name string) {
+// assertStatusLatency measures Status.
+func (h *hangNode) assertStatusLatency(t *testing.T, name string) {
 	t.Helper()
 	var took []time.Duration
 	for range 200 {
@@ -157,11 +157,11 @@ func (h *hangNode) statusIsQuick(t *testing.T, name string) {
 	p99, most := took[len(took)*99/100-1], took[len(took)-1]
 	t.Logf("%s: Status p99 %s, at most %s", name, p99, most)
 	if *strict && p99 > strictStatus || most > laxStatus {
-		t.Errorf("%s: Status takes %s at the 99th percentile and at most %s", name, p99, most)
+		t.Errorf("%s: latency of Status is %s at the 99th percentile and at most %s", name, p99, most)
 	}
 }
 
-// listed returns an image in the list of all, nil if it is not there.
+// listed returns an image of the list of all images, or nil if it is missing.
 func (h *hangNode) listed(t *testing.T, ref string) *runtimeapi.Image {
 	t.Helper()
 	r, err := h.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
@@ -178,13 +178,13 @@ func (h *hangNode) listed(t *testing.T, ref string) *runtimeapi.Image {
 	return nil
 }
 
-// TestHangingExec: the engine never answers the request for one exec. Other containers, and other
-// execs, do not wait for it.
+// TestHangingExec has an engine that never responds to the request for one exec. Other containers
+// and other execs do not wait for it.
 func TestHangingExec(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		h := hanging(t, n)
-		sick := h.startNamed(t, h.sandbox, h.pod, "sick", sh("sleep 1000"))
-		h.proxy.hang("/containers/" + sick + "/exec")
+		h := newHangNode(t, n)
+		stuck := h.startNamed(t, h.sandbox, h.pod, "stuck", sh("sleep 1000"))
+		h.proxy.hang("/containers/" + stuck + "/exec")
 		for _, when := range []string{"at-rest", "after-start"} {
 			if when == "after-start" {
 				h.restart(t)
@@ -193,25 +193,25 @@ func TestHangingExec(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
-				_, err := h.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: sick, Cmd: []string{"true"}})
+				_, err := h.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: stuck, Cmd: []string{"true"}})
 				ended <- err
 			}()
 
-			eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waits() > 0 })
-			h.othersAnswer(t, when)
-			if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			eventually(t, "a hanging request", func() bool { return h.proxy.hanging() > 0 })
+			h.assertOthersWork(t, when)
+			if s := h.containerStatus(t, stuck); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 				t.Errorf("%s: %v", when, s)
 			}
 
 			select {
 			case err := <-ended:
-				t.Errorf("%s: the exec that hangs has ended: %v", when, err)
+				t.Errorf("%s: the hanging exec has ended: %v", when, err)
 			default:
 			}
 
 			cancel()
 			if err := <-ended; status.Code(err) != codes.Canceled {
-				t.Errorf("%s: the exec that hangs: %v", when, err)
+				t.Errorf("%s: cancelled exec: %v, want Canceled", when, err)
 			}
 		}
 
@@ -219,95 +219,95 @@ func TestHangingExec(t *testing.T) {
 	})
 }
 
-// TestHangingImageList: the engine never answers a list of images. Single images are pulled,
-// described and removed meanwhile, and an image list that never came is no empty one.
+// TestHangingImageList has an engine that never responds to a list of images. Single images can be
+// pulled, inspected and removed. A missing list is reported as an error, not as an empty list.
 func TestHangingImageList(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		h := hanging(t, n)
+		h := newHangNode(t, n)
 		h.proxy.hang("/images/json")
-		h.docker(t, "tag", h.node.image, "late:1") // its event has the images listed
-		eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waits() > 0 })
-		h.othersAnswer(t, "at-rest")
+		h.docker(t, "tag", h.node.image, "late:1") // its event triggers a list of the images
+		eventually(t, "a hanging request", func() bool { return h.proxy.hanging() > 0 })
+		h.assertOthersWork(t, "at-rest")
 		if h.listed(t, h.node.image) == nil {
-			t.Error("the images that were known are not listed")
+			t.Error("ListImages lacks the known images")
 		}
 
 		h.restart(t)
-		if _, err := h.Image.ListImages(t.Context(), &runtimeapi.ListImagesRequest{}); status.Code(err) !=
-			codes.Unavailable {
-			t.Errorf("ListImages without a list: %v", err)
+		if _, err := h.Image.ListImages(t.Context(),
+			&runtimeapi.ListImagesRequest{}); status.Code(err) != codes.Unavailable {
+			t.Errorf("ListImages without a list of the engine: %v, want Unavailable", err)
 		}
 
 		h.unlisted = true
-		h.othersAnswer(t, "after-start")
+		h.assertOthersWork(t, "after-start")
 
 		h.proxy.hang("")
 		if !within(2*time.Minute, func() bool { return h.listed(t, "late:1") != nil }) {
-			t.Error("the images were not listed after the engine went on")
+			t.Error("ListImages lacks the new image after the engine responds")
 		}
 
 		h.end(t)
 	})
 }
 
-// TestHangingImageInspect: the engine never describes one image. The others are described, the
-// image itself is shown as the list has it.
+// TestHangingImageInspect has an engine that never responds to the inspect of one image. Other
+// images are inspected, and the hanging image is reported with the data of the list.
 func TestHangingImageInspect(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		h := hanging(t, n)
-		sick := h.registry.Add(t, "sick", "1", 1, 10000)
-		id, err := h.pull(t.Context(), sick, nil)
+		h := newHangNode(t, n)
+		stuck := h.registry.Add(t, "stuck", "1", 1, 10000)
+		id, err := h.pull(t.Context(), stuck, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 
 		h.proxy.hang("/images/" + id + "/json")
-		h.docker(t, "tag", sick, "sick:2") // it has changed, and is inspected
-		eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waited() > 0 })
-		h.othersAnswer(t, "at-rest")
-		eventually(t, "the image has its new name", func() bool { return h.listed(t, "sick:2") != nil })
+		h.docker(t, "tag", stuck, "stuck:2") // the change triggers an inspect
+		eventually(t, "a hanging request", func() bool { return h.proxy.totalHanging() > 0 })
+		h.assertOthersWork(t, "at-rest")
+		eventually(t, "new name of the image", func() bool { return h.listed(t, "stuck:2") != nil })
 
 		h.restart(t)
-		eventually(t, "the image is listed", func() bool { return h.listed(t, "sick:2") != nil })
-		h.othersAnswer(t, "after-start")
+		eventually(t, "listed image", func() bool { return h.listed(t, "stuck:2") != nil })
+		h.assertOthersWork(t, "after-start")
 		h.end(t)
 	})
 }
 
-// TestHangingPull: the registry never sends one image. Others are pulled meanwhile.
+// TestHangingPull has a registry that never sends one image. Other pulls succeed.
 func TestHangingPull(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		h := hanging(t, n)
-		sick := h.registry.Add(t, "sick", "1", 1, 10000)
-		h.registry.Set("sick", registry.Rule{BeforeBlob: make(chan struct{})})
+		h := newHangNode(t, n)
+		stuck := h.registry.Add(t, "stuck", "1", 1, 10000)
+		h.registry.Set("stuck", registry.Rule{BeforeBlob: make(chan struct{})})
 		for _, when := range []string{"at-rest", "after-start"} {
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
-				_, err := h.pull(ctx, sick, nil)
+				_, err := h.pull(ctx, stuck, nil)
 				ended <- err
 			}()
 
-			eventually(t, "the registry is asked for what hangs", func() bool { return h.registry.Busy("sick") > 0 })
+			eventually(t, "hanging pull in the registry", func() bool { return h.registry.Busy("stuck") > 0 })
 			if when == "after-start" {
-				h.restart(t) // the engine goes on with the pull, or a new one joins it
+				h.restart(t) // the engine continues the pull, or the next pull starts a new one
 				<-ended
 				go func() {
-					_, err := h.pull(ctx, sick, nil)
+					_, err := h.pull(ctx, stuck, nil)
 					ended <- err
 				}()
-				eventually(t, "the registry is asked again", func() bool { return h.registry.Busy("sick") > 0 })
+				eventually(t, "second pull in the registry", func() bool { return h.registry.Busy("stuck") > 0 })
 			}
 
-			h.othersAnswer(t, when)
-			if i := h.imageStatus(t, sick); i != nil {
-				t.Errorf("%s: an image that was not pulled: %v", when, i)
+			h.assertOthersWork(t, when)
+			if i := h.imageStatus(t, stuck); i != nil {
+				t.Errorf("%s: ImageStatus before the end of the pull: %v", when, i)
 			}
 
 			select {
 			case err := <-ended:
-				if err == nil || !strings.Contains(err.Error(), "sick") { // its own deadline may have come
-					t.Errorf("%s: the pull that hangs has ended: %v", when, err)
+				if err == nil || !strings.Contains(err.Error(), "stuck") { // the pull may reach its own deadline
+					t.Errorf("%s: the hanging pull has ended: %v", when, err)
 				}
 			default:
 			}

@@ -19,8 +19,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// hostileConfigs are configurations of images as their authors may write them, members of the
-// object "config" (OCI image-spec, config.md).
+// hostileConfigs are image configurations by hostile authors, as members of the object "config"
+// (OCI image-spec, config.md).
 var hostileConfigs = map[string]string{
 	"labels":      `"Labels":{` + manyLabels(11, 1<<20) + `}`,
 	"many-labels": `"Labels":{` + manyLabels(60000, 200) + `}`,
@@ -48,7 +48,8 @@ func manyLabels(n, size int) string {
 	return b.String()
 }
 
-// hostileArchive is an image in the form of docker save, with a shell and the given configuration.
+// hostileArchive returns an image in the format of docker save, with a shell and the given
+// configuration.
 func hostileArchive(t *testing.T, ref, config string) []byte {
 	t.Helper()
 	layer := tarOf(t, engines.BusyboxFiles(t)...)
@@ -86,7 +87,7 @@ func tarOf(t *testing.T, files ...engines.File) []byte {
 	return b.Bytes()
 }
 
-// loadHostile loads an image; an engine that refuses it has answered as it should.
+// loadHostile loads an image and reports whether the engine accepts it. The engine may refuse it.
 func (n *node) loadHostile(t *testing.T, ref, config string) (loaded bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -95,33 +96,33 @@ func (n *node) loadHostile(t *testing.T, ref, config string) (loaded bool) {
 	docker := n.own(t).Docker(t)
 	r, err := docker.ImageLoad(ctx, bytes.NewReader(hostileArchive(t, ref, config)))
 	if err != nil {
-		t.Logf("%s is not loaded: %.300v", ref, err)
+		t.Logf("%s is refused by the engine: %.300v", ref, err)
 		return false
 	}
 	defer r.Close()
 
-	said, err := io.ReadAll(r)
+	output, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	if bytes.Contains(said, []byte(`"error"`)) {
-		t.Logf("%s is not loaded: %.300s", ref, said)
+	if bytes.Contains(output, []byte(`"error"`)) {
+		t.Logf("%s is refused by the engine: %.300s", ref, output)
 		return false
 	}
 
 	return true
 }
 
-// TestHostileImages: whatever an image's configuration holds, its own containers can be made or are
-// refused with words, and everything else on the node is listed, described and removed as before,
-// also by a daemon that starts now.
+// TestHostileImages loads images with hostile configurations. Their own containers are created or
+// refused with an error. Everything else on the node is listed, inspected and removed as before,
+// also after a restart of the daemon.
 func TestHostileImages(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		good := n.start(t, pod, cfg, sh("sleep 1000"))
-		made := map[string]string{}
+		created := map[string]string{}
 		for name, config := range hostileConfigs {
 			ref := "hostile/" + name + ":1"
 			if !n.loadHostile(t, ref, config) {
@@ -137,28 +138,28 @@ func TestHostileImages(t *testing.T) {
 			})
 			if err != nil {
 				t.Logf("%s: create: %.300v", name, err)
-				n.answers(t, pod, good, made)
+				n.assertAllListed(t, pod, good, created)
 				continue
 			}
 
-			made[name] = r.ContainerId
+			created[name] = r.ContainerId
 			if _, err := n.Runtime.StartContainer(t.Context(),
 				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
 				t.Logf("%s: start: %.300v", name, err)
 			}
 
-			n.answers(t, pod, good, made)
+			n.assertAllListed(t, pod, good, created)
 		}
 
-		if len(made) < 4 {
-			t.Errorf("only %d images could be used", len(made))
+		if len(created) < 4 {
+			t.Errorf("only %d images could be used, want at least 4", len(created))
 		}
 
-		n.floods(t, good)
+		n.assertOutputCut(t, good)
 		n.Restart(t)
-		n.answers(t, pod, good, made)
-		if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err !=
-			nil {
+		n.assertAllListed(t, pod, good, created)
+		if _, err := n.Runtime.StopPodSandbox(t.Context(),
+			&runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
 			t.Error(err)
 		}
 
@@ -169,13 +170,13 @@ func TestHostileImages(t *testing.T) {
 
 		l, err := n.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err != nil || len(l.Containers) != 0 {
-			t.Errorf("after the removal: %d containers, %v", len(l.GetContainers()), err)
+			t.Errorf("ListContainers after the removal: %d containers, %v", len(l.GetContainers()), err)
 		}
 	})
 }
 
-// answers checks that lists and statuses have the good container and all that were made.
-func (n *node) answers(t *testing.T, pod, good string, made map[string]string) {
+// assertAllListed checks that lists and statuses contain the good container and all created ones.
+func (n *node) assertAllListed(t *testing.T, pod, good string, created map[string]string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -189,19 +190,19 @@ func (n *node) answers(t *testing.T, pod, good string, made map[string]string) {
 	for _, c := range l.Containers {
 		listed[c.Id] = true
 		if len(c.Labels)+len(c.Annotations) > 0 {
-			t.Errorf("labels of an image in the list: %d", len(c.Labels))
+			t.Errorf("ListContainers has %d labels of an image", len(c.Labels))
 		}
 	}
 
 	ids := []string{good}
-	for _, id := range made {
+	for _, id := range created {
 		ids = append(ids, id)
 	}
 
 	for _, id := range ids {
 		s, err := n.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err != nil || !listed[id] || len(s.Status.Labels) > 0 {
-			t.Errorf("container %s: listed %t, %v", id, listed[id], err)
+			t.Errorf("ContainerStatus %s: listed %t, %v", id, listed[id], err)
 		}
 	}
 
@@ -224,14 +225,14 @@ func (n *node) answers(t *testing.T, pod, good string, made map[string]string) {
 	}
 
 	if r, err := n.Runtime.ExecSync(ctx,
-		&runtimeapi.ExecSyncRequest{ContainerId: good, Cmd: []string{"echo", "well"}}); err != nil ||
-		string(r.Stdout) != "well\n" {
+		&runtimeapi.ExecSyncRequest{ContainerId: good, Cmd: []string{"echo", "healthy"}}); err != nil ||
+		string(r.Stdout) != "healthy\n" {
 		t.Errorf("ExecSync: %v, %v", r, err)
 	}
 }
 
-// floods checks that an exec's output of 40 MB is cut to what the kubelet takes.
-func (n *node) floods(t *testing.T, container string) {
+// assertOutputCut checks that 40 MB of exec output are cut to the kubelet's limit.
+func (n *node) assertOutputCut(t *testing.T, container string) {
 	t.Helper()
 	flood := &runtimeapi.ExecSyncRequest{
 		ContainerId: container,

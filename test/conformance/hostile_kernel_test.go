@@ -13,7 +13,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// victim is a pod whose metrics others try to spoil.
+// victim is a pod with metrics under attack by other pods.
 type victim struct{ pod, container string }
 
 func (n *node) victim(t *testing.T) victim {
@@ -24,8 +24,9 @@ func (n *node) victim(t *testing.T) victim {
 	return victim{pod, n.start(t, pod, cfg, sh("dd if=/dev/zero of=/dev/shm/x bs=1M count=48 2>/dev/null; sleep 1000"))}
 }
 
-// answers fails unless every list of metrics answers in time, has the victim, and is valid text.
-func (v victim) answers(t *testing.T, n *node) {
+// assertMetrics fails unless every list of metrics responds in time, has the victim, and is valid
+// text.
+func (v victim) assertMetrics(t *testing.T, n *node) {
 	t.Helper()
 	began := time.Now()
 	stats, err := n.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
@@ -51,44 +52,46 @@ func (v victim) answers(t *testing.T, n *node) {
 		}
 	}
 
-	if m := n.metrics(t, v.pod, v.container); m.one(t, "container_memory_usage_bytes") >= 48*mib {
+	if m := n.metrics(t, v.pod, v.container); m.value(t, "container_memory_usage_bytes") >= 48*mib {
 		found++
 	}
 	if found != 3 {
-		t.Errorf("the metrics of the other pod are in %d of 3 answers", found)
+		t.Errorf("%d of 3 responses have the metrics of the victim", found)
 	}
 
 	page := n.Metrics(t)
 	if !utf8.ValidString(page) || !strings.Contains(page, `container_memory_usage_bytes{container="main"`) {
-		t.Error("the page of metrics is not there, or is not valid text")
+		t.Error("the metrics page lacks the victim or is not valid UTF-8")
 	}
 	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("the answers took %v", took)
+		t.Errorf("the responses took %v", took)
 	}
 }
 
-// TestHostileLayer: a container makes a tree deeper than a path may be long, plants links, and
-// swaps directories for links while its layer is measured. All of its files count, and nothing
-// else.
+// TestHostileLayer runs a container that creates a tree deeper than the longest path, creates
+// links, and swaps directories for links while its layer is measured. Exactly its own files are
+// counted.
 func TestHostileLayer(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
 		cfg := n.podConfig(t)
 		const levels = 3000
-		chain := strings.Repeat("/d", 99) // each round puts 100 levels above what is there
+		chain := strings.Repeat("/d", 99) // each round adds 100 levels at the top
 		id := n.start(t, n.runPod(t, cfg), cfg, sh(fmt.Sprintf(`
 			ln -s / /link; ln -s /proc/1/root /root-of-all; mkdir /swap; cd /swap
 			for i in $(seq 50); do mkdir -p d$i/a/b; ln -s / l$i; done
 			mkdir /deep; dd if=/dev/zero of=/deep/bottom bs=1M count=30 2>/dev/null; sync
 			for i in $(seq %d); do mkdir -p /top%s; mv /deep /top%s/; mv /top /deep; done
 			cd /swap
-			while :; do for i in $(seq 50); do mv d$i x; mv l$i d$i; mv x l$i; mv d$i y; mv l$i d$i; mv y l$i; done; done`, levels/100, chain, chain)))
+			while :; do for i in $(seq 50); do
+			mv d$i x; mv l$i d$i; mv x l$i; mv d$i y; mv l$i d$i; mv y l$i
+		done; done`, levels/100, chain, chain)))
 
 		var w *runtimeapi.FilesystemUsage
 		counted := func() bool {
 			w = n.stats(t, id).WritableLayer
 			if w.GetUsedBytes().GetValue() > 60*mib || w.GetInodesUsed().GetValue() > levels+1000 {
-				t.Fatalf("something outside of the layer was counted: %v", w)
+				t.Fatalf("files outside of the layer were counted: %v", w)
 			}
 			return w.GetUsedBytes().GetValue() >= 30*mib && w.GetInodesUsed().GetValue() >= levels
 		}
@@ -99,69 +102,70 @@ func TestHostileLayer(t *testing.T) {
 		since := w.Timestamp
 		measuredAgain := func() bool { return counted() && w.Timestamp > since+int64(20*time.Second) }
 		if !within(90*time.Second, measuredAgain) {
-			t.Errorf("the layer is not measured while its directories are swapped: %v", w)
+			t.Errorf("the layer was not measured again while its directories were swapped: %v", w)
 		}
 
-		v.answers(t, n)
+		v.assertMetrics(t, n)
 		if w := n.stats(t, v.container).WritableLayer; w == nil || w.InodesUsed.GetValue() > 100 {
-			t.Errorf("the layer of the other container: %v", w)
+			t.Errorf("writable layer of the victim: %v", w)
 		}
 
 		n.stop(t, id, 0)
 	})
 }
 
-// TestHostileCgroup: a privileged container moves itself into another pod's control group, and into
-// one that it has made there under its own name. Neither are that pod's metrics taken for its own,
-// nor is that pod limited.
+// TestHostileCgroup runs a privileged container that moves itself into another pod's control group,
+// and into one created there under its own name. It does not get the metrics of that pod, and its
+// limits do not apply to that pod.
 func TestHostileCgroup(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
 		score := n.exec(t, v.container, "cat", "/proc/1/oom_score_adj")
 		for name, below := range map[string]string{
-			"the other pod's":                        "",
-			"one of its own name in the other pod's": "/$OWN",
+			"group of the victim": "",
+			"child group":         "/$OWN",
 		} {
-			cfg := n.podConfig(t)
-			cfg.Linux.SecurityContext.Privileged = true
-			pod := n.runPod(t, cfg)
-			cc := n.containerConfig(sh("until [ -e /go ]; do sleep 0.1; done; . /go; while :; do sleep 1; done"))
-			cc.Linux.SecurityContext.Privileged = true
-			cc.Mounts = []*runtimeapi.Mount{{HostPath: "/sys/fs/cgroup", ContainerPath: "/cg"}}
-			id := n.startConfig(t, pod, cfg, cc)
-			script := fmt.Sprintf(`OWN=%s; for g in $(find /cg -type d -name "*%s*"); do mkdir -p $g%s; echo $$ > `+
-				`$g%s/cgroup.procs; done`,
-				id, v.container, below, below)
-			n.exec(t, id, "sh", "-c", "echo '"+script+"' > /new; mv /new /go")
-			membership := ""
-			eventually(t, "the process has moved", func() bool {
-				membership = n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/cgroup")
-				return strings.Contains(membership, v.container)
+			t.Run(name, func(t *testing.T) {
+				cfg := n.podConfig(t)
+				cfg.Linux.SecurityContext.Privileged = true
+				pod := n.runPod(t, cfg)
+				cc := n.containerConfig(sh("until [ -e /go ]; do sleep 0.1; done; . /go; while :; do sleep 1; done"))
+				cc.Linux.SecurityContext.Privileged = true
+				cc.Mounts = []*runtimeapi.Mount{{HostPath: "/sys/fs/cgroup", ContainerPath: "/cg"}}
+				id := n.startConfig(t, pod, cfg, cc)
+				script := fmt.Sprintf(`OWN=%s; for g in $(find /cg -type d -name "*%s*"); do `+
+					`mkdir -p $g%s; echo $$ > $g%s/cgroup.procs; done`, id, v.container, below, below)
+				n.exec(t, id, "sh", "-c", "echo '"+script+"' > /new; mv /new /go")
+				membership := ""
+				eventually(t, "move of the process", func() bool {
+					membership = n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/cgroup")
+					return strings.Contains(membership, v.container)
+				})
+
+				r, err := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+				if err == nil && r.Stats.GetMemory().GetUsageBytes().GetValue() >= 40*mib {
+					t.Errorf("metrics of another container: %v", r.Stats)
+				}
+
+				_, err = n.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+					ContainerId: id,
+					Linux:       &runtimeapi.LinuxContainerResources{OomScoreAdj: 777},
+				})
+				if got := n.exec(t, v.container, "cat", "/proc/1/oom_score_adj"); got != score {
+					t.Errorf("an update (%v) has changed the victim's oom_score_adj from %s to %s", err, score, got)
+				}
+
+				v.assertMetrics(t, n)
+				n.removePod(t, pod)
 			})
-
-			r, err := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
-			if err == nil && r.Stats.GetMemory().GetUsageBytes().GetValue() >= 40*mib {
-				t.Errorf("in %s: metrics that are not its own: %v", name, r.Stats)
-			}
-
-			_, err = n.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
-				ContainerId: id,
-				Linux:       &runtimeapi.LinuxContainerResources{OomScoreAdj: 777},
-			})
-			if got := n.exec(t, v.container, "cat", "/proc/1/oom_score_adj"); got != score {
-				t.Errorf("in %s: an update (%v) has set the other pod's score from %s to %s", name, err, score, got)
-			}
-
-			v.answers(t, n)
-			n.removePod(t, pod)
 		}
 
-		v.answers(t, n)
+		v.assertMetrics(t, n)
 	})
 }
 
-// TestHostileDevices: a pod has 2,000 network devices with names of any bytes. Its metrics have
-// some of them, and those of other pods are there as ever.
+// TestHostileDevices creates 2,000 network devices with arbitrary names in a pod. Some of them are
+// in its metrics. The metrics of other pods do not change.
 func TestHostileDevices(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		v := n.victim(t)
@@ -188,20 +192,20 @@ func TestHostileDevices(t *testing.T) {
 
 		s := n.podStats(t, pod).Network
 		if len(s.Interfaces) < 2 || len(s.Interfaces) > 32 || s.DefaultInterface.GetName() != "eth0" {
-			t.Errorf("%d interfaces, default %v", len(s.Interfaces), s.DefaultInterface)
+			t.Errorf("%d interfaces, default %v; want 2 to 32 and eth0", len(s.Interfaces), s.DefaultInterface)
 		}
 
-		odd := 0
+		escaped := 0
 		for _, i := range s.Interfaces {
 			if strings.Contains(i.Name, `\x`) {
-				odd++
+				escaped++
 			}
 		}
 
-		if odd == 0 {
-			t.Errorf("no odd name among %v", s.Interfaces)
+		if escaped == 0 {
+			t.Errorf("no escaped name in %v", s.Interfaces)
 		}
 
-		v.answers(t, n)
+		v.assertMetrics(t, n)
 	})
 }

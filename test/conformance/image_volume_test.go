@@ -13,8 +13,8 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// volumeImage is an image with this many layers, of which the last have files to look for. It
-// returns its ID.
+// volumeImage pulls an image with the given number of layers and returns its ID. The last layer has
+// links into and out of the image.
 func (n *node) volumeImage(t *testing.T, layers int) string {
 	t.Helper()
 	files := []map[string]string{{
@@ -29,7 +29,7 @@ func (n *node) volumeImage(t *testing.T, layers int) string {
 		files = append(files, map[string]string{fmt.Sprint("layer", i): "x", "covered": fmt.Sprint("new ", i)})
 	}
 
-	files[len(files)-1]["inside"] = "-> dir/deep" // Engine 29 takes an absolute one for a way out
+	files[len(files)-1]["inside"] = "-> dir/deep" // Engine 29 refuses absolute links
 	files[len(files)-1]["outside"] = "-> ../../../../../../etc"
 	repository := "volume-" + strings.ToLower(strings.NewReplacer("/", "-", ".", "-").Replace(t.Name()))
 	id, err := n.pull(t.Context(), n.registry(t).Put(t, repository, "1", registry.Files(t, files...)), nil)
@@ -40,7 +40,7 @@ func (n *node) volumeImage(t *testing.T, layers int) string {
 	return id
 }
 
-// withImage is a container that mounts an image at /volume.
+// withImage returns the configuration of a container that mounts an image at /volume.
 func (n *node) withImage(name, image, subPath string) *runtimeapi.ContainerConfig {
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Metadata.Name = name
@@ -54,8 +54,8 @@ func (n *node) withImage(name, image, subPath string) *runtimeapi.ContainerConfi
 	return cc
 }
 
-// imageMounts are the images that the daemon has mounted, and its holders; none where the engine
-// does it.
+// imageMounts returns the image mounts and holder containers of the daemon. There are none if the
+// engine mounts images itself.
 func (n *node) imageMounts(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile(n.own(t).Path("/proc/1/mountinfo"))
@@ -73,6 +73,7 @@ func (n *node) imageMounts(t *testing.T) []string {
 	return append(out, strings.Fields(n.docker(t, "ps", "-aq", "--filter", "name=cri-dockerd_image-volume_"))...)
 }
 
+// TestImageVolume mounts images with different numbers of layers and sub-paths.
 func TestImageVolume(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		pod := n.podConfig(t)
@@ -93,12 +94,12 @@ func TestImageVolume(t *testing.T) {
 					c := n.startConfig(t, sandbox, pod, n.withImage(fmt.Sprintf("c%d-%d", layers, len(sub)), id, sub))
 					command, output, _ := strings.Cut(want, "|")
 					if got := n.exec(t, c, "sh", "-c", command); got != output {
-						t.Errorf("%q: %q, want %q", sub, got, output)
+						t.Errorf("content of sub-path %q: %q, want %q", sub, got, output)
 					}
 
-					if got := n.exec(t, c, "sh", "-c", "touch /volume/new 2>&1 || mount | grep -c ' /volume "+
-						".*[(,]ro[,)]'"); !strings.HasSuffix(got, "\n1\n") {
-						t.Errorf("%q can be written: %s", sub, got)
+					got := n.exec(t, c, "sh", "-c", "touch /volume/new 2>&1 || mount | grep -c ' /volume .*[(,]ro[,)]'")
+					if !strings.HasSuffix(got, "\n1\n") {
+						t.Errorf("sub-path %q is writable: %s", sub, got)
 					}
 
 					m := n.containerStatus(t, c).Mounts
@@ -111,37 +112,39 @@ func TestImageVolume(t *testing.T) {
 		}
 
 		for name, cc := range map[string]*runtimeapi.ContainerConfig{
-			"a sub-path that is not there":       n.withImage("bad1", n.volumeImage(t, 2), "missing"),
-			"a sub-path that leads out of it":    n.withImage("bad2", n.volumeImage(t, 3), "outside/passwd"),
-			"an image that is not there":         n.withImage("bad3", "nobody/nothing:1", ""),
-			"a sub-path with ..":                 n.withImage("bad4", n.volumeImage(t, 2), "dir/../../x"),
-			"an image that is not there, by ID":  n.withImage("bad5", "sha256:"+strings.Repeat("0", 64), ""),
-			"a sub-path below what is no folder": n.withImage("bad6", n.volumeImage(t, 2), "base/x"),
+			"missing sub-path":          n.withImage("bad1", n.volumeImage(t, 2), "missing"),
+			"sub-path out of the image": n.withImage("bad2", n.volumeImage(t, 3), "outside/passwd"),
+			"missing image":             n.withImage("bad3", "no/such/image:1", ""),
+			"sub-path with ..":          n.withImage("bad4", n.volumeImage(t, 2), "dir/../../x"),
+			"missing image ID":          n.withImage("bad5", "sha256:"+strings.Repeat("0", 64), ""),
+			"sub-path below a file":     n.withImage("bad6", n.volumeImage(t, 2), "base/x"),
 		} {
-			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
-				PodSandboxId:  sandbox,
-				Config:        cc,
-				SandboxConfig: pod,
-			})
-			if err == nil { // the engine may find out later
-				_, err = n.Runtime.StartContainer(t.Context(),
-					&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
-			}
+			t.Run(name, func(t *testing.T) {
+				r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+					PodSandboxId:  sandbox,
+					Config:        cc,
+					SandboxConfig: pod,
+				})
+				if err == nil { // the engine may report the error at the start
+					_, err = n.Runtime.StartContainer(t.Context(),
+						&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
+				}
 
-			if err == nil {
-				t.Errorf("%s: no error", name)
-			}
+				if err == nil {
+					t.Error("no error")
+				}
+			})
 		}
 
 		n.removePod(t, sandbox)
-		if left := n.imageMounts(t); len(left) > 0 {
-			t.Errorf("left: %v", left)
+		if mounts := n.imageMounts(t); len(mounts) > 0 {
+			t.Errorf("mounts and holders remain: %v", mounts)
 		}
 	})
 }
 
-// TestImageVolumeIsShared: pods share an image; kills, removals behind our back and a prune leave
-// the users what they have and nothing else.
+// TestImageVolumeIsShared shares an image among pods. Kills, removals and a prune with docker do
+// not affect the remaining users, and leave no unused mount.
 func TestImageVolumeIsShared(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		id := n.volumeImage(t, 2)
@@ -157,44 +160,44 @@ func TestImageVolumeIsShared(t *testing.T) {
 		reads := func(c string) {
 			t.Helper()
 			if got := n.exec(t, c, "cat", "/volume/covered"); got != "new 1" {
-				t.Errorf("%q", got)
+				t.Errorf("content of the volume: %q", got)
 			}
 		}
 
-		native := n.containerdStore(t)
+		native := n.hasContainerdStore(t)
 		if got := n.imageMounts(t); !native && len(got) != 2 || native && len(got) != 0 {
 			t.Errorf("mounts and holders: %v", got)
 		}
 		if err := n.removeImage(t, id); status.Code(err) != codes.FailedPrecondition {
-			t.Errorf("RemoveImage of a volume: %v", err)
+			t.Errorf("RemoveImage of a volume: %v, want FailedPrecondition", err)
 		}
 
 		n.Kill(t)
 		n.Restart(t)
 		n.removePod(t, sandboxes[0])
 		reads(users[1])
-		n.docker(t, "container", "prune", "-f") // takes the holder
+		n.docker(t, "container", "prune", "-f") // removes the holder
 		reads(users[2])
 		n.docker(t, "rm", "-f", users[1])
 		n.Kill(t)
 		n.Restart(t)
 		reads(users[2])
 		if !native {
-			eventually(t, "the holder is there again", func() bool { return len(n.imageMounts(t)) == 2 })
+			eventually(t, "new holder", func() bool { return len(n.imageMounts(t)) == 2 })
 		}
 
 		extra := n.startConfig(t, sandboxes[1], pods[1], n.withImage("extra", id, "dir"))
 		if got := n.exec(t, extra, "cat", "/volume/file"); got != "in dir" {
-			t.Errorf("%q", got)
+			t.Errorf("content of the sub-path: %q", got)
 		}
 
 		n.docker(t, "rm", "-f", extra)
 		n.removePod(t, sandboxes[1])
 		reads(users[2])
 		n.Kill(t)
-		n.docker(t, "rm", "-f", users[2]) // with nobody there to see it
+		n.docker(t, "rm", "-f", users[2]) // while the daemon is stopped
 		n.Restart(t)
-		eventually(t, "nothing is left of the volume", func() bool { return len(n.imageMounts(t)) == 0 })
+		eventually(t, "release of the volume", func() bool { return len(n.imageMounts(t)) == 0 })
 		n.removePod(t, sandboxes[2])
 		if err := n.removeImage(t, id); err != nil {
 			t.Error(err)

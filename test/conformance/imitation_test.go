@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// imitationSource is a program of another user. It waits, and perhaps listens, if its environment
-// says so; if it is run in any other way, it leaves a mark.
+// imitationSource is a program of another user. With IMITATION in its environment it waits, and
+// with IMITATION_LISTENS it also listens on a socket. Any other execution leaves a mark.
 const imitationSource = `package main
 
 import (
@@ -41,21 +41,24 @@ func main() {
 }
 `
 
-// hostileArgs are arguments that run something if they are pasted or believed.
+// hostileArgs returns arguments that execute commands if they are pasted into a shell or trusted.
 func hostileArgs(dir, marks string) []string {
 	return []string{
-		"--config=" + dir + "/fifo", "--network-plugin=cni", "--container-runtime-endpoint=unix:///evil/$(touch " +
-			marks + "/pasted)", "--cgroup-driver=evil`touch " + marks + "/pasted`",
+		"--config=" + dir + "/fifo",
+		"--network-plugin=cni",
+		"--container-runtime-endpoint=unix:///evil/$(touch " + marks + "/pasted)",
+		"--cgroup-driver=evil`touch " + marks + "/pasted`",
 		"--docker-endpoint=unix:///tmp/evil'; touch " + marks + "/pasted; '",
-		"--pod-infra-container-image=\x1b]0;evil\a\x1b[2J\nevil", "--cni-conf-dir=-evil", "--evil; touch " + marks +
-			"/pasted",
+		"--pod-infra-container-image=\x1b]0;evil\a\x1b[2J\nevil",
+		"--cni-conf-dir=-evil",
+		"--evil; touch " + marks + "/pasted",
 		"--cri-dockerd-root-directory=/tmp/evil\xff",
 	}
 }
 
-// imitations builds the program under the names that check searches for, and returns where the
-// programs are and where their marks would be.
-func imitations(t *testing.T, p *patient, n *node) (dir, marks string) {
+// buildImitations builds the program under the names that check searches for. It returns the
+// directories of the programs and of their marks.
+func buildImitations(t *testing.T, p *checkedNode, n *node) (dir, marks string) {
 	t.Helper()
 	marks = filepath.Join(n.eng.Dir, "marks")
 	source := t.TempDir()
@@ -76,7 +79,7 @@ func imitations(t *testing.T, p *patient, n *node) (dir, marks string) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 
-	dir, err := os.MkdirTemp("/tmp", "imitation-") // other users reach it, and the node sees it
+	dir, err := os.MkdirTemp("/tmp", "imitation-") // accessible to other users and inside the node
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,11 +93,11 @@ func imitations(t *testing.T, p *patient, n *node) (dir, marks string) {
 	return dir, marks
 }
 
-// imitate starts a program through others, such as setpriv or unshare, and waits for its first
+// imitate starts a program through a wrapper such as setpriv or unshare and waits for its first
 // line.
-func (p *patient) imitate(t *testing.T, program string, args, environment []string, through ...string) {
+func (p *checkedNode) imitate(t *testing.T, program string, args, environment []string, wrapper ...string) {
 	t.Helper()
-	words := slices.Concat(through, []string{program}, args)
+	words := slices.Concat(wrapper, []string{program}, args)
 	cmd := p.command("env", slices.Concat([]string{"IMITATION=1"}, environment, words)...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
@@ -107,7 +110,7 @@ func (p *patient) imitate(t *testing.T, program string, args, environment []stri
 
 	t.Cleanup(func() {
 		p.sh(t, "pkill -KILL -f '^"+program+"'; true")
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // killed above
 	})
 
 	line := make([]byte, 100)
@@ -116,8 +119,8 @@ func (p *patient) imitate(t *testing.T, program string, args, environment []stri
 	}
 }
 
-// verdicts are what findings say of the node, without texts that change by themselves.
-func verdicts(all []finding) []string {
+// summarize returns the findings without texts that vary between runs.
+func summarize(all []finding) []string {
 	var out []string
 	for _, f := range all {
 		out = append(out, f.ID+" "+f.Status+" "+f.Fix+" "+f.Because)
@@ -126,37 +129,40 @@ func verdicts(all []finding) []string {
 	return out
 }
 
-// TestImitations starts processes of an unprivileged user, and of root in other namespaces, that
-// look like the kubelet, Docker and the daemon. They change no finding of check, and nothing of
-// theirs is run, believed or printed. The same process of root on this host is believed, and is not
-// run either.
+// TestImitations starts processes of an unprivileged user, and of root in other namespaces, with
+// the names of the kubelet, Docker and the daemon. They do not change the findings of check. check
+// does not run, trust or print anything of theirs. It trusts the same process of root on this host,
+// but does not run it either.
 func TestImitations(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		p := newPatient(t, n)
-		dir, marks := imitations(t, p, n)
-		before := verdicts(p.check(t))
-		others := map[string][]string{
-			"nobody":            {"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"},
-			"nobody as real":    {"setpriv", "--ruid=65534", "--regid=65534", "--clear-groups"},
-			"a mount namespace": {"unshare", "-m"},
-			"a PID namespace":   {"unshare", "-p", "--fork"},
-			"a user namespace": {"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-U",
-				"-r"},
-			"root's user as map": {"unshare", "-U", "-r"},
+		p := newCheckedNode(t, n)
+		dir, marks := buildImitations(t, p, n)
+		before := summarize(p.check(t))
+		nobody := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}
+		wrappers := [][]string{
+			nobody,
+			{"setpriv", "--ruid=65534", "--regid=65534", "--clear-groups"}, // the real user only
+			{"unshare", "-m"},
+			{"unshare", "-p", "--fork"},
+			slices.Concat(nobody, []string{"unshare", "-U", "-r"}),
+			{"unshare", "-U", "-r"},
 		}
 
-		for _, through := range others {
+		for _, wrapper := range wrappers {
 			for _, name := range []string{"kubelet", "cri-dockerd", "dockerd"} {
-				p.imitate(t, dir+"/"+name, hostileArgs(dir, marks), nil, through...)
+				p.imitate(t, dir+"/"+name, hostileArgs(dir, marks), nil, wrapper...)
 			}
 		}
 
-		if diff := cmp.Diff(before, verdicts(p.check(t))); diff != "" {
+		if diff := cmp.Diff(before, summarize(p.check(t))); diff != "" {
 			t.Errorf("findings changed: %s", diff)
 		}
 
-		for _, args := range [][]string{{"check"}, {"check", "-o", "json"},
-			{"takeover", "--dry-run", "--docker-endpoint=unix://" + n.eng.Socket}} {
+		for _, args := range [][]string{
+			{"check"},
+			{"check", "-o", "json"},
+			{"takeover", "--dry-run", "--docker-endpoint=unix://" + n.eng.Socket},
+		} {
 			began := time.Now()
 			out, err := p.command(p.program, args...).CombinedOutput()
 			var exit *exec.ExitError
@@ -166,21 +172,21 @@ func TestImitations(t *testing.T) {
 
 			if s := string(out); strings.Contains(s, "evil") || strings.Contains(s, "imitation") ||
 				strings.Contains(s, "\x1b") || len(out) == 0 || time.Since(began) > 10*time.Second {
-				t.Errorf("%v after %s:\n%q", args, time.Since(began), s)
+				t.Errorf("%v after %s printed:\n%q", args, time.Since(began), s)
 			}
 		}
 
-		p.imitate(t, dir+"/kubelet", hostileArgs(dir, marks), nil) // of root on this host: this one is the kubelet
+		p.imitate(t, dir+"/kubelet", hostileArgs(dir, marks), nil) // as root on this host: a real kubelet
 		all := p.check(t)
 		i := slices.IndexFunc(all, func(f finding) bool { return f.ID == "kubelet-flags" })
 		if i < 0 || !strings.Contains(all[i].Detail, "--network-plugin") {
-			t.Errorf("root's kubelet is not seen: %+v", all)
+			t.Errorf("findings lack the flags of root's kubelet: %+v", all)
 		}
 
 		for _, f := range all {
 			if strings.Contains(f.Detail+f.Fix, "\x1b") || strings.HasPrefix(f.Fix, "sed") &&
 				strings.Contains(f.Fix, "evil") {
-				t.Errorf("%+v", f)
+				t.Errorf("finding with hostile text: %+v", f)
 			}
 		}
 
@@ -188,30 +194,34 @@ func TestImitations(t *testing.T) {
 	})
 }
 
-// TestSocketsOfOthers serves what check asks at sockets of an unprivileged user: it is named and
-// not believed.
-func TestSocketsOfOthers(t *testing.T) {
+// TestSocketsOfOtherUsers has an unprivileged user serve the sockets that check connects to. check
+// reports the user and does not trust the socket.
+func TestSocketsOfOtherUsers(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		p := newPatient(t, n)
-		dir, _ := imitations(t, p, n)
+		p := newCheckedNode(t, n)
+		dir, _ := buildImitations(t, p, n)
 		theirs := dir + "/theirs.sock"
 		p.imitate(t, dir+"/kubelet", nil, []string{"IMITATION_LISTENS=" + theirs}, "setpriv", "--reuid=65534",
 			"--regid=65534", "--clear-groups")
-		moved := n.eng.Dir + "/moved.sock" // in a directory of root's
+		moved := n.eng.Dir + "/moved.sock" // in a directory of root
 		p.sh(t, "ln "+theirs+" "+moved+" || mv "+theirs+" "+moved)
-		for _, c := range []struct{ flag, id string }{{"--container-runtime-endpoint", "daemon"},
-			{"--docker-endpoint", "engine"}} {
-			all := p.check(t, c.flag+"=unix://"+moved)
-			i := slices.IndexFunc(all, func(f finding) bool { return f.ID == c.id })
-			if i < 0 || all[i].Status != "fail" ||
-				!strings.Contains(all[i].Detail, "a process of user 65534 listens at "+moved+"; it is not believed") {
-				t.Errorf("%s: %+v", c.flag, all[max(i, 0)])
-			}
+		for _, c := range []struct{ flag, id string }{
+			{"--container-runtime-endpoint", "daemon"},
+			{"--docker-endpoint", "engine"},
+		} {
+			t.Run(c.flag, func(t *testing.T) {
+				all := p.check(t, c.flag+"=unix://"+moved)
+				i := slices.IndexFunc(all, func(f finding) bool { return f.ID == c.id })
+				want := "a process of user 65534 listens at " + moved + "; it is not believed"
+				if i < 0 || all[i].Status != "fail" || !strings.Contains(all[i].Detail, want) {
+					t.Errorf("finding %+v, want %q", all[max(i, 0)], want)
+				}
+			})
 		}
 
-		if n.eng.Version == engines.V29 { // takeover's client is the same for both
-			out, err := p.command(p.program, "takeover", "--dry-run", "--docker-endpoint=unix://"+
-				moved).CombinedOutput()
+		if n.eng.Version == engines.V29 { // takeover uses the same client on both
+			cmd := p.command(p.program, "takeover", "--dry-run", "--docker-endpoint=unix://"+moved)
+			out, err := cmd.CombinedOutput()
 			if err == nil || !strings.Contains(string(out), "a process of user 65534 listens") {
 				t.Errorf("takeover: %v\n%s", err, out)
 			}

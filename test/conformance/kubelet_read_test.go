@@ -16,8 +16,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestDereferences: the checks of test/answers have every message that the kubelet's code uses
-// without a check.
+// TestDereferences checks that test/answers covers every message that the kubelet's code
+// dereferences without a nil check.
 func TestDereferences(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command(engines.KubeletRead(t), "-dereferences").Output()
@@ -26,19 +26,19 @@ func TestDereferences(t *testing.T) {
 	}
 
 	found := strings.Fields(string(out))
-	// as many as were there when this was written, so that the search cannot come to nothing
+	// The number at the time of writing; it guards against a search without results.
 	if len(found) < 2*8 {
-		t.Fatalf("found only %q", found)
+		t.Fatalf("found only %q, want at least 8 pairs", found)
 	}
 
 	for i := 0; i < len(found); i += 2 {
 		if !answers.Required(protoreflect.FullName(found[i]), protoreflect.Name(found[i+1])) {
-			t.Errorf("the kubelet crashes if %s has no %s, and test/answers does not check it", found[i], found[i+1])
+			t.Errorf("the kubelet crashes on a missing %s.%s, and test/answers does not check it", found[i], found[i+1])
 		}
 	}
 }
 
-// kubeletReader reads a daemon with the kubelet's own code until it is ended.
+// kubeletReader reads a daemon with the kubelet's own code until it is stopped.
 type kubeletReader struct {
 	cmd    *exec.Cmd
 	stdin  io.Closer
@@ -46,7 +46,7 @@ type kubeletReader struct {
 	errors bytes.Buffer
 }
 
-// readResult is what the reader prints.
+// readResult is the output of the reader.
 type readResult struct {
 	Rounds, Pods, Events int
 	Errors               map[string]int
@@ -71,11 +71,11 @@ func (n *node) readAsKubelet(t *testing.T) *kubeletReader {
 	return r
 }
 
-// end ends the reader after its round and fails if it has crashed.
+// end stops the reader after its current round and fails if it has crashed.
 func (r *kubeletReader) end(t *testing.T) (out readResult) {
 	t.Helper()
 	ended := make(chan error, 1)
-	_ = r.stdin.Close() // what has crashed has no input any more
+	_ = r.stdin.Close() // fails after a crash
 	go func() { ended <- r.cmd.Wait() }()
 	select {
 	case err := <-ended:
@@ -83,7 +83,7 @@ func (r *kubeletReader) end(t *testing.T) (out readResult) {
 			t.Fatalf("the kubelet's code crashed: %v\n%s", err, r.errors.String())
 		}
 	case <-time.After(2 * time.Minute):
-		t.Fatal("the reader has not ended within two minutes")
+		t.Fatal("the reader did not stop within two minutes")
 	}
 
 	if err := json.Unmarshal(r.result.Bytes(), &out); err != nil {
@@ -93,8 +93,8 @@ func (r *kubeletReader) end(t *testing.T) (out readResult) {
 	return out
 }
 
-// TestKubeletReads: the kubelet's own code reads all answers while pods and containers are in every
-// phase, and never crashes. At rest it gets no error either.
+// TestKubeletReads reads all responses with the kubelet's own code while pods and containers are in
+// every phase. The code never crashes. At rest it gets no error either.
 func TestKubeletReads(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		r := n.readAsKubelet(t)
@@ -102,45 +102,49 @@ func TestKubeletReads(t *testing.T) {
 		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
 		pod := n.runPod(t, cfg)
 		for name, command := range map[string][]string{
-			"runs": sh("sleep 1000"), "done": sh("exit 0"), "failed": sh("exit 3"), "gone": sh("sleep 1000"),
+			"running":   sh("sleep 1000"),
+			"completed": sh("exit 0"),
+			"failed":    sh("exit 3"),
+			"killed":    sh("sleep 1000"),
 		} {
-			id := n.startConfig(t, pod, cfg, n.kubeletContainer(cfg, name, command))
-			if name == "gone" {
+			id := n.startConfig(t, pod, cfg, n.kubeletContainerConfig(cfg, name, command))
+			if name == "killed" {
 				n.docker(t, "kill", id)
 				n.waitExited(t, id)
 			}
 		}
 
-		n.create(t, pod, cfg, n.kubeletContainer(cfg, "created", sh("sleep 1000")))
-		broken := n.create(t, pod, cfg, n.kubeletContainer(cfg, "broken", []string{"/no/such/program"}))
+		n.create(t, pod, cfg, n.kubeletContainerConfig(cfg, "created", sh("sleep 1000")))
+		broken := n.create(t, pod, cfg, n.kubeletContainerConfig(cfg, "broken", []string{"/no/such/program"}))
 		if _, err := n.Runtime.StartContainer(t.Context(),
 			&runtimeapi.StartContainerRequest{ContainerId: broken}); err == nil {
-			t.Error("a program that does not exist was started")
+			t.Error("StartContainer of a missing program succeeded")
 		}
 
-		n.hostPod(t)
-		n.podWithoutInterface(t)
-		n.podWithoutPause(t)
+		n.runHostPod(t)
+		n.runPodWithoutInterface(t)
+		n.runPodWithoutPause(t)
 		for range 3 {
-			n.lifeOfPod(t)
+			n.runAndRemovePod(t)
 		}
 
 		out := r.end(t)
-		t.Logf("while pods came and went: %+v", out)
+		t.Logf("while pods were created and removed: %+v", out)
 		if out.Rounds < 3 || out.Pods < 3 || out.Events == 0 {
-			t.Errorf("little was read: %+v", out)
+			t.Errorf("too few responses were read: %+v", out)
 		}
 
 		r = n.readAsKubelet(t) // at rest
 		time.Sleep(time.Second)
 		if out := r.end(t); out.Rounds == 0 || len(out.Errors) > 0 {
-			t.Errorf("at rest: %+v", out)
+			t.Errorf("result of the reader at rest: %+v", out)
 		}
 	})
 }
 
-// kubeletContainer is a container with the labels by which a kubelet finds its pod.
-func (n *node) kubeletContainer(
+// kubeletContainerConfig returns a container configuration with the labels by which a kubelet finds
+// the pod.
+func (n *node) kubeletContainerConfig(
 	cfg *runtimeapi.PodSandboxConfig, name string, command []string,
 ) *runtimeapi.ContainerConfig {
 	cc := n.containerConfig(command)
@@ -155,24 +159,24 @@ func (n *node) kubeletContainer(
 	return cc
 }
 
-// hostPod runs a pod on the node's network.
-func (n *node) hostPod(t *testing.T) {
+// runHostPod runs a pod on the node's network.
+func (n *node) runHostPod(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)
 	cfg.Hostname = ""
 	cfg.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
-	cc := n.kubeletContainer(cfg, "main", sh("sleep 1000"))
+	cc := n.kubeletContainerConfig(cfg, "main", sh("sleep 1000"))
 	cc.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 	n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 }
 
-// podWithoutInterface runs a pod that has lost its interface, as while a network plugin tears it
-// down.
-func (n *node) podWithoutInterface(t *testing.T) {
+// runPodWithoutInterface runs a pod and removes its interface, as a network plugin does during
+// teardown.
+func (n *node) runPodWithoutInterface(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
-	id := n.startConfig(t, pod, cfg, n.kubeletContainer(cfg, "main", sh("sleep 1000")))
+	id := n.startConfig(t, pod, cfg, n.kubeletContainerConfig(cfg, "main", sh("sleep 1000")))
 	n.run(t, "nsenter", "-t", n.inspect(t, id, ".State.Pid"), "-n", "ip", "link", "del", "eth0")
 	s := n.podStats(t, pod)
 	if s.Network != nil || s.Cpu == nil || len(s.Containers) != 1 {
@@ -180,24 +184,24 @@ func (n *node) podWithoutInterface(t *testing.T) {
 	}
 }
 
-// podWithoutPause runs a pod whose pause has ended.
-func (n *node) podWithoutPause(t *testing.T) {
+// runPodWithoutPause runs a pod and kills its pause.
+func (n *node) runPodWithoutPause(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
-	n.startConfig(t, pod, cfg, n.kubeletContainer(cfg, "main", sh("sleep 1000")))
+	n.startConfig(t, pod, cfg, n.kubeletContainerConfig(cfg, "main", sh("sleep 1000")))
 	n.docker(t, "kill", pod)
-	eventually(t, "the pause has ended", func() bool {
+	eventually(t, "exit of the pause", func() bool {
 		return n.podStatus(t, pod).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 	})
 }
 
-// lifeOfPod runs a pod with a container, and stops and removes it.
-func (n *node) lifeOfPod(t *testing.T) {
+// runAndRemovePod runs, stops and removes a pod with a container.
+func (n *node) runAndRemovePod(t *testing.T) {
 	t.Helper()
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
-	n.startConfig(t, pod, cfg, n.kubeletContainer(cfg, "main", sh("sleep 1000")))
+	n.startConfig(t, pod, cfg, n.kubeletContainerConfig(cfg, "main", sh("sleep 1000")))
 	n.stopPod(t, pod)
 	n.removePod(t, pod)
 }

@@ -11,24 +11,24 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// delay has requests whose path ends in a suffix reach the engine only after release, also if their
-// client has given up by then.
+// delay holds requests with a path suffix back until release. The engine then gets them even if
+// their client has given up.
 func (p *proxy) delay(suffix string) (release func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	carryOut := make(chan struct{})
-	p.late, p.waiting = map[string]chan struct{}{suffix: carryOut}, 0
+	released := make(chan struct{})
+	p.late, p.waiting = map[string]chan struct{}{suffix: released}, 0
 
 	return sync.OnceFunc(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.late = nil
-		close(carryOut)
+		close(released)
 	})
 }
 
-func (p *proxy) delayed(path string) (carryOut <-chan struct{}) {
+func (p *proxy) delayed(path string) (released <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
@@ -42,31 +42,32 @@ func (p *proxy) delayed(path string) (carryOut <-chan struct{}) {
 	return nil
 }
 
-// serveLate forwards a request without a body, whatever becomes of its client.
-func (p *proxy) serveLate(forward http.Handler, w http.ResponseWriter, r *http.Request, carryOut <-chan struct{}) {
+// serveLate forwards a request without a body, even if its client has given up.
+func (p *proxy) serveLate(forward http.Handler, w http.ResponseWriter, r *http.Request, released <-chan struct{}) {
 	later := r.Clone(context.WithoutCancel(r.Context()))
 	later.Body = http.NoBody
-	answer := httptest.NewRecorder()
+	response := httptest.NewRecorder()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		<-carryOut
-		forward.ServeHTTP(answer, later)
+		<-released
+		forward.ServeHTTP(response, later)
 	}()
 
 	select {
 	case <-done:
-		w.WriteHeader(answer.Code)
-		_, _ = w.Write(answer.Body.Bytes())
+		w.WriteHeader(response.Code)
+		_, _ = w.Write(response.Body.Bytes())
 	case <-r.Context().Done():
 	}
 }
 
-// unkept is a container with a limit that this machine cannot keep if it has no control group for
-// huge pages: it must not run.
-func (n *node) unkept(
+// createLimited creates a container with a limit on huge pages. Without a hugetlb control group the
+// machine cannot enforce it, and the container must not run. The returned function reports whether
+// the limit is enforced or the container has exited.
+func (n *node) createLimited(
 	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string,
-) (id string, keeps func() bool) {
+) (id string, isEnforced func() bool) {
 	t.Helper()
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Metadata.Name = name
@@ -83,10 +84,11 @@ func (n *node) unkept(
 	}
 }
 
-// printer is a container that prints a line, and its log.
-func (n *node) printer(
+// createPrinter creates a container that prints a line. The returned function reports whether its
+// log has the line.
+func (n *node) createPrinter(
 	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string,
-) (id string, logged func() bool) {
+) (id string, isLogged func() bool) {
 	t.Helper()
 	cc := n.containerConfig(sh("echo it runs; sleep 1000"))
 	cc.Metadata.Name, cc.LogPath = name, name+".log"
@@ -98,8 +100,9 @@ func (n *node) printer(
 	}
 }
 
-// TestLateStart: the engine starts containers after their StartContainer has given up, and after
-// the daemon was killed in the middle of it. They get their log and their limits, or do not run.
+// TestLateStart has the engine start containers after their StartContainer has given up, and after
+// a crash of the daemon during the call. The containers get their log and their limits, or do not
+// run.
 func TestLateStart(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.needsV1(t)
@@ -110,12 +113,12 @@ func TestLateStart(t *testing.T) {
 
 		for _, crash := range []bool{false, true} {
 			name := map[bool]string{false: "given-up", true: "crashed"}[crash]
-			printer, logged := n.printer(t, pod, cfg, name)
-			unkept, keeps := n.unkept(t, pod, cfg, name+"-limited")
+			printer, isLogged := n.createPrinter(t, pod, cfg, name)
+			limited, isEnforced := n.createLimited(t, pod, cfg, name+"-limited")
 			release := p.delay("/start")
 			ctx, cancel := context.WithCancel(t.Context())
 			var calls sync.WaitGroup
-			for _, id := range []string{printer, unkept} {
+			for _, id := range []string{printer, limited} {
 				calls.Go(func() {
 					if _, err := n.Runtime.StartContainer(ctx,
 						&runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
@@ -124,7 +127,7 @@ func TestLateStart(t *testing.T) {
 				})
 			}
 
-			eventually(t, "the engine is asked for both", func() bool { return p.waited() == 2 })
+			eventually(t, "both start requests", func() bool { return p.totalHanging() == 2 })
 			if crash {
 				n.Kill(t)
 			}
@@ -132,31 +135,31 @@ func TestLateStart(t *testing.T) {
 			cancel()
 			calls.Wait()
 			if !crash {
-				if err := n.reopen(t, printer); err == nil { // it waits until the daemon has ended the call, too
-					t.Errorf("%s: the log of a container that does not run was reopened", name)
+				if err := n.reopen(t, printer); err == nil { // it also waits for the end of the StartContainer call
+					t.Errorf("%s: ReopenContainerLog of a created container succeeded", name)
 				}
-				// StartContainer has made a link already
+				// StartContainer has already created a link.
 				n.run(t, "sh", "-c", "rm -f '"+cfg.LogDirectory+"/"+name+".log'")
 			}
 
 			release()
-			eventually(t, name+": Docker has started both", func() bool {
+			eventually(t, name+": start of both containers", func() bool {
 				return n.inspect(t, printer, ".State.Running") == "true" &&
-					!strings.HasPrefix(n.inspect(t, unkept, ".State.StartedAt"), "0001")
+					!strings.HasPrefix(n.inspect(t, limited, ".State.StartedAt"), "0001")
 			})
 
 			if crash {
 				n.Restart(t)
 			}
 
-			eventually(t, name+": the log is where the kubelet reads it", logged)
-			eventually(t, name+": the limit is kept, or the container does not run", keeps)
+			eventually(t, name+": log at the kubelet's path", isLogged)
+			eventually(t, name+": enforced limit or exit of the container", isEnforced)
 			if got := n.containerStatus(t, printer).State; got != runtimeapi.ContainerState_CONTAINER_RUNNING {
-				t.Errorf("%s: a container without limits is %v", name, got)
+				t.Errorf("%s: the container without limits is %v, want running", name, got)
 			}
 		}
 
 		n.removePod(t, pod)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }

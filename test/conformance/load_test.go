@@ -9,8 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestExecProbes runs as many exec probes as a pod sees in hours: each answers rightly, none leaves
-// a process, and the daemon does not grow.
+// TestExecProbes runs as many exec probes as a pod gets in hours. Each returns its own result, none
+// leaves a process behind, and the memory of the daemon does not grow.
 func TestExecProbes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -41,19 +41,19 @@ func TestExecProbes(t *testing.T) {
 		probe(200)
 		before := n.RSS(t)
 		probe(800)
-		// the race detector keeps some of each goroutine for a while
+		// The race detector keeps memory of each goroutine for some time.
 		if grown := n.RSS(t) - before; grown > 12<<20 {
-			t.Errorf("the daemon grew by %d KiB over 800 probes", grown>>10)
+			t.Errorf("memory of the daemon grew by %d KiB in 800 probes", grown>>10)
 		}
-		// Whatever a probe orphaned is the container's process 1's to reap, which sleep does not; a
-		// probe itself must not be among them.
+		// Orphans of a probe remain as zombies, because process 1 of the container, sleep, does not
+		// reap them. The probe itself must not remain.
 		if ps := n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null"); strings.Contains(ps, "(sh) Z") {
-			t.Errorf("probes are left as zombies:\n%s", ps)
+			t.Errorf("probes remain as zombies:\n%s", ps)
 		}
 	})
 }
 
-// TestManyPodsAtOnce makes 50 pods with a container each side by side and removes them.
+// TestManyPodsAtOnce runs 50 pods with a container each in parallel and removes them.
 func TestManyPodsAtOnce(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		const pods = 50
@@ -62,7 +62,10 @@ func TestManyPodsAtOnce(t *testing.T) {
 		ids, ips := make([]string, pods), make([]string, pods)
 		for i := range configs {
 			configs[i] = n.podConfig(t)
-			g.Go(func() (err error) { ids[i], ips[i], err = n.podWithContainer(t, configs[i]); return err })
+			g.Go(func() (err error) {
+				ids[i], ips[i], err = n.runPodWithContainer(t, configs[i])
+				return err
+			})
 		}
 
 		if err := g.Wait(); err != nil {
@@ -72,7 +75,7 @@ func TestManyPodsAtOnce(t *testing.T) {
 		seen := map[string]bool{}
 		for i, ip := range ips {
 			if ip == "" || seen[ip] {
-				t.Errorf("pod %d has the IP %q, which is none or another's too", i, ip)
+				t.Errorf("pod %d has no IP address or that of another pod: %q", i, ip)
 			}
 			seen[ip] = true
 		}
@@ -82,12 +85,12 @@ func TestManyPodsAtOnce(t *testing.T) {
 				State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 			}})
 		if err != nil || len(l.Containers) != pods {
-			t.Errorf("%d containers run: %v", len(l.GetContainers()), err)
+			t.Errorf("%d containers run, want %d: %v", len(l.GetContainers()), pods, err)
 		}
 
 		for i, id := range ids {
 			g.Go(func() error {
-				if i%2 == 0 { // half as the kubelet does it, half at once
+				if i%2 == 0 { // half like the kubelet, half without a stop
 					if _, err := n.Runtime.StopPodSandbox(t.Context(),
 						&runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 						return err
@@ -105,13 +108,13 @@ func TestManyPodsAtOnce(t *testing.T) {
 		}
 
 		for _, cfg := range configs {
-			n.assertNothingLeft(t, cfg)
+			n.assertNoLeftovers(t, cfg)
 		}
 	})
 }
 
-// podWithContainer runs a pod with a running container and returns its ID and IP.
-func (n *node) podWithContainer(t *testing.T, cfg *runtimeapi.PodSandboxConfig) (id, ip string, err error) {
+// runPodWithContainer runs a pod with a running container and returns its ID and IP address.
+func (n *node) runPodWithContainer(t *testing.T, cfg *runtimeapi.PodSandboxConfig) (id, ip string, err error) {
 	ctx := t.Context()
 	r, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
@@ -127,8 +130,8 @@ func (n *node) podWithContainer(t *testing.T, cfg *runtimeapi.PodSandboxConfig) 
 		return "", "", err
 	}
 
-	if _, err := n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
-		nil {
+	if _, err := n.Runtime.StartContainer(ctx,
+		&runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 		return "", "", err
 	}
 
@@ -137,8 +140,8 @@ func (n *node) podWithContainer(t *testing.T, cfg *runtimeapi.PodSandboxConfig) 
 	return r.PodSandboxId, s.GetStatus().GetNetwork().GetIp(), err
 }
 
-// TestParallelCallsOnOnePod makes every kind of call on one pod at once. Whatever each answers, the
-// daemon must not hang, and removing the pod must leave nothing.
+// TestParallelCallsOnOnePod makes every kind of call on one pod in parallel. With any result of the
+// calls, the daemon must not hang, and the removal of the pod must leave nothing behind.
 func TestParallelCallsOnOnePod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		ctx := t.Context()
@@ -156,7 +159,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 						SandboxConfig: cfg,
 					})
 					if err != nil {
-						return nil //nolint:nilerr // the name or the pod may be another caller's
+						return nil //nolint:nilerr // another call may use the name or remove the pod
 					}
 
 					_, _ = n.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
@@ -190,7 +193,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 			}
 
 			n.removePod(t, pod)
-			n.assertNothingLeft(t, cfg)
+			n.assertNoLeftovers(t, cfg)
 		}
 	})
 }

@@ -14,15 +14,15 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// A runtime that is tested in place of private engines.
+// Flags to test an existing runtime instead of private engines.
 var (
-	endpoint = flag.String("endpoint", "", "test the runtime that serves this CRI socket (unix:///…); tests that "+
-		"need an engine of their own are skipped")
-	shellImage = flag.String("image", "busybox:latest", "with -endpoint: an image with busybox's programs, which "+
-		"the runtime has or can pull")
+	endpoint = flag.String("endpoint", "",
+		"test the runtime at this CRI socket (unix:///…); tests that need an engine of their own are skipped")
+	shellImage = flag.String("image", "busybox:latest",
+		"with -endpoint: an image with busybox's programs; it is pulled if it is missing")
 )
 
-// shared is what all tests of a version use.
+// shared is the node of all tests on one engine version.
 type shared struct {
 	once sync.Once
 	node *node
@@ -30,7 +30,7 @@ type shared struct {
 
 var nodes = map[engines.Version]*shared{engines.V20: {}, engines.V29: {}}
 
-// suite is the TB of what outlives a single test.
+// suite is the TB of resources with the lifetime of the whole test binary.
 type suite struct {
 	mu      sync.Mutex
 	cleanup []func()
@@ -38,12 +38,16 @@ type suite struct {
 }
 
 func (*suite) Helper() {}
+
 func (s *suite) Fatalf(format string, args ...any) {
 	s.failed = true
 	panic(fmt.Sprintf(format, args...))
 }
+
 func (*suite) Logf(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-func (s *suite) Failed() bool                  { return s.failed }
+
+func (s *suite) Failed() bool { return s.failed }
+
 func (s *suite) Cleanup(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,11 +75,12 @@ func start(tb engines.TB, v engines.Version) *node {
 	e := engines.Start(tb, v)
 	n := &node{eng: e, image: e.ImportBusybox(tb)}
 	n.Daemon = e.Daemon(tb)
+
 	return n
 }
 
-// stranger is the runtime at -endpoint.
-var stranger = sync.OnceValue(func() *node {
+// endpointNode connects to the runtime at -endpoint and pulls the test image if it is missing.
+var endpointNode = sync.OnceValue(func() *node {
 	n := &node{Daemon: engines.Connect(all, *endpoint), image: *shellImage}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -92,12 +97,12 @@ var stranger = sync.OnceValue(func() *node {
 	return n
 })
 
-// each runs a test on the shared node of every version, in parallel with others, or on the runtime
-// at -endpoint.
+// each runs a test on the shared node of every engine version, in parallel with other tests, or on
+// the runtime at -endpoint.
 func each(t *testing.T, test func(*testing.T, *node)) {
 	t.Parallel()
 	if *endpoint != "" {
-		test(t, stranger())
+		test(t, endpointNode())
 		return
 	}
 
@@ -107,15 +112,15 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 			s := nodes[v]
 			s.once.Do(func() { s.node = start(all, v) })
 			if s.node == nil {
-				t.Fatal("the node did not start")
+				t.Fatal("an earlier test failed to start the shared node")
 			}
 			test(t, s.node)
 		})
 	}
 }
 
-// eachEngine runs a test on an engine of its own of every version, with dockerd's further flags,
-// without a daemon.
+// eachEngine runs a test on a new engine of every version, started with additional dockerd flags.
+// It starts no daemon.
 func eachEngine(t *testing.T, test func(*testing.T, *node), flags ...string) {
 	t.Parallel()
 	if *endpoint != "" {
@@ -131,7 +136,7 @@ func eachEngine(t *testing.T, test func(*testing.T, *node), flags ...string) {
 	}
 }
 
-// eachFresh runs a test on a node of its own of every version.
+// eachFresh runs a test on a new node of every engine version.
 func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.Daemon = n.eng.Daemon(t)
@@ -139,8 +144,7 @@ func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	})
 }
 
-// withDaemon is the node with another daemon in place of the first, which is a node's only one
-// while it runs.
+// withDaemon starts another daemon on the engine of a node. A node has at most one running daemon.
 func (n *node) withDaemon(t *testing.T, args ...string) *node {
 	t.Helper()
 	eng := n.own(t)

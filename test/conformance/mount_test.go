@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// mountTmpfs mounts a tmpfs where the engine lives, until the end of the test.
+// mountTmpfs mounts a tmpfs in the engine's mount namespace until the end of the test.
 func (n *node) mountTmpfs(t *testing.T, dir string) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -19,8 +19,8 @@ func (n *node) mountTmpfs(t *testing.T, dir string) {
 	t.Cleanup(func() { n.run(t, "umount", "-l", dir) })
 }
 
-// TestReadOnlyIsNotRecursive proves that readonly alone leaves mounts below it as they are, as
-// Kubernetes documents it (recursiveReadOnly: Disabled is the default); engines from 25 on would
+// TestReadOnlyIsNotRecursive checks that readonly alone does not affect mounts below it, as
+// documented by Kubernetes (recursiveReadOnly: Disabled is the default). Engine 25 and later would
 // make them read-only.
 func TestReadOnlyIsNotRecursive(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
@@ -34,6 +34,7 @@ func TestReadOnlyIsNotRecursive(t *testing.T) {
 	})
 }
 
+// TestRecursiveReadOnly checks mounts below a recursive read-only mount.
 func TestRecursiveReadOnly(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
@@ -42,8 +43,8 @@ func TestRecursiveReadOnly(t *testing.T) {
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/m", Readonly: true, RecursiveReadOnly: true}}
-		if !n.feature(t, func(f *runtimeapi.RuntimeHandlerFeatures) bool { return f.GetRecursiveReadOnlyMounts() }) {
-			refused(t, n.createErr(t, pod, cfg, cc), "config.mounts[0].recursive_read_only")
+		if !n.hasFeature(t, func(f *runtimeapi.RuntimeHandlerFeatures) bool { return f.GetRecursiveReadOnlyMounts() }) {
+			assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.mounts[0].recursive_read_only")
 			return
 		}
 
@@ -55,12 +56,12 @@ func TestRecursiveReadOnly(t *testing.T) {
 
 		cc.Metadata.Name = "writable"
 		cc.Mounts[0].Readonly = false
-		refused(t, n.createErr(t, pod, cfg, cc), "recursive_read_only")
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "recursive_read_only")
 	})
 }
 
-// feature says whether the default runtime handler has a feature, by Status.
-func (n *node) feature(t *testing.T, has func(*runtimeapi.RuntimeHandlerFeatures) bool) bool {
+// hasFeature reports whether the default runtime handler has a feature, according to Status.
+func (n *node) hasFeature(t *testing.T, has func(*runtimeapi.RuntimeHandlerFeatures) bool) bool {
 	t.Helper()
 	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -76,10 +77,11 @@ func (n *node) feature(t *testing.T, has func(*runtimeapi.RuntimeHandlerFeatures
 	return false
 }
 
+// TestMountPropagation checks the three modes in both directions.
 func TestMountPropagation(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
-		// a mount of its own, as the kubelet's volumes are, and shared
+		// A separate shared mount, like the kubelet's volumes.
 		n.run(t, "mount", "--bind", dir, dir)
 		n.run(t, "mount", "--make-shared", dir)
 		t.Cleanup(func() { n.run(t, "umount", "-l", dir) })
@@ -107,22 +109,23 @@ func TestMountPropagation(t *testing.T) {
 		}
 		n.mountTmpfs(t, filepath.Join(dir, "host"))
 		if mounted("/private/host") || !mounted("/slave/host") || !mounted("/shared/host") {
-			t.Errorf("a mount of the node's: private %v, slave %v, shared %v", mounted("/private/host"),
-				mounted("/slave/host"), mounted("/shared/host"))
+			t.Errorf("visible mounts of the node: private %t, slave %t, shared %t",
+				mounted("/private/host"), mounted("/slave/host"), mounted("/shared/host"))
 		}
 
-		n.exec(t, c, "sh", "-c", "mkdir -p /shared/a /slave/b && mount -t tmpfs none /shared/a && mount -t tmpfs "+
-			"none /slave/b")
+		n.exec(t, c, "sh", "-c", "mkdir -p /shared/a /slave/b && "+
+			"mount -t tmpfs none /shared/a && mount -t tmpfs none /slave/b")
 		node := n.run(t, "cat", "/proc/mounts")
 		if !strings.Contains(node, dir+"/a ") || strings.Contains(node, dir+"/b ") {
-			t.Errorf("mounts of the container: shared %v, slave %v", strings.Contains(node, dir+"/a "),
-				strings.Contains(node, dir+"/b "))
+			t.Errorf("visible mounts of the container: shared %t, slave %t",
+				strings.Contains(node, dir+"/a "), strings.Contains(node, dir+"/b "))
 		}
 
 		n.run(t, "umount", "-l", filepath.Join(dir, "a"))
 	})
 }
 
+// TestMountsThroughLinks mounts host paths that are links, one of them without a target.
 func TestMountsThroughLinks(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
@@ -130,7 +133,7 @@ func TestMountsThroughLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		for link, to := range map[string]string{"link": "real", "dangling": "made/later"} {
+		for link, to := range map[string]string{"link": "real", "dangling": "created/later"} {
 			if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 				t.Fatal(err)
 			}
@@ -145,7 +148,7 @@ func TestMountsThroughLinks(t *testing.T) {
 
 		c := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 		n.exec(t, c, "sh", "-c", "touch /link/x /dangling/x")
-		for _, f := range []string{"real/x", "made/later/x"} {
+		for _, f := range []string{"real/x", "created/later/x"} {
 			if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
 				t.Error(err)
 			}
@@ -153,6 +156,7 @@ func TestMountsThroughLinks(t *testing.T) {
 	})
 }
 
+// TestDevices checks the permissions of devices, and the error for a missing device.
 func TestDevices(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -165,7 +169,9 @@ func TestDevices(t *testing.T) {
 
 		c := n.startConfig(t, pod, cfg, cc)
 		got := n.exec(t, c, "sh", "-c", `[ -c /dev/read-only ] && [ -c /dev/both ] && echo nodes
-			(: < /dev/read-only) 2>/dev/null && echo read; (: > /dev/read-only) 2>/dev/null || echo not written; (: > /dev/both) 2>/dev/null && echo written`)
+			(: < /dev/read-only) 2>/dev/null && echo read
+			(: > /dev/read-only) 2>/dev/null || echo not written
+			(: > /dev/both) 2>/dev/null && echo written`)
 		if got != "nodes\nread\nnot written\nwritten\n" {
 			t.Errorf("devices: %q", got)
 		}
@@ -183,36 +189,37 @@ func TestDevices(t *testing.T) {
 			Config:        cc,
 			SandboxConfig: cfg,
 		})
-		if err == nil { // the engine looks at the start
+		if err == nil { // the engine may report the error at the start
 			_, err = n.Runtime.StartContainer(t.Context(),
 				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 		}
 
 		if err == nil || !strings.Contains(err.Error(), "no-such-device") {
-			t.Errorf("a device that is not there: %v", err)
+			t.Errorf("container with a missing device: %v", err)
 		}
 	})
 }
 
-// TestCDI gives a device by its CDI name, or is told that the engine has no CDI; silence would
-// start a container without its device.
+// TestCDI requests a device by its CDI name. Without CDI support the daemon must refuse the
+// container, because the engine would start it without its device.
 func TestCDI(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.run(t, "sh", "-c", `mkdir -p /var/run/cdi && cat > /var/run/cdi/test.json <<'X'
-{"cdiVersion": "0.5.0", "kind": "example.org/test", "devices": [{"name": "one", "containerEdits": {"env": ["FROM_CDI=yes"]}}]}
+{"cdiVersion": "0.5.0", "kind": "example.org/test",
+ "devices": [{"name": "one", "containerEdits": {"env": ["FROM_CDI=yes"]}}]}
 X`)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("sleep 1000"))
 		cc.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.org/test=one"}}
 		if !strings.Contains(n.docker(t, "info", "-f", "{{json .}}"), `"CDISpecDirs":["`) {
-			refused(t, n.createErr(t, pod, cfg, cc), "config.CDI_devices")
+			assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.CDI_devices")
 			return
 		}
 
 		c := n.startConfig(t, pod, cfg, cc)
 		if got := n.exec(t, c, "cat", "/proc/1/environ"); !strings.Contains(got, "FROM_CDI=yes") {
-			t.Errorf("the device's edits are missing: %q", got)
+			t.Errorf("environment lacks the edits of the device: %q", got)
 		}
 	})
 }

@@ -10,8 +10,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// createErr is the error of a CreateContainer that should fail; a container made all the same goes
-// with its pod.
+// createErr returns the error of a CreateContainer call that should fail. A container created
+// nevertheless is removed with its pod.
 func (n *node) createErr(
 	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, cc *runtimeapi.ContainerConfig,
 ) error {
@@ -24,15 +24,15 @@ func (n *node) createErr(
 	return err
 }
 
-// refused fails the test unless err is InvalidArgument and names the field.
-func refused(t *testing.T, err error, field string) {
+// assertInvalidArgument fails the test unless err is InvalidArgument and names the field.
+func assertInvalidArgument(t *testing.T, err error, field string) {
 	t.Helper()
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) {
-		t.Errorf("want InvalidArgument that names %s, got %v", field, err)
+		t.Errorf("want InvalidArgument naming %s, got %v", field, err)
 	}
 }
 
-// TestPidTarget is what kubectl debug --target does (NamespaceMode TARGET).
+// TestPidTarget creates a debug container like kubectl debug --target (NamespaceMode TARGET).
 func TestPidTarget(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -47,20 +47,19 @@ func TestPidTarget(t *testing.T) {
 
 		debugger := n.startConfig(t, pod, cfg, cc)
 		if got := n.exec(t, debugger, "cat", "/proc/1/cmdline"); got != "sleep\x004242\x00" {
-			t.Errorf("process 1 as the debugger sees it: %q", got)
+			t.Errorf("process 1 in the debugger: %q", got)
 		}
 
-		cc.Metadata.Name = "lost"
+		cc.Metadata.Name = "unknown-target"
 		cc.Linux.SecurityContext.NamespaceOptions.TargetId = strings.Repeat("0", 64)
-		if err := n.createErr(t, pod, cfg, cc); err == nil || !strings.Contains(err.Error(), "target_id") &&
-			n.eng != nil {
-			t.Errorf("an unknown target: %v", err)
+		err := n.createErr(t, pod, cfg, cc)
+		if err == nil || n.eng != nil && !strings.Contains(err.Error(), "target_id") {
+			t.Errorf("unknown target: %v", err)
 		}
 	})
 }
 
-// TestSharedPidReapsOrphans proves that the pod's process 1 reaps what it inherits
-// (shareProcessNamespace).
+// TestSharedPidReapsOrphans checks that process 1 of the pod reaps orphans (shareProcessNamespace).
 func TestSharedPidReapsOrphans(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -70,39 +69,41 @@ func TestSharedPidReapsOrphans(t *testing.T) {
 		cc.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 		id := n.startConfig(t, pod, cfg, cc)
 		n.exec(t, id, "sh", "-c", "(sleep 0.1 & sleep 0.1 & sleep 0.1 &)")
-		eventually(t, "the orphans have ended and are reaped", func() bool {
-			return !strings.Contains(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null | grep '(sleep)' "+
-				"| grep -v ' S ' || true"), "sleep") &&
-				strings.Count(n.exec(t, id, "sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"),
-					"sleep 0.1") == 0
+		const ended = "cat /proc/[0-9]*/stat 2>/dev/null | grep '(sleep)' | grep -v ' S ' || true"
+		const commands = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+		eventually(t, "end of the orphans", func() bool {
+			return !strings.Contains(n.exec(t, id, "sh", "-c", ended), "sleep") &&
+				!strings.Contains(n.exec(t, id, "sh", "-c", commands), "sleep 0.1")
 		})
 	})
 }
 
+// TestIPC checks the IPC namespace and /dev/shm of a pod and of the host.
 func TestIPC(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		a := n.startNamed(t, pod, cfg, "a", sh("echo of the pod > /dev/shm/note; sleep 1000"))
 		b := n.startNamed(t, pod, cfg, "b", sh("sleep 1000"))
-		eventually(t, "the containers share /dev/shm", func() bool {
+
+		eventually(t, "shared /dev/shm", func() bool {
 			return n.exec(t, b, "sh", "-c", "cat /dev/shm/note 2>/dev/null || true") == "of the pod\n"
 		})
-		if x, y := n.exec(t, a, "readlink", "/proc/self/ns/ipc"), n.exec(t, b, "readlink", "/proc/self/ns/ipc"); x !=
-			y {
-			t.Errorf("IPC namespaces %s and %s of one pod", x, y)
+		first, second := n.exec(t, a, "readlink", "/proc/self/ns/ipc"), n.exec(t, b, "readlink", "/proc/self/ns/ipc")
+		if first != second {
+			t.Errorf("containers of one pod have IPC namespaces %s and %s", first, second)
 		}
 
 		if got := n.exec(t, a, "sh", "-c", "df -k /dev/shm | tail -1 | awk '{print $2}'"); got != fmt.Sprintln(64<<10) {
-			t.Errorf("/dev/shm has %q KiB", got)
+			t.Errorf("/dev/shm has %q KiB, want 65536", got)
 		}
 
 		host := n.podConfig(t)
 		host.Linux.SecurityContext.NamespaceOptions.Ipc = runtimeapi.NamespaceMode_NODE
 		hostPod := n.runPod(t, host)
-		if got := n.podStatus(t, hostPod).GetLinux().GetNamespaces().GetOptions().GetIpc(); got !=
-			runtimeapi.NamespaceMode_NODE {
-			t.Errorf("PodSandboxStatus says ipc %v", got)
+		mode := n.podStatus(t, hostPod).GetLinux().GetNamespaces().GetOptions().GetIpc()
+		if mode != runtimeapi.NamespaceMode_NODE {
+			t.Errorf("PodSandboxStatus has IPC mode %v, want NODE", mode)
 		}
 
 		cc := n.containerConfig(sh("sleep 1000"))
@@ -110,13 +111,13 @@ func TestIPC(t *testing.T) {
 		c := n.startConfig(t, hostPod, host, cc)
 		if got, want := n.exec(t, c, "readlink", "/proc/self/ns/ipc"),
 			n.run(t, "readlink", "/proc/self/ns/ipc"); got != want {
-			t.Errorf("IPC namespace %s, the node's is %s", got, want)
+			t.Errorf("IPC namespace %s, want %s of the node", got, want)
 		}
 	})
 }
 
-// TestHostNetworkWithHostPorts is what kube-proxy's and ingress controllers' pods ask for: the
-// ports are the node's anyhow.
+// TestHostNetworkWithHostPorts runs a pod like those of kube-proxy and ingress controllers. Its
+// host ports need no rules on the host's network.
 func TestHostNetworkWithHostPorts(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -128,34 +129,35 @@ func TestHostNetworkWithHostPorts(t *testing.T) {
 		cc.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		c := n.startConfig(t, pod, cfg, cc)
 		if got, want := n.exec(t, c, "hostname"), n.run(t, "hostname"); got != want {
-			t.Errorf("host name %q, the node's is %q", got, want)
+			t.Errorf("host name %q, want %q of the node", got, want)
 		}
 		if rules := n.run(t, "iptables-save"); strings.Contains(rules, "18081") {
-			t.Errorf("there are rules for a port of the node itself:\n%s", rules)
+			t.Errorf("iptables rules exist for a port of the host network:\n%s", rules)
 		}
 	})
 }
 
+// TestUnsafeSysctls sets sysctls of the pod's namespaces and is refused those of the node.
 func TestUnsafeSysctls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cfg.Linux.Sysctls = map[string]string{"net.core.somaxconn": "1234", "kernel.msgmax": "65000"}
 		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		if got := n.exec(t, c, "cat", "/proc/sys/net/core/somaxconn", "/proc/sys/kernel/msgmax"); got !=
-			"1234\n65000\n" {
+		got := n.exec(t, c, "cat", "/proc/sys/net/core/somaxconn", "/proc/sys/kernel/msgmax")
+		if got != "1234\n65000\n" {
 			t.Errorf("sysctls: %q", got)
 		}
 
 		for _, bad := range []map[string]string{{"kernel.hostname": "other"}, {"vm.swappiness": "1"}} {
 			cfg := n.podConfig(t)
 			cfg.Linux.Sysctls = bad
-			if r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err ==
-				nil {
-				t.Errorf("a sysctl of the whole node was accepted: %v", bad)
+			r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+			if err == nil {
+				t.Errorf("sysctl of the node was accepted: %v", bad)
 				n.removePod(t, r.PodSandboxId)
 			}
 
-			n.assertNothingLeft(t, cfg)
+			n.assertNoLeftovers(t, cfg)
 		}
 	})
 }

@@ -17,7 +17,7 @@ import (
 	"cri-dockerd/internal/engine/pause"
 )
 
-// condition is one of the daemon's conditions.
+// condition returns a condition of Status.
 func (n *node) condition(t *testing.T, kind string) *runtimeapi.RuntimeCondition {
 	t.Helper()
 	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -31,7 +31,7 @@ func (n *node) condition(t *testing.T, kind string) *runtimeapi.RuntimeCondition
 		}
 	}
 
-	t.Fatalf("no %s condition", kind)
+	t.Fatalf("Status has no condition %s", kind)
 
 	return nil
 }
@@ -41,25 +41,26 @@ func (n *node) netnsCondition(t *testing.T) *runtimeapi.RuntimeCondition {
 	return n.condition(t, "PodNetworkNamespaces")
 }
 
-// inspect is a field of Docker's answer to an inspect.
+// inspect returns a field of Docker's inspect response.
 func (n *node) inspect(t *testing.T, id, field string) string {
 	t.Helper()
 	return strings.TrimSpace(n.docker(t, "inspect", "-f", "{{"+field+"}}", id))
 }
 
-// madeBy fails if a pod's network namespace is not of this kind: "own" or "engine".
-func (n *node) madeBy(t *testing.T, id, want string) {
+// assertNetNSMode fails if the creator of a pod's network namespace is not "own" (the daemon) or
+// "engine", as wanted.
+func (n *node) assertNetNSMode(t *testing.T, id, want string) {
 	t.Helper()
 	mode := map[string]string{"own": "host", "engine": "none"}[want]
 	if got := n.inspect(t, id, ".HostConfig.NetworkMode"); got != mode {
 		t.Errorf("Docker's network mode of the pause is %s, want %s", got, mode)
 	}
 	if got := n.podStatus(t, id).Linux.GetNamespaces().GetOptions().GetNetwork(); got != runtimeapi.NamespaceMode_POD {
-		t.Errorf("PodSandboxStatus says network %v", got)
+		t.Errorf("PodSandboxStatus has network mode %v, want POD", got)
 	}
 }
 
-// procStatus is a line of the pause's /proc/<pid>/status.
+// procStatus returns a field of /proc/<pid>/status of a container's main process.
 func (n *node) procStatus(t *testing.T, id, field string) string {
 	t.Helper()
 	for line := range strings.Lines(n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/status")) {
@@ -68,24 +69,26 @@ func (n *node) procStatus(t *testing.T, id, field string) string {
 		}
 	}
 
-	t.Fatalf("no %s in the pause's status", field)
+	t.Fatalf("no %s in /proc/<pid>/status", field)
 
 	return ""
 }
 
-func (n *node) noCapabilities(t *testing.T, id string) {
+// assertNoCapabilities checks that the pause has no capabilities.
+func (n *node) assertNoCapabilities(t *testing.T, id string) {
 	t.Helper()
 	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
 		if got := n.procStatus(t, id, set); got != "0000000000000000" {
-			t.Errorf("the pause's %s is %s", set, got)
+			t.Errorf("%s of the pause: %s, want none", set, got)
 		}
 	}
 }
 
+// TestOwnNetNS checks addresses, files, sysctls and users of pods in namespaces of the daemon.
 func TestOwnNetNS(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		if c := n.netnsCondition(t); !c.Status || c.Reason != "Own" {
-			t.Errorf("condition: %v", c)
+			t.Errorf("condition PodNetworkNamespaces: %v, want reason Own", c)
 		}
 
 		cfg := n.podConfig(t)
@@ -97,8 +100,8 @@ func TestOwnNetNS(t *testing.T) {
 
 		before := n.run(t, "cat", "/proc/sys/net/ipv4/ip_local_port_range")
 		id := n.runPod(t, cfg)
-		n.madeBy(t, id, "own")
-		n.noCapabilities(t, id)
+		n.assertNetNSMode(t, id, "own")
+		n.assertNoCapabilities(t, id)
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		ip := n.podStatus(t, id).Network.GetIp()
 		if got := n.exec(t, c, "ip", "-o", "addr"); !strings.Contains(got, ip+"/") ||
@@ -111,35 +114,40 @@ func TestOwnNetNS(t *testing.T) {
 			t.Errorf("hosts file:\n%s", got)
 		}
 
-		if got := n.exec(t, c, "cat", "/proc/sys/net/ipv4/ip_local_port_range", "/proc/sys/kernel/shm_rmid_forced",
-			"/proc/sys/net/ipv4/ip_unprivileged_port_start"); got != "20000\t30000\n1\n0\n" {
-			t.Errorf("sysctls: %q", got)
+		sysctls := n.exec(t, c, "cat",
+			"/proc/sys/net/ipv4/ip_local_port_range",
+			"/proc/sys/kernel/shm_rmid_forced",
+			"/proc/sys/net/ipv4/ip_unprivileged_port_start",
+		)
+		if sysctls != "20000\t30000\n1\n0\n" {
+			t.Errorf("sysctls: %q", sysctls)
 		}
 
 		if got := n.run(t, "cat", "/proc/sys/net/ipv4/ip_local_port_range"); got != before {
-			t.Errorf("the node's sysctl became %s", got)
+			t.Errorf("sysctl of the node changed to %s", got)
 		}
 
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 
 		bad := n.podConfig(t)
 		bad.Linux.Sysctls = map[string]string{"net.no.such": "1"}
 		if _, err := n.Runtime.RunPodSandbox(t.Context(),
 			&runtimeapi.RunPodSandboxRequest{Config: bad}); status.Code(err) != codes.InvalidArgument ||
 			!strings.Contains(err.Error(), "net.no.such") {
-			t.Errorf("a sysctl that is none: %v", err)
+			t.Errorf("unknown sysctl: %v, want InvalidArgument", err)
 		}
 
-		n.assertNothingLeft(t, bad)
+		n.assertNoLeftovers(t, bad)
 
 		user := n.podConfig(t)
 		sc := user.Linux.SecurityContext
-		sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups, sc.ReadonlyRootfs = &runtimeapi.Int64Value{Value: 1000},
-			&runtimeapi.Int64Value{Value: 2000}, []int64{3000, 4000}, true
+		sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 2000}
+		sc.SupplementalGroups = []int64{3000, 4000}
+		sc.ReadonlyRootfs = true
 		id = n.runPod(t, user)
-		n.madeBy(t, id, "own")
-		n.noCapabilities(t, id)
+		n.assertNetNSMode(t, id, "own")
+		n.assertNoCapabilities(t, id)
 		for field, want := range map[string]string{
 			"Uid":    "1000 1000 1000 1000",
 			"Gid":    "2000 2000 2000 2000",
@@ -153,71 +161,72 @@ func TestOwnNetNS(t *testing.T) {
 		privileged := n.podConfig(t)
 		privileged.Linux.SecurityContext.Privileged = true
 		id = n.runPod(t, privileged)
-		n.madeBy(t, id, "own")
-		n.noCapabilities(t, id)
+		n.assertNetNSMode(t, id, "own")
+		n.assertNoCapabilities(t, id)
 		n.exec(t, n.start(t, id, privileged, sh("sleep 1000")), "true")
 	})
 }
 
-// TestNetNSModes makes pods with namespaces of either kind, and hands them from a daemon of one
-// mode to one of the other. The pause of each is killed behind our back: its address and host port
-// are released all the same.
+// TestNetNSModes creates pods in both modes of --pod-netns and passes them to a daemon of the other
+// mode. After a kill of the pause with docker, its address and host port are still released.
 func TestNetNSModes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		other := map[string]string{"own": "engine", "engine": "own"}
 		port := int32(18100)
 		for mode := range maps.Keys(other) {
-			n.Change(t, "--pod-netns="+mode)
-			n.AwaitReady(t)
-			if c := n.netnsCondition(t); c.Status != (mode == "own") || mode == "engine" &&
-				c.Message != "--pod-netns=engine" {
-				t.Errorf("condition: %v", c)
-			}
+			t.Run(mode, func(t *testing.T) {
+				n.Change(t, "--pod-netns="+mode)
+				n.AwaitReady(t)
+				if c := n.netnsCondition(t); c.Status != (mode == "own") ||
+					mode == "engine" && c.Message != "--pod-netns=engine" {
+					t.Errorf("condition PodNetworkNamespaces: %v", c)
+				}
 
-			port++
-			cfg := n.podConfig(t)
-			cfg.PortMappings = []*runtimeapi.PortMapping{{
-				Protocol:      runtimeapi.Protocol_TCP,
-				ContainerPort: 80,
-				HostPort:      port,
-			}}
+				port++
+				cfg := n.podConfig(t)
+				cfg.PortMappings = []*runtimeapi.PortMapping{{
+					Protocol:      runtimeapi.Protocol_TCP,
+					ContainerPort: 80,
+					HostPort:      port,
+				}}
 
-			id := n.runPod(t, cfg)
-			n.madeBy(t, id, mode)
-			ip := n.podStatus(t, id).Network.GetIp()
-			n.Change(t, "--pod-netns="+other[mode])
-			n.AwaitReady(t)
-			if got := n.podStatus(t, id); got.Network.GetIp() != ip ||
-				got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-				t.Errorf("a pod of mode %s under a daemon of the other: %v", mode, got)
-			}
+				id := n.runPod(t, cfg)
+				n.assertNetNSMode(t, id, mode)
+				ip := n.podStatus(t, id).Network.GetIp()
+				n.Change(t, "--pod-netns="+other[mode])
+				n.AwaitReady(t)
+				if got := n.podStatus(t, id); got.Network.GetIp() != ip ||
+					got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+					t.Errorf("pod after the change of the mode: %v", got)
+				}
 
-			n.madeBy(t, id, mode)
-			c := n.start(t, id, cfg, sh("sleep 1000"))
-			if got := n.exec(t, c, "ip", "-o", "addr"); !strings.Contains(got, ip+"/") {
-				t.Errorf("a container made under the other mode: %s", got)
-			}
+				n.assertNetNSMode(t, id, mode)
+				c := n.start(t, id, cfg, sh("sleep 1000"))
+				if got := n.exec(t, c, "ip", "-o", "addr"); !strings.Contains(got, ip+"/") {
+					t.Errorf("addresses in a container created after the change of the mode: %s", got)
+				}
 
-			n.docker(t, "kill", id)
-			eventually(t, "pod NotReady", func() bool {
-				return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+				n.docker(t, "kill", id)
+				eventually(t, "pod NotReady", func() bool {
+					return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+				})
+				n.stopPod(t, id)
+				if rules := n.run(t, "iptables-save"); strings.Contains(rules, fmt.Sprint(port)) {
+					t.Errorf("rules of the host port remain:\n%s", rules)
+				}
+				if leases, _ := filepath.Glob(filepath.Join(n.LeaseDir, "kubenet", ip)); len(leases) > 0 {
+					t.Errorf("the address is still reserved: %v", leases)
+				}
+
+				n.removePod(t, id)
+				n.assertNoLeftovers(t, cfg)
 			})
-			n.stopPod(t, id)
-			if rules := n.run(t, "iptables-save"); strings.Contains(rules, fmt.Sprint(port)) {
-				t.Errorf("rules of the host port are left:\n%s", rules)
-			}
-			if leases, _ := filepath.Glob(filepath.Join(n.LeaseDir, "kubenet", ip)); len(leases) > 0 {
-				t.Errorf("the address is still reserved: %v", leases)
-			}
-
-			n.removePod(t, id)
-			n.assertNothingLeft(t, cfg)
 		}
 	})
 }
 
-// loadPause loads an image under a name that runs a shell's sleep in place of the pause program,
-// which joins nothing.
+// loadPause loads an image with the given name that runs sleep instead of the pause program, so
+// that it cannot join a namespace.
 func (n *node) loadPause(t *testing.T, ref string) {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
@@ -238,10 +247,10 @@ func (n *node) loadPause(t *testing.T, ref string) {
 	}
 }
 
-// TestPauseOfOtherContent gives the name of the embedded pause to another program. Pods run the
-// embedded one all the same, before and after a restart of the daemon. With a sandbox image of the
-// operator's it does not even try to join a namespace.
-func TestPauseOfOtherContent(t *testing.T) {
+// TestReplacedPauseImage gives the name of the embedded pause image to another image. Pods still
+// run the embedded one, before and after a restart of the daemon. With the operator's sandbox
+// image, the daemon does not create namespaces.
+func TestReplacedPauseImage(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		first := n.podConfig(t)
 		good := n.runPod(t, first)
@@ -254,46 +263,46 @@ func TestPauseOfOtherContent(t *testing.T) {
 
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
-		n.madeBy(t, id, "own")
+		n.assertNetNSMode(t, id, "own")
 		n.removePod(t, id)
 		n.Change(t)
 		n.AwaitReady(t)
 		id = n.runPod(t, cfg)
-		n.madeBy(t, id, "own")
+		n.assertNetNSMode(t, id, "own")
 		n.removePod(t, good)
 		n.removePod(t, id)
-		n.assertNothingLeft(t, first)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, first)
+		n.assertNoLeftovers(t, cfg)
 
 		n.loadPause(t, "sandbox.example/pause:1")
 		n.Change(t, "--pod-infra-container-image=sandbox.example/pause:1")
 		n.AwaitReady(t)
-		n.madeBy(t, n.runPod(t, n.podConfig(t)), "engine")
+		n.assertNetNSMode(t, n.runPod(t, n.podConfig(t)), "engine")
 		if c := n.netnsCondition(t); c.Status || !strings.Contains(c.Message, "--pod-infra-container-image") {
-			t.Errorf("condition: %v", c)
+			t.Errorf("condition PodNetworkNamespaces: %v", c)
 		}
 	})
 }
 
-// TestUsernsRemap is an engine whose containers live in a user namespace: it must make their
-// network namespaces itself.
+// TestUsernsRemap runs an engine with its containers in a user namespace. The engine must create
+// their network namespaces.
 func TestUsernsRemap(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		n.Daemon = n.eng.Daemon(t)
 		if c := n.netnsCondition(t); c.Status || !strings.Contains(c.Message, "userns-remap") {
-			t.Errorf("condition: %v", c)
+			t.Errorf("condition PodNetworkNamespaces: %v", c)
 		}
 
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
-		n.madeBy(t, id, "engine")
+		n.assertNetNSMode(t, id, "engine")
 		c := n.start(t, id, cfg, sh("sleep 1000"))
-		if ip := n.podStatus(t, id).Network.GetIp(); ip == "" || !strings.Contains(n.exec(t, c, "ip", "-o", "addr"),
-			ip+"/") {
-			t.Errorf("address %q", ip)
+		ip, addresses := n.podStatus(t, id).Network.GetIp(), n.exec(t, c, "ip", "-o", "addr")
+		if ip == "" || !strings.Contains(addresses, ip+"/") {
+			t.Errorf("address %q, addresses in the pod: %s", ip, addresses)
 		}
 
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	}, "--userns-remap=nobody:nogroup")
 }

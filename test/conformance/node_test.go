@@ -1,5 +1,5 @@
-// Package conformance proves the daemon's behaviour through its CRI socket, as a kubelet would call
-// it, on private engines of every version. It has no code outside its tests.
+// Package conformance tests the daemon through its CRI socket, like a kubelet, on private engines
+// of every version. It has no code outside of its tests.
 package conformance
 
 import (
@@ -23,16 +23,16 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// node is a runtime to test: one engine with a daemon on it or, with -endpoint, whatever serves
-// that socket.
+// node is a runtime under test: an engine with a daemon or, with -endpoint, the server of that
+// socket.
 type node struct {
 	*engines.Daemon
 	eng   *engines.Engine // nil with -endpoint
 	image string          // with a shell
 }
 
-// own is the engine, for tests that look or reach behind the runtime's back. Without one of its own
-// the test ends here.
+// own returns the engine, for tests that inspect or change it directly. It skips the test with
+// -endpoint.
 func (n *node) own(t *testing.T) *engines.Engine {
 	t.Helper()
 	if n.eng == nil {
@@ -41,29 +41,29 @@ func (n *node) own(t *testing.T) *engines.Engine {
 	return n.eng
 }
 
-// needsV1 ends the test on a machine without cgroup v1, whose files it reads.
+// needsV1 skips the test on a machine without cgroup v1.
 func (n *node) needsV1(t *testing.T) {
 	t.Helper()
 	if !strings.Contains(n.run(t, "cat", "/proc/self/cgroup"), ":memory:") {
-		t.Skip("reads the files of cgroup v1")
+		t.Skip("needs cgroup v1")
 	}
 }
 
-// majorOf is how the engine's version begins.
-func majorOf(t *testing.T, n *node) string { return string(n.own(t).Version) }
+// engineSeries returns the release series of the engine, such as "20.10".
+func engineSeries(t *testing.T, n *node) string { return string(n.own(t).Version) }
 
-// eventually waits until cond holds; it fails the test after twenty seconds.
-func eventually(t *testing.T, what string, cond func() bool) {
+// eventually waits until cond holds and fails the test after 20 seconds.
+func eventually(t *testing.T, condition string, cond func() bool) {
 	t.Helper()
 	if !within(20*time.Second, cond) {
-		t.Fatalf("not within 20 s: %s", what)
+		t.Fatalf("timed out after 20 s waiting for: %s", condition)
 	}
 }
 
-// within says whether cond came to hold in time.
+// within reports whether cond holds before d has passed.
 func within(d time.Duration, cond func() bool) bool { return engines.Within(d, cond) }
 
-// sh is a shell command line.
+// sh returns the command line of a shell script.
 func sh(script string) []string { return []string{"sh", "-c", script} }
 
 // DialContext dials TCP inside the engine's network namespace.
@@ -74,7 +74,7 @@ func (n *node) DialContext(ctx context.Context, network, addr string) (net.Conn,
 	return n.eng.DialContext(ctx, network, addr)
 }
 
-// tempDir is a folder that the test process and the engine both see.
+// tempDir creates a directory visible to the test process and the engine.
 func (n *node) tempDir(t *testing.T) string {
 	t.Helper()
 	if n.eng == nil {
@@ -99,13 +99,13 @@ func (n *node) run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// docker runs the docker command against the engine, behind the daemon's back.
+// docker runs the docker command on the engine, without the daemon.
 func (n *node) docker(t *testing.T, args ...string) string {
 	t.Helper()
 	return n.run(t, "docker", append([]string{"-H", "unix://" + n.own(t).Socket}, args...)...)
 }
 
-// get is the body of a page in the engine's network namespace, "" on any error.
+// get returns the body of a page in the engine's network namespace, or "" on any error.
 func (n *node) get(addr string) string {
 	c := http.Client{
 		Timeout:   2 * time.Second,
@@ -123,7 +123,7 @@ func (n *node) get(addr string) string {
 	return string(b)
 }
 
-// cgroupRoot is the cgroup below which this engine's pods live.
+// cgroupRoot returns the parent cgroup of this engine's pods.
 func (n *node) cgroupRoot() string {
 	if n.eng == nil {
 		return ""
@@ -131,7 +131,7 @@ func (n *node) cgroupRoot() string {
 	return n.eng.CgroupParent
 }
 
-// podConfig is a small pod with a name of its own.
+// podConfig returns the configuration of a small pod with a unique name.
 func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 	t.Helper()
 	b := make([]byte, 6)
@@ -154,7 +154,7 @@ func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 	}
 }
 
-// containerConfig is a container of the shell image.
+// containerConfig returns the configuration of a container of the shell image.
 func (n *node) containerConfig(command []string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
@@ -188,16 +188,16 @@ func (n *node) runPod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 
 func (n *node) stopPod(t *testing.T, id string) {
 	t.Helper()
-	if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err !=
-		nil {
+	if _, err := n.Runtime.StopPodSandbox(t.Context(),
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 		t.Fatalf("StopPodSandbox: %v", err)
 	}
 }
 
 func (n *node) removePod(t *testing.T, id string) {
 	t.Helper()
-	if _, err := n.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
-		nil {
+	if _, err := n.Runtime.RemovePodSandbox(t.Context(),
+		&runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
 		t.Fatalf("RemovePodSandbox: %v", err)
 	}
 }
@@ -250,7 +250,7 @@ func (n *node) start(t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig,
 	return n.startConfig(t, pod, cfg, n.containerConfig(command))
 }
 
-// startNamed is start under a name.
+// startNamed creates and starts a container with a name.
 func (n *node) startNamed(
 	t *testing.T, pod string, cfg *runtimeapi.PodSandboxConfig, name string, command []string,
 ) string {
@@ -269,17 +269,18 @@ func (n *node) containerStatus(t *testing.T, id string) *runtimeapi.ContainerSta
 	return r.Status
 }
 
+// waitExited waits until a container has exited and returns its status.
 func (n *node) waitExited(t *testing.T, id string) *runtimeapi.ContainerStatus {
 	t.Helper()
 	var s *runtimeapi.ContainerStatus
-	eventually(t, "container exited", func() bool {
+	eventually(t, "exit of the container", func() bool {
 		s = n.containerStatus(t, id)
 		return s.State == runtimeapi.ContainerState_CONTAINER_EXITED
 	})
 	return s
 }
 
-// exec is the output of a command that must succeed in a container.
+// exec runs a command in a container and returns its output. The command must succeed.
 func (n *node) exec(t *testing.T, id string, cmd ...string) string {
 	t.Helper()
 	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 20})
@@ -289,8 +290,8 @@ func (n *node) exec(t *testing.T, id string, cmd ...string) string {
 	return string(r.Stdout)
 }
 
-// log is what a container wrote, as the kubelet would read it: Docker's JSON, or the CRI's lines of
-// time, stream, tag and text.
+// log returns the output of a container from its log: Docker's JSON, or the CRI's lines of time,
+// stream, tag and text.
 func (n *node) log(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -319,13 +320,14 @@ func (n *node) log(t *testing.T, path string) string {
 	}
 }
 
-// left is what the engine and the node still hold of a pod, "" for nothing.
-func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
+// leftovers returns the remaining objects and files of a pod on the engine and the node, or "" if
+// there are none.
+func (n *node) leftovers(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
-	var left []string
+	var remaining []string
 	n.own(t)
 	if out := strings.TrimSpace(n.docker(t, "ps", "-aq", "--filter", "name="+cfg.Metadata.Uid)); out != "" {
-		left = append(left, "containers "+out)
+		remaining = append(remaining, "containers "+out)
 	}
 
 	r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
@@ -337,7 +339,7 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	for _, p := range r.Items {
 		known[p.Id] = true
 		if p.Metadata.Uid == cfg.Metadata.Uid {
-			left = append(left, "sandbox "+p.Id)
+			remaining = append(remaining, "sandbox "+p.Id)
 		}
 	}
 
@@ -349,17 +351,17 @@ func (n *node) left(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 
 		for _, f := range files {
 			if b, _ := os.ReadFile(f); strings.Contains(string(b), cfg.Metadata.Uid) ||
-				ownedByNobody(filepath.Base(f)+" "+string(b), known) {
-				left = append(left, f)
+				hasUnknownID(filepath.Base(f)+" "+string(b), known) {
+				remaining = append(remaining, f)
 			}
 		}
 	}
 
-	return strings.Join(append(left, n.lostPins(t)...), "; ")
+	return strings.Join(append(remaining, n.unknownPins(t)...), "; ")
 }
 
-// lostPins are pins of network namespaces of which the daemon has no record.
-func (n *node) lostPins(t *testing.T) (lost []string) {
+// unknownPins returns pinned network namespaces without a record of the daemon.
+func (n *node) unknownPins(t *testing.T) (lost []string) {
 	t.Helper()
 	pins, err := filepath.Glob(n.eng.Path("/run/netns/cni-*"))
 	if err != nil {
@@ -382,8 +384,8 @@ func (n *node) lostPins(t *testing.T) (lost []string) {
 	return lost
 }
 
-// wholePod returns the ID of the pod's sandbox if it is ready and has its address, else "".
-func (n *node) wholePod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
+// readyPod returns the ID of the pod's sandbox if it is ready and has its address, else "".
+func (n *node) readyPod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
@@ -403,9 +405,8 @@ func (n *node) wholePod(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string {
 	return ""
 }
 
-// ownedByNobody says whether the text names a container ID of 64 hex digits that is none of the
-// known ones.
-func ownedByNobody(text string, known map[string]bool) bool {
+// hasUnknownID reports whether the text contains an unknown container ID of 64 hex digits.
+func hasUnknownID(text string, known map[string]bool) bool {
 	for _, f := range strings.FieldsFunc(text, func(r rune) bool {
 		return !strings.ContainsRune("0123456789abcdef", r)
 	}) {
@@ -417,16 +418,16 @@ func ownedByNobody(text string, known map[string]bool) bool {
 	return false
 }
 
-// assertNothingLeft fails if the engine or the node still holds something of a pod.
-func (n *node) assertNothingLeft(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
+// assertNoLeftovers fails if objects or files of a pod remain on the engine or the node.
+func (n *node) assertNoLeftovers(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
 	t.Helper()
-	if n.eng == nil { // only what the runtime itself says can be seen
+	if n.eng == nil { // the engine is not accessible
 		return
 	}
 
-	// Pods of other tests that are being made hold a network already, and are not listed yet.
+	// New pods of other tests can already hold a network and not be listed yet.
 	var l string
-	if !within(5*time.Second, func() bool { l = n.left(t, cfg); return l == "" }) {
-		t.Errorf("left of the pod: %s", l)
+	if !within(5*time.Second, func() bool { l = n.leftovers(t, cfg); return l == "" }) {
+		t.Errorf("remaining state of the pod: %s", l)
 	}
 }

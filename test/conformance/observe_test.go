@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// figure is the sum of the series of a metric that have all these labels, as in `code="OK"`.
-func figure(t *testing.T, page, name string, labels ...string) float64 {
+// metricSum returns the sum of the series of a metric with all given labels, such as `code="OK"`.
+func metricSum(t *testing.T, page, name string, labels ...string) float64 {
 	t.Helper()
 	sum := 0.0
 	for line := range strings.Lines(page) {
@@ -17,16 +17,16 @@ func figure(t *testing.T, page, name string, labels ...string) float64 {
 			continue
 		}
 
-		i := strings.LastIndexByte(rest, ' ') // labels may have spaces, too
+		i := strings.LastIndexByte(rest, ' ') // labels may contain spaces
 		series, value := rest[:i], rest[i+1:]
-		fits := true
+		matches := true
 		for _, l := range labels {
-			fits = fits && strings.Contains(series, l)
+			matches = matches && strings.Contains(series, l)
 		}
 
 		if v, err := strconv.ParseFloat(value, 64); err != nil {
 			t.Errorf("%s: %v", line, err)
-		} else if fits {
+		} else if matches {
 			sum += v
 		}
 	}
@@ -34,8 +34,9 @@ func figure(t *testing.T, page, name string, labels ...string) float64 {
 	return sum
 }
 
-// TestDaemonsOwnFigures: the endpoint serves, and a pod's life moves what it should.
-func TestDaemonsOwnFigures(t *testing.T) {
+// TestDaemonMetrics checks the endpoints of the daemon, and the metrics changed by the lifecycle of
+// a pod.
+func TestDaemonMetrics(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.own(t)
 		for _, path := range []string{"/healthz", "/readyz", "/debug/pprof/goroutine?debug=1"} {
@@ -55,7 +56,7 @@ func TestDaemonsOwnFigures(t *testing.T) {
 			"cri_dockerd_log_driver_up": 1,
 			"cri_dockerd_build_info":    1,
 		} {
-			if got := figure(t, during, name); got != want {
+			if got := metricSum(t, during, name); got != want {
 				t.Errorf("%s is %v", name, got)
 			}
 		}
@@ -63,7 +64,7 @@ func TestDaemonsOwnFigures(t *testing.T) {
 		for _, name := range []string{`cri_dockerd_sandboxes{state="ready"}`, `cri_dockerd_containers{state="running"}`,
 			"cri_dockerd_images", "cri_dockerd_network_attachments"} {
 			name, label, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
-			if got := figure(t, during, name, label); got < 1 {
+			if got := metricSum(t, during, name, label); got < 1 {
 				t.Errorf("%s of %s is %v", name, label, got)
 			}
 		}
@@ -71,7 +72,7 @@ func TestDaemonsOwnFigures(t *testing.T) {
 		n.stopPod(t, pod)
 		n.removePod(t, pod)
 		after := n.Metrics(t)
-		for _, moved := range [][]string{
+		for _, series := range [][]string{
 			{"cri_dockerd_rpc_duration_seconds_count", `method="RunPodSandbox"`, `code="OK"`},
 			{"cri_dockerd_rpc_duration_seconds_count", `method="StartContainer"`, `code="OK"`},
 			{"cri_dockerd_rpc_duration_seconds_count", `method="RemovePodSandbox"`, `code="OK"`},
@@ -83,36 +84,36 @@ func TestDaemonsOwnFigures(t *testing.T) {
 			{"cri_dockerd_log_lines_total"},
 			{"cri_dockerd_event_lag_seconds_count"},
 		} {
-			if was, is := figure(t, before, moved[0], moved[1:]...),
-				figure(t, after, moved[0], moved[1:]...); is <= was {
-				t.Errorf("%q went from %v to %v", moved, was, is)
+			if before, after := metricSum(t, before, series[0], series[1:]...),
+				metricSum(t, after, series[0], series[1:]...); after <= before {
+				t.Errorf("%q went from %v to %v", series, before, after)
 			}
 		}
 
 		for line := range strings.Lines(after) {
 			if strings.HasPrefix(line, "cri_dockerd_") &&
 				(strings.Contains(line, pod) || strings.Contains(line, pod[:12])) {
-				t.Errorf("a figure of the daemon has an ID: %s", line)
+				t.Errorf("metric of the daemon has an ID: %s", line)
 			}
 		}
 	})
 }
 
-// TestReload: SIGHUP looks at everything anew and touches no pod.
+// TestReload sends SIGHUP: the daemon reads everything again and does not affect pods.
 func TestReload(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.own(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, []string{"sleep", "1000"})
-		was, pid := figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`),
+		before, pid := metricSum(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`),
 			n.inspect(t, c, ".State.Pid")
 		n.Reload(t)
-		eventually(t, "everything is looked at", func() bool {
-			return figure(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`) > was
+		eventually(t, "full resync", func() bool {
+			return metricSum(t, n.Metrics(t), "cri_dockerd_resyncs_total", `reason="reload"`) > before
 		})
-		if is := n.inspect(t, c, ".State.Pid"); is != pid {
-			t.Errorf("the container's process was %s and is %s", pid, is)
+		if after := n.inspect(t, c, ".State.Pid"); after != pid {
+			t.Errorf("PID of the container before the reload %s, after it %s", pid, after)
 		}
 		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
 			t.Errorf("readyz: %d, %s", code, why)

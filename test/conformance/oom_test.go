@@ -17,9 +17,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// newForgetfulProxy serves an engine that never knows that memory ran out, as with a containerd
-// whose OOM events are missing, on a socket beside the engine's. It returns the socket.
-func (n *node) newForgetfulProxy(t *testing.T) string {
+// newOOMHidingProxy serves an engine without OOM information on another socket, as with missing OOM
+// events of containerd. It returns the socket.
+func (n *node) newOOMHidingProxy(t *testing.T) string {
 	t.Helper()
 	engine, socket := n.own(t).Socket, filepath.Join(n.tempDir(t), "proxy.sock")
 	l, err := net.Listen("unix", socket)
@@ -56,7 +56,7 @@ func (n *node) newForgetfulProxy(t *testing.T) string {
 	return socket
 }
 
-// withoutOOM leaves the events of a shortage out of a stream.
+// withoutOOM removes OOM events from an event stream.
 func withoutOOM(events io.ReadCloser) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() {
@@ -81,14 +81,14 @@ func withoutOOM(events io.ReadCloser) io.ReadCloser {
 	return r
 }
 
-// hog exceeds a limit of memory.
-const hog = "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
+// exhaustMemory is a script that exceeds a memory limit.
+const exhaustMemory = "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
 
-// TestOOMWithoutTheEngine: the engine does not know that memory ran out, and the kernel does. Ends
-// that have another reason keep it.
+// TestOOMWithoutTheEngine reads OOM kills from the kernel while the engine reports none. Exits with
+// another reason keep it.
 func TestOOMWithoutTheEngine(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newForgetfulProxy(t))
+		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newOOMHidingProxy(t))
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		run := func(name, script string) string {
@@ -98,7 +98,7 @@ func TestOOMWithoutTheEngine(t *testing.T) {
 			return n.startConfig(t, pod, cfg, cc)
 		}
 
-		end := func(id, reason string, code int32) {
+		assertEnd := func(id, reason string, code int32) {
 			t.Helper()
 			var s *runtimeapi.ContainerStatus
 			if !within(time.Minute, func() bool {
@@ -109,23 +109,23 @@ func TestOOMWithoutTheEngine(t *testing.T) {
 			}
 		}
 
-		main := run("main", hog)
+		main := run("main", exhaustMemory)
 		n.exec(t, main, "touch", "/go")
-		end(main, "OOMKilled", 137)
+		assertEnd(main, "OOMKilled", 137)
 		if n.inspect(t, main, ".State.OOMKilled") != "true" {
-			t.Error("the engine itself does not know of the shortage")
+			t.Error("the engine did not record the OOM kill")
 		}
 
-		child := run("child", "("+hog+"); sleep 1; exit 0")
+		child := run("child", "("+exhaustMemory+"); sleep 1; exit 0")
 		n.exec(t, child, "touch", "/go")
-		end(child, "Completed", 0)
+		assertEnd(child, "Completed", 0)
 
 		stopped := run("stopped", "trap '' TERM; while :; do sleep 1; done")
 		n.stop(t, stopped, 0)
-		end(stopped, "Error", 137)
+		assertEnd(stopped, "Error", 137)
 
 		killed := run("killed", ":")
 		n.run(t, "kill", "-9", n.inspect(t, killed, ".State.Pid"))
-		end(killed, "Error", 137)
+		assertEnd(killed, "Error", 137)
 	})
 }

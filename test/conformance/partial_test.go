@@ -15,21 +15,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// proxy stands between a daemon and its engine. Requests whose path ends in a suffix wait until
-// their client gives up.
+// proxy is a proxy between a daemon and its engine. Requests with a path suffix hang until their
+// client gives up.
 type proxy struct {
 	socket string
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the following
 	suffix  string
-	failing string                   // the suffix of the request that fails next, "" for none
-	waiting int                      // requests that have waited since the last hang
-	now     int                      // requests that wait now
-	late    map[string]chan struct{} // suffix: closed when its requests are carried out
-	silent  map[*quiet]bool          // event streams that are open, and whether they say nothing
+	failing string                   // path suffix of the next request to fail, "" for none
+	waiting int                      // requests that hung since the last call of hang
+	now     int                      // hanging requests
+	late    map[string]chan struct{} // path suffix to the channel that releases its requests
+	silent  map[*quiet]bool          // open event streams, true if silenced
 }
 
-// newProxy serves on a socket beside the engine's until the end of the test.
+// newProxy serves on another socket of the engine until the end of the test.
 func (n *node) newProxy(t *testing.T) *proxy {
 	t.Helper()
 	engine := n.own(t).Socket
@@ -54,12 +54,12 @@ func (n *node) newProxy(t *testing.T) *proxy {
 
 			if p.hangs(r.URL.Path) {
 				<-r.Context().Done()
-				p.left()
+				p.abandon()
 				return
 			}
 
-			if carryOut := p.delayed(r.URL.Path); carryOut != nil {
-				p.serveLate(forward, w, r, carryOut)
+			if released := p.delayed(r.URL.Path); released != nil {
+				p.serveLate(forward, w, r, released)
 				return
 			}
 
@@ -94,14 +94,14 @@ func (p *proxy) hangs(path string) bool {
 	return true
 }
 
-// fail has the next request whose path ends in a suffix fail.
+// fail makes the next request with a path suffix fail.
 func (p *proxy) fail(suffix string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failing = suffix
 }
 
-// fails says whether a request is the one that is to fail.
+// fails reports whether a request must fail.
 func (p *proxy) fails(path string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,35 +112,35 @@ func (p *proxy) fails(path string) bool {
 	return true
 }
 
-// left counts a request whose client has given up.
-func (p *proxy) left() {
+// abandon records that the client of a hanging request has given up.
+func (p *proxy) abandon() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.now--
 }
 
-// hang has requests wait from now on; "" lets all pass.
+// hang makes all new requests with a path suffix hang; "" lets all pass.
 func (p *proxy) hang(suffix string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.suffix, p.waiting = suffix, 0
 }
 
-// waits is how many requests wait now.
-func (p *proxy) waits() int {
+// hanging returns the number of hanging requests.
+func (p *proxy) hanging() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.now
 }
 
-// waited is how many requests have waited since the last hang.
-func (p *proxy) waited() int {
+// totalHanging returns the number of requests that hung since the last call of hang.
+func (p *proxy) totalHanging() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.waiting
 }
 
-// quiet is the answer of an event stream that may fall silent without an end.
+// quiet is the response of an event stream. The proxy can silence it without closing it.
 type quiet struct {
 	http.ResponseWriter
 	proxy *proxy
@@ -157,7 +157,7 @@ func (q *quiet) Write(b []byte) (int, error) {
 	return q.ResponseWriter.Write(b)
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap supports http.ResponseController.
 func (q *quiet) Unwrap() http.ResponseWriter { return q.ResponseWriter }
 
 func (p *proxy) open(q *quiet) {
@@ -175,7 +175,7 @@ func (p *proxy) close(q *quiet) {
 	delete(p.silent, q)
 }
 
-// silence has the event streams that are open say nothing more.
+// silence suppresses all further events of the open event streams.
 func (p *proxy) silence() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,50 +184,50 @@ func (p *proxy) silence() {
 	}
 }
 
-// runtimeReady is the condition of Status with its reason.
+// runtimeReady returns the condition RuntimeReady and its message.
 func (n *node) runtimeReady(t *testing.T) (bool, string) {
 	t.Helper()
 	c := n.condition(t, runtimeapi.RuntimeReady)
 	return c.Status, c.Message
 }
 
-// TestHangingInspect: the engine hangs on one container, at rest and while the daemon starts.
-// Everything else answers as usual, and the container is described once the engine goes on.
+// TestHangingInspect has an engine that hangs on one container, at rest and during the start of the
+// daemon. Other calls work as usual, and the container is inspected once the engine responds again.
 func TestHangingInspect(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		h := hanging(t, n)
-		sick := h.startNamed(t, h.sandbox, h.pod, "sick", sh("sleep 1000"))
-		well := h.startNamed(t, h.sandbox, h.pod, "well", sh("sleep 1000"))
+		h := newHangNode(t, n)
+		stuck := h.startNamed(t, h.sandbox, h.pod, "stuck", sh("sleep 1000"))
+		healthy := h.startNamed(t, h.sandbox, h.pod, "healthy", sh("sleep 1000"))
 
-		h.proxy.hang("/containers/" + sick + "/json")
-		h.docker(t, "kill", sick)
-		eventually(t, "the engine is asked for what hangs", func() bool { return h.proxy.waited() > 0 })
-		h.othersAnswer(t, "at-rest")
-		h.docker(t, "kill", well)
-		h.waitExited(t, well)
+		h.proxy.hang("/containers/" + stuck + "/json")
+		h.docker(t, "kill", stuck)
+		eventually(t, "a hanging request", func() bool { return h.proxy.totalHanging() > 0 })
+		h.assertOthersWork(t, "at-rest")
+		h.docker(t, "kill", healthy)
+		h.waitExited(t, healthy)
 
 		h.restart(t)
-		h.othersAnswer(t, "after-start")
-		if s := h.containerStatus(t, sick); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
-			s.ExitCode != 137 || s.Metadata.Name != "sick" {
-			t.Errorf("from the list alone: %v", s)
+		h.assertOthersWork(t, "after-start")
+		if s := h.containerStatus(t, stuck); s.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+			s.ExitCode != 137 || s.Metadata.Name != "stuck" {
+			t.Errorf("status from the list alone: %v", s)
 		}
 
 		h.proxy.hang("")
-		described := func() bool { // the list knows no time of the start
-			s := h.containerStatus(t, sick)
+		inspected := func() bool { // a list has no start time
+			s := h.containerStatus(t, stuck)
 			return s.StartedAt != s.CreatedAt
 		}
-		if !within(2*time.Minute, described) {
-			t.Errorf("not described after the engine went on: %v", h.containerStatus(t, sick))
+		if !within(2*time.Minute, inspected) {
+			t.Errorf("status without an inspect after the engine responds: %v", h.containerStatus(t, stuck))
 		}
 
 		h.end(t)
 	})
 }
 
-// TestSilentEvents: the event stream stays open and says nothing more. A dead container is reported
-// within 30 s.
+// TestSilentEvents has an event stream that stays open without further events. The exit of a
+// container is still reported within 30 s.
 func TestSilentEvents(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		p := n.newProxy(t)
@@ -241,16 +241,16 @@ func TestSilentEvents(t *testing.T) {
 		begin := time.Now()
 		exited := func() bool { return n.containerStatus(t, c).State == runtimeapi.ContainerState_CONTAINER_EXITED }
 		if !within(30*time.Second, exited) {
-			t.Errorf("a dead container is not reported within 30 s")
+			t.Error("the exit was not reported within 30 s")
 		}
 
-		t.Logf("reported after %s", time.Since(begin))
+		t.Logf("exit reported after %s", time.Since(begin))
 		n.removePod(t, sandbox)
-		n.assertNothingLeft(t, pod)
+		n.assertNoLeftovers(t, pod)
 	})
 }
 
-// TestHangingEngine stops dockerd with SIGSTOP. The runtime is not ready within 20 s, and ready
+// TestHangingEngine stops dockerd with SIGSTOP. RuntimeReady becomes false within 20 s, and true
 // within 5 s of SIGCONT.
 func TestHangingEngine(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
@@ -260,18 +260,18 @@ func TestHangingEngine(t *testing.T) {
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, _ := n.runtimeReady(t); return !ok })
 		if d := time.Since(begin); d > 20*time.Second {
-			t.Errorf("the engine's hang was seen after %s", d)
+			t.Errorf("RuntimeReady became false after %s, want at most 20 s", d)
 		}
 
 		n.own(t).Signal(t, "CONT")
 		begin = time.Now()
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := n.runtimeReady(t); return ok })
 		if d := time.Since(begin); d > 5*time.Second {
-			t.Errorf("the engine's return was seen after %s", d)
+			t.Errorf("RuntimeReady became true after %s, want at most 5 s", d)
 		}
 
 		n.podStatus(t, sandbox)
 		n.removePod(t, sandbox)
-		n.assertNothingLeft(t, pod)
+		n.assertNoLeftovers(t, pod)
 	})
 }

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// TestVersion checks Version and RuntimeConfig.
 func TestVersion(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		v, err := n.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
@@ -19,7 +20,7 @@ func TestVersion(t *testing.T) {
 		}
 
 		if v.RuntimeName != "docker" || v.RuntimeApiVersion != "v1" ||
-			!strings.HasPrefix(v.RuntimeVersion, majorOf(t, n)) {
+			!strings.HasPrefix(v.RuntimeVersion, engineSeries(t, n)) {
 			t.Errorf("Version: %v", v)
 		}
 
@@ -30,6 +31,7 @@ func TestVersion(t *testing.T) {
 	})
 }
 
+// TestStatus checks that all conditions of a healthy node are true.
 func TestStatus(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
@@ -44,12 +46,13 @@ func TestStatus(t *testing.T) {
 		}
 
 		if len(s.RuntimeHandlers) == 0 || len(s.Info) == 0 {
-			t.Errorf("no runtime handlers or no info: %v", s)
+			t.Errorf("Status lacks runtime handlers or info: %v", s)
 		}
 	})
 }
 
-func TestUnimplementedSaysItsName(t *testing.T) {
+// TestUnimplementedNamesTheMethod checks the error of an RPC without an implementation.
+func TestUnimplementedNamesTheMethod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		_, err := n.Runtime.CheckpointContainer(t.Context(),
 			&runtimeapi.CheckpointContainerRequest{ContainerId: "0123"})
@@ -59,7 +62,8 @@ func TestUnimplementedSaysItsName(t *testing.T) {
 	})
 }
 
-func TestPodLife(t *testing.T) {
+// TestPodLifecycle takes a pod through its lifecycle and checks the status after each step.
+func TestPodLifecycle(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cfg.Labels = map[string]string{"app": "web", "io.kubernetes.pod.name": cfg.Metadata.Name}
@@ -83,26 +87,27 @@ func TestPodLife(t *testing.T) {
 
 		again, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 		if err == nil && again.PodSandboxId != id || err != nil && status.Code(err) != codes.AlreadyExists {
-			t.Errorf("the same pod a second time: %v, %v", again, err)
+			t.Errorf("second RunPodSandbox: %v, %v", again, err)
 		}
 
 		n.stopPod(t, id)
 		n.stopPod(t, id)
 		if s := n.podStatus(t, id); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
-			t.Errorf("state after stop: %v", s.State)
+			t.Errorf("state after StopPodSandbox: %v, want NotReady", s.State)
 		}
 
 		n.removePod(t, id)
 		n.removePod(t, id)
 		if _, err := n.Runtime.PodSandboxStatus(t.Context(),
 			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: id}); status.Code(err) != codes.NotFound {
-			t.Errorf("status of a removed pod: %v", err)
+			t.Errorf("PodSandboxStatus of a removed pod: %v, want NotFound", err)
 		}
 
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
+// TestStopPodStopsItsContainers stops a pod with a container that ignores SIGTERM.
 func TestStopPodStopsItsContainers(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -111,59 +116,63 @@ func TestStopPodStopsItsContainers(t *testing.T) {
 		begin := time.Now()
 		n.stopPod(t, id)
 		if d := time.Since(begin); d > 8*time.Second {
-			t.Errorf("stopping took %v: the containers were not stopped by force", d)
+			t.Errorf("StopPodSandbox took %v, want at most 8 s", d)
 		}
 		if s := n.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			t.Errorf("container after StopPodSandbox: %v", s.State)
 		}
 
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
+// TestRemoveRunningPod removes a pod without a stop.
 func TestRemoveRunningPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
 		n.start(t, id, cfg, sh("sleep 1000"))
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
-func TestPauseKilledBehindOurBack(t *testing.T) {
+// TestPauseKilledWithDocker kills and removes pauses with docker. The pods become NotReady and can
+// be removed.
+func TestPauseKilledWithDocker(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.runPod(t, cfg)
 		n.docker(t, "kill", id)
-		eventually(t, "pod NotReady", func() bool {
+		eventually(t, "NotReady pod", func() bool {
 			return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 		})
 		n.stopPod(t, id)
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 
 		id = n.runPod(t, cfg)
 		n.docker(t, "rm", "-f", id)
 		n.stopPod(t, id)
 		n.removePod(t, id)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
+// TestUnknownIDs checks the responses to unknown IDs. Stops and removals succeed.
 func TestUnknownIDs(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 		n.stopPod(t, id)
 		n.removePod(t, id)
-		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err !=
-			nil {
+		if _, err := n.Runtime.StopContainer(t.Context(),
+			&runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
 			t.Errorf("StopContainer: %v", err)
 		}
 
-		if _, err := n.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
-			nil {
+		if _, err := n.Runtime.RemoveContainer(t.Context(),
+			&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 			t.Errorf("RemoveContainer: %v", err)
 		}
 
@@ -186,13 +195,16 @@ func TestUnknownIDs(t *testing.T) {
 				return err
 			},
 		} {
-			if err := call(); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), id[:12]) {
-				t.Errorf("%s of an unknown ID: %v", name, err)
-			}
+			t.Run(name, func(t *testing.T) {
+				if err := call(); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), id[:12]) {
+					t.Errorf("%s: %v, want NotFound", name, err)
+				}
+			})
 		}
 	})
 }
 
+// TestHostNetwork checks the status and the namespace of a pod on the host network.
 func TestHostNetwork(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -208,11 +220,12 @@ func TestHostNetwork(t *testing.T) {
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		want := strings.TrimSpace(n.run(t, "readlink", "/proc/self/ns/net"))
 		if got := strings.TrimSpace(n.exec(t, c, "readlink", "/proc/self/ns/net")); got != want {
-			t.Errorf("the container's network namespace is %s, the node's is %s", got, want)
+			t.Errorf("network namespace of the container %s, want %s of the node", got, want)
 		}
 	})
 }
 
+// TestPidModes checks process 1 in every PID mode.
 func TestPidModes(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		for mode, want := range map[runtimeapi.NamespaceMode]func(pid1 string) bool{
@@ -222,28 +235,31 @@ func TestPidModes(t *testing.T) {
 				return !strings.HasPrefix(c, "sleep") && !strings.HasPrefix(c, "/pause")
 			},
 		} {
-			cfg := n.podConfig(t)
-			cfg.Linux.SecurityContext.NamespaceOptions.Pid = mode
-			id := n.runPod(t, cfg)
-			if got := n.podStatus(t, id).Linux.GetNamespaces().GetOptions().GetPid(); got != mode {
-				t.Errorf("PodSandboxStatus says pid %v, asked was %v", got, mode)
-			}
+			t.Run(mode.String(), func(t *testing.T) {
+				cfg := n.podConfig(t)
+				cfg.Linux.SecurityContext.NamespaceOptions.Pid = mode
+				id := n.runPod(t, cfg)
+				if got := n.podStatus(t, id).Linux.GetNamespaces().GetOptions().GetPid(); got != mode {
+					t.Errorf("PodSandboxStatus has PID mode %v, want %v", got, mode)
+				}
 
-			cc := n.containerConfig(sh("exec sleep 1000"))
-			cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode}
-			c := n.startConfig(t, id, cfg, cc)
-			var got string
-			first := func() bool { // the shell needs a moment for its exec
-				got = strings.ReplaceAll(n.exec(t, c, "cat", "/proc/1/cmdline"), "\x00", " ")
-				return want(got)
-			}
-			if !within(20*time.Second, first) {
-				t.Errorf("pid mode %v: process 1 is %q", mode, got)
-			}
+				cc := n.containerConfig(sh("exec sleep 1000"))
+				cc.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode}
+				c := n.startConfig(t, id, cfg, cc)
+				var got string
+				hasPID1 := func() bool { // after the exec of the shell
+					got = strings.ReplaceAll(n.exec(t, c, "cat", "/proc/1/cmdline"), "\x00", " ")
+					return want(got)
+				}
+				if !within(20*time.Second, hasPID1) {
+					t.Errorf("process 1 is %q", got)
+				}
+			})
 		}
 	})
 }
 
+// TestDNSAndHostname checks resolv.conf and the host name.
 func TestDNSAndHostname(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -257,8 +273,11 @@ func TestDNSAndHostname(t *testing.T) {
 		id := n.runPod(t, cfg)
 		c := n.start(t, id, cfg, sh("sleep 1000"))
 		got := n.exec(t, c, "cat", "/etc/resolv.conf")
-		for _, want := range []string{"nameserver 127.0.0.53\n", "search default.svc.cluster.local cluster.local\n",
-			"options ndots:5\n"} {
+		for _, want := range []string{
+			"nameserver 127.0.0.53\n",
+			"search default.svc.cluster.local cluster.local\n",
+			"options ndots:5\n",
+		} {
 			if !strings.Contains(got, want) {
 				t.Errorf("resolv.conf lacks %q:\n%s", want, got)
 			}
@@ -269,21 +288,24 @@ func TestDNSAndHostname(t *testing.T) {
 		}
 
 		host := n.podConfig(t)
-		host.Hostname, host.DnsConfig, host.Linux.SecurityContext.NamespaceOptions.Network = "", cfg.DnsConfig,
-			runtimeapi.NamespaceMode_NODE
+		host.Hostname, host.DnsConfig = "", cfg.DnsConfig
+		host.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		c = n.start(t, n.runPod(t, host), host, sh("sleep 1000"))
-		if on := n.exec(t, c, "cat", "/etc/resolv.conf"); on != got {
-			t.Errorf("resolv.conf on the host's network:\n%s", on)
+		if onHost := n.exec(t, c, "cat", "/etc/resolv.conf"); onHost != got {
+			t.Errorf("resolv.conf on the host network:\n%s", onHost)
 		}
 	})
 }
 
+// TestSysctls checks that sysctls apply to the pod only.
 func TestSysctls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		cfg.Linux.Sysctls = map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1",
-			"net.ipv4.ip_local_port_range": "40000\t40100", "net.core.somaxconn": "1234",
+			"net.ipv4.ip_unprivileged_port_start": "80",
+			"kernel.shm_rmid_forced":              "1",
+			"net.ipv4.ip_local_port_range":        "40000\t40100",
+			"net.core.somaxconn":                  "1234",
 		}
 
 		c := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
@@ -293,12 +315,13 @@ func TestSysctls(t *testing.T) {
 				t.Errorf("%s is %q in the pod, want %q", name, got, want)
 			}
 			if n.eng != nil && n.run(t, "cat", file) == want+"\n" {
-				t.Errorf("%s is the same on the node", name)
+				t.Errorf("%s has the same value on the node", name)
 			}
 		}
 	})
 }
 
+// TestHostPort fetches a page from a host port.
 func TestHostPort(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -311,7 +334,7 @@ func TestHostPort(t *testing.T) {
 		id := n.runPod(t, cfg)
 		n.start(t, id, cfg, sh("mkdir /www; echo page of the pod > /www/index.html; exec httpd -f -p 8080 -h /www"))
 		ip := n.podStatus(t, id).Network.Ip
-		eventually(t, "page at the pod IP", func() bool {
+		eventually(t, "page at the pod's address", func() bool {
 			return strings.Contains(n.get(ip+":8080"), "page of the pod")
 		})
 		gateway := ip[:strings.LastIndex(ip, ".")] + ".1"
@@ -320,11 +343,12 @@ func TestHostPort(t *testing.T) {
 		})
 		n.removePod(t, id)
 		if rules := n.run(t, "iptables-save"); strings.Contains(rules, "18080") {
-			t.Errorf("rules of the host port are left:\n%s", rules)
+			t.Errorf("rules of the host port remain:\n%s", rules)
 		}
 	})
 }
 
+// TestCgroupParent checks that the processes of a pod are in its cgroup.
 func TestCgroupParent(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -334,16 +358,17 @@ func TestCgroupParent(t *testing.T) {
 		got := n.run(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/cgroup/memory%s/*/cgroup.procs | wc -l",
 			cfg.Linux.CgroupParent))
 		if strings.TrimSpace(got) != "2" {
-			t.Errorf("processes below the pod's cgroup: %q, container %s", got, c)
+			t.Errorf("processes in the pod's cgroup: %q, want 2 with container %s", got, c)
 		}
 	})
 }
 
+// TestListPods checks every field of the filter.
 func TestListPods(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		a, b := n.podConfig(t), n.podConfig(t)
-		a.Labels, b.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "one"},
-			map[string]string{"group": a.Metadata.Uid, "tier": "two"}
+		a.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "one"}
+		b.Labels = map[string]string{"group": a.Metadata.Uid, "tier": "two"}
 		idA := n.runPod(t, a)
 		idB := n.runPod(t, b)
 		n.stopPod(t, idB)
@@ -354,28 +379,30 @@ func TestListPods(t *testing.T) {
 			filter *runtimeapi.PodSandboxFilter
 			want   []string
 		}{
-			"labels":         {&runtimeapi.PodSandboxFilter{LabelSelector: group}, []string{idB, idA}},
-			"one label":      {&runtimeapi.PodSandboxFilter{LabelSelector: b.Labels}, []string{idB}},
-			"ready":          {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: ready}, []string{idA}},
-			"not ready":      {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: notReady}, []string{idB}},
-			"id":             {&runtimeapi.PodSandboxFilter{Id: idA}, []string{idA}},
-			"id prefix":      {&runtimeapi.PodSandboxFilter{Id: idA[:13]}, []string{idA}},
-			"id and state":   {&runtimeapi.PodSandboxFilter{Id: idA, State: notReady}, nil},
-			"nothing of all": {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"group": "other"}}, nil},
+			"labels":       {&runtimeapi.PodSandboxFilter{LabelSelector: group}, []string{idB, idA}},
+			"one label":    {&runtimeapi.PodSandboxFilter{LabelSelector: b.Labels}, []string{idB}},
+			"ready":        {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: ready}, []string{idA}},
+			"not ready":    {&runtimeapi.PodSandboxFilter{LabelSelector: group, State: notReady}, []string{idB}},
+			"id":           {&runtimeapi.PodSandboxFilter{Id: idA}, []string{idA}},
+			"id prefix":    {&runtimeapi.PodSandboxFilter{Id: idA[:13]}, []string{idA}},
+			"id and state": {&runtimeapi.PodSandboxFilter{Id: idA, State: notReady}, nil},
+			"no match":     {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"group": "other"}}, nil},
 		} {
-			r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: c.filter})
-			if err != nil {
-				t.Fatal(err)
-			}
+			t.Run(name, func(t *testing.T) {
+				r, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: c.filter})
+				if err != nil {
+					t.Fatal(err)
+				}
 
-			var got []string
-			for _, p := range r.Items {
-				got = append(got, p.Id)
-			}
+				var got []string
+				for _, p := range r.Items {
+					got = append(got, p.Id)
+				}
 
-			if fmt.Sprint(got) != fmt.Sprint(c.want) {
-				t.Errorf("%s: got %v, want %v", name, got, c.want)
-			}
+				if fmt.Sprint(got) != fmt.Sprint(c.want) {
+					t.Errorf("got %v, want %v", got, c.want)
+				}
+			})
 		}
 	})
 }

@@ -39,8 +39,8 @@ func (n *node) registry(t *testing.T) *registry.Registry {
 	return registry.Serve(t, n.own(t).Listen(t, "127.0.0.1:0"))
 }
 
-// containerdStore says whether the engine keeps images in containerd's store.
-func (n *node) containerdStore(t *testing.T) bool {
+// hasContainerdStore reports whether the engine keeps images in containerd's store.
+func (n *node) hasContainerdStore(t *testing.T) bool {
 	t.Helper()
 	info, err := n.own(t).Docker(t).Info(t.Context(), client.InfoOptions{})
 	if err != nil {
@@ -52,7 +52,7 @@ func (n *node) containerdStore(t *testing.T) bool {
 	})
 }
 
-// TestPull pulls by tag, by digest and by both; the answer is the ID that all other calls give.
+// TestPull pulls by tag, by digest and by both. Each call returns the ID of all other calls.
 func TestPull(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -64,7 +64,7 @@ func TestPull(t *testing.T) {
 
 		i := n.imageStatus(t, ref)
 		if i.GetId() != id || len(i.RepoDigests) != 1 {
-			t.Fatalf("pulled %s, ImageStatus says %v", id, i)
+			t.Fatalf("pulled %s, ImageStatus: %v", id, i)
 		}
 
 		_, digest, _ := strings.Cut(i.RepoDigests[0], "@")
@@ -79,20 +79,22 @@ func TestPull(t *testing.T) {
 	})
 }
 
-// TestPullErrors: an error has the kind and the words of what the registry said.
+// TestPullErrors checks that an error has the code and the text of the registry's error.
 func TestPullErrors(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
 		r.Add(t, "app", "1", 1, 1000)
 		for repository, rule := range map[string]registry.Rule{
-			"r401": {Status: 401, Code: "UNAUTHORIZED"}, "r403": {Status: 403, Code: "DENIED"},
+			"r401": {Status: 401, Code: "UNAUTHORIZED"},
+			"r403": {Status: 403, Code: "DENIED"},
 			"r429": {Status: 429, Code: "TOOMANYREQUESTS"},
-			"r500": {Status: 500, Code: "UNKNOWN"}, "r503": {Status: 503, Code: "UNAVAILABLE"},
+			"r500": {Status: 500, Code: "UNKNOWN"},
+			"r503": {Status: 503, Code: "UNAVAILABLE"},
 		} {
 			r.Set(repository, rule)
 		}
 
-		plain := registry.Serve(t, n.own(t).Listen(t, "192.0.2.1:0")) // no loopback, so the engine demands TLS
+		plain := registry.Serve(t, n.own(t).Listen(t, "192.0.2.1:0")) // not on loopback, so the engine requires TLS
 		for ref, want := range map[string]codes.Code{
 			r.Host + "/app:2":     codes.NotFound,
 			r.Host + "/nothing:1": codes.NotFound,
@@ -117,8 +119,8 @@ func TestPullErrors(t *testing.T) {
 	})
 }
 
-// TestPullCredentials uses every field of AuthConfig, at registries that ask for Basic
-// authentication and for tokens.
+// TestPullCredentials uses every field of AuthConfig, with registries for Basic authentication and
+// for tokens.
 func TestPullCredentials(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		basic, token := n.registry(t), n.registry(t)
@@ -131,7 +133,7 @@ func TestPullCredentials(t *testing.T) {
 		})
 
 		good := base64.StdEncoding.EncodeToString([]byte("user:pass:word"))
-		for i, test := range []struct {
+		for i, c := range []struct {
 			r    *registry.Registry
 			auth *runtimeapi.AuthConfig
 			want codes.Code
@@ -154,20 +156,20 @@ func TestPullCredentials(t *testing.T) {
 			{token, &runtimeapi.AuthConfig{RegistryToken: "the-token"}, codes.OK},
 			{token, &runtimeapi.AuthConfig{RegistryToken: "another"}, codes.PermissionDenied},
 		} {
-			ref := test.r.Add(t, fmt.Sprintf("app%d", i), "1", 1, 1000)
-			if _, err := n.pull(t.Context(), ref, test.auth); status.Code(err) != test.want {
-				t.Errorf("%d, %+v: %v, want %s", i, test.auth, err, test.want)
+			ref := c.r.Add(t, fmt.Sprintf("app%d", i), "1", 1, 1000)
+			if _, err := n.pull(t.Context(), ref, c.auth); status.Code(err) != c.want {
+				t.Errorf("row %d, %+v: %v, want %s", i, c.auth, err, c.want)
 			}
 		}
 	})
 }
 
-// TestPullDeadline: it ends a pull in which nothing moves, saying what it waited for, and not one
-// at 50 KiB/s that takes three times as long.
+// TestPullDeadline cancels a pull without progress and reports its last phase. It does not cancel a
+// pull at 50 KiB/s that takes three times as long.
 func TestPullDeadline(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		deadline, size := 2*time.Second, int64(310<<10)
-		if n.containerdStore(t) { // it reports each MiB, which takes 20 s
+		if n.hasContainerdStore(t) { // it reports progress once per MiB, every 20 s
 			deadline, size = 25*time.Second, 3900<<10
 		}
 
@@ -182,7 +184,7 @@ func TestPullDeadline(t *testing.T) {
 			_, err := d.pull(t.Context(), stalls, nil)
 			if took := time.Since(began); status.Code(err) != codes.Unavailable ||
 				!strings.Contains(err.Error(), "Downloading") || took < deadline {
-				t.Errorf("a pull that stalls: %v after %v", err, took)
+				t.Errorf("stalled pull: %v after %v, want Unavailable after the deadline", err, took)
 			}
 		})
 
@@ -190,7 +192,7 @@ func TestPullDeadline(t *testing.T) {
 			began := time.Now()
 			_, err := d.pull(t.Context(), slow, nil)
 			if took := time.Since(began); err != nil || took < 3*deadline {
-				t.Errorf("a slow pull: %v after %v", err, took)
+				t.Errorf("slow pull: %v after %v, want success", err, took)
 			}
 		})
 
@@ -198,17 +200,17 @@ func TestPullDeadline(t *testing.T) {
 	})
 }
 
-// pullIsActive finds that one pull or more, by tests that run meanwhile, are under way.
-var pullIsActive = regexp.MustCompile(`(?m)^cri_dockerd_image_pulls_active [1-9]`)
+// activePull matches the metric of at least one active pull. Other tests may pull as well.
+var activePull = regexp.MustCompile(`(?m)^cri_dockerd_image_pulls_active [1-9]`)
 
-// TestParallelPulls: pulls of one image share the work, and who leaves does not end it for the
-// others.
+// TestParallelPulls pulls one image in parallel. The calls share one download, and a cancelled call
+// does not end it for the others.
 func TestParallelPulls(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
 		ref := r.Add(t, "shared", "1", 1, 10000)
-		goOn := make(chan struct{})
-		r.Set("shared", registry.Rule{BeforeBlob: goOn})
+		proceed := make(chan struct{})
+		r.Set("shared", registry.Rule{BeforeBlob: proceed})
 		var wg sync.WaitGroup
 		ids := make([]string, 5)
 		for i := range ids {
@@ -220,57 +222,58 @@ func TestParallelPulls(t *testing.T) {
 			})
 		}
 
-		eventually(t, "the registry is asked", func() bool { return r.Busy("shared") > 0 })
-		impatient, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer leave()
+		eventually(t, "pull in the registry", func() bool { return r.Busy("shared") > 0 })
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
 
-		if page := n.Metrics(t); !pullIsActive.MatchString(page) {
-			t.Errorf("metrics of a pull that is under way:\n%s", page)
+		if page := n.Metrics(t); !activePull.MatchString(page) {
+			t.Errorf("metrics lack the active pull:\n%s", page)
 		}
-		if _, err := n.pull(impatient, ref, nil); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("who left: %v", err)
+		if _, err := n.pull(ctx, ref, nil); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("pull with a short deadline: %v, want DeadlineExceeded", err)
 		}
 
-		close(goOn)
+		close(proceed)
 		wg.Wait()
 		for _, id := range ids {
 			if id == "" || id != ids[0] {
-				t.Errorf("IDs %v", ids)
+				t.Errorf("pulls returned the IDs %v, want one", ids)
 			}
 		}
 
 		if got := r.Layers("shared"); got != 1 {
-			t.Errorf("the layer was fetched %d times", got)
+			t.Errorf("the layer was fetched %d times, want once", got)
 		}
 	})
 }
 
+// TestCancelledPull cancels a pull and repeats it.
 func TestCancelledPull(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
 		ref := r.Add(t, "cancelled", "1", 1, 1<<20)
-		r.Set("cancelled", registry.Rule{Rate: 50 << 10}) // 20.10 lets go of a layer only when more of it comes
+		r.Set("cancelled", registry.Rule{Rate: 50 << 10}) // 20.10 notices the cancellation when it receives more data
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if _, err := n.pull(ctx, ref, nil); status.Code(err) != codes.Canceled {
-				t.Errorf("cancelled: %v", err)
+				t.Errorf("cancelled pull: %v, want Canceled", err)
 			}
 		})
 
-		eventually(t, "the layer is on its way", func() bool { return r.Layers("cancelled") > 0 })
+		eventually(t, "download of the layer", func() bool { return r.Layers("cancelled") > 0 })
 		cancel()
 		wg.Wait()
-		eventually(t, "the engine has let go", func() bool { return r.Busy("cancelled") == 0 })
+		eventually(t, "end of the download", func() bool { return r.Busy("cancelled") == 0 })
 		r.Set("cancelled", registry.Rule{})
 		if _, err := n.pull(t.Context(), ref, nil); err != nil {
-			t.Errorf("afterwards: %v", err)
+			t.Errorf("pull after the cancelled one: %v", err)
 		}
 	})
 }
 
-// TestPauseImageOfARegistry: an explicit sandbox image is pulled with this machine's credentials,
-// those of config.json or of a credential helper; without them the error says what to do.
+// TestPauseImageOfARegistry pulls an explicit sandbox image with credentials of this machine, from
+// config.json or a credential helper. Without them the error suggests a fix.
 func TestPauseImageOfARegistry(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		img, err := pause.New("x86_64")
@@ -282,7 +285,7 @@ func TestPauseImageOfARegistry(t *testing.T) {
 			return io.NopCloser(bytes.NewReader(img.Archive)), nil
 		}, nil)
 		if err == nil {
-			// another image than the embedded one
+			// An image different from the embedded one.
 			i, err = mutate.Config(i, v1.Config{Entrypoint: []string{"/pause"}, User: "1"})
 		}
 
@@ -298,7 +301,7 @@ func TestPauseImageOfARegistry(t *testing.T) {
 		if _, err := n.Runtime.RunPodSandbox(t.Context(),
 			&runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != codes.PermissionDenied ||
 			!strings.Contains(err.Error(), ref) || !strings.Contains(err.Error(), "docker login") {
-			t.Errorf("without credentials: %v", err)
+			t.Errorf("RunPodSandbox without credentials: %v", err)
 		}
 
 		config := filepath.Join(n.own(t).Dir, "root/root/.docker/config.json")
@@ -306,15 +309,17 @@ func TestPauseImageOfARegistry(t *testing.T) {
 		helper := "#!/bin/sh\ncat > /dev/null\necho '{\"ServerURL\":\"" + r.Host +
 			"\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
 		engines.WriteProgram(t, filepath.Join(n.own(t).Dir, "bin/docker-credential-test"), helper)
-		for _, content := range []string{`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`, `{"credHelpers":{"` +
-			r.Host + `":"test"}}`} {
+		for _, content := range []string{
+			`{"auths":{"` + r.Host + `":{"auth":"` + auth + `"}}}`,
+			`{"credHelpers":{"` + r.Host + `":"test"}}`,
+		} {
 			if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 				t.Fatal(err)
 			}
 
 			pod := n.runPod(t, cfg)
 			if got := n.imageStatus(t, ref); !got.GetPinned() {
-				t.Errorf("the sandbox image is not pinned: %v", got)
+				t.Errorf("sandbox image: %v, want pinned", got)
 			}
 
 			n.removePod(t, pod)
@@ -323,19 +328,19 @@ func TestPauseImageOfARegistry(t *testing.T) {
 			}
 		}
 
-		if err := os.WriteFile(config, []byte(`{"credHelpers":{"`+r.Host+`":"nobody"}}`), 0o600); err != nil {
+		if err := os.WriteFile(config, []byte(`{"credHelpers":{"`+r.Host+`":"missing"}}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
 
 		if _, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); err == nil ||
-			!strings.Contains(err.Error(), "docker-credential-nobody") {
-			t.Errorf("with a helper that is not there: %v", err)
+			!strings.Contains(err.Error(), "docker-credential-missing") {
+			t.Errorf("RunPodSandbox with a missing helper: %v", err)
 		}
 	})
 }
 
-// TestPullTLS: a registry with a certificate of its own authority works once the engine knows that,
-// and says what is wrong before.
+// TestPullTLS pulls from a registry with a private certificate authority. The pull fails with the
+// cause until the engine trusts the authority.
 func TestPullTLS(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		l := n.own(t).Listen(t, "192.0.2.1:0")
@@ -343,7 +348,7 @@ func TestPullTLS(t *testing.T) {
 		ref := r.Add(t, "secure", "1", 1, 1000)
 		if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != codes.Unavailable ||
 			!strings.Contains(err.Error(), "x509") {
-			t.Errorf("an unknown authority: %v", err)
+			t.Errorf("pull with an unknown authority: %v", err)
 		}
 
 		certs := filepath.Join(n.own(t).Dir, "root/etc/docker/certs.d", r.Host)
@@ -356,13 +361,13 @@ func TestPullTLS(t *testing.T) {
 		}
 
 		if id, err := n.pull(t.Context(), ref, nil); err != nil || n.imageStatus(t, ref).GetId() != id {
-			t.Errorf("%s, %v", id, err)
+			t.Errorf("pull with a trusted authority: %s, %v", id, err)
 		}
 	})
 }
 
-// TestPullCut: a line that breaks in mid-layer is Unavailable if the engine gives up (29 does at
-// once), and goes unnoticed if it tries again.
+// TestPullCut breaks a connection in the middle of a layer. The pull is Unavailable if the engine
+// gives up (29 does at once), and succeeds if the engine retries.
 func TestPullCut(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		r := n.registry(t)
@@ -370,18 +375,18 @@ func TestPullCut(t *testing.T) {
 		r.Set("cut", registry.Rule{Cut: 200 << 10})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := n.pull(t.Context(), ref, nil); err != nil && (status.Code(err) != codes.Unavailable ||
-				!strings.Contains(err.Error(), "EOF")) {
-				t.Errorf("cut: %v", err)
+			if _, err := n.pull(t.Context(), ref, nil); err != nil &&
+				(status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "EOF")) {
+				t.Errorf("interrupted pull: %v, want success or Unavailable", err)
 			}
 		})
 
-		eventually(t, "the layer is on its way", func() bool { return r.Layers("cut") > 0 })
-		eventually(t, "the line is cut", func() bool { return r.Busy("cut") == 0 })
+		eventually(t, "download of the layer", func() bool { return r.Layers("cut") > 0 })
+		eventually(t, "end of the interrupted connection", func() bool { return r.Busy("cut") == 0 })
 		r.Set("cut", registry.Rule{})
 		wg.Wait()
 		if id, err := n.pull(t.Context(), ref, nil); err != nil || n.imageStatus(t, ref).GetId() != id {
-			t.Errorf("afterwards: %v", err)
+			t.Errorf("pull after the interruption: %v", err)
 		}
 	})
 }

@@ -7,21 +7,21 @@ import (
 	"testing"
 )
 
-// TestSandboxRemovedByOthers: an operator removes a sandbox through Docker. The daemon releases the
-// pod's network by itself, without a restart or another call.
-func TestSandboxRemovedByOthers(t *testing.T) {
+// TestSandboxRemovedWithDocker removes a sandbox with docker. The daemon releases the pod's network
+// without a restart or another call.
+func TestSandboxRemovedWithDocker(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		sandbox := n.runPod(t, n.podConfig(t))
 		if held := n.networkOf(sandbox); len(held) < 2 {
-			t.Fatalf("a running pod holds %q, want its namespace and its address", held)
+			t.Fatalf("running pod holds %q, want its namespace and its address", held)
 		}
 
 		n.docker(t, "rm", "-f", sandbox)
-		eventually(t, "the network is released", func() bool { return len(n.networkOf(sandbox)) == 0 })
+		eventually(t, "release of the network", func() bool { return len(n.networkOf(sandbox)) == 0 })
 	})
 }
 
-// networkOf returns the pin and the address reservations of a sandbox.
+// networkOf returns the pinned namespace and the address reservations of a sandbox.
 func (n *node) networkOf(sandbox string) (held []string) {
 	if _, err := os.Lstat(n.eng.Path(filepath.Join(n.PinDir, sandbox))); err == nil {
 		held = append(held, sandbox)
@@ -37,8 +37,8 @@ func (n *node) networkOf(sandbox string) (held []string) {
 	return held
 }
 
-// TestTornReservation: host-local was killed, or the power was cut, before it wrote the owner of an
-// address. The daemon releases the address when it starts.
+// TestTornReservation has an address reservation without an owner, as after a crash of host-local
+// or the node. The daemon releases the address at its start.
 func TestTornReservation(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		n.runPod(t, n.podConfig(t))
@@ -54,13 +54,13 @@ func TestTornReservation(t *testing.T) {
 
 		n.Kill(t)
 		n.Restart(t)
-		eventually(t, "the address is released", func() bool {
+		eventually(t, "release of the address", func() bool {
 			_, err := os.Lstat(torn)
 			return os.IsNotExist(err)
 		})
 
 		if _, err := os.Lstat(leases[0]); err != nil {
-			t.Errorf("the address of a pod: %v", err)
+			t.Errorf("address of the running pod: %v", err)
 		}
 	})
 }

@@ -10,20 +10,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// limits are what the kernel says of a container on cgroup v1: shares, quota, memory, memory and
-// swap, cpuset, and the OOM score of a process that its main process has started.
-func (n *node) limits(t *testing.T, id string) string {
+// kernelLimits returns the kernel's limits of a container on cgroup v1: shares, quota, memory,
+// memory and swap, cpuset, and the OOM score of a child of its main process.
+func (n *node) kernelLimits(t *testing.T, id string) string {
 	t.Helper()
 	return strings.Join(strings.Fields(n.exec(t, id, "sh", "-c",
 		`cd /sys/fs/cgroup && cat cpu/cpu.shares cpu/cpu.cfs_quota_us \
 		memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes cpuset/cpuset.cpus /proc/$(cat /child)/oom_score_adj`)), " ")
 }
 
-// parent is a container whose main process has a child, whose PID lies in /child.
+// parent returns the configuration of a container with a child process. The PID of the child is in
+// /child.
 func (n *node) parent() *runtimeapi.ContainerConfig {
 	return n.containerConfig(sh("sleep 1000 & echo $! > /child; wait"))
 }
 
+// update updates the resources of a container.
 func (n *node) update(t *testing.T, id string, r *runtimeapi.LinuxContainerResources) {
 	t.Helper()
 	if _, err := n.Runtime.UpdateContainerResources(t.Context(),
@@ -32,6 +34,72 @@ func (n *node) update(t *testing.T, id string, r *runtimeapi.LinuxContainerResou
 	}
 }
 
+// resourceStep is an update of a container, and the limits after it.
+type resourceStep struct {
+	name string
+	r    *runtimeapi.LinuxContainerResources
+	want string
+}
+
+// resourceSteps returns updates in their order. The first step is the state after creation.
+func resourceSteps(created *runtimeapi.LinuxContainerResources) []resourceStep {
+	return []resourceStep{
+		{
+			name: "as created",
+			r:    created,
+			want: fmt.Sprint(512, 50000, 64*mib, 64*mib, " 0 ", 500),
+		},
+		{
+			name: "CPU and memory",
+			r: &runtimeapi.LinuxContainerResources{
+				CpuShares:          256,
+				CpuPeriod:          100000,
+				CpuQuota:           20000,
+				MemoryLimitInBytes: 128 * mib,
+			},
+			want: fmt.Sprint(256, 20000, 128*mib, 128*mib, " 0 ", 500),
+		},
+		{
+			name: "less memory",
+			r:    &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 * mib},
+			want: fmt.Sprint(256, 20000, 96*mib, 96*mib, " 0 ", 500),
+		},
+		{
+			name: "swap",
+			r: &runtimeapi.LinuxContainerResources{
+				MemoryLimitInBytes:     96 * mib,
+				MemorySwapLimitInBytes: 160 * mib,
+			},
+			want: fmt.Sprint(256, 20000, 96*mib, 160*mib, " 0 ", 500),
+		},
+		{
+			name: "cpuset",
+			r:    &runtimeapi.LinuxContainerResources{CpusetCpus: "0-1"},
+			want: fmt.Sprint(256, 20000, 96*mib, 160*mib, " 0-1 ", 500),
+		},
+		{
+			name: "no quota",
+			r:    &runtimeapi.LinuxContainerResources{CpuQuota: -1},
+			want: fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 500),
+		},
+		{
+			name: "OOM score",
+			r:    &runtimeapi.LinuxContainerResources{OomScoreAdj: 321},
+			want: fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321),
+		},
+		{
+			name: "empty resources",
+			r:    &runtimeapi.LinuxContainerResources{},
+			want: fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321),
+		},
+		{
+			name: "no resources",
+			want: fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321),
+		},
+	}
+}
+
+// TestResources updates the resources of a container and compares the kernel and ContainerStatus.
 func TestResources(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.needsV1(t)
@@ -47,57 +115,32 @@ func TestResources(t *testing.T) {
 		}
 
 		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-		eventually(t, "the child runs", func() bool {
+		eventually(t, "start of the child", func() bool {
 			return n.exec(t, id, "sh", "-c", "cat /child 2>/dev/null || true") != ""
 		})
-		const mib = 1 << 20
-		for _, step := range []struct {
-			name string
-			r    *runtimeapi.LinuxContainerResources // nil at the start
-			want string
-		}{
-			{"as created", cc.Linux.Resources, fmt.Sprint(512, 50000, 64*mib, 64*mib, " 0 ", 500)},
-			{"CPU and memory", &runtimeapi.LinuxContainerResources{
-				CpuShares:          256,
-				CpuPeriod:          100000,
-				CpuQuota:           20000,
-				MemoryLimitInBytes: 128 * mib,
-			}, fmt.Sprint(256, 20000, 128*mib, 128*mib, " 0 ", 500)},
-			{"less memory", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 * mib},
-				fmt.Sprint(256, 20000, 96*mib, 96*mib, " 0 ", 500)},
-			{"swap", &runtimeapi.LinuxContainerResources{
-				MemoryLimitInBytes:     96 * mib,
-				MemorySwapLimitInBytes: 160 * mib,
-			}, fmt.Sprint(256, 20000, 96*mib, 160*mib, " 0 ", 500)},
-			{"cpuset", &runtimeapi.LinuxContainerResources{CpusetCpus: "0-1"},
-				fmt.Sprint(256, 20000, 96*mib, 160*mib, " 0-1 ", 500)},
-			{"no quota", &runtimeapi.LinuxContainerResources{CpuQuota: -1},
-				fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 500)},
-			{"OOM score", &runtimeapi.LinuxContainerResources{OomScoreAdj: 321},
-				fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321)},
-			{"nothing", &runtimeapi.LinuxContainerResources{}, fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321)},
-			{"no part at all", nil, fmt.Sprint(256, -1, 96*mib, 160*mib, " 0-1 ", 321)},
-		} {
-			if step.name != "as created" {
-				n.update(t, id, step.r)
-			}
-			if got := n.limits(t, id); got != step.want {
-				t.Errorf("%s: the kernel says %q, want %q", step.name, got, step.want)
-			}
+		for _, step := range resourceSteps(cc.Linux.Resources) {
+			t.Run(step.name, func(t *testing.T) {
+				if step.name != "as created" {
+					n.update(t, id, step.r)
+				}
+				if got := n.kernelLimits(t, id); got != step.want {
+					t.Errorf("cgroup has %q, want %q", got, step.want)
+				}
 
-			r := n.containerStatus(t, id).GetResources().GetLinux()
-			said := fmt.Sprint(r.GetCpuShares(), r.GetCpuQuota(), r.GetMemoryLimitInBytes(),
-				r.GetMemorySwapLimitInBytes(), " "+r.GetCpusetCpus()+" ", r.GetOomScoreAdj())
-			if said != step.want {
-				t.Errorf("%s: ContainerStatus says %q, want %q", step.name, said, step.want)
-			}
+				r := n.containerStatus(t, id).GetResources().GetLinux()
+				reported := fmt.Sprint(r.GetCpuShares(), r.GetCpuQuota(), r.GetMemoryLimitInBytes(),
+					r.GetMemorySwapLimitInBytes(), " "+r.GetCpusetCpus()+" ", r.GetOomScoreAdj())
+				if reported != step.want {
+					t.Errorf("ContainerStatus has %q, want %q", reported, step.want)
+				}
+			})
 		}
 	})
 }
 
-// TestUpdateOfWhatCannotBe refuses by name what this node does not have, and leaves the container
-// as it was.
-func TestUpdateOfWhatCannotBe(t *testing.T) {
+// TestUnsupportedUpdates requests limits that this node lacks. The error names the field, and the
+// container does not change.
+func TestUnsupportedUpdates(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.needsV1(t)
 		cfg := n.podConfig(t)
@@ -111,9 +154,11 @@ func TestUpdateOfWhatCannotBe(t *testing.T) {
 			"linux.oom_score_adj": {OomScoreAdj: -1001},
 			"linux.cpu_period":    {CpuPeriod: -1},
 		} {
-			_, err := n.Runtime.UpdateContainerResources(t.Context(),
-				&runtimeapi.UpdateContainerResourcesRequest{ContainerId: c, Linux: r})
-			refused(t, err, field)
+			t.Run(field, func(t *testing.T) {
+				_, err := n.Runtime.UpdateContainerResources(t.Context(),
+					&runtimeapi.UpdateContainerResourcesRequest{ContainerId: c, Linux: r})
+				assertInvalidArgument(t, err, field)
+			})
 		}
 
 		_, err := n.Runtime.UpdateContainerResources(t.Context(),
@@ -122,18 +167,18 @@ func TestUpdateOfWhatCannotBe(t *testing.T) {
 				Linux:       &runtimeapi.LinuxContainerResources{CpuShares: 3},
 			})
 		if status.Code(err) != codes.NotFound {
-			t.Errorf("an unknown container: %v", err)
+			t.Errorf("update of an unknown container: %v, want NotFound", err)
 		}
 
 		cc := n.containerConfig(sh("true"))
 		cc.Metadata.Name = "unified"
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1000"}}
-		refused(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.unified")
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.unified")
 	})
 }
 
-// TestHugepages limits huge pages as the kubelet does for every container: 0 for every size of the
-// node, more where a pod asks.
+// TestHugepages limits huge pages like the kubelet: 0 for every page size of the node, more if a
+// pod requests them.
 func TestHugepages(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.needsV1(t)
@@ -147,7 +192,7 @@ func TestHugepages(t *testing.T) {
 			c := n.create(t, pod, cfg, cc)
 			_, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c})
 			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "hugepage_limits[2MB]") {
-				t.Errorf("a limit that this machine cannot keep: %v", err)
+				t.Errorf("limit without a hugetlb cgroup: %v, want FailedPrecondition", err)
 			}
 			return
 		}
@@ -168,19 +213,20 @@ func TestHugepages(t *testing.T) {
 			t.Errorf("limits after the update: %q", got)
 		}
 
-		said := map[string]uint64{}
+		reported := map[string]uint64{}
 		for _, l := range n.containerStatus(t, c).GetResources().GetLinux().GetHugepageLimits() {
-			said[l.PageSize] = l.Limit
+			reported[l.PageSize] = l.Limit
 		}
 
-		if len(said) != 2 || said["1GB"] != 0 || said["2MB"] != 8<<20 {
-			t.Errorf("ContainerStatus says %v", said)
+		if len(reported) != 2 || reported["1GB"] != 0 || reported["2MB"] != 8<<20 {
+			t.Errorf("ContainerStatus has %v", reported)
 		}
 	})
 }
 
-// TestOOMScoreIsClamped: where CAP_SYS_RESOURCE is missing no process can get a score below the
-// node's own, and pods must start all the same (the kubelet asks for -998 and -997).
+// TestOOMScoreIsClamped starts pods with low OOM scores on a node without CAP_SYS_RESOURCE. No
+// process can get a score below the node's own there, and pods must still start (the kubelet
+// requests -998 and -997).
 func TestOOMScoreIsClamped(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -188,9 +234,9 @@ func TestOOMScoreIsClamped(t *testing.T) {
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: -997}
 		id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 		got := strings.TrimSpace(n.exec(t, id, "cat", "/proc/1/oom_score_adj"))
-		if said := n.containerStatus(t, id).GetResources().GetLinux().GetOomScoreAdj(); got != "-997" && got != "0" ||
-			fmt.Sprint(said) != got {
-			t.Errorf("oom_score_adj is %s, ContainerStatus says %d", got, said)
+		reported := n.containerStatus(t, id).GetResources().GetLinux().GetOomScoreAdj()
+		if got != "-997" && got != "0" || fmt.Sprint(reported) != got {
+			t.Errorf("oom_score_adj is %s, want -997 or 0; ContainerStatus has %d", got, reported)
 		}
 
 		n.update(t, id, &runtimeapi.LinuxContainerResources{OomScoreAdj: -500})

@@ -21,6 +21,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
+// TestDaemonKilled kills and restarts the daemon under a running pod.
 func TestDaemonKilled(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -31,20 +32,21 @@ func TestDaemonKilled(t *testing.T) {
 		n.Restart(t)
 		after := n.containerStatus(t, c)
 		if after.State != runtimeapi.ContainerState_CONTAINER_RUNNING || after.StartedAt != before.StartedAt {
-			t.Errorf("container before %v, after %v", before, after)
+			t.Errorf("container before the restart %v, after it %v", before, after)
 		}
 
 		if got := n.podStatus(t, pod); got.Network.GetIp() != ip ||
 			got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-			t.Errorf("pod had IP %s, now %v", ip, got)
+			t.Errorf("pod had address %s, after the restart %v", ip, got)
 		}
 
 		n.exec(t, c, "true")
 		n.removePod(t, pod)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 	})
 }
 
+// TestEngineDown kills and restarts the engine and checks conditions and health endpoints.
 func TestEngineDown(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -61,7 +63,7 @@ func TestEngineDown(t *testing.T) {
 				}
 			}
 
-			t.Fatal("no RuntimeReady condition")
+			t.Fatal("Status has no condition RuntimeReady")
 
 			return false, ""
 		}
@@ -70,12 +72,12 @@ func TestEngineDown(t *testing.T) {
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, why := ready(); return !ok && why != "" })
 		if d := time.Since(begin); d > 2*time.Second {
-			t.Errorf("the engine's end was seen after %v", d)
+			t.Errorf("RuntimeReady became false after %v, want at most 2 s", d)
 		}
 
-		if _, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); status.Code(err) !=
-			codes.Unavailable {
-			t.Errorf("a list without an engine: %v", err)
+		_, err := n.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("ListPodSandbox without an engine: %v, want Unavailable", err)
 		}
 
 		if code, why := n.Get(t, "/readyz"); code != http.StatusServiceUnavailable ||
@@ -90,33 +92,33 @@ func TestEngineDown(t *testing.T) {
 		n.own(t).Restart(t)
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := ready(); return ok })
 		if code, why := n.Get(t, "/readyz"); code != http.StatusOK {
-			t.Errorf("readyz with the engine back: %d, %s", code, why)
+			t.Errorf("readyz after the restart of the engine: %d, %s", code, why)
 		}
 
 		n.podStatus(t, pod)
 		n.removePod(t, pod)
-		n.assertNothingLeft(t, cfg)
+		n.assertNoLeftovers(t, cfg)
 		n.removePod(t, n.runPod(t, n.podConfig(t)))
 	})
 }
 
-// faults stands between the daemon and the engine and breaks one request: before it reaches the
-// engine, or after the engine has done it.
+// faults is a proxy between the daemon and the engine. It fails one request, before the engine gets
+// it or after the engine has completed it.
 type faults struct {
 	mu    sync.Mutex
-	match *regexp.Regexp // "METHOD path", nil: nothing breaks
+	match *regexp.Regexp // of "METHOD path"; nil: no request fails
 	after bool
 	hits  int
 }
 
-// arm breaks the next request that matches.
+// arm makes the next matching request fail.
 func (f *faults) arm(match string, after bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.match, f.after, f.hits = regexp.MustCompile(match), after, 0
 }
 
-// disarm stops breaking and says whether a request was broken.
+// disarm stops failing requests and reports whether one has failed.
 func (f *faults) disarm() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -124,7 +126,7 @@ func (f *faults) disarm() bool {
 	return f.hits > 0
 }
 
-func (f *faults) breaks(r *http.Request) (broken, after bool) {
+func (f *faults) shouldFail(r *http.Request) (fails, after bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.match == nil || f.hits > 0 || !f.match.MatchString(r.Method+" "+r.URL.Path) {
@@ -134,7 +136,7 @@ func (f *faults) breaks(r *http.Request) (broken, after bool) {
 	return true, f.after
 }
 
-// serve starts the proxy on a socket before the engine's.
+// serve starts the proxy on a socket.
 func (f *faults) serve(t *testing.T, socket, engine string) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
@@ -151,13 +153,13 @@ func (f *faults) serve(t *testing.T, socket, engine string) {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		broken, after := f.breaks(r)
-		if broken && after {
+		fails, after := f.shouldFail(r)
+		if fails && after {
 			proxy.ServeHTTP(&discard{header: http.Header{}}, r)
 		}
 
-		if broken {
-			http.Error(w, `{"message":"broken by the test"}`, http.StatusInternalServerError)
+		if fails {
+			http.Error(w, `{"message":"failed by the test"}`, http.StatusInternalServerError)
 			return
 		}
 
@@ -174,8 +176,25 @@ func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d *discard) WriteHeader(int)             {}
 
-// TestRunPodSandboxFailsAtEachStep makes RunPodSandbox fail at every step against the real engine
-// and looks for what is left.
+// failingSteps are the failures of RunPodSandbox: of an engine request or of a network plugin.
+var failingSteps = []struct {
+	name  string
+	match string // see faults.match
+	after bool
+	touch string // file that makes a plugin fail
+}{
+	{name: "create", match: `POST .*/containers/create`},
+	{name: "create, after completion", match: `POST .*/containers/create`, after: true},
+	{name: "start", match: `POST .*/containers/[0-9a-f]+/start`},
+	{name: "start, after completion", match: `POST .*/containers/[0-9a-f]+/start`, after: true},
+	{name: "inspect", match: `GET .*/containers/[0-9a-f]+/json`},
+	{name: "CNI ADD of bridge", touch: "bridge.before"},
+	{name: "CNI ADD of bridge, after completion", touch: "bridge.after"},
+	{name: "CNI ADD of portmap", touch: "portmap.before"},
+}
+
+// TestRunPodSandboxFailsAtEachStep fails RunPodSandbox at every step on a real engine and checks
+// for leftovers.
 func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := &faults{}
@@ -183,25 +202,9 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 		f.serve(t, socket, n.own(t).Socket)
 		plugins := brokenPlugins(t, n)
 		n = n.withDaemon(t, "--docker-endpoint=unix://"+socket, "--cni-bin-dir="+plugins)
-		n.removePod(t, n.runPod(t, n.podConfig(t))) // the pause image is loaded
+		n.removePod(t, n.runPod(t, n.podConfig(t))) // loads the pause image
 
-		steps := []struct {
-			name  string
-			match string
-			after bool
-			touch string // a file that breaks a plugin
-		}{
-			{name: "create", match: `POST .*/containers/create`},
-			{name: "create, after it was done", match: `POST .*/containers/create`, after: true},
-			{name: "start", match: `POST .*/containers/[0-9a-f]+/start`},
-			{name: "start, after it was done", match: `POST .*/containers/[0-9a-f]+/start`, after: true},
-			{name: "inspect", match: `GET .*/containers/[0-9a-f]+/json`},
-			{name: "CNI ADD of bridge", touch: "bridge.before"},
-			{name: "CNI ADD of bridge, after it was done", touch: "bridge.after"},
-			{name: "CNI ADD of portmap", touch: "portmap.before"},
-		}
-
-		for _, s := range steps {
+		for _, s := range failingSteps {
 			t.Run(s.name, func(t *testing.T) {
 				cfg := n.podConfig(t)
 				cfg.PortMappings = []*runtimeapi.PortMapping{{
@@ -225,9 +228,9 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 					f.arm(s.match, s.after)
 					r, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
 					if !f.disarm() {
-						t.Fatal("no request was broken")
+						t.Fatal("no request matched")
 					}
-					if err == nil && s.name != "inspect" { // an inspect may belong to the view, which tries again
+					if err == nil && s.name != "inspect" { // the view retries its own inspects
 						t.Errorf("RunPodSandbox succeeded: %v", r)
 					}
 
@@ -236,19 +239,20 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 					}
 				}
 
-				n.assertNothingLeft(t, cfg)
+				n.assertNoLeftovers(t, cfg)
 				id := n.runPod(t, cfg)
 				if n.podStatus(t, id).Network.GetIp() == "" {
-					t.Error("the retry has no IP")
+					t.Error("the retry has no IP address")
 				}
 
 				n.removePod(t, id)
-				n.assertNothingLeft(t, cfg)
+				n.assertNoLeftovers(t, cfg)
 			})
 		}
 	})
 }
 
+// TestRunPodSandboxCancelled cancels RunPodSandbox after different times and retries it.
 func TestRunPodSandboxCancelled(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		for d := 10 * time.Millisecond; d < 500*time.Millisecond; d += 35 * time.Millisecond {
@@ -260,35 +264,35 @@ func TestRunPodSandboxCancelled(t *testing.T) {
 				n.removePod(t, r.PodSandboxId)
 			}
 
-			// The call may have succeeded in the moment in which its caller gave up: then the whole
-			// pod is there for the retry.
-			var left, whole string
+			// The call may succeed just before its cancellation. The complete pod then exists for
+			// the retry.
+			var leftovers, whole string
 			if !within(20*time.Second, func() bool {
-				left, whole = n.left(t, cfg), n.wholePod(t, cfg)
-				return left == "" || whole != ""
+				leftovers, whole = n.leftovers(t, cfg), n.readyPod(t, cfg)
+				return leftovers == "" || whole != ""
 			}) {
-				t.Errorf("left of a pod cancelled after %v: %s", d, left)
+				t.Errorf("leftovers of a pod cancelled after %v: %s", d, leftovers)
 			}
 
 			id := n.runPod(t, cfg)
 			if whole != "" && id != whole {
-				t.Errorf("cancelled after %v: the pod %s was ready, the retry made %s", d, whole, id)
+				t.Errorf("cancelled after %v: the retry returned %s, want the existing pod %s", d, id, whole)
 			}
 
 			n.removePod(t, id)
-			n.assertNothingLeft(t, cfg)
+			n.assertNoLeftovers(t, cfg)
 		}
 	})
 }
 
-// brokenPlugins is a folder of the standard plugins, each of which fails while a file
-// <plugin>.before or <plugin>.after lies beside it.
+// brokenPlugins creates a directory with the standard plugins. Each fails while a file
+// <plugin>.before or <plugin>.after exists.
 func brokenPlugins(t *testing.T, n *node) string {
 	t.Helper()
 	dir := n.tempDir(t)
 	for _, p := range []string{"bridge", "host-local", "portmap", "loopback"} {
 		script := strings.NewReplacer("DIR", dir, "PLUGIN", p).Replace(`#!/bin/sh
-fail() { echo '{"cniVersion":"0.4.0","code":99,"msg":"broken by the test"}'; exit 1; }
+fail() { echo '{"cniVersion":"0.4.0","code":99,"msg":"failed by the test"}'; exit 1; }
 [ "$CNI_COMMAND" = ADD ] && [ -e DIR/PLUGIN.before ] && fail
 if [ "$CNI_COMMAND" = ADD ] && [ -e DIR/PLUGIN.after ]; then /usr/lib/cni/PLUGIN >/dev/null; fail; fi
 exec /usr/lib/cni/PLUGIN

@@ -13,10 +13,10 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestSemantics holds the daemon to the CRI where Docker's API has other defaults, bounds or words.
+// TestSemantics tests the CRI where Docker's API has other defaults, limits or texts.
 func TestSemantics(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
-		for name, test := range map[string]func(*testing.T, *node){
+		for name, subtest := range map[string]func(*testing.T, *node){
 			"seccomp":      seccompSemantics,
 			"exec":         execSemantics,
 			"failed start": failedStartSemantics,
@@ -25,20 +25,21 @@ func TestSemantics(t *testing.T) {
 			"CDI":          cdiSemantics,
 			"image volume": imageVolumeSemantics,
 		} {
-			t.Run(name, func(t *testing.T) { test(t, n) })
+			t.Run(name, func(t *testing.T) { subtest(t, n) })
 		}
 
 		t.Run("umask", func(t *testing.T) { umaskSemantics(t, n) }) // restarts the daemon
 	})
 }
 
-// seccompSemantics: a profile that is not set means unconfined, and a privileged container has
+// seccompSemantics checks that no profile means unconfined, and that a privileged container has
 // none.
 func seccompSemantics(t *testing.T, n *node) {
 	const off, filter = "0", "2" // prctl(2), PR_GET_SECCOMP
 	profile := filepath.Join(n.tempDir(t), "no-mkdir.json")
 	err := os.WriteFile(profile,
-		[]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}`), 0o644)
+		[]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}`),
+		0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +70,7 @@ func seccompSemantics(t *testing.T, n *node) {
 			cfg := n.podConfig(t)
 			cfg.Linux.SecurityContext.Privileged = c.privileged
 			cfg.Linux.SecurityContext.Seccomp = c.profile
-			cfg.Linux.SecurityContext.SeccompProfilePath = c.path //nolint:staticcheck // old kubelets send only the path
+			cfg.Linux.SecurityContext.SeccompProfilePath = c.path //nolint:staticcheck // field of old kubelets
 			pod := n.runPod(t, cfg)
 			if got := n.procStatus(t, pod, "Seccomp"); got != c.want {
 				t.Errorf("pause: mode %s, want %s", got, c.want)
@@ -78,27 +79,29 @@ func seccompSemantics(t *testing.T, n *node) {
 			cc := n.containerConfig(sh("sleep 1000"))
 			cc.Linux.SecurityContext.Privileged = c.privileged
 			cc.Linux.SecurityContext.Seccomp = c.profile
-			cc.Linux.SecurityContext.SeccompProfilePath = c.path //nolint:staticcheck // old kubelets send only the path
+			cc.Linux.SecurityContext.SeccompProfilePath = c.path //nolint:staticcheck // field of old kubelets
 			id := n.startConfig(t, pod, cfg, cc)
 			if got := n.procStatus(t, id, "Seccomp"); got != c.want {
 				t.Errorf("container: mode %s, want %s", got, c.want)
 			}
 
-			if got := strings.TrimSpace(n.exec(t, id, "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2")); got !=
-				c.want {
+			got := strings.TrimSpace(n.exec(t, id, "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2"))
+			if got != c.want {
 				t.Errorf("exec: mode %s, want %s", got, c.want)
 			}
 		})
 	}
 }
 
-// execSemantics: a command that does not exist, or cannot be executed, ends with a shell's exit
-// code and the engine's text on stderr, as probes and kubectl expect.
+// execSemantics checks that a missing or non-executable command ends with a shell's exit code and
+// the engine's text on stderr, as probes and kubectl expect.
 func execSemantics(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
-	cc := n.containerConfig(sh("mkdir -p /gone; echo x > /plain; sleep 1000"))
+	cc := n.containerConfig(sh("mkdir -p /directory; echo x > /plain; sleep 1000"))
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-	eventually(t, "the files are there", func() bool { return strings.Contains(n.exec(t, id, "ls", "/"), "plain") })
+	eventually(t, "creation of the files", func() bool {
+		return strings.Contains(n.exec(t, id, "ls", "/"), "plain")
+	})
 
 	for _, c := range []struct {
 		cmd  string
@@ -108,43 +111,45 @@ func execSemantics(t *testing.T, n *node) {
 		{"no-such-command", 127},
 		{"/plain/x", 127},
 		{"/plain", 126},
-		{"/gone", 126},
+		{"/directory", 126},
 	} {
-		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
-			ContainerId: id,
-			Cmd:         []string{c.cmd, "arg"},
-			Timeout:     20,
-		})
-		if err != nil || r.ExitCode != c.code || len(r.Stdout) > 0 || strings.Count(string(r.Stderr), c.cmd) < 1 {
-			t.Errorf("ExecSync %s: %v, %v, want code %d", c.cmd, r, err, c.code)
-		}
-
-		if lines := strings.Count(string(r.GetStderr()), "\n"); lines != 1 {
-			t.Errorf("ExecSync %s: %d lines on stderr: %q", c.cmd, lines, r.GetStderr())
-		}
-
-		for _, tty := range []bool{false, true} {
-			out := map[bool]byte{false: 2, true: 1}[tty]
-			x, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+		t.Run(c.cmd, func(t *testing.T) {
+			r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 				ContainerId: id,
-				Cmd:         []string{c.cmd},
-				Stdout:      true,
-				Stderr:      !tty,
-				Tty:         tty,
+				Cmd:         []string{c.cmd, "arg"},
+				Timeout:     20,
 			})
-			if err != nil {
-				t.Fatal(err)
+			if err != nil || r.ExitCode != c.code || len(r.Stdout) > 0 || strings.Count(string(r.Stderr), c.cmd) < 1 {
+				t.Errorf("ExecSync: %v, %v, want exit code %d", r, err, c.code)
 			}
 
-			got := collect(t, n.stream(t, x.Url), 3, "}")
-			if !strings.Contains(got[out], c.cmd) || !tty && got[1] != "" ||
-				!strings.Contains(got[3], fmt.Sprintf(`"%d"`, c.code)) {
-				t.Errorf("Exec %s, TTY %v: %q, want code %d", c.cmd, tty, got, c.code)
+			if lines := strings.Count(string(r.GetStderr()), "\n"); lines != 1 {
+				t.Errorf("ExecSync: %d lines on stderr, want 1: %q", lines, r.GetStderr())
 			}
-		}
+
+			for _, tty := range []bool{false, true} {
+				out := map[bool]byte{false: 2, true: 1}[tty]
+				x, err := n.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+					ContainerId: id,
+					Cmd:         []string{c.cmd},
+					Stdout:      true,
+					Stderr:      !tty,
+					Tty:         tty,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				got := collect(t, n.stream(t, x.Url), 3, "}")
+				if !strings.Contains(got[out], c.cmd) || !tty && got[1] != "" ||
+					!strings.Contains(got[3], fmt.Sprintf(`"%d"`, c.code)) {
+					t.Errorf("Exec, TTY %t: %q, want exit code %d", tty, got, c.code)
+				}
+			}
+		})
 	}
 
-	// A command that itself prints such a text, and ends with such a code.
+	// A command that prints the same text and exits with the same code.
 	const text = "OCI runtime exec failed: exec failed: exec: \"sh\": executable file not found\r\n"
 	r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 		ContainerId: id,
@@ -152,20 +157,20 @@ func execSemantics(t *testing.T, n *node) {
 		Timeout:     20,
 	})
 	if err != nil || r.ExitCode != 127 || string(r.Stdout) != text || len(r.Stderr) > 0 {
-		t.Errorf("a command that prints the text: %v, %v", r, err)
+		t.Errorf("command that prints the engine's text: %v, %v", r, err)
 	}
 
-	execOfABrokenContainer(t, n)
+	execWithoutWorkingDir(t, n)
 }
 
-// execOfABrokenContainer: another failure of a start is an error. The working directory is not
-// there.
-func execOfABrokenContainer(t *testing.T, n *node) {
+// execWithoutWorkingDir checks that another failure of the start is an error, here of a missing
+// working directory.
+func execWithoutWorkingDir(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	cc := n.containerConfig(sh("cd /; rmdir /srv/here; sleep 1000"))
 	cc.WorkingDir = "/srv/here"
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-	eventually(t, "the directory is removed", func() bool {
+	eventually(t, "removal of the directory", func() bool {
 		r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 			ContainerId: id,
 			Cmd:         []string{"true"},
@@ -175,8 +180,8 @@ func execOfABrokenContainer(t *testing.T, n *node) {
 	})
 }
 
-// failedStartSemantics: the status of a container whose start failed has times of today, and a
-// reason and an exit code that agree.
+// failedStartSemantics checks the status of a container after a failed start: recent times, and a
+// matching reason and exit code.
 func failedStartSemantics(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
@@ -187,7 +192,7 @@ func failedStartSemantics(t *testing.T, n *node) {
 
 	for name, c := range map[string]struct {
 		change func(*runtimeapi.ContainerConfig)
-		code   int32 // 0: any but 0
+		code   int32 // 0: any nonzero code
 	}{
 		"missing":    {func(cc *runtimeapi.ContainerConfig) { cc.Command = []string{"/no/such"} }, 127},
 		"executable": {func(cc *runtimeapi.ContainerConfig) { cc.Command = []string{"/etc/passwd"} }, 126},
@@ -196,38 +201,40 @@ func failedStartSemantics(t *testing.T, n *node) {
 			cc.Mounts = []*runtimeapi.Mount{{HostPath: file, ContainerPath: "/etc"}}
 		}, 0},
 	} {
-		begin := time.Now().Add(-time.Minute).UnixNano()
-		cc := n.containerConfig(sh("true"))
-		cc.Metadata.Name = name
-		cc.LogPath = name + ".log"
-		c.change(cc)
-		id := n.create(t, pod, cfg, cc)
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err ==
-			nil {
-			t.Errorf("%s: started", name)
-			continue
-		}
+		t.Run(name, func(t *testing.T) {
+			begin := time.Now().Add(-time.Minute).UnixNano()
+			cc := n.containerConfig(sh("true"))
+			cc.Metadata.Name = name
+			cc.LogPath = name + ".log"
+			c.change(cc)
+			id := n.create(t, pod, cfg, cc)
+			if _, err := n.Runtime.StartContainer(t.Context(),
+				&runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+				t.Fatal("StartContainer succeeded")
+			}
 
-		s := n.containerStatus(t, id)
-		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.StartedAt < begin || s.FinishedAt < s.StartedAt ||
-			s.CreatedAt < begin {
-			t.Errorf("%s: state and times: %v", name, s)
-		}
+			s := n.containerStatus(t, id)
+			if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.CreatedAt < begin || s.StartedAt < begin ||
+				s.FinishedAt < s.StartedAt {
+				t.Errorf("state and times of %v", s)
+			}
 
-		if s.Reason != "ContainerCannotRun" || s.ExitCode == 0 || c.code != 0 && s.ExitCode != c.code ||
-			s.Message == "" {
-			t.Errorf("%s: reason and code: %v, want code %d", name, s, c.code)
-		}
+			if s.Reason != "ContainerCannotRun" || s.ExitCode == 0 || c.code != 0 && s.ExitCode != c.code ||
+				s.Message == "" {
+				t.Errorf("reason and exit code of %v, want exit code %d", s, c.code)
+			}
+		})
 	}
 }
 
-// memorySemantics: -1 lifts a limit, and one below Docker's minimum is raised to it.
+// memorySemantics checks that -1 removes a limit, and that a limit below Docker's minimum is raised
+// to it.
 func memorySemantics(t *testing.T, n *node) {
 	const mib = 1 << 20
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
 	limitOf := func(id string) string {
-		return strings.TrimSpace(n.kernel(t, id, "memory/memory.limit_in_bytes", "memory.max"))
+		return strings.TrimSpace(n.readCgroup(t, id, "memory/memory.limit_in_bytes", "memory.max"))
 	}
 	isUnlimited := func(id string) bool {
 		l := limitOf(id)
@@ -248,29 +255,29 @@ func memorySemantics(t *testing.T, n *node) {
 	for _, step := range []struct{ limit, want int64 }{{-1, -1}, {96 * mib, 96 * mib}, {-1, -1}, {mib, 6 * mib}} {
 		n.update(t, id, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: step.limit})
 		if step.want < 0 && !isUnlimited(id) || step.want > 0 && limitOf(id) != fmt.Sprint(step.want) {
-			t.Errorf("update to %d: the kernel has %s", step.limit, limitOf(id))
+			t.Errorf("update to %d: cgroup has %s", step.limit, limitOf(id))
 		}
 		if swap := n.containerStatus(t, id).Resources.Linux.MemorySwapLimitInBytes; swap != step.want {
-			t.Errorf("update to %d: the status has %d of memory and swap, want %d", step.limit, swap, step.want)
+			t.Errorf("update to %d: status has %d for memory and swap, want %d", step.limit, swap, step.want)
 		}
 		if got := statusOf(id); got != step.want {
-			t.Errorf("update to %d: the status has %d, want %d", step.limit, got, step.want)
+			t.Errorf("update to %d: status has %d, want %d", step.limit, got, step.want)
 		}
 	}
 
 	id = start("unlimited", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1})
 	if !isUnlimited(id) {
-		t.Errorf("created with -1: the kernel has %s", limitOf(id))
+		t.Errorf("created with -1: cgroup has %s", limitOf(id))
 	}
 
 	id = start("small", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib})
 	if limitOf(id) != fmt.Sprint(6*mib) || statusOf(id) != 6*mib {
-		t.Errorf("created with 4 MiB: the kernel has %s, the status %d", limitOf(id), statusOf(id))
+		t.Errorf("created with 4 MiB: cgroup has %s, status %d, want 6 MiB", limitOf(id), statusOf(id))
 	}
 
 	if b, err := os.ReadFile(n.Log()); err != nil ||
 		!strings.Contains(string(b), "memory limit of 4194304 bytes raised to 6291456") {
-		t.Errorf("no warning in the log: %v", err)
+		t.Errorf("log lacks the warning: %v", err)
 	}
 
 	cc := n.containerConfig(sh("true"))
@@ -279,64 +286,66 @@ func memorySemantics(t *testing.T, n *node) {
 		MemorySwapLimitInBytes: 32 * mib,
 	}
 
-	refused(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.memory_swap_limit_in_bytes")
+	assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.memory_swap_limit_in_bytes")
 }
 
-// mountPathSemantics: ".." in the paths of a mount is cleaned.
+// mountPathSemantics checks that ".." in the paths of a mount is resolved.
 func mountPathSemantics(t *testing.T, n *node) {
 	cfg := n.podConfig(t)
 	dir := n.tempDir(t)
 	cc := n.containerConfig(sh("sleep 1000"))
-	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir + "/other/../made//here", ContainerPath: "/opt/app/../conf/"}}
+	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir + "/other/../new//here", ContainerPath: "/opt/app/../conf/"}}
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	n.exec(t, id, "sh", "-c", "echo x > /opt/conf/file && [ ! -e /opt/app ]")
-	if _, err := os.Stat(filepath.Join(dir, "made/here/file")); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, "new/here/file")); err != nil {
 		t.Error(err)
 	}
 
 	m := n.containerStatus(t, id).Mounts
-	if len(m) != 1 || m[0].ContainerPath != "/opt/conf" || m[0].HostPath != filepath.Join(dir, "made/here") {
-		t.Errorf("status: %v", m)
+	if len(m) != 1 || m[0].ContainerPath != "/opt/conf" || m[0].HostPath != filepath.Join(dir, "new/here") {
+		t.Errorf("mounts in the status: %v", m)
 	}
 }
 
-// cdiSemantics: an annotation gives a device, or the container is refused.
+// cdiSemantics requests devices by annotation. Without CDI support the container is refused.
 func cdiSemantics(t *testing.T, n *node) {
 	n.run(t, "sh", "-c", `mkdir -p /var/run/cdi && cat > /var/run/cdi/annotated.json <<'X'
-{"cdiVersion": "0.5.0", "kind": "example.org/annotated", "devices": [{"name": "one", "containerEdits": {"env": ["ONE=yes"]}}, {"name": "two", "containerEdits": {"env": ["TWO=yes"]}}]}
+{"cdiVersion": "0.5.0", "kind": "example.org/annotated", "devices": [
+ {"name": "one", "containerEdits": {"env": ["ONE=yes"]}},
+ {"name": "two", "containerEdits": {"env": ["TWO=yes"]}}]}
 X`)
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Annotations = map[string]string{"cdi.k8s.io/plugin_9f43": "example.org/annotated=one,example.org/annotated=two"}
 	if !strings.Contains(n.docker(t, "info", "-f", "{{json .}}"), `"CDISpecDirs":["`) {
-		refused(t, n.createErr(t, pod, cfg, cc), "config.annotations")
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.annotations")
 		return
 	}
 
 	cc.CDIDevices = []*runtimeapi.CDIDevice{{Name: "example.org/annotated=one"}}
 	got := n.exec(t, n.startConfig(t, pod, cfg, cc), "cat", "/proc/1/environ")
 	if !strings.Contains(got, "ONE=yes") || !strings.Contains(got, "TWO=yes") {
-		t.Errorf("the devices' edits are missing: %q", got)
+		t.Errorf("environment lacks the edits of the devices: %q", got)
 	}
 
 	for _, bad := range []string{"", "one", "example.org/annotated=one, example.org/annotated=two", "/dev/null"} {
 		cc := n.containerConfig(sh("true"))
 		cc.Metadata.Name = "bad"
 		cc.Annotations = map[string]string{"cdi.k8s.io/plugin": bad}
-		refused(t, n.createErr(t, pod, cfg, cc), "config.annotations")
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.annotations")
 	}
 }
 
-// imageVolumeSemantics: a volume is read-only by request, its sub-path exists, and the status has
-// its digest.
+// imageVolumeSemantics checks that a writable volume or a missing sub-path is refused, and that the
+// status has the digest.
 func imageVolumeSemantics(t *testing.T, n *node) {
 	image := n.volumeImage(t, 2)
 	cfg := n.podConfig(t)
 	pod := n.runPod(t, cfg)
 	writable := n.withImage("writable", image, "")
 	writable.Mounts[0].Readonly = false
-	refused(t, n.createErr(t, pod, cfg, writable), "config.mounts[0].readonly")
+	assertInvalidArgument(t, n.createErr(t, pod, cfg, writable), "config.mounts[0].readonly")
 
 	for i, missing := range []string{"missing", "dir/missing", "base/x", "missing/dir/"} {
 		cc := n.withImage(fmt.Sprint("missing", i), image, missing)
@@ -345,31 +354,32 @@ func imageVolumeSemantics(t *testing.T, n *node) {
 			Config:        cc,
 			SandboxConfig: cfg,
 		})
-		if err == nil { // an engine that mounts images itself finds out at the start
+		if err == nil { // the engine may report the error at the start
 			_, err = n.Runtime.StartContainer(t.Context(),
 				&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
 		}
 
 		if err == nil {
-			t.Errorf("sub-path %s: no error", missing)
+			t.Errorf("sub-path %s was accepted", missing)
 		}
 	}
 
 	m := n.containerStatus(t, n.startConfig(t, pod, cfg, n.withImage("digest", image, "dir"))).Mounts
 	digests := n.imageStatus(t, image).RepoDigests
 	if len(m) != 1 || len(digests) == 0 || m[0].GetImage().GetImageRef() != digests[0] {
-		t.Errorf("status: %v, want digest %v", m, digests)
+		t.Errorf("mounts in the status: %v, want digest %v", m, digests)
 	}
 }
 
-// umaskSemantics: missing host paths are made for all to read, whatever umask the daemon was given.
+// umaskSemantics checks that missing host paths are created readable for all, with any umask of the
+// daemon.
 func umaskSemantics(t *testing.T, n *node) {
 	running := n.Program + "-running"
-	if err := os.Rename(running, running+"-behind"); err != nil {
+	if err := os.Rename(running, running+"-wrapped"); err != nil {
 		t.Fatal(err)
 	}
 
-	script := fmt.Sprintf("#!/bin/sh\numask 077\nexec %s-behind \"$@\"\n", running)
+	script := fmt.Sprintf("#!/bin/sh\numask 077\nexec %s-wrapped \"$@\"\n", running)
 	engines.WriteProgram(t, running, script)
 	n.Kill(t)
 	n.Restart(t)
@@ -379,10 +389,10 @@ func umaskSemantics(t *testing.T, n *node) {
 	cc := n.containerConfig(sh("sleep 1000"))
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: filepath.Join(dir, "above/missing"), ContainerPath: "/missing"}}
 	n.startConfig(t, n.runPod(t, cfg), cfg, cc)
-	for _, made := range []string{"above", "above/missing"} {
-		st, err := os.Stat(filepath.Join(dir, made))
+	for _, path := range []string{"above", "above/missing"} {
+		st, err := os.Stat(filepath.Join(dir, path))
 		if err != nil || st.Mode().Perm() != 0o755 {
-			t.Errorf("%s: %v, %v", made, st, err)
+			t.Errorf("%s: %v, %v; want mode 0755", path, st, err)
 		}
 	}
 }

@@ -13,12 +13,12 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// session is a client of an exec or attach.
+// session is a client of an exec or attach session.
 type session struct {
 	write  func(text string)               // to stdin
 	resize func(text string)               // JSON
 	read   func() (out, status string)     // to the end
-	await  func(t *testing.T, text string) // reads stdout until it has text
+	await  func(t *testing.T, text string) // reads stdout until it contains text
 	hangUp func()
 }
 
@@ -47,7 +47,7 @@ func (n *node) openSession(t *testing.T, protocol, raw string, stdin, tty bool) 
 		await: func(t *testing.T, text string) {
 			t.Helper()
 			if got := collect(t, c, 1, text); !strings.Contains(got[1], text) {
-				t.Fatalf("got %q, want %q", got[1], text)
+				t.Fatalf("stdout %q, want %q", got[1], text)
 			}
 		},
 		hangUp: func() { c.Close() },
@@ -83,7 +83,7 @@ func (n *node) openSPDYSession(t *testing.T, raw string, stdin, tty bool) *sessi
 			for b := make([]byte, 4096); !strings.Contains(got, text); {
 				k, err := streams["stdout"].Read(b)
 				if got += string(b[:k]); err != nil {
-					t.Fatalf("got %q, %v, want %q", got, err, text)
+					t.Fatalf("stdout %q, %v, want %q", got, err, text)
 				}
 			}
 		},
@@ -91,8 +91,8 @@ func (n *node) openSPDYSession(t *testing.T, raw string, stdin, tty bool) *sessi
 	}
 }
 
-// bothProtocols runs a test over WebSocket and SPDY.
-func bothProtocols(t *testing.T, test func(t *testing.T, protocol string)) {
+// forBothProtocols runs a test over WebSocket and SPDY.
+func forBothProtocols(t *testing.T, test func(t *testing.T, protocol string)) {
 	for _, protocol := range []string{"WebSocket", "SPDY"} {
 		t.Run(protocol, func(t *testing.T) { test(t, protocol) })
 	}
@@ -129,8 +129,8 @@ func (n *node) attachURL(t *testing.T, id string, tty bool) string {
 	return r.Url
 }
 
-// verdictOf is the status that ends a session.
-func verdictOf(t *testing.T, text string) (state, message string) {
+// parseStatus parses the status at the end of a session.
+func parseStatus(t *testing.T, text string) (state, message string) {
 	t.Helper()
 	var v struct{ Status, Message string }
 	if err := json.Unmarshal([]byte(text), &v); err != nil {

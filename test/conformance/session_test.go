@@ -21,19 +21,19 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// lateStarts stands between a daemon and its engine. It holds requests to start an exec back, and
-// passes them on when it is released, also if their clients have left.
-type lateStarts struct {
+// execDelayer is a proxy between a daemon and its engine. It holds requests to start an exec until
+// it is released, and forwards them even if their clients have disconnected.
+type execDelayer struct {
 	socket  string
-	held    chan struct{} // of 1: a request is held back
-	release chan struct{} // to be closed
+	held    chan struct{} // buffer of 1: receives a value for each held request
+	release chan struct{} // closed by the test
 	ended   chan struct{} // closed when the engine has ended an exec
 }
 
-func (n *node) newLateStarts(t *testing.T) *lateStarts {
+func (n *node) newExecDelayer(t *testing.T) *execDelayer {
 	t.Helper()
 	engine := n.own(t).Socket
-	p := &lateStarts{
+	p := &execDelayer{
 		socket:  filepath.Join(n.tempDir(t), "late.sock"),
 		held:    make(chan struct{}, 1),
 		release: make(chan struct{}),
@@ -83,11 +83,11 @@ func (n *node) newLateStarts(t *testing.T) *lateStarts {
 	return p
 }
 
-// TestLateExec: the engine starts a command long after its call has timed out. The command is
+// TestLateExec has the engine start a command long after the call has timed out. The command is
 // killed.
 func TestLateExec(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		p := n.newLateStarts(t)
+		p := n.newExecDelayer(t)
 		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket)
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
@@ -105,20 +105,20 @@ func TestLateExec(t *testing.T) {
 		select {
 		case <-p.ended:
 		case <-time.After(time.Minute):
-			t.Error("the command runs on")
+			t.Error("the command was not killed within a minute")
 		}
 
-		eventually(t, "nothing of the command is left", func() bool {
+		eventually(t, "end of the command's processes", func() bool {
 			return !strings.Contains(n.docker(t, "top", id), "sleep 432")
 		})
 	})
 }
 
-// TestClientThatDoesNotRead: an attach and an exec whose clients do not read hold up neither the
-// container with its log, nor its stop and removal. The client that falls behind is cut off.
-func TestClientThatDoesNotRead(t *testing.T) {
+// TestStalledClient has an attach and an exec session without a reading client. They block neither
+// the container and its log nor its stop and removal. The slow client is disconnected.
+func TestStalledClient(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		bothProtocols(t, func(t *testing.T, protocol string) {
+		forBothProtocols(t, func(t *testing.T, protocol string) {
 			cfg := n.podConfig(t)
 			pod := n.runPod(t, cfg)
 			const flood = "while [ ! -e /go ]; do sleep 0.1; done; yes " +
@@ -132,7 +132,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 			if !within(2*time.Minute, func() bool {
 				return strings.Contains(n.run(t, "tail", "-n1", log), "all printed")
 			}) {
-				t.Errorf("the container is held up: its log ends with %q", n.run(t, "tail", "-n1", log))
+				t.Errorf("the container is blocked: its log ends with %q", n.run(t, "tail", "-n1", log))
 			}
 
 			begin := time.Now()
@@ -140,26 +140,26 @@ func TestClientThatDoesNotRead(t *testing.T) {
 			n.stopPod(t, pod)
 			n.removePod(t, pod)
 			if took := time.Since(begin); took > 30*time.Second {
-				t.Errorf("stop and removal took %v", took)
+				t.Errorf("stop and removal took %v, want at most 30 s", took)
 			}
 			if _, end := attached.read(); !strings.Contains(end, "cut off") {
-				t.Errorf("the attach ended with %q", end)
+				t.Errorf("status of the attach session: %q, want cut off", end)
 			}
 		})
 	})
 }
 
-// TestSlowReaderGetsAll: a client that begins to read seconds after the end of the command gets all
-// that it printed.
+// TestSlowReaderGetsAll starts to read seconds after the end of the command. The client gets all of
+// its output.
 func TestSlowReaderGetsAll(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		bothProtocols(t, func(t *testing.T, protocol string) {
-			const size = 30_000_000 // more than all buffers on the way
+		forBothProtocols(t, func(t *testing.T, protocol string) {
+			const size = 30_000_000 // exceeds all buffers
 			s := n.openSession(t, protocol,
 				n.execURL(t, id, false, sh(fmt.Sprintf("yes | head -c %d; touch /end", size))), false, false)
-			eventually(t, "the command ended", func() bool {
+			eventually(t, "end of the command", func() bool {
 				r, err := n.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 					ContainerId: id,
 					Cmd:         []string{"rm", "/end"},
@@ -170,18 +170,22 @@ func TestSlowReaderGetsAll(t *testing.T) {
 
 			time.Sleep(3 * time.Second) // the engine closes the stream after 2 s
 			out, end := s.read()
-			if state, _ := verdictOf(t, end); len(out) != size || state != "Success" {
-				t.Errorf("%d of %d bytes, %s", len(out), size, end)
+			if state, _ := parseStatus(t, end); len(out) != size || state != "Success" {
+				t.Errorf("got %d of %d bytes, status %s", len(out), size, end)
 			}
 		})
 	})
 }
 
-// TestSessionsEndWithTheirContainer: in every PID mode, and a port-forward with its pod.
+// TestSessionsEndWithTheirContainer stops a container with sessions in every PID mode, and a pod
+// with a port-forward.
 func TestSessionsEndWithTheirContainer(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER,
-			runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE} {
+		for _, mode := range []runtimeapi.NamespaceMode{
+			runtimeapi.NamespaceMode_CONTAINER,
+			runtimeapi.NamespaceMode_POD,
+			runtimeapi.NamespaceMode_NODE,
+		} {
 			t.Run(mode.String(), func(t *testing.T) {
 				t.Parallel()
 				cfg := n.podConfig(t)
@@ -197,8 +201,8 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 					ended <- fmt.Sprintf("ExecSync: %v", err)
 				}()
 
-				shell := n.openSession(t, "WebSocket", n.execURL(t, id, true, sh("touch /shell; sleep 4332")), true,
-					true)
+				shellURL := n.execURL(t, id, true, sh("touch /shell; sleep 4332"))
+				shell := n.openSession(t, "WebSocket", shellURL, true, true)
 				go func() { _, end := shell.read(); ended <- "terminal: " + end }()
 				attached := n.openSession(t, "SPDY", n.attachURL(t, id, false), false, false)
 				go func() { _, end := attached.read(); ended <- "attach: " + end }()
@@ -208,10 +212,10 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 				n.stop(t, id, 5)
 				for range 3 {
 					select {
-					case how := <-ended:
-						t.Log(how)
+					case status := <-ended:
+						t.Log(status)
 					case <-time.After(30 * time.Second):
-						t.Fatal("a session goes on")
+						t.Fatal("a session did not end within 30 s")
 					}
 				}
 
@@ -219,31 +223,31 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 				select {
 				case <-forwarded.CloseChan():
 				case <-time.After(30 * time.Second):
-					t.Error("the port-forward goes on")
+					t.Error("the port-forward did not end within 30 s")
 				}
 			})
 		}
 	})
 }
 
-// TestLostTerminalIsHungUp: a shell whose client is gone does not stay.
+// TestLostTerminalIsHungUp disconnects the client of a shell: the shell ends.
 func TestLostTerminalIsHungUp(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		bothProtocols(t, func(t *testing.T, protocol string) {
+		forBothProtocols(t, func(t *testing.T, protocol string) {
 			s := n.openSession(t, protocol, n.execURL(t, id, true, sh("echo ready; sleep 4341; true")), true, true)
 			s.await(t, "ready")
 			s.hangUp()
-			eventually(t, "the shell is hung up", func() bool {
+			eventually(t, "end of the shell", func() bool {
 				return !strings.Contains(n.exec(t, id, "ps"), "sleep 4341")
 			})
 		})
 	})
 }
 
-// TestControlKeys: each key arrives at the program on a terminal, also those that Docker takes for
-// the wish to detach.
+// TestControlKeys sends every control key to a program on a terminal, including Docker's detach
+// keys.
 func TestControlKeys(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -263,7 +267,7 @@ func TestControlKeys(t *testing.T) {
 		}
 
 		id := n.start(t, pod, cfg, sh("sleep 1000"))
-		bothProtocols(t, func(t *testing.T, protocol string) {
+		forBothProtocols(t, func(t *testing.T, protocol string) {
 			t.Run("exec", func(t *testing.T) {
 				check(t, n.openSession(t, protocol, n.execURL(t, id, true, sh(show)), true, true))
 			})
@@ -279,28 +283,28 @@ func TestControlKeys(t *testing.T) {
 	})
 }
 
-// TestFirstCommandKnowsItsTerminal: from its beginning with API 1.42, with 1.41 of Engine 20.10
-// soon after.
-func TestFirstCommandKnowsItsTerminal(t *testing.T) {
+// TestTerminalSizeAtStart reads the terminal size in the first command. API 1.42 sets it before the
+// start, API 1.41 of Engine 20.10 shortly after.
+func TestTerminalSizeAtStart(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cmd := []string{"stty", "size"}
-		if majorOf(t, n) == "20.10" {
+		if engineSeries(t, n) == "20.10" {
 			cmd = sh(`until stty size 2>/dev/null | grep "33 101"; do sleep 0.1; done`)
 		}
 
 		cfg := n.podConfig(t)
 		id := n.start(t, n.runPod(t, cfg), cfg, sh("sleep 1000"))
-		bothProtocols(t, func(t *testing.T, protocol string) {
+		forBothProtocols(t, func(t *testing.T, protocol string) {
 			s := n.openSession(t, protocol, n.execURL(t, id, true, cmd), true, true)
 			s.resize(`{"Width":101,"Height":33}`)
 			if out, end := s.read(); strings.TrimSpace(out) != "33 101" {
-				t.Errorf("%q, %s", out, end)
+				t.Errorf("terminal size %q, status %s", out, end)
 			}
 		})
 	})
 }
 
-// TestFailedForwardsLeaveTheSession: a connection that is refused or reset ends alone. A text on
+// TestFailedForwardsLeaveTheSession forwards to a closed port. Only the connection ends. A text on
 // its error stream would end the session of a client like kubectl.
 func TestFailedForwardsLeaveTheSession(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
@@ -318,7 +322,7 @@ func TestFailedForwardsLeaveTheSession(t *testing.T) {
 
 			text, _ := io.ReadAll(errs)
 			if b, _ := io.ReadAll(data); len(text) > 0 || len(b) > 0 {
-				t.Errorf("connection %d: %q, %q", i, text, b)
+				t.Errorf("connection %d: error stream %q, data %q, want both empty", i, text, b)
 			}
 		}
 
@@ -326,8 +330,8 @@ func TestFailedForwardsLeaveTheSession(t *testing.T) {
 	})
 }
 
-// TestEndlessProbes: the output of commands that print without an end is bounded for all calls
-// together.
+// TestEndlessProbes runs probes with endless output. The memory for the output of all calls
+// together is limited.
 func TestEndlessProbes(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -359,8 +363,8 @@ func TestEndlessProbes(t *testing.T) {
 			}
 		}
 
-		// The calls share 48 MiB. Without that budget they grow by 423 MiB, with the race detector
-		// by several times as much.
+		// The calls share 48 MiB. Without that limit memory grows by 423 MiB, with the race
+		// detector by several times as much.
 		limit := int64(160 << 20)
 		if engines.Race() {
 			limit *= 2
@@ -368,7 +372,7 @@ func TestEndlessProbes(t *testing.T) {
 
 		t.Logf("RSS grew from %d to %d MiB", before>>20, most>>20)
 		if most-before > limit {
-			t.Errorf("RSS grew from %d to %d MiB", before>>20, most>>20)
+			t.Errorf("RSS grew by %d MiB, want at most %d", (most-before)>>20, limit>>20)
 		}
 	})
 }

@@ -11,7 +11,7 @@ import (
 
 var parentPid = regexp.MustCompile(`(?m)^PPid:\s*(\d+)$`)
 
-// shim is the process that looks after a container: the parent of its main process.
+// shim returns the PID of a container's shim, the parent of its main process.
 func (n *node) shim(t *testing.T, id string) string {
 	t.Helper()
 	pid := strings.TrimSpace(n.docker(t, "inspect", "-f", "{{.State.Pid}}", id))
@@ -22,8 +22,8 @@ func (n *node) shim(t *testing.T, id string) string {
 	return m[1]
 }
 
-// TestOneShimPerPod: on API 1.43 and newer all containers of a pod live on one shim, and everything
-// still works: exit codes, exec, kill, removal in any order, and a restart of the engine.
+// TestOneShimPerPod checks that all containers of a pod share one shim on API 1.43 and newer. Exit
+// codes, exec, kill, removal in any order, and a restart of the engine still work.
 func TestOneShimPerPod(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
@@ -37,16 +37,16 @@ func TestOneShimPerPod(t *testing.T) {
 		}
 
 		want := 1
-		if majorOf(t, n) == "20.10" {
+		if engineSeries(t, n) == "20.10" {
 			want = 11
 		}
 		if len(shims) != want {
-			t.Errorf("%d shims for the pod and its ten containers, want %d", len(shims), want)
+			t.Errorf("pod with ten containers has %d shims, want %d", len(shims), want)
 		}
 
 		n.eng.Kill(t)
 		n.eng.Restart(t)
-		eventually(t, "the runtime is ready again", func() bool {
+		eventually(t, "list of the containers after the restart", func() bool {
 			r, err := n.Runtime.ListContainers(t.Context(),
 				&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
 			return err == nil && len(r.Containers) == len(ids)
@@ -56,7 +56,7 @@ func TestOneShimPerPod(t *testing.T) {
 			n.exec(t, id, "true")
 			n.stop(t, id, 10)
 			if s := n.containerStatus(t, id); s.ExitCode != int32(20+i) {
-				t.Errorf("container %d: %v", i, s)
+				t.Errorf("status of container %d: %v, want exit code %d", i, s, 20+i)
 			}
 
 			if i%2 == 0 {
@@ -68,15 +68,15 @@ func TestOneShimPerPod(t *testing.T) {
 		}
 
 		again := n.startNamed(t, pod, cfg, "late", sh("sleep 1000"))
-		n.docker(t, "rm", "-f", pod) // the pause, whose shim it is
+		n.docker(t, "rm", "-f", pod) // the pause, first container of the shim
 		n.stop(t, again, 0)
 		if s := n.containerStatus(t, again); s.ExitCode != 137 {
-			t.Errorf("killed after its pause was removed: %v", s)
+			t.Errorf("status of a container killed after the removal of its pause: %v", s)
 		}
 
 		n.removePod(t, pod)
-		n.assertNothingLeft(t, cfg)
-		eventually(t, "no shim is left", func() bool {
+		n.assertNoLeftovers(t, cfg)
+		eventually(t, "exit of all shims", func() bool {
 			return !strings.Contains(n.run(t, "ps", "ax"), "containerd-shim")
 		})
 	})

@@ -21,6 +21,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
+// stats returns the stats of a container.
 func (n *node) stats(t *testing.T, id string) *runtimeapi.ContainerStats {
 	t.Helper()
 	r, err := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
@@ -30,6 +31,7 @@ func (n *node) stats(t *testing.T, id string) *runtimeapi.ContainerStats {
 	return r.Stats
 }
 
+// podStats returns the stats of a pod.
 func (n *node) podStats(t *testing.T, id string) *runtimeapi.LinuxPodSandboxStats {
 	t.Helper()
 	r, err := n.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
@@ -39,53 +41,56 @@ func (n *node) podStats(t *testing.T, id string) *runtimeapi.LinuxPodSandboxStat
 	return r.Stats.Linux
 }
 
-// near fails if a figure is not what it must be, give or take so many percent.
-func near(t *testing.T, what string, got *runtimeapi.UInt64Value, want, percent uint64) {
+// assertNear fails if a value differs from want by more than the given percentage.
+func assertNear(t *testing.T, name string, got *runtimeapi.UInt64Value, want, percent uint64) {
 	t.Helper()
 	if g := got.GetValue(); g < want-want*percent/100 || g > want+want*percent/100 {
-		t.Errorf("%s: %d, want %d ± %d %%", what, g, want, percent)
+		t.Errorf("%s: %d, want %d ± %d %%", name, g, want, percent)
 	}
 }
 
 const mib = 1 << 20
 
-// TestStats has containers use so much of everything that the kernel counts, and compares.
+// TestStats has containers use known amounts of every resource and compares the stats with the
+// kernel.
 func TestStats(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
-		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid // as the kubelet names it
+		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid // like the kubelet
 		pod := n.runPod(t, cfg)
-		t.Run("CPU", func(t *testing.T) { statsOfCPU(t, n, pod, cfg) })
-		t.Run("memory", func(t *testing.T) { statsOfMemory(t, n, pod, cfg) })
-		t.Run("processes", func(t *testing.T) { statsOfProcesses(t, n, pod, cfg) })
-		t.Run("writable layer", func(t *testing.T) { statsOfLayer(t, n, pod, cfg) })
-		t.Run("network", func(t *testing.T) { statsOfNetwork(t, n, pod) })
-		t.Run("lists", func(t *testing.T) { statsInLists(t, n, pod) })
+
+		t.Run("CPU", func(t *testing.T) { testCPUStats(t, n, pod, cfg) })
+		t.Run("memory", func(t *testing.T) { testMemoryStats(t, n, pod, cfg) })
+		t.Run("processes", func(t *testing.T) { testProcessStats(t, n, pod, cfg) })
+		t.Run("writable layer", func(t *testing.T) { testLayerStats(t, n, pod, cfg) })
+		t.Run("network", func(t *testing.T) { testNetworkStats(t, n, pod) })
+		t.Run("lists", func(t *testing.T) { testStatsLists(t, n, pod) })
+
 		n.removePod(t, pod)
 		for _, id := range []string{pod, "0123456789abcdef"} {
 			_, podErr := n.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
 			_, err := n.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
 			if status.Code(podErr) != codes.NotFound || status.Code(err) != codes.NotFound {
-				t.Errorf("of what is not there: %v, %v", podErr, err)
+				t.Errorf("stats of unknown IDs: %v, %v, want NotFound", podErr, err)
 			}
 		}
 	})
 }
 
-// kernel reads a file of a container's control group: of cgroup v1 (controller/file) or of v2.
-// Groups of other tests may go while it looks.
-func (n *node) kernel(t *testing.T, id, v1, v2 string) string {
+// readCgroup reads a file of a container's cgroup, of cgroup v1 (controller/file) or of v2. Cgroups
+// of other tests may be removed concurrently.
+func (n *node) readCgroup(t *testing.T, id, v1, v2 string) string {
 	t.Helper()
 	controller, file := path.Split(v1)
 	return n.run(t, "sh", "-c",
-		fmt.Sprintf(`if [ -e /sys/fs/cgroup/cgroup.controllers ]; then f=%s; else c=%s f=%s; fi; cat $(find `+
-			`/sys/fs/cgroup/$c -type d -name '*%s*' 2>/dev/null)/$f`, v2, controller, file, id))
+		fmt.Sprintf(`if [ -e /sys/fs/cgroup/cgroup.controllers ]; then f=%s; else c=%s f=%s; fi; `+
+			`cat $(find /sys/fs/cgroup/$c -type d -name '*%s*' 2>/dev/null)/$f`, v2, controller, file, id))
 }
 
-// cpuTime is what the kernel says that a container has used, in nanoseconds.
-func (n *node) cpuTime(t *testing.T, id string) uint64 {
+// cgroupCPUTime returns the CPU time of a container from its cgroup, in nanoseconds.
+func (n *node) cgroupCPUTime(t *testing.T, id string) uint64 {
 	t.Helper()
-	out := n.kernel(t, id, "cpuacct/cpuacct.usage", "cpu.stat")
+	out := n.readCgroup(t, id, "cpuacct/cpuacct.usage", "cpu.stat")
 	if _, err := fmt.Sscanf(out, "usage_usec %d", new(uint64)); err == nil {
 		var usec uint64
 		_, _ = fmt.Sscanf(out, "usage_usec %d", &usec)
@@ -100,18 +105,18 @@ func (n *node) cpuTime(t *testing.T, id string) uint64 {
 	return ns
 }
 
-// memory is what the kernel says that a container uses, in bytes.
-func (n *node) memory(t *testing.T, id string) (bytes uint64) {
+// cgroupMemory returns the memory usage of a container from its cgroup, in bytes.
+func (n *node) cgroupMemory(t *testing.T, id string) (bytes uint64) {
 	t.Helper()
-	if _, err := fmt.Sscan(n.kernel(t, id, "memory/memory.usage_in_bytes", "memory.current"), &bytes); err != nil {
+	if _, err := fmt.Sscan(n.readCgroup(t, id, "memory/memory.usage_in_bytes", "memory.current"), &bytes); err != nil {
 		t.Fatal(err)
 	}
 	return bytes
 }
 
-// statsOfCPU burns a core, or as much of one as a busy machine gives: what is told lies between two
-// looks at the kernel's own figure, and the use of cores is that of the time between two readings.
-func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
+// testCPUStats uses a core, or the share of one that a busy machine provides. The reported CPU time
+// must be between two values of the kernel, and the core usage must match two reports.
+func testCPUStats(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	cc := n.containerConfig(sh("while :; do :; done"))
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 100000}
 	id := n.startConfig(t, pod, cfg, cc)
@@ -119,10 +124,10 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 	var before, after, cores uint64
 	last := first
 	used := func() bool {
-		before = n.cpuTime(t, id)
+		before = n.cgroupCPUTime(t, id)
 		last = n.stats(t, id).Cpu
-		after = n.cpuTime(t, id)
-		// as often as the use of cores is told anew
+		after = n.cgroupCPUTime(t, id)
+		// Core usage is updated once per second.
 		if took := last.Timestamp - first.Timestamp; took >= int64(time.Second) {
 			cores = uint64(float64(last.UsageCoreNanoSeconds.Value-first.UsageCoreNanoSeconds.Value) /
 				(float64(took) / 1e9))
@@ -131,39 +136,39 @@ func statsOfCPU(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxCon
 
 		return before > 2e9
 	}
-	if !within(2*time.Minute, used) { // a busy machine may give it little
-		t.Fatalf("%d ns of CPU in two minutes", before)
+	if !within(2*time.Minute, used) { // a busy machine may provide little
+		t.Fatalf("only %d ns of CPU time in two minutes", before)
 	}
 	if u := last.UsageCoreNanoSeconds.GetValue(); u < before || u > after {
-		t.Errorf("CPU time %d, the kernel says %d and then %d", u, before, after)
+		t.Errorf("CPU time %d, the kernel had %d before and %d after", u, before, after)
 	}
 
-	near(t, "cores", last.UsageNanoCores, cores, 1)
+	assertNear(t, "cores", last.UsageNanoCores, cores, 1)
 	if p := n.podStats(t, pod).Cpu.UsageCoreNanoSeconds.GetValue(); p < last.UsageCoreNanoSeconds.Value {
-		t.Errorf("the pod used %d, less than its container with %d", p, last.UsageCoreNanoSeconds.Value)
+		t.Errorf("the pod used %d ns, less than %d ns of its container", p, last.UsageCoreNanoSeconds.Value)
 	}
 
-	before = n.cpuTime(t, id)
+	before = n.cgroupCPUTime(t, id)
 	m := n.metrics(t, pod, id)
-	after = n.cpuTime(t, id)
-	if s := m.one(t, "container_cpu_usage_seconds_total"); s < before/1e9 || s > after/1e9 {
-		t.Errorf("container_cpu_usage_seconds_total is %d, the kernel says %d and then %d ns", s, before, after)
+	after = n.cgroupCPUTime(t, id)
+	if s := m.value(t, "container_cpu_usage_seconds_total"); s < before/1e9 || s > after/1e9 {
+		t.Errorf("container_cpu_usage_seconds_total is %d, the kernel had %d ns before and %d ns after",
+			s, before, after)
 	}
 
-	if s, periods := m.one(t, "container_cpu_user_seconds_total"),
-		m.one(t, "container_cpu_cfs_periods_total"); s == 0 || s > after/1e9 || periods < 10 ||
-		m.one(t, "container_spec_cpu_quota") != 100000 {
-		t.Errorf("%d s outside the kernel, %d periods of the quota", s, periods)
+	user, periods := m.value(t, "container_cpu_user_seconds_total"), m.value(t, "container_cpu_cfs_periods_total")
+	if user == 0 || user > after/1e9 || periods < 10 || m.value(t, "container_spec_cpu_quota") != 100000 {
+		t.Errorf("%d s of user time, %d periods of the quota", user, periods)
 	}
 
 	n.stop(t, id, 0)
 	if s := n.stats(t, id); s.Attributes.GetId() != id || s.Cpu != nil {
-		t.Errorf("a container that has ended: %v", s)
+		t.Errorf("stats of an exited container: %v", s)
 	}
 }
 
-// uncached makes a file that is on disk alone. The kernel may keep pages that are still under way
-// somewhere, so it is told again until none is there.
+// uncached creates a file without pages in the page cache. The kernel may keep pages with pending
+// I/O, so the call is repeated until none remains.
 func uncached(t *testing.T, file string, size int) {
 	t.Helper()
 	f, err := os.Create(file)
@@ -185,14 +190,14 @@ func uncached(t *testing.T, file string, size int) {
 		kept = cached(t, file, size)
 		return kept == 0
 	}) {
-		t.Fatalf("%d pages of %s stay in the page cache", kept, file)
+		t.Fatalf("%d pages of %s remain in the page cache", kept, file)
 	}
 }
 
-// cached is how many pages of a file are in the page cache (mincore(2)).
+// cached returns the number of pages of a file in the page cache (mincore(2)).
 func cached(t *testing.T, file string, size int) (pages int) {
 	t.Helper()
-	f, err := os.OpenFile(file, os.O_RDWR, 0) // only who may write a file is told
+	f, err := os.OpenFile(file, os.O_RDWR, 0) // mincore requires write access
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,75 +222,77 @@ func cached(t *testing.T, file string, size int) (pages int) {
 	return pages
 }
 
-// statsOfMemory holds 100 MiB, and reads a file of 200 MiB, which is page cache and no working set:
-// in large pieces, since the kernel counts what is read twice as used. The kernel may give up some
-// of it again, so it is asked how much is there, and a tenth may have been charged to somebody
-// else.
-func statsOfMemory(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
+// testMemoryStats allocates 100 MiB and reads a file of 200 MiB into the page cache, outside of the
+// working set. It reads large blocks, because the kernel counts pages read twice as active. The
+// kernel may reclaim cache pages, so the test queries their number, and allows a tenth to be
+// charged to other cgroups.
+func testMemoryStats(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	dir := n.tempDir(t)
 	file, size := filepath.Join(dir, "file"), 200*mib
 	uncached(t, file, size)
-	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; x=$(dd if=/dev/zero bs=1M ` +
-		`count=100 2>/dev/null | tr '\0' x); echo held; sleep 1000; echo "$x" >&2`))
+	cc := n.containerConfig(sh(`dd if=/data/file of=/dev/null bs=64M 2>/dev/null; ` +
+		`x=$(dd if=/dev/zero bs=1M count=100 2>/dev/null | tr '\0' x); echo held; sleep 1000; echo "$x" >&2`))
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/data", Readonly: true}}
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 30}
 	id := n.startConfig(t, pod, cfg, cc)
 	var m *runtimeapi.MemoryUsage
 	log := n.containerStatus(t, id).LogPath
-	held := func() bool { return strings.Contains(n.log(t, log), "held") } // from then on it holds what it holds
+	held := func() bool { return strings.Contains(n.log(t, log), "held") }
 	if !within(time.Minute, held) {
-		t.Fatalf("not all is allocated and read in a minute: %v", n.stats(t, id).Memory)
+		t.Fatalf("memory was not allocated and read within a minute: %v", n.stats(t, id).Memory)
 	}
 
 	var cache uint64
-	// the kernel adds up what its processors have counted every two seconds
+	// The kernel sums the per-processor counters every two seconds.
 	counted := func() bool {
 		cache = uint64(cached(t, file, size) * os.Getpagesize())
 		m = n.stats(t, id).Memory
 		return m.RssBytes.GetValue() >= 100*mib && m.UsageBytes.GetValue() >= 100*mib+cache*90/100
 	}
 	if !within(30*time.Second, counted) || cache < 100*mib {
-		t.Fatalf("memory, of which %d bytes are the file's: %v", cache, m)
+		t.Fatalf("memory with %d cached bytes of the file: %v", cache, m)
 	}
 	if ws := m.WorkingSetBytes.Value; ws < m.RssBytes.Value || ws > m.UsageBytes.Value-cache*90/100 {
-		t.Errorf("working set, without %d bytes of the file: %v", cache, m)
+		t.Errorf("working set without %d cached bytes of the file: %v", cache, m)
 	}
 
-	near(t, "available", m.AvailableBytes, 1<<30-m.WorkingSetBytes.Value, 1)
+	assertNear(t, "available", m.AvailableBytes, 1<<30-m.WorkingSetBytes.Value, 1)
 	if m.PageFaults.GetValue() < 100*mib/4096 {
 		t.Errorf("page faults: %v", m)
 	}
 
 	var p, c *runtimeapi.MemoryUsage
-	// of the pod it adds up later, and the container may give some back meanwhile
+	// The kernel updates the pod's sum later, and the container may free memory meanwhile.
 	together := func() bool {
 		c, p = n.stats(t, id).Memory, n.podStats(t, pod).Memory
 		return p.RssBytes.GetValue()+mib >= c.RssBytes.GetValue()
 	}
 	if !within(30*time.Second, together) {
-		t.Errorf("the pod: %v, its container: %v", p, c)
+		t.Errorf("memory of the pod %v, of its container %v", p, c)
 	}
 
-	before := n.memory(t, id)
+	before := n.cgroupMemory(t, id)
 	x := n.metrics(t, pod, id)
-	after := n.memory(t, id)
-	usage, rss := x.one(t, "container_memory_usage_bytes"), x.one(t, "container_memory_rss")
+	after := n.cgroupMemory(t, id)
+	usage, rss := x.value(t, "container_memory_usage_bytes"), x.value(t, "container_memory_rss")
 	if usage < min(before, after)*95/100 || usage > max(before, after)*105/100 { // the kernel charges in batches
-		t.Errorf("container_memory_usage_bytes is %d, the kernel says %d and then %d", usage, before, after)
+		t.Errorf("container_memory_usage_bytes is %d, the kernel had %d before and %d after", usage, before, after)
 	}
 
 	for name, want := range map[string]uint64{
 		"container_memory_rss":               m.RssBytes.Value,
-		"container_memory_working_set_bytes": usage - x.one(t, "container_memory_total_inactive_file_bytes"),
-		"container_memory_cache":             usage - rss, "container_spec_memory_limit_bytes": 1 << 30,
+		"container_memory_working_set_bytes": usage - x.value(t, "container_memory_total_inactive_file_bytes"),
+		"container_memory_cache":             usage - rss,
+		"container_spec_memory_limit_bytes":  1 << 30,
 	} {
-		near(t, name, &runtimeapi.UInt64Value{Value: x.one(t, name)}, want, 5)
+		assertNear(t, name, &runtimeapi.UInt64Value{Value: x.value(t, name)}, want, 5)
 	}
 
 	n.stop(t, id, 0)
 }
 
-func statsOfProcesses(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
+// testProcessStats runs 51 processes.
+func testProcessStats(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	before := n.podStats(t, pod).Process.ProcessCount.GetValue()
 	id := n.start(t, pod, cfg, sh("for i in $(seq 50); do sleep 1000 & done; wait"))
 	want := before + 51
@@ -298,19 +305,19 @@ func statsOfProcesses(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSand
 	}
 
 	m := n.metrics(t, pod, id)
-	if p, threads, files := m.one(t, "container_processes"), m.one(t, "container_threads"),
-		m.one(t, "container_file_descriptors"); p != 51 || threads != 51 || files < 51*3 {
-		t.Errorf("%d processes, %d threads, %d descriptors", p, threads, files)
+	processes, threads := m.value(t, "container_processes"), m.value(t, "container_threads")
+	if files := m.value(t, "container_file_descriptors"); processes != 51 || threads != 51 || files < 51*3 {
+		t.Errorf("%d processes, %d threads, %d descriptors", processes, threads, files)
 	}
 
 	n.stop(t, id, 0)
 }
 
-// statsOfLayer writes 50 MiB and a thousand files.
-func statsOfLayer(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
+// testLayerStats writes 50 MiB and a thousand files.
+func testLayerStats(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig) {
 	id := n.start(t, pod, cfg,
-		sh("mkdir /d; for i in $(seq 1000); do echo > /d/$i; done; dd if=/dev/zero of=/d/large bs=1M count=50 "+
-			"2>/dev/null; sync; sleep 1000"))
+		sh("mkdir /d; for i in $(seq 1000); do echo > /d/$i; done; "+
+			"dd if=/dev/zero of=/d/large bs=1M count=50 2>/dev/null; sync; sleep 1000"))
 	var w *runtimeapi.FilesystemUsage
 	measured := func() bool {
 		w = n.stats(t, id).WritableLayer
@@ -320,25 +327,26 @@ func statsOfLayer(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxC
 		t.Fatalf("writable layer: %v", w)
 	}
 
-	near(t, "bytes", w.UsedBytes, 54*mib, 10) // a block for each file
-	near(t, "inodes", w.InodesUsed, 1002, 5)
+	assertNear(t, "bytes", w.UsedBytes, 54*mib, 10) // one block per file
+	assertNear(t, "inodes", w.InodesUsed, 1002, 5)
 	fs, err := n.Image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
 	if err != nil || fs.ContainerFilesystems[0].FsId.GetMountpoint() != w.FsId.GetMountpoint() {
-		t.Errorf("file system %v, ImageFsInfo says %v, %v", w.FsId, fs, err)
+		t.Errorf("file system %v, ImageFsInfo: %v, %v", w.FsId, fs, err)
 	}
 
 	m := n.metrics(t, pod, id)
-	near(t, "container_fs_usage_bytes", &runtimeapi.UInt64Value{Value: m.one(t, "container_fs_usage_bytes")},
+	assertNear(t, "container_fs_usage_bytes", &runtimeapi.UInt64Value{Value: m.value(t, "container_fs_usage_bytes")},
 		w.UsedBytes.Value, 5)
-	if m.one(t, "container_fs_limit_bytes") <= w.UsedBytes.Value {
-		t.Errorf("the file system is smaller than what is on it: %v", m)
+	if m.value(t, "container_fs_limit_bytes") <= w.UsedBytes.Value {
+		t.Errorf("size of the file system is less than its usage: %v", m)
 	}
 
 	n.stop(t, id, 0)
 }
 
-// statsOfNetwork sends 10 MiB from the node to the pod and as many back, which are headers more.
-func statsOfNetwork(t *testing.T, n *node, pod string) {
+// testNetworkStats sends 10 MiB from the node to the pod and back. The counters also include
+// headers.
+func testNetworkStats(t *testing.T, n *node, pod string) {
 	before := n.podStats(t, pod).Network.GetDefaultInterface()
 	if before.GetName() != "eth0" {
 		t.Fatalf("network: %v", before)
@@ -373,26 +381,26 @@ func statsOfNetwork(t *testing.T, n *node, pod string) {
 
 	_ = conn.(*net.TCPConn).CloseWrite()
 	if got, err := io.Copy(io.Discard, conn); got != 10*mib || err != nil {
-		t.Fatalf("%d bytes came back, %v", got, err)
+		t.Fatalf("received %d bytes, %v", got, err)
 	}
 
 	after := n.podStats(t, pod).Network.GetDefaultInterface()
-	near(t, "received", &runtimeapi.UInt64Value{Value: after.RxBytes.Value - before.RxBytes.Value}, 10*mib, 10)
-	near(t, "sent", &runtimeapi.UInt64Value{Value: after.TxBytes.Value - before.TxBytes.Value}, 10*mib, 10)
+	assertNear(t, "received", &runtimeapi.UInt64Value{Value: after.RxBytes.Value - before.RxBytes.Value}, 10*mib, 10)
+	assertNear(t, "sent", &runtimeapi.UInt64Value{Value: after.TxBytes.Value - before.TxBytes.Value}, 10*mib, 10)
 	if after.RxErrors.GetValue() != 0 {
-		t.Errorf("after: %v", after)
+		t.Errorf("receive errors: %v", after)
 	}
 
 	m := n.metrics(t, pod, "")
-	if rx, packets := m.one(t, "container_network_receive_bytes_total"),
-		m.one(t, "container_network_receive_packets_total"); rx < after.RxBytes.Value || packets < 100 ||
-		packets > rx/50 {
-		t.Errorf("%d bytes in %d packets", rx, packets)
+	rx := m.value(t, "container_network_receive_bytes_total")
+	packets := m.value(t, "container_network_receive_packets_total")
+	if rx < after.RxBytes.Value || packets < 100 || packets > rx/50 {
+		t.Errorf("received %d bytes in %d packets", rx, packets)
 	}
 }
 
-// statsInLists compares lists and streams with the single answers.
-func statsInLists(t *testing.T, n *node, pod string) {
+// testStatsLists checks the lists and streams.
+func testStatsLists(t *testing.T, n *node, pod string) {
 	cfg := n.podConfig(t)
 	cfg.Labels = map[string]string{"app": "lists"}
 	other := n.runPod(t, cfg)
@@ -404,7 +412,7 @@ func statsInLists(t *testing.T, n *node, pod string) {
 	filter := &runtimeapi.ContainerStatsFilter{PodSandboxId: other}
 	l, err := n.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: filter})
 	if err != nil || len(l.Stats) != len(ids) {
-		t.Errorf("%v, %v", l, err)
+		t.Errorf("ListContainerStats: %v, %v", l, err)
 	}
 
 	stream, err := n.Runtime.StreamContainerStats(t.Context(), &runtimeapi.StreamContainerStatsRequest{Filter: filter})
@@ -415,7 +423,7 @@ func statsInLists(t *testing.T, n *node, pod string) {
 	var streamed int
 	for {
 		r, err := stream.Recv()
-		if err == io.EOF { //nolint:errorlint // as gRPC says it
+		if err == io.EOF { //nolint:errorlint // gRPC returns io.EOF itself
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -424,20 +432,20 @@ func statsInLists(t *testing.T, n *node, pod string) {
 	}
 
 	if streamed != len(ids) {
-		t.Errorf("%d containers streamed", streamed)
+		t.Errorf("%d containers streamed, want %d", streamed, len(ids))
 	}
 
 	pods, err := n.Runtime.ListPodSandboxStats(t.Context(),
 		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}})
 	if err != nil || len(pods.Stats) != 1 || pods.Stats[0].Attributes.Id != other ||
 		len(pods.Stats[0].Linux.Containers) != len(ids) {
-		t.Errorf("%v, %v", pods, err)
+		t.Errorf("ListPodSandboxStats by label: %v, %v", pods, err)
 	}
 
 	one, err := n.Runtime.ListPodSandboxStats(t.Context(),
 		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: pod}})
 	if err != nil || len(one.Stats) != 1 || one.Stats[0].Attributes.Id != pod {
-		t.Errorf("%v, %v", one, err)
+		t.Errorf("ListPodSandboxStats by ID: %v, %v", one, err)
 	}
 
 	n.removePod(t, other)

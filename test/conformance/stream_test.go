@@ -29,11 +29,11 @@ func drain[T any](t *testing.T, open func() (grpc.ServerStreamingClient[T], erro
 	}
 }
 
-// TestStreamedLists: the streams say what the lists say (KEP-5825, kubelet 1.36 with
+// TestStreamedLists compares the streams with the lists (KEP-5825, kubelet 1.36 with
 // CRIListStreaming).
 func TestStreamedLists(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.own(t) // newer than many runtimes
+		n.own(t) // many runtimes lack these RPCs
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
@@ -74,7 +74,7 @@ func TestStreamedLists(t *testing.T) {
 	})
 }
 
-// TestStatusOfAPodHasItsContainers is what the evented PLEG reads.
+// TestStatusOfAPodHasItsContainers checks the fields used by the evented PLEG.
 func TestStatusOfAPodHasItsContainers(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		n.own(t)
@@ -85,7 +85,7 @@ func TestStatusOfAPodHasItsContainers(t *testing.T) {
 		if err != nil || r.Timestamp <= r.Status.CreatedAt || len(r.ContainersStatuses) != 1 ||
 			r.ContainersStatuses[0].Id != c ||
 			r.ContainersStatuses[0].State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			t.Errorf("status: %v, %v", r, err)
+			t.Errorf("PodSandboxStatus: %v, %v", r, err)
 		}
 	})
 }

@@ -11,54 +11,54 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestTakeover starts our daemon on a node with pods of the three shims before it. They go on, are
-// shown as they are, work, and leave nothing when they go.
+// TestTakeover starts our daemon on a node with pods of the three older shims. The pods keep
+// running, are reported correctly, work, and leave nothing behind when they are removed.
 func TestTakeover(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
 		var pods []*foreignPod
-		for _, a := range ancestors(f.newRoot) {
+		for _, a := range olderShims(f.newRoot) {
 			pods = append(pods, f.pod(t, a))
 		}
 
 		f.daemon(t)
 		for _, p := range pods {
-			t.Run(p.ancestor.name, func(t *testing.T) {
+			t.Run(p.olderShim.name, func(t *testing.T) {
 				f.assertAdopted(t, p)
 				f.assertLog(t, p)
 				f.assertWorks(t, p)
 				if got := f.processes(t, p); got != p.pids {
-					t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
+					t.Errorf("processes before the takeover:\n%s\nafter it:\n%s", p.pids, got)
 				}
 
-				f.restartHard(t)
+				f.killAndRestart(t)
 				f.assertAdopted(t, p)
-				f.assertGoes(t, p)
+				f.assertRemoval(t, p)
 			})
 		}
 	})
 }
 
-// restartHard ends the daemon with SIGKILL and starts it again.
-func (f *foreignNode) restartHard(t *testing.T) {
+// killAndRestart kills the daemon with SIGKILL and restarts it.
+func (f *foreignNode) killAndRestart(t *testing.T) {
 	t.Helper()
 	f.Kill(t)
 	f.Restart(t)
 }
 
-// assertAdopted checks what lists and statuses say of a pod.
+// assertAdopted checks the lists and statuses of a pod.
 func (f *foreignNode) assertAdopted(t *testing.T, p *foreignPod) {
 	t.Helper()
 	s := f.podStatus(t, p.sandbox)
 	want := p.config.Metadata
 	if s.Metadata.String() != want.String() || s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.CreatedAt == 0 {
-		t.Errorf("pod %v", s)
+		t.Errorf("PodSandboxStatus: %v", s)
 	}
 	if s.Network.GetIp() != p.ip || s.Linux.Namespaces.Options.Network != runtimeapi.NamespaceMode_POD {
 		t.Errorf("address %q, want %s; namespaces %v", s.Network.GetIp(), p.ip, s.Linux.Namespaces)
 	}
 
-	if !p.terse && (s.Labels["app"] != p.ancestor.name || s.Annotations["example.org/note"] != "kept" ||
+	if !p.terse && (s.Labels["app"] != p.olderShim.name || s.Annotations["example.org/note"] != "kept" ||
 		s.Labels["io.kubernetes.container.name"] != "") {
 		t.Errorf("labels %v, annotations %v", s.Labels, s.Annotations)
 	}
@@ -66,26 +66,26 @@ func (f *foreignNode) assertAdopted(t *testing.T, p *foreignPod) {
 	l, err := f.Runtime.ListPodSandbox(t.Context(),
 		&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: p.sandbox}})
 	if err != nil || len(l.Items) != 1 || l.Items[0].Metadata.String() != want.String() {
-		t.Errorf("list: %v, %v", l, err)
+		t.Errorf("ListPodSandbox: %v, %v", l, err)
 	}
 
 	c := f.containerStatus(t, p.container)
 	if c.Metadata.Name != "main" || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.LogPath != p.log ||
 		c.StartedAt == 0 || c.Labels["io.kubernetes.container.name"] != "main" {
-		t.Errorf("container %v", c)
+		t.Errorf("ContainerStatus: %v", c)
 	}
 
 	containers, err := f.Runtime.ListContainers(t.Context(),
 		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
 	if err != nil || len(containers.Containers) != 1 {
-		t.Errorf("containers: %v, %v", containers, err)
+		t.Errorf("ListContainers: %v, %v", containers, err)
 	}
 }
 
-// assertLog reads a container's log and rotates it as the kubelet does.
+// assertLog reads a container's log and rotates it like the kubelet.
 func (f *foreignNode) assertLog(t *testing.T, p *foreignPod) {
 	t.Helper()
-	eventually(t, "the first line", func() bool { return strings.HasPrefix(f.log(t, p.log), "first line\n") })
+	eventually(t, "first line of the log", func() bool { return strings.HasPrefix(f.log(t, p.log), "first line\n") })
 	rotated := p.log + ".20260102-030405"
 	if err := os.Rename(p.log, rotated); err != nil {
 		t.Fatal(err)
@@ -97,13 +97,13 @@ func (f *foreignNode) assertLog(t *testing.T, p *foreignPod) {
 	}
 
 	if s := f.log(t, rotated); !strings.HasPrefix(s, "first line\n") {
-		t.Errorf("the old log: %q", s)
+		t.Errorf("rotated log: %q", s)
 	}
 
-	eventually(t, "lines in the new log", func() bool { return strings.HasPrefix(f.log(t, p.log), "again\n") })
+	eventually(t, "line in the new log", func() bool { return strings.HasPrefix(f.log(t, p.log), "again\n") })
 }
 
-// assertWorks uses a pod: its address and host port, exec, figures, another container.
+// assertWorks uses a pod: its address and host port, exec, stats, another container.
 func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
 	t.Helper()
 	page := "page of " + p.config.Metadata.Name + "\n"
@@ -120,12 +120,12 @@ func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
 	r, err := f.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: p.container})
 	if err != nil || r.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 ||
 		r.Stats.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 {
-		t.Errorf("stats: %v, %v", r, err)
+		t.Errorf("ContainerStats: %v, %v", r, err)
 	}
 
 	pod, err := f.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.sandbox})
 	if err != nil || pod.Stats.GetLinux().GetNetwork().GetDefaultInterface().GetRxBytes().GetValue() == 0 {
-		t.Errorf("stats of the pod: %v, %v", pod, err)
+		t.Errorf("PodSandboxStats: %v, %v", pod, err)
 	}
 
 	second := f.containerConfig(sh("cat /etc/resolv.conf; sleep 1000"))
@@ -133,25 +133,25 @@ func (f *foreignNode) assertWorks(t *testing.T, p *foreignPod) {
 	id := f.startConfig(t, p.sandbox, p.config, second)
 	if theirs, ours := f.exec(t, p.container, "cat", "/etc/resolv.conf"),
 		f.exec(t, id, "cat", "/etc/resolv.conf"); theirs != ours {
-		t.Errorf("resolv.conf of the pod %q, of a new container %q", theirs, ours)
+		t.Errorf("resolv.conf of the old container %q, of a new one %q", theirs, ours)
 	}
 
 	if got := f.exec(t, id, "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"); got != page {
-		t.Errorf("a new container is not in the pod's network: %q", got)
+		t.Errorf("page in a new container: %q", got)
 	}
 
-	if _, err := f.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err !=
-		nil {
+	if _, err := f.Runtime.RemoveContainer(t.Context(),
+		&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 		t.Error(err)
 	}
 }
 
-// assertGoes stops and removes a pod, and looks for what is left.
-func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
+// assertRemoval stops and removes a pod and checks for leftovers.
+func (f *foreignNode) assertRemoval(t *testing.T, p *foreignPod) {
 	t.Helper()
 	if held := f.held(t, p); !strings.Contains(held, "rules") || !strings.Contains(held, "networks/cbr0/"+p.ip) ||
 		!strings.Contains(held, p.checkpoint) {
-		t.Errorf("before it goes it holds only %s", held)
+		t.Errorf("running pod holds only %s", held)
 	}
 
 	if _, err := f.Runtime.StopContainer(t.Context(),
@@ -160,75 +160,77 @@ func (f *foreignNode) assertGoes(t *testing.T, p *foreignPod) {
 	}
 
 	if s := f.containerStatus(t, p.container); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
-		t.Errorf("stopped: %v", s)
+		t.Errorf("status after StopContainer: %v", s)
 	}
 
 	f.stopPod(t, p.sandbox)
 	if held := f.held(t, p); held != "" {
-		t.Errorf("the stopped pod holds %s", held)
+		t.Errorf("stopped pod holds %s", held)
 	}
 	if _, err := os.Lstat(p.log); err != nil {
-		t.Errorf("the log of an ended container: %v", err)
+		t.Errorf("log of an exited container: %v", err)
 	}
 
 	f.removePod(t, p.sandbox)
 	if _, err := os.Lstat(p.log); !os.IsNotExist(err) {
-		t.Errorf("the link is left: %v", err)
+		t.Errorf("log of the removed container: %v, want none", err)
 	}
 
 	if out := f.docker(t, "ps", "-aq", "--filter", "name="+p.config.Metadata.Uid); strings.TrimSpace(out) != "" {
-		t.Errorf("containers are left: %s", out)
+		t.Errorf("containers remain: %s", out)
 	}
-	if left, _ := filepath.Glob(filepath.Join(p.config.LogDirectory, "main", ".*")); len(left) > 0 {
-		t.Errorf("left beside the log: %v", left)
+	if files, _ := filepath.Glob(filepath.Join(p.config.LogDirectory, "main", ".*")); len(files) > 0 {
+		t.Errorf("files remain in the log directory: %v", files)
 	}
 }
 
-// TestTakeoverOfWhatIsOdd starts our daemon beside what older shims leave in bad hours, and what is
-// no CNI pod.
-func TestTakeoverOfWhatIsOdd(t *testing.T) {
+// TestTakeoverOfUnusualPods starts our daemon on a node with leftovers of crashed older shims, and
+// with pods outside of CNI.
+func TestTakeoverOfUnusualPods(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
-		all := ancestors(f.newRoot)
-		dead, gone, goneOld := f.pod(t, all[1]), f.pod(t, all[2]), f.pod(t, all[0])
+		all := olderShims(f.newRoot)
+		dead, removed, removedOld := f.pod(t, all[1]), f.pod(t, all[2]), f.pod(t, all[0])
 		f.docker(t, "kill", dead.sandbox)
-		f.docker(t, "rm", "-f", gone.sandbox, gone.container, goneOld.sandbox, goneOld.container)
-		empty := f.bare(t, all[0], "none") // between RunPodSandbox and CreateContainer
+		f.docker(t, "rm", "-f", removed.sandbox, removed.container, removedOld.sandbox, removedOld.container)
+		empty := f.runBarePod(t, all[0], "none") // between RunPodSandbox and CreateContainer
 		f.connect(t, empty)
-		f.note(t, empty)
-		host, bridged := f.bare(t, all[2], "host"), f.bare(t, all[2], "bridge")
-		f.note(t, host)
-		f.note(t, bridged)
+		f.writeCheckpoint(t, empty)
+		host, bridged := f.runBarePod(t, all[2], "host"), f.runBarePod(t, all[2], "bridge")
+		f.writeCheckpoint(t, host)
+		f.writeCheckpoint(t, bridged)
 		orphan := f.pod(t, all[2])
 		f.docker(t, "rm", "-f", orphan.sandbox)
 		exited := f.pod(t, all[2])
-		eventually(t, "the first line", func() bool { return strings.HasPrefix(f.log(t, exited.log), "first line\n") })
+		eventually(t, "first line of the log", func() bool {
+			return strings.HasPrefix(f.log(t, exited.log), "first line\n")
+		})
 		f.docker(t, "kill", exited.container)
 		renamed := f.pod(t, all[2])
 		f.docker(t, "rename", renamed.sandbox, "renamed")
 		f.daemon(t)
 
-		for what, p := range map[string]*foreignPod{"the old shim's": gone, "dockershim's": goneOld} {
-			eventually(t, "the network of "+what+" pod that is gone is released", func() bool {
+		for shim, p := range map[string]*foreignPod{"older cri-dockerd": removed, "dockershim": removedOld} {
+			eventually(t, "release of the network of a removed pod of "+shim, func() bool {
 				return f.held(t, p) == ""
 			})
-			f.stopPod(t, p.sandbox) // the kubelet may remember it
+			f.stopPod(t, p.sandbox) // the kubelet may still know the pod
 			f.removePod(t, p.sandbox)
 		}
 
 		if held := f.held(t, renamed); !strings.Contains(held, "rules") || !strings.Contains(held, renamed.checkpoint) {
-			t.Errorf("a sandbox that runs under another name has lost its network, and holds only %s", held)
+			t.Errorf("the renamed running sandbox holds only %s", held)
 		}
 
 		f.docker(t, "rm", "-f", renamed.sandbox, renamed.container)
-		f.restartHard(t)
-		eventually(t, "its network is released when it is gone", func() bool { return f.held(t, renamed) == "" })
+		f.killAndRestart(t)
+		eventually(t, "release of the renamed pod's network", func() bool { return f.held(t, renamed) == "" })
 		f.assertBare(t, empty, runtimeapi.NamespaceMode_POD, empty.ip)
 		f.assertBare(t, host, runtimeapi.NamespaceMode_NODE, "")
 		f.assertBare(t, bridged, runtimeapi.NamespaceMode_POD,
 			f.inspect(t, bridged.sandbox).NetworkSettings.Networks["bridge"].IPAddress.String())
 		if s := f.podStatus(t, dead.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
-			t.Errorf("the pod whose pause is dead: %v", s)
+			t.Errorf("status of the pod with a dead pause: %v", s)
 		}
 
 		for id, want := range map[string]runtimeapi.ContainerState{
@@ -237,44 +239,45 @@ func TestTakeoverOfWhatIsOdd(t *testing.T) {
 			exited.container: runtimeapi.ContainerState_CONTAINER_EXITED,
 		} {
 			if s := f.containerStatus(t, id); s.State != want {
-				t.Errorf("%v, want %v", s, want)
+				t.Errorf("ContainerStatus: %v, want %v", s, want)
 			}
 		}
 
 		if s := f.containerStatus(t, exited.container); s.ExitCode != 137 || s.FinishedAt == 0 ||
 			!strings.HasPrefix(f.log(t, s.LogPath), "first line") {
-			t.Errorf("the container that has ended: %v", s)
+			t.Errorf("status of the exited container: %v", s)
 		}
 
 		for _, p := range []*foreignPod{dead, empty, host, bridged, orphan, exited} {
 			f.stopPod(t, p.sandbox)
 			f.removePod(t, p.sandbox)
 			if held := f.held(t, p); held != "" {
-				t.Errorf("the pod %s is gone and holds %s", p.name("POD"), held)
+				t.Errorf("removed pod %s holds %s", p.name("POD"), held)
 			}
 		}
 
 		if out := f.docker(t, "ps", "-aq"); strings.TrimSpace(out) != "" {
-			t.Errorf("containers are left: %s", out)
+			t.Errorf("containers remain: %s", out)
 		}
 	})
 }
 
-// TestTakeoverOfKubenet takes over a pod of dockershim's kubenet: new pods share its bridge, and
-// its address is free when it goes.
+// TestTakeoverOfKubenet takes over a pod of dockershim's kubenet. New pods share its bridge, and
+// its address is released with the pod.
 func TestTakeoverOfKubenet(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
 		f := newForeignNode(t, n)
-		p := f.pod(t, ancestor{
+		p := f.pod(t, olderShim{
 			name:  "kubenet",
 			root:  "/var/lib/dockershim",
 			terse: true,
 			kubenet: `{"cniVersion":"0.1.0","name":"kubenet","type":"bridge","bridge":"cbr0",
-			"mtu":1500,"addIf":"eth0","isGateway":true,"ipMasq":false,"hairpinMode":true,"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`,
+			"mtu":1500,"addIf":"eth0","isGateway":true,"ipMasq":false,"hairpinMode":true,
+			"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`,
 		})
 		if out, code := f.takeover(t, "--dry-run", "--network-plugin=kubenet"); code != 3 ||
 			!strings.Contains(out, fmt.Sprintf("only that one removes its rules for [%d->8080/tcp]", p.port)) {
-			t.Errorf("%d, %s", code, out)
+			t.Errorf("dry run: exit code %d, %s", code, out)
 		}
 
 		f.Daemon = f.eng.Daemon(t, "--cri-dockerd-root-directory="+f.newRoot)
@@ -284,10 +287,10 @@ func TestTakeoverOfKubenet(t *testing.T) {
 		f.start(t, id, cfg, sh("mkdir /www; echo a new page > /www/index.html; exec httpd -f -p 8080 -h /www"))
 		ip := f.podStatus(t, id).Network.GetIp()
 		if ip == p.ip || ip == "" {
-			t.Errorf("the new pod has %q, the old one %s", ip, p.ip)
+			t.Errorf("address of the new pod %q, of the old pod %s", ip, p.ip)
 		}
 
-		eventually(t, "the pods reach each other", func() bool {
+		eventually(t, "connection between the pods", func() bool {
 			r, err := f.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 				ContainerId: p.container,
 				Cmd:         []string{"wget", "-q", "-O", "-", "http://" + ip + ":8080/"},
@@ -297,35 +300,35 @@ func TestTakeoverOfKubenet(t *testing.T) {
 		})
 
 		if got := f.processes(t, p); got != p.pids {
-			t.Errorf("processes before:\n%s\nnow:\n%s", p.pids, got)
+			t.Errorf("processes before the takeover:\n%s\nafter it:\n%s", p.pids, got)
 		}
 		if held := f.held(t, p); !strings.Contains(held, "networks/kubenet/"+p.ip) {
-			t.Errorf("before it goes it holds only %s", held)
+			t.Errorf("running pod holds only %s", held)
 		}
 
 		f.stopPod(t, p.sandbox)
 		f.removePod(t, p.sandbox)
 		if held := f.held(t, p); held != "" {
-			t.Errorf("it is gone and holds %s", held)
+			t.Errorf("removed pod holds %s", held)
 		}
 	})
 }
 
-// bare is a pod without containers in a network mode of Docker's.
-func (f *foreignNode) bare(t *testing.T, a ancestor, mode container.NetworkMode) *foreignPod {
+// runBarePod runs a pod without containers in a network mode of Docker.
+func (f *foreignNode) runBarePod(t *testing.T, a olderShim, mode container.NetworkMode) *foreignPod {
 	t.Helper()
-	f.made++
-	p := &foreignPod{ancestor: a, config: f.podConfig(t), port: 18100 + f.made}
+	f.podCount++
+	p := &foreignPod{olderShim: a, config: f.podConfig(t), port: 18100 + f.podCount}
 	p.sandbox = f.sandbox(t, p, mode)
 	return p
 }
 
-// assertBare checks that a pod without containers is adopted and not cleared away.
+// assertBare checks that a pod without containers is adopted and not removed.
 func (f *foreignNode) assertBare(t *testing.T, p *foreignPod, mode runtimeapi.NamespaceMode, ip string) {
 	t.Helper()
 	s := f.podStatus(t, p.sandbox)
 	if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Linux.Namespaces.Options.Network != mode ||
 		s.Network.GetIp() != ip {
-		t.Errorf("%v, want %v and address %q", s, mode, ip)
+		t.Errorf("PodSandboxStatus: %v, want %v and address %q", s, mode, ip)
 	}
 }
