@@ -1,6 +1,7 @@
-// Package checkpoint is the file that older Docker shims keep for every sandbox, <root
-// directory>/sandbox/<sandbox ID>: what they need to tear it down. It is read to adopt their pods,
-// written to hand ours back, and never a source of truth of our own.
+// Package checkpoint reads and writes the sandbox checkpoints of older Docker shims. These are
+// files <root directory>/sandbox/<sandbox ID> with the data to tear a sandbox down. The daemon
+// reads them to adopt pods of older shims, and `cri-dockerd takeover` writes them to hand pods
+// back. They are never a source of truth for our own pods.
 package checkpoint
 
 import (
@@ -25,7 +26,7 @@ import (
 // Dockershim is the root directory of the kubelet's own shim, up to Kubernetes 1.23.
 const Dockershim = "/var/lib/dockershim"
 
-// Checkpoint is what a file says of its sandbox.
+// Checkpoint is the content of a checkpoint file.
 type Checkpoint struct {
 	Name        string // of the pod
 	Namespace   string
@@ -33,8 +34,8 @@ type Checkpoint struct {
 	HostNetwork bool
 }
 
-// file is the format, version "v1". The checksum is over the shim's Go types and cannot be known
-// here.
+// file is the file format, version "v1". The checksum depends on the shim's Go types and cannot be
+// computed here.
 type file struct {
 	Version   string `json:"version"`
 	Name      string `json:"name"`
@@ -55,25 +56,25 @@ type port struct {
 	HostIP        string `json:"host_ip"`
 }
 
-// Files are the checkpoints below the root directories of shims.
+// Files provides the checkpoints below the root directories of shims.
 type Files struct{ roots []string }
 
-// New returns the checkpoints below these root directories; they need not exist. Write writes below
-// the first.
+// New returns the checkpoints below these root directories, which need not exist. Write uses the
+// first one.
 func New(roots ...string) Files { return Files{roots} }
 
-// Bounds of what older shims wrote; a pod has some ten ports.
+// Limits of older shims' checkpoints. A pod has about ten ports.
 const (
 	maxFile  = 1 << 20 // bytes
 	maxPorts = 4096
-	maxFiles = 1 << 16 // names that are read of a directory
-	maxName  = 253     // bytes of a name of Kubernetes (RFC 1123 subdomain)
+	maxFiles = 1 << 16 // file names read per directory
+	maxName  = 253     // bytes of a Kubernetes name (RFC 1123 subdomain)
 )
 
-// directory is where checkpoints lie below a root directory.
+// directory returns the directory of checkpoints below a root directory.
 func directory(root string) string { return filepath.Join(root, "sandbox") }
 
-// Path is where the checkpoint of a sandbox lies, "" if there is none.
+// Path returns the path of a sandbox's checkpoint, "" if there is none.
 func (f Files) Path(id model.ContainerID) string {
 	if id == "" {
 		return ""
@@ -89,7 +90,8 @@ func (f Files) Path(id model.ContainerID) string {
 	return ""
 }
 
-// Read is the checkpoint of a sandbox. NotFound if there is none, DataLoss if it cannot be read.
+// Read returns the checkpoint of a sandbox. It returns NotFound if there is none, and DataLoss if
+// it is unreadable.
 func (f Files) Read(id model.ContainerID) (Checkpoint, error) {
 	p := f.Path(id)
 	if p == "" {
@@ -113,7 +115,7 @@ func (f Files) Read(id model.ContainerID) (Checkpoint, error) {
 	return c, nil
 }
 
-// parse reads a file and checks all that is used of it. The error names the field.
+// parse parses a file and checks all fields in use. Errors contain the field's name.
 func parse(b []byte) (Checkpoint, error) {
 	var c file
 	if err := json.Unmarshal(b, &c); err != nil {
@@ -121,13 +123,13 @@ func parse(b []byte) (Checkpoint, error) {
 	}
 
 	if !isName(c.Name) {
-		return Checkpoint{}, fmt.Errorf("name %q is no name of a pod", text.Clean(c.Name, maxName))
+		return Checkpoint{}, fmt.Errorf("name %q is not a valid pod name", text.Clean(c.Name, maxName))
 	}
 	if !isName(c.Namespace) {
-		return Checkpoint{}, fmt.Errorf("namespace %q is no name of a namespace", text.Clean(c.Namespace, maxName))
+		return Checkpoint{}, fmt.Errorf("namespace %q is not a valid namespace name", text.Clean(c.Namespace, maxName))
 	}
 	if len(c.Data.Ports) > maxPorts {
-		return Checkpoint{}, fmt.Errorf("port_mappings: %d, at most %d are possible", len(c.Data.Ports), maxPorts)
+		return Checkpoint{}, fmt.Errorf("port_mappings: %d exceed the limit of %d", len(c.Data.Ports), maxPorts)
 	}
 
 	out := Checkpoint{
@@ -147,8 +149,7 @@ func parse(b []byte) (Checkpoint, error) {
 	return out, nil
 }
 
-// isName accepts what the names of pods and namespaces can be. They become arguments of CNI
-// plugins.
+// isName accepts valid names of pods and namespaces. They become arguments of CNI plugins.
 func isName(s string) bool {
 	for i, c := range []byte(s) {
 		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
@@ -159,7 +160,7 @@ func isName(s string) bool {
 	return len(s) <= maxName
 }
 
-// parse checks a port. Older shims wrote 0 for a container port that is not mapped. No protocol is
+// parse checks a port. Older shims wrote 0 for an unmapped container port. The default protocol is
 // TCP.
 func (m port) parse() (*runtimeapi.PortMapping, error) {
 	const maxPort = 1<<16 - 1
@@ -186,13 +187,13 @@ func (m port) parse() (*runtimeapi.PortMapping, error) {
 	}, nil
 }
 
-// List are the IDs of all sandboxes with a checkpoint, sorted.
+// List returns the sorted IDs of all sandboxes with a checkpoint.
 func (f Files) List() []model.ContainerID {
 	var ids []model.ContainerID
 	for _, root := range f.roots {
 		dir, err := safefs.OpenDir(directory(root))
 		if err != nil {
-			continue // no shim has been here
+			continue // not used by any shim
 		}
 
 		entries, _ := dir.ReadDir(maxFiles)
@@ -209,7 +210,7 @@ func (f Files) List() []model.ContainerID {
 	return slices.Compact(ids)
 }
 
-// Remove removes the checkpoints of a sandbox; none is no error.
+// Remove removes the checkpoints of a sandbox. It is idempotent.
 func (f Files) Remove(id model.ContainerID) error {
 	if id == "" {
 		return nil
@@ -219,21 +220,21 @@ func (f Files) Remove(id model.ContainerID) error {
 	for _, root := range f.roots {
 		file := filepath.Join(directory(root), string(id))
 		if st, err := os.Lstat(file); err == nil && st.IsDir() {
-			continue // nobody's checkpoint, see Path; it must not keep a pod from going
+			continue // not a checkpoint, see Path; it must not block the removal of a pod
 		}
 		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove the checkpoint of a shim before this one: %w", err))
+			errs = append(errs, fmt.Errorf("remove checkpoint of an older shim: %w", err))
 		}
 	}
 
 	return errors.Join(errs...)
 }
 
-// Write writes the checkpoint of a sandbox, whole or not at all. InvalidArgument for what Read
-// would not accept.
+// Write writes the checkpoint of a sandbox atomically. It returns InvalidArgument for content
+// invalid in Read.
 func (f Files) Write(id model.ContainerID, c Checkpoint) error {
 	if id == "" {
-		return fmt.Errorf("write checkpoint: no sandbox ID: %w", errdefs.ErrInvalidArgument)
+		return fmt.Errorf("write checkpoint: sandbox ID is empty: %w", errdefs.ErrInvalidArgument)
 	}
 
 	out := file{
@@ -254,25 +255,25 @@ func (f Files) Write(id model.ContainerID, c Checkpoint) error {
 
 	b, err := json.Marshal(out)
 	if err != nil {
-		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
+		return fmt.Errorf("write checkpoint of sandbox %s: %w", id, err)
 	}
 
 	if _, err := parse(b); err != nil {
-		return fmt.Errorf("write the checkpoint of sandbox %s: %w: %w", id, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("write checkpoint of sandbox %s: %w: %w", id, err, errdefs.ErrInvalidArgument)
 	}
 
 	if err := replace(directory(f.roots[0]), string(id), b); err != nil {
-		return fmt.Errorf("write the checkpoint of sandbox %s: %w", id, err)
+		return fmt.Errorf("write checkpoint of sandbox %s: %w", id, err)
 	}
 
 	return nil
 }
 
-// replace writes a file aside and renames it, so that it is whole or not there.
+// replace writes a temporary file and renames it, so that the file is complete or absent.
 func replace(dir, name string, b []byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	temporary := filepath.Join(dir, ".new-") // is no sandbox ID, if a crash leaves it
+	temporary := filepath.Join(dir, ".new-") // not a sandbox ID, in case of a crash
 	return safefs.WriteFile(filepath.Join(dir, name), temporary, b, (*os.File).Sync)
 }

@@ -30,7 +30,7 @@ func put(t *testing.T, root, name, content string) string {
 	return file
 }
 
-func TestReadWhatAnOlderShimWrote(t *testing.T) {
+func TestReadCheckpointOfOlderShim(t *testing.T) {
 	ours, theirs := t.TempDir(), t.TempDir()
 	file := put(t, theirs, string(id), `{"version":"v1","name":"web","namespace":"default","data":{"port_mappings":[
 		{"protocol":"tcp","container_port":80,"host_port":8080,"host_ip":""},
@@ -88,22 +88,22 @@ func TestHostNetworkAndBrokenFiles(t *testing.T) {
 	}
 
 	if ids := f.List(); len(ids) != 1 {
-		t.Errorf("a broken file is not listed: %v", ids)
+		t.Errorf("a broken file is missing from the list: %v", ids)
 	}
 	if _, err := f.Read(""); !errdefs.IsNotFound(err) {
-		t.Errorf("of no sandbox: %v", err)
+		t.Errorf("empty sandbox ID: %v", err)
 	}
 
 	if err := f.Remove(""); err != nil {
-		t.Errorf("of no sandbox: %v", err)
+		t.Errorf("empty sandbox ID: %v", err)
 	}
 
 	if err := f.Write("", Checkpoint{}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("of no sandbox: %v", err)
+		t.Errorf("empty sandbox ID: %v", err)
 	}
 }
 
-func TestWriteForAnOlderShim(t *testing.T) {
+func TestWriteForOlderShim(t *testing.T) {
 	root := t.TempDir()
 	f := New(root, t.TempDir())
 	c := Checkpoint{
@@ -140,8 +140,8 @@ func TestWriteForAnOlderShim(t *testing.T) {
 	}
 }
 
-// TestDirectoryInTheWay: a directory with the name of a checkpoint is none, and keeps no pod from
-// going.
+// TestDirectoryInTheWay verifies that a directory with a checkpoint's name is ignored and does not
+// block the removal of a pod.
 func TestDirectoryInTheWay(t *testing.T) {
 	root := t.TempDir()
 	f := New(root)

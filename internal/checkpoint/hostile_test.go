@@ -18,31 +18,32 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// withPort is a file with one port of these fields.
+// withPort returns a file with one port of these fields.
 func withPort(fields string) string {
 	return `{"version":"v1","name":"web","namespace":"default","data":{"port_mappings":[{` + fields + `}]}}`
 }
 
-// hostileFiles are contents of which nothing may be used, by what is wrong.
+// hostileFiles returns invalid contents by description.
 func hostileFiles() map[string]string {
 	return map[string]string{
-		"empty":               "",
-		"torn":                `{"version":"v1","name":"web","data":{"port_map`,
-		"a list":              "[]",
-		"other bytes":         "\xff\xfe\x1b[2J",
-		"deep":                strings.Repeat(`{"data":`, 20000),
-		"a name that injects": `{"name":"web;IP=10.0.0.1","namespace":"default"}`,
-		"a namespace of dots": `{"name":"web","namespace":"../../etc"}`,
-		"a long name":         `{"name":"` + strings.Repeat("x", maxName+1) + `"}`,
-		"a name of controls":  `{"name":"\u001b[2J\u202e"}`,
-		"a port too high":     withPort(`"protocol":"tcp","container_port":80,"host_port":65536`),
-		"a port too low":      withPort(`"protocol":"tcp","container_port":-1,"host_port":80`),
-		"a port beyond int32": withPort(`"protocol":"tcp","container_port":80,"host_port":99999999999`),
-		"a protocol of none":  withPort(`"protocol":"icmp -j ACCEPT","container_port":80,"host_port":80`),
-		"an address of none": withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"0.0.0.0/0 ` +
+		"empty":                          "",
+		"torn":                           `{"version":"v1","name":"web","data":{"port_map`,
+		"a list":                         "[]",
+		"other bytes":                    "\xff\xfe\x1b[2J",
+		"deep":                           strings.Repeat(`{"data":`, 20000),
+		"a name with an injection":       `{"name":"web;IP=10.0.0.1","namespace":"default"}`,
+		"a namespace with a path":        `{"name":"web","namespace":"../../etc"}`,
+		"a long name":                    `{"name":"` + strings.Repeat("x", maxName+1) + `"}`,
+		"a name with control characters": `{"name":"\u001b[2J\u202e"}`,
+		"a port too high":                withPort(`"protocol":"tcp","container_port":80,"host_port":65536`),
+		"a port too low":                 withPort(`"protocol":"tcp","container_port":-1,"host_port":80`),
+		"a port beyond int32":            withPort(`"protocol":"tcp","container_port":80,"host_port":99999999999`),
+		"an invalid protocol":            withPort(`"protocol":"icmp -j ACCEPT","container_port":80,"host_port":80`),
+		"an invalid address": withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"0.0.0.0/0 ` +
 			`-j ACCEPT"`),
-		"an address's zone": withPort(`"protocol":"tcp","container_port":80,"host_port":80,"host_ip":"fe80::1%x y"`),
-		"too many ports":    `{"data":{"port_mappings":[` + strings.Repeat("{},", maxPorts) + `{}]}}`,
+		"an address with a zone": withPort(`"protocol":"tcp","container_port":80,"host_port":80,` +
+			`"host_ip":"fe80::1%x y"`),
+		"too many ports": `{"data":{"port_mappings":[` + strings.Repeat("{},", maxPorts) + `{}]}}`,
 	}
 }
 
@@ -63,8 +64,8 @@ func TestHostileContents(t *testing.T) {
 	}
 }
 
-// TestPlantedFiles: what is no regular file of a bounded size is neither followed, waited for nor
-// listed.
+// TestPlantedFiles verifies that only regular files of a bounded size are read and listed, without
+// following links or blocking.
 func TestPlantedFiles(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	if err := os.WriteFile(outside, []byte(`{"data":{"host_network":true}}`), 0o600); err != nil {
@@ -99,7 +100,7 @@ func TestPlantedFiles(t *testing.T) {
 					t.Errorf("read: %v", err)
 				}
 			case <-time.After(10 * time.Second):
-				t.Fatal("reading does not return")
+				t.Fatal("Read blocks")
 			}
 
 			if ids := f.List(); (len(ids) == 1) != c.listed {
@@ -127,7 +128,7 @@ func TestPlantedFiles(t *testing.T) {
 	}
 }
 
-func TestWriteRefusesWhatReadWould(t *testing.T) {
+func TestWriteRejectsInvalidCheckpoint(t *testing.T) {
 	root := t.TempDir()
 	for _, c := range []Checkpoint{
 		{Name: "web;x"},
@@ -140,13 +141,13 @@ func TestWriteRefusesWhatReadWould(t *testing.T) {
 		}
 	}
 
-	if left, _ := filepath.Glob(filepath.Join(root, "*/*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if remaining, _ := filepath.Glob(filepath.Join(root, "*/*")); len(remaining) > 0 {
+		t.Errorf("files remain: %v", remaining)
 	}
 }
 
-// FuzzCheckpoint reads a file of any content and name: what is accepted is within the types, is
-// written and read again as the same, and no other file of the directory is touched.
+// FuzzCheckpoint reads a file with any content and name. Accepted values are valid and survive a
+// round trip, and no other file of the directory is touched.
 func FuzzCheckpoint(f *testing.F) {
 	f.Add(string(id), []byte(withPort(`"protocol":"udp","container_port":53,"host_port":5353,"host_ip":"192.0.2.1"`)))
 	f.Add(string(id), []byte(`{"version":"v1","name":"proxy","namespace":"kube-system","data":{"host_network":true},`+

@@ -1,4 +1,4 @@
-// Package keylock serialises work by key, and gives up waiting when the caller's context ends.
+// Package keylock serialises work by key. A waiting caller gives up when its context ends.
 package keylock
 
 import (
@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Map is a set of locks, one for each key in use. The zero value is ready.
+// Map is a set of locks, one for each key in use. The zero value is ready for use.
 type Map struct {
 	mu    sync.Mutex // guards locks
 	locks map[string]*lock
@@ -14,14 +14,14 @@ type Map struct {
 
 type lock struct {
 	held  chan struct{} // holds one element while the lock is taken
-	users int           // holders and waiters; the entry goes with the last one
+	users int           // holders and waiters; the last one removes the entry
 }
 
 // New returns an empty Map.
 func New() *Map { return &Map{locks: map[string]*lock{}} }
 
-// Lock takes the lock of key. It returns ctx's error if ctx ends first; else unlock must be called
-// once.
+// Lock acquires the lock of key. It returns ctx's error if ctx ends first. Otherwise the caller
+// must call unlock once.
 func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	m.mu.Lock()
 	l := m.locks[key]
@@ -37,14 +37,14 @@ func (m *Map) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	m.mu.Unlock()
 	select {
 	case l.held <- struct{}{}:
-		return func() { <-l.held; m.leave(key, l) }, nil
+		return func() { <-l.held; m.releaseRef(key, l) }, nil
 	case <-ctx.Done():
-		m.leave(key, l)
+		m.releaseRef(key, l)
 		return nil, ctx.Err()
 	}
 }
 
-// Waiting is the number of callers that wait for the lock of key.
+// Waiting returns the number of callers waiting for the lock of key.
 func (m *Map) Waiting(key string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -55,7 +55,7 @@ func (m *Map) Waiting(key string) int {
 	return l.users - len(l.held)
 }
 
-func (m *Map) leave(key string, l *lock) {
+func (m *Map) releaseRef(key string, l *lock) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l.users--; l.users == 0 {

@@ -20,18 +20,18 @@ func TestExclusionPerKey(t *testing.T) {
 					return
 				}
 				defer unlock()
-				*n++ // the race detector objects if the lock does not hold
+				*n++ // the race detector fails here without exclusion
 			})
 		}
 	}
 
 	wg.Wait()
 	if *counts["a"] != 100 || *counts["b"] != 100 || len(m.locks) != 0 {
-		t.Errorf("counts %d, %d; %d locks left", *counts["a"], *counts["b"], len(m.locks))
+		t.Errorf("counts %d, %d; %d locks remain", *counts["a"], *counts["b"], len(m.locks))
 	}
 }
 
-func TestGivesUpWithTheContext(t *testing.T) {
+func TestLockStopsWithContext(t *testing.T) {
 	m := New()
 	unlock, err := m.Lock(t.Context(), "a")
 	if err != nil {
@@ -46,6 +46,6 @@ func TestGivesUpWithTheContext(t *testing.T) {
 
 	unlock()
 	if len(m.locks) != 0 {
-		t.Errorf("%d locks left", len(m.locks))
+		t.Errorf("%d locks remain", len(m.locks))
 	}
 }

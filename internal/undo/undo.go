@@ -1,6 +1,6 @@
-// Package undo is a stack of inverse steps: whoever acquires something pushes its undo on the next
-// line, and a call that fails runs the stack newest first. Undoing survives the cancellation of the
-// call that failed and has a deadline of its own.
+// Package undo provides a stack of inverse steps. A caller pushes the undo of each acquired
+// resource on the next line. If the call fails, it runs the stack, newest step first. Undoing
+// ignores the cancellation of the failed call and has its own deadline.
 package undo
 
 import (
@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Stack holds the undos of one call. The zero value is ready; it is not safe for concurrent use.
+// Stack holds the undo steps of one call. The zero value is ready for use. It is not safe for
+// concurrent use.
 type Stack struct {
 	steps []step
 }
@@ -20,17 +21,16 @@ type step struct {
 	do   func(context.Context) error
 }
 
-// Push adds the undo of what has just been acquired. The name says what it undoes, for the error.
+// Push adds the undo of a newly acquired resource. Errors of Run contain its name.
 func (s *Stack) Push(name string, do func(ctx context.Context) error) {
 	s.steps = append(s.steps, step{name, do})
 }
 
-// Release forgets all undos: the call has succeeded.
+// Release drops all steps after the call has succeeded.
 func (s *Stack) Release() { s.steps = nil }
 
-// Run undoes everything, newest first, each step whatever the others did, and forgets it. The steps
-// share one deadline and keep ctx's values but not its cancellation. It returns the joined errors
-// of the steps.
+// Run runs and drops all steps, newest first, even if some fail. They share one deadline and keep
+// ctx's values, but not its cancellation. Run returns the joined errors of the steps.
 func (s *Stack) Run(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()

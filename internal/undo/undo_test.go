@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestRunsNewestFirstInSpiteOfErrorsAndCancellation(t *testing.T) {
+func TestRunIsNewestFirstDespiteErrorsAndCancellation(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var order []string
@@ -25,13 +25,13 @@ func TestRunsNewestFirstInSpiteOfErrorsAndCancellation(t *testing.T) {
 	}
 
 	if err := s.Run(ctx, time.Minute); err != nil || len(order) != 2 {
-		t.Errorf("a second run did something: %v, %v", order, err)
+		t.Errorf("a second Run was not a no-op: %v, %v", order, err)
 	}
 }
 
 func TestRelease(t *testing.T) {
 	var s Stack
-	s.Push("x", func(context.Context) error { t.Error("undone after Release"); return nil })
+	s.Push("x", func(context.Context) error { t.Error("Run after Release ran a step"); return nil })
 	s.Release()
 	if err := s.Run(t.Context(), time.Minute); err != nil {
 		t.Error(err)
