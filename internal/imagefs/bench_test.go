@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// BenchmarkSmallLayer walks what most writable layers are: a few directories and files.
+// BenchmarkSmallLayer walks a typical writable layer: a few directories and files.
 func BenchmarkSmallLayer(b *testing.B) {
 	dir := b.TempDir()
 	for i := range 3 {

@@ -11,17 +11,17 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Bounds of what Complete does within a call. A layer of a container that has just been started is
-// small: it takes some 0.1 ms.
+// Time limits of Complete within a call. The layer of a newly started container is small and takes
+// about 0.1 ms.
 const (
 	firstSlice = 10 * time.Millisecond  // for one layer
-	firstShare = 100 * time.Millisecond // for all of one call
+	firstShare = 100 * time.Millisecond // for all layers of one call
 )
 
-// Complete returns the last usage of a store as Read does, and in Writable all of these containers:
-// layers that no measurement has found yet are walked now. A layer that is not walked within
-// firstSlice is partial. Before the first measurement only At, the directories and Writable are
-// set. It returns false if the store's layout is not known.
+// Complete returns the last usage of a store, like Read, and includes all of these containers in
+// Writable. It walks layers without a measurement immediately. A layer exceeding firstSlice is
+// partial. Before the first measurement only At, the directories and Writable are set. It returns
+// false if the store's layout is unknown.
 func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, bool) {
 	f, known := m.Read(s)
 	missing := m.withFirst(&f, s, containers)
@@ -51,8 +51,7 @@ func (m *Meter) Complete(s Store, containers []model.ContainerID) (Measurement, 
 	return f, true
 }
 
-// withFirst adds what earlier calls have walked to the usage, and returns the containers that are
-// still missing.
+// withFirst adds the results of earlier walks to the usage, and returns the remaining containers.
 func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerID) (missing []model.ContainerID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,7 +73,7 @@ func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerI
 		}
 	}
 
-	m.first = wanted // others have been measured since, or do not run any more
+	m.first = wanted // drops containers measured since then and stopped ones
 	if len(wanted) > 0 {
 		f.Writable = maps.Clone(f.Writable) // the last usage is shared
 		if f.Writable == nil {
@@ -86,7 +85,7 @@ func (m *Meter) withFirst(f *Measurement, s Store, containers []model.ContainerI
 	return missing
 }
 
-// keepFirst remembers layers that have been walked in full until a measurement finds them.
+// keepFirst stores completely walked layers until a measurement includes them.
 func (m *Meter) keepFirst(s Store, walked map[model.ContainerID]Usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -114,11 +113,11 @@ func walkFirst(l layout, containers []model.ContainerID) map[model.ContainerID]U
 
 		w, err := newWalk(l.root, name)
 		if err != nil {
-			continue // not as the engine makes layers
+			continue // not a layer in the engine's format
 		}
 
 		if slice := min(firstSlice, time.Until(until)); slice > 0 {
-			_, _ = w.run(nil, slice) // the only error would be that of a check
+			_, _ = w.run(nil, slice) // errors come only from check, which is nil
 		}
 
 		out[id] = w.usage()
@@ -128,7 +127,7 @@ func walkFirst(l layout, containers []model.ContainerID) map[model.ContainerID]U
 	return out
 }
 
-// layoutOf finds the layers of these containers alone.
+// layoutOf returns the layers of these containers only.
 func (m *Meter) layoutOf(s Store, containers []model.ContainerID) (layout, error) {
 	switch {
 	case s.Containerd && s.Driver == "overlayfs":
@@ -154,7 +153,7 @@ func (m *Meter) layoutOf(s Store, containers []model.ContainerID) (layout, error
 	return layout{}, errUnknownLayout(s)
 }
 
-// overlay2Of is the part of overlay2's layout that these containers write to.
+// overlay2Of returns the part of overlay2's layout with the writable layers of these containers.
 func overlay2Of(root string, containers []model.ContainerID) (l layout, err error) {
 	l = layout{images: root, containers: root, writable: map[model.ContainerID]string{}}
 	if l.root, err = safefs.OpenDir(filepath.Join(root, overlay2Layers)); err != nil {
@@ -163,7 +162,7 @@ func overlay2Of(root string, containers []model.ContainerID) (l layout, err erro
 
 	notes, err := safefs.OpenDir(filepath.Join(root, overlay2Mounts))
 	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil // no container has been created yet
+		return l, nil // no container was created yet
 	}
 
 	if err != nil {

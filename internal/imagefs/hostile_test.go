@@ -11,8 +11,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestSlowLayerDelaysNoOther measures a container with very many files beside others. Those are
-// measured at once; what is known of the large one grows until all of it is counted.
+// TestSlowLayerDelaysNoOther measures a container with many files beside others. The others are
+// measured at once, and the usage of the large one grows until the walk is complete.
 func TestSlowLayerDelaysNoOther(t *testing.T) {
 	root := t.TempDir()
 	large := filepath.Join(root, "overlay2/c1/diff")
@@ -44,7 +44,7 @@ func TestSlowLayerDelaysNoOther(t *testing.T) {
 
 	for i := 0; f.Writable[container].Partial; i++ {
 		if i == 1000 {
-			t.Fatal("the large layer is never measured in full")
+			t.Fatal("the large layer is never measured completely")
 		}
 		f, err = m.measure(t.Context(), s)
 		must(t, err)
@@ -60,7 +60,7 @@ func TestSlowLayerDelaysNoOther(t *testing.T) {
 	}
 }
 
-// TestSlowLayersShareDescriptors has more slow layers than walks may be paused.
+// TestSlowLayersShareDescriptors measures more slow layers than maxPaused.
 func TestSlowLayersShareDescriptors(t *testing.T) {
 	root := t.TempDir()
 	const layers = maxPaused + 20
@@ -95,8 +95,8 @@ func TestSlowLayersShareDescriptors(t *testing.T) {
 	}
 }
 
-// TestLayoutIgnoresForeignNames: neither links in the place of a layer nor notes that name
-// something outside lead the walk away.
+// TestLayoutIgnoresForeignNames verifies that neither links in the place of layers nor invalid
+// mount IDs lead the walk out of the store.
 func TestLayoutIgnoresForeignNames(t *testing.T) {
 	root, outside := t.TempDir(), bait(t)
 	must(t, os.MkdirAll(filepath.Join(root, "overlay2/c1-init"), 0o755), os.MkdirAll(filepath.Join(root, "overlay2/c1"),
@@ -114,12 +114,12 @@ func TestLayoutIgnoresForeignNames(t *testing.T) {
 
 const upper = "/data/containerd/daemon/" + snapshotter + "/7/fs"
 
-// mounted is a line of mountinfo.
+// mounted returns a line of mountinfo.
 func mounted(point, fs, options string) string {
 	return "36 35 0:31 / " + point + " rw,relatime shared:1 - " + fs + " none " + options + "\n"
 }
 
-func TestUpperDirsBelievesDockerOnly(t *testing.T) {
+func TestUpperDirsAcceptsDockerMountsOnly(t *testing.T) {
 	own := "/data/" + rootfs + "/" + container
 	base, snapshots := upperDirs("/data",
 		[]byte(mounted(own, "overlay", "rw,lowerdir=/x,upperdir="+upper+",workdir=/y")))
@@ -128,20 +128,22 @@ func TestUpperDirsBelievesDockerOnly(t *testing.T) {
 	}
 
 	for name, line := range map[string]string{
-		"a directory of a pod's":            mounted("/pods/upperdir="+upper, "ext4", "rw"),
+		"a pod's directory":                 mounted("/pods/upperdir="+upper, "ext4", "rw"),
 		"an overlay elsewhere":              mounted("/pods/"+container, "overlay", "rw,upperdir="+upper),
 		"an overlay below the container's":  mounted(own+"/x", "overlay", "rw,upperdir="+upper),
 		"another file system":               mounted(own, "fuse", "rw,upperdir="+upper),
-		"no container's ID":                 mounted("/data/"+rootfs+"/x", "overlay", "rw,upperdir="+upper),
+		"not a container ID":                mounted("/data/"+rootfs+"/x", "overlay", "rw,upperdir="+upper),
 		"an upper directory elsewhere":      mounted(own, "overlay", "rw,upperdir=/etc"),
-		"a way out":                         mounted(own, "overlay", "rw,upperdir=/data/../etc/"+snapshotter+"/7/fs"),
-		"a snapshot that is no number":      mounted(own, "overlay", "rw,upperdir=/data/"+snapshotter+"/../../7/fs"),
-		"an option that looks like it":      mounted(own, "overlay", "rw,lowerdir=upperdir="+upper),
-		"a mount whose name has line feeds": mounted(`/pods/x\012`+own, "overlay", "rw,upperdir="+upper),
+		"a path traversal":                  mounted(own, "overlay", "rw,upperdir=/data/../etc/"+snapshotter+"/7/fs"),
+		"a snapshot without a number":       mounted(own, "overlay", "rw,upperdir=/data/"+snapshotter+"/../../7/fs"),
+		"another option with the same text": mounted(own, "overlay", "rw,lowerdir=upperdir="+upper),
+		"a mount point with line feeds":     mounted(`/pods/x\012`+own, "overlay", "rw,upperdir="+upper),
 	} {
-		if base, snapshots := upperDirs("/data", []byte(line)); base != "" || len(snapshots) != 0 {
-			t.Errorf("%s: %q, %v", name, base, snapshots)
-		}
+		t.Run(name, func(t *testing.T) {
+			if base, snapshots := upperDirs("/data", []byte(line)); base != "" || len(snapshots) != 0 {
+				t.Errorf("accepted %q, %v", base, snapshots)
+			}
+		})
 	}
 }
 

@@ -1,7 +1,6 @@
-// Package imagefs measures what images and the writable layers of containers take of the file
-// systems that Docker keeps them in. It walks their directories beside the calls that ask for the
-// result: the layers of images once, since they never change, those of containers again and again
-// within a budget.
+// Package imagefs measures the disk usage of images and of the writable layers of containers. It
+// walks their directories in the background. Image layers are walked once, since they never change.
+// Writable layers are walked repeatedly within a time budget.
 package imagefs
 
 import (
@@ -15,65 +14,68 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Measurement is what one walk over a store found.
+// Measurement is the result of one walk over a store.
 type Measurement struct {
-	At                     time.Time
-	Image, Container       Usage
-	ImageDir, ContainerDir string                      // on the file systems that they are on; equal if it is one
+	At               time.Time
+	Image, Container Usage
+	// ImageDir and ContainerDir are directories on the file systems of images and of containers.
+	// They are equal if these share one file system.
+	ImageDir, ContainerDir string
 	Writable               map[model.ContainerID]Usage // the writable layer of each container
 }
 
 const (
-	fresh = 10 * time.Second // a younger measurement is not repeated
-	// after a measurement it rests for so many times as long: at most 5 % of a core
-	rest = 20
+	maxAge = 10 * time.Second // of a measurement before it is repeated
+	// pauseFactor is the pause after a measurement, as a multiple of its duration. It limits the
+	// load to one twentieth of a core.
+	pauseFactor = 20
 
-	// A layer that is not walked within walkSlice is slow. Slow layers together take slowShare of a
-	// measurement and go on in the next one, so that none of them delays the others.
+	// A layer exceeding walkSlice is slow. Slow layers share slowShare of each measurement and
+	// continue in the next one, so that they do not delay others.
 	walkSlice = 200 * time.Millisecond
 	slowShare = time.Second
-	// maxPaused bounds the walks that are under way between measurements. Each holds up to 18
+	// maxPaused limits the number of unfinished walks between measurements. Each holds up to 18
 	// descriptors.
 	maxPaused = 32
 )
 
-// state is what is known of a layer.
+// state is the walk and usage of a layer.
 type state struct {
-	usage   Usage // of the last walk that ended, or more, if the one under way has counted more
-	known   bool  // a walk has ended
-	final   bool  // two walks agree: the engine may have been writing the layer during the first
+	usage   Usage // of the last complete walk, or of the current one if it has counted more
+	known   bool  // a walk is complete
+	final   bool  // two walks agree; during the first the engine may still have been writing
 	slow    bool
-	walk    *walk // under way, nil for none
-	partial bool  // it was logged that the layer is too large
+	walk    *walk // unfinished walk, nil for none
+	partial bool  // the warning about the size of the layer was logged
 }
 
 // Meter measures one store. It is safe for concurrent use.
 type Meter struct {
-	log    *slog.Logger
-	mounts string // the file of this process's mounts
-	asked  chan Store
-	slice  time.Duration // walkSlice, but in tests
+	log      *slog.Logger
+	mounts   string // mountinfo of this process
+	requests chan Store
+	slice    time.Duration // walkSlice, except in tests
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	last    *Measurement
 	of      Store
-	first   map[model.ContainerID]Usage // layers that no measurement has found yet; see Complete
+	first   map[model.ContainerID]Usage // layers without a measurement; see Complete
 	firstOf Store
 
 	// Used by Run only.
 	layers     map[string]*state            // by directory
-	turn       int                          // the slow layer that is next
+	turn       int                          // index of the next slow layer
 	mountIDs   map[model.ContainerID]string // Docker's names of the containers' layers
 	containers map[string]bool              // containerd's snapshots of containers
-	failed     string                       // what was logged last
+	failed     string                       // the last logged error
 }
 
-// New returns a meter that measures when Run runs.
+// New returns a Meter. It measures while Run runs.
 func New(log *slog.Logger) *Meter {
 	return &Meter{
 		log:        log,
 		mounts:     "/proc/self/mountinfo",
-		asked:      make(chan Store, 1),
+		requests:   make(chan Store, 1),
 		slice:      walkSlice,
 		layers:     map[string]*state{},
 		mountIDs:   map[model.ContainerID]string{},
@@ -81,16 +83,16 @@ func New(log *slog.Logger) *Meter {
 	}
 }
 
-// Read returns the last usage of a store, false while there are none, and has new ones measured
-// if they are old. It does no work itself.
+// Read returns the last usage of a store, false if there is none, and requests a new measurement if
+// it is old. It does not measure itself.
 func (m *Meter) Read(s Store) (Measurement, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
 	known := m.last != nil && m.of == s
-	if !known || time.Since(m.last.At) > fresh {
+	if !known || time.Since(m.last.At) > maxAge {
 		select {
-		case m.asked <- s:
+		case m.requests <- s:
 		default:
 		}
 	}
@@ -102,7 +104,7 @@ func (m *Meter) Read(s Store) (Measurement, bool) {
 	return *m.last, true
 }
 
-// Run measures what is asked for until ctx ends.
+// Run performs requested measurements until ctx ends.
 func (m *Meter) Run(ctx context.Context) {
 	defer m.forget(nil)
 
@@ -111,7 +113,7 @@ func (m *Meter) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s = <-m.asked:
+		case s = <-m.requests:
 		}
 
 		began := time.Now()
@@ -123,10 +125,10 @@ func (m *Meter) Run(ctx context.Context) {
 			m.failed = ""
 		} else if err.Error() != m.failed {
 			m.failed = err.Error()
-			m.log.Debug("the disk usage of images is not measured; their sizes are added up instead", "err", err)
+			m.log.Debug("cannot measure the disk usage of images; using the sum of their sizes", "err", err)
 		}
 
-		pause := time.NewTimer(rest * time.Since(began))
+		pause := time.NewTimer(pauseFactor * time.Since(began))
 		select {
 		case <-ctx.Done():
 		case <-pause.C:
@@ -139,7 +141,7 @@ func (m *Meter) Run(ctx context.Context) {
 // readMounts reads the mounts of this process.
 func (m *Meter) readMounts() ([]byte, error) { return os.ReadFile(m.mounts) }
 
-// layout finds the layers of a store.
+// layout returns the layers of a store.
 func (m *Meter) layout(s Store) (layout, error) {
 	switch {
 	case s.Containerd && s.Driver == "overlayfs":
@@ -157,10 +159,10 @@ func (m *Meter) layout(s Store) (layout, error) {
 }
 
 func errUnknownLayout(s Store) error {
-	return fmt.Errorf("storage driver %s: its layout is not known", s.Driver)
+	return fmt.Errorf("storage driver %s: unknown layout", s.Driver)
 }
 
-// measure walks what is new and what may have changed.
+// measure walks the new and possibly changed layers.
 func (m *Meter) measure(ctx context.Context, s Store) (Measurement, error) {
 	l, err := m.layout(s)
 	defer l.close()
@@ -209,7 +211,7 @@ func (m *Meter) advanceSlow(ctx context.Context, l layout, slow []layer) error {
 	return nil
 }
 
-// advance walks a layer for a slice of time, unless it has not changed.
+// advance walks a layer for a slice of time, unless it is unchanged.
 func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err error) {
 	if st.final && d.final {
 		return nil
@@ -250,14 +252,14 @@ func (m *Meter) advance(ctx context.Context, l layout, d layer, st *state) (err 
 	st.usage, st.known, st.walk = u, true, nil
 	if u.Partial && !st.partial {
 		st.partial = true
-		m.log.Warn("a layer is too large to be measured in full, or changes too fast",
+		m.log.Warn("layer usage is incomplete: the layer is too large or changes too fast",
 			"layer", l.path(d.name), "bytes", u.Bytes, "inodes", u.Inodes)
 	}
 
 	return nil
 }
 
-// paused is how many walks are under way.
+// paused returns the number of unfinished walks.
 func (m *Meter) paused() (n int) {
 	for _, st := range m.layers {
 		if st.walk != nil {
@@ -267,7 +269,7 @@ func (m *Meter) paused() (n int) {
 	return n
 }
 
-// forget drops what is known of layers that are not present any more.
+// forget drops the state of layers not in present.
 func (m *Meter) forget(present map[string]bool) {
 	for dir, st := range m.layers {
 		if present[dir] {
@@ -280,7 +282,7 @@ func (m *Meter) forget(present map[string]bool) {
 	}
 }
 
-// sum adds up what is known of the layers.
+// sum adds up the usage of the layers.
 func (m *Meter) sum(l layout) Measurement {
 	f := Measurement{
 		At:           time.Now(),

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// write makes a file of so many KiB.
+// write creates a file of this size in KiB.
 func write(t *testing.T, file string, kib int) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -33,7 +33,7 @@ func write(t *testing.T, file string, kib int) {
 // container is the ID of a container.
 const container = "00000000000000000000000000000000000000000000000000000000000000c1"
 
-// note writes Docker's note of a container's layer.
+// note writes Docker's mount-id file of a container's layer.
 func note(t *testing.T, root, id, layer string) {
 	t.Helper()
 	dir := filepath.Join(root, overlay2Mounts, id)
@@ -60,7 +60,7 @@ func measureTwice(t *testing.T, m *Meter, s Store) Measurement {
 }
 
 func within(u Usage, kib, inodes uint64) bool {
-	return u.Inodes == inodes && u.Bytes >= kib<<10 && u.Bytes <= (kib+uint64(8*inodes))<<10 // directories take some
+	return u.Inodes == inodes && u.Bytes >= kib<<10 && u.Bytes <= (kib+uint64(8*inodes))<<10 // including directories
 }
 
 func TestOverlay2(t *testing.T) {
@@ -87,7 +87,7 @@ func TestOverlay2(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 
-	write(t, in("image1", "diff", "more"), 100) // never happens, so it is not looked for
+	write(t, in("image1", "diff", "more"), 100) // never happens, so it is not detected
 	write(t, in("c1", "diff", "more"), 100)
 	write(t, in("image3", "diff", "half"), 10)
 	first, err := m.measure(t.Context(), s)
@@ -101,7 +101,7 @@ func TestOverlay2(t *testing.T) {
 	}
 
 	if f := measureTwice(t, m, s); !within(f.Image, 120, 5) {
-		t.Errorf("after the end of a pull and a removal: %+v", f)
+		t.Errorf("after a pull and a removal: %+v", f)
 	}
 }
 
@@ -132,12 +132,12 @@ func TestContainerdStore(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 
-	if err := os.WriteFile(m.mounts, nil, 0o644); err != nil { // the container has ended
+	if err := os.WriteFile(m.mounts, nil, 0o644); err != nil { // the container has exited
 		t.Fatal(err)
 	}
 
 	if f := measureTwice(t, m, s); !within(f.Container, 60, 2) {
-		t.Errorf("after the container's end: %+v", f)
+		t.Errorf("after the container's exit: %+v", f)
 	}
 	if err := os.RemoveAll(filepath.Dir(snap("7"))); err != nil {
 		t.Fatal(err)
@@ -158,7 +158,8 @@ func TestUnknownLayout(t *testing.T) {
 	}
 }
 
-// TestRead: a reader never waits; it gets the measurement of its store, and an old one is repeated.
+// TestRead verifies that Read never blocks, returns the measurement of its store, and requests a
+// new one if it is old.
 func TestRead(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "overlay2/image/diff/a"), 100)
@@ -180,12 +181,12 @@ func TestRead(t *testing.T) {
 
 		synctest.Wait()
 		if again, _ := m.Read(s); again.At != f.At {
-			t.Error("a fresh measurement was repeated")
+			t.Error("a recent measurement was repeated")
 		}
 
-		time.Sleep(fresh + time.Second)
+		time.Sleep(maxAge + time.Second)
 		if old, _ := m.Read(s); old.At != f.At {
-			t.Error("a reader waited")
+			t.Error("Read waited for a measurement")
 		}
 
 		synctest.Wait()
@@ -202,13 +203,13 @@ func TestRead(t *testing.T) {
 
 		stop()
 		synctest.Wait()
-		if n := strings.Count(log.String(), "not measured"); n != 1 {
+		if n := strings.Count(log.String(), "cannot measure"); n != 1 {
 			t.Errorf("%d lines: %s", n, &log)
 		}
 	})
 }
 
-// TestComplete: a container that no measurement has found yet is measured within the call, once.
+// TestComplete verifies that a container without a measurement is measured within the call, once.
 func TestComplete(t *testing.T) {
 	const other = "00000000000000000000000000000000000000000000000000000000000000c2"
 	root := t.TempDir()
@@ -238,17 +239,17 @@ func TestComplete(t *testing.T) {
 	note(t, root, other, "c2")
 	f, ok = m.Complete(s, []model.ContainerID{container, other})
 	if !ok || !within(f.Writable[container], 160, 3) || !within(f.Writable[other], 30, 2) || f.At != measured.At {
-		t.Errorf("a container since the measurement: %+v, %v", f, ok)
+		t.Errorf("with a container created after the measurement: %+v, %v", f, ok)
 	}
 	if len(measured.Writable) != 1 {
-		t.Errorf("the usage of others was changed: %+v", measured)
+		t.Errorf("the shared measurement was changed: %+v", measured)
 	}
 	if f, ok := m.Complete(Store{Driver: "zfs", Root: root}, []model.ContainerID{container}); ok {
 		t.Errorf("an unknown layout: %+v", f)
 	}
 }
 
-// TestCompleteIsBounded: a large layer is counted in part, and the call returns.
+// TestCompleteIsBounded verifies that a large layer is partially counted and the call returns.
 func TestCompleteIsBounded(t *testing.T) {
 	root := t.TempDir()
 	for i := range 20 {

@@ -16,49 +16,49 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Store says where an engine keeps images and the writable layers of containers.
+// Store describes an engine's storage of images and writable layers.
 type Store struct {
-	Driver string // its storage driver (/info Driver)
-	Root   string // its data directory (/info DockerRootDir)
-	// Containerd says that containerd's image store is used, which lies in a directory of its own.
+	Driver string // storage driver (/info Driver)
+	Root   string // data directory (/info DockerRootDir)
+	// Containerd is true for containerd's image store, which has a directory of its own.
 	Containerd bool
 }
 
 // layer is a directory of the store.
 type layer struct {
-	name      string // its path beneath the layout's root
-	container bool   // made for one container, not of an image
-	final     bool   // it never changes once it is made
+	name      string // path beneath the layout's root
+	container bool   // belongs to a container, not to an image
+	final     bool   // never changes after its creation
 }
 
-// layout is what a store consists of at a moment. Which layer a container writes to is what the
-// engine says, not what a process of the container shows as its mounts.
+// layout is a snapshot of a store's structure. The engine's data determines a container's writable
+// layer, not the mounts visible to its processes.
 type layout struct {
-	root               *os.File // the layers lie beneath it
+	root               *os.File // parent of the layers
 	images, containers string   // the roots of their file systems
 	layers             []layer
-	writable           map[model.ContainerID]string // the layer of each container, by name
+	writable           map[model.ContainerID]string // layer name by container
 }
 
-// path is the path of a layer.
+// path returns the path of a layer.
 func (l *layout) path(name string) string { return filepath.Join(l.root.Name(), name) }
 
-// close releases what a layout holds.
+// close closes the layout's root.
 func (l *layout) close() {
 	if l.root != nil {
-		_ = l.root.Close() // it was only read
+		_ = l.root.Close() // opened for reading only
 	}
 }
 
-// Directories of Docker's graph driver overlay2, and of its notes on the containers' layers
-// (layer/migration.go of Moby: <container ID>/mount-id holds the name of the layer).
+// Directories of Docker's graph driver overlay2, and of its metadata of containers' layers
+// (layer/migration.go of Moby: <container ID>/mount-id contains the name of the layer).
 const (
 	overlay2Layers = "overlay2"
 	overlay2Mounts = "image/overlay2/layerdb/mounts"
 )
 
-// overlay2 is the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's layer
-// has a sibling <id>-init. It is to be closed, also after an error.
+// overlay2 returns the layout of Docker's graph driver: <root>/overlay2/<id>/diff. A container's
+// layer has a sibling <id>-init. The caller closes the layout, also after an error.
 func overlay2(root string, known map[model.ContainerID]string) (l layout, err error) {
 	l = layout{images: root, containers: root, writable: map[model.ContainerID]string{}}
 	if l.root, err = safefs.OpenDir(filepath.Join(root, overlay2Layers)); err != nil {
@@ -91,12 +91,12 @@ func overlay2(root string, known map[model.ContainerID]string) (l layout, err er
 	return l, l.findMounts(root, names, known)
 }
 
-// findMounts finds the writable layer of each container in Docker's notes. known holds those that
-// were found before: they never change.
+// findMounts reads the writable layer of each container from Docker's metadata. known caches
+// earlier results, since they never change.
 func (l *layout) findMounts(root string, layers map[string]bool, known map[model.ContainerID]string) error {
 	notes, err := safefs.OpenDir(filepath.Join(root, overlay2Mounts))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // no container has been created yet
+		return nil // no container was created yet
 	}
 
 	if err != nil {
@@ -135,10 +135,10 @@ func (l *layout) findMounts(root string, layers map[string]bool, known map[model
 	return nil
 }
 
-// maxMountID bounds Docker's note of a layer's name, which has 64 digits.
+// maxMountID limits Docker's mount-id file, with a layer name of 64 digits.
 const maxMountID = 256
 
-// mountID is the name of a container's layer, "" if there is none.
+// mountID returns the name of a container's layer, "" if there is none.
 func mountID(notes *os.File, id model.ContainerID) string {
 	f, err := safefs.OpenRegular(notes, filepath.Join(string(id), "mount-id"))
 	if err != nil {
@@ -157,15 +157,15 @@ func mountID(notes *os.File, id model.ContainerID) string {
 const (
 	snapshotter = "io.containerd.snapshotter.v1.overlayfs/snapshots"
 	content     = "io.containerd.content.v1.content"
-	// rootfs is where Docker mounts the root of a container from a snapshot:
+	// rootfs is the directory of Docker's mounts of containers' snapshots:
 	// <root>/rootfs/overlayfs/<ID>.
 	rootfs = "rootfs/overlayfs"
 )
 
-// containerd is the layout of containerd's store: compressed blobs, and <n>/fs of the overlayfs
-// snapshotter. A snapshot is a container's if mounts (as in /proc/self/mountinfo) has it as an
-// upper directory, or had: containers knows those by their names. The layout is to be closed, also
-// after an error.
+// containerd returns the layout of containerd's store: compressed blobs, and <n>/fs of the
+// overlayfs snapshotter. A snapshot belongs to a container if it is an upper directory in mounts
+// (in the format of /proc/self/mountinfo), or was earlier: containers caches these names. The
+// caller closes the layout, also after an error.
 func containerd(root string, mounts []byte, containers map[string]bool) (l layout, err error) {
 	l, upper, err := containerdRoot(root, mounts)
 	if err != nil {
@@ -207,8 +207,8 @@ func containerd(root string, mounts []byte, containers map[string]bool) (l layou
 	return l, nil
 }
 
-// containerdRoot finds containerd's store and the snapshot of each container, by its number. The
-// layout has no layers yet; it is to be closed, also after an error.
+// containerdRoot returns containerd's store and the snapshot number of each container. The layout
+// has no layers yet. The caller closes it, also after an error.
 func containerdRoot(root string, mounts []byte) (l layout, upper map[model.ContainerID]string, err error) {
 	base, upper := upperDirs(root, mounts)
 	for _, candidate := range []string{filepath.Join(root, "containerd/daemon"), "/var/lib/containerd"} {
@@ -234,11 +234,11 @@ func containerdRoot(root string, mounts []byte) (l layout, upper map[model.Conta
 
 func snapshot(n string) string { return filepath.Join(snapshotter, n, "fs") }
 
-// upperDirs finds containerd's root and the number of each container's snapshot in mountinfo
-// (proc_pid_mountinfo(5)). Pods may choose the names of some mounts, so only an overlay counts that
-// is mounted where Docker mounts the root of a container, beneath its own data directory.
+// upperDirs returns containerd's root and the snapshot number of each container from mountinfo
+// (proc_pid_mountinfo(5)). Pods may choose the names of some mounts. So it accepts only an overlay
+// at Docker's mount point for the root of a container, beneath Docker's data directory.
 func upperDirs(root string, mounts []byte) (base string, snapshots map[model.ContainerID]string) {
-	if resolved, err := filepath.EvalSymlinks(root); err == nil { // as the kernel shows it
+	if resolved, err := filepath.EvalSymlinks(root); err == nil { // the kernel shows the path without links
 		root = resolved
 	}
 
@@ -269,7 +269,7 @@ func upperDirs(root string, mounts []byte) (base string, snapshots map[model.Con
 	return base, snapshots
 }
 
-// cutSnapshot takes <base>/<snapshotter>/<n>/fs apart.
+// cutSnapshot splits <base>/<snapshotter>/<n>/fs.
 func cutSnapshot(dir string) (base, n string, ok bool) {
 	base, rest, ok := strings.Cut(dir, "/"+snapshotter+"/")
 	if !ok || !filepath.IsAbs(base) || filepath.Clean(base) != base {
@@ -284,7 +284,7 @@ func cutSnapshot(dir string) (base, n string, ok bool) {
 	return base, n, ok
 }
 
-// list returns the names in a directory of the engine's.
+// list returns the names in a directory of the engine.
 func list(root *os.File, name string) ([]string, error) {
 	dir, err := safefs.OpenAt(root, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {

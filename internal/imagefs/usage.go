@@ -13,11 +13,12 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Usage is what files take.
+// Usage is the disk usage of files.
 type Usage struct {
 	Bytes  uint64 // allocated by the file system
 	Inodes uint64
-	// Partial says that there is more: a walk has reached one of its limits, or is still under way.
+	// Partial is true if the walk has reached a limit or is unfinished, so that the usage is a
+	// lower bound.
 	Partial bool
 }
 
@@ -27,29 +28,29 @@ func (u *Usage) add(other Usage) {
 	u.Partial = u.Partial || other.Partial
 }
 
-// blockSize is the unit of st_blocks, whatever the file system's own (stat(3type)).
+// blockSize is the unit of st_blocks on every file system (stat(3type)).
 const blockSize = 512
 
-// Limits of one walk. A walk that reaches one is partial.
+// Limits of one walk. A walk reaching one of them is partial.
 const (
 	maxEntries  = 100_000_000
-	maxWalkTime = 10 * time.Minute // of walking, without the pauses
+	maxWalkTime = 10 * time.Minute // of walking, without pauses
 )
 
-// walk adds up what a layer takes. Whoever runs in the container may change the layer meanwhile.
+// walk adds up the usage of a layer. Processes in the container may change the layer during the
+// walk.
 type walk struct {
-	*safefs.Walker // nil once it has ended, and for a file
+	*safefs.Walker // nil after the end, and for a file
 	whole          Usage
-	// A file with several names counts at each of them with its share. So it counts once, without a
-	// table of the files that were seen: such a table would grow with what a container makes.
-	// The names of a file are all in one layer, since no link leads from one overlay to another.
+	// Each name of a file counts as a fraction of it. So a file with several names counts once,
+	// without a table of visited files, whose size a container could control. All names of a file
+	// are in the same layer, since hard links cannot cross overlays.
 	sharedBytes, sharedInodes float64
 
 	spent time.Duration
 }
 
-// newWalk begins the walk of a layer, which lies at name beneath root. A layer that has been
-// removed takes nothing.
+// newWalk starts the walk of the layer name beneath root. A removed layer has no usage.
 func newWalk(root *os.File, name string) (*walk, error) {
 	w := &walk{}
 	f, err := safefs.OpenAt(root, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
@@ -67,7 +68,7 @@ func newWalk(root *os.File, name string) (*walk, error) {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
 
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR { // a blob of containerd's
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR { // a blob of containerd
 		w.count(&st)
 		return w, nil
 	}
@@ -85,7 +86,7 @@ func newWalk(root *os.File, name string) (*walk, error) {
 	return w, nil
 }
 
-// count adds a file at one of its names.
+// count adds one name of a file.
 func (w *walk) count(st *unix.Stat_t) {
 	bytes := uint64(st.Blocks) * blockSize
 	if st.Nlink <= 1 {
@@ -96,8 +97,8 @@ func (w *walk) count(st *unix.Stat_t) {
 	w.sharedInodes += 1 / float64(st.Nlink)
 }
 
-// run goes on for slice. It returns true when the walk has ended; errors are check's, which is nil
-// for none.
+// run continues the walk for slice and returns true at its end. Errors come from check, which may
+// be nil.
 func (w *walk) run(check func() error, slice time.Duration) (ended bool, err error) {
 	if w.Walker == nil {
 		return true, nil
@@ -121,7 +122,7 @@ func (w *walk) run(check func() error, slice time.Duration) (ended bool, err err
 	return true, nil
 }
 
-// usage is what has been counted so far.
+// usage returns the usage counted so far.
 func (w *walk) usage() Usage {
 	u := w.whole
 	u.Bytes += uint64(math.Round(w.sharedBytes))
@@ -137,7 +138,7 @@ func (w *walk) close() {
 	}
 }
 
-// device is the file system of what lies at name beneath root, 0 if it is not there.
+// device returns the device number of the file system of name beneath root, 0 if it does not exist.
 func device(root *os.File, name string) uint64 {
 	f, err := safefs.OpenAt(root, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -38,7 +38,7 @@ func usage(t testing.TB, ctx context.Context, dir string) (Usage, error) {
 	return w.usage(), err
 }
 
-// oracle counts a quiet tree the simple way.
+// oracle measures an unchanging tree in a simple way.
 func oracle(t testing.TB, root string) (u Usage) {
 	t.Helper()
 	seen := map[uint64]bool{}
@@ -76,7 +76,7 @@ func must(t testing.TB, errs ...error) {
 	}
 }
 
-// bait makes a directory outside of every layer with 64 MiB and 1,500 files.
+// bait creates a directory outside of every layer with 64 MiB and 1,500 files.
 func bait(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -89,7 +89,7 @@ func bait(t testing.TB) string {
 	return dir
 }
 
-// TestUsageOfRandomTrees compares the walk with the oracle on trees of any shape with any names.
+// TestUsageOfRandomTrees compares the walk with the oracle on random trees and names.
 func TestUsageOfRandomTrees(t *testing.T) {
 	outside := bait(t)
 	base := t.TempDir()
@@ -134,8 +134,8 @@ func TestUsageOfRandomTrees(t *testing.T) {
 	})
 }
 
-// TestUsageOfWideTree has more subdirectories than are read at once, with files between
-// them, and files with very many names.
+// TestUsageOfWideTree measures more subdirectories than one read returns, with files between them,
+// and files with many names.
 func TestUsageOfWideTree(t *testing.T) {
 	root := t.TempDir()
 	for i := range 1000 {
@@ -149,7 +149,7 @@ func TestUsageOfWideTree(t *testing.T) {
 	}
 }
 
-// TestUsageOfDeepTree counts below PATH_MAX, as a process reaches it with mkdir and chdir.
+// TestUsageOfDeepTree measures directories below PATH_MAX, reachable with mkdir and chdir.
 func TestUsageOfDeepTree(t *testing.T) {
 	const depth = 5_000
 	root := t.TempDir()
@@ -185,14 +185,14 @@ func TestUsageOfDeepTree(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 	if most > 20 {
-		t.Errorf("%d descriptors were open", most)
+		t.Errorf("%d open descriptors during the walk, want at most 20", most)
 	}
 	if n := descriptors(t); n != before {
-		t.Errorf("%d descriptors are left open", n-before)
+		t.Errorf("%d descriptors were leaked", n-before)
 	}
 }
 
-// removeDeep removes a tree that os.RemoveAll would take minutes for: it flattens it first.
+// removeDeep flattens and removes a deep tree. os.RemoveAll would take minutes.
 func removeDeep(t *testing.T, root, name string) {
 	t.Helper()
 	for range 20_000 {
@@ -211,8 +211,8 @@ func descriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// TestUsageWhileDirectoriesAreSwapped races a process that swaps directories and links, and moves
-// directories about, with the walk. Nothing outside of the layer may count.
+// TestUsageWhileDirectoriesAreSwapped walks a layer while a process swaps directories and links,
+// and moves directories. Files outside of the layer never count.
 func TestUsageWhileDirectoriesAreSwapped(t *testing.T) {
 	outside, root := bait(t), t.TempDir()
 	must(t, os.Symlink(outside, filepath.Join(root, "link")))
@@ -244,21 +244,20 @@ func TestUsageWhileDirectoriesAreSwapped(t *testing.T) {
 			walks++
 		}
 
-		// A directory that is moved ahead of the walk counts once more, so only the size shows the
-		// bait.
+		// A directory moved ahead of the walk counts again, so only the size reveals the bait.
 		if u.Bytes > 32<<20 {
-			t.Fatalf("something outside was counted: %+v", u)
+			t.Fatalf("files outside of the layer were counted: %+v", u)
 		}
 	}
 
 	<-done
 	if walks == 0 {
-		t.Error("no walk came to its end")
+		t.Error("no walk completed")
 	}
 }
 
-// TestUsageLeavesOtherMountsOut mounts a file system into a layer.
-func TestUsageLeavesOtherMountsOut(t *testing.T) {
+// TestUsageExcludesOtherMounts mounts file systems into a layer.
+func TestUsageExcludesOtherMounts(t *testing.T) {
 	root := t.TempDir()
 	must(t, os.MkdirAll(filepath.Join(root, "bind/x"), 0o755), os.Mkdir(filepath.Join(root, "tmpfs"), 0o755))
 	outside := bait(t)
@@ -282,7 +281,7 @@ func TestUsageHonoursContext(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := usage(t, ended, root); err == nil {
-		t.Error("a walk that was cancelled: no error")
+		t.Error("a cancelled walk returned no error")
 	}
 }
 

@@ -1,7 +1,7 @@
-// Package imagevolume mounts images for engines that cannot do so themselves: the layers of an
-// image, read-only, as one overlay beneath the run directory, where containers get a bind mount of
-// it. What is mounted stands in the kernel's table alone; who uses it is known from the records of
-// containers.
+// Package imagevolume mounts images for engines without image mounts of their own. It mounts the
+// layers of an image read-only, as one overlay beneath the run directory, and containers get a bind
+// mount of it. Only the kernel's mount table records the mounts. The records of containers show the
+// images in use.
 package imagevolume
 
 import (
@@ -18,21 +18,21 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Volumes are the mounts beneath one directory, which is root's alone: what images contain,
-// set-user-ID programs included, is for containers, not for other users of the node. Calls for one
-// image must not run at once.
+// Volumes manages the mounts beneath one directory. Only root may enter it: files of images,
+// including set-user-ID programs, are for containers and not for other users of the node. The
+// caller serialises calls for the same image.
 type Volumes struct{ dir string }
 
-// New is the volumes beneath dir, which is made when it is needed.
+// New returns the volumes beneath dir. The directory is created on demand.
 func New(dir string) *Volumes { return &Volumes{dir: dir} }
 
 const algorithm = "sha256:"
 
-// path is where an image is mounted.
+// path returns the mount point of an image.
 func (v *Volumes) path(id model.ImageID) string { return filepath.Join(v.dir, id.Hex()) }
 
-// Mount mounts the layers of an image, the uppermost first, by their absolute paths; nothing
-// happens if it is mounted.
+// Mount mounts the layers of an image, the uppermost first, by their absolute paths. It does
+// nothing if the image is mounted.
 func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 	root, err := v.open(true)
 	if err != nil {
@@ -60,8 +60,8 @@ func (v *Volumes) Mount(id model.ImageID, layers []string) (err error) {
 
 // overlay mounts layers at target.
 func overlay(root, target *os.File, layers []string) error {
-	// Options have room for one page (mount(2)), so that many layers have to be named by their
-	// descriptors.
+	// Mount options are limited to one page (mount(2)). With many layers only paths of descriptors
+	// are short enough.
 	var lower []string
 	for _, l := range layers {
 		if !filepath.IsAbs(l) {
@@ -77,7 +77,7 @@ func overlay(root, target *os.File, layers []string) error {
 		lower = append(lower, descriptor(fd))
 	}
 
-	if len(lower) < 2 { // overlayfs wants two directories where nothing is to be written
+	if len(lower) < 2 { // a read-only overlay requires two directories
 		empty, err := makePrivate(root, emptyDir)
 		if err != nil {
 			return err
@@ -92,14 +92,13 @@ func overlay(root, target *os.File, layers []string) error {
 	return unix.Mount("overlay", descriptor(int(target.Fd())), "overlay", flags, options)
 }
 
-// descriptor is the path of what a descriptor stands for.
+// descriptor returns the path of an open descriptor.
 func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// emptyDir is no image's name.
+// emptyDir is not a valid name of an image.
 const emptyDir = "empty"
 
-// Unmount undoes Mount. An image that is not mounted is no error. Containers keep what they have of
-// it.
+// Unmount undoes Mount. It is idempotent. Containers keep their bind mounts.
 func (v *Volumes) Unmount(id model.ImageID) error {
 	root, err := v.open(false)
 	if errors.Is(err, os.ErrNotExist) {
@@ -123,8 +122,8 @@ func (v *Volumes) Unmount(id model.ImageID) error {
 	return nil
 }
 
-// List is the IDs of the images that are mounted, or were when a call was interrupted. Other names
-// are not ours.
+// List returns the IDs of mounted images, including those of interrupted calls. It ignores other
+// names.
 func (v *Volumes) List() ([]model.ImageID, error) {
 	root, err := v.open(false)
 	if errors.Is(err, os.ErrNotExist) {
@@ -147,15 +146,15 @@ func (v *Volumes) List() ([]model.ImageID, error) {
 	return ids, err
 }
 
-// Resolve returns the path on this machine of subPath inside a mounted image, "" for all of it. The
-// kernel resolves it as if the image were the root directory, so that no link leads out of it.
-// NotFound if it is not there, InvalidArgument if it is neither a file nor a directory,
+// Resolve returns the host path of subPath inside a mounted image; an empty subPath is the whole
+// image. The kernel resolves it with the image as the root directory, so no link leads out of it.
+// It returns NotFound for a missing path, InvalidArgument for a special file, and
 // FailedPrecondition if the image is not mounted.
 //
-// The engine resolves the returned path once more. It leads to the same place then: it has no link
-// in it, each of its directories down to the mount point is root's alone, and nobody writes below
-// that: the mount is read-only, and the layers belong to the engine, which never changes those of
-// an image that a container holds (Engine.HoldImage).
+// The engine resolves the returned path again, with the same result. The path has no links, and
+// only root can enter the directories down to the mount point. Below it nobody can write: the mount
+// is read-only, and the engine owns the layers. It never changes the layers of an image held by a
+// container (Engine.HoldImage).
 func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	root, err := v.open(false)
 	if err != nil {
@@ -171,7 +170,7 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 
 	if mounted, err := isMount(root, image); !mounted || err != nil {
 		err = errors.Join(err, errdefs.ErrFailedPrecondition)
-		return "", fmt.Errorf("resolve %q in image %s: it is not mounted: %w", subPath, id, err)
+		return "", fmt.Errorf("resolve %q in image %s: the image is not mounted: %w", subPath, id, err)
 	}
 
 	path, err := resolveIn(image, subPath)
@@ -182,8 +181,7 @@ func (v *Volumes) Resolve(id model.ImageID, subPath string) (string, error) {
 	return filepath.Join(v.path(id), path), nil
 }
 
-// resolveIn resolves a path with the directory image as its root, and returns what it is without
-// links.
+// resolveIn resolves a path with the directory image as its root, and returns it without links.
 func resolveIn(image *os.File, subPath string) (string, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
@@ -196,7 +194,7 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 		return "", fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return "", fmt.Errorf("the image has no such path: %w", errdefs.ErrNotFound)
-	case err != nil: // a loop of links, a name that is too long
+	case err != nil: // a loop of links, or an overlong name
 		return "", fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	defer unix.Close(fd) //nolint:errcheck // a descriptor of a path only
@@ -207,7 +205,7 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 	}
 
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
-		return "", fmt.Errorf("it is neither a file nor a directory: %w", errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("neither a file nor a directory: %w", errdefs.ErrInvalidArgument)
 	}
 
 	root, err := os.Readlink(descriptor(int(image.Fd())))
@@ -222,13 +220,13 @@ func resolveIn(image *os.File, subPath string) (string, error) {
 
 	inside, ok := strings.CutPrefix(path, root)
 	if !ok || inside != "" && inside[0] != '/' {
-		return "", fmt.Errorf("it leads to %s: %w", path, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("path leads out of the image to %s: %w", path, errdefs.ErrFailedPrecondition)
 	}
 
 	return inside, nil
 }
 
-// isMount says whether something is mounted at dir, which lies in above.
+// isMount reports whether dir, a subdirectory of above, is a mount point.
 func isMount(above, dir *os.File) (bool, error) {
 	var here, there unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &here); err != nil {

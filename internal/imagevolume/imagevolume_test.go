@@ -14,12 +14,12 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// privately runs a test in a mount namespace of its own, which ends with it.
+// privately runs a test in a temporary mount namespace.
 func privately(t *testing.T, test func()) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with this goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -39,11 +39,10 @@ func privately(t *testing.T, test func()) {
 
 const testID = model.ImageID(algorithm + "cafecafecafecafecafecafecafecafecafecafecafecafecafecafecafecafe")
 
-// TestMount mounts images of one layer and of very many, resolves paths in them and undoes it all.
-func TestMount(t *testing.T) {
-	dir := t.TempDir()
-	var layers []string
-	for i := range 125 {
+// newLayers creates n layers below dir. The uppermost one has links.
+func newLayers(t *testing.T, dir string, n int) (layers []string) {
+	t.Helper()
+	for i := range n {
 		l := filepath.Join(dir, "a-directory-with-a-name-as-long-as-those-of-docker", fmt.Sprint("layer", i), "diff")
 		if err := os.MkdirAll(filepath.Join(l, "sub"), 0o755); err != nil {
 			t.Fatal(err)
@@ -70,6 +69,13 @@ func TestMount(t *testing.T) {
 		}
 	}
 
+	return layers
+}
+
+// TestMount mounts images with one and with many layers, resolves paths in them and unmounts them.
+func TestMount(t *testing.T) {
+	dir := t.TempDir()
+	layers := newLayers(t, dir, 125)
 	privately(t, func() {
 		for _, n := range []int{1, 2, 125} {
 			v, id := New(filepath.Join(dir, "run")), testID
@@ -97,10 +103,10 @@ func TestMount(t *testing.T) {
 			}
 
 			if b, err := os.ReadFile(filepath.Join(dir, "run", testID.Hex(), "same")); string(b) != "0" {
-				t.Errorf("the uppermost layer does not win: %s, %v", b, err)
+				t.Errorf("the file is not of the uppermost layer: %s, %v", b, err)
 			}
 			if err := os.WriteFile(filepath.Join(dir, "run", testID.Hex(), "same"), nil, 0o644); err == nil {
-				t.Error("it can be written")
+				t.Error("the mount is writable")
 			}
 
 			if ids, err := v.List(); err != nil || len(ids) != 1 || ids[0] != id {
@@ -121,11 +127,11 @@ func TestMount(t *testing.T) {
 		v := New(filepath.Join(dir, "other"))
 		if err := v.Mount(model.ImageID(algorithm+strings.Repeat("b", 64)),
 			[]string{filepath.Join(dir, "nothing")}); err == nil {
-			t.Error("mount of a layer that is not there: no error")
+			t.Error("mounting a missing layer returned no error")
 		}
 
 		if ids, err := v.List(); err != nil || len(ids) != 0 {
-			t.Errorf("a failed mount has left %v, %v", ids, err)
+			t.Errorf("after a failed mount, List: %v, %v", ids, err)
 		}
 	})
 }

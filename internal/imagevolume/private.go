@@ -12,11 +12,11 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// private is the mode of directories that only root may enter.
+// private is the mode of directories accessible only to root.
 const private = 0o700
 
-// open opens the directory of all volumes and makes sure that it is root's alone. With create it is
-// made if it is not there.
+// open opens the directory of all volumes and ensures that only root can enter it. With create it
+// creates a missing directory.
 func (v *Volumes) open(create bool) (*os.File, error) {
 	parent, name := filepath.Split(v.dir)
 	if create {
@@ -38,7 +38,7 @@ func (v *Volumes) open(create bool) (*os.File, error) {
 	return openPrivate(above, name)
 }
 
-// makePrivate opens a directory that is root's alone, and makes it if it is not there.
+// makePrivate opens a directory accessible only to root. It creates a missing one.
 func makePrivate(above *os.File, name string) (*os.File, error) {
 	if err := unix.Mkdirat(int(above.Fd()), name, private); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, &os.PathError{Op: "mkdir", Path: filepath.Join(above.Name(), name), Err: err}
@@ -46,9 +46,9 @@ func makePrivate(above *os.File, name string) (*os.File, error) {
 	return openPrivate(above, name)
 }
 
-// openPrivate opens a directory and closes it to others than root; older versions left it open. A
-// mount point is opened as it is. FailedPrecondition if something else is in its place, or if it is
-// another user's, who could then replace what is in it.
+// openPrivate opens a directory and restricts it to root, since older versions did not. It leaves a
+// mount point unchanged. It returns FailedPrecondition if the path is not a directory or belongs to
+// another user, since that user could replace its content.
 func openPrivate(above *os.File, name string) (*os.File, error) {
 	path := filepath.Join(above.Name(), name)
 	dir, err := safefs.OpenAt(above, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
@@ -78,7 +78,7 @@ func closeToOthers(above, dir *os.File) error {
 	}
 
 	if int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("it belongs to user %d; remove it: %w", st.Uid, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("directory belongs to user %d; remove it: %w", st.Uid, errdefs.ErrFailedPrecondition)
 	}
 	if st.Mode&0o7777 == private {
 		return nil

@@ -31,8 +31,9 @@ func mode(t *testing.T, path string) os.FileMode {
 	return st.Mode().Perm()
 }
 
-// TestDirectoriesAreRootsAlone: so they are made, and so an older version's are repaired.
-func TestDirectoriesAreRootsAlone(t *testing.T) {
+// TestDirectoriesAreRootOnly verifies the mode of new directories, and that existing ones are
+// repaired.
+func TestDirectoriesAreRootOnly(t *testing.T) {
 	base := t.TempDir()
 	layer, run := filepath.Join(base, "layer"), filepath.Join(base, "run/volumes")
 	must(t, os.Mkdir(layer, 0o755), os.MkdirAll(filepath.Join(run, testID.Hex()), 0o755),
@@ -60,8 +61,8 @@ func TestDirectoriesAreRootsAlone(t *testing.T) {
 	}
 }
 
-// TestForeignDirectoriesAreRefused: nothing is mounted or resolved where another user could replace
-// it.
+// TestForeignDirectoriesAreRefused verifies that nothing is mounted or resolved in a directory of
+// another user.
 func TestForeignDirectoriesAreRefused(t *testing.T) {
 	layer := t.TempDir()
 
@@ -95,8 +96,8 @@ func TestForeignDirectoriesAreRefused(t *testing.T) {
 	}
 }
 
-// TestResolveStaysInside plants random links into an image. What is resolved lies inside the image,
-// has no link in it, and is the file that the image has there.
+// TestResolveStaysInside plants random links into an image. A resolved path lies inside the image,
+// has no links, and refers to the image's file.
 func TestResolveStaysInside(t *testing.T) {
 	base := t.TempDir()
 	secret := filepath.Join(base, "secret")
@@ -147,18 +148,17 @@ func TestResolveStaysInside(t *testing.T) {
 				t.Errorf("%q leads to %s", sub, got)
 			}
 			if real, err := filepath.EvalSymlinks(got); err != nil || real != got {
-				t.Errorf("%q is %s, where a link leads to %s, %v", sub, got, real, err)
+				t.Errorf("%q resolves to %s, which has a link to %s, %v", sub, got, real, err)
 			}
 		})
 
 		if t.Failed() {
-			r.Fatal("see above")
+			r.Fatal("see the errors above")
 		}
 	})
 }
 
-// TestResolveRefuses what is not a file or a directory, links in a circle, and images that are not
-// mounted.
+// TestResolveRefuses resolves special files, link loops, and paths in unmounted images.
 func TestResolveRefuses(t *testing.T) {
 	base := t.TempDir()
 	layer := filepath.Join(base, "layer")
@@ -168,11 +168,11 @@ func TestResolveRefuses(t *testing.T) {
 	privately(t, func() {
 		v := New(filepath.Join(base, "run"))
 		if path, err := v.Resolve(testID, ""); err == nil {
-			t.Errorf("nothing was ever mounted: %s", path)
+			t.Errorf("resolved %s without a mount", path)
 		}
 
 		if err := v.Mount(testID, []string{"relative"}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("a relative layer: %v", err)
+			t.Errorf("mount of a relative layer: %v", err)
 		}
 
 		if err := v.Mount(testID, []string{layer}); err != nil {
@@ -191,11 +191,11 @@ func TestResolveRefuses(t *testing.T) {
 
 		must(t, os.Mkdir(filepath.Join(base, "run", testID.Hex()), 0o700))
 		if path, err := v.Resolve(testID, ""); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("not mounted: %s, %v", path, err)
+			t.Errorf("resolve in an unmounted image: %s, %v", path, err)
 		}
 
 		if path, err := v.Resolve(model.ImageID("sha256:"+strings.Repeat("0", 64)), ""); err == nil {
-			t.Errorf("an unknown image: %s", path)
+			t.Errorf("resolve in an unknown image: %s", path)
 		}
 	})
 }
