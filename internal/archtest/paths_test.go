@@ -35,6 +35,7 @@ var pathOpeners = map[string]string{
 	"internal/logs/process/launch.go":     "the run directory, which is root's",
 	"internal/logs/process/process.go":    "the run directory and that of Docker's plugins, which are root's",
 	"internal/podnet/cache.go":            "CNI's cache, which is root's; names are checked",
+	"internal/podnet/cache_aside.go":      "moves files of the CNI cache, which is owned by root",
 	"internal/podnet/confwatch.go":        "asks whether the configuration's directory exists",
 	"internal/podnet/journal.go":          "a directory of root's beside CNI's cache",
 	"internal/podnet/kubenet.go":          "a file of the kernel's",
@@ -49,7 +50,7 @@ var pathOpeners = map[string]string{
 	"internal/safefs/replace.go":          "the gate itself",
 	"internal/safefs/safefs.go":           "the gate itself",
 	"internal/stream/tls.go":              "asks for the age of the operator's certificate",
-	"internal/takeover/look.go":           "reads where a log's link leads",
+	"internal/takeover/survey.go":         "reads where a log's link leads",
 }
 
 // pathFunctions of package os take a path.

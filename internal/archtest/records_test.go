@@ -53,7 +53,7 @@ var pidUsers = map[string]string{
 	"internal/podstats/containers.go": "package stats finds the control group, which verifies the process",
 	"internal/podstats/measured.go":   "package stats finds the control group, which verifies the process",
 	"internal/podstats/pods.go":       "package stats finds the control group, which verifies the process",
-	"internal/takeover/look.go":       "podnet.Addresses verifies the process",
+	"internal/takeover/survey.go":     "podnet.Addresses verifies the process",
 }
 
 func TestRecordsAreReadWithTheirLock(t *testing.T) {

@@ -1,6 +1,6 @@
-// Package takeover is `cri-dockerd takeover`: it tells an operator what pods of older Docker shims
-// this daemon would adopt, and hands a node's pods back to such a shim. It changes nothing that
-// runs.
+// Package takeover implements `cri-dockerd takeover`. It lists the pods of older Docker shims for
+// adoption by the daemon, and hands a node's pods back to such a shim. It never changes running
+// pods.
 package takeover
 
 import (
@@ -19,15 +19,16 @@ import (
 	"cri-dockerd/internal/process"
 )
 
-const long = `takeover --dry-run lists the pods on this node that the daemon adopts when it starts, older shims' and its own, and what is odd about
-them. It changes nothing; the older shim and the kubelet may run meanwhile.
+const long = `takeover --dry-run lists the pods that the daemon adopts at its next start, including pods of older
+shims, and reports problems. It changes nothing and can run beside an older shim and the kubelet.
 
-takeover --hand-back prepares the way back to an older shim, when this daemon has been stopped: it writes the notes with which that shim
-tears pods down, and names the pods that must be drained first. With --dry-run it only says so.
+takeover --hand-back prepares a node for an older shim after this daemon has been stopped. It writes the checkpoints
+required by that shim to tear pods down, and lists the pods to be drained first. With --dry-run it only reports
+these actions.
 
-Give the flags that the daemon has, if they are not the defaults. docs/migrate.md has the steps.
+Pass the daemon's flags if it does not run with the defaults. See docs/migrate.md for the steps.
 
-Exit codes: 0 nothing is left to do by hand, 3 something is, 1 it failed, 2 a mistake on the command line.`
+Exit codes: 0 no action required, 1 failed, 2 invalid command line, 3 actions required by hand.`
 
 // options are the command's own flags.
 type options struct {
@@ -35,18 +36,18 @@ type options struct {
 	output           string
 }
 
-// NewCommand is the subcommand takeover. cfg says where Docker listens and where files lie.
+// NewCommand returns the subcommand takeover. cfg has the Docker endpoint and the directories.
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:   "takeover",
-		Short: "List pods of older shims that would be adopted, or hand pods back",
+		Short: "List the pods for adoption, or hand pods back to an older shim",
 		Long:  long,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !o.dryRun && !o.handBack {
-				return exit.UsageError(errors.New("takeover: give --dry-run or --hand-back; the daemon itself " +
-					"adopts what is there when it starts"))
+				return exit.UsageError(errors.New("takeover: use --dry-run or --hand-back; the daemon itself " +
+					"adopts running pods at its start"))
 			}
 
 			if o.output != "text" && o.output != "json" {
@@ -62,22 +63,22 @@ func NewCommand(cfg *config.Config) *cobra.Command {
 		},
 	}
 
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be done and change nothing")
-	cmd.Flags().BoolVar(&o.handBack, "hand-back", false, "prepare the way back to an older shim")
-	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "report the actions without executing them")
+	cmd.Flags().BoolVar(&o.handBack, "hand-back", false, "prepare the node for an older shim")
+	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "output format: text or json")
 
 	return cmd
 }
 
 func run(ctx context.Context, cfg *config.Config, o options, out io.Writer) error {
-	s, err := look(ctx, cfg)
+	s, err := newSurvey(ctx, cfg)
 	if err != nil {
 		return err
 	}
 
 	if !o.handBack {
 		r := s.report()
-		return show(out, o, r, r.text, r.byHand(), "before the daemon starts")
+		return writeResult(out, o, r, r.text, r.manualActions(), "before the daemon starts")
 	}
 
 	h := s.handBack()
@@ -88,31 +89,33 @@ func run(ctx context.Context, cfg *config.Config, o options, out io.Writer) erro
 		}
 		defer unlock()
 
-		if err := h.do(checkpoint.New(cfg.RootDirectory), podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())); err !=
-			nil {
+		pins := podnet.NewPins(cfg.PinDirectory, cfg.PinRecords())
+		if err := h.apply(checkpoint.New(cfg.RootDirectory), pins); err != nil {
 			return err
 		}
 	}
 
-	return show(out, o, h, func(w io.Writer) { h.text(w, o.dryRun) }, len(h.Drain), "before the older shim starts")
+	text := func(w io.Writer) { h.text(w, o.dryRun) }
+
+	return writeResult(out, o, h, text, len(h.Drain), "before the older shim starts")
 }
 
-// show writes an answer in the form that was asked for; the error tells how much is left to do by
-// hand.
-func show(out io.Writer, o options, answer any, text func(io.Writer), byHand int, when string) error {
+// writeResult writes the result in the requested format. It returns an error with the number of
+// manual actions, if any.
+func writeResult(out io.Writer, o options, result any, text func(io.Writer), manual int, when string) error {
 	if o.output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		if err := e.Encode(answer); err != nil {
+		if err := e.Encode(result); err != nil {
 			return fmt.Errorf("takeover: %w", err)
 		}
 	} else {
 		text(out)
 	}
 
-	if byHand > 0 {
+	if manual > 0 {
 		return &exit.Error{
-			Err:  fmt.Errorf("takeover: %d things to do by hand %s", byHand, when),
+			Err:  fmt.Errorf("takeover: %d actions required by hand %s", manual, when),
 			Code: exit.ByHand,
 		}
 	}

@@ -12,34 +12,34 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// HandBack is what the way back to an older shim takes.
+// HandBack is a plan for the hand-back of a node to an older shim.
 type HandBack struct {
-	Noted []Noted  `json:"noted"` // pods of ours for which a note is written
-	Kept  int      `json:"kept"`  // pods that have one already
-	Drain []Drain  `json:"drain"` // pods that must go first
-	unpin []string // sandboxes whose pinned namespace an older shim would never give up
+	Written  []Written `json:"written"`  // our pods for which a checkpoint is written
+	Existing int       `json:"existing"` // pods with an existing checkpoint
+	Drain    []Drain   `json:"drain"`    // pods to be drained first
+	unpin    []string  // sandboxes with a pinned namespace, which an older shim would never release
 }
 
-// Noted is a pod with what is noted for the older shim.
-type Noted struct {
-	Pod       string   `json:"pod"`
-	Sandbox   string   `json:"sandbox"`
-	HostPorts []string `json:"hostPorts,omitempty"`
-	note      checkpoint.Checkpoint
+// Written is a pod and its new checkpoint for the older shim.
+type Written struct {
+	Pod        string   `json:"pod"`
+	Sandbox    string   `json:"sandbox"`
+	HostPorts  []string `json:"hostPorts,omitempty"`
+	checkpoint checkpoint.Checkpoint
 }
 
-// Drain is a pod that an older shim cannot take as it is.
+// Drain is a pod unsupported by older shims in its present state.
 type Drain struct {
 	Pod     string `json:"pod"`
 	Sandbox string `json:"sandbox"`
-	Why     string `json:"why"`
+	Reason  string `json:"reason"`
 }
 
 func (s *survey) handBack() *HandBack {
-	h := &HandBack{Noted: []Noted{}, Drain: []Drain{}}
+	h := &HandBack{Written: []Written{}, Drain: []Drain{}}
 	for _, sb := range s.sandboxes() {
-		if why := s.mustGo(sb); why != "" {
-			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), clean(why)})
+		if reason := s.drainReason(sb); reason != "" {
+			h.Drain = append(h.Drain, Drain{title(sb), string(sb.ID), clean(reason)})
 			continue
 		}
 
@@ -48,49 +48,55 @@ func (s *survey) handBack() *HandBack {
 		}
 
 		switch {
-		case s.notes[string(sb.ID)].file != "":
-			h.Kept++
-		case !sb.OwnNetNS: // of those, only dead ones are here, and their network is released
+		case s.checkpoints[string(sb.ID)].file != "":
+			h.Existing++
+		case !sb.OwnNetNS: // pods with their own namespace are stopped here, and their network is released
 			ports := s.ports(sb)
-			h.Noted = append(h.Noted, Noted{title(sb), string(sb.ID), portNames(ports), checkpoint.Checkpoint{
-				Name:        sb.Metadata.GetName(),
-				Namespace:   sb.Metadata.GetNamespace(),
-				Ports:       ports,
-				HostNetwork: sb.HostNetwork(),
-			}})
+			h.Written = append(h.Written, Written{
+				Pod:       title(sb),
+				Sandbox:   string(sb.ID),
+				HostPorts: portNames(ports),
+				checkpoint: checkpoint.Checkpoint{
+					Name:        sb.Metadata.GetName(),
+					Namespace:   sb.Metadata.GetNamespace(),
+					Ports:       ports,
+					HostNetwork: sb.HostNetwork(),
+				},
+			})
 		}
 	}
 
 	return h
 }
 
-// mustGo says why an older shim cannot take a pod as it is, "" if it can.
-func (s *survey) mustGo(sb *spec.Sandbox) string {
+// drainReason returns why an older shim cannot take over a pod, "" if it can.
+func (s *survey) drainReason(sb *spec.Sandbox) string {
 	if _, connected := s.cache[string(sb.ID)]; sb.OwnNetNS && (sb.Running || connected) {
-		return "its network namespace is our own; the older shim takes it for the host's and never releases its address"
+		return "its network namespace was created by this daemon; an older shim treats it as the host network " +
+			"and never releases the address"
 	}
 
 	for _, c := range s.containersOf(sb.ID) {
 		switch {
 		case c.State != runtimeapi.ContainerState_CONTAINER_RUNNING:
 		case c.LogDriver == driver.Name:
-			return fmt.Sprintf("container %s writes its log through the log-driver process of this release, and "+
-				"stands still without it", c.Metadata.Name)
+			return fmt.Sprintf("container %s logs through the log-driver process of this release and blocks without it",
+				c.Metadata.Name)
 		case len(c.ImageVolumes) > 0 && !s.host.NativeImageVolumes():
-			return fmt.Sprintf("container %s has an image volume, which only this daemon unmounts", c.Metadata.Name)
+			return fmt.Sprintf("container %s has an image volume; only this daemon unmounts it", c.Metadata.Name)
 		}
 	}
 
 	return ""
 }
 
-// do writes the notes and gives up what only this daemon would give up later.
-func (h *HandBack) do(files checkpoint.Files, pins interface{ Unpin(model.ContainerID) error }) error {
+// apply writes the checkpoints and releases the pins, which only this daemon would release.
+func (h *HandBack) apply(files checkpoint.Files, pins interface{ Unpin(model.ContainerID) error }) error {
 	var errs []error
-	for _, n := range h.Noted {
+	for _, n := range h.Written {
 		id, err := model.ParseContainerID(n.Sandbox)
 		if err == nil {
-			err = files.Write(id, n.note)
+			err = files.Write(id, n.checkpoint)
 		}
 		errs = append(errs, err)
 	}

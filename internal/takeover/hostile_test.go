@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode"
@@ -17,73 +18,79 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// TestHostileNames fills everything that images, pods and containers name with hostile text. The
-// report stays bounded and printable, one line for each finding, and commands quote every word.
+// TestHostileNames uses hostile text in all names of images, pods and containers. The report stays
+// bounded and printable, with one line for each finding, and commands quote every word.
 func TestHostileNames(t *testing.T) {
 	for _, evil := range []string{
 		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`",
-		"a\n\nBy hand, before the daemon starts:\n  evil: evil\n    -> rm -rf /", "\x1b[2J\x1b]0;evil\a",
+		"a\n\nActions required before the daemon starts:\n  evil: evil\n    -> rm -rf /", "\x1b[2J\x1b]0;evil\a",
 		"\xff\xfe", "'; touch /evil; '", "-evil", "\tevil\r\nevil", "\u202eevil",
 		strings.Repeat("evil ", 1<<17),
 	} {
-		s := node(
-			sandbox("aa", evil, func(s *spec.Sandbox) { s.Metadata.Namespace, s.Metadata.Uid = evil, evil }),
-			member("a1", "aa", evil, func(c *spec.Container) {
-				c.LogPath, c.EngineLogPath, c.Name = evil, "/docker/"+evil, evil
-			}),
-			member("a2", "aa", evil, func(c *spec.Container) { c.LogDriver, c.EngineLogPath = evil, "" }),
-			member("g1", "gg", evil, func(c *spec.Container) { c.Name = evil }),
-			sandbox("bb", evil, ours), member("b1", "bb", evil, criLog),
-		)
+		t.Run(fmt.Sprintf("%.20q", evil), func(t *testing.T) {
+			s := node(
+				sandbox("aa", evil, func(s *spec.Sandbox) { s.Metadata.Namespace, s.Metadata.Uid = evil, evil }),
+				member("a1", "aa", evil, func(c *spec.Container) {
+					c.LogPath, c.EngineLogPath, c.Name = evil, "/docker/"+evil, evil
+				}),
+				member("a2", "aa", evil, func(c *spec.Container) { c.LogDriver, c.EngineLogPath = evil, "" }),
+				member("g1", "gg", evil, func(c *spec.Container) { c.Name = evil }),
+				sandbox("bb", evil, ours), member("b1", "bb", evil, criLog),
+			)
 
-		s.plugin, s.host.EngineVersion = "cni", evil
-		s.cache["aa"] = podnet.Connection{
-			Network: evil,
-			Problem: evil,
-			Ports:   []*runtimeapi.PortMapping{{HostPort: 1, HostIp: evil}},
-		}
-
-		s.notes["aa"] = note{file: "/notes/" + evil, problem: evil}
-		s.notes["zz"] = note{file: "/notes/" + evil}
-		s.links["a1"] = ""
-		s.misfits = []engine.Misfit{{ID: "-" + evil, Name: evil, Reason: evil}, {ID: "99", Name: evil, Reason: evil}}
-
-		r, h := s.report(), s.handBack()
-		var out bytes.Buffer
-		r.text(&out)
-		h.text(&out, true)
-		want := 0
-		for _, f := range r.Findings {
-			want += strings.Count(out.String(), "    -> "+f.Fix.String()+"\n")
-			if !strings.HasPrefix(f.Fix.String(), "ln -sfn ") && !strings.HasPrefix(f.Fix.String(), "docker rm") {
-				continue
+			s.plugin, s.host.EngineVersion = "cni", evil
+			s.cache["aa"] = podnet.Connection{
+				Network: evil,
+				Problem: evil,
+				Ports:   []*runtimeapi.PortMapping{{HostPort: 1, HostIp: evil}},
 			}
-			if n := commands(t, f.Fix.String()); n != 1 {
-				t.Errorf("%.30q: %d commands in %s", evil, n, f.Fix)
+
+			s.checkpoints["aa"] = checkpointFile{file: "/notes/" + evil, problem: evil}
+			s.checkpoints["zz"] = checkpointFile{file: "/notes/" + evil}
+			s.logLinks["a1"] = ""
+			s.misfits = []engine.Misfit{
+				{ID: "-" + evil, Name: evil, Reason: evil},
+				{ID: "99", Name: evil, Reason: evil},
 			}
-		}
 
-		if want < len(r.Findings) || strings.Count(out.String(), "By hand, before the daemon starts:\n") > 1 {
-			t.Errorf("%.30q: a name makes lines of its own:\n%.3000s", evil, &out)
-		}
+			r, h := s.report(), s.handBack()
+			var out bytes.Buffer
+			r.text(&out)
+			h.text(&out, true)
+			want := 0
+			for _, f := range r.Findings {
+				want += strings.Count(out.String(), "    -> "+f.Fix.String()+"\n")
+				if !strings.HasPrefix(f.Fix.String(), "ln -sfn ") && !strings.HasPrefix(f.Fix.String(), "docker rm") {
+					continue
+				}
+				if n := commands(t, f.Fix.String()); n != 1 {
+					t.Errorf("%d commands in %s", n, f.Fix)
+				}
+			}
 
-		both, err := json.Marshal([]any{r, h})
-		if err = errors.Join(err, json.Unmarshal(both, new(any))); err != nil || len(both) > 128<<10 ||
-			out.Len() > 128<<10 {
-			t.Errorf("%.30q: %d bytes of JSON, %d of text, %v", evil, len(both), out.Len(), err)
-		}
+			const heading = "Actions required before the daemon starts:\n"
+			if want < len(r.Findings) || strings.Count(out.String(), heading) > 1 {
+				t.Errorf("a name creates additional lines:\n%.3000s", &out)
+			}
 
-		if !utf8.Valid(out.Bytes()) ||
-			strings.ContainsFunc(out.String(), func(r rune) bool {
-				return unicode.IsControl(r) && r != '\n' ||
-					unicode.Is(unicode.Bidi_Control, r)
-			}) {
-			t.Errorf("%.30q:\n%.3000q", evil, &out)
-		}
+			both, err := json.Marshal([]any{r, h})
+			if err = errors.Join(err, json.Unmarshal(both, new(any))); err != nil || len(both) > 128<<10 ||
+				out.Len() > 128<<10 {
+				t.Errorf("%d bytes of JSON, %d of text, %v", len(both), out.Len(), err)
+			}
+
+			if !utf8.Valid(out.Bytes()) ||
+				strings.ContainsFunc(out.String(), func(r rune) bool {
+					return unicode.IsControl(r) && r != '\n' ||
+						unicode.Is(unicode.Bidi_Control, r)
+				}) {
+				t.Errorf("control characters:\n%.3000q", &out)
+			}
+		})
 	}
 }
 
-// commands counts what a shell would run of a line, substitutions and redirections included.
+// commands counts the commands in a shell line, including substitutions and redirections.
 func commands(t *testing.T, line string) (n int) {
 	t.Helper()
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(line), "")

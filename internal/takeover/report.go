@@ -16,7 +16,7 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Report is what the daemon finds when it starts.
+// Report is the state of a node for adoption by the daemon.
 type Report struct {
 	Engine        string    `json:"engine"`
 	NetworkPlugin string    `json:"networkPlugin"`
@@ -29,13 +29,13 @@ type Pod struct {
 	Name       string      `json:"name"` // <namespace>/<name>
 	UID        string      `json:"uid"`
 	Attempt    uint32      `json:"attempt"`
-	Sandbox    string      `json:"sandbox"` // its ID
-	MadeBy     string      `json:"madeBy"`
+	Sandbox    string      `json:"sandbox"` // sandbox ID
+	CreatedBy  string      `json:"createdBy"`
 	Ready      bool        `json:"ready"`
 	Network    string      `json:"network"`
 	Addresses  []string    `json:"addresses,omitempty"`
 	HostPorts  []string    `json:"hostPorts,omitempty"`
-	Note       string      `json:"note,omitempty"` // the file of the older shim
+	Checkpoint string      `json:"checkpoint,omitempty"` // the checkpoint file of the older shim
 	Containers []Container `json:"containers,omitempty"`
 }
 
@@ -49,52 +49,58 @@ type Container struct {
 	LogPath string `json:"logPath,omitempty"`
 }
 
-// Finding is something odd.
+// Finding is a problem or a note about a pod.
 type Finding struct {
-	ByHand  bool       `json:"byHand"` // the daemon cannot fix it
-	Subject string     `json:"subject"`
-	Detail  string     `json:"detail"`
-	Fix     shell.Line `json:"fix,omitzero"` // what to do, or what the daemon does
+	ActionRequired bool       `json:"actionRequired"` // requires an action of the operator
+	Subject        string     `json:"subject"`
+	Detail         string     `json:"detail"`
+	Fix            shell.Line `json:"fix,omitzero"` // what to do, or what the daemon does
 }
 
-// Who made a sandbox.
+// Creators of a sandbox.
 const (
-	madeHere       = "this release"
-	madeDockershim = "dockershim"
-	madeOlder      = "older cri-dockerd"
-	madeUnknown    = "an older shim" // it left no note that would tell which
+	createdHere         = "this release"
+	createdByDockershim = "dockershim"
+	createdByOlder      = "older cri-dockerd"
+	createdByUnknown    = "an older shim" // without a checkpoint, so the shim is unknown
 )
 
 func (s *survey) report() *Report {
-	r := &Report{Engine: clean(s.host.EngineVersion), NetworkPlugin: s.plugin, Pods: []Pod{}, Findings: []Finding{}}
+	r := &Report{
+		Engine:        clean(s.host.EngineVersion),
+		NetworkPlugin: s.plugin,
+		Pods:          []Pod{},
+		Findings:      []Finding{},
+	}
 	for _, sb := range s.sandboxes() {
 		r.Pods = append(r.Pods, s.pod(sb))
-		r.Findings = append(r.Findings, s.oddSandbox(sb)...)
+		r.Findings = append(r.Findings, s.sandboxFindings(sb)...)
 		for _, c := range s.containersOf(sb.ID) {
-			r.Findings = append(r.Findings, s.oddLog(title(sb), c)...)
+			r.Findings = append(r.Findings, s.logFindings(title(sb), c)...)
 		}
 	}
 
-	r.Findings = append(r.Findings, s.leftovers()...)
+	r.Findings = append(r.Findings, s.leftoverFindings()...)
 	for _, m := range s.misfits {
-		r.Findings = append(r.Findings, newFinding(true, "container "+m.Name, m.Reason+"; nobody manages it",
-			shell.Command("docker rm -f {}", m.ID)))
+		detail := m.Reason + "; it is not managed by Kubernetes"
+		r.Findings = append(r.Findings,
+			newFinding(true, "container "+m.Name, detail, shell.Command("docker rm -f {}", m.ID)))
 	}
 
 	return r
 }
 
-// byHand is how many findings the daemon cannot fix.
-func (r *Report) byHand() (n int) {
+// manualActions returns the number of findings with an action of the operator.
+func (r *Report) manualActions() (n int) {
 	for _, f := range r.Findings {
-		if f.ByHand {
+		if f.ActionRequired {
 			n++
 		}
 	}
 	return n
 }
 
-// sandboxes are all, by namespace, name and attempt.
+// sandboxes returns all sandboxes, sorted by namespace, name and attempt.
 func (s *survey) sandboxes() []*spec.Sandbox {
 	var out []*spec.Sandbox
 	for _, o := range s.objects {
@@ -111,7 +117,7 @@ func (s *survey) sandboxes() []*spec.Sandbox {
 	return out
 }
 
-// containersOf are a sandbox's containers, by name and attempt.
+// containersOf returns a sandbox's containers, sorted by name and attempt.
 func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 	var out []*spec.Container
 	for _, o := range s.objects {
@@ -128,32 +134,37 @@ func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 	return out
 }
 
-// title is <namespace>/<name>. Both come from labels, which may be anybody's.
+// title returns <namespace>/<name>. Both come from labels and may be arbitrary.
 func title(sb *spec.Sandbox) string {
 	return clean(sb.Metadata.GetNamespace() + "/" + sb.Metadata.GetName())
 }
 
-// clean makes a foreign string fit for a line of the report.
+// clean sanitises a foreign string for a line of the report.
 func clean(s string) string {
 	return text.Clean(strings.NewReplacer("\n", " ", "\t", " ").Replace(text.Clean(s, text.MaxName)), text.MaxName)
 }
 
-func newFinding(byHand bool, subject, detail string, fix shell.Line) Finding {
-	return Finding{ByHand: byHand, Subject: clean(subject), Detail: clean(detail), Fix: fix}
+func newFinding(actionRequired bool, subject, detail string, fix shell.Line) Finding {
+	return Finding{
+		ActionRequired: actionRequired,
+		Subject:        clean(subject),
+		Detail:         clean(detail),
+		Fix:            fix,
+	}
 }
 
 func (s *survey) pod(sb *spec.Sandbox) Pod {
 	p := Pod{
-		Name:      title(sb),
-		UID:       clean(sb.Metadata.GetUid()),
-		Attempt:   sb.Metadata.GetAttempt(),
-		Sandbox:   string(sb.ID),
-		MadeBy:    s.madeBy(sb),
-		Ready:     sb.Ready(),
-		Network:   clean(s.network(sb)),
-		Addresses: s.addresses(sb),
-		HostPorts: portNames(s.ports(sb)),
-		Note:      clean(s.notes[string(sb.ID)].file),
+		Name:       title(sb),
+		UID:        clean(sb.Metadata.GetUid()),
+		Attempt:    sb.Metadata.GetAttempt(),
+		Sandbox:    string(sb.ID),
+		CreatedBy:  s.createdBy(sb),
+		Ready:      sb.Ready(),
+		Network:    clean(s.network(sb)),
+		Addresses:  s.addresses(sb),
+		HostPorts:  portNames(s.ports(sb)),
+		Checkpoint: clean(s.checkpoints[string(sb.ID)].file),
 	}
 
 	for _, c := range s.containersOf(sb.ID) {
@@ -170,18 +181,18 @@ func (s *survey) pod(sb *spec.Sandbox) Pod {
 	return p
 }
 
-func (s *survey) madeBy(sb *spec.Sandbox) string {
-	file := s.notes[string(sb.ID)].file
+func (s *survey) createdBy(sb *spec.Sandbox) string {
+	file := s.checkpoints[string(sb.ID)].file
 	switch {
 	case !sb.Foreign:
-		return madeHere
+		return createdHere
 	case strings.HasPrefix(file, checkpoint.Dockershim+"/"):
-		return madeDockershim
+		return createdByDockershim
 	case file != "":
-		return madeOlder
+		return createdByOlder
 	}
 
-	return madeUnknown
+	return createdByUnknown
 }
 
 func (s *survey) network(sb *spec.Sandbox) string {
@@ -197,7 +208,7 @@ func (s *survey) network(sb *spec.Sandbox) string {
 		return c.Network
 	}
 
-	return "not in the cache"
+	return "unknown"
 }
 
 func (s *survey) addresses(sb *spec.Sandbox) []string {
@@ -207,8 +218,8 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 		return nil
 	case len(s.cache[string(sb.ID)].Addresses) > 0:
 		ips = s.cache[string(sb.ID)].Addresses
-	case len(s.found[string(sb.ID)]) > 0:
-		ips = s.found[string(sb.ID)]
+	case len(s.nsAddresses[string(sb.ID)]) > 0:
+		ips = s.nsAddresses[string(sb.ID)]
 	}
 
 	var out []string
@@ -219,11 +230,11 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 	return out
 }
 
-// ports are a sandbox's host ports, as whoever knows them says.
+// ports returns a sandbox's host ports from the first source with any.
 func (s *survey) ports(sb *spec.Sandbox) []*runtimeapi.PortMapping {
 	all := s.cache[string(sb.ID)].Ports
 	if len(all) == 0 {
-		all = s.notes[string(sb.ID)].Ports
+		all = s.checkpoints[string(sb.ID)].Ports
 	}
 	if len(all) == 0 {
 		all = sb.EnginePorts
@@ -232,7 +243,7 @@ func (s *survey) ports(sb *spec.Sandbox) []*runtimeapi.PortMapping {
 	return slices.DeleteFunc(slices.Clone(all), func(p *runtimeapi.PortMapping) bool { return p.GetHostPort() <= 0 })
 }
 
-// portNames are ports as `docker ps` shows them.
+// portNames formats ports like `docker ps`.
 func portNames(ports []*runtimeapi.PortMapping) []string {
 	var out []string
 	for _, p := range ports {
@@ -247,7 +258,7 @@ func portNames(ports []*runtimeapi.PortMapping) []string {
 	return out
 }
 
-// logMode is how a container's output reaches the kubelet.
+// logMode returns the path of a container's output to the kubelet.
 func logMode(c *spec.Container) string {
 	switch {
 	case c.LogDriver == driver.Name:

@@ -26,7 +26,7 @@ const (
 	exited  = runtimeapi.ContainerState_CONTAINER_EXITED
 )
 
-// sandbox is a running one of an older shim, connected by CNI; edit changes it.
+// sandbox returns a running sandbox of an older shim, connected by CNI and changed by edit.
 func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
 	s := &spec.Sandbox{
 		ID:          model.ContainerID(id),
@@ -45,7 +45,7 @@ func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
 	return spec.Object{Sandbox: s}
 }
 
-// member is a running container with Docker's log behind a link; edit changes it.
+// member returns a running container with a link to Docker's log, changed by edit.
 func member(id, pod, name string, edit ...func(*spec.Container)) spec.Object {
 	c := &spec.Container{
 		ID:            model.ContainerID(id),
@@ -90,22 +90,22 @@ var (
 	empty = podnet.Connection{Network: "kubenet", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.3")}}
 )
 
-// node is a survey with objects whose logs are linked.
+// node returns a survey of objects with linked logs.
 func node(objects ...spec.Object) *survey {
 	s := &survey{
-		host:    spec.Host{EngineVersion: "20.10.24"},
-		plugin:  "cni",
-		objects: objects,
-		cache:   map[string]podnet.Connection{},
-		found:   map[string][]netip.Addr{},
-		notes:   map[string]note{},
-		links:   map[string]string{},
-		pinned:  map[string]bool{},
+		host:        spec.Host{EngineVersion: "20.10.24"},
+		plugin:      "cni",
+		objects:     objects,
+		cache:       map[string]podnet.Connection{},
+		nsAddresses: map[string][]netip.Addr{},
+		checkpoints: map[string]checkpointFile{},
+		logLinks:    map[string]string{},
+		pinned:      map[string]bool{},
 	}
 
 	for _, o := range objects {
 		if c := o.Container; c != nil {
-			s.links[string(c.ID)] = c.EngineLogPath
+			s.logLinks[string(c.ID)] = c.EngineLogPath
 		}
 	}
 
@@ -117,69 +117,70 @@ func TestReport(t *testing.T) {
 		sandbox("bb", "own", ownNetNS), member("b1", "bb", "main", criLog),
 		sandbox("cc", "net", host), sandbox("dd", "solo", bridge), sandbox("ee", "lost"))
 	s.cache["aa"], s.cache["bb"] = web, web
-	s.found["ee"] = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
-	s.notes["aa"] = note{file: "/var/lib/dockershim/sandbox/aa"}
-	s.notes["cc"] = note{file: "/var/lib/cri-dockerd/sandbox/cc"}
-	s.notes["ff"] = note{
+	s.nsAddresses["ee"] = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
+	s.checkpoints["aa"] = checkpointFile{file: "/var/lib/dockershim/sandbox/aa"}
+	s.checkpoints["cc"] = checkpointFile{file: "/var/lib/cri-dockerd/sandbox/cc"}
+	s.checkpoints["ff"] = checkpointFile{
 		file:       "/var/lib/dockershim/sandbox/ff",
 		Checkpoint: checkpoint.Checkpoint{Name: "gone", Namespace: "default"},
 	}
 
 	s.objects = append(s.objects, member("g1", "gg", "orphan"))
-	s.links["g1"] = "/docker/g1"
-	s.misfits = []engine.Misfit{{ID: "99", Name: "renamed", Reason: "its name is odd"}}
+	s.logLinks["g1"] = "/docker/g1"
+	s.misfits = []engine.Misfit{{ID: "99", Name: "renamed", Reason: "its name is invalid"}}
 	r := s.report()
 	var out bytes.Buffer
 	r.text(&out)
 	const want = `Docker Engine 20.10.24, --network-plugin=cni: 4 pods of older shims and 1 of this release.
-The daemon adopts them when it starts, as they are; nothing is restarted.
+The daemon adopts them at its next start without restarting containers.
 
-POD           ATTEMPT  MADE BY            STATE  NETWORK              ADDRESS     HOST PORTS    CONTAINERS          LOGS
-default/lost  0        an older shim      ready  not in the cache     10.0.0.9    -             -                   -
+POD           ATTEMPT  CREATED BY         STATE  NETWORK              ADDRESS     HOST PORTS    CONTAINERS          LOGS
+default/lost  0        an older shim      ready  unknown              10.0.0.9    -             -                   -
 default/net   0        older cri-dockerd  ready  host                 -           -             -                   -
 default/own   0        this release       ready  cbr0, own namespace  10.0.0.2    8080->80/tcp  1 running           CRI file
 default/solo  0        an older shim      ready  Docker's bridge      172.17.0.2  -             -                   -
 default/web   0        dockershim         ready  cbr0                 10.0.0.2    8080->80/tcp  1 running,1 exited  json-file, linked
 
-By hand, before the daemon starts:
-  container renamed: its name is odd; nobody manages it
+Actions required before the daemon starts:
+  container renamed: its name is invalid; it is not managed by Kubernetes
     -> docker rm -f 99
 
-Good to know:
-  default/lost: the CNI cache does not say how it was connected
-    -> its address is read from its network namespace; it is released with the configuration of that day, so keep the network add-on
-  default/solo: it is on Docker's own bridge, and pods of --network-plugin=cni are not
-    -> it stays there until it is made anew
-  default/gone: /var/lib/dockershim/sandbox/ff notes a sandbox whose container is gone
-    -> its network is released at the start, and the note removed
-  container k8s_orphan: its sandbox is gone
+Notes:
+  default/lost: its connection is missing from the CNI cache
+    -> its address is read from its network namespace; it will be released with the CNI configuration at that time, so keep the network add-on
+  default/solo: it is on Docker's own bridge, unlike pods with --network-plugin=cni
+    -> it stays there until it is recreated
+  default/gone: /var/lib/dockershim/sandbox/ff is the checkpoint of a removed sandbox
+    -> the daemon releases its network and removes the checkpoint at its start
+  container k8s_orphan: its sandbox was removed
     -> the kubelet removes it
-  1 pod of this release: their network namespaces are our own, which an older shim takes for the host's
-    -> before a way back they need a drain; takeover --hand-back --dry-run lists them
+  1 pod of this release: their network namespaces were created by this daemon; an older shim treats them as the host network
+    -> drain them before a hand-back; takeover --hand-back --dry-run lists them
 `
 
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)
 	}
-	if r.byHand() != 1 {
-		t.Errorf("%d by hand", r.byHand())
+	if r.manualActions() != 1 {
+		t.Errorf("%d actions required", r.manualActions())
 	}
 }
 
-// TestOddThings has one odd thing each; the last word is whether somebody must do something.
-func TestOddThings(t *testing.T) {
+// TestFindings has one finding per case. The last column is whether it requires an action of the
+// operator.
+func TestFindings(t *testing.T) {
 	with := func(s *survey, edit func(*survey)) *survey { edit(s); return s }
 	for name, c := range map[string]struct {
-		node   *survey
-		says   string
-		byHand bool
+		node           *survey
+		want           string
+		actionRequired bool
 	}{
 		"nothing": {with(node(sandbox("aa", "web"), member("a1", "aa", "main")), func(s *survey) {
 			s.cache["aa"] = web
 		}), "", false},
 		"host ports": {with(node(sandbox("aa", "web")), func(s *survey) {
 			s.cache["aa"] = empty
-			s.notes["aa"] = note{file: "f", Checkpoint: checkpoint.Checkpoint{Ports: port}}
+			s.checkpoints["aa"] = checkpointFile{file: "f", Checkpoint: checkpoint.Checkpoint{Ports: port}}
 		}), "8080->80/tcp", true},
 		"no plugin": {with(node(sandbox("aa", "web")), func(s *survey) {
 			s.plugin = ""
@@ -190,38 +191,38 @@ func TestOddThings(t *testing.T) {
 		}), "cannot be released", true},
 		"broken note": {with(node(sandbox("aa", "web")), func(s *survey) {
 			s.cache["aa"] = web
-			s.notes["aa"] = note{file: "f", problem: "broken"}
+			s.checkpoints["aa"] = checkpointFile{file: "f", problem: "broken"}
 		}), "broken", false},
 		"no address": {with(node(sandbox("aa", "web", ours)), func(s *survey) {}), "no address", false},
-		"dead pause": {node(sandbox("aa", "web", dead), member("a1", "aa", "main")), "dead", false},
+		"dead pause": {node(sandbox("aa", "web", dead), member("a1", "aa", "main")), "pause process has exited", false},
 		"dead alone": {node(sandbox("aa", "web", dead), member("a1", "aa", "main", ended)), "", false},
 		"no link": {with(node(sandbox("aa", "web", host), member("a1", "aa", "main")), func(s *survey) {
-			s.links["a1"] = ""
+			s.logLinks["a1"] = ""
 		}), "ln -sfn /docker/a1 /var/log/pods/a1", true},
 		"no link, ended": {with(node(sandbox("aa", "web", host), member("a1", "aa", "main", ended)), func(s *survey) {
-			s.links["a1"] = ""
+			s.logLinks["a1"] = ""
 		}), "", false},
-		"journald": {node(sandbox("aa", "web", host), member("a1", "aa", "main", journald)), "keeps no file", false},
+		"journald": {node(sandbox("aa", "web", host), member("a1", "aa", "main", journald)), "writes no file", false},
 		"bridge":   {with(node(sandbox("aa", "web", bridge)), func(s *survey) { s.plugin = "" }), "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := c.node.report()
-			if c.says == "" {
+			if c.want == "" {
 				if len(r.Findings) != 0 {
 					t.Errorf("%+v", r.Findings)
 				}
 				return
 			}
 
-			if len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Detail+r.Findings[0].Fix.String(), c.says) ||
-				r.Findings[0].ByHand != c.byHand {
+			if len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Detail+r.Findings[0].Fix.String(), c.want) ||
+				r.Findings[0].ActionRequired != c.actionRequired {
 				t.Errorf("%+v", r.Findings)
 			}
 		})
 	}
 }
 
-// unpinned records what is unpinned.
+// unpinned records calls of Unpin.
 type unpinned []model.ContainerID
 
 func (u *unpinned) Unpin(id model.ContainerID) error {
@@ -244,17 +245,17 @@ func TestHandBack(t *testing.T) {
 		sandbox(a7, "own-held", ownNetNS, dead))
 
 	s.cache[a1], s.cache[a7] = web, web
-	s.notes[a0] = note{file: "/var/lib/cri-dockerd/sandbox/a0"}
+	s.checkpoints[a0] = checkpointFile{file: "/var/lib/cri-dockerd/sandbox/a0"}
 	s.pinned = map[string]bool{a0: true, a1: true, a3: true}
 	h := s.handBack()
 	root := t.TempDir()
 	files, pins := checkpoint.New(root), &unpinned{}
-	if err := h.do(files, pins); err != nil {
+	if err := h.apply(files, pins); err != nil {
 		t.Fatal(err)
 	}
 
 	if got := files.List(); !cmp.Equal(got, []model.ContainerID{a1, a2}) {
-		t.Errorf("notes: %v", got)
+		t.Errorf("checkpoints: %v", got)
 	}
 
 	if c, err := files.Read(a1); err != nil || len(c.Ports) != 1 || c.HostNetwork || c.Name != "web" ||
@@ -272,15 +273,15 @@ func TestHandBack(t *testing.T) {
 
 	var out bytes.Buffer
 	h.text(&out, true)
-	const want = `To be noted for an older shim: 2 pods. Noted already by the shim that made them: 1.
+	const want = `Would write checkpoints for an older shim: 2 pods. Pods with an existing checkpoint: 1.
   default/proxy, host ports -
   default/web, host ports 8080->80/tcp
 
-Drain before the older shim starts: 4 pods. It would make them anew, and their addresses would stay taken.
-  default/image: container main has an image volume, which only this daemon unmounts
-  default/log: container main writes its log through the log-driver process of this release, and stands still without it
-  default/own: its network namespace is our own; the older shim takes it for the host's and never releases its address
-  default/own-held: its network namespace is our own; the older shim takes it for the host's and never releases its address
+Drain before the older shim starts: 4 pods. Otherwise it recreates them without releasing their addresses.
+  default/image: container main has an image volume; only this daemon unmounts it
+  default/log: container main logs through the log-driver process of this release and blocks without it
+  default/own: its network namespace was created by this daemon; an older shim treats it as the host network and never releases the address
+  default/own-held: its network namespace was created by this daemon; an older shim treats it as the host network and never releases the address
 `
 
 	if diff := cmp.Diff(want, out.String()); diff != "" {
@@ -295,23 +296,23 @@ Drain before the older shim starts: 4 pods. It would make them anew, and their a
 		t.Fatal(err)
 	}
 
-	if err := h.do(files, pins); err == nil || !strings.Contains(err.Error(), "busy") ||
+	if err := h.apply(files, pins); err == nil || !strings.Contains(err.Error(), "busy") ||
 		!strings.Contains(err.Error(), filepath.Base(root)) {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestAnswersAndExitCode(t *testing.T) {
+func TestOutputAndExitCode(t *testing.T) {
 	r := node(sandbox("aa", "web", host)).report()
 	var out bytes.Buffer
-	if err := show(&out, options{output: "json"}, r, nil, 0, ""); err != nil ||
-		!strings.Contains(out.String(), `"madeBy": "an older shim"`) ||
+	if err := writeResult(&out, options{output: "json"}, r, nil, 0, ""); err != nil ||
+		!strings.Contains(out.String(), `"createdBy": "an older shim"`) ||
 		!strings.Contains(out.String(), `"findings": []`) {
 		t.Errorf("%s, %v", &out, err)
 	}
 
-	err := show(&out, options{output: "json"}, r, nil, 2, "today")
-	if exit.CodeOf(err) != 3 || !strings.Contains(err.Error(), "2 things") {
+	err := writeResult(&out, options{output: "json"}, r, nil, 2, "today")
+	if exit.CodeOf(err) != 3 || !strings.Contains(err.Error(), "2 actions required by hand") {
 		t.Errorf("%v", err)
 	}
 }

@@ -9,42 +9,42 @@ import (
 	"text/tabwriter"
 )
 
-// text is the report for people.
+// text writes the report as text.
 func (r *Report) text(w io.Writer) {
 	older := 0
 	for _, p := range r.Pods {
-		if p.MadeBy != madeHere {
+		if p.CreatedBy != createdHere {
 			older++
 		}
 	}
 
 	fmt.Fprintf(w, "Docker Engine %s, --network-plugin=%s: %s of older shims and %d of this release.\n", r.Engine,
 		cmp.Or(r.NetworkPlugin, `""`), plural(older, "pod"), len(r.Pods)-older)
-	fmt.Fprintln(w, "The daemon adopts them when it starts, as they are; nothing is restarted.")
+	fmt.Fprintln(w, "The daemon adopts them at its next start without restarting containers.")
 	if len(r.Pods) > 0 {
 		fmt.Fprintln(w)
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "POD\tATTEMPT\tMADE BY\tSTATE\tNETWORK\tADDRESS\tHOST PORTS\tCONTAINERS\tLOGS")
+		fmt.Fprintln(t, "POD\tATTEMPT\tCREATED BY\tSTATE\tNETWORK\tADDRESS\tHOST PORTS\tCONTAINERS\tLOGS")
 		for _, p := range r.Pods {
 			state := "ready"
 			if !p.Ready {
 				state = "not ready"
 			}
-			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Attempt, p.MadeBy, state, p.Network,
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Attempt, p.CreatedBy, state, p.Network,
 				list(p.Addresses), list(p.HostPorts), p.states(), p.logs())
 		}
 
 		t.Flush()
 	}
 
-	writeFindings(w, "By hand, before the daemon starts:", r.Findings, true)
-	writeFindings(w, "Good to know:", r.Findings, false)
+	writeFindings(w, "Actions required before the daemon starts:", r.Findings, true)
+	writeFindings(w, "Notes:", r.Findings, false)
 }
 
-// writeFindings writes the findings of one kind.
-func writeFindings(w io.Writer, headline string, all []Finding, byHand bool) {
+// writeFindings writes the findings with or without required actions.
+func writeFindings(w io.Writer, headline string, all []Finding, actionRequired bool) {
 	for _, f := range all {
-		if f.ByHand != byHand {
+		if f.ActionRequired != actionRequired {
 			continue
 		}
 
@@ -60,7 +60,7 @@ func writeFindings(w io.Writer, headline string, all []Finding, byHand bool) {
 	}
 }
 
-// states counts a pod's containers by their state.
+// states counts a pod's containers by state.
 func (p Pod) states() string {
 	var out []string
 	for _, state := range []string{"running", "created", "exited", "unknown"} {
@@ -79,7 +79,7 @@ func (p Pod) states() string {
 	return list(out)
 }
 
-// logs are the ways in which a pod's containers log.
+// logs returns the log modes of a pod's containers.
 func (p Pod) logs() string {
 	var out []string
 	for _, c := range p.Containers {
@@ -90,24 +90,24 @@ func (p Pod) logs() string {
 	return cmp.Or(strings.Join(out, "; "), "-")
 }
 
-// text is the way back for people.
+// text writes the hand-back plan as text.
 func (h *HandBack) text(w io.Writer, dryRun bool) {
-	verb := "Noted"
+	verb := "Wrote"
 	if dryRun {
-		verb = "To be noted"
+		verb = "Would write"
 	}
 
-	fmt.Fprintf(w, "%s for an older shim: %s. Noted already by the shim that made them: %d.\n", verb,
-		plural(len(h.Noted), "pod"), h.Kept)
-	for _, n := range h.Noted {
+	fmt.Fprintf(w, "%s checkpoints for an older shim: %s. Pods with an existing checkpoint: %d.\n", verb,
+		plural(len(h.Written), "pod"), h.Existing)
+	for _, n := range h.Written {
 		fmt.Fprintf(w, "  %s, host ports %s\n", n.Pod, list(n.HostPorts))
 	}
 
 	if len(h.Drain) > 0 {
-		fmt.Fprintf(w, "\nDrain before the older shim starts: %s. It would make them anew, and their addresses "+
-			"would stay taken.\n", plural(len(h.Drain), "pod"))
+		fmt.Fprintf(w, "\nDrain before the older shim starts: %s. Otherwise it recreates them without releasing their "+
+			"addresses.\n", plural(len(h.Drain), "pod"))
 		for _, d := range h.Drain {
-			fmt.Fprintf(w, "  %s: %s\n", d.Pod, d.Why)
+			fmt.Fprintf(w, "  %s: %s\n", d.Pod, d.Reason)
 		}
 	}
 }

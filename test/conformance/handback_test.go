@@ -72,9 +72,9 @@ func TestTakeoverDryRun(t *testing.T) {
 		}
 
 		var r struct {
-			Pods     []struct{ Name, MadeBy, Sandbox string }
+			Pods     []struct{ Name, CreatedBy, Sandbox string }
 			Findings []struct {
-				ByHand               bool
+				ActionRequired       bool
 				Subject, Detail, Fix string
 			}
 		}
@@ -84,17 +84,18 @@ func TestTakeoverDryRun(t *testing.T) {
 			t.Errorf("exit code %d, %v:\n%s", code, err, out)
 		}
 
-		for want, byHand := range map[string]bool{
-			pods[0].sandbox + " notes a sandbox whose container is gone": false, "its sandbox is gone": false,
+		for want, actionRequired := range map[string]bool{
+			pods[0].sandbox + " is the checkpoint of a removed sandbox": false, "its sandbox was removed": false,
 			`container name "/renamed" is not of the form`: true,
-			pods[2].log + " is no link":                    true,
+			pods[2].log + " is not a link":                 true,
 		} {
 			found := false
 			for _, finding := range r.Findings {
-				found = found || strings.Contains(finding.Detail, want) && finding.ByHand == byHand && finding.Fix != ""
+				found = found || strings.Contains(finding.Detail, want) && finding.ActionRequired == actionRequired &&
+					finding.Fix != ""
 			}
 			if !found {
-				t.Errorf("finding %q (by hand: %t) is missing in\n%s", want, byHand, out)
+				t.Errorf("finding %q (action required: %t) is missing in\n%s", want, actionRequired, out)
 			}
 		}
 
@@ -135,9 +136,9 @@ func TestHandBack(t *testing.T) {
 		}
 
 		f.Kill(t)
-		wantDrain := "default/" + own.config.Metadata.Name + ": its network namespace is our own"
+		wantDrain := "default/" + own.config.Metadata.Name + ": its network namespace was created by this daemon"
 		if out, code := f.takeover(t, "--hand-back", "--dry-run"); code != 3 || !strings.Contains(out, wantDrain) ||
-			!strings.Contains(out, "To be noted for an older shim: 3 pods") {
+			!strings.Contains(out, "Would write checkpoints for an older shim: 3 pods") {
 			t.Errorf("hand back, dry run: exit code %d, %s", code, out)
 		}
 

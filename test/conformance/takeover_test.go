@@ -276,7 +276,7 @@ func TestTakeoverOfKubenet(t *testing.T) {
 			"ipam":{"type":"host-local","subnet":"10.88.0.0/16","routes":[{"dst":"0.0.0.0/0"}]}}`,
 		})
 		if out, code := f.takeover(t, "--dry-run", "--network-plugin=kubenet"); code != 3 ||
-			!strings.Contains(out, fmt.Sprintf("only that one removes its rules for [%d->8080/tcp]", p.port)) {
+			!strings.Contains(out, fmt.Sprintf("only the older shim can remove its rules for [%d->8080/tcp]", p.port)) {
 			t.Errorf("dry run: exit code %d, %s", code, out)
 		}
 

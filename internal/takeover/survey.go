@@ -14,31 +14,31 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// survey is all that is known of a node's pods: what Docker, libcni's cache and the notes of older
-// shims say. Everything below it is decided without another look.
+// survey is the state of a node's pods according to Docker, libcni's cache and the checkpoints of
+// older shims. Reports are derived from it without further I/O.
 type survey struct {
 	host    spec.Host
 	plugin  string // --network-plugin
 	objects []spec.Object
 	misfits []engine.Misfit
 	cache   map[string]podnet.Connection // by sandbox ID
-	// addresses in the network namespaces of pods that are not in the cache
-	found map[string][]netip.Addr
-	notes map[string]note // by sandbox ID
-	// what the log paths of containers lead to, by container ID; "" where there is no link
-	links  map[string]string
-	pinned map[string]bool // sandboxes whose network namespace we have pinned
+	// addresses in the network namespaces of pods without a cache entry
+	nsAddresses map[string][]netip.Addr
+	checkpoints map[string]checkpointFile // by sandbox ID
+	// link targets of containers' log paths by container ID; "" without a link
+	logLinks map[string]string
+	pinned   map[string]bool // sandboxes with a network namespace pinned by us
 }
 
-// note is an older shim's checkpoint.
-type note struct {
+// checkpointFile is an older shim's checkpoint.
+type checkpointFile struct {
 	file string
 	checkpoint.Checkpoint
-	problem string // why it cannot be read
+	problem string // why it is unreadable
 }
 
-// look reads everything and changes nothing.
-func look(ctx context.Context, cfg *config.Config) (*survey, error) {
+// newSurvey reads the state of the node without changing it.
+func newSurvey(ctx context.Context, cfg *config.Config) (*survey, error) {
 	docker, err := engine.New(engine.Config{
 		Endpoint: cfg.DockerEndpoint,
 		Log:      slog.New(slog.DiscardHandler),
@@ -50,11 +50,11 @@ func look(ctx context.Context, cfg *config.Config) (*survey, error) {
 	defer docker.Close()
 
 	s := &survey{
-		plugin: cfg.NetworkPlugin,
-		found:  map[string][]netip.Addr{},
-		notes:  map[string]note{},
-		links:  map[string]string{},
-		pinned: map[string]bool{},
+		plugin:      cfg.NetworkPlugin,
+		nsAddresses: map[string][]netip.Addr{},
+		checkpoints: map[string]checkpointFile{},
+		logLinks:    map[string]string{},
+		pinned:      map[string]bool{},
 	}
 	if s.host, err = docker.Host(ctx); err != nil {
 		return nil, err
@@ -72,39 +72,39 @@ func look(ctx context.Context, cfg *config.Config) (*survey, error) {
 		return nil, err
 	}
 
-	s.readNotes(checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim))
+	s.readCheckpoints(checkpoint.New(cfg.RootDirectory, checkpoint.Dockershim))
 	for _, id := range podnet.NewPins(cfg.PinDirectory, cfg.PinRecords()).List() {
 		s.pinned[string(id)] = true
 	}
 
 	for _, o := range s.objects {
-		s.lookAt(o)
+		s.addObject(o)
 	}
 
 	return s, nil
 }
 
-func (s *survey) readNotes(files checkpoint.Files) {
+func (s *survey) readCheckpoints(files checkpoint.Files) {
 	for _, id := range files.List() {
-		n := note{file: files.Path(id)}
+		n := checkpointFile{file: files.Path(id)}
 		c, err := files.Read(id)
 		if err != nil {
 			n.problem = err.Error()
 		}
 		n.Checkpoint = c
-		s.notes[string(id)] = n
+		s.checkpoints[string(id)] = n
 	}
 }
 
-// lookAt reads what the node knows of one container beyond Docker.
-func (s *survey) lookAt(o spec.Object) {
+// addObject reads the node's state of one container in addition to Docker's.
+func (s *survey) addObject(o spec.Object) {
 	if sb := o.Sandbox; sb != nil && sb.Running && sb.IsWithoutNetwork() && len(s.cache[string(sb.ID)].Addresses) == 0 {
-		s.found[string(sb.ID)] = podnet.Addresses(sb.ID, sb.Pid)
+		s.nsAddresses[string(sb.ID)] = podnet.Addresses(sb.ID, sb.Pid)
 	}
 
 	if c := o.Container; c != nil && c.LogPath != "" {
 		if target, err := os.Readlink(c.LogPath); err == nil {
-			s.links[string(c.ID)] = target
+			s.logLinks[string(c.ID)] = target
 		}
 	}
 }
