@@ -214,7 +214,7 @@ func (p fakePins) Unpin(id model.ContainerID) error {
 	p.set(p.pins, string(id), false)
 	return nil
 }
-func (p fakePins) Make(map[string]string) (string, error) {
+func (p fakePins) Create(map[string]string) (string, error) {
 	if err := p.fails("netns"); err != nil {
 		return "", err
 	}

@@ -215,7 +215,7 @@ func TestOwedNetwork(t *testing.T) {
 	id := runPod(t, s, w.pod())
 	w.setFault(func(step string) error {
 		if step == "network del" {
-			return fmt.Errorf("disconnect: %w", &podnet.OwedError{Program: "host-local", Err: errBroken})
+			return fmt.Errorf("disconnect: %w", &podnet.MissingPluginError{Program: "host-local", Err: errBroken})
 		}
 		return nil
 	})
@@ -251,5 +251,5 @@ func TestWaitingCounts(t *testing.T) {
 	}
 
 	release()
-	eventually(t, func() bool { return w.network.Owed() == 0 && len(keys(w, w.attached)) == 0 })
+	eventually(t, func() bool { return w.network.PendingReleases() == 0 && len(keys(w, w.attached)) == 0 })
 }

@@ -81,7 +81,7 @@ func (p *parts) gauges() []prometheus.Collector {
 		gauge(
 			"cri_dockerd_network_debts",
 			"Pods whose network could not be released yet; recovery tries on.",
-			func() float64 { return float64(p.network.Owed()) },
+			func() float64 { return float64(p.network.PendingReleases()) },
 		),
 	}
 }

@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	maxDump     = 1 << 20 // bytes that are read of a dump of addresses
-	dumpBuffer  = 8 << 10 // the least that the kernel fills at once (NLMSG_GOODSIZE)
-	dumpSeconds = 2       // the kernel answers at once
+	maxDump            = 1 << 20 // bytes read of an address dump
+	dumpBuffer         = 8 << 10 // the minimum buffer of the kernel (NLMSG_GOODSIZE)
+	dumpTimeoutSeconds = 2       // the kernel answers at once
 )
 
-// Addresses are the addresses of a pod's interface as the network namespace of its pause process
-// has them, IPv4 first and at most maxIPs; nil if there are none or the process is not the
-// sandbox's. A process in the pod with CAP_NET_ADMIN may have made any number of devices and
-// addresses, so only the pod's own interface is asked for and reading ends early.
+// Addresses returns the addresses of a pod's interface in the network namespace of its pause
+// process, IPv4 first and at most maxIPs. It returns nil if there are none or the process is not
+// the sandbox's. A process with CAP_NET_ADMIN may have created any number of devices and addresses
+// in the pod, so Addresses queries only the pod's own interface and stops early.
 func Addresses(id model.ContainerID, pid int) []netip.Addr {
 	ns, err := OpenProcess(id, pid)
 	if err != nil {
@@ -32,7 +32,7 @@ func Addresses(id model.ContainerID, pid int) []netip.Addr {
 	return addressesIn(ns)
 }
 
-// addresses are those of the pod's interface in the namespace that is pinned for a sandbox.
+// addresses returns those of the pod's interface in the pinned namespace of a sandbox.
 func (p *Pins) addresses(id model.ContainerID) []netip.Addr {
 	ns, err := p.OpenPin(id)
 	if err != nil {
@@ -55,8 +55,8 @@ func addressesIn(netns *os.File) []netip.Addr {
 	return all
 }
 
-// deviceAddresses are the addresses of a device in the thread's network namespace, without those of
-// its link only, IPv4 first.
+// deviceAddresses returns the addresses of a device in the thread's network namespace, IPv4 first.
+// Link-local addresses are omitted.
 func deviceAddresses(device string) ([]netip.Addr, error) {
 	index, err := deviceIndex(device)
 	if err != nil {
@@ -75,7 +75,7 @@ func deviceAddresses(device string) ([]netip.Addr, error) {
 	return all, nil
 }
 
-// deviceIndex asks for one device (netdevice(7), SIOCGIFINDEX).
+// deviceIndex returns the index of a device (netdevice(7), SIOCGIFINDEX).
 func deviceIndex(device string) (uint32, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -95,8 +95,7 @@ func deviceIndex(device string) (uint32, error) {
 	return req.Uint32(), nil
 }
 
-// dumpAddresses reads the addresses of one family and device (rtnetlink(7), RTM_GETADDR), at most
-// limit.
+// dumpAddresses reads at most limit addresses of one family and device (rtnetlink(7), RTM_GETADDR).
 func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -104,11 +103,11 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 	}
 	defer unix.Close(fd)
 
-	// With the strict check the kernel sends those of the device only; before Linux 4.20 it sends
-	// all.
+	// With the strict check the kernel returns only addresses of this device. Before Linux 4.20 it
+	// returns all.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpSeconds}); err !=
-		nil {
+	timeout := unix.Timeval{Sec: dumpTimeoutSeconds}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return nil, err
 	}
 
@@ -121,8 +120,8 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 	}
 
 	request.Len = uint32(unsafe.Sizeof(request))
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&request)),
-		unsafe.Sizeof(request)) //nolint:gosec // the kernel's structure
+	//nolint:gosec // the kernel's structure
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&request)), unsafe.Sizeof(request))
 	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
@@ -150,7 +149,7 @@ func dumpAddresses(family uint8, index uint32, limit int) ([]netip.Addr, error) 
 	return all, nil
 }
 
-// parseAddresses reads a part of a dump, at most limit addresses; done says that it is the last.
+// parseAddresses parses a part of a dump, up to limit addresses; done reports the end of the dump.
 func parseAddresses(b []byte, index uint32, limit int) (all []netip.Addr, done bool, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
@@ -184,7 +183,7 @@ func parseAddresses(b []byte, index uint32, limit int) (all []netip.Addr, done b
 	return all, false, nil
 }
 
-// parseAddress is the local address of a message, false for one of the link only.
+// parseAddress returns the local address of a message, or false for a link-local address.
 func parseAddress(m *syscall.NetlinkMessage) (netip.Addr, bool) {
 	attributes, err := syscall.ParseNetlinkRouteAttr(m)
 	if err != nil {
@@ -193,7 +192,7 @@ func parseAddress(m *syscall.NetlinkMessage) (netip.Addr, bool) {
 
 	var local netip.Addr
 	for _, a := range attributes {
-		// IFA_ADDRESS is the peer's on a link between two, where IFA_LOCAL is ours.
+		// On point-to-point links IFA_ADDRESS is the peer's address and IFA_LOCAL ours.
 		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !local.IsValid() {
 			if ip, ok := netip.AddrFromSlice(a.Value); ok {
 				local = ip.Unmap()

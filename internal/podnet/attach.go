@@ -23,37 +23,38 @@ import (
 
 const (
 	ifName = "eth0"
-	// for one plugin's DEL; Cilium's takes 42 s while its agent is away
-	delDeadline    = 3 * time.Minute
-	statusDeadline = 5 * time.Second // for one plugin's STATUS
+	// for one plugin's DEL; Cilium's takes 42 s while its agent is down
+	defaultDelTimeout = 3 * time.Minute
+	statusTimeout     = 5 * time.Second // for one plugin's STATUS
 )
 
-// attacher runs the plugins of a configuration for pods, and remembers what they gave. libcni's
-// cache is where that is kept, and the journal what is being made; memory is a copy of both.
+// attacher runs the plugins of a configuration for pods and records their results. libcni's cache
+// stores completed connections, and the journal those in progress. The maps below are a copy of
+// both.
 type attacher struct {
-	binDirs  []string
-	cacheDir string
-	observer *Observer
-	log      *slog.Logger
-	limit    time.Duration // for one command of one plugin, but DEL
-	delLimit time.Duration // for one plugin's DEL
-	adding   chan struct{} // slots of plugins that run at once for ADD
-	others   chan struct{} // and for everything else: a network whose ADD hangs can be released
-	cache    *cache
-	journal  journal
-	owed     *owed
+	binDirs    []string
+	cacheDir   string
+	observer   *Observer
+	log        *slog.Logger
+	timeout    time.Duration // for one command of one plugin, except DEL
+	delTimeout time.Duration // for one plugin's DEL
+	addSlots   chan struct{} // slots for concurrent ADD plugins
+	otherSlots chan struct{} // slots for other commands, so a hanging ADD does not block the release of a network
+	cache      *cache
+	journal    journal
+	deferred   *deferred
 
-	// an ADD takes one, GC all: it would take what an ADD beside it is making for a leftover
-	running *semaphore.Weighted
+	// An ADD acquires 1, GC all of it. Otherwise GC would release resources of a concurrent ADD.
+	activeAdds *semaphore.Weighted
 
-	mu sync.RWMutex // guards the rest
-	// by sandbox ID; an entry for every pod that holds, or may hold, a connection
+	mu sync.RWMutex // guards the fields below
+	// by sandbox ID; an entry for every pod with an established or possible connection
 	ips map[string][]netip.Addr
-	// by sandbox ID: what add gave to pods that are not complete
+	// by sandbox ID: results of add for incomplete pods
 	unconfirmed map[string][]netip.Addr
 }
 
-// newAttacher reads what earlier processes attached, or were attaching. Pins may be nil.
+// newAttacher loads the connections of earlier processes, complete or not. Pins may be nil.
 func newAttacher(
 	binDirs []string, cacheDir string, pins *Pins, observer *Observer, log *slog.Logger,
 ) (*attacher, error) {
@@ -62,20 +63,20 @@ func newAttacher(
 		cacheDir:    cacheDir,
 		observer:    observer,
 		log:         log,
-		limit:       pluginDeadline,
-		delLimit:    delDeadline,
-		running:     semaphore.NewWeighted(maxRunning),
-		adding:      make(chan struct{}, pluginsAtOnce),
-		others:      make(chan struct{}, pluginsAtOnce),
+		timeout:     pluginTimeout,
+		delTimeout:  defaultDelTimeout,
+		activeAdds:  semaphore.NewWeighted(maxActiveAdds),
+		addSlots:    make(chan struct{}, maxConcurrentPlugins),
+		otherSlots:  make(chan struct{}, maxConcurrentPlugins),
 		cache:       newCache(cacheDir, log),
-		owed:        newOwed(cacheDir),
+		deferred:    newDeferred(cacheDir),
 		ips:         map[string][]netip.Addr{},
 		unconfirmed: map[string][]netip.Addr{},
 	}
 
 	a.journal = journal{filepath.Join(cacheDir, "pending"), a.cache}
 	for _, dir := range []string{"results", "pending"} {
-		if err := a.cache.clearWay(dir); err != nil {
+		if err := a.cache.setAsideNonDirectory(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -90,13 +91,13 @@ func newAttacher(
 			continue // of another runtime
 		}
 		a.ips[e.ContainerID] = e.addresses()
-		if e.result == nil { // it is set aside: only the journal keeps its configuration
-			a.keep(e)
+		if e.result == nil { // the entry is set aside, so only the journal keeps its configuration
+			a.recordConfig(e)
 		}
 	}
 
 	for _, id := range a.journal.list() {
-		a.ips[id] = nil // also if the plugins were done: the pod was not
+		a.ips[id] = nil // also if the plugins finished, since the pod is incomplete
 	}
 
 	for id, connected := range a.cache.damagedPods() {
@@ -112,53 +113,54 @@ func newAttacher(
 	return a, nil
 }
 
-// isConfirmed says whether a pod whose entry in the cache is lost was complete.
+// isConfirmed reports whether a pod with a lost cache entry was complete.
 func (a *attacher) isConfirmed(id string) bool {
 	r, err := a.journal.read(id)
 	return err == nil && (r == nil || r.Confirmed)
 }
 
-// keep notes in the journal how a pod was connected, if it has no record.
-func (a *attacher) keep(e *entry) {
+// recordConfig records a pod's configuration in the journal, unless it has a record.
+func (a *attacher) recordConfig(e *entry) {
 	if r, err := a.journal.read(e.ContainerID); r != nil || err != nil {
 		return
 	}
 
 	held, err := a.journal.begin(e.list, e.runtime(), confirmed)
 	if err != nil {
-		a.log.Warn("the configuration of a pod's network is lost; the current one releases it", "sandbox",
-			e.ContainerID, "err", err)
+		a.log.Warn("network configuration of a pod is lost; it will be released with the current one",
+			"sandbox", e.ContainerID, "err", err)
 		return
 	}
 
 	held.Close()
 }
 
-// cni is libcni with plugins that take these slots and hold a file open, if one is given.
+// cni returns a libcni client. Its plugins take these slots and keep held open, if not nil.
 func (a *attacher) cni(slots chan struct{}, held *os.File) *libcni.CNIConfig {
-	return a.cniIn(a.cacheDir, a.limit, slots, held)
+	return a.cniIn(a.cacheDir, a.timeout, slots, held)
 }
 
-// cniIn is libcni with its cache in cacheDir. limit bounds each command of each plugin.
-func (a *attacher) cniIn(cacheDir string, limit time.Duration, slots chan struct{}, held *os.File) *libcni.CNIConfig {
+// cniIn returns a libcni client with its cache in cacheDir. Each command of a plugin is limited to
+// timeout.
+func (a *attacher) cniIn(cacheDir string, timeout time.Duration, slots chan struct{}, held *os.File) *libcni.CNIConfig {
 	return libcni.NewCNIConfigWithCacheDir(a.binDirs, cacheDir, &plugins{
 		observer: a.observer,
 		log:      a.log,
-		limit:    limit,
+		timeout:  timeout,
 		slots:    slots,
 		held:     held,
 	})
 }
 
 // add connects a pod with a configuration. After an error the caller releases the pod with del,
-// which knows how far the plugins came. No plugin runs if one of the chain is missing.
+// which undoes the completed steps. No plugin runs if one of the chain is missing.
 func (a *attacher) add(
 	ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix,
 ) ([]netip.Addr, error) {
-	if err := a.running.Acquire(ctx, 1); err != nil {
+	if err := a.activeAdds.Acquire(ctx, 1); err != nil {
 		return nil, fmt.Errorf("connect pod %s to network %s: wait for GC: %w", p.title(), list.Name, err)
 	}
-	defer a.running.Release(1)
+	defer a.activeAdds.Release(1)
 
 	ips, err := a.addLocked(ctx, list, p, ranges)
 	if err != nil {
@@ -171,7 +173,7 @@ func (a *attacher) add(
 func (a *attacher) addLocked(
 	ctx context.Context, list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix,
 ) ([]netip.Addr, error) {
-	if err := missing(list, a.binDirs); err != nil {
+	if err := checkInstalled(list, a.binDirs); err != nil {
 		return nil, err
 	}
 
@@ -193,11 +195,11 @@ func (a *attacher) addLocked(
 	a.ips[p.ID] = nil
 	a.mu.Unlock()
 
-	result, err := a.cni(a.adding, held).AddNetworkList(ctx, list, rt)
+	result, err := a.cni(a.addSlots, held).AddNetworkList(ctx, list, rt)
 	held.Close()
 	if err != nil { // its plugins may have been killed
 		if err := a.releaseTorn(context.WithoutCancel(ctx), list); err != nil {
-			a.log.Debug("reservations without an owner are not released yet", "err", err)
+			a.log.Debug("cannot release reservations without an owner yet", "err", err)
 		}
 	}
 
@@ -209,12 +211,12 @@ func (a *attacher) addLocked(
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
-	a.unconfirmed[p.ID] = ips // also after an error: the plugins have ended
+	a.unconfirmed[p.ID] = ips // also after an error, since the plugins have exited
 
 	return ips, err
 }
 
-// confirm makes what add gave known.
+// confirm publishes the addresses of add.
 func (a *attacher) confirm(id string) error {
 	if err := a.journal.end(id); err != nil {
 		return err
@@ -229,8 +231,8 @@ func (a *attacher) confirm(id string) error {
 	return nil
 }
 
-// hasEnded says whether this process has seen all plugins of a pod's ADD end. What they have left
-// running may hold the record open for as long as the pod lives.
+// hasEnded reports whether this process has seen all plugins of a pod's ADD exit. Their background
+// processes may keep the record open for the lifetime of the pod.
 func (a *attacher) hasEnded(id string) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -238,16 +240,15 @@ func (a *attacher) hasEnded(id string) bool {
 	return ok
 }
 
-// check asks the plugins whether a pod's connection is still as they made it (CNI specification,
-// CHECK).
+// check verifies a pod's connection with the plugins (CNI specification, CHECK).
 func (a *attacher) check(ctx context.Context, p Pod) error {
-	attachments, err := a.attachments(ctx, p)
+	attachments, err := a.findAttachments(ctx, p)
 	if err != nil {
 		return err
 	}
 
 	for _, c := range attachments {
-		err := a.cni(a.others, nil).CheckNetworkList(ctx, c.list, c.rt)
+		err := a.cni(a.otherSlots, nil).CheckNetworkList(ctx, c.list, c.rt)
 		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 			return boundError(fmt.Errorf("network %s of pod %s: %w", c.list.Name, p.title(), err))
 		}
@@ -256,9 +257,9 @@ func (a *attacher) check(ctx context.Context, p Pod) error {
 	return nil
 }
 
-// collect has the plugins of a configuration release what belongs to none of the connections that
-// we know (CNI specification, GC). Configurations older than GC, and those with disableGC, are left
-// alone, but for reservations without an owner.
+// collect asks the plugins of a configuration to release resources of unknown connections (CNI
+// specification, GC). For configurations older than GC or with disableGC it only releases
+// reservations without an owner.
 func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) error {
 	torn := a.releaseTorn(ctx, list)
 	if !hasGC(list) {
@@ -267,47 +268,47 @@ func (a *attacher) collect(ctx context.Context, list *libcni.NetworkConfigList) 
 	return errors.Join(torn, a.collectUnowned(ctx, list))
 }
 
-// collectUnowned is GC of a configuration that has it.
+// collectUnowned runs GC for a configuration with GC.
 func (a *attacher) collectUnowned(ctx context.Context, list *libcni.NetworkConfigList) error {
 	if err := a.awaitNoAdd(ctx); err != nil {
 		return err
 	}
-	defer a.running.Release(maxRunning)
+	defer a.activeAdds.Release(maxActiveAdds)
 
 	cached, err := a.cache.entries("")
 	if err != nil {
 		return err
 	}
 
-	valid := []types.GCAttachment{} // never nil: plugins are to read a list
+	valid := []types.GCAttachment{} // never nil: plugins expect a list
 	for _, id := range a.attached() {
 		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
 
-	for _, c := range cached { // also those of other interfaces, which are not ours
+	for _, c := range cached { // including foreign connections on other interfaces
 		if g := (types.GCAttachment{ContainerID: c.ContainerID, IfName: c.IfName}); !slices.Contains(valid, g) {
 			valid = append(valid, g)
 		}
 	}
 
-	return boundError(a.cni(a.others, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}))
+	return boundError(a.cni(a.otherSlots, nil).GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}))
 }
 
 const (
-	maxRunning    = 1 << 30     // ADDs at once
-	noAddDeadline = time.Minute // for GC to meet a moment without an ADD
+	maxActiveAdds = 1 << 30     // concurrent ADDs
+	noAddTimeout  = time.Minute // how long GC waits for a moment without an ADD
 	noAddInterval = 20 * time.Millisecond
 )
 
-// awaitNoAdd takes the whole of running as soon as no ADD runs. It does not queue: an ADD that
-// hangs would hold up GC, and GC all other ADDs.
+// awaitNoAdd acquires all of activeAdds as soon as no ADD runs. It does not queue: otherwise a
+// hanging ADD would block GC, and GC all other ADDs.
 func (a *attacher) awaitNoAdd(ctx context.Context) error {
 	tick := time.NewTicker(noAddInterval)
 	defer tick.Stop()
 
-	for deadline := time.Now().Add(noAddDeadline); !a.running.TryAcquire(maxRunning); {
+	for deadline := time.Now().Add(noAddTimeout); !a.activeAdds.TryAcquire(maxActiveAdds); {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("GC: pods are being connected all the time: %w", errdefs.ErrUnavailable)
+			return fmt.Errorf("GC: no moment without a running ADD: %w", errdefs.ErrUnavailable)
 		}
 
 		select {
@@ -320,30 +321,29 @@ func (a *attacher) awaitNoAdd(ctx context.Context) error {
 	return nil
 }
 
-// hasGC says whether a configuration is of the CNI version that brought GC and STATUS, or newer.
+// hasGC reports whether a configuration has GC and STATUS (CNI 1.1 or newer).
 func hasGC(list *libcni.NetworkConfigList) bool {
 	can, err := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0")
 	return err == nil && can
 }
 
-// status asks the plugins of a configuration whether they can take an ADD (CNI specification,
-// STATUS). Older configurations always can.
+// status runs the plugins' STATUS (CNI specification). Older configurations are always ready.
 func (a *attacher) status(ctx context.Context, list *libcni.NetworkConfigList) error {
-	cni := a.cniIn(a.cacheDir, statusDeadline, a.others, nil)
+	cni := a.cniIn(a.cacheDir, statusTimeout, a.otherSlots, nil)
 	if err := cni.GetStatusNetworkList(ctx, list); err != nil {
 		return boundError(fmt.Errorf("network %s is not ready: %w", list.Name, err))
 	}
 	return nil
 }
 
-// addressesOf are a pod's addresses.
+// addressesOf returns a pod's addresses.
 func (a *attacher) addressesOf(id string) []netip.Addr {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return a.ips[id]
 }
 
-// attached are the sandboxes that hold a connection.
+// attached returns the sandboxes with a connection.
 func (a *attacher) attached() []string {
 	a.mu.RLock()
 	defer a.mu.RUnlock()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
-	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/safefs"
@@ -27,24 +25,21 @@ const (
 	// maxCacheFile bounds an entry of libcni's cache and a record of the journal, in bytes: the
 	// configuration in base64, a result, and the annotations of a pod.
 	maxCacheFile = 2*maxConfig + maxStdout + maxAnnotations
-	// maxCacheFiles bounds how many entries are read; a node has some hundred pods.
+	// maxCacheFiles bounds the number of entries read; a node has some hundred pods.
 	maxCacheFiles = 1 << 16
-	// setAsideDir holds, below the cache's directory, files that could not be used. It is never
-	// read.
-	setAsideDir = "set-aside"
 )
 
-// cache reads libcni's cache, which other processes write and a crash may leave torn. libcni itself
-// reads its files without a bound and waits for a FIFO, so each file is checked here before libcni
-// may read it; one that fails is set aside.
+// cache reads libcni's cache. Other processes write to it, and a crash may leave torn files. libcni
+// reads its files without a bound and blocks on a FIFO, so cache checks each file before libcni may
+// read it, and sets invalid files aside.
 type cache struct {
 	dir string       // of libcni
-	log *slog.Logger // nil for a reader that leaves every file where it is
+	log *slog.Logger // nil for a reader that sets no files aside
 
-	mu sync.Mutex // guards the rest
-	// pods of which a file was set aside; true if it was written after an ADD
+	mu sync.Mutex // guards the fields below
+	// pods with a file set aside; true if it was written after an ADD
 	damaged map[model.ContainerID]bool
-	aside   int // files set aside since the start
+	aside   int // number of files set aside since the start
 }
 
 func newCache(dir string, log *slog.Logger) *cache {
@@ -53,8 +48,8 @@ func newCache(dir string, log *slog.Logger) *cache {
 
 func (c *cache) results() string { return filepath.Join(c.dir, "results") }
 
-// entry is a file of libcni's cache, checked. One without a configuration is a result alone, from
-// before libcni kept configurations.
+// entry is a checked file of libcni's cache. An entry without a configuration is a bare result from
+// before libcni cached configurations.
 type entry struct {
 	Kind         string          `json:"kind"`
 	ContainerID  string          `json:"containerId"`
@@ -66,12 +61,12 @@ type entry struct {
 	Capabilities map[string]any  `json:"capabilityArgs"`
 	Result       json.RawMessage `json:"result,omitempty"`
 
-	list    *libcni.NetworkConfigList // nil if the configuration cannot be used
-	result  *result                   // nil if the result cannot be used
-	written time.Time                 // when the file was written
+	list    *libcni.NetworkConfigList // nil if the configuration is unusable
+	result  *result                   // nil if the result is unusable
+	written time.Time                 // modification time of the file
 }
 
-// runtime is how the plugins were called.
+// runtime returns the plugins' parameters of the ADD.
 func (e *entry) runtime() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{
 		ContainerID:    e.ContainerID,
@@ -82,7 +77,7 @@ func (e *entry) runtime() *libcni.RuntimeConf {
 	}
 }
 
-// addresses are those of the pod, nil if the cache does not know them.
+// addresses returns the pod's addresses, nil if the cache has none.
 func (e *entry) addresses() []netip.Addr {
 	if e.result == nil {
 		return nil
@@ -90,9 +85,9 @@ func (e *entry) addresses() []netip.Addr {
 	return e.result.addresses(isNetNS(e.NetNS))
 }
 
-// entries are the entries with a configuration of a container, or all for "", in the order of their
-// names. Files that cannot be used are set aside. An entry whose result alone cannot be used is set
-// aside and returned, since its configuration releases what plugins have reserved.
+// entries returns the entries of a container, or of all for "", in name order. Files without a
+// usable configuration are set aside. An entry with an unusable result is set aside but returned,
+// since its configuration can release the plugins' reservations.
 func (c *cache) entries(id string) ([]*entry, error) {
 	dir, err := safefs.OpenDir(c.results())
 	if errors.Is(err, os.ErrNotExist) {
@@ -117,7 +112,7 @@ func (c *cache) entries(id string) ([]*entry, error) {
 
 		e, err := readEntry(dir, name)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // removed meanwhile
+			continue // removed concurrently
 		}
 
 		if err != nil && c.log != nil && c.isOurs(dir, name) {
@@ -132,7 +127,7 @@ func (c *cache) entries(id string) ([]*entry, error) {
 	return all, nil
 }
 
-// readEntry reads and checks one file of the cache. With an error the entry is nil or a part.
+// readEntry reads and checks one file of the cache. With an error the entry is nil or partial.
 func readEntry(dir *os.File, name string) (*entry, error) {
 	f, err := safefs.OpenRegular(dir, name)
 	if err != nil {
@@ -158,7 +153,7 @@ func readEntry(dir *os.File, name string) (*entry, error) {
 	return e, err
 }
 
-// parseEntry parses what the cache has in the file name. The entry is nil for a result alone. With
+// parseEntry parses the content b of the cache file name. The entry is nil for a bare result. With
 // an error it is nil, or lacks its configuration or its result.
 func parseEntry(name string, b []byte) (*entry, error) {
 	e := &entry{}
@@ -175,7 +170,7 @@ func parseEntry(name string, b []byte) (*entry, error) {
 
 	list, err := listFromBytes(e.Config)
 	if err == nil && list.Name != e.Network {
-		err = fmt.Errorf("it is of network %s", list.Name)
+		err = fmt.Errorf("it belongs to network %s", list.Name)
 	}
 
 	if err != nil {
@@ -193,32 +188,32 @@ func parseEntry(name string, b []byte) (*entry, error) {
 	return e, nil
 }
 
-// checkName wants names that libcni joins into no other path than that of this file.
+// checkName verifies that libcni derives exactly this file's path from the names in the entry.
 func (e *entry) checkName(name string) error {
 	if err := utils.ValidateNetworkName(e.Network); err != nil {
-		return fmt.Errorf("networkName %q is no name of a network", shown([]byte(e.Network)))
+		return fmt.Errorf("networkName %q is not a valid network name", excerpt([]byte(e.Network)))
 	}
 
 	if err := utils.ValidateContainerID(e.ContainerID); err != nil {
-		return fmt.Errorf("containerId %q is no ID", shown([]byte(e.ContainerID)))
+		return fmt.Errorf("containerId %q is not a valid ID", excerpt([]byte(e.ContainerID)))
 	}
 
 	if err := utils.ValidateInterfaceName(e.IfName); err != nil {
-		return fmt.Errorf("ifName %q is no name of an interface", shown([]byte(e.IfName)))
+		return fmt.Errorf("ifName %q is not a valid interface name", excerpt([]byte(e.IfName)))
 	}
 
 	if want := e.Network + "-" + e.ContainerID + "-" + e.IfName; name != want {
-		return fmt.Errorf("it is the entry of %s", shown([]byte(want)))
+		return fmt.Errorf("the file has the entry of %s", excerpt([]byte(want)))
 	}
 	if !isClean(e.NetNS) {
-		return errors.New("netns is no path")
+		return errors.New("netns is not a valid path")
 	}
 
 	return nil
 }
 
-// checkLoneResult wants what libcni kept before it knew configurations (0.8): a result, which has
-// an address. Anything else is what a crash left.
+// checkLoneResult accepts the format of libcni before it cached configurations (0.8): a result with
+// an address. Anything else is a leftover of a crash.
 func checkLoneResult(b []byte) error {
 	r, err := parseResult(b)
 	if err != nil {
@@ -226,37 +221,10 @@ func checkLoneResult(b []byte) error {
 	}
 
 	if len(r.IPs) == 0 && r.IP4 == nil && r.IP6 == nil {
-		return errors.New("it is neither an entry nor a result")
+		return errors.New("neither an entry nor a result")
 	}
 
 	return nil
-}
-
-// isOurs says whether a name of the cache may be moved: any file, and a directory in the place of
-// an entry of ours.
-func (*cache) isOurs(dir *os.File, name string) bool {
-	_, ok := podOf(name)
-	return ok || !isDirectory(dir, name)
-}
-
-// clearWay sets aside what lies in the place of a directory of the cache and is none.
-func (c *cache) clearWay(name string) error {
-	dir, err := safefs.OpenDir(filepath.Join(c.dir, name))
-	switch {
-	case err == nil:
-		return dir.Close()
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case errors.Is(err, unix.ENOTDIR) && !isLink(filepath.Join(c.dir, name)):
-		return c.setAside(c.dir, name, err)
-	}
-
-	return fmt.Errorf("read the CNI cache: %w", err)
-}
-
-func isLink(path string) bool {
-	st, err := os.Lstat(path)
-	return err == nil && st.Mode()&os.ModeSymlink != 0
 }
 
 // restore writes the entry of an attachment.
@@ -267,13 +235,13 @@ func (c *cache) restore(a attachment) error {
 	}
 
 	if err != nil {
-		return fmt.Errorf("note what CNI plugins hold: %w", err)
+		return fmt.Errorf("record the attachment: %w", err)
 	}
 
 	return nil
 }
 
-// write writes a file aside and renames it, so that it is whole or not there.
+// write writes a temporary file and renames it, so that the entry is complete or absent.
 func (c *cache) write(name string, b []byte) error {
 	if err := os.MkdirAll(c.results(), 0o700); err != nil {
 		return err
@@ -281,8 +249,8 @@ func (c *cache) write(name string, b []byte) error {
 	return safefs.WriteFile(filepath.Join(c.results(), name), filepath.Join(c.dir, newRecord), b, nil)
 }
 
-// keep writes an entry again if it is gone, with its old time.
-func (c *cache) keep(name string, e *entry) {
+// restoreEntry writes a missing entry again, with its old time.
+func (c *cache) restoreEntry(name string, e *entry) {
 	file := filepath.Join(c.results(), name)
 	if _, err := os.Lstat(file); err == nil {
 		return
@@ -294,126 +262,7 @@ func (c *cache) keep(name string, e *entry) {
 
 func (c *cache) remove(name string) { _ = os.Remove(filepath.Join(c.results(), name)) }
 
-func isDirectory(dir *os.File, name string) bool {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
-}
-
-// setAside moves a file out of a directory that is read, and logs why. The pod of the file is
-// released with the current configuration.
-func (c *cache) setAside(dir, name string, why error) error {
-	file, target := filepath.Join(dir, name), filepath.Join(c.dir, setAsideDir, name)
-	err := os.MkdirAll(filepath.Dir(target), 0o700)
-	if err == nil {
-		err = os.Rename(file, target)
-	}
-
-	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) ||
-		errors.Is(err, unix.EISDIR) {
-		// What was set aside earlier under that name is of another kind.
-		err = os.RemoveAll(target)
-		if err == nil {
-			err = os.Rename(file, target)
-		}
-	}
-
-	if err != nil {
-		c.log.Error("a file of the CNI cache cannot be used and cannot be set aside",
-			"file", file, "problem", boundError(why), "err", err)
-		return errors.Join(boundError(why), err)
-	}
-
-	c.log.Warn("a file of the CNI cache could not be used and is set aside",
-		"file", file, "to", target, "problem", boundError(why))
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	c.aside++
-	c.noteLocked(name)
-
-	return nil
-}
-
-// noteLocked notes whose file was set aside. Records of the journal have the ID alone as their
-// name.
-func (c *cache) noteLocked(name string) {
-	if id, ok := podOf(name); ok {
-		c.damaged[id] = c.damaged[id] || name != string(id)
-	}
-}
-
-// podOf finds the container ID in the name of a cache's entry of ours or of a record.
-func podOf(name string) (model.ContainerID, bool) {
-	name = strings.TrimSuffix(name, "-"+ifName)
-	if i := len(name) - 64; i == 0 || i > 0 && name[i-1] == '-' {
-		id, err := model.ParseContainerID(name[i:])
-		return id, err == nil
-	}
-	return "", false
-}
-
-// isDamaged says whether a file of a pod was set aside.
-func (c *cache) isDamaged(id string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, ok := c.damaged[model.ContainerID(id)]
-	return ok
-}
-
-// damagedPods are the pods of which a file was set aside, also by an earlier process; true if the
-// pod had been connected.
-func (c *cache) damagedPods() map[model.ContainerID]bool {
-	var names []string
-	if dir, err := os.Open(filepath.Join(c.dir, setAsideDir)); err == nil {
-		names, _ = dir.Readdirnames(maxCacheFiles)
-		dir.Close()
-	}
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	for _, name := range names {
-		c.noteLocked(name)
-	}
-
-	return maps.Clone(c.damaged)
-}
-
-// forget removes what was set aside of a pod whose network is released.
-func (c *cache) forget(id string) {
-	if !c.isDamaged(id) {
-		return
-	}
-
-	dir := filepath.Join(c.dir, setAsideDir)
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if of, ok := podOf(e.Name()); ok && string(of) == id {
-			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
-		}
-	}
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	delete(c.damaged, model.ContainerID(id))
-}
-
-// notice is what an operator should know of files that were set aside, "" for nothing.
-func (c *cache) notice() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.aside == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%d files of the CNI cache could not be used and were moved to %s; the log says why",
-		c.aside, filepath.Join(c.dir, setAsideDir))
-}
-
-// cleanArgs are the CNI_ARGS that cannot be taken for others (CNI conventions:
-// KEY=VALUE;KEY=VALUE).
+// cleanArgs removes CNI_ARGS with ambiguous separators (CNI conventions: KEY=VALUE;KEY=VALUE).
 func cleanArgs(args [][2]string) [][2]string {
 	return slices.DeleteFunc(slices.Clone(args), func(a [2]string) bool {
 		return strings.ContainsAny(a[0]+a[1], ";=") || !isClean(a[0]) || !isClean(a[1])

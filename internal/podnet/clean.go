@@ -4,7 +4,8 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// boundError gives an error a text of bounded size that fits into answers and logs. Its kind stays.
+// boundError limits the length of an error's text for responses and logs. It keeps the error's
+// kind.
 func boundError(err error) error {
 	if err == nil || text.Clean(err.Error(), text.MaxMessage) == err.Error() {
 		return err

@@ -17,56 +17,57 @@ import (
 	"cri-dockerd/internal/keylock"
 )
 
-// DefaultBinDirs are where plugins are looked for: the CNI convention, and Debian's package.
+// DefaultBinDirs returns the default directories of plugins: the CNI convention, and Debian's
+// package.
 func DefaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"} }
 
-// CNIConfig says where CNI's files are.
+// CNIConfig holds the paths and dependencies of a CNI network.
 type CNIConfig struct {
 	ConfDir  string   // of network configurations
 	BinDirs  []string // of plugins
 	CacheDir string   // of libcni
-	// say the addresses of pods whose entry in the cache is damaged; nil for none
+	// Pins returns the addresses of pods with a damaged cache entry; nil for none.
 	Pins     *Pins
 	Observer *Observer // nil for none
 	Log      *slog.Logger
 }
 
-// CNI is the network that a configuration directory describes: the first valid file in name order,
-// as it is now.
+// CNI is the network described by a configuration directory: its first valid file in name order. It
+// follows changes of the directory.
 type CNI struct {
 	cfg    CNIConfig
 	attach *attacher
 	watch  *confWatch
 
-	// one look at the configuration at a time, so that an older one never follows a newer one
+	// reading serialises reloads, so that an older configuration never replaces a newer one.
 	reading keylock.Map
-	unused  map[string]string // why which file is not used; under reading
-	changed chan struct{}     // holds one element when plugins were installed or uninstalled
+	unused  map[string]string // reason by unused file; guarded by reading
+	changed chan struct{}     // holds one element after plugins were installed or uninstalled
 
-	mu      sync.RWMutex // guards the rest
+	mu      sync.RWMutex // guards the fields below
 	current *libcni.NetworkConfigList
 	problem error    // why there is no current configuration
-	status  error    // what the plugins said when they were last asked
-	broken  []string // files that are not valid, and what is wrong with stale ones
-	stale   []string // the main plugins of files that are not used without them
+	status  error    // the last result of STATUS
+	broken  []string // descriptions of invalid and stale files
+	stale   []string // the missing main plugins of unused files
 	ranges  []netip.Prefix
 }
 
-// maxNoticed bounds how many files a notice names.
+// maxNoticed bounds the number of files in a notice.
 const maxNoticed = 5
 
 var _ Network = (*CNI)(nil)
 
-// How often plugins of version 1.1 or newer are asked for their STATUS, while they are ready and
-// while they are not.
+// Intervals of STATUS for plugins of version 1.1 or newer, while they are ready and while they are
+// not.
 const (
-	statusEvery = 10 * time.Second
-	statusAgain = time.Second
+	statusInterval      = 10 * time.Second
+	statusRetryInterval = time.Second
 )
 
-var errNotAsked = errors.New("its plugins have not been asked yet")
+var errNoStatus = errors.New("the STATUS of its plugins is not known yet")
 
-// NewCNI reads the configuration, which may appear later. Run follows it.
+// NewCNI reads the configuration, which may be created later. Run follows it.
 func NewCNI(cfg CNIConfig) (*CNI, error) {
 	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Pins, cfg.Observer, cfg.Log)
 	if err != nil {
@@ -81,13 +82,13 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 	}
 
 	c.watch.update()
-	c.reloadLocked(func(*libcni.NetworkConfigList) error { return errNotAsked })
+	c.reloadLocked(func(*libcni.NetworkConfigList) error { return errNoStatus })
 
 	return c, nil
 }
 
-// Run implements Network: it follows the configuration directory, and the plugins' own word, and
-// has plugins that are back release what they hold of pods that are gone.
+// Run implements Network. It follows the configuration directory and the plugins' STATUS.
+// Reinstalled plugins release their resources of removed pods.
 func (c *CNI) Run(ctx context.Context) {
 	var owed sync.WaitGroup
 	owed.Go(func() { c.attach.run(ctx) })
@@ -115,34 +116,32 @@ func (c *CNI) follow(ctx context.Context) {
 			if !ok {
 				return
 			}
-			c.cfg.Log.Warn("watch the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
+			c.cfg.Log.Warn("error watching the CNI configuration", "dir", c.cfg.ConfDir, "err", err)
 
 		case <-ask.C:
 		case <-c.changed:
 		}
 
 		c.watch.update()
-		next := statusEvery
+		next := statusInterval
 		if c.watch.notice() != "" {
 			next = pollEvery
 		}
 		if !c.reload(ctx, status) {
-			next = statusAgain
+			next = statusRetryInterval
 		}
 
 		ask.Reset(next)
 	}
 }
 
-// Reload reads the configuration again, and asks its plugins, although nothing has told of a
-// change.
+// Reload reads the configuration and runs STATUS without waiting for a change.
 func (c *CNI) Reload(ctx context.Context) {
 	c.watch.update()
 	c.reload(ctx, func(list *libcni.NetworkConfigList) error { return c.attach.status(ctx, list) })
 }
 
-// reload reads the configuration and what its plugins say of themselves, which it returns as ready
-// or not.
+// reload reads the configuration, runs STATUS and reports whether the plugins are ready.
 func (c *CNI) reload(ctx context.Context, status func(*libcni.NetworkConfigList) error) (ready bool) {
 	unlock, err := c.reading.Lock(ctx, "")
 	if err != nil {
@@ -156,51 +155,53 @@ func (c *CNI) reloadLocked(status func(*libcni.NetworkConfigList) error) (ready 
 	unused := map[string]string{}
 	var broken, stale []string
 	list, err := firstUsable(c.cfg.ConfDir, c.cfg.BinDirs, func(file string, err error) {
-		if unused[file] = err.Error(); c.unused[file] != err.Error() { // it is read every few seconds
-			c.cfg.Log.Warn("CNI configuration cannot be used, the next one is tried", "file", file, "err", err)
+		// Log once, since the file is read every few seconds.
+		if unused[file] = err.Error(); c.unused[file] != err.Error() {
+			c.cfg.Log.Warn("skipping an unusable CNI configuration", "file", file, "err", err)
 		}
 
 		var noPlugin *staleError
 		if errors.As(err, &noPlugin) {
 			stale = append(stale, noPlugin.plugin)
-			broken = append(broken, fmt.Sprintf("%s is not used: %v", file, err))
+			broken = append(broken, fmt.Sprintf("%s is skipped: %v", file, err))
 		} else {
-			broken = append(broken, file+" is not valid and not used")
+			broken = append(broken, file+" is invalid and skipped")
 		}
 	})
 
 	c.unused = unused
-	var said error
+	var statusErr error
 	if list != nil && hasGC(list) {
-		said = status(list)
+		statusErr = status(list)
 	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
 	if list != nil && (c.current == nil || string(c.current.Bytes) != string(list.Bytes)) {
-		c.cfg.Log.Info("CNI configuration", "network", list.Name, "dir", c.cfg.ConfDir)
+		c.cfg.Log.Info("using CNI configuration", "network", list.Name, "dir", c.cfg.ConfDir)
 	}
-	if said != nil && !errors.Is(said, errNotAsked) && (c.status == nil || c.status.Error() != said.Error()) {
-		c.cfg.Log.Warn("CNI plugins are not ready", "err", said)
+	isNew := statusErr != nil && (c.status == nil || c.status.Error() != statusErr.Error())
+	if isNew && !errors.Is(statusErr, errNoStatus) {
+		c.cfg.Log.Warn("CNI plugins are not ready", "err", statusErr)
 	}
 
-	c.current, c.problem, c.status = list, err, said
+	c.current, c.problem, c.status = list, err, statusErr
 	c.broken, c.stale = broken, stale
 
-	return said == nil
+	return statusErr == nil
 }
 
-// ConfFile is a network configuration as Inspect finds it.
+// ConfFile is a network configuration found by Inspect.
 type ConfFile struct {
 	File    string
-	Network string   // its name
-	Plugins []string // the programs that it needs, in order, those for addresses among them
-	Err     error    // why it is not valid
+	Network string   // name of the network
+	Plugins []string // required programs in order, including IPAM plugins
+	Err     error    // why the file is invalid
 }
 
-// Inspect reads all configurations of a directory as NewCNI does, in name order; the first valid
-// one counts. A file for which allowed returns an error is not read.
+// Inspect reads all configurations of a directory in name order, like NewCNI. The first valid one
+// is in use. It does not read a file if allowed returns an error.
 func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 	files, err := configFiles(dir)
 	if err != nil {
@@ -221,7 +222,7 @@ func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 		}
 
 		if c.Err = err; err == nil {
-			c.Network, c.Plugins = list.Name, programs(list)
+			c.Network, c.Plugins = list.Name, requiredPlugins(list)
 		}
 
 		all = append(all, c)
@@ -230,16 +231,16 @@ func Inspect(dir string, allowed func(file string) error) ([]ConfFile, error) {
 	return all, nil
 }
 
-// Find is where a plugin is, or an error if it is in none of the directories.
+// Find returns the path of a plugin, or an error if none of the directories has it.
 func Find(name string, binDirs []string) (string, error) {
 	return (*plugins)(nil).FindInPath(name, binDirs)
 }
 
-// programs are the plugins that a configuration needs.
-func programs(list *libcni.NetworkConfigList) []string {
+// requiredPlugins returns the programs required by a configuration.
+func requiredPlugins(list *libcni.NetworkConfigList) []string {
 	var all []string
 	for _, p := range list.Plugins {
-		for _, name := range []string{p.Network.Type, delegate(p)} {
+		for _, name := range []string{p.Network.Type, ipamPlugin(p)} {
 			if name != "" && !slices.Contains(all, name) {
 				all = append(all, name)
 			}
@@ -249,10 +250,9 @@ func programs(list *libcni.NetworkConfigList) []string {
 	return all
 }
 
-// missing is an error that names the first plugin of a configuration that is in none of the
-// directories.
-func missing(list *libcni.NetworkConfigList, binDirs []string) error {
-	for _, name := range programs(list) {
+// checkInstalled returns an error with the name of the first missing plugin of a configuration.
+func checkInstalled(list *libcni.NetworkConfigList, binDirs []string) error {
+	for _, name := range requiredPlugins(list) {
 		if _, err := Find(name, binDirs); err != nil {
 			return fmt.Errorf("network %s: %w", list.Name, err)
 		}
@@ -280,7 +280,7 @@ func (c *CNI) Confirm(id string) error { return c.attach.confirm(id) }
 
 // Del implements Connector.
 func (c *CNI) Del(ctx context.Context, p Pod) error {
-	list, _, _ := c.config() // without one, the cache still knows what to do
+	list, _, _ := c.config() // without a configuration, the cache still has the one of the ADD
 	return c.attach.del(ctx, list, p)
 }
 
@@ -291,7 +291,7 @@ func (c *CNI) Check(ctx context.Context, p Pod) error { return c.attach.check(ct
 func (c *CNI) Collect(ctx context.Context) error {
 	list, _, err := c.config()
 	if err != nil {
-		return nil // there is nothing to ask
+		return nil // no plugins to run
 	}
 	return c.attach.collect(ctx, list)
 }
@@ -312,14 +312,14 @@ func (c *CNI) Ready() error {
 	c.mu.RUnlock()
 	err := problem
 	if err == nil {
-		err = missing(list, c.cfg.BinDirs)
+		err = checkInstalled(list, c.cfg.BinDirs)
 	}
 
 	if err == nil {
 		err = status
 	}
 
-	if c.otherFile(list, stale) {
+	if c.isReloadNeeded(list, stale) {
 		select {
 		case c.changed <- struct{}{}:
 		default:
@@ -329,9 +329,9 @@ func (c *CNI) Ready() error {
 	return err
 }
 
-// otherFile says whether another file than the current one may have to be used, since main plugins
-// were installed or uninstalled.
-func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool {
+// isReloadNeeded reports whether another file may become the current one, because main plugins were
+// installed or uninstalled.
+func (c *CNI) isReloadNeeded(current *libcni.NetworkConfigList, stale []string) bool {
 	installed := func(plugin string) bool { _, err := Find(plugin, c.cfg.BinDirs); return err == nil }
 	if slices.ContainsFunc(stale, installed) {
 		return true
@@ -345,7 +345,7 @@ func (c *CNI) otherFile(current *libcni.NetworkConfigList, stale []string) bool 
 	return !installed(main) && !slices.Contains(stale, main)
 }
 
-// Notice implements Network: the watch, and files that are not used although they are there.
+// Notice implements Network. It covers the watch and the unused files.
 func (c *CNI) Notice() string {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -364,7 +364,7 @@ func (c *CNI) Notice() string {
 	return strings.Join(notices, "; ")
 }
 
-// SetPodCIDR implements Network: the ranges become the capability ipRanges.
+// SetPodCIDR implements Network. The ranges become the capability ipRanges.
 func (c *CNI) SetPodCIDR(cidrs []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

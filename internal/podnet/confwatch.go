@@ -14,22 +14,20 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// pollEvery is the interval in which the configuration is read while the kernel does not report its
-// changes.
+// pollEvery is the interval for reading the configuration while inotify is unavailable.
 const pollEvery = 3 * time.Second
 
-// confWatch has the kernel report changes of the configuration directory. The kernel's inotify
-// instances and watches are shared by all processes of a user, containers among them, so they may
-// be used up: the directory then has to be polled, until an instance can be had again. It is safe
-// for concurrent use.
+// confWatch watches the configuration directory with inotify. All processes of a user, including
+// containers, share the kernel's limits of inotify instances and watches. When they are exhausted,
+// the directory is polled until an instance becomes available. It is safe for concurrent use.
 type confWatch struct {
 	dir        string
 	log        *slog.Logger
 	newWatcher func() (*fsnotify.Watcher, error)
 
-	mu      sync.Mutex        // guards the rest
-	watcher *fsnotify.Watcher // nil while there is none
-	problem error             // why changes are not reported, nil if they are
+	mu      sync.Mutex        // guards the fields below
+	watcher *fsnotify.Watcher // nil if there is none
+	problem error             // why inotify is unavailable, or nil
 	closed  bool
 }
 
@@ -41,8 +39,8 @@ func newConfWatch(dir string, log *slog.Logger) *confWatch {
 	}
 }
 
-// update watches the directory, or the nearest one above it that exists, and logs when that begins
-// or ends to be impossible.
+// update watches the directory, or its nearest existing parent. It logs when inotify becomes
+// unavailable or available again.
 func (w *confWatch) update() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -54,11 +52,10 @@ func (w *confWatch) update() {
 	err := w.watchLocked()
 	if (err == nil) != (w.problem == nil) {
 		if err != nil {
-			w.log.Warn("changes of the CNI configuration are not reported by the kernel; the directory is read in "+
-				"intervals",
+			w.log.Warn("cannot watch the CNI configuration; polling the directory",
 				"dir", w.dir, "interval", pollEvery, "err", err)
 		} else {
-			w.log.Info("changes of the CNI configuration are reported by the kernel again", "dir", w.dir)
+			w.log.Info("watching the CNI configuration again", "dir", w.dir)
 		}
 	}
 
@@ -69,7 +66,7 @@ func (w *confWatch) watchLocked() error {
 	if w.watcher == nil {
 		watcher, err := w.newWatcher()
 		if errors.Is(err, syscall.EMFILE) {
-			return fmt.Errorf("inotify instances or file descriptors are used up; raise "+
+			return fmt.Errorf("inotify instances or file descriptors are exhausted; increase "+
 				"fs.inotify.max_user_instances: %w", err)
 		}
 
@@ -83,7 +80,7 @@ func (w *confWatch) watchLocked() error {
 	for dir := w.dir; ; dir = filepath.Dir(dir) {
 		err := w.watcher.Add(dir)
 		if errors.Is(err, syscall.ENOSPC) {
-			return fmt.Errorf("inotify watches are used up; raise fs.inotify.max_user_watches: %w", err)
+			return fmt.Errorf("inotify watches are exhausted; increase fs.inotify.max_user_watches: %w", err)
 		}
 
 		if missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR); missing &&
@@ -95,7 +92,7 @@ func (w *confWatch) watchLocked() error {
 			return fmt.Errorf("inotify: watch %s: %w", dir, err)
 		}
 
-		if dir != w.dir { // it may have come between the look and the watch
+		if dir != w.dir { // the directory may have been created before the watch
 			if _, err := os.Stat(w.dir); err == nil {
 				return w.watcher.Add(w.dir)
 			}
@@ -105,7 +102,7 @@ func (w *confWatch) watchLocked() error {
 	}
 }
 
-// updates returns the channels of the watcher, nil while there is none.
+// updates returns the channels of the watcher, nil if there is none.
 func (w *confWatch) updates() (<-chan fsnotify.Event, <-chan error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -115,14 +112,14 @@ func (w *confWatch) updates() (<-chan fsnotify.Event, <-chan error) {
 	return w.watcher.Events, w.watcher.Errors
 }
 
-// notice says why the directory is polled, "" if it is not.
+// notice returns the reason for polling the directory, "" if it is watched.
 func (w *confWatch) notice() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.problem == nil {
 		return ""
 	}
-	return fmt.Sprintf("the CNI configuration is read every %v: %v", pollEvery, w.problem)
+	return fmt.Sprintf("the CNI configuration is polled every %v: %v", pollEvery, w.problem)
 }
 
 func (w *confWatch) close() error {

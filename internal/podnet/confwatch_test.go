@@ -15,7 +15,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// shortage is a kernel whose inotify instances are used up while there are none.
+// shortage simulates a kernel without free inotify instances until over is set.
 type shortage struct{ over atomic.Bool }
 
 func (s *shortage) watcher() (*fsnotify.Watcher, error) {
@@ -25,8 +25,8 @@ func (s *shortage) watcher() (*fsnotify.Watcher, error) {
 	return fsnotify.NewWatcher()
 }
 
-// TestInotifyUsedUp: without an inotify instance the configuration is polled, which is logged once
-// and shown in the status, until an instance can be had.
+// TestInotifyUsedUp polls the configuration without an inotify instance, logs this once and shows
+// it in the status, until an instance becomes available.
 func TestInotifyUsedUp(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -60,34 +60,34 @@ func TestInotifyUsedUp(t *testing.T) {
 
 	writeConf(t, filepath.Join(conf, "10.conflist"), "net", "1.0.0")
 	if !within(func() bool { return c.Ready() == nil }) {
-		t.Fatal("never: the configuration is seen")
+		t.Fatal("the configuration is never read")
 	}
 
 	for range 3 {
 		c.Reload(t.Context())
 	}
 
-	if n := strings.Count(log.String(), "read in intervals"); n != 1 {
+	if n := strings.Count(log.String(), "polling the directory"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 
 	kernel.over.Store(true)
 	if !within(func() bool { return c.Notice() == "" }) {
-		t.Fatal("never: an instance is used")
+		t.Fatal("no inotify instance is ever used")
 	}
-	if !strings.Contains(log.String(), "reported by the kernel again") {
-		t.Errorf("the log does not say that it is over:\n%s", log.String())
+	if !strings.Contains(log.String(), "watching the CNI configuration again") {
+		t.Errorf("the log does not report the end of the shortage:\n%s", log.String())
 	}
 	if err := os.Remove(filepath.Join(conf, "10.conflist")); err != nil {
 		t.Fatal(err)
 	}
 
 	if !within(func() bool { return c.Ready() != nil }) {
-		t.Fatal("never: the change is reported")
+		t.Fatal("the change is never reported")
 	}
 }
 
-// lockedBuffer is a log that is read while it is written.
+// lockedBuffer is a log for concurrent reads and writes.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

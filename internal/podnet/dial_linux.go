@@ -11,13 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// entries bounds how many threads are in pods' namespaces to make a socket, which takes
-// microseconds.
+// entries bounds the number of threads in pods' namespaces. Creating a socket takes microseconds.
 var entries = make(chan struct{}, 4)
 
-// Dial connects over TCP from inside a network namespace, nil for our own. Only the socket is made
-// there, on a locked thread: a socket keeps its namespace (network_namespaces(7)). The connection
-// is awaited outside without a thread, until ctx ends.
+// Dial connects over TCP from a network namespace; nil means our own. It creates the socket on a
+// locked thread in that namespace, because a socket stays in its namespace (network_namespaces(7)).
+// It then waits for the connection outside, without a thread, until ctx ends.
 func Dial(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
 	if netns == nil {
 		var d net.Dialer
@@ -26,7 +25,7 @@ func Dial(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, e
 
 	fd, err := socketIn(ctx, netns, addr.Addr().Is4())
 	if err != nil {
-		return nil, fmt.Errorf("make a socket in network namespace %s: %w", netns.Name(), err)
+		return nil, fmt.Errorf("create a socket in network namespace %s: %w", netns.Name(), err)
 	}
 
 	conn, err := connect(ctx, fd, addr)
@@ -37,7 +36,7 @@ func Dial(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, e
 	return conn, nil
 }
 
-// socketIn makes a non-blocking TCP socket in a network namespace.
+// socketIn creates a non-blocking TCP socket in a network namespace.
 func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) {
 	select {
 	case entries <- struct{}{}:
@@ -52,7 +51,7 @@ func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) 
 	}
 
 	enter := func() error { return os.NewSyscallError("setns", unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)) }
-	err = awayFromHome(enter, func() (err error) {
+	err = runInOtherNetNS(enter, func() (err error) {
 		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 		return os.NewSyscallError("socket", err)
 	})
@@ -60,10 +59,10 @@ func socketIn(ctx context.Context, netns *os.File, v4 bool) (fd int, err error) 
 	return fd, err
 }
 
-// connect connects a non-blocking socket and takes it over. It waits in the runtime's poller, not
-// in a thread.
+// connect connects a non-blocking socket and takes ownership of it. It waits in the runtime's
+// poller, not in a thread.
 func connect(ctx context.Context, fd int, addr netip.AddrPort) (net.Conn, error) {
-	// The poller must get the socket after connect: it reports an unconnected one as hung up.
+	// The poller reports an unconnected socket as hung up, so connect comes first.
 	begun := unix.Connect(fd, sockaddr(addr))
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close() // the connection has a descriptor of its own
@@ -85,7 +84,7 @@ func connect(ctx context.Context, fd int, addr netip.AddrPort) (net.Conn, error)
 	return net.FileConn(f)
 }
 
-// awaitConnected waits until a socket's connect has ended (connect(2), EINPROGRESS).
+// awaitConnected waits for a pending connect of a socket (connect(2), EINPROGRESS).
 func awaitConnected(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {

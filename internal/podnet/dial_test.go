@@ -21,11 +21,11 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// newNetNS makes a network namespace and opens it.
+// newNetNS creates a network namespace and opens it.
 func newNetNS(t *testing.T) *os.File {
 	t.Helper()
 	pins := NewPins(t.TempDir(), t.TempDir())
-	path, err := pins.Make(nil)
+	path, err := pins.Create(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func newNetNS(t *testing.T) *os.File {
 	return f
 }
 
-// listenIn listens on a port of a namespace, with a queue for one connection.
+// listenIn listens on a port in a namespace, with a backlog of one connection.
 func listenIn(t *testing.T, netns *os.File, at unix.Sockaddr, family int) (port uint16) {
 	t.Helper()
 	var fd int
@@ -78,7 +78,7 @@ func listenIn(t *testing.T, netns *os.File, at unix.Sockaddr, family int) (port 
 	return 0
 }
 
-// threads is the number of this process's threads.
+// threads returns the number of threads of this process.
 func threads(t *testing.T) int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
@@ -115,7 +115,7 @@ func TestDialFamilies(t *testing.T) {
 		c.Close()
 		if c, err := Dial(t.Context(), nil, netip.MustParseAddrPort(addr)); err == nil {
 			c.Close()
-			t.Error("the loopback of the pod is that of the node")
+			t.Error("connected to the loopback of the node")
 		}
 	}
 
@@ -124,13 +124,13 @@ func TestDialFamilies(t *testing.T) {
 	}
 }
 
-// TestDialHoldsNoThread: a port that does not accept costs descriptors until the deadline, and no
-// threads.
+// TestDialHoldsNoThread connects to a port without accept. This costs descriptors until the
+// deadline, but no threads.
 func TestDialHoldsNoThread(t *testing.T) {
 	netns := newNetNS(t)
 	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"),
 		listenIn(t, netns, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, unix.AF_INET))
-	first, err := Dial(t.Context(), netns, addr) // fills the queue
+	first, err := Dial(t.Context(), netns, addr) // fills the backlog
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestDialHoldsNoThread(t *testing.T) {
 		}
 	}
 
-	if timedOut < dials-2 { // the queue takes one more than its length
+	if timedOut < dials-2 { // the kernel accepts one more than the backlog
 		t.Errorf("%d of %d dials timed out", timedOut, dials)
 	}
 	if after := openFiles(t); after > descriptors+4 {
@@ -235,10 +235,10 @@ func TestOpenProcess(t *testing.T) {
 	}
 
 	if _, err := OpenProcess(model.ContainerID(id), os.Getpid()); !errdefs.IsNotFound(err) {
-		t.Errorf("this process for a container: %v", err)
+		t.Errorf("own process as a container: %v", err)
 	}
 
 	if _, err := NewPins(t.TempDir(), t.TempDir()).OpenPin(model.ContainerID(id)); !errdefs.IsNotFound(err) {
-		t.Errorf("a pin that is not there: %v", err)
+		t.Errorf("missing pin: %v", err)
 	}
 }

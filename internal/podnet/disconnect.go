@@ -12,41 +12,40 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// attachment is how a pod was connected.
+// attachment describes a connection of a pod.
 type attachment struct {
 	list *libcni.NetworkConfigList
 	rt   *libcni.RuntimeConf
-	// the path that the plugins of the ADD were given, "" if it is not known
+	// netns is the path passed to the plugins of the ADD, "" if unknown.
 	netns   string
-	result  json.RawMessage // what the ADD gave, nil if it is not known
-	guessed bool            // nothing says that the pod was ever connected
+	result  json.RawMessage // result of the ADD, nil if unknown
+	guessed bool            // no record of a connection exists
 }
 
-// OwedError is a network that cannot be released before a program is installed again. The pod need
-// not wait for it, but its network namespace must stay: Del needs it.
-type OwedError struct {
-	Program string // the one that is missing
+// MissingPluginError reports a network with a missing IPAM program. The pod may be removed, but its
+// network namespace must stay for a later Del.
+type MissingPluginError struct {
+	Program string // name of the missing program
 	Err     error
 }
 
-func (e *OwedError) Error() string { return e.Err.Error() }
+func (e *MissingPluginError) Error() string { return e.Err.Error() }
 
-func (e *OwedError) Unwrap() error { return e.Err }
+func (e *MissingPluginError) Unwrap() error { return e.Err }
 
-// del disconnects a pod with the configurations with which it was connected. A pod of which neither
-// cache nor journal knows, but whose namespace is still there, may have been left by an older shim
-// in the middle of an ADD: it is disconnected with the current configuration, if there is one. So
-// is one that an older shim has connected, which needs a configuration.
+// del disconnects a pod with the configurations used to connect it. Without a record, a pod with a
+// namespace may be the leftover of an older shim's interrupted ADD. del disconnects it with the
+// current configuration, if there is one. It does the same for a connection of an older shim, and
+// then requires a configuration.
 func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p Pod) error {
-	attachments, err := a.attachments(ctx, p)
+	attachments, err := a.findAttachments(ctx, p)
 	if err != nil {
 		return fmt.Errorf("disconnect pod %s: %w", p.title(), err)
 	}
 
-	connected := p.Foreign || a.cache.isDamaged(p.ID) // something is to be released although nobody knows how
+	connected := p.Foreign || a.cache.isDamaged(p.ID) // resources exist although the configuration is unknown
 	if len(attachments) == 0 && connected && current == nil {
-		return fmt.Errorf("disconnect pod %s: the CNI cache does not know it, and there is no configuration to do "+
-			"it with: %w",
+		return fmt.Errorf("disconnect pod %s: it is missing from the CNI cache, and there is no CNI configuration: %w",
 			p.title(), errdefs.ErrUnavailable)
 	}
 
@@ -72,71 +71,76 @@ func (a *attacher) del(ctx context.Context, current *libcni.NetworkConfigList, p
 	return a.forget(p.ID)
 }
 
-// delete runs the DEL of the plugins that are installed, with the result of the ADD. What plugins
-// that were uninstalled meanwhile hold is owed. The DEL is noted until all of the pod's attachments
-// are gone, if there is room for a note.
+// delete runs the DEL of the installed plugins with the result of the ADD. It defers the DEL of
+// uninstalled plugins. The journal records the DEL, if possible, until all attachments of the pod
+// are removed.
 func (a *attacher) delete(ctx context.Context, c attachment, pod string) error {
-	rest := split(c.list, a.binDirs)
+	rest := splitInstalled(c.list, a.binDirs)
 	held, err := a.journal.begin(c.list, c.rt, unconfirmed)
 	if err != nil {
-		a.log.Warn("a DEL begins without a note of it", "err", err)
+		a.log.Warn("cannot record a DEL in the journal", "err", err)
 	} else {
 		defer held.Close()
 	}
 
-	if err := a.cniIn(a.cacheDir, a.delLimit, a.others, held).DelNetworkList(ctx, rest.list, c.rt); err != nil {
+	if err := a.cniIn(a.cacheDir, a.delTimeout, a.otherSlots, held).DelNetworkList(ctx, rest.list, c.rt); err != nil {
 		return err
 	}
 
 	if c.guessed {
-		return nil // plugins that are missing hold nothing that anybody knows of
+		return nil // missing plugins have no known resources
 	}
 
 	if rest.address != "" {
-		err := missing(c.list, a.binDirs)
-		if c.result != nil { // libcni has forgotten it with the DEL of the others
+		err := checkInstalled(c.list, a.binDirs)
+		if c.result != nil { // libcni removed the entry with the DEL of the others
 			err = errors.Join(err, a.cache.restore(c))
 		}
-		return &OwedError{rest.address, fmt.Errorf("plugin %q cannot release the pod's address: %w", rest.holder, err)}
+		return &MissingPluginError{
+			Program: rest.address,
+			Err:     fmt.Errorf("plugin %q cannot release the pod's address: %w", rest.holder, err),
+		}
 	}
 
 	if len(rest.missing) > 0 {
-		return a.owe(c, rest.missing, pod)
+		return a.deferDel(c, rest.missing, pod)
 	}
 
 	return nil
 }
 
-// owe notes what plugins hold that are not installed any more, and reports it. The pod is free of
-// it.
-func (a *attacher) owe(c attachment, missing []string, pod string) error {
-	if err := a.owed.add(c); err != nil {
+// deferDel records the resources of uninstalled plugins for a later DEL, and logs this. The pod may
+// be removed.
+func (a *attacher) deferDel(c attachment, missing []string, pod string) error {
+	if err := a.deferred.add(c); err != nil {
 		return err
 	}
-	a.log.Warn("CNI plugins were uninstalled while a pod ran; what they hold of it is released if they come back",
+
+	a.log.Warn("CNI plugins were uninstalled while a pod was running; reinstall them to release their resources",
 		"plugins", strings.Join(missing, ", "), "pod", pod, "sandbox", c.rt.ContainerID, "network", c.list.Name,
-		"within", owedFor)
+		"within", deferredMaxAge)
+
 	return nil
 }
 
-// part is what is left of a configuration from which programs were uninstalled.
-type part struct {
-	list    *libcni.NetworkConfigList // with the plugins that can run
-	missing []string                  // plugins of the chain that are not installed
+// installedPart is a configuration without its uninstalled programs.
+type installedPart struct {
+	list    *libcni.NetworkConfigList // with the installed plugins
+	missing []string                  // uninstalled plugins of the chain
 
-	// address is a program for addresses that is not installed, "" for none, and holder the plugin
-	// that delegates to it. The holder is not in list: the standard plugins remove their interface,
-	// which knows the addresses of masquerading rules, before they call that program, and the DEL
-	// after one that failed there would not find them.
+	// address is an uninstalled IPAM program, or "", and holder the plugin calling it. The list
+	// omits the holder: standard plugins delete their interface before they call the IPAM program.
+	// The addresses of the interface identify the masquerading rules, so a second DEL after a
+	// failed IPAM call would not find these rules.
 	address, holder string
 }
 
-func split(list *libcni.NetworkConfigList, binDirs []string) part {
+func splitInstalled(list *libcni.NetworkConfigList, binDirs []string) installedPart {
 	rest := *list
 	rest.Plugins = nil
-	p := part{list: &rest}
+	p := installedPart{list: &rest}
 	for _, plugin := range list.Plugins {
-		name, address := plugin.Network.Type, delegate(plugin)
+		name, address := plugin.Network.Type, ipamPlugin(plugin)
 		if _, err := Find(name, binDirs); err != nil {
 			p.missing = append(p.missing, name)
 			continue
@@ -155,9 +159,9 @@ func split(list *libcni.NetworkConfigList, binDirs []string) part {
 	return p
 }
 
-// attachments are those of a pod in libcni's cache or, if an ADD did not get so far, in the
-// journal; then nothing of it runs any more.
-func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error) {
+// findAttachments returns the attachments of a pod in libcni's cache, or of an unfinished ADD in
+// the journal. It first waits until the plugins of that ADD have exited.
+func (a *attacher) findAttachments(ctx context.Context, p Pod) ([]attachment, error) {
 	pending, err := a.journal.read(p.ID)
 	if err != nil {
 		return nil, err
@@ -178,7 +182,7 @@ func (a *attacher) attachments(ctx context.Context, p Pod) ([]attachment, error)
 	for _, e := range cached {
 		rt := e.runtime()
 		rt.CapabilityArgs = withPorts(rt.CapabilityArgs, p.Ports)
-		if p.NetNS == "" || !isNetNS(p.NetNS)(e.NetNS) { // else the path that is in the plugins' result
+		if p.NetNS == "" || !isNetNS(p.NetNS)(e.NetNS) { // otherwise keep the path of the plugins' result
 			rt.NetNS = p.NetNS
 		}
 
@@ -218,13 +222,13 @@ func (a *attacher) forget(id string) error {
 	return nil
 }
 
-// delegators are the standard plugins that run the program which their section "ipam" names (CNI
-// specification, section 4). What other plugins do with that section is their own affair:
-// azure-vnet implements "azure-cns" itself.
+// delegators are the standard plugins with an IPAM plugin, named in their section "ipam" (CNI
+// specification, section 4). Other plugins may use this section differently: azure-vnet implements
+// "azure-cns" itself.
 var delegators = []string{"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp", "tap", "vlan"}
 
-// delegate is the program for addresses that a plugin needs, "" for none.
-func delegate(p *libcni.PluginConfig) string {
+// ipamPlugin returns the name of the IPAM program required by a plugin, "" for none.
+func ipamPlugin(p *libcni.PluginConfig) string {
 	if !slices.Contains(delegators, p.Network.Type) {
 		return ""
 	}

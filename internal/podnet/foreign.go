@@ -11,14 +11,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What shims before this one left in libcni's cache: connections of single plugins beside those of
-// lists, without what the plugins were told of host ports, or results alone, from before libcni
-// kept configurations (0.8).
+// Older shims wrote other entries to libcni's cache: connections of single plugins, without the
+// capability arguments for host ports, or bare results from before libcni cached configurations
+// (0.8).
 
-// listFromBytes reads a cached configuration: a list, or the single plugin that kubenet once was.
+// listFromBytes parses a cached configuration: a list, or a single plugin of an old kubenet.
 func listFromBytes(b []byte) (*libcni.NetworkConfigList, error) {
 	if len(b) > maxConfig {
-		return nil, fmt.Errorf("it has %d bytes, at most %d are possible", len(b), maxConfig)
+		return nil, fmt.Errorf("%d bytes exceed the limit of %d", len(b), maxConfig)
 	}
 
 	var keys map[string]json.RawMessage
@@ -37,9 +37,9 @@ func listFromBytes(b []byte) (*libcni.NetworkConfigList, error) {
 	return singlePlugin(b)
 }
 
-// withPorts adds the host ports to what plugins are told, if they are not told of any.
+// withPorts adds the host ports to the capabilities, unless these have ports.
 func withPorts(capabilities map[string]any, ports []*runtimeapi.PortMapping) map[string]any {
-	mapped := mappable(ports)
+	mapped := portMappings(ports)
 	if len(mapped) == 0 || capabilities["portMappings"] != nil {
 		return capabilities
 	}
@@ -54,8 +54,7 @@ func withPorts(capabilities map[string]any, ports []*runtimeapi.PortMapping) map
 	return out
 }
 
-// adopt notes that a pod holds a connection that others have made: it must not be taken for a
-// leftover of nobody.
+// adopt records the connection of an older shim's pod, so that GC does not release it.
 func (a *attacher) adopt(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -64,18 +63,18 @@ func (a *attacher) adopt(id string) {
 	}
 }
 
-// Connection is how libcni's cache says that a pod is connected.
+// Connection describes a pod's connection according to libcni's cache.
 type Connection struct {
 	Network   string
 	Plugins   []string // their types
 	Addresses []netip.Addr
-	Ports     []*runtimeapi.PortMapping // what the plugins were told
-	MapsPorts bool                      // one of the plugins maps host ports, and unmaps them
-	Problem   string                    // why a DEL with this entry cannot work, "" if it can
+	Ports     []*runtimeapi.PortMapping // host ports passed to the plugins
+	MapsPorts bool                      // one of the plugins maps and unmaps host ports
+	Problem   string                    // why a DEL with this entry would fail, "" if it would not
 }
 
-// ReadCache reads libcni's cache: the connection of each sandbox, by its ID. An older shim's entry
-// may be of a result alone, which is not among them.
+// ReadCache reads libcni's cache and returns the connection of each sandbox by ID. It omits bare
+// results of older shims.
 func ReadCache(cacheDir string) (map[string]Connection, error) {
 	cached, err := (&cache{dir: cacheDir}).entries("")
 	if err != nil {
@@ -91,7 +90,7 @@ func ReadCache(cacheDir string) (map[string]Connection, error) {
 		conn := Connection{
 			Network:   e.Network,
 			Addresses: e.addresses(),
-			Ports:     toldPorts(e.Capabilities),
+			Ports:     cachedPorts(e.Capabilities),
 		}
 		if e.list == nil {
 			_, err := listFromBytes(e.Config)
@@ -111,8 +110,8 @@ func ReadCache(cacheDir string) (map[string]Connection, error) {
 	return out, nil
 }
 
-// toldPorts are the host ports in cached capability arguments, as far as they are ports.
-func toldPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
+// cachedPorts returns the valid host ports in cached capability arguments.
+func cachedPorts(capabilities map[string]any) []*runtimeapi.PortMapping {
 	b, err := json.Marshal(capabilities["portMappings"])
 	if err != nil {
 		return nil

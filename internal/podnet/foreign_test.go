@@ -19,8 +19,7 @@ import (
 
 var ports = []*runtimeapi.PortMapping{{HostPort: 8080, ContainerPort: 80}}
 
-// oldCache is the cache of a network whose entry for the pod is changed by edit, as a shim before
-// this one left it.
+// oldCache returns the cache of a network. edit changes the pod's entry to that of an older shim.
 func oldCache(
 	t *testing.T, f fake, p Pod, edit func(entry map[string]json.RawMessage) map[string]json.RawMessage,
 ) (cache string) {
@@ -54,13 +53,13 @@ func oldCache(
 	return cache
 }
 
-// TestDelOfAnOlderShimsEntry releases pods with entries of several ages: the plugin is told of the
-// host ports, and nothing is left.
-func TestDelOfAnOlderShimsEntry(t *testing.T) {
+// TestDelOfOldShimEntry releases pods with entries of older shims. The plugin gets the host ports,
+// and nothing is left behind.
+func TestDelOfOldShimEntry(t *testing.T) {
 	type entry = map[string]json.RawMessage
 	for name, c := range map[string]struct {
 		edit func(entry) entry
-		ips  bool // are known from the cache
+		ips  bool // whether the cache has the addresses
 	}{
 		"of a list, without capabilities": {func(e entry) entry { delete(e, "capabilityArgs"); return e }, true},
 		"of a single plugin": {func(e entry) entry {
@@ -92,7 +91,7 @@ func TestDelOfAnOlderShimsEntry(t *testing.T) {
 			}
 
 			f.mode("")
-			_ = cmd.Process.Kill() // the pause is dead
+			_ = cmd.Process.Kill() // the pause process has exited
 			p.NetNS, p.Ports, p.Foreign = "", ports, true
 			for range 2 {
 				if err := restarted.Del(t.Context(), p); err != nil {
@@ -102,23 +101,23 @@ func TestDelOfAnOlderShimsEntry(t *testing.T) {
 
 			if want := `"portMappings":[{"hostPort":8080,"containerPort":80,` +
 				`"protocol":"tcp"}]`; !strings.Contains(f.read("stdin.DEL"), want) {
-				t.Errorf("the plugin was not told %s:\n%s", want, f.read("stdin.DEL"))
+				t.Errorf("the plugin did not get %s:\n%s", want, f.read("stdin.DEL"))
 			}
 
 			if want := "DEL " + p.ID + " eth0"; !strings.Contains(f.calls(), want) {
 				t.Errorf("calls: %s", f.calls())
 			}
 
-			if left, _ := filepath.Glob(filepath.Join(cache, "results/*")); len(left) > 0 || len(f.held()) > 0 ||
+			remaining, _ := filepath.Glob(filepath.Join(cache, "results/*"))
+			if len(remaining) > 0 || len(f.held()) > 0 ||
 				len(restarted.Attached()) > 0 {
-				t.Errorf("left: %v, %v, %v", left, f.held(), restarted.Attached())
+				t.Errorf("files remain: %v, held: %v, attached: %v", remaining, f.held(), restarted.Attached())
 			}
 		})
 	}
 }
 
-// TestForeignPodsAreNotCollected gives an adopted pod without any entry to a network whose plugins
-// collect.
+// TestForeignPodsAreNotCollected runs GC for an adopted pod without a cache entry.
 func TestForeignPodsAreNotCollected(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.1.0")
@@ -128,11 +127,11 @@ func TestForeignPodsAreNotCollected(t *testing.T) {
 	}
 
 	if !strings.Contains(f.read("stdin.GC"), sandboxID) {
-		t.Errorf("the plugin takes the pod for nobody's: %s", f.read("stdin.GC"))
+		t.Errorf("GC would release the pod: %s", f.read("stdin.GC"))
 	}
 }
 
-func TestDelOfAForeignPodWaitsForAConfiguration(t *testing.T) {
+func TestDelOfForeignPodRequiresConfiguration(t *testing.T) {
 	f := newFake(t)
 	c := newCNI(t, t.TempDir(), f.dir, t.TempDir())
 	if err := c.Del(t.Context(), Pod{ID: sandboxID, Foreign: true}); !errdefs.IsUnavailable(err) {
@@ -140,7 +139,7 @@ func TestDelOfAForeignPodWaitsForAConfiguration(t *testing.T) {
 	}
 
 	if err := c.Del(t.Context(), Pod{ID: sandboxID}); err != nil {
-		t.Errorf("of ours, which would be in the cache: %v", err)
+		t.Errorf("of our own pod, missing from the cache: %v", err)
 	}
 }
 
@@ -168,7 +167,7 @@ func TestAddresses(t *testing.T) {
 
 	del(t, k, p)
 	if got := Addresses(sandboxID, 0); got != nil {
-		t.Errorf("of nobody: %v", got)
+		t.Errorf("without a process: %v", got)
 	}
 }
 
@@ -207,7 +206,7 @@ func TestReadCache(t *testing.T) {
 		t.Error(diff)
 	}
 
-	if got, err := ReadCache(filepath.Join(c.cfg.CacheDir, "nowhere")); err != nil || len(got) != 0 {
+	if got, err := ReadCache(filepath.Join(c.cfg.CacheDir, "missing")); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -219,17 +218,19 @@ func TestListFromBytes(t *testing.T) {
 		`{"cniVersion":"0.4.0","name":"a","type":"t","plugins":[{"type":"x"}]}`:   "a x",
 		`{"name":"a"}`: "", `[]`: "", ``: "",
 	} {
-		list, err := listFromBytes([]byte(in))
-		if want == "" {
-			if err == nil {
-				t.Errorf("%s: %+v", in, list)
+		t.Run(in, func(t *testing.T) {
+			list, err := listFromBytes([]byte(in))
+			if want == "" {
+				if err == nil {
+					t.Errorf("%s: %+v", in, list)
+				}
+				return
 			}
-			continue
-		}
 
-		if err != nil || describe(list) != want {
-			t.Errorf("%s: %v, %v", in, list, err)
-		}
+			if err != nil || describe(list) != want {
+				t.Errorf("%s: %v, %v", in, list, err)
+			}
+		})
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// checkedList fails if a configuration could take libcni or a plugin's path anywhere else.
+// checkedList fails if a configuration has an unsafe network or plugin name.
 func checkedList(t *testing.T, list *libcni.NetworkConfigList) {
 	t.Helper()
 	if filepath.Base(list.Name) != list.Name || !filepath.IsLocal(list.Name) || len(list.Name) > maxNetworkName {
@@ -24,15 +24,16 @@ func checkedList(t *testing.T, list *libcni.NetworkConfigList) {
 		t.Errorf("%d plugins", len(list.Plugins))
 	}
 
-	for _, name := range programs(list) {
+	for _, name := range requiredPlugins(list) {
 		if strings.ContainsAny(name, "/\x00\n\x1b") {
 			t.Errorf("plugin %q", name)
 		}
 	}
 }
 
-// FuzzCacheEntry puts a file of any name and content into libcni's cache and the journal: what is
-// used of it names no other file, what is not is set aside once, and nothing outside is touched.
+// FuzzCacheEntry writes a file with any name and content to libcni's cache and the journal.
+// Accepted entries refer to no other file, rejected ones are set aside once, and no other file is
+// touched.
 func FuzzCacheEntry(f *testing.F) {
 	config, _ := json.Marshal([]byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"}]}`))
 	entry := func(network, id, result string) []byte {
@@ -52,7 +53,7 @@ func FuzzCacheEntry(f *testing.F) {
 	f.Add("x", []byte("\xff"))
 	f.Fuzz(func(t *testing.T, name string, content []byte) {
 		if name == "" || len(name) > 200 || strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
-			return // is no name of a file
+			return // not a file name
 		}
 
 		dir := t.TempDir()
@@ -104,7 +105,7 @@ func FuzzCacheEntry(f *testing.F) {
 	})
 }
 
-// checkEntries fails if an entry of a file is used for another.
+// checkEntries fails if an entry is used under another name.
 func checkEntries(t *testing.T, name string, entries []*entry) {
 	t.Helper()
 	for _, e := range entries {
@@ -145,7 +146,7 @@ func checkRecords(t *testing.T, j journal) {
 	}
 }
 
-// FuzzNetworkConfig reads a network configuration of any content, as a list or as one plugin.
+// FuzzNetworkConfig reads any network configuration, as a list or as a single plugin.
 func FuzzNetworkConfig(f *testing.F) {
 	for _, in := range []string{
 		`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","ipam":{"type":"host-local"}},` +
@@ -177,7 +178,8 @@ func FuzzNetworkConfig(f *testing.F) {
 	})
 }
 
-// FuzzSysctl: whatever is accepted is a path below net/ without a way out, and one printable line.
+// FuzzSysctl checks accepted parameters: the path stays below net/, and the value is one printable
+// line.
 func FuzzSysctl(f *testing.F) {
 	for _, name := range []string{"net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding",
 		"net.ipv4.conf.eth0/1.forwarding", "net/../kernel/x", "net.\x00", "/net/core", "net.." + "kernel"} {

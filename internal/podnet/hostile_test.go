@@ -22,7 +22,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// hostilePlugin is a plugin whose ADD runs a script, and whose DEL another.
+// hostilePlugin creates a plugin running one script for ADD and one for DEL.
 func hostilePlugin(t *testing.T, add, del string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -35,33 +35,32 @@ func hostilePlugin(t *testing.T, add, del string) (dir string) {
 	return dir
 }
 
-// TestHostilePlugins runs plugins that answer with too much, with what is no result, or not at all:
-// the pod fails with a short error, what they reserved is released, and memory and time stay within
-// bounds.
+// TestHostilePlugins runs plugins with excessive, malformed or missing output. The pod fails with a
+// short error, reservations are released, and memory and time stay bounded.
 func TestHostilePlugins(t *testing.T) {
 	const result = `echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'`
 	const forever = "yes '\x1b[31mnoise'"
 	for name, c := range map[string]struct{ add, del, want string }{
 		"100 MiB": {"head -c 104857600 /dev/zero", "",
-			"printed more than 1048576 bytes and was killed"},
-		"without end": {forever, "", "printed more than 1048576 bytes and was killed"},
+			"killed after printing more than 1048576 bytes"},
+		"without end": {forever, "", "killed after printing more than 1048576 bytes"},
 		"without end, and a child": {forever + " & echo $! > child; wait", "",
-			"printed more than 1048576 bytes and was killed"},
-		"errors without end": {forever + " >&2", "", "did not end within"},
+			"killed after printing more than 1048576 bytes"},
+		"errors without end": {forever + " >&2", "", "killed after a timeout of"},
 		"100 MiB of errors":  {"head -c 104857600 /dev/zero >&2; exit 3", "", "exit status 3"},
 		"an error of 1 MB": {`printf '{"code":7,"msg":"'; head -c 1000000 /dev/zero | tr '\0' x; printf ` +
 			`'"}'; exit 1`, "", "CNI error 7: xxx"},
 		"an error of other bytes": {`printf '{"code":7,"msg":"\377\376\\u001b[2J\\u202e"}'; exit 1`, "",
 			"CNI error 7"},
-		"errors of other bytes": {`printf '\377\376\033[2J' >&2; exit 1`, "", "on standard error"},
-		"garbage":               {`printf '\377\376\033[2J'`, "", "its output is not JSON"},
-		"nothing":               {"true", "", "its output is not JSON"},
-		"a null":                {"echo null", "", "gave no address"},
+		"errors of other bytes": {`printf '\377\376\033[2J' >&2; exit 1`, "", "standard error"},
+		"garbage":               {`printf '\377\376\033[2J'`, "", "output is not JSON"},
+		"nothing":               {"true", "", "output is not JSON"},
+		"a null":                {"echo null", "", "assigned no address"},
 		"a hostile interface": {`echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4",` +
-			`"address":"10.1.2.3/24"}]}'`, "", "is no name of an interface"},
+			`"address":"10.1.2.3/24"}]}'`, "", "is not a valid interface name"},
 		"a hostile address": {`echo '{"cniVersion":"0.4.0","ips":[{"version":"4","address":"0.0.0.0/0"}]}'`, "",
-			"cannot be a pod's"},
-		"no end":                    {"sleep 1000 & echo $! > child; wait", "", "did not end within"},
+			"is not a valid pod address"},
+		"no end":                    {"sleep 1000 & echo $! > child; wait", "", "killed after a timeout of"},
 		"a child that holds output": {"sleep 1000 & echo $! > child; " + result, "", ""},
 		"garbage from DEL":          {"exit 1", `printf '\377\376\033[2J'`, "exit status 1"},
 		"without end from DEL":      {"exit 1", "head -c 104857600 /dev/zero", "exit status 1"},
@@ -70,7 +69,7 @@ func TestHostilePlugins(t *testing.T) {
 			bin, conf := hostilePlugin(t, c.add, c.del), t.TempDir()
 			writeConf(t, filepath.Join(conf, "10.conflist"), "net", "1.0.0")
 			n := newCNI(t, conf, bin, t.TempDir())
-			n.attach.limit = 2 * time.Second
+			n.attach.timeout = 2 * time.Second
 			p, _ := newPod(t, sandboxID)
 
 			var before, after runtime.MemStats
@@ -80,10 +79,10 @@ func TestHostilePlugins(t *testing.T) {
 			took := time.Since(began)
 			runtime.ReadMemStats(&after)
 			if took > 8*time.Second {
-				t.Errorf("it took %v", took)
+				t.Errorf("Add took %v", took)
 			}
 			if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 {
-				t.Errorf("%d MiB were allocated", grown>>20)
+				t.Errorf("Add allocated %d MiB", grown>>20)
 			}
 
 			child := strings.TrimSpace(readFile(filepath.Join(bin, "child")))
@@ -98,28 +97,34 @@ func TestHostilePlugins(t *testing.T) {
 					t.Errorf("DEL: %v after %v", err, time.Since(began))
 				}
 			} else {
-				if err == nil || !strings.Contains(err.Error(), c.want) {
-					t.Fatalf("%.300v, want %q", err, c.want)
-				}
-
-				if s := err.Error(); len(s) > 2000 || !utf8.ValidString(s) || strings.ContainsAny(s, "\x1b\u202e") {
-					t.Errorf("an error of %d bytes: %.300q", len(s), s)
-				}
+				checkHostileError(t, err, c.want)
 				if child != "" && !within(func() bool { return !alive(child) }) {
-					t.Errorf("the plugin's child %s is left", child)
+					t.Errorf("the plugin's child %s is still running", child)
 				}
 
 				del(t, n, p)
 			}
 
 			if _, err := os.Stat(filepath.Join(bin, "held")); err == nil || len(n.Attached()) > 0 {
-				t.Errorf("not undone: %v", n.Attached())
+				t.Errorf("not released: %v", n.Attached())
 			}
 
-			if left, _ := filepath.Glob(filepath.Join(n.cfg.CacheDir, "*/*")); len(left) > 0 {
-				t.Errorf("left: %v", left)
+			if remaining, _ := filepath.Glob(filepath.Join(n.cfg.CacheDir, "*/*")); len(remaining) > 0 {
+				t.Errorf("files remain: %v", remaining)
 			}
 		})
+	}
+}
+
+// checkHostileError requires an error with a text, of bounded size and without control characters.
+func checkHostileError(t *testing.T, err error, want string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Fatalf("%.300v, want %q", err, want)
+	}
+
+	if s := err.Error(); len(s) > 2000 || !utf8.ValidString(s) || strings.ContainsAny(s, "\x1b\u202e") {
+		t.Errorf("an error of %d bytes: %.300q", len(s), s)
 	}
 }
 
@@ -136,7 +141,7 @@ func killChild(t *testing.T, child string) {
 	_ = exec.Command("kill", "-9", child).Run()
 }
 
-// planted are files in a directory that is read, each with what it is; outside is a file elsewhere.
+// plant creates files in a directory, by name and kind or content. outside is the target of links.
 func plant(t *testing.T, dir, outside string, names map[string]string) {
 	t.Helper()
 	for name, what := range names {
@@ -163,7 +168,7 @@ func plant(t *testing.T, dir, outside string, names map[string]string) {
 	}
 }
 
-// promptly fails if something takes as long as a FIFO or a file without an end would.
+// promptly fails if do blocks, for example on a FIFO or an endless file.
 func promptly(t *testing.T, what string, do func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -175,8 +180,8 @@ func promptly(t *testing.T, what string, do func()) {
 	}
 }
 
-// TestHostileCache plants what a crash or somebody else may leave in libcni's cache: the daemon
-// starts, nothing outside is touched, each file is set aside and reported, and pods are released.
+// TestHostileCache starts the daemon with damaged and planted files in libcni's cache. It sets each
+// file aside and reports it, touches no other file, and can release all pods.
 func TestHostileCache(t *testing.T) {
 	f := newFake(t)
 	first := f.network(t, "1.0.0")
@@ -224,38 +229,38 @@ func TestHostileCache(t *testing.T) {
 		}
 	}
 
-	left, _ := os.ReadDir(results)
-	if len(left) != 2 { // the healthy pod's and the directory
-		t.Errorf("left to be read: %v", left)
+	remaining, _ := os.ReadDir(results)
+	if len(remaining) != 2 { // the healthy pod's entry and the directory
+		t.Errorf("files remaining in the cache: %v", remaining)
 	}
 
-	if n := next.Notice(); !strings.Contains(n, "12 files") ||
+	if n := next.Notice(); !strings.Contains(n, "12 unusable files") ||
 		!strings.Contains(n, filepath.Join(cacheDir, "set-aside")) {
 		t.Errorf("notice %q", n)
 	}
 
-	if n := strings.Count(log.String(), "is set aside"); n != 12 || !utf8.Valid(log.Bytes()) {
-		t.Errorf("%d lines of the log:\n%.2000s", n, &log)
+	if n := strings.Count(log.String(), "set aside an unusable file"); n != 12 || !utf8.Valid(log.Bytes()) {
+		t.Errorf("%d log lines:\n%.2000s", n, &log)
 	}
 
 	releaseHostile(t, f, next.cfg, []Pod{healthy, badResult, torn})
 	if readFile(outside) != "outside" {
-		t.Error("a file outside is changed")
+		t.Error("the file outside was changed")
 	}
 	if got, err := ReadCache(cacheDir); err != nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
 
-// fourth is the ID of a pod of which only hostile entries are in the cache.
+// fourth is the ID of a pod with only hostile entries in the cache.
 var fourth = strings.Repeat("4", 64)
 
-// encodedConfig is a valid configuration of the network net as libcni's cache has it.
+// encodedConfig returns a valid configuration of the network net, encoded as in libcni's cache.
 func encodedConfig() string {
 	return base64.StdEncoding.EncodeToString([]byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"}]}`))
 }
 
-// plantCache damages the entries of two pods and plants 10 hostile ones, which mean the file
+// plantCache damages the entries of two pods and plants 10 hostile ones referring to the file
 // outside.
 func plantCache(t *testing.T, results, badResult, torn string) (outside string) {
 	t.Helper()
@@ -288,19 +293,19 @@ func plantCache(t *testing.T, results, badResult, torn string) (outside string) 
 	return outside
 }
 
-// releaseHostile releases pods with a changed configuration after another start: the last of them
-// was torn, and is released with what is configured now.
+// releaseHostile releases pods with a changed configuration after another start. The last pod's
+// entry was torn, so it is released with the new configuration.
 func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
 	t.Helper()
 	writeConf(t, filepath.Join(cfg.ConfDir, "10.conflist"), "changed", "1.0.0")
-	again, err := NewCNI(cfg) // knows of them from what was set aside
+	again, err := NewCNI(cfg) // finds these pods among the files set aside
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer again.Close()
 
 	for i, p := range pods {
-		p.NetNS = "" // the pause is dead, too
+		p.NetNS = "" // the pause process has exited, too
 		if err := again.Del(t.Context(), p); err != nil {
 			t.Error(err)
 		}
@@ -314,7 +319,7 @@ func releaseHostile(t *testing.T, f fake, cfg CNIConfig, pods []Pod) {
 		}
 	}
 
-	if err := again.Del(t.Context(), Pod{ID: fourth}); err != nil { // might have been ours
+	if err := again.Del(t.Context(), Pod{ID: fourth}); err != nil { // the pod might be ours
 		t.Error(err)
 	}
 
@@ -353,7 +358,7 @@ func TestHostileJournal(t *testing.T) {
 	}
 
 	for _, pod := range c.Attached() {
-		// as an ADD that was cut off
+		// like an interrupted ADD
 		if err := os.WriteFile(filepath.Join(f.dir, "held", pod), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -369,17 +374,17 @@ func TestHostileJournal(t *testing.T) {
 		t.Errorf("held %v, attached %v", f.held(), c.Attached())
 	}
 
-	left, _ := os.ReadDir(pending)
-	if len(left) != 1 || readFile(outside) != "outside" {
-		t.Errorf("left: %v, outside %q", left, readFile(outside))
+	remaining, _ := os.ReadDir(pending)
+	if len(remaining) != 1 || readFile(outside) != "outside" {
+		t.Errorf("files remain: %v, outside %q", remaining, readFile(outside))
 	}
-	if n := c.Notice(); !strings.Contains(n, "10 files") {
+	if n := c.Notice(); !strings.Contains(n, "10 unusable files") {
 		t.Errorf("notice %q", n)
 	}
 }
 
-// TestHostileConfiguration plants files among the network configurations: the next valid one
-// counts.
+// TestHostileConfiguration plants files among the network configurations. The next valid one is
+// used.
 func TestHostileConfiguration(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -405,7 +410,7 @@ func TestHostileConfiguration(t *testing.T) {
 	plant(t, conf, "", map[string]string{"16.conflist": "directory", "fifo": "directory"})
 	plant(t, filepath.Join(conf, "fifo"), "", map[string]string{"x.conf": "FIFO"})
 	writeConf(t, filepath.Join(conf, "real"), "good", "1.0.0")
-	if err := os.Symlink("real", filepath.Join(conf, "99.conflist")); err != nil { // as operators do
+	if err := os.Symlink("real", filepath.Join(conf, "99.conflist")); err != nil { // a common setup of operators
 		t.Fatal(err)
 	}
 
@@ -415,7 +420,7 @@ func TestHostileConfiguration(t *testing.T) {
 			t.Fatalf("%v, %v", list, err)
 		}
 
-		if n := c.Notice(); !strings.Contains(n, "00.conf is not valid") || len(n) > 1000 {
+		if n := c.Notice(); !strings.Contains(n, "00.conf is invalid") || len(n) > 1000 {
 			t.Errorf("notice %q", n)
 		}
 		if len(c.unused) != len(planted) {
@@ -439,8 +444,8 @@ func TestHostileConfiguration(t *testing.T) {
 	})
 }
 
-// TestArguments: what a pod's author wrote is neither another argument of a plugin nor free text
-// for iptables; what an older shim left is left out.
+// TestArguments passes hostile values of a pod's author. They become neither additional plugin
+// arguments nor free text for iptables. Invalid values of an older shim are omitted.
 func TestArguments(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -466,13 +471,15 @@ func TestArguments(t *testing.T) {
 			p.Annotations = map[string]string{ingressAnnotation: "1M; tc"}
 		},
 	} {
-		bad := p
-		edit(&bad)
-		f.mode("")
-		if _, err := c.Add(t.Context(), bad); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) ||
-			f.calls() != "" {
-			t.Errorf("%s: %v; calls %q", want, err, f.calls())
-		}
+		t.Run(want, func(t *testing.T) {
+			bad := p
+			edit(&bad)
+			f.mode("")
+			_, err := c.Add(t.Context(), bad)
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || f.calls() != "" {
+				t.Errorf("%v; calls %q", err, f.calls())
+			}
+		})
 	}
 
 	p.Name, p.Foreign = "web;IP=10.0.0.1", true
@@ -487,7 +494,7 @@ func TestArguments(t *testing.T) {
 
 	if strings.Contains(f.calls(), "IP=") || strings.Contains(f.read("stdin.DEL"), "ACCEPT") ||
 		!strings.Contains(f.read("stdin.DEL"), `"hostPort":81`) {
-		t.Errorf("calls %s; told %s", f.calls(), f.read("stdin.DEL"))
+		t.Errorf("calls %s; stdin %s", f.calls(), f.read("stdin.DEL"))
 	}
 
 	if got := cleanArgs([][2]string{{"A", "b;C=d"}, {"E", "f"}, {"G=h", "i"}, {"J", "\x00"}}); len(got) != 1 ||

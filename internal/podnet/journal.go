@@ -18,48 +18,46 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// journal keeps a record of every ADD that has begun, from before its first plugin runs until the
-// whole pod is made or a DEL has undone it, and of every DEL. libcni itself notes only what
-// succeeded: after a daemon that was killed in the middle, nothing would know with which
-// configuration to release what plugins had reserved.
+// journal records each ADD from before its first plugin runs until the pod is complete or a DEL has
+// undone it. It also records each DEL. libcni records successful operations only: after a crash in
+// between, the configuration for releasing the plugins' reservations would be lost.
 //
-// A record is also a lock: plugins inherit it open, so that a later daemon can wait for those that
-// an earlier one left running, and no more than one chain of plugins works on a pod at any time.
+// A record is also a lock. Plugins inherit the open file, so a later daemon can wait for plugins of
+// an earlier one. At most one chain of plugins works on a pod at any time.
 type journal struct {
 	dir   string
-	cache *cache // sets aside what cannot be used
+	cache *cache // sets unusable records aside
 }
 
-// record is an ADD or a DEL in the words of libcni.NetworkAttachment.
+// record is an ADD or a DEL, with the fields of libcni.NetworkAttachment.
 type record struct {
 	ContainerID  string         `json:"containerId"`
 	Config       []byte         `json:"config"` // the network configuration list
 	IfName       string         `json:"ifName"`
 	Args         [][2]string    `json:"args"`
 	Capabilities map[string]any `json:"capabilityArgs"`
-	// the pod was complete: it stands for an entry of the cache
+	// Confirmed marks a complete pod. The record then replaces a cache entry.
 	Confirmed bool `json:"confirmed,omitempty"`
 
-	list *libcni.NetworkConfigList // Config, parsed
+	list *libcni.NetworkConfigList // parsed Config
 }
 
-// What begin notes of a pod.
+// Arguments of begin.
 const (
 	unconfirmed = false
 	confirmed   = true
 )
 
-// newRecord begins the names of records that are being written.
+// newRecord is the prefix of temporary files.
 const newRecord = ".new-"
 
-// strayPatience is how long a DEL waits for plugins that an earlier daemon left running, a slow DEL
-// among them.
-const strayPatience = 2 * time.Minute
+// strayTimeout limits how long a DEL waits for plugins of an earlier daemon, including a slow DEL.
+const strayTimeout = 2 * time.Minute
 
 func (j journal) file(id string) string { return filepath.Join(j.dir, id) }
 
-// begin notes an ADD or a DEL. The file is to be inherited by the plugins, and closed when they
-// have ended.
+// begin records an ADD or a DEL. The plugins inherit the returned file. The caller closes it after
+// they have exited.
 func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, confirmed bool) (*os.File, error) {
 	b, err := json.Marshal(record{
 		ContainerID:  rt.ContainerID,
@@ -70,32 +68,32 @@ func (j journal) begin(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, c
 		Confirmed:    confirmed,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("note what plugins are to do: %w", err)
+		return nil, fmt.Errorf("write journal record: %w", err)
 	}
 
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("note what plugins are to do: %w", err)
+		return nil, fmt.Errorf("write journal record: %w", err)
 	}
 
 	f, err := safefs.CreateFile(j.file(rt.ContainerID), filepath.Join(j.dir, newRecord), b, func(f *os.File) error {
 		return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("note what plugins are to do: %w", err)
+		return nil, fmt.Errorf("write journal record: %w", err)
 	}
 
 	return f, nil
 }
 
-// end forgets what was begun.
+// end removes a record.
 func (j journal) end(id string) error {
 	if err := os.Remove(j.file(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("forget what plugins have done: %w", err)
+		return fmt.Errorf("remove journal record: %w", err)
 	}
 	return nil
 }
 
-// read is the record of a pod, nil if there is none. One that cannot be used is set aside.
+// read returns the record of a pod, nil if there is none. An unusable record is set aside.
 func (j journal) read(id string) (*record, error) {
 	b, err := safefs.ReadFile(j.file(id), maxCacheFile)
 	if errors.Is(err, os.ErrNotExist) {
@@ -109,7 +107,7 @@ func (j journal) read(id string) (*record, error) {
 
 	if err != nil {
 		if err := j.cache.setAside(j.dir, id, err); err != nil {
-			return nil, fmt.Errorf("read the note of what plugins were to do: %w", err)
+			return nil, fmt.Errorf("read journal record: %w", err)
 		}
 		return nil, nil
 	}
@@ -125,10 +123,10 @@ func parseRecord(id string, b []byte) (*record, error) {
 	}
 
 	if r.ContainerID != id {
-		return nil, fmt.Errorf("it is the record of %s", shown([]byte(r.ContainerID)))
+		return nil, fmt.Errorf("the file has the record of %s", excerpt([]byte(r.ContainerID)))
 	}
 	if err := utils.ValidateInterfaceName(r.IfName); err != nil {
-		return nil, fmt.Errorf("ifName %q is no name of an interface", shown([]byte(r.IfName)))
+		return nil, fmt.Errorf("ifName %q is not a valid interface name", excerpt([]byte(r.IfName)))
 	}
 
 	list, err := listFromBytes(r.Config)
@@ -141,26 +139,26 @@ func parseRecord(id string, b []byte) (*record, error) {
 	return r, nil
 }
 
-// await waits until no plugin that the record speaks of runs any more, at most strayPatience.
+// await waits, up to strayTimeout, until all plugins of the record have exited.
 func (j journal) await(ctx context.Context, id string) error {
 	f, err := safefs.OpenRegularPath(j.file(id))
 	if err != nil {
-		return nil // forgotten meanwhile
+		return nil // removed concurrently
 	}
 	defer f.Close()
 
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 
-	patience := time.NewTimer(strayPatience)
-	defer patience.Stop()
+	timeout := time.NewTimer(strayTimeout)
+	defer timeout.Stop()
 
 	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-patience.C:
-			return nil // it hangs: a DEL beside it is better than none
+		case <-timeout.C:
+			return nil // a concurrent DEL is better than none if the plugin hangs
 		case <-tick.C:
 		}
 	}
@@ -168,8 +166,8 @@ func (j journal) await(ctx context.Context, id string) error {
 	return nil
 }
 
-// list are the IDs of all pods with a record. What a crash left half-written is removed, and what
-// is no record is set aside.
+// list returns the IDs of all pods with a record. It removes temporary files of a crash and sets
+// other files aside.
 func (j journal) list() []string {
 	dir, err := os.Open(j.dir)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// The hairpin modes of --hairpin-mode: how a pod reaches itself through a service.
+// Values of --hairpin-mode: how a pod reaches itself through a service.
 const (
 	HairpinNone    = "none"
 	HairpinVeth    = "hairpin-veth"
@@ -28,14 +28,14 @@ const (
 const (
 	kubenetName    = "kubenet"
 	kubenetBridges = "cbr"   // cbr0 and, after a change of the range, cbr1, …
-	kubenetVersion = "0.4.0" // the CNI version that plugins of the last eight years all speak
+	kubenetVersion = "0.4.0" // supported by all plugins of the last eight years
 )
 
-// KubenetConfig says how the generated network is to be.
+// KubenetConfig configures a kubenet network.
 type KubenetConfig struct {
 	BinDirs  []string // of the standard plugins
 	CacheDir string   // of libcni
-	Pins     *Pins    // say the addresses of pods whose entry in the cache is damaged; nil for none
+	Pins     *Pins    // return the addresses of pods with a damaged cache entry; nil for none
 	PodCIDRs []netip.Prefix
 	MTU      int // bytes; 0 is the plugin's default
 	Hairpin  string
@@ -43,9 +43,9 @@ type KubenetConfig struct {
 	Log      *slog.Logger
 }
 
-// Kubenet is a bridge on the node's pod CIDR, made by the standard plugins bridge, host-local and
-// portmap from a generated configuration. Pods keep the configuration with which they were
-// connected when the range changes.
+// Kubenet is a bridge on the node's pod CIDR. The standard plugins bridge, host-local and portmap
+// create it from a generated configuration. When the range changes, existing pods keep their
+// configuration.
 type Kubenet struct {
 	cfg    KubenetConfig
 	attach *attacher
@@ -56,10 +56,10 @@ type Kubenet struct {
 
 var _ Network = (*Kubenet)(nil)
 
-// KubenetPlugins are the programs that kubenet needs.
+// KubenetPlugins returns the programs required by kubenet.
 func KubenetPlugins() []string { return []string{"bridge", "host-local", "portmap"} }
 
-// NewKubenet makes the network. Without pod CIDRs it waits for SetPodCIDR.
+// NewKubenet creates the network. Without pod CIDRs it waits for SetPodCIDR.
 func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
 	attach, err := newAttacher(cfg.BinDirs, cfg.CacheDir, cfg.Pins, cfg.Observer, cfg.Log)
 	if err != nil {
@@ -69,7 +69,7 @@ func NewKubenet(cfg KubenetConfig) (*Kubenet, error) {
 	return k, k.SetPodCIDR(cfg.PodCIDRs)
 }
 
-// SetPodCIDR implements Network. No ranges change nothing.
+// SetPodCIDR implements Network. An empty list changes nothing.
 func (k *Kubenet) SetPodCIDR(cidrs []netip.Prefix) error {
 	if len(cidrs) == 0 {
 		return nil
@@ -89,7 +89,7 @@ func (k *Kubenet) SetPodCIDR(cidrs []netip.Prefix) error {
 	defer k.mu.Unlock()
 
 	if k.list == nil || string(k.list.Bytes) != string(list.Bytes) {
-		k.cfg.Log.Info("kubenet", "podCIDRs", cidrs, "bridge", bridge)
+		k.cfg.Log.Info("using kubenet configuration", "podCIDRs", cidrs, "bridge", bridge)
 	}
 
 	k.list = list
@@ -97,9 +97,8 @@ func (k *Kubenet) SetPodCIDR(cidrs []netip.Prefix) error {
 	return nil
 }
 
-// bridgeFor is the first bridge that is not there yet or has no address beyond these ranges. One
-// that has was made for an earlier range; it stays as it is, for it is the gateway of pods that
-// still run.
+// bridgeFor returns the first bridge without addresses outside these ranges, or a new one. A bridge
+// of an earlier range stays unchanged, because it is the gateway of running pods.
 func bridgeFor(cidrs []netip.Prefix, addresses func(bridge string) ([]netip.Addr, error)) (string, error) {
 	for i := range maxBridges {
 		name := kubenetBridges + strconv.Itoa(i)
@@ -118,14 +117,13 @@ func bridgeFor(cidrs []netip.Prefix, addresses func(bridge string) ([]netip.Addr
 		}
 	}
 
-	return "", fmt.Errorf("kubenet: the bridges %s0 to %s%d have addresses of other ranges; remove one that no pod "+
-		"uses (ip link del %s0)",
-		kubenetBridges, kubenetBridges, maxBridges-1, kubenetBridges)
+	return "", fmt.Errorf("kubenet: bridges %s0 to %s%d have addresses outside the pod CIDR; remove an unused bridge "+
+		"(ip link del %s0)", kubenetBridges, kubenetBridges, maxBridges-1, kubenetBridges)
 }
 
 const maxBridges = 16
 
-// bridgeAddresses are an interface's addresses, none if it is not there.
+// bridgeAddresses returns the addresses of an interface, none if it does not exist.
 func bridgeAddresses(name string) ([]netip.Addr, error) {
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -153,8 +151,8 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 		routes = append(routes, map[string]string{"dst": dst})
 	}
 
-	// On newer kernels, frames that a promiscuous bridge passes up lose the translation of their
-	// addresses if they have passed iptables.
+	// On newer kernels, frames passed up by a promiscuous bridge lose their address translation if
+	// they traverse iptables.
 	promiscuous := cfg.Hairpin == HairpinPromisc && !framesPassIptables()
 	bridge := map[string]any{
 		"type": "bridge", "bridge": name, "isGateway": true, "ipMasq": true,
@@ -180,14 +178,15 @@ func kubenetList(cfg KubenetConfig, cidrs []netip.Prefix, name string) (*libcni.
 	return libcni.ConfListFromBytes(b)
 }
 
-// framesPassIptables says whether bridged frames do (br_netfilter, as nodes of a cluster have it).
+// framesPassIptables reports whether bridged frames traverse iptables (br_netfilter, as on cluster
+// nodes).
 func framesPassIptables() bool {
 	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
 	return err == nil && strings.TrimSpace(string(b)) != "0"
 }
 
-var errNoCIDR = errors.New("kubenet waits for the node's pod CIDR: give --pod-cidr, or let the kubelet tell it " +
-	"(spec.podCIDR of the node)")
+var errNoCIDR = errors.New("kubenet is waiting for the node's pod CIDR: set --pod-cidr, or assign spec.podCIDR of " +
+	"the node")
 
 func (k *Kubenet) config() (*libcni.NetworkConfigList, error) {
 	k.mu.RLock()
@@ -212,7 +211,7 @@ func (k *Kubenet) Confirm(id string) error { return k.attach.confirm(id) }
 
 // Del implements Connector.
 func (k *Kubenet) Del(ctx context.Context, p Pod) error {
-	list, _ := k.config() // without one, the cache still knows what to do
+	list, _ := k.config() // without a configuration, the cache still has the one of the ADD
 	return k.attach.del(ctx, list, p)
 }
 
@@ -243,7 +242,7 @@ func (k *Kubenet) Ready() error {
 	if err != nil {
 		return err
 	}
-	return missing(list, k.cfg.BinDirs)
+	return checkInstalled(list, k.cfg.BinDirs)
 }
 
 // Connector implements Network.
@@ -252,7 +251,7 @@ func (k *Kubenet) Connector() Connector { return k }
 // Notice implements Network.
 func (k *Kubenet) Notice() string { return k.attach.cache.notice() }
 
-// Run implements Network: plugins that are back release what they hold of pods that are gone.
+// Run implements Network. Reinstalled plugins release their resources of removed pods.
 func (k *Kubenet) Run(ctx context.Context) { k.attach.run(ctx) }
 
 // Close implements Network.

@@ -18,15 +18,15 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Namespaces are network namespaces that are made before their sandbox; see Pins.
+// Namespaces creates network namespaces before their sandboxes exist; see Pins.
 type Namespaces interface {
-	Make(sysctls map[string]string) (path string, err error)
+	Create(sysctls map[string]string) (path string, err error)
 	Drop(path string) error
 	Sweep() error
 	Keep(id model.ContainerID, path string) (pin string, err error)
 }
 
-// SandboxPins are the pinned network namespaces of sandboxes; see Pins.
+// SandboxPins manages the pinned network namespaces of sandboxes; see Pins.
 type SandboxPins interface {
 	Pin(id model.ContainerID, pid int) (path string, err error) // NotFound if the process is not the sandbox's
 	OpenPin(id model.ContainerID) (*os.File, error)             // NotFound if nothing is pinned
@@ -37,14 +37,14 @@ type SandboxPins interface {
 	List() []model.ContainerID
 }
 
-// Checkpoints are what older shims noted of their sandboxes; see checkpoint.Files.
+// Checkpoints reads the checkpoints of older shims; see checkpoint.Files.
 type Checkpoints interface {
-	Read(id model.ContainerID) (checkpoint.Checkpoint, error) // NotFound, or DataLoss
+	Read(id model.ContainerID) (checkpoint.Checkpoint, error) // NotFound or DataLoss
 	List() []model.ContainerID
 	Remove(id model.ContainerID) error
 }
 
-// ManagerConfig has the parts of a Manager, all required but Now.
+// ManagerConfig holds the dependencies of a Manager. All except Now are required.
 type ManagerConfig struct {
 	Network     Network
 	Namespaces  Namespaces
@@ -54,12 +54,12 @@ type ManagerConfig struct {
 	Log         *slog.Logger
 }
 
-// Manager has all state of pods' networks: their namespaces, their connections, the releases that
-// are under way or owed, and the checkpoints of older shims. It is safe for concurrent use.
+// Manager owns all state of pod networks: namespaces, connections, pending releases, and the
+// checkpoints of older shims. It is safe for concurrent use.
 //
-// The network of a pod begins with Prepare and Keep, or with a namespace of the engine's. Connect
-// and Confirm connect it, Disconnect releases everything. Adopt takes over the pods of older shims,
-// and Reclaim releases what has no pod any more.
+// A pod's network starts with Prepare and Keep, or with a namespace created by the engine. Connect
+// and Confirm connect it, and Disconnect releases everything. Adopt takes over pods of older shims,
+// and Reclaim releases the networks of removed pods.
 type Manager struct {
 	network     Network
 	connector   Connector // nil if the engine connects pods
@@ -69,8 +69,8 @@ type Manager struct {
 	now         func() time.Time
 	log         *slog.Logger
 
-	locks    *keylock.Map // by sandbox ID: serialises the changes of a pod's network
-	debts    *debts
+	locks    *keylock.Map // by sandbox ID: serialises changes of a pod's network
+	backlog  *backlog
 	releases releases
 }
 
@@ -85,7 +85,7 @@ func NewManager(c ManagerConfig) *Manager {
 		now:         c.Now,
 		log:         c.Log,
 		locks:       keylock.New(),
-		debts:       newDebts(),
+		backlog:     newBacklog(),
 	}
 	if m.now == nil {
 		m.now = time.Now
@@ -94,14 +94,14 @@ func NewManager(c ManagerConfig) *Manager {
 	return m
 }
 
-// ConnectsPods reports whether this Manager connects pods, and not the engine.
+// ConnectsPods reports whether this Manager connects pods instead of the engine.
 func (m *Manager) ConnectsPods() bool { return m.connector != nil }
 
-// State returns a warning about the network, "" for none, and why pods cannot be connected, with
-// the fix; nil if they can.
+// State returns a warning about the network, or "", and an error with the remedy if pods cannot be
+// connected.
 func (m *Manager) State() (notice string, err error) { return m.network.Notice(), m.network.Ready() }
 
-// SetPodCIDR sets the node's ranges (UpdateRuntimeConfig).
+// SetPodCIDR sets the node's pod CIDRs (UpdateRuntimeConfig).
 func (m *Manager) SetPodCIDR(cidrs []netip.Prefix) error { return m.network.SetPodCIDR(cidrs) }
 
 // Reload reads the configuration of the network again, if it has one.
@@ -117,16 +117,16 @@ func (m *Manager) Run(ctx context.Context) { m.network.Run(ctx) }
 // Close releases resources of the network itself. Pods stay connected.
 func (m *Manager) Close() error { return m.network.Close() }
 
-// Leftovers receives when Reclaim has something new to do.
-func (m *Manager) Leftovers() <-chan struct{} { return m.debts.wake }
+// Leftovers returns a channel that receives a value when Reclaim has new work.
+func (m *Manager) Leftovers() <-chan struct{} { return m.backlog.wake }
 
-// RequestReclaim has Leftovers report that Reclaim has something new to do. It never blocks.
-func (m *Manager) RequestReclaim() { m.debts.signal() }
+// RequestReclaim makes Leftovers report new work for Reclaim. It never blocks.
+func (m *Manager) RequestReclaim() { m.backlog.signal() }
 
-// Owed returns the number of pods whose network could not be released yet.
-func (m *Manager) Owed() int { return m.debts.count() }
+// PendingReleases returns the number of pods with an unreleased network.
+func (m *Manager) PendingReleases() int { return m.backlog.count() }
 
-// Attached lists the sandboxes that hold a connection.
+// Attached lists the sandboxes with a connection.
 func (m *Manager) Attached() []string {
 	if !m.ConnectsPods() {
 		return nil
@@ -134,7 +134,7 @@ func (m *Manager) Attached() []string {
 	return m.connector.Attached()
 }
 
-// pod returns a sandbox as a Connector needs it.
+// pod describes a sandbox to a Connector.
 func (m *Manager) pod(sb *spec.Sandbox) Pod {
 	return Pod{
 		ID:          string(sb.ID),
@@ -146,7 +146,7 @@ func (m *Manager) pod(sb *spec.Sandbox) Pod {
 	}
 }
 
-// lock serialises the changes of one pod's network, also if nobody else knows the pod any more.
+// lock serialises changes of one pod's network, even if the pod is otherwise unknown.
 func (m *Manager) lock(ctx context.Context, id model.ContainerID) (unlock func(), err error) {
 	unlock, err = m.locks.Lock(ctx, string(id))
 	if err != nil {
@@ -155,26 +155,26 @@ func (m *Manager) lock(ctx context.Context, id model.ContainerID) (unlock func()
 	return unlock, nil
 }
 
-// Prepare makes a network namespace with these sysctls ("net.core.somaxconn") for a sandbox that is
-// not created yet, and returns its path until drop. InvalidArgument for a sysctl that cannot be
-// set.
+// Prepare creates a network namespace with these sysctls (such as "net.core.somaxconn") for a
+// future sandbox. The returned path is valid until drop. It returns InvalidArgument for an invalid
+// sysctl.
 func (m *Manager) Prepare(sysctls map[string]string) (netns string, drop func(), err error) {
-	netns, err = m.namespaces.Make(sysctls)
+	netns, err = m.namespaces.Create(sysctls)
 	if err != nil {
 		return "", nil, err
 	}
 
-	drop = func() { // it lives on where Keep has pinned it
+	drop = func() { // a pin of Keep keeps the namespace alive
 		if err := m.namespaces.Drop(netns); err != nil {
-			m.log.Warn("a network namespace could not be dropped; the next start does", "err", err)
+			m.log.Warn("cannot drop a network namespace; the next start of the daemon retries", "err", err)
 		}
 	}
 
 	return netns, drop, nil
 }
 
-// Keep pins a namespace of Prepare for its sandbox, and keeps Reclaim away until release: the pause
-// need not run yet.
+// Keep pins a namespace of Prepare for its sandbox. It blocks Reclaim until release is called,
+// because the pause process may not be running yet.
 func (m *Manager) Keep(ctx context.Context, id model.ContainerID, netns string) (release func(), err error) {
 	unlock, err := m.lock(ctx, id)
 	if err != nil {
@@ -189,9 +189,9 @@ func (m *Manager) Keep(ctx context.Context, id model.ContainerID, netns string) 
 	return unlock, nil
 }
 
-// Connect connects a pod as its configuration asks for, and returns its addresses. The pod has the
-// namespace of Keep, or that of its pause, which is pinned first. Disconnect undoes Connect, also
-// after an error.
+// Connect connects a pod according to its configuration and returns its addresses. The pod uses the
+// namespace of Keep or that of its pause process. Connect pins the latter first. Disconnect undoes
+// Connect, also after an error.
 func (m *Manager) Connect(
 	ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig,
 ) ([]netip.Addr, error) {
@@ -212,11 +212,10 @@ func (m *Manager) Connect(
 	return m.connector.Add(ctx, p)
 }
 
-// HasJoined reports whether a process is the sandbox's and in the namespace that Keep pinned for
-// it.
+// HasJoined reports whether a process belongs to the sandbox and runs in its pinned namespace.
 func (m *Manager) HasJoined(id model.ContainerID, pid int) bool { return m.pins.Joined(id, pid) }
 
-// Confirm marks a connected pod as complete. Only then Addresses has those of Connect.
+// Confirm marks a connected pod as complete. Only then does Addresses return its addresses.
 func (m *Manager) Confirm(id model.ContainerID) error {
 	if !m.ConnectsPods() {
 		return nil
@@ -224,8 +223,8 @@ func (m *Manager) Confirm(id model.ContainerID) error {
 	return m.connector.Confirm(string(id))
 }
 
-// Addresses returns the addresses of a pod, the primary one first; none on the host network. Where
-// libcni's cache lacks those of an older shim's pod, they are read in the pod's namespace.
+// Addresses returns the addresses of a pod, the primary one first, and none on the host network. If
+// libcni's cache lacks an older shim's pod, it reads the addresses in the pod's namespace.
 func (m *Manager) Addresses(sb *spec.Sandbox) []netip.Addr {
 	if sb.HostNetwork() {
 		return nil
@@ -244,13 +243,13 @@ func (m *Manager) Addresses(sb *spec.Sandbox) []netip.Addr {
 	return sb.EngineIPs
 }
 
-// IsConnected reports whether a pod has the network that Connect gives.
+// IsConnected reports whether a pod has the network of Connect.
 func (m *Manager) IsConnected(sb *spec.Sandbox) bool {
 	return sb.HostNetwork() || !m.ConnectsPods() || len(m.Addresses(sb)) > 0
 }
 
-// NetNS opens the network namespace of a pod: the pinned one, or that of a process that is verified
-// to be its pause. NotFound if there is neither.
+// NetNS opens the network namespace of a pod: the pinned one, or that of its verified pause
+// process. It returns NotFound if neither exists.
 func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
 	netns, err := m.pins.OpenPin(sb.ID)
 	if errdefs.IsNotFound(err) {
@@ -259,8 +258,8 @@ func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
 	return netns, err
 }
 
-// Check returns the path of a pod's pinned namespace, and the plugins' opinion of its connection
-// (CNI CHECK): "ok", an error, or "" if it has none.
+// Check returns the path of a pod's pinned namespace and the result of CNI CHECK: "ok", an error,
+// or "" for a pod without a connection.
 func (m *Manager) Check(ctx context.Context, sb *spec.Sandbox) (netns, result string) {
 	netns = m.pins.Path(sb.ID)
 	if !sb.Running || sb.HostNetwork() || !m.ConnectsPods() || m.connector.IPs(string(sb.ID)) == nil {
@@ -273,7 +272,7 @@ func (m *Manager) Check(ctx context.Context, sb *spec.Sandbox) (netns, result st
 	return netns, "ok"
 }
 
-// Holds reports whether something of a pod's network is left.
+// Holds reports whether a pod still has network resources.
 func (m *Manager) Holds(id model.ContainerID) bool {
 	_, err := m.checkpoints.Read(id)
 	return m.pins.Path(id) != "" || slices.Contains(m.Attached(), string(id)) || !errdefs.IsNotFound(err)

@@ -16,18 +16,18 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Bounds of network configurations. Those of network add-ons are below 10 KiB and have some five
+// Limits of network configurations. Those of network add-ons are below 10 KiB and have about five
 // plugins.
 const (
-	maxConfig      = 1 << 20 // bytes of one file, and of one cached configuration
+	maxConfig      = 1 << 20 // bytes of a file and of a cached configuration
 	maxConfigFiles = 256
 	maxPlugins     = 64
 
-	// maxNetworkName and the ID, the interface and two dashes make the name of a file of the cache.
+	// A cache file's name consists of the network name, the ID, the interface and two dashes.
 	maxNetworkName = unix.NAME_MAX - 64 - 15 - 2
 )
 
-// configFiles are the files of a directory that may hold a network configuration, in name order.
+// configFiles returns the configuration files of a directory in name order.
 func configFiles(dir string) ([]string, error) {
 	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
 	if err != nil {
@@ -41,9 +41,9 @@ func configFiles(dir string) ([]string, error) {
 	return files, nil
 }
 
-// firstUsable is the first valid configuration of a directory, in name order, whose main plugin is
-// installed; stale files are those before it whose main plugin is not. Without any it is the first
-// stale one: the plugin may be installed soon.
+// firstUsable returns the first valid configuration of a directory, in name order, with an
+// installed main plugin. Otherwise it returns the first stale one (valid, but without its main
+// plugin), since the plugin may be installed soon. It calls unused for each skipped file.
 func firstUsable(dir string, binDirs []string, unused func(file string, err error)) (*libcni.NetworkConfigList, error) {
 	files, err := configFiles(dir)
 	if err != nil {
@@ -80,15 +80,15 @@ func firstUsable(dir string, binDirs []string, unused func(file string, err erro
 	case stale != nil:
 		return stale, nil
 	case len(files) > 0:
-		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s (the last: %w); "+
-			"pods on the host network run meanwhile", len(files), dir, last)
+		return nil, fmt.Errorf("no valid CNI configuration among the %d files in %s (last error: %w); "+
+			"until then only pods on the host network can run", len(files), dir, last)
 	}
 
 	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on such as flannel; "+
-		"pods on the host network run meanwhile", dir)
+		"until then only pods on the host network can run", dir)
 }
 
-// staleError is a configuration whose main plugin is not installed.
+// staleError reports a configuration with an uninstalled main plugin.
 type staleError struct {
 	plugin string
 	err    error
@@ -98,23 +98,23 @@ func (e *staleError) Error() string { return e.err.Error() }
 
 func (e *staleError) Unwrap() error { return e.err }
 
-// chained are standard plugins that change what others have made and give a pod no network of their
-// own.
+// chained lists standard plugins for modifying the network of other plugins. They connect no pod on
+// their own.
 var chained = []string{"bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"}
 
-// checkNetwork wants a configuration that gives pods more than lo.
+// checkNetwork requires a configuration with more than lo.
 func checkNetwork(list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
 		if name := p.Network.Type; name != "loopback" && !slices.Contains(chained, name) {
 			return nil
 		}
 	}
-	return fmt.Errorf("network %s has only lo and gives pods no address: install a network add-on such as flannel",
+	return fmt.Errorf("network %s has only lo and assigns no pod addresses: install a network add-on such as flannel",
 		list.Name)
 }
 
-// readConfig reads a network configuration: a list of plugins from a file whose name ends in
-// .conflist, else a single plugin.
+// readConfig reads a network configuration: a plugin list from a .conflist file, otherwise a single
+// plugin.
 func readConfig(file string) (*libcni.NetworkConfigList, error) {
 	b, err := readConfigFile(file)
 	if err != nil {
@@ -142,8 +142,8 @@ func readConfig(file string) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// addPluginFiles adds the plugins that a list has in files of their own, below a directory named
-// after the network (CNI specification 1.1, section 1, "loadOnlyInlinedPlugins").
+// addPluginFiles adds a list's plugins from separate files. These lie below a directory with the
+// network's name (CNI specification 1.1, section 1, "loadOnlyInlinedPlugins").
 func addPluginFiles(list *libcni.NetworkConfigList, dir string) error {
 	if err := checkNetworkName(list.Name); err != nil {
 		return err
@@ -155,7 +155,7 @@ func addPluginFiles(list *libcni.NetworkConfigList, dir string) error {
 	}
 
 	if len(files) > maxPlugins {
-		return fmt.Errorf("it has %d files of plugins, at most %d are possible", len(files), maxPlugins)
+		return fmt.Errorf("%d plugin files exceed the limit of %d", len(files), maxPlugins)
 	}
 
 	for _, f := range files {
@@ -175,7 +175,8 @@ func addPluginFiles(list *libcni.NetworkConfigList, dir string) error {
 	return nil
 }
 
-// readConfigFile reads a regular file. Links are followed: the directory is the operator's.
+// readConfigFile reads a regular file. It follows links, since the directory belongs to the
+// operator.
 func readConfigFile(file string) ([]byte, error) {
 	f, err := os.OpenFile(file, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a FIFO must not block
 	if err != nil {
@@ -195,11 +196,11 @@ func readConfigFile(file string) ([]byte, error) {
 	return safefs.ReadAll(f, maxConfig)
 }
 
-// singlePlugin reads the configuration of one plugin as a list.
+// singlePlugin parses the configuration of one plugin as a list.
 func singlePlugin(b []byte) (*libcni.NetworkConfigList, error) {
 	conf, err := libcni.NetworkPluginConfFromBytes(b)
 	if err != nil {
-		return nil, fmt.Errorf("%w; a file with a list of plugins must end in .conflist", err)
+		return nil, fmt.Errorf("%w; the name of a file with a plugin list must end in .conflist", err)
 	}
 
 	list, err := libcni.ConfListFromConf(conf)
@@ -210,27 +211,27 @@ func singlePlugin(b []byte) (*libcni.NetworkConfigList, error) {
 	return list, checkList(list)
 }
 
-// checkList wants a name that libcni can join into a path, and plugins that can be programs' names.
+// checkList requires a network name safe in paths, and plugin types safe as program names.
 func checkList(list *libcni.NetworkConfigList) error {
 	if err := checkNetworkName(list.Name); err != nil {
 		return err
 	}
 
 	if _, _, _, err := version.ParseVersion(list.CNIVersion); list.CNIVersion != "" && err != nil {
-		return fmt.Errorf("cniVersion %q is no version", shown([]byte(list.CNIVersion)))
+		return fmt.Errorf("cniVersion %q is not a valid version", excerpt([]byte(list.CNIVersion)))
 	}
 
 	if len(list.Plugins) == 0 {
-		return errors.New("it has no plugins")
+		return errors.New("the list has no plugins")
 	}
 	if len(list.Plugins) > maxPlugins {
-		return fmt.Errorf("it has %d plugins, at most %d are possible", len(list.Plugins), maxPlugins)
+		return fmt.Errorf("%d plugins exceed the limit of %d", len(list.Plugins), maxPlugins)
 	}
 
 	for i, p := range list.Plugins {
-		for _, name := range []string{p.Network.Type, delegate(p)} {
+		for _, name := range []string{p.Network.Type, ipamPlugin(p)} {
 			if strings.ContainsRune(name, '/') || len(name) > unix.NAME_MAX || !isClean(name) {
-				return fmt.Errorf("plugins[%d]: type %q is no name of a program", i, shown([]byte(name)))
+				return fmt.Errorf("plugins[%d]: type %q is not a valid program name", i, excerpt([]byte(name)))
 			}
 		}
 	}
@@ -240,8 +241,8 @@ func checkList(list *libcni.NetworkConfigList) error {
 
 func checkNetworkName(name string) error {
 	if err := utils.ValidateNetworkName(name); err != nil || len(name) > maxNetworkName {
-		return fmt.Errorf("name %q is no name of a network: it must consist of at most %d letters, digits, '_', '.' and '-'",
-			shown([]byte(name)), maxNetworkName)
+		return fmt.Errorf("name %q is not a valid network name: use at most %d letters, digits, '_', '.' and '-'",
+			excerpt([]byte(name)), maxNetworkName)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNetNS runs do on a thread that is in the network namespace at path.
+// inNetNS runs do on a thread in the network namespace at path.
 func inNetNS(path string, do func() error) error {
 	target, err := openNetNS(path)
 	if err != nil {
@@ -21,9 +21,9 @@ func inNetNS(path string, do func() error) error {
 	return inNetNSFile(target, do)
 }
 
-// inNetNSFile runs do on a thread that is in an open network namespace.
+// inNetNSFile runs do on a thread in an open network namespace.
 func inNetNSFile(target *os.File, do func() error) error {
-	return awayFromHome(func() error {
+	return runInOtherNetNS(func() error {
 		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", target.Name(), err)
 		}
@@ -31,11 +31,11 @@ func inNetNSFile(target *os.File, do func() error) error {
 	}, do)
 }
 
-// openNetNS opens a network namespace by the path of a pin or of a process' own. Whatever else lies
-// there is neither followed nor waited for.
+// openNetNS opens a network namespace by the path of a pin or of a process. It neither follows
+// links nor blocks on other kinds of files.
 func openNetNS(path string) (*os.File, error) {
 	flags := unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
-	if !strings.HasPrefix(path, "/proc/") { // where namespaces are links of the kernel's
+	if !strings.HasPrefix(path, "/proc/") { // except below /proc, where namespaces are links of the kernel
 		flags |= unix.O_NOFOLLOW
 	}
 
@@ -51,7 +51,7 @@ func openNetNS(path string) (*os.File, error) {
 	return f, nil
 }
 
-// checkNetNS wants an open file to be a network namespace (ioctl_ns(2)).
+// checkNetNS verifies that an open file is a network namespace (ioctl_ns(2)).
 func checkNetNS(f *os.File) error {
 	if !isNamespaceFile(int(f.Fd())) {
 		return fmt.Errorf("%s is not a network namespace: %w", f.Name(), errdefs.ErrFailedPrecondition)
@@ -59,7 +59,7 @@ func checkNetNS(f *os.File) error {
 
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err == nil && kind != unix.CLONE_NEWNET {
-		err = errors.New("it is a namespace of another kind")
+		err = errors.New("it is a namespace of another type")
 	}
 
 	if err != nil {
@@ -69,34 +69,34 @@ func checkNetNS(f *os.File) error {
 	return nil
 }
 
-// isNamespaceFile says whether a descriptor is of the file system of namespaces.
+// isNamespaceFile reports whether a descriptor belongs to the file system of namespaces.
 func isNamespaceFile(fd int) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(fd, &st) == nil && int64(st.Type) == unix.NSFS_MAGIC
 }
 
-// awayFromHome runs do on a thread of its own after leave, which takes the thread to another
-// network namespace. A thread that cannot go home is ended with its goroutine.
-func awayFromHome(leave, do func() error) error {
+// runInOtherNetNS runs do on a separate thread after enter has moved the thread to another network
+// namespace. If the thread cannot return, it ends with its goroutine.
+func runInOtherNetNS(enter, do func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open(threadNetNS)
+		original, err := os.Open(threadNetNS)
 		if err != nil {
 			runtime.UnlockOSThread()
 			done <- err
 			return
 		}
-		defer home.Close()
+		defer original.Close()
 
-		if err := leave(); err != nil {
+		if err := enter(); err != nil {
 			runtime.UnlockOSThread()
 			done <- err
 			return
 		}
 
 		err = do()
-		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		if unix.Setns(int(original.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
 

@@ -6,22 +6,22 @@ import (
 	"net/netip"
 )
 
-// Noop leaves pods to the engine's own bridge. Two nodes then give the same addresses and cannot
-// reach each other's pods, which is never right in a cluster, so it warns.
+// Noop leaves pods on the engine's own bridge. It logs a warning: nodes then assign the same
+// addresses and cannot reach each other's pods, which is unsuitable for a cluster.
 type Noop struct{}
 
 var _ Network = Noop{}
 
-const noopNotice = "no network plugin: pods get addresses of Docker's own bridge, which no other node can reach; " +
-	"give --network-plugin=cni for a cluster"
+const noopNotice = "no network plugin: pods get addresses of Docker's own bridge, unreachable from other nodes; " +
+	"use --network-plugin=cni in a cluster"
 
-// NewNoop warns and returns the network.
+// NewNoop logs a warning and returns the network.
 func NewNoop(log *slog.Logger) Noop {
 	log.Warn(noopNotice)
 	return Noop{}
 }
 
-// Connector implements Network: the engine connects the pods.
+// Connector implements Network. The engine connects the pods.
 func (Noop) Connector() Connector { return nil }
 
 // Ready implements Network.

@@ -15,15 +15,15 @@ import (
 	"cri-dockerd/internal/secret"
 )
 
-// Observer counts and traces what CNI plugins do.
+// Observer records metrics and traces of CNI plugins.
 type Observer struct {
 	seconds *prometheus.HistogramVec // by command and plugin
-	errors  *prometheus.CounterVec   // the same
+	errors  *prometheus.CounterVec   // by command and plugin
 	tracer  trace.Tracer
 }
 
-// NewObserver returns an observer; traces gets a span for each command of each plugin, nil for
-// none.
+// NewObserver returns an Observer. Each command of a plugin gets a span from traces; nil disables
+// tracing.
 func NewObserver(traces trace.TracerProvider) *Observer {
 	if traces == nil {
 		traces = noop.NewTracerProvider()
@@ -34,24 +34,25 @@ func NewObserver(traces trace.TracerProvider) *Observer {
 	return &Observer{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "cri_dockerd_cni_duration_seconds",
-			Help:    "Time of CNI plugins, by command (ADD, DEL, …) and plugin, without the wait for their turn.",
+			Help:    "Duration of CNI commands (ADD, DEL, …) by command and plugin, excluding the wait for a slot.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60},
 		}, labels),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cri_dockerd_cni_errors_total", Help: "Commands that CNI plugins have failed, by command and plugin.",
+			Name: "cri_dockerd_cni_errors_total",
+			Help: "Failed commands of CNI plugins, by command and plugin.",
 		}, labels),
 		tracer: traces.Tracer("cri-dockerd/podnet"),
 	}
 }
 
-// Collectors are the figures of plugins, to be registered once.
+// Collectors returns the metrics of plugins, to be registered once.
 func (o *Observer) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{o.seconds, o.errors}
 }
 
-// begin notes that a plugin is started with an environment (CNI specification, section 2,
-// "Parameters"); end is to be called with its error. Plugins are an operator's choice and few,
-// which bounds the labels.
+// begin records the start of a plugin with an environment (CNI specification, section 2,
+// "Parameters"). The caller passes the plugin's error to end. The operator chooses the plugins and
+// there are few, so the labels are bounded.
 func (o *Observer) begin(ctx context.Context, path string, environ []string) (_ context.Context, end func(err error)) {
 	if o == nil {
 		return ctx, func(error) {}
@@ -75,7 +76,7 @@ func (o *Observer) begin(ctx context.Context, path string, environ []string) (_ 
 	}
 }
 
-// parameter is the last value of a variable, as exec has it.
+// parameter returns the last value of an environment variable, like exec.
 func parameter(environ []string, name string) string {
 	for i := len(environ) - 1; i >= 0; i-- {
 		if v, ok := strings.CutPrefix(environ[i], name+"="); ok {

@@ -54,9 +54,9 @@ func TestPluginsAreCountedAndTraced(t *testing.T) {
 	}
 }
 
-// TestInvalidConfigurationIsToldOnce: it is read every few seconds, and the log shall be silent at
-// rest.
-func TestInvalidConfigurationIsToldOnce(t *testing.T) {
+// TestInvalidConfigurationIsLoggedOnce reads an invalid configuration repeatedly, and logs each
+// problem once.
+func TestInvalidConfigurationIsLoggedOnce(t *testing.T) {
 	conf := t.TempDir()
 	file := filepath.Join(conf, "00-broken.conflist")
 	write := func(text string) {

@@ -1,9 +1,7 @@
 package podnet
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -21,47 +18,36 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Pins keeps network namespaces alive without a process, by bind mounts, so that a pod can be
-// disconnected properly when its pause process is gone. The mounts outlive the daemon.
+// Pins keeps network namespaces alive by bind mounts, without a process, so that a pod can be
+// disconnected properly after its pause process has exited. The mounts outlive the daemon.
 //
-// A sandbox's pin lies where network add-ons look for it, beside those of other runtimes, under a
-// name of their form that is derived from the sandbox's ID (see pinName). For each pin the
-// directory of records, which is ours alone, has a link with the ID as its name. There are also the
-// namespaces that have no sandbox yet, and until Prepare the pins of earlier versions. Other files
-// in either directory are left alone.
+// The pins of sandboxes lie in the directory used by network add-ons and other runtimes. Their
+// names have the usual form and are derived from the sandbox ID (see pinName). Our own directory of
+// records has a link for each pin, named by the ID. It also holds namespaces without a sandbox and,
+// until Prepare, pins of earlier versions. Pins leaves other files in both directories alone.
 type Pins struct {
 	dir     string // of sandboxes' pins
 	records string
 
-	mu   sync.Mutex      // guards made
-	made map[string]bool // the names of namespaces that Make has made and nobody has dropped
+	mu      sync.Mutex      // guards created
+	created map[string]bool // names of namespaces between Create and Drop
 }
 
-// NewPins pins in dir, which is shared with other runtimes, and keeps its records in another
-// directory. Both are made when they are needed.
+// NewPins returns Pins in dir, shared with other runtimes, with its own directory of records. Both
+// directories are created on demand.
 func NewPins(dir, records string) *Pins {
 	return &Pins{
 		dir:     dir,
 		records: records,
-		made:    map[string]bool{},
+		created: map[string]bool{},
 	}
 }
 
-// maxPins bounds how many names of the directory are read.
+// maxPins bounds the number of names read from the directory.
 const maxPins = 1 << 16
 
-// newMark begins the names of namespaces that have no sandbox yet; 16 hexadecimal digits follow.
-const newMark = "new-"
-
-// isNewName says whether a file of the directory may be one of Make.
-func isNewName(name string) bool {
-	digits, ok := strings.CutPrefix(name, newMark)
-	b, err := hex.DecodeString(digits)
-	return ok && err == nil && len(b) == 8
-}
-
-// pinName is the name of a sandbox's pin: "cni-" and a UUID (RFC 9562, version 8), as containerd
-// and CRI-O have it, which network add-ons expect.
+// pinName returns the name of a sandbox's pin: "cni-" and a UUID (RFC 9562, version 8). Network
+// add-ons expect this form of containerd and CRI-O.
 func pinName(id model.ContainerID) string {
 	b := sha256.Sum256([]byte("cri-dockerd network namespace of sandbox " + id))
 	b[6] = b[6]&0x0f | 0x80
@@ -71,11 +57,11 @@ func pinName(id model.ContainerID) string {
 
 var pinNames = regexp.MustCompile(`^cni-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// isPinName says whether a name has the form of a pin's, of ours or of another runtime.
+// isPinName reports whether a name has the form of a pin, ours or of another runtime.
 func isPinName(name string) bool { return pinNames.MatchString(name) }
 
-// Pin pins the network namespace of a sandbox's process and returns the pin's path. Pinning again
-// is no error. NotFound if the process is not the sandbox's.
+// Pin pins the network namespace of a sandbox's process and returns the pin's path. It is
+// idempotent. It returns NotFound if the process is not the sandbox's.
 func (p *Pins) Pin(id model.ContainerID, pid int) (string, error) {
 	if path := p.Path(id); path != "" {
 		return path, nil
@@ -90,19 +76,19 @@ func (p *Pins) Pin(id model.ContainerID, pid int) (string, error) {
 	return p.pin(id, ns)
 }
 
-// Keep pins a namespace of Make for the sandbox that has joined it, or is to, and returns the pin's
-// path.
-func (p *Pins) Keep(id model.ContainerID, made string) (string, error) {
+// Keep pins a namespace of Create for its sandbox, before or after the sandbox joins, and returns
+// the pin's path.
+func (p *Pins) Keep(id model.ContainerID, path string) (string, error) {
 	if path := p.Path(id); path != "" {
 		return path, nil
 	}
 
-	if id == "" || filepath.Dir(made) != filepath.Clean(p.records) || !isNewName(filepath.Base(made)) {
-		return "", fmt.Errorf("pin network namespace: %q is not a namespace of ours: %w", made,
+	if id == "" || filepath.Dir(path) != filepath.Clean(p.records) || !isNewName(filepath.Base(path)) {
+		return "", fmt.Errorf("pin network namespace: %q is not one of our namespaces: %w", path,
 			errdefs.ErrInvalidArgument)
 	}
 
-	ns, err := openNetNS(made)
+	ns, err := openNetNS(path)
 	if err != nil {
 		return "", fmt.Errorf("pin network namespace: %w", err)
 	}
@@ -111,8 +97,8 @@ func (p *Pins) Keep(id model.ContainerID, made string) (string, error) {
 	return p.pin(id, ns)
 }
 
-// pin pins an open namespace for a sandbox. The record comes first: a pin without one would be
-// nobody's after a crash.
+// pin pins an open namespace for a sandbox. It writes the record first: after a crash, a pin
+// without a record would have no owner.
 func (p *Pins) pin(id model.ContainerID, ns *os.File) (path string, err error) {
 	if err := p.record(id); err != nil {
 		return "", err
@@ -127,8 +113,7 @@ func (p *Pins) pin(id model.ContainerID, ns *os.File) (path string, err error) {
 	return filepath.Join(p.dir, pinName(id)), mountIn(dir, ns, pinName(id))
 }
 
-// record notes that a sandbox has a pin. What earlier versions mounted in its place is gone
-// already.
+// record records the pin of a sandbox. It replaces the unmounted pin of an earlier version.
 func (p *Pins) record(id model.ContainerID) error {
 	dir, err := p.openRecords(true)
 	if err != nil {
@@ -153,8 +138,7 @@ func (p *Pins) record(id model.ContainerID) error {
 	return nil
 }
 
-// openRecords opens the directory of records, and makes it first if it is not there and create is
-// true.
+// openRecords opens the directory of records. If create is true, it creates a missing directory.
 func (p *Pins) openRecords(create bool) (*os.File, error) {
 	if create {
 		if err := os.MkdirAll(p.records, 0o700); err != nil {
@@ -164,15 +148,15 @@ func (p *Pins) openRecords(create bool) (*os.File, error) {
 
 	f, err := openDirectory(p.records)
 	if err == nil && create {
-		err = f.Chmod(0o700) // earlier versions made it for everybody
+		err = f.Chmod(0o700) // earlier versions used 0755
 	}
 
 	return f, err
 }
 
-// openShared opens the directory of pins, and makes it first if it is not there.
+// openShared opens the directory of pins. It creates a missing directory.
 func openShared(path string) (*os.File, error) {
-	if err := os.MkdirAll(path, 0o755); err != nil { // as ip-netns(8) makes it
+	if err := os.MkdirAll(path, 0o755); err != nil { // the mode of ip-netns(8)
 		return nil, err
 	}
 	return openDirectory(path)
@@ -182,10 +166,10 @@ func openDirectory(path string) (*os.File, error) {
 	return os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
-// mountIn mounts an open namespace on a file of a directory, which is made.
+// mountIn creates a file in a directory and mounts an open namespace on it.
 func mountIn(dir, ns *os.File, name string) error {
 	path := filepath.Join(dir.Name(), name)
-	// Nothing is pinned there: whatever it is, a crash or somebody else has left it.
+	// Nothing is pinned under this name, so a file is a leftover of a crash or of another program.
 	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("pin network namespace: remove %s: %w", path, err)
 	}
@@ -204,91 +188,10 @@ func mountIn(dir, ns *os.File, name string) error {
 	return nil
 }
 
-// fdPath is a path of an open file for calls that take no descriptor.
+// fdPath returns the path of an open file, for system calls without descriptor arguments.
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Make makes a network namespace with lo up, Docker's defaults and these sysctls
-// ("net.core.somaxconn"), and returns the path where it is pinned until Drop. InvalidArgument for a
-// sysctl that cannot be set.
-func (p *Pins) Make(sysctls map[string]string) (path string, err error) {
-	parsed, err := parseSysctls(sysctls)
-	if err != nil {
-		return "", fmt.Errorf("make network namespace: %w", err)
-	}
-
-	b := make([]byte, 8)
-	_, _ = rand.Read(b) // never fails
-	name := newMark + hex.EncodeToString(b)
-	p.mu.Lock()
-	p.made[name] = true
-	p.mu.Unlock()
-
-	path = filepath.Join(p.records, name)
-	leave := func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }
-	err = awayFromHome(leave, func() error {
-		if err := setLoopbackUp(); err != nil {
-			return fmt.Errorf("bring up lo: %w", err)
-		}
-
-		if err := writeSysctls(parsed); err != nil {
-			return err
-		}
-
-		ns, err := openNetNS(threadNetNS)
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-
-		dir, err := p.openRecords(true)
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-
-		return mountIn(dir, ns, name)
-	})
-	if err != nil {
-		return "", errors.Join(fmt.Errorf("make network namespace: %w", err), p.Drop(path))
-	}
-
-	return path, nil
-}
-
-// Drop gives up a path of Make. The namespace lives on where it is kept, and with the processes in
-// it.
-func (p *Pins) Drop(path string) error {
-	name := filepath.Base(path)
-	if filepath.Dir(path) != filepath.Clean(p.records) || !isNewName(name) {
-		return fmt.Errorf("unpin network namespace: %q is not a namespace of ours: %w", path,
-			errdefs.ErrInvalidArgument)
-	}
-
-	err := unmountIn(p.records, name)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	delete(p.made, name)
-
-	return err
-}
-
-// Sweep gives up what earlier processes made and never dropped.
-func (p *Pins) Sweep() error {
-	var errs []error
-	for _, name := range p.names() {
-		p.mu.Lock()
-		ours := p.made[name]
-		p.mu.Unlock()
-		if isNewName(name) && !ours {
-			errs = append(errs, unmountIn(p.records, name))
-		}
-	}
-
-	return errors.Join(errs...)
-}
-
-// names are the names of the directory of records, none before the first.
+// names returns the file names in the directory of records, none if it does not exist.
 func (p *Pins) names() []string {
 	dir, err := p.openRecords(false)
 	if err != nil {
@@ -304,8 +207,7 @@ func (p *Pins) names() []string {
 	return names
 }
 
-// Joined says whether a process is the sandbox's and in the network namespace that is pinned for
-// it.
+// Joined reports whether a process belongs to the sandbox and runs in its pinned network namespace.
 func (p *Pins) Joined(id model.ContainerID, pid int) bool {
 	path := p.Path(id)
 	if path == "" {
@@ -332,7 +234,7 @@ func (p *Pins) Joined(id model.ContainerID, pid int) bool {
 	return pinned.Dev == joined.Dev && pinned.Ino == joined.Ino
 }
 
-// OpenPin opens a sandbox's pin: NotFound if nothing is pinned.
+// OpenPin opens a sandbox's pin. It returns NotFound if nothing is pinned.
 func (p *Pins) OpenPin(id model.ContainerID) (*os.File, error) {
 	path := p.Path(id)
 	if path == "" {
@@ -341,7 +243,7 @@ func (p *Pins) OpenPin(id model.ContainerID) (*os.File, error) {
 	return openNetNS(path)
 }
 
-// Path is the pin's path, "" when nothing is pinned.
+// Path returns the pin's path, "" if nothing is pinned.
 func (p *Pins) Path(id model.ContainerID) string {
 	switch {
 	case id == "":
@@ -355,7 +257,7 @@ func (p *Pins) Path(id model.ContainerID) string {
 	return ""
 }
 
-// isPinnedIn says whether a namespace is mounted on a name of the directory at a path.
+// isPinnedIn reports whether a namespace is mounted on a name in the directory at path.
 func isPinnedIn(path, name string) bool {
 	dir, err := openDirectory(path)
 	if err != nil {
@@ -365,7 +267,7 @@ func isPinnedIn(path, name string) bool {
 	return isPinned(dir, name)
 }
 
-// isPinned says whether a namespace is mounted on a name of the directory. Links are not followed.
+// isPinned reports whether a namespace is mounted on a name in dir. It does not follow links.
 func isPinned(dir *os.File, name string) bool {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -375,11 +277,11 @@ func isPinned(dir *os.File, name string) bool {
 	return isNamespaceFile(fd)
 }
 
-// Addresses are those of a pod's interface in the namespace of its pause process, nil if there are
-// none or the process is not the sandbox's.
+// Addresses returns the addresses of a pod's interface in the namespace of its pause process. It
+// returns nil if there are none or the process is not the sandbox's.
 func (p *Pins) Addresses(id model.ContainerID, pid int) []netip.Addr { return Addresses(id, pid) }
 
-// Unpin gives the namespace up. What is not pinned is no error. The record goes last.
+// Unpin removes a sandbox's pin, and the record last. It is idempotent.
 func (p *Pins) Unpin(id model.ContainerID) error {
 	if id == "" {
 		return nil
@@ -390,7 +292,8 @@ func (p *Pins) Unpin(id model.ContainerID) error {
 	return unmountIn(p.records, string(id))
 }
 
-// unmountIn undoes mountIn: it unmounts namespaces only, follows no link, and removes the name.
+// unmountIn undoes mountIn. It unmounts namespaces only, does not follow links, and removes the
+// file.
 func unmountIn(path, name string) error {
 	dir, err := openDirectory(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -411,7 +314,7 @@ func unmountIn(path, name string) error {
 	return nil
 }
 
-// unmountAll unmounts the namespaces on a name; a crash may have mounted it twice.
+// unmountAll unmounts the namespaces on a name. A crash may have mounted it twice.
 func unmountAll(dir *os.File, name string) error {
 	file := fdPath(dir) + "/" + name
 	for isPinned(dir, name) {
@@ -422,7 +325,7 @@ func unmountAll(dir *os.File, name string) error {
 	return nil
 }
 
-// List are the sandboxes for which a pin, or what a crash left of one, is there.
+// List returns the sandboxes with a pin or the leftover of one.
 func (p *Pins) List() []model.ContainerID {
 	var ids []model.ContainerID
 	for _, name := range p.names() {

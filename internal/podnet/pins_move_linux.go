@@ -13,8 +13,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Prepare makes the directory of pins, lets the mounts in it reach the containers that mount it,
-// and moves the pins of earlier versions there, which lay in the directory of records. Pods go on.
+// Prepare creates the directory of pins and lets its mounts propagate to containers. It also moves
+// pins of earlier versions from the directory of records, without disturbing their pods.
 func (p *Pins) Prepare() error {
 	dir, err := openShared(p.dir)
 	if err != nil {
@@ -30,7 +30,7 @@ func (p *Pins) Prepare() error {
 	return errors.Join(errs...)
 }
 
-// move moves a pin of an earlier version. The path that its plugins were given leads to the new
+// move moves a pin of an earlier version. The path known to its plugins becomes a link to the new
 // place.
 func (p *Pins) move(id model.ContainerID) error {
 	if !isPinnedIn(p.records, string(id)) {
@@ -43,7 +43,7 @@ func (p *Pins) move(id model.ContainerID) error {
 	}
 	defer old.Close()
 
-	if !isPinnedIn(p.dir, pinName(id)) { // else a crash came in between
+	if !isPinnedIn(p.dir, pinName(id)) { // already pinned if a crash interrupted an earlier move
 		dir, err := openShared(p.dir)
 		if err != nil {
 			return fmt.Errorf("move network namespace of sandbox %s: %w", id, err)
@@ -65,12 +65,11 @@ func (p *Pins) move(id model.ContainerID) error {
 		return err
 	}
 
-	return p.record(id) // in the place of the file that was mounted on
+	return p.record(id) // replaces the former mount point
 }
 
-// shareMounts lets mounts below a directory propagate to other mount namespaces, as they do under
-// systemd: where nothing is shared, the directory becomes a shared mount of its own (ip-netns(8)
-// does the same).
+// shareMounts lets mounts below a directory propagate to other mount namespaces, as under systemd.
+// If no mount above is shared, the directory becomes a shared mount of its own, as in ip-netns(8).
 func shareMounts(dir string) error {
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -83,7 +82,7 @@ func shareMounts(dir string) error {
 	}
 
 	var within *mountinfo.Info
-	for _, m := range mounts { // the last of the longest lies on top
+	for _, m := range mounts { // the last of the longest paths lies on top
 		if within == nil || len(m.Mountpoint) >= len(within.Mountpoint) {
 			within = m
 		}

@@ -18,20 +18,19 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// newPins are pins in directories of their own: those of pins and of records.
+// newPins returns Pins with temporary directories for pins and records.
 func newPins(t *testing.T) (pins *Pins, dir, records string) {
 	t.Helper()
 	base := t.TempDir()
 	dir, records = filepath.Join(base, "netns"), filepath.Join(base, "records")
-	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }) // what Prepare may have mounted
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }) // a possible mount of Prepare
 	return NewPins(dir, records), dir, records
 }
 
-// TestPlantedPins puts links, files and mounts where pins are: none is followed, entered or
-// unmounted.
+// TestPlantedPins replaces pins by links, files and mounts. None is followed, entered or unmounted.
 func TestPlantedPins(t *testing.T) {
 	pins, dir, records := newPins(t)
-	if err := os.Mkdir(records, 0o755); err != nil { // as earlier versions made it
+	if err := os.Mkdir(records, 0o755); err != nil { // with the mode of earlier versions
 		t.Fatal(err)
 	}
 
@@ -76,10 +75,10 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 
 	promptly(t, name, func() {
 		if got := pins.Path(sandboxID); got != "" || pins.Joined(sandboxID, pidOf(t, other)) {
-			t.Errorf("%s: is taken for a pin: %q", name, got)
+			t.Errorf("%s: accepted as a pin: %q", name, got)
 		}
 		if err := pins.move(sandboxID); err != nil || pins.Path(sandboxID) != "" {
-			t.Errorf("%s: is moved: %v", name, err)
+			t.Errorf("%s: moved: %v", name, err)
 		}
 
 		if err := pins.Unpin(sandboxID); err != nil {
@@ -88,13 +87,13 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 	})
 
 	if _, err := os.Lstat(file); err == nil {
-		t.Errorf("%s: is left", name)
+		t.Errorf("%s: remains", name)
 	}
 
 	var st unix.Statfs_t
 	if err := unix.Statfs(mounted, &st); err != nil || st.Type != unix.TMPFS_MAGIC ||
 		pins.Path(model.ContainerID(other.ID)) == "" {
-		t.Fatalf("%s: another mount is gone", name)
+		t.Fatalf("%s: another mount was removed", name)
 	}
 
 	if err := put(); err != nil {
@@ -111,8 +110,8 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 	}
 }
 
-// TestPinsLeaveOtherFiles: only names of our own forms are ours, and in the shared directory only
-// those of our sandboxes.
+// TestPinsLeaveOtherFiles verifies that only files with our name patterns are touched, and in the
+// shared directory only those of our sandboxes.
 func TestPinsLeaveOtherFiles(t *testing.T) {
 	pins, dir, records := newPins(t)
 	if err := pins.Prepare(); err != nil {
@@ -131,7 +130,7 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 		}
 	}
 
-	// another runtime's, ip-netns(8)'s
+	// of another runtime and of ip-netns(8)
 	for _, name := range []string{"cni-0d2b4f6e-1a2b-3c4d-5e6f-0123456789ab", "blue"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -142,24 +141,24 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 		t.Errorf("%v, %v", pins.List(), err)
 	}
 
-	if left, _ := os.ReadDir(records); len(left) != 6 {
-		t.Errorf("files of others are touched: %v", left)
+	if remaining, _ := os.ReadDir(records); len(remaining) != 6 {
+		t.Errorf("files of others were changed: %v", remaining)
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 3 {
-		t.Errorf("files of others are touched: %v", left)
+	if remaining, _ := os.ReadDir(dir); len(remaining) != 3 {
+		t.Errorf("files of others were changed: %v", remaining)
 	}
 
-	notMade := filepath.Join(records, "new-0123456789abcdef")
-	if err := os.WriteFile(notMade, nil, 0o600); err != nil {
+	notCreated := filepath.Join(records, "new-0123456789abcdef")
+	if err := os.WriteFile(notCreated, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 
-	if path, err := pins.Keep(sandboxID, notMade); err == nil || pins.Path(sandboxID) != "" {
-		t.Errorf("a file is kept as a namespace: %q, %v", path, err)
+	if path, err := pins.Keep(sandboxID, notCreated); err == nil || pins.Path(sandboxID) != "" {
+		t.Errorf("a file was pinned as a namespace: %q, %v", path, err)
 	}
 
 	if len(pins.List()) != 1 {
-		t.Error("a record of it is left")
+		t.Error("its record remains")
 	}
 
 	for _, path := range []string{"/etc/passwd", filepath.Join(records, "x"), records + "/../new-0123456789abcdef",
@@ -177,8 +176,8 @@ func TestPinsLeaveOtherFiles(t *testing.T) {
 	}
 }
 
-// TestPinsOfEarlierVersions moves a pin from the directory of records to where add-ons look, also
-// after a crash in the middle: the path that plugins were given leads to the same namespace.
+// TestPinsOfEarlierVersions moves a pin from the directory of records to the shared one, also after
+// a crash in between. The path known to plugins leads to the same namespace.
 func TestPinsOfEarlierVersions(t *testing.T) {
 	for name, crash := range map[string]func(pins *Pins, ns *os.File) error{
 		"as it was": func(*Pins, *os.File) error { return nil },
@@ -204,13 +203,13 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			made, err := pins.openRecords(true)
+			recordsDir, err := pins.openRecords(true)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer made.Close()
+			defer recordsDir.Close()
 
-			if err := errors.Join(mountIn(made, ns, sandboxID), crash(pins, ns)); err != nil {
+			if err := errors.Join(mountIn(recordsDir, ns, sandboxID), crash(pins, ns)); err != nil {
 				t.Fatal(err)
 			}
 
@@ -226,7 +225,7 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 
 				if got := pins.Path(sandboxID); got != filepath.Join(dir, pinName(sandboxID)) ||
 					isPinnedIn(records, sandboxID) {
-					t.Errorf("after the move it is at %q", got)
+					t.Errorf("path after the move: %q", got)
 				}
 
 				if !isNetNS(p.NetNS)(old) || !isNetNS(p.NetNS)(pins.Path(sandboxID)) || len(pins.List()) != 1 {
@@ -239,16 +238,16 @@ func TestPinsOfEarlierVersions(t *testing.T) {
 			}
 
 			for _, d := range []string{dir, records} {
-				if left, _ := os.ReadDir(d); len(left) > 0 {
-					t.Errorf("left in %s: %v", d, left)
+				if remaining, _ := os.ReadDir(d); len(remaining) > 0 {
+					t.Errorf("files remain in %s: %v", d, remaining)
 				}
 			}
 		})
 	}
 }
 
-// TestPinsReachContainers: what is pinned is seen in a mount namespace that was made before, with
-// slave mounts as those of hostPath volumes with HostToContainer, although nothing was shared.
+// TestPinsReachContainers verifies that an existing mount namespace sees new pins. It has slave
+// mounts, like hostPath volumes with HostToContainer, and nothing was shared before.
 func TestPinsReachContainers(t *testing.T) {
 	pins, _, _ := newPins(t)
 	if err := pins.Prepare(); err != nil {
@@ -262,11 +261,11 @@ func TestPinsReachContainers(t *testing.T) {
 	defer agent.Wait() //nolint:errcheck // killed
 	defer agent.Process.Kill()
 
-	home, _ := os.Readlink("/proc/self/ns/mnt")
+	original, _ := os.Readlink("/proc/self/ns/mnt")
 	its := func() string { l, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", agent.Process.Pid)); return l }
 	sleeps := func() bool {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", agent.Process.Pid))
-		return its() != home && string(comm) == "sleep\n"
+		return its() != original && string(comm) == "sleep\n"
 	}
 	if !within(sleeps) {
 		t.Fatal("no mount namespace")
@@ -279,19 +278,19 @@ func TestPinsReachContainers(t *testing.T) {
 	}
 
 	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); !isNetNS(p.NetNS)(seen) {
-		t.Errorf("%s is not seen elsewhere", path)
+		t.Errorf("%s is missing in the other mount namespace", path)
 	}
 	if err := pins.Unpin(sandboxID); err != nil {
 		t.Error(err)
 	}
 
 	if seen := fmt.Sprintf("/proc/%d/root%s", agent.Process.Pid, path); isNetNS(p.NetNS)(seen) {
-		t.Errorf("%s stays elsewhere", path)
+		t.Errorf("%s remains in the other mount namespace", path)
 	}
 }
 
-// TestDamagedEntryKeepsAddresses: a running pod whose entry in libcni's cache is damaged keeps its
-// addresses, also after another start; one that was never complete has none.
+// TestDamagedEntryKeepsAddresses damages a running pod's cache entry. The pod keeps its addresses,
+// also after a restart. An incomplete pod has none.
 func TestDamagedEntryKeepsAddresses(t *testing.T) {
 	for name, damage := range map[string]func(entry string) error{
 		"torn": func(entry string) error { return os.Truncate(entry, 100) },
@@ -346,9 +345,9 @@ func TestDamagedEntryKeepsAddresses(t *testing.T) {
 					t.Error(err)
 				}
 
-				if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 ||
+				if remaining, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(remaining) > 0 ||
 					len(k.Attached()) > 0 {
-					t.Errorf("left: %v, %v", left, k.Attached())
+					t.Errorf("addresses remain: %v, attached: %v", remaining, k.Attached())
 				}
 			})
 		}
@@ -363,7 +362,7 @@ func pidOf(t *testing.T, p Pod) (pid int) {
 	return pid
 }
 
-// TestProcessOfAnother: a number of a process that is another's now names no namespace.
+// TestProcessOfAnother verifies that a reused PID does not yield a namespace.
 func TestProcessOfAnother(t *testing.T) {
 	pins, _, _ := newPins(t)
 	p, _ := newPod(t, sandboxID)
@@ -375,9 +374,11 @@ func TestProcessOfAnother(t *testing.T) {
 		"none":                0,
 		"negative":            -1,
 	} {
-		if path, err := pins.Pin(other, pid); !errdefs.IsNotFound(err) || pins.Path(other) != "" {
-			t.Errorf("%s: %q, %v", name, path, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if path, err := pins.Pin(other, pid); !errdefs.IsNotFound(err) || pins.Path(other) != "" {
+				t.Errorf("%s: %q, %v", name, path, err)
+			}
+		})
 	}
 
 	ids := func(all ...string) [][]string { return [][]string{all} }
@@ -390,18 +391,20 @@ func TestProcessOfAnother(t *testing.T) {
 		"the daemon's own container":             {ids("outer"), ids("outer"), false},
 		"a daemon on the node":                   {ids("outer", sandboxID), nil, false},
 	} {
-		if got := isContainer(c.groups, c.ours, sandboxID); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got := isContainer(c.groups, c.ours, sandboxID); got != c.want {
+				t.Errorf("%s: %v", name, got)
+			}
+		})
 	}
 }
 
-// TestManyDevices is a pod with CAP_NET_ADMIN: thousands of devices and addresses cost a bounded
-// time and memory, and only those of eth0 are the pod's.
+// TestManyDevices creates thousands of devices and addresses in a pod with CAP_NET_ADMIN. Time and
+// memory stay bounded, and only eth0's addresses are the pod's.
 func TestManyDevices(t *testing.T) {
 	p, _ := newPod(t, sandboxID)
 	var batch strings.Builder
-	// The devices before eth0 have more addresses than are read of a dump.
+	// The devices before eth0 have more addresses than the limit of a dump.
 	for i := range 300 {
 		fmt.Fprintf(&batch, "link add d%d type bridge\n", i)
 		for j := range 60 {

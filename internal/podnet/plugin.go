@@ -23,34 +23,34 @@ import (
 )
 
 const (
-	pluginDeadline = time.Minute // for one command of one plugin
-	drainDeadline  = time.Second // for what a killed plugin's descendants still hold open
-	// most of them wait for one lock of iptables, and the more there are, the longer each one takes
-	pluginsAtOnce = 16
-	busyPause     = 100 * time.Millisecond
-	busyTries     = 20  // a plugin's file that is being written
-	outputShown   = 300 // bytes of a plugin's output in an error
+	pluginTimeout = time.Minute // for one command of one plugin
+	drainTimeout  = time.Second // for output of a killed plugin's descendants
+	// Most plugins wait for the single lock of iptables. More concurrency makes each one slower.
+	maxConcurrentPlugins = 16
+	busyPause            = 100 * time.Millisecond
+	busyTries            = 20  // while a plugin's file is being written (ETXTBSY)
+	outputShown          = 300 // bytes of a plugin's output in an error
 
 	maxStdout = 1 << 20  // bytes; results of real plugins are below 10 KiB
-	maxStderr = 64 << 10 // bytes; the rest is dropped
+	maxStderr = 64 << 10 // bytes; further output is dropped
 )
 
-// plugins runs CNI plugins (CNI specification, section 3) with a time limit each, and says of one
-// that fails which it is, what it said, and with which code.
+// plugins runs CNI plugins (CNI specification, section 3), each with a timeout. Its errors contain
+// the plugin's exit code and output.
 type plugins struct {
 	version.PluginDecoder
 	observer *Observer
 	log      *slog.Logger
-	limit    time.Duration
-	slots    chan struct{} // one is taken by each plugin that runs
+	timeout  time.Duration
+	slots    chan struct{} // each running plugin takes one
 	held     *os.File      // kept open by every plugin and its descendants; nil for none
 }
 
 var _ invoke.Exec = (*plugins)(nil)
 
-// ExecPlugin implements invoke.Exec: it runs one command of a plugin in a process group of its own,
-// which is killed with all that it started when the time is over or ctx ends. The time does not run
-// while it waits for its turn.
+// ExecPlugin implements invoke.Exec. It runs one command of a plugin in its own process group, and
+// kills the whole group on timeout or when ctx ends. Waiting for a slot does not count towards the
+// timeout.
 func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	select {
 	case p.slots <- struct{}{}:
@@ -60,23 +60,23 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	}
 
 	ctx, end := p.observer.begin(ctx, path, environ)
-	out, err := p.inTime(ctx, path, stdin, environ)
+	out, err := p.runWithTimeout(ctx, path, stdin, environ)
 	end(err)
 
 	return out, err
 }
 
-// inTime runs one command of a plugin, which is killed when its time is over or an ADD prints more
-// than a result can be.
-func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	timed, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("it did not end within %v and was killed",
-		p.limit))
+// runWithTimeout runs one command of a plugin. It kills the plugin on timeout, or if an ADD prints
+// more than maxStdout.
+func (p *plugins) runWithTimeout(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	timed, cancel := context.WithTimeoutCause(ctx, p.timeout, fmt.Errorf("killed after a timeout of %v",
+		p.timeout))
 	defer cancel()
 
-	var out, said *limited
+	var out, stderr *limited
 	var err error
 	for range busyTries {
-		out, said, err = p.run(timed, path, stdin, environ)
+		out, stderr, err = p.run(timed, path, stdin, environ)
 		if !errors.Is(err, syscall.ETXTBSY) {
 			break
 		}
@@ -90,16 +90,16 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 	isAdd := parameter(environ, "CNI_COMMAND") == "ADD"
 	switch {
 	case isAdd && out.cut:
-		return nil, fmt.Errorf("it printed more than %d bytes and was killed; the output began: %s", maxStdout,
-			shown(out.b))
+		return nil, fmt.Errorf("killed after printing more than %d bytes; the output starts with: %s", maxStdout,
+			excerpt(out.b))
 	case timed.Err() != nil && err != nil:
 		return nil, context.Cause(timed)
 	case err != nil:
-		return nil, pluginError(err, out.b, said.b)
+		return nil, pluginError(err, out.b, stderr.b)
 	}
 
-	if len(said.b) > 0 {
-		p.log.Debug("a CNI plugin wrote to standard error", "plugin", path, "stderr", shown(said.b))
+	if len(stderr.b) > 0 {
+		p.log.Debug("a CNI plugin wrote to standard error", "plugin", path, "stderr", excerpt(stderr.b))
 	}
 	if !isAdd {
 		return nil, nil // only an ADD has a result (CNI specification, section 2)
@@ -108,15 +108,14 @@ func (p *plugins) inTime(ctx context.Context, path string, stdin []byte, environ
 	return checkedResult(out.b)
 }
 
-// run runs a plugin and returns the beginnings of what it wrote to standard output and standard
-// error.
+// run runs a plugin and returns the beginning of its standard output and standard error.
 func (p *plugins) run(
 	ctx context.Context, path string, stdin []byte, environ []string,
-) (out, said *limited, err error) {
+) (out, stderr *limited, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	out, said = &limited{limit: maxStdout}, &limited{limit: maxStderr}
+	out, stderr = &limited{limit: maxStdout}, &limited{limit: maxStderr}
 	if parameter(environ, "CNI_COMMAND") == "ADD" {
 		out.full = cancel
 	}
@@ -124,32 +123,32 @@ func (p *plugins) run(
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Stderr = said
+	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = drainDeadline
+	cmd.WaitDelay = drainTimeout
 	if p.held != nil {
 		cmd.ExtraFiles = []*os.File{p.held}
 	}
 
 	drain, err := capture(cmd, out)
 	if err != nil {
-		return out, said, err
+		return out, stderr, err
 	}
 
 	err = cmd.Run()
 	drain()
-	// it succeeded and left a process that holds its output open
+	// The plugin succeeded, but its background process still holds its output open.
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
 	}
 
-	return out, said, err
+	return out, stderr, err
 }
 
-// capture has the standard output of a command written to out. drain is to be called when the
-// command has ended: it returns when all is there that the command itself wrote, and does not wait
-// for processes that it left behind for longer than drainDeadline.
+// capture copies the standard output of a command to out. The caller calls drain after the command
+// has exited. drain returns after copying the command's own output. It waits at most drainTimeout
+// for background processes of the command.
 func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -170,18 +169,18 @@ func capture(cmd *exec.Cmd, out *limited) (drain func(), err error) {
 		select {
 		case <-copied:
 			return
-		case <-time.After(drainDeadline):
+		case <-time.After(drainTimeout):
 		}
 
-		// Something holds the pipe open, or the copy had no processor. What is in the pipe is still
-		// read.
+		// A process holds the pipe open, or the copying goroutine was starved. Read the rest of the
+		// pipe.
 		_ = r.SetReadDeadline(time.Unix(1, 0))
 		<-copied
 		readPending(r, out)
 	}, nil
 }
 
-// readPending copies what a pipe holds now.
+// readPending copies the current content of a pipe.
 func readPending(r *os.File, out *limited) {
 	conn, err := r.SyscallConn()
 	if err != nil {
@@ -191,7 +190,7 @@ func readPending(r *os.File, out *limited) {
 	buf := make([]byte, 64<<10)
 	_ = conn.Control(func(fd uintptr) {
 		for read := 0; read <= maxStdout; {
-			n, err := unix.Read(int(fd), buf) // it does not block: the runtime's pipes never do
+			n, err := unix.Read(int(fd), buf) // does not block: the runtime's pipes are non-blocking
 			if n <= 0 || err != nil {
 				return
 			}
@@ -201,7 +200,7 @@ func readPending(r *os.File, out *limited) {
 	})
 }
 
-// limited keeps the first bytes that are written to it and drops the rest.
+// limited keeps the first limit bytes written to it and drops further ones.
 type limited struct {
 	limit int
 	full  func() // called when the first byte is dropped; nil for nothing
@@ -210,7 +209,7 @@ type limited struct {
 	cut bool
 }
 
-// Write implements io.Writer. It never fails, so that the process that writes is not disturbed.
+// Write implements io.Writer. It never fails, so the writing process is not disturbed.
 func (l *limited) Write(p []byte) (int, error) {
 	n := min(len(p), l.limit-len(l.b))
 	l.b = append(l.b, p[:n]...)
@@ -224,26 +223,26 @@ func (l *limited) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// pluginError is the error that a failed plugin reports (CNI specification, section 5, "Error"), or
-// as much as can be seen of it.
-func pluginError(err error, out, said []byte) error {
+// pluginError returns the error reported by a failed plugin (CNI specification, section 5,
+// "Error"), or an error with its output.
+func pluginError(err error, out, stderr []byte) error {
 	var e types.Error
 	switch {
 	case json.Unmarshal(out, &e) == nil && (e.Code != 0 || e.Msg != ""):
-		e.Msg, e.Details = shown([]byte(e.Msg)), shown([]byte(e.Details))
+		e.Msg, e.Details = excerpt([]byte(e.Msg)), excerpt([]byte(e.Details))
 		return fmt.Errorf("CNI error %d: %w", e.Code, &e)
-	case len(said) > 0:
-		return fmt.Errorf("%w; on standard error: %s", err, shown(said))
+	case len(stderr) > 0:
+		return fmt.Errorf("%w; standard error: %s", err, excerpt(stderr))
 	case len(out) > 0:
-		return fmt.Errorf("%w; its output is no CNI error: %s", err, shown(out))
+		return fmt.Errorf("%w; output is not a CNI error: %s", err, excerpt(out))
 	}
 
-	return fmt.Errorf("%w; it said nothing", err)
+	return fmt.Errorf("%w; no output", err)
 }
 
-// shown is the beginning of a text on one line, fit for an error.
-func shown(b []byte) string {
-	b = b[:min(len(b), 4*outputShown)] // of which white space may be the most
+// excerpt returns the beginning of a text on one line, for errors.
+func excerpt(b []byte) string {
+	b = b[:min(len(b), 4*outputShown)] // most of it may be white space
 	return text.Clean(strings.Join(strings.Fields(string(b)), " "), outputShown)
 }
 

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// fake is a plugin with fail points: "mode" beside it says what it does, and every command is noted
-// in "calls". What an ADD reserves is a file in "held", which a DEL removes.
+// fake is a plugin with failpoints. The file "mode" selects its behaviour, and "calls" records
+// every command. ADD creates a file in "held" as a reservation, and DEL removes it.
 type fake struct {
 	t   *testing.T
 	dir string
@@ -62,8 +62,8 @@ esac
 	return f
 }
 
-// mode sets what the plugin does from now on: "<COMMAND>-<what>", "" for what it should. It forgets
-// the calls.
+// mode selects the plugin's behaviour: "<COMMAND>-<failure>", or "" for success. It clears the
+// recorded calls.
 func (f fake) mode(m string) {
 	f.t.Helper()
 	if err := os.WriteFile(filepath.Join(f.dir, "mode"), []byte(m), 0o644); err != nil {
@@ -72,7 +72,7 @@ func (f fake) mode(m string) {
 	_ = os.Remove(filepath.Join(f.dir, "calls"))
 }
 
-// read is one of the plugin's files, "" if it is not there.
+// read returns the content of one of the plugin's files, "" if it does not exist.
 func (f fake) read(name string) string {
 	b, _ := os.ReadFile(filepath.Join(f.dir, name))
 	return string(b)
@@ -80,7 +80,7 @@ func (f fake) read(name string) string {
 
 func (f fake) calls() string { return f.read("calls") }
 
-// held are the pods for which the plugin holds something.
+// held returns the pods with a reservation of the plugin.
 func (f fake) held() []string {
 	entries, err := os.ReadDir(filepath.Join(f.dir, "held"))
 	if err != nil {
@@ -95,7 +95,7 @@ func (f fake) held() []string {
 	return out
 }
 
-// network is a CNI network of the plugin, in a version of the specification.
+// network returns a CNI network with this plugin and a version of the specification.
 func (f fake) network(t *testing.T, version string) *CNI {
 	t.Helper()
 	conf := t.TempDir()
@@ -105,14 +105,15 @@ func (f fake) network(t *testing.T, version string) *CNI {
 
 func writeConf(t *testing.T, file, name, version string) {
 	t.Helper()
-	conf := fmt.Sprintf(`{"cniVersion":%q,"name":%q,"plugins":[{"type":"fake","capabilities":{"portMappings":true,"bandwidth":true,"dns":true,"ipRanges":true,
-		"io.kubernetes.cri.pod-annotations":true,"cgroupPath":true}}]}`, version, name)
+	conf := fmt.Sprintf(`{"cniVersion":%q,"name":%q,"plugins":[{"type":"fake","capabilities":{"portMappings":true,`+
+		`"bandwidth":true,"dns":true,"ipRanges":true,"io.kubernetes.cri.pod-annotations":true,"cgroupPath":true}}]}`,
+		version, name)
 	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// newCNI is a network that follows its configuration until the test ends.
+// newCNI returns a network following its configuration until the test ends.
 func newCNI(t *testing.T, conf, bin, cache string) *CNI {
 	t.Helper()
 	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: cache, Log: discard})
@@ -128,11 +129,11 @@ func newCNI(t *testing.T, conf, bin, cache string) *CNI {
 	return c
 }
 
-// add connects a pod that is complete then.
+// add connects and confirms a pod.
 func add(t *testing.T, c *CNI, p Pod) {
 	t.Helper()
 	if _, err := c.Add(t.Context(), p); err != nil || c.IPs(p.ID) != nil {
-		t.Fatalf("%v; addresses before it was confirmed: %v", err, c.IPs(p.ID))
+		t.Fatalf("%v; addresses before Confirm: %v", err, c.IPs(p.ID))
 	}
 	if err := c.Confirm(p.ID); err != nil || c.IPs(p.ID) == nil {
 		t.Fatalf("%v; addresses: %v", err, c.IPs(p.ID))
@@ -145,23 +146,25 @@ func TestPluginFailures(t *testing.T) {
 	p, _ := newPod(t, sandboxID)
 	for mode, want := range map[string]string{
 		"ADD-error": "CNI error 7: no address left; in the range",
-		"ADD-junk":  "its output is not JSON: this is not JSON", "ADD-none": "gave no address",
-		"ADD-stderr": "exit status 3; on standard error: the disk is full",
-		"ADD-silent": "exit status 4; it said nothing", "ADD-version": "9.9.9",
+		"ADD-junk":  "output is not JSON: this is not JSON", "ADD-none": "assigned no address",
+		"ADD-stderr": "exit status 3; standard error: the disk is full",
+		"ADD-silent": "exit status 4; no output", "ADD-version": "9.9.9",
 	} {
-		f.mode(mode)
-		_, err := c.Add(t.Context(), p)
-		if err == nil || !strings.Contains(err.Error(), want) ||
-			!strings.Contains(err.Error(), "connect pod default/web to network net") {
-			t.Errorf("%s: %v, want %q", mode, err, want)
-		}
+		t.Run(mode, func(t *testing.T) {
+			f.mode(mode)
+			_, err := c.Add(t.Context(), p)
+			if err == nil || !strings.Contains(err.Error(), want) ||
+				!strings.Contains(err.Error(), "connect pod default/web to network net") {
+				t.Errorf("%v, want %q", err, want)
+			}
 
-		if c.IPs(p.ID) != nil || len(c.Attached()) != 1 {
-			t.Errorf("%s: addresses %v, attached %v", mode, c.IPs(p.ID), c.Attached())
-		}
-		if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 || len(c.Attached()) > 0 {
-			t.Errorf("%s: not released: %v; calls:\n%s", mode, err, f.calls())
-		}
+			if c.IPs(p.ID) != nil || len(c.Attached()) != 1 {
+				t.Errorf("addresses %v, attached %v", c.IPs(p.ID), c.Attached())
+			}
+			if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 || len(c.Attached()) > 0 {
+				t.Errorf("not released: %v; calls:\n%s", err, f.calls())
+			}
+		})
 	}
 
 	f.mode("DEL-error")
@@ -169,7 +172,7 @@ func TestPluginFailures(t *testing.T) {
 	if err := c.Del(t.Context(), p); err == nil ||
 		!strings.Contains(err.Error(), `disconnect pod default/web from network net: plugin type="fake" failed `+
 			`(delete): CNI error 7: no address left`) || c.IPs(p.ID) == nil {
-		t.Errorf("a DEL that fails: %v, IPs %v", err, c.IPs(p.ID))
+		t.Errorf("a failing DEL: %v, IPs %v", err, c.IPs(p.ID))
 	}
 
 	f.mode("")
@@ -178,28 +181,27 @@ func TestPluginFailures(t *testing.T) {
 	}
 
 	f.mode("")
-	// an older shim may have left it in the middle of an ADD
+	// possibly the leftover of an older shim's interrupted ADD
 	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") {
-		t.Errorf("Del of an uncached pod whose namespace is there: %v; calls %q", err, f.calls())
+		t.Errorf("Del of an uncached pod with a namespace: %v; calls %q", err, f.calls())
 	}
 }
 
-// TestPluginHangs is a plugin that does not end: neither it nor what it started is left, and the
-// error says how long it was given.
+// TestPluginHangs kills a hanging plugin and its children. The error contains the timeout.
 func TestPluginHangs(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
-	c.attach.limit = 2 * time.Second // its DEL ends within it, also on a busy machine
+	c.attach.timeout = 2 * time.Second // long enough for DEL on a busy machine
 	p, _ := newPod(t, sandboxID)
 	f.mode("ADD-hang")
 	_, err := c.Add(t.Context(), p)
 	if err == nil || !strings.Contains(err.Error(), `type="fake"`) ||
-		!strings.Contains(err.Error(), "did not end within 2s") {
+		!strings.Contains(err.Error(), "killed after a timeout of 2s") {
 		t.Errorf("%v", err)
 	}
 
 	if child := strings.TrimSpace(f.read("child")); child == "" || !within(func() bool { return !alive(child) }) {
-		t.Errorf("the plugin's child %s is left", child)
+		t.Errorf("the plugin's child %s is still running", child)
 	}
 
 	del(t, c, p)
@@ -210,13 +212,13 @@ func TestPluginHangs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := c.Add(ctx, p); !errors.Is(err, context.Canceled) {
-		t.Errorf("a call that was cancelled: %v", err)
+		t.Errorf("a cancelled call: %v", err)
 	}
 
 	del(t, c, p)
 }
 
-// TestPluginLeavesADaemon is one that starts what outlives it and holds its output open.
+// TestPluginLeavesADaemon runs a plugin with a background process holding its output open.
 func TestPluginLeavesADaemon(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -231,7 +233,7 @@ func TestPluginLeavesADaemon(t *testing.T) {
 	_ = syscall.Kill(child, syscall.SIGKILL)
 }
 
-// alive says whether a process is there and no zombie.
+// alive reports whether a process exists and is not a zombie.
 func alive(pid string) bool {
 	b, err := os.ReadFile("/proc/" + pid + "/stat")
 	return err == nil && !strings.Contains(string(b), ") Z ")
@@ -247,9 +249,8 @@ func within(cond func() bool) bool {
 	return true
 }
 
-// TestAddCutOff is a daemon that is killed in the middle of an ADD: the next one waits for the
-// plugin that still runs, and then releases what it reserved, with the configuration with which it
-// was reserved.
+// TestAddCutOff kills the daemon during an ADD. The next daemon waits for the running plugin and
+// then releases its reservation, with the configuration of the ADD.
 func TestAddCutOff(t *testing.T) {
 	f := newFake(t)
 	conf, cache := t.TempDir(), t.TempDir()
@@ -277,9 +278,9 @@ func TestAddCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as AddNetworkList does, but nothing comes after it
-	plugin.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0", "CNI_NETNS="+
-		p.NetNS)
+	plugin := exec.Command(filepath.Join(f.dir, "fake")) // like an interrupted AddNetworkList
+	plugin.Env = append(os.Environ(),
+		"CNI_COMMAND=ADD", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0", "CNI_NETNS="+p.NetNS)
 	plugin.Stdin, plugin.ExtraFiles = strings.NewReader(`{"cniVersion":"1.0.0"}`), []*os.File{held}
 	if err := plugin.Start(); err != nil {
 		t.Fatal(err)
@@ -290,7 +291,7 @@ func TestAddCutOff(t *testing.T) {
 		t.Fatal("the plugin was not called")
 	}
 
-	held.Close() // as the end of the process does
+	held.Close() // like the end of the process
 	writeConf(t, file, "another", "1.0.0")
 	next := newCNI(t, conf, f.dir, cache)
 	if got := next.Attached(); len(got) != 1 || got[0] != p.ID {
@@ -314,15 +315,15 @@ func TestAddCutOff(t *testing.T) {
 	}
 
 	if len(f.held()) > 0 || len(next.Attached()) > 0 || !strings.Contains(f.read("stdin.DEL"), `"name":"net"`) {
-		t.Errorf("held %v, attached %v, told at DEL: %s", f.held(), next.Attached(), f.read("stdin.DEL"))
+		t.Errorf("held %v, attached %v, stdin of DEL: %s", f.held(), next.Attached(), f.read("stdin.DEL"))
 	}
-	if left, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if remaining, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(remaining) > 0 {
+		t.Errorf("files remain: %v", remaining)
 	}
 }
 
-// TestDelCutOff is a daemon that is killed in the middle of a DEL: the next one waits for the
-// plugin that still runs, and then releases the rest.
+// TestDelCutOff kills the daemon during a DEL. The next daemon waits for the running plugin and
+// then releases the remaining resources.
 func TestDelCutOff(t *testing.T) {
 	f := newFake(t)
 	conf, cache := t.TempDir(), t.TempDir()
@@ -330,7 +331,7 @@ func TestDelCutOff(t *testing.T) {
 	killed := newCNI(t, conf, f.dir, cache)
 	p, _ := newPod(t, sandboxID)
 	add(t, killed, p)
-	attachments, err := killed.attach.attachments(t.Context(), p)
+	attachments, err := killed.attach.findAttachments(t.Context(), p)
 	if err != nil || len(attachments) != 1 {
 		t.Fatalf("%v, %v", attachments, err)
 	}
@@ -345,7 +346,7 @@ func TestDelCutOff(t *testing.T) {
 	}
 
 	f.mode("DEL-slow")
-	plugin := exec.Command(filepath.Join(f.dir, "fake")) // as DelNetworkList does, but nothing comes after it
+	plugin := exec.Command(filepath.Join(f.dir, "fake")) // like an interrupted DelNetworkList
 	plugin.Env = append(os.Environ(), "CNI_COMMAND=DEL", "CNI_CONTAINERID="+p.ID, "CNI_IFNAME=eth0")
 	plugin.Stdin, plugin.ExtraFiles = strings.NewReader(`{"cniVersion":"1.0.0"}`), []*os.File{held}
 	if err := plugin.Start(); err != nil {
@@ -357,7 +358,7 @@ func TestDelCutOff(t *testing.T) {
 		t.Fatal("the plugin was not called")
 	}
 
-	held.Close() // as the end of the process does
+	held.Close() // like the end of the process
 
 	next := newCNI(t, conf, f.dir, cache)
 	if got := next.Attached(); len(got) != 1 || next.IPs(p.ID) != nil {
@@ -380,57 +381,59 @@ func TestDelCutOff(t *testing.T) {
 		t.Errorf("%v, attached %v", err, next.Attached())
 	}
 
-	if left, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if remaining, _ := filepath.Glob(filepath.Join(cache, "*/*")); len(remaining) > 0 {
+		t.Errorf("files remain: %v", remaining)
 	}
 }
 
 func TestVersions(t *testing.T) {
 	f := newFake(t)
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
-		c := f.network(t, version)
-		if !within(func() bool { return c.Ready() == nil }) {
-			t.Fatalf("%s: %v", version, c.Ready())
-		}
+		t.Run(version, func(t *testing.T) {
+			c := f.network(t, version)
+			if !within(func() bool { return c.Ready() == nil }) {
+				t.Fatalf("%v", c.Ready())
+			}
 
-		p, _ := newPod(t, sandboxID)
-		ips, err := c.Add(t.Context(), p)
-		if err != nil || len(ips) != 1 || ips[0] != netip.MustParseAddr("10.1.2.3") {
-			t.Errorf("%s: %v, %v", version, ips, err)
-		}
+			p, _ := newPod(t, sandboxID)
+			ips, err := c.Add(t.Context(), p)
+			if err != nil || len(ips) != 1 || ips[0] != netip.MustParseAddr("10.1.2.3") {
+				t.Errorf("%v, %v", ips, err)
+			}
 
-		f.mode("")
-		if err := c.Check(t.Context(), p); err != nil {
-			t.Errorf("%s: CHECK: %v", version, err)
-		}
+			f.mode("")
+			if err := c.Check(t.Context(), p); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
 
-		if asked := strings.Contains(f.calls(), "CHECK "+p.ID); asked != (version != "0.3.1") {
-			t.Errorf("%s: CHECK asked: %v", version, asked)
-		}
+			if called := strings.Contains(f.calls(), "CHECK "+p.ID); called != (version != "0.3.1") {
+				t.Errorf("CHECK called: %v", called)
+			}
 
-		f.mode("CHECK-error")
-		if err := c.Check(t.Context(), p); (err == nil) != (version == "0.3.1") || err != nil &&
-			!strings.Contains(err.Error(), "no address left") {
-			t.Errorf("%s: a CHECK that fails: %v", version, err)
-		}
+			f.mode("CHECK-error")
+			if err := c.Check(t.Context(), p); (err == nil) != (version == "0.3.1") || err != nil &&
+				!strings.Contains(err.Error(), "no address left") {
+				t.Errorf("a failing CHECK: %v", err)
+			}
 
-		f.mode("")
-		if err := c.Collect(t.Context()); err != nil {
-			t.Errorf("%s: GC: %v", version, err)
-		}
+			f.mode("")
+			if err := c.Collect(t.Context()); err != nil {
+				t.Errorf("GC: %v", err)
+			}
 
-		if asked := strings.Contains(f.calls(), "GC "); asked != (version == "1.1.0") {
-			t.Errorf("%s: GC asked: %v", version, asked)
-		}
+			if called := strings.Contains(f.calls(), "GC "); called != (version == "1.1.0") {
+				t.Errorf("GC called: %v", called)
+			}
 
-		if want := `"cni.dev/valid-attachments":[{"containerID":"` + p.ID + `","ifname":"eth0"}]`; version == "1.1.0" &&
-			!strings.Contains(f.read("stdin.GC"), want) {
-			t.Errorf("GC was told %s, not %s", f.read("stdin.GC"), want)
-		}
+			want := `"cni.dev/valid-attachments":[{"containerID":"` + p.ID + `","ifname":"eth0"}]`
+			if version == "1.1.0" && !strings.Contains(f.read("stdin.GC"), want) {
+				t.Errorf("stdin of GC: %s, want %s", f.read("stdin.GC"), want)
+			}
 
-		if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
-			t.Errorf("%s: DEL: %v", version, err)
-		}
+			if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 {
+				t.Errorf("DEL: %v", err)
+			}
+		})
 	}
 }
 
@@ -439,7 +442,7 @@ func TestStatusOfPlugins(t *testing.T) {
 	f.mode("STATUS-error")
 	c := f.network(t, "1.1.0")
 	if err := c.Ready(); err == nil {
-		t.Error("ready before it was asked")
+		t.Error("ready before STATUS")
 	}
 
 	if !within(func() bool {
@@ -455,15 +458,15 @@ func TestStatusOfPlugins(t *testing.T) {
 	}
 }
 
-// TestPluginVanishes uninstalls the only plugin of a network while a pod runs: the pod can go, and
-// what the plugin holds is released when it is back.
+// TestPluginVanishes uninstalls the only plugin of a network while a pod runs. The pod can be
+// removed, and the plugin releases its resources after its return.
 func TestPluginVanishes(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
 	p, _ := newPod(t, sandboxID)
 	add(t, c, p)
 	file := filepath.Join(f.dir, "fake")
-	if err := os.Rename(file, file+".gone"); err != nil {
+	if err := os.Rename(file, file+".uninstalled"); err != nil {
 		t.Fatal(err)
 	}
 
@@ -476,18 +479,18 @@ func TestPluginVanishes(t *testing.T) {
 		t.Errorf("Del: %v, attached %v", err, c.Attached())
 	}
 
-	if err := os.Rename(file+".gone", file); err != nil {
+	if err := os.Rename(file+".uninstalled", file); err != nil {
 		t.Fatal(err)
 	}
 
-	c.attach.payOwed(t.Context(), time.Now())
+	c.attach.retryDeferred(t.Context(), time.Now())
 	if len(f.held()) > 0 {
-		t.Errorf("after it came back: held %v", f.held())
+		t.Errorf("after reinstallation: held %v", f.held())
 	}
 }
 
-// TestPluginsAtOnce starts more pods than plugins may run at once: the others wait for their turn,
-// and their time does not run meanwhile.
+// TestPluginsAtOnce starts more pods than the number of concurrent plugins. The others wait for a
+// slot, which does not count towards their timeout.
 func TestPluginsAtOnce(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -497,7 +500,7 @@ func TestPluginsAtOnce(t *testing.T) {
 
 	f.mode("ADD-slow")
 	var wg sync.WaitGroup
-	for i := range pluginsAtOnce + 4 {
+	for i := range maxConcurrentPlugins + 4 {
 		p, _ := newPod(t, fmt.Sprintf("%064x", i))
 		wg.Go(func() {
 			if _, err := c.Add(t.Context(), p); err != nil {
@@ -506,7 +509,7 @@ func TestPluginsAtOnce(t *testing.T) {
 		})
 	}
 
-	if !within(func() bool { return len(f.held()) == pluginsAtOnce }) {
+	if !within(func() bool { return len(f.held()) == maxConcurrentPlugins }) {
 		t.Errorf("%d plugins run", len(f.held()))
 	}
 
@@ -514,7 +517,7 @@ func TestPluginsAtOnce(t *testing.T) {
 	defer cancel()
 
 	late, _ := newPod(t, sandboxID)
-	if _, err := c.Add(ctx, late); !errors.Is(err, context.DeadlineExceeded) || len(f.held()) != pluginsAtOnce {
+	if _, err := c.Add(ctx, late); !errors.Is(err, context.DeadlineExceeded) || len(f.held()) != maxConcurrentPlugins {
 		t.Errorf("one more: %v, %d plugins run", err, len(f.held()))
 	}
 
@@ -525,7 +528,7 @@ func TestPluginsAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// TestPluginIsBeingReplaced is an upgrade of the plugins in the moment in which one is called.
+// TestPluginIsBeingReplaced runs a plugin while its file is being replaced.
 func TestPluginIsBeingReplaced(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
@@ -545,12 +548,12 @@ func TestPluginIsBeingReplaced(t *testing.T) {
 	}
 }
 
-// TestGCWaitsForNoADD: GC does not run beside an ADD, gives up with its ctx, and holds up no other
-// ADD meanwhile. An ADD gives up its wait for GC with its ctx.
+// TestGCWaitsForNoADD verifies that GC runs beside no ADD, stops with its ctx, and does not block
+// other ADDs. An ADD waiting for GC stops with its ctx.
 func TestGCWaitsForNoADD(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.1.0")
-	if err := c.attach.running.Acquire(t.Context(), 1); err != nil { // an ADD that hangs
+	if err := c.attach.activeAdds.Acquire(t.Context(), 1); err != nil { // a hanging ADD
 		t.Fatal(err)
 	}
 
@@ -567,12 +570,12 @@ func TestGCWaitsForNoADD(t *testing.T) {
 		t.Errorf("GC beside an ADD: %v", err)
 	}
 
-	c.attach.running.Release(1)
+	c.attach.activeAdds.Release(1)
 	if err := c.Collect(t.Context()); err != nil || !strings.Contains(f.calls(), "GC ") {
 		t.Errorf("GC: %v", err)
 	}
 
-	if !c.attach.running.TryAcquire(maxRunning) { // a GC that hangs
+	if !c.attach.activeAdds.TryAcquire(maxActiveAdds) { // a hanging GC
 		t.Fatal("GC has not ended")
 	}
 
@@ -585,7 +588,7 @@ func TestGCWaitsForNoADD(t *testing.T) {
 	}
 }
 
-// TestReloadHonoursContext: who waits for the configuration to be read gives up with its ctx.
+// TestReloadHonoursContext verifies that waiting for another reload ends with ctx.
 func TestReloadHonoursContext(t *testing.T) {
 	c := newFake(t).network(t, "1.0.0")
 	unlock, err := c.reading.Lock(t.Context(), "")
@@ -597,5 +600,5 @@ func TestReloadHonoursContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 
-	c.Reload(ctx) // it returns
+	c.Reload(ctx) // returns
 }

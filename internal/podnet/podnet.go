@@ -1,8 +1,8 @@
-// Package podnet gives pods their network: CNI (any conformant plugins), kubenet (a bridge on the
-// node's pod CIDR, made by the standard plugins from a generated configuration) and no-op (the
-// engine's own bridge). What a pod got is remembered by libcni's cache, and what it is getting by a
-// journal beside it, so a restart, a change of configuration or a crash never loses the means to
-// undo it.
+// Package podnet connects pods to their network: CNI (any conformant plugins), kubenet (a bridge on
+// the node's pod CIDR, created by the standard plugins from a generated configuration) or no-op
+// (the engine's own bridge). libcni's cache records completed connections, and a journal beside it
+// records operations in progress. So a restart, a change of configuration or a crash never loses
+// the information needed to undo a connection.
 package podnet
 
 import (
@@ -12,23 +12,24 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Pod is one sandbox as a network needs to know it.
+// Pod describes a sandbox to a network.
 type Pod struct {
 	ID          string // the sandbox ID, CNI_CONTAINERID
 	Name        string
 	Namespace   string
 	UID         string
-	NetNS       string // path of the network namespace; "" when it is gone (DEL without one)
+	NetNS       string // path of the network namespace; empty if it no longer exists (DEL without a namespace)
 	Annotations map[string]string
-	// those with a host port become the capability portMappings; of a DEL, if the cache has none
+	// Ports with a host port become the capability portMappings. DEL uses them if the cache has no
+	// ports.
 	Ports []*runtimeapi.PortMapping
 	DNS   *runtimeapi.DNSConfig
 	// CgroupParent is the control group of the pod, the capability cgroupPath.
 	CgroupParent string
-	Foreign      bool // an older shim has connected it, perhaps without an entry in libcni's cache
+	Foreign      bool // connected by an older shim, possibly without an entry in libcni's cache
 }
 
-// title is how errors call a pod; of one whose sandbox is gone only the ID is known.
+// title returns the name of a pod for errors. For a removed sandbox only the ID is known.
 func (p Pod) title() string {
 	if p.Name == "" {
 		return p.ID
@@ -39,47 +40,49 @@ func (p Pod) title() string {
 // Network is the pod network of a node: CNI, kubenet or no-op. All methods are safe for concurrent
 // use.
 type Network interface {
-	// Connector connects pods. It is nil if the engine does so.
+	// Connector returns the Connector of this network. It is nil if the engine connects pods.
 	Connector() Connector
-	// Ready is nil when pods can be connected, else the reason, with the fix.
+	// Ready returns nil if pods can be connected, otherwise the reason and the remedy.
 	Ready() error
-	// Notice is a warning about a network that is ready, "" for none.
+	// Notice returns a warning about a ready network, or "".
 	Notice() string
-	// SetPodCIDR sets the node's ranges (UpdateRuntimeConfig). Networks that do not allot addresses
-	// themselves ignore them.
+	// SetPodCIDR sets the node's pod CIDRs (UpdateRuntimeConfig). Networks without address
+	// management of their own ignore them.
 	SetPodCIDR(cidrs []netip.Prefix) error
-	// Run watches the configuration, and for the return of uninstalled plugins, until ctx ends.
-	// Until it is called, Ready returns the state at the beginning.
+	// Run watches the configuration, and the directories of plugins for reinstalled ones, until ctx
+	// ends. Before Run, Ready returns the initial state.
 	Run(ctx context.Context)
 	// Close releases resources of the network itself. Pods stay connected.
 	Close() error
 }
 
 // Connector connects pods to a network and disconnects them. All methods are safe for concurrent
-// use; calls for one pod are serialised by the caller.
+// use. The caller serialises calls for the same pod.
 type Connector interface {
 	// Add connects the pod and returns its addresses, the primary one first. After an error the
-	// caller releases the pod with Del; Attached lists it until then, unless nothing has begun.
+	// caller releases the pod with Del. Attached lists the pod until then, unless Add failed before
+	// it started.
 	Add(ctx context.Context, p Pod) ([]netip.Addr, error)
-	// Confirm marks the pod as complete. Before, IPs has no addresses of it, and a daemon that
-	// starts takes it for one that was never finished.
+	// Confirm marks the pod as complete. Until then IPs returns none of its addresses, and a
+	// restarted daemon treats the pod as unfinished.
 	Confirm(sandboxID string) error
-	// Del disconnects the pod with the configuration with which it was connected. It is idempotent;
-	// a pod never connected is no error. What uninstalled plugins hold is released when they are
-	// back, and is no error. An *OwedError reports that a program for addresses is missing: the pod
-	// may be removed, but not its namespace, and Del is to be called again later.
+	// Del disconnects the pod with the configuration used to connect it. It is idempotent and
+	// accepts a pod without a connection. Resources of uninstalled plugins are released once these
+	// are installed again; this is not an error. A *MissingPluginError reports a missing IPAM
+	// program: the caller may remove the pod, but must keep its namespace and call Del again later.
 	Del(ctx context.Context, p Pod) error
-	// Check is nil if a connected pod still has what Add gave, as far as the plugins can tell.
+	// Check returns nil if a connected pod still has the network of Add, as far as the plugins can
+	// verify.
 	Check(ctx context.Context, p Pod) error
-	// Collect has the plugins release what belongs to no connection of ours. It waits for every Add
-	// and keeps others waiting.
+	// Collect asks the plugins to release resources of unknown connections. It waits for every Add
+	// and blocks new ones.
 	Collect(ctx context.Context) error
-	// Adopt notes that a pod holds a connection of an older shim. Collect spares it, and Attached
-	// lists it.
+	// Adopt records the connection of an older shim's pod. Collect spares it, and Attached lists
+	// it.
 	Adopt(sandboxID string)
-	// IPs returns the addresses of a connected and confirmed pod, from memory; nil when it has
-	// none. They survive a restart of the daemon.
+	// IPs returns the addresses of a connected and confirmed pod from memory, nil if it has none.
+	// They survive a restart of the daemon.
 	IPs(sandboxID string) []netip.Addr
-	// Attached lists the sandboxes that hold a connection.
+	// Attached lists the sandboxes with a connection.
 	Attached() []string
 }

@@ -28,8 +28,8 @@ const (
 	pluginDir  = "/usr/lib/cni" // Debian's containernetworking-plugins
 )
 
-// TestMain runs the tests in mount and network namespaces of their own, so that no bridge, rule or
-// mount of theirs is the host's.
+// TestMain runs the tests in separate mount and network namespaces, so that their bridges, rules
+// and mounts do not affect the host.
 func TestMain(m *testing.M) {
 	if os.Getenv(insideMark) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	if err := errors.Join(
 		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
 		os.MkdirAll("/var/lib/cni", 0o755),
-		syscall.Mount("tmpfs", "/var/lib/cni", "tmpfs", 0, ""), // host-local keeps its addresses here
+		syscall.Mount("tmpfs", "/var/lib/cni", "tmpfs", 0, ""), // host-local's reservations
 		loopbackUp("/proc/self/ns/net"),
 	); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -66,7 +66,7 @@ var discard = slog.New(slog.DiscardHandler)
 
 const sandboxID = "aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd"
 
-// newPod is a pod in a network namespace of its own, held by a process that waits.
+// newPod returns a pod in its own network namespace, held by a sleeping process.
 func newPod(t *testing.T, id string) (Pod, *exec.Cmd) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -87,7 +87,7 @@ func newPod(t *testing.T, id string) (Pod, *exec.Cmd) {
 	}, cmd
 }
 
-// joinCgroup moves a process to a control group with a container's ID, as engines make it.
+// joinCgroup moves a process to a control group with a container's ID, like an engine.
 func joinCgroup(t *testing.T, id model.ContainerID, pid int) {
 	t.Helper()
 	root := "/sys/fs/cgroup/pids"
@@ -101,9 +101,9 @@ func joinCgroup(t *testing.T, id model.ContainerID, pid int) {
 	}
 
 	dir := filepath.Join(parent, string(id))
-	t.Cleanup(func() { // after the process has ended
+	t.Cleanup(func() { // after the exit of the process
 		if !within(func() bool { return errors.Join(os.Remove(dir), os.Remove(parent)) == nil }) {
-			t.Errorf("control group %s is left", dir)
+			t.Errorf("control group %s remains", dir)
 		}
 	})
 
@@ -134,8 +134,8 @@ func newKubenet(t *testing.T, dir string, cidrs ...string) *Kubenet {
 	return k
 }
 
-// del disconnects a pod. On a busy machine iptables may find a chain busy for a moment, in which
-// case the kubelet's next try succeeds.
+// del disconnects a pod. On a busy machine iptables may report a busy chain. The kubelet's next
+// attempt would succeed.
 func del(t *testing.T, n Connector, p Pod) {
 	t.Helper()
 	err := n.Del(t.Context(), p)
@@ -172,7 +172,7 @@ func TestKubenet(t *testing.T) {
 	}
 
 	if ips := newKubenet(t, dir, "10.98.0.0/24").IPs(p.ID); ips != nil {
-		t.Errorf("the addresses of a pod that nobody confirmed: %v", ips)
+		t.Errorf("addresses of an unconfirmed pod: %v", ips)
 	}
 	if err := k.Confirm(p.ID); err != nil {
 		t.Error(err)
@@ -184,7 +184,7 @@ func TestKubenet(t *testing.T) {
 
 	run(t, "nsenter", "-n", "-t", fmt.Sprint(cmd.Process.Pid), "ip", "link", "show", "lo", "up")
 
-	// Another process, which knows only the cache, with another range.
+	// Another process, with only the cache and with another range.
 	restarted := newKubenet(t, dir, "10.98.0.0/24")
 	if diff := cmp.Diff(fmt.Sprint(ips), fmt.Sprint(restarted.IPs(p.ID))); diff != "" {
 		t.Errorf("after a restart: %s", diff)
@@ -201,22 +201,22 @@ func TestKubenet(t *testing.T) {
 	}
 
 	if out := run(t, "iptables-save"); strings.Contains(out, "18081") {
-		t.Errorf("rules are left:\n%s", out)
+		t.Errorf("rules remain:\n%s", out)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "cache/results/*")); len(left) > 0 || len(restarted.Attached()) > 0 {
-		t.Errorf("left: %v, %v", left, restarted.Attached())
+	remaining, _ := filepath.Glob(filepath.Join(dir, "cache/results/*"))
+	if len(remaining) > 0 || len(restarted.Attached()) > 0 {
+		t.Errorf("files remain: %v, attached: %v", remaining, restarted.Attached())
 	}
-	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.99.*"); len(left) > 0 {
-		t.Errorf("addresses are left: %v", left)
+	if remaining, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.99.*"); len(remaining) > 0 {
+		t.Errorf("reserved addresses remain: %v", remaining)
 	}
 }
 
-// TestKubenetChangesItsRange gives the node another range under a running pod: the pod goes on with
-// its gateway, and new pods get addresses of the new range. A daemon that starts then finds the
-// same bridge.
+// TestKubenetChangesItsRange changes the node's range under a running pod. The pod keeps its
+// gateway, new pods get addresses of the new range, and a restarted daemon finds the same bridge.
 func TestKubenetChangesItsRange(t *testing.T) {
 	dir := t.TempDir()
-	// of our own network namespace
+	// in our own network namespace
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -269,23 +269,23 @@ func TestKubenetChangesItsRange(t *testing.T) {
 	}
 
 	del(t, k, old)
-	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(left) > 0 {
-		t.Errorf("addresses are left: %v", left)
+	if remaining, _ := filepath.Glob("/var/lib/cni/networks/kubenet/*.*.*.*"); len(remaining) > 0 {
+		t.Errorf("reserved addresses remain: %v", remaining)
 	}
 }
 
 func TestBridgeFor(t *testing.T) {
 	ranges := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}
-	there := map[string][]netip.Addr{"cbr0": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1")}}
-	look := func(name string) ([]netip.Addr, error) { return there[name], nil }
+	existing := map[string][]netip.Addr{"cbr0": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1")}}
+	addresses := func(name string) ([]netip.Addr, error) { return existing[name], nil }
 	for _, bridge := range []string{"cbr1", "cbr1"} {
-		if got, err := bridgeFor(ranges, look); err != nil || got != bridge {
+		if got, err := bridgeFor(ranges, addresses); err != nil || got != bridge {
 			t.Errorf("%s, %v, want %s", got, err, bridge)
 		}
-		there["cbr1"] = []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}
+		existing["cbr1"] = []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}
 	}
 
-	everywhere := func(string) ([]netip.Addr, error) { return there["cbr0"], nil }
+	everywhere := func(string) ([]netip.Addr, error) { return existing["cbr0"], nil }
 	if _, err := bridgeFor(ranges, everywhere); err == nil || !strings.Contains(err.Error(), "ip link del cbr0") {
 		t.Error(err)
 	}
@@ -302,7 +302,7 @@ func TestKubenetWaitsForTheRange(t *testing.T) {
 	}
 
 	if err := k.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.97.0.0/24")}); err != nil || k.Ready() != nil {
-		t.Errorf("after the kubelet told it: %v, %v", err, k.Ready())
+		t.Errorf("after SetPodCIDR: %v, %v", err, k.Ready())
 	}
 
 	k.cfg.BinDirs = []string{t.TempDir()}
@@ -312,7 +312,7 @@ func TestKubenetWaitsForTheRange(t *testing.T) {
 	}
 }
 
-// TestTheFirstPodsAtOnce lets the race detector look at what is made at the first use.
+// TestTheFirstPodsAtOnce lets the race detector check lazy initialisation.
 func TestTheFirstPodsAtOnce(t *testing.T) {
 	c := newFake(t).network(t, "1.1.0")
 	var wg sync.WaitGroup
@@ -332,7 +332,7 @@ func TestTheFirstPodsAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-func TestWhatPluginsAreTold(t *testing.T) {
+func TestPluginParameters(t *testing.T) {
 	f := newFake(t)
 	c := f.network(t, "1.0.0")
 	if err := c.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}); err != nil {
@@ -368,7 +368,7 @@ func TestWhatPluginsAreTold(t *testing.T) {
 			`"kubernetes.io/ingress-bandwidth":"10M"}`,
 	} {
 		if stdin := f.read("stdin.ADD"); !strings.Contains(stdin, want) {
-			t.Errorf("the plugin was not told %s:\n%s", want, stdin)
+			t.Errorf("the plugin did not get %s:\n%s", want, stdin)
 		}
 	}
 }
@@ -381,7 +381,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 		t.Errorf("without a directory: %v", err)
 	}
 
-	became := func(what string, cond func() bool) {
+	waitFor := func(what string, cond func() bool) {
 		t.Helper()
 		deadline := time.Now().Add(5 * time.Second)
 		begin := time.Now()
@@ -400,7 +400,7 @@ func TestConfigurationIsWatched(t *testing.T) {
 	}
 
 	writeConf(t, filepath.Join(conf, "20-b.conflist"), "b", "1.0.0")
-	became("ready", func() bool { return c.Ready() == nil })
+	waitFor("ready", func() bool { return c.Ready() == nil })
 	p, _ := newPod(t, sandboxID)
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Fatal(err)
@@ -411,17 +411,17 @@ func TestConfigurationIsWatched(t *testing.T) {
 	}
 
 	writeConf(t, filepath.Join(conf, "10-a.conflist"), "a", "1.0.0")
-	became("the first valid file counts", func() bool { l, _, _ := c.config(); return l != nil && l.Name == "a" })
+	waitFor("the first valid file is used", func() bool { l, _, _ := c.config(); return l != nil && l.Name == "a" })
 	for _, f := range []string{"00-broken", "10-a", "20-b"} {
 		if err := os.Remove(filepath.Join(conf, f+".conflist")); err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	became("not ready", func() bool { return c.Ready() != nil })
+	waitFor("not ready", func() bool { return c.Ready() != nil })
 	f.mode("")
 	if err := c.Del(t.Context(), p); err != nil || !strings.Contains(f.calls(), "DEL") || len(c.Attached()) > 0 {
-		t.Errorf("a pod of a configuration that is gone: %v, calls %q", err, f.calls())
+		t.Errorf("Del with a removed configuration: %v, calls %q", err, f.calls())
 	}
 }
 
@@ -444,7 +444,7 @@ func TestPins(t *testing.T) {
 	_ = cmd.Wait()
 	var got syscall.Stat_t
 	if err := syscall.Stat(pins.Path(sandboxID), &got); err != nil || got.Ino != want.Ino {
-		t.Errorf("the pin shows namespace %d, want %d (%v)", got.Ino, want.Ino, err)
+		t.Errorf("the pin is namespace %d, want %d (%v)", got.Ino, want.Ino, err)
 	}
 
 	if l := pins.List(); len(l) != 1 || l[0] != sandboxID {
@@ -461,50 +461,54 @@ func TestPins(t *testing.T) {
 		t.Error("still pinned")
 	}
 	if _, err := pins.Pin(sandboxID, 1<<22-1); err == nil || len(pins.List()) != 0 {
-		t.Errorf("a pin of no process: %v, list %v", err, pins.List())
+		t.Errorf("pin of a missing process: %v, list %v", err, pins.List())
 	}
 
 	if _, err := pins.Pin("", 1); err == nil {
-		t.Error("pinned for no sandbox")
+		t.Error("pinned for an empty sandbox ID")
 	}
 }
 
-// TestPinsOfOurOwn makes a namespace before there is a sandbox, and keeps it for the one that joins
-// it.
-func TestPinsOfOurOwn(t *testing.T) {
-	pins, public, dir := newPins(t)
-	path, err := pins.Make(map[string]string{
+// TestCreateRejectsSysctls creates namespaces with invalid sysctls, and leaves nothing behind.
+func TestCreateRejectsSysctls(t *testing.T) {
+	pins, _, dir := newPins(t)
+	path, err := pins.Create(map[string]string{
 		"net.ipv4.ip_local_port_range": "2000 3000",
 		"net.ipv4.conf.lo/forwarding":  "",
 	})
 	if err == nil || !errdefs.IsInvalidArgument(err) {
-		t.Errorf("a sysctl that is none: %q, %v", path, err)
+		t.Errorf("invalid sysctl value: %q, %v", path, err)
 	}
 
 	for _, bad := range []string{"kernel.shmmax", "net/../kernel/shmmax", "net.no.such", "/net/core/somaxconn"} {
-		if _, err := pins.Make(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) ||
+		if _, err := pins.Create(map[string]string{bad: "1"}); !errdefs.IsInvalidArgument(err) ||
 			!strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
 
-	if left, err := os.ReadDir(dir); err == nil && len(left) > 0 {
-		t.Errorf("left of failures: %v", left)
+	if remaining, err := os.ReadDir(dir); err == nil && len(remaining) > 0 {
+		t.Errorf("leftovers of failures: %v", remaining)
 	}
+}
 
+// TestPinsOfOurOwn creates a namespace before its sandbox and keeps it for the joining one.
+func TestPinsOfOurOwn(t *testing.T) {
+	pins, public, dir := newPins(t)
 	before := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range")
-	if path, err = pins.Make(map[string]string{
+	path, err := pins.Create(map[string]string{
 		"net.ipv4.ip_local_port_range": "2000 3000",
 		"net/ipv4/conf/lo/forwarding":  "1",
-	}); err != nil {
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 
 	if got := run(t, "sysctl", "-n", "net.ipv4.ip_local_port_range"); got != before {
-		t.Errorf("our own sysctl became %s", got)
+		t.Errorf("sysctl of the test's namespace changed to %s", got)
 	}
 	if len(pins.List()) != 0 || pins.Sweep() != nil {
-		t.Error("what has no sandbox yet is listed")
+		t.Error("a namespace without a sandbox is listed")
 	}
 
 	pin, err := pins.Keep(sandboxID, path)
@@ -538,14 +542,14 @@ func TestPinsOfOurOwn(t *testing.T) {
 	if !within(func() bool {
 		return pins.Joined(sandboxID, joined.Process.Pid)
 	}) || pins.Joined(sandboxID, os.Getpid()) {
-		t.Error("who has joined is not told from who has not")
+		t.Error("Joined does not distinguish processes inside and outside of the namespace")
 	}
 
 	if err := pins.Unpin(sandboxID); err != nil || pins.Joined(sandboxID, joined.Process.Pid) {
 		t.Errorf("%v", err)
 	}
 
-	if _, err := pins.Make(nil); err != nil {
+	if _, err := pins.Create(nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -553,8 +557,8 @@ func TestPinsOfOurOwn(t *testing.T) {
 		t.Error(err)
 	}
 
-	if left, _ := os.ReadDir(dir); len(left) > 0 {
-		t.Errorf("after the sweep of another process: %v", left)
+	if remaining, _ := os.ReadDir(dir); len(remaining) > 0 {
+		t.Errorf("leftovers after Sweep of another process: %v", remaining)
 	}
 }
 
@@ -572,22 +576,25 @@ func TestBandwidth(t *testing.T) {
 
 	if got, err := bandwidth(map[string]string{ingressAnnotation: "1P"}); err != nil ||
 		got["ingressBurst"]/8 >= 1<<32-1 || got["ingressBurst"] <= 0 {
-		t.Errorf("a burst that the plugin refuses: %v, %v", got, err)
+		t.Errorf("burst out of the plugin's range: %v, %v", got, err)
 	}
 
 	for _, bad := range []string{"", "much", "999", "2P", "-1M", "NaN", "Inf", "0x1p20", "1_000_000", "10M;", " 10M",
 		"10M\n", "1e", strings.Repeat("9", 1<<20)} {
-		got, err := bandwidth(map[string]string{egressAnnotation: bad})
-		if len(got) > 0 || err == nil || !strings.Contains(err.Error(), egressAnnotation) || len(err.Error()) > 1000 {
-			t.Errorf("%.20q: %v, %v", bad, got, err)
-		}
+		t.Run(fmt.Sprintf("%.20q", bad), func(t *testing.T) {
+			got, err := bandwidth(map[string]string{egressAnnotation: bad})
+			if len(got) > 0 || err == nil || !strings.Contains(err.Error(), egressAnnotation) ||
+				len(err.Error()) > 1000 {
+				t.Errorf("%v, %v", got, err)
+			}
+		})
 	}
 }
 
 func TestNoop(t *testing.T) {
-	var said strings.Builder
-	n := NewNoop(slog.New(slog.NewTextHandler(&said, nil)))
-	if !strings.Contains(said.String(), "--network-plugin=cni") || n.Connector() != nil || n.Ready() != nil {
-		t.Errorf("it said %q", said.String())
+	var log strings.Builder
+	n := NewNoop(slog.New(slog.NewTextHandler(&log, nil)))
+	if !strings.Contains(log.String(), "--network-plugin=cni") || n.Connector() != nil || n.Ready() != nil {
+		t.Errorf("log %q", log.String())
 	}
 }

@@ -15,13 +15,13 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// maxCgroupFile bounds /proc/PID/cgroup in bytes; each of at most 16 hierarchies gives a path of at
+// maxCgroupFile bounds /proc/PID/cgroup in bytes. Each of at most 16 hierarchies has a path of at
 // most 4 KiB.
 const maxCgroupFile = 64 << 10
 
-// OpenProcess opens the network namespace of a container's main process. Numbers of processes are
-// used again, so the process must be in a control group of that container, before and after:
-// NotFound if it is gone or another's.
+// OpenProcess opens the network namespace of a container's main process. PIDs are reused, so it
+// checks the process' control group before and after opening. It returns NotFound if the process
+// has exited or belongs to another container.
 func OpenProcess(id model.ContainerID, pid int) (*os.File, error) {
 	ns, err := openProcess("/proc", id, pid)
 	if err != nil {
@@ -37,41 +37,41 @@ func OpenProcess(id model.ContainerID, pid int) (*os.File, error) {
 
 func openProcess(proc string, id model.ContainerID, pid int) (*os.File, error) {
 	name := proc + "/" + strconv.Itoa(pid)
-	notIt := fmt.Errorf("process %d is not container %s: %w", pid, id, errdefs.ErrNotFound)
+	errMismatch := fmt.Errorf("process %d is not container %s: %w", pid, id, errdefs.ErrNotFound)
 	if id == "" || pid <= 0 {
-		return nil, notIt
+		return nil, errMismatch
 	}
 
-	// The directory stays that of this process: after its end nothing in it can be opened, whoever
-	// gets the PID (proc(5)).
+	// The descriptor stays bound to this process. After its exit nothing below it can be opened,
+	// even if the PID is reused (proc(5)).
 	dir, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, notIt
+		return nil, errMismatch
 	}
 	defer unix.Close(dir)
 
-	ours := cgroupIDs(unix.AT_FDCWD, proc+"/self/cgroup") // of the container that the daemon itself may run in
-	isIt := func() bool {
+	ours := cgroupIDs(unix.AT_FDCWD, proc+"/self/cgroup") // of the container running the daemon, if any
+	matches := func() bool {
 		return isContainer(cgroupIDs(dir, "cgroup"), ours, id)
 	}
-	if !isIt() {
-		return nil, notIt
+	if !matches() {
+		return nil, errMismatch
 	}
 
 	netns, err := openAt(dir, "ns/net", name)
 	if err != nil {
-		return nil, notIt
+		return nil, errMismatch
 	}
 
-	if !isIt() { // it may have been moved meanwhile
+	if !matches() { // the process may have been moved since
 		netns.Close()
-		return nil, notIt
+		return nil, errMismatch
 	}
 
 	return netns, nil
 }
 
-// cgroupIDs reads, for each hierarchy, the container IDs in the path of a process's control group,
+// cgroupIDs returns, for each hierarchy, the container IDs in the path of a process' control group,
 // outermost first (cgroups(7), /proc/PID/cgroup: hierarchy:controllers:path).
 func cgroupIDs(dir int, file string) (all [][]string) {
 	f, err := openAt(dir, file, "")
@@ -98,7 +98,7 @@ func cgroupIDs(dir int, file string) (all [][]string) {
 	return all
 }
 
-// containerIDs are the container IDs in the path of a control group, such as /docker/ID and
+// containerIDs returns the container IDs in the path of a control group, such as /docker/ID and
 // /system.slice/docker-ID.scope.
 func containerIDs(path string) (all []string) {
 	isNotHex := func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') }
@@ -110,8 +110,8 @@ func containerIDs(path string) (all []string) {
 	return all
 }
 
-// isContainer says whether control groups are those of a container: the outermost ID is the
-// container's in every hierarchy that has one, since a container may make groups of any name below
+// isContainer reports whether control groups belong to a container. In every hierarchy with IDs,
+// the outermost one must be the container's, since a container may create groups of any name below
 // its own. IDs of the daemon's own groups, around the engine's, do not count.
 func isContainer(groups, ours [][]string, id model.ContainerID) bool {
 	found := false

@@ -14,15 +14,14 @@ import (
 )
 
 const (
-	// reclaimsAtOnce is the number of networks that Reclaim releases at once.
-	reclaimsAtOnce = 8
-	// reclaimWait is how long Reclaim waits for one pod before it goes on with the next.
-	reclaimWait = 30 * time.Second
+	// maxConcurrentReclaims is the number of concurrent releases of Reclaim.
+	maxConcurrentReclaims = 8
+	// reclaimTimeout limits how long Reclaim waits for one pod before it continues with the next.
+	reclaimTimeout = 30 * time.Second
 )
 
-// IsAdoptable reports whether a pod may have a network that is not known here: the engine has made
-// its namespace, and an older shim has connected it, or this program before the node was handed
-// back.
+// IsAdoptable reports whether a pod may have a network unknown to this Manager: the engine created
+// its namespace, and an older shim connected it, or this program before a hand-back of the node.
 func (m *Manager) IsAdoptable(sb *spec.Sandbox) bool {
 	if !m.ConnectsPods() || !isAdoptable(sb) {
 		return false
@@ -32,8 +31,8 @@ func (m *Manager) IsAdoptable(sb *spec.Sandbox) bool {
 
 func isAdoptable(sb *spec.Sandbox) bool { return sb.Running && !sb.Stale && sb.IsWithoutNetwork() }
 
-// Adopt takes over the network of a pod if it is adoptable. Its namespace is pinned, so that it can
-// be released when its pause is dead. The pod does not notice.
+// Adopt takes over the network of an adoptable pod. It pins the namespace, so that the network can
+// be released after the pause process has exited. The pod is not disturbed.
 func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 	unlock, err := m.lock(ctx, sb.ID)
 	if err != nil {
@@ -41,12 +40,12 @@ func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 	}
 	defer unlock()
 
-	if !m.ConnectsPods() || !isAdoptable(sb) { // it was stopped meanwhile
+	if !m.ConnectsPods() || !isAdoptable(sb) { // the pod was stopped meanwhile
 		return nil
 	}
 
 	m.connector.Adopt(string(sb.ID))
-	if sb.Restarted { // its namespace is not the one that was connected
+	if sb.Restarted { // its current namespace is not the connected one
 		return nil
 	}
 	if _, err := m.pins.Pin(sb.ID, sb.Pid); err != nil {
@@ -60,19 +59,19 @@ func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 	return nil
 }
 
-// Sandboxes are what Reclaim needs to know of sandboxes.
+// Sandboxes provides the state of sandboxes to Reclaim.
 type Sandboxes interface {
-	// Sandbox returns the record of a sandbox, NotFound if it is not known.
+	// Sandbox returns the record of a sandbox, NotFound if it is unknown.
 	Sandbox(id string) (*spec.Sandbox, error)
-	// IsRemoved reports whether a sandbox that does not run needs its network no longer.
+	// IsRemoved reports whether a stopped sandbox no longer needs its network.
 	IsRemoved(ctx context.Context, id model.ContainerID) (bool, error)
 }
 
-// Reclaim releases the networks of sandboxes that are removed or do not run, several at once: the
-// plugins of one may be slow or hang. It drops the namespaces that earlier processes left. It never
-// touches a pod that runs.
+// Reclaim releases the networks of removed or stopped sandboxes. It releases several at once,
+// because plugins may be slow or hang. It also drops namespaces of earlier processes. It never
+// touches a running pod.
 func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
-	swept := m.namespaces.Sweep() // first: it waits for no plugin
+	swept := m.namespaces.Sweep() // first, because it runs no plugins
 	ids := m.pins.List()
 	for _, id := range m.Attached() {
 		ids = append(ids, model.ContainerID(id))
@@ -89,7 +88,7 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 
 	errs := make([]error, len(ids))
 	var g errgroup.Group
-	g.SetLimit(reclaimsAtOnce)
+	g.SetLimit(maxConcurrentReclaims)
 	for i, id := range ids {
 		g.Go(func() error { errs[i] = m.reclaim(ctx, id, all); return nil })
 	}
@@ -112,7 +111,7 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 		return nil
 	}
 
-	wait, cancel := context.WithTimeout(ctx, reclaimWait)
+	wait, cancel := context.WithTimeout(ctx, reclaimTimeout)
 	defer cancel()
 
 	err := m.releases.join(wait, id, func(ctx context.Context) error {
@@ -122,7 +121,7 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 		}
 		defer unlock()
 
-		sb := find() // again under the lock: the pod may just have been started
+		sb := find() // again under the lock, since the pod may have been started
 		if sb.Running {
 			return errInUse
 		}
@@ -133,9 +132,9 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 			return err
 		}
 
-		m.log.Info("releasing the network of a pod that is gone", "sandbox", id)
+		m.log.Info("releasing the network of a removed pod", "sandbox", id)
 
-		return m.release(ctx, sb)
+		return m.releaseLocked(ctx, sb)
 	})
 	if err != nil && !errors.Is(err, errInUse) {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
@@ -144,7 +143,7 @@ func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandbox
 	return nil
 }
 
-// Collect has the plugins release what belongs to no pod.
+// Collect asks the plugins to release resources without a pod.
 func (m *Manager) Collect(ctx context.Context) error {
 	if !m.ConnectsPods() {
 		return nil

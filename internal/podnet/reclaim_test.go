@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 
@@ -10,41 +11,43 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// startedLate is a sandbox that runs from the second time on that it is asked for, or never.
+// startedLate is a sandbox that runs from the second query on, or never.
 type startedLate struct {
-	starts bool
-	asked  int
+	starts  bool
+	queries int
 }
 
 func (s *startedLate) Sandbox(id string) (*spec.Sandbox, error) {
-	s.asked++
+	s.queries++
 	return &spec.Sandbox{
 		ID:          model.ContainerID(id),
-		Running:     s.starts && s.asked > 1,
+		Running:     s.starts && s.queries > 1,
 		NetworkMode: "none",
 	}, nil
 }
 
 func (*startedLate) IsRemoved(context.Context, model.ContainerID) (bool, error) { return true, nil }
 
-// TestReclaimSparesWhatHasStarted: a pod that has started while Reclaim waited for the lock of its
-// network keeps it. One that does not run loses it.
-func TestReclaimSparesWhatHasStarted(t *testing.T) {
+// TestReclaimSparesStartedPods starts a pod while Reclaim waits for its lock. The pod keeps its
+// network, and a stopped one loses it.
+func TestReclaimSparesStartedPods(t *testing.T) {
 	for _, starts := range []bool{true, false} {
-		network := &connected{pod: "aa"}
-		m := NewManager(ManagerConfig{
-			Network:     network,
-			Namespaces:  noPins{},
-			Pins:        noPins{},
-			Checkpoints: checkpoint.New(t.TempDir()),
-			Log:         slog.New(slog.DiscardHandler),
-		})
-		if err := m.Reclaim(t.Context(), &startedLate{starts: starts}); err != nil {
-			t.Error(err)
-		}
+		t.Run(fmt.Sprint("starts ", starts), func(t *testing.T) {
+			network := &connected{pod: "aa"}
+			m := NewManager(ManagerConfig{
+				Network:     network,
+				Namespaces:  noPins{},
+				Pins:        noPins{},
+				Checkpoints: checkpoint.New(t.TempDir()),
+				Log:         slog.New(slog.DiscardHandler),
+			})
+			if err := m.Reclaim(t.Context(), &startedLate{starts: starts}); err != nil {
+				t.Error(err)
+			}
 
-		if kept := network.pod != ""; kept != starts {
-			t.Errorf("starts %t: kept %t", starts, kept)
-		}
+			if kept := network.pod != ""; kept != starts {
+				t.Errorf("starts %t: kept %t", starts, kept)
+			}
+		})
 	}
 }

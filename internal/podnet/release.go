@@ -14,46 +14,46 @@ import (
 )
 
 const (
-	// ReleaseDeadline bounds one release of a pod's network for all of its callers. Plugins whose
-	// agent is away take most of a minute, each.
+	// ReleaseDeadline limits one release of a pod's network, for all its callers together. A plugin
+	// takes most of a minute while its agent is down.
 	ReleaseDeadline = 5 * time.Minute
-	// releaseMargin is the part of a caller's time that is kept for what comes after the release.
+	// releaseMargin is reserved of a caller's deadline for the steps after the release.
 	releaseMargin = time.Second
-	// patientCallers is how many callers may give up on one release before its pod goes without it:
-	// kubeadm reset waits 2 s, five times, and never comes back.
-	patientCallers = 2
+	// maxAbandonedWaits is the number of callers allowed to give up on a release before the pod is
+	// removed without it. kubeadm reset waits 2 s, five times, and never retries.
+	maxAbandonedWaits = 2
 )
 
-// errInUse is the result of a release that found its pod running.
-var errInUse = errors.New("the pod runs")
+// errInUse is the result of a release if its pod is running.
+var errInUse = errors.New("the pod is running")
 
-// lateError says that a caller did not wait for the end of a release, which goes on.
-type lateError struct {
-	callers int // that have not waited, this one among them
+// pendingError reports a caller's timeout while the release continues.
+type pendingError struct {
+	callers int // number of callers with a timeout, including this one
 	err     error
 }
 
-func (e *lateError) Error() string {
-	return "its network is still being released, which goes on: " + e.err.Error()
+func (e *pendingError) Error() string {
+	return "its network is still being released in the background: " + e.err.Error()
 }
 
-func (e *lateError) Unwrap() error { return e.err }
+func (e *pendingError) Unwrap() error { return e.err }
 
-// releases are the networks that are being released, by sandbox ID. A release goes on when its
-// caller gives up, and all callers wait for the same one.
+// releases holds the running releases by sandbox ID. A release continues after a caller's timeout,
+// and all callers share the same one.
 type releases struct {
 	mu      sync.Mutex
-	running map[model.ContainerID]*oneRelease
+	running map[model.ContainerID]*releaseState
 }
 
-type oneRelease struct {
-	done    chan struct{}
-	err     error // set before done is closed
-	givenUp int   // callers that did not wait to the end; under releases.mu
+type releaseState struct {
+	done     chan struct{}
+	err      error // set before done is closed
+	timeouts int   // number of callers with a timeout; guarded by releases.mu
 }
 
-// join returns the result of the release of a sandbox's network, and starts it with do if none
-// runs. It returns a *lateError a little before ctx's deadline.
+// join waits for the release of a sandbox's network. If none is running, it starts one with do. It
+// returns a *pendingError shortly before ctx's deadline.
 func (r *releases) join(ctx context.Context, id model.ContainerID, do func(context.Context) error) error {
 	wait, cancel := beforeDeadline(ctx)
 	defer cancel()
@@ -68,19 +68,19 @@ func (r *releases) join(ctx context.Context, id model.ContainerID, do func(conte
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	one.givenUp++
+	one.timeouts++
 
-	return &lateError{one.givenUp, wait.Err()}
+	return &pendingError{one.timeouts, wait.Err()}
 }
 
-// isRunning says whether a sandbox's network is being released.
+// isRunning reports whether a sandbox's network is being released.
 func (r *releases) isRunning(id model.ContainerID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.running[id] != nil
 }
 
-func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(context.Context) error) *oneRelease {
+func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(context.Context) error) *releaseState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
@@ -88,9 +88,9 @@ func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(cont
 		return one
 	}
 
-	one := &oneRelease{done: make(chan struct{})}
+	one := &releaseState{done: make(chan struct{})}
 	if r.running == nil {
-		r.running = map[model.ContainerID]*oneRelease{}
+		r.running = map[model.ContainerID]*releaseState{}
 	}
 
 	r.running[id] = one
@@ -107,7 +107,8 @@ func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(cont
 	return one
 }
 
-// beforeDeadline ends with ctx, or so early that something can still be done within its deadline.
+// beforeDeadline returns a context with a slightly earlier deadline than ctx, for steps after the
+// wait.
 func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -117,89 +118,89 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, deadline.Add(-margin))
 }
 
-// Disconnect releases the network of a pod and then its namespace. It is idempotent, and needs no
-// running pause. A network that cannot be released for long does not hold up the pod: Disconnect
-// returns nil, and Leftovers reports the rest for Reclaim.
+// Disconnect releases the network of a pod and then its namespace. It is idempotent and does not
+// need a running pause process. A failing release does not delay the pod's removal for long:
+// Disconnect then returns nil, and Leftovers requests a Reclaim.
 func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
 	err := errInUse
-	for errors.Is(err, errInUse) { // from Reclaim, which spares running pods
+	for errors.Is(err, errInUse) { // set by Reclaim, which spares running pods
 		err = m.releases.join(ctx, sb.ID, func(ctx context.Context) error {
 			unlock, err := m.lock(ctx, sb.ID)
 			if err != nil {
 				return err
 			}
 			defer unlock()
-			return m.releaseOrOwe(ctx, sb)
+			return m.releaseOrDefer(ctx, sb)
 		})
 	}
 
-	var late *lateError
-	if !errors.As(err, &late) {
+	var pending *pendingError
+	if !errors.As(err, &pending) {
 		return err
 	}
 
-	// Waiting in vain counts as a failure. What has been released meanwhile is no debt.
-	isOver := m.debts.fail(sb.ID, m.now())
-	if late.callers > patientCallers && !isOver {
-		m.debts.owe(sb.ID, m.now())
+	// A timeout counts as a failure, unless the release has completed since.
+	isOver := m.backlog.recordFailure(sb.ID, m.now())
+	if pending.callers > maxAbandonedWaits && !isOver {
+		m.backlog.expire(sb.ID, m.now())
 		isOver = true
 	}
 
 	if !m.releases.isRunning(sb.ID) && !m.Holds(sb.ID) {
-		m.debts.pay(sb.ID)
+		m.backlog.remove(sb.ID)
 	}
 	if !isOver || ctx.Err() != nil {
 		return fmt.Errorf("sandbox %s: %w", sb.ID, err)
 	}
 
-	m.log.Warn("the pod goes before its network, which is still being released", "sandbox", sb.ID)
+	m.log.Warn("removing the pod before its network; the release continues", "sandbox", sb.ID)
 
 	return nil
 }
 
-// releaseOrOwe releases a network. It returns nil if that fails and the pod has waited long enough.
-func (m *Manager) releaseOrOwe(ctx context.Context, sb *spec.Sandbox) error {
-	err := m.release(ctx, sb)
+// releaseOrDefer releases a network. If this fails, it returns nil after maxRemovalDelay.
+func (m *Manager) releaseOrDefer(ctx context.Context, sb *spec.Sandbox) error {
+	err := m.releaseLocked(ctx, sb)
 	if err == nil {
 		return nil
 	}
 
-	var owed *OwedError
-	if errors.As(err, &owed) {
-		m.debts.owe(sb.ID, m.now())
+	var missing *MissingPluginError
+	if errors.As(err, &missing) {
+		m.backlog.expire(sb.ID, m.now())
 	}
 
-	if !m.debts.fail(sb.ID, m.now()) {
+	if !m.backlog.recordFailure(sb.ID, m.now()) {
 		return err
 	}
 
-	m.log.Warn("the pod goes before its network, which is released as soon as its plugins do so",
+	m.log.Warn("removing the pod before its network; the release is retried until its plugins succeed",
 		"sandbox", sb.ID, "err", err)
 
 	return nil
 }
 
-// release disconnects a pod and releases its namespace and what an older shim noted of it. The
-// caller holds the lock of the network.
-func (m *Manager) release(ctx context.Context, sb *spec.Sandbox) error {
-	p, isOurs := m.released(sb)
+// releaseLocked disconnects a pod and releases its namespace and the checkpoint of an older shim.
+func (m *Manager) releaseLocked(ctx context.Context, sb *spec.Sandbox) error {
+	p, isOurs := m.podToRelease(sb)
 	if isOurs && m.ConnectsPods() {
 		if err := m.connector.Del(ctx, p); err != nil {
 			return err
 		}
 	}
 
-	m.debts.pay(sb.ID)
+	m.backlog.remove(sb.ID)
 
 	return errors.Join(m.pins.Unpin(sb.ID), m.checkpoints.Remove(sb.ID))
 }
 
-// released returns the pod to disconnect, with what an older shim noted of it, and whether its
-// network is one of a Connector.
-func (m *Manager) released(sb *spec.Sandbox) (p Pod, isOurs bool) {
+// podToRelease returns the pod to disconnect, including data of an older shim's checkpoint. isOurs
+// reports whether a Connector owns its network.
+func (m *Manager) podToRelease(sb *spec.Sandbox) (p Pod, isOurs bool) {
 	p = m.pod(sb)
 	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
-	// an older shim's pod; the pause may be dead, and its PID another's
+	// An older shim's pod may have no pin yet. Its pause process may have exited, and the PID be
+	// reused.
 	if p.NetNS == "" && sb.Pid != 0 && !sb.Restarted {
 		if pin, err := m.pins.Pin(sb.ID, sb.Pid); err == nil {
 			p.NetNS = pin
@@ -217,7 +218,7 @@ func (m *Manager) released(sb *spec.Sandbox) (p Pod, isOurs bool) {
 	case errdefs.IsNotFound(err):
 	default:
 		p.Foreign = true
-		m.log.Warn("an older shim's note of a pod cannot be read; the pod's network is released without it",
+		m.log.Warn("cannot read the checkpoint of an older shim; releasing the pod's network without it",
 			"sandbox", sb.ID, "err", err)
 	}
 

@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// connected is a network with one pod, which has no plugins.
+// connected is a network with one pod and without plugins.
 type connected struct {
 	Noop
 	pod string // "" after Del
@@ -44,10 +44,10 @@ func (c *connected) Attached() []string {
 	return []string{c.pod}
 }
 
-// noPins has nothing pinned.
+// noPins has no pins.
 type noPins struct{}
 
-func (noPins) Make(map[string]string) (string, error)         { return "", errdefs.ErrNotImplemented }
+func (noPins) Create(map[string]string) (string, error)       { return "", errdefs.ErrNotImplemented }
 func (noPins) Drop(string) error                              { return nil }
 func (noPins) Sweep() error                                   { return nil }
 func (noPins) Keep(model.ContainerID, string) (string, error) { return "", errdefs.ErrNotImplemented }
@@ -59,8 +59,8 @@ func (noPins) Addresses(model.ContainerID, int) []netip.Addr  { return nil }
 func (noPins) Unpin(model.ContainerID) error                  { return nil }
 func (noPins) List() []model.ContainerID                      { return nil }
 
-// TestDisconnectDoesNotTrustReclaim: Reclaim spares running pods, and is not taken for the release
-// that Disconnect waits for.
+// TestDisconnectDoesNotTrustReclaim verifies that Disconnect does not accept the result of Reclaim,
+// which spares running pods.
 func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}

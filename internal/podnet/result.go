@@ -17,7 +17,7 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Bounds of a result. Chains of plugins on real clusters stay below a tenth of each.
+// Limits of a result. Plugin chains on real clusters stay below a tenth of each.
 const (
 	maxInterfaces = 128
 	maxIPs        = 64
@@ -26,9 +26,8 @@ const (
 	maxResultText = 1 << 10 // bytes of one name or path
 )
 
-// result is what a plugin prints after an ADD (CNI specification, section 5, "Success"), in any
-// version of the specification. parseResult has checked every field, so libcni, which trusts
-// plugins, gets nothing else to read.
+// result is a plugin's output after an ADD (CNI specification, section 5, "Success"), in any
+// version of the specification. parseResult checks every field, because libcni trusts plugins.
 type result struct {
 	CNIVersion string      `json:"cniVersion,omitempty"`
 	Interfaces []iface     `json:"interfaces,omitempty"`
@@ -71,35 +70,35 @@ type route struct {
 	Scope    *int          `json:"scope,omitempty"`
 }
 
-// checkedResult is a plugin's result, checked, with the known fields only.
+// checkedResult checks a plugin's result and returns it with the known fields only.
 func checkedResult(out []byte) ([]byte, error) {
 	if !json.Valid(out) {
-		return nil, fmt.Errorf("its output is not JSON: %s", shown(out))
+		return nil, fmt.Errorf("output is not JSON: %s", excerpt(out))
 	}
 
 	r, err := parseResult(out)
 	if err != nil {
-		return nil, fmt.Errorf("its result: %w", err)
+		return nil, fmt.Errorf("invalid result: %w", err)
 	}
 
 	return json.Marshal(r)
 }
 
-// parseResult reads a result of at most maxStdout bytes and checks all of it. The error names the
-// field.
+// parseResult parses a result of at most maxStdout bytes and checks all fields. Errors contain the
+// field's name.
 func parseResult(b []byte) (*result, error) {
 	if len(b) > maxStdout {
-		return nil, fmt.Errorf("has %d bytes, at most %d are possible", len(b), maxStdout)
+		return nil, fmt.Errorf("%d bytes exceed the limit of %d", len(b), maxStdout)
 	}
 
 	r := &result{}
 	if err := json.Unmarshal(b, r); err != nil {
-		return nil, errors.New(shown([]byte(err.Error())))
+		return nil, errors.New(excerpt([]byte(err.Error())))
 	}
 
 	if r.CNIVersion != "" {
 		if _, _, _, err := version.ParseVersion(r.CNIVersion); err != nil {
-			return nil, fmt.Errorf("cniVersion %q is no version", shown([]byte(r.CNIVersion)))
+			return nil, fmt.Errorf("cniVersion %q is not a valid version", excerpt([]byte(r.CNIVersion)))
 		}
 	}
 
@@ -114,7 +113,7 @@ func parseResult(b []byte) (*result, error) {
 
 func (r *result) checkInterfaces() error {
 	if len(r.Interfaces) > maxInterfaces {
-		return fmt.Errorf("interfaces: %d, at most %d are possible", len(r.Interfaces), maxInterfaces)
+		return fmt.Errorf("interfaces: %d exceed the limit of %d", len(r.Interfaces), maxInterfaces)
 	}
 
 	for i, f := range r.Interfaces {
@@ -128,25 +127,25 @@ func (r *result) checkInterfaces() error {
 
 func checkInterface(f iface) error {
 	if err := utils.ValidateInterfaceName(f.Name); err != nil || !isClean(f.Name) {
-		return fmt.Errorf("name %q is no name of an interface", shown([]byte(f.Name)))
+		return fmt.Errorf("name %q is not a valid interface name", excerpt([]byte(f.Name)))
 	}
 
 	if f.MTU < 0 || f.MTU > math.MaxInt32 {
-		return fmt.Errorf("mtu %d is not possible", f.MTU)
+		return fmt.Errorf("mtu %d is out of range", f.MTU)
 	}
 	if !isClean(f.Mac) || !isClean(f.Sandbox) || !isClean(f.SocketPath) || !isClean(f.PciID) {
-		return errors.New("has a text that is too long or has control characters")
+		return errors.New("a string is too long or has control characters")
 	}
 
 	return nil
 }
 
-// isClean says whether a name or path needs no cleaning.
+// isClean reports whether a name or path needs no cleaning.
 func isClean(s string) bool { return text.Clean(s, maxResultText) == s }
 
 func (r *result) checkIPs() error {
 	if len(r.IPs) > maxIPs {
-		return fmt.Errorf("ips: %d, at most %d are possible", len(r.IPs), maxIPs)
+		return fmt.Errorf("ips: %d exceed the limit of %d", len(r.IPs), maxIPs)
 	}
 
 	for i, ip := range r.IPs {
@@ -162,49 +161,49 @@ func (r *result) checkIPs() error {
 			return fmt.Errorf("ips[%d].interface: %d is not an index of the %d interfaces", i, *n, len(r.Interfaces))
 		}
 		if v := ip.Version; v != "" && v != "4" && v != "6" {
-			return fmt.Errorf("ips[%d].version: %q is neither 4 nor 6", i, shown([]byte(v)))
+			return fmt.Errorf("ips[%d].version: %q is neither 4 nor 6", i, excerpt([]byte(v)))
 		}
 	}
 
 	return nil
 }
 
-// isLoopback says whether an address is that of lo, which the plugin loopback reports.
+// isLoopback reports whether an address belongs to lo, as reported by the plugin loopback.
 func (r *result) isLoopback(ip ipConfig) bool {
 	n := ip.Interface
 	return ip.Address != nil && ip.Address.Addr().IsLoopback() && n != nil && *n >= 0 && *n < len(r.Interfaces) &&
 		r.Interfaces[*n].Name == loopbackName
 }
 
-// checkAddress wants an address that an interface of a pod can have.
+// checkAddress requires a valid address of a pod's interface.
 func checkAddress(p *netip.Prefix) error {
 	switch {
 	case p == nil || !p.IsValid():
 		return errors.New("is missing")
 	case !isPodAddress(p.Addr().Unmap()):
-		return fmt.Errorf("%s cannot be a pod's", p)
+		return fmt.Errorf("%s is not a valid pod address", p)
 	}
 	return nil
 }
 
-// isPodAddress says whether an address can be a pod's: neither 0.0.0.0, loopback, multicast,
-// broadcast nor of one interface only (with a zone).
+// isPodAddress reports whether a pod can have an address. It excludes 0.0.0.0, loopback, multicast,
+// broadcast and addresses with a zone.
 func isPodAddress(a netip.Addr) bool {
 	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a.Zone() == "" && a != broadcast
 }
 
-// checkGateway wants an address without a zone, whose text could be anything.
+// checkGateway rejects zones, since a zone is arbitrary text.
 func checkGateway(a *netip.Addr) error {
 	if a != nil && a.Zone() != "" {
-		return errors.New("has a zone")
+		return errors.New("must not have a zone")
 	}
 	return nil
 }
 
 func checkRoutes(field string, routes []route) error {
 	if len(routes) > maxRoutes {
-		return fmt.Errorf("%s: %d, at most %d are possible", field, len(routes), maxRoutes)
+		return fmt.Errorf("%s: %d exceed the limit of %d", field, len(routes), maxRoutes)
 	}
 
 	for i, r := range routes {
@@ -229,7 +228,7 @@ func checkDNS(d *types.DNS) error {
 
 	for _, s := range slices.Concat(d.Nameservers, d.Search, d.Options, []string{d.Domain}) {
 		if !isClean(s) {
-			return errors.New("dns: has a text that is too long or has control characters")
+			return errors.New("dns: a string is too long or has control characters")
 		}
 	}
 
@@ -251,8 +250,8 @@ func checkOld(field string, c *ipConfig02) error {
 	return checkRoutes(field+".routes", c.Routes)
 }
 
-// addresses are the pod's own in the plugins' order: those without an interface, and those of the
-// pod's own interface. ours says whether a path is the pod's namespace.
+// addresses returns the pod's addresses in the plugins' order: those without an interface, and
+// those of the pod's own interface. ours reports whether a path is the pod's namespace.
 func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
 	own := r.ownInterfaces(ours)
 	var ips []netip.Addr
@@ -277,15 +276,14 @@ func (r *result) addresses(ours func(sandbox string) bool) []netip.Addr {
 	return ips
 }
 
-// ownInterfaces says of each interface whether it is the one that the plugins were to make: the
-// first rule that any interface keeps counts. Interfaces of the host and of other namespaces never
-// are.
+// ownInterfaces marks the interfaces created for the pod. The first rule matching any interface
+// applies. Interfaces of the host and of other namespaces never match.
 func (r *result) ownInterfaces(ours func(sandbox string) bool) []bool {
 	rules := []func(f iface) bool{
 		func(f iface) bool { return f.Name == ifName && f.Sandbox != "" && ours(f.Sandbox) },
-		// under another name
+		// with another name
 		func(f iface) bool { return f.Name != loopbackName && f.Sandbox != "" && ours(f.Sandbox) },
-		// by plugins that name no namespace
+		// of plugins without a namespace in their result
 		func(f iface) bool { return f.Name == ifName && f.Sandbox == "" },
 	}
 
@@ -305,8 +303,8 @@ func (r *result) ownInterfaces(ours func(sandbox string) bool) []bool {
 
 const loopbackName = "lo"
 
-// isNetNS returns a test whether a plugin means the network namespace netns: by its path, or by
-// another path of the same file.
+// isNetNS returns a predicate for paths of the network namespace netns: the same path, or another
+// path of the same file.
 func isNetNS(netns string) func(sandbox string) bool {
 	return func(sandbox string) bool {
 		if netns == "" {
@@ -315,8 +313,8 @@ func isNetNS(netns string) func(sandbox string) bool {
 		if filepath.Clean(sandbox) == filepath.Clean(netns) {
 			return true
 		}
-		// A plugin in a container may see the directory of pins at another place; names of pins are
-		// unique.
+		// A plugin in a container may see the directory of pins at another path, but names of pins
+		// are unique.
 		if name := filepath.Base(netns); isPinName(name) && filepath.Base(sandbox) == name {
 			return true
 		}
@@ -328,7 +326,7 @@ func isNetNS(netns string) func(sandbox string) bool {
 	}
 }
 
-// podAddresses are a pod's addresses in the result of libcni; netns is the path of its namespace.
+// podAddresses returns a pod's addresses in a result of libcni; netns is the path of its namespace.
 func podAddresses(r types.Result, netns string) ([]netip.Addr, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
@@ -342,7 +340,7 @@ func podAddresses(r types.Result, netns string) ([]netip.Addr, error) {
 
 	ips := checked.addresses(isNetNS(netns))
 	if len(ips) == 0 {
-		return nil, fmt.Errorf("the plugins gave no address to %s of the pod", ifName)
+		return nil, fmt.Errorf("the plugins assigned no address to %s of the pod", ifName)
 	}
 
 	return ips, nil

@@ -15,10 +15,10 @@ import (
 
 const podNetNS = "/run/netns/pod"
 
-// ofPod says whether a sandbox is that of the pod in tests of results.
+// ofPod reports whether a sandbox is the pod's in tests of results.
 func ofPod(sandbox string) bool { return sandbox == podNetNS }
 
-// TestResultAddresses: a pod's addresses are those of its own interface.
+// TestResultAddresses verifies that a pod has only the addresses of its own interface.
 func TestResultAddresses(t *testing.T) {
 	const interfaces = `"interfaces":[{"name":"veth1"},{"name":"eth0","sandbox":"/run/netns/pod"},
 		{"name":"eth0","sandbox":"/run/netns/other"},{"name":"net1","sandbox":"/run/netns/pod"}]`
@@ -37,8 +37,9 @@ func TestResultAddresses(t *testing.T) {
 		"without its sandbox": {`{"interfaces":[{"name":"veth1"},{"name":"eth0"}],"ips":[{"interface":1,` +
 			`"address":"10.1.2.3/24"}]}`, "10.1.2.3"},
 		"under another name": {
-			`{"interfaces":[{"name":"eth0"},{"name":"lo","sandbox":"/run/netns/pod"},{"name":"ens5","sandbox":"/run/netns/pod"}],
-			"ips":[{"interface":0,"address":"10.9.9.9/24"},{"interface":1,"address":"127.0.0.1/8"},{"interface":2,"address":"10.1.2.3/24"}]}`, "10.1.2.3",
+			`{"interfaces":[{"name":"eth0"},{"name":"lo","sandbox":"/run/netns/pod"},{"name":"ens5",` +
+				`"sandbox":"/run/netns/pod"}],"ips":[{"interface":0,"address":"10.9.9.9/24"},{"interface":1,` +
+				`"address":"127.0.0.1/8"},{"interface":2,"address":"10.1.2.3/24"}]}`, "10.1.2.3",
 		},
 		"beside lo's": {`{"interfaces":[{"name":"lo","sandbox":"/run/netns/pod"},{"name":"eth0",` +
 			`"sandbox":"/run/netns/pod"}],"ips":[{"interface":0,"address":"::1/128"},{"interface":1,` +
@@ -66,7 +67,7 @@ func TestResultAddresses(t *testing.T) {
 	}
 }
 
-// hostileResults are results that no plugin may give, by what is wrong with them.
+// hostileResults returns invalid results by description.
 func hostileResults() map[string]string {
 	of := func(address string) string {
 		return fmt.Sprintf(`{"cniVersion":"1.0.0","ips":[{"address":%q}]}`, address)
@@ -114,25 +115,25 @@ func hostileResults() map[string]string {
 		"sandbox too long":       with(`"sandbox"`, `"`+strings.Repeat("x", maxResultText+1)+`"`),
 		"negative mtu":           with(`"mtu"`, `-1`),
 		"gateway with a zone":    `{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24","gateway":"fe80::1%x"}]}`,
-		"version of no kind":     `{"cniVersion":"1.0.0; x","ips":[{"address":"10.1.2.3/24"}]}`,
+		"invalid version":        `{"cniVersion":"1.0.0; x","ips":[{"address":"10.1.2.3/24"}]}`,
 		"too many IPs": `{"cniVersion":"1.0.0","ips":[` + strings.Repeat(`{"address":"10.1.2.3/24"},`,
 			maxIPs) + `{"address":"10.1.2.3/24"}]}`,
 		"too many interfaces": `{"cniVersion":"1.0.0","interfaces":[` +
 			strings.Repeat(`{"name":"eth0"},`, maxInterfaces) + `{"name":"eth0"}],"ips":[{"address":"10.1.2.3/24"}]}`,
 		"too many routes": `{"cniVersion":"1.0.0","routes":[` + strings.Repeat(`{"dst":"::/0"},`, maxRoutes) +
 			`{"dst":"::/0"}],"ips":[{"address":"10.1.2.3/24"}]}`,
-		"too deep":              strings.Repeat(`{"ips":`, 20000),
-		"a number that is huge": `{"cniVersion":` + strings.Repeat("9", 1<<19) + `}`,
-		"no UTF-8":              "{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"\xff\xfe\"}]}",
+		"too deep":      strings.Repeat(`{"ips":`, 20000),
+		"a huge number": `{"cniVersion":` + strings.Repeat("9", 1<<19) + `}`,
+		"no UTF-8":      "{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"\xff\xfe\"}]}",
 	}
 }
 
-// TestHostileResults: each fails with a short error, and nothing of it reaches libcni.
+// TestHostileResults verifies that each result fails with a short error and does not reach libcni.
 func TestHostileResults(t *testing.T) {
 	for name, in := range hostileResults() {
 		t.Run(name, func(t *testing.T) {
 			r, err := parseResult([]byte(in))
-			if name == "null" { // is empty, and gives a pod no address
+			if name == "null" { // an empty result without addresses
 				if err != nil || len(r.addresses(ofPod)) > 0 {
 					t.Errorf("%v", err)
 				}
@@ -151,11 +152,12 @@ func TestHostileResults(t *testing.T) {
 	}
 }
 
-// FuzzCNIResult reads what a plugin may print: what is accepted has valid addresses and names
-// within the bounds, is read again as the same, and is safe for libcni in every version.
+// FuzzCNIResult parses arbitrary plugin output. Accepted results have valid addresses and bounded
+// names, survive a round trip, and are safe for libcni in every version.
 func FuzzCNIResult(f *testing.F) {
-	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"veth1","mac":"aa:bb:cc:dd:ee:ff"},{"name":"eth0","sandbox":"/run/netns/pod"}],
-		"ips":[{"interface":1,"address":"10.1.2.3/24","gateway":"10.1.2.1"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1"}],"dns":{"nameservers":["10.0.0.10"]}}`))
+	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"veth1","mac":"aa:bb:cc:dd:ee:ff"},{"name":"eth0",` +
+		`"sandbox":"/run/netns/pod"}],"ips":[{"interface":1,"address":"10.1.2.3/24","gateway":"10.1.2.1"}],` +
+		`"routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1"}],"dns":{"nameservers":["10.0.0.10"]}}`))
 	f.Add([]byte(`{"cniVersion":"0.2.0","ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1",` +
 		`"routes":[{"dst":"0.0.0.0/0"}]}}`))
 	f.Add([]byte(`{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.2.3/24"}]}`))
@@ -193,7 +195,7 @@ func FuzzCNIResult(f *testing.F) {
 
 		checked, err := checkedResult(out)
 		if err != nil {
-			t.Fatalf("accepted, then not: %v", err)
+			t.Fatalf("rejected after parsing: %v", err)
 		}
 
 		again, err := parseResult(checked)
@@ -216,7 +218,7 @@ func FuzzCNIResult(f *testing.F) {
 	})
 }
 
-// TestResultKeepsItsFields: nothing that the specification knows is lost on the way to libcni.
+// TestResultKeepsItsFields verifies that all fields of the specification reach libcni.
 func TestResultKeepsItsFields(t *testing.T) {
 	const in = `{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","mtu":1400,` +
 		`"sandbox":"/run/netns/pod","socketPath":"/s","pciID":"0000:00:1f.6"}],` +
@@ -236,23 +238,25 @@ func TestResultKeepsItsFields(t *testing.T) {
 	}
 
 	if a, err := podAddresses(nil, ""); err == nil || a != nil {
-		t.Errorf("of no result: %v, %v", a, err)
+		t.Errorf("without a result: %v, %v", a, err)
 	}
 }
 
-// TestShown: what others wrote is one line of bounded, valid text.
-func TestShown(t *testing.T) {
+// TestExcerpt verifies that foreign text becomes one bounded line of valid text.
+func TestExcerpt(t *testing.T) {
 	for in, want := range map[string]string{
 		"\xff\x1b[2J a\n\t b": "\uFFFD [2J a b",
 		"a\u202eb":            "a b",
 		"":                    "",
 	} {
-		if got := shown([]byte(in)); got != want {
-			t.Errorf("%q is shown as %q, want %q", in, got, want)
-		}
+		t.Run(fmt.Sprintf("%q", in), func(t *testing.T) {
+			if got := excerpt([]byte(in)); got != want {
+				t.Errorf("excerpt of %q is %q, want %q", in, got, want)
+			}
+		})
 	}
 
-	if got := shown([]byte(strings.Repeat("ä", 1<<20))); len(got) > outputShown || !utf8.ValidString(got) {
+	if got := excerpt([]byte(strings.Repeat("ä", 1<<20))); len(got) > outputShown || !utf8.ValidString(got) {
 		t.Errorf("%d bytes", len(got))
 	}
 }

@@ -13,43 +13,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Capabilities that containerd gives to plugins beyond those of the CNI conventions.
+// Capabilities of containerd in addition to the CNI conventions.
 const (
 	annotationsCapability = "io.kubernetes.cri.pod-annotations"
 	cgroupCapability      = "cgroupPath"
 )
 
-// maxAnnotations bounds a pod's annotations as plugins get them, in bytes of JSON. Kubernetes
-// permits 256 KiB, each byte of which may take six.
+// maxAnnotations bounds a pod's annotations for plugins, in bytes of JSON. Kubernetes allows 256
+// KiB, and JSON may encode a byte as six.
 const maxAnnotations = 6 * 256 << 10
 
-// runtimeConf is what the plugins of a configuration get to know of a pod (CNI specification,
-// sections 2 and "Dynamic plugin-specific fields"). What the pod's author wrote and no plugin may
-// see is InvalidArgument.
+// runtimeConf returns the parameters of plugins for a pod (CNI specification, section 2 and
+// "Dynamic plugin-specific fields"). It returns InvalidArgument for values unsafe for plugins.
 func runtimeConf(list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (*libcni.RuntimeConf, error) {
-	var errs []error
-	args := podArgs(p)
-	for _, a := range args {
-		if !isArg(a[1]) {
-			errs = append(errs, fmt.Errorf("%s: %q cannot be an argument of CNI plugins", a[0], shown([]byte(a[1]))))
-		}
-	}
-
-	for i, m := range p.Ports {
-		if m.GetHostPort() != 0 {
-			if err := checkPort(m); err != nil {
-				errs = append(errs, fmt.Errorf("config.port_mappings[%d].%w", i, err))
-			}
-		}
-	}
-
 	limits, err := bandwidth(p.Annotations)
-	if b, jsonErr := json.Marshal(p.Annotations); jsonErr != nil || len(b) > maxAnnotations {
-		errs = append(errs, fmt.Errorf("config.annotations: %d bytes, plugins can get at most %d", len(b),
-			maxAnnotations))
-	}
-
-	if err = errors.Join(append(errs, err)...); err != nil {
+	if err = errors.Join(checkPod(p), err); err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w: %w", p.title(), err, errdefs.ErrInvalidArgument)
 	}
 
@@ -57,10 +35,10 @@ func runtimeConf(list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (
 		ContainerID:    p.ID,
 		NetNS:          p.NetNS,
 		IfName:         ifName,
-		Args:           args,
+		Args:           podArgs(p),
 		CapabilityArgs: map[string]any{},
 	}
-	if ports := mappable(p.Ports); len(ports) > 0 {
+	if ports := portMappings(p.Ports); len(ports) > 0 {
 		rt.CapabilityArgs["portMappings"] = ports
 	}
 	if len(limits) > 0 {
@@ -78,8 +56,8 @@ func runtimeConf(list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (
 	if len(ranges) > 0 {
 		rt.CapabilityArgs["ipRanges"] = hostLocalRanges(ranges)
 	}
-	// These are large or private, so only configurations that ask for them have them in their
-	// cache.
+	// These values are large or private, so only configurations with the capability store them in
+	// their cache.
 	if len(p.Annotations) > 0 && hasCapability(list, annotationsCapability) {
 		rt.CapabilityArgs[annotationsCapability] = p.Annotations
 	}
@@ -90,13 +68,38 @@ func runtimeConf(list *libcni.NetworkConfigList, p Pod, ranges []netip.Prefix) (
 	return rt, nil
 }
 
-// hasCapability says whether one of the plugins asks for a capability.
+// checkPod checks that all values of a pod are safe for plugins.
+func checkPod(p Pod) error {
+	var errs []error
+	for _, a := range podArgs(p) {
+		if !isArg(a[1]) {
+			errs = append(errs, fmt.Errorf("%s: %q cannot be an argument of CNI plugins", a[0], excerpt([]byte(a[1]))))
+		}
+	}
+
+	for i, m := range p.Ports {
+		if m.GetHostPort() != 0 {
+			if err := checkPort(m); err != nil {
+				errs = append(errs, fmt.Errorf("config.port_mappings[%d].%w", i, err))
+			}
+		}
+	}
+
+	if b, err := json.Marshal(p.Annotations); err != nil || len(b) > maxAnnotations {
+		errs = append(errs, fmt.Errorf("config.annotations: %d bytes exceed the limit of %d for plugins", len(b),
+			maxAnnotations))
+	}
+
+	return errors.Join(errs...)
+}
+
+// hasCapability reports whether one of the plugins has a capability.
 func hasCapability(list *libcni.NetworkConfigList, name string) bool {
 	return slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[name] })
 }
 
-// releaseConf is what the plugins get to know of a pod whose attachment nobody remembers. What they
-// may not see is left out, since the pod is to be released all the same.
+// releaseConf returns the parameters for a DEL without a recorded attachment. It omits unsafe
+// values, since the pod must be released anyway.
 func releaseConf(p Pod) *libcni.RuntimeConf {
 	args := slices.DeleteFunc(podArgs(p), func(a [2]string) bool { return !isArg(a[1]) })
 	rt := &libcni.RuntimeConf{
@@ -106,14 +109,14 @@ func releaseConf(p Pod) *libcni.RuntimeConf {
 		Args:           args,
 		CapabilityArgs: map[string]any{},
 	}
-	if ports := mappable(p.Ports); len(ports) > 0 {
+	if ports := portMappings(p.Ports); len(ports) > 0 {
 		rt.CapabilityArgs["portMappings"] = ports
 	}
 
 	return rt
 }
 
-// podArgs are the CNI_ARGS of a pod, by the names that Kubernetes' runtimes have agreed on.
+// podArgs returns the CNI_ARGS of a pod, with the names common to Kubernetes' runtimes.
 func podArgs(p Pod) [][2]string {
 	return [][2]string{
 		{"IgnoreUnknown", "1"},
@@ -124,11 +127,11 @@ func podArgs(p Pod) [][2]string {
 	}
 }
 
-// maxArg bounds a value of CNI_ARGS in bytes; Kubernetes' names have at most 253.
+// maxArg limits a value of CNI_ARGS in bytes. Kubernetes' names have at most 253.
 const maxArg = 1 << 10
 
-// isArg says whether a value of CNI_ARGS is of letters, digits, '.', '-' and '_' only, so that it
-// can be neither another argument (KEY=VALUE;KEY=VALUE) nor one of a command line.
+// isArg reports whether a value of CNI_ARGS has only letters, digits, '.', '-' and '_'. Such a
+// value can be neither a second argument (KEY=VALUE;KEY=VALUE) nor a command-line option.
 func isArg(s string) bool {
 	for i, c := range []byte(s) {
 		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
@@ -147,8 +150,8 @@ type portMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// checkPort wants ports, a protocol and an address, which plugins give to iptables. The error
-// begins with the field's name.
+// checkPort checks the ports, the protocol and the address of a mapping, because plugins pass them
+// to iptables. The error begins with the field's name.
 func checkPort(p *runtimeapi.PortMapping) error {
 	const maxPort = 1<<16 - 1
 	if n := p.GetHostPort(); n < 1 || n > maxPort {
@@ -163,15 +166,15 @@ func checkPort(p *runtimeapi.PortMapping) error {
 
 	if s := p.GetHostIp(); s != "" {
 		if a, err := netip.ParseAddr(s); err != nil || a.Zone() != "" {
-			return fmt.Errorf("host_ip: %q is not an IP address", shown([]byte(s)))
+			return fmt.Errorf("host_ip: %q is not an IP address", excerpt([]byte(s)))
 		}
 	}
 
 	return nil
 }
 
-// mappable are the valid host ports of a pod as plugins get them.
-func mappable(ports []*runtimeapi.PortMapping) []portMapping {
+// portMappings converts the valid host ports of a pod for plugins.
+func portMappings(ports []*runtimeapi.PortMapping) []portMapping {
 	var out []portMapping
 	for _, p := range ports {
 		if checkPort(p) != nil {
@@ -193,8 +196,8 @@ func mappable(ports []*runtimeapi.PortMapping) []portMapping {
 	return out
 }
 
-// hostLocalRanges are ranges in the form of host-local's "ranges" and the capability ipRanges: one
-// set for each family.
+// hostLocalRanges converts prefixes to host-local's "ranges" and the capability ipRanges: one set
+// for each family.
 func hostLocalRanges(prefixes []netip.Prefix) [][]map[string]string {
 	var out [][]map[string]string
 	for _, p := range prefixes {

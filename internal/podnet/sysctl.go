@@ -13,25 +13,25 @@ import (
 )
 
 const (
-	// bytes; the kernel's longest have some 60, with the name of an interface
+	// bytes; the kernel's longest have about 60, including an interface name
 	maxSysctlName  = 256
-	maxSysctlValue = 4 << 10 // bytes; proc(5) takes one page
+	maxSysctlValue = 4 << 10 // bytes; proc(5) accepts one page
 )
 
-// sysctl is a kernel parameter of a network namespace, checked.
+// sysctl is a checked kernel parameter of a network namespace.
 type sysctl struct {
-	name  string // as its author wrote it
+	name  string // as given by the pod's author
 	path  string // below /proc/sys: "net/core/somaxconn"
 	value string
 }
 
-// parseSysctl checks a parameter that a pod's author wrote. Its name has dots or slashes between
-// its parts, as sysctl(8) has it: the first separator counts, and with dots the other one is a dot
-// within a part ("net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding). The error
-// is InvalidArgument.
+// parseSysctl checks a parameter of a pod. Its name is separated by dots or slashes, as in
+// sysctl(8). The first separator decides. If it is a dot, a slash stands for a dot within a part:
+// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding. The error is
+// InvalidArgument.
 func parseSysctl(name, value string) (sysctl, error) {
-	invalid := func(why string) (sysctl, error) {
-		return sysctl{}, fmt.Errorf("sysctl %q %s: %w", shown([]byte(name)), why, errdefs.ErrInvalidArgument)
+	invalid := func(reason string) (sysctl, error) {
+		return sysctl{}, fmt.Errorf("sysctl %q %s: %w", excerpt([]byte(name)), reason, errdefs.ErrInvalidArgument)
 	}
 	if len(name) > maxSysctlName {
 		return invalid("has a name that is too long")
@@ -44,29 +44,30 @@ func parseSysctl(name, value string) (sysctl, error) {
 
 	parts := strings.Split(path, "/")
 	for _, part := range parts {
-		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, isOdd) {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, isInvalidInName) {
 			return invalid("is not a name of the form net.core.somaxconn")
 		}
 	}
 
 	if parts[0] != "net" || len(parts) < 2 {
-		return invalid("is not one of a network namespace; those begin with net.")
+		return invalid("does not belong to a network namespace; its name must begin with net.")
 	}
-	if len(value) > maxSysctlValue || strings.ContainsFunc(value, isNoText) {
-		return invalid(fmt.Sprintf("has a value that is no line of at most %d printable characters", maxSysctlValue))
+	if len(value) > maxSysctlValue || strings.ContainsFunc(value, isInvalidInValue) {
+		return invalid(fmt.Sprintf("has an invalid value; use at most %d printable characters on one line",
+			maxSysctlValue))
 	}
 
 	return sysctl{name, path, value}, nil
 }
 
-// isOdd says whether a character can be in no name of a parameter.
-func isOdd(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }
+// isInvalidInName reports whether no parameter's name can have a character.
+func isInvalidInName(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }
 
-// isNoText says whether a character can be in no value of a parameter.
-func isNoText(r rune) bool { return r != '\t' && (r < ' ' || r > '~') }
+// isInvalidInValue reports whether no parameter's value can have a character.
+func isInvalidInValue(r rune) bool { return r != '\t' && (r < ' ' || r > '~') }
 
-// defaultSysctls are what Docker sets in network namespaces of its own, as far as the kernel has
-// them: pods may use low ports and ping.
+// defaultSysctls returns Docker's defaults for its own network namespaces, which let pods use low
+// ports and ping. Parameters unknown to the kernel are skipped.
 func defaultSysctls() []sysctl {
 	return []sysctl{
 		{path: "net/ipv4/ip_unprivileged_port_start", value: "0"},
@@ -90,8 +91,8 @@ func parseSysctls(sysctls map[string]string) ([]sysctl, error) {
 	return all, errors.Join(errs...)
 }
 
-// writeSysctls sets parameters of the thread's network namespace, after the defaults. The kernel
-// resolves /proc/sys/net in the namespace of the thread that opens a file (proc(5)).
+// writeSysctls sets the defaults and then these parameters in the thread's network namespace. The
+// kernel resolves /proc/sys/net in the namespace of the thread opening a file (proc(5)).
 func writeSysctls(sysctls []sysctl) error {
 	dir, err := safefs.OpenDir("/proc/sys")
 	if err != nil {
@@ -111,7 +112,7 @@ func writeSysctls(sysctls []sysctl) error {
 			continue
 		}
 
-		err = fmt.Errorf("sysctl %s=%q: %w", s.name, shown([]byte(s.value)), err)
+		err = fmt.Errorf("sysctl %s=%q: %w", s.name, excerpt([]byte(s.value)), err)
 		if isRefused(err) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
@@ -122,7 +123,7 @@ func writeSysctls(sysctls []sysctl) error {
 	return nil
 }
 
-// isRefused says whether the kernel has no such parameter or does not take the value.
+// isRefused reports whether the kernel has no such parameter or rejects the value.
 func isRefused(err error) bool {
 	for _, kind := range []error{os.ErrNotExist, os.ErrPermission, unix.EINVAL, unix.EISDIR, unix.ENOTDIR,
 		unix.ERANGE} {

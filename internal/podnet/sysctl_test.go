@@ -16,9 +16,11 @@ func TestParseSysctl(t *testing.T) {
 		"net.ipv4.conf.eth0/1.forwarding": "net/ipv4/conf/eth0.1/forwarding",
 		"net/ipv4/conf/eth0.1/forwarding": "net/ipv4/conf/eth0.1/forwarding",
 	} {
-		if s, err := parseSysctl(in, "1"); err != nil || s.path != want {
-			t.Errorf("%s: %q, %v", in, s.path, err)
-		}
+		t.Run(in, func(t *testing.T) {
+			if s, err := parseSysctl(in, "1"); err != nil || s.path != want {
+				t.Errorf("%s: %q, %v", in, s.path, err)
+			}
+		})
 	}
 
 	for _, bad := range []string{
@@ -39,7 +41,7 @@ func TestParseSysctl(t *testing.T) {
 	}
 }
 
-// TestSysctlsStayBelowNet: the kernel's own tree has no way out, and a link in it would not be
+// TestSysctlsStayBelowNet verifies that no path leaves the kernel's tree, and that links are not
 // followed.
 func TestSysctlsStayBelowNet(t *testing.T) {
 	dir := t.TempDir()
@@ -57,11 +59,11 @@ func TestSysctlsStayBelowNet(t *testing.T) {
 
 	for _, path := range []string{"net/link", "../outside", "net/../../outside", outside} {
 		if err := (sysctl{path: path, value: "new"}).write(root); err == nil {
-			t.Errorf("%s is written", path)
+			t.Errorf("%s was written", path)
 		}
 	}
 
 	if readFile(outside) != "x" {
-		t.Error("the file outside is changed")
+		t.Error("the file outside was changed")
 	}
 }

@@ -15,26 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The IPAM plugin host-local reserves an address by making a file of that name, and writes the
-// owner's ID into it afterwards. If it is killed in between, or the power is cut, the file stays
-// empty: no DEL finds it, and the address is reserved for ever.
+// The IPAM plugin host-local reserves an address by creating a file with its name, and then writes
+// the owner's ID into it. If it is killed in between, or the power fails, the file stays empty. No
+// DEL finds the file, so the address stays reserved forever.
 
 const (
 	hostLocal     = "host-local"
-	hostLocalData = "/var/lib/cni/networks" // unless dataDir says otherwise
-	hostLocalLock = "lock"                  // flock(2) is held on it by a plugin at work
-	lockPatience  = 2 * time.Second
+	hostLocalData = "/var/lib/cni/networks" // default of dataDir
+	hostLocalLock = "lock"                  // a running plugin holds flock(2) on it
+	lockTimeout   = 2 * time.Second
 	lockInterval  = 10 * time.Millisecond
 )
 
 // releaseTorn removes reservations without an owner from the networks of a configuration, and logs
-// each. It holds the plugin's lock meanwhile, so that no plugin is about to write the owner.
+// each. It holds the plugin's lock, so that no plugin is about to write the owner.
 func (a *attacher) releaseTorn(ctx context.Context, list *libcni.NetworkConfigList) error {
 	var errs []error
 	for _, dir := range reservations(list) {
 		addresses, err := releaseTornIn(ctx, dir)
 		for _, address := range addresses {
-			a.log.Warn("host-local did not finish a reservation; the address is released", "address", address,
+			a.log.Warn("released an incomplete reservation of host-local", "address", address,
 				"directory", dir)
 		}
 		errs = append(errs, err)
@@ -43,7 +43,7 @@ func (a *attacher) releaseTorn(ctx context.Context, list *libcni.NetworkConfigLi
 	return errors.Join(errs...)
 }
 
-// reservations are the directories in which host-local keeps the addresses of a configuration.
+// reservations returns host-local's directories for the addresses of a configuration.
 func reservations(list *libcni.NetworkConfigList) (dirs []string) {
 	for _, p := range list.Plugins {
 		var conf struct {
@@ -70,7 +70,7 @@ func reservations(list *libcni.NetworkConfigList) (dirs []string) {
 func releaseTornIn(ctx context.Context, dir string) (released []string, err error) {
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // nothing was ever reserved
+		return nil, nil // no address was ever reserved
 	} else if err != nil {
 		return nil, fmt.Errorf("reservations of host-local: %w", err)
 	}
@@ -87,7 +87,7 @@ func releaseTornIn(ctx context.Context, dir string) (released []string, err erro
 	}
 	defer unlock()
 
-	if torn, err = tornReservations(root); err != nil { // without those that were at work
+	if torn, err = tornReservations(root); err != nil { // excluding those of running plugins
 		return nil, err
 	}
 
@@ -101,7 +101,7 @@ func releaseTornIn(ctx context.Context, dir string) (released []string, err erro
 	return released, nil
 }
 
-// tornReservations are the empty files that have an address as their name.
+// tornReservations returns the empty files with an address as their name.
 func tornReservations(root *os.Root) (torn []string, err error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -126,14 +126,14 @@ func tornReservations(root *os.Root) (torn []string, err error) {
 	return torn, nil
 }
 
-// lockReservations takes host-local's lock, or fails after lockPatience.
+// lockReservations takes host-local's lock, or fails after lockTimeout.
 func lockReservations(ctx context.Context, root *os.Root) (unlock func(), err error) {
 	f, err := root.OpenFile(hostLocalLock, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock of host-local: %w", err)
+		return nil, fmt.Errorf("lock reservations of host-local: %w", err)
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 
 	tick := time.NewTicker(lockInterval)
@@ -147,7 +147,7 @@ func lockReservations(ctx context.Context, root *os.Root) (unlock func(), err er
 
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("lock of host-local: %w", err), f.Close())
+			return nil, errors.Join(fmt.Errorf("lock reservations of host-local: %w", err), f.Close())
 		case <-tick.C:
 		}
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// reserved makes a directory of host-local's and returns it with a configuration that names it.
+// reserved creates a directory of host-local and a configuration referring to it.
 func reserved(t *testing.T, files map[string]string) (dir string, list *libcni.NetworkConfigList) {
 	t.Helper()
 	data := t.TempDir()
@@ -38,7 +38,7 @@ func reserved(t *testing.T, files map[string]string) (dir string, list *libcni.N
 	return dir, list
 }
 
-// TestTornReservations: only addresses without an owner are released.
+// TestTornReservations verifies that only addresses without an owner are released.
 func TestTornReservations(t *testing.T) {
 	dir, list := reserved(t, map[string]string{
 		"10.1.0.2":           "",
@@ -53,11 +53,11 @@ func TestTornReservations(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for name, make := range map[string]func(string) error{
+	for name, create := range map[string]func(string) error{
 		"10.1.0.4": func(path string) error { return os.Mkdir(path, 0o700) },
 		"10.1.0.5": func(path string) error { return os.Symlink(outside, path) },
 	} {
-		if err := make(filepath.Join(dir, name)); err != nil {
+		if err := create(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -72,13 +72,14 @@ func TestTornReservations(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	var left []string
+	var remaining []string
 	for _, e := range entries {
-		left = append(left, e.Name())
+		remaining = append(remaining, e.Name())
 	}
 
-	if got, want := strings.Join(left, " "), "10.1.0.3 10.1.0.4 10.1.0.5 last_reserved_ip.0 lock notes"; got != want {
-		t.Errorf("left: %s, want %s", got, want)
+	const want = "10.1.0.3 10.1.0.4 10.1.0.5 last_reserved_ip.0 lock notes"
+	if got := strings.Join(remaining, " "); got != want {
+		t.Errorf("files %s, want %s", got, want)
 	}
 	if _, err := os.Stat(outside); err != nil {
 		t.Error(err)
@@ -93,7 +94,8 @@ func TestTornReservations(t *testing.T) {
 	}
 }
 
-// TestReservationAtWork: a plugin that holds the lock may be about to write the owner.
+// TestReservationAtWork verifies that a locked reservation is kept: the plugin may be about to
+// write the owner.
 func TestReservationAtWork(t *testing.T) {
 	dir, list := reserved(t, map[string]string{"10.1.0.2": "", "lock": ""})
 	lock, err := os.Open(filepath.Join(dir, "lock"))
@@ -111,7 +113,7 @@ func TestReservationAtWork(t *testing.T) {
 	defer cancel()
 
 	if err := a.releaseTorn(ctx, list); err == nil {
-		t.Error("the lock was not waited for")
+		t.Error("the lock was ignored")
 	}
 
 	if _, err := os.Stat(filepath.Join(dir, "10.1.0.2")); err != nil {
@@ -132,8 +134,7 @@ func TestReservationAtWork(t *testing.T) {
 	}
 }
 
-// TestGCBesideABusyHostLocal: reservations that cannot be looked at do not keep the plugins from
-// GC.
+// TestGCBesideABusyHostLocal verifies that locked reservations do not prevent GC.
 func TestGCBesideABusyHostLocal(t *testing.T) {
 	f := newFake(t)
 	dir, _ := reserved(t, map[string]string{"10.1.0.2": "", "lock": ""})
@@ -164,7 +165,7 @@ func TestGCBesideABusyHostLocal(t *testing.T) {
 	}
 }
 
-// TestTornReservationsOfAFailedAdd: a plugin that is killed leaves its reservation empty.
+// TestTornReservationsOfAFailedAdd simulates a killed plugin with an empty reservation.
 func TestTornReservationsOfAFailedAdd(t *testing.T) {
 	f := newFake(t)
 	dir, _ := reserved(t, map[string]string{"10.1.0.2": ""})
@@ -179,7 +180,7 @@ func TestTornReservationsOfAFailedAdd(t *testing.T) {
 	p, _ := newPod(t, sandboxID)
 	f.mode("ADD-silent")
 	if _, err := c.attach.add(t.Context(), list, p, nil); err == nil {
-		t.Fatal("it succeeded")
+		t.Fatal("add succeeded")
 	}
 
 	if _, err := os.Stat(filepath.Join(dir, "10.1.0.2")); !os.IsNotExist(err) {

@@ -14,8 +14,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// chain is a network of the fake plugin and of a second one, "mesh", which notes its commands in
-// "mesh-calls" and keeps the result of those before it.
+// chain returns a network of the fake plugin and a second one, "mesh". The latter records its
+// commands in "mesh-calls" and returns the previous result.
 func (f fake) chain(t *testing.T) (c *CNI, mesh string, log *bytes.Buffer) {
 	t.Helper()
 	mesh = filepath.Join(f.dir, "mesh")
@@ -23,8 +23,10 @@ func (f fake) chain(t *testing.T) (c *CNI, mesh string, log *bytes.Buffer) {
 		`[ "$CNI_COMMAND" != ADD ] || sed 's/.*"prevResult":\({.*}\),"type".*/\1/' ` + f.dir + "/mesh-stdin\n"
 	conf := filepath.Join(t.TempDir(), "10.conflist")
 	text := `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"fake"},{"type":"mesh"}]}`
-	if err := errors.Join(os.WriteFile(mesh, []byte(script), 0o755), os.WriteFile(conf, []byte(text), 0o644)); err !=
-		nil {
+	if err := errors.Join(
+		os.WriteFile(mesh, []byte(script), 0o755),
+		os.WriteFile(conf, []byte(text), 0o644),
+	); err != nil {
 		t.Fatal(err)
 	}
 
@@ -44,8 +46,8 @@ func (f fake) chain(t *testing.T) (c *CNI, mesh string, log *bytes.Buffer) {
 	return c, mesh, log
 }
 
-// notesLeft are the files that the cache and the journal have of pods.
-func notesLeft(c *CNI, dirs ...string) (all []string) {
+// podFiles returns the files of pods in the cache and the journal.
+func podFiles(c *CNI, dirs ...string) (all []string) {
 	for _, dir := range dirs {
 		found, _ := filepath.Glob(filepath.Join(c.cfg.CacheDir, dir, "*"))
 		all = append(all, found...)
@@ -53,15 +55,15 @@ func notesLeft(c *CNI, dirs ...string) (all []string) {
 	return all
 }
 
-// TestUninstalledPlugin uninstalls a plugin of a chain while a pod runs: the others release what
-// they hold, with the result of the ADD, and the pod can go. What the missing one holds is reported
-// once, and released when it is back, also by another process.
+// TestUninstalledPlugin uninstalls a plugin of a chain while a pod runs. The other plugins release
+// their resources with the result of the ADD, and the pod can be removed. The missing plugin's
+// resources are reported once. They are released after its return, also by another process.
 func TestUninstalledPlugin(t *testing.T) {
 	f := newFake(t)
 	c, mesh, log := f.chain(t)
 	p, _ := newPod(t, sandboxID)
 	add(t, c, p)
-	if err := os.Rename(mesh, mesh+".gone"); err != nil {
+	if err := os.Rename(mesh, mesh+".uninstalled"); err != nil {
 		t.Fatal(err)
 	}
 
@@ -72,21 +74,21 @@ func TestUninstalledPlugin(t *testing.T) {
 		p.NetNS = ""
 	}
 
-	if len(f.held()) > 0 || len(c.Attached()) > 0 || len(notesLeft(c, "results", "pending", "set-aside")) > 0 {
-		t.Errorf("held %v, attached %v, left %v", f.held(), c.Attached(), notesLeft(c, "*"))
+	if len(f.held()) > 0 || len(c.Attached()) > 0 || len(podFiles(c, "results", "pending", "set-aside")) > 0 {
+		t.Errorf("held %v, attached %v, files %v", f.held(), c.Attached(), podFiles(c, "*"))
 	}
 	if in := f.read("stdin.DEL"); !strings.Contains(in, `"prevResult":{`) || !strings.Contains(in, "10.1.2.3/24") {
-		t.Errorf("the remaining plugin was not given the result: %s", in)
+		t.Errorf("the remaining plugin did not get the result: %s", in)
 	}
 	if n := strings.Count(log.String(), "plugins=mesh "); n != 1 || !strings.Contains(log.String(), "pod=default/web") {
 		t.Errorf("reported %d times:\n%s", n, log)
 	}
 
-	c.attach.payOwed(t.Context(), time.Now())
-	if len(notesLeft(c, "owed/results")) != 1 {
-		t.Error("what is owed is forgotten")
+	c.attach.retryDeferred(t.Context(), time.Now())
+	if len(podFiles(c, "owed/results")) != 1 {
+		t.Error("the deferred DEL is lost")
 	}
-	if err := os.Rename(mesh+".gone", mesh); err != nil {
+	if err := os.Rename(mesh+".uninstalled", mesh); err != nil {
 		t.Fatal(err)
 	}
 
@@ -100,18 +102,18 @@ func TestUninstalledPlugin(t *testing.T) {
 		t.Errorf("attached after a restart: %v", got)
 	}
 
-	next.attach.payOwed(t.Context(), time.Now())
+	next.attach.retryDeferred(t.Context(), time.Now())
 	if calls := f.read("mesh-calls"); !strings.Contains(calls, "DEL") ||
 		!strings.Contains(f.read("mesh-stdin"), "10.1.2.3/24") {
-		t.Errorf("after it came back: %q", calls)
+		t.Errorf("after reinstallation: %q", calls)
 	}
 
-	if left := notesLeft(c, "owed/results"); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if remaining := podFiles(c, "owed/results"); len(remaining) > 0 {
+		t.Errorf("files remain: %v", remaining)
 	}
 }
 
-// TestPluginNeverComesBack: what is owed to it is forgotten in the end.
+// TestPluginNeverComesBack verifies that its deferred DELs expire.
 func TestPluginNeverComesBack(t *testing.T) {
 	f := newFake(t)
 	c, mesh, log := f.chain(t)
@@ -121,19 +123,20 @@ func TestPluginNeverComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	c.attach.payOwed(t.Context(), time.Now().Add(owedFor/2))
-	if len(notesLeft(c, "owed/results")) != 1 {
-		t.Error("forgotten too early")
+	c.attach.retryDeferred(t.Context(), time.Now().Add(deferredMaxAge/2))
+	if len(podFiles(c, "owed/results")) != 1 {
+		t.Error("dropped too early")
 	}
 
-	c.attach.payOwed(t.Context(), time.Now().Add(owedFor+time.Minute))
-	if left := notesLeft(c, "owed/results"); len(left) > 0 || !strings.Contains(log.String(), "did not come back") {
-		t.Errorf("left %v; log:\n%s", left, log)
+	c.attach.retryDeferred(t.Context(), time.Now().Add(deferredMaxAge+time.Minute))
+	remaining := podFiles(c, "owed/results")
+	if len(remaining) > 0 || !strings.Contains(log.String(), "were not reinstalled") {
+		t.Errorf("files %v; log:\n%s", remaining, log)
 	}
 }
 
-// TestPluginIsBackAndFails keeps what is owed until its DEL succeeds, also of a pod whose ADD was
-// cut off, so that there is no result.
+// TestPluginIsBackAndFails verifies that a DEL stays deferred until it succeeds, also after an
+// interrupted ADD, which has no result.
 func TestPluginIsBackAndFails(t *testing.T) {
 	f := newFake(t)
 	c, mesh, _ := f.chain(t)
@@ -154,35 +157,35 @@ func TestPluginIsBackAndFails(t *testing.T) {
 	}
 
 	note.Close()
-	if err := errors.Join(os.Rename(mesh, mesh+".gone"), c.Del(t.Context(), p)); err != nil {
+	if err := errors.Join(os.Rename(mesh, mesh+".uninstalled"), c.Del(t.Context(), p)); err != nil {
 		t.Fatal(err)
 	}
 
 	f.mode("DEL-error")
-	if err := os.Rename(mesh+".gone", mesh); err != nil {
+	if err := os.Rename(mesh+".uninstalled", mesh); err != nil {
 		t.Fatal(err)
 	}
 
 	now := time.Now()
-	c.attach.payOwed(t.Context(), now)
-	if len(notesLeft(c, "owed/results")) != 1 {
-		t.Fatal("forgotten although its DEL failed")
+	c.attach.retryDeferred(t.Context(), now)
+	if len(podFiles(c, "owed/results")) != 1 {
+		t.Fatal("dropped although its DEL failed")
 	}
 
 	f.mode("")
-	c.attach.payOwed(t.Context(), now.Add(owedRetry/2))
+	c.attach.retryDeferred(t.Context(), now.Add(deferredRetryInterval/2))
 	if f.calls() != "" {
-		t.Errorf("tried again at once: %s", f.calls())
+		t.Errorf("retried at once: %s", f.calls())
 	}
 
-	c.attach.payOwed(t.Context(), now.Add(owedRetry+time.Second))
-	if left := notesLeft(c, "owed/results"); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	c.attach.retryDeferred(t.Context(), now.Add(deferredRetryInterval+time.Second))
+	if remaining := podFiles(c, "owed/results"); len(remaining) > 0 {
+		t.Errorf("files remain: %v", remaining)
 	}
 }
 
-// TestPluginThatWasNeverThere: the ADD fails with its name before any plugin runs, and nothing is
-// left.
+// TestPluginThatWasNeverThere verifies that the ADD fails with the plugin's name before any plugin
+// runs, and that nothing is left behind.
 func TestPluginThatWasNeverThere(t *testing.T) {
 	f := newFake(t)
 	c, mesh, _ := f.chain(t)
@@ -198,18 +201,19 @@ func TestPluginThatWasNeverThere(t *testing.T) {
 	if f.calls() != "" || len(c.Attached()) > 0 {
 		t.Errorf("calls %q, attached %v", f.calls(), c.Attached())
 	}
-	if err := c.Del(t.Context(), p); err != nil { // as the undo does
+	if err := c.Del(t.Context(), p); err != nil { // like the undo
 		t.Error(err)
 	}
 
-	if left := notesLeft(c, "results", "pending", "set-aside", "owed/results"); len(left) > 0 || len(c.Attached()) > 0 {
-		t.Errorf("left: %v, attached %v", left, c.Attached())
+	remaining := podFiles(c, "results", "pending", "set-aside", "owed/results")
+	if len(remaining) > 0 || len(c.Attached()) > 0 {
+		t.Errorf("files remain: %v, attached %v", remaining, c.Attached())
 	}
 }
 
-// TestProgramForAddressesIsUninstalled: the pod need not wait for it, and nothing is lost until it
-// is back, the rules of masquerading neither.
-func TestProgramForAddressesIsUninstalled(t *testing.T) {
+// TestIPAMProgramIsUninstalled verifies that the pod need not wait for the program. All resources,
+// including masquerading rules, are released after its return.
+func TestIPAMProgramIsUninstalled(t *testing.T) {
 	bin := t.TempDir()
 	for _, name := range KubenetPlugins() {
 		if err := os.Symlink(filepath.Join(pluginDir, name), filepath.Join(bin, name)); err != nil {
@@ -230,8 +234,8 @@ func TestProgramForAddressesIsUninstalled(t *testing.T) {
 
 	for range 2 {
 		err := k.Del(t.Context(), p)
-		var owed *OwedError
-		if !errors.As(err, &owed) || owed.Program != "host-local" ||
+		var missing *MissingPluginError
+		if !errors.As(err, &missing) || missing.Program != "host-local" ||
 			!strings.Contains(err.Error(), `CNI plugin "host-local" is not in `) {
 			t.Fatalf("%v", err)
 		}
@@ -245,22 +249,23 @@ func TestProgramForAddressesIsUninstalled(t *testing.T) {
 	}
 
 	del(t, k, p)
-	if left, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.94.*"); len(left) > 0 || len(k.Attached()) > 0 {
-		t.Errorf("left: %v, %v", left, k.Attached())
+	remaining, _ := filepath.Glob("/var/lib/cni/networks/kubenet/10.94.*")
+	if len(remaining) > 0 || len(k.Attached()) > 0 {
+		t.Errorf("addresses remain: %v, attached: %v", remaining, k.Attached())
 	}
 	if rules := run(t, "iptables-save"); strings.Contains(rules, "10.94.0.") {
-		t.Errorf("rules are left:\n%s", rules)
+		t.Errorf("rules remain:\n%s", rules)
 	}
 }
 
-// azure is a configuration whose addresses are the main plugin's own affair.
+// azure is a configuration with the main plugin's own IPAM.
 const azure = `{"cniVersion":"0.3.0","name":"azure","plugins":[
 	{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}},
 	{"type":"meta","capabilities":{"portMappings":true},"snat":true}]}`
 
-// TestAddressesOfThePluginsOwn: what an IPAM section names is a program only for plugins that
-// delegate.
-func TestAddressesOfThePluginsOwn(t *testing.T) {
+// TestIPAMOfThePluginItself verifies that the IPAM section names a program only for delegating
+// plugins.
+func TestIPAMOfThePluginItself(t *testing.T) {
 	f := newFake(t)
 	conf := filepath.Join(t.TempDir(), "10-azure.conflist")
 	if err := errors.Join(
@@ -288,8 +293,8 @@ func TestAddressesOfThePluginsOwn(t *testing.T) {
 	}
 }
 
-// TestStaleConfiguration is one of an add-on that was removed, sorted before a good one: it is
-// reported, and not used before its plugin is installed.
+// TestStaleConfiguration sorts the configuration of a removed add-on before a valid one. It is
+// reported, and used only after its plugin is installed.
 func TestStaleConfiguration(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -315,14 +320,14 @@ func TestStaleConfiguration(t *testing.T) {
 	}
 
 	if !within(func() bool { return c.Ready() == nil && uses() == "weave" }) || c.Notice() != "" {
-		t.Errorf("after it was installed: %v, network %s, notice %q", c.Ready(), uses(), c.Notice())
+		t.Errorf("after its installation: %v, network %s, notice %q", c.Ready(), uses(), c.Notice())
 	}
 	if err := os.Remove(weave); err != nil {
 		t.Fatal(err)
 	}
 
 	if !within(func() bool { return c.Ready() == nil && uses() == "good" }) {
-		t.Errorf("after it was removed again: %v, network %s", c.Ready(), uses())
+		t.Errorf("after its removal: %v, network %s", c.Ready(), uses())
 	}
 	if err := os.Remove(filepath.Join(conf, "10-good.conflist")); err != nil {
 		t.Fatal(err)
@@ -332,11 +337,11 @@ func TestStaleConfiguration(t *testing.T) {
 		err := c.Ready()
 		return err != nil && strings.Contains(err.Error(), `"weave-net" is not in`)
 	}) {
-		t.Errorf("without the good one: %v", c.Ready())
+		t.Errorf("without the valid configuration: %v", c.Ready())
 	}
 }
 
-// TestLoopbackIsNoNetwork: a configuration that gives pods nothing but lo is not used.
+// TestLoopbackIsNoNetwork verifies that a configuration with only lo is not used.
 func TestLoopbackIsNoNetwork(t *testing.T) {
 	f := newFake(t)
 	conf := t.TempDir()
@@ -356,17 +361,17 @@ func TestLoopbackIsNoNetwork(t *testing.T) {
 	}
 
 	c := newCNI(t, conf, f.dir, t.TempDir())
-	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "gives pods no address") {
+	if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "assigns no pod addresses") {
 		t.Errorf("%v", err)
 	}
 
 	writeConf(t, filepath.Join(conf, "10-good.conflist"), "good", "1.0.0")
 	if !within(func() bool { return c.Ready() == nil }) {
-		t.Errorf("with a network between them: %v", c.Ready())
+		t.Errorf("with a valid configuration between them: %v", c.Ready())
 	}
 }
 
-// torn are what a crash or a disk may make of a file: each of its beginnings, and other content.
+// torn returns possible contents of a file after a crash: each of its prefixes, and other data.
 func torn(whole []byte) (all [][]byte) {
 	for n := range whole {
 		all = append(all, whole[:n])
@@ -381,11 +386,11 @@ func torn(whole []byte) (all [][]byte) {
 	return all
 }
 
-// TestTornFiles: whatever a power cut leaves of an entry of the cache or of a record of the
-// journal, the pod can be released, what the plugins reserved is, and nothing of the pod is left.
+// TestTornFiles verifies that a pod can be released with any torn cache entry or record. The
+// plugins' reservations are released, and nothing of the pod is left behind.
 func TestTornFiles(t *testing.T) {
 	dir, conf := t.TempDir(), filepath.Join(t.TempDir(), "10.conflist")
-	// It runs a thousand times, so it starts no process of its own.
+	// It runs a thousand times, so it starts no child process.
 	script := "#!/bin/sh\n[ $CNI_COMMAND != DEL ] || : > " + dir + "/released\n" +
 		"[ $CNI_COMMAND != ADD ] || echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.1.2.3/24\"}]}'\n"
 	text := `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"small"}]}`
@@ -409,7 +414,7 @@ func TestTornFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	p.NetNS = "" // so that only files say that there is something to release
+	p.NetNS = "" // so that only files indicate the resources
 
 	for _, file := range []string{"results/n-" + sandboxID + "-eth0", "pending/" + sandboxID} {
 		whole, err := os.ReadFile(filepath.Join(first.cfg.CacheDir, file))
@@ -428,7 +433,7 @@ func TestTornFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if i%50 == 0 { // else the file tears while the daemon runs
+			if i%50 == 0 { // otherwise the file is torn while the daemon runs
 				c = network(cache)
 				if got := c.Attached(); len(got) != 1 {
 					t.Fatalf("%s, %.60q: attached %v", file, content, got)
@@ -441,8 +446,8 @@ func TestTornFiles(t *testing.T) {
 				t.Fatalf("%s, %d bytes, %.60q: %v, %v", file, len(content), content, err, statErr)
 			}
 
-			if left := notesLeft(c, "results", "pending", "set-aside"); len(left) > 0 {
-				t.Fatalf("%s, %d bytes: left %v", file, len(content), left)
+			if remaining := podFiles(c, "results", "pending", "set-aside"); len(remaining) > 0 {
+				t.Fatalf("%s, %d bytes: files remain: %v", file, len(content), remaining)
 			}
 
 			_ = os.Remove(filepath.Join(dir, "released"))
@@ -450,8 +455,8 @@ func TestTornFiles(t *testing.T) {
 	}
 }
 
-// TestFilesOfTheWrongKind: a directory with something in it in the place of an entry, of a record,
-// or of what was set aside before, and a file in the place of a directory.
+// TestFilesOfTheWrongKind puts a non-empty directory in the place of an entry, a record or a file
+// set aside, and a file in the place of a directory.
 func TestFilesOfTheWrongKind(t *testing.T) {
 	f := newFake(t)
 	entry := "results/net-" + sandboxID + "-eth0"
@@ -469,7 +474,7 @@ func TestFilesOfTheWrongKind(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if !strings.Contains(name, "record") { // which a complete pod has not
+			if !strings.Contains(name, "record") { // a complete pod has no record
 				if err := c.Confirm(p.ID); err != nil {
 					t.Fatal(err)
 				}
@@ -513,12 +518,12 @@ func TestFilesOfTheWrongKind(t *testing.T) {
 	}
 }
 
-// TestPinNames: the names are of the form that add-ons expect, and the same for ever.
+// TestPinNames verifies the form expected by add-ons, and that names are stable.
 func TestPinNames(t *testing.T) {
 	if got, want := pinName(sandboxID), pinName(model.ContainerID(sandboxID)); got != want || !isPinName(got) {
 		t.Errorf("%s", got)
 	}
 	if pinName(sandboxID) == pinName(model.ContainerID(strings.Repeat("b", 64))) {
-		t.Error("two sandboxes have one name")
+		t.Error("two sandboxes have the same name")
 	}
 }

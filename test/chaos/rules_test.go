@@ -19,7 +19,7 @@ import (
 var (
 	ruleOwner = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
 	ruleChain = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
-	wasOwed   = regexp.MustCompile(`uninstalled while a pod ran.* plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ ` +
+	wasOwed   = regexp.MustCompile(`uninstalled while a pod was running.* plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ ` +
 		`sandbox=([0-9a-f]{64})`)
 )
 
@@ -82,7 +82,7 @@ func TestWithoutRulesOf(t *testing.T) {
 func TestOwedPods(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	uninstalled := func(plugins string) string {
-		return `level=WARN msg="CNI plugins were uninstalled while a pod ran; what they hold" plugins=` + plugins +
+		return `level=WARN msg="CNI plugins were uninstalled while a pod was running" plugins=` + plugins +
 			" pod=chaos/pod-3-0 sandbox=" + id
 	}
 

@@ -191,7 +191,7 @@ func uninstalledPlugin(t *testing.T, a *addOn) {
 	a.assertReleased(t, cfg)
 	log := a.run(t, "cat", a.Log())
 	if n := strings.Count(log, "plugins=agent "); n != 1 ||
-		!strings.Contains(log, "CNI plugins were uninstalled while a pod ran") {
+		!strings.Contains(log, "CNI plugins were uninstalled while a pod was running") {
 		t.Errorf("the daemon logged the uninstalled plugin %d times, want once", n)
 	}
 
@@ -352,7 +352,7 @@ func networkFiles(t *testing.T, a *addOn) {
 	remove = put("99-loopback.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
 	a.awaitPromptly(t, "report of a configuration without addresses", func() bool {
 		s := a.networkCondition(t)
-		return !s.Status && strings.Contains(s.Message, "gives pods no address")
+		return !s.Status && strings.Contains(s.Message, "assigns no pod addresses")
 	})
 
 	remove()

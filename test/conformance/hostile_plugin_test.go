@@ -63,15 +63,15 @@ func TestHostilePlugin(t *testing.T) {
 		for name, m := range map[string]struct{ commands, want string }{
 			"garbage": {
 				commands: `printf '\377\376\033[2J garbage'`,
-				want:     "its output is not JSON",
+				want:     "output is not JSON",
 			},
 			"100 MiB": {
 				commands: "head -c 104857600 /dev/zero",
-				want:     "printed more than 1048576 bytes and was killed",
+				want:     "killed after printing more than 1048576 bytes",
 			},
 			"endless output": {
 				commands: "yes & echo $! > child; wait",
-				want:     "printed more than 1048576 bytes and was killed",
+				want:     "killed after printing more than 1048576 bytes",
 			},
 			"100 MiB of errors": {
 				commands: "head -c 104857600 /dev/zero >&2; exit 3",
@@ -89,15 +89,15 @@ func TestHostilePlugin(t *testing.T) {
 			},
 			"hostile interface": {
 				commands: `echo '{"cniVersion":"1.0.0","interfaces":[{"name":"../../x"}]}'`,
-				want:     "is no name of an interface",
+				want:     "is not a valid interface name",
 			},
 			"unspecified address": {
 				commands: `echo '{"cniVersion":"1.0.0","ips":[{"address":"0.0.0.0/0"}]}'`,
-				want:     "cannot be a pod's",
+				want:     "is not a valid pod address",
 			},
 			"multicast address": {
 				commands: `echo '{"cniVersion":"1.0.0","ips":[{"address":"224.0.0.1/24"}]}'`,
-				want:     "cannot be a pod's",
+				want:     "is not a valid pod address",
 			},
 			"invalid index": {
 				commands: `echo '{"cniVersion":"1.0.0","ips":[{"interface":-1,"address":"10.1.2.3/24"}]}'`,
@@ -211,7 +211,7 @@ func hostileFiles(t *testing.T, c *cniNode, cfg *runtimeapi.PodSandboxConfig, id
 	c.Restart(t)
 	c.awaitPromptly(t, "NetworkReady", func() bool { return c.networkCondition(t).Status })
 	message := c.networkCondition(t).Message
-	for _, want := range []string{"00.conf is not valid", "files of the CNI cache could not be used"} {
+	for _, want := range []string{"00.conf is invalid", "unusable files of the CNI cache"} {
 		if !strings.Contains(message, want) {
 			t.Errorf("condition NetworkReady %q, want %q", message, want)
 		}
