@@ -16,29 +16,30 @@ import (
 	"testing"
 )
 
-// object is a Kubernetes object, as JSON has it.
+// object is a Kubernetes object, decoded from JSON.
 type object = map[string]any
 
-// apiServer is as much of Kubernetes' API as a kubelet needs to run the pods that are there from
-// the beginning, with their secrets, and to tell how its node is.
+// apiServer implements the part of the Kubernetes API used by a kubelet: initial pods with their
+// secrets, and the status of its node.
 type apiServer struct {
-	mu sync.Mutex // guards the rest
-	// by collection: "/api/v1/namespaces/default/secrets"; what is in it is replaced, never changed
+	mu sync.Mutex // guards the fields below
+	// Objects by collection, such as "/api/v1/namespaces/default/secrets". Objects are replaced,
+	// never modified.
 	objects map[string][]object
 	events  []object
-	version int           // of the last object that was written
-	written chan struct{} // closed with the next write
+	version int           // of the last write
+	written chan struct{} // closed by the next write
 }
 
-// kinds are the collections that a kubelet reads, with the kind of their elements.
+// kinds maps the collections read by a kubelet to the kinds of their elements.
 var kinds = map[string]string{
 	"pods": "Pod", "services": "Service", "secrets": "Secret", "nodes": "Node", "configmaps": "ConfigMap",
 	"runtimeclasses": "RuntimeClass", "csidrivers": "CSIDriver", "csinodes": "CSINode",
 	"leases": "Lease",
 }
 
-// serveAPI serves the API inside the node until the test ends, and returns the flag with which the
-// kubelet uses it.
+// serveAPI serves the API inside the node until the test ends, and returns the kubelet's flag for
+// it.
 func (k *kubelet) serveAPI(t *testing.T, objects map[string][]object) (*apiServer, string) {
 	t.Helper()
 	a := &apiServer{objects: objects, version: 1, written: make(chan struct{})}
@@ -47,9 +48,9 @@ func (k *kubelet) serveAPI(t *testing.T, objects map[string][]object) (*apiServe
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 	file := filepath.Join(k.engine.Dir, "kubeconfig")
-	if err := os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://"+
-		l.Addr().String()+
-		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"), 0o600); err != nil {
+	kubeconfig := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://" + l.Addr().String() +
+		"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(file, []byte(kubeconfig), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
@@ -61,7 +62,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	kind, isCollection := kinds[path.Base(q.URL.Path)]
 	switch {
 	case q.Method == http.MethodGet && isCollection && q.FormValue("sendInitialEvents") != "":
-		fail(w, http.StatusUnprocessableEntity, "Invalid") // so that it lists and then watches
+		fail(w, http.StatusUnprocessableEntity, "Invalid") // makes the kubelet list and then watch
 	case q.Method == http.MethodGet && isCollection && q.FormValue("watch") != "":
 		a.watch(w, q)
 	case q.Method == http.MethodGet && isCollection:
@@ -85,7 +86,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		a.post(w, q)
 	case q.Method == http.MethodPatch && path.Dir(q.URL.Path) == "/api/v1/nodes/"+path.Base(path.Dir(q.URL.Path)):
 		a.patchNode(w, q)
-	default: // of a status, mostly
+	default: // usually a status update
 		if o := a.find(strings.TrimSuffix(q.URL.Path, "/status")); o != nil {
 			answer(w, o)
 			return
@@ -108,8 +109,7 @@ func fail(w http.ResponseWriter, code int, reason string) {
 	})
 }
 
-// list is what lies in a collection, also in namespaces beneath it, of the name that a selector
-// asks for.
+// list returns the objects of a collection and its namespaces, filtered by the name in a selector.
 func (a *apiServer) list(collection, selector string) []object {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -173,7 +173,7 @@ func (a *apiServer) post(w http.ResponseWriter, q *http.Request) {
 	answer(w, o)
 }
 
-// stamp gives an object that is about to be written the next version. The caller holds mu.
+// stamp assigns the next version to an object before a write. The caller holds mu.
 func (a *apiServer) stamp(o object) {
 	a.version++
 	o["metadata"].(object)["resourceVersion"] = strconv.Itoa(a.version)
@@ -181,14 +181,14 @@ func (a *apiServer) stamp(o object) {
 	a.written = make(chan struct{})
 }
 
-// now is the version of all that is there.
+// now returns the current version.
 func (a *apiServer) now() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return strconv.Itoa(a.version)
 }
 
-// watch tells what is written to a collection after the version that the client knows.
+// watch streams writes to a collection after the client's version.
 func (a *apiServer) watch(w http.ResponseWriter, q *http.Request) {
 	seen, _ := strconv.Atoi(q.FormValue("resourceVersion"))
 	for {
@@ -213,7 +213,7 @@ func (a *apiServer) watch(w http.ResponseWriter, q *http.Request) {
 	}
 }
 
-// patchNode writes what the kubelet says of its node.
+// patchNode updates the kubelet's node.
 func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
 	file := strings.TrimSuffix(q.URL.Path, "/status")
 	var patch object
@@ -244,8 +244,8 @@ func (a *apiServer) patchNode(w http.ResponseWriter, q *http.Request) {
 	fail(w, http.StatusNotFound, "NotFound")
 }
 
-// merge applies a strategic merge patch as far as a node's status needs it: conditions are merged
-// by their type, other lists replaced.
+// merge applies the subset of strategic merge patches used for node status: it merges conditions by
+// type and replaces other lists.
 func merge(into, patch object) {
 	for key, value := range patch {
 		old, _ := into[key].(object)
@@ -277,7 +277,7 @@ func merge(into, patch object) {
 	}
 }
 
-// nodeReady is the condition Ready of the kubelet's node, nil before there is one.
+// nodeReady returns the condition Ready of the kubelet's node, nil if there is none.
 func (a *apiServer) nodeReady() object {
 	var node struct{ Status struct{ Conditions []object } }
 	b, _ := json.Marshal(a.find("/api/v1/nodes/node"))
@@ -291,14 +291,14 @@ func (a *apiServer) nodeReady() object {
 	return nil
 }
 
-// said says whether an event of a pod has these words.
-func (a *apiServer) said(pod, words string) bool {
+// hasEvent reports whether an event of a pod contains a text.
+func (a *apiServer) hasEvent(pod, text string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
 	for _, e := range a.events {
-		if about, _ := e["involvedObject"].(object); about["name"] == pod && strings.Contains(fmt.Sprint(e["message"]),
-			words) {
+		about, _ := e["involvedObject"].(object)
+		if about["name"] == pod && strings.Contains(fmt.Sprint(e["message"]), text) {
 			return true
 		}
 	}

@@ -20,8 +20,8 @@ spec:
   - {name: main, image: cri-test/busybox, imagePullPolicy: Never, command: [sh, -c, "sleep 1; exit 3"]}
 `
 
-// TestKubeletEvents runs the kubelet with EventedPLEG: it lists only every five minutes, and learns
-// of all that happens from GetContainerEvents (KEP-3386).
+// TestKubeletEvents runs the kubelet with EventedPLEG. It lists only every five minutes and
+// otherwise relies on GetContainerEvents (KEP-3386).
 func TestKubeletEvents(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -31,7 +31,7 @@ func TestKubeletEvents(t *testing.T) {
 			k.apply(t, "again", shortLivedPod)
 			restarts := func(want int) {
 				t.Helper()
-				eventually(t, fmt.Sprint("the kubelet has seen ", want, " ends"), func() error {
+				eventually(t, fmt.Sprint("the kubelet has seen ", want, " exits"), func() error {
 					if c := k.pod(t, "again").container("main"); c.RestartCount < want ||
 						c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 3 {
 						return fmt.Errorf("%+v", c)
@@ -44,7 +44,7 @@ func TestKubeletEvents(t *testing.T) {
 			metrics, err := k.get("/metrics")
 			if err != nil || !strings.Contains(metrics, "\nkubelet_evented_pleg_connection_success_count 1\n") ||
 				strings.Contains(metrics, "\nkubelet_evented_pleg_connection_error_count 1") {
-				t.Errorf("the kubelet's connections for events: %v\n%s", err, grep(metrics, "evented_pleg"))
+				t.Errorf("event connections of the kubelet: %v\n%s", err, grep(metrics, "evented_pleg"))
 			}
 
 			log, err := os.ReadFile(filepath.Join(k.engine.Dir, "kubelet.log"))
@@ -55,13 +55,13 @@ func TestKubeletEvents(t *testing.T) {
 			}
 
 			if strings.Contains(string(log), "Fall back to Generic PLEG") {
-				t.Error("the kubelet has given the events up")
+				t.Error("the kubelet fell back from events to polling")
 			}
 		})
 	}
 }
 
-// grep are the lines with a word.
+// grep returns the lines containing a word.
 func grep(text, word string) (out string) {
 	for line := range strings.Lines(text) {
 		if strings.Contains(line, word) {

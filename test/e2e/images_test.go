@@ -40,8 +40,8 @@ spec:
   volumes: [{name: data, image: {reference: IMAGE, pullPolicy: IfNotPresent}}]
 `
 
-// busybox pushes an image with a shell to the registry, of an ID of its own, and removes it from
-// the engine.
+// busybox pushes an image with a shell and a unique ID to the registry, and removes it from the
+// engine.
 func (k *kubelet) busybox(t *testing.T, r *registry.Registry, repository string) string {
 	t.Helper()
 	ref := r.Host + "/" + repository + ":1"
@@ -50,8 +50,8 @@ func (k *kubelet) busybox(t *testing.T, r *registry.Registry, repository string)
 		printf 'FROM cri-test/busybox:latest\nLABEL repository=%s\n' $2 | docker build -q -t $2 -
 		docker push -q $2
 		docker rmi $2`
-	if out, err := k.engine.Command("sh", "-c", script, "sh", "unix://"+k.engine.Socket, ref).CombinedOutput(); err !=
-		nil {
+	cmd := k.engine.Command("sh", "-c", script, "sh", "unix://"+k.engine.Socket, ref)
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 
@@ -68,8 +68,8 @@ func (k *kubelet) hasImage(t *testing.T, ref string) bool {
 	return r.Image != nil
 }
 
-// TestKubeletImages: pull policies, an image volume, and the kubelet's garbage collection, which
-// leaves the sandbox image.
+// TestKubeletImages tests pull policies, an image volume, and the kubelet's garbage collection,
+// which must spare the sandbox image.
 func TestKubeletImages(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestKubeletImages(t *testing.T) {
 			k := prepare(t, v, "--pinned-image-labels=team=platform")
 			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
 			unused, pinned := k.unused(t, r.Add(t, "unused", "1", 1, 1000))
-			// Any disk is fuller than one per cent.
+			// The usage of any disk exceeds one per cent.
 			k.run(t, strings.Replace(k.config, "imageGCHighThresholdPercent: 100",
 				"imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s", 1))
 			apply := func(name, image, policy string) {
@@ -95,8 +95,8 @@ func TestKubeletImages(t *testing.T) {
 			apply("absent", r.Host+"/absent:1", "Never")
 			k.waitRunning(t, "present")
 			k.waitRunning(t, "never")
-			k.waits(t, "again", "ErrImagePull", "ImagePullBackOff")
-			k.waits(t, "absent", "ErrImageNeverPull")
+			k.waitForReason(t, "again", "ErrImagePull", "ImagePullBackOff")
+			k.waitForReason(t, "absent", "ErrImageNeverPull")
 
 			data := r.Put(t, "data", "1", registry.Files(t, map[string]string{"dir/file": "of the image\n"}))
 			k.apply(t, "volume", strings.Replace(volumePod, "IMAGE", data, 1))
@@ -109,26 +109,26 @@ func TestKubeletImages(t *testing.T) {
 				return err
 			})
 
-			within(t, gcPeriod+time.Minute, "an image that nobody uses is collected", func() error {
+			within(t, gcPeriod+time.Minute, "an unused image is collected", func() error {
 				if k.hasImage(t, unused) {
-					return errors.New("it is there")
+					return errors.New("the image exists")
 				}
 				return nil
 			})
 
 			for _, i := range append(pinned, app) {
 				if !k.hasImage(t, i) {
-					t.Errorf("%s, which is pinned or used, was collected", i)
+					t.Errorf("the pinned or used image %s was collected", i)
 				}
 			}
 		})
 	}
 }
 
-// waits waits until a pod's container waits for one of these reasons.
-func (k *kubelet) waits(t *testing.T, name string, reasons ...string) {
+// waitForReason waits until a pod's container is waiting for one of these reasons.
+func (k *kubelet) waitForReason(t *testing.T, name string, reasons ...string) {
 	t.Helper()
-	eventually(t, name+" waits", func() error {
+	eventually(t, name+" is waiting", func() error {
 		c := k.pod(t, name).container("main")
 		for _, r := range reasons {
 			if c.State.Waiting != nil && c.State.Waiting.Reason == r {
@@ -139,9 +139,8 @@ func (k *kubelet) waits(t *testing.T, name string, reasons ...string) {
 	})
 }
 
-// unused brings images that no pod uses, without the kubelet, and returns their IDs: one that was
-// pulled, and those that are pinned, which are the sandbox image and one that was built with the
-// label of --pinned-image-labels.
+// unused adds unused images without the kubelet. It returns the ID of a pulled image, and the IDs
+// of the pinned ones: the sandbox image, and an image with the label of --pinned-image-labels.
 func (k *kubelet) unused(t *testing.T, ref string) (image string, pinned []string) {
 	t.Helper()
 	const build = "printf 'FROM scratch\nLABEL team=platform\nCMD /none\n' | DOCKER_BUILDKIT=0 docker -H $1 build " +
@@ -191,12 +190,76 @@ func (k *kubelet) unused(t *testing.T, ref string) (image string, pinned []strin
 	return p.ImageRef, pinned
 }
 
-// gcPeriod is how often the kubelet collects images; it takes those that it has seen the time
-// before.
+// gcPeriod is the interval of the kubelet's garbage collection. It collects only images seen in the
+// previous run.
 const gcPeriod = 5 * time.Minute
 
-// TestKubeletPullSecret: a pod with the secret of a registry pulls from it and another one with it
-// uses what was pulled; a pod without it does not get the image, though it is there
+// secretPod returns a pod with a private image and secrets for its registry.
+func secretPod(name, image string, secrets ...object) object {
+	return object{
+		"kind":       "Pod",
+		"apiVersion": "v1",
+		"metadata": object{
+			"name":            name,
+			"namespace":       "default",
+			"uid":             "uid-" + name,
+			"resourceVersion": "1",
+		},
+		"spec": object{
+			"nodeName":                      "node",
+			"automountServiceAccountToken":  false,
+			"enableServiceLinks":            false,
+			"securityContext":               object{},
+			"terminationGracePeriodSeconds": 1,
+			"imagePullSecrets":              secrets,
+			"restartPolicy":                 "Always",
+			"dnsPolicy":                     "Default",
+			"containers": []object{{
+				"name":            "main",
+				"image":           image,
+				"imagePullPolicy": "IfNotPresent",
+				"command":         []string{"sleep", "100000"},
+			}},
+		},
+		"status": object{"phase": "Pending"},
+	}
+}
+
+// secretObjects returns a node, a secret for a registry, and three pods with a private image. The
+// pod stranger has no secret.
+func secretObjects(host, image string) map[string][]object {
+	resources := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
+	config := `{"auths":{"` + host + `":{"username":"user","password":"secret"}}}`
+	login := object{"name": "login"}
+
+	return map[string][]object{
+		"/api/v1/nodes": {{
+			"kind":       "Node",
+			"apiVersion": "v1",
+			"metadata":   object{"name": "node", "resourceVersion": "1"},
+			"status": object{
+				"conditions":  []object{{"type": "Ready", "status": "True"}},
+				"capacity":    resources,
+				"allocatable": resources,
+			},
+		}},
+		"/api/v1/namespaces/default/pods": {
+			secretPod("first", image, login),
+			secretPod("second", image, login),
+			secretPod("stranger", image),
+		},
+		"/api/v1/namespaces/default/secrets": {{
+			"kind":       "Secret",
+			"apiVersion": "v1",
+			"metadata":   object{"name": "login", "namespace": "default", "resourceVersion": "1"},
+			"type":       "kubernetes.io/dockerconfigjson",
+			"data":       object{".dockerconfigjson": base64.StdEncoding.EncodeToString([]byte(config))},
+		}},
+	}
+}
+
+// TestKubeletPullSecret pulls an image with the secret of a registry. A second pod with the secret
+// uses the pulled image. A pod without the secret must not get the image
 // (KubeletEnsureSecretPulledImages).
 func TestKubeletPullSecret(t *testing.T) {
 	for _, v := range engines.Versions() {
@@ -206,52 +269,7 @@ func TestKubeletPullSecret(t *testing.T) {
 			r := registry.Serve(t, k.engine.Listen(t, "127.0.0.1:0"))
 			private := k.busybox(t, r, "private")
 			r.Set("", registry.Rule{User: "user", Password: "secret"})
-			config := `{"auths":{"` + r.Host + `":{"username":"user","password":"secret"}}}`
-			pod := func(name string, secrets ...object) object {
-				return object{
-					"kind": "Pod", "apiVersion": "v1", "metadata": object{
-						"name":            name,
-						"namespace":       "default",
-						"uid":             "uid-" + name,
-						"resourceVersion": "1",
-					},
-					"spec": object{
-						"nodeName": "node", "automountServiceAccountToken": false, "enableServiceLinks": false,
-						"securityContext": object{}, "terminationGracePeriodSeconds": 1, "imagePullSecrets": secrets,
-						"restartPolicy": "Always", "dnsPolicy": "Default",
-						"containers": []object{{
-							"name":            "main",
-							"image":           private,
-							"imagePullPolicy": "IfNotPresent",
-							"command":         []string{"sleep", "100000"},
-						}},
-					},
-					"status": object{"phase": "Pending"},
-				}
-			}
-
-			room := object{"pods": "10", "cpu": "2", "memory": "8Gi", "ephemeral-storage": "10Gi"}
-			api, kubeconfig := k.serveAPI(t, map[string][]object{
-				"/api/v1/nodes": {{
-					"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "node", "resourceVersion": "1"},
-					"status": object{
-						"conditions": []object{{"type": "Ready", "status": "True"}}, "capacity": room,
-						"allocatable": room,
-					},
-				}},
-				"/api/v1/namespaces/default/pods": {pod("first", object{"name": "login"}),
-					pod("second", object{"name": "login"}), pod("stranger")},
-				"/api/v1/namespaces/default/secrets": {{
-					"kind": "Secret", "apiVersion": "v1", "metadata": object{
-						"name":            "login",
-						"namespace":       "default",
-						"resourceVersion": "1",
-					},
-					"type": "kubernetes.io/dockerconfigjson",
-					"data": object{".dockerconfigjson": base64.StdEncoding.EncodeToString([]byte(config))},
-				}},
-			})
-
+			api, kubeconfig := k.serveAPI(t, secretObjects(r.Host, private))
 			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\n"+
 				"imagePullCredentialsVerificationPolicy: AlwaysVerify\n", kubeconfig)
 			runs := func(pod string) error {
@@ -274,12 +292,12 @@ func TestKubeletPullSecret(t *testing.T) {
 			}
 
 			if !k.hasImage(t, private) {
-				t.Error("the image is not there")
+				t.Error("the image is missing")
 			}
 
 			eventually(t, "the pod without the secret is refused", func() error {
-				if !api.said("stranger", "Failed to pull image") {
-					return fmt.Errorf("no event of it yet")
+				if !api.hasEvent("stranger", "Failed to pull image") {
+					return errors.New("no event")
 				}
 				return nil
 			})

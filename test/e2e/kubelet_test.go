@@ -1,5 +1,5 @@
-// Package e2e proves the daemon under the real kubelet, standalone, with static pods. It has no
-// code outside its tests.
+// Package e2e tests the daemon with a real standalone kubelet and static pods. It contains only
+// tests.
 package e2e
 
 import (
@@ -27,7 +27,7 @@ type kubelet struct {
 	engine    *engines.Engine
 	daemon    *engines.Daemon
 	manifests string
-	config    string // the usual one
+	config    string // default configuration
 	env       []string
 	client    http.Client
 }
@@ -56,7 +56,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "10Mi", nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}
 `
 
-// startKubelet starts engine, daemon and kubelet.
+// startKubelet starts an engine, a daemon and a kubelet.
 func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	t.Helper()
 	k := prepare(t, v)
@@ -64,17 +64,21 @@ func startKubelet(t *testing.T, v engines.Version) *kubelet {
 	return k
 }
 
-// prepare starts engine and daemon, with these flags beside its own.
+// prepare starts an engine and a daemon with additional flags.
 func prepare(t *testing.T, v engines.Version, flags ...string) *kubelet {
 	t.Helper()
 	return prepareOn(t, engines.Start(t, v), flags...)
 }
 
-// prepareOn starts a daemon on an engine, with these flags beside its own.
+// prepareOn starts a daemon with additional flags on an engine.
 func prepareOn(t *testing.T, e *engines.Engine, flags ...string) *kubelet {
 	t.Helper()
 	e.ImportBusybox(t)
-	k := &kubelet{engine: e, daemon: e.Daemon(t, flags...), manifests: filepath.Join(e.Dir, "manifests")}
+	k := &kubelet{
+		engine:    e,
+		daemon:    e.Daemon(t, flags...),
+		manifests: filepath.Join(e.Dir, "manifests"),
+	}
 	k.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext:     e.DialContext,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the kubelet signs for itself
@@ -101,7 +105,7 @@ func prepareOn(t *testing.T, e *engines.Engine, flags ...string) *kubelet {
 	return k
 }
 
-// run starts the kubelet, which must not be running, with a configuration and flags.
+// run starts the kubelet with a configuration and flags. It must not be running.
 func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 	t.Helper()
 	file := filepath.Join(k.engine.Dir, "kubelet.yaml")
@@ -112,11 +116,11 @@ func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 	args := append(slices.Clone(k.env), filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
 		"--config="+file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
 	k.engine.Background(t, "kubelet", "env", append(args, flags...)...)
-	eventually(t, "the kubelet answers", func() error { _, err := k.get("/healthz"); return err })
+	eventually(t, "the kubelet is healthy", func() error { _, err := k.get("/healthz"); return err })
 }
 
-// makeCgroups makes the root cgroup of the kubelet in every hierarchy that the engine's node has; a
-// new cpuset has neither processors nor memory.
+// makeCgroups creates the kubelet's root cgroup in every hierarchy of the engine's node, and
+// initialises the empty cpusets.
 func makeCgroups(t *testing.T, e *engines.Engine) {
 	t.Helper()
 	script := `set -e
@@ -130,10 +134,10 @@ func makeCgroups(t *testing.T, e *engines.Engine) {
 	}
 }
 
-// get is what the kubelet's server answers to a GET.
+// get fetches a path of the kubelet's server.
 func (k *kubelet) get(path string) (string, error) { return k.fetch("https://127.0.0.1:10250" + path) }
 
-// fetch is a page, asked for inside the node.
+// fetch fetches a page from inside the node.
 func (k *kubelet) fetch(url string) (string, error) {
 	r, err := k.client.Get(url)
 	if err != nil {
@@ -158,7 +162,7 @@ func (k *kubelet) dial(ctx context.Context) (net.Conn, error) {
 	return tls.Client(c, &tls.Config{InsecureSkipVerify: true}), nil //nolint:gosec // the kubelet signs for itself
 }
 
-// pod is what the kubelet tells of a pod.
+// pod is the kubelet's state of a pod.
 type pod struct {
 	Metadata struct{ Name, UID string }
 	Status   struct {
@@ -182,7 +186,7 @@ type containerStatus struct {
 	}
 }
 
-// pod is a static pod by its name in the manifest, nil if the kubelet has none.
+// pod returns a static pod by its name in the manifest, nil if the kubelet has none.
 func (k *kubelet) pod(t *testing.T, name string) *pod {
 	t.Helper()
 	body, err := k.get("/pods")
@@ -204,7 +208,7 @@ func (k *kubelet) pod(t *testing.T, name string) *pod {
 	return nil
 }
 
-// container is the status of one of a pod's containers.
+// container returns the status of one of a pod's containers.
 func (p *pod) container(name string) containerStatus {
 	if p != nil {
 		for _, c := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses...) {
@@ -217,7 +221,7 @@ func (p *pod) container(name string) containerStatus {
 	return containerStatus{}
 }
 
-// apply writes a static pod's manifest, all at once.
+// apply writes a static pod's manifest atomically.
 func (k *kubelet) apply(t *testing.T, name, manifest string) {
 	t.Helper()
 	tmp := filepath.Join(k.engine.Dir, name+".tmp")
@@ -252,16 +256,16 @@ func (k *kubelet) waitRunning(t *testing.T, name string) *pod {
 	return p
 }
 
-// eventually tries until it works, at most for a minute and a half.
+// eventually retries for up to 90 seconds until try succeeds.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	within(t, 90*time.Second, what, try)
 }
 
-// within tries until it works, at most for so long.
-func within(t *testing.T, patience time.Duration, what string, try func() error) {
+// within retries until try succeeds or the timeout expires.
+func within(t *testing.T, timeout time.Duration, what string, try func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 
@@ -272,7 +276,7 @@ func within(t *testing.T, patience time.Duration, what string, try func() error)
 		}
 
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s: %v", patience, what, err)
+			t.Fatalf("not within %s: %s: %v", timeout, what, err)
 		}
 
 		<-tick.C

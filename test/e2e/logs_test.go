@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// chattyLines is how many lines the pod below prints, about 9 MB within 20 s; the kubelet rotates
-// at 1 MiB and looks every 3 s.
+// chattyLines is the number of lines printed by the pod below, about 9 MB within 20 s. The kubelet
+// checks the size every 3 s and rotates at 1 MiB.
 const chattyLines = 40000
 
 const chattyPod = `apiVersion: v1
@@ -38,8 +38,8 @@ spec:
       sleep 1000
 `
 
-// rotation: the kubelet rotates the log of a container that prints much, keeps three files,
-// compresses, and a reader that follows the log sees every line once and in order.
+// rotation verifies that the kubelet rotates and compresses the log of a verbose container and
+// keeps three files. A reader following the log gets every line once and in order.
 func rotation(t *testing.T, k *kubelet) {
 	k.apply(t, "chatty", strings.Replace(chattyPod, "LINES", strconv.Itoa(chattyLines), 1))
 	uid := k.waitRunning(t, "chatty").Metadata.UID
@@ -61,7 +61,7 @@ func rotation(t *testing.T, k *kubelet) {
 		}
 
 		if err != nil {
-			t.Fatalf("the reader: %v", err)
+			t.Fatalf("follow: %v", err)
 		}
 
 		files := logFiles(t, dir)
@@ -88,7 +88,7 @@ func rotation(t *testing.T, k *kubelet) {
 
 	for line := range strings.Lines(string(log)) {
 		if strings.Contains(line, "reopen container log") || strings.Contains(line, "rotate log") {
-			t.Errorf("the kubelet says: %s", line)
+			t.Errorf("the kubelet logged: %s", line)
 		}
 	}
 }
@@ -100,7 +100,7 @@ func (k *kubelet) follow(ctx context.Context, path string) error {
 		return err
 	}
 
-	c := http.Client{Transport: k.client.Transport} // without the time limit of the others
+	c := http.Client{Transport: k.client.Transport} // without a timeout
 	r, err := c.Do(req)
 	if err != nil {
 		return err
@@ -113,14 +113,15 @@ func (k *kubelet) follow(ctx context.Context, path string) error {
 			return fmt.Errorf("the log ends before line %d: %w", want, s.Err())
 		}
 		if number, _, _ := strings.Cut(s.Text(), " "); number != strconv.Itoa(want) {
-			return fmt.Errorf("line %.40q in place of %d", s.Text(), want)
+			return fmt.Errorf("line %.40q instead of %d", s.Text(), want)
 		}
 	}
 
 	return nil
 }
 
-// logFiles are the names of a container's logs, without what is being compressed, in their order.
+// logFiles returns the sorted names of a container's logs, without temporary files of the
+// compression.
 func logFiles(t *testing.T, dir string) (out []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

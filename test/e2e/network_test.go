@@ -28,22 +28,21 @@ spec:
     command: [sleep, "100000"]
 `
 
-const netConf = `{"cniVersion":"1.1.0","name":"test","plugins":[{"type":"bridge","bridge":"test0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local",
-	"ranges":[[{"subnet":"10.99.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
+const netConf = `{"cniVersion":"1.1.0","name":"test","plugins":[{"type":"bridge","bridge":"test0","isGateway":true,
+	"ipMasq":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.99.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
 
-// How long a network's coming and going may take to be seen.
+// Time limits for detecting an added or removed network.
 const (
-	daemonSees = 2 * time.Second
-	// A kubelet that starts asks the runtime every 100 ms until its node is ready, for two minutes
-	// at most (Kubelet.fastStatusUpdateOnce).
-	startingKubeletSees = 2 * time.Second
-	// Afterwards it asks every 5 s (Kubelet.Run, updateRuntimeUp) and tells of it with the next
-	// status of the node, here every second.
-	kubeletSees = 5*time.Second + time.Second + 2*time.Second
+	daemonTimeout = 2 * time.Second
+	// A starting kubelet queries the runtime every 100 ms until its node is ready, for up to two
+	// minutes (Kubelet.fastStatusUpdateOnce).
+	startingKubeletTimeout = 2 * time.Second
+	// Afterwards it queries every 5 s (Kubelet.Run, updateRuntimeUp) and reports the change with
+	// the next node status, here every second.
+	kubeletTimeout = 5*time.Second + time.Second + 2*time.Second
 )
 
-// TestKubeletNetwork walks a node through the coming and going of its network; the kubelet's own
-// node object says what it makes of it.
+// TestKubeletNetwork adds and removes a node's network, and checks the kubelet's node object.
 func TestKubeletNetwork(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -57,30 +56,30 @@ func TestKubeletNetwork(t *testing.T) {
 
 			notReady := func() error {
 				c := api.nodeReady()
-				// Without reasons of its own: a kubelet that has begun before its node was
-				// registered makes its CSINode up to 23 s later.
-				if why := fmt.Sprint(c["message"]); c["status"] != "False" ||
-					!strings.Contains(why, "/etc/cni/net.d") || strings.Contains(why, "CSINode") {
+				// Other reasons must be absent: a kubelet started before the registration of its
+				// node takes up to 23 s to create its CSINode.
+				if message := fmt.Sprint(c["message"]); c["status"] != "False" ||
+					!strings.Contains(message, "/etc/cni/net.d") || strings.Contains(message, "CSINode") {
 					return fmt.Errorf("%v", c)
 				}
 
 				return nil
 			}
 
-			eventually(t, "the node is not ready, and says why", notReady)
+			eventually(t, "the node is not ready and reports the reason", notReady)
 			k.waitRunning(t, "host")
 			eventually(t, "the pod waits for the network", func() error {
-				if !api.said("waits-node", "network is not ready") {
-					return errors.New("no event of it")
+				if !api.hasEvent("waits-node", "network is not ready") {
+					return errors.New("no event")
 				}
 				return nil
 			})
 
 			if p := k.pod(t, "waits"); p == nil || p.Status.Phase != "Pending" {
-				t.Errorf("the pod that waits: %+v", p)
+				t.Errorf("the waiting pod: %+v", p)
 			}
 
-			k.networkAppears(t, api, startingKubeletSees)
+			k.addNetwork(t, api, startingKubeletTimeout)
 			if p := k.waitRunning(t, "waits"); !strings.HasPrefix(p.Status.PodIP, "10.99.0.") {
 				t.Errorf("the pod's address: %s", p.Status.PodIP)
 			}
@@ -89,23 +88,23 @@ func TestKubeletNetwork(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			within(t, kubeletSees, "the node is not ready again", notReady)
-			k.networkAppears(t, api, kubeletSees)
+			within(t, kubeletTimeout, "the node is not ready again", notReady)
+			k.addNetwork(t, api, kubeletTimeout)
 			for _, name := range []string{"host", "waits"} {
 				if c := k.waitRunning(t, name).container("main"); c.RestartCount != 0 {
-					t.Errorf("%s did not go on: %+v", name, c)
+					t.Errorf("%s was restarted: %+v", name, c)
 				}
 			}
 		})
 	}
 }
 
-// confFile is the network's configuration as seen outside, below the engine's folder.
+// confFile is the path of the network configuration below the engine's directory.
 const confFile = "root/etc/cni/net.d/10-test.conflist"
 
-// networkAppears writes the configuration and waits until the daemon's status and then the
-// kubelet's node are ready.
-func (k *kubelet) networkAppears(t *testing.T, api *apiServer, patience time.Duration) {
+// addNetwork writes the configuration and waits until the daemon's status and then the kubelet's
+// node are ready.
+func (k *kubelet) addNetwork(t *testing.T, api *apiServer, timeout time.Duration) {
 	t.Helper()
 	file := filepath.Join(k.engine.Dir, confFile)
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -117,11 +116,11 @@ func (k *kubelet) networkAppears(t *testing.T, api *apiServer, patience time.Dur
 		t.Fatal(err)
 	}
 
-	within(t, daemonSees, "the daemon says that the network is ready", func() error {
+	within(t, daemonTimeout, "the daemon reports a ready network", func() error {
 		return k.networkReady(t.Context())
 	})
 	daemon := time.Since(begin)
-	within(t, patience-daemon, "the node is ready", func() error {
+	within(t, timeout-daemon, "the node is ready", func() error {
 		if c := api.nodeReady(); c["status"] != "True" {
 			return fmt.Errorf("%v", c)
 		}
@@ -131,7 +130,7 @@ func (k *kubelet) networkAppears(t *testing.T, api *apiServer, patience time.Dur
 	t.Logf("ready: the daemon after %v, the node after %v", daemon, time.Since(begin))
 }
 
-// networkReady is nil when the daemon says so.
+// networkReady returns nil if the daemon reports a ready network.
 func (k *kubelet) networkReady(ctx context.Context) error {
 	s, err := k.daemon.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {

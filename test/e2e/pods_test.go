@@ -56,7 +56,7 @@ spec:
     command: [sh, -c, "echo about to fail; exit 3"]
 `
 
-// TestKubelet walks through the life of pods under the kubelet; the steps build on each other.
+// TestKubelet runs pods through their lifecycle under the kubelet. The steps build on each other.
 func TestKubelet(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -64,6 +64,7 @@ func TestKubelet(t *testing.T) {
 			k := startKubelet(t, v)
 			k.apply(t, "web", webPod)
 			k.apply(t, "crash", crashPod)
+
 			for _, step := range []struct {
 				name string
 				do   func(*testing.T, *kubelet)
@@ -108,7 +109,7 @@ func logs(t *testing.T, k *kubelet) {
 		t.Errorf("log of tick: %q, %v", text, err)
 	}
 
-	eventually(t, "log of the container that crashes", func() error {
+	eventually(t, "log of the crashing container", func() error {
 		text, err := k.get("/containerLogs/default/crash-node/crash")
 		if err == nil && !strings.Contains(text, "about to fail\n") {
 			err = fmt.Errorf("%q", text)
@@ -150,7 +151,7 @@ func daemonKilled(t *testing.T, k *kubelet) {
 	}
 }
 
-// deleted removes the manifests and looks for what is left.
+// deleted removes the manifests and checks for leftovers.
 func deleted(t *testing.T, k *kubelet) {
 	ip := k.pod(t, "web").Status.PodIP
 	for _, name := range []string{"web", "crash", "chatty", "later"} {
@@ -159,7 +160,7 @@ func deleted(t *testing.T, k *kubelet) {
 		}
 	}
 
-	eventually(t, "pods and containers are gone", func() error {
+	eventually(t, "pods and containers are removed", func() error {
 		pods, err := k.daemon.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			return err
@@ -177,14 +178,15 @@ func deleted(t *testing.T, k *kubelet) {
 		"address": filepath.Join(k.daemon.LeaseDir, "*", "10.*"), "CNI cache": filepath.Join(k.daemon.CacheDir, "*"),
 		"pin": filepath.Join(k.daemon.PinDir, "*"),
 	} {
-		if left, _ := filepath.Glob(pattern); len(left) > 0 {
-			t.Errorf("%s left: %v", what, left)
+		if remaining, _ := filepath.Glob(pattern); len(remaining) > 0 {
+			t.Errorf("%s remains: %v", what, remaining)
 		}
 	}
 
-	eventually(t, "the logs are gone", func() error {
-		if left, _ := filepath.Glob(filepath.Join(k.engine.Dir, "root/var/log/pods/*/*/*.log")); len(left) > 0 {
-			return errors.New(strings.Join(left, ", "))
+	eventually(t, "the logs are removed", func() error {
+		remaining, _ := filepath.Glob(filepath.Join(k.engine.Dir, "root/var/log/pods/*/*/*.log"))
+		if len(remaining) > 0 {
+			return errors.New(strings.Join(remaining, ", "))
 		}
 		return nil
 	})

@@ -29,9 +29,9 @@ spec:
     command: [sh, -c, "trap exit TERM; while :; do sleep 1 & wait; done"]
 `
 
-// TestEngineRestart restarts an engine without live-restore, once in order and once by SIGKILL,
-// which ends all its containers. The kubelet brings back all pods, with addresses and host ports,
-// and nothing of the old ones is left when the pods are gone.
+// TestEngineRestart restarts an engine without live-restore, once regularly and once by SIGKILL.
+// Both end all containers. The kubelet must restore all pods with addresses and host ports, and
+// nothing of the old ones may remain after the removal of the pods.
 func TestEngineRestart(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -47,7 +47,7 @@ func TestEngineRestart(t *testing.T) {
 				end(t)
 				k.engine.Restart(t)
 				k.awaitOthers(t, name, before)
-				k.webAnswers(t, name)
+				k.checkWeb(t, name)
 			}
 
 			k.removeAll(t, "web", "agent")
@@ -55,8 +55,8 @@ func TestEngineRestart(t *testing.T) {
 	}
 }
 
-// waitReady waits until all containers of a pod are ready. A standalone kubelet knows no address of
-// a pod on the host network.
+// waitReady waits until all containers of a pod are ready. A standalone kubelet reports no address
+// for a pod on the host network.
 func (k *kubelet) waitReady(t *testing.T, name string) {
 	t.Helper()
 	eventually(t, "pod "+name+" is ready", func() error {
@@ -75,7 +75,7 @@ func (k *kubelet) waitReady(t *testing.T, name string) {
 	})
 }
 
-// sandboxes are the IDs of the sandboxes of a state.
+// sandboxes returns the IDs of the sandboxes in a state.
 func (k *kubelet) sandboxes(t *testing.T, state runtimeapi.PodSandboxState) (ids []string) {
 	t.Helper()
 	r, err := k.daemon.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
@@ -92,10 +92,10 @@ func (k *kubelet) sandboxes(t *testing.T, state runtimeapi.PodSandboxState) (ids
 	return ids
 }
 
-// awaitOthers waits until both pods run in other sandboxes than before.
+// awaitOthers waits until both pods run in new sandboxes.
 func (k *kubelet) awaitOthers(t *testing.T, name string, before []string) {
 	t.Helper()
-	eventually(t, name+": the pods are back", func() error {
+	eventually(t, name+": the pods are restored", func() error {
 		r, err := k.daemon.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			return err
@@ -124,8 +124,8 @@ func (k *kubelet) awaitOthers(t *testing.T, name string, before []string) {
 	}
 }
 
-// webAnswers fetches the page of the pod web by its address and its host port.
-func (k *kubelet) webAnswers(t *testing.T, name string) {
+// checkWeb fetches the page of the pod web by its address and its host port.
+func (k *kubelet) checkWeb(t *testing.T, name string) {
 	t.Helper()
 	for _, host := range []string{k.pod(t, "web").Status.PodIP + ":8080", "192.0.2.1:18080"} {
 		eventually(t, name+": "+host+" answers", func() error {
@@ -138,7 +138,7 @@ func (k *kubelet) webAnswers(t *testing.T, name string) {
 	}
 }
 
-// removeAll removes pods, and finds nothing of them or their predecessors.
+// removeAll removes pods and checks for leftovers of them and their predecessors.
 func (k *kubelet) removeAll(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -148,7 +148,7 @@ func (k *kubelet) removeAll(t *testing.T, names ...string) {
 	}
 
 	docker := k.engine.Docker(t)
-	eventually(t, "nothing is left", func() error {
+	eventually(t, "all resources are released", func() error {
 		containers, err := docker.ContainerList(t.Context(), client.ContainerListOptions{All: true})
 		if err != nil || len(containers.Items) > 0 {
 			return fmt.Errorf("%d containers, %w", len(containers.Items), err)
@@ -159,8 +159,8 @@ func (k *kubelet) removeAll(t *testing.T, names ...string) {
 			"CNI cache":  filepath.Join(k.daemon.CacheDir, "*"),
 			"namespaces": filepath.Join(k.daemon.PinDir, "*"),
 		} {
-			if left, _ := filepath.Glob(pattern); len(left) > 0 {
-				return fmt.Errorf("%s: %v", what, left)
+			if remaining, _ := filepath.Glob(pattern); len(remaining) > 0 {
+				return fmt.Errorf("%s: %v", what, remaining)
 			}
 		}
 
@@ -168,7 +168,7 @@ func (k *kubelet) removeAll(t *testing.T, names ...string) {
 	})
 }
 
-// noTraces looks for interfaces and port rules of pods in the node's network, and for mounts of
+// noTraces checks the node's network for interfaces and port rules of pods, and the mounts for
 // namespaces.
 func (k *kubelet) noTraces() error {
 	for what, line := range map[string]string{
@@ -177,8 +177,8 @@ func (k *kubelet) noTraces() error {
 		"mounts":     "grep ' /run/netns/' /proc/self/mounts || true",
 	} {
 		out, err := k.engine.Command("sh", "-c", line).CombinedOutput()
-		if left := strings.TrimSpace(string(out)); err != nil || left != "" {
-			return fmt.Errorf("%s: %s, %w", what, left, err)
+		if remaining := strings.TrimSpace(string(out)); err != nil || remaining != "" {
+			return fmt.Errorf("%s: %s, %w", what, remaining, err)
 		}
 	}
 

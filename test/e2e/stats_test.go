@@ -10,7 +10,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// summary is as much of the kubelet's Summary API (/stats/summary) as users read.
+// summary is the commonly used part of the kubelet's Summary API (/stats/summary).
 type summary struct {
 	Pods []podSummary
 }
@@ -40,8 +40,8 @@ type cpuSummary struct{ UsageNanoCores, UsageCoreNanoSeconds *uint64 }
 type memorySummary struct{ UsageBytes, WorkingSetBytes, RSSBytes *uint64 }
 type fsSummary struct{ UsedBytes, InodesUsed, CapacityBytes, AvailableBytes *uint64 }
 
-// missing names what a summary lacks, "" for nothing. Without the CRI's figures of pods the kubelet
-// asks its own cAdvisor for their networks and processes, which knows none of Docker's.
+// missing returns the first missing value of a summary, or "". Without pod statistics of the CRI,
+// the kubelet reads networks and processes from its own cAdvisor, which has none for Docker.
 func (p podSummary) missing(fromCRI bool) string {
 	some := func(what string, values ...*uint64) string {
 		for _, v := range values {
@@ -67,7 +67,7 @@ func (p podSummary) missing(fromCRI bool) string {
 			some(c.Name+": memory", c.Memory.WorkingSetBytes, c.Memory.RSSBytes),
 			some(c.Name+": rootfs", c.Rootfs.InodesUsed, c.Rootfs.CapacityBytes, c.Rootfs.AvailableBytes),
 			some(c.Name+": logs", c.Logs.CapacityBytes))
-		if c.Logs.UsedBytes == nil || c.Name == "tick" && *c.Logs.UsedBytes == 0 { // the other one says nothing
+		if c.Logs.UsedBytes == nil || c.Name == "tick" && *c.Logs.UsedBytes == 0 { // the other container prints nothing
 			lacks = append(lacks, c.Name+": bytes of logs")
 		}
 	}
@@ -85,8 +85,8 @@ func (p podSummary) missing(fromCRI bool) string {
 	return ""
 }
 
-// TestKubeletSummary asks the kubelet for its summary, with figures that it reads from the CRI
-// alone and with those that it has from elsewhere too.
+// TestKubeletSummary checks the kubelet's summary, first with statistics from several sources and
+// then from the CRI only.
 func TestKubeletSummary(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestKubeletSummary(t *testing.T) {
 						}
 					}
 
-					return errors.New("the pod is not there: " + body)
+					return errors.New("the pod is missing: " + body)
 				}
 			}
 
@@ -124,22 +124,22 @@ func TestKubeletSummary(t *testing.T) {
 			k.run(t, k.config+"featureGates: {PodAndContainerStatsFromCRI: true}\n")
 			k.waitRunning(t, "web")
 			eventually(t, "the summary is complete from the CRI alone", complete(true))
-			eventually(t, "the kubelet's metrics have ours", func() error {
+			eventually(t, "the kubelet's metrics have those of the CRI", func() error {
 				return k.hasMetrics("web-node", "web", "tick")
 			})
 		})
 	}
 }
 
-// hasMetrics says what the kubelet's /metrics/cadvisor lacks of a pod with these containers when it
-// asks the CRI.
+// hasMetrics returns an error for metrics missing from the kubelet's /metrics/cadvisor of a pod
+// with these containers, when the CRI provides them.
 func (k *kubelet) hasMetrics(pod string, containers ...string) error {
 	page, err := k.get("/metrics/cadvisor")
 	if err != nil {
 		return err
 	}
 
-	// has says whether there is a series with these values; most must not be 0.
+	// has checks that a series with these labels and value exists.
 	has := func(name, container, value string) error {
 		series := regexp.MustCompile(`(?m)^` + name + `{container="` + container +
 			`",[^\n]*id="/[^\n]*namespace="default",[^\n]*pod="` + pod + `"[^\n]*} ` + value)
@@ -167,8 +167,8 @@ func (k *kubelet) hasMetrics(pod string, containers ...string) error {
 	}
 
 	return errors.Join(append(lacks,
-		has("container_network_receive_bytes_total", "POD", some), has("container_network_transmit_packets_total",
-			"POD", some),
+		has("container_network_receive_bytes_total", "POD", some),
+		has("container_network_transmit_packets_total", "POD", some),
 		has("container_memory_working_set_bytes", "", some), has("container_cpu_usage_seconds_total", "", any),
 		has("container_threads", "", some),
 	)...)

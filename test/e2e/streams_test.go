@@ -16,16 +16,16 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// A session is an exec, attach or port-forward through the kubelet, by either protocol.
+// A session is an exec, attach or port-forward through the kubelet over either protocol.
 type session interface {
 	write(t *testing.T, text string)
 	// read reads standard output (or a port's data) until it contains want.
 	read(t *testing.T, want string) string
 }
 
-const streamDeadline = 20 * time.Second
+const streamTimeout = 20 * time.Second
 
-// streams tries every kind of stream by both protocols.
+// streams tests every kind of stream over both protocols.
 func streams(t *testing.T, k *kubelet) {
 	protocols := map[string]func(t *testing.T, path string, q url.Values) session{
 		"WebSocket": k.webSocket,
@@ -104,7 +104,7 @@ func (k *kubelet) webSocket(t *testing.T, path string, q url.Values) session {
 	t.Helper()
 	d := websocket.Dialer{
 		Subprotocols:      []string{"v4.channel.k8s.io"},
-		HandshakeTimeout:  streamDeadline,
+		HandshakeTimeout:  streamTimeout,
 		NetDialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return k.dial(ctx) },
 	}
 
@@ -114,7 +114,7 @@ func (k *kubelet) webSocket(t *testing.T, path string, q url.Values) session {
 	}
 
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetReadDeadline(time.Now().Add(streamDeadline)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(streamTimeout)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -146,7 +146,8 @@ func (s *webSocketSession) read(t *testing.T, want string) string {
 
 type spdySession struct{ in, out httpstream.Stream }
 
-// spdy upgrades a connection by hand, since the node's loopback is in another network namespace.
+// spdy upgrades a connection without a client library, since the node's loopback is in another
+// network namespace.
 func (k *kubelet) spdy(t *testing.T, path string, q url.Values) session {
 	t.Helper()
 	conn, err := k.dial(t.Context())
@@ -154,7 +155,7 @@ func (k *kubelet) spdy(t *testing.T, path string, q url.Values) session {
 		t.Fatal(err)
 	}
 
-	if err := conn.SetDeadline(time.Now().Add(streamDeadline)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(streamTimeout)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -219,7 +220,7 @@ func (k *kubelet) spdy(t *testing.T, path string, q url.Values) session {
 	return s
 }
 
-// bufferedConn is a connection of which a part has been read already.
+// bufferedConn is a connection with buffered input.
 type bufferedConn struct {
 	net.Conn
 	r *bufio.Reader

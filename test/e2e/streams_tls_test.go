@@ -57,8 +57,8 @@ func selfSigned(t *testing.T) (cert, key string) {
 	return cert, key
 }
 
-// TestKubeletStreamingTLS: the kubelet's exec, attach and port-forward work over TLS if the node
-// trusts the streaming certificate.
+// TestKubeletStreamingTLS verifies exec, attach and port-forward over TLS on a node trusting the
+// streaming certificate.
 func TestKubeletStreamingTLS(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {

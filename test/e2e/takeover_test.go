@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,8 +15,8 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestKubeletTakeover puts containers of an older shim in the place of a pod's while nobody looks:
-// the kubelet that comes back finds the pod as it wants it, and restarts nothing.
+// TestKubeletTakeover replaces a pod's containers by those of an older shim while kubelet and
+// daemon are stopped. The restarted kubelet accepts the pod and restarts nothing.
 func TestKubeletTakeover(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -26,12 +27,12 @@ func TestKubeletTakeover(t *testing.T) {
 			k.waitRunning(t, "web")
 			k.engine.KillBackground(t, "kubelet")
 			k.daemon.Kill(t)
-			ids := asOlderShim(t, k)
+			ids := recreateAsOlderShim(t, k)
 			before := processes(t, k)
 			k.daemon.Restart(t)
 			k.run(t, k.config)
 			k.waitRunning(t, "web")
-			k.apply(t, "crash", crashPod) // until its log is there, the kubelet looks at web, too
+			k.apply(t, "crash", crashPod) // the kubelet syncs web at least until crash has a log
 			logs(t, k)
 			p := k.waitRunning(t, "web")
 			for _, c := range p.Status.ContainerStatuses {
@@ -51,9 +52,9 @@ func TestKubeletTakeover(t *testing.T) {
 				}
 			}
 
-			eventually(t, "the adopted pod is gone", func() error {
-				if left := ofWeb(t, k); len(left) > 0 {
-					return fmt.Errorf("%d containers are left", len(left))
+			eventually(t, "the adopted pod is removed", func() error {
+				if remaining := webContainers(t, k); len(remaining) > 0 {
+					return fmt.Errorf("%d containers remain", len(remaining))
 				}
 				return nil
 			})
@@ -61,8 +62,8 @@ func TestKubeletTakeover(t *testing.T) {
 	}
 }
 
-// ofWeb are the containers of the pod web, the sandbox first.
-func ofWeb(t *testing.T, k *kubelet) []container.InspectResponse {
+// webContainers returns the containers of the pod web, the sandbox first.
+func webContainers(t *testing.T, k *kubelet) []container.InspectResponse {
 	t.Helper()
 	docker := k.engine.Docker(t)
 	list, err := docker.ContainerList(t.Context(),
@@ -75,7 +76,7 @@ func ofWeb(t *testing.T, k *kubelet) []container.InspectResponse {
 	for _, item := range list.Items {
 		r, err := docker.ContainerInspect(t.Context(), item.ID, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(err) {
-			continue // it has gone meanwhile
+			continue // removed concurrently
 		} else if err != nil {
 			t.Fatal(err)
 		}
@@ -90,24 +91,24 @@ func ofWeb(t *testing.T, k *kubelet) []container.InspectResponse {
 	return out
 }
 
-// processes are the PIDs of the pod web and when they started.
+// processes returns the PIDs and start times of the pod web.
 func processes(t *testing.T, k *kubelet) string {
 	t.Helper()
 	var s string
-	for _, c := range ofWeb(t, k) {
+	for _, c := range webContainers(t, k) {
 		s += fmt.Sprintln(c.Name, c.ID, c.State.Pid, c.State.StartedAt)
 	}
 	return s
 }
 
-// asOlderShim makes the containers of the pod web anew as a shim before this one makes them, and
+// recreateAsOlderShim recreates the containers of the pod web in the format of an older shim, and
 // returns their IDs.
-func asOlderShim(t *testing.T, k *kubelet) map[string]bool {
+func recreateAsOlderShim(t *testing.T, k *kubelet) map[string]bool {
 	t.Helper()
 	docker, ids, sandbox := k.engine.Docker(t), map[string]bool{}, ""
-	for _, old := range ofWeb(t, k) {
-		if _, err := docker.ContainerRemove(t.Context(), old.ID, client.ContainerRemoveOptions{Force: true}); err !=
-			nil {
+	for _, old := range webContainers(t, k) {
+		_, err := docker.ContainerRemove(t.Context(), old.ID, client.ContainerRemoveOptions{Force: true})
+		if err != nil {
 			t.Fatal(err)
 		}
 
@@ -146,12 +147,12 @@ func asOlderShim(t *testing.T, k *kubelet) map[string]bool {
 		ids[r.ID] = true
 		link(t, k, docker, r.ID, old.Config.Labels["io.kubernetes.container.logpath"])
 		if !old.State.Running { // the init container
-			eventually(t, "it has ended again", func() error {
-				if in, err := docker.ContainerInspect(t.Context(), r.ID, client.ContainerInspectOptions{}); err !=
-					nil || in.Container.State.Running {
-					return fmt.Errorf("%v", err)
+			eventually(t, "the init container has exited", func() error {
+				in, err := docker.ContainerInspect(t.Context(), r.ID, client.ContainerInspectOptions{})
+				if err == nil && in.Container.State.Running {
+					err = errors.New("the container is running")
 				}
-				return nil
+				return err
 			})
 		}
 	}
@@ -159,7 +160,7 @@ func asOlderShim(t *testing.T, k *kubelet) map[string]bool {
 	return ids
 }
 
-// link makes a container's log visible where the kubelet looks for it.
+// link creates the kubelet's link to a container's log.
 func link(t *testing.T, k *kubelet, docker *client.Client, id, path string) {
 	t.Helper()
 	in, err := docker.ContainerInspect(t.Context(), id, client.ContainerInspectOptions{})

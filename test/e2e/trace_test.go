@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// otlpAddress is where the collector listens, inside the node.
+// otlpAddress is the collector's address inside the node.
 const otlpAddress = "127.0.0.1:4317"
 
 const tracedPod = `apiVersion: v1
@@ -27,7 +27,7 @@ spec:
   - {name: traced, image: "cri-test/busybox:latest", imagePullPolicy: Never, command: [sleep, "1000"]}
 `
 
-// spans is an OTLP collector that keeps what it gets.
+// spans is an OTLP collector with in-memory storage.
 type spans struct {
 	collector.UnimplementedTraceServiceServer
 	mu  sync.Mutex
@@ -64,8 +64,8 @@ func (c *spans) Export(
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// chain is, from the last to the first, what led to a span of ours whose name ends like this; nil
-// while there is none with a kubelet at its beginning.
+// chain returns the ancestry of one of our spans, innermost first. The span's name ends with name,
+// and its root span belongs to a kubelet. It returns nil if there is none.
 func (c *spans) chain(name string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,22 +75,22 @@ func (c *spans) chain(name string) []string {
 			continue
 		}
 
-		var way []string
+		var ancestry []string
 		for known := true; known; s, known = c.all[string(s.GetParentSpanId())] {
-			way = append(way, s.service+" "+s.GetName())
+			ancestry = append(ancestry, s.service+" "+s.GetName())
 		}
 
-		if strings.HasPrefix(way[len(way)-1], "kubelet ") {
-			return way
+		if strings.HasPrefix(ancestry[len(ancestry)-1], "kubelet ") {
+			return ancestry
 		}
 	}
 
 	return nil
 }
 
-// TestKubeletsTraceGoesOn: a kubelet that traces sees its own calls go on in the daemon, in its
-// requests to Docker and in the network's plugins.
-func TestKubeletsTraceGoesOn(t *testing.T) {
+// TestKubeletTraceContinues verifies that traces of a kubelet continue in the daemon, in its
+// requests to Docker and in network plugins.
+func TestKubeletTraceContinues(t *testing.T) {
 	t.Parallel()
 	versions := engines.Versions()
 	k := prepare(t, versions[len(versions)-1], "--tracing-endpoint="+otlpAddress)
@@ -104,19 +104,19 @@ func TestKubeletsTraceGoesOn(t *testing.T) {
 	k.waitRunning(t, "traced")
 	for _, want := range []string{"/RunPodSandbox", "/StartContainer", "POST /containers/create",
 		"POST /containers/{id}/start", "CNI ADD bridge"} {
-		var way []string
+		var ancestry []string
 		eventually(t, "the trace of "+want, func() error {
-			if way = c.chain(want); way == nil {
-				return errors.New("not there")
+			if ancestry = c.chain(want); ancestry == nil {
+				return errors.New("no span")
 			}
 			return nil
 		})
 
-		if text := fmt.Sprint(way); strings.Contains(want, "CNI") &&
+		if text := fmt.Sprint(ancestry); strings.Contains(want, "CNI") &&
 			!strings.Contains(text, "cri-dockerd runtime.v1.RuntimeService/RunPodSandbox") {
-			t.Errorf("the way to %s is %s", want, text)
+			t.Errorf("the ancestry of %s is %s", want, text)
 		}
 
-		t.Logf("%s", strings.Join(way, " < "))
+		t.Logf("%s", strings.Join(ancestry, " < "))
 	}
 }

@@ -1,5 +1,5 @@
-// Package packages tests what operators install: it builds the packages, looks into them, and takes
-// nodes with running pods through their life.
+// Package packages tests the distribution packages. It builds them, checks their content, and
+// installs, upgrades and removes them on nodes with running pods.
 package packages
 
 import (
@@ -24,19 +24,19 @@ import (
 	"testing"
 )
 
-// Versions of the packages that are built: the second is an upgrade of the first.
+// Versions of the built packages. The second is an upgrade of the first.
 const (
 	first  = "1.0.0-dev"
 	second = "1.0.0"
 )
 
-// folders are where packages are built, for all tests.
-var folders string
+// outputDir is the output directory of package builds, shared by all tests.
+var outputDir string
 
 func TestMain(m *testing.M) {
 	var err error
-	if folders, err = os.MkdirTemp("", "cri-packages-"); err == nil {
-		err = os.Chmod(folders, 0o755) // apt reads as a user of its own
+	if outputDir, err = os.MkdirTemp("", "cri-packages-"); err == nil {
+		err = os.Chmod(outputDir, 0o755) // apt reads as a separate user
 	}
 
 	if err != nil {
@@ -45,17 +45,17 @@ func TestMain(m *testing.M) {
 	}
 
 	code := m.Run()
-	os.RemoveAll(folders)
+	os.RemoveAll(outputDir)
 	os.Exit(code)
 }
 
 var builds sync.Map
 
-// packaged builds the packages of a version for an architecture, once, and returns their folder.
+// packaged builds the packages of a version and architecture once, and returns their directory.
 func packaged(t *testing.T, version, arch string) string {
 	t.Helper()
 	once, _ := builds.LoadOrStore(version+arch, sync.OnceValues(func() (string, error) {
-		out := filepath.Join(folders, version, arch)
+		out := filepath.Join(outputDir, version, arch)
 		return out, build("../..", out, "VERSION="+version, "ARCHES="+arch)
 	}))
 
@@ -67,7 +67,7 @@ func packaged(t *testing.T, version, arch string) string {
 	return dir
 }
 
-// build runs the script of a source tree.
+// build runs the build script of a source tree.
 func build(root, out string, env ...string) error {
 	cmd := exec.Command(filepath.Join(root, "hack/package.sh"))
 	cmd.Env = append(os.Environ(), append(env, "OUT="+out)...)
@@ -77,7 +77,7 @@ func build(root, out string, env ...string) error {
 	return nil
 }
 
-// the is the one file of a folder that matches.
+// the returns the only file in a directory matching a pattern.
 func the(t *testing.T, dir, pattern string) string {
 	t.Helper()
 	all, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -101,7 +101,7 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// common is in both packages, with its mode.
+// common lists the files of both packages with their modes.
 var common = []string{
 	"-rw-r--r-- /etc/default/cri-docker",
 	"-rw-r--r-- /usr/lib/systemd/system/cri-docker-log.service",
@@ -117,7 +117,7 @@ var common = []string{
 	"-rwxr-xr-x /usr/bin/cri-dockerd",
 }
 
-// sameFiles compares lines "mode path owner" of a package with what it must contain.
+// sameFiles compares lines "mode path owner" of a package with the expected ones.
 func sameFiles(t *testing.T, got []string, own ...string) {
 	t.Helper()
 	var want []string
@@ -157,7 +157,7 @@ func TestDeb(t *testing.T) {
 		}
 	}
 
-	// of the older shim's packages, which have the same name
+	// versions of the older shim's packages with the same name
 	for _, older := range []string{"0.4.99-3", "0.3.21.3-0.debian-bookworm"} {
 		run(t, "dpkg", "--compare-versions", "1.0.0~dev-1", "gt", older)
 	}
@@ -168,8 +168,8 @@ func TestDeb(t *testing.T) {
 	}
 }
 
-// TestRPM looks into the rpm, and installs it in a root of its own, without scripts: nodes run
-// those.
+// TestRPM checks the content of the rpm and installs it in a separate root without scripts. The
+// scripts run in node tests.
 func TestRPM(t *testing.T) {
 	rpm := the(t, packaged(t, first, runtime.GOARCH), "*.rpm")
 	var files []string
@@ -186,15 +186,15 @@ func TestRPM(t *testing.T) {
 
 	if got := run(t, "rpm", "-qp", "--qf", "%{NAME} %{VERSION} %{RELEASE} %{LICENSE}",
 		rpm); got != "cri-dockerd 1.0.0~dev 1 Apache-2.0" {
-		t.Errorf("it is %q", got)
+		t.Errorf("rpm header: %q", got)
 	}
 
 	if out := run(t, "rpm", "-K", rpm); !strings.Contains(out, "digests OK") {
 		t.Errorf("rpm -K: %s", out)
 	}
 
-	if out, err := exec.Command("rpmlint", "-c", "../../deploy/package/rpm/rpmlint.toml", rpm).CombinedOutput(); err !=
-		nil || !bytes.Contains(out, []byte(" 0 errors")) {
+	out, err := exec.Command("rpmlint", "-c", "../../deploy/package/rpm/rpmlint.toml", rpm).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte(" 0 errors")) {
 		t.Errorf("rpmlint: %v\n%s", err, out)
 	}
 
@@ -207,8 +207,8 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// TestArchive: the tgz holds a folder with the program in it and nothing else, as installers of the
-// older shim's expect.
+// TestArchive verifies that the tgz contains only a directory with the program, as expected by
+// installers of the older shim.
 func TestArchive(t *testing.T) {
 	f, err := os.Open(the(t, packaged(t, first, runtime.GOARCH), "*.tgz"))
 	if err != nil {
@@ -240,8 +240,8 @@ func TestArchive(t *testing.T) {
 	}
 }
 
-// TestProgram: the packaged program is static, says its version, and stays below its size; what it
-// prints for packages can be used.
+// TestProgram verifies that the packaged program is static, reports its version, and is not too
+// large. It also checks the man page and completions.
 func TestProgram(t *testing.T) {
 	root := t.TempDir()
 	run(t, "dpkg-deb", "-x", the(t, packaged(t, first, runtime.GOARCH), "*.deb"), root)
@@ -284,11 +284,11 @@ func static(t *testing.T, program string) {
 	defer f.Close()
 
 	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 || f.Section(".interp") != nil {
-		t.Errorf("it needs %q, %v", libs, err)
+		t.Errorf("dynamic libraries %q, %v", libs, err)
 	}
 }
 
-// linked are the modules in a program, as path@version with the capitals of the module cache.
+// linked returns the modules of a program as path@version, with the capitals of the module cache.
 func linked(t *testing.T, program string) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(run(t, "go", "version", "-m", program)) {
@@ -313,7 +313,7 @@ func linked(t *testing.T, program string) (all []string) {
 	return all
 }
 
-// TestSBOM: it names every module that is linked, with its version.
+// TestSBOM verifies that the SBOM lists every linked module with its version.
 func TestSBOM(t *testing.T) {
 	dir := packaged(t, first, runtime.GOARCH)
 	root := t.TempDir()
@@ -358,7 +358,7 @@ func TestChecksums(t *testing.T) {
 	}
 }
 
-// sums are the lines of SHA256SUMS by file.
+// sums returns the lines of SHA256SUMS by file.
 func sums(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	f, err := os.Open(filepath.Join(dir, "SHA256SUMS"))
@@ -376,8 +376,8 @@ func sums(t *testing.T, dir string) map[string]string {
 	return out
 }
 
-// TestReproducible builds from a copy of the source in another place, at another time: the same
-// bytes.
+// TestReproducible builds from a copy of the source in another directory and at another time. The
+// packages must be identical.
 func TestReproducible(t *testing.T) {
 	want := sums(t, packaged(t, first, runtime.GOARCH))
 	root := filepath.Join(t.TempDir(), "elsewhere")
@@ -407,13 +407,13 @@ func TestReproducible(t *testing.T) {
 
 	for name, sum := range sums(t, out) {
 		if want[name] != sum {
-			t.Errorf("%s: %s, and before %s", name, sum, want[name])
+			t.Errorf("%s: %s, want %s", name, sum, want[name])
 		}
 	}
 }
 
-// TestOtherArchitecture: the packages of the other architecture say so, and the program in them is
-// for it.
+// TestOtherArchitecture verifies the architecture of packages and program built for the other
+// architecture.
 func TestOtherArchitecture(t *testing.T) {
 	other, machine := "arm64", elf.EM_AARCH64
 	if runtime.GOARCH == other {
@@ -445,8 +445,8 @@ func TestOtherArchitecture(t *testing.T) {
 	}
 }
 
-// TestUnitsAreHardened bounds systemd's own score of exposure (10 is all of root's powers). The
-// units say what keeps it from being lower.
+// TestUnitsAreHardened limits systemd's exposure score (10 for all privileges of root). Comments in
+// the units explain the remaining exposure.
 func TestUnitsAreHardened(t *testing.T) {
 	for unit, threshold := range map[string]string{"cri-docker.service": "60", "cri-docker-log.service": "30"} {
 		out, err := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+

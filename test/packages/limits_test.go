@@ -20,19 +20,19 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// limitPods is how many pods run while the kernel's limits are used up. make limits has 110, which
-// is the kubelet's own limit.
+// limitPods is the number of pods with exhausted kernel limits. make limits uses 110, the kubelet's
+// own limit.
 var limitPods = flag.Int("limit-pods", 20, "pods of TestKernelLimits")
 
 const (
-	limitLines = 20    // that each container prints
-	lineSize   = 20000 // of each, in bytes, without its newline
-	starters   = 4     // pods that are started at a time
+	limitLines = 20    // printed by each container
+	lineSize   = 20000 // bytes without the newline
+	starters   = 4     // pods started concurrently
 )
 
-// TestKernelLimits runs the packaged units while root's pipe pages and inotify instances are used
-// up: every line of 20 kB arrives, also when the log-driver is killed, the daemon restarts, and
-// further pods start.
+// TestKernelLimits runs the packaged units while root's pipe pages and inotify instances are
+// exhausted. Every line of 20 kB must arrive, also when the log-driver is killed, the daemon
+// restarts, and further pods start.
 func TestKernelLimits(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -48,7 +48,7 @@ func TestKernelLimits(t *testing.T) {
 			m.Run(t, "systemctl", "restart", "cri-docker.service")
 			m.active(t, "cri-docker.service", "cri-docker-log.service")
 			if after := m.property(t, "cri-docker.service", "MainPID"); after == before {
-				t.Errorf("the daemon was %s and is %s", before, after)
+				t.Errorf("the daemon's PID was %s and is %s", before, after)
 			}
 
 			const further = 3
@@ -83,7 +83,7 @@ func startWith(t *testing.T, v engines.Version) machine {
 		}
 
 		c.Files = map[string]string{
-			// no bind: runc starts itself through an overlay of its folder
+			// no bind mount: runc starts itself through an overlay of its directory
 			"/usr/sbin/runc.real":         string(runc),
 			"/etc/containerd/config.toml": withoutCRI,
 		}
@@ -102,9 +102,8 @@ func startWith(t *testing.T, v engines.Version) machine {
 	return m
 }
 
-// usePipePages holds more pipe pages than fs.pipe-user-pages-soft allows to root, until the test
-// ends. The kernel lets us go beyond the limit, since we have CAP_SYS_ADMIN, and counts all the
-// same (pipe(7)).
+// usePipePages holds more pipe pages than fs.pipe-user-pages-soft allows for root, until the test
+// ends. CAP_SYS_ADMIN exempts the test from the limit, but its pages still count (pipe(7)).
 func usePipePages(t *testing.T) {
 	t.Helper()
 	soft := sysctl(t, "fs/pipe-user-pages-soft")
@@ -117,13 +116,12 @@ func usePipePages(t *testing.T) {
 
 		t.Cleanup(func() { unix.Close(fds[0]); unix.Close(fds[1]) })
 		if _, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, largest); err != nil {
-			t.Fatalf("use pipe pages up: %v", err)
+			t.Fatalf("exhaust pipe pages: %v", err)
 		}
 	}
 }
 
-// useInotify takes every inotify instance of root's that is free or becomes so, until free is
-// called.
+// useInotify acquires every free inotify instance of root until free is called.
 func useInotify(t *testing.T) (free func()) {
 	t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -132,7 +130,7 @@ func useInotify(t *testing.T) (free func()) {
 		defer close(stopped)
 
 		var held []int
-		took := sync.OnceFunc(func() { close(first) })
+		acquired := sync.OnceFunc(func() { close(first) })
 		for tick := time.NewTicker(time.Millisecond); ; {
 			for {
 				fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
@@ -142,7 +140,7 @@ func useInotify(t *testing.T) (free func()) {
 				held = append(held, fd)
 			}
 
-			took()
+			acquired()
 			select {
 			case <-stop:
 				tick.Stop()
@@ -162,7 +160,7 @@ func useInotify(t *testing.T) (free func()) {
 	return free
 }
 
-// sysctl is a number of the kernel's.
+// sysctl returns a numeric kernel parameter.
 func sysctl(t *testing.T, name string) int {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("/proc/sys", name))
@@ -178,8 +176,8 @@ func sysctl(t *testing.T, name string) int {
 	return n
 }
 
-// startPrinters starts n pods from a number on, whose containers print limitLines lines, one each
-// second.
+// startPrinters starts n pods, numbered from from. Their containers print limitLines lines, one
+// each second.
 func (m machine) startPrinters(t *testing.T, from, n int) {
 	t.Helper()
 	numbers := make(chan int)
@@ -238,10 +236,10 @@ func (m machine) startPrinter(t *testing.T, i int) error {
 	return err
 }
 
-// shows waits until a condition of the CRI's status has a text in its message.
+// shows waits until the message of a CRI status condition contains a text.
 func (m machine) shows(t *testing.T, condition, text string) {
 	t.Helper()
-	m.Await(t, patience, condition+" says "+text, func() bool {
+	m.Await(t, timeout, condition+" reports "+text, func() bool {
 		return strings.Contains(m.message(t, condition), text)
 	})
 }
@@ -262,15 +260,15 @@ func (m machine) message(t *testing.T, condition string) string {
 	return ""
 }
 
-// showsPipes checks that the shortage of pipe pages is shown, and that lines went by way of the
-// spill. A machine whose units get CAP_SYS_RESOURCE has no shortage.
+// showsPipes verifies that the shortage of pipe pages is reported, and that lines were spilled.
+// There is no shortage if the units have CAP_SYS_RESOURCE.
 func (m machine) showsPipes(t *testing.T) {
 	t.Helper()
 	metrics := m.Run(t, "curl", "-s", "--unix-socket", "/run/docker/plugins/cri-dockerd.sock",
 		"http://log-driver/metrics")
 	spilled := regexp.MustCompile(`(?m)^cri_dockerd_log_spilled_frames_total (\S+)$`).FindStringSubmatch(metrics)
 	if spilled == nil {
-		t.Fatalf("no number of spilled frames in\n%s", metrics)
+		t.Fatalf("no count of spilled frames in\n%s", metrics)
 	}
 
 	if ok, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil || ok == 1 {
@@ -294,7 +292,7 @@ func (m machine) printed(t *testing.T, pods int) {
 		name := fmt.Sprint("printer-", i)
 		file := m.Path("/var/log/pods/default_" + name + "_" + name + "/printer/0.log")
 		var lines []string
-		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(timeout); ; time.Sleep(100 * time.Millisecond) {
 			if lines = wholeLines(t, file); len(lines) >= limitLines || time.Now().After(deadline) {
 				break
 			}
@@ -311,11 +309,11 @@ func (m machine) printed(t *testing.T, pods int) {
 		}
 	}
 
-	t.Logf("%d lines of %d bytes, none lost, none twice; waited %v for the last", pods*limitLines, lineSize,
+	t.Logf("%d lines of %d bytes, none lost or duplicated; waited %v for the last", pods*limitLines, lineSize,
 		time.Since(began).Round(time.Second))
 }
 
-// wholeLines are the lines of a log in the CRI's format, put together from their pieces.
+// wholeLines returns the lines of a log in the CRI format, joined from their parts.
 func wholeLines(t *testing.T, file string) (lines []string) {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -327,7 +325,7 @@ func wholeLines(t *testing.T, file string) (lines []string) {
 	for record := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSuffix(record, "\n"), " ", 4)
 		if len(f) != 4 {
-			continue // being written
+			continue // incomplete
 		}
 
 		line += f[3]

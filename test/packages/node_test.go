@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -18,23 +17,23 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-const patience = 2 * time.Minute
+const timeout = 2 * time.Minute
 
-// machine is a node with what the tests ask it.
+// machine is a node with helpers of the tests.
 type machine struct {
 	*nodes.Node
 	cri *engines.Daemon
 }
 
 // network is a configuration of the standard CNI plugins.
-const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
-	"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
+const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cni0",
+	"isGateway": true, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
 
-// start starts a node, without CNI, into which the packages of the versions are copied.
+// start starts a node without CNI and copies the packages of the versions to it.
 func start(t *testing.T, versions ...string) machine {
 	t.Helper()
 	n := nodes.Start(t, nodes.Config{})
-	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update") // the index of all manual pages is of no use here
+	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update") // not needed: an index of all manual pages
 	for _, v := range versions {
 		dir := packaged(t, v, runtime.GOARCH)
 		n.Copy(t, the(t, dir, "*.deb"), "/tmp/"+v+".deb")
@@ -44,24 +43,24 @@ func start(t *testing.T, versions ...string) machine {
 	return machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
 }
 
-// apt installs packages from files, as an operator does, without a question and without a network.
+// apt installs packages from files without prompts and without a network.
 func (m machine) apt(t *testing.T, args ...string) string {
 	t.Helper()
 	return m.Run(t, "env", append([]string{"DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q"}, args...)...)
 }
 
-// property is one of a unit's.
+// property returns a property of a unit.
 func (m machine) property(t *testing.T, unit, name string) string {
 	t.Helper()
 	return strings.TrimSpace(m.Run(t, "systemctl", "show", "--value", "-p", name, unit))
 }
 
-// active waits until a unit's start has ended well.
+// active waits until units have started successfully.
 func (m machine) active(t *testing.T, units ...string) {
 	t.Helper()
 	for _, u := range units {
 		state := ""
-		m.Await(t, patience, u+" is active", func() bool {
+		m.Await(t, timeout, u+" is active", func() bool {
 			state = m.property(t, u, "ActiveState")
 			return state == "active" || state == "failed"
 		})
@@ -72,18 +71,18 @@ func (m machine) active(t *testing.T, units ...string) {
 	}
 }
 
-// status waits for a line in systemctl status.
+// status waits for a text in the unit's status.
 func (m machine) status(t *testing.T, want string) {
 	t.Helper()
-	m.Await(t, patience, "status "+want, func() bool {
+	m.Await(t, timeout, "status "+want, func() bool {
 		return strings.Contains(m.property(t, "cri-docker.service", "StatusText"), want)
 	})
 }
 
 var all = []string{"cri-docker-log.socket", "cri-docker-log.service", "cri-docker.socket", "cri-docker.service"}
 
-// installed checks what an installation promises: everything is enabled and runs, the socket is for
-// root and the group docker, the version is the package's.
+// installed verifies an installation: all units are enabled and running, the sockets have the right
+// owners, and the version is the package's.
 func (m machine) installed(t *testing.T, version string) {
 	t.Helper()
 	m.active(t, all...)
@@ -112,20 +111,20 @@ func (m machine) installed(t *testing.T, version string) {
 	}
 }
 
-// context is for one call, which waits while the daemon is away.
+// context returns a context for one call. It allows for restarts of the daemon.
 func (m machine) context(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// pod is a running container that prints numbered lines.
+// pod is a running container printing numbered lines.
 type pod struct {
 	machine
 	sandbox, container string
-	log                string // its log as seen from outside
-	process            string // of the container in the node, and when it began
+	log                string // path of its log outside the node
+	process            string // PID in the node and start time
 }
 
 func (m machine) pod(t *testing.T) *pod {
@@ -176,7 +175,7 @@ func (m machine) pod(t *testing.T) *pod {
 	return p
 }
 
-// now is the container's process, and the tick at which it began (proc_pid_stat(5)).
+// now returns the container's PID and its start time in ticks (proc_pid_stat(5)).
 func (p *pod) now(t *testing.T) string {
 	t.Helper()
 	pid := strings.TrimSpace(p.Run(t, "docker", "inspect", "-f", "{{.State.Pid}}", p.container))
@@ -184,7 +183,7 @@ func (p *pod) now(t *testing.T) string {
 	return pid + " since " + f[21]
 }
 
-// lines are how many the log has.
+// lines returns the number of lines in the log.
 func (p *pod) lines(t *testing.T) int {
 	t.Helper()
 	b, err := os.ReadFile(p.log)
@@ -194,17 +193,17 @@ func (p *pod) lines(t *testing.T) int {
 	return strings.Count(string(b), "\n")
 }
 
-// goesOn checks after a step that the container's process is the same, and that its log grows.
-func (p *pod) goesOn(t *testing.T, step string) {
+// isUndisturbed verifies after a step that the container's process is the same and its log grows.
+func (p *pod) isUndisturbed(t *testing.T, step string) {
 	t.Helper()
 	if now := p.now(t); now != p.process {
 		t.Errorf("%s: the container's process was %s and is %s", step, p.process, now)
 	}
 	before := p.lines(t)
-	p.Await(t, patience, step+": the log grows", func() bool { return p.lines(t) > before })
+	p.Await(t, timeout, step+": the log grows", func() bool { return p.lines(t) > before })
 }
 
-// known checks that the daemon shows pod and container as running.
+// known verifies that the daemon reports pod and container as running.
 func (p *pod) known(t *testing.T, step string) {
 	t.Helper()
 	s, err := p.cri.Runtime.PodSandboxStatus(p.context(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
@@ -220,7 +219,7 @@ func (p *pod) known(t *testing.T, step string) {
 
 var numbered = regexp.MustCompile(`^\S+ stdout F (\d+)$`)
 
-// end stops and removes the pod and checks that its log has every line once.
+// end stops and removes the pod, and verifies that its log has every line once.
 func (p *pod) end(t *testing.T) {
 	t.Helper()
 	if _, err := p.cri.Runtime.StopContainer(p.context(t),
@@ -241,7 +240,7 @@ func (p *pod) end(t *testing.T) {
 		n++
 	}
 
-	t.Logf("%d lines, none lost, none twice", n)
+	t.Logf("%d lines, none lost or duplicated", n)
 	if _, err := p.cri.Runtime.StopPodSandbox(p.context(t),
 		&runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		t.Errorf("StopPodSandbox: %v", err)
@@ -253,33 +252,33 @@ func (p *pod) end(t *testing.T) {
 	}
 }
 
-// gone checks that files of the node are not there.
-func (m machine) gone(t *testing.T, step string, files ...string) {
+// absent verifies that files do not exist on the node.
+func (m machine) absent(t *testing.T, step string, files ...string) {
 	t.Helper()
 	for _, f := range files {
-		inside, err := os.ReadDir(m.Path(f)) // nodes have mounts of their own in some places
+		inside, err := os.ReadDir(m.Path(f)) // nodes have mounts in some places
 		if !os.IsNotExist(err) && (err != nil || len(inside) > 0) {
-			t.Errorf("%s: %s is there (%v)", step, f, err)
+			t.Errorf("%s: %s exists (%v)", step, f, err)
 		}
 	}
 }
 
-// TestLifeOfANode takes a fresh node through installation, upgrade, reload, restart, kill, removal,
-// installation and purge, with a pod that notices nothing of it.
-func TestLifeOfANode(t *testing.T) {
-	t.Parallel() // most of the time systemd waits
+// TestNodeLifecycle runs a new node through installation, upgrade, reload, restart, kill, removal,
+// installation and purge. A running pod must not be disturbed.
+func TestNodeLifecycle(t *testing.T) {
+	t.Parallel() // mostly waits for systemd
 	m := start(t, first, second)
 	m.apt(t, "install", "/tmp/"+first+".deb")
 	m.installed(t, first)
-	m.status(t, "CNI") // the one thing that the node lacks
+	m.status(t, "CNI") // the only missing part
 	if failed := m.check(t); len(failed) != 1 || !strings.Contains(failed[0], "cni") {
-		t.Errorf("without CNI check finds %q", failed)
+		t.Errorf("check without CNI: %q", failed)
 	}
 
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
 	m.status(t, "Ready, Docker 20.10")
 	if failed := m.check(t); len(failed) > 0 {
-		t.Errorf("with CNI check finds %q", failed)
+		t.Errorf("check with CNI: %q", failed)
 	}
 
 	m.sane(t)
@@ -290,7 +289,7 @@ func TestLifeOfANode(t *testing.T) {
 	for _, step := range []struct {
 		name  string
 		do    func()
-		renew bool // the daemon is another process afterwards
+		renew bool // the daemon's PID changes
 	}{
 		{"upgrade", func() { m.apt(t, "install", "/tmp/"+second+".deb"); m.installed(t, second) }, true},
 		{"reload", func() { m.Run(t, "systemctl", "reload", "cri-docker.service") }, false},
@@ -306,22 +305,22 @@ func TestLifeOfANode(t *testing.T) {
 	} {
 		before := m.property(t, "cri-docker.service", "MainPID")
 		step.do()
-		p.goesOn(t, step.name)
+		p.isUndisturbed(t, step.name)
 		p.known(t, step.name)
 		if after := m.property(t, "cri-docker.service", "MainPID"); (after != before) != step.renew {
-			t.Errorf("%s: the daemon was %s and is %s", step.name, before, after)
+			t.Errorf("%s: the daemon's PID was %s and is %s", step.name, before, after)
 		}
 	}
 
 	if now := m.property(t, "cri-docker-log.service", "MainPID"); now != writer {
-		t.Errorf("the process that writes logs was %s and is %s", writer, now)
+		t.Errorf("the log-driver's PID was %s and is %s", writer, now)
 	}
 
 	m.removals(t, p)
 	p.end(t)
 
 	m.apt(t, "purge", "cri-dockerd")
-	m.gone(t, "purge", "/usr/bin/cri-dockerd", "/etc/default/cri-docker", "/var/lib/cri-dockerd", "/run/cri-dockerd",
+	m.absent(t, "purge", "/usr/bin/cri-dockerd", "/etc/default/cri-docker", "/var/lib/cri-dockerd", "/run/cri-dockerd",
 		"/run/cri-dockerd.sock",
 		"/run/docker/plugins/cri-dockerd.sock", "/etc/systemd/system/multi-user.target.wants/cri-docker.service",
 		"/etc/systemd/system/cri-docker.service")
@@ -331,37 +330,37 @@ func TestLifeOfANode(t *testing.T) {
 	}
 }
 
-// removals removes, installs and purges while the pod runs.
+// removals removes, installs and purges the package while the pod runs.
 func (m machine) removals(t *testing.T, p *pod) {
 	t.Helper()
 	out := m.apt(t, "remove", "cri-dockerd")
 	if !strings.Contains(out, "running pods go on") || !strings.Contains(out, "docker rm -f") {
-		t.Errorf("remove says nothing of what remains: %s", out)
+		t.Errorf("remove does not report the remaining resources: %s", out)
 	}
 
-	m.gone(t, "remove", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock")
-	p.goesOn(t, "remove")
+	m.absent(t, "remove", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock")
+	p.isUndisturbed(t, "remove")
 	m.Run(t, "test", "-e", "/etc/default/cri-docker")
 	m.apt(t, "install", "/tmp/"+second+".deb")
 	m.installed(t, second)
-	p.goesOn(t, "install again")
+	p.isUndisturbed(t, "install again")
 	p.known(t, "install again")
 
 	out = m.apt(t, "purge", "cri-dockerd")
 	if !strings.Contains(out, "/run/cri-dockerd stays") {
-		t.Errorf("purge says nothing of what remains: %s", out)
+		t.Errorf("purge does not report the remaining resources: %s", out)
 	}
 
-	m.gone(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd",
+	m.absent(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd",
 		"/etc/default/cri-docker")
-	p.goesOn(t, "purge")
+	p.isUndisturbed(t, "purge")
 	m.apt(t, "install", "/tmp/"+second+".deb")
 	m.installed(t, second)
-	p.goesOn(t, "install after purge")
+	p.isUndisturbed(t, "install after purge")
 	p.known(t, "install after purge")
 }
 
-// check are the findings of cri-dockerd check that stop the node.
+// check returns the failed findings of cri-dockerd check.
 func (m machine) check(t *testing.T) (failed []string) {
 	t.Helper()
 	out, err := m.Try("cri-dockerd", "check", "-o", "json")
@@ -379,13 +378,13 @@ func (m machine) check(t *testing.T) (failed []string) {
 	}
 
 	if (err != nil) != (len(failed) > 0) {
-		t.Errorf("check finds %q and ends with %v", failed, err)
+		t.Errorf("check finds %q and returns %v", failed, err)
 	}
 
 	return failed
 }
 
-// sane lets systemd judge the units, and the journal.
+// sane verifies the units and the journal.
 func (m machine) sane(t *testing.T) {
 	t.Helper()
 	for _, u := range all {
@@ -396,14 +395,15 @@ func (m machine) sane(t *testing.T) {
 	}
 
 	if got := m.property(t, "cri-docker.service", "WatchdogTimestampMonotonic"); got == "0" {
-		t.Error("the watchdog is not fed")
+		t.Error("the daemon does not notify the watchdog")
 	}
 	if out := m.Run(t, "journalctl", "-q", "-p", "err", "-u", "cri-docker*"); out != "" {
 		t.Errorf("errors in the journal:\n%s", out)
 	}
 }
 
-// socketActivates: the socket outlives the service, and its first client starts the service.
+// socketActivates verifies that the socket outlives the service, and that the first client starts
+// the service.
 func (m machine) socketActivates(t *testing.T) {
 	t.Helper()
 	m.Run(t, "systemctl", "stop", "cri-docker.service")
@@ -416,226 +416,4 @@ func (m machine) socketActivates(t *testing.T) {
 	}
 
 	m.active(t, "cri-docker.service")
-}
-
-// olderPackage is one with the older shim's names: its units are enabled, its program does nothing.
-func (m machine) olderPackage(t *testing.T) {
-	t.Helper()
-	for name, content := range map[string]string{
-		"DEBIAN/control": "Package: cri-dockerd\nVersion: 0.4.0~3-0~debian-bookworm\n" +
-			"Architecture: all\nMaintainer: test <test@example.org>\nDescription: older shim\n",
-		"DEBIAN/postinst": "#!/bin/sh\nsystemctl enable cri-docker.socket " +
-			"cri-docker.service; systemctl start cri-docker.socket cri-docker.service\n",
-		"DEBIAN/prerm":        "#!/bin/sh\nsystemctl stop cri-docker.service\n",
-		"usr/bin/cri-dockerd": "#!/bin/sh\nsleep infinity\n",
-		"lib/systemd/system/cri-docker.service": "[Unit]\nRequires=cri-docker.socket\n[Service]\n" +
-			"ExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd://\n[Install]\n" +
-			"WantedBy=multi-user.target\n",
-		"lib/systemd/system/cri-docker.socket": "[Unit]\nPartOf=cri-docker.service\n[Socket]\n" +
-			"ListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketGroup=docker\n[Install]\n" +
-			"WantedBy=sockets.target\n",
-		"usr/share/doc/cri-dockerd/changelog.text": "older\n",
-	} {
-		m.WriteFile(t, filepath.Join("/tmp/older", name), content, 0o755)
-	}
-
-	m.Run(t, "dpkg-deb", "-b", "/tmp/older", "/tmp/older.deb")
-	m.apt(t, "install", "/tmp/older.deb")
-	m.active(t, "cri-docker.socket", "cri-docker.service")
-}
-
-// Files that installers write: minikube's drop-in with the flags of its pods, kubespray's units of
-// another name, which have a socket and name its path all the same.
-const (
-	minikube = "[Service]\nExecStart=\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd:// " +
-		"--pod-infra-container-image=registry.k8s.io/pause:3.10.1 --network-plugin=cni --hairpin-mode=hairpin-veth"
-
-	kubespraySocket = "[Unit]\nDescription=CRI Docker Socket for the API\nPartOf=cri-dockerd.service\n\n[Socket]\n" +
-		"ListenStream=%t/cri-dockerd.sock\nSocketMode=0660\nSocketUser=root\nSocketGroup=docker\n\n[Install]\n" +
-		"WantedBy=sockets.target\n"
-	kubesprayService = `[Unit]
-After=network-online.target firewalld.service docker.service
-Wants=network-online.target docker.service
-Requires=cri-dockerd.socket
-
-[Service]
-Type=notify
-ExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint unix:///var/run/cri-dockerd.sock --cni-conf-dir=/etc/cni/net.d --cni-bin-dir=/opt/cni/bin --network-plugin=cni --pod-cidr=10.233.64.0/18,fd85:ee78:d8a6:8607::1:0000/112 --pod-infra-container-image=registry.k8s.io/pause:3.10 --log-level info --ipv6-dual-stack=True
-
-ExecReload=/bin/kill -s HUP $MAINPID
-TimeoutSec=0
-RestartSec=2
-Restart=always
-StartLimitBurst=3
-StartLimitInterval=60s
-LimitNOFILE=infinity
-LimitNPROC=infinity
-LimitCORE=infinity
-TasksMax=infinity
-Delegate=yes
-KillMode=process
-
-[Install]
-WantedBy=multi-user.target
-`
-)
-
-// TestOldNode upgrades a node of the older shim's package, sets what installers set, takes the
-// engine away, and changes to the rpm, with a pod that notices nothing of the rpm's life.
-func TestOldNode(t *testing.T) {
-	t.Parallel() // most of the time systemd waits
-	m := start(t, first, second)
-	m.olderPackage(t)
-	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
-	m.apt(t, "install", "/tmp/"+first+".deb")
-	m.installed(t, first)
-	m.status(t, "Ready, Docker 20.10")
-	m.sane(t)
-	m.staysDisabled(t)
-
-	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/10-cni.conf", minikube, 0o644)
-	m.reconfigured(t, "cri-docker", "--hairpin-mode=hairpin-veth")
-	m.Await(t, patience, "logs in the CRI's format, though no registry gives the pause image", func() bool {
-		s, err := m.cri.Runtime.Status(m.context(t), &runtimeapi.StatusRequest{})
-		return err == nil && strings.Contains(s.String(), "CRIFiles")
-	})
-
-	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
-	m.WriteFile(t, "/etc/default/cri-docker", `CRI_DOCKERD_OPTS="--log-level=debug --network-plugin=cni"`+"\n", 0o644)
-	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
-	m.withoutEngine(t)
-	m.watched(t)
-	m.apt(t, "purge", "cri-dockerd")
-	m.kubespray(t)
-	m.rpm(t)
-}
-
-// staysDisabled: an upgrade respects what the operator has switched off.
-func (m machine) staysDisabled(t *testing.T) {
-	t.Helper()
-	off := []string{"cri-docker.socket", "cri-docker.service"}
-	m.Run(t, "systemctl", append([]string{"disable", "--now"}, off...)...)
-	m.apt(t, "install", "/tmp/"+second+".deb")
-	for _, u := range off {
-		if got, _ := m.Try("systemctl", "is-enabled", u); got != "disabled\n" ||
-			m.property(t, u, "ActiveState") != "inactive" {
-			t.Errorf("%s was disabled and is %q", u, got)
-		}
-	}
-
-	m.Run(t, "systemctl", append([]string{"enable", "--now"}, all...)...)
-	m.installed(t, second)
-}
-
-// reconfigured restarts a service and checks a flag that it must have got.
-func (m machine) reconfigured(t *testing.T, name, flag string) {
-	t.Helper()
-	m.Run(t, "systemctl", "daemon-reload")
-	m.Run(t, "systemctl", "restart", name+".service")
-	m.active(t, name+".socket", name+".service")
-	command := strings.ReplaceAll(m.Run(t, "cat", "/proc/"+m.property(t, name+".service", "MainPID")+"/cmdline"),
-		"\x00", " ")
-	if !strings.Contains(command, flag+" ") {
-		t.Errorf("it runs as %q", command)
-	}
-
-	if r, err := m.cri.Runtime.Version(m.context(t), &runtimeapi.VersionRequest{}); err != nil ||
-		r.RuntimeName != "docker" {
-		t.Errorf("with %s: %v, %v", flag, r, err)
-	}
-}
-
-// withoutEngine: an engine that is down neither holds up the start nor ends the daemon nor fills
-// the journal; when it is back, so is the node.
-func (m machine) withoutEngine(t *testing.T) {
-	t.Helper()
-	m.Run(t, "systemctl", "mask", "--runtime", "docker.service", "docker.socket")
-	m.Run(t, "systemctl", "stop", "docker.socket", "docker.service")
-	m.status(t, "Docker does not answer")
-	m.Run(t, "systemctl", "restart", "cri-docker.service")
-	m.active(t, "cri-docker.service")
-	m.status(t, "Docker does not answer")
-	pid := m.property(t, "cri-docker.service", "MainPID")
-	begin := time.Now()
-	m.Await(t, patience, "some seconds without the engine", func() bool { return time.Since(begin) > 5*time.Second })
-	lines := m.Run(t, "journalctl", "-q", "-o", "cat", "_PID="+pid)
-	if n := strings.Count(lines, "level=WARN") + strings.Count(lines, "level=ERROR"); n == 0 || n > 3 {
-		t.Errorf("%d complaints in the journal:\n%s", n, lines)
-	}
-
-	m.Run(t, "systemctl", "unmask", "--runtime", "docker.service", "docker.socket")
-	m.Run(t, "systemctl", "start", "docker.socket", "docker.service")
-	m.status(t, "Ready, Docker 20.10")
-	if now := m.property(t, "cri-docker.service", "MainPID"); now != pid {
-		t.Errorf("the daemon was %s and is %s", pid, now)
-	}
-}
-
-// watched: a daemon that hangs is ended with its stacks in the journal, and started again.
-func (m machine) watched(t *testing.T) {
-	t.Helper()
-	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/watchdog.conf", "[Service]\nWatchdogSec=10s\n", 0o644)
-	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
-	pid := m.property(t, "cri-docker.service", "MainPID")
-	m.Run(t, "kill", "-STOP", pid)
-	m.Await(t, patience, "another daemon in the place of the one that hangs", func() bool {
-		now := m.property(t, "cri-docker.service", "MainPID")
-		return now != "0" && now != pid && m.property(t, "cri-docker.service", "ActiveState") == "active"
-	})
-
-	if said := m.Run(t, "journalctl", "-q", "-o", "cat", "_PID="+pid); !strings.Contains(said, "goroutine 1 ") {
-		t.Errorf("the one that hung has left no stacks:\n%.500s", said)
-	}
-
-	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
-}
-
-// kubespray runs the program of the tgz in kubespray's units.
-func (m machine) kubespray(t *testing.T) {
-	t.Helper()
-	m.Copy(t, the(t, packaged(t, first, runtime.GOARCH), "*.tgz"), "/tmp/cri-dockerd.tgz")
-	m.Run(t, "tar", "-xzf", "/tmp/cri-dockerd.tgz", "-C", "/usr/bin", "--strip-components=1", "cri-dockerd/cri-dockerd")
-	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.service", kubesprayService, 0o644)
-	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.socket", kubespraySocket, 0o644)
-	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
-	if out, err := m.Command("systemd-analyze", "verify", "--recursive-errors=no",
-		"cri-dockerd.service").CombinedOutput(); err != nil {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
-	}
-
-	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
-	m.Run(t, "systemctl", "stop", "cri-dockerd.socket", "cri-dockerd.service")
-	m.Run(t, "rm", "/etc/systemd/system/cri-dockerd.service", "/etc/systemd/system/cri-dockerd.socket",
-		"/usr/bin/cri-dockerd")
-	// it outlives the daemon that had started it, and makes room for a package's
-	m.Run(t, "pgrep", "-f", "log-driver --run-directory")
-	m.Run(t, "systemctl", "daemon-reload")
-}
-
-// rpm takes the node through the rpm's life; dependencies are of another distribution.
-func (m machine) rpm(t *testing.T) {
-	t.Helper()
-	m.Run(t, "rpm", "-i", "--nodeps", "/tmp/"+first+".rpm")
-	m.installed(t, first)
-	p := m.pod(t)
-	m.Run(t, "rpm", "-U", "--nodeps", "/tmp/"+second+".rpm")
-	m.installed(t, second)
-	p.goesOn(t, "rpm -U")
-	p.known(t, "rpm -U")
-	if out := m.Run(t, "rpm", "-e", "cri-dockerd"); !strings.Contains(out, "running pods go on") {
-		t.Errorf("rpm -e says nothing of what remains: %s", out)
-	}
-
-	m.gone(t, "rpm -e", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock",
-		"/etc/systemd/system/multi-user.target.wants/cri-docker.service")
-	p.goesOn(t, "rpm -e")
-	m.Run(t, "rpm", "-i", "--nodeps", "/tmp/"+second+".rpm")
-	m.installed(t, second)
-	p.goesOn(t, "rpm -i")
-	p.known(t, "rpm -i")
-	p.end(t)
-	m.Run(t, "rpm", "-e", "cri-dockerd")
-	if out, _ := m.Try("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-docker*"); out != "" {
-		t.Errorf("after rpm -e: %s", out)
-	}
 }
