@@ -1,10 +1,10 @@
-// Package connlimit bounds the open connections of a listener, so that clients that are connected
-// and silent cannot use up the daemon's memory and descriptors, nor keep other clients out.
+// Package connlimit bounds the open connections of a listener. Idle clients can neither exhaust the
+// daemon's memory and file descriptors nor lock out other clients.
 //
 // A connection is pending until the server calls Keep, for example after the client has presented a
-// token. When too many are pending, the oldest is closed for the newest: a client that sends its
-// request at once is always served, whoever else holds connections open. Kept connections are never
-// closed for others; beyond their limit Keep fails.
+// valid token. A new connection beyond the limit of pending ones replaces the oldest. A client with
+// an immediate request is therefore always served, however many idle connections others hold. Kept
+// connections are never closed in favor of others; beyond their limit Keep returns an error.
 package connlimit
 
 import (
@@ -16,8 +16,7 @@ import (
 	"time"
 )
 
-// answerTimeout bounds the write of the last words to a connection. They fit into an empty socket
-// buffer.
+// answerTimeout bounds the write of Limits.Answer, which fits into an empty socket buffer.
 const answerTimeout = 100 * time.Millisecond
 
 // ErrTooMany is the error of Keep beyond a limit.
@@ -25,12 +24,12 @@ var ErrTooMany = errors.New("too many open connections")
 
 // Limits bound one listener. Zero means no limit.
 type Limits struct {
-	Pending        int // connections that are not kept, in all
-	PendingPerPeer int // the same, per source address
-	Kept           int // connections after Keep, in all
-	KeptPerPeer    int // the same, per source address
-	// Answer is sent to a pending connection that is closed for a newer one. It must be short;
-	// empty sends nothing.
+	Pending        int // total connections before Keep
+	PendingPerPeer int // connections before Keep of one source address
+	Kept           int // total connections after Keep
+	KeptPerPeer    int // connections after Keep of one source address
+	// Answer is sent to a pending connection before it is closed for a newer one. It must be
+	// short. If it is empty, nothing is sent.
 	Answer []byte
 }
 
@@ -39,7 +38,7 @@ type Listener struct {
 	net.Listener
 	limits Limits
 
-	mu      sync.Mutex // guards the rest, and the state of each connection
+	mu      sync.Mutex // guards the fields below, and since and kept of each connection
 	open    map[*Conn]struct{}
 	pending map[netip.Addr]int
 	kept    map[netip.Addr]int
@@ -47,7 +46,7 @@ type Listener struct {
 	closed  bool
 }
 
-// New applies limits to a listener.
+// New returns a listener with limits on top of l.
 func New(l net.Listener, limits Limits) *Listener {
 	return &Listener{
 		Listener: l,
@@ -58,8 +57,8 @@ func New(l net.Listener, limits Limits) *Listener {
 	}
 }
 
-// Accept returns the next connection, a *Conn. It closes an older pending connection if there are
-// too many.
+// Accept returns the next connection, a *Conn. Beyond a limit it closes an older pending
+// connection.
 func (l *Listener) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
 	if err != nil {
@@ -85,7 +84,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// admit adds a pending connection and removes those that must be closed for it.
+// admit adds a pending connection. It removes older ones beyond a limit and returns them for the
+// caller to close.
 func (l *Listener) admit(c *Conn) (victims []*Conn, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,7 +117,7 @@ func (l *Listener) busiestLocked() (peer netip.Addr) {
 	return peer
 }
 
-// evictLocked removes the oldest pending connection of a peer that has one.
+// evictLocked removes the oldest pending connection of a peer. The peer must have one.
 func (l *Listener) evictLocked(peer netip.Addr) *Conn {
 	var oldest *Conn
 	for c := range l.open {
@@ -131,7 +131,7 @@ func (l *Listener) evictLocked(peer netip.Addr) *Conn {
 	return oldest
 }
 
-// countLocked adds n to the count that a connection belongs to.
+// countLocked adds n to the counters of the connection's state (pending or kept).
 func (l *Listener) countLocked(c *Conn, n int) {
 	peers, total := l.pending, &l.number.pending
 	if c.kept {
@@ -151,13 +151,14 @@ func (l *Listener) removeLocked(c *Conn) {
 	}
 }
 
-// CloseAll closes every connection, also those that a server has handed on, and refuses new ones.
+// CloseAll closes every connection, including hijacked ones, and refuses new ones.
 func (l *Listener) CloseAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	l.closed = true
 	for c := range l.open {
-		c.Conn.Close() // its owner sees the end when it reads
+		c.Conn.Close() // the next read of its owner fails
 	}
 }
 
@@ -171,8 +172,8 @@ type Conn struct {
 	kept  bool
 }
 
-// Keep protects the connection from being closed for newer ones. The error is ErrTooMany beyond the
-// limit, or net.ErrClosed if the connection has been closed. Keeping twice is no error.
+// Keep protects the connection from eviction. It returns ErrTooMany beyond the limit, and
+// net.ErrClosed if the connection is closed. A second call has no effect.
 func (c *Conn) Keep() error {
 	l := c.owner
 	l.mu.Lock()
@@ -196,14 +197,14 @@ func (c *Conn) Keep() error {
 	return nil
 }
 
-// Touch makes a pending connection the newest, as after a complete request.
+// Touch makes a pending connection the newest, for example after a complete request.
 func (c *Conn) Touch() {
 	c.owner.mu.Lock()
 	defer c.owner.mu.Unlock()
 	c.since = time.Now()
 }
 
-// Close closes the connection and gives its place up.
+// Close closes the connection and frees its slot.
 func (c *Conn) Close() error {
 	c.owner.mu.Lock()
 	c.owner.removeLocked(c)
@@ -211,7 +212,7 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// reject closes a connection that was removed, with an answer if there is one.
+// reject sends the answer, if any, and closes an evicted connection.
 func (c *Conn) reject(answer []byte) {
 	if len(answer) > 0 {
 		_ = c.Conn.SetWriteDeadline(time.Now().Add(answerTimeout))
@@ -220,8 +221,8 @@ func (c *Conn) reject(answer []byte) {
 	c.Conn.Close()
 }
 
-// peerOf is the address that connections are counted by: the host, for IPv6 beyond loopback its
-// /64, which one host may own.
+// peerOf returns the address to count connections by: the host address, or for IPv6 beyond loopback
+// the /64 prefix, because one host may own all of it.
 func peerOf(a net.Addr) netip.Addr {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {

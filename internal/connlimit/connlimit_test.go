@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// listen returns a listener on loopback and a dial that returns both ends of a new connection.
+// listen returns a listener on loopback, and a dial function for both ends of a new connection.
 func listen(t *testing.T, limits Limits) (l *Listener, dial func() (client net.Conn, server *Conn)) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -36,19 +36,20 @@ func listen(t *testing.T, limits Limits) (l *Listener, dial func() (client net.C
 	}
 }
 
-// ended reads what a client gets, and reports whether its connection has been closed.
-func ended(t *testing.T, client net.Conn) (answer string, closed bool) {
+// readAnswer reads the server's answer, and reports whether the server has closed the connection.
+func readAnswer(t *testing.T, client net.Conn) (answer string, closed bool) {
 	t.Helper()
 	if err := client.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
+
 	b, err := io.ReadAll(client)
 	return string(b), err == nil
 }
 
 func TestOldestPendingIsClosed(t *testing.T) {
 	for name, limits := range map[string]Limits{
-		"in all":   {Pending: 2, Answer: []byte("busy")},
+		"total":    {Pending: 2, Answer: []byte("busy")},
 		"per peer": {PendingPerPeer: 2, Answer: []byte("busy")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -56,8 +57,8 @@ func TestOldestPendingIsClosed(t *testing.T) {
 			first, _ := dial()
 			second, touched := dial()
 			_, kept := dial() // closes first
-			if answer, closed := ended(t, first); !closed || answer != "busy" {
-				t.Errorf("the oldest got %q, closed %v", answer, closed)
+			if answer, closed := readAnswer(t, first); !closed || answer != "busy" {
+				t.Errorf("oldest connection: answer %q, closed %v; want \"busy\", true", answer, closed)
 			}
 			if err := kept.Keep(); err != nil {
 				t.Fatal(err)
@@ -67,7 +68,7 @@ func TestOldestPendingIsClosed(t *testing.T) {
 			touched.Touch()
 			fourth, _ := dial() // closes third
 			for c, want := range map[net.Conn]bool{second: false, third: true, fourth: false} {
-				if _, closed := ended(t, c); closed != want {
+				if _, closed := readAnswer(t, c); closed != want {
 					t.Errorf("closed %v, want %v", closed, want)
 				}
 			}
@@ -76,7 +77,7 @@ func TestOldestPendingIsClosed(t *testing.T) {
 }
 
 func TestKeptAreBounded(t *testing.T) {
-	for name, limits := range map[string]Limits{"in all": {Kept: 1}, "per peer": {KeptPerPeer: 1}} {
+	for name, limits := range map[string]Limits{"total": {Kept: 1}, "per peer": {KeptPerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
 			l, dial := listen(t, limits)
 			_, first := dial()
@@ -91,7 +92,7 @@ func TestKeptAreBounded(t *testing.T) {
 
 			first.Close()
 			if err := second.Keep(); err != nil {
-				t.Errorf("Keep after a place was given up: %v", err)
+				t.Errorf("Keep after another connection was closed: %v", err)
 			}
 
 			if err := first.Keep(); !errors.Is(err, net.ErrClosed) {
@@ -101,7 +102,7 @@ func TestKeptAreBounded(t *testing.T) {
 			second.Close()
 			second.Close()
 			if l.number.kept != 0 || l.number.pending != 0 || len(l.open)+len(l.kept)+len(l.pending) != 0 {
-				t.Errorf("counts after the end: %+v, %v, %v", l.number, l.kept, l.pending)
+				t.Errorf("counters after all connections closed: %+v, %v, %v", l.number, l.kept, l.pending)
 			}
 		})
 	}
@@ -111,8 +112,8 @@ func TestCloseAll(t *testing.T) {
 	l, dial := listen(t, Limits{})
 	client, _ := dial()
 	l.CloseAll()
-	if _, closed := ended(t, client); !closed {
-		t.Error("a connection is still open")
+	if _, closed := readAnswer(t, client); !closed {
+		t.Error("connection is open after CloseAll")
 	}
 	if _, err := net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
@@ -123,7 +124,7 @@ func TestCloseAll(t *testing.T) {
 	}
 }
 
-func TestPeers(t *testing.T) {
+func TestPeerOf(t *testing.T) {
 	for addr, want := range map[string]string{
 		"127.0.0.1:9":         "127.0.0.1",
 		"[::ffff:10.0.0.1]:9": "10.0.0.1",
@@ -131,12 +132,15 @@ func TestPeers(t *testing.T) {
 		"[2001:db8::1:2]:9":   "2001:db8::",
 		"[fe80::1%eth0]:9":    "fe80::",
 	} {
-		a, err := net.ResolveTCPAddr("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := peerOf(a).String(); got != want {
-			t.Errorf("%s is %s, want %s", addr, got, want)
-		}
+		t.Run(addr, func(t *testing.T) {
+			a, err := net.ResolveTCPAddr("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			if got := peerOf(a).String(); got != want {
+				t.Errorf("peerOf(%s) = %s, want %s", addr, got, want)
+			}
+		})
 	}
 }

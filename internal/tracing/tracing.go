@@ -1,5 +1,5 @@
-// Package tracing sends OpenTelemetry traces to a collector over OTLP. Who traces gets a
-// trace.TracerProvider from here; the parts know nothing of where spans go.
+// Package tracing exports OpenTelemetry traces to a collector over OTLP. The other packages receive
+// a trace.TracerProvider and do not depend on the exporter.
 package tracing
 
 import (
@@ -16,59 +16,65 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace"
 )
 
-// flushDeadline is for what has not been sent yet when the daemon stops.
-const flushDeadline = 2 * time.Second
+// flushTimeout bounds the export of the remaining spans when the daemon stops.
+const flushTimeout = 2 * time.Second
 
-// million is the denominator of the sampling rate, as the kubelet's samplingRatePerMillion has it.
+// million is the denominator of the sampling rate, as in the kubelet's samplingRatePerMillion.
 const million = 1e6
 
-// Config says where spans go, and which.
+// Config configures a Provider.
 type Config struct {
-	// host:port of an OTLP collector that speaks gRPC without TLS, as the kubelet's
-	// tracing.endpoint
+	// Endpoint is the host:port of an OTLP collector (gRPC without TLS), like the kubelet's
+	// tracing.endpoint.
 	Endpoint string
-	// of calls whose caller traces nothing, how many are traced; the others follow their caller
+	// PerMillion is the sampling rate of calls without a trace context. All other calls follow
+	// the sampling decision of their caller.
 	PerMillion int
-	Node       string // this machine's name
-	Version    string // of this program
+	Node       string // host name of this machine
+	Version    string // version of this program
 	Log        *slog.Logger
 }
 
-// Provider makes spans and sends them in batches.
+// Provider creates spans and exports them in batches.
 type Provider struct {
 	*trace.TracerProvider
 	exporter trace.SpanExporter
-	end      context.Context //nolint:containedctx // for Close, which has none
+	ctx      context.Context //nolint:containedctx // for Close, an io.Closer
 }
 
-// New returns a provider, which must be closed; ctx must live until then. It connects when there is
-// something to send; while nobody listens, spans are dropped and the log says so once in a while.
+// New returns a provider. The caller must close it, and must not cancel ctx before. The provider
+// connects when it has spans to export. While the collector is unavailable, it drops spans and logs
+// a warning from time to time.
 func New(ctx context.Context, cfg Config) (*Provider, error) {
 	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(cfg.Endpoint), otlptracegrpc.WithInsecure())
 	if err != nil {
 		return nil, fmt.Errorf("--tracing-endpoint %s: %w", cfg.Endpoint, err)
 	}
 
-	otel.SetErrorHandler(newComplaints(cfg.Log, cfg.Endpoint)) // the exporter has no other way to say that it fails
+	// The exporter reports its failures only to the global error handler.
+	otel.SetErrorHandler(newErrorHandler(cfg.Log, cfg.Endpoint))
 
 	return &Provider{
-		end:      ctx,
+		ctx:      ctx,
 		exporter: exporter,
 		TracerProvider: trace.NewTracerProvider(
 			trace.WithBatcher(exporter),
 			trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(float64(cfg.PerMillion)/million))),
 			trace.WithResource(resource.NewSchemaless(
 				// https://opentelemetry.io/docs/specs/semconv/resource/
-				attribute.String("service.name", "cri-dockerd"), attribute.String("service.version", cfg.Version),
-				attribute.String("host.name", cfg.Node))),
+				attribute.String("service.name", "cri-dockerd"),
+				attribute.String("service.version", cfg.Version),
+				attribute.String("host.name", cfg.Node),
+			)),
 		),
 	}, nil
 }
 
-// Close sends what is left, for a moment, and ends.
+// Close exports the remaining spans within flushTimeout and stops the provider.
 func (p *Provider) Close() error {
-	ctx, cancel := context.WithTimeout(p.end, flushDeadline)
+	ctx, cancel := context.WithTimeout(p.ctx, flushTimeout)
 	defer cancel()
+
 	err := p.Shutdown(ctx)
-	return errors.Join(err, p.exporter.Shutdown(ctx)) // breaks off what is still being tried
+	return errors.Join(err, p.exporter.Shutdown(ctx)) // cancels exports still in progress
 }

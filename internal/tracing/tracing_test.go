@@ -14,8 +14,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestCollectorIsAway: spans are dropped, the log says so once, and the end does not wait for long.
-func TestCollectorIsAway(t *testing.T) {
+// TestCollectorUnavailable checks that Close returns in time and reports the lost spans.
+func TestCollectorUnavailable(t *testing.T) {
 	var log bytes.Buffer
 	p, err := New(t.Context(), Config{
 		Endpoint:   "127.0.0.1:1",
@@ -31,18 +31,18 @@ func TestCollectorIsAway(t *testing.T) {
 	for range 3 {
 		_, span := p.Tracer("test").Start(t.Context(), "call")
 		if !span.IsRecording() {
-			t.Error("a rate of a million in a million does not sample")
+			t.Error("span is not sampled at a rate of 1,000,000 per million")
 		}
 		span.End()
 	}
 
 	begin := time.Now()
 	if err := p.Close(); err == nil {
-		t.Error("spans were sent to nobody")
+		t.Error("Close returned no error although no collector is running")
 	}
 
 	if d := time.Since(begin); d > time.Minute {
-		t.Errorf("the end took %v", d)
+		t.Errorf("Close took %v", d)
 	}
 }
 
@@ -54,29 +54,29 @@ func TestSampling(t *testing.T) {
 
 	_, span := p.Tracer("test").Start(t.Context(), "call")
 	if span.IsRecording() {
-		t.Error("a call that nobody traces is sampled")
+		t.Error("span without a parent is sampled at a rate of 0")
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestComplaintsAreRare(t *testing.T) {
+func TestErrorHandlerLimitsWarnings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		c := newComplaints(slog.New(slog.NewTextHandler(&log, nil)), "collector:4317")
+		h := newErrorHandler(slog.New(slog.NewTextHandler(&log, nil)), "collector:4317")
 		for range 5 {
-			c.Handle(errors.New("connection refused"))
+			h.Handle(errors.New("connection refused"))
 		}
 
 		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "--tracing-endpoint") {
-			t.Errorf("%d lines: %s", n, log.String())
+			t.Errorf("logged %d lines, want 1: %s", n, log.String())
 		}
 
-		time.Sleep(complaintInterval)
-		c.Handle(errors.New("connection refused"))
+		time.Sleep(warningInterval)
+		h.Handle(errors.New("connection refused"))
 		if n := strings.Count(log.String(), "\n"); n != 2 {
-			t.Errorf("%d lines: %s", n, log.String())
+			t.Errorf("logged %d lines after the interval, want 2: %s", n, log.String())
 		}
 	})
 }
