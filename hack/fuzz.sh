@@ -13,7 +13,7 @@ while read -r target package inputs; do
 done <<'TARGETS'
 FuzzTranslate spec 80000
 FuzzRead spec 60000
-FuzzEngineAnswers engine 3000
+FuzzEngineResponses engine 3000
 FuzzRequests logs/driver 5000
 FuzzCNIResult podnet 50000
 FuzzCheckpoint checkpoint 5000

@@ -141,7 +141,7 @@ func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong s
 		return "", false
 	}
 
-	if err = docker.Resolvable(ctx, ref); err == nil {
+	if err = docker.ResolveImage(ctx, ref); err == nil {
 		return "not pulled yet", true
 	}
 

@@ -1,6 +1,6 @@
-// Package pause holds the embedded pause image: a program of a few hundred bytes for each
-// architecture (source in src, made by build), and the image around it that docker load takes. A
-// pod needs no registry to start.
+// Package pause provides the embedded pause image, so that pods start without a registry. The image
+// archive, in the format of docker load, contains a program of a few hundred bytes. The source of
+// the program is in src, and build compiles it for each architecture.
 package pause
 
 import (
@@ -21,18 +21,18 @@ var amd64 []byte
 //go:embed bin/pause-arm64
 var arm64 []byte
 
-// Repository is the local name of the embedded image; its tag is the program's hash.
+// Repository is the local name of the embedded image. Its tag is the hash of the program.
 const Repository = "cri-dockerd.local/pause"
 
 // Image is the embedded image for one architecture.
 type Image struct {
-	Ref        string   // its local name
-	Archive    []byte   // for POST /images/load
-	DiffID     string   // of its only layer ("sha256:…"), by which the content can be recognised
-	Entrypoint []string // its only process
+	Ref        string // local name with tag
+	Archive    []byte // for POST /images/load
+	DiffID     string // digest of the only layer ("sha256:…"); identifies the content
+	Entrypoint []string
 }
 
-// New returns the embedded image for an architecture, in Go's words ("amd64") or the engine's
+// New returns the embedded image for an architecture, named as in Go ("amd64") or as by the engine
 // ("x86_64"). Equal programs give equal bytes.
 func New(arch string) (Image, error) {
 	program, goarch := amd64, "amd64"
@@ -41,7 +41,7 @@ func New(arch string) (Image, error) {
 	case "arm64", "aarch64":
 		program, goarch = arm64, "arm64"
 	default:
-		return Image{}, fmt.Errorf("embedded pause image: none for architecture %q; name one with "+
+		return Image{}, fmt.Errorf("embedded pause image: architecture %q is not supported; set "+
 			"--pod-infra-container-image", arch)
 	}
 
@@ -64,12 +64,12 @@ func New(arch string) (Image, error) {
 	return img, err
 }
 
-// programMode is the mode of the files in a layer.
+// programMode is the file mode of the files in a layer.
 const programMode = 0o755
 
-// Archive is an image of one layer with executable files, as POST /images/load takes it on every
-// engine: files by their path without leading slash, the entrypoint, and labels. It has no times,
-// so equal input gives equal bytes.
+// Archive returns an image for POST /images/load of every engine. The image has one layer of
+// executable files; the keys of files are paths without a leading slash. The archive contains no
+// timestamps, so equal input gives equal bytes.
 func Archive(
 	ref, goarch string, files map[string][]byte, entrypoint []string, labels map[string]string,
 ) ([]byte, error) {
@@ -103,7 +103,7 @@ func Archive(
 	return pack(map[string][]byte{configName: config, layerName: layer, "manifest.json": manifest}, 0o644)
 }
 
-// pack is a tar archive of the files, in order of their names.
+// pack returns a tar archive of the files, sorted by name.
 func pack(files map[string][]byte, mode int64) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// members are the files of a tar archive.
+// members returns the files of a tar archive by name.
 func members(t *testing.T, archive []byte) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
@@ -34,67 +34,71 @@ func members(t *testing.T, archive []byte) map[string][]byte {
 }
 
 func TestImage(t *testing.T) {
-	for _, names := range [][2]string{{"amd64", "x86_64"}, {"arm64", "aarch64"}} {
-		img, err := New(names[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		again, err := New(names[1])
-		if diff := cmp.Diff(img, again); err != nil || diff != "" {
-			t.Errorf("%s and %s differ: %v, %s", names[0], names[1], err, diff)
-		}
-
-		ref, archive := img.Ref, img.Archive
-		if tag, ok := strings.CutPrefix(ref, "cri-dockerd.local/pause:"); !ok || len(tag) != 12 {
-			t.Errorf("the name is %s", ref)
-		}
-
-		files := members(t, archive)
-		var manifest []struct {
-			Config           string
-			RepoTags, Layers []string
-		}
-
-		if err := json.Unmarshal(files["manifest.json"], &manifest); err != nil {
-			t.Fatal(err)
-		}
-
-		var config struct {
-			Architecture string
-			Config       struct {
-				Entrypoint []string
-				Labels     map[string]string
-			}
-		}
-
-		if err := json.Unmarshal(files[manifest[0].Config], &config); err != nil {
-			t.Fatal(err)
-		}
-
-		if config.Architecture != names[0] || len(config.Config.Labels) > 0 {
-			t.Errorf("%s: %+v", names[0], config)
-		}
-		if diff := cmp.Diff([]string{ref}, manifest[0].RepoTags); diff != "" {
-			t.Error(diff)
-		}
-		if diff := cmp.Diff([]string{"/pause"}, config.Config.Entrypoint); diff != "" {
-			t.Error(diff)
-		}
-		if want := "sha256:" + strings.TrimSuffix(manifest[0].Layers[0], ".tar"); img.DiffID != want {
-			t.Errorf("the layer is %s, want %s", img.DiffID, want)
-		}
-		if len(members(t, files[manifest[0].Layers[0]])["pause"]) == 0 {
-			t.Errorf("%s: the layer has no program", names[0])
-		}
+	for arch, engineArch := range map[string]string{"amd64": "x86_64", "arm64": "aarch64"} {
+		t.Run(arch, func(t *testing.T) { testImage(t, arch, engineArch) })
 	}
 
 	if _, err := New("riscv64"); err == nil || !strings.Contains(err.Error(), "--pod-infra-container-image") {
-		t.Errorf("an architecture without a program: %v", err)
+		t.Errorf("unsupported architecture: %v", err)
 	}
 }
 
-// TestProgramsAreSafe looks at what the kernel sees of the programs: static, and no memory both
+func testImage(t *testing.T, arch, engineArch string) {
+	img, err := New(arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	again, err := New(engineArch)
+	if diff := cmp.Diff(img, again); err != nil || diff != "" {
+		t.Errorf("images for %s and %s differ: %v, %s", arch, engineArch, err, diff)
+	}
+
+	ref, archive := img.Ref, img.Archive
+	if tag, ok := strings.CutPrefix(ref, "cri-dockerd.local/pause:"); !ok || len(tag) != 12 {
+		t.Errorf("unexpected image name %s", ref)
+	}
+
+	files := members(t, archive)
+	var manifest []struct {
+		Config           string
+		RepoTags, Layers []string
+	}
+
+	if err := json.Unmarshal(files["manifest.json"], &manifest); err != nil {
+		t.Fatal(err)
+	}
+
+	var config struct {
+		Architecture string
+		Config       struct {
+			Entrypoint []string
+			Labels     map[string]string
+		}
+	}
+
+	if err := json.Unmarshal(files[manifest[0].Config], &config); err != nil {
+		t.Fatal(err)
+	}
+
+	if config.Architecture != arch || len(config.Config.Labels) > 0 {
+		t.Errorf("unexpected image configuration: %+v", config)
+	}
+	if diff := cmp.Diff([]string{ref}, manifest[0].RepoTags); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"/pause"}, config.Config.Entrypoint); diff != "" {
+		t.Error(diff)
+	}
+	if want := "sha256:" + strings.TrimSuffix(manifest[0].Layers[0], ".tar"); img.DiffID != want {
+		t.Errorf("DiffID is %s, want %s", img.DiffID, want)
+	}
+	if len(members(t, files[manifest[0].Layers[0]])["pause"]) == 0 {
+		t.Error("the layer has no program")
+	}
+}
+
+// TestProgramsAreSafe checks the ELF headers of the programs: statically linked, and no memory both
 // writable and executable.
 func TestProgramsAreSafe(t *testing.T) {
 	for machine, program := range map[elf.Machine][]byte{elf.EM_X86_64: amd64, elf.EM_AARCH64: arm64} {

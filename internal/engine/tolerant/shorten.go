@@ -2,46 +2,47 @@ package tolerant
 
 import "io"
 
-// shortener passes JSON on and replaces each string of more than max bytes, in its encoded form, by
-// the empty one. So a decoder, which holds a whole string, never holds a larger one.
+// shortener is a reader of JSON. It replaces each string of more than max bytes, measured in
+// encoded form, by the empty string. This bounds the memory of a json.Decoder, which buffers whole
+// strings.
 type shortener struct {
 	src io.Reader
 	max int
-	cut int // strings that were replaced
+	cut int // number of replaced strings
 
-	in   []byte // the buffer of src
-	out  []byte // to be read, without held
-	rest []byte // the part of out that is left
-	held []byte // the string that is being read, with its first quote
-	err  error
+	in     []byte // read buffer of src
+	out    []byte // output, without held
+	unread []byte // the part of out not yet read
+	held   []byte // the current string with its opening quote
+	err    error
 
-	inside  bool
-	escaped bool
-	long    bool // the string is too long: held has been dropped
+	inside  bool // inside a string
+	escaped bool // after a backslash
+	long    bool // the string is too long, and its content was dropped from held
 }
 
-const chunk = 16 << 10
+const chunkSize = 16 << 10
 
 // Read implements io.Reader.
 func (s *shortener) Read(p []byte) (int, error) {
-	for len(s.rest) == 0 {
+	for len(s.unread) == 0 {
 		if s.err != nil {
 			return 0, s.err
 		}
 		s.fill()
 	}
 
-	n := copy(p, s.rest)
-	s.rest = s.rest[n:]
+	n := copy(p, s.unread)
+	s.unread = s.unread[n:]
 
 	return n, nil
 }
 
-// fill reads the next piece. At the end of the input a string that is still open is passed on, so
-// that the decoder finds it torn.
+// fill reads the next chunk. At the end of the input it passes on an unterminated string, so that
+// the decoder reports the truncation.
 func (s *shortener) fill() {
 	if s.in == nil {
-		s.in = make([]byte, chunk)
+		s.in = make([]byte, chunkSize)
 	}
 
 	n, err := s.src.Read(s.in)
@@ -54,7 +55,7 @@ func (s *shortener) fill() {
 		s.out = append(s.out, s.held...)
 	}
 
-	s.rest = s.out
+	s.unread = s.out
 }
 
 func (s *shortener) take(b byte) {

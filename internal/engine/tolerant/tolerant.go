@@ -1,7 +1,7 @@
-// Package tolerant decodes JSON whose size and content others control, such as the engine's
-// answers: an image's author writes most of what an inspect says of its containers. It reads a
-// stream with bounded memory, keeps the fields of the target type only, and leaves out what does
-// not fit there. Errors are left to what no decoder can get around: torn input and broken syntax.
+// Package tolerant decodes untrusted JSON, such as the engine's responses: image authors control
+// most fields in the inspect response of a container. It reads a stream with bounded memory, keeps
+// only the fields of the target type, and skips values of the wrong type or size. It returns errors
+// only for truncated input, broken syntax and input beyond Limits.Total.
 package tolerant
 
 import (
@@ -12,31 +12,31 @@ import (
 	"reflect"
 )
 
-// Limits bound what a decoder keeps. All are in bytes and must be set.
+// Limits bound the memory of a decoded value, in bytes. All must be set, except for Keep and
+// KeptText.
 type Limits struct {
-	Text  int // of one string; a longer one is left out
-	Group int // of one list or map with all below it; further elements are left out
-	Total int // of all strings of one call; more is ErrTooLarge
-	// Keep says of a map's key that its entry is kept whatever the group holds already, with a text
-	// of up to KeptText. Nil for none.
+	Text  int // maximum of one string; longer ones are skipped
+	Group int // maximum of one list or map with everything below it; further elements are skipped
+	Total int // maximum of all strings of one call; beyond it, ErrTooLarge is returned
+	// Keep reports whether to keep the map entry with this key even if Group is exhausted. The
+	// value of such an entry may have up to KeptText bytes. Nil keeps none.
 	Keep     func(key string) bool
 	KeptText int
 }
 
-// ErrTooLarge is the error of an answer that holds more than Limits.Total, or that is nested deeper
-// than any answer.
-var ErrTooLarge = errors.New("the answer is too large")
+// ErrTooLarge is the error of a response beyond Limits.Total, maxElements or maxDepth.
+var ErrTooLarge = errors.New("response is too large")
 
 const (
 	maxDepth    = 1000    // of nested lists and objects
-	maxElements = 1 << 17 // of a list that Each reads
-	maxLeft     = 8       // paths that are reported
-	overhead    = 16      // bytes that an element of a group counts beside its text
+	maxElements = 1 << 17 // of a list read by Each
+	maxReported = 8       // reported paths of skipped fields
+	overhead    = 16      // bytes counted for an element of a group in addition to its text
 )
 
-// Decode reads one JSON value into target, a non-nil pointer. It returns the paths of the fields
-// that were left out, at most maxLeft.
-func Decode(r io.Reader, target any, l Limits) (left []string, err error) {
+// Decode reads one JSON value into target, a non-nil pointer. It returns the paths of the skipped
+// fields, at most maxReported.
+func Decode(r io.Reader, target any, l Limits) (skipped []string, err error) {
 	d := newDecoder(r, l)
 	tok, err := d.token()
 	if err != nil {
@@ -50,10 +50,10 @@ func Decode(r io.Reader, target any, l Limits) (left []string, err error) {
 	return d.report(), nil
 }
 
-// Each reads a JSON list and calls use for each element, with the paths of the fields that were
-// left out of it. One element is in memory at a time. An element that is no object is left out.
-// Each stops at the first error of use.
-func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) error) error {
+// Each reads a JSON list and calls use for each element, together with the paths of its skipped
+// fields. It holds one element in memory at a time and skips elements other than objects. It stops
+// at the first error of use.
+func Each[T any](r io.Reader, l Limits, use func(element *T, skipped []string) error) error {
 	d := newDecoder(r, l)
 	tok, err := d.token()
 	if err != nil || tok == nil {
@@ -61,7 +61,7 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 	}
 
 	if tok != json.Delim('[') {
-		return errors.Join(errors.New("the answer is no list"), d.skip(tok))
+		return errors.Join(errors.New("response is not a list"), d.skip(tok))
 	}
 
 	for n := 0; ; n++ {
@@ -72,7 +72,7 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 		case tok == json.Delim(']'):
 			return nil
 		case n >= maxElements:
-			return fmt.Errorf("more than %d elements: %w", maxElements, ErrTooLarge)
+			return fmt.Errorf("%w: more than %d elements", ErrTooLarge, maxElements)
 		case tok != json.Delim('{'):
 			if err := d.skip(tok); err != nil {
 				return err
@@ -80,7 +80,7 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 			continue
 		}
 
-		d.left, d.short.cut = nil, 0
+		d.skipped, d.short.cut = nil, 0
 		var element T
 		if err := d.value(tok, reflect.ValueOf(&element).Elem(), "", nil); err != nil {
 			return err
@@ -92,9 +92,9 @@ func Each[T any](r io.Reader, l Limits, use func(element *T, left []string) erro
 	}
 }
 
-// Sequence reads JSON objects that follow each other until the input ends, and calls use for each.
-// Limits.Total is for each one. Values that are no objects are left out. Sequence stops at the
-// first error of use.
+// Sequence reads a stream of concatenated JSON objects until the input ends, and calls use for
+// each. Limits.Total applies to each object. Sequence skips values other than objects and stops at
+// the first error of use.
 func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
 	d := newDecoder(r, l)
 	for {
@@ -111,7 +111,7 @@ func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
 			continue
 		}
 
-		d.left, d.kept = nil, 0
+		d.skipped, d.size = nil, 0
 		var message T
 		if err := d.value(tok, reflect.ValueOf(&message).Elem(), "", nil); err != nil {
 			return err
@@ -125,12 +125,12 @@ func Sequence[T any](r io.Reader, l Limits, use func(message *T) error) error {
 
 // decoder is the state of one call.
 type decoder struct {
-	json   *json.Decoder
-	short  *shortener
-	limits Limits
-	kept   int      // bytes of texts
-	lost   int      // fields that were left out
-	left   []string // the first of their paths
+	json    *json.Decoder
+	short   *shortener
+	limits  Limits
+	size    int      // total bytes of all strings so far
+	lost    int      // number of skipped fields
+	skipped []string // paths of the first maxReported skipped fields
 }
 
 func newDecoder(r io.Reader, l Limits) *decoder {
@@ -141,7 +141,8 @@ func newDecoder(r io.Reader, l Limits) *decoder {
 	return d
 }
 
-// token is the next token. The end of the input within a value is io.ErrUnexpectedEOF.
+// token returns the next token. At the end of the input it returns io.ErrUnexpectedEOF, because a
+// value is incomplete.
 func (d *decoder) token() (json.Token, error) {
 	tok, err := d.json.Token()
 	if errors.Is(err, io.EOF) {
@@ -150,36 +151,37 @@ func (d *decoder) token() (json.Token, error) {
 	return tok, err
 }
 
-// leave notes a field that is left out.
-func (d *decoder) leave(path string) {
+// recordSkipped records a skipped field.
+func (d *decoder) recordSkipped(path string) {
 	d.lost++
-	if len(d.left) < maxLeft {
-		d.left = append(d.left, path)
+	if len(d.skipped) < maxReported {
+		d.skipped = append(d.skipped, path)
 	}
 }
 
+// report returns the paths of the skipped fields, with a summary of the shortened strings.
 func (d *decoder) report() []string {
 	if d.short.cut > 0 {
-		d.leave(fmt.Sprintf("%d texts of more than %d bytes", d.short.cut, d.short.max))
+		d.recordSkipped(fmt.Sprintf("%d strings longer than %d bytes", d.short.cut, d.short.max))
 	}
-	return d.left
+	return d.skipped
 }
 
-// keep counts a text against the total.
-func (d *decoder) keep(n int) error {
-	if d.kept += n; d.kept > d.limits.Total {
-		return fmt.Errorf("more than %d bytes: %w", d.limits.Total, ErrTooLarge)
+// addSize counts n bytes of text against Limits.Total.
+func (d *decoder) addSize(n int) error {
+	if d.size += n; d.size > d.limits.Total {
+		return fmt.Errorf("%w: more than %d bytes", ErrTooLarge, d.limits.Total)
 	}
 	return nil
 }
 
-// skip reads the rest of a value whose first token is tok.
+// skip discards a value. Its first token, tok, has already been read.
 func (d *decoder) skip(tok json.Token) error {
 	for depth := 0; ; {
 		switch tok {
 		case json.Delim('{'), json.Delim('['):
 			if depth++; depth > maxDepth {
-				return fmt.Errorf("nested deeper than %d: %w", maxDepth, ErrTooLarge)
+				return fmt.Errorf("%w: nested more than %d levels deep", ErrTooLarge, maxDepth)
 			}
 		case json.Delim('}'), json.Delim(']'):
 			depth--

@@ -41,9 +41,9 @@ type record struct {
 
 func TestDecodeKeepsWhatFits(t *testing.T) {
 	for name, test := range map[string]struct {
-		in   string
-		ok   func(*record) bool
-		left string // part of a path
+		in      string
+		ok      func(*record) bool
+		skipped string // part of a path
 	}{
 		"plain": {`{"name":"a","On":true,"Float":1.5,"List":["x","y"],"Map":{"k":"v"}}`, func(r *record) bool {
 			return r.Name == "a" && r.On && r.Float == 1.5 && len(r.List) == 2 && r.Map["k"] == "v"
@@ -90,7 +90,7 @@ func TestDecodeKeepsWhatFits(t *testing.T) {
 		}, ".name"},
 		"very long text": {`{"name":"` + strings.Repeat("a", 4000) + `","On":true}`, func(r *record) bool {
 			return r.Name == "" && r.On
-		}, "1 texts of more than 64 bytes"},
+		}, "1 strings longer than 64 bytes"},
 		"long escapes": {`{"name":"` + strings.Repeat(`\"\u00ff\\`, 400) + `","On":true}`, func(r *record) bool {
 			return r.Name == "" && r.On
 		}, "1 texts"},
@@ -105,13 +105,14 @@ func TestDecodeKeepsWhatFits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r record
-			left, err := Decode(iotest.OneByteReader(strings.NewReader(test.in)), &r, small)
+			skipped, err := Decode(iotest.OneByteReader(strings.NewReader(test.in)), &r, small)
 			if err != nil || !test.ok(&r) || r.hidden != "" {
-				t.Errorf("%+v, %v, %v", r, left, err)
+				t.Errorf("decoded %+v, skipped %q: %v", r, skipped, err)
 			}
 
-			if (test.left == "") != (len(left) == 0) || !strings.Contains(strings.Join(left, ","), test.left) {
-				t.Errorf("left out %q, want %q", left, test.left)
+			if (test.skipped == "") != (len(skipped) == 0) ||
+				!strings.Contains(strings.Join(skipped, ","), test.skipped) {
+				t.Errorf("skipped %q, want %q", skipped, test.skipped)
 			}
 		})
 	}
@@ -125,29 +126,29 @@ func many(n int) string {
 	return strings.Join(out, ",")
 }
 
-func TestDecodeOfBrokenInput(t *testing.T) {
+func TestDecodeBrokenInput(t *testing.T) {
 	for _, in := range []string{``, `{`, `{"name":"a`, `{"name":`, `{"x":[[`, `{]`, `{"a" 1}`, `nul`,
 		`{"name":"a\q"}`} {
 		var r record
 		if _, err := Decode(strings.NewReader(in), &r, small); err == nil {
-			t.Errorf("%s: no error", in)
+			t.Errorf("Decode(%s) returned no error", in)
 		}
 	}
 
 	var r record
 	deep := `{"x":` + strings.Repeat("[", 5000)
 	if _, err := Decode(strings.NewReader(deep), &r, small); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("deep: %v", err)
+		t.Errorf("deeply nested input: %v, want ErrTooLarge", err)
 	}
 
 	wide := `{"Items":[` + strings.TrimSuffix(strings.Repeat(`{"Number":1},`, 9999), ",") + `],"On":true}`
 	if _, err := Decode(strings.NewReader(wide), &r, small); err != nil || len(r.Items) > 16 || !r.On {
-		t.Errorf("wide: %d, %v", len(r.Items), err)
+		t.Errorf("long list: %d elements decoded, %v", len(r.Items), err)
 	}
 }
 
-// TestEachGoesOn: one element that cannot be read does not fail the others.
-func TestEachGoesOn(t *testing.T) {
+// TestEachSkipsBadElements checks that an unreadable element does not fail the others.
+func TestEachSkipsBadElements(t *testing.T) {
 	in := `[{"name":"a"},{"name":7},null,"x",[1,[2]],{"Map":"no","name":"b"}]`
 	var names []string
 	err := Each(strings.NewReader(in), small, func(r *record, _ []string) error {
@@ -165,27 +166,28 @@ func TestEachGoesOn(t *testing.T) {
 	if err := Each(strings.NewReader(`[{"name":"a"},{"na`), small, func(*record, []string) error {
 		return nil
 	}); err == nil {
-		t.Error("a torn list: no error")
+		t.Error("Each returned no error for a truncated list")
 	}
 }
 
-// endless repeats a text.
-type endless struct {
-	text string
-	at   int
-	rest int
+// repeater reads a text over and over, n bytes in total.
+type repeater struct {
+	text   string
+	offset int
+	n      int
 }
 
-func (e *endless) Read(p []byte) (int, error) {
-	if e.rest <= 0 {
+func (r *repeater) Read(p []byte) (int, error) {
+	if r.n <= 0 {
 		return 0, io.EOF
 	}
-	n := copy(p, e.text[e.at:])
-	e.at, e.rest = (e.at+n)%len(e.text), e.rest-n
+
+	n := copy(p, r.text[r.offset:])
+	r.offset, r.n = (r.offset+n)%len(r.text), r.n-n
 	return n, nil
 }
 
-// TestMemoryIsBounded reads 16 MiB of each kind and allows for 8 MiB on the heap.
+// TestMemoryIsBounded reads 16 MiB of each kind of value and allows 8 MiB of heap growth.
 func TestMemoryIsBounded(t *testing.T) {
 	for name, test := range map[string]struct{ begin, repeat string }{
 		"text":     {`{"name":"`, "a"},
@@ -198,9 +200,9 @@ func TestMemoryIsBounded(t *testing.T) {
 			var before, now, most runtime.MemStats
 			runtime.ReadMemStats(&before)
 			in := io.MultiReader(strings.NewReader(test.begin),
-				&endless{text: strings.Repeat(test.repeat, 2000), rest: 16 << 20})
+				&repeater{text: strings.Repeat(test.repeat, 2000), n: 16 << 20})
 			reads := 0
-			watched := readerFunc(func(p []byte) (int, error) {
+			measured := readerFunc(func(p []byte) (int, error) {
 				if reads++; reads%256 == 0 {
 					runtime.GC()
 					runtime.ReadMemStats(&now)
@@ -210,8 +212,8 @@ func TestMemoryIsBounded(t *testing.T) {
 			})
 
 			var r record
-			if _, err := Decode(watched, &r, small); err == nil {
-				t.Error("no error at the torn end")
+			if _, err := Decode(measured, &r, small); err == nil {
+				t.Error("Decode returned no error for truncated input")
 			}
 
 			if grown := int64(most.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {

@@ -15,18 +15,18 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// value decodes the value whose first token is tok. group is what the list or map around it may
-// still keep, nil outside of any. Errors are of the input as a whole.
+// value decodes a value; tok is its first token. group is the remaining allowance of the enclosing
+// list or map, or nil outside of any. An error means that the whole input cannot be read.
 func (d *decoder) value(tok json.Token, v reflect.Value, path string, group *int) error {
 	if tok == nil {
-		return nil // null leaves everything as it is
+		return nil // null does not change the target
 	}
 
 	if v.Kind() == reflect.Pointer {
 		fresh := reflect.New(v.Type().Elem())
 		lost := d.lost
 		err := d.value(tok, fresh.Elem(), path, group)
-		if d.fits(fresh.Elem(), lost) {
+		if d.isDecoded(fresh.Elem(), lost) {
 			v.Set(fresh)
 		}
 		return err
@@ -45,17 +45,20 @@ func (d *decoder) value(tok json.Token, v reflect.Value, path string, group *int
 		return d.list(tok, v, path, d.group(group))
 	case reflect.Array:
 		return d.array(tok, v, path, group)
-	case reflect.Interface: // nobody reads such a field
+	case reflect.Interface: // no caller reads such a field
 		return d.skip(tok)
 	}
 
 	return d.scalar(tok, v, path)
 }
 
-// fits says whether a value was decoded, at least in part, since so many fields had been lost.
-func (d *decoder) fits(v reflect.Value, lost int) bool { return d.lost == lost || !v.IsZero() }
+// isDecoded reports whether v was decoded at least in part. lostBefore is the number of skipped
+// fields before v.
+func (d *decoder) isDecoded(v reflect.Value, lostBefore int) bool {
+	return d.lost == lostBefore || !v.IsZero()
+}
 
-// group is the allowance of the list or map that begins.
+// group returns the allowance of a new list or map: the one of the outermost list or map around it.
 func (d *decoder) group(outer *int) *int {
 	if outer != nil {
 		return outer
@@ -64,10 +67,10 @@ func (d *decoder) group(outer *int) *int {
 	return &n
 }
 
-// custom decodes a scalar into a type with a decoder of its own.
+// custom decodes a scalar into a type with its own UnmarshalJSON or UnmarshalText.
 func (d *decoder) custom(tok json.Token, v reflect.Value, path string) error {
 	if s, isText := tok.(string); isDelim(tok) || isText && len(s) > d.limits.Text {
-		d.leave(path)
+		d.recordSkipped(path)
 		return d.skip(tok)
 	}
 
@@ -78,7 +81,7 @@ func (d *decoder) custom(tok json.Token, v reflect.Value, path string) error {
 
 	fresh := reflect.New(v.Type())
 	if json.Unmarshal(encoded, fresh.Interface()) != nil {
-		d.leave(path)
+		d.recordSkipped(path)
 		return nil
 	}
 
@@ -92,13 +95,13 @@ func isDelim(tok json.Token) bool {
 	return ok
 }
 
-// scalar decodes a text, a number or a boolean.
+// scalar decodes a string, a number or a boolean.
 func (d *decoder) scalar(tok json.Token, v reflect.Value, path string) error {
 	switch t := tok.(type) {
 	case string:
 		if v.Kind() == reflect.String && len(t) <= d.limits.Text {
 			v.SetString(t)
-			return d.keep(len(t))
+			return d.addSize(len(t))
 		}
 
 	case bool:
@@ -113,7 +116,7 @@ func (d *decoder) scalar(tok json.Token, v reflect.Value, path string) error {
 		}
 	}
 
-	d.leave(path)
+	d.recordSkipped(path)
 
 	return d.skip(tok)
 }
@@ -148,10 +151,10 @@ func setNumber(v reflect.Value, text string) bool {
 	return true
 }
 
-// object decodes the fields of a struct by their exact names.
+// object decodes an object into a struct. Field names must match exactly.
 func (d *decoder) object(tok json.Token, v reflect.Value, path string, group *int) error {
 	if tok != json.Delim('{') {
-		d.leave(path)
+		d.recordSkipped(path)
 		return d.skip(tok)
 	}
 
@@ -176,7 +179,8 @@ func (d *decoder) object(tok json.Token, v reflect.Value, path string, group *in
 	}
 }
 
-// entry is the next key of an object with the first token of its value.
+// entry reads the next key of an object and the first token of its value. done reports the end of
+// the object.
 func (d *decoder) entry() (key string, value json.Token, done bool, err error) {
 	tok, err := d.token()
 	if err != nil || tok == json.Delim('}') {
@@ -187,10 +191,10 @@ func (d *decoder) entry() (key string, value json.Token, done bool, err error) {
 	return key, value, false, err
 }
 
-// table decodes a map. An entry whose key or value does not fit is left out.
+// table decodes an object into a map. It skips entries with an unsuitable key or value.
 func (d *decoder) table(tok json.Token, v reflect.Value, path string, group *int) error {
 	if tok != json.Delim('{') {
-		d.leave(path)
+		d.recordSkipped(path)
 		return d.skip(tok)
 	}
 
@@ -203,8 +207,8 @@ func (d *decoder) table(tok json.Token, v reflect.Value, path string, group *int
 
 		always := d.limits.Keep != nil && d.limits.Keep(text)
 		key, ok := d.key(v.Type().Key(), text)
-		if !ok || !always && !afford(group, text, value) {
-			d.leave(path + " (an entry)")
+		if !ok || !always && !reserve(group, text, value) {
+			d.recordSkipped(path + " (an entry)")
 			if err := d.skip(value); err != nil {
 				return err
 			}
@@ -220,20 +224,20 @@ func (d *decoder) table(tok json.Token, v reflect.Value, path string, group *int
 		err = d.value(value, element, path, group)
 		d.limits = limits
 		if err == nil {
-			err = d.keep(len(text))
+			err = d.addSize(len(text))
 		}
 
 		if err != nil {
 			return err
 		}
 
-		if d.fits(element, lost) {
+		if d.isDecoded(element, lost) {
 			v.SetMapIndex(key, element)
 		}
 	}
 }
 
-// key makes a map's key of a text.
+// key converts a string to a map key. It reports false for an invalid or overlong key.
 func (d *decoder) key(t reflect.Type, text string) (reflect.Value, bool) {
 	key := reflect.New(t)
 	if u, ok := key.Interface().(encoding.TextUnmarshaler); ok {
@@ -248,8 +252,9 @@ func (d *decoder) key(t reflect.Type, text string) (reflect.Value, bool) {
 	return key.Elem(), len(text) <= d.limits.Text
 }
 
-// afford takes an element from what a group may keep.
-func afford(group *int, key string, value json.Token) bool {
+// reserve subtracts the size of an element from the allowance of its group. It reports false if the
+// allowance is exhausted.
+func reserve(group *int, key string, value json.Token) bool {
 	cost := overhead + len(key)
 	if s, ok := value.(string); ok {
 		cost += len(s)
@@ -263,17 +268,17 @@ func afford(group *int, key string, value json.Token) bool {
 	return true
 }
 
-// list decodes a slice. A single text stands for a list of one, as Docker's API has it for
-// commands.
+// list decodes a slice. It accepts a single string as a list of one element, as Docker's API does
+// for commands.
 func (d *decoder) list(tok json.Token, v reflect.Value, path string, group *int) error {
 	if s, ok := tok.(string); ok && v.Type().Elem().Kind() == reflect.String && len(s) <= d.limits.Text {
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		v.Index(0).SetString(s)
-		return d.keep(len(s))
+		return d.addSize(len(s))
 	}
 
 	if tok != json.Delim('[') {
-		d.leave(path)
+		d.recordSkipped(path)
 		return d.skip(tok)
 	}
 
@@ -284,8 +289,8 @@ func (d *decoder) list(tok json.Token, v reflect.Value, path string, group *int)
 			return err
 		}
 
-		if !afford(group, "", tok) {
-			d.leave(path + " (an element)")
+		if !reserve(group, "", tok) {
+			d.recordSkipped(path + " (an element)")
 			if err := d.skip(tok); err != nil {
 				return err
 			}
@@ -297,16 +302,16 @@ func (d *decoder) list(tok json.Token, v reflect.Value, path string, group *int)
 			return err
 		}
 
-		if d.fits(element, lost) {
+		if d.isDecoded(element, lost) {
 			v.Set(reflect.Append(v, element))
 		}
 	}
 }
 
-// array decodes the first elements of a list.
+// array decodes the first elements of a list and skips elements beyond the length of the array.
 func (d *decoder) array(tok json.Token, v reflect.Value, path string, group *int) error {
 	if tok != json.Delim('[') {
-		d.leave(path)
+		d.recordSkipped(path)
 		return d.skip(tok)
 	}
 
@@ -328,7 +333,7 @@ func (d *decoder) array(tok json.Token, v reflect.Value, path string, group *int
 	}
 }
 
-// fields are the indexes of each struct type's fields by their JSON names.
+// fields caches the field indexes of each struct type by JSON name.
 var fields sync.Map
 
 func fieldsOf(t reflect.Type) map[string][]int {
@@ -355,7 +360,7 @@ func fieldsOf(t reflect.Type) map[string][]int {
 	return names
 }
 
-// fieldByIndex is a field, below embedded pointers too.
+// fieldByIndex returns a field of v. It allocates embedded pointers on the way.
 func fieldByIndex(v reflect.Value, index []int) reflect.Value {
 	for i, x := range index {
 		if i > 0 && v.Kind() == reflect.Pointer {

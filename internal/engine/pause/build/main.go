@@ -1,7 +1,7 @@
-// Command build makes the embedded pause programs from their source: it compiles
-// internal/engine/pause/src for each architecture, takes the bytes of its start function, and wraps
-// them into the smallest static ELF file. It needs nothing but the Go toolchain, which go.mod pins,
-// so the result is the same on every machine.
+// Command build builds the embedded pause programs from source. It compiles
+// internal/engine/pause/src for each architecture, extracts the machine code of its start function,
+// and wraps it into a minimal static ELF file. It needs only the Go toolchain pinned by go.mod, so
+// the build is reproducible.
 package main
 
 import (
@@ -17,9 +17,9 @@ import (
 
 const (
 	sourcePackage = "cri-dockerd/internal/engine/pause/src"
-	base          = 0x400000 // where the program is loaded
-	pageSize      = 0x10000  // the largest page size of either architecture
-	headers       = 64 + 2*56
+	base          = 0x400000  // load address
+	pageSize      = 0x10000   // the largest page size of either architecture
+	headers       = 64 + 2*56 // size of the ELF header and two program headers
 )
 
 func main() {
@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-// replace writes a program beside the old one and renames it: the old one may be running.
+// replace replaces a program by renaming a new file, because the old program may be running.
 func replace(file string, program []byte) error {
 	if err := os.WriteFile(file+".new", program, 0o755); err != nil {
 		return err
@@ -53,7 +53,7 @@ func machines() map[string]elf.Machine {
 	return map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 }
 
-// program is the ELF file for one architecture.
+// program returns the ELF file for one architecture.
 func program(arch string, machine elf.Machine) ([]byte, error) {
 	tmp, err := os.MkdirTemp("", "pause")
 	if err != nil {
@@ -76,8 +76,8 @@ func program(arch string, machine elf.Machine) ([]byte, error) {
 	return wrap(code, machine)
 }
 
-// startFunction is the machine code of main.start in a linked program. It contains no references to
-// anything outside itself.
+// startFunction returns the machine code of main.start in a linked program. The function has no
+// references to other code or data.
 func startFunction(file string) ([]byte, error) {
 	f, err := elf.Open(file)
 	if err != nil {
@@ -102,7 +102,7 @@ func startFunction(file string) ([]byte, error) {
 	return nil, fmt.Errorf("%s has no function main.start", file)
 }
 
-// wrap puts code into an ELF file with one loadable segment and a stack that cannot be executed.
+// wrap returns an ELF file with code as its only loadable segment and a non-executable stack.
 func wrap(code []byte, machine elf.Machine) ([]byte, error) {
 	size := uint64(headers + len(code))
 	var b bytes.Buffer

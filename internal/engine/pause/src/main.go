@@ -1,7 +1,8 @@
-// Command src is the pause program, the process that holds a pod's namespaces open: as process 1 of
-// a shared PID namespace it reaps orphans, and it ends on SIGTERM and SIGINT. All of it is the
-// assembler function start; build takes that function's bytes alone and wraps them into an ELF
-// file, so the Go runtime that go build links around it never reaches an image.
+// Command src is the pause program. Its process holds the namespaces of a pod open. As process 1 of
+// a shared PID namespace it reaps orphans. It exits on SIGTERM and SIGINT.
+//
+// The program consists of the assembly function start. The build command extracts the machine code
+// of this function and wraps it into an ELF file, so the image contains no Go runtime.
 package main
 
 func start()

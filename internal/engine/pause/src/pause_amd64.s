@@ -1,7 +1,7 @@
 #include "textflag.h"
 
 // func start()
-// Entered as the process's first instruction: there is no Go runtime, and the stack is the kernel's: argc, argv[0], …
+// The entry point of the process. There is no Go runtime, and the stack is the kernel's: argc, argv[0], …
 // R12 is that stack, R13 the namespace, then the numbers of the arguments.
 TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MOVQ SP, R12
@@ -23,7 +23,7 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MOVQ $0x80000, SI
 	XORQ DX, DX
 	SYSCALL
-	CMPQ AX, $-2            // ENOENT: the engine made the pod's network namespace
+	CMPQ AX, $-2            // ENOENT: the engine created the pod's network namespace
 	JEQ  reap
 	CMPQ AX, $0
 	JLT  cannotopen
@@ -41,7 +41,7 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 
 	XORQ R14, R14
 bound:
-	MOVQ $157, AX           // prctl(PR_CAPBSET_DROP, capability), until there is none of this number
+	MOVQ $157, AX           // prctl(PR_CAPBSET_DROP, capability), until the number is unknown
 	MOVQ $24, DI
 	MOVQ R14, SI
 	XORQ DX, DX
@@ -112,7 +112,7 @@ drop:
 	CMPQ AX, $0
 	JNE  cannotdrop
 
-reap:                           // at first for children that ended before SIGCHLD was blocked
+reap:                           // first for children that exited before SIGCHLD was blocked
 	MOVQ $61, AX            // wait4(-1, NULL, WNOHANG, NULL)
 	MOVQ $-1, DI
 	XORQ SI, SI

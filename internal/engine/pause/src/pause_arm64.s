@@ -1,7 +1,7 @@
 #include "textflag.h"
 
 // func start()
-// Entered as the process's first instruction: there is no Go runtime, and the stack is the kernel's: argc, argv[0], …
+// The entry point of the process. There is no Go runtime, and the stack is the kernel's: argc, argv[0], …
 // R20 is that stack, R21 the namespace, then the numbers of the arguments.
 TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MOVD RSP, R20
@@ -24,7 +24,7 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 	MOVD $0x80000, R2
 	MOVD ZR, R3
 	SVC  $0
-	CMN  $2, R0             // ENOENT: the engine made the pod's network namespace
+	CMN  $2, R0             // ENOENT: the engine created the pod's network namespace
 	BEQ  reap
 	CMP  $0, R0
 	BLT  cannotopen
@@ -40,7 +40,7 @@ TEXT ·start(SB),NOSPLIT|NOFRAME,$0
 
 	MOVD ZR, R22
 bound:
-	MOVD $167, R8           // prctl(PR_CAPBSET_DROP, capability), until there is none of this number
+	MOVD $167, R8           // prctl(PR_CAPBSET_DROP, capability), until the number is unknown
 	MOVD $24, R0
 	MOVD R22, R1
 	MOVD ZR, R2
@@ -103,7 +103,7 @@ drop:
 	SVC  $0
 	CBNZ R0, cannotdrop
 
-reap:                           // at first for children that ended before SIGCHLD was blocked
+reap:                           // first for children that exited before SIGCHLD was blocked
 	MOVD $260, R8           // wait4(-1, NULL, WNOHANG, NULL)
 	MOVD $-1, R0
 	MOVD ZR, R1
