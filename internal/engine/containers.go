@@ -15,25 +15,25 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// inspects is how many inspects run at once when everything is read.
-const inspects = 8
+// maxInspects is the maximum number of concurrent inspects while all containers are read.
+const maxInspects = 8
 
-// inspectTimeout is for one inspect, which takes milliseconds, or seconds on a busy machine if an
-// image has brought megabytes of labels. A container on which the engine hangs blocks it for ever.
+// inspectTimeout bounds one inspect. An inspect takes milliseconds, or seconds on a busy machine if
+// the image has megabytes of labels. If the engine hangs on a container, its inspect never returns.
 const inspectTimeout = 10 * time.Second
 
-// createDeadline is for the engine's answer to a create, which takes about 10 ms.
-const createDeadline = 2 * time.Minute
+// createTimeout bounds a create, which usually takes about 10 ms.
+const createTimeout = 2 * time.Minute
 
-// Create makes a container (POST /containers/create) and returns its ID. A name in use is a
-// Conflict. Once asked, the engine's answer is waited for, whatever becomes of ctx: a create that
-// was given up would happen behind the back of whoever undoes it.
+// Create creates a container (POST /containers/create) and returns its ID. A name in use is a
+// Conflict. After sending the request, Create waits for the response even if ctx ends: a cancelled
+// create could still succeed later, after the caller has cleaned up.
 func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
 	if ctx.Err() != nil {
 		return "", wrap(ctx.Err(), "create container %s", c.Name)
 	}
 
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createDeadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
 
 	r, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
@@ -46,35 +46,35 @@ func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID,
 	}
 
 	for _, w := range r.Warnings {
-		e.cfg.Log.Debug("the engine warns", "container", c.Name, "warning", w)
+		e.cfg.Log.Debug("engine returned a warning", "container", c.Name, "warning", w)
 	}
 
 	id, err := model.ParseContainerID(r.ID)
 	if err != nil {
-		return "", wrap(badID(err), "create container %s", c.Name)
+		return "", wrap(invalidID(err), "create container %s", c.Name)
 	}
 
 	return id, nil
 }
 
-// Start starts a container (POST /containers/{id}/start). A running one is no error.
+// Start starts a container (POST /containers/{id}/start). It succeeds if the container is running.
 func (e *Engine) Start(ctx context.Context, id model.ContainerID) error {
 	_, err := e.docker().ContainerStart(ctx, string(id), client.ContainerStartOptions{})
 	return wrap(err, "start container %s", id)
 }
 
-// Stop sends the container's stop signal and, after grace, SIGKILL, and returns when it has ended.
-// Docker counts in whole seconds; grace is rounded up. With a grace of 0 the container gets SIGKILL
-// alone (POST /containers/{id}/kill): Docker's stop would send the stop signal first even then, and
-// the container's own answer to it could win. A stopped container is no error, an unknown one
-// NotFound.
+// Stop sends the stop signal of a container and, after the grace period, SIGKILL. It returns when
+// the container has exited. Docker's unit is seconds, so grace is rounded up. With a grace period
+// of 0 the container gets only SIGKILL (POST /containers/{id}/kill): Docker's stop would send the
+// stop signal first, and the container could exit because of it. Stop succeeds if the container is
+// stopped. An unknown container is NotFound.
 func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error {
 	if grace == 0 {
 		_, err := e.docker().ContainerKill(ctx, string(id), client.ContainerKillOptions{Signal: "SIGKILL"})
 		if !errdefs.IsConflict(err) {
 			return wrap(err, "kill container %s", id)
 		}
-		// It does not run, or starts just now: stop knows both.
+		// The container is not running, or it is just starting. Stop handles both.
 	}
 
 	seconds := int(math.Ceil(grace.Seconds()))
@@ -83,13 +83,13 @@ func (e *Engine) Stop(ctx context.Context, id model.ContainerID, grace time.Dura
 	return wrap(err, "stop container %s", id)
 }
 
-// Remove removes a container by force with its anonymous volumes. An unknown one is NotFound; one
-// whose removal is under way already is waited for.
+// Remove forcibly removes a container and its anonymous volumes. It waits for a removal in
+// progress. An unknown container is NotFound.
 func (e *Engine) Remove(ctx context.Context, id model.ContainerID) error {
 	return e.remove(ctx, string(id))
 }
 
-// remove is Remove of a container by its ID or its name.
+// remove is Remove by ID or name.
 func (e *Engine) remove(ctx context.Context, id string) error {
 	for {
 		_, err := e.docker().ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
@@ -100,20 +100,20 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 		select {
 		case <-ctx.Done():
 			return wrap(err, "remove container %s", id)
-		case <-time.After(50 * time.Millisecond): // another caller's removal is under way
+		case <-time.After(50 * time.Millisecond): // another removal is in progress
 		}
 	}
 }
 
-// Update changes the resources that Docker knows (POST /containers/{id}/update); Limit has the
-// others.
+// Update changes the resources supported by Docker's API (POST /containers/{id}/update). Limit
+// changes the others.
 func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
 	_, err := e.docker().ContainerUpdate(ctx, string(id), client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
 }
 
-// Inspect reads one container anew. An unknown one is NotFound; one that is not ours gives an empty
-// object.
+// Inspect reads the current state of a container. An unknown container is NotFound. A container not
+// managed by this program gives an empty object.
 func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.inspectTimeout)
 	defer cancel()
@@ -133,8 +133,8 @@ func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object
 	return o, nil
 }
 
-// read translates the answer to an inspect. It needs the labels of the container's image, which
-// Docker has merged into the container's own.
+// read translates the response to an inspect. It needs the labels of the image, because Docker
+// merges them into the labels of the container.
 func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.Object, error) {
 	image, err := e.imageLabels(ctx, in.Image)
 	if err != nil {
@@ -143,15 +143,15 @@ func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.O
 	return spec.Read(in, image)
 }
 
-// FindByName is the container with this name (without slash) and what it is; NotFound if there is
-// none.
+// FindByName returns the ID and the object of the container with this name (without slash), or
+// NotFound.
 func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error) {
 	in, err := e.inspect(ctx, name)
 	if err != nil {
 		return "", spec.Object{}, wrap(err, "find container %s", name)
 	}
 
-	if in.Name != "/"+name { // Docker also finds by a prefix of the ID
+	if in.Name != "/"+name { // Docker also accepts a prefix of an ID
 		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
 	}
 
@@ -161,16 +161,16 @@ func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID
 	}
 
 	o, err := e.read(ctx, in)
-	if errdefs.IsDataLoss(err) { // it has the name and is none of ours
+	if errdefs.IsDataLoss(err) { // a container with this name, but not managed by this program
 		return id, spec.Object{}, nil
 	}
 
 	return id, o, wrap(err, "find container %s", name)
 }
 
-// Objects reads every container of ours (list, then inspect). One that vanishes meanwhile is left
-// out. One that the engine cannot describe in time is Unread, with what the list says of it: a
-// hanging container must not hide the others.
+// Objects lists and inspects all containers managed by this program. It skips containers removed in
+// the meantime. A container without a timely inspect response is Unread and has only the data of
+// the list, so that a hanging container does not hide the others.
 func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	list, err := e.list(ctx, make(client.Filters).Add("label", spec.OurLabel))
 	if err != nil {
@@ -179,7 +179,7 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 
 	out := make([]spec.Object, len(list))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(inspects)
+	g.SetLimit(maxInspects)
 	late := newStragglers(ctx, e.Ping)
 	defer late.stop()
 
@@ -193,7 +193,8 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 	return out, g.Wait()
 }
 
-// object reads one container of a list. It fails only if the engine is not there, or ctx has ended.
+// object inspects one container of a list. It fails only if the engine is unavailable or ctx has
+// ended.
 func (e *Engine) object(ctx context.Context, item listedContainer, late *stragglers) (spec.Object, error) {
 	inspectCtx, done := late.begin(ctx)
 	o, err := e.Inspect(inspectCtx, model.ContainerID(item.ID))
@@ -202,12 +203,12 @@ func (e *Engine) object(ctx context.Context, item listedContainer, late *straggl
 		return o, nil
 	}
 
-	if unanswered(ctx, err) {
+	if isUnanswered(ctx, err) {
 		return spec.Object{}, err
 	}
 
-	e.cfg.Log.Warn("a container that Docker cannot describe is shown as the list has it", "container", item.ID, "names",
-		item.Names, "err", err)
+	e.cfg.Log.Warn("failed to inspect container; using the engine's container list instead",
+		"container", item.ID, "names", item.Names, "err", err)
 	image := spec.ImageLabels{Unknown: true}
 	if i := e.images.get(item.ImageID); i != nil {
 		image = i.Brings()
@@ -225,7 +226,7 @@ func (e *Engine) object(ctx context.Context, item listedContainer, late *straggl
 	}, image), nil
 }
 
-// Ping asks the engine for a sign of life (GET /_ping).
+// Ping checks whether the engine responds (GET /_ping).
 func (e *Engine) Ping(ctx context.Context) error {
 	_, err := e.docker().Ping(ctx, client.PingOptions{})
 	return wrap(err, "ping the engine")

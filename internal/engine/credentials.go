@@ -12,9 +12,9 @@ import (
 // dockerHub is the key of Docker Hub's credentials in config.json.
 const dockerHub = "https://index.docker.io/v1/"
 
-// machineAuth is the X-Registry-Auth header with the credentials that this machine has for an
-// image's registry, "" if it has none: those that docker login has put into config.json of this
-// user ($DOCKER_CONFIG, else ~/.docker), or that a credential helper named there gives.
+// machineAuth returns the X-Registry-Auth header with this machine's credentials for the registry
+// of an image, or "" without credentials. They come from docker login: config.json in dir (default
+// $DOCKER_CONFIG or ~/.docker), or a credential helper named there.
 func machineAuth(dir, ref string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -23,7 +23,7 @@ func machineAuth(dir, ref string) (string, error) {
 
 	file, err := config.Load(dir)
 	if err != nil {
-		return "", fmt.Errorf("read the credentials of this machine: %w", err)
+		return "", fmt.Errorf("read registry credentials of this node: %w", err)
 	}
 
 	host := reference.Domain(named)
@@ -33,7 +33,7 @@ func machineAuth(dir, ref string) (string, error) {
 
 	c, err := file.GetAuthConfig(host)
 	if err != nil {
-		return "", fmt.Errorf("credentials of this machine (%s) for %s: %w", file.Filename, host, err)
+		return "", fmt.Errorf("get credentials for %s from %s: %w", host, file.Filename, err)
 	}
 
 	if c.Username == "" && c.IdentityToken == "" && c.RegistryToken == "" {

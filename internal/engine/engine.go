@@ -1,7 +1,7 @@
-// Package engine is Docker Engine as this program uses it: Docker's own Go client, its verbs in the
-// vocabulary of spec, and what the client lacks: an event stream that never blocks, pulls that end
-// when nothing moves, exec that kills what it started, and the embedded pause image. Only engine,
-// spec and node know Docker's types.
+// Package engine is the client for Docker Engine. It wraps Docker's own Go client in the types of
+// package spec and adds features missing there: a non-blocking event stream, a progress deadline
+// for pulls, exec with a kill on timeout, and the embedded pause image. Only engine, spec and node
+// depend on Docker's types.
 package engine
 
 import (
@@ -27,50 +27,50 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Config says which engine to speak to and how.
+// Config configures an Engine.
 type Config struct {
-	// Endpoint is unix:///path, tcp://host:port or npipe://…; empty means DOCKER_HOST and its
-	// companions.
+	// Endpoint is unix:///path, tcp://host:port or npipe://…. If it is empty, DOCKER_HOST and its
+	// related variables apply.
 	Endpoint string
-	// PauseImage is the sandbox image; empty means the embedded one.
+	// PauseImage is the sandbox image. Empty selects the embedded one.
 	PauseImage string
-	// AuthDir is the folder of the config.json with this machine's credentials; empty means
-	// Docker's own default.
+	// AuthDir is the directory of the config.json with the registry credentials of this machine.
+	// Empty selects Docker's default.
 	AuthDir string
-	// PullDeadline ends a pull in which nothing at all has moved for so long.
+	// PullDeadline cancels an image pull that makes no progress for this long.
 	PullDeadline time.Duration
-	// Dial connects to the engine, except for streams; nil for Docker's own client. It is not for
-	// TLS.
+	// Dial connects to the engine, except for streams. It does not support TLS. Nil selects the
+	// dialer of Docker's client.
 	Dial func(ctx context.Context) (net.Conn, error)
-	// Traces gets a span for every request; nil for none.
+	// Traces receives a span for every request. It may be nil.
 	Traces trace.TracerProvider
-	// Pins are the images that the operator wants to keep.
+	// Pins are the images pinned by the operator.
 	Pins spec.ImagePins
 	Log  *slog.Logger
 }
 
 // Engine is the connection to one Docker Engine. It is safe for concurrent use.
 type Engine struct {
-	cfg     Config
-	client  atomic.Pointer[connection] // of the last Host; see there
-	kernel  cgroup.Kernel
-	images  imageCache
-	pulls   shared
-	metrics pullMetrics
-	moving  movement // of all pulls
-	calls   *prometheus.HistogramVec
-	loading keylock.Map            // one load of the pause image at a time
-	arch    atomic.Pointer[string] // the engine's architecture, known since the first Host
-	leftOut leftOut
-	pauseID atomic.Pointer[model.ImageID] // of the embedded pause, as soon as it is known
-	execs   execTimeouts
+	cfg      Config
+	client   atomic.Pointer[connection] // replaced by each call of Host
+	kernel   cgroup.Kernel
+	images   imageCache
+	pulls    callGroup
+	metrics  pullMetrics
+	activity activity // of all pulls
+	calls    *prometheus.HistogramVec
+	loading  keylock.Map            // one load of the pause image at a time
+	arch     atomic.Pointer[string] // the engine's architecture; set by the first Host
+	skipped  reportedObjects
+	pauseID  atomic.Pointer[model.ImageID] // of the embedded pause image; nil while unknown
+	execs    execTimeouts
 
-	inspectTimeout time.Duration // for one inspect; tests change it
+	inspectTimeout time.Duration // of one inspect; tests change it
 	reaps          reaps
 }
 
-// New prepares the connection. It does not connect: the engine may come later, and may be another
-// version after its restart.
+// New returns an Engine without connecting to it. The engine may start later, and its version may
+// change when it restarts.
 func New(cfg Config) (*Engine, error) {
 	e := &Engine{
 		cfg:     cfg,
@@ -100,7 +100,7 @@ func (e *Engine) newClient() (*connection, error) {
 	}
 
 	docker, err := newConnection(e.cfg.Dial, []client.Opt{host}, client.WithUserAgent("cri-dockerd"),
-		observed(e.cfg.Traces, e.calls))
+		withObservation(e.cfg.Traces, e.calls))
 	if err != nil {
 		return nil, fmt.Errorf("--docker-endpoint %q: %w", e.cfg.Endpoint, err)
 	}
@@ -110,23 +110,24 @@ func (e *Engine) newClient() (*connection, error) {
 
 func (e *Engine) docker() *client.Client { return e.client.Load().Client }
 
-// streams is the client for connections that are taken over.
+// streams returns the client for hijacked connections.
 func (e *Engine) streams() *client.Client { return e.client.Load().streams }
 
-// Close ends what waits for execs, and idle connections.
+// Close stops the reaping of cancelled execs and closes idle connections.
 func (e *Engine) Close() error {
 	e.reaps.close()
 	return e.client.Load().Close()
 }
 
-// minAPI is Engine 20.10's.
+// minAPI is the API version of Docker Engine 20.10.
 const minAPI = "1.41"
 
-// Host connects, negotiates the API version anew, and reads what the engine is (GET /_ping, /info).
-// Errors are Unavailable when the engine does not answer, FailedPrecondition when it is too old.
+// Host connects to the engine, negotiates the API version, and reads the engine's properties (GET
+// /_ping, /info). Errors are Unavailable if the engine does not respond, and FailedPrecondition if
+// it is too old.
 func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
-	// A new client, since one that negotiates again would change under the hands of calls that are
-	// under way, and only ever downwards.
+	// Use a new client: a second negotiation would change the version of calls in progress, and it
+	// could only lower the version.
 	docker, err := e.newClient()
 	if err != nil {
 		return spec.Host{}, err
@@ -136,35 +137,37 @@ func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
 		return spec.Host{}, errors.Join(wrap(err, "ping the engine at %s", docker.DaemonHost()), docker.Close())
 	}
 
-	if err := e.client.Swap(docker).Close(); err != nil { // its idle connections; calls go on
-		e.cfg.Log.Debug("connections to the engine are not closed", "err", err)
+	// Close affects idle connections only; calls in progress continue.
+	if err := e.client.Swap(docker).Close(); err != nil {
+		e.cfg.Log.Debug("failed to close idle connections to the engine", "err", err)
 	}
 
 	info, err := e.info(ctx)
 	if err != nil {
-		return spec.Host{}, wrap(err, "read the engine's information")
+		return spec.Host{}, wrap(err, "get engine information")
 	}
 
 	h := spec.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
-	if e.moving.store.Store(nil); h.ContainerdStore {
-		e.moving.store.Store(&h.RootDir)
+	if e.activity.store.Store(nil); h.ContainerdStore {
+		e.activity.store.Store(&h.RootDir)
 	}
 
 	if !h.AtLeast(minAPI) {
-		return h, fmt.Errorf("engine %s speaks API %s, at least %s is needed (Docker Engine 20.10): %w",
-			h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
+		return h, fmt.Errorf("engine %s supports API version %s; version %s or later is required "+
+			"(Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
 	}
 
 	return h, nil
 }
 
-// capSysResource is the bit of CAP_SYS_RESOURCE, without which a process cannot lower an
+// capSysResource is the bit of CAP_SYS_RESOURCE. A process needs this capability to lower an
 // oom_score_adj (capabilities(7), proc(5)).
 const capSysResource = 24
 
-// minOOMScore is the lowest oom_score_adj that a container can get on this machine, from our own
-// capabilities and score: an engine beside us is bound like ourselves.
+// minOOMScore returns the lowest possible oom_score_adj of a container on this machine. It derives
+// the value from the capabilities and the score of this process, because the same restrictions
+// apply to an engine beside it.
 func minOOMScore(proc string) int {
 	status, err := os.ReadFile(proc + "/status")
 	if err != nil {
@@ -196,8 +199,8 @@ func minOOMScore(proc string) int {
 	return score
 }
 
-// wrap adds the operation to an error of the client's, and the kind Unavailable to one that came
-// before any answer.
+// wrap adds the operation to an error of Docker's client. An error without a response of the engine
+// becomes Unavailable.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -211,13 +214,13 @@ func wrap(err error, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", op, err)
 }
 
-// unanswered says whether an error means that the engine did not answer, rather than that it
-// answered with an error about one object.
-func unanswered(ctx context.Context, err error) bool {
+// isUnanswered reports whether the engine did not respond, as opposed to an error response about
+// one object.
+func isUnanswered(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || errdefs.IsUnavailable(err)
 }
 
-// ignore is err unless it is of the kind.
+// ignore returns err, or nil if err is of the given kind.
 func ignore(err error, kind func(error) bool) error {
 	if err != nil && kind(err) {
 		return nil

@@ -35,20 +35,26 @@ func TestMinOOMScore(t *testing.T) {
 		caps, score string
 		want        int
 	}{
-		{"000001ffffffffff", "0", -1000}, {"000001fffeffffff", "0", 0}, {"000001fffeffffff", "-500", -500},
+		{"000001ffffffffff", "0", -1000},
+		{"000001fffeffffff", "0", 0},
+		{"000001fffeffffff", "-500", -500},
 		{"0000000000000000", "200", 200},
 	} {
-		dir := t.TempDir()
-		for file, content := range map[string]string{"status": "Name:\tx\nCapEff:\t" + c.caps +
-			"\n", "oom_score_adj": c.score + "\n"} {
-			if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
+		t.Run(c.caps+" "+c.score, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, content := range map[string]string{
+				"status":        "Name:\tx\nCapEff:\t" + c.caps + "\n",
+				"oom_score_adj": c.score + "\n",
+			} {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
 
-		if got := minOOMScore(dir); got != c.want {
-			t.Errorf("capabilities %s, score %s: %d, want %d", c.caps, c.score, got, c.want)
-		}
+			if got := minOOMScore(dir); got != c.want {
+				t.Errorf("minOOMScore = %d, want %d", got, c.want)
+			}
+		})
 	}
 }
 
@@ -58,12 +64,12 @@ func TestFamily(t *testing.T) {
 	got := family(all, 10)
 	slices.Sort(got)
 	if want := []int{10, 11, 12, 13, 14}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+		t.Errorf("family = %v, want %v", got, want)
 	}
 }
 
-// TestKillTreeKeepsToTheCgroup kills nothing that is not in the container's cgroup.
-func TestKillTreeKeepsToTheCgroup(t *testing.T) {
+// TestKillTreeChecksCgroup checks that killTree kills only processes in the container's cgroup.
+func TestKillTreeChecksCgroup(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -80,35 +86,40 @@ func TestKillTreeKeepsToTheCgroup(t *testing.T) {
 	}
 
 	if killed, err := sendSignals("/proc", 1<<22-1, "x", syscall.SIGKILL); killed || err != nil {
-		t.Errorf("a PID that does not exist: %v, %v", killed, err)
+		t.Errorf("signal to an unknown PID: sent %v, error %v", killed, err)
 	}
 }
 
-// TestProgress: the figures of a pull are what the engine's messages add up to, also when a
-// download begins again.
+// TestProgress checks the metrics of a pull with a restarted download.
 func TestProgress(t *testing.T) {
 	m := newPullMetrics()
 	var log bytes.Buffer
-	p := newProgress(newWatchdog(0, &movement{}, nil),
+	p := newProgress(newWatchdog(0, &activity{}, nil),
 		slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), m)
 	if got := testutil.ToFloat64(m.active); got != 1 {
-		t.Errorf("%v pulls are active", got)
+		t.Errorf("%v active pulls, want 1", got)
 	}
 
-	p.told = time.Time{} // long ago
+	p.logged = time.Time{} // a log entry is due
 	for _, x := range []struct {
 		id, status     string
 		current, total int64
 		units          string
 	}{
-		{"", "Pulling from app", 0, 0, ""}, {"one", "Downloading", 100, 1000, ""},
-		{"one", "Downloading", 400, 1000, ""}, {"two", "Downloading", 50, 500, ""},
-		{"two", "Downloading", 0, 500, ""}, {"two", "Downloading", 60, 500, ""}, {"one", "Download complete", 0, 0, ""},
+		{"", "Pulling from app", 0, 0, ""},
+		{"one", "Downloading", 100, 1000, ""},
+		{"one", "Downloading", 400, 1000, ""},
+		{"two", "Downloading", 50, 500, ""},
+		{"two", "Downloading", 0, 500, ""},
+		{"two", "Downloading", 60, 500, ""},
+		{"one", "Download complete", 0, 0, ""},
 		{"two", "Download complete", 0, 0, ""},
-		{"one", "Extracting", 300, 1000, ""}, {"one", "Pull complete", 0, 0, ""}, {"two", "Extracting", 7, 0, "s"},
+		{"one", "Extracting", 300, 1000, ""},
+		{"one", "Pull complete", 0, 0, ""},
+		{"two", "Extracting", 7, 0, "s"},
 		{"two", "Pull complete", 0, 0, ""},
 	} {
-		p.saw(jsonstream.Message{
+		p.observe(jsonstream.Message{
 			ID:       x.id,
 			Status:   x.status,
 			Progress: &jsonstream.Progress{Current: x.current, Total: x.total, Units: x.units},
@@ -117,64 +128,74 @@ func TestProgress(t *testing.T) {
 
 	p.end(nil)
 	if got := testutil.ToFloat64(m.bytes.WithLabelValues(downloading)); got != 1000+50+500 {
-		t.Errorf("downloaded %v", got)
+		t.Errorf("%v bytes downloaded, want %d", got, 1000+50+500)
 	}
 	if got := testutil.ToFloat64(m.bytes.WithLabelValues(extracting)); got != 1000 {
-		t.Errorf("extracted %v", got)
+		t.Errorf("%v bytes extracted, want 1000", got)
 	}
 	if got := testutil.ToFloat64(m.active); got != 0 {
-		t.Errorf("%v pulls are active afterwards", got)
+		t.Errorf("%v active pulls after the end, want 0", got)
 	}
-	if testutil.CollectAndCount(m.seconds) != 1 || strings.Count(log.String(), "pull goes on") != 1 {
-		t.Errorf("log: %s", &log)
+	if testutil.CollectAndCount(m.seconds) != 1 || strings.Count(log.String(), "image pull in progress") != 1 {
+		t.Errorf("unexpected log: %s", &log)
 	}
 }
 
-// TestPullError takes what engines really say.
+// TestPullError uses messages of real engines.
 func TestPullError(t *testing.T) {
-	for text, want := range map[string]func(error) bool{
-		`failed to resolve reference "127.0.0.1:5000/ok:2": 127.0.0.1:5000/ok:2: not found`: errdefs.IsNotFound,
-		"manifest for 127.0.0.1:5000/ok:2 not found: manifest unknown: Unknown " +
-			"manifest": errdefs.IsNotFound,
-		"repository 127.0.0.1:5000/nothing not found: name unknown: Unknown name": errdefs.IsNotFound,
-		"pull access denied for 127.0.0.1:5000/x, repository does not exist or may require 'docker login': denied: " +
-			"says the test": errdefs.IsPermissionDenied,
-		"unauthorized: authentication required": errdefs.IsPermissionDenied,
-		"pull access denied, repository does not exist or may require authorization: authorization failed: no basic " +
-			"auth credentials": errdefs.IsPermissionDenied,
-		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/basic/manifests/1: 401 " +
-			"Unauthorized": errdefs.IsPermissionDenied,
-		"toomanyrequests: You have reached your pull rate limit": errdefs.IsUnavailable,
-		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: 429 Too Many " +
-			"Requests": errdefs.IsUnavailable,
-		"received unexpected HTTP status: 503 Service " +
-			"Unavailable": errdefs.IsUnavailable,
-		"unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: 500 Internal " +
-			"Server Error": errdefs.IsUnavailable,
-		`Get "https://192.0.2.1:5000/v2/": http: server gave HTTP response to HTTPS client`: errdefs.IsUnavailable,
-		`Get "https://registry.example/v2/": x509: certificate signed by unknown ` +
-			`authority`: errdefs.IsUnavailable,
-		`failed to do request: Head "https://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: ` +
-			`connection refused`: errdefs.IsUnavailable,
-		"short read: expected 101921 bytes but got 8192: unexpected EOF": errdefs.IsUnavailable,
-		"failed to register layer: Error processing tar file(exit status 1): write /x: no space left on device": func(err error) bool {
-			return !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsPermissionDenied(err)
-		},
+	other := func(err error) bool {
+		return !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsPermissionDenied(err)
+	}
+	const head = "unknown: unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: "
+
+	for _, c := range []struct {
+		kind  func(error) bool
+		texts []string
+	}{
+		{errdefs.IsNotFound, []string{
+			`failed to resolve reference "127.0.0.1:5000/ok:2": 127.0.0.1:5000/ok:2: not found`,
+			"manifest for 127.0.0.1:5000/ok:2 not found: manifest unknown: Unknown manifest",
+			"repository 127.0.0.1:5000/nothing not found: name unknown: Unknown name",
+		}},
+		{errdefs.IsPermissionDenied, []string{
+			"pull access denied for 127.0.0.1:5000/x, repository does not exist or may require 'docker login': " +
+				"denied: requested access to the resource is denied",
+			"unauthorized: authentication required",
+			"pull access denied, repository does not exist or may require authorization: authorization failed: " +
+				"no basic auth credentials",
+			head + "401 Unauthorized",
+		}},
+		{errdefs.IsUnavailable, []string{
+			"toomanyrequests: You have reached your pull rate limit",
+			head + "429 Too Many Requests",
+			"received unexpected HTTP status: 503 Service Unavailable",
+			head + "500 Internal Server Error",
+			`Get "https://192.0.2.1:5000/v2/": http: server gave HTTP response to HTTPS client`,
+			`Get "https://registry.example/v2/": x509: certificate signed by unknown authority`,
+			`failed to do request: Head "https://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: ` +
+				`connection refused`,
+			"short read: expected 101921 bytes but got 8192: unexpected EOF",
+		}},
+		{other, []string{
+			"failed to register layer: Error processing tar file(exit status 1): write /x: no space left on device",
+		}},
 	} {
-		if err := pullError(fmt.Errorf("%s", text)); !want(err) || !strings.Contains(err.Error(), text) {
-			t.Errorf("%v", err)
+		for _, text := range c.texts {
+			if err := pullError(errors.New(text)); !c.kind(err) || !strings.Contains(err.Error(), text) {
+				t.Errorf("pullError(%q) has an unexpected kind or text: %v", text, err)
+			}
 		}
 	}
 
-	if err := pullError(fmt.Errorf("x denied: %w", errdefs.ErrNotFound)); !errdefs.IsPermissionDenied(err) ||
-		errdefs.IsNotFound(err) {
-		t.Errorf("%v", err)
+	err := pullError(fmt.Errorf("x denied: %w", errdefs.ErrNotFound))
+	if !errdefs.IsPermissionDenied(err) || errdefs.IsNotFound(err) {
+		t.Errorf("pullError keeps the engine's kind: %v", err)
 	}
 }
 
-func TestSharedCalls(t *testing.T) {
+func TestCallGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s shared
+		var g callGroup
 		var calls atomic.Int32
 		cancelled := make(chan struct{})
 		call := func(ctx context.Context) (string, error) {
@@ -188,73 +209,77 @@ func TestSharedCalls(t *testing.T) {
 			}
 		}
 
-		impatient, leave := context.WithCancel(t.Context())
+		cancellable, cancel := context.WithCancel(t.Context())
 		type result struct {
 			id  string
 			err error
 		}
 
 		results := make(chan result, 5)
-		ask := func(ctx context.Context, key string) {
+		start := func(ctx context.Context, key string) {
 			go func() {
-				id, err := s.do(ctx, key, call)
+				id, err := g.do(ctx, key, call)
 				results <- result{id, err}
 			}()
 		}
 
-		ask(impatient, "one") // who came first goes, and the others have their result
+		start(cancellable, "one") // the first caller is cancelled, the others get the result
 		synctest.Wait()
-		ask(t.Context(), "one")
-		ask(t.Context(), "one")
+		start(t.Context(), "one")
+		start(t.Context(), "one")
 		synctest.Wait()
-		leave()
+		cancel()
 		if r := <-results; !errors.Is(r.err, context.Canceled) {
-			t.Errorf("who left: %v", r)
+			t.Errorf("cancelled caller: %v", r)
 		}
 
 		for range 2 {
 			if r := <-results; r.err != nil || r.id != "result 1" {
-				t.Errorf("%v", r)
+				t.Errorf("result %v, want result 1", r)
 			}
 		}
 
-		ask(t.Context(), "one") // not the old result
+		start(t.Context(), "one") // a later caller starts a new call
 		if r := <-results; r.id != "result 2" {
-			t.Errorf("%v", r)
+			t.Errorf("result %v, want result 2", r)
 		}
 
-		impatient, leave = context.WithCancel(t.Context())
-		ask(impatient, "one")
-		ask(impatient, "one")
+		cancellable, cancel = context.WithCancel(t.Context())
+		start(cancellable, "one")
+		start(cancellable, "one")
 		synctest.Wait()
-		leave() // all who wanted it
+		cancel() // all callers of the call
 		<-cancelled
 		<-results
 		<-results
-		if n := calls.Load(); n != 3 || len(s.calls) != 0 {
-			t.Errorf("%d calls, %d kept", n, len(s.calls))
+		if n := calls.Load(); n != 3 || len(g.calls) != 0 {
+			t.Errorf("%d calls, want 3; %d entries remain, want 0", n, len(g.calls))
 		}
 	})
 }
 
 func TestAuthHeader(t *testing.T) {
-	for _, c := range []struct {
-		a    *runtimeapi.AuthConfig
-		ok   bool
-		some bool
+	for name, c := range map[string]struct {
+		auth      *runtimeapi.AuthConfig
+		isValid   bool
+		hasHeader bool
 	}{
-		{nil, true, false}, {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, true, true},
-		{&runtimeapi.AuthConfig{Auth: "dTpw"}, true, true},
-		{&runtimeapi.AuthConfig{Auth: "!"}, false, false}, {&runtimeapi.AuthConfig{Auth: "dXA="}, false, false},
-		{&runtimeapi.AuthConfig{RegistryToken: "t"}, true, true},
+		"none":           {nil, true, false},
+		"user":           {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, true, true},
+		"auth":           {&runtimeapi.AuthConfig{Auth: "dTpw"}, true, true},
+		"not base64":     {&runtimeapi.AuthConfig{Auth: "!"}, false, false},
+		"no password":    {&runtimeapi.AuthConfig{Auth: "dXA="}, false, false},
+		"registry token": {&runtimeapi.AuthConfig{RegistryToken: "t"}, true, true},
 	} {
-		h, err := authHeader(c.a)
-		if (err == nil) != c.ok || (h != "") != c.some {
-			t.Errorf("%v: %q, %v", c.a, h, err)
-		}
-		if err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%v: kind of %v", c.a, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			h, err := authHeader(c.auth)
+			if (err == nil) != c.isValid || (h != "") != c.hasHeader {
+				t.Errorf("header %q, error %v", h, err)
+			}
+			if err != nil && !errdefs.IsInvalidArgument(err) {
+				t.Errorf("error %v, want InvalidArgument", err)
+			}
+		})
 	}
 }
 
@@ -262,13 +287,14 @@ func TestStreamError(t *testing.T) {
 	if err := streamError(strings.NewReader(`{"status":"a"}{"stream":"b"}`)); err != nil {
 		t.Error(err)
 	}
-	if err := streamError(strings.NewReader(`{"status":"a"}{"error":"no space left","errorDetail":{}}`)); err == nil ||
-		err.Error() != "no space left" {
+
+	err := streamError(strings.NewReader(`{"status":"a"}{"error":"no space left","errorDetail":{}}`))
+	if err == nil || err.Error() != "no space left" {
 		t.Error(err)
 	}
 }
 
-// engineOf serves a handler as an engine on a socket.
+// engineOf returns an Engine connected to a handler.
 func engineOf(t *testing.T, h http.Handler) *Engine {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "docker.sock")
@@ -293,7 +319,7 @@ func engineOf(t *testing.T, h http.Handler) *Engine {
 	return e
 }
 
-func TestTooOldAnEngineIsRefused(t *testing.T) {
+func TestOldEngineIsRejected(t *testing.T) {
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.40")
 		if strings.HasSuffix(r.URL.Path, "/info") {
@@ -301,13 +327,12 @@ func TestTooOldAnEngineIsRefused(t *testing.T) {
 		}
 	}))
 	if _, err := e.Host(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "20.10") {
-		t.Errorf("%v", err)
+		t.Errorf("Host: %v", err)
 	}
 }
 
-// TestEngineOfAnotherVersion: after its restart the engine is newer, or older, while calls are
-// under way.
-func TestEngineOfAnotherVersion(t *testing.T) {
+// TestEngineChangesVersion restarts the engine with newer and older API versions during calls.
+func TestEngineChangesVersion(t *testing.T) {
 	var api atomic.Value
 	api.Store("1.41")
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -348,9 +373,8 @@ func TestEngineOfAnotherVersion(t *testing.T) {
 	<-stopped
 }
 
-// TestEngineCannotDescribeOne: what the engine answers to an inspect with an error is left out, and
-// the others are not.
-func TestEngineCannotDescribeOne(t *testing.T) {
+// TestInspectErrorOfOneObject checks that an inspect error omits only the object in question.
+func TestInspectErrorOfOneObject(t *testing.T) {
 	good, odd := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
@@ -382,26 +406,25 @@ func TestEngineCannotDescribeOne(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := e.Images(ended); err == nil {
-		t.Error("Images with a context that has ended: no error")
+		t.Error("Images returned no error with a cancelled context")
 	}
 }
 
-// TestImageCache: an image is inspected when it is new, when the list says something else of it,
-// and when it was looked for; who asks whether an image is there does not wait for a look that is
-// under way.
+// TestImageCache checks that an image is inspected if it is new, if its list entry has changed, and
+// after a call of Image. A lookup does not wait for a list in progress.
 func TestImageCache(t *testing.T) {
 	var inspected, held atomic.Int32
 	var tags atomic.Value
 	tags.Store(`"app:1"`)
 	one := "sha256:" + strings.Repeat("1", 64)
-	goOn, listing := make(chan struct{}), make(chan struct{}, 1)
+	resume, listing := make(chan struct{}), make(chan struct{}, 1)
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		switch p := r.URL.Path; {
 		case strings.HasSuffix(p, "/images/json"):
 			if held.Load() > 0 {
 				listing <- struct{}{}
-				<-goOn
+				<-resume
 			}
 			fmt.Fprintf(w, `[{"Id":%q,"RepoTags":[%s]}]`, one, tags.Load())
 
@@ -411,37 +434,37 @@ func TestImageCache(t *testing.T) {
 		}
 	}))
 
-	look := func(want int32) {
+	list := func(want int32) {
 		t.Helper()
 		if images, err := e.Images(t.Context()); err != nil || len(images) != 1 || inspected.Load() != want {
 			t.Errorf("Images: %v, %v, %d inspects; want %d", images, err, inspected.Load(), want)
 		}
 	}
 
-	look(1)
-	look(1)
+	list(1)
+	list(1)
 	tags.Store(`"app:1","app:2"`)
-	look(2)
-	look(2)
+	list(2)
+	list(2)
 	if _, err := e.Image(t.Context(), "app:1"); err != nil {
 		t.Error(err)
 	}
 
-	look(4) // Image's own, and the look's
-	look(4)
+	list(4) // one inspect by Image, and one by the list
+	list(4)
 	held.Store(1)
 	done := make(chan struct{})
-	go func() { defer close(done); look(4) }()
+	go func() { defer close(done); list(4) }()
 	<-listing
 	if !e.images.has("app:2") || e.images.has("app:3") {
-		t.Error("what the last look saw is forgotten during a look")
+		t.Error("the cache does not have the last list during a new one")
 	}
 
-	close(goOn)
+	close(resume)
 	<-done
 }
 
-func TestNobodyThere(t *testing.T) {
+func TestEngineDown(t *testing.T) {
 	e, err := New(Config{
 		Endpoint: "unix://" + filepath.Join(t.TempDir(), "nobody"),
 		Log:      slog.New(slog.DiscardHandler),
@@ -452,16 +475,16 @@ func TestNobodyThere(t *testing.T) {
 	defer e.Close()
 
 	if _, err := e.Host(t.Context()); !errdefs.IsUnavailable(err) {
-		t.Errorf("%v", err)
+		t.Errorf("Host: %v", err)
 	}
 
 	if _, err := e.PauseImage(t.Context()); !errdefs.IsUnavailable(err) {
-		t.Errorf("%v", err)
+		t.Errorf("PauseImage: %v", err)
 	}
 }
 
-// TestPullThatStalls sends one message and then nothing.
-func TestPullThatStalls(t *testing.T) {
+// TestStalledPull sends one message and no further progress.
+func TestStalledPull(t *testing.T) {
 	e := engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		if strings.HasSuffix(r.URL.Path, "/images/create") {
@@ -473,18 +496,18 @@ func TestPullThatStalls(t *testing.T) {
 
 	_, err := e.Pull(t.Context(), "registry.example/app:1", nil)
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "layer1 Downloading") {
-		t.Errorf("%v", err)
+		t.Errorf("stalled pull: %v", err)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := e.Pull(ctx, "registry.example/app:1", nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("cancelled pull: %v", err)
 	}
 }
 
-// TestWaitsHonourContext: what waits for a list of images, or for the load of the pause image,
-// gives up with its ctx.
+// TestWaitsHonourContext checks that waiting for an image list or for the load of the pause image
+// ends with ctx.
 func TestWaitsHonourContext(t *testing.T) {
 	e, err := New(Config{Endpoint: "unix:///nobody", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -501,24 +524,26 @@ func TestWaitsHonourContext(t *testing.T) {
 		"list":       {&e.images.listing, func(ctx context.Context) error { _, err := e.Images(ctx); return err }},
 		"load pause": {&e.loading, func(ctx context.Context) error { _, err := e.PauseImage(ctx); return err }},
 	} {
-		unlock, err := call.lock.Lock(t.Context(), allKeys)
-		if err != nil {
-			t.Fatal(err)
-		}
+		t.Run(name, func(t *testing.T) {
+			unlock, err := call.lock.Lock(t.Context(), allKeys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unlock()
 
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		if err := call.do(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v", name, err)
-		}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
 
-		cancel()
-		unlock()
+			if err := call.do(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v, want DeadlineExceeded", err)
+			}
+		})
 	}
 }
 
-// TestStalledDescriptions: one container and one image that the engine never describes take the
-// others a moment; they are what the lists say, and keep what was known of the image.
-func TestStalledDescriptions(t *testing.T) {
+// TestHangingInspects checks that one container and one image without an inspect response delay the
+// others only briefly. Both have the data of the lists, and the image keeps its last known state.
+func TestHangingInspects(t *testing.T) {
 	good, odd := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	var hangs atomic.Bool
 	var tag atomic.Value
@@ -559,11 +584,11 @@ func TestStalledDescriptions(t *testing.T) {
 	}
 
 	if d := time.Since(begin); d < 2*stragglerTimeout {
-		t.Errorf("it took %s", d)
+		t.Errorf("the lists took %s, want at least %s", d, 2*stragglerTimeout)
 	}
 
 	hangs.Store(false)
 	if images, err := e.Images(t.Context()); err != nil || len(images) != 2 || images[0].Stale {
-		t.Errorf("Images after the engine went on: %+v, %v", images, err)
+		t.Errorf("Images after the engine recovered: %+v, %v", images, err)
 	}
 }

@@ -19,31 +19,32 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// EventKind is what has happened to a container, as far as its life goes.
+// EventKind is a step in the lifecycle of a container.
 type EventKind int
 
 const (
-	Changed     EventKind = iota // something else
-	Started                      // its process runs
-	OutOfMemory                  // the kernel has killed one of its processes for want of memory
-	Killed                       // the engine has sent it SIGKILL
-	Died                         // its process has ended
-	Destroyed                    // it is gone
+	Changed     EventKind = iota // any other change
+	Started                      // the main process was started
+	OutOfMemory                  // the kernel's OOM killer has killed a process
+	Killed                       // the engine has sent SIGKILL
+	Died                         // the main process has exited
+	Destroyed                    // the container was removed
 )
 
-// Event says that one object has changed.
+// Event reports a change of one object.
 type Event struct {
-	Missed bool // events were lost: everything is to be read anew; the other fields are not set
-	Image  bool // an image; else a container
-	ID     model.ContainerID
-	Kind   EventKind
-	At     time.Time // the engine's own time
-	// ExitCode is that of one that has Died.
-	ExitCode int
+	// Missed reports lost events: the receiver must read all objects again. The other fields are
+	// not set.
+	Missed   bool
+	Image    bool // an image changed, not a container
+	ID       model.ContainerID
+	Kind     EventKind
+	At       time.Time // by the engine's clock
+	ExitCode int       // exit code for Died
 }
 
-// maxEvent is how many bytes of one event are read. An event carries the labels of its container,
-// the image's among them.
+// maxEvent bounds the size of one event in bytes. An event has the labels of its container,
+// including those of the image.
 const maxEvent = 256 << 20
 
 var eventLimits = tolerant.Limits{
@@ -54,7 +55,8 @@ var eventLimits = tolerant.Limits{
 	KeptText: 4 << 10,
 }
 
-// isEventAttribute names the attributes that read needs; the others are the container's labels.
+// isEventAttribute reports whether an attribute is used by read. All others are labels of the
+// container.
 func isEventAttribute(key string) bool { return key == attrSignal || key == attrExitCode }
 
 const (
@@ -62,16 +64,17 @@ const (
 	attrExitCode = "exitCode"
 )
 
-// subscribeTimeout is for the beginning of an event stream, which the engine answers at once.
+// subscribeTimeout bounds the time until the header of the event stream, which the engine sends
+// immediately.
 const subscribeTimeout = 10 * time.Second
 
-var errNoSubscription = fmt.Errorf("the engine has not begun its event stream within %s: %w", subscribeTimeout,
+var errNoSubscription = fmt.Errorf("engine did not start the event stream within %s: %w", subscribeTimeout,
 	errdefs.ErrUnavailable)
 
-// Events subscribes to the engine's events before it returns, within subscribeTimeout. changed is
-// called for each event, from one goroutine, and must not block: the engine drops events for slow
-// readers without a word. An event that cannot be read is skipped and reported as Missed. done
-// gives the reason for which the stream ended, once.
+// Events subscribes to the engine's events. It returns after the subscription, or after
+// subscribeTimeout. One goroutine calls changed for each event. changed must not block, because the
+// engine silently drops events for slow readers. Events reports an unreadable event as Missed. When
+// the stream ends, done receives the reason.
 func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan error) {
 	end, subscribed := make(chan error, 1), make(chan struct{})
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -79,7 +82,7 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	go func() {
 		defer cancel(nil)
 
-		err := ask(ctx, func(ctx context.Context) error {
+		err := readResponse(ctx, func(ctx context.Context) error {
 			return e.requestEvents(ctx, client.EventsListOptions{})
 		}, func(body io.Reader) error {
 			late.Stop()
@@ -101,12 +104,12 @@ func (e *Engine) Events(ctx context.Context, changed func(Event)) (done <-chan e
 	return end
 }
 
-// EventsBetween returns the events of a span of the engine's time that it remembers (GET /events
-// with since and until); it keeps the last few hundred. Missed stands for one that cannot be read.
-// until must have passed.
+// EventsBetween returns past events from the engine's buffer, which holds the last few hundred (GET
+// /events with since and until). Times are by the engine's clock, and until must be in the past. An
+// unreadable event is reported as Missed.
 func (e *Engine) EventsBetween(ctx context.Context, since, until time.Time) ([]Event, error) {
 	var out []Event
-	err := ask(ctx, func(ctx context.Context) error {
+	err := readResponse(ctx, func(ctx context.Context) error {
 		return e.requestEvents(ctx, client.EventsListOptions{Since: engineTime(since), Until: engineTime(until)})
 	}, func(body io.Reader) error {
 		return ignore(e.follow(body, func(ev Event) { out = append(out, ev) }), func(err error) bool {
@@ -114,25 +117,26 @@ func (e *Engine) EventsBetween(ctx context.Context, since, until time.Time) ([]E
 		})
 	})
 
-	return out, wrap(err, "read the engine's last events")
+	return out, wrap(err, "read the engine's past events")
 }
 
-// engineTime is a time as the engine's queries have it: seconds and nanoseconds.
+// engineTime formats a time for the engine's queries: seconds and nanoseconds.
 func engineTime(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
-// requestEvents asks for events. Docker's client reads an empty stream to its end, since the body
-// is ours.
+// requestEvents sends the request for events. Docker's client reads an empty stream, because
+// readResponse diverts the body.
 func (e *Engine) requestEvents(ctx context.Context, o client.EventsListOptions) error {
 	o.Filters = make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
 	return ignore(<-e.docker().Events(ctx, o).Err, func(err error) bool { return errors.Is(err, io.EOF) })
 }
 
-// follow reads events, one a line, until the stream ends with an error. io.EOF is one.
+// follow reads events, one per line, and returns the error at the end of the stream (io.EOF at a
+// regular end).
 func (e *Engine) follow(body io.Reader, changed func(Event)) error {
 	lines := bufio.NewReaderSize(body, 64<<10)
 
 	for {
-		line := &line{src: lines, rest: maxEvent}
+		line := &line{src: lines, allowed: maxEvent}
 		var m events.Message
 		_, bad := tolerant.Decode(line, &m, eventLimits)
 		blank, err := line.finish()
@@ -141,7 +145,7 @@ func (e *Engine) follow(body io.Reader, changed func(Event)) error {
 			return err
 		case blank:
 		case bad != nil:
-			e.cfg.Log.Warn("an event of the engine cannot be read; everything is read anew", "err", bad)
+			e.cfg.Log.Warn("failed to decode an event of the engine; reading all objects again", "err", bad)
 			changed(Event{Missed: true})
 		default:
 			e.notify(m, changed)
@@ -149,15 +153,18 @@ func (e *Engine) follow(body io.Reader, changed func(Event)) error {
 	}
 }
 
-// notify passes on an event that matters. One without a valid container ID may stand for any.
+// notify reports an event if it is relevant. An event without a valid container ID could affect any
+// container, so it is reported as Missed.
 func (e *Engine) notify(m events.Message, changed func(Event)) {
 	switch m.Type {
 	case events.ImageEventType:
 		changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
+
 	case events.ContainerEventType:
-		if !matters(m) {
+		if !isRelevant(m) {
 			return
 		}
+
 		id, err := model.ParseContainerID(m.Actor.ID)
 		if err != nil {
 			changed(Event{Missed: true})
@@ -167,17 +174,17 @@ func (e *Engine) notify(m events.Message, changed func(Event)) {
 	}
 }
 
-// line reads one line of a stream, and never beyond it.
+// line reads one line of a stream and stops at its end.
 type line struct {
-	src   *bufio.Reader
-	rest  int  // bytes that it may still have
-	some  bool // it has more than white space
-	ended bool
-	err   error
-	part  []byte
+	src     *bufio.Reader
+	allowed int  // remaining bytes up to the limit
+	hasText bool // the line has more than white space
+	ended   bool
+	err     error
+	part    []byte
 }
 
-// Read implements io.Reader. The marks of JSON sequences (RFC 7464) are left out.
+// Read implements io.Reader. It removes the record separators of JSON sequences (RFC 7464).
 func (l *line) Read(p []byte) (int, error) {
 	for len(l.part) == 0 {
 		if l.err != nil {
@@ -195,32 +202,33 @@ func (l *line) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next takes the next part of the line.
+// next reads the next part of the line.
 func (l *line) next() {
 	part, err := l.src.ReadSlice('\n')
 	l.part = bytes.TrimPrefix(part, []byte{0x1e})
-	l.some = l.some || len(bytes.TrimSpace(l.part)) > 0
-	l.rest -= len(part)
+	l.hasText = l.hasText || len(bytes.TrimSpace(l.part)) > 0
+	l.allowed -= len(part)
+
 	switch {
 	case err == nil:
 		l.ended = true
 	case !errors.Is(err, bufio.ErrBufferFull):
 		l.err = err
-	case l.rest < 0:
-		l.err = fmt.Errorf("an event of more than %d bytes: %w", maxEvent, tolerant.ErrTooLarge)
+	case l.allowed < 0:
+		l.err = fmt.Errorf("event of more than %d bytes: %w", maxEvent, tolerant.ErrTooLarge)
 	}
 }
 
-// finish reads the rest of the line. blank says that there was nothing on it.
+// finish discards the remainder of the line. blank reports whether the line was empty.
 func (l *line) finish() (blank bool, err error) {
 	for !l.ended && l.err == nil {
 		l.next()
 	}
-	return !l.some, l.err
+	return !l.hasText, l.err
 }
 
-// read is a container's event. Its attributes have the exit code of an end and the number of a
-// signal (Docker API, GET /events).
+// read translates an event of a container. Its attributes include the exit code or the signal
+// number (Docker API, GET /events).
 func read(id model.ContainerID, m events.Message) Event {
 	e := Event{ID: id, At: time.Unix(0, m.TimeNano)}
 	switch m.Action {
@@ -245,11 +253,14 @@ func read(id model.ContainerID, m events.Message) Event {
 	return e
 }
 
-// matters leaves out events that change nothing that is remembered: every exec probe makes three, a
-// signal is seen by what it does, and a stop follows the end that it reports. A create is ours, and
-// is read when its call goes on; an inspect for its event would wait for the start that follows at
-// once, and then stand in the way of the call's own.
-func matters(m events.Message) bool {
+// isRelevant reports whether an event can change the record of a container. It ignores:
+//   - exec events: every exec probe causes three of them
+//   - signals other than SIGKILL: only their effect counts
+//   - stop: it follows the die event
+//   - create: this program creates the containers itself, and inspects each after its create. An
+//     inspect for the event would wait for the start right after it, and then delay the inspect of
+//     the call.
+func isRelevant(m events.Message) bool {
 	switch m.Action {
 	case events.ActionStart, events.ActionRestart, events.ActionPause, events.ActionUnPause,
 		events.ActionUpdate, events.ActionRename, events.ActionDie, events.ActionOOM, events.ActionDestroy:

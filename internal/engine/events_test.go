@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -20,25 +21,27 @@ func TestRead(t *testing.T) {
 		{events.ActionKill, map[string]string{"signal": "9"}, Event{Kind: Killed}},
 		{events.ActionKill, map[string]string{"signal": "15"}, Event{}},
 		{events.ActionDie, map[string]string{"exitCode": "3"}, Event{Kind: Died, ExitCode: 3}},
-		{events.ActionDie, nil, Event{}}, // to be looked at
+		{events.ActionDie, nil, Event{}}, // an inspect is needed
 		{events.ActionDestroy, nil, Event{Kind: Destroyed}},
 		{events.ActionPause, nil, Event{}},
 	} {
-		const id = "c"
-		test.want.ID, test.want.At = id, at
-		m := events.Message{
-			Action:   test.action,
-			Actor:    events.Actor{ID: id, Attributes: test.attributes},
-			TimeNano: at.UnixNano(),
-		}
-		if got := read(id, m); got != test.want {
-			t.Errorf("%s %v: %+v, want %+v", test.action, test.attributes, got, test.want)
-		}
+		t.Run(fmt.Sprint(test.action, test.attributes), func(t *testing.T) {
+			const id = "c"
+			test.want.ID, test.want.At = id, at
+			m := events.Message{
+				Action:   test.action,
+				Actor:    events.Actor{ID: id, Attributes: test.attributes},
+				TimeNano: at.UnixNano(),
+			}
+			if got := read(id, m); got != test.want {
+				t.Errorf("read = %+v, want %+v", got, test.want)
+			}
+		})
 	}
 }
 
-// TestMatters: events after which an inspect would show nothing new are left out.
-func TestMatters(t *testing.T) {
+// TestIsRelevant checks that events without any effect on an inspect are ignored.
+func TestIsRelevant(t *testing.T) {
 	signal := func(s string) map[string]string { return map[string]string{"signal": s} }
 
 	for _, test := range []struct {
@@ -49,16 +52,18 @@ func TestMatters(t *testing.T) {
 		{events.ActionStart, nil, true},
 		{events.ActionDie, nil, true},
 		{events.ActionPause, nil, true},
-		{events.ActionKill, signal("9"), true}, // it says why the end came
+		{events.ActionKill, signal("9"), true}, // the reason for the exit
 		{events.ActionKill, signal("15"), false},
 		{events.ActionKill, nil, false},
 		{events.ActionStop, nil, false},
 		{events.ActionCreate, nil, false},
 		{events.ActionExecStart, nil, false},
 	} {
-		if got := matters(events.Message{Action: test.action, Actor: events.Actor{Attributes: test.attributes}}); got !=
-			test.want {
-			t.Errorf("%s %v: %v", test.action, test.attributes, got)
-		}
+		t.Run(fmt.Sprint(test.action, test.attributes), func(t *testing.T) {
+			m := events.Message{Action: test.action, Actor: events.Actor{Attributes: test.attributes}}
+			if got := isRelevant(m); got != test.want {
+				t.Errorf("isRelevant = %v, want %v", got, test.want)
+			}
+		})
 	}
 }

@@ -12,20 +12,20 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// KillForgotten kills the processes of a container that runs although the engine has no record of
-// its start, or no record of the container. It returns how many processes it has killed. dockerd
-// records a start after containerd has carried it out; an engine that is killed in between takes
-// the container for created, and a forced removal does not end it.
+// KillForgotten kills the processes of a running container if the engine has no record of its
+// start, or no record of the container. It returns the number of killed processes. dockerd records
+// a start after containerd has completed it. If dockerd is killed in between, it later considers
+// the container created, and a forced removal does not kill its processes.
 //
-// The caller must keep the container from being started meanwhile. A start that is under way in the
-// engine holds the container's lock there, and the inspect waits for that lock.
+// The caller must prevent a concurrent start of the container. A start in progress holds the
+// container's lock in the engine, and the inspect waits for this lock.
 func (e *Engine) KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error) {
 	return e.killForgotten(ctx, "/proc", id)
 }
 
-// killForgotten is KillForgotten with another procfs, for tests.
+// killForgotten is KillForgotten with a given procfs, for tests.
 func (e *Engine) killForgotten(ctx context.Context, proc string, id model.ContainerID) (killed int, err error) {
-	if len(processesIn(proc, string(id))) == 0 { // the usual case, without a request
+	if len(processesIn(proc, string(id))) == 0 { // the usual case needs no request
 		return 0, nil
 	}
 
@@ -41,14 +41,14 @@ func (e *Engine) killForgotten(ctx context.Context, proc string, id model.Contai
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 
-	for pause := time.Millisecond; ; pause *= 2 { // it may fork
+	for pause := time.Millisecond; ; pause *= 2 { // repeat, because processes may fork
 		alive := 0
 		for _, pid := range processesIn(proc, string(id)) {
-			hit, err := sendSignals(proc, pid, string(id), unix.SIGKILL)
+			sent, err := sendSignals(proc, pid, string(id), unix.SIGKILL)
 			if err != nil {
 				return killed, wrap(err, "kill process %d of container %s", pid, id)
 			}
-			if hit {
+			if sent {
 				alive++
 			}
 		}
@@ -65,11 +65,11 @@ func (e *Engine) killForgotten(ctx context.Context, proc string, id model.Contai
 	}
 }
 
-// killTimeout is how long processes may take to end after SIGKILL. One that waits for a disk ends
-// when that answers.
+// killTimeout bounds the time until processes exit after SIGKILL. A process blocked on disk I/O
+// exits only when the I/O completes.
 const killTimeout = 5 * time.Second
 
-// isUnstarted reports whether the engine says of a container of ours that it was never started.
+// isUnstarted reports whether the engine has never started the container, according to its record.
 func isUnstarted(o spec.Object) bool {
 	switch {
 	case o.Sandbox != nil:

@@ -13,12 +13,12 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestKillForgotten holds that only a container that the engine has never started, or does not
-// have, loses its processes, and that no process of another container is hit.
+// TestKillForgotten checks that only the processes of never started or unknown containers are
+// killed, and that other containers keep their processes.
 func TestKillForgotten(t *testing.T) {
 	const never = `{"Status":"created","StartedAt":"0001-01-01T00:00:00Z"}`
 	for name, c := range map[string]struct {
-		state string // the engine's answer, "" for an unknown container
+		state string // of the container in the engine, "" for an unknown container
 		kill  bool
 	}{
 		"removed": {kill: true},
@@ -28,8 +28,8 @@ func TestKillForgotten(t *testing.T) {
 		"paused": {
 			state: `{"Status":"paused","Running":true,"Paused":true,"Pid":1,"StartedAt":"2026-01-02T03:04:05Z"}`,
 		},
-		"exited":       {state: `{"Status":"exited","ExitCode":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
-		"not readable": {state: `{`},
+		"exited":     {state: `{"Status":"exited","ExitCode":1,"StartedAt":"2026-01-02T03:04:05Z"}`},
+		"unreadable": {state: `{`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proc := t.TempDir()
@@ -41,34 +41,34 @@ func TestKillForgotten(t *testing.T) {
 				case strings.HasSuffix(r.URL.Path, "/_ping"):
 				case c.state != "" && strings.HasSuffix(r.URL.Path, "/containers/"+idA+"/json"):
 					fmt.Fprintf(w, forgottenContainer, idA, c.state)
-				default: // the image, too
+				default: // including the image
 					w.WriteHeader(http.StatusNotFound)
 					fmt.Fprint(w, `{"message":"no such object"}`)
 				}
 			}))
 
 			killed, err := e.killForgotten(t.Context(), proc, model.ContainerID(idA))
-			if (killed == 1) != c.kill || (err != nil) != (name == "not readable") {
-				t.Errorf("killed %d, %v; want it killed: %v", killed, err, c.kill)
+			if (killed == 1) != c.kill || (err != nil) != (name == "unreadable") {
+				t.Errorf("killed %d processes, error %v; want them killed: %v", killed, err, c.kill)
 			}
 
-			if ended(inside) != c.kill {
-				t.Errorf("the process has ended: %v, want %v", !c.kill, c.kill)
+			if hasExited(inside) != c.kill {
+				t.Errorf("process has exited: %v, want %v", !c.kill, c.kill)
 			}
-			if ended(outside) {
+			if hasExited(outside) {
 				t.Error("a process of another container was killed")
 			}
 		})
 	}
 }
 
-// forgottenContainer is the engine's answer to an inspect, of a container with an ID and a state.
-const forgottenContainer = `{"Id":"%s","Name":"/k8s_a_p_n_u_0","Created":"2026-01-02T03:04:05Z","State":%s,"Image":"sha256:x",
-	"HostConfig":{},"Config":{"Labels":{"io.kubernetes.docker.type":"container","io.kubernetes.sandbox.id":"` + sandboxOfForgotten + `"}}}`
+// forgottenContainer is the engine's inspect response for a container with an ID and a state.
+const forgottenContainer = `{"Id":"%s","Name":"/k8s_a_p_n_u_0","Created":"2026-01-02T03:04:05Z","State":%s,
+	"Image":"sha256:x","HostConfig":{},"Config":{"Labels":{"io.kubernetes.docker.type":"container",
+	"io.kubernetes.sandbox.id":"cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"}}}`
 
-const sandboxOfForgotten = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
-
-// sleeperIn starts a process that a procfs shows in the control group of a container.
+// sleeperIn starts a process and adds it to a procfs, as a process in the control group of a
+// container.
 func sleeperIn(t *testing.T, proc, container string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -95,8 +95,8 @@ func sleeperIn(t *testing.T, proc, container string) *exec.Cmd {
 	return cmd
 }
 
-// ended reports whether a process of ours has ended.
-func ended(cmd *exec.Cmd) bool {
+// hasExited reports whether a child process has exited.
+func hasExited(cmd *exec.Cmd) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
 	_, rest, _ := cutLast(string(stat), ") ")
 	return err != nil || strings.HasPrefix(rest, "Z")

@@ -18,34 +18,35 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Timeouts of requests without a closer deadline. The kubelet's own are two to four minutes.
+// Timeouts of requests without an earlier deadline. The kubelet's timeouts are two to four minutes.
 const (
-	readTimeout = 2 * time.Minute // of what changes nothing
-	// of what does: the removal of a large container may take minutes
+	readTimeout = 2 * time.Minute // of read-only requests
+	// changeTimeout applies to all other requests. The removal of a large container may take
+	// minutes.
 	changeTimeout = 10 * time.Minute
 )
 
-// Bounds of answers in bytes.
+// Maximum sizes of responses in bytes.
 const (
-	maxAnswer = 16 << 20 // of an answer that Docker's client decodes
-	// of an answer that is read as a stream with bounded memory; a list repeats the labels of each
-	// image
-	maxHandedOver = 4 << 30
-	// of an answer with an error; the message in it is text.MaxMessage at most
-	maxErrorAnswer = 64 << 10
-	maxHeader      = 256 << 10 // of an answer's header
+	maxDecoded = 16 << 20 // of a response decoded by Docker's client
+	// maxStreamed applies to responses read as a stream with bounded memory. A list repeats the
+	// image labels for each container.
+	maxStreamed = 4 << 30
+	// maxErrorBody applies to error responses. The message is at most text.MaxMessage long.
+	maxErrorBody = 64 << 10
+	maxHeader    = 256 << 10 // of the header of a response
 )
 
-// connection is one engine's client with its parts.
+// connection is a pair of clients for one engine.
 type connection struct {
-	*client.Client                // whose answers are guarded
-	streams        *client.Client // for connections that are taken over, of exec and attach
+	*client.Client                // with bounded responses
+	streams        *client.Client // for the hijacked connections of exec and attach
 	transport      *http.Transport
 }
 
-// newConnection makes a client from options for its host and one for streams. Docker's client
-// cannot have its own transport wrapped, so the guarded one gets another, which connects by dial
-// or, if that is nil, as the first does, with TLS where that has it.
+// newConnection creates a bounded client and a client for streams from the options for the host.
+// The transport of Docker's client cannot be wrapped, so the bounded client gets its own transport.
+// This transport connects with dial or, if dial is nil, like the other client, including TLS.
 func newConnection(
 	dial func(context.Context) (net.Conn, error), host []client.Opt, common ...client.Opt,
 ) (*connection, error) {
@@ -75,13 +76,13 @@ func newConnection(
 	return &connection{Client: docker, streams: streams, transport: transport}, nil
 }
 
-// Close ends idle connections.
+// Close closes idle connections.
 func (c *connection) Close() error {
 	c.transport.CloseIdleConnections()
 	return c.streams.Close()
 }
 
-// guard bounds the time and the size of answers.
+// guard bounds the time and the size of responses.
 type guard struct{ base http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
@@ -89,7 +90,7 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := r.Context(), context.CancelFunc(func() {})
 	op := operation(r.Method, r.URL.Path)
 	if limit := timeoutOf(op, r); limit > 0 {
-		cause := fmt.Errorf("the engine has not answered %s within %s: %w", op, limit, context.DeadlineExceeded)
+		cause := fmt.Errorf("engine did not respond to %s within %s: %w", op, limit, context.DeadlineExceeded)
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, cause)
 	}
 
@@ -99,15 +100,15 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 
-	resp.Body = &closer{ReadCloser: resp.Body, cancel: cancel}
-	a, _ := r.Context().Value(answerKey{}).(*answer)
+	resp.Body = &cancelBody{ReadCloser: resp.Body, cancel: cancel}
+	d, _ := r.Context().Value(divertKey{}).(*divertedBody)
 	switch {
 	case resp.StatusCode < http.StatusOK || resp.StatusCode >= http.StatusBadRequest:
 		boundError(resp)
-	case a != nil && !strings.HasSuffix(op, "/_ping"): // the client may ping first, to negotiate
-		a.take(resp, op)
+	case d != nil && !strings.HasSuffix(op, "/_ping"): // the client may ping first, to negotiate
+		d.take(resp, op)
 	case !isStream(op):
-		resp.Body = limited{resp.Body, &io.LimitedReader{R: resp.Body, N: maxAnswer}}
+		resp.Body = limitedBody{resp.Body, &io.LimitedReader{R: resp.Body, N: maxDecoded}}
 	}
 
 	return resp, nil
@@ -119,11 +120,11 @@ const (
 	opLoad   = "POST /images/load"
 )
 
-// isStream says whether an answer has no bound: an event stream lives as long as the connection,
-// and a pull ends when nothing moves.
+// isStream reports whether a response is unbounded. An event stream lasts as long as the
+// connection, and pulls have a progress deadline instead.
 func isStream(op string) bool { return op == opEvents || op == opPull || op == opLoad }
 
-// timeoutOf is how long a request may take with its answer, 0 for streams.
+// timeoutOf returns the timeout of a request including its response, 0 for streams.
 func timeoutOf(op string, r *http.Request) time.Duration {
 	switch {
 	case isStream(op):
@@ -138,46 +139,47 @@ func timeoutOf(op string, r *http.Request) time.Duration {
 	return changeTimeout
 }
 
-// closer ends a request's timeout with its body.
-type closer struct {
+// cancelBody is a response body. Closing it releases the timeout of the request.
+type cancelBody struct {
 	io.ReadCloser
 	cancel context.CancelFunc
 }
 
 // Close implements io.Closer.
-func (c *closer) Close() error {
-	defer c.cancel()
-	return c.ReadCloser.Close()
+func (b *cancelBody) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
 }
 
-// limited is a body that fails beyond its bound.
-type limited struct {
+// limitedBody is a response body of limited size. Beyond the limit, Read returns ErrTooLarge.
+type limitedBody struct {
 	io.ReadCloser
-	rest *io.LimitedReader
+	limited *io.LimitedReader
 }
 
 // Read implements io.Reader.
-func (l limited) Read(p []byte) (int, error) {
-	n, err := l.rest.Read(p)
-	if err == io.EOF && l.rest.N <= 0 { //nolint:errorlint // io.Reader's contract
-		return n, fmt.Errorf("answer of the engine: %w", tolerant.ErrTooLarge)
+func (b limitedBody) Read(p []byte) (int, error) {
+	n, err := b.limited.Read(p)
+	if err == io.EOF && b.limited.N <= 0 { //nolint:errorlint // io.Reader's contract
+		return n, fmt.Errorf("read the engine's response: %w", tolerant.ErrTooLarge)
 	}
 	return n, err
 }
 
-// boundError replaces an answer with an error by one of bounded length in valid text. This is the
-// gate for the engine's messages.
+// boundError replaces an error response by one of valid UTF-8 and bounded length. All error
+// messages of the engine pass through it.
 func boundError(resp *http.Response) {
-	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // the beginning is better than nothing
-	resp.Body.Close()                                               //nolint:errcheck,gosec // it has been read
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // a partial message is better than none
+	resp.Body.Close()                                             //nolint:errcheck,gosec // it has been read
+
 	message := strings.TrimSpace(string(raw))
 	if resp.Header.Get("Content-Type") == "application/json" {
-		var said struct {
+		var decoded struct {
 			Message string `json:"message"`
 		}
-		limits := tolerant.Limits{Text: maxErrorAnswer, Group: maxErrorAnswer, Total: maxErrorAnswer}
-		if _, err := tolerant.Decode(bytes.NewReader(raw), &said, limits); err == nil {
-			message = said.Message
+		limits := tolerant.Limits{Text: maxErrorBody, Group: maxErrorBody, Total: maxErrorBody}
+		if _, err := tolerant.Decode(bytes.NewReader(raw), &decoded, limits); err == nil {
+			message = decoded.Message
 		}
 	}
 
@@ -190,41 +192,42 @@ func boundError(resp *http.Response) {
 	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 }
 
-// answer takes the body of an answer over from Docker's client, whose decoders refuse a whole
-// answer for one field and read any length.
-type answer struct{ body io.ReadCloser }
+// divertedBody is a response body diverted from Docker's client. The client's decoders reject a
+// whole response for one bad field, and do not limit its size.
+type divertedBody struct{ body io.ReadCloser }
 
-type answerKey struct{}
+type divertKey struct{}
 
-// take leaves to the client an answer of nothing: null, or a stream without an element.
-func (a *answer) take(resp *http.Response, op string) {
-	left := "null"
+// take takes the body of a response. In its place the client gets an empty one: null, or a stream
+// without elements.
+func (d *divertedBody) take(resp *http.Response, op string) {
+	empty := "null"
 	if op == opEvents {
-		a.body, left = resp.Body, ""
+		d.body, empty = resp.Body, ""
 	} else {
-		a.body = limited{resp.Body, &io.LimitedReader{R: resp.Body, N: maxHandedOver}}
+		d.body = limitedBody{resp.Body, &io.LimitedReader{R: resp.Body, N: maxStreamed}}
 	}
-	resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(left)), int64(len(left))
+	resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(empty)), int64(len(empty))
 }
 
-// ask has call make one request of Docker's client and gives its answer to read, which may keep
-// reading until it returns. call's errors are the engine's.
-func ask(ctx context.Context, call func(context.Context) error, read func(io.Reader) error) error {
-	var a answer
-	err := call(context.WithValue(ctx, answerKey{}, &a))
-	if a.body != nil {
-		defer a.body.Close() //nolint:errcheck // it has been read
+// readResponse passes the body of a response to read. call must send one request with Docker's
+// client; its error is the engine's.
+func readResponse(ctx context.Context, call func(context.Context) error, read func(io.Reader) error) error {
+	var d divertedBody
+	err := call(context.WithValue(ctx, divertKey{}, &d))
+	if d.body != nil {
+		defer d.body.Close() //nolint:errcheck // it has been read
 	}
 	if err != nil {
 		return err
 	}
 
-	if a.body == nil {
-		return fmt.Errorf("the engine sent no answer: %w", io.ErrUnexpectedEOF)
+	if d.body == nil {
+		return fmt.Errorf("engine sent no response body: %w", io.ErrUnexpectedEOF)
 	}
 	if arrived, ok := ctx.Value(arrivedKey{}).(func()); ok {
 		arrived()
 	}
 
-	return read(a.body)
+	return read(d.body)
 }

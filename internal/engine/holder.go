@@ -14,9 +14,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// HoldImage keeps the layers of an image from being removed, by a container that is never started,
-// and returns their directories, the uppermost first. To hold it twice is no error.
-// FailedPrecondition if the storage driver does not tell them (all but overlay2).
+// HoldImage prevents the removal of an image's layers by creating a container without starting it.
+// It returns the directories of the layers, topmost first. Holding an image twice is not an error.
+// Only overlay2 reports its layers; other storage drivers give FailedPrecondition.
 func (e *Engine) HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error) {
 	holder := spec.NewHolder(imageID)
 	if _, err := e.Create(ctx, holder); err != nil && !errdefs.IsConflict(err) {
@@ -37,27 +37,27 @@ func (e *Engine) HoldImage(ctx context.Context, imageID model.ImageID) ([]string
 	return layers, nil
 }
 
-// imageLayers are the layers of a container's image by what overlay2 says of the container: all but
-// the one that Docker puts above them.
+// imageLayers returns the image layers of a container from the data of overlay2. It drops the init
+// layer, added by Docker on top.
 func imageLayers(data map[string]string) ([]string, error) {
 	init, layers, _ := strings.Cut(data["LowerDir"], ":")
 	if !strings.HasSuffix(init, "-init/diff") || layers == "" {
-		return nil, fmt.Errorf("the storage driver does not tell its layers (LowerDir %q): %w", data["LowerDir"],
-			errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("storage driver reports no layers (LowerDir %q); overlay2 is required: %w",
+			data["LowerDir"], errdefs.ErrFailedPrecondition)
 	}
 	return strings.Split(layers, ":"), nil
 }
 
-// ReleaseImage undoes HoldImage. An image that is not held is no error.
+// ReleaseImage undoes HoldImage. It succeeds if the image is not held.
 func (e *Engine) ReleaseImage(ctx context.Context, imageID model.ImageID) error {
 	return ignore(e.remove(ctx, spec.HolderName(imageID)), errdefs.IsNotFound)
 }
 
-// HeldImages are the IDs of the images that HoldImage holds.
+// HeldImages returns the IDs of the images held by HoldImage.
 func (e *Engine) HeldImages(ctx context.Context) ([]model.ImageID, error) {
 	list, err := e.list(ctx, make(client.Filters).Add("name", "^/?"+spec.HolderPrefix))
 	if err != nil {
-		return nil, wrap(err, "list the holders of images")
+		return nil, wrap(err, "list image holder containers")
 	}
 
 	var ids []model.ImageID

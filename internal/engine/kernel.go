@@ -11,9 +11,10 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Limit writes to the kernel what Docker cannot be told of a running container's resources. A
-// container that has ended is no error: nothing of it is left to be limited. What this machine
-// cannot do is FailedPrecondition, what the kernel refuses InvalidArgument; both name it.
+// Limit sets the resource limits of a running container that Docker's API lacks, directly in the
+// kernel. An exited container is not an error. A limit not supported on this machine is
+// FailedPrecondition; a value rejected by the kernel is InvalidArgument. Both errors name the
+// limit.
 func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if l.Empty() || c.Pid == 0 {
 		return nil
@@ -32,13 +33,13 @@ func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
 	return nil
 }
 
-// limitsMark marks a control group in which LimitStarted has written all limits. A start again
-// makes a new group, without it.
+// limitsMark marks a control group after LimitStarted has set all limits. A restarted container has
+// a new control group without the mark.
 const limitsMark = "limits"
 
-// LimitStarted is Limit of what the container's record asks for, unless that was done since the
-// container started. The mark of it lies with the container's control group, so that it outlives
-// the daemon and not the container.
+// LimitStarted sets the limits of the container's record, unless this was done since the container
+// started. A mark on the control group records it, so the record survives the daemon but not the
+// container.
 func (e *Engine) LimitStarted(c *spec.Container) error {
 	if c.Kernel.Empty() || c.Pid == 0 {
 		return nil
@@ -78,7 +79,7 @@ func (e *Engine) limit(g *cgroup.Group, l spec.KernelLimits) error {
 	return g.SetOOMScoreAdj(l.OOMScoreAdj)
 }
 
-// measure puts into a record what the kernel says of its container, if that runs on this machine.
+// measure adds the kernel's current limits to the record of a container on this machine.
 func (e *Engine) measure(c *spec.Container) {
 	if c == nil || c.Pid == 0 {
 		return

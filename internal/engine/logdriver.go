@@ -10,15 +10,15 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// logCheckName is the container that ReachLogDriver makes and removes; it never runs.
+// logCheckName is the name of ReachLogDriver's temporary container, which never runs.
 const logCheckName = "cri-dockerd-log-driver-check"
 
-// ReachLogDriver finds out whether the engine can use a log driver, by making a container with it.
-// There is no other way to ask: the engine looks for a plugin's socket in its own mount namespace
-// when it needs it, for up to 15 s. Unavailable means that the engine itself does not answer.
+// ReachLogDriver checks whether the engine can use a log driver, by creating a container with it.
+// The API has no other way: the engine searches for a plugin's socket on first use, in its own
+// mount namespace, for up to 15 s. Unavailable means that the engine itself does not respond.
 func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
 	image := e.cfg.PauseImage
-	// a registry that cannot be reached says nothing about logs
+	// Do not pull: an unreachable registry must not fail the check.
 	if image == "" || !e.images.has(image) {
 		embedded, err := e.embeddedPause(ctx)
 		if err != nil {
@@ -31,7 +31,7 @@ func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
 		_, err := e.docker().ContainerRemove(ctx, logCheckName, client.ContainerRemoveOptions{Force: true})
 		return wrap(ignore(err, errdefs.IsNotFound), "remove container %s", logCheckName)
 	}
-	if err := remove(ctx); err != nil { // left by a check that was given up, or by a crash
+	if err := remove(ctx); err != nil { // the leftover of a cancelled check or of a crash
 		return err
 	}
 
@@ -44,7 +44,7 @@ func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
 		},
 	})
 	if err != nil {
-		return wrap(err, "create a container with log driver %s", c.Driver)
+		return wrap(err, "create container with log driver %s", c.Driver)
 	}
 
 	return remove(context.WithoutCancel(ctx))

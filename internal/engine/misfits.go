@@ -6,14 +6,14 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Misfit is a container that looks like one of a pod's and that nobody manages.
+// Misfit is a container with the name or labels of a pod's container that no runtime manages.
 type Misfit struct {
 	ID     string `json:"id"`
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
 }
 
-// Misfits lists such containers, running or not.
+// Misfits lists the misfits, running or not.
 func (e *Engine) Misfits(ctx context.Context) ([]Misfit, error) {
 	list, err := e.list(ctx, nil)
 	if err != nil {

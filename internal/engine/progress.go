@@ -12,7 +12,7 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// pullMetrics are the figures of all pulls of an engine.
+// pullMetrics are the metrics of all pulls of an engine.
 type pullMetrics struct {
 	active  prometheus.Gauge
 	bytes   *prometheus.CounterVec   // by phase
@@ -23,16 +23,16 @@ func newPullMetrics() pullMetrics {
 	m := pullMetrics{
 		active: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cri_dockerd_image_pulls_active",
-			Help: "Pulls of images that are under way.",
+			Help: "Image pulls in progress.",
 		}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_image_pull_bytes_total",
-			Help: "Compressed bytes of layers that pulls have moved, by phase (downloading, extracting), as the " +
-				"engine reports them.",
+			Help: "Compressed layer bytes processed by image pulls, by phase (downloading, extracting), as reported " +
+				"by Docker Engine.",
 		}, []string{"phase"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "cri_dockerd_image_pull_duration_seconds",
-			Help:    "Time of pulls, by result (ok, error).",
+			Help:    "Duration of image pulls, by result (ok, error).",
 			Buckets: []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 900},
 		}, []string{"result"}),
 	}
@@ -44,14 +44,14 @@ func newPullMetrics() pullMetrics {
 	return m
 }
 
-// Collectors are the figures of requests and pulls, to be registered once.
+// Collectors returns the metrics of requests and pulls. They must be registered once.
 func (e *Engine) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{e.calls, e.metrics.active, e.metrics.bytes, e.metrics.seconds}
 }
 
-// Phases of a layer in the engine's words, in lower case.
+// Layer statuses in the engine's messages, in lower case.
 const (
-	pullingFrom      = "pulling from " // with the image's tag in the place of the layer
+	pullingFrom      = "pulling from " // with the tag of the image as the layer ID
 	announced        = "pulling fs layer"
 	waiting          = "waiting"
 	downloading      = "downloading"
@@ -61,48 +61,56 @@ const (
 	alreadyExists    = "already exists"
 )
 
-// maxLayers is how many layers of an image are followed. Engines make images of 127 at most.
+// maxLayers bounds the number of tracked layers of an image. Engines build images of up to 127.
 const maxLayers = 1024
 
-// reportEvery is how often the debug log tells of a pull that is under way.
-const reportEvery = 5 * time.Second
+// logInterval is the interval of debug log entries about a pull in progress.
+const logInterval = 5 * time.Second
 
-// progress follows one pull by the messages that the engine sends. One goroutine uses it.
+// progress tracks one pull by the engine's messages. It is not safe for concurrent use.
 type progress struct {
-	dog     *watchdog
-	log     *slog.Logger
-	metrics pullMetrics
-	began   time.Time
-	told    time.Time
-	layers  map[string]*layerProgress
+	watchdog *watchdog
+	log      *slog.Logger
+	metrics  pullMetrics
+	started  time.Time
+	logged   time.Time // of the last log entry
+	layers   map[string]*layerProgress
 }
 
 type layerProgress struct {
-	status         string // the last, in lower case
+	status         string // last status, in lower case
 	phase          string
-	current, total int64 // bytes of the phase
+	current, total int64 // bytes in this phase
 }
 
-func newProgress(dog *watchdog, log *slog.Logger, m pullMetrics) *progress {
+func newProgress(w *watchdog, log *slog.Logger, m pullMetrics) *progress {
 	now := time.Now()
 	m.active.Inc()
-	return &progress{dog: dog, log: log, metrics: m, began: now, told: now, layers: map[string]*layerProgress{}}
+
+	return &progress{
+		watchdog: w,
+		log:      log,
+		metrics:  m,
+		started:  now,
+		logged:   now,
+		layers:   map[string]*layerProgress{},
+	}
 }
 
-// end counts the pull.
+// end records the result of the pull.
 func (p *progress) end(err error) {
 	result := "ok"
 	if err != nil {
 		result = "error"
 	}
 	p.metrics.active.Dec()
-	p.metrics.seconds.WithLabelValues(result).Observe(time.Since(p.began).Seconds())
+	p.metrics.seconds.WithLabelValues(result).Observe(time.Since(p.started).Seconds())
 }
 
-// saw takes the engine's next message. With the containerd store the only word of a layer that is
-// being extracted are the seconds that it takes; they count, since a large layer may take longer
-// than any deadline.
-func (p *progress) saw(m jsonstream.Message) {
+// observe processes the engine's next message. During extraction, the containerd store reports only
+// the elapsed seconds. They count as progress, because a large layer may take longer than any
+// deadline.
+func (p *progress) observe(m jsonstream.Message) {
 	m.ID, m.Status = text.Clean(m.ID, text.MaxName), text.Clean(m.Status, text.MaxName)
 	state := m.Status
 	if m.Progress != nil {
@@ -110,14 +118,14 @@ func (p *progress) saw(m jsonstream.Message) {
 	}
 
 	p.count(m)
-	p.dog.saw(m.ID, state, p.turn())
-	if time.Since(p.told) >= reportEvery {
-		p.told = time.Now()
-		p.report()
+	p.watchdog.observe(m.ID, state, p.state())
+	if time.Since(p.logged) >= logInterval {
+		p.logged = time.Now()
+		p.logProgress()
 	}
 }
 
-// count adds what a layer has moved since its last message.
+// count updates the byte counters from the message of a layer.
 func (p *progress) count(m jsonstream.Message) {
 	l := p.layers[m.ID]
 	if l == nil && len(p.layers) >= maxLayers {
@@ -135,7 +143,7 @@ func (p *progress) count(m jsonstream.Message) {
 		if phase != l.phase {
 			*l = layerProgress{status: phase, phase: phase}
 		}
-		if d := m.Progress; d != nil && d.Units == "" { // with the containerd store extraction is told in seconds
+		if d := m.Progress; d != nil && d.Units == "" { // the containerd store reports extraction in seconds
 			l.total = d.Total
 			p.add(l, d.Current)
 		}
@@ -146,9 +154,9 @@ func (p *progress) count(m jsonstream.Message) {
 	}
 }
 
-// turn says what the pull waits for. A layer that was only announced is connecting to its registry
-// or, with containerd's image store, in the queue.
-func (p *progress) turn() turn {
+// state derives the state of the pull from the statuses of its layers. An announced layer is
+// connecting to the registry or, with containerd's image store, queued.
+func (p *progress) state() pullState {
 	statuses := map[string]bool{}
 	for id, l := range p.layers {
 		if id != "" && !strings.HasPrefix(l.status, pullingFrom) {
@@ -162,23 +170,23 @@ func (p *progress) turn() turn {
 
 	switch {
 	case len(statuses) == 0, len(statuses) == 1 && statuses[announced]:
-		return turnUnknown
+		return pullUnknown
 	case len(statuses) == 1 && statuses[waiting]:
-		return turnQueued
+		return pullQueued
 	}
 
-	return turnCame
+	return pullActive
 }
 
 func (p *progress) add(l *layerProgress, current int64) {
 	if current > l.current {
 		p.metrics.bytes.WithLabelValues(l.phase).Add(float64(current - l.current))
 	}
-	l.current = current // a download that begins again goes back
+	l.current = current // a restarted download goes back to 0
 }
 
-func (p *progress) report() {
-	var down, of int64
+func (p *progress) logProgress() {
+	var downloaded, total int64
 	phases := map[string]int{}
 	for id, l := range p.layers {
 		if id == "" || l.phase == "" {
@@ -186,10 +194,11 @@ func (p *progress) report() {
 		}
 		phases[l.phase]++
 		if l.phase == downloading {
-			down, of = down+l.current, of+l.total
+			downloaded += l.current
+			total += l.total
 		}
 	}
 
-	p.log.Debug("pull goes on", "layers", phases, "bytes", down, "of", of, "for",
-		time.Since(p.began).Round(time.Second))
+	p.log.Debug("image pull in progress", "layers", phases, "bytes", downloaded, "total", total,
+		"elapsed", time.Since(p.started).Round(time.Second))
 }

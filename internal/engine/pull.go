@@ -23,19 +23,19 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Pull pulls an image (POST /images/create) and returns the engine's ID of it. Who asks for what is
-// being pulled already, with the same credentials, shares that pull; it ends when nobody wants it
-// any more. Errors are InvalidArgument for what is no image's name, NotFound, PermissionDenied or
-// Unavailable by what the registry said, Unavailable when nothing at all has moved for
-// PullDeadline, and ctx's.
+// Pull pulls an image (POST /images/create) and returns the engine's ID of it. Concurrent calls for
+// the same image with the same credentials share one pull, and it is cancelled when all of them are
+// cancelled. Errors are InvalidArgument for an invalid image name, NotFound, PermissionDenied or
+// Unavailable depending on the registry's response, Unavailable without progress for PullDeadline,
+// or the error of ctx.
 func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (model.ImageID, error) {
 	if spec.Familiar(ref) == "" {
-		return "", fmt.Errorf("image.image: %q is not an image's name: %w", ref, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("image.image: %q is not a valid image name: %w", ref, errdefs.ErrInvalidArgument)
 	}
 
 	if name := spec.Familiar(ref); strings.HasPrefix(name, pause.Repository+":") ||
 		strings.HasPrefix(name, pause.Repository+"@") {
-		return "", fmt.Errorf("image.image: %s is the sandbox image of this node, which no registry has: %w", ref,
+		return "", fmt.Errorf("image.image: %s is the embedded sandbox image and cannot be pulled: %w", ref,
 			errdefs.ErrPermissionDenied)
 	}
 
@@ -57,7 +57,7 @@ func (e *Engine) sharedPull(ctx context.Context, ref, header string) (model.Imag
 	return model.ParseImageID(id)
 }
 
-// secrets are what a header says and a registry's answer must not repeat to others.
+// secrets returns the secrets in a header, to mask them in error messages of the registry.
 func secrets(header string) []string {
 	a, err := authconfig.Decode(header)
 	if err != nil || header == "" {
@@ -67,18 +67,18 @@ func secrets(header string) []string {
 		base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
 }
 
-// pull is one pull, from its request to the image's ID.
+// pull pulls an image and returns the image ID.
 func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	dog := newWatchdog(e.cfg.PullDeadline, &e.moving, func(last string) {
-		cancel(fmt.Errorf("nothing moved for %s (--image-pull-progress-deadline), last: %s: %w", e.cfg.PullDeadline,
-			last, errdefs.ErrUnavailable))
+	w := newWatchdog(e.cfg.PullDeadline, &e.activity, func(last string) {
+		cancel(fmt.Errorf("no progress for %s (--image-pull-progress-deadline), last progress: %s: %w",
+			e.cfg.PullDeadline, last, errdefs.ErrUnavailable))
 	})
-	defer dog.stop()
+	defer w.stop()
 
-	progress := newProgress(dog, e.cfg.Log.With("image", ref), e.metrics)
+	progress := newProgress(w, e.cfg.Log.With("image", ref), e.metrics)
 	defer func() { progress.end(err) }()
 
 	r, err := e.docker().ImagePull(ctx, ref, client.ImagePullOptions{RegistryAuth: header})
@@ -91,7 +91,7 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err er
 		if m.Error != nil {
 			return errors.New(text.Clean(m.Error.Message, text.MaxMessage))
 		}
-		progress.saw(*m)
+		progress.observe(*m)
 		return nil
 	})
 	if err != nil {
@@ -104,47 +104,46 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err er
 
 	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
-		return "", wrap(err, "inspect the pulled image")
+		return "", wrap(err, "inspect pulled image")
 	}
 
 	return in.ID, nil
 }
 
-// said are words by which engines pass on what a registry, or the way to it, answered, the first
-// that fits. Only the engine's text has them: 20.10 gives most as status 500, 29 as "unknown".
-var said = []struct {
-	words *regexp.Regexp
-	kind  error
+// pullErrors maps error messages of engines to the kind of the registry's or network's error. The
+// first match wins. Only the text distinguishes them: Docker 20.10 reports most as status 500, and
+// Docker 29 as "unknown".
+var pullErrors = []struct {
+	pattern *regexp.Regexp
+	kind    error
 }{
 	{regexp.MustCompile(`(?i)toomanyrequests|429 Too Many Requests`), errdefs.ErrUnavailable},
-	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|401 ` +
-		`Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
+	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|` +
+		`401 Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
 	{regexp.MustCompile(`(?i)manifest unknown|name unknown|\bnot found\b|no matching manifest|404 Not Found`),
 		errdefs.ErrNotFound},
-	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|network ` +
-		`is unreachable|no route to host|unexpected EOF|` +
-		`tls: |x509: |HTTP response to HTTPS client|server misbehaving|HTTP status: 5\d\d|: 5\d\d [A-Z]`),
-		errdefs.ErrUnavailable},
+	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|` +
+		`network is unreachable|no route to host|unexpected EOF|tls: |x509: |HTTP response to HTTPS client|` +
+		`server misbehaving|HTTP status: 5\d\d|: 5\d\d [A-Z]`), errdefs.ErrUnavailable},
 }
 
-// pullError gives an error of a pull the kind by which the kubelet, and whoever reads its events,
-// knows what to do.
+// pullError assigns a kind to the error of a pull, for the kubelet and for readers of its events.
 func pullError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsUnavailable(err) {
 		return err
 	}
 
-	for _, s := range said {
-		if s.words.MatchString(err.Error()) {
-			// The engine's own kind is left out: for some of these it is NotFound or Internal.
-			return fmt.Errorf("%s: %w", err.Error(), s.kind)
+	for _, p := range pullErrors {
+		if p.pattern.MatchString(err.Error()) {
+			// Do not wrap err: for some of these the engine's own kind is NotFound or Internal.
+			return fmt.Errorf("%s: %w", err.Error(), p.kind)
 		}
 	}
 
-	return wrap(err, "the engine")
+	return wrap(err, "engine")
 }
 
-// causeOr is the reason for which ctx was cancelled, or err.
+// causeOr returns the cause of the cancellation of ctx, or err.
 func causeOr(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		return cause
@@ -152,7 +151,7 @@ func causeOr(ctx context.Context, err error) error {
 	return err
 }
 
-// authHeader is the X-Registry-Auth header for CRI credentials, "" without any.
+// authHeader returns the X-Registry-Auth header for CRI credentials, or "" without credentials.
 func authHeader(a *runtimeapi.AuthConfig) (string, error) {
 	if a == nil {
 		return "", nil

@@ -5,67 +5,70 @@ import (
 	"sync"
 )
 
-// shared lets callers that ask for the same thing at the same time share one call. The zero value
-// is ready.
-type shared struct {
-	mu    sync.Mutex // guards calls, and waiting of each
+// callGroup shares one call among concurrent callers with the same key. The zero value is ready to
+// use.
+type callGroup struct {
+	mu    sync.Mutex // guards calls, and waiters of each
 	calls map[string]*sharedCall
 }
 
 type sharedCall struct {
-	waiting int
+	waiters int
 	cancel  context.CancelFunc
-	done    chan struct{} // closed when result and err are there
+	done    chan struct{} // closed after result and err are set
 	result  string
 	err     error
 }
 
-// do returns what call returns, which runs once for all who ask for the same key meanwhile. It
-// returns ctx's error when that ends; call is cancelled when nobody waits any more.
-func (s *shared) do(ctx context.Context, key string, call func(context.Context) (string, error)) (string, error) {
-	s.mu.Lock()
-	c := s.calls[key]
+// do returns the result of call, which runs once for all concurrent callers with the same key. When
+// ctx ends, do returns its error. call is cancelled when no caller waits any more.
+func (g *callGroup) do(ctx context.Context, key string, call func(context.Context) (string, error)) (string, error) {
+	g.mu.Lock()
+	c := g.calls[key]
 	if c == nil {
 		callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		c = &sharedCall{cancel: cancel, done: make(chan struct{})}
-		if s.calls == nil {
-			s.calls = map[string]*sharedCall{}
+		if g.calls == nil {
+			g.calls = map[string]*sharedCall{}
 		}
 
-		s.calls[key] = c
+		g.calls[key] = c
 		go func() {
 			defer cancel()
 			c.result, c.err = call(callCtx)
-			s.forget(key, c)
+			g.remove(key, c)
 			close(c.done)
 		}()
 	}
 
-	c.waiting++
-	s.mu.Unlock()
+	c.waiters++
+	g.mu.Unlock()
+
 	select {
 	case <-c.done:
 		return c.result, c.err
 	case <-ctx.Done():
 	}
 
-	s.mu.Lock()
-	if c.waiting--; c.waiting == 0 { // whoever comes now begins anew
-		if s.calls[key] == c {
-			delete(s.calls, key)
-		}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	if c.waiters--; c.waiters == 0 {
+		g.removeLocked(key, c) // later callers start a new call
 		c.cancel()
 	}
-
-	s.mu.Unlock()
 
 	return "", ctx.Err()
 }
 
-func (s *shared) forget(key string, c *sharedCall) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.calls[key] == c {
-		delete(s.calls, key)
+func (g *callGroup) remove(key string, c *sharedCall) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.removeLocked(key, c)
+}
+
+func (g *callGroup) removeLocked(key string, c *sharedCall) {
+	if g.calls[key] == c {
+		delete(g.calls, key)
 	}
 }

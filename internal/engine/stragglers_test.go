@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestStragglers: a request is given up only if the engine hangs on it, not if the engine is busy
-// or away, or the answer has begun.
+// TestStragglers checks that a request is cancelled only if the engine hangs on it, not if the
+// engine is busy or unavailable, or if a response has started.
 func TestStragglers(t *testing.T) {
 	pingIn := func(d time.Duration, err error) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -23,17 +23,17 @@ func TestStragglers(t *testing.T) {
 	}
 
 	for name, test := range map[string]struct {
-		ping   func(context.Context) error
-		others bool // other requests of the batch are answered
-		begun  bool // the answer has begun
-		given  bool // up
+		ping      func(context.Context) error
+		others    bool // other requests of the batch get responses
+		responded bool // the response has started
+		cancelled bool
 	}{
-		"hangs":                  {ping: pingIn(time.Millisecond, nil), given: true},
-		"a busy engine":          {ping: pingIn(time.Second, nil)},
-		"an engine that is away": {ping: pingIn(time.Millisecond, errors.New("away"))},
-		"an engine that stops":   {ping: pingIn(time.Hour, nil)},
-		"others are answered":    {ping: pingIn(time.Millisecond, nil), others: true},
-		"a long answer":          {ping: pingIn(time.Millisecond, nil), begun: true},
+		"hanging request":      {ping: pingIn(time.Millisecond, nil), cancelled: true},
+		"busy engine":          {ping: pingIn(time.Second, nil)},
+		"unavailable engine":   {ping: pingIn(time.Millisecond, errors.New("unavailable"))},
+		"hanging engine":       {ping: pingIn(time.Hour, nil)},
+		"others get responses": {ping: pingIn(time.Millisecond, nil), others: true},
+		"response has started": {ping: pingIn(time.Millisecond, nil), responded: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestStragglers(t *testing.T) {
 				ctx, done := s.begin(t.Context())
 				defer done()
 
-				if test.begun {
+				if test.responded {
 					ctx.Value(arrivedKey{}).(func())()
 				}
 
@@ -56,8 +56,8 @@ func TestStragglers(t *testing.T) {
 				}
 
 				synctest.Wait()
-				if given := ctx.Err() != nil; given != test.given {
-					t.Errorf("given up: %v", given)
+				if cancelled := ctx.Err() != nil; cancelled != test.cancelled {
+					t.Errorf("cancelled: %v, want %v", cancelled, test.cancelled)
 				}
 			})
 		})

@@ -18,20 +18,20 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 )
 
-// newCallMetrics are the figures of requests to the engine, by operation and code.
+// newCallMetrics returns the histogram of engine requests by operation and code.
 func newCallMetrics() *prometheus.HistogramVec {
 	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "cri_dockerd_engine_request_duration_seconds",
-		Help: "Time until the engine answers a request, by operation and HTTP status (error: no answer). Of what " +
-			"it streams, such as a pull, only the beginning.",
+		Help: "Time until the response header of a request to Docker Engine, by operation and HTTP status code " +
+			"(error: no response).",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60},
 	}, []string{"operation", "code"})
 }
 
-// observed has the client's requests traced and counted. Docker's client does both by itself
-// (otelhttp), so it is told to whom: spans go to traces (nil for none), with the caller's context
-// in the header traceparent, and the requests' times to a histogram.
-func observed(traces trace.TracerProvider, calls *prometheus.HistogramVec) client.Opt {
+// withObservation configures tracing and metrics of Docker's client, which contains otelhttp. Spans
+// go to traces, which may be nil. The header traceparent carries the caller's context. Durations of
+// requests go to the histogram calls.
+func withObservation(traces trace.TracerProvider, calls *prometheus.HistogramVec) client.Opt {
 	if traces == nil {
 		traces = tracenoop.NewTracerProvider()
 	}
@@ -56,8 +56,8 @@ const (
 	requestTime = "http.client.request.duration" // in seconds
 )
 
-// meters is OpenTelemetry's metric API as far as otelhttp tells a request's time through it: into
-// Prometheus' histogram, without the SDK.
+// meters implements the part of OpenTelemetry's metric API used by otelhttp for request durations.
+// It writes to a Prometheus histogram and does not need the SDK.
 type meters struct {
 	metricnoop.MeterProvider
 	calls *prometheus.HistogramVec
@@ -98,22 +98,21 @@ func (h requestTimes) Record(_ context.Context, seconds float64, o ...metric.Rec
 // Enabled implements metric.Float64Histogram.
 func (requestTimes) Enabled(context.Context) bool { return true }
 
-// The words of Docker's routes; what is none of them is a name or an ID.
+// Path elements of Docker's routes. All other elements are names or IDs.
 var (
 	routeKinds = []string{"containers", "exec", "images", "events", "info", "version", "_ping", "plugins", "system",
 		"volumes", "networks"}
 	routeVerbs = []string{
 		"json", "create", "load", "start", "stop", "kill", "update", "rename", "attach", "wait", "resize", "exec",
-		"logs", "top", "stats", "history",
-		"tag", "get", "archive", "prune", "restart", "pause", "unpause",
+		"logs", "top", "stats", "history", "tag", "get", "archive", "prune", "restart", "pause", "unpause",
 	}
 )
 
-// operation is a request's method with its route, without version, names and IDs: "POST
-// /containers/{id}/start". The number of operations is bounded, whatever images are called.
+// operation returns the method and route of a request without version, names and IDs: "POST
+// /containers/{id}/start". The number of distinct operations is bounded for any image names.
 func operation(method, path string) string {
 	parts := strings.Split(strings.Trim(path, "/"), "/")
-	for i, p := range parts { // a proxy's prefix, and the version
+	for i, p := range parts { // skip the prefix of a proxy, and the version
 		if slices.Contains(routeKinds, p) && (i == 0 || isVersion(parts[i-1]) || i == len(parts)-1) {
 			parts = parts[i:]
 			break
@@ -141,7 +140,7 @@ func operation(method, path string) string {
 	return route + verb
 }
 
-// isVersion says whether a part of a path is an API version, v1.41.
+// isVersion reports whether a path element is an API version such as v1.41.
 func isVersion(part string) bool {
 	return len(part) > 1 && part[0] == 'v' && part[1] >= '0' && part[1] <= '9'
 }

@@ -40,14 +40,16 @@ func TestOperation(t *testing.T) {
 		"GET /v1.41/something/new":                        "GET other",
 		"GET /":                                           "GET other",
 	} {
-		method, path, _ := strings.Cut(request, " ")
-		if got := operation(method, path); got != want {
-			t.Errorf("%s is %q, want %q", request, got, want)
-		}
+		t.Run(request, func(t *testing.T) {
+			method, path, _ := strings.Cut(request, " ")
+			if got := operation(method, path); got != want {
+				t.Errorf("operation(%s) = %q, want %q", request, got, want)
+			}
+		})
 	}
 }
 
-// TestRequestsAreCountedAndTraced: figures by route, and the caller's trace in a header.
+// TestRequestsAreCountedAndTraced checks the metrics by route and the trace header.
 func TestRequestsAreCountedAndTraced(t *testing.T) {
 	var parent string
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -72,26 +74,26 @@ func TestRequestsAreCountedAndTraced(t *testing.T) {
 
 	ctx, span := traces.Tracer("test").Start(t.Context(), "StartContainer")
 	if err := e.Start(ctx, "0123abc"); err == nil {
-		t.Error("the container was started")
+		t.Error("Start returned no error for status 404")
 	}
 
 	span.End()
 	if want := span.SpanContext().TraceID().String(); !strings.Contains(parent, want) {
-		t.Errorf("the engine got traceparent %q, want trace %s", parent, want)
+		t.Errorf("the engine received traceparent %q, want trace %s", parent, want)
 	}
 
 	srv.Close()
 	if err := e.Start(context.WithoutCancel(ctx), "0123abc"); err == nil {
-		t.Error("the container was started by nobody")
+		t.Error("Start returned no error although the engine is down")
 	}
 
-	if got := testutil.CollectAndCount(e.calls); got != 3 { // the ping and the two
-		t.Errorf("%d series", got)
+	if got := testutil.CollectAndCount(e.calls); got != 3 { // the ping and the two starts
+		t.Errorf("%d series, want 3", got)
 	}
 
 	for _, code := range []string{"404", "error"} {
 		if !e.calls.DeleteLabelValues("POST /containers/{id}/start", code) {
-			t.Errorf("no figures of code %s", code)
+			t.Errorf("no series for code %s", code)
 		}
 	}
 
@@ -105,9 +107,8 @@ func TestRequestsAreCountedAndTraced(t *testing.T) {
 	}
 }
 
-// TestPullsKeepSecrets: an engine that repeats the credentials, here those that this machine has
-// for the sandbox image.
-func TestPullsKeepSecrets(t *testing.T) {
+// TestPullErrorsHideSecrets uses an engine with the credentials in its error messages.
+func TestPullErrorsHideSecrets(t *testing.T) {
 	header, err := authHeader(&runtimeapi.AuthConfig{Username: "bob", Password: "hunter-two"})
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +137,7 @@ func TestPullsKeepSecrets(t *testing.T) {
 	_, err = e.sharedPull(t.Context(), "registry.test/pause:1", header)
 	if !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "hunter") ||
 		strings.Contains(err.Error(), header) || !strings.Contains(err.Error(), "bob ***") {
-		t.Errorf("%v", err)
+		t.Errorf("pull with credentials: %v", err)
 	}
 
 	dir := t.TempDir()
@@ -149,12 +150,12 @@ func TestPullsKeepSecrets(t *testing.T) {
 	e.cfg.AuthDir = dir
 	auth, err := machineAuth(dir, "registry.test/pause:1")
 	if err != nil || auth == "" {
-		t.Fatalf("the credentials of this machine: %q, %v", auth, err)
+		t.Fatalf("credentials of this machine: %q, %v", auth, err)
 	}
 
-	err = e.Resolvable(t.Context(), "registry.test/pause:1")
+	err = e.ResolveImage(t.Context(), "registry.test/pause:1")
 	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "two") ||
 		strings.Contains(err.Error(), auth) {
-		t.Errorf("%v", err)
+		t.Errorf("ResolveImage: %v", err)
 	}
 }

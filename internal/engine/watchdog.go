@@ -6,54 +6,55 @@ import (
 	"time"
 )
 
-// turn says what a pull waits for, as far as the engine's messages show it. The engine downloads
-// only a few layers at once, those of all pulls together (max-concurrent-downloads of daemon.json).
-type turn int
+// pullState is the state of a pull in the engine's download queue, derived from the engine's
+// messages. The engine limits the concurrent downloads of all pulls together
+// (max-concurrent-downloads in daemon.json).
+type pullState int
 
 const (
-	// turnCame: the engine works on a layer of it.
-	turnCame turn = iota
-	// turnUnknown: no layer has begun. With containerd's image store a layer in the queue looks
-	// like one whose registry does not answer.
-	turnUnknown
-	// turnQueued: the engine says that all its remaining layers wait.
-	turnQueued
+	// pullActive means that the engine works on a layer of the pull.
+	pullActive pullState = iota
+	// pullUnknown means that no layer has started. With containerd's image store, the messages do
+	// not distinguish a queued layer from an unresponsive registry.
+	pullUnknown
+	// pullQueued means that all remaining layers are queued.
+	pullQueued
 )
 
-// watchdog calls bite once when a pull has not moved for a while, unless it waits for its turn
-// behind other downloads. It is safe for concurrent use.
+// watchdog calls expired once if a pull makes no progress for the timeout, unless the pull is
+// queued behind other downloads. It is safe for concurrent use.
 type watchdog struct {
-	after time.Duration // 0: never
-	all   *movement     // of all pulls
-	bite  func(last string)
+	timeout time.Duration // 0: never
+	all     *activity     // of all pulls
+	expired func(last string)
 
-	mu    sync.Mutex // guards the rest
-	timer *time.Timer
-	ended bool
-	last  string // the last news
-	turn  turn
-	seen  map[string]string
+	mu     sync.Mutex // guards the fields below
+	timer  *time.Timer
+	ended  bool
+	last   string // the last progress
+	state  pullState
+	status map[string]string // last status of each layer
 }
 
-func newWatchdog(after time.Duration, all *movement, bite func(last string)) *watchdog {
+func newWatchdog(timeout time.Duration, all *activity, expired func(last string)) *watchdog {
 	w := &watchdog{
-		after: after,
-		all:   all,
-		bite:  bite,
-		last:  "the request was sent",
-		turn:  turnUnknown,
-		seen:  map[string]string{},
+		timeout: timeout,
+		all:     all,
+		expired: expired,
+		last:    "request sent",
+		state:   pullUnknown,
+		status:  map[string]string{},
 	}
-	if after > 0 {
-		w.timer = time.AfterFunc(after, w.expire)
+	if timeout > 0 {
+		w.timer = time.AfterFunc(timeout, w.expire)
 	}
 
 	return w
 }
 
-// expire bites, or waits on for a pull whose turn has not come while others move.
+// expire ends the watch, or extends it for a pull that may be queued while other pulls progress.
 func (w *watchdog) expire() {
-	rest := w.after - w.all.since()
+	remaining := w.timeout - w.all.idleTime()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
@@ -62,43 +63,44 @@ func (w *watchdog) expire() {
 	}
 
 	switch {
-	case w.turn == turnQueued:
-		w.timer.Reset(w.after)
-	case w.turn == turnUnknown && rest > 0:
-		w.timer.Reset(rest)
+	case w.state == pullQueued:
+		w.timer.Reset(w.timeout)
+	case w.state == pullUnknown && remaining > 0:
+		w.timer.Reset(remaining)
 	default:
 		w.ended = true
-		w.bite(w.last)
+		w.expired(w.last)
 	}
 }
 
-// saw takes a message about a layer, and what the pull waits for. Newer engines repeat what they
-// have said while nothing moves, so only what is new counts.
-func (w *watchdog) saw(layer, state string, t turn) {
+// observe records a message about a layer and the state of the pull. Newer engines repeat messages
+// while nothing progresses, so only a changed status counts as progress.
+func (w *watchdog) observe(layer, status string, s pullState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
-	w.turn = t
-	old, ok := w.seen[layer]
-	if ok && old == state {
+	w.state = s
+	old, ok := w.status[layer]
+	if ok && old == status {
 		return
 	}
-	if ok || len(w.seen) < maxLayers {
-		w.seen[layer] = state
+	if ok || len(w.status) < maxLayers {
+		w.status[layer] = status
 	}
 
-	w.last = strings.TrimSpace(layer + " " + state)
-	if t == turnCame {
-		w.all.note()
+	w.last = strings.TrimSpace(layer + " " + status)
+	if s == pullActive {
+		w.all.record()
 	}
 	if w.timer != nil && !w.ended {
-		w.timer.Reset(w.after)
+		w.timer.Reset(w.timeout)
 	}
 }
 
 func (w *watchdog) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	w.ended = true
 	if w.timer != nil {
 		w.timer.Stop()

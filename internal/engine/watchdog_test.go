@@ -15,106 +15,119 @@ import (
 
 func TestWatchdog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		bitten := make(chan string, 1)
-		w := newWatchdog(time.Minute, &movement{}, func(last string) { bitten <- last })
+		expired := make(chan string, 1)
+		w := newWatchdog(time.Minute, &activity{}, func(last string) { expired <- last })
 		for i := range 10 {
 			time.Sleep(50 * time.Second)
-			w.saw("layer1", fmt.Sprint("Extracting ", i), turnCame)
+			w.observe("layer1", fmt.Sprint("Extracting ", i), pullActive)
 		}
 
 		select {
-		case l := <-bitten:
-			t.Errorf("it bit while things moved: %s", l)
+		case l := <-expired:
+			t.Errorf("watchdog expired despite progress: %s", l)
 		default:
 		}
 
-		for range 61 { // an engine that repeats itself
+		for range 61 { // the engine repeats a message
 			time.Sleep(time.Second)
-			w.saw("layer1", "Extracting 9", turnCame)
+			w.observe("layer1", "Extracting 9", pullActive)
 		}
 
 		synctest.Wait()
-		if l := <-bitten; l != "layer1 Extracting 9" {
-			t.Errorf("last: %s", l)
+		if l := <-expired; l != "layer1 Extracting 9" {
+			t.Errorf("last progress %q, want \"layer1 Extracting 9\"", l)
 		}
 
 		w.stop()
-		newWatchdog(0, &movement{}, nil).stop() // no deadline
+		newWatchdog(0, &activity{}, nil).stop() // no timeout
 	})
 }
 
-// TestTurn: what a pull waits for, by what engines say of its layers. A layer that is worked on
-// counts, whatever the others do.
-func TestTurn(t *testing.T) {
+// TestPullState derives the state of a pull from messages of real engines. A pull with an active
+// layer is active.
+func TestPullState(t *testing.T) {
+	type messages [][2]string // layer and status
 	for name, test := range map[string]struct {
-		messages [][2]string // layer and status
-		want     turn
+		messages messages
+		want     pullState
 	}{
-		"nothing":  {nil, turnUnknown},
-		"the name": {[][2]string{{"1", "Pulling from app"}}, turnUnknown},
-		"20.10, in the queue": {[][2]string{{"1", "Pulling from app"}, {"a", "Pulling fs layer"},
-			{"b", "Pulling fs layer"}, {"a", "Waiting"}, {"b", "Waiting"}}, turnQueued},
-		"20.10, the rest waits": {[][2]string{{"a", "Already exists"}, {"b", "Pulling fs layer"}, {"b", "Waiting"}},
-			turnQueued},
-		"20.10, one connects": {[][2]string{{"a", "Pulling fs layer"}, {"b", "Pulling fs layer"},
-			{"b", "Waiting"}}, turnCame},
-		"20.10, one is on its way": {[][2]string{{"a", "Downloading"}, {"b", "Waiting"}}, turnCame},
-		"20.10, tries again":       {[][2]string{{"a", "Retrying in 5 seconds"}, {"b", "Waiting"}}, turnCame},
-		"29, announced":            {[][2]string{{"a", "Pulling fs layer"}, {"b", "Pulling fs layer"}}, turnUnknown},
-		"29, the rest waits": {[][2]string{{"a", "Pull complete"}, {"b", "Download complete"},
-			{"c", "Pulling fs layer"}}, turnUnknown},
-		"29, one is on its way": {[][2]string{{"a", "Downloading"}, {"b", "Pulling fs layer"}}, turnCame},
-		"29, one is unpacked":   {[][2]string{{"a", "Extracting"}, {"b", "Pulling fs layer"}}, turnCame},
+		"no message": {nil, pullUnknown},
+		"name only":  {messages{{"1", "Pulling from app"}}, pullUnknown},
+		"20.10, queued": {
+			messages{{"1", "Pulling from app"}, {"a", "Pulling fs layer"}, {"b", "Pulling fs layer"},
+				{"a", "Waiting"}, {"b", "Waiting"}},
+			pullQueued,
+		},
+		"20.10, remaining layer queued": {
+			messages{{"a", "Already exists"}, {"b", "Pulling fs layer"}, {"b", "Waiting"}},
+			pullQueued,
+		},
+		"20.10, one connects": {
+			messages{{"a", "Pulling fs layer"}, {"b", "Pulling fs layer"}, {"b", "Waiting"}},
+			pullActive,
+		},
+		"20.10, one downloads": {messages{{"a", "Downloading"}, {"b", "Waiting"}}, pullActive},
+		"20.10, one retries":   {messages{{"a", "Retrying in 5 seconds"}, {"b", "Waiting"}}, pullActive},
+		"29, announced":        {messages{{"a", "Pulling fs layer"}, {"b", "Pulling fs layer"}}, pullUnknown},
+		"29, remaining layer announced": {
+			messages{{"a", "Pull complete"}, {"b", "Download complete"}, {"c", "Pulling fs layer"}},
+			pullUnknown,
+		},
+		"29, one downloads":    {messages{{"a", "Downloading"}, {"b", "Pulling fs layer"}}, pullActive},
+		"29, one is extracted": {messages{{"a", "Extracting"}, {"b", "Pulling fs layer"}}, pullActive},
 	} {
-		p := newProgress(newWatchdog(0, &movement{}, nil), slog.New(slog.DiscardHandler), newPullMetrics())
-		for _, m := range test.messages {
-			p.saw(jsonstream.Message{ID: m[0], Status: m[1]})
-		}
-		if got := p.turn(); got != test.want {
-			t.Errorf("%s: %d, want %d", name, got, test.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			p := newProgress(newWatchdog(0, &activity{}, nil), slog.New(slog.DiscardHandler), newPullMetrics())
+			for _, m := range test.messages {
+				p.observe(jsonstream.Message{ID: m[0], Status: m[1]})
+			}
+
+			if got := p.state(); got != test.want {
+				t.Errorf("state %d, want %d", got, test.want)
+			}
+		})
 	}
 }
 
-// TestWatchdogInTheQueue: a pull whose turn has not come waits as long as the engine says so, or as
-// another one moves.
-func TestWatchdogInTheQueue(t *testing.T) {
-	const after = time.Minute
+// TestWatchdogWhileQueued checks that a queued pull waits while the engine reports the queue, or
+// while another pull progresses.
+func TestWatchdogWhileQueued(t *testing.T) {
+	const timeout = time.Minute
 	for name, test := range map[string]struct {
-		turn  turn
-		moves bool // another pull
-		bites bool
+		state      pullState
+		progresses bool // another pull
+		expires    bool
 	}{
-		"queued":                      {turnQueued, false, false},
-		"unknown, another pull moves": {turnUnknown, true, false},
-		"unknown, nothing moves":      {turnUnknown, false, true},
-		"came, another pull moves":    {turnCame, true, true},
+		"queued":                           {pullQueued, false, false},
+		"unknown, another pull progresses": {pullUnknown, true, false},
+		"unknown, no progress":             {pullUnknown, false, true},
+		"active, another pull progresses":  {pullActive, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var bitten atomic.Bool
-				all := &movement{}
-				w := newWatchdog(after, all, func(string) { bitten.Store(true) })
+				var expired atomic.Bool
+				all := &activity{}
+				w := newWatchdog(timeout, all, func(string) { expired.Store(true) })
 				defer w.stop()
 
-				w.saw("layer", "Pulling fs layer", test.turn)
+				w.observe("layer", "Pulling fs layer", test.state)
 				for range 10 {
-					time.Sleep(after / 2)
-					if test.moves {
-						all.note()
+					time.Sleep(timeout / 2)
+					if test.progresses {
+						all.record()
 					}
 				}
 
 				synctest.Wait()
-				if bitten.Load() != test.bites {
-					t.Errorf("bitten: %v", bitten.Load())
+				if expired.Load() != test.expires {
+					t.Errorf("expired: %v, want %v", expired.Load(), test.expires)
 				}
 
-				if test.turn == turnUnknown && !test.bites { // the others have ended
-					time.Sleep(2*after + time.Second)
+				if test.state == pullUnknown && !test.expires { // the other pulls have ended
+					time.Sleep(2*timeout + time.Second)
 					synctest.Wait()
-					if !bitten.Load() {
-						t.Error("it waits although nothing moves any more")
+					if !expired.Load() {
+						t.Error("watchdog has not expired although no pull progresses")
 					}
 				}
 			})
@@ -122,12 +135,12 @@ func TestWatchdogInTheQueue(t *testing.T) {
 	}
 }
 
-// TestMovementOnDisk: bytes that containerd writes are progress of any pull.
-func TestMovementOnDisk(t *testing.T) {
+// TestActivityOnDisk checks that bytes written by containerd count as progress.
+func TestActivityOnDisk(t *testing.T) {
 	root := t.TempDir()
-	m := &movement{}
-	if m.store.Store(&root); m.since() < time.Hour {
-		t.Errorf("nothing has moved for %s only", m.since())
+	a := &activity{}
+	if a.store.Store(&root); a.idleTime() < time.Hour {
+		t.Errorf("idle time %s without any download", a.idleTime())
 	}
 
 	dir := filepath.Join(root, "containerd/daemon", ingests, "0123")
@@ -139,7 +152,7 @@ func TestMovementOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if m.since() > time.Minute {
-		t.Errorf("nothing has moved for %s", m.since())
+	if a.idleTime() > time.Minute {
+		t.Errorf("idle time %s after a write", a.idleTime())
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// BenchmarkOutput streams the output of a command over loopback, in the pieces in which the engine
-// sends it.
+// BenchmarkOutput streams the output of a command over loopback, in pieces of the engine's message
+// size.
 func BenchmarkOutput(b *testing.B) {
 	const piece, size = 32 << 10, 256 << 20
 	f := fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {

@@ -16,39 +16,41 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// wanted is what an exec or attach asks for.
-type wanted struct{ stdin, stdout, stderr, tty bool }
+// streamOptions are the streams requested by an exec or attach.
+type streamOptions struct{ stdin, stdout, stderr, tty bool }
 
 // channels are the streams of one exec or attach.
 type channels struct {
-	wanted
+	streamOptions
 	in       io.Reader
 	out, err io.Writer
-	sizes    io.Reader // JSON of terminal sizes, nil for none
+	sizes    io.Reader // terminal sizes in JSON; may be nil
 	status   io.Writer
-	// json says that the status is a metav1.Status, else it is the text of an error.
-	json   bool
-	conn   *conn
-	closer io.Closer // the session
+	json     bool // send the status as a metav1.Status instead of an error text
+	conn     *conn
+	closer   io.Closer // the session
 }
 
-// openChannels upgrades the connection. Without ok the client has got an answer.
-func (s *Server) openChannels(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (ch *channels, ok bool) {
+// openChannels upgrades the connection. If it returns false, the client has received an error
+// response.
+func (s *Server) openChannels(
+	w http.ResponseWriter, r *http.Request, c *conn, opts streamOptions,
+) (ch *channels, ok bool) {
 	if wsstream.IsWebSocketRequest(r) {
-		ch, ok = openWebSocket(w, r, c, want)
+		ch, ok = openWebSocket(w, r, c, opts)
 	} else {
-		ch, ok = s.openSPDY(w, r, c, want)
+		ch, ok = s.openSPDY(w, r, c, opts)
 	}
 
 	if ok {
-		ch.wanted, ch.conn = want, c
+		ch.streamOptions, ch.conn = opts, c
 	}
 
 	return ch, ok
 }
 
-// webSocketProtocols are the names of the subprotocols of exec and attach: whether frames are
-// binary, and the status JSON.
+// webSocketProtocols are the subprotocols of exec and attach by name. They differ in binary frames
+// and in a JSON status.
 var webSocketProtocols = map[string]struct{ binary, json bool }{
 	"":                                      {binary: true},
 	wsstream.ChannelWebSocketProtocol:       {binary: true},
@@ -59,18 +61,18 @@ var webSocketProtocols = map[string]struct{ binary, json bool }{
 }
 
 // openWebSocket opens the five channels of a WebSocket.
-func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*channels, bool) {
-	direction := func(asked bool, kind wsstream.ChannelType) wsstream.ChannelType {
-		if asked {
+func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, opts streamOptions) (*channels, bool) {
+	direction := func(isRequested bool, kind wsstream.ChannelType) wsstream.ChannelType {
+		if isRequested {
 			return kind
 		}
 		return wsstream.IgnoreChannel
 	}
 
 	kinds := []wsstream.ChannelType{
-		remotecommand.StreamStdIn:  direction(want.stdin, wsstream.ReadChannel),
-		remotecommand.StreamStdOut: direction(want.stdout, wsstream.WriteChannel),
-		remotecommand.StreamStdErr: direction(want.stderr, wsstream.WriteChannel),
+		remotecommand.StreamStdIn:  direction(opts.stdin, wsstream.ReadChannel),
+		remotecommand.StreamStdOut: direction(opts.stdout, wsstream.WriteChannel),
+		remotecommand.StreamStdErr: direction(opts.stderr, wsstream.WriteChannel),
 		remotecommand.StreamErr:    wsstream.WriteChannel,
 		remotecommand.StreamResize: wsstream.ReadChannel,
 	}
@@ -96,7 +98,7 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 		closer: session,
 	}
 
-	ch.greet(want)
+	ch.greet(opts)
 	if webSocketProtocols[protocol].binary {
 		ch.out = webSocketData{ch.out, c.frames, remotecommand.StreamStdOut}
 		ch.err = webSocketData{ch.err, c.frames, remotecommand.StreamStdErr}
@@ -105,25 +107,25 @@ func openWebSocket(w http.ResponseWriter, r *http.Request, c *conn, want wanted)
 	return ch, true
 }
 
-// greet sends an empty message on the first output: clients of WebSockets take it for the begin of
-// the session.
-func (ch *channels) greet(want wanted) {
+// greet sends an empty message on the first output. WebSocket clients take it as the start of the
+// session.
+func (ch *channels) greet(opts streamOptions) {
 	first := ch.status
 	switch {
-	case want.stdout:
+	case opts.stdout:
 		first = ch.out
-	case want.stderr:
+	case opts.stderr:
 		first = ch.err
 	}
 
 	_, _ = first.Write(nil)
 }
 
-// streams are the channels as the engine takes them, with their outputs added to out. Reading
-// terminal sizes ends with ctx or the session.
+// streams returns the streams for the engine. Their outputs are buffered by out. The goroutine for
+// terminal sizes ends with ctx or with the session.
 func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 	s := engine.Streams{TTY: ch.tty}
-	// a channel that was not asked for would end at once, and close the stdin of the process
+	// A channel not requested is at its end, and would close the stdin of the process.
 	if ch.stdin && ch.in != nil {
 		s.Stdin = ch.in
 	}
@@ -146,8 +148,8 @@ func (ch *channels) streams(ctx context.Context, out *outputs) engine.Streams {
 // maxSize bounds the JSON of one terminal size in bytes.
 const maxSize = 1024
 
-// readSizes decodes terminal sizes until ctx ends. Then, and after a size that cannot be decoded,
-// it discards what arrives: unread data would block the other streams of the session.
+// readSizes decodes terminal sizes until ctx ends or a size is malformed. It then discards the
+// remaining input, because unread data would block the other streams of the session.
 func readSizes(ctx context.Context, r io.Reader, sizes chan<- engine.Size) {
 	bounded := &io.LimitedReader{R: r}
 	decoder := json.NewDecoder(bounded)
@@ -170,7 +172,7 @@ func readSizes(ctx context.Context, r io.Reader, sizes chan<- engine.Size) {
 	_, _ = io.Copy(io.Discard, r)
 }
 
-// status is the metav1.Status that ends an exec or attach.
+// status is a metav1.Status with the result of an exec or attach.
 type status struct {
 	Status  string         `json:"status"`
 	Message string         `json:"message,omitempty"`
@@ -188,16 +190,16 @@ type statusCause struct {
 	Message string `json:"message,omitempty"`
 }
 
-// finish sends how the process ended: its exit code, or the error that kept it from running.
+// finish sends the result: the exit code of the process, or an error.
 func (ch *channels) finish(exitCode int, err error) {
-	if !errors.Is(err, errBehind) { // whose writes are limited already
+	if !errors.Is(err, errClientTooSlow) { // then flush has set a deadline
 		ch.limitWrites()
 	}
 
-	end := status{Status: "Success"}
+	result := status{Status: "Success"}
 	switch {
 	case err != nil:
-		end = status{
+		result = status{
 			Status:  "Failure",
 			Reason:  "InternalError",
 			Message: fmt.Sprintf("Internal error occurred: %v", err),
@@ -206,7 +208,7 @@ func (ch *channels) finish(exitCode int, err error) {
 
 	case exitCode != 0:
 		code := strconv.Itoa(exitCode)
-		end = status{
+		result = status{
 			Status:  "Failure",
 			Reason:  remotecommand.NonZeroExitCodeReason,
 			Message: "command terminated with non-zero exit code: exit status " + code,
@@ -214,17 +216,17 @@ func (ch *channels) finish(exitCode int, err error) {
 		}
 	}
 
-	text := []byte(end.Message)
+	text := []byte(result.Message)
 	if ch.json {
-		text, _ = json.Marshal(end) // cannot fail
+		text, _ = json.Marshal(result) // cannot fail
 	}
 	if len(text) > 0 {
 		_, _ = ch.status.Write(text)
 	}
 }
 
-// limitWrites bounds the writes that are left, so that a client that does not read cannot hold the
-// session.
+// limitWrites sets a deadline for the remaining writes, so that a client cannot keep the session
+// open by not reading.
 func (ch *channels) limitWrites() { _ = ch.conn.SetWriteDeadline(time.Now().Add(finishTimeout)) }
 
 func (ch *channels) close() {
@@ -232,4 +234,4 @@ func (ch *channels) close() {
 	_ = ch.closer.Close()
 }
 
-var errNoStreams = errors.New("the client did not open its streams in time")
+var errNoStreams = errors.New("client did not open its streams in time")

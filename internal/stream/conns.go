@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/connlimit"
 )
 
-// listener makes its connections find clients that are gone.
+// listener enables the detection of unreachable clients.
 type listener struct{ *connlimit.Listener }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -32,24 +32,25 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// conn is a connection whose context ends when its client is gone, and which may end by silence.
+// conn is a connection with a context and an optional idle timeout. The context ends when the
+// client disconnects.
 type conn struct {
 	*connlimit.Conn
-	ctx context.Context // both set by withConn, before anything is read
+	ctx context.Context // ctx and end are set by withConn, before the first read
 	end context.CancelFunc
 
-	frames *frameConn // writes to it, once it is a session
+	frames *frameConn // writes to the connection after the upgrade
 
-	active atomic.Int64 // Unix time in ns of the last byte
-	mu     sync.Mutex   // guards the rest
-	timer  *time.Timer  // closes a silent session
+	active atomic.Int64 // time of the last traffic, Unix time in ns
+	mu     sync.Mutex   // guards the fields below
+	timer  *time.Timer  // closes an idle session
 	closed bool
 }
 
 type connKey struct{}
 
-// withConn makes a connection known to the handlers of its requests (http.Server.ConnContext).
-// Their context ends with the connection.
+// withConn adds a connection to the context of its requests (http.Server.ConnContext). The context
+// ends with the connection.
 func withConn(ctx context.Context, nc net.Conn) context.Context {
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()
@@ -59,25 +60,25 @@ func withConn(ctx context.Context, nc net.Conn) context.Context {
 	return c.ctx
 }
 
-// Read takes a failed read for the client's end, but not a deadline: net/http sets one to interrupt
-// its own reading.
+// Read implements net.Conn. A failed read means that the client has disconnected, except for an
+// exceeded deadline: net/http sets one to interrupt its own reads.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.end()
 	}
-	c.note(n)
+	c.recordTraffic(n)
 	return n, err
 }
 
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	c.note(n)
+	c.recordTraffic(n)
 	return n, err
 }
 
-// acked is how many bytes the client has acknowledged, 0 if that is unknown (TCP_INFO, tcp(7)). It
-// grows while a slow client reads, also when a write does not return.
+// acked returns the number of bytes acknowledged by the client, or 0 if it is unknown (TCP_INFO,
+// tcp(7)). It grows while a slow client reads, even if a write blocks.
 func (c *conn) acked() (n uint64) {
 	t, ok := c.Conn.Conn.(*net.TCPConn)
 	if !ok {
@@ -98,22 +99,22 @@ func (c *conn) acked() (n uint64) {
 	return n
 }
 
-// note remembers that bytes have moved.
-func (c *conn) note(n int) {
+// recordTraffic records the time of traffic, if n is not 0.
+func (c *conn) recordTraffic(n int) {
 	if n > 0 {
 		c.active.Store(time.Now().UnixNano())
 	}
 }
 
-// closeWhenSilent closes the connection when no byte has moved for this long.
-func (c *conn) closeWhenSilent(timeout time.Duration) {
+// closeWhenIdle closes the connection after the timeout without any traffic.
+func (c *conn) closeWhenIdle(timeout time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
 	c.active.Store(time.Now().UnixNano())
 	c.timer = time.AfterFunc(timeout, func() {
-		silent := time.Since(time.Unix(0, c.active.Load()))
-		if silent >= timeout {
+		idle := time.Since(time.Unix(0, c.active.Load()))
+		if idle >= timeout {
 			c.Close()
 			return
 		}
@@ -122,13 +123,13 @@ func (c *conn) closeWhenSilent(timeout time.Duration) {
 		defer c.mu.Unlock()
 
 		if c.ctx.Err() == nil {
-			c.timer.Reset(timeout - silent)
+			c.timer.Reset(timeout - idle)
 		}
 	})
 }
 
-// Close ends the connection's requests, too. Closing again is no error: a session of SPDY would
-// wait a second to report it.
+// Close closes the connection and ends its requests. A second call returns nil, because an SPDY
+// session would wait a second to report the error.
 func (c *conn) Close() error {
 	c.end()
 	c.mu.Lock()

@@ -16,40 +16,40 @@ import (
 )
 
 const (
-	// dialTimeout is for a connection to a port in a pod on this machine, which is accepted or
-	// refused at once. A server whose queue is full gets three more attempts of the kernel in this
-	// time.
+	// dialTimeout bounds the connection to a port of a pod on this machine, which usually succeeds
+	// or fails immediately. If the backlog of the server is full, the kernel retries three times in
+	// this time.
 	dialTimeout = 10 * time.Second
-	// familyDelay is the head start of IPv4.
+	// familyDelay is the delay of the dial over IPv6 after the one over IPv4.
 	familyDelay = 250 * time.Millisecond
-	// halfClosed is how long the pod may be silent after the client has ended its side.
-	halfClosed = 10 * time.Minute
+	// halfClosedTimeout bounds the silence of the pod after the client has closed its side.
+	halfClosedTimeout = 10 * time.Minute
 
-	// Bounds of connections to ports, and of those that are not accepted yet. A browser opens some
-	// 10 to 100.
+	// Limits of forwarded connections, and of pending ones among them. A browser opens about 10 to
+	// 100 connections.
 	maxForwards       = 1024
 	maxForwardsPerPod = 256
 	maxPending        = 128
 	maxPendingPerPod  = 64
 )
 
-// forwards counts the connections to ports of pods. The zero value is ready.
+// forwards counts the forwarded connections. The zero value is ready to use.
 type forwards struct {
-	mu            sync.Mutex
-	open, pending int // in all
+	mu            sync.Mutex // guards the fields below
+	open, pending int        // total
 	pods          map[string]*podForwards
 }
 
 type podForwards struct{ open, pending int }
 
-// forward is one connection's place in the counts.
+// forward is the slot of one connection.
 type forward struct {
 	owner   *forwards
 	podID   string
 	pending bool
 }
 
-// acquire takes a place for a connection that is not accepted yet.
+// acquire returns the slot of a new, pending connection.
 func (f *forwards) acquire(podID string) (*forward, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -59,22 +59,18 @@ func (f *forwards) acquire(podID string) (*forward, error) {
 		p = &podForwards{}
 	}
 
-	for _, bound := range []struct {
+	for _, c := range []struct {
 		n, limit int
-		what     string
+		name     string
 	}{
-		{p.open, maxForwardsPerPod, "connections are forwarded to this pod"},
-		{f.open, maxForwards, "connections are forwarded to pods of this node"},
-		{p.pending, maxPendingPerPod, "connections wait for this pod to accept them"},
-		{f.pending, maxPending, "connections wait for pods of this node to accept them"},
+		{p.open, maxForwardsPerPod, "forwarded connections to this pod"},
+		{f.open, maxForwards, "forwarded connections on this node"},
+		{p.pending, maxPendingPerPod, "connections waiting for this pod to accept them"},
+		{f.pending, maxPending, "connections waiting for pods on this node to accept them"},
 	} {
-		if bound.n >= bound.limit {
-			return nil, fmt.Errorf(
-				"%d %s, the limit; close some, or try again: %w",
-				bound.n,
-				bound.what,
-				errdefs.ErrResourceExhausted,
-			)
+		if c.n >= c.limit {
+			return nil, fmt.Errorf("limit of %d %s reached; close some, or try again later: %w", c.limit, c.name,
+				errdefs.ErrResourceExhausted)
 		}
 	}
 
@@ -88,7 +84,7 @@ func (f *forwards) acquire(podID string) (*forward, error) {
 	return &forward{f, podID, true}, nil
 }
 
-// connected reports that the pod has accepted, or refused.
+// connected ends the pending state, after the pod has accepted or refused the connection.
 func (w *forward) connected() {
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
@@ -103,7 +99,7 @@ func (w *forward) connectedLocked() {
 	}
 }
 
-// release gives the place up.
+// release frees the slot.
 func (w *forward) release() {
 	w.owner.mu.Lock()
 	defer w.owner.mu.Unlock()
@@ -116,31 +112,28 @@ func (w *forward) release() {
 	}
 }
 
-// podError is the failure of a pod, not of one connection to it.
+// podError is an error affecting all connections to a pod.
 type podError struct{ error }
 
-// Unwrap returns the reason.
+// Unwrap returns the cause.
 func (e *podError) Unwrap() error { return e.error }
 
-// forward connects a client to a port on the loopback of a pod, and copies both ways until the pod
-// has ended its side or ctx, which stands for the client, ends. It goes on to discard what the
-// client sends, and closes discarded when the client has ended its side.
+// forward connects a client to a port on the loopback interface of a pod. It copies in both
+// directions until the pod closes its side or ctx, the context of the client, ends. A goroutine
+// discards further data of the client, and closes the channel discarded when the client has closed
+// its side.
 func (s *Server) forward(
-	ctx context.Context,
-	podID string,
-	port int32,
-	from io.Reader,
-	to io.Writer,
+	ctx context.Context, podID string, port int32, from io.Reader, to io.Writer,
 ) (discarded <-chan struct{}, err error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("port %d is not between 1 and 65535", port)
 	}
 
-	place, err := s.forwards.acquire(podID)
+	slot, err := s.forwards.acquire(podID)
 	if err != nil {
 		return nil, err
 	}
-	defer place.release()
+	defer slot.release()
 
 	netns, err := s.runtime.OpenNetNS(podID)
 	if err != nil {
@@ -148,8 +141,8 @@ func (s *Server) forward(
 	}
 
 	pod, err := s.dialLoopback(ctx, netns, uint16(port))
-	netns.Close() // nil for the host's, which Close permits
-	place.connected()
+	netns.Close() // nil for the host's namespace; Close accepts nil
+	slot.connected()
 	if err != nil {
 		return nil, err
 	}
@@ -157,8 +150,8 @@ func (s *Server) forward(
 	return relay(ctx, from, to, pod)
 }
 
-// dialLoopback connects over IPv4 or IPv6: a server may listen on either, and drop what comes over
-// the other.
+// dialLoopback connects over IPv4 or IPv6. A server may listen on one of them, and packets over the
+// other may be dropped.
 func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	type result struct {
@@ -176,7 +169,7 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 	}
 
 	var pod net.Conn
-	defer func() { // the other dial
+	defer func() { // cancel the other dial
 		cancel()
 		dials.Wait()
 		close(results)
@@ -213,34 +206,34 @@ func (s *Server) dialLoopback(ctx context.Context, netns *os.File, port uint16) 
 	return nil, errors.Join(errs...)
 }
 
-// relay copies from and to a client, and a connection to a pod.
+// relay copies between a client and a connection to a pod.
 func relay(ctx context.Context, from io.Reader, to io.Writer, pod net.Conn) (discarded <-chan struct{}, err error) {
 	defer pod.Close()
 
 	stop := context.AfterFunc(ctx, func() { pod.Close() })
 	defer stop()
 
-	answers := &silenceReader{Conn: pod, timeout: halfClosed}
+	output := &silenceReader{Conn: pod, timeout: halfClosedTimeout}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 
-		_, _ = io.Copy(pod, from) // its end, however it came, is passed on
+		_, _ = io.Copy(pod, from) // pass on the end of the input, even after an error
 		if half, ok := pod.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
 
-		answers.begin()
-		// Data that nobody reads would block the other connections of the session.
+		output.begin()
+		// Unread data would block the other connections of the session.
 		_, _ = io.Copy(io.Discard, from)
 	}()
 
-	err = copyChunks(to, answers)
+	err = copyChunks(to, output)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = fmt.Errorf("the pod has been silent for %v since the client ended its side", halfClosed)
+		err = fmt.Errorf("pod sent no data for %v after the client closed its side", halfClosedTimeout)
 	case errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed), ctx.Err() != nil:
-		err = nil // the client is gone
+		err = nil // the client has disconnected
 	}
 
 	return done, err
@@ -252,7 +245,7 @@ func copyChunks(w io.Writer, r io.Reader) error {
 	defer chunkPool.Put(c)
 
 	for {
-		n, err := r.Read(c.space())
+		n, err := r.Read(c.data())
 		if c.n = n; n > 0 {
 			if err := sendChunk(w, c); err != nil {
 				return err
@@ -268,20 +261,21 @@ func copyChunks(w io.Writer, r io.Reader) error {
 	}
 }
 
-// silenceReader fails when a connection is silent for the timeout after begin.
+// silenceReader reads from a connection. After begin, it fails when no data arrives for the
+// timeout.
 type silenceReader struct {
 	net.Conn
 	timeout time.Duration
-	begun   atomic.Bool
+	active  atomic.Bool
 }
 
 func (s *silenceReader) begin() {
-	s.begun.Store(true)
+	s.active.Store(true)
 	_ = s.SetReadDeadline(time.Now().Add(s.timeout))
 }
 
 func (s *silenceReader) Read(p []byte) (int, error) {
-	if s.begun.Load() {
+	if s.active.Load() {
 		_ = s.SetReadDeadline(time.Now().Add(s.timeout))
 	}
 	return s.Conn.Read(p)

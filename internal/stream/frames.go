@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// The frames of SPDY/3.1: an 8-byte header, whose first bit marks control frames, and a payload of
-// up to 16 MiB.
+// Frames of SPDY/3.1 have an 8-byte header and a payload of up to 16 MiB. The first bit marks
+// control frames.
 const (
 	frameHeader = 8
 	controlBit  = 0x80
@@ -25,25 +25,25 @@ const (
 	goAway    = 7
 	windowUp  = 9
 
-	// maxData is the size of the data frames that the session gets. It queues up to 250 of them.
+	// maxData bounds the data frames passed to the session, which queues up to 250 of them.
 	maxData = 32 << 10
-	// maxControl bounds control frames, of which Kubernetes' carry a few short headers.
+	// maxControl bounds control frames. Kubernetes clients send a few short headers in them.
 	maxControl = 32 << 10
 )
 
-// frameReader passes on what a client of SPDY sends. It splits large data frames, which the session
-// would hold in memory whole, and fails at frames that Kubernetes' clients never send and that
-// would block the session: headers after the start of a stream, and answers to streams that we have
-// not opened.
+// frameReader filters the frames of a SPDY client. It splits large data frames, because the session
+// would buffer them completely. It rejects frames that would block the session and are never sent
+// by Kubernetes clients: headers after the start of a stream, and replies to streams not opened by
+// the server.
 type frameReader struct {
-	r       io.Reader
-	refuse  func() error // ends the session, for a frame that is not permitted
-	header  [frameHeader]byte
-	unread  []byte // rest of header
-	payload int    // bytes to pass on before the next header
-	rest    int    // bytes of a split data frame that have no header yet
-	id      uint32 // of that frame
-	flags   byte
+	r         io.Reader
+	reject    func() error // ends the session after an invalid frame
+	header    [frameHeader]byte
+	unread    []byte // unread part of header
+	payload   int    // bytes before the next header
+	remaining int    // bytes of a split data frame without a header so far
+	id        uint32 // stream ID of that frame
+	flags     byte
 }
 
 func (f *frameReader) Read(p []byte) (int, error) {
@@ -71,7 +71,7 @@ func (f *frameReader) Read(p []byte) (int, error) {
 
 // next prepares the next frame.
 func (f *frameReader) next() error {
-	if f.rest > 0 {
+	if f.remaining > 0 {
 		f.writeData()
 		return nil
 	}
@@ -82,7 +82,7 @@ func (f *frameReader) next() error {
 
 	length := int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
 	if f.header[0]&controlBit == 0 {
-		f.id, f.flags, f.rest = binary.BigEndian.Uint32(f.header[:]), f.header[4], length
+		f.id, f.flags, f.remaining = binary.BigEndian.Uint32(f.header[:]), f.header[4], length
 		f.writeData()
 		return nil
 	}
@@ -90,11 +90,11 @@ func (f *frameReader) next() error {
 	switch kind := binary.BigEndian.Uint16(f.header[2:]); kind {
 	case synStream, rstStream, settings, ping, goAway, windowUp:
 		if length > maxControl {
-			return errors.Join(fmt.Errorf("SPDY: a frame of type %d has %d bytes, the limit is %d", kind, length,
-				maxControl), f.refuse())
+			return errors.Join(fmt.Errorf("SPDY: frame of type %d has %d bytes, the limit is %d", kind, length,
+				maxControl), f.reject())
 		}
 	default:
-		return errors.Join(fmt.Errorf("SPDY: unexpected frame of type %d", kind), f.refuse())
+		return errors.Join(fmt.Errorf("SPDY: unexpected frame of type %d", kind), f.reject())
 	}
 
 	f.unread, f.payload = f.header[:], length
@@ -104,42 +104,42 @@ func (f *frameReader) next() error {
 
 // writeData prepares the next part of a data frame. Only the last one ends the stream.
 func (f *frameReader) writeData() {
-	size, flags := f.rest, f.flags
+	size, flags := f.remaining, f.flags
 	if size > maxData {
 		size, flags = maxData, f.flags&^dataFin
 	}
 
-	f.rest -= size
+	f.remaining -= size
 	binary.BigEndian.PutUint32(f.header[:], f.id)
 	binary.BigEndian.PutUint32(f.header[4:], uint32(flags)<<24|uint32(size))
 	f.unread, f.payload = f.header[:], size
 }
 
-// frameConn is a connection to which whole frames are written, by a session and by streams of data
-// beside it.
+// frameConn is a connection for complete frames. A session and its data streams write to it
+// concurrently.
 type frameConn struct {
 	net.Conn
-	mu sync.Mutex // held while frames are written
+	mu sync.Mutex // serializes writes
 }
 
-// Write implements net.Conn. It takes one or more whole frames.
+// Write implements net.Conn. p must consist of complete frames.
 func (c *frameConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.Conn.Write(p)
 }
 
-// frameWriter is a connection that sends each frame of SPDY at once. The session writes a frame in
-// pieces, each of which would be a packet.
+// frameWriter is a connection that sends each SPDY frame in one write. The session writes frames in
+// pieces, and each piece would become a packet.
 type frameWriter struct {
 	*frameConn
-	pending []byte // of a frame that is not complete
-	header  [frameHeader]byte
-	read    int // bytes of the header that were written
-	left    int // bytes of the payload that were not
+	pending   []byte // an incomplete frame
+	header    [frameHeader]byte
+	read      int // bytes of the header so far
+	remaining int // missing bytes of the payload
 }
 
-// Write implements net.Conn. One writes at a time.
+// Write implements net.Conn. It is not safe for concurrent use.
 func (f *frameWriter) Write(p []byte) (int, error) {
 	f.pending = append(f.pending, p...)
 	if !f.isComplete(p) {
@@ -162,14 +162,14 @@ func (f *frameWriter) isComplete(p []byte) bool {
 			n := copy(f.header[f.read:], p)
 			p, f.read = p[n:], f.read+n
 			if f.read == frameHeader {
-				f.left = int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
+				f.remaining = int(binary.BigEndian.Uint32(f.header[4:]) & lengthMask)
 			}
 		} else {
-			n := min(len(p), f.left)
-			p, f.left = p[n:], f.left-n
+			n := min(len(p), f.remaining)
+			p, f.remaining = p[n:], f.remaining-n
 		}
 
-		if f.read == frameHeader && f.left == 0 {
+		if f.read == frameHeader && f.remaining == 0 {
 			f.read = 0
 		}
 	}
@@ -177,15 +177,15 @@ func (f *frameWriter) isComplete(p []byte) bool {
 	return f.read == 0
 }
 
-// chunkWriter writes a chunk as one frame, without a copy: the header goes into the room before the
-// data.
+// chunkWriter writes a chunk as one frame. It writes the header to the headroom of the chunk and
+// does not copy the data.
 type chunkWriter interface {
 	io.Writer
 	writeChunk(c *chunk) error
 }
 
-// spdyData writes to a stream of SPDY beside its session, which needs three writes and the wake-up
-// of a goroutine for each frame.
+// spdyData writes to a SPDY stream and bypasses the session. The session would need three writes
+// and wake up a goroutine for each frame.
 type spdyData struct {
 	io.Writer // of the session
 	conn      *frameConn
@@ -193,21 +193,22 @@ type spdyData struct {
 }
 
 func (d spdyData) writeChunk(c *chunk) error {
-	header := c.room(frameHeader)
+	header := c.header(frameHeader)
 	binary.BigEndian.PutUint32(header, d.id)
 	binary.BigEndian.PutUint32(header[4:], uint32(c.n))
-	_, err := d.conn.Write(c.withRoom(frameHeader))
+	_, err := d.conn.Write(c.withHeader(frameHeader))
 	return err
 }
 
-// The header of a binary message of WebSocket, unmasked and in one frame (RFC 6455, 5.2).
+// Header bytes of an unmasked binary WebSocket message in one frame (RFC 6455, 5.2).
 const (
 	finalBinary = 0x82
 	length16    = 126 // the length is in the next two bytes
 	length64    = 127 // the length is in the next eight bytes
 )
 
-// webSocketData writes to a channel of a WebSocket beside its session, which copies the data twice.
+// webSocketData writes to a channel of a WebSocket and bypasses the session, which would copy the
+// data twice.
 type webSocketData struct {
 	io.Writer // of the session
 	conn      *frameConn
@@ -215,26 +216,26 @@ type webSocketData struct {
 }
 
 func (d webSocketData) writeChunk(c *chunk) error {
-	length := c.n + 1 // with the channel
+	length := c.n + 1 // including the channel number
 	size := 2
 	switch {
 	case length > math.MaxUint16:
 		size += 8
-		binary.BigEndian.PutUint64(c.room(size + 1)[2:], uint64(length))
-		c.room(size + 1)[1] = length64
+		binary.BigEndian.PutUint64(c.header(size + 1)[2:], uint64(length))
+		c.header(size + 1)[1] = length64
 
 	case length >= length16:
 		size += 2
-		binary.BigEndian.PutUint16(c.room(size + 1)[2:], uint16(length))
-		c.room(size + 1)[1] = length16
+		binary.BigEndian.PutUint16(c.header(size + 1)[2:], uint16(length))
+		c.header(size + 1)[1] = length16
 
 	default:
-		c.room(size + 1)[1] = byte(length)
+		c.header(size + 1)[1] = byte(length)
 	}
 
-	header := c.room(size + 1)
+	header := c.header(size + 1)
 	header[0], header[size] = finalBinary, d.channel
-	_, err := d.conn.Write(c.withRoom(size + 1))
+	_, err := d.conn.Write(c.withHeader(size + 1))
 
 	return err
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/moby/spdystream/spdy"
 )
 
-// TestLargeDataFrames: data frames arrive in parts, complete and in order, and only the last part
-// ends the stream.
+// TestLargeDataFrames checks that large data frames are split, complete and in order, and that only
+// the last part ends the stream.
 func TestLargeDataFrames(t *testing.T) {
 	var wire bytes.Buffer
 	w, err := spdy.NewFramer(&wire, nil)
@@ -63,7 +63,7 @@ func TestLargeDataFrames(t *testing.T) {
 
 		d := frame.(*spdy.DataFrame)
 		if len(d.Data) > maxData || d.StreamId != 5 || ended {
-			t.Fatalf("a frame of %d bytes for stream %d, after the end: %v", len(d.Data), d.StreamId, ended)
+			t.Fatalf("frame of %d bytes for stream %d, after the end: %v", len(d.Data), d.StreamId, ended)
 		}
 
 		got.Write(d.Data)
@@ -71,13 +71,12 @@ func TestLargeDataFrames(t *testing.T) {
 	}
 
 	if !ended || !bytes.Equal(got.Bytes(), sent.Bytes()) {
-		t.Errorf("%d of %d bytes, ended %v", got.Len(), sent.Len(), ended)
+		t.Errorf("received %d of %d bytes, end of stream: %v", got.Len(), sent.Len(), ended)
 	}
 }
 
-// TestRefusedFrames: a frame that no client of Kubernetes sends ends the session before its payload
-// is read.
-func TestRefusedFrames(t *testing.T) {
+// TestRejectedFrames checks that an unexpected frame ends the session before its payload is read.
+func TestRejectedFrames(t *testing.T) {
 	control := func(kind uint16, length uint32) []byte {
 		b := binary.BigEndian.AppendUint32(nil, 0x80030000|uint32(kind))
 		return binary.BigEndian.AppendUint32(b, length)
@@ -101,20 +100,21 @@ func TestRefusedFrames(t *testing.T) {
 		"headers": {headers.String(), "type 8"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused := false
-			f := &frameReader{r: strings.NewReader(test.wire + strings.Repeat("x", 100)), refuse: func() error {
-				refused = true
+			rejected := false
+			f := &frameReader{r: strings.NewReader(test.wire + strings.Repeat("x", 100)), reject: func() error {
+				rejected = true
 				return nil
 			}}
-			if b, err := io.ReadAll(f); len(b) > 0 || err == nil || !strings.Contains(err.Error(), test.want) ||
-				!refused {
-				t.Errorf("read %q, %v, refused %v", b, err, refused)
+
+			b, err := io.ReadAll(f)
+			if len(b) > 0 || err == nil || !strings.Contains(err.Error(), test.want) || !rejected {
+				t.Errorf("read %q, error %v, rejected %v", b, err, rejected)
 			}
 		})
 	}
 }
 
-// countingConn counts the writes that it gets.
+// countingConn counts writes.
 type countingConn struct {
 	net.Conn
 	got    bytes.Buffer
@@ -126,8 +126,8 @@ func (c *countingConn) Write(p []byte) (int, error) {
 	return c.got.Write(p)
 }
 
-// TestFrameWriter: each frame is sent in one piece, however it was written, and no byte waits for
-// the next frame.
+// TestFrameWriter checks that each frame is sent in one write, for any pieces written by the
+// session, and without waiting for the next frame.
 func TestFrameWriter(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	c := &countingConn{}
@@ -155,15 +155,15 @@ func TestFrameWriter(t *testing.T) {
 	}
 }
 
-// TestChunkFrames: a chunk is sent in one piece, as the frame that its protocol asks for.
+// TestChunkFrames checks that a chunk is sent in one write, as a frame of the protocol.
 func TestChunkFrames(t *testing.T) {
 	for _, n := range []int{1, 124, 125, 126, 1000, math.MaxUint16 - 1, math.MaxUint16, chunkSize} {
 		c := &chunk{n: n}
-		for i := range c.withRoom(0) {
-			c.withRoom(0)[i] = byte(i % 251)
+		for i := range c.withHeader(0) {
+			c.withHeader(0)[i] = byte(i % 251)
 		}
 
-		data := bytes.Clone(c.withRoom(0))
+		data := bytes.Clone(c.withHeader(0))
 
 		sent := &countingConn{}
 		if err := (spdyData{conn: &frameConn{Conn: sent}, id: 7}).writeChunk(c); err != nil {

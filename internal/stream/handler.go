@@ -32,12 +32,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	c := r.Context().Value(connKey{}).(*conn)
 	if err := c.Keep(); err != nil {
-		s.log.Warn("refused a streaming session", "kind", kind, "err", err)
-		http.Error(
-			w,
-			fmt.Sprintf("%s: %v; end other exec, attach or port-forward sessions on this node", kind, err),
-			http.StatusServiceUnavailable,
-		)
+		s.log.Warn("rejected streaming session", "kind", kind, "err", err)
+		message := fmt.Sprintf("%s: %v; close other exec, attach or port-forward sessions on this node", kind, err)
+		http.Error(w, message, http.StatusServiceUnavailable)
 		return
 	}
 
@@ -48,15 +45,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 
-	// A client that is gone gives its place up at once, also while its command runs on.
+	// Free the slot of a disconnected client immediately, even if its command continues.
 	stop := context.AfterFunc(c.ctx, func() { c.Close() })
 	defer stop()
 
-	c.closeWhenSilent(s.idle)
+	c.closeWhenIdle(s.idle)
 	s.serve(u, r, c, request)
 }
 
-// kindOf is the first part of the URL of a request.
+// kindOf returns the first path element in the URL of a request.
 func kindOf(request any) string {
 	switch request.(type) {
 	case *runtimeapi.ExecRequest:
@@ -79,10 +76,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, c *conn, request 
 	}
 }
 
-// serveExec runs a command. A client that goes away does not end the process, as on every other
-// runtime, but a shell on a terminal is hung up.
+// serveExec runs a command. If the client disconnects, the process continues, as with other
+// runtimes. A process with a terminal is hung up.
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.ExecRequest) {
-	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
+	ch, ok := s.openChannels(w, r, c, streamOptions{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {
 		return
 	}
@@ -95,12 +92,12 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 	defer stop()
 
 	out := s.newOutputs(ctx, c, true)
-	defer out.drop()
+	defer out.discard()
 
 	code, err := s.runtime.Exec(ctx, q.ContainerId, engine.Exec{
 		Cmd:     q.Cmd,
 		Streams: ch.streams(ctx, out),
-		Ended:   out.end,
+		Ended:   out.commandExited,
 	})
 	if err = out.flush(err); err != nil {
 		err = fmt.Errorf("error executing command in container: %w", err)
@@ -110,9 +107,9 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 	ch.finish(code, err)
 }
 
-// serveAttach attaches to a container until its output ends or the client goes away.
+// serveAttach attaches to a container until its output ends or the client disconnects.
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.AttachRequest) {
-	ch, ok := s.openChannels(w, r, c, wanted{q.Stdin, q.Stdout, q.Stderr, q.Tty})
+	ch, ok := s.openChannels(w, r, c, streamOptions{q.Stdin, q.Stdout, q.Stderr, q.Tty})
 	if !ok {
 		return
 	}
@@ -125,11 +122,11 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q 
 	defer stop()
 
 	out := s.newOutputs(ctx, c, false)
-	defer out.drop()
+	defer out.discard()
 
 	err := s.runtime.Attach(ctx, q.ContainerId, ch.streams(ctx, out))
 	if err = out.flush(err); c.ctx.Err() != nil {
-		return // nobody reads the result
+		return // the client is disconnected
 	}
 
 	if err != nil {
@@ -140,7 +137,7 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q 
 	ch.finish(0, err)
 }
 
-// upgrade is a response whose connection becomes a session.
+// upgrade is the response to an upgrade request.
 type upgrade struct {
 	http.ResponseWriter
 	conn     *conn
@@ -148,12 +145,11 @@ type upgrade struct {
 	hijacked bool
 }
 
-// Hijack hands out the connection, with limits on what the client may send over SPDY
-// (http.Hijacker).
+// Hijack implements http.Hijacker. For SPDY it adds limits on the frames of the client.
 func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h, ok := u.ResponseWriter.(http.Hijacker)
 	if !ok {
-		return nil, nil, errors.New("the connection cannot be upgraded")
+		return nil, nil, errors.New("connection cannot be upgraded")
 	}
 
 	nc, rw, err := h.Hijack()
@@ -165,11 +161,11 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	frames := &frameConn{Conn: nc}
 	u.conn.frames = frames
 	if u.spdy {
-		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, refuse: u.conn.Close}), rw.Writer)
+		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, reject: u.conn.Close}), rw.Writer)
 		return &frameWriter{frameConn: frames}, rw, nil
 	}
 
-	// A message of WebSocket is written at once: it is a chunk with a header of up to 10 bytes (RFC
-	// 6455, 5.2) and the number of its channel.
+	// The buffer holds one WebSocket message, so that it is written in one piece: a chunk, a header
+	// of up to 10 bytes (RFC 6455, 5.2) and the channel number.
 	return frames, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(frames, chunkSize+11)), nil
 }

@@ -21,7 +21,7 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// usage is what hostile clients could use up.
+// usage are the resources at risk from hostile clients.
 type usage struct {
 	goroutines, files int
 	heap              uint64
@@ -41,8 +41,8 @@ func measure(t *testing.T) usage {
 	return usage{runtime.NumGoroutine(), len(entries), m.HeapAlloc}
 }
 
-// settles waits until usage is what it was.
-func settles(t *testing.T, before usage) {
+// waitForUsage waits until the usage is back at its earlier value.
+func waitForUsage(t *testing.T, before usage) {
 	t.Helper()
 	var now usage
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
@@ -53,15 +53,15 @@ func settles(t *testing.T, before usage) {
 	}
 
 	stacks := make([]byte, 1<<20)
-	t.Fatalf("remains: %+v, before %+v\n%s", now, before, stacks[:runtime.Stack(stacks, true)])
+	t.Fatalf("usage after the test %+v, before %+v\n%s", now, before, stacks[:runtime.Stack(stacks, true)])
 }
 
-// works runs a command over a connection of its own, as an honest client does.
-func works(t *testing.T, s *Server) {
+// checkExec checks that a regular client can run a command.
+func checkExec(t *testing.T, s *Server) {
 	t.Helper()
 	begin := time.Now()
 	out, _, end := runSPDY(t, execURL(t, s, true), "v4.channel.k8s.io", "hello")
-	if _, code, _ := verdict(t, end); out != "hello" || code != "7" {
+	if _, code, _ := parseStatus(t, end); out != "hello" || code != "7" {
 		t.Errorf("exec beside hostile clients: %q, status %q", out, end)
 	}
 	if took := time.Since(begin); took > 2*time.Second {
@@ -72,7 +72,7 @@ func works(t *testing.T, s *Server) {
 // shortTimeout replaces requestTimeout.
 const shortTimeout = time.Second
 
-// TestTimeouts: the server has all timeouts that the tests shorten.
+// TestTimeouts checks the timeouts shortened by other tests.
 func TestTimeouts(t *testing.T) {
 	s := start(t, cat, nil)
 	for name, timeout := range map[string]time.Duration{
@@ -88,11 +88,11 @@ func TestTimeouts(t *testing.T) {
 	}
 
 	if s.idle <= 0 || s.idle > 4*time.Hour {
-		t.Errorf("sessions may be idle for %v", s.idle)
+		t.Errorf("idle timeout of sessions is %v", s.idle)
 	}
 }
 
-// TestHostileConnections: clients without a token, each of which keeps its connection open.
+// TestHostileConnections tests clients without a token that keep their connections open.
 func TestHostileConnections(t *testing.T) {
 	header := "POST /exec/guess HTTP/1.1\r\nHost: x\r\n"
 	for name, sent := range map[string]string{
@@ -117,7 +117,7 @@ func TestHostileConnections(t *testing.T) {
 
 			s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout = shortTimeout, shortTimeout, shortTimeout
 			run(t, s)
-			works(t, s)
+			checkExec(t, s)
 			before := measure(t)
 			var conns []net.Conn
 			for range 500 {
@@ -132,14 +132,14 @@ func TestHostileConnections(t *testing.T) {
 				_, _ = io.WriteString(c, sent)
 			}
 
-			works(t, s)
+			checkExec(t, s)
 			during := measure(t)
 			if during.goroutines > before.goroutines+2*limits.PendingPerPeer+20 || during.heap > before.heap+64<<20 {
-				t.Errorf("during: %+v, before: %+v", during, before)
+				t.Errorf("usage during the attack %+v, before %+v", during, before)
 			}
 
 			deadline := time.Now().Add(3 * shortTimeout)
-			for _, c := range conns { // all end by themselves
+			for _, c := range conns { // the server closes all of them
 				_ = c.SetReadDeadline(deadline)
 				if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
 					t.Fatalf("a connection is still open: %v", err)
@@ -147,13 +147,13 @@ func TestHostileConnections(t *testing.T) {
 				c.Close()
 			}
 
-			settles(t, before)
+			waitForUsage(t, before)
 		})
 	}
 }
 
-// frames writes SPDY frames without the manners of a client library.
-func frames(t *testing.T, c net.Conn) *spdy.Framer {
+// newFramer returns a writer of arbitrary SPDY frames, without the rules of a client library.
+func newFramer(t *testing.T, c net.Conn) *spdy.Framer {
 	t.Helper()
 	go func() { _, _ = io.Copy(io.Discard, c) }() // ends with the connection
 	_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
@@ -191,7 +191,7 @@ func openAll(f *spdy.Framer) {
 	}
 }
 
-// attacks are what clients with a valid token do.
+// attacks are possible with a valid token.
 var attacks = map[string]struct {
 	protocol string
 	attack   func(c net.Conn, f *spdy.Framer)
@@ -212,7 +212,7 @@ var attacks = map[string]struct {
 				fmt.Sprint(i/2)))
 		}
 	}},
-	"streams that are reset at once": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+	"10,000 streams with a reset": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
 		for i := range 10_000 {
 			_ = f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i)))
 			_ = f.WriteFrame(&spdy.RstStreamFrame{StreamId: spdy.StreamId(2*i + 1), Status: spdy.Cancel})
@@ -224,7 +224,7 @@ var attacks = map[string]struct {
 			_ = f.WriteFrame(&spdy.HeadersFrame{StreamId: 3, Headers: http.Header{"X": {"y"}}})
 		}
 	}},
-	"replies to nothing": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+	"unexpected replies": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
 		openAll(f)
 		for i := range 1000 {
 			_ = f.WriteFrame(&spdy.SynReplyFrame{StreamId: spdy.StreamId(i), Headers: http.Header{}})
@@ -242,30 +242,30 @@ var attacks = map[string]struct {
 	"garbage": {execProtocol, func(c net.Conn, _ *spdy.Framer) {
 		_, _ = io.WriteString(c, strings.Repeat("garbage", 100_000))
 	}},
-	"large data frames that nobody reads": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+	"unread large data frames": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
 		openAll(f)
 		for range 20 {
 			_ = f.WriteFrame(&spdy.DataFrame{StreamId: 5, Data: make([]byte, 8<<20)})
 		}
 	}},
-	"data on streams that are not there": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
+	"data on unknown streams": {forwardProtocol, func(_ net.Conn, f *spdy.Framer) {
 		for i := range 10_000 {
 			_ = f.WriteFrame(&spdy.DataFrame{StreamId: spdy.StreamId(2*i + 1), Data: []byte("x")})
 		}
 	}},
-	"goodbye and on": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
+	"frames after GOAWAY": {execProtocol, func(_ net.Conn, f *spdy.Framer) {
 		openAll(f)
 		_ = f.WriteFrame(&spdy.GoAwayFrame{})
 		openAll(f)
 	}},
 }
 
-// TestHostileSessions: clients with a valid token.
+// TestHostileSessions tests hostile clients with a valid token.
 func TestHostileSessions(t *testing.T) {
 	for name, test := range attacks {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, cat, dialHost)
-			works(t, s)
+			checkExec(t, s)
 			before := measure(t)
 			for range 2 {
 				raw := execURL(t, s, true)
@@ -274,23 +274,23 @@ func TestHostileSessions(t *testing.T) {
 				}
 
 				c := upgradeSPDY(t, raw, test.protocol)
-				test.attack(c, frames(t, c))
-				if during := measure(t); during.heap > before.heap+48<<20 || during.goroutines > before.goroutines+
-					3*2*maxUnpaired {
-					t.Errorf("during: %+v, before: %+v", during, before)
+				test.attack(c, newFramer(t, c))
+				during := measure(t)
+				if during.heap > before.heap+48<<20 || during.goroutines > before.goroutines+3*2*maxUnpaired {
+					t.Errorf("usage during the attack %+v, before %+v", during, before)
 				}
 
-				works(t, s)
+				checkExec(t, s)
 				c.Close()
 			}
 
-			settles(t, before)
+			waitForUsage(t, before)
 		})
 	}
 }
 
-// TestEndlessResize: a terminal size that never ends is not read into memory, and neither it nor
-// one that is no size blocks the session.
+// TestEndlessResize checks that an endless terminal size is not read into memory and does not block
+// the session.
 func TestEndlessResize(t *testing.T) {
 	s := start(t, cat, nil)
 	before := measure(t)
@@ -324,16 +324,17 @@ func TestEndlessResize(t *testing.T) {
 	}
 
 	if during := measure(t); during.heap > before.heap+32<<20 {
-		t.Errorf("during: %+v, before: %+v", during, before)
+		t.Errorf("usage during the resize %+v, before %+v", during, before)
 	}
 
 	session.Close()
 	nc.Close()
-	settles(t, before)
+	waitForUsage(t, before)
 }
 
-// TestSilentSessionsEnd: a session in which no byte moves ends, one in which bytes move does not.
-func TestSilentSessionsEnd(t *testing.T) {
+// TestIdleSessionsEnd checks that a session without traffic ends, and a session with traffic
+// continues.
+func TestIdleSessionsEnd(t *testing.T) {
 	s, err := New(Config{Runtime: fake{attach: func(ctx context.Context, _ string, x engine.Streams) error {
 		_, err := io.Copy(x.Stdout, x.Stdin)
 		return err
@@ -353,23 +354,23 @@ func TestSilentSessionsEnd(t *testing.T) {
 	for range 5 {
 		time.Sleep(200 * time.Millisecond)
 		if err := c.WriteMessage(websocket.PingMessage, nil); err != nil {
-			t.Fatalf("a session in use: %v", err)
+			t.Fatalf("session with traffic: %v", err)
 		}
 	}
 
 	begin := time.Now()
 	drain(c)
 	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("the silent session ended after %v", took)
+		t.Errorf("the idle session ended after %v", took)
 	}
 }
 
-// TestSessionsAreBounded: beyond the limit a client is refused with the reason, and the place of a
-// client that is gone is free although its command runs on.
+// TestSessionsAreBounded checks that a client beyond the limit receives the reason, and that a
+// disconnect frees a slot even if the command continues.
 func TestSessionsAreBounded(t *testing.T) {
-	leave := make(chan struct{})
-	s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) { <-leave; return 0, nil }}, nil)
-	t.Cleanup(func() { close(leave) })
+	end := make(chan struct{})
+	s := start(t, fake{exec: func(context.Context, string, engine.Exec) (int, error) { <-end; return 0, nil }}, nil)
+	t.Cleanup(func() { close(end) })
 	for range limits.Kept - 1 {
 		mustOpen(t, execURL(t, s, false))
 	}
@@ -381,21 +382,21 @@ func TestSessionsAreBounded(t *testing.T) {
 
 	_, resp, err := open(t, execURL(t, s, false))
 	if err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
-		t.Fatalf("a session beyond the limit: %v, %v", resp, err)
+		t.Fatalf("session beyond the limit: %v, %v", resp, err)
 	}
 
 	if b, _ := io.ReadAll(resp.Body); !strings.Contains(string(b), "too many open connections: 512") {
-		t.Errorf("refused with %q", b)
+		t.Errorf("session beyond the limit: response %q", b)
 	}
 
 	last.Close()
-	eventually(t, "a free place", func() bool {
+	eventually(t, "a slot is free", func() bool {
 		_, _, err := open(t, execURL(t, s, false))
 		return err == nil
 	})
 }
 
-// TestNoStreams: a session whose client opens no streams ends.
+// TestNoStreams checks that a session without streams ends.
 func TestNoStreams(t *testing.T) {
 	s, err := New(Config{Runtime: cat, Log: discard})
 	if err != nil {
@@ -411,7 +412,7 @@ func TestNoStreams(t *testing.T) {
 	}
 }
 
-// TestTokens: a token is good for its own request, once and for a minute.
+// TestTokens checks that a token is valid for its own request, for one use and for a minute.
 func TestTokens(t *testing.T) {
 	s := start(t, cat, nil)
 	u, err := url.Parse(execURL(t, s, false))
@@ -422,7 +423,7 @@ func TestTokens(t *testing.T) {
 	u.Path = strings.Replace(u.Path, "exec", "attach", 1)
 	resp, err := http.Get(u.String()) //nolint:gosec // the test's own server
 	if err != nil || resp.StatusCode != http.StatusNotFound {
-		t.Errorf("the token of an exec for an attach: %v, %v", resp, err)
+		t.Errorf("attach with the token of an exec: %v, %v", resp, err)
 	}
 
 	resp.Body.Close()
@@ -441,20 +442,20 @@ func TestTokens(t *testing.T) {
 	}
 
 	if _, err := k.add("one more", now); err == nil ||
-		!strings.Contains(err.Error(), "1000 streaming URLs are unused") {
-		t.Errorf("beyond the limit: %v", err)
+		!strings.Contains(err.Error(), "limit of 1000 unused streaming URLs") {
+		t.Errorf("token beyond the limit: %v", err)
 	}
 
 	if _, ok := k.take(first, now.Add(tokenTTL+time.Second)); ok {
-		t.Error("an expired token works")
+		t.Error("an expired token is accepted")
 	}
 	if _, err := k.add("later", now.Add(tokenTTL+time.Second)); err != nil || len(k.unused) != 1 {
-		t.Errorf("%d unused, %v", len(k.unused), err)
+		t.Errorf("%d unused tokens, want 1: %v", len(k.unused), err)
 	}
 }
 
-// TestUnpairedStreams: a session has so many connections that lack a stream, the streams of further
-// ones are refused, and those that stay alone end.
+// TestUnpairedStreams checks the limit of connections with only one stream: the server resets
+// further streams immediately, and the others after the timeout.
 func TestUnpairedStreams(t *testing.T) {
 	const extra = 100
 	s, err := New(Config{Runtime: cat, Log: discard})
@@ -471,8 +472,8 @@ func TestUnpairedStreams(t *testing.T) {
 	}
 
 	for i := range maxUnpaired + extra {
-		if err := f.WriteFrame(syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i))); err !=
-			nil {
+		frame := syn(2*i+1, "streamType", "error", "port", "80", "requestID", fmt.Sprint(i))
+		if err := f.WriteFrame(frame); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -489,11 +490,11 @@ func TestUnpairedStreams(t *testing.T) {
 			continue
 		}
 		if resets++; resets == extra && time.Since(begin) > s.streamTimeout/2 {
-			t.Errorf("streams beyond the limit were refused after %v", time.Since(begin))
+			t.Errorf("streams beyond the limit were reset after %v", time.Since(begin))
 		}
 	}
 
 	if took := time.Since(begin); took < s.streamTimeout/2 {
-		t.Errorf("streams within the limit were refused after %v", took)
+		t.Errorf("streams within the limit were reset after %v", took)
 	}
 }

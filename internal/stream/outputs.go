@@ -11,51 +11,51 @@ import (
 )
 
 const (
-	// stallTimeout ends a session whose client takes not a byte for this long while there is no
-	// room for more output.
+	// stallTimeout ends a session if its buffer is full and the client has not read a byte for this
+	// long.
 	stallTimeout = 30 * time.Second
-	// progressInterval is how often a client is checked for that.
+	// progressInterval is the interval of checks for the client's progress.
 	progressInterval = time.Second
-	// cutOffTimeout is how long a client that was cut off may take to read why.
-	cutOffTimeout = 2 * time.Minute
+	// disconnectTimeout bounds the time for a disconnected client to read the reason.
+	disconnectTimeout = 2 * time.Minute
 )
 
-// outputs are the outputs of one session. Output that finds no room waits while the client takes
-// some, or, if the session must not wait, ends it: a command that waits is held up alone, but an
-// attach holds up the container with its log.
+// outputs are the outputs of one session. When the buffers are full, a session either blocks its
+// writers or ends. Blocking an exec delays only its command. Blocking an attach would delay the
+// container and its log.
 type outputs struct {
-	ctx      context.Context // of the session
-	conn     *conn
-	spools   *spools
-	log      *slog.Logger
-	mustWait bool
-	stall    time.Duration // stallTimeout
-	ended    atomic.Bool   // the command has; the rest of its output finds room
-	all      []*output
-	pumps    sync.WaitGroup
-	behind   atomic.Bool
+	ctx     context.Context // of the session
+	conn    *conn
+	spools  *spools
+	log     *slog.Logger
+	blocks  bool          // block writers when the buffers are full
+	stall   time.Duration // stallTimeout
+	exited  atomic.Bool   // the command has exited, and its remaining output must be accepted
+	all     []*output
+	pumps   sync.WaitGroup
+	tooSlow atomic.Bool // the client was disconnected
 }
 
-// newOutputs returns the outputs of a session. Those with waits hold their writers up when there is
-// no room.
-func (s *Server) newOutputs(ctx context.Context, c *conn, waits bool) *outputs {
+// newOutputs returns the outputs of a session. If blocks is true, they block their writers while
+// the buffers are full.
+func (s *Server) newOutputs(ctx context.Context, c *conn, blocks bool) *outputs {
 	return &outputs{
-		ctx:      ctx,
-		conn:     c,
-		spools:   s.spools,
-		log:      s.log,
-		mustWait: waits,
-		stall:    s.stall,
+		ctx:    ctx,
+		conn:   c,
+		spools: s.spools,
+		log:    s.log,
+		blocks: blocks,
+		stall:  s.stall,
 	}
 }
 
-// add returns a writer for what goes to a stream of the client.
+// add returns a buffered writer for a stream of the client.
 func (s *outputs) add(to io.Writer) io.Writer {
 	o := &output{
 		to:      to,
 		session: s,
 		more:    make(chan struct{}, 1),
-		room:    make(chan struct{}, 1),
+		space:   make(chan struct{}, 1),
 	}
 
 	s.all = append(s.all, o)
@@ -64,10 +64,11 @@ func (s *outputs) add(to io.Writer) io.Writer {
 	return o
 }
 
-// awaitRoom waits until the client has taken some output. It returns errBehind if it takes none.
-func (s *outputs) awaitRoom(o *output) error {
-	if !s.mustWait || s.ended.Load() {
-		return s.cutOff()
+// waitForSpace waits until the client has read some output. Without progress it returns
+// errClientTooSlow.
+func (s *outputs) waitForSpace(o *output) error {
+	if !s.blocks || s.exited.Load() {
+		return s.disconnect()
 	}
 
 	check := time.NewTicker(min(progressInterval, s.stall))
@@ -76,7 +77,7 @@ func (s *outputs) awaitRoom(o *output) error {
 	acked, since := s.conn.acked(), time.Now()
 	for {
 		select {
-		case <-o.room:
+		case <-o.space:
 			return nil
 		case <-s.ctx.Done():
 			return context.Cause(s.ctx)
@@ -86,35 +87,36 @@ func (s *outputs) awaitRoom(o *output) error {
 		if now := s.conn.acked(); now != acked {
 			acked, since = now, time.Now()
 		} else if time.Since(since) >= s.stall {
-			return s.cutOff()
+			return s.disconnect()
 		}
 	}
 }
 
-// cutOff drops all output, so that the client next reads why.
-func (s *outputs) cutOff() error {
-	if !s.behind.Swap(true) {
-		s.log.Warn("cut off a client that does not read", "client", s.conn.RemoteAddr(), "err", errBehind)
+// disconnect discards all buffered output, so that the client next reads the reason.
+func (s *outputs) disconnect() error {
+	if !s.tooSlow.Swap(true) {
+		s.log.Warn("disconnecting a client that does not read its output", "client", s.conn.RemoteAddr(),
+			"err", errClientTooSlow)
 	}
 	for _, o := range s.all {
-		o.fail(errBehind)
+		o.fail(errClientTooSlow)
 	}
-	return errBehind
+	return errClientTooSlow
 }
 
-// end lets the rest of a command's output find room (engine.Exec).
-func (s *outputs) end() {
-	s.ended.Store(true)
+// commandExited makes the outputs accept all remaining output (see engine.Exec).
+func (s *outputs) commandExited() {
+	s.exited.Store(true)
 	for _, o := range s.all {
-		signal(o.room)
+		signal(o.space)
 	}
 }
 
-// flush waits until the client has all output. It returns err, or why the client was cut off.
+// flush waits until all output is sent. It returns err, or the reason for a disconnect.
 func (s *outputs) flush(err error) error {
-	if s.behind.Load() {
-		_ = s.conn.SetWriteDeadline(time.Now().Add(cutOffTimeout))
-		err = errBehind
+	if s.tooSlow.Load() {
+		_ = s.conn.SetWriteDeadline(time.Now().Add(disconnectTimeout))
+		err = errClientTooSlow
 	}
 
 	for _, o := range s.all {
@@ -126,11 +128,11 @@ func (s *outputs) flush(err error) error {
 	return err
 }
 
-// drop ends the outputs, and drops what was not sent.
-func (s *outputs) drop() {
+// discard closes the outputs and discards unsent data.
+func (s *outputs) discard() {
 	for _, o := range s.all {
-		o.fail(errEnded)
+		o.fail(errSessionClosed)
 	}
 }
 
-var errEnded = errors.New("the session has ended")
+var errSessionClosed = errors.New("session is closed")

@@ -21,19 +21,20 @@ import (
 )
 
 const (
-	// maxUnpaired bounds the connections of a session of which the client has opened one stream and
-	// not the other.
+	// maxUnpaired bounds the connections of a session with only one of their two streams open.
 	maxUnpaired = 256
-	// maxPorts bounds the ports of one WebSocket, which has two channels of one byte for each.
+	// maxPorts bounds the ports of one WebSocket. Each port uses two channels, and channel numbers
+	// have one byte.
 	maxPorts = 64
-	// podInterval is how often the pod of a session is checked. That costs the opening of a file.
+	// podInterval is the interval of checks whether the pod of a session is running. A check opens
+	// a file.
 	podInterval = 2 * time.Second
-	// lingerTimeout is how long the client may take to end its side after the pod has.
+	// lingerTimeout bounds the time for a client to close its side after the pod has.
 	lingerTimeout = 30 * time.Second
 )
 
-// servePortForward serves connections to the ports of a pod until the client goes away or the pod
-// ends. A connection that fails does not end the others.
+// servePortForward serves connections to the ports of a pod until the client disconnects or the pod
+// stops. A failed connection does not affect the others.
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
 	go s.closeWithPod(c, q.PodSandboxId)
 	if !wsstream.IsWebSocketRequest(r) {
@@ -42,7 +43,7 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 	}
 
 	if len(q.Port) > maxPorts {
-		http.Error(w, fmt.Sprintf("%d ports are too many for one WebSocket, give at most %d", len(q.Port), maxPorts),
+		http.Error(w, fmt.Sprintf("too many ports for one WebSocket: %d, the maximum is %d", len(q.Port), maxPorts),
 			http.StatusBadRequest)
 		return
 	}
@@ -50,8 +51,8 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, c *con
 	s.forwardWebSocket(w, r, c, q)
 }
 
-// closeWithPod closes a session soon after its pod has ended, and returns when the session has. One
-// failure may be that of a moment.
+// closeWithPod closes a session soon after its pod has stopped. It returns when the session ends.
+// It requires two failed checks in succession, because one failure may be temporary.
 func (s *Server) closeWithPod(c *conn, podID string) {
 	check := time.NewTicker(s.podInterval)
 	defer check.Stop()
@@ -64,7 +65,7 @@ func (s *Server) closeWithPod(c *conn, podID string) {
 		}
 
 		netns, err := s.runtime.OpenNetNS(podID)
-		netns.Close() // nil for the host's and with an error, which Close permits
+		netns.Close() // nil for the host's namespace and after an error; Close accepts nil
 		if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 			failed++
 		} else {
@@ -72,21 +73,20 @@ func (s *Server) closeWithPod(c *conn, podID string) {
 		}
 	}
 
-	s.log.Debug("a port-forward ends with its pod", "sandbox", podID)
+	s.log.Debug("closing port-forward session of a stopped pod", "sandbox", podID)
 	c.Close()
 }
 
-// portForwardProtocols are the names of the subprotocols of port-forward: whether frames are
-// binary.
+// portForwardProtocols maps the subprotocols of port-forward to whether their frames are binary.
 var portForwardProtocols = map[string]bool{
 	"": true,
 	"v4." + wsstream.ChannelWebSocketProtocol:       true,
 	"v4." + wsstream.Base64ChannelWebSocketProtocol: false,
 }
 
-// forwardWebSocket serves a session with two channels for each port, of data and of errors. Each
-// begins with the number of the port in two bytes, the lower one first. Its connections begin at
-// once.
+// forwardWebSocket serves a session with a data channel and an error channel for each port. Each
+// channel starts with the port number in two bytes (little endian). The connections start
+// immediately.
 func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *conn, q *runtimeapi.PortForwardRequest) {
 	var kinds []wsstream.ChannelType
 	for range q.Port {
@@ -103,7 +103,7 @@ func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *con
 	if err != nil {
 		return
 	}
-	defer session.Close() //nolint:errcheck // the client is gone, or has everything
+	defer session.Close() //nolint:errcheck // the client is disconnected or has received all data
 
 	var running sync.WaitGroup
 	for i, port := range q.Port {
@@ -129,7 +129,7 @@ func (s *Server) forwardWebSocket(w http.ResponseWriter, r *http.Request, c *con
 	running.Wait()
 }
 
-// forwardSPDY serves a session in which the client opens two streams per connection.
+// forwardSPDY serves a session with two streams per connection, opened by the client.
 func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, podID string) {
 	if _, err := httpstream.Handshake(r, w, portforward.SupportedProtocols); err != nil {
 		return
@@ -155,7 +155,7 @@ func (s *Server) forwardSPDY(w http.ResponseWriter, r *http.Request, c *conn, po
 	case <-c.ctx.Done():
 	}
 
-	c.Close() // ends the connections, and the writes under way
+	c.Close() // ends the connections and pending writes
 	p.close()
 	_ = session.Close()
 }
@@ -168,21 +168,21 @@ type pairing struct {
 	podID   string
 	session *sessionRef
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	open    map[string]*pair
 	closed  bool
-	failed  bool // a connection has
+	failed  bool // a connection has failed
 	running sync.WaitGroup
 }
 
-// pair is the streams of one connection.
+// pair are the two streams of one connection.
 type pair struct {
 	data, err httpstream.Stream
-	sent      []<-chan struct{} // closed when the session knows each stream
+	sent      []<-chan struct{} // for each stream, closed after the session has accepted it
 	late      *time.Timer
 }
 
-// accept takes a stream that the client has opened (httpstream.NewStreamHandler).
+// accept handles a stream opened by the client (httpstream.NewStreamHandler).
 func (p *pairing) accept(s httpstream.Stream, sent <-chan struct{}) error {
 	if err := reply(s); err != nil {
 		_ = s.Reset() // before the session handles the next frame of the stream
@@ -199,8 +199,8 @@ func (p *pairing) accept(s httpstream.Stream, sent <-chan struct{}) error {
 	return nil
 }
 
-// add gives a stream to its connection, which begins when it has both. It returns false for a
-// second stream of a type, and when too many connections lack a stream.
+// add adds a stream to its connection, and starts the connection when both streams are open. It
+// returns false for a second stream of the same type, and if too many connections are incomplete.
 func (p *pairing) add(s httpstream.Stream, kind string, port int32, sent <-chan struct{}) bool {
 	id := connectionID(s, kind)
 	p.mu.Lock()
@@ -247,8 +247,8 @@ func (h *pair) streams() (all []httpstream.Stream) {
 	return all
 }
 
-// connectionID tells which connection a stream belongs to. Clients before Kubernetes 1.6 number
-// their streams alone: the data stream comes next after the error stream.
+// connectionID returns an ID of the connection of a stream. Clients before Kubernetes 1.6 send no
+// request ID. Their data stream directly follows the error stream.
 func connectionID(s httpstream.Stream, kind string) string {
 	if id := s.Headers().Get(portforward.PortForwardRequestIDHeader); id != "" {
 		return "request " + id
@@ -262,7 +262,7 @@ func connectionID(s httpstream.Stream, kind string) string {
 	return "stream " + strconv.FormatUint(uint64(n), 10)
 }
 
-// expire gives up a connection whose second stream has not come.
+// expire closes a connection without its second stream.
 func (p *pairing) expire(id string, half *pair) {
 	p.mu.Lock()
 	if p.open[id] != half || p.closed {
@@ -282,9 +282,9 @@ func (p *pairing) expire(id string, half *pair) {
 	p.session.reset(half.streams(), half.sent...)
 }
 
-// run forwards one connection. Its failure is logged and not sent: clients end the whole session,
-// with all its connections, for any text on an error stream (client-go, tools/portforward). They
-// see that the connection ends.
+// run forwards one connection. It logs a failure and does not send it to the client: for any text
+// on an error stream, clients end the whole session with all its connections (client-go,
+// tools/portforward). The client only sees the end of the connection.
 func (p *pairing) run(h *pair, port int32) {
 	defer func() { p.session.reset(h.streams(), h.sent...) }()
 
@@ -292,7 +292,7 @@ func (p *pairing) run(h *pair, port int32) {
 		spdyData{h.data, p.conn.frames, h.data.Identifier()})
 	var pod *podError
 	switch {
-	case errors.As(err, &pod): // no connection of the session can succeed
+	case errors.As(err, &pod): // all connections of the session would fail
 		p.server.log.Debug("port-forward", "sandbox", p.podID, "port", port, "err", err)
 		fmt.Fprintf(h.err, "error forwarding port %d to pod %s: %v", port, p.podID, err)
 		return
@@ -313,7 +313,8 @@ func (p *pairing) run(h *pair, port int32) {
 	}
 }
 
-// logFailure logs why a connection failed, for the first one of a session so that it is noticed.
+// logFailure logs the failure of a connection: the first one of a session at info level, the others
+// at debug level.
 func (p *pairing) logFailure(port int32, err error) {
 	p.mu.Lock()
 	level := slog.LevelDebug
@@ -322,7 +323,7 @@ func (p *pairing) logFailure(port int32, err error) {
 	}
 
 	p.mu.Unlock()
-	p.server.log.Log(p.ctx, level, "a forwarded connection failed; the others of the session go on", "sandbox", p.podID,
+	p.server.log.Log(p.ctx, level, "forwarded connection failed; the session continues", "sandbox", p.podID,
 		"port", port, "err", err)
 }
 

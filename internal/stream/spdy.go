@@ -11,12 +11,12 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// defaultStreamTimeout is how long a client of SPDY may take to open the streams of a session, or
-// the second stream of a connection to a port.
+// defaultStreamTimeout bounds the time for a SPDY client to open all streams of a session, or the
+// second stream of a forwarded connection.
 const defaultStreamTimeout = 10 * time.Second
 
-// reply accepts a stream. A stream whose reply has failed would block whoever writes to it, so that
-// it must be refused.
+// reply accepts a stream. After a failed reply, writes to the stream would block, so the caller
+// must refuse it.
 func reply(s httpstream.Stream) error {
 	if r, ok := s.(interface {
 		SendReply(header http.Header, fin bool) error
@@ -26,7 +26,8 @@ func reply(s httpstream.Stream) error {
 	return nil
 }
 
-// sessionRef is a session that becomes known after its first streams.
+// sessionRef is a reference to a session. It is set later, because streams may open before the
+// upgrade returns the session.
 type sessionRef struct {
 	known chan struct{} // closed when conn is set
 	conn  httpstream.Connection
@@ -39,8 +40,8 @@ func (r *sessionRef) set(conn httpstream.Connection) {
 	close(r.known)
 }
 
-// reset ends streams, and the session forgets them. Each is one that the session has accepted, or
-// is about to: sent is closed then.
+// reset resets streams and removes them from the session. It first waits until the session has
+// accepted each stream, signaled by its channel in sent.
 func (r *sessionRef) reset(streams []httpstream.Stream, sent ...<-chan struct{}) {
 	for _, c := range sent {
 		<-c
@@ -56,24 +57,24 @@ func (r *sessionRef) reset(streams []httpstream.Stream, sent ...<-chan struct{})
 	}
 }
 
-// refuse ends a stream that a client must not open. The session gets no error for it: it would log
-// a warning for each such stream.
+// refuse resets an unexpected stream of a client. It returns no error, because the session would
+// log a warning for each such stream.
 func (r *sessionRef) refuse(s httpstream.Stream, sent <-chan struct{}) error {
 	go r.reset([]httpstream.Stream{s}, sent)
 	return nil
 }
 
-// collector collects the streams of one exec or attach. Others are refused.
+// collector collects the streams of one exec or attach, and refuses other streams.
 type collector struct {
 	session  *sessionRef
-	want     int
-	complete chan struct{} // closed when there are as many as wanted
+	want     int           // number of streams
+	complete chan struct{} // closed when all streams are open
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards streams
 	streams map[string]httpstream.Stream
 }
 
-// accept takes a stream that the client has opened (httpstream.NewStreamHandler).
+// accept handles a stream opened by the client (httpstream.NewStreamHandler).
 func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 	if err := reply(s); err != nil {
 		_ = s.Reset() // before the session handles the next frame of the stream
@@ -87,8 +88,8 @@ func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 			break
 		}
 		if kind != remotecommand.StreamTypeStdin && kind != remotecommand.StreamTypeResize {
-			// Data that nobody reads would stop the session, which then would not see its client
-			// go.
+			// Unread data would block the session, and it would not notice a disconnect of the
+			// client.
 			go func() { _, _ = io.Copy(io.Discard, s) }()
 		}
 		return nil
@@ -97,7 +98,7 @@ func (c *collector) accept(s httpstream.Stream, sent <-chan struct{}) error {
 	return c.session.refuse(s, sent)
 }
 
-// add returns false for a second stream of a type, and for one more than the session has.
+// add adds a stream. It returns false for a second stream of a type, and for an excess stream.
 func (c *collector) add(kind string, s httpstream.Stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,14 +116,14 @@ func (c *collector) add(kind string, s httpstream.Stream) bool {
 }
 
 // openSPDY upgrades to SPDY and waits for the client's streams.
-func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want wanted) (*channels, bool) {
+func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, opts streamOptions) (*channels, bool) {
 	protocol, err := httpstream.Handshake(r, w, remotecommand.SupportedStreamingProtocols)
 	if err != nil {
 		return nil, false
 	}
 
 	v4 := protocol == remotecommand.StreamProtocolV4Name
-	resizable := want.tty && (v4 || protocol == remotecommand.StreamProtocolV3Name)
+	resizable := opts.tty && (v4 || protocol == remotecommand.StreamProtocolV3Name)
 	streams := &collector{
 		session:  newSessionRef(),
 		streams:  map[string]httpstream.Stream{},
@@ -130,8 +131,8 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 		complete: make(chan struct{}),
 	}
 
-	for _, asked := range []bool{want.stdin, want.stdout, want.stderr, resizable} {
-		if asked {
+	for _, isRequested := range []bool{opts.stdin, opts.stdout, opts.stderr, resizable} {
+		if isRequested {
 			streams.want++
 		}
 	}
@@ -151,7 +152,8 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, c *conn, want 
 	return streams.channels(session, c.frames, v4), true
 }
 
-// wait waits until all streams are there, or will not come.
+// wait waits until all streams are open. It returns an error if the timeout expires or the session
+// ends first.
 func (c *collector) wait(r *http.Request, session httpstream.Connection, timeout time.Duration) error {
 	late := time.NewTimer(timeout)
 	defer late.Stop()

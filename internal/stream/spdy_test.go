@@ -27,8 +27,8 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// dialSPDY opens a streaming URL as the API server does. The raw connection is for what a client
-// must not do.
+// dialSPDY opens a streaming URL as the API server does. Tests use the raw connection for invalid
+// input.
 func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection, nc net.Conn) {
 	t.Helper()
 	nc = upgradeSPDY(t, raw, protocol)
@@ -42,7 +42,7 @@ func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection
 	return session, nc
 }
 
-// upgradeSPDY returns a connection that has been upgraded and speaks no SPDY yet.
+// upgradeSPDY returns an upgraded connection before its first SPDY frame.
 func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -57,7 +57,7 @@ func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 
 	t.Cleanup(func() { nc.Close() })
 	if u.Scheme == "https" {
-		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is the test's own
+		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a certificate of the test
 	}
 
 	fmt.Fprintf(nc, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
@@ -76,7 +76,8 @@ func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	return nc
 }
 
-// oneByte keeps a buffered reader from reading beyond the header of a response.
+// oneByte reads one byte at a time, so that a buffered reader does not read beyond the header of a
+// response.
 type oneByte struct{ io.Reader }
 
 func (o oneByte) Read(p []byte) (int, error) { return o.Reader.Read(p[:1]) }
@@ -123,7 +124,7 @@ func forwardURL(t *testing.T, s *Server) string {
 	return r.Url
 }
 
-// cat is a runtime whose commands copy their input to their output and end with 7.
+// cat is a runtime with commands that copy their input to their output and exit with code 7.
 var cat = fake{
 	exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
 		if x.Stdin != nil {
@@ -131,13 +132,13 @@ var cat = fake{
 				return 0, err
 			}
 		}
-		_, err := io.WriteString(x.Stderr, "complaint")
+		_, err := io.WriteString(x.Stderr, "warning")
 		return 7, err
 	},
 	netns: host,
 }
 
-// runSPDY runs a command in the way of kubectl and returns its output and status.
+// runSPDY runs a command as kubectl does, and returns its output and status.
 func runSPDY(t *testing.T, raw, protocol, input string) (out, errOut, status string) {
 	t.Helper()
 	session, _ := dialSPDY(t, raw, protocol)
@@ -169,21 +170,23 @@ func TestSPDYExec(t *testing.T) {
 		"v2.channel.k8s.io": "",
 		"channel.k8s.io":    "",
 	} {
-		out, errOut, end := runSPDY(t, execURL(t, s, true), protocol, input)
-		if out != input || errOut != "complaint" {
-			t.Errorf("%s: %d bytes of output, %q", protocol, len(out), errOut)
-		}
-
-		if want == "" {
-			if !strings.Contains(end, "exit status 7") {
-				t.Errorf("%s: status %q", protocol, end)
+		t.Run(protocol, func(t *testing.T) {
+			out, errOut, end := runSPDY(t, execURL(t, s, true), protocol, input)
+			if out != input || errOut != "warning" {
+				t.Errorf("%d bytes of output, want %d; stderr %q", len(out), len(input), errOut)
 			}
-			continue
-		}
 
-		if status, code, _ := verdict(t, end); status != "Failure" || code != want {
-			t.Errorf("%s: status %q", protocol, end)
-		}
+			if want == "" {
+				if !strings.Contains(end, "exit status 7") {
+					t.Errorf("status %q, want exit status 7", end)
+				}
+				return
+			}
+
+			if status, code, _ := parseStatus(t, end); status != "Failure" || code != want {
+				t.Errorf("status %q, want Failure with exit code %s", end, want)
+			}
+		})
 	}
 }
 
@@ -222,7 +225,7 @@ func connectTo(session httpstream.Connection, id, port int) (data, errs httpstre
 	return data, errs, err
 }
 
-// resetting is a server that ends every connection with a reset.
+// resetting starts a server that resets every connection.
 func resetting(t *testing.T) (port int) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -246,8 +249,8 @@ func resetting(t *testing.T) (port int) {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestSPDYPortForward: a connection that fails says nothing on its error stream, for which clients
-// would end the session. The others of the session work.
+// TestSPDYPortForward checks that a failed connection sends nothing on its error stream, because
+// clients would end the session. The other connections of the session continue.
 func TestSPDYPortForward(t *testing.T) {
 	s := start(t, fake{netns: host}, dialHost)
 	session, _ := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
@@ -276,7 +279,7 @@ func TestSPDYPortForward(t *testing.T) {
 	}
 
 	if b, err := io.ReadAll(open); err != nil || string(b) != "HELLO" {
-		t.Errorf("the connection that was open: %q, %v", b, err)
+		t.Errorf("open connection: %q, %v", b, err)
 	}
 
 	for id := 1; id <= 3; id++ {
@@ -297,17 +300,17 @@ func TestSPDYPortForward(t *testing.T) {
 		data.Close()
 	}
 
-	eventually(t, "the places of ended connections", func() bool { return s.forwards.places() == 0 })
+	eventually(t, "all slots are free", func() bool { return s.forwards.slots() == 0 })
 }
 
-// TestPortForwardEndsWithItsPod over both protocols.
-func TestPortForwardEndsWithItsPod(t *testing.T) {
-	var ended atomic.Bool
+// TestPortForwardEndsWithPod tests both protocols.
+func TestPortForwardEndsWithPod(t *testing.T) {
+	var stopped atomic.Bool
 	s, err := New(Config{
 		Dial: dialHost,
 		Log:  discard,
 		Runtime: fake{netns: func(id string) (*os.File, error) {
-			if ended.Load() {
+			if stopped.Load() {
 				return nil, fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
 			}
 			return nil, nil
@@ -339,38 +342,37 @@ func TestPortForwardEndsWithItsPod(t *testing.T) {
 		t.Errorf("data %q", b)
 	}
 
-	ended.Store(true)
+	stopped.Store(true)
 	select {
 	case <-session.CloseChan():
 	case <-time.After(20 * time.Second):
-		t.Error("the session over SPDY goes on")
+		t.Error("the SPDY session did not end")
 	}
 
 	begin := time.Now()
 	if drain(socket); time.Since(begin) > 15*time.Second { // its own deadline is 20 s
-		t.Error("the session over WebSocket goes on")
+		t.Error("the WebSocket session did not end")
 	}
 }
 
-// places is the number of connections that count.
-func (f *forwards) places() int {
+// slots returns the sum of all counters.
+func (f *forwards) slots() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.open + f.pending + len(f.pods)
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t *testing.T, condition string, isMet func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); !isMet(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 10 s", what)
+			t.Fatalf("not within 10 s: %s", condition)
 		}
 	}
 }
 
-// TestForwardBounds: connections beyond a bound fail with the bound, also those that are not
-// accepted yet.
-func TestForwardBounds(t *testing.T) {
+// TestForwardLimits checks the limits of forwarded and of pending connections.
+func TestForwardLimits(t *testing.T) {
 	var f forwards
 	var held []*forward
 	for range maxPendingPerPod {
@@ -381,16 +383,21 @@ func TestForwardBounds(t *testing.T) {
 		held = append(held, w)
 	}
 
-	if _, err := f.acquire("a"); err == nil || !strings.Contains(err.Error(), "64 connections wait for this pod") {
-		t.Errorf("pending: %v", err)
+	check := func(pod, want string) {
+		t.Helper()
+		if _, err := f.acquire(pod); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
 	}
+
+	check("a", "limit of 64 connections waiting for this pod")
 
 	for _, w := range held {
 		w.connected()
 		w.connected()
 	}
 
-	take := func(pod string, n int) {
+	acquire := func(pod string, n int) {
 		for range n {
 			w, err := f.acquire(pod)
 			if err != nil {
@@ -401,27 +408,20 @@ func TestForwardBounds(t *testing.T) {
 		}
 	}
 
-	take("a", maxForwardsPerPod-maxPendingPerPod)
-	if _, err := f.acquire("a"); err == nil ||
-		!strings.Contains(err.Error(), "256 connections are forwarded to this pod") {
-		t.Errorf("per pod: %v", err)
-	}
+	acquire("a", maxForwardsPerPod-maxPendingPerPod)
+	check("a", "limit of 256 forwarded connections to this pod")
 
 	for _, pod := range []string{"b", "c", "d"} {
-		take(pod, maxForwardsPerPod)
+		acquire(pod, maxForwardsPerPod)
 	}
-
-	if _, err := f.acquire("e"); err == nil ||
-		!strings.Contains(err.Error(), "1024 connections are forwarded to pods of this node") {
-		t.Errorf("in all: %v", err)
-	}
+	check("e", "limit of 1024 forwarded connections on this node")
 
 	for _, w := range held {
 		w.release()
 	}
 
-	if n := f.places(); n != 0 {
-		t.Errorf("%d remain", n)
+	if n := f.slots(); n != 0 {
+		t.Errorf("%d slots are in use after the release", n)
 	}
 
 	for i := range maxPending {
@@ -430,46 +430,43 @@ func TestForwardBounds(t *testing.T) {
 		}
 	}
 
-	if _, err := f.acquire("e"); err == nil ||
-		!strings.Contains(err.Error(), "128 connections wait for pods of this node") {
-		t.Errorf("pending in all: %v", err)
-	}
+	check("e", "limit of 128 connections waiting for pods on this node")
 }
 
-// TestForwardEndsWithItsClient: a client that is gone ends its connections, although the pod is
-// silent.
-func TestForwardEndsWithItsClient(t *testing.T) {
-	ours, pods := tcpPair(t)
-	defer pods.Close()
+// TestForwardEndsWithClient checks that connections end when the client disconnects, even if the
+// pod is silent.
+func TestForwardEndsWithClient(t *testing.T) {
+	server, pod := tcpPair(t)
+	defer pod.Close()
 
 	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) {
-		return ours, nil
+		return server, nil
 	})
 	session, nc := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
 	if _, _, err := connectTo(session, 0, 80); err != nil {
 		t.Fatal(err)
 	}
 
-	eventually(t, "connection", func() bool { return s.forwards.places() > 0 })
+	eventually(t, "the connection is open", func() bool { return s.forwards.slots() > 0 })
 	nc.Close()
-	_ = pods.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := pods.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("the pod's connection: %v", err)
+	_ = pod.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := pod.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("connection of the pod: %v, want EOF", err)
 	}
 
-	eventually(t, "end", func() bool { return s.forwards.places() == 0 })
+	eventually(t, "the connection is closed", func() bool { return s.forwards.slots() == 0 })
 }
 
-// TestPodIgnoresInput: data that the pod does not take does not block other connections of the
+// TestPodIgnoresInput checks that data ignored by the pod does not block other connections of the
 // session.
 func TestPodIgnoresInput(t *testing.T) {
 	var first atomic.Bool
 	port := echo(t)
 	s := start(t, fake{netns: host}, func(ctx context.Context, _ *os.File, _ netip.AddrPort) (net.Conn, error) {
 		if first.CompareAndSwap(false, true) {
-			ours, pods := tcpPair(t)
-			pods.Close()
-			return ours, nil
+			server, pod := tcpPair(t)
+			pod.Close()
+			return server, nil
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	})
@@ -486,7 +483,7 @@ func TestPodIgnoresInput(t *testing.T) {
 		}
 	}
 
-	for id := 1; id < 6; id++ { // each worker of the session has one
+	for id := 1; id < 6; id++ { // one for each worker of the session
 		if id > 1 {
 			port = echo(t)
 		}

@@ -13,10 +13,10 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// Bounds of output that clients have not read yet, in bytes.
+// Bounds of unread output in bytes.
 const (
 	chunkSize = 64 << 10
-	// maxChunks bounds the memory of one output, in chunks. What is beyond goes to a file.
+	// maxChunks bounds the memory of one output, in chunks. Further output goes to a file.
 	maxChunks = 4
 	// maxSpill bounds the file of one output.
 	maxSpill = 64 << 20
@@ -25,14 +25,13 @@ const (
 	maxDisk   = 1 << 30
 )
 
-// errBehind ends a session whose client does not read.
-var errBehind = fmt.Errorf("the client was cut off since it does not read and there is no room for more output (up "+
-	"to %d MiB); "+
-	"read faster, or write the output to a file: %w", maxSpill>>20, errdefs.ErrResourceExhausted)
+// errClientTooSlow ends a session because the client does not read its output.
+var errClientTooSlow = fmt.Errorf("client disconnected: it does not read its output and the buffer is full (up to "+
+	"%d MiB); read the output faster, or write it to a file: %w", maxSpill>>20, errdefs.ErrResourceExhausted)
 
-// spools are what the outputs of all sessions share.
+// spools are the buffers shared by the outputs of all sessions.
 type spools struct {
-	openFile func() (*os.File, error) // a file without a name; nil for none
+	openFile func() (*os.File, error) // opens an unnamed file
 	memory   budget
 	disk     budget
 }
@@ -41,80 +40,83 @@ func newSpools(openFile func() (*os.File, error)) *spools {
 	if openFile == nil {
 		openFile = func() (*os.File, error) { return nil, errors.ErrUnsupported }
 	}
+
 	s := &spools{openFile: openFile}
-	s.memory.give(maxMemory)
-	s.disk.give(maxDisk)
+	s.memory.release(maxMemory)
+	s.disk.release(maxDisk)
 	return s
 }
 
-// budget is a number of bytes.
-type budget struct{ left atomic.Int64 }
+// budget is a number of available bytes.
+type budget struct{ available atomic.Int64 }
 
-// take takes n bytes for an output that has as many as mine. An output gets no more than it leaves
-// to the others, so that a few clients never use everything up. With force it gets them in any
-// case.
-func (b *budget) take(n, mine int64, force bool) bool {
+// reserve reserves n bytes for an output with the given number of bytes in use. An output must not
+// use more than the remaining bytes for all others, so that a few clients cannot exhaust the
+// budget. With force, reserve always succeeds.
+func (b *budget) reserve(n, used int64, force bool) bool {
 	for {
-		left := b.left.Load()
-		if !force && left-n < mine+n {
+		available := b.available.Load()
+		if !force && available-n < used+n {
 			return false
 		}
-		if b.left.CompareAndSwap(left, left-n) {
+		if b.available.CompareAndSwap(available, available-n) {
 			return true
 		}
 	}
 }
 
-func (b *budget) give(n int64) { b.left.Add(n) }
+func (b *budget) release(n int64) { b.available.Add(n) }
 
-// headroom has room for the header of a frame.
+// headroom is the maximum size of a frame header.
 const headroom = 16
 
-// chunk is a piece of output in memory, with room for the header of a frame before it.
+// chunk is a piece of output in memory, with headroom for a frame header.
 type chunk struct {
-	n   int
+	n   int // size of the data
 	buf [headroom + chunkSize]byte
 }
 
-// space is where data goes, of which n bytes are used.
-func (c *chunk) space() []byte { return c.buf[headroom:] }
+// data returns the buffer for data. The first n bytes are in use.
+func (c *chunk) data() []byte { return c.buf[headroom:] }
 
-// room are the last n bytes before the data.
-func (c *chunk) room(n int) []byte { return c.buf[headroom-n : headroom] }
+// header returns the last n bytes of the headroom.
+func (c *chunk) header(n int) []byte { return c.buf[headroom-n : headroom] }
 
-// withRoom are the last n bytes before the data, and the data.
-func (c *chunk) withRoom(n int) []byte { return c.buf[headroom-n : headroom+c.n] }
+// withHeader returns the data and the last n bytes of the headroom before it.
+func (c *chunk) withHeader(n int) []byte { return c.buf[headroom-n : headroom+c.n] }
 
 var chunkPool = sync.Pool{New: func() any { return new(chunk) }}
 
-// output takes the output of one stream as fast as it comes, into memory and then into a file, and
-// sends it to the client. It has one writer.
+// output buffers one stream and sends it to the client. It buffers in memory first, and then in a
+// file. It supports one writer.
 type output struct {
 	to      io.Writer
 	session *outputs
-	more    chan struct{} // of 1: there is something to send
-	room    chan struct{} // of 1: there may be room
+	more    chan struct{} // capacity 1: there is data to send
+	space   chan struct{} // capacity 1: there may be free space
 
-	mu       sync.Mutex // guards the rest
-	chunks   []*chunk   // oldest first; all are older than what the file has
-	file     *os.File   // used as a ring of spillSize bytes
+	mu       sync.Mutex // guards the fields below
+	chunks   []*chunk   // oldest first; all are older than the data in the file
+	file     *os.File   // a ring buffer of spillSize bytes
 	size     int64      // of the file
-	sent     int64      // bytes that were read from the file
-	spilled  int64      // bytes that were written to it
-	complete bool       // nothing more comes
-	err      error      // nothing more is sent or taken
+	sent     int64      // bytes read from the file
+	spilled  int64      // bytes written to the file
+	complete bool       // no more output follows
+	err      error      // why no more output is accepted or sent
 }
 
-// spillSize is the size of the ring. It has room for what comes after the end of the command.
+// spillSize is the size of the ring buffer. It includes space for the output after the exit of the
+// command.
 const spillSize = maxSpill + engine.MaxRest
 
-// Write takes output. It blocks as the session permits when there is no room.
+// Write implements io.Writer. When the buffers are full, it blocks or returns an error, depending
+// on the session.
 func (o *output) Write(p []byte) (n int, err error) {
 	for n < len(p) {
-		taken, err := o.put(p[n:])
-		n += taken
-		if err == nil && taken == 0 {
-			err = o.session.awaitRoom(o)
+		accepted, err := o.put(p[n:])
+		n += accepted
+		if err == nil && accepted == 0 {
+			err = o.session.waitForSpace(o)
 		}
 
 		if err != nil {
@@ -125,9 +127,9 @@ func (o *output) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// put takes as much of p as there is room for.
+// put buffers as much of p as possible.
 func (o *output) put(p []byte) (int, error) {
-	ended := o.session.ended.Load()
+	exited := o.session.exited.Load()
 	o.mu.Lock()
 	if o.err != nil {
 		defer o.mu.Unlock()
@@ -135,8 +137,8 @@ func (o *output) put(p []byte) (int, error) {
 	}
 
 	if o.spilled == o.sent {
-		o.spilled, o.sent = 0, 0 // the file is used from its beginning
-		if n := o.putMemoryLocked(p, ended); n > 0 {
+		o.spilled, o.sent = 0, 0 // restart at the beginning of the file
+		if n := o.putMemoryLocked(p, exited); n > 0 {
 			o.mu.Unlock()
 			signal(o.more)
 			return n, nil
@@ -144,37 +146,37 @@ func (o *output) put(p []byte) (int, error) {
 	}
 
 	limit := maxSpill - (o.spilled - o.sent)
-	if ended {
+	if exited {
 		limit += engine.MaxRest
 	}
 
-	at := o.spilled % spillSize
-	n := max(0, min(int64(len(p)), limit, spillSize-at))
-	grown := max(0, at+n-o.size)
-	if n == 0 || !o.session.spools.disk.take(grown, o.size, ended) {
+	offset := o.spilled % spillSize
+	n := max(0, min(int64(len(p)), limit, spillSize-offset))
+	growth := max(0, offset+n-o.size)
+	if n == 0 || !o.session.spools.disk.reserve(growth, o.size, exited) {
 		o.mu.Unlock()
 		return 0, nil
 	}
 
-	o.size += grown
+	o.size += growth
 	file := o.file
 	o.mu.Unlock()
 
-	return o.spill(file, p[:n], at)
+	return o.spill(file, p[:n], offset)
 }
 
-// putMemoryLocked takes as much as fits into the last chunk, or a new one. After the end of the
-// command the rest fits in any case.
-func (o *output) putMemoryLocked(p []byte, ended bool) int {
-	most := maxChunks
-	if ended {
-		most += engine.MaxRest / chunkSize
+// putMemoryLocked buffers as much of p as fits into the last chunk or a new one. After the exit of
+// the command, the limit includes the remaining output.
+func (o *output) putMemoryLocked(p []byte, exited bool) int {
+	limit := maxChunks
+	if exited {
+		limit += engine.MaxRest / chunkSize
 	}
 
 	last := len(o.chunks) - 1
 	if last < 0 || o.chunks[last].n == chunkSize {
-		if len(o.chunks) >= most || !o.session.spools.memory.take(chunkSize, int64(len(o.chunks))*chunkSize,
-			len(o.chunks) == 0 || ended) {
+		used, force := int64(len(o.chunks))*chunkSize, len(o.chunks) == 0 || exited
+		if len(o.chunks) >= limit || !o.session.spools.memory.reserve(chunkSize, used, force) {
 			return 0
 		}
 
@@ -185,24 +187,24 @@ func (o *output) putMemoryLocked(p []byte, ended bool) int {
 	}
 
 	c := o.chunks[last]
-	n := copy(c.space()[c.n:], p)
+	n := copy(c.data()[c.n:], p)
 	c.n += n
 
 	return n
 }
 
-// spill writes p to the file. A file that cannot be written, for instance since the disk is full,
-// has no room.
-func (o *output) spill(file *os.File, p []byte, at int64) (n int, err error) {
+// spill writes p to the file. A failed write, for example because the disk is full, counts as a
+// full buffer.
+func (o *output) spill(file *os.File, p []byte, offset int64) (n int, err error) {
 	if file == nil {
 		file, err = o.session.spools.openFile()
 	}
 	if err == nil {
-		n, err = file.WriteAt(p, at)
+		n, err = file.WriteAt(p, offset)
 	}
 
 	if err != nil {
-		o.session.log.Debug("output that a client has not read cannot be kept in a file", "err", err)
+		o.session.log.Debug("failed to buffer unread output in a file", "err", err)
 	}
 
 	o.mu.Lock()
@@ -210,8 +212,8 @@ func (o *output) spill(file *os.File, p []byte, at int64) (n int, err error) {
 
 	o.file = file
 	o.spilled += int64(n)
-	if o.err != nil { // the client is gone meanwhile
-		o.dropLocked()
+	if o.err != nil { // the client has disconnected in the meantime
+		o.discardLocked()
 		return 0, o.err
 	}
 
@@ -220,7 +222,7 @@ func (o *output) spill(file *os.File, p []byte, at int64) (n int, err error) {
 	return n, nil
 }
 
-// pump sends output until there is no more, or the client takes none.
+// pump sends the buffered output until its end or an error.
 func (o *output) pump() {
 	for {
 		c, err := o.next()
@@ -234,8 +236,8 @@ func (o *output) pump() {
 
 		if c != nil {
 			chunkPool.Put(c)
-			o.session.spools.memory.give(chunkSize)
-			signal(o.room)
+			o.session.spools.memory.release(chunkSize)
+			signal(o.space)
 		}
 
 		if err != nil {
@@ -245,16 +247,16 @@ func (o *output) pump() {
 	}
 }
 
-// sendChunk writes a chunk.
+// sendChunk writes a chunk to a stream.
 func sendChunk(to io.Writer, c *chunk) error {
 	if w, ok := to.(chunkWriter); ok {
 		return w.writeChunk(c)
 	}
-	_, err := to.Write(c.withRoom(0))
+	_, err := to.Write(c.withHeader(0))
 	return err
 }
 
-// next waits for output and returns the oldest, nil at the end.
+// next waits for output and returns the oldest chunk, or nil at the end.
 func (o *output) next() (*chunk, error) {
 	for {
 		o.mu.Lock()
@@ -281,29 +283,29 @@ func (o *output) next() (*chunk, error) {
 	}
 }
 
-// unspill reads the oldest output of the file.
+// unspill reads the oldest output from the file.
 func (o *output) unspill() (*chunk, error) {
 	o.mu.Lock()
-	file, at := o.file, o.sent%spillSize
-	n := min(o.spilled-o.sent, spillSize-at, chunkSize)
+	file, offset := o.file, o.sent%spillSize
+	n := min(o.spilled-o.sent, spillSize-offset, chunkSize)
 	o.mu.Unlock()
 
-	o.session.spools.memory.take(chunkSize, 0, true)
+	o.session.spools.memory.reserve(chunkSize, 0, true)
 	c := chunkPool.Get().(*chunk)
 	c.n = int(n)
-	_, err := file.ReadAt(c.space()[:n], at)
+	_, err := file.ReadAt(c.data()[:n], offset)
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 
-	if o.err == nil { // else everything was given back
+	if o.err == nil { // otherwise discardLocked has updated sent
 		o.sent += n
 	}
 
 	return c, err
 }
 
-// finish says that nothing more comes.
+// finish marks the output as complete.
 func (o *output) finish() {
 	o.mu.Lock()
 	o.complete = true
@@ -311,30 +313,30 @@ func (o *output) finish() {
 	signal(o.more)
 }
 
-// fail drops what was not sent. The first reason holds.
+// fail discards unsent output. Further writes return err, or the error of an earlier call.
 func (o *output) fail(err error) {
 	o.mu.Lock()
 	if o.err == nil {
 		o.err = err
 	}
 
-	o.dropLocked()
+	o.discardLocked()
 	o.mu.Unlock()
 	signal(o.more)
-	signal(o.room)
+	signal(o.space)
 }
 
-func (o *output) dropLocked() {
+func (o *output) discardLocked() {
 	for _, c := range o.chunks {
 		chunkPool.Put(c)
-		o.session.spools.memory.give(chunkSize)
+		o.session.spools.memory.release(chunkSize)
 	}
 
 	o.chunks = nil
-	o.session.spools.disk.give(o.size)
+	o.session.spools.disk.release(o.size)
 	o.size, o.sent = 0, o.spilled
 	if o.file != nil {
-		_ = o.file.Close() // it has no name: nothing is left
+		_ = o.file.Close() // also deletes the file, because it has no name
 		o.file = nil
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// spoolServer serves f, with files for what clients have not read.
+// spoolServer serves f, with files for unread output.
 func spoolServer(t *testing.T, f fake, stall time.Duration) *Server {
 	t.Helper()
 	dir := t.TempDir()
@@ -42,11 +42,12 @@ func spoolServer(t *testing.T, f fake, stall time.Duration) *Server {
 	s.stall = stall
 	t.Cleanup(func() {
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-			memory, disk := maxMemory-s.spools.memory.left.Load(), maxDisk-s.spools.disk.left.Load()
+			memory := maxMemory - s.spools.memory.available.Load()
+			disk := maxDisk - s.spools.disk.available.Load()
 			if memory == 0 && disk == 0 {
 				return
 			} else if time.Now().After(end) {
-				t.Fatalf("%d bytes of memory and %d of disk are not given back", memory, disk)
+				t.Fatalf("%d bytes of memory and %d bytes of disk are not released", memory, disk)
 			}
 		}
 	})
@@ -56,7 +57,7 @@ func spoolServer(t *testing.T, f fake, stall time.Duration) *Server {
 	return s
 }
 
-// client is one that opens an exec or attach and reads when the test wants.
+// client opens an exec or attach. The test decides when it reads.
 type client struct {
 	name string
 	open func(t *testing.T, raw string) (read func() (out, status string))
@@ -102,9 +103,9 @@ func outputURL(t *testing.T, s *Server, kind string) string {
 	return r.Url
 }
 
-// TestClientThatDoesNotRead: its output is taken up to the bound. Then an attach ends at once and
-// an exec when the client stays silent, and the client reads why.
-func TestClientThatDoesNotRead(t *testing.T) {
+// TestClientDoesNotRead checks that output is buffered up to the limit. An attach then ends
+// immediately, and an exec after the stall timeout. The client receives the reason.
+func TestClientDoesNotRead(t *testing.T) {
 	for _, kind := range []string{"exec", "attach"} {
 		for _, c := range clients {
 			t.Run(kind+" "+c.name, func(t *testing.T) {
@@ -113,10 +114,10 @@ func TestClientThatDoesNotRead(t *testing.T) {
 					err     error
 				}
 
-				ended := make(chan result, 1)
+				results := make(chan result, 1)
 				flood := func(x engine.Streams) error {
 					n, err := io.Copy(x.Stdout, zeros{})
-					ended <- result{n, err}
+					results <- result{n, err}
 					return err
 				}
 
@@ -129,16 +130,17 @@ func TestClientThatDoesNotRead(t *testing.T) {
 
 				read := c.open(t, outputURL(t, s, kind))
 				select {
-				case r := <-ended:
-					if !errors.Is(r.err, errBehind) || r.written < maxSpill {
+				case r := <-results:
+					if !errors.Is(r.err, errClientTooSlow) || r.written < maxSpill {
 						t.Errorf("after %d bytes: %v", r.written, r.err)
 					}
 				case <-time.After(time.Minute):
-					t.Fatal("the flood goes on")
+					t.Fatal("the session did not end within 1 min")
 				}
 
 				_, end := read()
-				if status, _, message := verdict(t, end); status != "Failure" || !strings.Contains(message, "cut off") {
+				status, _, message := parseStatus(t, end)
+				if status != "Failure" || !strings.Contains(message, "disconnected") {
 					t.Errorf("status %q", end)
 				}
 			})
@@ -150,24 +152,24 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// TestSlowClientGetsAll: output beyond every bound arrives whole while the client reads.
+// TestSlowClientGetsAll checks that a reading client receives all output, even beyond the limits.
 func TestSlowClientGetsAll(t *testing.T) {
 	const size = maxSpill + 40<<20
 	content := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
 	want := sha256.Sum256(content)
-	taken := make(chan struct{}, 1)
+	buffered := make(chan struct{}, 1)
 	s := spoolServer(t, fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
 		if _, err := x.Stdout.Write(content[:maxSpill]); err != nil {
 			return 0, err
 		}
-		taken <- struct{}{}
+		buffered <- struct{}{}
 		_, err := x.Stdout.Write(content[maxSpill:])
 		return 0, err
 	}}, time.Minute)
 
 	c := mustOpen(t, outputURL(t, s, "exec"))
-	<-taken // without a reader
+	<-buffered // while the client does not read
 	sum, status := sha256.New(), ""
 	for {
 		_, m, err := c.ReadMessage()
@@ -183,12 +185,13 @@ func TestSlowClientGetsAll(t *testing.T) {
 	}
 
 	if got := sum.Sum(nil); !bytes.Equal(got, want[:]) || !strings.Contains(status, "Success") {
-		t.Errorf("other output, status %q", status)
+		t.Errorf("unexpected output, status %q", status)
 	}
 }
 
-// slowConn reads 200 kB a second for a while. The kernel lets the server write again only when a
-// third of its buffer has gone, which takes longer than the test lets a client stall.
+// slowConn reads 200 kB per second for a while. The kernel reports the socket of the server as
+// writable only after a third of its buffer is free. This takes longer than the stall timeout of
+// the test.
 type slowConn struct {
 	net.Conn
 	until time.Time
@@ -202,9 +205,9 @@ func (c *slowConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// TestVerySlowClientGoesOn: a client that takes some bytes all the time is not cut off, although
-// there is no room for output in all that time.
-func TestVerySlowClientGoesOn(t *testing.T) {
+// TestVerySlowClient checks that a client is not disconnected while it keeps reading a few bytes,
+// although the buffers are full all the time.
+func TestVerySlowClient(t *testing.T) {
 	const stall, slow = 2 * time.Second, 8 * time.Second
 	content := make([]byte, maxSpill+8<<20)
 	s := spoolServer(t, fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
@@ -247,38 +250,39 @@ func TestVerySlowClientGoesOn(t *testing.T) {
 	}
 
 	if size != len(content) || !strings.Contains(status, "Success") {
-		t.Errorf("%d bytes of %d, status %q", size, len(content), status)
+		t.Errorf("received %d of %d bytes, status %q", size, len(content), status)
 	}
 }
 
-// TestRestAfterTheEnd: once a command has ended, the rest of its output finds room.
-func TestRestAfterTheEnd(t *testing.T) {
-	rest := make(chan error, 1)
+// TestOutputAfterExit checks that writers do not block after the exit of a command.
+func TestOutputAfterExit(t *testing.T) {
+	done := make(chan error, 1)
 	s := spoolServer(t, fake{exec: func(_ context.Context, _ string, x engine.Exec) (int, error) {
 		full := make(chan struct{})
 		go func() {
 			defer close(full)
-			_, _ = io.Copy(x.Stdout, zeros{}) // until the client is cut off
+			_, _ = io.Copy(x.Stdout, zeros{}) // until the client is disconnected
 		}()
 
 		time.AfterFunc(100*time.Millisecond, x.Ended)
 		<-full
 		_, err := x.Stdout.Write(nil)
-		rest <- err
+		done <- err
 
 		return 0, nil
 	}}, time.Hour)
 
 	mustOpen(t, outputURL(t, s, "exec"))
 	select {
-	case <-rest: // there is room for a rest, not for more
+	case <-done: // the extra space is limited
 	case <-time.After(time.Minute):
-		t.Error("the writer waits after the end of the command")
+		t.Error("the writer blocks after the exit of the command")
 	}
 }
 
-// TestOutputKeepsItsOrder: bytes come out as they went in, by memory and file, whatever the pieces.
-func TestOutputKeepsItsOrder(t *testing.T) {
+// TestOutputOrder checks that output passes through memory and file unchanged, in pieces of any
+// size.
+func TestOutputOrder(t *testing.T) {
 	for seed := range uint64(20) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		file, err := os.CreateTemp(t.TempDir(), "")
@@ -305,12 +309,12 @@ func TestOutputKeepsItsOrder(t *testing.T) {
 		}
 
 		if err := out.flush(nil); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
-			t.Fatalf("seed %d: %v, %d bytes of %d, or other ones", seed, err, got.Len(), want.Len())
+			t.Fatalf("seed %d: %v, sent %d of %d bytes, or different ones", seed, err, got.Len(), want.Len())
 		}
 
-		out.drop()
-		if left := s.spools.disk.left.Load(); left != maxDisk {
-			t.Errorf("seed %d: %d bytes of disk are not given back", seed, maxDisk-left)
+		out.discard()
+		if available := s.spools.disk.available.Load(); available != maxDisk {
+			t.Errorf("seed %d: %d bytes of disk are not released", seed, maxDisk-available)
 		}
 	}
 }
@@ -327,8 +331,8 @@ func (w slowWriter) Write(p []byte) (int, error) {
 	return w.Writer.Write(p)
 }
 
-// TestOtherSessionsGoOn: a client that does not read delays no other one.
-func TestOtherSessionsGoOn(t *testing.T) {
+// TestOtherSessionsContinue checks that clients without reads do not delay others.
+func TestOtherSessionsContinue(t *testing.T) {
 	s := spoolServer(t, fake{exec: func(ctx context.Context, _ string, x engine.Exec) (int, error) {
 		if x.Stdin == nil {
 			_, err := io.Copy(x.Stdout, zeros{})
@@ -346,29 +350,29 @@ func TestOtherSessionsGoOn(t *testing.T) {
 	for range 100 {
 		send(t, c, 0, "echo")
 		if kind, m, err := c.ReadMessage(); err != nil || kind != websocket.BinaryMessage {
-			t.Fatalf("%q, %v", m, err)
+			t.Fatalf("echo: %q, %v", m, err)
 		}
 	}
 }
 
-// TestManyClientsThatDoNotRead leave room for one more.
-func TestManyClientsThatDoNotRead(t *testing.T) {
+// TestBudget checks that many outputs leave space for one more.
+func TestBudget(t *testing.T) {
 	var b budget
-	b.give(maxDisk)
+	b.release(maxDisk)
 	const piece = 1 << 20
-	held := make([]int64, 200)
+	used := make([]int64, 200)
 	for range maxSpill / piece {
-		for i := range held {
-			if b.take(piece, held[i], false) {
-				held[i] += piece
+		for i := range used {
+			if b.reserve(piece, used[i], false) {
+				used[i] += piece
 			}
 		}
 	}
 
-	if left := b.left.Load(); left < 2*piece || !b.take(piece, 0, false) {
-		t.Errorf("%d bytes are left", left)
+	if available := b.available.Load(); available < 2*piece || !b.reserve(piece, 0, false) {
+		t.Errorf("%d bytes are available", available)
 	}
-	if !b.take(maxDisk, 0, true) {
-		t.Error("what must be taken is not")
+	if !b.reserve(maxDisk, 0, true) {
+		t.Error("a forced reservation failed")
 	}
 }

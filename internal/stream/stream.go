@@ -1,11 +1,11 @@
-// Package stream serves exec, attach and port-forward over SPDY and WebSockets (k8s.io/streaming),
-// with URLs that are good for one use and one minute. Whoever holds a URL may use it once, so the
-// server listens on loopback unless it is told otherwise.
+// Package stream serves exec, attach and port-forward over SPDY and WebSockets (k8s.io/streaming).
+// Its URLs are valid for one use and one minute. A URL needs no further authentication, so the
+// server listens on loopback by default.
 //
-// Every user of the machine can connect. A connection without a valid URL is closed within seconds,
-// and the oldest such connection first when there are many (internal/connlimit). The handlers are
-// our own: those of k8s.io/cri-streaming keep goroutines and connections of a client that opens
-// streams nobody waits for, and read terminal sizes of any length into memory.
+// Every user of the machine can connect. The server closes connections without a valid URL within
+// seconds and, beyond a limit, the oldest of them first (internal/connlimit). The handlers replace
+// those of k8s.io/cri-streaming. The latter leak goroutines and connections if a client opens
+// unexpected streams, and read terminal sizes of any length into memory.
 package stream
 
 import (
@@ -28,49 +28,51 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// Runtime is what the streams are connected to.
+// Runtime provides the containers and pods to connect streams to.
 type Runtime interface {
-	// Exec runs a command in a container until it ends and returns its exit code. When ctx ends
-	// first, what it started is killed.
+	// Exec runs a command in a container and returns its exit code. If ctx ends first, Exec kills
+	// the command and its descendants.
 	Exec(ctx context.Context, containerID string, x engine.Exec) (exitCode int, err error)
-	// Attach connects streams to a container's main process until its output ends or ctx does; the
-	// process goes on.
+	// Attach connects streams to the main process of a container until the end of its output or of
+	// ctx. The process continues.
 	Attach(ctx context.Context, containerID string, s engine.Streams) error
-	// OpenNetNS opens a running sandbox's network namespace, nil for the host's. The caller closes
-	// it.
+	// OpenNetNS opens the network namespace of a running sandbox, or returns nil for the host's.
+	// The caller must close it.
 	OpenNetNS(sandboxID string) (*os.File, error)
 }
 
 // Config configures a Server. Runtime, Dial and Log are required.
 type Config struct {
-	// Addr is address or address:port; without a port any free one is taken. Empty means loopback.
+	// Addr is address or address:port. Without a port, any free port is used. Empty selects
+	// loopback.
 	Addr    string
 	Runtime Runtime
-	// Dial connects over TCP from inside a network namespace, nil for our own, until ctx ends.
+	// Dial connects over TCP from inside a network namespace, or from the current one if netns is
+	// nil.
 	Dial func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error)
-	// TLS are the files of the server's certificate and key, both or neither. They are read again
-	// when they change.
+	// TLS are the files of the server's certificate and key, both or neither. The server reloads
+	// them after a change.
 	TLS TLSFiles
-	// Spool opens a file without a name, for output that a client has not read; nil for memory
-	// alone.
+	// Spool opens an unnamed file to buffer unread output. If it is nil, output is buffered in
+	// memory only.
 	Spool func() (*os.File, error)
 	Log   *slog.Logger
 }
 
 const (
-	// requestTimeout bounds how long a client may take for its handshake and its request. The
-	// kubelet sends it at once.
+	// requestTimeout bounds the TLS handshake and the request of a client. The kubelet sends its
+	// request immediately.
 	requestTimeout = 5 * time.Second
-	// maxHeaderBytes bounds the header of a request. The kubelet passes on those of its client.
+	// maxHeaderBytes bounds the header of a request. The kubelet forwards the header of its client.
 	maxHeaderBytes = 64 << 10
-	// sessionIdleTimeout ends a session in which no byte moves, containerd's default. TCP keepalive
-	// finds clients that are gone.
+	// sessionIdleTimeout ends a session without any traffic. It is containerd's default. TCP
+	// keepalive detects disconnected clients earlier.
 	sessionIdleTimeout = 4 * time.Hour
 	// finishTimeout bounds the last writes to a client, such as the exit status.
 	finishTimeout = 10 * time.Second
 )
 
-// keepAlive finds a client that is gone without a word within 60 s (tcp(7)).
+// keepAlive detects an unreachable client within 60 s (tcp(7)).
 var keepAlive = net.KeepAliveConfig{
 	Enable:   true,
 	Idle:     30 * time.Second,
@@ -78,7 +80,7 @@ var keepAlive = net.KeepAliveConfig{
 	Count:    3,
 }
 
-// limits bound the connections. Those that have presented a valid URL are kept.
+// limits bound the connections. Connections with a valid URL are kept.
 var limits = connlimit.Limits{
 	Pending:        512,
 	PendingPerPeer: 256,
@@ -86,7 +88,7 @@ var limits = connlimit.Limits{
 	Answer:         []byte("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
 }
 
-// Server hands out URLs and serves them. It is safe for concurrent use.
+// Server issues URLs and serves them. It is safe for concurrent use.
 type Server struct {
 	runtime  Runtime
 	dial     func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error)
@@ -98,22 +100,24 @@ type Server struct {
 	forwards forwards
 	spools   *spools
 
+	// Tests shorten the following timeouts.
 	idle          time.Duration // sessionIdleTimeout
 	stall         time.Duration // stallTimeout
 	podInterval   time.Duration // podInterval
-	streamTimeout time.Duration // defaultStreamTimeout; tests shorten all of them
+	streamTimeout time.Duration // defaultStreamTimeout
 }
 
-// New listens, so that the URLs are known; nothing is answered until Serve.
+// New returns a listening server, so that its URLs are known. It accepts no requests until Serve.
 func New(cfg Config) (*Server, error) {
 	certs, err := loadTLS(cfg.TLS, cfg.Log)
 	if err != nil {
-		return nil, fmt.Errorf("serve streams: %w", err)
+		return nil, fmt.Errorf("start streaming server: %w", err)
 	}
 
 	l, err := net.Listen("tcp", hostPort(cfg.Addr))
 	if err != nil {
-		return nil, fmt.Errorf("serve streams: %w; give a free --streaming-bind-addr, or none", err)
+		return nil, fmt.Errorf("start streaming server: %w; set --streaming-bind-addr to a free address, or remove it",
+			err)
 	}
 
 	bound := l.Addr().(*net.TCPAddr).AddrPort()
@@ -133,7 +137,7 @@ func New(cfg Config) (*Server, error) {
 	connLimits := limits
 	if certs != nil {
 		s.base.Scheme = "https"
-		connLimits.Answer = nil // a client of TLS could not read it
+		connLimits.Answer = nil // a TLS client cannot read it
 	}
 
 	s.warn(bound, certs)
@@ -143,8 +147,8 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// newHTTP makes the HTTP server. After a response the connection is closed: a URL is good for one
-// request.
+// newHTTP creates the HTTP server. It closes a connection after one response, because a URL is
+// valid for one request.
 func (s *Server) newHTTP(certs *certificates) *http.Server {
 	h := &http.Server{
 		Handler:           s,
@@ -160,19 +164,19 @@ func (s *Server) newHTTP(certs *certificates) *http.Server {
 	h.SetKeepAlivesEnabled(false)
 	if certs != nil {
 		h.TLSConfig = certs.config()
-		h.Protocols = new(http.Protocols) // a connection of HTTP/2 cannot be upgraded
+		h.Protocols = new(http.Protocols) // HTTP/2 connections cannot be upgraded
 		h.Protocols.SetHTTP1(true)
 	}
 
 	return h
 }
 
-// warn logs how far an address is open, and a certificate that the kubelet would refuse.
+// warn logs a warning about an address reachable from other machines without TLS, and about a
+// certificate unusable for the kubelet.
 func (s *Server) warn(bound netip.AddrPort, certs *certificates) {
 	if !bound.Addr().IsLoopback() && certs == nil {
-		s.log.Warn("exec, attach and port-forward can be reached from beyond this machine, in plain text and "+
-			"guarded by their secret URLs "+
-			"alone; give --streaming-tls-cert-file and --streaming-tls-key-file, or leave --streaming-bind-addr empty",
+		s.log.Warn("exec, attach and port-forward are reachable from other machines in plain text, protected only by "+
+			"secret URLs; set --streaming-tls-cert-file and --streaming-tls-key-file, or remove --streaming-bind-addr",
 			"address", bound)
 	}
 
@@ -180,17 +184,17 @@ func (s *Server) warn(bound netip.AddrPort, certs *certificates) {
 		return
 	}
 
-	if err := certs.names(s.base.Hostname()); err != nil {
-		s.log.Warn("the kubelet refuses the certificate of --streaming-tls-cert-file: it does not name the "+
-			"streaming address; "+
-			"add the address to its subject alternative names", "address", s.base.Hostname(), "err", err)
+	if err := certs.verifyHost(s.base.Hostname()); err != nil {
+		s.log.Warn("the certificate in --streaming-tls-cert-file is not valid for the streaming address, and the "+
+			"kubelet will reject it; add the address to the subject alternative names of the certificate",
+			"address", s.base.Hostname(), "err", err)
 	}
 }
 
-// hostPort completes --streaming-bind-addr.
+// hostPort adds the defaults to --streaming-bind-addr.
 func hostPort(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
-	if err != nil { // an address alone
+	if err != nil { // an address without a port
 		host, port = strings.Trim(addr, "[]"), "0"
 	}
 
@@ -201,7 +205,7 @@ func hostPort(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// reachable is where the kubelet, on this machine, finds a bound address.
+// reachable returns an address for the kubelet on this machine to connect to.
 func reachable(bound netip.AddrPort) netip.AddrPort {
 	if bound.Addr().IsUnspecified() {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), bound.Port())
@@ -209,24 +213,24 @@ func reachable(bound netip.AddrPort) netip.AddrPort {
 	return bound
 }
 
-// Serve answers until Close. It returns nil after Close.
+// Serve serves requests until Close and then returns nil.
 func (s *Server) Serve() error {
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
 		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
 	}
 	if err := serve(s.conns); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve streams: %w", err)
+		return fmt.Errorf("run streaming server: %w", err)
 	}
 
 	return nil
 }
 
-// Close stops listening and ends all streams. Processes that were started go on: they belong to the
-// pod.
+// Close stops listening and ends all streams. Started processes continue, because they belong to
+// their pod.
 func (s *Server) Close() error {
 	err := s.http.Close()
-	if cerr := s.conns.Close(); !errors.Is(cerr, net.ErrClosed) { // Serve may not have begun
+	if cerr := s.conns.Close(); !errors.Is(cerr, net.ErrClosed) { // Serve may not have been called
 		err = errors.Join(err, cerr)
 	}
 	s.conns.CloseAll()
@@ -275,13 +279,13 @@ func (s *Server) GetPortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.P
 	return &runtimeapi.PortForwardResponse{Url: u}, nil
 }
 
-// checkStreams checks what exec and attach ask for.
+// checkStreams validates a request of exec or attach.
 func checkStreams(containerID string, stdin, stdout, stderr, tty bool) error {
 	switch {
 	case containerID == "":
 		return fmt.Errorf("container_id is empty: %w", errdefs.ErrInvalidArgument)
 	case tty && stderr:
-		return fmt.Errorf("tty and stderr cannot both be true, a terminal has one output: %w",
+		return fmt.Errorf("tty and stderr cannot both be true, because a terminal has one output: %w",
 			errdefs.ErrInvalidArgument)
 	case !stdin && !stdout && !stderr:
 		return fmt.Errorf("one of stdin, stdout and stderr must be true: %w", errdefs.ErrInvalidArgument)
@@ -296,6 +300,6 @@ func (s *Server) urlOf(kind string, request any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// #nosec G125 -- both are ours: a constant, and a token of letters and digits
+	// #nosec G125 -- kind is a constant, and the token has only letters and digits
 	return s.base.JoinPath(kind, token).String(), nil
 }

@@ -27,11 +27,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// The client's library waits a second when its connection has been closed before the session.
+	// The client library waits a second if its connection is closed before the session.
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Connection).shutdown"))
 }
 
-// fake is a Runtime of functions.
+// fake implements Runtime with functions.
 type fake struct {
 	exec   func(ctx context.Context, id string, x engine.Exec) (int, error)
 	attach func(ctx context.Context, id string, s engine.Streams) error
@@ -46,12 +46,12 @@ func (f fake) Attach(ctx context.Context, id string, s engine.Streams) error {
 }
 func (f fake) OpenNetNS(id string) (*os.File, error) { return f.netns(id) }
 
-// host is the network namespace of a pod of the host's network.
+// host returns the network namespace of a pod with the host's network.
 func host(string) (*os.File, error) { return nil, nil }
 
 type dialFunc = func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error)
 
-// dialHost dials in this namespace.
+// dialHost dials in the current namespace.
 func dialHost(ctx context.Context, _ *os.File, addr netip.AddrPort) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", addr.String())
 }
@@ -88,7 +88,7 @@ func open(t testing.TB, raw string) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" || u.Port() == "" || u.Port() == "0" {
-		t.Fatalf("URL %q is not absolute, or not on loopback (%v)", raw, err)
+		t.Fatalf("URL %q is not absolute or not on loopback (%v)", raw, err)
 	}
 
 	u.Scheme = "ws"
@@ -120,7 +120,7 @@ func send(t *testing.T, c *websocket.Conn, channel byte, data string) {
 	}
 }
 
-// drain reads all channels until the end.
+// drain reads all channels to the end.
 func drain(c *websocket.Conn) map[byte]string {
 	got := map[byte]string{}
 	for {
@@ -134,8 +134,8 @@ func drain(c *websocket.Conn) map[byte]string {
 	}
 }
 
-// verdict is the status on the error channel.
-func verdict(t *testing.T, text string) (status, exitCode, message string) {
+// parseStatus parses the status on the error channel.
+func parseStatus(t *testing.T, text string) (status, exitCode, message string) {
 	t.Helper()
 	var v struct {
 		Status, Message string
@@ -164,7 +164,7 @@ func TestExec(t *testing.T) {
 			return 0, err
 		}
 		fmt.Fprintf(x.Stdout, "%s %q got %s", id, x.Cmd, line)
-		fmt.Fprint(x.Stderr, "complaint")
+		fmt.Fprint(x.Stderr, "warning")
 		return 7, nil
 	}}, nil)
 
@@ -182,28 +182,28 @@ func TestExec(t *testing.T) {
 	c := mustOpen(t, r.Url)
 	send(t, c, 0, "hello\n")
 	got := drain(c)
-	if got[1] != "c1 [\"cat\" \"-\"] got hello\n" || got[2] != "complaint" {
-		t.Errorf("streams %q", got)
+	if got[1] != "c1 [\"cat\" \"-\"] got hello\n" || got[2] != "warning" {
+		t.Errorf("unexpected output %q", got)
 	}
-	if status, code, _ := verdict(t, got[3]); status != "Failure" || code != "7" {
-		t.Errorf("status %q", got[3])
+	if status, code, _ := parseStatus(t, got[3]); status != "Failure" || code != "7" {
+		t.Errorf("status %q, want Failure with exit code 7", got[3])
 	}
 	if _, resp, err := open(t, r.Url); err == nil || resp == nil || resp.StatusCode != http.StatusNotFound {
-		t.Errorf("the URL works twice: %v, %v", resp, err)
+		t.Errorf("second use of the URL: %v, %v; want 404", resp, err)
 	}
 }
 
-func TestExecEnds(t *testing.T) {
+func TestExecStatus(t *testing.T) {
 	for name, test := range map[string]struct {
-		code          int
-		err           error
-		status, words string
+		code            int
+		err             error
+		status, message string
 	}{
-		"well": {status: "Success"},
-		"with error": {
-			err:    fmt.Errorf("exec in container c1: %w", errdefs.ErrNotFound),
-			status: "Failure",
-			words:  "exec in container c1",
+		"success": {status: "Success"},
+		"error": {
+			err:     fmt.Errorf("exec in container c1: %w", errdefs.ErrNotFound),
+			status:  "Failure",
+			message: "exec in container c1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -216,9 +216,9 @@ func TestExecEnds(t *testing.T) {
 			}
 
 			got := drain(mustOpen(t, r.Url))
-			if status, _, message := verdict(t, got[3]); status != test.status ||
-				!strings.Contains(message, test.words) {
-				t.Errorf("status %q", got[3])
+			if status, _, message := parseStatus(t, got[3]); status != test.status ||
+				!strings.Contains(message, test.message) {
+				t.Errorf("status %q, want %s: %s", got[3], test.status, test.message)
 			}
 		})
 	}
@@ -248,13 +248,13 @@ func TestTerminal(t *testing.T) {
 	c := mustOpen(t, r.Url)
 	send(t, c, 4, `{"Width":132,"Height":43}`)
 	if got := drain(c); got[1] != "132x43" {
-		t.Errorf("streams %q", got)
+		t.Errorf("output %q, want 132x43", got[1])
 	}
 }
 
-// TestWatchingClosesNoStdin: over a WebSocket the library hands out a reader that ends at once,
-// also to those who asked for none.
-func TestWatchingClosesNoStdin(t *testing.T) {
+// TestAttachWithoutStdin checks that an attach without stdin does not close the stdin of the
+// process. The WebSocket library returns an empty reader for a channel not requested.
+func TestAttachWithoutStdin(t *testing.T) {
 	stdin := make(chan io.Reader, 2)
 	s := start(t, fake{
 		attach: func(_ context.Context, id string, x engine.Streams) error {
@@ -271,20 +271,20 @@ func TestWatchingClosesNoStdin(t *testing.T) {
 		}
 
 		if got := drain(mustOpen(t, r.Url)); got[1] != "c1" {
-			t.Errorf("streams %q", got)
+			t.Errorf("output %q, want c1", got[1])
 		}
 		if got := <-stdin; (got != nil) != want {
-			t.Errorf("stdin asked %v, got %v", want, got)
+			t.Errorf("stdin requested: %v, got %v", want, got)
 		}
 	}
 }
 
-func TestClientGoes(t *testing.T) {
-	entered, left := make(chan context.Context), make(chan struct{})
+func TestClientDisconnects(t *testing.T) {
+	started, ended := make(chan context.Context), make(chan struct{})
 	s := start(t, fake{attach: func(ctx context.Context, _ string, _ engine.Streams) error {
-		entered <- ctx
+		started <- ctx
 		<-ctx.Done()
-		close(left)
+		close(ended)
 		return ctx.Err()
 	}}, nil)
 
@@ -294,15 +294,15 @@ func TestClientGoes(t *testing.T) {
 	}
 
 	c := mustOpen(t, r.Url)
-	<-entered
+	<-started
 	c.Close()
-	<-left
+	<-ended
 }
 
 func TestCloseEndsStreams(t *testing.T) {
-	entered := make(chan struct{})
+	started := make(chan struct{})
 	s := start(t, fake{attach: func(ctx context.Context, _ string, _ engine.Streams) error {
-		close(entered)
+		close(started)
 		<-ctx.Done()
 		return ctx.Err()
 	}}, nil)
@@ -313,7 +313,7 @@ func TestCloseEndsStreams(t *testing.T) {
 	}
 
 	c := mustOpen(t, r.Url)
-	<-entered
+	<-started
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -324,19 +324,19 @@ func TestCloseEndsStreams(t *testing.T) {
 func TestMalformedRequests(t *testing.T) {
 	s := start(t, fake{}, nil)
 	if _, err := s.GetExec(&runtimeapi.ExecRequest{Stdout: true}); err == nil {
-		t.Error("exec without a container")
+		t.Error("GetExec accepts a request without a container")
 	}
 
 	if _, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1"}); err == nil {
-		t.Error("attach without streams")
+		t.Error("GetAttach accepts a request without streams")
 	}
 
 	if _, err := s.GetPortForward(&runtimeapi.PortForwardRequest{}); err == nil {
-		t.Error("port-forward without a sandbox")
+		t.Error("GetPortForward accepts a request without a sandbox")
 	}
 }
 
-// echo answers one connection with what it got in capitals, after the client has ended its side.
+// echo serves one connection: it reads five bytes and returns them in upper case.
 func echo(t *testing.T) (port int32) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -344,9 +344,9 @@ func echo(t *testing.T) (port int32) {
 		t.Fatal(err)
 	}
 
-	ended := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer close(done)
 
 		c, err := l.Accept()
 		if err != nil {
@@ -356,11 +356,11 @@ func echo(t *testing.T) (port int32) {
 
 		line := make([]byte, 5)
 		if _, err := io.ReadFull(c, line); err == nil {
-			io.WriteString(c, strings.ToUpper(string(line))) //nolint:errcheck // the test sees what is missing
+			io.WriteString(c, strings.ToUpper(string(line))) //nolint:errcheck // the test compares the output
 		}
 	}()
 
-	t.Cleanup(func() { l.Close(); <-ended })
+	t.Cleanup(func() { l.Close(); <-done })
 
 	return int32(l.Addr().(*net.TCPAddr).Port)
 }
@@ -373,19 +373,18 @@ func TestPortForward(t *testing.T) {
 	}
 
 	var mu sync.Mutex
-	var tried []string
-	s := start(t, fake{netns: func(id string) (*os.File, error) {
-		return os.Open(filepath.Join(filepath.Dir(netns), id))
-	}},
-		func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
-			mu.Lock()
-			tried = append(tried, filepath.Base(netns.Name())+" "+addr.Addr().String())
-			mu.Unlock()
-			if addr.Addr().Is4() {
-				return nil, errors.New("refused")
-			}
-			return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		})
+	var dialed []string
+	openNetNS := func(id string) (*os.File, error) { return os.Open(filepath.Join(filepath.Dir(netns), id)) }
+	dial := func(ctx context.Context, netns *os.File, addr netip.AddrPort) (net.Conn, error) {
+		mu.Lock()
+		dialed = append(dialed, filepath.Base(netns.Name())+" "+addr.Addr().String())
+		mu.Unlock()
+		if addr.Addr().Is4() {
+			return nil, errors.New("refused")
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	}
+	s := start(t, fake{netns: openNetNS}, dial)
 
 	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{port}})
 	if err != nil {
@@ -398,12 +397,13 @@ func TestPortForward(t *testing.T) {
 	if len(got[0]) < 2 || got[0][2:] != "HELLO" { // the first two bytes of each channel are the port
 		t.Errorf("channels %q", got)
 	}
-	if want := "p1 127.0.0.1,p1 ::1"; strings.Join(tried, ",") != want {
-		t.Errorf("dialled %q, want %q", tried, want)
+	if want := "p1 127.0.0.1,p1 ::1"; strings.Join(dialed, ",") != want {
+		t.Errorf("dialed %q, want %q", dialed, want)
 	}
 }
 
-// TestPortForwardFamilies: a server on IPv6 is found although what comes over IPv4 is dropped.
+// TestPortForwardFamilies checks that a server on IPv6 is reached although packets over IPv4 are
+// dropped.
 func TestPortForwardFamilies(t *testing.T) {
 	port := echo(t)
 	s := start(t, fake{netns: host}, func(ctx context.Context, _ *os.File, addr netip.AddrPort) (net.Conn, error) {
@@ -424,55 +424,54 @@ func TestPortForwardFamilies(t *testing.T) {
 
 func TestPortForwardRefused(t *testing.T) {
 	s := start(t, fake{netns: host}, func(context.Context, *os.File, netip.AddrPort) (net.Conn, error) {
-		return nil, errors.New("nobody listens")
+		return nil, errors.New("connection refused")
 	})
 	r, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1", Port: []int32{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	if got := drain(mustOpen(t, r.Url)); !strings.Contains(got[1], "nobody listens") {
+	if got := drain(mustOpen(t, r.Url)); !strings.Contains(got[1], "connection refused") {
 		t.Errorf("channels %q", got)
 	}
 }
 
-// TestHalfClose: what the client sends last still reaches the pod, and the pod's answer to the end
-// comes back.
+// TestHalfClose checks that the last data of the client reaches the pod, and the response of the
+// pod the client.
 func TestHalfClose(t *testing.T) {
-	ours, pods := tcpPair(t)
-	client := &halfClient{Reader: strings.NewReader("question"), answer: &strings.Builder{}}
+	server, pod := tcpPair(t)
+	client := &halfClient{Reader: strings.NewReader("request"), response: &strings.Builder{}}
 	done := make(chan error, 1)
 	go func() {
-		discarded, err := relay(t.Context(), client, client, ours)
+		discarded, err := relay(t.Context(), client, client, server)
 		<-discarded
 		done <- err
 	}()
 
-	asked, err := io.ReadAll(pods) // ends only with the half close
-	if err != nil || string(asked) != "question" {
-		t.Errorf("the pod got %q, %v", asked, err)
+	request, err := io.ReadAll(pod) // returns only after the half-close
+	if err != nil || string(request) != "request" {
+		t.Errorf("the pod received %q, %v", request, err)
 	}
 
-	io.WriteString(pods, "answer") //nolint:errcheck // seen below
-	pods.Close()
-	if err := <-done; err != nil || client.answer.String() != "answer" {
-		t.Errorf("the client got %q, %v", client.answer, err)
+	io.WriteString(pod, "response") //nolint:errcheck // checked below
+	pod.Close()
+	if err := <-done; err != nil || client.response.String() != "response" {
+		t.Errorf("the client received %q, %v", client.response, err)
 	}
 }
 
-// TestHalfClosedSilence: after the client has ended its side, the time counts from the pod's last
-// byte.
+// TestHalfClosedSilence checks that the timeout restarts with each byte of the pod.
 func TestHalfClosedSilence(t *testing.T) {
-	ours, pods := tcpPair(t)
-	defer ours.Close()
-	defer pods.Close()
+	server, pod := tcpPair(t)
+	defer server.Close()
+	defer pod.Close()
 
-	r := &silenceReader{Conn: ours, timeout: 300 * time.Millisecond}
+	r := &silenceReader{Conn: server, timeout: 300 * time.Millisecond}
 	r.begin()
 	go func() {
 		for range 5 {
 			time.Sleep(150 * time.Millisecond)
-			_, _ = pods.Write([]byte("x"))
+			_, _ = pod.Write([]byte("x"))
 		}
 	}()
 
@@ -485,10 +484,10 @@ func TestHalfClosedSilence(t *testing.T) {
 
 type halfClient struct {
 	io.Reader
-	answer *strings.Builder
+	response *strings.Builder
 }
 
-func (c *halfClient) Write(p []byte) (int, error) { return c.answer.Write(p) }
+func (c *halfClient) Write(p []byte) (int, error) { return c.response.Write(p) }
 func (*halfClient) Close() error                  { return nil }
 
 func tcpPair(t *testing.T) (a, b net.Conn) {
@@ -510,19 +509,26 @@ func tcpPair(t *testing.T) (a, b net.Conn) {
 	return a, b
 }
 
-func TestAddresses(t *testing.T) {
+func TestHostPort(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "127.0.0.1:0", "10.0.0.1": "10.0.0.1:0", "10.0.0.1:99": "10.0.0.1:99", "::1": "[::1]:0", "[::1]": "[::1]:0",
-		"[::1]:99": "[::1]:99",
-		":99":      "127.0.0.1:99", "localhost": "localhost:0",
+		"":            "127.0.0.1:0",
+		"10.0.0.1":    "10.0.0.1:0",
+		"10.0.0.1:99": "10.0.0.1:99",
+		"::1":         "[::1]:0",
+		"[::1]":       "[::1]:0",
+		"[::1]:99":    "[::1]:99",
+		":99":         "127.0.0.1:99",
+		"localhost":   "localhost:0",
 	} {
-		if got := hostPort(in); got != want {
-			t.Errorf("%q is %q, want %q", in, got, want)
-		}
+		t.Run(in, func(t *testing.T) {
+			if got := hostPort(in); got != want {
+				t.Errorf("hostPort(%q) = %q, want %q", in, got, want)
+			}
+		})
 	}
 }
 
-func TestURLOfAnUnspecifiedAddress(t *testing.T) {
+func TestURLOfUnspecifiedAddress(t *testing.T) {
 	s, err := New(Config{Addr: "0.0.0.0", Runtime: fake{}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -531,6 +537,6 @@ func TestURLOfAnUnspecifiedAddress(t *testing.T) {
 
 	r, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c1", Cmd: []string{"x"}, Stdout: true})
 	if err != nil || !strings.HasPrefix(r.Url, "http://127.0.0.1:") {
-		t.Errorf("%v, %v", r, err)
+		t.Errorf("URL %v, error %v; want a URL on 127.0.0.1", r, err)
 	}
 }

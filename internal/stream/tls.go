@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// TLSFiles are the files of a certificate, in PEM.
+// TLSFiles are the files of a certificate and its key, in PEM.
 type TLSFiles struct{ Cert, Key string }
 
-// certificates is a server's certificate, read again when its files change.
+// certificates reloads the server's certificate when its files change.
 type certificates struct {
 	files TLSFiles
 	log   *slog.Logger
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	current *tls.Certificate
-	read    [2]time.Time // modification times of the files when they were read
+	read    [2]time.Time // modification times of the files at the last read
 }
 
-// loadTLS reads the files, nil for none.
+// loadTLS reads the files. Without files it returns nil.
 func loadTLS(files TLSFiles, log *slog.Logger) (*certificates, error) {
 	if files == (TLSFiles{}) {
 		return nil, nil
@@ -49,7 +49,7 @@ func (c *certificates) load() (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-// modified are the times at which the files changed last.
+// modified returns the modification times of the files.
 func (c *certificates) modified() (times [2]time.Time) {
 	for i, file := range []string{c.files.Cert, c.files.Key} {
 		if st, err := os.Stat(file); err == nil {
@@ -59,21 +59,22 @@ func (c *certificates) modified() (times [2]time.Time) {
 	return times
 }
 
-// get returns the certificate of the files as they are now. While they cannot be read, as when only
-// one of them has been replaced, it is the earlier one.
+// get returns the current certificate, reloaded after a change. If the files are unreadable or do
+// not match, for example because only one has been replaced so far, get returns the previous
+// certificate.
 func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	current, changed := c.observe(c.modified())
+	current, changed := c.update(c.modified())
 	if !changed {
 		return current, nil
 	}
 
-	cert, err := c.load() // without the lock: other connections get the earlier one meanwhile
+	cert, err := c.load() // without the lock, so that other connections use the previous one meanwhile
 	if err != nil {
-		c.log.Warn("the new streaming certificate cannot be read; the earlier one stays in use", "err", err)
+		c.log.Warn("failed to reload the streaming certificate; the previous one remains in use", "err", err)
 		return current, nil
 	}
 
-	c.log.Info("read the streaming certificate again", "file", c.files.Cert)
+	c.log.Info("reloaded the streaming certificate", "file", c.files.Cert)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
@@ -82,18 +83,18 @@ func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return cert, nil
 }
 
-// observe notes when the files changed last. changed says that the caller is the first to see it,
-// and is to read them.
-func (c *certificates) observe(times [2]time.Time) (current *tls.Certificate, changed bool) {
+// update records the modification times. If changed is true, the caller must reload the files.
+func (c *certificates) update(times [2]time.Time) (current *tls.Certificate, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	changed = times != c.read
 	c.read = times
 	return c.current, changed
 }
 
-// names reports whether the certificate is good for a host name or address.
-func (c *certificates) names(host string) error {
+// verifyHost checks whether the certificate is valid for a host name or address.
+func (c *certificates) verifyHost(host string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.current.Leaf.VerifyHostname(host)

@@ -56,7 +56,7 @@ func certify(t *testing.T, files TLSFiles, ip net.IP) []byte {
 	return cert
 }
 
-// writeFile writes a file whose modification time differs from that of the earlier one.
+// writeFile writes a file with a new modification time.
 func writeFile(t *testing.T, path string, content []byte) {
 	t.Helper()
 	when := time.Now()
@@ -79,7 +79,7 @@ func tlsFiles(t *testing.T) TLSFiles {
 	return TLSFiles{Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
 }
 
-// execWS runs a command over a WebSocket as the kubelet does, which verifies the certificate.
+// execWS runs a command over a WebSocket and verifies the certificate, as the kubelet does.
 func execWS(t *testing.T, s *Server, trusted []byte) (map[byte]string, error) {
 	t.Helper()
 	u, err := url.Parse(execURL(t, s, false))
@@ -108,8 +108,7 @@ func execWS(t *testing.T, s *Server, trusted []byte) (map[byte]string, error) {
 	return drain(c), nil
 }
 
-// TestTLS: SPDY and WebSocket clients work over TLS, and a certificate that is replaced is used
-// without a restart.
+// TestTLS checks SPDY and WebSocket clients over TLS, and a certificate replaced at run time.
 func TestTLS(t *testing.T) {
 	files := tlsFiles(t)
 	first := certify(t, files, net.IPv4(127, 0, 0, 1))
@@ -119,8 +118,8 @@ func TestTLS(t *testing.T) {
 	}
 
 	run(t, s)
-	works(t, s)
-	if got, err := execWS(t, s, first); err != nil || got[2] != "complaint" {
+	checkExec(t, s)
+	if got, err := execWS(t, s, first); err != nil || got[2] != "warning" {
 		t.Errorf("WebSocket: %q, %v", got, err)
 	}
 
@@ -134,9 +133,9 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	answer := make([]byte, 5)
-	if _, err := data.Read(answer); err != nil || string(answer) != "HELLO" {
-		t.Errorf("port-forward: %q, %v", answer, err)
+	response := make([]byte, 5)
+	if _, err := data.Read(response); err != nil || string(response) != "HELLO" {
+		t.Errorf("port-forward: %q, %v", response, err)
 	}
 
 	key, err := os.ReadFile(files.Key)
@@ -150,14 +149,14 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	writeFile(t, files.Key, key) // only the certificate has been replaced
+	writeFile(t, files.Key, key) // only the certificate is replaced
 	if _, err := execWS(t, s, first); err != nil {
-		t.Errorf("while the key does not fit: %v", err)
+		t.Errorf("with a new certificate and the old key: %v", err)
 	}
 
 	writeFile(t, files.Key, newKey)
 	if _, err := execWS(t, s, second); err != nil {
-		t.Errorf("with the new certificate: %v", err)
+		t.Errorf("with the new certificate and key: %v", err)
 	}
 
 	if _, err := execWS(t, s, first); err == nil {
@@ -165,8 +164,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// TestTLSSilentClients: clients that do not begin, or do not end, the handshake are closed, and do
-// not keep others out.
+// TestTLSSilentClients checks that clients without a complete handshake are disconnected, and do
+// not lock out others.
 func TestTLSSilentClients(t *testing.T) {
 	files := tlsFiles(t)
 	certify(t, files, net.IPv4(127, 0, 0, 1))
@@ -193,7 +192,7 @@ func TestTLSSilentClients(t *testing.T) {
 		}
 	}
 
-	works(t, s)
+	checkExec(t, s)
 	for _, c := range conns {
 		_ = c.SetReadDeadline(time.Now().Add(3 * shortTimeout))
 		if _, err := c.Read(make([]byte, 1)); err != nil && strings.Contains(err.Error(), "timeout") {
@@ -202,10 +201,10 @@ func TestTLSSilentClients(t *testing.T) {
 		c.Close()
 	}
 
-	settles(t, before)
+	waitForUsage(t, before)
 }
 
-// lockedBuffer is a log that a test reads.
+// lockedBuffer is a log buffer, safe for concurrent use.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -223,7 +222,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestWarnings: what an operator should know of the address and the certificate.
+// TestWarnings checks the warnings about the address and the certificate.
 func TestWarnings(t *testing.T) {
 	good, wrong := tlsFiles(t), tlsFiles(t)
 	certify(t, good, net.IPv4(127, 0, 0, 1))
@@ -235,8 +234,8 @@ func TestWarnings(t *testing.T) {
 	}{
 		"loopback":                       {"", TLSFiles{}, ""},
 		"loopback, TLS":                  {"", good, ""},
-		"open":                           {"0.0.0.0", TLSFiles{}, "in plain text"},
-		"open, TLS":                      {"0.0.0.0", good, ""},
+		"all interfaces":                 {"0.0.0.0", TLSFiles{}, "in plain text"},
+		"all interfaces, TLS":            {"0.0.0.0", good, ""},
 		"certificate of another address": {"", wrong, "subject alternative names"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -260,6 +259,6 @@ func TestWarnings(t *testing.T) {
 
 	if _, err := New(Config{Runtime: cat, TLS: TLSFiles{good.Cert, wrong.Key}, Log: discard}); err == nil ||
 		!strings.Contains(err.Error(), "--streaming-tls-cert-file") {
-		t.Errorf("a key of another certificate: %v", err)
+		t.Errorf("key of another certificate: %v", err)
 	}
 }

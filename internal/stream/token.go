@@ -14,19 +14,19 @@ const (
 	maxTokens = 1000
 )
 
-// tokens are the requests whose URLs have not been used. The zero value is ready.
+// tokens are the requests with unused URLs. The zero value is ready to use.
 type tokens struct {
 	mu     sync.Mutex
 	unused map[string]ticket
 }
 
-// ticket is a request and the time at which its token expires.
+// ticket is a request and the expiry time of its token.
 type ticket struct {
 	request any
 	expires time.Time
 }
 
-// add returns a secret that stands for a request.
+// add returns a new secret token for a request.
 func (t *tokens) add(request any, now time.Time) (token string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -42,7 +42,7 @@ func (t *tokens) add(request any, now time.Time) (token string, err error) {
 	}
 
 	if len(t.unused) >= maxTokens {
-		return "", fmt.Errorf("%d streaming URLs are unused; try again in %v: %w", maxTokens, tokenTTL,
+		return "", fmt.Errorf("limit of %d unused streaming URLs reached; try again in %v: %w", maxTokens, tokenTTL,
 			errdefs.ErrResourceExhausted)
 	}
 
@@ -52,7 +52,7 @@ func (t *tokens) add(request any, now time.Time) (token string, err error) {
 	return token, nil
 }
 
-// take returns the request of a token, once.
+// take returns the request of a token and invalidates the token.
 func (t *tokens) take(token string, now time.Time) (request any, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

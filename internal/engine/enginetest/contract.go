@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Engine is what the contract is about: all that cri and node ask of an engine for containers.
+// Engine is the subject of the contract: the operations on containers used by cri and node.
 type Engine interface {
 	Images
 	Host(ctx context.Context) (spec.Host, error)
@@ -30,7 +30,7 @@ type Engine interface {
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error)
 }
 
-// Images are the verbs of an Engine that are about images.
+// Images are the operations of an Engine on images.
 type Images interface {
 	PauseImage(ctx context.Context) (spec.PauseImage, error)
 	Images(ctx context.Context) ([]*spec.Image, error)
@@ -47,8 +47,8 @@ var (
 	_ Engine = (*engine.Engine)(nil)
 )
 
-// Contract is what every engine keeps, the fake and the real ones. cgroupParent is where containers
-// go, "" for the engine's default.
+// Contract tests an engine, fake or real. cgroupParent is the parent control group of containers,
+// or "" for the engine's default.
 func Contract(t *testing.T, e Engine, cgroupParent string) {
 	ctx := t.Context()
 	host, err := e.Host(ctx)
@@ -62,10 +62,10 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 	}
 
 	if again, err := e.PauseImage(ctx); err != nil || again != pause {
-		t.Errorf("PauseImage again: %s, %v", again, err)
+		t.Errorf("second PauseImage: %s, %v", again, err)
 	}
 
-	imagePinned(t, e, pause.Name)
+	testPinned(t, e, pause.Name)
 	events := make(chan engine.Event, 1024)
 	watch, stop := context.WithCancel(ctx)
 	done := e.Events(watch, func(ev engine.Event) { events <- ev })
@@ -76,20 +76,25 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 			Name:      "contract",
 			Namespace: "default",
 			Uid:       "contract",
-		}, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
-	}, spec.SandboxOptions{Host: host, Image: pause, NetworkMode: "none"})
+		},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
+	}, spec.SandboxOptions{
+		Host:        host,
+		Image:       pause,
+		NetworkMode: "none",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	life(t, e, create, events)
-	hold(t, e, host, pause.Name)
-	unknown(t, e)
+	testLifecycle(t, e, create, events)
+	testHold(t, e, host, pause.Name)
+	testUnknown(t, e)
 }
 
-// hold holds an image twice and releases it twice; engines that do not tell its layers refuse and
-// leave nothing.
-func hold(t *testing.T, e Engine, host spec.Host, ref string) {
+// testHold holds an image twice and releases it twice. Engines without layer information return an
+// error and must not keep anything.
+func testHold(t *testing.T, e Engine, host spec.Host, ref string) {
 	t.Helper()
 	image, err := e.Image(t.Context(), ref)
 	if err != nil {
@@ -120,7 +125,7 @@ func hold(t *testing.T, e Engine, host spec.Host, ref string) {
 	}
 }
 
-func imagePinned(t *testing.T, e Engine, ref string) {
+func testPinned(t *testing.T, e Engine, ref string) {
 	t.Helper()
 	images, err := e.Images(t.Context())
 	if err != nil {
@@ -130,7 +135,7 @@ func imagePinned(t *testing.T, e Engine, ref string) {
 	for _, i := range images {
 		if i.Named(ref) {
 			if !i.Pinned || i.ID == "" {
-				t.Errorf("the pause image: %+v", i)
+				t.Errorf("pause image is not pinned: %+v", i)
 			}
 			return
 		}
@@ -139,18 +144,18 @@ func imagePinned(t *testing.T, e Engine, ref string) {
 	t.Errorf("Images lacks %s", ref)
 }
 
-// life takes one container from its creation to its removal.
-func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Event) {
+// testLifecycle takes one container from its creation to its removal.
+func testLifecycle(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Event) {
 	t.Helper()
 	ctx := t.Context()
 	id, err := e.Create(ctx, create)
 	if err != nil {
 		t.Fatalf("Create: %v", err)
 	}
-	defer e.Remove(context.WithoutCancel(ctx), id) //nolint:errcheck // gone already, if all is well
+	defer e.Remove(context.WithoutCancel(ctx), id) //nolint:errcheck // already removed if the test passes
 
 	if other, err := e.Create(ctx, create); !errdefs.IsConflict(err) {
-		t.Errorf("Create under a name in use: %s, %v", other, err)
+		t.Errorf("Create with a name in use: %s, %v", other, err)
 	}
 
 	if found, o, err := e.FindByName(ctx, create.Name); err != nil || found != id || o.Sandbox == nil ||
@@ -189,8 +194,8 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 		}
 	}
 
-	seen(t, events, id)
-	if all, err := e.Objects(ctx); err != nil || !listed(all, id) {
+	waitForEvent(t, events, id)
+	if all, err := e.Objects(ctx); err != nil || !hasSandbox(all, id) {
 		t.Errorf("Objects lacks the sandbox: %v", err)
 	}
 
@@ -201,7 +206,7 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	}
 
 	if err := e.Start(ctx, id); err != nil || !running() || sandbox().Ready() {
-		t.Errorf("Start of what has ended: %v, %+v", err, sandbox())
+		t.Errorf("Start of a stopped container: %v, %+v", err, sandbox())
 	}
 
 	if err := e.Remove(ctx, id); err != nil {
@@ -209,7 +214,7 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	}
 
 	if _, err := e.Inspect(ctx, id); !errdefs.IsNotFound(err) {
-		t.Errorf("Inspect of what was removed: %v", err)
+		t.Errorf("Inspect of a removed container: %v", err)
 	}
 
 	if users, err := e.ImageUsers(ctx, image); err != nil || slices.Contains(users, create.Name) {
@@ -217,7 +222,7 @@ func life(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Even
 	}
 }
 
-func listed(all []spec.Object, id model.ContainerID) bool {
+func hasSandbox(all []spec.Object, id model.ContainerID) bool {
 	for _, o := range all {
 		if o.Sandbox != nil && o.Sandbox.ID == id {
 			return true
@@ -226,8 +231,8 @@ func listed(all []spec.Object, id model.ContainerID) bool {
 	return false
 }
 
-// seen waits for an event of a container.
-func seen(t *testing.T, events <-chan engine.Event, id model.ContainerID) {
+// waitForEvent waits for an event of a container.
+func waitForEvent(t *testing.T, events <-chan engine.Event, id model.ContainerID) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	for {
@@ -237,13 +242,13 @@ func seen(t *testing.T, events <-chan engine.Event, id model.ContainerID) {
 				return
 			}
 		case <-deadline:
-			t.Fatalf("no event of %s", id)
+			t.Fatalf("received no event of container %s", id)
 		}
 	}
 }
 
-// unknown asks for what is not there, and with a context that has ended.
-func unknown(t *testing.T, e Engine) {
+// testUnknown calls the operations with unknown objects, and with a cancelled context.
+func testUnknown(t *testing.T, e Engine) {
 	t.Helper()
 	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 	if users, err := e.ImageUsers(t.Context(), "sha256:"+id); err != nil || len(users) > 0 {
@@ -251,7 +256,7 @@ func unknown(t *testing.T, e Engine) {
 	}
 
 	var out bytes.Buffer
-	for verb, do := range map[string]func(context.Context) error{
+	for operation, do := range map[string]func(context.Context) error{
 		"Start":       func(ctx context.Context) error { return e.Start(ctx, id) },
 		"Stop":        func(ctx context.Context) error { return e.Stop(ctx, id, 0) },
 		"Remove":      func(ctx context.Context) error { return e.Remove(ctx, id) },
@@ -265,13 +270,13 @@ func unknown(t *testing.T, e Engine) {
 		},
 	} {
 		if err := do(t.Context()); !errdefs.IsNotFound(err) {
-			t.Errorf("%s of what is not there: %v", verb, err)
+			t.Errorf("%s of an unknown object: %v", operation, err)
 		}
 
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := do(ended); err == nil {
-			t.Errorf("%s with a context that has ended: no error", verb)
+			t.Errorf("%s returned no error with a cancelled context", operation)
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Package enginetest has an engine in memory for tests, and the suite that it and the real engines
-// pass.
+// Package enginetest provides an in-memory engine for tests, and a contract suite for the fake and
+// the real engines.
 package enginetest
 
 import (
@@ -24,43 +24,41 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// PauseRef is the sandbox image of a Fake.
+// PauseRef is the name of the sandbox image of a Fake.
 const PauseRef = "fake.local/pause:1"
 
-// Fake is an engine in memory. What it knows of a container passes through spec.Read, as the real
-// engine's answers do.
+// Fake is an in-memory engine. Its containers pass through spec.Read, like the responses of a real
+// engine.
 type Fake struct {
-	// Fault is asked before a verb ("create", "start", …) takes effect and after it did; an error
-	// is the verb's answer.
-	Fault func(verb string, after bool) error
-	// ImageLabels are those of each image; as the engine does, Create merges them into a
-	// container's. It is set before the fake is used.
+	// Fault is called before and after each operation ("create", "start", …). If it returns an
+	// error, the operation fails with this error.
+	Fault func(operation string, after bool) error
+	// ImageLabels are the labels of all images. Create merges them into the labels of a container,
+	// as the engine does. Set it before using the fake.
 	ImageLabels map[string]string
 
-	// Flood is the output of the command "flood". It is set before the fake is used.
+	// Flood is the output of the command "flood". Set it before using the fake.
 	Flood []byte
-	// Distort changes what the engine says of a container, as an image's author or a broken engine
-	// may. It is set before the fake is used and must not change what the answer points to, but its
-	// State.
+	// Distort modifies the inspect response of a container, like a hostile image author or a broken
+	// engine. It must not modify values behind pointers except State. Set it before using the fake.
 	Distort func(*container.InspectResponse)
 
-	mu         sync.Mutex // guards the rest
+	mu         sync.Mutex // guards the fields below
 	containers map[model.ContainerID]*container.InspectResponse
 	images     map[string]*spec.Image // by name
 	held       map[model.ImageID]bool
 	limits     map[model.ContainerID]spec.KernelLimits
-	limited    map[model.ContainerID]int // by LimitStarted: the process
+	limited    map[model.ContainerID]int // PID at the last LimitStarted
 	watchers   []chan engine.Event
-	made       int
-	ticks      int // of the engine's clock
-	// processes of containers whose start the engine has forgotten
-	forgotten map[model.ContainerID]int
-	pids      int
-	down      bool
-	ended     []chan error
+	created    int                       // number of created containers
+	ticks      int                       // of the engine's clock
+	forgotten  map[model.ContainerID]int // processes of containers without a record of their start
+	pids       int
+	down       bool
+	ends       []chan error // ends the event streams
 }
 
-// NewFake is an engine with a pause image and an image of the given name.
+// NewFake returns an engine with images of the given names.
 func NewFake(images ...string) *Fake {
 	f := &Fake{
 		containers: map[model.ContainerID]*container.InspectResponse{},
@@ -87,7 +85,7 @@ func (f *Fake) addImage(ref string, pinned bool) *spec.Image {
 		Labels:   f.ImageLabels,
 	}, image.InspectResponse{})
 	if err != nil {
-		panic(err) // the ID above is one
+		panic(err) // the ID above is valid
 	}
 
 	i.Entrypoint, i.Pinned = true, pinned
@@ -101,14 +99,14 @@ func digest(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// do runs a verb between its two chances to fail.
-func (f *Fake) do(ctx context.Context, verb string, effect func() error) error {
+// do runs an operation, with a possible fault before and after it.
+func (f *Fake) do(ctx context.Context, operation string, effect func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 
 	if f.Fault != nil {
-		if err := f.Fault(verb, false); err != nil {
+		if err := f.Fault(operation, false); err != nil {
 			return err
 		}
 	}
@@ -121,7 +119,7 @@ func (f *Fake) do(ctx context.Context, verb string, effect func() error) error {
 
 	f.mu.Unlock()
 	if err == nil && f.Fault != nil {
-		err = f.Fault(verb, true)
+		err = f.Fault(operation, true)
 	}
 
 	return err
@@ -143,8 +141,8 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID
 			}
 		}
 
-		f.made++
-		id = model.ContainerID(digest(fmt.Sprint("container ", f.made)))
+		f.created++
+		id = model.ContainerID(digest(fmt.Sprint("container ", f.created)))
 		in := &container.InspectResponse{
 			ID:         string(id),
 			Name:       "/" + c.Name,
@@ -159,7 +157,7 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID
 		}
 
 		f.containers[id] = in
-		f.tell(id, engine.Changed)
+		f.notifyLocked(id, engine.Changed)
 
 		return nil
 	})
@@ -170,18 +168,20 @@ func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID
 	return id, nil
 }
 
-// merge adds the labels of the image, as Docker does, where the container has none of that key.
+// merge adds the labels of the image to those of the container, as Docker does. Labels of the
+// container take precedence.
 func (f *Fake) merge(c *container.Config) *container.Config {
 	if len(f.ImageLabels) == 0 || c.Image == PauseRef {
 		return c
 	}
+
 	merged := *c
 	merged.Labels = maps.Clone(f.ImageLabels)
 	maps.Copy(merged.Labels, c.Labels)
 	return &merged
 }
 
-// read is what the engine's answer to an inspect means.
+// read translates the inspect response of a container.
 func (f *Fake) read(c *container.InspectResponse) (spec.Object, error) {
 	in := *c
 	if f.Distort != nil {
@@ -189,10 +189,10 @@ func (f *Fake) read(c *container.InspectResponse) (spec.Object, error) {
 		in.State = &state
 		f.Distort(&in)
 	}
-	return spec.Read(in, f.brings(c))
+	return spec.Read(in, f.imageLabels(c))
 }
 
-// AddImage adds an image as the engine describes it.
+// AddImage adds an image with the given list entry and inspect response.
 func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
 	i, err := spec.ReadImage(s, in)
 	if err != nil {
@@ -203,13 +203,13 @@ func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
 	defer f.mu.Unlock()
 
 	f.images[string(i.ID)] = i
-	f.tellImage()
+	f.notifyImageLocked()
 
 	return nil
 }
 
-// brings are the labels that the image of a container brings.
-func (f *Fake) brings(c *container.InspectResponse) spec.ImageLabels {
+// imageLabels returns the labels inherited from the image of a container.
+func (f *Fake) imageLabels(c *container.InspectResponse) spec.ImageLabels {
 	for _, i := range f.images {
 		if string(i.ID) == c.Image {
 			return i.Brings()
@@ -227,7 +227,7 @@ func (f *Fake) imageID(ref string) model.ImageID {
 	return model.ImageID(ref)
 }
 
-// now differs from call to call, so that orders by time are certain.
+// now advances the clock, so that times are unique.
 func (f *Fake) now() string {
 	f.ticks++
 	return f.time().Format(time.RFC3339Nano)
@@ -252,7 +252,7 @@ func (f *Fake) Start(ctx context.Context, id model.ContainerID) error {
 			FinishedAt: c.State.FinishedAt,
 		}
 
-		f.tell(id, engine.Started)
+		f.notifyLocked(id, engine.Started)
 
 		return nil
 	})
@@ -269,7 +269,7 @@ func (f *Fake) Stop(ctx context.Context, id model.ContainerID, _ time.Duration) 
 				StartedAt:  c.State.StartedAt,
 				FinishedAt: f.now(),
 			}
-			f.tell(id, engine.Died)
+			f.notifyLocked(id, engine.Died)
 		}
 
 		return err
@@ -285,14 +285,15 @@ func (f *Fake) Remove(ctx context.Context, id model.ContainerID) error {
 	})
 }
 
-// Forget has a container run in so many processes without the engine's knowledge.
+// Forget simulates a running container with this number of processes, but without a record of its
+// start.
 func (f *Fake) Forget(id model.ContainerID, processes int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.forgotten[id] = processes
 }
 
-// Forgotten is how many processes run of a container without the engine's knowledge.
+// Forgotten returns the number of processes of a container without a record of its start.
 func (f *Fake) Forgotten(id model.ContainerID) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -325,7 +326,7 @@ func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *spec.Update)
 	})
 }
 
-// Limit implements cri.Engine: it notes the limits.
+// Limit implements cri.Engine. It records the limits.
 func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
 	if l.Empty() {
 		return nil
@@ -365,7 +366,7 @@ func (f *Fake) LimitStarted(c *spec.Container) error {
 	return nil
 }
 
-// Limits are what Limit was last told of a container.
+// Limits returns the argument of the last call of Limit for a container.
 func (f *Fake) Limits(id model.ContainerID) spec.KernelLimits {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -378,7 +379,7 @@ func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerI
 		for _, c := range f.containers {
 			if c.Name == "/"+name {
 				id = model.ContainerID(c.ID)
-				o, _ = f.read(c) // one that cannot be read is none of ours
+				o, _ = f.read(c) // an unreadable container is not managed by this program
 				return nil
 			}
 		}
@@ -399,8 +400,8 @@ func (f *Fake) flood(x engine.Exec) error {
 	return nil
 }
 
-// Exec implements cri.Engine: it echoes the command and exits with 0; "fail" exits with 1, "hang"
-// ends with ctx, "flood" writes Flood.
+// Exec implements cri.Engine. It writes the command to stdout and returns exit code 0. "fail"
+// returns exit code 1, "hang" waits for the end of ctx, and "flood" writes Flood.
 func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error) {
 	if err := f.do(ctx, "exec", func() error { _, err := f.find(id); return err }); err != nil {
 		return 0, err
@@ -427,7 +428,12 @@ func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (i
 
 // Pull implements cri.Engine.
 func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id model.ImageID, err error) {
-	err = f.do(ctx, "pull", func() error { id = f.addImage(spec.Familiar(ref), false).ID; f.tellImage(); return nil })
+	err = f.do(ctx, "pull", func() error {
+		id = f.addImage(spec.Familiar(ref), false).ID
+		f.notifyImageLocked()
+		return nil
+	})
+
 	return id, err
 }
 
@@ -466,7 +472,7 @@ func (f *Fake) RemoveImage(ctx context.Context, ref string) error {
 		for name, i := range f.images {
 			if name == ref || string(i.ID) == ref {
 				delete(f.images, name)
-				f.tellImage()
+				f.notifyImageLocked()
 				return nil
 			}
 		}
@@ -575,7 +581,7 @@ func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
 	return out, err
 }
 
-// EventsBetween implements view.Source. The fake remembers no events.
+// EventsBetween implements view.Source. The fake has no event buffer.
 func (f *Fake) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
 	return nil, nil
 }
@@ -586,7 +592,7 @@ func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan er
 	defer f.mu.Unlock()
 
 	events, end, done := make(chan engine.Event, 1024), make(chan error, 1), make(chan error, 1)
-	f.watchers, f.ended = append(f.watchers, events), append(f.ended, end)
+	f.watchers, f.ends = append(f.watchers, events), append(f.ends, end)
 	go func() {
 		for {
 			select {
@@ -605,7 +611,7 @@ func (f *Fake) Events(ctx context.Context, changed func(engine.Event)) <-chan er
 	return done
 }
 
-func (f *Fake) tell(id model.ContainerID, kind engine.EventKind) {
+func (f *Fake) notifyLocked(id model.ContainerID, kind engine.EventKind) {
 	e := engine.Event{ID: id, Kind: kind, At: f.time()}
 	if kind == engine.Died {
 		e.ExitCode = f.containers[id].State.ExitCode
@@ -614,12 +620,12 @@ func (f *Fake) tell(id model.ContainerID, kind engine.EventKind) {
 	for _, w := range f.watchers {
 		select {
 		case w <- e:
-		default: // nobody follows it any more
+		default: // the subscriber does not read any more
 		}
 	}
 }
 
-func (f *Fake) tellImage() {
+func (f *Fake) notifyImageLocked() {
 	for _, w := range f.watchers {
 		select {
 		case w <- engine.Event{Image: true}:
@@ -628,25 +634,26 @@ func (f *Fake) tellImage() {
 	}
 }
 
-// SetDown makes the engine unreachable, or reachable again; its event streams end.
+// SetDown makes the engine unreachable or reachable. It ends all event streams.
 func (f *Fake) SetDown(down bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	f.down = down
-	for _, e := range f.ended {
-		e <- fmt.Errorf("the fake engine went down: %w", errdefs.ErrUnavailable)
+	for _, end := range f.ends {
+		end <- fmt.Errorf("the fake engine went down: %w", errdefs.ErrUnavailable)
 	}
-	f.watchers, f.ended = nil, nil
+	f.watchers, f.ends = nil, nil
 }
 
-// Containers is how many containers there are.
+// Containers returns the number of containers.
 func (f *Fake) Containers() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.containers)
 }
 
-// End makes a container's process end with an exit code, behind everybody's back.
+// End simulates the exit of a container's process with an exit code.
 func (f *Fake) End(id model.ContainerID, code int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -659,17 +666,17 @@ func (f *Fake) End(id model.ContainerID, code int) {
 		FinishedAt: f.now(),
 	}
 
-	f.tell(id, engine.Died)
+	f.notifyLocked(id, engine.Died)
 }
 
-// Drop removes a container behind everybody's back.
+// Drop removes a container, as another client of the engine would.
 func (f *Fake) Drop(id model.ContainerID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.destroy(id)
 }
 
-// destroy removes a container, running or not, if it is there.
+// destroy removes a container, running or not. An unknown container is ignored.
 func (f *Fake) destroy(id model.ContainerID) {
 	c := f.containers[id]
 	if c == nil {
@@ -678,9 +685,9 @@ func (f *Fake) destroy(id model.ContainerID) {
 
 	if f.ticks++; c.State.Running {
 		c.State.ExitCode = 137
-		f.tell(id, engine.Died)
+		f.notifyLocked(id, engine.Died)
 	}
 
 	delete(f.containers, id)
-	f.tell(id, engine.Destroyed)
+	f.notifyLocked(id, engine.Destroyed)
 }

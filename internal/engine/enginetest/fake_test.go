@@ -2,4 +2,4 @@ package enginetest
 
 import "testing"
 
-func TestFakeKeepsTheContract(t *testing.T) { Contract(t, NewFake(), "") }
+func TestFakeContract(t *testing.T) { Contract(t, NewFake(), "") }

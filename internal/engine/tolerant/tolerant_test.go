@@ -93,10 +93,10 @@ func TestDecodeKeepsWhatFits(t *testing.T) {
 		}, "1 strings longer than 64 bytes"},
 		"long escapes": {`{"name":"` + strings.Repeat(`\"\u00ff\\`, 400) + `","On":true}`, func(r *record) bool {
 			return r.Name == "" && r.On
-		}, "1 texts"},
+		}, "1 strings"},
 		"very long key": {`{"` + strings.Repeat("k", 4000) + `":1,"On":true}`, func(r *record) bool {
 			return r.On
-		}, "1 texts"},
+		}, "1 strings"},
 		"our own entry": {`{"Map":{` + many(50) + `,"own":"` + strings.Repeat("o", 60) + `"}}`, func(r *record) bool {
 			return len(r.Map["own"]) == 60 && len(r.Map) < 20
 		}, ".Map"},

@@ -28,8 +28,8 @@ var (
 	idB = strings.Repeat("b", 64)
 )
 
-// hostileConfigs are the parts of an inspect that an image's author writes, as Docker passes them
-// on.
+// hostileConfigs are malformed image configurations. Docker copies them into the inspect response
+// of a container.
 var hostileConfigs = map[string]string{
 	"port out of range":   `"ExposedPorts":{"99999/foo":{},"":{},"80/tcp/udp":{}}`,
 	"published port":      `"ExposedPorts":[1,2]`,
@@ -47,15 +47,16 @@ var hostileConfigs = map[string]string{
 	"large environment": `"Env":[` + strings.TrimSuffix(strings.Repeat(`"A=b",`, 1<<20), ",") + `]`,
 }
 
+// inspectOf returns the inspect response of a sandbox with an image configuration.
 func inspectOf(id, name, config string) string {
 	return `{"Id":"` + id + `","Name":"/k8s_POD_` + name + `_ns_u_0","State":{"Status":"running","Running":true},` +
-		`"NetworkSettings":{"Ports":{"0/x":null},"Networks":` +
-		`{"n":{"IPAddress":"none","MacAddress":"zz"}}},"Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox","big":"` + strings.Repeat("l", 3<<20) +
-		`"},` + config + `}}`
+		`"NetworkSettings":{"Ports":{"0/x":null},"Networks":{"n":{"IPAddress":"none","MacAddress":"zz"}}},` +
+		`"Config":{"Labels":{"io.kubernetes.docker.type":"podsandbox","big":"` + strings.Repeat("l", 3<<20) + `"},` +
+		config + `}}`
 }
 
-// TestHostileImages: whatever an image's configuration holds, its container is described, and all
-// others are.
+// TestHostileImages checks that a malformed image configuration hides neither its own container nor
+// the others.
 func TestHostileImages(t *testing.T) {
 	for name, config := range hostileConfigs {
 		t.Run(name, func(t *testing.T) {
@@ -74,7 +75,7 @@ func TestHostileImages(t *testing.T) {
 				}
 			}))
 
-			// the race detector slows decoding down; this is not about time
+			// The race detector slows down decoding, and this test is not about time.
 			e.inspectTimeout = 5 * time.Minute
 			objects, err := e.Objects(t.Context())
 			if err != nil || len(objects) != 2 {
@@ -91,8 +92,8 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-// TestAnswersAreBounded: an answer without an end, a torn one, and none at all.
-func TestAnswersAreBounded(t *testing.T) {
+// TestResponsesAreBounded checks endless, truncated and empty responses.
+func TestResponsesAreBounded(t *testing.T) {
 	endless := func(w http.ResponseWriter, begin, repeat string) {
 		part := []byte(strings.Repeat(repeat, 4096))
 		_, err := io.WriteString(w, begin)
@@ -125,32 +126,32 @@ func TestAnswersAreBounded(t *testing.T) {
 		Config: &container.Config{Image: "app"},
 		Host:   &container.HostConfig{},
 	}); !errors.Is(err, tolerant.ErrTooLarge) {
-		t.Errorf("Create: %v", err)
+		t.Errorf("Create: error %v, want ErrTooLarge", err)
 	}
 
 	if _, err := e.Objects(t.Context()); !errors.Is(err, tolerant.ErrTooLarge) {
-		t.Errorf("Objects: %v", err)
+		t.Errorf("Objects: error %v, want ErrTooLarge", err)
 	}
 
 	err := e.Start(t.Context(), model.ContainerID(idA))
 	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) ||
 		!errdefs.IsInternal(err) {
-		t.Errorf("Start: %d bytes, %.200v", len(fmt.Sprint(err)), err)
+		t.Errorf("Start: error of %d bytes: %.200v", len(fmt.Sprint(err)), err)
 	}
 
 	err = e.Stop(t.Context(), model.ContainerID(idA), time.Second)
 	if err == nil || len(err.Error()) > text.MaxMessage+200 || !utf8.ValidString(err.Error()) ||
 		!strings.Contains(err.Error(), "no") {
-		t.Errorf("Stop: %d bytes, %.200v", len(fmt.Sprint(err)), err)
+		t.Errorf("Stop: error of %d bytes: %.200v", len(fmt.Sprint(err)), err)
 	}
 
 	if _, err := e.Inspect(t.Context(), model.ContainerID(idA)); !errdefs.IsDataLoss(err) {
-		t.Errorf("a torn inspect: %v", err)
+		t.Errorf("truncated inspect: error %v, want DataLoss", err)
 	}
 }
 
-// TestRequestsHaveADeadline: the guard gives one to each request but the streams.
-func TestRequestsHaveADeadline(t *testing.T) {
+// TestRequestsHaveDeadlines checks that the guard sets a deadline for all requests except streams.
+func TestRequestsHaveDeadlines(t *testing.T) {
 	for _, c := range []struct {
 		method, path string
 		want         time.Duration
@@ -163,22 +164,24 @@ func TestRequestsHaveADeadline(t *testing.T) {
 		{"POST", "/v1.41/containers/x/stop?t=90", changeTimeout + 90*time.Second},
 		{"POST", "/v1.41/containers/x/stop?t=-1", changeTimeout},
 	} {
-		var deadline time.Time
-		g := guard{roundTripper(func(r *http.Request) (*http.Response, error) {
-			deadline, _ = r.Context().Deadline()
-			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
-		})}
+		t.Run(c.method+" "+c.path, func(t *testing.T) {
+			var deadline time.Time
+			g := guard{roundTripper(func(r *http.Request) (*http.Response, error) {
+				deadline, _ = r.Context().Deadline()
+				return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+			})}
 
-		resp, err := g.RoundTrip(httptest.NewRequest(c.method, c.path, nil))
-		if err != nil {
-			t.Fatal(err)
-		}
+			resp, err := g.RoundTrip(httptest.NewRequest(c.method, c.path, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
 
-		resp.Body.Close()
-		if got := time.Until(deadline); deadline.IsZero() != (c.want == 0) || c.want != 0 &&
-			(got > c.want || got < c.want-time.Minute) {
-			t.Errorf("%s %s: deadline in %s, want %s", c.method, c.path, got, c.want)
-		}
+			resp.Body.Close()
+			got := time.Until(deadline)
+			if deadline.IsZero() != (c.want == 0) || c.want != 0 && (got > c.want || got < c.want-time.Minute) {
+				t.Errorf("deadline in %s, want %s", got, c.want)
+			}
+		})
 	}
 }
 
@@ -186,9 +189,9 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// FuzzEngineAnswers gives raw bytes as the answer to each call: it ends with an error or a valid
-// record, and without a panic.
-func FuzzEngineAnswers(f *testing.F) {
+// FuzzEngineResponses returns raw bytes as the response to each request. Each call must return an
+// error or a valid record, and must not panic.
+func FuzzEngineResponses(f *testing.F) {
 	for _, config := range hostileConfigs {
 		if len(config) < 1<<10 {
 			f.Add([]byte(strings.ReplaceAll(inspectOf(idA, "p", config), strings.Repeat("l", 3<<20), "l")), uint16(200))
@@ -221,8 +224,8 @@ func FuzzEngineAnswers(f *testing.F) {
 	}
 
 	f.Cleanup(func() { e.Close() })
-	f.Fuzz(func(t *testing.T, answer []byte, code uint16) {
-		body, status = answer, 200+int(code)%400
+	f.Fuzz(func(t *testing.T, response []byte, code uint16) {
+		body, status = response, 200+int(code)%400
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 
@@ -252,36 +255,41 @@ func FuzzEngineAnswers(f *testing.F) {
 			i.CRI()
 		}
 
-		for call, do := range map[string]func() error{
-			"Misfits":     func() error { _, err := e.Misfits(ctx); return err },
-			"HeldImages":  func() error { _, err := e.HeldImages(ctx); return err },
-			"ImageUsers":  func() error { _, err := e.ImageUsers(ctx, model.ImageID("sha256:"+idA)); return err },
-			"Image":       func() error { _, err := e.Image(ctx, "app"); return err },
-			"HoldImage":   func() error { _, err := e.HoldImage(ctx, model.ImageID("sha256:"+idA)); return err },
-			"Start":       func() error { return e.Start(ctx, model.ContainerID(idA)) },
-			"Stop":        func() error { return e.Stop(ctx, model.ContainerID(idA), 0) },
-			"Update":      func() error { return e.Update(ctx, model.ContainerID(idA), &spec.Update{}) },
-			"RemoveImage": func() error { return e.RemoveImage(ctx, "app") },
-			"LoadImage":   func() error { return e.LoadImage(ctx, strings.NewReader("")) },
-			"Pull":        func() error { _, err := e.Pull(ctx, "app", nil); return err },
-			"Resolvable":  func() error { return e.Resolvable(ctx, "app") },
-			"Host":        func() error { _, err := e.Host(ctx); return err },
-			"Exec": func() error {
-				_, err := e.Exec(ctx, model.ContainerID(idA), Exec{Cmd: []string{"true"}})
-				return err
-			},
-			"Create": func() error {
-				_, err := e.Create(ctx, &spec.Create{
-					Name:   "x",
-					Config: &container.Config{Image: "app"},
-					Host:   &container.HostConfig{},
-				})
-				return err
-			},
-		} {
+		for call, do := range callsOf(ctx, e) {
 			check(call, do())
 		}
 	})
+}
+
+// callsOf returns calls of an engine without interest in their results.
+func callsOf(ctx context.Context, e *Engine) map[string]func() error {
+	return map[string]func() error{
+		"Misfits":      func() error { _, err := e.Misfits(ctx); return err },
+		"HeldImages":   func() error { _, err := e.HeldImages(ctx); return err },
+		"ImageUsers":   func() error { _, err := e.ImageUsers(ctx, model.ImageID("sha256:"+idA)); return err },
+		"Image":        func() error { _, err := e.Image(ctx, "app"); return err },
+		"HoldImage":    func() error { _, err := e.HoldImage(ctx, model.ImageID("sha256:"+idA)); return err },
+		"Start":        func() error { return e.Start(ctx, model.ContainerID(idA)) },
+		"Stop":         func() error { return e.Stop(ctx, model.ContainerID(idA), 0) },
+		"Update":       func() error { return e.Update(ctx, model.ContainerID(idA), &spec.Update{}) },
+		"RemoveImage":  func() error { return e.RemoveImage(ctx, "app") },
+		"LoadImage":    func() error { return e.LoadImage(ctx, strings.NewReader("")) },
+		"Pull":         func() error { _, err := e.Pull(ctx, "app", nil); return err },
+		"ResolveImage": func() error { return e.ResolveImage(ctx, "app") },
+		"Host":         func() error { _, err := e.Host(ctx); return err },
+		"Exec": func() error {
+			_, err := e.Exec(ctx, model.ContainerID(idA), Exec{Cmd: []string{"true"}})
+			return err
+		},
+		"Create": func() error {
+			_, err := e.Create(ctx, &spec.Create{
+				Name:   "x",
+				Config: &container.Config{Image: "app"},
+				Host:   &container.HostConfig{},
+			})
+			return err
+		},
+	}
 }
 
 func validObject(t *testing.T, o spec.Object) {
@@ -301,8 +309,8 @@ func validObject(t *testing.T, o spec.Object) {
 	}
 }
 
-// FuzzEvents gives raw bytes as the event stream: each line is an event, is missed, or means
-// nothing.
+// FuzzEvents returns raw bytes as the event stream. Each line is an event, a missed event, or
+// ignored.
 func FuzzEvents(f *testing.F) {
 	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"exitCode":"1","l":"x"}},` +
 		`"timeNano":1}` + "\n"
@@ -317,29 +325,26 @@ func FuzzEvents(f *testing.F) {
 
 	e := &Engine{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		seen := 0
-		// An event that is good must be seen whatever came before.
+		received, hasDied := 0, false
 		err := e.follow(bytes.NewReader(append(append(bytes.Clone(stream), '\n'), die...)), func(ev Event) {
-			seen++
+			received++
 			if !ev.Missed && !ev.Image && len(ev.ID) != 64 {
-				t.Errorf("%+v", ev)
+				t.Errorf("event with an invalid ID: %+v", ev)
 			}
-			if ev.Kind == Died && string(ev.ID) == idA && ev.ExitCode == 1 {
-				seen += 1 << 20
-			}
+			hasDied = hasDied || ev.Kind == Died && string(ev.ID) == idA && ev.ExitCode == 1
 		})
-		if !errors.Is(err, io.EOF) || seen < 1<<20 {
-			t.Errorf("%d events, %v", seen, err)
+		if !errors.Is(err, io.EOF) || !hasDied { // a valid event arrives despite any input before it
+			t.Errorf("received %d events, valid event received: %v, error %v", received, hasDied, err)
 		}
 
-		if max := bytes.Count(stream, []byte("\n")) + 2; seen&(1<<20-1) > max {
-			t.Errorf("%d events of %d lines", seen&(1<<20-1), max)
+		if max := bytes.Count(stream, []byte("\n")) + 2; received > max {
+			t.Errorf("received %d events for %d lines", received, max)
 		}
 	})
 }
 
-// TestEventsOfAnySize: an event that carries 17 MiB of labels is read, and one that cannot be read
-// costs no other.
+// TestEventsOfAnySize checks that an event with 17 MiB of labels arrives, and that an unreadable
+// event does not affect others.
 func TestEventsOfAnySize(t *testing.T) {
 	labels := `"l":"` + strings.Repeat("x", 17<<20) + `",` + strings.Repeat(`"k":"v",`, 1<<20)
 	die := `{"Type":"container","Action":"die","Actor":{"ID":"` + idA + `","Attributes":{"a":"b",` + labels +
@@ -350,12 +355,12 @@ func TestEventsOfAnySize(t *testing.T) {
 	err := e.follow(strings.NewReader(die+bad+die+`{"Type":"volume"}`+"\n"), func(ev Event) { got = append(got, ev) })
 	want := Event{ID: model.ContainerID(idA), Kind: Died, ExitCode: 3, At: time.Unix(0, 5)}
 	if !errors.Is(err, io.EOF) || len(got) != 3 || got[0] != want || !got[1].Missed || got[2] != want {
-		t.Errorf("%+v, %v", got, err)
+		t.Errorf("events %+v, error %v", got, err)
 	}
 
-	if err := e.follow(io.MultiReader(strings.NewReader(`{"a":"`), zeros{}), func(Event) {}); !errors.Is(err,
-		tolerant.ErrTooLarge) {
-		t.Errorf("an event without an end: %v", err)
+	endless := io.MultiReader(strings.NewReader(`{"a":"`), zeros{})
+	if err := e.follow(endless, func(Event) {}); !errors.Is(err, tolerant.ErrTooLarge) {
+		t.Errorf("endless event: error %v, want ErrTooLarge", err)
 	}
 }
 
