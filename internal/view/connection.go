@@ -13,9 +13,8 @@ import (
 const (
 	backoffMin   = 100 * time.Millisecond
 	backoffMax   = 2 * time.Second
-	resyncPeriod = 5 * time.Minute // against events that the engine dropped
-	// HeartbeatInterval is the time between two pings. With it a hanging engine is noticed within
-	// 20 s.
+	resyncPeriod = 5 * time.Minute // to recover events dropped by the engine
+	// HeartbeatInterval is the time between two pings. It detects a hanging engine within 20 s.
 	HeartbeatInterval = 5 * time.Second
 	heartbeatTimeout  = 10 * time.Second
 	// hostTimeout bounds the first request of a connection.
@@ -25,7 +24,7 @@ const (
 var errStreamEnded = errors.New("the engine ended its event stream")
 
 // Run keeps the view up to date until ctx ends: it connects, reads everything, follows the events,
-// and starts over when the engine goes away. All watches end when it returns.
+// and starts over when the engine disconnects. All watches end when it returns.
 func (v *View) Run(ctx context.Context) error {
 	defer v.endAll()
 
@@ -43,7 +42,7 @@ func (v *View) Run(ctx context.Context) error {
 
 		if v.Engine().Ready {
 			wait = backoffMin
-			v.log.Warn("lost Docker", "err", err)
+			v.log.Warn("lost connection to Docker", "err", err)
 		} else if wait == backoffMin {
 			v.log.Warn("Docker is not ready", "err", err)
 		}
@@ -78,8 +77,8 @@ func (v *View) follow(ctx context.Context) error {
 	v.log.Info("connected to Docker", "version", host.EngineVersion, "api", host.APIVersion)
 	v.setReady(host)
 
-	// The first of these that ends cancels the others. The view is down until it has connected
-	// again.
+	// The first goroutine to end cancels the others. The view is then down until it has
+	// reconnected.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return v.resync(ctx, done) })
 	g.Go(func() error { return v.heartbeat(ctx) })

@@ -6,11 +6,11 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// settleTime is how long events gather before their container is read. A call of our own that
-// caused them reads it itself meanwhile.
+// settleTime is the delay before the container of an event is read, to collect further events. If
+// one of our own calls caused them, it reads the container itself meanwhile.
 const settleTime = 5 * time.Millisecond
 
-// observe applies an event and schedules an inspection where the event does not say everything.
+// observe applies an event, and schedules an inspection for details missing from the event.
 func (v *View) observe(e engine.Event) {
 	v.metrics.countEvent(e)
 	v.arrived.add(e)
@@ -48,7 +48,7 @@ func (v *View) observe(e engine.Event) {
 	switch e.Kind {
 	case engine.Killed: // Died follows
 	case engine.Died:
-		v.pending.add(e.ID, 0) // no call of ours reads it
+		v.pending.add(e.ID, 0) // no call reads it
 	default:
 		v.pending.add(e.ID, settleTime)
 	}

@@ -10,14 +10,14 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Exits reports how the main processes of containers exited, as the kernel has it, for exits that
-// the engine did not see. No method may block.
+// Exits reports from the kernel how the main processes of containers exited, for exits that the
+// engine missed. No method may block.
 type Exits interface {
 	// Watch watches the main process of a container.
 	Watch(id string, pid int)
-	// Exit returns the exit code of a process that was watched, and when it ended.
+	// Exit returns the exit code and the time of the exit of a watched process.
 	Exit(id string) (code int, ended time.Time, ok bool)
-	// Forget ends the watch of a container that was removed, or is started again.
+	// Forget ends the watch of a container that was removed or started again.
 	Forget(id string)
 }
 
@@ -28,15 +28,15 @@ func (noExits) Watch(string, int)                  {}
 func (noExits) Exit(string) (int, time.Time, bool) { return 0, time.Time{}, false }
 func (noExits) Forget(string)                      {}
 
-// lostCode is the exit code that the engine gives a container whose exit status it could not learn:
-// the container ended while the engine and containerd were away (Moby, daemon/daemon.go, restore).
+// lostCode is the exit code that the engine reports if it could not get the exit status: the
+// container exited while the engine and containerd were down (Moby, daemon/daemon.go, restore).
 const lostCode = 255
 
 // SetExits sets the source of exit codes that the engine has lost. Call it before Run.
 func (v *View) SetExits(x Exits) { v.exits = x }
 
-// lostExitLocked returns the kernel's exit code of a container and the time of its exit, if the
-// engine's code stands for a lost one.
+// lostExitLocked returns the kernel's exit code and exit time of a container if the engine has lost
+// its exit code.
 func (v *View) lostExitLocked(c *spec.Container, engineCode int) (code int, exited time.Time, ok bool) {
 	if c == nil || engineCode != lostCode {
 		return 0, time.Time{}, false
@@ -45,8 +45,8 @@ func (v *View) lostExitLocked(c *spec.Container, engineCode int) (code int, exit
 	return code, exited, ok && code != lostCode && exited.After(c.StartedAt)
 }
 
-// addExitLocked adds to the record of a container that has exited what only the kernel knows: an
-// exit code that the engine has lost, and that it was killed for want of memory.
+// addExitLocked adds the kernel's information to the record of an exited container: the exit code
+// if the engine has lost it, and an out-of-memory kill.
 func (v *View) addExitLocked(o spec.Object) spec.Object {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
@@ -59,7 +59,7 @@ func (v *View) addExitLocked(o spec.Object) spec.Object {
 	return v.addOOMReasonLocked(o)
 }
 
-// restoreEventLocked returns the event of an exit with the exit code that the engine has lost.
+// restoreEventLocked replaces a lost exit code in the event of an exit.
 func (v *View) restoreEventLocked(e engine.Event) engine.Event {
 	if e.Kind != engine.Died {
 		return e
@@ -70,8 +70,8 @@ func (v *View) restoreEventLocked(e engine.Event) engine.Event {
 	return e
 }
 
-// endOfLocked returns when a container exited: the kernel's time, or else the engine's, which may
-// have noticed much later.
+// endOfLocked returns the exit time of a container: the kernel's, or else the engine's, which may
+// be much later.
 func (v *View) endOfLocked(id model.ContainerID, noticed time.Time) time.Time {
 	if _, exited, ok := v.exits.Exit(string(id)); ok && exited.Before(noticed) {
 		return exited

@@ -7,7 +7,7 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// fakeExits is a watch whose ends are set by the test.
+// fakeExits is a watch with exits set by the test.
 type fakeExits struct {
 	watched map[string]int
 	codes   map[string]int
@@ -28,7 +28,7 @@ func (f *fakeExits) Forget(id string) {
 
 func (f *fakeExits) end(id string, code int, at time.Time) { f.codes[id], f.ends[id] = code, at }
 
-// withExits is a view of a running container whose memory and process are watched.
+// withExits returns a view of a running container with its memory and process watched.
 func withExits(t *testing.T) (*View, *fakeOOM, *fakeExits) {
 	t.Helper()
 	v, oom := New(nil, discard), &fakeOOM{watched: map[string]int{}, hits: map[string]time.Time{}}
@@ -43,11 +43,10 @@ func withExits(t *testing.T) (*View, *fakeOOM, *fakeExits) {
 	return v, oom, x
 }
 
-// TestLostExitCode: the kernel's exit code stands in for one that the engine has lost, and for no
-// other.
+// TestLostExitCode: the kernel's exit code replaces only a code lost by the engine.
 func TestLostExitCode(t *testing.T) {
 	for name, c := range map[string]struct {
-		engine, kernel int // kernel -1: it does not know
+		engine, kernel int // kernel -1: unknown
 		end            int64
 		code           int32
 		reason         string
@@ -62,30 +61,31 @@ func TestLostExitCode(t *testing.T) {
 		"the end of an earlier run": {255, 7, 50, 255, "Error", 900},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, told := range []bool{false, true} {
+			for _, byEvent := range []bool{false, true} {
 				v, _, x := withExits(t)
 				if c.kernel >= 0 {
 					x.end("c", c.kernel, at(c.end))
 				}
-				if told {
+				if byEvent {
 					v.observe(engine.Event{ID: "c", Kind: engine.Died, ExitCode: c.engine, At: at(900)})
 				}
-				if !told || c.code == killedCode { // whose reason takes an inspect
+				if !byEvent || c.code == killedCode { // the reason needs an inspection
 					v.refreshed(ended(int32(c.engine), at(900)))
 				}
 
 				got, err := v.Container("c")
 				if err != nil || got.ExitCode != c.code || got.Reason != c.reason ||
 					!got.FinishedAt.Equal(at(c.finished)) {
-					t.Errorf("told by an event %v: %d, %s, %v, %v", told, got.ExitCode, got.Reason, got.FinishedAt, err)
+					t.Errorf("reported by an event %v: %d, %s, %v, %v",
+						byEvent, got.ExitCode, got.Reason, got.FinishedAt, err)
 				}
 			}
 		})
 	}
 }
 
-// TestOOMWhileTheEngineIsAway: the engine is back long after the OOM killer's work, and knows
-// neither reason nor time, nor perhaps the exit code.
+// TestOOMWhileTheEngineIsAway: the engine returns long after the OOM kill. It knows neither reason
+// nor time, and possibly not the exit code.
 func TestOOMWhileTheEngineIsAway(t *testing.T) {
 	for _, code := range []int32{255, 137} {
 		v, oom, x := withExits(t)
@@ -94,12 +94,12 @@ func TestOOMWhileTheEngineIsAway(t *testing.T) {
 		v.refreshed(ended(code, at(900)))
 		got, err := v.Container("c")
 		if err != nil || got.ExitCode != 137 || got.Reason != "OOMKilled" {
-			t.Errorf("the engine says %d: %d, %s, %v", code, got.ExitCode, got.Reason, err)
+			t.Errorf("engine code %d: %d, %s, %v", code, got.ExitCode, got.Reason, err)
 		}
 	}
 }
 
-// TestExitsAreForgotten with the container, and when it is started again.
+// TestExitsAreForgotten: watches end with the removal or a new start of the container.
 func TestExitsAreForgotten(t *testing.T) {
 	for _, kind := range []engine.EventKind{engine.Destroyed, engine.Started} {
 		v, _, x := withExits(t)

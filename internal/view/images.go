@@ -23,15 +23,15 @@ const (
 	imagesRetryTimeout = 15 * time.Second
 )
 
-// imageStore holds the records of images. A list replaces all of them, except for images that were
-// read one by one after the list had begun.
+// imageStore holds the records of images. A list replaces all of them, except for images read one
+// by one after the start of the list.
 type imageStore struct {
 	all     []*spec.Image // shared with readers, never changed in place
 	listed  uint64        // ticket of the last list; 0: none yet
 	changes map[model.ImageID]imageChange
 }
 
-// imageChange is the result of a read of one image after the last list had begun.
+// imageChange is the result of a read of one image after the start of the last list.
 type imageChange struct {
 	image  *spec.Image // nil: it was removed
 	ticket uint64
@@ -52,7 +52,7 @@ func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
 	}
 }
 
-// put takes the result of a read of one image. nil means that it was removed.
+// put takes the result of a read of one image. nil means a removed image.
 func (s *imageStore) put(id model.ImageID, image *spec.Image, ticket uint64) {
 	if ticket < s.listed || ticket < s.changes[id].ticket {
 		return
@@ -61,7 +61,7 @@ func (s *imageStore) put(id model.ImageID, image *spec.Image, ticket uint64) {
 	s.apply(id, image)
 }
 
-// apply changes the list. A name belongs to one image: a pull takes it from the image that had it.
+// apply changes the list. A name belongs to one image: a pull moves it to the new image.
 func (s *imageStore) apply(id model.ImageID, image *spec.Image) {
 	next := make([]*spec.Image, 0, len(s.all)+1)
 	for _, i := range s.all {
@@ -125,7 +125,7 @@ func (v *View) RefreshImage(ctx context.Context, ref string) (*spec.Image, error
 	return image, nil
 }
 
-// ForgetImage removes an image that the engine has just removed.
+// ForgetImage drops an image just removed from the engine.
 func (v *View) ForgetImage(id model.ImageID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -165,8 +165,8 @@ func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 	return nil
 }
 
-// Images returns all images. It returns Unavailable until the engine has listed them: clients would
-// take an empty list for the truth.
+// Images returns all images. It returns Unavailable until the engine has listed them, since clients
+// would trust an empty list.
 func (v *View) Images() ([]*spec.Image, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

@@ -9,7 +9,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// describe is what a store shows, for comparing.
+// describe returns the content of a store for comparisons.
 func (s *imageStore) describe() string {
 	var out []string
 	for _, i := range s.all {
@@ -18,15 +18,14 @@ func (s *imageStore) describe() string {
 	return strings.Join(out, " ")
 }
 
-// TestImageChanges: what one call has found of one image outlives the lists that began before it,
-// and no other.
+// TestImageChanges: the result for one image survives lists started before it, and only those.
 func TestImageChanges(t *testing.T) {
 	image := func(id string, tags ...string) *spec.Image {
 		return &spec.Image{ID: model.ImageID("sha256:" + id), RepoTags: tags}
 	}
 	list := func(images ...*spec.Image) []*spec.Image { return images }
 	a, b := image("a", "app:1"), image("b", "app:2")
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		do   func(*imageStore)
 		want string
 	}{
@@ -66,14 +65,18 @@ func TestImageChanges(t *testing.T) {
 			s.replace(list(a), 2)
 			s.replace(list(a, b), 1)
 		}, "a[app:1]"},
-	} {
-		s := newImageStore()
-		if test.do(&s); s.describe() != test.want {
-			t.Errorf("%s: %s, want %s", name, s.describe(), test.want)
-		}
+	}
+
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newImageStore()
+			if test.do(&s); s.describe() != test.want {
+				t.Errorf("%s: %s, want %s", name, s.describe(), test.want)
+			}
+		})
 	}
 
 	if len(a.RepoTags) != 1 {
-		t.Error("a record was changed in place")
+		t.Error("a shared record was modified")
 	}
 }

@@ -42,7 +42,7 @@ func lifecycleOf(o spec.Object) lifecycle {
 	return lifecycle{}
 }
 
-// isRunning returns whether the process was started and has not ended.
+// isRunning reports whether the process was started and has not ended.
 func (l lifecycle) isRunning() bool { return !l.started.IsZero() && !l.exited }
 
 // transition is one step of a lifecycle.
@@ -54,8 +54,8 @@ type transition struct {
 	last *spec.Sandbox     // the last known record of the sandbox; nil if there was none
 }
 
-// hasRestarted returns whether a process was started since old was recorded. fromEvent means that
-// old's times are those of events, a little later than those in the engine's records.
+// hasRestarted reports whether a process was started since old was recorded. With fromEvent, old's
+// times come from events, a little later than those in the engine's records.
 func (l lifecycle) hasRestarted(old lifecycle, fromEvent bool) bool {
 	if fromEvent {
 		return l.started.After(old.started)
@@ -86,7 +86,7 @@ func (l lifecycle) progress() int {
 }
 
 // transitionsTo returns the transitions between two records of an existing object, each once and in
-// order, whatever happened in between. fromEvent: see hasRestarted.
+// order, with any number of missed states in between. fromEvent: see hasRestarted.
 func (l lifecycle) transitionsTo(now lifecycle, fromEvent bool) []transition {
 	var out []transition
 	if !l.exists {
@@ -108,7 +108,7 @@ func (l lifecycle) transitionsTo(now lifecycle, fromEvent bool) []transition {
 	return out
 }
 
-// transitionsToRemoval returns the transitions that end with the removal of an object.
+// transitionsToRemoval returns the transitions up to the removal of an object.
 func (l lifecycle) transitionsToRemoval(at time.Time) []transition {
 	var out []transition
 	if l.isRunning() {

@@ -30,7 +30,7 @@ func (s *store) findSandbox(id string) (*spec.Sandbox, error) {
 	return find(s, "sandbox", id, func(o spec.Object) *spec.Sandbox { return o.Sandbox })
 }
 
-// find returns the record that of selects from the object with this ID or unique prefix.
+// find returns the object with this ID or unique prefix. of selects the kind of record.
 func find[T any](s *store, kind, id string, of func(spec.Object) *T) (*T, error) {
 	if x := of(s.object(model.ContainerID(id))); x != nil {
 		return x, nil

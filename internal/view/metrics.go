@@ -16,7 +16,7 @@ const (
 	resyncConnect  = "connect"  // after a connection to the engine
 	resyncPeriodic = "periodic" // every resyncPeriod
 	resyncReload   = "reload"   // on request
-	resyncMissed   = "missed"   // after an event that could not be read
+	resyncMissed   = "missed"   // after an unreadable event
 )
 
 // viewMetrics counts the work of the view. The number of objects is read from the view on
@@ -26,8 +26,8 @@ type viewMetrics struct {
 	resyncs *prometheus.CounterVec // by reason
 
 	mu sync.Mutex
-	// unseen holds the time of the first event that no read has followed yet, by container; "" is
-	// for images.
+	// unseen holds the time of the first event without a later read, by container; "" is for
+	// images.
 	unseen map[model.ContainerID]time.Time
 }
 

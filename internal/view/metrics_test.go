@@ -13,7 +13,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-func TestFiguresOfTheView(t *testing.T) {
+func TestViewMetrics(t *testing.T) {
 	f := enginetest.NewFake("app:1")
 	running := makePod(t, f, "running")
 	makePod(t, f, "made")
@@ -56,8 +56,8 @@ cri_dockerd_sandboxes{state="ready"} 1
 	}
 }
 
-// TestLagIsOfTheFirstEvent: what counts is the first event that no look has followed; an event
-// without a look has no lag, nor has a look without an event.
+// TestLagIsOfTheFirstEvent: the lag is measured from the first event without a later read. An event
+// without a read has no lag, and neither has a read without an event.
 func TestLagIsOfTheFirstEvent(t *testing.T) {
 	m := newViewMetrics()
 	observed := func() (n uint64, sum float64) {
@@ -78,25 +78,26 @@ func TestLagIsOfTheFirstEvent(t *testing.T) {
 	m.countEvent(engine.Event{ID: "a", At: time.Now()})
 	m.countEvent(engine.Event{ID: "b", At: time.Now()})
 	if n, _ := observed(); n != 0 {
-		t.Errorf("%d before any look", n)
+		t.Errorf("%d observations before any read", n)
 	}
 
 	seen := m.beginRead("a")
-	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(time.Hour)}) // while it is being looked at; the clocks differ
+	// During the read, with a clock difference.
+	m.countEvent(engine.Event{ID: "a", At: time.Now().Add(time.Hour)})
 	seen()
 	if n, sum := observed(); n != 1 || sum < 3600 {
-		t.Errorf("%d, %v s", n, sum)
+		t.Errorf("%d observations, %v s", n, sum)
 	}
 
 	m.beginRead("a")()
 	if n, sum := observed(); n != 2 || sum < 3600 || sum > 3700 {
-		t.Errorf("%d, %v s", n, sum)
+		t.Errorf("%d observations, %v s", n, sum)
 	}
 
-	m.countResync(resyncConnect) // what "b" was is seen by that
+	m.countResync(resyncConnect) // this read covers the event of "b"
 	m.beginRead("b")()
 	if n, _ := observed(); n != 2 {
-		t.Errorf("%d after a new connection", n)
+		t.Errorf("%d observations after a new connection", n)
 	}
 }
 
@@ -108,6 +109,6 @@ func TestStuck(t *testing.T) {
 
 	v.reading.Store(time.Now().Add(-3 * readDeadline).UnixNano())
 	if err := v.CheckProgress(); err == nil {
-		t.Error("a look that does not end is not noticed")
+		t.Error("an endless read is not detected")
 	}
 }

@@ -10,28 +10,28 @@ import (
 	"cri-dockerd/internal/engine"
 )
 
-// A silent event stream looks like an idle engine. So the events that the engine remembers are
-// compared with those that have arrived. A list of all containers would cost the engine too much.
+// A silent event stream cannot be distinguished from an idle engine. So the view compares the
+// events that the engine remembers with the received ones. A list of all containers would cost the
+// engine too much.
 const (
 	// CheckInterval is the time between two checks.
 	CheckInterval = 10 * time.Second
 	checkTimeout  = 5 * time.Second
-	// arrivalTime is the time after which an event that has not arrived counts as missed.
+	// arrivalTime is the delay after which an event counts as missed.
 	arrivalTime = 2 * time.Second
-	// maxUnchecked bounds the period whose events are kept while the engine does not answer the
-	// checks.
+	// maxUnchecked bounds the period whose events are kept while the checks fail.
 	maxUnchecked = time.Minute
 )
 
-var errEventsMissed = errors.New("the engine's event stream has left out events")
+var errEventsMissed = errors.New("events are missing from the engine's event stream")
 
-// arrivals holds the recent events that the next check compares. The zero value is ready to use.
+// arrivals holds the recent events for the next check. The zero value is ready to use.
 type arrivals struct {
 	mu     sync.Mutex // guards events
 	events map[engine.Event]struct{}
 }
 
-// add records an event that has arrived.
+// add records a received event.
 func (a *arrivals) add(e engine.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -41,7 +41,7 @@ func (a *arrivals) add(e engine.Event) {
 	a.events[e] = struct{}{}
 }
 
-// missing returns the events that have not arrived.
+// missing returns the events not received yet.
 func (a *arrivals) missing(events []engine.Event) []engine.Event {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -62,8 +62,8 @@ func (a *arrivals) forget(before time.Time) {
 	}
 }
 
-// checkEvents fails with errEventsMissed when the engine remembers an event that has not arrived. A
-// failed check proves nothing: the heartbeat detects engines that hang.
+// checkEvents fails with errEventsMissed if the engine remembers an event that the view has not
+// received. A failed check proves nothing: the heartbeat detects hanging engines.
 func (v *View) checkEvents(ctx context.Context) error {
 	tick := time.NewTicker(CheckInterval)
 	defer tick.Stop()
@@ -87,7 +87,7 @@ func (v *View) checkEvents(ctx context.Context) error {
 		}
 
 		if len(missing) > 0 {
-			v.log.Warn("events of the engine have not arrived", "events", len(missing), "first", missing[0].At)
+			v.log.Warn("missed events of the engine; reconnecting", "events", len(missing), "first", missing[0].At)
 			return errEventsMissed
 		}
 
@@ -96,7 +96,7 @@ func (v *View) checkEvents(ctx context.Context) error {
 	}
 }
 
-// missedBetween returns the events of a period that have not arrived within arrivalTime.
+// missedBetween returns the events of a period that were not received within arrivalTime.
 func (v *View) missedBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error) {
 	readCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()

@@ -10,15 +10,15 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// OOM reports the kernel's OOM kills, for exits of which the engine does not know the reason: it
-// learns of them from containerd, whose event is missing where the memory hierarchy is not mounted
-// for it, or with a runtime that does not watch it. No method may block.
+// OOM reports the kernel's OOM kills, for exits whose reason the engine does not know. The engine
+// learns of OOM kills from containerd. containerd's event is missing if the memory hierarchy is not
+// mounted for it, or if the runtime does not watch it. No method may block.
 type OOM interface {
-	// Watch watches a container whose process was started at a time.
+	// Watch watches a container whose process was started at this time.
 	Watch(id string, pid int, started time.Time)
-	// Hit returns when the kernel last killed a process of a watched container for want of memory.
+	// Hit returns when the kernel last killed a process of a watched container for lack of memory.
 	Hit(id string) (at time.Time, hit bool)
-	// Forget ends the watch of a container that was removed, or is started again.
+	// Forget ends the watch of a container that was removed or started again.
 	Forget(id string)
 }
 
@@ -29,20 +29,20 @@ func (noOOM) Watch(string, int, time.Time) {}
 func (noOOM) Hit(string) (time.Time, bool) { return time.Time{}, false }
 func (noOOM) Forget(string)                {}
 
-// oomWindow is the longest time between a kill and the exit that it causes. A large process takes
-// seconds to give its memory back.
+// oomWindow is the longest time between an OOM kill and the resulting exit. A large process takes
+// seconds to release its memory.
 const oomWindow = 30 * time.Second
 
-// SetOOM sets the source of exit reasons that the engine does not know. Call it before Run.
+// SetOOM sets the source of exit reasons unknown to the engine. Call it before Run.
 func (v *View) SetOOM(o OOM) { v.oom = o }
 
-// ObserveOOM schedules an inspection of a container of which the kernel has reported a kill. If it
-// has exited meanwhile, its record gets the reason.
+// ObserveOOM schedules an inspection of a container after a reported OOM kill. If it has exited
+// meanwhile, its record gets the reason.
 func (v *View) ObserveOOM(id string) { v.pending.add(model.ContainerID(id), 0) }
 
-// isOOMLocked returns whether the OOM killer caused an exit although the engine does not say so.
-// Only exits by SIGKILL count: a container may outlive the kill of a child and exit later for
-// another reason. Exits by a kill that the engine was asked for do not count either.
+// isOOMLocked reports whether the OOM killer caused an exit that the engine did not mark as such.
+// Only exits by SIGKILL count: a container may survive the kill of a child and exit later for
+// another reason. Kills requested from the engine do not count either.
 func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) bool {
 	e := v.store.entries[id]
 	if exitCode != killedCode || e != nil && e.pending.killed {
@@ -52,8 +52,7 @@ func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) 
 	return hit && v.endOfLocked(id, ended).Sub(at) <= oomWindow
 }
 
-// addOOMReasonLocked sets the reason in the record of a container that was killed for want of
-// memory.
+// addOOMReasonLocked sets the reason in the record of a container killed by the OOM killer.
 func (v *View) addOOMReasonLocked(o spec.Object) spec.Object {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.Reason != spec.ReasonError {
@@ -66,8 +65,8 @@ func (v *View) addOOMReasonLocked(o spec.Object) spec.Object {
 	return o.OutOfMemory()
 }
 
-// observeOOMLocked takes an event before it is applied to its object: an exit may be the OOM
-// killer's work, and a new start ends the relevance of earlier kills.
+// observeOOMLocked processes an event before it is applied: an exit may be caused by the OOM
+// killer, and a new start invalidates earlier kills.
 func (v *View) observeOOMLocked(event engine.Event) {
 	e := v.store.entries[event.ID]
 	if e == nil {

@@ -10,7 +10,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// fakeOOM is a watch whose hits are set by the test.
+// fakeOOM is a watch with hits set by the test.
 type fakeOOM struct {
 	watched map[string]int
 	hits    map[string]time.Time
@@ -28,7 +28,7 @@ func (f *fakeOOM) Forget(id string) {
 	delete(f.hits, id)
 }
 
-// withOOM is a view of a running container that is watched.
+// withOOM returns a view of a watched running container.
 func withOOM(t *testing.T) (*View, *fakeOOM) {
 	t.Helper()
 	v, oom := New(nil, discard), &fakeOOM{watched: map[string]int{}, hits: map[string]time.Time{}}
@@ -43,7 +43,7 @@ func withOOM(t *testing.T) (*View, *fakeOOM) {
 
 func at(s int64) time.Time { return time.Unix(s, 0) }
 
-// refreshed is what Refresh does with what it found.
+// refreshed does the same as Refresh with a given result.
 func (v *View) refreshed(o spec.Object) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -60,7 +60,7 @@ func running(pid int) spec.Object {
 	}}
 }
 
-// ended is how an engine describes an end without knowing of a want of memory.
+// ended is an exit as described by an engine unaware of an OOM kill.
 func ended(code int32, finished time.Time) spec.Object {
 	reason := spec.ReasonError
 	if code == 0 {
@@ -87,8 +87,8 @@ func reason(t *testing.T, v *View) string {
 	return c.Reason
 }
 
-// TestOOMFromTheKernel: an end gets the reason that the engine does not know, and no other one
-// does.
+// TestOOMFromTheKernel: an exit by the OOM killer gets the reason missing at the engine, and no
+// other exit does.
 func TestOOMFromTheKernel(t *testing.T) {
 	for name, c := range map[string]struct {
 		code   int32
@@ -96,13 +96,13 @@ func TestOOMFromTheKernel(t *testing.T) {
 		killed bool      // through the engine
 		want   string
 	}{
-		"killed for want of memory":              {code: 137, hit: at(199), want: "OOMKilled"},
-		"reported a moment after the end":        {code: 137, hit: at(201), want: "OOMKilled"},
-		"killed by somebody":                     {code: 137, want: "Error"},
-		"killed long after a child was":          {code: 137, hit: at(150), want: "Error"},
-		"stopped through the engine":             {code: 137, hit: at(199), killed: true, want: "Error"},
-		"a child was killed, and it goes on":     {code: 0, hit: at(199), want: "Completed"},
-		"a child was killed, and it fails later": {code: 1, hit: at(199), want: "Error"},
+		"killed by the OOM killer":            {code: 137, hit: at(199), want: "OOMKilled"},
+		"reported a moment after the exit":    {code: 137, hit: at(201), want: "OOMKilled"},
+		"killed by someone else":              {code: 137, want: "Error"},
+		"killed long after a child":           {code: 137, hit: at(150), want: "Error"},
+		"stopped through the engine":          {code: 137, hit: at(199), killed: true, want: "Error"},
+		"child killed, container continues":   {code: 0, hit: at(199), want: "Completed"},
+		"child killed, container fails later": {code: 1, hit: at(199), want: "Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v, oom := withOOM(t)
@@ -126,8 +126,8 @@ func TestOOMFromTheKernel(t *testing.T) {
 	}
 }
 
-// TestOOMReportedLate: the record of a container that has ended is corrected when the kernel's
-// report comes after it.
+// TestOOMReportedLate: the record of an exited container is corrected when the kernel's report
+// arrives after the exit.
 func TestOOMReportedLate(t *testing.T) {
 	v, oom := withOOM(t)
 	v.refreshed(ended(137, at(200)))
@@ -147,15 +147,15 @@ func TestOOMReportedLate(t *testing.T) {
 	}
 }
 
-// TestOOMOfAnotherRun: what was before a restart says nothing of the next end, and a removed
+// TestOOMOfAnotherRun: kills before a restart are irrelevant for the next exit, and a removed
 // container is forgotten.
 func TestOOMOfAnotherRun(t *testing.T) {
 	v, oom := withOOM(t)
 	oom.hits["c"] = at(199)
-	// the event of this run's start, late
+	// the late event of this run's start
 	v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(100).Add(time.Millisecond)})
 	if len(oom.hits) != 1 || oom.watched["c"] != 7 {
-		t.Errorf("a late event of the start ended the watch: %+v", oom)
+		t.Errorf("the late start event ended the watch: %+v", oom)
 	}
 
 	v.refreshed(ended(137, at(200)))
@@ -177,9 +177,9 @@ func TestOOMOfAnotherRun(t *testing.T) {
 	}
 }
 
-// TestOOMOfWhatIsFound: containers that run when the view begins are watched, and those that are
-// gone without an event are forgotten.
-func TestOOMOfWhatIsFound(t *testing.T) {
+// TestOOMAfterFullRead: running containers found by a full read are watched, and containers removed
+// without an event are forgotten.
+func TestOOMAfterFullRead(t *testing.T) {
 	v, oom := withOOM(t)
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -16,16 +16,16 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// partial is an engine of which parts hang or fail. Its containers are those of all.
+// partial is an engine with hanging or failing parts. Its containers are those of all.
 type partial struct {
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	all     []model.ContainerID
 	hanging map[model.ContainerID]bool // their inspects end with ctx
 	failing map[string]error           // by the call: "images", "ping", "objects", "host"
 	stuck   map[string]bool            // calls that end with ctx
 	changed func(engine.Event)
 	silent  bool           // events do not arrive
-	history []engine.Event // that the engine remembers
+	history []engine.Event // remembered by the engine
 	ended   chan error
 	calls   map[string]int
 }
@@ -74,7 +74,8 @@ func (p *partial) Image(ctx context.Context, ref string) (*spec.Image, error) {
 	return &spec.Image{ID: model.ImageID(ref), RepoTags: []string{"app:1"}}, p.call(ctx, "image")
 }
 
-// Objects takes as long as a real engine's: what hangs is Unread, with what the list says.
+// Objects takes as long as with a real engine: hanging objects are Unread, with the properties from
+// the list.
 func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
 	if err := p.call(ctx, "objects"); err != nil {
 		return nil, err
@@ -106,7 +107,7 @@ func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (spec.Objec
 	hangs := p.hanging[id]
 	p.mu.Unlock()
 	if hangs {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // as the real engine's
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // as with a real engine
 		defer cancel()
 		<-ctx.Done()
 		return spec.Object{}, ctx.Err()
@@ -169,14 +170,14 @@ func (p *partial) follow(t *testing.T) *View {
 	return v
 }
 
-// count is how many events are kept.
+// count returns the number of kept events.
 func (a *arrivals) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.events)
 }
 
-// connections is how often the view has connected.
+// connections returns the number of connections of the view.
 func (p *partial) connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -188,8 +189,8 @@ func isRead(v *View, id model.ContainerID) bool {
 	return err == nil && sb.Name == "read"
 }
 
-// TestHangingInspects: more containers than there are workers hang. The view is ready, shows them
-// as the list has them, and reads the others at once.
+// TestHangingInspects: more containers hang than there are workers. The view is ready, shows them
+// as listed, and reads the others at once.
 func TestHangingInspects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ids []model.ContainerID
@@ -208,7 +209,7 @@ func TestHangingInspects(t *testing.T) {
 			t.Fatalf("%+v", e)
 		}
 		if sb, err := v.Sandbox("hangs-0"); err != nil || !sb.Stale || !sb.Running {
-			t.Errorf("what hangs is %+v, %v", sb, err)
+			t.Errorf("hanging container: %+v, %v", sb, err)
 		}
 
 		for _, id := range ids {
@@ -219,7 +220,7 @@ func TestHangingInspects(t *testing.T) {
 		p.event("good")
 		time.Sleep(2*slowInspect + time.Second)
 		if !isRead(v, "good") {
-			t.Error("the container that does not hang was not read")
+			t.Error("the responsive container was not read")
 		}
 		if e := v.Engine(); !e.Ready {
 			t.Errorf("%+v", e)
@@ -229,15 +230,15 @@ func TestHangingInspects(t *testing.T) {
 		time.Sleep(2 * retryMax)
 		for _, id := range ids {
 			if !isRead(v, id) {
-				t.Errorf("%s was not read after it had ceased to hang", id)
+				t.Errorf("%s was not read after it was responsive again", id)
 			}
 		}
 	})
 }
 
-// TestFailedRefreshIsDoneAgain: a call that cannot read a container takes the mark of an event with
-// it. It is read later all the same.
-func TestFailedRefreshIsDoneAgain(t *testing.T) {
+// TestFailedRefreshIsRetried: a failed read by a call consumes the request of an event. The
+// container must be read later all the same.
+func TestFailedRefreshIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
 		v := p.follow(t)
@@ -248,18 +249,18 @@ func TestFailedRefreshIsDoneAgain(t *testing.T) {
 		defer cancel()
 
 		if err := v.Refresh(ctx, "one"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Refresh of what hangs: %v", err)
+			t.Errorf("Refresh of a hanging container: %v", err)
 		}
 
 		p.set(func() { clear(p.hanging) })
 		time.Sleep(2 * retryMin)
 		if !isRead(v, "one") {
-			t.Error("it is not read again")
+			t.Error("the container is not read again")
 		}
 	})
 }
 
-// TestLastRecordStays: a container that hangs at a resync keeps the record that was read before.
+// TestLastRecordStays: a container hanging at a resync keeps its earlier record.
 func TestLastRecordStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
@@ -284,8 +285,8 @@ func TestLastRecordStays(t *testing.T) {
 	})
 }
 
-// TestFailingImages: a list of images that fails, or never comes, keeps neither the start nor the
-// workers up, and is tried again.
+// TestFailingImages: a failing or hanging list of images delays neither the start nor the workers,
+// and is retried.
 func TestFailingImages(t *testing.T) {
 	for name, fail := range map[string]func(*partial, bool){
 		"fails": func(p *partial, on bool) {
@@ -306,7 +307,7 @@ func TestFailingImages(t *testing.T) {
 					t.Fatalf("%+v", e)
 				}
 				if images, err := v.Images(); !errdefs.IsUnavailable(err) {
-					t.Errorf("images that were never listed: %v, %v", images, err)
+					t.Errorf("images before the first list: %v, %v", images, err)
 				}
 
 				if i, err := v.RefreshImage(t.Context(), "sha256:2"); err != nil || i.ID != "sha256:2" {
@@ -333,7 +334,7 @@ func TestFailingImages(t *testing.T) {
 	}
 }
 
-// TestHeartbeat: an engine that hangs is down within 20 s, and is there again within 5 s.
+// TestHeartbeat: a hanging engine is detected within 20 s, and its return within 5 s.
 func TestHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
@@ -341,7 +342,7 @@ func TestHeartbeat(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(time.Minute)
 		if e := v.Engine(); !e.Ready {
-			t.Fatalf("at rest: %+v", e)
+			t.Fatalf("before the outage: %+v", e)
 		}
 
 		p.set(func() { p.stuck["ping"], p.stuck["host"] = true, true })
@@ -351,16 +352,16 @@ func TestHeartbeat(t *testing.T) {
 		}
 
 		p.set(func() { clear(p.stuck) })
-		// a call that hangs here never ends by itself, unlike a real engine's
+		// unlike with a real engine, a hanging call never ends by itself
 		time.Sleep(hostTimeout + backoffMax + time.Second)
 		if e := v.Engine(); !e.Ready {
-			t.Errorf("after the engine goes on: %+v", e)
+			t.Errorf("after the engine has recovered: %+v", e)
 		}
 	})
 }
 
-// TestSilentStream: an event that the engine remembers and that has not arrived connects the view
-// again within 30 s. Events that arrive, also late ones, and a check that fails do not.
+// TestSilentStream: a remembered event not received by the view causes a reconnect within 30 s.
+// Received events, even late ones, and failed checks do not.
 func TestSilentStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
@@ -378,12 +379,12 @@ func TestSilentStream(t *testing.T) {
 		}
 
 		if n := v.arrived.count(); n > int(maxUnchecked/(3*time.Second))+10 {
-			t.Errorf("%d events are kept for an engine that does not answer", n)
+			t.Errorf("%d events are kept for an unresponsive engine", n)
 		}
 
 		p.set(func() { clear(p.failing) })
 		if p.connections() != 1 {
-			t.Fatalf("a stream that works was connected %d times", p.connections())
+			t.Fatalf("a working stream was connected %d times", p.connections())
 		}
 
 		p.set(func() { p.silent = true })
@@ -402,20 +403,26 @@ func TestSilentStream(t *testing.T) {
 
 		time.Sleep(time.Minute)
 		if p.connections() != 2 {
-			t.Errorf("it was connected again, %d times, for what is known to be missed", p.connections())
+			t.Errorf("known missed events caused a reconnect (%d connections)", p.connections())
 		}
 	})
 }
 
-// TestReadyImpliesWorkers fails each part of the view alone. Afterwards the view is down or all of
-// it works.
+// TestReadyImpliesWorkers fails each part of the view in turn. Afterwards the view is down, or all
+// parts work.
 func TestReadyImpliesWorkers(t *testing.T) {
-	gone := errors.Join(errors.New("no engine"), errdefs.ErrUnavailable)
+	errNoEngine := errors.Join(errors.New("no engine"), errdefs.ErrUnavailable)
 	for name, fail := range map[string]func(*partial){
 		"event stream": func(p *partial) { p.ended <- nil },
-		"heartbeat":    func(p *partial) { p.failing["ping"] = gone },
-		"images":       func(p *partial) { p.failing["images"] = gone; go p.changed(engine.Event{Image: true}) },
-		"resync":       func(p *partial) { p.failing["objects"] = gone; go p.changed(engine.Event{Missed: true}) },
+		"heartbeat":    func(p *partial) { p.failing["ping"] = errNoEngine },
+		"images": func(p *partial) {
+			p.failing["images"] = errNoEngine
+			go p.changed(engine.Event{Image: true})
+		},
+		"resync": func(p *partial) {
+			p.failing["objects"] = errNoEngine
+			go p.changed(engine.Event{Missed: true})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -427,7 +434,7 @@ func TestReadyImpliesWorkers(t *testing.T) {
 				select {
 				case <-down:
 				case <-time.After(20 * time.Second):
-					t.Fatal("the view stays ready without its part")
+					t.Fatal("the view stays ready after the failure")
 				}
 
 				p.set(func() { clear(p.failing) })
@@ -439,7 +446,7 @@ func TestReadyImpliesWorkers(t *testing.T) {
 				p.event("one")
 				time.Sleep(time.Second)
 				if !isRead(v, "one") {
-					t.Error("the workers do not run")
+					t.Error("the workers are not running")
 				}
 			})
 		})

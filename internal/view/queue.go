@@ -8,8 +8,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// queue holds containers to be read, with the time from which each is due. It never holds a
-// container twice, and adding never blocks.
+// queue holds containers to be read, each with its due time. It never holds a container twice, and
+// adding never blocks.
 type queue struct {
 	wake chan struct{} // one element when something may be due
 	mu   sync.Mutex    // guards due

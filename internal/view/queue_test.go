@@ -10,7 +10,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-func TestDirtySet(t *testing.T) {
+func TestQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, begin := newQueue(), time.Now()
 		take := func(want model.ContainerID, after time.Duration) {
@@ -28,7 +28,7 @@ func TestDirtySet(t *testing.T) {
 		d.add("odd", 2*retryMin)
 		d.remove("forgotten")
 		take("died", 0)
-		time.AfterFunc(settleTime/2, func() { d.add("started", 0) }) // sooner than it was
+		time.AfterFunc(settleTime/2, func() { d.add("started", 0) }) // earlier than before
 		take("started", settleTime/2)
 		take("odd", retryMin)
 		ended := make(chan error)
@@ -42,8 +42,9 @@ func TestDirtySet(t *testing.T) {
 	})
 }
 
-// TestDirtySetSharesTheWork: who takes something wakes another for the rest.
-func TestDirtySetSharesTheWork(t *testing.T) {
+// TestQueueSharesTheWork: after taking an element, a reader wakes another one for the remaining
+// elements.
+func TestQueueSharesTheWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, taken := newQueue(), make(chan model.ContainerID, 3)
 		for range 3 {
@@ -52,7 +53,7 @@ func TestDirtySetSharesTheWork(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				taken <- id // and is busy with it from now on
+				taken <- id // the reader stays busy with it
 			}()
 		}
 
@@ -64,7 +65,7 @@ func TestDirtySetSharesTheWork(t *testing.T) {
 		time.Sleep(settleTime)
 		synctest.Wait()
 		if len(taken) != 3 {
-			t.Errorf("%d of 3 were taken", len(taken))
+			t.Errorf("%d of 3 elements were taken", len(taken))
 		}
 	})
 }

@@ -14,19 +14,18 @@ import (
 
 const (
 	readDeadline = 2 * time.Minute // for one full read
-	// workers read the containers that events have named. An inspection that takes longer than
-	// slowInspect goes on in the background, where at most slowInspects wait: containers on which
-	// the engine hangs must not delay the others.
+	// workers read the containers named by events. An inspection longer than slowInspect continues
+	// in the background. At most slowInspects wait there: containers on which the engine hangs must
+	// not delay the others.
 	workers      = 8
 	slowInspect  = 500 * time.Millisecond
 	slowInspects = 64
-	// A failed read is retried after retryMin, then after twice that, up to retryMax.
+	// A failed read is retried after retryMin, then after twice the delay, up to retryMax.
 	retryMin = time.Second
 	retryMax = time.Minute
 )
 
-// readAll reads everything. The reason is for the metrics. Results of inspections that began later
-// win.
+// readAll reads all objects. The reason is for the metrics. Results of later inspections win.
 func (v *View) readAll(ctx context.Context, reason string) error {
 	v.metrics.countResync(reason)
 	v.reading.Store(time.Now().UnixNano())
@@ -35,7 +34,7 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, readDeadline)
 	defer cancel()
 
-	// Images come first: the labels of its image are needed to read a container.
+	// Images come first: reading a container requires the labels of its image.
 	if err := v.listImages(ctx, imagesTimeout); err != nil {
 		return err
 	}
@@ -67,8 +66,8 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 // Resync reads everything again, without an event.
 func (v *View) Resync(ctx context.Context) error { return v.readAll(ctx, resyncReload) }
 
-// readPending reads the containers that events have named, one after the other. Slow inspections
-// continue in g.
+// readPending reads the containers named by events, one after the other. Slow inspections continue
+// in g.
 func (v *View) readPending(ctx context.Context, g *errgroup.Group) error {
 	for {
 		id, err := v.pending.next(ctx)
@@ -118,7 +117,7 @@ func (v *View) finishRead(ctx context.Context, id model.ContainerID, err error) 
 
 	// The engine is up but cannot describe this container: it is being removed, or hangs.
 	v.retryLocked(id)
-	v.log.Debug("cannot inspect container", "id", id, "retry", v.retries[id], "err", err)
+	v.log.Debug("cannot inspect container", "container", id, "retry", v.retries[id], "err", err)
 
 	return nil
 }
@@ -132,16 +131,16 @@ func (v *View) retryLocked(id model.ContainerID) {
 // nextRetry returns the delay after another failure, given the one before.
 func nextRetry(last time.Duration) time.Duration { return min(max(2*last, retryMin), retryMax) }
 
-// beginInspection returns the ticket of an inspection that begins now.
+// beginInspection returns the ticket of an inspection starting now.
 func (v *View) beginInspection() uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.store.beginInspection()
 }
 
-// Refresh reads objects again, so that the view shows what the caller has done. Objects that do not
-// exist any more are removed. A failed read is retried later: the caller may have changed the
-// object, or an event may have named it.
+// Refresh reads objects again, so that the view reflects the caller's changes. It drops objects
+// removed meanwhile. A failed read is retried later: the caller may have changed the object, or an
+// event may have named it.
 func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 	var errs []error
 	for _, id := range ids {
@@ -158,7 +157,7 @@ func (v *View) Refresh(ctx context.Context, ids ...model.ContainerID) error {
 
 // readOne reads one object. It takes the object from the queue, so the caller must retry on error.
 func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
-	v.pending.remove(id) // this inspection sees what was queued before it
+	v.pending.remove(id) // this inspection covers all earlier requests
 	seen := v.metrics.beginRead(id)
 	ticket := v.beginInspection()
 	o, err := v.src.Inspect(ctx, id)
@@ -175,7 +174,7 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 	return nil
 }
 
-// acceptLocked takes in the result of an inspection.
+// acceptLocked stores the result of an inspection.
 func (v *View) acceptLocked(id model.ContainerID, o spec.Object, ticket uint64) {
 	o = v.addExitLocked(o)
 	v.publishLocked(v.store.put(id, o, ticket))

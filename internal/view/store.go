@@ -18,36 +18,36 @@ const killedCode = 137
 // result is not always the newest. An inspection that started after the last accepted update wins.
 // Otherwise the record that is further along wins (created < running < exited < removed).
 //
-// Methods that change records return the transitions that this caused. The sorted lists are made on
+// Methods that change records return the resulting transitions. The sorted lists are built on
 // demand and kept until the next change.
 type store struct {
-	tickets uint64 // the number of inspections that have begun
+	tickets uint64 // the number of started inspections
 	entries map[model.ContainerID]*entry
 
-	sortedSandboxes  []*spec.Sandbox // nil: to be made
+	sortedSandboxes  []*spec.Sandbox // nil: must be built
 	sortedContainers []*spec.Container
 }
 
-// entry is what is known of one object. It remains for a while after the object's removal, so that
-// a late result cannot bring the object back.
+// entry is the state of one object. It remains for a while after the object's removal, so that a
+// late result cannot restore the object.
 type entry struct {
 	// empty: the object does not exist, or was not found by the last inspection
 	object    spec.Object
 	inspected uint64 // ticket of the last accepted inspection
-	// ticket of the last inspection that had begun when the object was updated
+	// ticket of the last inspection started before the object was updated
 	updated uint64
 	// object's times are those of events, a little later than the engine's records
 	fromEvent bool
 	removing  *removing  // an inspection did not find the object; nil otherwise
-	pending   exitReason // for the exit that follows
+	pending   exitReason // for the next exit
 }
 
 // exitReason is what events have reported before an exit.
 type exitReason struct{ outOfMemory, killed bool }
 
 // removing is an object that an inspection did not find any more. Its removal is published with the
-// engine's event, which comes after all other events of the object, or when a later full read does
-// not find it either.
+// engine's event, which follows all other events of the object, or once a later full read confirms
+// it.
 type removing struct {
 	object spec.Object
 	last   *spec.Sandbox
@@ -55,7 +55,7 @@ type removing struct {
 
 func newStore() store { return store{entries: map[model.ContainerID]*entry{}} }
 
-// beginInspection returns the ticket of an inspection that begins now.
+// beginInspection returns the ticket of an inspection starting now.
 func (s *store) beginInspection() uint64 {
 	s.tickets++
 	return s.tickets
@@ -69,7 +69,7 @@ func (s *store) object(id model.ContainerID) spec.Object {
 	return spec.Object{}
 }
 
-// put takes the result of an inspection. An empty object does not exist, or is not ours.
+// put takes the result of an inspection. An empty object does not exist, or is not managed.
 func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transition {
 	e := s.entries[id]
 	if e == nil {
@@ -96,7 +96,7 @@ func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transi
 	return label(id, o, s.sandboxOf(o), lifecycleOf(old).transitionsTo(lifecycleOf(o), fromEvent))
 }
 
-// isNewer returns whether the entry is newer than the result of an inspection.
+// isNewer reports whether the entry is newer than the result of an inspection.
 func (e *entry) isNewer(o spec.Object, ticket uint64) bool {
 	if ticket > e.updated {
 		return false
@@ -113,9 +113,9 @@ func (s *store) set(e *entry, o spec.Object) {
 	s.sortedSandboxes, s.sortedContainers = nil, nil
 }
 
-// apply applies an event to a known object, so that nobody has to wait for an inspection: the
-// engine delays inspections while it cleans up after an exit. Events of a state that an inspection
-// has shown already change nothing.
+// apply applies an event to a known object without an inspection: the engine delays inspections
+// while it cleans up after an exit. Events of a state that an inspection has already shown change
+// nothing.
 func (s *store) apply(event engine.Event) []transition {
 	e := s.entries[event.ID]
 	if e == nil {
@@ -162,7 +162,7 @@ func (e *entry) advance(o spec.Object, event engine.Event) (next spec.Object, ch
 	l := lifecycleOf(o)
 	switch event.Kind {
 	case engine.Started:
-		// A running sandbox needs its PID, which only an inspection shows.
+		// A running sandbox needs its PID, available only from an inspection.
 		if l.started.IsZero() && !l.exited && (e.removing != nil || o.Sandbox == nil) {
 			return o.Begun(event.At), true
 		}
@@ -186,7 +186,7 @@ func (s *store) sandboxOf(o spec.Object) *spec.Sandbox {
 	return s.object(o.Container.SandboxID).Sandbox
 }
 
-// label sets the object and the pod of transitions.
+// label sets the object and the pod in transitions.
 func label(id model.ContainerID, o spec.Object, last *spec.Sandbox, transitions []transition) []transition {
 	for i := range transitions {
 		transitions[i].id, transitions[i].pod, transitions[i].last = id, id, last
@@ -197,7 +197,7 @@ func label(id model.ContainerID, o spec.Object, last *spec.Sandbox, transitions 
 	return transitions
 }
 
-// remove records a removal that is certain, at a time if it is known. It counts as an inspection.
+// remove records a confirmed removal, at a time if known. It counts as an inspection.
 func (s *store) remove(id model.ContainerID, at time.Time) []transition {
 	s.put(id, spec.Object{}, s.beginInspection())
 	e := s.entries[id]
@@ -219,7 +219,7 @@ func (s *store) replace(objects []spec.Object, ticket uint64) []transition {
 		id := o.ID()
 		found[id] = true
 		switch {
-		case o.Unread != "" && !isEmpty(s.object(id)): // an earlier inspection says more than the list
+		case o.Unread != "" && !isEmpty(s.object(id)): // an earlier inspection has more details than the list
 		case o.Sandbox != nil:
 			sandboxes = append(sandboxes, o)
 		case o.Container != nil:
@@ -236,7 +236,7 @@ func (s *store) replace(objects []spec.Object, ticket uint64) []transition {
 	return append(out, s.removeMissing(found, ticket)...)
 }
 
-// removeMissing removes what a full read did not find, containers first.
+// removeMissing removes all objects that a full read did not find, containers first.
 func (s *store) removeMissing(found map[model.ContainerID]bool, ticket uint64) []transition {
 	var containers, sandboxes []model.ContainerID
 	for id, e := range s.entries {
@@ -252,7 +252,7 @@ func (s *store) removeMissing(found map[model.ContainerID]bool, ticket uint64) [
 		case o.Sandbox != nil:
 			sandboxes = append(sandboxes, id)
 		default:
-			// Removed before the last full read: no older inspection is still under way.
+			// Removed before the last full read: no older inspection is in progress.
 			delete(s.entries, id)
 		}
 	}
@@ -278,7 +278,7 @@ func (s *store) containersOf(sandboxID model.ContainerID) []*spec.Container {
 	return out
 }
 
-// sort makes both lists, newest first, by ID where the times are equal.
+// sort builds both lists, newest first, by ID for equal times.
 func (s *store) sort() {
 	if s.sortedSandboxes != nil {
 		return

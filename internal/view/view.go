@@ -1,6 +1,6 @@
 // Package view holds sandboxes, containers and images of this node in memory. Docker is the source
-// of truth: the view is read from it and kept up to date by its events. It answers every List and
-// Status RPC.
+// of truth: the view reads its objects and follows its events. Every List and Status RPC is
+// answered from the view.
 package view
 
 import (
@@ -24,17 +24,17 @@ type Source interface {
 	Host(ctx context.Context) (spec.Host, error)
 	// Ping fails if the engine does not answer before ctx ends.
 	Ping(ctx context.Context) error
-	// Objects reads all our containers. An object that cannot be described in time is Unread.
+	// Objects reads all managed containers. An object that cannot be described in time is Unread.
 	Objects(ctx context.Context) ([]spec.Object, error)
 	// Inspect reads one container. It returns NotFound if the container does not exist, and an
-	// empty object if it is not ours.
+	// empty object if it is not managed by this daemon.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
 	// Images reads all images. An image that is not described in time is Stale.
 	Images(ctx context.Context) ([]*spec.Image, error)
 	// Image reads one image by its name or ID. It returns NotFound if there is none.
 	Image(ctx context.Context, ref string) (*spec.Image, error)
-	// EventsBetween returns the events of a period that the engine remembers, as Events delivers
-	// them.
+	// EventsBetween returns the events of a period that the engine remembers, in the same form as
+	// Events.
 	EventsBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error)
 	// Events subscribes before it returns. changed must not block. done delivers the end of the
 	// stream once.
@@ -43,10 +43,9 @@ type Source interface {
 
 // EngineState is the state of the connection to Docker.
 type EngineState struct {
-	// Attempted means that the daemon has tried to read the engine since its start, with any
-	// result.
+	// Attempted is set once the daemon has tried to read the engine, with any result.
 	Attempted bool
-	// Connected means that the engine has answered and Host is valid. Ready implies it.
+	// Connected is set once the engine has answered and Host is valid. Ready implies it.
 	Connected bool
 	Ready     bool   // events arrive and the view is complete
 	Reason    string // why the engine is not ready; "" when Ready
@@ -63,7 +62,7 @@ type View struct {
 	pendingImages *queue        // one element stands for all images
 	missed        chan struct{} // an element after events were lost
 	arrived       arrivals
-	slow          chan struct{} // an element for each inspection that waits in the background
+	slow          chan struct{} // one element per inspection waiting in the background
 	oom           OOM
 	exits         Exits
 	metrics       *viewMetrics
@@ -76,7 +75,7 @@ type View struct {
 	store   store
 	images  imageStore
 	retries map[model.ContainerID]time.Duration // the last delay before a failed read is retried
-	// imagesRetry is the same for the list of images.
+	// imagesRetry is the corresponding delay for the list of images.
 	imagesRetry time.Duration
 
 	watches   map[*Watch]struct{}
@@ -106,7 +105,7 @@ func New(src Source, log *slog.Logger) *View {
 	}
 }
 
-// Synced delivers an element whenever the view has been read in full after a connection.
+// Synced delivers an element after every full read of a new connection.
 func (v *View) Synced() <-chan struct{} { return v.synced }
 
 // Engine returns the state of the connection.
@@ -116,15 +115,15 @@ func (v *View) Engine() EngineState {
 	return v.state
 }
 
-// Changed returns a channel that is closed with the next change of Engine.
+// Changed returns a channel closed at the next change of Engine.
 func (v *View) Changed() <-chan struct{} {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.changed
 }
 
-// setConnected publishes the description of the engine before its containers are read. A ready view
-// stays ready.
+// setConnected publishes the description of the engine before the first read of its containers. A
+// ready view stays ready.
 func (v *View) setConnected(host spec.Host) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -73,23 +73,23 @@ func TestFollowsTheEngine(t *testing.T) {
 		t.Errorf("state: %+v", s)
 	}
 	if _, err := v.Sandbox(before); err != nil {
-		t.Errorf("what was there before: %v", err)
+		t.Errorf("existing pod: %v", err)
 	}
 
 	later := makePod(t, f, "later")
-	eventually(t, "the new pod is seen", func() bool { _, err := v.Sandbox(later); return err == nil })
+	eventually(t, "the new pod is in the view", func() bool { _, err := v.Sandbox(later); return err == nil })
 	if err := f.Start(t.Context(), model.ContainerID(later)); err != nil {
 		t.Fatal(err)
 	}
 
 	eventually(t, "it runs", func() bool { s, _ := v.Sandbox(later); return s.Running })
 	f.Drop(model.ContainerID(before))
-	eventually(t, "a removed pod is gone", func() bool { return len(v.Sandboxes()) == 1 })
+	eventually(t, "the removed pod is dropped", func() bool { return len(v.Sandboxes()) == 1 })
 	if _, err := f.Pull(t.Context(), "other:2", nil); err != nil {
 		t.Fatal(err)
 	}
 
-	eventually(t, "the new image is seen", func() bool {
+	eventually(t, "the new image is in the view", func() bool {
 		_, err := v.Image("docker.io/library/other:2")
 		return err == nil
 	})
@@ -97,7 +97,7 @@ func TestFollowsTheEngine(t *testing.T) {
 
 func TestRefreshReadsYourWrites(t *testing.T) {
 	f := enginetest.NewFake()
-	v := New(f, discard) // not run: nothing but Refresh can renew it
+	v := New(f, discard) // not run: only Refresh can update it
 	id := makePod(t, f, "a")
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
@@ -109,21 +109,21 @@ func TestRefreshReadsYourWrites(t *testing.T) {
 
 	f.Drop(model.ContainerID(id))
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err != nil {
-		t.Errorf("a refresh of what is gone: %v", err)
+		t.Errorf("refresh of a removed object: %v", err)
 	}
 
 	if _, err := v.Sandbox(id); !errdefs.IsNotFound(err) {
-		t.Errorf("what is gone: %v", err)
+		t.Errorf("removed object: %v", err)
 	}
 
 	f.Fault = func(string, bool) error { return errors.New("broken") }
 	if err := v.Refresh(t.Context(), model.ContainerID(id)); err == nil {
-		t.Error("a refresh that failed says nothing")
+		t.Error("a failed refresh returned no error")
 	}
 }
 
-// TestEngineCannotDescribeOne: an error about one container is no reason to give up the others, and
-// it is looked at again.
+// TestEngineCannotDescribeOne: an error for one container does not affect the others, and its read
+// is retried.
 func TestEngineCannotDescribeOne(t *testing.T) {
 	f := enginetest.NewFake()
 	var connections, refused atomic.Int32
@@ -140,9 +140,9 @@ func TestEngineCannotDescribeOne(t *testing.T) {
 	v := run(t, f)
 	<-v.Synced()
 	id := makePod(t, f, "odd")
-	eventually(t, "it is looked at again", func() bool { _, err := v.Sandbox(id); return err == nil })
+	eventually(t, "the container is read again", func() bool { _, err := v.Sandbox(id); return err == nil })
 	if n := connections.Load(); n != 1 || refused.Load() < 2 || !v.Engine().Ready {
-		t.Errorf("%d connections, %d looks, %+v", n, refused.Load(), v.Engine())
+		t.Errorf("%d connections, %d refusals, %+v", n, refused.Load(), v.Engine())
 	}
 }
 
@@ -161,7 +161,7 @@ func TestEngineGoesAndComes(t *testing.T) {
 	<-changed
 	changed = v.Changed()
 	if !v.Engine().Ready {
-		t.Error("read anew and not ready")
+		t.Error("not ready after a full read")
 	}
 
 	f.SetDown(true)
@@ -174,8 +174,8 @@ func TestEngineGoesAndComes(t *testing.T) {
 	eventually(t, "events flow again", func() bool { _, err := v.Sandbox(id); return err == nil })
 }
 
-// TestOlderLookNeverWins stores what looks found in another order than they began.
-func TestOlderLookNeverWins(t *testing.T) {
+// TestOlderInspectionNeverWins stores results of inspections in another order than they began.
+func TestOlderInspectionNeverWins(t *testing.T) {
 	s := newStore()
 	first, everything, last := s.beginInspection(), s.beginInspection(), s.beginInspection()
 	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{
@@ -187,30 +187,30 @@ func TestOlderLookNeverWins(t *testing.T) {
 	s.put("a", spec.Object{Sandbox: young}, last)
 	s.put("a", spec.Object{Sandbox: old}, first)
 	if s.object("a").Sandbox != young {
-		t.Error("an older inspect won")
+		t.Error("an older inspection won")
 	}
 
-	s.replace(nil, everything) // a list that began before the inspect
+	s.replace(nil, everything) // a list started before the inspection
 	if s.object("a").Sandbox != young {
-		t.Error("an older list removed what a later inspect had found")
+		t.Error("an older list removed the result of a later inspection")
 	}
 
 	ended := &spec.Sandbox{ID: "a"}
 	s.put("a", spec.Object{Sandbox: ended}, first)
 	if s.object("a").Sandbox != ended {
-		t.Error("an inspect that took long and saw the end is forgotten")
+		t.Error("a long inspection with the exit was dropped")
 	}
 
 	late := s.beginInspection()
 	s.replace(nil, s.beginInspection())
 	s.put("a", spec.Object{Sandbox: ended}, late)
 	if s.object("a").Sandbox != nil {
-		t.Error("an older inspect brought back what was gone")
+		t.Error("an older inspection restored a removed object")
 	}
 
 	s.replace(nil, s.beginInspection())
 	if len(s.entries) != 0 {
-		t.Errorf("what is long gone is remembered: %v", s.entries)
+		t.Errorf("entries of removed objects remain: %v", s.entries)
 	}
 }
 
@@ -227,9 +227,11 @@ func TestLookup(t *testing.T) {
 	}
 
 	for id, want := range map[string]string{"aaaa11": "aaaa11", "aaaa2": "aaaa22", "b": "bbbb11"} {
-		if s, err := v.Sandbox(id); err != nil || string(s.ID) != want {
-			t.Errorf("%s: %v, %v", id, s, err)
-		}
+		t.Run(id, func(t *testing.T) {
+			if s, err := v.Sandbox(id); err != nil || string(s.ID) != want {
+				t.Errorf("%s: %v, %v", id, s, err)
+			}
+		})
 	}
 
 	if _, err := v.Sandbox("aaaa"); !errdefs.IsInvalidArgument(err) {
@@ -254,11 +256,11 @@ func TestLookup(t *testing.T) {
 		t.Errorf("containers of a sandbox: %v", c)
 	}
 	if c := v.Containers(); fmt.Sprint(c[0].ID, c[1].ID) != "caaaa11caaaa22" {
-		t.Errorf("containers of one moment are not in order of their IDs: %v", c)
+		t.Errorf("containers created at the same time are not sorted by ID: %v", c)
 	}
 }
 
-// down is a source that never answers.
+// down is a source without a working engine.
 type down struct{ tries int }
 
 func (d *down) Host(context.Context) (spec.Host, error) {
@@ -287,7 +289,7 @@ func TestBackoff(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if d.tries < 30 || d.tries > 40 {
-			t.Errorf("%d tries in a minute, about one in two seconds is wanted", d.tries)
+			t.Errorf("%d tries in a minute, want about one in two seconds", d.tries)
 		}
 
 		cancel()

@@ -13,8 +13,8 @@ import (
 )
 
 // watchBuffer is the number of changes that a watch holds for a busy reader. It exceeds the changes
-// that arrive together when a thousand pods were removed while the engine was away. An element is a
-// pointer.
+// that arrive together after a thousand pods were removed during an outage of the engine. An
+// element is a pointer.
 const watchBuffer = 8192
 
 var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
@@ -59,8 +59,8 @@ func (v *View) Watch() *Watch {
 }
 
 // Next waits for a change. It fails with ctx's error, with ResourceExhausted if the reader was too
-// slow and changes were dropped, and with Unavailable when the view ends. Earlier changes are
-// delivered first.
+// slow and changes were dropped, and with Unavailable when the view ends. It delivers all earlier
+// changes first.
 func (w *Watch) Next(ctx context.Context) (*Change, error) {
 	select {
 	case c, ok := <-w.changes:
@@ -81,15 +81,15 @@ func (w *Watch) Stop() {
 }
 
 // endLocked ends a watch once.
-func (v *View) endLocked(w *Watch, why error) {
+func (v *View) endLocked(w *Watch, cause error) {
 	if _, ok := v.watches[w]; ok {
 		delete(v.watches, w)
-		w.err = why
+		w.err = cause
 		close(w.changes)
 	}
 }
 
-// endAll ends all watches, and those that start later.
+// endAll ends all current and future watches.
 func (v *View) endAll() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -131,7 +131,7 @@ func (v *View) changeLocked(t transition) *Change {
 	}
 }
 
-// sendLocked sends a change to all watches. It ends those whose buffer is full.
+// sendLocked sends a change to all watches. It ends watches with a full buffer.
 func (v *View) sendLocked(c *Change) {
 	for w := range v.watches {
 		select {

@@ -22,7 +22,7 @@ func word(k runtimeapi.ContainerEventType) string {
 	return strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(k.String(), "CONTAINER_"), "_EVENT"))
 }
 
-// expect takes changes from a watch, and no others: "created started" of one ID.
+// expect takes changes from a watch and fails on any others: "created started" of one ID.
 func expect(t *testing.T, w *Watch, id, kinds string) []*Change {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -36,7 +36,7 @@ func expect(t *testing.T, w *Watch, id, kinds string) []*Change {
 		}
 
 		if i > 0 && !c.At.After(out[i-1].At) {
-			t.Errorf("%s is told to have been at %s, what came before it at %s", want, c.At, out[i-1].At)
+			t.Errorf("%s is reported at %s, the previous change at %s", want, c.At, out[i-1].At)
 		}
 
 		out = append(out, c)
@@ -55,7 +55,7 @@ func watching(t *testing.T, f *enginetest.Fake) (*View, *Watch) {
 	return v, w
 }
 
-func TestWatchALife(t *testing.T) {
+func TestWatchLifecycle(t *testing.T) {
 	f := enginetest.NewFake()
 	_, w := watching(t, f)
 	id := makePod(t, f, "a")
@@ -81,8 +81,8 @@ func TestWatchALife(t *testing.T) {
 	}
 }
 
-// TestWatchWhileTheEngineIsAway: what the engine's events could not tell is found when it is back,
-// once.
+// TestWatchWhileTheEngineIsAway: changes during an outage of the engine are published once it is
+// back, each once.
 func TestWatchWhileTheEngineIsAway(t *testing.T) {
 	f := enginetest.NewFake()
 	var ids []string
@@ -107,8 +107,8 @@ func TestWatchWhileTheEngineIsAway(t *testing.T) {
 	expect(t, w, next, "created")
 }
 
-// TestWatchBeforeTheFirstLook: to who watches before anything is known, all that is found is new.
-func TestWatchBeforeTheFirstLook(t *testing.T) {
+// TestWatchBeforeFirstRead: a watch started before the first read reports all objects as new.
+func TestWatchBeforeFirstRead(t *testing.T) {
 	f := enginetest.NewFake()
 	id := makePod(t, f, "a")
 	if err := f.Start(t.Context(), model.ContainerID(id)); err != nil {
@@ -129,13 +129,13 @@ func TestWatchBeforeTheFirstLook(t *testing.T) {
 
 	expect(t, w, id, "created started")
 	if len(w.changes) != 0 {
-		t.Errorf("%d more changes after a second look", len(w.changes))
+		t.Errorf("%d more changes after a second read", len(w.changes))
 	}
 }
 
-// TestRemovedPodIsTold: a pod that a look at everything does not find any more goes container by
-// container, each with its sandbox.
-func TestRemovedPodIsTold(t *testing.T) {
+// TestRemovedPodIsPublished: a pod missing from a full read is removed container by container, each
+// with its sandbox.
+func TestRemovedPodIsPublished(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
@@ -156,8 +156,8 @@ func TestRemovedPodIsTold(t *testing.T) {
 	expect(t, w, "s", "stopped deleted")
 }
 
-// TestRestartedBehindOurBack: an engine may run a container again.
-func TestRestartedBehindOurBack(t *testing.T) {
+// TestMissedRestarts: the engine may restart a container several times between two inspections.
+func TestMissedRestarts(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	running, over := runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED
 	v := New(nil, discard)
@@ -177,7 +177,7 @@ func TestRestartedBehindOurBack(t *testing.T) {
 	expect(t, w, "c", "created started stopped started stopped started stopped started stopped")
 }
 
-// TestStartThatFailed: a container that could not run has ended without having started.
+// TestStartThatFailed: a container with a failed start has exited without a start.
 func TestStartThatFailed(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
@@ -192,14 +192,14 @@ func TestStartThatFailed(t *testing.T) {
 	expect(t, w, "c", "created stopped deleted")
 }
 
-// fakeEngine is an engine with one container, whose looks and events arrive in any order that can
-// be: looks end in another order than they began, events come late but in order.
+// fakeEngine is an engine with one container. Inspections and events arrive in any possible order:
+// inspections end in another order than they began, events arrive late but in order.
 type fakeEngine struct {
-	v      *View
-	at     int            // how many of kinds have happened
-	events []engine.Event // on their way
-	looks  []*look        // under way
-	kinds  []string
+	v           *View
+	at          int            // index of the next kind
+	events      []engine.Event // not delivered yet
+	inspections []*inspection  // in progress
+	kinds       []string
 }
 
 func (m *fakeEngine) advance() {
@@ -228,8 +228,8 @@ func (m *fakeEngine) deliver() {
 	}
 }
 
-// record is the container as it is now, nil when it is gone. The engine tells starts and ends a
-// little later than it notes them.
+// record returns the current container, nil after its removal. The engine reports starts and exits
+// a little later than it records them.
 func (m *fakeEngine) record() *spec.Container {
 	c := &spec.Container{ID: "c", SandboxID: "s"}
 	for i, k := range m.kinds[:m.at] {
@@ -249,26 +249,25 @@ func (m *fakeEngine) record() *spec.Container {
 	return c
 }
 
-// begin begins a look, at the container or at everything.
+// begin starts an inspection of the container or a full read.
 func (m *fakeEngine) begin(everything bool) {
-	m.looks = append(m.looks, &look{ticket: m.v.beginInspection(), everything: everything})
+	m.inspections = append(m.inspections, &inspection{ticket: m.v.beginInspection(), everything: everything})
 }
 
-// finish lets any look that is under way come one step further: the engine answers, the answer
-// arrives.
+// finish advances a random inspection by one step: the engine answers, then the answer arrives.
 func (m *fakeEngine) finish(r *rand.Rand) {
-	if len(m.looks) == 0 {
+	if len(m.inspections) == 0 {
 		return
 	}
 
-	i := r.IntN(len(m.looks))
-	l := m.looks[i]
+	i := r.IntN(len(m.inspections))
+	l := m.inspections[i]
 	if !l.answered {
 		l.found, l.answered = m.record(), true
 		return
 	}
 
-	m.looks = slices.Delete(m.looks, i, i+1)
+	m.inspections = slices.Delete(m.inspections, i, i+1)
 	o := spec.Object{Container: l.found}
 	switch {
 	case !l.everything:
@@ -280,24 +279,24 @@ func (m *fakeEngine) finish(r *rand.Rand) {
 	}
 }
 
-// finishAll ends all looks.
+// finishAll ends all inspections.
 func (m *fakeEngine) finishAll(r *rand.Rand) {
-	for len(m.looks) > 0 {
+	for len(m.inspections) > 0 {
 		m.finish(r)
 	}
 }
 
-// look is one under way.
-type look struct {
+// inspection is an inspection in progress.
+type inspection struct {
 	ticket     uint64
 	everything bool
 	answered   bool
 	found      *spec.Container
 }
 
-// TestEveryInterleaving lets looks, events and the life itself come in thousands of orders. A
-// container that was seen once is told of from its creation to its end, each transition once,
-// whatever was missed between.
+// TestEveryInterleaving runs inspections, events and the lifecycle itself in thousands of orders. A
+// container seen once is published from its creation to its removal, each transition once, with any
+// number of missed states in between.
 func TestEveryInterleaving(t *testing.T) {
 	for seed := range uint64(5000) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -311,7 +310,7 @@ func TestEveryInterleaving(t *testing.T) {
 		m := &fakeEngine{v: v, kinds: kinds}
 		m.advance()
 		m.begin(false)
-		m.finishAll(r) // CreateContainer has looked when it returns
+		m.finishAll(r) // CreateContainer has inspected when it returns
 		for range r.IntN(40) {
 			switch r.IntN(4) {
 			case 0:
@@ -324,14 +323,14 @@ func TestEveryInterleaving(t *testing.T) {
 				m.finish(r)
 			}
 
-			// What was told is never taken back.
+			// A published change is never revoked.
 			if c := v.store.object("c").Container; len(w.changes) > 1 && c != nil && c.StartedAt.IsZero() ||
 				len(w.changes) > 2 && c != nil && c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
-				t.Fatalf("seed %d: %d changes are told, the record is %+v", seed, len(w.changes), c)
+				t.Fatalf("seed %d: %d changes were published, the record is %+v", seed, len(w.changes), c)
 			}
 		}
 
-		for m.at < len(m.kinds) || len(m.events) > 0 || len(m.looks) > 0 {
+		for m.at < len(m.kinds) || len(m.events) > 0 || len(m.inspections) > 0 {
 			m.advance()
 			m.finish(r)
 			m.deliver()
@@ -343,7 +342,7 @@ func TestEveryInterleaving(t *testing.T) {
 		}
 
 		if w.Stop(); !slices.Equal(got, kinds) {
-			t.Fatalf("seed %d: told %v, want %v", seed, got, kinds)
+			t.Fatalf("seed %d: published %v, want %v", seed, got, kinds)
 		}
 
 		for id, e := range v.store.entries {
@@ -354,7 +353,8 @@ func TestEveryInterleaving(t *testing.T) {
 	}
 }
 
-// TestDroppedEvents: without the engine's events a look at everything tells what is due, once.
+// TestDroppedEvents: without the engine's events a full read publishes the missed transitions, each
+// once.
 func TestDroppedEvents(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 2))
@@ -368,7 +368,7 @@ func TestDroppedEvents(t *testing.T) {
 
 			everything := r.IntN(3) == 0
 			if everything {
-				m.finishAll(r) // none outlives two looks at everything
+				m.finishAll(r) // no inspection overlaps two full reads
 			}
 
 			m.begin(everything)
@@ -390,9 +390,9 @@ func TestDroppedEvents(t *testing.T) {
 			got = append(got, word((<-w.changes).Type))
 		}
 
-		// A life whose run nobody saw and no event told of is one without a run.
+		// A container not seen running and without events is published without a run.
 		if w.Stop(); len(got) > 0 && !slices.Equal(got, m.kinds) && !slices.Equal(got, []string{"created", "deleted"}) {
-			t.Fatalf("seed %d: told %v", seed, got)
+			t.Fatalf("seed %d: published %v", seed, got)
 		}
 	}
 }
@@ -406,7 +406,7 @@ func TestSlowReader(t *testing.T) {
 	for i := range watchBuffer + 10 {
 		v.publishLocked([]transition{{id: model.ContainerID(fmt.Sprint(i))}})
 		if c, err := quick.Next(t.Context()); err != nil || string(c.ID) != fmt.Sprint(i) {
-			t.Fatalf("the reader that keeps up: %+v, %v", c, err)
+			t.Fatalf("the fast reader: %+v, %v", c, err)
 		}
 	}
 
@@ -418,7 +418,7 @@ func TestSlowReader(t *testing.T) {
 
 	for range 2 {
 		if _, err := slow.Next(t.Context()); !errdefs.IsResourceExhausted(err) {
-			t.Errorf("after what was buffered: %v", err)
+			t.Errorf("after the buffered changes: %v", err)
 		}
 	}
 }
@@ -433,10 +433,10 @@ func TestWatchEnds(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 
-	gone, leave := context.WithCancel(t.Context())
+	canceled, leave := context.WithCancel(t.Context())
 	leave()
-	if _, err := w.Next(gone); err != context.Canceled { //nolint:errorlint // the context's own
-		t.Errorf("a reader that goes: %v", err)
+	if _, err := w.Next(canceled); err != context.Canceled { //nolint:errorlint // the context's own
+		t.Errorf("a canceled reader: %v", err)
 	}
 
 	cancel()
@@ -452,12 +452,12 @@ func TestWatchEnds(t *testing.T) {
 
 	late.Stop()
 	if len(v.watches) != 0 {
-		t.Errorf("%d watches are left", len(v.watches))
+		t.Errorf("%d watches remain", len(v.watches))
 	}
 }
 
-// TestLaterIsNewer: a kubelet that was told of a pod drops what seems older. An exit that happened
-// before it was told, and is found after, is news.
+// TestLaterIsNewer: a kubelet drops states older than the last published one. An exit before that
+// state, found after it, must still count as newer.
 func TestLaterIsNewer(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
@@ -477,7 +477,7 @@ func TestLaterIsNewer(t *testing.T) {
 	v.publishLocked(v.store.put("s", spec.Object{Sandbox: &ended}, v.beginInspection()))
 	c := expect(t, w, "s", "stopped")[0]
 	if !c.At.After(status.At) || c.At.After(time.Now()) {
-		t.Errorf("told with %s after a status of %s", c.At, status.At)
+		t.Errorf("published with %s after a status of %s", c.At, status.At)
 	}
 	if again, err := v.Pod("s"); err != nil || !again.At.After(c.At) {
 		t.Errorf("%+v, %v", again, err)
@@ -488,15 +488,16 @@ func TestLaterIsNewer(t *testing.T) {
 	}
 }
 
-// TestEventsAreTakenAtTheirWord: the engine answers no inspect, as while it clears up after an end.
-func TestEventsAreTakenAtTheirWord(t *testing.T) {
+// TestEventsWithoutInspections: the engine answers no inspection, as during its cleanup after an
+// exit.
+func TestEventsWithoutInspections(t *testing.T) {
 	v := New(nil, discard)
 	w := v.Watch()
 	defer w.Stop()
 
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
-	made := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
-	v.publishLocked(v.store.put("c", spec.Object{Container: made}, v.beginInspection()))
+	created := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
+	v.publishLocked(v.store.put("c", spec.Object{Container: created}, v.beginInspection()))
 	for _, e := range []engine.Event{
 		{
 			ID:   "c",
@@ -512,21 +513,21 @@ func TestEventsAreTakenAtTheirWord(t *testing.T) {
 		v.observe(e)
 	}
 
-	told := expect(t, w, "c", "created started stopped")
+	published := expect(t, w, "c", "created started stopped")
 	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED,
 		runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
-		if c := told[i].Containers; len(c) != 1 || c[0].State != want {
-			t.Errorf("%s: %+v", told[i].Type, c)
+		if c := published[i].Containers; len(c) != 1 || c[0].State != want {
+			t.Errorf("%s: %+v", published[i].Type, c)
 		}
 	}
 
-	if c := told[2].Containers[0]; c.ExitCode != 137 || c.Reason != "OOMKilled" || !c.FinishedAt.Equal(at(4)) ||
-		!c.StartedAt.Equal(at(2)) || !told[2].At.Equal(at(4)) {
-		t.Errorf("%+v, told at %s", c, told[2].At)
+	if c := published[2].Containers[0]; c.ExitCode != 137 || c.Reason != "OOMKilled" || !c.FinishedAt.Equal(at(4)) ||
+		!c.StartedAt.Equal(at(2)) || !published[2].At.Equal(at(4)) {
+		t.Errorf("%+v, published at %s", c, published[2].At)
 	}
 
-	if made.State != runtimeapi.ContainerState_CONTAINER_CREATED {
-		t.Error("a shared record was changed")
+	if created.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Error("a shared record was modified")
 	}
 
 	exact := &spec.Container{
@@ -540,12 +541,12 @@ func TestEventsAreTakenAtTheirWord(t *testing.T) {
 
 	v.publishLocked(v.store.put("c", spec.Object{Container: exact}, v.beginInspection()))
 	if c, err := v.Container("c"); err != nil || c != exact || len(w.changes) != 0 {
-		t.Errorf("after a look: %+v, %v, %d changes more", c, err, len(w.changes))
+		t.Errorf("after an inspection: %+v, %v, %d more changes", c, err, len(w.changes))
 	}
 }
 
-// TestKilledMayBeOutOfMemory: Docker may tell an out-of-memory after the end that it caused, so an
-// end by SIGKILL that nobody asked for is left to the look, which knows.
+// TestKilledMayBeOutOfMemory: Docker may report an out-of-memory after the exit caused by it. So an
+// unrequested exit by SIGKILL waits for the inspection.
 func TestKilledMayBeOutOfMemory(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	for asked, want := range map[bool]string{true: "created started stopped", false: "created started"} {
@@ -561,7 +562,7 @@ func TestKilledMayBeOutOfMemory(t *testing.T) {
 		v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(4), ExitCode: killedCode})
 		expect(t, w, "c", want)
 		if len(w.changes) != 0 {
-			t.Errorf("asked for: %v; told %s and more", asked, want)
+			t.Errorf("requested: %v; published %s and more", asked, want)
 		}
 
 		w.Stop()
