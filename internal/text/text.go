@@ -1,6 +1,6 @@
-// Package text makes strings from outside fit for answers, errors and logs: valid UTF-8, without
-// control characters, of bounded length. gRPC refuses a whole answer for one invalid byte, and a
-// terminal obeys escape sequences, so every string that somebody else wrote passes through Clean.
+// Package text makes strings from outside fit for responses, errors and logs: valid UTF-8, without
+// control characters, of bounded length. gRPC rejects a whole response for one invalid byte, and a
+// terminal obeys escape sequences. So Clean processes every string not written by this program.
 package text
 
 import (
@@ -9,18 +9,18 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds in bytes for the kinds of strings that come from outside.
+// Limits in bytes for the kinds of outside strings.
 const (
 	MaxName    = 1 << 10 // names of devices, users, images
 	MaxMessage = 4 << 10 // messages of the engine, plugins and registries
 )
 
-// mark stands where text was cut off.
+// mark replaces truncated text.
 const mark = "…"
 
 // Clean returns s as valid UTF-8 of at most limit bytes. Invalid bytes become U+FFFD. Control
-// characters other than newline and tab, and characters that change the direction of text, become
-// spaces. A cut is marked with "…"; a limit below the size of the mark returns "".
+// characters other than newline and tab, and characters with a change of text direction, become
+// spaces. A truncated string ends with "…"; a limit below the size of the mark returns "".
 func Clean(s string, limit int) string {
 	if len(s) <= limit && isClean(s) {
 		return s
@@ -30,7 +30,7 @@ func Clean(s string, limit int) string {
 	}
 
 	var b strings.Builder
-	end := 0 // the length up to which a mark still fits
+	end := 0 // length up to the last position for a mark
 	for _, r := range s {
 		if !isPrintable(r) {
 			r = ' '
@@ -48,12 +48,12 @@ func Clean(s string, limit int) string {
 	return b.String()
 }
 
-// Valid returns s as valid UTF-8 of at most limit bytes and keeps every valid character, for data
-// that a client compares byte by byte. Invalid bytes become U+FFFD.
+// Valid returns s as valid UTF-8 of at most limit bytes and keeps every valid character, for
+// clients comparing byte by byte. Invalid bytes become U+FFFD.
 func Valid(s string, limit int) string {
 	if len(s) > limit {
 		s = s[:limit]
-		for i := 0; i < utf8.UTFMax && s != ""; i++ { // do not leave half a character
+		for i := 0; i < utf8.UTFMax && s != ""; i++ { // drop a partial character
 			if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
 				break
 			}
@@ -62,7 +62,7 @@ func Valid(s string, limit int) string {
 	}
 
 	s = strings.ToValidUTF8(s, "\uFFFD")
-	for len(s) > limit { // a replacement is longer than what it replaces
+	for len(s) > limit { // a replacement is longer than the replaced byte
 		_, size := utf8.DecodeLastRuneInString(s)
 		s = s[:len(s)-size]
 	}
@@ -84,8 +84,8 @@ func isClean(s string) bool {
 	return true
 }
 
-// isPrintable rejects control characters and the bidirectional controls, which make a line look
-// like another one.
+// isPrintable rejects control characters and bidirectional controls, since they can disguise a line
+// as another.
 func isPrintable(r rune) bool {
 	if r == '\n' || r == '\t' {
 		return true

@@ -7,7 +7,7 @@ import (
 )
 
 func TestClean(t *testing.T) {
-	for _, c := range []struct {
+	tests := []struct {
 		in    string
 		limit int
 		want  string
@@ -22,15 +22,19 @@ func TestClean(t *testing.T) {
 		{"0123456789", 9, "012345…"},
 		{"0123456789", 2, ""},
 		{"", 0, ""},
-	} {
-		if got := Clean(c.in, c.limit); got != c.want {
-			t.Errorf("Clean(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
-		}
+	}
+
+	for _, c := range tests {
+		t.Run(c.in, func(t *testing.T) {
+			if got := Clean(c.in, c.limit); got != c.want {
+				t.Errorf("Clean(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
+			}
+		})
 	}
 }
 
 func TestValid(t *testing.T) {
-	for _, c := range []struct {
+	tests := []struct {
 		in    string
 		limit int
 		want  string
@@ -39,10 +43,14 @@ func TestValid(t *testing.T) {
 		{"äöü", 5, "äö"},
 		{"a\xff", 10, "a\uFFFD"},
 		{"aaa\xff", 4, "aaa"},
-	} {
-		if got := Valid(c.in, c.limit); got != c.want {
-			t.Errorf("Valid(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
-		}
+	}
+
+	for _, c := range tests {
+		t.Run(c.in, func(t *testing.T) {
+			if got := Valid(c.in, c.limit); got != c.want {
+				t.Errorf("Valid(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
+			}
+		})
 	}
 }
 

@@ -16,7 +16,7 @@ type Cache[R any] struct {
 	known map[*R][]byte
 }
 
-// NewCache returns an empty cache. message returns what a record is in the list.
+// NewCache returns an empty cache. message converts a record to its message in the list.
 func NewCache[R any](message func(*R) proto.Message) *Cache[R] {
 	return &Cache[R]{message: message, known: map[*R][]byte{}}
 }
@@ -41,10 +41,10 @@ func (c *Cache[R]) Item(r *R) ([]byte, error) {
 	return b, nil
 }
 
-// maxRemoved is how many removed records a cache may keep beside as many as there are.
+// maxRemoved is the allowance for removed records in a cache, beside one per existing record.
 const maxRemoved = 32
 
-// Keep forgets the records that are not among all, once there are many.
+// Keep drops the records not in all, once there are many of them.
 func (c *Cache[R]) Keep(all []*R) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -7,8 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestCacheForgets: removed records are forgotten some time after, and those that are left stay
-// encoded.
+// TestCacheForgets: removed records are dropped after a while, and the remaining ones stay encoded.
 func TestCacheForgets(t *testing.T) {
 	type record struct{ name string }
 	encoded := 0
@@ -36,9 +35,9 @@ func TestCacheForgets(t *testing.T) {
 	}
 
 	if len(c.known) > 2*10+maxRemoved {
-		t.Errorf("%d records are kept of 10", len(c.known))
+		t.Errorf("%d records are kept, want 10", len(c.known))
 	}
 	if encoded != 1+20*9 {
-		t.Errorf("181 records were encoded %d times", encoded)
+		t.Errorf("encoded 181 records %d times", encoded)
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Valid returns a copy of a message whose texts are UTF-8, and whether there was anything to
-// change. Protobuf refuses a whole message for one text that is not. The message itself is not
-// changed: its maps may be a record's.
+// Valid returns a copy of a message with all strings as valid UTF-8, and reports whether any string
+// changed. Protobuf rejects a whole message for one invalid string. The message itself is not
+// modified: its maps may belong to a record.
 func Valid(m proto.Message) (valid proto.Message, changed bool) {
 	valid = proto.Clone(m)
 	changed = makeValid(valid.ProtoReflect())
@@ -73,7 +73,7 @@ func makeMapValid(f protoreflect.FieldDescriptor, entries protoreflect.Map) (cha
 	return changed
 }
 
-// validValue is a value with valid texts. A message is changed in place.
+// validValue returns a value with valid strings. A message is modified in place.
 func validValue(f protoreflect.FieldDescriptor, v protoreflect.Value) (protoreflect.Value, bool) {
 	switch f.Kind() {
 	case protoreflect.StringKind:

@@ -1,8 +1,8 @@
-// Package wire has answers that are encoded before gRPC sees them. Lists are asked for every second
-// and are nearly always the same, and the metrics of a node are many thousand small messages: to
-// make protobuf's objects of them, and to encode those, is most of what such calls would cost. So
-// their answers carry the items encoded already, as what protobuf calls unknown fields, which it
-// sends as they are. To who decodes the answer they are what they always were.
+// Package wire provides responses encoded before gRPC handles them. The kubelet requests lists
+// every second, nearly always with the same content, and the metrics of a node are many thousand
+// small messages. Creating and encoding protobuf objects would be most of the cost of such calls.
+// So their responses carry already encoded items as unknown fields, and protobuf sends these
+// unchanged. Clients decode these responses like any other.
 package wire
 
 import (
@@ -21,8 +21,7 @@ type Field = protowire.Number
 // Items is the field of the items in all lists of the CRI.
 const Items Field = 1
 
-// AppendItem appends a message as an item of a list. Texts in it that are not UTF-8 are appended as
-// valid ones.
+// AppendItem appends a message as an item of a list. It replaces invalid UTF-8 in its strings.
 func AppendItem(b []byte, m proto.Message) ([]byte, error) {
 	begin := len(b)
 	b = protowire.AppendTag(b, Items, protowire.BytesType)
@@ -40,13 +39,13 @@ func AppendItem(b []byte, m proto.Message) ([]byte, error) {
 	return AppendItem(b[:begin], valid)
 }
 
-// AppendField appends a field that is a message, which is encoded already.
+// AppendField appends an already encoded message as a field.
 func AppendField(b []byte, f Field, message []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, f, protowire.BytesType), message)
 }
 
-// AppendText appends a field that is a text. What is not UTF-8, as names of network devices need
-// not be, would make the whole answer unreadable, and is replaced.
+// AppendText appends a string field. It replaces invalid UTF-8, possible for example in names of
+// network devices, since it would make the whole response unreadable.
 func AppendText(b []byte, f Field, s string) []byte {
 	if !utf8.ValidString(s) {
 		s = strings.ToValidUTF8(s, string(utf8.RuneError))
@@ -54,8 +53,8 @@ func AppendText(b []byte, f Field, s string) []byte {
 	return protowire.AppendString(protowire.AppendTag(b, f, protowire.BytesType), s)
 }
 
-// AppendNumber appends a field that is a number of any kind but a fixed or zigzag one. Protobuf
-// leaves out what is zero.
+// AppendNumber appends a number field of any kind except fixed and zigzag. Like protobuf, it omits
+// zero.
 func AppendNumber(b []byte, f Field, n uint64) []byte {
 	if n == 0 {
 		return b
@@ -63,7 +62,7 @@ func AppendNumber(b []byte, f Field, n uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, f, protowire.VarintType), n)
 }
 
-// AppendWrapped appends a field that is a message with a number in its first field, as UInt64Value.
+// AppendWrapped appends a message field with a number in its first field, such as UInt64Value.
 func AppendWrapped(b []byte, f Field, n uint64) []byte {
 	b = protowire.AppendTag(b, f, protowire.BytesType)
 	if n == 0 {
@@ -72,21 +71,21 @@ func AppendWrapped(b []byte, f Field, n uint64) []byte {
 	return AppendNumber(protowire.AppendVarint(b, uint64(protowire.SizeTag(1)+protowire.SizeVarint(n))), 1, n)
 }
 
-// Carry gives a message fields that are encoded already. Of an empty answer they belong to it from
-// then on: who sends it releases them.
+// Carry adds already encoded fields to a message. An otherwise empty response owns them from then
+// on: its sender releases them.
 func Carry[M proto.Message](m M, fields []byte) M {
 	m.ProtoReflect().SetUnknown(fields)
 	return m
 }
 
-// Carried is what an answer carries, if it has nothing else.
-func Carried(answer proto.Message) (items []byte, ok bool) {
-	items = answer.ProtoReflect().GetUnknown()
-	return items, len(items) > 0 && proto.Size(answer) == len(items)
+// Carried returns the encoded fields of a response, and whether it has nothing else.
+func Carried(response proto.Message) (items []byte, ok bool) {
+	items = response.ProtoReflect().GetUnknown()
+	return items, len(items) > 0 && proto.Size(response) == len(items)
 }
 
-// Pages sends items in answers of at most so many bytes, or of one item that is larger, each with a
-// copy of its own, and releases the items.
+// Pages sends items in responses of at most this many bytes, or of one larger item. Each response
+// has its own copy. Pages releases the items.
 func Pages(items []byte, most int, send func(page []byte) error) error {
 	defer Release(items)
 
@@ -114,30 +113,30 @@ func Pages(items []byte, most int, send func(page []byte) error) error {
 	return nil
 }
 
-// roomy is from how many bytes on an answer's memory is used again. To take it anew each time makes
-// the garbage collector run more often, with large answers within the call.
-const roomy = 4 << 10
+// minReused is the smallest size in bytes of reused memory. Allocating large responses anew makes
+// the garbage collector run more often, even within the call.
+const minReused = 4 << 10
 
-// rooms are the memory of answers that have been sent, by the power of two that it has at least.
-var rooms [bits.UintSize + 1]sync.Pool
+// pools holds the memory of sent responses, by the power of two of its minimum size.
+var pools [bits.UintSize + 1]sync.Pool
 
-// Room is empty memory for an answer of so many bytes.
+// Room returns empty memory for a response of this many bytes.
 func Room(bytes int) []byte {
-	if bytes < roomy {
+	if bytes < minReused {
 		return make([]byte, 0, bytes)
 	}
 
 	power := bits.Len(uint(bytes - 1))
-	if b, ok := rooms[power].Get().(*[]byte); ok {
+	if b, ok := pools[power].Get().(*[]byte); ok {
 		return (*b)[:0]
 	}
 
 	return make([]byte, 0, 1<<power)
 }
 
-// Release gives back the memory of an answer that has been sent.
+// Release makes the memory of a sent response available again.
 func Release(b []byte) {
-	if cap(b) >= roomy {
-		rooms[bits.Len(uint(cap(b)))-1].Put(&b)
+	if cap(b) >= minReused {
+		pools[bits.Len(uint(cap(b)))-1].Put(&b)
 	}
 }

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// list is an answer with items of these names, as its client gets it.
+// receive decodes a response with items of these names like a client.
 func receive(t *testing.T, items []byte) (names []string) {
 	t.Helper()
 	answer := Carry(&runtimeapi.ListPodSandboxResponse{}, items)
@@ -51,24 +52,29 @@ func TestCarry(t *testing.T) {
 		t.Errorf("received %q", got)
 	}
 
-	for _, c := range []struct {
-		answer *runtimeapi.ListPodSandboxResponse
-		ok     bool
+	tests := []struct {
+		name     string
+		response *runtimeapi.ListPodSandboxResponse
+		ok       bool
 	}{
-		{Carry(&runtimeapi.ListPodSandboxResponse{}, b), true},
-		{Carry(&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "mixed"}}}, b), false},
-		{Carry(&runtimeapi.ListPodSandboxResponse{}, nil), false},
-		{&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "usual"}}}, false},
-		{nil, false},
-	} {
-		if got, ok := Carried(c.answer); ok != c.ok || ok && !bytes.Equal(got, b) {
-			t.Errorf("%v carries %q, %v", c.answer, got, ok)
-		}
+		{"items", Carry(&runtimeapi.ListPodSandboxResponse{}, b), true},
+		{"mixed", Carry(&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "mixed"}}}, b), false},
+		{"empty", Carry(&runtimeapi.ListPodSandboxResponse{}, nil), false},
+		{"usual", &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "usual"}}}, false},
+		{"nil", nil, false},
+	}
+
+	for _, c := range tests {
+		t.Run(c.name, func(t *testing.T) {
+			if got, ok := Carried(c.response); ok != c.ok || ok && !bytes.Equal(got, b) {
+				t.Errorf("%v carries %q, %v", c.response, got, ok)
+			}
+		})
 	}
 }
 
-// TestInvalidTexts: an item with texts that are no UTF-8, wherever they stand, is sent with valid
-// ones, and the record stays as it is.
+// TestInvalidTexts: an item with invalid UTF-8 in any string is sent with valid strings, and the
+// record stays unchanged.
 func TestInvalidTexts(t *testing.T) {
 	item := &runtimeapi.ContainerStatus{
 		Id:       "\xff",
@@ -107,13 +113,13 @@ func TestInvalidTexts(t *testing.T) {
 	}
 
 	if item.Id != "\xff" || item.Labels["k\xfe"] != "v\xfd" {
-		t.Error("the record was changed")
+		t.Error("the record was modified")
 	}
 }
 
-// TestFields: what is appended is what protobuf makes of the message.
+// TestFields: the appended bytes equal protobuf's encoding of the message.
 func TestFields(t *testing.T) {
-	for _, m := range []*runtimeapi.Metric{
+	tests := []*runtimeapi.Metric{
 		{Value: &runtimeapi.UInt64Value{}},
 		{
 			Name:        "n",
@@ -128,37 +134,41 @@ func TestFields(t *testing.T) {
 			Value:       &runtimeapi.UInt64Value{Value: 127},
 		},
 		{Name: "-1", Timestamp: -1, Value: &runtimeapi.UInt64Value{Value: 128}},
-	} {
-		var b []byte
-		if m.Name != "" {
-			b = AppendText(b, 1, m.Name)
-		}
+	}
 
-		b = AppendNumber(AppendNumber(b, 2, uint64(m.Timestamp)), 3, uint64(m.MetricType))
-		for _, l := range m.LabelValues {
-			b = AppendText(b, 4, l)
-		}
+	for _, m := range tests {
+		t.Run(fmt.Sprintf("%.20s", m.Name), func(t *testing.T) {
+			var b []byte
+			if m.Name != "" {
+				b = AppendText(b, 1, m.Name)
+			}
 
-		b = AppendWrapped(b, 5, m.Value.Value)
-		want, err := proto.Marshal(m)
-		if err != nil || !bytes.Equal(b, want) {
-			t.Errorf("%.100v: %.100x, want %.100x, %v", m, b, want, err)
-		}
+			b = AppendNumber(AppendNumber(b, 2, uint64(m.Timestamp)), 3, uint64(m.MetricType))
+			for _, l := range m.LabelValues {
+				b = AppendText(b, 4, l)
+			}
 
-		all, err := proto.Marshal(&runtimeapi.ContainerMetrics{Metrics: []*runtimeapi.Metric{m}})
-		if got := AppendField(nil, 2, b); err != nil || !bytes.Equal(got, all) {
-			t.Errorf("as a field: %.100x, want %.100x, %v", got, all, err)
-		}
+			b = AppendWrapped(b, 5, m.Value.Value)
+			want, err := proto.Marshal(m)
+			if err != nil || !bytes.Equal(b, want) {
+				t.Errorf("%.100v: %.100x, want %.100x, %v", m, b, want, err)
+			}
+
+			all, err := proto.Marshal(&runtimeapi.ContainerMetrics{Metrics: []*runtimeapi.Metric{m}})
+			if got := AppendField(nil, 2, b); err != nil || !bytes.Equal(got, all) {
+				t.Errorf("as a field: %.100x, want %.100x, %v", got, all, err)
+			}
+		})
 	}
 
 	if got := receive(t, AppendField(nil, Items, AppendText(nil, 1, "eth\xff0"))); !slices.Equal(got,
 		[]string{"eth\uFFFD0"}) {
-		t.Errorf("what is not UTF-8: %q", got)
+		t.Errorf("invalid UTF-8: %q", got)
 	}
 }
 
-// TestPages gives every item once, in order, in answers of bounded size with memory of their own;
-// an item that is larger goes alone.
+// TestPages sends every item once, in order, in responses of bounded size with their own memory; a
+// larger item is sent alone.
 func TestPages(t *testing.T) {
 	const most = 1000
 	small, half, large := "s", strings.Repeat("h", most/2-50), strings.Repeat("l", 2*most)
@@ -182,21 +192,21 @@ func TestPages(t *testing.T) {
 		t.Error(err)
 	}
 
-	boom := errors.New("the client has gone")
+	boom := errors.New("the client has disconnected")
 	if err := Pages(slices.Clone(all), most, func([]byte) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("an error of the stream: %v", err)
 	}
 
 	if err := Pages(slices.Clone(all[:len(all)-1]), most, func([]byte) error { return nil }); err == nil {
-		t.Error("half an item was sent")
+		t.Error("a partial item was sent")
 	}
 }
 
-// TestRoom: what is released is empty when it is used again, and never too small.
+// TestRoom: released memory is empty when reused, and never too small.
 func TestRoom(t *testing.T) {
-	for i := range 3 * roomy {
+	for i := range 3 * minReused {
 		b := Room(i)
-		if len(b) != 0 || cap(b) < i || cap(b) > max(2*i, roomy) {
+		if len(b) != 0 || cap(b) < i || cap(b) > max(2*i, minReused) {
 			t.Fatalf("room for %d bytes: %d of %d", i, len(b), cap(b))
 		}
 		Release(append(b, "used"...))
