@@ -17,7 +17,7 @@ type Descriptor struct {
 	Gauge      bool     // else a counter
 }
 
-// SharedLabels is the number of labels that every metric has.
+// SharedLabels is the number of labels common to all metrics.
 const SharedLabels = len(sharedLabels)
 
 // Descriptors yields the descriptors of all metrics, always the same ones in the same order.
@@ -30,6 +30,7 @@ func Descriptors() iter.Seq[Descriptor] {
 				Labels: slices.Concat(sharedLabels[:], x.labels),
 				Gauge:  x.isGauge,
 			}
+
 			if !yield(d) {
 				return
 			}
@@ -37,8 +38,8 @@ func Descriptors() iter.Seq[Descriptor] {
 	}
 }
 
-// collector serves the metrics to Prometheus, for kubelets that do not ask the CRI for them. They
-// are read when somebody collects.
+// collector serves the metrics to Prometheus, for kubelets without CRI metrics. It reads them on
+// collection.
 type collector struct {
 	reporter *Reporter
 	families []family
@@ -89,7 +90,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// measureAll reads everything that runs.
+// measureAll reads all running pods and containers.
 func (r *Reporter) measureAll() []*measured {
 	if !r.View.Engine().Ready {
 		return nil
@@ -120,8 +121,7 @@ func pairs(names, values []string) []*dto.LabelPair {
 	return out
 }
 
-// sample is one value. It shares the labels of its subject with the others, of which there are
-// thousands.
+// sample is one value. It shares the labels of its subject with thousands of other samples.
 type sample struct {
 	family *family
 	shared []*dto.LabelPair

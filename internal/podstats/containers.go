@@ -12,8 +12,8 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// Container reports the stats of a container. One that does not run has attributes only. NotFound
-// for an unknown ID.
+// Container reports the stats of a container. A stopped container has only attributes. NotFound for
+// an unknown ID.
 func (r *Reporter) Container(id string) (*runtimeapi.ContainerStats, error) {
 	c, err := r.View.Container(id)
 	if err != nil {
@@ -22,8 +22,8 @@ func (r *Reporter) Container(id string) (*runtimeapi.ContainerStats, error) {
 	return r.container(c, r.layers())
 }
 
-// Containers reports the stats of running containers, newest first. nil is every container. One
-// that ends meanwhile is left out.
+// Containers reports the stats of running containers, newest first. A nil filter selects every
+// container. It skips containers that end meanwhile.
 func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
 	filter := &runtimeapi.ContainerFilter{
 		Id:            f.GetId(),
@@ -54,7 +54,7 @@ func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.
 	return slices.DeleteFunc(all, func(one *runtimeapi.ContainerStats) bool { return one == nil })
 }
 
-// container returns the stats of a container, whether it runs or not.
+// container returns the stats of a container, running or not.
 func (r *Reporter) container(c *spec.Container, l imagefs.Measurement) (*runtimeapi.ContainerStats, error) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil

@@ -13,12 +13,12 @@ import (
 	"cri-dockerd/internal/stats"
 )
 
-// measured is the subject of one set of labels with what was read of it: a container, a pod's
-// control group, a pod's network, or the node. A nil part has no metrics.
+// measured is the subject of one set of labels and its readings: a container, a pod's cgroup, a
+// pod's network, or the node. A nil part has no metrics.
 type measured struct {
 	labels []string // values of sharedLabels
 	now    time.Time
-	start  time.Time // zero for a pod's control group, which the kubelet has created
+	start  time.Time // zero for a pod's cgroup, created by the kubelet
 
 	details   *stats.Details
 	container *spec.Container
@@ -30,7 +30,8 @@ type measured struct {
 	device    func(major, minor uint32) string
 }
 
-// layer is a container's writable layer, as last measured, and its file system as it is now.
+// layer is the last measurement of a container's writable layer, with the current state of its file
+// system.
 type layer struct {
 	bytes uint64
 	at    time.Time
@@ -55,7 +56,7 @@ func (m *measured) measuredAt(x *metric) time.Time {
 	return time.Time{}
 }
 
-// limits returns the limits of a container, nil of other subjects.
+// limits returns the limits of a container, nil for other subjects.
 func (m *measured) limits() *runtimeapi.LinuxContainerResources {
 	if m.container == nil {
 		return nil
@@ -70,21 +71,22 @@ func (m *measured) devices() []cgroup.Device {
 	return m.details.Devices
 }
 
-// hasNoDiskYet reports whether a container has used no disk, for which the kernel has no line. Pods
-// have the lines of their containers.
+// hasNoDiskYet reports whether a container has used no disk yet, so that the kernel has no line for
+// it. Pods have the lines of their containers.
 func (m *measured) hasNoDiskYet() bool {
 	return m.container != nil && m.details != nil && len(m.details.Devices) == 0
 }
 
-// fsLayers are the writable layers as last measured, with their file system as it is now.
+// fsLayers is the last measurement of the writable layers, with the current state of their file
+// system.
 type fsLayers struct {
 	imagefs.Measurement
 	fs *stats.FileSystem // nil if it cannot be read
 }
 
-// fsLayers returns the writable layers of all containers of these pods, also of those that have
-// been started since the last measurement, so that a first scrape is complete. Where the layout of
-// the engine's store is not known, its directory stands for the file system.
+// fsLayers returns the writable layers of all containers of these pods. It also measures containers
+// that were started since the last measurement, so that a first scrape is complete. If the layout
+// of the engine's store is unknown, it uses the file system of the engine's root directory.
 func (r *Reporter) fsLayers(pods []runningPod) fsLayers {
 	var running []model.ContainerID
 	for _, p := range pods {
@@ -107,7 +109,7 @@ func (r *Reporter) fsLayers(pods []runningPod) fsLayers {
 	return l
 }
 
-// measureNode returns the file system of the writable layers, as cAdvisor has it of its root.
+// measureNode returns the file system of the writable layers, like cAdvisor for its root.
 func measureNode(l fsLayers, now time.Time) []*measured {
 	if l.fs == nil {
 		return nil
@@ -115,11 +117,11 @@ func measureNode(l fsLayers, now time.Time) []*measured {
 	return []*measured{{labels: []string{"", "/", "", "", "", ""}, now: now, node: l.fs}}
 }
 
-// podContainer is cAdvisor's name of the container that stands for a pod, with Docker.
+// podContainer is cAdvisor's container name for a pod with Docker.
 const podContainer = "POD"
 
-// measurePod reads a pod as a whole: its control group, if it has one of its own, and its network,
-// if it is not the node's.
+// measurePod reads a pod as a whole: its own cgroup, if any, and its network, unless it uses the
+// node's.
 func (r *Reporter) measurePod(p runningPod, interfaces int, now time.Time) (out []*measured) {
 	namespace, name := p.Metadata.GetNamespace(), p.Metadata.GetName()
 	d, err := r.Details.PodDetails(p.anchor, p.pid, p.Metadata.GetUid())

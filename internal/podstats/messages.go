@@ -12,11 +12,11 @@ import (
 )
 
 // All messages of stats are built in this file. A kubelet uses some of their sub-messages without a
-// check and crashes without them (test/answers lists them), so a constructor returns a message with
-// all of those, or nil.
+// check and crashes without them (test/answers lists them). So each constructor returns a message
+// with all of these, or nil.
 
-// newNetworkUsage returns the network of a pod. It is nil without the default interface, which a
-// kubelet uses without a check (addCRIPodNetworkStats): while a pod is torn down, its processes
+// newNetworkUsage returns the network of a pod. It returns nil without the default interface, since
+// a kubelet uses it without a check (addCRIPodNetworkStats). During teardown, a pod's processes may
 // outlive its interfaces.
 func newNetworkUsage(at time.Time, devices []stats.Interface) *runtimeapi.NetworkUsage {
 	out := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
@@ -52,7 +52,7 @@ func newFilesystemUsage(at time.Time, dir string, bytes uint64, inodes *uint64) 
 	}
 }
 
-// sizesOf returns what images take by the sizes that the engine reports.
+// sizesOf sums up the sizes of images as reported by the engine.
 func sizesOf(images []*spec.Image, dir string) imagefs.Measurement {
 	m := imagefs.Measurement{At: time.Now(), ImageDir: dir, ContainerDir: dir}
 	for _, i := range images {
@@ -70,7 +70,7 @@ func optional(n *uint64) *runtimeapi.UInt64Value {
 	return value(*n)
 }
 
-// unused returns the rest of a limit, nil without a limit.
+// unused returns the remainder of a limit, nil without a limit.
 func unused(limit *uint64, used uint64) *runtimeapi.UInt64Value {
 	if limit == nil {
 		return nil
@@ -113,7 +113,7 @@ func swapUsage(u stats.Usage) *runtimeapi.SwapUsage {
 	}
 }
 
-// ioUsage returns the pressure, which is all that the message has.
+// ioUsage returns the pressure, the only content of the message.
 func ioUsage(u stats.Usage) *runtimeapi.IoUsage {
 	if u.IOPressure == nil {
 		return nil

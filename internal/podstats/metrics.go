@@ -9,8 +9,7 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// MetricDescriptors describes all metrics with their labels (KEP-2371), always the same ones in the
-// same order.
+// MetricDescriptors describes all metrics with their labels (KEP-2371), always in the same order.
 func MetricDescriptors() []*runtimeapi.MetricDescriptor {
 	var out []*runtimeapi.MetricDescriptor
 	for d := range Descriptors() {
@@ -24,9 +23,9 @@ func MetricDescriptors() []*runtimeapi.MetricDescriptor {
 	return out
 }
 
-// Metrics reads the metrics of all running pods (KEP-2371): PodSandboxMetrics as encoded items of a
-// list, in no order; see package wire. A container that ends meanwhile is left out. The CRI's
-// values are whole numbers, so seconds are rounded down.
+// Metrics reads the metrics of all running pods (KEP-2371). It returns PodSandboxMetrics as encoded
+// items of a list, in no order; see package wire. Containers that end meanwhile are omitted. The
+// CRI's values are integers, so seconds are rounded down.
 func (r *Reporter) Metrics() []byte {
 	now, pods := time.Now(), r.runningPods(r.View.Sandboxes())
 	layers := r.fsLayers(pods)
@@ -38,7 +37,7 @@ func (r *Reporter) Metrics() []byte {
 
 		e.pod = wire.AppendText(e.pod[:0], podSandboxID, string(p.ID))
 		all := r.measurePod(p, maxInterfaces(len(pods)), now)
-		if p.ID == pods[0].ID { // the CRI has no other place for the node's own
+		if p.ID == pods[0].ID { // the CRI has no other place for the node's metrics
 			all = append(all, measureNode(layers, now)...)
 		}
 
@@ -82,7 +81,7 @@ const (
 	metricValue     wire.Field = 5
 )
 
-// metricHeads are the fields of each metric that are always the same.
+// metricHeads contains the constant fields of each metric.
 var metricHeads = func() (out [][]byte) {
 	for _, x := range metrics {
 		b := wire.AppendText(nil, metricName, x.name)
@@ -95,12 +94,12 @@ var metricHeads = func() (out [][]byte) {
 	return out
 }()
 
-// encoder has memory that is used again and again.
+// encoder contains reusable memory.
 type encoder struct{ pod, container, metric, labels []byte }
 
 var encoders = sync.Pool{New: func() any { return &encoder{} }}
 
-// appendMetrics appends the metrics of a subject as the CRI has them.
+// appendMetrics appends the CRI metrics of a subject.
 func (e *encoder) appendMetrics(b []byte, m *measured) []byte {
 	e.labels = e.labels[:0]
 	for _, l := range m.labels {

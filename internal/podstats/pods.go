@@ -18,23 +18,23 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// maxInterfaces bounds the network devices of one answer, since a pod with NET_ADMIN may create
-// very many: each pod has a fair share of 1,024, and at least 4 and at most 32.
+// maxInterfaces bounds the network devices in one response, since a pod with NET_ADMIN may create
+// very many. Each pod gets a fair share of 1,024, and at least 4 and at most 32.
 func maxInterfaces(pods int) int { return min(max(1024/max(pods, 1), 4), 32) }
 
-// runningPod is a pod with its running containers. A pod whose pause has ended runs as long as a
-// container does.
+// runningPod is a pod with its running containers. Without its pause container, a pod is running as
+// long as one of its containers.
 type runningPod struct {
 	*spec.Sandbox
 	containers []*spec.Container
 
-	// anchor and pid are a process in the pod's control group and network namespace: that of the
-	// pause or, without it, of a container.
+	// anchor and pid identify a process in the pod's cgroup and network namespace: of the pause
+	// container or, without it, of another container.
 	anchor string
 	pid    int
 }
 
-// runningPods returns those of these pods that run, in the same order.
+// runningPods returns the pods that are running, in the same order.
 func (r *Reporter) runningPods(sandboxes []*spec.Sandbox) []runningPod {
 	of := make(map[string][]*spec.Container, len(sandboxes))
 	for _, c := range r.View.Containers() {
@@ -64,8 +64,8 @@ func (r *Reporter) runningPods(sandboxes []*spec.Sandbox) []runningPod {
 	return out
 }
 
-// Pod reports the stats of a pod as a whole, and of each of its running containers. NotFound for an
-// unknown ID, FailedPrecondition if neither the pause nor a container runs.
+// Pod reports the stats of a pod and of each of its running containers. NotFound for an unknown ID,
+// FailedPrecondition if neither the pause container nor another container is running.
 func (r *Reporter) Pod(id string) (*runtimeapi.PodSandboxStats, error) {
 	sb, err := r.View.Sandbox(id)
 	if err != nil {
@@ -74,14 +74,14 @@ func (r *Reporter) Pod(id string) (*runtimeapi.PodSandboxStats, error) {
 
 	running := r.runningPods([]*spec.Sandbox{sb})
 	if len(running) == 0 {
-		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("sandbox %s is not running: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
 
 	return r.pod(running[0], r.layers(), maxInterfaces(1))
 }
 
-// Pods reports the stats of running pods, newest first. nil is every pod. One that ends meanwhile
-// is left out.
+// Pods reports the stats of running pods, newest first. A nil filter selects every pod. It skips
+// pods that end meanwhile.
 func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
 	filter := &runtimeapi.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()}
 	sandboxes := r.View.Sandboxes()
@@ -107,10 +107,10 @@ func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSa
 	return slices.DeleteFunc(all, func(one *runtimeapi.PodSandboxStats) bool { return one == nil })
 }
 
-// minPerThread is the number of items that is worth a thread.
+// minPerThread is the number of items worth a thread.
 const minPerThread = 8
 
-// inParallel calls do with each item, on up to GOMAXPROCS threads, and returns the results in the
+// inParallel calls do for each item on up to GOMAXPROCS threads, and returns the results in the
 // order of the items.
 func inParallel[T, R any](items []T, do func(T) R) []R {
 	out := make([]R, len(items))
@@ -133,8 +133,8 @@ func inParallel[T, R any](items []T, do func(T) R) []R {
 	return out
 }
 
-// pod reads the pod's own control group or, where it has none, adds up those of its containers and
-// its pause. Attributes are encoded already; see package wire.
+// pod reads the pod's own cgroup or, without one, adds up those of its containers and its pause
+// container. Attributes are already encoded; see package wire.
 func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*runtimeapi.PodSandboxStats, error) {
 	sum, err := r.Usage.Pod(p.anchor, p.pid, p.Metadata.GetUid())
 	own := err == nil
@@ -154,7 +154,7 @@ func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*ru
 		u, err := r.Usage.Container(string(c.ID), c.Pid)
 		n, err2 := r.Usage.Processes(string(c.ID), c.Pid)
 		if err != nil || err2 != nil {
-			continue // it has ended
+			continue // the container has ended
 		}
 
 		if !own {
@@ -185,8 +185,8 @@ func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*ru
 	return wire.Carry(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
 }
 
-// addPause adds the processes of the pause and, if the pod has no control group of its own, the
-// usage of the pause.
+// addPause adds the processes of the pause container and, if the pod has no cgroup of its own, its
+// usage.
 func (r *Reporter) addPause(sum *stats.Usage, processes *uint64, p runningPod, own bool) error {
 	n, err := r.Usage.Processes(string(p.ID), p.Pid)
 	if err != nil {
@@ -208,7 +208,8 @@ func (r *Reporter) addPause(sum *stats.Usage, processes *uint64, p runningPod, o
 	return nil
 }
 
-// networkUsage reads the network of a pod, nil on the host's and without a default interface.
+// networkUsage reads the network of a pod. It returns nil for the host network, and without a
+// default interface.
 func (r *Reporter) networkUsage(p runningPod, interfaces int) (*runtimeapi.NetworkUsage, error) {
 	if p.HostNetwork() {
 		return nil, nil

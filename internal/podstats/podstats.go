@@ -1,6 +1,6 @@
-// Package podstats reports what pods, containers and images use: the stats of the CRI, its metrics,
-// and the same metrics under cAdvisor's names for Prometheus. A call reads the kernel and memory
-// only, never the engine.
+// Package podstats reports the usage of pods, containers and images: the stats of the CRI, its
+// metrics, and the same metrics under cAdvisor's names for Prometheus. A call reads only the kernel
+// and memory, never the engine.
 package podstats
 
 import (
@@ -19,7 +19,7 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// View is what runs on this node, from memory; see view.View. Records are shared: read only.
+// View provides the state of this node from memory; see view.View. Records are shared: read only.
 type View interface {
 	Engine() view.EngineState
 	Sandbox(id string) (*spec.Sandbox, error)
@@ -29,19 +29,20 @@ type View interface {
 	Images() ([]*spec.Image, error)
 }
 
-// Usage is what running processes use; see package stats. A pod is named by any process of it that
-// runs, its pause or a container. NotFound if the process has ended.
+// Usage reports the usage of running processes; see package stats. A pod is identified by any of
+// its running processes, of the pause container or another container. NotFound if the process has
+// ended.
 type Usage interface {
 	Container(id string, pid int) (stats.Usage, error)
-	// Pod is stats.ErrNoPodGroup for a pod without a control group of its own.
+	// Pod returns stats.ErrNoPodGroup for a pod without its own cgroup.
 	Pod(id string, pid int, uid string) (stats.Usage, error)
 	Processes(id string, pid int) (uint64, error)
 	Network(id string, pid, most int) ([]stats.Interface, error)
-	// Forget closes what is held open for a container or pause that is being removed.
+	// Forget closes the files held open for a container or pause container about to be removed.
 	Forget(id string)
 }
 
-// Details are what only metrics need; see package stats. Errors are those of Usage.
+// Details reports values that only metrics need; see package stats. Errors are those of Usage.
 type Details interface {
 	ContainerDetails(id string, pid int) (stats.Details, error)
 	PodDetails(id string, pid int, uid string) (stats.Details, error)
@@ -56,8 +57,8 @@ type Details interface {
 type ImageFS interface {
 	// Read returns the last measurement of a store, false while there is none. It does no work.
 	Read(s imagefs.Store) (imagefs.Measurement, bool)
-	// Complete returns the last measurement too, and measures these containers if they are not in
-	// it. It returns false if it cannot know the store.
+	// Complete is like Read, and also measures these containers if they are not in the last
+	// measurement. It returns false if it cannot know the store.
 	Complete(s imagefs.Store, containers []model.ContainerID) (imagefs.Measurement, bool)
 }
 
@@ -87,12 +88,12 @@ func New(c Config) *Reporter {
 	}
 }
 
-// Forget closes what is held open for a container or sandbox that is being removed.
+// Forget closes the files held open for a container or sandbox about to be removed.
 func (r *Reporter) Forget(id string) { r.Usage.Forget(id) }
 
-// ImageFileSystem reports the disk usage of images and of the writable layers of containers, as
-// last measured in the background. Until the first measurement, and with storage drivers whose
-// layout is not known, it is the sum of the images' sizes, without inodes.
+// ImageFileSystem reports the disk usage of images and of the writable layers of containers, from
+// the last measurement in the background. Before the first one, and for storage drivers whose
+// layout is unknown, it reports the sum of the images' sizes, without inodes.
 func (r *Reporter) ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error) {
 	host := r.View.Engine().Host
 	m, measured := r.ImageFS.Read(storeOf(host))
@@ -118,7 +119,7 @@ func (r *Reporter) ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error) {
 	}, nil
 }
 
-// layers returns the writable layers as last measured.
+// layers returns the last measurement of the writable layers.
 func (r *Reporter) layers() imagefs.Measurement {
 	m, _ := r.ImageFS.Read(storeOf(r.View.Engine().Host))
 	return m
@@ -132,9 +133,9 @@ func storeOf(host spec.Host) imagefs.Store {
 	}
 }
 
-// logUnreadable logs why stats are missing, unless their process has ended.
+// logUnreadable logs the reason for missing stats, unless the process has ended.
 func (r *Reporter) logUnreadable(kind, id string, err error) {
 	if !errdefs.IsNotFound(err) {
-		r.Log.Debug("stats cannot be read", kind, id, "err", err)
+		r.Log.Debug("cannot read stats", kind, id, "err", err)
 	}
 }

@@ -12,22 +12,22 @@ import (
 	"cri-dockerd/internal/stats"
 )
 
-// sharedLabels are the labels of every metric, those of the kubelet's /metrics/cadvisor. As with
-// cAdvisor on Docker, a pod as a whole has only id, namespace and pod; its network has the
-// container POD and the name and image of its pause; the node has only the id "/".
+// sharedLabels are the labels of every metric, as in the kubelet's /metrics/cadvisor. As with
+// cAdvisor on Docker, a pod as a whole has only id, namespace and pod. Its network has the
+// container POD, with the name and image of the pause container. The node has only the id "/".
 var sharedLabels = [...]string{"container", "id", "image", "name", "namespace", "pod"}
 
 // metric is one metric under cAdvisor's name.
 type metric struct {
 	name, help string
-	labels     []string // beside sharedLabels
+	labels     []string // in addition to sharedLabels
 	isGauge    bool     // else a counter
 	isNanos    bool     // read in nanoseconds, published in seconds
-	isOfLayer  bool     // as old as the measured layer
+	isOfLayer  bool     // from the last measurement of the layer
 	report     reportFunc
 }
 
-// reportFunc calls put with each value that a subject has of a metric.
+// reportFunc calls put with each of a subject's values of a metric.
 type reportFunc func(m *measured, put putValue)
 
 // putValue takes a value with the values of the metric's own labels.
@@ -62,7 +62,7 @@ func one(f func(m *measured) *uint64) reportFunc {
 	}
 }
 
-// ofGroup reports a value of a control group, or none for nil.
+// ofGroup reports a value of a cgroup, or none for nil.
 func ofGroup(f func(d *stats.Details) *uint64) reportFunc {
 	return one(func(m *measured) *uint64 {
 		if m.details == nil {
@@ -72,7 +72,7 @@ func ofGroup(f func(d *stats.Details) *uint64) reportFunc {
 	})
 }
 
-// metrics are all of them, by subject.
+// metrics lists all metrics, by subject.
 var metrics = slices.Concat(
 	aboutMetrics,
 	cpuMetrics,
@@ -88,7 +88,7 @@ var metrics = slices.Concat(
 )
 
 var aboutMetrics = []metric{
-	gauge("container_last_seen", "Unix time at which it was last seen, in seconds.",
+	gauge("container_last_seen", "Unix time of the last observation, in seconds.",
 		one(func(m *measured) *uint64 { return seconds(m.now) })),
 	gauge("container_start_time_seconds", "Unix time of the start, in seconds.",
 		one(func(m *measured) *uint64 { return seconds(m.start) })),
@@ -114,15 +114,15 @@ var cpuMetrics = []metric{
 		ofGroup(func(d *stats.Details) *uint64 { return &d.User })).inSeconds(),
 	counter("container_cpu_system_seconds_total", "CPU time in the kernel, in seconds.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.System })).inSeconds(),
-	counter("container_cpu_cfs_periods_total", "Periods of the CPU quota in which it was wanted.",
+	counter("container_cpu_cfs_periods_total", "Elapsed enforcement periods of the CPU quota.",
 		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Periods })),
-	counter("container_cpu_cfs_throttled_periods_total", "Periods in which the CPU quota was used up.",
+	counter("container_cpu_cfs_throttled_periods_total", "Throttled enforcement periods of the CPU quota.",
 		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Throttled })),
-	counter("container_cpu_cfs_throttled_seconds_total", "Time for which the CPU quota held processes up, in seconds.",
+	counter("container_cpu_cfs_throttled_seconds_total", "Time throttled by the CPU quota, in seconds.",
 		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Time })).inSeconds(),
 }
 
-// throttling reports a value of a group that has a CPU quota, or had one.
+// throttling reports a value of a cgroup with a current or earlier CPU quota.
 func throttling(f func(d *stats.Details) *uint64) reportFunc {
 	return one(func(m *measured) *uint64 {
 		if m.details == nil || m.details.Throttling == nil {
@@ -138,32 +138,32 @@ func throttling(f func(d *stats.Details) *uint64) reportFunc {
 var memoryMetrics = []metric{
 	gauge("container_memory_usage_bytes", "Memory in use, page cache included.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.Usage })),
-	gauge("container_memory_working_set_bytes", "Memory in use without the page cache that is given up first.",
+	gauge("container_memory_working_set_bytes", "Memory in use without inactive page cache.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.WorkingSet })),
 	gauge("container_memory_rss", "Anonymous memory, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.RSS })),
 	gauge("container_memory_cache", "Page cache, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.Cache })),
-	gauge("container_memory_mapped_file", "Files that are mapped, in bytes.",
+	gauge("container_memory_mapped_file", "Mapped files, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.MappedFile })),
-	gauge("container_memory_total_active_file_bytes", "Page cache that was used lately.",
+	gauge("container_memory_total_active_file_bytes", "Active page cache, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.ActiveFile })),
-	gauge("container_memory_total_inactive_file_bytes", "Page cache that is given up first.",
+	gauge("container_memory_total_inactive_file_bytes", "Inactive page cache, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.InactiveFile })),
-	gauge("container_memory_kernel_usage", "Memory that the kernel uses for it, in bytes.",
+	gauge("container_memory_kernel_usage", "Kernel memory, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.KernelMemory })),
-	gauge("container_memory_max_usage_bytes", "The most memory that has been in use.",
+	gauge("container_memory_max_usage_bytes", "Maximum memory usage.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.MaxUsage })),
-	counter("container_memory_failcnt", "How often memory was at its limit.",
+	counter("container_memory_failcnt", "Number of times the memory usage hit its limit.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.LimitHits })),
-	gauge("container_memory_swap", "Memory that is swapped out, in bytes.",
+	gauge("container_memory_swap", "Swapped out memory, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 {
 			if d.Swap == nil {
 				return nil
 			}
 			return &d.Swap.Usage
 		})),
-	counter("container_memory_failures_total", "Page faults, and those that read from disk.",
+	counter("container_memory_failures_total", "Page faults and major page faults.",
 		func(m *measured, put putValue) {
 			if d := m.details; d != nil {
 				put(d.OwnFaults, "pgfault", "container")
@@ -172,16 +172,16 @@ var memoryMetrics = []metric{
 				put(d.Memory.MajorFaults, "pgmajfault", "hierarchy")
 			}
 		}, "failure_type", "scope"),
-	counter("container_oom_events_total", "Processes that were killed for want of memory.",
+	counter("container_oom_events_total", "Processes killed by the OOM killer.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.OOMKills })),
 }
 
 var hugePageMetrics = []metric{
 	gauge("container_hugetlb_usage_bytes", "Huge pages in use.",
 		ofHugePages(func(h *cgroup.HugePages) *uint64 { return &h.Usage }), "pagesize"),
-	gauge("container_hugetlb_max_usage_bytes", "The most huge pages that have been in use.",
+	gauge("container_hugetlb_max_usage_bytes", "Maximum usage of huge pages.",
 		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.MaxUsage }), "pagesize"),
-	counter("container_hugetlb_failcnt", "How often huge pages were at their limit.",
+	counter("container_hugetlb_failcnt", "Number of times the usage of huge pages hit its limit.",
 		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.LimitHits }), "pagesize"),
 }
 
@@ -206,13 +206,13 @@ var processMetrics = []metric{
 		ofProcesses(func(p *stats.Processes) *uint64 { return &p.Count })),
 	gauge("container_threads", "Threads of all processes.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.Threads })),
-	gauge("container_threads_max", "The most threads that it may have; 0 for no limit.",
+	gauge("container_threads_max", "Limit of threads; 0 for no limit.",
 		ofGroup(maxThreads)),
 	gauge("container_file_descriptors", "Open descriptors of all processes.",
 		ofProcesses(func(p *stats.Processes) *uint64 { return p.Files })),
 	gauge("container_sockets", "Open sockets of all processes.",
 		ofProcesses(func(p *stats.Processes) *uint64 { return p.Sockets })),
-	gauge("container_ulimits_soft", "Soft limits of the main process; what is not limited is not there.",
+	gauge("container_ulimits_soft", "Soft limits of the main process; unlimited resources are omitted.",
 		func(m *measured, put putValue) {
 			if m.processes != nil && m.processes.MaxFiles != nil {
 				put(*m.processes.MaxFiles, "max_open_files")
@@ -220,7 +220,7 @@ var processMetrics = []metric{
 		}, "ulimit"),
 }
 
-// maxThreads returns 0 without a limit, as cAdvisor has it, and nil where the kernel does not count
+// maxThreads returns 0 without a limit, like cAdvisor, and nil if the kernel does not count
 // threads.
 func maxThreads(d *stats.Details) *uint64 {
 	if d.MaxThreads == nil && d.Threads != nil {
@@ -241,22 +241,22 @@ func ofProcesses(f func(p *stats.Processes) *uint64) reportFunc {
 
 var pressureMetrics = []metric{
 	counter("container_pressure_cpu_waiting_seconds_total",
-		"Time for which a process waited for CPU, in seconds.",
+		"Time with at least one process waiting for CPU, in seconds.",
 		waiting(func(d *stats.Details) *cgroup.Pressure { return d.CPUPressure })).inSeconds(),
 	counter("container_pressure_cpu_stalled_seconds_total",
-		"Time for which all processes waited for CPU, in seconds.",
+		"Time with all processes waiting for CPU, in seconds.",
 		stalled(func(d *stats.Details) *cgroup.Pressure { return d.CPUPressure })).inSeconds(),
 	counter("container_pressure_memory_waiting_seconds_total",
-		"Time for which a process waited for memory, in seconds.",
+		"Time with at least one process waiting for memory, in seconds.",
 		waiting(func(d *stats.Details) *cgroup.Pressure { return d.MemoryPressure })).inSeconds(),
 	counter("container_pressure_memory_stalled_seconds_total",
-		"Time for which all processes waited for memory, in seconds.",
+		"Time with all processes waiting for memory, in seconds.",
 		stalled(func(d *stats.Details) *cgroup.Pressure { return d.MemoryPressure })).inSeconds(),
 	counter("container_pressure_io_waiting_seconds_total",
-		"Time for which a process waited for a disk, in seconds.",
+		"Time with at least one process waiting for a disk, in seconds.",
 		waiting(func(d *stats.Details) *cgroup.Pressure { return d.IOPressure })).inSeconds(),
 	counter("container_pressure_io_stalled_seconds_total",
-		"Time for which all processes waited for a disk, in seconds.",
+		"Time with all processes waiting for a disk, in seconds.",
 		stalled(func(d *stats.Details) *cgroup.Pressure { return d.IOPressure })).inSeconds(),
 }
 
@@ -279,7 +279,7 @@ func pressure(of func(d *stats.Details) *cgroup.Pressure, stall func(p *cgroup.P
 	})
 }
 
-// defaultPeriod is the period of the CPU's scheduler where none is given, in microseconds
+// defaultPeriod is the default period of the CPU quota, in microseconds
 // (Documentation/scheduler/sched-bwc.rst).
 const defaultPeriod = 100000
 
@@ -291,26 +291,26 @@ var limitMetrics = []metric{
 			}
 			return r.CpuPeriod
 		}, 1)),
-	gauge("container_spec_cpu_quota", "CPU quota for each period, in microseconds; without one not there.",
+	gauge("container_spec_cpu_quota", "CPU quota per period, in microseconds; omitted without a quota.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuQuota }, 1)),
 	gauge("container_spec_cpu_shares", "CPU shares.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuShares }, 1)),
-	gauge("container_spec_memory_limit_bytes", "Limit of memory; 0 for none.",
+	gauge("container_spec_memory_limit_bytes", "Memory limit; 0 for none.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return wholePages(r.MemoryLimitInBytes) }, 0)),
 	gauge("container_spec_memory_swap_limit_bytes", "Limit of memory and swap together; 0 for none.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return wholePages(r.MemorySwapLimitInBytes) }, 0)),
-	gauge("container_spec_memory_reservation_limit_bytes", "Memory that is kept for it; 0 for none.",
+	gauge("container_spec_memory_reservation_limit_bytes", "Memory reservation; 0 for none.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 {
 			n, _ := strconv.ParseInt(r.Unified["memory.min"], 10, 64)
 			return n
 		}, 0)),
 }
 
-// wholePages rounds a limit of memory as the kernel does, to whole pages (mm/page_counter.c,
+// wholePages rounds a memory limit to whole pages, like the kernel (mm/page_counter.c,
 // page_counter_memparse).
 func wholePages(limit int64) int64 { return max(limit, 0) &^ int64(os.Getpagesize()-1) }
 
-// limit reports a limit of a container, if it is at least least.
+// limit reports a limit of a container, unless it is below least.
 func limit(f func(r *runtimeapi.LinuxContainerResources) int64, least int64) reportFunc {
 	return one(func(m *measured) *uint64 {
 		r := m.limits()

@@ -9,7 +9,7 @@ import (
 
 var diskMetrics = []metric{
 	gauge("container_fs_usage_bytes",
-		"What the writable layer takes on disk; of the node, what its file system holds.",
+		"Bytes used by the writable layer; for the node, by its file system.",
 		func(m *measured, put putValue) {
 			if l := m.layer; l != nil {
 				put(l.bytes, l.fs.Device)
@@ -17,7 +17,7 @@ var diskMetrics = []metric{
 				put(m.node.Used, m.node.Device)
 			}
 		}, "device").ofLayer(),
-	gauge("container_fs_limit_bytes", "What the file system of the writable layer can hold.",
+	gauge("container_fs_limit_bytes", "Capacity of the writable layer's file system, in bytes.",
 		func(m *measured, put putValue) {
 			if l := m.layer; l != nil {
 				put(l.fs.Bytes, l.fs.Device)
@@ -51,34 +51,36 @@ var diskMetrics = []metric{
 		), "device"),
 }
 
-// nodeDiskMetrics are of the node's disk alone: the kernel does not have them of control groups.
+// nodeDiskMetrics contains metrics of the node's disk only: the kernel does not have them per
+// cgroup.
 var nodeDiskMetrics = []metric{
-	counter("container_fs_reads_merged_total", "Reads from the node's disk that were done together with others.",
+	counter("container_fs_reads_merged_total", "Merged reads from the node's disk.",
 		ofDisk(func(d *stats.Disk) uint64 { return d.ReadsMerged }), "device"),
-	counter("container_fs_writes_merged_total", "Writes to the node's disk that were done together with others.",
+	counter("container_fs_writes_merged_total", "Merged writes to the node's disk.",
 		ofDisk(func(d *stats.Disk) uint64 { return d.WritesMerged }), "device"),
 	counter("container_fs_sector_reads_total", "Sectors read from the node's disk.",
 		ofDisk(func(d *stats.Disk) uint64 { return d.SectorsRead }), "device"),
 	counter("container_fs_sector_writes_total", "Sectors written to the node's disk.",
 		ofDisk(func(d *stats.Disk) uint64 { return d.SectorsWritten }), "device"),
-	counter("container_fs_read_seconds_total", "Time that reads from the node's disk took, in seconds.",
+	counter("container_fs_read_seconds_total", "Time spent on reads from the node's disk, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.ReadTime) }), "device").inSeconds(),
-	counter("container_fs_write_seconds_total", "Time that writes to the node's disk took, in seconds.",
+	counter("container_fs_write_seconds_total", "Time spent on writes to the node's disk, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.WriteTime) }), "device").inSeconds(),
-	gauge("container_fs_io_current", "Operations of the node's disk that are under way.",
+	gauge("container_fs_io_current", "I/O operations in progress on the node's disk.",
 		ofDisk(func(d *stats.Disk) uint64 { return d.Current }), "device"),
-	counter("container_fs_io_time_seconds_total", "Time for which the node's disk had something to do, in seconds.",
+	counter("container_fs_io_time_seconds_total", "Time the node's disk was busy, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.Time) }), "device").inSeconds(),
 	counter("container_fs_io_time_weighted_seconds_total",
-		"The same, times the operations that were under way, in seconds.",
+		"Time the node's disk was busy, weighted by the I/O operations in progress, in seconds.",
 		ofDisk(func(d *stats.Disk) uint64 { return uint64(d.WeightedTime) }), "device").inSeconds(),
 }
 
-// diskUsageMetrics are in the form of older cAdvisors, and our own.
+// diskUsageMetrics contains a metric in the form of older cAdvisors, and one not in cAdvisor.
 var diskUsageMetrics = []metric{
 	counter("container_blkio_device_usage_total", "Bytes read from and written to a disk.",
 		reportDeviceUsage, "device", "major", "minor", "operation"),
-	gauge("container_log_usage_bytes", "What the log takes on disk, rotated files included. Not a metric of cAdvisor.",
+	gauge("container_log_usage_bytes",
+		"Disk usage of the container's log, rotated files included. Not a metric of cAdvisor.",
 		one(func(m *measured) *uint64 { return m.logBytes })),
 }
 
@@ -95,7 +97,7 @@ func reportDeviceUsage(m *measured, put putValue) {
 	}
 }
 
-// sector is the unit of /proc/diskstats, in bytes, whatever the disk's own is.
+// sector is the unit of /proc/diskstats in bytes, independent of the disk's sector size.
 const sector = 512
 
 // ofNode reports a value of the node's file system.
@@ -107,8 +109,8 @@ func ofNode(f func(fs *stats.FileSystem) uint64) reportFunc {
 	}
 }
 
-// ofDisk reports a value of the node's disk: 0 if the kernel lists no disk for its file system, as
-// of a network file system.
+// ofDisk reports a value of the node's disk. It reports 0 if the kernel lists no disk for the file
+// system, for example for a network file system.
 func ofDisk(f func(d *stats.Disk) uint64) reportFunc {
 	return func(m *measured, put putValue) {
 		switch {
@@ -121,8 +123,8 @@ func ofDisk(f func(d *stats.Disk) uint64) reportFunc {
 	}
 }
 
-// eachDevice reports a value of every disk, with an empty name if a container has used none yet. Of
-// the node it reports that of its disk.
+// eachDevice reports a value for every disk, with an empty name if a container has used none yet.
+// For the node it reports the value of its disk.
 func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint64) reportFunc {
 	return func(m *measured, put putValue) {
 		ofDisk(ofNodes)(m, put)
@@ -131,7 +133,7 @@ func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint
 		for _, d := range m.devices() {
 			if name := m.device(d.Major, d.Minor); name != "" {
 				put(f(d), name)
-			} else { // one value for all of them, since equal labels spoil a list
+			} else { // one sum for all of them, since duplicate labels invalidate the list
 				unknown, some = unknown+f(d), true
 			}
 		}

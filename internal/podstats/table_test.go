@@ -25,7 +25,7 @@ func TestWholePages(t *testing.T) {
 	}
 }
 
-// TestNoDiskYet: a container that has used no disk reports so, a pod reports nothing.
+// TestNoDiskYet: a container without disk usage reports zero, a pod reports nothing.
 func TestNoDiskYet(t *testing.T) {
 	of := func(m *measured) (got []string) {
 		m.device = func(uint32, uint32) string { return "/dev/sda" }
@@ -38,31 +38,36 @@ func TestNoDiskYet(t *testing.T) {
 	}
 
 	used := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{{Major: 8, ReadBytes: 5, Reads: 1}}}}
-	for _, c := range []struct {
+	tests := []struct {
+		name string
 		m    *measured
 		want []string
 	}{
-		{&measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
+		{"container", &measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
 			`container_fs_reads_total 0 [""]`,
 			`container_blkio_device_usage_total 0 ["" "" "" "Read"]`,
 			`container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
 		}},
-		{&measured{details: &stats.Details{}}, nil},
-		{&measured{details: used}, []string{
+		{"pod", &measured{details: &stats.Details{}}, nil},
+		{"used disk", &measured{details: used}, []string{
 			`container_fs_reads_total 1 ["/dev/sda"]`,
 			`container_blkio_device_usage_total 5 ["/dev/sda" "8" "0" "Read"]`,
 			`container_blkio_device_usage_total 0 ["/dev/sda" "8" "0" "Write"]`,
 		}},
-		{&measured{network: []stats.Interface{{Name: "eth0"}}}, nil},
-	} {
-		if diff := cmp.Diff(c.want, of(c.m)); diff != "" {
-			t.Error(diff)
-		}
+		{"network", &measured{network: []stats.Interface{{Name: "eth0"}}}, nil},
+	}
+
+	for _, c := range tests {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, of(c.m)); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 
-// TestUnknownDisksAreOneValue: two disks without a name have equal labels, which would spoil the
-// whole list.
+// TestUnknownDisksAreOneValue: two disks without a name have equal labels, and duplicates would
+// invalidate the list.
 func TestUnknownDisksAreOneValue(t *testing.T) {
 	d := &stats.Details{Details: cgroup.Details{Devices: []cgroup.Device{
 		{Major: 8, Reads: 1},
@@ -76,7 +81,7 @@ func TestUnknownDisksAreOneValue(t *testing.T) {
 	m.report(func(i int, value uint64, labels []string) {
 		key := fmt.Sprint(metrics[i].name, labels)
 		if seen[key] {
-			t.Errorf("%s is there twice", key)
+			t.Errorf("%s is duplicate", key)
 		}
 
 		seen[key] = true
@@ -90,7 +95,7 @@ func TestUnknownDisksAreOneValue(t *testing.T) {
 	}
 }
 
-// TestMaxInterfaces bounds the interfaces of an answer, however many pods there are.
+// TestMaxInterfaces bounds the interfaces in a response for any number of pods.
 func TestMaxInterfaces(t *testing.T) {
 	for pods, want := range map[int]int{0: 32, 1: 32, 32: 32, 110: 9, 256: 4, 1000: 4} {
 		if got := maxInterfaces(pods); got != want {
@@ -99,7 +104,7 @@ func TestMaxInterfaces(t *testing.T) {
 	}
 }
 
-// TestEncodedMetrics: a client gets the values of the table, whatever they are.
+// TestEncodedMetrics: a client receives exactly the values of the table.
 func TestEncodedMetrics(t *testing.T) {
 	at := time.Unix(5, 7)
 	m := &measured{
