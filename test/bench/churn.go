@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
-	"cri-dockerd/test/lives"
+	"cri-dockerd/test/lifecycle"
 )
 
 // churnCommand runs the program as the benchmark of many pods that come and go.
@@ -28,7 +28,7 @@ const (
 
 // churnFigures are what the daemon held before and after so many pods.
 type churnFigures struct {
-	before, after lives.Held
+	before, after lifecycle.Usage
 	pods          int
 	took          time.Duration
 }
@@ -61,7 +61,7 @@ func churn(
 	e := engines.Start(h, v)
 	image := e.ImportBusybox(h)
 	d := e.Daemon(h, "--log-level=info")
-	c := &lives.Churn{
+	c := &lifecycle.Churn{
 		Runtime: d.Runtime,
 		Pods:    churnWarmUp,
 		AtOnce:  atOnce,
@@ -83,8 +83,8 @@ func churn(
 		},
 	}
 
-	held := func() lives.Held {
-		s, err := lives.ReadHeld(d.Metrics(h))
+	held := func() lifecycle.Usage {
+		s, err := lifecycle.ReadUsage(d.Metrics(h))
 		if err != nil {
 			h.Fatalf("bench: %v", err)
 		}

@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
-	"cri-dockerd/test/lives"
+	"cri-dockerd/test/lifecycle"
 )
 
 // eventsCommand runs the program as the benchmark of container events.
@@ -43,7 +43,7 @@ func benchEvents(ctx context.Context, h *harness, args []string) bool {
 	return ok
 }
 
-func events(ctx context.Context, h *harness, v engines.Version, count, atOnce int) lives.Figures {
+func events(ctx context.Context, h *harness, v engines.Version, count, atOnce int) lifecycle.Result {
 	e := engines.Start(h, v)
 	image := e.ImportBusybox(h)
 	d := e.Daemon(h, "--log-level=info")
@@ -58,13 +58,13 @@ func events(ctx context.Context, h *harness, v engines.Version, count, atOnce in
 		h.Fatalf("bench: %v", err)
 	}
 
-	f, err := lives.Run(ctx, lives.Config{
-		Runtime: d.Runtime,
-		Docker:  e.Docker(h),
-		Pod:     pod.PodSandboxId,
-		PodOf:   cfg,
-		Lives:   count,
-		AtOnce:  atOnce,
+	f, err := lifecycle.Run(ctx, lifecycle.Config{
+		Runtime:    d.Runtime,
+		Docker:     e.Docker(h),
+		Pod:        pod.PodSandboxId,
+		PodOf:      cfg,
+		Containers: count,
+		AtOnce:     atOnce,
 		Container: func(name string, command []string) *runtimeapi.ContainerConfig {
 			return &runtimeapi.ContainerConfig{
 				Metadata: &runtimeapi.ContainerMetadata{Name: name},
@@ -82,7 +82,7 @@ func events(ctx context.Context, h *harness, v engines.Version, count, atOnce in
 }
 
 // reportEvents prints the figures as a Markdown table and says whether the limits hold.
-func reportEvents(out io.Writer, f lives.Figures, count int) bool {
+func reportEvents(out io.Writer, f lifecycle.Result, count int) bool {
 	ok := true
 	verdict := func(good bool) string {
 		ok = ok && good
@@ -102,14 +102,14 @@ func reportEvents(out io.Writer, f lives.Figures, count int) bool {
 
 	for kind := range runtimeapi.ContainerEventType(len(runtimeapi.ContainerEventType_name)) {
 		name := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(kind.String(), "CONTAINER_"), "_EVENT"))
-		row(name, f.Behind[kind], "", "")
-		all = append(all, f.Behind[kind]...)
+		row(name, f.Latency[kind], "", "")
+		all = append(all, f.Latency[kind]...)
 	}
 
 	row("all", all, "p99 ≤ "+ms(eventsLimit), verdict(len(all) == 4*count && quantile(all, 99) <= eventsLimit))
 	fmt.Fprintf(out, "| lives not told from beginning to end, in order, each transition once | %d | | | %d | none | "+
-		"%s |\n\n", len(f.Wrong), count, verdict(len(f.Wrong) == 0))
-	for _, w := range f.Wrong[:min(len(f.Wrong), 10)] {
+		"%s |\n\n", len(f.Unexpected), count, verdict(len(f.Unexpected) == 0))
+	for _, w := range f.Unexpected[:min(len(f.Unexpected), 10)] {
 		fmt.Fprintln(out, w)
 	}
 

@@ -6,7 +6,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/test/lives"
+	"cri-dockerd/test/lifecycle"
 )
 
 // TestPodsLeaveNothingInTheDaemon runs some dozens of pods and as many event streams. Afterwards
@@ -16,15 +16,15 @@ import (
 func TestPodsLeaveNothingInTheDaemon(t *testing.T) {
 	const pods, pooled = 36, 12
 	eachFresh(t, func(t *testing.T, n *node) {
-		held := func() lives.Held {
-			h, err := lives.ReadHeld(n.Metrics(t))
+		held := func() lifecycle.Usage {
+			h, err := lifecycle.ReadUsage(n.Metrics(t))
 			if err != nil {
 				t.Fatal(err)
 			}
 			return h
 		}
 
-		c := &lives.Churn{
+		c := &lifecycle.Churn{
 			Runtime: n.Runtime,
 			Pods:    8,
 			AtOnce:  4,
@@ -48,7 +48,7 @@ func TestPodsLeaveNothingInTheDaemon(t *testing.T) {
 			}
 		})
 
-		var after lives.Held
+		var after lifecycle.Usage
 		if !within(20*time.Second, func() bool {
 			after = held()
 			return after.Descriptors <= before.Descriptors+pooled && after.Goroutines <= before.Goroutines+pooled

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/test/lives"
+	"cri-dockerd/test/lifecycle"
 )
 
 // eventRecorder records the events of GetContainerEvents.
@@ -131,24 +131,24 @@ func TestContainerEvents(t *testing.T) {
 func TestEveryTransitionIsReported(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
-		f, err := lives.Run(t.Context(), lives.Config{
-			Runtime: n.Runtime,
-			Docker:  n.own(t).Docker(t),
-			Pod:     n.runPod(t, cfg),
-			PodOf:   cfg,
-			Lives:   40,
-			AtOnce:  4,
+		f, err := lifecycle.Run(t.Context(), lifecycle.Config{
+			Runtime:    n.Runtime,
+			Docker:     n.own(t).Docker(t),
+			Pod:        n.runPod(t, cfg),
+			PodOf:      cfg,
+			Containers: 40,
+			AtOnce:     4,
 			Container: func(name string, command []string) *runtimeapi.ContainerConfig {
 				cc := n.containerConfig(command)
 				cc.Metadata.Name, cc.LogPath = name, name+".log"
 				return cc
 			},
 		})
-		if err != nil || len(f.Wrong) > 0 {
-			t.Fatalf("%v, wrong events: %v", err, f.Wrong)
+		if err != nil || len(f.Unexpected) > 0 {
+			t.Fatalf("%v, wrong events: %v", err, f.Unexpected)
 		}
 
-		for kind, delays := range f.Behind {
+		for kind, delays := range f.Latency {
 			slices.Sort(delays)
 			t.Logf("%s after the engine's event: median %s, at most %s",
 				kind, delays[len(delays)/2], delays[len(delays)-1])

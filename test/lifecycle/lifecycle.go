@@ -1,7 +1,7 @@
-// Package lives takes containers through their lives and listens meanwhile to the engine's events
-// and to the CRI's (GetContainerEvents): was every transition told, in order, and how long after
-// the engine told it.
-package lives
+// Package lifecycle takes containers and pods through their lifecycles for tests and benchmarks. It
+// compares the engine's events with the CRI's (GetContainerEvents): was every transition published,
+// in order, and with which latency.
+package lifecycle
 
 import (
 	"context"
@@ -17,26 +17,28 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Config says which lives.
+// Config selects the lifecycles to run.
 type Config struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Docker  *client.Client
 	Pod     string // a running sandbox
 	PodOf   *runtimeapi.PodSandboxConfig
-	// Container is one of that name, of an image with a shell.
-	Container     func(name string, command []string) *runtimeapi.ContainerConfig
-	Lives, AtOnce int
+	// Container returns the configuration of a container with this name, from an image with a
+	// shell.
+	Container          func(name string, command []string) *runtimeapi.ContainerConfig
+	Containers, AtOnce int
 }
 
-// Figures are what was seen.
-type Figures struct {
-	// Behind is how long after the engine's own time of its event each transition arrived.
-	Behind map[runtimeapi.ContainerEventType][]time.Duration
-	// lives of which something else was told than that they began and ended, in order
-	Wrong []string
+// Result contains the observed latencies and errors.
+type Result struct {
+	// Latency is the time from the engine's timestamp of an event to the arrival of the CRI's
+	// event.
+	Latency map[runtimeapi.ContainerEventType][]time.Duration
+	// Unexpected lists the containers with any other sequence of events than expected.
+	Unexpected []string
 }
 
-// actions are the engine's events by what they mean.
+// actions maps the engine's events to the CRI's.
 var actions = map[events.Action]runtimeapi.ContainerEventType{
 	events.ActionCreate:  runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT,
 	events.ActionStart:   runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
@@ -44,33 +46,33 @@ var actions = map[events.Action]runtimeapi.ContainerEventType{
 	events.ActionDestroy: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
 }
 
-// wanted is every life.
-var wanted = []runtimeapi.ContainerEventType{
+// expected is the sequence of events of every container.
+var expected = []runtimeapi.ContainerEventType{
 	runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
 	runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
 }
 
-// told is what both streams have told.
-type told struct {
+// recorder records the events of both streams.
+type recorder struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and renewed with each event
 	cri     map[string][]event
 	engine  map[string]map[runtimeapi.ContainerEventType]time.Time
 }
 
-// event is one of the CRI's, when it came.
+// event is one CRI event with its arrival time.
 type event struct {
 	kind runtimeapi.ContainerEventType
 	at   time.Time
 }
 
-// Run takes containers through three kinds of lives in turn: one that ends by itself, one that is
-// stopped, one that is removed while it runs.
-func Run(ctx context.Context, c Config) (Figures, error) {
+// Run takes containers through three kinds of lifecycles in turn: exit by itself, stop, and removal
+// while running.
+func Run(ctx context.Context, c Config) (Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	t := &told{
+	t := &recorder{
 		changed: make(chan struct{}),
 		cri:     map[string][]event{},
 		engine:  map[string]map[runtimeapi.ContainerEventType]time.Time{},
@@ -86,7 +88,7 @@ func Run(ctx context.Context, c Config) (Figures, error) {
 	}
 
 	if err != nil {
-		return Figures{}, err
+		return Result{}, err
 	}
 
 	fromEngine := c.Docker.Events(ctx, client.EventsListOptions{
@@ -96,12 +98,12 @@ func Run(ctx context.Context, c Config) (Figures, error) {
 	broken := make(chan error, 1)
 	listening.Go(func() { broken <- t.listenCRI(stream) })
 
-	ids := make([]string, c.Lives)
-	g, lives := errgroup.WithContext(ctx)
+	ids := make([]string, c.Containers)
+	g, running := errgroup.WithContext(ctx)
 	g.SetLimit(c.AtOnce)
 	for i := range ids {
 		g.Go(func() (err error) {
-			ids[i], err = c.live(lives, t, i)
+			ids[i], err = c.runOne(running, t, i)
 			return err
 		})
 	}
@@ -112,30 +114,30 @@ func Run(ctx context.Context, c Config) (Figures, error) {
 			err = errors.Join(err, other)
 		default:
 		}
-		return Figures{}, err
+		return Result{}, err
 	}
 
-	err = t.complete(ctx, ids)
+	err = t.awaitEngine(ctx, ids)
 
-	return t.figures(ids), err
+	return t.result(ids), err
 }
 
-// complete waits for the engine's events, which may come after ours.
-func (t *told) complete(ctx context.Context, ids []string) error {
+// awaitEngine waits for the engine's events, since they may arrive after the CRI's.
+func (t *recorder) awaitEngine(ctx context.Context, ids []string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 
 	for _, id := range ids {
-		if err := t.until(ctx, func() bool { return len(t.engine[id]) == len(wanted) }); err != nil {
-			return fmt.Errorf("container %s: not all events of the engine come: %w", id, err)
+		if err := t.until(ctx, func() bool { return len(t.engine[id]) == len(expected) }); err != nil {
+			return fmt.Errorf("container %s: missing events of the engine: %w", id, err)
 		}
 	}
 
 	return nil
 }
 
-// live is one life; it ends when its last event has come.
-func (c *Config) live(ctx context.Context, t *told, i int) (id string, err error) {
+// runOne takes one container through its lifecycle, until its last event has arrived.
+func (c *Config) runOne(ctx context.Context, t *recorder, i int) (id string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 
@@ -144,8 +146,8 @@ func (c *Config) live(ctx context.Context, t *told, i int) (id string, err error
 		command = []string{"true"}
 	}
 
-	cfg := c.Container(fmt.Sprint("life-", i), command)
-	made, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+	cfg := c.Container(fmt.Sprint("lifecycle-", i), command)
+	created, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  c.Pod,
 		Config:        cfg,
 		SandboxConfig: c.PodOf,
@@ -154,7 +156,7 @@ func (c *Config) live(ctx context.Context, t *told, i int) (id string, err error
 		return "", err
 	}
 
-	id = made.ContainerId
+	id = created.ContainerId
 	if _, err := c.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return id, err
 	}
@@ -177,19 +179,19 @@ func (c *Config) live(ctx context.Context, t *told, i int) (id string, err error
 	return id, t.wait(ctx, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 }
 
-// wait waits for an event of the CRI.
-func (t *told) wait(ctx context.Context, id string, kind runtimeapi.ContainerEventType) error {
+// wait waits for a CRI event.
+func (t *recorder) wait(ctx context.Context, id string, kind runtimeapi.ContainerEventType) error {
 	err := t.until(ctx, func() bool {
 		return slices.ContainsFunc(t.cri[id], func(e event) bool { return e.kind == kind })
 	})
 	if err != nil {
-		return fmt.Errorf("container %s: %s does not come: %w", id, kind, err)
+		return fmt.Errorf("container %s: no event %s: %w", id, kind, err)
 	}
 	return nil
 }
 
-// until waits for what has been told.
-func (t *told) until(ctx context.Context, cond func() bool) error {
+// until waits for a condition on the recorded events.
+func (t *recorder) until(ctx context.Context, cond func() bool) error {
 	for {
 		t.mu.Lock()
 		ok, changed := cond(), t.changed
@@ -206,8 +208,8 @@ func (t *told) until(ctx context.Context, cond func() bool) error {
 	}
 }
 
-// note takes down an event that has come.
-func (t *told) note(do func()) {
+// record applies a new event and wakes all waiters.
+func (t *recorder) record(do func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	do()
@@ -215,26 +217,26 @@ func (t *told) note(do func()) {
 	t.changed = make(chan struct{})
 }
 
-func (t *told) listenCRI(stream runtimeapi.RuntimeService_GetContainerEventsClient) error {
+func (t *recorder) listenCRI(stream runtimeapi.RuntimeService_GetContainerEventsClient) error {
 	for {
 		e, err := stream.Recv()
 		if err != nil {
-			return fmt.Errorf("events of the CRI: %w", err)
+			return fmt.Errorf("CRI events: %w", err)
 		}
 
 		at := time.Now()
-		t.note(func() {
+		t.record(func() {
 			t.cri[e.ContainerId] = append(t.cri[e.ContainerId], event{kind: e.ContainerEventType, at: at})
 		})
 	}
 }
 
-func (t *told) listenEngine(ctx context.Context, r client.EventsResult) {
+func (t *recorder) listenEngine(ctx context.Context, r client.EventsResult) {
 	for {
 		select {
 		case m := <-r.Messages:
 			if kind, ok := actions[m.Action]; ok {
-				t.note(func() {
+				t.record(func() {
 					if t.engine[m.Actor.ID] == nil {
 						t.engine[m.Actor.ID] = map[runtimeapi.ContainerEventType]time.Time{}
 					}
@@ -250,22 +252,22 @@ func (t *told) listenEngine(ctx context.Context, r client.EventsResult) {
 	}
 }
 
-func (t *told) figures(ids []string) Figures {
+func (t *recorder) result(ids []string) Result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	f := Figures{Behind: map[runtimeapi.ContainerEventType][]time.Duration{}}
+	f := Result{Latency: map[runtimeapi.ContainerEventType][]time.Duration{}}
 	for _, id := range ids {
 		var kinds []runtimeapi.ContainerEventType
 		for _, e := range t.cri[id] {
 			kinds = append(kinds, e.kind)
 			if at, ok := t.engine[id][e.kind]; ok {
-				f.Behind[e.kind] = append(f.Behind[e.kind], e.at.Sub(at))
+				f.Latency[e.kind] = append(f.Latency[e.kind], e.at.Sub(at))
 			}
 		}
 
-		if !slices.Equal(kinds, wanted) {
-			f.Wrong = append(f.Wrong, fmt.Sprintf("%s: %v", id, kinds))
+		if !slices.Equal(kinds, expected) {
+			f.Unexpected = append(f.Unexpected, fmt.Sprintf("%s: %v", id, kinds))
 		}
 	}
 

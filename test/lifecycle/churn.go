@@ -1,4 +1,4 @@
-package lives
+package lifecycle
 
 import (
 	"bufio"
@@ -12,17 +12,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Churn says which pods come and go.
+// Churn selects the pods to create and remove.
 type Churn struct {
 	Runtime      runtimeapi.RuntimeServiceClient
 	Pods, AtOnce int
 	Pod          func(i int) *runtimeapi.PodSandboxConfig
 	Container    func(name string, command []string) *runtimeapi.ContainerConfig
-	Done         func(n int) // called after each, with how many are done; may be nil
+	Done         func(n int) // called after each pod with the number of finished pods; may be nil
 }
 
-// Run makes and removes the pods, each with a container that ends by itself. Those that are under
-// way when ctx ends are finished. It returns how many there were.
+// Run creates and removes the pods, each with a container that exits by itself. When ctx ends, it
+// finishes the pods in progress. It returns the number of finished pods.
 func (c *Churn) Run(ctx context.Context) (int, error) {
 	var done atomic.Int64
 	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -33,7 +33,7 @@ func (c *Churn) Run(ctx context.Context) (int, error) {
 		}
 
 		g.Go(func() error {
-			if err := c.one(failed, c.Pod(i)); err != nil {
+			if err := c.runOne(failed, c.Pod(i)); err != nil {
 				return fmt.Errorf("pod %d: %w", i, err)
 			}
 			if n := int(done.Add(1)); c.Done != nil {
@@ -48,15 +48,15 @@ func (c *Churn) Run(ctx context.Context) (int, error) {
 	return int(done.Load()), err
 }
 
-// one is the life of a pod as a kubelet has it.
-func (c *Churn) one(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) error {
+// runOne takes one pod through its lifecycle like a kubelet.
+func (c *Churn) runOne(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) error {
 	r := c.Runtime
 	pod, err := r.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
 		return err
 	}
 
-	made, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+	created, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  pod.PodSandboxId,
 		Config:        c.Container("main", []string{"true"}),
 		SandboxConfig: cfg,
@@ -65,11 +65,12 @@ func (c *Churn) one(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) error
 		return err
 	}
 
-	if _, err := r.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+	id := created.ContainerId
+	if _, err := r.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return err
 	}
 
-	if _, err := r.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: made.ContainerId}); err != nil {
+	if _, err := r.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id}); err != nil {
 		return err
 	}
 
@@ -82,30 +83,30 @@ func (c *Churn) one(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) error
 	return err
 }
 
-// Held is what a daemon holds, by its own metrics.
-type Held struct{ RSS, Descriptors, Goroutines float64 }
+// Usage is a daemon's resource usage, from its own metrics.
+type Usage struct{ RSS, Descriptors, Goroutines float64 }
 
-// ReadHeld reads it from the page of metrics.
-func ReadHeld(page string) (h Held, err error) {
+// ReadUsage parses the daemon's metrics.
+func ReadUsage(page string) (u Usage, err error) {
 	names := map[string]*float64{
-		"process_resident_memory_bytes": &h.RSS,
-		"process_open_fds":              &h.Descriptors,
-		"go_goroutines":                 &h.Goroutines,
+		"process_resident_memory_bytes": &u.RSS,
+		"process_open_fds":              &u.Descriptors,
+		"go_goroutines":                 &u.Goroutines,
 	}
 
 	for lines := bufio.NewScanner(strings.NewReader(page)); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), " ")
 		if to := names[name]; to != nil {
 			if *to, err = strconv.ParseFloat(value, 64); err != nil {
-				return h, fmt.Errorf("%s: %w", name, err)
+				return u, fmt.Errorf("%s: %w", name, err)
 			}
 			delete(names, name)
 		}
 	}
 
 	if len(names) > 0 {
-		return h, fmt.Errorf("the metrics lack %v", names)
+		return u, fmt.Errorf("missing metrics: %v", names)
 	}
 
-	return h, nil
+	return u, nil
 }
