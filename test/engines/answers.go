@@ -11,11 +11,11 @@ import (
 	"cri-dockerd/test/answers"
 )
 
-// checked fails a test in which an answer of the daemon would crash a kubelet. The call fails too,
+// checked fails a test if a response of the daemon would crash a kubelet. The call itself fails
 // with DataLoss.
 type checked struct {
 	mu  sync.Mutex // guards err
-	err error      // the first
+	err error      // the first error
 }
 
 func (c *checked) check(method string, answer any) error {
@@ -31,10 +31,10 @@ func (c *checked) check(method string, answer any) error {
 		c.err = err
 	}
 
-	return status.Errorf(codes.DataLoss, "answer to %s: %v", method, err)
+	return status.Errorf(codes.DataLoss, "response to %s: %v", method, err)
 }
 
-// options have a connection check each answer.
+// options returns dial options to check each response.
 func (c *checked) options() []grpc.DialOption {
 	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker,
 		opts ...grpc.CallOption) error {
@@ -53,12 +53,12 @@ func (c *checked) options() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithUnaryInterceptor(unary), grpc.WithStreamInterceptor(stream)}
 }
 
-// end fails the test if any answer was bad.
+// end fails the test after any bad response.
 func (c *checked) end(tb TB) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		tb.Fatalf("an answer of the daemon: %v", c.err)
+		tb.Fatalf("response of the daemon: %v", c.err)
 	}
 }
 

@@ -7,13 +7,13 @@ import (
 	"sync/atomic"
 )
 
-// Counter is a socket in front of an engine's that counts what is asked of it.
+// Counter is a socket in front of an engine's socket and counts the bytes of requests.
 type Counter struct {
 	Socket string
 	sent   atomic.Int64
 }
 
-// Counted is a socket for a daemon that is to be counted (--docker-endpoint).
+// Counted returns a counting socket for a daemon (--docker-endpoint).
 func (e *Engine) Counted(tb TB) *Counter {
 	tb.Helper()
 	c := &Counter{Socket: filepath.Join(e.Dir, "counted-"+random()+".sock")}
@@ -36,7 +36,7 @@ func (e *Engine) Counted(tb TB) *Counter {
 	return c
 }
 
-// Sent is how many bytes have been sent to the engine: requests, since answers go the other way.
+// Sent returns the number of bytes sent to the engine: requests, without responses.
 func (c *Counter) Sent() int64 { return c.sent.Load() }
 
 func (c *Counter) pass(client net.Conn, socket string) {
@@ -56,7 +56,7 @@ func (c *Counter) pass(client net.Conn, socket string) {
 	server.Close()
 }
 
-// Write counts; it is what the requests are copied to.
+// Write counts the bytes of requests.
 func (c *Counter) Write(b []byte) (int, error) {
 	c.sent.Add(int64(len(b)))
 	return len(b), nil

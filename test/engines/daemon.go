@@ -21,29 +21,29 @@ import (
 // PodCIDR is the range of kubenet on test engines.
 const PodCIDR = "10.88.0.0/16"
 
-// Daemon is a cri-dockerd on an engine.
+// Daemon is a cri-dockerd running on an engine.
 type Daemon struct {
 	Socket string // of the CRI
-	// a static one, as it is shipped; the daemon itself runs with the race detector when the tests
-	// do
+	// Program is a static build, as shipped. The daemon itself runs with the race detector if the
+	// tests do.
 	Program string
-	// of the records of pinned network namespaces: links by sandbox ID, which lead to the pins
-	// inside only
+	// PinDir contains the records of pinned network namespaces: links by sandbox ID. Their targets
+	// exist only inside the engine's namespaces.
 	PinDir     string
 	CacheDir   string // of libcni's cache
-	PendingDir string // of the connections that are being made
+	PendingDir string // of connections in progress
 	LeaseDir   string // of host-local's addresses
 	Runtime    runtimeapi.RuntimeServiceClient
 	Image      runtimeapi.ImageServiceClient
 
 	engine  *Engine
-	own     []string // flags that it always has
-	args    []string // those of the test, which win
-	running string   // the program that runs
+	own     []string // its default flags
+	args    []string // the flags of the test; they override own
+	running string   // the program of the running daemon
 	name    string   // of its log and PID files
 }
 
-// Connect returns the clients of a CRI socket, unix:///path, that is none of ours.
+// Connect returns the clients of an external CRI socket, unix:///path.
 func Connect(tb TB, endpoint string, options ...grpc.DialOption) *Daemon {
 	tb.Helper()
 	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -58,10 +58,11 @@ func Connect(tb TB, endpoint string, options ...grpc.DialOption) *Daemon {
 	return &Daemon{Runtime: runtimeapi.NewRuntimeServiceClient(conn), Image: runtimeapi.NewImageServiceClient(conn)}
 }
 
-// maxMessage is the largest answer that clients take, in bytes: 16 MiB of output twice, and room.
+// maxMessage is the largest response accepted by clients, in bytes: twice 16 MiB of output, and
+// some room.
 const maxMessage = 64 << 20
 
-// Program builds cri-dockerd, static as it is shipped, and returns where it lies.
+// Program builds cri-dockerd, static as shipped, and returns its path.
 func (e *Engine) Program(tb TB) string {
 	tb.Helper()
 	program := filepath.Join(e.Dir, "cri-dockerd")
@@ -69,7 +70,7 @@ func (e *Engine) Program(tb TB) string {
 	return program
 }
 
-// program builds cri-dockerd in the place of a file, which may be running.
+// program replaces a possibly running cri-dockerd by a new build.
 func (e *Engine) program(tb TB, file string, detect bool) {
 	tb.Helper()
 	Build(tb, file+".new", "cri-dockerd/cmd/cri-dockerd", "", detect)
@@ -78,7 +79,7 @@ func (e *Engine) program(tb TB, file string, detect bool) {
 	}
 }
 
-// Daemon starts a cri-dockerd with kubenet on the engine; args come after its own and win. It ends
+// Daemon starts a cri-dockerd with kubenet on the engine. args override its default flags. It ends
 // with the test.
 func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 	tb.Helper()
@@ -134,17 +135,17 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 
 var panicked = regexp.MustCompile(`(?m)^panic:|msg=panic|DATA RACE`)
 
-// Pin is the path of a pod's pinned network namespace, as it is inside.
+// Pin returns the path of a pod's pinned network namespace inside the engine's namespaces.
 func (d *Daemon) Pin(tb TB, pod string) string {
 	tb.Helper()
 	path, err := os.Readlink(filepath.Join(d.PinDir, pod))
 	if err != nil {
 		tb.Fatalf("pin of pod %s: %v", pod, err)
 	}
-	return strings.Replace(path, "/var/run/", "/run/", 1) // a link that leads elsewhere outside
+	return strings.Replace(path, "/var/run/", "/run/", 1) // the link is valid only inside
 }
 
-// Metrics is the page of the daemon's figures.
+// Metrics returns the daemon's metrics page.
 func (d *Daemon) Metrics(tb TB) string {
 	tb.Helper()
 	code, page := d.Get(tb, "/metrics")
@@ -154,7 +155,7 @@ func (d *Daemon) Metrics(tb TB) string {
 	return page
 }
 
-// Get is what the daemon's endpoint answers.
+// Get returns the response of the daemon's HTTP endpoint.
 func (d *Daemon) Get(tb TB, path string) (code int, page string) {
 	tb.Helper()
 	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -175,7 +176,7 @@ func (d *Daemon) Get(tb TB, path string) (code int, page string) {
 	return r.StatusCode, string(b)
 }
 
-// Log is the file of the daemon's log.
+// Log returns the path of the daemon's log.
 func (d *Daemon) Log() string { return filepath.Join(d.engine.Dir, d.name+".log") }
 
 // Kill kills the daemon with SIGKILL.
@@ -184,7 +185,7 @@ func (d *Daemon) Kill(tb TB) {
 	d.engine.signal(tb, d.name, "KILL")
 }
 
-// Stop ends the daemon in order.
+// Stop stops the daemon gracefully.
 func (d *Daemon) Stop(tb TB) {
 	tb.Helper()
 	d.engine.signal(tb, d.name, "TERM")
@@ -199,8 +200,8 @@ func (d *Daemon) Reload(tb TB) {
 	}
 }
 
-// Change ends the daemon in order and starts it with other flags. It does not wait until the
-// runtime is ready, which it may never be.
+// Change stops the daemon gracefully and starts it with other flags. It does not wait for a ready
+// runtime: the runtime may stay not ready.
 func (d *Daemon) Change(tb TB, args ...string) {
 	tb.Helper()
 	d.engine.signal(tb, d.name, "TERM")
@@ -213,17 +214,17 @@ func (d *Daemon) begin(tb TB) {
 	d.engine.background(tb, d.name, d.running, slices.Concat(d.own, d.args)...)
 }
 
-// Start starts the daemon, which must not be running, and waits for nothing.
+// Start starts a stopped daemon and does not wait for it.
 func (d *Daemon) Start(tb TB) {
 	tb.Helper()
 	_ = os.Remove(filepath.Join(d.engine.Dir, d.name+".pid"))
 	d.begin(tb)
 }
 
-// Running reports whether the daemon runs.
+// Running reports whether the daemon is running.
 func (d *Daemon) Running() bool { return d.engine.runs(d.name) }
 
-// Started reports whether the daemon that was started last has its process.
+// Started reports whether the last started daemon has its process.
 func (d *Daemon) Started() bool { return d.engine.started(d.name) }
 
 // Restart starts the daemon and waits until the runtime is ready.
@@ -248,7 +249,7 @@ func (d *Daemon) AwaitReady(tb TB) {
 	}
 }
 
-// Threads is the number of the daemon's threads.
+// Threads returns the number of the daemon's threads.
 func (d *Daemon) Threads(tb TB) int {
 	tb.Helper()
 	out, err := d.engine.Command("sh", "-c", "grep Threads /proc/$(cat "+d.engine.Dir+"/"+d.name+
@@ -265,7 +266,7 @@ func (d *Daemon) Threads(tb TB) int {
 	return n
 }
 
-// RSS is the daemon's resident memory in bytes.
+// RSS returns the daemon's resident memory in bytes.
 func (d *Daemon) RSS(tb TB) int64 {
 	tb.Helper()
 	out, err := d.engine.Command("sh", "-c", "grep VmRSS /proc/$(cat "+d.engine.Dir+"/"+d.name+".pid)/status").Output()
@@ -283,7 +284,7 @@ func (d *Daemon) RSS(tb TB) int64 {
 	return kib << 10
 }
 
-// CPU is how long the daemon has run so far, all threads together (schedstat,
+// CPU returns the daemon's CPU time, of all threads together (schedstat,
 // Documentation/scheduler/sched-stats.rst).
 func (d *Daemon) CPU(tb TB) time.Duration {
 	tb.Helper()
@@ -297,8 +298,7 @@ func (d *Daemon) CPU(tb TB) time.Duration {
 	return sum
 }
 
-// Hurry gives the daemon precedence over everything else on the machine, for benchmarks on a busy
-// one.
+// Hurry gives the daemon precedence over all other processes, for benchmarks on a busy machine.
 func (d *Daemon) Hurry(tb TB) {
 	tb.Helper()
 	if out, err := d.engine.Command("sh", "-c", "chrt -a -r -p 1 $(cat "+d.engine.Dir+"/"+d.name+

@@ -1,6 +1,6 @@
-// Package engines starts private Docker engines for tests, each in mount, network and PID
-// namespaces of its own, with data, sockets and cgroups of its own: the host's engine is never
-// touched, and what a test leaves ends with its engine.
+// Package engines starts private Docker engines for tests. Each has its own mount, network and PID
+// namespaces, data, sockets and cgroups. Tests never touch the host's engine, and leftovers of a
+// test end with its engine.
 package engines
 
 import (
@@ -29,15 +29,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Version is an engine that tests run on.
+// Version is a version of the engine under test.
 type Version string
 
 const (
 	V20 Version = "20.10" // Debian's package docker.io
-	V29 Version = "29"    // built from its Go modules by hack/docker29.sh
+	V29 Version = "29"    // built from Go modules by hack/docker29.sh
 )
 
-// Versions are the engines to test on: both, or the one that the environment variable ENGINE names.
+// Versions returns the engines to test on: both, or the one in the environment variable ENGINE.
 func Versions() []Version {
 	if v := os.Getenv("ENGINE"); v != "" {
 		return []Version{Version(v)}
@@ -45,7 +45,7 @@ func Versions() []Version {
 	return []Version{V20, V29}
 }
 
-// TB is what the harness needs of a test; a TestMain or a benchmark has its own.
+// TB is the harness's part of testing.TB; a TestMain or a benchmark has its own.
 type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
@@ -62,9 +62,9 @@ type Engine struct {
 	Version      Version
 	Dir          string // of all its files, seen inside and outside
 	Socket       string // of Docker
-	CgroupParent string // of all its containers
+	CgroupParent string // of all containers
 
-	pid    int // of its process 1, seen from outside
+	pid    int // of its process 1, from outside
 	stdin  io.Closer
 	docker *exec.Cmd
 	bin    string // folder of the engine's programs, "" for the system's
@@ -79,12 +79,13 @@ func Start(tb TB, v Version, flags ...string) *Engine {
 	return StartPrepared(tb, v, func(*Engine) {}, flags...)
 }
 
-// StartPrepared is Start; prepare is called when the namespaces exist and dockerd does not run yet.
+// StartPrepared is Start with a prepare function, called after the namespaces exist and before
+// dockerd starts.
 func StartPrepared(tb TB, v Version, prepare func(*Engine), flags ...string) *Engine {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "cri-engine-")
 	if err == nil {
-		err = os.Chmod(dir, 0o711) // the root of a user namespace is nobody here
+		err = os.Chmod(dir, 0o711) // the root user of a user namespace has no rights here
 	}
 
 	if err != nil {
@@ -113,7 +114,7 @@ func StartPrepared(tb TB, v Version, prepare func(*Engine), flags ...string) *En
 	return e
 }
 
-// Cache is where what takes long to build is kept.
+// Cache returns the directory for expensive builds.
 func Cache() string {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -128,7 +129,7 @@ func random() string {
 	return hex.EncodeToString(b)
 }
 
-// namespaces makes the node: its process 1 ends with ours, and everything in it then.
+// namespaces creates the node. Its process 1 ends with the test process, and with it all others.
 func (e *Engine) namespaces(tb TB) {
 	tb.Helper()
 	runc := "/usr/sbin/runc"
@@ -174,12 +175,12 @@ func (e *Engine) namespaces(tb TB) {
 	}
 }
 
-// ShimHandler is a containerd shim that engines from 23 on find by its name: the runc shim under
-// another.
+// ShimHandler is a containerd shim found by its name by engines from 23 on: the runc shim under
+// another name.
 const ShimHandler = "io.containerd.test.v2"
 
-// extraPrograms makes the folder of programs that comes first in the engine's PATH: the runc
-// wrapper, and the shim of ShimHandler.
+// extraPrograms creates the first directory in the engine's PATH, with the runc wrapper and the
+// shim of ShimHandler.
 func (e *Engine) extraPrograms(tb TB, wrapper string) {
 	tb.Helper()
 	shim := "/usr/bin/containerd-shim-runc-v2"
@@ -200,7 +201,7 @@ func (e *Engine) extraPrograms(tb TB, wrapper string) {
 	}
 }
 
-// end kills all that runs in the namespaces and removes files and cgroups.
+// end kills all processes in the namespaces and removes files and cgroups.
 func (e *Engine) end(tb TB) {
 	if tb.Failed() {
 		tail(tb, filepath.Join(e.Dir, "docker.log"), 20)
@@ -209,8 +210,8 @@ func (e *Engine) end(tb TB) {
 		e.stdin.Close()
 	}
 
-	gone := func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", e.pid)); return err != nil }
-	if e.pid != 0 && !Within(20*time.Second, gone) {
+	ended := func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", e.pid)); return err != nil }
+	if e.pid != 0 && !Within(20*time.Second, ended) {
 		tb.Logf("engine %s did not end", e.Dir)
 	}
 
@@ -223,8 +224,7 @@ func (e *Engine) end(tb TB) {
 	removeHidden(tb, e.CgroupParent)
 }
 
-// removeHidden removes what an engine left in the hierarchies that setup.sh may have mounted, which
-// nobody else sees.
+// removeHidden removes an engine's leftovers in cgroup hierarchies mounted only by setup.sh.
 func removeHidden(tb TB, name string) {
 	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
 		return // cgroup v2
@@ -237,11 +237,11 @@ func removeHidden(tb TB, name string) {
 		done < /proc/cgroups`
 	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh",
 		name).CombinedOutput(); err != nil {
-		tb.Logf("remove control groups that are not mounted: %v\n%s", err, out)
+		tb.Logf("remove cgroups of unmounted hierarchies: %v\n%s", err, out)
 	}
 }
 
-// removeCgroups removes a cgroup with all below it in every hierarchy.
+// removeCgroups removes a cgroup with its descendants in every hierarchy.
 func removeCgroups(name string) {
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	roots = append(roots, "/sys/fs/cgroup/"+name)
@@ -266,10 +266,10 @@ func removeCgroups(name string) {
 	}
 }
 
-// DataRoot is the directory of dockerd's data.
+// DataRoot returns dockerd's data directory.
 func (e *Engine) DataRoot() string { return filepath.Join(e.Dir, "data") }
 
-// Begin starts dockerd, and does not wait until it answers.
+// Begin starts dockerd without waiting for it.
 func (e *Engine) Begin(tb TB) {
 	tb.Helper()
 	args := []string{
@@ -283,7 +283,7 @@ func (e *Engine) Begin(tb TB) {
 	e.docker = e.background(tb, "docker", "dockerd", append(args, e.flags...)...)
 }
 
-// startDocker starts dockerd in the namespaces and waits until it answers.
+// startDocker starts dockerd in the namespaces and waits for its first response.
 func (e *Engine) startDocker(tb TB) {
 	tb.Helper()
 	e.Begin(tb)
@@ -303,12 +303,12 @@ func (e *Engine) startDocker(tb TB) {
 	}
 	if !Within(startDeadline, ready) {
 		tail(tb, filepath.Join(e.Dir, "docker.log"), 30)
-		tb.Fatalf("engine %s does not answer", e.Version)
+		tb.Fatalf("engine %s is not responding", e.Version)
 	}
 }
 
-// background starts a program in the namespaces with its output in <name>.log, and its PID, as seen
-// inside, in <name>.pid.
+// background starts a program in the namespaces with its output in <name>.log and its PID, inside
+// the namespaces, in <name>.pid.
 func (e *Engine) background(tb TB, name, program string, args ...string) *exec.Cmd {
 	tb.Helper()
 	script := fmt.Sprintf(`echo $$ > %s/%s.pid; exec "$@" >> %s/%s.log 2>&1`, e.Dir, name, e.Dir, name)
@@ -322,20 +322,20 @@ func (e *Engine) background(tb TB, name, program string, args ...string) *exec.C
 	return cmd
 }
 
-// Background starts a program in the namespaces; its output goes to <name>.log in Dir. It ends with
+// Background starts a program in the namespaces. Its output goes to <name>.log in Dir. It ends with
 // the engine.
 func (e *Engine) Background(tb TB, name, program string, args ...string) {
 	tb.Helper()
 	e.background(tb, name, program, args...)
 }
 
-// KillBackground kills a program that Background started, with SIGKILL.
+// KillBackground kills a program of Background with SIGKILL.
 func (e *Engine) KillBackground(tb TB, name string) {
 	tb.Helper()
 	e.signal(tb, name, "KILL")
 }
 
-// signal sends a signal to a program and, for KILL, waits for its end.
+// signal sends a signal to a program. For KILL, it waits for the end of the process.
 func (e *Engine) signal(tb TB, name, signal string) {
 	tb.Helper()
 	pid, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
@@ -348,16 +348,16 @@ func (e *Engine) signal(tb TB, name, signal string) {
 		tb.Logf("kill %s: %v %s", name, err, out)
 	}
 
-	gone := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
-	if !Within(20*time.Second, gone) {
+	ended := func() bool { return e.Command("test", "-e", "/proc/"+p).Run() != nil }
+	if !Within(20*time.Second, ended) {
 		tb.Fatalf("%s does not end on %s", name, signal)
 	}
 }
 
-// Running reports whether dockerd runs, stopped or not.
+// Running reports whether dockerd is running, paused or not.
 func (e *Engine) Running() bool { return e.runs("docker") }
 
-// runs reports whether a program that background started runs.
+// runs reports whether a program of background is running.
 func (e *Engine) runs(name string) bool {
 	pid, err := os.ReadFile(filepath.Join(e.Dir, name+".pid"))
 	if err != nil || len(bytes.TrimSpace(pid)) == 0 {
@@ -367,7 +367,7 @@ func (e *Engine) runs(name string) bool {
 	return err == nil
 }
 
-// Started reports whether the dockerd that was started last has its process.
+// Started reports whether the last started dockerd has its process.
 func (e *Engine) Started() bool { return e.started("docker") }
 
 func (e *Engine) started(name string) bool {
@@ -375,7 +375,7 @@ func (e *Engine) started(name string) bool {
 	return err == nil && bytes.HasSuffix(pid, []byte("\n"))
 }
 
-// Clear removes what a dockerd that was killed leaves, so that another can start.
+// Clear removes the leftovers of a killed dockerd, so that another can start.
 func (e *Engine) Clear(tb TB) {
 	tb.Helper()
 	_ = os.Remove(e.Socket)
@@ -385,7 +385,7 @@ func (e *Engine) Clear(tb TB) {
 	}
 }
 
-// Signal sends a signal to dockerd that does not end it: STOP or CONT.
+// Signal sends dockerd a signal without ending it: STOP or CONT.
 func (e *Engine) Signal(tb TB, signal string) {
 	tb.Helper()
 	pid, err := os.ReadFile(filepath.Join(e.Dir, "docker.pid"))
@@ -397,14 +397,14 @@ func (e *Engine) Signal(tb TB, signal string) {
 		tb.Fatalf("kill -%s dockerd: %v\n%s", signal, err, out)
 	}
 
-	if signal == "CONT" { // nsenter(1), which waits for dockerd, has stopped itself with its child
+	if signal == "CONT" { // nsenter(1) has stopped itself with its child dockerd
 		if err := e.docker.Process.Signal(syscall.SIGCONT); err != nil {
 			tb.Fatalf("continue nsenter: %v", err)
 		}
 	}
 }
 
-// CPU is how long dockerd and its containerd have run so far, all threads together (schedstat,
+// CPU returns the CPU time of dockerd and its containerd, of all threads together (schedstat,
 // Documentation/scheduler/sched-stats.rst).
 func (e *Engine) CPU(tb TB) time.Duration {
 	tb.Helper()
@@ -423,7 +423,7 @@ func (e *Engine) CPU(tb TB) time.Duration {
 	return sum
 }
 
-// sumSchedstat adds the first column, nanoseconds on a processor.
+// sumSchedstat adds up the first column, nanoseconds on a processor.
 func sumSchedstat(lines string) (sum time.Duration, err error) {
 	for line := range strings.Lines(lines) {
 		ran, _, _ := strings.Cut(line, " ")
@@ -437,13 +437,13 @@ func sumSchedstat(lines string) (sum time.Duration, err error) {
 	return sum, nil
 }
 
-// Kill kills dockerd with SIGKILL; its containers go on (live-restore).
+// Kill kills dockerd with SIGKILL. Its containers keep running (live-restore).
 func (e *Engine) Kill(tb TB) {
 	tb.Helper()
 	e.signal(tb, "docker", "KILL")
 }
 
-// Stop ends dockerd in order; its containers go on (live-restore).
+// Stop stops dockerd gracefully. Its containers keep running (live-restore).
 func (e *Engine) Stop(tb TB) {
 	tb.Helper()
 	e.signal(tb, "docker", "TERM")
@@ -456,7 +456,7 @@ func (e *Engine) Restart(tb TB) {
 	e.startDocker(tb)
 }
 
-// Command is a program to be run inside the namespaces.
+// Command returns a command to run inside the namespaces.
 func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name},
 		args...)...)
@@ -465,7 +465,7 @@ func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Path is where a file of the namespaces is seen from outside.
+// Path returns the outside path of a file in the namespaces.
 func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%s", e.pid, inside) }
 
 // DialContext connects from inside the network namespace.
@@ -483,12 +483,12 @@ func Dial(ctx context.Context, netns, network, addr string) (conn net.Conn, err 
 	return conn, err
 }
 
-// Plugins is the folder of the newest standard CNI plugins and flannel's, which hack/cni-plugins.sh
-// builds.
+// Plugins is the directory of the newest standard CNI plugins and flannel's, built by
+// hack/cni-plugins.sh.
 func Plugins() string { return filepath.Join(Cache(), "cni") }
 
-// NetNS is the path of a network namespace, seen from outside: that of a file inside, or the
-// engine's own with "".
+// NetNS returns the outside path of a network namespace: that of a file inside, or the engine's own
+// with "".
 func (e *Engine) NetNS(inside string) string {
 	if inside == "" {
 		return fmt.Sprintf("/proc/%d/ns/net", e.pid)
@@ -496,11 +496,11 @@ func (e *Engine) NetNS(inside string) string {
 	return e.Path(inside)
 }
 
-// In runs do on a thread that is in a network namespace. Sockets made there stay there.
+// In runs do on a thread in a network namespace. Sockets created there stay there.
 func In(netns string, do func() error) error {
 	done := make(chan error)
 	go func() {
-		// for ever: the thread ends with this goroutine, and its namespace with it
+		// never unlocked: the thread ends with this goroutine, and its namespace with it
 		runtime.LockOSThread()
 		ns, err := os.Open(netns)
 		if err == nil {
@@ -518,7 +518,7 @@ func In(netns string, do func() error) error {
 	return <-done
 }
 
-// Listen listens inside the network namespace, on addr of the network tcp.
+// Listen listens inside the network namespace, on a tcp address.
 func (e *Engine) Listen(tb TB, addr string) net.Listener {
 	tb.Helper()
 	var l net.Listener
@@ -528,7 +528,7 @@ func (e *Engine) Listen(tb TB, addr string) net.Listener {
 	return l
 }
 
-// Docker is a client of the engine.
+// Docker returns a client of the engine.
 func (e *Engine) Docker(tb TB) *client.Client {
 	tb.Helper()
 	c, err := client.New(client.WithHost("unix://" + e.Socket))
@@ -539,14 +539,14 @@ func (e *Engine) Docker(tb TB) *client.Client {
 	return c
 }
 
-// builds makes each program once for a test process.
+// builds caches each built program for the test process.
 var builds sync.Map
 
-// Race reports whether the tests, and with them the daemon, run with the race detector.
+// Race reports whether the tests, and therefore the daemon, run with the race detector.
 func Race() bool { return race }
 
-// Build builds a program of ours at the path out: static or, to detect races when the tests do so,
-// with the race detector.
+// Build builds one of our programs at the path out. The program is static or, with detect and in
+// tests with the race detector, has the race detector.
 func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
 	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {
@@ -579,7 +579,7 @@ func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	}
 }
 
-// WriteProgram writes a script or a program that is executed from this path.
+// WriteProgram writes a script or a program to execute from this path.
 func WriteProgram(tb TB, file, content string) {
 	tb.Helper()
 	if err := install(file, []byte(content)); err != nil {
@@ -587,10 +587,10 @@ func WriteProgram(tb TB, file, content string) {
 	}
 }
 
-// install writes a program in small pieces, as package managers do. Kernels from 6.18 on map a file
-// that was written at once in equally large pieces, which would count as the process's memory. No
-// child may be forked meanwhile: it would have the file open for writing until its own execve, and
-// the kernel would refuse to execute the file (ETXTBSY).
+// install writes a program in small pieces, like package managers. Kernels from 6.18 on map a file
+// written at once in equally large pieces, and these would count as the process's memory. No child
+// may be forked meanwhile: it would hold the file open for writing until its own execve, and the
+// kernel would refuse to execute the file (ETXTBSY).
 func install(file string, program []byte) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -609,7 +609,7 @@ func install(file string, program []byte) error {
 	return f.Close()
 }
 
-// Within waits for cond, at most for d, and says whether it came true.
+// Within waits up to d for cond and reports whether it became true.
 func Within(d time.Duration, cond func() bool) bool {
 	deadline := time.Now().Add(d)
 	tick := time.NewTicker(10 * time.Millisecond)

@@ -13,18 +13,18 @@ import (
 
 const busybox = "/bin/busybox" // Debian's package busybox-static
 
-// Busybox is the name of the image that ImportBusybox and LoadBusybox make.
+// Busybox is the image of ImportBusybox and LoadBusybox.
 const Busybox = "cri-test/busybox:latest"
 
-// ImportBusybox makes an image with a shell and the usual small programs, without a registry, and
-// returns its name.
+// ImportBusybox creates an image with a shell and basic tools, without a registry, and returns its
+// name.
 func (e *Engine) ImportBusybox(tb TB) string {
 	tb.Helper()
 	LoadBusybox(tb, e.Socket)
 	return Busybox
 }
 
-// LoadBusybox does the same with the engine that listens on a unix socket.
+// LoadBusybox does the same with the engine at a unix socket.
 func LoadBusybox(tb TB, socket string) {
 	tb.Helper()
 	files := append(BusyboxFiles(tb),
@@ -40,7 +40,7 @@ func LoadBusybox(tb TB, socket string) {
 	Import(tb, socket, Busybox, files, "ENV PATH=/bin")
 }
 
-// BusyboxFiles are those of an image with a shell and the usual small programs, in /bin.
+// BusyboxFiles returns the files of an image with a shell and basic tools in /bin.
 func BusyboxFiles(tb TB) []File {
 	tb.Helper()
 	program, err := os.ReadFile(busybox)
@@ -72,14 +72,14 @@ func BusyboxFiles(tb TB) []File {
 	return files
 }
 
-// File is an entry of an image's only layer; the zero type is a regular file.
+// File is an entry in an image's only layer. The zero type is a regular file.
 type File struct {
 	Header  tar.Header
 	Content []byte
 }
 
-// Import makes an image of one layer in the engine that listens on a unix socket; changes are lines
-// of a Dockerfile.
+// Import creates an image of one layer at the engine with this unix socket. changes are lines of a
+// Dockerfile.
 func Import(tb TB, socket, ref string, files []File, changes ...string) {
 	tb.Helper()
 	r, w := io.Pipe()

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// kubeletSource is a program that behaves like the kubelet as far as systemd sees it: it runs until
-// it is ended, and ends at once with a flag that its version has removed.
+// kubeletSource is a program with the kubelet's behavior towards systemd: it runs until stopped,
+// and exits at once for a flag removed in its version.
 const kubeletSource = `package main
 
 import (
@@ -26,7 +26,7 @@ func main() {
 }
 `
 
-// BuildKubelet builds a program whose build information is that of a kubelet of a version, such as
+// BuildKubelet builds a program with the build information of a kubelet of this version, such as
 // "v1.36.3".
 func BuildKubelet(tb TB, out, version string) {
 	tb.Helper()

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// kubeletRead builds test/kubernetes/kubeletread once, beside the tests' other programs. Go's build
-// cache has the kubelet's packages from hack/kubernetes.sh, with the same flags.
+// kubeletRead builds test/kubernetes/kubeletread once, next to the tests' other programs. Go's
+// build cache contains the kubelet's packages from hack/kubernetes.sh, with the same flags.
 var kubeletRead = sync.OnceValues(func() (program string, err error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -34,8 +34,8 @@ var kubeletRead = sync.OnceValues(func() (program string, err error) {
 	return program, nil
 })
 
-// KubeletRead builds the program that reads a CRI runtime with the kubelet's own code, and returns
-// its path.
+// KubeletRead builds the program to read a CRI runtime with the kubelet's own code, and returns its
+// path.
 func KubeletRead(tb TB) string {
 	tb.Helper()
 	program, err := kubeletRead()

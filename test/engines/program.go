@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Program is the TB of programs, which have no testing.T. Its zero value can be used.
+// Program is the TB of programs without a testing.T. The zero value is ready to use.
 type Program struct {
 	mu      sync.Mutex
 	cleanup []func()
@@ -19,20 +19,20 @@ func (*Program) Helper() {}
 // Logf writes to stderr.
 func (*Program) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
-// Failed says whether Fatalf was called.
+// Failed reports whether Fatalf was called.
 func (p *Program) Failed() bool { return p.failed }
 
-// Cleanup keeps what End is to do.
+// Cleanup registers a function for End.
 func (p *Program) Cleanup(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cleanup = append(p.cleanup, f)
 }
 
-// Fatalf ends what was started, and then the program with 1.
+// Fatalf ends everything started, and then the program with exit code 1.
 func (p *Program) Fatalf(format string, args ...any) {
 	if p.failed {
-		return // while ending
+		return // already ending
 	}
 	p.failed = true
 	p.Logf(format, args...)
@@ -40,7 +40,7 @@ func (p *Program) Fatalf(format string, args ...any) {
 	os.Exit(1)
 }
 
-// End ends what was started, newest first.
+// End calls the cleanup functions, newest first.
 func (p *Program) End() {
 	for i := len(p.cleanup) - 1; i >= 0; i-- {
 		p.cleanup[i]()

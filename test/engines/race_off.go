@@ -2,5 +2,5 @@
 
 package engines
 
-// race says that the tests run with the race detector; then the programs that they start do too.
+// race reports whether the tests run with the race detector. If so, their programs do too.
 const race = false

@@ -1,4 +1,4 @@
-# Runs as process 1 of an engine's namespaces: sh setup.sh DIR HELPER. Gives the node folders of its own and a network with a default route.
+# Process 1 of an engine's namespaces: sh setup.sh DIR HELPER. Gives the node its own directories and a network with a default route.
 set -e
 dir=$1
 mount --make-rprivate /
@@ -8,8 +8,8 @@ for d in /var/lib/cni /var/lib/dockershim /var/lib/kubelet /var/log/pods /var/lo
 	mkdir -p "$d" "$dir/root$d"
 	mount --bind "$dir/root$d" "$d"
 done
-# On cgroup v1: the machine's hierarchies, and those that many machines leave unmounted: that of huge pages, and whatever a test node's systemd may
-# mount meanwhile. containerd finds no out-of-memory event of a container that has a control group in a hierarchy that is not mounted.
+# On cgroup v1, mount the host's hierarchies and those that hosts often leave unmounted: hugetlb, and any other that the systemd of a test node may
+# mount. containerd misses the out-of-memory events of containers with a cgroup in an unmounted hierarchy.
 cg=/sys/fs/cgroup
 if [ -d $cg/memory ]; then
 	mkdir "$dir/cgroup"

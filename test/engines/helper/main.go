@@ -1,7 +1,7 @@
-// Command helper is what test engines need inside their namespaces: "init" is their process 1,
-// which ends with the test process, and under the name runc it is a wrapper around the real runc
-// for machines without CAP_SYS_RESOURCE, where no container could get the capability, a negative
-// oom_score_adj or higher limits than our own.
+// Command helper runs inside the namespaces of test engines. As "init" it is their process 1 and
+// ends with the test process. Under the name runc it wraps the real runc on machines without
+// CAP_SYS_RESOURCE: containers cannot get the capability, a negative oom_score_adj, or higher
+// limits than the test's there.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-// runc is the real program, set when the wrapper is built.
+// runc is the path of the real program, set at build time.
 var runc = "/usr/sbin/runc"
 
 func main() {
@@ -34,8 +34,8 @@ func main() {
 	os.Exit(1)
 }
 
-// runInit reaps orphans and ends when standard input does, that is, when the process that started
-// the engine is gone; the kernel then kills all that is in the PID namespace.
+// runInit reaps orphans and ends when standard input does, that is, when the process which started
+// the engine has exited. The kernel then kills all processes in the PID namespace.
 func runInit() {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
@@ -53,7 +53,7 @@ func runInit() {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// fixBundle edits what runc is about to run.
+// fixBundle edits the bundle runc is about to run.
 func fixBundle(args []string) error {
 	i := slices.IndexFunc(args, func(a string) bool { return a == "create" || a == "run" || a == "exec" })
 	if i < 0 {
@@ -119,7 +119,7 @@ func edit(file string, process func(map[string]any) map[string]any) error {
 	return os.WriteFile(file, b, 0o644)
 }
 
-// clamp lowers a limit to what we have ourselves.
+// clamp lowers a limit to this process's own.
 func clamp(l any) {
 	limit, _ := l.(map[string]any)
 	kind, ok := map[any]int{
