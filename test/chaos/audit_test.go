@@ -8,13 +8,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// staleLimit is how long the daemon may show what runs wrongly while it can see the engine: 30 s,
-// by the interval of the check for a silent event stream, and room for a loaded machine.
+// staleLimit is the longest tolerated difference between the daemon and a visible engine: 30 s for
+// the check of silent event streams, plus a margin for a loaded machine.
 const staleLimit = 45 * time.Second
 
-// audit compares meanwhile what the daemon says to run with what runs in the engine.
+// audit continuously compares the daemon's running containers with the engine's.
 func (r *trial) audit(ctx context.Context) {
-	since := map[string]time.Time{} // when a difference was first seen
+	since := map[string]time.Time{} // first observation of each difference
 	for sleep(ctx, 2*time.Second) {
 		differ, ok := r.differences(ctx)
 		if !ok {
@@ -48,7 +48,7 @@ func (r *trial) audit(ctx context.Context) {
 	}
 }
 
-// differences returns what is wrong by ID, and whether daemon and engine have answered.
+// differences returns the differences by ID, and whether both daemon and engine have answered.
 func (r *trial) differences(ctx context.Context) (differ map[string]string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
@@ -63,35 +63,35 @@ func (r *trial) differences(ctx context.Context) (differ map[string]string, ok b
 		return nil, false
 	}
 
-	said := map[string]bool{}
+	reported := map[string]bool{}
 	for _, s := range sandboxes.Items {
-		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
+		reported[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	}
 
 	for _, c := range containers.Containers {
-		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+		reported[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
 
-	running, err := r.running(ctx, said)
+	running, err := r.running(ctx, reported)
 	if err != nil {
 		return nil, false
 	}
 
 	differ = map[string]string{}
 	for id, runs := range running {
-		listed, known := said[id]
+		listed, known := reported[id]
 		switch {
 		case !known:
-			differ[id] = "is in the engine and is not listed"
+			differ[id] = "exists in the engine and is not listed"
 		case listed != runs:
-			differ[id] = fmt.Sprintf("is listed with running %v, the engine has running %v", listed, runs)
+			differ[id] = fmt.Sprintf("is listed with running=%v, the engine reports running=%v", listed, runs)
 		}
 
-		delete(said, id)
+		delete(reported, id)
 	}
 
-	for id := range said {
-		differ[id] = "is listed and not in the engine"
+	for id := range reported {
+		differ[id] = "is listed but does not exist in the engine"
 	}
 
 	return differ, true

@@ -19,23 +19,23 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// How much chaos. CI runs short seeds; make chaos runs long ones.
+// Size of the tests. CI runs short seeds; make chaos runs long ones.
 var (
 	seeds     = flag.Uint64("seeds", 2, "seeds of TestChaos, one run each")
 	firstSeed = flag.Uint64("first-seed", 1, "the first seed")
-	minutes   = flag.Float64("minutes", 0.2, "how long the faults of a run go on")
-	podSlots  = flag.Int("pods", 5, "pods that run at once")
-	keepLogs  = flag.String("keep-logs", "", "directory to which a failed run copies all logs")
+	minutes   = flag.Float64("minutes", 0.2, "duration of the faults in a run")
+	podSlots  = flag.Int("pods", 5, "number of concurrent pods")
+	keepLogs  = flag.String("keep-logs", "", "directory for the logs of failed runs")
 )
 
 // event is a fault in a schedule.
 type event struct {
 	at, lasts time.Duration
 	fault     string
-	choice    uint64 // seeds what the fault hits
+	choice    uint64 // seed for the choice of the target
 }
 
-// schedule makes the faults of one track.
+// schedule creates the faults of one track.
 func schedule(random *rand.Rand, faults map[string]breaker, horizon time.Duration) []event {
 	names := slices.Sorted(maps.Keys(faults))
 	var all []event
@@ -47,7 +47,7 @@ func schedule(random *rand.Rand, faults map[string]breaker, horizon time.Duratio
 			choice: random.Uint64(),
 		}
 		if random.IntN(8) == 0 {
-			e.lasts *= 4 // beyond what callers wait
+			e.lasts *= 4 // longer than the timeouts of callers
 		}
 
 		e.lasts = min(e.lasts, horizon-at)
@@ -71,16 +71,16 @@ type trial struct {
 	began       time.Time
 	tracks      [][]event
 
-	losing sync.Mutex // guards the rest
-	blind  int        // faults that go on and keep the daemon from seeing the engine
+	losing sync.Mutex // guards the fields below
+	blind  int        // current faults hiding the engine from the daemon
 	sees   time.Time  // since when there is none
 	losses []loss
-	done   []string // what was done, for a failure's report
+	done   []string // actions, for the report of a failure
 }
 
-// TestChaos runs pods under a seeded schedule of faults. When the faults have ended, all pods run,
-// what the daemon answers is what the engine has, every printed line is in its log once, and
-// nothing is left when the pods are removed.
+// TestChaos runs pods under a seeded schedule of faults. After the last fault, all pods must be
+// running, the daemon's answers must match the engine, and every printed line must be in its log
+// once. After the removal of the pods, nothing may remain.
 func TestChaos(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-// chaos is the run of one seed.
+// chaos runs one seed.
 func chaos(t *testing.T, v engines.Version, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	r := &trial{ctx: t.Context(), seed: seed, liveRestore: seed%3 != 2}
@@ -110,7 +110,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 	}
 
 	r.kubelet = newKubelet(newLab(t, v, flags...), *podSlots, seed)
-	t.Cleanup(func() { r.keepLogs(t, v) }) // before the engine's clean-up
+	t.Cleanup(func() { r.keepLogs(t, v) }) // before the cleanup of the engine
 	baseline := r.warmUp(t)
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -133,7 +133,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 		t.Errorf("pods could not be removed within 4 minutes")
 	}
 
-	r.check(t, "nothing left", 3*time.Minute, func(ctx context.Context) []string {
+	r.check(t, "no remains", 3*time.Minute, func(ctx context.Context) []string {
 		now, err := r.remaining(ctx)
 		if err != nil {
 			return []string{err.Error()}
@@ -147,7 +147,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 	r.checkAll(t)
 }
 
-// check fails the test if the problems that find finds do not end in time.
+// check fails the test unless find returns no problems within d.
 func (r *trial) check(t *testing.T, what string, d time.Duration, find func(context.Context) []string) {
 	t.Helper()
 	began := time.Now()
@@ -158,19 +158,19 @@ func (r *trial) check(t *testing.T, what string, d time.Duration, find func(cont
 	}
 }
 
-// underWay finds calls that have not ended in the daemon's metrics.
+// underWay finds calls in progress in the daemon's metrics.
 var underWay = regexp.MustCompile(`(?m)^cri_dockerd_rpc_in_flight{method="(\w+)"} [1-9]`)
 
-// inFlight returns the methods of calls that have not ended although their callers have gone.
+// inFlight returns the methods of calls still in progress after their callers have disconnected.
 func (r *trial) inFlight(t *testing.T) (methods []string) {
 	t.Helper()
 	for _, m := range underWay.FindAllStringSubmatch(r.daemon.Metrics(t), -1) {
-		methods = append(methods, "call under way: "+m[1])
+		methods = append(methods, "call in progress: "+m[1])
 	}
 	return methods
 }
 
-// checkAll checks logs, and what was seen meanwhile.
+// checkAll checks the logs, and reports the violations seen during the run.
 func (r *trial) checkAll(t *testing.T) {
 	t.Helper()
 	lines, forgotten := 0, r.forgotten()
@@ -201,7 +201,7 @@ func sum(counts map[string]int) (n int) {
 	return n
 }
 
-// waitFor waits for a group, and reports whether it ended in time.
+// waitFor waits for a group, and reports whether it finished in time.
 func waitFor(g *sync.WaitGroup, d time.Duration) bool {
 	done := make(chan struct{})
 	go func() { g.Wait(); close(done) }()
@@ -213,7 +213,7 @@ func waitFor(g *sync.WaitGroup, d time.Duration) bool {
 	}
 }
 
-// warmUp takes one pod through its life and returns what is there afterwards: what all pods share.
+// warmUp takes one pod through its lifecycle and returns the resources shared by all pods.
 func (r *trial) warmUp(t *testing.T) remains {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -243,7 +243,7 @@ func (r *trial) warmUp(t *testing.T) remains {
 			baseline["control groups"])
 	})
 	if len(problems) > 0 {
-		t.Fatalf("left of the first pod: %q", problems)
+		t.Fatalf("remains of the first pod: %q", problems)
 	}
 
 	return baseline
@@ -269,7 +269,7 @@ func (r *trial) inject(t *testing.T) {
 	r.note("all faults have ended")
 }
 
-// apply breaks something for a while.
+// apply injects one fault for its duration.
 func (r *trial) apply(e event, fault breaker) {
 	random := rand.New(rand.NewPCG(e.choice, 0))
 	if slices.Contains(blinding, e.fault) {
@@ -288,7 +288,7 @@ func (r *trial) apply(e event, fault breaker) {
 	r.note("end of %s", e.fault)
 }
 
-// blinded counts the faults that may keep the daemon from seeing the engine.
+// blinded counts the faults with a possible effect on the daemon's view of the engine.
 func (r *trial) blinded(n int) {
 	r.losing.Lock()
 	defer r.losing.Unlock()
@@ -296,21 +296,21 @@ func (r *trial) blinded(n int) {
 	r.sees = time.Now()
 }
 
-// lose notes a loss that is permitted.
+// lose records a permitted loss.
 func (r *trial) lose(l loss) {
 	r.losing.Lock()
 	defer r.losing.Unlock()
 	r.losses = append(r.losses, l)
 }
 
-// note notes what was done.
+// note records an action.
 func (r *trial) note(format string, args ...any) {
 	r.losing.Lock()
 	defer r.losing.Unlock()
 	r.done = append(r.done, fmt.Sprintf("%7.2fs %s", time.Since(r.began).Seconds(), fmt.Sprintf(format, args...)))
 }
 
-// keepLogs copies the logs of a failed run to the directory of the flag -keep-logs.
+// keepLogs copies the logs of a failed run to the directory in -keep-logs.
 func (r *trial) keepLogs(t *testing.T, v engines.Version) {
 	t.Helper()
 	if !t.Failed() || *keepLogs == "" {
@@ -331,8 +331,8 @@ func (r *trial) keepLogs(t *testing.T, v engines.Version) {
 	t.Logf("logs are in %s (%v)", dir, err)
 }
 
-// report logs what a failure needs: the command that repeats the run, its schedule, what was done,
-// and which calls failed.
+// report logs the details of a failure: the command to repeat the run, its schedule, all actions,
+// and all failed calls.
 func (r *trial) report(t *testing.T, v engines.Version) {
 	t.Helper()
 	t.Logf("repeat with: make chaos ENGINE=%s SEEDS=1 FIRST_SEED=%d MINUTES=%g PODS=%d", v, r.seed, *minutes, *podSlots)

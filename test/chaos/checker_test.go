@@ -18,10 +18,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// remains are what pods can leave, by kind.
+// remains lists possible leftovers of pods, by kind.
 type remains map[string][]string
 
-// beyond returns what is here and was not in the baseline.
+// beyond returns everything not in the baseline.
 func (r remains) beyond(baseline remains) []string {
 	var more []string
 	for kind, things := range r {
@@ -42,7 +42,7 @@ func (r remains) beyond(baseline remains) []string {
 	return more
 }
 
-// remaining gathers what there is on the node. It asks the engine itself, past the proxy.
+// remaining collects everything on the node. It queries the engine directly, without the proxy.
 func (l *lab) remaining(ctx context.Context) (r remains, err error) {
 	if err := l.findLost(ctx); err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (l *lab) remaining(ctx context.Context) (r remains, err error) {
 	return r, err
 }
 
-// engineHolds gathers containers and networks.
+// engineHolds collects containers and networks.
 func (l *lab) engineHolds(ctx context.Context, r remains) error {
 	containers, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
@@ -81,7 +81,7 @@ func (l *lab) engineHolds(ctx context.Context, r remains) error {
 	return nil
 }
 
-// daemonAnswers gathers what the daemon lists.
+// daemonAnswers collects the daemon's lists.
 func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
 	sandboxes, err := l.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
@@ -104,7 +104,7 @@ func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
 	return nil
 }
 
-// kernelHolds gathers links, rules, mounts, network namespaces and control groups of containers.
+// kernelHolds collects links, rules, mounts, network namespaces and cgroups of containers.
 func (l *lab) kernelHolds(_ context.Context, r remains) error {
 	links, err := l.inside("ip", "-o", "link", "show", "type", "veth")
 	rules, err2 := l.inside("iptables-save")
@@ -152,8 +152,7 @@ func counters(rule string) string {
 	return rule
 }
 
-// processesRun gathers processes, but for those that come and go by themselves and for shims that
-// the engine has lost.
+// processesRun collects processes, except short-lived ones and shims lost by the engine.
 func (l *lab) processesRun(_ context.Context, r remains) error {
 	all, err := l.list()
 	if err != nil {
@@ -177,7 +176,7 @@ func (l *lab) processesRun(_ context.Context, r remains) error {
 	return nil
 }
 
-// filesHold gathers pins, reservations, CNI's cache and journal, and the log-driver's table.
+// filesHold collects pins, reservations, CNI's cache and journal, and the log-driver's table.
 func (l *lab) filesHold(_ context.Context, r remains) error {
 	for kind, dir := range map[string]string{
 		"pins":         l.daemon.PinDir,
@@ -213,8 +212,8 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 	return nil
 }
 
-// writes returns the container of an entry of the log-driver's table. dockerd does not close the
-// log of a container that it has lost.
+// writes returns the container of an entry in the log-driver's table. dockerd does not close the
+// log of a container lost by it.
 func (l *lab) writes(file string) string {
 	var e struct{ Container string }
 	b, err := os.ReadFile(l.eng.Path(file))
@@ -229,8 +228,8 @@ func (l *lab) writes(file string) string {
 	return e.Container
 }
 
-// isOrphan reports an entry of the log-driver's table whose engine was killed. The log-driver keeps
-// it for the engine's successor, for five minutes.
+// isOrphan reports whether an entry in the log-driver's table belongs to a killed engine. The
+// log-driver keeps it five minutes for the engine's successor.
 func (l *lab) isOrphan(file string) bool {
 	if filepath.Base(filepath.Dir(file)) != "streams" {
 		return false
@@ -239,10 +238,11 @@ func (l *lab) isOrphan(file string) bool {
 	return err == nil && strings.Contains(string(content), `"orphaned"`)
 }
 
-// running returns all containers of the engine and whether they run. said is what the daemon says
-// of them. Where it differs from the engine's list, an inspect decides: after a write to a full
-// disk has failed ("failed to store container" in dockerd's log), the list shows an earlier state.
-func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]bool, error) {
+// running returns all containers of the engine and whether they are running. reported is the
+// daemon's answer. If it differs from the engine's list, an inspect decides: after a failed write
+// to a full disk ("failed to store container" in dockerd's log), the engine's list shows an earlier
+// state.
+func (l *lab) running(ctx context.Context, reported map[string]bool) (map[string]bool, error) {
 	list, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return nil, err
@@ -251,12 +251,12 @@ func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]boo
 	running := map[string]bool{}
 	for _, c := range list.Items {
 		running[c.ID] = c.State == "running"
-		if listed, known := said[c.ID]; known && listed == running[c.ID] {
+		if listed, known := reported[c.ID]; known && listed == running[c.ID] {
 			continue
 		}
 
-		// The engine's list may show a container that the engine has removed: a start that fails
-		// while the container is being removed writes it into the list again.
+		// The engine's list may show a removed container: a failing start during the removal writes
+		// it into the list again.
 		r, err := l.docker.ContainerInspect(ctx, c.ID, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(err) {
 			delete(running, c.ID)
@@ -273,7 +273,7 @@ func (l *lab) running(ctx context.Context, said map[string]bool) (map[string]boo
 	return running, nil
 }
 
-// settled compares pods that shall live on with the daemon's answers and with the engine.
+// settled compares the pods not to be removed with the daemon's answers and with the engine.
 func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	sandboxes, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
@@ -286,16 +286,16 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 		return []string{err.Error()}
 	}
 
-	said := map[string]bool{}
+	reported := map[string]bool{}
 	for _, s := range sandboxes.Items {
-		said[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
+		reported[s.Id] = s.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	}
 
 	for _, c := range containers.Containers {
-		said[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+		reported[c.Id] = c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	}
 
-	running, err := k.running(ctx, said)
+	running, err := k.running(ctx, reported)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -304,7 +304,7 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	for _, s := range sandboxes.Items {
 		listed[s.Id] = true
 		if ready := s.State == runtimeapi.PodSandboxState_SANDBOX_READY; ready != running[s.Id] {
-			wrong("sandbox %s is listed as %s, the engine has running %v", s.Id, s.State, running[s.Id])
+			wrong("sandbox %s is listed as %s, the engine reports running=%v", s.Id, s.State, running[s.Id])
 		}
 		problems = append(problems, k.checkSandbox(ctx, s)...)
 	}
@@ -312,7 +312,7 @@ func (k *kubelet) settled(ctx context.Context) (problems []string) {
 	for _, c := range containers.Containers {
 		listed[c.Id] = true
 		if runs := c.State == runtimeapi.ContainerState_CONTAINER_RUNNING; runs != running[c.Id] {
-			wrong("container %s is listed as %s, the engine has running %v", c.Id, c.State, running[c.Id])
+			wrong("container %s is listed as %s, the engine reports running=%v", c.Id, c.State, running[c.Id])
 		}
 
 		s, err := k.daemon.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
@@ -354,7 +354,7 @@ func (k *kubelet) checkSandbox(ctx context.Context, s *runtimeapi.PodSandbox) []
 	netns := "--net=" + filepath.Join(k.daemon.PinDir, s.Id)
 	out, err := k.inside("nsenter", netns, "ip", "-o", "-4", "addr", "show", "eth0")
 	if err != nil || !strings.Contains(out, " "+ip+"/") {
-		return []string{fmt.Sprintf("sandbox %s has the address %s, in its namespace is %q, %v", s.Id, ip, out, err)}
+		return []string{fmt.Sprintf("sandbox %s has the address %s, its namespace has %q, %v", s.Id, ip, out, err)}
 	}
 
 	owner, err := os.ReadFile(k.eng.Path(filepath.Join(k.leases(), ip)))
@@ -365,7 +365,7 @@ func (k *kubelet) checkSandbox(ctx context.Context, s *runtimeapi.PodSandbox) []
 	return nil
 }
 
-// checkDesired checks that every pod that shall run does.
+// checkDesired checks that every desired pod is running.
 func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []*runtimeapi.Container) []string {
 	var problems []string
 	for _, p := range k.desired() {
@@ -389,7 +389,7 @@ func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []
 
 		for _, name := range p.containers {
 			if runs[name] != 1 {
-				problems = append(problems, fmt.Sprintf("%s: %d containers %s run", p.uid, runs[name], name))
+				problems = append(problems, fmt.Sprintf("%s: %d running containers %s", p.uid, runs[name], name))
 			}
 		}
 	}
@@ -397,7 +397,7 @@ func (k *kubelet) checkDesired(sandboxes []*runtimeapi.PodSandbox, containers []
 	return problems
 }
 
-// checkReservations checks that every address is reserved for a sandbox that is there.
+// checkReservations checks that every address is reserved for an existing sandbox.
 func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problems []string) {
 	files, err := os.ReadDir(k.eng.Path(k.leases()))
 	if err != nil {
@@ -416,7 +416,7 @@ func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problem
 
 		isOwner := func(s *runtimeapi.PodSandbox) bool { return strings.HasPrefix(string(owner), s.Id) }
 		if !slices.ContainsFunc(sandboxes, isOwner) {
-			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, which is not there",
+			problems = append(problems, fmt.Sprintf("the address %s is reserved for %.80q, but it does not exist",
 				f.Name(), owner))
 		}
 	}
@@ -424,7 +424,7 @@ func (k *kubelet) checkReservations(sandboxes []*runtimeapi.PodSandbox) (problem
 	return problems
 }
 
-// await waits until check finds nothing, at most for d, and returns what it found last.
+// await calls check until it returns nothing, at most for d, and returns the last result.
 func await(ctx context.Context, d time.Duration, check func(context.Context) []string) []string {
 	deadline := time.Now().Add(d)
 	for {

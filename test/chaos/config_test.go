@@ -9,7 +9,7 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// config is the sandbox's configuration.
+// config returns the sandbox's configuration.
 func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: p.uid, Namespace: "chaos", Uid: p.uid, Attempt: attempt},
@@ -40,7 +40,7 @@ func (p *pod) config(attempt uint32) *runtimeapi.PodSandboxConfig {
 	return cfg
 }
 
-// script prints numbered lines, some of them long, and notes after each that it was printed.
+// script prints numbered lines, some of them long, and records each printed line.
 const script = `trap 'exit 0' TERM
 exec 2>/dev/null # the shell reports the death of its children
 i=0
@@ -54,7 +54,7 @@ while :; do
 	sleep 0.5
 done`
 
-// container is the configuration of one of the pod's containers.
+// container returns the configuration of one of the pod's containers.
 func (p *pod) container(name string, attempt uint32) *runtimeapi.ContainerConfig {
 	limit := 0
 	if name == p.containers[len(p.containers)-1] {

@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The calls of the crash points, each of which may be repeated.
+// The calls with crash points. All of them may be repeated.
 
 func (c *crash) run(ctx context.Context) error {
 	r, err := c.daemon.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: c.pod.config(0)})
@@ -25,14 +25,14 @@ func (c *crash) create(ctx context.Context) error {
 	return err
 }
 
-// idle is a container that prints nothing and ends at once when it is stopped.
+// idle returns a container without output which ends at once when stopped.
 func (c *crash) idle() *runtimeapi.ContainerConfig {
 	cfg := c.pod.container("a", 0)
 	cfg.Command, cfg.Mounts = []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"}, nil
 	return cfg
 }
 
-// start starts the container. One that runs already, or has ended, was started before the kill.
+// start starts the container. A running or ended container was started before the kill.
 func (c *crash) start(ctx context.Context) error {
 	s, err := c.daemon.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.container})
 	if err != nil {
@@ -85,7 +85,7 @@ func (c *crash) pull(ctx context.Context) error {
 	return err
 }
 
-// removeImage removes the image, and holds that it is not there any more.
+// removeImage removes the image and checks its absence.
 func (c *crash) removeImage(ctx context.Context) error {
 	spec := &runtimeapi.ImageSpec{Image: c.image}
 	if _, err := c.daemon.Image.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
@@ -94,7 +94,7 @@ func (c *crash) removeImage(ctx context.Context) error {
 
 	r, err := c.daemon.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
 	if err == nil && r.Image != nil {
-		err = fmt.Errorf("image %s was removed and is there", r.Image.Id)
+		err = fmt.Errorf("image %s was removed and still exists", r.Image.Id)
 	}
 
 	return err

@@ -20,37 +20,37 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-var allCrashPoints = flag.Bool("all-crash-points", false, "take every point on every engine, not a sample on 29")
+var allCrashPoints = flag.Bool("all-crash-points", false, "test every point on every engine, instead of a sample on 29")
 
-// Distances of the points of samples. Those of abandoned calls are odd: every other point is before
-// a step, the others are after one.
+// Distances between sampled points. For abandoned calls they are odd: every other point is before a
+// step, the others are after one.
 const (
 	sampleStride          = 6
 	abandonedStride       = 5
 	abandonedSampleStride = 11
 )
 
-// crash kills the daemon at one point of a call: when it asks the engine or a CNI plugin for
-// something, or when these have done it.
+// crash kills the daemon at one point of a call: at a request to the engine or a CNI plugin, or
+// after its completion.
 type crash struct {
 	*kubelet
-	image string // that a registry serves
+	image string // from a test registry
 	pod   *pod
 	pods  int
 
 	sandbox, container string
 
-	points sync.Mutex // guards the rest
+	points sync.Mutex // guards the fields below
 	armed  bool
 	seen   int    // points since arm
-	at     int    // the point to kill at, from 1 on
-	hit    string // what happened at the point, "" for nothing yet
+	at     int    // the point to kill at, starting with 1
+	hit    string // the event at the point, "" for none yet
 }
 
-// operation is a call that changes something.
+// operation is a call with side effects.
 type operation struct {
 	name    string
-	prepare []func(*crash, context.Context) error // each succeeds, without kills
+	prepare []func(*crash, context.Context) error // must succeed, without kills
 	call    func(*crash, context.Context) error
 }
 
@@ -71,13 +71,13 @@ func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Co
 	return all
 }
 
-// TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin
-// that a mutating call makes: before it is done, and when it is done and the answer is on its way.
-// The daemon then starts again, the call is repeated, the pod is removed, and nothing may be left.
+// TestCrashPoints kills the daemon at every request to the engine and every call of a CNI plugin in
+// a mutating call: before its execution, and after it while the response is on its way. The daemon
+// then starts again, the call is repeated, the pod is removed, and nothing may remain.
 //
-// At a share of the points the call is abandoned: its caller never repeats it, and only removes
-// what the daemon lists. At every other of them somebody removes the pod's containers before the
-// daemon starts. What the call has acquired and no list shows, the daemon must release by itself.
+// At some of the points the call is abandoned: its caller never repeats it, and only removes the
+// objects listed by the daemon. At every other of these points someone removes the pod's containers
+// before the daemon starts. The daemon must release acquired resources not in any list by itself.
 func TestCrashPoints(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestCrashPoints(t *testing.T) {
 	}
 }
 
-// points are the points of an operation to kill at.
+// points selects the points of an operation to kill at.
 type points struct {
 	first, stride int
 	abandon       bool // the call is not repeated
@@ -118,7 +118,7 @@ func newCrash(t *testing.T, v engines.Version) *crash {
 	c.proxy.Observe(
 		func(r *http.Request) { c.point(r.Method + " " + r.URL.Path) },
 		func(r *http.Request) {
-			if r.Method != http.MethodGet { // which changes nothing
+			if r.Method != http.MethodGet { // GET changes nothing
 				c.point(r.Method + " " + r.URL.Path + ", done")
 			}
 		})
@@ -135,7 +135,7 @@ func newCrash(t *testing.T, v engines.Version) *crash {
 	return c
 }
 
-// takeBaseline takes one pod through its life and returns what is there afterwards.
+// takeBaseline takes one pod through its lifecycle and returns the remaining resources.
 func (c *crash) takeBaseline(t *testing.T) remains {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -156,7 +156,7 @@ func (c *crash) takeBaseline(t *testing.T) remains {
 	return baseline
 }
 
-// remaining gathers what there is on the node, images too.
+// remaining collects everything on the node, images included.
 func (c *crash) remaining(ctx context.Context) (remains, error) {
 	r, err := c.kubelet.remaining(ctx)
 	if err != nil {
@@ -171,21 +171,21 @@ func (c *crash) remaining(ctx context.Context) (remains, error) {
 	return r, err
 }
 
-// next begins with another pod.
+// next switches to another pod.
 func (c *crash) next() {
 	c.pods++
 	c.pod = newPod(c.kubelet, 1, c.pods, rand.New(rand.NewPCG(0, 0)))
 	c.sandbox, c.container = "", ""
 }
 
-// arm has the daemon killed at a point.
+// arm selects the point for the kill of the daemon.
 func (c *crash) arm(at int) {
 	c.points.Lock()
 	defer c.points.Unlock()
 	c.armed, c.seen, c.at, c.hit = true, 0, at, ""
 }
 
-// disarm returns what happened at the point, "" if it was not reached.
+// disarm returns the event at the point, "" if it was not reached.
 func (c *crash) disarm() string {
 	c.points.Lock()
 	defer c.points.Unlock()
@@ -193,7 +193,7 @@ func (c *crash) disarm() string {
 	return c.hit
 }
 
-// point is called at every point, and returns when the daemon is dead if it is the one to kill at.
+// point is called at every point. At the selected point it returns after the daemon's death.
 func (c *crash) point(what string) {
 	c.points.Lock()
 	defer c.points.Unlock()
@@ -208,7 +208,7 @@ func (c *crash) point(what string) {
 	}
 }
 
-// everywhere runs an operation again and again, and kills the daemon at one point after the other.
+// everywhere repeats an operation and kills the daemon at one point after the other.
 func (c *crash) everywhere(t *testing.T, o operation, p points, baseline remains) {
 	const most = 200
 	reached := 0
@@ -230,8 +230,8 @@ func (c *crash) everywhere(t *testing.T, o operation, p points, baseline remains
 	}
 }
 
-// once kills the daemon at one point of an operation and returns what happened there, "" if the
-// operation has fewer points. If abandon is set, the call is not repeated.
+// once kills the daemon at one point of an operation and returns the event there, "" if the
+// operation has fewer points. With abandon, the call is not repeated.
 func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline remains) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -264,7 +264,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	switch {
 	case hit != "" && abandon:
 		c.mustBe(t, ctx, o.name+", abandoned after "+hit, func(ctx context.Context) []string {
-			return slices.Concat(problem(c.removeListed(ctx)), c.left(ctx, baseline))
+			return slices.Concat(problem(c.removeListed(ctx)), c.leftovers(ctx, baseline))
 		})
 		return hit
 
@@ -274,15 +274,15 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	}
 
 	c.mustBe(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string { return problem(c.clear(ctx)) })
-	c.mustBe(t, ctx, o.name+", nothing left after "+hit, func(ctx context.Context) []string {
-		return c.left(ctx, baseline)
+	c.mustBe(t, ctx, o.name+", no remains after "+hit, func(ctx context.Context) []string {
+		return c.leftovers(ctx, baseline)
 	})
 
 	return hit
 }
 
-// left returns what is on the node and was not there in the beginning.
-func (c *crash) left(ctx context.Context, baseline remains) []string {
+// leftovers returns everything on the node not in the baseline.
+func (c *crash) leftovers(ctx context.Context, baseline remains) []string {
 	now, err := c.remaining(ctx)
 	return slices.Concat(problem(err), now.beyond(baseline))
 }
@@ -294,7 +294,7 @@ func problem(err error) []string {
 	return []string{err.Error()}
 }
 
-// mustBe fails the test if the problems that find finds do not end.
+// mustBe fails the test unless find finally returns no problems.
 func (c *crash) mustBe(t *testing.T, ctx context.Context, what string, find func(context.Context) []string) {
 	t.Helper()
 	if problems := await(ctx, time.Minute, find); len(problems) > 0 {
@@ -302,8 +302,8 @@ func (c *crash) mustBe(t *testing.T, ctx context.Context, what string, find func
 	}
 }
 
-// removeBehind removes the pod's containers while the daemon is dead, as an administrator does who
-// cleans up after a crash (docker rm -f). Its network is then nobody's but the daemon's.
+// removeBehind removes the pod's containers while the daemon is dead, like an administrator
+// cleaning up after a crash (docker rm -f). Only the daemon then still knows the pod's network.
 func (c *crash) removeBehind(ctx context.Context) error {
 	all, err := c.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
@@ -315,7 +315,7 @@ func (c *crash) removeBehind(ctx context.Context) error {
 			continue
 		}
 		_, removeErr := c.docker.ContainerRemove(ctx, i.ID, client.ContainerRemoveOptions{Force: true})
-		if !errdefs.IsNotFound(removeErr) && !errdefs.IsConflict(removeErr) { // it was being removed
+		if !errdefs.IsNotFound(removeErr) && !errdefs.IsConflict(removeErr) { // already being removed
 			err = errors.Join(err, removeErr)
 		}
 	}
@@ -338,15 +338,15 @@ func (c *crash) removeListed(ctx context.Context) error {
 	return errors.Join(c.clearPod(ctx), err)
 }
 
-// clearPod removes what the daemon lists of the pod.
+// clearPod removes the pod's objects listed by the daemon.
 func (c *crash) clearPod(ctx context.Context) error {
-	left, err := c.pod.remove(ctx)
-	if err == nil && left > 0 {
-		left, err = c.pod.remove(ctx)
+	leftovers, err := c.pod.remove(ctx)
+	if err == nil && leftovers > 0 {
+		leftovers, err = c.pod.remove(ctx)
 	}
 
-	if err == nil && left > 0 {
-		err = errors.New("a pod that was removed is listed")
+	if err == nil && leftovers > 0 {
+		err = errors.New("a removed pod is listed")
 	}
 
 	return err

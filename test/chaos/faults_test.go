@@ -16,11 +16,12 @@ import (
 	"cri-dockerd/test/proxy"
 )
 
-// breaker is one kind of fault. It begins when it is called and ends with the function that it
-// returns, nil for one that has no end.
+// breaker is one kind of fault. Calling it injects the fault, and the returned function ends it.
+// The function is nil for faults without an end.
 type breaker func(*trial, *rand.Rand) (end func(), err error)
 
-// processFaults hit processes. One comes after the other, beside those of the surroundings.
+// processFaults affect processes. They happen one after the other, in parallel with the surrounding
+// faults.
 var processFaults = map[string]breaker{
 	"kill the daemon":     func(r *trial, _ *rand.Rand) (func(), error) { r.killDaemon(); return nil, nil },
 	"kill dockerd":        killDockerd,
@@ -32,7 +33,7 @@ var processFaults = map[string]breaker{
 	"kill a container":    killing(func(p process) bool { return p.cgroup != "" && p.name != "pause" }),
 }
 
-// surroundingFaults hit what the daemon relies on.
+// surroundingFaults affect the daemon's environment.
 var surroundingFaults = map[string]breaker{
 	"remove a container":       removeContainer,
 	"remove the image":         removeImage,
@@ -70,7 +71,7 @@ var surroundingFaults = map[string]breaker{
 	"cut events":      func(r *trial, _ *rand.Rand) (func(), error) { r.proxy.CutStreams(); return nil, nil },
 }
 
-// blinding are the faults that may keep the daemon from seeing what runs.
+// blinding lists the faults with a possible effect on the daemon's view of the engine.
 var blinding = []string{
 	"stop dockerd", "delay requests", "cut requests", "answer 500", "truncate answers", "answer never",
 	"silence events", "delay events",
@@ -79,10 +80,10 @@ var blinding = []string{
 
 func choose[T any](random *rand.Rand, all ...T) T { return all[random.IntN(len(all))] }
 
-// errNothing says that there is nothing that the fault could hit.
+// errNothing is returned if the fault has no possible target.
 var errNothing = errors.New("nothing to hit")
 
-// kill sends SIGKILL to a random process that fits.
+// kill sends SIGKILL to a random matching process.
 func (r *trial) kill(random *rand.Rand, fits func(process) bool) error {
 	all, err := r.list()
 	if err != nil {
@@ -109,7 +110,7 @@ func killing(fits func(process) bool) breaker {
 	return func(r *trial, random *rand.Rand) (func(), error) { return nil, r.kill(random, fits) }
 }
 
-// killContainerd kills containerd, which dockerd starts again.
+// killContainerd kills containerd; dockerd restarts it.
 func killContainerd(r *trial, random *rand.Rand) (func(), error) {
 	return nil, r.killContainerd(func() error {
 		return r.kill(random, func(p process) bool { return p.name == "containerd" })
@@ -117,7 +118,7 @@ func killContainerd(r *trial, random *rand.Rand) (func(), error) {
 }
 
 // killDockerd kills the engine, and containerd with it (PR_SET_PDEATHSIG, prctl(2)). With
-// live-restore its containers go on; without, it ends them when it starts.
+// live-restore its containers keep running. Without, it ends them at its next start.
 func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	began := time.Now()
 	if err := r.killContainerd(func() error { r.killEngine(); return nil }); err != nil {
@@ -127,7 +128,7 @@ func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	l := loss{why: "dockerd was killed", from: began, to: time.Now(), bytes: engineBuffer, torn: true}
 	if !r.liveRestore {
 		if !engines.Within(time.Minute, func() bool { return r.answers() }) {
-			return nil, errors.New("dockerd does not come back")
+			return nil, errors.New("dockerd does not restart")
 		}
 		l.to, l.bytes = time.Now(), 0
 	}
@@ -137,7 +138,7 @@ func killDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	return nil, nil
 }
 
-// answers reports whether the engine answers.
+// answers reports whether the engine responds.
 func (l *lab) answers() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -146,7 +147,7 @@ func (l *lab) answers() bool {
 }
 
 func stopDockerd(r *trial, _ *rand.Rand) (func(), error) {
-	r.processes.Lock() // nothing else is killed or started meanwhile
+	r.processes.Lock() // blocks other kills and starts
 	if !r.eng.Running() {
 		r.processes.Unlock()
 		return nil, errNothing
@@ -160,7 +161,7 @@ func stopDockerd(r *trial, _ *rand.Rand) (func(), error) {
 	}, nil
 }
 
-// killShim kills a shim, which holds output of its containers; they end with it.
+// killShim kills a shim. Its containers end, and output held by it is lost.
 func killShim(r *trial, random *rand.Rand) (func(), error) {
 	began := time.Now()
 	err := r.kill(random, isShim)
@@ -211,13 +212,13 @@ func removePause(r *trial, _ *rand.Rand) (func(), error) {
 	return nil, err
 }
 
-// removeBridge removes the pods' bridge; the plugin makes it anew.
+// removeBridge removes the pods' bridge; the plugin creates it again.
 func removeBridge(r *trial, _ *rand.Rand) (func(), error) {
 	_, err := r.inside("ip", "link", "del", "chaos0")
 	return nil, err
 }
 
-// moveAway moves a file to another folder until the fault ends.
+// moveAway moves a file to another directory until the fault ends.
 func moveAway(r *trial, file string) (func(), error) {
 	away := filepath.Join(r.eng.Dir, "away-"+filepath.Base(file))
 	if err := os.Rename(file, away); err != nil {
@@ -253,11 +254,11 @@ func fill(r *trial, dir string) (func(), error) {
 	}, nil
 }
 
-// fillEngine fills the engine's disk. It waits for a dockerd that is starting, and a dockerd that
-// is started meanwhile ends the fault: see revive.
+// fillEngine fills the engine's disk. It waits for a starting dockerd, and a dockerd started
+// meanwhile ends the fault: see revive.
 func fillEngine(r *trial, _ *rand.Rand) (func(), error) {
 	if !engines.Within(time.Minute, r.answers) {
-		return nil, errors.New("dockerd does not answer")
+		return nil, errors.New("dockerd is not responding")
 	}
 	return fill(r, r.eng.DataRoot())
 }
@@ -275,14 +276,14 @@ func fillLogs(r *trial) (func(), error) {
 	}, nil
 }
 
-// answering has plugins answer something else than they should, before or after their work.
+// answering replaces the answers of plugins, before or after their work.
 func answering(answer string) breaker {
 	return func(r *trial, random *rand.Rand) (func(), error) {
 		after := random.IntN(2) == 0
 		name := choose(random, "bridge", "host-local", "portmap")
 		command := choose(random, "ADD", "ADD", "DEL")
 		if answer == "lie" || answer == "nothing" || answer == "garbage" {
-			// A plugin that says that it has deleted, and has not, cannot be seen through.
+			// A false report of a deletion is undetectable.
 			command = "ADD"
 		}
 
@@ -297,13 +298,13 @@ func answering(answer string) breaker {
 	}
 }
 
-// requests are parts of the paths of the engine's API.
+// requests lists parts of paths in the engine's API.
 var requests = []string{
 	"/containers/create", "/start", "/stop", "/kill", "/json", "/containers/json", "/images/", "/exec", "/update",
 	"/wait", "/_ping",
 }
 
-// proxying breaks requests of one object, of one operation, or all.
+// proxying breaks the requests of one object, of one operation, or all.
 func proxying(fault func(*rand.Rand) proxy.Fault) breaker {
 	return func(r *trial, random *rand.Rand) (func(), error) {
 		f := fault(random)
@@ -315,7 +316,7 @@ func proxying(fault func(*rand.Rand) proxy.Fault) breaker {
 			word = choose(random, requests...)
 		}
 
-		rare := random.IntN(2) == 0 && !f.Hang // every third request only
+		rare := random.IntN(2) == 0 && !f.Hang // only every third request
 		n := uint64(0)
 		lot := rand.New(rand.NewPCG(random.Uint64(), 0))
 		r.proxy.Break(func(q *http.Request) proxy.Fault { // called under the proxy's lock

@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// collectGarbage removes what is listed of pods that have ended, as a kubelet does with sandboxes
-// that belong to no pod (containerGC.evictSandboxes): an engine whose events are silent may show a
-// sandbox after its pod has ended.
+// collectGarbage removes the listed objects of ended pods, like a kubelet removes sandboxes without
+// a pod (containerGC.evictSandboxes): with a silent event stream, a sandbox may appear after its
+// pod has ended.
 func (k *kubelet) collectGarbage(ctx context.Context) {
 	for sleep(ctx, 2*time.Second) {
 		listed, err := k.listedPods(ctx)
@@ -25,14 +25,14 @@ func (k *kubelet) collectGarbage(ctx context.Context) {
 			if !listed[p.uid] {
 				continue
 			}
-			if left, err := p.remove(ctx); err == nil && left == 0 {
+			if remaining, err := p.remove(ctx); err == nil && remaining == 0 {
 				p.removeCgroups()
 			}
 		}
 	}
 }
 
-// listedPods returns the UIDs of the pods of which a sandbox or a container is listed.
+// listedPods returns the UIDs of all pods with a listed sandbox or container.
 func (k *kubelet) listedPods(ctx context.Context) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -17,32 +17,32 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// kubelet drives a lab as a kubelet does: desired pods, a sync loop for each that tries again,
-// garbage collection, exec probes, statistics, events.
+// kubelet drives a lab like a kubelet: desired pods with retrying sync loops, garbage collection,
+// exec probes, statistics, events.
 type kubelet struct {
 	*lab
 	slots    int
 	random   func(worker uint64) *rand.Rand
-	freeze   chan struct{} // closed when pods shall live on
-	deletion chan struct{} // closed when all pods shall go
+	freeze   chan struct{} // closed when pods must stay
+	deletion chan struct{} // closed when all pods must be removed
 
-	mu         sync.Mutex // guards the rest
+	mu         sync.Mutex // guards the fields below
 	pods       map[int]*pod
 	ended      []*pod
 	ok, failed map[string]int // calls by method
-	errors     map[string]int // by method and beginning of the text
+	errors     map[string]int // by method and beginning of the message
 	violations []string
-	// of containers, by the pod's UID, a space, and the file of its notes
+	// container IDs by the pod's UID, a space, and the name of its state file
 	ids     map[string]string
-	removed time.Time // when a container was last removed behind the daemon's back
+	removed time.Time // last removal of a container by someone else
 }
 
-// Timeouts of calls. The kubelet's own is two minutes; faults of a few seconds shall outlast ours
-// at times.
+// Timeouts of calls. The kubelet's own is two minutes. Faults of a few seconds should sometimes
+// last longer than these.
 const (
 	callTimeout = 20 * time.Second
 	execTimeout = 5 * time.Second
-	callSlack   = 5 * time.Second // beyond the deadline, for a loaded machine
+	callSlack   = 5 * time.Second // tolerance beyond the deadline, for a loaded machine
 	syncEvery   = 300 * time.Millisecond
 )
 
@@ -61,14 +61,14 @@ func newKubelet(l *lab, slots int, seed uint64) *kubelet {
 	}
 }
 
-// Workers of a kubelet, which each have random numbers of their own; pods come after them.
+// Worker indexes of a kubelet. Each worker has its own random numbers; pods come after them.
 const (
 	probeWorker uint64 = iota + 1
 	statsWorker
 	firstPodWorker
 )
 
-// drive runs pods until ctx ends, or until all have gone after the deletion began.
+// drive runs pods until ctx ends, or until all are removed after the start of the deletion.
 func (k *kubelet) drive(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	var pods, others sync.WaitGroup
@@ -93,7 +93,7 @@ func (k *kubelet) runSlot(ctx context.Context, slot int) {
 		k.pods[slot] = p
 		k.mu.Unlock()
 
-		p.live(ctx, time.Duration(5+random.IntN(35))*time.Second)
+		p.runFor(ctx, time.Duration(5+random.IntN(35))*time.Second)
 
 		k.mu.Lock()
 		delete(k.pods, slot)
@@ -111,14 +111,14 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// desired returns the pods that shall run.
+// desired returns the pods to run.
 func (k *kubelet) desired() []*pod {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.SortedFunc(maps.Values(k.pods), func(a, b *pod) int { return a.slot - b.slot })
 }
 
-// all returns every pod that there was.
+// all returns every pod so far.
 func (k *kubelet) all() []*pod {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -131,7 +131,7 @@ func (k *kubelet) violate(format string, args ...any) {
 	k.violations = append(k.violations, time.Now().Format(time.StampMilli)+" "+fmt.Sprintf(format, args...))
 }
 
-// call makes a call with a deadline, counts it, and checks that it keeps the deadline.
+// call makes a call with a deadline, counts it, and checks the deadline.
 func (k *kubelet) call(
 	ctx context.Context, method string, timeout time.Duration, do func(context.Context) error,
 ) error {
@@ -158,7 +158,7 @@ func (k *kubelet) call(
 	return fmt.Errorf("%s: %w", method, err)
 }
 
-// mustExist checks that the engine has the container that the daemon has just said to run.
+// mustExist checks that a container just reported as running exists in the engine.
 func (k *kubelet) mustExist(ctx context.Context, method, id string) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
@@ -168,17 +168,17 @@ func (k *kubelet) mustExist(ctx context.Context, method, id string) {
 	recently := time.Since(k.removed) < time.Minute
 	k.mu.Unlock()
 	if errdefs.IsNotFound(err) && !recently {
-		k.violate("%s succeeded for %s, which the engine does not have", method, id)
+		k.violate("%s succeeded for %s, but the engine does not have it", method, id)
 	}
 }
 
-// shorten returns an error's text without what differs from object to object.
+// shorten removes object-specific parts from an error's message.
 func shorten(err error) string {
 	text := inText.ReplaceAllString(err.Error(), "…")
 	return text[:min(len(text), 240)]
 }
 
-// sleep waits, and reports whether ctx goes on.
+// sleep waits, and reports whether ctx is still active.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -188,7 +188,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// probe runs exec probes in containers that run.
+// probe runs exec probes in running containers.
 func (k *kubelet) probe(ctx context.Context) {
 	random := k.random(probeWorker)
 	for i := 0; sleep(ctx, time.Duration(100+random.IntN(300))*time.Millisecond); i++ {
@@ -212,7 +212,7 @@ func (k *kubelet) probe(ctx context.Context) {
 	}
 }
 
-// exec runs a probe in a container. If it ends by itself, its output and exit code must be right.
+// exec runs a probe in a container. Unless it fails, its output and exit code must be correct.
 func (k *kubelet) exec(ctx context.Context, id, word string) {
 	_ = k.call(ctx, "ExecSync", execTimeout+callTimeout, func(ctx context.Context) error {
 		r, err := k.daemon.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
@@ -221,14 +221,14 @@ func (k *kubelet) exec(ctx context.Context, id, word string) {
 			Timeout:     int64(execTimeout / time.Second),
 		})
 		if err == nil && r.ExitCode == 0 && strings.TrimSpace(string(r.Stdout)) != word {
-			k.violate("ExecSync in %s answered %q, want %q", id, r.Stdout, word)
+			k.violate("ExecSync in %s returned %q, want %q", id, r.Stdout, word)
 		}
 
 		return err
 	})
 }
 
-// observe reads statistics and lists, whole and as streams.
+// observe reads statistics and lists, in one response and as streams.
 func (k *kubelet) observe(ctx context.Context) {
 	r, random := k.daemon.Runtime, k.random(statsWorker)
 	calls := []struct {
@@ -286,7 +286,7 @@ func drain[T any](s interface{ Recv() (T, error) }, err error) error {
 	return err
 }
 
-// follow reads the events of containers, and connects anew when the daemon has gone.
+// follow reads the events of containers, and reconnects after the daemon has restarted.
 func (k *kubelet) follow(ctx context.Context) {
 	for sleep(ctx, syncEvery) {
 		s, err := k.daemon.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})

@@ -1,8 +1,8 @@
-// Package chaos runs pods as a kubelet does while a seeded schedule of faults breaks the daemon,
-// the engine, the network's plugins and the disks around it. Afterwards a checker compares the
-// engine, the kernel, the network's reservations, the logs and the daemon's answers. It has no code
-// outside its tests; see TestChaos for what a seed does and TestCrashPoints for kills at every step
-// of a call.
+// Package chaos runs pods like a kubelet does, while a seeded schedule of faults breaks the daemon,
+// the engine, the network plugins and the disks around it. Afterwards a checker compares the
+// engine, the kernel, the network's reservations, the logs and the daemon's answers. The package
+// consists of tests only. See TestChaos for the course of a seed and TestCrashPoints for kills at
+// every step of a call.
 package chaos
 
 import (
@@ -27,36 +27,35 @@ import (
 	"cri-dockerd/test/proxy"
 )
 
-// lab is a node on which everything can be broken.
+// lab is a node with faults in any of its parts.
 type lab struct {
 	eng    *engines.Engine
 	daemon *engines.Daemon
 	proxy  *proxy.Proxy
-	docker *client.Client // of the engine itself, past the proxy
+	docker *client.Client // connected directly, without the proxy
 	cni    *plugins
 	tb     *reporter
 
-	logs  string // directory of the pods' logs, a file system of its own
-	state string // directory in which containers note what they have printed
+	logs  string // directory of the pods' logs, a separate file system
+	state string // directory for the containers' records of printed lines
 	conf  string // directory of CNI configurations
 
 	processes     sync.Mutex  // held while a process is killed or started
 	dockerdKilled atomic.Bool // at least once
 
-	shims     sync.Mutex      // guards the rest
-	killed    map[string]bool // containers that were there when the engine was killed
-	lost      map[string]bool // containers that the engine had lost when last checked
-	permitted map[string]bool // those of which something was found
+	shims     sync.Mutex      // guards the fields below
+	killed    map[string]bool // existing containers when the engine was killed
+	lost      map[string]bool // containers lost by the engine at the last check
+	permitted map[string]bool // lost containers with leftovers
 }
 
-// File systems that a fault can fill, in bytes.
+// Sizes of the file systems to fill, in bytes.
 const (
 	logDisk    = "64m"
 	engineDisk = "512m"
 )
 
-// newLab starts an engine with its data on a small disk, and a daemon behind a proxy whose pods use
-// CNI.
+// newLab starts an engine with its data on a small disk, and a daemon with CNI behind a proxy.
 func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	t.Helper()
 	l := &lab{tb: &reporter{T: t}, killed: map[string]bool{}, permitted: map[string]bool{}}
@@ -71,8 +70,8 @@ func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	}
 
 	l.eng.ImportBusybox(t)
-	if _, err := l.inside("docker", "-H", "unix://"+l.eng.Socket, "save", "-o", l.saved(), engines.Busybox); err !=
-		nil {
+	_, err := l.inside("docker", "-H", "unix://"+l.eng.Socket, "save", "-o", l.saved(), engines.Busybox)
+	if err != nil {
 		t.Fatal(err)
 	}
 
@@ -81,7 +80,7 @@ func newLab(t *testing.T, v engines.Version, flags ...string) *lab {
 	l.proxy = proxy.Start(t, filepath.Join(l.eng.Dir, "proxy.sock"), l.eng.Socket)
 	l.cni = newPlugins(t, filepath.Join(l.eng.Dir, "cni"))
 	l.conf = filepath.Join(l.eng.Dir, "net.d")
-	err := os.Mkdir(l.conf, 0o755)
+	err = os.Mkdir(l.conf, 0o755)
 	if err == nil {
 		err = os.WriteFile(l.confFile(), []byte(network), 0o644)
 	}
@@ -105,10 +104,10 @@ const network = `{"cniVersion":"1.0.0","name":"chaos","plugins":[
 
 func (l *lab) confFile() string { return filepath.Join(l.conf, "10-chaos.conflist") }
 
-// saved is the file with the image of containers.
+// saved is the archive of the containers' image.
 func (l *lab) saved() string { return filepath.Join(l.eng.Dir, "busybox.tar") }
 
-// filler is the file with which a fault fills the disk of a directory.
+// filler is the file to fill the disk of a directory.
 func (l *lab) filler(dir string) string { return l.eng.Path(filepath.Join(dir, "filler")) }
 
 // leases is the directory of host-local's reservations.
@@ -120,8 +119,8 @@ func mount(t *testing.T, e *engines.Engine, dir, size string) {
 		t.Fatal(err)
 	}
 
-	if out, err := e.Command("mount", "-t", "tmpfs", "-o", "mode=755,size="+size, "tmpfs", dir).CombinedOutput(); err !=
-		nil {
+	out, err := e.Command("mount", "-t", "tmpfs", "-o", "mode=755,size="+size, "tmpfs", dir).CombinedOutput()
+	if err != nil {
 		t.Fatalf("mount %s: %v\n%s", dir, err, out)
 	}
 }
@@ -135,7 +134,7 @@ func (l *lab) inside(name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// killDaemon kills the daemon; supervise starts it again.
+// killDaemon kills the daemon; supervise restarts it.
 func (l *lab) killDaemon() {
 	l.processes.Lock()
 	defer l.processes.Unlock()
@@ -144,7 +143,7 @@ func (l *lab) killDaemon() {
 	}
 }
 
-// killEngine kills dockerd; supervise starts it again.
+// killEngine kills dockerd; supervise restarts it.
 func (l *lab) killEngine() {
 	l.processes.Lock()
 	defer l.processes.Unlock()
@@ -154,8 +153,7 @@ func (l *lab) killEngine() {
 	}
 }
 
-// supervise starts the daemon and dockerd again when they have ended, as systemd does, until ctx
-// ends.
+// supervise restarts the daemon and dockerd after they have ended, like systemd, until ctx ends.
 func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -182,15 +180,15 @@ func (l *lab) supervise(ctx context.Context, down func() time.Duration) {
 	}
 }
 
-// revive starts what does not run.
+// revive starts the daemon and dockerd if they are not running.
 func (l *lab) revive() {
 	l.processes.Lock()
 	defer l.processes.Unlock()
 
 	if !l.eng.Running() {
 		l.eng.Clear(l.tb)
-		// A dockerd that starts with a full disk forgets the containers that run ("failed to
-		// register container" in its log), and lists them no more.
+		// A dockerd started with a full disk forgets running containers ("failed to register
+		// container" in its log), and no longer lists them.
 		if err := os.Remove(l.filler(l.eng.DataRoot())); err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.tb.Errorf("%v", err)
 		}
@@ -207,7 +205,7 @@ func (l *lab) revive() {
 	}
 }
 
-// reporter is the TB of goroutines beside the test's.
+// reporter is the TB of goroutines other than the test's.
 type reporter struct{ *testing.T }
 
 // Fatalf fails the test and ends the goroutine.
@@ -217,13 +215,13 @@ func (r *reporter) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// process is one of the node's namespaces.
+// process is a process in the node's namespaces.
 type process struct {
-	pid     string // inside
-	parent  string // its PID, inside
+	pid     string // inside the namespaces
+	parent  string // the parent's PID, inside the namespaces
 	name    string
 	cmdline string
-	cgroup  string // of the container that it is in, "" for none
+	cgroup  string // ID of its container, "" for none
 }
 
 // inContainer finds the ID of a container in /proc/<pid>/cgroup.
@@ -249,7 +247,7 @@ func (l *lab) list() ([]process, error) {
 		cgroup, err3 := os.ReadFile(filepath.Join(dir, "cgroup"))
 		stat, err4 := os.ReadFile(filepath.Join(dir, "stat"))
 		if errors.Join(err, err2, err3, err4) != nil {
-			continue // it has ended
+			continue // the process has ended
 		}
 
 		p := process{
@@ -268,8 +266,8 @@ func (l *lab) list() ([]process, error) {
 	return all, nil
 }
 
-// parentOf returns the parent in /proc/<pid>/stat, the second field after the name in brackets,
-// which may hold anything (proc_pid_stat(5)).
+// parentOf returns the parent in /proc/<pid>/stat, the second field after the name in brackets. The
+// name may contain anything (proc_pid_stat(5)).
 func parentOf(stat string) string {
 	if f := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]); len(f) > 1 {
 		return f[1]
@@ -277,31 +275,32 @@ func parentOf(stat string) string {
 	return ""
 }
 
-// question is what the program in plugin asks before and after a CNI plugin does its work.
+// question is a query of a CNI plugin's stand-in before or after the real plugin's work.
 type question struct {
 	Plugin, Command, Container string
 	After, Failed              bool
 }
 
-// plugins are the CNI plugins of a lab; each is the program in plugin, which asks here what to do.
+// plugins are the CNI plugins of a lab. Each is a stand-in from directory plugin which queries the
+// test.
 type plugins struct {
 	dir string
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	decide  func(question) string
 	changed chan struct{}   // closed and renewed by answer
-	broken  map[string]bool // containers whose DEL was not carried out as a whole
+	broken  map[string]bool // containers with an incomplete DEL
 }
 
-// isBroken reports whether host-local's DEL of a container was made to fail, or the bridge plugin's
-// DEL has failed by itself, for instance without host-local.
+// isBroken reports whether a fault made host-local's DEL of a container fail, or the bridge
+// plugin's DEL has failed by itself, for instance without host-local.
 func (p *plugins) isBroken(container string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.broken[container]
 }
 
-// hang is the answer of a plugin that hangs until another decision holds.
+// hang makes a plugin wait for another decision.
 const hang = "hang"
 
 // newPlugins installs the plugins in dir.
@@ -344,7 +343,8 @@ func newPlugins(t *testing.T, dir string) *plugins {
 	return p
 }
 
-// answer decides what plugins do from now on; nil has them do their work. What hangs goes on.
+// answer sets the plugins' behavior from now on; nil restores the normal one. Hanging plugins
+// continue.
 func (p *plugins) answer(decide func(question) string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

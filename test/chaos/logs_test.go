@@ -13,22 +13,22 @@ import (
 	"time"
 )
 
-// loss is a time in which docs/logs.md permits lines of running containers to be lost.
+// loss is a period with permitted loss of output from running containers (docs/logs.md).
 type loss struct {
 	why      string
 	from, to time.Time
-	bytes    int  // that may be lost of each container; 0 for any number
-	torn     bool // the engine may hand over the rest of a line whose beginning it has lost
+	bytes    int  // lost bytes per container; 0 for any number
+	torn     bool // the engine may deliver the end of a line without its beginning
 }
 
-// engineBuffer is what an engine may hold of a container, in bytes (docs/logs.md): a buffer, and
-// the line at its border.
+// engineBuffer is the size of an engine's buffers for a container, in bytes (docs/logs.md): a
+// buffer, and the line at its border.
 const engineBuffer = 32<<10 + 21<<10
 
-// lossSlack is how far a line's time may be from that of the loss beside it.
+// lossSlack is the tolerance between a line's time and that of a nearby loss.
 const lossSlack = 3 * time.Second
 
-// permits reports whether so many bytes may be lost between two times.
+// permits reports whether a loss of this size is permitted between two times.
 func (l *loss) permits(from, to time.Time, bytes int) bool {
 	return !l.from.After(to.Add(lossSlack)) && !l.to.Before(from.Add(-lossSlack)) && (l.bytes == 0 || bytes <= l.bytes)
 }
@@ -37,12 +37,12 @@ func (l *loss) permits(from, to time.Time, bytes int) bool {
 type record struct {
 	at    time.Time
 	text  string
-	whole bool // its end was logged
+	whole bool // the log contains its end
 }
 
-// parseLog reads a log in the CRI's format.
+// parseLog parses a log in the CRI's format.
 func parseLog(log []byte) (all []record, problems []string) {
-	open := false // the last record waits for its end
+	open := false // the last record is incomplete
 	for line := range bytes.Lines(log) {
 		f := strings.SplitN(strings.TrimSuffix(string(line), "\n"), " ", 4)
 		if len(f) != 4 || f[1] != "stdout" || f[2] != "F" && f[2] != "P" || !bytes.HasSuffix(line, []byte("\n")) {
@@ -69,7 +69,7 @@ func parseLog(log []byte) (all []record, problems []string) {
 	return all, problems
 }
 
-// numbered is a line of a chaos container.
+// numbered matches a line of a chaos container.
 var numbered = regexp.MustCompile(`^line (\d+)( 0+)?$`)
 
 // lineSize returns the size of a line in bytes; every 50th is long.
@@ -80,7 +80,7 @@ func lineSize(i int) int {
 	return len(fmt.Sprintf("line %d\n", i))
 }
 
-// parseLine returns the number of a whole line.
+// parseLine returns the number of a complete line.
 func parseLine(text string) (n int, ok bool) {
 	m := numbered.FindStringSubmatch(text)
 	if m == nil {
@@ -90,8 +90,8 @@ func parseLine(text string) (n int, ok bool) {
 	return n, err == nil && len(text)+1 == lineSize(n)
 }
 
-// checkLines checks that each line is in the log once and in order, but for permitted losses. noted
-// is the last line that the container has noted, -1 for none, and notedAt when.
+// checkLines checks that the log contains each line once and in order, except for permitted losses.
+// noted is the last line recorded by the container, -1 for none, and notedAt its time.
 func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []string {
 	records, problems := parseLog(log)
 	next, before, torn := 0, time.Time{}, false
@@ -119,7 +119,7 @@ func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []strin
 	for i, r := range records {
 		n, ok := parseLine(r.text)
 		if !ok || !r.whole {
-			// a container that was killed has not printed all of its last line
+			// a killed container may not have printed its last line completely
 			if i < len(records)-1 || noted >= next {
 				torn = true
 			}
@@ -128,7 +128,7 @@ func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []strin
 
 		switch {
 		case n < next:
-			problems = append(problems, fmt.Sprintf("line %d stands after line %d (%s)", n, next-1,
+			problems = append(problems, fmt.Sprintf("line %d follows line %d (%s)", n, next-1,
 				r.at.Format(time.StampMilli)))
 			continue
 
@@ -150,7 +150,7 @@ func checkLines(log []byte, noted int, notedAt time.Time, losses []loss) []strin
 	return problems
 }
 
-// readLog returns a container's log with what was rotated away, oldest first.
+// readLog returns a container's log with its rotated files, oldest first.
 func readLog(log string) ([]byte, error) {
 	rotated, err := filepath.Glob(log + ".*")
 	if err != nil {
@@ -170,10 +170,10 @@ func readLog(log string) ([]byte, error) {
 	return all, nil
 }
 
-// wasForgotten finds a container in the daemon's report that the engine had forgotten its start.
-var wasForgotten = regexp.MustCompile(`the engine did not know to run" container=([0-9a-f]{64})`)
+// wasForgotten finds containers with a start forgotten by the engine in the daemon's log.
+var wasForgotten = regexp.MustCompile(`of a container without a recorded start" container=([0-9a-f]{64})`)
 
-// forgotten returns the containers whose start the engine had forgotten. Nobody read their output.
+// forgotten returns the containers with a forgotten start. Their output was not read.
 func (l *lab) forgotten() map[string]bool {
 	all := map[string]bool{}
 	log, _ := os.ReadFile(l.daemon.Log())
@@ -183,8 +183,8 @@ func (l *lab) forgotten() map[string]bool {
 	return all
 }
 
-// checkLogs checks the logs of all containers of a pod that have printed something, but for
-// forgotten ones, and returns how many lines they noted.
+// checkLogs checks the logs of all containers of a pod with output, except forgotten ones. It
+// returns the number of printed lines.
 func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, problems []string) {
 	notes, err := os.ReadDir(p.stateDir())
 	if err != nil {
@@ -225,7 +225,7 @@ func (p *pod) checkLogs(losses []loss, forgotten map[string]bool) (lines int, pr
 	return lines, problems
 }
 
-// TestCheckLines holds that the checker of logs sees what is wrong, and permits what may be lost.
+// TestCheckLines checks that the log checker detects errors and accepts permitted losses.
 func TestCheckLines(t *testing.T) {
 	base := time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC)
 	log := func(at int, tag, text string) string {
@@ -243,7 +243,7 @@ func TestCheckLines(t *testing.T) {
 	}
 
 	full := loss{why: "disk", from: base.Add(12 * time.Second), to: base.Add(18 * time.Second)}
-	for name, c := range map[string]struct {
+	tests := map[string]struct {
 		log    string
 		noted  int
 		losses []loss
@@ -284,9 +284,14 @@ func TestCheckLines(t *testing.T) {
 		},
 		"half of a line at the end": {log: first + log(2, "P", "li"), noted: 1},
 		"garbage":                   {log: first + "\x00\x00\n", noted: 1, losses: []loss{kill, full}, wrong: true},
-	} {
-		if got := checkLines([]byte(c.log), c.noted, base.Add(20*time.Second), c.losses); (len(got) > 0) != c.wrong {
-			t.Errorf("%s: %q, want problems %v", name, got, c.wrong)
-		}
+	}
+
+	for name, c := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := checkLines([]byte(c.log), c.noted, base.Add(20*time.Second), c.losses)
+			if (len(got) > 0) != c.wrong {
+				t.Errorf("%s: %q, want problems %v", name, got, c.wrong)
+			}
+		})
 	}
 }

@@ -16,7 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// inText finds what differs from object to object in an error's text.
+// inText finds object-specific parts of an error's message.
 var inText = regexp.MustCompile(`[0-9a-f]{12,64}|pod-\d+-\d+|\d+(\.\d+)?(ms|s|µs)\b`)
 
 // pod is a desired pod.
@@ -25,7 +25,7 @@ type pod struct {
 	slot, generation int
 	uid              string
 	hostNetwork      bool
-	limit            int // lines after which its last container ends by itself; 0 for never
+	limit            int // its last container ends by itself after this many lines; 0 for never
 	containers       []string
 	random           *rand.Rand
 }
@@ -53,8 +53,8 @@ func newPod(k *kubelet, slot, generation int, random *rand.Rand) *pod {
 func (p *pod) logDir() string   { return filepath.Join(p.logs, "chaos_"+p.uid+"_"+p.uid) }
 func (p *pod) stateDir() string { return filepath.Join(p.state, p.uid) }
 
-// live runs the pod for a while, or for as long as pods are frozen, and then removes it.
-func (p *pod) live(ctx context.Context, d time.Duration) {
+// runFor runs the pod for some time, or while pods are frozen, and then removes it.
+func (p *pod) runFor(ctx context.Context, d time.Duration) {
 	end := time.After(d)
 	for expired := false; !closed(p.deletion) && (!expired || closed(p.freeze)); {
 		select {
@@ -64,18 +64,18 @@ func (p *pod) live(ctx context.Context, d time.Duration) {
 		case <-end:
 			expired, end = true, nil
 		case <-time.After(syncEvery):
-			_ = p.sync(ctx) // counted where it failed
+			_ = p.sync(ctx) // call has counted failures
 		}
 	}
 
 	p.end(ctx)
 }
 
-// end removes the pod, however often that fails.
+// end removes the pod and retries until it succeeds.
 func (p *pod) end(ctx context.Context) {
 	for {
-		left, err := p.remove(ctx)
-		if err == nil && left == 0 {
+		remaining, err := p.remove(ctx)
+		if err == nil && remaining == 0 {
 			p.removeCgroups()
 			return
 		}
@@ -86,8 +86,8 @@ func (p *pod) end(ctx context.Context) {
 	}
 }
 
-// removeCgroups removes the pod's control groups as a kubelet does: with empty ones below them,
-// which a runc that was killed may leave. Those with processes stay, and the checker finds them.
+// removeCgroups removes the pod's cgroups like a kubelet, including empty ones below them, for
+// example from a killed runc. Cgroups with processes remain, and the checker finds them.
 func (p *pod) removeCgroups() {
 	roots, _ := filepath.Glob(p.eng.Path("/sys/fs/cgroup/*" + p.eng.CgroupParent + "/" + p.uid))
 	for _, root := range append(roots, p.eng.Path("/sys/fs/cgroup"+p.eng.CgroupParent+"/"+p.uid)) {
@@ -105,7 +105,7 @@ func (p *pod) removeCgroups() {
 	}
 }
 
-// found is what the daemon lists of a pod, newest attempts first.
+// found contains the daemon's lists of a pod, newest attempts first.
 type found struct {
 	sandboxes  []*runtimeapi.PodSandbox
 	containers []*runtimeapi.Container
@@ -149,7 +149,7 @@ func (f *found) ready() *runtimeapi.PodSandbox {
 	return nil
 }
 
-// newest returns the newest container of a name, nil if there is none.
+// newest returns the newest container with this name, or nil.
 func (f *found) newest(name string) *runtimeapi.Container {
 	for _, c := range f.containers {
 		if c.Metadata.Name == name {
@@ -159,7 +159,7 @@ func (f *found) newest(name string) *runtimeapi.Container {
 	return nil
 }
 
-// sync takes one step towards the pod that is desired (kuberuntime's SyncPod).
+// sync takes one step towards the desired pod (kuberuntime's SyncPod).
 func (p *pod) sync(ctx context.Context) error {
 	f, err := p.list(ctx)
 	if err != nil {
@@ -199,7 +199,7 @@ func (p *pod) sync(ctx context.Context) error {
 	return errors.Join(err, p.collect(ctx, f))
 }
 
-// hasAddress reports whether a sandbox has an address. A kubelet makes one without anew
+// hasAddress reports whether a sandbox has an address. A kubelet replaces a sandbox without one
 // (kuberuntime's PodSandboxChanged).
 func (p *pod) hasAddress(ctx context.Context, id string) (connected bool, err error) {
 	err = p.call(ctx, "PodSandboxStatus", callTimeout, func(ctx context.Context) error {
@@ -229,7 +229,7 @@ func (p *pod) create(ctx context.Context, f found) error {
 	})
 }
 
-// start starts the next attempt of a container, after the last one, if there is one.
+// start starts the next attempt of a container, following the last one, if any.
 func (p *pod) start(
 	ctx context.Context, sandbox *runtimeapi.PodSandbox, name string, last *runtimeapi.Container,
 ) error {
@@ -280,7 +280,7 @@ func (p *pod) start(
 	})
 }
 
-// nextLog returns the first attempt of a container that has no log and has noted nothing.
+// nextLog returns the first attempt of a container without a log and recorded lines.
 func (p *pod) nextLog(name string) (attempt uint32) {
 	for ; ; attempt++ {
 		_, logErr := os.Lstat(p.eng.Path(filepath.Join(p.logDir(), name, fmt.Sprintf("%d.log", attempt))))
@@ -300,7 +300,7 @@ func (p *pod) stop(ctx context.Context, id string) error {
 	})
 }
 
-// kill stops all containers at once, and then the sandboxes (killPodWithSyncResult).
+// kill kills all containers, and then stops the sandboxes (killPodWithSyncResult).
 func (p *pod) kill(ctx context.Context, f found) error {
 	var stopping sync.WaitGroup
 	errs := make([]error, len(f.containers))
@@ -321,7 +321,7 @@ func (p *pod) kill(ctx context.Context, f found) error {
 	return errors.Join(errs...)
 }
 
-// collect removes the dead containers beyond the newest of each name, and dead sandboxes without
+// collect removes all dead containers except the newest of each name, and dead sandboxes without
 // containers.
 func (p *pod) collect(ctx context.Context, f found) (err error) {
 	holds := map[string]bool{}
@@ -356,16 +356,16 @@ func (p *pod) removeSandbox(ctx context.Context, id string) error {
 	})
 }
 
-// remove takes one step towards the end of the pod, and returns how much of it there was.
-func (p *pod) remove(ctx context.Context) (left int, err error) {
+// remove takes one step towards the removal of the pod, and returns the number of objects found.
+func (p *pod) remove(ctx context.Context) (remaining int, err error) {
 	f, err := p.list(ctx)
 	if err != nil {
 		return 0, err
 	}
 
-	left = len(f.sandboxes) + len(f.containers)
+	remaining = len(f.sandboxes) + len(f.containers)
 	if err := p.kill(ctx, f); err != nil {
-		return left, err
+		return remaining, err
 	}
 
 	for _, c := range f.containers {
@@ -376,11 +376,11 @@ func (p *pod) remove(ctx context.Context) (left int, err error) {
 		err = errors.Join(err, p.removeSandbox(ctx, s.Id))
 	}
 
-	return left, err
+	return remaining, err
 }
 
-// rotate renames the log of a running container and has it opened anew; if that fails it is renamed
-// back (logs.ContainerLogManager).
+// rotate renames the log of a running container and requests a new file. If that fails, it renames
+// the log back (logs.ContainerLogManager).
 func (p *pod) rotate(ctx context.Context, f found) error {
 	c := f.newest(p.containers[0])
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {

@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-// The standard bridge plugin (1.9.1) leaves masquerading rules in two cases. Its DEL removes the
-// pod's interface, then releases the address, and removes the rules of the interface's addresses
-// last: if the release fails, or host-local is uninstalled at that moment, the next DEL finds no
-// interface and no rules. And without the pod's network namespace it looks for no rules at all: if
-// the plugin was uninstalled when the pod was removed, it gets a DEL without the namespace when it
-// is back. The checker permits the rules of such pods.
+// The standard bridge plugin (1.9.1) leaves masquerading rules behind in two cases. Its DEL removes
+// the pod's interface, then releases the address, and finally removes the rules for the interface's
+// addresses. If the release fails, or host-local is uninstalled at that moment, the next DEL finds
+// no interface and no rules. And without the pod's network namespace it skips the rules: if the
+// plugin was uninstalled during the removal of a pod, it later gets a DEL without the namespace.
+// The checker permits the rules of such pods.
 
-// ruleOwner finds the pod in the comment of a masquerading rule, and ruleChain the pod's chain.
+// ruleOwner matches the pod in the comment of a masquerading rule, and ruleChain the pod's chain.
 var (
 	ruleOwner = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
 	ruleChain = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
@@ -23,14 +23,14 @@ var (
 		`sandbox=([0-9a-f]{64})`)
 )
 
-// withoutLost returns the rules without those of pods whose rules the bridge plugin has lost.
+// withoutLost filters out the rules lost by the bridge plugin.
 func (l *lab) withoutLost(rules []string) []string {
 	log, _ := os.ReadFile(l.daemon.Log())
 	owed := owedPods(string(log))
 	return withoutRulesOf(rules, func(pod string) bool { return l.cni.isBroken(pod) || owed[pod] })
 }
 
-// owedPods returns the pods of which the daemon's log says that the bridge plugin was uninstalled.
+// owedPods returns the pods with a report of an uninstalled bridge plugin in the daemon's log.
 func owedPods(log string) map[string]bool {
 	owed := map[string]bool{}
 	for line := range strings.Lines(log) {
@@ -41,8 +41,7 @@ func owedPods(log string) map[string]bool {
 	return owed
 }
 
-// withoutRulesOf returns the rules without those of pods for which isLost is true, and without
-// their chains.
+// withoutRulesOf filters out the rules and chains of pods for which isLost is true.
 func withoutRulesOf(rules []string, isLost func(pod string) bool) []string {
 	chains := map[string]bool{}
 	for _, r := range rules {
@@ -53,7 +52,7 @@ func withoutRulesOf(rules []string, isLost func(pod string) bool) []string {
 	return slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return chains[ruleChain.FindString(r)] })
 }
 
-// TestWithoutRulesOf holds that only the rules of the pods in question are left out.
+// TestWithoutRulesOf checks that only the rules of these pods are filtered out.
 func TestWithoutRulesOf(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	of := func(chain, id string) []string {
@@ -70,15 +69,14 @@ func TestWithoutRulesOf(t *testing.T) {
 		"-A FORWARD -j ACCEPT")
 	all := append(of("CNI-110688650eeb7f40411497d9", id), kept...)
 	if got := withoutRulesOf(all, func(pod string) bool { return pod == id }); !slices.Equal(got, kept) {
-		t.Errorf("left %q", got)
+		t.Errorf("remaining %q", got)
 	}
 	if got := withoutRulesOf(all, func(string) bool { return false }); !slices.Equal(got, all) {
-		t.Errorf("without a reason, left %q", got)
+		t.Errorf("without a reason: remaining %q", got)
 	}
 }
 
-// TestOwedPods holds that the daemon's reports of an uninstalled bridge plugin are found, and no
-// others.
+// TestOwedPods checks that exactly the reports of an uninstalled bridge plugin are found.
 func TestOwedPods(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	uninstalled := func(plugins string) string {

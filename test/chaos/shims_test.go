@@ -16,13 +16,13 @@ import (
 )
 
 // Engines lose containers. If containerd is killed while it creates or deletes a container, dockerd
-// fails to remove the container from containerd, forgets it, and nobody ends its shim (log: "failed
-// to delete container from containerd"; containerd issues 6860, 6771 and 9309). A process that runc
-// had created and not started stays too, with its control groups, and Docker 29 does not unmount
-// the container's root. The engine's API does not show such a container, so the daemon cannot
-// remove it. The checker permits exactly these: see isLost.
+// fails to remove the container from containerd and forgets it, and its shim never ends (log:
+// "failed to delete container from containerd"; containerd issues 6860, 6771 and 9309). A process
+// created but not started by runc remains too, with its cgroups, and Docker 29 does not unmount the
+// container's root. The engine's API does not show such a container, so the daemon cannot remove
+// it. The checker permits exactly these: see isLost.
 
-// containerdSocket is the socket of the containerd that dockerd starts.
+// containerdSocket is the socket of dockerd's containerd.
 const containerdSocket = "/run/docker/containerd/containerd.sock"
 
 // shimID finds the ID of the container in a shim's command line.
@@ -31,7 +31,7 @@ var shimID = regexp.MustCompile(`^\S*containerd-shim-runc-v2 .*-id ([0-9a-f]{64}
 // isShim reports whether a process is a containerd shim.
 func isShim(p process) bool { return strings.HasPrefix(p.name, "containerd-shim") }
 
-// containerOf returns the ID of the container that a shim runs, "" if its command line has none.
+// containerOf returns the ID of a shim's container, "" if its command line has none.
 func containerOf(p process) string {
 	if m := shimID.FindStringSubmatch(p.cmdline); m != nil && isShim(p) {
 		return m[1]
@@ -39,13 +39,13 @@ func containerOf(p process) string {
 	return ""
 }
 
-// neverStarted is the name of a container's process that runc has created and not started.
+// neverStarted is the process name of a container created but not started by runc.
 const neverStarted = "runc:[2:INIT]"
 
 // isLost reports whether the engine itself has lost a container: dockerd or containerd was killed
 // while the container had a shim or a mounted root, the engine does not know it, and none of its
-// processes was ever started. all are the processes of the node, killed the containers that were
-// there when the engine was killed, known those of the engine.
+// processes was ever started. all contains the processes of the node, killed the containers
+// existing when the engine was killed, and known the engine's containers.
 func isLost(id string, all []process, killed, known map[string]bool) bool {
 	shims := map[string]bool{}
 	for _, p := range all {
@@ -61,14 +61,14 @@ func isLost(id string, all []process, killed, known map[string]bool) bool {
 	return id != "" && killed[id] && !known[id] && !slices.ContainsFunc(all, hasStarted)
 }
 
-// killContainerd runs kill, which kills containerd, and notes the containers that were there.
+// killContainerd calls kill to kill containerd, and records the existing containers.
 func (l *lab) killContainerd(kill func() error) error {
 	l.noteContainers()
-	defer l.noteContainers() // also those that were about to start
+	defer l.noteContainers() // includes containers about to start
 	return kill()
 }
 
-// noteContainers notes the containers that have a shim or a mounted root.
+// noteContainers records the containers with a shim or a mounted root.
 func (l *lab) noteContainers() {
 	all, err := l.list()
 	mounts, err2 := l.mounts()
@@ -107,8 +107,7 @@ func (l *lab) mounts() (points []string, err error) {
 // its shared memory.
 var mountedFor = regexp.MustCompile(`^/(?:rootfs/overlayfs/([0-9a-f]{64})|containers/([0-9a-f]{64})/mounts/shm)$`)
 
-// rootOf returns the container for which the engine has mounted something at a mount point, "" for
-// none.
+// rootOf returns the container of one of the engine's mount points, "" for none.
 func (l *lab) rootOf(mount string) string {
 	rest, found := strings.CutPrefix(mount, l.eng.DataRoot())
 	m := mountedFor.FindStringSubmatch(rest)
@@ -118,18 +117,18 @@ func (l *lab) rootOf(mount string) string {
 	return m[1] + m[2]
 }
 
-// initMount is where dockerd 20.10 mounts the layer that it puts below a new container, for the
-// time that it takes to fill it.
+// initMount matches dockerd 20.10's mount point for the lower layer of a new container, used only
+// while it fills the layer.
 var initMount = regexp.MustCompile(`^/overlay2/[0-9a-f]{64}-init/merged$`)
 
-// isLostInit reports whether a mount is that of a container that dockerd was creating when it was
-// killed. dockerd does not unmount it at its next start, and has no container that it belongs to.
+// isLostInit reports whether a mount belongs to a container being created when dockerd was killed.
+// dockerd does not unmount it at its next start, and has no container for it.
 func isLostInit(mount, dataRoot string, dockerdKilled bool) bool {
 	rest, found := strings.CutPrefix(mount, dataRoot)
 	return dockerdKilled && found && initMount.MatchString(rest)
 }
 
-// findLost finds the containers that the engine has lost, and those that are gone.
+// findLost finds the lost containers, and the removed ones.
 func (l *lab) findLost(ctx context.Context) error {
 	all, err := l.list()
 	if err != nil {
@@ -162,7 +161,8 @@ func (l *lab) findLost(ctx context.Context) error {
 	return nil
 }
 
-// isLost reports a container that the engine had lost when findLost was last called, and counts it.
+// isLost reports whether the engine had lost a container at the last call of findLost, and counts
+// it.
 func (l *lab) isLost(id string) bool {
 	l.shims.Lock()
 	defer l.shims.Unlock()
@@ -172,7 +172,7 @@ func (l *lab) isLost(id string) bool {
 	return l.lost[id]
 }
 
-// knownContainers returns the containers that dockerd lists, and those that run in containerd.
+// knownContainers returns dockerd's listed containers, and the ones running in containerd.
 func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	known := map[string]bool{}
 	inEngine, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
@@ -198,7 +198,7 @@ func (l *lab) knownContainers(ctx context.Context) (map[string]bool, error) {
 	return known, nil
 }
 
-// reportLost logs what the checker has permitted, with what the engine's log has of it.
+// reportLost logs the permitted leftovers, with the engine's log lines about them.
 func (l *lab) reportLost(t *testing.T) {
 	t.Helper()
 	l.shims.Lock()
@@ -229,27 +229,30 @@ func (l *lab) reportLost(t *testing.T) {
 	}
 }
 
-// TestIsLostInit holds that the checker permits no other mount.
+// TestIsLostInit checks that the checker permits no other mount.
 func TestIsLostInit(t *testing.T) {
 	layer := "/data/overlay2/" + strings.Repeat("ab", 32)
 
-	for mount, want := range map[string]bool{
+	tests := map[string]bool{
 		layer + "-init/merged":                          true,
 		layer + "/merged":                               false,
 		layer + "-init/merged/x":                        false,
 		"/other/overlay2" + layer[14:] + "-init/merged": false,
-	} {
-		if got := isLostInit(mount, "/data", true); got != want {
-			t.Errorf("%s: %v", mount, got)
-		}
-		if isLostInit(mount, "/data", false) {
-			t.Errorf("%s: although dockerd was not killed", mount)
-		}
+	}
+
+	for mount, want := range tests {
+		t.Run(mount, func(t *testing.T) {
+			if got := isLostInit(mount, "/data", true); got != want {
+				t.Errorf("%s: %v", mount, got)
+			}
+			if isLostInit(mount, "/data", false) {
+				t.Errorf("%s: although dockerd was not killed", mount)
+			}
+		})
 	}
 }
 
-// TestIsLost holds that the checker permits nothing but what is left of containers that the engine
-// has lost.
+// TestIsLost checks that the checker permits only leftovers of containers lost by the engine.
 func TestIsLost(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	shim := process{

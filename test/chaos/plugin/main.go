@@ -1,6 +1,6 @@
-// Command plugin stands before a CNI plugin in tests. It asks the test, before and after the real
-// plugin, what to do: its folder is DIR, the test listens on DIR.sock, and the real plugins are in
-// DIR.real. Without a test that listens it behaves like the real plugin.
+// Command plugin is a stand-in for CNI plugins in tests. It queries the test for instructions
+// before and after the real plugin: its directory is DIR, the test listens on DIR.sock, and the
+// real plugins are in DIR.real. Without a listening test it behaves like the real plugin.
 package main
 
 import (
@@ -15,11 +15,11 @@ import (
 	"path/filepath"
 )
 
-// question is what the plugin asks.
+// question is the plugin's query.
 type question struct {
 	Plugin, Command, Container string
-	After                      bool // the real plugin has done its work
-	Failed                     bool // by itself
+	After                      bool // the real plugin has completed
+	Failed                     bool // without a fault
 }
 
 func main() {
@@ -41,7 +41,7 @@ func main() {
 	os.Exit(code)
 }
 
-// ask returns the test's answer, "" to go on.
+// ask returns the test's instruction, "" to continue.
 func ask(socket string, q question) string {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
@@ -53,7 +53,7 @@ func ask(socket string, q question) string {
 		return ""
 	}
 
-	answer, err := io.ReadAll(conn) // the test lets a plugin hang by not answering
+	answer, err := io.ReadAll(conn) // a hanging plugin gets no answer
 	if err != nil {
 		return ""
 	}
@@ -61,18 +61,21 @@ func ask(socket string, q question) string {
 	return string(answer)
 }
 
-// obey does what the test says.
+// obey follows the test's instruction.
 func obey(answer string) {
 	switch answer {
 	case "fail":
 		fmt.Println(`{"cniVersion":"1.0.0","code":99,"msg":"broken by the test"}`)
 		os.Exit(1)
+
 	case "garbage":
 		_, _ = os.Stdout.Write([]byte("\377\376\033[2J garbage"))
 		os.Exit(0)
+
 	case "lie":
 		fmt.Println(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth9"}],"ips":[{"address":"0.0.0.0/0"}]}`)
 		os.Exit(0)
+
 	case "nothing":
 		os.Exit(0)
 	}
