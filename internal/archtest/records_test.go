@@ -19,13 +19,13 @@ var recordReaders = map[string]string{
 	"(*internal/cri.gate).lockSandbox":              "the gate itself",
 	"(*internal/cri.Service).OpenNetNS":             "opens a namespace by its pin or a verified process",
 	"(*internal/cri.gate).renew":                    "the call has the lock",
-	"(*internal/cri.gate).running":                  "an exec or attach changes nothing of the record",
+	"(*internal/cri.gate).runningContainer":         "an exec or attach changes nothing of the record",
 	"(*internal/cri.gate).runningSandbox": "asks whether the pod is ready, before and after a " +
 		"container is made or started",
-	"(internal/cri.recovery).Sandbox":       "podnet reads again under the lock of the network",
-	"(*internal/cri.gate).sandboxID":        "resolves the ID for the gate",
-	"(*internal/cri.gate).startedAfterStop": "asks when the pod stopped",
-	"(*internal/cri.Service).startPause":    "the call has the lock",
+	"(internal/cri.recovery).Sandbox":    "podnet reads again under the lock of the network",
+	"(*internal/cri.gate).sandboxID":     "resolves the ID for the gate",
+	"(*internal/cri.gate).checkPodStop":  "asks when the pod stopped",
+	"(*internal/cri.Service).startPause": "the call has the lock",
 	"(*internal/cri.Service).StopContainer": "uses the ID; a stop waits for nobody but a start that is " +
 		"under way",
 	"(*internal/cri.Service).translateContainer":        "asks whether the container exists",

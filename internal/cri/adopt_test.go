@@ -17,7 +17,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// foreign is a sandbox as an older shim made it, started or not.
+// foreign creates a sandbox as an older shim does, started or not.
 func (w *world) foreign(t *testing.T, network string, start bool) string {
 	t.Helper()
 	create, err := spec.NewSandbox(w.pod(),
@@ -48,7 +48,7 @@ func (w *world) foreign(t *testing.T, network string, start bool) string {
 	return string(id)
 }
 
-// settled waits until the view knows a sandbox, running or not.
+// settled waits until the view has a sandbox in the given state.
 func settled(t *testing.T, s *Service, id string, running bool) {
 	t.Helper()
 	eventually(t, func() bool {
@@ -57,13 +57,13 @@ func settled(t *testing.T, s *Service, id string, running bool) {
 	})
 }
 
-// TestAdopt starts on a node with pods of older shims: what runs stays as it is and gets a pin, and
-// has its addresses before and after.
+// TestAdopt starts on a node with pods of older shims. Running pods stay unchanged, get a pin, and
+// keep their addresses.
 func TestAdopt(t *testing.T) {
 	s, w := newService(t)
-	running, bridged, host, made := w.foreign(t, "none", true), w.foreign(t, "bridge", true),
+	running, bridged, host, created := w.foreign(t, "none", true), w.foreign(t, "bridge", true),
 		w.foreign(t, "host", true), w.foreign(t, "none", false)
-	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
+	for id, runs := range map[string]bool{running: true, bridged: true, host: true, created: false} {
 		settled(t, s, id, runs)
 	}
 
@@ -75,7 +75,7 @@ func TestAdopt(t *testing.T) {
 		return r.Status.Network.GetIp()
 	}
 	if got := ip(); got != "10.99.0.9" {
-		t.Errorf("before it is adopted: %q", got)
+		t.Errorf("info before the adoption: %q", got)
 	}
 
 	for range 2 {
@@ -85,10 +85,10 @@ func TestAdopt(t *testing.T) {
 	}
 
 	if got := ip(); got != "10.99.0.9" {
-		t.Errorf("adopted: %q", got)
+		t.Errorf("info after the adoption: %q", got)
 	}
 
-	for id, runs := range map[string]bool{running: true, bridged: true, host: true, made: false} {
+	for id, runs := range map[string]bool{running: true, bridged: true, host: true, created: false} {
 		if sb, err := s.View.Sandbox(id); err != nil || sb.Running != runs {
 			t.Errorf("%+v, %v", sb, err)
 		}
@@ -101,9 +101,10 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("adopted: %v", got)
 	}
 
-	for _, id := range []string{running, bridged, host, made} {
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
-			nil {
+	for _, id := range []string{running, bridged, host, created} {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+			PodSandboxId: id,
+		}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -112,30 +113,30 @@ func TestAdopt(t *testing.T) {
 	for _, p := range w.released {
 		released = append(released, p.ID)
 		if !p.Foreign {
-			t.Errorf("the network is not told who made %+v", p)
+			t.Errorf("released pod is not marked as foreign: %+v", p)
 		}
 	}
 
-	if slices.Sort(released); !slices.Equal(released, slices.Sorted(slices.Values([]string{running, made}))) {
-		t.Errorf("released %v; neither the engine's network nor the host's is CNI's", released)
+	if slices.Sort(released); !slices.Equal(released, slices.Sorted(slices.Values([]string{running, created}))) {
+		t.Errorf("released %v; the networks of the engine and the host do not belong to CNI", released)
 	}
 
 	w.nothingLeft(t, s)
 }
 
-// TestCheckpoints tears down what an older shim has noted: with its ports, also where the container
-// is gone, and without what cannot be read.
+// TestCheckpoints releases the sandboxes in an older shim's checkpoints with their ports, even if
+// the container was removed, and skips unreadable checkpoints.
 func TestCheckpoints(t *testing.T) {
 	s, w := newService(t)
-	gone, hostGone, broken, stopped := testID("aa01"), testID("aa02"), testID("aa03"), testID("aa04")
+	removed, hostRemoved, broken, stopped := testID("aa01"), testID("aa02"), testID("aa03"), testID("aa04")
 	ports := []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 8080}}
-	lives := w.foreign(t, "none", true)
-	settled(t, s, lives, true)
+	alive := w.foreign(t, "none", true)
+	settled(t, s, alive, true)
 	for id, c := range map[string]checkpoint.Checkpoint{
-		lives:    {Name: "lives", Ports: ports},
-		gone:     {Name: "gone", Namespace: "default", Ports: ports},
-		hostGone: {HostNetwork: true},
-		broken:   {},
+		alive:       {Name: "lives", Ports: ports},
+		removed:     {Name: "removed", Namespace: "default", Ports: ports},
+		hostRemoved: {HostNetwork: true},
+		broken:      {},
 	} {
 		if err := w.files.Write(model.ContainerID(id), c); err != nil {
 			t.Fatal(err)
@@ -153,35 +154,38 @@ func TestCheckpoints(t *testing.T) {
 	var ids []string
 	for _, p := range w.released {
 		ids = append(ids, p.ID)
-		if !p.Foreign || p.ID == gone && (p.Name != "gone" || p.Namespace != "default" || len(p.Ports) != 1) {
+		if !p.Foreign || p.ID == removed && (p.Name != "removed" || p.Namespace != "default" || len(p.Ports) != 1) {
 			t.Errorf("released as %+v", p)
 		}
 	}
 
-	if slices.Sort(ids); !slices.Equal(ids, []string{gone, broken}) {
+	if slices.Sort(ids); !slices.Equal(ids, []string{removed, broken}) {
 		t.Errorf("released %v", ids)
 	}
-	if left := w.files.List(); !slices.Equal(left, []model.ContainerID{model.ContainerID(lives)}) {
-		t.Errorf("checkpoints: %v", left)
+	if left := w.files.List(); !slices.Equal(left, []model.ContainerID{model.ContainerID(alive)}) {
+		t.Errorf("remaining checkpoints: %v", left)
 	}
 
-	if err := w.files.Write(model.ContainerID(stopped), checkpoint.Checkpoint{Name: "stopped", Ports: ports}); err !=
-		nil {
+	if err := w.files.Write(model.ContainerID(stopped), checkpoint.Checkpoint{
+		Name:  "stopped",
+		Ports: ports,
+	}); err != nil {
 		t.Fatal(err)
 	}
 
 	w.released = nil
-	for _, id := range []string{lives, stopped} {
+	for _, id := range []string{alive, stopped} {
 		if _, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 			t.Error(err)
 		}
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err !=
-			nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+			PodSandboxId: id,
+		}); err != nil {
 			t.Error(err)
 		}
 	}
 
-	for _, id := range []string{lives, stopped} {
+	for _, id := range []string{alive, stopped} {
 		if i := slices.IndexFunc(w.released, func(p podnet.Pod) bool {
 			return p.ID == id
 		}); i < 0 || len(w.released[i].Ports) != 1 {
@@ -190,15 +194,15 @@ func TestCheckpoints(t *testing.T) {
 	}
 
 	if left := w.files.List(); len(left) > 0 {
-		t.Errorf("left: %v", left)
+		t.Errorf("remaining: %v", left)
 	}
 
 	w.nothingLeft(t, s)
 }
 
-// TestSandboxThatTheViewLacks: the network of a container that is there belongs to somebody,
-// whatever the view says.
-func TestSandboxThatTheViewLacks(t *testing.T) {
+// TestSandboxMissingFromView keeps the network of an existing container even if the view lacks the
+// container.
+func TestSandboxMissingFromView(t *testing.T) {
 	s, w := newService(t)
 	create, err := spec.NewSandbox(w.pod(),
 		spec.SandboxOptions{
@@ -225,13 +229,13 @@ func TestSandboxThatTheViewLacks(t *testing.T) {
 
 	w.engine.Drop(id)
 	if err := s.Recover(t.Context()); err != nil || len(w.released) != 1 || len(w.files.List()) != 0 {
-		t.Errorf("gone: %v; released %v, checkpoints %v", err, w.released, w.files.List())
+		t.Errorf("removed: %v; released %v, checkpoints %v", err, w.released, w.files.List())
 	}
 }
 
-// TestAdoptOfARestartedPause: the namespace of a pause that somebody has restarted is not the
-// pod's. It is not pinned, and the network is released without it.
-func TestAdoptOfARestartedPause(t *testing.T) {
+// TestAdoptRestartedPause: the namespace of a restarted pause container is not the pod's. It is not
+// pinned, and the network is released without it.
+func TestAdoptRestartedPause(t *testing.T) {
 	s, w := newService(t)
 	id := w.foreign(t, "none", true)
 	w.engine.End(model.ContainerID(id), 0)

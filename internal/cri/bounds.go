@@ -9,13 +9,13 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Bounds of answers in bytes. A kubelet takes 16 MiB; package rpc refuses what is larger.
+// Limits for responses, in bytes. A kubelet accepts 16 MiB; package rpc rejects larger responses.
 const (
-	maxList = 15 << 20 // of a list; one that is larger has its largest items shortened
-	maxInfo = 1 << 20  // of the info in a verbose answer
+	maxList = 15 << 20 // of a list; the largest items of a larger list are shortened
+	maxInfo = 1 << 20  // of the info in a verbose response
 )
 
-// shorten replaces the largest of encoded items until all fit into limit, and returns their size.
+// shorten replaces the largest encoded items until all fit into limit, and returns their size.
 func shorten(items [][]byte, limit int, short func(i int) ([]byte, error)) (size int, err error) {
 	order := make([]int, len(items))
 	for i, b := range items {
@@ -44,7 +44,7 @@ func shorten(items [][]byte, limit int, short func(i int) ([]byte, error)) (size
 	return size, nil
 }
 
-// fitImages leaves to each image of a list one tag and one digest if the list is larger than limit.
+// fitImages reduces each image to one tag and one digest if the list is larger than limit.
 func fitImages(images []*runtimeapi.Image, limit int) {
 	if proto.Size(&runtimeapi.ListImagesResponse{Images: images}) <= limit {
 		return
@@ -58,7 +58,7 @@ func fitImages(images []*runtimeapi.Image, limit int) {
 	}
 }
 
-// fitConditions makes the messages of conditions valid texts of bounded length: they repeat errors
+// fitConditions truncates the messages of conditions and makes them valid UTF-8. They quote errors
 // of the engine and of plugins.
 func fitConditions(conditions []*runtimeapi.RuntimeCondition) {
 	for _, c := range conditions {

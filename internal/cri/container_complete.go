@@ -14,31 +14,31 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// The engine may start a container after StartContainer has given up, or while the daemon is down.
-// Somebody may start one again (docker restart), in a control group without its limits.
+// The engine may start a container after StartContainer has failed, or while the daemon is down. An
+// operator may restart one (docker restart), and its new cgroup lacks the limits.
 
 const (
 	completeRetryMin = time.Second
 	completeRetryMax = time.Minute
 )
 
-// starts are the containers whose start is being completed.
+// starts tracks containers with a start in progress.
 type starts struct {
-	mu      sync.Mutex                 // guards the rest
-	running map[model.ContainerID]bool // true: it has started again meanwhile
-	// StartContainer has given up, the engine may start it yet; true: it is to be stopped then
+	mu      sync.Mutex                 // guards the maps
+	running map[model.ContainerID]bool // true: the container has started again meanwhile
+	// StartContainer has failed, but the engine may still start it; true: stop it then
 	late map[model.ContainerID]bool
 }
 
-// outlasts notes a start that the engine may carry out after the call.
-func (st *starts) outlasts(id model.ContainerID) {
+// markLate records that the engine may still carry out a start after the call.
+func (st *starts) markLate(id model.ContainerID) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.late[id] = false
 }
 
-// stop notes that a container is to be stopped if the engine starts it after all.
-func (st *starts) stop(id model.ContainerID) {
+// markStopped requests a stop of the container if the engine starts it after all.
+func (st *starts) markStopped(id model.ContainerID) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if _, late := st.late[id]; late {
@@ -46,7 +46,7 @@ func (st *starts) stop(id model.ContainerID) {
 	}
 }
 
-// isLate says whether outlasts was called, and stop after it.
+// isLate reports whether the start is marked late, and whether it is marked stopped.
 func (st *starts) isLate(id model.ContainerID) (late, stopped bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -54,15 +54,15 @@ func (st *starts) isLate(id model.ContainerID) (late, stopped bool) {
 	return late, stopped
 }
 
-// forget ends what outlasts began.
+// forget undoes markLate.
 func (st *starts) forget(id model.ContainerID) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	delete(st.late, id)
 }
 
-// begin says whether the caller is to complete a start. If another is at it, that one does so once
-// more.
+// begin reports whether the caller should complete a start. If another goroutine is at work, begin
+// makes that one repeat its work instead.
 func (st *starts) begin(id model.ContainerID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -71,7 +71,7 @@ func (st *starts) begin(id model.ContainerID) bool {
 	return !busy
 }
 
-// end says whether the caller has completed all starts.
+// end reports whether the caller has completed all starts.
 func (st *starts) end(id model.ContainerID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -86,12 +86,12 @@ func (st *starts) end(id model.ContainerID) bool {
 	return true
 }
 
-// completer completes the starts of containers that StartContainer did not.
+// completer completes container starts that StartContainer has not finished.
 type completer struct{ *Service }
 
-// CompleteStarts does for every container that the view sees start what StartContainer does after
-// the engine's answer, until ctx or the view ends. What StartContainer has done already is not done
-// again. It also requests a recovery for every sandbox that was removed without us.
+// CompleteStarts finishes every observed container start as StartContainer does after a successful
+// engine call. It skips steps already done, and runs until ctx or the view ends. It also requests a
+// recovery for every sandbox removed by someone else.
 func (s *Service) CompleteStarts(ctx context.Context) {
 	c := completer{s}
 	var g errgroup.Group
@@ -108,12 +108,12 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 			return
 		}
 
-		s.Log.Warn("starts of containers were missed; all containers are checked", "err", err)
+		s.Log.Warn("missed container starts; checking all containers", "err", err)
 		s.Reclaimer.RequestReclaim() // removals were missed as well
 	}
 }
 
-// followStarts calls started for every container that runs, and for each that starts.
+// followStarts calls started for every container in the view, and for each later start.
 func (s completer) followStarts(ctx context.Context, started func(id model.ContainerID)) error {
 	w := s.View.Watch()
 	defer w.Stop()
@@ -138,14 +138,14 @@ func (s completer) followStarts(ctx context.Context, started func(id model.Conta
 	}
 }
 
-// hasNothingToComplete says so of a sandbox, and of a container that does not run.
+// hasNothingToComplete reports whether the object is a sandbox, or a container that is not running.
 func (s completer) hasNothingToComplete(id model.ContainerID) bool {
 	c, err := s.View.Container(string(id))
 	return err != nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
-// completeStarts completes the starts of one container. It tries again until the container has what
-// it needs, or does not run.
+// completeStarts completes the starts of one container. It retries until the container is complete
+// or no longer runs.
 func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 	for pause := completeRetryMin; ; pause = min(2*pause, completeRetryMax) {
 		err := s.completeStart(ctx, id)
@@ -157,7 +157,7 @@ func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 			continue
 		}
 
-		s.Log.Warn("the start of a container is not complete", "container", id, "retry", pause, "err", err)
+		s.Log.Warn("failed to complete the start of a container", "container", id, "retry", pause, "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -166,28 +166,27 @@ func (s completer) completeStarts(ctx context.Context, id model.ContainerID) {
 	}
 }
 
-// completeStart finishes the start of a container that runs. An error means that it is to be done
-// again.
+// completeStart finishes the start of a running container. The caller retries after an error.
 func (s completer) completeStart(ctx context.Context, id model.ContainerID) error {
 	ctx, cancel := context.WithTimeout(ctx, undoDeadline)
 	defer cancel()
 
-	c, err := s.lockContainer(ctx, string(id)) // a StartContainer that is under way finishes it by itself
+	c, err := s.lockContainer(ctx, string(id)) // waits for a StartContainer in progress
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 	defer c.unlock()
 
-	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING && (c.Pid == 0 || c.Stale) { // an event says no more
+	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING && (c.Pid == 0 || c.Stale) { // an event has no PID
 		if err := s.renew(ctx, c); err != nil {
-			return notFoundIsFine(err)
+			return ignoreNotFound(err)
 		}
 	}
 
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
-	if err := s.finishStart(ctx, c, s.mayNotRun(c.Container)); err != nil {
+	if err := s.finishStart(ctx, c, s.killReason(c.Container)); err != nil {
 		return err
 	}
 
@@ -196,8 +195,8 @@ func (s completer) completeStart(ctx context.Context, id model.ContainerID) erro
 	return nil
 }
 
-// mayNotRun is why a container that runs is to be killed, nil if it is not.
-func (s completer) mayNotRun(c *spec.Container) error {
+// killReason returns the reason to kill a running container, or nil.
+func (s completer) killReason(c *spec.Container) error {
 	late, stopped := s.starts.isLate(c.ID)
 	if stopped {
 		return fmt.Errorf("container %s was stopped before it was started: %w", c.ID, errdefs.ErrFailedPrecondition)
@@ -208,15 +207,15 @@ func (s completer) mayNotRun(c *spec.Container) error {
 		return err
 	}
 
-	return s.startedAfterStop(c)
+	return s.checkPodStop(c)
 }
 
-// startedAfterStop is why a container may not run: its pod was stopped before it started. Of a pod
-// whose pause has ended after that, the kubelet ends the containers in their own time.
-func (g *gate) startedAfterStop(c *spec.Container) error {
+// checkPodStop returns an error if a container started after its pod was stopped. If the pause
+// container ended later, the kubelet stops the containers itself.
+func (g *gate) checkPodStop(c *spec.Container) error {
 	sb, err := g.view.Sandbox(string(c.SandboxID))
 	if err != nil || sb.Running || sb.FinishedAt.IsZero() || !c.StartedAt.After(sb.FinishedAt) {
-		return nil //nolint:nilerr // of a pod without a pause nobody knows when it was stopped
+		return nil //nolint:nilerr // without a pause container the time of the stop is unknown
 	}
 	return fmt.Errorf("container %s was started after its sandbox %s had stopped: %w", c.ID, sb.ID,
 		errdefs.ErrFailedPrecondition)

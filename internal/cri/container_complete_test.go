@@ -21,7 +21,7 @@ func follow(t *testing.T, s *Service) {
 	t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
-// giveUpStart is a StartContainer whose caller gives up before the engine has started the
+// giveUpStart calls StartContainer with a caller giving up before the engine has started the
 // container.
 func giveUpStart(t *testing.T, s *Service, w *world, r *runtimeapi.CreateContainerRequest) (id string) {
 	t.Helper()
@@ -32,18 +32,19 @@ func giveUpStart(t *testing.T, s *Service, w *world, r *runtimeapi.CreateContain
 
 	w.setEngineFault(func(verb string, after bool) error {
 		if verb == "start" && !after {
-			return fmt.Errorf("the caller has gone: %w", context.DeadlineExceeded)
+			return fmt.Errorf("the caller has disconnected: %w", context.DeadlineExceeded)
 		}
 		return nil
 	})
 
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err ==
-		nil {
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err == nil {
 		t.Fatal("the start succeeded")
 	}
 
 	w.setEngineFault(nil)
-	w.set(w.logs, c.ContainerId, false) // as if it had not been made
+	w.set(w.logs, c.ContainerId, false) // as if it had not been created
 
 	return c.ContainerId
 }
@@ -65,8 +66,8 @@ func (w *world) runs(t *testing.T, id string) bool {
 	return err == nil && o.Container.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
-// TestLateStartIsCompleted: the engine starts a container after StartContainer has given up. It
-// gets its log and its limits.
+// TestLateStartIsCompleted: the engine starts a container after StartContainer has failed. The
+// container gets its log and its limits.
 func TestLateStartIsCompleted(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
@@ -75,13 +76,13 @@ func TestLateStartIsCompleted(t *testing.T) {
 	w.start(t, id)
 	eventually(t, func() bool { return w.hasLimits(id) && w.has(w.logs, id) })
 	if !w.runs(t, id) {
-		t.Error("it was killed")
+		t.Error("the container was killed")
 	}
 }
 
-// TestStartBeforeACrashIsCompleted: a daemon that starts finds a container that runs without its
-// log and its limits.
-func TestStartBeforeACrashIsCompleted(t *testing.T) {
+// TestStartBeforeCrashIsCompleted: a starting daemon finds a running container without its log and
+// its limits.
+func TestStartBeforeCrashIsCompleted(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	id := giveUpStart(t, s, w, limited(runPod(t, s, cfg), cfg))
@@ -91,9 +92,9 @@ func TestStartBeforeACrashIsCompleted(t *testing.T) {
 	eventually(t, func() bool { return w.hasLimits(id) && w.has(w.logs, id) })
 }
 
-// TestRestartedContainerGetsItsLimits: somebody restarts a container, whose new control group has
-// none.
-func TestRestartedContainerGetsItsLimits(t *testing.T) {
+// TestRestartedContainerGetsLimits: an operator restarts a container, and its new cgroup has no
+// limits.
+func TestRestartedContainerGetsLimits(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
 	cfg := w.pod()
@@ -109,8 +110,8 @@ func TestRestartedContainerGetsItsLimits(t *testing.T) {
 	eventually(t, func() bool { return w.hasLimits(id) })
 }
 
-// TestLateStartWithoutLimitsIsKilled: what cannot get its limits does not run, also when the first
-// kill fails.
+// TestLateStartWithoutLimitsIsKilled kills a container if its limits cannot be set, even if the
+// first kill fails.
 func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 	s, w := newService(t)
 	follow(t, s)
@@ -131,10 +132,10 @@ func TestLateStartWithoutLimitsIsKilled(t *testing.T) {
 	eventually(t, func() bool { return !w.runs(t, id) })
 }
 
-// TestLateStartOfWhatWasStoppedIsKilled: the pod or the container was stopped while the engine had
-// the start before it. The view learns of the start last.
-func TestLateStartOfWhatWasStoppedIsKilled(t *testing.T) {
-	for name, start := range map[string]func(t *testing.T, s *Service, w *world, pod, id string){
+// TestLateStartAfterStopIsKilled: the pod or the container was stopped while the engine had a start
+// pending. The view learns of the start last.
+func TestLateStartAfterStopIsKilled(t *testing.T) {
+	tests := map[string]func(t *testing.T, s *Service, w *world, pod, id string){
 		"started before the stop": func(t *testing.T, s *Service, w *world, pod, id string) {
 			w.start(t, id)
 			w.engine.End(model.ContainerID(pod), 0)
@@ -147,12 +148,14 @@ func TestLateStartOfWhatWasStoppedIsKilled(t *testing.T) {
 			w.start(t, id)
 		},
 		"after a crash": func(t *testing.T, s *Service, w *world, pod, id string) {
-			s.starts.forget(model.ContainerID(id)) // memory
+			s.starts.forget(model.ContainerID(id)) // kept in memory only
 			w.engine.End(model.ContainerID(pod), 0)
 			refresh(t, s, pod)
 			w.start(t, id)
 		},
-	} {
+	}
+
+	for name, start := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, w := newService(t)
 			cfg := w.pod()
@@ -165,8 +168,9 @@ func TestLateStartOfWhatWasStoppedIsKilled(t *testing.T) {
 	}
 }
 
-// TestContainersOfADeadPauseAreLeftToTheKubelet: it ends them in their own time.
-func TestContainersOfADeadPauseAreLeftToTheKubelet(t *testing.T) {
+// TestContainersOfDeadPauseAreKept leaves these containers to the kubelet, with their grace
+// periods.
+func TestContainersOfDeadPauseAreKept(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
@@ -174,7 +178,7 @@ func TestContainersOfADeadPauseAreLeftToTheKubelet(t *testing.T) {
 	w.engine.End(model.ContainerID(pod), 0)
 	refresh(t, s, pod)
 	if err := (completer{s}).completeStart(t.Context(), model.ContainerID(id)); err != nil || !w.runs(t, id) {
-		t.Errorf("it was killed: %v", err)
+		t.Errorf("the container was killed: %v", err)
 	}
 
 	if err := (completer{s}).completeStart(t.Context(), "beef"); err != nil && !errdefs.IsNotFound(err) {

@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// CreateContainer makes a container in a running sandbox (CRI CreateContainer). A call that fails
-// leaves nothing, and what an earlier attempt left under the same name is cleared.
+// CreateContainer creates a container in a running sandbox (CRI CreateContainer). A failed call
+// leaves nothing behind. A leftover of an earlier attempt under the same name is removed first.
 func (s *Service) CreateContainer(
 	ctx context.Context, r *runtimeapi.CreateContainerRequest,
 ) (*runtimeapi.CreateContainerResponse, error) {
@@ -26,8 +26,8 @@ func (s *Service) CreateContainer(
 	}
 
 	var u undo.Stack
-	create, made, err := s.translateContainer(ctx, r, host, &u)
-	defer made()
+	create, done, err := s.translateContainer(ctx, r, host, &u)
+	defer done()
 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", r.GetConfig().GetMetadata().GetName(), err),
@@ -42,7 +42,7 @@ func (s *Service) CreateContainer(
 	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
 }
 
-// create makes a container that was translated; if it fails it leaves nothing.
+// create creates a translated container. On failure it removes everything it created.
 func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (model.ContainerID, error) {
 	unlock, err := s.lockName(ctx, create.Name)
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 		s.Log.Warn(w, "container", create.Name)
 	}
 
-	if err := makeDirs(create.MakeDirs); err != nil {
+	if err := createDirs(create.MakeDirs); err != nil {
 		return "", fmt.Errorf("create container %s: %w", create.Name, err)
 	}
 
@@ -65,12 +65,12 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 		err = s.View.Refresh(ctx, id)
 	}
 
-	if err == nil { // the pod may have been taken apart meanwhile, without this container
+	if err == nil { // the pod may have been stopped meanwhile, without this container
 		_, err = s.runningSandbox(sandboxID)
 	}
 
 	if errdefs.IsAlreadyExists(err) {
-		return "", err // the name is another's, who keeps it
+		return "", err // another container owns the name and keeps it
 	}
 
 	if err != nil {
@@ -80,11 +80,11 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 	return id, nil
 }
 
-// translateContainer gathers what the translation needs. All that it touches are image volumes: u
-// undoes them, and made is to be called when the view knows the container or the undo has run.
+// translateContainer collects the input of the translation. Its only side effects are image
+// volumes: u undoes them. Call done once the view has the container, or after the undo.
 func (s *Service) translateContainer(
 	ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host, u *undo.Stack,
-) (_ *spec.Create, made func(), err error) {
+) (_ *spec.Create, done func(), err error) {
 	cfg, nothing := r.GetConfig(), func() {}
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
@@ -112,9 +112,9 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
-	volumes, made, err := s.volumes.prepare(ctx, cfg, host, u)
+	volumes, done, err := s.volumes.prepare(ctx, cfg, host, u)
 	if err != nil {
-		return nil, made, err
+		return nil, done, err
 	}
 
 	create, err := spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
@@ -126,16 +126,16 @@ func (s *Service) translateContainer(
 		ImageVolumes:   volumes,
 	})
 
-	return create, made, err
+	return create, done, err
 }
 
-// makeDirs makes missing host paths of mounts, as the kubelet expects of a hostPath without a type.
-// They stay: they may be in use by others.
-func makeDirs(dirs []string) error {
+// createDirs creates missing host paths of mounts, as the kubelet expects for a hostPath without a
+// type. The undo keeps them: other pods may use them.
+func createDirs(dirs []string) error {
 	for _, d := range dirs {
 		if _, err := os.Stat(d); errors.Is(err, os.ErrNotExist) {
 			if err := os.MkdirAll(linkTarget(d), 0o755); err != nil {
-				return fmt.Errorf("make missing host path: %w: %w", err, errdefs.ErrFailedPrecondition)
+				return fmt.Errorf("create missing host path: %w: %w", err, errdefs.ErrFailedPrecondition)
 			}
 		}
 	}
@@ -143,10 +143,11 @@ func makeDirs(dirs []string) error {
 	return nil
 }
 
-// maxLinks is where Linux gives up on following links (path_resolution(7)).
+// maxLinks is Linux's limit for following symbolic links (path_resolution(7)).
 const maxLinks = 40
 
-// linkTarget is where a path leads if its last part is a link to what is not there, else the path.
+// linkTarget follows a dangling symbolic link to its target path. It returns any other path
+// unchanged.
 func linkTarget(file string) string {
 	for range maxLinks {
 		to, err := os.Readlink(file)
@@ -164,8 +165,8 @@ func linkTarget(file string) string {
 	return file
 }
 
-// createContainer makes the container; a leftover with its name that has never run, or has ended,
-// is cleared once.
+// createContainer creates the container. If a leftover with the same name is not running, it is
+// removed and the create is retried once.
 func (s *Service) createContainer(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
 	id, err := s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
@@ -179,22 +180,22 @@ func (s *Service) createContainer(ctx context.Context, create *spec.Create) (mod
 	return s.Engine.Create(ctx, create)
 }
 
-// clearContainer removes what an earlier attempt left under a name. AlreadyExists if it runs, or is
-// not ours.
+// clearContainer removes a leftover of an earlier attempt under a name. AlreadyExists if it is
+// running, or not managed by this daemon.
 func (s *Service) clearContainer(ctx context.Context, name string) error {
 	id, o, err := s.Engine.FindByName(ctx, name)
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 
-	inUse := fmt.Errorf("container %s has the name already: %w", id, errdefs.ErrAlreadyExists)
+	inUse := fmt.Errorf("container %s already has this name: %w", id, errdefs.ErrAlreadyExists)
 	if o.Container == nil {
 		return inUse
 	}
 
 	c, err := s.lockFoundContainer(ctx, id)
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 	defer c.unlock()
 
@@ -205,7 +206,7 @@ func (s *Service) clearContainer(ctx context.Context, name string) error {
 	return s.removeContainer(ctx, c)
 }
 
-// lockFoundContainer locks a container that the engine has, whether or not the view knows it yet.
+// lockFoundContainer locks a container known to the engine, even if the view lacks it.
 func (g *gate) lockFoundContainer(ctx context.Context, id model.ContainerID) (*lockedContainer, error) {
 	if err := g.view.Refresh(ctx, id); err != nil {
 		return nil, err

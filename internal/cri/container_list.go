@@ -10,7 +10,7 @@ import (
 )
 
 // ListContainers lists containers by filter, newest first, from memory (CRI ListContainers). The
-// items are encoded already; see package wire.
+// items are already encoded; see package wire.
 func (s *Service) ListContainers(
 	_ context.Context, r *runtimeapi.ListContainersRequest,
 ) (*runtimeapi.ListContainersResponse, error) {
@@ -26,7 +26,7 @@ func (s *Service) ListContainers(
 	return wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil
 }
 
-// matchContainer returns the records that a filter selects.
+// matchContainer returns a predicate for the filter.
 func matchContainer(f *runtimeapi.ContainerFilter) func(*spec.Container) bool {
 	return func(c *spec.Container) bool { return spec.MatchContainer(f, c) }
 }

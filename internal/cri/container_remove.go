@@ -9,8 +9,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). An
-// unknown ID is a success.
+// RemoveContainer removes a container, running or not, and its log link (CRI RemoveContainer). It
+// succeeds for an unknown ID.
 func (s *Service) RemoveContainer(
 	ctx context.Context, r *runtimeapi.RemoveContainerRequest,
 ) (*runtimeapi.RemoveContainerResponse, error) {
@@ -20,10 +20,10 @@ func (s *Service) RemoveContainer(
 
 	c, err := s.lockContainer(ctx, r.GetContainerId())
 	if err != nil {
-		if err := notFoundIsFine(err); err != nil {
+		if err := ignoreNotFound(err); err != nil {
 			return nil, err
 		}
-		if err := s.volumes.collect(ctx); err != nil { // it may have been removed behind our back
+		if err := s.volumes.collect(ctx); err != nil { // the container may have been removed by someone else
 			return nil, err
 		}
 		return &runtimeapi.RemoveContainerResponse{}, nil
@@ -37,12 +37,12 @@ func (s *Service) RemoveContainer(
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }
 
-// removeContainer removes a container, its log's link and its part in image volumes.
+// removeContainer removes a container, its log link and its use of image volumes.
 func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error {
 	defer s.Stats.Forget(string(c.ID))
 	defer s.starts.forget(c.ID)
 
-	if err := notFoundIsFine(s.Engine.Remove(ctx, c.ID)); err != nil {
+	if err := ignoreNotFound(s.Engine.Remove(ctx, c.ID)); err != nil {
 		return err
 	}
 

@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ReopenContainerLog gives a running container a new log file at its path, after the kubelet has
-// renamed the old one (CRI ReopenContainerLog). A container that does not run is
-// FailedPrecondition, and no file is made.
+// ReopenContainerLog gives a running container a new log file at its path after the kubelet has
+// renamed the old one (CRI ReopenContainerLog). If the container is not running, it returns
+// FailedPrecondition and creates no file.
 func (s *Service) ReopenContainerLog(
 	ctx context.Context, r *runtimeapi.ReopenContainerLogRequest,
 ) (*runtimeapi.ReopenContainerLogResponse, error) {
@@ -25,7 +25,7 @@ func (s *Service) ReopenContainerLog(
 	defer c.unlock()
 
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil, fmt.Errorf("reopen log of container %s: it is %s, only a running one writes its log: %w", c.ID,
+		return nil, fmt.Errorf("reopen log of container %s: state is %s, must be running: %w", c.ID,
 			c.State, errdefs.ErrFailedPrecondition)
 	}
 

@@ -11,9 +11,10 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StartContainer starts a container that was created (CRI StartContainer). One that has run already
-// is FailedPrecondition. A container whose start fails stays, as ended, with the engine's words;
-// the kubelet removes it. What a start that outlasts the call leaves open, CompleteStarts does.
+// StartContainer starts a created container (CRI StartContainer). FailedPrecondition if it has run
+// before. After a failed start the container remains as exited, with the engine's message, until
+// the kubelet removes it. If the engine completes the start after this call has failed,
+// CompleteStarts finishes it.
 func (s *Service) StartContainer(
 	ctx context.Context, r *runtimeapi.StartContainerRequest,
 ) (*runtimeapi.StartContainerResponse, error) {
@@ -28,7 +29,7 @@ func (s *Service) StartContainer(
 	defer c.unlock()
 
 	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
-		return nil, fmt.Errorf("start container %s: it is %s, only a created one can be started: %w", c.ID, c.State,
+		return nil, fmt.Errorf("start container %s: state is %s, must be created: %w", c.ID, c.State,
 			errdefs.ErrFailedPrecondition)
 	}
 
@@ -38,7 +39,7 @@ func (s *Service) StartContainer(
 
 	startErr := s.Engine.Start(ctx, c.ID)
 
-	// The view and the log are put right whether or not it started, even if the caller has gone.
+	// Update the view and the log even if the start failed or the caller is disconnected.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoDeadline)
 	defer cancel()
 
@@ -50,7 +51,7 @@ func (s *Service) StartContainer(
 		renewErr = errors.Join(renewErr, s.killForgotten(after, c.ID))
 	}
 	if startErr != nil && c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
-		s.starts.outlasts(c.ID)
+		s.starts.markLate(c.ID)
 	}
 
 	_, podErr := s.runningSandbox(string(c.SandboxID))
@@ -63,9 +64,9 @@ func (s *Service) StartContainer(
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
-// finishStart makes the log of a container that has been started (or failed to) visible and gives
-// it the limits that Docker's API lacks. It must not run without them, nor in a pod that was
-// stopped meanwhile, for which podErr is the reason.
+// finishStart creates the log path of a container after its start, successful or not, and applies
+// the limits Docker's API lacks. It kills the container if the limits fail, or if its pod was
+// stopped meanwhile (podErr).
 func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr error) error {
 	logErr := s.Logs.Started(ctx, c.Container)
 	err := errors.Join(s.Engine.LimitStarted(c.Container), podErr)
@@ -75,17 +76,17 @@ func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr er
 	return errors.Join(logErr, err, s.killAll(ctx, []*spec.Container{c.Container}, nil))
 }
 
-// runningSandbox is a sandbox that must be ready: NotFound or FailedPrecondition else.
+// runningSandbox returns a ready sandbox, or NotFound or FailedPrecondition.
 func (g *gate) runningSandbox(id string) (*spec.Sandbox, error) {
 	sb, err := g.view.Sandbox(id)
 	switch {
 	case err != nil:
 		return nil, err
 	case sb.Restarted:
-		return nil, fmt.Errorf("the pause of sandbox %s was restarted; the pod must be made anew: %w", sb.ID,
-			errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("the pause container of sandbox %s was restarted; the pod must be created again: %w",
+			sb.ID, errdefs.ErrFailedPrecondition)
 	case !sb.Running:
-		return nil, fmt.Errorf("sandbox %s does not run: %w", sb.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("sandbox %s is not running: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
 
 	return sb, nil

@@ -6,8 +6,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStatus describes one container, from memory (CRI ContainerStatus). NotFound for an
-// unknown ID, a sandbox's included.
+// ContainerStatus describes one container from memory (CRI ContainerStatus). NotFound for an
+// unknown ID and for the ID of a sandbox.
 func (s *Service) ContainerStatus(
 	_ context.Context, r *runtimeapi.ContainerStatusRequest,
 ) (*runtimeapi.ContainerStatusResponse, error) {
@@ -22,7 +22,7 @@ func (s *Service) ContainerStatus(
 
 	resp := &runtimeapi.ContainerStatusResponse{Status: c.Status()}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{
+		resp.Info, err = verboseInfo(map[string]any{
 			"pid":       c.Pid,
 			"sandboxID": c.SandboxID,
 			"name":      c.Name,

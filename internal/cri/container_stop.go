@@ -9,8 +9,8 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StopContainer stops a container: its stop signal, and SIGKILL after timeout seconds, at once with
-// 0 (CRI StopContainer). A stopped or unknown container is a success.
+// StopContainer sends a container its stop signal and, after timeout seconds, SIGKILL. A timeout of
+// 0 kills at once (CRI StopContainer). It succeeds for a stopped or unknown container.
 func (s *Service) StopContainer(
 	ctx context.Context, r *runtimeapi.StopContainerRequest,
 ) (*runtimeapi.StopContainerResponse, error) {
@@ -20,21 +20,21 @@ func (s *Service) StopContainer(
 
 	c, err := s.View.Container(r.GetContainerId())
 	if err != nil {
-		if err := notFoundIsFine(err); err != nil {
+		if err := ignoreNotFound(err); err != nil {
 			return nil, err
 		}
 		return &runtimeapi.StopContainerResponse{}, nil
 	}
 
 	if c.State == runtimeapi.ContainerState_CONTAINER_CREATED {
-		if c, err = s.afterStart(ctx, c); err != nil {
+		if c, err = s.awaitStart(ctx, c); err != nil {
 			return nil, err
 		}
 	}
 
 	if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		grace := time.Duration(min(r.GetTimeout(), int64(maxGrace/time.Second))) * time.Second
-		if err := notFoundIsFine(s.Engine.Stop(ctx, c.ID, grace)); err != nil {
+		if err := ignoreNotFound(s.Engine.Stop(ctx, c.ID, grace)); err != nil {
 			return nil, err
 		}
 		if err := s.View.Refresh(ctx, c.ID); err != nil {
@@ -45,21 +45,21 @@ func (s *Service) StopContainer(
 	return &runtimeapi.StopContainerResponse{}, nil
 }
 
-// afterStart is a created container after a start that is under way: a stop that came in its middle
-// must not be forgotten.
-func (s *Service) afterStart(ctx context.Context, c *spec.Container) (*spec.Container, error) {
+// awaitStart waits for a start in progress and returns the container's record afterwards. If the
+// container is still in state created, the stop also applies to a late start of it.
+func (s *Service) awaitStart(ctx context.Context, c *spec.Container) (*spec.Container, error) {
 	now, err := s.lockContainer(ctx, string(c.ID))
 	if err != nil {
-		return c, notFoundIsFine(err)
+		return c, ignoreNotFound(err)
 	}
 	defer now.unlock()
 
 	if now.State == runtimeapi.ContainerState_CONTAINER_CREATED {
-		s.starts.stop(now.ID)
+		s.starts.markStopped(now.ID)
 	}
 
 	return now.Container, nil
 }
 
-// maxGrace keeps absurd grace periods within what a Duration can hold.
+// maxGrace is a bound for grace periods within the range of time.Duration.
 const maxGrace = 10 * 365 * 24 * time.Hour

@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// started is a container that runs.
+// started returns a running container.
 func started(t *testing.T, s *Service, r *runtimeapi.CreateContainerRequest) string {
 	t.Helper()
 	c, err := s.CreateContainer(t.Context(), r)
@@ -23,15 +23,16 @@ func started(t *testing.T, s *Service, r *runtimeapi.CreateContainerRequest) str
 		t.Fatal(err)
 	}
 
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
-		nil {
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err != nil {
 		t.Fatal(err)
 	}
 
 	return c.ContainerId
 }
 
-// limited asks for limits that Docker cannot be told.
+// limited requests limits beyond Docker's API.
 func limited(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
 	r := createRequest(pod, cfg)
 	r.Config.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
@@ -41,13 +42,13 @@ func limited(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateCon
 	return r
 }
 
-func TestLimitsThatDockerCannotBeTold(t *testing.T) {
+func TestLimitsBeyondDockerAPI(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	id := started(t, s, limited(runPod(t, s, cfg), cfg))
 	if l := w.engine.Limits(model.ContainerID(id)); l.Hugepages["2MB"] != 4<<20 || l.Unified["memory.high"] != "1000" ||
 		l.OOMScoreAdj != 0 {
-		t.Errorf("limits at the start: %v", l)
+		t.Errorf("limits after the start: %v", l)
 	}
 
 	for _, r := range []*runtimeapi.LinuxContainerResources{nil, {}} {
@@ -63,24 +64,28 @@ func TestLimitsThatDockerCannotBeTold(t *testing.T) {
 		}})
 	if l := w.engine.Limits(model.ContainerID(id)); err != nil || l.OOMScoreAdj != 321 ||
 		l.Unified["memory.high"] != "2000" {
-		t.Errorf("limits of the update: %v, %v", l, err)
+		t.Errorf("limits after the update: %v, %v", l, err)
 	}
 
-	for field, r := range map[string]*runtimeapi.LinuxContainerResources{
+	tests := map[string]*runtimeapi.LinuxContainerResources{
 		"linux.hugepage_limits[0].page_size": {HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
 		"linux.unified":                      {Unified: map[string]string{"../../memory.max": "1"}},
 		"linux.oom_score_adj":                {OomScoreAdj: 1001},
 		"linux.cpu_quota":                    {CpuQuota: -2},
-	} {
-		_, err := s.UpdateContainerResources(t.Context(),
-			&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
-		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
-			t.Errorf("%s: %v", field, err)
-		}
+	}
+
+	for field, r := range tests {
+		t.Run(field, func(t *testing.T) {
+			_, err := s.UpdateContainerResources(t.Context(),
+				&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
+				t.Errorf("%s: %v", field, err)
+			}
+		})
 	}
 }
 
-func TestContainerWithoutItsLimitsDoesNotRun(t *testing.T) {
+func TestContainerWithoutLimitsIsKilled(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	c, err := s.CreateContainer(t.Context(), limited(runPod(t, s, cfg), cfg))
@@ -95,19 +100,20 @@ func TestContainerWithoutItsLimitsDoesNotRun(t *testing.T) {
 		return nil
 	})
 
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err ==
-		nil {
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err == nil {
 		t.Error("the start succeeded")
 	}
 
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
-		t.Errorf("it runs without its limits: %v, %v", st, err)
+		t.Errorf("container is running without its limits: %v, %v", st, err)
 	}
 }
 
-// TestStopDuringStart holds a start in its middle: a stop that comes then waits for it and stops
-// the container.
+// TestStopDuringStart blocks a start in progress. A concurrent stop waits for it and stops the
+// container.
 func TestStopDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -135,8 +141,9 @@ func TestStopDuringStart(t *testing.T) {
 
 	<-inStart
 	wg.Go(func() {
-		if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.ContainerId}); err !=
-			nil {
+		if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{
+			ContainerId: c.ContainerId,
+		}); err != nil {
 			t.Errorf("StopContainer: %v", err)
 		}
 	})
@@ -145,12 +152,12 @@ func TestStopDuringStart(t *testing.T) {
 	wg.Wait()
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
-		t.Errorf("the stop was forgotten: %v, %v", st, err)
+		t.Errorf("the stop had no effect: %v, %v", st, err)
 	}
 }
 
-// TestPodStoppedDuringStart holds the start of a container while its pod is stopped: the container
-// must not outlive the pod's stop.
+// TestPodStoppedDuringStart blocks the start of a container while its pod is stopped. The container
+// must not survive the stop.
 func TestPodStoppedDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -170,17 +177,17 @@ func TestPodStoppedDuringStart(t *testing.T) {
 
 	_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	if !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("StartContainer in a pod that was stopped meanwhile: %v", err)
+		t.Errorf("StartContainer in a pod stopped meanwhile: %v", err)
 	}
 
 	st, err := s.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
 	if err != nil || st.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("it runs in a stopped pod: %v, %v", st, err)
+		t.Errorf("container is running in a stopped pod: %v, %v", st, err)
 	}
 }
 
-// TestPodRemovedDuringCreate removes the pod while a container is made: the container must not be
-// left.
+// TestPodRemovedDuringCreate removes the pod while a container is created. The container must not
+// remain.
 func TestPodRemovedDuringCreate(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -194,14 +201,14 @@ func TestPodRemovedDuringCreate(t *testing.T) {
 	})
 
 	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errdefs.IsNotFound(err) {
-		t.Errorf("CreateContainer in a pod that was removed meanwhile: %v, %v", r, err)
+		t.Errorf("CreateContainer in a pod removed meanwhile: %v, %v", r, err)
 	}
 
 	w.nothingLeft(t, s)
 }
 
-// TestPodRemovedDuringStart removes the pod between a container's start and the making of its log:
-// no log must be left.
+// TestPodRemovedDuringStart removes the pod between a container's start and the creation of its
+// log. The log must not remain.
 func TestPodRemovedDuringStart(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -222,7 +229,7 @@ func TestPodRemovedDuringStart(t *testing.T) {
 
 		select {
 		case <-ended:
-		case <-time.After(50 * time.Millisecond): // it waits for us
+		case <-time.After(50 * time.Millisecond): // it waits for this function
 		}
 	}
 
@@ -234,8 +241,8 @@ func TestPodRemovedDuringStart(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestParallelCallsOnOnePod makes every kind of call on one pod at once, again and again. Whatever
-// each answers, removing the pod leaves nothing.
+// TestParallelCallsOnOnePod repeats all kinds of calls on one pod concurrently. Whatever they
+// return, removing the pod leaves nothing behind.
 func TestParallelCallsOnOnePod(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -245,7 +252,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			r := createRequest(pod, cfg)
-			r.Config.Metadata.Name = fmt.Sprintf("c%d", i%4) // two callers for each name
+			r.Config.Metadata.Name = fmt.Sprintf("c%d", i%4) // two callers per name
 			wg.Go(func() {
 				c, err := s.CreateContainer(ctx, r)
 				if err != nil {
@@ -267,7 +274,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 		wg.Wait()
 		l, err := received(s.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}))
 		if err != nil || len(l.Items) > 1 {
-			t.Fatalf("one name, and several sandboxes: %v, %v", l, err)
+			t.Fatalf("several sandboxes with one name: %v, %v", l, err)
 		}
 
 		for _, p := range l.Items {
@@ -302,18 +309,18 @@ func TestUpdatePodSandboxResources(t *testing.T) {
 	st, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
 	if err != nil || !strings.Contains(st.Info["info"], `"cpu_shares":77`) ||
 		!strings.Contains(st.Info["info"], `"memory_limit_in_bytes":1048576`) {
-		t.Errorf("the pod's own resources are not recorded: %v, %v", st.GetInfo(), err)
+		t.Errorf("the pod's resources are not recorded: %v, %v", st.GetInfo(), err)
 	}
 }
 
-func TestMakeDirs(t *testing.T) {
+func TestCreateDirs(t *testing.T) {
 	dir := t.TempDir()
 	link := filepath.Join(dir, "link")
 	if err := os.Symlink("not/yet", link); err != nil {
 		t.Fatal(err)
 	}
 
-	if err := makeDirs([]string{filepath.Join(dir, "a/b"), link, dir}); err != nil {
+	if err := createDirs([]string{filepath.Join(dir, "a/b"), link, dir}); err != nil {
 		t.Fatal(err)
 	}
 

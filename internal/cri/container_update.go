@@ -9,8 +9,8 @@ import (
 )
 
 // UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request
-// without Linux resources changes nothing. One that fails may have changed a part; the kubelet
-// repeats it.
+// without Linux resources changes nothing. A failed call may have applied some of the changes; the
+// kubelet repeats it.
 func (s *Service) UpdateContainerResources(
 	ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest,
 ) (*runtimeapi.UpdateContainerResourcesResponse, error) {
@@ -38,8 +38,8 @@ func (s *Service) UpdateContainerResources(
 		s.Log.Warn(w, "container", c.ID)
 	}
 
-	// The limits of its start come first: a start that was cut off is finished later, see
-	// CompleteStarts.
+	// Apply the limits of the start first: CompleteStarts may not have finished an interrupted
+	// start yet.
 	if err := s.Engine.LimitStarted(c.Container); err != nil {
 		return nil, err
 	}

@@ -6,18 +6,18 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// encodings make lists of records, each of which is encoded once.
+// encodings builds lists of records from cached encodings of their items.
 type encodings[R any] struct {
 	cache *wire.Cache[R]
-	short func(*R) proto.Message // of an item in a list that would be too large
+	short func(*R) proto.Message // the short form of an item, for oversized lists
 }
 
 func newEncodings[R any](item, short func(*R) proto.Message) *encodings[R] {
 	return &encodings[R]{cache: wire.NewCache(item), short: short}
 }
 
-// items are all records that match, as items of a list of at most limit bytes: the largest of a
-// larger list are shortened.
+// items returns all matching records as list items of at most limit bytes. It shortens the largest
+// items if necessary.
 func (e *encodings[R]) items(all []*R, matches func(*R) bool, limit int) ([]byte, error) {
 	defer e.cache.Keep(all)
 

@@ -16,7 +16,7 @@ import (
 	"cri-dockerd/test/answers"
 )
 
-// received is an answer as its client gets it. One that would crash a kubelet is an error.
+// received returns a response as decoded by the client, or an error if it would crash a kubelet.
 func received[M proto.Message](m M, err error) (M, error) {
 	if err != nil {
 		return m, err
@@ -35,7 +35,8 @@ func received[M proto.Message](m M, err error) (M, error) {
 	return out, answers.Check(out)
 }
 
-// TestEncodings: a client gets a record like any other message, and each record is encoded once.
+// TestEncodings: clients decode cached records like any other message, and each record is encoded
+// once.
 func TestEncodings(t *testing.T) {
 	made := 0
 	e := newEncodings(
@@ -77,13 +78,13 @@ func TestEncodings(t *testing.T) {
 	}
 
 	if made != 50 {
-		t.Errorf("50 records were encoded %d times", made)
+		t.Errorf("encoded 50 records %d times", made)
 	}
 
 	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}},
 		func(*spec.Container) bool { return true }, maxList)
 	got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
-		t.Errorf("a record that is no UTF-8: %v, %v", got, err)
+		t.Errorf("a record with invalid UTF-8: %v, %v", got, err)
 	}
 }

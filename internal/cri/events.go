@@ -6,11 +6,11 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// GetContainerEvents tells every transition of containers and sandboxes from now on, each once and
-// in order, also those that happened while the engine was away (CRI GetContainerEvents, KEP-3386).
-// The answer's header is sent when nothing can be missed any more. The stream ends with
-// ResourceExhausted when its reader is too slow, and with Unavailable when the daemon stops; the
-// kubelet then lists and connects anew.
+// GetContainerEvents streams every transition of containers and sandboxes from now on, each once
+// and in order, including transitions during an outage of the engine (CRI GetContainerEvents,
+// KEP-3386). It sends the response header once no later transition can be missed. The stream ends
+// with ResourceExhausted if the client reads too slowly, and with Unavailable if the daemon stops;
+// the kubelet then relists and reconnects.
 func (s *Service) GetContainerEvents(
 	_ *runtimeapi.GetEventsRequest, out runtimeapi.RuntimeService_GetContainerEventsServer,
 ) error {
@@ -32,13 +32,13 @@ func (s *Service) GetContainerEvents(
 	}
 }
 
-// newEvent returns a change in the CRI's terms, with the pod's addresses as they are now.
+// newEvent converts a change to a CRI event with the pod's current addresses.
 func newEvent(c *view.Change, network Network) *runtimeapi.ContainerEventResponse {
 	e := &runtimeapi.ContainerEventResponse{
 		ContainerId:        string(c.ID),
 		ContainerEventType: c.Type,
 		CreatedAt:          c.At.UnixNano(),
-		ContainersStatuses: statuses(c.Containers),
+		ContainersStatuses: containerStatuses(c.Containers),
 	}
 	if c.Sandbox != nil {
 		e.PodSandboxStatus = c.Sandbox.Status(network.Addresses(c.Sandbox))

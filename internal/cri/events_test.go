@@ -12,10 +12,10 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// eventStream takes what GetContainerEvents sends.
+// eventStream receives the events of GetContainerEvents.
 type eventStream struct {
 	runtimeapi.RuntimeService_GetContainerEventsServer
-	ctx    context.Context //nolint:containedctx // as gRPC's streams have it
+	ctx    context.Context //nolint:containedctx // like gRPC's streams
 	opened chan struct{}   // the header was sent
 	events chan *runtimeapi.ContainerEventResponse
 	refuse error
@@ -41,7 +41,7 @@ func (s *eventStream) Send(e *runtimeapi.ContainerEventResponse) error {
 	return s.refuse
 }
 
-// watchEvents opens a stream; stop ends it and returns its error.
+// watchEvents opens a stream. stop ends it and returns its error.
 func watchEvents(t *testing.T, s *Service) (stream *eventStream, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -74,15 +74,15 @@ func TestGetContainerEvents(t *testing.T) {
 
 		if twin := other.next(t); twin.ContainerId != id || twin.ContainerEventType != kind ||
 			twin.CreatedAt != e.CreatedAt {
-			t.Fatalf("another reader is told %+v, not %+v", twin, e)
+			t.Fatalf("another client received %+v, want %+v", twin, e)
 		}
 
 		return e
 	}
 
 	is(pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT); e.PodSandboxStatus.State !=
-		runtimeapi.PodSandboxState_SANDBOX_READY {
+	e := is(pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	if e.PodSandboxStatus.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		t.Errorf("%+v", e)
 	}
 
@@ -94,7 +94,7 @@ func TestGetContainerEvents(t *testing.T) {
 
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	w.engine.End(model.ContainerID(ctr), 5)
-	e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	e = is(ctr, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	if c := e.ContainersStatuses[0]; c.ExitCode != 5 || c.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
 		c.FinishedAt != e.CreatedAt {
 		t.Errorf("%+v", e)
@@ -102,7 +102,7 @@ func TestGetContainerEvents(t *testing.T) {
 
 	status, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || status.Timestamp <= e.CreatedAt {
-		t.Errorf("a status after the event has the time %d, the event %d: %v", status.GetTimestamp(), e.CreatedAt, err)
+		t.Errorf("a status after the event has timestamp %d, the event %d: %v", status.GetTimestamp(), e.CreatedAt, err)
 	}
 
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
@@ -117,14 +117,14 @@ func TestGetContainerEvents(t *testing.T) {
 	}
 
 	if err := errors.Join(stop(), stopOther()); !errors.Is(err, context.Canceled) {
-		t.Errorf("when the reader goes: %v", err)
+		t.Errorf("after the client has disconnected: %v", err)
 	}
 }
 
-// TestEventsOfABrokenStream: an error of the stream ends the call.
-func TestEventsOfABrokenStream(t *testing.T) {
+// TestEventsOfBrokenStream: an error of the stream ends the call.
+func TestEventsOfBrokenStream(t *testing.T) {
 	s, w := newService(t)
-	boom := errors.New("the client has gone")
+	boom := errors.New("the client has disconnected")
 	stream := &eventStream{ctx: t.Context(), opened: make(chan struct{}), refuse: boom}
 	ended := make(chan error, 1)
 	go func() { ended <- s.GetContainerEvents(&runtimeapi.GetEventsRequest{}, stream) }()

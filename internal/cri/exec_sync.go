@@ -14,14 +14,14 @@ import (
 )
 
 // ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After
-// timeout seconds, if not 0, the command and all that it started are killed and the answer is
+// timeout seconds, if not 0, it kills the command with all its descendants and returns
 // DeadlineExceeded.
 func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
 
-	c, err := s.running(r.GetContainerId())
+	c, err := s.runningContainer(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (
 	ctx, stop := s.WhileRunning(ctx, string(c.ID))
 	defer stop()
 
-	stdout, stderr := capped{budget: &s.outputs}, capped{budget: &s.outputs}
+	stdout, stderr := limitedBuffer{budget: &s.outputs}, limitedBuffer{budget: &s.outputs}
 	defer stdout.release()
 	defer stderr.release()
 
@@ -50,27 +50,27 @@ func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
 
-	out, errOut := share(stdout.bytes(), stderr.bytes(), outputLimit)
+	out, errOut := truncateOutputs(stdout.bytes(), stderr.bytes(), outputLimit)
 
 	return &runtimeapi.ExecSyncResponse{Stdout: out, Stderr: errOut, ExitCode: int32(code)}, nil
 }
 
-// share cuts two outputs to so many bytes together. Each keeps half of them at least, if it has as
-// many.
-func share(a, b []byte, limit int) (_, _ []byte) {
+// truncateOutputs truncates two outputs to limit bytes together. Each output keeps at least half of
+// the limit if it is that long.
+func truncateOutputs(a, b []byte, limit int) (_, _ []byte) {
 	a = a[:min(len(a), max(limit/2, limit-len(b)))]
 	return a, b[:min(len(b), limit-len(a))]
 }
 
-// running is a container that must run: NotFound or FailedPrecondition else.
-func (g *gate) running(id string) (*spec.Container, error) {
+// runningContainer returns a running container, or NotFound or FailedPrecondition.
+func (g *gate) runningContainer(id string) (*spec.Container, error) {
 	c, err := g.view.Container(id)
 	if err != nil {
 		return nil, err
 	}
 
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil, fmt.Errorf("container %s does not run (%s): %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("container %s is not running (%s): %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
 
 	return c, nil

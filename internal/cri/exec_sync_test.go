@@ -12,9 +12,9 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-func TestCapped(t *testing.T) {
+func TestLimitedBuffer(t *testing.T) {
 	var budget outputBytes
-	c := capped{budget: &budget}
+	c := limitedBuffer{budget: &budget}
 	var want bytes.Buffer
 	for i := range 60 {
 		piece := bytes.Repeat([]byte{byte(i)}, 500_000+i)
@@ -25,31 +25,31 @@ func TestCapped(t *testing.T) {
 	}
 
 	if got := c.bytes(); !bytes.Equal(got, want.Bytes()[:outputLimit]) || c.err() != nil {
-		t.Errorf("%d bytes, or other ones; %v", len(got), c.err())
+		t.Errorf("%d bytes or wrong content; %v", len(got), c.err())
 	}
 
 	if c.release(); budget.held.Load() != 0 {
-		t.Errorf("%d bytes are not given back", budget.held.Load())
+		t.Errorf("%d bytes are not released", budget.held.Load())
 	}
 }
 
-// TestOutputOfAllCallsIsBounded: calls that print without an end share the budget, and leave room
-// for others.
+// TestOutputOfAllCallsIsBounded: calls with endless output share the budget and leave room for
+// others.
 func TestOutputOfAllCallsIsBounded(t *testing.T) {
 	var budget outputBytes
-	endless := make([]capped, 20)
+	endless := make([]limitedBuffer, 20)
 	for i := range endless {
 		endless[i].budget = &budget
 	}
 
-	for range 2000 { // side by side, 16 MiB each
+	for range 2000 { // concurrent, 16 MiB each
 		for i := range endless {
 			_, _ = endless[i].Write(make([]byte, 8<<10))
 		}
 	}
 
 	if held := budget.held.Load(); held > outputBudget {
-		t.Errorf("%d bytes are held", held)
+		t.Errorf("%d bytes are reserved", held)
 	}
 
 	for i := range endless {
@@ -58,10 +58,10 @@ func TestOutputOfAllCallsIsBounded(t *testing.T) {
 		}
 	}
 
-	probe := capped{budget: &budget}
+	probe := limitedBuffer{budget: &budget}
 	_, _ = probe.Write(bytes.Repeat([]byte("x"), 200<<10))
 	if err := probe.err(); err != nil || len(probe.bytes()) != 200<<10 {
-		t.Errorf("a probe beside them: %d bytes, %v", len(probe.bytes()), err)
+		t.Errorf("a concurrent probe: %d bytes, %v", len(probe.bytes()), err)
 	}
 
 	for i := range endless {
@@ -69,12 +69,12 @@ func TestOutputOfAllCallsIsBounded(t *testing.T) {
 	}
 
 	if probe.release(); budget.held.Load() != 0 {
-		t.Errorf("%d bytes are not given back", budget.held.Load())
+		t.Errorf("%d bytes are not released", budget.held.Load())
 	}
 }
 
-// TestExecSyncEndsWithItsContainer: also when the engine does not end it.
-func TestExecSyncEndsWithItsContainer(t *testing.T) {
+// TestExecSyncEndsWithContainer: ExecSync returns even if the engine does not end the session.
+func TestExecSyncEndsWithContainer(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	c, err := s.CreateContainer(t.Context(), createRequest(runPod(t, s, cfg), cfg))
@@ -82,8 +82,9 @@ func TestExecSyncEndsWithItsContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
-		nil {
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -97,7 +98,7 @@ func TestExecSyncEndsWithItsContainer(t *testing.T) {
 	select {
 	case err := <-ended:
 		t.Fatalf("the command has ended: %v", err)
-	case <-time.After(2 * lifeInterval):
+	case <-time.After(2 * sessionCheckInterval):
 	}
 
 	if err := w.engine.Stop(t.Context(), model.ContainerID(c.ContainerId), 0); err != nil {
@@ -110,6 +111,6 @@ func TestExecSyncEndsWithItsContainer(t *testing.T) {
 			t.Errorf("ExecSync: %v", err)
 		}
 	case <-time.After(time.Minute):
-		t.Error("ExecSync goes on")
+		t.Error("ExecSync did not return")
 	}
 }

@@ -9,8 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestImageLabelsNeverReachAnswers runs the same pod from a clean image and from one whose labels
-// carry reserved keys. Every answer that names the container is the same.
+// TestImageLabelsNeverReachAnswers runs the same pod from a clean image and from an image with
+// reserved keys in its labels. All responses about the container must be equal.
 func TestImageLabelsNeverReachAnswers(t *testing.T) {
 	answers := func(labels map[string]string) (out []proto.Message) {
 		s, w := newService(t)

@@ -11,22 +11,22 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// An engine that is killed while it starts a container may forget that it has started it. The
-// container then runs beside the next one of its name, and after its removal.
+// An engine that is killed during a container start may not record the start. The container then
+// keeps running unnoticed, beside its successor and even after its own removal.
 
-// killForgotten kills what runs of a locked container or sandbox that the engine has not started by
-// its own account, or has removed. See Engine.KillForgotten.
+// killForgotten kills the processes of a locked container or sandbox that the engine has no record
+// of starting, or has removed. See Engine.KillForgotten.
 func (s *Service) killForgotten(ctx context.Context, id model.ContainerID) error {
 	killed, err := s.Engine.KillForgotten(ctx, id)
 	if killed > 0 {
-		s.Log.Warn("killed processes of a container that the engine did not know to run", "container", id, "processes",
+		s.Log.Warn("killed processes of a container without a recorded start", "container", id, "processes",
 			killed)
 	}
 	return err
 }
 
-// recoverForgotten kills what runs of containers that were never started. Of sandboxes, the removal
-// of half-made ones does.
+// recoverForgotten kills the processes of containers without a recorded start. For sandboxes,
+// recoverSandboxes does so with the removal.
 func (r recovery) recoverForgotten(ctx context.Context) error {
 	containers := r.View.Containers()
 	errs := make([]error, len(containers))
@@ -49,7 +49,7 @@ func (r recovery) recoverUnstarted(ctx context.Context, id model.ContainerID) er
 
 	c, err := r.lockContainer(ctx, string(id))
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 	defer c.unlock()
 
@@ -60,7 +60,7 @@ func (r recovery) recoverUnstarted(ctx context.Context, id model.ContainerID) er
 	return r.killForgotten(ctx, id)
 }
 
-// isUnstarted reports whether a container was never started, as far as the engine knows.
+// isUnstarted reports whether the engine has no record of a start of the container.
 func isUnstarted(c *spec.Container) bool {
 	return c.State != runtimeapi.ContainerState_CONTAINER_RUNNING && c.StartedAt.IsZero()
 }

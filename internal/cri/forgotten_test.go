@@ -10,9 +10,9 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestForgottenStarts: what runs of a container although the engine says that it was never started
-// is killed by recovery, by a start that fails, and by the removal of the container or its pod; a
-// container that runs by the engine's account keeps its processes.
+// TestForgottenStarts: processes of a container without a recorded start are killed by recovery, by
+// a failing start, and by the removal of the container or its pod. A container with a recorded
+// start keeps its processes.
 func TestForgottenStarts(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, s *Service, w *world, pod, container string) error{
 		"recovery": func(t *testing.T, s *Service, _ *world, _, _ string) error { return s.Recover(t.Context()) },
@@ -60,16 +60,16 @@ func TestForgottenStarts(t *testing.T) {
 			}
 
 			if n := w.engine.Forgotten(model.ContainerID(created.ContainerId)); n != 0 {
-				t.Errorf("%d processes of the container run", n)
+				t.Errorf("%d processes of the container are running", n)
 			}
 			if w.engine.Forgotten(model.ContainerID(running)) != 2 {
-				t.Error("processes of a container that runs were killed")
+				t.Error("processes of a running container were killed")
 			}
 		})
 	}
 }
 
-// TestForgottenPause: the removal of a sandbox whose start has failed kills its pause.
+// TestForgottenPause: removing a sandbox after a failed start kills its pause process.
 func TestForgottenPause(t *testing.T) {
 	s, w := newService(t)
 	var pause model.ContainerID
@@ -90,10 +90,10 @@ func TestForgottenPause(t *testing.T) {
 	})
 
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
-		t.Fatal("the pod runs")
+		t.Fatal("RunPodSandbox succeeded")
 	}
 
 	if n := w.engine.Forgotten(pause); pause == "" || n != 0 {
-		t.Errorf("%d processes of the pause %s run", n, pause)
+		t.Errorf("%d processes of pause container %s are running", n, pause)
 	}
 }

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -14,14 +15,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// rpc is one method of the Service that takes a message and gives one.
+// rpc is one unary method of the Service.
 type rpc struct {
 	name string
 	call reflect.Value
-	req  reflect.Type // of the message, without pointer
+	req  reflect.Type // type of the message, without pointer
 }
 
-// rpcs are all unary methods of both services.
+// rpcs returns all unary methods of both services.
 func rpcs(s *Service) []rpc {
 	var out []rpc
 	message := reflect.TypeFor[proto.Message]()
@@ -48,22 +49,22 @@ func (r rpc) do(t testing.TB, req reflect.Value) error {
 	out := r.call.Call([]reflect.Value{reflect.ValueOf(t.Context()), req})
 	err, _ := out[1].Interface().(error)
 	if err == nil && out[0].IsNil() {
-		t.Errorf("%s(%v) answered nothing", r.name, req)
+		t.Errorf("%s(%v) returned nothing", r.name, req)
 	}
 
 	return err
 }
 
-// emptyIsFine are the methods for which an empty request means something.
+// emptyIsFine lists the methods with a valid empty request.
 var emptyIsFine = []string{
 	"Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages",
 	"ImageFsInfo", "ListContainerStats", "ListPodSandboxStats",
 	"ListMetricDescriptors", "ListPodSandboxMetrics",
 }
 
-// TestEveryRPCRefusesNothingAndEmptiness: nil and empty requests never panic and name the field
-// that is missing.
-func TestEveryRPCRefusesNothingAndEmptiness(t *testing.T) {
+// TestEveryRPCRejectsEmptyRequests: nil and empty requests never panic, and errors name the missing
+// field.
+func TestEveryRPCRejectsEmptyRequests(t *testing.T) {
 	s, w := newService(t)
 	all := rpcs(s)
 	if len(all) < 30 {
@@ -71,62 +72,69 @@ func TestEveryRPCRefusesNothingAndEmptiness(t *testing.T) {
 	}
 
 	for _, r := range all {
-		for what, req := range map[string]reflect.Value{
-			"nil":   reflect.Zero(reflect.PointerTo(r.req)),
-			"empty": reflect.New(r.req),
-		} {
-			err := r.do(t, req)
-			switch {
-			case slices.Contains(emptyIsFine, r.name):
-				if err != nil {
+		t.Run(r.name, func(t *testing.T) {
+			for what, req := range map[string]reflect.Value{
+				"nil":   reflect.Zero(reflect.PointerTo(r.req)),
+				"empty": reflect.New(r.req),
+			} {
+				err := r.do(t, req)
+				switch {
+				case slices.Contains(emptyIsFine, r.name):
+					if err != nil {
+						t.Errorf("%s(%s): %v", r.name, what, err)
+					}
+
+				case status.Code(err) == codes.Unimplemented:
+					if !strings.Contains(err.Error(), r.name) {
+						t.Errorf("%s(%s) error lacks the method's name: %v", r.name, what, err)
+					}
+
+				case !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "must"):
 					t.Errorf("%s(%s): %v", r.name, what, err)
 				}
-
-			case status.Code(err) == codes.Unimplemented:
-				if !strings.Contains(err.Error(), r.name) {
-					t.Errorf("%s(%s) does not say its name: %v", r.name, what, err)
-				}
-
-			case !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "must"):
-				t.Errorf("%s(%s): %v", r.name, what, err)
 			}
-		}
+		})
 	}
 
 	w.nothingLeft(t, s)
 }
 
-func TestNamesThatDockerOrTheSchemeCannotCarry(t *testing.T) {
+func TestNamesInvalidForDocker(t *testing.T) {
 	s, w := newService(t)
-	for _, bad := range []string{"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254),
-		"\xff"} {
-		for field, set := range map[string]func(*runtimeapi.PodSandboxMetadata){
-			"config.metadata.name":      func(m *runtimeapi.PodSandboxMetadata) { m.Name = bad },
-			"config.metadata.namespace": func(m *runtimeapi.PodSandboxMetadata) { m.Namespace = bad },
-			"config.metadata.uid":       func(m *runtimeapi.PodSandboxMetadata) { m.Uid = bad },
-		} {
-			cfg := w.pod()
-			set(cfg.Metadata)
-			if _, err := s.RunPodSandbox(t.Context(),
-				&runtimeapi.RunPodSandboxRequest{Config: cfg}); !errdefs.IsInvalidArgument(err) ||
-				!strings.Contains(err.Error(), field) {
-				t.Errorf("%s = %q: %v", field, bad, err)
-			}
-		}
+	names := []string{
+		"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254), "\xff",
+	}
 
-		cfg := w.pod()
-		req := createRequest("0123456789ab", cfg)
-		req.Config.Metadata.Name = bad
-		if _, err := s.CreateContainer(t.Context(), req); !errdefs.IsInvalidArgument(err) ||
-			!strings.Contains(err.Error(), "config.metadata.name") {
-			t.Errorf("container name %q: %v", bad, err)
-		}
+	for _, bad := range names {
+		t.Run(fmt.Sprintf("%.20q", bad), func(t *testing.T) {
+			for field, set := range map[string]func(*runtimeapi.PodSandboxMetadata){
+				"config.metadata.name":      func(m *runtimeapi.PodSandboxMetadata) { m.Name = bad },
+				"config.metadata.namespace": func(m *runtimeapi.PodSandboxMetadata) { m.Namespace = bad },
+				"config.metadata.uid":       func(m *runtimeapi.PodSandboxMetadata) { m.Uid = bad },
+			} {
+				cfg := w.pod()
+				set(cfg.Metadata)
+				if _, err := s.RunPodSandbox(t.Context(),
+					&runtimeapi.RunPodSandboxRequest{Config: cfg}); !errdefs.IsInvalidArgument(err) ||
+					!strings.Contains(err.Error(), field) {
+					t.Errorf("%s = %q: %v", field, bad, err)
+				}
+			}
+
+			cfg := w.pod()
+			req := createRequest("0123456789ab", cfg)
+			req.Config.Metadata.Name = bad
+			if _, err := s.CreateContainer(t.Context(), req); !errdefs.IsInvalidArgument(err) ||
+				!strings.Contains(err.Error(), "config.metadata.name") {
+				t.Errorf("container name %q: %v", bad, err)
+			}
+		})
 	}
 
 	w.nothingLeft(t, s)
 }
 
-// FuzzEveryRPC feeds every method with messages made of any bytes: none may panic.
+// FuzzEveryRPC calls every method with messages of arbitrary bytes. None may panic.
 func FuzzEveryRPC(f *testing.F) {
 	s, w := newService(f)
 	all := rpcs(s)

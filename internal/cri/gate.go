@@ -9,14 +9,14 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// gate has what calls check and lock before they act.
+// gate contains the checks and locks at the beginning of calls.
 type gate struct {
 	view  View
 	names *keylock.Map // serialises calls on one name or ID
 }
 
-// host returns the engine as it is now, or Unavailable with the reason: an empty list would mean
-// the end of all pods to a kubelet.
+// host returns the engine's properties, or Unavailable with the reason. It must not let a list
+// appear empty: the kubelet would take all pods for removed.
 func (g *gate) host() (spec.Host, error) {
 	e := g.view.Engine()
 	if !e.Ready {
@@ -25,8 +25,8 @@ func (g *gate) host() (spec.Host, error) {
 	return e.Host, nil
 }
 
-// connectedHost returns the engine as it is now, or Unavailable with the reason. Unlike host, it
-// does not wait until all containers were read.
+// connectedHost returns the engine's properties, or Unavailable with the reason. Unlike host, it
+// does not wait for the first read of all containers.
 func (g *gate) connectedHost() (spec.Host, error) {
 	e := g.view.Engine()
 	if !e.Connected {
@@ -35,7 +35,7 @@ func (g *gate) connectedHost() (spec.Host, error) {
 	return e.Host, nil
 }
 
-// begin checks what every RPC needs: a valid request, and an engine.
+// begin validates the request and requires a ready engine.
 func (g *gate) begin(req any) (spec.Host, error) {
 	if err := spec.Validate(req); err != nil {
 		return spec.Host{}, err

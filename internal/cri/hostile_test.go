@@ -28,10 +28,10 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// kubeletLimit is the largest message in bytes that a kubelet's client takes (its maxMsgSize).
+// kubeletLimit is the largest message in bytes accepted by a kubelet's client (maxMsgSize).
 const kubeletLimit = 16 << 20
 
-// hostileTexts are what may stand in any text from outside.
+// hostileTexts may occur in any text from outside.
 var hostileTexts = map[string]string{
 	"invalid UTF-8":    "a\xff\xfe\xc3\x28\xed\xa0\x80b",
 	"NUL":              "\x00\x00",
@@ -46,9 +46,8 @@ var hostileTexts = map[string]string{
 	"beyond the plane": "\U0010FFFF\U0001F511",
 }
 
-// hostileWorld is a node in which all that comes from outside has a hostile text: what the engine
-// says of containers and images, the output of commands, and with failing set also the error of
-// each step.
+// hostileWorld returns a node with hostile text in all outside input: container and image
+// properties from the engine, output of commands and, if failing is set, the error of each step.
 func hostileWorld(t *testing.T, hostile string, failing bool) (conn *grpc.ClientConn, sandbox, container string) {
 	t.Helper()
 	s, w := newService(t)
@@ -152,8 +151,8 @@ func serveForKubelet(t *testing.T, s *Service) *grpc.ClientConn {
 	return conn
 }
 
-// everyRPC returns all RPCs of the CRI, from its descriptors, so that a new one is among them.
-// Those that take away come last.
+// everyRPC returns all RPCs of the CRI from its descriptors, including future ones. The removing
+// RPCs come last.
 func everyRPC(t *testing.T) []protoreflect.MethodDescriptor {
 	t.Helper()
 	var all, last []protoreflect.MethodDescriptor
@@ -181,7 +180,7 @@ func everyRPC(t *testing.T) []protoreflect.MethodDescriptor {
 	return append(all, last...)
 }
 
-// fill gives a request the fields that name what is there.
+// fill sets the fields naming existing objects.
 func fill(m protoreflect.Message, sandbox, container string) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
@@ -213,7 +212,7 @@ func fill(m protoreflect.Message, sandbox, container string) {
 	}
 }
 
-// request is one that passes validation.
+// request returns a valid request.
 func request(t *testing.T, d protoreflect.MethodDescriptor, sandbox, container string) proto.Message {
 	t.Helper()
 	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
@@ -246,7 +245,7 @@ func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
 	return kind.New().Interface()
 }
 
-// call makes one call and returns its answers.
+// call makes one call and returns its responses.
 func call(
 	t *testing.T, conn *grpc.ClientConn, d protoreflect.MethodDescriptor, req proto.Message,
 ) (answers []proto.Message, err error) {
@@ -272,7 +271,7 @@ func call(
 		return nil, err
 	}
 
-	if d.Name() == "GetContainerEvents" { // it has no end; TestHostileEvents reads it
+	if d.Name() == "GetContainerEvents" { // it is endless; see TestHostileEvents
 		_, err := stream.Header()
 		return nil, err
 	}
@@ -294,21 +293,21 @@ func ignoreEOF(err error) error {
 	return nil
 }
 
-// TestHostileTexts calls every RPC while every text from outside is hostile. Each answers, in valid
-// text and within the kubelet's limit. Where steps fail, the error is a text that a kubelet can
-// store.
+// TestHostileTexts calls every RPC with hostile text in all outside input. Each response is valid
+// text within the kubelet's limit. Failing steps return errors a kubelet can store.
 func TestHostileTexts(t *testing.T) {
 	for name, hostile := range hostileTexts {
 		for _, failing := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, failing %t", name, failing), func(t *testing.T) {
 				conn, sandbox, container := hostileWorld(t, hostile, failing)
 				for _, d := range everyRPC(t) {
-					answers, err := call(t, conn, d, request(t, d, sandbox, container))
-					for _, a := range answers {
-						if size := proto.Size(a); size > kubeletLimit {
-							t.Errorf("%s answers with %d bytes", d.Name(), size)
+					responses, err := call(t, conn, d, request(t, d, sandbox, container))
+					for _, r := range responses {
+						if size := proto.Size(r); size > kubeletLimit {
+							t.Errorf("%s returns %d bytes", d.Name(), size)
 						}
 					}
+
 					checkStatus(t, d, err, failing)
 				}
 			})
@@ -323,24 +322,24 @@ func checkStatus(t *testing.T, d protoreflect.MethodDescriptor, err error, faili
 	}
 
 	s := status.Convert(err)
-	said := s.Message()
-	if !utf8.ValidString(said) || len(said) > 16<<10 || strings.ContainsAny(said, "\x00\x1b") {
-		t.Errorf("%s: an error of %d bytes: %.200q", d.Name(), len(said), said)
+	message := s.Message()
+	if !utf8.ValidString(message) || len(message) > 16<<10 || strings.ContainsAny(message, "\x00\x1b") {
+		t.Errorf("%s: error of %d bytes: %.200q", d.Name(), len(message), message)
 	}
 
-	if strings.Contains(said, "invalid UTF-8") || strings.Contains(said, "marshal") ||
+	if strings.Contains(message, "invalid UTF-8") || strings.Contains(message, "marshal") ||
 		s.Code() == codes.ResourceExhausted {
-		t.Errorf("%s is not answered: %.200s", d.Name(), said)
+		t.Errorf("%s has no response: %.200s", d.Name(), message)
 	}
 
 	running := d.Name() == "StartContainer" && s.Code() == codes.FailedPrecondition
 	if !failing && !running && s.Code() != codes.Unimplemented {
-		t.Errorf("%s: %s: %.200s", d.Name(), s.Code(), said)
+		t.Errorf("%s: %s: %.200s", d.Name(), s.Code(), message)
 	}
 }
 
-// TestListsFit: pods whose annotations exceed a list together. Their list has all of them, with
-// what a kubelet needs; each one's status has all.
+// TestListsFit lists pods with annotations larger than a list. The list contains all pods with the
+// fields needed by a kubelet. The status of each pod is complete.
 func TestListsFit(t *testing.T) {
 	s, w := newService(t)
 	const pods = 40
@@ -382,7 +381,7 @@ func TestListsFit(t *testing.T) {
 	}
 
 	if whole == 0 || whole == pods {
-		t.Errorf("%d of %d items are whole", whole, pods)
+		t.Errorf("%d of %d items are complete", whole, pods)
 	}
 
 	if l, err := runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil ||
@@ -407,7 +406,7 @@ func TestListsFit(t *testing.T) {
 	}
 }
 
-// TestImagesFit: an image with more names than an answer holds.
+// TestImagesFit lists an image with more names than fit into a response.
 func TestImagesFit(t *testing.T) {
 	var images []*runtimeapi.Image
 	for i := range 100 {
@@ -423,35 +422,39 @@ func TestImagesFit(t *testing.T) {
 	}
 
 	if len(shared.RepoTags) != 1000 {
-		t.Error("an image that others may share was changed")
+		t.Error("a shared image was modified")
 	}
 }
 
-// TestExecSyncFits: the output of both streams with all around it is exactly what a kubelet takes,
-// and neither stream is lost.
+// TestExecSyncFits: the output of both streams exactly fills the kubelet's limit, and neither
+// stream is lost.
 func TestExecSyncFits(t *testing.T) {
-	for _, c := range []struct{ out, err, wantOut, wantErr int }{
+	tests := []struct{ out, err, wantOut, wantErr int }{
 		{10, 20, 10, 20},
 		{outputLimit, 0, outputLimit, 0},
 		{20 << 20, 20 << 20, outputLimit / 2, outputLimit - outputLimit/2},
 		{20 << 20, 100, outputLimit - 100, 100},
 		{100, 20 << 20, 100, outputLimit - 100},
-	} {
-		var budget outputBytes
-		stdout, stderr := capped{budget: &budget}, capped{budget: &budget}
-		stdout.Write(make([]byte, c.out)) //nolint:errcheck // a buffer
-		stderr.Write(make([]byte, c.err)) //nolint:errcheck // a buffer
-		out, errOut := share(stdout.bytes(), stderr.bytes(), outputLimit)
-		if len(out) != c.wantOut || len(errOut) != c.wantErr {
-			t.Errorf("%d and %d bytes become %d and %d", c.out, c.err, len(out), len(errOut))
-		}
+	}
 
-		if size := proto.Size(&runtimeapi.ExecSyncResponse{
-			Stdout:   out,
-			Stderr:   errOut,
-			ExitCode: -1,
-		}); size > kubeletLimit {
-			t.Errorf("an answer of %d bytes", size)
-		}
+	for _, c := range tests {
+		t.Run(fmt.Sprintf("%d and %d bytes", c.out, c.err), func(t *testing.T) {
+			var budget outputBytes
+			stdout, stderr := limitedBuffer{budget: &budget}, limitedBuffer{budget: &budget}
+			stdout.Write(make([]byte, c.out)) //nolint:errcheck // a buffer
+			stderr.Write(make([]byte, c.err)) //nolint:errcheck // a buffer
+			out, errOut := truncateOutputs(stdout.bytes(), stderr.bytes(), outputLimit)
+			if len(out) != c.wantOut || len(errOut) != c.wantErr {
+				t.Errorf("%d and %d bytes were truncated to %d and %d", c.out, c.err, len(out), len(errOut))
+			}
+
+			if size := proto.Size(&runtimeapi.ExecSyncResponse{
+				Stdout:   out,
+				Stderr:   errOut,
+				ExitCode: -1,
+			}); size > kubeletLimit {
+				t.Errorf("response of %d bytes", size)
+			}
+		})
 	}
 }

@@ -24,11 +24,10 @@ type imageService struct {
 	volumes *imageVolumes
 }
 
-// PullImage pulls an image and returns the engine's ID of it, the same as Image.id and
+// PullImage pulls an image and returns the engine's image ID, identical to Image.id and
 // ContainerStatus.image_id (CRI PullImage).
 func (x *imageService) PullImage(
-	ctx context.Context,
-	r *runtimeapi.PullImageRequest,
+	ctx context.Context, r *runtimeapi.PullImageRequest,
 ) (*runtimeapi.PullImageResponse, error) {
 	host, err := x.begin(r)
 	if err != nil {
@@ -51,8 +50,8 @@ func (x *imageService) PullImage(
 	return &runtimeapi.PullImageResponse{ImageRef: string(id)}, nil
 }
 
-// findImage returns the image of a name or ID. One that the view does not have is read from the
-// engine, since it may have been built a moment ago. NotFound if there is none.
+// findImage returns an image by name or ID. It reads an image missing from the view from the
+// engine, in case it was built a moment ago. NotFound if it does not exist.
 func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, error) {
 	i, err := view.Image(ref)
 	if !errdefs.IsNotFound(err) {
@@ -61,11 +60,10 @@ func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, er
 	return view.RefreshImage(ctx, ref)
 }
 
-// ListImages lists images: all, or those that the filter selects by ID, name, repository or pattern
+// ListImages lists all images, or those selected by the filter: ID, name, repository or pattern
 // (CRI ListImages).
 func (x *imageService) ListImages(
-	ctx context.Context,
-	r *runtimeapi.ListImagesRequest,
+	ctx context.Context, r *runtimeapi.ListImagesRequest,
 ) (*runtimeapi.ListImagesResponse, error) {
 	resp, err := x.listImages(ctx, r)
 	if err != nil {
@@ -75,10 +73,9 @@ func (x *imageService) ListImages(
 	return resp, nil
 }
 
-// listImages is ListImages of any size.
+// listImages is ListImages without the size limit.
 func (x *imageService) listImages(
-	ctx context.Context,
-	r *runtimeapi.ListImagesRequest,
+	ctx context.Context, r *runtimeapi.ListImagesRequest,
 ) (*runtimeapi.ListImagesResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
@@ -95,9 +92,9 @@ func (x *imageService) listImages(
 		return resp, err
 	}
 
-	// An image that was built a moment ago becomes known here.
+	// This adds an image to the view that was built a moment ago.
 	if _, err := findImage(ctx, x.images, ref); err != nil {
-		return resp, notFoundIsFine(err)
+		return resp, ignoreNotFound(err)
 	}
 
 	return x.matchingImages(filter)
@@ -119,11 +116,9 @@ func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.List
 	return resp, nil
 }
 
-// ImageStatus describes an image; one that is not there is an empty answer, no error (CRI
-// ImageStatus).
+// ImageStatus describes an image (CRI ImageStatus). For an unknown image, the response is empty.
 func (x *imageService) ImageStatus(
-	ctx context.Context,
-	r *runtimeapi.ImageStatusRequest,
+	ctx context.Context, r *runtimeapi.ImageStatusRequest,
 ) (*runtimeapi.ImageStatusResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
@@ -138,18 +133,17 @@ func (x *imageService) ImageStatus(
 
 	resp := &runtimeapi.ImageStatusResponse{Image: i.CRI()}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{"labels": i.Labels, "user": i.User})
+		resp.Info, err = verboseInfo(map[string]any{"labels": i.Labels, "user": i.User})
 	}
 
 	return resp, err
 }
 
-// RemoveImage removes an image with all its names, by ID, tag or digest (CRI RemoveImage). One that
-// is not there is a success; one that a container uses is FailedPrecondition and keeps its names.
-// Pinned ones are removed too: a pin is only a recommendation.
+// RemoveImage removes an image by ID, tag or digest, with all its names (CRI RemoveImage). It
+// succeeds for an unknown image. FailedPrecondition if a container uses the image, and no name is
+// removed. Pinned images are removed too: a pin is only a recommendation.
 func (x *imageService) RemoveImage(
-	ctx context.Context,
-	r *runtimeapi.RemoveImageRequest,
+	ctx context.Context, r *runtimeapi.RemoveImageRequest,
 ) (*runtimeapi.RemoveImageResponse, error) {
 	if _, err := x.begin(r); err != nil {
 		return nil, err
@@ -160,7 +154,7 @@ func (x *imageService) RemoveImage(
 		err = x.removeImage(ctx, i.ID)
 	}
 
-	if err = notFoundIsFine(err); err != nil {
+	if err = ignoreNotFound(err); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", r.GetImage().GetImage(), err)
 	}
 
@@ -176,26 +170,26 @@ func (x *imageService) removeImage(ctx context.Context, id model.ImageID) error 
 
 	i, err := x.images.Image(string(id))
 	if err != nil {
-		return err // another call has removed it
+		return err // removed by another call
 	}
 
-	// The engine would take away all names but the last before it finds the user.
+	// The engine would remove all names but the last before it finds the container.
 	if users, err := x.store.ImageUsers(ctx, id); err != nil {
 		return err
 	} else if len(users) > 0 {
-		return fmt.Errorf("it is used by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("in use by container %s: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
 
 	if x.volumes.isUsed(id) {
-		return fmt.Errorf("it is mounted into a container: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("mounted into a container: %w", errdefs.ErrFailedPrecondition)
 	}
 
-	// An image with names in several repositories cannot be removed by its ID without force; its
-	// names are removed one by one, and the last takes the image with it.
+	// The engine refuses to remove an image with names in several repositories by its ID without
+	// force. Remove its names one by one; the last removes the image.
 	for _, ref := range slices.Concat(i.RepoTags, i.RepoDigests, []string{string(i.ID)}) {
-		if err := notFoundIsFine(x.store.RemoveImage(ctx, ref)); err != nil {
-			_, refreshErr := x.images.RefreshImage(ctx, string(id)) // it may have lost names
-			return errors.Join(err, notFoundIsFine(refreshErr))
+		if err := ignoreNotFound(x.store.RemoveImage(ctx, ref)); err != nil {
+			_, refreshErr := x.images.RefreshImage(ctx, string(id)) // some names may be removed already
+			return errors.Join(err, ignoreNotFound(refreshErr))
 		}
 	}
 

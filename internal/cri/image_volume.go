@@ -14,8 +14,8 @@ import (
 	"cri-dockerd/internal/undo"
 )
 
-// imageVolumes are the images that are mounted into containers where the engine cannot do so
-// itself.
+// imageVolumes manages images mounted into containers, for engines that cannot mount images
+// themselves.
 type imageVolumes struct {
 	*gate
 	images    ImageView
@@ -24,8 +24,8 @@ type imageVolumes struct {
 	preparing preparing
 }
 
-// preparing counts the containers that are being made with an image volume, by image ID: the view
-// does not know them yet.
+// preparing counts, by image ID, the containers being created with an image volume. The view does
+// not have them yet.
 type preparing struct {
 	mu sync.Mutex // guards n
 	n  map[model.ImageID]int
@@ -49,18 +49,15 @@ func (p *preparing) has(imageID model.ImageID) bool {
 	return p.n[imageID] > 0
 }
 
-// prepare makes the images that a container mounts ready, by their index among its mounts. Where
-// the engine does not mount images itself, we do; containers share a mount, and u undoes this
-// container's part in it. made is to be called when the view knows the container, or when it was
-// not made after all.
+// prepare provides the images mounted by a container, keyed by the index of the mount. If the
+// engine does not support image volumes, prepare mounts the image itself. Containers share a mount,
+// and u undoes this container's use of it. Call done once the view has the container, or if it was
+// not created.
 func (v *imageVolumes) prepare(
-	ctx context.Context,
-	cfg *runtimeapi.ContainerConfig,
-	host spec.Host,
-	u *undo.Stack,
-) (volumes map[int]spec.ImageVolume, made func(), err error) {
+	ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack,
+) (volumes map[int]spec.ImageVolume, done func(), err error) {
 	var ids []model.ImageID
-	made = func() {
+	done = func() {
 		for _, id := range ids {
 			v.preparing.add(id, -1)
 		}
@@ -75,61 +72,62 @@ func (v *imageVolumes) prepare(
 
 		field := fmt.Sprintf("config.mounts[%d].image", i)
 		if err := host.CheckImageVolumes(); err != nil {
-			return nil, made, fmt.Errorf("%s: %w", field, err)
+			return nil, done, fmt.Errorf("%s: %w", field, err)
 		}
 
 		image, err := findImage(ctx, v.images, m.GetImage().GetImage())
 		if err != nil {
-			return nil, made, fmt.Errorf("%s: %w", field, err)
+			return nil, done, fmt.Errorf("%s: %w", field, err)
 		}
 
-		one := spec.NewImageVolume(m, image)
+		volume := spec.NewImageVolume(m, image)
 		if !host.NativeImageVolumes() {
-			v.preparing.add(one.ImageID, 1)
-			ids = append(ids, one.ImageID)
-			u.Push("mount of image "+string(one.ImageID), func(ctx context.Context) error {
-				made()
-				return v.release(ctx, one.ImageID)
+			v.preparing.add(volume.ImageID, 1)
+			ids = append(ids, volume.ImageID)
+			u.Push("mount of image "+string(volume.ImageID), func(ctx context.Context) error {
+				done()
+				return v.release(ctx, volume.ImageID)
 			})
 
-			if one.Path, err = v.mount(ctx, one); err != nil {
-				return nil, made, fmt.Errorf("%s: %w", field, err)
+			if volume.Path, err = v.mount(ctx, volume); err != nil {
+				return nil, done, fmt.Errorf("%s: %w", field, err)
 			}
 		}
 
-		volumes[i] = one
+		volumes[i] = volume
 	}
 
-	return volumes, made, nil
+	return volumes, done, nil
 }
 
 func volumeLock(imageID model.ImageID) string { return "image volume " + string(imageID) }
 
-func (v *imageVolumes) mount(ctx context.Context, one spec.ImageVolume) (string, error) {
-	unlock, err := v.names.Lock(ctx, volumeLock(one.ImageID))
+func (v *imageVolumes) mount(ctx context.Context, volume spec.ImageVolume) (string, error) {
+	unlock, err := v.names.Lock(ctx, volumeLock(volume.ImageID))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
 
-	layers, err := v.store.HoldImage(ctx, one.ImageID) // also if it is mounted: a prune may have taken the holder
+	// Also if it is mounted: a prune may have removed the holder.
+	layers, err := v.store.HoldImage(ctx, volume.ImageID)
 	if err != nil {
 		return "", err
 	}
 
-	if err := v.mounts.Mount(one.ImageID, layers); err != nil {
+	if err := v.mounts.Mount(volume.ImageID, layers); err != nil {
 		return "", err
 	}
 
-	return v.mounts.Resolve(one.ImageID, one.SubPath)
+	return v.mounts.Resolve(volume.ImageID, volume.SubPath)
 }
 
-// isUsed says whether a container, running or not, mounts the image.
+// isUsed reports whether a container, running or not, mounts the image.
 func (v *imageVolumes) isUsed(imageID model.ImageID) bool {
 	return slices.ContainsFunc(v.view.Containers(), func(c *spec.Container) bool { return c.MountsImage(imageID) })
 }
 
-// release undoes the mount of an image unless somebody uses it.
+// release unmounts an image unless it is in use.
 func (v *imageVolumes) release(ctx context.Context, imageID model.ImageID) error {
 	unlock, err := v.names.Lock(ctx, volumeLock(imageID))
 	if err != nil {
@@ -147,7 +145,7 @@ func (v *imageVolumes) release(ctx context.Context, imageID model.ImageID) error
 	return v.store.ReleaseImage(ctx, imageID)
 }
 
-// collect undoes mounts of images that nobody uses any more: those that are there, and of also.
+// collect unmounts all unused images: all mounted ones, and those in also.
 func (v *imageVolumes) collect(ctx context.Context, also ...model.ImageID) error {
 	ids, err := v.mounts.List()
 	ids = append(ids, also...)
@@ -160,8 +158,7 @@ func (v *imageVolumes) collect(ctx context.Context, also ...model.ImageID) error
 	return errors.Join(errs...)
 }
 
-// restore clears mounts and holders without a user, and makes holders anew that somebody has
-// pruned.
+// restore removes unused mounts and holders, and creates pruned holders again.
 func (v *imageVolumes) restore(ctx context.Context, host spec.Host) error {
 	if host.NativeImageVolumes() || host.CheckImageVolumes() != nil {
 		return nil

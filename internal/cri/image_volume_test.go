@@ -12,7 +12,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// mounting is a request for a container that mounts an image.
+// mounting requests a container with an image volume.
 func mounting(pod string, cfg *runtimeapi.PodSandboxConfig, name, subPath string) *runtimeapi.CreateContainerRequest {
 	r := createRequest(pod, cfg)
 	r.Config.Metadata.Name = name
@@ -26,8 +26,8 @@ func mounting(pod string, cfg *runtimeapi.PodSandboxConfig, name, subPath string
 	return r
 }
 
-// TestImageVolumesAreShared: containers of two pods share a mount, which goes with the last, and
-// until then its image cannot be removed.
+// TestImageVolumesAreShared: containers of two pods share a mount. It is removed with the last one,
+// and until then its image cannot be removed.
 func TestImageVolumesAreShared(t *testing.T) {
 	s, w := newService(t)
 	var pods, containers []string
@@ -59,9 +59,10 @@ func TestImageVolumesAreShared(t *testing.T) {
 		t.Errorf("RemoveImage: %v", err)
 	}
 
-	if _, err := s.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: containers[0]}); err !=
-		nil || len(keys(w, w.mounted)) != 1 {
-		t.Errorf("RemoveContainer of one: %v, mounted %v", err, keys(w, w.mounted))
+	if _, err := s.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{
+		ContainerId: containers[0],
+	}); err != nil || len(keys(w, w.mounted)) != 1 {
+		t.Errorf("RemoveContainer of the first: %v, mounted %v", err, keys(w, w.mounted))
 	}
 
 	for _, p := range pods {
@@ -73,8 +74,7 @@ func TestImageVolumesAreShared(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestImageVolumeFailsAtEachStep breaks every step of a create in turn: no mount and no holder is
-// left.
+// TestImageVolumeFailsAtEachStep breaks each step of a create. No mount and no holder may remain.
 func TestImageVolumeFailsAtEachStep(t *testing.T) {
 	s, w := newService(t)
 	for n := 1; ; n++ {
@@ -84,15 +84,16 @@ func TestImageVolumeFailsAtEachStep(t *testing.T) {
 		_, err := s.CreateContainer(t.Context(), mounting(pod, cfg, "user", ""))
 		step := name()
 		if step != "" && !errors.Is(err, errBroken) {
-			t.Errorf("%s broke: %v", step, err)
+			t.Errorf("%s failed: %v", step, err)
 		}
 
 		if held, _ := w.engine.HeldImages(t.Context()); step != "" && len(keys(w, w.mounted))+len(held) > 0 {
-			t.Errorf("%s broke: mounted %v, held %v", step, keys(w, w.mounted), held)
+			t.Errorf("%s failed: mounted %v, held %v", step, keys(w, w.mounted), held)
 		}
 
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err !=
-			nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+			PodSandboxId: pod,
+		}); err != nil {
 			t.Error(err)
 		}
 
@@ -110,7 +111,7 @@ func TestImageVolumeRefused(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
-	for _, test := range []struct {
+	tests := []struct {
 		change func(*runtimeapi.Mount)
 		kind   func(error) bool
 		field  string
@@ -125,22 +126,26 @@ func TestImageVolumeRefused(t *testing.T) {
 		{func(m *runtimeapi.Mount) { m.Image.Image = "nobody:1" }, errdefs.IsNotFound, "config.mounts[0].image"},
 		{func(m *runtimeapi.Mount) { m.HostPath = "/etc" }, errdefs.IsInvalidArgument, "config.mounts[0].host_path"},
 		{func(m *runtimeapi.Mount) { m.Propagation = 1 }, errdefs.IsInvalidArgument, "config.mounts[0].propagation"},
-	} {
-		r := mounting(pod, cfg, "user", "")
-		test.change(r.Config.Mounts[0])
-		if _, err := s.CreateContainer(t.Context(), r); !test.kind(err) ||
-			!strings.Contains(fmt.Sprint(err), test.field) {
-			t.Errorf("%v: %v", r.Config.Mounts[0], err)
-		}
+	}
 
-		if held, _ := w.engine.HeldImages(t.Context()); len(keys(w, w.mounted))+len(held) > 0 {
-			t.Errorf("%v: mounted %v, held %v", r.Config.Mounts[0], keys(w, w.mounted), held)
-		}
+	for _, test := range tests {
+		t.Run(test.field, func(t *testing.T) {
+			r := mounting(pod, cfg, "user", "")
+			test.change(r.Config.Mounts[0])
+			if _, err := s.CreateContainer(t.Context(), r); !test.kind(err) ||
+				!strings.Contains(fmt.Sprint(err), test.field) {
+				t.Errorf("%v: %v", r.Config.Mounts[0], err)
+			}
+
+			if held, _ := w.engine.HeldImages(t.Context()); len(keys(w, w.mounted))+len(held) > 0 {
+				t.Errorf("%v: mounted %v, held %v", r.Config.Mounts[0], keys(w, w.mounted), held)
+			}
+		})
 	}
 }
 
-// TestImageVolumesAfterACrash: mounts and holders without a user go, a holder that was pruned under
-// a user comes back.
+// TestImageVolumesAfterACrash: unused mounts and holders are removed, and a pruned holder in use is
+// created again.
 func TestImageVolumesAfterACrash(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -169,7 +174,7 @@ func TestImageVolumesAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// of a mount that a reboot has taken
+	// as if a reboot had removed the mount
 	if _, err := w.engine.HoldImage(t.Context(), model.ImageID(used)); err != nil {
 		t.Fatal(err)
 	}

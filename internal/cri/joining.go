@@ -13,37 +13,38 @@ import (
 )
 
 const (
-	joinDeadline = 5 * time.Second // the pause joins within microseconds of its start
+	joinDeadline = 5 * time.Second // a pause process joins within microseconds of its start
 	joinInterval = time.Millisecond
 )
 
-// How long the engine makes pods' network namespaces after a pause did not join one of ours. It
-// doubles with each failure in a row.
+// Bounds for the time in which the engine creates network namespaces, after a pause process failed
+// to join the daemon's. It doubles with each consecutive failure.
 const (
-	fallBackFirst = time.Minute
-	fallBackMost  = time.Hour
+	fallBackMin = time.Minute
+	fallBackMax = time.Hour
 )
 
-// maxJoinFailures is how many pauses in a row may fail to join, where earlier ones did, before pods
-// get namespaces of the engine's instead of an error.
+// maxJoinFailures is the number of consecutive failures after which the engine creates the
+// namespaces, on a node where earlier pause processes have joined. Fewer failures only fail their
+// pods.
 const maxJoinFailures = 3
 
-// joining is what is known of whether pauses can join namespaces of ours here. Whether they can is
-// seen from pods only: one that joins proves it; one that does not, on a node where the engine's
-// own way works, has the engine make the namespaces for a while.
+// joining tracks whether pause processes can join network namespaces created by the daemon. Only
+// pods can show it: a successful join proves it. After a failed join on a node where the engine's
+// way works, the engine creates the namespaces for a while.
 type joining struct {
-	configured string        // why the engine always makes the namespaces, "" if it need not
-	timeout    time.Duration // of a pause that has started and not joined
+	configured string        // why the engine always creates the namespaces, "" if it need not
+	timeout    time.Duration // for a started pause process to join
 
 	mu       sync.Mutex
-	proven   bool          // a pause has joined
-	failures int           // in a row since then
-	problem  string        // why the engine makes the namespaces for now, "" while we do
-	until    time.Time     // when the next pod tries ours
-	pause    time.Duration // the one before until
+	proven   bool          // a pause process has joined
+	failures int           // consecutive, since then
+	problem  string        // why the engine creates the namespaces for now; "" if the daemon does
+	until    time.Time     // when the next pod tries the daemon's way
+	pause    time.Duration // the interval before until
 }
 
-// reason says why the engine makes namespaces, "" while we do.
+// reason returns why the engine creates namespaces, "" if the daemon does.
 func (j *joining) reason() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -53,8 +54,8 @@ func (j *joining) reason() string {
 	return j.problem
 }
 
-// try says whether a pod is to get a namespace of ours. While the engine makes them, that is one
-// pod after each pause.
+// try reports whether the daemon should create the namespace of a pod. After a fallback, it lets
+// one pod try after each interval.
 func (j *joining) try(now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -68,12 +69,13 @@ func (j *joining) try(now time.Time) bool {
 		return false
 	}
 
-	j.until = now.Add(max(j.pause, fallBackFirst))
+	j.until = now.Add(max(j.pause, fallBackMin))
 
 	return true
 }
 
-// isTrusted counts a failure, and says whether it is to fail the pod: pauses do join here.
+// isTrusted counts a failure, and reports whether it should fail the pod because joins work on this
+// node.
 func (j *joining) isTrusted() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -81,37 +83,38 @@ func (j *joining) isTrusted() bool {
 	return j.proven && j.failures < maxJoinFailures
 }
 
-// fallBack notes that the engine's way has worked where ours did not, and returns until when the
-// engine makes the namespaces.
+// fallBack records that the engine's way worked after the daemon's failed. It returns the time
+// until which the engine creates the namespaces.
 func (j *joining) fallBack(problem string, now time.Time) (until time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.pause = min(max(2*j.pause, fallBackFirst), fallBackMost)
+	j.pause = min(max(2*j.pause, fallBackMin), fallBackMax)
 	j.problem, j.proven, j.until = problem, false, now.Add(j.pause)
 	return j.until
 }
 
-// succeeded notes a pause that has joined.
+// succeeded records a successful join.
 func (j *joining) succeeded() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.proven, j.failures, j.problem, j.pause = true, 0, "", 0
 }
 
-// retry has the next pod try, since the engine may be another one now.
+// retry lets the next pod try again, since the engine may have changed.
 func (j *joining) retry() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.until, j.pause = time.Time{}, 0
 }
 
-// joinError is an error of a step at which the engine may refuse a namespace of ours.
+// joinError is an error of a step in which the engine may reject the daemon's namespace.
 type joinError struct{ err error }
 
 func (e *joinError) Error() string { return e.err.Error() }
 func (e *joinError) Unwrap() error { return e.err }
 
-// asJoinError marks an error of the engine: it may not see our mounts, or not permit them.
+// asJoinError marks an engine error: the engine may not see the daemon's mounts, or not permit
+// them.
 func asJoinError(err error) error {
 	if err == nil || errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
 		return err
@@ -119,19 +122,19 @@ func asJoinError(err error) error {
 	return &joinError{err}
 }
 
-// awaitJoined waits until a pause has joined its namespace.
+// awaitJoined waits until the pause process has joined its namespace.
 func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 	tick := time.NewTicker(joinInterval)
 	defer tick.Stop()
 
 	for deadline := time.Now().Add(s.joining.timeout); !s.Network.HasJoined(sb.ID, sb.Pid); {
 		if time.Now().After(deadline) {
-			return &joinError{fmt.Errorf("the pause process did not join the pod's network namespace within %v: %w",
+			return &joinError{fmt.Errorf("pause process did not join the pod's network namespace within %v: %w",
 				s.joining.timeout, errdefs.ErrUnavailable)}
 		}
 
 		if now, err := s.View.Sandbox(string(sb.ID)); err == nil && !now.Running {
-			return ended(now)
+			return pauseExitError(now)
 		}
 
 		select {
@@ -144,21 +147,21 @@ func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 	return nil
 }
 
-// ended is the error of a pause that ended at once. The exit code of the embedded one says what it
-// could not do (engine/pause/src).
-func ended(sb *spec.Sandbox) error {
-	why := fmt.Sprintf("exit code %d", sb.ExitCode)
+// pauseExitError returns the error for a pause process that exited at once. The exit code of the
+// embedded pause encodes the failed step (engine/pause/src).
+func pauseExitError(sb *spec.Sandbox) error {
+	cause := fmt.Sprintf("exit code %d", sb.ExitCode)
 	switch {
 	case !sb.OwnNetNS:
-		return fmt.Errorf("the pause process ended at once (%s): %w", why, errdefs.ErrUnavailable)
+		return fmt.Errorf("pause process exited at once (%s): %w", cause, errdefs.ErrUnavailable)
 	case sb.ExitCode == 200:
-		why = "it could not give up its privileges"
+		cause = "drop privileges"
 	case sb.ExitCode > 100:
-		why = "open its network namespace: " + syscall.Errno(sb.ExitCode-100).Error()
+		cause = "open its network namespace: " + syscall.Errno(sb.ExitCode-100).Error()
 	case sb.ExitCode > 0:
-		why = "setns: " + syscall.Errno(sb.ExitCode).Error()
+		cause = "setns: " + syscall.Errno(sb.ExitCode).Error()
 	}
 
-	return &joinError{fmt.Errorf("the pause process could not join the pod's network namespace (%s): %w",
-		why, errdefs.ErrUnavailable)}
+	return &joinError{fmt.Errorf("pause process could not join the pod's network namespace (%s): %w",
+		cause, errdefs.ErrUnavailable)}
 }

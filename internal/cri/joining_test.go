@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestFallBackIsTemporary: one hiccup of the engine has it make the namespaces for a while only.
+// TestFallBackIsTemporary: after one failure the engine creates the namespaces only for a while.
 func TestFallBackIsTemporary(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
@@ -23,12 +23,12 @@ func TestFallBackIsTemporary(t *testing.T) {
 
 	w.stray.Store(true)
 	if own() {
-		t.Error("the first pod has a namespace of ours")
+		t.Error("the daemon created the namespace of the first pod")
 	}
 
 	w.stray.Store(false)
 	if own() || netnsOf(t, s).Status {
-		t.Error("the engine makes them no longer")
+		t.Error("the engine does not create the namespaces")
 	}
 
 	past := func() {
@@ -39,18 +39,18 @@ func TestFallBackIsTemporary(t *testing.T) {
 
 	past()
 	w.stray.Store(true)
-	if own() || s.joining.pause != 2*fallBackFirst {
-		t.Errorf("a second failure: the pause is %v", s.joining.pause)
+	if own() || s.joining.pause != 2*fallBackMin {
+		t.Errorf("after the second failure: interval %v", s.joining.pause)
 	}
 
 	w.stray.Store(false)
 	past()
 	if !own() || !own() || !netnsOf(t, s).Status {
-		t.Error("a pause that joins does not end it")
+		t.Error("a successful join does not end the fallback")
 	}
 }
 
-// TestFallBackEndsWithTheConnection: after the engine was connected anew, the next pod tries.
+// TestFallBackEndsWithTheConnection: after the engine was reconnected, the next pod tries again.
 func TestFallBackEndsWithTheConnection(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
@@ -66,8 +66,8 @@ func TestFallBackEndsWithTheConnection(t *testing.T) {
 	}
 }
 
-// TestTrustEnds: where pauses have joined, some that do not fail their pods; if no other one joins,
-// pods run with namespaces of the engine's.
+// TestTrustEnds: on a node with earlier joins, a few failures only fail their pods. After more
+// failures, the engine creates the namespaces.
 func TestTrustEnds(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
@@ -85,27 +85,27 @@ func TestTrustEnds(t *testing.T) {
 	}
 }
 
-// TestOnePodTries: after the pause one pod tries, the others do not wait for it.
+// TestOnePodTries: after the interval one pod tries, and the others do not wait for it.
 func TestOnePodTries(t *testing.T) {
 	j := joining{}
 	now := time.Now()
 	until := j.fallBack("x", now)
 	if j.try(now) || j.try(until.Add(-time.Second)) || !j.try(until) || j.try(until) ||
-		!j.try(until.Add(fallBackFirst)) {
-		t.Error("more or less than one pod tries")
+		!j.try(until.Add(fallBackMin)) {
+		t.Error("not exactly one pod tries")
 	}
 
 	for range 20 {
 		until = j.fallBack("x", now)
 	}
 
-	if until.Sub(now) != fallBackMost {
-		t.Errorf("a pause of %v", until.Sub(now))
+	if until.Sub(now) != fallBackMax {
+		t.Errorf("interval %v", until.Sub(now))
 	}
 
 	flag := joining{configured: "--pod-netns=engine"}
 	flag.retry()
 	if flag.try(now.Add(time.Hour)) || flag.reason() != "--pod-netns=engine" {
-		t.Error("the flag is not kept")
+		t.Error("the flag was ignored")
 	}
 }

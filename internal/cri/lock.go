@@ -10,36 +10,33 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// Locks. The key of a sandbox or container is its ID, which never changes; Docker's names do
-// (docker rename). What is being created has no ID yet, so its name is locked until it has one. A
-// call that needs several locks takes them in this order: name, sandbox, container, network, image
-// volume.
+// Locks. Sandboxes and containers are locked by ID, since Docker's names may change (docker
+// rename). An object that is being created has no ID yet; its name is locked until then. A call
+// with several locks takes them in this order: name, sandbox, container, network, image volume.
 //
-// A call that changes something gets its record with the lock, so that it never acts on a record
-// from before its wait. archtest has the files that may read records otherwise.
+// A call with side effects reads its record under the lock, so it never acts on a record from
+// before its wait. archtest lists the files allowed to read records otherwise.
 
-// lockedSandbox is a sandbox whose lock the call holds, with the record as it was read under it.
+// lockedSandbox is a locked sandbox with its record as read under the lock.
 type lockedSandbox struct {
 	*spec.Sandbox
 	unlock func()
 }
 
-// lockedContainer is a container whose lock the call holds, with the record as it was read under
-// it.
+// lockedContainer is a locked container with its record as read under the lock.
 type lockedContainer struct {
 	*spec.Container
 	unlock func()
 }
 
-// isKnown says whether the view has the sandbox. Of any other there may be containers and a
-// network.
+// isKnown reports whether the view has the sandbox. Even an unknown sandbox may have containers and
+// a network.
 func (sb *lockedSandbox) isKnown() bool { return isKnown(sb.Sandbox) }
 
 func isKnown(sb *spec.Sandbox) bool { return sb.Name != "" }
 
-// lockSandbox locks a sandbox by its ID or a unique prefix of one and reads its record. The record
-// of one that the view does not have holds the ID alone. NotFound if no sandbox can have such an
-// ID.
+// lockSandbox locks a sandbox by its ID or a unique prefix and reads its record. If the view lacks
+// the sandbox, the record contains only the ID. NotFound if id is no valid sandbox ID.
 func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, error) {
 	full, err := g.sandboxID(id)
 	if err != nil {
@@ -59,7 +56,8 @@ func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, erro
 	return &lockedSandbox{Sandbox: sb, unlock: unlock}, nil
 }
 
-// sandboxID is the full ID of a sandbox that the view has, or that may be left without its pause.
+// sandboxID returns the full ID of a sandbox. The view may lack it: its pause container may be
+// removed.
 func (g *gate) sandboxID(id string) (model.ContainerID, error) {
 	sb, err := g.view.Sandbox(id)
 	switch {
@@ -77,8 +75,8 @@ func (g *gate) sandboxID(id string) (model.ContainerID, error) {
 	return full, nil
 }
 
-// lockContainer locks a container by its ID or a unique prefix of one and reads its record.
-// NotFound if the view does not have it, before the wait or after.
+// lockContainer locks a container by its ID or a unique prefix and reads its record. NotFound if
+// the view lacks it, before the wait or after.
 func (g *gate) lockContainer(ctx context.Context, id string) (*lockedContainer, error) {
 	c, err := g.view.Container(id)
 	if err != nil {
@@ -98,7 +96,7 @@ func (g *gate) lockContainer(ctx context.Context, id string) (*lockedContainer, 
 	return &lockedContainer{Container: c, unlock: unlock}, nil
 }
 
-// renew reads a locked container anew from the engine. On error the record is as it was.
+// renew reads a locked container from the engine again. On error it keeps the record.
 func (g *gate) renew(ctx context.Context, c *lockedContainer) error {
 	if err := g.view.Refresh(ctx, c.ID); err != nil {
 		return err
@@ -114,11 +112,11 @@ func (g *gate) renew(ctx context.Context, c *lockedContainer) error {
 	return nil
 }
 
-// lockName locks the name of something that is being created.
+// lockName locks the name of an object that is being created.
 func (g *gate) lockName(ctx context.Context, name string) (unlock func(), err error) {
 	unlock, err = g.names.Lock(ctx, "name "+name)
 	if err != nil {
-		return nil, fmt.Errorf("wait for the name %s: %w", name, err)
+		return nil, fmt.Errorf("wait for name %s: %w", name, err)
 	}
 	return unlock, nil
 }

@@ -12,7 +12,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// refresh has the view see what was done to the engine directly.
+// refresh updates the view after a direct change at the engine.
 func refresh(t *testing.T, s *Service, id string) {
 	t.Helper()
 	if err := s.View.Refresh(t.Context(), model.ContainerID(id)); err != nil {
@@ -29,8 +29,8 @@ func holdLock(t *testing.T, s *Service, key string) (unlock func()) {
 	return unlock
 }
 
-// TestCallsWaitForTheLockOfTheID: every call that changes something waits for the lock of what it
-// changes, and gives up with its ctx.
+// TestCallsWaitForTheLockOfTheID: every call with side effects waits for the lock of its object,
+// and returns when its ctx ends.
 func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -47,7 +47,7 @@ func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 		defer holdLock(t, s, key)()
 	}
 
-	for name, call := range map[string]func(ctx context.Context) error{
+	tests := map[string]func(ctx context.Context) error{
 		"StopPodSandbox": func(ctx context.Context) error {
 			_, err := s.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
 			return err
@@ -78,21 +78,25 @@ func TestCallsWaitForTheLockOfTheID(t *testing.T) {
 			_, err := s.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: running[:12]})
 			return err
 		},
-	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s while another call has the lock: %v", name, err)
-		}
-		cancel()
+	}
+
+	for name, call := range tests {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s while another call holds the lock: %v", name, err)
+			}
+			cancel()
+		})
 	}
 
 	if w.engine.Containers() != 3 {
-		t.Error("something was removed without its lock")
+		t.Error("an object was removed without its lock")
 	}
 }
 
-// TestTheRecordIsReadUnderTheLock: a pause that is started while StopPodSandbox waits is stopped,
-// although it did not run when the call came.
+// TestTheRecordIsReadUnderTheLock: a pause container started while StopPodSandbox waits is stopped,
+// although it was not running when the call began.
 func TestTheRecordIsReadUnderTheLock(t *testing.T) {
 	s, w := newService(t)
 	pod := runPod(t, s, w.pod())
@@ -118,12 +122,12 @@ func TestTheRecordIsReadUnderTheLock(t *testing.T) {
 	}
 
 	if o, err := w.engine.Inspect(t.Context(), model.ContainerID(pod)); err != nil || o.Sandbox.Running {
-		t.Errorf("the pause runs after StopPodSandbox: %+v, %v", o.Sandbox, err)
+		t.Errorf("the pause container is running after StopPodSandbox: %+v, %v", o.Sandbox, err)
 	}
 }
 
-// TestPauseRemovedBeforeItIsLocked: somebody removes a pod between its creation and its lock;
-// nothing of its network is left.
+// TestPauseRemovedBeforeItIsLocked: someone removes a pod between its creation and its lock. Its
+// network is released completely.
 func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 	s, w := newService(t)
 	removed := false
@@ -151,8 +155,9 @@ func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 	}
 
 	for _, p := range l.Items {
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err !=
-			nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+			PodSandboxId: p.Id,
+		}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -160,9 +165,9 @@ func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestRestartedPause: a pause that somebody has restarted makes its pod NotReady, whoever made its
-// network. The pod takes no further containers, and the next RunPodSandbox of the same pod makes a
-// new one.
+// TestRestartedPause: a restarted pause container makes its pod NotReady, with a network of the
+// daemon or the engine. The pod accepts no further containers, and the next RunPodSandbox of the
+// same pod creates a new sandbox.
 func TestRestartedPause(t *testing.T) {
 	for _, reason := range []string{"", "by a flag"} {
 		s, w := newServiceWith(t, reason)
@@ -198,11 +203,12 @@ func TestRestartedPause(t *testing.T) {
 
 		anew := runPod(t, s, cfg)
 		if anew == pod {
-			t.Error("the restarted sandbox was handed out")
+			t.Error("got the restarted sandbox")
 		}
 
-		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: anew}); err !=
-			nil {
+		if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+			PodSandboxId: anew,
+		}); err != nil {
 			t.Error(err)
 		}
 

@@ -27,8 +27,9 @@ func TestReopenContainerLog(t *testing.T) {
 		t.Errorf("a created container: %v", err)
 	}
 
-	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err !=
-		nil {
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -38,7 +39,7 @@ func TestReopenContainerLog(t *testing.T) {
 
 	w.breakNth(1)
 	if err := reopen(c.ContainerId); !errors.Is(err, errBroken) {
-		t.Errorf("a log that cannot be reopened: %v", err)
+		t.Errorf("failed reopen: %v", err)
 	}
 
 	for _, id := range []string{pod, "nobody"} {
@@ -51,9 +52,9 @@ func TestReopenContainerLog(t *testing.T) {
 	eventually(t, func() bool { return errdefs.IsFailedPrecondition(reopen(c.ContainerId)) })
 }
 
-func TestStatusSaysHowContainersAreLogged(t *testing.T) {
+func TestStatusShowsLogMode(t *testing.T) {
 	s, w := newService(t)
-	for _, test := range []struct {
+	tests := []struct {
 		mode, reason string
 		ready        bool
 		condition    *runtimeapi.RuntimeCondition
@@ -70,23 +71,27 @@ func TestStatusSaysHowContainersAreLogged(t *testing.T) {
 			Reason:  logsNotReady,
 			Message: "no socket",
 		}},
-	} {
-		w.mu.Lock()
-		w.logMode, w.logReason = test.mode, test.reason
-		w.mu.Unlock()
-		st, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
+	}
 
-		runtime, logs := st.Status.Conditions[0], st.Status.Conditions[2]
-		if runtime.Status != test.ready || !test.ready && runtime.Message != test.reason {
-			t.Errorf("%q: runtime %v", test.mode, runtime)
-		}
+	for _, test := range tests {
+		t.Run(test.mode+" "+test.reason, func(t *testing.T) {
+			w.mu.Lock()
+			w.logMode, w.logReason = test.mode, test.reason
+			w.mu.Unlock()
+			st, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
 
-		if logs.Type != containerLogs || logs.Status != test.condition.Status || logs.Reason != test.condition.Reason ||
-			logs.Message != test.condition.Message {
-			t.Errorf("%q: %v", test.mode, logs)
-		}
+			runtime, logs := st.Status.Conditions[0], st.Status.Conditions[2]
+			if runtime.Status != test.ready || !test.ready && runtime.Message != test.reason {
+				t.Errorf("%q: runtime %v", test.mode, runtime)
+			}
+
+			if logs.Type != containerLogs || logs.Status != test.condition.Status ||
+				logs.Reason != test.condition.Reason || logs.Message != test.condition.Message {
+				t.Errorf("%q: %v", test.mode, logs)
+			}
+		})
 	}
 }

@@ -18,9 +18,8 @@ import (
 	"cri-dockerd/internal/podstats"
 )
 
-// nodeTest are the metrics of containers and pods that Kubernetes' NodeConformance suite wants of a
-// kubelet (ContainerMetrics), but for those of a CRI without a limit of threads, and what it counts
-// as optional.
+// nodeTest lists the container and pod metrics required by Kubernetes' NodeConformance suite
+// (ContainerMetrics), except optional ones and those of a CRI without a thread limit.
 var nodeTest = []string{
 	"container_blkio_device_usage_total", "container_cpu_system_seconds_total", "container_cpu_usage_seconds_total",
 	"container_cpu_user_seconds_total",
@@ -42,7 +41,7 @@ var nodeTest = []string{
 	"container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total",
 }
 
-// nodeTestOfNode are those that it wants to be there, of the node if of nothing else.
+// nodeTestOfNode lists the required metrics not tied to a container, for example those of the node.
 var nodeTestOfNode = []string{
 	"container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total",
 	"container_fs_inodes_free", "container_fs_inodes_total",
@@ -51,7 +50,7 @@ var nodeTestOfNode = []string{
 	"container_fs_write_seconds_total", "container_fs_writes_merged_total",
 }
 
-// descriptors are those of all metrics by name.
+// descriptors returns the descriptors of all metrics by name.
 func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescriptor {
 	t.Helper()
 	l, err := s.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
@@ -62,7 +61,7 @@ func descriptors(t *testing.T, s *Service) map[string]*runtimeapi.MetricDescript
 	out := map[string]*runtimeapi.MetricDescriptor{}
 	for _, d := range l.Descriptors {
 		if out[d.Name] != nil || d.Help == "" {
-			t.Errorf("%s is there twice, or without a word", d.Name)
+			t.Errorf("%s is duplicate or has no help text", d.Name)
 		}
 		out[d.Name] = d
 	}
@@ -87,7 +86,7 @@ func TestMetricDescriptors(t *testing.T) {
 	}
 }
 
-// withLayer gives the service a measured writable layer for a container.
+// withLayer gives a container a measured writable layer.
 func withLayer(s *Service, id string) {
 	reporter(s).ImageFS = fixedFS{imagefs.Measurement{
 		At:           time.Unix(2, 0),
@@ -96,13 +95,13 @@ func withLayer(s *Service, id string) {
 	}}
 }
 
-// reporter returns the reporter of a service, whose sources tests exchange.
+// reporter returns the reporter of a service, so that tests can replace its sources.
 func reporter(s *Service) *podstats.Reporter {
 	r, _ := s.Stats.(*podstats.Reporter) //nolint:errcheck // newServiceWith has set it
 	return r
 }
 
-// scrape returns what Prometheus gets of a service's containers.
+// scrape returns Prometheus' metrics of a service's containers.
 func scrape(t *testing.T, s *Service) []*dto.MetricFamily {
 	t.Helper()
 	r := prometheus.NewRegistry()
@@ -186,28 +185,43 @@ func TestPodSandboxMetrics(t *testing.T) {
 		}
 	}
 
-	for _, m := range append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...) {
-		if slices.Contains([]string{"container_memory_max_usage_bytes", "container_hugetlb_max_usage_bytes",
-			"container_oom_events_total", "container_pressure_cpu_waiting_seconds_total"}, m.Name) {
-			t.Errorf("the kernel has not told this: %v", m)
-		}
+	checkUnmeasured(t, append(slices.Clone(p.Metrics), p.ContainerMetrics[0].Metrics...))
+	checkCPUSeconds(t, s)
+}
+
+// checkUnmeasured checks that metrics without a value from the kernel are omitted.
+func checkUnmeasured(t *testing.T, all []*runtimeapi.Metric) {
+	t.Helper()
+	unmeasured := []string{
+		"container_memory_max_usage_bytes", "container_hugetlb_max_usage_bytes",
+		"container_oom_events_total", "container_pressure_cpu_waiting_seconds_total",
 	}
 
-	var fractions []float64
+	for _, m := range all {
+		if slices.Contains(unmeasured, m.Name) {
+			t.Errorf("metric without a value from the kernel: %v", m)
+		}
+	}
+}
+
+// checkCPUSeconds checks the fractions of seconds in Prometheus' metrics.
+func checkCPUSeconds(t *testing.T, s *Service) {
+	t.Helper()
+	var seconds []float64
 	for _, f := range scrape(t, s) {
 		if f.GetName() == "container_cpu_usage_seconds_total" {
 			for _, m := range f.GetMetric() {
-				fractions = append(fractions, m.GetCounter().GetValue())
+				seconds = append(seconds, m.GetCounter().GetValue())
 			}
 		}
 	}
 
-	if !slices.Equal(fractions, []float64{2.5, 2.5}) {
-		t.Errorf("seconds of the pod and the container: %v", fractions)
+	if !slices.Equal(seconds, []float64{2.5, 2.5}) {
+		t.Errorf("CPU seconds of the pod and the container: %v", seconds)
 	}
 }
 
-// TestNodeMetrics: what is the node's is told once, with whatever pod.
+// TestNodeMetrics: metrics of the node are reported once, with any pod.
 func TestNodeMetrics(t *testing.T) {
 	s, w := newService(t)
 	for range 3 {
@@ -220,11 +234,11 @@ func TestNodeMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	told := map[string]int{}
+	reported := map[string]int{}
 	for _, p := range l.PodMetrics {
 		for _, m := range p.Metrics {
 			if m.LabelValues[1] == "/" {
-				told[m.Name]++
+				reported[m.Name]++
 			}
 		}
 	}
@@ -240,15 +254,15 @@ func TestNodeMetrics(t *testing.T) {
 	}
 
 	for _, name := range nodeTestOfNode {
-		if told[name] != 1 || onPage[name] != 1 {
-			t.Errorf("%s is told %d times, and %d times on the page", name, told[name], onPage[name])
+		if reported[name] != 1 || onPage[name] != 1 {
+			t.Errorf("%s is reported %d times, and %d times on the page", name, reported[name], onPage[name])
 		}
 	}
 }
 
-// TestMetricsOfWhatEnds: a pod whose pause has ended goes on in its container's place; one that has
-// ended has no figures; what is removed is forgotten.
-func TestMetricsOfWhatEnds(t *testing.T) {
+// TestMetricsOfEndedPods: a pod with an ended pause container is measured in its container's
+// namespace. An ended pod has no metrics, and removed pods are forgotten.
+func TestMetricsOfEndedPods(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	pod := runPod(t, s, cfg)
@@ -277,7 +291,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 	})
 
 	if l := list(); len(l) != 1 || len(l[0].ContainerMetrics) != 0 {
-		t.Errorf("of what cannot be read: %v", l)
+		t.Errorf("metrics of unreadable pods: %v", l)
 	}
 
 	w.setFault(nil)
@@ -292,7 +306,7 @@ func TestMetricsOfWhatEnds(t *testing.T) {
 	}
 }
 
-// metricsStream takes what StreamPodSandboxMetrics sends.
+// metricsStream receives the items of StreamPodSandboxMetrics.
 type metricsStream struct {
 	runtimeapi.RuntimeService_StreamPodSandboxMetricsServer
 	ctx   context.Context //nolint:containedctx // as gRPC's streams have it
@@ -316,8 +330,8 @@ func (s *metricsStream) Send(r *runtimeapi.StreamPodSandboxMetricsResponse) erro
 	return nil
 }
 
-// TestNoStatsAskTheEngine: none of the calls for figures, whatever it finds, makes the engine do
-// anything.
+// TestNoStatsAskTheEngine: no call for stats or metrics, with any result, makes a request to the
+// engine.
 func TestNoStatsAskTheEngine(t *testing.T) {
 	s, w := newService(t)
 	var pods []string
@@ -359,7 +373,7 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 
 	w.setFault(nil)
 	if len(asked) != 0 || samples < 100*30 {
-		t.Errorf("the engine was asked for %v; %d samples", asked, samples)
+		t.Errorf("requests to the engine: %v; %d samples", asked, samples)
 	}
 
 	slices.Sort(pods)
@@ -369,9 +383,8 @@ func TestNoStatsAskTheEngine(t *testing.T) {
 	}
 }
 
-// TestFirstScrape: a container that has just been started has every metric of disks and threads
-// before anything was measured in the background, also where the layout of the engine's store is
-// not known.
+// TestFirstScrape: a just started container has all disk and thread metrics before the first
+// background measurement, even with an unknown layout of the engine's store.
 func TestFirstScrape(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
@@ -414,7 +427,7 @@ func TestFirstScrape(t *testing.T) {
 	}
 }
 
-// lateFS has no measurement yet. It walks what it is asked for.
+// lateFS has no measurement yet, and measures on request.
 type lateFS struct {
 	walked  imagefs.Usage
 	unknown bool

@@ -12,10 +12,10 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// writePodFile replaces what a file of a pod has, in place: the engine has mounted it in all of the
-// pod's containers. A container may have the engine's data root as a volume and make anything of
-// the file, so it is the one of the sandbox beneath the data root, reached without links, regular
-// and of one name.
+// writePodFile replaces the content of a pod's file in place: the engine has mounted it into all
+// containers of the pod. A container may have the engine's data root as a volume and replace the
+// file by anything. So writePodFile accepts only the sandbox's own file beneath the data root,
+// reached without links, regular and without further hard links.
 func (s *Service) writePodFile(id model.ContainerID, file string, content []byte) error {
 	host, err := s.host()
 	if err != nil {
@@ -28,13 +28,13 @@ func replaceContent(root string, id model.ContainerID, file string, content []by
 	name := filepath.Base(file)
 	want := filepath.Join("containers", string(id), name)
 	if rel, err := filepath.Rel(root, file); id == "" || err != nil || rel != want {
-		return fmt.Errorf("%q is not %s of the sandbox beneath the engine's data root %q: %w",
+		return fmt.Errorf("%q is not the sandbox's %s beneath the engine's data root %q: %w",
 			file, name, root, errdefs.ErrFailedPrecondition)
 	}
 
 	dir, err := safefs.OpenDir(root)
 	if err != nil {
-		return fmt.Errorf("the engine's data root: %w", err)
+		return fmt.Errorf("open the engine's data root: %w", err)
 	}
 	defer dir.Close()
 
@@ -50,7 +50,7 @@ func replaceContent(root string, id model.ContainerID, file string, content []by
 	}
 
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
-		return fmt.Errorf("%s is not a regular file of one name: %w", file, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is not a regular file with one link: %w", file, errdefs.ErrFailedPrecondition)
 	}
 
 	_, err = f.WriteAt(content, 0)

@@ -11,13 +11,13 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestReplaceContent gives a pod's file every form that a container with the engine's data root as
-// a volume can give it: only a regular file in its place is written, in place.
+// TestReplaceContent replaces a pod's file with every type of file available to a container with
+// the engine's data root as a volume. Only a regular file in its place is written, in place.
 func TestReplaceContent(t *testing.T) {
 	const id model.ContainerID = "aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd"
 	for name, c := range map[string]struct {
 		plant func(t *testing.T, file, victim string) error
-		path  func(file, victim string) string // what the engine says; nil for the file
+		path  func(file, victim string) string // the path reported by the engine; nil for the file
 		ok    bool
 	}{
 		"its own": {
@@ -58,18 +58,18 @@ func TestReplaceContent(t *testing.T) {
 
 			err := replaceContent(root, id, path, []byte("new"))
 			if (err == nil) != c.ok {
-				t.Errorf("error %v", err)
+				t.Errorf("error: %v", err)
 			}
 
 			if b, err := os.ReadFile(victim); err != nil || string(b) != "victim" {
-				t.Errorf("the file outside has %q, %v", b, err)
+				t.Errorf("the outside file contains %q, %v", b, err)
 			}
 
 			if !c.ok {
 				return
 			}
 			if b, err := os.ReadFile(file); err != nil || string(b) != "new" {
-				t.Errorf("it has %q, %v", b, err)
+				t.Errorf("the file contains %q, %v", b, err)
 			}
 		})
 	}

@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// recoveriesAtOnce is the number of containers or sandboxes that recovery handles at once.
+	// recoveriesAtOnce is the number of containers or sandboxes in recovery at the same time.
 	recoveriesAtOnce = 8
-	// recoveryWait is how long recovery waits for one container before it goes on with the next.
+	// recoveryWait bounds the recovery of one container.
 	recoveryWait = 30 * time.Second
-	// recoverSandboxTimeout bounds the adoption or the removal of one sandbox. The release of its
+	// recoverSandboxTimeout bounds the adoption or removal of one sandbox. The release of its
 	// network alone may take most of a minute.
 	recoverSandboxTimeout = undoSandboxDeadline
 )
 
-// Recover adopts the pods of older shims and clears what a crash left: networks and pins of
-// sandboxes that are removed or do not run, and sandboxes of ours that were created and never
-// started. Then the network's plugins collect what belongs to no pod. It never touches a pod that
-// runs. It is called whenever the view has been read anew.
+// Recover adopts the pods of older shims and cleans up after a crash. It releases networks and pins
+// of removed or stopped sandboxes, and removes sandboxes that this daemon created but never
+// started. Finally it runs the plugins' garbage collection. It never touches a running pod. The
+// daemon calls it after every full read of the view.
 func (s *Service) Recover(ctx context.Context) error {
 	host, err := s.host()
 	if err != nil {
@@ -37,30 +37,30 @@ func (s *Service) Recover(ctx context.Context) error {
 
 	r := recovery{s}
 	errs := []error{r.recoverForgotten(ctx), s.volumes.restore(ctx, host)}
-	errs = append(errs, r.adoptAll(ctx)...) // first, lest the plugins collect what they have
+	errs = append(errs, r.adoptAll(ctx)...) // before the plugins can collect their networks
 	errs = append(errs, s.Reclaimer.Reclaim(ctx, r))
 	errs = append(errs, r.recoverSandboxes(ctx)...)
 	if err := s.Reclaimer.Collect(ctx); err != nil {
-		s.Log.Warn("the network's plugins could not collect what belongs to no pod", "err", err)
+		s.Log.Warn("garbage collection of network plugins failed", "err", err)
 	}
 
 	return errors.Join(errs...)
 }
 
-// recovery clears what is left. It implements podnet.Sandboxes.
+// recovery cleans up leftovers. It implements podnet.Sandboxes.
 type recovery struct{ *Service }
 
-// observeRemoval requests a recovery if the network of a removed sandbox is still held: somebody
-// has removed the sandbox behind us (docker rm -f), and no call will name it again.
+// observeRemoval requests a recovery if a removed sandbox still holds its network. No later call
+// will name it if someone else removed it (docker rm -f).
 func (r recovery) observeRemoval(id model.ContainerID) {
 	if r.Node.Holds(id) {
 		r.Reclaimer.RequestReclaim()
 	}
 }
 
-// eachSandbox calls do for each sandbox of the view, several at once and each with its own
+// forEachSandbox calls do for each sandbox in the view, several at once and each with its own
 // deadline: the engine may hang on one.
-func (r recovery) eachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
+func (r recovery) forEachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
 	all := r.View.Sandboxes()
 	errs := make([]error, len(all))
 	var g errgroup.Group
@@ -79,9 +79,9 @@ func (r recovery) eachSandbox(ctx context.Context, do func(context.Context, *spe
 	return errs
 }
 
-// adoptAll adopts the pods whose network is not known here.
+// adoptAll adopts all pods with an unknown network.
 func (r recovery) adoptAll(ctx context.Context) []error {
-	return r.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+	return r.forEachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
 		if !r.Reclaimer.IsAdoptable(sb) {
 			return nil
 		}
@@ -92,15 +92,14 @@ func (r recovery) adoptAll(ctx context.Context) []error {
 	})
 }
 
-// adopt takes over the network of a pod of an older shim, or of one of ours that was handed back to
-// it.
+// adopt takes over the network of a pod created by an older shim, or handed back to one.
 func (r recovery) adopt(ctx context.Context, sb *spec.Sandbox) error {
-	return r.locked(ctx, sb, func(now *lockedSandbox) error { return r.Reclaimer.Adopt(ctx, now.Sandbox) })
+	return r.withLocks(ctx, sb, func(now *lockedSandbox) error { return r.Reclaimer.Adopt(ctx, now.Sandbox) })
 }
 
-// locked calls do with the record of a sandbox under its locks, unless it was removed meanwhile.
-func (r recovery) locked(ctx context.Context, sb *spec.Sandbox, do func(now *lockedSandbox) error) error {
-	unlock, err := r.lockName(ctx, sb.Name) // it may just be being created
+// withLocks calls do with the record of a sandbox under its locks, unless it was removed meanwhile.
+func (r recovery) withLocks(ctx context.Context, sb *spec.Sandbox, do func(now *lockedSandbox) error) error {
+	unlock, err := r.lockName(ctx, sb.Name) // a call may still be creating it
 	if err != nil {
 		return err
 	}
@@ -108,7 +107,7 @@ func (r recovery) locked(ctx context.Context, sb *spec.Sandbox, do func(now *loc
 
 	now, err := r.lockSandbox(ctx, string(sb.ID))
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 	defer now.unlock()
 
@@ -118,8 +117,8 @@ func (r recovery) locked(ctx context.Context, sb *spec.Sandbox, do func(now *loc
 // Sandbox implements podnet.Sandboxes.
 func (r recovery) Sandbox(id string) (*spec.Sandbox, error) { return r.View.Sandbox(id) }
 
-// IsRemoved implements podnet.Sandboxes. A sandbox that the view lacks may exist all the same:
-// renamed by hand, or one that the engine could not describe. It keeps its network.
+// IsRemoved implements podnet.Sandboxes. A sandbox missing from the view may still exist, for
+// example renamed by hand or not readable from the engine. It keeps its network.
 func (r recovery) IsRemoved(ctx context.Context, id model.ContainerID) (bool, error) {
 	if _, err := r.View.Sandbox(string(id)); err == nil {
 		return true, nil
@@ -132,15 +131,15 @@ func (r recovery) IsRemoved(ctx context.Context, id model.ContainerID) (bool, er
 		return false, fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 
-	r.Log.Warn("a sandbox's container is none that can be managed, and keeps its network; "+
-		"remove it (docker rm -f) to release that", "sandbox", id)
+	r.Log.Warn("the container of a sandbox cannot be managed and keeps its network; "+
+		"remove it (docker rm -f) to release the network", "sandbox", id)
 
 	return false, nil
 }
 
-// recoverSandboxes removes the sandboxes that were never finished.
+// recoverSandboxes removes all incomplete sandboxes.
 func (r recovery) recoverSandboxes(ctx context.Context) []error {
-	return r.eachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+	return r.forEachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
 		if err := r.recoverSandbox(ctx, sb); err != nil {
 			return fmt.Errorf("recover sandbox %s: %w", sb.ID, err)
 		}
@@ -148,22 +147,22 @@ func (r recovery) recoverSandboxes(ctx context.Context) []error {
 	})
 }
 
-// recoverSandbox removes a sandbox of ours that was never handed to the kubelet and holds a name:
-// one that never ran, or runs without its network. The kubelet starts such a pod anew. An older
-// shim's is left to the kubelet, which sees that it has no address.
+// recoverSandbox removes an incomplete sandbox of this daemon, since it still holds a name: one
+// never started, or running without its network. The kubelet never got its ID and starts such a pod
+// again. Sandboxes of an older shim stay: the kubelet sees that they have no address.
 func (r recovery) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
-	halfMade := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead before
+	incomplete := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead
 	unconnected := sb.Running && sb.Namespaces != nil && !r.Network.IsConnected(sb) &&
 		len(r.View.ContainersOf(sb.ID)) == 0
-	if sb.Foreign || sb.Stale || !halfMade && !unconnected {
+	if sb.Foreign || sb.Stale || !incomplete && !unconnected {
 		return nil
 	}
 
-	return r.locked(ctx, sb, func(now *lockedSandbox) error {
-		if !now.isKnown() || halfMade && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
+	return r.withLocks(ctx, sb, func(now *lockedSandbox) error {
+		if !now.isKnown() || incomplete && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
 			return nil
 		}
-		r.Log.Info("removing a sandbox that was never finished", "sandbox", sb.ID, "name", sb.Name)
+		r.Log.Info("removing an incomplete sandbox", "sandbox", sb.ID, "name", sb.Name)
 		return r.removeSandbox(ctx, now)
 	})
 }

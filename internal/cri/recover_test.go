@@ -16,7 +16,7 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// hangingEngine never removes some containers.
+// hangingEngine never removes certain containers.
 type hangingEngine struct {
 	Engine
 	hangs []model.ContainerID
@@ -30,9 +30,9 @@ func (h hangingEngine) Remove(ctx context.Context, id model.ContainerID) error {
 	return ctx.Err()
 }
 
-// TestRecoveryOfOneThatHangs: half-made sandboxes that the engine does not remove delay neither the
-// removal of others nor their adoption, and recovery itself no longer than their deadline.
-func TestRecoveryOfOneThatHangs(t *testing.T) {
+// TestRecoveryOfHangingSandbox: incomplete sandboxes with a hanging removal delay neither the
+// removal nor the adoption of others, and recovery itself at most by their deadline.
+func TestRecoveryOfHangingSandbox(t *testing.T) {
 	s, w := newService(t)
 	var ids []model.ContainerID
 	for range 2 * recoveriesAtOnce {
@@ -62,13 +62,13 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 	eventually(t, func() bool { return len(s.View.Sandboxes()) == len(hangs) })
 	for _, id := range hangs {
 		if _, err := s.View.Sandbox(string(id)); err != nil {
-			t.Errorf("%s, which hangs: %v", id, err)
+			t.Errorf("hanging sandbox %s: %v", id, err)
 		}
 	}
 
 	select {
 	case err := <-recovered:
-		t.Errorf("recovery has ended before the engine answered: %v", err)
+		t.Errorf("recovery returned before the engine: %v", err)
 	default:
 	}
 
@@ -89,11 +89,12 @@ func TestRecoveryOfOneThatHangs(t *testing.T) {
 	}
 }
 
-// TestEachSandboxHasADeadline of its own in recovery, whatever the caller's.
+// TestEachSandboxHasADeadline: recovery of a sandbox has its own deadline, independent of the
+// caller's.
 func TestEachSandboxHasADeadline(t *testing.T) {
 	s, w := newService(t)
 	runPod(t, s, w.pod())
-	errs := recovery{s}.eachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
+	errs := recovery{s}.forEachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
 		if at, ok := ctx.Deadline(); !ok || time.Until(at) > recoverSandboxTimeout {
 			t.Errorf("sandbox %s: deadline %v, %v", sb.ID, at, ok)
 		}
@@ -104,7 +105,7 @@ func TestEachSandboxHasADeadline(t *testing.T) {
 	}
 }
 
-// watchedView closes watched with the first watch.
+// watchedView closes watched at the first watch.
 type watchedView struct {
 	View
 	watched chan struct{}
@@ -115,8 +116,8 @@ func (v watchedView) Watch() *view.Watch {
 	return v.View.Watch()
 }
 
-// TestSandboxRemovedByOthers: the network of a sandbox that somebody removes through the engine is
-// released without another call or connection. Our own removals request no recovery.
+// TestSandboxRemovedByOthers: if someone removes a sandbox through the engine, its network is
+// released without another call or connection. The service's own removals request no recovery.
 func TestSandboxRemovedByOthers(t *testing.T) {
 	s, w := newService(t)
 	watched := watchedView{View: s.View, watched: make(chan struct{})}
@@ -136,8 +137,9 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 		ids = append(ids, r.PodSandboxId)
 	}
 
-	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err !=
-		nil {
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
+		PodSandboxId: ids[0],
+	}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -16,8 +16,8 @@ import (
 	"cri-dockerd/internal/podnet"
 )
 
-// slowDel has each DEL wait until release is called, which is also done at the end of the test. It
-// counts the DELs that began.
+// slowDel blocks each DEL until release is called, at the latest at the end of the test. It counts
+// the started DELs.
 func slowDel(t *testing.T, w *world) (begun *atomic.Int32, release func()) {
 	t.Helper()
 	begun = &atomic.Int32{}
@@ -39,7 +39,7 @@ func slowDel(t *testing.T, w *world) (begun *atomic.Int32, release func()) {
 	return begun, release
 }
 
-// stopWithin stops a pod as a caller that waits this long.
+// stopWithin stops a pod with this timeout.
 func stopWithin(t *testing.T, s *Service, id string, d time.Duration) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -48,8 +48,8 @@ func stopWithin(t *testing.T, s *Service, id string, d time.Duration) error {
 	return err
 }
 
-// TestSlowReleaseGoesOn: a DEL that outlasts its caller goes on, later callers wait for the same
-// one, and then everything is gone.
+// TestSlowReleaseGoesOn: a DEL continues after its caller's timeout. Later callers wait for the
+// same DEL, and finally everything is released.
 func TestSlowReleaseGoesOn(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -63,7 +63,7 @@ func TestSlowReleaseGoesOn(t *testing.T) {
 	cancel()
 	if _, err := s.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); !errors.Is(err,
 		context.Canceled) {
-		t.Errorf("a caller that gives up: %v", err)
+		t.Errorf("canceled caller: %v", err)
 	}
 
 	done := make(chan error, 1)
@@ -74,7 +74,7 @@ func TestSlowReleaseGoesOn(t *testing.T) {
 
 	select {
 	case err := <-done:
-		t.Errorf("it did not wait: %v", err)
+		t.Errorf("the call did not wait: %v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
 
@@ -93,9 +93,9 @@ func TestSlowReleaseGoesOn(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestSlowReleaseAndKubeadm is kubeadm reset: it waits some seconds for a stop, five times, then
-// removes, and never comes back. The containers go while the DEL goes on, and the rest when it
-// ends.
+// TestSlowReleaseAndKubeadm simulates kubeadm reset: it waits some seconds for a stop, five times,
+// then removes the pod and never returns. The containers are removed during the DEL, and the
+// network resources after it.
 func TestSlowReleaseAndKubeadm(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -116,7 +116,7 @@ func TestSlowReleaseAndKubeadm(t *testing.T) {
 	}
 
 	if got := keys(w, w.pins); len(got) != 1 {
-		t.Errorf("the namespace went before its network: %v", got)
+		t.Errorf("the namespace was removed before its network: %v", got)
 	}
 
 	release()
@@ -128,8 +128,8 @@ func TestSlowReleaseAndKubeadm(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestSlowReleaseFails: the pod has gone before its network, whose DEL then fails. Recovery
-// releases it.
+// TestSlowReleaseFails: the pod was removed before its network, and the DEL fails later. Recovery
+// releases the network.
 func TestSlowReleaseFails(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -141,9 +141,9 @@ func TestSlowReleaseFails(t *testing.T) {
 		return nil
 	})
 
-	for range 2 { // callers that may give up before the pod goes
+	for range 2 { // callers with a timeout before the pod is removed
 		if err := stopWithin(t, s, id, 100*time.Millisecond); err == nil {
-			t.Error("it did not fail")
+			t.Error("the stop succeeded")
 		}
 	}
 
@@ -158,7 +158,7 @@ func TestSlowReleaseFails(t *testing.T) {
 	select {
 	case <-w.network.Leftovers():
 	case <-time.After(20 * time.Second):
-		t.Fatal("recovery was not woken")
+		t.Fatal("no recovery was requested")
 	}
 
 	w.setFault(nil)
@@ -169,10 +169,10 @@ func TestSlowReleaseFails(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestUndoOfARelease: a pod whose ADD fails is released once if that succeeds. What fails quickly
-// is tried again: a plugin whose ADD was cut off may fail at its first DEL.
-func TestUndoOfARelease(t *testing.T) {
-	for _, failing := range []int{0, undoTries - 1} {
+// TestUndoOfRelease: a pod with a failed ADD is released once if the DEL succeeds. Quick failures
+// are retried: a plugin may fail at its first DEL after an interrupted ADD.
+func TestUndoOfRelease(t *testing.T) {
+	for _, failing := range []int{0, undoAttempts - 1} {
 		for _, reason := range []string{"", "by a flag"} {
 			s, w := newServiceWith(t, reason)
 			dels := 0
@@ -208,8 +208,8 @@ func TestUndoOfARelease(t *testing.T) {
 	}
 }
 
-// TestOwedNetwork: a pod does not wait for a program that was uninstalled, and keeps its namespace
-// for it.
+// TestOwedNetwork: the removal of a pod does not wait for an uninstalled plugin. The namespace is
+// kept for the later release.
 func TestOwedNetwork(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
@@ -236,13 +236,14 @@ func TestOwedNetwork(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestWaitingCounts: a caller that has waited in vain for a minute sees its pod go.
+// TestWaitingCounts: after a caller has waited in vain for a minute, the pod is removed without its
+// network.
 func TestWaitingCounts(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	_, release := slowDel(t, w)
 	if err := stopWithin(t, s, id, 100*time.Millisecond); err == nil {
-		t.Error("it did not fail")
+		t.Error("the stop succeeded")
 	}
 
 	w.later.Add(int64(time.Minute))

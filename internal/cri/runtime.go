@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// runtimeName is what nodes show and tools look for: docker://<version>.
+	// runtimeName is the name in the node's status and in tools: docker://<version>.
 	runtimeName = "docker"
-	// kubeletAPI is the version of the kubelet's runtime API, a constant since the CRI exists (CRI
+	// kubeletAPI is the version of the kubelet's runtime API, constant since the CRI exists (CRI
 	// VersionRequest).
 	kubeletAPI = "0.1.0"
 	criVersion = "v1"
 )
 
-// Version names the runtime (CRI Version).
+// Version returns the name and version of the runtime (CRI Version).
 func (s *Service) Version(_ context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	host, err := s.connectedHost()
 	if err != nil {
@@ -36,8 +36,8 @@ func (s *Service) Version(_ context.Context, _ *runtimeapi.VersionRequest) (*run
 	}, nil
 }
 
-// Status says whether pods can run and be connected, and why not (CRI Status). It answers also
-// while the engine is down.
+// Status reports whether the runtime and the network are ready, with reasons if not (CRI Status).
+// It works while the engine is down.
 func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	e := s.View.Engine()
 	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: e.Ready}
@@ -54,7 +54,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	if notice, err := s.Node.State(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	} else if notice != "" {
-		network.Reason, network.Message = "NetworkNotice", notice
+		network.Reason, network.Message = "NetworkWarning", notice
 	}
 
 	resp := &runtimeapi.StatusResponse{
@@ -75,7 +75,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		return resp, nil
 	}
 
-	info, err := verbose(map[string]any{
+	info, err := verboseInfo(map[string]any{
 		"engine":     e.Host,
 		"sandboxes":  len(s.View.Sandboxes()),
 		"containers": len(s.View.Containers()),
@@ -86,20 +86,19 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	return resp, err
 }
 
-// A condition of our own: how containers are logged. The kubelet takes no notice of it, crictl info
-// shows it.
+// Condition for the log mode of containers. The kubelet ignores it; crictl info shows it.
 const (
 	containerLogs = "ContainerLogs"
 	logsNotReady  = "LogDriverNotReady"
 )
 
-// Another one: who makes pods' network namespaces.
+// Condition for the creator of pod network namespaces.
 const podNetNS = "PodNetworkNamespaces"
 
-// netnsCondition reports whether pods' network namespaces are ours, and why if they are not. reason
-// is what joining knows.
+// netnsCondition reports whether the daemon creates the network namespaces of pods, with the reason
+// if it does not. reason comes from joining.
 func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeapi.RuntimeCondition {
-	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "Own"}
+	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "CreatedByDaemon"}
 	if reason == "" {
 		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
 	}
@@ -107,14 +106,14 @@ func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeap
 		reason = "the engine connects the pods"
 	}
 	if reason != "" {
-		c.Status, c.Reason, c.Message = false, "Engine", reason
+		c.Status, c.Reason, c.Message = false, "CreatedByEngine", reason
 	}
 
 	return c
 }
 
-// logsCondition reports which mode of --container-log is active, and why if it is not the preferred
-// one.
+// logsCondition reports the active mode of --container-log, with the reason if it is not the
+// preferred one.
 func logsCondition(logs Logs) *runtimeapi.RuntimeCondition {
 	active, reason := logs.State()
 	c := &runtimeapi.RuntimeCondition{Type: containerLogs, Status: reason == "", Message: reason}
@@ -130,7 +129,7 @@ func logsCondition(logs Logs) *runtimeapi.RuntimeCondition {
 	return c
 }
 
-// RuntimeConfig tells the kubelet the engine's cgroup driver (CRI RuntimeConfig).
+// RuntimeConfig returns the engine's cgroup driver (CRI RuntimeConfig).
 func (s *Service) RuntimeConfig(
 	_ context.Context, _ *runtimeapi.RuntimeConfigRequest,
 ) (*runtimeapi.RuntimeConfigResponse, error) {
@@ -147,8 +146,8 @@ func (s *Service) RuntimeConfig(
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-// UpdateRuntimeConfig takes the node's pod CIDR, one or two with a comma between (CRI
-// UpdateRuntimeConfig). Without one it changes nothing.
+// UpdateRuntimeConfig sets the node's pod CIDR, one or two separated by a comma (CRI
+// UpdateRuntimeConfig). An empty value changes nothing.
 func (s *Service) UpdateRuntimeConfig(
 	_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest,
 ) (*runtimeapi.UpdateRuntimeConfigResponse, error) {

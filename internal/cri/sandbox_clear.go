@@ -11,53 +11,57 @@ import (
 )
 
 const (
-	// before the second try of an undo, five times as much before the third
-	undoPause = 100 * time.Millisecond
-	undoTries = 3
-	// a try that took longer has waited for what does not answer, and is not repeated
-	quickFailed = 10 * time.Second
+	// undoRetryDelay is the pause before the second attempt of an undo. The third waits five times
+	// as long.
+	undoRetryDelay = 100 * time.Millisecond
+	undoAttempts   = 3
+	// quickFailure is the longest attempt worth a retry. A longer one has waited for something
+	// unresponsive.
+	quickFailure = 10 * time.Second
 )
 
-// undoSandbox removes what a failed call has created. It repeats what fails quickly: a plugin whose
-// ADD was cut off may fail at the first DEL and succeed at the second. The bridge plugin, for one,
-// fails at a rule that was never made, and does not look for rules once the interface is removed.
+// undoSandbox removes the objects created by a failed call. It retries quick failures: after an
+// interrupted ADD, a plugin's first DEL may fail and the second succeed. The bridge plugin, for
+// example, fails at a missing rule, and skips the rules once the interface is removed.
 func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
 	remove := func() error {
-		if created == "" { // a create that was cancelled or lost its answer may have happened
+		if created == "" { // a create may have succeeded although canceled or its response lost
 			return s.removeByName(ctx, name)
 		}
-		// also what is left if somebody has removed the pause meanwhile
+		// Also cleans up if someone has removed the pause container meanwhile.
 		return s.removeByID(ctx, created)
 	}
 
-	pause := undoPause
+	delay := undoRetryDelay
 	for try := 1; ; try++ {
 		began := time.Now()
 		err := remove()
-		if err == nil || try == undoTries || time.Since(began) > quickFailed {
+		if err == nil || try == undoAttempts || time.Since(began) > quickFailure {
 			return err
 		}
 
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(delay):
 		}
 
-		pause *= 5
+		delay *= 5
 	}
 }
 
-// clearSandbox removes what an earlier attempt left under a name. The same pod is returned if it is
-// ready. AlreadyExists if the name is not a pod's of ours.
+// clearSandbox removes a leftover of an earlier attempt under a name. If the pod is complete, it
+// returns the pod's ID instead. AlreadyExists if the container with this name is not a sandbox of
+// this daemon.
 func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.ContainerID, err error) {
 	id, o, err := s.Engine.FindByName(ctx, name)
 	if err != nil {
-		return "", notFoundIsFine(err)
+		return "", ignoreNotFound(err)
 	}
 
 	if o.Sandbox == nil {
-		return "", fmt.Errorf("container %s has the name and is not ours; remove it: %w", id, errdefs.ErrAlreadyExists)
+		return "", fmt.Errorf("container %s already has this name and is not managed by cri-dockerd; remove it: %w",
+			id, errdefs.ErrAlreadyExists)
 	}
 
 	sb, err := s.lockFoundSandbox(ctx, id)
@@ -73,7 +77,7 @@ func (s *Service) clearSandbox(ctx context.Context, name string) (ready model.Co
 	return "", s.removeSandbox(ctx, sb)
 }
 
-// lockFoundSandbox locks a sandbox that the engine has, whether or not the view knows it yet.
+// lockFoundSandbox locks a sandbox known to the engine, even if the view lacks it.
 func (g *gate) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*lockedSandbox, error) {
 	if err := g.view.Refresh(ctx, id); err != nil {
 		return nil, err
@@ -81,28 +85,28 @@ func (g *gate) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*loc
 	return g.lockSandbox(ctx, string(id))
 }
 
-// removeByName removes what of ours has this name, if there is something.
+// removeByName removes the sandbox or container with this name, if it is managed by this daemon.
 func (s *Service) removeByName(ctx context.Context, name string) error {
 	id, o, err := s.Engine.FindByName(ctx, name)
 	switch {
 	case err != nil:
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	case o.Sandbox != nil:
 		return s.removeByID(ctx, id)
 	case o.Container != nil:
 		c, err := s.lockFoundContainer(ctx, id)
 		if err != nil {
-			return notFoundIsFine(err)
+			return ignoreNotFound(err)
 		}
 		defer c.unlock()
 		return s.removeContainer(ctx, c)
 	}
 
-	return nil // somebody else's
+	return nil // not managed by this daemon
 }
 
-// removeByID removes a sandbox, or what is left of one. It needs no inspect: the engine may
-// hang on that while it starts the pause.
+// removeByID removes a sandbox, complete or not. It works without an inspect: the engine may hang
+// on one while it starts the pause container.
 func (s *Service) removeByID(ctx context.Context, id model.ContainerID) error {
 	sb, err := s.lockSandbox(ctx, string(id))
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // ListPodSandbox lists sandboxes by filter, newest first, from memory (CRI ListPodSandbox). The
-// items are encoded already; see package wire.
+// items are already encoded; see package wire.
 func (s *Service) ListPodSandbox(
 	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
 ) (*runtimeapi.ListPodSandboxResponse, error) {
@@ -26,7 +26,7 @@ func (s *Service) ListPodSandbox(
 	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, items), nil
 }
 
-// matchSandbox returns the records that a filter selects.
+// matchSandbox returns a predicate for the filter.
 func matchSandbox(f *runtimeapi.PodSandboxFilter) func(*spec.Sandbox) bool {
 	return func(sb *spec.Sandbox) bool { return spec.MatchSandbox(f, sb) }
 }

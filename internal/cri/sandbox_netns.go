@@ -7,8 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// OpenNetNS opens a running sandbox's network namespace, nil for the host's. NotFound, or
-// FailedPrecondition when the pod does not run.
+// OpenNetNS opens the network namespace of a running sandbox. It returns nil for the host's.
+// NotFound for an unknown sandbox, FailedPrecondition if it is not ready.
 func (s *Service) OpenNetNS(sandboxID string) (*os.File, error) {
 	sb, err := s.View.Sandbox(sandboxID)
 	switch {

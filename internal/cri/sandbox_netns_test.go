@@ -12,7 +12,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// netnsOf is the condition that says who makes pods' network namespaces.
+// netnsOf returns the condition for the creator of pod network namespaces.
 func netnsOf(t *testing.T, s *Service) *runtimeapi.RuntimeCondition {
 	t.Helper()
 	r, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -31,8 +31,8 @@ func netnsOf(t *testing.T, s *Service) *runtimeapi.RuntimeCondition {
 	return nil
 }
 
-// TestPausesThatCannotJoin is a node where the engine does not let a pause into a namespace of
-// ours: the first pod shows it, gets one of the engine's, and so do all others.
+// TestPausesThatCannotJoin: the engine does not let pause processes into the daemon's namespaces.
+// The first pod detects this and gets a namespace of the engine, as do all later pods.
 func TestPausesThatCannotJoin(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
@@ -42,13 +42,15 @@ func TestPausesThatCannotJoin(t *testing.T) {
 		if err != nil || sb.OwnNetNS || sb.HostNetwork() || sb.NetworkMode != "none" {
 			t.Errorf("%+v, %v", sb, err)
 		}
-		if c := netnsOf(t, s); c.Status || c.Reason != "Engine" || !strings.Contains(c.Message, "did not join") {
+
+		c := netnsOf(t, s)
+		if c.Status || c.Reason != "CreatedByEngine" || !strings.Contains(c.Message, "did not join") {
 			t.Errorf("condition: %v", c)
 		}
 	}
 }
 
-// TestPauseThatDoesNotJoin is one among others that do: its pod fails.
+// TestPauseThatDoesNotJoin: one failure on a node with successful joins fails its pod.
 func TestPauseThatDoesNotJoin(t *testing.T) {
 	s, w := newService(t)
 	s.joining.timeout = 10 * time.Millisecond
@@ -68,14 +70,13 @@ func TestPauseThatDoesNotJoin(t *testing.T) {
 	}
 
 	w.nothingLeft(t, s)
-	if c := netnsOf(t, s); !c.Status || c.Reason != "Own" {
+	if c := netnsOf(t, s); !c.Status || c.Reason != "CreatedByDaemon" {
 		t.Errorf("condition: %v", c)
 	}
 }
 
-// TestEngineFailsForItsOwnReasons makes sure that not every failure of the first pod is taken for
-// one of joining.
-func TestEngineFailsForItsOwnReasons(t *testing.T) {
+// TestUnrelatedEngineFailure: not every failure of the first pod counts as a failed join.
+func TestUnrelatedEngineFailure(t *testing.T) {
 	s, w := newService(t)
 	w.fault = func(step string) error {
 		if step == "start" {
@@ -84,7 +85,7 @@ func TestEngineFailsForItsOwnReasons(t *testing.T) {
 		return nil
 	}
 	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
-		t.Error("it succeeded")
+		t.Error("RunPodSandbox succeeded")
 	}
 
 	w.fault = nil
@@ -94,24 +95,23 @@ func TestEngineFailsForItsOwnReasons(t *testing.T) {
 	}
 }
 
-// TestSandboxImageRemovedAMomentAgo is one that the view still knows when the sandbox is made from
-// it.
+// TestSandboxImageRemovedAMomentAgo removes the sandbox image while the view still has it.
 func TestSandboxImageRemovedAMomentAgo(t *testing.T) {
 	s, w := newService(t)
-	gone := fmt.Errorf("No such image: %w", errdefs.ErrNotFound)
+	errNoImage := fmt.Errorf("No such image: %w", errdefs.ErrNotFound)
 	w.setFault(func(step string) (err error) {
 		if step == "create" {
-			err, gone = gone, nil
+			err, errNoImage = errNoImage, nil
 		}
 		return err
 	})
 
-	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || gone != nil {
+	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || errNoImage != nil {
 		t.Errorf("%+v, %v", sb, err)
 	}
 }
 
-func TestEndedPauseSaysWhy(t *testing.T) {
+func TestPauseExitError(t *testing.T) {
 	for code, want := range map[int]string{
 		1:   "setns: operation not permitted",
 		22:  "setns: invalid argument",
@@ -119,12 +119,12 @@ func TestEndedPauseSaysWhy(t *testing.T) {
 		200: "privileges",
 		0:   "exit code 0",
 	} {
-		if err := ended(&spec.Sandbox{OwnNetNS: true, ExitCode: code}); !strings.Contains(err.Error(), want) {
+		if err := pauseExitError(&spec.Sandbox{OwnNetNS: true, ExitCode: code}); !strings.Contains(err.Error(), want) {
 			t.Errorf("%d: %v, want %q", code, err, want)
 		}
 	}
 
-	if err := ended(&spec.Sandbox{ExitCode: 1}); strings.Contains(err.Error(), "namespace") {
+	if err := pauseExitError(&spec.Sandbox{ExitCode: 1}); strings.Contains(err.Error(), "namespace") {
 		t.Error(err)
 	}
 }

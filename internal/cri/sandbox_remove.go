@@ -10,8 +10,8 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// RemovePodSandbox stops a pod if it runs and removes its containers and sandbox (CRI
-// RemovePodSandbox). An unknown ID is a success.
+// RemovePodSandbox stops a running pod and removes its containers and sandbox (CRI
+// RemovePodSandbox). It succeeds for an unknown ID.
 func (s *Service) RemovePodSandbox(
 	ctx context.Context, r *runtimeapi.RemovePodSandboxRequest,
 ) (*runtimeapi.RemovePodSandboxResponse, error) {
@@ -21,14 +21,14 @@ func (s *Service) RemovePodSandbox(
 
 	sb, err := s.lockSandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
-		if err := notFoundIsFine(err); err != nil {
+		if err := ignoreNotFound(err); err != nil {
 			return nil, fmt.Errorf("remove sandbox: %w", err)
 		}
 		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
 	defer sb.unlock()
 
-	// Somebody may have removed the pause; its containers and its network may be left.
+	// Someone may have removed the pause container but not the pod's containers and network.
 	if !sb.isKnown() && len(s.View.ContainersOf(sb.ID)) == 0 && !s.Node.Holds(sb.ID) {
 		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
@@ -39,8 +39,8 @@ func (s *Service) RemovePodSandbox(
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
 }
 
-// removeSandbox undoes all that a sandbox is. The pause goes last: as long as anything is left, the
-// sandbox stays listed and the kubelet tries again.
+// removeSandbox removes a sandbox with all its resources. The pause container is removed last:
+// while anything remains, the sandbox stays listed and the kubelet retries.
 func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 	defer s.Stats.Forget(string(sb.ID))
 
@@ -54,11 +54,11 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 		}
 	}
 
-	if err := s.volumes.collect(ctx); err != nil { // containers may have been removed behind our back
+	if err := s.volumes.collect(ctx); err != nil { // containers may have been removed by someone else
 		return err
 	}
 
-	if err := notFoundIsFine(s.Engine.Remove(ctx, sb.ID)); err != nil {
+	if err := ignoreNotFound(s.Engine.Remove(ctx, sb.ID)); err != nil {
 		return err
 	}
 
@@ -70,12 +70,12 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 	return errors.Join(err, s.View.Refresh(ctx, sb.ID))
 }
 
-// removeContainerOf removes a container of a sandbox that goes. It waits for calls on the
-// container: one that starts it would make its log link again.
+// removeContainerOf removes a container of a sandbox being removed. It waits for other calls on the
+// container: a concurrent start would create its log link again.
 func (s *Service) removeContainerOf(ctx context.Context, id model.ContainerID) error {
 	c, err := s.lockContainer(ctx, string(id))
 	if err != nil {
-		return notFoundIsFine(err)
+		return ignoreNotFound(err)
 	}
 	defer c.unlock()
 	return s.removeContainer(ctx, c)

@@ -17,8 +17,8 @@ import (
 )
 
 // RunPodSandbox creates and starts a pod's sandbox and returns when it is ready (CRI
-// RunPodSandbox). A failed call leaves nothing. A repeated one returns the existing sandbox, and
-// clears first what an earlier attempt may have left.
+// RunPodSandbox). A failed call leaves nothing behind. A repeated call returns the existing
+// sandbox, or clears the leftovers of an earlier attempt first.
 func (s *Service) RunPodSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest,
 ) (*runtimeapi.RunPodSandboxResponse, error) {
@@ -47,9 +47,9 @@ func (s *Service) RunPodSandbox(
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
 }
 
-// canOwnNetNS reports whether the pod is to get a network namespace of ours. It is made before the
-// pause, so that plugins connect it while the engine starts the pause, which joins it; see
-// docs/adr/0005.
+// canOwnNetNS reports whether the daemon creates the pod's network namespace. It does so before the
+// pause container exists: plugins then connect the namespace while the engine starts the pause
+// process, which joins it. See docs/adr/0005.
 func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host) bool {
 	options := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if options.GetNetwork() == runtimeapi.NamespaceMode_NODE || !s.Node.ConnectsPods() {
@@ -58,15 +58,16 @@ func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host
 
 	if reason := spec.EngineNetNS(r, host); reason != "" {
 		pod := spec.SandboxName(r.GetConfig().GetMetadata())
-		s.Log.Debug("the engine makes the pod's network namespace", "pod", pod, "reason", reason)
+		s.Log.Debug("the engine creates the pod's network namespace", "pod", pod, "reason", reason)
 		return false
 	}
 
-	return s.joining.try(time.Now()) // last, since it may be this pod's turn to try
+	return s.joining.try(time.Now()) // last, since it uses up this pod's turn to try
 }
 
-// runWithOwnNetNS runs a sandbox with a network namespace of ours. If the pause cannot join it, and
-// has not done so on this node before, the engine makes the namespace, now and for a while.
+// runWithOwnNetNS runs a sandbox with a network namespace of the daemon. If the pause process
+// cannot join it, and none has joined on this node before, the engine creates the namespaces, now
+// and for a while.
 func (s *Service) runWithOwnNetNS(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
 ) (model.ContainerID, error) {
@@ -82,7 +83,8 @@ func (s *Service) runWithOwnNetNS(
 	}
 
 	until := s.joining.fallBack(join.Error(), time.Now())
-	s.Log.Warn("pods' network namespaces are the engine's for now", "reason", join, "until", until)
+	s.Log.Warn("pause process cannot join the pod's network namespace; the engine creates network namespaces for now",
+		"reason", join, "until", until)
 
 	return id, nil
 }
@@ -96,7 +98,7 @@ func (s *Service) runJoined(
 	} else if err != nil {
 		return "", &joinError{err}
 	}
-	defer drop() // it lives on in the sandbox, if there is one
+	defer drop() // the sandbox, if any, keeps the namespace
 
 	create, err := s.translateSandbox(ctx, r, host, netns)
 	if err != nil {
@@ -113,7 +115,7 @@ func (s *Service) runJoined(
 	})
 }
 
-// runWithEngineNetNS runs a sandbox with a network namespace that the engine makes with the pause.
+// runWithEngineNetNS runs a sandbox and lets the engine create its network namespace.
 func (s *Service) runWithEngineNetNS(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
 ) (model.ContainerID, error) {
@@ -131,8 +133,9 @@ func (s *Service) runWithEngineNetNS(
 	})
 }
 
-// translateSandbox collects the input of the translation and translates. Only images may be changed
-// by then. netns is a namespace of Prepare, or "" for one of the engine's.
+// translateSandbox collects the input of the translation and translates the request. Its only side
+// effect is a pull or load of the sandbox image. netns is a namespace of Prepare, or "" to let the
+// engine create one.
 func (s *Service) translateSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string,
 ) (*spec.Create, error) {
@@ -148,7 +151,7 @@ func (s *Service) translateSandbox(
 		NetNS:          netns,
 		SeccompProfile: profile,
 	}
-	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before an image is pulled in vain
+	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before pulling an image in vain
 		return nil, err
 	}
 
@@ -159,9 +162,9 @@ func (s *Service) translateSandbox(
 	return spec.NewSandbox(r.GetConfig(), o)
 }
 
-// runPause creates a pause and has its sandbox completed. It tries once more if something was
-// removed a moment ago: the sandbox image, so that the view still has it, or the pause (docker
-// container prune).
+// runPause creates a pause container and completes its sandbox. It retries once if an object was
+// removed a moment ago: the sandbox image, still present in the view, or the pause container
+// (docker container prune).
 func (s *Service) runPause(
 	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
 ) (model.ContainerID, error) {
@@ -193,10 +196,10 @@ func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) erro
 	return nil
 }
 
-// tryPause creates a pause and has its sandbox completed, under the lock of the sandbox. All that
-// the call acquires hangs on the container, so there is one undo for all: the sandbox of that name
-// is removed, network first. If that fails, it stays listed as not ready, and the kubelet or
-// recovery tries again.
+// tryPause creates a pause container and completes its sandbox under the sandbox's lock. All
+// acquired resources belong to the container, so one undo suffices: remove the sandbox of this
+// name, network first. If the undo fails, the sandbox stays listed as not ready, and the kubelet or
+// recovery retries.
 func (s *Service) tryPause(
 	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
 ) (id model.ContainerID, err error) {
@@ -218,15 +221,15 @@ func (s *Service) tryPause(
 	if err != nil {
 		return "", err
 	}
-	defer sb.unlock() // before the undo, which locks what it removes
+	defer sb.unlock() // before the undo, since it takes the lock again
 
 	created = id
 
 	return id, complete(id)
 }
 
-// createPause creates the pause container. A name in use is the same pod, which is returned if it
-// is running, or a leftover, which is cleared once.
+// createPause creates the pause container. If the name is in use, it returns the running sandbox of
+// the same pod, or clears a leftover once.
 func (s *Service) createPause(
 	ctx context.Context, create *spec.Create,
 ) (id model.ContainerID, isRunning bool, err error) {
@@ -248,7 +251,7 @@ func (s *Service) createPause(
 	return id, false, asJoinError(err)
 }
 
-// startPause starts the pause and returns its record.
+// startPause starts the pause container and returns its record.
 func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.Sandbox, error) {
 	if err := s.Engine.Start(ctx, id); err != nil {
 		return nil, asJoinError(err)
@@ -260,14 +263,13 @@ func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.S
 
 	sb, err := s.View.Sandbox(string(id))
 	if err == nil && !sb.Running {
-		err = ended(sb)
+		err = pauseExitError(sb)
 	}
 
 	return sb, asJoinError(err)
 }
 
-// connect writes the pod's resolv.conf and connects the namespace that the engine made with the
-// pause.
+// connect writes the pod's resolv.conf and connects the namespace created by the engine.
 func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if err := s.writeResolvConf(sb, cfg); err != nil {
 		return err
@@ -283,8 +285,9 @@ func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi
 	return s.Network.Confirm(sb.ID)
 }
 
-// startAndConnect starts the pause and connects the namespace of Keep meanwhile. The pod is
-// complete when the pause has joined the namespace and the pod's files are written.
+// startAndConnect starts the pause container and connects the namespace of Keep at the same time.
+// The pod is complete once the pause process has joined the namespace and the pod's files are
+// written.
 func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg *runtimeapi.PodSandboxConfig) error {
 	g, both := errgroup.WithContext(ctx)
 	var ips []netip.Addr
@@ -303,7 +306,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 
 	var sb *spec.Sandbox
 	g.Go(func() (err error) {
-		// A failed Connect does not cut off the start: nobody would know whether the pause runs.
+		// A failed Connect does not cancel the start: it would stay unknown whether the pause runs.
 		if sb, err = s.startPause(ctx, id); err != nil {
 			return err
 		}
@@ -318,7 +321,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 		return err
 	}
 
-	if sb.HostsPath != "" { // Docker has copied the node's
+	if sb.HostsPath != "" { // Docker has copied the node's hosts file
 		if err := s.writePodFile(sb.ID, sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips)); err != nil {
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
@@ -329,8 +332,8 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 	return s.Network.Confirm(id)
 }
 
-// writeResolvConf writes the kubelet's DNS configuration, in place: the file is mounted in all of
-// the pod's containers.
+// writeResolvConf writes the kubelet's DNS configuration in place: all containers of the pod have
+// the file mounted.
 func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
 		return nil
@@ -341,5 +344,5 @@ func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxCo
 	return nil
 }
 
-// isReady reports whether a pod has all that RunPodSandbox gives.
+// isReady reports whether a pod has everything RunPodSandbox provides.
 func (s *Service) isReady(sb *spec.Sandbox) bool { return sb.Ready() && s.Network.IsConnected(sb) }

@@ -12,8 +12,7 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// TestInvalidSandboxPullsNothing: a request that cannot be translated does not get as far as the
-// sandbox image.
+// TestInvalidSandboxPullsNothing: the sandbox image is not requested for an invalid request.
 func TestInvalidSandboxPullsNothing(t *testing.T) {
 	s, w := newService(t)
 	images := &countingImages{Images: s.Images}
@@ -27,13 +26,13 @@ func TestInvalidSandboxPullsNothing(t *testing.T) {
 	}
 
 	if n := images.asked.Load(); n != 0 {
-		t.Errorf("the sandbox image was asked for %d times", n)
+		t.Errorf("the sandbox image was requested %d times", n)
 	}
 
 	w.nothingLeft(t, s)
 }
 
-// countingImages counts how often the sandbox image is asked for.
+// countingImages counts the requests for the sandbox image.
 type countingImages struct {
 	Images
 	asked atomic.Int32
@@ -44,7 +43,8 @@ func (c *countingImages) PauseImage(ctx context.Context) (spec.PauseImage, error
 	return c.Images.PauseImage(ctx)
 }
 
-// pruningEngine loses an image before the first create, or the first pause before its start.
+// pruningEngine loses an image before the first create, or the first pause container before its
+// start.
 type pruningEngine struct {
 	Engine
 	losesImage, losesPause bool
@@ -67,8 +67,8 @@ func (p pruningEngine) Start(ctx context.Context, id model.ContainerID) error {
 	return p.Engine.Start(ctx, id)
 }
 
-// TestPruneDuringRunPodSandbox: an image or a pause that somebody prunes in the middle of the call
-// is provided once more.
+// TestPruneDuringRunPodSandbox: an image or pause container pruned during the call is created
+// again.
 func TestPruneDuringRunPodSandbox(t *testing.T) {
 	for name, lost := range map[string]pruningEngine{
 		"image": {losesImage: true},

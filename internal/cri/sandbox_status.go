@@ -10,9 +10,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// PodSandboxStatus describes one sandbox with its containers, from memory (CRI PodSandboxStatus).
+// PodSandboxStatus describes one sandbox with its containers from memory (CRI PodSandboxStatus).
 // The timestamp orders it among the events of GetContainerEvents, so that the kubelet keeps the
-// newer state. The verbose answer has the result of the network's plugins, too (CNI CHECK).
+// newer state. The verbose response includes the plugins' check of the network (CNI CHECK).
 // NotFound for an unknown ID.
 func (s *Service) PodSandboxStatus(
 	ctx context.Context, r *runtimeapi.PodSandboxStatusRequest,
@@ -29,12 +29,12 @@ func (s *Service) PodSandboxStatus(
 	sb := pod.Sandbox
 	resp := &runtimeapi.PodSandboxStatusResponse{
 		Status:             sb.Status(s.Network.Addresses(sb)),
-		ContainersStatuses: statuses(pod.Containers),
+		ContainersStatuses: containerStatuses(pod.Containers),
 		Timestamp:          pod.At.UnixNano(),
 	}
 	if r.GetVerbose() {
 		netns, network := s.Node.Check(ctx, sb)
-		resp.Info, err = verbose(map[string]any{
+		resp.Info, err = verboseInfo(map[string]any{
 			"pid":     sb.Pid,
 			"netns":   netns,
 			"name":    sb.Name,
@@ -46,7 +46,7 @@ func (s *Service) PodSandboxStatus(
 	return resp, err
 }
 
-func statuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
+func containerStatuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
 	var out []*runtimeapi.ContainerStatus
 	for _, c := range containers {
 		out = append(out, c.Status())
@@ -54,12 +54,12 @@ func statuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
 	return out
 }
 
-// verbose returns the info map of a verbose answer: one key with JSON, as crictl shows it.
-func verbose(v any) (map[string]string, error) {
+// verboseInfo returns the info map of a verbose response: one key with JSON, as expected by crictl.
+func verboseInfo(v any) (map[string]string, error) {
 	b, err := json.Marshal(v)
 	if len(b) > maxInfo {
 		b, err = json.Marshal(map[string]string{
-			"leftOut": fmt.Sprintf("%d bytes; at most %d are shown", len(b), maxInfo),
+			"omitted": fmt.Sprintf("%d bytes; the limit is %d bytes", len(b), maxInfo),
 		})
 	}
 	return map[string]string{"info": string(b)}, err

@@ -12,9 +12,9 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// StopPodSandbox stops everything of a pod by force and releases its network (CRI StopPodSandbox).
-// It is idempotent, knows nothing of an unknown ID, and works when the pause process or its
-// container is gone.
+// StopPodSandbox force-stops all containers of a pod and releases its network (CRI StopPodSandbox).
+// It is idempotent and succeeds for an unknown ID. It works even if the pause process has ended or
+// its container was removed.
 func (s *Service) StopPodSandbox(
 	ctx context.Context, r *runtimeapi.StopPodSandboxRequest,
 ) (*runtimeapi.StopPodSandboxResponse, error) {
@@ -24,7 +24,7 @@ func (s *Service) StopPodSandbox(
 
 	sb, err := s.lockSandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
-		if err := notFoundIsFine(err); err != nil {
+		if err := ignoreNotFound(err); err != nil {
 			return nil, fmt.Errorf("stop sandbox: %w", err)
 		}
 		return &runtimeapi.StopPodSandboxResponse{}, nil
@@ -38,24 +38,24 @@ func (s *Service) StopPodSandbox(
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
 
-// stopSandbox kills containers and pause side by side and releases the network meanwhile.
+// stopSandbox kills all containers and the pause container, and releases the network in parallel.
 func (s *Service) stopSandbox(ctx context.Context, sb *lockedSandbox) error {
 	if !sb.isKnown() {
 		return s.stopOrphans(ctx, sb)
 	}
 
-	var g errgroup.Group // every part is tried, whatever became of the others
+	var g errgroup.Group // without a context: one failure must not stop the others
 	errs := make([]error, 2)
 	g.Go(func() error { errs[0] = s.killAll(ctx, s.View.ContainersOf(sb.ID), sb.Sandbox); return nil })
 	g.Go(func() error { errs[1] = s.Network.Disconnect(ctx, sb.Sandbox); return nil })
 	_ = g.Wait()
 
-	// A container whose start was under way: either it is seen now, or its start sees that the
-	// pause does not run any more.
+	// Repeat for a container with a start in progress. Either this call sees it running, or its
+	// StartContainer sees the stopped pause container.
 	return errors.Join(append(errs, s.killAll(ctx, s.View.ContainersOf(sb.ID), nil))...)
 }
 
-// killAll kills containers, and the pause if one is given, and renews the view.
+// killAll kills running containers and optionally the pause container, and refreshes the view.
 func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pause *spec.Sandbox) error {
 	var ids []model.ContainerID
 	for _, c := range containers {
@@ -71,7 +71,7 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 	var g errgroup.Group
 	errs := make([]error, len(ids))
 	for i, id := range ids {
-		g.Go(func() error { errs[i] = notFoundIsFine(s.Engine.Stop(ctx, id, 0)); return nil })
+		g.Go(func() error { errs[i] = ignoreNotFound(s.Engine.Stop(ctx, id, 0)); return nil })
 	}
 
 	_ = g.Wait()
@@ -79,7 +79,7 @@ func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pau
 	return errors.Join(append(errs, s.View.Refresh(ctx, ids...))...)
 }
 
-// stopOrphans stops what is left of a pod whose pause container somebody has removed.
+// stopOrphans stops the remaining containers of a pod without a pause container.
 func (s *Service) stopOrphans(ctx context.Context, sb *lockedSandbox) error {
 	errs := []error{s.killAll(ctx, s.View.ContainersOf(sb.ID), nil)}
 	if s.Node.Holds(sb.ID) {

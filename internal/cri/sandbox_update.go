@@ -6,9 +6,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// UpdatePodSandboxResources tells of new resources of a pod as a whole (CRI
-// UpdatePodSandboxResources). The pod's control group is the kubelet's, which has set it already,
-// and the pause needs nothing of them, so a known sandbox is all that is asked for: NotFound else.
+// UpdatePodSandboxResources only checks for the sandbox (CRI UpdatePodSandboxResources). The
+// kubelet owns the pod's cgroup and has updated it already, and the pause container needs no
+// change. NotFound for an unknown ID.
 func (s *Service) UpdatePodSandboxResources(
 	_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest,
 ) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {

@@ -1,7 +1,7 @@
-// Package cri is the CRI itself: one RPC, one file, each method the story of its call. It only
-// choreographs: what a request means is decided in spec, what runs is known by view, what Docker
-// does is done by engine, and pod networks are podnet's. The interfaces below are all that it needs
-// of them.
+// Package cri implements the CRI services. Each RPC has its own file, and each method reads as the
+// story of its call. The package only coordinates: spec translates requests, view holds the state
+// of the node, engine talks to Docker, and podnet owns pod networks. The interfaces below list
+// everything the services need from these packages.
 package cri
 
 import (
@@ -25,71 +25,69 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// Engine is what Docker does for us. Errors carry an errdefs kind (NotFound, Conflict,
-// InvalidArgument, Unavailable …). A call that was cancelled may still have happened at the engine.
+// Engine runs containers. Errors carry an errdefs kind (NotFound, Conflict, InvalidArgument,
+// Unavailable …). A canceled call may still take effect at the engine.
 type Engine interface {
-	// Create makes a container and returns its ID. A name in use is a Conflict
-	// (errdefs.IsConflict). Once asked, the engine is waited for even if ctx ends.
+	// Create creates a container and returns its ID. It returns a Conflict (errdefs.IsConflict) if
+	// the name is in use. Once the request is sent, Create waits for the engine even if ctx ends.
 	Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error)
-	// Start starts a container that was made. Starting a running one is no error.
+	// Start starts a created container. Starting a running container succeeds.
 	Start(ctx context.Context, id model.ContainerID) error
-	// Stop sends the container's stop signal and, after grace, SIGKILL; it returns when the
-	// container has ended. Grace 0 kills at once. A stopped container is no error; an unknown one
-	// is NotFound.
+	// Stop sends the container's stop signal and, after grace, SIGKILL. It returns once the
+	// container has ended. A grace of 0 kills at once. Stopping a stopped container succeeds.
+	// NotFound if the container is unknown.
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
-	// Remove removes a container by force, running or not, with its anonymous volumes. An unknown
-	// one is NotFound.
+	// Remove force-removes a container, running or not, with its anonymous volumes. NotFound if the
+	// container is unknown.
 	Remove(ctx context.Context, id model.ContainerID) error
-	// KillForgotten kills the processes of a container that the engine has never started by its own
-	// account, or does not have, and returns how many. Of any other it kills none. The container
-	// must not be started meanwhile.
+	// KillForgotten kills the remaining processes of a container if the engine has no record of its
+	// start, or none of the container. It returns the number of killed processes. For any other
+	// container it kills nothing. The container must not be started meanwhile.
 	KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error)
-	// Update changes the resources of a container that Docker knows.
+	// Update changes the resources of a container through Docker's API.
 	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
-	// Limit writes to the kernel what Docker cannot be told of a running container's resources; one
-	// that has ended is no error.
+	// Limit writes limits to the kernel for a running container where Docker's API has no field. An
+	// ended container is no error.
 	Limit(c *spec.Container, l spec.KernelLimits) error
-	// LimitStarted is Limit of what the container's record asks for, unless that was done since the
-	// container started.
+	// LimitStarted applies the kernel limits of the container's record, once per start of the
+	// container.
 	LimitStarted(c *spec.Container) error
-	// Inspect reads one container; NotFound if it is gone, an empty object if it is none that we
-	// can read.
+	// Inspect reads one container. NotFound if it was removed. The object is empty if the container
+	// is not managed by this daemon.
 	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
-	// FindByName returns the object whose container has this name (without slash), NotFound if
-	// there is none.
+	// FindByName returns the object with this container name (without slash), or NotFound.
 	FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error)
-	// Exec runs a command in a container until it ends and returns its exit code: 127 for a command
-	// that does not exist, 126 for one that cannot be executed, with the engine's text on stderr.
-	// When ctx ends first, the process and all its descendants are killed and ctx's error is
-	// returned.
+	// Exec runs a command in a container until it ends and returns its exit code: 127 if the
+	// command does not exist, 126 if it cannot be executed, with the engine's message on stderr. If
+	// ctx ends first, Exec kills the process with all its descendants and returns ctx's error.
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (exitCode int, err error)
 }
 
-// Images are the engine's images. Errors are those of Engine.
+// Images manages the engine's images. Errors carry the same kinds as those of Engine.
 type Images interface {
 	// Pull pulls an image and returns its ID.
 	Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (id model.ImageID, err error)
-	// RemoveImage removes one reference or, with an ID, all of an image. NotFound if it is not
-	// there.
+	// RemoveImage removes one reference or, given an ID, the whole image. NotFound if it does not
+	// exist.
 	RemoveImage(ctx context.Context, ref string) error
-	// ImageUsers are the names of the containers, running or not, ours or not, that were made from
-	// an image.
+	// ImageUsers returns the names of all containers created from an image, running or not, managed
+	// by this daemon or not.
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
-	// HoldImage keeps the layers of an image from being removed and returns their directories, the
-	// uppermost first. To hold it twice is no error. FailedPrecondition if the engine does not tell
-	// them.
+	// HoldImage protects the layers of an image from removal and returns their directories, the
+	// uppermost first. Holding an image twice succeeds. FailedPrecondition if the engine does not
+	// report the directories.
 	HoldImage(ctx context.Context, imageID model.ImageID) (layers []string, err error)
-	// ReleaseImage undoes HoldImage; an image that is not held is no error.
+	// ReleaseImage undoes HoldImage. Releasing an image without a hold succeeds.
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
-	// HeldImages are the IDs of the images that are held.
+	// HeldImages returns the IDs of all held images.
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
-	// PauseImage makes sure that the sandbox image is there and says what to create sandboxes from:
-	// the embedded image, loaded if it is missing, or the configured one, pulled if it is missing.
+	// PauseImage returns the sandbox image: the embedded image, loaded if missing, or the
+	// configured one, pulled if missing.
 	PauseImage(ctx context.Context) (spec.PauseImage, error)
 }
 
-// View is what runs on this node, from memory. Records are shared: read only. IDs may be shortened
-// to a unique prefix; an unknown ID is NotFound, an ambiguous one InvalidArgument.
+// View provides the state of this node from memory. Records are shared and read-only. IDs may be
+// shortened to a unique prefix. NotFound for an unknown ID, InvalidArgument for an ambiguous one.
 type View interface {
 	Engine() view.EngineState
 	Sandbox(id string) (*spec.Sandbox, error)
@@ -97,48 +95,48 @@ type View interface {
 	Sandboxes() []*spec.Sandbox    // newest first
 	Containers() []*spec.Container // newest first
 	ContainersOf(sandboxID model.ContainerID) []*spec.Container
-	// Pod is a sandbox with its containers and a time that orders it among the changes.
+	// Pod returns a sandbox with its containers and a timestamp to order it among the events.
 	Pod(sandboxID string) (view.Pod, error)
-	// Watch begins to deliver what changes; see view.Watch. To be stopped.
+	// Watch subscribes to changes; see view.Watch. The caller must stop it.
 	Watch() *view.Watch
-	// Refresh reads the objects anew from the engine, so that the view shows what a call of ours
-	// has done. An object that is gone leaves the view without an error.
+	// Refresh reads the objects from the engine again, so that the view reflects a completed call.
+	// It drops removed objects from the view without an error.
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
 }
 
-// ImageView is the images of this node, from memory, as View has containers.
+// ImageView provides the images of this node from memory, as View does for containers.
 type ImageView interface {
-	// Image returns an image by tag, digest or ID, also a shortened one, with or without "sha256:".
+	// Image returns an image by tag, digest or ID. The ID may be shortened and may have the
+	// "sha256:" prefix.
 	Image(ref string) (*spec.Image, error)
-	// Images returns all images; Unavailable while the engine has not listed them.
+	// Images returns all images. Unavailable until the engine has listed them.
 	Images() ([]*spec.Image, error)
-	// RefreshImages reads all images anew.
+	// RefreshImages reads all images again.
 	RefreshImages(ctx context.Context) error
-	// RefreshImage reads one image anew, by name or ID, and returns it. NotFound if there is none.
+	// RefreshImage reads one image again, by name or ID, and returns it. NotFound if it does not
+	// exist.
 	RefreshImage(ctx context.Context, ref string) (*spec.Image, error)
-	// ForgetImage takes an image out of the view that was removed just now.
+	// ForgetImage drops an image from the view after its removal.
 	ForgetImage(id model.ImageID)
 }
 
-// Logs is how a container's output reaches the kubelet; see package logs.
+// Logs routes the output of containers to the kubelet's log paths; see package logs.
 type Logs interface {
-	// Config is what Docker is told for a container with this log path beneath its pod's log
-	// directory. Unavailable while it cannot be logged as it must be.
+	// Config returns Docker's log configuration for a container with this log path beneath its
+	// pod's log directory. Unavailable if the required log mode is not working.
 	Config(ctx context.Context, directory, path string) (spec.LogConfig, error)
-	// Started makes the log of a container that has just been started (or failed to) visible at its
-	// path.
+	// Started creates the log path of a container after its start, successful or not.
 	Started(ctx context.Context, c *spec.Container) error
-	// Reopen gives a running container a new log at its path, since the kubelet has renamed the old
-	// one. On error no new one is made.
+	// Reopen gives a running container a new log file at its path after the kubelet has renamed the
+	// old one. On error it creates no file.
 	Reopen(ctx context.Context, c *spec.Container) error
-	// Removed undoes Started. The log of an unknown container is no error.
+	// Removed undoes Started. An unknown container is no error.
 	Removed(ctx context.Context, c *spec.Container) error
-	// State is the mode that is active, "" for none, and why, in words, if it is not the one to
-	// wish for.
+	// State returns the active mode, "" for none, and the reason if it is not the preferred one.
 	State() (active, reason string)
 }
 
-// Stats reports what pods, containers and images use; see podstats.Reporter.
+// Stats reports the resource usage of pods and containers; see podstats.Reporter.
 type Stats interface {
 	Container(id string) (*runtimeapi.ContainerStats, error)
 	Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats
@@ -147,11 +145,11 @@ type Stats interface {
 	// Metrics returns PodSandboxMetrics as encoded items of a list; see package wire.
 	Metrics() []byte
 	ImageFileSystem() (*runtimeapi.ImageFsInfoResponse, error)
-	// Forget closes what is held open for a container or sandbox that is being removed.
+	// Forget closes the files that are held open for a container or sandbox before its removal.
 	Forget(id string)
 }
 
-// Volumes are images mounted for engines that cannot do so; see package imagevolume.
+// Volumes mounts images for engines without image volumes; see package imagevolume.
 type Volumes interface {
 	Mount(id model.ImageID, layers []string) error
 	Unmount(id model.ImageID) error
@@ -166,53 +164,53 @@ type Streams interface {
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// Network is the network of a pod, from its namespace to its release; see podnet.Manager.
+// Network manages the network of a pod, from its namespace to its release; see podnet.Manager.
 type Network interface {
-	// Prepare makes a network namespace for a sandbox that is not created yet, until drop.
+	// Prepare creates a network namespace for a future sandbox. drop releases it.
 	Prepare(sysctls map[string]string) (netns string, drop func(), err error)
-	// Keep pins a namespace of Prepare for its sandbox, and spares it from Reclaim until release.
+	// Keep pins a namespace of Prepare for its sandbox and protects it from Reclaim until release.
 	Keep(ctx context.Context, id model.ContainerID, netns string) (release func(), err error)
-	// Connect connects a pod. Disconnect undoes it, also after an error.
+	// Connect connects a pod. Disconnect undoes it, even after an error.
 	Connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) ([]netip.Addr, error)
-	// HasJoined reports whether a process is the sandbox's and in the namespace of Keep.
+	// HasJoined reports whether a process belongs to the sandbox and runs in the namespace of Keep.
 	HasJoined(id model.ContainerID, pid int) bool
-	// Confirm marks a connected pod as complete. Only then it has Addresses.
+	// Confirm marks a connected pod as complete. Addresses returns nothing before.
 	Confirm(id model.ContainerID) error
 	// Disconnect releases the network of a pod, connected or not, running or not.
 	Disconnect(ctx context.Context, sb *spec.Sandbox) error
 	Addresses(sb *spec.Sandbox) []netip.Addr
 	IsConnected(sb *spec.Sandbox) bool
-	// NetNS opens the network namespace of a running pod. NotFound if there is none.
+	// NetNS opens the network namespace of a running pod, or returns NotFound.
 	NetNS(sb *spec.Sandbox) (*os.File, error)
 }
 
-// NodeNetwork is the pod network of the node; see podnet.Manager.
+// NodeNetwork reports and configures the pod network of the node; see podnet.Manager.
 type NodeNetwork interface {
-	// ConnectsPods reports whether this program connects pods, and not the engine.
+	// ConnectsPods reports whether this program connects pods, instead of the engine.
 	ConnectsPods() bool
-	// State returns a warning about the network, and why pods cannot be connected, nil if they can.
+	// State returns a warning about the network, and an error if pods cannot be connected.
 	State() (notice string, err error)
 	SetPodCIDR(cidrs []netip.Prefix) error
-	// Check returns the path of a pod's namespace and the plugins' opinion of its connection.
+	// Check returns the path of a pod's namespace and the result of the plugins' CHECK.
 	Check(ctx context.Context, sb *spec.Sandbox) (netns, result string)
-	// Holds reports whether something of a pod's network is left.
+	// Holds reports whether any network resource of a pod remains.
 	Holds(id model.ContainerID) bool
 }
 
-// Reclaimer adopts and releases the networks of pods that no call names; see podnet.Manager.
+// Reclaimer adopts and releases the networks of pods outside of any call; see podnet.Manager.
 type Reclaimer interface {
-	// IsAdoptable reports whether a pod may have a network that is not known here.
+	// IsAdoptable reports whether a pod may have a network that this daemon has not recorded.
 	IsAdoptable(sb *spec.Sandbox) bool
 	Adopt(ctx context.Context, sb *spec.Sandbox) error
-	// Reclaim releases the networks of sandboxes that are removed or do not run.
+	// Reclaim releases the networks of removed or stopped sandboxes.
 	Reclaim(ctx context.Context, all podnet.Sandboxes) error
 	// RequestReclaim requests a call of Recover. It never blocks.
 	RequestReclaim()
-	// Collect has the plugins release what belongs to no pod.
+	// Collect runs the plugins' garbage collection for networks without a pod.
 	Collect(ctx context.Context) error
 }
 
-// Deps are the parts that a Service is wired from, all required, and what is decided for it.
+// Deps lists the dependencies and settings of a Service. All parts are required.
 type Deps struct {
 	Log       *slog.Logger
 	Engine    Engine
@@ -226,13 +224,13 @@ type Deps struct {
 	Stats     Stats
 	Volumes   Volumes
 	Streams   Streams
-	// EngineNetNS is why the engine is to make pods' network namespaces, "" if they are to be ours
-	// where that is possible.
+	// EngineNetNS is the reason to let the engine create all pod network namespaces. If it is
+	// empty, the daemon creates them where possible.
 	EngineNetNS string
 }
 
-// Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. RPCs that it does not
-// have answer Unimplemented with their name, through the embedded servers.
+// Service implements runtime.v1.RuntimeService and runtime.v1.ImageService. The embedded servers
+// answer all other RPCs with Unimplemented and the name of the RPC.
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	*imageService
@@ -252,7 +250,7 @@ var (
 	_ runtimeapi.ImageServiceServer   = (*Service)(nil)
 )
 
-// New returns the services. Recover should be called whenever the view has been read anew.
+// New returns the services. Call Recover after every full read of the view.
 func New(d Deps) *Service {
 	g := &gate{view: d.View, names: keylock.New()}
 	volumes := &imageVolumes{gate: g, images: d.ImageView, store: d.Images, mounts: d.Volumes}
@@ -274,17 +272,18 @@ func New(d Deps) *Service {
 }
 
 const (
-	// undoDeadline is how long undoing a failed call may take, whatever became of the caller.
+	// undoDeadline bounds the cleanup after a failed call. It is independent of the caller's
+	// context.
 	undoDeadline = 30 * time.Second
-	// undoSandboxDeadline is the same for a call that may have connected a pod. Plugins whose agent
-	// is away take most of a minute to release it.
+	// undoSandboxDeadline is the same for a call with a pod network to release. Plugins take most
+	// of a minute for this if their agent is down.
 	undoSandboxDeadline = 2 * time.Minute
 )
 
-// maxProfile bounds a seccomp profile, in bytes. Docker's default has 20 KiB.
+// maxProfile bounds a seccomp profile, in bytes. Docker's default profile has 20 KiB.
 const maxProfile = 1 << 20
 
-// readSeccomp is the content of a Localhost profile, "" without one.
+// readSeccomp reads a Localhost profile. It returns "" if file is empty.
 func readSeccomp(file string) (string, error) {
 	if file == "" {
 		return "", nil
@@ -298,8 +297,8 @@ func readSeccomp(file string) (string, error) {
 	return string(b), nil
 }
 
-// notFoundIsFine makes an idempotent call of one that finds its object gone.
-func notFoundIsFine(err error) error {
+// ignoreNotFound drops a NotFound error, for idempotent calls on removed objects.
+func ignoreNotFound(err error) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}

@@ -10,8 +10,8 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// ContainerStats reports the usage of a container (CRI ContainerStats). One that does not run has
-// attributes only. NotFound for an unknown ID.
+// ContainerStats reports the usage of a container (CRI ContainerStats). A stopped container has
+// only attributes. NotFound for an unknown ID.
 func (s *Service) ContainerStats(
 	_ context.Context, r *runtimeapi.ContainerStatsRequest,
 ) (*runtimeapi.ContainerStatsResponse, error) {
@@ -23,7 +23,7 @@ func (s *Service) ContainerStats(
 }
 
 // ListContainerStats reports the usage of running containers, by filter (CRI ListContainerStats).
-// One that ends meanwhile is left out.
+// It skips containers that end meanwhile.
 func (s *Service) ListContainerStats(
 	_ context.Context, r *runtimeapi.ListContainerStatsRequest,
 ) (*runtimeapi.ListContainerStatsResponse, error) {
@@ -33,8 +33,9 @@ func (s *Service) ListContainerStats(
 	return &runtimeapi.ListContainerStatsResponse{Stats: s.Stats.Containers(r.GetFilter())}, nil
 }
 
-// PodSandboxStats reports the usage of a pod as a whole, and of each of its running containers (CRI
-// PodSandboxStats). NotFound for an unknown ID, FailedPrecondition if nothing of the pod runs.
+// PodSandboxStats reports the usage of a pod and of each of its running containers (CRI
+// PodSandboxStats). NotFound for an unknown ID, FailedPrecondition if nothing of the pod is
+// running.
 func (s *Service) PodSandboxStats(
 	_ context.Context, r *runtimeapi.PodSandboxStatsRequest,
 ) (*runtimeapi.PodSandboxStatsResponse, error) {
@@ -45,8 +46,8 @@ func (s *Service) PodSandboxStats(
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
 }
 
-// ListPodSandboxStats reports the usage of running pods, by filter (CRI ListPodSandboxStats). One
-// that ends meanwhile is left out.
+// ListPodSandboxStats reports the usage of running pods, by filter (CRI ListPodSandboxStats). It
+// skips pods that end meanwhile.
 func (s *Service) ListPodSandboxStats(
 	_ context.Context, r *runtimeapi.ListPodSandboxStatsRequest,
 ) (*runtimeapi.ListPodSandboxStatsResponse, error) {
@@ -56,8 +57,8 @@ func (s *Service) ListPodSandboxStats(
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.Stats.Pods(r.GetFilter())}, nil
 }
 
-// ListMetricDescriptors describes all metrics (CRI ListMetricDescriptors, KEP-2371). They are
-// always the same ones, so it answers also while the engine is down: the kubelet asks once.
+// ListMetricDescriptors describes all metrics (CRI ListMetricDescriptors, KEP-2371). The
+// descriptors are constant, so it works while the engine is down: the kubelet asks only once.
 func (s *Service) ListMetricDescriptors(
 	_ context.Context, r *runtimeapi.ListMetricDescriptorsRequest,
 ) (*runtimeapi.ListMetricDescriptorsResponse, error) {
@@ -68,7 +69,7 @@ func (s *Service) ListMetricDescriptors(
 }
 
 // ListPodSandboxMetrics reports the metrics of all running pods (CRI ListPodSandboxMetrics,
-// KEP-2371). The items are encoded already; see package wire.
+// KEP-2371). The items are already encoded; see package wire.
 func (s *Service) ListPodSandboxMetrics(
 	_ context.Context, r *runtimeapi.ListPodSandboxMetricsRequest,
 ) (*runtimeapi.ListPodSandboxMetricsResponse, error) {

@@ -17,10 +17,10 @@ import (
 	"cri-dockerd/internal/stats"
 )
 
-// fakeStats has the same figures for every process that the fake engine says to run.
+// fakeStats reports the same usage for every running process of the fake engine.
 type fakeStats struct {
 	*world
-	without bool // the pod's own interface
+	without bool // without the pod's interface
 }
 
 func number(n uint64) *uint64 { return &n }
@@ -78,7 +78,7 @@ func (f fakeStats) PodDetails(id string, pid int, uid string) (stats.Details, er
 	}
 	d, err := f.ContainerDetails(id, pid)
 	d.Path = "/kubepods/pod"
-	d.Devices = nil // nothing read or written
+	d.Devices = nil // no I/O yet
 	return d, err
 }
 
@@ -123,7 +123,7 @@ func (fakeStats) FileSystem(string) (stats.FileSystem, error) {
 
 func (fakeStats) Device(major, minor uint32) string { return fmt.Sprintf("/dev/%d-%d", major, minor) }
 
-// fixedFS has figures of one measurement.
+// fixedFS returns one fixed measurement.
 type fixedFS struct{ imagefs.Measurement }
 
 func (f fixedFS) Read(imagefs.Store) (imagefs.Measurement, bool) { return f.Measurement, true }
@@ -132,7 +132,7 @@ func (f fixedFS) Complete(imagefs.Store, []model.ContainerID) (imagefs.Measureme
 	return f.Measurement, true
 }
 
-// runContainer runs a container of its own in a pod.
+// runContainer runs a container in a pod and returns its ID.
 func runContainer(t *testing.T, s *Service, pod string, cfg *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
@@ -205,9 +205,10 @@ func TestContainerStats(t *testing.T) {
 		return err == nil && len(l.Stats) == 0
 	})
 
-	if r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})); err !=
-		nil || r.Stats.Attributes.Id != id || r.Stats.Cpu != nil {
-		t.Errorf("a container that has ended: %v, %v", r, err)
+	if r, err := received(s.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{
+		ContainerId: id,
+	})); err != nil || r.Stats.Attributes.Id != id || r.Stats.Cpu != nil {
+		t.Errorf("an ended container: %v, %v", r, err)
 	}
 
 	if _, err := s.ContainerStats(t.Context(),
@@ -230,7 +231,7 @@ func TestPodSandboxStats(t *testing.T) {
 	}
 
 	linux := l.Stats[0].Linux
-	// The pod has no group of its own here: container and pause are added up.
+	// The pod has no cgroup here: its usage is the sum of container and pause.
 	if linux.Cpu.UsageCoreNanoSeconds.Value != 200 || linux.Cpu.UsageNanoCores.Value != 10 ||
 		linux.Memory.WorkingSetBytes.Value != 400 || linux.Memory.AvailableBytes != nil ||
 		linux.Process.ProcessCount.Value != 4 || len(linux.Containers) != 1 {
@@ -247,7 +248,7 @@ func TestPodSandboxStats(t *testing.T) {
 		t.Errorf("without a filter: %v, %v", all, err)
 	}
 
-	w.engine.End(model.ContainerID(pod), 0) // the container goes on, in the pod's network
+	w.engine.End(model.ContainerID(pod), 0) // the container keeps running in the pod's network
 	eventually(t, func() bool {
 		r, err := received(s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod}))
 		return err == nil && r.Stats.Linux.Process.ProcessCount.Value == 2 && len(r.Stats.Linux.Network.Interfaces) == 2
@@ -265,8 +266,8 @@ func TestPodSandboxStats(t *testing.T) {
 	}
 }
 
-// TestStatsOfWhatCannotBeRead leaves out the one container whose figures are gone.
-func TestStatsOfWhatCannotBeRead(t *testing.T) {
+// TestStatsOfUnreadableContainer omits the one container without readable stats.
+func TestStatsOfUnreadableContainer(t *testing.T) {
 	s, w := newService(t)
 	cfg := w.pod()
 	runContainer(t, s, runPod(t, s, cfg), cfg)
@@ -288,8 +289,8 @@ func TestStatsOfWhatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestStatsWithoutInterface: a pod whose interface is gone while it is torn down has all stats but
-// those of its network.
+// TestStatsWithoutInterface: a pod without its interface, during teardown, has all stats except
+// network stats.
 func TestStatsWithoutInterface(t *testing.T) {
 	s, w := newService(t)
 	reporter(s).Usage = fakeStats{world: w, without: true}

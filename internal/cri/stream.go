@@ -6,30 +6,30 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Exec prepares a streaming exec and returns its URL, good for one use (CRI Exec).
+// Exec prepares a streaming exec and returns a single-use URL (CRI Exec).
 func (s *Service) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
 
-	c, err := s.running(r.GetContainerId())
+	c, err := s.runningContainer(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
 
-	r.ContainerId = string(c.ID) // the request may have a part of it
+	r.ContainerId = string(c.ID) // the request may contain only a prefix
 
 	return s.Streams.GetExec(r)
 }
 
-// Attach prepares an attach to a container's main process and returns its URL, good for one use
-// (CRI Attach).
+// Attach prepares an attach to a container's main process and returns a single-use URL (CRI
+// Attach).
 func (s *Service) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
 
-	c, err := s.running(r.GetContainerId())
+	c, err := s.runningContainer(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (s *Service) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runti
 	return s.Streams.GetAttach(r)
 }
 
-// PortForward prepares connections to ports of a pod and returns the URL, good for one use (CRI
+// PortForward prepares connections to ports of a pod and returns a single-use URL (CRI
 // PortForward).
 func (s *Service) PortForward(
 	_ context.Context, r *runtimeapi.PortForwardRequest,
@@ -53,7 +53,7 @@ func (s *Service) PortForward(
 		return nil, err
 	}
 
-	netns.Close() // nil for the host's, which Close permits
+	netns.Close() // nil for the host network; Close permits it
 
 	return s.Streams.GetPortForward(r)
 }

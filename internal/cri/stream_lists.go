@@ -9,12 +9,12 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// pageSize is how much a message of a streamed list holds, in bytes: far below gRPC's limit of 4
-// MiB, and few messages all the same.
+// pageSize is the size of a message in a streamed list, in bytes. It is far below gRPC's limit of 4
+// MiB, yet large enough for few messages.
 const pageSize = 1 << 20
 
-// encoded are messages as items of a list.
-func encoded[M proto.Message](messages []M) (items []byte, err error) {
+// encodeItems encodes messages as items of a list.
+func encodeItems[M proto.Message](messages []M) (items []byte, err error) {
 	for _, m := range messages {
 		if items, err = wire.AppendItem(items, m); err != nil {
 			return nil, err
@@ -23,11 +23,10 @@ func encoded[M proto.Message](messages []M) (items []byte, err error) {
 	return items, nil
 }
 
-// StreamPodSandboxes is ListPodSandbox without a limit to its size (CRI StreamPodSandboxes,
-// KEP-5825): one look at the view, in pages.
+// StreamPodSandboxes is ListPodSandbox without a size limit (CRI StreamPodSandboxes, KEP-5825). It
+// sends one snapshot of the view in pages.
 func (s *Service) StreamPodSandboxes(
-	r *runtimeapi.StreamPodSandboxesRequest,
-	out runtimeapi.RuntimeService_StreamPodSandboxesServer,
+	r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer,
 ) error {
 	if _, err := s.begin(r); err != nil {
 		return err
@@ -38,17 +37,14 @@ func (s *Service) StreamPodSandboxes(
 		return err
 	}
 
-	return wire.Pages(
-		items,
-		pageSize,
-		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page)) },
-	)
+	return wire.Pages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page))
+	})
 }
 
 // StreamContainers is ListContainers in pages (CRI StreamContainers, KEP-5825).
 func (s *Service) StreamContainers(
-	r *runtimeapi.StreamContainersRequest,
-	out runtimeapi.RuntimeService_StreamContainersServer,
+	r *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer,
 ) error {
 	if _, err := s.begin(r); err != nil {
 		return err
@@ -59,68 +55,59 @@ func (s *Service) StreamContainers(
 		return err
 	}
 
-	return wire.Pages(
-		items,
-		pageSize,
-		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainersResponse{}, page)) },
-	)
+	return wire.Pages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.Carry(&runtimeapi.StreamContainersResponse{}, page))
+	})
 }
 
 // StreamImages is ListImages in pages (CRI StreamImages, KEP-5825).
 func (x *imageService) StreamImages(
-	r *runtimeapi.StreamImagesRequest,
-	out runtimeapi.ImageService_StreamImagesServer,
+	r *runtimeapi.StreamImagesRequest, out runtimeapi.ImageService_StreamImagesServer,
 ) error {
 	l, err := x.listImages(out.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
 	}
 
-	items, err := encoded(l.GetImages())
+	items, err := encodeItems(l.GetImages())
 	if err != nil {
 		return err
 	}
 
-	return wire.Pages(
-		items,
-		pageSize,
-		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamImagesResponse{}, page)) },
-	)
+	return wire.Pages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.Carry(&runtimeapi.StreamImagesResponse{}, page))
+	})
 }
 
 // StreamContainerStats is ListContainerStats in pages (CRI StreamContainerStats, KEP-5825).
 func (s *Service) StreamContainerStats(
-	r *runtimeapi.StreamContainerStatsRequest,
-	out runtimeapi.RuntimeService_StreamContainerStatsServer,
+	r *runtimeapi.StreamContainerStatsRequest, out runtimeapi.RuntimeService_StreamContainerStatsServer,
 ) error {
 	l, err := s.ListContainerStats(out.Context(), &runtimeapi.ListContainerStatsRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
 	}
 
-	items, err := encoded(l.GetStats())
+	items, err := encodeItems(l.GetStats())
 	if err != nil {
 		return err
 	}
 
-	return wire.Pages(
-		items,
-		pageSize,
-		func(page []byte) error { return out.Send(wire.Carry(&runtimeapi.StreamContainerStatsResponse{}, page)) },
-	)
+	return wire.Pages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.Carry(&runtimeapi.StreamContainerStatsResponse{}, page))
+	})
 }
 
 // StreamPodSandboxStats is ListPodSandboxStats in pages (CRI StreamPodSandboxStats, KEP-5825).
 func (s *Service) StreamPodSandboxStats(
-	r *runtimeapi.StreamPodSandboxStatsRequest,
-	out runtimeapi.RuntimeService_StreamPodSandboxStatsServer,
+	r *runtimeapi.StreamPodSandboxStatsRequest, out runtimeapi.RuntimeService_StreamPodSandboxStatsServer,
 ) error {
 	l, err := s.ListPodSandboxStats(out.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: r.GetFilter()})
 	if err != nil {
 		return err
 	}
 
-	items, err := encoded(l.GetStats())
+	items, err := encodeItems(l.GetStats())
 	if err != nil {
 		return err
 	}
@@ -133,8 +120,7 @@ func (s *Service) StreamPodSandboxStats(
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in pages (CRI StreamPodSandboxMetrics,
 // KEP-5825).
 func (s *Service) StreamPodSandboxMetrics(
-	r *runtimeapi.StreamPodSandboxMetricsRequest,
-	out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer,
+	r *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer,
 ) error {
 	if _, err := s.begin(r); err != nil {
 		return err

@@ -8,10 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPages gives every item once, in order, in messages of bounded size; an item that is larger
-// goes alone.
-
-// podStream takes what StreamPodSandboxes sends.
+// podStream receives the items of StreamPodSandboxes.
 type podStream struct {
 	runtimeapi.RuntimeService_StreamPodSandboxesServer
 	ctx  context.Context //nolint:containedctx // as gRPC's streams have it
@@ -51,6 +48,6 @@ func TestStreamPodSandboxes(t *testing.T) {
 	w.engine.SetDown(true)
 	eventually(t, func() bool { return !s.View.Engine().Ready })
 	if err := s.StreamPodSandboxes(&runtimeapi.StreamPodSandboxesRequest{}, out); err == nil {
-		t.Error("an empty list while the engine is down")
+		t.Error("got an empty list while the engine is down")
 	}
 }

@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPortForwardEntersThePodsNamespace: the namespace is the pinned one. Without a pin it is that
-// of the pause, never that of another process that has got its PID.
-func TestPortForwardEntersThePodsNamespace(t *testing.T) {
+// TestPortForwardEntersPodNamespace enters the pinned namespace, or that of the pause process
+// without a pin. It never enters the namespace of another process with a recycled PID.
+func TestPortForwardEntersPodNamespace(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	request := &runtimeapi.PortForwardRequest{PodSandboxId: id, Port: []int32{80}}
@@ -30,10 +30,10 @@ func TestPortForwardEntersThePodsNamespace(t *testing.T) {
 
 	w.set(w.pins, id, false)
 	if netns, err := s.OpenNetNS(id); !errdefs.IsNotFound(err) {
-		t.Errorf("without a pin, and with a PID that is another's: %v, %v", netns, err)
+		t.Errorf("without a pin and with a recycled PID: %v, %v", netns, err)
 	}
 
 	if _, err := s.PortForward(t.Context(), request); !errdefs.IsNotFound(err) {
-		t.Errorf("a URL for another's namespace: %v", err)
+		t.Errorf("got a URL for the namespace of another process: %v", err)
 	}
 }

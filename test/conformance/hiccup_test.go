@@ -17,8 +17,8 @@ func TestTransientFailureIsNotPermanent(t *testing.T) {
 		p.fail("/start")
 		first := n.runPod(t, n.podConfig(t))
 		n.assertNetNSMode(t, first, "engine")
-		if c := n.netnsCondition(t); c.Status || c.Reason != "Engine" || c.Message == "" {
-			t.Errorf("condition after the failure: %v, want reason Engine", c)
+		if c := n.netnsCondition(t); c.Status || c.Reason != "CreatedByEngine" || c.Message == "" {
+			t.Errorf("condition after the failure: %v, want reason CreatedByEngine", c)
 		}
 
 		second := n.podConfig(t)
@@ -35,8 +35,8 @@ func TestTransientFailureIsNotPermanent(t *testing.T) {
 		})
 
 		n.assertNetNSMode(t, id, "own")
-		if c := n.netnsCondition(t); !c.Status || c.Reason != "Own" {
-			t.Errorf("condition after the reconnect: %v, want reason Own", c)
+		if c := n.netnsCondition(t); !c.Status || c.Reason != "CreatedByDaemon" {
+			t.Errorf("condition after the reconnect: %v, want reason CreatedByDaemon", c)
 		}
 
 		if s := n.podStatus(t, first); s.State != runtimeapi.PodSandboxState_SANDBOX_READY ||

@@ -87,8 +87,8 @@ func (n *node) assertNoCapabilities(t *testing.T, id string) {
 // TestOwnNetNS checks addresses, files, sysctls and users of pods in namespaces of the daemon.
 func TestOwnNetNS(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
-		if c := n.netnsCondition(t); !c.Status || c.Reason != "Own" {
-			t.Errorf("condition PodNetworkNamespaces: %v, want reason Own", c)
+		if c := n.netnsCondition(t); !c.Status || c.Reason != "CreatedByDaemon" {
+			t.Errorf("condition PodNetworkNamespaces: %v, want reason CreatedByDaemon", c)
 		}
 
 		cfg := n.podConfig(t)

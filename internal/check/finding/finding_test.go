@@ -52,7 +52,7 @@ func healthy() *Facts {
 			Enabled:   true,
 			Processes: []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Judged: true}},
 			Conditions: []Condition{{"RuntimeReady", true, "", ""}, {"NetworkReady", true, "", ""},
-				{"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "Own", ""}},
+				{"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "CreatedByDaemon", ""}},
 			Streaming: Streaming{Known: true, Addresses: []string{"127.0.0.1:40000"}},
 		},
 		Logs: LogDriver{Socket: "/run/docker/plugins/cri-dockerd.sock", PID: 99, Unit: true},
@@ -292,7 +292,7 @@ func daemonCases() []broken {
 				"the engine cannot use the log-driver process"}
 		}},
 		{"namespaces of the engine", "pod-netns", func(f *Facts) {
-			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "Engine", "the pause may not join"}
+			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine", "the pause may not join"}
 		}},
 		{"no loopback", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true

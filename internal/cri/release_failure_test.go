@@ -11,9 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestNetworkThatCannotBeReleased fails every DEL: for a while the kubelet is told, then the pod
-// goes, and recovery releases its network as soon as the plugin does so again.
-func TestNetworkThatCannotBeReleased(t *testing.T) {
+// TestReleaseFailure fails every DEL. At first the kubelet gets the error. Later the pod is
+// removed, and recovery releases its network once the plugin works again.
+func TestReleaseFailure(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	broken := func(step string) error {
@@ -28,7 +28,7 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 		_, stop := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
 		_, remove := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 		if !errors.Is(stop, errBroken) || !errors.Is(remove, errBroken) {
-			t.Fatalf("the plugin's error is not passed on: %v, %v", stop, remove)
+			t.Fatalf("the plugin's error is missing: %v, %v", stop, remove)
 		}
 	}
 
@@ -38,21 +38,21 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 	}
 
 	if _, err := s.View.Sandbox(id); !errdefs.IsNotFound(err) {
-		t.Errorf("the pod is still there: %v", err)
+		t.Errorf("the pod still exists: %v", err)
 	}
 
 	select {
 	case <-w.network.Leftovers():
 	default:
-		t.Error("recovery was not woken")
+		t.Error("no recovery was requested")
 	}
 
 	if err := s.Recover(t.Context()); !errors.Is(err, errBroken) {
-		t.Errorf("recovery while the plugin fails: %v", err)
+		t.Errorf("recovery with a failing plugin: %v", err)
 	}
 
 	if got := keys(w, w.pins); !slices.Equal(got, []string{id}) {
-		t.Errorf("the namespace of a network that is owed: %v", got)
+		t.Errorf("pins of unreleased networks: %v", got)
 	}
 
 	w.fault = nil
@@ -63,9 +63,9 @@ func TestNetworkThatCannotBeReleased(t *testing.T) {
 	w.nothingLeft(t, s)
 }
 
-// TestRemoveWhatOnlyTheNetworkKnows removes a pod whose pause was removed behind our back and that
-// never got an address.
-func TestRemoveWhatOnlyTheNetworkKnows(t *testing.T) {
+// TestRemoveSandboxWithNetworkOnly removes a pod without addresses after its pause container was
+// removed by someone else.
+func TestRemoveSandboxWithNetworkOnly(t *testing.T) {
 	s, w := newService(t)
 	for _, what := range []map[string]bool{w.attached, w.pins} {
 		w.set(what, testID("cafe"), true)
@@ -77,7 +77,7 @@ func TestRemoveWhatOnlyTheNetworkKnows(t *testing.T) {
 	}
 }
 
-func TestVerboseStatusTellsOfTheNetwork(t *testing.T) {
+func TestVerboseStatusShowsNetwork(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	info := func() string {
