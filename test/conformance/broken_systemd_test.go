@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"cri-dockerd/test/engines"
@@ -20,8 +21,6 @@ const (
 // serviceFaults returns faults caused and fixed with systemctl. The first two are those of a newly
 // installed node.
 func serviceFaults() []fault {
-	const dropIn = "/etc/systemd/system/kubelet.service.d/20-old.conf"
-
 	return []fault{
 		{name: "no CNI", id: "cni-config", status: "fail", othersRemain: true},
 		{name: "no live-restore", id: "live-restore", status: "warn"},
@@ -31,10 +30,10 @@ func serviceFaults() []fault {
 			id:     "engine-config",
 			status: "fail",
 			manual: true,
-			breakIt: "cp /etc/docker/daemon.json /run/ && echo '{' > /etc/docker/daemon.json && systemctl stop " +
-				"docker.socket && ! systemctl restart docker.service",
-			restore: "cp /run/daemon.json /etc/docker/ && systemctl reset-failed docker.service && systemctl start " +
-				"docker.service",
+			breakIt: "cp /etc/docker/daemon.json /run/ && echo '{' > /etc/docker/daemon.json && " +
+				"systemctl stop docker.socket && ! systemctl restart docker.service",
+			restore: "cp /run/daemon.json /etc/docker/ && systemctl reset-failed docker.service && " +
+				"systemctl start docker.service",
 		},
 		{
 			name:    "daemon down",
@@ -46,10 +45,10 @@ func serviceFaults() []fault {
 			name:   "daemon down because of a flag",
 			id:     "daemon-flags",
 			status: "fail",
-			breakIt: "echo CRI_DOCKERD_OPTS=--network-plugn=cni > /etc/default/cri-docker && ! systemctl restart " +
-				"cri-docker.service",
-			restore: "grep -qx CRI_DOCKERD_OPTS=--network-plugin=cni /etc/default/cri-docker && rm " +
-				"/etc/default/cri-docker && systemctl restart cri-docker.service",
+			breakIt: "echo CRI_DOCKERD_OPTS=--network-plugn=cni > /etc/default/cri-docker && " +
+				"! systemctl restart cri-docker.service",
+			restore: "grep -qx CRI_DOCKERD_OPTS=--network-plugin=cni /etc/default/cri-docker && " +
+				"rm /etc/default/cri-docker && systemctl restart cri-docker.service",
 		},
 		{
 			name:    "daemon hangs",
@@ -67,10 +66,10 @@ func serviceFaults() []fault {
 			name:   "no group docker",
 			id:     "docker-group",
 			status: "fail",
-			breakIt: "systemctl stop cri-docker.socket cri-docker.service && groupdel docker && ! systemctl start " +
-				"cri-docker.socket",
-			restore: "systemctl reset-failed cri-docker.socket && systemctl start cri-docker.service && chown " +
-				"root:docker /run/docker.sock",
+			breakIt: "systemctl stop cri-docker.socket cri-docker.service && groupdel docker && " +
+				"! systemctl start cri-docker.socket",
+			restore: "systemctl reset-failed cri-docker.socket && systemctl start cri-docker.service && " +
+				"chown root:docker /run/docker.sock",
 		},
 		{
 			name:    "not enabled",
@@ -82,9 +81,17 @@ func serviceFaults() []fault {
 			name:   "unit of an older shim",
 			id:     "one-daemon",
 			status: "warn",
-			breakIt: "cp /usr/lib/systemd/system/cri-docker.service /etc/systemd/system/cri-dockerd.service && sed " +
-				"-i /^Also=/d /etc/systemd/system/cri-dockerd.service && systemctl enable cri-dockerd.service",
+			breakIt: "cp /usr/lib/systemd/system/cri-docker.service /etc/systemd/system/cri-dockerd.service && " +
+				"sed -i /^Also=/d /etc/systemd/system/cri-dockerd.service && systemctl enable cri-dockerd.service",
 		},
+	}
+}
+
+// kubeletServiceFaults returns faults of the kubelet's unit.
+func kubeletServiceFaults() []fault {
+	const dropIn = "/etc/systemd/system/kubelet.service.d/20-old.conf"
+
+	return []fault{
 		{
 			name:   "removed kubelet flag",
 			id:     "kubelet-flags",
@@ -142,7 +149,7 @@ func TestBrokenServices(t *testing.T) {
 	}
 
 	t.Logf("warnings of this machine: %v", p.baseline)
-	for _, f := range serviceFaults() {
+	for _, f := range slices.Concat(serviceFaults(), kubeletServiceFaults()) {
 		p.breakAndFix(t, f)
 	}
 

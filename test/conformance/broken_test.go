@@ -176,12 +176,23 @@ func hang(pid string) string {
 		"sleep 0.1; done"
 }
 
+// kubeletConfig is the configuration file of the kubelet.
+const kubeletConfig = "/var/lib/kubelet/config.yaml"
+
 // nodeFaults returns faults in an order in which each leaves a healthy node.
 func nodeFaults(n *node) []fault {
-	const config = "/var/lib/kubelet/config.yaml"
+	return slices.Concat(
+		networkFaults(n),
+		kubeletFaults(n),
+		daemonFaults(n),
+		manualFaults(n),
+		processFaults(n),
+	)
+}
+
+// networkFaults returns faults of the kernel's network settings and of CNI.
+func networkFaults(n *node) []fault {
 	dir := n.eng.Dir
-	resetConfig := "cp " + dir + "/config.yaml " + config
-	kubelet := func(version string) string { return "cp " + dir + "/kubelet-" + version + " " + dir + "/bin/kubelet; " }
 
 	return []fault{
 		{
@@ -216,14 +227,23 @@ func nodeFaults(n *node) []fault {
 			status:  "fail",
 			breakIt: "rm " + dir + "/plugins/host-local " + dir + "/plugins/bridge",
 		},
+	}
+}
+
+// kubeletFaults returns faults of the kubelet's flags and configuration.
+func kubeletFaults(n *node) []fault {
+	dir := n.eng.Dir
+	kubelet := func(version string) string { return "cp " + dir + "/kubelet-" + version + " " + dir + "/bin/kubelet; " }
+
+	return []fault{
 		{
 			name:   "removed kubelet flags",
 			id:     "kubelet-flags",
 			status: "fail",
 			breakIt: `echo 'KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=192.0.2.1 ` +
 				`--pod-infra-container-image=registry.example/pause:3.6"' > /var/lib/kubelet/kubeadm-flags.env`,
-			restore: "grep -qx 'KUBELET_KUBEADM_ARGS=\" --node-ip=192.0.2.1\"' /var/lib/kubelet/kubeadm-flags.env " +
-				"&& rm /var/lib/kubelet/kubeadm-flags.env",
+			restore: "grep -qx 'KUBELET_KUBEADM_ARGS=\" --node-ip=192.0.2.1\"' /var/lib/kubelet/kubeadm-flags.env && " +
+				"rm /var/lib/kubelet/kubeadm-flags.env",
 		},
 		{
 			name:   "kubelet on another endpoint, by flag",
@@ -237,21 +257,21 @@ func nodeFaults(n *node) []fault {
 			name:    "kubelet on another endpoint, by default",
 			id:      "kubelet-endpoint",
 			status:  "fail",
-			breakIt: "sed -i /^containerRuntimeEndpoint/d " + config,
+			breakIt: "sed -i /^containerRuntimeEndpoint/d " + kubeletConfig,
 		},
 		{
 			name:    "wrong cgroup driver",
 			id:      "cgroup-driver",
 			status:  "fail",
-			breakIt: kubelet("v1.27.4") + "sed -i 's/cgroupfs/systemd/' " + config,
+			breakIt: kubelet("v1.27.4") + "sed -i 's/cgroupfs/systemd/' " + kubeletConfig,
 			restore: kubelet("v1.36.3"),
 		},
 		{
 			name:   "cgroup v1",
 			id:     "cgroup-v1",
 			status: "fail",
-			breakIt: "grep -q cgroup2 /proc/mounts && ! [ -d /sys/fs/cgroup/memory ] && mount -t tmpfs none " +
-				"/sys/fs/cgroup; sed -i /^failCgroupV1/d " + config,
+			breakIt: "grep -q cgroup2 /proc/mounts && ! [ -d /sys/fs/cgroup/memory ] && " +
+				"mount -t tmpfs none /sys/fs/cgroup; sed -i /^failCgroupV1/d " + kubeletConfig,
 			restore: "[ -d /sys/fs/cgroup/memory ] || umount /sys/fs/cgroup",
 		},
 		// Swap is shared by the whole machine, so the node sees a faked /proc/swaps.
@@ -259,17 +279,25 @@ func nodeFaults(n *node) []fault {
 			name:   "swap",
 			id:     "swap",
 			status: "fail",
-			breakIt: "printf 'Filename Type Size Used Priority\\n/swapfile file 1024 0 -2\\n' > /run/swaps && mount " +
-				"--bind /run/swaps /proc/swaps",
-			restore: "umount /proc/swaps; " + resetConfig,
+			breakIt: "printf 'Filename Type Size Used Priority\\n/swapfile file 1024 0 -2\\n' > /run/swaps && " +
+				"mount --bind /run/swaps /proc/swaps",
+			restore: "umount /proc/swaps; cp " + dir + "/config.yaml " + kubeletConfig,
 		},
 		{
 			name:    "two CRI sockets",
 			id:      "cri-sockets",
 			status:  "warn",
-			breakIt: "rm " + config,
-			restore: "rm /var/lib/kubelet/kubeadm-flags.env; " + resetConfig,
+			breakIt: "rm " + kubeletConfig,
+			restore: "rm /var/lib/kubelet/kubeadm-flags.env; cp " + dir + "/config.yaml " + kubeletConfig,
 		},
+	}
+}
+
+// daemonFaults returns faults of the daemon's socket, directories and streaming address.
+func daemonFaults(n *node) []fault {
+	dir := n.eng.Dir
+
+	return []fault{
 		{name: "wrong socket mode", id: "daemon-socket", status: "warn", breakIt: "chmod 0666 " + n.Socket},
 		{
 			name:    "no group docker",
@@ -289,8 +317,8 @@ func nodeFaults(n *node) []fault {
 			name:   "disk full",
 			id:     "disk",
 			status: "fail",
-			breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && mkdir " +
-				"/var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
+			breakIt: "mkdir -p /var/log/pods && mount -t tmpfs -o size=1m none /var/log/pods && " +
+				"mkdir /var/log/pods/a && dd if=/dev/zero of=/var/log/pods/a/0.log.20260101-000000 bs=1k count=980",
 			restore: "umount /var/log/pods",
 		},
 		{name: "no loopback", id: "streaming", status: "fail", breakIt: "ip link set lo down"},
@@ -303,6 +331,14 @@ func nodeFaults(n *node) []fault {
 				"--cri-dockerd-root-directory=/run/second/lib --run-directory=/run/second/run " +
 				"--metrics-bind-address= >/run/second.log 2>&1 & until [ -S /run/second.sock ]; do sleep 0.1; done",
 		},
+	}
+}
+
+// manualFaults returns faults with a fix by hand.
+func manualFaults(n *node) []fault {
+	dir := n.eng.Dir
+
+	return []fault{
 		{
 			name:    "broken daemon.json",
 			id:      "engine-config",
@@ -316,8 +352,8 @@ func nodeFaults(n *node) []fault {
 			id:      "kubelet-config",
 			status:  "fail",
 			manual:  true,
-			breakIt: "echo '[' >> " + config,
-			restore: resetConfig,
+			breakIt: "echo '[' >> " + kubeletConfig,
+			restore: "cp " + dir + "/config.yaml " + kubeletConfig,
 		},
 		{
 			name:   "engine too old",
@@ -333,6 +369,15 @@ func nodeFaults(n *node) []fault {
 			manual: true,
 			args:   []string{"--pod-infra-container-image=127.0.0.1:1/pause:3.6"},
 		},
+	}
+}
+
+// processFaults returns stopped and hanging processes. The order matters: the last fixes start the
+// processes again.
+func processFaults(n *node) []fault {
+	dir := n.eng.Dir
+
+	return []fault{
 		{
 			name:    "log-driver hangs",
 			id:      "log-driver",

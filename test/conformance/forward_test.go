@@ -90,7 +90,8 @@ func connectPort(session httpstream.Connection, id, port int) (data, errs httpst
 	return data, errs, err
 }
 
-// unacceptingPort opens a port on the pod's loopback address with a listener that never accepts.
+// unacceptingPort opens a port on the pod's loopback address with a listener that never accepts. A
+// first connection fills its queue.
 func (n *node) unacceptingPort(t *testing.T, pod string) int {
 	t.Helper()
 	var fd int
@@ -110,7 +111,16 @@ func (n *node) unacceptingPort(t *testing.T, pod string) int {
 		t.Fatal(err)
 	}
 
-	return sa.(*unix.SockaddrInet4).Port
+	port := sa.(*unix.SockaddrInet4).Port
+	filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp",
+		net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() { filler.Close() })
+
+	return port
 }
 
 // probeCalls makes calls until ctx ends and returns their durations.
@@ -147,14 +157,6 @@ func TestForwardsToAnUnacceptingPort(t *testing.T) {
 		n.start(t, pod, cfg,
 			sh("mkdir /www; echo forwarded page > /www/index.html; exec httpd -f -p 127.0.0.1:8099 -h /www"))
 		port := n.unacceptingPort(t, pod)
-		// This connection fills the queue of the listener.
-		filler, err := engines.Dial(t.Context(), n.own(t).NetNS(n.Pin(t, pod)), "tcp",
-			net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer filler.Close()
-
 		all := make([]httpstream.Connection, sessions)
 		for i := range all {
 			all[i] = n.forwardSession(t, pod)

@@ -114,24 +114,21 @@ func TestHandBack(t *testing.T) {
 		checkpoint := readFile(t, theirs.checkpoint)
 		f.daemon(t, "--pod-netns=engine", "--container-log=json-file")
 		plain := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
-			cfg.PortMappings = []*runtimeapi.PortMapping{{
-				Protocol:      runtimeapi.Protocol_TCP,
-				ContainerPort: 8080,
-				HostPort:      18201,
-			}}
+			cfg.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 8080, HostPort: 18201}}
 		})
 
-		stays := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
+		unchanged := func(*runtimeapi.PodSandboxConfig) {}
+		stays := f.ourPod(t, unchanged)
 		host := f.ourPod(t, func(cfg *runtimeapi.PodSandboxConfig) {
 			cfg.Hostname, cfg.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
 		})
 		f.Kill(t)
 		f.daemon(t, "--container-log=json-file")
-		own := f.ourPod(t, func(*runtimeapi.PodSandboxConfig) {})
+		own := f.ourPod(t, unchanged)
 		before := map[*foreignPod]string{theirs: theirs.pids, stays: stays.pids, host: host.pids, own: own.pids}
 
-		if out, code := f.takeover(t, "--hand-back"); code != 1 ||
-			!strings.Contains(out, "another cri-dockerd is using it") {
+		out, code := f.takeover(t, "--hand-back")
+		if code != 1 || !strings.Contains(out, "another cri-dockerd is using it") {
 			t.Errorf("hand back while the daemon runs: exit code %d, %s", code, out)
 		}
 
@@ -151,18 +148,12 @@ func TestHandBack(t *testing.T) {
 			t.Errorf("hand back: exit code %d, %s", code, out)
 		}
 
-		for file, want := range map[string]string{
-			theirs.checkpoint: checkpoint,
-			host.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
-				`"data":{"host_network":true},"checksum":0}`, host.config.Metadata.Name),
-			plain.checkpoint: fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default",`+
-				`"data":{"port_mappings":[{"protocol":"tcp","container_port":8080,"host_port":18201,"host_ip":""}]},`+
-				`"checksum":0}`, plain.config.Metadata.Name),
-		} {
-			if got := readFile(t, file); got != want {
-				t.Errorf("%s: %s, want %s", file, got, want)
-			}
-		}
+		assertCheckpoints(t, map[*foreignPod]string{
+			theirs: checkpoint,
+			host:   checkpointOf(host, `{"host_network":true}`),
+			plain: checkpointOf(plain, `{"port_mappings":[{"protocol":"tcp","container_port":8080,`+
+				`"host_port":18201,"host_ip":""}]}`),
+		})
 
 		if _, err := os.Stat(own.checkpoint); err == nil {
 			t.Error("a checkpoint exists for a pod that must be drained; the older shim would adopt the pod")
@@ -177,20 +168,7 @@ func TestHandBack(t *testing.T) {
 		next := f.pod(t, olderShims(f.newRoot)[2])
 		before[next] = next.pids
 		f.daemon(t, "--container-log=json-file")
-		for p, pids := range before {
-			if got := f.processes(t, p); got != pids {
-				t.Errorf("%s: processes before the hand back:\n%s\nafter the second takeover:\n%s",
-					p.config.Metadata.Name, pids, got)
-			}
-
-			if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
-				s.Network.GetIp() != p.ip {
-				t.Errorf("after the second takeover: %v, want address %s", s, p.ip)
-			}
-
-			f.exec(t, p.container, "true")
-		}
-
+		f.assertUnchanged(t, before)
 		eventually(t, "second adoption of the pods", func() bool {
 			return strings.Contains(f.run(t, "ls", f.pins()), stays.sandbox)
 		})
@@ -206,6 +184,41 @@ func TestHandBack(t *testing.T) {
 			t.Errorf("pod removed by the older shim holds %s", held)
 		}
 	})
+}
+
+// checkpointOf returns the checkpoint of a pod with the given data.
+func checkpointOf(p *foreignPod, data string) string {
+	return fmt.Sprintf(`{"version":"v1","name":%q,"namespace":"default","data":%s,"checksum":0}`,
+		p.config.Metadata.Name, data)
+}
+
+// assertCheckpoints compares the checkpoints of pods.
+func assertCheckpoints(t *testing.T, want map[*foreignPod]string) {
+	t.Helper()
+	for p, text := range want {
+		if got := readFile(t, p.checkpoint); got != text {
+			t.Errorf("%s: %s, want %s", p.checkpoint, got, text)
+		}
+	}
+}
+
+// assertUnchanged checks that pods have the given processes, are ready with their address, and
+// work.
+func (f *foreignNode) assertUnchanged(t *testing.T, processes map[*foreignPod]string) {
+	t.Helper()
+	for p, pids := range processes {
+		if got := f.processes(t, p); got != pids {
+			t.Errorf("%s: processes before the hand back:\n%s\nafter the second takeover:\n%s",
+				p.config.Metadata.Name, pids, got)
+		}
+
+		if s := f.podStatus(t, p.sandbox); s.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
+			s.Network.GetIp() != p.ip {
+			t.Errorf("after the second takeover: %v, want address %s", s, p.ip)
+		}
+
+		f.exec(t, p.container, "true")
+	}
 }
 
 func readFile(t *testing.T, file string) string {

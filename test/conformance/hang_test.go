@@ -193,7 +193,8 @@ func TestHangingExec(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() {
-				_, err := h.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: stuck, Cmd: []string{"true"}})
+				_, err := h.Runtime.ExecSync(ctx,
+					&runtimeapi.ExecSyncRequest{ContainerId: stuck, Cmd: []string{"true"}})
 				ended <- err
 			}()
 

@@ -78,31 +78,37 @@ func TestRemoveImage(t *testing.T) {
 
 		t.Run("used", func(t *testing.T) {
 			id, refs := pulled(t)
-			pod := n.podConfig(t)
-			sandbox := n.runPod(t, pod)
-			cc := n.containerConfig([]string{"/none"})
-			cc.Image.Image = refs[0]
-			n.create(t, sandbox, pod, cc)
-			unmanaged := strings.TrimSpace(n.docker(t, "create", refs[1]))
-			for i, free := range []func(){func() { n.removePod(t, sandbox) }, func() { n.docker(t, "rm", unmanaged) }} {
-				for _, ref := range []string{refs[3], id} {
-					if err := n.removeImage(t, ref); status.Code(err) != codes.FailedPrecondition {
-						t.Errorf("RemoveImage %s with %d users: %v, want FailedPrecondition", ref, 2-i, err)
-					}
-				}
-
-				if i := n.imageStatus(t, id); !equalSets(i.GetRepoTags(), refs) {
-					t.Errorf("remaining names: %v", i)
-				}
-
-				free()
-			}
-
-			if err := n.removeImage(t, refs[2]); err != nil || n.imageStatus(t, id) != nil {
-				t.Errorf("RemoveImage without a user: %v", err)
-			}
+			removeUsedImage(t, n, id, refs)
 		})
 	})
+}
+
+// removeUsedImage removes an image in use by two containers, one of a pod and one created with
+// docker. Removals fail until both are removed.
+func removeUsedImage(t *testing.T, n *node, id string, refs []string) {
+	pod := n.podConfig(t)
+	sandbox := n.runPod(t, pod)
+	cc := n.containerConfig([]string{"/none"})
+	cc.Image.Image = refs[0]
+	n.create(t, sandbox, pod, cc)
+	unmanaged := strings.TrimSpace(n.docker(t, "create", refs[1]))
+	for i, free := range []func(){func() { n.removePod(t, sandbox) }, func() { n.docker(t, "rm", unmanaged) }} {
+		for _, ref := range []string{refs[3], id} {
+			if err := n.removeImage(t, ref); status.Code(err) != codes.FailedPrecondition {
+				t.Errorf("RemoveImage %s with %d users: %v, want FailedPrecondition", ref, 2-i, err)
+			}
+		}
+
+		if i := n.imageStatus(t, id); !equalSets(i.GetRepoTags(), refs) {
+			t.Errorf("remaining names: %v", i)
+		}
+
+		free()
+	}
+
+	if err := n.removeImage(t, refs[2]); err != nil || n.imageStatus(t, id) != nil {
+		t.Errorf("RemoveImage without a user: %v", err)
+	}
 }
 
 // TestRemoveImageByDigest pulls images by digest, alone and next to a tag, and removes them by each

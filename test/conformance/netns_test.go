@@ -84,7 +84,7 @@ func (n *node) assertNoCapabilities(t *testing.T, id string) {
 	}
 }
 
-// TestOwnNetNS checks addresses, files, sysctls and users of pods in namespaces of the daemon.
+// TestOwnNetNS checks addresses, files and sysctls of pods in namespaces of the daemon.
 func TestOwnNetNS(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		if c := n.netnsCondition(t); !c.Status || c.Reason != "CreatedByDaemon" {
@@ -130,41 +130,48 @@ func TestOwnNetNS(t *testing.T) {
 		n.removePod(t, id)
 		n.assertNoLeftovers(t, cfg)
 
-		bad := n.podConfig(t)
-		bad.Linux.Sysctls = map[string]string{"net.no.such": "1"}
-		if _, err := n.Runtime.RunPodSandbox(t.Context(),
-			&runtimeapi.RunPodSandboxRequest{Config: bad}); status.Code(err) != codes.InvalidArgument ||
-			!strings.Contains(err.Error(), "net.no.such") {
-			t.Errorf("unknown sysctl: %v, want InvalidArgument", err)
-		}
-
-		n.assertNoLeftovers(t, bad)
-
-		user := n.podConfig(t)
-		sc := user.Linux.SecurityContext
-		sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 2000}
-		sc.SupplementalGroups = []int64{3000, 4000}
-		sc.ReadonlyRootfs = true
-		id = n.runPod(t, user)
-		n.assertNetNSMode(t, id, "own")
-		n.assertNoCapabilities(t, id)
-		for field, want := range map[string]string{
-			"Uid":    "1000 1000 1000 1000",
-			"Gid":    "2000 2000 2000 2000",
-			"Groups": "3000 4000",
-		} {
-			if got := n.procStatus(t, id, field); got != want {
-				t.Errorf("%s of the pause: %s, want %s", field, got, want)
-			}
-		}
-
-		privileged := n.podConfig(t)
-		privileged.Linux.SecurityContext.Privileged = true
-		id = n.runPod(t, privileged)
-		n.assertNetNSMode(t, id, "own")
-		n.assertNoCapabilities(t, id)
-		n.exec(t, n.start(t, id, privileged, sh("sleep 1000")), "true")
+		n.assertPauseSecurity(t)
 	})
+}
+
+// assertPauseSecurity checks that an unknown sysctl is refused, and that pauses with a user and of
+// privileged pods have no capabilities in namespaces of the daemon.
+func (n *node) assertPauseSecurity(t *testing.T) {
+	t.Helper()
+	bad := n.podConfig(t)
+	bad.Linux.Sysctls = map[string]string{"net.no.such": "1"}
+	if _, err := n.Runtime.RunPodSandbox(t.Context(),
+		&runtimeapi.RunPodSandboxRequest{Config: bad}); status.Code(err) != codes.InvalidArgument ||
+		!strings.Contains(err.Error(), "net.no.such") {
+		t.Errorf("unknown sysctl: %v, want InvalidArgument", err)
+	}
+
+	n.assertNoLeftovers(t, bad)
+
+	user := n.podConfig(t)
+	sc := user.Linux.SecurityContext
+	sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 2000}
+	sc.SupplementalGroups = []int64{3000, 4000}
+	sc.ReadonlyRootfs = true
+	id := n.runPod(t, user)
+	n.assertNetNSMode(t, id, "own")
+	n.assertNoCapabilities(t, id)
+	for field, want := range map[string]string{
+		"Uid":    "1000 1000 1000 1000",
+		"Gid":    "2000 2000 2000 2000",
+		"Groups": "3000 4000",
+	} {
+		if got := n.procStatus(t, id, field); got != want {
+			t.Errorf("%s of the pause: %s, want %s", field, got, want)
+		}
+	}
+
+	privileged := n.podConfig(t)
+	privileged.Linux.SecurityContext.Privileged = true
+	id = n.runPod(t, privileged)
+	n.assertNetNSMode(t, id, "own")
+	n.assertNoCapabilities(t, id)
+	n.exec(t, n.start(t, id, privileged, sh("sleep 1000")), "true")
 }
 
 // TestNetNSModes creates pods in both modes of --pod-netns and passes them to a daemon of the other
