@@ -1,6 +1,7 @@
-// Package check is `cri-dockerd check`: it tells an operator what stops a node. Package probe
-// looks, package finding judges, and this one reports. Its self-test (--pod) runs one pod through
-// the daemon's own socket, from an image made of this very program, so that no registry is needed.
+// Package check implements `cri-dockerd check`, which diagnoses a node. Package probe gathers
+// facts, package finding evaluates them, and this package prints the report. The self-test (--pod)
+// runs one pod through the daemon's socket. Its image contains this program, so it requires no
+// registry.
 package check
 
 import (
@@ -26,61 +27,61 @@ const (
 	page        = "It works: this page comes from a pod that cri-dockerd runs on Docker.\n"
 )
 
-// NewCommand is the subcommand check. cfg are the daemon's flags, which are check's, too.
+// NewCommand returns the subcommand check. cfg holds the flags shared with the daemon.
 func NewCommand(cfg *config.Config) *cobra.Command {
 	var pod bool
 	var format string
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Find what stops this node",
-		Long: "check looks at the engine, the daemon, the pod network, the kubelet and the machine, and says what " +
-			"stops this node, the cause first, each\n" +
-			"finding with the command that fixes it (docs/check.md). It changes nothing. Flags that are not given " +
-			"are those of the running daemon, or of\n" +
-			"its unit. With --pod it then runs one pod through the daemon's socket: sandbox, container, page, exec, " +
-			"logs, port-forward, removal. It needs\n" +
-			"no registry.\n\nExit code: 0 if nothing stops the node (warnings may remain), 1 if something does, 2 " +
-			"for a mistake on the command line.",
+		Short: "Diagnose problems of this node",
+		Long: `check diagnoses this node: Docker Engine, the daemon, the pod network, the kubelet and the host.
+It prints each problem with a command to fix it, root causes first (docs/check.md), and makes no changes to the
+node. Flags default to those of the running daemon or of its systemd unit.
+
+With --pod, check also runs a test pod through the daemon's socket: sandbox, container, HTTP request, exec,
+logs, port-forward, removal. The test pod requires no image registry.
+
+Exit code: 0 without failures (there may be warnings), 1 with failures, 2 for a mistake on the command line.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != formatText && format != formatJSON {
-				return exit.UsageError(fmt.Errorf("--output %q: use one of %q", format,
-					[]string{formatText, formatJSON}))
+				formats := []string{formatText, formatJSON}
+				return exit.UsageError(fmt.Errorf("--output %q: use one of %q", format, formats))
 			}
 
 			p := probe.New(timeout)
 			found := p.Adopt(cmd.Context(), cfg, cmd.Flags())
 			cfg.Complete(cmd.Flags())
 			if err := cfg.Validate(); err != nil && found.Given {
-				// may quote another user's text
+				// the error may quote text of another user
 				return exit.UsageError(errors.New(text.Clean(err.Error(), text.MaxMessage)))
 			} else if err != nil {
 				found.Mistake.Error = err.Error()
 			}
 
-			findings := finding.Judge(p.Gather(cmd.Context(), cfg, found))
+			findings := finding.Evaluate(p.Gather(cmd.Context(), cfg, found))
 			r := report{out: cmd.OutOrStdout(), format: format}
 			if !pod {
-				return r.end(findings)
+				return r.print(findings)
 			}
 
-			return r.withPod(findings, func(out io.Writer) error {
+			return r.printWithPod(findings, func(out io.Writer) error {
 				return runPod(cmd.Context(), found.Endpoint, probe.EngineConfig(cfg), out)
 			})
 		},
 	}
 
-	cmd.Flags().BoolVar(&pod, "pod", false, "then run one pod through the daemon and remove it again")
-	cmd.Flags().DurationVar(&timeout, "timeout", probe.Timeout, "deadline of each probe; raise it on a node that is "+
-		"very busy")
-	cmd.Flags().StringVarP(&format, "output", "o", formatText, "text or json")
+	cmd.Flags().BoolVar(&pod, "pod", false, "also run a test pod through the daemon, then remove it")
+	cmd.Flags().DurationVar(&timeout, "timeout", probe.Timeout,
+		"timeout of each probe; increase it on a node under heavy load")
+	cmd.Flags().StringVarP(&format, "output", "o", formatText, "output format: text or json")
 
 	return cmd
 }
 
-// NewPageServerCommand is the program inside the self-test's pod: it serves one page and logs a
-// line for each request.
+// NewPageServerCommand returns the subcommand for the container of the test pod. It serves one page
+// and logs a line for each request.
 func NewPageServerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    pageCommand,
@@ -105,7 +106,7 @@ func NewPageServerCommand() *cobra.Command {
 	}
 }
 
-// pageHandler answers with the page and writes a line for each request.
+// pageHandler serves the page and logs each request to out.
 func pageHandler(out io.Writer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(out, "%s %s\n", r.Method, r.URL.Path)

@@ -33,9 +33,10 @@ import (
 )
 
 const (
-	// for what comes up by itself: a listening program, a line in a log
-	patience = 15 * time.Second
-	// a daemon may have a /tmp of its own, and the kubelet sweeps /var/log/pods
+	// eventualTimeout limits the wait for asynchronous effects: a listening program, a log line.
+	eventualTimeout = 15 * time.Second
+	// logParent is neither /tmp, where the daemon may have a private mount, nor /var/log/pods,
+	// which the kubelet cleans up.
 	logParent = "/var/log"
 	uidLabel  = "io.kubernetes.pod.uid"
 )
@@ -52,8 +53,8 @@ type podTest struct {
 	podID, containerID, ip string
 }
 
-// runPod runs the self-test through the daemon at endpoint and removes what it made, however it
-// ends.
+// runPod runs the self-test through the daemon at endpoint. It always removes the pod and its
+// image.
 func runPod(ctx context.Context, endpoint string, docker engine.Config, out io.Writer) (err error) {
 	t, closeAll, err := newPodTest(endpoint, docker)
 	if err != nil {
@@ -61,7 +62,7 @@ func runPod(ctx context.Context, endpoint string, docker engine.Config, out io.W
 	}
 	defer closeAll()
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepDeadline)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
 		defer cancel()
 		if cleanErr := t.clean(ctx); cleanErr != nil {
 			err = errors.Join(err, fmt.Errorf("clean up: %w", cleanErr))
@@ -115,7 +116,7 @@ func newPodTest(endpoint string, config engine.Config) (*podTest, func(), error)
 	}, nil
 }
 
-// restart is the advice where nothing better is known.
+// restart is the advice for failures without a known fix.
 func restart() shell.Line {
 	return shell.Advice("systemctl restart cri-docker, and read journalctl -u cri-docker")
 }
@@ -123,46 +124,60 @@ func restart() shell.Line {
 func (t *podTest) steps() []step {
 	return []step{
 		{
-			"the daemon answers", "cri-dockerd does not run, or listens elsewhere",
-			shell.Advice("systemctl start cri-docker.socket cri-docker, or give its --container-runtime-endpoint"),
+			"daemon responds", "cri-dockerd is not running, or it listens on a different endpoint",
+			shell.Advice("systemctl start cri-docker.socket cri-docker, or set --container-runtime-endpoint"),
 			t.version,
 		},
 		{
-			"Docker and the pod network are ready", "see the reason above",
-			shell.Advice("follow the reason above; for a network: kubectl apply your add-on, or " +
-				"--network-plugin=kubenet --pod-cidr=10.244.0.0/24"), t.ready,
+			"Docker and the pod network ready", "the reason above",
+			shell.Advice("resolve the reason above; for the pod network, install a network add-on or set " +
+				"--network-plugin=kubenet --pod-cidr=10.244.0.0/24"),
+			t.ready,
 		},
 		{
-			"image made from this program", "Docker does not answer at --docker-endpoint, or its disk is full",
-			shell.Command("docker info; df -h"), t.loadImage,
+			"image loaded", "Docker does not respond at --docker-endpoint, or its disk is full",
+			shell.Command("docker info; df -h"),
+			t.loadImage,
 		},
 		{
-			"sandbox", "the pause container or the CNI plugins do not start",
-			shell.Command("docker ps -a; ls /opt/cni/bin /usr/lib/cni").Then(restart()), t.runSandbox,
-		},
-		{"container created", "Docker refuses the container", shell.Command("journalctl -u docker -n 50"), t.create},
-		{
-			"container started", "the OCI runtime does not start processes here",
-			shell.Command("docker run --rm {} version", t.image), t.start,
+			"sandbox started", "the pause container or the CNI plugins do not start",
+			shell.Command("docker ps -a; ls /opt/cni/bin /usr/lib/cni").Then(restart()),
+			t.runSandbox,
 		},
 		{
-			"page fetched at the pod's address", "the node does not reach its pods: a firewall, a used address " +
-				"range, or bridge-nf rules",
-			shell.Advice("iptables -P FORWARD ACCEPT; choose another --pod-cidr if ip route shows it in use"), t.fetch,
-		},
-		{"exec", "Docker cannot start a second process in the container", shell.Command("docker exec").Then(restart()),
-			t.exec},
-		{
-			"logs, rotated once",
-			"the log-driver process does not write, or Docker's data root is not on this file system",
-			shell.Advice("crictl info shows the condition ContainerLogs; docker info -f '{{.DockerRootDir}}'"), t.logs,
+			"container created", "Docker rejects the container",
+			shell.Command("journalctl -u docker -n 50"),
+			t.create,
 		},
 		{
-			"port-forward", "the streaming server cannot be reached on loopback",
-			shell.Advice("leave --streaming-bind-addr away").Then(restart()), t.portForward,
+			"container started", "the OCI runtime cannot start processes",
+			shell.Command("docker run --rm {} version", t.image),
+			t.start,
 		},
-		{"pod stopped", "Docker does not stop containers", shell.Command("journalctl -u docker -n 50"), t.stop},
-		{"pod removed, nothing left", "something still holds the pod", restart(), t.remove},
+		{
+			"HTTP request to the pod",
+			"the node cannot reach its pods: a firewall, an overlapping address range, or bridge-nf rules",
+			shell.Advice("iptables -P FORWARD ACCEPT; set another --pod-cidr if ip route shows the range in use"),
+			t.fetch,
+		},
+		{
+			"exec", "Docker cannot start another process in the container",
+			shell.Command("docker exec").Then(restart()),
+			t.exec,
+		},
+		{
+			"logs with rotation",
+			"the log-driver process does not write logs, or Docker's data root is not on this file system",
+			shell.Advice("see condition ContainerLogs in crictl info, and docker info -f '{{.DockerRootDir}}'"),
+			t.logs,
+		},
+		{
+			"port-forward", "the streaming server is not reachable on loopback",
+			shell.Advice("remove --streaming-bind-addr").Then(restart()),
+			t.portForward,
+		},
+		{"pod stopped", "Docker cannot stop containers", shell.Command("journalctl -u docker -n 50"), t.stop},
+		{"pod removed", "a resource of the pod is still in use", restart(), t.remove},
 	}
 }
 
@@ -181,7 +196,7 @@ func (t *podTest) ready(ctx context.Context) (string, error) {
 	}
 
 	for _, c := range s.GetStatus().GetConditions() {
-		// the others are findings
+		// findings report the other conditions
 		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) {
 			return "", fmt.Errorf("%s is false: %s", c.Type, c.Message)
 		}
@@ -190,14 +205,14 @@ func (t *podTest) ready(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// loadImage makes an image whose only file is this program, and waits until the daemon has seen it.
+// loadImage loads an image with this program as its only file and waits until the daemon lists it.
 func (t *podTest) loadImage(ctx context.Context) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
 
-	program, err := static(self)
+	program, err := readStatic(self)
 	if err != nil {
 		return "", err
 	}
@@ -212,18 +227,18 @@ func (t *podTest) loadImage(ctx context.Context) (string, error) {
 		return "", err
 	}
 
-	return t.image, eventually(ctx, patience, func(ctx context.Context) error {
+	return t.image, eventually(ctx, eventualTimeout, func(ctx context.Context) error {
 		r, err := t.images.ImageStatus(ctx,
 			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: t.image}})
 		if err == nil && r.GetImage() == nil {
-			err = errors.New("the daemon does not see the image: it speaks to another Docker")
+			err = errors.New("the daemon does not list the image: it uses another Docker Engine")
 		}
 		return err
 	})
 }
 
-// static reads a program, which must need no other file to run: in the image there is none.
-func static(file string) ([]byte, error) {
+// readStatic reads a statically linked program. The image contains no libraries.
+func readStatic(file string) ([]byte, error) {
 	program, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -235,8 +250,8 @@ func static(file string) ([]byte, error) {
 	}
 
 	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return nil, fmt.Errorf("%s is not static and cannot run in an image of its own: build it with make build "+
-			"(CGO_ENABLED=0)", file)
+		return nil, fmt.Errorf("%s is not statically linked and cannot run in an image of its own: build it with "+
+			"make build (CGO_ENABLED=0)", file)
 	}
 
 	return program, nil
@@ -256,7 +271,7 @@ func (t *podTest) runSandbox(ctx context.Context) (string, error) {
 	}
 
 	if t.ip = s.GetStatus().GetNetwork().GetIp(); t.ip == "" {
-		return "", errors.New("the pod has no address")
+		return "", errors.New("the pod has no IP address")
 	}
 
 	return "address " + t.ip, nil
@@ -293,7 +308,7 @@ func (t *podTest) start(ctx context.Context) (string, error) {
 
 func (t *podTest) fetch(ctx context.Context) (string, error) {
 	target := "http://" + net.JoinHostPort(t.ip, pagePort) + "/from-the-node"
-	err := eventually(ctx, patience, func(ctx context.Context) error {
+	err := eventually(ctx, eventualTimeout, func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 		if err != nil {
 			return err
@@ -307,7 +322,7 @@ func (t *podTest) fetch(ctx context.Context) (string, error) {
 
 		b, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
 		if err == nil && string(b) != page {
-			err = fmt.Errorf("somebody else answers at %s: %q", target, b)
+			err = fmt.Errorf("unexpected response from %s: %q", target, b)
 		}
 
 		return err
@@ -329,13 +344,13 @@ func (t *podTest) exec(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(r.GetStdout())), err
 }
 
-// logs waits for a line in the container's log, then rotates the log as the kubelet does.
+// logs waits for a line in the container's log, then rotates the log like the kubelet.
 func (t *podTest) logs(ctx context.Context) (string, error) {
 	file := filepath.Join(t.pod.LogDirectory, "page.log")
-	err := eventually(ctx, patience, func(context.Context) error {
+	err := eventually(ctx, eventualTimeout, func(context.Context) error {
 		b, err := os.ReadFile(file)
 		if err == nil && !strings.Contains(string(b), "/from-the-node") {
-			err = fmt.Errorf("%s lacks the line of the request", file)
+			err = fmt.Errorf("%s has no log line for the request", file)
 		}
 		return err
 	})
@@ -343,9 +358,9 @@ func (t *podTest) logs(ctx context.Context) (string, error) {
 		return "", err
 	}
 
-	kind := "in the CRI's format"
+	format := "CRI format"
 	if st, err := os.Lstat(file); err == nil && st.Mode()&os.ModeSymlink != 0 {
-		kind = "Docker's json-file behind a link"
+		format = "link to Docker's json-file log"
 	}
 
 	if err := os.Rename(file, file+".old"); err != nil {
@@ -359,11 +374,11 @@ func (t *podTest) logs(ctx context.Context) (string, error) {
 
 	_, err = os.Stat(file)
 
-	return file + ", " + kind, err
+	return file + ", " + format, err
 }
 
-// portForward speaks the WebSocket form of port-forward: channel 0 carries data, channel 1 errors,
-// each frame with its channel in front.
+// portForward uses port-forward over WebSocket: each frame starts with its channel, 0 for data and
+// 1 for errors.
 func (t *podTest) portForward(ctx context.Context) (string, error) {
 	r, err := t.cri.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: t.podID, Port: []int32{8080}})
 	if err != nil {
@@ -375,16 +390,16 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 		return "", err
 	}
 
-	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1) // over TLS the certificate is verified, as by the kubelet
+	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1) // TLS certificates are verified, like in the kubelet
 	u.RawQuery = "port=" + pagePort
-	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: patience}
+	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: eventualTimeout}
 	c, _, err := d.DialContext(ctx, u.String(), nil)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", r.Url, err)
 	}
 	defer c.Close()
 
-	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(eventualTimeout)); err != nil {
 		return "", err
 	}
 
@@ -392,18 +407,18 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 		return "", err
 	}
 
-	var answer strings.Builder
-	for !strings.Contains(answer.String(), page) {
+	var response strings.Builder
+	for !strings.Contains(response.String(), page) {
 		_, m, err := c.ReadMessage()
 		if err != nil {
-			return "", fmt.Errorf("after %q: %w", answer.String(), err)
+			return "", fmt.Errorf("after %q: %w", response.String(), err)
 		}
 
 		if len(m) > 3 && m[0] == 1 {
 			return "", errors.New(string(m[1:]))
 		}
 		if len(m) > 0 && m[0] == 0 {
-			answer.Write(m[1:])
+			response.Write(m[1:])
 		}
 	}
 
@@ -415,8 +430,7 @@ func (t *podTest) stop(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// remove removes the pod and looks whether the daemon, Docker and the node still have anything of
-// it.
+// remove removes the pod and verifies its removal from the daemon, Docker and the node.
 func (t *podTest) remove(ctx context.Context) (string, error) {
 	if _, err := t.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: t.podID}); err != nil {
 		return "", err
@@ -424,32 +438,32 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 
 	if _, err := t.cri.PodSandboxStatus(ctx,
 		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: t.podID}); status.Code(err) != codes.NotFound {
-		return "", fmt.Errorf("the sandbox is still known: %w", err)
+		return "", fmt.Errorf("the daemon still reports the sandbox: %w", err)
 	}
 
 	for _, id := range []string{t.podID, t.containerID} {
 		if _, err := t.docker.Inspect(ctx, model.ContainerID(id)); err == nil {
-			return "", fmt.Errorf("Docker still has container %s", id)
+			return "", fmt.Errorf("Docker still reports container %s", id)
 		}
 	}
 
-	// A log file stays for its readers until the kubelet removes it with the pod; a link would lead
-	// nowhere.
+	// A log file remains readable until the kubelet removes the pod's log directory. A link would
+	// dangle.
 	if st, err := os.Lstat(filepath.Join(t.pod.LogDirectory, "page.log")); err == nil && st.Mode()&os.ModeSymlink != 0 {
-		return "", errors.New("the log's link is still there")
+		return "", errors.New("the symbolic link of the log still exists")
 	}
 
 	if c, err := net.DialTimeout("tcp", net.JoinHostPort(t.ip, pagePort), 100*time.Millisecond); err == nil {
-		return "", errors.Join(errors.New("the pod's address still answers"), c.Close())
+		return "", errors.Join(errors.New("the pod's IP address still accepts connections"), c.Close())
 	}
 
 	return "", nil
 }
 
-// clean removes pod and image, whatever the steps did.
+// clean removes the pod and the image, if they exist.
 func (t *podTest) clean(ctx context.Context) error {
 	var errs []error
-	if t.ran { // by label, not by ID: a call that failed may have left a pod
+	if t.ran { // by label, not by ID: a failed call may have created a pod
 		pods, err := t.cri.ListPodSandbox(ctx,
 			&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: t.pod.Labels}})
 		errs = append(errs, err)
@@ -460,7 +474,7 @@ func (t *podTest) clean(ctx context.Context) error {
 	}
 
 	if _, err := t.docker.Host(ctx); err != nil {
-		return errors.Join(errs...) // Docker is down, and nothing was made
+		return errors.Join(errs...) // Docker is not running, and there is no image to remove
 	}
 
 	if err := t.docker.RemoveImage(ctx, t.image); !errdefs.IsNotFound(err) {

@@ -21,20 +21,20 @@ const (
 	formatJSON = "json"
 )
 
-// report is how findings are shown.
+// report prints findings.
 type report struct {
 	out    io.Writer
 	format string
 }
 
-// document is the JSON form. It is stable: fields are added, never renamed.
+// document is the JSON form. It is stable: releases add fields and never rename one.
 type document struct {
 	Status   finding.Status    `json:"status"`
 	Findings []finding.Finding `json:"findings"`
 }
 
-// end shows the findings; the error says that something stops the node.
-func (r report) end(all []finding.Finding) error {
+// print prints the findings. It returns an error if any of them failed.
+func (r report) print(all []finding.Finding) error {
 	var err error
 	if r.format == formatJSON {
 		e := json.NewEncoder(r.out)
@@ -42,7 +42,7 @@ func (r report) end(all []finding.Finding) error {
 		e.SetEscapeHTML(false)
 		err = e.Encode(document{finding.Worst(all), all})
 	} else {
-		_, err = io.WriteString(r.out, render(all, coloured(r.out)))
+		_, err = io.WriteString(r.out, render(all, isColorTerminal(r.out)))
 	}
 
 	if err == nil && finding.Worst(all) == finding.Fail {
@@ -52,33 +52,34 @@ func (r report) end(all []finding.Finding) error {
 	return err
 }
 
-// podNeeds are the findings without which no pod can run.
-func podNeeds() []string {
+// podRequirements returns the findings required for pods to run.
+func podRequirements() []string {
 	return []string{"engine", "engine-version", "daemon", "runtime-ready", "network-ready", "cni-config", "cni-plugins"}
 }
 
-// withPod shows the findings and then what the self-test says, unless a finding says already that
-// no pod can run.
-func (r report) withPod(all []finding.Finding, run func(io.Writer) error) error {
-	stopped := slices.ContainsFunc(all, func(f finding.Finding) bool {
-		return f.Status == finding.Fail && slices.Contains(podNeeds(), f.ID)
+// printWithPod prints the findings, then runs the self-test. It skips the self-test if a finding
+// shows that pods cannot run.
+func (r report) printWithPod(all []finding.Finding, run func(io.Writer) error) error {
+	cannotRun := slices.ContainsFunc(all, func(f finding.Finding) bool {
+		return f.Status == finding.Fail && slices.Contains(podRequirements(), f.ID)
 	})
+
 	if r.format == formatJSON {
 		pod := finding.Finding{
 			ID:     "pod",
-			Title:  "a pod runs",
+			Title:  "self-test pod",
 			Status: finding.Skipped,
-			Detail: "not tried: see what fails",
+			Detail: "skipped because of the failed findings",
 		}
-		if !stopped {
+		if !cannotRun {
 			pod = podFinding(run(io.Discard))
 		}
 
-		return r.end(append(all, pod))
+		return r.print(append(all, pod))
 	}
 
-	err := r.end(all)
-	if stopped {
+	err := r.print(all)
+	if cannotRun {
 		return err
 	}
 	if _, werr := fmt.Fprintln(r.out); werr != nil {
@@ -88,9 +89,9 @@ func (r report) withPod(all []finding.Finding, run func(io.Writer) error) error 
 	return errors.Join(err, run(r.out))
 }
 
-// podFinding is the self-test's result as a finding.
+// podFinding converts the result of the self-test to a finding.
 func podFinding(err error) finding.Finding {
-	f := finding.Finding{ID: "pod", Title: "a pod runs", Status: finding.OK, Detail: "all steps passed"}
+	f := finding.Finding{ID: "pod", Title: "self-test pod", Status: finding.OK, Detail: "all steps passed"}
 	if err != nil {
 		f.Status, f.Detail, f.Fix = finding.Fail, text.Clean(err.Error(), text.MaxMessage), restart()
 	}
@@ -104,7 +105,7 @@ func podFinding(err error) finding.Finding {
 	return f
 }
 
-// summary counts what is not well.
+// summary counts failures and warnings.
 func summary(all []finding.Finding) string {
 	count := map[finding.Status]int{}
 	for _, f := range all {
@@ -114,11 +115,11 @@ func summary(all []finding.Finding) string {
 	var parts []string
 	switch n := count[finding.Fail]; n {
 	case 0:
-		parts = append(parts, "nothing stops this node")
+		parts = append(parts, "no failures")
 	case 1:
-		parts = append(parts, "1 finding stops this node")
+		parts = append(parts, "1 failure")
 	default:
-		parts = append(parts, fmt.Sprintf("%d findings stop this node", n))
+		parts = append(parts, fmt.Sprintf("%d failures", n))
 	}
 
 	if n := count[finding.Warn]; n == 1 {
@@ -130,8 +131,8 @@ func summary(all []finding.Finding) string {
 	return strings.Join(parts, ", ")
 }
 
-// render returns one line for each finding, with its fix below.
-func render(all []finding.Finding, colour bool) string {
+// render returns one line for each finding, followed by its fix.
+func render(all []finding.Finding, color bool) string {
 	var b strings.Builder
 	for _, f := range all {
 		word := string(f.Status)
@@ -139,19 +140,18 @@ func render(all []finding.Finding, colour bool) string {
 			word = "FAIL"
 		}
 
-		if colour {
+		if color {
 			word = map[finding.Status]string{
 				finding.OK:      "\x1b[32m",
 				finding.Warn:    "\x1b[33m",
 				finding.Fail:    "\x1b[1;31m",
 				finding.Skipped: "\x1b[2m",
-			}[f.Status] +
-				fmt.Sprintf("%-4s", word) + "\x1b[0m"
+			}[f.Status] + fmt.Sprintf("%-4s", word) + "\x1b[0m"
 		}
 
 		detail := f.Detail
-		if f.Because != "" {
-			detail = "because of " + f.Because
+		if f.Cause != "" {
+			detail = "caused by " + f.Cause
 		}
 
 		fmt.Fprintf(&b, "%-4s  %-17s %s\n", word, f.ID, strings.ReplaceAll(detail, "\n", "; "))
@@ -165,8 +165,8 @@ func render(all []finding.Finding, colour bool) string {
 	return b.String()
 }
 
-// coloured says whether out is a terminal that wants colours (https://no-color.org).
-func coloured(out io.Writer) bool {
+// isColorTerminal reports whether out is a terminal with colors enabled (https://no-color.org).
+func isColorTerminal(out io.Writer) bool {
 	f, isFile := out.(*os.File)
 	if !isFile || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
 		return false

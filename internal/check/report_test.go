@@ -17,29 +17,29 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-// sample has a finding of every status.
+// sample returns a finding of each status.
 func sample() []finding.Finding {
 	return []finding.Finding{
 		{
 			ID:     "engine",
-			Title:  "Docker answers",
+			Title:  "Docker responds",
 			Status: finding.Fail,
-			Detail: "nobody\nlistens",
+			Detail: "connection\nrefused",
 			Fix:    shell.Command("systemctl start docker"),
 		},
 		{
 			ID:     "clock",
 			Title:  "clock",
 			Status: finding.Warn,
-			Detail: "not <right> & not kept",
+			Detail: "not <set> & not synchronized",
 			Fix:    shell.Command("timedatectl set-ntp true"),
 		},
-		{ID: "swap", Title: "swap", Status: finding.OK, Detail: "there is none"},
-		{ID: "engine-log-driver", Title: "log driver", Status: finding.Skipped, Detail: "not known", Because: "engine"},
+		{ID: "swap", Title: "swap", Status: finding.OK, Detail: "swap is disabled"},
+		{ID: "engine-log-driver", Title: "log driver", Status: finding.Skipped, Detail: "unknown", Cause: "engine"},
 	}
 }
 
-// golden compares with a file of testdata; with UPDATE_GOLDEN=1 it writes it anew.
+// golden compares got with a file in testdata. UPDATE_GOLDEN=1 rewrites the file.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	file := "testdata/" + name
@@ -60,75 +60,82 @@ func golden(t *testing.T, name, got string) {
 }
 
 func TestReport(t *testing.T) {
-	golden(t, "colour.txt", strings.ReplaceAll(render(sample(), true), "\x1b", "ESC"))
+	golden(t, "color.txt", strings.ReplaceAll(render(sample(), true), "\x1b", "ESC"))
 	for _, format := range []string{formatText, formatJSON} {
-		var out bytes.Buffer
-		if err := (report{&out, format}).end(sample()); !errors.Is(err, errFailed) {
-			t.Errorf("%s: %v", format, err)
-		}
-		golden(t, "report."+format, out.String())
+		t.Run(format, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := (report{&out, format}).print(sample()); !errors.Is(err, errFailed) {
+				t.Errorf("got error %v, want %v", err, errFailed)
+			}
+			golden(t, "report."+format, out.String())
+		})
 	}
 
-	if err := (report{io.Discard, formatText}).end(sample()[1:]); err != nil {
-		t.Errorf("warnings fail: %v", err)
+	if err := (report{io.Discard, formatText}).print(sample()[1:]); err != nil {
+		t.Errorf("got error %v for warnings only", err)
 	}
 }
 
-// TestReportWithPod runs the self-test only where no finding says already that it cannot work.
+// TestReportWithPod checks that the self-test runs unless a finding shows that pods cannot run.
 func TestReportWithPod(t *testing.T) {
 	for _, format := range []string{formatText, formatJSON} {
-		ran := 0
-		test := func(err error) func(io.Writer) error {
-			return func(out io.Writer) error { ran++; fmt.Fprintln(out, "POD"); return err }
-		}
-		var out bytes.Buffer
-		r := report{&out, format}
-		if err := r.withPod(sample(), test(nil)); ran != 0 || !errors.Is(err, errFailed) {
-			t.Errorf("%s: ran %d times without an engine: %v", format, ran, err)
-		}
-
-		out.Reset()
-		if err := r.withPod(sample()[1:], test(nil)); ran != 1 || err != nil {
-			t.Errorf("%s: ran %d times: %v", format, ran, err)
-		}
-
-		if is := strings.Contains(out.String(), "POD"); is != (format == formatText) {
-			t.Errorf("%s: %s", format, &out)
-		}
-
-		out.Reset()
-		failure := &stepError{step{
-			name:  "exec",
-			cause: "the cable",
-			fix:   shell.Advice("plug it in"),
-		}, errors.New("no light")}
-		if err := r.withPod(sample()[1:], test(failure)); !errors.Is(err, errFailed) {
-			t.Errorf("%s: %v", format, err)
-		}
-
-		if format == formatJSON && !strings.Contains(out.String(), "exec: no light; likely cause: the cable") {
-			t.Errorf("%s", &out)
-		}
+		t.Run(format, func(t *testing.T) { testReportWithPod(t, format) })
 	}
 
 	if f := podFinding(errors.New("no image")); f.Status != finding.Fail || f.Fix.IsZero() {
-		t.Errorf("%+v", f)
+		t.Errorf("got %+v, want a failure with a fix", f)
 	}
 }
 
-func TestNoColourInFiles(t *testing.T) {
+func testReportWithPod(t *testing.T, format string) {
+	runs := 0
+	test := func(err error) func(io.Writer) error {
+		return func(out io.Writer) error { runs++; fmt.Fprintln(out, "POD"); return err }
+	}
+
+	var out bytes.Buffer
+	r := report{&out, format}
+	if err := r.printWithPod(sample(), test(nil)); runs != 0 || !errors.Is(err, errFailed) {
+		t.Errorf("without an engine: self-test ran %d times, error %v", runs, err)
+	}
+
+	out.Reset()
+	if err := r.printWithPod(sample()[1:], test(nil)); runs != 1 || err != nil {
+		t.Errorf("with an engine: self-test ran %d times, error %v", runs, err)
+	}
+
+	if printed := strings.Contains(out.String(), "POD"); printed != (format == formatText) {
+		t.Errorf("output of the self-test: %s", &out)
+	}
+
+	out.Reset()
+	failure := &stepError{step{
+		name:  "exec",
+		cause: "cable",
+		fix:   shell.Advice("plug it in"),
+	}, errors.New("no carrier")}
+	if err := r.printWithPod(sample()[1:], test(failure)); !errors.Is(err, errFailed) {
+		t.Errorf("failed self-test: got error %v, want %v", err, errFailed)
+	}
+
+	if format == formatJSON && !strings.Contains(out.String(), "exec: no carrier; likely cause: cable") {
+		t.Errorf("failed self-test: %s", &out)
+	}
+}
+
+func TestNoColorInFiles(t *testing.T) {
 	f, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 
-	if coloured(f) || coloured(&bytes.Buffer{}) {
-		t.Error("a file is given colours")
+	if isColorTerminal(f) || isColorTerminal(&bytes.Buffer{}) {
+		t.Error("isColorTerminal: got true for a file or a buffer")
 	}
 }
 
-func TestMistakes(t *testing.T) {
+func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{{"--output=xml"}, {"--pod-cidr=x"}} {
 		cfg := &config.Config{}
 		cmd := NewCommand(cfg)
@@ -137,7 +144,7 @@ func TestMistakes(t *testing.T) {
 		cmd.SetOut(io.Discard)
 		cmd.SetErr(io.Discard)
 		if err := cmd.ExecuteContext(t.Context()); exit.CodeOf(err) != exit.Usage {
-			t.Errorf("%v: %v", args, err)
+			t.Errorf("%v: got error %v, want a usage error", args, err)
 		}
 	}
 }

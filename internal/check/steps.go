@@ -11,15 +11,15 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// step is one thing that must work. do returns what to show of a success.
+// step is one step of the self-test. do returns a detail to print after success.
 type step struct {
 	name  string
-	cause string // the likely one, when it fails
+	cause string // likely cause of a failure
 	fix   shell.Line
 	do    func(ctx context.Context) (string, error)
 }
 
-// stepError is the end of a run.
+// stepError is the error of the step that failed.
 type stepError struct {
 	step step
 	err  error
@@ -29,15 +29,16 @@ func (e *stepError) Error() string   { return fmt.Sprintf("%v: %s", errFailed, e
 func (e *stepError) Is(t error) bool { return t == errFailed }
 func (e *stepError) Unwrap() error   { return e.err }
 
-const stepDeadline = 2 * time.Minute
+const stepTimeout = 2 * time.Minute
 
 var errFailed = errors.New("check failed")
 
-// run does the steps in order, a line for each with its time, and ends at the first that fails.
+// run runs the steps in order and prints a line with the duration of each. It stops at the first
+// failure.
 func run(ctx context.Context, out io.Writer, steps []step) error {
 	for _, s := range steps {
 		begin := time.Now()
-		said, err := within(ctx, s.do)
+		detail, err := runStep(ctx, s.do)
 		took := time.Since(begin).Round(time.Millisecond)
 		if err != nil {
 			fmt.Fprintf(out, "FAIL %8s  %s\n     %s\n     likely cause: %s\n     fix: %s\n", took, s.name,
@@ -46,8 +47,8 @@ func run(ctx context.Context, out io.Writer, steps []step) error {
 		}
 
 		fmt.Fprintf(out, "ok   %8s  %s", took, s.name)
-		if said != "" {
-			fmt.Fprintf(out, ": %s", text.Clean(said, text.MaxMessage))
+		if detail != "" {
+			fmt.Fprintf(out, ": %s", text.Clean(detail, text.MaxMessage))
 		}
 
 		fmt.Fprintln(out)
@@ -58,15 +59,15 @@ func run(ctx context.Context, out io.Writer, steps []step) error {
 	return nil
 }
 
-func within(ctx context.Context, do func(context.Context) (string, error)) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepDeadline)
+func runStep(ctx context.Context, do func(context.Context) (string, error)) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	return do(ctx)
 }
 
-// eventually tries until it works, or ctx ends, or patience is over; it returns the last error.
-func eventually(ctx context.Context, patience time.Duration, try func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// eventually calls try until it succeeds, ctx ends or timeout expires. It returns the last error.
+func eventually(ctx context.Context, timeout time.Duration, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 
 	tick := time.NewTicker(20 * time.Millisecond)

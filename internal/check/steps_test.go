@@ -19,30 +19,30 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-func TestRunEndsAtTheFirstFailure(t *testing.T) {
-	says := func(s string) func(context.Context) (string, error) {
-		return func(context.Context) (string, error) { return s, nil }
+func TestRunStopsAtFirstFailure(t *testing.T) {
+	succeed := func(detail string) func(context.Context) (string, error) {
+		return func(context.Context) (string, error) { return detail, nil }
 	}
 	var out bytes.Buffer
 	err := run(t.Context(), &out, []step{
-		{"first", "", shell.Line{}, says("")},
-		{"second", "the cable", shell.Advice("plug it in"), func(context.Context) (string, error) {
-			return "lost", errors.New("no light")
+		{"first", "", shell.Line{}, succeed("")},
+		{"second", "cable", shell.Advice("plug it in"), func(context.Context) (string, error) {
+			return "ignored", errors.New("no carrier")
 		}},
-		{"third", "", shell.Line{}, says("never")},
+		{"third", "", shell.Line{}, succeed("unreachable")},
 	})
 	if !errors.Is(err, errFailed) || !strings.Contains(err.Error(), "second") {
 		t.Errorf("run: %v", err)
 	}
 
 	got := regexp.MustCompile(` +\d+m?s  `).ReplaceAllString(out.String(), " ")
-	if diff := cmp.Diff("ok first\nFAIL second\n     no light\n     likely cause: the cable\n     fix: plug it in\n",
-		got); diff != "" {
+	want := "ok first\nFAIL second\n     no carrier\n     likely cause: cable\n     fix: plug it in\n"
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 
 	out.Reset()
-	if err := run(t.Context(), &out, []step{{"only", "", shell.Line{}, says("this")}}); err != nil ||
+	if err := run(t.Context(), &out, []step{{"only", "", shell.Line{}, succeed("this")}}); err != nil ||
 		!strings.HasSuffix(out.String(), "  only: this\ncheck: all 1 steps passed\n") {
 		t.Errorf("run: %v\n%s", err, &out)
 	}
@@ -61,30 +61,30 @@ func TestEventually(t *testing.T) {
 		}
 
 		never := errors.New("never")
-		began := time.Now()
+		start := time.Now()
 		if err := eventually(t.Context(), time.Second, func(context.Context) error {
 			return never
-		}); !errors.Is(err, never) || time.Since(began) != time.Second {
-			t.Errorf("eventually: %v after %s", err, time.Since(began))
+		}); !errors.Is(err, never) || time.Since(start) != time.Second {
+			t.Errorf("eventually: %v after %s", err, time.Since(start))
 		}
 	})
 }
 
-func TestEveryStepHelps(t *testing.T) {
+func TestStepsHaveCauseAndFix(t *testing.T) {
 	for _, s := range (&podTest{}).steps() {
 		if s.name == "" || s.cause == "" || s.fix.IsZero() || s.do == nil {
-			t.Errorf("step %q lacks a cause or a fix", s.name)
+			t.Errorf("step %q has no cause or no fix", s.name)
 		}
 	}
 }
 
-func TestStatic(t *testing.T) {
-	if _, err := static("../engine/pause/bin/pause-amd64"); err != nil {
+func TestReadStatic(t *testing.T) {
+	if _, err := readStatic("../engine/pause/bin/pause-amd64"); err != nil {
 		t.Error(err)
 	}
 
-	if _, err := static("/bin/sh"); err == nil || !strings.Contains(err.Error(), "not static") {
-		t.Errorf("a program that needs libraries: %v", err)
+	if _, err := readStatic("/bin/sh"); err == nil || !strings.Contains(err.Error(), "not static") {
+		t.Errorf("dynamically linked program: got error %v", err)
 	}
 
 	script := filepath.Join(t.TempDir(), "script")
@@ -92,8 +92,8 @@ func TestStatic(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := static(script); err == nil {
-		t.Error("a script passes for a program")
+	if _, err := readStatic(script); err == nil {
+		t.Error("script: got no error")
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 // finding is a finding of check -o json.
-type finding struct{ ID, Title, Status, Detail, Fix, Because string }
+type finding struct{ ID, Title, Status, Detail, Fix, Cause string }
 
 // checkedNode is a node with injected faults, fixed with the commands suggested by check.
 type checkedNode struct {

@@ -123,7 +123,7 @@ func (p *checkedNode) imitate(t *testing.T, program string, args, environment []
 func summarize(all []finding) []string {
 	var out []string
 	for _, f := range all {
-		out = append(out, f.ID+" "+f.Status+" "+f.Fix+" "+f.Because)
+		out = append(out, f.ID+" "+f.Status+" "+f.Fix+" "+f.Cause)
 	}
 	slices.Sort(out)
 	return out
@@ -212,7 +212,7 @@ func TestSocketsOfOtherUsers(t *testing.T) {
 			t.Run(c.flag, func(t *testing.T) {
 				all := p.check(t, c.flag+"=unix://"+moved)
 				i := slices.IndexFunc(all, func(f finding) bool { return f.ID == c.id })
-				want := "a process of user 65534 listens at " + moved + "; it is not believed"
+				want := "is not trusted: a process of user 65534 listens at " + moved
 				if i < 0 || all[i].Status != "fail" || !strings.Contains(all[i].Detail, want) {
 					t.Errorf("finding %+v, want %q", all[max(i, 0)], want)
 				}

@@ -10,23 +10,29 @@ import (
 
 func daemonRules() []rule {
 	return []rule{
-		{"one-daemon", "one CRI server on this Docker", nil, judgeOneDaemon},
-		{"daemon-flags", "the daemon knows its flags", nil, judgeFlags},
-		{"daemon", "the daemon answers", []string{"directories", "docker-group", "one-daemon", "daemon-flags"},
-			judgeDaemon},
-		{"daemon-socket", "the daemon's socket belongs to root and docker", []string{"daemon"}, judgeSocket},
-		{"service-enabled", "the services start at boot", nil, judgeEnabled},
-		{"log-driver", "log-driver process", []string{"directories", "engine", "daemon"}, judgeLogDriver},
-		{"runtime-ready", "the runtime is ready", []string{"engine", "engine-version", "daemon", "log-driver"},
-			judgeRuntime},
-		{"container-logs", "container logs are in the CRI's format", []string{"engine", "daemon", "log-driver"},
-			judgeContainerLogs},
-		{"pod-netns", "pods' network namespaces are the daemon's own", []string{"engine", "daemon"}, judgeNetNS},
-		{"streaming", "exec, attach and port-forward can be reached", []string{"daemon"}, judgeStreaming},
+		{"one-daemon", "only one CRI server uses Docker", nil, checkOneDaemon},
+		{"daemon-flags", "daemon flags are valid", nil, checkFlags},
+		{
+			"daemon", "the daemon responds",
+			[]string{"directories", "docker-group", "one-daemon", "daemon-flags"}, checkDaemon,
+		},
+		{"daemon-socket", "permissions of the daemon socket", []string{"daemon"}, checkSocket},
+		{"service-enabled", "services start at boot", nil, checkEnabled},
+		{"log-driver", "log-driver process", []string{"directories", "engine", "daemon"}, checkLogDriver},
+		{
+			"runtime-ready", "the container runtime is ready",
+			[]string{"engine", "engine-version", "daemon", "log-driver"}, checkRuntime,
+		},
+		{
+			"container-logs", "container logs have the CRI format",
+			[]string{"engine", "daemon", "log-driver"}, checkContainerLogs,
+		},
+		{"pod-netns", "the daemon creates the network namespaces of pods", []string{"engine", "daemon"}, checkNetNS},
+		{"streaming", "the streaming server is reachable", []string{"daemon"}, checkStreaming},
 	}
 }
 
-func judgeOneDaemon(f *Facts) verdict {
+func checkOneDaemon(f *Facts) result {
 	var others []string
 	ours := 0
 	for _, p := range f.Daemon.Processes {
@@ -41,22 +47,22 @@ func judgeOneDaemon(f *Facts) verdict {
 	kill := shell.Command("kill {}", strconv.Itoa(f.otherPID()))
 	switch {
 	case !f.Root:
-		return skip("only root can see the processes of others")
+		return skip("requires root to list processes of other users")
 	case len(others) > 0 && len(f.Daemon.Others) == 0:
-		return fail(kill, "another CRI server for Docker is running: %s; two of them remove each other's pods",
+		return fail(kill, "another CRI server for Docker is running: %s; two CRI servers remove each other's pods",
 			strings.Join(others, ", "))
 	case len(others) > 0:
-		return fail(stop, "another CRI server for Docker is running: %s; two of them remove each other's pods",
+		return fail(stop, "another CRI server for Docker is running: %s; two CRI servers remove each other's pods",
 			strings.Join(others, ", "))
 	case ours > 1:
-		return fail(kill, "%d daemons are running; two of them remove each other's pods", ours)
+		return fail(kill, "%d instances of cri-dockerd are running; they remove each other's pods", ours)
 	case f.Daemon.LockHolder != 0:
 		return fail(shell.Command("kill {}", strconv.Itoa(f.Daemon.LockHolder)),
-			"process %d holds the lock on the daemon's root directory and does not serve %s", f.Daemon.LockHolder,
+			"process %d holds the lock on the daemon's root directory but does not serve %s", f.Daemon.LockHolder,
 			f.Flags.Endpoint)
 
 	case len(f.Daemon.Others) > 0:
-		return warn(stop, "%s is started at boot beside %s; two CRI servers remove each other's pods",
+		return warn(stop, "%s and %s both start at boot; two CRI servers remove each other's pods",
 			strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
 	}
 
@@ -70,14 +76,14 @@ func processes(all []Process) string {
 	return strconv.Itoa(all[0].PID)
 }
 
-func judgeFlags(f *Facts) verdict {
+func checkFlags(f *Facts) result {
 	m := f.Flags.Mistake
 	if m.Error == "" {
-		return ok("of %s", f.Flags.Source)
+		return ok("from %s", f.Flags.Source)
 	}
 
 	unit := f.daemonUnit()
-	fix := shell.Advice("correct it in the flags of the daemon, then systemctl daemon-reload && systemctl restart {}",
+	fix := shell.Advice("correct the flags of the daemon, then systemctl daemon-reload && systemctl restart {}",
 		unit)
 	switch {
 	case m.File != "" && isFlagName(m.Nearest) && isFlagName(m.Flag):
@@ -88,18 +94,18 @@ func judgeFlags(f *Facts) verdict {
 			m.File, unit)
 	}
 
-	return fail(fix, "the daemon does not start: %s", m.Error)
+	return fail(fix, "the daemon cannot start: %s", m.Error)
 }
 
-// otherPID is the daemon that is one too many: a foreign one, else the last that is not the one
-// that is judged.
+// otherPID returns the process ID of the surplus daemon: another program, otherwise the last
+// process the facts do not describe.
 func (f *Facts) otherPID() int {
 	pid := 0
 	for _, p := range f.Daemon.Processes {
 		if !p.Ours {
 			return p.PID
 		}
-		if !p.Judged {
+		if !p.Checked {
 			pid = p.PID
 		}
 	}
@@ -107,38 +113,38 @@ func (f *Facts) otherPID() int {
 	return pid
 }
 
-func judgeDaemon(f *Facts) verdict {
+func checkDaemon(f *Facts) result {
 	d, at := f.Daemon, f.Flags.Endpoint
 	switch d.Problem {
 	case "":
 		return ok("%s at %s", d.Runtime, at)
 	case Missing, Refused:
-		return fail(f.startDaemon("start"), "the daemon is not running: nobody listens at %s", at)
+		return fail(f.startDaemon("start"), "the daemon is not running: nothing listens on %s", at)
 	case NoSocket:
-		return fail(f.moveSocket(), "%s is no socket", f.Flags.Socket)
+		return fail(f.moveSocket(), "%s is not a socket", f.Flags.Socket)
 	case NotRoot:
 		if f.Flags.Socket == "" {
-			return fail(shell.Advice("stop the process that listens at {}, then start the daemon", at),
-				"%s; it is not believed", d.Error)
+			return fail(shell.Advice("stop the process listening on {}, then start the daemon", at),
+				"the daemon's address is not trusted: %s", d.Error)
 		}
-		return fail(f.moveSocket(), "%s; it is not believed", d.Error)
+		return fail(f.moveSocket(), "the daemon's socket is not trusted: %s", d.Error)
 
 	case Denied:
 		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"),
-			"permission denied at %s: this user is not in the group docker", at)
+			"permission denied on %s: the user is not a member of the group docker", at)
 	case Silent:
-		return fail(f.killDaemon(), "the daemon does not answer in time at %s", at)
+		return fail(f.killDaemon(), "the daemon at %s does not respond within the timeout", at)
 	}
 
 	return fail(f.killDaemon(), "the daemon at %s: %s", at, d.Error)
 }
 
-// moveSocket puts what is in the socket's place out of the way.
+// moveSocket returns the line to move a file aside from the path of the socket.
 func (f *Facts) moveSocket() shell.Line {
 	return shell.Command("mv {} {}", f.Flags.Socket, f.Flags.Socket+".moved").And(f.startDaemon("restart"))
 }
 
-// killDaemon restarts a daemon that hangs.
+// killDaemon returns the line to restart a hanging daemon.
 func (f *Facts) killDaemon() shell.Line {
 	if f.Systemd && f.Daemon.Unit != "" || len(f.Daemon.Processes) == 0 {
 		return f.startDaemon("restart")
@@ -147,10 +153,10 @@ func (f *Facts) killDaemon() shell.Line {
 		Then(f.startDaemon("restart"))
 }
 
-func judgeSocket(f *Facts) verdict {
+func checkSocket(f *Facts) result {
 	s, path := f.Daemon.Socket, f.Flags.Socket
 	if path == "" || !s.Exists {
-		return skip("there is none")
+		return skip("no socket")
 	}
 
 	group := "docker"
@@ -159,40 +165,40 @@ func judgeSocket(f *Facts) verdict {
 	}
 
 	fix := shell.Command("chown root:{} {} && chmod 0660 {}", group, path, path)
-	is := fmt.Sprintf("mode %04o, user %d, group %s", s.Mode, s.Owner, s.Group)
+	current := fmt.Sprintf("mode %04o, user %d, group %s", s.Mode, s.Owner, s.Group)
 	switch {
 	case s.Mode&0o007 != 0:
-		return warn(fix, "%s: %s; every user of this machine can become root by it", path, is)
+		return warn(fix, "%s: %s; every user of this node can become root through it", path, current)
 	case s.Mode != 0o660 || s.Owner != 0 || s.Group != group:
-		return warn(fix, "%s: %s; it should be 0660 root:%s", path, is, group)
+		return warn(fix, "%s: %s; want mode 0660, user 0, group %s", path, current, group)
 	}
 
 	return ok("%s: 0660 root:%s", path, group)
 }
 
-func judgeEnabled(f *Facts) verdict {
+func checkEnabled(f *Facts) result {
 	d := f.Daemon
 	switch {
 	case !f.Systemd:
-		return skip("systemd does not run here")
+		return skip("systemd is not running")
 	case d.Unit == "":
-		return warn(shell.Advice("install the package of cri-dockerd, or the units of deploy/systemd"),
-			"there is no unit of the daemon: after a reboot nobody starts it")
+		return warn(shell.Advice("install the package of cri-dockerd, or the units from deploy/systemd"),
+			"the daemon has no systemd unit: it does not start after a reboot")
 	case !d.Enabled:
-		return warn(shell.Command("systemctl enable {}", d.Unit), "%s is not started at boot: the node does not "+
-			"come back after a reboot", d.Unit)
+		return warn(shell.Command("systemctl enable {}", d.Unit),
+			"%s is not enabled: the node does not become Ready after a reboot", d.Unit)
 	}
 
 	return ok("%s", d.Unit)
 }
 
-func judgeLogDriver(f *Facts) verdict {
+func checkLogDriver(f *Facts) result {
 	l := f.Logs
 	switch {
 	case f.Flags.ContainerLog == "json-file":
 		return skip("not used (--container-log=json-file)")
 	case !f.Root:
-		return skip("only root may ask")
+		return skip("requires root")
 	case l.Problem == "":
 		return ok("process %d at %s", l.PID, l.Socket)
 	}
@@ -202,24 +208,25 @@ func judgeLogDriver(f *Facts) verdict {
 	case f.Systemd && l.Unit:
 		fix = shell.Command("systemctl restart cri-docker-log.socket cri-docker-log.service")
 	case l.PID != 0:
-		fix = shell.Command("kill -KILL {}",
-			strconv.Itoa(l.PID)).Note("the daemon starts it again, and no line is lost")
+		fix = shell.Command("kill -KILL {}", strconv.Itoa(l.PID)).
+			Note("the daemon restarts it, and no log lines are lost")
 	}
 
 	why := l.Error
 	switch l.Problem {
 	case Missing:
-		why = "its socket is not there"
+		why = "the socket does not exist"
 	case Refused:
-		why = "nobody listens"
+		why = "nothing listens on the socket"
 	case Silent:
-		why = "it does not answer in time"
+		why = "no response within the timeout"
 	}
 
-	return fail(fix, "%s: %s; containers cannot start, and those that print wait", l.Socket, why)
+	return fail(fix, "log-driver process at %s: %s; containers cannot start, and running containers block when they "+
+		"write logs", l.Socket, why)
 }
 
-// condition is one of the daemon's.
+// condition returns a condition of the daemon's status.
 func (f *Facts) condition(kind string) (Condition, bool) {
 	for _, c := range f.Daemon.Conditions {
 		if c.Type == kind {
@@ -229,11 +236,11 @@ func (f *Facts) condition(kind string) (Condition, bool) {
 	return Condition{}, false
 }
 
-func judgeRuntime(f *Facts) verdict {
+func checkRuntime(f *Facts) result {
 	c, known := f.condition("RuntimeReady")
 	switch {
 	case !known:
-		return skip("not known")
+		return skip("unknown")
 	case !c.Status:
 		return fail(f.startDaemon("restart"), "%s: %s", c.Reason, c.Message)
 	}
@@ -241,48 +248,47 @@ func judgeRuntime(f *Facts) verdict {
 	return ok("RuntimeReady")
 }
 
-func judgeContainerLogs(f *Facts) verdict {
+func checkContainerLogs(f *Facts) result {
 	c, known := f.condition("ContainerLogs")
 	switch {
 	case !known:
-		return skip("not known")
+		return skip("unknown")
 	case !c.Status:
-		return warn(shell.Advice("correct what the reason names; --container-log=json-file keeps this mode for good "+
-			"(docs/logs.md)"),
-			"%s: %s", c.Reason, c.Message)
+		return warn(shell.Advice("resolve the reason; to keep json-file logs, set --container-log=json-file "+
+			"(docs/logs.md)"), "%s: %s", c.Reason, c.Message)
 	}
 
 	return ok("%s", c.Reason)
 }
 
-func judgeNetNS(f *Facts) verdict {
+func checkNetNS(f *Facts) result {
 	c, known := f.condition("PodNetworkNamespaces")
 	switch {
 	case !known:
-		return skip("not known")
+		return skip("unknown")
 	case !c.Status && f.Flags.PauseImage == "" && f.Flags.NetworkPlugin != "":
-		return warn(shell.Advice("nothing to do if pods start; --pod-netns=engine keeps this mode for good "+
+		return warn(shell.Advice("no action is required if pods start; to keep this mode, set --pod-netns=engine "+
 			"(docs/security.md)"),
-			"the engine makes them: %s", c.Message)
+			"Docker creates the network namespaces of pods: %s", c.Message)
 
 	case !c.Status:
-		return ok("the engine makes them: %s", c.Message)
+		return ok("Docker creates the network namespaces of pods: %s", c.Message)
 	}
 
-	return ok("own")
+	return ok("created by the daemon")
 }
 
-func judgeStreaming(f *Facts) verdict {
+func checkStreaming(f *Facts) result {
 	s := f.Daemon.Streaming
 	switch {
 	case !s.Known:
-		return skip("not known")
+		return skip("unknown")
 	case s.Error == "":
 		return ok("%s", strings.Join(s.Addresses, ", "))
 	case s.LoopbackDown:
 		return fail(shell.Command("ip link set lo up"), "the loopback interface is down: %s", s.Error)
 	}
 
-	return fail(shell.Advice("leave --streaming-bind-addr away, or let the firewall pass lo: iptables -I INPUT -i "+
-		"lo -j ACCEPT"), "%s", s.Error)
+	return fail(shell.Advice("remove --streaming-bind-addr, or allow traffic on lo: iptables -I INPUT -i lo -j ACCEPT"),
+		"the streaming server is not reachable: %s", s.Error)
 }

@@ -10,85 +10,83 @@ import (
 func engineRules() []rule {
 	engine := []string{"engine"}
 	return []rule{
-		{"engine-config", "Docker's daemon.json", nil, judgeEngineConfig},
-		{"engine", "Docker answers", []string{"engine-config"}, judgeEngine},
-		{"engine-version", "Docker's version", engine, judgeEngineVersion},
-		{"storage-driver", "Docker's storage driver", engine, judgeStorage},
-		{"engine-log-driver", "Docker's log driver", engine, judgeEngineLog},
-		{"live-restore", "containers outlive Docker", engine, judgeLiveRestore},
-		{"user-namespaces", "users of containers", engine, judgeUsers},
-		{"pause-image", "sandbox image", engine, judgePause},
-		{"cap-sys-resource", "containers can be spared by the OOM killer", engine, judgeOOM},
+		{"engine-config", "Docker daemon.json", nil, checkEngineConfig},
+		{"engine", "Docker responds", []string{"engine-config"}, checkEngine},
+		{"engine-version", "Docker version", engine, checkEngineVersion},
+		{"storage-driver", "Docker storage driver", engine, checkStorage},
+		{"engine-log-driver", "Docker log driver", engine, checkEngineLog},
+		{"live-restore", "containers keep running while Docker restarts", engine, checkLiveRestore},
+		{"user-namespaces", "user namespaces", engine, checkUsers},
+		{"pause-image", "sandbox image", engine, checkPause},
+		{"cap-sys-resource", "the OOM score of containers can be lowered", engine, checkOOM},
 	}
 }
 
-func judgeEngineConfig(f *Facts) verdict {
+func checkEngineConfig(f *Facts) result {
 	c := f.Engine.Config
-	fix := shell.Advice("correct {} (dockerd --validate --config-file {} shows the place)", c.File, c.File)
+	fix := shell.Advice("correct {} (dockerd --validate --config-file {} shows the error)", c.File, c.File)
 	u, untrusted := f.untrusted(c.File)
 	switch {
 	case untrusted:
-		return fail(u.fix(), "%s is not read, since other users can change it, and with it Docker: %s", c.File,
-			u.Reason)
+		return fail(u.fix(), "%s is not trusted because users other than root can change it: %s", c.File, u.Reason)
 	case c.Error != "" && f.Engine.Problem != "":
-		return fail(fix, "%s: %s; Docker does not start with it", c.File, c.Error)
+		return fail(fix, "%s: %s; Docker cannot start", c.File, c.Error)
 	case c.Error != "" && f.Root:
-		return warn(fix, "%s: %s; Docker will not start again with it", c.File, c.Error)
+		return warn(fix, "%s: %s; Docker cannot restart", c.File, c.Error)
 	case c.Text == "":
-		return ok("none, the defaults hold")
+		return ok("no file, defaults apply")
 	}
 
 	return ok("%s", c.File)
 }
 
-func judgeEngine(f *Facts) verdict {
+func checkEngine(f *Facts) result {
 	e, at := f.Engine, f.Flags.Docker
 	switch e.Problem {
 	case "", TooOld:
 		return ok("Docker %s at %s", e.Version, at)
 	case NotRoot:
-		return fail(shell.Advice("stop the process that listens at {}, then start Docker", at),
-			"%s; it is not believed", e.Error)
+		return fail(shell.Advice("stop the process listening on {}, then start Docker", at),
+			"the Docker socket is not trusted: %s", e.Error)
 	case Denied:
 		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"),
-			"permission denied at %s: this user is not in the group docker", at)
+			"permission denied on %s: the user is not a member of the group docker", at)
 	case Missing, Refused:
 		if !e.Installed {
-			return fail(f.startEngine("start"), "Docker Engine is not installed (nobody listens at %s)", at)
+			return fail(f.startEngine("start"), "Docker Engine is not installed: nothing listens on %s", at)
 		}
-		return fail(f.startEngine("start"), "Docker is not running: nobody listens at %s", at)
+		return fail(f.startEngine("start"), "Docker is not running: nothing listens on %s", at)
 
 	case Silent:
-		return fail(f.startEngine("restart"), "Docker does not answer in time at %s: %s", at, e.Error)
+		return fail(f.startEngine("restart"), "Docker at %s does not respond within the timeout: %s", at, e.Error)
 	case TLS:
 		return fail(shell.Advice("set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH (ca.pem, cert.pem, key.pem), and "+
 			"--docker-endpoint= (empty) for the daemon"),
-			"TLS at %s: %s", at, e.Error)
+			"TLS handshake with %s failed: %s", at, e.Error)
 	}
 
 	return fail(f.startEngine("restart"), "Docker at %s: %s", at, e.Error)
 }
 
-// newestEngine is the newest major version on which the daemon is tested, newestAPI the newest that
-// its client speaks.
+// newestEngine is the newest major version of Docker Engine in the daemon's tests.
 const newestEngine = 29
 
-func judgeEngineVersion(f *Facts) verdict {
+func checkEngineVersion(f *Facts) result {
 	e := f.Engine
 	if e.Problem == TooOld {
-		return fail(f.upgradeEngine(), "Docker %s (API %s) is too old: at least 20.10 (API 1.41) is needed", e.Version,
-			e.API)
+		return fail(f.upgradeEngine(),
+			"Docker %s (API %s) is not supported: version 20.10 (API 1.41) or newer is required", e.Version, e.API)
 	}
 
 	if e.Problem != "" {
-		return skip("not known")
+		return skip("unknown")
 	}
 
 	major, _, _ := strings.Cut(e.Version, ".")
 	if n, err := strconv.Atoi(major); err == nil && n > newestEngine {
-		return warn(shell.Advice("nothing to do while pods work; otherwise install Docker Engine {}",
+		return warn(shell.Advice("no action is required while pods run; otherwise install Docker Engine {}",
 			strconv.Itoa(newestEngine)),
-			"Docker %s is newer than what this release is tested with (20.10 to %d)", e.Version, newestEngine)
+			"Docker %s is newer than the tested versions (20.10 to %d)", e.Version, newestEngine)
 	}
 
 	return ok("%s, API %s", e.Version, e.API)
@@ -102,44 +100,44 @@ func (f *Facts) upgradeEngine() shell.Line {
 	return shell.Advice("upgrade Docker Engine to 20.10 or newer: https://docs.docker.com/engine/install/")
 }
 
-func judgeStorage(f *Facts) verdict {
+func checkStorage(f *Facts) result {
 	e := f.Engine
 	switch e.StorageDriver {
 	case "":
-		return skip("not known")
+		return skip("unknown")
 	case "vfs", "devicemapper", "aufs", "overlay":
 		if !f.Node.Overlay {
 			return warn(shell.Command("modprobe overlay && echo overlay >> /etc/modules-load.d/kubernetes.conf").
 				And(f.startEngine("restart")),
-				"%s, since the kernel has no overlayfs: images are slow and large", e.StorageDriver)
+				"storage driver %s is slow and uses more disk space; the kernel has no overlayfs", e.StorageDriver)
 		}
 		return warn(f.setDaemonJSON("storage-driver", `"overlay2"`, "restart"),
-			"%s is slow or gone from newer engines; with overlay2 images have to be pulled again", e.StorageDriver)
+			"storage driver %s is slow or no longer supported; switching to overlay2 requires pulling images again",
+			e.StorageDriver)
 	}
 
 	return ok("%s", e.StorageDriver)
 }
 
-// judgeEngineLog looks at Docker's own log driver: pods are created with one of their own, but
-// Docker adds its options when both are json-file.
-func judgeEngineLog(f *Facts) verdict {
+// checkEngineLog checks Docker's default log driver. Pods have a log driver of their own, but
+// Docker adds its default options if both are json-file.
+func checkEngineLog(f *Facts) result {
 	e := f.Engine
 	if e.Problem != "" {
-		return skip("not known")
+		return skip("unknown")
 	}
 
 	opts, _ := e.Config.Keys["log-opts"].(map[string]any)
 	if _, rotates := opts["max-size"]; rotates && e.LogDriver == "json-file" && f.jsonFile() {
-		return warn(shell.Advice("take max-size and max-file out of log-opts in {}; the kubelet rotates with "+
-			"containerLogMaxSize", e.Config.File),
-			"json-file with max-size: Docker and the kubelet rotate the same logs of pods, and lines are lost to "+
-				"kubectl logs")
+		return warn(shell.Advice("remove max-size and max-file from log-opts in {}; the kubelet rotates logs "+
+			"(containerLogMaxSize)", e.Config.File),
+			"json-file with max-size: Docker and the kubelet both rotate container logs, and kubectl logs misses lines")
 	}
 
-	return ok("%s; pods do not use it", e.LogDriver)
+	return ok("%s; not used for pods", e.LogDriver)
 }
 
-// jsonFile says whether pods are logged by Docker's json-file.
+// jsonFile reports whether pods use Docker's json-file log driver.
 func (f *Facts) jsonFile() bool {
 	if f.Flags.ContainerLog == "json-file" {
 		return true
@@ -148,54 +146,52 @@ func (f *Facts) jsonFile() bool {
 	return known && c.Reason == "JSONFile"
 }
 
-func judgeLiveRestore(f *Facts) verdict {
+func checkLiveRestore(f *Facts) result {
 	if f.Engine.Problem != "" {
-		return skip("not known")
+		return skip("unknown")
 	}
 
 	if !f.Engine.LiveRestore {
 		return warn(f.setDaemonJSON("live-restore", "true", "reload"),
-			"live-restore is off: all pods of this node end whenever Docker restarts or is upgraded")
+			"live-restore is disabled: a restart or upgrade of Docker stops all pods on this node")
 	}
 
-	return ok("live-restore is on")
+	return ok("live-restore is enabled")
 }
 
-// judgeUsers says what pods can do on an engine with userns-remap.
-func judgeUsers(f *Facts) verdict {
+// checkUsers warns about the restrictions of an engine with userns-remap.
+func checkUsers(f *Facts) result {
 	switch {
 	case f.Engine.Problem != "":
-		return skip("not known")
+		return skip("unknown")
 	case f.Engine.MapsUsers:
-		return warn(shell.Advice("nothing to do if the pods of this node are made for it (docs/check.md)"),
-			"userns-remap is on: privileged pods and those with the node's network, PIDs or IPC run without it; "+
-				"all others see the files of the node's users as nobody's")
+		return warn(shell.Advice("no action is required if the pods of this node support it (docs/check.md)"),
+			"userns-remap is enabled: privileged pods and pods with hostNetwork, hostPID or hostIPC run without it; "+
+				"for all other pods, files of the node's users belong to nobody")
 	}
 
-	return ok("the node's own")
+	return ok("userns-remap is disabled")
 }
 
-func judgePause(f *Facts) verdict {
+func checkPause(f *Facts) result {
 	image := f.Flags.PauseImage
 	switch {
 	case image == "":
-		return ok("embedded, needs no registry")
+		return ok("embedded, no registry required")
 	case f.Engine.Problem != "":
-		return skip("not known")
+		return skip("unknown")
 	case f.Engine.PauseImage == "":
-		return ok("%s, is here", image)
+		return ok("%s is present", image)
 	case f.Engine.PausePullable:
-		return warn(shell.Command("docker pull {}", image), "%s is not on this node yet; the first pod waits for "+
-			"its pull", image)
+		return warn(shell.Command("docker pull {}", image),
+			"image %s is not present; the first pod has to wait for the pull", image)
 	}
 
-	fix := shell.Advice("leave --pod-infra-container-image away: the embedded image needs no registry")
+	fix := shell.Advice("remove --pod-infra-container-image: the embedded image requires no registry")
 	if file := f.Flags.Files["pod-infra-container-image"]; file != "" && f.Systemd {
-		fix = dropFlags([]string{file},
-			"pod-infra-container-image").And(shell.Command("systemctl daemon-reload && systemctl restart {}",
-			f.daemonUnit()))
+		fix = dropFlags([]string{file}, "pod-infra-container-image").
+			And(shell.Command("systemctl daemon-reload && systemctl restart {}", f.daemonUnit()))
 	}
 
-	return fail(fix, "%s is not on this node, and its registry does not have it or cannot be reached: %s", image,
-		f.Engine.PauseImage)
+	return fail(fix, "image %s is not present and cannot be pulled: %s", image, f.Engine.PauseImage)
 }

@@ -2,14 +2,14 @@ package finding
 
 import "cri-dockerd/internal/shell"
 
-// Facts are all that package probe has seen of a node. What could not be seen is zero; the fields
-// say what zero means.
+// Facts is the state of a node as gathered by package probe. A fact that probe could not gather has
+// its zero value.
 type Facts struct {
 	Root      bool        // check runs as root
-	Foreign   string      // why processes of the host may be invisible to check, "" if they are not
-	Untrusted []Untrusted // files that were not read, since other users than root can change them
+	Foreign   string      // why check may miss processes of the host, "" if it sees all of them
+	Untrusted []Untrusted // files that were skipped because users other than root can change them
 	Systemd   bool        // systemd is process 1 (sd_booted(3))
-	Debian    bool        // apt-get is there
+	Debian    bool        // apt-get is installed
 	Flags     Flags
 	Engine    Engine
 	Daemon    Daemon
@@ -19,13 +19,13 @@ type Facts struct {
 	Node      Node
 }
 
-// Flags are the daemon's settings that matter here, whoever gave them.
+// Flags are the daemon's effective settings.
 type Flags struct {
-	// in words: the command line of check, the running daemon, its unit, the defaults
+	// description of the origin: the command line of check, the running daemon, its unit, defaults
 	Source        string
-	Endpoint      string // of the CRI, as a client gives it: unix:///path or tcp://host:port
+	Endpoint      string // of the CRI, in a client's form: unix:///path or tcp://host:port
 	Socket        string // the path in Endpoint, "" for TCP
-	Docker        string // where Docker listens
+	Docker        string // address of the Docker API
 	NetworkPlugin string
 	CNIConfDir    string
 	CNIBinDirs    []string
@@ -33,87 +33,85 @@ type Flags struct {
 	PauseImage    string            // "" is the embedded one
 	ContainerLog  string            // auto, cri or json-file
 	Command       shell.Line        // starts the daemon with these flags, without systemd
-	Files         map[string]string // flag: the file of a unit in which it stands
-	Mistake       Mistake           // with which the daemon does not start
+	Files         map[string]string // flag name: the unit's file with the flag
+	Mistake       Mistake           // prevents the daemon from starting
 }
 
-// Untrusted is a file that is not believed.
+// Untrusted is a file that check skips because users other than root can change it.
 type Untrusted struct {
-	File string
-	// what of it other users can change: the file itself, a directory or a link on the way
-	Because string
-	Reason  string
-	Shared  bool // Because is a directory for everybody, such as /tmp
+	File   string
+	Path   string // the part others can change: the file, a parent directory or a symbolic link
+	Reason string
+	Shared bool // Path is a world-writable directory, such as /tmp
 }
 
-// Mistake is a flag of the daemon's unit that it does not know, or whose value it does not take.
+// Mistake is an unknown flag or an invalid value on the command line of the daemon's unit.
 type Mistake struct {
 	Error   string // "" is none
-	Flag    string // "" if the error alone tells it
-	File    string // in which it stands
-	Nearest string // of the known flags, for one that is unknown
+	Flag    string // "" if the error is not about a single flag
+	File    string // the file with the flag
+	Nearest string // the known flag with the most similar name, for an unknown flag
 }
 
-// Problem is why somebody does not answer.
+// Problem is the kind of a connection failure.
 type Problem string
 
-// The problems, "" is none.
+// Problems; "" is none.
 const (
-	Missing  Problem = "missing"   // there is no such socket
-	Refused  Problem = "refused"   // nobody listens
+	Missing  Problem = "missing"   // the socket does not exist
+	Refused  Problem = "refused"   // nothing listens on the socket
 	Denied   Problem = "denied"    // permission denied
-	Silent   Problem = "silent"    // no answer in time
-	TLS      Problem = "tls"       // certificates, or plain text where TLS is spoken
-	TooOld   Problem = "too old"   // an engine's API
-	NoSocket Problem = "no socket" // the path is something else
-	NotRoot  Problem = "not root"  // a process of another user listens there
+	Silent   Problem = "silent"    // no response within the timeout
+	TLS      Problem = "tls"       // certificate mismatch, or plain text sent to a TLS port
+	TooOld   Problem = "too old"   // the engine's API version is unsupported
+	NoSocket Problem = "no socket" // the path is not a socket
+	NotRoot  Problem = "not root"  // a process of another user listens on the socket
 	Other    Problem = "other"
 )
 
-// Engine is Docker Engine.
+// Engine is the state of Docker Engine.
 type Engine struct {
 	Problem Problem
-	Error   string // the words of Problem
-	// of the process that listens at the socket, if it is a dockerd of root on this host; else 0
+	Error   string // message for Problem
+	// process ID of the listener, 0 unless it is root's dockerd on this host
 	PID           int
-	Installed     bool // a dockerd or its unit is on this machine
-	SysV          bool // /etc/init.d/docker is there
+	Installed     bool // dockerd or its unit is installed
+	SysV          bool // /etc/init.d/docker exists
 	Version, API  string
 	CgroupDriver  string
 	StorageDriver string
 	RootDir       string
 	LogDriver     string
 	LiveRestore   bool
-	MapsUsers     bool   // it runs with userns-remap
-	MinOOMScore   int    // the lowest oom_score_adj that containers can get
+	MapsUsers     bool   // the engine runs with userns-remap
+	MinOOMScore   int    // lowest oom_score_adj available to containers
 	Config        Config // daemon.json
-	// what is wrong with the sandbox image of --pod-infra-container-image, "" if it is there
+	// error about the sandbox image of --pod-infra-container-image, "" if the image is present
 	PauseImage    string
-	PausePullable bool // its registry has it
+	PausePullable bool // the image's registry has it
 }
 
-// Config is a file of JSON.
+// Config is a JSON file.
 type Config struct {
 	File  string
-	Text  string // "" if it is not there
-	Error string // why it cannot be read or is not JSON
+	Text  string // "" if the file does not exist
+	Error string // read or syntax error
 	Keys  map[string]any
 }
 
-// Daemon is the CRI server and its socket.
+// Daemon is the state of the CRI server and its socket.
 type Daemon struct {
 	Problem    Problem
 	Error      string
 	Socket     Socket
-	Runtime    string // name and version, as the CRI's Version has them
+	Runtime    string // name and version from the CRI's Version
 	Conditions []Condition
-	Processes  []Process // all daemons of this name that belong to root, in the namespaces of check
-	// the process that holds the lock on the root directory while the daemon does not answer; 0 if
-	// none does
+	Processes  []Process // root's daemons of this name in the namespaces of check
+	// holder of the lock on the root directory while the daemon does not respond; 0 if none
 	LockHolder int
-	Unit       string   // of systemd, without suffix; "" if there is none
-	Enabled    bool     // Unit is started at boot
-	Others     []string // further units of such a daemon that are started at boot
+	Unit       string   // systemd unit without suffix; "" if there is none
+	Enabled    bool     // Unit starts at boot
+	Others     []string // other units of a CRI daemon for Docker that start at boot
 	Streaming  Streaming
 }
 
@@ -125,7 +123,7 @@ type Socket struct {
 	Group  string // name, or number without one
 }
 
-// Condition is one of the CRI's Status.
+// Condition is a runtime condition of the CRI's Status.
 type Condition struct {
 	Type            string
 	Status          bool
@@ -136,59 +134,58 @@ type Condition struct {
 type Process struct {
 	PID     int
 	Program string
-	Ours    bool // it is this program, perhaps of another release
-	Judged  bool // it is the one whose flags and socket are looked at
+	Ours    bool // runs this program, in this or another release
+	Checked bool // the facts about flags and socket describe this process
 }
 
-// Streaming is the server of exec, attach and port-forward.
+// Streaming is the state of the server for exec, attach and port-forward.
 type Streaming struct {
-	Known        bool     // the addresses could be found out
-	Addresses    []string // where the daemon listens on TCP
-	Error        string   // why none of them can be reached
+	Known        bool     // the addresses are known
+	Addresses    []string // TCP addresses of the server
+	Error        string   // why none of them is reachable
 	LoopbackDown bool
 }
 
-// LogDriver is the log-driver process.
+// LogDriver is the state of the log-driver process.
 type LogDriver struct {
 	Socket  string
 	Problem Problem
 	Error   string
-	PID     int  // of who listens on its socket, 0 if unknown
+	PID     int  // listener of the socket, 0 if unknown
 	Unit    bool // systemd has cri-docker-log.service
 }
 
-// CNI is what the daemon finds in the directories of configurations and plugins.
+// CNI is the content of the directories for CNI configurations and plugins.
 type CNI struct {
-	Error string // why the directory cannot be read
+	Error string // why the configuration directory is not readable
 	Files []CNIFile
-	// plugins that the network needs and that are in none of the plugin directories
+	// required plugins missing from all plugin directories
 	Missing []string
-	Found   map[string]string // plugin of Missing: where on this machine it is nevertheless
-	Bridge  bool              // pods are connected to a bridge
+	Found   map[string]string // plugin of Missing: its path outside of the plugin directories
+	Bridge  bool              // the network connects pods to a bridge
 }
 
-// CNIFile is a configuration, in name order; the first valid one counts.
+// CNIFile is a CNI configuration. Files are in name order, and the first valid one is in effect.
 type CNIFile struct{ File, Network, Error string }
 
-// Kubelet is the kubelet of this machine, running or not.
+// Kubelet is the kubelet of this node, running or not.
 type Kubelet struct {
-	Present    bool   // a program or a configuration is there
+	Present    bool   // a program or a configuration exists
 	Version    string // "v1.36.3", "" if unknown
 	Minor      int    // 36, 0 if unknown
-	Flags      []Flag // in order, the last one counts
+	Flags      []Flag // in order; the last one of a name is in effect
 	ConfigFile string // "" if there is none
 	ConfigErr  string
 	Config     KubeletConfig
-	Joined     bool // the node belongs to a cluster (/etc/kubernetes/kubelet.conf)
-	Admin      bool // kubectl can be used here (/etc/kubernetes/admin.conf)
+	Joined     bool // the node is part of a cluster (/etc/kubernetes/kubelet.conf)
+	Admin      bool // kubectl is usable on this node (/etc/kubernetes/admin.conf)
 	Kubeadm    bool // kubeadm is installed
 }
 
-// Flag is one flag of the kubelet and the file in which it stands, "" if it was only seen on the
-// running one.
+// Flag is a flag of the kubelet and its file. File is "" if only the running process has the flag.
 type Flag struct{ Name, Value, File string }
 
-// KubeletConfig are the keys of a KubeletConfiguration that matter here.
+// KubeletConfig has the keys of a KubeletConfiguration that findings depend on.
 type KubeletConfig struct {
 	CgroupDriver             string            `yaml:"cgroupDriver"`
 	ContainerRuntimeEndpoint string            `yaml:"containerRuntimeEndpoint"`
@@ -198,34 +195,34 @@ type KubeletConfig struct {
 	EvictionHard             map[string]string `yaml:"evictionHard"`
 }
 
-// Node is the machine.
+// Node is the state of the host.
 type Node struct {
 	Year        int
-	ClockKnown  bool // the kernel said whether the clock is synchronised
+	ClockKnown  bool // adjtimex(2) succeeded
 	ClockSynced bool
 	CgroupV1    bool
 	Swaps       []string // devices and files
 	FstabSwap   bool
-	IPForward   string // of /proc/sys, "" if it is not there
-	BridgeNF    string // the same; "" without br_netfilter
+	IPForward   string // net.ipv4.ip_forward, "" if unknown
+	BridgeNF    string // net.bridge.bridge-nf-call-iptables, "" without br_netfilter
 	Overlay     bool   // the kernel has overlayfs
 	DockerGroup bool
-	OtherCRI    []string // sockets of other CRI servers that answer
+	OtherCRI    []string // sockets of other running CRI servers
 	Disks       []Disk
 	Directories []Directory
 }
 
-// Disk is a file system, in bytes and inodes; Inodes is 0 where there are none to count.
+// Disk is a file system, in bytes and inodes. Inodes is 0 on file systems without inode limits.
 type Disk struct {
 	Path         string
-	Signal       string // the kubelet's name for it: nodefs, imagefs
+	Signal       string // the kubelet's name for the file system: nodefs, imagefs
 	Total, Free  uint64
 	Inodes, IFre uint64
 }
 
-// Directory is one that the daemon writes to.
+// Directory is a directory the daemon writes to.
 type Directory struct {
 	Path, Flag string
-	Error      string // why it cannot be written to
-	ReadOnly   string // the mount point of its read-only file system
+	Error      string // why it is not writable
+	ReadOnly   string // mount point of its read-only file system
 }

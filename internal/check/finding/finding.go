@@ -1,8 +1,7 @@
-// Package finding decides what stops a node: from facts, which package probe gathers, to findings
-// with the command that fixes each. It is pure: no I/O, no clock, so that every finding is tested
-// on facts made up. docs/check.md has every finding's meaning. Facts may hold what other users
-// wrote: details pass through text.Clean, and fixes are built by package shell, which quotes every
-// word.
+// Package finding diagnoses a node. It turns facts, gathered by package probe, into findings with a
+// command to fix each. The package is pure: it has no I/O and no clock, so tests run every finding
+// on constructed facts. docs/check.md documents the findings. Facts may contain text from other
+// users: details pass through text.Clean, and package shell quotes every word of a fix.
 package finding
 
 import (
@@ -16,49 +15,50 @@ import (
 // Status of a finding.
 type Status string
 
-// The statuses. Only Fail stops a node.
+// Statuses of a finding. Only Fail prevents the node from running pods.
 const (
 	OK      Status = "ok"
 	Warn    Status = "warn"
 	Fail    Status = "fail"
-	Skipped Status = "skip" // cannot be judged or does not matter here
+	Skipped Status = "skip" // not applicable, or not enough information
 )
 
-// Finding is one line of the report. The JSON form is stable: fields are added, never renamed.
+// Finding is one line of the report. Its JSON form is stable: releases add fields and never rename
+// one.
 type Finding struct {
-	ID      string     `json:"id"`
-	Title   string     `json:"title"`
-	Status  Status     `json:"status"`
-	Detail  string     `json:"detail"`            // printable, at most text.MaxMessage bytes
-	Fix     shell.Line `json:"fix,omitzero"`      // a command line, or a file and what to set in it
-	Because string     `json:"because,omitempty"` // the ID of the failed finding that explains this one
+	ID     string     `json:"id"`
+	Title  string     `json:"title"`
+	Status Status     `json:"status"`
+	Detail string     `json:"detail"`          // printable, at most text.MaxMessage bytes
+	Fix    shell.Line `json:"fix,omitzero"`    // a command line, or instructions
+	Cause  string     `json:"cause,omitempty"` // ID of the failed finding behind this one
 }
 
-// verdict is what a rule says.
-type verdict struct {
+// result is the outcome of a rule.
+type result struct {
 	status Status
 	detail string
 	fix    shell.Line
 }
 
-func ok(format string, args ...any) verdict {
-	return verdict{status: OK, detail: describe(format, args)}
+func ok(format string, args ...any) result {
+	return result{status: OK, detail: describe(format, args)}
 }
 
-func skip(format string, args ...any) verdict {
-	return verdict{status: Skipped, detail: describe(format, args)}
+func skip(format string, args ...any) result {
+	return result{status: Skipped, detail: describe(format, args)}
 }
 
-func warn(fix shell.Line, format string, args ...any) verdict {
-	return verdict{status: Warn, detail: describe(format, args), fix: fix}
+func warn(fix shell.Line, format string, args ...any) result {
+	return result{status: Warn, detail: describe(format, args), fix: fix}
 }
 
-func fail(fix shell.Line, format string, args ...any) verdict {
-	return verdict{status: Fail, detail: describe(format, args), fix: fix}
+func fail(fix shell.Line, format string, args ...any) result {
+	return result{status: Fail, detail: describe(format, args), fix: fix}
 }
 
-// describe formats a detail. Facts in it may be another user's text: each is bounded, so that none
-// displaces the others, and the whole is printable.
+// describe formats a detail. Its arguments may be another user's text: each is bounded, so that no
+// argument displaces the others, and the result is printable.
 func describe(format string, args []any) string {
 	for i, a := range args {
 		if s, isString := a.(string); isString {
@@ -68,40 +68,40 @@ func describe(format string, args []any) string {
 	return text.Clean(fmt.Sprintf(format, args...), text.MaxMessage)
 }
 
-// rule is one finding: causes come before what they explain.
+// rule produces one finding. A rule comes after its causes.
 type rule struct {
 	id, title string
-	causes    []string // of which any that has failed explains why this one cannot be ok
-	judge     func(*Facts) verdict
+	causes    []string // IDs of rules; a failure of any of them explains a failure of this one
+	evaluate  func(*Facts) result
 }
 
-// rules are all findings, causes first. A new one gets its section in docs/check.md.
+// rules returns all rules, causes first. Each rule has a section in docs/check.md.
 func rules() []rule {
 	return slices.Concat(nodeRules(), engineRules(), daemonRules(), networkRules(), kubeletRules())
 }
 
-// Judge is every finding on these facts: what fails first, causes before consequences, then
-// warnings, then the rest.
-func Judge(f *Facts) []Finding {
-	because := map[string]string{} // finding that has failed or is explained: the root cause
+// Evaluate returns all findings for these facts: failures first, causes before consequences, then
+// warnings, then the others.
+func Evaluate(f *Facts) []Finding {
+	rootCause := map[string]string{} // by ID of a finding that failed or has a failed cause
 	var all []Finding
 	for _, r := range rules() {
-		v := r.judge(f)
+		v := r.evaluate(f)
 		out := Finding{ID: r.id, Title: r.title, Status: v.status, Detail: v.detail, Fix: v.fix}
 		if v.status != OK {
 			for _, c := range r.causes {
-				if root := because[c]; root != "" {
-					out.Status, out.Fix, out.Because = Skipped, shell.Line{}, root
+				if root := rootCause[c]; root != "" {
+					out.Status, out.Fix, out.Cause = Skipped, shell.Line{}, root
 					break
 				}
 			}
 		}
 
 		switch {
-		case out.Because != "":
-			because[r.id] = out.Because
+		case out.Cause != "":
+			rootCause[r.id] = out.Cause
 		case out.Status == Fail:
-			because[r.id] = r.id
+			rootCause[r.id] = r.id
 		}
 
 		all = append(all, out)
@@ -113,7 +113,7 @@ func Judge(f *Facts) []Finding {
 	return all
 }
 
-// Worst is the status of the node: Fail, Warn or OK.
+// Worst returns the status of the node: Fail, Warn or OK.
 func Worst(all []Finding) Status {
 	worst := OK
 	for _, f := range all {

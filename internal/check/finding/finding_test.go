@@ -15,7 +15,7 @@ import (
 
 func boolean(b bool) *bool { return &b }
 
-// healthy is a node of a cluster on which nothing is to be said.
+// healthy returns the facts of a cluster node without warnings or failures.
 func healthy() *Facts {
 	return &Facts{
 		Root:    true,
@@ -50,7 +50,7 @@ func healthy() *Facts {
 			Socket:    Socket{Exists: true, Mode: 0o660, Group: "docker"},
 			Unit:      "cri-docker",
 			Enabled:   true,
-			Processes: []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Judged: true}},
+			Processes: []Process{{PID: 100, Program: "/usr/bin/cri-dockerd", Ours: true, Checked: true}},
 			Conditions: []Condition{{"RuntimeReady", true, "", ""}, {"NetworkReady", true, "", ""},
 				{"ContainerLogs", true, "CRIFiles", ""}, {"PodNetworkNamespaces", true, "CreatedByDaemon", ""}},
 			Streaming: Streaming{Known: true, Addresses: []string{"127.0.0.1:40000"}},
@@ -87,14 +87,14 @@ func healthy() *Facts {
 
 const flagsEnv = "/var/lib/kubelet/kubeadm-flags.env"
 
-// broken is one thing that is wrong with a healthy node, and the finding that must come first.
+// broken is a fault of an otherwise healthy node and its root cause.
 type broken struct {
 	name  string
-	first string
+	first string // ID of the finding at the top of the report
 	do    func(*Facts)
 }
 
-// cases are the ways in which a node is broken, at least one for each finding.
+// cases returns the faults, at least one for each finding.
 func cases() []broken {
 	return slices.Concat(nodeCases(), engineCases(), daemonCases(), networkCases(), kubeletCases())
 }
@@ -105,55 +105,56 @@ func nodeCases() []broken {
 		{"in a container", "privileges", func(f *Facts) {
 			f.Foreign = "it does not run in the mount namespace of process 1"
 		}},
-		{"files of others", "file-owner", func(f *Facts) {
+		{"files owned by other users", "file-owner", func(f *Facts) {
 			f.Untrusted = []Untrusted{{
-				File:    "/opt/k/config.yaml",
-				Because: "/opt/k",
-				Reason:  "/opt/k belongs to user 1000",
-			}, {File: "/tmp/x", Because: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
+				File:   "/opt/k/config.yaml",
+				Path:   "/opt/k",
+				Reason: "/opt/k belongs to user 1000",
+			}, {File: "/tmp/x", Path: "/tmp", Reason: "everybody can write to /tmp", Shared: true}}
 		}},
-		{"a kubelet's configuration of others", "kubelet-config", func(f *Facts) {
+		{"kubelet configuration writable by other users", "kubelet-config", func(f *Facts) {
 			f.Untrusted = []Untrusted{{
-				File:    f.Kubelet.ConfigFile,
-				Because: "/var/lib/kubelet",
-				Reason:  "/var/lib/kubelet: everybody can write to it",
+				File:   f.Kubelet.ConfigFile,
+				Path:   "/var/lib/kubelet",
+				Reason: "/var/lib/kubelet: everybody can write to it",
 			}}
 		}},
-		{"a daemon.json of others", "engine-config", func(f *Facts) {
+		{"daemon.json writable by other users", "engine-config", func(f *Facts) {
 			f.Untrusted = []Untrusted{{
-				File:    "/etc/docker/daemon.json",
-				Because: "/etc/docker/daemon.json",
-				Reason:  "/etc/docker/daemon.json: everybody can write to it",
+				File:   "/etc/docker/daemon.json",
+				Path:   "/etc/docker/daemon.json",
+				Reason: "/etc/docker/daemon.json: everybody can write to it",
 			}}
 			f.Engine.Config.Error, f.Engine.LiveRestore = "not read", false
 		}},
-		{"a file for everybody", "file-owner", func(f *Facts) {
+		{"file in a world-writable directory", "file-owner", func(f *Facts) {
 			f.Untrusted = []Untrusted{{
-				File:    "/tmp/x",
-				Because: "/tmp",
-				Reason:  "everybody can write to /tmp",
-				Shared:  true,
+				File:   "/tmp/x",
+				Path:   "/tmp",
+				Reason: "everybody can write to /tmp",
+				Shared: true,
 			}}
 		}},
-		{"clock of 1970", "clock", func(f *Facts) { f.Node.Year = 1970 }},
-		{"clock not kept", "clock", func(f *Facts) { f.Node.ClockSynced = false }},
+
+		{"clock set to 1970", "clock", func(f *Facts) { f.Node.Year = 1970 }},
+		{"clock not synchronized", "clock", func(f *Facts) { f.Node.ClockSynced = false }},
 		{"run directory read-only", "directories", func(f *Facts) {
 			f.Node.Directories[0].ReadOnly, f.Node.Directories[0].Error = "/run/cri-dockerd", "read-only file system"
 			f.Daemon.Problem = Missing
 		}},
-		{"run directory of another", "directories", func(f *Facts) {
+		{"run directory not writable", "directories", func(f *Facts) {
 			f.Node.Directories[0].Error = "permission denied"
 		}},
 		{"disk full", "disk", func(f *Facts) { f.Node.Disks[0].Free = 1 << 30 }},
 		{"disk nearly full", "disk", func(f *Facts) { f.Node.Disks[1].Free = 11 << 30 }},
-		{"disk full beside one that is nearly full", "disk", func(f *Facts) {
+		{"one disk full, another nearly full", "disk", func(f *Facts) {
 			f.Node.Disks[0].Free, f.Node.Disks[1].Free = f.Node.Disks[0].Total*16/100, 1<<30
 		}},
 		{"no inodes", "disk", func(f *Facts) { f.Node.Disks[0].IFre = 3 }},
-		{"a threshold of one's own", "disk", func(f *Facts) {
+		{"custom eviction threshold", "disk", func(f *Facts) {
 			f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": "60Gi"}
 		}},
-		{"no group docker, socket not made", "docker-group", func(f *Facts) {
+		{"no group docker, no socket", "docker-group", func(f *Facts) {
 			f.Node.DockerGroup, f.Daemon.Problem = false, Missing
 		}},
 		{"no group docker", "docker-group", func(f *Facts) {
@@ -199,19 +200,20 @@ func engineCases() []broken {
 		}},
 		{"userns-remap", "user-namespaces", func(f *Facts) { f.Engine.MapsUsers = true }},
 		{"no live-restore", "live-restore", func(f *Facts) { f.Engine.LiveRestore = false }},
-		{"live-restore off in daemon.json", "live-restore", func(f *Facts) {
+
+		{"live-restore disabled in daemon.json", "live-restore", func(f *Facts) {
 			f.Engine.LiveRestore, f.Engine.Config.Keys = false, map[string]any{"live-restore": false}
 		}},
-		{"live-restore beside other keys", "live-restore", func(f *Facts) {
+		{"live-restore unset, other keys present", "live-restore", func(f *Facts) {
 			f.Engine.LiveRestore, f.Engine.Config.Keys = false, map[string]any{"exec-opts": []any{}}
 		}},
-		{"pause image of a registry that is away", "pause-image", func(f *Facts) {
+		{"registry of the sandbox image unreachable", "pause-image", func(f *Facts) {
 			f.Flags.PauseImage, f.Engine.PauseImage = "registry.example/pause:3.10", "dial tcp: no route to host"
 			f.Flags.Files = map[string]string{
 				"pod-infra-container-image": "/etc/systemd/system/cri-docker.service.d/10-cni.conf",
 			}
 		}},
-		{"pause image not pulled yet", "pause-image", func(f *Facts) {
+		{"sandbox image not present", "pause-image", func(f *Facts) {
 			f.Flags.PauseImage, f.Engine.PauseImage, f.Engine.PausePullable = "registry.example/pause:3.10",
 				"not pulled yet", true
 		}},
@@ -220,7 +222,7 @@ func engineCases() []broken {
 }
 
 func daemonCases() []broken {
-	gone := func(p Problem) func(*Facts) {
+	unavailable := func(p Problem) func(*Facts) {
 		return func(f *Facts) {
 			f.Daemon.Problem, f.Daemon.Conditions, f.Daemon.Streaming, f.Daemon.Socket = p, nil, Streaming{}, Socket{}
 			f.Logs.Problem = Missing
@@ -228,24 +230,27 @@ func daemonCases() []broken {
 	}
 
 	return []broken{
-		{"daemon stopped", "daemon", gone(Missing)},
-		{"daemon stopped, no systemd", "daemon", func(f *Facts) { gone(Refused)(f); f.Systemd = false }},
-		{"daemon hangs", "daemon", gone(Silent)},
-		{"daemon hangs, no systemd", "daemon", func(f *Facts) { gone(Silent)(f); f.Systemd = false }},
-		{"a folder in the socket's place", "daemon", gone(NoSocket)},
+		{"daemon stopped", "daemon", unavailable(Missing)},
+		{"daemon stopped, no systemd", "daemon", func(f *Facts) {
+			unavailable(Refused)(f)
+			f.Systemd = false
+		}},
+		{"daemon hangs", "daemon", unavailable(Silent)},
+		{"daemon hangs, no systemd", "daemon", func(f *Facts) { unavailable(Silent)(f); f.Systemd = false }},
+		{"directory at the path of the socket", "daemon", unavailable(NoSocket)},
 		{"daemon of another user", "daemon", func(f *Facts) {
-			gone(NotRoot)(f)
+			unavailable(NotRoot)(f)
 			f.Daemon.Error = "a process of user 1000 listens"
 		}},
-		{"daemon of another user, TCP", "daemon", func(f *Facts) { gone(NotRoot)(f); f.Flags.Socket = "" }},
-		{"daemon not permitted", "daemon", gone(Denied)},
-		{"the old shim runs too", "one-daemon", func(f *Facts) {
+		{"daemon of another user, TCP", "daemon", func(f *Facts) { unavailable(NotRoot)(f); f.Flags.Socket = "" }},
+		{"daemon not permitted", "daemon", unavailable(Denied)},
+		{"older shim also running", "one-daemon", func(f *Facts) {
 			f.Daemon.Processes = append(f.Daemon.Processes, Process{PID: 7, Program: "/usr/local/bin/cri-dockerd"})
 			f.Daemon.Others = []string{"cri-dockerd.service"}
 		}},
-		{"the old shim runs by hand", "one-daemon", func(f *Facts) {
+		{"older shim running without a unit", "one-daemon", func(f *Facts) {
 			f.Daemon.Processes = []Process{{PID: 7, Program: "/usr/local/bin/cri-dockerd"}}
-			gone(Missing)(f)
+			unavailable(Missing)(f)
 		}},
 		{"two daemons", "one-daemon", func(f *Facts) {
 			f.Daemon.Processes = append(f.Daemon.Processes, Process{
@@ -254,50 +259,55 @@ func daemonCases() []broken {
 				Ours:    true,
 			})
 		}},
-		{"the lock is held", "one-daemon", func(f *Facts) { gone(Missing)(f); f.Daemon.LockHolder = 55 }},
-		{"the old shim's unit is enabled", "one-daemon", func(f *Facts) {
+		{"lock held by another process", "one-daemon", func(f *Facts) {
+			unavailable(Missing)(f)
+			f.Daemon.LockHolder = 55
+		}},
+		{"unit of an older shim enabled", "one-daemon", func(f *Facts) {
 			f.Daemon.Others = []string{"cri-dockerd.service"}
 		}},
-		{"socket open to all", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Mode = 0o666 }},
-		{"socket of root", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Group = "root" }},
-		{"a flag misspelt", "daemon-flags", func(f *Facts) {
-			gone(Silent)(f)
+		{"world-writable socket", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Mode = 0o666 }},
+		{"socket with group root", "daemon-socket", func(f *Facts) { f.Daemon.Socket.Group = "root" }},
+		{"misspelled flag", "daemon-flags", func(f *Facts) {
+			unavailable(Silent)(f)
 			f.Flags.Mistake = Mistake{"unknown flag: --network-plugn", "network-plugn", "/etc/default/cri-docker",
 				"network-plugin"}
 		}},
-		{"a value that is none", "daemon-flags", func(f *Facts) {
-			gone(Silent)(f)
+		{"invalid value of a flag", "daemon-flags", func(f *Facts) {
+			unavailable(Silent)(f)
 			f.Flags.Mistake = Mistake{"invalid argument", "network-plugin-mtu", "/etc/default/cri-docker", ""}
 		}},
-		{"values that contradict", "daemon-flags", func(f *Facts) {
-			gone(Silent)(f)
+		{"contradictory flags", "daemon-flags", func(f *Facts) {
+			unavailable(Silent)(f)
 			f.Flags.Mistake.Error = "--pod-cidr"
 		}},
 		{"not enabled", "service-enabled", func(f *Facts) { f.Daemon.Enabled = false }},
 		{"no unit", "service-enabled", func(f *Facts) { f.Daemon.Unit = "" }},
 		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem = Silent }},
 		{"log-driver hangs, no systemd", "log-driver", func(f *Facts) { f.Logs.Problem, f.Systemd = Silent, false }},
-		{"log-driver of the daemon's own hangs", "log-driver", func(f *Facts) {
+		{"log-driver without a unit hangs", "log-driver", func(f *Facts) {
 			f.Logs.Problem, f.Logs.Unit = Silent, false
 		}},
-		{"log-driver gone", "log-driver", func(f *Facts) {
+		{"log-driver stopped", "log-driver", func(f *Facts) {
 			f.Logs.Problem, f.Logs.PID = Refused, 0
-			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "LogDriverNotReady", "gone"}
+			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "LogDriverNotReady", "stopped"}
 		}},
 		{"runtime not ready", "runtime-ready", func(f *Facts) {
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "DockerNotReady", "reading all containers"}
 		}},
-		{"json-file in the place of CRI files", "container-logs", func(f *Facts) {
+		{"json-file logs instead of CRI logs", "container-logs", func(f *Facts) {
 			f.Daemon.Conditions[2] = Condition{"ContainerLogs", false, "JSONFile",
 				"the engine cannot use the log-driver process"}
 		}},
-		{"namespaces of the engine", "pod-netns", func(f *Facts) {
+		{"engine creates network namespaces", "pod-netns", func(f *Facts) {
 			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine", "the pause may not join"}
 		}},
-		{"no loopback", "streaming", func(f *Facts) {
+		{"loopback down", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true
 		}},
-		{"streaming behind a firewall", "streaming", func(f *Facts) { f.Daemon.Streaming.Error = "i/o timeout" }},
+		{"streaming server blocked by a firewall", "streaming", func(f *Facts) {
+			f.Daemon.Streaming.Error = "i/o timeout"
+		}},
 	}
 }
 
@@ -318,29 +328,29 @@ func networkCases() []broken {
 	}
 
 	return []broken{
-		{"not forwarding", "ip-forward", func(f *Facts) { f.Node.IPForward = "0" }},
+		{"IP forwarding disabled", "ip-forward", func(f *Facts) { f.Node.IPForward = "0" }},
 		{"no CNI, worker", "cni-config", none},
 		{"no CNI, control plane", "cni-config", func(f *Facts) { none(f); f.Kubelet.Admin = true }},
 		{"no CNI, no cluster", "cni-config", func(f *Facts) { none(f); f.Kubelet.Joined = false }},
-		{"CNI broken", "cni-config", func(f *Facts) { none(f); f.CNI.Files = []CNIFile{invalid} }},
-		{"CNI broken, no cluster", "cni-config", func(f *Facts) {
+		{"CNI configuration invalid", "cni-config", func(f *Facts) { none(f); f.CNI.Files = []CNIFile{invalid} }},
+		{"CNI configuration invalid, no cluster", "cni-config", func(f *Facts) {
 			none(f)
 			f.CNI.Files, f.Kubelet.Joined = []CNIFile{invalid}, false
 		}},
-		{"one CNI file broken", "cni-config", func(f *Facts) {
+		{"one CNI configuration invalid", "cni-config", func(f *Facts) {
 			f.CNI.Files = append([]CNIFile{invalid}, f.CNI.Files...)
 		}},
-		{"CNI not readable", "cni-config", func(f *Facts) { f.CNI = CNI{Error: "permission denied"} }},
+		{"CNI directory not readable", "cni-config", func(f *Facts) { f.CNI = CNI{Error: "permission denied"} }},
 		{"no-op network", "cni-config", func(f *Facts) {
 			f.Flags.NetworkPlugin = ""
 			f.Daemon.Conditions[1].Message = "the engine's own bridge"
 		}},
-		{"plugin elsewhere", "cni-plugins", func(f *Facts) {
+		{"plugin in another directory", "cni-plugins", func(f *Facts) {
 			f.Flags.CNIBinDirs = f.Flags.CNIBinDirs[:1]
 			missing("bridge", "/usr/lib/cni/bridge")(f)
 		}},
 		{"plugin not installed", "cni-plugins", missing("bridge", "")},
-		{"plugin not installed, folder not Debian's", "cni-plugins", func(f *Facts) {
+		{"plugin not installed, without Debian's directory", "cni-plugins", func(f *Facts) {
 			f.Flags.CNIBinDirs = f.Flags.CNIBinDirs[:1]
 			missing("bridge", "")(f)
 		}},
@@ -350,108 +360,109 @@ func networkCases() []broken {
 		}},
 		{"plugin of an add-on", "cni-plugins", missing("flannel", "")},
 		{"br_netfilter not loaded", "bridge-nf", func(f *Facts) { f.Node.BridgeNF = "" }},
-		{"bridge-nf off", "bridge-nf", func(f *Facts) { f.Node.BridgeNF = "0" }},
+		{"bridge-nf disabled", "bridge-nf", func(f *Facts) { f.Node.BridgeNF = "0" }},
 		{"network not ready", "network-ready", func(f *Facts) {
 			f.Daemon.Conditions[1] = Condition{"NetworkReady", false, "NetworkPluginNotReady", "STATUS"}
 		}},
-		{"kubenet waits for its range", "network-ready", func(f *Facts) {
+		{"kubenet without a pod CIDR", "network-ready", func(f *Facts) {
 			f.Flags.NetworkPlugin, f.CNI = "kubenet", CNI{Bridge: true}
-			f.Daemon.Conditions[1] = Condition{"NetworkReady", false, "NetworkPluginNotReady", "kubenet waits"}
+			f.Daemon.Conditions[1] = Condition{"NetworkReady", false, "NetworkPluginNotReady", "no pod CIDR"}
 		}},
 	}
 }
 
 func kubeletCases() []broken {
 	return []broken{
-		{"kubelet's configuration broken", "kubelet-config", func(f *Facts) {
+		{"kubelet configuration invalid", "kubelet-config", func(f *Facts) {
 			f.Kubelet.ConfigErr, f.Kubelet.Config = "yaml: line 3", KubeletConfig{}
 		}},
-		{"flags of dockershim", "kubelet-flags", func(f *Facts) {
+		{"dockershim flags", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"network-plugin", "cni", flagsEnv}, {"pod-infra-container-image", "pause:3.6",
 				flagsEnv}}
 		}},
-		{"a removed flag of the unit", "kubelet-flags", func(f *Facts) {
+		{"removed flag in the unit", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime", "remote", "/etc/systemd/system/kubelet.service.d/10.conf"}}
 		}},
-		{"a removed flag of nowhere", "kubelet-flags", func(f *Facts) {
+		{"removed flag without a file", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime", "remote", ""}}
 		}},
-		{"a removed flag, version unknown", "kubelet-flags", func(f *Facts) {
+		{"removed flag, version unknown", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags, f.Kubelet.Version, f.Kubelet.Minor = []Flag{{"network-plugin", "cni", flagsEnv}}, "", 0
 		}},
-		{"kubelet on containerd by a flag", "kubelet-endpoint", func(f *Facts) {
+		{"kubelet uses containerd, set by flag", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime-endpoint", "unix:///run/containerd/containerd.sock", flagsEnv}}
 		}},
-		{"kubelet on containerd by its configuration", "kubelet-endpoint", func(f *Facts) {
+		{"kubelet uses containerd, set in its configuration", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Config.ContainerRuntimeEndpoint = "unix:///run/containerd/containerd.sock"
 		}},
-		{"kubelet on its default", "kubelet-endpoint", func(f *Facts) {
+		{"kubelet uses containerd by default", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Config.ContainerRuntimeEndpoint = ""
 		}},
-		{"old kubelet on dockershim", "kubelet-endpoint", func(f *Facts) {
+		{"old kubelet uses dockershim", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Config.ContainerRuntimeEndpoint, f.Kubelet.Version, f.Kubelet.Minor = "", "v1.25.1", 25
 			f.Kubelet.Config.CgroupDriver = "systemd"
 		}},
-		{"two sockets before kubeadm", "cri-sockets", func(f *Facts) {
+		{"two CRI sockets before kubeadm init", "cri-sockets", func(f *Facts) {
 			f.Kubelet = Kubelet{Present: true, Version: "v1.36.3", Minor: 36, Kubeadm: true}
 		}},
-		{"another cgroup driver", "cgroup-driver", func(f *Facts) {
+		{"different cgroup drivers", "cgroup-driver", func(f *Facts) {
 			f.Engine.CgroupDriver, f.Kubelet.Version, f.Kubelet.Minor = "cgroupfs", "v1.27.4", 27
 		}},
-		{"another cgroup driver by flag", "cgroup-driver", func(f *Facts) {
+		{"different cgroup drivers, set by flag", "cgroup-driver", func(f *Facts) {
 			f.Kubelet.Version, f.Kubelet.Minor = "v1.27.4", 27
 			f.Kubelet.Flags = []Flag{{"cgroup-driver", "cgroupfs", "/etc/systemd/system/kubelet.service.d/10.conf"}}
 		}},
 		{"cgroup v1", "cgroup-v1", func(f *Facts) { f.Node.CgroupV1 = true }},
-		{"cgroup v1 before kubeadm", "cgroup-v1", func(f *Facts) {
+		{"cgroup v1 before kubeadm init", "cgroup-v1", func(f *Facts) {
 			f.Node.CgroupV1, f.Kubelet = true, Kubelet{Present: true, Version: "v1.36.3", Minor: 36}
 		}},
-		{"cgroup v1 by flag", "cgroup-v1", func(f *Facts) {
+		{"cgroup v1, set by flag", "cgroup-v1", func(f *Facts) {
 			f.Node.CgroupV1, f.Kubelet.Minor, f.Kubelet.Version = true, 33, "v1.33.1"
 			f.Kubelet.Flags = []Flag{{"fail-cgroupv1", "true", flagsEnv}}
 		}},
 		{"swap", "swap", func(f *Facts) { f.Node.Swaps = []string{"/swapfile"} }},
-		{"swap before kubeadm", "swap", func(f *Facts) {
+		{"swap before kubeadm init", "swap", func(f *Facts) {
 			f.Kubelet = Kubelet{Present: true, Version: "v1.36.3", Minor: 36}
 			f.Node.Swaps, f.Node.FstabSwap = []string{"/dev/sda2", "/swapfile"}, true
 		}},
 	}
 }
 
-func TestAHealthyNodeIsGreen(t *testing.T) {
-	for _, f := range Judge(healthy()) {
+func TestHealthyNode(t *testing.T) {
+	for _, f := range Evaluate(healthy()) {
 		if f.Status != OK {
 			t.Errorf("%+v", f)
 		}
 	}
 }
 
-// TestCausesComeFirst holds the findings of every broken node: the cause first, alone or with what
-// it does not explain, and its fix. With UPDATE_GOLDEN=1 the file is written anew.
-func TestCausesComeFirst(t *testing.T) {
+// TestBrokenNodes compares the findings of every broken node with testdata/findings.txt: the cause
+// comes first, followed by independent findings, each with its fix. UPDATE_GOLDEN=1 rewrites the
+// file.
+func TestBrokenNodes(t *testing.T) {
 	var b strings.Builder
 	seen := map[string]bool{}
 	for _, c := range cases() {
 		f := healthy()
 		c.do(f)
-		all := Judge(f)
+		all := Evaluate(f)
 		if all[0].ID != c.first || all[0].Status != Fail && all[0].Status != Warn {
-			t.Errorf("%s: first comes %+v, want %s", c.name, all[0], c.first)
+			t.Errorf("%s: first finding is %+v, want %s", c.name, all[0], c.first)
 		}
 
 		seen[c.first] = true
 		fmt.Fprintf(&b, "== %s\n", c.name)
 		for _, x := range all {
 			if (x.Status == Fail || x.Status == Warn) != (!x.Fix.IsZero()) {
-				t.Errorf("%s: %+v: what fails has a fix, and nothing else has", c.name, x)
+				t.Errorf("%s: %+v: want a fix for failures and warnings only", c.name, x)
 			}
 			if err := x.Fix.Err(); err != nil {
 				t.Errorf("%s: %s: %v", c.name, x.ID, err)
 			}
 
 			switch {
-			case x.Because != "":
-				fmt.Fprintf(&b, "%s %s because of %s\n", x.Status, x.ID, x.Because)
+			case x.Cause != "":
+				fmt.Fprintf(&b, "%s %s caused by %s\n", x.Status, x.ID, x.Cause)
 			case !x.Fix.IsZero():
 				fmt.Fprintf(&b, "%s %s: %s\n\t%s\n", x.Status, x.ID, x.Detail, x.Fix)
 			}
@@ -460,7 +471,7 @@ func TestCausesComeFirst(t *testing.T) {
 
 	for _, r := range rules() {
 		if !seen[r.id] {
-			t.Errorf("no case breaks %s", r.id)
+			t.Errorf("no case for finding %s", r.id)
 		}
 	}
 
@@ -481,18 +492,18 @@ func TestCausesComeFirst(t *testing.T) {
 	}
 }
 
-// TestRules holds that causes stand before what they explain.
+// TestRules checks the order of the rules: causes come first.
 func TestRules(t *testing.T) {
 	seen := map[string]bool{}
 	for _, r := range rules() {
 		for _, c := range r.causes {
 			if !seen[c] {
-				t.Errorf("%s is explained by %s, which does not come before it", r.id, c)
+				t.Errorf("cause %[2]s does not come before %[1]s", r.id, c)
 			}
 		}
 
 		if seen[r.id] || r.title == "" {
-			t.Errorf("%s: twice, or without a title", r.id)
+			t.Errorf("%s: duplicate ID or empty title", r.id)
 		}
 
 		seen[r.id] = true
@@ -506,20 +517,20 @@ func TestEveryFindingIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	want := map[string]bool{"pod": true} // the self-test's
+	want := map[string]bool{"pod": true} // finding of the self-test
 	for _, r := range rules() {
 		want[r.id] = true
 	}
 
 	for _, m := range regexp.MustCompile("(?m)^### `([^`]+)`").FindAllStringSubmatch(string(b), -1) {
 		if !want[m[1]] {
-			t.Errorf("docs/check.md has %s, which is no finding, or has it twice", m[1])
+			t.Errorf("docs/check.md: section %s has no finding or is a duplicate", m[1])
 		}
 		delete(want, m[1])
 	}
 
 	for id := range want {
-		t.Errorf("docs/check.md lacks %s", id)
+		t.Errorf("docs/check.md: no section for finding %s", id)
 	}
 }
 
@@ -552,7 +563,7 @@ func TestThreshold(t *testing.T) {
 	}
 }
 
-func TestWhoAsksForTheCgroupDriver(t *testing.T) {
+func TestUsesRuntimeDriver(t *testing.T) {
 	gate := func(on bool) map[string]bool { return map[string]bool{"KubeletCgroupDriverFromCRI": on} }
 
 	for _, c := range []struct {
@@ -570,7 +581,7 @@ func TestWhoAsksForTheCgroupDriver(t *testing.T) {
 		if c.flag != "" {
 			k.Flags = []Flag{{"feature-gates", c.flag, ""}}
 		}
-		if got := k.asksDriver(); got != c.want {
+		if got := k.usesRuntimeDriver(); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
@@ -578,7 +589,7 @@ func TestWhoAsksForTheCgroupDriver(t *testing.T) {
 
 func TestSameEndpoint(t *testing.T) {
 	for _, a := range []string{"unix:///run/x.sock", "unix:///var/run/x.sock", "/var/run/x.sock", "/run/x.sock"} {
-		if !sameEndpoint(a, "unix:///var/run/x.sock") || sameEndpoint(a, "unix:///run/y.sock") {
+		if !isSameEndpoint(a, "unix:///var/run/x.sock") || isSameEndpoint(a, "unix:///run/y.sock") {
 			t.Error(a)
 		}
 	}

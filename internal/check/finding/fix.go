@@ -9,23 +9,23 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-// restarted returns a line after which the kubelet is restarted; without systemd, a note asks the
-// reader to do so.
-func (f *Facts) restarted(line shell.Line) shell.Line {
+// thenRestartKubelet adds a restart of the kubelet to a line. Without systemd, it adds a note
+// instead.
+func (f *Facts) thenRestartKubelet(line shell.Line) shell.Line {
 	if f.Systemd {
 		return line.And(shell.Command("systemctl restart kubelet"))
 	}
 	return line.Note("then restart kubelet")
 }
 
-// isFlagName reports whether a name may stand in an expression of sed.
+// isFlagName reports whether a name is safe in an expression of sed.
 func isFlagName(s string) bool {
 	return s != "" && s[0] != '-' && len(s) < 100 && !strings.ContainsFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-')
 	})
 }
 
-// startEngine is the line that starts Docker.
+// startEngine returns the line to start or restart Docker.
 func (f *Facts) startEngine(verb string) shell.Line {
 	switch {
 	case !f.Engine.Installed:
@@ -43,7 +43,7 @@ func (f *Facts) startEngine(verb string) shell.Line {
 	return shell.Command("dockerd").Detached("/var/log/docker.log")
 }
 
-// daemonUnit is the daemon's service.
+// daemonUnit returns the name of the daemon's service.
 func (f *Facts) daemonUnit() string {
 	if f.Daemon.Unit == "" {
 		return "cri-docker"
@@ -51,7 +51,7 @@ func (f *Facts) daemonUnit() string {
 	return f.Daemon.Unit
 }
 
-// startDaemon is the line that starts the daemon, or starts it anew.
+// startDaemon returns the line to start or restart the daemon.
 func (f *Facts) startDaemon(verb string) shell.Line {
 	if f.Systemd && f.Daemon.Unit != "" {
 		return shell.Command("systemctl {} {}", verb, f.Daemon.Unit)
@@ -59,11 +59,11 @@ func (f *Facts) startDaemon(verb string) shell.Line {
 	return f.Flags.Command.Detached("/var/log/cri-dockerd.log")
 }
 
-// setDaemonJSON is the line that sets a key at the top of Docker's daemon.json, and what makes the
-// engine read it.
+// setDaemonJSON returns the line to set a top-level key of Docker's daemon.json and to apply it.
+// then is the verb of systemctl.
 func (f *Facts) setDaemonJSON(key, value, then string) shell.Line {
 	c := f.Engine.Config
-	if c.Error != "" { // what the file has is not known
+	if c.Error != "" { // the file's content is unknown
 		return shell.Advice("set {} to {} in {}", key, value, c.File)
 	}
 
@@ -72,7 +72,7 @@ func (f *Facts) setDaemonJSON(key, value, then string) shell.Line {
 	switch _, there := c.Keys[key]; {
 	case len(c.Keys) == 0:
 		line = shell.Command("mkdir -p {} && echo {} > {}", dirOf(c.File), "{"+set+"}", c.File)
-	// a word or number; a list or object is not replaced so simply, and none is set here
+	// the pattern matches words and numbers; no caller sets a list or an object
 	case there:
 		line = shell.Command("sed -i -E {} {}", fmt.Sprintf(`s/"%s": *[^,} ]+/%s/`, key, set), c.File)
 	default:
@@ -91,11 +91,11 @@ func (f *Facts) setDaemonJSON(key, value, then string) shell.Line {
 
 func dirOf(file string) string { return file[:max(strings.LastIndexByte(file, '/'), 0)] }
 
-// setKubelet is the line that sets a key of the kubelet's configuration and, if it is given by a
-// flag, takes away that.
+// setKubelet returns the line to set a key of the kubelet's configuration. It also removes the
+// corresponding flag, which would override the key.
 func (f *Facts) setKubelet(key, value, flag string) shell.Line {
 	if !shell.IsPlain(value) {
-		return shell.Advice("set {} in the configuration of the kubelet to {}", key, value)
+		return shell.Advice("set {} to {} in the configuration of the kubelet", key, value)
 	}
 
 	var fix shell.Line
@@ -110,14 +110,14 @@ func (f *Facts) setKubelet(key, value, flag string) shell.Line {
 			value, file))
 	}
 
-	return f.restarted(fix.And(f.reloadUnits(flag)))
+	return f.thenRestartKubelet(fix.And(f.reloadUnits(flag)))
 }
 
-// extraArgs is the file of flags that the kubelet's packages leave to the operator.
+// extraArgs is the file for the operator's own kubelet flags. The kubelet's packages define it.
 const extraArgs = "/etc/default/kubelet"
 
-// addKubeletFlag is the line that adds a plain flag to those of the operator; the last assignment
-// in the file is the one that holds.
+// addKubeletFlag returns the line to add a plain flag to the operator's flags. The last assignment
+// in the file is in effect.
 func addKubeletFlag(file, flag string) shell.Line {
 	change := `s#^KUBELET_EXTRA_ARGS="?([^"]*)"?$#KUBELET_EXTRA_ARGS="\1 ` + flag + `"#`
 	add := `KUBELET_EXTRA_ARGS="` + flag + `"`
@@ -125,7 +125,7 @@ func addKubeletFlag(file, flag string) shell.Line {
 		file, change, file, add, file)
 }
 
-// reloadUnits makes systemd read units anew in which a flag was changed.
+// reloadUnits returns the line to reload systemd's units if one of them has any of the flags.
 func (f *Facts) reloadUnits(flags ...string) shell.Line {
 	for _, file := range f.filesWith(flags...) {
 		if f.Systemd && strings.Contains(file, "/systemd/") {
@@ -135,7 +135,7 @@ func (f *Facts) reloadUnits(flags ...string) shell.Line {
 	return shell.Line{}
 }
 
-// filesWith are the files in which any of these flags of the kubelet stands, each once.
+// filesWith returns the files with any of these kubelet flags, each once.
 func (f *Facts) filesWith(flags ...string) []string {
 	var files []string
 	seen := map[string]bool{"": true}
@@ -151,7 +151,7 @@ func (f *Facts) filesWith(flags ...string) []string {
 	return files
 }
 
-// dropFlags is the line that takes flags with their values out of files.
+// dropFlags returns the line to remove flags and their values from files.
 func dropFlags(files []string, flags ...string) shell.Line {
 	fix := shell.Command("sed -i -E")
 	for _, flag := range flags {

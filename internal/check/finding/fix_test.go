@@ -12,7 +12,7 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-// fixFile runs a line of a shell on a file with this content and returns what it makes of it.
+// fixFile runs a shell line on a file with this content and returns the new content.
 func fixFile(t *testing.T, content string, fix func(file string) shell.Line) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "file")
@@ -32,27 +32,46 @@ func fixFile(t *testing.T, content string, fix func(file string) shell.Line) str
 	return string(b)
 }
 
-// TestDropFlags takes flags out of the lines in which they stand on nodes.
+// TestDropFlags removes flags from typical lines of units and environment files.
 func TestDropFlags(t *testing.T) {
-	for before, after := range map[string]string{
-		`KUBELET_KUBEADM_ARGS="--network-plugin=cni ` +
-			`--node-ip=10.0.0.1"`: `KUBELET_KUBEADM_ARGS=" --node-ip=10.0.0.1"`,
-		`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1 ` +
-			`--network-plugin=cni"`: `KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1"`,
-		`KUBELET_KUBEADM_ARGS="--a=b --network-plugin=cni --container-runtime=remote --c=d"`: `KUBELET_KUBEADM_ARGS="--a=b --c=d"`,
-		`ExecStart=/usr/bin/kubelet --container-runtime remote --network-plugin cni ` +
-			`$KUBELET_CONFIG`: `ExecStart=/usr/bin/kubelet $KUBELET_CONFIG`,
-		`ExecStart=/usr/bin/kubelet ` +
-			`--network-plugin=cni`: `ExecStart=/usr/bin/kubelet`,
-		`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --network-plugin --a=b"`: `X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --a=b"`,
-		`X="--network-plugin= --a"`: `X=" --a"`,
+	for _, c := range []struct{ before, after string }{
+		{
+			`KUBELET_KUBEADM_ARGS="--network-plugin=cni --node-ip=10.0.0.1"`,
+			`KUBELET_KUBEADM_ARGS=" --node-ip=10.0.0.1"`,
+		},
+		{
+			`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1 --network-plugin=cni"`,
+			`KUBELET_KUBEADM_ARGS="--node-ip=10.0.0.1"`,
+		},
+		{
+			`KUBELET_KUBEADM_ARGS="--a=b --network-plugin=cni --container-runtime=remote --c=d"`,
+			`KUBELET_KUBEADM_ARGS="--a=b --c=d"`,
+		},
+		{
+			`ExecStart=/usr/bin/kubelet --container-runtime remote --network-plugin cni $KUBELET_CONFIG`,
+			`ExecStart=/usr/bin/kubelet $KUBELET_CONFIG`,
+		},
+		{
+			`ExecStart=/usr/bin/kubelet --network-plugin=cni`,
+			`ExecStart=/usr/bin/kubelet`,
+		},
+		{
+			`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --network-plugin --a=b"`,
+			`X="--network-plugin-mtu=1 --container-runtime-endpoint=unix:///run/x.sock --a=b"`,
+		},
+		{
+			`X="--network-plugin= --a"`,
+			`X=" --a"`,
+		},
 	} {
-		got := fixFile(t, before+"\n", func(file string) shell.Line {
-			return dropFlags([]string{file}, "network-plugin", "container-runtime")
+		t.Run(c.before, func(t *testing.T) {
+			got := fixFile(t, c.before+"\n", func(file string) shell.Line {
+				return dropFlags([]string{file}, "network-plugin", "container-runtime")
+			})
+			if diff := cmp.Diff(c.after+"\n", got); diff != "" {
+				t.Error(diff)
+			}
 		})
-		if diff := cmp.Diff(after+"\n", got); diff != "" {
-			t.Errorf("%s: %s", before, diff)
-		}
 	}
 }
 
@@ -96,14 +115,14 @@ func TestSetDaemonJSON(t *testing.T) {
 	} {
 		got := fixFile(t, before, func(file string) shell.Line {
 			f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
-			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has none
+			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has no keys
 			return f.setDaemonJSON("live-restore", "true", "reload")
 		})
 
 		var after map[string]any
 		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true ||
 			len(after) != keys {
-			t.Errorf("%q becomes %q: %v", before, got, err)
+			t.Errorf("%q: got %q, %v", before, got, err)
 		}
 	}
 }

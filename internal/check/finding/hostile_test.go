@@ -15,7 +15,7 @@ import (
 	"mvdan.cc/sh/v3/syntax"
 )
 
-// hostile are texts of other users: names, arguments, contents and answers.
+// hostile returns texts of other users: names, arguments, file contents and responses.
 func hostile() []string {
 	return []string{
 		"; rm -rf /evil", "$(touch /evil)", "`touch /evil`", "a\nrm -rf /evil\n", "\x1b]0;evil\a\x1b[2J",
@@ -27,8 +27,8 @@ func hostile() []string {
 	}
 }
 
-// poison replaces every text in v, at any depth, by hostile ones, and sets what decides to random
-// values.
+// poison replaces every text in v, at any depth, with a hostile one, and every other value with a
+// random one.
 func poison(v reflect.Value, r *rand.Rand, texts []string) {
 	switch v.Kind() {
 	case reflect.String:
@@ -47,7 +47,7 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 		v.SetUint(uint64(r.IntN(100)))
 	case reflect.Struct:
 		if v.Type().PkgPath() == "cri-dockerd/internal/shell" {
-			return // built from words elsewhere
+			return // package shell has tests of its own
 		}
 		for i := range v.NumField() {
 			poison(v.Field(i), r, texts)
@@ -79,7 +79,7 @@ func poison(v reflect.Value, r *rand.Rand, texts []string) {
 	}
 }
 
-// seasoned mixes hostile texts with the ones that lead into the rules' branches.
+// seasoned returns hostile texts mixed with the values recognized by the rules.
 func seasoned() []string {
 	var all []string
 	for range 2 {
@@ -92,8 +92,8 @@ func seasoned() []string {
 	return append(all, hostile()...)
 }
 
-// TestHostileFacts holds, on many nodes full of hostile texts, that every finding's texts are
-// bounded and printable, and that no hostile byte of a command is anything but a quoted word.
+// TestHostileFacts evaluates many nodes full of hostile texts. The texts of every finding must be
+// bounded and printable, and commands must contain hostile bytes only in quoted words.
 func TestHostileFacts(t *testing.T) {
 	texts := seasoned()
 	commands := map[string]bool{}
@@ -103,19 +103,19 @@ func TestHostileFacts(t *testing.T) {
 		part := reflect.ValueOf(f).Elem()
 		if seed%3 == 0 {
 			poison(part, r, texts)
-		} else { // one part of a healthy node, so that nothing else explains it
+		} else { // poison one part of a healthy node, to avoid other causes
 			poison(part.Field(r.IntN(part.NumField())), r, texts)
 			poison(reflect.ValueOf(&f.Flags).Elem(), r, texts)
 			f.Root = seed%7 != 0
 		}
 
-		for _, x := range Judge(f) {
+		for _, x := range Evaluate(f) {
 			check(t, seed, x, commands)
 		}
 	}
 
 	if len(commands) < 20 {
-		t.Errorf("only %d kinds of commands were built: %v", len(commands), commands)
+		t.Errorf("got only %d different commands: %v", len(commands), commands)
 	}
 }
 
@@ -127,7 +127,7 @@ func check(t *testing.T, seed uint64, x Finding, commands map[string]bool) {
 	}
 
 	if len(x.Detail) > 4<<10 {
-		t.Errorf("seed %d: %s: a detail of %d bytes", seed, x.ID, len(x.Detail))
+		t.Errorf("seed %d: %s: detail has %d bytes", seed, x.ID, len(x.Detail))
 	}
 
 	for _, s := range []string{x.Detail, x.Fix.String()} {
@@ -146,7 +146,7 @@ func check(t *testing.T, seed uint64, x Finding, commands map[string]bool) {
 	}
 }
 
-// programs are what suggested commands run.
+// programs are the programs of suggested commands.
 var programs = []string{
 	"systemctl", "kill", "sleep", "sed", "mv", "sudo", "newgrp", "chown", "chmod", "nohup", "ip", "apt-get",
 	"modprobe", "echo", "docker", "mkdir", "kubectl", "ln", "mount", "timedatectl", "find", "groupadd",
@@ -154,14 +154,14 @@ var programs = []string{
 	"service", "id", "dpkg", "command", "cut",
 }
 
-// harmless parses a line as a shell does. Advice starts with no program; its quoted words must be
-// quoted all the same, so a hostile text is looked for outside of quotes.
+// harmless parses a line like a shell and returns a problem, or "". Advice does not start with a
+// program, but its words must be quoted as well: harmless searches hostile text outside of quotes.
 func harmless(line string, commands map[string]bool) string {
 	first, _, _ := strings.Cut(line, " ")
 	if !slices.Contains(programs, first) && first != "{" {
 		for word := range strings.FieldsSeq(unquoted(line)) {
 			if strings.Contains(word, "evil") && strings.ContainsAny(word, "`;|<>$&#*!\"\\") {
-				return "advice with hostile text outside of quotes"
+				return "hostile text outside of quotes in advice"
 			}
 		}
 		return ""
@@ -169,7 +169,7 @@ func harmless(line string, commands map[string]bool) string {
 
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(line), "")
 	if err != nil {
-		return fmt.Sprintf("no shell reads it (%v)", err)
+		return fmt.Sprintf("shell syntax error (%v)", err)
 	}
 
 	problem := ""
@@ -177,7 +177,7 @@ func harmless(line string, commands map[string]bool) string {
 		switch n := n.(type) {
 		case *syntax.CallExpr:
 			if len(n.Args) == 0 {
-				problem = "an assignment"
+				problem = "contains an assignment"
 				return false
 			}
 			name := n.Args[0].Lit()
@@ -188,7 +188,7 @@ func harmless(line string, commands map[string]bool) string {
 			for _, w := range n.Args[1:] {
 				if lit := w.Lit(); strings.HasPrefix(lit, "-") && strings.Contains(lit, "evil") &&
 					!strings.Contains(lit, "=") {
-					problem = "a hostile option " + lit
+					problem = "hostile option " + lit
 				}
 			}
 			if name == "sed" {
@@ -197,11 +197,11 @@ func harmless(line string, commands map[string]bool) string {
 
 		case *syntax.CmdSubst:
 			if strings.Contains(line[n.Pos().Offset():n.End().Offset()], "evil") {
-				problem = "a hostile substitution"
+				problem = "hostile command substitution"
 			}
 
 		case *syntax.ParamExp, *syntax.ArithmExp:
-			problem = "an expansion"
+			problem = "contains an expansion"
 		}
 
 		return true
@@ -210,7 +210,7 @@ func harmless(line string, commands map[string]bool) string {
 	return problem
 }
 
-// unquoted is a line without what stands in single quotes.
+// unquoted returns a line without its parts in single quotes.
 func unquoted(line string) string {
 	var b strings.Builder
 	quoted := false
@@ -228,10 +228,11 @@ func unquoted(line string) string {
 	return b.String()
 }
 
-// plain are the texts that have no meaning to a shell, to sed or in a file.
+// plain matches texts without special meaning in a shell, in sed or in a file.
 var plain = regexp.MustCompile(`^[-A-Za-z0-9/.:,_=@%+]*$`)
 
-// sedRuns looks for hostile text in the expressions of sed, which could run or write.
+// sedRuns returns a problem if an expression of sed contains hostile text, since sed can run
+// programs and write files.
 func sedRuns(call *syntax.CallExpr) string {
 	for _, w := range call.Args {
 		for _, p := range w.Parts {
@@ -242,7 +243,7 @@ func sedRuns(call *syntax.CallExpr) string {
 
 			for _, h := range hostile() {
 				if strings.Contains(h, "evil") && !plain.MatchString(h) && strings.Contains(q.Value, h) {
-					return "a hostile expression of sed " + q.Value
+					return "hostile expression of sed " + q.Value
 				}
 			}
 		}

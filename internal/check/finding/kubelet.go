@@ -10,26 +10,26 @@ import (
 
 func kubeletRules() []rule {
 	return []rule{
-		{"kubelet-config", "the kubelet's configuration", nil, judgeKubeletConfig},
-		{"kubelet-flags", "the kubelet knows all its flags", nil, judgeKubeletFlags},
-		{"kubelet-endpoint", "the kubelet speaks to this daemon", []string{"kubelet-config"}, judgeEndpoint},
-		{"cri-sockets", "kubeadm knows which CRI server to use", nil, judgeSockets},
-		{"cgroup-driver", "the kubelet's cgroup driver is Docker's", []string{"engine", "kubelet-config"},
-			judgeCgroupDriver},
-		{"cgroup-v1", "the kubelet takes this machine's cgroups", []string{"kubelet-config"}, judgeCgroupV1},
-		{"swap", "the kubelet takes this machine's swap", []string{"kubelet-config"}, judgeSwap},
+		{"kubelet-config", "kubelet configuration", nil, checkKubeletConfig},
+		{"kubelet-flags", "kubelet flags are valid", nil, checkKubeletFlags},
+		{"kubelet-endpoint", "the kubelet uses this daemon", []string{"kubelet-config"}, checkEndpoint},
+		{"cri-sockets", "kubeadm finds a single CRI socket", nil, checkSockets},
+		{"cgroup-driver", "the kubelet and Docker use the same cgroup driver", []string{"engine", "kubelet-config"},
+			checkCgroupDriver},
+		{"cgroup-v1", "the kubelet supports the cgroup version", []string{"kubelet-config"}, checkCgroupV1},
+		{"swap", "the kubelet tolerates swap", []string{"kubelet-config"}, checkSwap},
 	}
 }
 
-const noKubelet = "there is no kubelet here"
+const noKubelet = "the kubelet is not installed"
 
-// removedFlag is a flag that kubelets of existing nodes were given, and the minor version of
-// Kubernetes 1 from which it is unknown: such a kubelet ends at once. From CHANGELOG-1.<minor>.md
-// of Kubernetes.
+// removedFlag is a former flag of the kubelet. The kubelet exits immediately on unknown flags.
+// minor is the minor version of Kubernetes 1 without the flag (CHANGELOG-1.<minor>.md of
+// Kubernetes).
 type removedFlag struct {
-	name  string
-	minor int
-	use   string // in its place
+	name        string
+	minor       int
+	replacement string
 }
 
 func removedFlags() []removedFlag {
@@ -41,70 +41,71 @@ func removedFlags() []removedFlag {
 		{"cni-cache-dir", 24, "the daemon's --cni-cache-dir"},
 		{"docker-endpoint", 24, "the daemon's --docker-endpoint"},
 		{"image-pull-progress-deadline", 24, "the daemon's --image-pull-progress-deadline"},
-		{"experimental-dockershim-root-directory", 24, "nothing"},
+		{"experimental-dockershim-root-directory", 24, "none"},
 		{"dynamic-config-dir", 24, "--config"},
-		{"container-runtime", 27, "nothing"},
-		{"keep-terminated-pod-volumes", 31, "nothing"},
-		{"pod-infra-container-image", 35, "the daemon's --pod-infra-container-image, or nothing"},
+		{"container-runtime", 27, "none"},
+		{"keep-terminated-pod-volumes", 31, "none"},
+		{"pod-infra-container-image", 35, "the daemon's --pod-infra-container-image, or none"},
 	}
 }
 
-func judgeKubeletConfig(f *Facts) verdict {
+func checkKubeletConfig(f *Facts) result {
 	k := f.Kubelet
 	u, untrusted := f.untrusted(k.ConfigFile)
 	switch {
 	case !k.Present:
 		return skip(noKubelet)
 	case untrusted:
-		return fail(u.fix(), "%s is not read, since other users can change it, and with it the kubelet: %s",
-			k.ConfigFile, u.Reason)
+		return fail(u.fix(), "%s is not trusted because users other than root can change it: %s", k.ConfigFile,
+			u.Reason)
 	case k.ConfigErr != "":
-		return fail(shell.Advice("correct {}, or write it anew: kubeadm upgrade node phase kubelet-config",
+		return fail(shell.Advice("correct {}, or recreate it: kubeadm upgrade node phase kubelet-config",
 			k.ConfigFile), "%s", k.ConfigErr)
 	case k.ConfigFile == "":
-		return ok("none yet, the kubelet's defaults hold")
+		return ok("no file, the kubelet's defaults apply")
 	}
 
 	return ok("%s", k.ConfigFile)
 }
 
-func judgeKubeletFlags(f *Facts) verdict {
+func checkKubeletFlags(f *Facts) result {
 	k := f.Kubelet
 	if !k.Present {
 		return skip(noKubelet)
 	}
 
-	var names, said []string
+	var names, details []string
 	for _, r := range removedFlags() {
 		if (k.Minor >= r.minor || k.Minor == 0) && slices.ContainsFunc(k.Flags, func(g Flag) bool {
 			return g.Name == r.name
 		}) {
 			names = append(names, r.name)
-			said = append(said, fmt.Sprintf("--%s (removed in 1.%d, in its place: %s)", r.name, r.minor, r.use))
+			details = append(details, fmt.Sprintf("--%s (removed in 1.%d, replacement: %s)", r.name, r.minor,
+				r.replacement))
 		}
 	}
 
 	switch {
 	case len(names) == 0 && k.Minor == 0:
-		return skip("the kubelet's version is not known")
+		return skip("the version of the kubelet is unknown")
 	case len(names) == 0:
 		return ok("kubelet %s", k.Version)
 	}
 
-	fix := shell.Advice("take {} out of the command line of the kubelet", "--"+strings.Join(names, " --"))
+	fix := shell.Advice("remove {} from the command line of the kubelet", "--"+strings.Join(names, " --"))
 	if files := f.filesWith(names...); len(files) > 0 {
-		fix = f.restarted(dropFlags(files, names...).And(f.reloadUnits(names...)))
+		fix = f.thenRestartKubelet(dropFlags(files, names...).And(f.reloadUnits(names...)))
 	}
 
 	if k.Minor == 0 {
-		return warn(fix, "the kubelet's version is not known; newer ones do not start with %s",
-			strings.Join(said, ", "))
+		return warn(fix, "the version of the kubelet is unknown; recent versions do not start with %s",
+			strings.Join(details, ", "))
 	}
 
-	return fail(fix, "kubelet %s does not start with %s", k.Version, strings.Join(said, ", "))
+	return fail(fix, "kubelet %s does not start with %s", k.Version, strings.Join(details, ", "))
 }
 
-// flag is the value of a flag that counts, and whether it was given.
+// flag returns the effective occurrence of a flag.
 func (k *Kubelet) flag(name string) (Flag, bool) {
 	for _, f := range slices.Backward(k.Flags) {
 		if f.Name == name {
@@ -114,13 +115,13 @@ func (k *Kubelet) flag(name string) (Flag, bool) {
 	return Flag{}, false
 }
 
-// defaultEndpoint is a kubelet's from 1.27 on; those before had none, and do without the CRI's
-// address only with dockershim.
+// defaultEndpoint is the kubelet's default since 1.27. Earlier kubelets have no default: without an
+// endpoint they use dockershim.
 const defaultEndpoint = "unix:///run/containerd/containerd.sock"
 
-// sameEndpoint compares addresses of unix sockets, with or without the scheme, below /run or
-// /var/run.
-func sameEndpoint(a, b string) bool {
+// isSameEndpoint compares addresses of unix sockets, with or without the scheme. It treats /var/run
+// as /run.
+func isSameEndpoint(a, b string) bool {
 	plain := func(s string) string {
 		s = strings.TrimPrefix(s, "unix://")
 		if rest, found := strings.CutPrefix(s, "/var/run/"); found {
@@ -132,7 +133,7 @@ func sameEndpoint(a, b string) bool {
 	return plain(a) == plain(b)
 }
 
-// endpoint is where the kubelet finds the CRI, and whether anybody has said so.
+// endpoint returns the kubelet's address of the CRI. The second result is false for the default.
 func (k *Kubelet) endpoint() (string, bool) {
 	if fl, given := k.flag("container-runtime-endpoint"); given {
 		return fl.Value, true
@@ -143,82 +144,83 @@ func (k *Kubelet) endpoint() (string, bool) {
 	return defaultEndpoint, false
 }
 
-// configured says whether anybody has told the kubelet anything: before kubeadm nobody has.
-func (k *Kubelet) configured() bool { return k.ConfigFile != "" || len(k.Flags) > 0 }
+// isConfigured reports whether the kubelet has any configuration. Before kubeadm init or join it
+// has none.
+func (k *Kubelet) isConfigured() bool { return k.ConfigFile != "" || len(k.Flags) > 0 }
 
-// sooner makes a warning of what will stop the kubelet only when it is configured.
-func (k *Kubelet) sooner(v verdict) verdict {
-	if !k.configured() {
+// warnUntilConfigured downgrades a failure to a warning while the kubelet is not configured.
+func (k *Kubelet) warnUntilConfigured(v result) result {
+	if !k.isConfigured() {
 		v.status = Warn
 	}
 	return v
 }
 
-func judgeEndpoint(f *Facts) verdict {
+func checkEndpoint(f *Facts) result {
 	k, want := f.Kubelet, f.Flags.Endpoint
 	if !k.Present {
 		return skip(noKubelet)
 	}
 
-	is, said := k.endpoint()
+	current, isSet := k.endpoint()
 	switch {
-	case sameEndpoint(is, want):
-		return ok("%s", is)
-	case !said && !k.configured():
-		return skip("the kubelet is not configured yet")
+	case isSameEndpoint(current, want):
+		return ok("%s", current)
+	case !isSet && !k.isConfigured():
+		return skip("the kubelet is not configured")
 	}
 
-	if !said {
-		is += ", its default"
+	if !isSet {
+		current += " (default)"
 	}
 
 	var fix shell.Line
 	flag, _ := k.flag("container-runtime-endpoint")
 	switch {
 	case flag.File != "" && shell.IsPlain(want):
-		fix = f.restarted(shell.Command("sed -i -E {} {}",
+		fix = f.thenRestartKubelet(shell.Command("sed -i -E {} {}",
 			`s#--container-runtime-endpoint[= ][^ "]*#--container-runtime-endpoint=`+want+"#", flag.File).
 			And(f.reloadUnits("container-runtime-endpoint")))
 
 	case flag.Name != "" || !shell.IsPlain(want):
-		fix = shell.Advice("give the kubelet --container-runtime-endpoint={}", want)
-	case k.Minor != 0 && k.Minor < 27: // its configuration has no such key yet
-		fix = f.restarted(addKubeletFlag(extraArgs, "--container-runtime=remote --container-runtime-endpoint="+want))
+		fix = shell.Advice("set --container-runtime-endpoint={} for the kubelet", want)
+	case k.Minor != 0 && k.Minor < 27: // its configuration has no key for the endpoint
+		fix = f.thenRestartKubelet(addKubeletFlag(extraArgs, "--container-runtime=remote --container-runtime-endpoint="+want))
 	default:
 		fix = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
 	}
 
-	return fail(fix, "the kubelet speaks to %s, not to %s", is, want)
+	return fail(fix, "the kubelet uses the CRI endpoint %s instead of %s", current, want)
 }
 
-func judgeSockets(f *Facts) verdict {
+func checkSockets(f *Facts) result {
 	k, others := f.Kubelet, f.Node.OtherCRI
-	is, said := k.endpoint()
+	current, isSet := k.endpoint()
 	switch {
 	case len(others) == 0:
-		return ok("there is no other")
-	case said && sameEndpoint(is, f.Flags.Endpoint):
-		return ok("this one, beside %s", strings.Join(others, ", "))
+		return ok("no other CRI server is running")
+	case isSet && isSameEndpoint(current, f.Flags.Endpoint):
+		return ok("the kubelet uses this daemon; also running: %s", strings.Join(others, ", "))
 	case !k.Kubeadm:
-		return ok("there is no kubeadm here, but %s", strings.Join(others, ", "))
+		return ok("kubeadm is not installed; also running: %s", strings.Join(others, ", "))
 	case f.Kubelet.Joined:
-		return skip("the node has been joined")
+		return skip("the node is part of a cluster")
 	}
 
 	return warn(shell.Command("kubeadm init --cri-socket {}", f.Flags.Endpoint),
-		"beside this daemon %s answers (Docker brings containerd), and kubeadm cannot choose: give --cri-socket to "+
-			"init, join and reset, or criSocket in its configuration", strings.Join(others, ", "))
+		"another CRI server is running: %s (containerd is part of Docker); kubeadm requires --cri-socket for init, "+
+			"join and reset, or criSocket in its configuration", strings.Join(others, ", "))
 }
 
-// asksDriver says whether the kubelet takes the cgroup driver that the runtime tells
-// (RuntimeConfig): feature KubeletCgroupDriverFromCRI, alpha in 1.28, on from 1.31 on, for good
-// from 1.34 on.
-func (k *Kubelet) asksDriver() bool {
-	gate, said := k.Config.FeatureGates["KubeletCgroupDriverFromCRI"]
+// usesRuntimeDriver reports whether the kubelet uses the cgroup driver from the CRI's
+// RuntimeConfig: feature gate KubeletCgroupDriverFromCRI, alpha in 1.28, enabled by default since
+// 1.31, locked since 1.34.
+func (k *Kubelet) usesRuntimeDriver() bool {
+	gate, isSet := k.Config.FeatureGates["KubeletCgroupDriverFromCRI"]
 	if fl, given := k.flag("feature-gates"); given {
 		for pair := range strings.SplitSeq(fl.Value, ",") {
 			if name, value, _ := strings.Cut(pair, "="); name == "KubeletCgroupDriverFromCRI" {
-				gate, said = strings.EqualFold(value, "true"), true
+				gate, isSet = strings.EqualFold(value, "true"), true
 			}
 		}
 	}
@@ -228,43 +230,43 @@ func (k *Kubelet) asksDriver() bool {
 		return true
 	case k.Minor < 28:
 		return false
-	case said:
+	case isSet:
 		return gate
 	}
 
 	return k.Minor >= 31
 }
 
-func judgeCgroupDriver(f *Facts) verdict {
+func checkCgroupDriver(f *Facts) result {
 	k, docker := f.Kubelet, f.Engine.CgroupDriver
 	if !k.Present || docker == "" {
-		return skip("not known, or " + noKubelet)
+		return skip("the cgroup driver of Docker is unknown, or " + noKubelet)
 	}
-	if k.asksDriver() {
-		return ok("%s; the kubelet asks the daemon", docker)
+	if k.usesRuntimeDriver() {
+		return ok("%s; the kubelet gets the driver from the CRI", docker)
 	}
 
-	is := k.Config.CgroupDriver
+	driver := k.Config.CgroupDriver
 	if fl, given := k.flag("cgroup-driver"); given {
-		is = fl.Value
+		driver = fl.Value
 	}
 
-	if is == "" {
+	if driver == "" {
 		if k.Minor == 0 || k.ConfigFile == "" {
-			return skip("the kubelet is not configured yet, or its version is not known")
+			return skip("the kubelet is not configured, or its version is unknown")
 		}
-		is = "cgroupfs"
+		driver = "cgroupfs"
 	}
 
-	if is == docker {
+	if driver == docker {
 		return ok("%s", docker)
 	}
 
 	return fail(f.setKubelet("cgroupDriver", docker, "cgroup-driver"),
-		"the kubelet uses %s, Docker %s: no pod can start", is, docker)
+		"the kubelet uses the cgroup driver %s and Docker uses %s: pods cannot start", driver, docker)
 }
 
-func judgeCgroupV1(f *Facts) verdict {
+func checkCgroupV1(f *Facts) result {
 	k := f.Kubelet
 	switch {
 	case !f.Node.CgroupV1:
@@ -273,7 +275,7 @@ func judgeCgroupV1(f *Facts) verdict {
 		return skip("cgroup v1; " + noKubelet)
 	}
 
-	fails, said := k.Config.FailCgroupV1, ""
+	fails, note := k.Config.FailCgroupV1, ""
 	if fl, given := k.flag("fail-cgroupv1"); given {
 		yes := fl.Value != "false"
 		fails = &yes
@@ -281,21 +283,22 @@ func judgeCgroupV1(f *Facts) verdict {
 
 	switch {
 	case fails == nil && k.Minor == 0:
-		return skip("cgroup v1; the kubelet's version is not known")
+		return skip("cgroup v1; the version of the kubelet is unknown")
 	case fails == nil && k.Minor < 35, fails != nil && !*fails:
-		return ok("cgroup v1, which this kubelet takes")
+		return ok("cgroup v1, supported by this kubelet")
 	case fails == nil:
-		said = ", its default from 1.35 on"
+		note = ", the default since 1.35"
 	}
 
-	return k.sooner(fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"),
-		"this machine has cgroup v1, and kubelet %s does not start there (failCgroupV1: true%s)", k.Version, said))
+	return k.warnUntilConfigured(fail(f.setKubelet("failCgroupV1", "false", "fail-cgroupv1"),
+		"this node uses cgroup v1, and kubelet %s does not start on it (failCgroupV1: true%s)",
+		k.Version, note))
 }
 
-func judgeSwap(f *Facts) verdict {
+func checkSwap(f *Facts) result {
 	k, swaps := f.Kubelet, f.Node.Swaps
 	if len(swaps) == 0 {
-		return ok("there is none")
+		return ok("swap is disabled")
 	}
 
 	fails := k.Config.FailSwapOn
@@ -306,20 +309,22 @@ func judgeSwap(f *Facts) verdict {
 
 	switch {
 	case !k.Present:
-		return skip("swap is on; " + noKubelet)
+		return skip("swap is enabled; " + noKubelet)
 	case fails != nil && !*fails:
-		return ok("on, and the kubelet does not mind (failSwapOn: false)")
+		return ok("swap is enabled and tolerated (failSwapOn: false)")
 	case k.ConfigFile != "":
 		return fail(f.setKubelet("failSwapOn", "false", "fail-swap-on"),
-			"swap is on (%s), and the kubelet does not start with it (failSwapOn)", strings.Join(swaps, ", "))
+			"swap is enabled (%s), and the kubelet does not start with it (failSwapOn: true)",
+			strings.Join(swaps, ", "))
 	}
 
 	fix := shell.Command("swapoff").Args(swaps...)
 	if f.Node.FstabSwap {
-		fix = fix.And(shell.Command(`sed -i.before-kubernetes -E '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' ` +
-			`/etc/fstab`))
+		fix = fix.And(shell.Command("sed -i.before-kubernetes -E " +
+			"'/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab"))
 	}
 
-	return k.sooner(fail(fix, "swap is on (%s), and a kubelet does not start with it unless failSwapOn is false",
+	return k.warnUntilConfigured(fail(fix,
+		"swap is enabled (%s), and the kubelet does not start with it unless failSwapOn is false",
 		strings.Join(swaps, ", ")))
 }

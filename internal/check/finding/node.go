@@ -13,36 +13,36 @@ import (
 
 func nodeRules() []rule {
 	return []rule{
-		{"privileges", "check sees everything", nil, judgePrivileges},
-		{"file-owner", "only root can change what check reads", nil, judgeFileOwner},
-		{"clock", "clock", nil, judgeClock},
-		{"directories", "the daemon's directories can be written to", nil, judgeDirectories},
-		{"disk", "disk space and inodes", nil, judgeDisk},
-		{"docker-group", "group docker", nil, judgeGroup},
+		{"privileges", "check has the required privileges", nil, checkPrivileges},
+		{"file-owner", "only root can change configuration files", nil, checkFileOwner},
+		{"clock", "system clock", nil, checkClock},
+		{"directories", "directories of the daemon are writable", nil, checkDirectories},
+		{"disk", "disk space and inodes", nil, checkDisk},
+		{"docker-group", "group docker", nil, checkGroup},
 	}
 }
 
-func judgePrivileges(f *Facts) verdict {
+func checkPrivileges(f *Facts) result {
 	switch {
 	case !f.Root:
-		return warn(shell.Command("sudo cri-dockerd check"), "not root: what only root may read is not judged")
+		return warn(shell.Command("sudo cri-dockerd check"), "not running as root: some checks are skipped")
 	case f.Foreign != "":
-		return warn(shell.Advice("run cri-dockerd check on the host itself, outside containers"),
-			"%s: processes outside the namespaces of check are not judged", f.Foreign)
+		return warn(shell.Advice("run cri-dockerd check on the host, outside of containers"),
+			"%s: check does not find processes in other namespaces", f.Foreign)
 	}
 
 	return ok("root")
 }
 
-// fix takes a file out of the hands of others.
+// fix returns the line to make a file trusted.
 func (u Untrusted) fix() shell.Line {
 	if u.Shared {
-		return shell.Advice("move {} to a directory that only root can write to", u.File)
+		return shell.Advice("move {} to a directory writable only by root", u.File)
 	}
-	return shell.Command("chown root:root {} && chmod go-w {}", u.Because, u.Because)
+	return shell.Command("chown root:root {} && chmod go-w {}", u.Path, u.Path)
 }
 
-// untrusted is why a file was not read, if it is that others can change it.
+// untrusted returns the record of a file in f.Untrusted.
 func (f *Facts) untrusted(file string) (Untrusted, bool) {
 	i := slices.IndexFunc(f.Untrusted, func(u Untrusted) bool { return u.File == file && file != "" })
 	if i < 0 {
@@ -51,20 +51,20 @@ func (f *Facts) untrusted(file string) (Untrusted, bool) {
 	return f.Untrusted[i], true
 }
 
-// maxUntrusted bounds how many files one finding names.
+// maxUntrusted is the maximum number of files in one finding.
 const maxUntrusted = 5
 
-// judgeFileOwner reports the files that were not believed.
-func judgeFileOwner(f *Facts) verdict {
+// checkFileOwner reports untrusted files.
+func checkFileOwner(f *Facts) result {
 	var fix shell.Line
 	var all []string
 	seen := map[string]bool{}
 	for _, r := range f.Untrusted[:min(len(f.Untrusted), maxUntrusted)] {
 		all = append(all, text.Clean(r.File+": "+r.Reason, text.MaxName/2))
-		if r.Shared || seen[r.Because] {
+		if r.Shared || seen[r.Path] {
 			continue
 		}
-		seen[r.Because] = true
+		seen[r.Path] = true
 		fix = fix.And(r.fix())
 	}
 
@@ -74,38 +74,37 @@ func judgeFileOwner(f *Facts) verdict {
 
 	switch {
 	case len(all) == 0:
-		return ok("all of them")
+		return ok("all files are trusted")
 	case fix.IsZero():
-		fix = shell.Advice("move the files to a directory that only root can write to")
+		fix = shell.Advice("move the files to a directory writable only by root")
 	}
 
-	return warn(fix, "not read, since other users can change them: %s", strings.Join(all, "; "))
+	return warn(fix, "ignored because users other than root can change them: %s", strings.Join(all, "; "))
 }
 
-// firstYear is when no clock that is right can have stood: certificates of a cluster would not be
-// valid yet.
+// firstYear is the earliest plausible year. An earlier clock would precede the validity of every
+// certificate of the cluster.
 const firstYear = 2020
 
-func judgeClock(f *Facts) verdict {
+func checkClock(f *Facts) result {
 	fix := shell.Command("timedatectl set-ntp true")
 	switch n := f.Node; {
 	case n.Year < firstYear:
-		return fail(fix, "the clock says it is %d; no certificate is valid then", n.Year)
+		return fail(fix, "the system clock is set to the year %d; certificates are not valid yet", n.Year)
 	case n.ClockKnown && !n.ClockSynced:
-		return warn(fix, "nothing keeps the clock right (adjtimex(2): not synchronised); certificates and leases "+
-			"depend on it")
+		return warn(fix, "the system clock is not synchronized (adjtimex(2)); certificates and leases depend on it")
 	}
 
-	return ok("synchronised")
+	return ok("synchronized")
 }
 
-func judgeDirectories(f *Facts) verdict {
+func checkDirectories(f *Facts) result {
 	var all []string
 	for _, d := range f.Node.Directories {
 		switch {
 		case d.ReadOnly != "":
 			return fail(shell.Command("mount -o remount,rw {}", d.ReadOnly),
-				"%s (--%s) lies on a read-only file system", d.Path, d.Flag)
+				"%s (--%s) is on a read-only file system", d.Path, d.Flag)
 		case d.Error != "" && f.Root:
 			return fail(shell.Command("chmod u+rwx {}", d.Path), "%s (--%s): %s", d.Path, d.Flag, d.Error)
 		case d.Error != "":
@@ -118,8 +117,9 @@ func judgeDirectories(f *Facts) verdict {
 	return ok("%s", strings.Join(all, ", "))
 }
 
-// evictionDefaults are the kubelet's own (pkg/kubelet/eviction/defaults_linux.go): below, it evicts
-// pods and takes no more.
+// evictionDefaults returns the kubelet's default thresholds
+// (pkg/kubelet/eviction/defaults_linux.go). Below a threshold the kubelet evicts pods and admits no
+// new ones.
 func evictionDefaults() map[string]string {
 	return map[string]string{
 		"nodefs.available":   "10%",
@@ -129,12 +129,12 @@ func evictionDefaults() map[string]string {
 	}
 }
 
-func judgeDisk(f *Facts) verdict {
+func checkDisk(f *Facts) result {
 	var all []string
-	var nearlyFull *verdict
+	var nearlyFull *result
 	for _, d := range f.Node.Disks {
 		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
-		for _, v := range f.diskVerdicts(d) {
+		for _, v := range f.diskResults(d) {
 			switch {
 			case v.status == Fail:
 				return v
@@ -144,21 +144,21 @@ func judgeDisk(f *Facts) verdict {
 		}
 	}
 
-	if nearlyFull != nil { // a full disk comes first, whatever their order
+	if nearlyFull != nil { // a full disk has priority over the order
 		return *nearlyFull
 	}
 
 	return ok("%s", strings.Join(all, ", "))
 }
 
-// diskVerdicts judges the space and the inodes of a disk by the kubelet's thresholds.
-func (f *Facts) diskVerdicts(d Disk) []verdict {
-	judge := func(what, signal string, total, free uint64) verdict {
+// diskResults compares the space and the inodes of a disk with the kubelet's thresholds.
+func (f *Facts) diskResults(d Disk) []result {
+	compare := func(resource, signal string, total, free uint64) result {
 		setting, limit := f.threshold(signal, total)
-		detail := fmt.Sprintf("%s has %d%% of its %s left; the kubelet evicts pods below %s (%s)",
-			d.Path, free*100/max(total, 1), what, setting, signal)
+		detail := fmt.Sprintf("%s has %d%% of its %s available; the kubelet evicts pods below %s (%s)",
+			d.Path, free*100/max(total, 1), resource, setting, signal)
 		switch {
-		case total == 0: // the file system does not count them
+		case total == 0: // the file system has no limit
 			return ok("")
 		case free < limit:
 			return fail(freeDisk(d), "%s", detail)
@@ -169,14 +169,13 @@ func (f *Facts) diskVerdicts(d Disk) []verdict {
 		return ok("")
 	}
 
-	return []verdict{
-		judge("space", d.Signal+".available", d.Total, d.Free),
-		judge("inodes", d.Signal+".inodesFree", d.Inodes, d.IFre),
+	return []result{
+		compare("space", d.Signal+".available", d.Total, d.Free),
+		compare("inodes", d.Signal+".inodesFree", d.Inodes, d.IFre),
 	}
 }
 
-// freeDisk is the line that frees space without touching what is used: images without a container,
-// logs that the kubelet has rotated.
+// freeDisk returns the line to free space on a disk: it removes only unused images or rotated logs.
 func freeDisk(d Disk) shell.Line {
 	if d.Signal == "imagefs" {
 		return shell.Command("docker image prune -af")
@@ -184,11 +183,11 @@ func freeDisk(d Disk) shell.Line {
 	return shell.Command(`find {} -type f -name '*.log.*' -delete`, d.Path)
 }
 
-// threshold is the kubelet's hard eviction threshold for a signal, as it is set and in the unit of
-// total.
+// threshold returns the kubelet's hard eviction threshold for a signal, as configured and in the
+// unit of total.
 func (f *Facts) threshold(signal string, total uint64) (setting string, limit uint64) {
 	value := evictionDefaults()[signal]
-	if f.Kubelet.Config.EvictionHard != nil { // with any, those that are not named are off
+	if f.Kubelet.Config.EvictionHard != nil { // if set, signals without an entry have no threshold
 		value = f.Kubelet.Config.EvictionHard[signal]
 	}
 
@@ -200,64 +199,64 @@ func (f *Facts) threshold(signal string, total uint64) (setting string, limit ui
 		return value, uint64(float64(total) * percent / 100)
 	}
 
-	n, _ := quantity.Parse(value) // the kubelet does not start with anything else
+	n, _ := quantity.Parse(value) // the kubelet refuses to start with any other syntax
 
 	return value, uint64(max(n, 0))
 }
 
-func judgeGroup(f *Facts) verdict {
+func checkGroup(f *Facts) result {
 	fix := shell.Command("groupadd --system docker")
 	switch {
 	case f.Node.DockerGroup:
-		return ok("it may use the daemon's socket")
+		return ok("the group exists")
 	case f.Systemd && f.Daemon.Unit != "" && f.Daemon.Problem != "":
-		return fail(fix, "there is no group docker, to which systemd is to give the socket")
+		return fail(fix, "the group docker does not exist, and systemd cannot create the daemon's socket")
 	}
 
-	return warn(fix, "there is no group docker: only root may use the sockets of Docker and of this daemon")
+	return warn(fix, "the group docker does not exist: only root can use the sockets of Docker and of the daemon")
 }
 
-func judgeOOM(f *Facts) verdict {
+func checkOOM(f *Facts) result {
 	switch {
 	case f.Engine.Problem != "" || !f.Root:
-		return skip("not known")
-	// what the kubelet gives to critical pods is -997, to sandboxes -998
+		return skip("unknown")
+	// the kubelet assigns -997 to critical pods, and sandboxes have -998
 	case f.Engine.MinOOMScore > -998:
-		return warn(shell.Advice("give this machine CAP_SYS_RESOURCE, if it is a container itself: docker run "+
+		return warn(shell.Advice("if this node is a container, add CAP_SYS_RESOURCE to it: docker run "+
 			"--cap-add SYS_RESOURCE …"),
-			"CAP_SYS_RESOURCE is missing: no container can have an oom_score_adj below %d, and when memory is "+
-				"short, pods that matter may be killed first", f.Engine.MinOOMScore)
+			"CAP_SYS_RESOURCE is missing: containers cannot have an oom_score_adj below %d, and the OOM killer may "+
+				"kill critical pods first", f.Engine.MinOOMScore)
 	}
 
-	return ok("CAP_SYS_RESOURCE is there")
+	return ok("CAP_SYS_RESOURCE is available")
 }
 
-// sysctl is the line that sets a kernel parameter now and at boot.
+// sysctl returns the line to set a kernel parameter, now and at boot.
 func sysctl(name, value string) shell.Line {
 	return shell.Command("sysctl -w {} | tee -a /etc/sysctl.d/99-kubernetes.conf", name+"="+value)
 }
 
-func judgeForward(f *Facts) verdict {
+func checkForward(f *Facts) result {
 	switch f.Node.IPForward {
 	case "":
-		return skip("not known")
+		return skip("unknown")
 	case "0":
-		return fail(sysctl("net.ipv4.ip_forward", "1"), "net.ipv4.ip_forward is 0: no packet of a pod leaves this node")
+		return fail(sysctl("net.ipv4.ip_forward", "1"),
+			"net.ipv4.ip_forward is 0: pods have no network access outside of this node")
 	}
 	return ok("net.ipv4.ip_forward = %s", f.Node.IPForward)
 }
 
-func judgeBridgeNF(f *Facts) verdict {
+func checkBridgeNF(f *Facts) result {
 	const name = "net.bridge.bridge-nf-call-iptables"
-	const why = "packets between pods of this node pass by the services' rules, and a service does not answer the " +
-		"pods beside its own"
+	const why = "pods cannot reach a Service backed by a pod on the same node"
 	switch {
 	case !f.CNI.Bridge:
-		return skip("the pod network has no bridge, or is not known yet")
+		return skip("the pod network has no bridge or is unknown")
 	case f.Node.BridgeNF == "":
 		return fail(shell.Command("modprobe br_netfilter && echo br_netfilter >> /etc/modules-load.d/kubernetes.conf").
 			And(sysctl(name, "1")),
-			"the kernel has not loaded br_netfilter: %s", why)
+			"kernel module br_netfilter is not loaded: %s", why)
 
 	case f.Node.BridgeNF == "0":
 		return fail(sysctl(name, "1"), "%s is 0: %s", name, why)

@@ -17,25 +17,25 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-// Adopted says where the daemon's flags came from.
+// Adopted describes the origin of the daemon's flags.
 type Adopted struct {
-	Source   string            // in words
-	Endpoint string            // of the CRI as a client dials it
-	Unit     string            // of the daemon, without suffix; "" if there is none
+	Source   string            // description of the origin
+	Endpoint string            // of the CRI, in a client's form
+	Unit     string            // systemd unit without suffix; "" if there is none
 	Command  shell.Line        // starts the daemon with these flags, without systemd
-	Files    map[string]string // flag: the file of the unit in which it stands
-	Mistake  finding.Mistake   // what is wrong with the unit's flags, while no daemon runs
-	Given    bool              // check was given flags of the daemon
+	Files    map[string]string // flag name: the unit's file with the flag
+	Mistake  finding.Mistake   // error in the unit's flags, unless a daemon is running
+	Given    bool              // the command line of check has flags of the daemon
 
-	daemon *proc.Process // the running one, nil if none was found
+	daemon *proc.Process // nil if no daemon is running
 }
 
-// units are the names of the daemon's unit: its own, and that of nodes made by kubespray.
+// units returns the possible names of the daemon's unit: its own, and kubespray's.
 func units() []string { return []string{"cri-docker", "cri-dockerd"} }
 
-// Adopt sets the flags of given, which are those of cfg, that were not given on the command line as
-// the daemon of this node has them: the running one or, while none runs, as its unit says. So
-// `check` without flags is right on every node.
+// Adopt copies the flags of this node's daemon to given, except for flags set on the command line.
+// given are the flags of cfg. The flags come from the running daemon, otherwise from its unit. This
+// makes `check` without flags work on every node.
 func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) Adopted {
 	a := Adopted{Files: map[string]string{}, Source: "the defaults"}
 	var argv []word
@@ -47,7 +47,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 	}
 
 	if len(argv) > 0 {
-		argv = argv[1:] // the program
+		argv = argv[1:] // skip the program
 	}
 
 	for _, w := range argv {
@@ -59,7 +59,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 
 	args := texts(argv)
 	if a.daemon = p.running(ctx, cfg, given); a.daemon != nil {
-		a.Source, args = fmt.Sprintf("the running daemon, process %d", a.daemon.PID), a.daemon.Args
+		a.Source, args = fmt.Sprintf("the running daemon (process %d)", a.daemon.PID), a.daemon.Args
 	}
 
 	known := daemonFlags()
@@ -72,7 +72,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 
 	merge(given, args)
 	if a.Given {
-		a.Source = "the command line of check, then " + a.Source
+		a.Source = "the command line of check and " + a.Source
 	}
 
 	a.Endpoint = p.clientEndpoint(cfg.Endpoint, a.Unit)
@@ -81,7 +81,7 @@ func (p *Prober) Adopt(ctx context.Context, cfg *config.Config, given *pflag.Fla
 	return a
 }
 
-// mistake is an error of parsing flags, with the file in which the flag stands.
+// mistake converts an error of the flag parser and adds the file with the flag.
 func mistake(err error, known *pflag.FlagSet, files map[string]string) finding.Mistake {
 	m := finding.Mistake{Error: err.Error()}
 	var unknown *pflag.NotExistError
@@ -107,27 +107,27 @@ func texts(words []word) []string {
 	return out
 }
 
-// running is the daemon that serves the endpoint or, since systemd's sockets are systemd's, the
-// first one that runs and is ours.
+// running returns the daemon listening on the endpoint. systemd owns the sockets of socket units;
+// in that case running returns the first process of this program.
 func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.FlagSet) *proc.Process {
 	all := p.daemons()
-	serves := 0
+	listener := 0
 	if path, isUnix := strings.CutPrefix(cfg.Endpoint, "unix://"); isUnix {
-		serves = p.peer(ctx, path)
+		listener = p.peer(ctx, path)
 	}
 
 	for i := range all {
-		if all[i].PID == serves {
+		if all[i].PID == listener {
 			return &all[i]
 		}
 	}
 
 	if f := given.Lookup("container-runtime-endpoint"); f != nil && f.Changed {
-		return nil // another daemon than that one has flags of its own
+		return nil // any other daemon has different flags
 	}
 
 	for i := range all {
-		if p.ours(all[i]) {
+		if p.isOurs(all[i]) {
 			return &all[i]
 		}
 	}
@@ -135,7 +135,7 @@ func (p *Prober) running(ctx context.Context, cfg *config.Config, given *pflag.F
 	return nil
 }
 
-// peer is the process of root that listens on a unix socket (SO_PEERCRED, unix(7)), 0 if none does.
+// peer returns the process ID of root's listener on a unix socket (SO_PEERCRED, unix(7)), or 0.
 func (p *Prober) peer(ctx context.Context, path string) int {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
@@ -154,7 +154,7 @@ func (p *Prober) peer(ctx context.Context, path string) int {
 	return int(cred.Pid)
 }
 
-// daemonFlags are the daemon's flags with their defaults.
+// daemonFlags returns the daemon's flags with their defaults.
 func daemonFlags() *pflag.FlagSet {
 	f := pflag.NewFlagSet("daemon", pflag.ContinueOnError)
 	f.SetOutput(io.Discard)
@@ -162,30 +162,30 @@ func daemonFlags() *pflag.FlagSet {
 	return f
 }
 
-// merge sets the flags of f that have not been set as a daemon's command line has them. What this
-// release does not know is passed over: the daemon may be of another.
+// merge copies flags from a daemon's command line to f, except for flags already set. It ignores
+// unknown flags because the daemon may be another release.
 func merge(f *pflag.FlagSet, args []string) {
-	theirs := daemonFlags()
-	theirs.ParseErrorsAllowlist.UnknownFlags = true
-	_ = theirs.Parse(args) // what was read before a mistake holds
-	theirs.Visit(func(t *pflag.Flag) {
-		mine := f.Lookup(t.Name)
-		if mine == nil || mine.Changed {
+	source := daemonFlags()
+	source.ParseErrorsAllowlist.UnknownFlags = true
+	_ = source.Parse(args) // flags before an error are valid
+	source.Visit(func(s *pflag.Flag) {
+		target := f.Lookup(s.Name)
+		if target == nil || target.Changed {
 			return
 		}
 
-		value := t.Value.String()
-		if list, isList := t.Value.(pflag.SliceValue); isList {
+		value := s.Value.String()
+		if list, isList := s.Value.(pflag.SliceValue); isList {
 			value = strings.Join(list.GetSlice(), ",")
 		}
 
-		_ = f.Set(t.Name, value) // it was read by the same rules
+		_ = f.Set(s.Name, value) // source has validated the value
 	})
 }
 
 const defaultSocket = "/run/cri-dockerd.sock"
 
-// clientEndpoint is where a client finds what the daemon serves: for fd://, the socket of its
+// clientEndpoint returns the daemon's endpoint in a client's form: for fd://, the path in its
 // socket unit.
 func (p *Prober) clientEndpoint(endpoint, unit string) string {
 	switch {
@@ -202,12 +202,12 @@ func (p *Prober) clientEndpoint(endpoint, unit string) string {
 		endpoint = "unix://" + endpoint
 	}
 
-	// as kubeadm writes it
+	// kubeadm's spelling
 	return strings.Replace(endpoint, "unix:///run/cri-dockerd.sock", "unix:///var/run/cri-dockerd.sock", 1)
 }
 
-// startCommand is a command line with the daemon's flags that are not the defaults; without
-// systemd, it makes its socket itself.
+// startCommand returns a command line with the daemon's non-default flags. Without systemd, the
+// daemon creates the socket itself, so endpoint replaces fd://.
 func startCommand(f *pflag.FlagSet, endpoint string) shell.Line {
 	self, err := os.Executable()
 	if err != nil {

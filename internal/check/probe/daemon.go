@@ -27,8 +27,8 @@ import (
 	"cri-dockerd/internal/rootonly"
 )
 
-// Dial connects to the daemon at an endpoint of Adopted, and to nobody but root. It does not wait
-// for an answer.
+// Dial returns a client connection to a daemon of root at an endpoint from Adopted. It does not
+// wait for the connection.
 func Dial(endpoint string) (*grpc.ClientConn, error) {
 	network, address, found := strings.Cut(endpoint, "://")
 	if !found || network != "unix" && network != "tcp" {
@@ -47,11 +47,12 @@ func Dial(endpoint string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// daemon asks the CRI server what it is and how it is.
+// daemon gathers the state of the CRI server.
 func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags, found Adopted) finding.Daemon {
-	d := finding.Daemon{Unit: found.Unit, Enabled: p.enabled(found.Unit+".service") || p.enabled(found.Unit+".socket")}
+	isEnabled := func(unit string) bool { return p.isEnabled(unit+".service") || p.isEnabled(unit+".socket") }
+	d := finding.Daemon{Unit: found.Unit, Enabled: isEnabled(found.Unit)}
 	for _, other := range units() {
-		if other != found.Unit && (p.enabled(other+".service") || p.enabled(other+".socket")) {
+		if other != found.Unit && isEnabled(other) {
 			d.Others = append(d.Others, other+".service")
 		}
 	}
@@ -60,8 +61,8 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 		d.Processes = append(d.Processes, finding.Process{
 			PID:     x.PID,
 			Program: x.Program,
-			Ours:    p.ours(x),
-			Judged:  found.daemon != nil && found.daemon.PID == x.PID,
+			Ours:    p.isOurs(x),
+			Checked: found.daemon != nil && found.daemon.PID == x.PID,
 		})
 	}
 
@@ -69,7 +70,7 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 		d.Socket = socket(f.Socket)
 	}
 
-	d.Problem, d.Error = ask(ctx, f, &d)
+	d.Problem, d.Error = queryCRI(ctx, f, &d)
 	if d.Problem == finding.Missing || d.Problem == finding.Refused {
 		d.LockHolder = p.lockHolder(filepath.Join(cfg.RootDirectory, "lock"))
 	}
@@ -80,14 +81,14 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 	return d
 }
 
-// ask calls Version and Status.
-func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Problem, string) {
+// queryCRI calls Version and Status and adds the results to d.
+func queryCRI(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Problem, string) {
 	network, address := "unix", f.Socket
 	if address == "" {
 		network, address, _ = strings.Cut(f.Endpoint, "://")
 	}
-	if why, err := reach(ctx, network, address); err != nil {
-		return why, err.Error()
+	if kind, err := reach(ctx, network, address); err != nil {
+		return kind, err.Error()
 	}
 
 	conn, err := Dial(f.Endpoint)
@@ -97,7 +98,7 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	defer conn.Close()
 
 	client := runtimeapi.NewRuntimeServiceClient(conn)
-	s, err := settled(ctx, client)
+	s, err := awaitReady(ctx, client)
 	if err != nil {
 		return rpcProblem(err), status.Convert(err).Message()
 	}
@@ -111,7 +112,7 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 		})
 	}
 
-	d.Runtime = "its engine is down"
+	d.Runtime = "cri-dockerd (Docker is unavailable)"
 	if v, err := client.Version(ctx, &runtimeapi.VersionRequest{}); err == nil {
 		d.Runtime = fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion)
 	}
@@ -119,24 +120,24 @@ func ask(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Probl
 	return "", ""
 }
 
-// How long a daemon that has just been started may take to become ready, and how often it is asked.
+// A daemon may need settleTimeout to become ready after its start.
 const (
 	settleTimeout  = time.Second
 	settleInterval = 50 * time.Millisecond
 )
 
-// settled is the daemon's Status, which answers also while the engine is down; of one that is not
-// ready, the last within settleTimeout.
-func settled(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
+// awaitReady polls the daemon's Status until RuntimeReady is true or settleTimeout expires, and
+// returns the last response. Status succeeds even without an engine.
+func awaitReady(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
 	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
 
-	for end := time.Now().Add(settleTimeout); ; <-tick.C {
+	for deadline := time.Now().Add(settleTimeout); ; <-tick.C {
 		s, err := client.Status(ctx, &runtimeapi.StatusRequest{})
 		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool {
 			return c.Type == runtimeapi.RuntimeReady && c.Status
 		})
-		if err != nil || ready || time.Now().After(end) {
+		if err != nil || ready || time.Now().After(deadline) {
 			return s, err
 		}
 	}
@@ -149,7 +150,7 @@ func rpcProblem(err error) finding.Problem {
 	return finding.Other
 }
 
-// socket is what the file of a socket is.
+// socket returns the type, mode and owner of a socket's file.
 func socket(path string) finding.Socket {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -167,8 +168,7 @@ func socket(path string) finding.Socket {
 	return s
 }
 
-// lockHolder is the process of root with a flock(2) on a file (/proc/locks, proc_locks(5)), 0 if
-// there is none.
+// lockHolder returns root's process with a flock(2) on a file (/proc/locks, proc_locks(5)), or 0.
 func (p *Prober) lockHolder(file string) int {
 	st, err := os.Stat(p.path(file))
 	if err != nil {
@@ -191,7 +191,7 @@ func (p *Prober) lockHolder(file string) int {
 			continue
 		}
 
-		if _, err := p.proc.Process(pid); err == nil { // else it is ending, or elsewhere
+		if _, err := p.proc.Process(pid); err == nil { // exiting processes and other namespaces do not count
 			return pid
 		}
 	}
@@ -199,7 +199,7 @@ func (p *Prober) lockHolder(file string) int {
 	return 0
 }
 
-// streaming finds out where the daemon listens on TCP, and whether that can be reached.
+// streaming finds the TCP addresses of the daemon and tries to connect to one of them.
 func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) finding.Streaming {
 	addrs := p.listening(pid)
 	for _, own := range []string{cfg.MetricsAddress, cfg.Endpoint} {
@@ -209,7 +209,7 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 	}
 
 	if len(addrs) == 0 {
-		return finding.Streaming{} // only root sees another's sockets
+		return finding.Streaming{} // only root can list the sockets of other users
 	}
 
 	s := finding.Streaming{Known: true, Addresses: addrs}
@@ -232,7 +232,7 @@ func (p *Prober) streaming(ctx context.Context, pid int, cfg *config.Config) fin
 	return s
 }
 
-// listening are the TCP addresses at which a process listens, as this machine reaches them.
+// listening returns the TCP addresses of a process's listeners, in a local client's form.
 func (p *Prober) listening(pid int) []string {
 	dir, err := p.proc.Open(strconv.Itoa(pid))
 	if err != nil {
@@ -257,7 +257,7 @@ func (p *Prober) listening(pid int) []string {
 	return out
 }
 
-// reachable is an address of a listener as a client dials it: any address is loopback's.
+// reachable returns the address for clients of a listener: loopback for the unspecified address.
 func reachable(at netip.AddrPort) netip.AddrPort {
 	switch ip := at.Addr(); {
 	case ip.IsUnspecified() && ip.Is4():
@@ -268,12 +268,12 @@ func reachable(at netip.AddrPort) netip.AddrPort {
 	return at
 }
 
-// logDriver asks the log-driver process for its status.
+// logDriver gathers the state of the log-driver process.
 func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 	l := finding.LogDriver{Socket: driver.Socket, Unit: p.unitFiles("cri-docker-log.service") != nil}
-	c, why, err := dial(ctx, driver.Socket)
+	c, kind, err := dial(ctx, driver.Socket)
 	if err != nil {
-		l.Problem, l.Error = why, err.Error()
+		l.Problem, l.Error = kind, err.Error()
 		return l
 	}
 

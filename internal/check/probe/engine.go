@@ -23,7 +23,7 @@ import (
 
 const daemonJSON = "/etc/docker/daemon.json"
 
-// engine asks Docker what it is.
+// engine gathers the state of Docker Engine.
 func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine {
 	_, notInPath := exec.LookPath("dockerd")
 	e := finding.Engine{
@@ -40,8 +40,8 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	defer docker.Close()
 
 	network, address := rootonly.EngineAddress(cfg.DockerEndpoint)
-	if why, err := reach(ctx, network, address); err != nil {
-		e.Problem, e.Error = why, err.Error()
+	if kind, err := reach(ctx, network, address); err != nil {
+		e.Problem, e.Error = kind, err.Error()
 		return e
 	}
 
@@ -50,10 +50,14 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	}
 
 	host, err := docker.Host(ctx)
-	e.Version, e.API, e.CgroupDriver, e.StorageDriver = host.EngineVersion, host.APIVersion, host.CgroupDriver,
-		host.StorageDriver
-	e.RootDir, e.LogDriver, e.LiveRestore, e.MinOOMScore = host.RootDir, host.LogDriver, host.LiveRestore,
-		host.MinOOMScoreAdj
+	e.Version = host.EngineVersion
+	e.API = host.APIVersion
+	e.CgroupDriver = host.CgroupDriver
+	e.StorageDriver = host.StorageDriver
+	e.RootDir = host.RootDir
+	e.LogDriver = host.LogDriver
+	e.LiveRestore = host.LiveRestore
+	e.MinOOMScore = host.MinOOMScoreAdj
 	e.MapsUsers = host.MapsUsers()
 	if err != nil {
 		e.Problem, e.Error = engineProblem(ctx, err), err.Error()
@@ -67,7 +71,8 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	return e
 }
 
-// EngineConfig is how check speaks to the engine: over unix sockets and on loopback only to root.
+// EngineConfig returns the configuration of a client for check. On unix sockets and on loopback, it
+// connects only to processes of root.
 func EngineConfig(cfg *config.Config) engine.Config {
 	return engine.Config{
 		Endpoint:   cfg.DockerEndpoint,
@@ -77,28 +82,30 @@ func EngineConfig(cfg *config.Config) engine.Config {
 	}
 }
 
-// reach connects to a socket or port of root's, since clients do not tell why they cannot.
+// reach tries to connect to a socket or port of root. Clients of higher layers hide the reason for
+// a connection failure.
 func reach(ctx context.Context, network, address string) (finding.Problem, error) {
 	var c net.Conn
-	var why finding.Problem
+	var kind finding.Problem
 	var err error
+
 	switch network {
 	case "unix":
-		c, why, err = dial(ctx, address)
+		c, kind, err = dial(ctx, address)
 	case "tcp":
 		c, err = rootonly.Dial(ctx, network, address)
-		why = problem(err)
+		kind = problem(err)
 	}
 
 	if c != nil {
 		c.Close()
 	}
 
-	return why, err
+	return kind, err
 }
 
-// dockerd is the process that listens on Docker's socket, 0 unless it is a dockerd of root on this
-// host: systemd may listen in its place.
+// dockerd returns the listener of Docker's socket if it is root's dockerd on this host, otherwise
+// 0. The listener may also be systemd.
 func (p *Prober) dockerd(ctx context.Context, socket string) int {
 	x, err := p.proc.Process(p.peer(ctx, socket))
 	if err != nil || filepath.Base(x.Program) != "dockerd" {
@@ -107,7 +114,7 @@ func (p *Prober) dockerd(ctx context.Context, socket string) int {
 	return x.PID
 }
 
-// engineProblem is the kind of an error with which Docker did not say what it is.
+// engineProblem returns the kind of an error from the Docker API.
 func engineProblem(ctx context.Context, err error) finding.Problem {
 	var (
 		unknown  x509.UnknownAuthorityError
@@ -124,7 +131,7 @@ func engineProblem(ctx context.Context, err error) finding.Problem {
 	case errors.As(err, &unknown), errors.As(err, &invalid), errors.As(err, &name), errors.As(err, &record),
 		errors.As(err, &alert), errors.As(err, &verified):
 		return finding.TLS
-	// plain text to a port where TLS is spoken is answered with 400
+	// Docker responds with 400 to plain text on its TLS port
 	case errdefs.IsInvalidArgument(err):
 		return finding.TLS
 	case ctx.Err() != nil:
@@ -134,8 +141,9 @@ func engineProblem(ctx context.Context, err error) finding.Problem {
 	return problem(err)
 }
 
-// pauseImage says what is wrong with a sandbox image, and whether its registry has it.
-func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong string, pullable bool) {
+// pauseImage checks a sandbox image. It returns an error message, "" if the image is present, and
+// reports whether its registry has it.
+func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (problem string, pullable bool) {
 	_, err := docker.Image(ctx, ref)
 	if err == nil {
 		return "", false
@@ -148,7 +156,7 @@ func pauseImage(ctx context.Context, docker *engine.Engine, ref string) (wrong s
 	return err.Error(), false
 }
 
-// jsonFile reads a file of JSON; one that is not there is empty.
+// jsonFile reads a JSON file. A missing file counts as empty.
 func (p *Prober) jsonFile(file string) finding.Config {
 	c := finding.Config{File: file}
 	b, err := p.trusted(file)

@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/config"
 )
 
-// docker answers as an engine of an API version does, as far as it is asked.
+// docker returns a minimal Docker API of a version.
 func docker(api, version string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", api)
@@ -27,7 +27,7 @@ func docker(api, version string) http.HandlerFunc {
 	}
 }
 
-// TestEngine tells apart why an engine does not answer, by its kind and not by its words.
+// TestEngine checks the kind of each connection problem.
 func TestEngine(t *testing.T) {
 	serve := func(start func(http.Handler) *httptest.Server, h http.Handler) string {
 		s := start(h)
@@ -57,21 +57,24 @@ func TestEngine(t *testing.T) {
 		"plain text to TLS": {serve(httptest.NewTLSServer, docker("1.45", "26.1.0")), "", finding.TLS},
 		"no socket":         {"unix://" + nowhere, "", finding.Missing},
 		"no socket by env":  {"", "unix://" + nowhere, finding.Missing},
-		"nobody listens":    {"tcp://" + free.Addr().String(), "", finding.Refused},
+		"not listening":     {"tcp://" + free.Addr().String(), "", finding.Refused},
 		"silent":            {"unix://" + silent.Addr().String(), "", finding.Silent},
 		"no endpoint":       {"gopher", "", finding.Other},
 	} {
-		t.Setenv("DOCKER_HOST", c.env)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		e := tree(t, nil).engine(ctx, &config.Config{DockerEndpoint: c.endpoint})
-		cancel()
-		if e.Problem != c.want || (e.Error == "") != (c.want == "") {
-			t.Errorf("%s: %q %s", name, e.Problem, e.Error)
-		}
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("DOCKER_HOST", c.env)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
 
-		if name == "healthy" && (e.Version != "26.1.0" || e.API != "1.45" || e.LogDriver != "local" || !e.LiveRestore ||
-			e.RootDir != "/d" || e.CgroupDriver != "systemd") {
-			t.Errorf("%+v", e)
-		}
+			e := tree(t, nil).engine(ctx, &config.Config{DockerEndpoint: c.endpoint})
+			if e.Problem != c.want || (e.Error == "") != (c.want == "") {
+				t.Errorf("got problem %q (%s), want %q", e.Problem, e.Error, c.want)
+			}
+
+			if name == "healthy" && (e.Version != "26.1.0" || e.API != "1.45" || e.LogDriver != "local" ||
+				!e.LiveRestore || e.RootDir != "/d" || e.CgroupDriver != "systemd") {
+				t.Errorf("got %+v", e)
+			}
+		})
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"cri-dockerd/internal/check/finding"
 )
 
-// readFiles are the files that decide what check says, one of each kind.
-func readFiles() []string {
+// inputFiles are the inputs of check, one of each kind.
+func inputFiles() []string {
 	return []string{
 		"/etc/docker/daemon.json", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env",
 		"/etc/default/kubelet", "/etc/systemd/system/kubelet.service",
@@ -31,7 +31,7 @@ func readFiles() []string {
 	}
 }
 
-// contents are what others may write into them.
+// contents returns possible contents of files of other users.
 func contents() map[string]string {
 	aliases := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for c := 'b'; c < 'n'; c++ {
@@ -56,11 +56,11 @@ func contents() map[string]string {
 	}
 }
 
-// hostileFile makes a file of one kind.
+// hostileFile creates a file of one kind.
 type hostileFile struct {
-	name string
-	make func(file string) error
-	open bool // its content may be read
+	name    string
+	create  func(file string) error
+	trusted bool // check may read its content
 }
 
 func hostileFiles() []hostileFile {
@@ -83,7 +83,7 @@ func hostileFiles() []hostileFile {
 			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file),
 				os.Chmod(file, 0o666))
 		}, false},
-		{"another's", func(file string) error {
+		{"other owner", func(file string) error {
 			return errors.Join(write("cgroupDriver: evil\n[Service]\nExecStart=/evil --evil\n")(file),
 				os.Chown(file, 65534, 65534))
 		}, false},
@@ -98,23 +98,23 @@ func hostileFiles() []hostileFile {
 	return all
 }
 
-// TestHostileFiles puts every kind of hostile file in the place of every file that is read. Probes
-// end in time, findings are bounded and printable, and what others can change is named.
+// TestHostileFiles replaces each input file with each kind of hostile file. Probes must end in
+// time, findings must be bounded and printable, and check must report untrusted files.
 func TestHostileFiles(t *testing.T) {
 	for _, h := range hostileFiles() {
 		t.Run(h.name, func(t *testing.T) {
 			t.Parallel()
-			for _, name := range readFiles() {
-				if strings.HasPrefix(name, "/proc/") && !h.open {
-					continue // the kernel's
+			for _, name := range inputFiles() {
+				if strings.HasPrefix(name, "/proc/") && !h.trusted {
+					continue // procfs has regular files only
 				}
-				examine(t, h, name)
+				probeHostileFile(t, h, name)
 			}
 		})
 	}
 }
 
-func examine(t *testing.T, h hostileFile, name string) {
+func probeHostileFile(t *testing.T, h hostileFile, name string) {
 	t.Helper()
 	p := tree(t, map[string]string{
 		"/etc/systemd/system/kubelet.service": "[Service]\nEnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n" +
@@ -122,21 +122,21 @@ func examine(t *testing.T, h hostileFile, name string) {
 		"/proc/5/cmdline": "/usr/bin/kubelet\x00--v=2\x00",
 	})
 
-	// a probe that hangs takes this long, one that works on a busy machine does not
+	// long enough for working probes on a busy machine
 	p.timeout = 20 * time.Second
 	file := p.path(name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.RemoveAll(file), h.make(file)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.RemoveAll(file), h.create(file)); err != nil {
 		t.Fatal(err)
 	}
 
-	began := time.Now()
+	start := time.Now()
 	cfg, given := flagsOf(t, "--docker-endpoint=unix:///none.sock", "--container-runtime-endpoint=unix:///none.sock")
 	found := p.Adopt(t.Context(), cfg, given)
 	cfg.CNIConfDir = "/etc/cni/net.d"
 	facts := p.Gather(t.Context(), cfg, found)
-	all := finding.Judge(facts)
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("%s: %s", name, took)
+	all := finding.Evaluate(facts)
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("%s: probes took %s", name, took)
 	}
 
 	out, err := json.Marshal(all)
@@ -147,8 +147,7 @@ func examine(t *testing.T, h hostileFile, name string) {
 	for _, f := range all {
 		s := f.Detail + f.Fix.String()
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
-			return unicode.IsControl(r) &&
-				r != '\n' && r != '\t'
+			return unicode.IsControl(r) && r != '\n' && r != '\t'
 		}) {
 			t.Errorf("%s: %s: %.200q", name, f.ID, s)
 		}
@@ -158,35 +157,37 @@ func examine(t *testing.T, h hostileFile, name string) {
 		}
 	}
 
-	if others := h.name == "writable" || h.name == "another's"; others && name != "/etc/kubernetes/kubelet.conf" {
-		named := slices.ContainsFunc(facts.Untrusted, func(u finding.Untrusted) bool { return u.File == name })
-		// not read here
-		if !named && !slices.Contains([]string{"/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker",
-			"/etc/default/kubelet"}, name) {
-			t.Errorf("%s: is not named: %+v", name, facts.Untrusted)
+	untrusted := h.name == "writable" || h.name == "other owner"
+	if untrusted && name != "/etc/kubernetes/kubelet.conf" {
+		reported := slices.ContainsFunc(facts.Untrusted, func(u finding.Untrusted) bool { return u.File == name })
+		unused := []string{
+			"/etc/systemd/system/cri-docker.socket", "/etc/default/cri-docker", "/etc/default/kubelet",
+		}
+		if !reported && !slices.Contains(unused, name) {
+			t.Errorf("%s: missing from untrusted files %+v", name, facts.Untrusted)
 		}
 
 		if strings.Contains(string(out), "evil") {
-			t.Errorf("%s: is believed: %s", name, out)
+			t.Errorf("%s: untrusted content in findings: %s", name, out)
 		}
 	}
 }
 
-// TestProbesEnd gives up a probe that waits for what never answers, such as a file system.
-func TestProbesEnd(t *testing.T) {
+// TestBlockedProbe checks that collect abandons a blocked probe.
+func TestBlockedProbe(t *testing.T) {
 	p := tree(t, nil)
 	p.timeout = 100 * time.Millisecond
 	block := make(chan struct{})
 	defer close(block)
 
-	began := time.Now()
+	start := time.Now()
 	f := &finding.Facts{}
 	p.collect(t.Context(), f, []func(context.Context) func(*finding.Facts){
 		func(context.Context) func(*finding.Facts) { <-block; return func(f *finding.Facts) { f.Debian = true } },
 		func(context.Context) func(*finding.Facts) { return func(f *finding.Facts) { f.Systemd = true } },
 	})
 
-	if took := time.Since(began); took > 2*time.Second || f.Debian || !f.Systemd {
+	if took := time.Since(start); took > 2*time.Second || f.Debian || !f.Systemd {
 		t.Errorf("after %s: %+v", took, f)
 	}
 }

@@ -12,18 +12,20 @@ import (
 	"cri-dockerd/internal/check/finding"
 )
 
-// Where kubeadm and the packages of the kubelet put things.
+// Paths of kubeadm and of the kubelet's packages.
 const (
 	kubeletConfig = "/var/lib/kubelet/config.yaml"
 	kubeletUnit   = "kubelet.service"
 )
 
-// flagFiles hold flags of a kubelet that no unit names: kubeadm's, Debian's, Red Hat's.
+// flagFiles returns the files with kubelet flags of kubeadm, Debian and Red Hat. They count only
+// without a unit.
 func flagFiles() []string {
 	return []string{"/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet"}
 }
 
-// kubelet finds the kubelet's program, flags and configuration, whether it runs or not.
+// kubelet gathers the kubelet's program, flags and configuration. It does not need a running
+// kubelet.
 func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
 	k := finding.Kubelet{
 		Joined: p.exists("/etc/kubernetes/kubelet.conf"),
@@ -66,8 +68,8 @@ func (p *Prober) kubelet(ctx context.Context) finding.Kubelet {
 	return k
 }
 
-// programVersion is the version of a kubelet's program that only root can change, "" if it is not
-// known.
+// programVersion returns the version of a kubelet's program, "" if it is unknown or if users other
+// than root can change the program.
 func (p *Prober) programVersion(ctx context.Context, program string) string {
 	f, err := p.open(program)
 	if err != nil {
@@ -77,7 +79,7 @@ func (p *Prober) programVersion(ctx context.Context, program string) string {
 	return kubeletVersion(ctx, f)
 }
 
-// minor is the second number of v1.36.3, 0 if it is none.
+// minor returns the minor version: 36 for v1.36.3, 0 for other strings.
 func minor(version string) int {
 	parts := strings.Split(strings.TrimPrefix(version, "v"), ".")
 	if len(parts) < 2 || parts[0] != "1" {
@@ -92,8 +94,8 @@ func minor(version string) int {
 	return n
 }
 
-// kubeletCommand is the program of the kubelet, "" if none was found, and its command line: that of
-// its unit or, without one, what files say, then that of the running one.
+// kubeletCommand returns the program of the kubelet, "" if unknown, and its flags: from its unit
+// or, without one, from flagFiles, followed by additional flags of the running process.
 func (p *Prober) kubeletCommand() (program string, words []word) {
 	words = p.command(kubeletUnit)
 	if len(words) > 0 {
@@ -118,7 +120,7 @@ func (p *Prober) kubeletCommand() (program string, words []word) {
 	return program, words
 }
 
-// unseen are the arguments that are not among words.
+// unseen returns the arguments missing from words.
 func unseen(args []string, words []word) []word {
 	known := map[string]bool{}
 	for _, w := range words {
@@ -135,7 +137,7 @@ func unseen(args []string, words []word) []word {
 	return out
 }
 
-// kubeletFlags reads --name=value, --name value and --name, which is true.
+// kubeletFlags parses --name=value, --name value and --name (true).
 func kubeletFlags(words []word) []finding.Flag {
 	var out []finding.Flag
 	for i, w := range words {
@@ -159,7 +161,8 @@ func kubeletFlags(words []word) []finding.Flag {
 	return out
 }
 
-// readConfig reads the kubelet's configuration and its drop-ins (--config-dir), which hold over it.
+// readConfig reads the kubelet's configuration and its drop-ins (--config-dir). Drop-ins override
+// it.
 func (p *Prober) readConfig(file, dir string, into *finding.KubeletConfig) error {
 	files := []string{file}
 	if dir != "" {

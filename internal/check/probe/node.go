@@ -16,39 +16,41 @@ import (
 	"cri-dockerd/internal/podnet"
 )
 
-// node looks at the machine itself.
+// node gathers the state of the host.
 func (p *Prober) node(ctx context.Context, cfg *config.Config, socket string) finding.Node {
 	n := finding.Node{
 		Year:        time.Now().Year(),
-		CgroupV1:    cgroupV1(p.path("/sys/fs/cgroup")),
+		CgroupV1:    isCgroupV1(p.path("/sys/fs/cgroup")),
 		IPForward:   p.kernel("/proc/sys/net/ipv4/ip_forward"),
 		BridgeNF:    p.kernel("/proc/sys/net/bridge/bridge-nf-call-iptables"),
 		Overlay:     p.hasOverlay(),
 		DockerGroup: p.hasGroup("docker"),
-		FstabSwap:   p.fstabSwap(),
+		FstabSwap:   p.hasFstabSwap(),
 		Swaps:       p.swaps(),
 		OtherCRI:    p.otherCRI(ctx, socket),
 	}
 
 	var clock unix.Timex
 	state, err := unix.Adjtimex(&clock)
-	n.ClockKnown, n.ClockSynced = err == nil, state != unix.TIME_ERROR && clock.Status&unix.STA_UNSYNC == 0
-	for _, d := range []struct{ flag, path string }{{"run-directory", cfg.RunDirectory},
-		{"cri-dockerd-root-directory", cfg.RootDirectory}} {
-		n.Directories = append(n.Directories, p.directory(d.flag, d.path))
+	n.ClockKnown = err == nil
+	n.ClockSynced = state != unix.TIME_ERROR && clock.Status&unix.STA_UNSYNC == 0
+
+	n.Directories = []finding.Directory{
+		p.directory("run-directory", cfg.RunDirectory),
+		p.directory("cri-dockerd-root-directory", cfg.RootDirectory),
 	}
 
 	return n
 }
 
-// cgroupV1 says whether the control groups are not version 2 alone, by the same look as the
-// kubelet's.
-func cgroupV1(root string) bool {
+// isCgroupV1 reports whether the host uses cgroup v1 or both versions. The kubelet uses the same
+// test.
+func isCgroupV1(root string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(root, &st) == nil && st.Type != unix.CGROUP2_SUPER_MAGIC
 }
 
-// swaps are the active swap devices and files (proc_swaps(5)).
+// swaps returns the active swap devices and files (proc_swaps(5)).
 func (p *Prober) swaps() []string {
 	var out []string
 	for line := range strings.Lines(p.kernel("/proc/swaps")) {
@@ -59,7 +61,8 @@ func (p *Prober) swaps() []string {
 	return out
 }
 
-func (p *Prober) fstabSwap() bool {
+// hasFstabSwap reports whether fstab(5) enables swap at boot.
+func (p *Prober) hasFstabSwap() bool {
 	for line := range strings.Lines(p.read("/etc/fstab")) {
 		if f := strings.Fields(line); len(f) > 2 && !strings.HasPrefix(f[0], "#") && f[2] == "swap" {
 			return true
@@ -86,8 +89,8 @@ func (p *Prober) hasGroup(name string) bool {
 	return false
 }
 
-// otherCRI are the sockets of other CRI servers that kubeadm would find, if a process of root
-// listens there.
+// otherCRI returns the sockets of other CRI servers from kubeadm's list, if a process of root
+// listens on them.
 func (p *Prober) otherCRI(ctx context.Context, own string) []string {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout/3)
 	defer cancel()
@@ -110,18 +113,18 @@ func (p *Prober) otherCRI(ctx context.Context, own string) []string {
 	return out
 }
 
-// directory finds out whether a directory, or what exists of the path to it, can be written to.
+// directory tests write access to a directory or to its nearest existing parent.
 func (p *Prober) directory(flag, path string) finding.Directory {
 	d := finding.Directory{Path: path, Flag: flag}
-	there := p.path(path)
-	for !isThere(there) && there != filepath.Dir(there) {
-		there = filepath.Dir(there)
+	existing := p.path(path)
+	for !pathExists(existing) && existing != filepath.Dir(existing) {
+		existing = filepath.Dir(existing)
 	}
 
-	err := unix.Access(there, unix.W_OK)
+	err := unix.Access(existing, unix.W_OK)
 	switch {
 	case errors.Is(err, unix.EROFS):
-		d.ReadOnly, d.Error = p.mountPoint(there), err.Error()
+		d.ReadOnly, d.Error = p.mountPoint(existing), err.Error()
 	case err != nil:
 		d.Error = err.Error()
 	}
@@ -129,13 +132,13 @@ func (p *Prober) directory(flag, path string) finding.Directory {
 	return d
 }
 
-func isThere(path string) bool {
+func pathExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
-// mountPoint is where the file system of a path is mounted: the nearest folder above it on another
-// device, or that is a mount.
+// mountPoint returns the mount point of the file system of a path: the longest matching mount in
+// /proc/self/mountinfo.
 func (p *Prober) mountPoint(path string) string {
 	best := "/"
 	for line := range strings.Lines(p.kernel("/proc/self/mountinfo")) { // proc_pid_mountinfo(5)
@@ -149,31 +152,36 @@ func (p *Prober) mountPoint(path string) string {
 	return best
 }
 
-// disks are the file systems that fill up: Docker's, and that of the logs.
+// disks returns the file systems of Docker, of the logs and of the kubelet.
 func (p *Prober) disks(dockerRoot string) []finding.Disk {
 	if dockerRoot == "" {
 		dockerRoot = "/var/lib/docker"
 	}
 
 	var out []finding.Disk
-	for _, d := range []finding.Disk{{Path: dockerRoot, Signal: "imagefs"}, {Path: "/var/log/pods", Signal: "nodefs"},
-		{Path: "/var/lib/kubelet", Signal: "nodefs"}} {
+	for _, d := range []finding.Disk{
+		{Path: dockerRoot, Signal: "imagefs"},
+		{Path: "/var/log/pods", Signal: "nodefs"},
+		{Path: "/var/lib/kubelet", Signal: "nodefs"},
+	} {
 		var st unix.Statfs_t
 		if unix.Statfs(p.path(d.Path), &st) != nil {
-			continue // made later, by who needs it
+			continue // does not exist yet
 		}
+
 		size := uint64(st.Bsize)
-		d.Total, d.Free, d.Inodes, d.IFre = st.Blocks*size, st.Bavail*size, st.Files, st.Ffree
+		d.Total, d.Free = st.Blocks*size, st.Bavail*size
+		d.Inodes, d.IFre = st.Files, st.Ffree
 		out = append(out, d)
 	}
 
 	return out
 }
 
-// cni reads the configurations and looks for the plugins that the network needs.
+// cni reads the CNI configurations and searches the required plugins.
 func (p *Prober) cni(cfg *config.Config) finding.CNI {
 	var c finding.CNI
-	var need, dirs []string
+	var required, dirs []string
 	for _, d := range cfg.CNIBinDirs {
 		dirs = append(dirs, p.path(d))
 	}
@@ -184,42 +192,50 @@ func (p *Prober) cni(cfg *config.Config) finding.CNI {
 		if err != nil {
 			c.Error = err.Error()
 		}
-		c.Files, need = p.cniFiles(files, dirs)
+		c.Files, required = p.cniFiles(files, dirs)
 
 	case "kubenet":
-		need = podnet.KubenetPlugins()
+		required = podnet.KubenetPlugins()
 	}
 
-	for _, name := range need {
-		c.Bridge = c.Bridge || name == "bridge" || name == "flannel" // which makes a bridge
+	for _, name := range required {
+		c.Bridge = c.Bridge || name == "bridge" || name == "flannel" // flannel creates a bridge
 		if _, err := podnet.Find(name, dirs); err == nil {
 			continue
 		}
 
 		c.Missing = append(c.Missing, name)
-		// of add-ons, Debian, Fedora
-		for _, dir := range []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni", "/usr/local/lib/cni"} {
-			if !filepath.IsLocal(name) || filepath.Base(name) != name {
-				break // a path of its own is no plugin
+		if path := p.findPlugin(name); path != "" {
+			if c.Found == nil {
+				c.Found = map[string]string{}
 			}
-
-			if f, err := p.open(dir + "/" + name); err == nil {
-				f.Close()
-				if c.Found == nil {
-					c.Found = map[string]string{}
-				}
-				c.Found[name] = dir + "/" + name
-				break
-			}
+			c.Found[name] = path
 		}
 	}
 
 	return c
 }
 
-// cniFiles are the configurations, and the plugins of the one that the daemon uses: it passes over
-// a file whose main plugin is not installed if there is one whose main plugin is.
-func (p *Prober) cniFiles(files []podnet.ConfFile, binDirs []string) (out []finding.CNIFile, need []string) {
+// findPlugin searches the plugin directories of add-ons, Debian and Fedora. It returns a path or
+// "".
+func (p *Prober) findPlugin(name string) string {
+	if !filepath.IsLocal(name) || filepath.Base(name) != name {
+		return "" // a path is not a valid plugin name
+	}
+
+	for _, dir := range []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni", "/usr/local/lib/cni"} {
+		if f, err := p.open(dir + "/" + name); err == nil {
+			f.Close()
+			return dir + "/" + name
+		}
+	}
+
+	return ""
+}
+
+// cniFiles returns the configurations, and the plugins required by the one in effect. Like the
+// daemon, it prefers a configuration with an installed main plugin.
+func (p *Prober) cniFiles(files []podnet.ConfFile, binDirs []string) (out []finding.CNIFile, required []string) {
 	isUsable := func(f podnet.ConfFile) bool {
 		if f.Err != nil {
 			return false
@@ -235,18 +251,18 @@ func (p *Prober) cniFiles(files []podnet.ConfFile, binDirs []string) (out []find
 		case f.Err != nil:
 			o.Error = f.Err.Error()
 		case i < used:
-			o.Error = "its plugin " + f.Plugins[0] + " is not installed"
-		case need == nil:
-			need = f.Plugins
+			o.Error = "plugin " + f.Plugins[0] + " is not installed"
+		case required == nil:
+			required = f.Plugins
 		}
 
 		out = append(out, o)
 	}
 
-	return out, need
+	return out, required
 }
 
-// readable returns an error if a file is not to be read: others can change it, or it is too large.
+// readable returns an error if users other than root can change a file, or if it is too large.
 func (p *Prober) readable(file string) error {
 	_, err := p.trusted(strings.TrimPrefix(file, p.root))
 	return err

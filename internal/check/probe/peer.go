@@ -11,16 +11,16 @@ import (
 	"cri-dockerd/internal/rootonly"
 )
 
-// dial connects to a unix socket on which a process of root listens, and says why that fails.
+// dial connects to a unix socket of a process of root. It also returns the kind of the error.
 func dial(ctx context.Context, path string) (net.Conn, finding.Problem, error) {
 	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
-		return nil, finding.NoSocket, errors.New("it is no socket")
+		return nil, finding.NoSocket, errors.New("not a socket")
 	}
 	c, err := rootonly.Dial(ctx, "unix", path)
 	return c, problem(err), err
 }
 
-// problem is the kind of an error of a connection.
+// problem returns the kind of a connection error.
 func problem(err error) finding.Problem {
 	var timeout net.Error
 	var peer *rootonly.PeerError

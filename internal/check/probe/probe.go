@@ -1,6 +1,6 @@
-// Package probe looks at a node and says what it sees, as finding.Facts: small probes, side by
-// side, each with a deadline, so that nothing that hangs holds up the others. It judges nothing and
-// changes nothing.
+// Package probe gathers finding.Facts about a node. Small probes run in parallel, each with a
+// timeout, so one blocked probe does not delay the others. Package probe does not evaluate facts
+// and does not change the node.
 package probe
 
 import (
@@ -17,31 +17,29 @@ import (
 	"cri-dockerd/internal/proc"
 )
 
-// Timeout is the deadline of each probe, unless the caller gives another; a healthy node answers in
-// milliseconds.
+// Timeout is the default timeout of each probe. Probes of a healthy node take milliseconds.
 const Timeout = 1500 * time.Millisecond
 
-// grace is how much longer than its deadline a probe may take before it is given up, such as one
-// that waits for a file system.
-const grace = 500 * time.Millisecond
+// abandonDelay is the additional time before Gather abandons a probe that ignores its timeout, for
+// example because of a blocked file system.
+const abandonDelay = 500 * time.Millisecond
 
-// Prober looks at this machine.
+// Prober gathers facts about this node.
 type Prober struct {
-	root    string // before every path; for tests
+	root    string // prefix of all paths, for tests
 	proc    proc.FS
 	timeout time.Duration
 
 	mu        sync.Mutex
-	untrusted []finding.Untrusted // files that others can change
+	untrusted []finding.Untrusted // files with write access for users other than root
 }
 
-// New returns a Prober for this machine. Each probe times out after timeout.
+// New returns a Prober for this node. Each probe times out after timeout.
 func New(timeout time.Duration) *Prober { return &Prober{proc: proc.Host(), timeout: timeout} }
 
-// Gather asks everybody at once. cfg are the daemon's flags as Adopt left them, found is what it
-// returned.
+// Gather runs all probes in parallel. cfg and found are the results of Adopt.
 func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) *finding.Facts {
-	f := p.unanswered(cfg, found)
+	f := p.initialFacts(cfg, found)
 	fl := f.Flags
 	probes := []func(context.Context) func(*finding.Facts){
 		func(ctx context.Context) func(*finding.Facts) {
@@ -81,32 +79,32 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 	return f
 }
 
-// collect runs the probes side by side and adds what they return to f. It does not wait for probes
-// that take longer than their deadline.
+// collect runs the probes in parallel and adds their results to f. It abandons probes that exceed
+// their timeout.
 func (p *Prober) collect(ctx context.Context, f *finding.Facts, probes []func(context.Context) func(*finding.Facts)) {
-	answers := make(chan func(*finding.Facts), len(probes)) // as large as all, so that one that is given up can end
-	for _, ask := range probes {
+	results := make(chan func(*finding.Facts), len(probes)) // buffered, so that abandoned probes can end
+	for _, probe := range probes {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, p.timeout)
 			defer cancel()
-			answers <- ask(ctx)
+			results <- probe(ctx)
 		}()
 	}
 
-	end := time.After(p.timeout + grace)
+	deadline := time.After(p.timeout + abandonDelay)
 	for range probes {
 		select {
-		case answer := <-answers:
-			answer(f)
-		case <-end:
+		case addTo := <-results:
+			addTo(f)
+		case <-deadline:
 			return
 		}
 	}
 }
 
-// unanswered are the facts while no probe has answered.
-func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
-	const why = "the probe did not end in time"
+// initialFacts returns the facts before any probe has ended.
+func (p *Prober) initialFacts(cfg *config.Config, found Adopted) *finding.Facts {
+	const timedOut = "the probe timed out"
 
 	return &finding.Facts{
 		Root:    os.Geteuid() == 0,
@@ -114,15 +112,15 @@ func (p *Prober) unanswered(cfg *config.Config, found Adopted) *finding.Facts {
 		Debian:  p.exists("/usr/bin/apt-get"),
 		Flags:   flags(cfg, found),
 		Foreign: p.proc.Foreign(),
-		Engine:  finding.Engine{Problem: finding.Silent, Error: why, Installed: true},
-		Daemon:  finding.Daemon{Problem: finding.Silent, Error: why, Unit: found.Unit},
-		Logs:    finding.LogDriver{Problem: finding.Silent, Error: why, Socket: driver.Socket},
-		CNI:     finding.CNI{Error: why},
+		Engine:  finding.Engine{Problem: finding.Silent, Error: timedOut, Installed: true},
+		Daemon:  finding.Daemon{Problem: finding.Silent, Error: timedOut, Unit: found.Unit},
+		Logs:    finding.LogDriver{Problem: finding.Silent, Error: timedOut, Socket: driver.Socket},
+		CNI:     finding.CNI{Error: timedOut},
 		Node:    finding.Node{Year: time.Now().Year()},
 	}
 }
 
-// flags are what findings need of the configuration.
+// flags converts the configuration for package finding.
 func flags(cfg *config.Config, found Adopted) finding.Flags {
 	f := finding.Flags{
 		Source:        found.Source,
@@ -159,7 +157,7 @@ func (p *Prober) exists(file string) bool {
 	return err == nil
 }
 
-// read is the content of a trusted file without space around, "" if it is not to be read.
+// read returns the trimmed content of a trusted file, "" for other files.
 func (p *Prober) read(file string) string {
 	b, err := p.trusted(file)
 	if err != nil {
@@ -169,7 +167,7 @@ func (p *Prober) read(file string) string {
 }
 
 func (p *Prober) glob(pattern string) []string {
-	files, _ := filepath.Glob(p.path(pattern)) // the only error is a pattern that is none
+	files, _ := filepath.Glob(p.path(pattern)) // the patterns are valid
 	for i := range files {
 		files[i] = strings.TrimPrefix(files[i], p.root)
 	}

@@ -20,7 +20,7 @@ import (
 	"cri-dockerd/internal/rootonly"
 )
 
-// tree is a machine whose files are these.
+// tree returns a Prober for a root directory with these files.
 func tree(t *testing.T, files map[string]string) *Prober {
 	t.Helper()
 	root := t.TempDir()
@@ -59,7 +59,7 @@ func tree(t *testing.T, files map[string]string) *Prober {
 	return &Prober{root: root, proc: proc.At(root + "/proc"), timeout: Timeout}
 }
 
-// flagsOf are the daemon's flags as a command line gives them.
+// flagsOf returns the daemon's flags parsed from a command line.
 func flagsOf(t *testing.T, args ...string) (*config.Config, *pflag.FlagSet) {
 	t.Helper()
 	cfg, f := &config.Config{}, pflag.NewFlagSet("check", pflag.ContinueOnError)
@@ -70,7 +70,7 @@ func flagsOf(t *testing.T, args ...string) (*config.Config, *pflag.FlagSet) {
 	return cfg, f
 }
 
-// minikube is how minikube starts the daemon: its drop-in holds over the package's unit.
+// minikube has the files of a minikube node: a drop-in overrides the package's unit.
 var minikube = map[string]string{
 	"/usr/lib/systemd/system/cri-docker.service": "[Service]\nEnvironmentFile=-/etc/default/cri-docker\n" +
 		"ExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd:// $CRI_DOCKERD_OPTS\n",
@@ -88,7 +88,7 @@ func TestAdoptUnit(t *testing.T) {
 	a := p.Adopt(t.Context(), cfg, f)
 	if cfg.PauseImage != "registry.example/pause:3.10" || cfg.HairpinMode != "none" || cfg.Endpoint != "fd://" ||
 		cmp.Diff([]string{"/a", "/b"}, cfg.CNIBinDirs) != "" {
-		t.Errorf("%+v", cfg)
+		t.Errorf("configuration %+v", cfg)
 	}
 
 	if a.Unit != "cri-docker" || a.Endpoint != "unix:///run/other.sock" || a.Mistake.Error != "" || !a.Given ||
@@ -102,7 +102,7 @@ func TestAdoptUnit(t *testing.T) {
 	}
 }
 
-func TestAdoptNothing(t *testing.T) {
+func TestAdoptDefaults(t *testing.T) {
 	cfg, f := flagsOf(t)
 	a := tree(t, nil).Adopt(t.Context(), cfg, f)
 	if a.Source != "the defaults" || a.Given || a.Endpoint != cfg.Endpoint ||
@@ -115,7 +115,8 @@ func TestAdoptRunningDaemon(t *testing.T) {
 	files := map[string]string{
 		"/proc/78/ns/pid": "pid:[2]", "/proc/80/status": "Uid:\t1000\t1000\t1000\t1000\n",
 		"/proc/80/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir=/of/a/user\x00",
-		"/proc/77/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir\x00/x/net.d\x00--of-another-release=1\x00--ipv6-dual-stack=True\x00",
+		"/proc/77/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir\x00/x/net.d\x00--of-another-release=1\x00" +
+			"--ipv6-dual-stack=True\x00",
 		"/proc/78/cmdline": "/usr/bin/cri-dockerd\x00--cni-conf-dir=/in/a/container\x00",
 		"/proc/79/cmdline": "/usr/bin/cri-dockerd\x00log-driver\x00",
 	}
@@ -128,7 +129,7 @@ func TestAdoptRunningDaemon(t *testing.T) {
 	cfg, f := flagsOf(t)
 	a := p.Adopt(t.Context(), cfg, f)
 	if cfg.CNIConfDir != "/x/net.d" || !cfg.IPv6DualStack || cfg.PauseImage != "" ||
-		a.Source != "the running daemon, process 77" {
+		a.Source != "the running daemon (process 77)" {
 		t.Errorf("%+v %+v", a, cfg)
 	}
 
@@ -156,10 +157,10 @@ func TestAdoptMistake(t *testing.T) {
 	}
 }
 
-func TestEnabled(t *testing.T) {
+func TestIsEnabled(t *testing.T) {
 	p := tree(t, minikube)
-	if !p.enabled("cri-docker.service") || p.enabled("cri-docker.socket") {
-		t.Error("enabled")
+	if !p.isEnabled("cri-docker.service") || p.isEnabled("cri-docker.socket") {
+		t.Error("want an enabled service and a disabled socket")
 	}
 }
 
@@ -174,13 +175,14 @@ ExecStart=
 ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
 `
 
-func TestKubeletOfKubeadm(t *testing.T) {
+func TestKubeletFromKubeadm(t *testing.T) {
 	p := tree(t, map[string]string{
 		"/usr/lib/systemd/system/kubelet.service":                   "[Service]\nExecStart=/usr/bin/kubelet\n",
 		"/usr/bin/README":                                           "",
 		"/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf": kubeadmUnit,
-		"/var/lib/kubelet/kubeadm-flags.env":                        `KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --network-plugin cni"` + "\n",
-		"/etc/default/kubelet":                                      "KUBELET_EXTRA_ARGS=--fail-swap-on\n",
+		"/var/lib/kubelet/kubeadm-flags.env": `KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=` +
+			`unix:///run/containerd/containerd.sock --network-plugin cni"` + "\n",
+		"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=--fail-swap-on\n",
 		"/var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\ncgroupDriver: " +
 			"systemd\nfailSwapOn: false\nfeatureGates: {A: true}\nevictionHard: {nodefs.available: 5%}\n" +
 			"authentication: {anonymous: {enabled: false}}\n",
@@ -255,7 +257,7 @@ func TestKubeletWithoutUnit(t *testing.T) {
 func TestMinor(t *testing.T) {
 	for v, want := range map[string]int{"v1.36.3": 36, "v1.31.0-rc.1": 31, "v1.28+": 0, "v2.1.0": 0, "": 0, "1": 0} {
 		if got := minor(v); got != want {
-			t.Errorf("%q: %d", v, got)
+			t.Errorf("%q: got %d, want %d", v, got, want)
 		}
 	}
 }
@@ -284,8 +286,8 @@ func TestNode(t *testing.T) {
 	if c := p.jsonFile("/etc/docker/none.json"); c.Error != "" || c.Text != "" {
 		t.Errorf("%+v", c)
 	}
-	if bare := tree(t, nil); bare.fstabSwap() || bare.hasOverlay() || bare.hasGroup("docker") {
-		t.Error("what is not there is seen")
+	if bare := tree(t, nil); bare.hasFstabSwap() || bare.hasOverlay() || bare.hasGroup("docker") {
+		t.Error("empty tree: got swap, overlayfs or group docker")
 	}
 }
 
@@ -302,7 +304,7 @@ func TestMountPoint(t *testing.T) {
 		"/var":               "/",
 	} {
 		if got := p.mountPoint(path); got != want {
-			t.Errorf("%s: %s", path, got)
+			t.Errorf("%s: got %s, want %s", path, got, want)
 		}
 	}
 }
@@ -332,7 +334,7 @@ func TestCNI(t *testing.T) {
 	}
 }
 
-// TestStaleCNIConfiguration is the file of an add-on that was removed: the daemon passes it over.
+// TestStaleCNIConfiguration has a configuration of a removed add-on. The daemon ignores it.
 func TestStaleCNIConfiguration(t *testing.T) {
 	p := tree(t, map[string]string{
 		"/n/05-weave.conflist": `{"cniVersion":"1.0.0","name":"weave","plugins":[{"type":"weave-net"},` +
@@ -345,10 +347,10 @@ func TestStaleCNIConfiguration(t *testing.T) {
 	cfg, _ := flagsOf(t, "--cni-conf-dir=/n", "--cni-bin-dir=/b")
 	c := p.cni(cfg)
 	if len(c.Files) != 2 || !strings.Contains(c.Files[0].Error, "weave-net") || c.Files[1].Error != "" {
-		t.Errorf("%+v", c.Files)
+		t.Errorf("files %+v", c.Files)
 	}
 	if cmp.Diff([]string{"portmap"}, c.Missing) != "" {
-		t.Errorf("%+v", c.Missing)
+		t.Errorf("missing plugins %+v", c.Missing)
 	}
 }
 
@@ -381,12 +383,12 @@ func TestProblem(t *testing.T) {
 
 		c, got, err := dial(t.Context(), path)
 		if got != want || (err == nil) != (want == "") {
-			t.Errorf("%s: %q, %v", name, got, err)
+			t.Errorf("%s: got %q, %v; want %q", name, got, err, want)
 		}
 
 		if c != nil {
 			if cred, err := rootonly.Peer(c); err != nil || int(cred.Pid) != os.Getpid() {
-				t.Errorf("%s is served by %+v, %v", name, cred, err)
+				t.Errorf("%s: peer %+v, %v", name, cred, err)
 			}
 			c.Close()
 		}
@@ -399,12 +401,12 @@ func TestProblem(t *testing.T) {
 		errors.New("x"):          finding.Other,
 	} {
 		if got := problem(err); got != want {
-			t.Errorf("%v: %q", err, got)
+			t.Errorf("%v: got %q, want %q", err, got, want)
 		}
 	}
 }
 
-// TestListening finds the addresses at which this process listens, and who holds a lock.
+// TestListening finds this process as a TCP listener and as the holder of a lock.
 func TestListening(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -429,14 +431,14 @@ func TestListening(t *testing.T) {
 	defer file.Close()
 
 	if got := p.lockHolder(file.Name()); got != 0 {
-		t.Errorf("held by %d", got)
+		t.Errorf("unlocked file: got holder %d", got)
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
 
 	if got := p.lockHolder(file.Name()); got != os.Getpid() {
-		t.Error("nobody holds the lock")
+		t.Errorf("locked file: got holder %d, want %d", got, os.Getpid())
 	}
 }
 

@@ -10,11 +10,10 @@ import (
 	"cri-dockerd/internal/proc"
 )
 
-// daemonName begins the name of this program's file, as of its ancestors'.
+// daemonName is the prefix of the program's file name, shared with older shims.
 const daemonName = "cri-dockerd"
 
-// daemons are the running CRI daemons: programs of that name that were given no subcommand. Only
-// processes of root on this host count.
+// daemons returns the running CRI daemons: root's processes of this name without a subcommand.
 func (p *Prober) daemons() []proc.Process {
 	all := p.proc.Find(func(name string) bool { return strings.HasPrefix(name, daemonName) })
 	return slices.DeleteFunc(all, func(x proc.Process) bool {
@@ -22,9 +21,9 @@ func (p *Prober) daemons() []proc.Process {
 	})
 }
 
-// ours reports whether a process runs this program, perhaps of another release, by the module in
-// its build information. The program is read, not run. If it cannot be read, it counts as ours.
-func (p *Prober) ours(x proc.Process) bool {
+// isOurs reports whether a process runs this program, in this or another release. It compares the
+// module in the build information of the program's file. An unreadable program counts as ours.
+func (p *Prober) isOurs(x proc.Process) bool {
 	own, known := debug.ReadBuildInfo()
 	dir, err := p.proc.Open(strconv.Itoa(x.PID))
 	if err != nil || !known {

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// TestNothingIsRun holds that what gathers facts of other users' processes and files runs no
-// program: not one that a process list names, and no other.
-func TestNothingIsRun(t *testing.T) {
+// TestNoProgramsRun checks that the packages for gathering facts about processes and files of other
+// users contain no call to run a program.
+func TestNoProgramsRun(t *testing.T) {
 	forbidden := map[string][]string{
 		"exec":    {"Command", "CommandContext", "Cmd"},
 		"os":      {"StartProcess"},
@@ -55,6 +55,6 @@ func TestNothingIsRun(t *testing.T) {
 	}
 
 	if seen < 20 {
-		t.Errorf("only %d files were read", seen)
+		t.Errorf("parsed only %d files", seen)
 	}
 }

@@ -6,17 +6,22 @@ import (
 	"strings"
 )
 
-// word is one word of a command line and the file in which it stands.
+// word is a word of a command line and the file it comes from.
 type word struct{ text, file string }
 
-// unitDirs are where systemd looks for units, the first wins (systemd.unit(5)).
+// unitDirs returns systemd's unit directories in order of precedence (systemd.unit(5)).
 func unitDirs() []string {
-	return []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
-		"/usr/lib/systemd/system", "/lib/systemd/system"}
+	return []string{
+		"/etc/systemd/system",
+		"/run/systemd/system",
+		"/usr/local/lib/systemd/system",
+		"/usr/lib/systemd/system",
+		"/lib/systemd/system",
+	}
 }
 
-// unitFiles are the files that make a unit: the first of its name, and its drop-ins in name order,
-// of which each name counts once.
+// unitFiles returns the files of a unit: the unit's own file, then its drop-ins in name order, each
+// name once.
 func (p *Prober) unitFiles(unit string) []string {
 	var files []string
 	dropIns := map[string]string{}
@@ -49,10 +54,10 @@ func (p *Prober) unitFiles(unit string) []string {
 	return files
 }
 
-// setting is one line of a unit.
+// setting is a key and value of a unit.
 type setting struct{ key, value, file string }
 
-// settings are the lines of a unit in the order in which they hold, long ones joined.
+// settings returns the settings of a unit in systemd's order, with continuation lines joined.
 func (p *Prober) settings(unit string) []setting {
 	var out []setting
 	files := p.unitFiles(unit)
@@ -68,8 +73,8 @@ func (p *Prober) settings(unit string) []setting {
 	return out
 }
 
-// command is the command line of a unit's last ExecStart, with its environment filled in
-// (systemd.exec(5), systemd.service(5)); nil without a unit.
+// command returns the command line of a unit's last ExecStart with its environment variables
+// expanded (systemd.exec(5), systemd.service(5)), nil without a unit.
 func (p *Prober) command(unit string) []word {
 	env := map[string][]word{}
 	var start setting
@@ -114,7 +119,8 @@ func setVariable(env map[string][]word, assignment, file string) {
 	}
 }
 
-// environmentFile are the assignments of a file, without quotes around their values.
+// environmentFile returns the assignments of an environment file without the quotes of their
+// values.
 func (p *Prober) environmentFile(file string) []string {
 	var out []string
 	for line := range strings.Lines(strings.ReplaceAll(p.read(file), "\\\n", " ")) {
@@ -127,39 +133,39 @@ func (p *Prober) environmentFile(file string) []string {
 	return out
 }
 
-// split splits at space, but not within quotes, which it takes away.
+// split splits a string at spaces outside of quotes and removes the quotes.
 func split(s string) []string {
 	var out []string
 	var word strings.Builder
-	quote, begun := rune(0), false
+	quote, inWord := rune(0), false
 	for _, r := range s {
 		switch {
 		case quote != 0 && r == quote:
 			quote = 0
 		case quote == 0 && (r == '"' || r == '\''):
-			quote, begun = r, true
+			quote, inWord = r, true
 		case quote == 0 && (r == ' ' || r == '\t'):
-			if begun {
+			if inWord {
 				out = append(out, word.String())
 			}
 			word.Reset()
-			begun = false
+			inWord = false
 
 		default:
 			word.WriteRune(r)
-			begun = true
+			inWord = true
 		}
 	}
 
-	if begun {
+	if inWord {
 		out = append(out, word.String())
 	}
 
 	return out
 }
 
-// enabled says whether systemd starts a unit at boot: something wants or requires it.
-func (p *Prober) enabled(unit string) bool {
+// isEnabled reports whether systemd starts a unit at boot: another unit wants or requires it.
+func (p *Prober) isEnabled(unit string) bool {
 	for _, dir := range unitDirs() {
 		if len(p.glob(dir+"/*.wants/"+unit)) > 0 || len(p.glob(dir+"/*.requires/"+unit)) > 0 {
 			return true

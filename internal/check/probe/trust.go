@@ -14,14 +14,14 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Bounds of what is read. Units and configurations of real nodes have some kilobytes.
+// Limits for reading files. Units and configurations of real nodes have a few kilobytes.
 const (
 	maxFile  = 1 << 20 // bytes of a file
 	maxFiles = 256     // files of a directory
 )
 
-// trusted reads a file of at most maxFile bytes that only root can change. One that others can
-// change is noted for the finding file-owner.
+// trusted reads a file of at most maxFile bytes if only root can change it. It records other files
+// for the finding file-owner.
 func (p *Prober) trusted(file string) ([]byte, error) {
 	f, err := p.open(file)
 	if err != nil {
@@ -31,13 +31,14 @@ func (p *Prober) trusted(file string) ([]byte, error) {
 	return safefs.ReadAll(f, maxFile)
 }
 
-// open is rootonly.Open, which notes what others can change.
+// open calls rootonly.Open and records untrusted files.
 func (p *Prober) open(file string) (*os.File, error) {
 	f, err := rootonly.Open(p.root, file)
 	if e := (*rootonly.FileError)(nil); errors.As(err, &e) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if u := finding.Untrusted(*e); !slices.Contains(p.untrusted, u) && len(p.untrusted) < maxFiles {
+		u := finding.Untrusted{File: e.File, Path: e.Because, Reason: e.Reason, Shared: e.Shared}
+		if !slices.Contains(p.untrusted, u) && len(p.untrusted) < maxFiles {
 			p.untrusted = append(p.untrusted, u)
 		}
 	}
@@ -45,7 +46,7 @@ func (p *Prober) open(file string) (*os.File, error) {
 	return f, err
 }
 
-// kernel is the content of a file of the kernel's without space around, "" if it cannot be read.
+// kernel returns the trimmed content of a file in procfs or sysfs, "" if it is not readable.
 func (p *Prober) kernel(file string) string {
 	f, err := os.OpenFile(p.path(file), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

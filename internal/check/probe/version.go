@@ -12,16 +12,16 @@ import (
 	"strings"
 )
 
-// maxProgram bounds the programs that are read, in bytes. A kubelet has 85 MB.
+// maxProgram is the maximum size of a program in bytes. A kubelet has 85 MB.
 const maxProgram = 1 << 30
 
 // kubeletModule is the Go module of the kubelet.
 const kubeletModule = "k8s.io/kubernetes"
 
-// kubeletVersion is the version of a kubelet, "" if it is not known. The program is read, never
-// run. Releases carry their version in one of three places: among the linker's flags in the build
-// information, as strings that the linker set (-X, which are the only ones that end in a NUL byte),
-// or as the version of the main module.
+// kubeletVersion returns the version of a kubelet, "" if it is unknown. It reads the program and
+// never runs it. Releases contain their version in one of three places: in the linker flags of the
+// build information, in strings set by the linker (-X; only these end in a NUL byte), or as version
+// of the main module.
 func kubeletVersion(ctx context.Context, f *os.File) string {
 	if st, err := f.Stat(); err != nil || st.Size() > maxProgram {
 		return ""
@@ -41,7 +41,7 @@ func kubeletVersion(ctx context.Context, f *os.File) string {
 	return ""
 }
 
-// linkerFlag is the version that was given to the linker, "" if the build did not record it.
+// linkerFlag returns the version from the linker flags, "" if the build did not record them.
 func linkerFlag(info *debug.BuildInfo) string {
 	const variable = "k8s.io/component-base/version.gitVersion="
 	for _, s := range info.Settings {
@@ -56,7 +56,8 @@ func linkerFlag(info *debug.BuildInfo) string {
 	return ""
 }
 
-// linkedVersion is the one version string that ends in a NUL byte, "" if there is none or several.
+// linkedVersion returns the only version string with a terminating NUL byte, "" if there is none or
+// more than one.
 func linkedVersion(ctx context.Context, f *os.File) string {
 	const block, overlap = 1 << 20, 128
 	file, err := elf.NewFile(f)

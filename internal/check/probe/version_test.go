@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// buildKubelet builds a program of the kubelet's module, which would leave a mark if it were run.
+// buildKubelet builds a program of the kubelet's module. The program creates a file if it is run.
 func buildKubelet(t *testing.T, file, module string, flags ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -29,8 +29,8 @@ func buildKubelet(t *testing.T, file, module string, flags ...string) {
 	}
 }
 
-// TestKubeletVersion reads the version as releases carry it: recorded with the linker's flags, or,
-// with -trimpath and without symbols as in published builds, as what the linker set.
+// TestKubeletVersion reads the version from recorded linker flags and, like in published builds
+// with -trimpath and without symbols, from strings set by the linker.
 func TestKubeletVersion(t *testing.T) {
 	const flag = "-X k8s.io/component-base/version.gitVersion="
 	for name, c := range map[string]struct {
@@ -42,9 +42,9 @@ func TestKubeletVersion(t *testing.T) {
 			[]string{"-ldflags", "-X 'k8s.io/component-base/version.gitVersion=v1.31.4-rc.1' -s"}},
 		"published": {kubeletModule, "v1.29.15",
 			[]string{"-trimpath", "-ldflags", "-s -w -X main.gitVersion=v1.29.15"}},
-		"none":              {kubeletModule, "", nil},
-		"another program":   {"example.org/kubelet", "", []string{"-ldflags", flag + "v1.31.4"}},
-		"a hostile version": {kubeletModule, "", []string{"-ldflags", flag + "$(id);v1.31.4"}},
+		"none":            {kubeletModule, "", nil},
+		"another program": {"example.org/kubelet", "", []string{"-ldflags", flag + "v1.31.4"}},
+		"hostile version": {kubeletModule, "", []string{"-ldflags", flag + "$(id);v1.31.4"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "kubelet")
@@ -52,7 +52,7 @@ func TestKubeletVersion(t *testing.T) {
 			p := tree(t, nil)
 			p.root = ""
 			if got := p.programVersion(t.Context(), file); got != c.want {
-				t.Errorf("%q, want %q", got, c.want)
+				t.Errorf("got %q, want %q", got, c.want)
 			}
 			if _, err := os.Stat(file + ".ran"); err == nil {
 				t.Error("the program was run")
@@ -63,29 +63,30 @@ func TestKubeletVersion(t *testing.T) {
 			}
 
 			if got := p.programVersion(t.Context(), file); got != "" {
-				t.Errorf("a program of 4 TiB is %q", got)
+				t.Errorf("program of 4 TiB: got %q", got)
 			}
 			if err := os.Chmod(file, 0o777); err != nil {
 				t.Fatal(err)
 			}
 
 			if got := p.programVersion(t.Context(), file); got != "" || len(p.untrusted) != 1 {
-				t.Errorf("a program that everybody can change is %q, noted %+v", got, p.untrusted)
+				t.Errorf("world-writable program: got %q, untrusted files %+v", got, p.untrusted)
 			}
 		})
 	}
 }
 
-func TestNoVersionOfScripts(t *testing.T) {
+func TestKubeletVersionUnknown(t *testing.T) {
 	p := tree(t, map[string]string{"/usr/bin/kubelet": "#!/bin/sh\necho Kubernetes v1.31.4\n", "/big": ""})
 	if err := os.Truncate(p.path("/big"), 1<<42); err != nil {
 		t.Fatal(err)
 	}
 
-	for _, program := range []string{"/usr/bin/kubelet", "/big", "kubelet", "", "/none", "/usr",
-		strings.Repeat("/x", 5000)} {
+	for _, program := range []string{
+		"/usr/bin/kubelet", "/big", "kubelet", "", "/none", "/usr", strings.Repeat("/x", 5000),
+	} {
 		if got := p.programVersion(t.Context(), program); got != "" {
-			t.Errorf("%.20s: %q", program, got)
+			t.Errorf("%.20s: got %q", program, got)
 		}
 	}
 }
