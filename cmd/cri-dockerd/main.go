@@ -1,5 +1,5 @@
-// Command cri-dockerd runs Kubernetes pods on Docker Engine: it serves the Container Runtime
-// Interface to the kubelet and drives the engine.
+// Command cri-dockerd runs Kubernetes pods on Docker Engine. It serves the Container Runtime
+// Interface (CRI) to the kubelet.
 package main
 
 import (
@@ -23,8 +23,8 @@ import (
 	"cri-dockerd/internal/takeover"
 )
 
-// version and commit are set by the linker (-X main.version=…); without it what Go has recorded
-// counts.
+// version and commit are set by the linker (-X main.version=…). If empty, the build information
+// recorded by Go applies.
 var version, commit string
 
 func main() {
@@ -40,7 +40,7 @@ func main() {
 	os.Exit(exit.CodeOf(err))
 }
 
-// newCommand is the command line: the daemon itself and its subcommands.
+// newCommand returns the command of the daemon with its subcommands.
 func newCommand() *cobra.Command {
 	cfg := &config.Config{}
 	var showVersion, showBuild bool
@@ -53,7 +53,7 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return exit.UsageError(fmt.Errorf("unknown command %q; %s --help lists all", args[0],
+				return exit.UsageError(fmt.Errorf("unknown command %q (see %s --help)", args[0],
 					cmd.CommandPath()))
 			}
 			return nil
@@ -83,7 +83,7 @@ func newCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(flagError)
 	cfg.Register(cmd.PersistentFlags())
 	cmd.Flags().BoolVar(&showVersion, "version", false, "print the version and exit")
-	cmd.Flags().BoolVar(&showBuild, "buildinfo", false, "print how this program was built and exit")
+	cmd.Flags().BoolVar(&showBuild, "buildinfo", false, "print build information and exit")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
@@ -100,16 +100,15 @@ func newCommand() *cobra.Command {
 	return cmd
 }
 
-// newLogDriverCommand is the process that writes container logs.
+// newLogDriverCommand returns the subcommand of the log-driver process.
 func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:   logprocess.Command,
-		Short: "Write container logs; the daemon or systemd starts this",
-		Long: "log-driver takes containers' output from Docker and writes it to the log files that the kubelet " +
-			"reads. It is a process of its own, so that\n" +
-			"neither a restart nor an upgrade of the daemon touches it. It may be ended at any time; the daemon or " +
-			"systemd starts it again, and no line is lost.",
+		Short: "Write container logs (started by the daemon or systemd)",
+		Long: `log-driver receives the output of containers from Docker and writes it to the log files of the kubelet.
+It is a separate process, so restarts and upgrades of the daemon do not interrupt it. It can be stopped at
+any time: the daemon or systemd restarts it, and no log lines are lost.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Complete(cmd.Flags())
@@ -126,14 +125,13 @@ func newLogDriverCommand(cfg *config.Config) *cobra.Command {
 		},
 	}
 
-	cmd.Flags().StringVar(&socket, "socket", driver.Socket, "where Docker looks for the plugin, unless systemd "+
-		"passes a socket")
+	cmd.Flags().StringVar(&socket, "socket", driver.Socket,
+		"socket of the Docker log driver plugin, unless systemd passes one")
 
 	return cmd
 }
 
-// showDefault makes --help tell also the defaults that pflag leaves out, those that are empty or
-// zero.
+// showDefault adds empty and zero defaults to --help. pflag omits them.
 func showDefault(f *pflag.Flag) {
 	switch f.DefValue {
 	case "", "[]":
@@ -143,7 +141,7 @@ func showDefault(f *pflag.Flag) {
 	}
 }
 
-// flagError names the nearest known flag beside an unknown one.
+// flagError adds the most similar known flag to the error about an unknown flag.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
@@ -152,13 +150,13 @@ func flagError(cmd *cobra.Command, err error) error {
 
 	hint := ""
 	if nearest := config.Nearest(cmd.Flags(), unknown.GetSpecifiedName()); nearest != "" {
-		hint = fmt.Sprintf("; the nearest known one is --%s", nearest)
+		hint = fmt.Sprintf("; did you mean --%s?", nearest)
 	}
 
-	return exit.UsageError(fmt.Errorf("%w%s; %s --help lists all", err, hint, cmd.CommandPath()))
+	return exit.UsageError(fmt.Errorf("%w%s (see %s --help)", err, hint, cmd.CommandPath()))
 }
 
-// versionLine is "cri-dockerd <version> (<commit>)", as tools expect it.
+// versionLine returns "cri-dockerd <version> (<commit>)". Tools parse this format.
 func versionLine() string { return fmt.Sprintf("cri-dockerd %s (%s)", versionNumber(), commitID()) }
 
 func versionNumber() string {
@@ -168,7 +166,7 @@ func versionNumber() string {
 	return version
 }
 
-// commitID is the commit from which this was built, shortened, or "unknown".
+// commitID returns the abbreviated commit of the build, or "unknown".
 func commitID() string {
 	c := commit
 	if info, ok := debug.ReadBuildInfo(); c == "" && ok {
@@ -186,7 +184,8 @@ func commitID() string {
 	return c[:min(12, len(c))]
 }
 
-// buildInfo is the version, and how Go built it: toolchain, modules with their sums, settings.
+// buildInfo returns the version and Go's build information: toolchain, modules with checksums,
+// settings.
 func buildInfo() string {
 	out := versionLine() + "\n"
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -11,8 +11,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"cri-dockerd": main})
 }
 
-// TestCommandLine runs the scripts in testdata. With UPDATE_SCRIPTS=1 it renews the golden file of
-// --help, testdata/help.txtar.
+// TestCommandLine runs the scripts in testdata. UPDATE_SCRIPTS=1 updates the golden file of --help,
+// testdata/help.txtar.
 func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",

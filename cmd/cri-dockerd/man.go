@@ -11,12 +11,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// manPage is the manual with holes for what the command line knows itself.
+// manPage is the template of the manual page. Flags and commands come from the command line.
 //
 //go:embed cri-dockerd.8.tmpl
 var manPage string
 
-// newManCommand prints the manual for packages to contain, so that page and program cannot differ.
+// newManCommand returns the subcommand to print the manual page. Packages contain its output, so
+// page and program always match.
 func newManCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "man",
@@ -27,7 +28,7 @@ func newManCommand() *cobra.Command {
 	}
 }
 
-// writeManual writes the manual of a command line in man(7)'s macros.
+// writeManual writes the manual page of a command in the macros of man(7).
 func writeManual(w io.Writer, root *cobra.Command) error {
 	t, err := template.New("").Funcs(template.FuncMap{
 		"roff":  roff,
@@ -55,7 +56,7 @@ func visible(root *cobra.Command) []*cobra.Command {
 	return out
 }
 
-// roff escapes text: every word stays what it is, and no line begins with a control character.
+// roff escapes a line of text for roff. It must not begin with a control character.
 func roff(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
@@ -64,7 +65,7 @@ func roff(s string) string {
 	return s
 }
 
-// manFlags is a list of flags, each with its default as --help shows it.
+// manFlags returns a list of flags with their defaults, like --help.
 func manFlags(f *pflag.FlagSet) string {
 	var b strings.Builder
 	f.VisitAll(func(f *pflag.Flag) {
@@ -94,7 +95,7 @@ func manFlags(f *pflag.FlagSet) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// manAbout is what a command does, and its own flags.
+// manAbout returns the description of a command and its local flags.
 func manAbout(c *cobra.Command) string {
 	text := c.Long
 	if text == "" || c.Name() == "completion" {

@@ -62,9 +62,9 @@ type Config struct {
 
 // unused are flags of older shims that have lost their meaning, and why.
 var unused = map[string]string{
-	"runtime-request-timeout": "a call ends when the kubelet gives it up",
-	"runtime-cgroups":         "the daemon stays in the cgroup that started it; set Slice= in its unit",
-	"ipv6-dual-stack":         "pods get the families that the network gives; give two ranges to --pod-cidr for kubenet",
+	"runtime-request-timeout": "the deadline of the caller applies to each call",
+	"runtime-cgroups":         "the daemon remains in its initial cgroup; set Slice= in its unit",
+	"ipv6-dual-stack":         "the pod network determines the IP families; for kubenet, set --pod-cidr to two ranges",
 }
 
 // pinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the
@@ -75,57 +75,57 @@ const pinDirectory = "/var/run/netns"
 func (c *Config) Register(f *pflag.FlagSet) {
 	c.PinDirectory = pinDirectory
 	f.StringVar(&c.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock",
-		"where the CRI is served: unix:///path, fd:// (systemd's socket) or tcp://host:port")
+		"endpoint of the CRI server: unix:///path, fd:// (systemd socket activation) or tcp://host:port")
 	f.StringVar(&c.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock",
-		"where Docker listens; empty means DOCKER_HOST and its companions")
+		"endpoint of the Docker API; if empty, DOCKER_HOST and related environment variables apply")
 	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd",
-		"directory of the daemon's lock and of what older shims left")
+		"directory for the daemon's lock and for the state of older shims")
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd",
-		"directory of pinned network namespaces and of the log-driver's table; both outlive the daemon")
-	f.StringVar(&c.PauseImage, "pod-infra-container-image", "", "sandbox image; empty means the embedded one, which "+
-		"needs no registry")
-	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "names of images that the kubelet must not collect, "+
-		"with commas between; * stands for any characters, and a name without tag for all tags")
+		"directory for network namespaces and the log table; must survive restarts of the daemon")
+	f.StringVar(&c.PauseImage, "pod-infra-container-image", "",
+		"sandbox image; empty for the embedded image, which requires no registry")
+	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "comma-separated names of images to "+
+		"exclude from garbage collection; * matches any characters, and a name without a tag matches all tags")
 	f.StringSliceVar(&c.PinnedLabels, "pinned-image-labels", nil,
-		"labels of images that the kubelet must not collect, with commas between: key, key=value, !key or key!=value")
+		"comma-separated label selectors of images to exclude from garbage collection: key, key=value, !key or "+
+			"key!=value")
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute,
-		"an image pull in which nothing moves for so long is ended")
-	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "without effect: "+unused["runtime-request-timeout"])
-	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port for exec, attach and "+
-		"port-forward; empty means a free port on 127.0.0.1")
-	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "certificate for exec, attach and port-forward "+
-		"over TLS, which the kubelet must trust; empty means plain text")
-	f.StringVar(&c.StreamingTLSKey, "streaming-tls-key-file", "", "key of --streaming-tls-cert-file")
-	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni", "who connects pods: cni, kubenet, or empty for Docker's "+
-		"own bridge")
+		"cancel an image pull that makes no progress for this long")
+	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "no effect: "+unused["runtime-request-timeout"])
+	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port of the server for "+
+		"exec, attach and port-forward; empty for a free port on 127.0.0.1")
+	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "TLS certificate of the server for "+
+		"exec, attach and port-forward, trusted by the kubelet; empty for plain text")
+	f.StringVar(&c.StreamingTLSKey, "streaming-tls-key-file", "", "private key of --streaming-tls-cert-file")
+	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni",
+		"network plugin: cni, kubenet, or empty for Docker's default bridge")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
 	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"},
-		"directories of CNI plugins, with commas between")
-	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of CNI's cache")
-	f.StringVar(&c.PodNetNS, "pod-netns", "own", "who makes pods' network namespaces: own (this daemon, where the "+
-		"sandbox image and the engine permit it, else the engine) or engine")
-	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 means the plugin's default")
-	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "how kubenet's pods reach themselves through a service: "+
-		"none, hairpin-veth or promiscuous-bridge (the same as hairpin-veth with bridge-nf-call-iptables)")
-	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "kubenet's range or, with a comma between, ranges; empty means "+
-		"the one that the kubelet tells")
-	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "without effect: "+unused["ipv6-dual-stack"])
-	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "without effect: "+unused["runtime-cgroups"])
-	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in the CRI's format, by the "+
-		"log-driver process), json-file (Docker's own, behind links), or auto: cri if the engine can")
+		"comma-separated directories of CNI plugins")
+	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of the CNI cache")
+	f.StringVar(&c.PodNetNS, "pod-netns", "own", "creator of pod network namespaces: own (the daemon if supported "+
+		"by sandbox image and engine, otherwise the engine) or engine")
+	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 for the default of the plugin")
+	f.StringVar(&c.HairpinMode, "hairpin-mode", "none", "kubenet's support for pods that access themselves through a "+
+		"Service: none, hairpin-veth or promiscuous-bridge (same as hairpin-veth with bridge-nf-call-iptables)")
+	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "comma-separated pod CIDRs of kubenet, at most one per IP family; "+
+		"empty for the CIDR from the kubelet")
+	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "no effect: "+unused["ipv6-dual-stack"])
+	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "no effect: "+unused["runtime-cgroups"])
+	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in CRI format, written by the "+
+		"log-driver process), json-file (links to Docker's logs) or auto (cri if supported by the engine)")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock",
-		"where /metrics, /healthz and /readyz are served: unix:///path, by default metrics.sock in --run-directory, "+
-			"or tcp://host:port; empty means nowhere")
+		"address of /metrics, /healthz and /readyz: unix:///path (by default metrics.sock in --run-directory) or "+
+			"tcp://host:port; empty to disable")
 	f.StringVar(&c.TracingEndpoint, "tracing-endpoint", "", "host:port of an OpenTelemetry collector (OTLP over "+
-		"gRPC) that gets traces; empty means nowhere")
+		"gRPC); empty to disable tracing")
 	f.IntVar(&c.TracingRate, "tracing-sampling-rate-per-million", 0,
-		"of a million calls whose caller tells no trace, how many are traced; the others follow the kubelet's own tracing")
-	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
-	f.StringVar(&c.TLSCert, "tls-cert-file", "", "certificate for a tcp:// endpoint beyond loopback")
-	f.StringVar(&c.TLSKey, "tls-key-file", "", "key of --tls-cert-file")
-
-	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "authorities of the clients of a tcp:// endpoint")
+		"number of traced calls per million calls without a trace context; all others follow the kubelet's decision")
+	f.StringVar(&c.LogLevel, "log-level", "info", "log level: debug, info, warn or error")
+	f.StringVar(&c.LogFormat, "log-format", "text", "log format: text or json")
+	f.StringVar(&c.TLSCert, "tls-cert-file", "", "TLS certificate of a tcp:// endpoint outside of loopback")
+	f.StringVar(&c.TLSKey, "tls-key-file", "", "private key of --tls-cert-file")
+	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "certificate authorities for clients of a tcp:// endpoint")
 }
 
 // Complete fills the settings that depend on others or have an older spelling, and notes which

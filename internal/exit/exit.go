@@ -1,13 +1,13 @@
-// Package exit gives errors the code with which the program ends (EXIT STATUS in the manual).
+// Package exit defines errors with an exit code (EXIT STATUS in the manual page).
 package exit
 
 import "errors"
 
-// Codes of the program.
+// Exit codes of the program.
 const (
 	Failed = 1
 	Usage  = 2 // a mistake on the command line
-	ByHand = 3 // takeover: something remains to be done by hand
+	ByHand = 3 // takeover: manual steps remain
 )
 
 // Error is an error with an exit code.

@@ -19,11 +19,11 @@ func TestCodeOf(t *testing.T) {
 		{fmt.Errorf("more: %w", &Error{cause, ByHand}), ByHand},
 	} {
 		if got := CodeOf(c.err); got != c.want {
-			t.Errorf("%v: %d, want %d", c.err, got, c.want)
+			t.Errorf("%v: got %d, want %d", c.err, got, c.want)
 		}
 	}
 
 	if err := UsageError(cause); !errors.Is(err, cause) || err.Error() != "cause" {
-		t.Errorf("the cause is lost: %v", err)
+		t.Errorf("UsageError does not wrap the cause: %v", err)
 	}
 }

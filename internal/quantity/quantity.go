@@ -1,5 +1,6 @@
-// Package quantity reads Kubernetes' resource quantities, such as 10M, 1Gi, 500m and 1e9
-// (apimachinery, resource.Quantity), without the library, which must not be linked.
+// Package quantity parses Kubernetes' resource quantities, such as 10M, 1Gi, 500m and 1e9
+// (resource.Quantity in apimachinery). It replaces the library to keep apimachinery out of the
+// binary.
 package quantity
 
 import (
@@ -10,14 +11,14 @@ import (
 	"strings"
 )
 
-// maxLength bounds a quantity, in bytes.
+// maxLength is the maximum length of a quantity in bytes.
 const maxLength = 128
 
-// grammar has the groups sign, whole part, fraction, suffix and exponent.
+// grammar has the groups sign, integer part, fraction, suffix and exponent.
 var grammar = regexp.MustCompile(`^([+-]?)([0-9]*)(?:\.([0-9]*))?(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]{1,18}))?$`)
 
-// Parse returns a quantity as a whole number. As Quantity.Value does, it rounds away from zero and
-// bounds the result to ±(2^63-1). ok is false if s is no quantity.
+// Parse returns a quantity as an integer. Like Quantity.Value, it rounds away from zero and limits
+// the result to ±(2^63-1). ok is false if s is not a quantity.
 func Parse(s string) (value int64, ok bool) {
 	if len(s) > maxLength {
 		return 0, false
@@ -52,15 +53,17 @@ func exponents(suffix, exponent string) (binary, decimal int) {
 	return 0, max(-maxExponent, min(n, maxExponent))
 }
 
-// maxExponent is more than any that changes a bounded result of maxLength digits.
+// maxExponent is large enough: greater exponents do not change a limited result of maxLength
+// digits.
 const maxExponent = 2 * maxLength
 
-// scale returns digits * 2^binary * 10^decimal, rounded up and bounded. digits is not negative.
+// scale returns digits * 2^binary * 10^decimal, rounded up and limited to math.MaxInt64. digits is
+// not negative.
 func scale(digits *big.Int, binary, decimal int) int64 {
 	power := func(n int) *big.Int { return new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n)), nil) }
 	digits.Lsh(digits, uint(binary))
 	digits.Mul(digits, power(max(decimal, 0)))
-	if _, rest := digits.QuoRem(digits, power(max(-decimal, 0)), new(big.Int)); rest.Sign() > 0 {
+	if _, remainder := digits.QuoRem(digits, power(max(-decimal, 0)), new(big.Int)); remainder.Sign() > 0 {
 		digits.Add(digits, big.NewInt(1))
 	}
 	if !digits.IsInt64() {

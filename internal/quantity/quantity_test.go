@@ -21,7 +21,7 @@ func TestParse(t *testing.T) {
 		"1e300": math.MaxInt64, "-1e999999999": -math.MaxInt64, "0e999999999": 0,
 	} {
 		if got, ok := Parse(in); !ok || got != want {
-			t.Errorf("%q: %d, %v; want %d", in, got, ok, want)
+			t.Errorf("%q: got %d, %v; want %d", in, got, ok, want)
 		}
 	}
 
@@ -32,7 +32,7 @@ func TestParse(t *testing.T) {
 		strings.Repeat("1", maxLength+1),
 	} {
 		if got, ok := Parse(bad); ok {
-			t.Errorf("%q is %d", bad, got)
+			t.Errorf("%q: got %d, want an error", bad, got)
 		}
 	}
 }
@@ -64,7 +64,7 @@ func TestParseIsExact(t *testing.T) {
 
 		got, ok := Parse(in)
 		if !ok {
-			t.Fatalf("%q is no quantity", in)
+			t.Fatalf("%q: not a quantity", in)
 		}
 
 		limit := new(big.Rat).SetInt64(math.MaxInt64)
@@ -72,23 +72,23 @@ func TestParseIsExact(t *testing.T) {
 		value.Abs(value)
 		switch {
 		case want.Sign() != 0 && got != 0 && want.Sign() != new(big.Rat).SetInt64(got).Sign():
-			t.Errorf("%q is %d, of the other sign", in, got)
+			t.Errorf("%q: got %d, wrong sign", in, got)
 		case size.Cmp(limit) > 0 && value.Cmp(limit) != 0:
-			t.Errorf("%q is %d, not the bound", in, got)
+			t.Errorf("%q: got %d, want the limit", in, got)
 		case size.Cmp(limit) <= 0 && (value.Cmp(size) < 0 || value.Sub(value, size).Cmp(big.NewRat(1, 1)) >= 0):
-			t.Errorf("%q is %d, not rounded away from zero", in, got)
+			t.Errorf("%q: got %d, not rounded away from zero", in, got)
 		}
 	})
 }
 
-// FuzzParse: no text makes Parse fail or take long.
+// FuzzParse checks that Parse returns 0 with every error and never returns math.MinInt64.
 func FuzzParse(f *testing.F) {
 	f.Add("1e9")
 	f.Add("-1.5Ki")
 	f.Add("1e-999999999999999999")
 	f.Fuzz(func(t *testing.T, s string) {
 		if v, ok := Parse(s); !ok && v != 0 || v == math.MinInt64 {
-			t.Errorf("%q is %d, %v", s, v, ok)
+			t.Errorf("%q: got %d, %v", s, v, ok)
 		}
 	})
 }

@@ -1,7 +1,7 @@
-// Package shell builds the command lines and the advice that the program prints for an operator to
-// paste. A line comes from a constant of this program and from words, and every word is quoted by
-// Quote. A string that somebody else wrote, such as an argument of a process or the name of a file,
-// cannot become syntax: the parameters for syntax take constants only.
+// Package shell builds command lines and advice for an operator to paste. A line consists of a
+// constant of this program and of words, and Quote quotes every word. Foreign strings, such as
+// arguments of processes or names of files, cannot become syntax: the parameters for syntax accept
+// constants only.
 package shell
 
 import (
@@ -13,37 +13,37 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// MaxWord bounds a word of a command line in bytes; PATH_MAX of Linux is 4096.
+// MaxWord is the maximum length of a word in bytes, equal to PATH_MAX of Linux.
 const MaxWord = 4096
 
-// maxShown bounds a word that Show puts into a sentence, in bytes.
+// maxShown is the maximum length of a word in the result of Show, in bytes.
 const maxShown = 256
 
-// refused stands in the place of a command with a word that cannot be quoted safely.
-const refused = "no command can be suggested: a word of it has control characters, is too long " +
-	"or would be read as an option"
+// refused replaces a command with a word that cannot be quoted safely.
+const refused = "no command available: an argument contains control characters, is too long, " +
+	"or would be parsed as an option"
 
 // Errors of Quote and of operands.
 var (
 	errEncoding = errors.New("the word is not valid UTF-8")
-	errControl  = errors.New("the word has characters that a terminal does not print")
+	errControl  = errors.New("the word has unprintable characters")
 	errLength   = errors.New("the word is too long")
-	errOption   = errors.New("the word would be read as an option")
+	errOption   = errors.New("the word would be parsed as an option")
 )
 
-// constant is a string constant of this program: outside this package only untyped constants
+// constant is a string constant of this program. Outside this package, only untyped constants
 // convert to it.
 type constant string
 
-// Line is a command line, or advice where no command can do it. The zero Line is none.
+// Line is a command line, or advice if no command exists. The zero Line is absent.
 type Line struct {
 	text string
-	err  error // why a word of it is refused
+	err  error // why a word was refused
 }
 
-// Command returns a command line. Each "{}" of format is replaced by a word, quoted. A word that is
-// an operand of its own, which means that it follows a space or nothing, must not begin with "-".
-// One that follows other characters, as in "--name={}", may.
+// Command returns a command line. It replaces each "{}" of format with a quoted word. A word after
+// a space or at the start is an operand and must not begin with "-". Words after other characters,
+// as in "--name={}", may do so.
 func Command(format constant, words ...string) Line {
 	return build(string(format), words, func(word string, operand bool) (string, error) {
 		if operand && strings.HasPrefix(word, "-") {
@@ -53,9 +53,9 @@ func Command(format constant, words ...string) Line {
 	})
 }
 
-// Advice returns a sentence in which each "{}" is replaced by a word, quoted as in a command line,
-// so that parts of the sentence can be pasted as well. Words that cannot be quoted are shown by
-// Show. The sentence has no apostrophe before a place, which would quote what follows.
+// Advice returns a sentence. It replaces each "{}" of format with a word, quoted like in a command
+// line so that parts of the sentence can be pasted, or formatted by Show if Quote refuses the word.
+// format must not contain an apostrophe before a placeholder, because it would start a quotation.
 func Advice(format constant, words ...string) Line {
 	return build(string(format), words, func(word string, _ bool) (string, error) {
 		if quoted, err := Quote(word); err == nil && len(word) <= maxShown {
@@ -94,7 +94,7 @@ func build(format string, words []string, quote func(word string, operand bool) 
 			break
 		}
 		if quotes := strings.Count(before, "'") + strings.Count(before, `"`); quotes%2 != 0 {
-			l.err = errors.Join(l.err, errors.New("a place stands within quotes"))
+			l.err = errors.Join(l.err, errors.New("a placeholder is inside quotes"))
 		}
 
 		word := ""
@@ -112,7 +112,7 @@ func build(format string, words []string, quote func(word string, operand bool) 
 	}
 
 	if len(words) > 0 {
-		l.err = errors.Join(l.err, errors.New("there are more words than places"))
+		l.err = errors.Join(l.err, errors.New("more words than placeholders"))
 	}
 
 	l.text = b.String()
@@ -120,7 +120,7 @@ func build(format string, words []string, quote func(word string, operand bool) 
 	return l
 }
 
-// Args returns the line with further operands, quoted.
+// Args returns the line with additional quoted operands.
 func (l Line) Args(words ...string) Line {
 	for _, w := range words {
 		next := Command(" {}", w)
@@ -129,19 +129,19 @@ func (l Line) Args(words ...string) Line {
 	return l
 }
 
-// With returns the line with more of it, built as by Command and separated by a space.
+// With returns the line followed by a space and the result of Command.
 func (l Line) With(format constant, words ...string) Line {
 	return l.join(" ", Command(format, words...))
 }
 
-// And returns the line that runs next if l succeeds. An absent line is left out.
+// And returns a line to run l and, if l succeeds, next. It omits an absent line.
 func (l Line) And(next Line) Line { return l.join(" && ", next) }
 
-// Then returns the line that runs next after l.
+// Then returns a line to run l, then next.
 func (l Line) Then(next Line) Line { return l.join("; ", next) }
 
-// Detached returns the line that runs in the background, survives the terminal and appends its
-// output to the file log.
+// Detached returns a line to run l in the background, independent of the terminal, with its output
+// appended to the file log.
 func (l Line) Detached(log constant) Line {
 	return Line{"nohup " + l.text + " >>" + string(log) + " 2>&1 &", l.err}
 }
@@ -162,10 +162,10 @@ func (l Line) join(operator string, next Line) Line {
 // IsZero reports whether there is no line.
 func (l Line) IsZero() bool { return l.text == "" && l.err == nil }
 
-// Err is the reason why no command can be suggested, nil if one can.
+// Err returns the reason for a refused word, nil if there is none.
 func (l Line) Err() error { return l.err }
 
-// String is the line to print. If a word was refused, it says so and contains no command.
+// String returns the line to print. After a refused word, it is a message without any command.
 func (l Line) String() string {
 	if l.err != nil {
 		return refused
@@ -176,9 +176,9 @@ func (l Line) String() string {
 // MarshalText is String, for JSON.
 func (l Line) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// Quote returns s as one word of a POSIX shell's command line. It returns an error for words that
-// no quoting makes safe to print and paste: invalid UTF-8, characters that are not printable
-// (terminals obey escape sequences, and a line break runs the command), and words over MaxWord.
+// Quote returns s as one word of a POSIX shell's command line. It returns an error for words unsafe
+// to print and paste even with quotes: invalid UTF-8, unprintable characters (terminals obey escape
+// sequences, and a line break runs the command), and words longer than MaxWord.
 func Quote(s string) (string, error) {
 	switch {
 	case len(s) > MaxWord:
@@ -194,14 +194,14 @@ func Quote(s string) (string, error) {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'", nil
 }
 
-// special reports whether a character must be quoted.
+// special reports whether a character requires quotes.
 func special(r rune) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 	return !strings.ContainsRune(letters+"/.:,-_=@%+", r)
 }
 
-// Show returns a foreign string for a sentence: on one line, printable, bounded, and quoted, so
-// that it is one word even if it is pasted. What cannot be printed is a space.
+// Show returns a foreign string for use in a sentence: on one line, bounded, and quoted, so that it
+// remains one word if it is pasted. A space replaces each unprintable character.
 func Show(s string) string {
 	printable := strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -212,14 +212,14 @@ func Show(s string) string {
 
 	quoted, err := Quote(printable)
 	if err != nil {
-		return "''" // Quote takes every printable word of this length
+		return "''" // unreachable: Quote accepts every printable word of this length
 	}
 
 	return quoted
 }
 
-// IsPlain reports whether a value may stand in a file or in an expression of sed without any
-// quoting: letters, digits and "/.:,-_=@%+", at most 256 characters.
+// IsPlain reports whether a value is safe in a file or in an expression of sed without quotes:
+// letters, digits and "/.:,-_=@%+", at most 256 characters.
 func IsPlain(s string) bool {
 	return s != "" && len(s) <= maxShown && !strings.ContainsFunc(s, special)
 }

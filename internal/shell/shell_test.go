@@ -11,7 +11,7 @@ import (
 	"mvdan.cc/sh/v3/syntax"
 )
 
-// words are what other users put into names, arguments and files.
+// words returns names, arguments and file contents of other users.
 func words() []string {
 	return []string{
 		"plain", "a b", "", "it's", `"x"`, "$(touch /tmp/x)", "`id`", "; rm -rf /", "a\nb", "\x1b]0;title\a",
@@ -23,8 +23,8 @@ func words() []string {
 	}
 }
 
-// TestQuoteReadsBack runs a shell on every word that Quote accepts: it is that one word again.
-func TestQuoteReadsBack(t *testing.T) {
+// TestQuoteRoundTrip passes every word accepted by Quote through a shell.
+func TestQuoteRoundTrip(t *testing.T) {
 	var line strings.Builder
 	var want []string
 	for _, w := range words() {
@@ -40,16 +40,17 @@ func TestQuoteReadsBack(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, want) {
-			t.Errorf("%s reads %q, want %q", name, got, want)
+			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
 }
 
-func TestQuoteRefuses(t *testing.T) {
-	for _, w := range []string{"a\nb", "\x1b[2J", "\xff", "\x00", "\r", "a\tb", "\u202ex", "\u200b",
-		strings.Repeat("x", MaxWord+1)} {
+func TestQuoteErrors(t *testing.T) {
+	for _, w := range []string{
+		"a\nb", "\x1b[2J", "\xff", "\x00", "\r", "a\tb", "\u202ex", "\u200b", strings.Repeat("x", MaxWord+1),
+	} {
 		if quoted, err := Quote(w); err == nil {
-			t.Errorf("%.20q becomes %.40s", w, quoted)
+			t.Errorf("%.20q: got %.40s, want an error", w, quoted)
 		}
 	}
 }
@@ -69,7 +70,7 @@ func TestLines(t *testing.T) {
 		refused:                                   Command("rm {}", "-rf"),
 	} {
 		if got := l.String(); got != want {
-			t.Errorf("%s, want %s", got, want)
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 
@@ -77,16 +78,16 @@ func TestLines(t *testing.T) {
 		"option": Command("rm {}", "-x"), "operand": Command("rm").Args("-x"), "program": Run("-x"),
 		"name": Run("/x", Option{"a;b", ""}), "newline": Run("/x", Option{"a", "\n"}),
 		"missing": Command("rm {}"), "too many": Command("rm", "x"),
-		"quoted place": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"),
-		"of the second": Command("a").And(Command("rm {}", "\x1b")),
+		"quoted placeholder": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"),
+		"second command": Command("a").And(Command("rm {}", "\x1b")),
 	} {
 		if l.Err() == nil || l.String() != refused {
-			t.Errorf("%s: %s", name, l)
+			t.Errorf("%s: got %s, want an error", name, l)
 		}
 	}
 
 	if !none.IsZero() || Command("a").IsZero() || Command("rm {}", "-x").IsZero() {
-		t.Error("which lines are absent")
+		t.Error("IsZero: want true for the zero Line only")
 	}
 
 	b, err := json.Marshal(struct {
@@ -98,8 +99,8 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// FuzzCommand puts any words into a line with syntax of its own and parses the line again: there
-// are as many commands as the constant has, and the words are literals.
+// FuzzCommand builds a line from a constant with several commands and from arbitrary words. The
+// parsed line must have the same commands, and the words must be literals.
 func FuzzCommand(f *testing.F) {
 	for _, w := range words() {
 		f.Add(w, "other")
@@ -132,7 +133,7 @@ func FuzzCommand(f *testing.F) {
 
 			case *syntax.CmdSubst, *syntax.ParamExp, *syntax.Redirect, *syntax.ArithmExp, *syntax.Comment,
 				*syntax.DblQuoted, *syntax.ExtGlob:
-				t.Errorf("%s has a %T", l, n)
+				t.Errorf("%s: contains %T", l, n)
 			}
 
 			return true
@@ -140,12 +141,12 @@ func FuzzCommand(f *testing.F) {
 
 		want := [][]string{{"grep", "-q", "x", a}, {"sed", "-i", "--file=" + b, "/y"}, {"tee", "-a", a}}
 		if len(calls) != 3 || !slices.EqualFunc(calls, want, slices.Equal[[]string]) {
-			t.Errorf("%s is %q", l, calls)
+			t.Errorf("%s: got %q, want %q", l, calls, want)
 		}
 	})
 }
 
-// literal is a word without any expansion.
+// literal returns the text of a word and reports an error for any expansion.
 func literal(t *testing.T, w *syntax.Word) string {
 	t.Helper()
 	var b strings.Builder
@@ -156,7 +157,7 @@ func literal(t *testing.T, w *syntax.Word) string {
 		case *syntax.SglQuoted:
 			b.WriteString(p.Value)
 		default:
-			t.Errorf("a %T in a word", p)
+			t.Errorf("word contains %T", p)
 		}
 	}
 
