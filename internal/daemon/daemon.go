@@ -1,6 +1,6 @@
-// Package daemon wires the parts and runs them: it takes the lock on the root directory, listens,
-// notifies systemd, follows the engine, recovers after a crash, and stops in order. Pods do not
-// notice its start or stop.
+// Package daemon creates the parts of the daemon and runs them. It locks the root directory,
+// listens, notifies systemd, follows the engine, recovers after a crash, and stops the parts in
+// order. Pods are not affected by its start or stop.
 package daemon
 
 import (
@@ -22,28 +22,27 @@ import (
 )
 
 const (
-	// startTimeout is how long the first read of the engine may hold up calls, and the start of
-	// units that systemd orders after the daemon. An engine that is down does not hold them up at
-	// all, one that neither answers nor refuses must not do so for ever. Engine 20.10 takes more
-	// than ten seconds for GET /info while another client's pull waits for a name that DNS does not
-	// resolve.
+	// startTimeout limits the time until the first read of the engine is complete. Until then,
+	// calls and systemd units ordered after the daemon wait. A stopped engine causes no delay, but
+	// a hanging engine must not delay the start forever. Engine 20.10 takes more than ten seconds
+	// for GET /info during another client's pull with an unresolvable registry name.
 	startTimeout = 30 * time.Second
-	// stopGrace is for calls that run when the daemon stops. systemd kills after 90 s.
+	// stopGrace is the grace period for running calls when the daemon stops. systemd kills it after
+	// 90 s.
 	stopGrace = 10 * time.Second
-	// recoverRetryMin is the pause after a recovery that could not clear everything. It doubles up
-	// to recoverRetryMax.
+	// recoverRetryMin is the delay after an incomplete recovery. It doubles up to recoverRetryMax.
 	recoverRetryMin = time.Minute
 	recoverRetryMax = 16 * time.Minute
-	// gcPercent is how much the heap grows between collections. Responses with the metrics of all
-	// pods are the largest by far, and rare.
+	// gcPercent is the growth of the heap between collections. The largest responses, the metrics
+	// of all pods, are rare.
 	gcPercent = 50
-	// umask is the daemon's own, whatever its unit's is: missing host paths of mounts are 0755, so
-	// that the users of containers can read them.
+	// umask overrides the umask of the unit. The daemon creates missing host paths of mounts with
+	// mode 0755, readable for the users of containers.
 	umask = 0o022
 )
 
-// Run serves the CRI until ctx ends (nil) or something fails at start or later. The engine may be
-// down at any time. Errors give the cause and the fix in one sentence. version is this program's.
+// Run serves the CRI until ctx ends (nil) or a part fails. The engine may be down at any time.
+// Errors give the cause and the fix in one sentence. version is the version line of this program.
 func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
@@ -51,7 +50,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 
 	debug.SetGCPercent(gcPercent)
 	syscall.Umask(umask)
-	klog.SetSlogLogger(log.With("from", "streaming"))
+	klog.SetSlogLogger(log.With("component", "streaming"))
 
 	unlock, err := process.LockDirectory("--cri-dockerd-root-directory", cfg.RootDirectory, process.HandOverTimeout)
 	if err != nil {
@@ -59,8 +58,8 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 	defer unlock()
 
-	// Two daemons with root directories of their own would still take each other's namespaces and
-	// mounts for leftovers.
+	// Two daemons with different root directories but the same run directory would remove each
+	// other's namespaces and mounts.
 	unlockRun, err := process.LockDirectory("--run-directory", cfg.RunDirectory, process.HandOverTimeout)
 	if err != nil {
 		return err
@@ -86,14 +85,14 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	return p.run(ctx, hup)
 }
 
-// run runs the parts until ctx ends or one fails. A signal on hup reloads.
+// run runs the parts until ctx ends or a part fails. A signal on hup triggers a reload.
 func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 	g, ctx := errgroup.WithContext(ctx)
-	begun := make(chan struct{})
+	started := make(chan struct{})
 	for _, part := range []func() error{
-		func() error { return ignoreEnd(p.view.Run(ctx)) },
-		func() error { return ignoreEnd(p.oom.Run(ctx)) },
-		func() error { return ignoreEnd(p.exits.Run(ctx)) },
+		func() error { return ignoreCanceled(p.view.Run(ctx)) },
+		func() error { return ignoreCanceled(p.oom.Run(ctx)) },
+		func() error { return ignoreCanceled(p.exits.Run(ctx)) },
 		func() error { p.logs.Run(ctx); return nil },
 		func() error { p.network.Run(ctx); return nil },
 		func() error { p.imageFS.Run(ctx); return nil },
@@ -101,9 +100,9 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 		func() error { p.service.CompleteStarts(ctx); return nil },
 		func() error { p.reloadLoop(ctx, hup); return nil },
 		p.streams.Serve,
-		func() error { p.begin(ctx, begun); return nil },
+		func() error { p.begin(ctx, started); return nil },
 		func() error { return p.serve(ctx) },
-		func() error { return p.notifySystemd(ctx, begun) },
+		func() error { return p.notifySystemd(ctx, started) },
 		func() error { return p.endpoint.serve(ctx, p.metricsListener) },
 		func() error { return p.stop(ctx) },
 	} {
@@ -113,22 +112,22 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 	return g.Wait()
 }
 
-// begin closes p.known and then begun, as soon as the daemon can answer.
-func (p *parts) begin(ctx context.Context, begun chan<- struct{}) {
+// begin closes p.known and then started when the daemon can serve calls.
+func (p *parts) begin(ctx context.Context, started chan<- struct{}) {
 	p.awaitEngine(ctx, startTimeout, isKnown)
 	close(p.known)
 	p.awaitLogs(ctx, startTimeout)
-	close(begun)
+	close(started)
 }
 
-// serve serves the CRI as soon as the engine has answered or is down. Until then calls wait in the
-// socket: better than a response that nothing is known.
+// serve serves the CRI after the engine has responded or is known to be down. Until then, calls
+// wait in the socket instead of failing.
 func (p *parts) serve(ctx context.Context) error {
-	p.awaitEngine(ctx, startTimeout, isAnswering)
+	p.awaitEngine(ctx, startTimeout, hasResponded)
 	if err := process.DropProgramPages(); err != nil {
-		p.log.Debug("the program stays in memory as a whole", "err", err)
+		p.log.Debug("failed to release memory of the program", "err", err)
 	}
-	p.log.Info("serving the CRI", "at", p.listener.Addr().String())
+	p.log.Info("serving the CRI", "address", p.listener.Addr().String())
 	return p.server.Serve(p.listener)
 }
 
@@ -141,8 +140,8 @@ func (p *parts) stop(ctx context.Context) error {
 	return errors.Join(err, p.streams.Close())
 }
 
-// hold keeps calls back until it is known what runs, or that the engine is down. Version and
-// RuntimeConfig are answered as soon as the engine is connected.
+// hold delays calls until p.known is closed. Version and RuntimeConfig only need a connection to
+// the engine.
 func (p *parts) hold(ctx context.Context, method string) error {
 	if method == "Version" || method == "RuntimeConfig" {
 		return nil
@@ -156,28 +155,29 @@ func (p *parts) hold(ctx context.Context, method string) error {
 	}
 }
 
-// isKnown reports whether it is known what runs, or that the engine is down.
+// isKnown reports whether the first read of the engine is complete or has failed.
 func isKnown(e view.EngineState) bool { return e.Attempted }
 
-// isAnswering reports whether the engine has answered, or is down.
-func isAnswering(e view.EngineState) bool { return e.Connected || e.Attempted }
+// hasResponded reports whether the engine has responded or is down.
+func hasResponded(e view.EngineState) bool { return e.Connected || e.Attempted }
 
-// awaitEngine waits until the engine is in a state, at most for timeout.
+// awaitEngine waits until the engine has reached a state, at most for timeout.
 func (p *parts) awaitEngine(ctx context.Context, timeout time.Duration, reached func(view.EngineState) bool) {
 	p.await(ctx, timeout, nil, func() bool { return reached(p.view.Engine()) })
 }
 
-// awaitLogs waits until it is known how containers are logged, at most for timeout: until then the
-// node is not ready, which units that are ordered after the daemon need not see. It does not wait
-// for an engine that is down.
+// awaitLogs waits until the log mode is decided, at most for timeout. Until then, the node is not
+// ready, and units ordered after the daemon should not start yet. It does not wait while the engine
+// is down.
 func (p *parts) awaitLogs(ctx context.Context, timeout time.Duration) {
 	p.await(ctx, timeout, p.logs.Decided(), func() bool { return !p.view.Engine().Ready })
 }
 
-// await waits until done is closed, or isDone after a change of the engine, at most for timeout.
+// await waits until done is closed or isDone returns true, at most for timeout. It calls isDone
+// after each change of the engine.
 func (p *parts) await(ctx context.Context, timeout time.Duration, done <-chan struct{}, isDone func() bool) {
-	late := time.NewTimer(timeout)
-	defer late.Stop()
+	expired := time.NewTimer(timeout)
+	defer expired.Stop()
 
 	for {
 		changed := p.view.Changed()
@@ -188,7 +188,7 @@ func (p *parts) await(ctx context.Context, timeout time.Duration, done <-chan st
 		select {
 		case <-ctx.Done():
 			return
-		case <-late.C:
+		case <-expired.C:
 			return
 		case <-done:
 			return
@@ -197,43 +197,43 @@ func (p *parts) await(ctx context.Context, timeout time.Duration, done <-chan st
 	}
 }
 
-// recoverLoop clears leftovers of a crash whenever the view has been read anew, and tries again
-// later what could not be cleared.
+// recoverLoop removes leftovers of a crash after each full read of the view, and retries after
+// errors.
 func (p *parts) recoverLoop(ctx context.Context) {
-	again := time.NewTimer(recoverRetryMin)
-	again.Stop()
-	defer again.Stop()
+	retry := time.NewTimer(recoverRetryMin)
+	retry.Stop()
+	defer retry.Stop()
 
-	pause := recoverRetryMin
+	delay := recoverRetryMin
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.view.Synced():
 			p.logs.EngineConnected()
-			pause = recoverRetryMin
-		case <-again.C:
+			delay = recoverRetryMin
+		case <-retry.C:
 		case <-p.network.Leftovers():
-			pause = recoverRetryMin
+			delay = recoverRetryMin
 		}
 
-		p.recovering.begin()
+		p.recovery.begin()
 		err := p.service.Recover(ctx)
-		p.recovering.end()
+		p.recovery.end()
 		if ctx.Err() != nil {
 			return
 		}
 
 		p.recoveries.WithLabelValues(result(err)).Inc()
 		if err != nil {
-			p.log.Warn("not all leftovers could be cleared; trying again", "in", pause, "err", err)
-			again.Reset(pause)
-			pause = min(2*pause, recoverRetryMax)
+			p.log.Warn("failed to remove all leftovers; retrying", "retry", delay, "err", err)
+			retry.Reset(delay)
+			delay = min(2*delay, recoverRetryMax)
 		}
 	}
 }
 
-// result is the label of a metric.
+// result returns the value of the label result.
 func result(err error) string {
 	if err != nil {
 		return "error"
@@ -241,7 +241,7 @@ func result(err error) string {
 	return "ok"
 }
 
-func ignoreEnd(err error) error {
+func ignoreCanceled(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -24,24 +24,25 @@ import (
 	"cri-dockerd/internal/process"
 )
 
-// TestMain leaves out klog's own goroutine, which lives as long as the process.
+// TestMain ignores klog's own goroutine, which never ends.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 
-// configure is a configuration with everything below one directory and an engine that does not
-// exist.
+// configure returns a configuration with all paths below one directory and without an engine.
 func configure(t *testing.T, dir string, args ...string) *config.Config {
 	t.Helper()
 	c, f := &config.Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
 	c.Register(f)
 	args = append([]string{
-		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"), "--docker-endpoint=unix://" +
-			filepath.Join(dir, "no-engine.sock"),
-		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"), "--run-directory=" + filepath.Join(dir, "run"),
-		"--cni-conf-dir=" + filepath.Join(dir, "net.d"), "--cni-cache-dir=" + filepath.Join(dir, "cache"),
+		"--container-runtime-endpoint=unix://" + filepath.Join(dir, "cri.sock"),
+		"--docker-endpoint=unix://" + filepath.Join(dir, "no-engine.sock"),
+		"--cri-dockerd-root-directory=" + filepath.Join(dir, "root"),
+		"--run-directory=" + filepath.Join(dir, "run"),
+		"--cni-conf-dir=" + filepath.Join(dir, "net.d"),
+		"--cni-cache-dir=" + filepath.Join(dir, "cache"),
 		"--metrics-bind-address=unix://" + filepath.Join(dir, "metrics.sock"),
-		// the others start this program as the log-driver process, which the test is not
+		// the other modes would start the test program as the log-driver process
 		"--container-log=json-file",
 	}, args...)
 	if err := f.Parse(args); err != nil {
@@ -54,12 +55,12 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 	}
 
 	c.PinDirectory = filepath.Join(dir, "netns")
-	t.Cleanup(func() { _ = syscall.Unmount(c.PinDirectory, syscall.MNT_DETACH) }) // what the daemon mounts to share it
+	t.Cleanup(func() { _ = syscall.Unmount(c.PinDirectory, syscall.MNT_DETACH) }) // shared bind mount of the daemon
 
 	return c
 }
 
-// systemd is the socket to which sd_notify speaks.
+// systemd returns a socket for notifications (sd_notify(3)).
 func systemd(t *testing.T) *net.UnixConn {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "notify")
@@ -74,7 +75,8 @@ func systemd(t *testing.T) *net.UnixConn {
 	return c
 }
 
-func told(t *testing.T, c *net.UnixConn, want string) {
+// awaitState waits for a notification of systemd.
+func awaitState(t *testing.T, c *net.UnixConn, want string) {
 	t.Helper()
 	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -83,7 +85,7 @@ func told(t *testing.T, c *net.UnixConn, want string) {
 	for buf := make([]byte, 1024); ; {
 		n, err := c.Read(buf)
 		if err != nil {
-			t.Fatalf("systemd waits for %s: %v", want, err)
+			t.Fatalf("wait for notification %s: %v", want, err)
 		}
 		if got := string(buf[:n]); got == want || strings.HasPrefix(got, want+"\n") {
 			return
@@ -91,8 +93,8 @@ func told(t *testing.T, c *net.UnixConn, want string) {
 	}
 }
 
-// TestWithoutEngine: the daemon starts, tells systemd, lives through SIGHUP, feeds the watchdog and
-// stops in order, all with the engine down.
+// TestWithoutEngine starts the daemon without an engine. It must notify systemd, survive SIGHUP,
+// send keep-alive messages and stop.
 func TestWithoutEngine(t *testing.T) {
 	for _, plugin := range []string{"cni", "kubenet", ""} {
 		t.Run("network="+plugin, func(t *testing.T) {
@@ -105,15 +107,15 @@ func TestWithoutEngine(t *testing.T) {
 					slog.New(slog.DiscardHandler))
 			}()
 
-			told(t, notified, "READY=1")
-			told(t, notified, "WATCHDOG=1")
+			awaitState(t, notified, "READY=1")
+			awaitState(t, notified, "WATCHDOG=1")
 			if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 				t.Fatal(err)
 			}
 
-			told(t, notified, "RELOADING=1")
-			told(t, notified, "READY=1")
-			told(t, notified, "WATCHDOG=1")
+			awaitState(t, notified, "RELOADING=1")
+			awaitState(t, notified, "READY=1")
+			awaitState(t, notified, "WATCHDOG=1")
 			c, err := net.Dial("unix", filepath.Join(dir, "cri.sock"))
 			if err != nil {
 				t.Error(err)
@@ -126,16 +128,15 @@ func TestWithoutEngine(t *testing.T) {
 				t.Errorf("Run: %v", err)
 			}
 
-			told(t, notified, "STOPPING=1")
+			awaitState(t, notified, "STOPPING=1")
 			if _, err := os.Lstat(filepath.Join(dir, "cri.sock")); !os.IsNotExist(err) {
-				t.Errorf("the socket is still there: %v", err)
+				t.Errorf("the socket still exists: %v", err)
 			}
 		})
 	}
 }
 
-// TestStopEndsEventStreams: a stream of events has no end of its own, and must not hold the daemon
-// up.
+// TestStopEndsEventStreams checks that an open event stream does not delay the stop of the daemon.
 func TestStopEndsEventStreams(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	ctx, stop := context.WithCancel(t.Context())
@@ -143,7 +144,7 @@ func TestStopEndsEventStreams(t *testing.T) {
 	go func() {
 		ended <- Run(ctx, configure(t, dir, "--network-plugin="), "test", slog.New(slog.DiscardHandler))
 	}()
-	told(t, notified, "READY=1")
+	awaitState(t, notified, "READY=1")
 	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "cri.sock"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -154,32 +155,32 @@ func TestStopEndsEventStreams(t *testing.T) {
 	stream, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(),
 		&runtimeapi.GetEventsRequest{})
 	if err == nil {
-		_, err = stream.Header() // the daemon has begun to watch
+		_, err = stream.Header() // the daemon has started the stream
 	}
 
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	begin := time.Now()
+	start := time.Now()
 	stop()
 	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.Unavailable ||
 		!strings.Contains(err.Error(), "the daemon is stopping") {
-		t.Errorf("the stream ends with %v", err)
+		t.Errorf("stream ended with error %v", err)
 	}
 
-	if err := <-ended; err != nil || time.Since(begin) >= stopGrace {
-		t.Errorf("Run: %v after %s", err, time.Since(begin))
+	if err := <-ended; err != nil || time.Since(start) >= stopGrace {
+		t.Errorf("Run: %v after %s", err, time.Since(start))
 	}
 }
 
-func TestOneDaemonPerDirectory(t *testing.T) {
-	for flag, of := range map[string]func(*config.Config) string{
+func TestDirectoryLocks(t *testing.T) {
+	for flag, directory := range map[string]func(*config.Config) string{
 		"--cri-dockerd-root-directory": func(c *config.Config) string { return c.RootDirectory },
 		"--run-directory":              func(c *config.Config) string { return c.RunDirectory },
 	} {
 		cfg := configure(t, t.TempDir())
-		dir := of(cfg)
+		dir := directory(cfg)
 		unlock, err := process.LockDirectory(flag, dir, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -187,26 +188,26 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 
 		err = Run(t.Context(), cfg, "test", slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "another cri-dockerd") {
-			t.Errorf("a second daemon: %v", err)
+			t.Errorf("second daemon: got error %v", err)
 		}
 
 		unlock()
 		again, err := process.LockDirectory(flag, dir, 0)
 		if err != nil {
-			t.Fatalf("after the first has ended: %v", err)
+			t.Fatalf("after the first daemon: %v", err)
 		}
 
 		time.AfterFunc(50*time.Millisecond, again)
 		third, err := process.LockDirectory(flag, dir, 10*time.Second)
 		if err != nil {
-			t.Fatalf("while another is ending: %v", err)
+			t.Fatalf("while another daemon is stopping: %v", err)
 		}
 
 		third()
 	}
 }
 
-func TestFailedStartNamesTheFlag(t *testing.T) {
+func TestStartErrorNamesFlag(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +223,7 @@ func TestFailedStartNamesTheFlag(t *testing.T) {
 	} {
 		err := Run(t.Context(), configure(t, t.TempDir(), arg), "test", slog.New(slog.NewTextHandler(io.Discard, nil)))
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", arg, err)
+			t.Errorf("%s: got error %v, want %q in it", arg, err, want)
 		}
 	}
 }

@@ -20,10 +20,9 @@ import (
 	"cri-dockerd/internal/podstats"
 )
 
-// TestDashboards: every metric that a panel or a variable of the dashboards names is there, and
-// those of the daemon are documented.
+// TestDashboards checks that the metrics in the panels and variables of all dashboards exist.
 func TestDashboards(t *testing.T) {
-	exposed := exposed(t)
+	exposed := exposedMetrics(t)
 	files, err := filepath.Glob("../../deploy/grafana/*.json")
 	if err != nil || len(files) != 2 {
 		t.Fatalf("dashboards %q, %v", files, err)
@@ -35,18 +34,18 @@ func TestDashboards(t *testing.T) {
 			for _, name := range metricNames(expr) {
 				names++
 				if !exposed[name] {
-					t.Errorf("%s: nobody exposes %s: %s", filepath.Base(file), name, expr)
+					t.Errorf("%s: unknown metric %s in %s", filepath.Base(file), name, expr)
 				}
 			}
 		}
 
 		if names < 20 {
-			t.Errorf("%s: only %d names of metrics were found", file, names)
+			t.Errorf("%s: found only %d metrics", file, names)
 		}
 	}
 }
 
-// TestMetricsAreDocumented: docs/metrics.md has every metric of the daemon, and no other.
+// TestMetricsAreDocumented compares docs/metrics.md with the metrics of the daemon.
 func TestMetricsAreDocumented(t *testing.T) {
 	b, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
@@ -58,23 +57,23 @@ func TestMetricsAreDocumented(t *testing.T) {
 		documented[name[1]] = true
 	}
 
-	exposed := exposed(t)
+	exposed := exposedMetrics(t)
 	for name := range exposed {
 		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"), "_sum")
 		if strings.HasPrefix(name, "cri_dockerd_") && !documented[name] && !documented[base] {
-			t.Errorf("%s is not documented", name)
+			t.Errorf("%s: not in docs/metrics.md", name)
 		}
 	}
 
 	for name := range documented {
 		if !exposed[name] && !exposed[name+"_bucket"] {
-			t.Errorf("%s is documented, and nobody exposes it", name)
+			t.Errorf("%s: in docs/metrics.md, but not exposed", name)
 		}
 	}
 }
 
-// TestContainerMetricsAreDocumented: docs/metrics.md has every metric of containers with its type
-// and labels, and no other.
+// TestContainerMetricsAreDocumented compares docs/metrics.md with the metrics of containers, with
+// their types and labels.
 func TestContainerMetricsAreDocumented(t *testing.T) {
 	b, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
@@ -96,28 +95,28 @@ func TestContainerMetricsAreDocumented(t *testing.T) {
 			labels = "`" + strings.Join(own, "`, `") + "`"
 		}
 
-		if want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels); !strings.HasPrefix(documented[m.Name],
-			want) {
-			t.Errorf("want %s…, have %s", want, documented[m.Name])
+		want := fmt.Sprintf("| `%s` | %s | %s | ", m.Name, kind, labels)
+		if row := documented[m.Name]; !strings.HasPrefix(row, want) {
+			t.Errorf("got row %q, want prefix %q", row, want)
 		}
 
 		delete(documented, m.Name)
 	}
 
 	for name := range documented {
-		t.Errorf("%s is documented, and nobody exposes it", name)
+		t.Errorf("%s: in docs/metrics.md, but not exposed", name)
 	}
 }
 
-// exposed are the names of the series that a daemon exposes which has been asked a few things, with
-// those of a log-driver process and of containers.
-func exposed(t *testing.T) map[string]bool {
+// exposedMetrics returns the names of all metrics of a daemon after a few calls, of a log-driver
+// process and of containers.
+func exposedMetrics(t *testing.T) map[string]bool {
 	t.Helper()
 	plugins := t.TempDir()
 	plugin := "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo " +
 		"'{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}';; esac\n"
-	if err := os.WriteFile(filepath.Join(plugins, "quiet"), []byte(plugin),
-		0o700); err != nil { //nolint:gosec // a program
+	err := os.WriteFile(filepath.Join(plugins, "quiet"), []byte(plugin), 0o700) //nolint:gosec // a program
+	if err != nil {
 		t.Fatal(err)
 	}
 
@@ -133,14 +132,14 @@ func exposed(t *testing.T) map[string]bool {
 
 	if _, err := r.image.PullImage(t.Context(),
 		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}}); err == nil {
-		t.Error("pulled")
+		t.Error("PullImage succeeded")
 	}
 
 	page := ""
-	// the plugin's STATUS is asked soon, and what a crash left is looked for
+	// the plugin's STATUS and the first recovery run asynchronously
 	for ok := false; !ok; {
 		if t.Context().Err() != nil {
-			t.Fatalf("the metrics lack something:\n%s", page)
+			t.Fatalf("missing metrics in:\n%s", page)
 		}
 
 		_, page = r.get(t, "/metrics")
@@ -161,15 +160,15 @@ func exposed(t *testing.T) map[string]bool {
 		}
 	}
 
-	for _, name := range others(t) {
+	for _, name := range otherMetrics(t) {
 		names[name] = true
 	}
 
 	return names
 }
 
-// others are the names of what a log-driver process and containers add.
-func others(t *testing.T) []string {
+// otherMetrics returns the names of the metrics of a log-driver process and of containers.
+func otherMetrics(t *testing.T) []string {
 	t.Helper()
 	dir := t.TempDir()
 	d, err := driver.New(driver.Config{
@@ -188,13 +187,15 @@ func others(t *testing.T) []string {
 		t.Fatal(err)
 	}
 
-	srv, served := &http.Server{Handler: d.Handler()}, make(chan error, 1) //nolint:gosec // a test's
+	srv, served := &http.Server{Handler: d.Handler()}, make(chan error, 1) //nolint:gosec // a test server
 	go func() { served <- srv.Serve(l) }()
 	defer func() { srv.Close(); <-served }()
 
 	r := prometheus.NewRegistry()
-	r.MustRegister(logFigures{logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}),
-		driver.NewClient(socket)})
+	r.MustRegister(logCollector{
+		logs:    logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: slog.New(slog.DiscardHandler)}),
+		process: driver.NewClient(socket),
+	})
 	r.MustRegister(everyMetric{})
 	families, err := r.Gather()
 	if err != nil {
@@ -204,7 +205,7 @@ func others(t *testing.T) []string {
 	var names []string
 	for _, f := range families {
 		if f.GetName() == "cri_dockerd_log_driver_up" && f.GetMetric()[0].GetGauge().GetValue() != 1 {
-			t.Error("the log-driver process does not answer")
+			t.Error("the log-driver process does not respond")
 		}
 		names = append(names, f.GetName())
 	}
@@ -212,7 +213,7 @@ func others(t *testing.T) []string {
 	return names
 }
 
-// everyMetric has one sample of each metric of containers.
+// everyMetric collects one sample of each metric of containers.
 type everyMetric struct{}
 
 func (everyMetric) Describe(chan<- *prometheus.Desc) {}
@@ -228,7 +229,7 @@ func (everyMetric) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// expressions are the PromQL of a dashboard: of its panels, and of its variables without their
+// expressions returns the PromQL expressions of a dashboard's panels and variables, without
 // label_values().
 func expressions(t *testing.T, file string) []string {
 	t.Helper()
@@ -257,7 +258,7 @@ func expressions(t *testing.T, file string) []string {
 	var out []string
 	for _, p := range d.Panels {
 		if p.Type != "row" && len(p.Targets) == 0 {
-			t.Errorf("%s: a panel without an expression", file)
+			t.Errorf("%s: panel without an expression", file)
 		}
 		for _, target := range p.Targets {
 			out = append(out, target.Expr)
@@ -276,7 +277,7 @@ func expressions(t *testing.T, file string) []string {
 
 		inner, ok := strings.CutPrefix(q.Query, "label_values(")
 		if !ok {
-			t.Errorf("%s: variable %s", file, q.Query)
+			t.Errorf("%s: variable without label_values: %s", file, q.Query)
 		}
 
 		out = append(out, inner[:strings.LastIndexByte(inner, ',')])
@@ -285,7 +286,7 @@ func expressions(t *testing.T, file string) []string {
 	return out
 }
 
-// Parts of PromQL that are not metrics' names: what stands in quotes, braces and brackets, and the
+// Parts of PromQL expressions without metric names: text in quotes, braces and brackets, and the
 // labels of a grouping.
 var (
 	quoted   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'[^']*'`)
@@ -295,7 +296,7 @@ var (
 	operator = map[string]bool{"and": true, "or": true, "unless": true, "bool": true, "offset": true}
 )
 
-// metricNames are the metrics in an expression.
+// metricNames returns the metrics in an expression.
 func metricNames(expr string) []string {
 	for _, r := range []*regexp.Regexp{quoted, enclosed, grouping} {
 		expr = r.ReplaceAllString(expr, " ")
@@ -312,14 +313,17 @@ func metricNames(expr string) []string {
 }
 
 func TestMetricNames(t *testing.T) {
-	for expr, want := range map[string]string{
-		`sum by (le, method) (rate(a_bucket{x="y{z", m=~"$i"}[$__rate_interval])) / on (pod) group_left (b) c > 0 or d`: "[a_bucket c d]",
-		`histogram_quantile(0.99, sum by (le) ` +
-			`(rate(x_bucket[5m])))`: "[x_bucket]",
-		`1 - avg(e offset 1)`: "[e]",
+	for _, c := range []struct{ expr, want string }{
+		{
+			`sum by (le, method) (rate(a_bucket{x="y{z", m=~"$i"}[$__rate_interval])) / on (pod) group_left (b) ` +
+				`c > 0 or d`,
+			"[a_bucket c d]",
+		},
+		{`histogram_quantile(0.99, sum by (le) (rate(x_bucket[5m])))`, "[x_bucket]"},
+		{`1 - avg(e offset 1)`, "[e]"},
 	} {
-		if got := fmt.Sprint(metricNames(expr)); got != want {
-			t.Errorf("%s has %s, want %s", expr, got, want)
+		if got := fmt.Sprint(metricNames(c.expr)); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.expr, got, c.want)
 		}
 	}
 }

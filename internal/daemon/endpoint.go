@@ -21,30 +21,29 @@ import (
 
 const (
 	metricsFlag = "--metrics-bind-address"
-	// headerDeadline is how long a client of the endpoint may take for its request.
-	headerDeadline = 10 * time.Second
-	// healthDeadline is how long the checks of health may take: they ask memory, so that something
-	// is stuck if they do not answer.
-	healthDeadline = 5 * time.Second
+	// headerTimeout limits the time for a client to send the header of a request.
+	headerTimeout = 10 * time.Second
+	// healthTimeout limits the duration of the health checks. They only read memory, so a part
+	// hangs if they take longer.
+	healthTimeout = 5 * time.Second
 )
 
-// check is one thing that must hold. Its error says in words what does not, and what mends it.
+// check is a health check. Its error describes the problem and the fix.
 type check struct {
 	name string
-	ask  func(ctx context.Context) error
+	run  func(ctx context.Context) error
 }
 
-// endpoint serves what the node's operator asks over HTTP: figures, health and, on a unix socket
-// only, profiles.
+// endpoint serves metrics, health checks and, on unix sockets only, profiles over HTTP.
 type endpoint struct {
 	metrics *prometheus.Registry
-	alive   []check // of /healthz: a restart mends what fails
-	ready   []check // of /readyz: pods can be made
+	alive   []check // of /healthz: a restart fixes failures
+	ready   []check // of /readyz: pods can be created
 	log     *slog.Logger
 }
 
-// listenEndpoint opens unix:///path, which is for root and the group docker, or tcp://host:port;
-// nil for "".
+// listenEndpoint listens on unix:///path, for root and the group docker, or on tcp://host:port. It
+// returns nil for "".
 func listenEndpoint(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		return rpc.ListenUnix(metricsFlag, path)
@@ -61,27 +60,27 @@ func listenEndpoint(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// open says whether others than this machine's users may reach a listener.
-func open(l net.Listener) bool {
+// isRemote reports whether other hosts may reach a listener.
+func isRemote(l net.Listener) bool {
 	a, err := netip.ParseAddrPort(l.Addr().String())
 	return l.Addr().Network() == "tcp" && (err != nil || !a.Addr().IsLoopback())
 }
 
-// serve answers on l until ctx ends; without a listener it returns at once.
+// serve serves requests on l until ctx ends. Without a listener it returns immediately.
 func (e *endpoint) serve(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
 	}
 
-	if open(l) {
-		e.log.Warn("everybody who reaches this address can read the names of this node's pods and images", "flag",
-			metricsFlag, "address", l.Addr())
+	if isRemote(l) {
+		e.log.Warn("the metrics endpoint has no access control and exposes the names of pods and images to other hosts",
+			"flag", metricsFlag, "address", l.Addr())
 	}
 
-	errorLog := e.log.With("from", "metrics")
+	errorLog := e.log.With("component", "metrics")
 	srv := &http.Server{
 		Handler:           e.handler(true),
-		ReadHeaderTimeout: headerDeadline,
+		ReadHeaderTimeout: headerTimeout,
 		ErrorLog:          slog.NewLogLogger(errorLog.Handler(), slog.LevelDebug),
 	}
 	if l.Addr().Network() != "unix" {
@@ -98,17 +97,18 @@ func (e *endpoint) serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// handler is what is served; private adds what only this machine's administrators may have:
-// profiles tell of memory's content, and taking them costs.
-func (e *endpoint) handler(private bool) http.Handler {
+// handler returns the handler of all paths. Profiles are for administrators of this node only,
+// because they expose the content of memory and consume CPU time.
+func (e *endpoint) handler(withProfiles bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(e.metrics, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
+		ErrorLog:      slog.NewLogLogger(e.log.Handler(), slog.LevelWarn),
+		ErrorHandling: promhttp.ContinueOnError,
 	}))
-	mux.Handle("GET /healthz", http.TimeoutHandler(answer(e.alive), healthDeadline, "stuck: the checks do not end\n"))
-	mux.Handle("GET /readyz", http.TimeoutHandler(answer(e.ready), healthDeadline, "stuck: the checks do not end\n"))
-	if private {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index) // also every named profile
+	mux.Handle("GET /healthz", http.TimeoutHandler(runChecks(e.alive), healthTimeout, "health checks timed out\n"))
+	mux.Handle("GET /readyz", http.TimeoutHandler(runChecks(e.ready), healthTimeout, "health checks timed out\n"))
+	if withProfiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index) // also serves the named profiles
 		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
@@ -118,9 +118,9 @@ func (e *endpoint) handler(private bool) http.Handler {
 	return mux
 }
 
-// answer runs checks: 200 if all hold, 503 else, with a line for each. ?exclude=<name> leaves one
-// out.
-func answer(checks []check) http.Handler {
+// runChecks returns a handler to run checks. It responds with a line for each check, and with
+// status 200 if all of them succeed, otherwise 503. ?exclude=<name> skips a check.
+func runChecks(checks []check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var text strings.Builder
 		code := http.StatusOK
@@ -129,7 +129,7 @@ func answer(checks []check) http.Handler {
 				continue
 			}
 
-			if err := c.ask(r.Context()); err != nil {
+			if err := c.run(r.Context()); err != nil {
 				code = http.StatusServiceUnavailable
 				fmt.Fprintf(&text, "%s: %v\n", c.name, err)
 			} else {

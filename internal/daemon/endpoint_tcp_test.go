@@ -33,7 +33,7 @@ func startTCP(t *testing.T, e *endpoint) (addr string) {
 	return l.Addr().String()
 }
 
-// count is the number of goroutines and descriptors.
+// count returns the number of goroutines and of open descriptors.
 func count(t *testing.T) (goroutines, files int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -43,8 +43,8 @@ func count(t *testing.T) (goroutines, files int) {
 	return runtime.NumGoroutine(), len(entries)
 }
 
-// TestHostileMetricsClients: silent, slow and endless clients neither keep a scrape out nor hold
-// anything beyond the limits.
+// TestHostileMetricsClients checks that silent, slow and endless clients neither block a scrape nor
+// exceed the limits.
 func TestHostileMetricsClients(t *testing.T) {
 	addr := startTCP(t, newEndpoint())
 	goroutines, files := count(t)
@@ -70,7 +70,7 @@ func TestHostileMetricsClients(t *testing.T) {
 		}
 	}
 
-	begin := time.Now()
+	start := time.Now()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}
 	r, err := client.Get("http://" + addr + "/metrics")
 	if err != nil {
@@ -78,8 +78,8 @@ func TestHostileMetricsClients(t *testing.T) {
 	}
 
 	r.Body.Close()
-	if r.StatusCode != http.StatusOK || time.Since(begin) > time.Second {
-		t.Errorf("status %d after %v", r.StatusCode, time.Since(begin))
+	if r.StatusCode != http.StatusOK || time.Since(start) > time.Second {
+		t.Errorf("status %d after %v", r.StatusCode, time.Since(start))
 	}
 	if g, f := count(t); g > goroutines+2*endpointLimits.Pending+10 || f > files+len(conns)+endpointLimits.Pending+10 {
 		t.Errorf("%d goroutines and %d descriptors, %d and %d before", g, f, goroutines, files)
@@ -100,7 +100,7 @@ func TestHostileMetricsClients(t *testing.T) {
 	}
 }
 
-// TestIdleMetricsClientsEnd: a connection without a request ends by itself.
+// TestIdleMetricsClientsEnd checks that the server closes connections without a request.
 func TestIdleMetricsClientsEnd(t *testing.T) {
 	srv, _ := newEndpoint().tcpServer(nil, newEndpoint().log)
 	for name, timeout := range map[string]time.Duration{
@@ -110,7 +110,7 @@ func TestIdleMetricsClientsEnd(t *testing.T) {
 		"IdleTimeout":       srv.IdleTimeout,
 	} {
 		if timeout <= 0 || timeout > 5*time.Minute {
-			t.Errorf("%s is %v", name, timeout)
+			t.Errorf("%s: got %v", name, timeout)
 		}
 	}
 
@@ -127,19 +127,23 @@ func TestIdleMetricsClientsEnd(t *testing.T) {
 
 	_ = c.SetReadDeadline(time.Now().Add(endpointRequestTimeout + 5*time.Second))
 	if _, err := io.ReadAll(c); err != nil {
-		t.Errorf("a slow client is still connected: %v", err)
+		t.Errorf("slow client is still connected: %v", err)
 	}
 }
 
-// TestSlowReaderKeepsNobodyWaiting: more clients than may be handled at a time do not read their
-// answers.
-func TestSlowReaderKeepsNobodyWaiting(t *testing.T) {
+// TestSlowReadersDoNotBlock checks that clients with unread responses do not use the capacity for other
+// requests.
+func TestSlowReadersDoNotBlock(t *testing.T) {
 	big := strings.Repeat("x", 16<<20)
 	gate := make(chan struct{}, 1)
 	h := buffered(gate, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, big)
 	}))
-	slow := &stuckWriter{header: http.Header{}, entered: make(chan struct{}), leave: make(chan struct{})}
+	slow := &stuckWriter{
+		header:  http.Header{},
+		entered: make(chan struct{}),
+		release: make(chan struct{}),
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -148,22 +152,23 @@ func TestSlowReaderKeepsNobodyWaiting(t *testing.T) {
 
 	<-slow.entered
 	if code, body := get(h, "/"); code != http.StatusOK || len(body) != len(big) {
-		t.Errorf("%d, %d bytes", code, len(body))
+		t.Errorf("got status %d and %d bytes, want %d bytes", code, len(body), len(big))
 	}
 
-	close(slow.leave)
+	close(slow.release)
 	<-done
 }
 
+// stuckWriter blocks in Write until release is closed.
 type stuckWriter struct {
-	header         http.Header
-	entered, leave chan struct{}
+	header           http.Header
+	entered, release chan struct{}
 }
 
 func (w *stuckWriter) Header() http.Header { return w.header }
 func (w *stuckWriter) WriteHeader(int)     {}
 func (w *stuckWriter) Write(p []byte) (int, error) {
 	close(w.entered)
-	<-w.leave
+	<-w.release
 	return len(p), nil
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// get asks a handler and returns status and body.
+// get sends a request to a handler and returns status and body.
 func get(h http.Handler, path string) (int, string) {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
@@ -28,7 +28,7 @@ func newEndpoint() *endpoint {
 	return &endpoint{metrics: prometheus.NewRegistry(), log: slog.New(slog.DiscardHandler)}
 }
 
-func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
+func TestProfilesOnUnixSocketOnly(t *testing.T) {
 	for address, want := range map[string]int{
 		"unix://" + filepath.Join(t.TempDir(), "m.sock"): http.StatusOK,
 		"tcp://127.0.0.1:0": http.StatusNotFound,
@@ -41,10 +41,12 @@ func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- newEndpoint().serve(ctx, l) }()
-		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		c := http.Client{Transport: &http.Transport{
+			DisableKeepAlives: true,
 			DialContext: func(context.Context, string, string) (net.Conn, error) {
 				return net.Dial(l.Addr().Network(), l.Addr().String())
-			}}}
+			},
+		}}
 
 		for path, want := range map[string]int{
 			"/metrics": http.StatusOK, "/healthz": http.StatusOK, "/readyz": http.StatusOK,
@@ -57,7 +59,7 @@ func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
 
 			r.Body.Close()
 			if r.StatusCode != want {
-				t.Errorf("%s%s answers %d, want %d", address, path, r.StatusCode, want)
+				t.Errorf("%s%s: got status %d, want %d", address, path, r.StatusCode, want)
 			}
 		}
 
@@ -68,7 +70,7 @@ func TestProfilesAreForTheUnixSocketOnly(t *testing.T) {
 	}
 }
 
-func TestEndpointsSocket(t *testing.T) {
+func TestListenEndpoint(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "m.sock")
 	l, err := listenEndpoint("unix://" + file)
 	if err != nil {
@@ -81,15 +83,15 @@ func TestEndpointsSocket(t *testing.T) {
 	}
 
 	if _, err := listenEndpoint("unix://" + file); err == nil || !strings.Contains(err.Error(), metricsFlag) {
-		t.Errorf("a second daemon: %v", err)
+		t.Errorf("second daemon: got error %v", err)
 	}
 
 	if l, err := listenEndpoint(""); l != nil || err != nil {
-		t.Errorf("nowhere: %v, %v", l, err)
+		t.Errorf("empty address: got %v, %v", l, err)
 	}
 }
 
-func TestHealthSaysWhy(t *testing.T) {
+func TestHealthChecks(t *testing.T) {
 	e := newEndpoint()
 	var broken error
 	e.ready = []check{
@@ -113,23 +115,23 @@ func TestHealthSaysWhy(t *testing.T) {
 	}
 }
 
-func TestWhoMayReachTheEndpoint(t *testing.T) {
+func TestIsRemote(t *testing.T) {
 	for address, want := range map[string]bool{"127.0.0.1:0": false, "[::1]:0": false, "0.0.0.0:0": true} {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
 
-		if got := open(l); got != want {
-			t.Errorf("%s: %v", address, got)
+		if got := isRemote(l); got != want {
+			t.Errorf("%s: got %v, want %v", address, got, want)
 		}
 
 		l.Close()
 	}
 }
 
-// TestEndpointOfADaemon: everything that a daemon without an engine can tell.
-func TestEndpointOfADaemon(t *testing.T) {
+// TestEndpointWithoutEngine requests all pages of a daemon without an engine.
+func TestEndpointWithoutEngine(t *testing.T) {
 	p, err := wire(configure(t, t.TempDir(), "--network-plugin="), "cri-dockerd 1 (x)",
 		slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
@@ -152,28 +154,30 @@ func TestEndpointOfADaemon(t *testing.T) {
 	}
 
 	_, text := get(h, "/metrics")
-	for _, want := range []string{`cri_dockerd_build_info{`, `version="1 (x)"`, "go_goroutines",
-		"process_resident_memory_bytes", "cri_dockerd_image_pulls_active 0"} {
+	for _, want := range []string{
+		`cri_dockerd_build_info{`, `version="1 (x)"`, "go_goroutines", "process_resident_memory_bytes",
+		"cri_dockerd_image_pulls_active 0",
+	} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the metrics lack %s", want)
+			t.Errorf("no %s in the metrics", want)
 		}
 	}
 }
 
-func TestBusyForTooLong(t *testing.T) {
-	var b busy
-	b.begin()
-	if err := b.stuck(time.Hour); err != nil {
-		t.Error(err)
+func TestRecoveryTimer(t *testing.T) {
+	var r recoveryTimer
+	r.begin()
+	if err := r.check(time.Hour); err != nil {
+		t.Errorf("before the timeout: %v", err)
 	}
 
-	b.since.Store(time.Now().Add(-2 * time.Hour).UnixNano())
-	if err := b.stuck(time.Hour); err == nil || !strings.Contains(err.Error(), "2h0m0s") {
-		t.Errorf("%v", err)
+	r.start.Store(time.Now().Add(-2 * time.Hour).UnixNano())
+	if err := r.check(time.Hour); err == nil || !strings.Contains(err.Error(), "2h0m0s") {
+		t.Errorf("after the timeout: got error %v", err)
 	}
 
-	b.end()
-	if err := b.stuck(0); err != nil {
-		t.Error(err)
+	r.end()
+	if err := r.check(0); err != nil {
+		t.Errorf("after the end: %v", err)
 	}
 }

@@ -10,37 +10,39 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// recoverLimit is for one recovery: networks of many pods may have to be released, and each plugin
-// has a minute.
-const recoverLimit = time.Hour
+// recoverTimeout limits one recovery. It may release the networks of many pods, and each plugin has
+// a timeout of one minute.
+const recoverTimeout = time.Hour
 
-// busy is since when something is being done, in nanoseconds of Unix time; 0: nothing is.
-type busy struct{ since atomic.Int64 }
+// recoveryTimer measures a running recovery.
+type recoveryTimer struct {
+	start atomic.Int64 // nanoseconds of Unix time, 0 if no recovery is running
+}
 
-func (b *busy) begin() { b.since.Store(time.Now().UnixNano()) }
-func (b *busy) end()   { b.since.Store(0) }
+func (t *recoveryTimer) begin() { t.start.Store(time.Now().UnixNano()) }
+func (t *recoveryTimer) end()   { t.start.Store(0) }
 
-// stuck is nil unless it is being done for longer than limit.
-func (b *busy) stuck(limit time.Duration) error {
-	if since := b.since.Load(); since != 0 {
-		if d := time.Since(time.Unix(0, since)); d > limit {
-			return fmt.Errorf("it goes on for %s already", d.Round(time.Second))
+// check returns an error if a recovery has been running for longer than timeout.
+func (t *recoveryTimer) check(timeout time.Duration) error {
+	if start := t.start.Load(); start != 0 {
+		if d := time.Since(time.Unix(0, start)); d > timeout {
+			return fmt.Errorf("recovery has been running for %s", d.Round(time.Second))
 		}
 	}
 	return nil
 }
 
-// alive are the checks of /healthz.
+// alive returns the checks of /healthz.
 func (p *parts) alive() []check {
 	return []check{
 		{"view", func(context.Context) error { return p.view.CheckProgress() }},
-		{"network", func(context.Context) error { _, _ = p.network.State(); return nil }}, // its lock can be had
-		{"recovery", func(context.Context) error { return p.recovering.stuck(recoverLimit) }},
+		{"network", func(context.Context) error { _, _ = p.network.State(); return nil }}, // acquires its lock
+		{"recovery", func(context.Context) error { return p.recovery.check(recoverTimeout) }},
 	}
 }
 
-// ready are the checks of /readyz: the conditions on which the kubelet calls the node ready, in the
-// same words.
+// ready returns the checks of /readyz: the conditions required by the kubelet for a ready node,
+// with the same messages.
 func (p *parts) ready() []check {
 	return []check{
 		{"engine", func(ctx context.Context) error { return p.condition(ctx, runtimeapi.RuntimeReady) }},
@@ -48,7 +50,7 @@ func (p *parts) ready() []check {
 	}
 }
 
-// condition is nil if a condition of the CRI's Status holds.
+// condition returns an error unless a condition of the CRI's Status is true.
 func (p *parts) condition(ctx context.Context, name string) error {
 	s, err := p.service.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -63,5 +65,5 @@ func (p *parts) condition(ctx context.Context, name string) error {
 		}
 	}
 
-	return errors.New("it is not told")
+	return fmt.Errorf("condition %s is missing from the CRI status", name)
 }

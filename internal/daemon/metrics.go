@@ -15,7 +15,7 @@ import (
 	"cri-dockerd/internal/logs/driver"
 )
 
-// newRegistry returns the registry of all metrics: those of the parts, and the process's.
+// newRegistry returns a registry with the metrics of the parts and of the process.
 func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Registry, error) {
 	r := prometheus.NewRegistry()
 	for _, c := range append(parts, buildInfo(version), collectors.NewGoCollector(),
@@ -28,7 +28,7 @@ func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Reg
 	return r, nil
 }
 
-// collectors are the figures of the parts. A part that has some is added here.
+// collectors returns the metrics of all parts.
 func (p *parts) collectors() []prometheus.Collector {
 	return slices.Concat(
 		p.engine.Collectors(),
@@ -37,16 +37,18 @@ func (p *parts) collectors() []prometheus.Collector {
 		p.view.Collectors(),
 		p.gauges(),
 		[]prometheus.Collector{
-			p.recoveries, logFigures{p.logs, driver.NewClient(driver.Socket)}, p.stats.Collector(),
+			p.recoveries,
+			logCollector{p.logs, driver.NewClient(driver.Socket)},
+			p.stats.Collector(),
 		},
 	)
 }
 
-// newRecoveries counts the attempts to clear what a crash or a failed release left.
+// newRecoveries returns the counter of attempts to remove leftovers of a crash or a failed release.
 func newRecoveries() *prometheus.CounterVec {
 	c := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cri_dockerd_recoveries_total",
-		Help: "Attempts to clear leftovers, by result (ok, error: something is left and tried again).",
+		Help: "Attempts to remove leftovers, by result (ok, or error if leftovers remain for the next attempt).",
 	}, []string{"result"})
 
 	for _, result := range []string{"ok", "error"} {
@@ -56,7 +58,7 @@ func newRecoveries() *prometheus.CounterVec {
 	return c
 }
 
-// gauges are states that are looked at when somebody asks.
+// gauges returns the metrics of states. Each scrape evaluates them.
 func (p *parts) gauges() []prometheus.Collector {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
@@ -65,22 +67,22 @@ func (p *parts) gauges() []prometheus.Collector {
 	return []prometheus.Collector{
 		gauge(
 			"cri_dockerd_engine_up",
-			"1 if the engine answers, its events flow and the view is complete.",
-			func() float64 { return truth(p.view.Engine().Ready) },
+			"1 if the engine responds, its event stream is connected and the view is complete.",
+			func() float64 { return toFloat(p.view.Engine().Ready) },
 		),
 		gauge(
 			"cri_dockerd_network_ready",
-			"1 if pods can be connected.",
-			func() float64 { return truth(p.isNetworkReady()) },
+			"1 if the pod network is ready.",
+			func() float64 { return toFloat(p.isNetworkReady()) },
 		),
 		gauge(
 			"cri_dockerd_network_attachments",
-			"Pods that hold, or may hold, a connection of the pod network.",
+			"Pods with a possible attachment to the pod network.",
 			func() float64 { return float64(len(p.network.Attached())) },
 		),
 		gauge(
-			"cri_dockerd_network_debts",
-			"Pods whose network could not be released yet; recovery tries on.",
+			"cri_dockerd_network_pending_releases",
+			"Pods with a failed release of their network; recovery retries the release.",
 			func() float64 { return float64(p.network.PendingReleases()) },
 		),
 	}
@@ -91,7 +93,7 @@ func (p *parts) isNetworkReady() bool {
 	return err == nil
 }
 
-// buildInfo is a 1 with the labels of this program.
+// buildInfo returns a constant gauge with the labels of this build.
 func buildInfo(version string) prometheus.Collector {
 	labels := prometheus.Labels{"version": strings.TrimPrefix(version, "cri-dockerd "), "goversion": ""}
 	if b, ok := debug.ReadBuildInfo(); ok {
@@ -101,7 +103,7 @@ func buildInfo(version string) prometheus.Collector {
 	g := prometheus.NewGauge(
 		prometheus.GaugeOpts{
 			Name:        "cri_dockerd_build_info",
-			Help:        "Always 1; the labels say which program this is.",
+			Help:        "Always 1, with the version of the program as labels.",
 			ConstLabels: labels,
 		},
 	)
@@ -111,35 +113,35 @@ func buildInfo(version string) prometheus.Collector {
 	return g
 }
 
-// logFigures are how containers are logged, and what the log-driver process says of itself: one
-// page has all.
-type logFigures struct {
+// logCollector collects the log mode and the metrics of the log-driver process, so that one page
+// has all metrics.
+type logCollector struct {
 	logs    *logs.Logs
 	process *driver.Client
 }
 
-// logFiguresDeadline is for the log-driver process's answer; it is asked on a socket of this
-// machine and answers from memory.
-const logFiguresDeadline = 2 * time.Second
+// logDriverTimeout limits a request to the log-driver process. It responds from memory on a local
+// socket.
+const logDriverTimeout = 2 * time.Second
 
-// Describe implements prometheus.Collector; it tells nothing, since the process may be of another
-// release and have other figures.
-func (logFigures) Describe(chan<- *prometheus.Desc) {}
+// Describe implements prometheus.Collector. It sends no descriptions, because the process may be
+// another release with different metrics.
+func (logCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
-func (f logFigures) Collect(ch chan<- prometheus.Metric) {
-	active, _ := f.logs.State()
+func (c logCollector) Collect(ch chan<- prometheus.Metric) {
+	active, _ := c.logs.State()
 	for _, mode := range []string{logs.ModeCRI, logs.ModeJSONFile} {
-		ch <- constant("cri_dockerd_log_mode", "1 for the way in which new containers are logged (cri: CRI files, "+
-			"json-file: Docker's own behind links).",
-			truth(mode == active), prometheus.GaugeValue, "mode", mode)
+		ch <- constant("cri_dockerd_log_mode",
+			"1 for the log mode of new containers (cri: CRI log files, json-file: links to Docker's logs).",
+			toFloat(mode == active), prometheus.GaugeValue, "mode", mode)
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), logFiguresDeadline)
+	ctx, cancel := context.WithTimeout(context.Background(), logDriverTimeout)
 	defer cancel()
 
-	families, err := f.process.Metrics(ctx)
-	ch <- constant("cri_dockerd_log_driver_up", "1 if the log-driver process answers.", truth(err == nil),
+	families, err := c.process.Metrics(ctx)
+	ch <- constant("cri_dockerd_log_driver_up", "1 if the log-driver process responds.", toFloat(err == nil),
 		prometheus.GaugeValue)
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
@@ -160,15 +162,15 @@ func (f logFigures) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// truth is a state as a figure.
-func truth(b bool) float64 {
+// toFloat returns 1 for true and 0 for false.
+func toFloat(b bool) float64 {
 	if b {
 		return 1
 	}
 	return 0
 }
 
-// constant is one value; labels are names and values in turn.
+// constant returns a metric with one value. labels alternates between names and values.
 func constant(name, help string, value float64, kind prometheus.ValueType, labels ...string) prometheus.Metric {
 	var names, values []string
 	for i := 0; i+1 < len(labels); i += 2 {

@@ -27,12 +27,12 @@ import (
 	"cri-dockerd/internal/secret"
 )
 
-// talkative is an engine with one pod and one image, on a socket. It fails what would change
-// something, with an answer that repeats the request's credentials, as registries are known to.
-type talkative struct {
+// leakyEngine is an engine with one pod and one image. It rejects all changes. Its error messages
+// contain the credentials of the request, like those of some registries.
+type leakyEngine struct {
 	mu      sync.Mutex
-	parents map[string]string // the last traceparent, by path
-	counts  map[string]int    // of requests, by path
+	parents map[string]string // last traceparent by path
+	counts  map[string]int    // number of requests by path
 }
 
 const (
@@ -40,7 +40,7 @@ const (
 	imageID = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
 
-func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (e *leakyEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.Path, "/v1.41")
 	e.mu.Lock()
 	e.parents[path] = r.Header.Get("traceparent")
@@ -49,7 +49,7 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.41")
 	w.Header().Set("Content-Type", "application/json")
 	image := map[string]any{"Id": imageID, "RepoTags": []string{"registry.test/app:1"}, "Config": map[string]any{}}
-	answers := map[string]any{
+	responses := map[string]any{
 		"/_ping": "OK", "/info": map[string]any{
 			"ServerVersion": "20.10.24",
 			"Architecture":  "x86_64",
@@ -66,9 +66,9 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"/images/json": []any{image}, "/images/" + imageID + "/json": image,
 	}
 
-	switch answer, ok := answers[path]; {
+	switch response, ok := responses[path]; {
 	case ok:
-		json.NewEncoder(w).Encode(answer) //nolint:errcheck // the client's loss
+		json.NewEncoder(w).Encode(response) //nolint:errcheck // the client detects it
 	case path == "/events":
 		w.WriteHeader(http.StatusOK)
 		w.(http.Flusher).Flush()
@@ -78,7 +78,7 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header := r.Header.Get("X-Registry-Auth")
 		b, _ := base64.URLEncoding.DecodeString(header)
 		var a struct{ Username, Password, IdentityToken, RegistryToken string }
-		json.Unmarshal(b, &a) //nolint:errcheck // what is missing is not repeated
+		json.Unmarshal(b, &a) //nolint:errcheck // absent credentials are empty
 		w.WriteHeader(http.StatusInternalServerError)
 		json.NewEncoder(w).Encode(map[string]string{"message": fmt.Sprintf( //nolint:errcheck // as above
 			"denied: %s %s %s; %s; X-Registry-Auth: %s; Authorization: Basic %s; Get "+
@@ -93,29 +93,29 @@ func (e *talkative) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (e *talkative) parent(path string) string {
+func (e *leakyEngine) parent(path string) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.parents[path]
 }
 
-func (e *talkative) count(path string) int {
+func (e *leakyEngine) count(path string) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.counts[path]
 }
 
-// running is a daemon on a talkative engine.
+// running is a daemon with a leakyEngine.
 type running struct {
 	dir     string
-	engine  *talkative
+	engine  *leakyEngine
 	log     *lockedBuffer
 	conn    *grpc.ClientConn
 	runtime runtimeapi.RuntimeServiceClient
 	image   runtimeapi.ImageServiceClient
 }
 
-// lockedBuffer is a log that a test reads while the daemon writes it.
+// lockedBuffer is a buffer for concurrent reads and writes of a log.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -133,12 +133,12 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// run runs a daemon until the test ends, and returns when it has seen the engine.
+// run starts a daemon and waits until it is ready. It runs until the test ends.
 func run(t *testing.T, args ...string) running {
 	t.Helper()
 	r := running{
 		dir:    t.TempDir(),
-		engine: &talkative{parents: map[string]string{}, counts: map[string]int{}},
+		engine: &leakyEngine{parents: map[string]string{}, counts: map[string]int{}},
 		log:    &lockedBuffer{},
 	}
 
@@ -155,14 +155,14 @@ func run(t *testing.T, args ...string) running {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	cfg := configure(t, r.dir, append([]string{"--docker-endpoint=unix://" + socket, "--network-plugin="}, args...)...)
-	// The log of the program (config.Logger) at its most talkative, into a buffer.
+	// like config.Logger, at the lowest level
 	log := slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{
 		Level:       slog.LevelDebug - 10,
 		ReplaceAttr: secret.Attr,
 	}))
 
 	go func() { ended <- Run(ctx, cfg, "cri-dockerd test", log) }()
-	told(t, notified, "READY=1")
+	awaitState(t, notified, "READY=1")
 	r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "cri.sock"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -183,13 +183,15 @@ func run(t *testing.T, args ...string) running {
 	return r
 }
 
-// get asks the daemon's endpoint.
+// get sends a request to the daemon's metrics endpoint.
 func (r running) get(t *testing.T, path string) (int, string) {
 	t.Helper()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+	c := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
 			return net.Dial("unix", filepath.Join(r.dir, "metrics.sock"))
-		}}}
+		},
+	}}
 
 	resp, err := c.Get("http://daemon" + path)
 	if err != nil {
@@ -205,14 +207,16 @@ func (r running) get(t *testing.T, path string) (int, string) {
 	return resp.StatusCode, b.String()
 }
 
-// TestSecretsAreNeverTold: whatever kind of credentials a pull has and however the registry repeats
-// them, and whatever a container's environment and annotations hold, neither the log at its lowest
-// level nor an error tells them.
-func TestSecretsAreNeverTold(t *testing.T) {
+// TestNoSecretsInLogsAndErrors uses all kinds of pull credentials, repeated by the registry in
+// several forms, and secrets in the environment and annotations of a container. Neither the debug
+// log nor any error may contain them.
+func TestNoSecretsInLogsAndErrors(t *testing.T) {
 	r := run(t)
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	secrets := []string{"pass-in-secret", "identity-in-secret", "registry-in-secret", "env-in-secret",
-		"annotation-in-secret", "arg-in-secret"}
+	secrets := []string{
+		"pass-in-secret", "identity-in-secret", "registry-in-secret", "env-in-secret", "annotation-in-secret",
+		"arg-in-secret",
+	}
 	for _, s := range slices.Clone(secrets) {
 		secrets = append(secrets, b64("bob:"+s))
 	}
@@ -232,13 +236,13 @@ func TestSecretsAreNeverTold(t *testing.T) {
 		_, err := r.image.PullImage(t.Context(),
 			&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/app:1"}, Auth: auth})
 		if err == nil {
-			t.Errorf("%s: pulled", name)
+			t.Errorf("%s: PullImage succeeded", name)
 			continue
 		}
 
 		for _, s := range secrets {
 			if strings.Contains(err.Error(), s) {
-				t.Errorf("%s: the error tells %s: %v", name, s, err)
+				t.Errorf("%s: secret %s in error: %v", name, s, err)
 			}
 		}
 	}
@@ -277,14 +281,15 @@ func TestSecretsAreNeverTold(t *testing.T) {
 	text := r.log.String()
 	for _, s := range secrets {
 		if strings.Contains(text, s) {
-			t.Errorf("the log tells %s:\n%s", s, text)
+			t.Errorf("secret %s in log:\n%s", s, text)
 		}
 	}
 
-	for _, want := range []string{`"PullImage"`, `"CreateContainer"`, `"RunPodSandbox"`, "registry.test/app:1",
-		"DEBUG"} {
+	for _, want := range []string{
+		`"PullImage"`, `"CreateContainer"`, `"RunPodSandbox"`, "registry.test/app:1", "DEBUG",
+	} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the log lacks %s:\n%s", want, text)
+			t.Errorf("no %s in log:\n%s", want, text)
 		}
 	}
 }
@@ -310,10 +315,10 @@ func (c receiver) Export(
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// TestOneTraceFromTheKubeletToTheEngine: the kubelet's call is the parent of ours, ours of the
-// request to the engine, which gets the same trace, and a collector gets the spans. Secrets are not
-// in them.
-func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
+// TestTracePropagation checks the spans at a collector: the kubelet's span is the parent of the
+// call's span, and this one is the parent of the request to the engine. All have the same trace ID,
+// and none contains secrets.
+func TestTracePropagation(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -332,18 +337,18 @@ func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 		Auth:  &runtimeapi.AuthConfig{Username: "bob", Password: "pass-in-secret"},
 	})
 	if err == nil {
-		t.Fatal("pulled")
+		t.Fatal("PullImage succeeded")
 	}
 
 	var call, request *otlp.Span
-	for call == nil || request == nil { // they come in batches, after some seconds
+	for call == nil || request == nil { // the exporter sends batches after some seconds
 		select {
 		case s := <-rec.spans:
 			if strings.Contains(s.String(), "in-secret") {
-				t.Errorf("a span tells a secret: %v", s)
+				t.Errorf("secret in span: %v", s)
 			}
 			if hex.EncodeToString(s.GetTraceId()) != traceID {
-				t.Errorf("a span of another trace: %v", s)
+				t.Errorf("span of another trace: %v", s)
 			} else if strings.HasSuffix(s.GetName(), "PullImage") {
 				call = s
 			} else if s.GetName() == "POST /images/create" {
@@ -351,7 +356,7 @@ func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 			}
 
 		case <-t.Context().Done():
-			t.Fatalf("spans %v, %v", call, request)
+			t.Fatalf("missing spans: call %v, request %v", call, request)
 		}
 	}
 
@@ -360,18 +365,19 @@ func TestOneTraceFromTheKubeletToTheEngine(t *testing.T) {
 		t.Errorf("call %v, request %v", call, request)
 	}
 
-	if want := "00-" + traceID + "-" + hex.EncodeToString(request.GetSpanId()) +
-		"-01"; r.engine.parent("/images/create") != want {
-		t.Errorf("the engine got traceparent %q, want %s", r.engine.parent("/images/create"), want)
+	want := "00-" + traceID + "-" + hex.EncodeToString(request.GetSpanId()) + "-01"
+	if got := r.engine.parent("/images/create"); got != want {
+		t.Errorf("engine: got traceparent %q, want %q", got, want)
 	}
 
-	if got := r.engine.parent("/events"); got == "" || strings.HasSuffix(got, "-01") { // what the daemon does by itself
-		t.Errorf("a request of nobody's call is sampled: %q", got)
+	// the daemon's own requests are not sampled
+	if got := r.engine.parent("/events"); got == "" || strings.HasSuffix(got, "-01") {
+		t.Errorf("engine: got traceparent %q for events, want an unsampled one", got)
 	}
 }
 
-// TestSilenceAtRest: a kubelet that polls leaves no line at the level info.
-func TestSilenceAtRest(t *testing.T) {
+// TestPollingIsNotLogged checks that periodic calls of a kubelet log nothing at level info.
+func TestPollingIsNotLogged(t *testing.T) {
 	r := run(t)
 	lines := func() (n int) {
 		for line := range strings.Lines(r.log.String()) {
@@ -381,7 +387,7 @@ func TestSilenceAtRest(t *testing.T) {
 		}
 		return n
 	}
-	if _, err := r.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil { // the start is over
+	if _, err := r.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil { // wait for the start
 		t.Fatal(err)
 	}
 
@@ -404,6 +410,6 @@ func TestSilenceAtRest(t *testing.T) {
 	}
 
 	if n := lines() - before; n != 0 {
-		t.Errorf("%d lines:\n%s", n, r.log)
+		t.Errorf("got %d lines:\n%s", n, r.log)
 	}
 }

@@ -8,10 +8,10 @@ import (
 	"cri-dockerd/internal/process"
 )
 
-// reloadDeadline is for one reload; systemd waits 90 s for it.
-const reloadDeadline = 30 * time.Second
+// reloadTimeout limits one reload. systemd waits 90 s for it.
+const reloadTimeout = 30 * time.Second
 
-// reloadLoop reloads on every signal until ctx ends. Pods and calls under way are not touched.
+// reloadLoop reloads on every signal until ctx ends. Pods and running calls are not affected.
 func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
 	for {
 		select {
@@ -23,23 +23,23 @@ func (p *parts) reloadLoop(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-// reload reads anew what may have changed behind the daemon's back: the network's configuration,
-// and all that the engine has. Flags hold for the life of the process.
+// reload reads the network configuration and the state of the engine again. Flags do not change
+// during the lifetime of the process.
 func (p *parts) reload(ctx context.Context) {
 	begin := time.Now()
 	if err := process.NotifyReloading(); err != nil {
-		p.log.Warn("systemd does not listen", "err", err)
+		p.log.Warn("failed to notify systemd", "err", err)
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, reloadDeadline)
+	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
 
 	p.network.Reload(ctx)
-	said := "ok"
+	engine := "ok"
 	if e := p.view.Engine(); !e.Ready {
-		said = e.Reason // everything is read when it comes
+		engine = e.Reason // the next connection reads everything
 	} else if err := p.view.Resync(ctx); err != nil {
-		said = err.Error()
+		engine = err.Error()
 	}
 
 	network := "ok"
@@ -47,8 +47,8 @@ func (p *parts) reload(ctx context.Context) {
 		network = err.Error()
 	}
 
-	p.log.Info("reloaded", "engine", said, "network", network, "took", time.Since(begin).Round(time.Microsecond))
+	p.log.Info("reloaded", "engine", engine, "network", network, "took", time.Since(begin).Round(time.Microsecond))
 	if err := process.Notify(process.Ready); err != nil {
-		p.log.Warn("systemd does not listen", "err", err)
+		p.log.Warn("failed to notify systemd", "err", err)
 	}
 }

@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// TestReload: SIGHUP reads the configuration of the network and everything that the engine has,
-// tells systemd, and logs one line.
+// TestReload checks that SIGHUP reads the network configuration and the state of the engine,
+// notifies systemd and logs one line.
 func TestReload(t *testing.T) {
 	r := run(t, "--network-plugin=cni")
-	c := systemd(t) // a new listener: what was told until now is another's
-	asked := r.engine.count("/containers/json")
+	c := systemd(t) // a new listener, without earlier notifications
+	before := r.engine.count("/containers/json")
 	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "no CNI configuration in") {
 		t.Errorf("before: %d, %s", code, text)
 	}
@@ -31,17 +31,17 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	told(t, c, "RELOADING=1")
-	told(t, c, "READY=1")
+	awaitState(t, c, "RELOADING=1")
+	awaitState(t, c, "READY=1")
 	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "does-not-exist") ||
 		!strings.Contains(text, "engine: ok") {
 		t.Errorf("after: %d, %s", code, text)
 	}
 
-	if n := r.engine.count("/containers/json"); n <= asked {
-		t.Errorf("the engine was asked %d times before and %d after", asked, n)
+	if n := r.engine.count("/containers/json"); n <= before {
+		t.Errorf("engine: got %d list requests after the reload, %d before", n, before)
 	}
 	if n := strings.Count(r.log.String(), `"msg":"reloaded"`); n != 1 {
-		t.Errorf("%d lines of the reload:\n%s", n, r.log)
+		t.Errorf("got %d lines about the reload:\n%s", n, r.log)
 	}
 }

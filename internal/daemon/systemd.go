@@ -11,13 +11,13 @@ import (
 	"cri-dockerd/internal/process"
 )
 
-// statusInterval is how often the status line is checked where no change of the engine does so.
+// statusInterval is the interval for updates of the status line without changes of the engine.
 const statusInterval = 10 * time.Second
 
-// notifySystemd reports to systemd until ctx ends: that the daemon is ready, once begun is closed;
-// its state in words; and twice in systemd's watchdog timeout that it is alive. It asks the other
-// parts each time, so that one that hangs with a lock triggers the watchdog.
-func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error {
+// notifySystemd notifies systemd until ctx ends: of readiness after started is closed, of changes
+// of the status line, and of liveness twice per watchdog timeout. Each notification queries the
+// other parts, so a part that hangs with a lock triggers the watchdog.
+func (p *parts) notifySystemd(ctx context.Context, started <-chan struct{}) error {
 	if !process.IsNotifying() {
 		return nil
 	}
@@ -37,24 +37,24 @@ func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error 
 
 	warn := func(err error) {
 		if err != nil {
-			p.log.Warn("systemd does not listen", "err", err)
+			p.log.Warn("failed to notify systemd", "err", err)
 		}
 	}
 
-	for line, begin := "", false; ; {
+	for line, ready := "", false; ; {
 		changed := p.view.Changed()
-		now, err := p.statusLine(ctx)
+		current, err := p.statusLine(ctx)
 		if err != nil {
 			return err
 		}
 
-		if now != line {
-			line = now
+		if current != line {
+			line = current
 			warn(process.NotifyStatus(line))
 		}
 
-		if begin {
-			begin, begun = false, nil
+		if ready {
+			ready, started = false, nil
 			warn(process.Notify(process.Ready))
 		}
 
@@ -65,34 +65,34 @@ func (p *parts) notifySystemd(ctx context.Context, begun <-chan struct{}) error 
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-begun:
-			begin = true
+		case <-started:
+			ready = true
 		case <-changed:
 		case <-tick.C:
 		}
 	}
 }
 
-// statusLine returns the line for systemctl status: the CRI's Status.
+// statusLine returns the line for systemctl status, based on the CRI's Status.
 func (p *parts) statusLine(ctx context.Context) (string, error) {
 	s, err := p.service.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
-		return "", fmt.Errorf("systemd's status line: %w", err)
+		return "", fmt.Errorf("status line for systemd: %w", err)
 	}
 	return statusLine(s.GetStatus(), p.view.Engine().Host.EngineVersion), nil
 }
 
 func statusLine(s *runtimeapi.RuntimeStatus, engine string) string {
-	var wrong []string
+	var problems []string
 	for _, c := range s.GetConditions() {
 		if (c.GetType() == runtimeapi.RuntimeReady || c.GetType() == runtimeapi.NetworkReady) && !c.GetStatus() {
-			wrong = append(wrong, c.GetMessage())
+			problems = append(problems, c.GetMessage())
 		}
 	}
 
 	line := "Ready, Docker " + engine
-	if len(wrong) > 0 {
-		line = "Not ready: " + strings.Join(wrong, "; ")
+	if len(problems) > 0 {
+		line = "Not ready: " + strings.Join(problems, "; ")
 	}
 
 	return strings.Join(strings.Fields(line), " ")

@@ -18,8 +18,8 @@ import (
 	"cri-dockerd/internal/view"
 )
 
-// heard is what systemd is told until a message with the given start.
-func heard(t *testing.T, c *net.UnixConn, until string) []string {
+// awaitNotification returns all notifications up to the first one with a prefix.
+func awaitNotification(t *testing.T, c *net.UnixConn, prefix string) []string {
 	t.Helper()
 	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -29,27 +29,27 @@ func heard(t *testing.T, c *net.UnixConn, until string) []string {
 	for buf := make([]byte, 4096); ; {
 		n, err := c.Read(buf)
 		if err != nil {
-			t.Fatalf("systemd waits for %s: %v; it has heard %q", until, err, all)
+			t.Fatalf("wait for notification %s: %v; got %q", prefix, err, all)
 		}
 
 		all = append(all, string(buf[:n]))
-		if strings.HasPrefix(string(buf[:n]), until) {
+		if strings.HasPrefix(string(buf[:n]), prefix) {
 			return all
 		}
 	}
 }
 
-// TestStateForSystemd: an engine that is down does not hold up the start, and the status line says
-// that it is down before systemd calls the unit started.
-func TestStateForSystemd(t *testing.T) {
+// TestStatusWithoutEngine checks that a stopped engine does not delay the start, and that the
+// status line reports it before the unit is ready.
+func TestStatusWithoutEngine(t *testing.T) {
 	notified := systemd(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, configure(t, t.TempDir()), "test", slog.New(slog.DiscardHandler)) }()
-	all := heard(t, notified, process.Ready)
+	all := awaitNotification(t, notified, process.Ready)
 	if last := all[len(all)-2]; !strings.HasPrefix(last, "STATUS=Not ready: Docker does not answer") ||
 		!strings.Contains(last, "systemctl start docker") || strings.Contains(last, "\n") {
-		t.Errorf("before it was ready: %q", all)
+		t.Errorf("before READY=1: got %q", all)
 	}
 
 	stop()
@@ -58,9 +58,9 @@ func TestStateForSystemd(t *testing.T) {
 	}
 }
 
-// TestHungEngine: an engine that takes the connection and says nothing holds up the start until
-// patience ends, and the status line says what is waited for.
-func TestHungEngine(t *testing.T) {
+// TestHangingEngine checks that an engine without responses delays the start until the timeout, and
+// that the status line reports the engine.
+func TestHangingEngine(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	l, err := net.Listen("unix", filepath.Join(dir, "hung.sock"))
 	if err != nil {
@@ -81,20 +81,20 @@ func TestHungEngine(t *testing.T) {
 
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
-	begun := make(chan struct{})
-	go func() { ended <- p.notifySystemd(ctx, begun) }()
-	const patience = 300 * time.Millisecond
-	begin := time.Now()
-	p.awaitEngine(ctx, patience, isKnown)
-	if took := time.Since(begin); took < patience {
-		t.Errorf("known within %v", took)
+	go func() { ended <- ignoreCanceled(p.view.Run(ctx)) }()
+	started := make(chan struct{})
+	go func() { ended <- p.notifySystemd(ctx, started) }()
+	const timeout = 300 * time.Millisecond
+	start := time.Now()
+	p.awaitEngine(ctx, timeout, isKnown)
+	if took := time.Since(start); took < timeout {
+		t.Errorf("awaitEngine returned after %v, want %v", took, timeout)
 	}
 
-	close(begun)
-	if all := heard(t, notified, process.Ready); !strings.HasPrefix(all[0],
+	close(started)
+	if all := awaitNotification(t, notified, process.Ready); !strings.HasPrefix(all[0],
 		"STATUS=Not ready: not yet connected to Docker") {
-		t.Errorf("before it was ready: %q", all)
+		t.Errorf("before READY=1: got %q", all)
 	}
 
 	stop()
@@ -105,24 +105,24 @@ func TestHungEngine(t *testing.T) {
 	}
 }
 
-// TestStartWaitsForLogs: whoever is ordered after the daemon finds a node that knows how it logs,
-// unless the engine is down or patience ends.
-func TestStartWaitsForLogs(t *testing.T) {
+// TestAwaitLogs checks that the start waits for the log mode, unless the engine is down or the
+// timeout expires.
+func TestAwaitLogs(t *testing.T) {
 	engine := enginetest.NewFake()
 	engine.SetDown(true)
 	log := slog.New(slog.DiscardHandler)
 	p := &parts{view: view.New(engine, log), logs: logs.New(logs.Config{Mode: logs.ModeAuto, Log: log})}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- ignoreEnd(p.view.Run(ctx)) }()
+	go func() { ended <- ignoreCanceled(p.view.Run(ctx)) }()
 	p.awaitEngine(ctx, time.Hour, isKnown)
 	p.awaitLogs(ctx, time.Hour) // the engine is down
 	engine.SetDown(false)
 	<-p.view.Synced()
-	const patience = 300 * time.Millisecond
-	begin := time.Now()
-	if p.awaitLogs(ctx, patience); time.Since(begin) < patience {
-		t.Error("it did not wait")
+	const timeout = 300 * time.Millisecond
+	start := time.Now()
+	if p.awaitLogs(ctx, timeout); time.Since(start) < timeout {
+		t.Error("awaitLogs did not wait")
 	}
 
 	p.logs = logs.New(logs.Config{Mode: logs.ModeJSONFile, Log: log})
@@ -149,13 +149,13 @@ func TestStatusLine(t *testing.T) {
 		},
 	} {
 		if got := statusLine(&runtimeapi.RuntimeStatus{Conditions: c}, "29.0"); got != want {
-			t.Errorf("%q, want %q", got, want)
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
 
-// TestHold: calls wait until it is known what runs; those that need the engine's version only do
-// not, and none outlives its caller.
+// TestHold checks that calls wait for the first read of the engine, except for Version and
+// RuntimeConfig, and end with the context of the caller.
 func TestHold(t *testing.T) {
 	p := &parts{known: make(chan struct{})}
 	for _, method := range []string{"Version", "RuntimeConfig"} {
@@ -168,11 +168,11 @@ func TestHold(t *testing.T) {
 	defer cancel()
 
 	if err := p.hold(ctx, "ListPodSandbox"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("before the first look: %v", err)
+		t.Errorf("before the first read: got error %v", err)
 	}
 
 	close(p.known)
 	if err := p.hold(t.Context(), "ListPodSandbox"); err != nil {
-		t.Errorf("after it: %v", err)
+		t.Errorf("after the first read: %v", err)
 	}
 }

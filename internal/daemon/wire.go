@@ -59,16 +59,16 @@ type parts struct {
 	service    *cri.Service
 	server     *rpc.Server
 	endpoint   *endpoint
-	known      chan struct{} // closed when it is known what runs, or that the engine is down
-	recovering busy
+	known      chan struct{} // closed after the first read of the engine, successful or not
+	recovery   recoveryTimer
 	recoveries *prometheus.CounterVec
 
 	listener        net.Listener // of the CRI
 	metricsListener net.Listener // nil for none
 }
 
-// wire creates the parts. Nothing connects or answers yet. After an error everything is closed
-// again, else close does so.
+// wire creates the parts without connecting or serving. The caller must close them. wire closes
+// them itself before it returns an error.
 func wire(cfg *config.Config, version string, log *slog.Logger) (*parts, error) {
 	p := newParts(cfg, version, log)
 	if err := p.acquire(p.steps()); err != nil {
@@ -87,7 +87,7 @@ func newParts(cfg *config.Config, version string, log *slog.Logger) *parts {
 	}
 }
 
-// steps returns the steps of wire in their order. Each closes what it has acquired with closeLater.
+// steps returns the steps of wire in order. Each step registers its resources with closeLater.
 func (p *parts) steps() []func() error {
 	return []func() error{
 		p.openTraces,
@@ -111,20 +111,20 @@ func (p *parts) acquire(steps []func() error) error {
 	return nil
 }
 
-// closeLater lets close close a part, the latest first.
+// closeLater registers a part for close. close starts with the last part.
 func (p *parts) closeLater(name string, c io.Closer) {
 	p.undo.Push(name, func(context.Context) error {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
 			return err
 		}
-		return nil // it ended by itself
+		return nil // already closed
 	})
 }
 
 func (p *parts) close() error { return p.undo.Run(context.Background(), stopGrace) }
 
-// openTraces leaves the provider nil without --tracing-endpoint: a daemon without traces does
-// nothing for them.
+// openTraces creates the trace provider. Without --tracing-endpoint it remains nil, to avoid any
+// overhead.
 func (p *parts) openTraces() error {
 	if p.cfg.TracingEndpoint == "" {
 		return nil
@@ -173,7 +173,7 @@ func (p *parts) openEngine() (err error) {
 func (p *parts) openNetwork() error {
 	pins := podnet.NewPins(p.cfg.PinDirectory, p.cfg.PinRecords())
 	if err := pins.Prepare(); err != nil {
-		p.log.Warn("network add-ons may not see the network namespaces of all pods",
+		p.log.Warn("network add-ons may not have access to the network namespaces of all pods",
 			"directory", p.cfg.PinDirectory, "err", err)
 	}
 
@@ -248,10 +248,10 @@ func (p *parts) openView() (err error) {
 func (p *parts) openStreams() (err error) {
 	p.streams, err = stream.New(stream.Config{
 		Addr:    p.cfg.StreamingAddr,
-		Runtime: streamed{p},
+		Runtime: streamRuntime{p},
 		Dial:    podnet.Dial,
 		TLS:     stream.TLSFiles{Cert: p.cfg.StreamingTLSCert, Key: p.cfg.StreamingTLSKey},
-		Spool:   func() (*os.File, error) { return openNameless(p.cfg.RootDirectory) },
+		Spool:   func() (*os.File, error) { return openTemporary(p.cfg.RootDirectory) },
 		Log:     p.log,
 	})
 	if err != nil {
@@ -263,8 +263,8 @@ func (p *parts) openStreams() (err error) {
 	return nil
 }
 
-// openNameless creates a file in dir that is removed when it is closed (O_TMPFILE, open(2)).
-func openNameless(dir string) (*os.File, error) {
+// openTemporary creates an unnamed temporary file in dir (O_TMPFILE, open(2)).
+func openTemporary(dir string) (*os.File, error) {
 	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
 }
 
@@ -349,8 +349,8 @@ func (p *parts) listen() (err error) {
 
 	p.closeLater("listener of the CRI", p.listener)
 	if p.listener.Addr().Network() == "tcp" && p.cfg.TLSCert == "" {
-		p.log.Warn("every user of this machine can reach the CRI and is root by it; a unix socket has an owner",
-			"address", p.listener.Addr())
+		p.log.Warn("the CRI endpoint has no access control: every local user can become root through it; use a unix "+
+			"socket", "address", p.listener.Addr())
 	}
 
 	return nil
@@ -365,22 +365,22 @@ func (p *parts) listenMetrics() (err error) {
 	return nil
 }
 
-// streamed connects the streaming server, which the service needs, to the service. Requests that
-// reach the server carry the IDs that the service put into them.
-type streamed struct{ p *parts }
+// streamRuntime connects the streaming server to the service. The service depends on the server, so
+// the server needs this indirection. Requests have the IDs from the service's URLs.
+type streamRuntime struct{ p *parts }
 
-func (s streamed) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
+func (s streamRuntime) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
 	ctx, stop := s.p.service.WhileRunning(ctx, id)
 	defer stop()
 	return s.p.engine.Exec(ctx, model.ContainerID(id), x)
 }
 
-func (s streamed) Attach(ctx context.Context, id string, x engine.Streams) error {
+func (s streamRuntime) Attach(ctx context.Context, id string, x engine.Streams) error {
 	ctx, stop := s.p.service.WhileRunning(ctx, id)
 	defer stop()
 	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
 }
 
-func (s streamed) OpenNetNS(sandboxID string) (*os.File, error) {
+func (s streamRuntime) OpenNetNS(sandboxID string) (*os.File, error) {
 	return s.p.service.OpenNetNS(sandboxID)
 }

@@ -16,7 +16,7 @@ import (
 	"cri-dockerd/internal/config"
 )
 
-// descriptors counts the open descriptors by file or kind.
+// descriptors returns the number of open descriptors by file or kind.
 func descriptors(t *testing.T) map[string]int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -27,7 +27,7 @@ func descriptors(t *testing.T) map[string]int {
 	out := map[string]int{}
 	for _, f := range all {
 		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil {
-			kind, _, _ := strings.Cut(to, ":[") // as of socket:[1234]
+			kind, _, _ := strings.Cut(to, ":[") // for example socket:[1234]
 			out[kind]++
 		}
 	}
@@ -35,8 +35,8 @@ func descriptors(t *testing.T) map[string]int {
 	return out
 }
 
-// wired is a configuration in which every step of wire acquires something.
-func wired(t *testing.T, dir string) *config.Config {
+// configureAll returns a configuration with a resource for every step of wire.
+func configureAll(t *testing.T, dir string) *config.Config {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o700); err != nil {
 		t.Fatal(err)
@@ -44,11 +44,10 @@ func wired(t *testing.T, dir string) *config.Config {
 	return configure(t, dir, "--tracing-endpoint=127.0.0.1:1")
 }
 
-// TestWireClosesWhatItAcquired lets each step of wire fail after those before it: no goroutine, no
-// descriptor and no socket remains.
-func TestWireClosesWhatItAcquired(t *testing.T) {
+// TestWireErrors fails each step of wire in turn. No goroutine, descriptor or socket may remain.
+func TestWireErrors(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	warm, err := wire(wired(t, t.TempDir()), "test", log) // opens the descriptors that Go keeps
+	warm, err := wire(configureAll(t, t.TempDir()), "test", log) // opens permanent descriptors of the Go runtime
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +60,7 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 	for i := range len(warm.steps()) + 1 {
 		t.Run(fmt.Sprint("step ", i), func(t *testing.T) {
 			dir := t.TempDir()
-			p := newParts(wired(t, dir), "test", log)
+			p := newParts(configureAll(t, dir), "test", log)
 			before, running := descriptors(t), goleak.IgnoreCurrent()
 			acquired := false
 			err := p.acquire(append(p.steps()[:i:i], func() error {
@@ -73,7 +72,7 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 			}
 
 			if !acquired {
-				t.Error("the steps have acquired nothing, so this test shows nothing")
+				t.Error("the steps acquired no resources")
 			}
 
 			if err := goleak.Find(running); err != nil {
@@ -81,7 +80,7 @@ func TestWireClosesWhatItAcquired(t *testing.T) {
 			}
 
 			deadline := time.Now().Add(20 * time.Second)
-			// connections close in their own time
+			// connections close asynchronously
 			for !maps.Equal(before, descriptors(t)) && time.Now().Before(deadline) {
 				time.Sleep(time.Millisecond)
 			}
