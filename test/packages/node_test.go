@@ -334,7 +334,7 @@ func TestNodeLifecycle(t *testing.T) {
 func (m machine) removals(t *testing.T, p *pod) {
 	t.Helper()
 	out := m.apt(t, "remove", "cri-dockerd")
-	if !strings.Contains(out, "running pods go on") || !strings.Contains(out, "docker rm -f") {
+	if !strings.Contains(out, "keep running until the pods end") || !strings.Contains(out, "docker rm -f") {
 		t.Errorf("remove does not report the remaining resources: %s", out)
 	}
 

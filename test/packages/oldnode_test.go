@@ -217,7 +217,7 @@ func (m machine) rpm(t *testing.T) {
 	m.installed(t, second)
 	p.isUndisturbed(t, "rpm -U")
 	p.known(t, "rpm -U")
-	if out := m.Run(t, "rpm", "-e", "cri-dockerd"); !strings.Contains(out, "running pods go on") {
+	if out := m.Run(t, "rpm", "-e", "cri-dockerd"); !strings.Contains(out, "keep running until the pods end") {
 		t.Errorf("rpm -e does not report the remaining resources: %s", out)
 	}
 
