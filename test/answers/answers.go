@@ -1,6 +1,6 @@
-// Package answers checks answers of a CRI runtime for the messages that a kubelet uses without a
-// check. One that is missing kills the kubelet with a nil pointer, and it dies again after each
-// restart as long as the answer stays the same.
+// Package answers checks the responses of a CRI runtime for required messages. The kubelet
+// dereferences these messages without a check. A missing one crashes it again and again with a nil
+// pointer, as long as the response remains the same.
 package answers
 
 import (
@@ -10,10 +10,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// required are the messages that must be present in a message that is present itself, by name. The
-// list is the kubelet's own: test/kubernetes/kubeletread removes each message of full answers in
-// turn and reports those without which Kubernetes 1.36 panics. The code of 1.34, 1.35 and 1.37 was
-// read for further ones (pkg/kubelet/stats, kuberuntime, pleg, metrics/collectors).
+// required has the required fields of each message. The list comes from
+// test/kubernetes/kubeletread: it removes each message of complete responses in turn and reports
+// the panics of Kubernetes 1.36. Further entries come from the source of 1.34, 1.35 and 1.37
+// (pkg/kubelet/stats, kuberuntime, pleg, metrics/collectors).
 var required = map[protoreflect.FullName][]protoreflect.Name{
 	// stats/cri_stats_provider*.go
 	"runtime.v1.PodSandboxStats":      {"attributes", "linux"},
@@ -23,7 +23,7 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	"runtime.v1.NetworkUsage":         {"default_interface"},
 	"runtime.v1.FilesystemUsage":      {"used_bytes"},
 
-	// kuberuntime/*.go, and cri-client, which refuses them with an error
+	// kuberuntime/*.go, and cri-client, which returns an error
 	"runtime.v1.PodSandbox":       {"metadata"},
 	"runtime.v1.PodSandboxStatus": {"metadata"},
 	"runtime.v1.Container":        {"metadata", "image"},
@@ -32,7 +32,7 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	// metrics/collectors/cri_metrics.go
 	"runtime.v1.Metric": {"value"},
 
-	// What a call is for.
+	// the purpose of the call
 	"runtime.v1.PodSandboxStatusResponse": {"status"},
 	"runtime.v1.ContainerStatusResponse":  {"status"},
 	"runtime.v1.PodSandboxStatsResponse":  {"stats"},
@@ -41,7 +41,7 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	"runtime.v1.RuntimeConfigResponse":    {"linux"},
 }
 
-// Required says whether field must be present in each message of that name.
+// Required reports whether field is required in a message.
 func Required(message protoreflect.FullName, field protoreflect.Name) bool {
 	for _, name := range required[message] {
 		if name == field {
@@ -51,12 +51,12 @@ func Required(message protoreflect.FullName, field protoreflect.Name) bool {
 	return false
 }
 
-// Check returns an error that names the first missing message in an answer, as a client receives
-// it.
-func Check(answer any) error {
-	m, ok := answer.(proto.Message)
+// Check returns an error with the name of the first missing message in a response, as received by a
+// client.
+func Check(response any) error {
+	m, ok := response.(proto.Message)
 	if !ok {
-		return fmt.Errorf("%T is no protobuf message", answer)
+		return fmt.Errorf("%T is not a protobuf message", response)
 	}
 	return check(m.ProtoReflect(), string(m.ProtoReflect().Descriptor().Name()))
 }
@@ -64,7 +64,7 @@ func Check(answer any) error {
 func check(m protoreflect.Message, path string) (err error) {
 	for _, name := range required[m.Descriptor().FullName()] {
 		if !m.Has(m.Descriptor().Fields().ByName(name)) {
-			return fmt.Errorf("%s has no %s, which a kubelet uses without a check", path, name)
+			return fmt.Errorf("%s has no %s, required by the kubelet", path, name)
 		}
 	}
 

@@ -8,20 +8,20 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestRequiredExist fails for a name that the CRI does not have.
+// TestRequiredExist checks that the messages and fields in required exist in the CRI.
 func TestRequiredExist(t *testing.T) {
 	file := (&runtimeapi.Metric{}).ProtoReflect().Descriptor().ParentFile()
 	for message, fields := range required {
 		m := file.Messages().ByName(message.Name())
 		if m == nil || m.FullName() != message {
-			t.Errorf("the CRI has no message %s", message)
+			t.Errorf("no message %s in the CRI", message)
 			continue
 		}
 
 		for _, name := range fields {
 			f := m.Fields().ByName(name)
 			if f == nil || f.Kind() != protoreflect.MessageKind || f.IsList() {
-				t.Errorf("%s has no message %s", message, name)
+				t.Errorf("no message %s in %s", name, message)
 			}
 		}
 	}
@@ -34,19 +34,19 @@ func TestCheck(t *testing.T) {
 		Linux:      &runtimeapi.LinuxPodSandboxStats{Network: network},
 	}
 
-	answer := &runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{stats}}
-	if err := Check(answer); err != nil {
+	response := &runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{stats}}
+	if err := Check(response); err != nil {
 		t.Error(err)
 	}
 
 	network.DefaultInterface = nil
-	err := Check(answer)
-	if err == nil || !strings.HasPrefix(err.Error(), "ListPodSandboxStatsResponse.stats[0].linux.network has no "+
-		"default_interface") {
-		t.Errorf("a network without its interface: %v", err)
+	err := Check(response)
+	want := "ListPodSandboxStatsResponse.stats[0].linux.network has no default_interface"
+	if err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("network without an interface: got error %v, want %s", err, want)
 	}
 
 	if err := Check("text"); err == nil {
-		t.Error("a text was taken for an answer")
+		t.Error("string: got no error")
 	}
 }

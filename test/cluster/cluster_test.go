@@ -1,6 +1,6 @@
-// Package cluster makes a real cluster with kubeadm, on the way of docs/kubeadm.md, of nodes that
-// have the daemon from its package, and uses it: services, DNS, streams and metrics as a user sees
-// them. hack/kubernetes.sh cluster builds what runs in it.
+// Package cluster creates a cluster with kubeadm according to docs/kubeadm.md. Its nodes have the
+// daemon from the package. The tests use services, DNS, streams and metrics like a user.
+// hack/kubernetes.sh cluster builds the programs of the cluster.
 package cluster
 
 import (
@@ -24,10 +24,10 @@ import (
 const (
 	version    = "v1.36.3"
 	kubeconfig = "--kubeconfig=/etc/kubernetes/admin.conf"
-	limit      = 3 * time.Minute // for what takes seconds on a quiet machine
+	timeout    = 3 * time.Minute // of operations with a duration of seconds on an idle machine
 )
 
-var size = flag.Int("nodes", 2, "nodes of the cluster; the first is the control plane")
+var size = flag.Int("nodes", 2, "number of nodes in the cluster; the first one is the control plane")
 
 //go:embed testdata
 var testdata embed.FS
@@ -41,16 +41,16 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// binary is a program that hack/kubernetes.sh built.
+// binary returns the path of a program from hack/kubernetes.sh.
 func binary(name string) string { return filepath.Join(engines.Cache(), "kubernetes-"+version, name) }
 
-// cluster is a running one.
+// cluster is a running cluster.
 type cluster struct {
 	nodes []*nodes.Node
-	names string // of the nodes, one a line
+	names string // of the nodes, one per line
 }
 
-// sh runs a command of the documentation on the control plane.
+// sh runs a command from the documentation on the control plane.
 func (c *cluster) sh(t *testing.T, command string) string {
 	t.Helper()
 	return c.nodes[0].Run(t, "sh", "-ec", "export KUBECONFIG=/etc/kubernetes/admin.conf\n"+command)
@@ -62,15 +62,15 @@ func (c *cluster) kubectl(t *testing.T, args ...string) string {
 	return c.nodes[0].Run(t, "kubectl", append([]string{kubeconfig}, args...)...)
 }
 
-// apply applies a manifest of testdata.
+// apply applies a manifest from testdata.
 func (c *cluster) apply(t *testing.T, name string) {
 	t.Helper()
 	c.nodes[0].WriteFile(t, "/tmp/"+name, read(t, name), 0o644)
 	c.kubectl(t, "apply", "-f", "/tmp/"+name)
 }
 
-// startNode starts a node with the daemon and all that kubeadm needs. mirror is a registry with the
-// images of Docker's hub.
+// startNode starts a node with the daemon and the requirements of kubeadm. mirror is a registry
+// mirror for images of Docker Hub.
 func startNode(t *testing.T, w *nodes.Network, control bool, mirror string) *nodes.Node {
 	t.Helper()
 	c := nodes.Config{
@@ -98,7 +98,7 @@ func startNode(t *testing.T, w *nodes.Network, control bool, mirror string) *nod
 	return n
 }
 
-// start makes the cluster and its pod network.
+// start creates the cluster and its pod network.
 func start(t *testing.T) *cluster {
 	t.Helper()
 	if _, err := os.Stat(binary("kubeadm")); err != nil {
@@ -121,18 +121,18 @@ func start(t *testing.T) *cluster {
 	}
 
 	pushNginx(t, c.nodes[0], hub.Host)
-	// Which kernels and control groups a kubelet takes is its own matter.
+	// the supported kernels and control groups are not a subject of this test
 	const ignore = " --ignore-preflight-errors=SystemVerification"
 	c.nodes[0].WriteFile(t, "/root/kubeadm.yaml", read(t, "kubeadm.yaml"), 0o600)
-	c.sh(t, "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock --pod-network-cidr 10.244.0.0/16"+" --dry-run"+
-		ignore)
+	c.sh(t, "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock --pod-network-cidr 10.244.0.0/16"+
+		" --dry-run"+ignore)
 	out := c.sh(t, "cd /root; kubeadm init --config kubeadm.yaml"+ignore)
 	if !strings.Contains(out, "Your Kubernetes control-plane has initialized successfully!") {
 		t.Errorf("kubeadm init:\n%s", out)
 	}
 
-	t.Cleanup(func() { c.explain(t) })
-	c.awaitReason(t)
+	t.Cleanup(func() { c.logState(t) })
+	c.awaitNetworkMessage(t)
 	c.apply(t, "flannel.yaml")
 	join := strings.TrimSpace(c.sh(t, "kubeadm token create --print-join-command"))
 	for _, n := range c.nodes[1:] {
@@ -144,13 +144,13 @@ func start(t *testing.T) *cluster {
 	c.apply(t, "app.yaml")
 	c.sh(t, "kubectl wait --for=condition=Ready node --all --timeout=180s")
 	c.sh(t, "kubectl -n kube-system rollout status deployment/coredns --timeout=180s")
-	c.kubectl(t, "rollout", "status", "daemonset/each", "--timeout", limit.String())
+	c.kubectl(t, "rollout", "status", "daemonset/each", "--timeout", timeout.String())
 
 	return c
 }
 
-// explain logs what the cluster says of itself when the test has failed.
-func (c *cluster) explain(t *testing.T) {
+// logState logs the state of the cluster after a failed test.
+func (c *cluster) logState(t *testing.T) {
 	if !t.Failed() {
 		return
 	}
@@ -165,15 +165,15 @@ func (c *cluster) explain(t *testing.T) {
 	}
 }
 
-// awaitReason waits until the node without a pod network says what it lacks.
-func (c *cluster) awaitReason(t *testing.T) {
+// awaitNetworkMessage waits until the status of the node reports the missing pod network.
+func (c *cluster) awaitNetworkMessage(t *testing.T) {
 	t.Helper()
-	c.nodes[0].Await(t, limit, "the reason why the node is not ready", func() bool {
+	c.nodes[0].Await(t, timeout, "message about the missing pod network", func() bool {
 		return strings.Contains(c.sh(t, "kubectl describe node node1"), "install a network add-on such as flannel")
 	})
 }
 
-// TestCluster makes a cluster and uses it.
+// TestCluster creates a cluster and uses it.
 func TestCluster(t *testing.T) {
 	c := start(t)
 	pods := strings.Fields(c.kubectl(t, "get", "pod", "-l", "app=each", "-o", "jsonpath={.items[*].metadata.name}"))
@@ -201,11 +201,11 @@ func TestCluster(t *testing.T) {
 	t.Run("reset", c.testReset)
 }
 
-// testApplication has the documentation's deployment, with an image from a registry.
+// testApplication runs the deployment from the documentation, with an image from a registry.
 func (c *cluster) testApplication(t *testing.T) {
 	c.sh(t, "kubectl create deployment web --image=nginx --replicas=3")
 	c.sh(t, "kubectl expose deployment web --port=80")
-	c.kubectl(t, "rollout", "status", "deployment/web", "--timeout", limit.String())
+	c.kubectl(t, "rollout", "status", "deployment/web", "--timeout", timeout.String())
 	if out := c.sh(t, "kubectl get pods -o wide"); strings.Count(out, " 10.244.") != 3+*size {
 		t.Errorf("addresses of pods:\n%s", out)
 	}
@@ -219,13 +219,13 @@ func (c *cluster) testApplication(t *testing.T) {
 		t.Errorf("hostname: %q", out)
 	}
 
-	if out := c.sh(t, "kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR"); strings.Count(out,
-		" 10.244.") != *size {
-		t.Errorf("ranges of the nodes:\n%s", out)
+	out := c.sh(t, "kubectl get nodes -o custom-columns=NAME:.metadata.name,CIDR:.spec.podCIDR")
+	if strings.Count(out, " 10.244.") != *size {
+		t.Errorf("pod CIDRs of the nodes:\n%s", out)
 	}
 }
 
-// testNodes looks at what the nodes say of their runtime.
+// testNodes checks the container runtime in the status of the nodes, and the units of the daemon.
 func (c *cluster) testNodes(t *testing.T) {
 	out := c.sh(t, "kubectl get nodes -o wide")
 	for _, n := range c.nodes {
@@ -234,27 +234,28 @@ func (c *cluster) testNodes(t *testing.T) {
 			t.Errorf("nodes:\n%s", out)
 		}
 
-		if got := n.Run(t, "systemctl", "is-active", "cri-docker.socket", "cri-docker.service", "cri-docker-log.socket",
-			"cri-docker-log.service"); got != "active\nactive\nactive\nactive\n" {
-			t.Errorf("units of %s: %q", n.Name, got)
+		got := n.Run(t, "systemctl", "is-active", "cri-docker.socket", "cri-docker.service", "cri-docker-log.socket",
+			"cri-docker-log.service")
+		if got != "active\nactive\nactive\nactive\n" {
+			t.Errorf("units of %s: got %q", n.Name, got)
 		}
 	}
 }
 
-// testServices reaches all pods, itself too, by the service's name from every pod, and by the
-// node's port from every node.
+// testServices connects to all pods through the service: from every pod by name, including the pod
+// itself, and from every node by node port.
 func (c *cluster) testServices(t *testing.T, pods []string) {
 	for _, p := range pods {
 		got := c.kubectl(t, "exec", p, "--", "sh", "-c",
 			"for i in $(seq 40); do wget -q -O - http://each; done | sort -u")
 		if got != c.names {
-			t.Errorf("%s reaches %q by the service, not %q", p, got, c.names)
+			t.Errorf("service from %s: got %q, want %q", p, got, c.names)
 		}
 
 		ip := c.kubectl(t, "get", "service", "each", "-o", "jsonpath={.spec.clusterIP}")
-		if got := c.kubectl(t, "exec", p, "--", "nslookup", "each.default.svc.cluster.local"); !strings.Contains(got,
-			ip) {
-			t.Errorf("%s: the service's address %s is not in\n%s", p, ip, got)
+		got = c.kubectl(t, "exec", p, "--", "nslookup", "each.default.svc.cluster.local")
+		if !strings.Contains(got, ip) {
+			t.Errorf("DNS lookup from %s: no address %s in\n%s", p, ip, got)
 		}
 	}
 
@@ -262,13 +263,13 @@ func (c *cluster) testServices(t *testing.T, pods []string) {
 		for _, to := range c.nodes {
 			got := from.Run(t, "busybox", "wget", "-q", "-O", "-", "http://"+to.Address+":30080/")
 			if !strings.Contains(c.names, got) {
-				t.Errorf("port of %s from %s: %q", to.Name, from.Name, got)
+				t.Errorf("node port of %s from %s: got %q", to.Name, from.Name, got)
 			}
 		}
 	}
 }
 
-// testStreams has logs, exec and cp.
+// testStreams uses logs, exec and cp.
 func (c *cluster) testStreams(t *testing.T, pod string) {
 	if got := c.kubectl(t, "logs", pod); !strings.HasPrefix(got, "serving on node") {
 		t.Errorf("logs of %s: %q", pod, got)
@@ -279,7 +280,7 @@ func (c *cluster) testStreams(t *testing.T, pod string) {
 		return c.nodes[0].Run(t, "sh", "-c", "export KUBECONFIG=/etc/kubernetes/admin.conf; "+script, "sh", pod)
 	}
 	if got := sh(`head -c 10485760 /dev/zero | kubectl exec -i "$1" -- cat | wc -c`); got != "10485760\n" {
-		t.Errorf("exec of %s took 10485760 bytes and gave %q back", pod, got)
+		t.Errorf("exec in %s: got %q of 10485760 bytes", pod, got)
 	}
 	if got := sh(`kubectl exec "$1" -- sh -c "exit 7" 2>/dev/null; echo $?`); got != "7\n" {
 		t.Errorf("exit code of exec in %s: %q", pod, got)
@@ -291,6 +292,7 @@ func (c *cluster) testStreams(t *testing.T, pod string) {
 	}
 }
 
+// testPortForward uses port-forward to each pod.
 func (c *cluster) testPortForward(t *testing.T, pods []string) {
 	for i, p := range pods {
 		port := fmt.Sprint(18080 + i)
@@ -301,34 +303,34 @@ func (c *cluster) testPortForward(t *testing.T, pods []string) {
 
 		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 		node := c.kubectl(t, "get", "pod", p, "-o", "jsonpath={.spec.nodeName}")
-		c.nodes[0].Await(t, limit, "port-forward to "+p, func() bool {
+		c.nodes[0].Await(t, timeout, "port-forward to "+p, func() bool {
 			got, err := c.nodes[0].Try("busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:"+port+"/")
 			return err == nil && got == node+"\n"
 		})
 	}
 }
 
-// testDebug looks at a container's processes from an ephemeral one.
+// testDebug lists the processes of a container from an ephemeral container.
 func (c *cluster) testDebug(t *testing.T, pod string) {
 	c.kubectl(t, "debug", pod, "--image="+engines.Busybox, "--image-pull-policy=Never", "--container=debugger",
 		"--target=each", "--", "ps")
-	c.nodes[0].Await(t, limit, "the debugger's output", func() bool {
+	c.nodes[0].Await(t, timeout, "output of the ephemeral container", func() bool {
 		out, err := c.nodes[0].Try("kubectl", kubeconfig, "logs", pod, "-c", "debugger")
 		return err == nil && strings.Contains(out, "httpd")
 	})
 }
 
-// testTop has metrics-server's figures of nodes and pods, each of which holds 24 MB.
+// testTop checks the usage of nodes and pods from metrics-server. Each pod allocates 24 MB.
 func (c *cluster) testTop(t *testing.T, pods []string) {
-	// figures waits for a line for each name, with the memory in Mi in a column.
-	figures := func(names []string, column int, least, most int, args ...string) {
+	// awaitUsage waits for a line for each name, with the memory in Mi in a column.
+	awaitUsage := func(names []string, column int, least, most int, args ...string) {
 		t.Helper()
 		args = append(append([]string{kubeconfig, "top"}, args...), "--no-headers")
-		c.nodes[0].Await(t, limit, strings.Join(args, " "), func() bool {
+		c.nodes[0].Await(t, timeout, strings.Join(args, " "), func() bool {
 			out, err := c.nodes[0].Try("kubectl", args...)
 			var got []string
 			for line := range strings.Lines(out) {
-				if f := strings.Fields(line); len(f) > column && within(f[column], least, most) {
+				if f := strings.Fields(line); len(f) > column && isWithin(f[column], least, most) {
 					got = append(got, f[0])
 				}
 			}
@@ -339,32 +341,32 @@ func (c *cluster) testTop(t *testing.T, pods []string) {
 		})
 	}
 
-	figures(strings.Fields(c.names), 3, 100, 1<<20, "node")
-	figures(pods, 2, 19, 40, "pod", "-l", "app=each")
+	awaitUsage(strings.Fields(c.names), 3, 100, 1<<20, "node")
+	awaitUsage(pods, 2, 19, 40, "pod", "-l", "app=each")
 	t.Log("\n" + c.kubectl(t, "top", "node") + c.kubectl(t, "top", "pod", "-A"))
 }
 
-// within says whether a quantity in Mi is from least to most.
-func within(quantity string, least, most int) bool {
+// isWithin reports whether a quantity in Mi is between least and most.
+func isWithin(quantity string, least, most int) bool {
 	n, err := strconv.Atoi(strings.TrimSuffix(quantity, "Mi"))
 	return err == nil && least <= n && n <= most
 }
 
-// testEnd deletes the pods; nothing of them stays with Docker.
+// testEnd deletes the pods and waits for the removal of their containers.
 func (c *cluster) testEnd(t *testing.T) {
-	c.kubectl(t, "delete", "daemonset/each", "deployment/web", "--timeout", limit.String(), "--cascade=foreground")
+	c.kubectl(t, "delete", "daemonset/each", "deployment/web", "--timeout", timeout.String(), "--cascade=foreground")
 	for _, n := range c.nodes {
-		n.Await(t, limit, "no container of the deleted pods", func() bool {
+		n.Await(t, timeout, "removal of the deleted pods", func() bool {
 			return n.Run(t, "docker", "ps", "-aq", "--filter", "label=io.kubernetes.pod.namespace=default") == ""
 		})
 	}
 }
 
-// testReset takes the last node out again: all its pods go.
+// testReset resets the last node. This removes all its pods.
 func (c *cluster) testReset(t *testing.T) {
 	n := c.nodes[len(c.nodes)-1]
 	n.Run(t, "sh", "-ec", "kubeadm reset --force --cri-socket unix:///var/run/cri-dockerd.sock")
 	if out := n.Run(t, "docker", "ps", "-a"); strings.Contains(out, "k8s_") {
-		t.Errorf("after the reset %s has\n%s", n.Name, out)
+		t.Errorf("containers on %s after the reset:\n%s", n.Name, out)
 	}
 }

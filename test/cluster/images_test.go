@@ -14,36 +14,37 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// image gathers the files of an image from programs of the machine and of the cache.
+// image collects the files of an image from programs of the host and of the cache.
 type image struct {
 	t     *testing.T
 	files []engines.File
-	have  map[string]bool
+	added map[string]bool // by path
 }
 
 func newImage(t *testing.T) *image {
-	i := &image{t: t, have: map[string]bool{"/": true, ".": true}}
+	i := &image{t: t, added: map[string]bool{"/": true, ".": true}}
 	i.dir("/tmp", 0o1777)
 	return i
 }
 
+// dir adds a directory and its parents.
 func (i *image) dir(name string, mode int64) {
-	if i.have[name] {
+	if i.added[name] {
 		return
 	}
-	i.have[name] = true
+	i.added[name] = true
 	i.dir(path.Dir(name), 0o755)
 	i.files = append(i.files, engines.File{Header: tar.Header{Name: name[1:] + "/", Typeflag: tar.TypeDir, Mode: mode}})
 }
 
-// add adds a file of the machine, all names of which it reads now.
+// add adds a file of the host. It reads the file immediately.
 func (i *image) add(name, file string) {
 	i.t.Helper()
-	if i.have[name] {
+	if i.added[name] {
 		return
 	}
 
-	i.have[name] = true
+	i.added[name] = true
 	i.dir(path.Dir(name), 0o755)
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -53,6 +54,7 @@ func (i *image) add(name, file string) {
 	i.files = append(i.files, engines.File{Header: tar.Header{Name: name[1:], Mode: 0o755}, Content: b})
 }
 
+// link adds a symbolic link.
 func (i *image) link(name, target string) {
 	i.dir(path.Dir(name), 0o755)
 	i.files = append(i.files, engines.File{Header: tar.Header{
@@ -64,7 +66,7 @@ func (i *image) link(name, target string) {
 
 var library = regexp.MustCompile(`(/\S+\.so\S*) \(0x`)
 
-// linked adds a program or plugin and the libraries it is linked with.
+// linked adds a program or plugin with its libraries.
 func (i *image) linked(name, file string) {
 	i.t.Helper()
 	i.add(name, file)
@@ -78,7 +80,7 @@ func (i *image) linked(name, file string) {
 	}
 }
 
-// iptables adds the machine's iptables, and a shell.
+// iptables adds the iptables of the host and a shell.
 func (i *image) iptables() *image {
 	i.t.Helper()
 	multi, err := filepath.EvalSymlinks("/usr/sbin/iptables")
@@ -87,8 +89,9 @@ func (i *image) iptables() *image {
 	}
 
 	i.linked(multi, multi)
-	for _, n := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save",
-		"ip6tables-restore"} {
+	for _, n := range []string{
+		"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
+	} {
 		i.link("/usr/sbin/"+n, filepath.Base(multi))
 	}
 
@@ -102,8 +105,8 @@ func (i *image) iptables() *image {
 	}
 
 	for _, f := range engines.BusyboxFiles(i.t) {
-		if name := "/" + strings.TrimSuffix(f.Header.Name, "/"); !i.have[name] {
-			i.have[name] = true
+		if name := "/" + strings.TrimSuffix(f.Header.Name, "/"); !i.added[name] {
+			i.added[name] = true
 			i.files = append(i.files, f)
 		}
 	}
@@ -113,7 +116,7 @@ func (i *image) iptables() *image {
 	return i
 }
 
-// loadImages makes the images that a node runs, under the names that kubeadm asks for.
+// loadImages creates the images of a node with the names from kubeadm.
 func loadImages(t *testing.T, n *nodes.Node, control bool) {
 	t.Helper()
 	load := func(ref string, i *image, program string) {
@@ -123,15 +126,15 @@ func loadImages(t *testing.T, n *nodes.Node, control bool) {
 			"ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	}
 
-	for _, ref := range strings.Fields(n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+
-		version)) {
+	list := n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+version)
+	for _, ref := range strings.Fields(list) {
 		name, _, _ := strings.Cut(path.Base(ref), ":")
 		switch name {
 		case "kube-proxy":
 			load(ref, newImage(t).iptables(), name)
 		case "coredns":
 			load(ref, newImage(t), name)
-		case "pause": // wanted by kubeadm only; the daemon has its own
+		case "pause": // only for kubeadm; the daemon embeds its own
 			engines.Import(t, n.Path("/run/docker.sock"), ref, newImage(t).files)
 		case "kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd":
 			if control {
@@ -149,12 +152,13 @@ func loadImages(t *testing.T, n *nodes.Node, control bool) {
 
 const welcome = "Welcome\n"
 
-// pushNginx pushes the image of the documentation's example to a registry.
+// pushNginx pushes an image for the example of the documentation to a registry.
 func pushNginx(t *testing.T, n *nodes.Node, to string) {
 	t.Helper()
 	ref := to + "/library/nginx:latest"
 	engines.Import(t, n.Path("/run/docker.sock"), ref, engines.BusyboxFiles(t), "ENV PATH=/bin",
-		`CMD ["sh", "-c", "echo Welcome > /tmp/index.html; trap exit TERM; echo started; httpd -f -p 80 -h /tmp & wait"]`)
+		`CMD ["sh", "-c", "echo Welcome > /tmp/index.html; trap exit TERM; echo started; `+
+			`httpd -f -p 80 -h /tmp & wait"]`)
 	n.Run(t, "docker", "push", ref)
 	n.Run(t, "docker", "rmi", ref)
 }

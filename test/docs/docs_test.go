@@ -11,12 +11,12 @@ import (
 	"testing"
 )
 
-// groups are the places where commands are run, see run_test.go.
+// groups are the values of run=, see run_test.go.
 var groups = []string{"repo", "source", "node", "node-status"}
 
-// TestEveryCommandIsMarked: a block of commands says where it is run, which tests run it, or why
-// nobody does.
-func TestEveryCommandIsMarked(t *testing.T) {
+// TestCommandMarks checks the marks of command blocks. Each block needs one of run=, tested= and
+// not-run=.
+func TestCommandMarks(t *testing.T) {
 	for _, p := range pages(t) {
 		for _, problem := range p.problems {
 			t.Error(problem)
@@ -24,10 +24,10 @@ func TestEveryCommandIsMarked(t *testing.T) {
 
 		for _, b := range p.blocks {
 			at := fmt.Sprintf("%s:%d", p.path, b.line)
-			if !b.commands() {
+			if !b.isCommands() {
 				for _, m := range []string{"run", "tested", "not-run"} {
 					if b.marks[m] != "" {
-						t.Errorf("%s: %s= on %q, which is no block of commands", at, m, b.language)
+						t.Errorf("%s: %s= on a block of %s, not of commands", at, m, b.language)
 					}
 				}
 				continue
@@ -37,26 +37,26 @@ func TestEveryCommandIsMarked(t *testing.T) {
 			switch {
 			case run != "" && tested == "" && reason == "":
 				if !slices.Contains(groups, run) {
-					t.Errorf("%s: run=%s, which is none of %q", at, run, groups)
+					t.Errorf("%s: run=%s: use one of %q", at, run, groups)
 				}
 
 			case tested != "" && run == "" && reason == "":
-				quoted(t, at, b, tested)
+				checkTested(t, at, b, tested)
 			case reason != "" && run == "" && tested == "":
 				if len(strings.Fields(reason)) < 3 {
-					t.Errorf("%s: not-run=%q is no reason", at, reason)
+					t.Errorf("%s: not-run=%q: give a reason", at, reason)
 				}
 
 			default:
-				t.Errorf("%s: give one of run=, tested= and not-run= (docs/README.md); it has %q", at, b.marks)
+				t.Errorf("%s: got marks %q, want one of run=, tested= and not-run= (docs/README.md)", at, b.marks)
 			}
 		}
 	}
 }
 
-// words are what is left of a line when quotes, commas and the like are gone, by which a command in
-// Go or a shell script can be compared with one that is typed.
-func words(s string) string {
+// normalize removes quotes, commas and other separators from a line, to compare a typed command
+// with one in Go or in a shell script.
+func normalize(s string) string {
 	s = strings.NewReplacer(`\n`, " ", `\`, " ").Replace(s)
 	return " " + strings.Join(strings.FieldsFunc(s, func(r rune) bool {
 		return strings.ContainsRune(" \t\n\"'`,;()[]{}+", r)
@@ -65,8 +65,8 @@ func words(s string) string {
 
 var sources = map[string]string{}
 
-// quoted: each command of the block stands in the files of the tests in dir.
-func quoted(t *testing.T, at string, b block, dir string) {
+// checkTested checks that the tests in dir contain each command of a block.
+func checkTested(t *testing.T, at string, b block, dir string) {
 	t.Helper()
 	if sources[dir] == "" {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d os.DirEntry, err error) error {
@@ -74,7 +74,7 @@ func quoted(t *testing.T, at string, b block, dir string) {
 				return err
 			}
 			text, err := os.ReadFile(path)
-			sources[dir] += words(string(text))
+			sources[dir] += normalize(string(text))
 			return err
 		})
 		if err != nil || !strings.HasPrefix(dir, "test/") {
@@ -84,13 +84,13 @@ func quoted(t *testing.T, at string, b block, dir string) {
 	}
 
 	for _, l := range b.lines() {
-		if !strings.Contains(sources[dir], words(l)) {
+		if !strings.Contains(sources[dir], normalize(l)) {
 			t.Errorf("%s: no test in %s has the command %q", at, dir, l)
 		}
 	}
 }
 
-// TestPages: one heading of the first order each, and links that lead somewhere.
+// TestPages checks the top-level heading and the links of each page.
 func TestPages(t *testing.T) {
 	all := map[string]*page{}
 	for _, p := range pages(t) {
@@ -106,7 +106,7 @@ func TestPages(t *testing.T) {
 		}
 
 		if first != 1 {
-			t.Errorf("%s has %d headings of the first order", p.path, first)
+			t.Errorf("%s: got %d top-level headings, want 1", p.path, first)
 		}
 
 		for _, l := range p.links {
@@ -121,7 +121,7 @@ func TestPages(t *testing.T) {
 			}
 
 			if _, err := os.Stat(filepath.Join(root, target)); err != nil {
-				t.Errorf("%s:%d: a link to nowhere: %v", p.path, l.line, err)
+				t.Errorf("%s:%d: broken link: %v", p.path, l.line, err)
 			} else if anchor != "" && (all[target] == nil || !slices.Contains(all[target].anchors(), anchor)) {
 				t.Errorf("%s:%d: %s has no heading #%s", p.path, l.line, target, anchor)
 			}
@@ -129,7 +129,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestIndex: every page can be reached from docs/README.md.
+// TestIndex checks the links from docs/README.md to all other pages.
 func TestIndex(t *testing.T) {
 	linked := map[string]bool{}
 	for _, l := range read(t, "docs/README.md").links {
@@ -144,8 +144,8 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// TestTranslations: a translated page has the blocks of its original, commands, outputs and errors,
-// word for word.
+// TestTranslations compares the blocks of translated pages with the originals: commands, outputs
+// and errors.
 func TestTranslations(t *testing.T) {
 	found := 0
 	for _, p := range pages(t) {
@@ -158,9 +158,9 @@ func TestTranslations(t *testing.T) {
 		for i := range max(len(p.blocks), len(original.blocks)) {
 			switch {
 			case i >= len(p.blocks):
-				t.Fatalf("%s lacks the block of %s:%d", p.path, original.path, original.blocks[i].line)
+				t.Fatalf("%s: no block like %s:%d", p.path, original.path, original.blocks[i].line)
 			case i >= len(original.blocks):
-				t.Fatalf("%s:%d: the original has no such block", p.path, p.blocks[i].line)
+				t.Fatalf("%s:%d: no such block in the original", p.path, p.blocks[i].line)
 			}
 
 			a, b := p.blocks[i], original.blocks[i]
@@ -170,17 +170,17 @@ func TestTranslations(t *testing.T) {
 		}
 
 		if len(p.titles) != len(original.titles) {
-			t.Errorf("%s has %d headings, its original %d", p.path, len(p.titles), len(original.titles))
+			t.Errorf("%s: got %d headings, want %d like the original", p.path, len(p.titles), len(original.titles))
 		}
 	}
 
 	if found < 3 {
-		t.Errorf("%d translated pages, install, kubeadm and troubleshooting should be there", found)
+		t.Errorf("got %d translated pages, want at least install, kubeadm and troubleshooting", found)
 	}
 }
 
-// help are the flags that `cri-dockerd <command> --help` lists for that command alone, with their
-// defaults.
+// help returns the local flags of a command with their defaults, from `cri-dockerd <command>
+// --help`.
 func help(t *testing.T, command string) map[string]string {
 	t.Helper()
 	args := []string{"--help"}
@@ -204,18 +204,18 @@ func help(t *testing.T, command string) map[string]string {
 	}
 
 	if len(flags) == 0 {
-		t.Fatalf("%q lists no flags:\n%s", args, out)
+		t.Fatalf("%q: no flags in:\n%s", args, out)
 	}
 
 	return flags
 }
 
-// plain is a default without the quotes and brackets in which it is shown.
+// plain removes quotes and brackets from a default.
 func plain(s string) string { return strings.Trim(s, "\"[]`") }
 
 var flagRow = regexp.MustCompile("(?m)^\\| `(?:([a-z-]+) )?--([a-z0-9-]+)`[^|]*\\| ([^|]*) \\|")
 
-// subcommands are those with flags of their own.
+// subcommands returns the subcommands with local flags.
 func subcommands(t *testing.T) []string {
 	t.Helper()
 	out, err := exec.Command(binary(t), "--help").Output()
@@ -235,32 +235,32 @@ func subcommands(t *testing.T) []string {
 	return all
 }
 
-// TestFlags: docs/flags.md has every flag of the program with its default, and no other.
+// TestFlags compares docs/flags.md with the flags of the program and their defaults.
 func TestFlags(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(root, "docs/flags.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	told := map[string]map[string]string{"": {}}
+	documented := map[string]map[string]string{"": {}}
 	for _, c := range subcommands(t) {
-		told[c] = map[string]string{}
+		documented[c] = map[string]string{}
 	}
 
 	for _, m := range flagRow.FindAllStringSubmatch(string(b), -1) {
-		if told[m[1]] == nil {
-			t.Errorf("docs/flags.md has the command %s, which is not there", m[1])
+		if documented[m[1]] == nil {
+			t.Errorf("docs/flags.md: unknown command %s", m[1])
 			continue
 		}
 
-		if _, twice := told[m[1]][m[2]]; twice {
-			t.Errorf("docs/flags.md has --%s twice", m[2])
+		if _, twice := documented[m[1]][m[2]]; twice {
+			t.Errorf("docs/flags.md: duplicate --%s", m[2])
 		}
 
-		told[m[1]][m[2]] = plain(strings.Trim(m[3], "`"))
+		documented[m[1]][m[2]] = plain(strings.Trim(m[3], "`"))
 	}
 
-	for command, flags := range told {
+	for command, flags := range documented {
 		actual := help(t, command)
 		if command != "" {
 			delete(actual, "help")
@@ -268,21 +268,21 @@ func TestFlags(t *testing.T) {
 
 		for name, value := range actual {
 			if v, ok := flags[name]; !ok {
-				t.Errorf("docs/flags.md lacks %s --%s", command, name)
+				t.Errorf("docs/flags.md: %s --%s is missing", command, name)
 			} else if v != value && name != "help" {
-				t.Errorf("docs/flags.md says that the default of %s --%s is %q, it is %q", command, name, v, value)
+				t.Errorf("docs/flags.md: %s --%s has the default %q, want %q", command, name, v, value)
 			}
 		}
 
 		for name := range flags {
 			if _, ok := actual[name]; !ok {
-				t.Errorf("docs/flags.md has %s --%s, which is not there", command, name)
+				t.Errorf("docs/flags.md: unknown flag %s --%s", command, name)
 			}
 		}
 	}
 }
 
-// TestSettings: flags in the settings that the pages show are the daemon's.
+// TestSettings compares the flags in configuration examples with the flags of the daemon.
 func TestSettings(t *testing.T) {
 	known := help(t, "")
 	flag := regexp.MustCompile(`--([a-z0-9-]+)`)
@@ -294,7 +294,7 @@ func TestSettings(t *testing.T) {
 
 			for _, m := range flag.FindAllStringSubmatch(b.text, -1) {
 				if _, ok := known[m[1]]; !ok {
-					t.Errorf("%s:%d: --%s is no flag", p.path, b.line, m[1])
+					t.Errorf("%s:%d: unknown flag --%s", p.path, b.line, m[1])
 				}
 			}
 		}

@@ -16,21 +16,22 @@ import (
 	"testing"
 )
 
-// TestErrors: an error that a page quotes is one that the program, or Kubernetes, has in these
-// words; … stands for what differs.
+// TestErrors searches quoted errors in the source of the program or of Kubernetes. In a quote, …
+// matches any text.
 func TestErrors(t *testing.T) {
-	ours, theirs := texts(t, filepath.Join(root, "internal"), filepath.Join(root, "cmd")), []string(nil)
+	own := messages(t, filepath.Join(root, "internal"), filepath.Join(root, "cmd"))
+	var upstream []string
 	for _, p := range pages(t) {
 		for _, b := range p.blocks {
 			at := fmt.Sprintf("%s:%d", p.path, b.line)
-			known := ours
+			known := own
 			if from := b.marks["from"]; from == "kubernetes" {
-				if theirs == nil {
-					theirs = kubernetes(t)
+				if upstream == nil {
+					upstream = kubernetesMessages(t)
 				}
-				known = theirs
+				known = upstream
 			} else if from != "" {
-				t.Errorf("%s: from=%s is not known", at, from)
+				t.Errorf("%s: unknown mark from=%s", at, from)
 			}
 
 			if b.language == "error" {
@@ -42,8 +43,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// telling is how long a piece of a quotation must be to tell one error from others.
-const telling = 12
+// minQuote is the minimum length of the longest part of a quote, to identify an error.
+const minQuote = 12
 
 func checkQuote(t *testing.T, at, quote string, known []string) {
 	t.Helper()
@@ -52,20 +53,20 @@ func checkQuote(t *testing.T, at, quote string, known []string) {
 		piece = strings.Trim(piece, " ;:,.()")
 		longest = max(longest, len(piece))
 		if piece != "" && !slices.ContainsFunc(known, func(s string) bool { return strings.Contains(s, piece) }) {
-			t.Errorf("%s: no source has the words %q", at, piece)
+			t.Errorf("%s: not found in the source: %q", at, piece)
 		}
 	}
 
-	if longest < telling {
-		t.Errorf("%s: %q quotes too little", at, quote)
+	if longest < minQuote {
+		t.Errorf("%s: quote %q is too short", at, quote)
 	}
 }
 
 var verb = regexp.MustCompile(`%[-+# 0]*[0-9.]*[a-zA-Z]`)
 
-// texts are the strings in the Go source below folders, without tests, with what is put together
-// from constants as one. Each verb of a format is a NUL, which no quotation has.
-func texts(t *testing.T, dirs ...string) []string {
+// messages returns the string constants in the Go source below directories, without tests. It joins
+// concatenated constants and replaces format verbs with NUL, to match no quote.
+func messages(t *testing.T, dirs ...string) []string {
 	t.Helper()
 	var all []string
 	for _, dir := range dirs {
@@ -103,7 +104,7 @@ func texts(t *testing.T, dirs ...string) []string {
 	return all
 }
 
-// constant is the text of a string, or of several with a plus between.
+// constant returns the value of a string literal or of concatenated literals.
 func constant(e ast.Expr) (string, bool) {
 	switch e := e.(type) {
 	case *ast.BasicLit:
@@ -118,9 +119,9 @@ func constant(e ast.Expr) (string, bool) {
 	return "", false
 }
 
-// kubernetes are the texts of kubeadm and the kubelet, of the release from which the tests' kubelet
-// is built.
-func kubernetes(t *testing.T) []string {
+// kubernetesMessages returns the string constants of kubeadm and the kubelet, in the release used
+// by the tests.
+func kubernetesMessages(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.Command("go", "mod", "download", "-json", "k8s.io/kubernetes", "k8s.io/cri-client")
 	cmd.Dir = filepath.Join(root, "test/kubernetes")
@@ -143,5 +144,5 @@ func kubernetes(t *testing.T) []string {
 		}
 	}
 
-	return texts(t, dirs...)
+	return messages(t, dirs...)
 }

@@ -1,6 +1,6 @@
-// Package docs proves the documentation: that every command in it is run by a test or says why it
-// is not, that what it says of the program's flags and errors is what the program has, and that its
-// links lead somewhere. It has no code outside its tests; docs/README.md has the marks.
+// Package docs tests the documentation. Every command must be run by a test or have a reason not to
+// be run, flags and errors must match the program, and links must work. docs/README.md describes
+// the marks of code blocks. The package has tests only.
 package docs
 
 import (
@@ -17,12 +17,12 @@ const root = "../.."
 
 // page is one Markdown file.
 type page struct {
-	path   string // within the repository
+	path   string // relative to the repository
 	titles []string
 	links  []link
 	blocks []block
 
-	problems []string // what is not permitted, since it could hide commands
+	problems []string // forbidden syntax, which could hide commands
 }
 
 type link struct {
@@ -33,13 +33,13 @@ type link struct {
 // block is a fenced piece of code.
 type block struct {
 	language string
-	marks    map[string]string // the rest of the first line: run=node, not-run="a reason"
+	marks    map[string]string // from the first line: run=node, not-run="a reason"
 	text     string
 	line     int
-	title    string // the heading above it
+	title    string // of the section
 }
 
-// pages are README.md and all of docs, in the order of their paths.
+// pages returns README.md and all pages below docs, in the order of their paths.
 func pages(t *testing.T) []*page {
 	t.Helper()
 	files := []string{"README.md"}
@@ -72,8 +72,8 @@ var (
 	codePattern = regexp.MustCompile("`[^`]*`")
 )
 
-// read parses as much of Markdown as these pages need. What it could misread, it does not permit:
-// code that is indented instead of fenced, and fences without a language.
+// read parses the Markdown syntax of these pages. It reports ambiguous syntax as problems: indented
+// code blocks and fences without a language.
 func read(t *testing.T, path string) *page {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(root, path))
@@ -94,18 +94,18 @@ func read(t *testing.T, path string) *page {
 			open = newBlock(fence, i+1, p.titles)
 			if open.language == "" {
 				p.problems = append(p.problems,
-					fmt.Sprintf("%s:%d: a fence without a language; commands are sh, all else text, yaml, json, …",
+					fmt.Sprintf("%s:%d: fence without a language; use sh for commands, or text, yaml, json, …",
 						path, i+1))
 			}
 
 		case open != nil:
 			open.text += l + "\n"
 		case strings.HasPrefix(l, "<<<<<<< "):
-			p.problems = append(p.problems, fmt.Sprintf("%s:%d: a conflict that nobody has resolved", path, i+1))
+			p.problems = append(p.problems, fmt.Sprintf("%s:%d: unresolved merge conflict", path, i+1))
 		case strings.HasPrefix(l, "#"):
 			p.titles = append(p.titles, l)
 		case blank && strings.HasPrefix(l, "    ") && strings.TrimSpace(l) != "":
-			p.problems = append(p.problems, fmt.Sprintf("%s:%d: indented code; fence it", path, i+1))
+			p.problems = append(p.problems, fmt.Sprintf("%s:%d: indented code block; use a fence", path, i+1))
 		default:
 			for _, m := range linkPattern.FindAllStringSubmatch(codePattern.ReplaceAllString(l, ""), -1) {
 				p.links = append(p.links, link{m[1], i + 1})
@@ -116,16 +116,16 @@ func read(t *testing.T, path string) *page {
 	}
 
 	if open != nil {
-		p.problems = append(p.problems, fmt.Sprintf("%s:%d: the fence has no end", path, open.line))
+		p.problems = append(p.problems, fmt.Sprintf("%s:%d: unterminated fence", path, open.line))
 	}
 
 	return p
 }
 
 func newBlock(info string, line int, titles []string) *block {
-	language, rest, _ := strings.Cut(info, " ")
+	language, marks, _ := strings.Cut(info, " ")
 	b := &block{language: language, marks: map[string]string{}, line: line}
-	for _, m := range markPattern.FindAllStringSubmatch(rest, -1) {
+	for _, m := range markPattern.FindAllStringSubmatch(marks, -1) {
 		b.marks[m[1]] = strings.Trim(m[2], `"`)
 	}
 
@@ -136,18 +136,18 @@ func newBlock(info string, line int, titles []string) *block {
 	return b
 }
 
-// commands says whether a block holds what somebody types.
-func (b block) commands() bool {
+// isCommands reports whether a block has shell commands.
+func (b block) isCommands() bool {
 	return slices.Contains([]string{"sh", "bash", "shell", "console", "zsh"}, b.language)
 }
 
-// lines are the commands of a block: without comments, with continued lines as one.
+// lines returns the commands of a block without comments and with continuation lines joined.
 func (b block) lines() []string {
 	var all []string
 	for l := range strings.SplitSeq(strings.ReplaceAll(b.text, "\\\n", " "), "\n") {
-		if l, _, _ = strings.Cut(l, "  #"); strings.TrimSpace(l) != "" && !strings.HasPrefix(strings.TrimSpace(l),
-			"#") {
-			all = append(all, strings.TrimSpace(l))
+		l, _, _ = strings.Cut(l, "  #")
+		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "#") {
+			all = append(all, l)
 		}
 	}
 
@@ -156,8 +156,7 @@ func (b block) lines() []string {
 
 var noAnchor = regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
 
-// anchors are the names by which a page's headings can be linked to, as GitHub and most site
-// generators make them.
+// anchors returns the anchors of a page's headings, like GitHub and most site generators.
 func (p *page) anchors() []string {
 	var all []string
 	for _, title := range p.titles {

@@ -15,14 +15,14 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// buildOnce makes the program as the pages say.
+// buildOnce builds the program like the pages.
 var buildOnce = sync.OnceValues(func() ([]byte, error) {
 	cmd := exec.Command("make", "build")
 	cmd.Dir = root
 	return cmd.CombinedOutput()
 })
 
-// binary is the program as it is shipped.
+// binary returns the path of the built program.
 func binary(t *testing.T) string {
 	t.Helper()
 	if out, err := buildOnce(); err != nil {
@@ -37,17 +37,16 @@ func binary(t *testing.T) string {
 	return path
 }
 
-// TestCommands runs what the pages say is run: in the repository, and on a node on which the
-// program is first installed from source. Each page is run from its beginning to its end;
-// docs/migrate.md, which leaves other settings, and docs/upgrade.md, with what is done at last,
-// come last.
+// TestCommands runs the commands of all pages: in the repository, and on a node after an
+// installation from source. It runs each page from start to end. docs/migrate.md changes settings
+// and docs/upgrade.md uninstalls the program, so they come last.
 func TestCommands(t *testing.T) {
-	// the same commands again
+	// translations have the same commands
 	all := slices.DeleteFunc(pages(t), func(p *page) bool { return filepath.Dir(p.path) == "docs/zh" })
-	last := func(p *page) int {
+	order := func(p *page) int {
 		return map[string]int{"docs/install.md": -1, "docs/migrate.md": 1, "docs/upgrade.md": 2}[p.path]
 	}
-	slices.SortStableFunc(all, func(a, b *page) int { return last(a) - last(b) })
+	slices.SortStableFunc(all, func(a, b *page) int { return order(a) - order(b) })
 
 	for _, p := range all {
 		p.run(t, []string{"repo"}, func(script string) *exec.Cmd {
@@ -63,12 +62,12 @@ func TestCommands(t *testing.T) {
 			return n.Command("bash", "-ec", "cd /root/cri-dockerd; exec 2>&1; "+script)
 		})
 		if t.Failed() {
-			return // what comes later may need what failed
+			return // later pages depend on earlier ones
 		}
 	}
 }
 
-// prepareNode is a node with what a checkout of the repository has after make build.
+// prepareNode starts a node with the files of a checkout after make build.
 func prepareNode(t *testing.T) *nodes.Node {
 	t.Helper()
 	n := nodes.Start(t, nodes.Config{})
@@ -86,21 +85,21 @@ func prepareNode(t *testing.T) *nodes.Node {
 	return n
 }
 
-// run runs the blocks of a page that are for these places, each in a shell of its own that ends
-// with the first error, and compares what they print with the block that follows.
-func (p *page) run(t *testing.T, places []string, shell func(script string) *exec.Cmd) {
+// run runs the blocks of a page for these groups. Each block has its own shell, and stops at the
+// first error. run compares the output with the output block after it.
+func (p *page) run(t *testing.T, groups []string, shell func(script string) *exec.Cmd) {
 	t.Helper()
 	for i, b := range p.blocks {
-		where := b.marks["run"]
-		if !slices.Contains(places, where) {
+		group := b.marks["run"]
+		if !slices.Contains(groups, group) {
 			continue
 		}
 
 		at := fmt.Sprintf("%s:%d", p.path, b.line)
 		out, err := shell(b.text).CombinedOutput()
 		var exit *exec.ExitError
-		if where == "node-status" && errors.As(err, &exit) && exit.ExitCode() == 1 {
-			err = nil // it found something, which is what it is for
+		if group == "node-status" && errors.As(err, &exit) && exit.ExitCode() == 1 {
+			err = nil // the command reports failures of the node
 		}
 
 		if err != nil {
@@ -114,34 +113,33 @@ func (p *page) run(t *testing.T, places []string, shell func(script string) *exe
 	}
 }
 
-// compare looks for the lines of an expected output in the actual one, in this order; others may
-// stand between them.
+// compare checks that the actual output contains the expected lines in order. It may contain other
+// lines in between.
 func compare(t *testing.T, at, expected, actual string) {
 	t.Helper()
-	rest := strings.Split(actual, "\n")
+	remaining := strings.Split(actual, "\n")
 	for l := range strings.SplitSeq(strings.TrimSpace(expected), "\n") {
 		pattern := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSpace(l)), "…", ".*") + "$")
-		i := slices.IndexFunc(rest, func(s string) bool { return pattern.MatchString(strings.TrimSpace(s)) })
+		i := slices.IndexFunc(remaining, func(s string) bool { return pattern.MatchString(strings.TrimSpace(s)) })
 		if i < 0 {
-			t.Errorf("%s: no line %q in its output:\n%s", at, l, actual)
+			t.Errorf("%s: no line %q in output:\n%s", at, l, actual)
 			return
 		}
-		rest = rest[i+1:]
+		remaining = remaining[i+1:]
 	}
 }
 
-// TestOutputs: an output stands after the commands that print it, and something compares it.
+// TestOutputs checks that each output block follows a block with run=.
 func TestOutputs(t *testing.T) {
 	for _, p := range pages(t) {
 		for i, b := range p.blocks {
 			if b.language == "output" && (i == 0 || p.blocks[i-1].marks["run"] == "") {
-				t.Errorf("%s:%d: nobody compares this output, since the block before it is not run; use text", p.path,
-					b.line)
+				t.Errorf("%s:%d: output without run= on the block before it; use text", p.path, b.line)
 			}
 		}
 	}
 
 	if os.Getuid() != 0 {
-		t.Fatal("tests of commands need root")
+		t.Fatal("tests of commands require root")
 	}
 }

@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package kubernetes names what hack/kubernetes.sh builds beside the commands in go.mod, so that
-// go.mod holds what that needs: tests of Kubernetes, and what flannel's main package imports.
+// Package kubernetes imports the additional builds of hack/kubernetes.sh, to keep their
+// dependencies in go.mod: tests of Kubernetes, and the imports of flannel's main package.
 package kubernetes
 
 import (

@@ -17,15 +17,15 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// Where the suite's images come from elsewhere, and here from a registry of our own with that name.
+// Registry of the suite's images. The test runs its own registry with this name.
 const (
 	registryName = "registry.k8s.io"
 	suiteImages  = registryName + "/e2e-test-images/"
 )
 
-// loadImages makes the suite's images of agnhost, built from the same source as the suite, and of
-// busybox, and pushes them to the registry, since some tests pull what is there. Each tag has an ID
-// of its own, for some tests tell images apart by it.
+// loadImages creates the images of the suite from agnhost, built from the source of the suite, and
+// from busybox. It also pushes them to the registry, because some tests pull images. Each tag has a
+// different image ID, because some tests distinguish images by ID.
 func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	agnhost, err := os.ReadFile(filepath.Join(built, "agnhost"))
 	if err != nil {
@@ -78,8 +78,8 @@ func loadImages(h *engines.Program, n *nodes.Node, built string) {
 	load(registryName+"/pause:3.10.2", with, path, `ENTRYPOINT ["/agnhost", "pause"]`)
 }
 
-// selfSigned is a certificate for localhost, with its key, in PEM: the suite's image has one, and
-// its clients do not look at it.
+// selfSigned returns a certificate for localhost and its key, in PEM, as part of the suite's image.
+// The clients of the suite do not verify it.
 func selfSigned(h *engines.Program) (certificate, key []byte) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -107,7 +107,7 @@ func selfSigned(h *engines.Program) (certificate, key []byte) {
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 }
 
-// build is a static program of this repository.
+// build returns a static program built from this repository.
 func build(h *engines.Program, path string) []byte {
 	dir, err := os.MkdirTemp("", "nodeconformance-")
 	if err != nil {
@@ -124,7 +124,7 @@ func build(h *engines.Program, path string) []byte {
 	}
 
 	if err != nil {
-		h.Fatalf("build of %s: %v\n%s", path, err, out)
+		h.Fatalf("build %s: %v\n%s", path, err, out)
 	}
 
 	return program

@@ -1,6 +1,6 @@
-// Command nodeconformance runs Kubernetes' own conformance suite of nodes against the daemon, on a
-// node of its own. hack/kubernetes.sh e2e-node builds the suite. Focus and skip are regular
-// expressions over the tests' full names.
+// Command nodeconformance runs the node conformance suite of Kubernetes against the daemon on a
+// test node. hack/kubernetes.sh e2e-node builds the suite. Focus and skip are regular expressions
+// for the full names of tests.
 package main
 
 import (
@@ -20,12 +20,12 @@ import (
 const (
 	version = "v1.36.3"
 
-	// metrics are the tests of figures that need no control of the whole node.
+	// metrics matches the tests of usage metrics without changes of the whole node.
 	metrics = `Summary API.*should report resource usage|ContainerMetrics|ResourceMetricsAPI`
 )
 
-// kubelet is the configuration on top of which the suite has its own. Networks and processes of
-// pods, and containers in /metrics/cadvisor, the kubelet tells of Docker only when it asks the CRI.
+// kubelet is the base configuration of the suite. With Docker, the kubelet reports networks and
+// processes of pods, and containers in /metrics/cadvisor, only with PodAndContainerStatsFromCRI.
 const kubelet = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 featureGates: {PodAndContainerStatsFromCRI: true}
@@ -37,9 +37,9 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "100Mi", nodefs.available: "1%", nodefs.inodesFree: "1%"}
 `
 
-// account has the CPU of Docker itself counted where cpu and cpuacct are hierarchies of their own,
-// the second of which systemd leaves alone.
-const account = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
+// accountScript enables CPU accounting of Docker if cpu and cpuacct are separate hierarchies.
+// systemd does not manage cpuacct.
+const accountScript = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
 [ -L /sys/fs/cgroup/cpuacct ] || [ ! -d /sys/fs/cgroup/cpuacct ] || { mkdir -p $group && cat /run/docker.pid > $group/cgroup.procs; }`
 
 const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
@@ -50,9 +50,9 @@ const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
 
 func main() {
 	focus := flag.String("focus", metrics, "tests to run")
-	skip := flag.String("skip", `\[Flaky\]|\[Serial\]|\[Slow\]`, "tests to leave out")
-	procs := flag.Int("procs", 1, "tests at a time")
-	report := flag.String("report", "", "folder for the suite's reports and logs; it stays")
+	skip := flag.String("skip", `\[Flaky\]|\[Serial\]|\[Slow\]`, "tests to skip")
+	procs := flag.Int("procs", 1, "number of parallel processes")
+	report := flag.String("report", "", "directory for the reports and logs of the suite")
 	flag.Parse()
 	h := &engines.Program{}
 	failed := run(h, *focus, *skip, *procs, *report)
@@ -62,18 +62,20 @@ func main() {
 	}
 }
 
-// run starts the node, runs the suite with its output on ours, and says whether it failed.
+// run starts the node and runs the suite with the output of this program. It reports whether the
+// suite failed.
 func run(h *engines.Program, focus, skip string, procs int, report string) bool {
 	built := filepath.Join(engines.Cache(), "kubernetes-"+version)
 	w := nodes.NewNetwork(h)
-	authority := outside(h, w)
+	authority := startServers(h, w)
 	c := nodes.Config{
 		Network: w,
 		Driver:  "systemd",
 		Hosts:   map[string]string{registryName: nodes.Gateway},
 		Binds:   map[string]string{},
 		Files: map[string]string{
-			"/etc/kubelet.yaml": kubelet, "/etc/cni/net.d/10-test.conflist": network,
+			"/etc/kubelet.yaml":                               kubelet,
+			"/etc/cni/net.d/10-test.conflist":                 network,
 			"/etc/docker/certs.d/" + registryName + "/ca.crt": authority,
 		},
 	}
@@ -105,8 +107,8 @@ func run(h *engines.Program, focus, skip string, procs int, report string) bool 
 	n := nodes.StartWithDaemon(h, c)
 	n.Run(h, "mkdir", "-p", "/report")
 	loadImages(h, n, built)
-	traffic(h, w, n)
-	n.Run(h, "sh", "-ec", account)
+	createTraffic(h, w, n)
+	n.Run(h, "sh", "-ec", accountScript)
 	suite := []string{
 		fmt.Sprint("--procs=", procs), "--no-color", "--timeout=2h", "--focus=" + focus, "--skip=" + skip,
 		"/opt/kubernetes/e2e_node.test", "--",
@@ -129,9 +131,9 @@ func run(h *engines.Program, focus, skip string, procs int, report string) bool 
 	return false
 }
 
-// traffic brings the node's interface to what the suite expects of one that has pulled images, and
-// has told of it.
-func traffic(h *engines.Program, w *nodes.Network, n *nodes.Node) {
+// createTraffic sends data through the node's interface. The suite expects the traffic of image
+// pulls in the metrics of the interface.
+func createTraffic(h *engines.Program, w *nodes.Network, n *nodes.Node) {
 	var l net.Listener
 	if err := engines.In(w.NetNS(), func() (err error) {
 		l, err = net.Listen("tcp", nodes.Gateway+":80")

@@ -10,10 +10,10 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// outside is what the node finds in its network: a registry under the name of the suite's, and a
-// name server that knows no name, so that nobody waits for one. It returns the certificate of the
-// registry's authority.
-func outside(h *engines.Program, w *nodes.Network) (authority string) {
+// startServers starts the servers of the node's network: a registry with the name of the suite's
+// registry, and a name server without any names, to avoid timeouts of lookups. It returns the
+// certificate of the registry's authority.
+func startServers(h *engines.Program, w *nodes.Network) (authority string) {
 	var l net.Listener
 	var dns net.PacketConn
 	err := engines.In(w.NetNS(), func() (err error) {
@@ -27,14 +27,14 @@ func outside(h *engines.Program, w *nodes.Network) (authority string) {
 	}
 
 	h.Cleanup(func() { _ = dns.Close() })
-	go answerNames(dns)
+	go serveDNS(dns)
 	_, certificate := registry.ServeTLS(h, l, registryName)
 
 	return string(certificate)
 }
 
-// answerNames says of every name that there is none (RFC 1035), until the connection is closed.
-func answerNames(c net.PacketConn) {
+// serveDNS responds with a name error to every query (RFC 1035) until the connection is closed.
+func serveDNS(c net.PacketConn) {
 	var b [512]byte
 	for {
 		n, from, err := c.ReadFrom(b[:])
@@ -56,8 +56,8 @@ func answerNames(c net.PacketConn) {
 		}
 
 		m.Answers, m.Authorities, m.Additionals = nil, nil, nil
-		if answer, err := m.Pack(); err == nil {
-			_, _ = c.WriteTo(answer, from)
+		if response, err := m.Pack(); err == nil {
+			_, _ = c.WriteTo(response, from)
 		}
 	}
 }

@@ -12,10 +12,10 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// Endpoint is the daemon's socket in a node, as operators write it.
+// Endpoint is the CRI endpoint of a node, as in the documentation.
 const Endpoint = "unix:///var/run/cri-dockerd.sock"
 
-// StartWithDaemon starts a node and installs the daemon from its Debian package, as operators do.
+// StartWithDaemon starts a node and installs the Debian package of the daemon.
 func StartWithDaemon(tb engines.TB, c Config) *Node {
 	tb.Helper()
 	deb, err := buildPackage()
@@ -25,13 +25,13 @@ func StartWithDaemon(tb engines.TB, c Config) *Node {
 
 	n := Start(tb, c)
 	n.WriteFile(tb, "/tmp/cri-dockerd.deb", deb, 0o644)
-	n.Run(tb, "rm", "-f", "/var/lib/man-db/auto-update") // the index of all manual pages is of no use here
+	n.Run(tb, "rm", "-f", "/var/lib/man-db/auto-update") // skip the index of manual pages
 	n.Run(tb, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "install", "/tmp/cri-dockerd.deb")
 
 	return n
 }
 
-// buildPackage builds the Debian package of this tree, once.
+// buildPackage builds the Debian package of this source tree, once.
 var buildPackage = sync.OnceValues(func() (string, error) {
 	root, err := repository()
 	if err != nil {
@@ -52,7 +52,7 @@ var buildPackage = sync.OnceValues(func() (string, error) {
 
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(debs) != 1 {
-		return "", fmt.Errorf("hack/package.sh made %q: %w", debs, err)
+		return "", fmt.Errorf("hack/package.sh: got packages %q, want one: %w", debs, err)
 	}
 
 	deb, err := os.ReadFile(debs[0])
@@ -60,7 +60,7 @@ var buildPackage = sync.OnceValues(func() (string, error) {
 	return string(deb), err
 })
 
-// repository is the folder of this repository.
+// repository returns the root directory of this repository.
 func repository() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {

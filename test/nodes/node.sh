@@ -1,11 +1,11 @@
-# A network and its nodes, each held by a guard: sh node.sh network | sh node.sh guard DIR CGROUP NAME ADDRESS NETWORK-PID.
-# Both say "ready PID" and live until their standard input ends, which it also does when the test process is killed.
+# Creates a network or a node, each managed by a guard: sh node.sh network | sh node.sh guard DIR CGROUP NAME ADDRESS NETWORK-PID.
+# Both print "ready PID" and run until the end of their standard input, even if the test process is killed.
 set -e
 
-# The PID of this shell as the outermost namespace that /proc shows counts it.
+# PID of this shell in the PID namespace of /proc.
 own_pid() { read -r own _ < /proc/self/stat; }
 
-# A switch for the nodes, with no way out: what is sent elsewhere is refused at once.
+# A switch for the nodes without an uplink. It rejects packets to other addresses immediately.
 network() {
 	ip link set lo up
 	ip link add br0 type bridge
@@ -18,7 +18,7 @@ network() {
 	cat > /dev/null
 }
 
-# On cgroup v1 mounts the hierarchies that the machine leaves unmounted, since the node's systemd would mount them.
+# On cgroup v1, mounts the hierarchies not mounted by the host, because the node's systemd would mount them.
 hierarchies() {
 	[ ! -e /sys/fs/cgroup/cgroup.controllers ] || return 0
 	while read -r h _ _ enabled; do
@@ -29,37 +29,37 @@ hierarchies() {
 	done < /proc/cgroups
 }
 
-# Where the control groups of the node are, one in each hierarchy.
+# Prints the control groups of the node, one in each hierarchy.
 groups() {
 	for h in /sys/fs/cgroup/*/cgroup.procs "$dir"/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs; do
 		if [ -e "$h" ]; then echo "${h%/cgroup.procs}/$cgroup"; fi
 	done
 }
 
-# In a mount namespace of its own.
+# Runs in its own mount namespace.
 guard() {
 	hierarchies
 	unshare -n sh "$0" outer "$@" < /dev/null &
 	node=$!
-	exec > /dev/null # the node alone holds the pipe on which it says that it is ready
+	exec > /dev/null # only the node writes to the pipe for "ready"
 	cat
-	kill -9 $node 2>/dev/null || true # and the kernel all of the node
+	kill -9 $node 2>/dev/null || true # the kernel kills the other processes of the node
 	wait || true
 	for _ in $(seq 200); do
-		left=
+		remaining=
 		for g in $(groups); do
 			[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} \; 2>/dev/null || true
-			[ ! -d "$g" ] || left=1
+			[ ! -d "$g" ] || remaining=1
 		done
-		[ -n "$left" ] || umount "$dir"/cgroup/* 2>/dev/null || true
-		if [ -z "$left" ] && rm -rf "$dir" 2>/dev/null; then exit; fi
+		[ -n "$remaining" ] || umount "$dir"/cgroup/* 2>/dev/null || true
+		if [ -z "$remaining" ] && rm -rf "$dir" 2>/dev/null; then exit; fi
 		sleep 0.1
 	done
-	echo "the node in $dir did not end" >&2
+	echo "failed to stop the node in $dir" >&2
 	exit 1
 }
 
-# With a network of its own, puts itself into the switch and into control groups.
+# Runs in its own network namespace. Connects to the switch and joins the control groups.
 outer() {
 	nsenter --net=/proc/"$switch"/ns/net ip link add "v-$name" type veth peer name eth0 netns $$
 	nsenter --net=/proc/"$switch"/ns/net ip link set "v-$name" master br0 up
@@ -68,11 +68,11 @@ outer() {
 	ip link set eth0 up
 	ip route add default via 10.89.0.1
 	for s in ipv4/ip_forward ipv6/conf/all/forwarding bridge/bridge-nf-call-iptables bridge/bridge-nf-call-ip6tables; do
-		echo 1 > "/proc/sys/net/$s" 2>/dev/null || true # a machine may lack a module
+		echo 1 > "/proc/sys/net/$s" 2>/dev/null || true # the module may be missing
 	done
 	for g in $(groups); do
 		mkdir "$g"
-		for f in cpuset.cpus cpuset.mems; do # empty groups take no process on cgroup v1
+		for f in cpuset.cpus cpuset.mems; do # required for processes on cgroup v1
 			if [ -e "$g/$f" ] && [ ! -e "$g/cgroup.controllers" ]; then cat "${g%/*}/$f" > "$g/$f"; fi
 		done
 		echo $$ > "$g/cgroup.procs"
@@ -80,19 +80,20 @@ outer() {
 	exec unshare -m -u -i -C -p --fork --kill-child=KILL --propagation private sh "$0" inner "$@"
 }
 
-# Process 1 of the node, until it becomes systemd.
+# Process 1 of the node. It executes systemd at the end.
 inner() {
 	own_pid
 	root=$dir/root
 	mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" overlay "$root"
-	# What the machine has of its own there is not seen; the node's is on a file system that takes overlays. What a test put there is.
+	# These directories hide the state of the host, but receive the initial files of the test. Unlike the overlay, their
+	# file system supports overlays.
 	for d in /run /tmp /var/log /var/cache /var/lib/docker /var/lib/containerd /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/cri-dockerd \
 		/var/lib/systemd /etc/docker /etc/cni /etc/kubernetes /etc/systemd/system /opt/cni /root; do
 		mkdir -p "$root$d" "$dir/own$d"
 		mount --bind "$dir/own$d" "$root$d"
 	done
 	chmod 1777 "$root/tmp"
-	rm -f "$root/usr/sbin/policy-rc.d" # images of containers forbid packages to start their services with it
+	rm -f "$root/usr/sbin/policy-rc.d" # prevents packages from starting services in container images
 	rm -f "$root/etc/resolv.conf"
 	cp -a "$dir/files/." "$root/"
 	while read -r from to; do

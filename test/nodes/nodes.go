@@ -1,8 +1,8 @@
-// Package nodes starts whole nodes for tests: systemd as process 1 in namespaces of its own, over
-// the machine's file system as a read-only layer, with Docker Engine as the machine's package
-// installs it. What the machine runs, stores and configures is neither seen nor changed; what a
-// test leaves ends with its node. Needs root, and Debian's packages systemd, dbus, docker.io and
-// iptables.
+// Package nodes starts complete nodes for tests. A node has systemd as process 1 in its own
+// namespaces, the host's file system as a read-only layer, and Docker Engine from the host's
+// package. It neither sees nor changes the services, data and configuration of the host, and all
+// its state is removed at the end of the test. The package requires root and Debian's packages
+// systemd, dbus, docker.io and iptables.
 package nodes
 
 import (
@@ -27,52 +27,52 @@ import (
 //go:embed node.sh
 var script string
 
-// Gateway is the address of the network's switch, on which a test may listen (engines.In with
-// Network.NetNS) and be reached by the nodes.
+// Gateway is the address of the network's switch. Tests may listen on it for the nodes (engines.In
+// with Network.NetNS).
 const Gateway = "10.89.0.1"
 
-// Network is a switch in a network namespace of its own, to which nodes are connected. Nothing
-// beyond it can be reached.
+// Network is a switch in its own network namespace, for the connections between nodes. It has no
+// uplink.
 type Network struct {
 	pid   string
 	nodes int
 }
 
-// NewNetwork makes a network; it ends with the test.
+// NewNetwork creates a network. It is removed at the end of the test.
 func NewNetwork(tb engines.TB) *Network {
 	tb.Helper()
 	dir := tempDir(tb)
 	tb.Cleanup(func() { removeAll(tb, dir) })
-	return &Network{pid: hold(tb, exec.Command("unshare", "-n", "sh", write(tb, dir), "network"))}
+	return &Network{pid: hold(tb, exec.Command("unshare", "-n", "sh", writeScript(tb, dir), "network"))}
 }
 
-// NetNS is the path of the switch's network namespace.
+// NetNS returns the path of the switch's network namespace.
 func (w *Network) NetNS() string { return "/proc/" + w.pid + "/ns/net" }
 
-// Config says what a node is.
+// Config configures a node.
 type Config struct {
-	Network *Network // nil is one of its own
-	// of the engine's control groups, systemd or cgroupfs; "" leaves the engine's default
+	Network *Network // nil for a new network
+	// cgroup driver of the engine, systemd or cgroupfs; "" for the engine's default
 	Driver   string
 	NoDocker bool              // the engine is installed but neither enabled nor started
-	Files    map[string]string // by path, there before systemd starts
+	Files    map[string]string // by path, created before systemd starts
 	Hosts    map[string]string // addresses by name
-	Binds    map[string]string // files and folders of the machine, by their path in the node
+	Binds    map[string]string // files and directories of the host, by path in the node
 }
 
-// Node is a machine of its own to all that runs in it.
+// Node is a running node.
 type Node struct {
-	Name    string // node1, node2, … in its network; the nodes know each other by name
+	Name    string // node1, node2, … in its network, resolvable by all nodes
 	Address string // in the network
 
 	dir, cgroup string
-	pid         string // of process 1, as seen from outside
+	pid         string // of process 1, in the namespace of the test
 }
 
-const bootDeadline = 2 * time.Minute
+const bootTimeout = 2 * time.Minute
 
-// Start starts a node and waits until systemd has started all units, Docker's too. It ends with the
-// test.
+// Start starts a node and waits until systemd has started all units, including Docker. The node
+// runs until the end of the test.
 func Start(tb engines.TB, c Config) *Node {
 	tb.Helper()
 	if c.Network == nil {
@@ -94,12 +94,13 @@ func Start(tb engines.TB, c Config) *Node {
 	}
 
 	n.prepare(tb, c)
-	n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private", "sh", write(tb, n.dir), "guard", n.dir,
+	n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private",
+		"sh", writeScript(tb, n.dir), "guard", n.dir,
 		n.cgroup, n.Name, n.Address, c.Network.pid))
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			out, _ := n.Try("journalctl", "--no-pager", "-q", "-n", "80")
-			tb.Logf("end of the journal of %s:\n%s", n.Name, out)
+			tb.Logf("last journal entries of %s:\n%s", n.Name, out)
 		}
 	})
 
@@ -108,7 +109,7 @@ func Start(tb engines.TB, c Config) *Node {
 	return n
 }
 
-// masked are units that a node has no use for or that would change the machine.
+// masked has the units without use in a node and those with effects on the host.
 var masked = []string{
 	"systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket",
 	"systemd-udevd-kernel.socket", "systemd-sysctl.service",
@@ -120,7 +121,7 @@ var masked = []string{
 	"systemd-resolved.service",
 }
 
-// prepare writes the files with which the node starts.
+// prepare writes the initial files of the node.
 func (n *Node) prepare(tb engines.TB, c Config) {
 	tb.Helper()
 	hosts := "127.0.0.1 localhost\n"
@@ -134,15 +135,15 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
-	n.place(tb, "/etc/hosts", hosts)
-	n.place(tb, "/etc/hostname", n.Name+"\n")
-	n.place(tb, "/etc/machine-id", hex.EncodeToString(id)+"\n")
-	n.place(tb, "/etc/resolv.conf", "nameserver "+Gateway+"\n")
-	n.place(tb, "/etc/fstab", "")
-	n.place(tb, "/etc/systemd/journald.conf.d/node.conf", "[Journal]\nReadKMsg=no\nRateLimitIntervalSec=0\n")
-	n.link(tb, "/dev/null", "/etc/systemd/system-generators/systemd-sysv-generator")
+	n.addFile(tb, "/etc/hosts", hosts)
+	n.addFile(tb, "/etc/hostname", n.Name+"\n")
+	n.addFile(tb, "/etc/machine-id", hex.EncodeToString(id)+"\n")
+	n.addFile(tb, "/etc/resolv.conf", "nameserver "+Gateway+"\n")
+	n.addFile(tb, "/etc/fstab", "")
+	n.addFile(tb, "/etc/systemd/journald.conf.d/node.conf", "[Journal]\nReadKMsg=no\nRateLimitIntervalSec=0\n")
+	n.addLink(tb, "/dev/null", "/etc/systemd/system-generators/systemd-sysv-generator")
 	for _, u := range masked {
-		n.link(tb, "/dev/null", "/etc/systemd/system/"+u)
+		n.addLink(tb, "/dev/null", "/etc/systemd/system/"+u)
 	}
 
 	if c.Driver != "" {
@@ -150,14 +151,15 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 		if err != nil {
 			tb.Fatalf("node: %v", err)
 		}
-		n.place(tb, "/etc/docker/daemon.json", string(b))
+		n.addFile(tb, "/etc/docker/daemon.json", string(b))
 	}
 
 	if !c.NoDocker {
-		n.link(tb, "/lib/systemd/system/docker.service", "/etc/systemd/system/multi-user.target.wants/docker.service")
-		n.link(tb, "/lib/systemd/system/containerd.service",
+		n.addLink(tb, "/lib/systemd/system/docker.service",
+			"/etc/systemd/system/multi-user.target.wants/docker.service")
+		n.addLink(tb, "/lib/systemd/system/containerd.service",
 			"/etc/systemd/system/multi-user.target.wants/containerd.service")
-		n.link(tb, "/lib/systemd/system/docker.socket", "/etc/systemd/system/sockets.target.wants/docker.socket")
+		n.addLink(tb, "/lib/systemd/system/docker.socket", "/etc/systemd/system/sockets.target.wants/docker.socket")
 	}
 
 	runc, err := os.ReadFile("/usr/sbin/runc")
@@ -165,11 +167,11 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 		tb.Fatalf("node: %v; install docker.io", err)
 	}
 
-	n.place(tb, "/usr/sbin/runc.real", string(runc))
+	n.addFile(tb, "/usr/sbin/runc.real", string(runc))
 	engines.Build(tb, filepath.Join(n.dir, "files/usr/sbin/runc"), "cri-dockerd/test/engines/helper",
 		"-X main.runc=/usr/sbin/runc.real", false)
 	for path, content := range c.Files {
-		n.place(tb, path, content)
+		n.addFile(tb, path, content)
 	}
 
 	binds := ""
@@ -177,17 +179,17 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 		binds += file + " " + path + "\n"
 	}
 
-	put(tb, filepath.Join(n.dir, "binds"), binds, 0o644)
+	writeFile(tb, filepath.Join(n.dir, "binds"), binds, 0o644)
 }
 
-// place writes a file of the node to be.
-func (n *Node) place(tb engines.TB, path, content string) {
+// addFile adds an initial file of the node.
+func (n *Node) addFile(tb engines.TB, path, content string) {
 	tb.Helper()
-	put(tb, filepath.Join(n.dir, "files", path), content, 0o755)
+	writeFile(tb, filepath.Join(n.dir, "files", path), content, 0o755)
 }
 
-// put writes a file, its folders too.
-func put(tb engines.TB, file, content string, mode os.FileMode) {
+// writeFile writes a file and creates its parent directories.
+func writeFile(tb engines.TB, file, content string, mode os.FileMode) {
 	tb.Helper()
 	err := os.MkdirAll(filepath.Dir(file), 0o755)
 	if err == nil {
@@ -199,8 +201,8 @@ func put(tb engines.TB, file, content string, mode os.FileMode) {
 	}
 }
 
-// link makes a symbolic link of the node to be.
-func (n *Node) link(tb engines.TB, target, path string) {
+// addLink adds an initial symbolic link of the node.
+func (n *Node) addLink(tb engines.TB, target, path string) {
 	tb.Helper()
 	file := filepath.Join(n.dir, "files", path)
 	err := os.MkdirAll(filepath.Dir(file), 0o755)
@@ -213,12 +215,12 @@ func (n *Node) link(tb engines.TB, target, path string) {
 	}
 }
 
-// awaitBoot waits until systemd has no job left. A unit that failed is told of, and for the test to
-// judge.
+// awaitBoot waits until systemd has completed its jobs. It logs failed units but does not fail the
+// test.
 func (n *Node) awaitBoot(tb engines.TB, docker bool) {
 	tb.Helper()
 	state := ""
-	n.Await(tb, bootDeadline, "systemd", func() bool {
+	n.Await(tb, bootTimeout, "systemd", func() bool {
 		state, _ = n.Try("systemctl", "is-system-running")
 		state = strings.TrimSpace(state)
 		return state == "running" || state == "degraded"
@@ -226,7 +228,7 @@ func (n *Node) awaitBoot(tb engines.TB, docker bool) {
 
 	if state == "degraded" {
 		out, _ := n.Try("systemctl", "--failed", "--no-legend", "--plain")
-		tb.Logf("%s: these units failed:\n%s", n.Name, out)
+		tb.Logf("%s: failed units:\n%s", n.Name, out)
 	}
 
 	if docker {
@@ -234,32 +236,35 @@ func (n *Node) awaitBoot(tb engines.TB, docker bool) {
 	}
 }
 
-// Await waits until cond is true, at most for limit; what is its name in the error.
-func (n *Node) Await(tb engines.TB, limit time.Duration, what string, cond func() bool) {
+// Await waits until cond is true, at most for timeout. The error contains description.
+func (n *Node) Await(tb engines.TB, timeout time.Duration, description string, cond func() bool) {
 	tb.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 
-	for end := time.Now().Add(limit); !cond(); <-tick.C {
+	for end := time.Now().Add(timeout); !cond(); <-tick.C {
 		if time.Now().After(end) {
-			tb.Fatalf("%s: %s: not within %s", n.Name, what, limit)
+			tb.Fatalf("%s: %s: timeout after %s", n.Name, description, timeout)
 		}
 	}
 }
 
-// join runs a program in the node's namespaces and, on cgroup v1, in its control groups.
+// join is a script to run a program in the node. On cgroup v1 it also joins the node's control
+// groups.
 const join = `for c in /sys/fs/cgroup/*/cgroup.procs; do echo 0 > "$c"; done 2>/dev/null; exec "$@"`
 
-// Command is a program to be run in the node, as root and with a login's environment.
+// Command returns a command to run in the node, as root and with the environment of a login.
 func (n *Node) Command(name string, args ...string) *exec.Cmd {
 	enter := []string{"-t", n.pid, "-m", "-n", "-u", "-i", "-p", "-C", "--wdns=/", "--", "sh", "-c", join, "sh", name}
 	cmd := exec.Command("nsenter", append(enter, args...)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
-		"LANG=C.UTF-8", "TERM=dumb"}
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb",
+	}
+
 	return cmd
 }
 
-// Try runs a program in the node and returns its output; the error holds what it wrote to standard
+// Try runs a program in the node and returns its standard output. The error contains its standard
 // error.
 func (n *Node) Try(name string, args ...string) (string, error) {
 	cmd := n.Command(name, args...)
@@ -273,7 +278,7 @@ func (n *Node) Try(name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// Run runs a program in the node, which must succeed, and returns its output.
+// Run runs a program in the node and returns its standard output. It fails the test after an error.
 func (n *Node) Run(tb engines.TB, name string, args ...string) string {
 	tb.Helper()
 	out, err := n.Try(name, args...)
@@ -283,19 +288,19 @@ func (n *Node) Run(tb engines.TB, name string, args ...string) string {
 	return out
 }
 
-// Path is where a file of the node is seen from outside.
+// Path returns the path of a node's file in the mount namespace of the test.
 func (n *Node) Path(inside string) string { return "/proc/" + n.pid + "/root" + inside }
 
-// NetNS is the path of the node's network namespace.
+// NetNS returns the path of the node's network namespace.
 func (n *Node) NetNS() string { return "/proc/" + n.pid + "/ns/net" }
 
-// WriteFile writes a file in the node, and its folders.
+// WriteFile writes a file in the node and creates its parent directories.
 func (n *Node) WriteFile(tb engines.TB, path, content string, mode os.FileMode) {
 	tb.Helper()
-	put(tb, n.Path(path), content, mode)
+	writeFile(tb, n.Path(path), content, mode)
 }
 
-// Copy copies a file of the machine into the node with its mode.
+// Copy copies a file of the host into the node, including its mode.
 func (n *Node) Copy(tb engines.TB, file, path string) {
 	tb.Helper()
 	b, err := os.ReadFile(file)
@@ -317,8 +322,8 @@ func random() string {
 	return hex.EncodeToString(b)
 }
 
-// tempDir makes a folder that is not below the test's own, whose mode would keep other users of the
-// node out.
+// tempDir creates a temporary directory. TempDir of the test has a mode without access for other
+// users of the node.
 func tempDir(tb engines.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "cri-node-")
@@ -339,17 +344,17 @@ func removeAll(tb engines.TB, dir string) {
 	}
 }
 
-// write writes the script and returns its path.
-func write(tb engines.TB, dir string) string {
+// writeScript writes the script and returns its path.
+func writeScript(tb engines.TB, dir string) string {
 	tb.Helper()
 	file := filepath.Join(dir, "node.sh")
-	put(tb, file, script, 0o755)
+	writeFile(tb, file, script, 0o755)
 	return file
 }
 
-// hold starts a guard, in a session of its own so that an interrupt does not take it before it has
-// cleaned up, and ends it with the test by ending its standard input. It returns the PID that the
-// guard tells.
+// hold starts a guard and returns its reported PID. The guard runs in its own session, to complete
+// its cleanup after an interrupt. At the end of the test, hold closes the guard's standard input to
+// stop it.
 func hold(tb engines.TB, cmd *exec.Cmd) string {
 	tb.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -359,32 +364,33 @@ func hold(tb engines.TB, cmd *exec.Cmd) string {
 		tb.Fatalf("node: %v", err)
 	}
 
-	out, told, err := os.Pipe()
+	out, in, err := os.Pipe()
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
 	defer out.Close()
 
-	cmd.Stdout = told
+	cmd.Stdout = in
 	err = cmd.Start()
-	told.Close()
+	in.Close()
 	if err != nil {
 		tb.Fatalf("node: %v", err)
 	}
 
-	tb.Cleanup(func() { end(tb, stdin, cmd) })
+	tb.Cleanup(func() { stop(tb, stdin, cmd) })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	pid, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
 	if err != nil || !ok {
-		tb.Fatalf("node: the namespaces were not set up (%q, %v); tests need root", line, err)
+		tb.Fatalf("node: failed to create the namespaces (%q, %v); the test requires root", line, err)
 	}
 
 	return pid
 }
 
-func end(tb engines.TB, stdin io.Closer, cmd *exec.Cmd) {
+// stop stops a guard.
+func stop(tb engines.TB, stdin io.Closer, cmd *exec.Cmd) {
 	stdin.Close()
 	if err := cmd.Wait(); err != nil {
-		tb.Logf("end of a node or network: %v", err)
+		tb.Logf("stop a node or network: %v", err)
 	}
 }

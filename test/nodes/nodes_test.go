@@ -8,23 +8,23 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// TestNodes has two nodes in one network, with either cgroup driver: systemd is content, the engine
-// runs containers in the node's control groups, nothing of the machine's engine is seen, and
-// nothing is left.
+// TestNodes starts two nodes in one network, one for each cgroup driver. No unit may fail,
+// containers must run in the control groups of their node, the host's engine must be invisible, and
+// no resources may remain.
 func TestNodes(t *testing.T) {
-	var left []string // folders and control groups
+	var removed []string // directories and control groups
 	t.Run("nodes", func(t *testing.T) {
 		w := NewNetwork(t)
 		for _, driver := range []string{"systemd", "cgroupfs"} {
 			n := Start(t, Config{Network: w, Driver: driver, Files: map[string]string{"/etc/test": driver}})
-			left = append(left, n.dir, "/sys/fs/cgroup/memory/"+n.cgroup)
+			removed = append(removed, n.dir, "/sys/fs/cgroup/memory/"+n.cgroup)
 			testNode(t, n, driver)
 		}
 
 		n := Start(t, Config{Network: w, NoDocker: true})
-		left = append(left, n.dir)
+		removed = append(removed, n.dir)
 		if out, err := n.Try("systemctl", "is-active", "docker.service"); strings.TrimSpace(out) != "inactive" {
-			t.Errorf("NoDocker: docker.service is %q, %v", out, err)
+			t.Errorf("NoDocker: got docker.service %q, %v", out, err)
 		}
 
 		for _, to := range []string{"node1", "node2"} {
@@ -32,9 +32,9 @@ func TestNodes(t *testing.T) {
 		}
 	})
 
-	for _, dir := range left {
+	for _, dir := range removed {
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
-			t.Errorf("%s is left: %v", dir, err)
+			t.Errorf("%s remains: %v", dir, err)
 		}
 	}
 }
@@ -42,22 +42,22 @@ func TestNodes(t *testing.T) {
 func testNode(t *testing.T, n *Node, driver string) {
 	t.Helper()
 	if got := n.Run(t, "systemctl", "is-system-running"); got != "running\n" {
-		t.Errorf("systemd is %q", got)
+		t.Errorf("systemd: got state %q", got)
 	}
 	if got := n.Run(t, "cat", "/etc/test"); got != driver {
-		t.Errorf("/etc/test is %q", got)
+		t.Errorf("/etc/test: got %q, want %q", got, driver)
 	}
 
-	if got := n.Run(t, "docker", "info", "-f", "{{.Name}} {{.CgroupDriver}} {{.Containers}}"); got != n.Name+" "+driver+
-		" 0\n" {
-		t.Errorf("docker info: %q", got)
+	want := n.Name + " " + driver + " 0\n"
+	if got := n.Run(t, "docker", "info", "-f", "{{.Name}} {{.CgroupDriver}} {{.Containers}}"); got != want {
+		t.Errorf("docker info: got %q, want %q", got, want)
 	}
 
 	engines.LoadBusybox(t, n.Path("/run/docker.sock"))
 	out := n.Run(t, "docker", "run", "--rm", "--privileged", "--oom-score-adj=-500", engines.Busybox, "sh", "-c",
 		"hostname -i; ulimit -n")
 	if !strings.HasPrefix(out, "172.17.0.") {
-		t.Errorf("docker run: %q", out)
+		t.Errorf("docker run: got %q", out)
 	}
 
 	n.Run(t, "docker", "run", "-d", "--name=test", engines.Busybox, "sleep", "1000")

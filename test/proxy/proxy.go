@@ -1,5 +1,5 @@
-// Package proxy stands between a daemon and its engine in tests. It passes requests on, observes
-// them, and breaks those that a test chooses.
+// Package proxy is a proxy between a daemon and its engine for tests. It forwards requests,
+// observes them, and injects faults.
 package proxy
 
 import (
@@ -19,44 +19,43 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// Fault is what happens to one request. The zero value passes it on.
+// Fault is a fault of one request. The zero value is no fault.
 type Fault struct {
 	Delay time.Duration // before the request reaches the engine
-	Hang  bool          // no answer until Break is called again or the client gives up
-	// with Hang: the engine gets the request in the end even if its client has gone
+	Hang  bool          // wait for the next call of Break or the end of the client
+	// with Hang: send the request to the engine later, even after the end of the client
 	Late bool
-	Cut  bool // close the connection in place of an answer
-	// answer with this status in place of the engine's; 0 for the engine's own
+	Cut  bool // close the connection instead of responding
+	// respond with this status instead of the engine's; 0 for the engine's own
 	Status int
-	After  bool // with Cut or Status: the engine has served the request before
-	// close the connection after so many bytes of the body; 0 for the whole body
+	After  bool // with Cut or Status: send the request to the engine first
+	// close the connection after this number of bytes of the body; 0 for the whole body
 	Truncate int
-	Silent   bool // swallow the data of event streams, open ones too
-	Reorder  bool // let each event of a stream pass after the one behind it
+	Silent   bool // drop the data of event streams, including open ones
+	Reorder  bool // swap pairs of events of a stream
 }
 
-// Proxy is one socket before an engine's. It is safe for concurrent use.
+// Proxy is a socket in front of an engine's socket. It is safe for concurrent use.
 type Proxy struct {
 	Socket string
 
 	forward *httputil.ReverseProxy
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the following fields
 	choose  func(*http.Request) Fault
 	changed chan struct{} // closed and renewed by Break
 	before  func(*http.Request)
 	after   func(*http.Request)
-	streams map[*stream]bool // event streams that are open
+	streams map[*stream]bool // open event streams
 }
 
 // faultKey is the key of a request's Fault in its context.
 type faultKey struct{}
 
-// errReplaced marks an answer that is replaced by a fault.
+// errReplaced marks a response replaced by a fault.
 var errReplaced = errors.New("replaced by the test")
 
-// Start serves on socket, in front of the engine that listens on the socket engine, until the test
-// ends.
+// Start starts a proxy on socket for the engine on the socket engine. It runs until the test ends.
 func Start(tb engines.TB, socket, engine string) *Proxy {
 	tb.Helper()
 	l, err := net.Listen("unix", socket)
@@ -69,8 +68,8 @@ func Start(tb engines.TB, socket, engine string) *Proxy {
 	p.forward = httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "engine"})
 	p.forward.FlushInterval = -1 // events
 	p.forward.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	p.forward.ModifyResponse = p.answer
-	p.forward.ErrorHandler = fail
+	p.forward.ModifyResponse = p.modifyResponse
+	p.forward.ErrorHandler = handleError
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", engine)
 	}}
@@ -92,7 +91,8 @@ func Start(tb engines.TB, socket, engine string) *Proxy {
 	return p
 }
 
-// Break chooses the fault of each request from now on; nil passes all on. What hangs goes on.
+// Break sets the function to choose the fault of each future request, nil for no faults. Hanging
+// requests continue.
 func (p *Proxy) Break(choose func(*http.Request) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -101,15 +101,15 @@ func (p *Proxy) Break(choose func(*http.Request) Fault) {
 	p.changed = make(chan struct{})
 }
 
-// Observe calls before when a request has come, and after when the engine has answered it. The
-// request, or its answer, waits until they return. Event streams and pings are not observed.
+// Observe sets functions to call before each request and after each response of the engine. The
+// request or response waits until they return. Event streams and pings are not observed.
 func (p *Proxy) Observe(before, after func(*http.Request)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.before, p.after = before, after
 }
 
-// CutStreams closes the event streams that are open.
+// CutStreams closes all open event streams.
 func (p *Proxy) CutStreams() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -123,13 +123,12 @@ func isStream(r *http.Request) bool {
 	return strings.HasSuffix(r.URL.Path, "/events") && r.URL.Query().Get("until") == ""
 }
 
-// isObserved reports whether a request belongs to an operation. The others come by themselves.
+// isObserved reports whether a request belongs to an operation, unlike periodic requests.
 func isObserved(r *http.Request) bool {
 	return !strings.HasSuffix(r.URL.Path, "/events") && !strings.HasSuffix(r.URL.Path, "/_ping")
 }
 
-// fault returns the fault of a request, and a channel that is closed when another set of faults
-// holds.
+// fault returns the fault of a request, and a channel closed by the next Break.
 func (p *Proxy) fault(r *http.Request) (Fault, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,7 +148,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 
 	f, changed := p.fault(r)
-	if isStream(r) { // a silent stream opens as others do
+	if isStream(r) { // silent streams open normally
 		f.Hang = f.Hang && !f.Silent
 	}
 
@@ -166,7 +165,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.Hang {
 		wait(r, changed, 0)
 		if r.Context().Err() != nil {
-			panic(http.ErrAbortHandler) // its client has gone
+			panic(http.ErrAbortHandler) // the client has disconnected
 		}
 		f = Fault{}
 	}
@@ -179,7 +178,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f)))
 }
 
-// wait returns after d (never for 0), with the client, or when the faults change.
+// wait waits for d (forever if 0), the end of the client or the next Break.
 func wait(r *http.Request, changed <-chan struct{}, d time.Duration) {
 	var timeout <-chan time.Time
 	if d > 0 {
@@ -195,11 +194,11 @@ func wait(r *http.Request, changed <-chan struct{}, d time.Duration) {
 	}
 }
 
-// maxDetached bounds the body of a request that may outlive its client, in bytes.
+// maxDetached is the maximum size of the body of a detached request in bytes.
 const maxDetached = 1 << 20
 
-// detach returns a request that goes on when its client has gone. Large or hijacked ones stay as
-// they are.
+// detach returns a request independent of its client. It returns large and hijacked requests
+// unchanged.
 func detach(r *http.Request) (late *http.Request, done func()) {
 	if r.ContentLength > maxDetached || r.ContentLength < 0 || r.Header.Get("Upgrade") != "" ||
 		r.Method == http.MethodGet {
@@ -211,7 +210,7 @@ func detach(r *http.Request) (late *http.Request, done func()) {
 		return r, func() {}
 	}
 
-	// Of a context that cannot end, ReverseProxy would watch the client itself.
+	// ReverseProxy would watch the client if the context could not end.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	late = r.Clone(ctx)
 	late.Body = io.NopCloser(bytes.NewReader(b))
@@ -219,7 +218,7 @@ func detach(r *http.Request) (late *http.Request, done func()) {
 	return late, cancel
 }
 
-// replace answers a request in place of the engine.
+// replace responds to a request instead of the engine.
 func replace(w http.ResponseWriter, f Fault) {
 	if f.Cut {
 		panic(http.ErrAbortHandler) // closes the connection
@@ -229,8 +228,8 @@ func replace(w http.ResponseWriter, f Fault) {
 	_, _ = io.WriteString(w, `{"message":"broken by the test"}`)
 }
 
-// answer handles the engine's answer before the client gets it.
-func (p *Proxy) answer(res *http.Response) error {
+// modifyResponse handles a response of the engine before it is sent to the client.
+func (p *Proxy) modifyResponse(res *http.Response) error {
 	p.mu.Lock()
 	after := p.after
 	p.mu.Unlock()
@@ -245,15 +244,15 @@ func (p *Proxy) answer(res *http.Response) error {
 	case isStream(res.Request):
 		res.Body = p.open(res)
 	case f.Truncate > 0 && res.StatusCode != http.StatusSwitchingProtocols:
-		res.Body = &truncated{ReadCloser: res.Body, rest: f.Truncate}
+		res.Body = &truncated{ReadCloser: res.Body, remaining: f.Truncate}
 	}
 
 	return nil
 }
 
-// fail answers a request that the engine has not answered, or whose answer is replaced. An engine
-// that is down closes the connection.
-func fail(w http.ResponseWriter, r *http.Request, err error) {
+// handleError responds to a request without a response of the engine, or with a replaced one. If
+// the engine is down, it closes the connection.
+func handleError(w http.ResponseWriter, r *http.Request, err error) {
 	f, _ := r.Context().Value(faultKey{}).(Fault)
 	if !errors.Is(err, errReplaced) {
 		f = Fault{Cut: true}
@@ -261,31 +260,31 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 	replace(w, f)
 }
 
-// errTruncated ends a body that is cut.
+// errTruncated is the error at the end of a truncated body.
 var errTruncated = errors.New("truncated by the test")
 
-// truncated is a body that ends early, with an error.
+// truncated is a body with an early end and an error.
 type truncated struct {
 	io.ReadCloser
-	rest int
+	remaining int
 }
 
 // Read implements io.Reader.
 func (t *truncated) Read(b []byte) (int, error) {
-	if t.rest <= 0 {
+	if t.remaining <= 0 {
 		return 0, errTruncated
 	}
-	n, err := t.ReadCloser.Read(b[:min(len(b), t.rest)])
-	t.rest -= n
+	n, err := t.ReadCloser.Read(b[:min(len(b), t.remaining)])
+	t.remaining -= n
 	return n, err
 }
 
-// stream is the body of an event stream. Faults hold for it also when it was opened before them.
+// stream is the body of an event stream. Later faults also apply to it.
 type stream struct {
 	body    io.ReadCloser
 	proxy   *Proxy
 	request *http.Request
-	held    []byte // an event that waits for the one behind it
+	held    []byte // an event delayed until after the next one
 }
 
 func (p *Proxy) open(res *http.Response) *stream {

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// start returns a proxy before an engine that counts what it serves, and a client of it.
+// start returns a proxy in front of a test engine, and a client of the proxy. The engine sends the
+// path of each request to served, and an event for each value from step.
 func start(t *testing.T) (p *Proxy, client *http.Client, served chan string, step chan struct{}) {
 	t.Helper()
 	step = make(chan struct{}, 100)
@@ -24,20 +25,20 @@ func start(t *testing.T) (p *Proxy, client *http.Client, served chan string, ste
 	}
 
 	served = make(chan string, 100)
-	srv := &http.Server{ReadHeaderTimeout: time.Minute,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			served <- r.URL.Path
-			if r.URL.Path != "/events" {
-				fmt.Fprint(w, "a whole answer")
-				return
-			}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		served <- r.URL.Path
+		if r.URL.Path != "/events" {
+			fmt.Fprint(w, "complete response")
+			return
+		}
 
-			for i := range 4 {
-				<-step // the proxy has read the one before
-				fmt.Fprintf(w, "event %d\n", i)
-				_ = http.NewResponseController(w).Flush()
-			}
-		})}
+		for i := range 4 {
+			<-step // the proxy has read the previous event
+			fmt.Fprintf(w, "event %d\n", i)
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(handler)}
 
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
@@ -51,7 +52,7 @@ func start(t *testing.T) (p *Proxy, client *http.Client, served chan string, ste
 	return p, &http.Client{Transport: transport}, served, step
 }
 
-// post is the answer to a POST, or the error.
+// post sends a POST request and returns the response or the error as text.
 func post(ctx context.Context, c *http.Client, path string) string {
 	return send(ctx, c, http.MethodPost, path, strings.NewReader("{}"))
 }
@@ -62,18 +63,18 @@ func send(ctx context.Context, c *http.Client, method, path string, body io.Read
 		return err.Error()
 	}
 
-	a, err := c.Do(r)
+	resp, err := c.Do(r)
 	if err != nil {
-		return "no answer"
+		return "no response"
 	}
-	defer a.Body.Close()
+	defer resp.Body.Close()
 
-	b, err := io.ReadAll(a.Body)
+	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return string(b) + ", cut"
 	}
 
-	return fmt.Sprint(a.StatusCode, " ", string(b))
+	return fmt.Sprint(resp.StatusCode, " ", string(b))
 }
 
 func TestFaults(t *testing.T) {
@@ -83,15 +84,15 @@ func TestFaults(t *testing.T) {
 		want   string
 		served int
 	}{
-		"none":            {want: "200 a whole answer", served: 1},
-		"delay":           {fault: Fault{Delay: time.Millisecond}, want: "200 a whole answer", served: 1},
-		"cut":             {fault: Fault{Cut: true}, want: "no answer"},
-		"cut when done":   {fault: Fault{Cut: true, After: true}, want: "no answer", served: 1},
-		"error":           {fault: Fault{Status: 500}, want: broken},
-		"error when done": {fault: Fault{Status: 500, After: true}, want: broken, served: 1},
-		"truncated":       {fault: Fault{Truncate: 7}, want: "a whole, cut", served: 1},
-		"hang":            {fault: Fault{Hang: true}, want: "no answer"},
-		"hang, late":      {fault: Fault{Hang: true, Late: true}, want: "no answer", served: 1},
+		"none":        {want: "200 complete response", served: 1},
+		"delay":       {fault: Fault{Delay: time.Millisecond}, want: "200 complete response", served: 1},
+		"cut":         {fault: Fault{Cut: true}, want: "no response"},
+		"cut after":   {fault: Fault{Cut: true, After: true}, want: "no response", served: 1},
+		"error":       {fault: Fault{Status: 500}, want: broken},
+		"error after": {fault: Fault{Status: 500, After: true}, want: broken, served: 1},
+		"truncated":   {fault: Fault{Truncate: 8}, want: "complete, cut", served: 1},
+		"hang":        {fault: Fault{Hang: true}, want: "no response"},
+		"hang, late":  {fault: Fault{Hang: true, Late: true}, want: "no response", served: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, client, served, _ := start(t)
@@ -103,7 +104,7 @@ func TestFaults(t *testing.T) {
 				time.AfterFunc(50*time.Millisecond, cancel)
 			}
 			if got := post(ctx, client, "/containers/create"); got != c.want {
-				t.Errorf("%q, want %q", got, c.want)
+				t.Errorf("got %q, want %q", got, c.want)
 			}
 
 			p.Break(nil)
@@ -111,16 +112,16 @@ func TestFaults(t *testing.T) {
 				<-served
 			}
 
-			if got := post(t.Context(), client, "/last"); got != "200 a whole answer" {
-				t.Errorf("after the fault: %q", got)
+			if got := post(t.Context(), client, "/last"); got != "200 complete response" {
+				t.Errorf("after the fault: got %q", got)
 			}
 
 			got := <-served
-			if c.fault.Hang && got != "/last" { // its client's end may be noticed after the fault's
+			if c.fault.Hang && got != "/last" { // the fault may end before the client
 				got = <-served
 			}
 			if got != "/last" {
-				t.Errorf("the engine has served %s", got)
+				t.Errorf("engine: got request for %s, want /last", got)
 			}
 		})
 	}
@@ -134,19 +135,19 @@ func TestEvents(t *testing.T) {
 	}{
 		"none":      {want: "200 " + all},
 		"silent":    {fault: Fault{Silent: true}, want: "200 "},
-		"truncated": {fault: Fault{Truncate: 1}, want: "no answer|, cut"},
+		"truncated": {fault: Fault{Truncate: 1}, want: "no response|, cut"},
 		"reordered": {fault: Fault{Reorder: true}, want: "200 event 1\nevent 0\nevent 3\nevent 2\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, client, _, step := start(t)
-			p.Break(func(*http.Request) Fault { // asked for the request, and for each event that has come
+			p.Break(func(*http.Request) Fault { // called for the request and for each event
 				step <- struct{}{}
 				return c.fault
 			})
 
-			if got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody); !regexp.MustCompile("^(" +
-				c.want + ")$").MatchString(got) {
-				t.Errorf("%q, want %q", got, c.want)
+			got := send(t.Context(), client, http.MethodGet, "/events", http.NoBody)
+			if !regexp.MustCompile("^(" + c.want + ")$").MatchString(got) {
+				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
 	}
@@ -154,13 +155,15 @@ func TestEvents(t *testing.T) {
 
 func TestObserve(t *testing.T) {
 	p, client, served, _ := start(t)
-	var seen []string
+	var observed []string
 	p.Observe(
-		func(r *http.Request) { seen = append(seen, fmt.Sprint("before ", r.URL.Path, " ", len(served))) },
-		func(r *http.Request) { seen = append(seen, fmt.Sprint("after ", r.URL.Path, " ", len(served))) })
+		func(r *http.Request) {
+			observed = append(observed, fmt.Sprint("before ", r.URL.Path, " ", len(served)))
+		},
+		func(r *http.Request) { observed = append(observed, fmt.Sprint("after ", r.URL.Path, " ", len(served))) })
 	post(t.Context(), client, "/start")
 	post(t.Context(), client, "/_ping")
-	if got := fmt.Sprint(seen); got != "[before /start 0 after /start 1]" {
-		t.Errorf("observed %s", got)
+	if got := fmt.Sprint(observed); got != "[before /start 0 after /start 1]" {
+		t.Errorf("got observations %s", got)
 	}
 }

@@ -1,5 +1,5 @@
-// Package registry is an image registry in the test's process, with the ways in which registries
-// and the networks before them fail.
+// Package registry is an image registry in the test process. It simulates failures of registries
+// and networks.
 package registry
 
 import (
@@ -40,31 +40,30 @@ import (
 
 // Registry serves images. It is safe for concurrent use.
 type Registry struct {
-	Host string // address and port, as the first part of an image's name
+	Host string // address and port, the first part of image names
 
 	scheme string
 	store  http.Handler
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex // guards the following fields
 	rules  map[string]Rule
 	layer  map[string]bool // by digest
-	hits   map[string]int  // of layers, by repository
-	busy   map[string]int
+	hits   map[string]int  // requests for layers by repository
+	busy   map[string]int  // running requests for blobs by repository
 }
 
-// Rule is how requests of one repository fail. The zero value lets them through.
+// Rule defines the failures of requests for a repository. The zero value serves them normally.
 type Rule struct {
-	Status         int    // of all answers, with Code; 0 for none
-	Code           string // the error's code by the distribution specification
-	User, Password string // asked for by Basic authentication
-	// asked for as a bearer token, given to User and Password (or to whoever sends RefreshToken) by
-	// the token server
+	Status         int    // of all responses, with Code; 0 for none
+	Code           string // error code of the distribution specification
+	User, Password string // for Basic authentication
+	// bearer token; the token server exchanges User and Password, or RefreshToken, for it
 	Token        string
 	RefreshToken string
 	Rate         int // of blobs, in bytes per second; 0 for no limit
-	Stall        int // bytes of a blob after which nothing more comes; 0 for never
-	// bytes of a blob after which the connection is closed; 0 for never
+	Stall        int // stop sending after this number of bytes of a blob; 0 for never
+	// close the connection after this number of bytes of a blob; 0 for never
 	Cut        int
-	BeforeBlob chan struct{} // a blob waits until it is closed
+	BeforeBlob chan struct{} // blobs wait until it is closed
 }
 
 // Serve serves a registry on a listener until the test ends.
@@ -73,8 +72,8 @@ func Serve(t engines.TB, l net.Listener) *Registry {
 	return serve(t, l, "http")
 }
 
-// ServeTLS serves a registry with TLS and a certificate for the listener's address and these names;
-// it returns that of the authority, in PEM.
+// ServeTLS serves a registry with TLS until the test ends. Its certificate is valid for the
+// listener's address and for names. It returns the certificate of the authority in PEM.
 func ServeTLS(t engines.TB, l net.Listener, names ...string) (*Registry, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -126,15 +125,15 @@ func serve(t engines.TB, l net.Listener, scheme string) *Registry {
 	return r
 }
 
-// Add puts an image with random layers of so many bytes each under repository:tag and returns its
+// Add stores an image with random layers of size bytes each under repository:tag and returns its
 // name.
 func (r *Registry) Add(t engines.TB, repository, tag string, layers int, size int64) string {
 	t.Helper()
 	return r.Put(t, repository, tag, Random(t, "amd64", v1.Config{}, layers, size))
 }
 
-// Random is an image for an architecture with this configuration and random layers of so many bytes
-// each.
+// Random returns an image for an architecture with this configuration and random layers of size
+// bytes each.
 func Random(t engines.TB, arch string, config v1.Config, layers int, size int64) v1.Image {
 	t.Helper()
 	i, err := random.Image(size, int64(layers))
@@ -154,8 +153,8 @@ func Random(t engines.TB, arch string, config v1.Config, layers int, size int64)
 	return i
 }
 
-// Files is an image with these files in each of its layers, by path; "-> target" is a symbolic
-// link.
+// Files returns an image with these files in its layers, by path. The content "-> target" is a
+// symbolic link.
 func Files(t engines.TB, layers ...map[string]string) v1.Image {
 	t.Helper()
 	i := Random(t, "amd64", v1.Config{}, 0, 0)
@@ -197,7 +196,7 @@ func Files(t engines.TB, layers ...map[string]string) v1.Image {
 	return i
 }
 
-// Index is one image for several platforms, by architecture.
+// Index returns a multi-platform index of images by architecture.
 func Index(t engines.TB, images map[string]v1.Image) v1.ImageIndex {
 	t.Helper()
 	var index v1.ImageIndex = empty.Index
@@ -210,8 +209,8 @@ func Index(t engines.TB, images map[string]v1.Image) v1.ImageIndex {
 	return index
 }
 
-// Put puts an image or an index under repository:tag and returns its name.
-func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggable) string {
+// Put stores an image or an index under repository:tag and returns its name.
+func (r *Registry) Put(t engines.TB, repository, tag string, content remote.Taggable) string {
 	t.Helper()
 	full := fmt.Sprintf("%s/%s:%s", r.Host, repository, tag)
 	ref, err := name.ParseReference(full, name.Insecure)
@@ -219,14 +218,14 @@ func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggabl
 		t.Fatalf("registry: %v", err)
 	}
 
-	switch x := what.(type) {
+	switch x := content.(type) {
 	case v1.ImageIndex:
 		err = remote.WriteIndex(ref, x, remote.WithTransport(direct{r.store}))
 	case v1.Image:
 		err = remote.Write(ref, x, remote.WithTransport(direct{r.store}))
-		r.noteLayers(t, x)
+		r.recordLayers(t, x)
 	default:
-		t.Fatalf("%T is no image", what)
+		t.Fatalf("%T is not an image", content)
 	}
 
 	if err != nil {
@@ -236,7 +235,8 @@ func (r *Registry) Put(t engines.TB, repository, tag string, what remote.Taggabl
 	return full
 }
 
-func (r *Registry) noteLayers(t engines.TB, i v1.Image) {
+// recordLayers records the digests of an image's layers, to count requests for them.
+func (r *Registry) recordLayers(t engines.TB, i v1.Image) {
 	t.Helper()
 	m, err := i.Manifest()
 	if err != nil {
@@ -251,7 +251,7 @@ func (r *Registry) noteLayers(t engines.TB, i v1.Image) {
 	}
 }
 
-// direct sends requests straight to a handler.
+// direct sends requests to a handler without a network (http.RoundTripper).
 type direct struct{ h http.Handler }
 
 func (d direct) RoundTrip(q *http.Request) (*http.Response, error) {
@@ -260,7 +260,7 @@ func (d direct) RoundTrip(q *http.Request) (*http.Response, error) {
 		q.Body = http.NoBody
 	}
 
-	a := &answer{header: http.Header{}, status: http.StatusOK}
+	a := &response{header: http.Header{}, status: http.StatusOK}
 	d.h.ServeHTTP(a, q)
 
 	return &http.Response{
@@ -274,18 +274,19 @@ func (d direct) RoundTrip(q *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-type answer struct {
+// response is a response in memory (http.ResponseWriter).
+type response struct {
 	header http.Header
 	status int
 	body   strings.Builder
 }
 
-func (a *answer) Header() http.Header         { return a.header }
-func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
-func (a *answer) WriteHeader(s int)           { a.status = s }
+func (a *response) Header() http.Header         { return a.header }
+func (a *response) Write(b []byte) (int, error) { return a.body.Write(b) }
+func (a *response) WriteHeader(s int)           { a.status = s }
 
-// Set makes requests of a repository fail by a rule; "" stands for all that have none of their own,
-// and for the registry itself.
+// Set sets the rule of a repository. The rule of "" applies to repositories without a rule and to
+// the registry itself.
 func (r *Registry) Set(repository string, rule Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -301,14 +302,14 @@ func (r *Registry) rule(repository string) Rule {
 	return r.rules[""]
 }
 
-// Layers is how often a layer of a repository has been asked for.
+// Layers returns the number of requests for layers of a repository.
 func (r *Registry) Layers(repository string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hits[repository]
 }
 
-// ServeHTTP answers as a registry, and as its token server beneath /token.
+// ServeHTTP serves the registry and, below /token, its token server.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	if repository, ok := strings.CutPrefix(q.URL.Path, "/token/"); ok {
 		r.token(w, q, repository)
@@ -335,13 +336,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Www-Authenticate",
 			fmt.Sprintf(`Bearer realm="%s://%s/token/%s",service="test",scope="repository:%s:pull"`, r.scheme, r.Host,
 				repository, repository))
-		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+		writeError(w, http.StatusUnauthorized, "UNAUTHORIZED")
 
 	case rule.Token == "" && rule.User != "" && (!basic || user != rule.User || password != rule.Password):
 		w.Header().Set("Www-Authenticate", `Basic realm="test"`)
-		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+		writeError(w, http.StatusUnauthorized, "UNAUTHORIZED")
 	case rule.Status != 0:
-		refuse(w, rule.Status, rule.Code)
+		writeError(w, rule.Status, rule.Code)
 	case kind == "/blobs/" && q.Method == http.MethodGet:
 		r.blob(w, q, repository, rule)
 	default:
@@ -349,14 +350,14 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	}
 }
 
-// Busy is how many requests for blobs of a repository are being answered.
+// Busy returns the number of running requests for blobs of a repository.
 func (r *Registry) Busy(repository string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.busy[repository]
 }
 
-// blob answers a request for a blob.
+// blob serves a request for a blob.
 func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository string, rule Rule) {
 	count := func(n int) {
 		r.mu.Lock()
@@ -376,10 +377,11 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 	}
 
 	var from int64
-	if n, _ := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &from); n == 1 { // the store wants to know the end, too
+	// the store requires the end of a range
+	if n, _ := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &from); n == 1 {
 		head := q.Clone(q.Context())
 		head.Method = http.MethodHead
-		a := &answer{header: http.Header{}}
+		a := &response{header: http.Header{}}
 		r.store.ServeHTTP(a, head)
 		size, _ := strconv.ParseInt(a.header.Get("Content-Length"), 10, 64)
 		q.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, size-1))
@@ -388,30 +390,31 @@ func (r *Registry) blob(w http.ResponseWriter, q *http.Request, repository strin
 	r.store.ServeHTTP(&slow{ResponseWriter: w, q: q, rule: rule}, q)
 }
 
-func refuse(w http.ResponseWriter, status int, code string) {
+// writeError writes an error response of the distribution specification.
+func writeError(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"errors": []map[string]string{{"code": code, "message": strings.ToLower(code) + " says the test"}},
+		"errors": []map[string]string{{"code": code, "message": strings.ToLower(code) + " (test)"}},
 	})
 }
 
-// token is the token server (distribution specification, token authentication), by Basic
-// authentication or a refresh token.
+// token serves requests to the token server (distribution specification, token authentication),
+// with Basic authentication or a refresh token.
 func (r *Registry) token(w http.ResponseWriter, q *http.Request, repository string) {
 	rule := r.rule(repository)
 	user, password, _ := q.BasicAuth()
 	refresh := q.FormValue("refresh_token")
 	if (rule.User == "" || user != rule.User || password != rule.Password) &&
 		(rule.RefreshToken == "" || refresh != rule.RefreshToken) {
-		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+		writeError(w, http.StatusUnauthorized, "UNAUTHORIZED")
 		return
 	}
 
 	_ = json.NewEncoder(w).Encode(map[string]string{"token": rule.Token, "access_token": rule.Token})
 }
 
-// slow is a blob on a bad line.
+// slow writes a blob according to Rate, Stall and Cut of a rule.
 type slow struct {
 	http.ResponseWriter
 	q    *http.Request
@@ -420,9 +423,9 @@ type slow struct {
 }
 
 func (s *slow) Write(b []byte) (n int, err error) {
-	const piece = 8 << 10
+	const chunk = 8 << 10
 	for n < len(b) {
-		end := min(n+piece, len(b))
+		end := min(n+chunk, len(b))
 		if s.rule.Cut > 0 && s.sent >= s.rule.Cut {
 			panic(http.ErrAbortHandler)
 		}

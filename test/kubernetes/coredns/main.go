@@ -1,5 +1,5 @@
-// Command coredns is CoreDNS with the plugins that a cluster made by kubeadm needs. That of its own
-// module has some thirty more, whose dependencies take longer to build than all of Kubernetes.
+// Command coredns is CoreDNS with the plugins of a kubeadm cluster. The original program has some
+// thirty more plugins, and their dependencies take longer to build than all of Kubernetes.
 package main
 
 import (
@@ -22,8 +22,10 @@ import (
 
 func main() {
 	if !slices.Contains(dnsserver.Directives, "kubernetes") {
-		dnsserver.Directives = []string{"reload", "ready", "health", "prometheus", "errors", "cache", "loadbalance",
-			"loop", "kubernetes", "forward"}
+		dnsserver.Directives = []string{
+			"reload", "ready", "health", "prometheus", "errors", "cache", "loadbalance", "loop", "kubernetes",
+			"forward",
+		}
 	}
 	coremain.Run()
 }

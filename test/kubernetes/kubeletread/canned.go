@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// canned is a runtime with one pod, whose answers are always the same.
+// canned is a runtime with one pod and constant responses.
 type canned struct {
 	internalapi.RuntimeService
 	internalapi.ImageManagerService
@@ -29,7 +29,7 @@ type canned struct {
 	event        *runtimeapi.ContainerEventResponse
 }
 
-// newCanned makes full answers: every message that they can have is there.
+// newCanned returns a runtime with complete responses: every possible message is present.
 func newCanned() *canned {
 	pod := func() *runtimeapi.PodSandboxStatus {
 		return &runtimeapi.PodSandboxStatus{Id: "p", Metadata: clone(podMetadata)}
@@ -107,7 +107,7 @@ func newCanned() *canned {
 
 func clone[M proto.Message](m M) M { return proto.Clone(m).(M) }
 
-// all are the answers that may lack a message, always in the same order.
+// all returns the responses for the removal of messages, always in the same order.
 func (c *canned) all() []proto.Message {
 	return []proto.Message{
 		c.status, c.pods, c.pod, c.containers, c.container, c.stats, c.podStatsList, c.podStats, c.descriptors,

@@ -11,11 +11,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// printDereferences removes each message of full answers in turn, has the kubelet's code read them,
-// and prints "message field" for each without which it panics, one a line and in order.
+// printDereferences removes each message of complete responses in turn and passes them to the
+// kubelet's code. It prints a sorted line "message field" for each panic.
 func printDereferences(ctx context.Context) error {
 	if panicked, errs := readCanned(ctx, newCanned()); panicked != nil || len(errs) > 0 {
-		return fmt.Errorf("the full answers: %v, %v", panicked, errs) // or nothing below would say anything
+		return fmt.Errorf("complete responses: %v, %v", panicked, errs) // the results below would be meaningless
 	}
 
 	found := map[string]bool{}
@@ -37,7 +37,7 @@ func printDereferences(ctx context.Context) error {
 	return nil
 }
 
-// readCanned has the kubelet's code read canned answers and returns what it panics with.
+// readCanned passes canned responses to the kubelet's code. It returns the value of a panic.
 func readCanned(ctx context.Context, c *canned) (panicked any, errs []error) {
 	defer func() { panicked = recover() }()
 
@@ -53,10 +53,10 @@ func readCanned(ctx context.Context, c *canned) (panicked any, errs []error) {
 	return nil, errs
 }
 
-// path finds a message that is the field of another below an answer.
-type path func(answer protoreflect.Message) (owner protoreflect.Message, field protoreflect.FieldDescriptor)
+// path finds a nested message of a response: its owner and its field.
+type path func(response protoreflect.Message) (owner protoreflect.Message, field protoreflect.FieldDescriptor)
 
-// paths are those to all messages below m that are no items of a list, which cannot be missing.
+// paths returns the paths to all nested messages of m, except list items, which cannot be missing.
 func paths(m protoreflect.Message) (out []path) {
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		if f.Kind() != protoreflect.MessageKind || f.IsMap() {
@@ -90,14 +90,14 @@ func paths(m protoreflect.Message) (out []path) {
 	return out
 }
 
-// fill sets all fields of a message that are messages themselves, and one item of each list of
-// them, so that each can be removed. Texts that are empty get a word.
+// fill sets all message fields of a message, including one item of each list of messages, so that
+// each can be removed. It also sets empty strings and zero integers.
 func fill[M proto.Message](m M) M {
 	fillMessage(m.ProtoReflect(), 0)
 	return m
 }
 
-// maxDepth is deeper than any answer.
+// maxDepth exceeds the depth of all responses.
 const maxDepth = 12
 
 func fillMessage(m protoreflect.Message, depth int) {

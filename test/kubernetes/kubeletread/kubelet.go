@@ -30,11 +30,11 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/stats"
 )
 
-// kubelet is as much of a kubelet as reads a runtime.
+// kubelet has the parts of a kubelet with access to the runtime.
 type kubelet struct {
 	dir     string
 	runtime kuberuntime.KubeGenericRuntime
-	// From the CRI alone (PodAndContainerStatsFromCRI), and beside cAdvisor.
+	// with stats from the CRI only (PodAndContainerStatsFromCRI), and combined with cAdvisor
 	providers  []*stats.Provider
 	collectors []metrics.StableCollector
 }
@@ -53,10 +53,8 @@ func newKubelet(
 		kubecontainer.RealOS{}, nil, nil, flowcontrol.NewBackOff(time.Second, time.Second), false, nil, 0, 0,
 		string(kubeletconfig.NeverVerify), nil, "", "", nil, false, metav1.Duration{}, runtime, images,
 		cm.NewFakeContainerManager(), logs.NewStubContainerLogManager(), nil, false, "",
-		func() v1.ResourceList {
-			return nil
-		}, 0, kubeletconfig.NoneMemoryReservationPolicy, nil, noop.NewTracerProvider(),
-		nil, nil, nil)
+		func() v1.ResourceList { return nil }, 0, kubeletconfig.NoneMemoryReservationPolicy, nil,
+		noop.NewTracerProvider(), nil, nil, nil)
 	if err != nil {
 		k.close()
 		return nil, err
@@ -74,7 +72,7 @@ func newKubelet(
 		collectors.NewResourceMetricsCollector(summaries{k.providers[0]}),
 	}
 
-	for _, c := range k.collectors { // each has a page of its own, and some names in common
+	for _, c := range k.collectors { // separate registries, because some names are the same
 		metrics.NewKubeRegistry().CustomMustRegister(c)
 	}
 
@@ -83,11 +81,11 @@ func newKubelet(
 
 func (k *kubelet) close() { _ = os.RemoveAll(k.dir) }
 
-// read reads everything once. It returns how many pods there were, and what the kubelet would log.
+// read reads everything once. It returns the number of pods and the errors a kubelet would log.
 func (k *kubelet) read(ctx context.Context) (pods int, errs []error) {
-	add := func(what string, err error) {
+	add := func(operation string, err error) {
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			errs = append(errs, fmt.Errorf("%s: %w", operation, err))
 		}
 	}
 
@@ -120,14 +118,13 @@ func (k *kubelet) read(ctx context.Context) (pods int, errs []error) {
 	return len(all), errs
 }
 
-// collect has the collectors read what they publish, in this goroutine, whose panics can be
-// recovered.
+// collect runs the collectors in this goroutine, where panics can be recovered.
 func (k *kubelet) collect() {
 	published := make(chan metrics.Metric)
 	defer close(published)
 
 	go func() {
-		for range published { //nolint:revive // only the reading is of interest
+		for range published { //nolint:revive // discards the metrics
 		}
 	}()
 
@@ -136,7 +133,7 @@ func (k *kubelet) collect() {
 	}
 }
 
-// readPod reads the state of a pod, as the pod's worker does.
+// readPod reads the state of a pod like a pod worker.
 func (k *kubelet) readPod(ctx context.Context, pod *kubecontainer.Pod) error {
 	status, err := k.runtime.GetPodStatus(ctx, pod)
 	if err != nil {
@@ -161,14 +158,14 @@ func (k *kubelet) readPod(ctx context.Context, pod *kubecontainer.Pod) error {
 	return nil
 }
 
-// event takes an event as the evented PLEG does, which drops those without a pod.
+// event handles an event like the evented PLEG, which drops events without a pod.
 func (k *kubelet) event(e *runtimeapi.ContainerEventResponse) {
 	if e.PodSandboxStatus != nil && e.PodSandboxStatus.Metadata != nil {
 		k.runtime.GeneratePodStatus(e)
 	}
 }
 
-// noCadvisor is a cAdvisor that knows the node's file systems and no container.
+// noCadvisor is a cAdvisor with file systems but without containers.
 type noCadvisor struct{ cadvisor.Interface }
 
 var disk = cadvisorapiv2.FsInfo{Timestamp: time.Unix(1, 0), Device: "/dev/sda1", Capacity: 1 << 30, Available: 1 << 29}
@@ -182,21 +179,21 @@ func (noCadvisor) ContainerInfoV2(
 	return nil, nil
 }
 
-// noVolumes is a node whose pods have no volumes.
+// noVolumes is a resource analyzer for pods without volumes.
 type noVolumes struct{ serverstats.ResourceAnalyzer }
 
 func (noVolumes) GetPodVolumeStats(types.UID) (serverstats.PodVolumeStats, bool) {
 	return serverstats.PodVolumeStats{}, false
 }
 
-// noFallback knows nothing beside the CRI.
+// noFallback is a provider without stats.
 type noFallback struct{ *stats.Provider }
 
 func (noFallback) PodCPUAndMemoryStats(context.Context, *v1.Pod, *kubecontainer.PodStatus) (*statsapi.PodStats, error) {
 	return &statsapi.PodStats{}, nil
 }
 
-// summaries are those of pods alone.
+// summaries provides summaries with pods only.
 type summaries struct{ *stats.Provider }
 
 func (s summaries) Get(ctx context.Context, _ bool) (*statsapi.Summary, error) {
@@ -209,7 +206,7 @@ func (s summaries) GetCPUAndMemoryStats(ctx context.Context) (*statsapi.Summary,
 	return &statsapi.Summary{Pods: pods}, err
 }
 
-// states says that all pods are to go on.
+// states reports that no pod is being terminated or removed.
 type states struct{}
 
 func (states) IsPodTerminationRequested(types.UID) bool { return false }

@@ -1,11 +1,11 @@
 // Command kubeletread reads a CRI runtime with the kubelet's own code: pods and their states,
-// images, stats from the CRI alone and beside cAdvisor, metrics, events. Where an answer would
-// crash a kubelet, it crashes.
+// images, stats from the CRI only and combined with cAdvisor, metrics, events. It crashes if a
+// response would crash a kubelet.
 //
-//	kubeletread ENDPOINT         reads again and again until its standard input ends, then prints
-//	                             how often, and which errors the kubelet's code returned
-//	kubeletread -dereferences    prints which messages of full answers the kubelet's code uses
-//	                             without a check: it panics when one is missing
+//	kubeletread ENDPOINT         reads in a loop until the end of standard input, then prints
+//	                             the number of rounds and the errors of the kubelet's code
+//	kubeletread -dereferences    prints the messages dereferenced by the kubelet's code without
+//	                             a check: it panics if one is missing
 package main
 
 import (
@@ -25,16 +25,16 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// dialTimeout bounds each connection to the runtime.
+// dialTimeout limits each connection attempt to the runtime.
 const dialTimeout = 10 * time.Second
 
-// pause is between two rounds, so that the runtime has time for others.
-const pause = 10 * time.Millisecond
+// interval is the delay between two rounds, to leave time for other clients of the runtime.
+const interval = 10 * time.Millisecond
 
 func main() {
-	dereferences := flag.Bool("dereferences", false, "print the messages that are used without a check")
+	dereferences := flag.Bool("dereferences", false, "print the messages dereferenced without a check")
 	flag.Parse()
-	klog.SetLogger(klog.New(nil)) // what the kubelet logs of errors is in the result
+	klog.SetLogger(klog.New(nil)) // the result contains the errors
 
 	var err error
 	switch {
@@ -53,12 +53,12 @@ func main() {
 	}
 }
 
-// result is what reading until the end of standard input has come to.
+// result is the result of reading a runtime.
 type result struct {
-	Rounds int            // in which everything was read once
-	Pods   int            // read in all rounds
-	Events int            // received
-	Errors map[string]int // that the kubelet's code returned, and how often
+	Rounds int            // number of complete reads
+	Pods   int            // number of pods in all rounds
+	Events int            // number of received events
+	Errors map[string]int // number of errors by message
 }
 
 // read reads the runtime at an endpoint until standard input ends.
@@ -94,7 +94,7 @@ func read(ctx context.Context, endpoint string) error {
 	}
 
 	out := result{Errors: map[string]int{}}
-	for ; !ended.Load(); time.Sleep(pause) {
+	for ; !ended.Load(); time.Sleep(interval) {
 		pods, errs := k.read(ctx)
 		out.Rounds++
 		out.Pods += pods
@@ -108,11 +108,13 @@ func read(ctx context.Context, endpoint string) error {
 	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
-// watch has the kubelet's code take each event, and counts them. It returns when the runtime has
+// watch passes each event to the kubelet's code and counts them. It returns after the runtime has
 // accepted the watch.
 func watch(ctx context.Context, k *kubelet, runtime internalapi.RuntimeService) (*atomic.Int64, error) {
 	var count atomic.Int64
-	events, failed, connected := make(chan *runtimeapi.ContainerEventResponse), make(chan error, 1), make(chan struct{})
+	events := make(chan *runtimeapi.ContainerEventResponse)
+	failed, connected := make(chan error, 1), make(chan struct{})
+
 	go func() {
 		failed <- runtime.GetContainerEvents(ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) {
 			close(connected)

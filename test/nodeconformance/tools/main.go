@@ -1,6 +1,6 @@
-// Command tools stands in for tools of the suite's images that Debian's busybox lacks: nmeter (only
-// "-d0 %3t"), curl (only GET of the last argument) and bash (the shell that there is). Its name
-// says which it is. What busybox has, as nc, cannot be replaced: its shell takes its own first.
+// Command tools replaces tools of the suite's images missing in Debian's busybox: nmeter (only "-d0
+// %3t"), curl (only GET of the last argument) and bash (runs sh). The name of the program selects
+// the tool. Tools of busybox, such as nc, cannot be replaced, because its shell prefers its own.
 package main
 
 import (
@@ -32,14 +32,12 @@ func run(name string, args []string) error {
 		return syscall.Exec("/bin/sh", append([]string{"sh"}, args...), os.Environ())
 	}
 
-	return fmt.Errorf("%s: no such tool", name)
+	return fmt.Errorf("%s: unknown tool", name)
 }
 
 func get(url string) error {
-	c := http.Client{
-		Timeout:   15 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
-	} //nolint:gosec // as the suite asks
+	config := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // like the suite
+	c := http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}
 
 	r, err := c.Get(url)
 	if err != nil {
