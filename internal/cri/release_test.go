@@ -55,7 +55,7 @@ func TestSlowReleaseGoesOn(t *testing.T) {
 	id := runPod(t, s, w.pod())
 	begun, release := slowDel(t, w)
 	err := stopWithin(t, s, id, 200*time.Millisecond)
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "goes on") {
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "in the background") {
 		t.Errorf("%v", err)
 	}
 
