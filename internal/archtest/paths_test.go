@@ -13,7 +13,8 @@ import (
 // that lies beneath a directory that others may write, leads anywhere.
 var pathOpeners = map[string]string{
 	"internal/cgroup/hugepages.go":        "a directory of the kernel's",
-	"internal/check/pod.go":               "a log directory of its own with a random name below /tmp",
+	"internal/check/pod.go":               "removes its own log directory, with a random name below /var/log",
+	"internal/check/pod_steps.go":         "the self-test's own log directory, and this program",
 	"internal/check/probe/daemon.go":      "asks whether sockets and files of the configuration exist",
 	"internal/check/probe/node.go":        "asks whether files of the kernel exist",
 	"internal/check/probe/peer.go":        "asks for the kind of a socket before its peer is checked",
