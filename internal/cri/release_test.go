@@ -48,9 +48,9 @@ func stopWithin(t *testing.T, s *Service, id string, d time.Duration) error {
 	return err
 }
 
-// TestSlowReleaseGoesOn: a DEL continues after its caller's timeout. Later callers wait for the
+// TestSlowReleaseContinues: a DEL continues after its caller's timeout. Later callers wait for the
 // same DEL, and finally everything is released.
-func TestSlowReleaseGoesOn(t *testing.T) {
+func TestSlowReleaseContinues(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	begun, release := slowDel(t, w)
