@@ -58,13 +58,14 @@ func TestMinOOMScore(t *testing.T) {
 	}
 }
 
-func TestFamily(t *testing.T) {
-	all := []process{{1, 0, 1}, {10, 1, 10}, {11, 10, 10}, {12, 11, 12}, {13, 1, 10}, {14, 12, 14}, {20, 1, 20},
-		{21, 20, 20}}
-	got := family(all, 10)
+func TestProcessTree(t *testing.T) {
+	all := []process{
+		{1, 0, 1}, {10, 1, 10}, {11, 10, 10}, {12, 11, 12}, {13, 1, 10}, {14, 12, 14}, {20, 1, 20}, {21, 20, 20},
+	}
+	got := processTree(all, 10)
 	slices.Sort(got)
 	if want := []int{10, 11, 12, 13, 14}; !slices.Equal(got, want) {
-		t.Errorf("family = %v, want %v", got, want)
+		t.Errorf("processTree = %v, want %v", got, want)
 	}
 }
 

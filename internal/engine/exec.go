@@ -5,11 +5,11 @@ import (
 	"io"
 )
 
-// Size is a terminal's size in characters.
+// Size is the size of a terminal in characters.
 type Size struct{ Width, Height uint16 }
 
-// Streams is where the streams of an exec or attach go. Writers must not block once the context of
-// the call has ended.
+// Streams are the streams of an exec or attach. Writers must not block after the end of the call's
+// context.
 type Streams struct {
 	TTY            bool
 	Stdin          io.Reader // nil: no stdin
@@ -21,24 +21,24 @@ type Streams struct {
 type Exec struct {
 	Cmd []string
 	Streams
-	// Ended is called, if it is not nil, when the command has ended while a writer blocks. The
-	// engine drops output that is not read within 2 s after the end, so the writers must then take
-	// the rest without blocking: at most MaxRest bytes.
-	Ended func()
+	// OnExit, if not nil, is called when the command has exited while a writer blocks. The engine
+	// drops output not read within 2 s after the exit. The writers must therefore accept the
+	// remaining output, at most MaxTrailingOutput bytes, without blocking.
+	OnExit func()
 }
 
-// MaxRest bounds in bytes what may still arrive of a command's output after its end: the pipe and
-// the FIFO of the shim (64 KiB each), the engine's buffer (1 MB) and the connection's, for each
-// stream.
-const MaxRest = 4 << 20
+// MaxTrailingOutput bounds the output in bytes that may arrive after the exit of a command. For
+// each stream it covers the pipe and the FIFO of the shim (64 KiB each), the engine's buffer (1 MB)
+// and the buffers of the connection.
+const MaxTrailingOutput = 4 << 20
 
 var (
-	// ErrClientGone is the cause (context.WithCancelCause) with which a session ends whose client
-	// is gone or was cut off. Exec then leaves the command alone, like every other runtime. A
-	// command with a terminal is hung up.
-	ErrClientGone = errors.New("the client is gone")
-	// errIncomplete reports output that the engine may have dropped.
-	errIncomplete = errors.New("the output is incomplete: the engine closed the stream before it was read to the end")
-	// errSilent reports an engine that does not begin an exec.
-	errSilent = errors.New("the engine does not answer in time")
+	// ErrClientDisconnected is the cause (context.WithCancelCause) for the end of a session after
+	// its client has disconnected. Exec then does not kill the command, like other runtimes, but
+	// hangs up a command with a terminal.
+	ErrClientDisconnected = errors.New("client disconnected")
+	// errIncomplete means that the engine may have dropped output.
+	errIncomplete = errors.New("output is incomplete: the engine closed the stream before all output was read")
+	// errSetupTimeout means that the engine does not start an exec.
+	errSetupTimeout = errors.New("engine did not respond in time")
 )

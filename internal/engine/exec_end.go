@@ -11,33 +11,32 @@ import (
 )
 
 const (
-	// execInspectTimeout bounds one inspect of an exec that was given up. The engine answers from
-	// memory.
+	// execInspectTimeout bounds one inspect of a cancelled exec. The engine responds from memory.
 	execInspectTimeout = 10 * time.Second
-	// reapInterval is the longest pause between two of them, for each reapCrowd commands that were
-	// given up: the engine gets at most 64 a second, however many there are.
+	// reapInterval is the maximum interval of these inspects per exec. It grows by the same amount
+	// for each further reapBatch execs, so that the engine gets at most 64 inspects per second.
 	reapInterval = 2 * time.Second
-	reapCrowd    = 128
-	// maxReaps bounds the commands that are waited for. A probe each second of a container on which
-	// the engine hangs gives 600 up before the first is forgotten.
+	reapBatch    = 128
+	// maxReaps bounds the number of pending cancelled execs. A probe every second of a container on
+	// which the engine hangs adds 600 of them before the first one times out.
 	maxReaps = 4096
 )
 
-var errTooManyReaps = fmt.Errorf("%d commands whose calls were given up are waited for already", maxReaps)
+var errTooManyReaps = fmt.Errorf("limit of %d pending cancelled execs reached", maxReaps)
 
-// reaps are the goroutines that end commands whose calls were given up. The zero value is ready.
+// reaps runs goroutines to end the commands of cancelled execs. The zero value is ready to use.
 type reaps struct {
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	closed  chan struct{}
 	running sync.WaitGroup
 	count   int
 }
 
-// interval is the longest pause between two inspects of one command.
+// interval returns the maximum interval of inspects for one command.
 func (r *reaps) interval() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return reapInterval * time.Duration(1+r.count/reapCrowd)
+	return reapInterval * time.Duration(1+r.count/reapBatch)
 }
 
 func (r *reaps) end() {
@@ -46,7 +45,8 @@ func (r *reaps) end() {
 	r.count--
 }
 
-// start runs do with a context that outlives ctx, until its timeout or close.
+// start runs do in a goroutine. Its context is not cancelled with ctx, but by the timeout or by
+// close.
 func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(context.Context)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,7 +83,7 @@ func (r *reaps) start(ctx context.Context, timeout time.Duration, do func(contex
 	return nil
 }
 
-// close ends them.
+// close cancels all goroutines and waits for them.
 func (r *reaps) close() {
 	r.mu.Lock()
 	if r.closed == nil {
@@ -100,10 +100,10 @@ func (r *reaps) close() {
 	r.running.Wait()
 }
 
-// giveUp ends the command of a call that fails with err, and returns that error. The engine may
-// start the command much later, so this goes on by itself when it takes long.
-func (r *execution) giveUp(ctx context.Context, err error) error {
-	end := r.endingOf(ctx, err)
+// abort ends the command of a call that fails with err, and returns err. The engine may start the
+// command much later, so abort waits only briefly and continues in the background.
+func (r *execution) abort(ctx context.Context, err error) error {
+	end := r.endFunc(ctx, err)
 	if end == nil {
 		return err
 	}
@@ -111,13 +111,15 @@ func (r *execution) giveUp(ctx context.Context, err error) error {
 	done := make(chan error, 1)
 	report := func(err error) {
 		if err != nil {
-			r.cfg.Log.Warn("a command whose call was given up may still run", "container", r.container, "exec", r.id,
-				"err", err)
+			r.cfg.Log.Warn("command of a cancelled exec may still be running", "container", r.container,
+				"exec", r.id, "err", err)
 		}
 		done <- err
 	}
-	if full := r.reaps.start(ctx, r.execs.reap, func(ctx context.Context) { report(r.reap(ctx, end)) }); full != nil {
-		report(full)
+
+	startErr := r.reaps.start(ctx, r.execs.reap, func(ctx context.Context) { report(r.reap(ctx, end)) })
+	if startErr != nil {
+		report(startErr)
 	}
 
 	late := time.NewTimer(r.execs.reply)
@@ -126,7 +128,7 @@ func (r *execution) giveUp(ctx context.Context, err error) error {
 	select {
 	case failed := <-done:
 		if failed != nil {
-			return fmt.Errorf("%w (and it may still run: %w)", err, failed)
+			return fmt.Errorf("%w (the command may still be running: %w)", err, failed)
 		}
 	case <-late.C:
 	}
@@ -134,21 +136,21 @@ func (r *execution) giveUp(ctx context.Context, err error) error {
 	return err
 }
 
-// endingOf returns how the command of a failed call is ended, nil for not at all.
-func (r *execution) endingOf(ctx context.Context, err error) func(proc string, pid int, container string) error {
-	given := ctx.Err() != nil || errdefs.IsUnavailable(err)
+// endFunc returns the function to end the command of a failed call, or nil to let it continue.
+func (r *execution) endFunc(ctx context.Context, err error) func(proc string, pid int, container string) error {
+	cancelled := ctx.Err() != nil || errdefs.IsUnavailable(err)
 	switch {
-	case given && !errors.Is(err, ErrClientGone):
+	case cancelled && !errors.Is(err, ErrClientDisconnected):
 		return killTree
 	case r.TTY:
-		return hangUp // the client is gone, or takes nothing more
+		return hangUp // the client has disconnected or does not read
 	default:
 		return nil
 	}
 }
 
-// reap ends the command as soon as the engine has started it. A command that has ended, or whose
-// container is gone, is no error.
+// reap ends the command as soon as the engine has started it. It returns nil if the command has
+// exited or the container was removed.
 func (r *execution) reap(ctx context.Context, end func(proc string, pid int, container string) error) error {
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, r.reaps.interval()) {
 		inspectCtx, cancel := context.WithTimeout(ctx, execInspectTimeout)
@@ -157,8 +159,8 @@ func (r *execution) reap(ctx context.Context, end func(proc string, pid int, con
 		switch {
 		case errdefs.IsNotFound(err):
 			return nil
-		case err != nil: // again
-		case state.ended && (state.pid != 0 || state.isFailed):
+		case err != nil: // retry
+		case state.exited && (state.pid != 0 || state.isFailed):
 			return nil
 		case state.pid != 0:
 			return end("/proc", state.pid, string(r.container))

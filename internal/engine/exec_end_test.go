@@ -23,18 +23,18 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// everyCgroup takes the place of a container's ID: each line of /proc/PID/cgroup has it.
+// everyCgroup is used as a container ID. It matches every line of /proc/PID/cgroup.
 const everyCgroup = model.ContainerID(":")
 
-// slowServer is an engine with one exec, whose steps wait.
+// slowServer is an engine with one exec and blocking requests.
 type slowServer struct {
-	create, start, inspect chan struct{} // each step waits until it is closed; nil: at once
-	output                 []byte        // what the command prints
+	create, start, inspect chan struct{} // a request blocks until its channel is closed; nil: never
+	output                 []byte        // of the command
 
-	mu      sync.Mutex // guards the rest
-	state   string     // of the exec, in JSON
-	asked   map[string]int
-	created struct {
+	mu       sync.Mutex     // guards the fields below
+	state    string         // of the exec, in JSON
+	requests map[string]int // by the last path element
+	created  struct {
 		DetachKeys string
 		Tty        bool
 	}
@@ -47,11 +47,18 @@ func (s *slowServer) set(state string) {
 	s.state = state
 }
 
-// isStarted reports whether the engine was asked to start the command.
+// isStarted reports whether the engine has received the start request.
 func (s *slowServer) isStarted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.asked["start"] > 0
+	return s.requests["start"] > 0
+}
+
+// waitForStart waits for the start request, or for the end of ctx.
+func (s *slowServer) waitForStart(ctx context.Context) {
+	for ctx.Err() == nil && !s.isStarted() {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // ServeHTTP implements http.Handler.
@@ -59,11 +66,11 @@ func (s *slowServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	step := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 	s.mu.Lock()
-	if s.asked == nil {
-		s.asked = map[string]int{}
+	if s.requests == nil {
+		s.requests = map[string]int{}
 	}
 
-	s.asked[step]++
+	s.requests[step]++
 	state := s.state
 	s.mu.Unlock()
 
@@ -108,11 +115,11 @@ func (s *slowServer) serveOutput(w http.ResponseWriter) {
 	fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
 	_, _ = conn.Write(s.output)
 	if c, ok := conn.(*net.UnixConn); ok && s.output == nil {
-		_, _ = io.Copy(io.Discard, c) // it goes on until the client leaves
+		_, _ = io.Copy(io.Discard, c) // until the client disconnects
 	}
 }
 
-// execEngine is connected to s, with short timeouts.
+// execEngine returns an Engine with short timeouts, connected to s.
 func execEngine(t *testing.T, s *slowServer) *Engine {
 	e := engineOf(t, s)
 	e.execs = execTimeouts{
@@ -127,11 +134,11 @@ func execEngine(t *testing.T, s *slowServer) *Engine {
 	return e
 }
 
-// sleeper is a process that stands for the command of an exec.
+// sleeper starts a process in place of the command of an exec.
 func sleeper(t *testing.T) (pid int, ended <-chan error) {
 	t.Helper()
 	handled := make(chan os.Signal, 1)
-	// a signal that is ignored here would be ignored there (execve(2))
+	// The child would inherit an ignored signal (execve(2)).
 	signal.Notify(handled, syscall.SIGHUP)
 	t.Cleanup(func() { signal.Stop(handled) })
 	cmd := exec.Command("sleep", "1000")
@@ -146,7 +153,7 @@ func sleeper(t *testing.T) (pid int, ended <-chan error) {
 	return cmd.Process.Pid, done
 }
 
-func endedBy(t *testing.T, ended <-chan error, want syscall.Signal) {
+func checkEndedBy(t *testing.T, ended <-chan error, want syscall.Signal) {
 	t.Helper()
 	select {
 	case err := <-ended:
@@ -155,31 +162,37 @@ func endedBy(t *testing.T, ended <-chan error, want syscall.Signal) {
 			t.Errorf("the command ended with %v, want signal %v", err, want)
 		}
 	case <-time.After(20 * time.Second):
-		t.Errorf("the command runs on")
+		t.Errorf("the command is still running after 20 s")
 	}
 }
 
 const notStarted = `"Running":false,"Pid":0,"ExitCode":null`
 
-// TestLateStartIsKilled: a command that the engine starts after its call has timed out is killed.
+// TestLateStartIsKilled checks that a command started by the engine after the end of its call is
+// killed.
 func TestLateStartIsKilled(t *testing.T) {
-	for name, begin := range map[string]func(s *slowServer){
-		"the request is answered late": func(s *slowServer) { s.start = make(chan struct{}) },
-		"the command is started late":  func(*slowServer) {},
-		"inspect hangs for a while too": func(s *slowServer) {
+	for name, block := range map[string]func(s *slowServer){
+		"late response to the start": func(s *slowServer) { s.start = make(chan struct{}) },
+		"late start of the command":  func(*slowServer) {},
+		"late response to inspects": func(s *slowServer) {
 			s.start, s.inspect = make(chan struct{}), make(chan struct{})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &slowServer{state: notStarted}
-			begin(s)
+			block(s)
 			e := execEngine(t, s)
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
 
-			if _, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sleep"}}); !errors.Is(err,
-				context.DeadlineExceeded) {
-				t.Errorf("Exec: %v", err)
+			go func() {
+				s.waitForStart(ctx)
+				cancel(context.DeadlineExceeded)
+			}()
+
+			_, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sleep"}})
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Exec: error %v, want DeadlineExceeded", err)
 			}
 
 			pid, ended := sleeper(t)
@@ -190,13 +203,13 @@ func TestLateStartIsKilled(t *testing.T) {
 				}
 			}
 
-			endedBy(t, ended, syscall.SIGKILL)
+			checkEndedBy(t, ended, syscall.SIGKILL)
 		})
 	}
 }
 
-// TestSilentEngine: without a timeout of its own, a call ends when the engine does not take a step.
-func TestSilentEngine(t *testing.T) {
+// TestSetupTimeout checks that a call without a timeout ends if the engine does not respond.
+func TestSetupTimeout(t *testing.T) {
 	for name, s := range map[string]*slowServer{
 		"create": {create: make(chan struct{}), state: notStarted},
 		"start":  {start: make(chan struct{}), state: notStarted},
@@ -204,9 +217,9 @@ func TestSilentEngine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := execEngine(t, s)
-			if _, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"true"}}); !errdefs.IsUnavailable(err) ||
-				!errors.Is(err, errSilent) {
-				t.Errorf("Exec: %v", err)
+			_, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"true"}})
+			if !errdefs.IsUnavailable(err) || !errors.Is(err, errSetupTimeout) {
+				t.Errorf("Exec: error %v, want Unavailable", err)
 			}
 
 			for _, c := range []chan struct{}{s.create, s.start} {
@@ -218,35 +231,37 @@ func TestSilentEngine(t *testing.T) {
 	}
 }
 
-// TestClientGone: without its client a command goes on, but one with a terminal is hung up.
-func TestClientGone(t *testing.T) {
+// TestClientDisconnected checks that a command continues after its client has disconnected, but a
+// command with a terminal is hung up.
+func TestClientDisconnected(t *testing.T) {
 	for name, c := range map[string]struct {
 		tty  bool
 		want syscall.Signal
-	}{"terminal": {true, syscall.SIGHUP}, "no terminal": {false, 0}} {
+	}{
+		"terminal":    {true, syscall.SIGHUP},
+		"no terminal": {false, 0},
+	} {
 		t.Run(name, func(t *testing.T) {
 			pid, ended := sleeper(t)
 			s := &slowServer{state: fmt.Sprintf(`"Running":true,"Pid":%d,"ExitCode":null`, pid)}
 			e := execEngine(t, s)
-			ctx, leave := context.WithCancelCause(t.Context())
+			ctx, disconnect := context.WithCancelCause(t.Context())
 			go func() {
-				for ctx.Err() == nil && !s.isStarted() {
-					time.Sleep(time.Millisecond)
-				}
-				leave(ErrClientGone)
+				s.waitForStart(ctx)
+				disconnect(ErrClientDisconnected)
 			}()
 
-			if _, err := e.Exec(ctx, everyCgroup,
-				Exec{Cmd: []string{"sh"}, Streams: Streams{TTY: c.tty}}); !errors.Is(err, ErrClientGone) {
-				t.Errorf("Exec: %v", err)
+			_, err := e.Exec(ctx, everyCgroup, Exec{Cmd: []string{"sh"}, Streams: Streams{TTY: c.tty}})
+			if !errors.Is(err, ErrClientDisconnected) {
+				t.Errorf("Exec: error %v, want ErrClientDisconnected", err)
 			}
 
 			if c.want != 0 {
-				endedBy(t, ended, c.want)
+				checkEndedBy(t, ended, c.want)
 				return
 			}
 
-			e.Close() // nothing is left to be done
+			e.Close() // waits for background work
 			if err := syscall.Kill(pid, 0); err != nil {
 				t.Errorf("the command has ended: %v", err)
 			}
@@ -254,9 +269,9 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
-// TestTerminalOfAnExec: the command knows the size of its terminal from the beginning, and the
-// engine takes no key for the wish to detach.
-func TestTerminalOfAnExec(t *testing.T) {
+// TestExecTerminal checks that a command has the size of its terminal from the beginning, and that
+// the detach keys are unlikely.
+func TestExecTerminal(t *testing.T) {
 	s := &slowServer{state: `"Running":false,"Pid":7,"ExitCode":0`, output: []byte("$ ")}
 	e := execEngine(t, s)
 	sizes := make(chan Size, 1)
@@ -270,7 +285,7 @@ func TestTerminalOfAnExec(t *testing.T) {
 	defer s.mu.Unlock()
 
 	if got := fmt.Sprint(s.started.ConsoleSize); got != "[33 101]" {
-		t.Errorf("size at the start: %s", got)
+		t.Errorf("size at the start is %s, want [33 101]", got)
 	}
 
 	if keys := strings.Split(s.created.DetachKeys, ","); !s.created.Tty || len(keys) < detachKeys ||
@@ -279,62 +294,65 @@ func TestTerminalOfAnExec(t *testing.T) {
 	}
 }
 
-// message is one of the engine's for stdout.
+// message returns a message of the engine for stdout.
 func message(text string) []byte {
 	n := len(text)
 	return append([]byte{1, 0, 0, 0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, text...)
 }
 
-// blocking is a writer that blocks until it is released.
-type blocking struct {
+// blockingWriter blocks until it is released.
+type blockingWriter struct {
 	bytes.Buffer
 	release chan struct{}
 }
 
-func (b *blocking) Write(p []byte) (int, error) {
+func (b *blockingWriter) Write(p []byte) (int, error) {
 	<-b.release
 	return b.Buffer.Write(p)
 }
 
-// TestOutputIsCompleteOrAnError: a writer that blocks hears of the end of the command in time, and
-// one that does not go on gets an error.
-func TestOutputIsCompleteOrAnError(t *testing.T) {
+// TestIncompleteOutput checks that OnExit is called in time for a blocking writer, and that lost
+// output is an error.
+func TestIncompleteOutput(t *testing.T) {
 	exited := `"Running":false,"Pid":7,"ExitCode":0`
 	t.Run("in time", func(t *testing.T) {
-		e := execEngine(t, &slowServer{state: exited, output: message("all of it")})
-		out := &blocking{release: make(chan struct{})}
+		e := execEngine(t, &slowServer{state: exited, output: message("output")})
+		out := &blockingWriter{release: make(chan struct{})}
 		var once sync.Once
-		x := Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}, Ended: func() {
-			once.Do(func() { close(out.release) })
-		}}
-		if _, err := e.Exec(t.Context(), everyCgroup, x); err != nil || out.String() != "all of it" {
-			t.Errorf("%q, %v", out.String(), err)
+		_, err := e.Exec(t.Context(), everyCgroup, Exec{
+			Cmd:     []string{"x"},
+			Streams: Streams{Stdout: out},
+			OnExit:  func() { once.Do(func() { close(out.release) }) },
+		})
+		if err != nil || out.String() != "output" {
+			t.Errorf("output %q, error %v", out.String(), err)
 		}
 	})
 
 	t.Run("too late", func(t *testing.T) {
-		e := execEngine(t, &slowServer{state: exited, output: message("all of it")})
+		e := execEngine(t, &slowServer{state: exited, output: message("output")})
 		e.execs.poll, e.execs.drop = time.Hour, time.Millisecond
-		out := &blocking{release: make(chan struct{})}
+		out := &blockingWriter{release: make(chan struct{})}
 		time.AfterFunc(50*time.Millisecond, func() { close(out.release) })
-		if _, err := e.Exec(t.Context(), everyCgroup,
-			Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}}); !errors.Is(err, errIncomplete) {
-			t.Errorf("%v", err)
+
+		_, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"x"}, Streams: Streams{Stdout: out}})
+		if !errors.Is(err, errIncomplete) {
+			t.Errorf("error %v, want errIncomplete", err)
 		}
 	})
 
-	t.Run("cut", func(t *testing.T) {
+	t.Run("truncated", func(t *testing.T) {
 		for _, n := range []int{3, 8, 12} { // inside the header, after it, inside the data
-			e := execEngine(t, &slowServer{state: exited, output: message("all of it")[:n]})
+			e := execEngine(t, &slowServer{state: exited, output: message("output")[:n]})
 			if _, err := e.Exec(t.Context(), everyCgroup, Exec{Cmd: []string{"x"}}); !errors.Is(err, errIncomplete) {
-				t.Errorf("%d bytes: %v", n, err)
+				t.Errorf("%d bytes: error %v, want errIncomplete", n, err)
 			}
 		}
 	})
 }
 
-// TestReapsAreBounded: however many commands were given up, the engine is asked for them at a
-// bounded rate, and close ends them.
+// TestReapsAreBounded checks the number of pending cancelled execs and the rate of inspects. close
+// ends all of them.
 func TestReapsAreBounded(t *testing.T) {
 	var r reaps
 	wait := func(ctx context.Context) { <-ctx.Done() }
@@ -345,15 +363,15 @@ func TestReapsAreBounded(t *testing.T) {
 	}
 
 	if err := r.start(t.Context(), time.Hour, wait); err == nil {
-		t.Error("one more than the bound")
+		t.Error("start returned no error beyond the limit")
 	}
 
-	if rate := maxReaps / r.interval().Seconds(); rate > reapCrowd/reapInterval.Seconds() {
-		t.Errorf("%.0f inspects a second", rate)
+	if rate := maxReaps / r.interval().Seconds(); rate > reapBatch/reapInterval.Seconds() {
+		t.Errorf("%.0f inspects per second, want at most %.0f", rate, reapBatch/reapInterval.Seconds())
 	}
 
 	r.close()
 	if r.count != 0 {
-		t.Errorf("%d are left", r.count)
+		t.Errorf("%d goroutines remain after close", r.count)
 	}
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// explain adds to a failure of an exec that its container does not run, if that is so: the engine
-// reports the same in many ways, depending on which of its parts notices first. The result is
-// NotFound or FailedPrecondition then. Other failures stay as they are.
+// explain replaces the error of an exec by NotFound or FailedPrecondition if the container is not
+// running. The engine reports this case with many different errors, depending on the component that
+// detects it. explain returns other errors unchanged.
 func (r *execution) explain(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || errdefs.IsUnavailable(err) || errors.Is(err, ErrClientGone) {
+	if err == nil || ctx.Err() != nil || errdefs.IsUnavailable(err) || errors.Is(err, ErrClientDisconnected) {
 		return err
 	}
 
@@ -23,20 +23,21 @@ func (r *execution) explain(ctx context.Context, err error) error {
 	in, inspectErr := r.inspect(ctx, string(r.container))
 	switch {
 	case errdefs.IsNotFound(inspectErr):
-		return fmt.Errorf("the container was removed: %w", errdefs.ErrNotFound)
+		return fmt.Errorf("container was removed: %w", errdefs.ErrNotFound)
 	case inspectErr != nil:
 		return err
 	}
 
-	if state := stateAgainstExec(in.State); state != "" {
-		return fmt.Errorf("the container %s: %w (%s)", state, errdefs.ErrFailedPrecondition, err.Error())
+	if reason := execObstacle(in.State); reason != "" {
+		return fmt.Errorf("container %s: %w (%s)", reason, errdefs.ErrFailedPrecondition, err.Error())
 	}
 
 	return err
 }
 
-// stateAgainstExec returns why nothing can be executed in a container, "" if its state allows it.
-func stateAgainstExec(s *container.State) string {
+// execObstacle returns the reason why an exec is not possible in a container, or "" if the state of
+// the container permits it.
+func execObstacle(s *container.State) string {
 	switch {
 	case s == nil:
 		return ""
@@ -45,9 +46,9 @@ func stateAgainstExec(s *container.State) string {
 	case s.Restarting:
 		return "is being restarted"
 	case !s.Running:
-		return "does not run"
-	case s.Pid > 0 && hasEnded("/proc", s.Pid): // the engine has not noticed yet
-		return "has ended"
+		return "is not running"
+	case s.Pid > 0 && hasEnded("/proc", s.Pid): // the engine has not processed the exit yet
+		return "has exited"
 	}
 
 	return ""

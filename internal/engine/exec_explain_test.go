@@ -17,14 +17,14 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestExecInAContainerThatEnds: whatever the engine says of an exec that it could not start, the
-// error has the kind of the container's state.
-func TestExecInAContainerThatEnds(t *testing.T) {
+// TestExecInStoppedContainer checks that the kind of an exec error depends on the container's
+// state, for any error of the engine.
+func TestExecInStoppedContainer(t *testing.T) {
 	ended := exec.Command("true")
 	if err := ended.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer ended.Wait() //nolint:errcheck // until then it is not reaped
+	defer ended.Wait() //nolint:errcheck // the process is a zombie until then
 
 	for end := time.Now().Add(20 * time.Second); !hasEnded("/proc", ended.Process.Pid) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
@@ -42,10 +42,10 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 		"create, restarting": {"/exec", `"Running":true,"Restarting":true,"Pid":0`, errdefs.IsFailedPrecondition},
 		"create, zombie": {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, ended.Process.Pid),
 			errdefs.IsFailedPrecondition},
-		"create, runs":    {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, running), errdefs.IsInvalidArgument},
+		"create, running": {"/exec", fmt.Sprintf(`"Running":true,"Pid":%d`, running), errdefs.IsInvalidArgument},
 		"create, removed": {"/exec", "", errdefs.IsNotFound},
 		"start, ended":    {"/start", `"Running":false,"Pid":0`, errdefs.IsFailedPrecondition},
-		"start, runs": {"/start", fmt.Sprintf(`"Running":true,"Pid":%d`, running), func(err error) bool {
+		"start, running": {"/start", fmt.Sprintf(`"Running":true,"Pid":%d`, running), func(err error) bool {
 			return err != nil
 		}},
 		"start, removed": {"/start", "", errdefs.IsNotFound},
@@ -81,16 +81,15 @@ func TestExecInAContainerThatEnds(t *testing.T) {
 				}
 			}
 
-			if !c.is(err) || kinds > 1 || name == "start, runs" && kinds > 0 ||
+			if !c.is(err) || kinds > 1 || name == "start, running" && kinds > 0 ||
 				!strings.Contains(err.Error(), "exec in container "+idA) {
-				t.Errorf("%v", err)
+				t.Errorf("error of an unexpected kind: %v", err)
 			}
 		})
 	}
 }
 
-// TestHasEnded reads what the kernel says of a process that runs, is ending, has ended, and is
-// gone.
+// TestHasEnded uses the stat files of running, exiting, ended and removed processes.
 func TestHasEnded(t *testing.T) {
 	proc := t.TempDir()
 	for pid, c := range map[int]struct {
@@ -115,7 +114,7 @@ func TestHasEnded(t *testing.T) {
 		}
 
 		if got := hasEnded(proc, pid); got != c.want {
-			t.Errorf("%q: %v", c.stat, got)
+			t.Errorf("hasEnded for %q is %v, want %v", c.stat, got, c.want)
 		}
 	}
 }

@@ -17,15 +17,15 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// outputBuffer is the size in bytes of the reads of output. The engine sends messages of up to 32
+// outputBufferSize is the size in bytes of reads of output. The engine sends messages of up to 32
 // KiB.
-const outputBuffer = 128 << 10
+const outputBufferSize = 128 << 10
 
-var outputBuffers = sync.Pool{New: func() any { return new([outputBuffer]byte) }}
+var outputBuffers = sync.Pool{New: func() any { return new([outputBufferSize]byte) }}
 
-// transfer copies between a hijacked connection and streams until the output ends or ctx does, and
-// closes the connection. The copy of stdin may outlive it, blocked in a read of the caller's, which
-// ends when the caller closes its side.
+// transfer copies between a hijacked connection and streams until the end of the output or of ctx,
+// and closes the connection. The goroutine for stdin may still block in a read after transfer
+// returns. It ends when the caller closes stdin.
 func transfer(
 	ctx context.Context, conn client.HijackedResponse, s Streams, resize func(context.Context, Size) error,
 ) error {
@@ -36,28 +36,29 @@ func transfer(
 
 	if s.Stdin != nil {
 		go func() {
-			_, _ = io.Copy(conn.Conn, s.Stdin) // its end, however it came, is passed on
+			_, _ = io.Copy(conn.Conn, s.Stdin) // pass on the end of the input, even after an error
 			_ = conn.CloseWrite()
 		}()
 	}
 
 	if s.Resize != nil {
-		go follow(ctx, s.Resize, resize)
+		go followSizes(ctx, s.Resize, resize)
 	}
 
-	ended := make(chan error, 1)
-	go func() { ended <- copyOutput(conn.Conn, s) }()
+	done := make(chan error, 1)
+	go func() { done <- copyOutput(conn.Conn, s) }()
+
 	select {
-	case err := <-ended:
+	case err := <-done:
 		return err
 	case <-ctx.Done():
-		conn.Close() // ends the copy of the output
-		<-ended
+		conn.Close() // ends copyOutput
+		<-done
 		return context.Cause(ctx)
 	}
 }
 
-// copyOutput copies what the engine sends until its end.
+// copyOutput copies the output from the engine to its end.
 func copyOutput(conn io.Reader, s Streams) error {
 	out, errOut := s.Stdout, s.Stderr
 	if out == nil {
@@ -67,10 +68,10 @@ func copyOutput(conn io.Reader, s Streams) error {
 		errOut = io.Discard
 	}
 
-	buf := outputBuffers.Get().(*[outputBuffer]byte)
+	buf := outputBuffers.Get().(*[outputBufferSize]byte)
 	defer outputBuffers.Put(buf)
 
-	conn = &gatherer{Reader: conn}
+	conn = &coalescingReader{Reader: conn}
 	if !s.TTY {
 		d := demultiplexer{r: conn, buf: buf[:], out: out, errOut: errOut}
 		return d.run()
@@ -93,78 +94,79 @@ func copyOutput(conn io.Reader, s Streams) error {
 	}
 }
 
-// gatherTime is how long small pieces of a fast stream may wait for more. Each piece wakes up the
-// daemon and the client up to twice.
-const gatherTime = 100 * time.Microsecond
+// coalesceDelay delays reads of a fast stream, to read many small pieces at once. Each piece would
+// wake up the daemon and the client up to twice.
+const coalesceDelay = 100 * time.Microsecond
 
-// maxRests bounds how many readers rest at a time: each takes a thread. Where many read, data
-// gathers by itself.
-const maxRests = 4
+// maxSleepers bounds the number of sleeping readers, because each one occupies a thread. With many
+// readers, pieces coalesce without a delay.
+const maxSleepers = 4
 
-var rests atomic.Int32
+var sleepers atomic.Int32
 
-// gatherer is a reader that lets data gather while it comes fast, in pieces smaller than the reads.
-// A piece that comes alone does not wait.
-type gatherer struct {
+// coalescingReader delays reads while data arrives fast and in small pieces, so that pieces
+// accumulate. It does not delay a single piece.
+type coalescingReader struct {
 	io.Reader
-	last  time.Time // when the last read returned
-	small bool      // it returned less than was asked for
+	last  time.Time // of the end of the last read
+	small bool      // the last read did not fill its buffer
 }
 
-func (g *gatherer) Read(p []byte) (int, error) {
-	if g.small && time.Since(g.last) < gatherTime {
-		rest(gatherTime)
+func (r *coalescingReader) Read(p []byte) (int, error) {
+	if r.small && time.Since(r.last) < coalesceDelay {
+		sleep(coalesceDelay)
 	}
-	n, err := g.Reader.Read(p)
-	g.last, g.small = time.Now(), n < len(p)
+
+	n, err := r.Reader.Read(p)
+	r.last, r.small = time.Now(), n < len(p)
 	return n, err
 }
 
-// rest sleeps, unless many do. A timer of the runtime would take a millisecond, in which the
-// engine's socket fills up.
-func rest(d time.Duration) {
-	defer rests.Add(-1)
-	if rests.Add(1) <= maxRests {
+// sleep sleeps, unless too many goroutines do. It does not use a timer of the Go runtime, because
+// that takes a millisecond, and the engine's socket would fill up in this time.
+func sleep(d time.Duration) {
+	defer sleepers.Add(-1)
+	if sleepers.Add(1) <= maxSleepers {
 		ts := unix.NsecToTimespec(int64(d))
-		_ = unix.Nanosleep(&ts, nil) // shorter if a signal comes
+		_ = unix.Nanosleep(&ts, nil) // a signal may end it early
 	}
 }
 
-// A message of the engine is a byte for the stream, three of zero, the length in four, and the data
-// (package stdcopy).
+// messageHeader is the size of the header of the engine's messages: one byte for the stream, three
+// zero bytes, and the length of the data in four bytes (package stdcopy).
 const messageHeader = 8
 
-// demultiplexer separates the messages of stdout and stderr. Messages that arrive together and
-// follow each other on one stream are written together.
+// demultiplexer separates the messages of stdout and stderr. It combines consecutive messages of
+// one stream into one write if they arrive together.
 type demultiplexer struct {
 	r           io.Reader
 	out, errOut io.Writer
 	buf         []byte
-	data        []byte // of buf, that was read and not handled
+	data        []byte // unprocessed part of buf
 
-	stream stdcopy.StdType // of the message whose data comes next
-	left   int64           // bytes of it
+	stream    stdcopy.StdType // of the current message
+	remaining int64           // unprocessed bytes of the current message
 }
 
-// run copies until the end of the output.
+// run copies to the end of the output.
 func (d *demultiplexer) run() error {
 	for first := true; ; first = false {
 		if err := d.header(); err != nil {
 			if err == io.EOF && len(d.data) == 0 { //nolint:errorlint // io.Reader's contract
 				return nil
 			}
-			return broken(err)
+			return truncationError(err)
 		}
 
-		if first { // the message may be the engine's own; see execOutput
-			if err := d.need(int(min(d.left, maxStartText))); err != nil {
-				return broken(err)
+		if first { // it may be an error message of the engine; see execOutput
+			if err := d.fill(int(min(d.remaining, maxStartText))); err != nil {
+				return truncationError(err)
 			}
 		}
 
-		for d.left > 0 {
-			if err := d.copySome(first); err != nil {
-				return broken(err)
+		for d.remaining > 0 {
+			if err := d.copyData(first); err != nil {
+				return truncationError(err)
 			}
 		}
 	}
@@ -172,41 +174,41 @@ func (d *demultiplexer) run() error {
 
 // header reads the header of the next message.
 func (d *demultiplexer) header() error {
-	if err := d.need(messageHeader); err != nil {
+	if err := d.fill(messageHeader); err != nil {
 		return err
 	}
 
-	d.stream, d.left = stdcopy.StdType(d.data[0]), int64(binary.BigEndian.Uint32(d.data[4:]))
+	d.stream, d.remaining = stdcopy.StdType(d.data[0]), int64(binary.BigEndian.Uint32(d.data[4:]))
 	d.data = d.data[messageHeader:]
 	switch d.stream {
 	case stdcopy.Stdin, stdcopy.Stdout, stdcopy.Stderr:
 		return nil
 	case stdcopy.Systemerr:
-		_ = d.need(int(min(d.left, maxStartText)))
-		said := d.data[:min(d.left, maxStartText, int64(len(d.data)))]
-		return fmt.Errorf("the engine reports: %s", text.Clean(string(said), text.MaxMessage))
+		_ = d.fill(int(min(d.remaining, maxStartText)))
+		message := d.data[:min(d.remaining, maxStartText, int64(len(d.data)))]
+		return fmt.Errorf("engine reported: %s", text.Clean(string(message), text.MaxMessage))
 
 	default:
-		return fmt.Errorf("the engine sent a message of unknown stream %d", d.stream)
+		return fmt.Errorf("engine sent a message for unknown stream %d", d.stream)
 	}
 }
 
-// copySome writes data of the message that has arrived, with that of the messages behind it if they
-// are for the same stream, unless the message is to be alone.
-func (d *demultiplexer) copySome(alone bool) error {
-	if err := d.need(1); err != nil {
+// copyData writes the available data of the current message. Unless alone is set, it includes
+// directly following messages for the same stream.
+func (d *demultiplexer) copyData(alone bool) error {
+	if err := d.fill(1); err != nil {
 		return err
 	}
 
-	n := min(d.left, int64(len(d.data)))
+	n := min(d.remaining, int64(len(d.data)))
 	out, rest := d.data[:n], d.data[n:]
-	d.left -= n
-	for !alone && d.left == 0 && len(rest) > messageHeader && stdcopy.StdType(rest[0]) == d.stream {
-		d.left = int64(binary.BigEndian.Uint32(rest[4:]))
-		n := min(d.left, int64(len(rest)-messageHeader))
+	d.remaining -= n
+	for !alone && d.remaining == 0 && len(rest) > messageHeader && stdcopy.StdType(rest[0]) == d.stream {
+		d.remaining = int64(binary.BigEndian.Uint32(rest[4:]))
+		n := min(d.remaining, int64(len(rest)-messageHeader))
 		out = append(out, rest[messageHeader:messageHeader+n]...) // within the buffer, over the header
 		rest = rest[messageHeader+n:]
-		d.left -= n
+		d.remaining -= n
 	}
 
 	d.data = rest
@@ -220,8 +222,8 @@ func (d *demultiplexer) copySome(alone bool) error {
 	return err
 }
 
-// need reads until n bytes have arrived. io.EOF is an end before the first of them.
-func (d *demultiplexer) need(n int) error {
+// fill reads until data has at least n bytes. It returns io.EOF at the end of the output.
+func (d *demultiplexer) fill(n int) error {
 	if len(d.data) >= n {
 		return nil
 	}
@@ -239,17 +241,17 @@ func (d *demultiplexer) need(n int) error {
 	return nil
 }
 
-// broken makes the end of a stream inside a message an error of its own.
-func broken(err error) error {
+// truncationError replaces the end of the stream inside a message by errIncomplete.
+func truncationError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errIncomplete
 	}
 	return err
 }
 
-// follow passes terminal sizes on. The first one may come before the engine has started the
-// process, so each is tried for a while.
-func follow(ctx context.Context, sizes <-chan Size, resize func(context.Context, Size) error) {
+// followSizes applies terminal sizes. The first one may arrive before the engine has started the
+// process, so it retries each one for a while.
+func followSizes(ctx context.Context, sizes <-chan Size, resize func(context.Context, Size) error) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -258,6 +260,7 @@ func follow(ctx context.Context, sizes <-chan Size, resize func(context.Context,
 			if !ok {
 				return
 			}
+
 			for try := 0; try < 20 && resize(ctx, s) != nil; try++ {
 				select {
 				case <-ctx.Done():

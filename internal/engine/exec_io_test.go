@@ -11,7 +11,7 @@ import (
 	"github.com/moby/moby/api/pkg/stdcopy"
 )
 
-// pieces returns data in reads of random sizes.
+// pieces is a reader with reads of random sizes.
 type pieces struct {
 	data   []byte
 	random *rand.Rand
@@ -27,7 +27,7 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// outputMessages returns random messages of the engine, and what they put on stdout and stderr.
+// outputMessages returns random messages of the engine, their boundaries, and their output.
 func outputMessages(random *rand.Rand) (messages []byte, boundaries map[int]bool, stdout, stderr []byte) {
 	boundaries = map[int]bool{0: true}
 	for range 1 + random.IntN(40) {
@@ -53,8 +53,8 @@ func outputMessages(random *rand.Rand) (messages []byte, boundaries map[int]bool
 	return messages, boundaries, stdout, stderr
 }
 
-// TestDemultiplexer: whatever the sizes of messages and reads, each stream gets its bytes in order,
-// and a cut inside a message is an error.
+// TestDemultiplexer checks that each stream gets its bytes in order for any sizes of messages and
+// reads, and that a truncated message is an error.
 func TestDemultiplexer(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 60 {
@@ -62,7 +62,8 @@ func TestDemultiplexer(t *testing.T) {
 		var out, errOut bytes.Buffer
 		err := copyOutput(&pieces{messages, random}, Streams{Stdout: &out, Stderr: &errOut})
 		if err != nil || !bytes.Equal(out.Bytes(), stdout) || !bytes.Equal(errOut.Bytes(), stderr) {
-			t.Fatalf("%d of %d and %d of %d bytes, %v", out.Len(), len(stdout), errOut.Len(), len(stderr), err)
+			t.Fatalf("stdout: %d of %d bytes, stderr: %d of %d bytes, error %v", out.Len(), len(stdout),
+				errOut.Len(), len(stderr), err)
 		}
 
 		cut := random.IntN(len(messages))
@@ -70,21 +71,21 @@ func TestDemultiplexer(t *testing.T) {
 		errOut.Reset()
 		err = copyOutput(&pieces{messages[:cut], random}, Streams{Stdout: &out, Stderr: &errOut})
 		if errors.Is(err, errIncomplete) == boundaries[cut] {
-			t.Fatalf("cut at %d: %v", cut, err)
+			t.Fatalf("truncated after %d bytes: %v", cut, err)
 		}
 
 		if !bytes.HasPrefix(stdout, out.Bytes()) || !bytes.HasPrefix(stderr, errOut.Bytes()) {
-			t.Fatalf("cut at %d: the output is not the beginning of what was sent", cut)
+			t.Fatalf("truncated after %d bytes: the output is not a prefix of the input", cut)
 		}
 	}
 }
 
-// TestFirstMessageIsAlone: the first write shows whether the engine could not start the command, so
-// nothing but the first message may be in it.
-func TestFirstMessageIsAlone(t *testing.T) {
+// TestFirstMessageIsSeparate checks that the first write contains only the first message, because
+// it may be the engine's error message for a failed start.
+func TestFirstMessageIsSeparate(t *testing.T) {
 	for name, read := range map[string]func(io.Reader) io.Reader{
-		"at once": func(r io.Reader) io.Reader { return r },
-		"by bytes": func(r io.Reader) io.Reader {
+		"one read": func(r io.Reader) io.Reader { return r },
+		"several reads": func(r io.Reader) io.Reader {
 			return io.MultiReader(io.LimitReader(r, 3), io.LimitReader(r, 9), r)
 		},
 	} {
@@ -96,7 +97,7 @@ func TestFirstMessageIsAlone(t *testing.T) {
 			}
 
 			if len(writes) == 0 || writes[0] != "exec failed\r\n" {
-				t.Errorf("writes %q", writes)
+				t.Errorf("unexpected writes %q", writes)
 			}
 		})
 	}

@@ -5,22 +5,21 @@ import (
 	"strings"
 )
 
-// The engine takes a sequence of keys on a terminal for the wish to detach, ctrl-p ctrl-q by
-// default, and keeps the beginning of one back until the next key comes. That cannot be switched
-// off, so the sequences here are ones that nobody types, and begin with a key that hardly anybody
-// needs.
+// The engine detaches from a terminal after a sequence of keys, by default ctrl-p ctrl-q. It holds
+// back a partial sequence until the next key. This cannot be disabled, so the sequences here are
+// random and start with a rarely used key.
 
-// detachKeys is how long the sequences are.
+// detachKeys is the length of the sequences.
 const detachKeys = 32
 
-// execDetachKeys returns the sequence of an exec. The engine accepts characters of ASCII alone, so
-// it begins with NUL, and goes on at random.
+// execDetachKeys returns the sequence for an exec. The engine accepts only ASCII characters, so the
+// sequence starts with NUL.
 func execDetachKeys() string {
 	return strings.Join(append([]string{"ctrl-@"}, strings.Split(rand.Text()+rand.Text(), "")[:detachKeys]...), ",")
 }
 
-// attachDetachKeys returns the sequence of an attach, which goes to the engine byte by byte. It
-// begins with a byte that no text has, in UTF-8 or ASCII.
+// attachDetachKeys returns the sequence for an attach. The engine compares bytes, so the sequence
+// starts with a byte invalid in UTF-8 and ASCII text.
 func attachDetachKeys() string {
 	return strings.Join(append([]string{"\xff"}, strings.Split(rand.Text()+rand.Text(), "")[:detachKeys]...), ",")
 }

@@ -9,22 +9,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killRounds bounds how often a tree is listed anew that forks while it is killed.
+// killRounds bounds the number of attempts to kill a process tree, which may fork meanwhile.
 const killRounds = 10
 
-// process is one line of /proc/<pid>/stat, proc_pid_stat(5).
+// process has fields of /proc/<pid>/stat, proc_pid_stat(5).
 type process struct{ pid, parent, session int }
 
-// killTree kills pid with its descendants and the members of its session, as far as they are in the
-// container's cgroup, until none is left.
+// killTree kills pid, its descendants and the members of its session. It repeats this until no
+// process remains, and kills only processes in the container's cgroup.
 func killTree(proc string, pid int, container string) error {
 	for range killRounds {
-		targets := family(readProcesses(proc), pid)
+		targets := processTree(readProcesses(proc), pid)
 		alive := 0
 		var errs []error
 		for _, target := range targets {
-			killed, err := sendSignals(proc, target, container, unix.SIGKILL)
-			if killed {
+			sent, err := sendSignals(proc, target, container, unix.SIGKILL)
+			if sent {
 				alive++
 			}
 			errs = append(errs, err)
@@ -38,16 +38,16 @@ func killTree(proc string, pid int, container string) error {
 	return nil
 }
 
-// hangUp does to a command what the loss of its terminal does (setpgid(2), credentials(7)): the
-// kernel hangs up the others of the session when this first process of it ends.
+// hangUp sends a command the signals for a lost terminal (setpgid(2), credentials(7)). When this
+// session leader exits, the kernel hangs up the other processes of the session.
 func hangUp(proc string, pid int, container string) error {
 	_, err := sendSignals(proc, pid, container, unix.SIGHUP, unix.SIGCONT)
 	return err
 }
 
-// sendSignals sends signals through a pidfd, so that a PID that was given away meanwhile is not
-// hit: the cgroup is read after the pidfd was opened. It returns false if the process has ended or
-// is not in the container's cgroup.
+// sendSignals sends signals through a pidfd. It reads the cgroup after opening the pidfd, so it
+// never signals a process with a reused PID. It returns false if the process has ended or is not in
+// the container's cgroup.
 func sendSignals(proc string, pid int, container string, signals ...unix.Signal) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -64,7 +64,7 @@ func sendSignals(proc string, pid int, container string, signals ...unix.Signal)
 
 	for _, sig := range signals {
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
-			return false, nil //nolint:nilerr // it has ended meanwhile
+			return false, nil //nolint:nilerr // the process has ended in the meantime
 		}
 	}
 
@@ -86,11 +86,11 @@ func readProcesses(proc string) []process {
 
 		stat, err := os.ReadFile(proc + "/" + e.Name() + "/stat")
 		if err != nil {
-			continue // ended meanwhile
+			continue // the process has ended in the meantime
 		}
 
-		// The name in brackets may hold anything; state, parent, group and session follow the last
-		// bracket.
+		// The name in parentheses may contain any character. State, parent, group and session
+		// follow the last parenthesis.
 		_, rest, ok := cutLast(string(stat), ") ")
 		f := strings.Fields(rest)
 		if !ok || len(f) < 4 || f[0] == "Z" {
@@ -116,17 +116,16 @@ func processesIn(proc string, container string) (pids []int) {
 	return pids
 }
 
-// The fields of /proc/PID/stat behind the program's name, and the flag of a process that is ending
-// (proc_pid_stat(5); PF_EXITING, include/linux/sched.h).
+// Indexes of fields in /proc/PID/stat after the program's name (proc_pid_stat(5)), and the flag of
+// an exiting process (PF_EXITING, include/linux/sched.h).
 const (
 	statState = 0
 	statFlags = 6
 	isExiting = 0x4
 )
 
-// hasEnded reports whether a process has ended, be it reaped or not, or is ending. The first
-// process of a PID namespace kills all others while it ends, and waits for them
-// (pid_namespaces(7)).
+// hasEnded reports whether a process has ended, reaped or not, or is exiting. During its exit,
+// process 1 of a PID namespace kills all others and waits for them (pid_namespaces(7)).
 func hasEnded(proc string, pid int) bool {
 	stat, err := os.ReadFile(proc + "/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -152,24 +151,25 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// family is root, if it is there, with its descendants and the members of its session.
-func family(all []process, root int) []int {
-	in := map[int]bool{root: true}
-	for grown := true; grown; {
-		grown = false
+// processTree returns the PIDs of root, its descendants and the members of its session, as far as
+// they exist.
+func processTree(all []process, root int) []int {
+	members := map[int]bool{root: true}
+	for changed := true; changed; {
+		changed = false
 		for _, p := range all {
-			if !in[p.pid] && (in[p.parent] || p.session == root) {
-				in[p.pid], grown = true, true
+			if !members[p.pid] && (members[p.parent] || p.session == root) {
+				members[p.pid], changed = true, true
 			}
 		}
 	}
 
-	var out []int
+	var pids []int
 	for _, p := range all {
-		if in[p.pid] {
-			out = append(out, p.pid)
+		if members[p.pid] {
+			pids = append(pids, p.pid)
 		}
 	}
 
-	return out
+	return pids
 }

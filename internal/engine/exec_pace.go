@@ -7,118 +7,120 @@ import (
 	"time"
 )
 
-// pace watches for writers that block; one writes at a time. The engine closes the streams of a
-// command 2 s after its end, so a command may end unnoticed while a writer blocks, and the rest of
-// its output is lost.
-type pace struct {
-	run  *execution
+// writeMonitor detects the exit of a command while a writer blocks. The engine closes the streams
+// of a command 2 s after its exit, and output not read by then is lost. Only one writer writes at a
+// time.
+type writeMonitor struct {
+	exec *execution
 	ctx  context.Context
 	poll *time.Timer
 
-	mu      sync.Mutex // guards the rest
-	writing bool
-	alive   time.Time // when the command was last known to run, or nothing was blocked
-	ended   bool      // Ended was called
-	lossy   bool
+	mu        sync.Mutex // guards the fields below
+	writing   bool
+	lastAlive time.Time // last time at which the command ran, or at which no writer was blocked
+	exited    bool      // OnExit was called
+	lossy     bool
 }
 
-func newPace(ctx context.Context, r *execution) *pace {
-	p := &pace{run: r, ctx: ctx}
-	p.poll = time.AfterFunc(time.Hour, p.check)
-	p.poll.Stop()
-	return p
+func newWriteMonitor(ctx context.Context, r *execution) *writeMonitor {
+	m := &writeMonitor{exec: r, ctx: ctx}
+	m.poll = time.AfterFunc(time.Hour, m.check)
+	m.poll.Stop()
+	return m
 }
 
-// streams are those of the exec, with writers that report when they block.
-func (p *pace) streams() Streams {
-	s := p.run.Streams
+// streams returns the streams of the exec with monitored writers.
+func (m *writeMonitor) streams() Streams {
+	s := m.exec.Streams
 	if s.Stdout != nil {
-		s.Stdout = paced{s.Stdout, p}
+		s.Stdout = monitoredWriter{s.Stdout, m}
 	}
 	if s.Stderr != nil {
-		s.Stderr = paced{s.Stderr, p}
+		s.Stderr = monitoredWriter{s.Stderr, m}
 	}
 
 	return s
 }
 
-type paced struct {
+type monitoredWriter struct {
 	io.Writer
-	pace *pace
+	monitor *writeMonitor
 }
 
 // Write implements io.Writer.
-func (w paced) Write(b []byte) (int, error) {
-	w.pace.begin()
+func (w monitoredWriter) Write(b []byte) (int, error) {
+	w.monitor.begin()
 	n, err := w.Writer.Write(b)
 	if err == nil {
-		w.pace.end()
+		w.monitor.end()
 	}
 	return n, err
 }
 
-func (p *pace) begin() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.writing, p.alive = true, time.Now()
-	p.poll.Reset(p.run.execs.poll)
+func (m *writeMonitor) begin() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.writing, m.lastAlive = true, time.Now()
+	m.poll.Reset(m.exec.execs.poll)
 }
 
-// end notes that a writer goes on. If nothing is known of the command for too long, it is
-// inspected.
-func (p *pace) end() {
-	p.mu.Lock()
-	p.writing = false
-	p.poll.Stop()
-	late := time.Since(p.alive) > p.run.execs.drop && !p.ended
-	p.mu.Unlock()
+// end records the end of a write. If the state of the command has been unknown for too long, end
+// inspects the command.
+func (m *writeMonitor) end() {
+	m.mu.Lock()
+	m.writing = false
+	m.poll.Stop()
+	late := time.Since(m.lastAlive) > m.exec.execs.drop && !m.exited
+	m.mu.Unlock()
 	if !late {
 		return
 	}
 
-	ctx, cancel := context.WithTimeout(p.ctx, p.run.execs.drop)
+	ctx, cancel := context.WithTimeout(m.ctx, m.exec.execs.drop)
 	defer cancel()
 
-	state, err := p.run.execState(ctx, p.run.id)
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	state, err := m.exec.execState(ctx, m.exec.id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 
-	p.lossy = p.lossy || err != nil || state.ended
+	m.lossy = m.lossy || err != nil || state.exited
 }
 
 // check inspects the command while a writer blocks.
-func (p *pace) check() {
-	ctx, cancel := context.WithTimeout(p.ctx, p.run.execs.drop)
+func (m *writeMonitor) check() {
+	ctx, cancel := context.WithTimeout(m.ctx, m.exec.execs.drop)
 	defer cancel()
 
 	now := time.Now()
-	state, err := p.run.execState(ctx, p.run.id)
+	state, err := m.exec.execState(ctx, m.exec.id)
 
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 
 	switch {
-	case p.ctx.Err() != nil || p.ended || !p.writing:
-	case err == nil && state.ended:
-		p.ended = true
-		p.lossy = p.lossy || time.Since(p.alive) > p.run.execs.drop
-		if p.run.Ended != nil {
-			p.run.Ended()
+	case m.ctx.Err() != nil || m.exited || !m.writing:
+	case err == nil && state.exited:
+		m.exited = true
+		m.lossy = m.lossy || time.Since(m.lastAlive) > m.exec.execs.drop
+		if m.exec.OnExit != nil {
+			m.exec.OnExit()
 		}
 
 	default:
 		if err == nil {
-			p.alive = now
+			m.lastAlive = now
 		}
-		p.poll.Reset(p.run.execs.poll)
+		m.poll.Reset(m.exec.execs.poll)
 	}
 }
 
 // isLossy reports whether the engine may have dropped output.
-func (p *pace) isLossy() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.writing = false
-	p.poll.Stop()
-	return p.lossy
+func (m *writeMonitor) isLossy() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.writing = false
+	m.poll.Stop()
+	return m.lossy
 }

@@ -8,51 +8,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The OCI runtime finds a command and becomes it by execve(2) only after it has reported the start.
-// If the kernel refuses that, runc's own process prints the reason and ends: the engine knows of a
-// command that was started, printed a line and failed.
+// The OCI runtime reports the start of a command before it calls execve(2). If execve fails, the
+// process of runc prints the error and exits. To the engine, this is a command that was started,
+// printed a line and failed.
 
-// runcFailed are the exit codes of runc's process then: 1 before runc 1.2, 255 since.
-var runcFailed = []int{1, 255}
+// runcExitCodes are the exit codes of runc after a failed execve: 1 before runc 1.2, 255 since.
+var runcExitCodes = []int{1, 255}
 
-// refusals are the errors of execve(2).
-var refusals = []unix.Errno{
+// execveErrors are the errors of execve(2).
+var execveErrors = []unix.Errno{
 	unix.E2BIG, unix.EACCES, unix.EAGAIN, unix.EFAULT, unix.EINVAL, unix.EIO, unix.EISDIR, unix.ELIBBAD, unix.ELOOP,
-	unix.EMFILE,
-	unix.ENAMETOOLONG, unix.ENFILE, unix.ENOENT, unix.ENOEXEC, unix.ENOMEM, unix.ENOTDIR, unix.EPERM, unix.ETXTBSY,
+	unix.EMFILE, unix.ENAMETOOLONG, unix.ENFILE, unix.ENOENT, unix.ENOEXEC, unix.ENOMEM, unix.ENOTDIR, unix.EPERM,
+	unix.ETXTBSY,
 }
 
-// head passes on what is written, and keeps the beginning.
-type head struct {
+// prefixWriter passes on writes and records the beginning of the text.
+type prefixWriter struct {
 	to   io.Writer
 	text []byte // at most maxStartText bytes
 }
 
 // Write implements io.Writer.
-func (h *head) Write(p []byte) (int, error) {
-	room := maxStartText - len(h.text)
-	h.text = append(h.text, p[:min(room, len(p))]...)
-	return h.to.Write(p)
+func (w *prefixWriter) Write(p []byte) (int, error) {
+	space := maxStartText - len(w.text)
+	w.text = append(w.text, p[:min(space, len(p))]...)
+	return w.to.Write(p)
 }
 
-// isRefused reports whether a command was refused by execve, from its exit code and all that it has
-// printed. The text names the command itself, so that what another command prints is not mistaken.
+// isRefused reports whether execve of a command failed, judging by its exit code and its complete
+// output. The error message contains the command itself, so the output of other commands does not
+// match.
 func isRefused(cmd string, exitCode int, stdout, stderr []byte, tty bool) bool {
-	said, other := stderr, stdout
+	message, other := stderr, stdout
 	if tty {
-		said, other = stdout, nil
+		message, other = stdout, nil
 	}
 
-	line, isLine := strings.CutSuffix(strings.ReplaceAll(string(said), "\r\n", "\n"), "\n")
-	if !slices.Contains(runcFailed, exitCode) || len(other) > 0 || len(said) >= maxStartText || !isLine {
+	line, isLine := strings.CutSuffix(strings.ReplaceAll(string(message), "\r\n", "\n"), "\n")
+	if !slices.Contains(runcExitCodes, exitCode) || len(other) > 0 || len(message) >= maxStartText || !isLine {
 		return false
 	}
 
-	for _, refusal := range refusals {
-		file, ok := strings.CutSuffix(line, ": "+refusal.Error())
+	for _, execveError := range execveErrors {
+		file, ok := strings.CutSuffix(line, ": "+execveError.Error())
 		if !ok {
 			continue
 		}
+
 		file, ok = strings.CutPrefix(file, "exec ")
 		return ok && (file == cmd || !strings.Contains(cmd, "/") && strings.HasSuffix(file, "/"+cmd))
 	}

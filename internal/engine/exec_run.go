@@ -17,30 +17,30 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// execTimeouts bound an exec; tests shorten them.
+// execTimeouts are the timeouts of an exec. Tests shorten them.
 type execTimeouts struct {
-	// setup is for each of the engine's steps until the command runs.
+	// setup bounds each request to the engine until the command runs.
 	setup time.Duration
-	// size is for a client to send the size of its terminal, which it does at once.
+	// size bounds the wait for the size of the client's terminal. Clients send it immediately.
 	size time.Duration
-	// poll is how often the command is checked for its end while a writer blocks.
+	// poll is the interval of checks for the exit of the command while a writer blocks.
 	poll time.Duration
-	// drop is how long a writer may block at the end of a command without loss. The engine's own
-	// limit is 2 s.
+	// drop is the maximum time for a writer to block at the exit of a command without a loss of
+	// output. The engine's own limit is 2 s.
 	drop time.Duration
-	// reply is how long a call waits for the end of the command that it gave up.
+	// reply bounds the wait of a cancelled call for the end of its command.
 	reply time.Duration
-	// reap is for finding and ending a command that the engine starts after its call was given up.
+	// reap bounds the search for a command started by the engine after its call was cancelled.
 	reap time.Duration
 }
 
 var defaultExecTimeouts = execTimeouts{
-	setup: 2 * time.Minute, // the kubelet's own for calls to its runtime
+	setup: 2 * time.Minute, // the kubelet's timeout for runtime requests
 	size:  200 * time.Millisecond,
 	poll:  300 * time.Millisecond,
 	drop:  1500 * time.Millisecond,
 	reply: 2 * time.Second,
-	reap:  changeTimeout, // the longest that a request to the engine may take
+	reap:  changeTimeout, // the maximum duration of a request to the engine
 }
 
 // execution is one exec of a container.
@@ -51,17 +51,17 @@ type execution struct {
 	Exec
 }
 
-// Exec runs a command in a container until it ends and its output is read to the end, and returns
-// its exit code. For a command that does not exist it is 127, for one that cannot be executed 126,
-// with the engine's text on stderr. Another failure to start it, for instance a missing working
-// directory, is InvalidArgument with the engine's text. If the container does not run, or ends
-// before the command is started, the error is NotFound or FailedPrecondition. Output that the
-// engine may have dropped is an error.
+// Exec runs a command in a container, reads its output to the end, and returns its exit code. The
+// exit code is 127 for an unknown command, and 126 for a command that cannot be executed, with the
+// engine's message on stderr. Other failures to start it, such as a missing working directory, are
+// InvalidArgument with the engine's message. If the container is not running, or exits before the
+// start of the command, the error is NotFound or FailedPrecondition. Exec returns an error if the
+// engine may have dropped output.
 //
-// When ctx ends first, the process and all that it started are killed and ctx's cause is returned:
-// closing the connection does not end an exec'd process. That holds also if the engine starts it
-// later. See ErrClientGone for the exception. An engine that does not start the command within 2
-// minutes is Unavailable.
+// When ctx ends first, Exec kills the process and all its descendants, even if the engine starts it
+// later, and returns the cause of ctx. Closing the connection alone would not end the process. See
+// ErrClientDisconnected for the exception. The error is Unavailable if the engine does not start
+// the command within 2 minutes.
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	r := &execution{Engine: e, container: id, Exec: x}
 	if err := r.create(ctx); err != nil {
@@ -76,9 +76,9 @@ func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, e
 	return code, nil
 }
 
-// create prepares the exec.
+// create creates the exec.
 func (r *execution) create(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSetupTimeout)
 	defer cancel()
 
 	opts := client.ExecCreateOptions{
@@ -94,7 +94,7 @@ func (r *execution) create(ctx context.Context) error {
 
 	created, err := r.docker().ExecCreate(ctx, string(r.container), opts)
 	if err != nil {
-		return timedOut(ctx, err)
+		return setupError(ctx, err)
 	}
 
 	r.id = created.ID
@@ -102,24 +102,25 @@ func (r *execution) create(ctx context.Context) error {
 	return nil
 }
 
-// timedOut makes errSilent Unavailable, and lets the cause of another end of ctx show.
-func timedOut(ctx context.Context, err error) error {
+// setupError returns the cause of ctx, or err if ctx has not ended. errSetupTimeout becomes
+// Unavailable.
+func setupError(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
 		return err
-	case errors.Is(cause, errSilent):
+	case errors.Is(cause, errSetupTimeout):
 		return fmt.Errorf("%w: %w", cause, errdefs.ErrUnavailable)
 	default:
 		return cause
 	}
 }
 
-// run starts the command and waits for its end. A command that is given up is ended.
+// run starts the command and waits for its exit. If it fails, it aborts the command.
 func (r *execution) run(ctx context.Context) (int, error) {
 	conn, err := r.start(ctx)
 	switch {
-	case err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)): // it may be started all the same
-		return 0, r.giveUp(ctx, err)
+	case err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)): // the engine may still start it
+		return 0, r.abort(ctx, err)
 	case err != nil:
 		return 0, err
 	}
@@ -135,32 +136,32 @@ func (r *execution) run(ctx context.Context) (int, error) {
 	}
 
 	out := &execOutput{out: r.Stdout}
-	if !r.TTY { // a terminal has one stream, in which the engine's text is in its place
+	if !r.TTY { // a terminal has only one stream, so the engine's message can stay in it
 		out.isStarted = func() bool { return r.isExecStarted(ctx, r.id) }
 	}
 
 	r.Stdout = out
-	errOut := &head{to: io.Discard}
+	errOut := &prefixWriter{to: io.Discard}
 	if r.Stderr != nil {
 		errOut.to = r.Stderr
 	}
 
 	r.Stderr = errOut
-	pace := newPace(ctx, r)
-	if err := transfer(ctx, conn, pace.streams(), r.resize); err != nil {
-		return 0, r.giveUp(ctx, err)
+	monitor := newWriteMonitor(ctx, r)
+	if err := transfer(ctx, conn, monitor.streams(), r.resize); err != nil {
+		return 0, r.abort(ctx, err)
 	}
 
-	if pace.isLossy() {
+	if monitor.isLossy() {
 		return 0, errIncomplete
 	}
 
 	state, err := r.wait(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return 0, r.giveUp(ctx, err)
+		return 0, r.abort(ctx, err)
 	case err != nil:
-		return 0, wrap(err, "wait for the end")
+		return 0, wrap(err, "wait for exit")
 	case state.isFailed:
 		return startFailure(r.Exec, out)
 	case isRefused(r.Cmd[0], state.exitCode, out.text, errOut.text, r.TTY):
@@ -170,40 +171,40 @@ func (r *execution) run(ctx context.Context) (int, error) {
 	return state.exitCode, nil
 }
 
-// start starts the command and returns its connection. The size of the terminal goes with it, so
-// that the command knows it from the beginning. Older engines get it as soon as the command has
-// started.
+// start starts the command and returns its connection. The request includes the size of the
+// terminal, so that the command has it from the beginning. Older engines receive the size after the
+// start.
 func (r *execution) start(ctx context.Context) (client.HijackedResponse, error) {
 	opts := client.ExecAttachOptions{TTY: r.TTY}
 	if size, ok := r.firstSize(ctx); ok {
 		opts.ConsoleSize = client.ConsoleSize{Height: uint(size.Height), Width: uint(size.Width)}
 	}
 
-	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.execs.setup, errSetupTimeout)
 	defer cancel()
 
 	conn, err := r.streams().ExecAttach(ctx, r.id, opts)
 	switch {
-	case isCut(err):
-		return client.HijackedResponse{}, timedOut(ctx, fmt.Errorf("start: %w: %w", errdefs.ErrUnavailable, err))
+	case isConnectionLost(err):
+		return client.HijackedResponse{}, setupError(ctx, fmt.Errorf("start: %w: %w", errdefs.ErrUnavailable, err))
 	case err != nil:
-		return client.HijackedResponse{}, timedOut(ctx, wrap(err, "start"))
+		return client.HijackedResponse{}, setupError(ctx, wrap(err, "start"))
 	}
 
 	return conn.HijackedResponse, nil
 }
 
-// isCut reports a connection that ended after the request was sent.
-func isCut(err error) bool {
-	for _, cut := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
-		if errors.Is(err, cut) {
+// isConnectionLost reports whether the connection ended after the request was sent.
+func isConnectionLost(err error) bool {
+	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, lost) {
 			return true
 		}
 	}
 	return false
 }
 
-// firstSize waits a moment for the size of the terminal, if the engine takes it with the start.
+// firstSize waits briefly for the size of the terminal, if the engine supports it at the start.
 func (r *execution) firstSize(ctx context.Context) (Size, bool) {
 	const sizeAPI = "1.42"
 	if !r.TTY || r.Resize == nil || !(spec.Host{APIVersion: r.docker().ClientVersion()}).AtLeast(sizeAPI) {
@@ -229,22 +230,22 @@ func (r *execution) resize(ctx context.Context, s Size) error {
 	return err
 }
 
-// watchStart gives the exec up if the engine does not start the command in time: it answers the
-// request before that.
-func (r *execution) watchStart(ctx context.Context, giveUp context.CancelCauseFunc) (stop func() bool) {
+// watchStart cancels the exec if the engine does not start the command in time. The engine responds
+// to the request before it starts the command.
+func (r *execution) watchStart(ctx context.Context, cancel context.CancelCauseFunc) (stop func() bool) {
 	return time.AfterFunc(r.execs.setup, func() {
 		if state, err := r.execState(ctx, r.id); err == nil && state.isStarting {
-			giveUp(fmt.Errorf("start: %w: %w", errSilent, errdefs.ErrUnavailable))
+			cancel(fmt.Errorf("start: %w: %w", errSetupTimeout, errdefs.ErrUnavailable))
 		}
 	}).Stop
 }
 
-// wait waits until the engine has noticed the end of the command, which may be a little after the
-// end of its output.
+// wait waits until the engine has recorded the exit of the command, shortly after the end of its
+// output.
 func (r *execution) wait(ctx context.Context) (execState, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		state, err := r.execState(ctx, r.id)
-		if err != nil || state.ended {
+		if err != nil || state.exited {
 			return state, err
 		}
 
@@ -256,26 +257,27 @@ func (r *execution) wait(ctx context.Context) (execState, error) {
 	}
 }
 
-// startFailure returns the exit code of a command that the engine could not start, and puts the
-// engine's text on stderr. A failure that is not the command's is InvalidArgument.
+// startFailure returns the exit code of a command that failed to start, and writes the engine's
+// message to stderr. A failure with another cause than the command is InvalidArgument.
 func startFailure(x Exec, out *execOutput) (int, error) {
-	said := strings.TrimSpace(string(out.text))
-	code, ok := startExitCode(x.Cmd[0], said)
+	message := strings.TrimSpace(string(out.text))
+	code, ok := startExitCode(x.Cmd[0], message)
 	if !ok {
-		return 0, fmt.Errorf("%s: %w", text.Clean(said, text.MaxMessage), errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s: %w", text.Clean(message, text.MaxMessage), errdefs.ErrInvalidArgument)
 	}
+
 	if !out.held || x.Stderr == nil {
 		return code, nil
 	}
-	if _, err := io.WriteString(x.Stderr, said+"\n"); err != nil {
+	if _, err := io.WriteString(x.Stderr, message+"\n"); err != nil {
 		return 0, fmt.Errorf("write stderr: %w", err)
 	}
 
 	return code, nil
 }
 
-// Attach connects streams to a running container's main process until its output ends or ctx does;
-// the process goes on.
+// Attach connects streams to the main process of a running container until the end of its output or
+// of ctx. The process continues.
 func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
 	conn, err := e.attach(ctx, id, s)
 	if err != nil {
@@ -296,7 +298,7 @@ func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) er
 
 // attach opens the connection.
 func (e *Engine) attach(ctx context.Context, id model.ContainerID, s Streams) (client.HijackedResponse, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, e.execs.setup, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, e.execs.setup, errSetupTimeout)
 	defer cancel()
 
 	conn, err := e.streams().ContainerAttach(ctx, string(id), client.ContainerAttachOptions{
@@ -307,7 +309,7 @@ func (e *Engine) attach(ctx context.Context, id model.ContainerID, s Streams) (c
 		DetachKeys: attachDetachKeys(),
 	})
 	if err != nil {
-		return client.HijackedResponse{}, timedOut(ctx, err)
+		return client.HijackedResponse{}, setupError(ctx, err)
 	}
 
 	return conn.HijackedResponse, nil

@@ -18,26 +18,26 @@ const (
 	exitNotFound      = 127
 )
 
-// maxStartText bounds in bytes the engine's text on a command that it could not start.
+// maxStartText bounds the engine's error message for a failed start in bytes.
 const maxStartText = 16 << 10
 
-// execOutput is the standard output of an exec. The engine reports a command that it could not
-// start as if the command had printed it: a message that ends with "\r\n", before all other output.
-// Such a message is held back until the engine says whether the command was started.
+// execOutput is the standard output of an exec. If a command fails to start, the engine writes its
+// error message to the output, before any other output and with "\r\n" at the end. execOutput holds
+// back such a message until it is known whether the command was started.
 type execOutput struct {
 	out       io.Writer
-	isStarted func() bool // waits until it is known
+	isStarted func() bool // waits until the result is known
 	text      []byte      // the beginning of the output, at most maxStartText bytes
-	begun     bool        // something was written
-	held      bool        // text was not passed on
+	started   bool        // output has arrived
+	held      bool        // text was held back
 }
 
-// Write passes output on, or holds a message of the engine back.
+// Write implements io.Writer.
 func (o *execOutput) Write(p []byte) (int, error) {
-	first := !o.begun
-	o.begun = true
-	if room := maxStartText - len(o.text); first || o.isStarted == nil {
-		o.text = append(o.text, p[:min(room, len(p))]...)
+	first := !o.started
+	o.started = true
+	if space := maxStartText - len(o.text); first || o.isStarted == nil {
+		o.text = append(o.text, p[:min(space, len(p))]...)
 	}
 
 	if first && o.isStarted != nil && len(p) <= maxStartText && bytes.HasSuffix(p, []byte("\r\n")) && !o.isStarted() {
@@ -48,12 +48,12 @@ func (o *execOutput) Write(p []byte) (int, error) {
 	return o.out.Write(p)
 }
 
-// execState is what the engine knows of an exec.
+// execState is the state of an exec in the engine.
 type execState struct {
 	pid        int // 0 before the start
-	ended      bool
-	isFailed   bool // the command was not started: it has ended, and never had a PID
-	isStarting bool // the engine has begun to start it
+	exited     bool
+	isFailed   bool // the start failed: the command is not running and has no PID
+	isStarting bool // the start is in progress
 	exitCode   int
 }
 
@@ -66,21 +66,21 @@ func (e *Engine) execState(ctx context.Context, exec string) (execState, error) 
 
 	return execState{
 		pid:        in.PID,
-		ended:      !in.Running,
+		exited:     !in.Running,
 		isFailed:   !in.Running && in.PID == 0 && in.ExitCode != 0,
 		isStarting: in.Running && in.PID == 0,
 		exitCode:   in.ExitCode,
 	}, nil
 }
 
-// isExecStarted reports whether an exec that has output was started. It waits until the engine
-// knows: a process may print before the engine has noted its PID.
+// isExecStarted reports whether the command of an exec with output was started. It waits for the
+// engine, because a process may print before the engine has recorded its PID.
 func (e *Engine) isExecStarted(ctx context.Context, exec string) bool {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		in, err := e.docker().ExecInspect(ctx, exec, client.ExecInspectOptions{})
 		switch {
 		case err != nil, in.PID != 0:
-			return true // whoever waits for the end of the exec gets the error
+			return true // wait will return the error
 		case !in.Running:
 			return in.ExitCode == 0
 		}
@@ -93,22 +93,22 @@ func (e *Engine) isExecStarted(ctx context.Context, exec string) bool {
 	}
 }
 
-// crunNotFound is crun's text on a command that does not exist.
+// crunNotFound is crun's error message for an unknown command.
 const crunNotFound = "executable file `%s` not found"
 
-// startExitCode returns the exit code of a command that the engine could not start, from the OCI
-// runtime's text: 127 if there is none, 126 if it cannot be executed. ok is false if the text
-// speaks of something else, such as the working directory or the user. The engine's own code does
-// not tell these apart, and Engine 20.10 says 126 for all.
+// startExitCode derives the exit code of a command from the OCI runtime's error message: 127 for an
+// unknown command, and 126 for a command that cannot be executed. ok is false for messages with
+// another subject, such as the working directory or the user. The engine's own exit code does not
+// distinguish these cases, and Docker Engine 20.10 returns 126 for all of them.
 func startExitCode(cmd, text string) (code int, ok bool) {
 	if strings.Contains(text, strings.ReplaceAll(crunNotFound, "%s", cmd)) {
 		return exitNotFound, true
 	}
 
-	// runc's errors: of the search for the command, and of the file that was found, which runc
-	// checks (eaccess) and the kernel executes.
-	search, found := `exec: `+strconv.Quote(cmd)+`: `, regexp.MustCompile(`(exec|eaccess) (.*/)?`+regexp.QuoteMeta(cmd)+
-		`: `)
+	// Error messages of runc refer to the search for the command, or to the file found. runc checks
+	// the file (eaccess), and the kernel executes it.
+	search := `exec: ` + strconv.Quote(cmd) + `: `
+	found := regexp.MustCompile(`(exec|eaccess) (.*/)?` + regexp.QuoteMeta(cmd) + `: `)
 	_, reason, ok := strings.Cut(text, search)
 	switch {
 	case !ok && found.MatchString(text):

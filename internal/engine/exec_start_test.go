@@ -15,12 +15,13 @@ import (
 
 const runcText = "OCI runtime exec failed: exec failed: unable to start container process: "
 
-// TestStartExitCode classifies the texts of runc and crun.
+// TestStartExitCode classifies error messages of runc and crun.
 func TestStartExitCode(t *testing.T) {
 	for _, c := range []struct {
 		cmd, text string
-		want      int // 0: not the command's failure
+		want      int // 0: the command is not the cause
 	}{
+
 		{"/no/such", runcText + `exec: "/no/such": stat /no/such: no such file or directory: unknown`, 127},
 		{"nosuch", runcText + `exec: "nosuch": executable file not found in $PATH: unknown`, 127},
 		{"/etc/passwd/x", runcText + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`, 127},
@@ -39,14 +40,17 @@ func TestStartExitCode(t *testing.T) {
 		{"sh", `Container 0123 is not running`, 0},
 		{"sh", "", 0},
 	} {
-		code, ok := startExitCode(c.cmd, c.text)
-		if code != c.want || ok != (c.want != 0) {
-			t.Errorf("%s: %s: %d, %v", c.cmd, c.text, code, ok)
-		}
+		t.Run(c.cmd+" "+c.text, func(t *testing.T) {
+			code, ok := startExitCode(c.cmd, c.text)
+			if code != c.want || ok != (c.want != 0) {
+				t.Errorf("startExitCode = %d, %v; want %d", code, ok, c.want)
+			}
+		})
 	}
 }
 
-// execServer is an engine whose execs print output on stdout, as one message, and have this state.
+// execServer returns an engine with an exec in a given state. The command has written output to
+// stdout, as one message.
 func execServer(t *testing.T, tty bool, output, state string) *Engine {
 	return engineOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
@@ -62,6 +66,7 @@ func execServer(t *testing.T, tty bool, output, state string) *Engine {
 				return
 			}
 			defer conn.Close()
+
 			fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
 			if !tty {
 				n := len(output)
@@ -75,9 +80,9 @@ func execServer(t *testing.T, tty bool, output, state string) *Engine {
 	}))
 }
 
-// TestExecOfAMissingCommand: the engine's text appears once, on stderr, and what a command prints
-// itself stays on stdout, whatever it is.
-func TestExecOfAMissingCommand(t *testing.T) {
+// TestExecOfUnknownCommand checks that the engine's message appears once, on stderr, and that the
+// output of a command stays on stdout, even with the same text.
+func TestExecOfUnknownCommand(t *testing.T) {
 	const (
 		missing = runcText + `exec: "nosuch": executable file not found in $PATH: unknown`
 		noUser  = "unable to find user nobody9: no matching entries in passwd file"
@@ -90,12 +95,26 @@ func TestExecOfAMissingCommand(t *testing.T) {
 		code                  int
 		stdout, stderr, error string
 	}{
-		"a missing command": {false, missing + "\r\n", failed, 127, "", missing + "\n", ""},
-		"on a terminal":     {true, missing + "\r\n", failed, 127, missing + "\r\n", "", ""},
-		"another failure":   {false, noUser + "\r\n", failed, 0, "", "", noUser},
-		"a command that prints as much": {false, missing + "\r\n", `"Running":false,"Pid":7,"ExitCode":126`, 126,
-			missing + "\r\n", "", ""},
-		"no output": {false, "", `"Running":false,"Pid":7,"ExitCode":3`, 3, "", "", ""},
+		"unknown command": {
+			output: missing + "\r\n", state: failed,
+			code: 127, stderr: missing + "\n",
+		},
+		"terminal": {
+			tty: true, output: missing + "\r\n", state: failed,
+			code: 127, stdout: missing + "\r\n",
+		},
+		"another failure": {
+			output: noUser + "\r\n", state: failed,
+			error: noUser,
+		},
+		"same text by the command": {
+			output: missing + "\r\n", state: `"Running":false,"Pid":7,"ExitCode":126`,
+			code: 126, stdout: missing + "\r\n",
+		},
+		"no output": {
+			state: `"Running":false,"Pid":7,"ExitCode":3`,
+			code:  3,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
@@ -105,7 +124,7 @@ func TestExecOfAMissingCommand(t *testing.T) {
 				Streams: Streams{TTY: c.tty, Stdout: &stdout, Stderr: &stderr},
 			})
 			if code != c.code || stdout.String() != c.stdout || stderr.String() != c.stderr {
-				t.Errorf("code %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
+				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
 			}
 
 			if (err != nil) != (c.error != "") || err != nil &&

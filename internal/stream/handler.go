@@ -88,7 +88,7 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	defer cancel(nil)
 
-	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
+	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientDisconnected) })
 	defer stop()
 
 	out := s.newOutputs(ctx, c, true)
@@ -97,7 +97,7 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, c *conn, q *r
 	code, err := s.runtime.Exec(ctx, q.ContainerId, engine.Exec{
 		Cmd:     q.Cmd,
 		Streams: ch.streams(ctx, out),
-		Ended:   out.commandExited,
+		OnExit:  out.commandExited,
 	})
 	if err = out.flush(err); err != nil {
 		err = fmt.Errorf("error executing command in container: %w", err)
@@ -118,7 +118,7 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, c *conn, q 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	defer cancel(nil)
 
-	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientGone) })
+	stop := context.AfterFunc(c.ctx, func() { cancel(engine.ErrClientDisconnected) })
 	defer stop()
 
 	out := s.newOutputs(ctx, c, false)

@@ -107,7 +107,7 @@ type output struct {
 
 // spillSize is the size of the ring buffer. It includes space for the output after the exit of the
 // command.
-const spillSize = maxSpill + engine.MaxRest
+const spillSize = maxSpill + engine.MaxTrailingOutput
 
 // Write implements io.Writer. When the buffers are full, it blocks or returns an error, depending
 // on the session.
@@ -147,7 +147,7 @@ func (o *output) put(p []byte) (int, error) {
 
 	limit := maxSpill - (o.spilled - o.sent)
 	if exited {
-		limit += engine.MaxRest
+		limit += engine.MaxTrailingOutput
 	}
 
 	offset := o.spilled % spillSize
@@ -170,7 +170,7 @@ func (o *output) put(p []byte) (int, error) {
 func (o *output) putMemoryLocked(p []byte, exited bool) int {
 	limit := maxChunks
 	if exited {
-		limit += engine.MaxRest / chunkSize
+		limit += engine.MaxTrailingOutput / chunkSize
 	}
 
 	last := len(o.chunks) - 1

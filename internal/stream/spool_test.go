@@ -264,7 +264,7 @@ func TestOutputAfterExit(t *testing.T) {
 			_, _ = io.Copy(x.Stdout, zeros{}) // until the client is disconnected
 		}()
 
-		time.AfterFunc(100*time.Millisecond, x.Ended)
+		time.AfterFunc(100*time.Millisecond, x.OnExit)
 		<-full
 		_, err := x.Stdout.Write(nil)
 		done <- err
