@@ -77,8 +77,8 @@ func build(root, out string, env ...string) error {
 	return nil
 }
 
-// the returns the only file in a directory matching a pattern.
-func the(t *testing.T, dir, pattern string) string {
+// onlyFile returns the only file in a directory matching a pattern.
+func onlyFile(t *testing.T, dir, pattern string) string {
 	t.Helper()
 	all, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(all) != 1 {
@@ -117,8 +117,8 @@ var common = []string{
 	"-rwxr-xr-x /usr/bin/cri-dockerd",
 }
 
-// sameFiles compares lines "mode path owner" of a package with the expected ones.
-func sameFiles(t *testing.T, got []string, own ...string) {
+// checkFiles compares lines "mode path owner" of a package with the expected ones.
+func checkFiles(t *testing.T, got []string, own ...string) {
 	t.Helper()
 	var want []string
 	for _, line := range append(own, common...) {
@@ -133,7 +133,7 @@ func sameFiles(t *testing.T, got []string, own ...string) {
 }
 
 func TestDeb(t *testing.T) {
-	deb := the(t, packaged(t, first, runtime.GOARCH), "*.deb")
+	deb := onlyFile(t, packaged(t, first, runtime.GOARCH), "*.deb")
 	var files []string
 	for line := range strings.Lines(run(t, "dpkg-deb", "-c", deb)) {
 		f := strings.Fields(line) // mode owner size date time ./path
@@ -143,7 +143,7 @@ func TestDeb(t *testing.T) {
 		}
 	}
 
-	sameFiles(t, files,
+	checkFiles(t, files,
 		"-rw-r--r-- /usr/share/doc/cri-dockerd/changelog.Debian.gz", "-rw-r--r-- /usr/share/doc/cri-dockerd/copyright",
 		"-rw-r--r-- /usr/share/lintian/overrides/cri-dockerd",
 		"-rw-r--r-- /usr/share/zsh/vendor-completions/_cri-dockerd")
@@ -171,14 +171,14 @@ func TestDeb(t *testing.T) {
 // TestRPM checks the content of the rpm and installs it in a separate root without scripts. The
 // scripts run in node tests.
 func TestRPM(t *testing.T) {
-	rpm := the(t, packaged(t, first, runtime.GOARCH), "*.rpm")
+	rpm := onlyFile(t, packaged(t, first, runtime.GOARCH), "*.rpm")
 	var files []string
 	for line := range strings.Lines(run(t, "rpm", "-qp", "--qf",
 		"[%{FILEMODES:perms} %{FILENAMES} %{FILEUSERNAME}/%{FILEGROUPNAME}\n]", rpm)) {
 		files = append(files, strings.TrimSuffix(line, "\n"))
 	}
 
-	sameFiles(t, files, "-rw-r--r-- /usr/share/licenses/cri-dockerd/LICENSE",
+	checkFiles(t, files, "-rw-r--r-- /usr/share/licenses/cri-dockerd/LICENSE",
 		"-rw-r--r-- /usr/share/zsh/site-functions/_cri-dockerd")
 	if got := run(t, "rpm", "-qp", "--configfiles", rpm); got != "/etc/default/cri-docker\n" {
 		t.Errorf("configuration files: %q", got)
@@ -207,10 +207,10 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// TestArchive verifies that the tgz contains only a directory with the program, as expected by
+// TestArchive checks the tgz: a directory with the program and nothing else, as expected by
 // installers of the older shim.
 func TestArchive(t *testing.T) {
-	f, err := os.Open(the(t, packaged(t, first, runtime.GOARCH), "*.tgz"))
+	f, err := os.Open(onlyFile(t, packaged(t, first, runtime.GOARCH), "*.tgz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,9 +244,9 @@ func TestArchive(t *testing.T) {
 // large. It also checks the man page and completions.
 func TestProgram(t *testing.T) {
 	root := t.TempDir()
-	run(t, "dpkg-deb", "-x", the(t, packaged(t, first, runtime.GOARCH), "*.deb"), root)
+	run(t, "dpkg-deb", "-x", onlyFile(t, packaged(t, first, runtime.GOARCH), "*.deb"), root)
 	program := filepath.Join(root, "usr/bin/cri-dockerd")
-	static(t, program)
+	checkStatic(t, program)
 	line := run(t, program, "--version")
 	if !strings.HasPrefix(line, "cri-dockerd "+first+" (") || strings.Count(line, "\n") != 1 {
 		t.Errorf("--version: %q", line)
@@ -275,7 +275,7 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-func static(t *testing.T, program string) {
+func checkStatic(t *testing.T, program string) {
 	t.Helper()
 	f, err := elf.Open(program)
 	if err != nil {
@@ -313,12 +313,12 @@ func linked(t *testing.T, program string) (all []string) {
 	return all
 }
 
-// TestSBOM verifies that the SBOM lists every linked module with its version.
+// TestSBOM requires every linked module in the SBOM, with its version.
 func TestSBOM(t *testing.T) {
 	dir := packaged(t, first, runtime.GOARCH)
 	root := t.TempDir()
-	run(t, "tar", "-xzf", the(t, dir, "*.tgz"), "-C", root)
-	b, err := os.ReadFile(the(t, dir, "*.sbom.cdx.json"))
+	run(t, "tar", "-xzf", onlyFile(t, dir, "*.tgz"), "-C", root)
+	b, err := os.ReadFile(onlyFile(t, dir, "*.sbom.cdx.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,19 +421,19 @@ func TestOtherArchitecture(t *testing.T) {
 	}
 
 	dir, root := packaged(t, first, other), t.TempDir()
-	deb := the(t, dir, "*.deb")
+	deb := onlyFile(t, dir, "*.deb")
 	if got := strings.TrimSpace(run(t, "dpkg-deb", "-f", deb, "Architecture")); got != other {
 		t.Errorf("Architecture: %q", got)
 	}
 
-	if got, want := run(t, "rpm", "-qp", "--qf", "%{ARCH}", the(t, dir, "*.rpm")),
+	if got, want := run(t, "rpm", "-qp", "--qf", "%{ARCH}", onlyFile(t, dir, "*.rpm")),
 		map[string]string{"arm64": "aarch64", "amd64": "x86_64"}[other]; got != want {
 		t.Errorf("rpm's architecture: %q", got)
 	}
 
 	run(t, "dpkg-deb", "-x", deb, root)
 	program := filepath.Join(root, "usr/bin/cri-dockerd")
-	static(t, program)
+	checkStatic(t, program)
 	f, err := elf.Open(program)
 	if err != nil {
 		t.Fatal(err)

@@ -36,27 +36,27 @@ const (
 func TestKernelLimits(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
-			usePipePages(t)
+			exhaustPipePages(t)
 			m := startWith(t, v)
 			began := time.Now()
 			m.startPrinters(t, 0, *limitPods)
 			t.Logf("%d pods with a container each started in %v", *limitPods, time.Since(began).Round(time.Second))
 
-			free := useInotify(t)
+			free := exhaustInotify(t)
 			m.Run(t, "systemctl", "kill", "-s", "KILL", "--kill-who=main", "cri-docker-log.service")
 			before := m.property(t, "cri-docker.service", "MainPID")
 			m.Run(t, "systemctl", "restart", "cri-docker.service")
-			m.active(t, "cri-docker.service", "cri-docker-log.service")
+			m.awaitActive(t, "cri-docker.service", "cri-docker-log.service")
 			if after := m.property(t, "cri-docker.service", "MainPID"); after == before {
 				t.Errorf("the daemon's PID was %s and is %s", before, after)
 			}
 
 			const further = 3
 			m.startPrinters(t, *limitPods, further)
-			m.shows(t, "NetworkReady", "fs.inotify.max_user_instances")
+			m.awaitMessage(t, "NetworkReady", "fs.inotify.max_user_instances")
 			free()
-			m.showsPipes(t)
-			m.printed(t, *limitPods+further)
+			m.checkPipeShortage(t)
+			m.checkLogs(t, *limitPods+further)
 		})
 	}
 }
@@ -91,20 +91,20 @@ func startWith(t *testing.T, v engines.Version) machine {
 
 	n := nodes.Start(t, c)
 	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update")
-	n.Copy(t, the(t, packaged(t, first, runtime.GOARCH), "*.deb"), "/tmp/"+first+".deb")
+	n.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*.deb"), "/tmp/"+first+".deb")
 	m := machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
 	m.apt(t, "install", "/tmp/"+first+".deb")
-	m.active(t, all...)
-	m.status(t, "Ready, Docker "+string(v))
+	m.awaitActive(t, all...)
+	m.awaitStatus(t, "Ready, Docker "+string(v))
 	engines.LoadBusybox(t, m.Path("/run/docker.sock"))
 
 	return m
 }
 
-// usePipePages holds more pipe pages than fs.pipe-user-pages-soft allows for root, until the test
-// ends. CAP_SYS_ADMIN exempts the test from the limit, but its pages still count (pipe(7)).
-func usePipePages(t *testing.T) {
+// exhaustPipePages holds more pipe pages than fs.pipe-user-pages-soft allows for root, until the
+// test ends. CAP_SYS_ADMIN exempts the test from the limit, but its pages still count (pipe(7)).
+func exhaustPipePages(t *testing.T) {
 	t.Helper()
 	soft := sysctl(t, "fs/pipe-user-pages-soft")
 	largest := sysctl(t, "fs/pipe-max-size")
@@ -121,8 +121,8 @@ func usePipePages(t *testing.T) {
 	}
 }
 
-// useInotify acquires every free inotify instance of root until free is called.
-func useInotify(t *testing.T) (free func()) {
+// exhaustInotify acquires every free inotify instance of root until free is called.
+func exhaustInotify(t *testing.T) (free func()) {
 	t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	first := make(chan struct{})
@@ -236,8 +236,8 @@ func (m machine) startPrinter(t *testing.T, i int) error {
 	return err
 }
 
-// shows waits until the message of a CRI status condition contains a text.
-func (m machine) shows(t *testing.T, condition, text string) {
+// awaitMessage waits until the message of a CRI status condition contains a text.
+func (m machine) awaitMessage(t *testing.T, condition, text string) {
 	t.Helper()
 	m.Await(t, timeout, condition+" reports "+text, func() bool {
 		return strings.Contains(m.message(t, condition), text)
@@ -260,9 +260,9 @@ func (m machine) message(t *testing.T, condition string) string {
 	return ""
 }
 
-// showsPipes verifies that the shortage of pipe pages is reported, and that lines were spilled.
+// checkPipeShortage checks that the shortage of pipe pages is reported and lines were spilled.
 // There is no shortage if the units have CAP_SYS_RESOURCE.
-func (m machine) showsPipes(t *testing.T) {
+func (m machine) checkPipeShortage(t *testing.T) {
 	t.Helper()
 	metrics := m.Run(t, "curl", "-s", "--unix-socket", "/run/docker/plugins/cri-dockerd.sock",
 		"http://log-driver/metrics")
@@ -276,7 +276,7 @@ func (m machine) showsPipes(t *testing.T) {
 		return
 	}
 
-	m.shows(t, "ContainerLogs", "fs.pipe-user-pages-soft")
+	m.awaitMessage(t, "ContainerLogs", "fs.pipe-user-pages-soft")
 	if spilled[1] == "0" {
 		t.Error("no frame was spilled")
 	}
@@ -284,8 +284,8 @@ func (m machine) showsPipes(t *testing.T) {
 	t.Logf("without CAP_SYS_RESOURCE, %s frames were spilled since the log-driver was killed", spilled[1])
 }
 
-// printed waits until every pod's log has every line once.
-func (m machine) printed(t *testing.T, pods int) {
+// checkLogs waits until every pod's log has every line once.
+func (m machine) checkLogs(t *testing.T, pods int) {
 	t.Helper()
 	began := time.Now()
 	for i := range pods {

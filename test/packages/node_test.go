@@ -36,8 +36,8 @@ func start(t *testing.T, versions ...string) machine {
 	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update") // not needed: an index of all manual pages
 	for _, v := range versions {
 		dir := packaged(t, v, runtime.GOARCH)
-		n.Copy(t, the(t, dir, "*.deb"), "/tmp/"+v+".deb")
-		n.Copy(t, the(t, dir, "*.rpm"), "/tmp/"+v+".rpm")
+		n.Copy(t, onlyFile(t, dir, "*.deb"), "/tmp/"+v+".deb")
+		n.Copy(t, onlyFile(t, dir, "*.rpm"), "/tmp/"+v+".rpm")
 	}
 
 	return machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
@@ -55,8 +55,8 @@ func (m machine) property(t *testing.T, unit, name string) string {
 	return strings.TrimSpace(m.Run(t, "systemctl", "show", "--value", "-p", name, unit))
 }
 
-// active waits until units have started successfully.
-func (m machine) active(t *testing.T, units ...string) {
+// awaitActive waits until units have started successfully.
+func (m machine) awaitActive(t *testing.T, units ...string) {
 	t.Helper()
 	for _, u := range units {
 		state := ""
@@ -71,8 +71,8 @@ func (m machine) active(t *testing.T, units ...string) {
 	}
 }
 
-// status waits for a text in the unit's status.
-func (m machine) status(t *testing.T, want string) {
+// awaitStatus waits for a text in the unit's status.
+func (m machine) awaitStatus(t *testing.T, want string) {
 	t.Helper()
 	m.Await(t, timeout, "status "+want, func() bool {
 		return strings.Contains(m.property(t, "cri-docker.service", "StatusText"), want)
@@ -81,11 +81,11 @@ func (m machine) status(t *testing.T, want string) {
 
 var all = []string{"cri-docker-log.socket", "cri-docker-log.service", "cri-docker.socket", "cri-docker.service"}
 
-// installed verifies an installation: all units are enabled and running, the sockets have the right
-// owners, and the version is the package's.
-func (m machine) installed(t *testing.T, version string) {
+// checkInstalled checks an installation: all units are enabled and running, the sockets have the
+// right owners, and the version is the package's.
+func (m machine) checkInstalled(t *testing.T, version string) {
 	t.Helper()
-	m.active(t, all...)
+	m.awaitActive(t, all...)
 	for _, u := range all {
 		if got, _ := m.Try("systemctl", "is-enabled", u); got != "enabled\n" {
 			t.Errorf("%s is %q", u, got)
@@ -170,13 +170,13 @@ func (m machine) pod(t *testing.T) *pod {
 		log:       m.Path("/var/log/pods/counter/counter.log"),
 	}
 
-	p.process = p.now(t)
+	p.process = p.currentProcess(t)
 
 	return p
 }
 
-// now returns the container's PID and its start time in ticks (proc_pid_stat(5)).
-func (p *pod) now(t *testing.T) string {
+// currentProcess returns the container's PID and its start time in ticks (proc_pid_stat(5)).
+func (p *pod) currentProcess(t *testing.T) string {
 	t.Helper()
 	pid := strings.TrimSpace(p.Run(t, "docker", "inspect", "-f", "{{.State.Pid}}", p.container))
 	f := strings.Fields(p.Run(t, "cat", "/proc/"+pid+"/stat"))
@@ -193,18 +193,18 @@ func (p *pod) lines(t *testing.T) int {
 	return strings.Count(string(b), "\n")
 }
 
-// isUndisturbed verifies after a step that the container's process is the same and its log grows.
-func (p *pod) isUndisturbed(t *testing.T, step string) {
+// checkUndisturbed checks after a step that the container has the same process and a growing log.
+func (p *pod) checkUndisturbed(t *testing.T, step string) {
 	t.Helper()
-	if now := p.now(t); now != p.process {
+	if now := p.currentProcess(t); now != p.process {
 		t.Errorf("%s: the container's process was %s and is %s", step, p.process, now)
 	}
 	before := p.lines(t)
 	p.Await(t, timeout, step+": the log grows", func() bool { return p.lines(t) > before })
 }
 
-// known verifies that the daemon reports pod and container as running.
-func (p *pod) known(t *testing.T, step string) {
+// checkRunning checks that the daemon reports pod and container as running.
+func (p *pod) checkRunning(t *testing.T, step string) {
 	t.Helper()
 	s, err := p.cri.Runtime.PodSandboxStatus(p.context(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
 	if err != nil || s.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Status.Network.GetIp() == "" {
@@ -219,8 +219,8 @@ func (p *pod) known(t *testing.T, step string) {
 
 var numbered = regexp.MustCompile(`^\S+ stdout F (\d+)$`)
 
-// end stops and removes the pod, and verifies that its log has every line once.
-func (p *pod) end(t *testing.T) {
+// remove stops and removes the pod. Its log must have every line once.
+func (p *pod) remove(t *testing.T) {
 	t.Helper()
 	if _, err := p.cri.Runtime.StopContainer(p.context(t),
 		&runtimeapi.StopContainerRequest{ContainerId: p.container, Timeout: 60}); err != nil {
@@ -252,8 +252,8 @@ func (p *pod) end(t *testing.T) {
 	}
 }
 
-// absent verifies that files do not exist on the node.
-func (m machine) absent(t *testing.T, step string, files ...string) {
+// checkAbsent checks that files do not exist on the node.
+func (m machine) checkAbsent(t *testing.T, step string, files ...string) {
 	t.Helper()
 	for _, f := range files {
 		inside, err := os.ReadDir(m.Path(f)) // nodes have mounts in some places
@@ -269,20 +269,20 @@ func TestNodeLifecycle(t *testing.T) {
 	t.Parallel() // mostly waits for systemd
 	m := start(t, first, second)
 	m.apt(t, "install", "/tmp/"+first+".deb")
-	m.installed(t, first)
-	m.status(t, "CNI") // the only missing part
+	m.checkInstalled(t, first)
+	m.awaitStatus(t, "CNI") // the only missing part
 	if failed := m.check(t); len(failed) != 1 || !strings.Contains(failed[0], "cni") {
 		t.Errorf("check without CNI: %q", failed)
 	}
 
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
-	m.status(t, "Ready, Docker 20.10")
+	m.awaitStatus(t, "Ready, Docker 20.10")
 	if failed := m.check(t); len(failed) > 0 {
 		t.Errorf("check with CNI: %q", failed)
 	}
 
-	m.sane(t)
-	m.socketActivates(t)
+	m.checkUnits(t)
+	m.checkSocketActivation(t)
 
 	p := m.pod(t)
 	writer := m.property(t, "cri-docker-log.service", "MainPID")
@@ -291,7 +291,7 @@ func TestNodeLifecycle(t *testing.T) {
 		do    func()
 		renew bool // the daemon's PID changes
 	}{
-		{"upgrade", func() { m.apt(t, "install", "/tmp/"+second+".deb"); m.installed(t, second) }, true},
+		{"upgrade", func() { m.apt(t, "install", "/tmp/"+second+".deb"); m.checkInstalled(t, second) }, true},
 		{"reload", func() { m.Run(t, "systemctl", "reload", "cri-docker.service") }, false},
 		{"SIGHUP", func() { m.Run(t, "systemctl", "kill", "-s", "HUP", "cri-docker.service") }, false},
 		{"restart", func() { m.Run(t, "systemctl", "restart", "cri-docker.service") }, true},
@@ -300,13 +300,13 @@ func TestNodeLifecycle(t *testing.T) {
 		}, true},
 		{"downgrade", func() {
 			m.apt(t, "install", "--allow-downgrades", "/tmp/"+first+".deb")
-			m.installed(t, first)
+			m.checkInstalled(t, first)
 		}, true},
 	} {
 		before := m.property(t, "cri-docker.service", "MainPID")
 		step.do()
-		p.isUndisturbed(t, step.name)
-		p.known(t, step.name)
+		p.checkUndisturbed(t, step.name)
+		p.checkRunning(t, step.name)
 		if after := m.property(t, "cri-docker.service", "MainPID"); (after != before) != step.renew {
 			t.Errorf("%s: the daemon's PID was %s and is %s", step.name, before, after)
 		}
@@ -316,13 +316,18 @@ func TestNodeLifecycle(t *testing.T) {
 		t.Errorf("the log-driver's PID was %s and is %s", writer, now)
 	}
 
-	m.removals(t, p)
-	p.end(t)
+	m.removeAndInstall(t, p)
+	p.remove(t)
 
 	m.apt(t, "purge", "cri-dockerd")
-	m.absent(t, "purge", "/usr/bin/cri-dockerd", "/etc/default/cri-docker", "/var/lib/cri-dockerd", "/run/cri-dockerd",
+	m.checkAbsent(t, "purge",
+		"/usr/bin/cri-dockerd",
+		"/etc/default/cri-docker",
+		"/var/lib/cri-dockerd",
+		"/run/cri-dockerd",
 		"/run/cri-dockerd.sock",
-		"/run/docker/plugins/cri-dockerd.sock", "/etc/systemd/system/multi-user.target.wants/cri-docker.service",
+		"/run/docker/plugins/cri-dockerd.sock",
+		"/etc/systemd/system/multi-user.target.wants/cri-docker.service",
 		"/etc/systemd/system/cri-docker.service")
 
 	if out, _ := m.Try("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-docker*"); out != "" {
@@ -330,34 +335,34 @@ func TestNodeLifecycle(t *testing.T) {
 	}
 }
 
-// removals removes, installs and purges the package while the pod runs.
-func (m machine) removals(t *testing.T, p *pod) {
+// removeAndInstall removes, installs and purges the package while the pod runs.
+func (m machine) removeAndInstall(t *testing.T, p *pod) {
 	t.Helper()
 	out := m.apt(t, "remove", "cri-dockerd")
 	if !strings.Contains(out, "keep running until the pods end") || !strings.Contains(out, "docker rm -f") {
 		t.Errorf("remove does not report the remaining resources: %s", out)
 	}
 
-	m.absent(t, "remove", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock")
-	p.isUndisturbed(t, "remove")
+	m.checkAbsent(t, "remove", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock")
+	p.checkUndisturbed(t, "remove")
 	m.Run(t, "test", "-e", "/etc/default/cri-docker")
 	m.apt(t, "install", "/tmp/"+second+".deb")
-	m.installed(t, second)
-	p.isUndisturbed(t, "install again")
-	p.known(t, "install again")
+	m.checkInstalled(t, second)
+	p.checkUndisturbed(t, "install again")
+	p.checkRunning(t, "install again")
 
 	out = m.apt(t, "purge", "cri-dockerd")
 	if !strings.Contains(out, "/run/cri-dockerd stays") {
 		t.Errorf("purge does not report the remaining resources: %s", out)
 	}
 
-	m.absent(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd",
+	m.checkAbsent(t, "purge with a pod", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock", "/var/lib/cri-dockerd",
 		"/etc/default/cri-docker")
-	p.isUndisturbed(t, "purge")
+	p.checkUndisturbed(t, "purge")
 	m.apt(t, "install", "/tmp/"+second+".deb")
-	m.installed(t, second)
-	p.isUndisturbed(t, "install after purge")
-	p.known(t, "install after purge")
+	m.checkInstalled(t, second)
+	p.checkUndisturbed(t, "install after purge")
+	p.checkRunning(t, "install after purge")
 }
 
 // check returns the failed findings of cri-dockerd check.
@@ -384,8 +389,8 @@ func (m machine) check(t *testing.T) (failed []string) {
 	return failed
 }
 
-// sane verifies the units and the journal.
-func (m machine) sane(t *testing.T) {
+// checkUnits checks the units with systemd-analyze, and the journal for errors.
+func (m machine) checkUnits(t *testing.T) {
 	t.Helper()
 	for _, u := range all {
 		out, err := m.Command("systemd-analyze", "verify", "--recursive-errors=no", u).CombinedOutput()
@@ -402,12 +407,12 @@ func (m machine) sane(t *testing.T) {
 	}
 }
 
-// socketActivates verifies that the socket outlives the service, and that the first client starts
-// the service.
-func (m machine) socketActivates(t *testing.T) {
+// checkSocketActivation checks that the socket outlives the service. The first client starts the
+// service.
+func (m machine) checkSocketActivation(t *testing.T) {
 	t.Helper()
 	m.Run(t, "systemctl", "stop", "cri-docker.service")
-	m.active(t, "cri-docker.socket")
+	m.awaitActive(t, "cri-docker.socket")
 	if got := m.property(t, "cri-docker.service", "ActiveState"); got != "inactive" {
 		t.Fatalf("after stop: %s", got)
 	}
@@ -415,5 +420,5 @@ func (m machine) socketActivates(t *testing.T) {
 		t.Errorf("the first client: %v", err)
 	}
 
-	m.active(t, "cri-docker.service")
+	m.awaitActive(t, "cri-docker.service")
 }

@@ -10,9 +10,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// olderPackage installs a package with the older shim's names. Its units are enabled, and its
-// program does nothing.
-func (m machine) olderPackage(t *testing.T) {
+// installOlderPackage installs a package with the older shim's names. Its units are enabled, and
+// its program does nothing.
+func (m machine) installOlderPackage(t *testing.T) {
 	t.Helper()
 	for name, content := range map[string]string{
 		"DEBIAN/control": "Package: cri-dockerd\nVersion: 0.4.0~3-0~debian-bookworm\n" +
@@ -34,7 +34,7 @@ func (m machine) olderPackage(t *testing.T) {
 
 	m.Run(t, "dpkg-deb", "-b", "/tmp/older", "/tmp/older.deb")
 	m.apt(t, "install", "/tmp/older.deb")
-	m.active(t, "cri-docker.socket", "cri-docker.service")
+	m.awaitActive(t, "cri-docker.socket", "cri-docker.service")
 }
 
 // Files of installers: minikube's drop-in with its flags, and kubespray's units. The latter have
@@ -79,16 +79,16 @@ WantedBy=multi-user.target
 func TestOldNode(t *testing.T) {
 	t.Parallel() // mostly waits for systemd
 	m := start(t, first, second)
-	m.olderPackage(t)
+	m.installOlderPackage(t)
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)
 	m.apt(t, "install", "/tmp/"+first+".deb")
-	m.installed(t, first)
-	m.status(t, "Ready, Docker 20.10")
-	m.sane(t)
-	m.staysDisabled(t)
+	m.checkInstalled(t, first)
+	m.awaitStatus(t, "Ready, Docker 20.10")
+	m.checkUnits(t)
+	m.checkStaysDisabled(t)
 
 	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/10-cni.conf", minikube, 0o644)
-	m.reconfigured(t, "cri-docker", "--hairpin-mode=hairpin-veth")
+	m.restartWithFlag(t, "cri-docker", "--hairpin-mode=hairpin-veth")
 	m.Await(t, timeout, "logs in the CRI format, although no registry has the pause image", func() bool {
 		s, err := m.cri.Runtime.Status(m.context(t), &runtimeapi.StatusRequest{})
 		return err == nil && strings.Contains(s.String(), "CRIFiles")
@@ -96,16 +96,16 @@ func TestOldNode(t *testing.T) {
 
 	m.Run(t, "rm", "-r", "/etc/systemd/system/cri-docker.service.d")
 	m.WriteFile(t, "/etc/default/cri-docker", `CRI_DOCKERD_OPTS="--log-level=debug --network-plugin=cni"`+"\n", 0o644)
-	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
-	m.withoutEngine(t)
-	m.watched(t)
+	m.restartWithFlag(t, "cri-docker", "--network-plugin=cni")
+	m.checkWithoutEngine(t)
+	m.checkWatchdog(t)
 	m.apt(t, "purge", "cri-dockerd")
 	m.kubespray(t)
 	m.rpm(t)
 }
 
-// staysDisabled verifies that an upgrade keeps units disabled by the operator.
-func (m machine) staysDisabled(t *testing.T) {
+// checkStaysDisabled upgrades the package. Units disabled by the operator must stay disabled.
+func (m machine) checkStaysDisabled(t *testing.T) {
 	t.Helper()
 	off := []string{"cri-docker.socket", "cri-docker.service"}
 	m.Run(t, "systemctl", append([]string{"disable", "--now"}, off...)...)
@@ -118,15 +118,15 @@ func (m machine) staysDisabled(t *testing.T) {
 	}
 
 	m.Run(t, "systemctl", append([]string{"enable", "--now"}, all...)...)
-	m.installed(t, second)
+	m.checkInstalled(t, second)
 }
 
-// reconfigured restarts a service and verifies a flag of its process.
-func (m machine) reconfigured(t *testing.T, name, flag string) {
+// restartWithFlag restarts a service and checks for a flag on its command line.
+func (m machine) restartWithFlag(t *testing.T, name, flag string) {
 	t.Helper()
 	m.Run(t, "systemctl", "daemon-reload")
 	m.Run(t, "systemctl", "restart", name+".service")
-	m.active(t, name+".socket", name+".service")
+	m.awaitActive(t, name+".socket", name+".service")
 	command := strings.ReplaceAll(m.Run(t, "cat", "/proc/"+m.property(t, name+".service", "MainPID")+"/cmdline"),
 		"\x00", " ")
 	if !strings.Contains(command, flag+" ") {
@@ -139,16 +139,16 @@ func (m machine) reconfigured(t *testing.T, name, flag string) {
 	}
 }
 
-// withoutEngine verifies that a stopped engine neither delays the start, ends the daemon nor floods
-// the journal. The node recovers with the engine.
-func (m machine) withoutEngine(t *testing.T) {
+// checkWithoutEngine verifies that a stopped engine neither delays the start, ends the daemon nor
+// floods the journal. The node recovers with the engine.
+func (m machine) checkWithoutEngine(t *testing.T) {
 	t.Helper()
 	m.Run(t, "systemctl", "mask", "--runtime", "docker.service", "docker.socket")
 	m.Run(t, "systemctl", "stop", "docker.socket", "docker.service")
-	m.status(t, "Docker does not answer")
+	m.awaitStatus(t, "Docker does not answer")
 	m.Run(t, "systemctl", "restart", "cri-docker.service")
-	m.active(t, "cri-docker.service")
-	m.status(t, "Docker does not answer")
+	m.awaitActive(t, "cri-docker.service")
+	m.awaitStatus(t, "Docker does not answer")
 	pid := m.property(t, "cri-docker.service", "MainPID")
 	begin := time.Now()
 	m.Await(t, timeout, "5 s without the engine", func() bool { return time.Since(begin) > 5*time.Second })
@@ -159,18 +159,18 @@ func (m machine) withoutEngine(t *testing.T) {
 
 	m.Run(t, "systemctl", "unmask", "--runtime", "docker.service", "docker.socket")
 	m.Run(t, "systemctl", "start", "docker.socket", "docker.service")
-	m.status(t, "Ready, Docker 20.10")
+	m.awaitStatus(t, "Ready, Docker 20.10")
 	if now := m.property(t, "cri-docker.service", "MainPID"); now != pid {
 		t.Errorf("the daemon's PID was %s and is %s", pid, now)
 	}
 }
 
-// watched verifies that systemd's watchdog ends a hanging daemon, with its stacks in the journal,
-// and restarts it.
-func (m machine) watched(t *testing.T) {
+// checkWatchdog checks that systemd's watchdog ends a hanging daemon, with its stacks in the
+// journal, and restarts it.
+func (m machine) checkWatchdog(t *testing.T) {
 	t.Helper()
 	m.WriteFile(t, "/etc/systemd/system/cri-docker.service.d/watchdog.conf", "[Service]\nWatchdogSec=10s\n", 0o644)
-	m.reconfigured(t, "cri-docker", "--network-plugin=cni")
+	m.restartWithFlag(t, "cri-docker", "--network-plugin=cni")
 	pid := m.property(t, "cri-docker.service", "MainPID")
 	m.Run(t, "kill", "-STOP", pid)
 	m.Await(t, timeout, "a new daemon replaces the hanging one", func() bool {
@@ -188,17 +188,17 @@ func (m machine) watched(t *testing.T) {
 // kubespray runs the program of the tgz in kubespray's units.
 func (m machine) kubespray(t *testing.T) {
 	t.Helper()
-	m.Copy(t, the(t, packaged(t, first, runtime.GOARCH), "*.tgz"), "/tmp/cri-dockerd.tgz")
+	m.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*.tgz"), "/tmp/cri-dockerd.tgz")
 	m.Run(t, "tar", "-xzf", "/tmp/cri-dockerd.tgz", "-C", "/usr/bin", "--strip-components=1", "cri-dockerd/cri-dockerd")
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.service", kubesprayService, 0o644)
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.socket", kubespraySocket, 0o644)
-	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
+	m.restartWithFlag(t, "cri-dockerd", "--ipv6-dual-stack=True")
 	if out, err := m.Command("systemd-analyze", "verify", "--recursive-errors=no",
 		"cri-dockerd.service").CombinedOutput(); err != nil {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 
-	m.reconfigured(t, "cri-dockerd", "--ipv6-dual-stack=True")
+	m.restartWithFlag(t, "cri-dockerd", "--ipv6-dual-stack=True")
 	m.Run(t, "systemctl", "stop", "cri-dockerd.socket", "cri-dockerd.service")
 	m.Run(t, "rm", "/etc/systemd/system/cri-dockerd.service", "/etc/systemd/system/cri-dockerd.socket",
 		"/usr/bin/cri-dockerd")
@@ -211,24 +211,24 @@ func (m machine) kubespray(t *testing.T) {
 func (m machine) rpm(t *testing.T) {
 	t.Helper()
 	m.Run(t, "rpm", "-i", "--nodeps", "/tmp/"+first+".rpm")
-	m.installed(t, first)
+	m.checkInstalled(t, first)
 	p := m.pod(t)
 	m.Run(t, "rpm", "-U", "--nodeps", "/tmp/"+second+".rpm")
-	m.installed(t, second)
-	p.isUndisturbed(t, "rpm -U")
-	p.known(t, "rpm -U")
+	m.checkInstalled(t, second)
+	p.checkUndisturbed(t, "rpm -U")
+	p.checkRunning(t, "rpm -U")
 	if out := m.Run(t, "rpm", "-e", "cri-dockerd"); !strings.Contains(out, "keep running until the pods end") {
 		t.Errorf("rpm -e does not report the remaining resources: %s", out)
 	}
 
-	m.absent(t, "rpm -e", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock",
+	m.checkAbsent(t, "rpm -e", "/usr/bin/cri-dockerd", "/run/cri-dockerd.sock",
 		"/etc/systemd/system/multi-user.target.wants/cri-docker.service")
-	p.isUndisturbed(t, "rpm -e")
+	p.checkUndisturbed(t, "rpm -e")
 	m.Run(t, "rpm", "-i", "--nodeps", "/tmp/"+second+".rpm")
-	m.installed(t, second)
-	p.isUndisturbed(t, "rpm -i")
-	p.known(t, "rpm -i")
-	p.end(t)
+	m.checkInstalled(t, second)
+	p.checkUndisturbed(t, "rpm -i")
+	p.checkRunning(t, "rpm -i")
+	p.remove(t)
 	m.Run(t, "rpm", "-e", "cri-dockerd")
 	if out, _ := m.Try("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-docker*"); out != "" {
 		t.Errorf("after rpm -e: %s", out)
