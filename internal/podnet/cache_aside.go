@@ -70,12 +70,12 @@ func (c *cache) setAside(dir, name string, reason error) error {
 
 	if err != nil {
 		c.log.Error("cannot set aside an unusable file of the CNI cache",
-			"file", file, "problem", boundError(reason), "err", err)
+			"file", file, "reason", boundError(reason), "err", err)
 		return errors.Join(boundError(reason), err)
 	}
 
 	c.log.Warn("set aside an unusable file of the CNI cache",
-		"file", file, "to", target, "problem", boundError(reason))
+		"file", file, "target", target, "reason", boundError(reason))
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

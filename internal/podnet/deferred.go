@@ -102,7 +102,7 @@ func (a *attacher) retryOne(ctx context.Context, e *entry, name string) {
 	err := a.cniIn(a.deferred.cache.dir, a.delTimeout, a.otherSlots, nil).DelNetworkList(ctx, e.list, rt)
 	if err != nil {
 		a.log.Warn("DEL of a reinstalled CNI plugin failed; retrying",
-			"in", deferredRetryInterval, "sandbox", e.ContainerID, "network", e.Network, "err", boundError(err))
+			"retry", deferredRetryInterval, "sandbox", e.ContainerID, "network", e.Network, "err", boundError(err))
 		a.deferred.cache.restoreEntry(name, e)
 		return
 	}

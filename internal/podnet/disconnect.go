@@ -118,7 +118,7 @@ func (a *attacher) deferDel(c attachment, missing []string, pod string) error {
 
 	a.log.Warn("CNI plugins were uninstalled while a pod was running; reinstall them to release their resources",
 		"plugins", strings.Join(missing, ", "), "pod", pod, "sandbox", c.rt.ContainerID, "network", c.list.Name,
-		"within", deferredMaxAge)
+		"timeout", deferredMaxAge)
 
 	return nil
 }

@@ -27,9 +27,9 @@ const (
 	drainTimeout  = time.Second // for output of a killed plugin's descendants
 	// Most plugins wait for the single lock of iptables. More concurrency makes each one slower.
 	maxConcurrentPlugins = 16
-	busyPause            = 100 * time.Millisecond
-	busyTries            = 20  // while a plugin's file is being written (ETXTBSY)
-	outputShown          = 300 // bytes of a plugin's output in an error
+	busyInterval         = 100 * time.Millisecond
+	maxBusyAttempts      = 20  // while a plugin's file is being written (ETXTBSY)
+	maxExcerpt           = 300 // bytes of a plugin's output in an error
 
 	maxStdout = 1 << 20  // bytes; results of real plugins are below 10 KiB
 	maxStderr = 64 << 10 // bytes; further output is dropped
@@ -75,7 +75,7 @@ func (p *plugins) runWithTimeout(ctx context.Context, path string, stdin []byte,
 
 	var out, stderr *limited
 	var err error
-	for range busyTries {
+	for range maxBusyAttempts {
 		out, stderr, err = p.run(timed, path, stdin, environ)
 		if !errors.Is(err, syscall.ETXTBSY) {
 			break
@@ -83,7 +83,7 @@ func (p *plugins) runWithTimeout(ctx context.Context, path string, stdin []byte,
 
 		select {
 		case <-timed.Done():
-		case <-time.After(busyPause):
+		case <-time.After(busyInterval):
 		}
 	}
 
@@ -242,8 +242,8 @@ func pluginError(err error, out, stderr []byte) error {
 
 // excerpt returns the beginning of a text on one line, for errors.
 func excerpt(b []byte) string {
-	b = b[:min(len(b), 4*outputShown)] // most of it may be white space
-	return text.Clean(strings.Join(strings.Fields(string(b)), " "), outputShown)
+	b = b[:min(len(b), 4*maxExcerpt)] // most of it may be white space
+	return text.Clean(strings.Join(strings.Fields(string(b)), " "), maxExcerpt)
 }
 
 // FindInPath implements invoke.Exec.
@@ -253,5 +253,5 @@ func (*plugins) FindInPath(name string, dirs []string) (string, error) {
 	}
 	return "", fmt.Errorf("CNI plugin %q is not in %s: install it (the standard plugins are in the package "+
 		"containernetworking-plugins) or correct --cni-bin-dir",
-		text.Clean(name, outputShown), strings.Join(dirs, ", "))
+		text.Clean(name, maxExcerpt), strings.Join(dirs, ", "))
 }

@@ -542,7 +542,7 @@ func TestPluginIsBeingReplaced(t *testing.T) {
 		t.Errorf("the file is not busy: %v", err)
 	}
 
-	time.AfterFunc(busyPause/2, func() { busy.Close() })
+	time.AfterFunc(busyInterval/2, func() { busy.Close() })
 	if _, err := c.Add(t.Context(), p); err != nil {
 		t.Error(err)
 	}

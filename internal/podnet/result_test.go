@@ -144,7 +144,7 @@ func TestHostileResults(t *testing.T) {
 				t.Fatalf("accepted: %+v", r)
 			}
 
-			if r != nil || len(err.Error()) > 6*outputShown || !utf8.ValidString(err.Error()) ||
+			if r != nil || len(err.Error()) > 6*maxExcerpt || !utf8.ValidString(err.Error()) ||
 				strings.ContainsRune(err.Error(), '\x1b') {
 				t.Errorf("%+v, error of %d bytes: %.200q", r, len(err.Error()), err)
 			}
@@ -170,7 +170,7 @@ func FuzzCNIResult(f *testing.F) {
 	f.Fuzz(func(t *testing.T, out []byte) {
 		r, err := parseResult(out)
 		if err != nil {
-			if !utf8.ValidString(err.Error()) || len(err.Error()) > 10*outputShown {
+			if !utf8.ValidString(err.Error()) || len(err.Error()) > 10*maxExcerpt {
 				t.Fatalf("error of %d bytes: %.200q", len(err.Error()), err)
 			}
 			return
@@ -256,7 +256,7 @@ func TestExcerpt(t *testing.T) {
 		})
 	}
 
-	if got := excerpt([]byte(strings.Repeat("ä", 1<<20))); len(got) > outputShown || !utf8.ValidString(got) {
+	if got := excerpt([]byte(strings.Repeat("ä", 1<<20))); len(got) > maxExcerpt || !utf8.ValidString(got) {
 		t.Errorf("%d bytes", len(got))
 	}
 }
