@@ -90,7 +90,7 @@ func TestAdopt(t *testing.T) {
 
 	for id, runs := range map[string]bool{running: true, bridged: true, host: true, created: false} {
 		if sb, err := s.View.Sandbox(id); err != nil || sb.Running != runs {
-			t.Errorf("%+v, %v", sb, err)
+			t.Errorf("sandbox: %+v, %v", sb, err)
 		}
 	}
 

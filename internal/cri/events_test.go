@@ -83,13 +83,13 @@ func TestGetContainerEvents(t *testing.T) {
 	is(pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	e := is(pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	if e.PodSandboxStatus.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-		t.Errorf("%+v", e)
+		t.Errorf("event: %+v", e)
 	}
 
 	ctr := started(t, s, createRequest(pod, cfg))
 	if e := is(ctr, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT); len(e.ContainersStatuses) != 1 ||
 		e.PodSandboxStatus.Network.Ip == "" {
-		t.Errorf("%+v", e)
+		t.Errorf("event: %+v", e)
 	}
 
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
@@ -97,7 +97,7 @@ func TestGetContainerEvents(t *testing.T) {
 	e = is(ctr, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	if c := e.ContainersStatuses[0]; c.ExitCode != 5 || c.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
 		c.FinishedAt != e.CreatedAt {
-		t.Errorf("%+v", e)
+		t.Errorf("event: %+v", e)
 	}
 
 	status, err := s.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
@@ -113,7 +113,7 @@ func TestGetContainerEvents(t *testing.T) {
 	is(ctr, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	if e := is(pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT); len(e.ContainersStatuses) != 0 ||
 		e.CreatedAt <= status.Timestamp {
-		t.Errorf("%+v", e)
+		t.Errorf("event: %+v", e)
 	}
 
 	if err := errors.Join(stop(), stopOther()); !errors.Is(err, context.Canceled) {

@@ -20,7 +20,7 @@ func TestLimitedBuffer(t *testing.T) {
 		piece := bytes.Repeat([]byte{byte(i)}, 500_000+i)
 		want.Write(piece)
 		if n, err := c.Write(piece); n != len(piece) || err != nil {
-			t.Fatalf("%d, %v", n, err)
+			t.Fatalf("write: %d bytes, %v", n, err)
 		}
 	}
 

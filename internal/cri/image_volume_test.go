@@ -134,7 +134,7 @@ func TestImageVolumeRefused(t *testing.T) {
 			test.change(r.Config.Mounts[0])
 			if _, err := s.CreateContainer(t.Context(), r); !test.kind(err) ||
 				!strings.Contains(fmt.Sprint(err), test.field) {
-				t.Errorf("%v: %v", r.Config.Mounts[0], err)
+				t.Errorf("mount %v: %v", r.Config.Mounts[0], err)
 			}
 
 			if held, _ := w.engine.HeldImages(t.Context()); len(keys(w, w.mounted))+len(held) > 0 {

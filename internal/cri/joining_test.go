@@ -62,7 +62,7 @@ func TestFallBackEndsWithTheConnection(t *testing.T) {
 	}
 
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || !netnsOf(t, s).Status {
-		t.Errorf("%+v, %v", sb, err)
+		t.Errorf("sandbox: %+v, %v", sb, err)
 	}
 }
 
@@ -81,7 +81,7 @@ func TestTrustEnds(t *testing.T) {
 	}
 
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || sb.OwnNetNS {
-		t.Errorf("%+v, %v", sb, err)
+		t.Errorf("sandbox: %+v, %v", sb, err)
 	}
 }
 

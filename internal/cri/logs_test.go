@@ -44,7 +44,7 @@ func TestReopenContainerLog(t *testing.T) {
 
 	for _, id := range []string{pod, "nobody"} {
 		if err := reopen(id); !errdefs.IsNotFound(err) {
-			t.Errorf("%s: %v", id, err)
+			t.Errorf("unknown container %s: %v", id, err)
 		}
 	}
 
@@ -85,12 +85,12 @@ func TestStatusShowsLogMode(t *testing.T) {
 
 			runtime, logs := st.Status.Conditions[0], st.Status.Conditions[2]
 			if runtime.Status != test.ready || !test.ready && runtime.Message != test.reason {
-				t.Errorf("%q: runtime %v", test.mode, runtime)
+				t.Errorf("mode %q: RuntimeReady is %v", test.mode, runtime)
 			}
 
 			if logs.Type != containerLogs || logs.Status != test.condition.Status ||
 				logs.Reason != test.condition.Reason || logs.Message != test.condition.Message {
-				t.Errorf("%q: %v", test.mode, logs)
+				t.Errorf("mode %q: ContainerLogs is %v", test.mode, logs)
 			}
 		})
 	}

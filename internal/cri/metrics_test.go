@@ -123,7 +123,7 @@ func TestPodSandboxMetrics(t *testing.T) {
 	l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
 	if err != nil || len(l.PodMetrics) != 1 || l.PodMetrics[0].PodSandboxId != pod ||
 		len(l.PodMetrics[0].ContainerMetrics) != 1 || l.PodMetrics[0].ContainerMetrics[0].ContainerId != id {
-		t.Fatalf("%v, %v", l, err)
+		t.Fatalf("list: %v, %v", l, err)
 	}
 
 	known := descriptors(t, s)

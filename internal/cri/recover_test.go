@@ -84,7 +84,7 @@ func TestRecoveryOfHangingSandbox(t *testing.T) {
 
 	for _, id := range ids {
 		if _, err := s.View.Sandbox(string(id)); !errdefs.IsNotFound(err) {
-			t.Errorf("%s: %v", id, err)
+			t.Errorf("sandbox %s: %v", id, err)
 		}
 	}
 }
@@ -101,7 +101,7 @@ func TestEachSandboxHasADeadline(t *testing.T) {
 		return errdefs.ErrAborted
 	})
 	if err := errors.Join(errs...); !errdefs.IsAborted(err) {
-		t.Errorf("%v", err)
+		t.Errorf("errors: %v", err)
 	}
 }
 

@@ -56,7 +56,7 @@ func TestSlowReleaseContinues(t *testing.T) {
 	begun, release := slowDel(t, w)
 	err := stopWithin(t, s, id, 200*time.Millisecond)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "in the background") {
-		t.Errorf("%v", err)
+		t.Errorf("error: %v", err)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -84,7 +84,7 @@ func TestSlowReleaseContinues(t *testing.T) {
 	}
 
 	if n := begun.Load(); n != 1 {
-		t.Errorf("%d DELs", n)
+		t.Errorf("%d DELs, want 1", n)
 	}
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
 		t.Error(err)
@@ -112,7 +112,7 @@ func TestSlowReleaseAndKubeadm(t *testing.T) {
 	}
 
 	if err != nil || w.engine.Containers() != 0 {
-		t.Errorf("%v, %d containers", err, w.engine.Containers())
+		t.Errorf("remove: %v, %d containers", err, w.engine.Containers())
 	}
 
 	if got := keys(w, w.pins); len(got) != 1 {
@@ -122,7 +122,7 @@ func TestSlowReleaseAndKubeadm(t *testing.T) {
 	release()
 	eventually(t, func() bool { return len(keys(w, w.pins)) == 0 && len(keys(w, w.attached)) == 0 })
 	if n := begun.Load(); n != 1 {
-		t.Errorf("%d DELs", n)
+		t.Errorf("%d DELs, want 1", n)
 	}
 
 	w.nothingLeft(t, s)
@@ -191,7 +191,7 @@ func TestUndoOfRelease(t *testing.T) {
 
 			if _, err := s.RunPodSandbox(t.Context(),
 				&runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, errBroken) {
-				t.Errorf("%v", err)
+				t.Errorf("error: %v", err)
 			}
 
 			if dels != failing+1 {
@@ -204,13 +204,13 @@ func TestUndoOfRelease(t *testing.T) {
 	}
 
 	if undoSandboxDeadline < time.Minute || podnet.ReleaseDeadline < undoSandboxDeadline {
-		t.Errorf("%v, %v", undoSandboxDeadline, podnet.ReleaseDeadline)
+		t.Errorf("undo deadline %v, release deadline %v", undoSandboxDeadline, podnet.ReleaseDeadline)
 	}
 }
 
-// TestOwedNetwork: the removal of a pod does not wait for an uninstalled plugin. The namespace is
-// kept for the later release.
-func TestOwedNetwork(t *testing.T) {
+// TestMissingPluginDefersRelease: the removal of a pod does not wait for an uninstalled plugin. The
+// namespace is kept for the later release.
+func TestMissingPluginDefersRelease(t *testing.T) {
 	s, w := newService(t)
 	id := runPod(t, s, w.pod())
 	w.setFault(func(step string) error {
@@ -225,7 +225,7 @@ func TestOwedNetwork(t *testing.T) {
 	}
 
 	if _, err := s.View.Sandbox(id); !errdefs.IsNotFound(err) || len(keys(w, w.pins)) != 1 {
-		t.Errorf("%v, pins %v", err, keys(w, w.pins))
+		t.Errorf("sandbox: %v, pins %v", err, keys(w, w.pins))
 	}
 
 	w.setFault(nil)

@@ -40,7 +40,7 @@ func TestPausesThatCannotJoin(t *testing.T) {
 	for range 2 {
 		sb, err := s.View.Sandbox(runPod(t, s, w.pod()))
 		if err != nil || sb.OwnNetNS || sb.HostNetwork() || sb.NetworkMode != "none" {
-			t.Errorf("%+v, %v", sb, err)
+			t.Errorf("sandbox: %+v, %v", sb, err)
 		}
 
 		c := netnsOf(t, s)
@@ -56,7 +56,7 @@ func TestPauseThatDoesNotJoin(t *testing.T) {
 	s.joining.timeout = 10 * time.Millisecond
 	id := runPod(t, s, w.pod())
 	if sb, err := s.View.Sandbox(id); err != nil || !sb.OwnNetNS || sb.HostNetwork() {
-		t.Errorf("%+v, %v", sb, err)
+		t.Errorf("sandbox: %+v, %v", sb, err)
 	}
 
 	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
@@ -66,7 +66,7 @@ func TestPauseThatDoesNotJoin(t *testing.T) {
 	w.stray.Store(true)
 	_, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()})
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "did not join the pod's network namespace") {
-		t.Errorf("%v", err)
+		t.Errorf("RunPodSandbox: %v", err)
 	}
 
 	w.nothingLeft(t, s)
@@ -91,7 +91,7 @@ func TestUnrelatedEngineFailure(t *testing.T) {
 	w.fault = nil
 	w.nothingLeft(t, s)
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS {
-		t.Errorf("%+v, %v", sb, err)
+		t.Errorf("sandbox: %+v, %v", sb, err)
 	}
 }
 
@@ -107,7 +107,7 @@ func TestSandboxImageRemovedAMomentAgo(t *testing.T) {
 	})
 
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS || errNoImage != nil {
-		t.Errorf("%+v, %v", sb, err)
+		t.Errorf("sandbox: %+v, %v", sb, err)
 	}
 }
 
@@ -120,7 +120,7 @@ func TestPauseExitError(t *testing.T) {
 		0:   "exit code 0",
 	} {
 		if err := pauseExitError(&spec.Sandbox{OwnNetNS: true, ExitCode: code}); !strings.Contains(err.Error(), want) {
-			t.Errorf("%d: %v, want %q", code, err, want)
+			t.Errorf("exit code %d: %v, want %q", code, err, want)
 		}
 	}
 

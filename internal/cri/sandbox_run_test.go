@@ -21,7 +21,7 @@ func TestInvalidSandboxPullsNothing(t *testing.T) {
 		s.joining.configured = engineNetNS
 		r := &runtimeapi.RunPodSandboxRequest{Config: w.pod(), RuntimeHandler: "unknown"}
 		if _, err := s.RunPodSandbox(t.Context(), r); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", engineNetNS, err)
+			t.Errorf("engine namespace %q: %v", engineNetNS, err)
 		}
 	}
 
@@ -82,7 +82,7 @@ func TestPruneDuringRunPodSandbox(t *testing.T) {
 
 				id := runPod(t, s, w.pod())
 				if sb, err := s.View.Sandbox(id); err != nil || !s.isReady(sb) {
-					t.Errorf("%+v, %v", sb, err)
+					t.Errorf("sandbox: %+v, %v", sb, err)
 				}
 
 				if n := lost.calls.Load(); n < 2 {

@@ -227,7 +227,7 @@ func TestPodSandboxStats(t *testing.T) {
 	l, err := received(s.ListPodSandboxStats(t.Context(),
 		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: cfg.Labels}}))
 	if err != nil || len(l.Stats) != 1 || l.Stats[0].Attributes.Id != pod {
-		t.Fatalf("%v, %v", l, err)
+		t.Fatalf("list: %v, %v", l, err)
 	}
 
 	linux := l.Stats[0].Linux
@@ -235,7 +235,7 @@ func TestPodSandboxStats(t *testing.T) {
 	if linux.Cpu.UsageCoreNanoSeconds.Value != 200 || linux.Cpu.UsageNanoCores.Value != 10 ||
 		linux.Memory.WorkingSetBytes.Value != 400 || linux.Memory.AvailableBytes != nil ||
 		linux.Process.ProcessCount.Value != 4 || len(linux.Containers) != 1 {
-		t.Errorf("%v", linux)
+		t.Errorf("pod stats: %v", linux)
 	}
 
 	if n := linux.Network; n.DefaultInterface.GetName() != "eth0" || n.DefaultInterface.RxErrors.Value != 2 ||
@@ -280,12 +280,12 @@ func TestStatsOfUnreadableContainer(t *testing.T) {
 
 	if l, err := received(s.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})); err != nil ||
 		len(l.Stats) != 0 {
-		t.Errorf("%v, %v", l, err)
+		t.Errorf("list: %v, %v", l, err)
 	}
 
 	if l, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})); err != nil ||
 		len(l.Stats) != 0 {
-		t.Errorf("%v, %v", l, err)
+		t.Errorf("list: %v, %v", l, err)
 	}
 }
 
@@ -300,11 +300,11 @@ func TestStatsWithoutInterface(t *testing.T) {
 	one, err := received(s.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod}))
 	if err != nil || one.Stats.Linux.Network != nil || one.Stats.Linux.Cpu == nil ||
 		len(one.Stats.Linux.Containers) != 1 {
-		t.Errorf("%v, %v", one, err)
+		t.Errorf("pod stats: %v, %v", one, err)
 	}
 
 	all, err := received(s.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}))
 	if err != nil || len(all.Stats) != 1 {
-		t.Errorf("%v, %v", all, err)
+		t.Errorf("list: %v, %v", all, err)
 	}
 }

@@ -91,7 +91,7 @@ func TestUnknownDisksAreOneValue(t *testing.T) {
 	})
 
 	if len(got) != 2 || got["/dev/sda"] != 1 || got[""] != 5 {
-		t.Errorf("%v", got)
+		t.Errorf("values: %v", got)
 	}
 }
 

@@ -206,7 +206,7 @@ func TestHangingInspects(t *testing.T) {
 		v := p.follow(t)
 		synctest.Wait()
 		if e := v.Engine(); !e.Ready {
-			t.Fatalf("%+v", e)
+			t.Fatalf("engine state: %+v", e)
 		}
 		if sb, err := v.Sandbox("hangs-0"); err != nil || !sb.Stale || !sb.Running {
 			t.Errorf("hanging container: %+v, %v", sb, err)
@@ -223,7 +223,7 @@ func TestHangingInspects(t *testing.T) {
 			t.Error("the responsive container was not read")
 		}
 		if e := v.Engine(); !e.Ready {
-			t.Errorf("%+v", e)
+			t.Errorf("engine state: %+v", e)
 		}
 
 		p.set(func() { clear(p.hanging) })
@@ -278,7 +278,7 @@ func TestLastRecordStays(t *testing.T) {
 		}
 
 		if sb, err := v.Sandbox("one"); err != nil || sb.Stale || sb.Name != "read" {
-			t.Errorf("%+v, %v", sb, err)
+			t.Errorf("sandbox: %+v, %v", sb, err)
 		}
 
 		p.set(func() { clear(p.hanging) })
@@ -304,7 +304,7 @@ func TestFailingImages(t *testing.T) {
 				v := p.follow(t)
 				time.Sleep(2 * imagesTimeout)
 				if e := v.Engine(); !e.Ready {
-					t.Fatalf("%+v", e)
+					t.Fatalf("engine state: %+v", e)
 				}
 				if images, err := v.Images(); !errdefs.IsUnavailable(err) {
 					t.Errorf("images before the first list: %v, %v", images, err)
@@ -440,7 +440,7 @@ func TestReadyImpliesWorkers(t *testing.T) {
 				p.set(func() { clear(p.failing) })
 				time.Sleep(2*backoffMax + time.Second)
 				if e := v.Engine(); !e.Ready {
-					t.Fatalf("%+v", e)
+					t.Fatalf("engine state: %+v", e)
 				}
 
 				p.event("one")

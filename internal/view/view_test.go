@@ -229,7 +229,7 @@ func TestLookup(t *testing.T) {
 	for id, want := range map[string]string{"aaaa11": "aaaa11", "aaaa2": "aaaa22", "b": "bbbb11"} {
 		t.Run(id, func(t *testing.T) {
 			if s, err := v.Sandbox(id); err != nil || string(s.ID) != want {
-				t.Errorf("%s: %v, %v", id, s, err)
+				t.Errorf("sandbox %s: %v, %v", id, s, err)
 			}
 		})
 	}

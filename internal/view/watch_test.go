@@ -145,12 +145,12 @@ func TestRemovedPodIsPublished(t *testing.T) {
 	v.publishLocked(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.beginInspection()))
 	expect(t, w, "s", "created started")
 	if got := expect(t, w, "c", "created")[0]; got.Sandbox != s || len(got.Containers) != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("change: %+v", got)
 	}
 
 	v.publishLocked(v.store.replace(nil, v.beginInspection()))
 	if got := expect(t, w, "c", "deleted")[0]; got.Sandbox != s || len(got.Containers) != 0 {
-		t.Errorf("%+v", got)
+		t.Errorf("change: %+v", got)
 	}
 
 	expect(t, w, "s", "stopped deleted")
@@ -469,7 +469,7 @@ func TestLaterIsNewer(t *testing.T) {
 	before := time.Now()
 	status, err := v.Pod("s")
 	if err != nil || status.At.Before(before) || time.Since(status.At) < 0 {
-		t.Fatalf("%+v, %v", status, err)
+		t.Fatalf("pod: %+v, %v", status, err)
 	}
 
 	ended := *s
@@ -480,7 +480,7 @@ func TestLaterIsNewer(t *testing.T) {
 		t.Errorf("published with %s after a status of %s", c.At, status.At)
 	}
 	if again, err := v.Pod("s"); err != nil || !again.At.After(c.At) {
-		t.Errorf("%+v, %v", again, err)
+		t.Errorf("pod: %+v, %v", again, err)
 	}
 
 	if _, err := v.Pod("x"); !errdefs.IsNotFound(err) {
@@ -517,7 +517,7 @@ func TestEventsWithoutInspections(t *testing.T) {
 	for i, want := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_CREATED,
 		runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_EXITED} {
 		if c := published[i].Containers; len(c) != 1 || c[0].State != want {
-			t.Errorf("%s: %+v", published[i].Type, c)
+			t.Errorf("containers at %s: %+v", published[i].Type, c)
 		}
 	}
 

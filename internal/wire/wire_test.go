@@ -109,7 +109,7 @@ func TestInvalidTexts(t *testing.T) {
 		got.Labels["good"] != "good" ||
 		got.Mounts[0].HostPath != "/"+bad || got.Mounts[1].HostPath != "/good" ||
 		len(got.Resources.Linux.Unified) != 1 || len(got.Labels) != 3 {
-		t.Errorf("%v", got)
+		t.Errorf("received: %v", got)
 	}
 
 	if item.Id != "\xff" || item.Labels["k\xfe"] != "v\xfd" {

@@ -17,28 +17,29 @@ import (
 
 // ruleOwner matches the pod in the comment of a masquerading rule, and ruleChain the pod's chain.
 var (
-	ruleOwner = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
-	ruleChain = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
-	wasOwed   = regexp.MustCompile(`uninstalled while a pod was running.* plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ ` +
-		`sandbox=([0-9a-f]{64})`)
+	ruleOwner     = regexp.MustCompile(`--comment "name: \\"chaos\\" id: \\"([0-9a-f]{64})\\""`)
+	ruleChain     = regexp.MustCompile(`\bCNI-[0-9a-f]{24}\b`)
+	pluginMissing = regexp.MustCompile(`uninstalled while a pod was running.* ` +
+		`plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ sandbox=([0-9a-f]{64})`)
 )
 
 // withoutLost filters out the rules lost by the bridge plugin.
 func (l *lab) withoutLost(rules []string) []string {
 	log, _ := os.ReadFile(l.daemon.Log())
-	owed := owedPods(string(log))
-	return withoutRulesOf(rules, func(pod string) bool { return l.cni.isBroken(pod) || owed[pod] })
+	missing := podsWithMissingPlugin(string(log))
+	return withoutRulesOf(rules, func(pod string) bool { return l.cni.isBroken(pod) || missing[pod] })
 }
 
-// owedPods returns the pods with a report of an uninstalled bridge plugin in the daemon's log.
-func owedPods(log string) map[string]bool {
-	owed := map[string]bool{}
+// podsWithMissingPlugin returns the pods with a report of an uninstalled bridge plugin in the
+// daemon's log.
+func podsWithMissingPlugin(log string) map[string]bool {
+	missing := map[string]bool{}
 	for line := range strings.Lines(log) {
-		if m := wasOwed.FindStringSubmatch(line); m != nil {
-			owed[m[1]] = true
+		if m := pluginMissing.FindStringSubmatch(line); m != nil {
+			missing[m[1]] = true
 		}
 	}
-	return owed
+	return missing
 }
 
 // withoutRulesOf filters out the rules and chains of pods for which isLost is true.
@@ -76,8 +77,9 @@ func TestWithoutRulesOf(t *testing.T) {
 	}
 }
 
-// TestOwedPods checks that exactly the reports of an uninstalled bridge plugin are found.
-func TestOwedPods(t *testing.T) {
+// TestPodsWithMissingPlugin checks that exactly the reports of an uninstalled bridge plugin are
+// found.
+func TestPodsWithMissingPlugin(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	uninstalled := func(plugins string) string {
 		return `level=WARN msg="CNI plugins were uninstalled while a pod was running" plugins=` + plugins +
@@ -90,7 +92,7 @@ func TestOwedPods(t *testing.T) {
 		uninstalled(`"bridge, portmap"`): true,
 		uninstalled(`portmap`):           false,
 	} {
-		if got := owedPods(next + log + next); got[id] != want || len(got) > 1 || got[other] {
+		if got := podsWithMissingPlugin(next + log + next); got[id] != want || len(got) > 1 || got[other] {
 			t.Errorf("%s: %v, want %v", log, got, want)
 		}
 	}
