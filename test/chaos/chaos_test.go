@@ -127,7 +127,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 	r.inject(t)
 
 	close(r.freeze)
-	r.check(t, "settled", 4*time.Minute, r.settled)
+	r.check(t, "settled", 4*time.Minute, r.checkSettled)
 	close(r.deletion)
 	if !waitFor(&working, 4*time.Minute) {
 		t.Errorf("pods could not be removed within 4 minutes")
@@ -138,7 +138,7 @@ func chaos(t *testing.T, v engines.Version, seed uint64) {
 		if err != nil {
 			return []string{err.Error()}
 		}
-		return append(now.beyond(baseline), r.inFlight(t)...)
+		return append(now.minus(baseline), r.inFlight(t)...)
 	})
 
 	cancel()
@@ -273,8 +273,8 @@ func (r *trial) inject(t *testing.T) {
 func (r *trial) apply(e event, fault breaker) {
 	random := rand.New(rand.NewPCG(e.choice, 0))
 	if slices.Contains(blinding, e.fault) {
-		r.blinded(1)
-		defer r.blinded(-1)
+		r.countBlinding(1)
+		defer r.countBlinding(-1)
 	}
 
 	end, err := fault(r, random)
@@ -288,8 +288,8 @@ func (r *trial) apply(e event, fault breaker) {
 	r.note("end of %s", e.fault)
 }
 
-// blinded counts the faults with a possible effect on the daemon's view of the engine.
-func (r *trial) blinded(n int) {
+// countBlinding counts the current faults that may hide the engine from the daemon.
+func (r *trial) countBlinding(n int) {
 	r.losing.Lock()
 	defer r.losing.Unlock()
 	r.blind += n

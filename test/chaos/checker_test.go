@@ -21,8 +21,8 @@ import (
 // remains lists possible leftovers of pods, by kind.
 type remains map[string][]string
 
-// beyond returns everything not in the baseline.
-func (r remains) beyond(baseline remains) []string {
+// minus returns everything that is not in the baseline.
+func (r remains) minus(baseline remains) []string {
 	var more []string
 	for kind, things := range r {
 		counted := map[string]int{}
@@ -50,7 +50,7 @@ func (l *lab) remaining(ctx context.Context) (r remains, err error) {
 
 	r = remains{}
 	for _, gather := range []func(context.Context, remains) error{
-		l.engineHolds, l.daemonAnswers, l.kernelHolds, l.processesRun, l.filesHold,
+		l.collectEngine, l.collectDaemonLists, l.collectKernel, l.collectProcesses, l.collectFiles,
 	} {
 		err = errors.Join(err, gather(ctx, r))
 	}
@@ -58,8 +58,8 @@ func (l *lab) remaining(ctx context.Context) (r remains, err error) {
 	return r, err
 }
 
-// engineHolds collects containers and networks.
-func (l *lab) engineHolds(ctx context.Context, r remains) error {
+// collectEngine collects containers and networks.
+func (l *lab) collectEngine(ctx context.Context, r remains) error {
 	containers, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return err
@@ -81,8 +81,8 @@ func (l *lab) engineHolds(ctx context.Context, r remains) error {
 	return nil
 }
 
-// daemonAnswers collects the daemon's lists.
-func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
+// collectDaemonLists collects the daemon's lists.
+func (l *lab) collectDaemonLists(ctx context.Context, r remains) error {
 	sandboxes, err := l.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return err
@@ -104,8 +104,8 @@ func (l *lab) daemonAnswers(ctx context.Context, r remains) error {
 	return nil
 }
 
-// kernelHolds collects links, rules, mounts, network namespaces and cgroups of containers.
-func (l *lab) kernelHolds(_ context.Context, r remains) error {
+// collectKernel collects links, rules, mounts, network namespaces and cgroups of containers.
+func (l *lab) collectKernel(_ context.Context, r remains) error {
 	links, err := l.inside("ip", "-o", "link", "show", "type", "veth")
 	rules, err2 := l.inside("iptables-save")
 	mounts, err3 := l.mounts()
@@ -123,7 +123,7 @@ func (l *lab) kernelHolds(_ context.Context, r remains) error {
 		}
 	}
 
-	r["rules"] = l.withoutLost(r["rules"])
+	r["rules"] = l.filterLostRules(r["rules"])
 	for _, m := range mounts {
 		if !l.isLost(l.rootOf(m)) && !isLostInit(m, l.eng.DataRoot(), l.dockerdKilled.Load()) {
 			r["mounts"] = append(r["mounts"], m)
@@ -152,8 +152,8 @@ func counters(rule string) string {
 	return rule
 }
 
-// processesRun collects processes, except short-lived ones and shims lost by the engine.
-func (l *lab) processesRun(_ context.Context, r remains) error {
+// collectProcesses collects processes, except short-lived ones and shims that the engine has lost.
+func (l *lab) collectProcesses(_ context.Context, r remains) error {
 	all, err := l.list()
 	if err != nil {
 		return err
@@ -176,8 +176,8 @@ func (l *lab) processesRun(_ context.Context, r remains) error {
 	return nil
 }
 
-// filesHold collects pins, reservations, CNI's cache and journal, and the log-driver's table.
-func (l *lab) filesHold(_ context.Context, r remains) error {
+// collectFiles collects pins, reservations, CNI's cache and journal, and the log-driver's table.
+func (l *lab) collectFiles(_ context.Context, r remains) error {
 	for kind, dir := range map[string]string{
 		"pins":         l.daemon.PinDir,
 		"reservations": l.leases(),
@@ -213,7 +213,7 @@ func (l *lab) filesHold(_ context.Context, r remains) error {
 }
 
 // writes returns the container of an entry in the log-driver's table. dockerd does not close the
-// log of a container lost by it.
+// log of a container that it has lost.
 func (l *lab) writes(file string) string {
 	var e struct{ Container string }
 	b, err := os.ReadFile(l.eng.Path(file))
@@ -273,8 +273,8 @@ func (l *lab) running(ctx context.Context, reported map[string]bool) (map[string
 	return running, nil
 }
 
-// settled compares the pods not to be removed with the daemon's answers and with the engine.
-func (k *kubelet) settled(ctx context.Context) (problems []string) {
+// checkSettled compares the pods that must stay with the daemon's answers and with the engine.
+func (k *kubelet) checkSettled(ctx context.Context) (problems []string) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	sandboxes, err := k.daemon.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {

@@ -252,7 +252,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	}
 
 	if hit != "" && abandon && at%2 == 0 {
-		if err := c.removeBehind(ctx); err != nil {
+		if err := c.removeExternally(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -263,18 +263,20 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 
 	switch {
 	case hit != "" && abandon:
-		c.mustBe(t, ctx, o.name+", abandoned after "+hit, func(ctx context.Context) []string {
+		c.mustSucceed(t, ctx, o.name+", abandoned after "+hit, func(ctx context.Context) []string {
 			return slices.Concat(problem(c.removeListed(ctx)), c.leftovers(ctx, baseline))
 		})
 		return hit
 
 	case hit != "":
 		repeat := func(ctx context.Context) []string { return problem(o.call(c, ctx)) }
-		c.mustBe(t, ctx, o.name+" repeated after "+hit, repeat)
+		c.mustSucceed(t, ctx, o.name+" repeated after "+hit, repeat)
 	}
 
-	c.mustBe(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string { return problem(c.clear(ctx)) })
-	c.mustBe(t, ctx, o.name+", no remains after "+hit, func(ctx context.Context) []string {
+	c.mustSucceed(t, ctx, o.name+", removed after "+hit, func(ctx context.Context) []string {
+		return problem(c.clear(ctx))
+	})
+	c.mustSucceed(t, ctx, o.name+", no remains after "+hit, func(ctx context.Context) []string {
 		return c.leftovers(ctx, baseline)
 	})
 
@@ -284,7 +286,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 // leftovers returns everything on the node not in the baseline.
 func (c *crash) leftovers(ctx context.Context, baseline remains) []string {
 	now, err := c.remaining(ctx)
-	return slices.Concat(problem(err), now.beyond(baseline))
+	return slices.Concat(problem(err), now.minus(baseline))
 }
 
 func problem(err error) []string {
@@ -294,17 +296,17 @@ func problem(err error) []string {
 	return []string{err.Error()}
 }
 
-// mustBe fails the test unless find finally returns no problems.
-func (c *crash) mustBe(t *testing.T, ctx context.Context, what string, find func(context.Context) []string) {
+// mustSucceed fails the test unless find finally returns no problems.
+func (c *crash) mustSucceed(t *testing.T, ctx context.Context, what string, find func(context.Context) []string) {
 	t.Helper()
 	if problems := await(ctx, time.Minute, find); len(problems) > 0 {
 		t.Fatalf("%s: %q", what, problems)
 	}
 }
 
-// removeBehind removes the pod's containers while the daemon is dead, like an administrator
+// removeExternally removes the pod's containers while the daemon is dead, like an administrator
 // cleaning up after a crash (docker rm -f). Only the daemon then still knows the pod's network.
-func (c *crash) removeBehind(ctx context.Context) error {
+func (c *crash) removeExternally(ctx context.Context) error {
 	all, err := c.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ var surroundingFaults = map[string]breaker{
 	"cut events":      func(r *trial, _ *rand.Rand) (func(), error) { r.proxy.CutStreams(); return nil, nil },
 }
 
-// blinding lists the faults with a possible effect on the daemon's view of the engine.
+// blinding lists the faults that may hide the engine from the daemon.
 var blinding = []string{
 	"stop dockerd", "delay requests", "cut requests", "answer 500", "truncate answers", "answer never",
 	"silence events", "delay events",

@@ -158,7 +158,7 @@ func (k *kubelet) call(
 	return fmt.Errorf("%s: %w", method, err)
 }
 
-// mustExist checks that a container just reported as running exists in the engine.
+// mustExist checks that the engine has a container that the daemon has just reported as running.
 func (k *kubelet) mustExist(ctx context.Context, method, id string) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()

@@ -27,7 +27,7 @@ import (
 	"cri-dockerd/test/proxy"
 )
 
-// lab is a node with faults in any of its parts.
+// lab is a node in which every part can be broken.
 type lab struct {
 	eng    *engines.Engine
 	daemon *engines.Daemon
@@ -107,7 +107,7 @@ func (l *lab) confFile() string { return filepath.Join(l.conf, "10-chaos.conflis
 // saved is the archive of the containers' image.
 func (l *lab) saved() string { return filepath.Join(l.eng.Dir, "busybox.tar") }
 
-// filler is the file to fill the disk of a directory.
+// filler is the file that fills the disk of a directory.
 func (l *lab) filler(dir string) string { return l.eng.Path(filepath.Join(dir, "filler")) }
 
 // leases is the directory of host-local's reservations.
@@ -275,14 +275,14 @@ func parentOf(stat string) string {
 	return ""
 }
 
-// question is a query of a CNI plugin's stand-in before or after the real plugin's work.
+// question is sent by the stand-in for a CNI plugin before and after the real plugin runs.
 type question struct {
 	Plugin, Command, Container string
 	After, Failed              bool
 }
 
-// plugins are the CNI plugins of a lab. Each is a stand-in from directory plugin which queries the
-// test.
+// plugins are the CNI plugins of a lab. Each is a stand-in, built from directory plugin, that asks
+// the test for instructions.
 type plugins struct {
 	dir string
 

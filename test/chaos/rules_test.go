@@ -23,11 +23,11 @@ var (
 		`plugins=(?:bridge|"[^"]*\bbridge\b[^"]*") pod=\S+ sandbox=([0-9a-f]{64})`)
 )
 
-// withoutLost filters out the rules lost by the bridge plugin.
-func (l *lab) withoutLost(rules []string) []string {
+// filterLostRules filters out the rules lost by the bridge plugin.
+func (l *lab) filterLostRules(rules []string) []string {
 	log, _ := os.ReadFile(l.daemon.Log())
 	missing := podsWithMissingPlugin(string(log))
-	return withoutRulesOf(rules, func(pod string) bool { return l.cni.isBroken(pod) || missing[pod] })
+	return filterRules(rules, func(pod string) bool { return l.cni.isBroken(pod) || missing[pod] })
 }
 
 // podsWithMissingPlugin returns the pods with a report of an uninstalled bridge plugin in the
@@ -42,8 +42,8 @@ func podsWithMissingPlugin(log string) map[string]bool {
 	return missing
 }
 
-// withoutRulesOf filters out the rules and chains of pods for which isLost is true.
-func withoutRulesOf(rules []string, isLost func(pod string) bool) []string {
+// filterRules filters out the rules and chains of pods for which isLost is true.
+func filterRules(rules []string, isLost func(pod string) bool) []string {
 	chains := map[string]bool{}
 	for _, r := range rules {
 		if m := ruleOwner.FindStringSubmatch(r); m != nil && isLost(m[1]) {
@@ -53,8 +53,8 @@ func withoutRulesOf(rules []string, isLost func(pod string) bool) []string {
 	return slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return chains[ruleChain.FindString(r)] })
 }
 
-// TestWithoutRulesOf checks that only the rules of these pods are filtered out.
-func TestWithoutRulesOf(t *testing.T) {
+// TestFilterRules checks that only the rules of these pods are filtered out.
+func TestFilterRules(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	of := func(chain, id string) []string {
 		comment := `-m comment --comment "name: \"chaos\" id: \"` + id + `\""`
@@ -69,10 +69,10 @@ func TestWithoutRulesOf(t *testing.T) {
 	kept := append(of("CNI-c2a00c7a6c311963c805ccab", other), "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-x",
 		"-A FORWARD -j ACCEPT")
 	all := append(of("CNI-110688650eeb7f40411497d9", id), kept...)
-	if got := withoutRulesOf(all, func(pod string) bool { return pod == id }); !slices.Equal(got, kept) {
+	if got := filterRules(all, func(pod string) bool { return pod == id }); !slices.Equal(got, kept) {
 		t.Errorf("remaining %q", got)
 	}
-	if got := withoutRulesOf(all, func(string) bool { return false }); !slices.Equal(got, all) {
+	if got := filterRules(all, func(string) bool { return false }); !slices.Equal(got, all) {
 		t.Errorf("without a reason: remaining %q", got)
 	}
 }

@@ -39,7 +39,7 @@ func containerOf(p process) string {
 	return ""
 }
 
-// neverStarted is the process name of a container created but not started by runc.
+// neverStarted is the process name of a container that runc has created and not started.
 const neverStarted = "runc:[2:INIT]"
 
 // isLost reports whether the engine itself has lost a container: dockerd or containerd was killed
@@ -121,8 +121,8 @@ func (l *lab) rootOf(mount string) string {
 // while it fills the layer.
 var initMount = regexp.MustCompile(`^/overlay2/[0-9a-f]{64}-init/merged$`)
 
-// isLostInit reports whether a mount belongs to a container being created when dockerd was killed.
-// dockerd does not unmount it at its next start, and has no container for it.
+// isLostInit reports whether a mount belongs to a container that dockerd was creating when it was
+// killed. dockerd does not unmount it at its next start, and has no container for it.
 func isLostInit(mount, dataRoot string, dockerdKilled bool) bool {
 	rest, found := strings.CutPrefix(mount, dataRoot)
 	return dockerdKilled && found && initMount.MatchString(rest)
@@ -252,7 +252,7 @@ func TestIsLostInit(t *testing.T) {
 	}
 }
 
-// TestIsLost checks that the checker permits only leftovers of containers lost by the engine.
+// TestIsLost checks that the checker permits only leftovers of containers that the engine has lost.
 func TestIsLost(t *testing.T) {
 	id, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	shim := process{

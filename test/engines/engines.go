@@ -175,7 +175,7 @@ func (e *Engine) namespaces(tb TB) {
 	}
 }
 
-// ShimHandler is a containerd shim found by its name by engines from 23 on: the runc shim under
+// ShimHandler is a containerd shim that engines from 23 on find by its name: the runc shim under
 // another name.
 const ShimHandler = "io.containerd.test.v2"
 

@@ -34,7 +34,7 @@ func main() {
 	os.Exit(1)
 }
 
-// runInit reaps orphans and ends when standard input does, that is, when the process which started
+// runInit reaps orphans and ends when standard input ends, that is, when the process that started
 // the engine has exited. The kernel then kills all processes in the PID namespace.
 func runInit() {
 	children := make(chan os.Signal, 1)
