@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// answerTimeout bounds the write of Limits.Answer, which fits into an empty socket buffer.
-const answerTimeout = 100 * time.Millisecond
+// responseTimeout bounds the write of Limits.Response, which fits into an empty socket buffer.
+const responseTimeout = 100 * time.Millisecond
 
 // ErrTooMany is the error of Keep beyond a limit.
 var ErrTooMany = errors.New("too many open connections")
@@ -28,9 +28,9 @@ type Limits struct {
 	PendingPerPeer int // connections before Keep of one source address
 	Kept           int // total connections after Keep
 	KeptPerPeer    int // connections after Keep of one source address
-	// Answer is sent to a pending connection before it is closed for a newer one. It must be
+	// Response is sent to a pending connection before it is closed for a newer one. It must be
 	// short. If it is empty, nothing is sent.
-	Answer []byte
+	Response []byte
 }
 
 // Listener is a listener with limits. It is safe for concurrent use.
@@ -74,7 +74,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 	victims, err := l.admit(c)
 	for _, v := range victims {
-		v.reject(l.limits.Answer)
+		v.reject(l.limits.Response)
 	}
 
 	if err != nil {
@@ -212,11 +212,11 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// reject sends the answer, if any, and closes an evicted connection.
-func (c *Conn) reject(answer []byte) {
-	if len(answer) > 0 {
-		_ = c.Conn.SetWriteDeadline(time.Now().Add(answerTimeout))
-		_, _ = c.Conn.Write(answer)
+// reject sends the response, if any, and closes an evicted connection.
+func (c *Conn) reject(response []byte) {
+	if len(response) > 0 {
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(responseTimeout))
+		_, _ = c.Conn.Write(response)
 	}
 	c.Conn.Close()
 }

@@ -36,8 +36,9 @@ func listen(t *testing.T, limits Limits) (l *Listener, dial func() (client net.C
 	}
 }
 
-// readAnswer reads the server's answer, and reports whether the server has closed the connection.
-func readAnswer(t *testing.T, client net.Conn) (answer string, closed bool) {
+// readResponse reads the server's response, and reports whether the server has closed the
+// connection.
+func readResponse(t *testing.T, client net.Conn) (response string, closed bool) {
 	t.Helper()
 	if err := client.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 		t.Fatal(err)
@@ -49,16 +50,16 @@ func readAnswer(t *testing.T, client net.Conn) (answer string, closed bool) {
 
 func TestOldestPendingIsClosed(t *testing.T) {
 	for name, limits := range map[string]Limits{
-		"total":    {Pending: 2, Answer: []byte("busy")},
-		"per peer": {PendingPerPeer: 2, Answer: []byte("busy")},
+		"total":    {Pending: 2, Response: []byte("busy")},
+		"per peer": {PendingPerPeer: 2, Response: []byte("busy")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, dial := listen(t, limits)
 			first, _ := dial()
 			second, touched := dial()
 			_, kept := dial() // closes first
-			if answer, closed := readAnswer(t, first); !closed || answer != "busy" {
-				t.Errorf("oldest connection: answer %q, closed %v; want \"busy\", true", answer, closed)
+			if response, closed := readResponse(t, first); !closed || response != "busy" {
+				t.Errorf("oldest connection: response %q, closed %v; want \"busy\", true", response, closed)
 			}
 			if err := kept.Keep(); err != nil {
 				t.Fatal(err)
@@ -68,7 +69,7 @@ func TestOldestPendingIsClosed(t *testing.T) {
 			touched.Touch()
 			fourth, _ := dial() // closes third
 			for c, want := range map[net.Conn]bool{second: false, third: true, fourth: false} {
-				if _, closed := readAnswer(t, c); closed != want {
+				if _, closed := readResponse(t, c); closed != want {
 					t.Errorf("closed %v, want %v", closed, want)
 				}
 			}
@@ -112,7 +113,7 @@ func TestCloseAll(t *testing.T) {
 	l, dial := listen(t, Limits{})
 	client, _ := dial()
 	l.CloseAll()
-	if _, closed := readAnswer(t, client); !closed {
+	if _, closed := readResponse(t, client); !closed {
 		t.Error("connection is open after CloseAll")
 	}
 	if _, err := net.Dial("tcp", l.Addr().String()); err != nil {

@@ -29,7 +29,7 @@ const (
 var endpointLimits = connlimit.Limits{
 	Pending:        64,
 	PendingPerPeer: 32,
-	Answer:         []byte("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
+	Response:       []byte("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
 }
 
 // tcpServer returns a server for a TCP listener, and the listener with connection limits.

@@ -26,7 +26,7 @@ const (
 )
 
 // errClientTooSlow ends a session because the client does not read its output.
-var errClientTooSlow = fmt.Errorf("client disconnected: it does not read its output and the buffer is full (up to "+
+var errClientTooSlow = fmt.Errorf("session closed: the client does not read its output and the buffer is full (up to "+
 	"%d MiB); read the output faster, or write it to a file: %w", maxSpill>>20, errdefs.ErrResourceExhausted)
 
 // spools are the buffers shared by the outputs of all sessions.

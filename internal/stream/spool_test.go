@@ -140,7 +140,7 @@ func TestClientDoesNotRead(t *testing.T) {
 
 				_, end := read()
 				status, _, message := parseStatus(t, end)
-				if status != "Failure" || !strings.Contains(message, "disconnected") {
+				if status != "Failure" || !strings.Contains(message, "buffer is full") {
 					t.Errorf("status %q", end)
 				}
 			})

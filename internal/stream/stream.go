@@ -85,7 +85,7 @@ var limits = connlimit.Limits{
 	Pending:        512,
 	PendingPerPeer: 256,
 	Kept:           512,
-	Answer:         []byte("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
+	Response:       []byte("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
 }
 
 // Server issues URLs and serves them. It is safe for concurrent use.
@@ -116,8 +116,8 @@ func New(cfg Config) (*Server, error) {
 
 	l, err := net.Listen("tcp", hostPort(cfg.Addr))
 	if err != nil {
-		return nil, fmt.Errorf("start streaming server: %w; set --streaming-bind-addr to a free address, or remove it",
-			err)
+		return nil, fmt.Errorf("start streaming server: %w; set --streaming-bind-addr to a free address, or "+
+			"remove it", err)
 	}
 
 	bound := l.Addr().(*net.TCPAddr).AddrPort()
@@ -137,7 +137,7 @@ func New(cfg Config) (*Server, error) {
 	connLimits := limits
 	if certs != nil {
 		s.base.Scheme = "https"
-		connLimits.Answer = nil // a TLS client cannot read it
+		connLimits.Response = nil // a TLS client cannot read it
 	}
 
 	s.warn(bound, certs)

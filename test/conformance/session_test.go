@@ -142,8 +142,8 @@ func TestStalledClient(t *testing.T) {
 			if took := time.Since(begin); took > 30*time.Second {
 				t.Errorf("stop and removal took %v, want at most 30 s", took)
 			}
-			if _, end := attached.read(); !strings.Contains(end, "cut off") {
-				t.Errorf("status of the attach session: %q, want cut off", end)
+			if _, end := attached.read(); !strings.Contains(end, "buffer is full") {
+				t.Errorf("status of the attach session: %q, want a full buffer", end)
 			}
 		})
 	})

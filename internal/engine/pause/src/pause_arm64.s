@@ -58,9 +58,9 @@ bound:
 	BLT  drop
 	MOVD RSP, R21
 	SUB  R22<<2, R21        // R21: the numbers
-	ADD  $16, R20, R23      // R23: where the next argument is told
-	MOVD R21, R24           // R24: where its number goes
-	SUB  $1, R22, R25       // R25: arguments that are left
+	ADD  $16, R20, R23      // R23: pointer to the next argument
+	MOVD R21, R24           // R24: destination of its number
+	SUB  $1, R22, R25       // R25: remaining arguments
 	MOVD $10, R26
 number:
 	MOVD.P 8(R23), R1
