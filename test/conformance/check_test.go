@@ -24,9 +24,9 @@ func TestCheckPod(t *testing.T) {
 			t.Errorf("the image of the self-test remains: %s", ids)
 		}
 
-		_, rest, _ := strings.Cut(out, "logs, rotated once: ")
+		_, rest, _ := strings.Cut(out, "logs with rotation: ")
 		file, kind, _ := strings.Cut(rest, ", ")
-		if !strings.HasPrefix(kind, "in the CRI's format\n") {
+		if !strings.HasPrefix(kind, "CRI format\n") {
 			t.Errorf("log format %q", kind)
 		}
 		if _, err := os.Stat(filepath.Dir(file)); !filepath.IsAbs(file) || !errors.Is(err, os.ErrNotExist) {
@@ -54,7 +54,7 @@ func TestCheckPodReportsTheCause(t *testing.T) {
 
 				if !strings.HasPrefix(string(out), "FAIL  "+c.finding+" ") ||
 					!strings.Contains(string(out), "fix: ") ||
-					strings.Contains(string(out), "image made") {
+					strings.Contains(string(out), "image loaded") {
 					t.Errorf("want finding %s first, with a fix, and no pod:\n%s", c.finding, out)
 				}
 			})

@@ -66,14 +66,11 @@ func checkOneDaemon(f *Facts) result {
 			strings.Join(f.Daemon.Others, ", "), f.daemonUnit())
 	}
 
-	return ok("process %s", processes(f.Daemon.Processes))
-}
-
-func processes(all []Process) string {
-	if len(all) == 0 {
-		return "none"
+	if len(f.Daemon.Processes) == 0 {
+		return ok("no CRI server for Docker is running")
 	}
-	return strconv.Itoa(all[0].PID)
+
+	return ok("process %d", f.Daemon.Processes[0].PID)
 }
 
 func checkFlags(f *Facts) result {
@@ -97,8 +94,8 @@ func checkFlags(f *Facts) result {
 	return fail(fix, "the daemon cannot start: %s", m.Error)
 }
 
-// otherPID returns the process ID of the surplus daemon: another program, otherwise the last
-// process the facts do not describe.
+// otherPID returns the process ID of the surplus daemon: another program, otherwise the last daemon
+// except the checked one.
 func (f *Facts) otherPID() int {
 	pid := 0
 	for _, p := range f.Daemon.Processes {
@@ -245,7 +242,7 @@ func checkRuntime(f *Facts) result {
 		return fail(f.startDaemon("restart"), "%s: %s", c.Reason, c.Message)
 	}
 
-	return ok("RuntimeReady")
+	return ok("condition RuntimeReady is true")
 }
 
 func checkContainerLogs(f *Facts) result {

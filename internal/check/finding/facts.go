@@ -135,7 +135,7 @@ type Process struct {
 	PID     int
 	Program string
 	Ours    bool // runs this program, in this or another release
-	Checked bool // the facts about flags and socket describe this process
+	Checked bool // Flags and Socket describe this process
 }
 
 // Streaming is the state of the server for exec, attach and port-forward.

@@ -239,10 +239,12 @@ func (k *Kubelet) usesRuntimeDriver() bool {
 
 func checkCgroupDriver(f *Facts) result {
 	k, docker := f.Kubelet, f.Engine.CgroupDriver
-	if !k.Present || docker == "" {
-		return skip("the cgroup driver of Docker is unknown, or " + noKubelet)
-	}
-	if k.usesRuntimeDriver() {
+	switch {
+	case !k.Present:
+		return skip(noKubelet)
+	case docker == "":
+		return skip("the cgroup driver of Docker is unknown")
+	case k.usesRuntimeDriver():
 		return ok("%s; the kubelet gets the driver from the CRI", docker)
 	}
 

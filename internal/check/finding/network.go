@@ -167,5 +167,5 @@ func checkNetwork(f *Facts) result {
 		return warn(shell.Advice("read the message of the network plugin"), "%s: %s", c.Reason, c.Message)
 	}
 
-	return ok("NetworkReady")
+	return ok("condition NetworkReady is true")
 }

@@ -31,7 +31,7 @@ func checkPrivileges(f *Facts) result {
 			"%s: check does not find processes in other namespaces", f.Foreign)
 	}
 
-	return ok("root")
+	return ok("running as root")
 }
 
 // fix returns the line to make a file trusted.
