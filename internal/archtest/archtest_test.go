@@ -18,9 +18,9 @@ import (
 
 const module = "cri-dockerd/"
 
-// arrows says for every package of the daemon which packages of ours it may import. A new package
-// is added here on purpose: the table is the architecture (see ARCHITECTURE.md).
-var arrows = map[string][]string{
+// allowedImports lists the allowed internal imports of each package of the daemon. Add a new
+// package here deliberately, because the table is the architecture (see ARCHITECTURE.md).
+var allowedImports = map[string][]string{
 	"internal/model":           {},
 	"internal/text":            {},
 	"internal/safefs":          {},
@@ -77,47 +77,74 @@ var arrows = map[string][]string{
 	"internal/check/finding": {"internal/quantity", "internal/shell"},
 	"internal/check/probe": {"internal/check/finding", "internal/config", "internal/engine", "internal/podnet",
 		"internal/logs/driver", "internal/proc", "internal/rootonly", "internal/shell"},
-	// Programs and fixtures that are not part of the daemon.
+	// Programs and fixtures outside the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
 	"internal/engine/enginetest":  {"internal/spec", "internal/engine"},
 	"internal/archtest":           {},
 }
 
-// vocabulary are the packages that every other one may import: checked types, and the gates for
-// text and files from outside.
+// vocabulary lists the packages open to all others: checked types, and the gates for text and files
+// from outside.
 var vocabulary = []string{"internal/model", "internal/text", "internal/safefs"}
 
-// restricted says who may import a package from outside.
+// restricted lists the allowed importers of external packages.
 var restricted = map[string]struct {
 	users  []string
 	reason string
 }{
-	"github.com/moby/moby/client": {[]string{"internal/engine", "internal/engine/enginetest"},
-		"Docker's verbs are engine's"},
-	"github.com/moby/moby/api": {[]string{"internal/engine", "internal/engine/enginetest", "internal/spec",
-		"internal/view"}, "only engine, spec and node know Docker's types"},
-	"google.golang.org/grpc": {[]string{"internal/rpc", "internal/check", "internal/check/probe"},
-		"only rpc serves gRPC; check is a client"},
-	"github.com/containernetworking/cni": {[]string{"internal/podnet"}, "CNI is podnet's"},
-	"k8s.io/cri-streaming":               {[]string{"internal/stream"}, "the streaming server is stream's"},
-	"github.com/spf13/cobra": {[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover",
-		"internal/config"}, "command lines belong to cmd"},
-	"github.com/coreos/go-systemd": {[]string{"internal/process", "internal/logs/process", "internal/rpc"},
-		"messages go through process, sockets to their servers"},
-	"google.golang.org/grpc/codes": {[]string{"internal/rpc", "internal/check", "internal/check/probe"},
-		"codes are mapped once, in rpc"},
-	"go.opentelemetry.io/otel/sdk": {[]string{"internal/tracing"},
-		"where spans go is tracing's; the others know providers only"},
-	"go.opentelemetry.io/otel/exporters": {[]string{"internal/tracing"}, "where spans go is tracing's"},
-	"google.golang.org/protobuf/encoding": {[]string{"internal/logs/driver", "internal/wire"},
-		"only Docker's log messages and answers that must be cheap are encoded beside gRPC"},
-	"github.com/prometheus": {[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet",
-		"internal/podstats", "internal/rpc", "internal/daemon"}, "metrics are collected where they arise, and " +
-		"served by the daemon"},
+	"github.com/moby/moby/client": {
+		[]string{"internal/engine", "internal/engine/enginetest"},
+		"only engine calls Docker's API",
+	},
+	"github.com/moby/moby/api": {
+		[]string{"internal/engine", "internal/engine/enginetest", "internal/spec", "internal/view"},
+		"only engine, spec and view use Docker's types",
+	},
+	"google.golang.org/grpc": {
+		[]string{"internal/rpc", "internal/check", "internal/check/probe"},
+		"only rpc serves gRPC; check is a client",
+	},
+	"github.com/containernetworking/cni": {
+		[]string{"internal/podnet"},
+		"only podnet uses CNI",
+	},
+	"k8s.io/cri-streaming": {
+		[]string{"internal/stream"},
+		"only stream runs the streaming server",
+	},
+	"github.com/spf13/cobra": {
+		[]string{"cmd/cri-dockerd", "internal/check", "internal/takeover", "internal/config"},
+		"command lines belong to cmd",
+	},
+	"github.com/coreos/go-systemd": {
+		[]string{"internal/process", "internal/logs/process", "internal/rpc"},
+		"process sends messages to systemd; servers take its sockets",
+	},
+	"google.golang.org/grpc/codes": {
+		[]string{"internal/rpc", "internal/check", "internal/check/probe"},
+		"codes are mapped once, in rpc",
+	},
+	"go.opentelemetry.io/otel/sdk": {
+		[]string{"internal/tracing"},
+		"tracing exports spans; other packages only use providers",
+	},
+	"go.opentelemetry.io/otel/exporters": {
+		[]string{"internal/tracing"},
+		"tracing exports spans",
+	},
+	"google.golang.org/protobuf/encoding": {
+		[]string{"internal/logs/driver", "internal/wire"},
+		"only Docker's log messages and large responses are encoded outside gRPC",
+	},
+	"github.com/prometheus": {
+		[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet", "internal/podstats",
+			"internal/rpc", "internal/daemon"},
+		"each part collects its metrics, and the daemon serves them",
+	},
 }
 
-// banned must not be linked into the daemon, however indirectly.
+// banned lists packages the daemon must not link, directly or indirectly.
 var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/",
 	"github.com/docker/docker/"}
 
@@ -131,8 +158,8 @@ type pkg struct {
 	Deps       []string
 }
 
-// list runs go list on patterns from the repository's root.
-func list(t *testing.T, args ...string) []pkg {
+// goList runs go list with the given arguments in the repository's root.
+func goList(t *testing.T, args ...string) []pkg {
 	t.Helper()
 	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Name,Doc,Dir,GoFiles,Imports,Deps"},
 		args...)...)
@@ -158,19 +185,19 @@ func list(t *testing.T, args ...string) []pkg {
 	}
 }
 
-func TestArrowsGoDownOnly(t *testing.T) {
-	for _, p := range list(t, "./cmd/...", "./internal/...") {
+func TestImports(t *testing.T) {
+	for _, p := range goList(t, "./cmd/...", "./internal/...") {
 		name := strings.TrimPrefix(p.ImportPath, module)
-		allowed, known := arrows[name]
+		allowed, known := allowedImports[name]
 		if !known {
-			t.Errorf("%s is not in the table of arrows: add it there, and to ARCHITECTURE.md", name)
+			t.Errorf("%s is not in allowedImports: add it there and to ARCHITECTURE.md", name)
 			continue
 		}
 
 		for _, imp := range p.Imports {
 			if own, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, own) &&
 				!slices.Contains(vocabulary, own) {
-				t.Errorf("%s imports %s, which lies beside or above it", name, own)
+				t.Errorf("%s imports %s, a package beside or above it", name, own)
 			}
 
 			for prefix, r := range restricted {
@@ -182,16 +209,16 @@ func TestArrowsGoDownOnly(t *testing.T) {
 	}
 }
 
-func TestEveryPackageIsDocumented(t *testing.T) {
-	for _, p := range list(t, "./...") {
+func TestPackageComments(t *testing.T) {
+	for _, p := range goList(t, "./...") {
 		if len(p.GoFiles) > 0 && p.Doc == "" {
 			t.Errorf("%s has no package comment", p.ImportPath)
 		}
 	}
 }
 
-func TestNothingBannedIsLinked(t *testing.T) {
-	p := list(t, "./cmd/cri-dockerd")[0]
+func TestBannedDependencies(t *testing.T) {
+	p := goList(t, "./cmd/cri-dockerd")[0]
 	for _, dep := range p.Deps {
 		for _, b := range banned {
 			if strings.HasPrefix(dep+"/", b) {
@@ -201,7 +228,7 @@ func TestNothingBannedIsLinked(t *testing.T) {
 	}
 }
 
-// parse calls visit for every Go file of ours.
+// parse calls visit for each Go file of the repository.
 func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.File)) {
 	t.Helper()
 	root, err := filepath.Abs("../..")
@@ -237,9 +264,8 @@ func parse(t *testing.T, visit func(path string, fset *token.FileSet, f *ast.Fil
 	}
 }
 
-// TestNoHiddenState forbids init functions and package variables that are written after they were
-// made, and contexts that come from nowhere: everything that changes has an owner that daemon
-// wires.
+// TestNoHiddenState forbids init functions, assignments to package variables, and contexts without
+// a parent. All mutable state has an owner, and the daemon wires the owners.
 func TestNoHiddenState(t *testing.T) {
 	roots := []string{"cmd/", "internal/daemon/", "internal/check/"}
 	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
@@ -294,11 +320,11 @@ func TestNoHiddenState(t *testing.T) {
 	})
 }
 
-// maySkip are the files that may skip: what a stranger's runtime (-endpoint) or another machine's
-// cgroup version cannot have.
+// maySkip lists the files with permitted skips: their features may be missing in a foreign runtime
+// (-endpoint), or depend on the cgroup version.
 var maySkip = []string{"test/conformance/main_test.go", "test/conformance/node_test.go"}
 
-// TestSkips forbids tests that give up: what a test needs, it installs or builds.
+// TestSkips forbids skipped tests. A test must install or build its requirements.
 func TestSkips(t *testing.T) {
 	parse(t, func(path string, fset *token.FileSet, f *ast.File) {
 		if strings.HasPrefix(path, "internal/archtest/") || slices.Contains(maySkip, path) {

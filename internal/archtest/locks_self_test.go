@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// held and free are functions that hold a mutex across I/O, and that do not.
+// lockedSource contains functions named held… with a mutex held across I/O, and functions named
+// free… without.
 const lockedSource = `package p
 
 import (
@@ -70,8 +71,8 @@ func (x *t) indirect() { x.reads() }
 func each(do func())   { do() }
 `
 
-// TestLocksAreSeen keeps the rule able to fail.
-func TestLocksAreSeen(t *testing.T) {
+// TestFindHeld verifies that the rule can fail.
+func TestFindHeld(t *testing.T) {
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, "p.go", lockedSource, 0)
 	if err != nil {

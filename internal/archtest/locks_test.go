@@ -11,21 +11,21 @@ import (
 	"testing"
 )
 
-// heldAcrossIO are the functions that may do I/O while they hold a sync.Mutex or RWMutex: the
-// kernel answers at once, or nobody but the holder waits. All others use a lock that honours ctx
-// (keylock, or a channel), or do their I/O without a lock. The key is the function and the lock.
+// heldAcrossIO lists the functions that may do I/O while holding a sync.Mutex or RWMutex, with the
+// reason: the kernel returns at once, or only the holder waits. All other functions use a lock with
+// a ctx (keylock, or a channel), or do their I/O without a lock. The key is the function and the
+// lock.
 var heldAcrossIO = map[string]string{
-	"(*internal/cgroup.processDir).open p.mu": "opens a file of procfs, which the kernel answers from memory",
-	"(*internal/podnet.confWatch).close w.mu": "ends inotify, which the kernel does from memory",
-	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch of a directory of the node's own root file " +
-		"system, " +
-		"without which no pod can be connected either",
+	"(*internal/cgroup.processDir).open p.mu": "opens a procfs file, served from memory",
+	"(*internal/podnet.confWatch).close w.mu": "closes inotify, without disk I/O",
+	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch on the node's root file system; without that " +
+		"file system no pod can be connected either",
 	"(*internal/stats.Reader).pageSizes r.mu": "reads sysfs, once",
-	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, which the kernel answers from memory",
-	"(*internal/stream.frameConn).Write c.mu": "frames of one connection come one after the other; " +
+	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, served from memory",
+	"(*internal/stream.frameConn).Write c.mu": "writes the frames of one connection in order; " +
 		"closing the connection ends the write",
-	"(*internal/stream.output).fail o.mu":  "closes a file without a name; only the session's own sender waits",
-	"(*internal/stream.output).spill o.mu": "closes a file without a name; only the session's own sender waits",
+	"(*internal/stream.output).fail o.mu":  "closes an unnamed file; only the session's sender waits",
+	"(*internal/stream.output).spill o.mu": "closes an unnamed file; only the session's sender waits",
 }
 
 const (
@@ -34,11 +34,15 @@ const (
 )
 
 var lockOps = map[string]int{
-	"(*sync.Mutex).Lock": lockOp, "(*sync.RWMutex).Lock": lockOp, "(*sync.RWMutex).RLock": lockOp,
-	"(*sync.Mutex).Unlock": unlockOp, "(*sync.RWMutex).Unlock": unlockOp, "(*sync.RWMutex).RUnlock": unlockOp,
+	"(*sync.Mutex).Lock":      lockOp,
+	"(*sync.RWMutex).Lock":    lockOp,
+	"(*sync.RWMutex).RLock":   lockOp,
+	"(*sync.Mutex).Unlock":    unlockOp,
+	"(*sync.RWMutex).Unlock":  unlockOp,
+	"(*sync.RWMutex).RUnlock": unlockOp,
 }
 
-// lockOpOf says whether a call takes or gives a lock, and which.
+// lockOpOf returns the operation of a call on a mutex, and the mutex. op is 0 for any other call.
 func (p *typed) lockOpOf(call *ast.CallExpr) (op int, lock string) {
 	f := p.callee(call)
 	if f == nil || lockOps[f.FullName()] == 0 {
@@ -48,7 +52,8 @@ func (p *typed) lockOpOf(call *ast.CallExpr) (op int, lock string) {
 	return lockOps[f.FullName()], types.ExprString(sel.X)
 }
 
-// held are the locks that are held, by their expression; true: they are given by a defer.
+// held is the set of held locks, by their expression. The value is true if a defer releases the
+// lock.
 type held map[string]bool
 
 func (h held) deferred() held {
@@ -61,14 +66,15 @@ func (h held) deferred() held {
 	return out
 }
 
-// walker follows one function. It calls visit for every call, with the locks that are held then.
+// walker follows the control flow of one function. It calls visit for each call with the locks held
+// at that point.
 type walker struct {
 	*typed
 	visit func(call *ast.CallExpr, h held)
 }
 
-// later are the functions that do not run what they get before they return.
-var later = []string{
+// deferredCallers lists functions that run their function arguments later, or in another goroutine.
+var deferredCallers = []string{
 	"time.AfterFunc", "context.AfterFunc", "(*golang.org/x/sync/errgroup.Group).Go", "(*sync.WaitGroup).Go",
 	"(*cri-dockerd/internal/undo.Stack).Push",
 }
@@ -81,7 +87,7 @@ func (w *walker) expr(n ast.Node, h held) {
 
 	ast.Inspect(n, func(n ast.Node) bool {
 		switch n := n.(type) {
-		case *ast.FuncLit: // kept for later; arguments of calls are met below
+		case *ast.FuncLit: // runs later; call handles function arguments
 			w.block(n.Body.List, held{})
 			return false
 		case *ast.CallExpr:
@@ -95,7 +101,7 @@ func (w *walker) expr(n ast.Node, h held) {
 
 func (w *walker) call(call *ast.CallExpr, h held) {
 	inside := h
-	if f := w.callee(call); f != nil && slices.Contains(later, f.FullName()) {
+	if f := w.callee(call); f != nil && slices.Contains(deferredCallers, f.FullName()) {
 		inside = held{}
 	}
 
@@ -116,8 +122,8 @@ func (w *walker) call(call *ast.CallExpr, h held) {
 	w.visit(call, h)
 }
 
-// block follows statements and returns the locks that are held after them; ends says that they do
-// not get there.
+// block follows statements and returns the locks held after them. ends reports whether control
+// never reaches the end.
 func (w *walker) block(list []ast.Stmt, h held) (after held, ends bool) {
 	for _, s := range list {
 		if h, ends = w.stmt(s, h); ends {
@@ -127,7 +133,7 @@ func (w *walker) block(list []ast.Stmt, h held) (after held, ends bool) {
 	return h, false
 }
 
-// branches follows alternatives and returns what is held after any of them.
+// branches follows alternatives and returns the locks held after any of them.
 func (w *walker) branches(h held, lists ...[]ast.Stmt) (after held, ends bool) {
 	after, ends = held{}, true
 	for _, list := range lists {
@@ -164,7 +170,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 			}
 			return h, false
 		}
-		w.call(s.Call, h.deferred()) // it runs before what was deferred earlier
+		w.call(s.Call, h.deferred()) // runs before earlier deferred calls
 
 	case *ast.GoStmt:
 		w.call(s.Call, held{})
@@ -187,7 +193,7 @@ func (w *walker) stmt(s ast.Stmt, h held) (after held, ends bool) {
 	return h, false
 }
 
-// compound follows statements with bodies, and all that have none.
+// compound follows statements with bodies, and all remaining ones.
 func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 	var init ast.Stmt
 	var heads []ast.Node
@@ -236,7 +242,7 @@ func (w *walker) compound(s ast.Stmt, h held) (after held, ends bool) {
 	return w.branches(h, lists...)
 }
 
-// clauses are the alternatives of a switch or select, one of them nothing.
+// clauses returns the alternatives of a switch or select, including an empty one.
 func clauses(body *ast.BlockStmt) [][]ast.Stmt {
 	out := [][]ast.Stmt{nil}
 	for _, c := range body.List {
@@ -260,13 +266,13 @@ func clauses(body *ast.BlockStmt) [][]ast.Stmt {
 	return out
 }
 
-// blocking says for every function of ours by which call it does I/O or waits.
+// blocking records for each function of the repository the call by which it does I/O or waits.
 type blocking struct {
-	by      map[string]string          // function: the call, "" for none
-	methods map[string]map[string]bool // name and signature: the methods of ours
+	by      map[string]string          // function → call, "" without one
+	methods map[string]map[string]bool // name and signature → methods of the repository
 }
 
-// newBlocking finds the functions that do I/O themselves, and those that call them.
+// newBlocking finds the functions that do I/O, directly or through their callees.
 func newBlocking(all []typed) *blocking {
 	b := &blocking{by: map[string]string{}, methods: map[string]map[string]bool{}}
 	calls := map[string][]*types.Func{}
@@ -296,8 +302,8 @@ func newBlocking(all []typed) *blocking {
 		changed = false
 		for name, called := range calls {
 			for _, f := range called {
-				if why := b.why(f); why != "" && b.by[name] == "" {
-					b.by[name], changed = why, true
+				if call := b.blockingCall(f); call != "" && b.by[name] == "" {
+					b.by[name], changed = call, true
 				}
 			}
 		}
@@ -306,24 +312,24 @@ func newBlocking(all []typed) *blocking {
 	return b
 }
 
-// withoutGo are the statements of a function but for what it runs beside itself.
+// withoutGo returns the statements of a function without its go statements.
 func withoutGo(body *ast.BlockStmt) []ast.Stmt {
 	return slices.DeleteFunc(slices.Clone(body.List), func(s ast.Stmt) bool { _, ok := s.(*ast.GoStmt); return ok })
 }
 
-// methodKey is a method without its receiver.
+// methodKey returns a method's name and signature, without its receiver.
 func methodKey(f *types.Func) string {
 	return f.Name() + strings.TrimPrefix(types.TypeString(f.Type(), nil), "func")
 }
 
-// why is by which call a function does I/O or waits, "" if it does not.
-func (b *blocking) why(f *types.Func) string {
+// blockingCall returns the call by which a function does I/O or waits, or "" if it does not.
+func (b *blocking) blockingCall(f *types.Func) string {
 	name := f.FullName()
-	if why, ours := b.by[name]; ours {
-		if why != "" && !strings.Contains(why, " by ") {
-			return name + " by " + why
+	if call, ours := b.by[name]; ours {
+		if call != "" && !strings.Contains(call, " by ") {
+			return name + " by " + call
 		}
-		return strings.TrimSpace(why)
+		return strings.TrimSpace(call)
 	}
 
 	if isIO(f) {
@@ -338,8 +344,8 @@ func (b *blocking) why(f *types.Func) string {
 		return name
 	}
 
-	for method := range b.methods[methodKey(f)] { // whatever of ours may stand behind it
-		if why := b.by[method]; why != "" {
+	for method := range b.methods[methodKey(f)] { // all possible implementations
+		if b.by[method] != "" {
 			return name + " by " + method
 		}
 	}
@@ -352,19 +358,17 @@ func takesContext(f *types.Func) bool {
 	return params.Len() > 0 && params.At(0).Type().String() == "context.Context"
 }
 
-// ioPackages are packages whose functions do I/O or wait, but for those of the list.
+// ioPackages lists packages with I/O or waiting functions, and their harmless functions.
 var ioPackages = map[string][]string{
 	"os": {
 		"Getpid", "Getenv", "LookupEnv", "Environ", "Geteuid", "Getuid", "IsNotExist", "IsExist", "NewFile",
-		"NewSyscallError", "Getpagesize",
-		"Fd", "Name", "Error", "Unwrap", "String", "IsDir", "Perm", "Mode", "Size", "ModTime", "Sys", "Type",
-		"IsRegular", "Info", "Exit", "SyscallConn",
+		"NewSyscallError", "Getpagesize", "Fd", "Name", "Error", "Unwrap", "String", "IsDir", "Perm", "Mode", "Size",
+		"ModTime", "Sys", "Type", "IsRegular", "Info", "Exit", "SyscallConn",
 	},
 	"os/exec": {"Error", "Command", "CommandContext", "Unwrap", "ExitCode", "String"},
 	"syscall": {
 		"Error", "Is", "Temporary", "Timeout", "ParseNetlinkMessage", "ParseNetlinkRouteAttr", "Umask", "Getpid",
-		"Exited", "ExitStatus", "Signaled",
-		"Signal", "String", "Control",
+		"Exited", "ExitStatus", "Signaled", "Signal", "String", "Control",
 	},
 	"golang.org/x/sys/unix": {"ParseDirent", "NewIfreq", "Uint32", "SetUint16", "Uint16", "Getpid",
 		"ByteSliceToString", "Major", "Minor", "Close", "ErrnoName", "SignalName"},
@@ -373,7 +377,7 @@ var ioPackages = map[string][]string{
 	"github.com/moby/moby/client":               nil,
 }
 
-// ioFunctions do I/O or wait, in other packages.
+// ioFunctions lists I/O or waiting functions of other packages.
 var ioFunctions = []string{
 	"time.Sleep", "(*sync.WaitGroup).Wait", "(*golang.org/x/sync/errgroup.Group).Wait",
 	"(*cri-dockerd/internal/keylock.Map).Lock",
@@ -388,11 +392,12 @@ var ioFunctions = []string{
 	"(*net.UnixConn).Read", "(*net.UnixConn).Write",
 }
 
-// contextual are packages whose functions take a ctx and do not wait for anybody.
+// contextual lists packages whose functions take a ctx without waiting.
 var contextual = []string{"context", "log/slog", "golang.org/x/sync/errgroup", "go.opentelemetry.io/", "os/signal",
 	"os/exec", "google.golang.org/grpc/metadata", "google.golang.org/grpc/peer"}
 
-// isIO judges functions that are not ours. Lines of our own log do not count.
+// isIO reports whether a function outside the repository does I/O or waits. Our own log calls do
+// not count.
 func isIO(f *types.Func) bool {
 	if f.Pkg() == nil {
 		return false
@@ -417,14 +422,14 @@ func hasPrefix(s string, prefixes ...string) bool {
 	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
 }
 
-// isContextual says whether a call is of a function value that takes a ctx, and so may wait.
+// isContextual reports whether a call of a function value takes a ctx, and so may wait.
 func (p *typed) isContextual(call *ast.CallExpr) bool {
 	value := p.info.Types[call.Fun]
 	sig, ok := value.Type.(*types.Signature)
 	return ok && value.IsValue() && sig.Params().Len() > 0 && sig.Params().At(0).Type().String() == "context.Context"
 }
 
-// findHeld calls report for every call that does I/O or waits while a mutex is held.
+// findHeld calls report for each I/O or waiting call while a mutex is held.
 func findHeld(all []typed, report func(key, message string)) {
 	b := newBlocking(all)
 	functions(all, func(p *typed, name string, body *ast.BlockStmt) {
@@ -433,21 +438,21 @@ func findHeld(all []typed, report func(key, message string)) {
 				return
 			}
 
-			why := ""
+			blocked := ""
 			if f := p.callee(call); f != nil {
-				why = b.why(f)
+				blocked = b.blockingCall(f)
 			} else if p.isContextual(call) {
-				why = types.ExprString(call.Fun)
+				blocked = types.ExprString(call.Fun)
 			}
 
-			if why == "" {
+			if blocked == "" {
 				return
 			}
 
 			for lock := range h {
 				key := strings.ReplaceAll(name, module, "") + " " + lock
 				report(key, fmt.Sprintf("%s: %s is held across %s", p.fset.Position(call.Pos()), lock,
-					strings.ReplaceAll(why, module, "")))
+					strings.ReplaceAll(blocked, module, "")))
 			}
 		}}
 
@@ -455,20 +460,21 @@ func findHeld(all []typed, report func(key, message string)) {
 	})
 }
 
-// TestNoMutexIsHeldAcrossIO: a mutex cannot be waited for with a ctx, so code that holds one does
-// nothing that may take long.
+// TestNoMutexIsHeldAcrossIO forbids slow operations under a mutex, because waiting for a mutex
+// ignores ctx.
 func TestNoMutexIsHeldAcrossIO(t *testing.T) {
 	used := map[string]bool{}
 	findHeld(typedPackages(t), func(key, message string) {
 		used[key] = true
 		if heldAcrossIO[key] == "" {
-			t.Errorf("%s\n\tdo the I/O without the lock, use one that honours ctx, or add %q to the table with the reason", message, key)
+			t.Errorf("%s\n\tdo the I/O without the lock, use a lock with ctx, or add %q to heldAcrossIO with a reason",
+				message, key)
 		}
 	})
 
 	for key := range heldAcrossIO {
 		if !used[key] {
-			t.Errorf("%q is in the table and holds no mutex across I/O", key)
+			t.Errorf("%q is in heldAcrossIO but holds no mutex across I/O", key)
 		}
 	}
 }

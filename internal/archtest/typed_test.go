@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// typed is one package of ours with the types of its expressions.
+// typed is a package of the repository with the types of its expressions.
 type typed struct {
 	name  string
 	fset  *token.FileSet
@@ -26,7 +26,7 @@ type typed struct {
 
 var loaded []typed
 
-// typedPackages are all packages of the daemon, type-checked once.
+// typedPackages returns all packages of the daemon. They are type-checked once.
 func typedPackages(t *testing.T) []typed {
 	t.Helper()
 	if loaded == nil {
@@ -35,7 +35,7 @@ func typedPackages(t *testing.T) []typed {
 	return loaded
 }
 
-// loadTyped type-checks all packages of the daemon. What they import comes from the build cache.
+// loadTyped type-checks all packages of the daemon. Imports come from the build cache.
 func loadTyped(t *testing.T) []typed {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,GoFiles,Export", "./cmd/...",
@@ -104,7 +104,7 @@ func check(t *testing.T, fset *token.FileSet, path string, files []*ast.File, im
 	return typed{name: strings.TrimPrefix(path, module), fset: fset, files: files, info: info}
 }
 
-// callee is the function or method that a call names, nil for a value or a conversion.
+// callee returns the called function or method, or nil for a value or a conversion.
 func (p *typed) callee(call *ast.CallExpr) *types.Func {
 	fun := ast.Unparen(call.Fun)
 	if index, ok := fun.(*ast.IndexExpr); ok { // a type argument
@@ -129,7 +129,7 @@ func (p *typed) callee(call *ast.CallExpr) *types.Func {
 	return f.Origin()
 }
 
-// functions calls visit for every function of ours with a body, by its full name.
+// functions calls visit for each function with a body, by its full name.
 func functions(all []typed, visit func(p *typed, name string, body *ast.BlockStmt)) {
 	for i := range all {
 		p := &all[i]
