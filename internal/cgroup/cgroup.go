@@ -1,6 +1,6 @@
-// Package cgroup finds the control groups of a container's process, reads what they have used, and
-// reads and writes there what Docker's API cannot say: the OOM score of all its processes, huge
-// page limits, and the files of cgroup v2 by name.
+// Package cgroup finds the control groups of a container's process and reads their resource usage.
+// It also covers settings missing from Docker's API: the OOM score of all processes, huge page
+// limits, and the files of cgroup v2 by name.
 package cgroup
 
 import (
@@ -16,19 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel says where the kernel shows processes and control groups; tests give folders of their own.
+// Kernel locates the kernel's file systems of processes and control groups. Tests use their own
+// directories.
 type Kernel struct {
 	Proc   string // proc(5)
-	Cgroup string // where cgroup v2, or the folder of all v1 hierarchies, is mounted
-	Pages  string // where the sizes of huge pages are listed
+	Cgroup string // mount point of cgroup v2, or the directory of all v1 hierarchies
+	Pages  string // lists the sizes of huge pages
 }
 
-// Host is this machine's kernel.
+// Host returns this machine's kernel.
 func Host() Kernel {
 	return Kernel{Proc: "/proc", Cgroup: "/sys/fs/cgroup", Pages: "/sys/kernel/mm/hugepages"}
 }
 
-// controller is one of cgroup v1 that is of interest here.
+// controller is a controller of cgroup v1, as far as used here.
 type controller uint8
 
 const (
@@ -40,35 +41,35 @@ const (
 	hugetlb
 	devices
 	allControllers
-	unified // cgroup v2, which has no hierarchy for each
+	unified // cgroup v2, with one hierarchy for all
 )
 
-// controllers are their names, which are also those of the folders that their hierarchies are
-// mounted on.
+// controllers are the controllers' names. The mount points of their hierarchies have the same
+// names.
 var controllers = [allControllers]string{"cpuacct", "cpu", "memory", "pids", "blkio", "hugetlb", "devices"}
 
-// Group is the control group of one container, or that of its pod. Close releases what it holds
-// open. There are many on a node, so it holds no more than it must.
+// Group is the control group of one container, or of its pod. Close releases its descriptors. A
+// node has many groups, so each holds as little as possible.
 type Group struct {
 	kernel Kernel
 	pid    int
 	proc   processDir
 	path   string                 // in its hierarchy
-	v2     bool                   // cgroup v2 governs it
-	hybrid bool                   // it is also in a hierarchy of v2 that has no controllers
+	v2     bool                   // managed by cgroup v2
+	hybrid bool                   // also in a hierarchy of v2 without controllers
 	paths  [allControllers]string // in the hierarchies of cgroup v1
-	moved  [allControllers]bool   // the main process has left the container's group there
+	moved  [allControllers]bool   // the main process has moved out of the container's group there
 	files  files
 }
 
-// maxMembership bounds /proc/<pid>/cgroup: a dozen lines, each with a path that a container can
-// make as long as it likes.
+// maxMembership limits /proc/<pid>/cgroup, in bytes: a dozen lines, each with a path of arbitrary
+// length under the container's control.
 const maxMembership = 256 << 10
 
 // Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). A
-// component of the path must be the container's own as Docker names it, so that neither a PID that
-// was reused nor a process that has moved to another container's group is taken for it: NotFound
-// else. What lies below that component has been made in the container and is left off.
+// component of the path must be the container's own, in Docker's naming. This rejects a reused PID,
+// and a process that moved to another container's group, with NotFound. The path ends at that
+// component, because the container created everything below it.
 func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	notFound := fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
 	if containerID == "" {
@@ -85,7 +86,7 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	defer buffers.Put(buf)
 
 	b, err := g.ReadProcess("cgroup", (*buf)[:0], maxMembership)
-	if err != nil || !g.join(string(b), containerID) {
+	if err != nil || !g.parseMembership(string(b), containerID) {
 		g.Close()
 		return nil, notFound
 	}
@@ -95,19 +96,19 @@ func (k Kernel) Of(pid int, containerID string) (*Group, error) {
 	return g, nil
 }
 
-// adoptMoved finds the container's groups in hierarchies of cgroup v1 in which its main process has
-// moved out of them. Docker makes them at the same path in all hierarchies.
+// adoptMoved finds the container's groups in cgroup v1 hierarchies after its main process has moved
+// out of them. Docker creates them at the same path in all hierarchies.
 func (g *Group) adoptMoved() {
 	for c, moved := range g.moved {
-		if moved && g.paths[c] == "" && isThere(filepath.Join(g.kernel.Cgroup, controllers[c]), g.path) {
+		if moved && g.paths[c] == "" && groupExists(filepath.Join(g.kernel.Cgroup, controllers[c]), g.path) {
 			g.paths[c] = g.path
 		}
 	}
 }
 
-// join reads the groups of a process as the kernel lists them, and says whether any is the
+// parseMembership parses the kernel's list of a process's groups, and reports whether any is the
 // container's.
-func (g *Group) join(membership, containerID string) bool {
+func (g *Group) parseMembership(membership, containerID string) bool {
 	v1 := false
 	for line := range strings.Lines(membership) {
 		parts := strings.SplitN(strings.TrimRight(line, "\n"), ":", 3) // hierarchy:controllers:path
@@ -141,7 +142,7 @@ func (g *Group) join(membership, containerID string) bool {
 	return g.path != ""
 }
 
-// eachController calls use with each controller in a list as the kernel has it: "cpu,cpuacct".
+// eachController calls use with each controller in a list in the kernel's format: "cpu,cpuacct".
 func eachController(list string, use func(c int)) {
 	for name := range strings.SplitSeq(list, ",") {
 		if c := slices.Index(controllers[:], name); c >= 0 {
@@ -150,13 +151,13 @@ func eachController(list string, use func(c int)) {
 	}
 }
 
-// maxPath bounds the path of a group. That of a pod in a slice of systemd's has some 300 bytes.
+// maxPath limits the path of a group, in bytes. A pod's path in a systemd slice has some 300 bytes.
 const maxPath = 1024
 
-// ownPath is the part of a process's path that leads to the container's own group: "<ID>" with the
-// cgroupfs driver, "docker-<ID>.scope" with systemd's (Moby, daemon/oci_linux.go, WithCgroups). A
-// path with ".." leads out of this cgroup namespace, and neither Docker nor the kubelet makes one
-// that cannot be printed.
+// ownPath returns the part of a process's path up to the container's own group: "<ID>" with the
+// cgroupfs driver, "docker-<ID>.scope" with systemd's (Moby, daemon/oci_linux.go, WithCgroups). It
+// rejects a path with "..", because it leads out of this cgroup namespace, and an unprintable path,
+// because neither Docker nor the kubelet creates one.
 func ownPath(path, containerID string) (string, bool) {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path+"/", "/../") {
 		return "", false
@@ -177,14 +178,14 @@ func ownPath(path, containerID string) (string, bool) {
 	return "", false
 }
 
-// isPrintable says whether a path can be a label of a metric.
+// isPrintable reports whether a path is valid as a label of a metric.
 func isPrintable(path string) bool {
 	return utf8.ValidString(path) && strings.IndexFunc(path, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
-// place is the hierarchy of a controller, or of cgroup v2, and the group's path in it; "" if it has
-// none there.
-func (g *Group) place(c controller) (root, path string) {
+// locate returns the hierarchy of a controller, or of cgroup v2, and the group's path in it. It
+// returns "" if the group is not part of that hierarchy.
+func (g *Group) locate(c controller) (root, path string) {
 	if c == unified {
 		if g.v2 {
 			return g.kernel.Cgroup, g.path
@@ -199,13 +200,13 @@ func (g *Group) place(c controller) (root, path string) {
 	return filepath.Join(g.kernel.Cgroup, controllers[c]), g.paths[c]
 }
 
-// pressurePlace is its place in any hierarchy of cgroup v2.
-func (g *Group) pressurePlace() (root, path string) {
+// locatePressure returns the group's location in any cgroup v2 hierarchy.
+func (g *Group) locatePressure() (root, path string) {
 	if g.hybrid {
 		return filepath.Join(g.kernel.Cgroup, "unified"), g.path
 	}
-	return g.place(unified)
+	return g.locate(unified)
 }
 
-// V2 says whether the container is governed by cgroup v2.
+// V2 reports whether the container is managed by cgroup v2.
 func (g *Group) V2() bool { return g.v2 }

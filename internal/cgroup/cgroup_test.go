@@ -16,7 +16,7 @@ import (
 
 const id = "c0ffee"
 
-// fixture lays out files below a folder that stands for the kernel's.
+// fixture creates kernel files in a temporary directory.
 func fixture(t testing.TB, files map[string]string) Kernel {
 	t.Helper()
 	dir := t.TempDir()
@@ -45,7 +45,7 @@ func v1(t *testing.T) (Kernel, *Group) {
 		"proc/7/oom_score_adj":                                  "100\n",
 		"proc/8/oom_score_adj":                                  "100\n",
 		"proc/8/cgroup":                                         "4:memory:/pods/c0ffee/own\n",
-		"proc/10/cgroup":                                        "4:memory:/pods/another\n", // its PID was reused
+		"proc/10/cgroup":                                        "4:memory:/pods/another\n", // reused PID
 		"proc/10/oom_score_adj":                                 "100\n",
 		"cgroup/memory/pods/c0ffee/cgroup.procs":                "7\n",
 		"cgroup/memory/pods/c0ffee/own/cgroup.procs":            "8\n9\n10\n", // 9 has just ended
@@ -100,17 +100,17 @@ func TestAnotherProcessIsNotTheContainer(t *testing.T) {
 	k, _ := v1(t)
 	for pid, container := range map[int]string{7: "beef", 10: id, 99: id, 0: ""} {
 		if _, err := k.Of(pid, container); !errdefs.IsNotFound(err) {
-			t.Errorf("process %d as container %q: %v", pid, container, err)
+			t.Errorf("process %d as container %q: error %v, want NotFound", pid, container, err)
 		}
 	}
 }
 
 func TestVersion(t *testing.T) {
 	if _, g := v1(t); g.V2() {
-		t.Error("a hybrid machine's groups are v1")
+		t.Error("V2() = true on a hybrid machine")
 	}
 	if _, g := v2(t); !g.V2() {
-		t.Error("v2 was not seen")
+		t.Error("V2() = false for a group of cgroup v2")
 	}
 }
 
@@ -131,7 +131,7 @@ func TestSetOOMScoreAdjOfAllProcesses(t *testing.T) {
 	}
 
 	if _, err := os.Stat(process(k, 9, "oom_score_adj")); err == nil {
-		t.Error("a file was made for a process that has ended")
+		t.Error("a file was created for an ended process")
 	}
 
 	if got := read(t, process(k, 10, "oom_score_adj")); got != "100\n" {
@@ -141,11 +141,11 @@ func TestSetOOMScoreAdjOfAllProcesses(t *testing.T) {
 
 func TestHugepages(t *testing.T) {
 	for name, c := range map[string]struct {
-		make func(*testing.T) (Kernel, *Group)
-		size model.PageSize
+		create func(*testing.T) (Kernel, *Group)
+		size   model.PageSize
 	}{"v1": {v1, "2MB"}, "v2": {v2, "1GB"}} {
 		t.Run(name, func(t *testing.T) {
-			_, g := c.make(t)
+			_, g := c.create(t)
 			if err := g.SetHugepages(map[model.PageSize]uint64{c.size: 4096, "64KB": 0}); err != nil {
 				t.Fatal(err)
 			}
@@ -157,7 +157,7 @@ func TestHugepages(t *testing.T) {
 
 			if err := g.SetHugepages(map[model.PageSize]uint64{"16GB": 1}); !errdefs.IsFailedPrecondition(err) ||
 				!strings.Contains(err.Error(), "16GB") {
-				t.Errorf("a size that is not limited here: %v", err)
+				t.Errorf("limit of an unsupported size: error %v, want FailedPrecondition with the size", err)
 			}
 		})
 	}
@@ -178,25 +178,25 @@ func TestUnified(t *testing.T) {
 
 	if got := g.Unified([]model.UnifiedKey{"io.weight", "no.such"}); len(got) != 1 ||
 		!strings.HasPrefix(got["io.weight"], "8:0 10") {
-		t.Errorf("read back: %v", got) // the kernel takes line by line; a plain file keeps the last
+		t.Errorf("read back: %v", got) // the kernel reads line by line, a plain file keeps the last line
 	}
 
 	if err := g.SetUnified(map[model.UnifiedKey]string{"no.such": "1"}); !errdefs.IsInvalidArgument(err) ||
 		!errors.Is(err, os.ErrNotExist) {
-		t.Errorf("an unknown file: %v", err)
+		t.Errorf("write of an unknown file: error %v, want InvalidArgument and ErrNotExist", err)
 	}
 
 	if _, err := os.Stat(filepath.Join(k.Cgroup, "pods/c0ffee/no.such")); err == nil {
-		t.Error("an unknown file was made")
+		t.Error("an unknown file was created")
 	}
 
 	_, old := v1(t)
 	if err := old.SetUnified(map[model.UnifiedKey]string{"memory.high": "1"}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("on cgroup v1: %v", err)
+		t.Errorf("SetUnified on cgroup v1: error %v, want FailedPrecondition", err)
 	}
 }
 
-// TestRead reads files of any length whole.
+// TestRead reads entire files of any length.
 func TestRead(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	for _, n := range []int{0, 1, 1023, 1024, atEnd - 1, atEnd, atEnd + 1, 4096, 100_000} {

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// file is one of the kernel's files of a group.
+// file is a kernel file of a group.
 type file uint8
 
 const (
-	cpuacctUsage file = iota // from here on cgroup v1
+	cpuacctUsage file = iota // cgroup v1 from here on
 	cpuacctStat
 	cpuStat1
 	memoryUsage
@@ -29,7 +29,7 @@ const (
 	pidsMax1
 	blkioBytes
 	blkioOperations
-	cpuStat // from here on cgroup v2
+	cpuStat // cgroup v2 from here on
 	memoryCurrent
 	memoryStat
 	memoryMax
@@ -46,7 +46,7 @@ const (
 	allFiles
 )
 
-// kernelFiles are the names of the files, and for cgroup v1 the controllers that they belong to.
+// kernelFiles are the names of the files and, for cgroup v1, their controllers.
 var kernelFiles = [allFiles]struct {
 	controller controller
 	name       string
@@ -80,30 +80,30 @@ var kernelFiles = [allFiles]struct {
 	ioPressure:       {unified, "io.pressure"},
 }
 
-// files are a group's open files. Each is opened when it is first read and then read from its
-// beginning again and again, since opening takes ten times as long as reading. What is open does
-// not keep a group from being removed; it is then read as gone.
+// files are a group's open files. Each is opened on the first read and then read again from its
+// beginning, because opening takes ten times as long as readSize. An open file does not prevent the
+// removal of its group. A later read then reports NotFound.
 type files struct {
-	mu     sync.Mutex // guards the rest, and keeps a file from being closed while it is read
+	mu     sync.Mutex // guards the fields below, and prevents closing a file during a read
 	fds    [allFiles]int32
 	closed bool
 	buf    []byte
 }
 
-// Marks in files.fds beside the descriptors, which are kept plus one.
+// Special values in files.fds. Descriptors are stored plus one.
 const (
 	unopened = 0
 	absent   = -1
 )
 
-// reading is how much of a file is read at once, in bytes: more than any of kernelFiles has. Should
-// one have more, the rest is not seen.
-const reading = 16 << 10
+// readSize is the number of bytes read at once. It exceeds the size of all kernelFiles. The
+// remainder of a larger file would be ignored.
+const readSize = 16 << 10
 
-// buffers are for the reading of one group at a time.
-var buffers = sync.Pool{New: func() any { b := make([]byte, reading); return &b }}
+// buffers holds buffers for reading one group at a time.
+var buffers = sync.Pool{New: func() any { b := make([]byte, readSize); return &b }}
 
-// Close closes the files that are open. A group that is closed cannot be read any more.
+// Close closes the open files. A closed group cannot be read again.
 func (g *Group) Close() {
 	g.files.mu.Lock()
 	defer g.files.mu.Unlock()
@@ -119,8 +119,8 @@ func (g *Group) Close() {
 	g.proc.close()
 }
 
-// begin takes the group's files for one reading, which ends when the returned function is called.
-func (g *Group) begin() (end func()) {
+// beginRead locks the group's files for one read, until the returned function is called.
+func (g *Group) beginRead() (end func()) {
 	g.files.mu.Lock()
 	b := buffers.Get().(*[]byte)
 	g.files.buf = *b
@@ -132,8 +132,8 @@ func (g *Group) begin() (end func()) {
 	}
 }
 
-// content reads a file between begin and end; it is valid until the next one is read.
-// fs.ErrNotExist if this kernel has no such file, NotFound if the group is gone.
+// content reads a file between beginRead and its end. The result is valid until the next read.
+// Errors: fs.ErrNotExist if this kernel has no such file, NotFound if the group has been removed.
 func (g *Group) content(f file) ([]byte, error) {
 	fd := g.files.fds[f]
 	if fd == unopened {
@@ -166,11 +166,11 @@ func (g *Group) content(f file) ([]byte, error) {
 	}
 }
 
-// open opens a file and returns what stands for it in files.fds.
+// open opens a file and returns its value for files.fds.
 func (g *Group) open(f file) (int32, error) {
-	root, path := g.place(kernelFiles[f].controller)
+	root, path := g.locate(kernelFiles[f].controller)
 	if f >= cpuPressure {
-		root, path = g.pressurePlace()
+		root, path = g.locatePressure()
 	}
 	if root == "" {
 		return absent, nil
@@ -180,7 +180,7 @@ func (g *Group) open(f file) (int32, error) {
 	switch {
 	case err == nil:
 		return int32(fd) + 1, nil
-	case errors.Is(err, unix.ENOENT) && !isThere(root, path):
+	case errors.Is(err, unix.ENOENT) && !groupExists(root, path):
 		return unopened, fmt.Errorf("control group %s: %w", g.path, errdefs.ErrNotFound)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 		return absent, nil
@@ -189,7 +189,7 @@ func (g *Group) open(f file) (int32, error) {
 	return unopened, fmt.Errorf("%s of control group %s: %w", kernelFiles[f].name, g.path, err)
 }
 
-// number is a file's only number.
+// number reads a file's only number.
 func (g *Group) number(f file) (uint64, error) {
 	b, err := g.content(f)
 	if err != nil {
@@ -198,20 +198,20 @@ func (g *Group) number(f file) (uint64, error) {
 	return parse(trim(b))
 }
 
-// told is a file's number, nil where the kernel does not tell one, or says "max".
-func (g *Group) told(f file) *uint64 {
+// optional reads a file's number. It returns nil if the kernel has no such file or reports "max".
+func (g *Group) optional(f file) *uint64 {
 	n, err := g.number(f)
 	if err != nil {
 		return nil
 	}
-	return some(n)
+	return ptr(n)
 }
 
-// some is a number that is told. (A number whose address is taken where it stands is allocated even
-// if it is of no interest.)
-func some(n uint64) *uint64 { return &n }
+// ptr returns a pointer to n. (Taking the address of a variable in place would allocate it even
+// when it is unused.)
+func ptr(n uint64) *uint64 { return &n }
 
-// table calls each with every line of a file that has a name and a number.
+// table calls each for every line with a name and a number.
 func (g *Group) table(f file, each func(name []byte, value uint64)) error {
 	b, err := g.content(f)
 	if err != nil {
@@ -230,7 +230,7 @@ func (g *Group) table(f file, each func(name []byte, value uint64)) error {
 	return nil
 }
 
-// cut is what stands before and after the first sep; nothing is copied.
+// cut splits b around the first sep. It copies nothing.
 func cut(b []byte, sep byte) (before, after []byte) {
 	for i, c := range b {
 		if c == sep {
@@ -240,7 +240,7 @@ func cut(b []byte, sep byte) (before, after []byte) {
 	return b, nil
 }
 
-// trim takes off the line's end.
+// trim removes the line end.
 func trim(b []byte) []byte {
 	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == ' ') {
 		b = b[:len(b)-1]
@@ -250,7 +250,7 @@ func trim(b []byte) []byte {
 
 var errNoNumber = errors.New("not a number")
 
-// parse is a decimal number. Files often say "max" instead, for which no error is to be made anew.
+// parse parses a decimal number. Files often contain "max" instead, so its error is preallocated.
 func parse(b []byte) (uint64, error) {
 	if len(b) == 0 || b[0] < '0' || b[0] > '9' {
 		return 0, errNoNumber

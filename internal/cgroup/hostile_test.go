@@ -26,8 +26,8 @@ func must(t testing.TB, errs ...error) {
 	}
 }
 
-// TestOwnPath: a process is the container's only if a component of its path is the container's own,
-// and what it has made below that is left off.
+// TestOwnPath expects a process to belong to the container only if a component of its path is the
+// container's own. The result omits components below it.
 func TestOwnPath(t *testing.T) {
 	for path, want := range map[string]string{
 		"/pods/c0ffee":                                  "/pods/c0ffee",
@@ -57,7 +57,7 @@ func TestOwnPath(t *testing.T) {
 		"/" + strings.Repeat("deep/", 100) + "c0ffee/x": "/" + strings.Repeat("deep/", 100) + "c0ffee",
 	} {
 		if got, ok := ownPath(path, id); ok != (want != "") || ok && got != want {
-			t.Errorf("%q: %q, want %q", path, got, want)
+			t.Errorf("path %q: %q, want %q", path, got, want)
 		}
 	}
 }
@@ -68,7 +68,7 @@ func FuzzJoin(f *testing.F) {
 	f.Add("0::\n:::\n\xff:memory:/c0ffee/..")
 	f.Fuzz(func(t *testing.T, membership string) {
 		var g Group
-		ok := g.join(membership, id)
+		ok := g.parseMembership(membership, id)
 		for _, path := range append(slices.Clone(g.paths[:]), g.path) {
 			if path == "" {
 				continue
@@ -83,8 +83,8 @@ func FuzzJoin(f *testing.F) {
 	})
 }
 
-// TestGroupOfChild reads the container's group also if its main process has moved to one of its own
-// below, as systemd does, and whatever that group shows.
+// TestGroupOfChild reads the container's group even if its main process has moved to a group below
+// it, as systemd does, and ignores that group's values.
 func TestGroupOfChild(t *testing.T) {
 	k := fixture(t, map[string]string{
 		"proc/7/cgroup":                                "0::/pods/c0ffee/init.scope\n",
@@ -111,7 +111,7 @@ func TestGroupOfChild(t *testing.T) {
 	}
 }
 
-// TestLinksAreNotFollowed: a hierarchy has no links, so one in it leads somewhere else.
+// TestLinksAreNotFollowed puts a link into a hierarchy. Real ones have no links.
 func TestLinksAreNotFollowed(t *testing.T) {
 	k := fixture(t, map[string]string{
 		"proc/7/cgroup":                     "0::/pods/c0ffee\n",
@@ -146,8 +146,8 @@ func TestLinksAreNotFollowed(t *testing.T) {
 	}
 }
 
-// TestOtherMountsAreNotEntered: somebody with all capabilities may mount another group over the
-// container's.
+// TestOtherMountsAreNotEntered mounts another group over the container's, as is possible with all
+// capabilities.
 func TestOtherMountsAreNotEntered(t *testing.T) {
 	k := fixture(t, map[string]string{
 		"proc/7/cgroup":                        "0::/pods/c0ffee\n",
@@ -175,24 +175,24 @@ func TestOtherMountsAreNotEntered(t *testing.T) {
 	}
 }
 
-// TestReusedPID: the process that Of has found stays the one that is read.
+// TestReusedPID expects reads to stay with the process found by Of.
 func TestReusedPID(t *testing.T) {
 	k, g := v1(t)
 	must(t, os.WriteFile(process(k, 7, "status"), []byte("old"), 0o644))
-	if b, err := g.ReadProcess("status", nil, 2); err != nil || string(b) != "ol" || !g.Alive() {
-		t.Errorf("%q, %v, alive %v", b, err, g.Alive())
+	if b, err := g.ReadProcess("status", nil, 2); err != nil || string(b) != "ol" || !g.IsAlive() {
+		t.Errorf("%q, %v, alive %v", b, err, g.IsAlive())
 	}
 
 	must(t, os.RemoveAll(process(k, 7, "")), os.MkdirAll(process(k, 7, ""), 0o755))
 	must(t, os.WriteFile(process(k, 7, "status"), []byte("new"), 0o644),
 		os.WriteFile(process(k, 7, "cgroup"), []byte("4:memory:/pods/other\n"), 0o644))
 	must(t, os.WriteFile(process(k, 7, "oom_score_adj"), []byte("1"), 0o644))
-	if b, err := g.ReadProcess("status", nil, 100); err == nil || g.Alive() {
-		t.Errorf("of a reused PID: %q, alive %v", b, g.Alive())
+	if b, err := g.ReadProcess("status", nil, 100); err == nil || g.IsAlive() {
+		t.Errorf("after reuse of the PID: read %q, alive %v", b, g.IsAlive())
 	}
 
 	if n, err := g.OOMScoreAdj(); err == nil {
-		t.Errorf("the score of another process: %d", n)
+		t.Errorf("score %d of another process", n)
 	}
 
 	must(t, g.SetOOMScoreAdj(-9))
@@ -212,8 +212,8 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 		must(t, os.MkdirAll(root, 0o755))
 		dirs, want := []string{root}, []int{}
 		for range rapid.IntRange(0, 20).Draw(r, "groups") {
-			name := "x" + strings.NewReplacer("/", "_", "\x00",
-				"_").Replace(string(rapid.SliceOfN(rapid.Byte(), 0, 10).Draw(r, "name")))
+			name := string(rapid.SliceOfN(rapid.Byte(), 0, 10).Draw(r, "name"))
+			name = "x" + strings.NewReplacer("/", "_", "\x00", "_").Replace(name)
 			dir := filepath.Join(rapid.SampledFrom(dirs).Draw(r, "parent"), name)
 			if os.Mkdir(dir, 0o755) == nil {
 				dirs = append(dirs, dir)
@@ -227,13 +227,14 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 				content += fmt.Sprintln(100*i + p + 1)
 			}
 
-			content += rapid.SampledFrom([]string{"", "\n", "-5\n", "x\n", "99999999999\n", "12 13\n"}).Draw(r,
-				"rubbish")
+			rubbish := []string{"", "\n", "-5\n", "x\n", "99999999999\n", "12 13\n"}
+			content += rapid.SampledFrom(rubbish).Draw(r, "rubbish")
 			must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(content), 0o644))
 		}
 
-		must(t, os.MkdirAll(filepath.Join(k.Proc, "7"), 0o755), os.WriteFile(filepath.Join(k.Proc, "7/cgroup"),
-			[]byte("0::/pods/c0ffee\n"), 0o644))
+		must(t,
+			os.MkdirAll(filepath.Join(k.Proc, "7"), 0o755),
+			os.WriteFile(filepath.Join(k.Proc, "7/cgroup"), []byte("0::/pods/c0ffee\n"), 0o644))
 		g, err := k.Of(7, id)
 		must(t, err)
 		defer g.Close()
@@ -247,8 +248,8 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 	})
 }
 
-// TestBoundsOfProcesses has more processes and more groups than are read, and groups deeper than
-// PATH_MAX.
+// TestBoundsOfProcesses creates more processes and more groups than the limits, and groups deeper
+// than PATH_MAX.
 func TestBoundsOfProcesses(t *testing.T) {
 	group := func(t *testing.T) (*Group, string) {
 		k := fixture(t, map[string]string{
@@ -280,7 +281,7 @@ func TestBoundsOfProcesses(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strings.Repeat("7\n", 4<<20)), 0o644))
 		bounded(t, g, maxPIDs)
 		if err := g.SetOOMScoreAdj(5); !errors.Is(err, ErrTooMany) || !errdefs.IsResourceExhausted(err) {
-			t.Errorf("a score for some of them: %v", err)
+			t.Errorf("score for some processes: error %v, want ErrTooMany", err)
 		}
 	})
 
@@ -292,12 +293,12 @@ func TestBoundsOfProcesses(t *testing.T) {
 
 		bounded(t, g, 1)
 		if err := g.SetOOMScoreAdj(5); !errors.Is(err, ErrTooMany) {
-			t.Errorf("a score for some of them: %v", err)
+			t.Errorf("score for some processes: error %v, want ErrTooMany", err)
 		}
 	})
 
 	t.Run("depth", func(t *testing.T) {
-		listedTime = time.Minute // a busy machine takes more than the usual bound
+		listedTime = time.Minute // a busy machine exceeds the usual limit
 		t.Cleanup(func() { listedTime = maxListedTime })
 		g, dir := group(t)
 		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

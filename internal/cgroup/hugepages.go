@@ -10,18 +10,19 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// HugePages is what a group uses of one size. Pointers are nil where this kernel does not tell.
+// HugePages is a group's usage of one page size. Pointers are nil if this kernel does not report
+// the value.
 type HugePages struct {
 	Size      model.PageSize
 	Usage     uint64  // bytes
-	MaxUsage  *uint64 // bytes: the most that it has been
+	MaxUsage  *uint64 // bytes, peak of Usage
 	LimitHits *uint64
 }
 
-// PageSizes are the sizes of huge pages of which this machine has any (/sys/kernel/mm/hugepages),
-// or may have when they are asked for.
+// PageSizes returns the sizes of huge pages available on this machine, reserved or on demand
+// (/sys/kernel/mm/hugepages).
 func (k Kernel) PageSizes() []model.PageSize {
-	entries, _ := os.ReadDir(k.Pages) // not there: no huge pages
+	entries, _ := os.ReadDir(k.Pages) // the directory is missing without huge pages
 	var out []model.PageSize
 	for _, e := range entries {
 		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB"), 10, 64)
@@ -29,7 +30,7 @@ func (k Kernel) PageSizes() []model.PageSize {
 			continue
 		}
 
-		size, err := model.ParsePageSize(pageSize(kib))
+		size, err := model.ParsePageSize(formatPageSize(kib))
 		if err != nil {
 			continue
 		}
@@ -50,8 +51,8 @@ func (k Kernel) PageSizes() []model.PageSize {
 	return out
 }
 
-// pageSize is how the kernel names a size in the files of control groups.
-func pageSize(kib uint64) string {
+// formatPageSize returns the kernel's name of a size in the files of control groups.
+func formatPageSize(kib uint64) string {
 	switch {
 	case kib >= 1<<20:
 		return strconv.FormatUint(kib>>20, 10) + "GB"
@@ -61,8 +62,8 @@ func pageSize(kib uint64) string {
 	return strconv.FormatUint(kib, 10) + "KB"
 }
 
-// HugePages reads what the group uses of pages of these sizes; those that this machine does not
-// account for are left out.
+// HugePages reads the group's usage of pages of these sizes. It omits sizes without accounting on
+// this machine.
 func (g *Group) HugePages(sizes []model.PageSize) []HugePages {
 	var out []HugePages
 	for _, size := range sizes {

@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// realGroups makes groups of this machine's kernel at a path in every hierarchy that this package
-// reads, and returns a function that moves a process there.
+// realGroups creates groups in this machine's kernel, at a path in every hierarchy read by this
+// package. It returns a function to move a process there.
 func realGroups(t *testing.T, path string) (move func(pid int)) {
 	t.Helper()
 	var dirs []string
@@ -28,7 +28,7 @@ func realGroups(t *testing.T, path string) (move func(pid int)) {
 		must(t, os.MkdirAll(dir, 0o755))
 		t.Cleanup(func() {
 			for dir := dir; dir != root; dir = filepath.Dir(dir) {
-				if os.Remove(dir) != nil { // another group's parent too
+				if os.Remove(dir) != nil { // it has other groups
 					return
 				}
 			}
@@ -45,7 +45,7 @@ func realGroups(t *testing.T, path string) (move func(pid int)) {
 	}
 }
 
-// sleeper is a process that does nothing until the test ends.
+// sleeper starts an idle process that runs until the test ends.
 func sleeper(t *testing.T) int {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -54,8 +54,8 @@ func sleeper(t *testing.T) int {
 	return cmd.Process.Pid
 }
 
-// TestProcessThatMovesItself is of real groups: a process of one container moves to those of
-// another one, as one that has /sys/fs/cgroup mounted can do.
+// TestProcessThatMovesItself uses real groups. A process of one container moves to the groups of
+// another one, as is possible with /sys/fs/cgroup mounted.
 func TestProcessThatMovesItself(t *testing.T) {
 	k := Host()
 	base := fmt.Sprintf("/cri-dockerd-test-%d", os.Getpid())
@@ -91,14 +91,14 @@ func TestProcessThatMovesItself(t *testing.T) {
 			t.Errorf("%s: scores %s and %s", name, score(attacker), score(victim))
 		}
 
-		toOther(attacker) // and away again, while the group is known
+		toOther(attacker) // and away again, while the group is open
 		if err := g.SetOOMScoreAdj(600); err != nil || score(attacker) != "500" || score(victim) != before {
 			t.Errorf("%s: after it has moved on: %v, scores %s and %s", name, err, score(attacker), score(victim))
 		}
 
 		g.Close()
 		if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
-			t.Errorf("the other container's group was taken for its own: %v", g)
+			t.Errorf("Of returned the other container's group: %v", g)
 		}
 	}
 }

@@ -14,9 +14,9 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// SetHugepages limits huge pages by their size in bytes (hugetlb.<size>.limit_in_bytes, on v2
-// hugetlb.<size>.max). On a machine that cannot limit a size, a limit of 0 is passed over and any
-// other is FailedPrecondition.
+// SetHugepages limits huge pages by their size, in bytes (hugetlb.<size>.limit_in_bytes, on v2
+// hugetlb.<size>.max). If this machine cannot limit a size, a limit of 0 is ignored and any other
+// is FailedPrecondition.
 func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 	for size, limit := range limits {
 		c, name := g.hugepageFile(size)
@@ -34,13 +34,12 @@ func (g *Group) SetHugepages(limits map[model.PageSize]uint64) error {
 	return nil
 }
 
-// Hugepages reads the limits of the sizes that this machine limits, in bytes; those without a limit
-// are left out.
+// Hugepages reads the limits of these sizes, in bytes. It omits sizes without a limit.
 func (g *Group) Hugepages(sizes []model.PageSize) map[model.PageSize]uint64 {
 	out := map[model.PageSize]uint64{}
 	for _, size := range sizes {
 		c, name := g.hugepageFile(size)
-		if n := g.readNumber(c, name); n != nil { // "max" is none
+		if n := g.readNumber(c, name); n != nil { // "max" means no limit
 			out[size] = *n
 		}
 	}
@@ -48,7 +47,7 @@ func (g *Group) Hugepages(sizes []model.PageSize) map[model.PageSize]uint64 {
 	return out
 }
 
-// hugepageFile is the file in which a size is limited.
+// hugepageFile returns the file with the limit of a size.
 func (g *Group) hugepageFile(size model.PageSize) (controller, string) {
 	if g.V2() {
 		return unified, "hugetlb." + string(size) + ".max"
@@ -56,9 +55,9 @@ func (g *Group) hugepageFile(size model.PageSize) (controller, string) {
 	return hugetlb, "hugetlb." + string(size) + ".limit_in_bytes"
 }
 
-// SetUnified writes files of cgroup v2 by name; a value of several lines is written line by line,
-// as the kernel takes it. On a v1 machine it is FailedPrecondition; what the kernel refuses is
-// InvalidArgument.
+// SetUnified writes files of cgroup v2 by name. It writes a value of several lines line by line, as
+// required by the kernel. It returns FailedPrecondition on a v1 machine, and InvalidArgument if the
+// kernel rejects a value.
 func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 	if len(values) == 0 {
 		return nil
@@ -81,7 +80,7 @@ func (g *Group) SetUnified(values map[model.UnifiedKey]string) error {
 	return nil
 }
 
-// Unified reads files of cgroup v2 by name; those that are not there are left out.
+// Unified reads files of cgroup v2 by name. It omits missing files.
 func (g *Group) Unified(keys []model.UnifiedKey) map[model.UnifiedKey]string {
 	out := map[model.UnifiedKey]string{}
 	for _, key := range keys {

@@ -6,28 +6,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// markPrefix begins the names of our extended attributes. Those of the namespace "trusted" are for
-// processes with CAP_SYS_ADMIN in the first user namespace (xattr(7)).
+// markPrefix is the prefix of our extended attributes. The namespace "trusted" is reserved to
+// processes with CAP_SYS_ADMIN in the initial user namespace (xattr(7)).
 const markPrefix = "trusted.cri-dockerd."
 
-// markPlaces are where a mark is kept: the first hierarchy in which the group has a place.
-var markPlaces = []controller{unified, memory, pids, cpu, devices}
+// markControllers are the hierarchies for marks. A mark is stored in the first one that contains
+// the group.
+var markControllers = []controller{unified, memory, pids, cpu, devices}
 
-// SetMark notes something of the group, for as long as the group exists. Where the kernel keeps no
-// extended attributes of groups, it does nothing.
+// SetMark sets a mark on the group for as long as the group exists. It does nothing on kernels
+// without extended attributes of groups.
 func (g *Group) SetMark(name string) {
-	_ = g.atMark(func(path string) error { return unix.Setxattr(path, markPrefix+name, []byte("1"), 0) })
+	_ = g.withMarkPath(func(path string) error { return unix.Setxattr(path, markPrefix+name, []byte("1"), 0) })
 }
 
-// HasMark says whether SetMark was called for this group, by this process or an earlier one.
+// HasMark reports whether this process or an earlier one called SetMark for this group.
 func (g *Group) HasMark(name string) bool {
-	return g.atMark(func(path string) error { _, err := unix.Getxattr(path, markPrefix+name, nil); return err }) == nil
+	return g.withMarkPath(func(path string) error {
+		_, err := unix.Getxattr(path, markPrefix+name, nil)
+		return err
+	}) == nil
 }
 
-// atMark calls do with a path of the group's directory in the hierarchy where its marks are.
-func (g *Group) atMark(do func(path string) error) error {
-	for _, c := range markPlaces {
-		root, path := g.place(c)
+// withMarkPath calls do with a path of the group's directory in the hierarchy of its marks.
+func (g *Group) withMarkPath(do func(path string) error) error {
+	for _, c := range markControllers {
+		root, path := g.locate(c)
 		if root == "" {
 			continue
 		}

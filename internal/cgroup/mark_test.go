@@ -6,14 +6,14 @@ import (
 	"testing"
 )
 
-// TestMarks: a mark lies with the group, for every process, and goes with it. A group that is gone
-// has none.
+// TestMarks expects a mark to be stored with its group: visible to every process, and removed with
+// the group.
 func TestMarks(t *testing.T) {
 	root := t.TempDir()
 	group := func() *Group { return &Group{kernel: Kernel{Cgroup: root}, v2: true, path: "/pod/container"} }
 	dir := filepath.Join(root, "pod", "container")
 	if group().SetMark("limits"); group().HasMark("limits") {
-		t.Error("a group that is not there has a mark")
+		t.Error("a missing group has a mark")
 	}
 
 	for range 2 { // the group of the next run has the same name

@@ -3,63 +3,59 @@ package cgroup
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"cri-dockerd/internal/safefs"
 )
 
-// maxWatched bounds the containers that OOMWatcher watches, with one descriptor each.
+// maxWatched limits the containers watched by OOMWatcher. Each takes one descriptor.
 const maxWatched = 4096
 
 const (
-	// The counter is read again after recountFirst, twice that, and so on until recountLast: the
-	// kernel reports that memory is out a moment before it kills.
+	// The counter is read again after recountFirst, twice that, and so on until recountLast. The
+	// kernel reports the shortage of memory a moment before it kills a process.
 	recountFirst = time.Millisecond
 	recountLast  = 100 * time.Millisecond
-	// removalTimeout is how long the kernel may take to signal the removal of a group.
+	// removalTimeout limits the time until the kernel signals the removal of a group.
 	removalTimeout = 10 * time.Second
-	// recentStart is how young a container is in which a kill that happened before its watch began
-	// counts as a hit. In an older one the daemon was restarted since, and the kill may be old.
+	// recentStart is the maximum age of a container for which a kill before the start of its watch
+	// counts. For an older container the daemon has been restarted, and the kill may be old.
 	recentStart = 10 * time.Second
 )
 
 // OOMWatcher learns from the kernel in which containers the OOM killer has killed a process. A
-// container's group is removed as soon as the container ends, and its counters with it, so they are
-// read when the kernel reports a change:
+// container's group, and its counters, are removed as soon as the container ends. So the watcher
+// reads them when the kernel reports a change:
 //
-//   - cgroup v1: memory.oom_control signals an eventfd when the group or one above it is out of
-//     memory, and once more when the group is removed; its oom_kill counts the processes of the
-//     group alone that were killed (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
-//   - cgroup v2: memory.events can be polled; its oom_kill includes the groups below
+//   - cgroup v1: memory.oom_control signals an eventfd when the group or a parent runs out of
+//     memory, and once more when the group is removed. Its oom_kill counts killed processes of the
+//     group itself (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
+//   - cgroup v2: memory.events can be polled. Its oom_kill includes the groups below
 //     (Documentation/admin-guide/cgroup-v2.rst).
 //
-// These are the sources of containerd's own OOM events. A group that was removed before it could be
-// read counts as hit if v1 had signalled more than its removal.
+// containerd derives its OOM events from the same sources. If a v1 group is removed before it can
+// be read, it counts as hit if the kernel signalled more than the removal.
 //
-// It is safe for concurrent use. Run does all the work; the other methods only note or look up.
+// OOMWatcher is safe for concurrent use. Run does all the work, and the other methods only update
+// or read the table.
 type OOMWatcher struct {
 	kernel Kernel
-	hit    func(id string) // called when a container was hit, without a lock
+	hit    func(id string) // called without a lock when the OOM killer hits a container
 
-	wake chan struct{} // an element when there is something to add
-	poll *os.File      // of epoll; its events have the ID's number
+	wake chan struct{} // has an element while there is work
+	poll *os.File      // the epoll descriptor; its events carry the container's number
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	watched map[string]*watched
-	numbers map[int32]*watched // by the number that epoll has of them
+	numbers map[int32]*watched // by the number in their epoll events
 	last    int32
 	queue   []*watched
 }
 
-// watched is a container that is watched.
+// watched is the state of a watched container.
 type watched struct {
 	id      string
 	pid     int
@@ -67,29 +63,29 @@ type watched struct {
 	number  int32
 
 	// Guarded by OOMWatcher.mu.
-	hitAt     time.Time // zero: it was not hit
+	hitAt     time.Time // zero if it was never hit
 	forgotten bool
-	ready     bool   // the kernel reports what happens
-	signals   uint64 // of the eventfd
+	ready     bool   // the kernel reports events
+	signals   uint64 // received on the eventfd
 
-	// Used by Run only.
+	// Only used by Run.
 	group *Group
-	fd    int    // an eventfd, or memory.events; -1 once it is closed
-	kills uint64 // that are known
+	fd    int    // an eventfd, or memory.events; -1 after it is closed
+	kills uint64 // already recorded
 	pause time.Duration
 }
 
-// NewOOMWatcher returns a watcher that calls hit with the ID of each container that was hit, in the
-// goroutine of Run. hit must not block.
+// NewOOMWatcher returns a watcher. In the goroutine of Run it calls hit with the ID of each
+// container hit by the OOM killer. hit must not block.
 func NewOOMWatcher(k Kernel, hit func(id string)) (*OOMWatcher, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("watch for OOM kills: %w", err)
+		return nil, fmt.Errorf("watch OOM kills: %w", err)
 	}
 
-	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime's poller waits for it
+	if err := unix.SetNonblock(fd, true); err != nil { // lets the runtime's poller wait for it
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("watch for OOM kills: %w", err)
+		return nil, fmt.Errorf("watch OOM kills: %w", err)
 	}
 
 	return &OOMWatcher{
@@ -102,9 +98,9 @@ func NewOOMWatcher(k Kernel, hit func(id string)) (*OOMWatcher, error) {
 	}, nil
 }
 
-// Watch watches a container whose main process was started at a time. A container that is watched
-// with the same process stays as it is; with another process it begins anew, as if it was never
-// hit.
+// Watch watches a container with its main process's PID and start time. It is a no-op for a
+// container already watched with the same process. With another process the watch starts again, as
+// if the container had never been hit.
 func (w *OOMWatcher) Watch(id string, pid int, started time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -123,7 +119,7 @@ func (w *OOMWatcher) Watch(id string, pid int, started time.Time) {
 	w.queueLocked(c)
 }
 
-// Hit returns when the OOM killer last hit a container that is, or was, watched.
+// Hit returns the time of the last OOM kill in a watched container.
 func (w *OOMWatcher) Hit(id string) (at time.Time, hit bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,14 +130,14 @@ func (w *OOMWatcher) Hit(id string) (at time.Time, hit bool) {
 	return c.hitAt, !c.hitAt.IsZero()
 }
 
-// Forget ends the watch of a container that is being removed or started again.
+// Forget stops watching a container that is being removed or restarted.
 func (w *OOMWatcher) Forget(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.dropLocked(id)
 }
 
-// dropLocked forgets a container; Run closes what it holds.
+// dropLocked removes a container from the table. Run closes its descriptors later.
 func (w *OOMWatcher) dropLocked(id string) {
 	c := w.watched[id]
 	if c == nil {
@@ -162,7 +158,7 @@ func (w *OOMWatcher) queueLocked(c *watched) {
 	}
 }
 
-// Run watches until ctx ends.
+// Run watches containers until ctx ends.
 func (w *OOMWatcher) Run(ctx context.Context) error {
 	var reports sync.WaitGroup
 	events := make(chan []int32)
@@ -182,16 +178,16 @@ func (w *OOMWatcher) Run(ctx context.Context) error {
 
 		case numbers := <-events:
 			for _, n := range numbers {
-				w.signalled(n)
+				w.handleSignal(n)
 			}
 		}
 	}
 }
 
-// Close releases a watcher that does not run. Run does so itself when it ends.
+// Close releases a watcher without a running Run. Run closes it itself on return.
 func (w *OOMWatcher) Close() error { return w.poll.Close() }
 
-// closeAll closes what is open when Run ends.
+// closeAll closes all open descriptors when Run returns.
 func (w *OOMWatcher) closeAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -205,7 +201,7 @@ func (w *OOMWatcher) closeAll() {
 	}
 }
 
-// take takes what is queued.
+// take empties the queue and returns its content.
 func (w *OOMWatcher) take() []*watched {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -214,7 +210,7 @@ func (w *OOMWatcher) take() []*watched {
 	return q
 }
 
-// wait passes on the numbers of containers that the kernel reports, until the epoll is closed.
+// wait sends the numbers of containers with events to events, until the epoll descriptor is closed.
 func (w *OOMWatcher) wait(ctx context.Context, events chan<- []int32) {
 	raw, err := w.poll.SyscallConn()
 	if err != nil {
@@ -245,7 +241,7 @@ func (w *OOMWatcher) wait(ctx context.Context, events chan<- []int32) {
 	}
 }
 
-// update begins the watch of a container, counts again, or ends it.
+// update starts the watch of a container, counts its kills again, or stops the watch.
 func (w *OOMWatcher) update(c *watched) {
 	w.mu.Lock()
 	forgotten := c.forgotten
@@ -254,14 +250,14 @@ func (w *OOMWatcher) update(c *watched) {
 	case forgotten:
 		c.close()
 	case c.group == nil:
-		w.begin(c)
+		w.start(c)
 	case c.fd >= 0:
 		w.count(c)
 	}
 }
 
-// begin begins the watch of a container, if it has not ended.
-func (w *OOMWatcher) begin(c *watched) {
+// start starts the watch of a running container.
+func (w *OOMWatcher) start(c *watched) {
 	g, err := w.kernel.Of(c.pid, c.id)
 	if err != nil {
 		return
@@ -285,62 +281,8 @@ func (w *OOMWatcher) begin(c *watched) {
 	c.ready = true
 }
 
-// register has the kernel report changes of a container's counter.
-func (w *OOMWatcher) register(c *watched) (err error) {
-	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: c.number}
-	if c.group.V2() {
-		e.Events = unix.EPOLLPRI | unix.EPOLLET
-		c.fd, err = c.group.openCounter(unified, "memory.events")
-	} else {
-		c.fd, err = c.group.oomSignals()
-	}
-
-	if err != nil {
-		return err
-	}
-
-	raw, err := w.poll.SyscallConn()
-	if err != nil {
-		return err
-	}
-
-	add := func(poll uintptr) { err = unix.EpollCtl(int(poll), unix.EPOLL_CTL_ADD, c.fd, &e) }
-
-	return errors.Join(raw.Control(add), err)
-}
-
-// oomSignals returns an eventfd that the kernel signals when the group is out of memory.
-func (g *Group) oomSignals() (int, error) {
-	control, err := g.openCounter(memory, "memory.oom_control")
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(control) //nolint:errcheck // it was only read
-
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return -1, err
-	}
-
-	if err := g.writeFile(memory, "cgroup.event_control", fmt.Sprint(fd, " ", control)); err != nil {
-		_ = unix.Close(fd)
-		return -1, err
-	}
-
-	return fd, nil
-}
-
-// openCounter opens a file of the group for reading.
-func (g *Group) openCounter(c controller, name string) (int, error) {
-	root, path := g.place(c)
-	if root == "" {
-		return -1, fs.ErrNotExist
-	}
-	return openBeneath(root, path+"/"+name, unix.O_RDONLY)
-}
-
-// signalled takes a report of the kernel's.
-func (w *OOMWatcher) signalled(number int32) {
+// handleSignal handles an event from the kernel.
+func (w *OOMWatcher) handleSignal(number int32) {
 	w.mu.Lock()
 	c := w.numbers[number]
 	w.mu.Unlock()
@@ -361,42 +303,8 @@ func (w *OOMWatcher) signalled(number int32) {
 	w.count(c)
 }
 
-// count reads how many processes were killed, and counts again later if the kernel may be about to
-// kill one.
-func (w *OOMWatcher) count(c *watched) {
-	kills, err := c.count()
-
-	switch {
-	case err != nil && c.group.V2():
-		c.close()
-	case err != nil && c.signals > 1: // one is that of the removal
-		w.note(c)
-		c.close()
-	case err != nil && c.pause > removalTimeout:
-		c.close()
-	case err != nil:
-		w.countLater(c)
-	case kills > c.kills:
-		c.kills = kills
-		w.note(c)
-	case c.pause > 0 && c.pause <= recountLast:
-		w.countLater(c)
-	}
-}
-
-// countLater counts again after a pause, which doubles.
-func (w *OOMWatcher) countLater(c *watched) {
-	c.pause = max(c.pause, recountFirst)
-	time.AfterFunc(c.pause, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.queueLocked(c)
-	})
-	c.pause *= 2
-}
-
-// note notes a hit, and reports the first.
-func (w *OOMWatcher) note(c *watched) {
+// recordKill records an OOM kill, and calls hit for the first one.
+func (w *OOMWatcher) recordKill(c *watched) {
 	w.mu.Lock()
 	report := c.hitAt.IsZero() && !c.forgotten
 	c.hitAt = time.Now()
@@ -406,78 +314,10 @@ func (w *OOMWatcher) note(c *watched) {
 	}
 }
 
-// count is how many processes of the container were killed. It is an error if the group is gone.
-func (c *watched) count() (uint64, error) {
-	if c.group.V2() {
-		var b [512]byte
-		n, err := unix.Pread(c.fd, b[:], 0)
-		if err != nil {
-			return 0, err
-		}
-		return oomKills(b[:n]), nil
-	}
-
-	return c.group.oomKillsBelow()
-}
-
-// oomKillsBelow adds up the counters of a group of cgroup v1 and of those below it, which a
-// container may make; each counts its own processes only.
-func (g *Group) oomKillsBelow() (sum uint64, err error) {
-	root, path := g.place(memory)
-	dir, err := openBeneath(root, path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return 0, err
-	}
-
-	f := os.NewFile(uintptr(dir), g.path)
-	defer f.Close()
-
-	add := func(fd int) error {
-		var buf [512]byte
-		b, err := readAt(fd, "memory.oom_control", buf[:0], len(buf))
-		sum += oomKills(b)
-		return err
-	}
-
-	var st unix.Stat_t
-	if err := unix.Fstat(dir, &st); err != nil {
-		return 0, err
-	}
-
-	if st.Nlink == 2 { // there are no groups below it
-		err := add(dir)
-		return sum, err
-	}
-
-	w, err := safefs.NewWalker(f)
-	if err != nil {
-		return 0, err
-	}
-	defer w.Close()
-
-	w.Dir = func(fd int, _ *unix.Stat_t) error { return ignoreGone(add(fd)) }
-	_, err = w.Walk(time.Now().Add(listedTime))
-
-	return sum, err
-}
-
-// oomKills is the number of oom_kill in memory.oom_control or memory.events.
-func oomKills(b []byte) (kills uint64) {
-	for len(b) > 0 {
-		var line []byte
-		line, b = cut(b, '\n')
-		if name, value := cut(line, ' '); string(name) == "oom_kill" {
-			kills, _ = strconv.ParseUint(string(trim(value)), 10, 64)
-		}
-	}
-
-	return kills
-}
-
-// close closes what a watch holds.
+// close closes the descriptors of a watch.
 func (c *watched) close() {
 	if c.fd >= 0 {
-		_ = unix.Close(c.fd) // which takes it out of the epoll too
+		_ = unix.Close(c.fd) // this also removes it from the epoll set
 		c.fd = -1
 	}
 	if c.group != nil {

@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomGroup is a group of this machine's kernel with a limit, and a process in it, or in a group
-// below it, that exceeds the limit once exceed is called.
+// oomGroup is a real group with a memory limit. A process in it, or in a group below it, exceeds
+// the limit after a call of exceed.
 type oomGroup struct {
 	id     string
 	v1     bool
-	dir    string // in memory's hierarchy
+	dir    string // in the memory hierarchy
 	cmd    *exec.Cmd
 	stdin  *os.File
 	exited bool
@@ -33,7 +33,7 @@ func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 	if _, err := os.Stat(filepath.Join(root, "memory/cgroup.event_control")); err == nil {
 		g.v1, root, limit, swap = true, filepath.Join(root, "memory"), "memory.limit_in_bytes",
 			"memory.memsw.limit_in_bytes"
-	} else { // the controller is passed on from group to group
+	} else { // enable the controller in each group
 		parts := strings.Split(base, "/")
 		for i := range parts {
 			must(t, os.WriteFile(filepath.Join(root, filepath.Join(parts[:i+1]...), "cgroup.subtree_control"),
@@ -45,10 +45,10 @@ func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 	must(t, os.WriteFile(filepath.Join(g.dir, limit), []byte("16777216"), 0))
 	swapLimit := "0"
 	if g.v1 {
-		swapLimit = "16777216" // of both together
+		swapLimit = "16777216" // memory and swap together
 	}
 
-	_ = os.WriteFile(filepath.Join(g.dir, swap), []byte(swapLimit), 0) // with swap accounting
+	_ = os.WriteFile(filepath.Join(g.dir, swap), []byte(swapLimit), 0) // fails without swap accounting
 	r, w, err := os.Pipe()
 	must(t, err)
 	g.cmd, g.stdin = exec.Command("sh", "-c", "read go && exec tail /dev/zero"), w
@@ -62,7 +62,7 @@ func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 
 func (g *oomGroup) pid() int { return g.cmd.Process.Pid }
 
-// exceed has the process exceed the limit and waits until it has been killed.
+// exceed makes the process exceed the limit and waits until it is killed.
 func (g *oomGroup) exceed(t *testing.T) {
 	t.Helper()
 	_, err := g.stdin.WriteString("go\n")
@@ -75,7 +75,7 @@ func (g *oomGroup) exceed(t *testing.T) {
 	}
 }
 
-// end ends the process without a shortage of memory.
+// end stops the process without a shortage of memory.
 func (g *oomGroup) end(t *testing.T) {
 	t.Helper()
 	if !g.exited {
@@ -85,11 +85,11 @@ func (g *oomGroup) end(t *testing.T) {
 	}
 }
 
-// remove removes the group, as a container's end does.
+// remove removes the group, like the end of a container.
 func (g *oomGroup) remove(t *testing.T) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
-	for { // the kernel takes a moment to let go of a process
+	for { // the kernel releases a process after a moment
 		entries, err := filepath.Glob(filepath.Join(g.dir, "*/cgroup.procs"))
 		must(t, err)
 		for _, e := range entries {
@@ -106,7 +106,7 @@ func (g *oomGroup) remove(t *testing.T) {
 	}
 }
 
-// oomWatcher is a watcher with a channel of what it reports. It does not run yet.
+// oomWatcher returns an idle watcher with a channel of its reports.
 func oomWatcher(t *testing.T) (w *OOMWatcher, hits chan string) {
 	t.Helper()
 	hits = make(chan string, 10)
@@ -138,7 +138,7 @@ func awaitHit(t *testing.T, hits <-chan string, id string) {
 	}
 }
 
-// awaitWatch waits until the kernel reports what happens to a container.
+// awaitWatch waits until the kernel reports events of a container.
 func (w *OOMWatcher) awaitWatch(t *testing.T, id string) *watched {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -156,9 +156,9 @@ func (w *OOMWatcher) awaitWatch(t *testing.T, id string) *watched {
 	return nil
 }
 
-// TestOOMWatcher is of real groups: a container whose process is killed for want of memory is
-// reported and remembered after its group is gone, also if the process has moved to a group below
-// its own; one that ends otherwise is not.
+// TestOOMWatcher uses real groups. It expects a container to be reported after an OOM kill, and to
+// be remembered after the removal of its group. This includes a process in a group below the
+// container's own. It expects no report for a container that ends otherwise.
 func TestOOMWatcher(t *testing.T) {
 	before := descriptors(t)
 	w, hits := oomWatcher(t)
@@ -171,12 +171,12 @@ func TestOOMWatcher(t *testing.T) {
 			awaitHit(t, hits, g.id)
 			g.remove(t)
 			if at, hit := w.Hit(g.id); !hit || time.Since(at) > time.Minute {
-				t.Errorf("after its end: %v, %v", at, hit)
+				t.Errorf("after its end: hit at %v, hit %v", at, hit)
 			}
 
 			w.Forget(g.id)
 			if _, hit := w.Hit(g.id); hit {
-				t.Error("a container that was forgotten is remembered")
+				t.Error("a forgotten container is still recorded as hit")
 			}
 		}
 
@@ -191,7 +191,7 @@ func TestOOMWatcher(t *testing.T) {
 		last.exceed(t)
 		awaitHit(t, hits, last.id) // and nothing before it
 		if _, hit := w.Hit(quiet.id); hit {
-			t.Error("a container that ended by itself was hit")
+			t.Error("a container that ended by itself is recorded as hit")
 		}
 	})
 
@@ -209,9 +209,9 @@ func TestOOMWatcher(t *testing.T) {
 	}
 }
 
-// TestOOMWatcherComesLate: the group of a container is gone before the watcher gets to read it. The
-// kernel's signals distinguish one that was out of memory from one that was only removed.
-func TestOOMWatcherComesLate(t *testing.T) {
+// TestOOMWatcherReadsLate removes a container's group before the watcher can read it. The kernel's
+// signals distinguish a group out of memory from a group that was only removed.
+func TestOOMWatcherReadsLate(t *testing.T) {
 	w, hits := oomWatcher(t)
 	hit, quiet := newOOMGroup(t, "a", ""), newOOMGroup(t, "b", "")
 	if !hit.v1 {
@@ -238,12 +238,12 @@ func TestOOMWatcherComesLate(t *testing.T) {
 	w.run(t)
 	awaitHit(t, hits, hit.id)
 	c := w.watched[quiet.id]
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // its removal is signalled
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // until the removal is signalled
 		w.mu.Lock()
 		at := c.hitAt
 		w.mu.Unlock()
 		if !at.IsZero() {
-			t.Fatal("a container that ended by itself was hit")
+			t.Fatal("a container that ended by itself is recorded as hit")
 		}
 		if time.Now().After(deadline) || w.signalsOf(c) == 1 {
 			break
@@ -261,7 +261,8 @@ func (w *OOMWatcher) signalsOf(c *watched) uint64 {
 	return c.signals
 }
 
-// TestOOMBeforeWatch: a kill before the watch began counts if the container is young.
+// TestOOMBeforeWatch expects a kill before the start of the watch to count for a young container
+// only.
 func TestOOMBeforeWatch(t *testing.T) {
 	for name, c := range map[string]struct {
 		age time.Duration
@@ -291,7 +292,7 @@ func TestOOMBeforeWatch(t *testing.T) {
 	}
 }
 
-// TestOOMOfV2: the counter of cgroup v2.
+// TestOOMOfV2 reads the counter of cgroup v2.
 func TestOOMOfV2(t *testing.T) {
 	k, g := v2(t)
 	events := filepath.Join(k.Cgroup, "pods/c0ffee/memory.events")
@@ -318,18 +319,18 @@ func TestOOMOfV2(t *testing.T) {
 	w.count(c)
 	w.count(c)
 	if len(hits) != 1 || c.kills != 1 || c.hitAt.IsZero() {
-		t.Errorf("a kill: %v, %+v", hits, c)
+		t.Errorf("after a kill: hits %v, state %+v", hits, c)
 	}
 
 	must(t, unix.Close(c.fd))
-	c.fd = 1 << 20 // as of a group that is gone, the file cannot be read
+	c.fd = 1 << 20 // like the file of a removed group, it cannot be read
 	w.count(c)
 	if c.fd >= 0 || len(hits) != 1 {
-		t.Errorf("after the end: %v, %+v", hits, c)
+		t.Errorf("after the removal: %v, %+v", hits, c)
 	}
 }
 
-// TestOOMWatcherIsBounded: more containers than it may watch are not watched.
+// TestOOMWatcherIsBounded expects containers beyond the limit to be ignored.
 func TestOOMWatcherIsBounded(t *testing.T) {
 	w, _ := oomWatcher(t)
 	defer w.poll.Close()
@@ -339,14 +340,14 @@ func TestOOMWatcherIsBounded(t *testing.T) {
 	}
 
 	if len(w.watched) != maxWatched {
-		t.Errorf("%d are watched", len(w.watched))
+		t.Errorf("%d containers are watched, want maxWatched", len(w.watched))
 	}
 
 	w.Forget("7")
 	w.Watch("another", 1, time.Now())
-	w.Watch("8", 2, time.Now()) // has a new process
+	w.Watch("8", 2, time.Now()) // a new process
 	if len(w.watched) != maxWatched || w.watched["another"] == nil || w.watched["8"].pid != 2 ||
 		len(w.numbers) != maxWatched {
-		t.Errorf("after one was forgotten: %d, %d", len(w.watched), len(w.numbers))
+		t.Errorf("after one was forgotten: %d containers, %d numbers", len(w.watched), len(w.numbers))
 	}
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // openBeneath opens name, the path of a group or of one of its files, beneath the mount point of a
-// hierarchy. No component may be a link or the root of another mount, so that nothing else is ever
-// read or written for a group.
+// hierarchy. No component may be a link or a mount point, so a group's path never leads to anything
+// else.
 func openBeneath(root, name string, flags uint64) (int, error) {
 	hierarchy, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -34,8 +34,8 @@ func openBeneath(root, name string, flags uint64) (int, error) {
 	return fd, nil
 }
 
-// isThere says whether a group exists in a hierarchy.
-func isThere(root, path string) bool {
+// groupExists reports whether a group exists in a hierarchy.
+func groupExists(root, path string) bool {
 	fd, err := openBeneath(root, path, unix.O_PATH|unix.O_DIRECTORY)
 	if err == nil {
 		_ = unix.Close(fd)
@@ -43,7 +43,7 @@ func isThere(root, path string) bool {
 	return err == nil
 }
 
-// openat opens a file of the kernel's in a directory of the kernel's.
+// openat opens a kernel file in a kernel directory.
 func openat(dir int, name string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat(dir, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -56,19 +56,19 @@ func openat(dir int, name string, flags int) (int, error) {
 	}
 }
 
-// atEnd is how much of a page a read must leave for the file to have ended: the kernel shows as
-// many lines as fit into one.
+// atEnd is the free space, in bytes of a page, by which a read detects the end of a file. The
+// kernel returns as many lines as fit into one page.
 const atEnd = 2048
 
-// maxFile bounds the files that Read reads.
+// maxFile limits the files read by Read, in bytes.
 const maxFile = 4 << 20
 
-// Read appends the content of a kernel file, of lines that are shorter than atEnd, to buf; of a
-// very long one the beginning. It does with half of the system calls of os.ReadFile, which asks for
-// the size, tries to wait for the file and looks whether there is more.
+// Read appends the content of a kernel file to buf. Lines must be shorter than atEnd, and very long
+// files are truncated. It needs half of the system calls of os.ReadFile, because os.ReadFile
+// queries the size, tries to poll the file and reads again at the end.
 func Read(name string, buf []byte) ([]byte, error) { return readAt(unix.AT_FDCWD, name, buf, maxFile) }
 
-// readAt is Read of a file in a directory, and of at most limit bytes.
+// readAt does the same as Read for a file in a directory, and reads at most limit bytes.
 func readAt(dir int, name string, buf []byte, limit int) ([]byte, error) {
 	fd, err := openat(dir, name, unix.O_RDONLY)
 	if err != nil {
@@ -97,9 +97,9 @@ func readOpen(fd int, name string, buf []byte, limit int) ([]byte, error) {
 	}
 }
 
-// readFile reads a file of the group, at most maxGroupFile bytes of it.
+// readFile reads at most maxGroupFile bytes of a file of the group.
 func (g *Group) readFile(c controller, name string) ([]byte, error) {
-	root, path := g.place(c)
+	root, path := g.locate(c)
 	if root == "" {
 		return nil, fs.ErrNotExist
 	}
@@ -113,10 +113,10 @@ func (g *Group) readFile(c controller, name string) ([]byte, error) {
 	return readOpen(fd, name, nil, maxGroupFile)
 }
 
-// maxGroupFile bounds files of a group that are read by name.
+// maxGroupFile limits the files of a group read by name, in bytes.
 const maxGroupFile = 64 << 10
 
-// readNumber is the only number of a file that is seldom read, nil if there is none.
+// readNumber reads the only number of an infrequently read file. It returns nil if there is none.
 func (g *Group) readNumber(c controller, name string) *uint64 {
 	b, err := g.readFile(c, name)
 	if err != nil {
@@ -131,9 +131,9 @@ func (g *Group) readNumber(c controller, name string) *uint64 {
 	return &n
 }
 
-// writeFile writes a file of the group, which must exist: fs.ErrNotExist else.
+// writeFile writes an existing file of the group. It returns fs.ErrNotExist if there is none.
 func (g *Group) writeFile(c controller, name, value string) error {
-	root, path := g.place(c)
+	root, path := g.locate(c)
 	if root == "" {
 		return fs.ErrNotExist
 	}

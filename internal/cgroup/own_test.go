@@ -9,21 +9,19 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Files of a group of which the whole container has used whole, and the group of its first process
-// alone something else.
+// treeV1 returns a cgroup v1 tree with a group at dir and values derived from n. Tests give the
+// whole container and the group of its first process different values.
 func treeV1(dir string, n uint64) map[string]string {
 	return map[string]string{
 		"cgroup/cpuacct" + dir + "/cpuacct.usage":        fmt.Sprintln(n * 1000),
 		"cgroup/memory" + dir + "/memory.usage_in_bytes": fmt.Sprintln(n * 4096),
-		"cgroup/memory" + dir +
-			"/memory.stat": fmt.Sprintf("total_rss %d\ntotal_inactive_file 0\nhierarchical_memory_limit %d\n", n*4096,
-			n<<20),
-		"cgroup/memory" + dir + "/memory.oom_control":          fmt.Sprintf("oom_kill %d\n", n),
-		"cgroup/pids" + dir + "/pids.current":                  fmt.Sprintln(n),
-		"cgroup/pids" + dir + "/pids.max":                      fmt.Sprintln(n * 10),
-		"cgroup/hugetlb" + dir + "/hugetlb.2MB.limit_in_bytes": fmt.Sprintln(n << 21),
-		"cgroup/unified" + dir + "/cpu.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 " +
-			"total=1\n",
+		"cgroup/memory" + dir + "/memory.stat": fmt.Sprintf(
+			"total_rss %d\ntotal_inactive_file 0\nhierarchical_memory_limit %d\n", n*4096, n<<20),
+		"cgroup/memory" + dir + "/memory.oom_control":                  fmt.Sprintf("oom_kill %d\n", n),
+		"cgroup/pids" + dir + "/pids.current":                          fmt.Sprintln(n),
+		"cgroup/pids" + dir + "/pids.max":                              fmt.Sprintln(n * 10),
+		"cgroup/hugetlb" + dir + "/hugetlb.2MB.limit_in_bytes":         fmt.Sprintln(n << 21),
+		"cgroup/unified" + dir + "/cpu.pressure":                       "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n",
 		"cgroup/systemd" + dir + "/cgroup.procs":                       "",
 		"cgroup/blkio" + dir + "/blkio.throttle.io_serviced_recursive": "",
 	}
@@ -42,9 +40,10 @@ func treeV2(dir string, n uint64) map[string]string {
 	}
 }
 
-// TestOwnGroup: a container's stats and limits are those of its own group, wherever its first
-// process has moved to: as docker-in-docker does (init), as systemd does (init.scope), on both
-// versions and with the names of both cgroup drivers, and in only some hierarchies of cgroup v1.
+// TestOwnGroup expects a container's stats and limits to be those of its own group, wherever its
+// first process has moved, as docker-in-docker (init) and systemd (init.scope) do. It covers both
+// cgroup versions, the names of both cgroup drivers, and moves in only some hierarchies of cgroup
+// v1.
 func TestOwnGroup(t *testing.T) {
 	const whole, inner = 500, 3
 	for driver, own := range map[string]string{
@@ -56,9 +55,12 @@ func TestOwnGroup(t *testing.T) {
 		"an engine in another one": "/docker/" + strings.Repeat("f", 64) + "/docker/" + id,
 	} {
 		for inside, below := range map[string]string{
-			"stays": "", "docker-in-docker": "/init", "systemd": "/init.scope",
-			"deep":             "/system.slice/docker.service/x",
-			"an engine inside": "/docker/" + strings.Repeat("e", 64), "its own name again": "/docker/" + id,
+			"stays":              "",
+			"docker-in-docker":   "/init",
+			"systemd":            "/init.scope",
+			"deep":               "/system.slice/docker.service/x",
+			"an engine inside":   "/docker/" + strings.Repeat("e", 64),
+			"its own name again": "/docker/" + id,
 		} {
 			for version, c := range map[string]struct {
 				tree       func(string, uint64) map[string]string
@@ -90,15 +92,15 @@ func TestOwnGroup(t *testing.T) {
 					}
 					defer g.Close()
 
-					hasAll(t, g, own, whole)
+					checkGroup(t, g, own, whole)
 				})
 			}
 		}
 	}
 }
 
-// hasAll fails if a group is not at a path, or its stats are not those of the whole container.
-func hasAll(t *testing.T, g *Group, own string, n uint64) {
+// checkGroup fails the test unless a group has this path and the stats of the whole container.
+func checkGroup(t *testing.T, g *Group, own string, n uint64) {
 	t.Helper()
 	d, err := g.Details()
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Bounds of what is read of a container's processes, which may be as many as the kernel has PIDs,
-// in any number of groups of their own. Beyond them a count is too low.
+// Limits on a container's processes. There may be as many as the kernel has PIDs, in any number of
+// own groups. Beyond these limits a count is too low.
 const (
 	maxPIDs       = 1 << 16
 	maxGroups     = 1 << 12
@@ -26,18 +26,18 @@ const (
 	maxListedTime = 200 * time.Millisecond
 )
 
-// listedTime is maxListedTime, but in tests of other bounds.
+// listedTime is maxListedTime, except in tests of other limits.
 var listedTime = maxListedTime
 
-// ErrTooMany says that a container has more processes or groups than are read.
+// ErrTooMany is returned for a container with more processes or groups than the limits.
 var ErrTooMany = fmt.Errorf("the container has more than %d processes or %d control groups of its own: %w",
 	maxPIDs, maxGroups, errdefs.ErrResourceExhausted)
 
-// processDir is the directory of a process in /proc. It is that process's as long as it is open,
-// also when the PID has been reused.
+// processDir is the directory of a process in /proc. While it is open, it refers to the same
+// process, even after the PID is reused.
 type processDir struct {
 	mu sync.RWMutex
-	fd int32 // plus one; 0 for none
+	fd int32 // descriptor plus one; 0 without one
 }
 
 // open opens a file of the process for reading.
@@ -59,9 +59,9 @@ func (p *processDir) close() {
 	p.fd = 0
 }
 
-// ReadProcess appends a file of the container's main process (proc_pid(5)), such as "net/dev", to
-// buf, and at most limit bytes of it. The process is that which Of has found: its PID may have been
-// reused since, and then the error is fs.ErrNotExist or ESRCH.
+// ReadProcess appends at most limit bytes of a file of the container's main process (proc_pid(5)),
+// such as "net/dev", to buf. It reads the process found by Of. If the PID has been reused since,
+// the error is fs.ErrNotExist or ESRCH.
 func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) {
 	fd, err := g.proc.open(name)
 	if err != nil {
@@ -71,7 +71,7 @@ func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) 
 	return readOpen(fd, name, buf, limit)
 }
 
-// EachOfProcess calls use with the content of a file of the main process piece by piece, until it
+// EachOfProcess calls use with the content of a file of the main process piece by piece, until use
 // returns false.
 func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
 	fd, err := g.proc.open(name)
@@ -95,8 +95,8 @@ func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
 	}
 }
 
-// Alive says whether the main process has not ended.
-func (g *Group) Alive() bool {
+// IsAlive reports whether the main process still runs.
+func (g *Group) IsAlive() bool {
 	fd, err := g.proc.open("cgroup")
 	if err == nil {
 		_ = unix.Close(fd) // it was only opened
@@ -104,7 +104,7 @@ func (g *Group) Alive() bool {
 	return err == nil
 }
 
-// OOMScoreAdj is the main process's score (proc_pid_oom_score_adj(5)).
+// OOMScoreAdj returns the main process's score (proc_pid_oom_score_adj(5)).
 func (g *Group) OOMScoreAdj() (int, error) {
 	b, err := g.ReadProcess("oom_score_adj", nil, 64)
 	if err != nil {
@@ -113,12 +113,12 @@ func (g *Group) OOMScoreAdj() (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
-// forkRounds is how often processes that were forked meanwhile are looked for.
+// forkRounds is the number of times to check for newly forked processes.
 const forkRounds = 5
 
-// SetOOMScoreAdj gives every process of the container a score. It is inherited, so processes to
-// come have it too. A permission error means that the score is below what this process may give,
-// ErrTooMany that some have not got it.
+// SetOOMScoreAdj sets the score of every process of the container. Future processes inherit it. A
+// permission error means that this process may not set so low a score. ErrTooMany means that some
+// processes still have their old score.
 func (g *Group) SetOOMScoreAdj(score int) error {
 	done := map[int]bool{}
 	for range forkRounds {
@@ -151,56 +151,59 @@ func (g *Group) SetOOMScoreAdj(score int) error {
 	return nil
 }
 
-// setScore writes the score of one process, if it is the container's: its PID may have been reused
-// since it was listed. The descriptor of its directory in /proc stays that process's.
+// setScore sets the score of one process if it belongs to the container. Its PID may have been
+// reused since the listing. The descriptor of its directory in /proc always refers to the same
+// process.
 func (g *Group) setScore(pid, score int) error {
 	name := filepath.Join(g.kernel.Proc, strconv.Itoa(pid))
 	proc, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ignoreGone(err)
+		return ignoreEnded(err)
 	}
 	defer unix.Close(proc) //nolint:errcheck // a descriptor of a path only
 
 	b, err := readAt(proc, "cgroup", nil, maxMembership)
 	if err != nil {
-		return ignoreGone(err)
+		return ignoreEnded(err)
 	}
 
 	var of Group
-	if !of.join(string(b), filepath.Base(g.path)) || of.path != g.path {
-		return nil // another process by now, or one that has moved away
+	if !of.parseMembership(string(b), filepath.Base(g.path)) || of.path != g.path {
+		return nil // the PID was reused, or the process has moved away
 	}
 
 	fd, err := openat(proc, "oom_score_adj", unix.O_WRONLY|unix.O_TRUNC)
 	if err != nil {
-		return ignoreGone(err)
+		return ignoreEnded(err)
 	}
 
 	_, err = unix.Write(fd, []byte(strconv.Itoa(score)))
 
-	return errors.Join(ignoreGone(err), unix.Close(fd))
+	return errors.Join(ignoreEnded(err), unix.Close(fd))
 }
 
-// Processes is how many there are, and at most maxPIDs. NotFound if the group is gone.
+// Processes returns the number of processes, at most maxPIDs. It returns NotFound if the group has
+// been removed.
 func (g *Group) Processes() (uint64, error) {
 	pids, err := g.PIDs()
 	return uint64(len(pids)), err
 }
 
-// PIDs are the processes of the group and of those below it, at most maxPIDs. NotFound if the group
-// is gone.
+// PIDs returns the processes of the group and of the groups below it, at most maxPIDs. It returns
+// NotFound if the group has been removed.
 func (g *Group) PIDs() ([]int, error) {
-	if g.alone() {
+	if g.isSingleProcess() {
 		return []int{g.pid}, nil
 	}
 	pids, _, err := g.processes()
 	return pids, err
 }
 
-// alone says that a container's main process, without which it ends, has no other and no threads:
-// most have none, and to look for them costs ten times as much.
-func (g *Group) alone() bool {
-	defer g.begin()()
+// isSingleProcess reports whether the container consists of its main process alone, without
+// threads. Most do, and listing the processes costs ten times as much. A container ends with its
+// main process.
+func (g *Group) isSingleProcess() bool {
+	defer g.beginRead()()
 	f := pidsCurrent1
 	if g.V2() {
 		f = pidsCurrent
@@ -209,13 +212,13 @@ func (g *Group) alone() bool {
 	return err == nil && n == 1 && g.pid > 0
 }
 
-// processes are the container's, those in groups that it has made itself included. complete is
-// false if a bound was reached.
+// processes returns the container's processes, including those in groups created by the container.
+// complete is false if a limit was reached.
 func (g *Group) processes() (all []int, complete bool, err error) {
-	root, path := g.place(unified)
+	root, path := g.locate(unified)
 	for _, c := range []controller{memory, pids, cpu, devices} {
 		if root == "" {
-			root, path = g.place(c)
+			root, path = g.locate(c)
 		}
 	}
 
@@ -232,7 +235,7 @@ func (g *Group) processes() (all []int, complete bool, err error) {
 		return nil, false, err
 	}
 
-	if st.Nlink == 2 { // its own name and that in its parent: there are no groups below it
+	if st.Nlink == 2 { // its own name and the entry in its parent: no groups below
 		all, err = members(nil, dir)
 		return all, len(all) < maxPIDs, err
 	}
@@ -240,7 +243,7 @@ func (g *Group) processes() (all []int, complete bool, err error) {
 	return g.processesBelow(f)
 }
 
-// processesBelow walks the groups that a container has made.
+// processesBelow walks the groups created by the container.
 func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err error) {
 	w, err := safefs.NewWalker(dir)
 	if err != nil {
@@ -270,13 +273,13 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 	return pids, complete && !w.Partial(), err
 }
 
-// members adds the processes of one group, to maxPIDs at most. The file is opened anew each time,
-// since cgroup v1 shows the same list for a second to one who reads on.
+// members appends the processes of one group to pids, up to maxPIDs. It reopens the file each time,
+// because cgroup v1 caches the list for a second per open file.
 func members(pids []int, dir int) ([]int, error) {
 	var buf [512]byte
 	b, err := readAt(dir, "cgroup.procs", buf[:0], maxListing)
 	if err != nil {
-		return pids, ignoreGone(err)
+		return pids, ignoreEnded(err)
 	}
 
 	for len(b) > 0 && len(pids) < maxPIDs {
@@ -293,10 +296,10 @@ func members(pids []int, dir int) ([]int, error) {
 // maxPID is the kernel's limit (PID_MAX_LIMIT).
 const maxPID = 1 << 22
 
-// ignoreGone drops the error that a process or group has ended meanwhile.
-func ignoreGone(err error) error {
-	for _, gone := range []error{fs.ErrNotExist, unix.ESRCH, unix.ENODEV, unix.EOPNOTSUPP} {
-		if errors.Is(err, gone) {
+// ignoreEnded drops errors caused by the concurrent end of a process or group.
+func ignoreEnded(err error) error {
+	for _, ended := range []error{fs.ErrNotExist, unix.ESRCH, unix.ENODEV, unix.EOPNOTSUPP} {
+		if errors.Is(err, ended) {
 			return nil
 		}
 	}

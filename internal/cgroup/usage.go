@@ -8,78 +8,78 @@ import (
 	"time"
 )
 
-// Usage is what the processes of a group have used, those of groups below it included. Pointers are
-// nil where this kernel does not tell.
+// Usage is the resource usage of a group, including the groups below it. Pointers are nil if this
+// kernel does not report the value.
 type Usage struct {
 	At     time.Time
 	CPU    uint64 // nanoseconds, of all cores together
 	Memory Memory
 	Swap   *Swap
-	// How long processes waited (Documentation/accounting/psi.rst), on cgroup v2; on hybrid
-	// machines, whose runtime uses that hierarchy too, in Details only.
+	// Time processes spent waiting (Documentation/accounting/psi.rst), on cgroup v2. On hybrid
+	// machines whose runtime also uses that hierarchy, only Details has it.
 	CPUPressure, MemoryPressure, IOPressure *Pressure
 }
 
-// Memory is in bytes and counts of faults.
+// Memory holds bytes and counts of page faults.
 type Memory struct {
 	Usage        uint64  // page cache included
-	WorkingSet   uint64  // without the page cache that can be given up at once
+	WorkingSet   uint64  // without page cache that can be reclaimed at once
 	RSS          uint64  // anonymous memory
 	Cache        uint64  // page cache, tmpfs and shared memory included
-	MappedFile   uint64  // page cache that is mapped
-	ActiveFile   uint64  // page cache used lately
-	InactiveFile uint64  // page cache that is given up first
-	Limit        *uint64 // nil: none
+	MappedFile   uint64  // mapped page cache
+	ActiveFile   uint64  // recently used page cache
+	InactiveFile uint64  // page cache to be reclaimed first
+	Limit        *uint64 // nil without a limit
 	Faults       uint64
 	MajorFaults  uint64
 }
 
-// Swap is in bytes.
+// Swap holds bytes.
 type Swap struct {
 	Usage uint64
-	Limit *uint64 // nil: none
+	Limit *uint64 // nil without a limit
 }
 
-// Pressure is of some and of all processes.
+// Pressure is the stall time of some and of all processes.
 type Pressure struct{ Some, Full Stall }
 
-// Stall is a share of time in percent over 10, 60 and 300 seconds, and the time in all.
+// Stall is a share of time in percent, averaged over 10, 60 and 300 seconds, and the total time.
 type Stall struct {
 	Avg10, Avg60, Avg300 float64
 	Total                time.Duration
 }
 
-// Details are everything that the kernel tells of a group. Pointers are nil where this kernel does
-// not.
+// Details holds all values reported by the kernel for a group. Pointers are nil if this kernel does
+// not report the value.
 type Details struct {
 	Usage
-	User, System uint64      // CPU, nanoseconds; on cgroup v1 in ticks of 10 ms
-	Throttling   *Throttling // of the group's own quota
+	User, System uint64      // CPU, nanoseconds; multiples of 10 ms on cgroup v1
+	Throttling   *Throttling // by the group's own quota
 	KernelMemory *uint64     // bytes
-	MaxUsage     *uint64     // bytes: the most that Memory.Usage has been
-	LimitHits    *uint64     // how often memory was at its limit
-	OOMKills     *uint64     // processes that the OOM killer has ended
-	// Faults of the group without those below it, which cgroup v2 does not keep apart.
+	MaxUsage     *uint64     // bytes, peak of Memory.Usage
+	LimitHits    *uint64     // times memory reached its limit
+	OOMKills     *uint64     // processes killed by the OOM killer
+	// Page faults of the group without the groups below it. cgroup v2 does not separate them.
 	OwnFaults, OwnMajorFaults uint64
 	Threads                   *uint64
-	MaxThreads                *uint64 // nil: no limit
+	MaxThreads                *uint64 // nil without a limit
 	Devices                   []Device
 }
 
-// Throttling is of a CPU quota (Documentation/scheduler/sched-bwc.rst).
+// Throttling describes the effect of a CPU quota (Documentation/scheduler/sched-bwc.rst).
 type Throttling struct {
 	Periods, Throttled uint64
 	Time               uint64 // nanoseconds
 }
 
-// Device is what went to and from one block device, past the page cache.
+// Device counts the I/O of one block device, bypassing the page cache.
 type Device struct {
 	Major, Minor          uint32
 	ReadBytes, WriteBytes uint64
 	Reads, Writes         uint64
 }
 
-// Parent is the group above: a pod's, if this one is that of its sandbox.
+// Parent returns the parent group. For a container in a pod's group this is the pod's.
 func (g *Group) Parent() *Group {
 	p := &Group{kernel: g.kernel, path: filepath.Dir(g.path), v2: g.v2, hybrid: g.hybrid}
 	for c, path := range g.paths {
@@ -93,21 +93,21 @@ func (g *Group) Parent() *Group {
 	return p
 }
 
-// Path is where the group lies in its hierarchy, as cAdvisor has it: /kubepods/burstable/pod…/….
+// Path returns the group's path in its hierarchy in cAdvisor's format: /kubepods/burstable/pod…/….
 func (g *Group) Path() string { return g.path }
 
-// Usage reads the group's figures. NotFound for a group that is gone, fs.ErrNotExist for what the
-// kernel does not account for.
+// Usage reads the group's usage. It returns NotFound if the group has been removed, and
+// fs.ErrNotExist if the kernel does not account for a resource.
 func (g *Group) Usage() (Usage, error) {
 	d, err := g.read(false)
 	return d.Usage, err
 }
 
-// Details reads all figures. Errors are those of Usage.
+// Details reads all values. Errors are those of Usage.
 func (g *Group) Details() (Details, error) { return g.read(true) }
 
 func (g *Group) read(all bool) (Details, error) {
-	defer g.begin()()
+	defer g.beginRead()()
 
 	d := Details{Usage: Usage{At: time.Now()}}
 	var err error
@@ -121,21 +121,22 @@ func (g *Group) read(all bool) (Details, error) {
 		return Details{}, fmt.Errorf("%s: %w", g.path, err)
 	}
 
-	if all || !g.hybrid { // there nobody expects them, and they would cost as much as all the rest
-		d.CPUPressure, d.MemoryPressure, d.IOPressure = g.stalls(cpuPressure), g.stalls(memoryPressure),
-			g.stalls(ioPressure)
+	if all || !g.hybrid { // expensive on hybrid machines, as much as the rest, and not expected there
+		d.CPUPressure, d.MemoryPressure, d.IOPressure = g.readPressure(cpuPressure), g.readPressure(memoryPressure),
+			g.readPressure(ioPressure)
 	}
 
 	return d, nil
 }
 
-// workingSet is what cannot be given up at once; the kernel's counters are read one after the
-// other, so it may not be negative.
+// workingSet returns memory that cannot be reclaimed at once. The kernel's counters are read one
+// after the other, so the difference must be kept from becoming negative.
 func workingSet(usage, inactiveFile uint64) uint64 { return usage - min(usage, inactiveFile) }
 
-// stalls is a file of two lines, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the same for
-// "full"; nil without PSI, which the kernel may have and not do (EOPNOTSUPP).
-func (g *Group) stalls(f file) *Pressure {
+// readPressure reads a pressure file of two lines, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0"
+// and the same for "full". It returns nil without PSI. A kernel may list the file and refuse to
+// read it (EOPNOTSUPP).
+func (g *Group) readPressure(f file) *Pressure {
 	b, err := g.content(f)
 	if err != nil || len(b) == 0 {
 		return nil
@@ -175,5 +176,5 @@ func (s *Stall) set(name, value []byte) {
 	}
 }
 
-// notTold says that a file which every kernel has is empty or not there.
-func notTold(f file) error { return fmt.Errorf("%s: %w", kernelFiles[f].name, fs.ErrNotExist) }
+// missingFile returns the error for a mandatory file that is empty or missing.
+func missingFile(f file) error { return fmt.Errorf("%s: %w", kernelFiles[f].name, fs.ErrNotExist) }

@@ -19,7 +19,7 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// kernel lays out the files of testdata/<name>.txtar and finds the group of its container.
+// kernel creates the files of testdata/<name>.txtar and finds the group of its container.
 func kernel(t testing.TB, name string) (Kernel, *Group) {
 	t.Helper()
 	a, err := txtar.ParseFile("testdata/" + name + ".txtar")
@@ -77,7 +77,7 @@ func compare(t *testing.T, want, got any) {
 	}
 }
 
-// memoryOfAll is what the containers of v1.txtar and v2.txtar have in common.
+// memoryOfAll is the memory usage in both v1.txtar and v2.txtar.
 var memoryOfAll = Memory{
 	Usage:        37777408,
 	WorkingSet:   37777408 - 8482816,
@@ -86,7 +86,7 @@ var memoryOfAll = Memory{
 	MappedFile:   6291456,
 	ActiveFile:   839680,
 	InactiveFile: 8482816,
-	Limit:        some(67108864),
+	Limit:        ptr(67108864),
 	Faults:       14963,
 	MajorFaults:  12,
 }
@@ -98,13 +98,13 @@ func TestV1(t *testing.T) {
 		User:           1000000000,
 		System:         500000000,
 		Throttling:     &Throttling{},
-		KernelMemory:   some(450560),
-		MaxUsage:       some(40000000),
-		LimitHits:      some(9),
-		OOMKills:       some(1),
+		KernelMemory:   ptr(450560),
+		MaxUsage:       ptr(40000000),
+		LimitHits:      ptr(9),
+		OOMKills:       ptr(1),
 		OwnFaults:      14962,
 		OwnMajorFaults: 11,
-		Threads:        some(3),
+		Threads:        ptr(3),
 		Devices:        []Device{{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252}},
 	}
 
@@ -112,8 +112,8 @@ func TestV1(t *testing.T) {
 	compare(t, []HugePages{{
 		Size:      "1GB",
 		Usage:     1 << 30,
-		MaxUsage:  some(2 << 30),
-		LimitHits: some(4),
+		MaxUsage:  ptr(2 << 30),
+		LimitHits: ptr(4),
 	}}, g.HugePages(k.PageSizes()))
 
 	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8, 9}) || err != nil {
@@ -146,10 +146,10 @@ func TestHybrid(t *testing.T) {
 				RSS:          53248,
 				Cache:        20971520,
 				InactiveFile: 20971520,
-				Limit:        some(64 << 20),
+				Limit:        ptr(64 << 20),
 				Faults:       1504,
 			},
-			Swap: &Swap{Limit: some(0)},
+			Swap: &Swap{Limit: ptr(0)},
 			CPUPressure: &Pressure{
 				Some: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 297346 * time.Microsecond},
 				Full: Stall{Avg10: 2.07, Avg60: .44, Avg300: .09, Total: 290392 * time.Microsecond},
@@ -162,12 +162,12 @@ func TestHybrid(t *testing.T) {
 		},
 		System:       50000000,
 		Throttling:   &Throttling{Periods: 6, Throttled: 1, Time: 18126872},
-		KernelMemory: some(745472),
-		MaxUsage:     some(23060480),
-		LimitHits:    some(0),
-		OOMKills:     some(0),
+		KernelMemory: ptr(745472),
+		MaxUsage:     ptr(23060480),
+		LimitHits:    ptr(0),
+		OOMKills:     ptr(0),
 		OwnFaults:    1504,
-		Threads:      some(1),
+		Threads:      ptr(1),
 	}
 
 	compare(t, want, details(t, g))
@@ -175,20 +175,20 @@ func TestHybrid(t *testing.T) {
 		t.Errorf("v2: %v, path %s", g.V2(), g.Path())
 	}
 	if h := g.HugePages(k.PageSizes()); h != nil {
-		t.Errorf("a machine without huge pages: %v", h)
+		t.Errorf("huge pages on a machine without any: %v", h)
 	}
 
 	compare(t, []HugePages{{
 		Size:      "2MB",
-		MaxUsage:  some(0),
-		LimitHits: some(0),
+		MaxUsage:  ptr(0),
+		LimitHits: ptr(0),
 	}}, g.HugePages([]model.PageSize{"2MB", "64KB"}))
 
 	if err := os.Remove(filepath.Join(k.Cgroup, "memory/kubepods/burstable/pod1/c0ffee/cgroup.procs")); err != nil {
 		t.Fatal(err)
 	}
 
-	if n, err := g.Processes(); n != 1 || err != nil { // the only task is its main process
+	if n, err := g.Processes(); n != 1 || err != nil { // the only task is the main process
 		t.Errorf("%d processes, %v", n, err)
 	}
 }
@@ -214,14 +214,14 @@ func TestV2(t *testing.T) {
 		User:           1000000000,
 		System:         500000000,
 		Throttling:     &Throttling{Periods: 20, Throttled: 5, Time: 250000000},
-		KernelMemory:   some(450560),
-		MaxUsage:       some(40000000),
-		LimitHits:      some(3),
-		OOMKills:       some(1),
+		KernelMemory:   ptr(450560),
+		MaxUsage:       ptr(40000000),
+		LimitHits:      ptr(3),
+		OOMKills:       ptr(1),
 		OwnFaults:      14963,
 		OwnMajorFaults: 12,
-		Threads:        some(5),
-		MaxThreads:     some(1024),
+		Threads:        ptr(5),
+		MaxThreads:     ptr(1024),
 		Devices: []Device{
 			{Major: 8, Minor: 16, ReadBytes: 1459200, WriteBytes: 314773504, Reads: 192, Writes: 353},
 			{Major: 8, ReadBytes: 90430464, WriteBytes: 299008000, Reads: 8950, Writes: 1252},
@@ -229,21 +229,21 @@ func TestV2(t *testing.T) {
 	}
 
 	compare(t, want, details(t, g))
-	compare(t, []HugePages{{Size: "2MB", Usage: 4194304, LimitHits: some(7)}}, g.HugePages(k.PageSizes()))
+	compare(t, []HugePages{{Size: "2MB", Usage: 4194304, LimitHits: ptr(7)}}, g.HugePages(k.PageSizes()))
 	if pids, err := g.PIDs(); !slices.Equal(pids, []int{7, 8}) || err != nil {
 		t.Errorf("processes %v, %v", pids, err)
 	}
 
 	if _, err := g.Parent().Usage(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a group without figures: %v", err)
+		t.Errorf("usage of a group without stats: error %v, want ErrNotExist", err)
 	}
 }
 
-// TestFilesStayOpen reads what the kernel tells now through files that were opened before, and
-// gives them back.
+// TestFilesStayOpen expects reads through open files to return current values, and Close to release
+// the files.
 func TestFilesStayOpen(t *testing.T) {
 	k, g := kernel(t, "v1")
-	before := descriptors(t) - 1 // that of the process
+	before := descriptors(t) - 1 // without the process's directory
 	if _, err := g.Details(); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestFilesStayOpen(t *testing.T) {
 	}
 
 	if n := descriptors(t); n <= before {
-		t.Errorf("%d descriptors before, %d while they are read", before, n)
+		t.Errorf("%d descriptors before, %d while open", before, n)
 	}
 
 	g.Close()
@@ -281,9 +281,9 @@ func descriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// TestGroupThatGoes is of a real one, since no plain file behaves like the kernel's when its group
-// is removed.
-func TestGroupThatGoes(t *testing.T) {
+// TestRemovedGroup uses a real group, because no plain file behaves like the kernel's after the
+// removal of its group.
+func TestRemovedGroup(t *testing.T) {
 	k := Host()
 	var st unix.Statfs_t
 	if err := unix.Statfs(k.Cgroup, &st); err != nil {
@@ -295,7 +295,7 @@ func TestGroupThatGoes(t *testing.T) {
 	if st.Type == unix.CGROUP2_SUPER_MAGIC {
 		dir = filepath.Join(k.Cgroup, g.path)
 		g.v2, f = true, cpuStat
-	} else { // processes are looked for in memory's hierarchy first
+	} else { // processes are first searched in the memory hierarchy
 		g.paths[cpuacct], g.paths[memory] = g.path, g.path
 	}
 
@@ -305,7 +305,7 @@ func TestGroupThatGoes(t *testing.T) {
 	defer g.Close()
 
 	read := func() error {
-		defer g.begin()()
+		defer g.beginRead()()
 		_, err := g.content(f)
 		return err
 	}
@@ -318,7 +318,7 @@ func TestGroupThatGoes(t *testing.T) {
 	again := read()
 	_, err := g.Processes()
 	if !errdefs.IsNotFound(again) || !errdefs.IsNotFound(err) {
-		t.Errorf("of a group that is gone: %v, %v", again, err)
+		t.Errorf("read of a removed group: errors %v, %v, want NotFound", again, err)
 	}
 }
 

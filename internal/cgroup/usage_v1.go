@@ -2,12 +2,11 @@ package cgroup
 
 import "time"
 
-// unlimited is from where on a limit of cgroup v1 means none: the kernel shows the largest number
-// of whole pages.
+// unlimited is the lower bound of cgroup v1 limits that mean none. The kernel reports the largest
+// number of whole pages.
 const unlimited = 1 << 62
 
-// tick is the unit of cpuacct.stat, USER_HZ, which is 100 on every architecture that Docker runs
-// on.
+// tick is the unit of cpuacct.stat, USER_HZ. It is 100 on all architectures supported by Docker.
 const tick = uint64(10 * time.Millisecond)
 
 // readV1 reads the controllers of cgroup v1 (Documentation/admin-guide/cgroup-v1).
@@ -29,7 +28,7 @@ func (g *Group) readV1(d *Details, all bool) error {
 		return nil
 	}
 
-	// What follows is left out where the kernel lacks it.
+	// The kernel may lack any of the following files.
 	_ = g.table(cpuacctStat, func(name []byte, n uint64) {
 		switch string(name) {
 		case "user":
@@ -50,21 +49,22 @@ func (g *Group) readV1(d *Details, all bool) error {
 		}
 	})
 
-	d.KernelMemory, d.MaxUsage, d.LimitHits = g.told(kmemUsage), g.told(memoryMaxUsage), g.told(memoryFailcnt)
+	d.KernelMemory = g.optional(kmemUsage)
+	d.MaxUsage, d.LimitHits = g.optional(memoryMaxUsage), g.optional(memoryFailcnt)
 	_ = g.table(memoryOOMControl, func(name []byte, n uint64) {
 		if string(name) == "oom_kill" {
-			d.OOMKills = some(n)
+			d.OOMKills = ptr(n)
 		}
 	})
 
-	d.Threads, d.MaxThreads = g.told(pidsCurrent1), g.told(pidsMax1)
+	d.Threads, d.MaxThreads = g.optional(pidsCurrent1), g.optional(pidsMax1)
 	g.blkio(d, blkioBytes, func(x *Device) (read, write *uint64) { return &x.ReadBytes, &x.WriteBytes })
 	g.blkio(d, blkioOperations, func(x *Device) (read, write *uint64) { return &x.Reads, &x.Writes })
 
 	return nil
 }
 
-// memoryStatV1 reads memory.stat, whose names with total_ include the groups below.
+// memoryStatV1 reads memory.stat. Names with total_ include the groups below.
 func (g *Group) memoryStatV1(d *Details) error {
 	m, known := &d.Memory, false
 	var swap *uint64
@@ -91,17 +91,17 @@ func (g *Group) memoryStatV1(d *Details) error {
 			m.MajorFaults = n
 		case "hierarchical_memory_limit":
 			if n > 0 && n < unlimited {
-				m.Limit = some(n)
+				m.Limit = ptr(n)
 			}
 
 		case "hierarchical_memsw_limit":
 			memorySwap = n
 		case "total_swap": // with swap accounting only
-			swap = some(n)
+			swap = ptr(n)
 		}
 	})
 	if err == nil && !known {
-		err = notTold(memoryStat1)
+		err = missingFile(memoryStat1)
 	}
 
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
@@ -144,8 +144,8 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 	}
 }
 
-// device is the counters of a device that stands as "8:0", made if there are none; nil for what is
-// no device.
+// device returns the counters of a device given as "8:0", and adds them if necessary. It returns
+// nil for an invalid name.
 func (d *Details) device(name []byte) *Device {
 	a, b := cut(name, ':')
 	major, err := parse(a)

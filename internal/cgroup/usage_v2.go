@@ -20,27 +20,27 @@ func (g *Group) readV2(d *Details, all bool) error {
 		return err
 	}
 
-	d.Memory.Limit = g.told(memoryMax)
-	if swap := g.told(swapCurrent); swap != nil {
-		d.Swap = &Swap{Usage: *swap, Limit: g.told(swapMax)}
+	d.Memory.Limit = g.optional(memoryMax)
+	if swap := g.optional(swapCurrent); swap != nil {
+		d.Swap = &Swap{Usage: *swap, Limit: g.optional(swapMax)}
 	}
 	if !all {
 		return nil
 	}
 
-	// What follows is left out where the kernel lacks it.
-	d.MaxUsage = g.told(memoryPeak)
+	// The kernel may lack any of the following files.
+	d.MaxUsage = g.optional(memoryPeak)
 	_ = g.table(memoryEvents, func(name []byte, n uint64) {
 		switch string(name) {
 		case "max":
-			d.LimitHits = some(n)
+			d.LimitHits = ptr(n)
 		case "oom_kill":
-			d.OOMKills = some(n)
+			d.OOMKills = ptr(n)
 		}
 	})
 
 	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults
-	d.Threads, d.MaxThreads = g.told(pidsCurrent), g.told(pidsMax)
+	d.Threads, d.MaxThreads = g.optional(pidsCurrent), g.optional(pidsMax)
 	g.ioStat(d)
 
 	return nil
@@ -65,7 +65,7 @@ func (g *Group) cpuStat(d *Details) error {
 		}
 	})
 	if err == nil && !known {
-		err = notTold(cpuStat)
+		err = missingFile(cpuStat)
 	}
 
 	return err
@@ -80,7 +80,7 @@ func (g *Group) memoryStat(d *Details) error {
 		case "file":
 			m.Cache = n
 		case "kernel": // since Linux 5.18
-			d.KernelMemory = some(n)
+			d.KernelMemory = ptr(n)
 		case "file_mapped":
 			m.MappedFile = n
 		case "active_file":
@@ -94,7 +94,7 @@ func (g *Group) memoryStat(d *Details) error {
 		}
 	})
 	if err == nil && !known {
-		err = notTold(memoryStat)
+		err = missingFile(memoryStat)
 	}
 
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
@@ -114,7 +114,7 @@ func (g *Group) ioStat(d *Details) {
 		line, b = cut(b, '\n')
 		field, line = cut(line, ' ')
 		if len(line) == 0 {
-			continue // nothing has happened there
+			continue // no I/O on this device
 		}
 
 		x := d.device(field)

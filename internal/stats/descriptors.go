@@ -10,24 +10,25 @@ import (
 	"cri-dockerd/internal/cgroup"
 )
 
-// Processes are a container's processes and what they hold open.
+// Processes counts a container's processes and their open files.
 type Processes struct {
 	Count   uint64
-	Files   *uint64 // descriptors; nil where they may not be seen
-	Sockets *uint64 // of the descriptors; nil also where there are too many to look at each
-	// MaxFiles is the main process's soft limit of descriptors; nil for none.
+	Files   *uint64 // descriptors; nil without permission to list them
+	Sockets *uint64 // among the descriptors; also nil if there are too many to inspect
+	// MaxFiles is the main process's soft limit of descriptors, or nil without one.
 	MaxFiles *uint64
 }
 
-// Bounds for one container.
+// Limits for one container.
 const (
-	// lookedAt is how many descriptors, or processes, are looked at: two microseconds each.
-	lookedAt = 4096
-	// counted is how many descriptors are counted where the kernel does not say how many there are.
-	counted = 1 << 14
+	// maxInspected limits the descriptors, or processes, to inspect: two microseconds each.
+	maxInspected = 4096
+	// maxCounted limits the descriptors to count if the kernel does not report their number.
+	maxCounted = 1 << 14
 )
 
-// Descriptors are a container's processes with what they hold open. NotFound if it has ended.
+// Descriptors counts a container's processes and their open files. It returns NotFound if the
+// container has ended.
 func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -40,13 +41,13 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	}
 
 	out := Processes{Count: uint64(len(pids)), MaxFiles: r.maxFiles(g, pid)}
-	if len(pids) > lookedAt {
+	if len(pids) > maxInspected {
 		return out, nil
 	}
 
 	var files, sockets uint64
 	for _, p := range pids {
-		n, s, ok := r.openFiles(p, lookedAt-min(files, lookedAt))
+		n, s, ok := r.openFiles(p, maxInspected-min(files, maxInspected))
 		if !ok {
 			return out, nil
 		}
@@ -54,47 +55,47 @@ func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
 	}
 
 	out.Files = &files
-	if files <= lookedAt {
+	if files <= maxInspected {
 		out.Sockets = &sockets
 	}
 
 	return out, nil
 }
 
-// openFiles counts a process's descriptors (proc_pid_fd(5)), and the sockets among as many as are
-// looked at. One that has ended has none.
-func (r *Reader) openFiles(pid int, look uint64) (files, sockets uint64, ok bool) {
+// openFiles counts a process's descriptors (proc_pid_fd(5)), and the sockets among the first
+// inspect ones. An ended process has none.
+func (r *Reader) openFiles(pid int, inspect uint64) (files, sockets uint64, ok bool) {
 	dir, err := unix.Open(filepath.Join(r.kernel.Proc, strconv.Itoa(pid), "fd"),
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, 0, err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // a system call's own
+		return 0, 0, err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // a plain errno
 	}
 	defer unix.Close(dir)
 
 	var st unix.Stat_t // its size is the number of descriptors since Linux 6.2
-	if unix.Fstat(dir, &st) == nil && uint64(st.Size) > look {
+	if unix.Fstat(dir, &st) == nil && uint64(st.Size) > inspect {
 		return uint64(st.Size), 0, true
 	}
 
 	var link [16]byte
 	err = eachName(dir, func(name string) bool {
-		if files++; files <= look {
+		if files++; files <= inspect {
 			if n, err := unix.Readlinkat(dir, name, link[:]); err == nil &&
 				bytes.HasPrefix(link[:n], []byte("socket:")) {
 				sockets++
 			}
 		}
-		return files < counted
+		return files < maxCounted
 	})
-	if files >= counted {
+	if files >= maxCounted {
 		return 0, 0, false
 	}
 
 	return files, sockets, err == nil || err == unix.ENOENT || err == unix.ESRCH //nolint:errorlint // as above
 }
 
-// eachName calls do for what lies in a directory, until it returns false. It does with half of the
-// system calls of os.ReadDir, which tries to wait for the directory.
+// eachName calls do for each name in a directory, until it returns false. It needs half of the
+// system calls of os.ReadDir, because os.ReadDir tries to poll the directory.
 func eachName(dir int, do func(name string) bool) error {
 	var entries [4096]byte
 	var names []string
@@ -113,24 +114,24 @@ func eachName(dir int, do func(name string) bool) error {
 	}
 }
 
-// maxFiles is the soft limit of descriptors, nil for none.
+// maxFiles returns the soft limit of descriptors, or nil without one.
 func (r *Reader) maxFiles(g *cgroup.Group, pid int) *uint64 {
 	n, err := r.limit(pid)
-	if err == unix.EPERM { //nolint:errorlint // a system call's own; without CAP_SYS_RESOURCE another user's process may not be asked
-		return fileOfLimits(g)
+	if err == unix.EPERM { //nolint:errorlint // a plain errno; other users' processes need CAP_SYS_RESOURCE
+		return readLimitsFile(g)
 	}
 
-	if err != nil || n == unix.RLIM_INFINITY || !g.Alive() { // who has ended has none, and its PID may be another's
+	if err != nil || n == unix.RLIM_INFINITY || !g.IsAlive() { // an ended process has none, and its PID may be reused
 		return nil
 	}
 
 	return &n
 }
 
-// fileOfLimits reads the same where everybody may (proc_pid_limits(5)), which costs ten times as
-// much.
-func fileOfLimits(g *cgroup.Group) (limit *uint64) {
-	_ = processFile(g, "limits", func(content []byte) { // who has ended has none
+// readLimitsFile reads the same limit from a world-readable file (proc_pid_limits(5)). This costs
+// ten times as much.
+func readLimitsFile(g *cgroup.Group) (limit *uint64) {
+	_ = processFile(g, "limits", func(content []byte) { // an ended process has none
 		_, rest, _ := bytes.Cut(content, []byte("Max open files"))
 		for f := range bytes.FieldsSeq(rest) {
 			if n, err := strconv.ParseUint(string(f), 10, 64); err == nil {
@@ -143,7 +144,7 @@ func fileOfLimits(g *cgroup.Group) (limit *uint64) {
 	return limit
 }
 
-// softLimit asks the kernel for a process's soft limit of descriptors (prlimit(2)).
+// softLimit returns the kernel's soft limit of descriptors for a process (prlimit(2)).
 func softLimit(pid int) (uint64, error) {
 	var l unix.Rlimit
 	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l)

@@ -13,25 +13,24 @@ import (
 	"cri-dockerd/internal/cgroup"
 )
 
-// FileSystem is what a file system can hold, and what its disk does.
+// FileSystem describes the capacity and usage of a file system, and the I/O of its disk.
 type FileSystem struct {
-	Device      string // "/dev/sda1", "" if it is on no disk of this machine's
+	Device      string // "/dev/sda1", "" if it is not on a disk of this machine
 	Bytes, Used uint64
 	Inodes      uint64
 	InodesFree  uint64
-	Disk        *Disk // nil if it is on no disk of this machine's
+	Disk        *Disk // nil if it is not on a disk of this machine
 }
 
-// Disk is what a block device has done since the machine was started
-// (Documentation/admin-guide/iostats.rst).
+// Disk counts the I/O of a block device since boot (Documentation/admin-guide/iostats.rst).
 type Disk struct {
 	Reads, ReadsMerged, SectorsRead         uint64
 	Writes, WritesMerged, SectorsWritten    uint64
 	ReadTime, WriteTime, Time, WeightedTime time.Duration
-	Current                                 uint64 // operations that are under way
+	Current                                 uint64 // operations in progress
 }
 
-// FileSystem is that of a directory (statfs(2)).
+// FileSystem returns the file system of a directory (statfs(2)).
 func (r *Reader) FileSystem(dir string) (FileSystem, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {
@@ -55,13 +54,13 @@ func (r *Reader) FileSystem(dir string) (FileSystem, error) {
 	}, nil
 }
 
-// Fields of a line of /proc/diskstats after the device's numbers and name; there are more since
-// Linux 4.18, of what is discarded and flushed.
+// Fields of a line of /proc/diskstats after the device's numbers and name. Linux 4.18 and later add
+// fields for discards and flushes.
 const (
 	diskReads = iota
 	diskReadsMerged
 	diskSectorsRead
-	diskReadTime // times are in milliseconds
+	diskReadTime // times in milliseconds
 	diskWrites
 	diskWritesMerged
 	diskSectorsWritten
@@ -72,7 +71,7 @@ const (
 	diskFields
 )
 
-// disk reads what a device has done, nil if the kernel does not tell.
+// disk reads the I/O of a device. It returns nil if the kernel does not report it.
 func (r *Reader) disk(major, minor uint32) *Disk {
 	b, err := cgroup.Read(filepath.Join(r.kernel.Proc, "diskstats"), nil)
 	if err != nil {
@@ -88,7 +87,7 @@ func (r *Reader) disk(major, minor uint32) *Disk {
 
 		var n [diskFields]uint64
 		for i := range n {
-			n[i], _ = strconv.ParseUint(f[3+i], 10, 64) // they are all numbers
+			n[i], _ = strconv.ParseUint(f[3+i], 10, 64) // all fields are numbers
 		}
 
 		ms := func(field int) time.Duration { return time.Duration(n[field]) * time.Millisecond }
@@ -111,19 +110,19 @@ func (r *Reader) disk(major, minor uint32) *Disk {
 	return nil
 }
 
-// Device is the name of a block device ("/dev/sda"), "" if it is none of this machine's.
+// Device returns the name of a block device ("/dev/sda"), or "" for none of this machine.
 func (r *Reader) Device(major, minor uint32) string { return r.disks.name(major, minor) }
 
 // blocks is the unit of st_blocks, in bytes.
 const blocks = 512
 
-// maxLogFiles bounds the files that are looked at beside a log; the kubelet keeps five
+// maxLogFiles limits the files to inspect beside a log. The kubelet keeps five
 // (containerLogMaxFiles).
 const maxLogFiles = 4096
 
-// LogBytes is what the log of container id takes on disk: the file at its path, and those that the
-// kubelet has rotated beside it. With the engine's json-file they are links to its own file of that
-// container, and no other link counts.
+// LogBytes returns the disk usage of the log of container id: the file at its path, and its files
+// rotated by the kubelet. With the engine's json-file driver these are links to the engine's own
+// file of that container. Any other link is ignored.
 func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	dir, base := filepath.Split(path)
 	d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -148,7 +147,7 @@ func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	return sum, nil
 }
 
-// logFile is what one file of a log takes on disk.
+// logFile returns the disk usage of one file of a log.
 func logFile(dir int, name, id string) uint64 {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
@@ -179,29 +178,29 @@ func logFile(dir int, name, id string) uint64 {
 	return uint64(st.Blocks) * blocks
 }
 
-// disks are the names of block devices (/proc/partitions).
+// disks holds the names of block devices (/proc/partitions).
 type disks struct {
 	file string
 
-	mu    sync.Mutex // guards the rest
+	mu    sync.Mutex // guards the fields below
 	names map[[2]uint32]string
 	read  time.Time
 }
 
-// disksAgain is how long a device that is not known is taken for none.
-const disksAgain = time.Minute
+// disksRefreshInterval is the minimum interval between two reads of the list for an unknown device.
+const disksRefreshInterval = time.Minute
 
 func (d *disks) name(major, minor uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
 	name, known := d.names[[2]uint32{major, minor}]
-	if known || time.Since(d.read) < disksAgain {
+	if known || time.Since(d.read) < disksRefreshInterval {
 		return name
 	}
 
 	d.read, d.names = time.Now(), map[[2]uint32]string{}
-	b, _ := cgroup.Read(d.file, nil) // without it devices have no names
+	b, _ := cgroup.Read(d.file, nil) // without the file, devices have no names
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line) // major minor #blocks name
 		if len(f) != 4 {

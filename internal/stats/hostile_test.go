@@ -16,8 +16,8 @@ import (
 
 const counters = ": 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"
 
-// TestNetworkIsBounded: a pod may create very many devices with any names. Some are reported, and
-// the default one always.
+// TestNetworkIsBounded creates very many devices with arbitrary names, as a pod may. It expects a
+// bounded list with the default device.
 func TestNetworkIsBounded(t *testing.T) {
 	var all strings.Builder
 	for i := range 20_000 {
@@ -54,7 +54,7 @@ func TestNetworkIsBounded(t *testing.T) {
 
 	t.Run("endless", func(t *testing.T) {
 		m, r := newMachine(t)
-		m.write("proc/7/net/dev", strings.Repeat(all.String(), 20)+"eth0"+counters) // it lies beyond what is read
+		m.write("proc/7/net/dev", strings.Repeat(all.String(), 20)+"eth0"+counters) // beyond the limit
 		began := time.Now()
 		if got, err := r.Network(id, 7, 5); err != nil || len(got) != 4 || time.Since(began) > 2*time.Second {
 			t.Errorf("%d devices, %v in %v", len(got), err, time.Since(began))
@@ -62,7 +62,7 @@ func TestNetworkIsBounded(t *testing.T) {
 	})
 }
 
-// TestNetworkOfReusedPID: the devices of another pod are never taken for this one's.
+// TestNetworkOfReusedPID expects an error rather than the devices of another pod.
 func TestNetworkOfReusedPID(t *testing.T) {
 	m, r := newMachine(t)
 	m.write("proc/7/net/dev", "eth0"+counters)
@@ -91,7 +91,7 @@ func FuzzNetwork(f *testing.F) {
 
 		parse := func(cut int) []Interface {
 			d := devices{most: most}
-			for rest := dev; len(rest) > 0 && !d.full(); {
+			for rest := dev; len(rest) > 0 && !d.isFull(); {
 				n := min(cut, len(rest))
 				d.add(rest[:n])
 				rest = rest[n:]
@@ -115,8 +115,8 @@ func FuzzNetwork(f *testing.F) {
 	})
 }
 
-// FuzzPrintable: different names stay different, since equal labels would spoil a whole list of
-// metrics.
+// FuzzPrintable expects different names to remain distinct, since equal labels would invalidate an
+// entire list of metrics.
 func FuzzPrintable(f *testing.F) {
 	f.Add("eth0", "eth\xff")
 	f.Add(`\xff`, "\xff")
@@ -132,14 +132,14 @@ func FuzzPrintable(f *testing.F) {
 	})
 }
 
-// TestDescriptorsAreBounded counts those of this process, of which it opens very many.
+// TestDescriptorsAreBounded counts the descriptors of this process after opening very many.
 func TestDescriptorsAreBounded(t *testing.T) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
 
-	const many = counted + 1000
+	const many = maxCounted + 1000
 	if limit.Max < many+100 {
 		t.Fatalf("the hard limit of descriptors is %d", limit.Max)
 	}
@@ -176,20 +176,27 @@ func TestDescriptorsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if told := st.Size > 0; told != (p.Files != nil) { // since Linux 6.2
-		t.Errorf("the kernel says how many there are: %v, %+v", told, p)
+	if reported := st.Size > 0; reported != (p.Files != nil) { // since Linux 6.2
+		t.Errorf("kernel reports the number of descriptors: %v, got %+v", reported, p)
 	}
 	if p.Files != nil && (*p.Files < many || *p.Files > many+1000) {
 		t.Errorf("%d descriptors", *p.Files)
 	}
 }
 
-// TestIsPodGroup: only the names that the kubelet gives are a pod's.
+// TestIsPodGroup accepts only the kubelet's names for pods.
 func TestIsPodGroup(t *testing.T) {
 	for name, want := range map[string]bool{
-		"pod0a-1b": true, "kubepods-burstable-pod0a_1b.slice": true, "pod0a_1b.slice": true,
-		"pod0a-1b2": false, "xpod0a-1b": false, "kubepods-podx0a_1b.slice": false, "0a-1b": false,
-		"kubepods-pod0a-1b.slice": false, "pod": false, "": false,
+		"pod0a-1b":                          true,
+		"kubepods-burstable-pod0a_1b.slice": true,
+		"pod0a_1b.slice":                    true,
+		"pod0a-1b2":                         false,
+		"xpod0a-1b":                         false,
+		"kubepods-podx0a_1b.slice":          false,
+		"0a-1b":                             false,
+		"kubepods-pod0a-1b.slice":           false,
+		"pod":                               false,
+		"":                                  false,
 	} {
 		if got := isPodGroup(name, "0a-1b"); got != want {
 			t.Errorf("%q: %v", name, got)
@@ -197,7 +204,7 @@ func TestIsPodGroup(t *testing.T) {
 	}
 }
 
-// TestForgetWhileReading: what is closed during a reading is never read as something else.
+// TestForgetWhileReading expects a reader never to read another file through a closed descriptor.
 func TestForgetWhileReading(t *testing.T) {
 	m, r := newMachine(t)
 	m.write("proc/7/net/dev", "eth0"+counters)

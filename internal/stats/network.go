@@ -9,14 +9,14 @@ import (
 	"unicode/utf8"
 )
 
-// Interface is a network device with its counters since it was made.
+// Interface is a network device with its counters since its creation.
 type Interface struct {
 	Name                                    string
 	RxBytes, RxPackets, RxErrors, RxDropped uint64
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// columns of /proc/net/dev.
+// Columns of /proc/net/dev.
 const (
 	rxBytes, rxPackets, rxErrors, rxDropped = 0, 1, 2, 3
 	txBytes, txPackets, txErrors, txDropped = 8, 9, 10, 11
@@ -27,14 +27,14 @@ const (
 // as the kubelet expects it).
 const DefaultInterface = "eth0"
 
-// maxDevices bounds /proc/net/dev: some 30,000 devices. A container with NET_ADMIN may create as
-// many as it likes.
+// maxDevices limits the read of /proc/net/dev, in bytes: some 30,000 devices. A container with
+// NET_ADMIN may create any number.
 const maxDevices = 4 << 20
 
-// Network returns the devices in the network namespace of a container's main process, without lo
-// (proc_pid_net(5), dev): DefaultInterface, if there is one, and others in the kernel's order, at
-// most most in all. Names that are not printable UTF-8 are escaped. NotFound if the container has
-// ended.
+// Network returns up to most devices in the network namespace of a container's main process,
+// without lo (proc_pid_net(5), dev). DefaultInterface is included if it exists. The others follow
+// the kernel's order. Names other than printable UTF-8 are escaped. It returns NotFound if the
+// container has ended.
 func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -46,7 +46,7 @@ func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	err = g.EachOfProcess("net/dev", func(piece []byte) bool {
 		read += len(piece)
 		d.add(piece)
-		return !d.full() && read < maxDevices
+		return !d.isFull() && read < maxDevices
 	})
 	if err != nil {
 		return nil, fmt.Errorf("network devices of process %d: %w", pid, err)
@@ -55,17 +55,17 @@ func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
 	return d.found, nil
 }
 
-// devices are read from pieces of /proc/net/dev.
+// devices parses /proc/net/dev in pieces.
 type devices struct {
 	most       int
 	found      []Interface
 	hasDefault bool
-	rest       []byte // of a line whose end is in the next piece
+	rest       []byte // start of a line continued in the next piece
 }
 
 // add parses the lines of a piece.
 func (d *devices) add(piece []byte) {
-	for len(piece) > 0 && !d.full() {
+	for len(piece) > 0 && !d.isFull() {
 		end := bytes.IndexByte(piece, '\n')
 		if end < 0 {
 			d.rest = append(d.rest, piece...)
@@ -82,13 +82,13 @@ func (d *devices) add(piece []byte) {
 	}
 }
 
-// full says that nothing more is of interest. Room for the default interface is kept until it is
-// found.
-func (d *devices) full() bool { return d.hasDefault && len(d.found) >= d.most }
+// isFull reports whether the list is complete. It reserves room for the default interface until
+// that is found.
+func (d *devices) isFull() bool { return d.hasDefault && len(d.found) >= d.most }
 
 // line parses one device.
 func (d *devices) line(line []byte) {
-	at := bytes.LastIndexByte(line, ':') // a name has none since Linux 3.18 (dev_valid_name)
+	at := bytes.LastIndexByte(line, ':') // names have no colon since Linux 3.18 (dev_valid_name)
 	if at < 0 {
 		return
 	}
@@ -126,8 +126,9 @@ func (d *devices) line(line []byte) {
 	})
 }
 
-// printable escapes what is not printable UTF-8, and backslashes, as \xNN. Unlike a replacement it
-// keeps different names different: two equal labels would spoil the whole list of metrics.
+// printable escapes all but printable UTF-8, and backslashes, as \xNN. Unlike a replacement
+// character this keeps different names distinct. Two equal labels would invalidate the entire list
+// of metrics.
 func printable(name string) string {
 	clean := func(r rune) bool { return unicode.IsPrint(r) && r != '\\' }
 	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !clean(r) }) < 0 {

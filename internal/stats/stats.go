@@ -1,5 +1,5 @@
-// Package stats reads what containers and pods use from the kernel: control groups, network
-// devices, mounts. It never asks the engine, and does work only when it is asked.
+// Package stats reads the resource usage of containers and pods from the kernel: control groups,
+// network devices, mounts. It never calls the engine, and works only on request.
 package stats
 
 import (
@@ -14,15 +14,16 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// Usage is what a control group has used, and how much of the cores it took lately.
+// Usage is the resource usage of a control group, with its recent CPU usage.
 type Usage struct {
 	cgroup.Usage
-	// billionths of a core over the last second or more; nil before there are two readings
+	// NanoCores is the CPU usage, in billionths of a core, over the last second or more. It is nil
+	// before the second read.
 	NanoCores *uint64
 }
 
-// Add adds what another group has used, for pods whose containers have no group in common. Limits
-// and pressures of many groups cannot be added.
+// Add adds the usage of another group, for pods whose containers have no common group. Limits and
+// pressures of several groups cannot be added.
 func (u *Usage) Add(o Usage) {
 	if o.At.After(u.At) {
 		u.At = o.At
@@ -43,57 +44,57 @@ func (u *Usage) Add(o Usage) {
 	}
 }
 
-// Details are everything that the kernel tells of a control group.
+// Details holds all values reported by the kernel for a control group.
 type Details struct {
 	cgroup.Details
-	Path      string // of the group, as cAdvisor has it
+	Path      string // of the group, in cAdvisor's format
 	HugePages []cgroup.HugePages
 }
 
 const (
-	coresOver = time.Second      // the shortest time over which the use of cores is told
-	forgotten = 10 * time.Minute // what nobody has asked for so long is forgotten
+	minCoresInterval = time.Second      // minimum interval of NanoCores
+	idleTimeout      = 10 * time.Minute // unused state is dropped after this time
 )
 
-// Reader reads figures. It is safe for concurrent use.
+// Reader reads stats. It is safe for concurrent use.
 type Reader struct {
 	kernel cgroup.Kernel
 	disks  disks
-	limit  func(pid int) (uint64, error) // softLimit, but in tests
+	limit  func(pid int) (uint64, error) // softLimit, except in tests
 
-	mu     sync.Mutex // guards the rest
+	mu     sync.Mutex // guards the fields below
 	tracks map[key]*track
 	swept  time.Time
-	sizes  []model.PageSize // of huge pages that this machine has
+	sizes  []model.PageSize // of this machine's huge pages
 	sized  time.Time
 }
 
-// key names a control group: a container's, or that above it.
+// key identifies a control group: a container's, or its parent.
 type key struct {
 	id  string
 	pod bool
 }
 
-// track is what is remembered of a control group between readings.
+// track is the state of a control group between reads.
 type track struct {
-	group *cgroup.Group
-	pid   int
-	asked time.Time
+	group    *cgroup.Group
+	pid      int
+	lastUsed time.Time
 
-	// The reading from which the use of cores is counted, and what came of the one before.
+	// The base for the next NanoCores, and the last value.
 	at    time.Time
 	cpu   uint64
 	cores *uint64
 }
 
-// close gives back what a track holds.
+// close releases the descriptors of a track.
 func (t *track) close() {
 	if t.group != nil {
 		t.group.Close()
 	}
 }
 
-// New reads from this kernel.
+// New returns a Reader of this kernel.
 func New(k cgroup.Kernel) *Reader {
 	return &Reader{
 		kernel: k,
@@ -103,7 +104,8 @@ func New(k cgroup.Kernel) *Reader {
 	}
 }
 
-// Container is what a container whose main process this is has used. NotFound if it has ended.
+// Container returns the usage of a container, given its main process. It returns NotFound if the
+// container has ended.
 func (r *Reader) Container(id string, pid int) (Usage, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -112,9 +114,9 @@ func (r *Reader) Container(id string, pid int) (Usage, error) {
 	return r.usage(key{id: id}, g)
 }
 
-// Pod is what the pod of a container or pause whose main process this is has used: the control
-// group above its own, if it is the pod's, which the pod's UID in its name tells. ErrNoPodGroup if
-// the pod has none.
+// Pod returns the usage of a pod, given the main process of one of its containers or of its pause.
+// It reads the parent control group, and requires the pod's UID in its name. Otherwise it returns
+// ErrNoPodGroup.
 func (r *Reader) Pod(id string, pid int, uid string) (Usage, error) {
 	g, err := r.podGroup(id, pid, uid)
 	if err != nil {
@@ -123,7 +125,8 @@ func (r *Reader) Pod(id string, pid int, uid string) (Usage, error) {
 	return r.usage(key{id: id, pod: true}, g)
 }
 
-// ContainerDetails are everything that is told of a container. NotFound if it has ended.
+// ContainerDetails returns all values of a container. It returns NotFound if the container has
+// ended.
 func (r *Reader) ContainerDetails(id string, pid int) (Details, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -132,7 +135,7 @@ func (r *Reader) ContainerDetails(id string, pid int) (Details, error) {
 	return r.details(id, g)
 }
 
-// PodDetails are everything that is told of a pod. Errors are those of Pod.
+// PodDetails returns all values of a pod. Errors are those of Pod.
 func (r *Reader) PodDetails(id string, pid int, uid string) (Details, error) {
 	g, err := r.podGroup(id, pid, uid)
 	if err != nil {
@@ -141,7 +144,8 @@ func (r *Reader) PodDetails(id string, pid int, uid string) (Details, error) {
 	return r.details(id, g)
 }
 
-// Path is where the control group of a container lies, as cAdvisor has it; "" if it has ended.
+// Path returns the path of a container's control group in cAdvisor's format, or "" if the container
+// has ended.
 func (r *Reader) Path(id string, pid int) string {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -150,7 +154,8 @@ func (r *Reader) Path(id string, pid int) string {
 	return g.Path()
 }
 
-// Processes is how many a container has. NotFound if it has ended.
+// Processes returns the number of processes of a container. It returns NotFound if the container
+// has ended.
 func (r *Reader) Processes(id string, pid int) (uint64, error) {
 	g, err := r.group(key{id: id}, pid)
 	if err != nil {
@@ -159,11 +164,11 @@ func (r *Reader) Processes(id string, pid int) (uint64, error) {
 	return g.Processes()
 }
 
-// ErrNoPodGroup says that a pod's containers lie in a control group that is not theirs alone.
+// ErrNoPodGroup is returned if a pod's containers share their parent control group with others.
 var ErrNoPodGroup = errors.New("the pod has no control group of its own")
 
-// Forget gives back what is held for reading a container, or pause, that is being removed. It may
-// be asked for again.
+// Forget releases the descriptors of a container, or pause, that is being removed. A later read may
+// open them again.
 func (r *Reader) Forget(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -176,10 +181,10 @@ func (r *Reader) Forget(id string) {
 	}
 }
 
-// group finds a control group, once for each process.
+// group finds a control group, once per process.
 func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 	r.mu.Lock()
-	t := r.track(k)
+	t := r.trackLocked(k)
 	g := t.group
 	if t.pid != pid {
 		g = nil
@@ -204,7 +209,7 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	if t = r.track(k); t.group != nil && t.pid == pid { // another caller was faster
+	if t = r.trackLocked(k); t.group != nil && t.pid == pid { // another caller was faster
 		g.Close()
 		return t.group, nil
 	}
@@ -229,21 +234,21 @@ func (r *Reader) podGroup(id string, pid int, uid string) (*cgroup.Group, error)
 	return g, nil
 }
 
-// isPodGroup says whether a group has the name that the kubelet gives that of a pod: pod<UID>, or
-// as systemd's slice kubepods-…-pod<UID>.slice, where the UID has low lines, since a dash is a
-// level of its own.
+// isPodGroup reports whether a group has the kubelet's name for a pod: pod<UID>, or
+// kubepods-…-pod<UID>.slice with systemd. In a slice the UID has underscores, because a dash
+// separates levels.
 func isPodGroup(name, uid string) bool {
 	slice, ok := strings.CutSuffix(name, ".slice")
 	return name == "pod"+uid || ok && strings.HasSuffix("-"+slice, "-pod"+strings.ReplaceAll(uid, "-", "_"))
 }
 
-// track is what is remembered of a control group. It is called with mu held.
-func (r *Reader) track(k key) *track {
+// trackLocked returns the state of a control group, and drops unused states.
+func (r *Reader) trackLocked(k key) *track {
 	now := time.Now()
-	if now.Sub(r.swept) > forgotten {
+	if now.Sub(r.swept) > idleTimeout {
 		r.swept = now
 		for k, t := range r.tracks {
-			if now.Sub(t.asked) > forgotten {
+			if now.Sub(t.lastUsed) > idleTimeout {
 				t.close()
 				delete(r.tracks, k)
 			}
@@ -256,7 +261,7 @@ func (r *Reader) track(k key) *track {
 		r.tracks[k] = t
 	}
 
-	t.asked = now
+	t.lastUsed = now
 
 	return t
 }
@@ -264,16 +269,16 @@ func (r *Reader) track(k key) *track {
 func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 	u, err := g.Usage()
 	if err != nil {
-		return Usage{}, fmt.Errorf("figures of %s: %w", k.id, err)
+		return Usage{}, fmt.Errorf("read stats of %s: %w", k.id, err)
 	}
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	t := r.track(k)
+	t := r.trackLocked(k)
 	if since := u.At.Sub(t.at); t.at.IsZero() || u.CPU < t.cpu {
 		t.at, t.cpu, t.cores = u.At, u.CPU, nil
-	} else if since >= coresOver {
+	} else if since >= minCoresInterval {
 		cores := uint64(float64(u.CPU-t.cpu) / since.Seconds())
 		t.at, t.cpu, t.cores = u.At, u.CPU, &cores
 	}
@@ -284,40 +289,40 @@ func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
 	d, err := g.Details()
 	if err != nil {
-		return Details{}, fmt.Errorf("figures of %s: %w", id, err)
+		return Details{}, fmt.Errorf("read stats of %s: %w", id, err)
 	}
 	return Details{Details: d, Path: g.Path(), HugePages: g.HugePages(r.pageSizes())}, nil
 }
 
-// sizesFresh is how long the sizes of huge pages are taken for known: they change when an
-// administrator reserves some.
-const sizesFresh = 10 * time.Second
+// pageSizesTTL limits the age of the cached sizes of huge pages. They change when an administrator
+// reserves huge pages.
+const pageSizesTTL = 10 * time.Second
 
 func (r *Reader) pageSizes() []model.PageSize {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := time.Now(); now.Sub(r.sized) > sizesFresh {
+	if now := time.Now(); now.Sub(r.sized) > pageSizesTTL {
 		r.sized, r.sizes = now, r.kernel.PageSizes()
 	}
 	return r.sizes
 }
 
-// buffers are for files that are read whole; most fit.
+// buffers holds buffers for entire files. Most files fit.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 8<<10); return &b }}
 
-// maxProcessFile bounds what is read of a process's file.
+// maxProcessFile limits the read of a process's file, in bytes.
 const maxProcessFile = 64 << 10
 
-// processFile gives the content of a file of a container's main process to look (proc_pid(5)),
-// which must not keep it.
-func processFile(g *cgroup.Group, name string, look func(content []byte)) error {
+// processFile calls use with the content of a file of a container's main process (proc_pid(5)). use
+// must not retain the content.
+func processFile(g *cgroup.Group, name string, use func(content []byte)) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 
 	b, err := g.ReadProcess(name, (*buf)[:0], maxProcessFile)
 	if err == nil {
 		*buf = b
-		look(b)
+		use(b)
 	}
 
 	return err

@@ -24,7 +24,7 @@ const (
 	uid = "0a1b-2c3d"
 )
 
-// machine is a kernel of a test's own, with cgroup v2.
+// machine is a test's own kernel with cgroup v2.
 type machine struct {
 	t   *testing.T
 	dir string
@@ -39,7 +39,7 @@ func newMachine(t *testing.T) (machine, *Reader) {
 		m.write("cgroup/"+group+"/cgroup.procs", "7\n")
 	}
 
-	m.used(id, 0)
+	m.setCPU(id, 0)
 
 	return m, New(cgroup.Kernel{Proc: filepath.Join(m.dir, "proc"), Cgroup: filepath.Join(m.dir, "cgroup")})
 }
@@ -53,8 +53,8 @@ func (m machine) write(name, content string) {
 	}
 }
 
-// used says how much CPU the container, and with it its pod, has used.
-func (m machine) used(container string, cpu time.Duration) {
+// setCPU sets the CPU usage of the container and its pod.
+func (m machine) setCPU(container string, cpu time.Duration) {
 	content := "usage_usec " + strconv.FormatInt(cpu.Microseconds(), 10) + "\n"
 	m.write("cgroup/kubepods/pod"+uid+"/"+container+"/cpu.stat", content)
 	m.write("cgroup/kubepods/pod"+uid+"/cpu.stat", content)
@@ -72,24 +72,24 @@ func TestCores(t *testing.T) {
 			return u.NanoCores
 		}
 		if c := read(); c != nil {
-			t.Errorf("after one reading: %d", *c)
+			t.Errorf("after one read: %d", *c)
 		}
 
 		time.Sleep(500 * time.Millisecond)
-		m.used(id, 500*time.Millisecond)
+		m.setCPU(id, 500*time.Millisecond)
 		if c := read(); c != nil {
 			t.Errorf("after half a second: %d", *c)
 		}
 
 		time.Sleep(1500 * time.Millisecond)
-		m.used(id, 3*time.Second)
+		m.setCPU(id, 3*time.Second)
 		if c := read(); c == nil || *c != 1.5e9 {
 			t.Errorf("3 s of CPU in 2 s: %v", c)
 		}
 
 		time.Sleep(time.Millisecond) // another client
 		if c := read(); c == nil || *c != 1.5e9 {
-			t.Errorf("asked again at once: %v", c)
+			t.Errorf("second read at once: %v", c)
 		}
 
 		time.Sleep(10 * time.Second)
@@ -97,7 +97,7 @@ func TestCores(t *testing.T) {
 			t.Errorf("idle: %v", c)
 		}
 
-		m.used(id, time.Second) // another process of the same container
+		m.setCPU(id, time.Second) // another process of the same container
 		if c := read(); c != nil {
 			t.Errorf("after the counter went back: %v", *c)
 		}
@@ -111,13 +111,13 @@ func TestForgets(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		time.Sleep(forgotten + time.Second)
+		time.Sleep(idleTimeout + time.Second)
 		if _, err := r.Container("other", 8); !errdefs.IsNotFound(err) {
 			t.Errorf("%v", err)
 		}
 
 		if _, known := r.tracks[key{id: id}]; known {
-			t.Error("what nobody asks for is remembered")
+			t.Error("unused state was not dropped")
 		}
 	})
 }
@@ -185,11 +185,11 @@ func TestNetwork(t *testing.T) {
 	}
 
 	if _, err := r.Network("other", 8, 10); err == nil {
-		t.Error("devices of no process")
+		t.Error("devices of a missing process")
 	}
 }
 
-// TestForget gives back the files that reading has opened, of the container and of its pod.
+// TestForget expects Forget to close the files of the container and of its pod.
 func TestForget(t *testing.T) {
 	_, r := newMachine(t)
 	before := openFiles(t)
@@ -201,7 +201,7 @@ func TestForget(t *testing.T) {
 		}
 
 		if n := openFiles(t); n <= before {
-			t.Errorf("%d files before, %d while they are read", before, n)
+			t.Errorf("%d files before, %d while open", before, n)
 		}
 
 		r.Forget(id)
@@ -220,7 +220,7 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// TestDescriptors is of this process, since no other file system has such links.
+// TestDescriptors inspects this process, because no other file system has such links.
 func TestDescriptors(t *testing.T) {
 	m, _ := newMachine(t)
 	if err := os.Symlink("/proc/"+strconv.Itoa(os.Getpid())+"/fd", filepath.Join(m.dir, "proc/7/fd")); err != nil {
@@ -264,14 +264,14 @@ func TestDescriptors(t *testing.T) {
 
 	r.limit = func(int) (uint64, error) { return 0, unix.EPERM }
 	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles != nil {
-		t.Errorf("a limit that nobody tells: %+v, %v", p, err)
+		t.Errorf("an unreadable limit: %+v, %v", p, err)
 	}
 
 	const head = "Limit                     Soft Limit           Hard Limit           Units     \nMax open files    " +
 		"        "
 	m.write("proc/7/limits", head+"1024                 4096                 files     \n")
 	if p, err := r.Descriptors(id, 7); err != nil || p.MaxFiles == nil || *p.MaxFiles != 1024 {
-		t.Errorf("a limit that only the file tells: %+v, %v", p, err)
+		t.Errorf("a limit from the file only: %+v, %v", p, err)
 	}
 
 	m.write("proc/7/limits", head+"unlimited            unlimited            files     \n")
@@ -280,7 +280,7 @@ func TestDescriptors(t *testing.T) {
 	}
 
 	if _, err := r.Descriptors("other", 9); !errdefs.IsNotFound(err) {
-		t.Errorf("of no container: %v", err)
+		t.Errorf("missing container: error %v, want NotFound", err)
 	}
 }
 
@@ -336,7 +336,7 @@ func TestDisks(t *testing.T) {
 	}
 
 	if _, err := r.FileSystem(m.dir + "/nothing"); err == nil {
-		t.Error("a file system of nothing")
+		t.Error("file system of a missing directory")
 	}
 }
 
@@ -344,7 +344,7 @@ func TestLogBytes(t *testing.T) {
 	m, r := newMachine(t)
 	path := filepath.Join(m.dir, "logs/0.log")
 	if _, err := r.LogBytes(id, path); err == nil {
-		t.Error("a log that is not there")
+		t.Error("size of a missing log")
 	}
 
 	m.write("logs/0.log", strings.Repeat("x", 10000))
@@ -354,7 +354,7 @@ func TestLogBytes(t *testing.T) {
 	}
 
 	m.write("logs/0.log.20260101-000000", strings.Repeat("x", 10000))
-	m.write("logs/1.log", strings.Repeat("x", 100000)) // another life's
+	m.write("logs/1.log", strings.Repeat("x", 100000)) // another attempt's
 	if two, err := r.LogBytes(id, path); err != nil || two != 2*one {
 		t.Errorf("with a rotated file %d, %d without; %v", two, one, err)
 	}
@@ -372,6 +372,6 @@ func TestLogBytes(t *testing.T) {
 	}
 
 	if three, err := r.LogBytes(id, path); err != nil || three != 3*one {
-		t.Errorf("with links, of which one is the engine's of this container: %d, %d without; %v", three, one, err)
+		t.Errorf("with one link to the engine's file of this container: %d, without %d; %v", three, one, err)
 	}
 }
