@@ -12,21 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHeld bounds the processes that Exits holds, with one descriptor each.
+// maxHeld limits the processes watched by Exits. Each takes one descriptor.
 const maxHeld = 4096
 
-// Exits learns from the kernel how the main processes of containers end, for containers whose end
-// no engine saw. It holds a pidfd of each process while it runs: Linux 6.15 and later keep the exit
-// status of a process that was reaped for those who have its pidfd (PIDFD_GET_INFO,
-// PIDFD_INFO_EXIT). With an older kernel it never knows.
+// Exits obtains the exit codes of containers' main processes from the kernel, for exits that no
+// engine observed. It holds a pidfd of each process while it runs. Linux 6.15 and later keep the
+// exit status of a reaped process for the holders of its pidfd (PIDFD_GET_INFO, PIDFD_INFO_EXIT).
+// On older kernels no exit code is ever available.
 //
-// It is safe for concurrent use. Run does all the work; the other methods only note or look up.
+// Exits is safe for concurrent use. Run does all the work, and the other methods only update or
+// read the table.
 type Exits struct {
 	fs   FS
-	wake chan struct{} // an element when there is something to do
-	poll *os.File      // of epoll; its events have the number of a process
+	wake chan struct{} // has an element while there is work
+	poll *os.File      // the epoll descriptor; its events carry the number of a process
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	held    map[string]*heldProcess
 	numbers map[int32]*heldProcess
 	last    int32
@@ -41,23 +42,23 @@ type heldProcess struct {
 
 	// Guarded by Exits.mu.
 	forgotten bool
-	ended     time.Time // zero: it runs
+	ended     time.Time // zero while it runs
 	code      int
-	known     bool // code is its exit code
+	known     bool // code is the exit code
 
-	fd int // used by Run only; -1: not open
+	fd int // only used by Run; -1 if closed
 }
 
-// NewExits returns one that reads processes of a procfs.
+// NewExits returns an Exits for the processes of a procfs.
 func NewExits(fs FS) (*Exits, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("watch for the ends of processes: %w", err)
+		return nil, fmt.Errorf("watch process exits: %w", err)
 	}
 
-	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime's poller waits for it
+	if err := unix.SetNonblock(fd, true); err != nil { // lets the runtime's poller wait for it
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("watch for the ends of processes: %w", err)
+		return nil, fmt.Errorf("watch process exits: %w", err)
 	}
 
 	return &Exits{
@@ -69,9 +70,9 @@ func NewExits(fs FS) (*Exits, error) {
 	}, nil
 }
 
-// Watch watches the main process of a container. A process that is watched stays so, and another
-// one replaces it. One that is not in the container's control group is not watched, nor one beyond
-// 4096.
+// Watch watches the main process of a container. It is a no-op for a process already watched, and
+// replaces a previous process of the container. It ignores processes outside the container's
+// control group and processes beyond the limit of 4096.
 func (x *Exits) Watch(container string, pid int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -88,8 +89,8 @@ func (x *Exits) Watch(container string, pid int) {
 	x.queueLocked(p)
 }
 
-// Exit returns the exit code of a container's main process, and when it ended. The code of a
-// process that a signal has ended is 128 and the signal's number.
+// Exit returns the exit code of a container's main process and its end time. For a process killed
+// by a signal the code is 128 plus the signal's number.
 func (x *Exits) Exit(container string) (code int, ended time.Time, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -100,14 +101,14 @@ func (x *Exits) Exit(container string) (code int, ended time.Time, ok bool) {
 	return p.code, p.ended, true
 }
 
-// Forget ends the watch of a container that is being removed or started again.
+// Forget stops watching a container that is being removed or restarted.
 func (x *Exits) Forget(container string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.dropLocked(container)
 }
 
-// dropLocked forgets a container; Run closes what it holds.
+// dropLocked removes a container from the table. Run closes its descriptor later.
 func (x *Exits) dropLocked(container string) {
 	p := x.held[container]
 	if p == nil {
@@ -128,7 +129,7 @@ func (x *Exits) queueLocked(p *heldProcess) {
 	}
 }
 
-// Run watches until ctx ends.
+// Run watches processes until ctx ends.
 func (x *Exits) Run(ctx context.Context) error {
 	var polling sync.WaitGroup
 	ended := make(chan []int32)
@@ -148,16 +149,16 @@ func (x *Exits) Run(ctx context.Context) error {
 
 		case numbers := <-ended:
 			for _, n := range numbers {
-				x.noteEnd(n)
+				x.recordEnd(n)
 			}
 		}
 	}
 }
 
-// Close releases one that does not run. Run does so itself when it ends.
+// Close releases an Exits without a running Run. Run closes it itself on return.
 func (x *Exits) Close() error { return x.poll.Close() }
 
-// closeAll closes what is open when Run ends.
+// closeAll closes all open descriptors when Run returns.
 func (x *Exits) closeAll() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -171,7 +172,7 @@ func (x *Exits) closeAll() {
 	}
 }
 
-// take takes what is queued.
+// take empties the queue and returns its content.
 func (x *Exits) take() []*heldProcess {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -180,7 +181,8 @@ func (x *Exits) take() []*heldProcess {
 	return q
 }
 
-// pollEnds passes on the numbers of processes that ended or were reaped, until the epoll is closed.
+// pollEnds sends the numbers of ended or reaped processes to ended, until the epoll descriptor is
+// closed.
 func (x *Exits) pollEnds(ctx context.Context, ended chan<- []int32) {
 	raw, err := x.poll.SyscallConn()
 	if err != nil {
@@ -211,7 +213,7 @@ func (x *Exits) pollEnds(ctx context.Context, ended chan<- []int32) {
 	}
 }
 
-// update begins the watch of a process, or ends it.
+// update starts or stops the watch of a process.
 func (x *Exits) update(p *heldProcess) {
 	x.mu.Lock()
 	forgotten := p.forgotten
@@ -224,10 +226,10 @@ func (x *Exits) update(p *heldProcess) {
 	}
 }
 
-// hold opens the pidfd of a process. A process that ended before is not known: its engine saw the
-// end.
+// hold opens the pidfd of a process. It ignores a process that has already ended, because its
+// engine observed the exit.
 func (x *Exits) hold(p *heldProcess) {
-	fd, err := x.fs.openContainers(p.pid, p.container)
+	fd, err := x.fs.openContainerProcess(p.pid, p.container)
 	if err != nil {
 		return
 	}
@@ -246,10 +248,10 @@ func (x *Exits) hold(p *heldProcess) {
 	}
 }
 
-// openContainers opens a pidfd of a process that is in a container's control group. The group is
-// read through a directory that was opened before the pidfd: both are the same process if it still
-// runs then.
-func (f FS) openContainers(pid int, container string) (int, error) {
+// openContainerProcess opens a pidfd of a process in a container's control group. It opens the
+// /proc directory before the pidfd and reads the group through it. If the process still runs at
+// that moment, both refer to the same process.
+func (f FS) openContainerProcess(pid int, container string) (int, error) {
 	d, err := f.Open(strconv.Itoa(pid))
 	if err != nil {
 		return -1, err
@@ -269,9 +271,9 @@ func (f FS) openContainers(pid int, container string) (int, error) {
 	return fd, nil
 }
 
-// noteEnd notes that a process has ended. The kernel reports that, and once more when the process
-// was reaped, which is when its exit code is known.
-func (x *Exits) noteEnd(number int32) {
+// recordEnd records the end of a process. The kernel reports the exit, and reports again after the
+// process is reaped. Only then is the exit code available.
+func (x *Exits) recordEnd(number int32) {
 	x.mu.Lock()
 	p := x.numbers[number]
 	x.mu.Unlock()
@@ -295,9 +297,9 @@ func (x *Exits) noteEnd(number int32) {
 	p.code, p.known = code, known
 }
 
-// readExit returns the exit code of a process, known if it was reaped. The kernel keeps the code
-// just before the process disappears. A read in between finds neither (ESRCH), and the next one has
-// the code.
+// readExit returns the exit code of a process. known is false until the process is reaped. The
+// kernel stores the code just before the process disappears, so a read in between finds neither and
+// fails with ESRCH. The next read returns the code.
 func readExit(pidfd int) (code int, known bool, err error) {
 	for range 2 {
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
@@ -314,7 +316,7 @@ func readExit(pidfd int) (code int, known bool, err error) {
 	return 0, false, err
 }
 
-// exitCode is the code that a shell shows for a status.
+// exitCode returns a shell's exit code for a wait status.
 func exitCode(status unix.WaitStatus) int {
 	if status.Signaled() {
 		return 128 + int(status.Signal())
@@ -322,7 +324,7 @@ func exitCode(status unix.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// close closes the pidfd, which takes it out of the epoll too.
+// close closes the pidfd and thereby removes it from the epoll set.
 func (p *heldProcess) close() {
 	if p.fd >= 0 {
 		_ = unix.Close(p.fd)

@@ -14,8 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepsExitCodes reports whether the kernel keeps the exit code of a process that was reaped (Linux
-// 6.15).
+// keepsExitCodes reports whether the kernel keeps the exit code of a reaped process (Linux 6.15).
 func keepsExitCodes(t *testing.T) bool {
 	t.Helper()
 	pid, end := child(t, "exit 1")
@@ -31,7 +30,8 @@ func keepsExitCodes(t *testing.T) bool {
 	return unix.IoctlPidfdInfo(fd, &info) == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0
 }
 
-// ownGroup is a part of the path of this program's control group, in place of a container's ID.
+// ownGroup returns a part of the path of this program's control group. Tests use it in place of a
+// container's ID.
 func ownGroup(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/cgroup")
@@ -42,7 +42,7 @@ func ownGroup(t *testing.T) string {
 	return line
 }
 
-// runExits runs one until the test ends.
+// runExits runs an Exits until the test ends.
 func runExits(t *testing.T) *Exits {
 	t.Helper()
 	x, err := NewExits(Host())
@@ -57,14 +57,14 @@ func runExits(t *testing.T) *Exits {
 		stop()
 		<-ended
 		if n := pidfds(t); n > 0 {
-			t.Errorf("%d pidfds are left", n)
+			t.Errorf("%d pidfds are still open", n)
 		}
 	})
 
 	return x
 }
 
-// pidfds is how many pidfds this program holds.
+// pidfds counts the pidfds of this program.
 func pidfds(t *testing.T) (n int) {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fd")
@@ -86,13 +86,13 @@ func await(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("timed out after 20 s: %s", what)
 		}
 	}
 }
 
-// child starts a shell that runs a line once end is called. end returns when it was reaped.
-// (Package os/exec would hold a pidfd of its own.)
+// child starts a shell and runs line in it once end is called. end returns after the shell is
+// reaped. (Package os/exec would hold its own pidfd.)
 func child(t *testing.T, line string) (pid int, end func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -126,10 +126,10 @@ func child(t *testing.T, line string) (pid int, end func()) {
 	return pid, end
 }
 
-// awaitEnd waits until the end of the process that is held was seen, and checks its exit code.
+// awaitEnd waits until the exit of the watched process is recorded, and checks its exit code.
 func (x *Exits) awaitEnd(t *testing.T, container string, want int, kept bool) {
 	t.Helper()
-	await(t, "the end is seen", func() bool {
+	await(t, "the exit is recorded", func() bool {
 		_, _, known := x.Exit(container)
 		return pidfds(t) == 0 && (known || !kept)
 	})
@@ -140,7 +140,7 @@ func (x *Exits) awaitEnd(t *testing.T, container string, want int, kept bool) {
 	}
 }
 
-// TestExits: the kernel knows the exit code of a process that another one has reaped.
+// TestExits expects the kernel to report the exit code of a process reaped by another process.
 func TestExits(t *testing.T) {
 	kept := keepsExitCodes(t)
 	for line, want := range map[string]int{
@@ -154,23 +154,23 @@ func TestExits(t *testing.T) {
 			x, id := runExits(t), ownGroup(t)
 			pid, end := child(t, line)
 			x.Watch(id, pid)
-			await(t, "the process is held", func() bool { return pidfds(t) == 1 })
+			await(t, "the process is watched", func() bool { return pidfds(t) == 1 })
 			if _, _, ok := x.Exit(id); ok {
-				t.Error("it has an exit code while it runs")
+				t.Error("a running process has an exit code")
 			}
 
 			end()
 			x.awaitEnd(t, id, want, kept)
 			x.Forget(id)
 			if _, _, ok := x.Exit(id); ok {
-				t.Error("the exit code of a container that was removed")
+				t.Error("a forgotten container has an exit code")
 			}
 		})
 	}
 }
 
-// TestReadExitWhileReaped: no read of an exit code fails that happens while the process is reaped,
-// if the kernel keeps exit codes.
+// TestReadExitWhileReaped expects no read to fail while the process is being reaped, if the kernel
+// keeps exit codes.
 func TestReadExitWhileReaped(t *testing.T) {
 	kept := keepsExitCodes(t)
 	for range 500 {
@@ -194,7 +194,8 @@ func TestReadExitWhileReaped(t *testing.T) {
 	}
 }
 
-// TestExitsOfOthers: a process that is not the container's is never held, whatever has its number.
+// TestExitsOfOthers expects a process outside the container's control group never to be watched,
+// whatever its PID.
 func TestExitsOfOthers(t *testing.T) {
 	kept := keepsExitCodes(t)
 	x, id := runExits(t), ownGroup(t)
@@ -203,7 +204,7 @@ func TestExitsOfOthers(t *testing.T) {
 	x.Watch("another container", foreign)
 	x.Watch("", foreign)
 	x.Watch(id, own)
-	await(t, "one process is held", func() bool { return pidfds(t) == 1 })
+	await(t, "one process is watched", func() bool { return pidfds(t) == 1 })
 	endForeign()
 	endOwn()
 	x.awaitEnd(t, id, 4, kept)
@@ -215,7 +216,8 @@ func TestExitsOfOthers(t *testing.T) {
 	}
 }
 
-// TestExitsStartAnew with another process of the container, and are bounded.
+// TestExitsStartAnew expects a new process of the container to replace the old one, and the table
+// to be bounded.
 func TestExitsStartAnew(t *testing.T) {
 	kept := keepsExitCodes(t)
 	x, id := runExits(t), ownGroup(t)
@@ -223,10 +225,10 @@ func TestExitsStartAnew(t *testing.T) {
 		pid, end := child(t, "exit "+strconv.Itoa(want))
 		x.Watch(id, pid)
 		if _, _, ok := x.Exit(id); ok {
-			t.Error("the exit code of an earlier process")
+			t.Error("the new process has the exit code of an earlier one")
 		}
 
-		await(t, "the process is held", func() bool { return pidfds(t) == 1 })
+		await(t, "the process is watched", func() bool { return pidfds(t) == 1 })
 		end()
 		x.awaitEnd(t, id, want, kept)
 	}
@@ -239,6 +241,6 @@ func TestExitsStartAnew(t *testing.T) {
 	defer x.mu.Unlock()
 
 	if len(x.held) != maxHeld || len(x.numbers) != maxHeld {
-		t.Errorf("%d processes are noted, and %d numbers", len(x.held), len(x.numbers))
+		t.Errorf("%d processes and %d numbers in the table, want maxHeld of each", len(x.held), len(x.numbers))
 	}
 }

@@ -1,7 +1,7 @@
-// Package proc finds processes of this host that may be believed. Everybody can start a process
-// with any name and arguments, so only those count that run as root in the namespaces of this
-// program. A process is read through a descriptor of its directory in /proc, so that another one
-// with the same number is never taken for it, and nothing below /proc is executed.
+// Package proc finds trustworthy processes on this host. Any user can start a process with any name
+// and arguments. So the package accepts a process only if it runs as root in the namespaces of this
+// program. It reads a process through a descriptor of its directory in /proc, so that a reused PID
+// never leads to another process. It executes nothing below /proc.
 package proc
 
 import (
@@ -19,14 +19,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what is read of a process, in bytes.
+// Limits, in bytes, on the data read from a process.
 const (
-	maxArgs   = 128 << 10 // one argument can have as much (MAX_ARG_STRLEN, execve(2))
+	maxArgs   = 128 << 10 // the size limit of one argument (MAX_ARG_STRLEN, execve(2))
 	maxStatus = 64 << 10
 )
 
-// ErrForeign says that a process is not one of root in our namespaces, or that it changed while it
-// was read.
+// ErrForeign is returned for a process that does not run as root in our namespaces, or that changed
+// while it was read.
 var ErrForeign = fmt.Errorf("not a process of root on this host: %w", errdefs.ErrPermissionDenied)
 
 // FS is a mount of procfs.
@@ -36,25 +36,25 @@ type FS struct {
 	byStatus   bool
 }
 
-// Host is /proc. Its processes are those of root in the user, PID and mount namespaces of this
-// program. Our own namespaces are the reference, not those of process 1: a node may itself be a
-// container, and a program in a namespace of its own cannot judge what processes outside mean by
-// the paths of their arguments. See Foreign.
+// Host returns the host's procfs, /proc. It accepts root's processes in the user, PID and mount
+// namespaces of this program. The reference is our own namespaces rather than those of process 1. A
+// node may itself be a container, and a program in its own namespace cannot resolve paths in the
+// arguments of outside processes. See Foreign.
 func Host() FS { return At("/proc") }
 
-// At is a procfs at another place, for tests.
+// At returns a procfs mounted elsewhere, for tests.
 func At(root string) FS { return FS{root: root, namespaces: []string{"user", "pid", "mnt"}} }
 
-// ByStatus returns the same procfs, in which a process is judged by what everybody may read: its
-// user IDs, and that it is in no PID namespace below ours (NSpid, proc_pid_status(5)). It is for
-// services that may not read the links of a process with more capabilities (ptrace(2), access mode
-// checking). Such processes may be in another mount namespace, their program is unknown, and paths
-// in their arguments may mean other files.
+// ByStatus returns the same procfs with weaker checks. It judges a process by its world-readable
+// status: its user IDs, and no PID namespace below ours (NSpid, proc_pid_status(5)). Services use
+// it if they lack the right to read the links of a process with more capabilities (ptrace(2),
+// access mode checking). Such processes may run in another mount namespace. Their program is
+// unknown, and paths in their arguments may refer to other files.
 func (f FS) ByStatus() FS { return FS{root: f.root, byStatus: true} }
 
-// Foreign returns why processes of the host may be invisible: which of our namespaces is not that
-// of process 1, or that it cannot be read. It returns "" if all are the same, or if we are not
-// root.
+// Foreign returns the reason for which processes of the host may be invisible: one of our
+// namespaces differs from that of process 1, or cannot be read. It returns "" if all match, or if
+// we are not root.
 func (f FS) Foreign() string {
 	self, err := f.Open("self")
 	if err != nil {
@@ -89,17 +89,17 @@ func (f FS) Foreign() string {
 	return ""
 }
 
-// Process is one of root in our namespaces.
+// Process is a process of root in our namespaces.
 type Process struct {
 	PID     int
-	Program string   // the path of its executable file, as the kernel has it
-	Args    []string // without the name of the program
+	Program string   // path of the executable, as the kernel reports it
+	Args    []string // without the program's name
 
 	start string
 }
 
-// Find returns the processes, other than this one, for whose executable file's name match is true,
-// in the order of their numbers. Those that cannot be read are left out.
+// Find returns all processes except this one whose executable name satisfies match, sorted by PID.
+// It skips unreadable processes.
 func (f FS) Find(match func(name string) bool) []Process {
 	dir, err := os.Open(f.root)
 	if err != nil {
@@ -128,13 +128,13 @@ func (f FS) Find(match func(name string) bool) []Process {
 	return found
 }
 
-// Process returns one process by its number, or ErrForeign.
+// Process returns the process with this PID, or ErrForeign.
 func (f FS) Process(pid int) (Process, error) {
 	return f.read(pid, func(string) bool { return true })
 }
 
-// Signal sends a signal to p, and to no other process that got its number meanwhile. It returns
-// ErrForeign if p has ended.
+// Signal sends a signal to p, and never to another process with a reused PID. It returns ErrForeign
+// if p has ended.
 func (f FS) Signal(p Process, sig unix.Signal) error {
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if err != nil {
@@ -142,7 +142,7 @@ func (f FS) Signal(p Process, sig unix.Signal) error {
 	}
 	defer unix.Close(fd)
 
-	// The descriptor holds whatever has the number now, so it must still be p after it was opened.
+	// The descriptor refers to the current owner of the PID. Verify again that this is p.
 	now, err := f.Process(p.PID)
 	if err == nil && now.start != p.start {
 		err = ErrForeign
@@ -159,11 +159,12 @@ func (f FS) Signal(p Process, sig unix.Signal) error {
 	return nil
 }
 
-// identity is what must not change while a process is read: a process that executes another
-// program keeps its number and its start time.
+// identity holds the attributes that must not change during a read. A process that executes another
+// program keeps its PID and its start time.
 type identity struct{ start, users, program string }
 
-// read reads a process, who it is before its arguments: reading the memory of a stranger can block.
+// read reads a process. It verifies the identity before the arguments, because reading a stranger's
+// memory can block.
 func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	self, err := f.Open("self")
 	if err != nil {
@@ -183,7 +184,7 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	}
 
 	if !match(filepath.Base(id.program)) {
-		return Process{}, fmt.Errorf("process %d is another program: %w", pid, errdefs.ErrNotFound)
+		return Process{}, fmt.Errorf("process %d runs another program: %w", pid, errdefs.ErrNotFound)
 	}
 
 	line, err := d.ReadFile("cmdline", maxArgs) // proc_pid_cmdline(5)
@@ -200,10 +201,10 @@ func (f FS) read(pid int, match func(name string) bool) (Process, error) {
 	return Process{PID: pid, Program: id.program, Args: argv[1:], start: id.start}, nil
 }
 
-// Dir is the directory of one process. It stays that of the same process.
+// Dir is the /proc directory of one process. It never refers to another process.
 type Dir struct{ f *os.File }
 
-// Open opens the directory of a process, by its number or as "self".
+// Open opens the directory of a process, given its PID or "self".
 func (f FS) Open(name string) (Dir, error) {
 	file, err := os.OpenFile(filepath.Join(f.root, name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	return Dir{file}, err
@@ -212,17 +213,17 @@ func (f FS) Open(name string) (Dir, error) {
 // Close releases the descriptor.
 func (d Dir) Close() error { return d.f.Close() }
 
-// Path is a path to a file of the process, valid until Close.
+// Path returns a path to a file of the process, valid until Close.
 func (d Dir) Path(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", d.f.Fd(), name) }
 
-// InCgroup reports whether the process is in a control group whose path contains the ID of a
-// container (cgroups(7)).
+// InCgroup reports whether the path of the process's control group contains the container's ID
+// (cgroups(7)).
 func (d Dir) InCgroup(id string) bool {
 	b, err := d.ReadFile("cgroup", maxStatus)
 	return err == nil && id != "" && bytes.Contains(b, []byte(id))
 }
 
-// identify returns the identity of a process of root in the same namespaces as self, or ErrForeign.
+// identify returns the identity of a process of root in the namespaces of self, or ErrForeign.
 func (d Dir) identify(self Dir, f FS) (identity, error) {
 	var id identity
 	status, err := d.ReadFile("status", maxStatus)
@@ -264,8 +265,8 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 	return id, err
 }
 
-// statusField is the rest of the line that begins with a name (proc_pid_status(5)): of "Uid:" the
-// real, effective, saved and file system user IDs.
+// statusField returns the value of a field of proc_pid_status(5). For "Uid:" these are the real,
+// effective, saved and file system user IDs.
 func statusField(status []byte, name string) string {
 	for line := range bytes.Lines(status) {
 		if rest, found := bytes.CutPrefix(line, []byte(name)); found {
@@ -275,8 +276,8 @@ func statusField(status []byte, name string) string {
 	return ""
 }
 
-// startTime is field 22 of proc_pid_stat(5), "" if there is none. The name in brackets may hold
-// anything.
+// startTime returns field 22 of proc_pid_stat(5), or "" without one. The name in parentheses may
+// contain any character.
 func startTime(stat []byte) string {
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
@@ -303,7 +304,7 @@ func (d Dir) OpenFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), filepath.Join(d.f.Name(), name)), nil
 }
 
-// ReadFile reads a file of the process of at most limit bytes.
+// ReadFile reads a file of the process. It returns an error if the file exceeds limit bytes.
 func (d Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	file, err := d.OpenFile(name)
 	if err != nil {
@@ -323,7 +324,7 @@ func (d Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// Links are the targets of the links in a directory of the process, such as fd.
+// Links returns the targets of all links in a directory of the process, such as fd.
 func (d Dir) Links(name string) []string {
 	dir, err := d.OpenFile(name)
 	if err != nil {

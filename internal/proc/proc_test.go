@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain lets the test's own program be a process to find: it waits until its input ends.
+// TestMain lets the test binary act as a process to find. It then waits until its input ends.
 func TestMain(m *testing.M) {
 	if os.Getenv("PROC_TEST_WAIT") != "" {
 		fmt.Println(os.Getpid())
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// start runs a copy of this program under a name, and returns its number as we see it.
+// start runs a copy of this program under a name and returns its PID in our namespace.
 func start(t *testing.T, name string, attr *syscall.SysProcAttr, argv ...string) int {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "proc")
@@ -97,15 +97,15 @@ func TestOnlyRootOfThisHost(t *testing.T) {
 			}
 
 			p, err := Host().Process(pid)
-			if (err == nil) != c.want || c.want && cmp.Diff([]string{"--a", "b\nc"}, p.Args) != "" || c.want &&
-				filepath.Base(p.Program) != name {
-				t.Errorf("%+v, %v", p, err)
+			if (err == nil) != c.want || c.want &&
+				(cmp.Diff([]string{"--a", "b\nc"}, p.Args) != "" || filepath.Base(p.Program) != name) {
+				t.Errorf("process %+v, error %v", p, err)
 			}
 
-			// A user namespace in which root is the host's root can be made by root only.
+			// Only root can create a user namespace that maps its root to the host's root.
 			byStatus := c.want || kind == "a mount namespace" || kind == "root of a user space"
 			if _, err := Host().ByStatus().Process(pid); (err == nil) != byStatus {
-				t.Errorf("by its status: %v", err)
+				t.Errorf("process by status: error %v, want success %v", err, byStatus)
 			}
 		})
 	}
@@ -119,14 +119,16 @@ func TestSetuidProgramsAreNotRoot(t *testing.T) {
 		"Uid:\t0\t0\t1000\t0\n":    false,
 		"":                         false,
 	} {
-		f := tree(t, map[string]string{"7/status": status})
-		if _, err := f.Process(7); (err == nil) != want {
-			t.Errorf("%q: %v", status, err)
-		}
+		t.Run(status, func(t *testing.T) {
+			f := tree(t, map[string]string{"7/status": status})
+			if _, err := f.Process(7); (err == nil) != want {
+				t.Errorf("error %v, want success %v", err, want)
+			}
+		})
 	}
 }
 
-// tree is a procfs with process 7 and ourselves; files replace what it has.
+// tree creates a procfs with process 7 and ourselves. The entries of files override the defaults.
 func tree(t *testing.T, files map[string]string) FS {
 	t.Helper()
 	root := t.TempDir()
@@ -168,42 +170,40 @@ func tree(t *testing.T, files map[string]string) FS {
 	return At(root)
 }
 
-// TestAProcessThatChanges executes another program, or ends and leaves its number, between the
-// looks.
-func TestAProcessThatChanges(t *testing.T) {
-	f := tree(t, nil)
-	dir := filepath.Join(f.root, "7")
-
-	for name, change := range map[string]func() error{
-		"another program": func() error {
+// TestProcessChangesWhileRead replaces the program, or reuses the PID, between the two identity
+// checks.
+func TestProcessChangesWhileRead(t *testing.T) {
+	for name, change := range map[string]func(dir string) error{
+		"another program": func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, "exe")), os.Symlink("/bin/sh", filepath.Join(dir, "exe")))
 		},
-		"another start": func() error {
+		"another start": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "stat"),
 				[]byte("7 (d) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 501\n"), 0o644)
 		},
-		"another user": func() error {
+		"another user": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "status"), []byte("Uid:\t1000\t1000\t1000\t1000\n"), 0o644)
 		},
 	} {
-		f = tree(t, nil)
-		dir = filepath.Join(f.root, "7")
-		_, err := f.read(7, func(string) bool { // is asked between the two looks
-			if err := change(); err != nil {
-				t.Error(err)
+		t.Run(name, func(t *testing.T) {
+			f := tree(t, nil)
+			_, err := f.read(7, func(string) bool { // called between the two identity checks
+				if err := change(filepath.Join(f.root, "7")); err != nil {
+					t.Error(err)
+				}
+				return true
+			})
+			if !errors.Is(err, ErrForeign) {
+				t.Errorf("error %v, want ErrForeign", err)
 			}
-			return true
 		})
-		if !errors.Is(err, ErrForeign) {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }
 
 func TestLongCommandLines(t *testing.T) {
 	f := tree(t, map[string]string{"7/cmdline": strings.Repeat("x", maxArgs+1)})
 	if p, err := f.Process(7); err == nil {
-		t.Errorf("%d bytes of arguments", len(p.Args))
+		t.Errorf("%d arguments, want an error", len(p.Args))
 	}
 }
 
@@ -215,9 +215,9 @@ func TestSignal(t *testing.T) {
 	}
 
 	other := p
-	other.start = "1" // the number was given away
+	other.start = "1" // the PID was reused
 	if err := Host().Signal(other, unix.SIGKILL); !errors.Is(err, ErrForeign) {
-		t.Errorf("signal to an older process: %v", err)
+		t.Errorf("signal to an older process: error %v, want ErrForeign", err)
 	}
 
 	if err := Host().Signal(p, unix.SIGTERM); err != nil {

@@ -1,5 +1,5 @@
-// Package process is this process's dealings with its surroundings: the lock on a directory,
-// signals, messages to systemd, and the memory of the program itself.
+// Package process handles this process's surroundings: directory locks, signals, messages to
+// systemd, and the memory of its own program.
 package process
 
 import (
@@ -15,15 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HandOverTimeout is how long to wait for an earlier process to release its lock. A plugin or
-// log-driver process that a killed one was starting holds the lock for a moment longer.
+// HandOverTimeout is the time to wait for an earlier process to release its lock. When a process is
+// killed, a plugin or log-driver process it was starting inherits the lock and holds it for a
+// moment longer.
 const HandOverTimeout = 2 * time.Second
 
 // lockInterval is the pause between two attempts to lock a directory.
 const lockInterval = 10 * time.Millisecond
 
-// LockDirectory takes the directory of a flag for this process, and waits for another process's end
-// until timeout. The lock ends with unlock or with the process. Errors name the flag.
+// LockDirectory locks the directory of a flag for this process. It waits up to timeout for another
+// process to end. The lock ends with unlock or with the process. Errors name the flag.
 func LockDirectory(flag, dir string, timeout time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
@@ -55,18 +56,18 @@ func LockDirectory(flag, dir string, timeout time.Duration) (unlock func(), err 
 	return func() { f.Close() }, nil
 }
 
-// Absorb makes signals harmless until stop is called. SIGHUP arrives when a terminal closes,
-// SIGPIPE when journald, which reads standard error, restarts. They are not ignored, since plugins
-// would inherit that.
+// Absorb makes signals harmless until stop is called. SIGHUP arrives when a terminal closes.
+// SIGPIPE arrives when journald restarts, because journald reads standard error. The signals are
+// not ignored, since plugins would inherit that.
 func Absorb(signals ...os.Signal) (stop func()) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, signals...)
 	return func() { signal.Stop(c) }
 }
 
-// DropProgramPages gives back the pages of the program that only its start has touched: two thirds
-// of the process's memory. They are clean copies of the file, so those that are needed again come
-// from the page cache.
+// DropProgramPages releases the program's pages to the kernel. Only the start touches most of them,
+// and they are two thirds of the process's memory. They are clean copies of the file, so the kernel
+// restores needed pages from the page cache.
 func DropProgramPages() error {
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {

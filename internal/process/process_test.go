@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestLockDirectory: the second lock fails at once without a timeout, waits with one, and names the
-// flag.
+// TestLockDirectory expects the second lock to fail at once without a timeout, to wait with one,
+// and to name the flag in its error.
 func TestLockDirectory(t *testing.T) {
 	dir := t.TempDir()
 	unlock, err := LockDirectory("--flag", dir, 0)
@@ -19,19 +19,19 @@ func TestLockDirectory(t *testing.T) {
 
 	if _, err := LockDirectory("--flag", dir, 0); err == nil || !strings.Contains(err.Error(), "--flag "+dir+
 		": another cri-dockerd") {
-		t.Errorf("a second lock: %v", err)
+		t.Errorf("second lock: got error %v, want one that names the flag", err)
 	}
 
 	time.AfterFunc(50*time.Millisecond, unlock)
 	second, err := LockDirectory("--flag", dir, 20*time.Second)
 	if err != nil {
-		t.Fatalf("while the first one ends: %v", err)
+		t.Fatalf("lock while the first holder ends: %v", err)
 	}
 
 	second()
 	if _, err := LockDirectory("--flag", "/proc/nonexistent", 0); err == nil ||
 		!strings.Contains(err.Error(), "--flag") {
-		t.Errorf("a directory that cannot be made: %v", err)
+		t.Errorf("directory that cannot be created: got error %v, want one that names the flag", err)
 	}
 }
 
@@ -54,7 +54,7 @@ func TestEnvironWithoutSystemd(t *testing.T) {
 		return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_") ||
 			strings.HasPrefix(v, "LISTEN_")
 	}) {
-		t.Errorf("%q", got)
+		t.Errorf("environment without systemd: %q", got)
 	}
 }
 

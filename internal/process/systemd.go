@@ -10,7 +10,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// States for Notify, sd_notify(3).
+// Notification states for Notify (sd_notify(3)).
 const (
 	Ready    = daemon.SdNotifyReady
 	Stopping = daemon.SdNotifyStopping
@@ -18,7 +18,7 @@ const (
 	status   = "STATUS="
 )
 
-// Notify sends systemd a state. Without NOTIFY_SOCKET it does nothing.
+// Notify sends systemd a state. It does nothing without NOTIFY_SOCKET.
 func Notify(state string) error {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		return fmt.Errorf("notify systemd of %s: %w", state, err)
@@ -26,19 +26,20 @@ func Notify(state string) error {
 	return nil
 }
 
-// NotifyStatus sends systemd the line that systemctl status shows.
+// NotifyStatus sets the status line shown by systemctl status.
 func NotifyStatus(line string) error { return Notify(status + line) }
 
-// NotifyReloading begins a reload, which Notify(Ready) ends. The time lets systemd tell the answer
-// to this reload from one to an earlier (sd_notify(3), Type=notify-reload).
+// NotifyReloading begins a reload, and Notify(Ready) completes it. The monotonic time lets systemd
+// distinguish this reload's reply from an earlier one's (sd_notify(3), Type=notify-reload).
 func NotifyReloading() error {
 	return Notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 }
 
-// IsNotifying reports whether systemd waits for states.
+// IsNotifying reports whether systemd expects notifications.
 func IsNotifying() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
 
-// WatchdogTimeout is how often systemd expects Alive at least; 0 if it does not.
+// WatchdogTimeout returns the maximum interval between two Alive notifications. It is 0 without a
+// watchdog.
 func WatchdogTimeout() (time.Duration, error) {
 	d, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -47,8 +48,8 @@ func WatchdogTimeout() (time.Duration, error) {
 	return d, nil
 }
 
-// EnvironWithoutSystemd returns this process's environment without systemd's messages to it, for a
-// process that outlives it.
+// EnvironWithoutSystemd returns this process's environment without systemd's variables. It is meant
+// for a child that outlives this process.
 func EnvironWithoutSystemd() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
