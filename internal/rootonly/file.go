@@ -1,5 +1,5 @@
-// Package rootonly is the gate for what a program of root may believe on a machine with other
-// users: files that only root can change, and sockets on which only root listens.
+// Package rootonly decides which files and sockets a program of root may trust on a machine with
+// other users: files only root can change, and sockets only root listens on.
 package rootonly
 
 import (
@@ -13,26 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLinks bounds the links in a path, as the kernel does (path_resolution(7)).
+// maxLinks limits the links in a path to the kernel's own limit (path_resolution(7)).
 const maxLinks = 40
 
-// FileError says what of a path other users can change.
+// FileError describes a path component writable by other users.
 type FileError struct {
-	File    string // the path that was to be opened
-	Because string // the file, directory or link that others can change
-	Reason  string // the sentence for it
-	Shared  bool   // Because is a directory for everybody, such as /tmp
+	File    string // the requested path
+	Because string // the file, directory or link writable by others
+	Reason  string // a sentence for the operator
+	Shared  bool   // Because is a world-writable directory, such as /tmp
 }
 
 func (e *FileError) Error() string { return e.Reason }
 
-// ErrNotRegular says that a path is no regular file.
-var ErrNotRegular = errors.New("it is no regular file")
+// ErrNotRegular is returned for anything but a regular file.
+var ErrNotRegular = errors.New("not a regular file")
 
-// Open opens a regular file for reading that only root, or the user who runs the program, can
-// change or replace: the file, every directory and every link on the way. It never blocks. The file
-// is what was checked, whatever its path leads to meanwhile. root stands before every path; it is
-// trusted itself. Errors: *FileError, ErrNotRegular, and those of open(2).
+// Open opens a regular file for reading. It requires that only root or the user of this program can
+// change or replace the file, each directory and each link in its path. It never blocks. The
+// returned file is exactly the one checked, even if the path changes meanwhile. root is a prefix of
+// every path and is trusted itself. Errors: *FileError, ErrNotRegular, and those of open(2).
 func Open(root, file string) (*os.File, error) {
 	w := walk{root: root, file: file}
 	defer w.close()
@@ -51,7 +51,7 @@ func Open(root, file string) (*os.File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("open %s: %w", file, ErrNotRegular)
 	}
-	if why := writers(&st); why != "" {
+	if why := describeWriters(&st); why != "" {
 		return nil, w.untrusted(w.at(), why, false)
 	}
 	if w.shared != "" {
@@ -70,10 +70,10 @@ func Open(root, file string) (*os.File, error) {
 // walk resolves a path one component at a time.
 type walk struct {
 	root, file string
-	dirs       []*os.File // from the root to where the walk is
+	dirs       []*os.File // from the root to the current directory
 	names      []string   // of dirs, without the root's
-	last       string     // the component that was opened last
-	shared     string     // the last directory, if everybody can create files in it
+	last       string     // the last opened component
+	shared     string     // the current directory, if everybody can create files in it
 }
 
 func (w *walk) close() {
@@ -88,10 +88,10 @@ func (w *walk) untrusted(because, why string, shared bool) error {
 	return &FileError{File: w.file, Because: because, Reason: because + ": " + why, Shared: shared}
 }
 
-// resolve returns what the path leads to, opened with O_PATH.
+// resolve returns the target of the path, opened with O_PATH.
 func (w *walk) resolve() (*os.File, error) {
 	if !path.IsAbs(w.file) || strings.ContainsRune(w.file, 0) || len(w.file) >= unix.PathMax {
-		return nil, errors.New("it is no absolute path")
+		return nil, errors.New("not an absolute path")
 	}
 
 	top, err := os.OpenFile(w.root+"/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -164,7 +164,7 @@ func (w *walk) open(name string) (*os.File, *unix.Stat_t, error) {
 	return found, &st, nil
 }
 
-// follow returns the target of a link.
+// follow returns the target of a link. The link must belong to a trusted user.
 func (w *walk) follow(link *os.File, st *unix.Stat_t) (string, error) {
 	defer link.Close()
 	if !TrustedUser(st.Uid) {
@@ -175,10 +175,10 @@ func (w *walk) follow(link *os.File, st *unix.Stat_t) (string, error) {
 	return string(b[:max(n, 0)]), err
 }
 
-// down enters a directory that others cannot change. In a sticky one, such as /tmp, others cannot
-// replace what root has created, but they can create what root has not.
+// down enters a directory that others cannot change. In a sticky directory, such as /tmp, others
+// cannot replace root's files, but they can create new ones.
 func (w *walk) down(dir *os.File, st *unix.Stat_t, name string) error {
-	why := writers(st)
+	why := describeWriters(st)
 	sticky := why != "" && TrustedUser(st.Uid) && st.Mode&unix.S_ISVTX != 0
 	if why != "" && !sticky {
 		return errors.Join(w.untrusted(w.at(), why, false), dir.Close())
@@ -192,7 +192,8 @@ func (w *walk) down(dir *os.File, st *unix.Stat_t, name string) error {
 	return nil
 }
 
-// up leaves the current directory, or as many as there are names; the root stays.
+// up leaves the current directory, or as many directories as there are names. It never leaves the
+// root.
 func (w *walk) up(names ...string) {
 	for range max(len(names), 1) {
 		if len(w.dirs) > 1 {
@@ -203,8 +204,9 @@ func (w *walk) up(names ...string) {
 	w.last, w.shared = "", ""
 }
 
-// writers says which other users can write to a file or directory, "" if none can.
-func writers(st *unix.Stat_t) string {
+// describeWriters describes the other users with write access to a file or directory. It returns ""
+// if there are none.
+func describeWriters(st *unix.Stat_t) string {
 	switch {
 	case !TrustedUser(st.Uid):
 		return fmt.Sprintf("it belongs to user %d", st.Uid)
@@ -217,11 +219,11 @@ func writers(st *unix.Stat_t) string {
 	return ""
 }
 
-// TrustedUser reports whether a user is root, or the one who runs the program.
+// TrustedUser reports whether a user is root or the user of this program.
 func TrustedUser(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }
 
-// inTrustedDirectory returns an error if others can replace a socket.
-func inTrustedDirectory(socket string) error {
+// checkSocketDirectory returns an error if other users can replace a socket.
+func checkSocketDirectory(socket string) error {
 	w := walk{file: socket}
 	defer w.close()
 
@@ -238,5 +240,5 @@ func inTrustedDirectory(socket string) error {
 		return w.untrusted(w.shared, "everybody can create files there", true)
 	}
 
-	return nil // what cannot be opened is the caller's to report
+	return nil // the caller reports an unusable path
 }

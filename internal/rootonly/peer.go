@@ -16,16 +16,17 @@ import (
 	"cri-dockerd/internal/proc"
 )
 
-// PeerError says that a process of another user listens, or may listen, where root's is expected.
+// PeerError reports that a process of another user listens, or may listen, where root's is
+// expected.
 type PeerError struct{ reason string }
 
 func (e *PeerError) Error() string { return e.reason }
 
-// Dial connects to a unix socket or a TCP address. Who answers on this machine must be root:
-// everybody can listen on loopback, and in some directories.
+// Dial connects to a unix socket or a TCP address. A listener on this machine must be root, because
+// any user can listen on loopback and in some directories.
 func Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if network == "unix" {
-		if err := inTrustedDirectory(address); err != nil {
+		if err := checkSocketDirectory(address); err != nil {
 			return nil, &PeerError{fmt.Sprintf("another user can replace %s (%v)", address, err)}
 		}
 	}
@@ -36,9 +37,9 @@ func Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	}
 
 	if network == "unix" {
-		err = rootPeer(c, address)
+		err = checkPeer(c, address)
 	} else {
-		err = rootListener(c)
+		err = checkListeners(c)
 	}
 
 	if err != nil {
@@ -48,8 +49,8 @@ func Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return c, nil
 }
 
-// EngineDial returns the Dial for an endpoint of Docker, empty for DOCKER_HOST. It returns nil for
-// kinds of endpoints that only Docker's client knows, and where a certificate proves who answers.
+// EngineDial returns a dial function for a Docker endpoint; empty means DOCKER_HOST. It returns nil
+// for endpoint types handled only by Docker's client, and if a certificate authenticates the peer.
 func EngineDial(endpoint string) func(context.Context) (net.Conn, error) {
 	network, address := EngineAddress(endpoint)
 	if network == "" || network == "tcp" && endpoint == "" && os.Getenv("DOCKER_CERT_PATH") != "" {
@@ -58,7 +59,7 @@ func EngineDial(endpoint string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) { return Dial(ctx, network, address) }
 }
 
-// EngineAddress is where Docker listens, as net.Dial has it; see EngineDial.
+// EngineAddress returns Docker's network and address in the form of net.Dial. See EngineDial.
 func EngineAddress(endpoint string) (network, address string) {
 	if endpoint == "" {
 		endpoint = os.Getenv("DOCKER_HOST")
@@ -72,12 +73,12 @@ func EngineAddress(endpoint string) (network, address string) {
 	return network, address
 }
 
-// rootPeer returns an error unless root listens on the unix socket (SO_PEERCRED, unix(7)).
-func rootPeer(c net.Conn, path string) error {
+// checkPeer returns an error unless root listens on the unix socket (SO_PEERCRED, unix(7)).
+func checkPeer(c net.Conn, path string) error {
 	cred, err := Peer(c)
 	switch {
 	case err != nil:
-		return &PeerError{fmt.Sprintf("who listens at %s is not known (%v)", path, err)}
+		return &PeerError{fmt.Sprintf("cannot determine which user listens at %s (%v)", path, err)}
 	case !TrustedUser(cred.Uid):
 		return &PeerError{fmt.Sprintf("a process of user %d listens at %s", cred.Uid, path)}
 	}
@@ -85,11 +86,12 @@ func rootPeer(c net.Conn, path string) error {
 	return nil
 }
 
-// Peer is who listens on the other side of a connection (SO_PEERCRED, unix(7)).
+// Peer returns the credentials of the listener at the other end of a connection (SO_PEERCRED,
+// unix(7)).
 func Peer(c net.Conn) (*unix.Ucred, error) {
 	u, isUnix := c.(*net.UnixConn)
 	if !isUnix {
-		return nil, errors.New("it is no unix socket")
+		return nil, errors.New("not a unix socket")
 	}
 
 	raw, err := u.SyscallConn()
@@ -106,9 +108,10 @@ func Peer(c net.Conn) (*unix.Ucred, error) {
 	return cred, errors.Join(err, optErr)
 }
 
-// rootListener returns an error unless all sockets of this machine that can have taken a connection
-// belong to root. Another machine is for its certificates to prove.
-func rootListener(c net.Conn) error {
+// checkListeners returns an error unless root owns all sockets of this machine that can have
+// accepted the connection. It accepts remote machines, because their certificates authenticate
+// them.
+func checkListeners(c net.Conn) error {
 	remote, local := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
 	if !remote.Addr().IsLoopback() && remote.Addr() != local.Addr() {
 		return nil
@@ -116,7 +119,7 @@ func rootListener(c net.Conn) error {
 
 	self, err := proc.Host().Open("self")
 	if err != nil {
-		return &PeerError{"who listens at " + remote.String() + " is not known"}
+		return &PeerError{"cannot determine which user listens at " + remote.String()}
 	}
 	defer self.Close()
 
@@ -132,7 +135,7 @@ func rootListener(c net.Conn) error {
 	}
 
 	if !known {
-		return &PeerError{"who listens at " + remote.String() + " is not known"}
+		return &PeerError{"cannot determine which user listens at " + remote.String()}
 	}
 
 	return nil
@@ -146,17 +149,17 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
-// Listener is a listening TCP socket, a line of /proc/net/tcp.
+// Listener is a listening TCP socket: a line of /proc/net/tcp.
 type Listener struct {
 	At    netip.AddrPort
 	User  uint32
 	Inode string
 }
 
-// maxTable bounds the tables of sockets, in bytes: 150 bytes for each of 100,000.
+// maxTable limits the tables of sockets, in bytes: 150 bytes for each of 100,000 sockets.
 const maxTable = 16 << 20
 
-// Listeners are the listening TCP sockets in the network namespace of a process.
+// Listeners returns the listening TCP sockets in the network namespace of a process.
 func Listeners(d proc.Dir) []Listener {
 	var out []Listener
 	for _, table := range []string{"net/tcp", "net/tcp6"} {
@@ -171,7 +174,7 @@ func Listeners(d proc.Dir) []Listener {
 				continue
 			}
 
-			at, err := hexAddress(f[1])
+			at, err := parseHexAddress(f[1])
 			user, userErr := strconv.ParseUint(f[7], 10, 32)
 			if err == nil && userErr == nil {
 				out = append(out, Listener{at, uint32(user), f[9]})
@@ -182,12 +185,13 @@ func Listeners(d proc.Dir) []Listener {
 	return out
 }
 
-// hexAddress reads an address of /proc/net/tcp: words of 32 bits in the byte order of the machine.
-func hexAddress(s string) (netip.AddrPort, error) {
+// parseHexAddress parses an address of /proc/net/tcp: 32-bit words in the byte order of the
+// machine.
+func parseHexAddress(s string) (netip.AddrPort, error) {
 	address, port, _ := strings.Cut(s, ":")
 	n, err := strconv.ParseUint(port, 16, 16)
 	if err != nil || len(address) != 8 && len(address) != 32 {
-		return netip.AddrPort{}, errors.New("it is no address")
+		return netip.AddrPort{}, errors.New("not an address")
 	}
 
 	var raw []byte

@@ -19,7 +19,7 @@ import (
 
 const nobody = 65534
 
-// TestMain lets the test's own program listen as another user.
+// TestMain lets the test binary listen as another user.
 func TestMain(m *testing.M) {
 	if network, address, found := strings.Cut(os.Getenv("ROOTONLY_TEST_LISTEN"), "://"); found {
 		l, err := net.Listen(network, address)
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// listenAs starts a process of a user that listens, and returns its address.
+// listenAs starts a listening process of a user and returns its address.
 func listenAs(t *testing.T, uid uint32, endpoint string) string {
 	t.Helper()
 	program := filepath.Join(publicDir(t), "listen")
@@ -78,7 +78,7 @@ func listenAs(t *testing.T, uid uint32, endpoint string) string {
 	return strings.TrimSpace(string(b[:n]))
 }
 
-// publicDir is a directory that other users can enter.
+// publicDir creates a directory open to other users.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rootonly")
@@ -94,8 +94,8 @@ func publicDir(t *testing.T) string {
 	return dir
 }
 
-// place is a file system below a root: directories end in "/", links contain "->".
-func place(t *testing.T, root string, entries ...string) {
+// createFiles creates files below a root. Directories end in "/", links contain "->".
+func createFiles(t *testing.T, root string, entries ...string) {
 	t.Helper()
 	for _, e := range entries {
 		name, target, isLink := strings.Cut(e, "->")
@@ -118,7 +118,7 @@ func place(t *testing.T, root string, entries ...string) {
 
 func TestOpen(t *testing.T) {
 	root := t.TempDir()
-	place(t, root, "a/", "a/b/", "a/b/f", "link->/a/b/f", "rel->a/../a/b/f", "dir->a/b", "loop->loop",
+	createFiles(t, root, "a/", "a/b/", "a/b/f", "link->/a/b/f", "rel->a/../a/b/f", "dir->a/b", "loop->loop",
 		"out->../../../../a/b/f", "null->/dev/null", "up->..")
 	for _, good := range []string{"/a/b/f", "//a/./b/f", "/a/b/../b/f", "/link", "/rel", "/dir/f", "/out", "/up/a/b/f",
 		"/../a/b/f"} {
@@ -149,12 +149,12 @@ func TestOpen(t *testing.T) {
 			f.Close()
 		}
 		if err == nil || want != nil && !errors.Is(err, want) {
-			t.Errorf("%.20q: %v", bad, err)
+			t.Errorf("%.20q: error %v, want %v", bad, err, want)
 		}
 	}
 }
 
-// TestOthersCanChange changes one thing on the way to a file.
+// TestOthersCanChange makes one component of the path writable by others.
 func TestOthersCanChange(t *testing.T) {
 	for name, c := range map[string]struct {
 		do      func(root string) error
@@ -167,7 +167,7 @@ func TestOthersCanChange(t *testing.T) {
 		"owner of a directory": {func(r string) error { return os.Chown(r+"/a", nobody, 0) }, "/a", false},
 		"mode of a directory":  {func(r string) error { return os.Chmod(r+"/a", 0o777) }, "/a", false},
 		"group of a directory": {func(r string) error { return os.Chmod(r+"/a/b", 0o775) }, "/a/b", false},
-		"a directory for all":  {func(r string) error { return os.Chmod(r+"/a/b", 0o777|os.ModeSticky) }, "/a/b", true},
+		"a sticky directory":   {func(r string) error { return os.Chmod(r+"/a/b", 0o777|os.ModeSticky) }, "/a/b", true},
 		"owner of a sticky one": {func(r string) error {
 			return errors.Join(os.Chmod(r+"/a", 0o777|os.ModeSticky), os.Chown(r+"/a", nobody, 0))
 		}, "/a", false},
@@ -176,7 +176,7 @@ func TestOthersCanChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
-			place(t, root, "a/", "a/b/", "a/b/f", "link->a/b/f")
+			createFiles(t, root, "a/", "a/b/", "a/b/f", "link->a/b/f")
 			if err := c.do(root); err != nil {
 				t.Fatal(err)
 			}
@@ -194,8 +194,8 @@ func TestOthersCanChange(t *testing.T) {
 		})
 	}
 
-	root := t.TempDir() // root's own directory in one for all cannot be replaced
-	place(t, root, "tmp/", "tmp/d/", "tmp/d/f")
+	root := t.TempDir() // others cannot replace root's own directory in a sticky one
+	createFiles(t, root, "tmp/", "tmp/d/", "tmp/d/f")
 	if err := os.Chmod(root+"/tmp", 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestOthersCanChange(t *testing.T) {
 	f.Close()
 }
 
-// TestDialTrustsRootOnly starts listeners of root and of another user.
+// TestDialTrustsRootOnly connects to listeners of root and of another user.
 func TestDialTrustsRootOnly(t *testing.T) {
 	open := publicDir(t)
 	theirs := filepath.Join(open, "theirs")
@@ -216,7 +216,7 @@ func TestDialTrustsRootOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	moved := filepath.Join(open, "moved.sock") // their socket in root's directory
+	moved := filepath.Join(open, "moved.sock") // another user's socket in root's directory
 	if err := os.Rename(listenAs(t, nobody, "unix://"+theirs+"/a.sock"), moved); err != nil {
 		t.Fatal(err)
 	}
@@ -267,13 +267,13 @@ func TestHexAddress(t *testing.T) {
 		"00000000000000000000000001000000:0050": "[::1]:80",
 		"0000000000000000FFFF00000100007F:0050": "127.0.0.1:80",
 	} {
-		if got, err := hexAddress(in); err != nil || got != netip.MustParseAddrPort(want) {
+		if got, err := parseHexAddress(in); err != nil || got != netip.MustParseAddrPort(want) {
 			t.Errorf("%s: %v %v", in, got, err)
 		}
 	}
 
 	for _, in := range []string{"", ":", "0:0", "zzzzzzzz:1", "0100007F:FFFFF", "0100007F"} {
-		if got, err := hexAddress(in); err == nil {
+		if got, err := parseHexAddress(in); err == nil {
 			t.Errorf("%s: %v", in, got)
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOpenat2WhileOthersRename resolves ".." while another process renames files elsewhere. The
-// kernel gives up such a resolution with EAGAIN.
+// TestOpenat2WhileOthersRename resolves ".." while another goroutine renames files elsewhere. The
+// kernel interrupts such a resolution with EAGAIN.
 func TestOpenat2WhileOthersRename(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "a"), 0o755); err != nil {

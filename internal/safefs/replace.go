@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CreateFile puts a new file with content b at path in one step, so that it is whole or not there.
-// It writes a temporary file and renames it. temporary is that file's pattern as of os.CreateTemp,
-// with its directory. prepare, if not nil, gets the file before the rename. The file has mode 0600
-// and stays open. All directories must be root's.
+// CreateFile atomically creates or replaces the file at path with content b. It writes a temporary
+// file and renames it. temporary is the temporary file's directory and pattern (os.CreateTemp).
+// prepare, if not nil, receives the file before the rename. The file has mode 0600 and stays open.
+// All directories must belong to root.
 func CreateFile(path, temporary string, b []byte, prepare func(*os.File) error) (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Split(temporary))
 	if err != nil {
@@ -35,7 +35,7 @@ func CreateFile(path, temporary string, b []byte, prepare func(*os.File) error) 
 	return f, nil
 }
 
-// WriteFile is CreateFile, and closes the file.
+// WriteFile does the same as CreateFile and closes the file.
 func WriteFile(path, temporary string, b []byte, prepare func(*os.File) error) error {
 	f, err := CreateFile(path, temporary, b, prepare)
 	if err != nil {
@@ -44,11 +44,11 @@ func WriteFile(path, temporary string, b []byte, prepare func(*os.File) error) e
 	return f.Close()
 }
 
-// TemporaryName returns a name that nobody can guess, for Rename. It begins with a dot, so it is no
-// name of a log.
+// TemporaryName returns an unguessable name for Rename. It starts with a dot, so it never collides
+// with a log's name.
 func TemporaryName() string { return "." + rand.Text() + ".new" }
 
-// Rename gives the temporary file tmp its name, both in dir. On error it removes the file.
+// Rename renames the temporary file tmp to name, both in dir. It removes tmp on error.
 func Rename(dir *os.File, tmp, name string) error {
 	fd := int(dir.Fd())
 	if err := unix.Renameat(fd, tmp, fd, name); err != nil {

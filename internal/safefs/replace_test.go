@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestWriteFileIsWholeOrNot: after an error at any step the old content and no temporary file is
-// left.
-func TestWriteFileIsWholeOrNot(t *testing.T) {
+// TestWriteFileIsAtomic expects a failure at any step to preserve the old content and to remove the
+// temporary file.
+func TestWriteFileIsAtomic(t *testing.T) {
 	boom := errors.New("boom")
 	for name, c := range map[string]struct {
 		file    string
@@ -45,8 +45,8 @@ func TestWriteFileIsWholeOrNot(t *testing.T) {
 				t.Errorf("content %q, %v; want %q", b, err, c.want)
 			}
 
-			if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
-				t.Errorf("left: %v, %v", left, err)
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+				t.Errorf("directory has entries %v (%v), want 2", entries, err)
 			}
 		})
 	}
@@ -70,7 +70,7 @@ func TestRenameRemovesTheTemporaryFile(t *testing.T) {
 		}
 
 		if _, err := os.Lstat(filepath.Join(dir.Name(), tmp)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s: the temporary file is left: %v", name, err)
+			t.Errorf("%s: the temporary file still exists: %v", name, err)
 		}
 	}
 }

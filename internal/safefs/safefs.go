@@ -1,6 +1,6 @@
-// Package safefs opens files beneath directories that others may write. A path is resolved by the
-// kernel from a directory's descriptor (openat2(2)), so a link that somebody plants or swaps in
-// meanwhile is never followed, and what is opened is checked before it is used.
+// Package safefs opens files beneath directories writable by others. The kernel resolves a path
+// from a directory's descriptor (openat2(2)), so it never follows a link planted or swapped in
+// meanwhile. Each file is checked before use.
 package safefs
 
 import (
@@ -14,19 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrTooLarge says that a file is larger than what is read of it.
+// ErrTooLarge is returned for a file larger than the read limit.
 var ErrTooLarge = fmt.Errorf("file is too large: %w", errdefs.ErrOutOfRange)
 
-// beneath keeps a resolution below its directory and off every link.
+// beneath restricts a resolution to its directory and forbids links.
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// maxRetries bounds how often a resolution is repeated because of concurrent renames (EAGAIN,
-// openat2(2)). A resolution takes microseconds.
+// maxRetries limits the attempts to resolve a path during concurrent renames (EAGAIN, openat2(2)).
+// A resolution takes microseconds.
 const maxRetries = 1000
 
-// OpenAt opens name, a relative path, beneath the directory dir with flags as open(2) has them
-// (O_CLOEXEC is added) and permissions perm for a new file. No component may be a link, and the
-// path may not leave dir. Errors are *os.PathError; a link is ELOOP, a way out EXDEV.
+// OpenAt opens name, a relative path beneath the directory dir. flags are those of open(2);
+// O_CLOEXEC is added. perm is the mode of a new file. No component may be a link, and the path may
+// not leave dir. Errors are *os.PathError: ELOOP for a link, EXDEV for a path out of dir.
 func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
@@ -45,8 +45,8 @@ func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, e
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Openat2 is openat2(2), repeated while renames and mounts anywhere on the machine disturb the
-// resolution of "..". It returns a descriptor, or an errno: EAGAIN if the disturbance goes on.
+// Openat2 calls openat2(2) again while renames and mounts anywhere on the machine disturb the
+// resolution of "..". It returns a descriptor, or an errno: EAGAIN if the disturbance continues.
 func Openat2(dir int, name string, how *unix.OpenHow) (fd int, err error) {
 	for range maxRetries {
 		fd, err = unix.Openat2(dir, name, how)
@@ -57,32 +57,32 @@ func Openat2(dir int, name string, how *unix.OpenHow) (fd int, err error) {
 	return -1, err
 }
 
-// OpenDir opens a directory by an absolute path of our own configuration, as the start of OpenAt.
+// OpenDir opens a directory by an absolute path from our own configuration, for use with OpenAt.
 func OpenDir(path string) (*os.File, error) {
 	return os.OpenFile(path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
-// OpenRegular opens a regular file beneath dir for reading. It never blocks: a FIFO or a device in
-// its place is FailedPrecondition.
+// OpenRegular opens a regular file beneath dir for reading. It never blocks, and returns
+// FailedPrecondition for a FIFO or a device.
 func OpenRegular(dir *os.File, name string) (*os.File, error) {
 	f, err := OpenAt(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	return regular(f)
+	return checkRegular(f)
 }
 
-// OpenRegularPath opens a regular file by its path for reading. Links are followed only in the
-// directories above it, so those must be root's. It never blocks.
+// OpenRegularPath opens a regular file by its path for reading. It follows links only in parent
+// directories, so those must belong to root. It never blocks.
 func OpenRegularPath(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	return regular(f)
+	return checkRegular(f)
 }
 
-func regular(f *os.File) (*os.File, error) {
+func checkRegular(f *os.File) (*os.File, error) {
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = fmt.Errorf("%s is not a regular file but %s: %w", f.Name(), st.Mode().Type(),
@@ -96,7 +96,7 @@ func regular(f *os.File) (*os.File, error) {
 	return f, nil
 }
 
-// ReadAll reads a file of at most limit bytes; ErrTooLarge if there are more.
+// ReadAll reads a file of at most limit bytes. It returns ErrTooLarge for a larger one.
 func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
@@ -110,15 +110,15 @@ func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// ReadTrusted reads a regular file of at most limit bytes by a path that the operator or the
-// kubelet gives. Links are followed. It never blocks.
+// ReadTrusted reads a regular file of at most limit bytes by a path from the operator or the
+// kubelet. It follows links and never blocks.
 func ReadTrusted(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 
-	if f, err = regular(f); err != nil {
+	if f, err = checkRegular(f); err != nil {
 		return nil, err
 	}
 	defer f.Close()
@@ -126,7 +126,7 @@ func ReadTrusted(path string, limit int64) ([]byte, error) {
 	return ReadAll(f, limit)
 }
 
-// ReadFile reads a regular file of at most limit bytes by its path, see OpenRegularPath.
+// ReadFile reads a regular file of at most limit bytes by its path. See OpenRegularPath.
 func ReadFile(path string, limit int64) ([]byte, error) {
 	f, err := OpenRegularPath(path)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree makes a directory with a file, a nested file, links out of it and a FIFO.
+// tree creates a directory with a file, a nested file, links out of it and a FIFO.
 func tree(t *testing.T) *os.File {
 	t.Helper()
 	root := t.TempDir()
@@ -82,7 +82,7 @@ func TestOpenAtCreates(t *testing.T) {
 	}
 
 	if _, err := OpenAt(dir, "link", unix.O_CREAT|unix.O_WRONLY, 0o640); !errors.Is(err, unix.ELOOP) {
-		t.Errorf("through a link: %v", err)
+		t.Errorf("create through a link: error %v, want ELOOP", err)
 	}
 }
 
@@ -95,10 +95,10 @@ func TestReadFileIsBounded(t *testing.T) {
 	}
 
 	if _, err := ReadFile(file, 3); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("a larger file: %v", err)
+		t.Errorf("read of a larger file: error %v, want ErrTooLarge", err)
 	}
 
 	if _, err := ReadFile(filepath.Join(dir.Name(), "link"), 100); !errors.Is(err, unix.ELOOP) {
-		t.Errorf("a link: %v", err)
+		t.Errorf("read of a link: error %v, want ELOOP", err)
 	}
 }

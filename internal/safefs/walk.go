@@ -12,66 +12,67 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what a Walker holds, whatever it meets.
+// Limits of a Walker's resources, whatever it encounters.
 const (
 	maxOpenDirs   = 16      // descriptors of directories above the current one
-	maxNames      = 256     // names of subdirectories that are read before they are visited
+	maxNames      = 256     // pending names of subdirectories
 	maxNameBytes  = 1 << 20 // all such names together
 	maxDepth      = 100_000 // levels of directories; each takes 24 bytes
 	direntBuffer  = 32 << 10
-	stepsPerCheck = 16 // directories between two looks at the clock
+	stepsPerCheck = 16 // directories between two checks of the time
 )
 
-// direntBuffers saves a buffer for each walk: most walks are of directories with a few files.
+// direntBuffers saves allocating a buffer for each walk. Most walks are of directories with a few
+// files.
 var direntBuffers = sync.Pool{New: func() any { return new([direntBuffer]byte) }}
 
-// Walker visits a tree of directories that others change meanwhile. It goes from directory to
-// directory by descriptor, so it neither follows links nor leaves the file system on which it
-// began, and a path may be longer than PATH_MAX. It can pause at any time and hold few descriptors
-// and little memory while it does.
+// Walker visits a directory tree that may change during the walk. It moves between directories by
+// descriptor, so it neither follows links nor leaves the file system of its first directory, and a
+// path may exceed PATH_MAX. It can pause at any time, and holds few descriptors and little memory
+// meanwhile.
 //
 // A Walker is not safe for concurrent use. Close releases its descriptors.
 type Walker struct {
-	// Dir is called for each directory, the first one included, before what is in it. An error ends
+	// Dir is called for each directory, the first one included, before its entries. An error ends
 	// the walk.
 	Dir func(fd int, st *unix.Stat_t) error
-	// File is called for everything that is not a directory; nil if only directories matter.
+	// File is called for each entry except directories. It may be nil.
 	File func(st *unix.Stat_t)
-	// Check is called every few directories; an error pauses the walk. nil for none.
+	// Check is called every few directories. An error pauses the walk. It may be nil.
 	Check func() error
-	// MaxEntries ends the walk after so many directory entries; 0 for no limit.
+	// MaxEntries ends the walk after this many directory entries; 0 means no limit.
 	MaxEntries uint64
 
 	root    int
 	dev     uint64
 	stack   []level
-	fds     []openDir // of the uppermost levels of stack
-	names   []string  // of the stack's levels, those of the top last
+	fds     []openDir // descriptors of the top levels of stack
+	names   []string  // names of all levels, those of the top level last
 	bytes   int       // of names
-	room    int       // maxNameBytes, but in tests
+	room    int       // maxNameBytes, except in tests
 	buf     []byte
 	entries uint64
 	partial bool
 	begun   bool
 }
 
-// level is a directory whose visit has not ended.
+// level is a directory in progress.
 type level struct {
 	ino    uint64
-	offset int64 // where reading goes on, as getdents has it; atEnd after the last entry
-	names  int32 // subdirectories that were read and are still to be visited
+	offset int64 // getdents offset of the next read; atEnd after the last entry
+	names  int32 // subdirectories still to be visited
 }
 
-// atEnd is no offset of any file system.
+// atEnd is not a valid offset on any file system.
 const atEnd = math.MinInt64
 
-// openDir is a descriptor and the offset up to which it has been read.
+// openDir is a descriptor with its read offset.
 type openDir struct {
 	fd int
 	at int64
 }
 
-// NewWalker begins a walk at the directory dir, which the caller may close.
+// NewWalker starts a walk at the directory dir. The caller may close dir.
 func NewWalker(dir *os.File) (*Walker, error) {
 	w := &Walker{room: maxNameBytes}
 	var err error
@@ -90,12 +91,12 @@ func (w *Walker) Close() {
 	w.root = -1
 }
 
-// Partial says whether the walk has left something out: MaxEntries or a bound of the Walker was
-// reached, or a directory was moved so that the way back from it was lost.
+// Partial reports whether the walk is incomplete: it reached MaxEntries or another limit, or a
+// directory was moved and the walk could not return to its parent.
 func (w *Walker) Partial() bool { return w.partial }
 
-// Walk goes on until everything is visited, and returns true then, or until the time until. The
-// error is that of Check or Dir.
+// Walk continues the walk. It returns true when everything is visited, and false at the time until.
+// The error is that of Check or Dir.
 func (w *Walker) Walk(until time.Time) (done bool, err error) {
 	if !w.begun {
 		w.begun = true
@@ -164,8 +165,8 @@ func (w *Walker) begin() error {
 	return w.push(fd, &st)
 }
 
-// enter visits the next subdirectory of the top. One that has been removed or replaced, or on which
-// something is mounted, is left out.
+// enter visits the next subdirectory of the top level. It skips subdirectories that were removed or
+// replaced, and mount points.
 func (w *Walker) enter(top *level) error {
 	name := w.popName(top)
 	fd, err := openSubdir(w.fds[len(w.fds)-1].fd, name)
@@ -175,8 +176,8 @@ func (w *Walker) enter(top *level) error {
 	}
 
 	var st unix.Stat_t
-	// A subvolume of btrfs is no mount and has a device of its own, with the inode numbers of
-	// others.
+	// A subvolume of btrfs is not a mount. It has its own device, with inode numbers of another
+	// one.
 	if err := unix.Fstat(fd, &st); err != nil || uint64(st.Dev) != w.dev {
 		_ = unix.Close(fd)
 		return nil
@@ -191,7 +192,7 @@ func (w *Walker) enter(top *level) error {
 	return w.push(fd, &st)
 }
 
-// isChanged says that there is no directory of that name on this file system any more.
+// isChanged reports whether the directory no longer exists under its name on this file system.
 func isChanged(err error) bool {
 	for _, changed := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV} {
 		if errors.Is(err, changed) {
@@ -211,8 +212,8 @@ func (w *Walker) push(fd int, st *unix.Stat_t) error {
 	return w.Dir(fd, st)
 }
 
-// leave goes back to the directory above. If that was closed meanwhile it is opened as "..", which
-// may be another one if somebody has moved the directory: then the walk goes on at its beginning.
+// leave returns to the parent directory. If its descriptor was closed meanwhile, leave opens "..".
+// After a concurrent move this may be another directory, and the walk then restarts.
 func (w *Walker) leave() {
 	child := w.fds[len(w.fds)-1].fd
 	defer unix.Close(child) //nolint:errcheck // it was only read
@@ -235,7 +236,7 @@ func (w *Walker) leave() {
 	w.restart()
 }
 
-// restart gives up the directories between the first one and the current one.
+// restart abandons the directories between the first and the current one.
 func (w *Walker) restart() {
 	w.partial = true
 	for len(w.stack) > 1 {
@@ -255,7 +256,7 @@ func (w *Walker) restart() {
 	w.fds = append(w.fds, openDir{fd: fd})
 }
 
-// read takes in some entries of the top: files are visited, names of subdirectories are kept.
+// read reads some entries of the top level. It visits files and stores the names of subdirectories.
 func (w *Walker) read(top *level) {
 	dir := &w.fds[len(w.fds)-1]
 	if dir.at != top.offset {
@@ -270,13 +271,13 @@ func (w *Walker) read(top *level) {
 		return
 	}
 
-	if err != nil || n <= 0 { // a directory that has been removed is ENOENT
+	if err != nil || n <= 0 { // ENOENT for a removed directory
 		w.partial = w.partial || err != nil && !isChanged(err)
 		top.offset = atEnd
 		return
 	}
 
-	dir.at = math.MinInt64 + 1 // unknown until the buffer has been used up
+	dir.at = math.MinInt64 + 1 // unknown until the buffer is consumed
 	for b := w.buf[:n]; len(b) > 0; {
 		e := parseEntry(b)
 		b = b[e.size:]
@@ -293,7 +294,7 @@ func (w *Walker) read(top *level) {
 	dir.at = top.offset
 }
 
-// take visits an entry or keeps its name. It returns false if there is no room for the name.
+// take visits an entry or stores its name. It returns false if there is no room for the name.
 func (w *Walker) take(top *level, dir int, e entry) bool {
 	kind := e.kind
 	if kind == unix.DT_UNKNOWN || kind != unix.DT_DIR && w.File != nil {
@@ -342,8 +343,7 @@ func (w *Walker) closeLevels() {
 	w.fds, w.stack, w.names, w.bytes = nil, nil, nil, 0
 }
 
-// openSubdir opens one directory beneath another one for reading: no link, and not the root of
-// another mount.
+// openSubdir opens a directory beneath another one for reading. It refuses links and mount points.
 func openSubdir(dir int, name string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
@@ -352,15 +352,15 @@ func openSubdir(dir int, name string) (int, error) {
 	return Openat2(dir, name, &how)
 }
 
-// entry is a directory entry as getdents64(2) has it.
+// entry is a directory entry of getdents64(2).
 type entry struct {
-	next int64 // offset of the one after it
+	next int64 // offset of the next entry
 	size int
 	kind byte
 	name string
 }
 
-// parseEntry parses the first entry of a buffer that the kernel has filled.
+// parseEntry parses the first entry of a buffer filled by the kernel.
 func parseEntry(b []byte) entry {
 	const header = 19 // d_ino, d_off, d_reclen, d_type
 	e := entry{

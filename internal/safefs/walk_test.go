@@ -21,7 +21,7 @@ func must(t *testing.T, errs ...error) {
 	}
 }
 
-// walker walks root. Files are counted in files, and entered directories in dirs.
+// walker returns a Walker of root. It counts files in files, and entered directories in dirs.
 func walker(t *testing.T, root string, files, dirs *int) *Walker {
 	t.Helper()
 	dir, err := OpenDir(root)
@@ -39,15 +39,15 @@ func walker(t *testing.T, root string, files, dirs *int) *Walker {
 
 var never = time.Now().Add(1000 * time.Hour)
 
-// TestWalkOfMovedDirectory: somebody moves a directory out of the tree while the walk is deep below
-// it. The directory to which the walk then would come back is not read.
+// TestWalkOfMovedDirectory moves a directory out of the tree while the walk is deep below it. The
+// walk must not read the directory's new parent.
 func TestWalkOfMovedDirectory(t *testing.T) {
 	root, outside := t.TempDir(), t.TempDir()
-	// the parent of moved is closed when the walk is at the bottom
+	// the parent of moved is closed when the walk reaches the bottom
 	const deep, moved = 40, 40 - maxOpenDirs + 1
 	at := func(level int) string { return filepath.Join(root, strings.Repeat("d/", level)) }
 	must(t, os.MkdirAll(at(deep), 0o755))
-	for i := range 3 * maxNames { // so that the parent has not been read to its end
+	for i := range 3 * maxNames { // the walk has not read all of the parent's entries
 		must(t, os.Mkdir(filepath.Join(at(moved-1), fmt.Sprint("beside", i)), 0o755))
 		must(t, os.WriteFile(filepath.Join(outside, fmt.Sprint("secret", i)), nil, 0o600))
 	}
@@ -74,11 +74,11 @@ func TestWalkOfMovedDirectory(t *testing.T) {
 	}
 
 	if files != 1 {
-		t.Errorf("%d files were counted, of which the tree has 1", files)
+		t.Errorf("counted %d files, want 1", files)
 	}
 }
 
-// TestWalkEnds at its bounds, and pauses when it is told to.
+// TestWalkEnds expects the walk to end at its limits and to pause on request.
 func TestWalkEnds(t *testing.T) {
 	root := t.TempDir()
 	for i := range 200 {
@@ -119,7 +119,7 @@ func TestWalkEnds(t *testing.T) {
 	}
 }
 
-// TestWalkHoldsFewNames reads a tree whose names do not fit into memory at once.
+// TestWalkHoldsFewNames walks a tree with more names than fit into memory at once.
 func TestWalkHoldsFewNames(t *testing.T) {
 	root := t.TempDir()
 	long := strings.Repeat("n", 250)
