@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// encoders are the ways in which programs write a text into another one.
+// encoders are the encodings applied by programs when they embed a text in another one.
 var encoders = []func(string) string{
 	func(s string) string { return s },
 	encodeJSON,
@@ -42,7 +42,7 @@ func encodeJSON(s string) string {
 	return trimQuotes(string(b))
 }
 
-// plainJSON is JSON as most languages write it, without Go's escapes for HTML.
+// plainJSON encodes JSON as most languages do, without Go's HTML escapes.
 func plainJSON(s string) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
@@ -59,14 +59,14 @@ var escape = regexp.MustCompile(`%[0-9A-F]{2}`)
 
 func lowerEscapes(s string) string { return escape.ReplaceAllStringFunc(s, strings.ToLower) }
 
-// maxNested is the length in bytes of a secret up to which two encodings within each other are
-// looked for. Registry tokens have 1 to 4 KiB.
+// maxNested is the maximum length, in bytes, of a secret to search for in two nested encodings.
+// Registry tokens have 1 to 4 KiB.
 const maxNested = 8 << 10
 
-// encoded are the forms of the known secrets, each encoded up to twice, the longest first, as they
-// stand in a text without line ends. A secret of fewer than shortest bytes is left out: masking it
-// would garble any text.
-func encoded(known []string) []string {
+// encodeKnown returns the forms of the known secrets, encoded up to twice and without line ends,
+// longest first. It ignores secrets shorter than shortest bytes, because masking them would garble
+// any text.
+func encodeKnown(known []string) []string {
 	all := map[string]bool{}
 	for _, k := range known {
 		if len(k) < shortest {
@@ -104,7 +104,7 @@ func encoded(known []string) []string {
 
 var lineEnd = regexp.MustCompile(`[ \t]*[\r\n]+[ \t]*`)
 
-// joinLines is a text without line ends and the white space around them.
+// joinLines returns a text without line ends and the surrounding white space.
 func joinLines(s string) string {
 	if !strings.ContainsAny(s, "\r\n") {
 		return s
@@ -112,18 +112,18 @@ func joinLines(s string) string {
 	return lineEnd.ReplaceAllString(s, "")
 }
 
-// span is a part of a text.
+// span is a part of a text, as byte offsets.
 type span struct{ from, to int }
 
-// maskKnown hides known secrets, also where line ends split them. Of a text that is not whole the
-// end may be the beginning of a secret.
+// maskKnown masks known secrets, even those split by line ends. If the text is truncated, it also
+// masks a possible start of a secret at the end.
 func maskKnown(text string, known []string, whole bool) string {
-	forms := encoded(known)
+	forms := encodeKnown(known)
 	if len(forms) == 0 {
 		return text
 	}
 
-	joined, offsets := joinedLines(text)
+	joined, offsets := joinWithOffsets(text)
 	var found []span
 	for _, f := range forms {
 		for at := 0; ; {
@@ -137,40 +137,40 @@ func maskKnown(text string, known []string, whole bool) string {
 	}
 
 	for _, run := range base64Run.FindAllStringIndex(joined, -1) {
-		if hides(joined[run[0]:run[1]], forms, nesting) {
+		if hasSecret(joined[run[0]:run[1]], forms, nesting) {
 			found = append(found, span{offsets[run[0]], offsets[run[1]-1] + 1})
 		}
 	}
 
 	if n := len(joined); !whole && n > 0 {
-		if begun := beginning(joined, forms); begun < n {
-			found = append(found, span{offsets[begun], len(text)})
+		if start := findTruncated(joined, forms); start < n {
+			found = append(found, span{offsets[start], len(text)})
 		}
 	}
 
 	return hide(text, found)
 }
 
-// beginning is where the end of a text that was cut off may begin a secret: one of the forms, or
-// base64 of any.
-func beginning(text string, forms []string) int {
-	begin := len(strings.TrimRightFunc(text, func(r rune) bool {
+// findTruncated returns the offset of a possible truncated secret at the end of a text: the start
+// of one of the forms, or of any base64. Without one it returns the text's length.
+func findTruncated(text string, forms []string) int {
+	start := len(strings.TrimRightFunc(text, func(r rune) bool {
 		return r < utf8.RuneSelf && base64Run.MatchString(strings.Repeat(string(r), 8))
 	}))
 	for _, f := range forms {
 		for n := min(len(f), len(text)); n >= shortest; n-- {
 			if strings.HasSuffix(text, f[:n]) {
-				begin = min(begin, len(text)-n)
+				start = min(start, len(text)-n)
 				break
 			}
 		}
 	}
 
-	return begin
+	return start
 }
 
-// joinedLines is joinLines with the offset in s of each byte.
-func joinedLines(s string) (string, []int) {
+// joinWithOffsets does the same as joinLines and also returns each byte's offset in s.
+func joinWithOffsets(s string) (string, []int) {
 	var b strings.Builder
 	offsets := make([]int, 0, len(s))
 	add := func(from, to int) {
@@ -191,7 +191,7 @@ func joinedLines(s string) (string, []int) {
 	return b.String(), offsets
 }
 
-// hide replaces parts of a text.
+// hide replaces the given parts of a text.
 func hide(text string, parts []span) string {
 	if len(parts) == 0 {
 		return text
@@ -215,15 +215,15 @@ func hide(text string, parts []span) string {
 	return b.String()
 }
 
-// base64Run is what may be base64, in either alphabet (RFC 4648).
+// base64Run matches possible base64 in either alphabet (RFC 4648).
 var base64Run = regexp.MustCompile(`[A-Za-z0-9+/_-]{8,}={0,2}`)
 
-// nesting is how often base64 is looked for within base64: Docker's header is base64 of JSON with a
-// field of base64.
+// nesting is the number of nested base64 layers to decode. Docker's header is base64 of JSON with a
+// base64 field.
 const nesting = 2
 
-// hides says whether base64 holds one of the forms, or has the shape of credentials.
-func hides(run string, forms []string, depth int) bool {
+// hasSecret reports whether a base64 run contains one of the forms or any credential shape.
+func hasSecret(run string, forms []string, depth int) bool {
 	run = strings.NewReplacer("+", "-", "/", "_", "=", "").Replace(run)
 	for shift := range min(4, len(run)) { // a path may stand before it
 		part := run[shift:]
@@ -231,7 +231,7 @@ func hides(run string, forms []string, depth int) bool {
 		if rest, restErr := base64.RawURLEncoding.DecodeString(part); restErr == nil {
 			plain, err = rest, nil
 		}
-		if err != nil || !mostlyText(plain) {
+		if err != nil || !isMostlyText(plain) {
 			continue
 		}
 
@@ -248,7 +248,7 @@ func hides(run string, forms []string, depth int) bool {
 
 		if depth > 1 {
 			for _, inner := range base64Run.FindAllString(text, -1) {
-				if hides(inner, forms, depth-1) {
+				if hasSecret(inner, forms, depth-1) {
 					return true
 				}
 			}
@@ -258,9 +258,9 @@ func hides(run string, forms []string, depth int) bool {
 	return false
 }
 
-// mostlyText tells a decoded text from the bytes that an ordinary word, such as a digest, decodes
-// to.
-func mostlyText(b []byte) bool {
+// isMostlyText reports whether decoded bytes are text. An ordinary word, such as a digest, decodes
+// to random bytes.
+func isMostlyText(b []byte) bool {
 	odd := 0
 	for _, r := range string(b) {
 		if r == utf8.RuneError || r < ' ' && r != '\n' && r != '\t' && r != '\r' {

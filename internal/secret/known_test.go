@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// writers put a secret into a text as other programs do.
+// writers embed a secret in a text as other programs do.
 var writers = map[string]func(string) string{
 	"plain":       func(s string) string { return "denied for " + s + " there" },
 	"JSON":        func(s string) string { b, _ := json.Marshal(map[string]string{"detail": s}); return string(b) },
@@ -50,14 +50,14 @@ var writers = map[string]func(string) string{
 	"split": func(s string) string { return "sent " + s[:1] + "\n    " + s[1:] },
 }
 
-// TestKnownSecretsInEveryEncoding: random credentials of any characters, in each encoding and in
-// two of them within each other. Nothing that decodes to the secret remains.
+// TestKnownSecretsInEveryEncoding masks random credentials of any characters, in each encoding and
+// in two nested ones. The result must contain nothing that decodes to the secret.
 func TestKnownSecretsInEveryEncoding(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	alphabets := []string{"abcXYZ019", `"\/'<>&%+=?#@:; ` + "`~$", "äß漢字🔑é", "a\\\"\n%2F\t"}
 	for range 40 {
 		letters := []rune(alphabets[random.IntN(len(alphabets))] + "abcdefghijklmnopqrstuvwxyz0123456789")
-		secret := "se" // no white space at the ends and where it is split, which lines lose
+		secret := "se" // no white space at the ends and at the split, because joining lines drops it
 		for range 7 + random.IntN(30) {
 			secret += string(letters[random.IntN(len(letters))])
 		}
@@ -82,25 +82,25 @@ func check(t *testing.T, name, secret, text string) {
 		strings.Trim(base64.StdEncoding.EncodeToString([]byte(secret)), "="),
 	} {
 		if strings.Contains(joinLines(masked), joinLines(form)) {
-			t.Errorf("%s: %q remains of %q\nin %q\nas %q", name, form, secret, text, masked)
+			t.Errorf("%s: %q remains of secret %q\nin text %q\nmasked %q", name, form, secret, text, masked)
 			return
 		}
 	}
 
 	if !strings.Contains(masked, hidden) {
-		t.Errorf("%s: nothing of %q was masked: %q", name, text, masked)
+		t.Errorf("%s: %q is not masked: %q", name, text, masked)
 	}
 
 	for _, run := range base64Run.FindAllString(masked, -1) {
-		if plain, err := base64.RawURLEncoding.DecodeString(strings.NewReplacer("+", "-", "/", "_", "=",
-			"").Replace(run)); err == nil &&
-			strings.Contains(string(plain), secret) {
+		run = strings.NewReplacer("+", "-", "/", "_", "=", "").Replace(run)
+		plain, err := base64.RawURLEncoding.DecodeString(run)
+		if err == nil && strings.Contains(string(plain), secret) {
 			t.Errorf("%s: base64 of %q remains: %q", name, secret, masked)
 		}
 	}
 }
 
-// TestLongTexts: a text of any length is masked in short time, and a cut leaves no part of a
+// TestLongTexts expects a text of any length to be masked quickly, and a cut to reveal no part of a
 // secret.
 func TestLongTexts(t *testing.T) {
 	const secret = "p@ss word/with\\all"
@@ -119,7 +119,7 @@ func TestLongTexts(t *testing.T) {
 	}
 }
 
-// TestOrdinaryTextStays: with secrets at hand that do not stand in it.
+// TestOrdinaryTextStays expects texts without a secret to be unchanged.
 func TestOrdinaryTextStays(t *testing.T) {
 	for _, text := range []string{
 		"pull registry.test/team/app:1: manifest unknown",
@@ -130,21 +130,25 @@ func TestOrdinaryTextStays(t *testing.T) {
 		"/var/lib/docker/overlay2/abcdefghijklmnop/merged: directory not empty",
 		"100 % of a + b <c> & \"d\" \\ e",
 	} {
-		if got := Mask(text, "hunter-two", "p%4", "abc"); got != text {
-			t.Errorf("%q becomes %q", text, got)
-		}
+		t.Run(text, func(t *testing.T) {
+			if got := Mask(text, "hunter-two", "p%4", "abc"); got != text {
+				t.Errorf("masked as %q", got)
+			}
+		})
 	}
 }
 
-// TestFieldsOfUnknownSecrets: a quote within a value does not end it.
+// TestFieldsOfUnknownSecrets expects a quote within a value not to end it.
 func TestFieldsOfUnknownSecrets(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"password":"ab\"cd\\","x":1}`:                 `{"password":"***","x":1}`,
 		`{\"password\":\"ab\\\"cd\\\\\",\"x\":1}`:       `{\"password\":\"***\",\"x\":1}`,
 		`{"identitytoken":"a\u003d\/b","username":"u"}`: `{"identitytoken":"***","username":"u"}`,
 	} {
-		if got := Mask(text); got != want {
-			t.Errorf("%s becomes %s, want %s", text, got, want)
-		}
+		t.Run(text, func(t *testing.T) {
+			if got := Mask(text); got != want {
+				t.Errorf("masked as %s, want %s", got, want)
+			}
+		})
 	}
 }

@@ -1,5 +1,5 @@
-// Package secret keeps credentials out of what is told: it recognises them in texts that come from
-// elsewhere, such as a registry's answer, before these reach a log, a trace or the kubelet.
+// Package secret keeps credentials out of published texts. It recognises them in texts from other
+// programs, such as a registry's response, before these reach a log, a trace or the kubelet.
 package secret
 
 import (
@@ -7,32 +7,31 @@ import (
 	"regexp"
 )
 
-// hidden stands in a secret's place.
+// hidden replaces a secret.
 const hidden = "***"
 
-// shortest is the length in bytes from which a known secret is looked for in a text. A shorter one
-// cannot be told from ordinary words, and to mask it would show where it stands: it is hidden only
-// in the fields and headers of forms.
+// shortest is the minimum length, in bytes, of a known secret. A shorter one is indistinguishable
+// from ordinary words, and masking it would reveal its positions. It is masked only in the fields
+// and headers of forms.
 const shortest = 4
 
-// fieldNames are the fields of Docker's AuthConfig and of OAuth 2 that hold credentials, as a
-// regular expression.
+// fieldNames are the credential fields of Docker's AuthConfig and of OAuth 2, as a regular
+// expression.
 const fieldNames = `password|passwd|auth|secret|(?:identity|registry|access|refresh|id)?_?token|client_secret`
 
-// maxText is how many bytes of a text are read. To look for secrets takes about a microsecond for
-// each.
+// maxText is the limit, in bytes, on the length of a masked text. The search takes about a
+// microsecond per byte.
 const maxText = 64 << 10
 
-// forms are the shapes in which credentials appear in other programs' texts, and what is left of
-// them.
+// forms are the shapes of credentials in other programs' texts, with their replacements.
 var forms = []struct {
-	shape *regexp.Regexp
-	left  string
+	shape       *regexp.Regexp
+	replacement string
 }{
 	// https://user:password@host (RFC 3986, userinfo)
 	{regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#"'@]*(?:@[^\s/?#"'@]*)*@`), "${1}" + hidden + "@"},
-	// Authorization: Basic …, as a header is printed by HTTP, by Go's %v and in JSON; Docker's
-	// X-Registry-Auth; cookies
+	// Authorization: Basic …, as printed by HTTP, by Go's %v and in JSON; Docker's X-Registry-Auth;
+	// cookies
 	{regexp.MustCompile(`(?i)\b((?:proxy-)?authorization|x-registry-(?:auth|config)|x-meta-[a-z-]*token|` +
 		`(?:set-)?cookie)((?:\\?["'])?\s*[:=]\s*\[?(?:\\?["'])?)(?:[A-Za-z]+\s+)?[^\s"'\\,\]}]+`), "${1}${2}" + hidden},
 	// Bearer <token> without its header's name; shorter words are prose, such as "basic
@@ -45,17 +44,16 @@ var forms = []struct {
 		`id)?_?token|client_secret)(?:\\?["'])\s*:\s*\\?["'])[^"'\\]+`), "${1}" + hidden},
 	{regexp.MustCompile(`(?i)\b((?:password|passwd|(?:identity|registry|access|refresh|id)_?token|` +
 		`client_secret)=["']?)[^\s&"',;]+`), "${1}" + hidden},
-	// …?X-Amz-Signature=…&sig=…: addresses that are credentials themselves, to which registries
-	// redirect
+	// …?X-Amz-Signature=…&sig=…: presigned URLs in registries' redirects
 	{regexp.MustCompile(`(?i)([?&][^=&\s"']*(?:token|sig|secret|password|credential|key|auth)[^=&\s"']*=)[^&\s"'#]+`),
 		"${1}" + hidden},
 	// JSON Web Tokens (RFC 7519)
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), hidden},
 }
 
-// Mask is a text without what has the form of a credential, and without the known secrets: as they
-// are, and as JSON, Go, URLs, HTML and base64 write them, also within each other and split over
-// lines. Of a text of more than maxText bytes the rest is left out.
+// Mask returns a text without credentials: anything in the form of one, and the known secrets. It
+// recognises known secrets in plain form and as encoded by JSON, Go, URLs, HTML and base64, also
+// nested and split over lines. It truncates texts longer than maxText bytes.
 func Mask(text string, known ...string) string {
 	whole := len(text) <= maxText
 	if !whole {
@@ -72,12 +70,12 @@ func Mask(text string, known ...string) string {
 
 func maskForms(text string) string {
 	for _, f := range forms {
-		text = f.shape.ReplaceAllString(text, f.left)
+		text = f.shape.ReplaceAllString(text, f.replacement)
 	}
 	return text
 }
 
-// Hide is an error with its text masked; its kind stays.
+// Hide returns an error with a masked text. The error keeps its kind.
 func Hide(err error, known ...string) error {
 	if err == nil {
 		return nil
@@ -88,21 +86,21 @@ func Hide(err error, known ...string) error {
 		return err
 	}
 
-	return discreet{text, err}
+	return maskedError{text, err}
 }
 
-type discreet struct {
+type maskedError struct {
 	text string
 	err  error
 }
 
 // Error implements error.
-func (d discreet) Error() string { return d.text }
+func (d maskedError) Error() string { return d.text }
 
 // Unwrap is for errors.Is and errors.As.
-func (d discreet) Unwrap() error { return d.err }
+func (d maskedError) Unwrap() error { return d.err }
 
-// Attr is for slog.HandlerOptions.ReplaceAttr: it masks texts and errors.
+// Attr masks texts and errors. It is a slog.HandlerOptions.ReplaceAttr function.
 func Attr(_ []string, a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString:
