@@ -1,6 +1,6 @@
-// Package logs decides how a container's output reaches the path that the kubelet reads: as a file
-// in the CRI's format, written by the log-driver process (package driver), or, where the engine
-// cannot reach that process, as Docker's json-file behind a symbolic link.
+// Package logs selects the way of a container's output to the kubelet's log path. The default is a
+// file in the CRI's format, written by the log-driver process (package driver). If the engine
+// cannot reach that process, the package falls back to Docker's json-file behind a symbolic link.
 package logs
 
 import (
@@ -22,55 +22,58 @@ import (
 
 // Modes of --container-log.
 const (
-	// CRI files if the engine reaches the log-driver process, json-file else
+	// ModeAuto uses CRI files if the engine reaches the log-driver process, and json-file
+	// otherwise.
 	ModeAuto     = "auto"
-	ModeCRI      = "cri"       // CRI files or nothing
-	ModeJSONFile = "json-file" // Docker's json-file and a link, as older shims did
+	ModeCRI      = "cri"       // CRI files only
+	ModeJSONFile = "json-file" // Docker's json-file behind a link, as in older shims
 )
 
-// Process is the log-driver process as the daemon needs it; see driver.Client.
+// Process is the daemon's interface to the log-driver process. See driver.Client.
 type Process interface {
-	// Watch connects and calls changed with each later status; disconnected is closed when the
+	// Watch connects and calls changed with each later status. It closes disconnected when the
 	// process ends.
 	Watch(ctx context.Context, changed func(driver.Status)) (s driver.Status, disconnected <-chan struct{}, err error)
-	// Reopen opens a container's log anew at its path; NotFound if its output is not being written.
+	// Reopen closes a container's log and opens a new one at its path. It returns NotFound for a
+	// container without a log stream.
 	Reopen(ctx context.Context, container string) error
 }
 
-// Config is what Logs needs; all is required.
+// Config configures Logs. All fields are required.
 type Config struct {
 	Mode    string
 	Process Process
-	// Launch starts the log-driver process, detached. If that ends before us, ended gets its last
-	// words.
+	// Launch starts the log-driver process, detached. If the process ends before this one, ended
+	// receives its last line of output.
 	Launch func() (ended <-chan error, err error)
-	// Reach asks the engine to make a container with a log driver and remove it. Unavailable means
-	// that the engine is down, anything else that it cannot use the driver.
+	// Reach verifies the log driver: it makes the engine create and remove a container with it.
+	// Unavailable means that the engine is down. Any other error means that the engine cannot use
+	// the driver.
 	Reach func(ctx context.Context, c spec.LogConfig) error
-	// EngineRoot is the engine's data root, "" while the engine is not known.
+	// EngineRoot returns the engine's data root, or "" before it is known.
 	EngineRoot func() string
-	Version    string // of this program, to compare with the process's
+	Version    string // this program's version, to compare with the process's
 	Log        *slog.Logger
 }
 
-// Logs knows the mode that is active, starts the log-driver process and watches it. It is safe for
+// Logs starts and watches the log-driver process, and knows the active mode. It is safe for
 // concurrent use.
 type Logs struct {
 	cfg     Config
 	links   *symlinks
 	recheck chan struct{}
 
-	decided chan struct{} // closed when active is known
+	decided chan struct{} // closed when the mode is decided
 
-	mu        sync.Mutex // guards all below
+	mu        sync.Mutex // guards the fields below
 	isDecided bool       // decided is closed
-	active    string     // ModeCRI, ModeJSONFile or, while nothing can be used, ""
-	reason    string     // why it is not the preferred mode, in words
-	alarms    string     // shortages of the log-driver process, in words
+	active    string     // ModeCRI, ModeJSONFile, or "" if neither is usable
+	reason    string     // the reason for not using the preferred mode
+	alarms    string     // shortages of the log-driver process, as sentences
 }
 
-// New returns Logs in the given mode. With ModeAuto and ModeCRI, Run finds out what the engine can
-// do.
+// New returns Logs in the given mode. With ModeAuto and ModeCRI, Run determines the engine's
+// capabilities.
 func New(cfg Config) *Logs {
 	l := &Logs{
 		cfg:     cfg,
@@ -86,17 +89,17 @@ func New(cfg Config) *Logs {
 }
 
 const (
-	launchTimeout = 5 * time.Second // for a process that was started to answer
+	launchTimeout = 5 * time.Second // for a started process to respond
 	launchPoll    = 5 * time.Millisecond
-	reachTimeout  = 5 * time.Second // an engine that finds the socket answers in milliseconds
+	reachTimeout  = 5 * time.Second // an engine that finds the socket responds in milliseconds
 	retryMin      = time.Second
 	retryMax      = time.Minute
 
-	retryUnavailable = 5 * time.Second // while the engine does not answer
+	retryUnavailable = 5 * time.Second // while the engine is unavailable
 )
 
-// Run starts the log-driver process when nobody answers on its socket, starts it again when it
-// ends, and asks the engine whether it can use it. It returns when ctx ends.
+// Run starts the log-driver process if none responds on its socket, and restarts it when it ends.
+// It checks whether the engine can use the process. It returns when ctx ends.
 func (l *Logs) Run(ctx context.Context) {
 	if l.cfg.Mode == ModeJSONFile {
 		return
@@ -106,7 +109,7 @@ func (l *Logs) Run(ctx context.Context) {
 		disconnected, err := l.connect(ctx)
 		if err == nil {
 			retry = retryMin
-			l.ask(ctx, disconnected)
+			l.checkEngine(ctx, disconnected)
 			continue
 		}
 
@@ -120,7 +123,7 @@ func (l *Logs) Run(ctx context.Context) {
 	}
 }
 
-// EngineConnected notes that the engine answers, perhaps another one than before.
+// EngineConnected reports that the engine is connected. It may be another engine than before.
 func (l *Logs) EngineConnected() {
 	select {
 	case l.recheck <- struct{}{}:
@@ -128,10 +131,10 @@ func (l *Logs) EngineConnected() {
 	}
 }
 
-// connect watches the process, which it starts if nobody answers.
+// connect watches the process, and launches one if none responds.
 func (l *Logs) connect(ctx context.Context) (disconnected <-chan struct{}, err error) {
 	s, disconnected, err := l.cfg.Process.Watch(ctx, l.setAlarms)
-	// A daemon that ends while it waits for systemd's process must not leave another one.
+	// A daemon stopped while it waits for systemd's process must not launch another one.
 	if err != nil && ctx.Err() == nil {
 		s, disconnected, err = l.launch(ctx)
 	}
@@ -141,16 +144,16 @@ func (l *Logs) connect(ctx context.Context) (disconnected <-chan struct{}, err e
 	}
 
 	l.setAlarms(s)
-	l.cfg.Log.Info("the log-driver process answers", "pid", s.PID, "version", s.Version)
+	l.cfg.Log.Info("connected to the log-driver process", "pid", s.PID, "version", s.Version)
 	if s.Version != l.cfg.Version {
-		l.cfg.Log.Info("the log-driver process is of another release and goes on; "+
-			"end it with SIGTERM to renew it, no line is lost", "pid", s.PID)
+		l.cfg.Log.Info("the log-driver process runs another release; "+
+			"send it SIGTERM to replace it, no lines are lost", "pid", s.PID)
 	}
 
 	return disconnected, nil
 }
 
-// launch starts the process and watches it as soon as it answers.
+// launch starts the process and watches it as soon as it responds.
 func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan struct{}, err error) {
 	ended, err := l.cfg.Launch()
 	if err != nil {
@@ -175,9 +178,9 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan
 	}
 }
 
-// ask finds out whether the engine reaches the process, again whenever the engine has been
-// connected, until the process has ended.
-func (l *Logs) ask(ctx context.Context, disconnected <-chan struct{}) {
+// checkEngine checks whether the engine reaches the process, and again each time the engine
+// connects. It returns when the process ends.
+func (l *Logs) checkEngine(ctx context.Context, disconnected <-chan struct{}) {
 	for {
 		reachCtx, cancel := context.WithTimeout(ctx, reachTimeout)
 		err := l.cfg.Reach(reachCtx, driverConfig("/cri-dockerd-check", "log"))
@@ -188,7 +191,7 @@ func (l *Logs) ask(ctx context.Context, disconnected <-chan struct{}) {
 			return
 		case err == nil:
 			l.set(ModeCRI, "")
-		// an engine that comes back says so; one that failed this once does not
+		// A returning engine triggers a check. An engine that failed only this call does not.
 		case errdefs.IsUnavailable(err):
 			again = retryUnavailable
 		default:
@@ -202,8 +205,8 @@ func (l *Logs) ask(ctx context.Context, disconnected <-chan struct{}) {
 	}
 }
 
-// wait waits for d (0: for ever), again or ctx's end; it returns false when disconnected is closed
-// or ctx has ended.
+// wait waits for d (0: no limit), for again, or for the end of ctx. It returns false when
+// disconnected is closed or ctx has ended.
 func wait(ctx context.Context, d time.Duration, disconnected <-chan struct{}, again <-chan struct{}) bool {
 	var after <-chan time.Time
 	if d > 0 {
@@ -224,12 +227,12 @@ func wait(ctx context.Context, d time.Duration, disconnected <-chan struct{}, ag
 	}
 }
 
-// fallBack uses json-file if the mode allows it.
-func (l *Logs) fallBack(why error) {
+// fallBack selects json-file if the mode permits it.
+func (l *Logs) fallBack(cause error) {
 	if l.cfg.Mode == ModeAuto {
-		l.set(ModeJSONFile, why.Error())
+		l.set(ModeJSONFile, cause.Error())
 	} else {
-		l.set("", why.Error())
+		l.set("", cause.Error())
 	}
 }
 
@@ -250,16 +253,17 @@ func (l *Logs) set(active, reason string) {
 
 	switch {
 	case reason == "":
-		l.cfg.Log.Info("container logs", "mode", active)
+		l.cfg.Log.Info("selected the mode of container logs", "mode", active)
 	case active == "":
-		l.cfg.Log.Error("containers cannot be created without their logs (--container-log=cri)", "reason", reason)
+		l.cfg.Log.Error("cannot create containers: their logs cannot be written (--container-log=cri)",
+			"reason", reason)
 	default:
-		l.cfg.Log.Warn("container logs are Docker's json-file behind links; the kubelet's rotation may lose lines",
+		l.cfg.Log.Warn("falling back to Docker's json-file for container logs; log rotation may lose lines",
 			"reason", reason)
 	}
 }
 
-// setAlarms notes what the log-driver process reports of itself.
+// setAlarms stores and logs the alarms of the log-driver process.
 func (l *Logs) setAlarms(s driver.Status) {
 	all := text.Clean(strings.Join(s.Alarms, "; "), text.MaxMessage)
 	l.mu.Lock()
@@ -269,20 +273,20 @@ func (l *Logs) setAlarms(s driver.Status) {
 	switch {
 	case all == before:
 	case all == "":
-		l.cfg.Log.Info("the log-driver process works as it should again")
+		l.cfg.Log.Info("the log-driver process has recovered")
 	default:
-		l.cfg.Log.Warn("the log-driver process works with less than it needs", "alarms", all)
+		l.cfg.Log.Warn("the log-driver process lacks a resource", "alarms", all)
 	}
 }
 
-// State is the active mode, "" while none is known or can be used, and the reason in words if it is
-// not the one to wish for, or if the log-driver process works with less than it needs.
+// State returns the active mode, or "" if none is decided or usable. reason explains a mode other
+// than the preferred one, or lists the alarms of the log-driver process.
 func (l *Logs) State() (active, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
 	if !l.isDecided {
-		return "", "it is not yet known whether the engine reaches the log-driver process"
+		return "", "waiting for the engine to reach the log-driver process"
 	}
 	if l.active == ModeCRI && l.reason == "" {
 		return l.active, l.alarms
@@ -291,12 +295,12 @@ func (l *Logs) State() (active, reason string) {
 	return l.active, l.reason
 }
 
-// Decided is closed as soon as it is known what the engine can do, and so which mode is active.
+// Decided returns a channel closed as soon as the active mode is decided.
 func (l *Logs) Decided() <-chan struct{} { return l.decided }
 
-// Config returns the log driver and its options for a container with this log path beneath its
-// pod's log directory (both "" if it has none). It waits, at the start only, until it is known what
-// the engine can do. Unavailable if CRI files are demanded and cannot be had.
+// Config returns the log driver and its options for a container. path is the log path beneath the
+// pod's log directory; both are "" without a log. At the start it waits until the mode is decided.
+// It returns Unavailable if the mode requires CRI files and they are unavailable.
 func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConfig, error) {
 	select {
 	case <-l.decided:
@@ -310,12 +314,12 @@ func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConf
 		return spec.LogConfig{}, fmt.Errorf("container log (--container-log=%s): %s: %w",
 			l.cfg.Mode, reason, errdefs.ErrUnavailable)
 	case active == ModeJSONFile:
-		// Without options: the engine's defaults, which its operator sets in daemon.json (max-size,
-		// max-file), hold.
+		// No options: the engine's defaults apply. Operators set them in daemon.json (max-size,
+		// max-file).
 		return spec.LogConfig{Driver: "json-file"}, nil
 
 	case directory == "" || path == "":
-		// nobody rotates what has no path; Docker bounds this one by itself
+		// The kubelet does not rotate a log without a path. Docker limits the size of this one.
 		return spec.LogConfig{Driver: "local"}, nil
 	}
 
@@ -326,13 +330,13 @@ func driverConfig(directory, path string) spec.LogConfig {
 	return spec.LogConfig{Driver: driver.Name, Options: map[string]string{
 		driver.OptionDirectory: filepath.Clean(directory),
 		driver.OptionPath:      filepath.Clean(path),
-		// docker logs asks the driver; Docker's copy would double the work
+		// docker logs reads from the driver; Docker's cache would double the work.
 		"cache-disabled": "true",
 	}}
 }
 
-// Started makes the log of a container that has been started, or whose start failed, visible at its
-// path.
+// Started publishes the log of a container at its path after the container has started or failed to
+// start.
 func (l *Logs) Started(ctx context.Context, c *spec.Container) error {
 	if c.LogDriver == driver.Name {
 		return nil
@@ -340,13 +344,13 @@ func (l *Logs) Started(ctx context.Context, c *spec.Container) error {
 	return l.links.started(ctx, c)
 }
 
-// Removed removes a container's link. Files stay for their readers; the kubelet removes them
-// with the pod.
+// Removed removes a container's link. Log files remain for their readers until the kubelet removes
+// them with the pod.
 func (l *Logs) Removed(ctx context.Context, c *spec.Container) error { return l.links.removed(ctx, c) }
 
-// Reopen gives a running container a new log at its path, after the kubelet has renamed the old one
-// (CRI ReopenContainerLog). Errors are Unavailable when the log-driver process does not answer,
-// FailedPrecondition when the container's log driver has no file.
+// Reopen opens a new log at a running container's path after the kubelet has renamed the old one
+// (CRI ReopenContainerLog). It returns Unavailable if the log-driver process does not respond, and
+// FailedPrecondition if the container's log driver writes no file.
 func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
 	if c.LogPath == "" {
 		return fmt.Errorf("reopen log of container %s: it has no log path: %w", c.ID, errdefs.ErrFailedPrecondition)
@@ -356,7 +360,7 @@ func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
 	}
 
 	err := l.cfg.Process.Reopen(ctx, string(c.ID))
-	if errdefs.IsNotFound(err) { // it runs, so its output is written in a moment
+	if errdefs.IsNotFound(err) { // it runs, so its log stream starts in a moment
 		return errors.Join(fmt.Errorf("reopen log of container %s: %w", c.ID, errdefs.ErrUnavailable), err)
 	}
 

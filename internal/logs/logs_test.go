@@ -21,20 +21,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is the log-driver process and the engine.
+// world fakes the log-driver process and the engine.
 type world struct {
-	mu       sync.Mutex
-	gone     chan struct{} // nil while no process runs
-	running  bool          // one runs from the beginning
-	slow     bool          // systemd holds the socket and nobody answers
-	launch   func() error
-	launched int
-	dies     chan error // has the last words of a process that ends at once
-	reach    error
-	reached  []spec.LogConfig
-	reopened []string
-	reopen   error
-	changed  func(driver.Status)
+	mu           sync.Mutex
+	disconnected chan struct{} // nil while no process runs
+	running      bool          // the process runs from the beginning
+	slow         bool          // systemd holds the socket without a process
+	launch       func() error
+	launched     int
+	dies         chan error // has the error of a process that ends at once
+	reach        error
+	reached      []spec.LogConfig
+	reopened     []string
+	reopen       error
+	changed      func(driver.Status)
 }
 
 func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.Status, <-chan struct{}, error) {
@@ -45,13 +45,13 @@ func (w *world) Watch(ctx context.Context, changed func(driver.Status)) (driver.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
-	if w.gone == nil {
+	if w.disconnected == nil {
 		return driver.Status{}, nil, fmt.Errorf("log-driver process: %w", errdefs.ErrUnavailable)
 	}
 
 	w.changed = changed
 
-	return driver.Status{PID: 7, Version: "old"}, w.gone, nil
+	return driver.Status{PID: 7, Version: "old"}, w.disconnected, nil
 }
 
 func (w *world) Reopen(_ context.Context, id string) error {
@@ -63,15 +63,15 @@ func (w *world) Reopen(_ context.Context, id string) error {
 func (w *world) run() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.gone = make(chan struct{})
+	w.disconnected = make(chan struct{})
 }
 
-// kill ends it.
+// kill ends the process.
 func (w *world) kill() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	close(w.gone)
-	w.gone = nil
+	close(w.disconnected)
+	w.disconnected = nil
 }
 
 func (w *world) setReach(err error) {
@@ -99,13 +99,13 @@ func (w *world) logs(mode string) *Logs {
 	})
 }
 
-// settle lets a process that was launched answer.
+// settle waits for a launched process to respond.
 func settle() {
 	time.Sleep(10 * launchPoll)
 	synctest.Wait()
 }
 
-// inBubble runs a test with Logs that run, in a world whose time is free.
+// inBubble runs a test with running Logs in virtual time.
 func inBubble(t *testing.T, mode string, w *world, test func(t *testing.T, l *Logs)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -146,14 +146,14 @@ func expect(t *testing.T, l *Logs, active, reason, driverName string) {
 	}
 }
 
-// TestAlarms: what the process reports of itself is the reason that the status shows, in text that
-// fits there, and does not keep containers from being created.
+// TestAlarms expects the alarms of the process as the reason in the status, cleaned and bounded.
+// They must not prevent the creation of containers.
 func TestAlarms(t *testing.T) {
 	w := &world{}
 	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
 		settle()
-		w.changed(driver.Status{Alarms: []string{"pipe pages are used up\x1b[2J", strings.Repeat("x", 100000)}})
-		expect(t, l, ModeCRI, "pipe pages are used up", driver.Name)
+		w.changed(driver.Status{Alarms: []string{"pipe pages are exhausted\x1b[2J", strings.Repeat("x", 100000)}})
+		expect(t, l, ModeCRI, "pipe pages are exhausted", driver.Name)
 		if _, reason := l.State(); len(reason) > text.MaxMessage || strings.ContainsRune(reason, 0x1b) {
 			t.Errorf("the reason is %.50q, %d bytes", reason, len(reason))
 		}
@@ -180,7 +180,7 @@ func TestAutoUsesTheDriver(t *testing.T) {
 			}
 		}
 
-		for range 3 { // it is killed, and runs again at once
+		for range 3 { // killed, and restarted at once
 			w.kill()
 			settle()
 			expect(t, l, ModeCRI, "", driver.Name)
@@ -192,20 +192,20 @@ func TestAutoUsesTheDriver(t *testing.T) {
 	})
 }
 
-func TestAutoFindsTheProcessThatRuns(t *testing.T) {
+func TestAutoFindsRunningProcess(t *testing.T) {
 	w := &world{running: true}
 	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
 		settle()
 		if w.launched != 0 {
-			t.Error("a second one was launched")
+			t.Error("a second process was launched")
 		}
 		expect(t, l, ModeCRI, "", driver.Name)
 	})
 }
 
-// TestNothingIsLaunchedAtTheEnd: a daemon that is stopped while it waits for systemd's process
-// leaves no other one behind.
-func TestNothingIsLaunchedAtTheEnd(t *testing.T) {
+// TestStopLaunchesNothing expects a daemon stopped while it waits for systemd's process to launch
+// no other one.
+func TestStopLaunchesNothing(t *testing.T) {
 	w := &world{slow: true}
 	inBubble(t, ModeAuto, w, func(*testing.T, *Logs) { settle() })
 	if w.launched != 0 {
@@ -223,13 +223,13 @@ func TestAutoFallsBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
-				c, err := l.Config(t.Context(), "/d", "p") // waits until it is known
+				c, err := l.Config(t.Context(), "/d", "p") // waits for the decision
 				if err != nil || c.Driver != "json-file" || c.Options != nil {
 					t.Errorf("%v, %v", c, err)
 				}
 
 				expect(t, l, ModeJSONFile, "log-driver process", "json-file")
-				// Whatever it was is mended.
+				// The cause is fixed.
 				w.mu.Lock()
 				w.reach, w.launch = nil, func() error { w.run(); return nil }
 				w.mu.Unlock()
@@ -241,7 +241,7 @@ func TestAutoFallsBack(t *testing.T) {
 	}
 }
 
-func TestCRIOrNothing(t *testing.T) {
+func TestCRIWithoutFallback(t *testing.T) {
 	w := &world{reach: errors.New("no log driver named cri-dockerd")}
 	inBubble(t, ModeCRI, w, func(t *testing.T, l *Logs) {
 		settle()
@@ -272,16 +272,16 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 		l.EngineConnected()
 		settle()
 		expect(t, l, ModeCRI, "", driver.Name)
-		w.setReach(errdefs.ErrUnavailable) // it restarts; what was known stays
+		w.setReach(errdefs.ErrUnavailable) // it restarts; the decision remains
 		l.EngineConnected()
 		settle()
 		expect(t, l, ModeCRI, "", driver.Name)
 	})
 }
 
-// TestOneFailureSettlesNothing: an engine that does not answer once, and was never away, is asked
-// again.
-func TestOneFailureSettlesNothing(t *testing.T) {
+// TestOneFailureIsRetried expects another check of an engine after one failed call without a
+// disconnect.
+func TestOneFailureIsRetried(t *testing.T) {
 	for _, mode := range []string{ModeAuto, ModeCRI} {
 		w := &world{running: true, reach: fmt.Errorf("connection reset: %w", errdefs.ErrUnavailable)}
 		inBubble(t, mode, w, func(t *testing.T, l *Logs) {
@@ -293,19 +293,19 @@ func TestOneFailureSettlesNothing(t *testing.T) {
 	}
 }
 
-func TestJSONFileNeedsNobody(t *testing.T) {
+func TestJSONFileNeedsNoProcess(t *testing.T) {
 	w := &world{}
 	inBubble(t, ModeJSONFile, w, func(t *testing.T, l *Logs) {
 		settle()
 		expect(t, l, ModeJSONFile, "", "json-file")
 		l.EngineConnected()
 		if w.launched != 0 || len(w.reached) != 0 {
-			t.Error("the log-driver process is asked for")
+			t.Error("the log-driver process was launched or the engine checked")
 		}
 	})
 }
 
-func TestReopenAsksWhoWrites(t *testing.T) {
+func TestReopenUsesTheWriter(t *testing.T) {
 	w := &world{}
 	l := w.logs(ModeJSONFile)
 	ours := &spec.Container{ID: "aa", LogPath: "/var/log/pods/p/0.log", LogDriver: driver.Name}
@@ -316,11 +316,11 @@ func TestReopenAsksWhoWrites(t *testing.T) {
 	w.reopen = errdefs.ErrNotFound
 	if err := l.Reopen(t.Context(), ours); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) &&
 		!errdefs.IsUnavailable(err) {
-		t.Errorf("a container that runs and is not written: %v", err)
+		t.Errorf("running container without a stream: error %v, want Unavailable", err)
 	}
 
 	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb"}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("without a path: %v", err)
+		t.Errorf("without a path: error %v, want FailedPrecondition", err)
 	}
 
 	if err := l.Reopen(t.Context(), &spec.Container{
@@ -328,7 +328,7 @@ func TestReopenAsksWhoWrites(t *testing.T) {
 		LogPath:   "/x",
 		LogDriver: "journald",
 	}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("of another driver: %v", err)
+		t.Errorf("another log driver: error %v, want FailedPrecondition", err)
 	}
 
 	if err := errors.Join(l.Started(t.Context(), ours), l.Removed(t.Context(), ours)); err != nil {

@@ -21,18 +21,18 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// symlinks keeps output in Docker's json-file and links the kubelet's path to it. The kubelet's
-// directories may be written by others than root, so they are opened without following links, and
-// names in them are changed by descriptor.
+// symlinks keeps output in Docker's json-file and links the kubelet's path to it. Users other than
+// root may have write access to the kubelet's directories. So it opens them without following
+// links, and changes names in them by descriptor.
 type symlinks struct {
 	log *slog.Logger
-	// engineRoot is the engine's data root, "" while the engine is not known.
+	// engineRoot returns the engine's data root, or "" before it is known.
 	engineRoot func() string
 }
 
-// started links the log of a container that has been started, or whose start failed. A container
-// without a log path or without a file of the engine's has nothing to link; a link that is there
-// already is replaced, anything else at the path is an error.
+// started links the log of a container after it has started or failed to start. It does nothing for
+// a container without a log path or without an engine log file. It replaces an existing link.
+// Anything else at the path is an error.
 func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" {
 		return nil
@@ -63,13 +63,13 @@ func (s *symlinks) link(c *spec.Container) error {
 	defer dir.Close()
 
 	if target, err := readLink(dir, name); err == nil && target == c.EngineLogPath {
-		return nil // a new one would have followers of the log begin anew
+		return nil // replacing it would make followers of the log start again
 	}
 
 	var st unix.Stat_t
 	err = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		return fmt.Errorf("%s is in the way: remove it", c.LogPath)
+		return fmt.Errorf("%s is not a link; remove it", c.LogPath)
 	}
 
 	tmp := safefs.TemporaryName()
@@ -80,7 +80,7 @@ func (s *symlinks) link(c *spec.Container) error {
 	return safefs.Rename(dir, tmp, name)
 }
 
-// removed removes the container's link. What is not there, or not this container's, is left alone.
+// removed removes the container's link. It ignores a missing link and another container's.
 func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 	if c.LogPath == "" || c.EngineLogPath == "" {
 		return nil
@@ -103,11 +103,11 @@ func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
-// reopen makes the kubelet's rotation of a json-file come true (CRI ReopenContainerLog). The
-// kubelet has renamed the link; the engine goes on writing its file and cannot be made to change
-// it. So the renamed link becomes a copy of the file, the file is emptied, and a new link is
-// made. Lines that the engine writes in the moment between the last read and the emptying are lost.
-// The caller keeps other calls for this container away.
+// reopen emulates log rotation for a json-file (CRI ReopenContainerLog). The kubelet has renamed
+// the link, but the engine keeps writing to its file and cannot be redirected. So reopen replaces
+// the renamed link with a copy of the file, truncates the file, and creates a new link. Lines
+// written by the engine between the last read and the truncation are lost. The caller serializes
+// calls for a container.
 func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 	if c.EngineLogPath == "" {
 		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w",
@@ -121,7 +121,7 @@ func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 	return s.started(ctx, c)
 }
 
-// moveRenamed moves the text of the engine's file to the link that the kubelet has renamed last.
+// moveRenamed moves the content of the engine's file to the most recently renamed link.
 func (s *symlinks) moveRenamed(c *spec.Container) error {
 	dir, name, err := logDirectory(c.LogPath, false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -139,7 +139,7 @@ func (s *symlinks) moveRenamed(c *spec.Container) error {
 	}
 
 	last := len(renamed) - 1
-	// left by rotations that were given up; only one can have the text
+	// The others remain from aborted rotations. Only one link can receive the content.
 	for _, link := range renamed[:last] {
 		if err := unix.Unlinkat(int(dir.Fd()), link, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return &os.PathError{Op: "remove", Path: filepath.Join(dir.Name(), link), Err: err}
@@ -155,13 +155,13 @@ const (
 	namesAt  = 1000
 )
 
-// linksBeside are the links to a file whose names begin with the log's and a dot, in the order of
-// names. Only the first names of a large directory are searched.
+// linksBeside returns the links to a file whose names start with the log's name and a dot, sorted.
+// It searches only the first maxNames names of a large directory.
 func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 	for seen := 0; seen < maxNames && len(out) < maxLinks; {
 		names, err := dir.Readdirnames(namesAt)
 		for _, name := range names {
-			if rest, ok := strings.CutPrefix(name, log+"."); !ok || rest == "" {
+			if suffix, ok := strings.CutPrefix(name, log+"."); !ok || suffix == "" {
 				continue
 			}
 			if target, err := readLink(dir, name); err == nil && target == file {
@@ -184,8 +184,8 @@ func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 	return out, nil
 }
 
-// moveText puts a copy of the engine's file in the place of a link to it, and empties the file. A
-// crash between leaves lines twice, none lost.
+// moveText replaces a link to the engine's file with a copy of the file, and truncates the file. A
+// crash in between duplicates lines, but loses none.
 func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error {
 	from, err := s.openEngineLog(c)
 	if err != nil {
@@ -208,15 +208,15 @@ func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error 
 		return err
 	}
 
-	if _, err := io.Copy(to, from); err != nil { // what came meanwhile
+	if _, err := io.Copy(to, from); err != nil { // lines written meanwhile
 		return err
 	}
 
 	return from.Truncate(0)
 }
 
-// engineLog checks where the engine says that a container's log is, and returns the path below the
-// engine's data root: the file must be the container's own, <root>/containers/<ID>/<file>.
+// engineLog validates the engine's path of a container's log, and returns it relative to the
+// engine's data root. The file must be the container's own, <root>/containers/<ID>/<file>.
 func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 	root := s.engineRoot()
 	if root == "" {
@@ -238,7 +238,8 @@ func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 	return below, nil
 }
 
-// openEngineLog opens the engine's file. No part of its path below the data root may be a link.
+// openEngineLog opens the engine's file. No component of its path below the data root may be a
+// link.
 func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	below, err := s.engineLog(c)
 	if err != nil {
@@ -259,7 +260,8 @@ func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	var st unix.Stat_t
 	err = unix.Fstat(int(f.Fd()), &st)
 	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1) {
-		err = fmt.Errorf("%s is no file of the engine's alone: %w", c.EngineLogPath, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s is not a regular file with a single name: %w",
+			c.EngineLogPath, errdefs.ErrFailedPrecondition)
 	}
 
 	if err != nil {
@@ -269,8 +271,9 @@ func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
 	return f, nil
 }
 
-// untrusted is how many directories at the end of a log's path others than root may write: the
-// pod's log directory, and the container's in it (kubelet, BuildContainerLogsDirectory).
+// untrusted is the number of trailing directories in a log's path with possible write access for
+// users other than root: the pod's log directory and the container's subdirectory (kubelet,
+// BuildContainerLogsDirectory).
 const untrusted = 2
 
 // logDirectory opens the directory of a log and returns the log's name in it.

@@ -36,7 +36,7 @@ func newContainer(t *testing.T) *spec.Container {
 	}
 }
 
-// newLinks is for a container of newContainer.
+// newLinks returns symlinks for a container of newContainer.
 func newLinks(c *spec.Container) *symlinks {
 	root := filepath.Join(c.EngineLogPath, "../../..")
 	return &symlinks{
@@ -56,7 +56,7 @@ func TestLinkAndUnlink(t *testing.T) {
 
 		link, err := os.Lstat(c.LogPath)
 		if err != nil || first != nil && !os.SameFile(first, link) {
-			t.Errorf("followers of the log see another link: %v", err)
+			t.Errorf("the link was replaced: %v", err)
 		}
 
 		first = link
@@ -65,8 +65,8 @@ func TestLinkAndUnlink(t *testing.T) {
 		}
 	}
 
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), "*")); len(left) != 1 {
-		t.Errorf("beside the link: %v", left)
+	if files, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), "*")); len(files) != 1 {
+		t.Errorf("files beside the link: %v", files)
 	}
 
 	other := *c
@@ -76,7 +76,7 @@ func TestLinkAndUnlink(t *testing.T) {
 	}
 
 	if _, err := os.Lstat(c.LogPath); err != nil {
-		t.Error("another container's removal took the link")
+		t.Error("the removal of another container removed the link")
 	}
 
 	for range 2 {
@@ -86,7 +86,7 @@ func TestLinkAndUnlink(t *testing.T) {
 	}
 
 	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
-		t.Errorf("the link is still there: %v", err)
+		t.Errorf("the link still exists: %v", err)
 	}
 }
 
@@ -102,7 +102,7 @@ func TestARealFileIsNotReplaced(t *testing.T) {
 	}
 
 	if err := s.started(t.Context(), c); err == nil {
-		t.Error("no error")
+		t.Error("started returned no error")
 	}
 
 	if err := s.removed(t.Context(), c); err != nil {
@@ -110,7 +110,7 @@ func TestARealFileIsNotReplaced(t *testing.T) {
 	}
 
 	if b, _ := os.ReadFile(c.LogPath); string(b) != "precious" {
-		t.Errorf("the file is %q now", b)
+		t.Errorf("the file was changed to %q", b)
 	}
 }
 
@@ -126,8 +126,8 @@ func TestNothingToLink(t *testing.T) {
 	}
 }
 
-// TestReopenOfALink rotates as the kubelet does: it renames the link, and expects the old lines
-// under the new name and the new ones at the old.
+// TestReopenOfALink renames the link like the kubelet, and expects the old lines under the new name
+// and the new lines under the old one.
 func TestReopenOfALink(t *testing.T) {
 	c := newContainer(t)
 	s := newLinks(c)
@@ -154,7 +154,7 @@ func TestReopenOfALink(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		for range 2 { // again, since the first answer may not have arrived
+		for range 2 { // again, as after a lost response
 			if err := s.reopen(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
@@ -174,10 +174,10 @@ func TestReopenOfALink(t *testing.T) {
 		is(c.LogPath, "line "+strconv.Itoa(i+1))
 	}
 
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), ".*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	if files, _ := filepath.Glob(filepath.Join(filepath.Dir(c.LogPath), ".*")); len(files) > 0 {
+		t.Errorf("remaining temporary files: %v", files)
 	}
-	if err := s.reopen(t.Context(), c); err != nil { // nobody has renamed anything
+	if err := s.reopen(t.Context(), c); err != nil { // without a renamed link
 		t.Error(err)
 	}
 
@@ -186,28 +186,27 @@ func TestReopenOfALink(t *testing.T) {
 		LogPath:   "/p/x",
 		LogDriver: "journald",
 	}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a driver without files: %v", err)
+		t.Errorf("driver without files: error %v, want FailedPrecondition", err)
 	}
 
-	gone := *c
-	gone.EngineLogPath = filepath.Join(filepath.Dir(c.EngineLogPath), "gone")
-	for _, err := range []error{os.Remove(c.LogPath), os.Symlink(gone.EngineLogPath, c.LogPath+".20260109")} {
+	removed := *c
+	removed.EngineLogPath = filepath.Join(filepath.Dir(c.EngineLogPath), "removed")
+	for _, err := range []error{os.Remove(c.LogPath), os.Symlink(removed.EngineLogPath, c.LogPath+".20260109")} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	if err := s.reopen(t.Context(), &gone); err == nil {
-		t.Error("the engine's file is gone, and nobody says so")
+	if err := s.reopen(t.Context(), &removed); err == nil {
+		t.Error("reopen returned no error for a removed engine file")
 	}
 
 	if _, err := os.Lstat(c.LogPath); !os.IsNotExist(err) {
-		t.Errorf("a log was made in spite of the error: %v", err)
+		t.Errorf("a log was created despite the error: %v", err)
 	}
 }
 
-// planted are things that somebody with access to a pod's log directory puts in the place of a
-// file.
+// planted replaces a log with something else, as users with access to a pod's log directory can.
 var planted = map[string]func(foreign, at string) error{
 	"a link":      os.Symlink,
 	"a hard link": os.Link,
@@ -215,7 +214,7 @@ var planted = map[string]func(foreign, at string) error{
 	"a directory": func(_, at string) error { return os.Mkdir(at, 0o755) },
 }
 
-// foreignFile makes a file of somebody else, and checks at the end that nothing has happened to it.
+// foreignFile creates another user's file, and checks at the end of the test that it is unchanged.
 func foreignFile(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "foreign")
@@ -234,7 +233,8 @@ func foreignFile(t *testing.T) string {
 	return file
 }
 
-// TestPlantedAtTheTemporaryName: the names that earlier releases used for a moment lead nowhere.
+// TestPlantedAtTheTemporaryName plants files at the temporary names of earlier releases. They must
+// have no effect.
 func TestPlantedAtTheTemporaryName(t *testing.T) {
 	for name, plant := range planted {
 		t.Run(name, func(t *testing.T) {
@@ -261,8 +261,7 @@ func TestPlantedAtTheTemporaryName(t *testing.T) {
 	}
 }
 
-// TestPlantedLinks: a link that is not the container's own is replaced at its path, and left alone
-// beside it.
+// TestPlantedLinks expects a foreign link to be replaced at the log's path and ignored beside it.
 func TestPlantedLinks(t *testing.T) {
 	c := newContainer(t)
 	s, foreign := newLinks(c), foreignFile(t)
@@ -279,15 +278,15 @@ func TestPlantedLinks(t *testing.T) {
 	}
 
 	if target, err := os.Readlink(c.LogPath); err != nil || target != c.EngineLogPath {
-		t.Errorf("the log leads to %s, %v", target, err)
+		t.Errorf("the log links to %s, %v", target, err)
 	}
 
 	if target, err := os.Readlink(c.LogPath + ".20260101"); err != nil || target != foreign {
-		t.Errorf("the foreign link leads to %s, %v", target, err)
+		t.Errorf("the foreign link has target %s, %v", target, err)
 	}
 }
 
-// TestPlantedDirectories: a link in the place of a directory is not followed.
+// TestPlantedDirectories expects a link in the place of a directory not to be followed.
 func TestPlantedDirectories(t *testing.T) {
 	for _, up := range []string{"..", "../.."} {
 		c := newContainer(t)
@@ -313,32 +312,36 @@ func TestPlantedDirectories(t *testing.T) {
 			t.Error(err)
 		}
 
-		if left, _ := os.ReadDir(outside); len(left) > 0 {
-			t.Errorf("outside: %v", left)
+		if files, _ := os.ReadDir(outside); len(files) > 0 {
+			t.Errorf("files outside: %v", files)
 		}
 	}
 }
 
-// TestEngineLogElsewhere: what the engine says of its file is checked before anything is linked to
-// it, copied from it or emptied.
+// TestEngineLogElsewhere expects the engine's log path to be checked before the file is linked,
+// copied or truncated.
 func TestEngineLogElsewhere(t *testing.T) {
 	foreign := foreignFile(t)
 	good := newContainer(t)
 	root := filepath.Join(good.EngineLogPath, "../../..")
 	other := filepath.Join(root, "containers", strings.Repeat("cafe", 16), "x-json.log")
-	link, hard, fifo := filepath.Join(filepath.Dir(good.EngineLogPath), "link"),
-		filepath.Join(filepath.Dir(good.EngineLogPath), "hard"), filepath.Join(filepath.Dir(good.EngineLogPath), "fifo")
+	dir := filepath.Dir(good.EngineLogPath)
+	link, hard, fifo := filepath.Join(dir, "link"), filepath.Join(dir, "hard"), filepath.Join(dir, "fifo")
 	for _, err := range []error{
-		os.Symlink(foreign, link), os.Link(foreign, hard), syscall.Mkfifo(fifo, 0o600),
-		os.MkdirAll(filepath.Dir(other), 0o755), os.WriteFile(other, []byte("another's"), 0o600),
+		os.Symlink(foreign, link),
+		os.Link(foreign, hard),
+		syscall.Mkfifo(fifo, 0o600),
+		os.MkdirAll(filepath.Dir(other), 0o755),
+		os.WriteFile(other, []byte("another's"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	for _, path := range []string{foreign, "/etc/shadow", "relative", other, root, filepath.Dir(good.EngineLogPath) +
-		"/../../../../foreign", link, hard, fifo} {
+	for _, path := range []string{
+		foreign, "/etc/shadow", "relative", other, root, dir + "/../../../../foreign", link, hard, fifo,
+	} {
 		c := *good
 		c.EngineLogPath = path
 		s := newLinks(good)
@@ -362,13 +365,13 @@ func TestEngineLogElsewhere(t *testing.T) {
 		}
 
 		if target, err := os.Readlink(renamed); err != nil || target != path {
-			t.Errorf("%s: the renamed link leads to %q, %v", path, target, err)
+			t.Errorf("%s: the renamed link has target %q, %v", path, target, err)
 		}
 	}
 
 	s := newLinks(good)
 	s.engineRoot = func() string { return "" }
 	if err := s.started(t.Context(), good); !errdefs.IsUnavailable(err) {
-		t.Errorf("without a known engine: %v", err)
+		t.Errorf("without a known engine: error %v, want Unavailable", err)
 	}
 }

@@ -11,31 +11,31 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Causes of a shortage. Each is a label of the metric
-// cri_dockerd_log_alarms and a sentence in Status.Alarms.
+// Causes of a shortage. Each is a label value of the metric cri_dockerd_log_alarms and a sentence
+// in Status.Alarms.
 const (
-	alarmPipes       = "pipes"       // root's pipe pages are used up
-	alarmDescriptors = "descriptors" // this process, or the node, has no file descriptor left
-	alarmTable       = "table"       // a file of the table could not be read
+	alarmPipes       = "pipes"       // root's pipe pages are exhausted
+	alarmDescriptors = "descriptors" // this process, or the node, has run out of file descriptors
+	alarmTable       = "table"       // a file of the table is unreadable
 )
 
-// alarmText gives the problem and the remedy, by cause.
+// alarmText describes the problem and the remedy of each cause.
 var alarmText = map[string]string{
-	alarmPipes: "the kernel's pipe pages for root are used up, so containers that print long lines are slowed down; " +
+	alarmPipes: "the kernel's pipe pages for root are exhausted, which slows down containers with long lines; " +
 		"raise fs.pipe-user-pages-soft, or give the log-driver process CAP_SYS_RESOURCE",
-	alarmDescriptors: "the log-driver process has no file descriptor left, so new containers cannot be logged; " +
+	alarmDescriptors: "the log-driver process has run out of file descriptors and cannot log new containers; " +
 		"raise LimitNOFILE of cri-docker-log.service, or fs.file-max",
-	alarmTable: "a file of the log-driver's table was damaged and is set aside; see the log of cri-docker-log.service",
+	alarmTable: "a damaged file of the log-driver's table was set aside; see the log of cri-docker-log.service",
 }
 
-// alarms are the shortages that last. It is safe for concurrent use.
+// alarms tracks ongoing shortages. It is safe for concurrent use.
 type alarms struct {
 	log     *slog.Logger
 	gauge   *prometheus.GaugeVec
 	changed notifier // after each change
 
 	mu     sync.Mutex     // guards raised
-	raised map[string]int // by cause: how many raise it
+	raised map[string]int // number of shortages by cause
 }
 
 func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
@@ -50,18 +50,19 @@ func newAlarms(log *slog.Logger, gauge *prometheus.GaugeVec) *alarms {
 	}
 }
 
-// add changes how many raise an alarm. It logs the first one and the end of the last.
+// add changes the number of shortages of a cause. It logs the first one and the end of the last
+// one.
 func (a *alarms) add(cause string, n int) {
-	if n == 0 { // as for each batch
+	if n == 0 { // the usual case
 		return
 	}
 	a.update(cause, func(old int) int { return max(0, old+n) })
 }
 
-// raise raises an alarm that has no number.
+// raise raises an alarm without a count.
 func (a *alarms) raise(cause string) { a.update(cause, func(int) int { return 1 }) }
 
-// lower ends an alarm.
+// lower clears an alarm.
 func (a *alarms) lower(cause string) { a.update(cause, func(int) int { return 0 }) }
 
 func (a *alarms) update(cause string, next func(int) int) {
@@ -76,15 +77,15 @@ func (a *alarms) update(cause string, next func(int) int) {
 
 	a.gauge.WithLabelValues(cause).Set(float64(min(after, 1)))
 	if after > 0 {
-		a.log.Error("container logs", "alarm", cause, "err", alarmText[cause])
+		a.log.Error("container logs: alarm raised", "alarm", cause, "err", alarmText[cause])
 	} else {
-		a.log.Info("container logs: the alarm is over", "alarm", cause)
+		a.log.Info("container logs: alarm cleared", "alarm", cause)
 	}
 
 	a.changed.notify()
 }
 
-// list returns the sentences of all raised alarms, in the order of their causes.
+// list returns the sentences of all raised alarms, sorted by cause.
 func (a *alarms) list() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -99,7 +100,7 @@ func (a *alarms) list() []string {
 	return out
 }
 
-// isShortage reports whether file descriptors are used up.
+// isShortage reports whether an error is caused by a lack of file descriptors.
 func isShortage(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

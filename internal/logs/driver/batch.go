@@ -5,12 +5,12 @@ import (
 	"errors"
 )
 
-// drainLocked moves all that waits.
+// drainLocked moves all pending output.
 func (s *stream) drainLocked() {
-	for again := false; !s.closed; {
+	for retried := false; !s.closed; {
 		_, err := s.moveLocked()
-		if errors.Is(err, errCut) && !again { // the next batch takes a frame that does not grow
-			again = true
+		if errors.Is(err, errIncomplete) && !retried { // the next call moves a frame that does not grow
+			retried = true
 			continue
 		}
 
@@ -18,11 +18,12 @@ func (s *stream) drainLocked() {
 			return
 		}
 
-		again = false
+		retried = false
 	}
 }
 
-// moveLocked moves one batch from the FIFO to the log, and returns its size in the FIFO in bytes.
+// moveLocked moves one batch from the FIFO to the log. It returns the batch's size in the FIFO in
+// bytes.
 func (s *stream) moveLocked() (int, error) {
 	b, err := s.buffers.take()
 	if err != nil {
@@ -43,13 +44,13 @@ func (s *stream) moveLocked() (int, error) {
 	used, err := b.render(&s.clock, waiting)
 	if errors.Is(err, errMalformed) && used == 0 {
 		s.losses.add(1, reasonMalformed, err)
-		used = malformedIn(waiting)
+		used = malformedSize(waiting)
 		return used, b.consume(s.fifo, used)
 	}
 
 	if used == 0 {
 		if s.isGrowingLocked(len(waiting)) {
-			return 0, errCut
+			return 0, errIncomplete
 		}
 		return s.moveSpillLocked(b)
 	}
@@ -66,7 +67,7 @@ func (s *stream) moveLocked() (int, error) {
 	return used, b.consume(s.fifo, used)
 }
 
-// measureLocked notes how much a peek can show. A FIFO and buffers that are small are asked to grow
+// measureLocked updates the size of a peek. It also tries to grow a small FIFO and small buffers
 // from time to time.
 func (s *stream) measureLocked(b *scratch) {
 	s.buffers.grow(b)
@@ -74,11 +75,11 @@ func (s *stream) measureLocked(b *scratch) {
 	s.window = min(b.size, s.size)
 }
 
-// isGrowingLocked reports whether the next peek may show a frame as a whole of which this one has
-// shown only so many bytes: its writer may be in the middle of it. It is not so if the peek shows
-// less than waits, or no more than the peek before.
+// isGrowingLocked reports whether a later peek may show a complete frame, after this one has shown
+// its first bytes: the writer may be in the middle of it. It may not if the peek shows less than is
+// pending, or no more than the previous peek.
 func (s *stream) isGrowingLocked(shown int) bool {
-	if waitingIn(s.fifo) > shown || s.cut == shown {
+	if pendingBytes(s.fifo) > shown || s.cut == shown {
 		s.cut = 0
 		return false
 	}
@@ -86,7 +87,7 @@ func (s *stream) isGrowingLocked(shown int) bool {
 	return true
 }
 
-// moveSpillLocked moves one frame that no peek can show as a whole, through the spill.
+// moveSpillLocked moves one frame too large for a peek through the spill.
 func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 	err := s.spill.fill(s.fifo)
 	if errors.Is(err, errMalformed) {
@@ -113,15 +114,15 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 	if held != nil {
 		return 0, held
 	}
-	if late { // discard has cleared it
+	if late { // discardUntil has cleared it
 		return len(text), nil
 	}
 
 	return len(text), s.spill.clear()
 }
 
-// putLocked writes a batch that has used bytes in the FIFO. With held nothing is written, and the
-// batch must not be consumed: the log cannot be opened for lack of descriptors.
+// putLocked writes a batch of used bytes in the FIFO. If held is not nil, nothing is written and
+// the batch must not be consumed, because there is no descriptor for the log.
 func (s *stream) putLocked(b *scratch, used int) (held error, late bool) {
 	late = s.guardLocked(used, func() { held = s.writeLocked(b) })
 	s.changed.notify()
@@ -131,16 +132,14 @@ func (s *stream) putLocked(b *scratch, used int) (held error, late bool) {
 	return held, false
 }
 
-// guardLocked does something with the log, for which a batch of that many bytes waits. If that
-// takes longer than stallLimit, the batch and all that follows is discarded meanwhile, and late is
-// true.
+// guardLocked runs do, an operation on the log of a batch of that many bytes. If do takes longer
+// than stallLimit, the batch and all following output are discarded meanwhile, and late is true.
 func (s *stream) guardLocked(batch int, do func()) (late bool) {
 	return guarded(s.stallLimit, do, func(stop <-chan struct{}) { s.discardLocked(batch, stop) })
 }
 
-// writeLocked writes a batch to the log. Lines that the disk does not take are dropped, so that the
-// container can go on. If there is no descriptor for the log, nothing is dropped and held is the
-// reason.
+// writeLocked writes a batch to the log. It drops lines that do not fit on the disk, so that the
+// container can continue. Without a descriptor for the log it drops nothing and returns the reason.
 func (s *stream) writeLocked(b *scratch) (held error) {
 	if err := s.ensureLogLocked(); err != nil {
 		if isShortage(err) {
@@ -155,12 +154,12 @@ func (s *stream) writeLocked(b *scratch) (held error) {
 	s.metrics.lines.Add(float64(whole))
 	s.metrics.bytes.Add(float64(end))
 	if err == nil {
-		s.losses.over()
+		s.losses.end()
 		return nil
 	}
 
 	if st, statErr := s.log.Stat(); n > end && statErr == nil {
-		// A torn line would spoil the next one.
+		// A partial line would corrupt the next one.
 		err = errors.Join(err, s.log.Truncate(st.Size()-int64(n-end)))
 	}
 
@@ -169,8 +168,8 @@ func (s *stream) writeLocked(b *scratch) (held error) {
 	return nil
 }
 
-// render makes the log's lines of all whole frames. It returns the length of these frames, and
-// errMalformed at a message that it does not understand.
+// render converts all complete frames to lines of the log. It returns the length of these frames,
+// and errMalformed at a malformed message.
 func (b *scratch) render(c *clock, waiting []byte) (used int, err error) {
 	b.out, b.ends = b.out[:0], b.ends[:0]
 	for {
@@ -184,8 +183,8 @@ func (b *scratch) render(c *clock, waiting []byte) (used int, err error) {
 	}
 }
 
-// wholeLines returns how many frames have all their lines in the first n bytes of out, and their
-// length.
+// wholeLines returns the number of frames with all their lines in the first n bytes of out, and the
+// length of these lines.
 func (b *scratch) wholeLines(n int) (frames, end int) {
 	for frames < len(b.ends) && b.ends[frames] <= n {
 		end = b.ends[frames]
@@ -194,8 +193,8 @@ func (b *scratch) wholeLines(n int) (frames, end int) {
 	return frames, end
 }
 
-// alreadyWritten returns how many of the first frames of a batch stand at the end of a log. Their
-// times, in nanoseconds, make them unmistakable.
+// alreadyWritten returns the number of a batch's first frames already present at the end of a log.
+// Their timestamps in nanoseconds make them unique.
 func (b *scratch) alreadyWritten(written []byte) int {
 	for n := len(b.ends); n > 0; n-- {
 		if bytes.HasSuffix(written, b.out[:b.ends[n-1]]) {
@@ -205,17 +204,17 @@ func (b *scratch) alreadyWritten(written []byte) int {
 	return 0
 }
 
-// malformedIn returns the length of a message that cannot be understood at the beginning of b: all
-// of b if its length cannot be one of Docker's.
-func malformedIn(b []byte) int {
+// malformedSize returns the length of the malformed message at the beginning of b. This is all of b
+// if the length is invalid.
+func malformedSize(b []byte) int {
 	if _, n, _ := next(b); n > 0 {
 		return n
 	}
 	return len(b)
 }
 
-// framesIn returns the length of the first n frames.
-func framesIn(b []byte, n int) (size int) {
+// framesSize returns the length of the first n frames.
+func framesSize(b []byte, n int) (size int) {
 	for range n {
 		_, k, err := next(b[size:])
 		if err != nil {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkLines is the process's share of a line of 100 bytes, without the engine's.
+// BenchmarkLines measures the process's cost of a line of 100 bytes, without the engine's.
 func BenchmarkLines(b *testing.B) {
 	c := &container{e: &fakeEngine{}}
 	chunk := bytes.Buffer{}
@@ -55,12 +55,12 @@ func BenchmarkLines(b *testing.B) {
 			b.Fatal(err)
 		}
 
-		for left := chunk.Len(); left > 0; {
+		for pending := chunk.Len(); pending > 0; {
 			k, err := s.moveLocked()
 			if err != nil {
 				b.Fatal(err)
 			}
-			left -= k
+			pending -= k
 		}
 
 		if n%1000 == 999 {

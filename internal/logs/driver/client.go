@@ -18,10 +18,10 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// Client speaks to the log-driver process.
+// Client is a client of the log-driver process.
 type Client struct{ http *http.Client }
 
-// NewClient returns a client of the process behind a socket. It connects at each call.
+// NewClient returns a client of the process behind a socket. Each call opens a connection.
 func NewClient(socket string) *Client {
 	return &Client{&http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -32,12 +32,12 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
-// statusTimeout is for the process's status.
+// statusTimeout limits the wait for the process's status.
 const statusTimeout = 5 * time.Second
 
 // Watch connects and returns the process's status. It calls changed, if not nil, with each later
-// one, which a process of an older release never sends. ended is closed when the process ends, or
-// ctx does. Errors are Unavailable when no process answers.
+// status. A process of an older release sends none. ended is closed when the process or ctx ends.
+// Errors are Unavailable if no process responds.
 func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, ended <-chan struct{}, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(statusTimeout, cancel)
@@ -60,7 +60,7 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, end
 	}
 
 	if resp.StatusCode != http.StatusOK {
-		return s, nil, errors.Join(fmt.Errorf("answered %s", resp.Status), resp.Body.Close())
+		return s, nil, errors.Join(fmt.Errorf("unexpected status %s", resp.Status), resp.Body.Close())
 	}
 
 	dec := json.NewDecoder(resp.Body)
@@ -89,8 +89,8 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, end
 	return s, end, nil
 }
 
-// Metrics returns the process's own, in Prometheus' data model. Errors are Unavailable when no
-// process answers.
+// Metrics returns the process's metrics in Prometheus' data model. Errors are Unavailable if no
+// process responds.
 func (c *Client) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://log-driver"+metricsPath, nil)
 	if err != nil {
@@ -104,7 +104,7 @@ func (c *Client) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 	defer resp.Body.Close()
 
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("log-driver process: metrics: answered %s", resp.Status)
+		return nil, fmt.Errorf("log-driver process: metrics: unexpected status %s", resp.Status)
 	}
 
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -116,8 +116,8 @@ func (c *Client) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 	return families, nil
 }
 
-// Reopen opens a container's log anew at its path. NotFound if the container's output is not being
-// written, Unavailable when no process answers.
+// Reopen opens a new log at a container's path. It returns NotFound for a container without a
+// stream, and Unavailable if no process responds.
 func (c *Client) Reopen(ctx context.Context, container string) error {
 	body, err := json.Marshal(reopenRequest{Container: container})
 	if err != nil {

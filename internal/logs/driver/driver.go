@@ -1,18 +1,18 @@
-// Package driver is the log-driver process: it takes containers' output from Docker and writes it
-// to the log files that the kubelet reads, in the CRI's format.
+// Package driver implements the log-driver process. It takes containers' output from Docker and
+// writes it to the kubelet's log files in the CRI's format.
 //
-// Docker speaks its legacy plugin protocol to it: HTTP on a unix socket in /run/docker/plugins, and
-// for each container a FIFO with length-prefixed protobuf messages (moby's
-// daemon/logger/internal/logdriver/entry.proto). The engine holds each FIFO open for reading also,
-// so output that is not yet read waits in the kernel while this process is down.
+// Docker uses its legacy plugin protocol: HTTP on a unix socket in /run/docker/plugins, and one
+// FIFO per container with length-prefixed protobuf messages (moby's
+// daemon/logger/internal/logdriver/entry.proto). The engine also holds each FIFO open for reading,
+// so unread output waits in the kernel while this process is down.
 //
-// Nothing is lost or written twice when the process is killed at any moment. A batch is first
-// copied out of the FIFO with tee(2), which leaves it there, then written, and only then consumed.
-// A process that starts finds in its table which FIFO belongs to which file, and compares the bytes
-// in the FIFO with the end of the file.
+// No line is lost or written twice if the process is killed at any moment. It first copies a batch
+// out of the FIFO with tee(2) without consuming it, then writes the batch, and consumes it only
+// then. A new process finds each FIFO's log file in its table, and compares the bytes in the FIFO
+// with the end of the file.
 //
-// A stream moves one container's output and knows nothing of the others. The Driver opens streams,
-// ends them, and serves the protocol.
+// A stream moves one container's output, independently of the others. The Driver opens and ends
+// streams, and serves the protocol.
 package driver
 
 import (
@@ -30,51 +30,53 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// Name is the driver's name in Docker: the plugin's socket is <Name>.sock.
+// Name is the driver's name in Docker. The plugin's socket is <Name>.sock.
 const Name = "cri-dockerd"
 
-// Socket is where Docker looks for the plugin. The directory is fixed in Docker.
+// Socket is the path of the plugin's socket. Docker fixes the directory.
 const Socket = "/run/docker/plugins/" + Name + ".sock"
 
-// Options of the driver, as docker run --log-opt takes them.
+// Options of the driver, as in docker run --log-opt.
 const (
-	// OptionDirectory is the directory beneath which the log must stay, an absolute path:
-	// LogDirectory of the CRI's PodSandboxConfig.
+	// OptionDirectory is the directory of the log, an absolute path: LogDirectory of the CRI's
+	// PodSandboxConfig. The log's path may not leave it.
 	OptionDirectory = "directory"
-	// OptionPath is the log's path in it: LogPath of the CRI's ContainerConfig.
+	// OptionPath is the log's relative path in OptionDirectory: LogPath of the CRI's
+	// ContainerConfig.
 	OptionPath = "path"
 )
 
-// FIFODirectory is where Docker makes the FIFOs of plugins' containers. It is fixed in Docker.
+// FIFODirectory is Docker's directory for the FIFOs of log plugins. Docker fixes it.
 const FIFODirectory = "/run/docker/logging"
 
-// Config is what a Driver needs; Directory and Log are required.
+// Config configures a Driver. Directory and Log are required.
 type Config struct {
-	// Directory holds the table: a small file for each FIFO.
+	// Directory is the directory of the table. It has a small file for each FIFO.
 	Directory string
-	// FIFOs is the directory of Docker's FIFOs; FIFODirectory if "".
+	// FIFOs is the directory of Docker's FIFOs. The default is FIFODirectory.
 	FIFOs string
 	// Version is reported by Status.
 	Version string
-	// StallLimit is how long a write may take before the container's output is dropped instead; 10
-	// s if 0.
+	// StallLimit is the timeout of a write. After it the container's output is dropped. The default
+	// is 10 s.
 	StallLimit time.Duration
-	// Pause is the least time between two peeks at a FIFO whose writer is slow; 5 ms if 0. It makes
-	// batches of lines.
+	// Pause is the minimum time between two peeks at the FIFO of a slow writer, so that lines
+	// gather into batches. The default is 5 ms.
 	Pause time.Duration
-	// EngineAway is how long to wait for the successor of an engine that has ended; 5 min if 0.
-	EngineAway time.Duration
-	Log        *slog.Logger
+	// SuccessorTimeout is the time to wait for the successor of an engine after its end. The
+	// default is 5 min.
+	SuccessorTimeout time.Duration
+	Log              *slog.Logger
 
-	// pipeSize, if not 0, is the capacity of all pipes in bytes, as if root's pipe pages were used
-	// up. Tests only: the kernel spares a process that has CAP_SYS_ADMIN.
+	// pipeSize, if not 0, is the capacity of all pipes in bytes. It simulates the exhaustion of
+	// root's pipe pages for tests, because the kernel exempts a process with CAP_SYS_ADMIN.
 	pipeSize int
 }
 
-func (c *Config) complete() {
+func (c *Config) setDefaults() {
 	c.StallLimit = cmp.Or(c.StallLimit, 10*time.Second)
 	c.Pause = cmp.Or(c.Pause, 5*time.Millisecond)
-	c.EngineAway = cmp.Or(c.EngineAway, 5*time.Minute)
+	c.SuccessorTimeout = cmp.Or(c.SuccessorTimeout, 5*time.Minute)
 	c.FIFOs = cmp.Or(c.FIFOs, FIFODirectory)
 }
 
@@ -82,21 +84,20 @@ func (c *Config) complete() {
 type Driver struct {
 	shared
 	version string
-	parsing chan struct{} // has room for each request that may be parsed at a time
+	parsing chan struct{} // semaphore of concurrently parsed requests
 	orphans *orphans
 	closing sync.Once
 	closed  chan struct{}
-	running sync.WaitGroup // of the streams' goroutines
+	running sync.WaitGroup // goroutines of the streams
 
 	mu      sync.Mutex         // guards streams
 	streams map[string]*stream // by the FIFO's path
 }
 
-// New opens the FIFOs of the table again, and goes on where an earlier process ended. A FIFO that
-// cannot be opened any more is logged and left out. Only a directory that cannot be used is an
-// error.
+// New reopens the FIFOs of the table and continues the work of an earlier process. It logs and
+// skips a FIFO that can no longer be opened. Only an unusable directory is an error.
 func New(cfg Config) (*Driver, error) {
-	cfg.complete()
+	cfg.setDefaults()
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
 		return nil, fmt.Errorf("log-driver's table: %w", err)
 	}
@@ -125,8 +126,8 @@ func New(cfg Config) (*Driver, error) {
 		streams: map[string]*stream{},
 	}
 
-	d.orphans = newOrphans(d.table, cfg.EngineAway, d.closed)
-	if err := d.begin(); err != nil {
+	d.orphans = newOrphans(d.table, cfg.SuccessorTimeout, d.closed)
+	if err := d.resumeAll(); err != nil {
 		d.poller.close()
 		return nil, err
 	}
@@ -134,14 +135,14 @@ func New(cfg Config) (*Driver, error) {
 	return d, nil
 }
 
-// begin takes up the table.
-func (d *Driver) begin() error {
+// resumeAll resumes all streams of the table.
+func (d *Driver) resumeAll() error {
 	entries, err := d.table.read()
 	if err != nil {
 		return fmt.Errorf("log-driver's table: %w", err)
 	}
 
-	// one at least, so that streams go on when descriptors are used up
+	// Keep at least one set of buffers, so that streams continue when descriptors run out.
 	first, err := d.buffers.open()
 	if err != nil {
 		return err
@@ -151,17 +152,17 @@ func (d *Driver) begin() error {
 
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
-			d.logger.Warn("output of a container is not taken up again", "container", e.Name, "fifo", e.FIFO, "err",
-				err)
+			d.logger.Warn("cannot resume the output of a container", "container", e.Name, "fifo", e.FIFO,
+				"err", err)
 		}
 	}
 
-	d.running.Go(d.tend)
+	d.running.Go(d.clearAlarms)
 
 	return nil
 }
 
-// Close stops reading. Output that waits in the FIFOs stays there for the next process. It may be
+// Close stops reading. Pending output remains in the FIFOs for the next process. Close may be
 // called again.
 func (d *Driver) Close() {
 	d.closing.Do(func() {
@@ -175,8 +176,8 @@ func (d *Driver) Close() {
 	})
 }
 
-// resume takes up a FIFO of the table. A missing one was ended by the engine while no process
-// listened.
+// resume resumes a FIFO of the table. If the FIFO is missing, the engine ended while no process was
+// listening.
 func (d *Driver) resume(e entry) error {
 	if !e.Orphaned.IsZero() {
 		d.table.removeFIFO(e.FIFO)
@@ -193,7 +194,7 @@ func (d *Driver) resume(e entry) error {
 	}
 
 	if err := s.reconcile(); err != nil {
-		d.logger.Warn("lines may be written twice to a container's log", "container", e.Name, "err", err)
+		d.logger.Warn("cannot reconcile a container's log; lines may be duplicated", "container", e.Name, "err", err)
 	}
 
 	d.run(s)
@@ -201,8 +202,8 @@ func (d *Driver) resume(e entry) error {
 	return nil
 }
 
-// start begins to take a container's output. A FIFO that is known already is no error: Docker asks
-// again when it got no answer.
+// start starts a container's stream. A FIFO already in use is not an error, because Docker retries
+// a request after a lost response.
 func (d *Driver) start(ctx context.Context, e entry) error {
 	if d.find(e.FIFO) != nil {
 		return nil
@@ -214,7 +215,7 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 		return err
 	}
 
-	if err := s.succeed(d.orphans.find(e.Container)); err != nil && !isDiskTrouble(err) {
+	if err := s.takeOver(d.orphans.find(e.Container)); err != nil && !isDiskError(err) {
 		s.finish()
 		return err
 	}
@@ -225,16 +226,15 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 		return err
 	}
 
-	// The orphan's successor is in the table by now: this process may be killed at any moment.
+	// The orphan's successor is already in the table: this process may be killed at any moment.
 	d.orphans.forget(e.Container)
 	d.run(s)
 
 	return nil
 }
 
-// finishOthers writes the output that earlier FIFOs of the container still hold: an engine that was
-// killed leaves one, and its successor brings another. The last of them then is the container's
-// orphan.
+// finishOthers writes the remaining output of the container's earlier FIFOs. A killed engine leaves
+// one behind, and its successor creates another. The last of them becomes the container's orphan.
 func (d *Driver) finishOthers(ctx context.Context, e entry) {
 	old := slices.DeleteFunc(d.all(), func(s *stream) bool { return s.entry.Container != e.Container })
 	slices.SortFunc(old, func(a, b *stream) int { return a.entry.Began.Compare(b.entry.Began) })
@@ -248,7 +248,7 @@ func (d *Driver) finishOthers(ctx context.Context, e entry) {
 	}
 }
 
-// stop writes the output that the FIFO holds and forgets it. An unknown FIFO is no error.
+// stop writes the remaining output of the FIFO and forgets it. An unknown FIFO is not an error.
 func (d *Driver) stop(ctx context.Context, fifo string) {
 	s := d.find(fifo)
 	if s == nil {
@@ -259,17 +259,17 @@ func (d *Driver) stop(ctx context.Context, fifo string) {
 	d.orphans.forget(s.entry.Container)
 }
 
-// stopTimeout is how long the end of a container waits for a disk.
+// stopTimeout limits the wait for a disk at the end of a container.
 const stopTimeout = 20 * time.Second
 
-// end writes the output that a stream's FIFO holds and finishes it, unless the disk does not
-// answer.
+// end writes the remaining output of a stream's FIFO and finishes the stream, unless the disk does
+// not respond.
 func (d *Driver) end(ctx context.Context, s *stream, finishLocked func(*stream)) bool {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 
 	if err := s.lockFor(ctx); err != nil {
-		s.logger.Warn("the end of a container's output is not yet written: the disk does not answer")
+		s.logger.Warn("the disk does not respond; the end of a container's output is not yet written")
 		return false
 	}
 	defer s.unlock()
@@ -280,34 +280,34 @@ func (d *Driver) end(ctx context.Context, s *stream, finishLocked func(*stream))
 	return true
 }
 
-// orphan ends a stream whose engine has ended without a word.
+// orphan ends a stream after its engine has died.
 func (d *Driver) orphan(s *stream) {
 	s.lock()
 	d.abandonLocked(s)
 	s.unlock()
 	d.table.removeFIFO(s.entry.FIFO)
-	d.drop(s) // last: as soon as it is not found, nothing of it is in use
+	d.drop(s) // last: a dropped stream must not be in use
 }
 
-// abandonLocked finishes a stream whose engine has ended, and keeps its entry for the successor.
-// The stream's lock is held.
+// abandonLocked finishes a stream after its engine has died, and keeps its entry for the successor.
+// The caller holds the stream's lock.
 func (d *Driver) abandonLocked(s *stream) {
 	if s.closed {
 		return
 	}
 	s.finishLocked()
 	if err := errors.Join(s.spill.remove(), d.orphans.add(s.entry)); err != nil {
-		s.logger.Warn("lines may be lost if the engine comes back while the kubelet rotates the log", "err", err)
+		s.logger.Warn("lines may be lost if the engine returns during a log rotation", "err", err)
 	}
 }
 
-// Reopen opens the log of a container anew at its path, which the kubelet has renamed before (CRI
-// ReopenContainerLog): later lines are written to a new file. ErrUnknown if the container's output
-// is not being written. On error the old file is written further.
+// Reopen opens a new log at a container's path after the kubelet has renamed the old one (CRI
+// ReopenContainerLog). Later lines go to the new file. It returns ErrUnknown for a container
+// without a stream. On error the old file remains in use.
 func (d *Driver) Reopen(ctx context.Context, container string) error {
 	container = text.Clean(container, text.MaxName)
 	err := ErrUnknown
-	if s := d.of(model.ContainerID(container)); s != nil { // only a key of the map
+	if s := d.findContainer(model.ContainerID(container)); s != nil { // only compared with known IDs
 		err = s.reopen(ctx)
 	}
 	if err != nil {
@@ -330,13 +330,13 @@ func (d *Driver) run(s *stream) {
 	})
 }
 
-// forget removes a stream, also from the table.
+// forget removes a stream and its entry in the table.
 func (d *Driver) forget(s *stream) {
 	d.drop(s)
 	d.table.forget(&s.entry)
 }
 
-// drop removes a stream and leaves it in the table.
+// drop removes a stream, but not its entry in the table.
 func (d *Driver) drop(s *stream) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -352,7 +352,7 @@ func (d *Driver) find(fifo string) *stream {
 	return d.streams[fifo]
 }
 
-// all returns the streams, in no order.
+// all returns the streams in no particular order.
 func (d *Driver) all() []*stream {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -363,8 +363,8 @@ func (d *Driver) all() []*stream {
 	return out
 }
 
-// of returns the stream of a container, the newest if there are two; nil without one.
-func (d *Driver) of(container model.ContainerID) *stream {
+// findContainer returns the newest stream of a container, or nil without one.
+func (d *Driver) findContainer(container model.ContainerID) *stream {
 	var newest *stream
 	for _, s := range d.all() {
 		if s.entry.Container == container && (newest == nil || s.entry.Began.After(newest.entry.Began)) {

@@ -18,11 +18,12 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// target is the place of a container's log: a path beneath a directory that it must not leave. The
-// directory above the pod's log directory is the kubelet's own, and the operator may have put links
-// on the way to it. The pod's log directory and all below may be written by others than root, for
-// instance by a container that mounts /var/log/pods. So there no link is followed, and no file is
-// opened that is not the log's alone: a FIFO, a device, or a second name of another file.
+// target is the location of a container's log: a path beneath a directory it must not leave. The
+// parent of the pod's log directory belongs to the kubelet, and the operator may have put links
+// into its path. The pod's log directory and everything below may be writable by users other than
+// root, for instance by a container with /var/log/pods mounted. There no link is followed, and no
+// file is opened unless it is the log's alone. This excludes FIFOs, devices, and second names of
+// other files.
 type target struct {
 	Directory string `json:"directory"`
 	Path      string `json:"path"`
@@ -33,24 +34,24 @@ const (
 	maxName = 255      // NAME_MAX
 )
 
-// check validates a target, before any file is touched.
+// check validates a target before any file access.
 func (t target) check() error {
 	directory := text.Clean(t.Directory, text.MaxName)
 	if !filepath.IsAbs(t.Directory) || filepath.Clean(t.Directory) == "/" || !isPath(t.Directory) {
-		return fmt.Errorf("log option %s=%q: give the pod's log directory, an absolute path", OptionDirectory,
+		return fmt.Errorf("log option %s=%q: must be an absolute path, the pod's log directory", OptionDirectory,
 			directory)
 	}
 
 	isBelow := filepath.IsLocal(t.Path) && filepath.Clean(t.Path) != "."
 	if !isBelow || !isPath(t.Path) || len(t.String()) > maxPath {
 		path := text.Clean(t.Path, text.MaxName)
-		return fmt.Errorf("log option %s=%q: give a path within %s", OptionPath, path, directory)
+		return fmt.Errorf("log option %s=%q: must be a path within %s", OptionPath, path, directory)
 	}
 
 	return nil
 }
 
-// isPath reports whether s has a path's length and no control characters.
+// isPath reports whether s has a valid length for a path and no control characters.
 func isPath(s string) bool {
 	for part := range strings.SplitSeq(s, "/") {
 		if len(part) > maxName {
@@ -63,14 +64,14 @@ func isPath(s string) bool {
 func (t target) String() string { return filepath.Join(t.Directory, t.Path) }
 
 const (
-	// fileMode is of logs: root writes, root's group may read, as all runtimes have it.
+	// fileMode is the mode of logs: writable by root and readable by root's group, as with all
+	// runtimes.
 	fileMode = 0o640
 	dirMode  = 0o755
 )
 
-// directory opens the log's own directory, to open names in it. With create, missing directories
-// are made.
-func (t target) directory(create bool) (*os.File, error) {
+// openDir opens the log's own directory. With create, it creates missing directories.
+func (t target) openDir(create bool) (*os.File, error) {
 	above := filepath.Dir(filepath.Clean(t.Directory))
 	below := filepath.Join(filepath.Base(t.Directory), filepath.Dir(t.Path))
 	dir, err := OpenBeneath(above, below, create)
@@ -80,9 +81,9 @@ func (t target) directory(create bool) (*os.File, error) {
 	return dir, nil
 }
 
-// OpenBeneath opens the directory below, a relative path, in the directory above. Links are
-// followed in above, which is the operator's or the kubelet's, and nowhere in below, which others
-// may write. With create, missing directories are made.
+// OpenBeneath opens the directory below, a relative path, in the directory above. It follows links
+// in above, because that path belongs to the operator or the kubelet. It follows none in below,
+// because others may have write access. With create, it creates missing directories.
 func OpenBeneath(above, below string, create bool) (*os.File, error) {
 	if create {
 		if err := os.MkdirAll(above, dirMode); err != nil {
@@ -118,25 +119,25 @@ func openDirectory(above *os.File, name string, create bool) (*os.File, error) {
 	}
 
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-		err = fmt.Errorf("%w: a directory is expected, and links are not followed here; remove it", err)
+		err = fmt.Errorf("%w: not a directory, and links are not followed here; remove it", err)
 	}
 
 	return dir, err
 }
 
-// errForeign is the error of a name that is not a log of ours: a link, a FIFO, a device, or a
+// errForeign is the error of a file that is not a log of ours: a link, a FIFO, a device, or a
 // second name of another file.
-var errForeign = errors.New("it is no log file")
+var errForeign = errors.New("not a log file")
 
-// open opens the log for appending. It and missing directories are made. A foreign file in its
-// place is replaced, for output must not be lost or held up because of it; planted then describes
-// it. A directory is not replaced.
+// open opens the log for appending. It creates the log and missing directories. It replaces a
+// foreign file at the path, so that output is neither lost nor delayed, and returns its description
+// in planted. It does not replace a directory.
 func (t target) open() (f *os.File, planted error, err error) {
 	if err := t.check(); err != nil {
 		return nil, nil, err
 	}
 
-	dir, err := t.directory(true)
+	dir, err := t.openDir(true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -150,7 +151,7 @@ func (t target) open() (f *os.File, planted error, err error) {
 				fileMode)
 		}
 
-		if !errors.Is(err, fs.ErrExist) { // else another process has made it meanwhile
+		if !errors.Is(err, fs.ErrExist) { // otherwise another process has created it meanwhile
 			break
 		}
 	}
@@ -167,12 +168,12 @@ func (t target) open() (f *os.File, planted error, err error) {
 	return f, planted, nil
 }
 
-// openAttempts bounds how often a log is opened that others make and remove at the same time.
+// openAttempts limits the attempts to open a log while others create and remove it.
 const openAttempts = 8
 
-// openOwn opens a log in its directory. errForeign if it is no regular file, or has another name
-// too: opening a device does something, and another name may be in a directory that is not ours. So
-// it is checked before it is opened.
+// openOwn opens a log in its directory. It returns errForeign for anything but a regular file with
+// a single name: opening a device has side effects, and another name may be in a foreign directory.
+// So it checks the file before opening it.
 func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	handle, err := safefs.OpenAt(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -180,7 +181,7 @@ func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	}
 	defer handle.Close()
 
-	st, err := statOf(handle)
+	st, err := fstat(handle)
 	if err != nil {
 		return nil, err
 	}
@@ -189,9 +190,9 @@ func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return nil, &os.PathError{Op: "open", Path: handle.Name(), Err: unix.EISDIR}
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, fmt.Errorf("%s is in the way: %w: %#o", handle.Name(), errForeign, st.Mode)
+		return nil, fmt.Errorf("%s: %w: mode %#o", handle.Name(), errForeign, st.Mode)
 	case st.Nlink > 1:
-		return nil, fmt.Errorf("%s is in the way: %w: it is a hard link", handle.Name(), errForeign)
+		return nil, fmt.Errorf("%s: %w: it has several hard links", handle.Name(), errForeign)
 	}
 
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", handle.Fd()), flags|unix.O_CLOEXEC, 0)
@@ -202,40 +203,40 @@ func openOwn(dir *os.File, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), handle.Name()), nil
 }
 
-func statOf(f *os.File) (st unix.Stat_t, err error) {
+func fstat(f *os.File) (st unix.Stat_t, err error) {
 	if err = unix.Fstat(int(f.Fd()), &st); err != nil {
 		err = &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
 	return st, err
 }
 
-// replace puts an empty log in the place of a foreign file.
+// replace replaces a foreign file with an empty log.
 func replace(dir *os.File, name string) (*os.File, error) {
 	tmp := safefs.TemporaryName()
-	made, err := safefs.OpenAt(dir, tmp, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, fileMode)
+	const flags = unix.O_RDWR | unix.O_APPEND | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
+	created, err := safefs.OpenAt(dir, tmp, flags, fileMode)
 	if err != nil {
 		return nil, err
 	}
-	defer made.Close()
+	defer created.Close()
 
 	if err := safefs.Rename(dir, tmp, name); err != nil {
 		return nil, err
 	}
 
-	return openOwn(dir, name, unix.O_RDWR|unix.O_APPEND) // again, for its name
+	return openOwn(dir, name, unix.O_RDWR|unix.O_APPEND) // reopen it under its final name
 }
 
 const (
-	// maxRotated is how many rotated files are taken into account. The kubelet keeps five
-	// (containerLogMaxFiles).
+	// maxRotated limits the rotated files of a log. The kubelet keeps five (containerLogMaxFiles).
 	maxRotated = 1000
-	// maxNames bounds the search of the directory, which others may have filled.
+	// maxNames limits the search of the directory, which others may have filled.
 	maxNames = 100_000
 	namesAt  = 1000
 )
 
-// rotated returns the names of the log's earlier files in its directory, the oldest first: the
-// kubelet renames to <log>.<time>, and compresses to <log>.<time>.gz.
+// rotated returns the names of the log's rotated files in its directory, oldest first. The kubelet
+// renames logs to <log>.<time>, and compresses them to <log>.<time>.gz.
 func (t target) rotated(dir *os.File) ([]string, error) {
 	if _, err := dir.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -266,14 +267,14 @@ func (t target) rotated(dir *os.File) ([]string, error) {
 	return out, nil
 }
 
-// byInode opens the file with an inode among the log and its rotated files; fs.ErrNotExist if there
-// is none. Files may be renamed meanwhile.
-func (t target) byInode(inode uint64) (*os.File, error) {
+// openByInode opens the file with an inode among the log and its rotated files. It returns
+// fs.ErrNotExist if there is none. Files may be renamed meanwhile.
+func (t target) openByInode(inode uint64) (*os.File, error) {
 	if inode == 0 {
 		return nil, fs.ErrNotExist
 	}
 
-	dir, err := t.directory(false)
+	dir, err := t.openDir(false)
 	if err != nil {
 		return nil, err
 	}
@@ -285,8 +286,7 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 			return nil, err
 		}
 
-		// A file that is renamed meanwhile may have been missed at both names, so the log's own
-		// comes twice.
+		// A concurrent rename may hide a file under both names, so try the log's own name twice.
 		own := filepath.Base(t.Path)
 		for _, name := range slices.Concat([]string{own}, files, []string{own}) {
 			if f, err := openInode(dir, name, inode); f != nil || err != nil {
@@ -298,12 +298,12 @@ func (t target) byInode(inode uint64) (*os.File, error) {
 	return nil, fs.ErrNotExist
 }
 
-// openInode opens a log if it has an inode, else it returns nil.
+// openInode opens a log if it has this inode. Otherwise it returns nil.
 func openInode(dir *os.File, name string, inode uint64) (*os.File, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil || st.Ino != inode {
-		return nil, nil //nolint:nilerr // it is not there any more
+		return nil, nil //nolint:nilerr // another file, or none
 	}
 
 	f, err := openOwn(dir, name, unix.O_RDWR|unix.O_APPEND)
@@ -330,12 +330,12 @@ func inodeOf(st fs.FileInfo) uint64 {
 	return 0
 }
 
-// tailSize is more than one batch can become in a log, in bytes: a record is at most 50 bytes
-// longer than its frame, whose least size is 25.
+// tailSize exceeds the size of one batch in a log, in bytes. A record is at most 50 bytes longer
+// than its frame, and a frame has at least 25 bytes.
 const tailSize = 4 * batchSize
 
-// tail cuts off a torn last line, which only a killed process can have left, and returns the end of
-// the whole lines.
+// tail removes a partial last line, a trace of a killed process, and returns the end of the
+// complete lines.
 func tail(f *os.File) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -362,8 +362,9 @@ func tail(f *os.File) ([]byte, error) {
 	return b[:whole], nil
 }
 
-// isDiskTrouble reports whether an error is the disk's, which may pass, and not of a wrong path.
-func isDiskTrouble(err error) bool {
+// isDiskError reports whether the disk caused an error. Such an error may be temporary, unlike that
+// of a wrong path.
+func isDiskError(err error) bool {
 	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.ENOMEM,
 		syscall.ESTALE} {
 		if errors.Is(err, e) {

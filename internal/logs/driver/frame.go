@@ -9,23 +9,23 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// frame is one message of Docker: a line of a container, or a piece of a long one. In the FIFO each
-// follows its length, four bytes in big-endian order.
+// frame is one message from Docker: a line of a container, or a piece of a long line. In the FIFO
+// each frame follows its length, four bytes in big-endian order.
 type frame struct {
 	Source  string // "stdout" or "stderr"
 	Time    int64  // in nanoseconds since 1970
-	Line    []byte // without newline; only valid as long as the buffer it came from
+	Line    []byte // without newline; refers to the decoded buffer
 	Partial bool   // more of the line follows
 }
 
 const (
 	prefixSize = 4
-	// maxFrame is more than Docker sends, which cuts lines at 16 KiB. A greater length is no length
-	// at all.
+	// maxFrame exceeds the size of Docker's messages, because Docker cuts lines at 16 KiB. A
+	// greater length is invalid.
 	maxFrame = batchSize - prefixSize
 )
 
-// Numbers of the fields of LogEntry and PartialLogEntryMetadata, moby's entry.proto.
+// Field numbers of LogEntry and PartialLogEntryMetadata in moby's entry.proto.
 const (
 	fieldSource   protowire.Number = 1
 	fieldTime     protowire.Number = 2
@@ -35,13 +35,14 @@ const (
 	fieldLast     protowire.Number = 1
 )
 
-var errMalformed = errors.New("Docker's message cannot be understood")
+var errMalformed = errors.New("malformed message from Docker")
 
-// next reads the first frame of b and returns its length with its prefix. errCut means that b ends
-// within it, errMalformed that it is no frame of Docker. The length is 0 if it is not known.
+// next decodes the first frame of b and returns its length, including the prefix. It returns
+// errIncomplete if b ends within the frame, and errMalformed for anything but a frame from Docker.
+// The length is 0 if unknown.
 func next(b []byte) (f frame, n int, err error) {
 	if len(b) < prefixSize {
-		return f, 0, errCut
+		return f, 0, errIncomplete
 	}
 
 	size := binary.BigEndian.Uint32(b)
@@ -51,7 +52,7 @@ func next(b []byte) (f frame, n int, err error) {
 
 	n = prefixSize + int(size)
 	if len(b) < n {
-		return f, 0, errCut
+		return f, 0, errIncomplete
 	}
 
 	f, err = decode(b[prefixSize:n])
@@ -117,7 +118,7 @@ func sourceName(v []byte) string {
 	return "stdout"
 }
 
-// isLast reads PartialLogEntryMetadata: the last piece of a line is marked as partial also.
+// isLast decodes PartialLogEntryMetadata. Docker marks the last piece of a line as partial as well.
 func isLast(b []byte) bool {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
@@ -140,8 +141,8 @@ func isLast(b []byte) bool {
 	return false
 }
 
-// appendFrame appends a frame as Docker reads it (LogDriver.ReadLogs). Docker prints the line as it
-// stands.
+// appendFrame appends a frame in Docker's format (LogDriver.ReadLogs). Docker prints the line
+// unchanged.
 func appendFrame(b []byte, f frame) []byte {
 	at := len(b)
 	b = append(b, 0, 0, 0, 0)
@@ -167,25 +168,25 @@ const (
 	tagPartial = "P"
 )
 
-// pieceSize is the longest text of one record, in bytes. The kubelet's readers know no limit, but
-// every runtime keeps to this.
+// pieceSize is the maximum length of a record's text, in bytes. The kubelet's readers have no
+// limit, but all runtimes use this one.
 const pieceSize = 16 << 10
 
-// timeLayout is RFC 3339 with nine digits always, so that lines sort. The kubelet and log
-// collectors read any number of digits.
+// timeLayout is RFC 3339 with exactly nine digits, so that lines sort. The kubelet and log
+// collectors accept any number of digits.
 const timeLayout = "2006-01-02T15:04:05.000000000Z07:00"
 
-// clock formats times, in the machine's own zone as all runtimes do. It remembers the last second,
-// since most lines share it.
+// clock formats times in the machine's time zone, like all runtimes. It caches the last second,
+// because most lines share it.
 type clock struct {
 	second       int64
 	before, zone []byte // the text before and after the nine digits
 }
 
 func (c *clock) append(b []byte, nano int64) []byte {
-	second, rest := nano/1e9, nano%1e9
-	if rest < 0 {
-		second, rest = second-1, rest+1e9
+	second, fraction := nano/1e9, nano%1e9
+	if fraction < 0 {
+		second, fraction = second-1, fraction+1e9
 	}
 
 	if second != c.second || c.before == nil {
@@ -197,7 +198,7 @@ func (c *clock) append(b []byte, nano int64) []byte {
 
 	b = append(b, c.before...)
 	for div := int64(1e8); div > 0; div /= 10 {
-		b = append(b, byte('0'+rest/div%10))
+		b = append(b, byte('0'+fraction/div%10))
 	}
 
 	return append(b, c.zone...)

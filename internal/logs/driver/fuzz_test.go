@@ -20,27 +20,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxGrowth bounds what one input may make the process allocate, in bytes, beside the input itself.
+// maxGrowth limits the allocations for one input, in bytes, in addition to the input itself.
 const maxGrowth = 32 << 20
 
-// bounded fails the test if do allocates more than maxGrowth.
-func bounded(t *testing.T, input int, do func()) {
+// checkAllocations fails the test if do allocates more than maxGrowth.
+func checkAllocations(t *testing.T, input int, do func()) {
 	t.Helper()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	do()
 	runtime.ReadMemStats(&after)
 	if grown := after.TotalAlloc - before.TotalAlloc; grown > maxGrowth+8*uint64(input) {
-		t.Errorf("%d bytes of input make it allocate %d bytes", input, grown)
+		t.Errorf("%d bytes of input cause allocations of %d bytes", input, grown)
 	}
 }
 
-// sandbox is a driver whose every file must lie below its directory, beside a foreign file.
+// sandbox is a driver with all files below its directory, beside a foreign file.
 type sandbox struct {
 	t    *testing.T
 	dir  string
 	d    *Driver
-	fifo string // of a container that may be started
+	fifo string // the FIFO of a container
 }
 
 func newSandbox(t *testing.T) *sandbox {
@@ -52,7 +52,8 @@ func newSandbox(t *testing.T) *sandbox {
 	}
 
 	for _, err := range []error{
-		os.Mkdir(filepath.Join(dir, "run"), 0o700), os.Mkdir(filepath.Join(dir, "outside"), 0o700),
+		os.Mkdir(filepath.Join(dir, "run"), 0o700),
+		os.Mkdir(filepath.Join(dir, "outside"), 0o700),
 		unix.Mkfifo(s.fifo, 0o600),
 		os.WriteFile(filepath.Join(dir, "outside", "foreign"), []byte(secretText), 0o600),
 	} {
@@ -80,27 +81,27 @@ func (s *sandbox) open() {
 	s.d = d
 }
 
-// close ends the driver and checks what it has left.
+// close closes the driver and checks its files.
 func (s *sandbox) close() {
 	s.d.Close()
 	err := filepath.WalkDir(s.dir, func(path string, e fs.DirEntry, err error) error {
 		below, _ := filepath.Rel(s.dir, path)
 		first, _, _ := strings.Cut(below, "/")
 		if !slices.Contains([]string{".", "run", "outside", "table", "pods"}, first) {
-			s.t.Errorf("%s was made", path)
+			s.t.Errorf("%s was created", path)
 		}
 		return err
 	})
 
-	left, readErr := os.ReadDir(filepath.Join(s.dir, "outside"))
+	files, readErr := os.ReadDir(filepath.Join(s.dir, "outside"))
 	b, fileErr := os.ReadFile(filepath.Join(s.dir, "outside", "foreign"))
-	if err != nil || readErr != nil || fileErr != nil || len(left) != 1 || string(b) != secretText {
-		s.t.Errorf("outside there are %v, the foreign file is %q; %v, %v, %v", left, b, err, readErr, fileErr)
+	if err != nil || readErr != nil || fileErr != nil || len(files) != 1 || string(b) != secretText {
+		s.t.Errorf("files outside: %v, foreign file %q; %v, %v, %v", files, b, err, readErr, fileErr)
 	}
 }
 
-// requests are bodies as Docker sends them, and hostile ones. FIFO stands for the FIFO's path, DIR
-// for the directory of all.
+// requests are request bodies from Docker and hostile ones. FIFO stands for the FIFO's path, DIR
+// for the sandbox's directory.
 var requests = []string{
 	`{"File":"FIFO","Info":{"ContainerID":"ID","ContainerName":"/x","Config":{"directory":"DIR/pods/p",` +
 		`"path":"c/0.log"}}}`,
@@ -117,8 +118,8 @@ var requests = []string{
 	"{\"File\":\"FIFO\\u0000\",\"Info\":{\"ContainerName\":\"\\ud800\x1b[2J\"}}",
 }
 
-// FuzzRequests sends bodies to every call of the plugin protocol: none panics, answers at length,
-// allocates without bound, or makes a file that is neither a log nor of the table.
+// FuzzRequests sends bodies to each call of the plugin protocol. No call may panic, return a long
+// response, allocate without a limit, or create any file except logs and files of the table.
 func FuzzRequests(f *testing.F) {
 	paths := []string{"/LogDriver.StartLogging", "/LogDriver.StopLogging", "/LogDriver.ReadLogs", reopenPath,
 		"/Plugin.Activate", "/LogDriver.Capabilities"}
@@ -133,29 +134,29 @@ func FuzzRequests(f *testing.F) {
 		defer s.close()
 
 		body = strings.NewReplacer("FIFO", s.fifo, "DIR", s.dir, "ID", idOf("x")).Replace(body)
-		if strings.Contains(body, "ollow") { // it would wait for the container's end
+		if strings.Contains(body, "ollow") { // following would wait for the container's end
 			body = strings.ReplaceAll(body, "true", "false")
 		}
 		if hasForeignDirectory(body, s.dir) {
-			return // it may write where the engine says, which is root's
+			return // the engine, as root, may choose any directory
 		}
 
-		bounded(t, len(body), func() {
+		checkAllocations(t, len(body), func() {
 			w := httptest.NewRecorder()
 			s.d.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, paths[int(call)%len(paths)],
 				strings.NewReader(body)))
 			if w.Body.Len() > 64<<10 {
-				t.Errorf("the answer has %d bytes", w.Body.Len())
+				t.Errorf("the response has %d bytes", w.Body.Len())
 			}
 			if call := int(call) % len(paths); call < 2 && !json.Valid(w.Body.Bytes()) {
-				t.Errorf("the answer is %q", w.Body)
+				t.Errorf("the response is %q", w.Body)
 			}
 		})
 	})
 }
 
-// hasForeignDirectory says whether a request names a log directory outside dir: such a log is made,
-// and the test must not fill the machine with them.
+// hasForeignDirectory reports whether a request has a log directory outside dir. The driver would
+// create such a log, and the test must not fill the machine with them.
 func hasForeignDirectory(body, dir string) bool {
 	var r struct{ Info info }
 	_ = json.Unmarshal([]byte(body), &r)
@@ -163,8 +164,8 @@ func hasForeignDirectory(body, dir string) bool {
 	return log.check() == nil && !strings.HasPrefix(log.String(), filepath.Join(dir, "pods")+"/")
 }
 
-// FuzzFrames writes bytes into a FIFO, with pipes of every size: what comes out are whole records,
-// not more than the bytes can mean, and afterwards a good line arrives.
+// FuzzFrames writes bytes into a FIFO, with pipes of every size. The result must consist of
+// complete records of bounded size, and leave an empty table.
 func FuzzFrames(f *testing.F) {
 	c := container{e: &fakeEngine{}}
 	good := c.frame(frame{Source: "stdout", Line: []byte("one")}, true)
@@ -193,7 +194,7 @@ func FuzzFrames(f *testing.F) {
 
 		c := e.container("aa")
 		c.start()
-		bounded(t, len(b)*64, func() { // a frame of 4 bytes becomes a record of 50
+		checkAllocations(t, len(b)*64, func() { // a frame of 4 bytes becomes a record of 50
 			if err := c.write(b); err != nil {
 				t.Error(err)
 			}
@@ -202,20 +203,18 @@ func FuzzFrames(f *testing.F) {
 
 		log, err := os.ReadFile(c.log.String())
 		if err != nil || len(log) > 64*len(b)+64 {
-			t.Errorf("%d bytes became %d, %v", len(b), len(log), err)
+			t.Errorf("%d bytes of input became a log of %d, %v", len(b), len(log), err)
 		}
 
 		if len(log) > 0 && log[len(log)-1] != '\n' {
-			t.Errorf("the last record is torn: %q", log[max(0, len(log)-100):])
+			t.Errorf("the last record is incomplete: %q", log[max(0, len(log)-100):])
 		}
-		if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
-			t.Errorf("the table has %v", left)
-		}
+		checkTableIsEmpty(t, d)
 	})
 }
 
-// FuzzTable gives an entry of the table and the beginning of a frame to a process that starts: it
-// starts, sets aside what it cannot use, and touches nothing else.
+// FuzzTable starts a process with an arbitrary table entry and partial frame. It must start, set
+// aside unusable files, and change nothing else.
 func FuzzTable(f *testing.F) {
 	entry := `{"fifo":"FIFO","container":"ID","name":"/x","log":{"directory":"DIR/pods/p","path":"c/0.log"},` +
 		`"began":"2026-01-02T03:04:05Z","inode":7}`
@@ -237,25 +236,27 @@ func FuzzTable(f *testing.F) {
 		var e struct{ Log target }
 		_ = json.Unmarshal([]byte(text), &e)
 		if e.Log.check() == nil && !strings.HasPrefix(e.Log.String(), filepath.Join(s.dir, "pods")+"/") {
-			return // it may write where the table says, which is root's
+			return // the table, owned by root, may name any directory
 		}
 
 		name := filepath.Join(s.dir, "table", filepath.Base(s.fifo))
-		for _, err := range []error{os.WriteFile(name+entrySuffix, []byte(text), 0o600),
-			os.WriteFile(name+spillSuffix, part, 0o600)} {
+		for _, err := range []error{
+			os.WriteFile(name+entrySuffix, []byte(text), 0o600),
+			os.WriteFile(name+spillSuffix, part, 0o600),
+		} {
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
 
-		bounded(t, len(text)+len(part), func() {
+		checkAllocations(t, len(text)+len(part), func() {
 			s.open()
 			s.close()
 		})
 	})
 }
 
-// FuzzRecords reads a log in the CRI's format that somebody else has written, as docker logs does.
+// FuzzRecords reads a foreign log in the CRI's format like docker logs.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte("2026-01-02T03:04:05.000000006+01:00 stdout F a line\n"), 1)
 	f.Add([]byte("2026-01-02T03:04:05Z stderr P a piece\n2026-01-02T03:04:05Z stderr P:x more\nno record\n"), -1)
@@ -276,7 +277,7 @@ func FuzzRecords(f *testing.F) {
 		}
 		defer rd.close()
 
-		bounded(t, 16*len(log), func() {
+		checkAllocations(t, 16*len(log), func() {
 			if rd.prepare(t.Context()) == nil {
 				_ = rd.copy(t.Context())
 			}
@@ -286,7 +287,7 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
-// checkFrames checks that there are whole frames only, of at most so many bytes.
+// checkFrames expects complete frames only, of limit bytes in total.
 func checkFrames(t *testing.T, out io.Reader, limit int) {
 	t.Helper()
 	total := 0
@@ -307,7 +308,7 @@ func checkFrames(t *testing.T, out io.Reader, limit int) {
 		}
 
 		if total += len(body); total > limit {
-			t.Fatalf("more than %d bytes", limit)
+			t.Fatalf("the output exceeds %d bytes", limit)
 		}
 	}
 }

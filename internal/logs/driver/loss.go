@@ -10,8 +10,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// guarded runs write and, if that has not returned after limit, runs instead beside it until it
-// has. It returns when both have, and reports whether write was late.
+// guarded runs write. If write takes longer than limit, it also runs instead until write returns.
+// It returns after both have returned, and reports whether write was late.
 func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{})) (late bool) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	t := time.AfterFunc(limit, func() {
@@ -30,17 +30,17 @@ func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{
 	return true
 }
 
-// discardInterval is the pause between two peeks at a FIFO whose output is being dropped.
+// discardInterval is the pause between two peeks at a FIFO while its output is dropped.
 const discardInterval = 20 * time.Millisecond
 
-// discardLocked consumes the batch that a stalled write holds, and then all that arrives, until
-// stop: a container must not wait for a disk for ever. The stalled write has the lock on its
+// discardLocked consumes the batch of a stalled write, and then all new output until stop is
+// closed. A container must not wait for a disk forever. The stalled write holds the lock on its
 // behalf.
 func (s *stream) discardLocked(batch int, stop <-chan struct{}) {
 	logger := s.logger.With("log", s.entry.Log.String())
-	logger.Error("the disk does not answer; the container's output is dropped meanwhile")
+	logger.Error("the disk does not respond; dropping the container's output")
 	if err := s.discardUntil(logger, batch, stop); err != nil {
-		logger.Error("output cannot be dropped, the container waits", "err", err)
+		logger.Error("cannot drop output; the container is blocked", "err", err)
 	}
 }
 
@@ -51,14 +51,14 @@ func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct
 	}
 	defer s.buffers.give(b)
 
-	if err := errors.Join(s.spill.clearWhole(), b.consume(s.fifo, batch)); err != nil {
+	if err := errors.Join(s.spill.clearComplete(), b.consume(s.fifo, batch)); err != nil {
 		return err
 	}
 
 	dropped := 0
 	defer func() {
 		s.metrics.dropped.WithLabelValues(reasonStalled).Add(float64(dropped))
-		logger.Error("the disk answers again", "dropped", dropped)
+		logger.Error("the disk responds again", "dropped", dropped)
 	}()
 
 	tick := time.NewTicker(discardInterval)
@@ -79,12 +79,12 @@ func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct
 	}
 }
 
-// discardAll consumes all whole frames that wait and counts them.
+// discardAll consumes and counts all complete pending frames.
 func (s *stream) discardAll(b *scratch) (frames int, err error) {
 	for {
 		n, err := s.discardBatch(b)
 		frames += n
-		if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
+		if errors.Is(err, errEmpty) || errors.Is(err, io.EOF) {
 			return frames, nil
 		}
 
@@ -94,7 +94,7 @@ func (s *stream) discardAll(b *scratch) (frames int, err error) {
 	}
 }
 
-// discardBatch consumes the whole frames that a peek shows, or the one that no peek can show.
+// discardBatch consumes the complete frames of a peek, or one frame too large for a peek.
 func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 	used := 0
 	if s.spill.size == 0 {
@@ -116,12 +116,12 @@ func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 	return 1, s.spill.clear()
 }
 
-// countFrames returns the number of whole frames and malformed messages in b, and their length.
+// countFrames returns the number of complete frames and malformed messages in b, and their length.
 func countFrames(b []byte) (frames, size int) {
 	for {
 		_, n, err := next(b[size:])
 		if errors.Is(err, errMalformed) {
-			n = malformedIn(b[size:])
+			n = malformedSize(b[size:])
 		} else if err != nil {
 			return frames, size
 		}
@@ -131,17 +131,17 @@ func countFrames(b []byte) (frames, size int) {
 	}
 }
 
-// lossInterval keeps a disk that is full again and again from filling the daemon's own log.
+// lossInterval limits the daemon's own log messages about a repeatedly full disk.
 const lossInterval = time.Minute
 
-// losses counts the dropped lines of a container. It logs when a loss begins and when it is over,
-// not at each line.
+// losses counts the dropped lines of a container. It logs the beginning and the end of a loss, not
+// each line.
 type losses struct {
 	logger  *slog.Logger
 	dropped *prometheus.CounterVec
 	begin   rate.Sometimes
-	count   int   // since the last loss was over
-	openErr error // why the log could not be opened
+	count   int   // in the current loss
+	openErr error // error of the last attempt to open the log
 }
 
 func newLosses(logger *slog.Logger, m *metrics) losses {
@@ -152,18 +152,18 @@ func newLosses(logger *slog.Logger, m *metrics) losses {
 	}
 }
 
-func (l *losses) add(lines int, reason string, why error) {
+func (l *losses) add(lines int, reason string, cause error) {
 	l.dropped.WithLabelValues(reason).Add(float64(lines))
 	if l.count == 0 {
-		l.begin.Do(func() { l.logger.Error("a container's output is dropped", "err", why) })
+		l.begin.Do(func() { l.logger.Error("dropping the output of a container", "err", cause) })
 	}
 	l.count += lines
 }
 
-func (l *losses) over() {
+func (l *losses) end() {
 	if l.count == 0 {
 		return
 	}
-	l.logger.Info("a container's output is written again", "dropped", l.count)
+	l.logger.Info("writing the output of a container again", "dropped", l.count)
 	l.count = 0
 }

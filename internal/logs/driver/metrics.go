@@ -7,14 +7,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Reasons for which output was dropped.
+// Reasons for dropped output.
 const (
-	reasonDisk      = "disk"      // the disk took no more
-	reasonStalled   = "stalled"   // the disk did not answer in time
-	reasonMalformed = "malformed" // Docker's message was not understood
+	reasonDisk      = "disk"      // a write failed
+	reasonStalled   = "stalled"   // the disk did not respond in time
+	reasonMalformed = "malformed" // a malformed message from Docker
 )
 
-// metrics are the process's own. None is global.
+// metrics are the process's own. No metric is global.
 type metrics struct {
 	registry     *prometheus.Registry
 	lines, bytes prometheus.Counter
@@ -29,7 +29,7 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		lines: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cri_dockerd_log_lines_total",
-			Help: "Lines and pieces of lines written to container logs.",
+			Help: "Lines and partial lines written to container logs.",
 		}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cri_dockerd_log_bytes_total",
@@ -37,19 +37,19 @@ func newMetrics() *metrics {
 		}),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_log_dropped_lines_total",
-			Help: "Lines and pieces of lines that were lost, by reason.",
+			Help: "Lines and partial lines dropped, by reason.",
 		}, []string{"reason"}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cri_dockerd_log_streams",
-			Help: "Containers whose output is being written.",
+			Help: "Containers with an open log stream.",
 		}),
 		spilled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cri_dockerd_log_spilled_frames_total",
-			Help: "Lines and pieces of lines that were larger than the kernel lets a pipe be.",
+			Help: "Lines and partial lines larger than the capacity of the kernel's pipes.",
 		}),
 		alarms: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cri_dockerd_log_alarms",
-			Help: "1 while the log-driver process works with less than it needs, by cause: pipes, descriptors, table.",
+			Help: "1 while the log-driver process lacks a resource, by cause: pipes, descriptors, table.",
 		}, []string{"cause"}),
 	}
 

@@ -2,13 +2,13 @@ package driver
 
 import "sync"
 
-// notifier wakes any number of waiters at a change. The zero value is ready.
+// notifier wakes any number of waiters at a change. The zero value is ready to use.
 type notifier struct {
 	mu sync.Mutex // guards ch
 	ch chan struct{}
 }
 
-// next is closed at the next change.
+// next returns a channel closed at the next change.
 func (n *notifier) next() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -7,28 +7,28 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// orphans are the containers whose engine has ended without a word. Their entries stay in the table
-// for the engine's successor, which must go on in the same file: the kubelet may have renamed it,
-// and be about to rename it back over whatever stands in its place. It is safe for concurrent use.
+// orphans tracks the containers of engines that died. Their entries stay in the table for the
+// engine's successor. The successor must continue in the same file: the kubelet may have renamed
+// it, and may rename it back over any file at the log's path. It is safe for concurrent use.
 type orphans struct {
-	table  *table
-	away   time.Duration // how long to wait for a successor
-	closed <-chan struct{}
+	table   *table
+	timeout time.Duration // for a successor
+	closed  <-chan struct{}
 
 	mu      sync.Mutex                  // guards entries
-	entries map[model.ContainerID]entry // each is in the table, with the time since when
+	entries map[model.ContainerID]entry // each is in the table, with the time of its orphaning
 }
 
-func newOrphans(t *table, away time.Duration, closed <-chan struct{}) *orphans {
+func newOrphans(t *table, timeout time.Duration, closed <-chan struct{}) *orphans {
 	return &orphans{
 		table:   t,
-		away:    away,
+		timeout: timeout,
 		closed:  closed,
 		entries: map[model.ContainerID]entry{},
 	}
 }
 
-// add keeps an entry until forget, or until no successor has come in time.
+// add keeps an entry until forget is called or the timeout expires.
 func (o *orphans) add(e entry) (err error) {
 	if e.Orphaned.IsZero() {
 		e.Orphaned = time.Now()
@@ -43,25 +43,25 @@ func (o *orphans) add(e entry) (err error) {
 		o.table.forget(&other)
 	}
 
-	// A container that was removed meanwhile has no successor.
-	time.AfterFunc(o.away-time.Since(e.Orphaned), o.forgetOld)
+	// A container removed meanwhile has no successor.
+	time.AfterFunc(o.timeout-time.Since(e.Orphaned), o.removeExpired)
 
 	return err
 }
 
-// find returns the entry of a container, an empty one if there is none.
+// find returns the entry of a container, or an empty one.
 func (o *orphans) find(container model.ContainerID) entry {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.entries[container]
 }
 
-// forget removes the entry of a container, and those whose engine has stayed away too long.
+// forget removes the entry of a container, and all expired ones.
 func (o *orphans) forget(container model.ContainerID) {
 	o.mu.Lock()
 	var old []entry
 	for c, e := range o.entries {
-		if c == container || time.Since(e.Orphaned) >= o.away {
+		if c == container || time.Since(e.Orphaned) >= o.timeout {
 			old = append(old, e)
 			delete(o.entries, c)
 		}
@@ -73,9 +73,8 @@ func (o *orphans) forget(container model.ContainerID) {
 	}
 }
 
-// forgetOld removes the entries whose engine has stayed away too long. After Close the table is the
-// next process's.
-func (o *orphans) forgetOld() {
+// removeExpired removes the expired entries. After Close the table belongs to the next process.
+func (o *orphans) removeExpired() {
 	if !isClosed(o.closed) {
 		o.forget("")
 	}

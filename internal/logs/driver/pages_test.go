@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pageSizes are the capacities that pipes get when root's pipe pages are used up: two pages, one on
+// pageSizes are the capacities of pipes when root's pipe pages are exhausted: two pages, or one on
 // kernels before 5.14.
 var pageSizes = []int{4 << 10, 8 << 10}
 
 func withPipes(size int) func(*Config) { return func(c *Config) { c.pipeSize = size } }
 
-// writeTimeout is for frames that somebody reads.
+// writeTimeout limits the write of a frame.
 const writeTimeout = 20 * time.Second
 
-// write writes frames as the engine does: it waits while the FIFO is full.
+// write writes frames like the engine. It waits while the FIFO is full.
 func (c *container) write(frames ...[]byte) error {
 	f, err := os.OpenFile(c.FIFOPath, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -44,23 +44,23 @@ func (c *container) write(frames ...[]byte) error {
 	return f.Close()
 }
 
-// pieces are the frames of lines of 20 kB, which Docker cuts at 16 KiB, and the records for them.
+// pieces returns the frames of lines of 20 kB, cut by Docker at 16 KiB, and their records.
 func (c *container) pieces(lines int) (frames [][]byte, want []string) {
 	for i := range lines {
 		line := fmt.Sprintf("%06d", i) + strings.Repeat("x", 20000-6)
-		first, rest := line[:pieceSize], line[pieceSize:]
+		first, second := line[:pieceSize], line[pieceSize:]
 		frames = append(frames,
 			c.frame(frame{Source: "stdout", Line: []byte(first), Partial: true}, false),
-			c.frame(frame{Source: "stdout", Line: []byte(rest)}, true))
-		want = append(want, "stdout P "+first, "stdout F "+rest)
+			c.frame(frame{Source: "stdout", Line: []byte(second)}, true))
+		want = append(want, "stdout P "+first, "stdout F "+second)
 	}
 
 	return frames, want
 }
 
-// TestPipePagesUsedUp: frames that no pipe holds as a whole arrive, between short ones, and an
-// alarm says why it is slow.
-func TestPipePagesUsedUp(t *testing.T) {
+// TestPipePagesExhausted writes frames larger than a pipe among short ones. All must arrive, and an
+// alarm must explain the slowdown.
+func TestPipePagesExhausted(t *testing.T) {
 	for _, size := range pageSizes {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
@@ -84,17 +84,16 @@ func TestPipePagesUsedUp(t *testing.T) {
 				t.Errorf("alarms: %q", alarms)
 			}
 			if n := testutil.ToFloat64(d.metrics.spilled); n < 51 {
-				t.Errorf("%v frames were spilled", n)
+				t.Errorf("%v frames were spilled, want at least 51", n)
 			}
-			if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
-				t.Errorf("the table still has %v", left)
-			}
+			checkTableIsEmpty(t, d)
 		})
 	}
 }
 
-// TestPipePagesAreThereAgain: pipes grow as soon as they may, and the alarm ends.
-func TestPipePagesAreThereAgain(t *testing.T) {
+// TestPipePagesAvailableAgain expects pipes to grow when pages are available again, and the alarm
+// to clear.
+func TestPipePagesAvailableAgain(t *testing.T) {
 	t.Parallel()
 	d, e := newDriver(t, t.TempDir())
 	b, err := newScratch(4 << 10)
@@ -102,8 +101,8 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	b.limit, b.grown = 0, time.Time{}
-	d.alarms.add(alarmPipes, small(b.size))
+	b.limit, b.lastGrow = 0, time.Time{}
+	d.alarms.add(alarmPipes, countSmall(b.size))
 	d.buffers.give(b)
 	c := e.container("aa")
 	c.start()
@@ -113,8 +112,8 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	s.grown = time.Time{}
-	d.alarms.add(alarmPipes, small(s.size))
+	s.lastGrow = time.Time{}
+	d.alarms.add(alarmPipes, countSmall(s.size))
 	s.unlock()
 	if len(d.alarms.list()) != 1 {
 		t.Fatalf("alarms: %q", d.alarms.list())
@@ -130,11 +129,12 @@ func TestPipePagesAreThereAgain(t *testing.T) {
 	c.stop()
 }
 
-// TestKilledWithASpill makes the state that a killed process leaves while a frame is on its way
-// through the spill, for every step of that way.
+// TestKilledWithASpill creates the state of a process killed while a frame moves through the spill,
+// for every step.
 func TestKilledWithASpill(t *testing.T) {
-	for _, state := range []string{"beginning moved", "prefix cut", "whole, not written", "whole, torn",
-		"whole, written"} {
+	for _, state := range []string{
+		"beginning moved", "prefix cut", "whole, not written", "whole, torn", "whole, written",
+	} {
 		t.Run(state, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -182,7 +182,7 @@ func TestKilledWithASpill(t *testing.T) {
 	}
 }
 
-// sealed is a file that takes size bytes and no more.
+// sealed returns a file limited to size bytes.
 func sealed(t *testing.T, size int64) *os.File {
 	t.Helper()
 	fd, err := unix.MemfdCreate("spill", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -202,7 +202,7 @@ func sealed(t *testing.T, size int64) *os.File {
 	return f
 }
 
-// TestSpillCannotBeWritten: without room for the spill's file pieces are kept in memory.
+// TestSpillCannotBeWritten expects pieces to stay in memory without room for the spill's file.
 func TestSpillCannotBeWritten(t *testing.T) {
 	for _, room := range []int64{-1, 0, 2, 4096, 6000} {
 		t.Run(fmt.Sprint(room), func(t *testing.T) {
@@ -231,7 +231,7 @@ func TestSpillCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestDiskHangsWithSmallPipes drops frames that no pipe can hold while the disk does not answer.
+// TestDiskHangsWithSmallPipes drops frames larger than a pipe while the disk does not respond.
 func TestDiskHangsWithSmallPipes(t *testing.T) {
 	t.Parallel()
 	d, e := newDriver(t, t.TempDir(), withPipes(4<<10), func(c *Config) { c.StallLimit = 50 * time.Millisecond })
@@ -252,8 +252,8 @@ func TestDiskHangsWithSmallPipes(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r.Close() // the write that hangs fails
-	eventually(t, "the disk answers", func() bool { return d.droppedLines(reasonStalled) > 0 })
+	r.Close() // the stalled write fails
+	eventually(t, "the disk responds", func() bool { return d.droppedLines(reasonStalled) > 0 })
 	s.lock()
 	s.log = good
 	s.unlock()

@@ -10,28 +10,29 @@ import (
 )
 
 const (
-	// batchSize is the most that one peek shows, in bytes: 16 pages, a pipe's usual size (pipe(7)).
+	// batchSize is the maximum size of a peek, in bytes: 16 pages, the default capacity of a pipe
+	// (pipe(7)).
 	batchSize = 64 << 10
-	// fifoSize is what a container can print while no process reads, in bytes. Only privileged
-	// processes may go beyond /proc/sys/fs/pipe-max-size, 1 MiB by default.
+	// fifoSize is the amount of output, in bytes, a container can write while no process reads.
+	// Only privileged processes may exceed /proc/sys/fs/pipe-max-size, 1 MiB by default.
 	fifoSize = 256 << 10
-	// growInterval is how often a pipe that got less than batchSize is asked to grow.
+	// growInterval is the interval between two attempts to grow a pipe smaller than batchSize.
 	growInterval = 10 * time.Second
 )
 
-// scratch is the memory of a batch: a pipe for tee(2), and buffers.
+// scratch holds the buffers of a batch, including a pipe for tee(2).
 type scratch struct {
 	read, write int // ends of the pipe
-	null        int // /dev/null, where consumed frames go
-	size        int // of the pipe, in bytes: less than batchSize when root's pipe pages are used up
-	grown       time.Time
+	null        int // /dev/null, the target of consumed frames
+	size        int // of the pipe, in bytes; less than batchSize if root's pipe pages are exhausted
+	lastGrow    time.Time
 	limit       int // Config.pipeSize
 	in, out     []byte
-	ends        []int // in out: the end of each frame's lines
+	ends        []int // offsets in out: the end of each frame's lines
 	dirty       bool  // the pipe may not be empty
 }
 
-// newScratch returns buffers. limit is Config.pipeSize.
+// newScratch returns new buffers. limit is Config.pipeSize.
 func newScratch(limit int) (*scratch, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -58,35 +59,35 @@ func newScratch(limit int) (*scratch, error) {
 	return b, nil
 }
 
-// grow asks the kernel for a pipe of batchSize, at most every growInterval. The kernel gives two
-// pages only (one before Linux 5.14) while a user without CAP_SYS_RESOURCE and CAP_SYS_ADMIN has
-// more than fs.pipe-user-pages-soft (pipe(7)).
+// grow requests a pipe of batchSize, at most every growInterval. The kernel limits a pipe to two
+// pages (one before Linux 5.14) if a user without CAP_SYS_RESOURCE and CAP_SYS_ADMIN exceeds
+// fs.pipe-user-pages-soft (pipe(7)).
 func (b *scratch) grow() {
-	if b.size < batchSize && time.Since(b.grown) > growInterval {
-		b.grown = time.Now()
+	if b.size < batchSize && time.Since(b.lastGrow) > growInterval {
+		b.lastGrow = time.Now()
 		b.size = growPipe(b.write, batchSize, b.limit)
 	}
 }
 
-// growPipe asks for a pipe's capacity and returns the capacity that it has then, in bytes. limit is
+// growPipe requests a capacity for a pipe and returns the resulting capacity, in bytes. limit is
 // Config.pipeSize.
 func growPipe(fd, want, limit int) int {
-	have, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
 	if limit > 0 {
 		want = limit
 	}
-	if err != nil || have >= want && limit == 0 {
-		return have
+	if err != nil || size >= want && limit == 0 {
+		return size
 	}
 
 	if got, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, want); err == nil {
 		return got
 	}
 
-	return have
+	return size
 }
 
-// empty reads the rest of the pipe and drops it.
+// empty reads and drops the content of the pipe.
 func (b *scratch) empty() error {
 	for {
 		n, err := retry(func() (int64, error) { k, err := unix.Read(b.read, b.in); return int64(k), err })
@@ -101,8 +102,8 @@ func (b *scratch) empty() error {
 	}
 }
 
-// small returns 1 for a pipe's capacity that is less than usual, else 0.
-func small(size int) int {
+// countSmall returns 1 for a capacity below the usual one, and 0 otherwise.
+func countSmall(size int) int {
 	if size > 0 && size < batchSize {
 		return 1
 	}
@@ -116,17 +117,17 @@ func (b *scratch) close() {
 }
 
 var (
-	errNothing = errors.New("nothing waits in the FIFO")
-	errCut     = errors.New("only the beginning of a frame waits in the FIFO")
+	errEmpty      = errors.New("the FIFO is empty")
+	errIncomplete = errors.New("the FIFO has an incomplete frame")
 )
 
-// peek copies the bytes in a FIFO and leaves them there. io.EOF means that the FIFO is empty and
-// not open for writing.
+// peek copies the bytes in a FIFO without consuming them. It returns io.EOF for an empty FIFO
+// without a writer.
 func (b *scratch) peek(fifo int) ([]byte, error) {
 	n, err := retry(func() (int64, error) { return unix.Tee(fifo, b.write, batchSize, unix.SPLICE_F_NONBLOCK) })
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		return nil, errNothing
+		return nil, errEmpty
 	case err != nil:
 		return nil, fmt.Errorf("tee: %w", err)
 	case n == 0:
@@ -147,7 +148,7 @@ func (b *scratch) peek(fifo int) ([]byte, error) {
 	return b.in[:n], nil
 }
 
-// consume takes n bytes out of a FIFO.
+// consume removes n bytes from a FIFO.
 func (b *scratch) consume(fifo, n int) error {
 	for n > 0 {
 		k, err := retry(func() (int64, error) {
@@ -164,8 +165,8 @@ func (b *scratch) consume(fifo, n int) error {
 	return nil
 }
 
-// waitingIn returns the number of bytes in a FIFO, 0 if that cannot be known.
-func waitingIn(fifo int) int {
+// pendingBytes returns the number of bytes in a FIFO, or 0 if it is unknown.
+func pendingBytes(fifo int) int {
 	n, err := unix.IoctlGetInt(fifo, unix.TIOCINQ)
 	if err != nil {
 		return 0
@@ -173,7 +174,7 @@ func waitingIn(fifo int) int {
 	return n
 }
 
-// retry repeats a call that a signal interrupted.
+// retry repeats a call interrupted by a signal.
 func retry(call func() (int64, error)) (int64, error) {
 	for {
 		n, err := call()

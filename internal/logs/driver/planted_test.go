@@ -2,6 +2,7 @@ package driver
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 
 const secretText = "2026-01-02T03:04:05.000000006Z stdout F secret\nno newline at its end"
 
-// planted are things that somebody with access to a pod's log directory puts in the place of a
-// file. foreign is a file of somebody else.
+// planted replaces a log with something else, as users with access to a pod's log directory can.
+// foreign is a file of another user.
 var planted = map[string]func(foreign, at string) error{
 	"a link to a file":   os.Symlink,
 	"a link to nothing":  func(foreign, at string) error { return os.Symlink(foreign+"-new", at) },
@@ -39,7 +40,7 @@ var planted = map[string]func(foreign, at string) error{
 	},
 }
 
-// victim makes a file of somebody else, and checks at the end that nothing has happened to it.
+// victim creates another user's file, and checks at the end of the test that it is unchanged.
 func victim(t *testing.T, dir string) (foreign string) {
 	t.Helper()
 	foreign = filepath.Join(dir, "foreign")
@@ -61,15 +62,15 @@ func victim(t *testing.T, dir string) (foreign string) {
 		}
 
 		if _, err := os.Lstat(foreign + "-new"); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("a file was made through a link: %v", err)
+			t.Errorf("a file was created through a link: %v", err)
 		}
 	})
 
 	return foreign
 }
 
-// TestPlantedBeforeStart: whatever stands at a log's path, the container starts and its output is
-// there.
+// TestPlantedBeforeStart expects a container to start and log its output, whatever is at its log's
+// path.
 func TestPlantedBeforeStart(t *testing.T) {
 	for name, plant := range planted {
 		t.Run(name, func(t *testing.T) {
@@ -84,16 +85,16 @@ func TestPlantedBeforeStart(t *testing.T) {
 			}
 
 			c.start()
-			c.say("one")
+			c.print("one")
 			c.stop()
-			c.isLog(t, c.log.String(), "stdout F one")
+			c.checkLog(t, c.log.String(), "stdout F one")
 		})
 	}
 }
 
-// isLog checks that a path is a file of its own with these lines, and that there is nothing beside
-// it.
-func (c *container) isLog(t *testing.T, path string, lines ...string) {
+// checkLog expects path to be a regular file of its own with these lines, and no temporary files
+// beside it.
+func (c *container) checkLog(t *testing.T, path string, lines ...string) {
 	t.Helper()
 	var st syscall.Stat_t
 	if err := syscall.Lstat(path, &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 {
@@ -104,20 +105,19 @@ func (c *container) isLog(t *testing.T, path string, lines ...string) {
 		t.Error(diff)
 	}
 
-	left, err := os.ReadDir(filepath.Dir(path))
+	files, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	for _, l := range left {
-		if strings.HasPrefix(l.Name(), ".") {
-			t.Errorf("beside the log: %v", l)
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), ".") {
+			t.Errorf("temporary file beside the log: %v", f)
 		}
 	}
 }
 
-// TestPlantedDuringRotation: the kubelet has renamed the log, and somebody else is faster than
-// Reopen.
+// TestPlantedDuringRotation plants a file between the kubelet's rename of the log and Reopen.
 func TestPlantedDuringRotation(t *testing.T) {
 	for name, plant := range planted {
 		t.Run(name, func(t *testing.T) {
@@ -127,7 +127,7 @@ func TestPlantedDuringRotation(t *testing.T) {
 			d, e := newDriver(t, dir)
 			c := e.container("aa")
 			c.start()
-			c.say("one")
+			c.print("one")
 			eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
 			old := c.log.String() + ".20260102-030405"
 			if err := errors.Join(os.Rename(c.log.String(), old), plant(foreign, c.log.String()),
@@ -135,34 +135,34 @@ func TestPlantedDuringRotation(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			c.say("two")
+			c.print("two")
 			c.stop()
-			c.isLog(t, old, "stdout F one")
-			c.isLog(t, c.log.String(), "stdout F two")
+			c.checkLog(t, old, "stdout F one")
+			c.checkLog(t, c.log.String(), "stdout F two")
 		})
 	}
 }
 
-// TestPlantedInsteadOfTheLog: somebody deletes the log of a running container and puts something
-// else there, also while this process is away.
+// TestPlantedInsteadOfTheLog replaces the log of a running container, with and without a running
+// log-driver process.
 func TestPlantedInsteadOfTheLog(t *testing.T) {
 	for name, plant := range planted {
-		for _, away := range []bool{false, true} {
-			t.Run(name, func(t *testing.T) {
+		for _, isDown := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, process down: %v", name, isDown), func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				foreign := victim(t, dir)
 				d, e := newDriver(t, dir)
 				c := e.container("aa")
 				c.start()
-				if away {
+				if isDown {
 					d.Close()
 				}
 				if err := errors.Join(os.Remove(c.log.String()), plant(foreign, c.log.String())); err != nil {
 					t.Fatal(err)
 				}
 
-				if away {
+				if isDown {
 					_, next := newDriver(t, dir)
 					e.http = next.http
 				} else {
@@ -172,22 +172,22 @@ func TestPlantedInsteadOfTheLog(t *testing.T) {
 					s.unlock()
 				}
 
-				c.say("one")
+				c.print("one")
 				c.stop()
-				c.isLog(t, c.log.String(), "stdout F one")
+				c.checkLog(t, c.log.String(), "stdout F one")
 			})
 		}
 	}
 }
 
-// TestPlantedForReaders: docker logs shows neither what a link leads to nor waits for a FIFO.
+// TestPlantedForReaders expects docker logs neither to follow a link nor to wait for a FIFO.
 func TestPlantedForReaders(t *testing.T) {
 	for name, plant := range planted {
 		t.Run(name, func(t *testing.T) {
 			l := newLogged(t)
 			foreign := victim(t, l.e.dir)
 			l.start()
-			l.say("1")
+			l.print("1")
 			eventually(t, "written", func() bool { return len(texts(t, l.log.String())) == 1 })
 			if err := plant(foreign, l.log.String()+".20260102-030405"); err != nil {
 				t.Fatal(err)
@@ -204,14 +204,14 @@ func TestPlantedForReaders(t *testing.T) {
 			}
 
 			if got := all(l.read(readConfig{Tail: -1})); len(got) > 0 {
-				t.Errorf("of what was planted: %q", got)
+				t.Errorf("docker logs returned planted lines: %q", got)
 			}
 		})
 	}
 }
 
-// TestPlantedDirectory: links in the place of the pod's log directory or a directory in it are not
-// followed, and the error says which.
+// TestPlantedDirectory expects a link in the place of the pod's log directory, or of a directory in
+// it, to be refused and named in the error.
 func TestPlantedDirectory(t *testing.T) {
 	for _, at := range []string{"pods/default_web_uid", "pods/default_web_uid/main-aa"} {
 		t.Run(at, func(t *testing.T) {
@@ -219,7 +219,9 @@ func TestPlantedDirectory(t *testing.T) {
 			_, e := newDriver(t, dir)
 			outside, link := filepath.Join(dir, "outside"), filepath.Join(dir, at)
 			for _, err := range []error{
-				os.Mkdir(outside, 0o755), os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink(outside, link),
+				os.Mkdir(outside, 0o755),
+				os.MkdirAll(filepath.Dir(link), 0o755),
+				os.Symlink(outside, link),
 			} {
 				if err != nil {
 					t.Fatal(err)
@@ -232,14 +234,14 @@ func TestPlantedDirectory(t *testing.T) {
 				t.Errorf("StartLogging: %q", err)
 			}
 
-			if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
-				t.Errorf("outside: %v, %v", left, err)
+			if files, err := os.ReadDir(outside); err != nil || len(files) > 0 {
+				t.Errorf("files outside: %v, %v", files, err)
 			}
 		})
 	}
 }
 
-// TestLinkAboveThePods: an operator may keep logs on another disk.
+// TestLinkAboveThePods keeps the logs on another disk behind a link, as an operator may.
 func TestLinkAboveThePods(t *testing.T) {
 	dir := t.TempDir()
 	_, e := newDriver(t, dir)
@@ -250,23 +252,25 @@ func TestLinkAboveThePods(t *testing.T) {
 
 	c := e.container("aa")
 	c.start()
-	c.say("one")
+	c.print("one")
 	c.stop()
-	c.isLog(t, c.log.String(), "stdout F one")
+	c.checkLog(t, c.log.String(), "stdout F one")
 }
 
-// TestFIFOIsDockers: only a FIFO in Docker's directory is taken, so that no name of the engine's
-// becomes a file elsewhere, or makes one be removed.
+// TestFIFOIsDockers accepts only a FIFO in Docker's directory, so that a path from the engine never
+// creates or removes a file elsewhere.
 func TestFIFOIsDockers(t *testing.T) {
 	dir := t.TempDir()
 	foreign := victim(t, dir)
 	d, e := newDriver(t, dir)
 	c := e.container("aa")
-	file, link, sub, device := filepath.Join(dir, "regular"), filepath.Join(dir, "link"), filepath.Join(dir, "sub"),
-		filepath.Join(dir, "random")
+	file, link := filepath.Join(dir, "regular"), filepath.Join(dir, "link")
+	sub, device := filepath.Join(dir, "sub"), filepath.Join(dir, "random")
 	for _, err := range []error{
-		syscall.Mknod(device, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 8))), // it can be polled as a FIFO can
-		os.WriteFile(file, nil, 0o600), os.Symlink(c.FIFOPath, link), os.Mkdir(sub, 0o700),
+		syscall.Mknod(device, syscall.S_IFCHR|0o600, int(unix.Mkdev(1, 8))), // can be polled like a FIFO
+		os.WriteFile(file, nil, 0o600),
+		os.Symlink(c.FIFOPath, link),
+		os.Mkdir(sub, 0o700),
 		syscall.Mkfifo(filepath.Join(sub, "fifo"), 0o600),
 	} {
 		if err != nil {
@@ -275,20 +279,23 @@ func TestFIFOIsDockers(t *testing.T) {
 	}
 
 	for _, bad := range []string{
-		"", "/", "fifo-aa", foreign, file, link, sub, device, filepath.Join(sub, "fifo"), dir + "/../" +
-			filepath.Base(dir) + "/fifo-aa", dir + "//fifo-aa",
-		dir + "/fifo-aa/", dir + "/.", dir + "/..", dir + "/nothing", dir + "/" + strings.Repeat("x", 200), dir +
-			"/fifo\x00-aa", dir + "/fifo\n",
+		"", "/", "fifo-aa", foreign, file, link, sub, device, filepath.Join(sub, "fifo"),
+		dir + "/../" + filepath.Base(dir) + "/fifo-aa",
+		dir + "//fifo-aa",
+		dir + "/fifo-aa/",
+		dir + "/.",
+		dir + "/..",
+		dir + "/nothing",
+		dir + "/" + strings.Repeat("x", 200),
+		dir + "/fifo\x00-aa",
+		dir + "/fifo\n",
 	} {
 		if err := e.call("/LogDriver.StartLogging", map[string]any{"File": bad, "Info": c.info()}); err == "" {
-			t.Errorf("%q is accepted", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 
-	if left, _ := os.ReadDir(d.table.dir); len(left) > 0 {
-		t.Errorf("the table has %v", left)
-	}
-
+	checkTableIsEmpty(t, d)
 	c.start()
 	c.stop()
 }

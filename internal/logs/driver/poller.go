@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poller notifies when something waits in a FIFO, once for each arm. Go's own poller would wake up
-// at every line that the engine writes, also while lines gather; that costs more than the lines.
+// poller reports pending data in a FIFO, once for each arm. Go's own poller would wake up for every
+// line written by the engine, even while lines gather, and this costs more than the lines.
 type poller struct {
 	epoll int
-	wake  int // an eventfd that ends run
+	wake  int // an eventfd to stop run
 
 	mu    sync.Mutex // guards ready
 	ready map[int]chan<- struct{}
@@ -56,13 +56,14 @@ func (p *poller) add(fd int, ready chan<- struct{}) error {
 	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &event)
 }
 
-// arm asks for one notification: at once if something waits already or all writers have closed it.
+// arm requests one notification. It is immediate if data is already pending or all writers have
+// closed the FIFO.
 func (p *poller) arm(fd int) error {
 	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
 	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_MOD, fd, &event)
 }
 
-// remove forgets a file. It must come before the file is closed.
+// remove removes a file. Call it before closing the file.
 func (p *poller) remove(fd int) {
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil) // closing does the same
 	p.mu.Lock()
@@ -93,7 +94,7 @@ func (p *poller) run() {
 			p.mu.Unlock()
 			select {
 			case ready <- struct{}{}:
-			default: // notified already, or removed meanwhile
+			default: // already notified, or removed meanwhile
 			}
 		}
 	}

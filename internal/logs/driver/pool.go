@@ -3,14 +3,14 @@ package driver
 import "time"
 
 const (
-	// maxIdleScratch is how many buffers are kept for the next batch.
+	// maxIdleScratch is the number of buffers kept for the next batch.
 	maxIdleScratch = 4
-	// scratchTimeout is how long a batch waits for buffers of another one when there are no
-	// descriptors for new ones.
+	// scratchTimeout limits the wait for another batch's buffers when there are no descriptors for
+	// new ones.
 	scratchTimeout = time.Second
 )
 
-// pool keeps the buffers of batches. It is safe for concurrent use.
+// pool holds the buffers of batches. It is safe for concurrent use.
 type pool struct {
 	alarms   *alarms
 	pipeSize int // Config.pipeSize
@@ -25,8 +25,8 @@ func newPool(a *alarms, pipeSize int) *pool {
 	}
 }
 
-// take returns buffers for a batch. When there are no descriptors for new ones, it waits for those
-// of another batch.
+// take returns buffers for a batch. Without descriptors for new buffers, it waits for those of
+// another batch.
 func (p *pool) take() (*scratch, error) {
 	select {
 	case b := <-p.idle:
@@ -50,8 +50,8 @@ func (p *pool) take() (*scratch, error) {
 	}
 }
 
-// give takes buffers back. If an error has left something in their pipe that cannot be read, they
-// are closed.
+// give returns buffers to the pool. It closes them if an error has left unreadable data in their
+// pipe.
 func (p *pool) give(b *scratch) {
 	if b.dirty && b.empty() != nil {
 		p.discard(b)
@@ -74,23 +74,23 @@ func (p *pool) open() (*scratch, error) {
 		return nil, err
 	}
 
-	p.alarms.add(alarmPipes, small(b.size))
+	p.alarms.add(alarmPipes, countSmall(b.size))
 
 	return b, nil
 }
 
 func (p *pool) discard(b *scratch) {
-	p.alarms.add(alarmPipes, -small(b.size))
+	p.alarms.add(alarmPipes, -countSmall(b.size))
 	b.close()
 }
 
 func (p *pool) grow(b *scratch) {
-	before := small(b.size)
+	before := countSmall(b.size)
 	b.grow()
-	p.alarms.add(alarmPipes, small(b.size)-before)
+	p.alarms.add(alarmPipes, countSmall(b.size)-before)
 }
 
-// growIdle lets small pipes grow that no batch uses just now.
+// growIdle grows the small pipes of idle buffers.
 func (p *pool) growIdle() {
 	for range maxIdleScratch {
 		select {
@@ -103,7 +103,7 @@ func (p *pool) growIdle() {
 	}
 }
 
-// close closes the idle buffers. No batch runs any more.
+// close closes the idle buffers. No batch may run any more.
 func (p *pool) close() {
 	for {
 		select {

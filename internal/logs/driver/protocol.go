@@ -13,10 +13,10 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// mediaType is of Docker's plugin protocol.
+// mediaType is the media type of Docker's plugin protocol.
 const mediaType = "application/vnd.docker.plugins.v1.2+json"
 
-// info describes a container (moby's logger.Info), as far as it is needed here.
+// info describes a container, with the required fields of moby's logger.Info.
 type info struct {
 	Config        map[string]string
 	ContainerID   string
@@ -31,10 +31,10 @@ func (i info) target() target {
 func (d *Driver) Handler() http.Handler {
 	m := http.NewServeMux()
 	m.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{"Implements": []string{"LogDriver"}})
+		reply(w, map[string]any{"Implements": []string{"LogDriver"}})
 	})
 	m.HandleFunc("POST /LogDriver.Capabilities", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{"Cap": map[string]bool{"ReadLogs": true}})
+		reply(w, map[string]any{"Cap": map[string]bool{"ReadLogs": true}})
 	})
 	m.HandleFunc("POST /LogDriver.StartLogging", d.startLogging)
 	m.HandleFunc("POST /LogDriver.StopLogging", d.stopLogging)
@@ -47,12 +47,12 @@ func (d *Driver) Handler() http.Handler {
 }
 
 const (
-	// maxRequest bounds a request, in bytes. Docker sends a container's labels and environment
-	// along, which its image's author writes, though none of them is used here.
+	// maxRequest limits a request, in bytes. Docker includes a container's labels and environment,
+	// and the image's author controls their size. They are not used here.
 	maxRequest = 4 << 20
-	// maxParsing is how many requests are parsed at a time, which bounds the memory for all.
+	// maxParsing limits the number of requests parsed at a time, and thereby the total memory.
 	maxParsing = 2
-	// bodyTimeout is for the engine to send a request's body.
+	// bodyTimeout limits the wait for a request body from the engine.
 	bodyTimeout = 10 * time.Second
 )
 
@@ -67,13 +67,13 @@ func (d *Driver) decode(w http.ResponseWriter, r *http.Request, v any) error {
 
 	c := http.NewResponseController(w)
 	if err := c.SetReadDeadline(time.Now().Add(bodyTimeout)); err == nil {
-		defer func() { _ = c.SetReadDeadline(time.Time{}) }() // a connection that broke is met again
+		defer func() { _ = c.SetReadDeadline(time.Time{}) }() // a broken connection fails again later
 	}
 
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(v)
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
-		return fmt.Errorf("the request has more than %d bytes: "+
+		return fmt.Errorf("the request exceeds %d bytes: "+
 			"the labels and the environment of the container are too large", large.Limit)
 	}
 
@@ -101,20 +101,20 @@ func (d *Driver) startLogging(w http.ResponseWriter, r *http.Request) {
 			d.alarms.raise(alarmDescriptors)
 		}
 		name := text.Clean(req.Info.ContainerName, text.MaxName)
-		d.logger.Error("a container cannot be logged", "container", name, "err", err)
+		d.logger.Error("cannot start logging a container", "container", name, "err", err)
 	}
 
-	answerError(w, err)
+	replyError(w, err)
 }
 
 func (d *Driver) stopLogging(w http.ResponseWriter, r *http.Request) {
 	var req struct{ File string }
 	err := d.decode(w, r, &req)
 	if err == nil {
-		// Output that Docker has handed over is written, whether it waits or not.
+		// Write all output received from Docker, even if it no longer waits for the response.
 		d.stop(context.WithoutCancel(r.Context()), req.File)
 	}
-	answerError(w, err)
+	replyError(w, err)
 }
 
 // readLogs streams a container's log to docker logs.
@@ -147,7 +147,7 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 		flush: c.Flush,
 	}
 	if req.Config.Follow {
-		rd.live = d.of(id)
+		rd.live = d.findContainer(id)
 	}
 	defer rd.close()
 
@@ -160,12 +160,12 @@ func (d *Driver) readLogs(w http.ResponseWriter, r *http.Request) {
 
 	if err != nil && r.Context().Err() == nil {
 		name := text.Clean(req.Info.ContainerName, text.MaxName)
-		d.logger.Warn("a container's log cannot be read", "container", name, "err", err)
+		d.logger.Warn("cannot read a container's log", "container", name, "err", err)
 	}
 }
 
-// The control API of the daemon, version 1. A process of an older release goes on serving a newer
-// daemon, so within a version nothing is removed or changes its meaning.
+// The control API for the daemon, version 1. A process of an older release may serve a newer
+// daemon. So within a version nothing is removed or changes its meaning.
 const (
 	controlVersion = 1
 	reopenPath     = "/cri-dockerd/v1/reopen"
@@ -178,7 +178,7 @@ type Status struct {
 	Control int    // version of the control API
 	Version string // of the program
 	PID     int
-	// Alarms are sentences that give each shortage and its remedy. Watch reports each change.
+	// Alarms describes each shortage and its remedy in a sentence. Watch reports each change.
 	Alarms []string `json:",omitempty"`
 }
 
@@ -191,7 +191,7 @@ func (d *Driver) status() Status {
 	}
 }
 
-// reopenRequest asks for a container's log to be opened anew at its path.
+// reopenRequest requests a new log at a container's path.
 type reopenRequest struct{ Container string }
 
 func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
@@ -209,14 +209,14 @@ func (d *Driver) reopen(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// watch reports the status, and again each time the alarms change, until this process ends: the
-// watcher knows at once.
+// watch sends the status, and sends it again each time the alarms change, until this process ends.
+// So the watcher notices the end at once.
 func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 	c, enc := http.NewResponseController(w), json.NewEncoder(w)
 	w.Header().Set("Content-Type", "application/json")
 	defer func() {
 		now := time.Now()
-		d.left.Store(&now)
+		d.disconnected.Store(&now)
 	}()
 
 	for {
@@ -233,16 +233,17 @@ func (d *Driver) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer writes a reply of the plugin protocol. An engine that does not wait for it has ended.
-func answer(w http.ResponseWriter, v any) {
+// reply writes a response of the plugin protocol. It ignores errors: an engine that no longer waits
+// has ended.
+func reply(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", mediaType)
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-func answerError(w http.ResponseWriter, err error) {
+func replyError(w http.ResponseWriter, err error) {
 	message := ""
 	if err != nil {
 		message = text.Clean(err.Error(), text.MaxMessage)
 	}
-	answer(w, map[string]string{"Err": message})
+	reply(w, map[string]string{"Err": message})
 }

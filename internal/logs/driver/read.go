@@ -16,15 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readConfig selects the part of a log for docker logs (moby's logger.ReadConfig).
+// readConfig selects a part of a log for docker logs (moby's logger.ReadConfig).
 type readConfig struct {
 	Since, Until time.Time // zero without a bound
-	Tail         int       // the last lines only; below 0 all
+	Tail         int       // number of last lines; all if negative
 	Follow       bool
 }
 
-// reader reads a log, with the files that the kubelet has rotated, and writes it as Docker's
-// frames.
+// reader reads a log and its files rotated by the kubelet, and writes Docker's frames.
 type reader struct {
 	cfg   readConfig
 	log   target
@@ -32,15 +31,15 @@ type reader struct {
 	out   io.Writer
 	flush func() error
 
-	files []*os.File // the oldest first
-	skip  int        // lines that are not among the last
+	files []*os.File // oldest first
+	skip  int        // number of lines before the last Tail lines
 	buf   []byte
 }
 
-// errUntil ends the reading: the rest of the log is later than Until.
+// errUntil ends the read: the remaining lines are later than Until.
 var errUntil = errors.New("later than Until")
 
-// prepare finds the last lines, as of now.
+// prepare opens the files and finds the start of the last lines.
 func (r *reader) prepare(ctx context.Context) error {
 	files, err := r.open()
 	r.files = files
@@ -56,8 +55,7 @@ func (r *reader) close() {
 	}
 }
 
-// copy writes the log and, when a live stream is followed, also later lines until the stream or ctx
-// ends.
+// copy writes the log. With a live stream it also writes later lines, until the stream or ctx ends.
 func (r *reader) copy(ctx context.Context) error {
 	for i, f := range r.files {
 		if i == len(r.files)-1 && r.live != nil {
@@ -78,10 +76,10 @@ func done(err error) error {
 	return err
 }
 
-// open opens the log and all rotated files, and returns the oldest first. It opens the log first,
-// since that may be renamed meanwhile.
+// open opens the log and its rotated files, oldest first. It opens the log itself first, because
+// the log may be renamed meanwhile.
 func (r *reader) open() ([]*os.File, error) {
-	dir, err := r.log.directory(false)
+	dir, err := r.log.openDir(false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -129,12 +127,12 @@ func (r *reader) open() ([]*os.File, error) {
 	return out, nil
 }
 
-// maxRead is how many rotated files are read, the newest ones.
+// maxRead limits the number of rotated files to read. The newest ones are read.
 const maxRead = 64
 
-// openCurrent opens the log as it is now.
+// openCurrent opens the current log.
 func (r *reader) openCurrent() (*os.File, error) {
-	dir, err := r.log.directory(false)
+	dir, err := r.log.openDir(false)
 	if err != nil {
 		return nil, err
 	}
@@ -148,14 +146,14 @@ func sameFile(a, b *os.File) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// lastLines drops the files, and counts the lines, that are not among the last Tail lines.
+// lastLines drops files and counts lines before the last Tail lines.
 func (r *reader) lastLines(ctx context.Context) error {
 	if r.cfg.Tail < 0 {
 		return nil
 	}
 
 	lines, first := 0, len(r.files)
-	// The newest file stays even if none of its lines is among the last: it may be followed.
+	// Keep the newest file even without one of the last lines, because it may be followed.
 	for first > 0 && (lines < r.cfg.Tail || first == len(r.files)) {
 		first--
 		n, err := countLines(ctx, r.files[first])
@@ -175,7 +173,7 @@ func (r *reader) lastLines(ctx context.Context) error {
 	return nil
 }
 
-// content returns a file's text from its beginning, decompressed if its name ends in .gz.
+// content returns a file's text from its beginning. It decompresses a file with the suffix .gz.
 func content(f *os.File) (io.Reader, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -186,10 +184,10 @@ func content(f *os.File) (io.Reader, error) {
 	return f, nil
 }
 
-// maxRecord is more than the longest record, in bytes.
+// maxRecord exceeds the longest record, in bytes.
 const maxRecord = pieceSize + 1<<10
 
-// countLines counts the whole lines of a file.
+// countLines counts the complete lines of a file.
 func countLines(ctx context.Context, f *os.File) (n int, err error) {
 	text, err := content(f)
 	if err != nil {
@@ -197,7 +195,7 @@ func countLines(ctx context.Context, f *os.File) (n int, err error) {
 	}
 
 	for s := bufio.NewReaderSize(text, maxRecord); ; {
-		if err := ctx.Err(); err != nil { // a compressed file may hold a lot
+		if err := ctx.Err(); err != nil { // a compressed file may be very large
 			return n, err
 		}
 
@@ -225,8 +223,8 @@ func (r *reader) copyFile(ctx context.Context, f *os.File) error {
 	return err
 }
 
-// copyLines writes all whole records. rest is the length of the last one, which is not yet whole.
-func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, err error) {
+// copyLines writes all complete records. It returns the length of an incomplete last record.
+func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (incomplete int, err error) {
 	for ctx.Err() == nil {
 		b, err := text.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
@@ -265,8 +263,7 @@ func (r *reader) copyLines(ctx context.Context, text *bufio.Reader) (rest int, e
 	return 0, ctx.Err()
 }
 
-// follow writes a file and the lines that are added to it. It goes on in the next file when the log
-// is rotated.
+// follow writes a file and its later lines. It continues in the next file after a rotation.
 func (r *reader) follow(ctx context.Context, f *os.File) error {
 	defer func() { f.Close() }()
 
@@ -276,11 +273,11 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 	}
 
 	for {
-		changed := r.live.changed.next() // before the file is read, so that no change is missed
+		changed := r.live.changed.next() // before the read, so that no change is missed
 		ended := isClosed(r.live.ended)
 		current, err := r.openCurrent()
 		rotated := err == nil && !sameFile(current, f)
-		rest, copyErr := r.copyLines(ctx, text)
+		incomplete, copyErr := r.copyLines(ctx, text)
 		if copyErr == nil {
 			copyErr = r.flush()
 		}
@@ -290,7 +287,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 			return done(copyErr)
 		}
 
-		if rotated && rest == 0 {
+		if rotated && incomplete == 0 {
 			f.Close()
 			f = current
 			text.Reset(f)
@@ -301,7 +298,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 		if ended {
 			return nil
 		}
-		if _, err := f.Seek(-int64(rest), io.SeekCurrent); err != nil {
+		if _, err := f.Seek(-int64(incomplete), io.SeekCurrent); err != nil {
 			return err
 		}
 
@@ -321,8 +318,8 @@ func closeAll(f *os.File) {
 	}
 }
 
-// parseRecord reads a record of the CRI's log format. Docker prints the line as it gets it, so a
-// whole one keeps its newline.
+// parseRecord parses a record of the CRI's log format. Docker prints the line unchanged, so a
+// complete line keeps its newline.
 func parseRecord(b []byte) (f frame, ok bool) {
 	stamp, rest, ok := bytes.Cut(b, []byte(" "))
 	if !ok {
@@ -344,7 +341,7 @@ func parseRecord(b []byte) (f frame, ok bool) {
 		return f, false
 	}
 
-	// Tags are separated by colons; the first one counts (KEP-1112).
+	// Colons separate tags. The first tag counts (KEP-1112).
 	first, _, _ := bytes.Cut(tag, []byte(":"))
 	f = frame{
 		Source:  sourceName(source),

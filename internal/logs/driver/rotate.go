@@ -12,31 +12,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnknown is the error of a container whose output is not being written.
-var ErrUnknown = errors.New("the container's output is not being written")
+// ErrUnknown is returned for a container without a log stream.
+var ErrUnknown = errors.New("the container has no log stream")
 
-// A caller of Reopen that gets no answer, since the daemon or this process was killed, renames the
-// old log back over the new one. Lines that the new one holds by then would be lost. So nothing is
-// written to it at first, and lines that are written later are saved when it happens.
+// If the kubelet gets no response to a rotation, because the daemon or this process was killed, it
+// renames the old log back over the new one. This would lose the lines of the new log. So nothing
+// is written to the new log at first. Lines written later are saved when the kubelet reverts the
+// rotation.
 const (
-	// restTime is how long nothing is written after Reopen. The kubelet renames at once when the
-	// call fails.
-	restTime = 100 * time.Millisecond
-	// settleTime is how long nothing is written if the daemon disconnects during restTime, and how
-	// long the log is checked while nothing arrives.
+	// holdTime is the time without writes after Reopen. The kubelet renames at once if the call
+	// fails.
+	holdTime = 100 * time.Millisecond
+	// settleTime is the time without writes if the daemon disconnects during holdTime. It is also
+	// the time to check the log while no output arrives.
 	settleTime = 3 * time.Second
 )
 
 var (
-	errResting  = errors.New("nothing is written for a moment after a rotation")
-	errSettling = errors.New("nothing waits; the log was rotated a moment ago")
+	errHolding  = errors.New("writes are on hold after a log rotation")
+	errSettling = errors.New("the FIFO is empty after a recent log rotation")
 )
 
-// reopen begins a new file unless nobody has renamed the one that is written. It waits for a disk
-// that does not answer until ctx ends.
+// reopen starts a new file, unless the current one has not been renamed. It waits for a disk that
+// does not respond until ctx ends.
 func (s *stream) reopen(ctx context.Context) error {
 	if err := s.lockFor(ctx); err != nil {
-		return fmt.Errorf("the disk does not answer: %w", err)
+		return fmt.Errorf("the disk does not respond: %w", err)
 	}
 	defer s.unlock()
 
@@ -70,7 +71,7 @@ func (s *stream) rotateLocked() error {
 	return nil
 }
 
-// renamedFromLocked notes which file the kubelet may rename back over the log.
+// renamedFromLocked records the file the kubelet may rename back over the log.
 func (s *stream) renamedFromLocked(before uint64) {
 	if before == 0 || before == s.entry.Inode {
 		return
@@ -78,26 +79,27 @@ func (s *stream) renamedFromLocked(before uint64) {
 	s.entry.Before, s.rotated, s.checked = before, time.Now(), time.Time{}
 }
 
-// isRestingLocked reports whether nothing is to be written yet.
-func (s *stream) isRestingLocked() bool {
+// isHoldingLocked reports whether writes are still on hold.
+func (s *stream) isHoldingLocked() bool {
 	since := time.Since(s.rotated)
-	left := s.left.Load()
-	// A daemon that disconnected during restTime has perhaps not answered the kubelet.
-	isLost := left != nil && !left.Before(s.rotated) && left.Sub(s.rotated) < restTime
-	return since < restTime || isLost && since < settleTime
+	disconnected := s.disconnected.Load()
+	// A daemon disconnected during holdTime may not have responded to the kubelet.
+	isLost := disconnected != nil && !disconnected.Before(s.rotated) &&
+		disconnected.Sub(s.rotated) < holdTime
+	return since < holdTime || isLost && since < settleTime
 }
 
-// undoRotationLocked follows a kubelet that has renamed the earlier log back over the one that is
-// written: it appends the lines written since to the earlier one, which is written further. With
-// renamed, also if that has been renamed again meanwhile. Otherwise it does nothing. On error all
-// is as before. The log is open.
+// undoRotationLocked handles a rotation reverted by the kubelet: the earlier log has been renamed
+// back over the current one. It appends the lines written since the rotation to the earlier file
+// and continues there. With renamed, it also does so if that file has been renamed again meanwhile.
+// Otherwise it does nothing. On error nothing changes. The log must be open.
 func (s *stream) undoRotationLocked(renamed bool) error {
 	if s.entry.Before == 0 || !isUnlinked(s.log) {
 		return nil
 	}
 
-	f, err := s.entry.Log.byInode(s.entry.Before)
-	if errors.Is(err, fs.ErrNotExist) { // deleted, both
+	f, err := s.entry.Log.openByInode(s.entry.Before)
+	if errors.Is(err, fs.ErrNotExist) { // both were deleted
 		return nil
 	}
 
@@ -106,7 +108,7 @@ func (s *stream) undoRotationLocked(renamed bool) error {
 	}
 
 	if !renamed && f.Name() != s.entry.Log.String() {
-		// ours was deleted, and the earlier one stands where the kubelet has put it
+		// The current file was deleted, and the earlier one still has the kubelet's name.
 		return f.Close()
 	}
 
@@ -117,13 +119,13 @@ func (s *stream) undoRotationLocked(renamed bool) error {
 	return s.writeToLocked(f)
 }
 
-// isUnlinked reports whether a file has no name any more.
+// isUnlinked reports whether a file no longer has a name.
 func isUnlinked(f *os.File) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
 }
 
-// appendAll appends a file to another, as a whole or not at all.
+// appendAll appends a file to another one, completely or not at all.
 func appendAll(to, from *os.File) error {
 	old, err := to.Stat()
 	if err != nil {

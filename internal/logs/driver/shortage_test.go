@@ -21,7 +21,7 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// withoutDescriptors lets this process open no file until lift is called.
+// withoutDescriptors prevents this process from opening files until lift is called.
 func withoutDescriptors(t *testing.T) (lift func()) {
 	t.Helper()
 	var old syscall.Rlimit
@@ -29,7 +29,7 @@ func withoutDescriptors(t *testing.T) (lift func()) {
 		t.Fatal(err)
 	}
 
-	// The lowest free descriptor is the first that cannot be had.
+	// The lowest free descriptor becomes the limit.
 	free, err := syscall.Dup(0)
 	if err != nil {
 		t.Fatal(err)
@@ -46,9 +46,9 @@ func withoutDescriptors(t *testing.T) (lift func()) {
 	return lift
 }
 
-// TestDescriptorsUsedUp: streams go on, also more than there are buffers for; a new one fails with
-// an error that its caller can try again; the alarm comes and goes.
-func TestDescriptorsUsedUp(t *testing.T) {
+// TestDescriptorsExhausted expects existing streams to continue, even with more streams than
+// buffers. A new one must fail with a retryable error. The alarm must be raised and cleared.
+func TestDescriptorsExhausted(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	const streams = 3 * maxIdleScratch
 	var all []*container
@@ -63,7 +63,7 @@ func TestDescriptorsUsedUp(t *testing.T) {
 	lift := withoutDescriptors(t)
 	for i := range 50 {
 		for _, c := range all {
-			c.say(fmt.Sprint("line ", i))
+			c.print(fmt.Sprint("line ", i))
 		}
 	}
 
@@ -81,9 +81,9 @@ func TestDescriptorsUsedUp(t *testing.T) {
 	}
 
 	lift()
-	eventually(t, "the alarm ends", func() bool { return len(d.alarms.list()) == 0 })
+	eventually(t, "the alarm is cleared", func() bool { return len(d.alarms.list()) == 0 })
 	late.start()
-	late.say("at last")
+	late.print("at last")
 	late.stop()
 	if diff := cmp.Diff([]string{"stdout F at last"}, texts(t, late.log.String())); diff != "" {
 		t.Error(diff)
@@ -92,13 +92,13 @@ func TestDescriptorsUsedUp(t *testing.T) {
 	for _, c := range all {
 		c.stop()
 		if n := len(texts(t, c.log.String())); n != 50 {
-			t.Errorf("%d lines", n)
+			t.Errorf("%d lines, want 50", n)
 		}
 	}
 }
 
-// TestLogWaitsForDescriptors: output of a container whose log cannot be opened for want of
-// descriptors waits, and is not dropped.
+// TestLogWaitsForDescriptors expects output to wait rather than to be dropped while there is no
+// descriptor for the log.
 func TestLogWaitsForDescriptors(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	c := e.container("aa")
@@ -110,8 +110,8 @@ func TestLogWaitsForDescriptors(t *testing.T) {
 	s.checked = s.opened.AddDate(-1, 0, 0)
 	lift := withoutDescriptors(t)
 	s.unlock()
-	c.say("one", "two")
-	eventually(t, "the alarm comes", func() bool { return len(d.alarms.list()) == 1 })
+	c.print("one", "two")
+	eventually(t, "the alarm is raised", func() bool { return len(d.alarms.list()) == 1 })
 	lift()
 	eventually(t, "both are written", func() bool { return testutil.ToFloat64(d.metrics.lines) == 2 })
 	c.stop()
@@ -121,7 +121,7 @@ func TestLogWaitsForDescriptors(t *testing.T) {
 	}
 }
 
-// exhausted is a listener that has no descriptor for its first connections.
+// exhausted is a listener without descriptors for its first connections.
 type exhausted struct {
 	net.Listener
 	fails atomic.Int32
@@ -134,7 +134,8 @@ func (l *exhausted) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestAcceptWithoutDescriptors: the server neither ends nor spins, and the alarm is raised.
+// TestAcceptWithoutDescriptors expects the server neither to end nor to spin, and the alarm to be
+// raised.
 func TestAcceptWithoutDescriptors(t *testing.T) {
 	d, _ := newDriver(t, t.TempDir())
 	socket := filepath.Join(t.TempDir(), "s.sock")
@@ -148,7 +149,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	server := &http.Server{Handler: d.Handler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)}
 	ended := make(chan error)
 	go func() { ended <- server.Serve(d.Listener(l)) }()
-	eventually(t, "the alarm comes", func() bool { return len(d.alarms.list()) == 1 })
+	eventually(t, "the alarm is raised", func() bool { return len(d.alarms.list()) == 1 })
 	families, err := NewClient(socket).Metrics(t.Context())
 	if err != nil || families["cri_dockerd_log_streams"] == nil {
 		t.Errorf("%v, %v", families, err)
@@ -162,7 +163,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	<-ended
 }
 
-// TestLargeRequest: a body beyond the bound is refused with its reason, whatever it says.
+// TestLargeRequest expects a body beyond the limit to be refused with the reason.
 func TestLargeRequest(t *testing.T) {
 	d, e := newDriver(t, t.TempDir())
 	c := e.container("aa")
@@ -174,7 +175,7 @@ func TestLargeRequest(t *testing.T) {
 	}
 
 	if c.stream(d) != nil {
-		t.Error("it is started")
+		t.Error("the container was started")
 	}
 
 	info["ContainerLabels"] = map[string]string{"x": strings.Repeat("y", maxRequest/2)}
@@ -185,8 +186,8 @@ func TestLargeRequest(t *testing.T) {
 	c.stop()
 }
 
-// TestForeignText: what others write appears in answers and logs without control characters, and at
-// a bounded length.
+// TestForeignText expects foreign text in responses and logs to be bounded and free of control
+// characters.
 func TestForeignText(t *testing.T) {
 	_, e := newDriver(t, t.TempDir(), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) })
 	c := e.container("aa")
@@ -213,7 +214,7 @@ func TestForeignText(t *testing.T) {
 		change(&file, info)
 		err := e.call("/LogDriver.StartLogging", map[string]any{"File": file, "Info": info})
 		if err == "" || len(err) > text.MaxMessage || strings.ContainsRune(err, 0x1b) {
-			t.Errorf("the answer has %d bytes: %.100q", len(err), err)
+			t.Errorf("the response has %d bytes: %.100q", len(err), err)
 		}
 	}
 }

@@ -10,25 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spill holds one frame that no peek can show as a whole. A pipe without its usual 16 pages (see
-// scratch.grow) holds less than a line of Docker's, so the writer waits for room while the reader
-// waits for the rest. The frame then moves into a small file of the table, piece by piece:
-// splice(2) writes a piece and takes it out of the FIFO in one call, so a process that is killed
-// leaves every byte either in the FIFO or in the file. If the file cannot be written, the pieces
-// are kept in memory, and only a kill in that moment loses them.
+// spill holds one frame too large for a peek. A pipe without its usual 16 pages (see scratch.grow)
+// is smaller than a line from Docker, so the writer would wait for room while the reader waits for
+// the remaining bytes. The frame then moves into a small file of the table, piece by piece.
+// splice(2) writes a piece and removes it from the FIFO in one call, so each byte of a killed
+// process is either in the FIFO or in the file. If the file cannot be written, the pieces stay in
+// memory, and only a kill at that moment loses them.
 type spill struct {
 	path   string
 	file   *os.File // nil before the first use
-	size   int      // of the pieces, in bytes
+	size   int      // total of the pieces, in bytes
 	head   [prefixSize]byte
-	memory []byte // not nil: the pieces, since the file cannot be written
+	memory []byte // the pieces if the file cannot be written, otherwise nil
 }
 
-// spillSuffix ends the name of a spill's file; the beginning is the FIFO's name.
+// spillSuffix is the suffix of a spill's file name. The FIFO's name precedes it.
 const spillSuffix = ".part"
 
-// openSpill returns the spill with the file path. Pieces that an earlier process left in it are
-// taken up.
+// openSpill returns the spill with the file path. It resumes with the pieces of an earlier process.
 func openSpill(path string) (*spill, error) {
 	s := &spill{path: path}
 	f, err := os.OpenFile(s.path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -42,7 +41,7 @@ func openSpill(path string) (*spill, error) {
 
 	st, err := f.Stat()
 	if err == nil && (!st.Mode().IsRegular() || st.Size() > batchSize) {
-		err = fmt.Errorf("%s is not the beginning of a frame: %d bytes", s.path, st.Size())
+		err = fmt.Errorf("%s is not a partial frame: %d bytes", s.path, st.Size())
 	}
 
 	if err == nil && st.Size() > 0 {
@@ -58,8 +57,8 @@ func openSpill(path string) (*spill, error) {
 	return s, nil
 }
 
-// missing returns how many bytes the frame lacks: first of its length, then of its content.
-// errMalformed means that the length cannot be one of Docker's.
+// missing returns the number of bytes missing from the frame: first from its length, then from its
+// content. It returns errMalformed for an invalid length.
 func (s *spill) missing() (int, error) {
 	if s.size < prefixSize {
 		return prefixSize - s.size, nil
@@ -71,15 +70,15 @@ func (s *spill) missing() (int, error) {
 	}
 
 	n := prefixSize + int(size) - s.size
-	if n < 0 { // another process has written the file, or a loss of power has torn it
+	if n < 0 { // written by another process, or damaged by a power failure
 		return 0, fmt.Errorf("%w: a frame of %d bytes in a file of %d", errMalformed, prefixSize+int(size), s.size)
 	}
 
 	return n, nil
 }
 
-// fill moves pieces out of the FIFO until the frame is whole, and no byte beyond it. errNothing and
-// io.EOF are as of scratch.peek; fill then goes on at the next call.
+// fill moves pieces out of the FIFO until the frame is complete, and no byte beyond it. It returns
+// errEmpty and io.EOF like scratch.peek. The next call then continues.
 func (s *spill) fill(fifo int) error {
 	for {
 		n, err := s.missing()
@@ -89,9 +88,9 @@ func (s *spill) fill(fifo int) error {
 
 		switch n, err = s.move(fifo, n); {
 		case errors.Is(err, unix.EAGAIN):
-			return errNothing
+			return errEmpty
 		case err != nil:
-			return fmt.Errorf("take a piece of a frame out of the FIFO: %w", err)
+			return fmt.Errorf("read a piece of a frame from the FIFO: %w", err)
 		case n == 0:
 			return io.EOF
 		}
@@ -107,7 +106,7 @@ func (s *spill) move(fifo, n int) (int, error) {
 			return int64(k), err
 		})
 		if err == nil {
-			return int(moved), s.account(int(moved))
+			return int(moved), s.addSize(int(moved))
 		}
 
 		if errors.Is(err, unix.EAGAIN) {
@@ -115,7 +114,7 @@ func (s *spill) move(fifo, n int) (int, error) {
 		}
 	}
 
-	if err := s.toMemory(); err != nil {
+	if err := s.switchToMemory(); err != nil {
 		return 0, err
 	}
 
@@ -132,8 +131,8 @@ func (s *spill) move(fifo, n int) (int, error) {
 	return int(read), nil
 }
 
-// account notes that n more bytes are in the file.
-func (s *spill) account(n int) (err error) {
+// addSize records n more bytes in the file.
+func (s *spill) addSize(n int) (err error) {
 	at := s.size
 	s.size += n
 	if at < prefixSize && n > 0 {
@@ -142,7 +141,7 @@ func (s *spill) account(n int) (err error) {
 	return err
 }
 
-// create makes the file unless it is open.
+// create creates the file unless it is open.
 func (s *spill) create() (err error) {
 	if s.file == nil {
 		s.file, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
@@ -150,8 +149,8 @@ func (s *spill) create() (err error) {
 	return err
 }
 
-// toMemory goes on without the file, which is emptied: the next piece would not fit it.
-func (s *spill) toMemory() error {
+// switchToMemory continues without the file and truncates it, because the next piece would not fit.
+func (s *spill) switchToMemory() error {
 	if s.memory != nil {
 		return nil
 	}
@@ -185,7 +184,7 @@ func (s *spill) read(b []byte) ([]byte, error) {
 	return b[:s.size], err
 }
 
-// clear consumes the pieces.
+// clear removes the pieces.
 func (s *spill) clear() error {
 	if s.memory == nil && s.size > 0 {
 		if err := s.file.Truncate(0); err != nil {
@@ -196,22 +195,22 @@ func (s *spill) clear() error {
 	return nil
 }
 
-// clearWhole clears the spill if its frame is whole.
-func (s *spill) clearWhole() error {
+// clearComplete clears the spill if its frame is complete.
+func (s *spill) clearComplete() error {
 	if n, err := s.missing(); err != nil || n > 0 {
-		return nil //nolint:nilerr // fill meets the error again
+		return nil //nolint:nilerr // fill returns the error again
 	}
 	return s.clear()
 }
 
-// remove removes the file with the pieces in it.
+// remove removes the file and its pieces.
 func (s *spill) remove() error {
 	s.close()
 	s.size, s.memory = 0, nil
 	return removeExisting(s.path)
 }
 
-// close keeps the file for the next process.
+// close closes the file and keeps it for the next process.
 func (s *spill) close() {
 	if s.file != nil {
 		s.file.Close()

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shared is what all streams use. Nothing in it knows a stream or the Driver.
+// shared holds the resources of all streams. It has no reference to a stream or the Driver.
 type shared struct {
 	logger     *slog.Logger
 	metrics    *metrics
@@ -23,40 +23,40 @@ type shared struct {
 	table      *table
 	stallLimit time.Duration // Config.StallLimit
 	pause      time.Duration // Config.Pause
-	// left is when a daemon that watched this process last disconnected; nil before.
-	left atomic.Pointer[time.Time]
+	// disconnected is the time the last watching daemon disconnected, or nil.
+	disconnected atomic.Pointer[time.Time]
 }
 
 // stream moves one container's output from its FIFO to its log. Its states are:
 //
 //   - writing: each batch goes to the log.
 //   - spilling (spill.size > 0): a frame larger than the pipes moves through a file.
-//   - resting (isRestingLocked): the log was rotated a moment ago, and nothing is written yet.
-//   - settling: a while longer the log is checked although nothing arrives.
-//   - stalled (guardLocked): the disk does not answer, and output is dropped.
-//   - closed: after finishLocked, for good.
+//   - holding (isHoldingLocked): the log was just rotated, and writes are on hold.
+//   - settling: the log is checked for a while longer even without new output.
+//   - stalled (guardLocked): the disk does not respond, and output is dropped.
+//   - closed: finishLocked has run.
 type stream struct {
 	*shared
-	logger  *slog.Logger // names the container
+	logger  *slog.Logger // with the container's name
 	opened  time.Time
-	ready   chan struct{} // the poller sends when something waits in the FIFO
+	ready   chan struct{} // receives from the poller when data is pending
 	changed notifier      // after each batch, and at the end
-	ended   chan struct{} // closed when nothing more will come
+	ended   chan struct{} // closed after the last batch
 
-	busy    chan struct{} // the lock, full while held; guards all below
-	fifo    int
-	entry   entry     // only Inode and Before change
-	log     *os.File  // nil while it cannot be opened
-	checked time.Time // the last check that the log is still there, or the last attempt to open it
-	rotated time.Time // the last Reopen
-	clock   clock
-	closed  bool
-	losses  losses
-	spill   *spill
-	size    int       // capacity of the FIFO, in bytes
-	grown   time.Time // the last request for a larger FIFO
-	window  int       // how much one peek can show, in bytes
-	cut     int       // how much of a frame the last peek showed, if that was less than all of it
+	busy     chan struct{} // the lock, full while held; guards the fields below
+	fifo     int
+	entry    entry     // only Inode and Before change
+	log      *os.File  // nil while it cannot be opened
+	checked  time.Time // time of the last check of the log, or of the last attempt to open it
+	rotated  time.Time // time of the last Reopen
+	clock    clock
+	closed   bool
+	losses   losses
+	spill    *spill
+	size     int       // capacity of the FIFO, in bytes
+	lastGrow time.Time // the last request for a larger FIFO
+	window   int       // maximum size of a peek, in bytes
+	cut      int       // size of the incomplete frame of the last peek
 }
 
 // openStream opens the FIFO of an entry. The log is opened later.
@@ -102,7 +102,7 @@ func openStream(sh *shared, e entry) (_ *stream, err error) {
 func (s *stream) lock()   { s.busy <- struct{}{} }
 func (s *stream) unlock() { <-s.busy }
 
-// lockFor gives up with ctx's error: a disk may hold the lock for long.
+// lockFor locks the stream, or returns ctx's error. A disk operation may hold the lock for long.
 func (s *stream) lockFor(ctx context.Context) error {
 	select {
 	case s.busy <- struct{}{}:
@@ -128,11 +128,11 @@ func (s *stream) finishLocked() {
 	s.poller.remove(s.fifo)
 	unix.Close(s.fifo)
 	s.spill.close()
-	s.alarms.add(alarmPipes, -small(s.size))
+	s.alarms.add(alarmPipes, -countSmall(s.size))
 
 	if s.log != nil {
 		if err := s.undoRotationLocked(false); err != nil {
-			s.logger.Error("the kubelet undid a rotation, and the lines written since then are lost", "err", err)
+			s.logger.Error("the kubelet reverted a log rotation; lines written since then are lost", "err", err)
 		}
 		s.log.Close()
 	}
@@ -142,10 +142,10 @@ func (s *stream) finishLocked() {
 }
 
 const (
-	// unreadablePause is the pause after an error of the FIFO that nobody expects.
+	// unreadablePause is the pause after an unexpected error of the FIFO.
 	unreadablePause = time.Second
-	// openTimeout is for the engine to open a FIFO for writing. It does so beside its StartLogging,
-	// mostly before.
+	// openTimeout limits the wait for the engine to open a FIFO for writing. The engine does so in
+	// parallel to its StartLogging, usually before it.
 	openTimeout = 10 * time.Second
 )
 
@@ -156,11 +156,11 @@ func (s *stream) run() (engineEnded bool) {
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return false
-		case errors.Is(err, errResting):
-			s.sleep(restTime / 4)
+		case errors.Is(err, errHolding):
+			s.sleep(holdTime / 4)
 		case errors.Is(err, errSettling):
 			s.await(checkInterval)
-		case errors.Is(err, errNothing):
+		case errors.Is(err, errEmpty):
 			s.await(0)
 		case errors.Is(err, io.EOF):
 			if !s.mayOpen() {
@@ -168,13 +168,13 @@ func (s *stream) run() (engineEnded bool) {
 			}
 			s.await(openTimeout)
 
-		case errors.Is(err, errCut): // the engine is writing it, unless it has died meanwhile
+		case errors.Is(err, errIncomplete): // the engine is writing the frame, unless it has died
 			s.sleep(s.pause)
 		case isShortage(err):
 			s.alarms.raise(alarmDescriptors)
-			s.sleep(tendInterval)
+			s.sleep(alarmInterval)
 		case err != nil:
-			s.logger.Error("a container's output cannot be read", "err", err)
+			s.logger.Error("cannot read a container's output", "err", err)
 			s.sleep(unreadablePause)
 		case !isFast:
 			s.sleep(s.pause)
@@ -182,7 +182,8 @@ func (s *stream) run() (engineEnded bool) {
 	}
 }
 
-// move moves one batch. isFast means that the writer has half filled what one peek shows.
+// move moves one batch. isFast means that the batch was at least half of the maximum size of a
+// peek.
 func (s *stream) move() (isFast bool, err error) {
 	s.lock()
 	defer s.unlock()
@@ -190,21 +191,21 @@ func (s *stream) move() (isFast bool, err error) {
 	if s.closed {
 		return false, os.ErrClosed
 	}
-	if s.isRestingLocked() {
-		return false, errResting
+	if s.isHoldingLocked() {
+		return false, errHolding
 	}
 
 	n, err := s.moveLocked()
-	if errors.Is(err, errNothing) && time.Since(s.rotated) < settleTime {
-		s.guardLocked(0, func() { err = s.ensureThereLocked() })
+	if errors.Is(err, errEmpty) && time.Since(s.rotated) < settleTime {
+		s.guardLocked(0, func() { err = s.ensureLinkedLocked() })
 		return false, errors.Join(errSettling, err)
 	}
 
 	return n >= s.window/2, err
 }
 
-// await waits until something waits in the FIFO or its writers have ended, at most for timeout
-// unless that is 0.
+// await waits until data is pending in the FIFO or its writers have ended, but not longer than
+// timeout; 0 means no limit.
 func (s *stream) await(timeout time.Duration) {
 	s.lock()
 	var err error
@@ -214,7 +215,7 @@ func (s *stream) await(timeout time.Duration) {
 
 	s.unlock()
 	if err != nil {
-		s.logger.Error("a container's FIFO cannot be watched", "err", err)
+		s.logger.Error("cannot poll a container's FIFO", "err", err)
 		timeout = unreadablePause
 	}
 
@@ -232,7 +233,7 @@ func (s *stream) await(timeout time.Duration) {
 	}
 }
 
-// mayOpen reports whether a FIFO has had no writer since it was opened, and may have one soon.
+// mayOpen reports whether a FIFO has had no writer yet, and the engine may still open it.
 func (s *stream) mayOpen() bool {
 	s.lock()
 	defer s.unlock()
@@ -256,7 +257,7 @@ func (s *stream) sleep(d time.Duration) {
 	}
 }
 
-// growIfIdle lets the FIFO grow, unless a batch is being moved.
+// growIfIdle grows the FIFO, unless a batch is in progress.
 func (s *stream) growIfIdle() {
 	select {
 	case s.busy <- struct{}{}:
@@ -268,14 +269,13 @@ func (s *stream) growIfIdle() {
 	}
 }
 
-// growFIFOLocked asks for the capacity that the FIFO shall have, if it has less, at most every
-// growInterval.
+// growFIFOLocked requests the full capacity for a smaller FIFO, at most every growInterval.
 func (s *stream) growFIFOLocked() {
-	if s.size >= fifoSize || time.Since(s.grown) < growInterval {
+	if s.size >= fifoSize || time.Since(s.lastGrow) < growInterval {
 		return
 	}
-	s.grown = time.Now()
-	before := small(s.size)
+	s.lastGrow = time.Now()
+	before := countSmall(s.size)
 	s.size = growPipe(s.fifo, fifoSize, s.buffers.pipeSize)
-	s.alarms.add(alarmPipes, small(s.size)-before)
+	s.alarms.add(alarmPipes, countSmall(s.size)-before)
 }

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// checkInterval is how often to check a log that somebody may have deleted, and how often to try to
-// open one that cannot be opened.
+// checkInterval is the interval between two checks for a deleted log, and between two attempts to
+// open one.
 const checkInterval = time.Second
 
-// ensureLogLocked opens a log that is not open, or was deleted with its directory.
+// ensureLogLocked opens the log if it is closed, or was deleted with its directory.
 func (s *stream) ensureLogLocked() error {
 	if s.log != nil {
-		return s.ensureThereLocked()
+		return s.ensureLinkedLocked()
 	}
 	if time.Since(s.checked) < checkInterval {
 		return s.losses.openErr
@@ -28,8 +28,8 @@ func (s *stream) ensureLogLocked() error {
 	return s.losses.openErr
 }
 
-// ensureThereLocked checks a log that is open, and may have been deleted or renamed over.
-func (s *stream) ensureThereLocked() error {
+// ensureLinkedLocked checks whether the open log has been deleted or replaced.
+func (s *stream) ensureLinkedLocked() error {
 	if time.Since(s.checked) < checkInterval {
 		return nil
 	}
@@ -49,7 +49,7 @@ func (s *stream) ensureThereLocked() error {
 	return err
 }
 
-// openLogLocked opens the log anew, at its path. On error the old file stays open.
+// openLogLocked opens a new log at its path. On error the old file stays open.
 func (s *stream) openLogLocked() error {
 	f, planted, err := s.entry.Log.open()
 	if err != nil {
@@ -57,13 +57,13 @@ func (s *stream) openLogLocked() error {
 	}
 
 	if planted != nil {
-		s.logger.Warn("a foreign file in the place of a container's log is replaced", "err", planted)
+		s.logger.Warn("replaced a foreign file at the path of a container's log", "err", planted)
 	}
 
 	return s.writeToLocked(f)
 }
 
-// writeToLocked makes f the log from now on.
+// writeToLocked makes f the current log.
 func (s *stream) writeToLocked(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
@@ -80,36 +80,35 @@ func (s *stream) writeToLocked(f *os.File) error {
 	return nil
 }
 
-// keepEntryLocked writes the table's entry anew.
+// keepEntryLocked updates the table's entry.
 func (s *stream) keepEntryLocked() {
 	if err := s.table.keep(&s.entry); err != nil {
-		s.logger.Warn("lines may be written twice to a container's log after the next crash", "err", err)
+		s.logger.Warn("cannot update the log-driver's table; lines may be duplicated after a crash", "err", err)
 	}
 }
 
-// reconcile goes on where a killed process ended: it finds frames that had been written and not yet
-// consumed, and consumes them. It comes before run.
+// reconcile continues after a killed process: it consumes frames already written, but not yet
+// consumed. Call it before run.
 func (s *stream) reconcile() error {
 	s.lock()
 	defer s.unlock()
-	err := s.goOnInLocked(s.entry.Inode, s.entry.Before, s.skipWrittenLocked)
+	err := s.continueInLocked(s.entry.Inode, s.entry.Before, s.skipWrittenLocked)
 	return errors.Join(err, s.table.keep(&s.entry))
 }
 
-// succeed goes on in the file that an earlier stream of the container has written, if there was
-// one.
-func (s *stream) succeed(old entry) error {
+// takeOver continues in the file of an earlier stream of the container, if there was one.
+func (s *stream) takeOver(old entry) error {
 	s.lock()
 	defer s.unlock()
-	return s.goOnInLocked(old.Inode, old.Before, nil)
+	return s.continueInLocked(old.Inode, old.Before, nil)
 }
 
-// goOnInLocked opens the file with an inode, whatever its name is now: after a rename by the
-// kubelet it is written until Reopen, since the kubelet may rename it back over whatever stands
-// there. Another file is opened only if it was deleted. before is the file that was written
-// earlier. inspect, if not nil, gets the file first.
-func (s *stream) goOnInLocked(inode, before uint64, inspect func(*os.File) error) error {
-	f, err := s.entry.Log.byInode(inode)
+// continueInLocked opens the file with an inode, whatever its current name. After a rename by the
+// kubelet the file stays in use until Reopen, since the kubelet may rename it back over any file at
+// the log's path. A new file is opened only if the old one was deleted. before is the file in use
+// before the last rotation. inspect, if not nil, receives the file first.
+func (s *stream) continueInLocked(inode, before uint64, inspect func(*os.File) error) error {
+	f, err := s.entry.Log.openByInode(inode)
 	switch {
 	case err == nil:
 		if inspect != nil {
@@ -122,7 +121,7 @@ func (s *stream) goOnInLocked(inode, before uint64, inspect func(*os.File) error
 
 	if s.log == nil {
 		if openErr := s.openLogLocked(); openErr != nil {
-			s.losses.openErr = openErr // the log comes when it can
+			s.losses.openErr = openErr // a later batch opens the log
 			return errors.Join(err, openErr)
 		}
 	}
@@ -132,7 +131,7 @@ func (s *stream) goOnInLocked(inode, before uint64, inspect func(*os.File) error
 	return err
 }
 
-// skipWrittenLocked consumes the frames that stand at the end of f already.
+// skipWrittenLocked consumes the frames already present at the end of f.
 func (s *stream) skipWrittenLocked(f *os.File) error {
 	written, err := tail(f)
 	if err != nil {
@@ -150,7 +149,7 @@ func (s *stream) skipWrittenLocked(f *os.File) error {
 	}
 
 	waiting, err := b.peek(s.fifo)
-	if errors.Is(err, errNothing) || errors.Is(err, io.EOF) {
+	if errors.Is(err, errEmpty) || errors.Is(err, io.EOF) {
 		return nil
 	}
 
@@ -158,13 +157,13 @@ func (s *stream) skipWrittenLocked(f *os.File) error {
 		return err
 	}
 
-	_, _ = b.render(&s.clock, waiting) // the first batch meets its error again
+	_, _ = b.render(&s.clock, waiting) // the first batch returns the error again
 
-	return b.consume(s.fifo, framesIn(waiting, b.alreadyWritten(written)))
+	return b.consume(s.fifo, framesSize(waiting, b.alreadyWritten(written)))
 }
 
-// skipSpillLocked clears the spill if its frame stands at the end of a log already. The bytes in
-// the FIFO come behind it, so nothing of them has been written.
+// skipSpillLocked clears the spill if its frame is already present at the end of a log. The bytes
+// in the FIFO follow that frame, so none of them has been written.
 func (s *stream) skipSpillLocked(b *scratch, written []byte) error {
 	text, err := s.spill.read(b.in)
 	if err != nil {

@@ -18,26 +18,27 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// entry is a row of the table: which FIFO belongs to which log. Each is a file of its own, written
-// atomically. An entry comes from newEntry or table.read, which check every field.
+// entry is a row of the table: a FIFO and its log. Each entry is a file, written atomically.
+// Entries come from newEntry or table.read, and both check every field.
 type entry struct {
 	FIFO      string            `json:"fifo"`
 	Container model.ContainerID `json:"container"`
 	Name      string            `json:"name"`
 	Log       target            `json:"log"`
 	Began     time.Time         `json:"began"`
-	// Inode is of the file that is written: after a rename of the log it still is, until Reopen.
+	// Inode is the inode of the current file. After a rename of the log it stays in use until
+	// Reopen.
 	Inode uint64 `json:"inode,omitempty"`
-	// Before is of the file that was written until the last Reopen, 0 if there was none. The
-	// kubelet may yet rename it back.
+	// Before is the inode of the file in use before the last Reopen, or 0. The kubelet may still
+	// rename it back.
 	Before uint64 `json:"before,omitempty"`
-	// Orphaned is when the FIFO's engine ended. The entry then waits for a successor, which brings
-	// another FIFO.
+	// Orphaned is the time at which the FIFO's engine ended. The entry then waits for the engine's
+	// successor, which creates another FIFO.
 	Orphaned time.Time `json:"orphaned,omitzero"`
 }
 
-// table is the directory that holds a file for each FIFO, from which a new process goes on. It is
-// root's alone.
+// table is the directory with a file for each FIFO. A new process continues from it. Only root has
+// access.
 type table struct {
 	dir    string
 	fifos  string // the directory of Docker's FIFOs
@@ -45,7 +46,7 @@ type table struct {
 	alarms *alarms
 }
 
-// newEntry checks what the engine says of a container whose output begins. Errors name the field.
+// newEntry validates the engine's description of a starting container. Errors name the field.
 func (t *table) newEntry(fifo string, i info) (entry, error) {
 	id, err := model.ParseContainerID(i.ContainerID)
 	if err != nil {
@@ -63,7 +64,7 @@ func (t *table) newEntry(fifo string, i info) (entry, error) {
 	return e, t.check(&e)
 }
 
-// check validates an entry that comes from outside, and cleans its name.
+// check validates an entry from outside, and cleans its name.
 func (t *table) check(e *entry) error {
 	if err := t.checkFIFO(e.FIFO); err != nil {
 		return err
@@ -78,31 +79,32 @@ func (t *table) check(e *entry) error {
 	return e.Log.check()
 }
 
-// maxFIFOName is longer than the names of Docker's FIFOs, which are 64 hexadecimal digits.
+// maxFIFOName exceeds the length of Docker's FIFO names, 64 hexadecimal digits.
 const maxFIFOName = 128
 
-// checkFIFO checks that a path lies in Docker's directory of FIFOs, so that its name is fit for
-// files of the table and the file may be removed.
+// checkFIFO verifies that a path is in Docker's directory of FIFOs. Then its name is suitable for
+// files of the table, and the file may be removed.
 func (t *table) checkFIFO(path string) error {
 	dir, name := filepath.Split(path)
 	if dir != t.fifos+"/" {
-		return fmt.Errorf("File %q: it must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
+		return fmt.Errorf("File %q: must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
 	}
 
-	if name == "" || len(name) > maxFIFOName || name[0] == '.' || strings.ContainsFunc(name, isNoFIFOName) {
-		return fmt.Errorf("File %q: the FIFO's name must be at most %d letters, digits, '-', '_' and '.'",
+	if name == "" || len(name) > maxFIFOName || name[0] == '.' || strings.ContainsFunc(name, isInvalidInName) {
+		return fmt.Errorf("File %q: the FIFO's name must have at most %d letters, digits, '-', '_' and '.'",
 			text.Clean(path, text.MaxName), maxFIFOName)
 	}
 
 	return nil
 }
 
-func isNoFIFOName(c rune) bool {
+func isInvalidInName(c rune) bool {
 	isAlnum := c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 	return !isAlnum && c != '-' && c != '_' && c != '.'
 }
 
-// openFIFO opens a FIFO of the engine: one in its directory, no link, and no other kind of file.
+// openFIFO opens a FIFO of the engine. It must be in the engine's directory, and neither a link nor
+// another type of file.
 func (t *table) openFIFO(path string) (fd int, err error) {
 	if err := t.checkFIFO(path); err != nil {
 		return 0, err
@@ -116,7 +118,7 @@ func (t *table) openFIFO(path string) (fd int, err error) {
 	var st unix.Stat_t
 	err = unix.Fstat(fd, &st)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
-		err = errors.New("it is no FIFO")
+		err = errors.New("not a FIFO")
 	}
 
 	if err != nil {
@@ -126,17 +128,17 @@ func (t *table) openFIFO(path string) (fd int, err error) {
 	return fd, nil
 }
 
-// removeFIFO removes the FIFO of an engine that has ended. Its successor makes another.
+// removeFIFO removes the FIFO of a dead engine. The engine's successor creates another one.
 func (t *table) removeFIFO(path string) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.logger.Warn("the FIFO of an engine that has ended cannot be removed", "fifo", path, "err", err)
+		t.logger.Warn("cannot remove the FIFO of a dead engine", "fifo", path, "err", err)
 	}
 }
 
 const (
 	entrySuffix  = ".json"
-	newSuffix    = ".new"    // of an entry that is being written
-	brokenSuffix = ".broken" // of an entry that was set aside
+	newSuffix    = ".new"    // of an entry in progress
+	brokenSuffix = ".broken" // of an entry set aside
 )
 
 func (t *table) entryFile(e *entry) string {
@@ -166,11 +168,11 @@ func (t *table) keep(e *entry) error {
 func (t *table) forget(e *entry) {
 	err := errors.Join(removeExisting(t.spillFile(e)), removeExisting(t.entryFile(e)))
 	if err != nil {
-		t.logger.Warn("an entry of the log-driver's table cannot be removed", "container", e.Name, "err", err)
+		t.logger.Warn("cannot remove an entry of the log-driver's table", "container", e.Name, "err", err)
 	}
 }
 
-// removeExisting removes a file of the table. A missing file is no error.
+// removeExisting removes a file of the table. A missing file is not an error.
 func removeExisting(file string) error {
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("log-driver's table: %w", err)
@@ -178,13 +180,13 @@ func removeExisting(file string) error {
 	return nil
 }
 
-// maxEntry bounds a file of the table, in bytes. Paths are at most 4 KiB, and JSON may need six
+// maxEntry limits a file of the table, in bytes. Paths have at most 4 KiB, and JSON may need six
 // bytes for one.
 const maxEntry = 64 << 10
 
-// read reads all entries, the oldest first. It removes files that a killed process left half
-// written, and sets aside a file that is not ours or that a loss of power has torn: that
-// container's output is not taken up, the output of all others is.
+// read reads all entries, oldest first. It removes incomplete files of a killed process. It sets
+// aside foreign files and files damaged by a power failure: that container's output is not resumed,
+// but all others are.
 func (t *table) read() ([]entry, error) {
 	files, err := os.ReadDir(t.dir)
 	if err != nil {
@@ -232,14 +234,14 @@ func (t *table) readEntry(file string) (e entry, err error) {
 	}
 
 	if t.entryFile(&e) != file {
-		return e, fmt.Errorf("it is of the FIFO %s", e.FIFO)
+		return e, fmt.Errorf("it belongs to FIFO %s", e.FIFO)
 	}
 
 	return e, nil
 }
 
-// openSpill returns the spill of an entry. A file that cannot be used is set aside, and with it the
-// beginning of one frame. Only a lack of descriptors or memory is an error.
+// openSpill returns the spill of an entry. It sets aside an unusable file, and thereby drops the
+// partial frame. Only a lack of descriptors or memory is an error.
 func (t *table) openSpill(e *entry) (*spill, error) {
 	path := t.spillFile(e)
 	s, err := openSpill(path)
@@ -250,25 +252,25 @@ func (t *table) openSpill(e *entry) (*spill, error) {
 	return &spill{path: path}, nil
 }
 
-// notWritten is the effect of an entry that is set aside.
+// notWritten is the consequence of an entry set aside.
 const notWritten = "its container's output is not written until the container restarts"
 
-// setAside renames a file that cannot be used, so that the next start does not meet it again.
-// effect says what that means.
-func (t *table) setAside(file, effect string, why error) {
+// setAside renames an unusable file, so that the next start ignores it. effect describes the
+// consequence.
+func (t *table) setAside(file, effect string, cause error) {
 	aside := file + brokenSuffix
-	err := errors.Join(why, os.Rename(file, aside))
-	t.logger.Error("a file of the log-driver's table is set aside; "+effect, "file", aside, "err", err)
+	err := errors.Join(cause, os.Rename(file, aside))
+	t.logger.Error("set aside a damaged file of the log-driver's table; "+effect, "file", aside, "err", err)
 	t.alarms.raise(alarmTable)
 }
 
-// removeStray removes the beginning of a frame that belongs to no entry.
+// removeStray removes a partial frame without an entry.
 func (t *table) removeStray(part string) {
 	_, err := os.Lstat(strings.TrimSuffix(part, spillSuffix) + entrySuffix)
 	if errors.Is(err, os.ErrNotExist) {
 		err = os.Remove(part)
 	}
 	if err != nil {
-		t.logger.Warn("the beginning of a frame cannot be removed", "file", part, "err", err)
+		t.logger.Warn("cannot remove a partial frame", "file", part, "err", err)
 	}
 }

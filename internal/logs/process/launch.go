@@ -13,14 +13,14 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// maxLogSize is the size at which the log of launched processes begins anew, in bytes. They write a
-// line or two each.
+// maxLogSize is the size, in bytes, at which the log of launched processes is truncated. Each
+// process writes a line or two.
 const maxLogSize = 1 << 20
 
-// Launch starts the log-driver process with the daemon's flags, in a session of its own, so that
-// neither a restart nor an upgrade of the daemon touches it. With systemd, cri-docker-log.socket
-// answers and Launch is never needed. If the process ends before this one, ended gets its last
-// line.
+// Launch starts the log-driver process with the daemon's flags in its own session, so that a
+// restart or an upgrade of the daemon does not affect it. With systemd, cri-docker-log.socket
+// starts the process instead. If the process ends before this one, ended receives its last line of
+// output.
 func Launch(runDirectory string, flags ...string) (ended <-chan error, err error) {
 	dir := directory(runDirectory)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -39,7 +39,7 @@ func Launch(runDirectory string, flags ...string) (ended <-chan error, err error
 		}
 	}
 
-	// The program that runs, even if the file has been replaced by another release.
+	// /proc/self/exe is the running program even after another release has replaced the file.
 	args := append([]string{Command, "--run-directory=" + runDirectory}, flags...)
 	//nolint:gosec // the arguments are the daemon's own flags
 	// #nosec G204 -- the program is this one, the arguments are its own flags

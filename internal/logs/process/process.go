@@ -1,5 +1,5 @@
-// Package process runs the log-driver process: its program, the socket on which it serves Docker,
-// and its launch by the daemon where systemd does not start it.
+// Package process runs the log-driver process: its program, its socket for Docker, and its launch
+// by the daemon without systemd.
 package process
 
 import (
@@ -25,39 +25,39 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// Command is the subcommand that calls Run.
+// Command is the subcommand for Run.
 const Command = "log-driver"
 
 const (
-	// memoryLimit is the heap in bytes above which garbage is collected eagerly. The process stands
-	// in the path of all output of the node and shall be small.
+	// memoryLimit is the heap size, in bytes, above which garbage is collected eagerly. All output
+	// of the node passes through the process, so it must stay small.
 	memoryLimit = 12 << 20
-	// gcPercent is how much the heap grows between collections. A line allocates next to nothing.
+	// gcPercent is the heap growth between collections. A line allocates almost nothing.
 	gcPercent = 25
 )
 
 const (
-	// headerTimeout is for the engine to send the header of a request.
+	// headerTimeout limits the wait for a request header from the engine.
 	headerTimeout = 10 * time.Second
-	// maxHeaderBytes is more than the engine's headers have.
+	// maxHeaderBytes exceeds the size of the engine's headers.
 	maxHeaderBytes = 16 << 10
 )
 
-// Config is what the process needs; all is required.
+// Config configures the process. All fields are required.
 type Config struct {
-	// RunDirectory is the daemon's. The table of the log-driver lies under it.
+	// RunDirectory is the daemon's run directory. The log-driver's table is below it.
 	RunDirectory string
-	// Socket is where to serve Docker, unless systemd has passed a socket.
+	// Socket is the socket for Docker, unless systemd has passed one.
 	Socket string
 	// Version is this program's.
 	Version string
 	Log     *slog.Logger
 }
 
-// directory is the log-driver's part of the run directory.
+// directory returns the log-driver's subdirectory of the run directory.
 func directory(runDirectory string) string { return filepath.Join(runDirectory, "log-driver") }
 
-// Run serves Docker until ctx ends. Output that waits in the FIFOs then waits for the next process.
+// Run serves Docker until ctx ends. Output still in the FIFOs then waits for the next process.
 func Run(ctx context.Context, cfg Config) error {
 	if err := run(ctx, cfg); err != nil {
 		return fmt.Errorf("log-driver: %w", err)
@@ -79,7 +79,7 @@ func run(ctx context.Context, cfg Config) error {
 
 	if l != nil {
 		defer l.Close()
-		if err := endLaunched(dir); err != nil {
+		if err := stopLaunched(dir); err != nil {
 			return err
 		}
 	}
@@ -127,13 +127,13 @@ func serve(ctx context.Context, d *driver.Driver, l net.Listener, log *slog.Logg
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 
-	log.Info("the log-driver process serves Docker", "at", l.Addr(), "pid", os.Getpid())
+	log.Info("serving Docker", "address", l.Addr(), "pid", os.Getpid())
 	if err := process.DropProgramPages(); err != nil {
-		log.Debug("the program stays in memory as a whole", "err", err)
+		log.Debug("cannot release the program's pages", "err", err)
 	}
 
 	if err := process.Notify(process.Ready); err != nil {
-		log.Warn("systemd was not notified that the log-driver is ready", "err", err)
+		log.Warn("cannot notify systemd that the log driver is ready", "err", err)
 	}
 
 	if err := server.Serve(d.Listener(l)); !errors.Is(err, http.ErrServerClosed) {
@@ -143,14 +143,14 @@ func serve(ctx context.Context, d *driver.Driver, l net.Listener, log *slog.Logg
 	return nil
 }
 
-// passedListener returns the socket that systemd has passed, nil if it has passed none.
+// passedListener returns the socket passed by systemd, or nil without one.
 func passedListener() (net.Listener, error) {
 	passed, err := activation.Listeners()
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("systemd's socket: %w", err)
 	case len(passed) > 1:
-		return nil, fmt.Errorf("systemd has passed %d sockets, one is expected", len(passed))
+		return nil, fmt.Errorf("systemd passed %d sockets, expected one", len(passed))
 	case len(passed) == 1:
 		return passed[0], nil
 	}
@@ -158,14 +158,14 @@ func passedListener() (net.Listener, error) {
 	return nil, nil
 }
 
-// pidFile has the number of the process that holds the lock.
+// pidFile contains the PID of the process holding the lock.
 const pidFile = "pid"
 
-// endLaunched ends the process that a daemon has launched while systemd's socket was missing, as
-// for a moment when both units are restarted: systemd would start its own in vain, again and again.
-// No line is lost, and later launches have no socket of systemd. The number alone may be another
-// process's by now, so the lock is tried first.
-func endLaunched(dir string) error {
+// stopLaunched stops a process launched by the daemon while systemd's socket was missing, for
+// example while both units restart. Otherwise systemd would start its own process in vain, again
+// and again. No line is lost, and later launches have no socket from systemd. The PID in the file
+// may have been reused, so stopLaunched tries the lock first.
+func stopLaunched(dir string) error {
 	if unlock, err := process.LockDirectory("--run-directory", dir, 0); err == nil {
 		unlock()
 		return nil
@@ -178,16 +178,16 @@ func endLaunched(dir string) error {
 
 	pid, err := strconv.Atoi(string(b))
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("%q is no process", b)
+		return fmt.Errorf("%q is not a PID", b)
 	}
 
-	return end(pid)
+	return stop(pid)
 }
 
-// end ends a log-driver process of root, and no other process that got its number. The unit of the
-// log-driver has fewer capabilities than the daemon, whose child the process is, and so may read
-// its status only.
-func end(pid int) error {
+// stop stops a log-driver process of root, and never another process with a reused PID. The
+// log-driver's unit has fewer capabilities than the daemon, the parent of that process, so it can
+// only read the process's status.
+func stop(pid int) error {
 	host := proc.Host().ByStatus()
 	p, err := host.Process(pid)
 	if errors.Is(err, os.ErrNotExist) {
@@ -195,7 +195,7 @@ func end(pid int) error {
 	}
 
 	if err == nil && (len(p.Args) == 0 || p.Args[0] != Command) {
-		err = errors.New("it is no log-driver process")
+		err = errors.New("not a log-driver process")
 	}
 
 	if err == nil {
@@ -203,15 +203,15 @@ func end(pid int) error {
 	}
 
 	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end the launched process %d: %w", pid, err)
+		return fmt.Errorf("stop the launched process %d: %w", pid, err)
 	}
 
 	return nil
 }
 
-// listen makes the socket, for root only. It replaces the socket of a killed process in one step,
-// since the engine may look for it at any moment. A socket that takes connections is systemd's,
-// since this process has the lock: it must not be hidden from systemd's process, which may be slow.
+// listen creates the socket, for root only. It atomically replaces the socket of a killed process,
+// since the engine may connect at any moment. This process holds the lock, so an existing listener
+// is systemd's. It must not be replaced, because systemd's process may only be slow to start.
 func listen(socket string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", socket, time.Second); err == nil {
 		err = fmt.Errorf("systemd holds %s and has not started its process yet; see systemctl status cri-docker-log",

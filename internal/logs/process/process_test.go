@@ -21,7 +21,8 @@ import (
 	"cri-dockerd/internal/logs/driver"
 )
 
-// socketVariable tells a log-driver process of the tests where to listen; the real one is fixed.
+// socketVariable is the environment variable with the socket of a test's log-driver process. The
+// real path is fixed.
 const socketVariable = "LOG_DRIVER_TEST_SOCKET"
 
 func TestMain(m *testing.M) {
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// logDriverMain is this program as the log-driver process, as Launch starts it.
+// logDriverMain runs this program as the log-driver process, as started by Launch.
 func logDriverMain() error {
 	f := flag.NewFlagSet("test", flag.ContinueOnError)
 	dir := f.String("run-directory", "", "")
@@ -56,17 +57,17 @@ func logDriverMain() error {
 }
 
 // watch waits for the process behind a socket.
-func watch(t *testing.T, socket string) (s driver.Status, gone <-chan struct{}) {
+func watch(t *testing.T, socket string) (s driver.Status, ended <-chan struct{}) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		s, gone, err := driver.NewClient(socket).Watch(t.Context(), nil)
+		s, ended, err := driver.NewClient(socket).Watch(t.Context(), nil)
 		if err == nil {
-			return s, gone
+			return s, ended
 		}
 
 		if time.Now().After(deadline) {
-			t.Fatalf("nobody answers: %v", err)
+			t.Fatalf("the process does not respond: %v", err)
 		}
 
 		time.Sleep(5 * time.Millisecond)
@@ -82,13 +83,13 @@ func TestLaunchedLogDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	s, gone := watch(t, socket)
+	s, disconnected := watch(t, socket)
 	if sid, err := unix.Getsid(s.PID); err != nil || sid != s.PID {
-		t.Errorf("it is in session %d, %v; want its own", sid, err)
+		t.Errorf("the process is in session %d (%v), want its own", sid, err)
 	}
 
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("the socket: %v, %v", st.Mode(), err)
+		t.Errorf("socket mode %v (%v), want 0600", st.Mode(), err)
 	}
 
 	second, err := Launch(dir)
@@ -97,10 +98,10 @@ func TestLaunchedLogDriver(t *testing.T) {
 	}
 
 	if err := <-second; err == nil || !strings.Contains(err.Error(), "another cri-dockerd is using it") {
-		t.Errorf("a second process: %v", err)
+		t.Errorf("a second process ended with %v, want an error of the lock", err)
 	}
 
-	if err := syscall.Kill(s.PID, syscall.SIGHUP); err != nil { // a terminal that goes
+	if err := syscall.Kill(s.PID, syscall.SIGHUP); err != nil { // a closed terminal
 		t.Fatal(err)
 	}
 
@@ -111,26 +112,26 @@ func TestLaunchedLogDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	<-gone
+	<-disconnected
 	<-ended
-	ended, err = Launch(dir) // over the socket that the killed one has left
+	ended, err = Launch(dir) // over the socket of the killed process
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	next, gone := watch(t, socket)
+	next, disconnected := watch(t, socket)
 	if next.PID == s.PID {
-		t.Error("the killed process answers")
+		t.Error("the killed process responds")
 	}
 	if err := syscall.Kill(next.PID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 
-	<-gone
+	<-disconnected
 	<-ended
 }
 
-func TestLogDriverThatCannotListen(t *testing.T) {
+func TestLogDriverCannotListen(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -145,13 +146,13 @@ func TestLogDriverThatCannotListen(t *testing.T) {
 
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "exit status 1") ||
 		!strings.Contains(err.Error(), "not a directory") {
-		t.Errorf("its last words: %v", err)
+		t.Errorf("last line of output: %v", err)
 	}
 }
 
-// TestLogDriverLeavesSystemdsSocket: a process that is launched while systemd's is slow to start
-// does not hide the socket from it.
-func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
+// TestLogDriverKeepsSystemdsSocket expects a launched process not to replace the socket of a slow
+// systemd process.
+func TestLogDriverKeepsSystemdsSocket(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "systemd.sock")
 	l, err := net.Listen("unix", socket)
@@ -172,16 +173,16 @@ func TestLogDriverLeavesSystemdsSocket(t *testing.T) {
 	}
 
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "systemd holds "+socket) {
-		t.Errorf("its last words: %v", err)
+		t.Errorf("last line of output: %v", err)
 	}
 
 	if after, err := os.Stat(socket); err != nil || !os.SameFile(before, after) {
-		t.Errorf("the socket is another: %v", err)
+		t.Errorf("the socket was replaced: %v", err)
 	}
 }
 
-// TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects to
-// be told when the process is ready.
+// TestLogDriverOnSystemdsSocket passes a socket as systemd does (sd_listen_fds(3)), and expects a
+// notification when the process is ready.
 func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	dir, notified := t.TempDir(), systemd(t)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "passed.sock"), Net: "unix"})
@@ -202,13 +203,13 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 	}
 
 	t.Setenv(socketVariable, filepath.Join(dir, "launched.sock"))
-	launched, err := Launch(dir) // while systemd's socket was away
+	launched, err := Launch(dir) // while systemd's socket was missing
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	watch(t, filepath.Join(dir, "launched.sock"))
-	// Only the process itself knows the number that LISTEN_PID must have.
+	// The shell sets LISTEN_PID, because only the process itself knows its PID.
 	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, self, Command, "--run-directory="+dir)
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.Stderr = t.Output()
@@ -225,30 +226,30 @@ func TestLogDriverOnSystemdsSocket(t *testing.T) {
 		t.Fatalf("systemd got %q, %v", b[:n], err)
 	}
 
-	<-launched // it makes room
-	s, gone := watch(t, filepath.Join(dir, "passed.sock"))
+	<-launched // it releases the lock
+	s, disconnected := watch(t, filepath.Join(dir, "passed.sock"))
 	if s.PID != cmd.Process.Pid || s.Control != 1 {
-		t.Errorf("%+v", s)
+		t.Errorf("status %+v", s)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 
-	<-gone
+	<-disconnected
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
 
 	if _, err := os.Lstat(filepath.Join(dir, "passed.sock")); err != nil {
-		t.Errorf("systemd's socket: %v", err)
+		t.Errorf("systemd's socket was removed: %v", err)
 	}
 
-	if left, err := filepath.Glob(filepath.Join(dir, "log-driver/streams/*")); err != nil || len(left) > 0 {
-		t.Error(fmt.Sprint(left), err)
+	if files, err := filepath.Glob(filepath.Join(dir, "log-driver/streams/*")); err != nil || len(files) > 0 {
+		t.Errorf("the table still has files %v, %v", files, err)
 	}
 }
 
-// systemd returns the socket to which sd_notify speaks.
+// systemd returns the receiving socket of sd_notify.
 func systemd(t *testing.T) *net.UnixConn {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "notify")
@@ -263,9 +264,9 @@ func systemd(t *testing.T) *net.UnixConn {
 	return c
 }
 
-// TestEndLogDriver ends the log-driver process of root whose number stands in the file, and nothing
-// that has got the number since.
-func TestEndLogDriver(t *testing.T) {
+// TestStopLogDriver expects the log-driver process of root with the PID of the file to be stopped,
+// and no other process with that PID.
+func TestStopLogDriver(t *testing.T) {
 	scripts, err := os.MkdirTemp("", "scripts")
 	if err != nil {
 		t.Fatal(err)
@@ -313,8 +314,8 @@ func TestEndLogDriver(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if err := end(cmd.Process.Pid); (err == nil) != c.ends {
-				t.Errorf("%v", err)
+			if err := stop(cmd.Process.Pid); (err == nil) != c.ends {
+				t.Errorf("stop: error %v, want success %v", err, c.ends)
 			}
 
 			if !c.ends {
@@ -325,8 +326,8 @@ func TestEndLogDriver(t *testing.T) {
 			if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != c.ends {
 				t.Errorf("ended by a signal: %v, %v", killed, err)
 			}
-			if err := end(cmd.Process.Pid); err != nil {
-				t.Errorf("after its end: %v", err)
+			if err := stop(cmd.Process.Pid); err != nil {
+				t.Errorf("stop after its end: %v", err)
 			}
 		})
 	}

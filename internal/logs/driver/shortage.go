@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tendInterval is how often the alarms that are raised are checked.
-const tendInterval = time.Second
+// alarmInterval is the interval between two checks of raised alarms.
+const alarmInterval = time.Second
 
-// listener raises an alarm when no connection can be accepted for lack of a descriptor. net/http
-// tries again, with pauses of up to a second.
+// listener raises an alarm if it cannot accept a connection for lack of a descriptor. net/http
+// retries with pauses of up to a second.
 type listener struct {
 	net.Listener
 	alarms *alarms
@@ -29,13 +29,13 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// tend lowers the alarms of shortages that are over. While no alarm is raised it sleeps.
-func (d *Driver) tend() {
+// clearAlarms clears the alarms of shortages that are over. It sleeps while no alarm is raised.
+func (d *Driver) clearAlarms() {
 	for {
 		changed := d.alarms.changed.next()
 		var tick <-chan time.Time
 		if len(d.alarms.list()) > 0 {
-			tick = time.After(tendInterval)
+			tick = time.After(alarmInterval)
 		}
 
 		select {
@@ -43,22 +43,22 @@ func (d *Driver) tend() {
 			return
 		case <-changed:
 		case <-tick:
-			d.tendDescriptors()
-			d.tendPipes()
+			d.checkDescriptors()
+			d.growPipes()
 		}
 	}
 }
 
-// tendDescriptors lowers the alarm as soon as a file can be opened.
-func (d *Driver) tendDescriptors() {
+// checkDescriptors clears the alarm as soon as a file can be opened.
+func (d *Driver) checkDescriptors() {
 	if fd, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
 		unix.Close(fd)
 		d.alarms.lower(alarmDescriptors)
 	}
 }
 
-// tendPipes lets small pipes grow. A stream that is busy grows its own.
-func (d *Driver) tendPipes() {
+// growPipes grows small pipes. A busy stream grows its own.
+func (d *Driver) growPipes() {
 	for _, s := range d.all() {
 		s.growIfIdle()
 	}

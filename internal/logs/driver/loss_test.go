@@ -1,0 +1,184 @@
+package driver
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func TestLogDirectoryDeleted(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	c.print("one")
+	eventually(t, "written", func() bool { return len(texts(t, c.log.String())) == 1 })
+	if err := os.RemoveAll(c.log.Directory); err != nil {
+		t.Fatal(err)
+	}
+
+	s := c.stream(d)
+	s.lock()
+	s.checked = time.Time{} // a second later
+	s.unlock()
+	c.print("two")
+	eventually(t, "written", func() bool { return len(texts(t, c.log.String())) == 1 })
+	if diff := cmp.Diff([]string{"stdout F two"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
+	}
+	if err := os.RemoveAll(c.log.Directory); err != nil {
+		t.Fatal(err)
+	}
+
+	c.stop()
+	if _, err := os.Stat(c.log.Directory); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the end of the container created the directory again: %v", err)
+	}
+}
+
+func (d *Driver) droppedLines(reason string) float64 {
+	return testutil.ToFloat64(d.metrics.dropped.WithLabelValues(reason))
+}
+
+func TestFullDisk(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s := c.stream(d)
+	s.lock()
+	good := s.log
+	s.log = full
+	s.unlock()
+	for range 5000 { // more than the FIFO holds
+		c.print(strings.Repeat("lost ", 20))
+	}
+
+	eventually(t, "all is dropped", func() bool { return d.droppedLines(reasonDisk) == 5000 })
+	s.lock()
+	s.log = good
+	s.unlock()
+	full.Close()
+	c.print("again")
+	c.stop()
+	if diff := cmp.Diff([]string{"stdout F again"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// limited sets the process's file size limit, in bytes, until lift is called, so that the disk
+// accepts a part of a batch. The limit also applies to the test's own files.
+func limited(t *testing.T, size uint64) (lift func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: size, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+
+	lift = func() { _ = syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old) }
+	t.Cleanup(lift)
+
+	return lift
+}
+
+func TestPartialWrite(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	lift := limited(t, 1000)
+	for i := range 100 {
+		c.print(fmt.Sprint("line ", i))
+	}
+
+	c.stop()
+	lift()
+	got := texts(t, c.log.String()) // no torn line
+	if n := len(got); n == 0 || n > 99 || d.droppedLines(reasonDisk) != float64(100-n) {
+		t.Errorf("%d lines written, %v dropped, want a total of 100", n, d.droppedLines(reasonDisk))
+	}
+}
+
+// TestDiskHangs writes to a pipe without a reader.
+func TestDiskHangs(t *testing.T) {
+	d, e := newDriver(t, t.TempDir(), func(c *Config) { c.StallLimit = 50 * time.Millisecond })
+	c := e.container("aa")
+	c.start()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+
+	s := c.stream(d)
+	s.lock()
+	s.log.Close()
+	s.log = w
+	s.unlock()
+	const lines = 20000 // some MiB, more than the pipe and the FIFO hold together
+	for i := range lines {
+		c.print(fmt.Sprintf("line %06d %s", i, strings.Repeat("x", 200)))
+	}
+
+	eventually(t, "output is dropped", func() bool { return len(s.busy) == 1 })
+	read := make(chan int)
+	go func() {
+		b, _ := io.ReadAll(r)
+		read <- bytes.Count(b, []byte("\n"))
+	}()
+
+	eventually(t, "the stalled batch is complete", func() bool { return d.droppedLines(reasonStalled) > 0 })
+	c.print("after all")
+	c.stop()
+	if n := float64(<-read); n+d.droppedLines(reasonStalled)+d.droppedLines(reasonDisk) != lines+1 {
+		t.Errorf("%v lines written and %v dropped of %d", n, d.droppedLines(reasonStalled), lines+1)
+	}
+}
+
+func TestMalformed(t *testing.T) {
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	c.print("one")
+	eventually(t, "written", func() bool { return len(texts(t, c.log.String())) == 1 })
+	if _, err := c.fifo.Write([]byte{0xff, 0xff, 0xff, 0xff, 1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+
+	eventually(t, "the message is counted", func() bool { return d.droppedLines(reasonMalformed) == 1 })
+	if _, err := c.fifo.Write([]byte{0, 0, 0, 9, 1}); err != nil { // incomplete, as from a killed engine
+		t.Fatal(err)
+	}
+
+	c.stop()
+	if diff := cmp.Diff([]string{"stdout F one"}, texts(t, c.log.String())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func FuzzNext(f *testing.F) {
+	c := container{e: &fakeEngine{}}
+	f.Add(c.frame(frame{Source: "stdout", Line: []byte("one")}, true))
+	f.Add([]byte{0, 0, 0, 3, 0x2a, 0x01, 0x08})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fr, n, err := next(b)
+		if err == nil && (n < prefixSize || n > len(b) || len(fr.Line) > n) {
+			t.Errorf("%d of %d bytes: %+v", n, len(b), fr)
+		}
+	})
+}
