@@ -15,38 +15,38 @@ import (
 	"cri-dockerd/test/lifecycle"
 )
 
-// churnCommand runs the program as the benchmark of many pods that come and go.
+// churnCommand runs the program as the benchmark of many short-lived pods.
 const churnCommand = "churn"
 
 const (
-	// churnWarmUp is how many pods come before the first reading. What is made once must be there
-	// then, and so must the pages of the program itself: they count as resident, and one of its 18
-	// MiB is used for the first time somewhere among the first hundreds of pods.
+	// churnWarmUp is the number of pods before the first reading. By then all one-time allocations
+	// must exist, and so must the pages of the program itself. They count as resident, and one of
+	// its 18 MiB is first used somewhere among the first hundreds of pods.
 	churnWarmUp = 500
-	churnMore   = 1.1 // what the daemon may hold after, as a multiple of what it held before
+	churnMore   = 1.1 // limit of the daemon's resources afterwards, as a multiple of those before
 )
 
-// churnFigures are what the daemon held before and after so many pods.
-type churnFigures struct {
+// churnResults are the daemon's resources before and after the pods.
+type churnResults struct {
 	before, after lifecycle.Usage
 	pods          int
 	took          time.Duration
 }
 
-// benchChurn does one run and says whether all limits hold.
+// benchChurn does one run and reports whether all limits hold.
 func benchChurn(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(churnCommand, flag.ExitOnError)
-	pods := flags.Int("pods", 10000, "pods that are made and removed, with one container each")
-	atOnce := flags.Int("at-once", 4, "how many of them are there at the same time")
-	longest := flags.Duration("for", 24*time.Hour, "no pod is begun after this time")
-	rest := flags.Duration("rest", 3*time.Minute, "time of rest before each reading: Go gives memory back slowly")
+	pods := flags.Int("pods", 10000, "pods to create and remove, with one container each")
+	atOnce := flags.Int("at-once", 4, "concurrent pods")
+	longest := flags.Duration("for", 24*time.Hour, "start no more pods after this time")
+	settle := flags.Duration("settle", 3*time.Minute, "idle time before each reading: Go releases memory slowly")
 	version := flags.String("engine", string(engines.V20), "engine: 20.10 or 29")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
 
 	load := loadAverage(h)
-	f := churn(ctx, h, engines.Version(*version), *pods, *atOnce, *longest, *rest)
+	f := churn(ctx, h, engines.Version(*version), *pods, *atOnce, *longest, *settle)
 	fmt.Printf("Docker Engine %s, %d pods with one container each, %d at once, in %s, %d CPUs, load average %s "+
 		"before the run, %s\n\n",
 		*version, f.pods, *atOnce, f.took.Round(time.Second), runtime.NumCPU(), load,
@@ -56,8 +56,8 @@ func benchChurn(ctx context.Context, h *harness, args []string) bool {
 }
 
 func churn(
-	ctx context.Context, h *harness, v engines.Version, pods, atOnce int, longest, rest time.Duration,
-) churnFigures {
+	ctx context.Context, h *harness, v engines.Version, pods, atOnce int, longest, settle time.Duration,
+) churnResults {
 	e := engines.Start(h, v)
 	image := e.ImportBusybox(h)
 	d := e.Daemon(h, "--log-level=info")
@@ -100,8 +100,8 @@ func churn(
 	}
 
 	run(ctx)
-	idle(ctx, h, rest)
-	f := churnFigures{before: held()}
+	idle(ctx, h, settle)
+	f := churnResults{before: held()}
 	c.Pods = pods
 	c.Done = func(n int) {
 		if n%500 == 0 {
@@ -115,13 +115,13 @@ func churn(
 	begin := time.Now()
 	f.pods = run(limited)
 	f.took = time.Since(begin)
-	idle(ctx, h, rest)
+	idle(ctx, h, settle)
 	f.after = held()
 
 	return f
 }
 
-// idle waits, unless the benchmark is to end.
+// idle waits for d. It fails the benchmark if ctx ends.
 func idle(ctx context.Context, h *harness, d time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -130,10 +130,10 @@ func idle(ctx context.Context, h *harness, d time.Duration) {
 	}
 }
 
-// reportChurn prints the figures as a Markdown table and says whether the limits hold.
-func reportChurn(out io.Writer, f churnFigures) bool {
+// reportChurn prints the results as a Markdown table and reports whether the limits hold.
+func reportChurn(out io.Writer, f churnResults) bool {
 	ok := true
-	fmt.Fprintln(out, "| of the daemon | before | after | limit | verdict |\n|---|---:|---:|---|---|")
+	fmt.Fprintln(out, "| resource of the daemon | before | after | limit | verdict |\n|---|---:|---:|---|---|")
 	row := func(name string, before, after float64, unit string) {
 		verdict := "pass"
 		if after > before*churnMore {

@@ -21,22 +21,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What the drills do.
+// Parameters of the drills.
 const (
-	probeRate     = 200              // exec probes that fall due each second
-	probesFor     = 10 * time.Second // how long they do
-	probesAtOnce  = 100              // a kubelet has one goroutine for each probe
+	probeRate     = 200              // exec probes due each second
+	probesFor     = 10 * time.Second // duration of the probes
+	probesAtOnce  = 100              // concurrent probes; a kubelet has one goroutine per probe
 	followerCount = 500
-	followedCount = 5 // containers that are followed
+	followedCount = 5 // containers to follow
 	followedLines = 400
-	deafCalls     = 50 // that a client makes and never reads the answers of
-	slowLives     = 20 // containers that live while an event reader is slow
-	// busyStatus is for Status while a drill takes all CPUs.
+	stalledCalls  = 50 // calls of the client without reads
+	slowLives     = 20 // containers run while an event reader is slow
+	// busyStatus limits Status while a drill uses all CPUs.
 	busyStatus = 500 * time.Millisecond
 )
 
-// whileAsked runs a drill and measures Status meanwhile.
-func (l *loading) whileAsked(ctx context.Context, name string, do func(context.Context) error) error {
+// withStatusCalls runs a drill and measures Status meanwhile.
+func (l *loadBench) withStatusCalls(ctx context.Context, name string, do func(context.Context) error) error {
 	done := make(chan struct{})
 	var took []time.Duration
 	g, groupCtx := errgroup.WithContext(ctx)
@@ -72,13 +72,13 @@ func (l *loading) whileAsked(ctx context.Context, name string, do func(context.C
 	return err
 }
 
-// probes runs exec probes at a rate that the machine may not reach: those that fall due while all
-// are under way are skipped, as a kubelet does.
-func (l *loading) probes(ctx context.Context) error {
+// runProbes runs exec probes at a rate the machine may not sustain. Like a kubelet it skips probes
+// due while the previous ones are still running.
+func (l *loadBench) runProbes(ctx context.Context) error {
 	var done, skipped atomic.Int64
 	var mu sync.Mutex
 	var took []time.Duration
-	err := l.whileAsked(ctx, "exec probes", func(ctx context.Context) error {
+	err := l.withStatusCalls(ctx, "exec probes", func(ctx context.Context) error {
 		g, groupCtx := errgroup.WithContext(ctx)
 		g.SetLimit(probesAtOnce)
 		tick := time.NewTicker(time.Second / probeRate)
@@ -120,8 +120,8 @@ func (l *loading) probes(ctx context.Context) error {
 	return err
 }
 
-// followers has very many clients follow few logs. Each gets every line.
-func (l *loading) followers(ctx context.Context) error {
+// runFollowers makes very many clients follow few logs. Each must receive every line.
+func (l *loadBench) runFollowers(ctx context.Context) error {
 	script := fmt.Sprintf("sleep 3; for i in $(seq 1 %d); do echo line $i; [ $((i %% 40)) != 0 ] || sleep 0.2; "+
 		"done; sleep 1", followedLines)
 	pod, err := l.pod(ctx, "followed", []string{"sleep", "100000"})
@@ -141,7 +141,7 @@ func (l *loading) followers(ctx context.Context) error {
 
 	var short atomic.Int64
 	begin := time.Now()
-	err = l.whileAsked(ctx, "log followers", func(ctx context.Context) error {
+	err = l.withStatusCalls(ctx, "log followers", func(ctx context.Context) error {
 		g, groupCtx := errgroup.WithContext(ctx)
 		for i := range followerCount {
 			g.Go(func() error {
@@ -157,14 +157,14 @@ func (l *loading) followers(ctx context.Context) error {
 	})
 
 	l.table.add(fmt.Sprintf("%d log followers, each gets %d lines", followerCount, followedLines),
-		fmt.Sprintf("%d got fewer, %s", short.Load(), time.Since(begin).Round(time.Millisecond)), "none", err == nil &&
-			short.Load() == 0)
+		fmt.Sprintf("%d got fewer, %s", short.Load(), time.Since(begin).Round(time.Millisecond)), "none",
+		err == nil && short.Load() == 0)
 
 	return err
 }
 
-// follow returns how many lines one follower got.
-func (l *loading) follow(ctx context.Context, id string) (lines int, err error) {
+// follow returns the number of lines received by one follower.
+func (l *loadBench) follow(ctx context.Context, id string) (lines int, err error) {
 	r, err := l.docker.ContainerLogs(ctx, id, client.ContainerLogsOptions{ShowStdout: true, Follow: true})
 	if err != nil {
 		return 0, err
@@ -187,32 +187,32 @@ func (l *loading) follow(ctx context.Context, id string) (lines int, err error) 
 	return lines, s.Err()
 }
 
-// deafConn is a connection whose client stops to read.
-type deafConn struct {
+// stalledConn is a connection without reads after stalled is set.
+type stalledConn struct {
 	net.Conn
-	deaf *atomic.Bool
-	end  <-chan struct{}
+	stalled *atomic.Bool
+	end     <-chan struct{}
 }
 
 // Read implements net.Conn.
-func (c deafConn) Read(b []byte) (int, error) {
-	if c.deaf.Load() {
+func (c stalledConn) Read(b []byte) (int, error) {
+	if c.stalled.Load() {
 		<-c.end
 		return 0, net.ErrClosed
 	}
 	return c.Conn.Read(b)
 }
 
-// deafClient makes calls with large answers and never reads them.
-func (l *loading) deafClient(ctx context.Context) error {
-	var deaf atomic.Bool
+// runStalledClient makes calls with large responses and never reads these.
+func (l *loadBench) runStalledClient(ctx context.Context) error {
+	var stalled atomic.Bool
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
 	conn, err := grpc.NewClient("unix://"+l.daemon.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(addr, "unix://"))
-			return deafConn{c, &deaf, ctx.Done()}, err
+			return stalledConn{c, &stalled, ctx.Done()}, err
 		}))
 	if err != nil {
 		return err
@@ -224,18 +224,18 @@ func (l *loading) deafClient(ctx context.Context) error {
 		return err
 	}
 
-	deaf.Store(true)
+	stalled.Store(true)
 	var wg sync.WaitGroup
-	for range deafCalls {
+	for range stalledCalls {
 		wg.Go(func() { _, _ = r.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{}) })
 		wg.Go(func() { _, _ = r.ListContainers(ctx, &runtimeapi.ListContainersRequest{}) })
 	}
 
-	err = l.whileAsked(ctx, "a client that never reads", func(ctx context.Context) error {
+	err = l.withStatusCalls(ctx, "a client without reads", func(ctx context.Context) error {
 		return pauseFor(ctx, 5*time.Second)
 	})
 	rss := l.daemon.RSS(l.h)
-	l.table.add("a client that never reads: memory of the daemon (RSS)", fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)),
+	l.table.add("a client without reads: memory of the daemon (RSS)", fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)),
 		"", true)
 	cancel()
 	conn.Close()
@@ -253,9 +253,9 @@ func pauseFor(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// slowReader reads one event a second, and another client all of them, while containers live and
-// die.
-func (l *loading) slowReader(ctx context.Context) error {
+// runSlowReader reads one event per second, and reads all events in another client, while
+// containers start and stop.
+func (l *loadBench) runSlowReader(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -295,12 +295,12 @@ func (l *loading) slowReader(ctx context.Context) error {
 		received <- nil
 	}()
 
-	var made []string
-	err = l.whileAsked(ctx, "a slow event reader", func(ctx context.Context) error {
+	var created []string
+	err = l.withStatusCalls(ctx, "a slow event reader", func(ctx context.Context) error {
 		for i := range slowLives {
 			id, err := l.container(ctx, l.pods[0], fmt.Sprintf("brief-%d", i), []string{"true"})
 			if err == nil {
-				made = append(made, id)
+				created = append(created, id)
 				_, err = l.daemon.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
 			}
 
@@ -318,13 +318,13 @@ func (l *loading) slowReader(ctx context.Context) error {
 	select {
 	case err = <-received:
 	case <-time.After(time.Minute):
-		err = errors.New("the other reader waits")
+		err = errors.New("the other reader did not receive all events")
 	}
 
 	slices.Sort(seen)
-	slices.Sort(made)
-	l.table.add("a slow event reader: ends that another got", fmt.Sprintf("%d of %d", len(seen), len(made)), "all",
-		err == nil && slices.Equal(seen, made))
+	slices.Sort(created)
+	l.table.add("a slow event reader: deletions received by another reader",
+		fmt.Sprintf("%d of %d", len(seen), len(created)), "all", err == nil && slices.Equal(seen, created))
 
 	return err
 }

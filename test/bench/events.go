@@ -19,14 +19,14 @@ import (
 // eventsCommand runs the program as the benchmark of container events.
 const eventsCommand = "events"
 
-// eventsLimit is how long after the engine's event ours may come, in 99 of 100 cases.
+// eventsLimit is the limit of the 99th percentile of the delay behind the engine's event.
 const eventsLimit = 20 * time.Millisecond
 
-// benchEvents does one run for each engine and says whether all limits hold.
+// benchEvents does one run for each engine and reports whether all limits hold.
 func benchEvents(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(eventsCommand, flag.ExitOnError)
-	count := flags.Int("lives", 1000, "containers that are made, run and removed")
-	atOnce := flags.Int("at-once", 1, "how many of them live at the same time")
+	count := flags.Int("lives", 1000, "containers to create, run and remove")
+	atOnce := flags.Int("at-once", 1, "concurrent containers")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
@@ -81,7 +81,7 @@ func events(ctx context.Context, h *harness, v engines.Version, count, atOnce in
 	return f
 }
 
-// reportEvents prints the figures as a Markdown table and says whether the limits hold.
+// reportEvents prints the results as a Markdown table and reports whether the limits hold.
 func reportEvents(out io.Writer, f lifecycle.Result, count int) bool {
 	ok := true
 	verdict := func(good bool) string {
@@ -92,7 +92,7 @@ func reportEvents(out io.Writer, f lifecycle.Result, count int) bool {
 		return "FAIL"
 	}
 
-	fmt.Fprintln(out, "| after the engine's event | p50 | p99 | most | n | limit | verdict |\n"+
+	fmt.Fprintln(out, "| delay behind the engine's event | p50 | p99 | max | n | limit | verdict |\n"+
 		"|---|---:|---:|---:|---:|---|---|")
 	var all []time.Duration
 	row := func(name string, d []time.Duration, limit, verdict string) {
@@ -107,8 +107,8 @@ func reportEvents(out io.Writer, f lifecycle.Result, count int) bool {
 	}
 
 	row("all", all, "p99 ≤ "+ms(eventsLimit), verdict(len(all) == 4*count && quantile(all, 99) <= eventsLimit))
-	fmt.Fprintf(out, "| lives not told from beginning to end, in order, each transition once | %d | | | %d | none | "+
-		"%s |\n\n", len(f.Unexpected), count, verdict(len(f.Unexpected) == 0))
+	fmt.Fprintf(out, "| containers with missing, duplicate or unordered events | %d | | | %d | none | %s |\n\n",
+		len(f.Unexpected), count, verdict(len(f.Unexpected) == 0))
 	for _, w := range f.Unexpected[:min(len(f.Unexpected), 10)] {
 		fmt.Fprintln(out, w)
 	}

@@ -16,21 +16,21 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// heartbeatCommand runs the program as the benchmark of the signs of life that the daemon asks the
-// engine for.
+// heartbeatCommand runs the program as the benchmark of the daemon's heartbeat requests to the
+// engine.
 const heartbeatCommand = "heartbeat"
 
-// heartbeatLimit is the CPU of daemon and engine together for one second of heartbeat and event
+// heartbeatLimit limits the CPU time of daemon and engine for one second of heartbeat and event
 // check.
 const heartbeatLimit = 500 * time.Microsecond
 
-// beat is the CPU that one request costs.
-type beat struct{ ours, engine time.Duration }
+// requestCost is the CPU time of one request.
+type requestCost struct{ ours, engine time.Duration }
 
-// benchHeartbeat does one run for each engine and says whether all limits hold.
+// benchHeartbeat does one run for each engine and reports whether all limits hold.
 func benchHeartbeat(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(heartbeatCommand, flag.ExitOnError)
-	pods := flags.Int("pods", 100, "pods that run meanwhile, with one container each")
+	pods := flags.Int("pods", 100, "running pods, with one container each")
 	calls := flags.Int("calls", 1000, "requests of each kind")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
@@ -48,16 +48,16 @@ func benchHeartbeat(ctx context.Context, h *harness, args []string) bool {
 	return ok
 }
 
-// heartbeat measures the requests by themselves: at rest they are lost in what the engine does
-// anyway.
-func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls int) (ping, check beat) {
+// heartbeat measures the requests in a loop. At their normal rate they are lost in the engine's own
+// activity.
+func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls int) (ping, check requestCost) {
 	e := engines.Start(h, v)
 	d := e.Daemon(h, "--log-level=info")
-	m := &measuring{
+	m := &measurement{
 		options: options{Pods: pods, Docker: "unix://" + e.Socket, Parent: e.CgroupParent, Scratch: e.Dir},
 		runtime: d.Runtime,
 		docker:  e.Docker(h),
-		figures: figures{Samples: map[operation][]time.Duration{}},
+		results: results{Samples: map[operation][]time.Duration{}},
 	}
 
 	for _, part := range []func(context.Context) error{m.prepare, m.fill} {
@@ -76,11 +76,11 @@ func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls i
 	}
 	defer docker.Close()
 
-	d.Kill(h) // its own requests would be counted
+	d.Kill(h) // exclude the daemon's own requests
 	defer d.Restart(h)
 
-	ping = costOf(h, e, calls, func() error { return docker.Ping(ctx) })
-	check = costOf(h, e, calls, func() error {
+	ping = measureCost(h, e, calls, func() error { return docker.Ping(ctx) })
+	check = measureCost(h, e, calls, func() error {
 		until := time.Now().Add(-time.Second)
 		_, err := docker.EventsBetween(ctx, until.Add(-view.CheckInterval), until)
 		return err
@@ -89,12 +89,12 @@ func heartbeat(ctx context.Context, h *harness, v engines.Version, pods, calls i
 	return ping, check
 }
 
-// costOf returns the mean CPU of one request, without what the engine takes at rest.
-func costOf(h *harness, e *engines.Engine, calls int, do func() error) beat {
-	const rest = 5 * time.Second
+// measureCost returns the mean CPU time of one request, without the engine's idle usage.
+func measureCost(h *harness, e *engines.Engine, calls int, do func() error) requestCost {
+	const idleTime = 5 * time.Second
 	begin := e.CPU(h)
-	time.Sleep(rest)
-	idle := float64(e.CPU(h)-begin) / float64(rest)
+	time.Sleep(idleTime)
+	idle := float64(e.CPU(h)-begin) / float64(idleTime)
 
 	ours, theirs, began := ownCPU(h), e.CPU(h), time.Now()
 	for range calls {
@@ -106,13 +106,13 @@ func costOf(h *harness, e *engines.Engine, calls int, do func() error) beat {
 	took := time.Since(began)
 	n := time.Duration(calls)
 
-	return beat{
+	return requestCost{
 		ours:   (ownCPU(h) - ours) / n,
 		engine: (e.CPU(h) - theirs - time.Duration(idle*float64(took))) / n,
 	}
 }
 
-// ownCPU is the CPU that this process has used (getrusage(2)).
+// ownCPU returns this process's CPU time (getrusage(2)).
 func ownCPU(h *harness) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -121,14 +121,14 @@ func ownCPU(h *harness) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// reportHeartbeat prints the costs as a Markdown table and says whether the limit holds.
-func reportHeartbeat(out io.Writer, ping, check beat) bool {
+// reportHeartbeat prints the costs as a Markdown table and reports whether the limit holds.
+func reportHeartbeat(out io.Writer, ping, check requestCost) bool {
 	fmt.Fprintln(out, "| CPU | daemon | engine | every | a second | limit | verdict |\n"+
 		"|---|---:|---:|---:|---:|---|---|")
 	var total time.Duration
 	for _, row := range []struct {
 		name  string
-		cost  beat
+		cost  requestCost
 		every time.Duration
 	}{
 		{"ping", ping, view.HeartbeatInterval},

@@ -20,20 +20,20 @@ import (
 // imagesCommand runs the program as the benchmark of pulls.
 const imagesCommand = "images"
 
-// pullRSSLimit is what the daemon may take while it pulls, in bytes.
+// pullRSSLimit limits the daemon's resident memory during pulls, in bytes.
 const pullRSSLimit = 40 << 20
 
-// pullFigures are what was measured while the same number of images was pulled in parallel, through
-// the daemon and without it.
-type pullFigures struct {
+// pullResults are the results of pulling the same number of images in parallel through the daemon
+// and without it.
+type pullResults struct {
 	cri, docker  time.Duration
-	before, most int64 // the daemon's resident memory before and at most meanwhile, in bytes
+	before, most int64 // the daemon's resident memory before the pulls and its peak, in bytes
 }
 
-// benchImages does one run for each engine and says whether all limits hold.
+// benchImages does one run for each engine and reports whether all limits hold.
 func benchImages(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(imagesCommand, flag.ExitOnError)
-	images := flags.Int("images", 10, "images that are pulled in parallel")
+	images := flags.Int("images", 10, "images to pull in parallel")
 	size := flags.Int64("size", 100, "size of each in MB, in one layer")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
@@ -50,7 +50,7 @@ func benchImages(ctx context.Context, h *harness, args []string) bool {
 	return ok
 }
 
-func pullImages(ctx context.Context, h *harness, v engines.Version, images int, size int64) (f pullFigures) {
+func pullImages(ctx context.Context, h *harness, v engines.Version, images int, size int64) (f pullResults) {
 	e := engines.Start(h, v)
 	d := e.Daemon(h, "--log-level=info")
 	r := registry.Serve(h, e.Listen(h, "127.0.0.1:0"))
@@ -61,7 +61,7 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 		refs = append(refs, r.Add(h, fmt.Sprint("cri", i), "1", 1, size))
 	}
 
-	f.docker = together(h, floor, func(ref string) error {
+	f.docker = forAll(h, floor, func(ref string) error {
 		p, err := docker.ImagePull(ctx, ref, client.ImagePullOptions{})
 		if err == nil {
 			err = p.Wait(ctx)
@@ -92,7 +92,7 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 		}
 	}()
 
-	f.cri = together(h, refs, func(ref string) error {
+	f.cri = forAll(h, refs, func(ref string) error {
 		i := &runtimeapi.ImageSpec{Image: ref}
 		_, err := d.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: i})
 		if err == nil {
@@ -107,8 +107,8 @@ func pullImages(ctx context.Context, h *harness, v engines.Version, images int, 
 	return f
 }
 
-// together does something with all images at once and says how long it took.
-func together(h *harness, refs []string, do func(ref string) error) time.Duration {
+// forAll calls do for all images concurrently and returns the elapsed time.
+func forAll(h *harness, refs []string, do func(ref string) error) time.Duration {
 	began := time.Now()
 	var g errgroup.Group
 	for _, ref := range refs {
@@ -122,16 +122,16 @@ func together(h *harness, refs []string, do func(ref string) error) time.Duratio
 	return time.Since(began)
 }
 
-// reportImages prints the figures as a Markdown table and says whether the limit holds.
-func reportImages(out io.Writer, f pullFigures) bool {
+// reportImages prints the results as a Markdown table and reports whether the limit holds.
+func reportImages(out io.Writer, f pullResults) bool {
 	ok, verdict := f.most > 0 && f.most <= pullRSSLimit, "FAIL"
 	if ok {
 		verdict = "pass"
 	}
 
-	fmt.Fprintln(out, "| what | figure | limit | verdict |\n|---|---:|---|---|")
+	fmt.Fprintln(out, "| metric | value | limit | verdict |\n|---|---:|---|---|")
 	fmt.Fprintf(out, "| memory of the daemon (RSS) before the pulls | %.1f MiB | | |\n", float64(f.before)/(1<<20))
-	fmt.Fprintf(out, "| memory of the daemon (RSS), the most during the pulls | %.1f MiB | ≤ %d MiB | %s |\n",
+	fmt.Fprintf(out, "| peak memory of the daemon (RSS) during the pulls | %.1f MiB | ≤ %d MiB | %s |\n",
 		float64(f.most)/(1<<20), pullRSSLimit>>20, verdict)
 	fmt.Fprintf(out, "| pulls and removals through the daemon | %.2f × without it (%.1f s, %.1f s) | | |\n\n",
 		f.cri.Seconds()/f.docker.Seconds(), f.cri.Seconds(), f.docker.Seconds())

@@ -21,32 +21,32 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// loadCommand runs the program as the drill with very many pods.
+// loadCommand runs the program as the load test with very many pods.
 const loadCommand = "load"
 
-// The limits of many pods.
+// The limits of the load test.
 const (
-	fewPods          = 100      // what the times at the full number are compared with
-	burstPods        = 50       // that start at once
-	loadTimes        = 2.0      // times at the full number as a multiple of those at fewPods
-	loadRSS          = 60 << 20 // bytes
-	settleSeconds    = 60
-	settledPercent   = 85 // idle
-	idleField        = 3  // of a line of /proc/stat
-	firstAnswerLimit = 100 * time.Millisecond
-	fullViewLimit    = time.Second
+	fewPods            = 100      // baseline for the latency at the full number
+	burstPods          = 50       // started at once
+	loadTimes          = 2.0      // latency at the full number as a multiple of that at fewPods
+	loadRSS            = 60 << 20 // bytes
+	settleSeconds      = 60
+	settledPercent     = 85 // idle
+	idleField          = 3  // idle time in a line of /proc/stat
+	firstResponseLimit = 100 * time.Millisecond
+	fullViewLimit      = time.Second
 )
 
-// loading is the drill at work.
-type loading struct {
-	h      *harness
-	engine *engines.Engine
-	daemon *engines.Daemon
-	docker *client.Client
-	image  string
-	calls  int
-	pods   []loadedPod
-	table  loadTable
+// loadBench is a running load test.
+type loadBench struct {
+	h         *harness
+	engine    *engines.Engine
+	daemon    *engines.Daemon
+	docker    *client.Client
+	image     string
+	callCount int
+	pods      []loadedPod
+	table     loadTable
 }
 
 // loadedPod is a running pod with one container.
@@ -55,13 +55,13 @@ type loadedPod struct {
 	sandbox, container string
 }
 
-// loadTable collects what was measured.
+// loadTable collects the results.
 type loadTable struct {
-	rows   [][4]string // what, measured, limit, verdict
+	rows   [][4]string // name, measured, limit, verdict
 	failed bool
 }
 
-func (t *loadTable) add(what, measured, limit string, ok bool) {
+func (t *loadTable) add(name, measured, limit string, ok bool) {
 	verdict := ""
 	if limit != "" {
 		verdict = "pass"
@@ -70,7 +70,7 @@ func (t *loadTable) add(what, measured, limit string, ok bool) {
 		verdict, t.failed = "FAIL", true
 	}
 
-	t.rows = append(t.rows, [4]string{what, measured, limit, verdict})
+	t.rows = append(t.rows, [4]string{name, measured, limit, verdict})
 }
 
 func (t *loadTable) print(out io.Writer) {
@@ -81,7 +81,7 @@ func (t *loadTable) print(out io.Writer) {
 	fmt.Fprintln(out)
 }
 
-// benchLoad does one drill for each engine and says whether all limits hold.
+// benchLoad does one run for each engine and reports whether all limits hold.
 func benchLoad(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(loadCommand, flag.ExitOnError)
 	pods := flags.Int("pods", 250, "pods with one container each")
@@ -103,39 +103,39 @@ func benchLoad(ctx context.Context, h *harness, args []string) bool {
 	return ok
 }
 
-// drill loads a node of its own in every way, and ends when nothing is left.
+// drill loads its own node in every way. At the end it verifies that nothing remains.
 func drill(ctx context.Context, h *harness, v engines.Version, pods, calls int) *loadTable {
 	e := engines.Start(h, v)
-	l := &loading{
-		h:      h,
-		engine: e,
-		image:  e.ImportBusybox(h),
-		daemon: e.Daemon(h, "--log-level=info"),
-		docker: e.Docker(h),
-		calls:  calls,
+	l := &loadBench{
+		h:         h,
+		engine:    e,
+		image:     e.ImportBusybox(h),
+		daemon:    e.Daemon(h, "--log-level=info"),
+		docker:    e.Docker(h),
+		callCount: calls,
 	}
 
-	must := func(what string, err error) {
+	must := func(name string, err error) {
 		if err != nil {
-			h.Fatalf("bench: %s: %v", what, err)
+			h.Fatalf("bench: %s: %v", name, err)
 		}
 	}
 
 	must("burst", l.burst(ctx))
 	must("fill", l.fill(ctx, min(pods, fewPods)))
-	few := l.times(ctx)
+	few := l.measureLatency(ctx)
 	must("fill", l.fill(ctx, pods))
-	l.compare(few, l.times(ctx))
+	l.compare(few, l.measureLatency(ctx))
 	l.reportRSS("memory of the daemon (RSS)")
-	l.restarts(ctx, v)
+	l.measureRestarts(ctx, v)
 	for _, d := range []struct {
 		name string
 		do   func(context.Context) error
 	}{
-		{"exec probes", l.probes},
-		{"log followers", l.followers},
-		{"a client that never reads", l.deafClient},
-		{"a slow event reader", l.slowReader},
+		{"exec probes", l.runProbes},
+		{"log followers", l.runFollowers},
+		{"a client without reads", l.runStalledClient},
+		{"a slow event reader", l.runSlowReader},
 	} {
 		h.Logf("bench: %s", d.name)
 		must(d.name, d.do(ctx))
@@ -148,7 +148,7 @@ func drill(ctx context.Context, h *harness, v engines.Version, pods, calls int) 
 }
 
 // burst starts the first pods all at once.
-func (l *loading) burst(ctx context.Context) error {
+func (l *loadBench) burst(ctx context.Context) error {
 	begin := time.Now()
 	if err := l.start(ctx, burstPods, burstPods); err != nil {
 		return err
@@ -158,13 +158,13 @@ func (l *loading) burst(ctx context.Context) error {
 	return nil
 }
 
-// fill starts pods until there are so many.
-func (l *loading) fill(ctx context.Context, pods int) error {
-	l.h.Logf("bench: up to %d pods", pods)
+// fill starts pods up to the given number.
+func (l *loadBench) fill(ctx context.Context, pods int) error {
+	l.h.Logf("bench: starting up to %d pods", pods)
 	return l.start(ctx, pods-len(l.pods), 4)
 }
 
-func (l *loading) start(ctx context.Context, count, atOnce int) error {
+func (l *loadBench) start(ctx context.Context, count, atOnce int) error {
 	if count <= 0 {
 		return nil
 	}
@@ -183,8 +183,8 @@ func (l *loading) start(ctx context.Context, count, atOnce int) error {
 	return g.Wait()
 }
 
-// pod starts one pod, as a kubelet does.
-func (l *loading) pod(ctx context.Context, name string, command []string) (p loadedPod, err error) {
+// pod starts one pod like a kubelet.
+func (l *loadBench) pod(ctx context.Context, name string, command []string) (p loadedPod, err error) {
 	p.config = podConfig(name)
 	p.config.Linux.CgroupParent = l.engine.CgroupParent + "/kubepods/burstable/pod" + p.config.Metadata.Uid
 	p.config.LogDirectory = filepath.Join(l.engine.Dir, "pods", p.config.Metadata.Uid)
@@ -199,7 +199,7 @@ func (l *loading) pod(ctx context.Context, name string, command []string) (p loa
 	return p, err
 }
 
-func (l *loading) container(ctx context.Context, p loadedPod, name string, command []string) (string, error) {
+func (l *loadBench) container(ctx context.Context, p loadedPod, name string, command []string) (string, error) {
 	c, err := l.daemon.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  p.sandbox,
 		SandboxConfig: p.config,
@@ -220,33 +220,33 @@ func (l *loading) container(ctx context.Context, p loadedPod, name string, comma
 	return c.ContainerId, err
 }
 
-// times measures lists and statuses, of an engine that is at rest: starts keep it busy for some
-// time.
-func (l *loading) times(ctx context.Context) map[operation][]time.Duration {
+// measureLatency measures lists and statuses on an idle engine. Starts keep the engine busy for
+// some time.
+func (l *loadBench) measureLatency(ctx context.Context) map[operation][]time.Duration {
 	l.settle(ctx)
-	m := &measuring{
+	m := &measurement{
 		options: options{Pods: len(l.pods)},
 		runtime: l.daemon.Runtime,
-		figures: figures{Samples: map[operation][]time.Duration{}},
+		results: results{Samples: map[operation][]time.Duration{}},
 		sandbox: l.pods[0].sandbox,
 		running: l.pods[0].container,
 	}
 
-	asks := m.relist(ctx)
-	for i := range l.calls + warmUp {
+	calls := m.relist(ctx)
+	for i := range l.callCount + warmUp {
 		if i == warmUp {
-			clear(m.figures.Samples)
+			clear(m.results.Samples)
 		}
-		if err := m.inTurn(asks); err != nil {
+		if err := m.measureEach(calls); err != nil {
 			l.h.Fatalf("bench: %v", err)
 		}
 	}
 
-	return m.figures.Samples
+	return m.results.Samples
 }
 
-// settle waits until most of the machine is idle, at most a minute.
-func (l *loading) settle(ctx context.Context) {
+// settle waits until the machine is mostly idle, for at most a minute.
+func (l *loadBench) settle(ctx context.Context) {
 	for range settleSeconds {
 		idle, total := processorTime(l.h)
 		select {
@@ -261,10 +261,10 @@ func (l *loading) settle(ctx context.Context) {
 		}
 	}
 
-	l.h.Logf("bench: the machine is busy")
+	l.h.Logf("bench: the machine is still busy")
 }
 
-// processorTime is the idle and the whole time of all processors in ticks (proc_stat(5)).
+// processorTime returns the idle and the total time of all processors in ticks (proc_stat(5)).
 func processorTime(h *harness) (idle, total uint64) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -287,25 +287,25 @@ func processorTime(h *harness) (idle, total uint64) {
 	return idle, total
 }
 
-// compare reports the times with all pods beside those with few.
-func (l *loading) compare(few, all map[operation][]time.Duration) {
+// compare reports the latency with all pods beside that with few.
+func (l *loadBench) compare(few, all map[operation][]time.Duration) {
 	for _, op := range []operation{listSandboxes, listContainers, sandboxStatus, containerStatus} {
 		a, b := quantile(few[op], 50), quantile(all[op], 50)
-		times := float64(b) / float64(a)
-		l.table.add(string(op)+", p50", fmt.Sprintf("%s, %.2f × that of %d pods", ms(b), times,
-			min(fewPods, len(l.pods))),
-			fmt.Sprintf("≤ %.0f ×", loadTimes), times <= loadTimes)
+		ratio := float64(b) / float64(a)
+		l.table.add(string(op)+", p50",
+			fmt.Sprintf("%s, %.2f × that of %d pods", ms(b), ratio, min(fewPods, len(l.pods))),
+			fmt.Sprintf("≤ %.0f ×", loadTimes), ratio <= loadTimes)
 	}
 }
 
-func (l *loading) reportRSS(what string) {
+func (l *loadBench) reportRSS(name string) {
 	rss := l.daemon.RSS(l.h)
-	l.table.add(what, fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), fmt.Sprintf("≤ %d MiB", loadRSS>>20),
+	l.table.add(name, fmt.Sprintf("%.1f MiB", float64(rss)/(1<<20)), fmt.Sprintf("≤ %d MiB", loadRSS>>20),
 		rss <= loadRSS)
 }
 
-// restarts kills the daemon and starts it again some times.
-func (l *loading) restarts(ctx context.Context, v engines.Version) {
+// measureRestarts kills and restarts the daemon several times.
+func (l *loadBench) measureRestarts(ctx context.Context, v engines.Version) {
 	var first, full []time.Duration
 	for range 5 {
 		l.daemon.Kill(l.h)
@@ -319,7 +319,7 @@ func (l *loading) restarts(ctx context.Context, v engines.Version) {
 
 		first = append(first, time.Since(begin))
 		r, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-		if err = enough(len(r.GetItems()), len(l.pods), err); err != nil {
+		if err = checkCount(len(r.GetItems()), len(l.pods), err); err != nil {
 			l.h.Fatalf("bench: ListPodSandbox after a restart: %v", err)
 		}
 
@@ -328,7 +328,7 @@ func (l *loading) restarts(ctx context.Context, v engines.Version) {
 
 	l.daemon.AwaitReady(l.h)
 	a, b := quantile(first, 50), quantile(full, 50)
-	l.table.add("restart: first answer, p50", ms(a), "≤ "+ms(firstAnswerLimit), a <= firstAnswerLimit)
+	l.table.add("restart: first response, p50", ms(a), "≤ "+ms(firstResponseLimit), a <= firstResponseLimit)
 	limit := ""
 	if v == engines.V20 {
 		limit = "≤ " + ms(fullViewLimit)
@@ -337,8 +337,9 @@ func (l *loading) restarts(ctx context.Context, v engines.Version) {
 	l.table.add("restart: full view, p50", ms(b), limit, limit == "" || b <= fullViewLimit)
 }
 
-// awaitSocket waits until somebody listens: a client that has failed once waits a second.
-func (l *loading) awaitSocket(begin time.Time) {
+// awaitSocket waits until the socket has a listener. A gRPC client waits a second after a failed
+// attempt.
+func (l *loadBench) awaitSocket(begin time.Time) {
 	for {
 		c, err := net.Dial("unix", l.daemon.Socket)
 		if err == nil {
@@ -347,15 +348,15 @@ func (l *loading) awaitSocket(begin time.Time) {
 		}
 
 		if time.Since(begin) > time.Minute {
-			l.h.Fatalf("bench: the daemon does not listen: %v", err)
+			l.h.Fatalf("bench: the daemon is not listening: %v", err)
 		}
 
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// removeAll removes all pods and looks for what is left.
-func (l *loading) removeAll(ctx context.Context) error {
+// removeAll removes all pods and reports remaining resources.
+func (l *loadBench) removeAll(ctx context.Context) error {
 	g, groupCtx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
 	begin := time.Now()
@@ -373,7 +374,7 @@ func (l *loading) removeAll(ctx context.Context) error {
 
 	took := time.Since(begin)
 
-	left, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
+	remaining, err := l.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
 	files := 0
 	for _, pattern := range []string{filepath.Join(l.daemon.LeaseDir, "*", "10.*"),
 		filepath.Join(l.daemon.CacheDir, "*"), filepath.Join(l.daemon.PinDir, "*")} {
@@ -383,8 +384,8 @@ func (l *loading) removeAll(ctx context.Context) error {
 	}
 
 	l.table.add("all pods removed", took.Round(time.Millisecond).String(), "", true)
-	l.table.add("left: containers, leases, cached results, namespaces", fmt.Sprint(len(left.Items)+files), "0",
-		len(left.Items)+files == 0)
+	total := len(remaining.Items) + files
+	l.table.add("remaining: containers, leases, cached results, namespaces", fmt.Sprint(total), "0", total == 0)
 
 	return err
 }

@@ -26,59 +26,59 @@ import (
 // logsCommand runs the program as the benchmark of container logs.
 const logsCommand = "logs"
 
-// lineSize is the length of the lines that containers print, with their newline, in bytes.
+// lineSize is the length of the containers' lines, including the newline, in bytes.
 const lineSize = 100
 
 // clockTick is the unit of CPU time in /proc (USER_HZ, proc(5)).
 const clockTick = 10 * time.Millisecond
 
-// logOptions say how much is measured.
+// logOptions are the dimensions of the benchmark.
 type logOptions struct {
 	lines, pairs, busy int
 	settle             time.Duration
 }
 
-// logRun is what one container that prints all lines took, from its start until the engine knew its
-// end.
+// logRun is the cost of one container printing all lines, from its start until the engine has
+// recorded its end.
 type logRun struct {
 	took        time.Duration
 	engine, own time.Duration // CPU time of dockerd and of the log-driver process
 }
 
-// logFigures are what was measured; a pair's two runs have the same index.
-type logFigures struct {
+// logResults are the results. The two runs of a pair have the same index.
+type logResults struct {
 	cri, jsonFile []logRun
 	rss           int64         // of the log-driver process while many containers print, in bytes
-	idle          time.Duration // its CPU time while they are silent, for idleFor
+	idle          time.Duration // its CPU time during idleFor, while all containers are silent
 }
 
-// idleFor is how long the silent process is watched.
+// idleFor is the measuring time of the idle process.
 const idleFor = 10 * time.Second
 
-// logBench measures on one engine.
+// logBench runs the benchmark on one engine.
 type logBench struct {
 	logOptions
 	engine *engines.Engine
 	docker *client.Client
 	image  string
-	pids   struct{ engine, driver string } // as seen inside
+	pids   struct{ engine, driver string } // in the engine's PID namespace
 }
 
-// benchLogs compares the log-driver process with Docker's json-file, and says whether all limits
+// benchLogs compares the log-driver process with Docker's json-file, and reports whether all limits
 // hold.
 func benchLogs(ctx context.Context, h *harness, args []string) bool {
 	f := flag.NewFlagSet(logsCommand, flag.ExitOnError)
 	var o logOptions
-	f.IntVar(&o.lines, "lines", 2_000_000, "lines of 100 bytes that each container prints")
-	f.IntVar(&o.pairs, "pairs", 5, "containers of each log driver, turn about")
-	f.IntVar(&o.busy, "busy", 100, "containers that print at once while the process's memory is read")
-	f.DurationVar(&o.settle, "settle", 10*time.Second, "how long these print before")
+	f.IntVar(&o.lines, "lines", 2_000_000, "lines of 100 bytes printed by each container")
+	f.IntVar(&o.pairs, "pairs", 5, "containers of each log driver, alternating")
+	f.IntVar(&o.busy, "busy", 100, "concurrently printing containers for the memory measurement")
+	f.DurationVar(&o.settle, "settle", 10*time.Second, "time before the memory measurement")
 	version := f.String("engine", string(engines.V20), "engine: 20.10 or 29")
 	_ = f.Parse(args) // exits on error
 	e := engines.Start(h, engines.Version(*version))
 	e.Daemon(h, "--log-level=info") // starts the log-driver process
 	b := &logBench{logOptions: o, engine: e, docker: e.Docker(h), image: e.ImportBusybox(h)}
-	figures, err := b.measure(ctx)
+	results, err := b.measure(ctx)
 	if err != nil {
 		h.Fatalf("bench: %v", err)
 	}
@@ -86,13 +86,13 @@ func benchLogs(ctx context.Context, h *harness, args []string) bool {
 	fmt.Printf("Docker Engine %s, %d lines of %d bytes, %d CPUs, %s\n\n", *version, o.lines, lineSize, runtime.NumCPU(),
 		time.Now().UTC().Format(time.DateOnly))
 
-	return reportLogs(os.Stdout, figures, o)
+	return reportLogs(os.Stdout, results, o)
 }
 
-func (b *logBench) measure(ctx context.Context) (f logFigures, err error) {
+func (b *logBench) measure(ctx context.Context) (f logResults, err error) {
 	pid, err := b.engine.Command("pgrep", "-f", "^/proc/self/exe log-driver").Output()
 	if err != nil {
-		return f, fmt.Errorf("the log-driver process does not run: %w", err)
+		return f, fmt.Errorf("the log-driver process is not running: %w", err)
 	}
 
 	b.pids.driver = strings.TrimSpace(string(pid))
@@ -120,13 +120,13 @@ func (b *logBench) measure(ctx context.Context) (f logFigures, err error) {
 		}
 	}
 
-	f.rss, f.idle, err = b.many(ctx)
+	f.rss, f.idle, err = b.measureMany(ctx)
 
 	return f, err
 }
 
-// create makes a container with a log driver. Both drivers' containers are made in the same way, by
-// Docker's own client.
+// create creates a container with a log driver. Docker's own client creates the containers of both
+// drivers in the same way.
 func (b *logBench) create(ctx context.Context, driverName, script string) (id, log string, err error) {
 	cfg := container.LogConfig{Type: driverName}
 	dir, err := os.MkdirTemp(b.engine.Dir, "logs")
@@ -155,7 +155,7 @@ func (b *logBench) remove(ctx context.Context, id, log string) error {
 	return errors.Join(err, os.RemoveAll(filepath.Dir(log)))
 }
 
-// printAll measures a container that prints as fast as it can. Its log must have every line.
+// printAll measures a container that prints as fast as possible. Its log must have every line.
 func (b *logBench) printAll(ctx context.Context, driverName string) (r logRun, err error) {
 	id, log, err := b.create(ctx, driverName, fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", lineSize-1),
 		b.lines))
@@ -228,14 +228,14 @@ func (b *logBench) check(log io.Reader) error {
 	}
 
 	if n != b.lines {
-		return fmt.Errorf("the log has %d lines of %d", n, b.lines)
+		return fmt.Errorf("the log has %d of %d lines", n, b.lines)
 	}
 
 	return nil
 }
 
-// cpu is the CPU time of the engine and of the log-driver process so far. Containerd and its shims
-// never touch the lines.
+// cpu returns the CPU time of the engine and of the log-driver process so far. containerd and its
+// shims never touch the lines.
 func (b *logBench) cpu() (engine, own time.Duration, err error) {
 	for pid, to := range map[string]*time.Duration{b.pids.engine: &engine, b.pids.driver: &own} {
 		stat, err := b.engine.Command("cat", "/proc/"+pid+"/stat").Output()
@@ -243,8 +243,8 @@ func (b *logBench) cpu() (engine, own time.Duration, err error) {
 			return 0, 0, fmt.Errorf("process %s: %w", pid, err)
 		}
 
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		f := strings.Fields(rest)
+		_, fields, _ := strings.Cut(string(stat), ") ")
+		f := strings.Fields(fields)
 		for _, field := range []int{11, 12} { // utime and stime, counted from the state
 			ticks, err := strconv.ParseInt(f[field], 10, 64)
 			if err != nil {
@@ -257,9 +257,9 @@ func (b *logBench) cpu() (engine, own time.Duration, err error) {
 	return engine, own, nil
 }
 
-// many lets many containers print 1,000 lines a second each, reads the process's memory, silences
-// them and watches its CPU time.
-func (b *logBench) many(ctx context.Context) (rss int64, idle time.Duration, err error) {
+// measureMany runs many containers at 1,000 lines a second each, reads the process's memory, pauses
+// the containers and measures the process's CPU time.
+func (b *logBench) measureMany(ctx context.Context) (rss int64, idle time.Duration, err error) {
 	fmt.Fprintf(os.Stderr, "bench: %d containers at once\n", b.busy)
 	script := fmt.Sprintf("while :; do yes %s | head -n 100; usleep 100000; done", strings.Repeat("x", lineSize-1))
 	var ids []string
@@ -288,7 +288,7 @@ func (b *logBench) many(ctx context.Context) (rss int64, idle time.Duration, err
 		return 0, 0, err
 	}
 
-	for _, id := range ids { // a paused container is alive and silent
+	for _, id := range ids { // a paused container is running and silent
 		if _, err := b.docker.ContainerPause(ctx, id, client.ContainerPauseOptions{}); err != nil {
 			return 0, 0, err
 		}
@@ -305,15 +305,15 @@ func (b *logBench) many(ctx context.Context) (rss int64, idle time.Duration, err
 	return kib << 10, after - before, err
 }
 
-// The limits, from the acceptance of the issue that brought CRI logs.
+// The limits for CRI logs.
 const (
-	cpuLimit     = 1.2 // times json-file's
+	cpuLimit     = 1.2 // multiple of json-file's
 	logRSSLimit  = 20 << 20
-	logIdleLimit = clockTick // what cannot be told from nothing
+	logIdleLimit = clockTick // the resolution of the clock
 )
 
-// reportLogs prints the figures as a Markdown table and says whether all limits hold.
-func reportLogs(out io.Writer, f logFigures, o logOptions) bool {
+// reportLogs prints the results as a Markdown table and reports whether all limits hold.
+func reportLogs(out io.Writer, f logResults, o logOptions) bool {
 	ok := true
 	verdict := func(good bool) string {
 		ok = ok && good
@@ -335,13 +335,13 @@ func reportLogs(out io.Writer, f logFigures, o logOptions) bool {
 		j := f.jsonFile[i]
 		speed = append(speed, float64(took(j))/float64(took(r)))
 		cost = append(cost, float64(cpu(r))/float64(cpu(j)))
-		fmt.Fprintf(out, "| %d | %.1f | %.1f | %.2f | %.0f (%.0f + %.0f) | %.0f | %.2f |\n", i+1, perSecond(r),
-			perSecond(j), speed[i],
-			perLine(r), float64(r.engine.Nanoseconds())/float64(o.lines), float64(r.own.Nanoseconds())/float64(o.lines),
+		fmt.Fprintf(out, "| %d | %.1f | %.1f | %.2f | %.0f (%.0f + %.0f) | %.0f | %.2f |\n",
+			i+1, perSecond(r), perSecond(j), speed[i], perLine(r),
+			float64(r.engine.Nanoseconds())/float64(o.lines), float64(r.own.Nanoseconds())/float64(o.lines),
 			perLine(j), cost[i])
 	}
 
-	fmt.Fprintln(out, "\n| what | figure | limit | verdict |\n|---|---:|---|---|")
+	fmt.Fprintln(out, "\n| metric | value | limit | verdict |\n|---|---:|---|---|")
 	fmt.Fprintf(out, "| throughput, median of pairs | %.2f × json-file | ≥ 1.00 | %s |\n", median(speed),
 		verdict(median(speed) >= 1))
 	fmt.Fprintf(out, "| CPU per line, engine + process, median of pairs | %.2f × json-file | ≤ %.2f | %s |\n",
@@ -354,7 +354,7 @@ func reportLogs(out io.Writer, f logFigures, o logOptions) bool {
 	return ok
 }
 
-// median is the middle value, 0 of nothing.
+// median returns the middle value, or 0 for an empty slice.
 func median[T cmp.Ordered](v []T) (m T) {
 	if len(v) == 0 {
 		return m

@@ -1,13 +1,20 @@
-// Command bench prints what the daemon costs on a private engine with many pods, beside the floor:
-// what the engine and the CNI plugins take by themselves in the same run. "bench logs" compares
-// container logs with Docker's json-file, "bench images" pulls with those of Docker alone; "bench
-// events" says how long after the engine's events ours come, "bench churn" what the daemon holds
-// after thousands of pods, "bench stats" what figures of containers cost, "bench heartbeat" what
-// the engine's signs of life cost, "bench load" loads a node with very many pods, "bench streams"
-// compares exec with the engine's own and port-forward with containerd's, "bench starts" creates
-// and starts of containers in parallel with the engine's own calls. It ends with 1 when a limit is
-// missed. It starts the engine and the daemon; the first benchmark then runs the program once more
-// inside the engine's namespaces, where the measuring is done.
+// Command bench measures the cost of the daemon on a private engine with many pods, beside the
+// floor: the cost of the engine and the CNI plugins alone in the same run. Further benchmarks are
+// subcommands:
+//
+//   - logs compares container logs with Docker's json-file.
+//   - images compares pulls with Docker's own.
+//   - events measures the delay of container events behind the engine's.
+//   - churn measures leaks after thousands of pods.
+//   - stats measures the cost of container stats.
+//   - heartbeat measures the cost of the engine's heartbeat.
+//   - load runs a node with very many pods.
+//   - streams compares exec with the engine's own, and port-forward with containerd's.
+//   - starts compares concurrent creates and starts of containers with the engine's own calls.
+//
+// The exit code is 1 if a limit is exceeded. The command starts the engine and the daemon. The
+// first benchmark runs the program once more inside the engine's namespaces, and takes its
+// measurements there.
 package main
 
 import (
@@ -26,10 +33,10 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// measureCommand runs the program as the measuring part.
+// measureCommand runs the program as the measuring process.
 const measureCommand = "measure"
 
-// commands are the other benchmarks. Each says whether all its limits hold.
+// commands are the other benchmarks. Each reports whether all limits hold.
 var commands = map[string]func(context.Context, *harness, []string) bool{
 	logsCommand:      benchLogs,
 	imagesCommand:    benchImages,
@@ -56,26 +63,26 @@ func main() {
 
 	if len(os.Args) > 1 {
 		if run, ok := commands[os.Args[1]]; ok {
-			end(func(h *harness) bool { return run(ctx, h, os.Args[2:]) })
+			runAndExit(func(h *harness) bool { return run(ctx, h, os.Args[2:]) })
 			return
 		}
 	}
 
-	pods := flag.Int("pods", 100, "pods that run meanwhile, with one container each")
-	rounds := flag.Int("rounds", 100, "sandboxes that are made through the daemon, and as many without it")
+	pods := flag.Int("pods", 100, "running pods, with one container each")
+	rounds := flag.Int("rounds", 100, "sandboxes to create through the daemon, and as many without it")
 	calls := flag.Int("calls", 500, "calls of each list and status")
 	version := flag.String("engine", string(engines.V20), "engine: 20.10 or 29")
 	flag.Parse()
-	end(func(h *harness) bool {
+	runAndExit(func(h *harness) bool {
 		return bench(ctx, h, engines.Version(*version), options{Pods: *pods, Rounds: *rounds, Calls: *calls})
 	})
 }
 
-// harness is what the engines and daemons of a benchmark belong to.
+// harness owns the engines and daemons of a benchmark.
 type harness = engines.Program
 
-// end runs a benchmark, ends what it started, and exits with 1 when a limit is missed.
-func end(bench func(*harness) bool) {
+// runAndExit runs a benchmark, stops its processes, and exits with 1 if a limit is exceeded.
+func runAndExit(bench func(*harness) bool) {
 	h := &harness{}
 	ok := func() bool {
 		defer h.End()
@@ -86,7 +93,7 @@ func end(bench func(*harness) bool) {
 	}
 }
 
-// bench does one run and says whether all limits hold.
+// bench does one run and reports whether all limits hold.
 func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	load := loadAverage(h)
 	e := engines.Start(h, v)
@@ -104,7 +111,7 @@ func bench(ctx context.Context, h *harness, v engines.Version, o options) bool {
 	return report(os.Stdout, f, rss)
 }
 
-// loadAverage is that of the last minute, which tells how far figures can be trusted.
+// loadAverage returns the load average of the last minute, an indication of the results' accuracy.
 func loadAverage(h *harness) string {
 	loads, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -114,9 +121,9 @@ func loadAverage(h *harness) string {
 	return load
 }
 
-// measure runs the measuring part in the engine's namespaces.
-func measure(ctx context.Context, h *harness, e *engines.Engine, o options) figures {
-	var f figures
+// measure runs the measuring process in the engine's namespaces.
+func measure(ctx context.Context, h *harness, e *engines.Engine, o options) results {
+	var f results
 	self, err := os.Executable()
 	if err != nil {
 		h.Fatalf("bench: %v", err)
@@ -131,7 +138,7 @@ func measure(ctx context.Context, h *harness, e *engines.Engine, o options) figu
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil || ctx.Err() != nil {
-		h.Fatalf("bench: the measuring part: %v", err)
+		h.Fatalf("bench: measuring process: %v", err)
 	}
 
 	if err := json.Unmarshal(out, &f); err != nil {

@@ -23,26 +23,27 @@ import (
 	"cri-dockerd/internal/spec"
 )
 
-// options are what the measuring part is told.
+// options are the options of the measuring process.
 type options struct {
 	CRI, Docker string // endpoints
 	Cache       string // results in the daemon's libcni cache
-	Scratch     string // folder for what the floor needs
+	Scratch     string // directory for the floor's files
 	Parent      string // the control group of all pods; "" for the engine's own
-	// the daemon runs with --pod-netns=engine: the sandboxes alone, the pods are there
+	// EngineMode measures only sandboxes: the daemon runs with --pod-netns=engine, and the other
+	// pods are already running.
 	EngineMode bool
 	Pods       int
 	Rounds     int
 	Calls      int
 }
 
-// figures are the times of each operation, in the order of their measuring.
-type figures struct {
+// results are the times of each operation, in the order of the measurements.
+type results struct {
 	Engine  string
 	Samples map[operation][]time.Duration
 }
 
-// operation is what was timed.
+// operation is the name of a timed operation.
 type operation string
 
 const (
@@ -65,18 +66,19 @@ const (
 	floorDown       operation = "floor: the longer of both"
 )
 
-// perMode are the operations that are measured in both modes.
+// perMode are the operations measured in both modes.
 var perMode = []operation{runSandbox, stopSandbox, removeSandbox, floorHost, floorSandbox, floorCreate, floorStart,
 	floorAdd, floorStop, floorDel, floorDown}
 
-// inEngineMode is an operation of perMode with --pod-netns=engine.
+// inEngineMode returns the name of an operation of perMode with --pod-netns=engine.
 func inEngineMode(op operation) operation { return op + " (engine)" }
 
-// warmUp is how many rounds are not counted: page caches, the engine's own caches.
+// warmUp is the number of initial rounds to ignore. They fill page caches and the engine's own
+// caches.
 const warmUp = 3
 
-// measuring is the measuring part at work.
-type measuring struct {
+// measurement is a running measurement.
+type measurement struct {
 	options
 	runtime runtimeapi.RuntimeServiceClient
 	docker  *client.Client
@@ -84,14 +86,14 @@ type measuring struct {
 	pause   spec.PauseImage
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
-	figures figures
+	results results
 	sandbox string // one of the pods, and its container
 	running string
 }
 
-// measureInside measures in the namespaces in which it runs, and prints the figures as JSON.
+// measureInside takes the measurements in its own namespaces, and prints the results as JSON.
 func measureInside(ctx context.Context, arg string) error {
-	m := &measuring{figures: figures{Samples: map[operation][]time.Duration{}}}
+	m := &measurement{results: results{Samples: map[operation][]time.Duration{}}}
 	if err := json.Unmarshal([]byte(arg), &m.options); err != nil {
 		return err
 	}
@@ -108,9 +110,9 @@ func measureInside(ctx context.Context, arg string) error {
 	}
 	defer m.docker.Close()
 
-	parts := []func(context.Context) error{m.prepare, m.fill, m.learnNetwork, m.calls, m.rounds}
+	parts := []func(context.Context) error{m.prepare, m.fill, m.loadNetwork, m.measureCalls, m.rounds}
 	if m.EngineMode {
-		parts = []func(context.Context) error{m.prepare, m.learnNetwork, m.rounds}
+		parts = []func(context.Context) error{m.prepare, m.loadNetwork, m.rounds}
 	}
 
 	for _, part := range parts {
@@ -121,15 +123,15 @@ func measureInside(ctx context.Context, arg string) error {
 
 	if m.EngineMode {
 		for _, op := range perMode {
-			m.figures.Samples[inEngineMode(op)] = m.figures.Samples[op]
-			delete(m.figures.Samples, op)
+			m.results.Samples[inEngineMode(op)] = m.results.Samples[op]
+			delete(m.results.Samples, op)
 		}
 	}
 
-	return json.NewEncoder(os.Stdout).Encode(m.figures)
+	return json.NewEncoder(os.Stdout).Encode(m.results)
 }
 
-func (m *measuring) prepare(ctx context.Context) error {
+func (m *measurement) prepare(ctx context.Context) error {
 	e, err := engine.New(engine.Config{Endpoint: m.Docker, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
@@ -140,7 +142,7 @@ func (m *measuring) prepare(ctx context.Context) error {
 		return err
 	}
 
-	m.figures.Engine = m.host.EngineVersion
+	m.results.Engine = m.host.EngineVersion
 	m.pause, err = e.PauseImage(ctx)
 
 	return err
@@ -163,15 +165,15 @@ func podConfig(name string) *runtimeapi.PodSandboxConfig {
 	}
 }
 
-// fill starts the pods that run meanwhile. Their containers run the pause program too.
-func (m *measuring) fill(ctx context.Context) error {
-	fmt.Fprintf(os.Stderr, "bench: %d pods are started\n", m.Pods)
+// fill starts the background pods. Their containers also run the pause program.
+func (m *measurement) fill(ctx context.Context) error {
+	fmt.Fprintf(os.Stderr, "bench: starting %d pods\n", m.Pods)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for i := range m.Pods {
 		g.Go(func() error {
 			cfg := podConfig(fmt.Sprintf("pod-%d", i))
-			if m.Parent != "" { // as a kubelet does
+			if m.Parent != "" { // like a kubelet
 				cfg.Linux.CgroupParent = m.Parent + "/kubepods/burstable/pod" + cfg.Metadata.Uid
 				cfg.LogDirectory = filepath.Join(m.Scratch, "pods", cfg.Metadata.Uid)
 			}
@@ -208,9 +210,9 @@ func (m *measuring) fill(ctx context.Context) error {
 	return g.Wait()
 }
 
-// learnNetwork takes the configuration with which the daemon has connected the pods, so that the
-// floor runs the same plugins, but with a cache of its own.
-func (m *measuring) learnNetwork(context.Context) error {
+// loadNetwork loads the daemon's network configuration, so that the floor runs the same plugins,
+// but with its own cache.
+func (m *measurement) loadNetwork(context.Context) error {
 	dirs := podnet.DefaultBinDirs()
 	attached, err := libcni.NewCNIConfigWithCacheDir(dirs, filepath.Dir(m.Cache), nil).GetCachedAttachments("")
 	if err != nil {
@@ -227,8 +229,8 @@ func (m *measuring) learnNetwork(context.Context) error {
 	return err
 }
 
-// timed adds the time that do takes to an operation's samples, unless it fails.
-func (m *measuring) timed(op operation, do func() error) error {
+// timed adds the duration of a successful do to an operation's samples.
+func (m *measurement) timed(op operation, do func() error) error {
 	began := time.Now()
 	err := do()
 	took := time.Since(began)
@@ -236,28 +238,28 @@ func (m *measuring) timed(op operation, do func() error) error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 
-	m.figures.Samples[op] = append(m.figures.Samples[op], took)
+	m.results.Samples[op] = append(m.results.Samples[op], took)
 
 	return nil
 }
 
-// ask is a call that is measured.
-type ask struct {
+// call is a measured call.
+type call struct {
 	op operation
 	do func() error
 }
 
-// version is the call that does nothing.
-func (m *measuring) version(ctx context.Context) ask {
-	return ask{floorCall, func() error {
+// version returns the call with the least work.
+func (m *measurement) version(ctx context.Context) call {
+	return call{floorCall, func() error {
 		_, err := m.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 		return err
 	}}
 }
 
-// inTurn measures each once.
-func (m *measuring) inTurn(asks []ask) error {
-	for _, a := range asks {
+// measureEach measures each call once.
+func (m *measurement) measureEach(calls []call) error {
+	for _, a := range calls {
 		if err := m.timed(a.op, a.do); err != nil {
 			return err
 		}
@@ -265,12 +267,12 @@ func (m *measuring) inTurn(asks []ask) error {
 	return nil
 }
 
-// calls measures what a kubelet asks all the time, in turn.
-func (m *measuring) calls(ctx context.Context) error {
+// measureCalls measures a kubelet's frequent calls, in turn.
+func (m *measurement) measureCalls(ctx context.Context) error {
 	fmt.Fprintf(os.Stderr, "bench: %d calls of each list and status\n", m.Calls)
-	asks := append([]ask{m.version(ctx)}, m.relist(ctx)...)
+	calls := append([]call{m.version(ctx)}, m.relist(ctx)...)
 	for range m.Calls {
-		if err := m.inTurn(asks); err != nil {
+		if err := m.measureEach(calls); err != nil {
 			return err
 		}
 	}
@@ -278,16 +280,16 @@ func (m *measuring) calls(ctx context.Context) error {
 	return m.engineLists(ctx)
 }
 
-// relist are lists and statuses.
-func (m *measuring) relist(ctx context.Context) []ask {
-	return []ask{
+// relist returns lists and statuses.
+func (m *measurement) relist(ctx context.Context) []call {
+	return []call{
 		{listSandboxes, func() error {
 			r, err := m.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-			return enough(len(r.GetItems()), m.Pods, err)
+			return checkCount(len(r.GetItems()), m.Pods, err)
 		}},
 		{listContainers, func() error {
 			r, err := m.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
-			return enough(len(r.GetContainers()), m.Pods, err)
+			return checkCount(len(r.GetContainers()), m.Pods, err)
 		}},
 		{sandboxStatus, func() error {
 			_, err := m.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: m.sandbox})
@@ -300,12 +302,12 @@ func (m *measuring) relist(ctx context.Context) []ask {
 	}
 }
 
-// engineLists measures the engine's own list, which is slow, for comparison.
-func (m *measuring) engineLists(ctx context.Context) error {
+// engineLists measures the engine's own slow list, for comparison.
+func (m *measurement) engineLists(ctx context.Context) error {
 	for range 10 {
 		if err := m.timed(engineList, func() error {
 			r, err := m.docker.ContainerList(ctx, client.ContainerListOptions{All: true})
-			return enough(len(r.Items), 2*m.Pods, err)
+			return checkCount(len(r.Items), 2*m.Pods, err)
 		}); err != nil {
 			return err
 		}
@@ -314,20 +316,20 @@ func (m *measuring) engineLists(ctx context.Context) error {
 	return nil
 }
 
-func enough(n, want int, err error) error {
+func checkCount(n, want int, err error) error {
 	if err == nil && n < want {
-		err = fmt.Errorf("%d listed, %d expected", n, want)
+		err = fmt.Errorf("got %d items, want %d", n, want)
 	}
 	return err
 }
 
-// rounds makes and removes sandboxes through the daemon and without it, turn about.
-func (m *measuring) rounds(ctx context.Context) error {
+// rounds creates and removes sandboxes through the daemon and without it, alternating.
+func (m *measurement) rounds(ctx context.Context) error {
 	fmt.Fprintf(os.Stderr, "bench: %d sandboxes through the daemon, and as many without it\n", m.Rounds)
 	for i := range m.Rounds + warmUp {
 		if i == warmUp {
 			for _, op := range perMode {
-				delete(m.figures.Samples, op)
+				delete(m.results.Samples, op)
 			}
 		}
 
@@ -346,8 +348,8 @@ func (m *measuring) rounds(ctx context.Context) error {
 	return nil
 }
 
-// ours makes a sandbox through the daemon and removes it.
-func (m *measuring) ours(ctx context.Context, name string) error {
+// ours creates a sandbox through the daemon and removes it.
+func (m *measurement) ours(ctx context.Context, name string) error {
 	var id string
 
 	return errors.Join(
@@ -367,9 +369,9 @@ func (m *measuring) ours(ctx context.Context, name string) error {
 	)
 }
 
-// start makes and starts a pause without the daemon, and without the labels by which the daemon
-// would take it for its own.
-func (m *measuring) start(
+// start creates and starts a pause container without the daemon. It omits the labels, because the
+// daemon would adopt the container.
+func (m *measurement) start(
 	ctx context.Context, name, mode string, create, start operation,
 ) (id string, remove func(), err error) {
 	c, err := spec.NewSandbox(podConfig(name), spec.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
@@ -401,16 +403,16 @@ func (m *measuring) start(
 	}, err
 }
 
-// floor does what ours does without the daemon: the same container and the same plugins, one after
-// the other.
-func (m *measuring) floor(ctx context.Context, name string) error {
+// floor does the work of ours without the daemon: the same container and the same plugins,
+// sequentially.
+func (m *measurement) floor(ctx context.Context, name string) error {
 	id, remove, err := m.start(ctx, name, "none", floorCreate, floorStart)
 	if err != nil {
 		return err
 	}
 	defer remove()
 
-	// not counted, though nobody finds the namespace without it
+	// Not measured, but required to find the namespace.
 	in, err := m.docker.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return err
@@ -428,7 +430,7 @@ func (m *measuring) floor(ctx context.Context, name string) error {
 		return err
 	}
 
-	s := m.figures.Samples
+	s := m.results.Samples
 	s[floorSandbox] = append(s[floorSandbox], last(s[floorCreate])+last(s[floorStart])+last(s[floorAdd]))
 	if err := errors.Join(
 		m.timed(floorDel, func() error { return m.cni.DelNetworkList(ctx, m.network, rt) }),
@@ -446,9 +448,9 @@ func (m *measuring) floor(ctx context.Context, name string) error {
 	return nil
 }
 
-// floorInHostMode is what a pod in a namespace of our own cannot do without: a pause for which the
-// engine makes no network.
-func (m *measuring) floorInHostMode(ctx context.Context, name string) error {
+// floorInHostMode measures the minimum for a pod with our own namespace: a pause container without
+// a network from the engine.
+func (m *measurement) floorInHostMode(ctx context.Context, name string) error {
 	const create, start operation = "create in host mode", "start in host mode"
 	_, remove, err := m.start(ctx, name, "host", create, start)
 	if err != nil {
@@ -456,7 +458,7 @@ func (m *measuring) floorInHostMode(ctx context.Context, name string) error {
 	}
 
 	remove()
-	s := m.figures.Samples
+	s := m.results.Samples
 	s[floorHost] = append(s[floorHost], last(s[create])+last(s[start]))
 
 	return nil

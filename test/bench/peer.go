@@ -22,8 +22,8 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// peerConfig configures containerd with its CRI plugins. Arguments: folder, image of the pause, OCI
-// runtime, folders of the CNI plugins in TOML.
+// peerConfig configures containerd with its CRI plugins. Arguments: directory, image of the pause,
+// OCI runtime, directories of the CNI plugins in TOML.
 const peerConfig = `version = 3
 root = "%[1]s/root"
 state = "%[1]s/state"
@@ -46,13 +46,14 @@ state = "%[1]s/state"
   disable_tcp_service = true
 `
 
-// peerNetwork is the network of its pods.
-const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{"type": "bridge", "bridge": "peer0", "isGateway": true,
+// peerNetwork is the network of the peer's pods.
+const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{
+	"type": "bridge", "bridge": "peer0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]]}}]}`
 
-// startPeer starts a containerd with the CRI in the engine's namespaces, a pod on it, and returns
-// the pod. All of it ends with the engine. The containerd is that of the Docker 29 build, on either
-// engine.
+// startPeer starts containerd with its CRI in the engine's namespaces, starts a pod on it, and
+// returns the pod. All of it ends with the engine. The containerd is always that of the Docker 29
+// build.
 func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget {
 	bin := filepath.Join(engines.Cache(), "docker-29")
 	dir := filepath.Join(e.Dir, "peer")
@@ -92,7 +93,7 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 		return err == nil
 	}
 	if !engines.Within(time.Minute, ready) {
-		h.Fatalf("bench: containerd does not answer: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
+		h.Fatalf("bench: containerd does not respond: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
 	}
 
 	if _, err := peer.Image.PullImage(ctx,
@@ -103,11 +104,10 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 	return newStreamTarget(ctx, h, e, "containerd", peer.Runtime, images.busybox, peerNetNS)
 }
 
-// peerImages are the names of the images that the peer pulls.
+// images are the names of the peer's images.
 type images struct{ pause, busybox string }
 
-// peerImages puts the daemon's pause and the engine's busybox into a registry, from which
-// containerd pulls.
+// peerImages pushes the daemon's pause image and the engine's busybox to a registry for containerd.
 func peerImages(ctx context.Context, h *harness, e *engines.Engine) images {
 	store := registry.Serve(h, e.Listen(h, "127.0.0.1:0"))
 	put := func(name string, archive []byte) string {
@@ -138,7 +138,8 @@ func peerImages(ctx context.Context, h *harness, e *engines.Engine) images {
 	return images{pause: put("pause", embedded.Archive), busybox: put("busybox", busybox)}
 }
 
-// peerNetNS returns the path of a pod's network namespace on containerd, seen inside.
+// peerNetNS returns the path of a containerd pod's network namespace inside the engine's
+// namespaces.
 func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error) {
 	r, err := runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
 	if err != nil {

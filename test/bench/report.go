@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// The limits that a release promises.
+// The limits of a release.
 const (
 	listLimit   = time.Millisecond
 	statusLimit = 300 * time.Microsecond
-	// RunPodSandbox as a multiple of create and start in host mode
+	// RunPodSandbox as a multiple of create and start in host mode.
 	ownTimes = 1.15
-	// RunPodSandbox in engine mode above create, start and CNI ADD
+	// RunPodSandbox in engine mode above create, start and CNI ADD.
 	aboveFloor = 5 * time.Millisecond
-	// StopPodSandbox above the longer of the engine's stop and CNI DEL
+	// StopPodSandbox above the longer of the engine's stop and CNI DEL.
 	aboveDown = 15 * time.Millisecond
 	rssLimit  = 35 << 20 // bytes
 )
 
-// report prints the figures as a Markdown table and says whether all limits hold.
-func report(out io.Writer, f figures, rss int64) bool {
+// report prints the results as a Markdown table and reports whether all limits hold.
+func report(out io.Writer, f results, rss int64) bool {
 	ok := true
 	verdict := func(good bool) string {
 		ok = ok && good
@@ -56,12 +56,12 @@ func report(out io.Writer, f figures, rss int64) bool {
 			"p50 ≤ "+ms(limit), verdict(p50 <= limit))
 	}
 
-	times := func(a, b operation) float64 {
+	ratio := func(a, b operation) float64 {
 		return float64(quantile(f.Samples[a], 50)) / float64(quantile(f.Samples[b], 50))
 	}
 	row(runSandbox, 0)
 	row(floorHost, 0)
-	own := times(runSandbox, floorHost)
+	own := ratio(runSandbox, floorHost)
 	fmt.Fprintf(out, "| %-40s | %9.3f | %9s | %5s | %-22s | %-7s |\n", "RunPodSandbox as a multiple of it", own, "", "",
 		fmt.Sprintf("≤ %.2f", ownTimes), verdict(own <= ownTimes))
 	for _, op := range []operation{floorSandbox, floorCreate, floorStart, floorAdd, stopSandbox, floorStop, floorDel} {
@@ -79,16 +79,16 @@ func report(out io.Writer, f figures, rss int64) bool {
 	above("StopPodSandbox above the longer (engine)", inEngineMode(stopSandbox), inEngineMode(floorDown), aboveDown)
 	fmt.Fprintf(out, "| %-40s | %5.1f MiB | %9s | %5s | %-22s | %-7s |\n", "memory of the daemon (RSS)",
 		float64(rss)/(1<<20), "", "", fmt.Sprintf("≤ %d MiB", rssLimit>>20), verdict(rss <= rssLimit))
-	fmt.Fprintf(out, "\nRunPodSandbox takes %.3f times create, start and CNI ADD one after the other, in engine "+
-		"mode %.3f times; PodSandboxStatus takes %.1f times a call that does nothing, ListContainers %.1f times, "+
-		"and 1/%.0f of the engine's own list.\n",
-		times(runSandbox, floorSandbox), times(inEngineMode(runSandbox), inEngineMode(floorSandbox)),
-		times(sandboxStatus, floorCall), times(listContainers, floorCall), times(engineList, listContainers))
+	fmt.Fprintf(out, "\nRunPodSandbox takes %.3f times the sum of create, start and CNI ADD, and %.3f times in "+
+		"engine mode. PodSandboxStatus takes %.1f times an empty call. ListContainers takes %.1f times an empty "+
+		"call, and 1/%.0f of the engine's own list.\n",
+		ratio(runSandbox, floorSandbox), ratio(inEngineMode(runSandbox), inEngineMode(floorSandbox)),
+		ratio(sandboxStatus, floorCall), ratio(listContainers, floorCall), ratio(engineList, listContainers))
 
 	return ok
 }
 
-// quantile is the q-th hundredth, nearest rank.
+// quantile returns the q-th percentile by the nearest rank.
 func quantile(d []time.Duration, q int) time.Duration {
 	if len(d) == 0 {
 		return 0
@@ -97,8 +97,8 @@ func quantile(d []time.Duration, q int) time.Duration {
 	return s[max(0, (len(s)*q+99)/100-1)]
 }
 
-// differences are a − b, sample by sample: both of a pair were taken within the same second, so the
-// machine's mood falls out.
+// differences returns a − b, sample by sample. Both samples of a pair are taken within a second,
+// which cancels machine noise.
 func differences(a, b []time.Duration) []time.Duration {
 	out := make([]time.Duration, min(len(a), len(b)))
 	for i := range out {

@@ -19,14 +19,14 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// startsCommand runs the program as the benchmark of starts in parallel.
+// startsCommand runs the program as the benchmark of concurrent starts.
 const startsCommand = "starts"
 
-// startShare bounds CreateContainer and StartContainer as multiples of the engine's own calls.
+// startShare limits CreateContainer and StartContainer, as multiples of the engine's own calls.
 const startShare = 1.05
 
-// startsBench makes pods in parallel, each with a container of the daemon's and a copy that the
-// engine alone makes and starts in the same sandbox.
+// startsBench creates pods concurrently. Each has a container of the daemon, and a copy of it
+// created and started by the engine alone in the same sandbox.
 type startsBench struct {
 	h      *harness
 	e      *engines.Engine
@@ -43,7 +43,7 @@ type startsPod struct {
 	copied        containerCopy
 }
 
-// containerCopy is what the engine needs to create a container.
+// containerCopy holds the engine's parameters to create a container.
 type containerCopy struct {
 	config *container.Config
 	host   *container.HostConfig
@@ -67,15 +67,15 @@ func benchStarts(ctx context.Context, h *harness, args []string) bool {
 		e := engines.Start(h, v)
 		b := &startsBench{h: h, e: e, image: e.ImportBusybox(h), docker: e.Docker(h), atOnce: *atOnce}
 		b.daemon = e.Daemon(h, "--log-level=info")
-		fmt.Printf("Docker Engine %s, %d rounds of %d pods in parallel, %d CPUs, load average %s before the run, %s\n\n",
-			v, *rounds, *atOnce, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		fmt.Printf("Docker Engine %s, %d rounds of %d pods in parallel, %d CPUs, load average %s before the run, "+
+			"%s\n\n", v, *rounds, *atOnce, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = b.run(ctx, *rounds) && ok
 	}
 
 	return ok
 }
 
-// run prints the table.
+// run runs all rounds and prints the table.
 func (b *startsBench) run(ctx context.Context, rounds int) bool {
 	var times []startTimes
 	calls := 0
@@ -114,19 +114,19 @@ func (b *startsBench) run(ctx context.Context, rounds int) bool {
 		fmt.Printf("| %s | %s | %.3f | ≤ %.2f | %s |\n", op, ms(quantile(a, 50)), share, startShare, verdict)
 	}
 
-	row("CreateContainer", func(t startTimes) time.Duration {
-		return t.create
-	}, func(t startTimes) time.Duration { return t.engineCreate })
-	row("StartContainer", func(t startTimes) time.Duration {
-		return t.start
-	}, func(t startTimes) time.Duration { return t.engineStart })
-	fmt.Printf("\nThe daemon sent %.1f requests to the engine in the life of a pod with one container.\n\n",
+	row("CreateContainer",
+		func(t startTimes) time.Duration { return t.create },
+		func(t startTimes) time.Duration { return t.engineCreate })
+	row("StartContainer",
+		func(t startTimes) time.Duration { return t.start },
+		func(t startTimes) time.Duration { return t.engineStart })
+	fmt.Printf("\nThe daemon sent %.1f requests to the engine per pod with one container.\n\n",
 		float64(calls)/float64(rounds*b.atOnce))
 
 	return ok
 }
 
-// round makes pods, measures both ways in turn, and removes everything.
+// round creates pods, measures both variants in turn, and removes everything.
 func (b *startsBench) round(ctx context.Context, n int) (t startTimes, err error) {
 	pods := make([]*startsPod, b.atOnce)
 	for i := range pods {
@@ -153,20 +153,12 @@ func (b *startsBench) round(ctx context.Context, n int) (t startTimes, err error
 		{b.startCopy, &t.engineStart},
 		{b.remove, &untimed},
 	}
-	if n%2 == 1 { // the other way first; it needs a container to copy
-		steps = []step{
-			steps[0],
-			steps[1],
-			steps[3],
-			steps[4],
-			steps[5],
-			steps[2],
-			steps[6],
-		}
+	if n%2 == 1 { // the engine's own start first; it needs a container to copy
+		steps = []step{steps[0], steps[1], steps[3], steps[4], steps[5], steps[2], steps[6]}
 	}
 
 	for _, s := range steps {
-		if *s.into, err = b.atOnceDo(ctx, pods, s.do); err != nil {
+		if *s.into, err = b.forAllPods(ctx, pods, s.do); err != nil {
 			return t, err
 		}
 	}
@@ -174,8 +166,8 @@ func (b *startsBench) round(ctx context.Context, n int) (t startTimes, err error
 	return t, nil
 }
 
-// atOnceDo does one step of all pods in parallel and returns its mean time.
-func (b *startsBench) atOnceDo(
+// forAllPods runs one step for all pods concurrently and returns its mean time.
+func (b *startsBench) forAllPods(
 	ctx context.Context, pods []*startsPod, do func(context.Context, *startsPod) error,
 ) (time.Duration, error) {
 	took := make([]time.Duration, len(pods))
@@ -231,8 +223,8 @@ func (b *startsBench) startCopy(ctx context.Context, p *startsPod) error {
 	return err
 }
 
-// inspect takes the configuration of the daemon's container, without the labels by which the daemon
-// would take a copy for its own.
+// inspect reads the configuration of the daemon's container. It removes the labels, because the
+// daemon would adopt the copy.
 func (b *startsBench) inspect(ctx context.Context, p *startsPod) error {
 	in, err := b.docker.ContainerInspect(ctx, p.ours, client.ContainerInspectOptions{})
 	if err != nil {
@@ -241,12 +233,12 @@ func (b *startsBench) inspect(ctx context.Context, p *startsPod) error {
 
 	p.copied = containerCopy{in.Container.Config, in.Container.HostConfig}
 	p.copied.config.Labels = nil
-	p.copied.config.Hostname, p.copied.config.Domainname = "", "" // those of the sandbox, which the copy joins
+	p.copied.config.Hostname, p.copied.config.Domainname = "", "" // the copy joins the sandbox and uses its names
 
 	return nil
 }
 
-// copyContainer creates a copy of the daemon's container by the engine's API.
+// copyContainer creates a copy of the daemon's container through the engine's API.
 func (b *startsBench) copyContainer(ctx context.Context, p *startsPod) error {
 	r, err := b.docker.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name:       "copy-" + p.cfg.Metadata.Name,
@@ -263,12 +255,12 @@ func (b *startsBench) remove(ctx context.Context, p *startsPod) error {
 		return err
 	}
 
-	if _, err := b.daemon.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err !=
-		nil {
+	_, err := b.daemon.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+	if err != nil {
 		return err
 	}
 
-	_, err := b.daemon.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
+	_, err = b.daemon.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
 
 	return err
 }

@@ -20,19 +20,19 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// statsCommand runs the program as the benchmark of figures.
+// statsCommand runs the program as the benchmark of container stats.
 const statsCommand = "stats"
 
-// The limits of the issue that brought them.
+// The limits for container stats.
 const (
 	containerStatsLimit = 5 * time.Millisecond
 	podStatsLimit       = 10 * time.Millisecond
 	podMetricsLimit     = 20 * time.Millisecond
-	pollingLimit        = 2 * time.Millisecond // of CPU a second, while a kubelet asks
-	idleLimit           = time.Millisecond     // of CPU a second: 0.1 %
+	pollingLimit        = 2 * time.Millisecond // CPU per second, while a kubelet polls
+	idleLimit           = time.Millisecond     // CPU per second: 0.1 %
 	statsRSSLimit       = 35 << 20             // bytes
-	// bytes: some heartbeats; one request for each call would be 100 times as much
-	askedLimit = 1 << 10
+	// in bytes: some heartbeats; one request per call would be 100 times as much
+	engineBytesLimit = 1 << 10
 )
 
 const (
@@ -44,32 +44,32 @@ const (
 	engineStats    operation = "engine: stats of one container"
 )
 
-// settled is how long a kubelet asks before it counts: layers that do not change are measured
-// twice, ten seconds apart.
+// settled is the polling time before the measurement. Unchanged layers are measured twice, ten
+// seconds apart.
 const settled = 25 * time.Second
 
-// statsFigures are what was measured beside the times.
-type statsFigures struct {
-	figures
-	asked         int64         // bytes sent to the engine during the calls, beyond the heartbeat's
-	idle          time.Duration // CPU a second
-	polling       time.Duration // the same while a kubelet asks for lists and containers
+// statsResults are the results, in addition to the times.
+type statsResults struct {
+	results
+	asked         int64         // bytes sent to the engine during the calls, without the heartbeat's
+	idle          time.Duration // CPU per second
+	polling       time.Duration // the same while a kubelet polls lists and container stats
 	pollingPods   time.Duration // the same with PodAndContainerStatsFromCRI
-	rss           int64         // after all of it, bytes
+	rss           int64         // at the end, in bytes
 	rssBefore     int64
-	metrics, size int // of one answer
+	metrics, size int // of one response
 }
 
-// benchStats does one run and says whether all limits hold.
+// benchStats does one run and reports whether all limits hold.
 func benchStats(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(statsCommand, flag.ExitOnError)
-	pods := flags.Int("pods", 100, "pods that run meanwhile, with one container each")
+	pods := flags.Int("pods", 100, "running pods, with one container each")
 	calls := flags.Int("calls", 200, "calls of each kind")
-	over := flags.Duration("over", 30*time.Second, "how long the daemon is watched while nobody asks, and while a "+
-		"kubelet would")
+	over := flags.Duration("over", 30*time.Second, "measuring time of the idle daemon, and of the daemon while it is "+
+		"polled like by a kubelet")
 	version := flags.String("engine", string(engines.V20), "engine: 20.10 or 29")
-	hurry := flags.Bool("hurry", false, "measure with precedence over all other processes, for the figures of a "+
-		"quiet machine on a busy one")
+	priority := flags.Bool("priority", false, "run with priority over all other processes, to simulate a quiet "+
+		"machine on a busy one")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
@@ -83,7 +83,7 @@ func benchStats(ctx context.Context, h *harness, args []string) bool {
 	e := engines.Start(h, engines.Version(*version))
 	c := e.Counted(h)
 	d := e.Daemon(h, "--log-level=info", "--docker-endpoint=unix://"+c.Socket)
-	m := &measuring{
+	m := &measurement{
 		options: options{
 			Pods:    *pods,
 			Calls:   *calls,
@@ -93,20 +93,20 @@ func benchStats(ctx context.Context, h *harness, args []string) bool {
 		},
 		runtime: d.Runtime,
 		docker:  e.Docker(h),
-		figures: figures{Samples: map[operation][]time.Duration{}},
+		results: results{Samples: map[operation][]time.Duration{}},
 	}
 
-	f := statsFigures{}
+	f := statsResults{}
 	for _, part := range []func(context.Context) error{m.prepare, m.fill} {
 		if err := part(ctx); err != nil {
 			h.Fatalf("bench: %v", err)
 		}
 	}
 
-	if *hurry {
+	if *priority {
 		d.Hurry(h)
-		if out, err := exec.Command("chrt", "-a", "-r", "-p", "1", strconv.Itoa(os.Getpid())).CombinedOutput(); err !=
-			nil {
+		out, err := exec.Command("chrt", "-a", "-r", "-p", "1", strconv.Itoa(os.Getpid())).CombinedOutput()
+		if err != nil {
 			h.Fatalf("bench: chrt: %v, %s", err, out)
 		}
 	}
@@ -120,7 +120,7 @@ func benchStats(ctx context.Context, h *harness, args []string) bool {
 		over    time.Duration
 		fromCRI bool
 	}{
-		// opens what stays open, and what does not change is measured
+		// opens files and measures unchanged layers
 		{new(time.Duration), settled, true},
 		{&f.polling, *over, false},
 		{&f.pollingPods, *over, true},
@@ -131,19 +131,19 @@ func benchStats(ctx context.Context, h *harness, args []string) bool {
 	}
 
 	from, before := time.Now(), c.Sent()
-	if err := m.askFigures(ctx, h, d, &f); err != nil {
+	if err := m.measureStats(ctx, h, d, &f); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
 
 	f.asked = max(0, c.Sent()-before-int64(heartbeat*time.Since(from).Seconds()))
-	f.rss, f.figures = d.RSS(h), m.figures
+	f.rss, f.results = d.RSS(h), m.results
 	fmt.Printf("Docker Engine %s, %d pods with one container each, %d CPUs, load average %s before the run, %s\n\n",
-		m.figures.Engine, *pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		m.results.Engine, *pods, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 
 	return reportStats(os.Stdout, f)
 }
 
-// perSecond is the CPU that the daemon takes in a second while something is done every second.
+// perSecond returns the daemon's CPU usage per second while do runs once per second.
 func perSecond(
 	ctx context.Context, h *harness, d *engines.Daemon, over time.Duration, do func(second int) error,
 ) time.Duration {
@@ -166,9 +166,9 @@ func perSecond(
 	return time.Duration(float64(d.CPU(h)-cpu) / time.Since(begun).Seconds())
 }
 
-// asKubelet asks what a kubelet does in a second: lists each time, and every ten seconds figures,
-// of containers or, with PodAndContainerStatsFromCRI, of pods.
-func (m *measuring) asKubelet(ctx context.Context, second int, fromCRI bool) error {
+// asKubelet makes the calls of a kubelet in one second: lists each time, and stats every ten
+// seconds. With PodAndContainerStatsFromCRI these are the stats of pods instead of containers.
+func (m *measurement) asKubelet(ctx context.Context, second int, fromCRI bool) error {
 	_, err := m.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	_, err2 := m.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err = errors.Join(err, err2); err != nil || second%10 != 0 {
@@ -184,33 +184,33 @@ func (m *measuring) asKubelet(ctx context.Context, second int, fromCRI bool) err
 	return err
 }
 
-// askFigures measures the calls in turn, and then some of the engine's own.
-func (m *measuring) askFigures(ctx context.Context, h *harness, d *engines.Daemon, f *statsFigures) error {
-	asks := []ask{
+// measureStats measures the calls in turn, and then some of the engine's own.
+func (m *measurement) measureStats(ctx context.Context, h *harness, d *engines.Daemon, f *statsResults) error {
+	calls := []call{
 		m.version(ctx),
 		{containerStats, func() error {
 			r, err := m.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
-			return enough(len(r.GetStats()), m.Pods, err)
+			return checkCount(len(r.GetStats()), m.Pods, err)
 		}},
 		{podStats, func() error {
 			r, err := m.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
-			return enough(len(r.GetStats()), m.Pods, err)
+			return checkCount(len(r.GetStats()), m.Pods, err)
 		}},
 		{podMetrics, func() error {
 			r, err := m.runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
-			return enough(len(r.GetPodMetrics()), m.Pods, err)
+			return checkCount(len(r.GetPodMetrics()), m.Pods, err)
 		}},
 		{streamMetrics, func() error { return m.stream(ctx) }},
 		{metricsPage, func() error {
-			return enough(strings.Count(d.Metrics(h), "container_memory_rss{"), m.Pods, nil)
+			return checkCount(strings.Count(d.Metrics(h), "container_memory_rss{"), m.Pods, nil)
 		}},
 	}
 
 	for i := range m.Calls + warmUp {
 		if i == warmUp {
-			clear(m.figures.Samples)
+			clear(m.results.Samples)
 		}
-		if err := m.inTurn(asks); err != nil {
+		if err := m.measureEach(calls); err != nil {
 			return err
 		}
 	}
@@ -246,7 +246,7 @@ func (m *measuring) askFigures(ctx context.Context, h *harness, d *engines.Daemo
 	return nil
 }
 
-func (m *measuring) stream(ctx context.Context) error {
+func (m *measurement) stream(ctx context.Context) error {
 	s, err := m.runtime.StreamPodSandboxMetrics(ctx, &runtimeapi.StreamPodSandboxMetricsRequest{})
 	if err != nil {
 		return err
@@ -254,8 +254,8 @@ func (m *measuring) stream(ctx context.Context) error {
 
 	for n := 0; ; {
 		page, err := s.Recv()
-		if err == io.EOF { //nolint:errorlint // as gRPC says it
-			return enough(n, m.Pods, nil)
+		if err == io.EOF { //nolint:errorlint // gRPC's contract
+			return checkCount(n, m.Pods, nil)
 		} else if err != nil {
 			return err
 		}
@@ -263,10 +263,10 @@ func (m *measuring) stream(ctx context.Context) error {
 	}
 }
 
-// reportStats prints the figures as a Markdown table and says whether all limits hold.
-func reportStats(out io.Writer, f statsFigures) bool {
+// reportStats prints the results as a Markdown table and reports whether all limits hold.
+func reportStats(out io.Writer, f statsResults) bool {
 	ok := true
-	row := func(what, figure, p99, n, limit string, good bool) {
+	row := func(name, value, p99, n, limit string, good bool) {
 		v := ""
 		if limit != "" {
 			v = "pass"
@@ -275,7 +275,7 @@ func reportStats(out io.Writer, f statsFigures) bool {
 			}
 		}
 
-		fmt.Fprintf(out, "| %-40s | %9s | %9s | %5s | %-22s | %-7s |\n", what, figure, p99, n, limit, v)
+		fmt.Fprintf(out, "| %-40s | %9s | %9s | %5s | %-22s | %-7s |\n", name, value, p99, n, limit, v)
 	}
 
 	fmt.Fprintf(out, "| %-40s | %9s | %9s | %5s | %-22s | %-7s |\n|---|---:|---:|---:|---|---|\n", "operation", "p50",
@@ -296,16 +296,17 @@ func reportStats(out io.Writer, f statsFigures) bool {
 	timed(streamMetrics, podMetricsLimit)
 	timed(metricsPage, 0)
 	timed(engineStats, 0)
-	row("bytes sent beyond the heartbeat", fmt.Sprint(f.asked), "", "", fmt.Sprintf("≤ %d", askedLimit),
-		f.asked <= askedLimit)
-	row("CPU a second, nobody asks", ms(f.idle), "", "", "≤ "+ms(idleLimit), f.idle <= idleLimit)
-	row("CPU a second, as a kubelet asks", ms(f.polling), "", "", "≤ "+ms(pollingLimit), f.polling <= pollingLimit)
+	row("bytes sent beyond the heartbeat", fmt.Sprint(f.asked), "", "", fmt.Sprintf("≤ %d", engineBytesLimit),
+		f.asked <= engineBytesLimit)
+	row("CPU per second, idle", ms(f.idle), "", "", "≤ "+ms(idleLimit), f.idle <= idleLimit)
+	row("CPU per second, as a kubelet", ms(f.polling), "", "", "≤ "+ms(pollingLimit),
+		f.polling <= pollingLimit)
 	row("the same, PodAndContainerStatsFromCRI", ms(f.pollingPods), "", "", "≤ "+ms(pollingLimit),
 		f.pollingPods <= pollingLimit)
 	row("memory of the daemon (RSS) before", fmt.Sprintf("%.1f MiB", float64(f.rssBefore)/(1<<20)), "", "", "", true)
 	row("memory of the daemon (RSS)", fmt.Sprintf("%.1f MiB", float64(f.rss)/(1<<20)), "", "",
 		fmt.Sprintf("≤ %d MiB", statsRSSLimit>>20), f.rss <= statsRSSLimit)
-	fmt.Fprintf(out, "\nAn answer of ListPodSandboxMetrics has %d metrics and %.1f MB.\n", f.metrics,
+	fmt.Fprintf(out, "\nA response of ListPodSandboxMetrics has %d metrics and %.1f MB.\n", f.metrics,
 		float64(f.size)/1e6)
 
 	return ok

@@ -20,17 +20,17 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-// streamsPort is where serveZeros listens in a pod.
+// streamsPort is the port of serveZeros in a pod.
 const streamsPort = 8099
 
-// streamTarget is a container of a CRI runtime with a client's side of exec and port-forward.
+// streamTarget is a container of a CRI runtime with a client for exec and port-forward.
 type streamTarget struct {
 	runtime runtimeapi.RuntimeServiceClient
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	pod, id string
 }
 
-// netNSFunc returns the path of a pod's network namespace, seen inside the engine's namespaces.
+// netNSFunc returns the path of a pod's network namespace inside the engine's namespaces.
 type netNSFunc func(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error)
 
 // newStreamTarget starts a pod with a container of image, and a server in the pod's network
@@ -82,8 +82,8 @@ func newStreamTarget(ctx context.Context, h *harness, e *engines.Engine, name st
 	return t
 }
 
-// serveZeros serves in a network namespace: a client sends a number in a line, and gets as many
-// zeros.
+// serveZeros serves in a network namespace: a client sends a number in a line and receives as many
+// zero bytes.
 func serveZeros(h *harness, netns string) error {
 	var l net.Listener
 	err := engines.In(netns, func() (err error) {
@@ -111,22 +111,22 @@ func serveZeros(h *harness, netns string) error {
 func sendZeros(conn net.Conn) {
 	defer conn.Close()
 
-	var left int
-	if _, err := fmt.Fscanln(byByte{conn}, &left); err != nil {
+	var remaining int
+	if _, err := fmt.Fscanln(oneByteReader{conn}, &remaining); err != nil {
 		return
 	}
 
 	zeros := make([]byte, 128<<10)
-	for left > 0 {
-		n, err := conn.Write(zeros[:min(left, len(zeros))])
+	for remaining > 0 {
+		n, err := conn.Write(zeros[:min(remaining, len(zeros))])
 		if err != nil {
 			return
 		}
-		left -= n
+		remaining -= n
 	}
 }
 
-// execURL returns the URL of an exec that prints.
+// execURL returns the URL of an exec with output.
 func (t *streamTarget) execURL(ctx context.Context, cmd []string) (*url.URL, error) {
 	r, err := t.runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: t.id, Cmd: cmd, Stdout: true})
 	if err != nil {
@@ -169,7 +169,7 @@ func (t *streamTarget) execSPDY(ctx context.Context, cmd []string) (int64, error
 
 	read := make(chan int64, 1)
 	go func() { n, _ := io.Copy(io.Discard, out); read <- n }()
-	err = successOf(status)
+	err = checkSuccess(status)
 
 	return <-read, err
 }
@@ -194,7 +194,7 @@ func (t *streamTarget) execWebSocket(ctx context.Context, cmd []string) (int64, 
 		}
 
 		if channel == 3 {
-			return total, successOf(m)
+			return total, checkSuccess(m)
 		}
 
 		n, err := io.Copy(io.Discard, m)
@@ -254,7 +254,7 @@ func (t *streamTarget) forwardWebSocket(ctx context.Context, bytes int) (int64, 
 	}
 	defer c.Close()
 
-	for range 2 { // each channel begins with its port
+	for range 2 { // each channel starts with its port
 		channel, m, err := nextMessage(c)
 		if err != nil {
 			return 0, err
@@ -262,7 +262,7 @@ func (t *streamTarget) forwardWebSocket(ctx context.Context, bytes int) (int64, 
 
 		var port uint16
 		if err := binary.Read(m, binary.LittleEndian, &port); err != nil || port != streamsPort {
-			return 0, fmt.Errorf("channel %d begins with port %d: %w", channel, port, err)
+			return 0, fmt.Errorf("channel %d starts with port %d: %w", channel, port, err)
 		}
 	}
 
@@ -293,8 +293,8 @@ func (t *streamTarget) forwardWebSocket(ctx context.Context, bytes int) (int64, 
 	return total, nil
 }
 
-// successOf reads the status that ends a session.
-func successOf(r io.Reader) error {
+// checkSuccess reads the status at the end of a session.
+func checkSuccess(r io.Reader) error {
 	status, err := io.ReadAll(r)
 	if err == nil && !strings.Contains(string(status), "Success") {
 		err = errors.New(string(status))
@@ -312,7 +312,7 @@ func (t *streamTarget) openSPDY(ctx context.Context, u *url.URL, protocol string
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
 		"X-Stream-Protocol-Version: %s\r\n\r\n",
 		u.RequestURI(), u.Host, protocol)
-	resp, err := http.ReadResponse(bufio.NewReader(byByte{conn}), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(oneByteReader{conn}), nil)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -324,10 +324,10 @@ func (t *streamTarget) openSPDY(ctx context.Context, u *url.URL, protocol string
 	return spdy.NewClientConnection(conn)
 }
 
-// byByte keeps a buffered reader from reading beyond the header of a response.
-type byByte struct{ io.Reader }
+// oneByteReader prevents a buffered reader from reading beyond the header of a response.
+type oneByteReader struct{ io.Reader }
 
-func (r byByte) Read(p []byte) (int, error) { return r.Reader.Read(p[:1]) }
+func (r oneByteReader) Read(p []byte) (int, error) { return r.Reader.Read(p[:1]) }
 
 func (t *streamTarget) openWebSocket(ctx context.Context, u *url.URL, protocol string) (*websocket.Conn, error) {
 	u.Scheme = "ws"

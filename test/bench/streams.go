@@ -29,7 +29,7 @@ const (
 	execSyncShare = 1.05 // of the engine's own exec, in time
 )
 
-// streamsBench measures on one engine. The ways that are compared take turns.
+// streamsBench runs the benchmark on one engine. Compared variants take turns.
 type streamsBench struct {
 	h          *harness
 	e          *engines.Engine
@@ -45,10 +45,10 @@ func benchStreams(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(streamsCommand, flag.ExitOnError)
 	size := flags.Int("megabytes", 200, "size of each stream")
 	rounds := flags.Int("rounds", 5, "streams of each kind")
-	sessions := flags.Int("sessions", 100, "sessions at once, 0 for no such measurement")
-	hurry := flags.Bool("hurry", false, "measure with precedence over all other processes, for the rates of a quiet "+
+	sessions := flags.Int("sessions", 100, "concurrent sessions, 0 to skip this measurement")
+	priority := flags.Bool("priority", false, "run with priority over all other processes, to simulate a quiet "+
 		"machine on a busy one")
-	only := flags.String("only", "", "measure what this regular expression matches, and what that is compared with")
+	only := flags.String("only", "", "regular expression of the streams to measure, together with their baselines")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
 	}
@@ -63,14 +63,14 @@ func benchStreams(ctx context.Context, h *harness, args []string) bool {
 		load := loadAverage(h)
 		b := newStreamsBench(ctx, h, v)
 		b.size, b.only = *size*1e6, pattern
-		if *hurry {
-			hurryAll(h, b.e)
+		if *priority {
+			prioritize(h, b.e)
 		}
 
 		fmt.Printf("Docker Engine %s, %d streams of %d MB, %d CPUs, load average %s before the run, %s\n\n",
 			v, *rounds, *size, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
 		ok = b.streams(ctx, *rounds) && ok
-		ok = (*sessions == 0 || b.together(ctx, *sessions)) && ok
+		ok = (*sessions == 0 || b.measureConcurrent(ctx, *sessions)) && ok
 		ok = (!pattern.MatchString("ExecSync") || b.execSyncs(ctx, 20**rounds)) && ok
 	}
 
@@ -95,101 +95,100 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 	}
 }
 
-// hurryAll gives this process, all of the engine's namespaces and its containers precedence over
-// other processes of the machine (sched(7), The autogroup feature). Among each other they run as
-// they do on a quiet machine, which a real-time policy would change.
-func hurryAll(h *harness, e *engines.Engine) {
+// prioritize gives this process, all of the engine's namespaces and its containers priority over
+// other processes of the machine (sched(7), The autogroup feature). Among each other they run as on
+// a quiet machine. A real-time policy would change that.
+func prioritize(h *harness, e *engines.Engine) {
 	inside := e.Command("sh", "-c",
-		`for p in /proc/[0-9]*; do echo -20 > "$p/autogroup" || true; done # of those that have not ended
+		`for p in /proc/[0-9]*; do echo -20 > "$p/autogroup" || true; done # ignore ended processes
 		[ ! -d /sys/fs/cgroup/cpu ] || echo 262144 > "/sys/fs/cgroup/cpu$1/cpu.shares"`, "sh", e.CgroupParent)
 	err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0)
 	if out, commandErr := inside.CombinedOutput(); err != nil || commandErr != nil {
-		h.Fatalf("bench: -hurry: %v, %v, %s", err, commandErr, out)
+		h.Fatalf("bench: -priority: %v, %v, %s", err, commandErr, out)
 	}
 }
 
-// way is one way to stream, and what it is compared with.
-type way struct {
-	name   string
-	stream func(ctx context.Context, bytes int) (int64, error)
-	than   string  // another way, "" for none
-	share  float64 // the least share of the other's rate, 0 for information only
-	times  []time.Duration
-	cpu    time.Duration // of the daemon, in all
-	client time.Duration // CPU of this process, in all
+// variant is a kind of stream with its baseline.
+type variant struct {
+	name     string
+	stream   func(ctx context.Context, bytes int) (int64, error)
+	baseline string  // name of another variant, or ""
+	share    float64 // minimum share of the baseline's rate, 0 for information only
+	times    []time.Duration
+	cpu      time.Duration // total CPU of the daemon
+	client   time.Duration // total CPU of this process
 }
 
-// ways are the rows of the table. A command that prints small pieces costs its own runtime most,
-// one that prints large pieces shows what is between it and the client.
-func (b *streamsBench) ways() []*way {
+// variants are the rows of the table. With a command printing small pieces, most of the cost is the
+// command's own. Large pieces show the cost between the command and the client.
+func (b *streamsBench) variants() []*variant {
 	large := func(bytes int) []string {
 		return []string{"sh", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=100000 count=%d 2>/dev/null", bytes/100000)}
 	}
 	small := func(bytes int) []string { return []string{"head", "-c", fmt.Sprint(bytes), "/dev/zero"} }
-	exec := func(run func(context.Context, []string) (int64, error), cmd func(int) []string) func(context.Context,
-		int) (int64, error) {
+	type stream = func(context.Context, int) (int64, error)
+	exec := func(run func(context.Context, []string) (int64, error), cmd func(int) []string) stream {
 		return func(ctx context.Context, bytes int) (int64, error) { return run(ctx, cmd(bytes)) }
 	}
 
-	return []*way{
+	return []*variant{
 		{name: "the engine's exec", stream: exec(b.engineExec, large)},
-		{name: "exec, SPDY", stream: exec(b.ours.execSPDY, large), than: "the engine's exec", share: execShare},
+		{name: "exec, SPDY", stream: exec(b.ours.execSPDY, large), baseline: "the engine's exec", share: execShare},
 		{
-			name:   "exec, WebSocket",
-			stream: exec(b.ours.execWebSocket, large),
-			than:   "the engine's exec",
-			share:  execShare,
+			name:     "exec, WebSocket",
+			stream:   exec(b.ours.execWebSocket, large),
+			baseline: "the engine's exec",
+			share:    execShare,
 		},
-		{name: "containerd's exec, SPDY", stream: exec(b.peer.execSPDY, large), than: "the engine's exec"},
+		{name: "containerd's exec, SPDY", stream: exec(b.peer.execSPDY, large), baseline: "the engine's exec"},
 		{name: "the engine's exec, small pieces", stream: exec(b.engineExec, small)},
 		{
-			name:   "exec, SPDY, small pieces",
-			stream: exec(b.ours.execSPDY, small),
-			than:   "the engine's exec, small pieces",
-			share:  execShare,
+			name:     "exec, SPDY, small pieces",
+			stream:   exec(b.ours.execSPDY, small),
+			baseline: "the engine's exec, small pieces",
+			share:    execShare,
 		},
 		{
-			name:   "exec, WebSocket, small pieces",
-			stream: exec(b.ours.execWebSocket, small),
-			than:   "the engine's exec, small pieces",
-			share:  execShare,
+			name:     "exec, WebSocket, small pieces",
+			stream:   exec(b.ours.execWebSocket, small),
+			baseline: "the engine's exec, small pieces",
+			share:    execShare,
 		},
 		{name: "containerd's port-forward, SPDY", stream: b.peer.forwardSPDY},
 		{
-			name:   "port-forward, SPDY",
-			stream: b.ours.forwardSPDY,
-			than:   "containerd's port-forward, SPDY",
-			share:  forwardShare,
+			name:     "port-forward, SPDY",
+			stream:   b.ours.forwardSPDY,
+			baseline: "containerd's port-forward, SPDY",
+			share:    forwardShare,
 		},
 		{name: "containerd's port-forward, WebSocket", stream: b.peer.forwardWebSocket},
 		{
-			name:   "port-forward, WebSocket",
-			stream: b.ours.forwardWebSocket,
-			than:   "containerd's port-forward, WebSocket",
-			share:  forwardShare,
+			name:     "port-forward, WebSocket",
+			stream:   b.ours.forwardWebSocket,
+			baseline: "containerd's port-forward, WebSocket",
+			share:    forwardShare,
 		},
 	}
 }
 
-// chosen returns the ways that the user wants, and those they are compared with, but for those
-// whose names contain not.
-func (b *streamsBench) chosen(not string) (chosen []*way) {
-	all := b.ways()
+// selected returns the requested variants and their baselines, except for names containing not.
+func (b *streamsBench) selected(not string) (selected []*variant) {
+	all := b.variants()
 	wanted := map[string]bool{}
 	for _, w := range all {
 		if b.only.MatchString(w.name) && (not == "" || !strings.Contains(w.name, not)) {
-			wanted[w.name], wanted[w.than] = true, true
+			wanted[w.name], wanted[w.baseline] = true, true
 		}
 	}
 
-	return slices.DeleteFunc(all, func(w *way) bool { return !wanted[w.name] })
+	return slices.DeleteFunc(all, func(w *variant) bool { return !wanted[w.name] })
 }
 
 // streams measures one stream at a time and prints the table.
 func (b *streamsBench) streams(ctx context.Context, rounds int) bool {
-	ways := b.chosen("")
+	variants := b.selected("")
 	for i := range rounds {
-		turn := slices.Clone(ways)
+		turn := slices.Clone(variants)
 		if i%2 == 1 {
 			slices.Reverse(turn)
 		}
@@ -198,14 +197,14 @@ func (b *streamsBench) streams(ctx context.Context, rounds int) bool {
 		}
 	}
 
-	return printWays(ways, float64(b.size))
+	return printVariants(variants, float64(b.size))
 }
 
-// together measures many sessions at once. Each gets its part of the bytes.
-func (b *streamsBench) together(ctx context.Context, sessions int) bool {
-	ways := b.chosen("small pieces")
+// measureConcurrent measures many concurrent sessions. Each transfers its part of the bytes.
+func (b *streamsBench) measureConcurrent(ctx context.Context, sessions int) bool {
+	variants := b.selected("small pieces")
 	for i := range 3 {
-		turn := slices.Clone(ways)
+		turn := slices.Clone(variants)
 		if i%2 == 1 {
 			slices.Reverse(turn)
 		}
@@ -216,11 +215,11 @@ func (b *streamsBench) together(ctx context.Context, sessions int) bool {
 
 	fmt.Printf("%d sessions at once:\n\n", sessions)
 
-	return printWays(ways, float64(sessions*max(1e6, b.size/sessions/1e6*1e6)))
+	return printVariants(variants, float64(sessions*max(1e6, b.size/sessions/1e6*1e6)))
 }
 
-// measure runs sessions at once, each of so many bytes, all of which must arrive.
-func (b *streamsBench) measure(ctx context.Context, w *way, sessions, bytes int) {
+// measure runs concurrent sessions of the given number of bytes. All bytes must arrive.
+func (b *streamsBench) measure(ctx context.Context, w *variant, sessions, bytes int) {
 	g, ctx := errgroup.WithContext(ctx)
 	cpu, client := b.daemon.CPU(b.h), ownCPU(b.h)
 	begin := time.Now()
@@ -228,7 +227,7 @@ func (b *streamsBench) measure(ctx context.Context, w *way, sessions, bytes int)
 		g.Go(func() error {
 			n, err := w.stream(ctx, bytes)
 			if err == nil && n != int64(bytes) {
-				err = fmt.Errorf("%d of %d bytes have arrived", n, bytes)
+				err = fmt.Errorf("%d of %d bytes arrived", n, bytes)
 			}
 			return err
 		})
@@ -243,16 +242,17 @@ func (b *streamsBench) measure(ctx context.Context, w *way, sessions, bytes int)
 	w.client += ownCPU(b.h) - client
 }
 
-// printWays prints rates in MB/s and their shares, which are medians of the shares of each round.
-func printWays(ways []*way, bytes float64) bool {
+// printVariants prints rates in MB/s and their shares. A share is the median of the shares of all
+// rounds.
+func printVariants(variants []*variant, bytes float64) bool {
 	ok := true
 	fmt.Println("| stream | MB/s, median | share | of | limit | verdict | CPU of the daemon, client (ms/MB) |\n" +
 		"|---|---:|---:|---|---|---|---|")
-	for _, w := range ways {
+	for _, w := range variants {
 		used := func(cpu time.Duration) float64 { return cpu.Seconds() * 1e9 / bytes / float64(len(w.times)) }
 		cpu := fmt.Sprintf("%.1f, %.1f", used(w.cpu), used(w.client))
 		rate := bytes / 1e6 / quantile(w.times, 50).Seconds()
-		i := slices.IndexFunc(ways, func(o *way) bool { return o.name == w.than })
+		i := slices.IndexFunc(variants, func(o *variant) bool { return o.name == w.baseline })
 		if i < 0 {
 			fmt.Printf("| %s | %.0f | | | | | %s |\n", w.name, rate, cpu)
 			continue
@@ -260,7 +260,7 @@ func printWays(ways []*way, bytes float64) bool {
 
 		var shares []float64
 		for r := range w.times {
-			shares = append(shares, ways[i].times[r].Seconds()/w.times[r].Seconds())
+			shares = append(shares, variants[i].times[r].Seconds()/w.times[r].Seconds())
 		}
 
 		slices.Sort(shares)
@@ -272,7 +272,7 @@ func printWays(ways []*way, bytes float64) bool {
 			}
 		}
 
-		fmt.Printf("| %s | %.0f | %.2f | %s | %s | %s | %s |\n", w.name, rate, share, w.than, limit, verdict, cpu)
+		fmt.Printf("| %s | %.0f | %.2f | %s | %s | %s | %s |\n", w.name, rate, share, w.baseline, limit, verdict, cpu)
 	}
 
 	fmt.Println()
@@ -313,7 +313,7 @@ func (b *streamsBench) execSyncs(ctx context.Context, calls int) bool {
 	return verdict == "pass"
 }
 
-// engineExec runs a command as "docker exec" does and returns the size of its output in bytes.
+// engineExec runs a command like "docker exec" and returns the size of its output in bytes.
 func (b *streamsBench) engineExec(ctx context.Context, cmd []string) (int64, error) {
 	x, err := b.docker.ExecCreate(ctx, b.ours.id, client.ExecCreateOptions{
 		Cmd:          cmd,
