@@ -23,7 +23,7 @@ func (s *Service) ListContainers(
 		return nil, err
 	}
 
-	return wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil
+	return wire.WithEncoded(&runtimeapi.ListContainersResponse{}, items), nil
 }
 
 // matchContainer returns a predicate for the filter.

@@ -42,7 +42,7 @@ func (e *encodings[R]) items(all []*R, matches func(*R) bool, limit int) ([]byte
 		return nil, err
 	}
 
-	items := wire.Room(size)
+	items := wire.NewBuffer(size)
 	for _, b := range found {
 		items = append(items, b...)
 	}

@@ -71,7 +71,7 @@ func TestEncodings(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), nil)
+		got, err := received(wire.WithEncoded(&runtimeapi.ListContainersResponse{}, items), nil)
 		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" || err != nil {
 			t.Errorf("received (-want +got): %s, %v", diff, err)
 		}
@@ -83,7 +83,7 @@ func TestEncodings(t *testing.T) {
 
 	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}},
 		func(*spec.Container) bool { return true }, maxList)
-	got, err := received(wire.Carry(&runtimeapi.ListContainersResponse{}, items), err)
+	got, err := received(wire.WithEncoded(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
 		t.Errorf("a record with invalid UTF-8: %v, %v", got, err)
 	}

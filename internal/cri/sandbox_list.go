@@ -23,7 +23,7 @@ func (s *Service) ListPodSandbox(
 		return nil, err
 	}
 
-	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, items), nil
+	return wire.WithEncoded(&runtimeapi.ListPodSandboxResponse{}, items), nil
 }
 
 // matchSandbox returns a predicate for the filter.

@@ -76,5 +76,5 @@ func (s *Service) ListPodSandboxMetrics(
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	return wire.Carry(&runtimeapi.ListPodSandboxMetricsResponse{}, s.Stats.Metrics()), nil
+	return wire.WithEncoded(&runtimeapi.ListPodSandboxMetricsResponse{}, s.Stats.Metrics()), nil
 }

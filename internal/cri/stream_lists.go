@@ -37,8 +37,8 @@ func (s *Service) StreamPodSandboxes(
 		return err
 	}
 
-	return wire.Pages(items, pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page))
+	return wire.SendPages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamPodSandboxesResponse{}, page))
 	})
 }
 
@@ -55,8 +55,8 @@ func (s *Service) StreamContainers(
 		return err
 	}
 
-	return wire.Pages(items, pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamContainersResponse{}, page))
+	return wire.SendPages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamContainersResponse{}, page))
 	})
 }
 
@@ -74,8 +74,8 @@ func (x *imageService) StreamImages(
 		return err
 	}
 
-	return wire.Pages(items, pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamImagesResponse{}, page))
+	return wire.SendPages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamImagesResponse{}, page))
 	})
 }
 
@@ -93,8 +93,8 @@ func (s *Service) StreamContainerStats(
 		return err
 	}
 
-	return wire.Pages(items, pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamContainerStatsResponse{}, page))
+	return wire.SendPages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamContainerStatsResponse{}, page))
 	})
 }
 
@@ -112,8 +112,8 @@ func (s *Service) StreamPodSandboxStats(
 		return err
 	}
 
-	return wire.Pages(items, pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxStatsResponse{}, page))
+	return wire.SendPages(items, pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamPodSandboxStatsResponse{}, page))
 	})
 }
 
@@ -125,7 +125,7 @@ func (s *Service) StreamPodSandboxMetrics(
 	if _, err := s.begin(r); err != nil {
 		return err
 	}
-	return wire.Pages(s.Stats.Metrics(), pageSize, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxMetricsResponse{}, page))
+	return wire.SendPages(s.Stats.Metrics(), pageSize, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamPodSandboxMetricsResponse{}, page))
 	})
 }

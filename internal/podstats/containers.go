@@ -78,7 +78,7 @@ func (r *Reporter) newContainerStats(
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 
-	out := wire.Carry(&runtimeapi.ContainerStats{
+	out := wire.WithEncoded(&runtimeapi.ContainerStats{
 		Cpu:    cpuUsage(u),
 		Memory: memoryUsage(u),
 		Swap:   swapUsage(u),

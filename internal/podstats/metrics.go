@@ -30,7 +30,7 @@ func (r *Reporter) Metrics() []byte {
 	now, pods := time.Now(), r.runningPods(r.View.Sandboxes())
 	layers := r.fsLayers(pods)
 	var mu sync.Mutex // guards items
-	items := wire.Room(int(r.metricsSize.Load()))
+	items := wire.NewBuffer(int(r.metricsSize.Load()))
 	inParallel(pods, func(p runningPod) struct{} {
 		e := encoders.Get().(*encoder)
 		defer encoders.Put(e)

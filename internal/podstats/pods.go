@@ -182,7 +182,7 @@ func (r *Reporter) pod(p runningPod, l imagefs.Measurement, interfaces int) (*ru
 		return nil, fmt.Errorf("sandbox %s: %w", p.ID, err)
 	}
 
-	return wire.Carry(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
+	return wire.WithEncoded(&runtimeapi.PodSandboxStats{Linux: linux}, attributes), nil
 }
 
 // addPause adds the processes of the pause container and, if the pod has no cgroup of its own, its

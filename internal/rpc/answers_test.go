@@ -36,7 +36,7 @@ func (l *largeService) ListContainers(
 		panic("a list fails")
 	}
 	b, err := wire.AppendItem(nil, &runtimeapi.Container{Id: largeID})
-	return wire.Carry(&runtimeapi.ListContainersResponse{}, b), err
+	return wire.WithEncoded(&runtimeapi.ListContainersResponse{}, b), err
 }
 
 func (l *largeService) ListImages(

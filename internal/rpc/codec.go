@@ -36,7 +36,7 @@ func (c codec) marshal(v any, release func()) (mem.BufferSlice, error) {
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	if items, ok := wire.Carried(m); ok {
+	if items, ok := wire.Encoded(m); ok {
 		return pooled(items, release), nil
 	}
 

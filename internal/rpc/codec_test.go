@@ -17,7 +17,7 @@ import (
 type carrier struct{ service }
 
 func (c *carrier) answer(id string) []byte {
-	b := wire.Room(len(id) + 20)
+	b := wire.NewBuffer(len(id) + 20)
 	for range 3 {
 		var err error
 		if b, err = wire.AppendItem(b, &runtimeapi.PodSandbox{Id: id}); err != nil {
@@ -31,15 +31,15 @@ func (c *carrier) answer(id string) []byte {
 func (c *carrier) ListPodSandbox(
 	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
 ) (*runtimeapi.ListPodSandboxResponse, error) {
-	return wire.Carry(&runtimeapi.ListPodSandboxResponse{}, c.answer(r.Filter.Id)), nil
+	return wire.WithEncoded(&runtimeapi.ListPodSandboxResponse{}, c.answer(r.Filter.Id)), nil
 }
 
 func (c *carrier) StreamPodSandboxes(
 	r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer,
 ) error {
 	items := c.answer(r.Filter.Id)
-	return wire.Pages(items, len(items)/2, func(page []byte) error {
-		return out.Send(wire.Carry(&runtimeapi.StreamPodSandboxesResponse{}, page))
+	return wire.SendPages(items, len(items)/2, func(page []byte) error {
+		return out.Send(wire.WithEncoded(&runtimeapi.StreamPodSandboxesResponse{}, page))
 	})
 }
 

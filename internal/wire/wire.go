@@ -71,22 +71,22 @@ func AppendWrapped(b []byte, f Field, n uint64) []byte {
 	return AppendNumber(protowire.AppendVarint(b, uint64(protowire.SizeTag(1)+protowire.SizeVarint(n))), 1, n)
 }
 
-// Carry adds already encoded fields to a message. An otherwise empty response owns them from then
-// on: its sender releases them.
-func Carry[M proto.Message](m M, fields []byte) M {
+// WithEncoded adds already encoded fields to a message. An otherwise empty response owns them from
+// then on: its sender releases them.
+func WithEncoded[M proto.Message](m M, fields []byte) M {
 	m.ProtoReflect().SetUnknown(fields)
 	return m
 }
 
-// Carried returns the encoded fields of a response, and whether it has nothing else.
-func Carried(response proto.Message) (items []byte, ok bool) {
+// Encoded returns the encoded fields of a response, and whether it has nothing else.
+func Encoded(response proto.Message) (items []byte, ok bool) {
 	items = response.ProtoReflect().GetUnknown()
 	return items, len(items) > 0 && proto.Size(response) == len(items)
 }
 
-// Pages sends items in responses of at most this many bytes, or of one larger item. Each response
-// has its own copy. Pages releases the items.
-func Pages(items []byte, most int, send func(page []byte) error) error {
+// SendPages sends items in responses of at most limit bytes, or of one larger item. Each response
+// has its own copy. SendPages releases the items.
+func SendPages(items []byte, limit int, send func(page []byte) error) error {
 	defer Release(items)
 
 	for len(items) > 0 {
@@ -96,14 +96,14 @@ func Pages(items []byte, most int, send func(page []byte) error) error {
 			if size < 0 {
 				return protowire.ParseError(size)
 			}
-			if n > 0 && n+size > most {
+			if n > 0 && n+size > limit {
 				break
 			}
 
 			n += size
 		}
 
-		if err := send(append(Room(n), items[:n]...)); err != nil {
+		if err := send(append(NewBuffer(n), items[:n]...)); err != nil {
 			return err
 		}
 
@@ -120,8 +120,8 @@ const minReused = 4 << 10
 // pools holds the memory of sent responses, by the power of two of its minimum size.
 var pools [bits.UintSize + 1]sync.Pool
 
-// Room returns empty memory for a response of this many bytes.
-func Room(bytes int) []byte {
+// NewBuffer returns empty memory for a response of this many bytes.
+func NewBuffer(bytes int) []byte {
 	if bytes < minReused {
 		return make([]byte, 0, bytes)
 	}

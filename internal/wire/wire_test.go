@@ -16,7 +16,7 @@ import (
 // receive decodes a response with items of these names like a client.
 func receive(t *testing.T, items []byte) (names []string) {
 	t.Helper()
-	answer := Carry(&runtimeapi.ListPodSandboxResponse{}, items)
+	answer := WithEncoded(&runtimeapi.ListPodSandboxResponse{}, items)
 	b, err := proto.Marshal(answer)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func items(t *testing.T, names ...string) (b []byte) {
 	return b
 }
 
-func TestCarry(t *testing.T) {
+func TestWithEncoded(t *testing.T) {
 	b := items(t, "a", "", "c")
 	if got := receive(t, b); !slices.Equal(got, []string{"a", "", "c"}) {
 		t.Errorf("received %q", got)
@@ -57,17 +57,19 @@ func TestCarry(t *testing.T) {
 		response *runtimeapi.ListPodSandboxResponse
 		ok       bool
 	}{
-		{"items", Carry(&runtimeapi.ListPodSandboxResponse{}, b), true},
-		{"mixed", Carry(&runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "mixed"}}}, b), false},
-		{"empty", Carry(&runtimeapi.ListPodSandboxResponse{}, nil), false},
+		{"items", WithEncoded(&runtimeapi.ListPodSandboxResponse{}, b), true},
+		{"mixed", WithEncoded(&runtimeapi.ListPodSandboxResponse{
+			Items: []*runtimeapi.PodSandbox{{Id: "mixed"}},
+		}, b), false},
+		{"empty", WithEncoded(&runtimeapi.ListPodSandboxResponse{}, nil), false},
 		{"usual", &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "usual"}}}, false},
 		{"nil", nil, false},
 	}
 
 	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) {
-			if got, ok := Carried(c.response); ok != c.ok || ok && !bytes.Equal(got, b) {
-				t.Errorf("%v carries %q, %v", c.response, got, ok)
+			if got, ok := Encoded(c.response); ok != c.ok || ok && !bytes.Equal(got, b) {
+				t.Errorf("%v has encoded fields %q, %v", c.response, got, ok)
 			}
 		})
 	}
@@ -167,16 +169,16 @@ func TestFields(t *testing.T) {
 	}
 }
 
-// TestPages sends every item once, in order, in responses of bounded size with their own memory; a
-// larger item is sent alone.
-func TestPages(t *testing.T) {
-	const most = 1000
-	small, half, large := "s", strings.Repeat("h", most/2-50), strings.Repeat("l", 2*most)
+// TestSendPages sends every item once, in order, in responses of bounded size with their own
+// memory. A larger item is sent alone.
+func TestSendPages(t *testing.T) {
+	const limit = 1000
+	small, half, large := "s", strings.Repeat("h", limit/2-50), strings.Repeat("l", 2*limit)
 	names := []string{small, half, half, half, large, small, small}
 	all := items(t, names...)
 	var counts []int
 	var got []string
-	if err := Pages(slices.Clone(all), most, func(page []byte) error {
+	if err := SendPages(slices.Clone(all), limit, func(page []byte) error {
 		one := receive(t, page)
 		counts, got = append(counts, len(one)), append(got, one...)
 		clear(page)
@@ -188,24 +190,24 @@ func TestPages(t *testing.T) {
 	if !slices.Equal(got, names) || !slices.Equal(counts, []int{3, 1, 1, 2}) || !bytes.Equal(all, items(t, names...)) {
 		t.Errorf("%d items in pages of %v", len(got), counts)
 	}
-	if err := Pages(nil, most, func([]byte) error { return errors.New("an empty page was sent") }); err != nil {
+	if err := SendPages(nil, limit, func([]byte) error { return errors.New("an empty page was sent") }); err != nil {
 		t.Error(err)
 	}
 
 	boom := errors.New("the client has disconnected")
-	if err := Pages(slices.Clone(all), most, func([]byte) error { return boom }); !errors.Is(err, boom) {
+	if err := SendPages(slices.Clone(all), limit, func([]byte) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("an error of the stream: %v", err)
 	}
 
-	if err := Pages(slices.Clone(all[:len(all)-1]), most, func([]byte) error { return nil }); err == nil {
+	if err := SendPages(slices.Clone(all[:len(all)-1]), limit, func([]byte) error { return nil }); err == nil {
 		t.Error("a partial item was sent")
 	}
 }
 
-// TestRoom: released memory is empty when reused, and never too small.
-func TestRoom(t *testing.T) {
+// TestNewBuffer: released memory is empty when reused, and never too small.
+func TestNewBuffer(t *testing.T) {
 	for i := range 3 * minReused {
-		b := Room(i)
+		b := NewBuffer(i)
 		if len(b) != 0 || cap(b) < i || cap(b) > max(2*i, minReused) {
 			t.Fatalf("room for %d bytes: %d of %d", i, len(b), cap(b))
 		}
