@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
-	"sync"
 )
 
 // Frames of SPDY/3.1 have an 8-byte header and a payload of up to 16 MiB. The first bit marks
@@ -115,20 +113,6 @@ func (f *frameReader) writeData() {
 	f.unread, f.payload = f.header[:], size
 }
 
-// frameConn is a connection for complete frames. A session and its data streams write to it
-// concurrently.
-type frameConn struct {
-	net.Conn
-	mu sync.Mutex // serializes writes
-}
-
-// Write implements net.Conn. p must consist of complete frames.
-func (c *frameConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.Conn.Write(p)
-}
-
 // frameWriter is a connection that sends each SPDY frame in one write. The session writes frames in
 // pieces, and each piece would become a packet.
 type frameWriter struct {
@@ -177,11 +161,15 @@ func (f *frameWriter) isComplete(p []byte) bool {
 	return f.read == 0
 }
 
-// chunkWriter writes a chunk as one frame. It writes the header to the headroom of the chunk and
-// does not copy the data.
-type chunkWriter interface {
+// frameStream is a stream of a session. Its data bypasses the session.
+type frameStream interface {
 	io.Writer
+	// writeChunk writes a chunk as one frame. It writes the header to the headroom of the chunk and
+	// does not copy the data.
 	writeChunk(c *chunk) error
+	// tryWrite sends data as one frame without blocking. If the connection accepts only a part of
+	// the frame, it keeps the rest for its next Write. If it accepts nothing, nothing is sent.
+	tryWrite(data []byte) (sent, isPart bool, err error)
 }
 
 // spdyData writes to a SPDY stream and bypasses the session. The session would need three writes
@@ -192,12 +180,18 @@ type spdyData struct {
 	id        uint32
 }
 
-func (d spdyData) writeChunk(c *chunk) error {
-	header := c.header(frameHeader)
+// putHeader implements framer.
+func (d spdyData) putHeader(room []byte, n int) int {
+	header := room[len(room)-frameHeader:]
 	binary.BigEndian.PutUint32(header, d.id)
-	binary.BigEndian.PutUint32(header[4:], uint32(c.n))
-	_, err := d.conn.Write(c.withHeader(frameHeader))
-	return err
+	binary.BigEndian.PutUint32(header[4:], uint32(n))
+	return frameHeader
+}
+
+func (d spdyData) writeChunk(c *chunk) error { return d.conn.writeChunk(c, d) }
+
+func (d spdyData) tryWrite(data []byte) (sent, isPart bool, err error) {
+	return d.conn.tryWrite(data, d)
 }
 
 // Header bytes of an unmasked binary WebSocket message in one frame (RFC 6455, 5.2).
@@ -215,27 +209,36 @@ type webSocketData struct {
 	channel   byte
 }
 
-func (d webSocketData) writeChunk(c *chunk) error {
-	length := c.n + 1 // including the channel number
+// putHeader implements framer. The channel number follows the header of the message.
+func (d webSocketData) putHeader(room []byte, n int) int {
+	length := n + 1 // including the channel number
 	size := 2
 	switch {
 	case length > math.MaxUint16:
 		size += 8
-		binary.BigEndian.PutUint64(c.header(size + 1)[2:], uint64(length))
-		c.header(size + 1)[1] = length64
-
 	case length >= length16:
 		size += 2
-		binary.BigEndian.PutUint16(c.header(size + 1)[2:], uint16(length))
-		c.header(size + 1)[1] = length16
-
-	default:
-		c.header(size + 1)[1] = byte(length)
 	}
 
-	header := c.header(size + 1)
-	header[0], header[size] = finalBinary, d.channel
-	_, err := d.conn.Write(c.withHeader(size + 1))
+	header := room[len(room)-size-1:]
+	switch size {
+	case 2:
+		header[1] = byte(length)
+	case 4:
+		header[1] = length16
+		binary.BigEndian.PutUint16(header[2:], uint16(length))
+	default:
+		header[1] = length64
+		binary.BigEndian.PutUint64(header[2:], uint64(length))
+	}
 
-	return err
+	header[0], header[size] = finalBinary, d.channel
+
+	return size + 1
+}
+
+func (d webSocketData) writeChunk(c *chunk) error { return d.conn.writeChunk(c, d) }
+
+func (d webSocketData) tryWrite(data []byte) (sent, isPart bool, err error) {
+	return d.conn.tryWrite(data, d)
 }

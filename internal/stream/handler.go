@@ -158,7 +158,7 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 
 	u.hijacked = true
-	frames := &frameConn{Conn: nc}
+	frames := newFrameConn(nc)
 	u.conn.frames = frames
 	if u.spdy {
 		rw = bufio.NewReadWriter(bufio.NewReader(&frameReader{r: rw.Reader, reject: u.conn.Close}), rw.Writer)

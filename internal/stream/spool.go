@@ -96,6 +96,7 @@ type output struct {
 	space   chan struct{} // capacity 1: there may be free space
 
 	mu       sync.Mutex // guards the fields below
+	sending  bool       // pump holds a chunk that may not have been sent
 	chunks   []*chunk   // oldest first; all are older than the data in the file
 	file     *os.File   // a ring buffer of spillSize bytes
 	size     int64      // of the file
@@ -137,6 +138,14 @@ func (o *output) put(p []byte) (int, error) {
 	}
 
 	if o.spilled == o.sent {
+		if !o.sending && len(o.chunks) == 0 {
+			o.mu.Unlock()
+			if n, err := o.sendNow(p); n > 0 || err != nil {
+				return n, err
+			}
+			o.mu.Lock()
+		}
+
 		o.spilled, o.sent = 0, 0 // restart at the beginning of the file
 		if n := o.putMemoryLocked(p, exited); n > 0 {
 			o.mu.Unlock()
@@ -163,6 +172,36 @@ func (o *output) put(p []byte) (int, error) {
 	o.mu.Unlock()
 
 	return o.spill(file, p[:n], offset)
+}
+
+// sendNow sends as much of p as the connection accepts without blocking, and does not wake up the
+// pump. The caller is the only writer, and no other output is waiting. If only a part of a frame
+// was sent, an empty chunk makes the pump send the rest.
+func (o *output) sendNow(p []byte) (int, error) {
+	to, ok := o.to.(frameStream)
+	if !ok {
+		return 0, nil
+	}
+
+	p = p[:min(len(p), chunkSize)]
+	sent, isPart, err := to.tryWrite(p)
+	if err != nil {
+		o.fail(err)
+		return 0, err
+	}
+
+	if isPart {
+		o.mu.Lock()
+		o.putMemoryLocked(nil, true)
+		o.mu.Unlock()
+		signal(o.more)
+	}
+
+	if !sent {
+		return 0, nil
+	}
+
+	return len(p), nil
 }
 
 // putMemoryLocked buffers as much of p as fits into the last chunk or a new one. After the exit of
@@ -249,7 +288,7 @@ func (o *output) pump() {
 
 // sendChunk writes a chunk to a stream.
 func sendChunk(to io.Writer, c *chunk) error {
-	if w, ok := to.(chunkWriter); ok {
+	if w, ok := to.(frameStream); ok {
 		return w.writeChunk(c)
 	}
 	_, err := to.Write(c.withHeader(0))
@@ -260,6 +299,7 @@ func sendChunk(to io.Writer, c *chunk) error {
 func (o *output) next() (*chunk, error) {
 	for {
 		o.mu.Lock()
+		o.sending = false
 		switch {
 		case o.err != nil:
 			defer o.mu.Unlock()
@@ -267,10 +307,12 @@ func (o *output) next() (*chunk, error) {
 		case len(o.chunks) > 0:
 			c := o.chunks[0]
 			o.chunks = o.chunks[1:]
+			o.sending = true
 			o.mu.Unlock()
 			return c, nil
 
 		case o.spilled > o.sent:
+			o.sending = true
 			o.mu.Unlock()
 			return o.unspill()
 		case o.complete:

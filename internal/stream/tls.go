@@ -68,7 +68,8 @@ func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return current, nil
 	}
 
-	cert, err := c.load() // without the lock, so that other connections use the previous one meanwhile
+	// without the lock, so that other connections use the previous one meanwhile
+	cert, err := c.load()
 	if err != nil {
 		c.log.Warn("failed to reload the streaming certificate; the previous one remains in use", "err", err)
 		return current, nil
