@@ -15,7 +15,7 @@ func TestCheckPod(t *testing.T) {
 			"--docker-endpoint=unix://"+n.own(t).Socket)
 		for _, want := range []string{"It works: this page comes from a pod", "check: all 12 steps passed\n"} {
 			if !strings.Contains(out, want) {
-				t.Errorf("the output lacks %q", want)
+				t.Errorf("output lacks %q", want)
 			}
 		}
 

@@ -72,7 +72,7 @@ func TestCompleted(t *testing.T) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		if s := n.waitExited(t, n.start(t, pod, cfg, sh("true"))); s.ExitCode != 0 || s.Reason != "Completed" {
-			t.Errorf("status: %v", s)
+			t.Errorf("status: %v, want exit code 0 and reason Completed", s)
 		}
 	})
 }
@@ -92,7 +92,7 @@ func TestCannotRun(t *testing.T) {
 		s := n.containerStatus(t, id)
 		if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.Reason != "ContainerCannotRun" ||
 			s.ExitCode == 0 || s.Message == "" {
-			t.Errorf("status: %v", s)
+			t.Errorf("status: %v, want exited with reason ContainerCannotRun and a message", s)
 		}
 
 		l, err := n.Runtime.ListContainers(t.Context(),
@@ -111,7 +111,7 @@ func TestOOMKilled(t *testing.T) {
 		cc := n.containerConfig(sh("x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"))
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
 		if s := n.waitExited(t, n.startConfig(t, pod, cfg, cc)); s.Reason != "OOMKilled" || s.ExitCode != 137 {
-			t.Errorf("status: %v", s)
+			t.Errorf("status: %v, want exit code 137 and reason OOMKilled", s)
 		}
 	})
 }
@@ -295,7 +295,7 @@ func TestStopContainer(t *testing.T) {
 
 		graceful := n.startNamed(t, pod, cfg, "graceful",
 			sh("trap 'exit 3' TERM; echo ready; while true; do sleep 0.1; done"))
-		eventually(t, "the trap is set", func() bool {
+		eventually(t, "set trap", func() bool {
 			return strings.Contains(n.log(t, n.containerStatus(t, graceful).LogPath), "ready")
 		})
 		stop(graceful, 10)
@@ -312,7 +312,7 @@ func TestStopContainer(t *testing.T) {
 		}
 
 		killed := n.startNamed(t, pod, cfg, "killed", sh("trap 'exit 3' TERM; echo ready; sleep 1000 & wait"))
-		eventually(t, "the trap is set", func() bool {
+		eventually(t, "set trap", func() bool {
 			return strings.Contains(n.log(t, n.containerStatus(t, killed).LogPath), "ready")
 		})
 		stop(killed, 0)

@@ -384,7 +384,7 @@ func firstIP(t *testing.T, r types.Result) string {
 	t.Helper()
 	result, err := types100.NewResultFromResult(r)
 	if err != nil || len(result.IPs) == 0 {
-		t.Fatalf("%v, %v", r, err)
+		t.Fatalf("no address in CNI result %v: %v", r, err)
 	}
 	return result.IPs[0].Address.IP.String()
 }

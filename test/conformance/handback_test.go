@@ -89,14 +89,16 @@ func TestTakeoverDryRun(t *testing.T) {
 			`container name "/renamed" is not of the form`: true,
 			pods[2].log + " is not a link":                 true,
 		} {
-			found := false
-			for _, finding := range r.Findings {
-				found = found || strings.Contains(finding.Detail, want) && finding.ActionRequired == actionRequired &&
-					finding.Fix != ""
-			}
-			if !found {
-				t.Errorf("finding %q (action required: %t) is missing in\n%s", want, actionRequired, out)
-			}
+			t.Run(want, func(t *testing.T) {
+				found := false
+				for _, finding := range r.Findings {
+					found = found || strings.Contains(finding.Detail, want) &&
+						finding.ActionRequired == actionRequired && finding.Fix != ""
+				}
+				if !found {
+					t.Errorf("finding %q (action required: %t) is missing in\n%s", want, actionRequired, out)
+				}
+			})
 		}
 
 		if held := f.held(t, pods[0]); held == "" {

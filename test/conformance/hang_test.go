@@ -89,7 +89,7 @@ func (h *hangNode) assertOthersWork(t *testing.T, name string) {
 		t.Errorf("%s: exec: %q", name, out)
 	}
 	if s := h.containerStatus(t, c); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("%s: %v", name, s)
+		t.Errorf("%s: container status %v, want running", name, s)
 	}
 	if _, err := h.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c}); err != nil {
 		t.Errorf("%s: ContainerStats: %v", name, err)
@@ -201,7 +201,7 @@ func TestHangingExec(t *testing.T) {
 			eventually(t, "a hanging request", func() bool { return h.proxy.hanging() > 0 })
 			h.assertOthersWork(t, when)
 			if s := h.containerStatus(t, stuck); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
-				t.Errorf("%s: %v", when, s)
+				t.Errorf("%s: container status %v, want running", when, s)
 			}
 
 			select {

@@ -35,7 +35,7 @@ func TestImages(t *testing.T) {
 
 		for _, ref := range []string{i.Id, strings.TrimPrefix(i.Id, "sha256:")[:20], "docker.io/" + n.image} {
 			if got := n.imageStatus(t, ref); got.GetId() != i.Id {
-				t.Errorf("%s: %v", ref, got)
+				t.Errorf("ImageStatus %s: %v, want image %s", ref, got, i.Id)
 			}
 		}
 
@@ -84,7 +84,7 @@ func TestImageFsInfo(t *testing.T) {
 		until("usage of the images", func(bytes, _, _ uint64) bool { return bytes > 1<<20 })
 		image, container = n.imageFS(t)
 		if _, err := os.Stat(n.own(t).Path(image.FsId.Mountpoint)); err != nil || image.InodesUsed.Value < 10 {
-			t.Errorf("%v, %v", image, err)
+			t.Errorf("image file system %v: %v", image, err)
 		}
 
 		ref := n.registry(t).Add(t, "large", "1", 2, 5<<20)
@@ -215,7 +215,7 @@ func TestMultiPlatformImage(t *testing.T) {
 
 		for _, name := range []string{ref, id, r.Host + "/multi@" + digest.String()} {
 			if i := n.imageStatus(t, name); i.GetId() != id || i.Username != "user-"+runtime.GOARCH || i.Size == 0 {
-				t.Errorf("%s: %v", name, i)
+				t.Errorf("ImageStatus %s: %v", name, i)
 			}
 		}
 
@@ -259,7 +259,7 @@ func TestLocalImages(t *testing.T) {
 				ref := "made/" + name + ":1"
 				i := n.imageStatus(t, ref)
 				if i == nil || i.Pinned {
-					t.Fatalf("%s: %v", ref, i)
+					t.Fatalf("ImageStatus %s: %v, want an image without a pin", ref, i)
 				}
 
 				cc := n.containerConfig([]string{"/none"})

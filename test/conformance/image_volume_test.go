@@ -91,22 +91,26 @@ func TestImageVolume(t *testing.T) {
 					"dir":    "cat /volume/file; ls /volume|in dirdeep\nfile\n",
 					"inside": "cat /volume/x|deep",
 				} {
-					c := n.startConfig(t, sandbox, pod, n.withImage(fmt.Sprintf("c%d-%d", layers, len(sub)), id, sub))
-					command, output, _ := strings.Cut(want, "|")
-					if got := n.exec(t, c, "sh", "-c", command); got != output {
-						t.Errorf("content of sub-path %q: %q, want %q", sub, got, output)
-					}
+					t.Run(fmt.Sprintf("sub-path %q", sub), func(t *testing.T) {
+						cc := n.withImage(fmt.Sprintf("c%d-%d", layers, len(sub)), id, sub)
+						c := n.startConfig(t, sandbox, pod, cc)
+						command, output, _ := strings.Cut(want, "|")
+						if got := n.exec(t, c, "sh", "-c", command); got != output {
+							t.Errorf("content %q, want %q", got, output)
+						}
 
-					got := n.exec(t, c, "sh", "-c", "touch /volume/new 2>&1 || mount | grep -c ' /volume .*[(,]ro[,)]'")
-					if !strings.HasSuffix(got, "\n1\n") {
-						t.Errorf("sub-path %q is writable: %s", sub, got)
-					}
+						got := n.exec(t, c, "sh", "-c",
+							"touch /volume/new 2>&1 || mount | grep -c ' /volume .*[(,]ro[,)]'")
+						if !strings.HasSuffix(got, "\n1\n") {
+							t.Errorf("the volume is writable: %s", got)
+						}
 
-					m := n.containerStatus(t, c).Mounts
-					if len(m) != 1 || m[0].Image.GetImage() != id || m[0].ImageSubPath != sub || !m[0].Readonly ||
-						m[0].ContainerPath != "/volume" {
-						t.Errorf("ContainerStatus: %v", m)
-					}
+						m := n.containerStatus(t, c).Mounts
+						if len(m) != 1 || m[0].Image.GetImage() != id || m[0].ImageSubPath != sub || !m[0].Readonly ||
+							m[0].ContainerPath != "/volume" {
+							t.Errorf("ContainerStatus: %v", m)
+						}
+					})
 				}
 			})
 		}
@@ -131,7 +135,7 @@ func TestImageVolume(t *testing.T) {
 				}
 
 				if err == nil {
-					t.Error("no error")
+					t.Error("CreateContainer and StartContainer succeeded")
 				}
 			})
 		}

@@ -76,7 +76,7 @@ func buildImitations(t *testing.T, p *checkedNode, n *node) (dir, marks string) 
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", version, "-o", program, ".")
 	cmd.Dir, cmd.Env = source, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
 
 	dir, err := os.MkdirTemp("/tmp", "imitation-") // accessible to other users and inside the node

@@ -22,7 +22,7 @@ func TestDereferences(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command(engines.KubeletRead(t), "-dereferences").Output()
 	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("search for dereferences: %v\n%s", err, out)
 	}
 
 	found := strings.Fields(string(out))
@@ -87,7 +87,7 @@ func (r *kubeletReader) end(t *testing.T) (out readResult) {
 	}
 
 	if err := json.Unmarshal(r.result.Bytes(), &out); err != nil {
-		t.Fatalf("%v: %s", err, r.result.String())
+		t.Fatalf("result of the reader: %v: %s", err, r.result.String())
 	}
 
 	return out

@@ -121,7 +121,7 @@ func TestASandboxIsNotAContainer(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				// The ID does not exist as an object of this type, so the call has nothing to do.
 				if err := call(); err != nil {
-					t.Errorf("%v", err)
+					t.Error(err)
 				}
 			})
 		}

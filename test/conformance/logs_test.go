@@ -225,7 +225,7 @@ func TestReopenContainerLog(t *testing.T) {
 
 		for i, r := range readRecords(t, logFiles(t, log)...) {
 			if want := fmt.Sprintf("stdout F line %d", i); r != want {
-				t.Fatalf("%q, want %q", r, want)
+				t.Fatalf("record %q, want %q", r, want)
 			}
 		}
 

@@ -214,7 +214,7 @@ func TestNetNSModes(t *testing.T) {
 				}
 
 				n.docker(t, "kill", id)
-				eventually(t, "pod NotReady", func() bool {
+				eventually(t, "NotReady pod", func() bool {
 					return n.podStatus(t, id).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 				})
 				n.stopPod(t, id)

@@ -81,7 +81,7 @@ func TestCNINetwork(t *testing.T) {
 		s := n.podStatus(t, id).Network
 		if !strings.HasPrefix(s.GetIp(), "10.77.0.") || len(s.AdditionalIps) != 1 ||
 			!strings.HasPrefix(s.AdditionalIps[0].Ip, "fd00:77::") {
-			t.Errorf("addresses: %v", s)
+			t.Errorf("addresses %v, want one of each family", s)
 		}
 
 		if err := os.Remove(filepath.Join(conf, "10-test.conflist")); err != nil {

@@ -57,7 +57,7 @@ func TestDaemonMetrics(t *testing.T) {
 			"cri_dockerd_build_info":    1,
 		} {
 			if got := metricSum(t, during, name); got != want {
-				t.Errorf("%s is %v", name, got)
+				t.Errorf("%s is %v, want %v", name, got, want)
 			}
 		}
 
@@ -65,7 +65,7 @@ func TestDaemonMetrics(t *testing.T) {
 			"cri_dockerd_images", "cri_dockerd_network_attachments"} {
 			name, label, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
 			if got := metricSum(t, during, name, label); got < 1 {
-				t.Errorf("%s of %s is %v", name, label, got)
+				t.Errorf("%s with %q is %v, want at least 1", name, label, got)
 			}
 		}
 
@@ -86,7 +86,7 @@ func TestDaemonMetrics(t *testing.T) {
 		} {
 			if before, after := metricSum(t, before, series[0], series[1:]...),
 				metricSum(t, after, series[0], series[1:]...); after <= before {
-				t.Errorf("%q went from %v to %v", series, before, after)
+				t.Errorf("%q went from %v to %v, want an increase", series, before, after)
 			}
 		}
 

@@ -193,7 +193,7 @@ func dualStack(t *testing.T, c *cniNode) {
 	s := c.podStatus(t, id).Network
 	if !strings.HasPrefix(s.GetIp(), "10.77.0.") || len(s.AdditionalIps) != 1 ||
 		!strings.HasPrefix(s.AdditionalIps[0].Ip, "fd00:77::") {
-		t.Fatalf("addresses: %v", s)
+		t.Fatalf("addresses %v, want one of each family", s)
 	}
 
 	c.serveWord(t, id, "here", 80)
@@ -256,7 +256,9 @@ func hostPorts(t *testing.T, c *cniNode) {
 		{pod, "tcp", "[" + nodeIP6 + "]:18080", "first"},
 		{c.podNetNS(t, second), "tcp", nodeIP + ":18080", "first"},
 	} {
-		c.assertServed(t, q.netns, q.network, q.addr, q.want)
+		t.Run(q.network+" "+q.addr+" in "+filepath.Base(q.netns), func(t *testing.T) {
+			c.assertServed(t, q.netns, q.network, q.addr, q.want)
+		})
 	}
 
 	if got := query(t, node, "tcp", nodeIP+":18082"); got == "first" {

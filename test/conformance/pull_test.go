@@ -111,10 +111,12 @@ func TestPullErrors(t *testing.T) {
 			"a b":                 codes.InvalidArgument,
 			"a/../b":              codes.InvalidArgument,
 		} {
-			if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != want ||
-				!strings.Contains(err.Error(), ref) {
-				t.Errorf("%s: %v, want %s", ref, err, want)
-			}
+			t.Run(fmt.Sprintf("%q", ref), func(t *testing.T) {
+				if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != want ||
+					!strings.Contains(err.Error(), ref) {
+					t.Errorf("PullImage: %v, want %s", err, want)
+				}
+			})
 		}
 	})
 }
@@ -156,10 +158,12 @@ func TestPullCredentials(t *testing.T) {
 			{token, &runtimeapi.AuthConfig{RegistryToken: "the-token"}, codes.OK},
 			{token, &runtimeapi.AuthConfig{RegistryToken: "another"}, codes.PermissionDenied},
 		} {
-			ref := c.r.Add(t, fmt.Sprintf("app%d", i), "1", 1, 1000)
-			if _, err := n.pull(t.Context(), ref, c.auth); status.Code(err) != c.want {
-				t.Errorf("row %d, %+v: %v, want %s", i, c.auth, err, c.want)
-			}
+			t.Run(fmt.Sprint("row ", i), func(t *testing.T) {
+				ref := c.r.Add(t, fmt.Sprintf("app%d", i), "1", 1, 1000)
+				if _, err := n.pull(t.Context(), ref, c.auth); status.Code(err) != c.want {
+					t.Errorf("pull with %+v: %v, want %s", c.auth, err, c.want)
+				}
+			})
 		}
 	})
 }

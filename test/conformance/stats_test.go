@@ -349,7 +349,7 @@ func testLayerStats(t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandbo
 func testNetworkStats(t *testing.T, n *node, pod string) {
 	before := n.podStats(t, pod).Network.GetDefaultInterface()
 	if before.GetName() != "eth0" {
-		t.Fatalf("network: %v", before)
+		t.Fatalf("default interface %v, want eth0", before)
 	}
 
 	var l net.Listener
