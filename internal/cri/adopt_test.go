@@ -121,7 +121,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("released %v; the networks of the engine and the host do not belong to CNI", released)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestCheckpoints releases the sandboxes in an older shim's checkpoints with their ports, even if
@@ -197,7 +197,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("remaining: %v", left)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestSandboxMissingFromView keeps the network of an existing container even if the view lacks the
@@ -260,5 +260,5 @@ func TestAdoptRestartedPause(t *testing.T) {
 		t.Errorf("released: %+v", w.released)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }

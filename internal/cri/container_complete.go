@@ -61,8 +61,8 @@ func (st *starts) forget(id model.ContainerID) {
 	delete(st.late, id)
 }
 
-// begin reports whether the caller should complete a start. If another goroutine is at work, begin
-// makes that one repeat its work instead.
+// begin reports whether the caller should complete a start. If another goroutine is already
+// completing one, that goroutine repeats its work instead.
 func (st *starts) begin(id model.ContainerID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -204,7 +204,7 @@ func TestPodRemovedDuringCreate(t *testing.T) {
 		t.Errorf("CreateContainer in a pod removed meanwhile: %v, %v", r, err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestPodRemovedDuringStart removes the pod between a container's start and the creation of its
@@ -238,7 +238,7 @@ func TestPodRemovedDuringStart(t *testing.T) {
 		t.Errorf("RemovePodSandbox: %v", err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestParallelCallsOnOnePod repeats all kinds of calls on one pod concurrently. Whatever they
@@ -283,7 +283,7 @@ func TestParallelCallsOnOnePod(t *testing.T) {
 			}
 		}
 
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 	}
 }
 

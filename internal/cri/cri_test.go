@@ -42,7 +42,7 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 				}); err != nil {
 					t.Errorf("RemovePodSandbox: %v", err)
 				}
-				w.nothingLeft(t, s)
+				w.assertNoLeftovers(t, s)
 			}
 
 			var first string
@@ -66,7 +66,7 @@ func TestRunPodSandboxFailsAtEachStep(t *testing.T) {
 					t.Errorf("%s: the error lacks the cause: %v", step, err)
 				}
 
-				w.nothingLeft(t, s)
+				w.assertNoLeftovers(t, s)
 				remove(runPod(t, s, cfg))
 			}
 		})
@@ -104,7 +104,7 @@ func TestCreateAndStartFailAtEachStep(t *testing.T) {
 			t.Errorf("%s: RemovePodSandbox: %v", step, err)
 		}
 
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 		if n > 50 {
 			t.Fatal("endless steps")
 		}
@@ -129,7 +129,7 @@ func TestCancelledRunLeavesNothing(t *testing.T) {
 
 		cancel()
 		w.fault = nil
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 	}
 }
 
@@ -156,7 +156,7 @@ func TestFailedUndoKeepsTheSandboxListed(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 func TestRunPodSandboxTwice(t *testing.T) {

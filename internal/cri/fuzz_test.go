@@ -96,7 +96,7 @@ func TestEveryRPCRejectsEmptyRequests(t *testing.T) {
 		})
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 func TestNamesInvalidForDocker(t *testing.T) {
@@ -131,7 +131,7 @@ func TestNamesInvalidForDocker(t *testing.T) {
 		})
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // FuzzEveryRPC calls every method with messages of arbitrary bytes. None may panic.

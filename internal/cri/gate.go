@@ -15,8 +15,8 @@ type gate struct {
 	names *keylock.Map // serialises calls on one name or ID
 }
 
-// host returns the engine's properties, or Unavailable with the reason. It must not let a list
-// appear empty: the kubelet would take all pods for removed.
+// host returns the engine's properties, or Unavailable with the reason. No list may appear empty
+// while the engine is down: the kubelet would assume that all pods were removed.
 func (g *gate) host() (spec.Host, error) {
 	e := g.view.Engine()
 	if !e.Ready {

@@ -71,7 +71,7 @@ func TestImageVolumesAreShared(t *testing.T) {
 		}
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestImageVolumeFailsAtEachStep breaks each step of a create. No mount and no holder may remain.
@@ -97,7 +97,7 @@ func TestImageVolumeFailsAtEachStep(t *testing.T) {
 			t.Error(err)
 		}
 
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 		if step == "" {
 			if n < 6 {
 				t.Errorf("only %d steps", n-1)
@@ -183,5 +183,5 @@ func TestImageVolumesAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }

@@ -162,7 +162,7 @@ func TestPauseRemovedBeforeItIsLocked(t *testing.T) {
 		}
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestRestartedPause: a restarted pause container makes its pod NotReady, with a network of the
@@ -212,6 +212,6 @@ func TestRestartedPause(t *testing.T) {
 			t.Error(err)
 		}
 
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 	}
 }

@@ -147,9 +147,9 @@ func (r recovery) recoverSandboxes(ctx context.Context) []error {
 	})
 }
 
-// recoverSandbox removes an incomplete sandbox of this daemon, since it still holds a name: one
-// never started, or running without its network. The kubelet never got its ID and starts such a pod
-// again. Sandboxes of an older shim stay: the kubelet sees that they have no address.
+// recoverSandbox removes an incomplete sandbox of this daemon, since it occupies a name. Such a
+// sandbox was never started, or runs without its network. The kubelet never got its ID and starts
+// the pod again. Sandboxes of an older shim stay: the kubelet sees that they have no address.
 func (r recovery) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
 	incomplete := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead
 	unconnected := sb.Running && sb.Namespaces != nil && !r.Network.IsConnected(sb) &&

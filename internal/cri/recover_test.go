@@ -157,7 +157,7 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 	select {
 	case <-w.network.Leftovers():
 		t.Error("another recovery was requested")

@@ -60,7 +60,7 @@ func TestReleaseFailure(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestRemoveSandboxWithNetworkOnly removes a pod without addresses after its pause container was
@@ -73,7 +73,7 @@ func TestRemoveSandboxWithNetworkOnly(t *testing.T) {
 			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: testID("cafe")}); err != nil {
 			t.Error(err)
 		}
-		w.nothingLeft(t, s)
+		w.assertNoLeftovers(t, s)
 	}
 }
 

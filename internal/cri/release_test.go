@@ -90,7 +90,7 @@ func TestSlowReleaseContinues(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestSlowReleaseAndKubeadm simulates kubeadm reset: it waits some seconds for a stop, five times,
@@ -125,7 +125,7 @@ func TestSlowReleaseAndKubeadm(t *testing.T) {
 		t.Errorf("%d DELs, want 1", n)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestSlowReleaseFails: the pod was removed before its network, and the DEL fails later. Recovery
@@ -166,7 +166,7 @@ func TestSlowReleaseFails(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestUndoOfRelease: a pod with a failed ADD is released once if the DEL succeeds. Quick failures
@@ -199,7 +199,7 @@ func TestUndoOfRelease(t *testing.T) {
 			}
 
 			w.setFault(nil)
-			w.nothingLeft(t, s)
+			w.assertNoLeftovers(t, s)
 		}
 	}
 
@@ -233,7 +233,7 @@ func TestMissingPluginDefersRelease(t *testing.T) {
 		t.Error(err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // TestWaitingCounts: after a caller has waited in vain for a minute, the pod is removed without its

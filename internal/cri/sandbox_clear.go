@@ -15,8 +15,8 @@ const (
 	// as long.
 	undoRetryDelay = 100 * time.Millisecond
 	undoAttempts   = 3
-	// quickFailure is the longest attempt worth a retry. A longer one has waited for something
-	// unresponsive.
+	// quickFailure is the longest duration of a failed attempt that is worth a retry. A longer one
+	// has waited for something unresponsive.
 	quickFailure = 10 * time.Second
 )
 

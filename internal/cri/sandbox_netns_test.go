@@ -69,7 +69,7 @@ func TestPauseThatDoesNotJoin(t *testing.T) {
 		t.Errorf("RunPodSandbox: %v", err)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 	if c := netnsOf(t, s); !c.Status || c.Reason != "CreatedByDaemon" {
 		t.Errorf("condition: %v", c)
 	}
@@ -89,7 +89,7 @@ func TestUnrelatedEngineFailure(t *testing.T) {
 	}
 
 	w.fault = nil
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 	if sb, err := s.View.Sandbox(runPod(t, s, w.pod())); err != nil || !sb.OwnNetNS {
 		t.Errorf("sandbox: %+v, %v", sb, err)
 	}

@@ -29,7 +29,7 @@ func TestInvalidSandboxPullsNothing(t *testing.T) {
 		t.Errorf("the sandbox image was requested %d times", n)
 	}
 
-	w.nothingLeft(t, s)
+	w.assertNoLeftovers(t, s)
 }
 
 // countingImages counts the requests for the sandbox image.
@@ -94,7 +94,7 @@ func TestPruneDuringRunPodSandbox(t *testing.T) {
 					t.Error(err)
 				}
 
-				w.nothingLeft(t, s)
+				w.assertNoLeftovers(t, s)
 			})
 		}
 	}

@@ -446,8 +446,8 @@ func createRequest(pod string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.Cre
 	}
 }
 
-// nothingLeft fails the test if the world still holds resources.
-func (w *world) nothingLeft(t *testing.T, s *Service) {
+// assertNoLeftovers fails the test if the world still holds resources.
+func (w *world) assertNoLeftovers(t *testing.T, s *Service) {
 	t.Helper()
 	if n := w.engine.Containers(); n != 0 {
 		t.Errorf("%d containers remain", n)
@@ -460,8 +460,8 @@ func (w *world) nothingLeft(t *testing.T, s *Service) {
 		"logs":             w.logs,
 		"image volumes":    w.mounted,
 	} {
-		if left := keys(w, m); len(left) > 0 {
-			t.Errorf("%s remain: %v", what, left)
+		if remaining := keys(w, m); len(remaining) > 0 {
+			t.Errorf("%s remain: %v", what, remaining)
 		}
 	}
 

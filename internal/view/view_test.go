@@ -174,7 +174,8 @@ func TestEngineGoesAndComes(t *testing.T) {
 	eventually(t, "events flow again", func() bool { _, err := v.Sandbox(id); return err == nil })
 }
 
-// TestOlderInspectionNeverWins stores results of inspections in another order than they began.
+// TestOlderInspectionNeverWins stores results of inspections in a different order than they
+// started.
 func TestOlderInspectionNeverWins(t *testing.T) {
 	s := newStore()
 	first, everything, last := s.beginInspection(), s.beginInspection(), s.beginInspection()

@@ -192,8 +192,8 @@ func TestStartThatFailed(t *testing.T) {
 	expect(t, w, "c", "created stopped deleted")
 }
 
-// fakeEngine is an engine with one container. Inspections and events arrive in any possible order:
-// inspections end in another order than they began, events arrive late but in order.
+// fakeEngine is an engine with one container. Inspections finish in a different order than they
+// started, events arrive late but in order.
 type fakeEngine struct {
 	v           *View
 	at          int            // index of the next kind
