@@ -47,7 +47,7 @@ func NewPins(dir, records string) *Pins {
 const maxPins = 1 << 16
 
 // pinName returns the name of a sandbox's pin: "cni-" and a UUID (RFC 9562, version 8). Network
-// add-ons expect this form of containerd and CRI-O.
+// add-ons expect this form, which containerd and CRI-O use.
 func pinName(id model.ContainerID) string {
 	b := sha256.Sum256([]byte("cri-dockerd network namespace of sandbox " + id))
 	b[6] = b[6]&0x0f | 0x80
