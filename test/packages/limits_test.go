@@ -90,7 +90,7 @@ func startWith(t *testing.T, v engines.Version) machine {
 	}
 
 	n := nodes.Start(t, c)
-	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update")
+	prepareNode(t, n)
 	n.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*.deb"), "/tmp/"+first+".deb")
 	m := machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
 	m.WriteFile(t, "/etc/cni/net.d/10-test.conflist", network, 0o644)

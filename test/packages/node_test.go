@@ -33,7 +33,7 @@ const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "b
 func start(t *testing.T, versions ...string) machine {
 	t.Helper()
 	n := nodes.Start(t, nodes.Config{})
-	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update") // not needed: an index of all manual pages
+	prepareNode(t, n)
 	for _, v := range versions {
 		dir := packaged(t, v, runtime.GOARCH)
 		n.Copy(t, onlyFile(t, dir, "*.deb"), "/tmp/"+v+".deb")
@@ -41,6 +41,13 @@ func start(t *testing.T, versions ...string) machine {
 	}
 
 	return machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
+}
+
+// prepareNode removes files of the host from a node: the trigger of an unneeded index of all manual
+// pages, and a configuration of cri-dockerd, since dpkg asks before it replaces one.
+func prepareNode(t *testing.T, n *nodes.Node) {
+	t.Helper()
+	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update", "/etc/default/cri-docker")
 }
 
 // apt installs packages from files without prompts and without a network.
