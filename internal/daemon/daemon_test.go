@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -179,31 +178,34 @@ func TestDirectoryLocks(t *testing.T) {
 		"--cri-dockerd-root-directory": func(c *config.Config) string { return c.RootDirectory },
 		"--run-directory":              func(c *config.Config) string { return c.RunDirectory },
 	} {
-		cfg := configure(t, t.TempDir())
-		dir := directory(cfg)
-		unlock, err := process.LockDirectory(flag, dir, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		t.Run(flag, func(t *testing.T) {
+			cfg := configure(t, t.TempDir())
+			dir := directory(cfg)
+			unlock, err := process.LockDirectory(flag, dir, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
 
-		err = Run(t.Context(), cfg, "test", slog.New(slog.DiscardHandler))
-		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "another cri-dockerd") {
-			t.Errorf("second daemon: got error %v", err)
-		}
+			err = Run(t.Context(), cfg, "test", slog.New(slog.DiscardHandler))
+			if err == nil || !strings.Contains(err.Error(), flag) ||
+				!strings.Contains(err.Error(), "another cri-dockerd") {
+				t.Errorf("second daemon: got error %v", err)
+			}
 
-		unlock()
-		again, err := process.LockDirectory(flag, dir, 0)
-		if err != nil {
-			t.Fatalf("after the first daemon: %v", err)
-		}
+			unlock()
+			again, err := process.LockDirectory(flag, dir, 0)
+			if err != nil {
+				t.Fatalf("after the first daemon: %v", err)
+			}
 
-		time.AfterFunc(50*time.Millisecond, again)
-		third, err := process.LockDirectory(flag, dir, 10*time.Second)
-		if err != nil {
-			t.Fatalf("while another daemon is stopping: %v", err)
-		}
+			time.AfterFunc(50*time.Millisecond, again)
+			third, err := process.LockDirectory(flag, dir, 10*time.Second)
+			if err != nil {
+				t.Fatalf("while another daemon is stopping: %v", err)
+			}
 
-		third()
+			third()
+		})
 	}
 }
 
@@ -221,9 +223,11 @@ func TestStartErrorNamesFlag(t *testing.T) {
 		"--streaming-bind-addr=" + busy.Addr().String():      "--streaming-bind-addr",
 		"--cri-dockerd-root-directory=/proc/nonexistent/dir": "--cri-dockerd-root-directory",
 	} {
-		err := Run(t.Context(), configure(t, t.TempDir(), arg), "test", slog.New(slog.NewTextHandler(io.Discard, nil)))
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got error %v, want %q in it", arg, err, want)
-		}
+		t.Run(arg, func(t *testing.T) {
+			err := Run(t.Context(), configure(t, t.TempDir(), arg), "test", slog.New(slog.DiscardHandler))
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got error %v, want %q in it", err, want)
+			}
+		})
 	}
 }

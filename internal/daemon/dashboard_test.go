@@ -322,8 +322,10 @@ func TestMetricNames(t *testing.T) {
 		{`histogram_quantile(0.99, sum by (le) (rate(x_bucket[5m])))`, "[x_bucket]"},
 		{`1 - avg(e offset 1)`, "[e]"},
 	} {
-		if got := fmt.Sprint(metricNames(c.expr)); got != c.want {
-			t.Errorf("%s: got %s, want %s", c.expr, got, c.want)
-		}
+		t.Run(c.expr, func(t *testing.T) {
+			if got := fmt.Sprint(metricNames(c.expr)); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
 	}
 }

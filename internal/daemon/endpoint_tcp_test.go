@@ -131,8 +131,8 @@ func TestIdleMetricsClientsEnd(t *testing.T) {
 	}
 }
 
-// TestSlowReadersDoNotBlock checks that clients with unread responses do not use the capacity for other
-// requests.
+// TestSlowReadersDoNotBlock checks that clients with unread responses do not use the capacity for
+// other requests.
 func TestSlowReadersDoNotBlock(t *testing.T) {
 	big := strings.Repeat("x", 16<<20)
 	gate := make(chan struct{}, 1)

@@ -33,40 +33,43 @@ func TestProfilesOnUnixSocketOnly(t *testing.T) {
 		"unix://" + filepath.Join(t.TempDir(), "m.sock"): http.StatusOK,
 		"tcp://127.0.0.1:0": http.StatusNotFound,
 	} {
-		l, err := listenEndpoint(address)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- newEndpoint().serve(ctx, l) }()
-		c := http.Client{Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(context.Context, string, string) (net.Conn, error) {
-				return net.Dial(l.Addr().Network(), l.Addr().String())
-			},
-		}}
-
-		for path, want := range map[string]int{
-			"/metrics": http.StatusOK, "/healthz": http.StatusOK, "/readyz": http.StatusOK,
-			"/debug/pprof/": want, "/debug/pprof/heap": want, "/debug/pprof/cmdline": want, "/debug/pprof/symbol": want,
-		} {
-			r, err := c.Get("http://daemon" + path)
+		t.Run(address, func(t *testing.T) {
+			l, err := listenEndpoint(address)
 			if err != nil {
 				t.Fatal(err)
 			}
 
-			r.Body.Close()
-			if r.StatusCode != want {
-				t.Errorf("%s%s: got status %d, want %d", address, path, r.StatusCode, want)
-			}
-		}
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- newEndpoint().serve(ctx, l) }()
+			c := http.Client{Transport: &http.Transport{
+				DisableKeepAlives: true,
+				DialContext: func(context.Context, string, string) (net.Conn, error) {
+					return net.Dial(l.Addr().Network(), l.Addr().String())
+				},
+			}}
 
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
+			for path, want := range map[string]int{
+				"/metrics": http.StatusOK, "/healthz": http.StatusOK, "/readyz": http.StatusOK,
+				"/debug/pprof/": want, "/debug/pprof/heap": want,
+				"/debug/pprof/cmdline": want, "/debug/pprof/symbol": want,
+			} {
+				r, err := c.Get("http://daemon" + path)
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				r.Body.Close()
+				if r.StatusCode != want {
+					t.Errorf("%s: got status %d, want %d", path, r.StatusCode, want)
+				}
+			}
+
+			stop()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -117,16 +120,18 @@ func TestHealthChecks(t *testing.T) {
 
 func TestIsRemote(t *testing.T) {
 	for address, want := range map[string]bool{"127.0.0.1:0": false, "[::1]:0": false, "0.0.0.0:0": true} {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		t.Run(address, func(t *testing.T) {
+			l, err := net.Listen("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
 
-		if got := isRemote(l); got != want {
-			t.Errorf("%s: got %v, want %v", address, got, want)
-		}
+			if got := isRemote(l); got != want {
+				t.Errorf("got %v, want %v", got, want)
+			}
 
-		l.Close()
+			l.Close()
+		})
 	}
 }
 

@@ -148,9 +148,11 @@ func TestStatusLine(t *testing.T) {
 				"no CNI configuration,\n  install a network add-on"),
 		},
 	} {
-		if got := statusLine(&runtimeapi.RuntimeStatus{Conditions: c}, "29.0"); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
+		t.Run(want, func(t *testing.T) {
+			if got := statusLine(&runtimeapi.RuntimeStatus{Conditions: c}, "29.0"); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
 	}
 }
 

@@ -18,9 +18,11 @@ func TestCodeOf(t *testing.T) {
 		{UsageError(cause), Usage},
 		{fmt.Errorf("more: %w", &Error{cause, ByHand}), ByHand},
 	} {
-		if got := CodeOf(c.err); got != c.want {
-			t.Errorf("%v: got %d, want %d", c.err, got, c.want)
-		}
+		t.Run(fmt.Sprint(c.err), func(t *testing.T) {
+			if got := CodeOf(c.err); got != c.want {
+				t.Errorf("got %d, want %d", got, c.want)
+			}
+		})
 	}
 
 	if err := UsageError(cause); !errors.Is(err, cause) || err.Error() != "cause" {

@@ -20,9 +20,11 @@ func TestParse(t *testing.T) {
 		"9223372036854775807": math.MaxInt64, "9223372036854775808": math.MaxInt64, "8Ei": math.MaxInt64,
 		"1e300": math.MaxInt64, "-1e999999999": -math.MaxInt64, "0e999999999": 0,
 	} {
-		if got, ok := Parse(in); !ok || got != want {
-			t.Errorf("%q: got %d, %v; want %d", in, got, ok, want)
-		}
+		t.Run(in, func(t *testing.T) {
+			if got, ok := Parse(in); !ok || got != want {
+				t.Errorf("got %d, %v; want %d", got, ok, want)
+			}
+		})
 	}
 
 	for _, bad := range []string{
@@ -31,9 +33,11 @@ func TestParse(t *testing.T) {
 		"1.2.3", "--1", "+-1", "0x10", "1_000", "Inf", "NaN", "1e99999999999999999999", "١", "10%",
 		strings.Repeat("1", maxLength+1),
 	} {
-		if got, ok := Parse(bad); ok {
-			t.Errorf("%q: got %d, want an error", bad, got)
-		}
+		t.Run(bad, func(t *testing.T) {
+			if got, ok := Parse(bad); ok {
+				t.Errorf("got %d, want an error", got)
+			}
+		})
 	}
 }
 

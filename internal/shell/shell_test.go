@@ -35,13 +35,15 @@ func TestQuoteRoundTrip(t *testing.T) {
 	}
 
 	for _, name := range []string{"sh", "bash"} {
-		out, err := exec.Command(name, "-c", "printf '%s\\0'"+line.String()).Output()
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, want) {
-			t.Errorf("%s: got %q, want %q", name, got, want)
-		}
+		t.Run(name, func(t *testing.T) {
+			out, err := exec.Command(name, "-c", "printf '%s\\0'"+line.String()).Output()
+			if err != nil {
+				t.Fatalf("%v", err)
+			}
+			if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
 	}
 }
 
@@ -69,9 +71,11 @@ func TestLines(t *testing.T) {
 		"correct 'a b', now":                      Advice("correct {}, now", "a b"),
 		refused:                                   Command("rm {}", "-rf"),
 	} {
-		if got := l.String(); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
+		t.Run(want, func(t *testing.T) {
+			if got := l.String(); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
 	}
 
 	for name, l := range map[string]Line{
@@ -81,9 +85,11 @@ func TestLines(t *testing.T) {
 		"quoted placeholder": Command("echo 'it is {}'", "x"), "apostrophe": Advice("the daemon's {}", "x"),
 		"second command": Command("a").And(Command("rm {}", "\x1b")),
 	} {
-		if l.Err() == nil || l.String() != refused {
-			t.Errorf("%s: got %s, want an error", name, l)
-		}
+		t.Run(name, func(t *testing.T) {
+			if l.Err() == nil || l.String() != refused {
+				t.Errorf("got %s, want an error", l)
+			}
+		})
 	}
 
 	if !none.IsZero() || Command("a").IsZero() || Command("rm {}", "-x").IsZero() {

@@ -205,7 +205,8 @@ func daemonCases() []broken {
 	}
 }
 
-// serviceCases returns the faults of the daemon's services: log-driver process, conditions, streaming.
+// serviceCases returns the faults of the daemon's services: log-driver process, conditions,
+// streaming.
 func serviceCases() []broken {
 	return []broken{
 		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem = Silent }},
@@ -225,7 +226,8 @@ func serviceCases() []broken {
 				"the engine cannot use the log-driver process"}
 		}},
 		{"engine creates network namespaces", "pod-netns", func(f *Facts) {
-			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine", "the pause may not join"}
+			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine",
+				"the pause may not join"}
 		}},
 		{"loopback down", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true

@@ -87,7 +87,7 @@ func healthy() *Facts {
 func TestHealthyNode(t *testing.T) {
 	for _, f := range Evaluate(healthy()) {
 		if f.Status != OK {
-			t.Errorf("%+v", f)
+			t.Errorf("got %+v, want status ok", f)
 		}
 	}
 }
@@ -206,16 +206,20 @@ func TestThreshold(t *testing.T) {
 		"imagefs.inodesFree": 0,
 		"other":              0,
 	} {
-		if _, got := f.threshold(signal, 1000); got != want {
-			t.Errorf("%s: %d, want %d", signal, got, want)
-		}
+		t.Run(signal, func(t *testing.T) {
+			if _, got := f.threshold(signal, 1000); got != want {
+				t.Errorf("got %d, want %d", got, want)
+			}
+		})
 	}
 
 	for value, want := range map[string]uint64{"1e9": 1e9, "1.5Gi": 3 << 29, "500m": 1, "-1Gi": 0, "1Pi": 1 << 50} {
-		f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": value}
-		if _, got := f.threshold("nodefs.available", 1000); got != want {
-			t.Errorf("%s: %d, want %d", value, got, want)
-		}
+		t.Run(value, func(t *testing.T) {
+			f.Kubelet.Config.EvictionHard = map[string]string{"nodefs.available": value}
+			if _, got := f.threshold("nodefs.available", 1000); got != want {
+				t.Errorf("got %d, want %d", got, want)
+			}
+		})
 	}
 }
 
@@ -233,20 +237,22 @@ func TestUsesRuntimeDriver(t *testing.T) {
 		{31, nil, "", true}, {31, gate(false), "", false}, {33, gate(true), "KubeletCgroupDriverFromCRI=false", false},
 		{34, gate(false), "", true}, {0, nil, "", false},
 	} {
-		k := Kubelet{Minor: c.minor, Config: KubeletConfig{FeatureGates: c.gates}}
-		if c.flag != "" {
-			k.Flags = []Flag{{"feature-gates", c.flag, ""}}
-		}
-		if got := k.usesRuntimeDriver(); got != c.want {
-			t.Errorf("%+v: %v", c, got)
-		}
+		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
+			k := Kubelet{Minor: c.minor, Config: KubeletConfig{FeatureGates: c.gates}}
+			if c.flag != "" {
+				k.Flags = []Flag{{"feature-gates", c.flag, ""}}
+			}
+			if got := k.usesRuntimeDriver(); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
 	}
 }
 
 func TestSameEndpoint(t *testing.T) {
 	for _, a := range []string{"unix:///run/x.sock", "unix:///var/run/x.sock", "/var/run/x.sock", "/run/x.sock"} {
 		if !isSameEndpoint(a, "unix:///var/run/x.sock") || isSameEndpoint(a, "unix:///run/y.sock") {
-			t.Error(a)
+			t.Errorf("%s: want the same endpoint as x.sock and not as y.sock", a)
 		}
 	}
 }

@@ -81,12 +81,14 @@ func TestSetKubelet(t *testing.T) {
 		"kind: KubeletConfiguration\nfailSwapOn: true\n":       "kind: KubeletConfiguration\nfailSwapOn: false\n",
 		"kind: KubeletConfiguration":                           "kind: KubeletConfiguration\nfailSwapOn: false\n",
 	} {
-		got := fixFile(t, before, func(file string) shell.Line {
-			return (&Facts{Kubelet: Kubelet{ConfigFile: file}}).setKubelet("failSwapOn", "false", "fail-swap-on")
+		t.Run(before, func(t *testing.T) {
+			got := fixFile(t, before, func(file string) shell.Line {
+				return (&Facts{Kubelet: Kubelet{ConfigFile: file}}).setKubelet("failSwapOn", "false", "fail-swap-on")
+			})
+			if diff := cmp.Diff(after, got); diff != "" {
+				t.Error(diff)
+			}
 		})
-		if diff := cmp.Diff(after, got); diff != "" {
-			t.Error(diff)
-		}
 	}
 }
 
@@ -97,10 +99,12 @@ func TestAddKubeletFlag(t *testing.T) {
 		"KUBELET_EXTRA_ARGS=--x=unix:///y\n": "KUBELET_EXTRA_ARGS=\"--x=unix:///y --a=b\"\n",
 		"KUBELET_EXTRA_ARGS=\"--x --y\"\n":   "KUBELET_EXTRA_ARGS=\"--x --y --a=b\"\n",
 	} {
-		got := fixFile(t, before, func(file string) shell.Line { return addKubeletFlag(file, "--a=b") })
-		if diff := cmp.Diff(after, got); diff != "" {
-			t.Errorf("%q: %s", before, diff)
-		}
+		t.Run(before, func(t *testing.T) {
+			got := fixFile(t, before, func(file string) shell.Line { return addKubeletFlag(file, "--a=b") })
+			if diff := cmp.Diff(after, got); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 
@@ -113,16 +117,18 @@ func TestSetDaemonJSON(t *testing.T) {
 		`{"debug": {"a": 1}}`: 2,
 		"{\n\"a\": 1\n}":      2,
 	} {
-		got := fixFile(t, before, func(file string) shell.Line {
-			f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
-			_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has no keys
-			return f.setDaemonJSON("live-restore", "true", "reload")
-		})
+		t.Run(before, func(t *testing.T) {
+			got := fixFile(t, before, func(file string) shell.Line {
+				f := &Facts{Engine: Engine{Config: Config{File: file, Text: before}}}
+				_ = json.Unmarshal([]byte(before), &f.Engine.Config.Keys) // "" has no keys
+				return f.setDaemonJSON("live-restore", "true", "reload")
+			})
 
-		var after map[string]any
-		if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true ||
-			len(after) != keys {
-			t.Errorf("%q: got %q, %v", before, got, err)
-		}
+			var after map[string]any
+			if err := json.Unmarshal([]byte(got), &after); err != nil || after["live-restore"] != true ||
+				len(after) != keys {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
 	}
 }

@@ -185,7 +185,8 @@ func checkEndpoint(f *Facts) result {
 	case flag.Name != "" || !shell.IsPlain(want):
 		fix = shell.Advice("set --container-runtime-endpoint={} for the kubelet", want)
 	case k.Minor != 0 && k.Minor < 27: // its configuration has no key for the endpoint
-		fix = f.thenRestartKubelet(addKubeletFlag(extraArgs, "--container-runtime=remote --container-runtime-endpoint="+want))
+		flags := "--container-runtime=remote --container-runtime-endpoint=" + want
+		fix = f.thenRestartKubelet(addKubeletFlag(extraArgs, flags))
 	default:
 		fix = f.setKubelet("containerRuntimeEndpoint", want, "container-runtime-endpoint")
 	}

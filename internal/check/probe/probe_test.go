@@ -256,9 +256,11 @@ func TestKubeletWithoutUnit(t *testing.T) {
 
 func TestMinor(t *testing.T) {
 	for v, want := range map[string]int{"v1.36.3": 36, "v1.31.0-rc.1": 31, "v1.28+": 0, "v2.1.0": 0, "": 0, "1": 0} {
-		if got := minor(v); got != want {
-			t.Errorf("%q: got %d, want %d", v, got, want)
-		}
+		t.Run(v, func(t *testing.T) {
+			if got := minor(v); got != want {
+				t.Errorf("got %d, want %d", got, want)
+			}
+		})
 	}
 }
 
@@ -303,9 +305,11 @@ func TestMountPoint(t *testing.T) {
 		"/run/x":             "/run",
 		"/var":               "/",
 	} {
-		if got := p.mountPoint(path); got != want {
-			t.Errorf("%s: got %s, want %s", path, got, want)
-		}
+		t.Run(path, func(t *testing.T) {
+			if got := p.mountPoint(path); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
 	}
 }
 
@@ -362,36 +366,38 @@ func TestProblem(t *testing.T) {
 		"dead":  finding.Refused,
 		"alive": "",
 	} {
-		path := filepath.Join(dir, name)
-		switch name {
-		case "file":
-			if err := os.WriteFile(path, nil, 0o644); err != nil {
-				t.Fatal(err)
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(dir, name)
+			switch name {
+			case "file":
+				if err := os.WriteFile(path, nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+
+			case "dead", "alive":
+				l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.SetUnlinkOnClose(false)
+				defer l.Close()
+				if name == "dead" {
+					l.Close()
+				}
 			}
 
-		case "dead", "alive":
-			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-			if err != nil {
-				t.Fatal(err)
+			c, got, err := dial(t.Context(), path)
+			if got != want || (err == nil) != (want == "") {
+				t.Errorf("got %q, %v; want %q", got, err, want)
 			}
-			l.SetUnlinkOnClose(false)
-			defer l.Close()
-			if name == "dead" {
-				l.Close()
-			}
-		}
 
-		c, got, err := dial(t.Context(), path)
-		if got != want || (err == nil) != (want == "") {
-			t.Errorf("%s: got %q, %v; want %q", name, got, err, want)
-		}
-
-		if c != nil {
-			if cred, err := rootonly.Peer(c); err != nil || int(cred.Pid) != os.Getpid() {
-				t.Errorf("%s: peer %+v, %v", name, cred, err)
+			if c != nil {
+				if cred, err := rootonly.Peer(c); err != nil || int(cred.Pid) != os.Getpid() {
+					t.Errorf("peer %+v, %v", cred, err)
+				}
+				c.Close()
 			}
-			c.Close()
-		}
+		})
 	}
 
 	for err, want := range map[error]finding.Problem{
@@ -400,9 +406,11 @@ func TestProblem(t *testing.T) {
 		context.DeadlineExceeded: finding.Silent,
 		errors.New("x"):          finding.Other,
 	} {
-		if got := problem(err); got != want {
-			t.Errorf("%v: got %q, want %q", err, got, want)
-		}
+		t.Run(err.Error(), func(t *testing.T) {
+			if got := problem(err); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
 	}
 }
 
@@ -454,8 +462,10 @@ func TestSplit(t *testing.T) {
 	for in, want := range map[string][]string{
 		`a  b`: {"a", "b"}, `"a b"=c d`: {"a b=c", "d"}, `'x "y"' ""`: {`x "y"`, ""}, "": nil,
 	} {
-		if diff := cmp.Diff(want, split(in)); diff != "" {
-			t.Errorf("%q: %s", in, diff)
-		}
+		t.Run(in, func(t *testing.T) {
+			if diff := cmp.Diff(want, split(in)); diff != "" {
+				t.Errorf("%s", diff)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,8 +86,10 @@ func TestKubeletVersionUnknown(t *testing.T) {
 	for _, program := range []string{
 		"/usr/bin/kubelet", "/big", "kubelet", "", "/none", "/usr", strings.Repeat("/x", 5000),
 	} {
-		if got := p.programVersion(t.Context(), program); got != "" {
-			t.Errorf("%.20s: got %q", program, got)
-		}
+		t.Run(fmt.Sprintf("%.20s", program), func(t *testing.T) {
+			if got := p.programVersion(t.Context(), program); got != "" {
+				t.Errorf("got %q", got)
+			}
+		})
 	}
 }
