@@ -47,7 +47,7 @@ var pidUsers = map[string]string{
 	"internal/podnet/manager.go":             "Pins.Pin, Pins.Addresses and OpenProcess verify the process",
 	"internal/podnet/reclaim.go":             "Pins.Pin verifies the process",
 	"internal/podnet/release.go":             "Pins.Pin verifies the process",
-	"internal/view/exit.go":                  "cgroup.OOMWatcher and proc.Exits verify the process by its control group",
+	"internal/view/exit.go":                  "cgroup.OOMWatcher and proc.Exits verify the control group",
 	"internal/podstats/containers.go":        "package stats verifies the process by its control group",
 	"internal/podstats/measured.go":          "package stats verifies the process by its control group",
 	"internal/podstats/pods.go":              "package stats verifies the process by its control group",
@@ -110,7 +110,7 @@ func TestPIDsAreVerified(t *testing.T) {
 			key := "internal/" + file
 			used[key] = true
 			if pidUsers[key] == "" {
-				t.Errorf("%s: a record's PID is used; verify the process, and add %q to pidUsers with the verifying code",
+				t.Errorf("%s: a record's PID is used; verify the process, and add %q to pidUsers with the code",
 					pos, key)
 			}
 

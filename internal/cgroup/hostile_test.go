@@ -62,7 +62,7 @@ func TestOwnPath(t *testing.T) {
 	}
 }
 
-func FuzzJoin(f *testing.F) {
+func FuzzParseMembership(f *testing.F) {
 	f.Add("12:hugetlb:/pods/c0ffee\n0::/pods/c0ffee\n")
 	f.Add("0::/../c0ffee\n1:cpu,memory:/docker-c0ffee.scope/c0ffee")
 	f.Add("0::\n:::\n\xff:memory:/c0ffee/..")

@@ -12,6 +12,8 @@ import (
 // treeV1 returns a cgroup v1 tree with a group at dir and values derived from n. Tests give the
 // whole container and the group of its first process different values.
 func treeV1(dir string, n uint64) map[string]string {
+	const pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+
 	return map[string]string{
 		"cgroup/cpuacct" + dir + "/cpuacct.usage":        fmt.Sprintln(n * 1000),
 		"cgroup/memory" + dir + "/memory.usage_in_bytes": fmt.Sprintln(n * 4096),
@@ -21,7 +23,7 @@ func treeV1(dir string, n uint64) map[string]string {
 		"cgroup/pids" + dir + "/pids.current":                          fmt.Sprintln(n),
 		"cgroup/pids" + dir + "/pids.max":                              fmt.Sprintln(n * 10),
 		"cgroup/hugetlb" + dir + "/hugetlb.2MB.limit_in_bytes":         fmt.Sprintln(n << 21),
-		"cgroup/unified" + dir + "/cpu.pressure":                       "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n",
+		"cgroup/unified" + dir + "/cpu.pressure":                       pressure,
 		"cgroup/systemd" + dir + "/cgroup.procs":                       "",
 		"cgroup/blkio" + dir + "/blkio.throttle.io_serviced_recursive": "",
 	}

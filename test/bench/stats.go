@@ -74,12 +74,7 @@ func benchStats(ctx context.Context, h *harness, args []string) bool {
 		h.Fatalf("bench: %v", err)
 	}
 
-	loads, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		h.Fatalf("bench: %v", err)
-	}
-
-	load, _, _ := strings.Cut(string(loads), " ")
+	load := loadAverage(h)
 	e := engines.Start(h, engines.Version(*version))
 	c := e.Counted(h)
 	d := e.Daemon(h, "--log-level=info", "--docker-endpoint=unix://"+c.Socket)
