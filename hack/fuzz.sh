@@ -11,8 +11,8 @@ each=${1:-}
 while read -r target package inputs; do
 	go test -run '^$' -fuzz "^$target\$" -fuzztime "${each:-${inputs}x}" -fuzzminimizetime 1x "./internal/$package"
 done <<'TARGETS'
-FuzzTranslate spec 80000
-FuzzRead spec 60000
+FuzzTranslate translate 80000
+FuzzRead translate 60000
 FuzzEngineResponses engine 3000
 FuzzRequests logs/driver 5000
 FuzzCNIResult podnet 50000

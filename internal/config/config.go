@@ -1,5 +1,5 @@
-// Package config is the daemon's configuration: one struct, its flags with their defaults, and the
-// checks that need no other part. It has no behaviour.
+// Package config defines the daemon's configuration: one struct, its flags with their defaults, and
+// its validation. It has no other behaviour.
 package config
 
 import (
@@ -18,22 +18,23 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
-	"cri-dockerd/internal/spec"
 )
 
-// Config is all that flags decide.
+// Config holds the values of all flags.
 type Config struct {
-	Endpoint       string // where the CRI is served
-	DockerEndpoint string // "" means DOCKER_HOST and its companions
+	Endpoint       string // address of the CRI server
+	DockerEndpoint string // "" means DOCKER_HOST and related variables
 	RootDirectory  string
 	RunDirectory   string
-	// of pods' network namespaces; it has no flag, since add-ons look there only
+	// PinDirectory holds pods' network namespaces. There is no flag: network add-ons support only
+	// this directory.
 	PinDirectory     string
-	PauseImage       string        // "" means the embedded one
-	PinnedImages     []string      // names with "*", see spec.ParseImagePins
+	PauseImage       string        // "" means the embedded image
+	PinnedImages     []string      // names with "*", see model.ParseImagePins
 	PinnedLabels     []string      // selectors of image labels
-	PullDeadline     time.Duration // without any progress
+	PullDeadline     time.Duration // limit for a pull without progress
 	RequestTimeout   time.Duration // accepted, unused
 	StreamingAddr    string
 	StreamingTLSCert string // "" means plain text
@@ -49,26 +50,26 @@ type Config struct {
 	IPv6DualStack    bool   // accepted, unused
 	RuntimeCgroups   string // accepted, unused
 	ContainerLog     string // auto, cri or json-file
-	MetricsAddress   string // "" means nowhere
-	TracingEndpoint  string // "" means nowhere
-	TracingRate      int    // per million
+	MetricsAddress   string // "" disables the metrics server
+	TracingEndpoint  string // "" disables tracing
+	TracingRate      int    // samples per million
 	LogLevel         string
 	LogFormat        string
 	TLSCert          string
 	TLSKey           string
 	TLSClientCA      string
-	unusedFlagsGiven []string
+	setUnusedFlags   []string
 }
 
-// unused are flags of older shims that have lost their meaning, and why.
+// unused maps flags of older shims without effect to the reason.
 var unused = map[string]string{
 	"runtime-request-timeout": "the deadline of the caller applies to each call",
 	"runtime-cgroups":         "the daemon remains in its initial cgroup; set Slice= in its unit",
 	"ipv6-dual-stack":         "the pod network determines the IP families; for kubenet, set --pod-cidr to two ranges",
 }
 
-// pinDirectory is where containerd, CRI-O and ip-netns(8) keep network namespaces, and where the
-// agents of network add-ons mount them.
+// pinDirectory is the directory of network namespaces for containerd, CRI-O and ip-netns(8). Agents
+// of network add-ons mount it.
 const pinDirectory = "/var/run/netns"
 
 // Register adds every flag to f with its default.
@@ -128,25 +129,25 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "certificate authorities for clients of a tcp:// endpoint")
 }
 
-// Complete fills the settings that depend on others or have an older spelling, and notes which
-// unused flags f was given. Validate follows.
+// Complete sets values derived from other flags, replaces older spellings, and records the unused
+// flags in f. Call Validate next.
 func (c *Config) Complete(f *pflag.FlagSet) {
 	if level, ok := logrusLevels[c.LogLevel]; ok {
 		c.LogLevel = level
 	}
-	// Beside the other files that a second daemon keeps apart.
+	// A second daemon has another run directory.
 	if f.Lookup("metrics-bind-address") != nil && !f.Changed("metrics-bind-address") {
 		c.MetricsAddress = "unix://" + filepath.Join(c.RunDirectory, "metrics.sock")
 	}
 
 	f.Visit(func(flag *pflag.Flag) {
 		if _, ok := unused[flag.Name]; ok {
-			c.unusedFlagsGiven = append(c.unusedFlagsGiven, flag.Name)
+			c.setUnusedFlags = append(c.setUnusedFlags, flag.Name)
 		}
 	})
 }
 
-// logrusLevels are the names of older shims for levels.
+// logrusLevels maps the log levels of older shims to the present ones.
 var logrusLevels = map[string]string{
 	"trace":   "debug",
 	"warning": "warn",
@@ -154,7 +155,7 @@ var logrusLevels = map[string]string{
 	"panic":   "error",
 }
 
-// Validate checks a complete configuration and changes nothing. The error names the flag and the
+// Validate checks a complete configuration without changing it. The error names the flag and the
 // fix.
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
@@ -176,14 +177,13 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) validatePins() error {
-	_, err := spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
+	_, err := model.ParseImagePins(c.PinnedImages, c.PinnedLabels)
 	return err
 }
 
-// ImagePins returns the images that the operator wants the kubelet to keep. The configuration is
-// valid.
-func (c *Config) ImagePins() spec.ImagePins {
-	pins, _ := spec.ParseImagePins(c.PinnedImages, c.PinnedLabels)
+// ImagePins returns the pinned images of a valid configuration.
+func (c *Config) ImagePins() model.ImagePins {
+	pins, _ := model.ParseImagePins(c.PinnedImages, c.PinnedLabels)
 	return pins
 }
 
@@ -209,8 +209,10 @@ func (c *Config) validateNames() error {
 
 func (c *Config) validatePaths() error {
 	for flag, p := range map[string]string{
-		"cri-dockerd-root-directory": c.RootDirectory, "run-directory": c.RunDirectory, "cni-conf-dir": c.CNIConfDir,
-		"cni-cache-dir": c.CNICacheDir,
+		"cri-dockerd-root-directory": c.RootDirectory,
+		"run-directory":              c.RunDirectory,
+		"cni-conf-dir":               c.CNIConfDir,
+		"cni-cache-dir":              c.CNICacheDir,
 	} {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("--%s %q: give an absolute path", flag, p)
@@ -231,7 +233,7 @@ func (c *Config) validatePaths() error {
 	}
 
 	if given != 0 && given != 3 {
-		return fmt.Errorf("--tls-cert-file, --tls-key-file and --tls-client-ca-file belong together; give all three")
+		return fmt.Errorf("--tls-cert-file, --tls-key-file and --tls-client-ca-file must be set together")
 	}
 
 	return nil
@@ -312,10 +314,10 @@ func (c *Config) validateMetrics() error {
 		return nil
 	}
 
-	const ways = "give unix:///path or tcp://host:port, or leave it empty"
+	const fix = "give unix:///path or tcp://host:port, or leave it empty"
 	host, ok := strings.CutPrefix(a, "tcp://")
 	if !ok {
-		return fmt.Errorf("--metrics-bind-address %q: %s", a, ways)
+		return fmt.Errorf("--metrics-bind-address %q: %s", a, fix)
 	}
 
 	_, port, err := net.SplitHostPort(host)
@@ -324,7 +326,7 @@ func (c *Config) validateMetrics() error {
 	}
 
 	if err != nil {
-		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, ways, err)
+		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, fix, err)
 	}
 
 	return nil
@@ -350,17 +352,17 @@ func (c *Config) validateTracing() error {
 	return nil
 }
 
-// CIDRs returns the pod ranges. The configuration is valid.
+// CIDRs returns the pod ranges of a valid configuration.
 func (c *Config) CIDRs() []netip.Prefix {
 	all, _ := parseCIDRs(c.PodCIDR)
 	return all
 }
 
-// PinRecords is where it is recorded which sandboxes have a pinned network namespace, and where
-// those are that have no sandbox yet.
+// PinRecords returns the directory for records of pinned network namespaces, and for namespaces
+// without a sandbox.
 func (c *Config) PinRecords() string { return filepath.Join(c.RunDirectory, "netns") }
 
-// EngineNetNS is why the engine is to make pods' network namespaces, "" if we are.
+// EngineNetNS returns the reason if the engine must create pods' network namespaces, "" otherwise.
 func (c *Config) EngineNetNS() string {
 	switch {
 	case c.PodNetNS == "engine":
@@ -371,17 +373,17 @@ func (c *Config) EngineNetNS() string {
 	return ""
 }
 
-// Warnings returns a line for each given flag without effect, known after Complete.
+// Warnings returns a line for each unused flag on the command line. Call Complete first.
 func (c *Config) Warnings() []string {
 	var out []string
-	for _, name := range c.unusedFlagsGiven {
+	for _, name := range c.setUnusedFlags {
 		out = append(out, fmt.Sprintf("--%s has no effect: %s", name, unused[name]))
 	}
 	return out
 }
 
-// Logger is the log that the flags describe, on standard error. What has the form of a credential
-// never reaches it.
+// Logger returns a logger to standard error for the configured level and format. It masks
+// credentials.
 func (c *Config) Logger() *slog.Logger { return c.logger(os.Stderr) }
 
 func (c *Config) logger(w io.Writer) *slog.Logger {
@@ -399,19 +401,19 @@ func (c *Config) logger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// Nearest is the flag of f whose name is closest to an unknown one's.
+// Nearest returns the name of the flag in f most similar to an unknown name.
 func Nearest(f *pflag.FlagSet, name string) string {
 	best, distance := "", math.MaxInt
 	f.VisitAll(func(flag *pflag.Flag) {
-		if d := edits(flag.Name, name); d < distance {
+		if d := editDistance(flag.Name, name); d < distance {
 			best, distance = flag.Name, d
 		}
 	})
 	return best
 }
 
-// edits is the Levenshtein distance of two words.
-func edits(a, b string) int {
+// editDistance returns the Levenshtein distance of two words.
+func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// parse is the configuration that a command line gives.
+// parse returns the configuration of a command line.
 func parse(args ...string) (*Config, *pflag.FlagSet, error) {
 	c, f := &Config{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
 	f.SetOutput(io.Discard)
@@ -25,15 +25,15 @@ func parse(args ...string) (*Config, *pflag.FlagSet, error) {
 	complete := fmt.Sprintf("%+v", c)
 	err := c.Validate()
 	if after := fmt.Sprintf("%+v", c); after != complete {
-		panic("Validate has changed the configuration: " + complete + " to " + after)
+		panic("Validate changed the configuration: " + complete + " to " + after)
 	}
 
 	return c, f, err
 }
 
-// TestCommandLineOfOldNodes holds every flag that units of existing nodes may pass, with its
-// default and a value.
-func TestCommandLineOfOldNodes(t *testing.T) {
+// TestFlagsOfOlderShims checks every flag in the units of existing nodes, with its default and a
+// value.
+func TestFlagsOfOlderShims(t *testing.T) {
 	for _, flag := range []struct{ name, byDefault, value string }{
 		{"container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "fd://"},
 		{"docker-endpoint", "unix:///var/run/docker.sock", ""},
@@ -55,20 +55,21 @@ func TestCommandLineOfOldNodes(t *testing.T) {
 		{"runtime-cgroups", "", "/systemd/system.slice"},
 		{"log-level", "info", "warning"},
 	} {
-		c, f, err := parse("--" + flag.name + "=" + flag.value)
-		if err != nil {
-			t.Errorf("--%s=%s: %v", flag.name, flag.value, err)
-			continue
-		}
+		t.Run(flag.name, func(t *testing.T) {
+			c, f, err := parse("--" + flag.name + "=" + flag.value)
+			if err != nil {
+				t.Fatalf("--%s=%s: %v", flag.name, flag.value, err)
+			}
 
-		if got := f.Lookup(flag.name).DefValue; got != flag.byDefault {
-			t.Errorf("--%s has the default %q, want %q", flag.name, got, flag.byDefault)
-		}
+			if got := f.Lookup(flag.name).DefValue; got != flag.byDefault {
+				t.Errorf("default %q, want %q", got, flag.byDefault)
+			}
 
-		_, dead := unused[flag.name]
-		if w := c.Warnings(); (len(w) == 1) != dead || dead && !strings.Contains(w[0], "--"+flag.name) {
-			t.Errorf("--%s warns %q", flag.name, w)
-		}
+			_, isUnused := unused[flag.name]
+			if w := c.Warnings(); (len(w) == 1) != isUnused || isUnused && !strings.Contains(w[0], "--"+flag.name) {
+				t.Errorf("warnings %q", w)
+			}
+		})
 	}
 }
 
@@ -95,8 +96,8 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 }
 
-// TestMetricsAddress: unless it is given it follows the run directory, so that two daemons never
-// meet.
+// TestMetricsAddress checks that the default address follows the run directory, so two daemons
+// never conflict.
 func TestMetricsAddress(t *testing.T) {
 	for want, args := range map[string][]string{
 		"unix:///run/cri-dockerd/metrics.sock": nil,
@@ -105,37 +106,58 @@ func TestMetricsAddress(t *testing.T) {
 		"tcp://127.0.0.1:9090":                 {"--metrics-bind-address=tcp://127.0.0.1:9090"},
 		"":                                     {"--metrics-bind-address="},
 	} {
-		if c, _, err := parse(args...); err != nil || c.MetricsAddress != want {
-			t.Errorf("%q: %+v, %v; want %q", args, c, err, want)
-		}
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			if c, _, err := parse(args...); err != nil || c.MetricsAddress != want {
+				t.Errorf("%+v, %v; want %q", c, err, want)
+			}
+		})
 	}
 }
 
-func TestMistakesNameTheFlag(t *testing.T) {
+func TestErrorsNameTheFlag(t *testing.T) {
 	for _, arg := range []string{
-		"--network-plugin=calico", "--hairpin-mode=maybe", "--log-level=loud", "--log-format=xml",
-		"--cri-dockerd-root-directory=rel", "--run-directory=rel",
-		"--cni-conf-dir=rel", "--cni-bin-dir=/a,rel", "--cni-cache-dir=", "--network-plugin-mtu=-1",
+		"--network-plugin=calico",
+		"--hairpin-mode=maybe",
+		"--log-level=loud",
+		"--log-format=xml",
+		"--cri-dockerd-root-directory=rel",
+		"--run-directory=rel",
+		"--cni-conf-dir=rel",
+		"--cni-bin-dir=/a,rel",
+		"--cni-cache-dir=",
+		"--network-plugin-mtu=-1",
 		"--network-plugin-mtu=70000",
-		"--image-pull-progress-deadline=-1s", "--pod-cidr=10.0.0.0", "--pod-cidr=10.0.0.0/24,10.1.0.0/24",
+		"--image-pull-progress-deadline=-1s",
+		"--pod-cidr=10.0.0.0",
+		"--pod-cidr=10.0.0.0/24,10.1.0.0/24",
 		"--pod-cidr=10.0.0.0/24,fd00::/64,10.1.0.0/24",
-		"--streaming-bind-addr=some.host", "--streaming-bind-addr=127.0.0.1:many",
+		"--streaming-bind-addr=some.host",
+		"--streaming-bind-addr=127.0.0.1:many",
 		"--streaming-bind-addr=127.0.0.1:70000",
-		"--streaming-tls-cert-file=/x", "--streaming-tls-key-file=/x", "--tls-cert-file=/x",
-		"--ipv6-dual-stack=maybe", "--runtime-request-timeout=soon", "--metrics-bind-address=:9090",
+		"--streaming-tls-cert-file=/x",
+		"--streaming-tls-key-file=/x",
+		"--tls-cert-file=/x",
+		"--ipv6-dual-stack=maybe",
+		"--runtime-request-timeout=soon",
+		"--metrics-bind-address=:9090",
 		"--metrics-bind-address=tcp://127.0.0.1",
-		"--metrics-bind-address=tcp://127.0.0.1:many", "--tracing-endpoint=http://127.0.0.1:4317",
-		"--tracing-endpoint=:4317", "--tracing-endpoint=host",
-		"--tracing-sampling-rate-per-million=-1", "--tracing-sampling-rate-per-million=1000001",
+		"--metrics-bind-address=tcp://127.0.0.1:many",
+		"--tracing-endpoint=http://127.0.0.1:4317",
+		"--tracing-endpoint=:4317",
+		"--tracing-endpoint=host",
+		"--tracing-sampling-rate-per-million=-1",
+		"--tracing-sampling-rate-per-million=1000001",
 	} {
-		name, _, _ := strings.Cut(arg, "=")
-		if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", arg, err)
-		}
+		t.Run(arg, func(t *testing.T) {
+			name, _, _ := strings.Cut(arg, "=")
+			if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("error %v, want one with %s", err, name)
+			}
+		})
 	}
 }
 
-func TestRanges(t *testing.T) {
+func TestPodCIDRs(t *testing.T) {
 	c, _, err := parse("--pod-cidr=10.88.0.7/24, fd00:88::/64")
 	if err != nil {
 		t.Fatal(err)
@@ -155,28 +177,42 @@ func TestNearest(t *testing.T) {
 	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	(&Config{}).Register(f)
 	for wrong, want := range map[string]string{
-		"container-runtime-endpont": "container-runtime-endpoint", "cni-bindir": "cni-bin-dir", "podcidr": "pod-cidr",
-		"log-leve":       "log-level",
-		"network_plugin": "network-plugin", "xyzzy-quux-frobnicate-now": "log-format",
+		"container-runtime-endpont": "container-runtime-endpoint",
+		"cni-bindir":                "cni-bin-dir",
+		"podcidr":                   "pod-cidr",
+		"log-leve":                  "log-level",
+		"network_plugin":            "network-plugin",
+		"xyzzy-quux-frobnicate-now": "log-format",
 	} {
-		if got := Nearest(f, wrong); got != want {
-			t.Errorf("%s: %q, want %q", wrong, got, want)
-		}
+		t.Run(wrong, func(t *testing.T) {
+			if got := Nearest(f, wrong); got != want {
+				t.Errorf("Nearest(%q) = %q, want %q", wrong, got, want)
+			}
+		})
 	}
 }
 
-func TestEdits(t *testing.T) {
+func TestEditDistance(t *testing.T) {
 	for _, c := range []struct {
 		a, b string
 		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {"same", "same", 0}} {
-		if got := edits(c.a, c.b); got != c.want {
-			t.Errorf("%q to %q: %d, want %d", c.a, c.b, got, c.want)
-		}
+	}{
+		{"", "", 0},
+		{"", "abc", 3},
+		{"abc", "", 3},
+		{"kitten", "sitting", 3},
+		{"flaw", "lawn", 2},
+		{"same", "same", 0},
+	} {
+		t.Run(c.a+" "+c.b, func(t *testing.T) {
+			if got := editDistance(c.a, c.b); got != c.want {
+				t.Errorf("editDistance(%q, %q) = %d, want %d", c.a, c.b, got, c.want)
+			}
+		})
 	}
 }
 
-// TestLogger: levels and forms as the flags say, and no credentials in any.
+// TestLogger checks levels, formats and the masking of credentials.
 func TestLogger(t *testing.T) {
 	for level, want := range map[string]int{"debug": 4, "info": 3, "warn": 2, "error": 1} {
 		for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
@@ -187,8 +223,8 @@ func TestLogger(t *testing.T) {
 
 			var out bytes.Buffer
 			log := c.logger(&out)
-			for _, say := range []func(string, ...any){log.Debug, log.Info, log.Warn, log.Error} {
-				say("Get https://bob:s3cret@registry.test", "err", errors.New("Authorization: Bearer s3cret"))
+			for _, write := range []func(string, ...any){log.Debug, log.Info, log.Warn, log.Error} {
+				write("Get https://bob:s3cret@registry.test", "err", errors.New("Authorization: Bearer s3cret"))
 			}
 
 			if n := strings.Count(out.String(), "\n"); n != want || !strings.HasPrefix(out.String(), begin) ||

@@ -14,15 +14,15 @@ import (
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // foreign creates a sandbox as an older shim does, started or not.
 func (w *world) foreign(t *testing.T, network string, start bool) string {
 	t.Helper()
-	create, err := spec.NewSandbox(w.pod(),
-		spec.SandboxOptions{
-			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+	create, err := translate.NewSandbox(w.pod(),
+		translate.SandboxOptions{
+			Image:       model.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
 			NetworkMode: network,
 		})
 	if err != nil {
@@ -204,9 +204,9 @@ func TestCheckpoints(t *testing.T) {
 // container.
 func TestSandboxMissingFromView(t *testing.T) {
 	s, w := newService(t)
-	create, err := spec.NewSandbox(w.pod(),
-		spec.SandboxOptions{
-			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+	create, err := translate.NewSandbox(w.pod(),
+		translate.SandboxOptions{
+			Image:       model.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
 			NetworkMode: "none",
 		})
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // The engine may start a container after StartContainer has failed, or while the daemon is down. An
@@ -196,7 +195,7 @@ func (s completer) completeStart(ctx context.Context, id model.ContainerID) erro
 }
 
 // killReason returns the reason to kill a running container, or nil.
-func (s completer) killReason(c *spec.Container) error {
+func (s completer) killReason(c *model.Container) error {
 	late, stopped := s.starts.isLate(c.ID)
 	if stopped {
 		return fmt.Errorf("container %s was stopped before it was started: %w", c.ID, errdefs.ErrFailedPrecondition)
@@ -212,7 +211,7 @@ func (s completer) killReason(c *spec.Container) error {
 
 // checkPodStop returns an error if a container started after its pod was stopped. If the pause
 // container ended later, the kubelet stops the containers itself.
-func (g *gate) checkPodStop(c *spec.Container) error {
+func (g *gate) checkPodStop(c *model.Container) error {
 	sb, err := g.view.Sandbox(string(c.SandboxID))
 	if err != nil || sb.Running || sb.FinishedAt.IsZero() || !c.StartedAt.After(sb.FinishedAt) {
 		return nil //nolint:nilerr // without a pause container the time of the stop is unknown

@@ -11,8 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 	"cri-dockerd/internal/undo"
+	"cri-dockerd/internal/validate"
 )
 
 // CreateContainer creates a container in a running sandbox (CRI CreateContainer). A failed call
@@ -20,7 +21,7 @@ import (
 func (s *Service) CreateContainer(
 	ctx context.Context, r *runtimeapi.CreateContainerRequest,
 ) (*runtimeapi.CreateContainerResponse, error) {
-	host, err := s.begin(r)
+	host, err := s.host()
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +44,7 @@ func (s *Service) CreateContainer(
 }
 
 // create creates a translated container. On failure it removes everything it created.
-func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Create) (model.ContainerID, error) {
+func (s *Service) create(ctx context.Context, sandboxID string, create *translate.Create) (model.ContainerID, error) {
 	unlock, err := s.lockName(ctx, create.Name)
 	if err != nil {
 		return "", fmt.Errorf("create container: %w", err)
@@ -83,8 +84,8 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *spec.Cre
 // translateContainer collects the input of the translation. Its only side effects are image
 // volumes: u undoes them. Call done once the view has the container, or after the undo.
 func (s *Service) translateContainer(
-	ctx context.Context, r *runtimeapi.CreateContainerRequest, host spec.Host, u *undo.Stack,
-) (_ *spec.Create, done func(), err error) {
+	ctx context.Context, r *runtimeapi.CreateContainerRequest, host model.Host, u *undo.Stack,
+) (_ *translate.Create, done func(), err error) {
 	cfg, nothing := r.GetConfig(), func() {}
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
@@ -96,7 +97,11 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
-	profile, err := readSeccomp(spec.SeccompFile(cfg))
+	if err := validate.Container(cfg, sb, image, host); err != nil {
+		return nil, nothing, err
+	}
+
+	profile, err := readSeccomp(translate.SeccompFile(cfg))
 	if err != nil {
 		return nil, nothing, err
 	}
@@ -117,7 +122,7 @@ func (s *Service) translateContainer(
 		return nil, done, err
 	}
 
-	create, err := spec.NewContainer(cfg, r.GetSandboxConfig(), spec.ContainerOptions{
+	create, err := translate.NewContainer(cfg, r.GetSandboxConfig(), translate.ContainerOptions{
 		Host:           host,
 		Sandbox:        sb,
 		Image:          image,
@@ -167,7 +172,7 @@ func linkTarget(file string) string {
 
 // createContainer creates the container. If a leftover with the same name is not running, it is
 // removed and the create is retried once.
-func (s *Service) createContainer(ctx context.Context, create *spec.Create) (model.ContainerID, error) {
+func (s *Service) createContainer(ctx context.Context, create *translate.Create) (model.ContainerID, error) {
 	id, err := s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
 		return id, err

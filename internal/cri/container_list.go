@@ -5,7 +5,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/wire"
 )
 
@@ -14,7 +14,7 @@ import (
 func (s *Service) ListContainers(
 	_ context.Context, r *runtimeapi.ListContainersRequest,
 ) (*runtimeapi.ListContainersResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -27,6 +27,6 @@ func (s *Service) ListContainers(
 }
 
 // matchContainer returns a predicate for the filter.
-func matchContainer(f *runtimeapi.ContainerFilter) func(*spec.Container) bool {
-	return func(c *spec.Container) bool { return spec.MatchContainer(f, c) }
+func matchContainer(f *runtimeapi.ContainerFilter) func(*model.Container) bool {
+	return func(c *model.Container) bool { return model.MatchContainer(f, c) }
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // StartContainer starts a created container (CRI StartContainer). FailedPrecondition if it has run
@@ -18,7 +18,7 @@ import (
 func (s *Service) StartContainer(
 	ctx context.Context, r *runtimeapi.StartContainerRequest,
 ) (*runtimeapi.StartContainerResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -73,11 +73,11 @@ func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr er
 	if err == nil {
 		return logErr
 	}
-	return errors.Join(logErr, err, s.killAll(ctx, []*spec.Container{c.Container}, nil))
+	return errors.Join(logErr, err, s.killAll(ctx, []*model.Container{c.Container}, nil))
 }
 
 // runningSandbox returns a ready sandbox, or NotFound or FailedPrecondition.
-func (g *gate) runningSandbox(id string) (*spec.Sandbox, error) {
+func (g *gate) runningSandbox(id string) (*model.Sandbox, error) {
 	sb, err := g.view.Sandbox(id)
 	switch {
 	case err != nil:

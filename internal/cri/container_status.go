@@ -11,7 +11,7 @@ import (
 func (s *Service) ContainerStatus(
 	_ context.Context, r *runtimeapi.ContainerStatusRequest,
 ) (*runtimeapi.ContainerStatusResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 

@@ -6,7 +6,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // StopContainer sends a container its stop signal and, after timeout seconds, SIGKILL. A timeout of
@@ -14,7 +14,7 @@ import (
 func (s *Service) StopContainer(
 	ctx context.Context, r *runtimeapi.StopContainerRequest,
 ) (*runtimeapi.StopContainerResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -47,7 +47,7 @@ func (s *Service) StopContainer(
 
 // awaitStart waits for a start in progress and returns the container's record afterwards. If the
 // container is still in state created, the stop also applies to a late start of it.
-func (s *Service) awaitStart(ctx context.Context, c *spec.Container) (*spec.Container, error) {
+func (s *Service) awaitStart(ctx context.Context, c *model.Container) (*model.Container, error) {
 	now, err := s.lockContainer(ctx, string(c.ID))
 	if err != nil {
 		return c, ignoreNotFound(err)

@@ -66,23 +66,6 @@ func TestLimitsBeyondDockerAPI(t *testing.T) {
 		l.Unified["memory.high"] != "2000" {
 		t.Errorf("limits after the update: %v, %v", l, err)
 	}
-
-	tests := map[string]*runtimeapi.LinuxContainerResources{
-		"linux.hugepage_limits[0].page_size": {HugepageLimits: []*runtimeapi.HugepageLimit{nil}},
-		"linux.unified":                      {Unified: map[string]string{"../../memory.max": "1"}},
-		"linux.oom_score_adj":                {OomScoreAdj: 1001},
-		"linux.cpu_quota":                    {CpuQuota: -2},
-	}
-
-	for field, r := range tests {
-		t.Run(field, func(t *testing.T) {
-			_, err := s.UpdateContainerResources(t.Context(),
-				&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
-			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), field) {
-				t.Errorf("%s: %v", field, err)
-			}
-		})
-	}
 }
 
 func TestContainerWithoutLimitsIsKilled(t *testing.T) {

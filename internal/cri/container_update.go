@@ -5,7 +5,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
+	"cri-dockerd/internal/validate"
 )
 
 // UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request
@@ -14,7 +15,7 @@ import (
 func (s *Service) UpdateContainerResources(
 	ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest,
 ) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	host, err := s.begin(r)
+	host, err := s.host()
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +30,11 @@ func (s *Service) UpdateContainerResources(
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
 
-	update, err := spec.NewUpdate(r.GetLinux(), host)
+	if err := validate.Update(r.GetLinux(), host); err != nil {
+		return nil, err
+	}
+
+	update, err := translate.NewUpdate(r.GetLinux(), host)
 	if err != nil {
 		return nil, err
 	}

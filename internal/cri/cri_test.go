@@ -15,7 +15,7 @@ import (
 
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -291,12 +291,12 @@ func TestRecover(t *testing.T) {
 // createPause creates a sandbox directly at the engine and does not start it.
 func createPause(t *testing.T, w *world) model.ContainerID {
 	t.Helper()
-	o := spec.SandboxOptions{
-		Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+	o := translate.SandboxOptions{
+		Image:       model.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
 		NetworkMode: "none",
 	}
 
-	create, err := spec.NewSandbox(w.pod(), o)
+	create, err := translate.NewSandbox(w.pod(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/wire"
 	"cri-dockerd/test/answers"
 )
@@ -40,11 +39,11 @@ func received[M proto.Message](m M, err error) (M, error) {
 func TestEncodings(t *testing.T) {
 	made := 0
 	e := newEncodings(
-		func(c *spec.Container) proto.Message { made++; return c.Item() },
-		func(c *spec.Container) proto.Message { return c.ShortItem() })
-	records := func(n int) (out []*spec.Container) {
+		func(c *model.Container) proto.Message { made++; return c.Item() },
+		func(c *model.Container) proto.Message { return c.ShortItem() })
+	records := func(n int) (out []*model.Container) {
 		for i := range n {
-			out = append(out, &spec.Container{
+			out = append(out, &model.Container{
 				ID:        model.ContainerID(fmt.Sprint("id-", i)),
 				SandboxID: "pod",
 				Metadata:  &runtimeapi.ContainerMetadata{Name: "main", Attempt: uint32(i)},
@@ -58,7 +57,7 @@ func TestEncodings(t *testing.T) {
 	}
 
 	all, want := records(100), &runtimeapi.ListContainersResponse{}
-	odd := func(c *spec.Container) bool { return c.Labels["odd"] == "true" }
+	odd := func(c *model.Container) bool { return c.Labels["odd"] == "true" }
 	for _, c := range all {
 		if odd(c) {
 			want.Containers = append(want.Containers, c.Item())
@@ -81,8 +80,8 @@ func TestEncodings(t *testing.T) {
 		t.Errorf("encoded 50 records %d times", made)
 	}
 
-	items, err := e.items([]*spec.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}},
-		func(*spec.Container) bool { return true }, maxList)
+	items, err := e.items([]*model.Container{{ID: "\xff", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}}},
+		func(*model.Container) bool { return true }, maxList)
 	got, err := received(wire.WithEncoded(&runtimeapi.ListContainersResponse{}, items), err)
 	if err != nil || len(got.Containers) != 1 || got.Containers[0].Id != "\uFFFD" {
 		t.Errorf("a record with invalid UTF-8: %v, %v", got, err)

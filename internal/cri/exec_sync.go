@@ -10,14 +10,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // ExecSync runs a command in a container and returns its output and exit code (CRI ExecSync). After
 // timeout seconds, if not 0, it kills the command with all its descendants and returns
 // DeadlineExceeded.
 func (s *Service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -63,7 +63,7 @@ func truncateOutputs(a, b []byte, limit int) (_, _ []byte) {
 }
 
 // runningContainer returns a running container, or NotFound or FailedPrecondition.
-func (g *gate) runningContainer(id string) (*spec.Container, error) {
+func (g *gate) runningContainer(id string) (*model.Container, error) {
 	c, err := g.view.Container(id)
 	if err != nil {
 		return nil, err

@@ -8,7 +8,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // An engine that is killed during a container start may not record the start. The container then
@@ -61,6 +60,6 @@ func (r recovery) recoverUnstarted(ctx context.Context, id model.ContainerID) er
 }
 
 // isUnstarted reports whether the engine has no record of a start of the container.
-func isUnstarted(c *spec.Container) bool {
+func isUnstarted(c *model.Container) bool {
 	return c.State != runtimeapi.ContainerState_CONTAINER_RUNNING && c.StartedAt.IsZero()
 }

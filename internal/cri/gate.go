@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/keylock"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // gate contains the checks and locks at the beginning of calls.
@@ -17,7 +17,7 @@ type gate struct {
 
 // host returns the engine's properties, or Unavailable with the reason. No list may appear empty
 // while the engine is down: the kubelet would assume that all pods were removed.
-func (g *gate) host() (spec.Host, error) {
+func (g *gate) host() (model.Host, error) {
 	e := g.view.Engine()
 	if !e.Ready {
 		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
@@ -27,18 +27,10 @@ func (g *gate) host() (spec.Host, error) {
 
 // connectedHost returns the engine's properties, or Unavailable with the reason. Unlike host, it
 // does not wait for the first read of all containers.
-func (g *gate) connectedHost() (spec.Host, error) {
+func (g *gate) connectedHost() (model.Host, error) {
 	e := g.view.Engine()
 	if !e.Connected {
 		return e.Host, fmt.Errorf("%s: %w", e.Reason, errdefs.ErrUnavailable)
 	}
 	return e.Host, nil
-}
-
-// begin validates the request and requires a ready engine.
-func (g *gate) begin(req any) (spec.Host, error) {
-	if err := spec.Validate(req); err != nil {
-		return spec.Host{}, err
-	}
-	return g.host()
 }

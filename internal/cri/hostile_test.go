@@ -25,7 +25,7 @@ import (
 
 	"cri-dockerd/internal/model"
 	grpcserver "cri-dockerd/internal/rpc"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/validate"
 )
 
 // kubeletLimit is the largest message in bytes accepted by a kubelet's client (maxMsgSize).
@@ -128,7 +128,7 @@ func serveForKubelet(t *testing.T, s *Service) *grpc.ClientConn {
 	server := grpcserver.New(grpcserver.Services{
 		Runtime:  s,
 		Image:    s,
-		Validate: spec.Validate,
+		Validate: validate.Request,
 		Log:      slog.New(slog.DiscardHandler),
 	})
 

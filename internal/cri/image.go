@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/validate"
 )
 
 // imageService implements runtime.v1.ImageService.
@@ -29,12 +29,12 @@ type imageService struct {
 func (x *imageService) PullImage(
 	ctx context.Context, r *runtimeapi.PullImageRequest,
 ) (*runtimeapi.PullImageResponse, error) {
-	host, err := x.begin(r)
+	host, err := x.host()
 	if err != nil {
 		return nil, err
 	}
 
-	if err := spec.CheckRuntime("image.runtime_handler", r.GetImage().GetRuntimeHandler(), host); err != nil {
+	if err := validate.RuntimeHandler("image.runtime_handler", r.GetImage().GetRuntimeHandler(), host); err != nil {
 		return nil, err
 	}
 
@@ -52,7 +52,7 @@ func (x *imageService) PullImage(
 
 // findImage returns an image by name or ID. It reads an image missing from the view from the
 // engine, in case it was built a moment ago. NotFound if it does not exist.
-func findImage(ctx context.Context, view ImageView, ref string) (*spec.Image, error) {
+func findImage(ctx context.Context, view ImageView, ref string) (*model.Image, error) {
 	i, err := view.Image(ref)
 	if !errdefs.IsNotFound(err) {
 		return i, err
@@ -77,12 +77,12 @@ func (x *imageService) ListImages(
 func (x *imageService) listImages(
 	ctx context.Context, r *runtimeapi.ListImagesRequest,
 ) (*runtimeapi.ListImagesResponse, error) {
-	if _, err := x.begin(r); err != nil {
+	if _, err := x.host(); err != nil {
 		return nil, err
 	}
 
 	ref := r.GetFilter().GetImage().GetImage()
-	filter, err := spec.ParseImageFilter(ref)
+	filter, err := model.ParseImageFilter(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (x *imageService) listImages(
 	return x.matchingImages(filter)
 }
 
-func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.ListImagesResponse, error) {
+func (x *imageService) matchingImages(filter model.ImageFilter) (*runtimeapi.ListImagesResponse, error) {
 	images, err := x.images.Images()
 	if err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (x *imageService) matchingImages(filter spec.ImageFilter) (*runtimeapi.List
 func (x *imageService) ImageStatus(
 	ctx context.Context, r *runtimeapi.ImageStatusRequest,
 ) (*runtimeapi.ImageStatusResponse, error) {
-	if _, err := x.begin(r); err != nil {
+	if _, err := x.host(); err != nil {
 		return nil, err
 	}
 
@@ -145,7 +145,7 @@ func (x *imageService) ImageStatus(
 func (x *imageService) RemoveImage(
 	ctx context.Context, r *runtimeapi.RemoveImageRequest,
 ) (*runtimeapi.RemoveImageResponse, error) {
-	if _, err := x.begin(r); err != nil {
+	if _, err := x.host(); err != nil {
 		return nil, err
 	}
 
@@ -203,7 +203,7 @@ func (x *imageService) removeImage(ctx context.Context, id model.ImageID) error 
 func (x *imageService) ImageFsInfo(
 	_ context.Context, r *runtimeapi.ImageFsInfoRequest,
 ) (*runtimeapi.ImageFsInfoResponse, error) {
-	if _, err := x.begin(r); err != nil {
+	if _, err := x.host(); err != nil {
 		return nil, err
 	}
 	return x.stats.ImageFileSystem()

@@ -10,8 +10,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 	"cri-dockerd/internal/undo"
+	"cri-dockerd/internal/validate"
 )
 
 // imageVolumes manages images mounted into containers, for engines that cannot mount images
@@ -54,8 +55,8 @@ func (p *preparing) has(imageID model.ImageID) bool {
 // and u undoes this container's use of it. Call done once the view has the container, or if it was
 // not created.
 func (v *imageVolumes) prepare(
-	ctx context.Context, cfg *runtimeapi.ContainerConfig, host spec.Host, u *undo.Stack,
-) (volumes map[int]spec.ImageVolume, done func(), err error) {
+	ctx context.Context, cfg *runtimeapi.ContainerConfig, host model.Host, u *undo.Stack,
+) (volumes map[int]model.ImageVolume, done func(), err error) {
 	var ids []model.ImageID
 	done = func() {
 		for _, id := range ids {
@@ -64,14 +65,14 @@ func (v *imageVolumes) prepare(
 		ids = nil
 	}
 
-	volumes = map[int]spec.ImageVolume{}
+	volumes = map[int]model.ImageVolume{}
 	for i, m := range cfg.GetMounts() {
 		if m.GetImage().GetImage() == "" {
 			continue
 		}
 
 		field := fmt.Sprintf("config.mounts[%d].image", i)
-		if err := host.CheckImageVolumes(); err != nil {
+		if err := validate.ImageVolumes(host); err != nil {
 			return nil, done, fmt.Errorf("%s: %w", field, err)
 		}
 
@@ -80,7 +81,7 @@ func (v *imageVolumes) prepare(
 			return nil, done, fmt.Errorf("%s: %w", field, err)
 		}
 
-		volume := spec.NewImageVolume(m, image)
+		volume := translate.NewImageVolume(m, image)
 		if !host.NativeImageVolumes() {
 			v.preparing.add(volume.ImageID, 1)
 			ids = append(ids, volume.ImageID)
@@ -102,7 +103,7 @@ func (v *imageVolumes) prepare(
 
 func volumeLock(imageID model.ImageID) string { return "image volume " + string(imageID) }
 
-func (v *imageVolumes) mount(ctx context.Context, volume spec.ImageVolume) (string, error) {
+func (v *imageVolumes) mount(ctx context.Context, volume model.ImageVolume) (string, error) {
 	unlock, err := v.names.Lock(ctx, volumeLock(volume.ImageID))
 	if err != nil {
 		return "", err
@@ -124,7 +125,7 @@ func (v *imageVolumes) mount(ctx context.Context, volume spec.ImageVolume) (stri
 
 // isUsed reports whether a container, running or not, mounts the image.
 func (v *imageVolumes) isUsed(imageID model.ImageID) bool {
-	return slices.ContainsFunc(v.view.Containers(), func(c *spec.Container) bool { return c.MountsImage(imageID) })
+	return slices.ContainsFunc(v.view.Containers(), func(c *model.Container) bool { return c.MountsImage(imageID) })
 }
 
 // release unmounts an image unless it is in use.
@@ -159,8 +160,8 @@ func (v *imageVolumes) collect(ctx context.Context, also ...model.ImageID) error
 }
 
 // restore removes unused mounts and holders, and creates pruned holders again.
-func (v *imageVolumes) restore(ctx context.Context, host spec.Host) error {
-	if host.NativeImageVolumes() || host.CheckImageVolumes() != nil {
+func (v *imageVolumes) restore(ctx context.Context, host model.Host) error {
+	if host.NativeImageVolumes() || validate.ImageVolumes(host) != nil {
 		return nil
 	}
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 const (
@@ -123,7 +123,7 @@ func asJoinError(err error) error {
 }
 
 // awaitJoined waits until the pause process has joined its namespace.
-func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
+func (s *Service) awaitJoined(ctx context.Context, sb *model.Sandbox) error {
 	tick := time.NewTicker(joinInterval)
 	defer tick.Stop()
 
@@ -149,7 +149,7 @@ func (s *Service) awaitJoined(ctx context.Context, sb *spec.Sandbox) error {
 
 // pauseExitError returns the error for a pause process that exited at once. The exit code of the
 // embedded pause encodes the failed step (engine/pause/src).
-func pauseExitError(sb *spec.Sandbox) error {
+func pauseExitError(sb *model.Sandbox) error {
 	cause := fmt.Sprintf("exit code %d", sb.ExitCode)
 	switch {
 	case !sb.OwnNetNS:

@@ -7,7 +7,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // Locks. Sandboxes and containers are locked by ID, since Docker's names may change (docker
@@ -19,13 +18,13 @@ import (
 
 // lockedSandbox is a locked sandbox with its record as read under the lock.
 type lockedSandbox struct {
-	*spec.Sandbox
+	*model.Sandbox
 	unlock func()
 }
 
 // lockedContainer is a locked container with its record as read under the lock.
 type lockedContainer struct {
-	*spec.Container
+	*model.Container
 	unlock func()
 }
 
@@ -33,7 +32,7 @@ type lockedContainer struct {
 // a network.
 func (sb *lockedSandbox) isKnown() bool { return isKnown(sb.Sandbox) }
 
-func isKnown(sb *spec.Sandbox) bool { return sb.Name != "" }
+func isKnown(sb *model.Sandbox) bool { return sb.Name != "" }
 
 // lockSandbox locks a sandbox by its ID or a unique prefix and reads its record. If the view lacks
 // the sandbox, the record contains only the ID. NotFound if id is no valid sandbox ID.
@@ -50,7 +49,7 @@ func (g *gate) lockSandbox(ctx context.Context, id string) (*lockedSandbox, erro
 
 	sb, err := g.view.Sandbox(string(full))
 	if err != nil {
-		sb = &spec.Sandbox{ID: full}
+		sb = &model.Sandbox{ID: full}
 	}
 
 	return &lockedSandbox{Sandbox: sb, unlock: unlock}, nil

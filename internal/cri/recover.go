@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -60,7 +59,7 @@ func (r recovery) observeRemoval(id model.ContainerID) {
 
 // forEachSandbox calls do for each sandbox in the view, several at once and each with its own
 // deadline: the engine may hang on one.
-func (r recovery) forEachSandbox(ctx context.Context, do func(context.Context, *spec.Sandbox) error) []error {
+func (r recovery) forEachSandbox(ctx context.Context, do func(context.Context, *model.Sandbox) error) []error {
 	all := r.View.Sandboxes()
 	errs := make([]error, len(all))
 	var g errgroup.Group
@@ -81,7 +80,7 @@ func (r recovery) forEachSandbox(ctx context.Context, do func(context.Context, *
 
 // adoptAll adopts all pods with an unknown network.
 func (r recovery) adoptAll(ctx context.Context) []error {
-	return r.forEachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+	return r.forEachSandbox(ctx, func(ctx context.Context, sb *model.Sandbox) error {
 		if !r.Reclaimer.IsAdoptable(sb) {
 			return nil
 		}
@@ -93,12 +92,12 @@ func (r recovery) adoptAll(ctx context.Context) []error {
 }
 
 // adopt takes over the network of a pod created by an older shim, or handed back to one.
-func (r recovery) adopt(ctx context.Context, sb *spec.Sandbox) error {
+func (r recovery) adopt(ctx context.Context, sb *model.Sandbox) error {
 	return r.withLocks(ctx, sb, func(now *lockedSandbox) error { return r.Reclaimer.Adopt(ctx, now.Sandbox) })
 }
 
 // withLocks calls do with the record of a sandbox under its locks, unless it was removed meanwhile.
-func (r recovery) withLocks(ctx context.Context, sb *spec.Sandbox, do func(now *lockedSandbox) error) error {
+func (r recovery) withLocks(ctx context.Context, sb *model.Sandbox, do func(now *lockedSandbox) error) error {
 	unlock, err := r.lockName(ctx, sb.Name) // a call may still be creating it
 	if err != nil {
 		return err
@@ -115,7 +114,7 @@ func (r recovery) withLocks(ctx context.Context, sb *spec.Sandbox, do func(now *
 }
 
 // Sandbox implements podnet.Sandboxes.
-func (r recovery) Sandbox(id string) (*spec.Sandbox, error) { return r.View.Sandbox(id) }
+func (r recovery) Sandbox(id string) (*model.Sandbox, error) { return r.View.Sandbox(id) }
 
 // IsRemoved implements podnet.Sandboxes. A sandbox missing from the view may still exist, for
 // example renamed by hand or not readable from the engine. It keeps its network.
@@ -139,7 +138,7 @@ func (r recovery) IsRemoved(ctx context.Context, id model.ContainerID) (bool, er
 
 // recoverSandboxes removes all incomplete sandboxes.
 func (r recovery) recoverSandboxes(ctx context.Context) []error {
-	return r.forEachSandbox(ctx, func(ctx context.Context, sb *spec.Sandbox) error {
+	return r.forEachSandbox(ctx, func(ctx context.Context, sb *model.Sandbox) error {
 		if err := r.recoverSandbox(ctx, sb); err != nil {
 			return fmt.Errorf("recover sandbox %s: %w", sb.ID, err)
 		}
@@ -150,7 +149,7 @@ func (r recovery) recoverSandboxes(ctx context.Context) []error {
 // recoverSandbox removes an incomplete sandbox of this daemon, since it occupies a name. Such a
 // sandbox was never started, or runs without its network. The kubelet never got its ID and starts
 // the pod again. Sandboxes of an older shim stay: the kubelet sees that they have no address.
-func (r recovery) recoverSandbox(ctx context.Context, sb *spec.Sandbox) error {
+func (r recovery) recoverSandbox(ctx context.Context, sb *model.Sandbox) error {
 	incomplete := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead
 	unconnected := sb.Running && sb.Namespaces != nil && !r.Network.IsConnected(sb) &&
 		len(r.View.ContainersOf(sb.ID)) == 0

@@ -12,7 +12,7 @@ import (
 
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 	"cri-dockerd/internal/view"
 )
 
@@ -36,8 +36,8 @@ func TestRecoveryOfHangingSandbox(t *testing.T) {
 	s, w := newService(t)
 	var ids []model.ContainerID
 	for range 2 * recoveriesAtOnce {
-		create, err := spec.NewSandbox(w.pod(), spec.SandboxOptions{
-			Image:       spec.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
+		create, err := translate.NewSandbox(w.pod(), translate.SandboxOptions{
+			Image:       model.PauseImage{Source: enginetest.PauseRef, Name: enginetest.PauseRef},
 			NetworkMode: "none",
 		})
 		if err != nil {
@@ -94,7 +94,7 @@ func TestRecoveryOfHangingSandbox(t *testing.T) {
 func TestEachSandboxHasADeadline(t *testing.T) {
 	s, w := newService(t)
 	runPod(t, s, w.pod())
-	errs := recovery{s}.forEachSandbox(t.Context(), func(ctx context.Context, sb *spec.Sandbox) error {
+	errs := recovery{s}.forEachSandbox(t.Context(), func(ctx context.Context, sb *model.Sandbox) error {
 		if at, ok := ctx.Deadline(); !ok || time.Until(at) > recoverSandboxTimeout {
 			t.Errorf("sandbox %s: deadline %v, %v", sb.ID, at, ok)
 		}

@@ -9,7 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/translate"
 )
 
 const (
@@ -97,10 +98,10 @@ const podNetNS = "PodNetworkNamespaces"
 
 // netnsCondition reports whether the daemon creates the network namespaces of pods, with the reason
 // if it does not. reason comes from joining.
-func netnsCondition(reason string, connectsPods bool, host spec.Host) *runtimeapi.RuntimeCondition {
+func netnsCondition(reason string, connectsPods bool, host model.Host) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: podNetNS, Status: true, Reason: "CreatedByDaemon"}
 	if reason == "" {
-		reason = spec.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
+		reason = translate.EngineNetNS(&runtimeapi.RunPodSandboxRequest{}, host)
 	}
 	if !connectsPods {
 		reason = "the engine connects the pods"

@@ -5,7 +5,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/wire"
 )
 
@@ -14,7 +14,7 @@ import (
 func (s *Service) ListPodSandbox(
 	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
 ) (*runtimeapi.ListPodSandboxResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -27,6 +27,6 @@ func (s *Service) ListPodSandbox(
 }
 
 // matchSandbox returns a predicate for the filter.
-func matchSandbox(f *runtimeapi.PodSandboxFilter) func(*spec.Sandbox) bool {
-	return func(sb *spec.Sandbox) bool { return spec.MatchSandbox(f, sb) }
+func matchSandbox(f *runtimeapi.PodSandboxFilter) func(*model.Sandbox) bool {
+	return func(sb *model.Sandbox) bool { return model.MatchSandbox(f, sb) }
 }

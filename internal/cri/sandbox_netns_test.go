@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // netnsOf returns the condition for the creator of pod network namespaces.
@@ -119,12 +119,12 @@ func TestPauseExitError(t *testing.T) {
 		200: "privileges",
 		0:   "exit code 0",
 	} {
-		if err := pauseExitError(&spec.Sandbox{OwnNetNS: true, ExitCode: code}); !strings.Contains(err.Error(), want) {
+		if err := pauseExitError(&model.Sandbox{OwnNetNS: true, ExitCode: code}); !strings.Contains(err.Error(), want) {
 			t.Errorf("exit code %d: %v, want %q", code, err, want)
 		}
 	}
 
-	if err := pauseExitError(&spec.Sandbox{ExitCode: 1}); strings.Contains(err.Error(), "namespace") {
+	if err := pauseExitError(&model.Sandbox{ExitCode: 1}); strings.Contains(err.Error(), "namespace") {
 		t.Error(err)
 	}
 }

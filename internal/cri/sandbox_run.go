@@ -12,8 +12,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 	"cri-dockerd/internal/undo"
+	"cri-dockerd/internal/validate"
 )
 
 // RunPodSandbox creates and starts a pod's sandbox and returns when it is ready (CRI
@@ -22,12 +23,16 @@ import (
 func (s *Service) RunPodSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest,
 ) (*runtimeapi.RunPodSandboxResponse, error) {
-	host, err := s.begin(r)
+	host, err := s.host()
 	if err != nil {
 		return nil, err
 	}
 
-	name := spec.SandboxName(r.GetConfig().GetMetadata())
+	name := translate.SandboxName(r.GetConfig().GetMetadata())
+	if err := validate.Sandbox(r, host); err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
+
 	unlock, err := s.lockName(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox: %w", err)
@@ -50,14 +55,14 @@ func (s *Service) RunPodSandbox(
 // canOwnNetNS reports whether the daemon creates the pod's network namespace. It does so before the
 // pause container exists: plugins then connect the namespace while the engine starts the pause
 // process, which joins it. See docs/adr/0005.
-func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host) bool {
+func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host model.Host) bool {
 	options := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if options.GetNetwork() == runtimeapi.NamespaceMode_NODE || !s.Node.ConnectsPods() {
 		return false
 	}
 
-	if reason := spec.EngineNetNS(r, host); reason != "" {
-		pod := spec.SandboxName(r.GetConfig().GetMetadata())
+	if reason := translate.EngineNetNS(r, host); reason != "" {
+		pod := translate.SandboxName(r.GetConfig().GetMetadata())
 		s.Log.Debug("the engine creates the pod's network namespace", "pod", pod, "reason", reason)
 		return false
 	}
@@ -69,7 +74,7 @@ func (s *Service) canOwnNetNS(r *runtimeapi.RunPodSandboxRequest, host spec.Host
 // cannot join it, and none has joined on this node before, the engine creates the namespaces, now
 // and for a while.
 func (s *Service) runWithOwnNetNS(
-	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host model.Host,
 ) (model.ContainerID, error) {
 	id, err := s.runJoined(ctx, r, host)
 	var join *joinError
@@ -90,9 +95,9 @@ func (s *Service) runWithOwnNetNS(
 }
 
 func (s *Service) runJoined(
-	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host model.Host,
 ) (model.ContainerID, error) {
-	netns, drop, err := s.Network.Prepare(spec.NetSysctls(r.GetConfig()))
+	netns, drop, err := s.Network.Prepare(translate.NetSysctls(r.GetConfig()))
 	if errdefs.IsInvalidArgument(err) {
 		return "", fmt.Errorf("config.linux.sysctls: %w", err)
 	} else if err != nil {
@@ -117,7 +122,7 @@ func (s *Service) runJoined(
 
 // runWithEngineNetNS runs a sandbox and lets the engine create its network namespace.
 func (s *Service) runWithEngineNetNS(
-	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host,
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host model.Host,
 ) (model.ContainerID, error) {
 	create, err := s.translateSandbox(ctx, r, host, "")
 	if err != nil {
@@ -137,36 +142,32 @@ func (s *Service) runWithEngineNetNS(
 // effect is a pull or load of the sandbox image. netns is a namespace of Prepare, or "" to let the
 // engine create one.
 func (s *Service) translateSandbox(
-	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host spec.Host, netns string,
-) (*spec.Create, error) {
-	profile, err := readSeccomp(spec.SandboxSeccompFile(r.GetConfig()))
+	ctx context.Context, r *runtimeapi.RunPodSandboxRequest, host model.Host, netns string,
+) (*translate.Create, error) {
+	profile, err := readSeccomp(translate.SandboxSeccompFile(r.GetConfig()))
 	if err != nil {
 		return nil, err
 	}
 
-	o := spec.SandboxOptions{
+	o := translate.SandboxOptions{
 		Host:           host,
 		RuntimeHandler: r.GetRuntimeHandler(),
-		NetworkMode:    spec.NetworkMode(s.Node.ConnectsPods()),
+		NetworkMode:    model.NetworkMode(s.Node.ConnectsPods()),
 		NetNS:          netns,
 		SeccompProfile: profile,
 	}
-	if _, err := spec.NewSandbox(r.GetConfig(), o); err != nil { // before pulling an image in vain
-		return nil, err
-	}
-
 	if o.Image, err = s.Images.PauseImage(ctx); err != nil {
 		return nil, err
 	}
 
-	return spec.NewSandbox(r.GetConfig(), o)
+	return translate.NewSandbox(r.GetConfig(), o)
 }
 
 // runPause creates a pause container and completes its sandbox. It retries once if an object was
 // removed a moment ago: the sandbox image, still present in the view, or the pause container
 // (docker container prune).
 func (s *Service) runPause(
-	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
+	ctx context.Context, create *translate.Create, complete func(id model.ContainerID) error,
 ) (model.ContainerID, error) {
 	id, err := s.tryPause(ctx, create, complete)
 	if !errdefs.IsNotFound(err) {
@@ -181,7 +182,7 @@ func (s *Service) runPause(
 }
 
 // renewPauseImage provides the sandbox image again.
-func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) error {
+func (s *Service) renewPauseImage(ctx context.Context, create *translate.Create) error {
 	if err := s.ImageView.RefreshImages(ctx); err != nil {
 		return err
 	}
@@ -201,7 +202,7 @@ func (s *Service) renewPauseImage(ctx context.Context, create *spec.Create) erro
 // name, network first. If the undo fails, the sandbox stays listed as not ready, and the kubelet or
 // recovery retries.
 func (s *Service) tryPause(
-	ctx context.Context, create *spec.Create, complete func(id model.ContainerID) error,
+	ctx context.Context, create *translate.Create, complete func(id model.ContainerID) error,
 ) (id model.ContainerID, err error) {
 	var u undo.Stack
 	var created model.ContainerID
@@ -231,7 +232,7 @@ func (s *Service) tryPause(
 // createPause creates the pause container. If the name is in use, it returns the running sandbox of
 // the same pod, or clears a leftover once.
 func (s *Service) createPause(
-	ctx context.Context, create *spec.Create,
+	ctx context.Context, create *translate.Create,
 ) (id model.ContainerID, isRunning bool, err error) {
 	id, err = s.Engine.Create(ctx, create)
 	if !errdefs.IsConflict(err) {
@@ -252,7 +253,7 @@ func (s *Service) createPause(
 }
 
 // startPause starts the pause container and returns its record.
-func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.Sandbox, error) {
+func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*model.Sandbox, error) {
 	if err := s.Engine.Start(ctx, id); err != nil {
 		return nil, asJoinError(err)
 	}
@@ -270,7 +271,7 @@ func (s *Service) startPause(ctx context.Context, id model.ContainerID) (*spec.S
 }
 
 // connect writes the pod's resolv.conf and connects the namespace created by the engine.
-func (s *Service) connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+func (s *Service) connect(ctx context.Context, sb *model.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if err := s.writeResolvConf(sb, cfg); err != nil {
 		return err
 	}
@@ -292,7 +293,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 	g, both := errgroup.WithContext(ctx)
 	var ips []netip.Addr
 	g.Go(func() (err error) {
-		created := &spec.Sandbox{
+		created := &model.Sandbox{
 			ID:          id,
 			Metadata:    cfg.GetMetadata(),
 			Annotations: cfg.GetAnnotations(),
@@ -304,7 +305,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 		return err
 	})
 
-	var sb *spec.Sandbox
+	var sb *model.Sandbox
 	g.Go(func() (err error) {
 		// A failed Connect does not cancel the start: it would stay unknown whether the pause runs.
 		if sb, err = s.startPause(ctx, id); err != nil {
@@ -322,7 +323,7 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 	}
 
 	if sb.HostsPath != "" { // Docker has copied the node's hosts file
-		if err := s.writePodFile(sb.ID, sb.HostsPath, spec.Hosts(cfg.GetHostname(), ips)); err != nil {
+		if err := s.writePodFile(sb.ID, sb.HostsPath, translate.Hosts(cfg.GetHostname(), ips)); err != nil {
 			return fmt.Errorf("write the pod's hosts file: %w", err)
 		}
 	}
@@ -334,15 +335,15 @@ func (s *Service) startAndConnect(ctx context.Context, id model.ContainerID, cfg
 
 // writeResolvConf writes the kubelet's DNS configuration in place: all containers of the pod have
 // the file mounted.
-func (s *Service) writeResolvConf(sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
+func (s *Service) writeResolvConf(sb *model.Sandbox, cfg *runtimeapi.PodSandboxConfig) error {
 	if cfg.GetDnsConfig() == nil || sb.ResolvConfPath == "" {
 		return nil
 	}
-	if err := s.writePodFile(sb.ID, sb.ResolvConfPath, spec.ResolvConf(cfg.GetDnsConfig())); err != nil {
+	if err := s.writePodFile(sb.ID, sb.ResolvConfPath, translate.ResolvConf(cfg.GetDnsConfig())); err != nil {
 		return fmt.Errorf("write the pod's resolv.conf: %w", err)
 	}
 	return nil
 }
 
 // isReady reports whether a pod has everything RunPodSandbox provides.
-func (s *Service) isReady(sb *spec.Sandbox) bool { return sb.Ready() && s.Network.IsConnected(sb) }
+func (s *Service) isReady(sb *model.Sandbox) bool { return sb.Ready() && s.Network.IsConnected(sb) }

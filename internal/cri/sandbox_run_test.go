@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // TestInvalidSandboxPullsNothing: the sandbox image is not requested for an invalid request.
@@ -38,7 +38,7 @@ type countingImages struct {
 	asked atomic.Int32
 }
 
-func (c *countingImages) PauseImage(ctx context.Context) (spec.PauseImage, error) {
+func (c *countingImages) PauseImage(ctx context.Context) (model.PauseImage, error) {
 	c.asked.Add(1)
 	return c.Images.PauseImage(ctx)
 }
@@ -51,7 +51,7 @@ type pruningEngine struct {
 	calls                  *atomic.Int32
 }
 
-func (p pruningEngine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
+func (p pruningEngine) Create(ctx context.Context, c *translate.Create) (model.ContainerID, error) {
 	if p.losesImage && p.calls.Add(1) == 1 {
 		return "", errdefs.ErrNotFound
 	}

@@ -7,7 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // PodSandboxStatus describes one sandbox with its containers from memory (CRI PodSandboxStatus).
@@ -17,7 +17,7 @@ import (
 func (s *Service) PodSandboxStatus(
 	ctx context.Context, r *runtimeapi.PodSandboxStatusRequest,
 ) (*runtimeapi.PodSandboxStatusResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -46,7 +46,7 @@ func (s *Service) PodSandboxStatus(
 	return resp, err
 }
 
-func containerStatuses(containers []*spec.Container) []*runtimeapi.ContainerStatus {
+func containerStatuses(containers []*model.Container) []*runtimeapi.ContainerStatus {
 	var out []*runtimeapi.ContainerStatus
 	for _, c := range containers {
 		out = append(out, c.Status())

@@ -9,7 +9,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // StopPodSandbox force-stops all containers of a pod and releases its network (CRI StopPodSandbox).
@@ -18,7 +17,7 @@ import (
 func (s *Service) StopPodSandbox(
 	ctx context.Context, r *runtimeapi.StopPodSandboxRequest,
 ) (*runtimeapi.StopPodSandboxResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -56,7 +55,7 @@ func (s *Service) stopSandbox(ctx context.Context, sb *lockedSandbox) error {
 }
 
 // killAll kills running containers and optionally the pause container, and refreshes the view.
-func (s *Service) killAll(ctx context.Context, containers []*spec.Container, pause *spec.Sandbox) error {
+func (s *Service) killAll(ctx context.Context, containers []*model.Container, pause *model.Sandbox) error {
 	var ids []model.ContainerID
 	for _, c := range containers {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {

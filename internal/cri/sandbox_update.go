@@ -12,7 +12,7 @@ import (
 func (s *Service) UpdatePodSandboxResources(
 	_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest,
 ) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	if _, err := s.View.Sandbox(r.GetPodSandboxId()); err != nil {

@@ -1,7 +1,9 @@
 // Package cri implements the CRI services. Each RPC has its own file, and each method reads as the
-// story of its call. The package only coordinates: spec translates requests, view holds the state
-// of the node, engine talks to Docker, and podnet owns pod networks. The interfaces below list
-// everything the services need from these packages.
+// story of its call. The package only coordinates: validate checks requests against the engine,
+// translate translates them, view holds the state of the node, engine talks to Docker, and podnet
+// owns pod networks. The interfaces below list everything the services need from these packages.
+//
+// Requests must have passed validate.Request: the interceptor of package rpc calls it.
 package cri
 
 import (
@@ -21,7 +23,7 @@ import (
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/safefs"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 	"cri-dockerd/internal/view"
 )
 
@@ -30,7 +32,7 @@ import (
 type Engine interface {
 	// Create creates a container and returns its ID. It returns a Conflict (errdefs.IsConflict) if
 	// the name is in use. Once the request is sent, Create waits for the engine even if ctx ends.
-	Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error)
+	Create(ctx context.Context, c *translate.Create) (id model.ContainerID, err error)
 	// Start starts a created container. Starting a running container succeeds.
 	Start(ctx context.Context, id model.ContainerID) error
 	// Stop sends the container's stop signal and, after grace, SIGKILL. It returns once the
@@ -45,18 +47,18 @@ type Engine interface {
 	// container it kills nothing. The container must not be started meanwhile.
 	KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error)
 	// Update changes the resources of a container through Docker's API.
-	Update(ctx context.Context, id model.ContainerID, u *spec.Update) error
+	Update(ctx context.Context, id model.ContainerID, u *translate.Update) error
 	// Limit writes limits to the kernel for a running container where Docker's API has no field. An
 	// ended container is no error.
-	Limit(c *spec.Container, l spec.KernelLimits) error
+	Limit(c *model.Container, l model.KernelLimits) error
 	// LimitStarted applies the kernel limits of the container's record, once per start of the
 	// container.
-	LimitStarted(c *spec.Container) error
+	LimitStarted(c *model.Container) error
 	// Inspect reads one container. NotFound if it was removed. The object is empty if the container
 	// is not managed by this daemon.
-	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
+	Inspect(ctx context.Context, id model.ContainerID) (model.Object, error)
 	// FindByName returns the object with this container name (without slash), or NotFound.
-	FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error)
+	FindByName(ctx context.Context, name string) (id model.ContainerID, o model.Object, err error)
 	// Exec runs a command in a container until it ends and returns its exit code: 127 if the
 	// command does not exist, 126 if it cannot be executed, with the engine's message on stderr. If
 	// ctx ends first, Exec kills the process with all its descendants and returns ctx's error.
@@ -83,18 +85,18 @@ type Images interface {
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
 	// PauseImage returns the sandbox image: the embedded image, loaded if missing, or the
 	// configured one, pulled if missing.
-	PauseImage(ctx context.Context) (spec.PauseImage, error)
+	PauseImage(ctx context.Context) (model.PauseImage, error)
 }
 
 // View provides the state of this node from memory. Records are shared and read-only. IDs may be
 // shortened to a unique prefix. NotFound for an unknown ID, InvalidArgument for an ambiguous one.
 type View interface {
 	Engine() view.EngineState
-	Sandbox(id string) (*spec.Sandbox, error)
-	Container(id string) (*spec.Container, error)
-	Sandboxes() []*spec.Sandbox    // newest first
-	Containers() []*spec.Container // newest first
-	ContainersOf(sandboxID model.ContainerID) []*spec.Container
+	Sandbox(id string) (*model.Sandbox, error)
+	Container(id string) (*model.Container, error)
+	Sandboxes() []*model.Sandbox    // newest first
+	Containers() []*model.Container // newest first
+	ContainersOf(sandboxID model.ContainerID) []*model.Container
 	// Pod returns a sandbox with its containers and a timestamp to order it among the events.
 	Pod(sandboxID string) (view.Pod, error)
 	// Watch subscribes to changes; see view.Watch. The caller must stop it.
@@ -108,14 +110,14 @@ type View interface {
 type ImageView interface {
 	// Image returns an image by tag, digest or ID. The ID may be shortened and may have the
 	// "sha256:" prefix.
-	Image(ref string) (*spec.Image, error)
+	Image(ref string) (*model.Image, error)
 	// Images returns all images. Unavailable until the engine has listed them.
-	Images() ([]*spec.Image, error)
+	Images() ([]*model.Image, error)
 	// RefreshImages reads all images again.
 	RefreshImages(ctx context.Context) error
 	// RefreshImage reads one image again, by name or ID, and returns it. NotFound if it does not
 	// exist.
-	RefreshImage(ctx context.Context, ref string) (*spec.Image, error)
+	RefreshImage(ctx context.Context, ref string) (*model.Image, error)
 	// ForgetImage drops an image from the view after its removal.
 	ForgetImage(id model.ImageID)
 }
@@ -124,14 +126,14 @@ type ImageView interface {
 type Logs interface {
 	// Config returns Docker's log configuration for a container with this log path beneath its
 	// pod's log directory. Unavailable if the required log mode is not working.
-	Config(ctx context.Context, directory, path string) (spec.LogConfig, error)
+	Config(ctx context.Context, directory, path string) (model.LogConfig, error)
 	// Started creates the log path of a container after its start, successful or not.
-	Started(ctx context.Context, c *spec.Container) error
+	Started(ctx context.Context, c *model.Container) error
 	// Reopen gives a running container a new log file at its path after the kubelet has renamed the
 	// old one. On error it creates no file.
-	Reopen(ctx context.Context, c *spec.Container) error
+	Reopen(ctx context.Context, c *model.Container) error
 	// Removed undoes Started. An unknown container is no error.
-	Removed(ctx context.Context, c *spec.Container) error
+	Removed(ctx context.Context, c *model.Container) error
 	// State returns the active mode, "" for none, and the reason if it is not the preferred one.
 	State() (active, reason string)
 }
@@ -171,17 +173,17 @@ type Network interface {
 	// Keep pins a namespace of Prepare for its sandbox and protects it from Reclaim until release.
 	Keep(ctx context.Context, id model.ContainerID, netns string) (release func(), err error)
 	// Connect connects a pod. Disconnect undoes it, even after an error.
-	Connect(ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig) ([]netip.Addr, error)
+	Connect(ctx context.Context, sb *model.Sandbox, cfg *runtimeapi.PodSandboxConfig) ([]netip.Addr, error)
 	// HasJoined reports whether a process belongs to the sandbox and runs in the namespace of Keep.
 	HasJoined(id model.ContainerID, pid int) bool
 	// Confirm marks a connected pod as complete. Addresses returns nothing before.
 	Confirm(id model.ContainerID) error
 	// Disconnect releases the network of a pod, connected or not, running or not.
-	Disconnect(ctx context.Context, sb *spec.Sandbox) error
-	Addresses(sb *spec.Sandbox) []netip.Addr
-	IsConnected(sb *spec.Sandbox) bool
+	Disconnect(ctx context.Context, sb *model.Sandbox) error
+	Addresses(sb *model.Sandbox) []netip.Addr
+	IsConnected(sb *model.Sandbox) bool
 	// NetNS opens the network namespace of a running pod, or returns NotFound.
-	NetNS(sb *spec.Sandbox) (*os.File, error)
+	NetNS(sb *model.Sandbox) (*os.File, error)
 }
 
 // NodeNetwork reports and configures the pod network of the node; see podnet.Manager.
@@ -192,7 +194,7 @@ type NodeNetwork interface {
 	State() (notice string, err error)
 	SetPodCIDR(cidrs []netip.Prefix) error
 	// Check returns the path of a pod's namespace and the result of the plugins' CHECK.
-	Check(ctx context.Context, sb *spec.Sandbox) (netns, result string)
+	Check(ctx context.Context, sb *model.Sandbox) (netns, result string)
 	// Holds reports whether any network resource of a pod remains.
 	Holds(id model.ContainerID) bool
 }
@@ -200,8 +202,8 @@ type NodeNetwork interface {
 // Reclaimer adopts and releases the networks of pods outside of any call; see podnet.Manager.
 type Reclaimer interface {
 	// IsAdoptable reports whether a pod may have a network that this daemon has not recorded.
-	IsAdoptable(sb *spec.Sandbox) bool
-	Adopt(ctx context.Context, sb *spec.Sandbox) error
+	IsAdoptable(sb *model.Sandbox) bool
+	Adopt(ctx context.Context, sb *model.Sandbox) error
 	// Reclaim releases the networks of removed or stopped sandboxes.
 	Reclaim(ctx context.Context, all podnet.Sandboxes) error
 	// RequestReclaim requests a call of Recover. It never blocks.
@@ -240,8 +242,8 @@ type Service struct {
 	joining joining
 	starts  starts
 
-	encodedSandboxes  *encodings[spec.Sandbox]
-	encodedContainers *encodings[spec.Container]
+	encodedSandboxes  *encodings[model.Sandbox]
+	encodedContainers *encodings[model.Container]
 	outputs           outputBytes // of ExecSync
 }
 
@@ -263,11 +265,11 @@ func New(d Deps) *Service {
 		joining:      joining{configured: d.EngineNetNS, timeout: joinDeadline},
 		starts:       starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},
 		encodedSandboxes: newEncodings(
-			func(sb *spec.Sandbox) proto.Message { return sb.Item() },
-			func(sb *spec.Sandbox) proto.Message { return sb.ShortItem() }),
+			func(sb *model.Sandbox) proto.Message { return sb.Item() },
+			func(sb *model.Sandbox) proto.Message { return sb.ShortItem() }),
 		encodedContainers: newEncodings(
-			func(c *spec.Container) proto.Message { return c.Item() },
-			func(c *spec.Container) proto.Message { return c.ShortItem() }),
+			func(c *model.Container) proto.Message { return c.Item() },
+			func(c *model.Container) proto.Message { return c.ShortItem() }),
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/podstats"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/wire"
 )
 
@@ -15,7 +14,7 @@ import (
 func (s *Service) ContainerStats(
 	_ context.Context, r *runtimeapi.ContainerStatsRequest,
 ) (*runtimeapi.ContainerStatsResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	stats, err := s.Stats.Container(r.GetContainerId())
@@ -27,7 +26,7 @@ func (s *Service) ContainerStats(
 func (s *Service) ListContainerStats(
 	_ context.Context, r *runtimeapi.ListContainerStatsRequest,
 ) (*runtimeapi.ListContainerStatsResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListContainerStatsResponse{Stats: s.Stats.Containers(r.GetFilter())}, nil
@@ -39,7 +38,7 @@ func (s *Service) ListContainerStats(
 func (s *Service) PodSandboxStats(
 	_ context.Context, r *runtimeapi.PodSandboxStatsRequest,
 ) (*runtimeapi.PodSandboxStatsResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	stats, err := s.Stats.Pod(r.GetPodSandboxId())
@@ -51,7 +50,7 @@ func (s *Service) PodSandboxStats(
 func (s *Service) ListPodSandboxStats(
 	_ context.Context, r *runtimeapi.ListPodSandboxStatsRequest,
 ) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: s.Stats.Pods(r.GetFilter())}, nil
@@ -62,9 +61,6 @@ func (s *Service) ListPodSandboxStats(
 func (s *Service) ListMetricDescriptors(
 	_ context.Context, r *runtimeapi.ListMetricDescriptorsRequest,
 ) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	if err := spec.Validate(r); err != nil {
-		return nil, err
-	}
 	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: podstats.MetricDescriptors()}, nil
 }
 
@@ -73,7 +69,7 @@ func (s *Service) ListMetricDescriptors(
 func (s *Service) ListPodSandboxMetrics(
 	_ context.Context, r *runtimeapi.ListPodSandboxMetricsRequest,
 ) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 	return wire.WithEncoded(&runtimeapi.ListPodSandboxMetricsResponse{}, s.Stats.Metrics()), nil

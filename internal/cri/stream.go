@@ -8,7 +8,7 @@ import (
 
 // Exec prepares a streaming exec and returns a single-use URL (CRI Exec).
 func (s *Service) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -25,7 +25,7 @@ func (s *Service) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeap
 // Attach prepares an attach to a container's main process and returns a single-use URL (CRI
 // Attach).
 func (s *Service) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 
@@ -44,7 +44,7 @@ func (s *Service) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runti
 func (s *Service) PortForward(
 	_ context.Context, r *runtimeapi.PortForwardRequest,
 ) (*runtimeapi.PortForwardResponse, error) {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return nil, err
 	}
 

@@ -28,7 +28,7 @@ func encodeItems[M proto.Message](messages []M) (items []byte, err error) {
 func (s *Service) StreamPodSandboxes(
 	r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer,
 ) error {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return err
 	}
 
@@ -46,7 +46,7 @@ func (s *Service) StreamPodSandboxes(
 func (s *Service) StreamContainers(
 	r *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer,
 ) error {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return err
 	}
 
@@ -122,7 +122,7 @@ func (s *Service) StreamPodSandboxStats(
 func (s *Service) StreamPodSandboxMetrics(
 	r *runtimeapi.StreamPodSandboxMetricsRequest, out runtimeapi.RuntimeService_StreamPodSandboxMetricsServer,
 ) error {
-	if _, err := s.begin(r); err != nil {
+	if _, err := s.host(); err != nil {
 		return err
 	}
 	return wire.SendPages(s.Stats.Metrics(), pageSize, func(page []byte) error {

@@ -23,7 +23,6 @@ import (
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/podstats"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/view"
 )
 
@@ -246,22 +245,22 @@ func (p fakePins) List() (ids []model.ContainerID) {
 
 type fakeLogs struct{ *world }
 
-func (l fakeLogs) Config(context.Context, string, string) (spec.LogConfig, error) {
-	return spec.LogConfig{Driver: "json-file"}, l.fails("logs.Config")
+func (l fakeLogs) Config(context.Context, string, string) (model.LogConfig, error) {
+	return model.LogConfig{Driver: "json-file"}, l.fails("logs.Config")
 }
 func (l fakeLogs) State() (active, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.logMode, l.logReason
 }
-func (l fakeLogs) Reopen(_ context.Context, c *spec.Container) error {
+func (l fakeLogs) Reopen(_ context.Context, c *model.Container) error {
 	if err := l.fails("logs.Reopen"); err != nil {
 		return err
 	}
 	l.set(l.world.logs, string(c.ID)+" reopened", true)
 	return nil
 }
-func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
+func (l fakeLogs) Started(_ context.Context, c *model.Container) error {
 	if err := l.fails("log"); err != nil {
 		return err
 	}
@@ -275,7 +274,7 @@ func (l fakeLogs) Started(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
-func (l fakeLogs) Removed(_ context.Context, c *spec.Container) error {
+func (l fakeLogs) Removed(_ context.Context, c *model.Container) error {
 	l.set(l.logs, string(c.ID), false)
 	return nil
 }

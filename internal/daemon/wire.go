@@ -29,11 +29,11 @@ import (
 	"cri-dockerd/internal/podstats"
 	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/rpc"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/stream"
 	"cri-dockerd/internal/tracing"
 	"cri-dockerd/internal/undo"
+	"cri-dockerd/internal/validate"
 	"cri-dockerd/internal/view"
 )
 
@@ -317,7 +317,7 @@ func (p *parts) openServer() error {
 		Runtime:  p.service,
 		Image:    p.service,
 		Log:      p.log,
-		Validate: spec.Validate,
+		Validate: validate.Request,
 		Hold:     p.hold,
 		Traces:   p.traces,
 	})

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // maxInspects is the maximum number of concurrent inspects while all containers are read.
@@ -28,7 +28,7 @@ const createTimeout = 2 * time.Minute
 // Create creates a container (POST /containers/create) and returns its ID. A name in use is a
 // Conflict. After sending the request, Create waits for the response even if ctx ends: a cancelled
 // create could still succeed later, after the caller has cleaned up.
-func (e *Engine) Create(ctx context.Context, c *spec.Create) (model.ContainerID, error) {
+func (e *Engine) Create(ctx context.Context, c *translate.Create) (model.ContainerID, error) {
 	if ctx.Err() != nil {
 		return "", wrap(ctx.Err(), "create container %s", c.Name)
 	}
@@ -107,25 +107,25 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 
 // Update changes the resources supported by Docker's API (POST /containers/{id}/update). Limit
 // changes the others.
-func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
+func (e *Engine) Update(ctx context.Context, id model.ContainerID, u *translate.Update) error {
 	_, err := e.docker().ContainerUpdate(ctx, string(id), client.ContainerUpdateOptions{Resources: &u.Resources})
 	return wrap(err, "update container %s", id)
 }
 
 // Inspect reads the current state of a container. An unknown container is NotFound. A container not
 // managed by this program gives an empty object.
-func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
+func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (model.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.inspectTimeout)
 	defer cancel()
 
 	in, err := e.inspect(ctx, string(id))
 	if err != nil {
-		return spec.Object{}, wrap(err, "inspect container %s", id)
+		return model.Object{}, wrap(err, "inspect container %s", id)
 	}
 
 	o, err := e.read(ctx, in)
 	if err != nil {
-		return spec.Object{}, wrap(err, "inspect container %s", id)
+		return model.Object{}, wrap(err, "inspect container %s", id)
 	}
 
 	e.measure(o.Container)
@@ -135,34 +135,34 @@ func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (spec.Object
 
 // read translates the response to an inspect. It needs the labels of the image, because Docker
 // merges them into the labels of the container.
-func (e *Engine) read(ctx context.Context, in container.InspectResponse) (spec.Object, error) {
+func (e *Engine) read(ctx context.Context, in container.InspectResponse) (model.Object, error) {
 	image, err := e.imageLabels(ctx, in.Image)
 	if err != nil {
-		return spec.Object{}, err
+		return model.Object{}, err
 	}
-	return spec.Read(in, image)
+	return translate.Read(in, image)
 }
 
 // FindByName returns the ID and the object of the container with this name (without slash), or
 // NotFound.
-func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error) {
+func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID, model.Object, error) {
 	in, err := e.inspect(ctx, name)
 	if err != nil {
-		return "", spec.Object{}, wrap(err, "find container %s", name)
+		return "", model.Object{}, wrap(err, "find container %s", name)
 	}
 
 	if in.Name != "/"+name { // Docker also accepts a prefix of an ID
-		return "", spec.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
+		return "", model.Object{}, fmt.Errorf("find container %s: %w", name, errdefs.ErrNotFound)
 	}
 
 	id, err := model.ParseContainerID(in.ID)
 	if err != nil {
-		return "", spec.Object{}, wrap(err, "find container %s", name)
+		return "", model.Object{}, wrap(err, "find container %s", name)
 	}
 
 	o, err := e.read(ctx, in)
 	if errdefs.IsDataLoss(err) { // a container with this name, but not managed by this program
-		return id, spec.Object{}, nil
+		return id, model.Object{}, nil
 	}
 
 	return id, o, wrap(err, "find container %s", name)
@@ -171,13 +171,13 @@ func (e *Engine) FindByName(ctx context.Context, name string) (model.ContainerID
 // Objects lists and inspects all containers managed by this program. It skips containers removed in
 // the meantime. A container without a timely inspect response is Unread and has only the data of
 // the list, so that a hanging container does not hide the others.
-func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
-	list, err := e.list(ctx, make(client.Filters).Add("label", spec.OurLabel))
+func (e *Engine) Objects(ctx context.Context) ([]model.Object, error) {
+	list, err := e.list(ctx, make(client.Filters).Add("label", translate.PodLabel))
 	if err != nil {
 		return nil, wrap(err, "list containers")
 	}
 
-	out := make([]spec.Object, len(list))
+	out := make([]model.Object, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxInspects)
 	late := newStragglers(ctx, e.Ping)
@@ -195,7 +195,7 @@ func (e *Engine) Objects(ctx context.Context) ([]spec.Object, error) {
 
 // object inspects one container of a list. It fails only if the engine is unavailable or ctx has
 // ended.
-func (e *Engine) object(ctx context.Context, item listedContainer, late *stragglers) (spec.Object, error) {
+func (e *Engine) object(ctx context.Context, item listedContainer, late *stragglers) (model.Object, error) {
 	inspectCtx, done := late.begin(ctx)
 	o, err := e.Inspect(inspectCtx, model.ContainerID(item.ID))
 	done()
@@ -204,17 +204,17 @@ func (e *Engine) object(ctx context.Context, item listedContainer, late *straggl
 	}
 
 	if isUnanswered(ctx, err) {
-		return spec.Object{}, err
+		return model.Object{}, err
 	}
 
 	e.cfg.Log.Warn("failed to inspect container; using the engine's container list instead",
 		"container", item.ID, "names", item.Names, "err", err)
-	image := spec.ImageLabels{Unknown: true}
+	image := model.ImageLabels{Unknown: true}
 	if i := e.images.get(item.ImageID); i != nil {
-		image = i.Brings()
+		image = i.InheritedLabels()
 	}
 
-	return spec.ReadListed(spec.Listed{
+	return translate.ReadListed(translate.Listed{
 		ID:          model.ContainerID(item.ID),
 		Name:        item.name(),
 		ImageID:     item.ImageID,

@@ -24,7 +24,7 @@ import (
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // Config configures an Engine.
@@ -45,7 +45,7 @@ type Config struct {
 	// Traces receives a span for every request. It may be nil.
 	Traces trace.TracerProvider
 	// Pins are the images pinned by the operator.
-	Pins spec.ImagePins
+	Pins model.ImagePins
 	Log  *slog.Logger
 }
 
@@ -125,16 +125,16 @@ const minAPI = "1.41"
 // Host connects to the engine, negotiates the API version, and reads the engine's properties (GET
 // /_ping, /info). Errors are Unavailable if the engine does not respond, and FailedPrecondition if
 // it is too old.
-func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
+func (e *Engine) Host(ctx context.Context) (model.Host, error) {
 	// Use a new client: a second negotiation would change the version of calls in progress, and it
 	// could only lower the version.
 	docker, err := e.newClient()
 	if err != nil {
-		return spec.Host{}, err
+		return model.Host{}, err
 	}
 
 	if _, err := docker.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
-		return spec.Host{}, errors.Join(wrap(err, "ping the engine at %s", docker.DaemonHost()), docker.Close())
+		return model.Host{}, errors.Join(wrap(err, "ping the engine at %s", docker.DaemonHost()), docker.Close())
 	}
 
 	// Close affects idle connections only; calls in progress continue.
@@ -144,10 +144,10 @@ func (e *Engine) Host(ctx context.Context) (spec.Host, error) {
 
 	info, err := e.info(ctx)
 	if err != nil {
-		return spec.Host{}, wrap(err, "get engine information")
+		return model.Host{}, wrap(err, "get engine information")
 	}
 
-	h := spec.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
+	h := translate.ReadHost(info, e.docker().ClientVersion(), minOOMScore("/proc/self"))
 	e.arch.Store(&h.Architecture)
 	if e.activity.store.Store(nil); h.ContainerdStore {
 		e.activity.store.Store(&h.RootDir)

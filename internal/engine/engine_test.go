@@ -574,7 +574,7 @@ func TestHangingInspects(t *testing.T) {
 	tag.Store("odd:2")
 	begin := time.Now()
 	images, err := e.Images(t.Context())
-	if err != nil || len(images) != 2 || !images[0].Stale || images[0].User != "7" || !images[0].Named("odd:2") ||
+	if err != nil || len(images) != 2 || !images[0].Stale || images[0].User != "7" || !images[0].HasName("odd:2") ||
 		images[1].Stale {
 		t.Errorf("Images: %+v, %v", images, err)
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
 
@@ -207,7 +206,7 @@ func isConnectionLost(err error) bool {
 // firstSize waits briefly for the size of the terminal, if the engine supports it at the start.
 func (r *execution) firstSize(ctx context.Context) (Size, bool) {
 	const sizeAPI = "1.42"
-	if !r.TTY || r.Resize == nil || !(spec.Host{APIVersion: r.docker().ClientVersion()}).AtLeast(sizeAPI) {
+	if !r.TTY || r.Resize == nil || !(model.Host{APIVersion: r.docker().ClientVersion()}).AtLeast(sizeAPI) {
 		return Size{}, false
 	}
 

@@ -9,7 +9,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // KillForgotten kills the processes of a running container if the engine has no record of its
@@ -70,7 +69,7 @@ func (e *Engine) killForgotten(ctx context.Context, proc string, id model.Contai
 const killTimeout = 5 * time.Second
 
 // isUnstarted reports whether the engine has never started the container, according to its record.
-func isUnstarted(o spec.Object) bool {
+func isUnstarted(o model.Object) bool {
 	switch {
 	case o.Sandbox != nil:
 		return !o.Sandbox.Running && o.Sandbox.StartedAt.IsZero()

@@ -11,14 +11,14 @@ import (
 	"github.com/moby/moby/client"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // HoldImage prevents the removal of an image's layers by creating a container without starting it.
 // It returns the directories of the layers, topmost first. Holding an image twice is not an error.
 // Only overlay2 reports its layers; other storage drivers give FailedPrecondition.
 func (e *Engine) HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error) {
-	holder := spec.NewHolder(imageID)
+	holder := translate.NewHolder(imageID)
 	if _, err := e.Create(ctx, holder); err != nil && !errdefs.IsConflict(err) {
 		return nil, err
 	}
@@ -50,12 +50,12 @@ func imageLayers(data map[string]string) ([]string, error) {
 
 // ReleaseImage undoes HoldImage. It succeeds if the image is not held.
 func (e *Engine) ReleaseImage(ctx context.Context, imageID model.ImageID) error {
-	return ignore(e.remove(ctx, spec.HolderName(imageID)), errdefs.IsNotFound)
+	return ignore(e.remove(ctx, translate.HolderName(imageID)), errdefs.IsNotFound)
 }
 
 // HeldImages returns the IDs of the images held by HoldImage.
 func (e *Engine) HeldImages(ctx context.Context) ([]model.ImageID, error) {
-	list, err := e.list(ctx, make(client.Filters).Add("name", "^/?"+spec.HolderPrefix))
+	list, err := e.list(ctx, make(client.Filters).Add("name", "^/?"+translate.HolderPrefix))
 	if err != nil {
 		return nil, wrap(err, "list image holder containers")
 	}
@@ -63,7 +63,7 @@ func (e *Engine) HeldImages(ctx context.Context) ([]model.ImageID, error) {
 	var ids []model.ImageID
 	for _, c := range list {
 		for _, name := range c.Names {
-			if id, ok := spec.HeldImage(name); ok {
+			if id, ok := translate.HeldImage(name); ok {
 				ids = append(ids, id)
 			}
 		}

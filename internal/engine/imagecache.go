@@ -10,7 +10,6 @@ import (
 
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // imageCache caches the results of image inspects. An entry is valid while the image's entry in the
@@ -33,7 +32,7 @@ func newImageCache() imageCache {
 
 type cachedImage struct {
 	summary []string // see summaryOf
-	image   *spec.Image
+	image   *model.Image
 }
 
 // summaryOf returns the variable properties of an image in the list: its size and names.
@@ -51,7 +50,7 @@ func (c *imageCache) invalidate(id model.ImageID) {
 }
 
 // put adds an image inspected independently of a list. The next list inspects it again.
-func (c *imageCache) put(i *spec.Image) {
+func (c *imageCache) put(i *model.Image) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stale[i.ID]++
@@ -88,7 +87,7 @@ func (c *imageCache) replace(byID map[model.ImageID]cachedImage, stale map[model
 }
 
 // get returns the image with this ID in the last list, or nil.
-func (c *imageCache) get(id string) *spec.Image {
+func (c *imageCache) get(id string) *model.Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.byID[model.ImageID(id)].image

@@ -16,8 +16,8 @@ import (
 	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
+	"cri-dockerd/internal/translate"
 )
 
 // allKeys is the only key of a lock in a keylock.Map used as a mutex. These locks are held during
@@ -29,7 +29,7 @@ const maxImageInspects = 4
 
 // Images lists all images except unnamed parents of other images (GET /images/json). It inspects
 // new and changed images. An image without a timely inspect response is marked as stale.
-func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
+func (e *Engine) Images(ctx context.Context) ([]*model.Image, error) {
 	unlock, err := e.images.listing.Lock(ctx, allKeys)
 	if err != nil {
 		return nil, fmt.Errorf("list images: wait for a list in progress: %w", err)
@@ -66,7 +66,7 @@ func (e *Engine) Images(ctx context.Context) ([]*spec.Image, error) {
 	}
 
 	known := make(map[model.ImageID]cachedImage, len(list))
-	out := make([]*spec.Image, 0, len(list))
+	out := make([]*model.Image, 0, len(list))
 	for _, c := range read {
 		if c.image != nil {
 			known[c.image.ID] = c
@@ -89,7 +89,7 @@ func (c cachedImage) isCurrent(s image.Summary) bool {
 // an image that Docker cannot inspect. If the engine does not respond in time, describe combines
 // the data of the list with the last known state.
 func (e *Engine) describe(
-	ctx context.Context, s image.Summary, before *spec.Image, late *stragglers,
+	ctx context.Context, s image.Summary, before *model.Image, late *stragglers,
 ) (cachedImage, error) {
 	inspectCtx, done := late.begin(ctx)
 	defer done()
@@ -107,7 +107,7 @@ func (e *Engine) describe(
 		return cachedImage{}, nil
 	}
 
-	read, readErr := spec.ReadImage(s, in)
+	read, readErr := translate.ReadImage(s, in)
 	if readErr != nil {
 		e.cfg.Log.Warn("failed to read image; omitting it from the image list", "err", readErr)
 		return cachedImage{}, nil
@@ -125,13 +125,13 @@ func (e *Engine) describe(
 
 // Image inspects one image by name or ID (GET /images/{name}/json). An unknown image is NotFound.
 // The next list inspects the image again.
-func (e *Engine) Image(ctx context.Context, ref string) (*spec.Image, error) {
+func (e *Engine) Image(ctx context.Context, ref string) (*model.Image, error) {
 	in, err := e.inspectImage(ctx, ref)
 	if err != nil {
 		return nil, wrap(err, "inspect image %s", ref)
 	}
 
-	i, err := spec.ReadImage(image.Summary{ID: in.ID, Size: in.Size}, in)
+	i, err := translate.ReadImage(image.Summary{ID: in.ID, Size: in.Size}, in)
 	if err != nil {
 		return nil, wrap(err, "inspect image %s", ref)
 	}
@@ -144,29 +144,29 @@ func (e *Engine) Image(ctx context.Context, ref string) (*spec.Image, error) {
 
 // imageLabels returns the labels inherited by the containers of an image. They are unknown for a
 // removed image.
-func (e *Engine) imageLabels(ctx context.Context, id string) (spec.ImageLabels, error) {
+func (e *Engine) imageLabels(ctx context.Context, id string) (model.ImageLabels, error) {
 	if i := e.images.get(id); i != nil {
-		return i.Brings(), nil
+		return i.InheritedLabels(), nil
 	}
 
 	in, err := e.inspectImage(ctx, id)
 	if errdefs.IsNotFound(err) || id == "" {
-		return spec.ImageLabels{Unknown: true}, nil
+		return model.ImageLabels{Unknown: true}, nil
 	} else if err != nil {
-		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
+		return model.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
 
-	i, err := spec.ReadImage(image.Summary{ID: in.ID}, in)
+	i, err := translate.ReadImage(image.Summary{ID: in.ID}, in)
 	if err != nil {
-		return spec.ImageLabels{}, wrap(err, "inspect image %s", id)
+		return model.ImageLabels{}, wrap(err, "inspect image %s", id)
 	}
 
-	return i.Brings(), nil
+	return i.InheritedLabels(), nil
 }
 
 // isPinned reports whether the kubelet must not remove an image: the sandbox image, identified by
 // the engine's ID of it, or an image pinned by the operator. An image cannot pin itself.
-func (e *Engine) isPinned(i *spec.Image) bool {
+func (e *Engine) isPinned(i *model.Image) bool {
 	if id := e.pauseID.Load(); id != nil && i.ID == *id {
 		return true
 	}

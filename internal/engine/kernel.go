@@ -8,14 +8,14 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/cgroup"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // Limit sets the resource limits of a running container that Docker's API lacks, directly in the
 // kernel. An exited container is not an error. A limit not supported on this machine is
 // FailedPrecondition; a value rejected by the kernel is InvalidArgument. Both errors name the
 // limit.
-func (e *Engine) Limit(c *spec.Container, l spec.KernelLimits) error {
+func (e *Engine) Limit(c *model.Container, l model.KernelLimits) error {
 	if l.Empty() || c.Pid == 0 {
 		return nil
 	}
@@ -40,7 +40,7 @@ const limitsMark = "limits"
 // LimitStarted sets the limits of the container's record, unless this was done since the container
 // started. A mark on the control group records it, so the record survives the daemon but not the
 // container.
-func (e *Engine) LimitStarted(c *spec.Container) error {
+func (e *Engine) LimitStarted(c *model.Container) error {
 	if c.Kernel.Empty() || c.Pid == 0 {
 		return nil
 	}
@@ -63,7 +63,7 @@ func (e *Engine) LimitStarted(c *spec.Container) error {
 	return nil
 }
 
-func (e *Engine) limit(g *cgroup.Group, l spec.KernelLimits) error {
+func (e *Engine) limit(g *cgroup.Group, l model.KernelLimits) error {
 	if err := g.SetHugepages(l.Hugepages); err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (e *Engine) limit(g *cgroup.Group, l spec.KernelLimits) error {
 }
 
 // measure adds the kernel's current limits to the record of a container on this machine.
-func (e *Engine) measure(c *spec.Container) {
+func (e *Engine) measure(c *model.Container) {
 	if c == nil || c.Pid == 0 {
 		return
 	}
@@ -96,7 +96,7 @@ func (e *Engine) measure(c *spec.Container) {
 		return
 	}
 
-	c.Measured(spec.KernelLimits{
+	c.SetMeasured(model.KernelLimits{
 		OOMScoreAdj: score,
 		Hugepages:   g.Hugepages(slices.Collect(maps.Keys(c.Kernel.Hugepages))),
 		Unified:     g.Unified(slices.Collect(maps.Keys(c.Kernel.Unified))),

@@ -7,7 +7,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // logCheckName is the name of ReachLogDriver's temporary container, which never runs.
@@ -16,7 +16,7 @@ const logCheckName = "cri-dockerd-log-driver-check"
 // ReachLogDriver checks whether the engine can use a log driver, by creating a container with it.
 // The API has no other way: the engine searches for a plugin's socket on first use, in its own
 // mount namespace, for up to 15 s. Unavailable means that the engine itself does not respond.
-func (e *Engine) ReachLogDriver(ctx context.Context, c spec.LogConfig) error {
+func (e *Engine) ReachLogDriver(ctx context.Context, c model.LogConfig) error {
 	image := e.cfg.PauseImage
 	// Do not pull: an unreachable registry must not fail the check.
 	if image == "" || !e.images.has(image) {

@@ -3,7 +3,7 @@ package engine
 import (
 	"context"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // Misfit is a container with the name or labels of a pod's container that no runtime manages.
@@ -23,7 +23,7 @@ func (e *Engine) Misfits(ctx context.Context) ([]Misfit, error) {
 	var out []Misfit
 	for _, item := range list {
 		name := item.name()
-		if reason := spec.Misfit("/"+name, item.Labels); reason != "" {
+		if reason := translate.Misfit("/"+name, item.Labels); reason != "" {
 			out = append(out, Misfit{item.ID, name, reason})
 		}
 	}

@@ -11,52 +11,51 @@ import (
 
 	"cri-dockerd/internal/engine/pause"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // PauseImage ensures that the engine has the sandbox image. It loads the embedded image, or pulls
 // the configured one with the credentials of this machine, if it is missing.
-func (e *Engine) PauseImage(ctx context.Context) (spec.PauseImage, error) {
+func (e *Engine) PauseImage(ctx context.Context) (model.PauseImage, error) {
 	ref := e.cfg.PauseImage
 	if ref == "" {
 		return e.embeddedPause(ctx)
 	}
 	if e.images.has(ref) {
-		return spec.PauseImage{Source: ref, Name: ref}, nil
+		return model.PauseImage{Source: ref, Name: ref}, nil
 	}
 
 	if _, err := e.inspectImage(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
-		return spec.PauseImage{}, wrap(err, "inspect pause image %s", ref)
+		return model.PauseImage{}, wrap(err, "inspect pause image %s", ref)
 	} else if err != nil {
 		if err := e.pullPause(ctx, ref); err != nil {
-			return spec.PauseImage{}, fmt.Errorf("pause image %s: %w; %s", ref, err, pauseRemedies)
+			return model.PauseImage{}, fmt.Errorf("pause image %s: %w; %s", ref, err, pauseRemedies)
 		}
 	}
 
-	return spec.PauseImage{Source: ref, Name: ref}, nil
+	return model.PauseImage{Source: ref, Name: ref}, nil
 }
 
 // embeddedPause ensures that the engine has the embedded sandbox image. Callers use its ID, because
 // its name may be assigned to another image. An image with the name and other content is replaced.
 // The error is Unavailable before the first connection to the engine.
-func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
+func (e *Engine) embeddedPause(ctx context.Context) (model.PauseImage, error) {
 	arch := e.arch.Load()
 	if arch == nil {
-		return spec.PauseImage{}, fmt.Errorf("pause image: not connected to the engine: %w", errdefs.ErrUnavailable)
+		return model.PauseImage{}, fmt.Errorf("pause image: not connected to the engine: %w", errdefs.ErrUnavailable)
 	}
 
 	img, err := pause.New(*arch)
 	if err != nil {
-		return spec.PauseImage{}, err
+		return model.PauseImage{}, err
 	}
 
 	if id := e.pauseID.Load(); id != nil && e.images.get(string(*id)) != nil { // image events keep the list up to date
-		return spec.PauseImage{Source: string(*id), Name: img.Ref}, nil
+		return model.PauseImage{Source: string(*id), Name: img.Ref}, nil
 	}
 
 	unlock, err := e.loading.Lock(ctx, allKeys) // Docker 29 rejects concurrent loads of one image
 	if err != nil {
-		return spec.PauseImage{}, fmt.Errorf("pause image: wait for a load in progress: %w", err)
+		return model.PauseImage{}, fmt.Errorf("pause image: wait for a load in progress: %w", err)
 	}
 	defer unlock()
 
@@ -66,13 +65,13 @@ func (e *Engine) embeddedPause(ctx context.Context) (spec.PauseImage, error) {
 	}
 
 	if err != nil {
-		return spec.PauseImage{}, err
+		return model.PauseImage{}, err
 	}
 
 	e.pauseID.Store(&id)
 	e.images.invalidate(id) // the next list marks it as pinned
 
-	return spec.PauseImage{Source: string(id), Name: img.Ref}, nil
+	return model.PauseImage{Source: string(id), Name: img.Ref}, nil
 }
 
 // loadPause loads the embedded pause image and returns its ID.

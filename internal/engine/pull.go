@@ -19,7 +19,6 @@ import (
 	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/secret"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
 
@@ -29,11 +28,11 @@ import (
 // Unavailable depending on the registry's response, Unavailable without progress for PullDeadline,
 // or the error of ctx.
 func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (model.ImageID, error) {
-	if spec.Familiar(ref) == "" {
+	if model.FamiliarName(ref) == "" {
 		return "", fmt.Errorf("image.image: %q is not a valid image name: %w", ref, errdefs.ErrInvalidArgument)
 	}
 
-	if name := spec.Familiar(ref); strings.HasPrefix(name, pause.Repository+":") ||
+	if name := model.FamiliarName(ref); strings.HasPrefix(name, pause.Repository+":") ||
 		strings.HasPrefix(name, pause.Repository+"@") {
 		return "", fmt.Errorf("image.image: %s is the embedded sandbox image and cannot be pulled: %w", ref,
 			errdefs.ErrPermissionDenied)
@@ -48,7 +47,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, auth *runtimeapi.AuthConf
 }
 
 func (e *Engine) sharedPull(ctx context.Context, ref, header string) (model.ImageID, error) {
-	id, err := e.pulls.do(ctx, spec.Familiar(ref)+"\n"+header, func(ctx context.Context) (string, error) {
+	id, err := e.pulls.do(ctx, model.FamiliarName(ref)+"\n"+header, func(ctx context.Context) (string, error) {
 		return e.pull(ctx, ref, header)
 	})
 	if err != nil {
@@ -57,14 +56,23 @@ func (e *Engine) sharedPull(ctx context.Context, ref, header string) (model.Imag
 	return model.ParseImageID(id)
 }
 
-// secrets returns the secrets in a header, to mask them in error messages of the registry.
+// secrets returns the credentials of a header, and the header itself. Errors of registries must not
+// reveal them.
 func secrets(header string) []string {
 	a, err := authconfig.Decode(header)
 	if err != nil || header == "" {
 		return nil
 	}
-	return []string{header, a.Password, a.Auth, a.IdentityToken, a.RegistryToken,
-		base64.StdEncoding.EncodeToString([]byte(a.Username + ":" + a.Password))}
+
+	login := secret.Login{
+		Username:      a.Username,
+		Password:      a.Password,
+		Auth:          a.Auth,
+		IdentityToken: a.IdentityToken,
+		RegistryToken: a.RegistryToken,
+	}
+
+	return append(login.Secrets(), header)
 }
 
 // pull pulls an image and returns the image ID.

@@ -15,7 +15,7 @@ import (
 
 	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // Limits of decoded responses. Kubernetes limits the annotations of an object to 256 KiB. JSON
@@ -27,14 +27,14 @@ var (
 		Text:     64 << 10,
 		Group:    256 << 10,
 		Total:    16 << 20,
-		Keep:     spec.IsKept,
+		Keep:     translate.IsEssential,
 		KeptText: 2 << 20,
 	}
 	listLimits = tolerant.Limits{
 		Text:     4 << 10,
 		Group:    16 << 10,
 		Total:    64 << 20,
-		Keep:     spec.IsKept,
+		Keep:     translate.IsEssential,
 		KeptText: 1 << 20,
 	}
 	imageListLimits = tolerant.Limits{Text: 4 << 10, Group: 256 << 10, Total: 64 << 20}

@@ -19,8 +19,8 @@ import (
 
 	"cri-dockerd/internal/engine/tolerant"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
+	"cri-dockerd/internal/translate"
 )
 
 var (
@@ -121,7 +121,7 @@ func TestResponsesAreBounded(t *testing.T) {
 			fmt.Fprint(w, `{"Id":"`)
 		}
 	}))
-	if _, err := e.Create(t.Context(), &spec.Create{
+	if _, err := e.Create(t.Context(), &translate.Create{
 		Name:   "x",
 		Config: &container.Config{Image: "app"},
 		Host:   &container.HostConfig{},
@@ -271,7 +271,7 @@ func callsOf(ctx context.Context, e *Engine) map[string]func() error {
 		"HoldImage":    func() error { _, err := e.HoldImage(ctx, model.ImageID("sha256:"+idA)); return err },
 		"Start":        func() error { return e.Start(ctx, model.ContainerID(idA)) },
 		"Stop":         func() error { return e.Stop(ctx, model.ContainerID(idA), 0) },
-		"Update":       func() error { return e.Update(ctx, model.ContainerID(idA), &spec.Update{}) },
+		"Update":       func() error { return e.Update(ctx, model.ContainerID(idA), &translate.Update{}) },
 		"RemoveImage":  func() error { return e.RemoveImage(ctx, "app") },
 		"LoadImage":    func() error { return e.LoadImage(ctx, strings.NewReader("")) },
 		"Pull":         func() error { _, err := e.Pull(ctx, "app", nil); return err },
@@ -282,7 +282,7 @@ func callsOf(ctx context.Context, e *Engine) map[string]func() error {
 			return err
 		},
 		"Create": func() error {
-			_, err := e.Create(ctx, &spec.Create{
+			_, err := e.Create(ctx, &translate.Create{
 				Name:   "x",
 				Config: &container.Config{Image: "app"},
 				Host:   &container.HostConfig{},
@@ -292,7 +292,7 @@ func callsOf(ctx context.Context, e *Engine) map[string]func() error {
 	}
 }
 
-func validObject(t *testing.T, o spec.Object) {
+func validObject(t *testing.T, o model.Object) {
 	t.Helper()
 	if s := o.Sandbox; s != nil {
 		s.Status(nil)

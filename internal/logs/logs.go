@@ -16,7 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/logs/driver"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/text"
 )
 
@@ -49,7 +49,7 @@ type Config struct {
 	// Reach verifies the log driver: it makes the engine create and remove a container with it.
 	// Unavailable means that the engine is down. Any other error means that the engine cannot use
 	// the driver.
-	Reach func(ctx context.Context, c spec.LogConfig) error
+	Reach func(ctx context.Context, c model.LogConfig) error
 	// EngineRoot returns the engine's data root, or "" before it is known.
 	EngineRoot func() string
 	Version    string // this program's version, to compare with the process's
@@ -301,33 +301,33 @@ func (l *Logs) Decided() <-chan struct{} { return l.decided }
 // Config returns the log driver and its options for a container. path is the log path beneath the
 // pod's log directory; both are "" without a log. At the start it waits until the mode is decided.
 // It returns Unavailable if the mode requires CRI files and they are unavailable.
-func (l *Logs) Config(ctx context.Context, directory, path string) (spec.LogConfig, error) {
+func (l *Logs) Config(ctx context.Context, directory, path string) (model.LogConfig, error) {
 	select {
 	case <-l.decided:
 	case <-ctx.Done():
-		return spec.LogConfig{}, fmt.Errorf("container log: %w", ctx.Err())
+		return model.LogConfig{}, fmt.Errorf("container log: %w", ctx.Err())
 	}
 
 	active, reason := l.State()
 	switch {
 	case active == "":
-		return spec.LogConfig{}, fmt.Errorf("container log (--container-log=%s): %s: %w",
+		return model.LogConfig{}, fmt.Errorf("container log (--container-log=%s): %s: %w",
 			l.cfg.Mode, reason, errdefs.ErrUnavailable)
 	case active == ModeJSONFile:
 		// No options: the engine's defaults apply. Operators set them in daemon.json (max-size,
 		// max-file).
-		return spec.LogConfig{Driver: "json-file"}, nil
+		return model.LogConfig{Driver: "json-file"}, nil
 
 	case directory == "" || path == "":
 		// The kubelet does not rotate a log without a path. Docker limits the size of this one.
-		return spec.LogConfig{Driver: "local"}, nil
+		return model.LogConfig{Driver: "local"}, nil
 	}
 
 	return driverConfig(directory, path), nil
 }
 
-func driverConfig(directory, path string) spec.LogConfig {
-	return spec.LogConfig{Driver: driver.Name, Options: map[string]string{
+func driverConfig(directory, path string) model.LogConfig {
+	return model.LogConfig{Driver: driver.Name, Options: map[string]string{
 		driver.OptionDirectory: filepath.Clean(directory),
 		driver.OptionPath:      filepath.Clean(path),
 		// docker logs reads from the driver; Docker's cache would double the work.
@@ -337,7 +337,7 @@ func driverConfig(directory, path string) spec.LogConfig {
 
 // Started publishes the log of a container at its path after the container has started or failed to
 // start.
-func (l *Logs) Started(ctx context.Context, c *spec.Container) error {
+func (l *Logs) Started(ctx context.Context, c *model.Container) error {
 	if c.LogDriver == driver.Name {
 		return nil
 	}
@@ -346,12 +346,12 @@ func (l *Logs) Started(ctx context.Context, c *spec.Container) error {
 
 // Removed removes a container's link. Log files remain for their readers until the kubelet removes
 // them with the pod.
-func (l *Logs) Removed(ctx context.Context, c *spec.Container) error { return l.links.removed(ctx, c) }
+func (l *Logs) Removed(ctx context.Context, c *model.Container) error { return l.links.removed(ctx, c) }
 
 // Reopen opens a new log at a running container's path after the kubelet has renamed the old one
 // (CRI ReopenContainerLog). It returns Unavailable if the log-driver process does not respond, and
 // FailedPrecondition if the container's log driver writes no file.
-func (l *Logs) Reopen(ctx context.Context, c *spec.Container) error {
+func (l *Logs) Reopen(ctx context.Context, c *model.Container) error {
 	if c.LogPath == "" {
 		return fmt.Errorf("reopen log of container %s: it has no log path: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}

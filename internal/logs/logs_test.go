@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cri-dockerd/internal/logs/driver"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/text"
 )
 
@@ -31,7 +31,7 @@ type world struct {
 	launched     int
 	dies         chan error // has the error of a process that ends at once
 	reach        error
-	reached      []spec.LogConfig
+	reached      []model.LogConfig
 	reopened     []string
 	reopen       error
 	changed      func(driver.Status)
@@ -90,7 +90,7 @@ func (w *world) logs(mode string) *Logs {
 			w.launched++
 			return w.dies, w.launch()
 		},
-		Reach: func(_ context.Context, c spec.LogConfig) error {
+		Reach: func(_ context.Context, c model.LogConfig) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.reached = append(w.reached, c)
@@ -308,7 +308,7 @@ func TestJSONFileNeedsNoProcess(t *testing.T) {
 func TestReopenUsesTheWriter(t *testing.T) {
 	w := &world{}
 	l := w.logs(ModeJSONFile)
-	ours := &spec.Container{ID: "aa", LogPath: "/var/log/pods/p/0.log", LogDriver: driver.Name}
+	ours := &model.Container{ID: "aa", LogPath: "/var/log/pods/p/0.log", LogDriver: driver.Name}
 	if err := l.Reopen(t.Context(), ours); err != nil || fmt.Sprint(w.reopened) != "[aa]" {
 		t.Errorf("%v, %v", w.reopened, err)
 	}
@@ -319,11 +319,11 @@ func TestReopenUsesTheWriter(t *testing.T) {
 		t.Errorf("running container without a stream: error %v, want Unavailable", err)
 	}
 
-	if err := l.Reopen(t.Context(), &spec.Container{ID: "bb"}); !errdefs.IsFailedPrecondition(err) {
+	if err := l.Reopen(t.Context(), &model.Container{ID: "bb"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a path: error %v, want FailedPrecondition", err)
 	}
 
-	if err := l.Reopen(t.Context(), &spec.Container{
+	if err := l.Reopen(t.Context(), &model.Container{
 		ID:        "bb",
 		LogPath:   "/x",
 		LogDriver: "journald",

@@ -18,7 +18,6 @@ import (
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/safefs"
-	"cri-dockerd/internal/spec"
 )
 
 // symlinks keeps output in Docker's json-file and links the kubelet's path to it. Users other than
@@ -33,7 +32,7 @@ type symlinks struct {
 // started links the log of a container after it has started or failed to start. It does nothing for
 // a container without a log path or without an engine log file. It replaces an existing link.
 // Anything else at the path is an error.
-func (s *symlinks) started(_ context.Context, c *spec.Container) error {
+func (s *symlinks) started(_ context.Context, c *model.Container) error {
 	if c.LogPath == "" {
 		return nil
 	}
@@ -51,7 +50,7 @@ func (s *symlinks) started(_ context.Context, c *spec.Container) error {
 	return nil
 }
 
-func (s *symlinks) link(c *spec.Container) error {
+func (s *symlinks) link(c *model.Container) error {
 	if _, err := s.engineLog(c); err != nil {
 		return err
 	}
@@ -81,7 +80,7 @@ func (s *symlinks) link(c *spec.Container) error {
 }
 
 // removed removes the container's link. It ignores a missing link and another container's.
-func (*symlinks) removed(_ context.Context, c *spec.Container) error {
+func (*symlinks) removed(_ context.Context, c *model.Container) error {
 	if c.LogPath == "" || c.EngineLogPath == "" {
 		return nil
 	}
@@ -108,7 +107,7 @@ func (*symlinks) removed(_ context.Context, c *spec.Container) error {
 // the renamed link with a copy of the file, truncates the file, and creates a new link. Lines
 // written by the engine between the last read and the truncation are lost. The caller serializes
 // calls for a container.
-func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
+func (s *symlinks) reopen(ctx context.Context, c *model.Container) error {
 	if c.EngineLogPath == "" {
 		return fmt.Errorf("reopen log of container %s: the engine's log driver %q keeps no file: %w",
 			c.ID, c.LogDriver, errdefs.ErrFailedPrecondition)
@@ -122,7 +121,7 @@ func (s *symlinks) reopen(ctx context.Context, c *spec.Container) error {
 }
 
 // moveRenamed moves the content of the engine's file to the most recently renamed link.
-func (s *symlinks) moveRenamed(c *spec.Container) error {
+func (s *symlinks) moveRenamed(c *model.Container) error {
 	dir, name, err := logDirectory(c.LogPath, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -186,7 +185,7 @@ func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 
 // moveText replaces a link to the engine's file with a copy of the file, and truncates the file. A
 // crash in between duplicates lines, but loses none.
-func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error {
+func (s *symlinks) moveText(c *model.Container, dir *os.File, link string) error {
 	from, err := s.openEngineLog(c)
 	if err != nil {
 		return err
@@ -217,7 +216,7 @@ func (s *symlinks) moveText(c *spec.Container, dir *os.File, link string) error 
 
 // engineLog validates the engine's path of a container's log, and returns it relative to the
 // engine's data root. The file must be the container's own, <root>/containers/<ID>/<file>.
-func (s *symlinks) engineLog(c *spec.Container) (string, error) {
+func (s *symlinks) engineLog(c *model.Container) (string, error) {
 	root := s.engineRoot()
 	if root == "" {
 		return "", fmt.Errorf("the engine's data root is not known yet: %w", errdefs.ErrUnavailable)
@@ -240,7 +239,7 @@ func (s *symlinks) engineLog(c *spec.Container) (string, error) {
 
 // openEngineLog opens the engine's file. No component of its path below the data root may be a
 // link.
-func (s *symlinks) openEngineLog(c *spec.Container) (*os.File, error) {
+func (s *symlinks) openEngineLog(c *model.Container) (*os.File, error) {
 	below, err := s.engineLog(c)
 	if err != nil {
 		return nil, err

@@ -13,10 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
-func newContainer(t *testing.T) *spec.Container {
+func newContainer(t *testing.T) *model.Container {
 	t.Helper()
 	dir, id := t.TempDir(), strings.Repeat("beef", 16)
 	file := filepath.Join(dir, "engine", "containers", id, id+"-json.log")
@@ -28,7 +27,7 @@ func newContainer(t *testing.T) *spec.Container {
 		t.Fatal(err)
 	}
 
-	return &spec.Container{
+	return &model.Container{
 		ID:            model.ContainerID(id),
 		Name:          "k8s_main",
 		LogPath:       filepath.Join(dir, "pods", "web", "main", "0.log"),
@@ -37,7 +36,7 @@ func newContainer(t *testing.T) *spec.Container {
 }
 
 // newLinks returns symlinks for a container of newContainer.
-func newLinks(c *spec.Container) *symlinks {
+func newLinks(c *model.Container) *symlinks {
 	root := filepath.Join(c.EngineLogPath, "../../..")
 	return &symlinks{
 		log:        slog.New(slog.DiscardHandler),
@@ -116,7 +115,7 @@ func TestARealFileIsNotReplaced(t *testing.T) {
 
 func TestNothingToLink(t *testing.T) {
 	s := &symlinks{log: slog.New(slog.DiscardHandler)}
-	for _, c := range []*spec.Container{{}, {LogPath: filepath.Join(t.TempDir(), "x")}, {EngineLogPath: "/x"}} {
+	for _, c := range []*model.Container{{}, {LogPath: filepath.Join(t.TempDir(), "x")}, {EngineLogPath: "/x"}} {
 		if err := s.started(t.Context(), c); err != nil {
 			t.Error(err)
 		}
@@ -182,7 +181,7 @@ func TestReopenOfALink(t *testing.T) {
 	}
 
 	is(c.LogPath, "line 3")
-	if err := s.reopen(t.Context(), &spec.Container{
+	if err := s.reopen(t.Context(), &model.Container{
 		LogPath:   "/p/x",
 		LogDriver: "journald",
 	}); !errdefs.IsFailedPrecondition(err) {

@@ -15,7 +15,6 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // Namespaces creates network namespaces before their sandboxes exist; see Pins.
@@ -135,7 +134,7 @@ func (m *Manager) Attached() []string {
 }
 
 // pod describes a sandbox to a Connector.
-func (m *Manager) pod(sb *spec.Sandbox) Pod {
+func (m *Manager) pod(sb *model.Sandbox) Pod {
 	return Pod{
 		ID:          string(sb.ID),
 		Name:        sb.Metadata.GetName(),
@@ -193,7 +192,7 @@ func (m *Manager) Keep(ctx context.Context, id model.ContainerID, netns string) 
 // namespace of Keep or that of its pause process. Connect pins the latter first. Disconnect undoes
 // Connect, also after an error.
 func (m *Manager) Connect(
-	ctx context.Context, sb *spec.Sandbox, cfg *runtimeapi.PodSandboxConfig,
+	ctx context.Context, sb *model.Sandbox, cfg *runtimeapi.PodSandboxConfig,
 ) ([]netip.Addr, error) {
 	if !m.ConnectsPods() {
 		return nil, nil
@@ -225,7 +224,7 @@ func (m *Manager) Confirm(id model.ContainerID) error {
 
 // Addresses returns the addresses of a pod, the primary one first, and none on the host network. If
 // libcni's cache lacks an older shim's pod, it reads the addresses in the pod's namespace.
-func (m *Manager) Addresses(sb *spec.Sandbox) []netip.Addr {
+func (m *Manager) Addresses(sb *model.Sandbox) []netip.Addr {
 	if sb.HostNetwork() {
 		return nil
 	}
@@ -244,13 +243,13 @@ func (m *Manager) Addresses(sb *spec.Sandbox) []netip.Addr {
 }
 
 // IsConnected reports whether a pod has the network of Connect.
-func (m *Manager) IsConnected(sb *spec.Sandbox) bool {
+func (m *Manager) IsConnected(sb *model.Sandbox) bool {
 	return sb.HostNetwork() || !m.ConnectsPods() || len(m.Addresses(sb)) > 0
 }
 
 // NetNS opens the network namespace of a pod: the pinned one, or that of its verified pause
 // process. It returns NotFound if neither exists.
-func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
+func (m *Manager) NetNS(sb *model.Sandbox) (*os.File, error) {
 	netns, err := m.pins.OpenPin(sb.ID)
 	if errdefs.IsNotFound(err) {
 		return OpenProcess(sb.ID, sb.Pid)
@@ -260,7 +259,7 @@ func (m *Manager) NetNS(sb *spec.Sandbox) (*os.File, error) {
 
 // Check returns the path of a pod's pinned namespace and the result of CNI CHECK: "ok", an error,
 // or "" for a pod without a connection.
-func (m *Manager) Check(ctx context.Context, sb *spec.Sandbox) (netns, result string) {
+func (m *Manager) Check(ctx context.Context, sb *model.Sandbox) (netns, result string) {
 	netns = m.pins.Path(sb.ID)
 	if !sb.Running || sb.HostNetwork() || !m.ConnectsPods() || m.connector.IPs(string(sb.ID)) == nil {
 		return netns, ""

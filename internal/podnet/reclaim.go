@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -22,18 +21,18 @@ const (
 
 // IsAdoptable reports whether a pod may have a network unknown to this Manager: the engine created
 // its namespace, and an older shim connected it, or this program before a hand-back of the node.
-func (m *Manager) IsAdoptable(sb *spec.Sandbox) bool {
+func (m *Manager) IsAdoptable(sb *model.Sandbox) bool {
 	if !m.ConnectsPods() || !isAdoptable(sb) {
 		return false
 	}
 	return m.pins.Path(sb.ID) == "" || !slices.Contains(m.connector.Attached(), string(sb.ID))
 }
 
-func isAdoptable(sb *spec.Sandbox) bool { return sb.Running && !sb.Stale && sb.IsWithoutNetwork() }
+func isAdoptable(sb *model.Sandbox) bool { return sb.Running && !sb.Stale && sb.IsWithoutNetwork() }
 
 // Adopt takes over the network of an adoptable pod. It pins the namespace, so that the network can
 // be released after the pause process has exited. The pod is not disturbed.
-func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
+func (m *Manager) Adopt(ctx context.Context, sb *model.Sandbox) error {
 	unlock, err := m.lock(ctx, sb.ID)
 	if err != nil {
 		return err
@@ -62,7 +61,7 @@ func (m *Manager) Adopt(ctx context.Context, sb *spec.Sandbox) error {
 // Sandboxes provides the state of sandboxes to Reclaim.
 type Sandboxes interface {
 	// Sandbox returns the record of a sandbox, NotFound if it is unknown.
-	Sandbox(id string) (*spec.Sandbox, error)
+	Sandbox(id string) (*model.Sandbox, error)
 	// IsRemoved reports whether a stopped sandbox no longer needs its network.
 	IsRemoved(ctx context.Context, id model.ContainerID) (bool, error)
 }
@@ -100,10 +99,10 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 
 // reclaim releases the network of one sandbox.
 func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandboxes) error {
-	find := func() *spec.Sandbox {
+	find := func() *model.Sandbox {
 		sb, err := all.Sandbox(string(id))
 		if err != nil {
-			return &spec.Sandbox{ID: id}
+			return &model.Sandbox{ID: id}
 		}
 		return sb
 	}

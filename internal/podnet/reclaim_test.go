@@ -8,7 +8,6 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // startedLate is a sandbox that runs from the second query on, or never.
@@ -17,9 +16,9 @@ type startedLate struct {
 	queries int
 }
 
-func (s *startedLate) Sandbox(id string) (*spec.Sandbox, error) {
+func (s *startedLate) Sandbox(id string) (*model.Sandbox, error) {
 	s.queries++
-	return &spec.Sandbox{
+	return &model.Sandbox{
 		ID:          model.ContainerID(id),
 		Running:     s.starts && s.queries > 1,
 		NetworkMode: "none",

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -121,7 +120,7 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 // Disconnect releases the network of a pod and then its namespace. It is idempotent and does not
 // need a running pause process. A failing release does not delay the pod's removal for long:
 // Disconnect then returns nil, and Leftovers requests a Reclaim.
-func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
+func (m *Manager) Disconnect(ctx context.Context, sb *model.Sandbox) error {
 	err := errInUse
 	for errors.Is(err, errInUse) { // set by Reclaim, which spares running pods
 		err = m.releases.join(ctx, sb.ID, func(ctx context.Context) error {
@@ -159,7 +158,7 @@ func (m *Manager) Disconnect(ctx context.Context, sb *spec.Sandbox) error {
 }
 
 // releaseOrDefer releases a network. If this fails, it returns nil after maxRemovalDelay.
-func (m *Manager) releaseOrDefer(ctx context.Context, sb *spec.Sandbox) error {
+func (m *Manager) releaseOrDefer(ctx context.Context, sb *model.Sandbox) error {
 	err := m.releaseLocked(ctx, sb)
 	if err == nil {
 		return nil
@@ -181,7 +180,7 @@ func (m *Manager) releaseOrDefer(ctx context.Context, sb *spec.Sandbox) error {
 }
 
 // releaseLocked disconnects a pod and releases its namespace and the checkpoint of an older shim.
-func (m *Manager) releaseLocked(ctx context.Context, sb *spec.Sandbox) error {
+func (m *Manager) releaseLocked(ctx context.Context, sb *model.Sandbox) error {
 	p, isOurs := m.podToRelease(sb)
 	if isOurs && m.ConnectsPods() {
 		if err := m.connector.Del(ctx, p); err != nil {
@@ -196,7 +195,7 @@ func (m *Manager) releaseLocked(ctx context.Context, sb *spec.Sandbox) error {
 
 // podToRelease returns the pod to disconnect, including data of an older shim's checkpoint. isOurs
 // reports whether a Connector owns its network.
-func (m *Manager) podToRelease(sb *spec.Sandbox) (p Pod, isOurs bool) {
+func (m *Manager) podToRelease(sb *model.Sandbox) (p Pod, isOurs bool) {
 	p = m.pod(sb)
 	p.Foreign, p.Ports = sb.Foreign, sb.EnginePorts
 	// An older shim's pod may have no pin yet. Its pause process may have exited, and the PID be

@@ -12,7 +12,6 @@ import (
 
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // connected is a network with one pod and without plugins.
@@ -63,7 +62,7 @@ func (noPins) List() []model.ContainerID                      { return nil }
 // which spares running pods.
 func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sb := &spec.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
+		sb := &model.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
 		network := &connected{pod: string(sb.ID)}
 		m := NewManager(ManagerConfig{
 			Network:     network,

@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
 )
@@ -35,15 +35,15 @@ func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.
 	containers := r.View.Containers()
 	defer r.containerAttributes.Keep(containers)
 
-	var matching []*spec.Container
+	var matching []*model.Container
 	for _, c := range containers {
-		if spec.MatchContainer(filter, c) {
+		if model.MatchContainer(filter, c) {
 			matching = append(matching, c)
 		}
 	}
 
 	layers := r.layers()
-	all := inParallel(matching, func(c *spec.Container) *runtimeapi.ContainerStats {
+	all := inParallel(matching, func(c *model.Container) *runtimeapi.ContainerStats {
 		one, err := r.container(c, layers)
 		if err != nil {
 			r.logUnreadable("container", string(c.ID), err)
@@ -55,7 +55,7 @@ func (r *Reporter) Containers(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.
 }
 
 // container returns the stats of a container, running or not.
-func (r *Reporter) container(c *spec.Container, l imagefs.Measurement) (*runtimeapi.ContainerStats, error) {
+func (r *Reporter) container(c *model.Container, l imagefs.Measurement) (*runtimeapi.ContainerStats, error) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return &runtimeapi.ContainerStats{Attributes: c.Attributes()}, nil
 	}
@@ -71,7 +71,7 @@ func (r *Reporter) container(c *spec.Container, l imagefs.Measurement) (*runtime
 // newContainerStats returns the stats of a running container with this usage. The attributes are
 // encoded already; see package wire.
 func (r *Reporter) newContainerStats(
-	c *spec.Container, u stats.Usage, l imagefs.Measurement,
+	c *model.Container, u stats.Usage, l imagefs.Measurement,
 ) (*runtimeapi.ContainerStats, error) {
 	attributes, err := r.containerAttributes.Item(c)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 )
 
@@ -21,7 +20,7 @@ type measured struct {
 	start  time.Time // zero for a pod's cgroup, created by the kubelet
 
 	details   *stats.Details
-	container *spec.Container
+	container *model.Container
 	processes *stats.Processes
 	network   []stats.Interface
 	layer     *layer
@@ -151,7 +150,7 @@ func (r *Reporter) measurePod(p runningPod, interfaces int, now time.Time) (out 
 }
 
 // measureContainer reads a container, nil if it has ended.
-func (r *Reporter) measureContainer(sb *spec.Sandbox, c *spec.Container, l fsLayers, now time.Time) *measured {
+func (r *Reporter) measureContainer(sb *model.Sandbox, c *model.Container, l fsLayers, now time.Time) *measured {
 	d, err := r.Details.ContainerDetails(string(c.ID), c.Pid)
 	if err != nil {
 		r.logUnreadable("container", string(c.ID), err)

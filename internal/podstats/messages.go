@@ -7,7 +7,7 @@ import (
 
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/imagefs"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/stats"
 )
 
@@ -53,7 +53,7 @@ func newFilesystemUsage(at time.Time, dir string, bytes uint64, inodes *uint64) 
 }
 
 // sizesOf sums up the sizes of images as reported by the engine.
-func sizesOf(images []*spec.Image, dir string) imagefs.Measurement {
+func sizesOf(images []*model.Image, dir string) imagefs.Measurement {
 	m := imagefs.Measurement{At: time.Now(), ImageDir: dir, ContainerDir: dir}
 	for _, i := range images {
 		m.Image.Bytes += uint64(max(i.Size, 0))

@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/imagefs"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/wire"
 )
@@ -25,8 +25,8 @@ func maxInterfaces(pods int) int { return min(max(1024/max(pods, 1), 4), 32) }
 // runningPod is a pod with its running containers. Without its pause container, a pod is running as
 // long as one of its containers.
 type runningPod struct {
-	*spec.Sandbox
-	containers []*spec.Container
+	*model.Sandbox
+	containers []*model.Container
 
 	// anchor and pid identify a process in the pod's cgroup and network namespace: of the pause
 	// container or, without it, of another container.
@@ -35,8 +35,8 @@ type runningPod struct {
 }
 
 // runningPods returns the pods that are running, in the same order.
-func (r *Reporter) runningPods(sandboxes []*spec.Sandbox) []runningPod {
-	of := make(map[string][]*spec.Container, len(sandboxes))
+func (r *Reporter) runningPods(sandboxes []*model.Sandbox) []runningPod {
+	of := make(map[string][]*model.Container, len(sandboxes))
 	for _, c := range r.View.Containers() {
 		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 			of[string(c.SandboxID)] = append(of[string(c.SandboxID)], c)
@@ -72,7 +72,7 @@ func (r *Reporter) Pod(id string) (*runtimeapi.PodSandboxStats, error) {
 		return nil, err
 	}
 
-	running := r.runningPods([]*spec.Sandbox{sb})
+	running := r.runningPods([]*model.Sandbox{sb})
 	if len(running) == 0 {
 		return nil, fmt.Errorf("sandbox %s is not running: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -88,9 +88,9 @@ func (r *Reporter) Pods(f *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSa
 	defer r.podAttributes.Keep(sandboxes)
 	defer r.containerAttributes.Keep(r.View.Containers())
 
-	var matching []*spec.Sandbox
+	var matching []*model.Sandbox
 	for _, sb := range sandboxes {
-		if spec.MatchSandbox(filter, sb) {
+		if model.MatchSandbox(filter, sb) {
 			matching = append(matching, sb)
 		}
 	}

@@ -13,7 +13,6 @@ import (
 
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/view"
 	"cri-dockerd/internal/wire"
@@ -22,11 +21,11 @@ import (
 // View provides the state of this node from memory; see view.View. Records are shared: read only.
 type View interface {
 	Engine() view.EngineState
-	Sandbox(id string) (*spec.Sandbox, error)
-	Container(id string) (*spec.Container, error)
-	Sandboxes() []*spec.Sandbox
-	Containers() []*spec.Container
-	Images() ([]*spec.Image, error)
+	Sandbox(id string) (*model.Sandbox, error)
+	Container(id string) (*model.Container, error)
+	Sandboxes() []*model.Sandbox
+	Containers() []*model.Container
+	Images() ([]*model.Image, error)
 }
 
 // Usage reports the usage of running processes; see package stats. A pod is identified by any of
@@ -74,8 +73,8 @@ type Config struct {
 // Reporter reports stats and metrics. It is safe for concurrent use.
 type Reporter struct {
 	Config
-	podAttributes       *wire.Cache[spec.Sandbox]
-	containerAttributes *wire.Cache[spec.Container]
+	podAttributes       *wire.Cache[model.Sandbox]
+	containerAttributes *wire.Cache[model.Container]
 	metricsSize         atomic.Int64 // of the last Metrics, in bytes
 }
 
@@ -83,8 +82,8 @@ type Reporter struct {
 func New(c Config) *Reporter {
 	return &Reporter{
 		Config:              c,
-		podAttributes:       wire.NewCache(func(sb *spec.Sandbox) proto.Message { return sb.Attributes() }),
-		containerAttributes: wire.NewCache(func(c *spec.Container) proto.Message { return c.Attributes() }),
+		podAttributes:       wire.NewCache(func(sb *model.Sandbox) proto.Message { return sb.Attributes() }),
+		containerAttributes: wire.NewCache(func(c *model.Container) proto.Message { return c.Attributes() }),
 	}
 }
 
@@ -125,7 +124,7 @@ func (r *Reporter) layers() imagefs.Measurement {
 	return m
 }
 
-func storeOf(host spec.Host) imagefs.Store {
+func storeOf(host model.Host) imagefs.Store {
 	return imagefs.Store{
 		Driver:     host.StorageDriver,
 		Root:       host.RootDir,

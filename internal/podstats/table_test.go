@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/cgroup"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/stats"
 )
 
@@ -43,7 +43,7 @@ func TestNoDiskYet(t *testing.T) {
 		m    *measured
 		want []string
 	}{
-		{"container", &measured{container: &spec.Container{}, details: &stats.Details{}}, []string{
+		{"container", &measured{container: &model.Container{}, details: &stats.Details{}}, []string{
 			`container_fs_reads_total 0 [""]`,
 			`container_blkio_device_usage_total 0 ["" "" "" "Read"]`,
 			`container_blkio_device_usage_total 0 ["" "" "" "Write"]`,
@@ -112,7 +112,7 @@ func TestEncodedMetrics(t *testing.T) {
 		now:       time.Unix(9, 0),
 		start:     time.Unix(1, 0),
 		details:   &stats.Details{Details: cgroup.Details{Usage: cgroup.Usage{CPU: 1 << 33 * uint64(time.Second)}}},
-		container: &spec.Container{},
+		container: &model.Container{},
 		network:   []stats.Interface{{Name: "\xfe", RxBytes: 1<<64 - 1}},
 		layer:     &layer{bytes: 300, at: at, fs: stats.FileSystem{Device: "/dev/sda"}},
 		device:    func(uint32, uint32) string { return "" },

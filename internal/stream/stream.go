@@ -21,7 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/connlimit"
@@ -239,10 +238,6 @@ func (s *Server) Close() error {
 
 // GetExec returns a URL for one exec (CRI Exec).
 func (s *Server) GetExec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	if err := checkStreams(r.GetContainerId(), r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty()); err != nil {
-		return nil, err
-	}
-
 	u, err := s.urlOf("exec", r)
 	if err != nil {
 		return nil, err
@@ -253,10 +248,6 @@ func (s *Server) GetExec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, e
 
 // GetAttach returns a URL for one attach (CRI Attach).
 func (s *Server) GetAttach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	if err := checkStreams(r.GetContainerId(), r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty()); err != nil {
-		return nil, err
-	}
-
 	u, err := s.urlOf("attach", r)
 	if err != nil {
 		return nil, err
@@ -267,31 +258,12 @@ func (s *Server) GetAttach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachRespo
 
 // GetPortForward returns a URL for connections to a pod (CRI PortForward).
 func (s *Server) GetPortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	if r.GetPodSandboxId() == "" {
-		return nil, fmt.Errorf("pod_sandbox_id is empty: %w", errdefs.ErrInvalidArgument)
-	}
-
 	u, err := s.urlOf("portforward", r)
 	if err != nil {
 		return nil, err
 	}
 
 	return &runtimeapi.PortForwardResponse{Url: u}, nil
-}
-
-// checkStreams validates a request of exec or attach.
-func checkStreams(containerID string, stdin, stdout, stderr, tty bool) error {
-	switch {
-	case containerID == "":
-		return fmt.Errorf("container_id is empty: %w", errdefs.ErrInvalidArgument)
-	case tty && stderr:
-		return fmt.Errorf("tty and stderr cannot both be true, because a terminal has one output: %w",
-			errdefs.ErrInvalidArgument)
-	case !stdin && !stdout && !stderr:
-		return fmt.Errorf("one of stdin, stdout and stderr must be true: %w", errdefs.ErrInvalidArgument)
-	}
-
-	return nil
 }
 
 // urlOf returns a URL that serves a request once.

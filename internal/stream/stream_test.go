@@ -321,21 +321,6 @@ func TestCloseEndsStreams(t *testing.T) {
 	drain(c)
 }
 
-func TestMalformedRequests(t *testing.T) {
-	s := start(t, fake{}, nil)
-	if _, err := s.GetExec(&runtimeapi.ExecRequest{Stdout: true}); err == nil {
-		t.Error("GetExec accepts a request without a container")
-	}
-
-	if _, err := s.GetAttach(&runtimeapi.AttachRequest{ContainerId: "c1"}); err == nil {
-		t.Error("GetAttach accepts a request without streams")
-	}
-
-	if _, err := s.GetPortForward(&runtimeapi.PortForwardRequest{}); err == nil {
-		t.Error("GetPortForward accepts a request without a sandbox")
-	}
-}
-
 // echo serves one connection: it reads five bytes and returns them in upper case.
 func echo(t *testing.T) (port int32) {
 	t.Helper()

@@ -10,11 +10,10 @@ import (
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/shell"
-	"cri-dockerd/internal/spec"
 )
 
 // sandboxFindings returns the findings about one pod.
-func (s *survey) sandboxFindings(sb *spec.Sandbox) (out []Finding) {
+func (s *survey) sandboxFindings(sb *model.Sandbox) (out []Finding) {
 	report := func(actionRequired bool, detail string, fix shell.Line) {
 		out = append(out, newFinding(actionRequired, title(sb), detail, fix))
 	}
@@ -35,7 +34,7 @@ func (s *survey) sandboxFindings(sb *spec.Sandbox) (out []Finding) {
 }
 
 // networkFindings reports findings about the network of a running pod.
-func (s *survey) networkFindings(sb *spec.Sandbox, report func(actionRequired bool, detail string, fix shell.Line)) {
+func (s *survey) networkFindings(sb *model.Sandbox, report func(actionRequired bool, detail string, fix shell.Line)) {
 	c, cached := s.cache[string(sb.ID)]
 	switch {
 	case sb.HostNetwork():
@@ -72,20 +71,20 @@ func (s *survey) networkFindings(sb *spec.Sandbox, report func(actionRequired bo
 }
 
 // deletePod is the fix for a pod that only the older shim can release.
-func deletePod(sb *spec.Sandbox) shell.Line {
+func deletePod(sb *model.Sandbox) shell.Line {
 	return shell.Advice("delete the pod while the older shim runs: kubectl delete pod -n {} {}",
 		sb.Metadata.GetNamespace(), sb.Metadata.GetName())
 }
 
 // hasRunningContainer reports whether a sandbox has a running container.
 func (s *survey) hasRunningContainer(sandbox string) bool {
-	return slices.ContainsFunc(s.containersOf(model.ContainerID(sandbox)), func(c *spec.Container) bool {
+	return slices.ContainsFunc(s.containersOf(model.ContainerID(sandbox)), func(c *model.Container) bool {
 		return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	})
 }
 
 // logFindings returns the findings about a container's log.
-func (s *survey) logFindings(pod string, c *spec.Container) []Finding {
+func (s *survey) logFindings(pod string, c *model.Container) []Finding {
 	if c.LogPath == "" || c.LogDriver == driver.Name || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}

@@ -9,7 +9,6 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // HandBack is a plan for the hand-back of a node to an older shim.
@@ -70,7 +69,7 @@ func (s *survey) handBack() *HandBack {
 }
 
 // drainReason returns why an older shim cannot take over a pod, "" if it can.
-func (s *survey) drainReason(sb *spec.Sandbox) string {
+func (s *survey) drainReason(sb *model.Sandbox) string {
 	if _, connected := s.cache[string(sb.ID)]; sb.OwnNetNS && (sb.Running || connected) {
 		return "its network namespace was created by this daemon; an older shim treats it as the host network " +
 			"and never releases the address"

@@ -14,8 +14,8 @@ import (
 	"mvdan.cc/sh/v3/syntax"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
-	"cri-dockerd/internal/spec"
 )
 
 // TestHostileNames uses hostile text in all names of images, pods and containers. The report stays
@@ -29,12 +29,12 @@ func TestHostileNames(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%.20q", evil), func(t *testing.T) {
 			s := node(
-				sandbox("aa", evil, func(s *spec.Sandbox) { s.Metadata.Namespace, s.Metadata.Uid = evil, evil }),
-				member("a1", "aa", evil, func(c *spec.Container) {
+				sandbox("aa", evil, func(s *model.Sandbox) { s.Metadata.Namespace, s.Metadata.Uid = evil, evil }),
+				member("a1", "aa", evil, func(c *model.Container) {
 					c.LogPath, c.EngineLogPath, c.Name = evil, "/docker/"+evil, evil
 				}),
-				member("a2", "aa", evil, func(c *spec.Container) { c.LogDriver, c.EngineLogPath = evil, "" }),
-				member("g1", "gg", evil, func(c *spec.Container) { c.Name = evil }),
+				member("a2", "aa", evil, func(c *model.Container) { c.LogDriver, c.EngineLogPath = evil, "" }),
+				member("g1", "gg", evil, func(c *model.Container) { c.Name = evil }),
 				sandbox("bb", evil, ours), member("b1", "bb", evil, criLog),
 			)
 

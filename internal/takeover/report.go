@@ -12,7 +12,6 @@ import (
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/shell"
-	"cri-dockerd/internal/spec"
 	"cri-dockerd/internal/text"
 )
 
@@ -101,15 +100,15 @@ func (r *Report) manualActions() (n int) {
 }
 
 // sandboxes returns all sandboxes, sorted by namespace, name and attempt.
-func (s *survey) sandboxes() []*spec.Sandbox {
-	var out []*spec.Sandbox
+func (s *survey) sandboxes() []*model.Sandbox {
+	var out []*model.Sandbox
 	for _, o := range s.objects {
 		if o.Sandbox != nil {
 			out = append(out, o.Sandbox)
 		}
 	}
 
-	slices.SortFunc(out, func(a, b *spec.Sandbox) int {
+	slices.SortFunc(out, func(a, b *model.Sandbox) int {
 		return cmp.Or(strings.Compare(title(a), title(b)), cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt),
 			strings.Compare(string(a.ID), string(b.ID)))
 	})
@@ -118,15 +117,15 @@ func (s *survey) sandboxes() []*spec.Sandbox {
 }
 
 // containersOf returns a sandbox's containers, sorted by name and attempt.
-func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
-	var out []*spec.Container
+func (s *survey) containersOf(id model.ContainerID) []*model.Container {
+	var out []*model.Container
 	for _, o := range s.objects {
 		if o.Container != nil && o.Container.SandboxID == id {
 			out = append(out, o.Container)
 		}
 	}
 
-	slices.SortFunc(out, func(a, b *spec.Container) int {
+	slices.SortFunc(out, func(a, b *model.Container) int {
 		return cmp.Or(strings.Compare(a.Metadata.Name, b.Metadata.Name),
 			cmp.Compare(a.Metadata.Attempt, b.Metadata.Attempt))
 	})
@@ -135,7 +134,7 @@ func (s *survey) containersOf(id model.ContainerID) []*spec.Container {
 }
 
 // title returns <namespace>/<name>. Both come from labels and may be arbitrary.
-func title(sb *spec.Sandbox) string {
+func title(sb *model.Sandbox) string {
 	return clean(sb.Metadata.GetNamespace() + "/" + sb.Metadata.GetName())
 }
 
@@ -153,7 +152,7 @@ func newFinding(actionRequired bool, subject, detail string, fix shell.Line) Fin
 	}
 }
 
-func (s *survey) pod(sb *spec.Sandbox) Pod {
+func (s *survey) pod(sb *model.Sandbox) Pod {
 	p := Pod{
 		Name:       title(sb),
 		UID:        clean(sb.Metadata.GetUid()),
@@ -181,7 +180,7 @@ func (s *survey) pod(sb *spec.Sandbox) Pod {
 	return p
 }
 
-func (s *survey) createdBy(sb *spec.Sandbox) string {
+func (s *survey) createdBy(sb *model.Sandbox) string {
 	file := s.checkpoints[string(sb.ID)].file
 	switch {
 	case !sb.Foreign:
@@ -195,7 +194,7 @@ func (s *survey) createdBy(sb *spec.Sandbox) string {
 	return createdByUnknown
 }
 
-func (s *survey) network(sb *spec.Sandbox) string {
+func (s *survey) network(sb *model.Sandbox) string {
 	c, cached := s.cache[string(sb.ID)]
 	switch {
 	case sb.HostNetwork():
@@ -211,7 +210,7 @@ func (s *survey) network(sb *spec.Sandbox) string {
 	return "unknown"
 }
 
-func (s *survey) addresses(sb *spec.Sandbox) []string {
+func (s *survey) addresses(sb *model.Sandbox) []string {
 	ips := sb.EngineIPs
 	switch {
 	case sb.HostNetwork():
@@ -231,7 +230,7 @@ func (s *survey) addresses(sb *spec.Sandbox) []string {
 }
 
 // ports returns a sandbox's host ports from the first source with any.
-func (s *survey) ports(sb *spec.Sandbox) []*runtimeapi.PortMapping {
+func (s *survey) ports(sb *model.Sandbox) []*runtimeapi.PortMapping {
 	all := s.cache[string(sb.ID)].Ports
 	if len(all) == 0 {
 		all = s.checkpoints[string(sb.ID)].Ports
@@ -259,7 +258,7 @@ func portNames(ports []*runtimeapi.PortMapping) []string {
 }
 
 // logMode returns the path of a container's output to the kubelet.
-func logMode(c *spec.Container) string {
+func logMode(c *model.Container) string {
 	switch {
 	case c.LogDriver == driver.Name:
 		return "CRI file"

@@ -9,17 +9,17 @@ import (
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/rootonly"
-	"cri-dockerd/internal/spec"
 )
 
 // survey is the state of a node's pods according to Docker, libcni's cache and the checkpoints of
 // older shims. Reports are derived from it without further I/O.
 type survey struct {
-	host    spec.Host
+	host    model.Host
 	plugin  string // --network-plugin
-	objects []spec.Object
+	objects []model.Object
 	misfits []engine.Misfit
 	cache   map[string]podnet.Connection // by sandbox ID
 	// addresses in the network namespaces of pods without a cache entry
@@ -97,7 +97,7 @@ func (s *survey) readCheckpoints(files checkpoint.Files) {
 }
 
 // addObject reads the node's state of one container in addition to Docker's.
-func (s *survey) addObject(o spec.Object) {
+func (s *survey) addObject(o model.Object) {
 	if sb := o.Sandbox; sb != nil && sb.Running && sb.IsWithoutNetwork() && len(s.cache[string(sb.ID)].Addresses) == 0 {
 		s.nsAddresses[string(sb.ID)] = podnet.Addresses(sb.ID, sb.Pid)
 	}

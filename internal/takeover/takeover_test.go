@@ -18,7 +18,6 @@ import (
 	"cri-dockerd/internal/logs/driver"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
-	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -27,8 +26,8 @@ const (
 )
 
 // sandbox returns a running sandbox of an older shim, connected by CNI and changed by edit.
-func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
-	s := &spec.Sandbox{
+func sandbox(id, name string, edit ...func(*model.Sandbox)) model.Object {
+	s := &model.Sandbox{
 		ID:          model.ContainerID(id),
 		Metadata:    &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: name, Uid: "u-" + name},
 		Running:     true,
@@ -42,12 +41,12 @@ func sandbox(id, name string, edit ...func(*spec.Sandbox)) spec.Object {
 		e(s)
 	}
 
-	return spec.Object{Sandbox: s}
+	return model.Object{Sandbox: s}
 }
 
 // member returns a running container with a link to Docker's log, changed by edit.
-func member(id, pod, name string, edit ...func(*spec.Container)) spec.Object {
-	c := &spec.Container{
+func member(id, pod, name string, edit ...func(*model.Container)) model.Object {
+	c := &model.Container{
 		ID:            model.ContainerID(id),
 		Name:          "k8s_" + name,
 		SandboxID:     model.ContainerID(pod),
@@ -62,22 +61,22 @@ func member(id, pod, name string, edit ...func(*spec.Container)) spec.Object {
 		e(c)
 	}
 
-	return spec.Object{Container: c}
+	return model.Object{Container: c}
 }
 
-func ours(s *spec.Sandbox)     { s.Foreign = false }
-func ownNetNS(s *spec.Sandbox) { s.Foreign, s.OwnNetNS, s.NetworkMode = false, true, "host" }
-func host(s *spec.Sandbox) {
+func ours(s *model.Sandbox)     { s.Foreign = false }
+func ownNetNS(s *model.Sandbox) { s.Foreign, s.OwnNetNS, s.NetworkMode = false, true, "host" }
+func host(s *model.Sandbox) {
 	s.NetworkMode, s.Namespaces.Network = "host", runtimeapi.NamespaceMode_NODE
 }
-func bridge(s *spec.Sandbox) {
+func bridge(s *model.Sandbox) {
 	s.NetworkMode = "bridge"
 	s.EngineIPs = []netip.Addr{netip.MustParseAddr("172.17.0.2")}
 }
-func dead(s *spec.Sandbox)       { s.Running, s.Pid = false, 0 }
-func ended(c *spec.Container)    { c.State = exited }
-func criLog(c *spec.Container)   { c.LogDriver, c.EngineLogPath = driver.Name, "" }
-func journald(c *spec.Container) { c.LogDriver, c.EngineLogPath = "journald", "" }
+func dead(s *model.Sandbox)       { s.Running, s.Pid = false, 0 }
+func ended(c *model.Container)    { c.State = exited }
+func criLog(c *model.Container)   { c.LogDriver, c.EngineLogPath = driver.Name, "" }
+func journald(c *model.Container) { c.LogDriver, c.EngineLogPath = "journald", "" }
 
 var (
 	port = []*runtimeapi.PortMapping{{HostPort: 8080, ContainerPort: 80}}
@@ -91,9 +90,9 @@ var (
 )
 
 // node returns a survey of objects with linked logs.
-func node(objects ...spec.Object) *survey {
+func node(objects ...model.Object) *survey {
 	s := &survey{
-		host:        spec.Host{EngineVersion: "20.10.24"},
+		host:        model.Host{EngineVersion: "20.10.24"},
 		plugin:      "cni",
 		objects:     objects,
 		cache:       map[string]podnet.Connection{},
@@ -237,7 +236,7 @@ func TestHandBack(t *testing.T) {
 	const zeros = "00000000000000000000000000000000000000000000000000000000000000"
 	const a0, a1, a2, a3, a4, a5, a6, a7 = "a0" + zeros, "a1" + zeros, "a2" + zeros, "a3" + zeros, "a4" + zeros, "a5" +
 		zeros, "a6" + zeros, "a7" + zeros
-	image := func(c *spec.Container) { c.ImageVolumes = []spec.ImageVolume{{ImageID: "i"}} }
+	image := func(c *model.Container) { c.ImageVolumes = []model.ImageVolume{{ImageID: "i"}} }
 	s := node(sandbox(a0, "old"), sandbox(a1, "web", ours), member("c1", a1, "main"), sandbox(a2, "proxy", host, ours),
 		sandbox(a3, "own", ownNetNS),
 		sandbox(a4, "log", ours), member("c4", a4, "main", criLog), sandbox(a5, "image", ours),

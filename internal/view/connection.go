@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 const (
@@ -92,7 +92,7 @@ func (v *View) follow(ctx context.Context) error {
 }
 
 // host connects, within hostTimeout.
-func (v *View) host(ctx context.Context) (spec.Host, error) {
+func (v *View) host(ctx context.Context) (model.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, hostTimeout)
 	defer cancel()
 	return v.src.Host(ctx)

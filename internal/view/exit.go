@@ -7,7 +7,6 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // Exits reports from the kernel how the main processes of containers exited, for exits that the
@@ -37,7 +36,7 @@ func (v *View) SetExits(x Exits) { v.exits = x }
 
 // lostExitLocked returns the kernel's exit code and exit time of a container if the engine has lost
 // its exit code.
-func (v *View) lostExitLocked(c *spec.Container, engineCode int) (code int, exited time.Time, ok bool) {
+func (v *View) lostExitLocked(c *model.Container, engineCode int) (code int, exited time.Time, ok bool) {
 	if c == nil || engineCode != lostCode {
 		return 0, time.Time{}, false
 	}
@@ -47,13 +46,13 @@ func (v *View) lostExitLocked(c *spec.Container, engineCode int) (code int, exit
 
 // addExitLocked adds the kernel's information to the record of an exited container: the exit code
 // if the engine has lost it, and an out-of-memory kill.
-func (v *View) addExitLocked(o spec.Object) spec.Object {
+func (v *View) addExitLocked(o model.Object) model.Object {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		return o
 	}
 	if code, exited, ok := v.lostExitLocked(c, int(c.ExitCode)); ok {
-		o = o.Ended(exited, code, false)
+		o = o.WithExit(exited, code, false)
 	}
 
 	return v.addOOMReasonLocked(o)
@@ -80,7 +79,7 @@ func (v *View) endOfLocked(id model.ContainerID, noticed time.Time) time.Time {
 }
 
 // watchKernelLocked has the kernel watch a running container if o is its current record.
-func (v *View) watchKernelLocked(o spec.Object) {
+func (v *View) watchKernelLocked(o model.Object) {
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.Pid <= 0 {
 		return

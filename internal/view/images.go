@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // allImages is the only element of View.pendingImages.
@@ -26,21 +25,21 @@ const (
 // imageStore holds the records of images. A list replaces all of them, except for images read one
 // by one after the start of the list.
 type imageStore struct {
-	all     []*spec.Image // shared with readers, never changed in place
-	listed  uint64        // ticket of the last list; 0: none yet
+	all     []*model.Image // shared with readers, never changed in place
+	listed  uint64         // ticket of the last list; 0: none yet
 	changes map[model.ImageID]imageChange
 }
 
 // imageChange is the result of a read of one image after the start of the last list.
 type imageChange struct {
-	image  *spec.Image // nil: it was removed
+	image  *model.Image // nil: it was removed
 	ticket uint64
 }
 
 func newImageStore() imageStore { return imageStore{changes: map[model.ImageID]imageChange{}} }
 
 // replace takes the result of a list, unless a later list is known.
-func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
+func (s *imageStore) replace(list []*model.Image, ticket uint64) {
 	if ticket <= s.listed {
 		return
 	}
@@ -53,7 +52,7 @@ func (s *imageStore) replace(list []*spec.Image, ticket uint64) {
 }
 
 // put takes the result of a read of one image. nil means a removed image.
-func (s *imageStore) put(id model.ImageID, image *spec.Image, ticket uint64) {
+func (s *imageStore) put(id model.ImageID, image *model.Image, ticket uint64) {
 	if ticket < s.listed || ticket < s.changes[id].ticket {
 		return
 	}
@@ -62,14 +61,14 @@ func (s *imageStore) put(id model.ImageID, image *spec.Image, ticket uint64) {
 }
 
 // apply changes the list. A name belongs to one image: a pull moves it to the new image.
-func (s *imageStore) apply(id model.ImageID, image *spec.Image) {
-	next := make([]*spec.Image, 0, len(s.all)+1)
+func (s *imageStore) apply(id model.ImageID, image *model.Image) {
+	next := make([]*model.Image, 0, len(s.all)+1)
 	for _, i := range s.all {
 		switch {
 		case i.ID == id:
-		case image != nil && slices.ContainsFunc(i.RepoTags, image.Named):
+		case image != nil && slices.ContainsFunc(i.RepoTags, image.HasName):
 			without := *i
-			without.RepoTags = slices.DeleteFunc(slices.Clone(i.RepoTags), image.Named)
+			without.RepoTags = slices.DeleteFunc(slices.Clone(i.RepoTags), image.HasName)
 			next = append(next, &without)
 		default:
 			next = append(next, i)
@@ -96,7 +95,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 	defer v.mu.Unlock()
 
 	v.images.replace(images, ticket)
-	if slices.ContainsFunc(images, func(i *spec.Image) bool { return i.Stale }) {
+	if slices.ContainsFunc(images, func(i *model.Image) bool { return i.Stale }) {
 		v.imagesRetry = nextRetry(v.imagesRetry)
 		v.pendingImages.add(allImages, v.imagesRetry)
 	} else {
@@ -110,7 +109,7 @@ func (v *View) RefreshImages(ctx context.Context) error {
 
 // RefreshImage reads one image again, by its name or ID, and returns it. It returns NotFound if the
 // engine does not have the image. It does not wait for a hanging list of images.
-func (v *View) RefreshImage(ctx context.Context, ref string) (*spec.Image, error) {
+func (v *View) RefreshImage(ctx context.Context, ref string) (*model.Image, error) {
 	ticket := v.beginInspection()
 	image, err := v.src.Image(ctx, ref)
 	if err != nil {
@@ -167,7 +166,7 @@ func (v *View) listImages(ctx context.Context, timeout time.Duration) error {
 
 // Images returns all images. It returns Unavailable until the engine has listed them, since clients
 // would trust an empty list.
-func (v *View) Images() ([]*spec.Image, error) {
+func (v *View) Images() ([]*model.Image, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.images.listed == 0 {
@@ -178,13 +177,13 @@ func (v *View) Images() ([]*spec.Image, error) {
 
 // Image returns the image with this name, digest, ID, or prefix of an ID. It returns NotFound if
 // there is none.
-func (v *View) Image(ref string) (*spec.Image, error) {
+func (v *View) Image(ref string) (*model.Image, error) {
 	v.mu.RLock()
 	images := v.images.all
 	v.mu.RUnlock()
-	if name := spec.Familiar(ref); name != "" {
+	if name := model.FamiliarName(ref); name != "" {
 		for _, i := range images {
-			if i.Named(name) {
+			if i.HasName(name) {
 				return i, nil
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // describe returns the content of a store for comparisons.
@@ -20,10 +19,10 @@ func (s *imageStore) describe() string {
 
 // TestImageChanges: the result for one image survives lists started before it, and only those.
 func TestImageChanges(t *testing.T) {
-	image := func(id string, tags ...string) *spec.Image {
-		return &spec.Image{ID: model.ImageID("sha256:" + id), RepoTags: tags}
+	image := func(id string, tags ...string) *model.Image {
+		return &model.Image{ID: model.ImageID("sha256:" + id), RepoTags: tags}
 	}
-	list := func(images ...*spec.Image) []*spec.Image { return images }
+	list := func(images ...*model.Image) []*model.Image { return images }
 	a, b := image("a", "app:1"), image("b", "app:2")
 	tests := map[string]struct {
 		do   func(*imageStore)

@@ -6,7 +6,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // lifecycle is the progress of a container or sandbox.
@@ -16,7 +15,7 @@ type lifecycle struct {
 	exited                  bool // the process has ended, or never ran and never will
 }
 
-func lifecycleOf(o spec.Object) lifecycle {
+func lifecycleOf(o model.Object) lifecycle {
 	switch {
 	case o.Container != nil:
 		c := o.Container
@@ -51,7 +50,7 @@ type transition struct {
 	at   time.Time         // zero: unknown
 	id   model.ContainerID // of the container or sandbox
 	pod  model.ContainerID // ID of the sandbox
-	last *spec.Sandbox     // the last known record of the sandbox; nil if there was none
+	last *model.Sandbox    // the last known record of the sandbox; nil if there was none
 }
 
 // hasRestarted reports whether a process was started since old was recorded. With fromEvent, old's

@@ -7,12 +7,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // Sandbox returns the sandbox with this ID or unique prefix of an ID. It returns NotFound, or
 // InvalidArgument for an ambiguous prefix.
-func (v *View) Sandbox(id string) (*spec.Sandbox, error) {
+func (v *View) Sandbox(id string) (*model.Sandbox, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.store.findSandbox(id)
@@ -20,18 +19,18 @@ func (v *View) Sandbox(id string) (*spec.Sandbox, error) {
 
 // Container returns the container with this ID or unique prefix of an ID. It returns NotFound, or
 // InvalidArgument for an ambiguous prefix.
-func (v *View) Container(id string) (*spec.Container, error) {
+func (v *View) Container(id string) (*model.Container, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return find(&v.store, "container", id, func(o spec.Object) *spec.Container { return o.Container })
+	return find(&v.store, "container", id, func(o model.Object) *model.Container { return o.Container })
 }
 
-func (s *store) findSandbox(id string) (*spec.Sandbox, error) {
-	return find(s, "sandbox", id, func(o spec.Object) *spec.Sandbox { return o.Sandbox })
+func (s *store) findSandbox(id string) (*model.Sandbox, error) {
+	return find(s, "sandbox", id, func(o model.Object) *model.Sandbox { return o.Sandbox })
 }
 
 // find returns the object with this ID or unique prefix. of selects the kind of record.
-func find[T any](s *store, kind, id string, of func(spec.Object) *T) (*T, error) {
+func find[T any](s *store, kind, id string, of func(model.Object) *T) (*T, error) {
 	if x := of(s.object(model.ContainerID(id))); x != nil {
 		return x, nil
 	}
@@ -57,7 +56,7 @@ func find[T any](s *store, kind, id string, of func(spec.Object) *T) (*T, error)
 }
 
 // Sandboxes returns all sandboxes, newest first. The list is shared: read only.
-func (v *View) Sandboxes() []*spec.Sandbox {
+func (v *View) Sandboxes() []*model.Sandbox {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.store.sort()
@@ -65,7 +64,7 @@ func (v *View) Sandboxes() []*spec.Sandbox {
 }
 
 // Containers returns all containers, newest first. The list is shared: read only.
-func (v *View) Containers() []*spec.Container {
+func (v *View) Containers() []*model.Container {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.store.sort()
@@ -73,7 +72,7 @@ func (v *View) Containers() []*spec.Container {
 }
 
 // ContainersOf returns the containers of a sandbox, newest first.
-func (v *View) ContainersOf(sandboxID model.ContainerID) []*spec.Container {
+func (v *View) ContainersOf(sandboxID model.ContainerID) []*model.Container {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.store.containersOf(sandboxID)

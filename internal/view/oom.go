@@ -7,7 +7,6 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // OOM reports the kernel's OOM kills, for exits whose reason the engine does not know. The engine
@@ -53,16 +52,16 @@ func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) 
 }
 
 // addOOMReasonLocked sets the reason in the record of a container killed by the OOM killer.
-func (v *View) addOOMReasonLocked(o spec.Object) spec.Object {
+func (v *View) addOOMReasonLocked(o model.Object) model.Object {
 	c := o.Container
-	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.Reason != spec.ReasonError {
+	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.Reason != model.ReasonError {
 		return o
 	}
 	if !v.isOOMLocked(c.ID, int(c.ExitCode), c.FinishedAt) {
 		return o
 	}
 
-	return o.OutOfMemory()
+	return o.WithOOMKill()
 }
 
 // observeOOMLocked processes an event before it is applied: an exit may be caused by the OOM

@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/model"
 )
 
 // fakeOOM is a watch with hits set by the test.
@@ -44,14 +44,14 @@ func withOOM(t *testing.T) (*View, *fakeOOM) {
 func at(s int64) time.Time { return time.Unix(s, 0) }
 
 // refreshed does the same as Refresh with a given result.
-func (v *View) refreshed(o spec.Object) {
+func (v *View) refreshed(o model.Object) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.acceptLocked("c", o, v.store.beginInspection())
 }
 
-func running(pid int) spec.Object {
-	return spec.Object{Container: &spec.Container{
+func running(pid int) model.Object {
+	return model.Object{Container: &model.Container{
 		ID:        "c",
 		Pid:       pid,
 		CreatedAt: at(1),
@@ -61,13 +61,13 @@ func running(pid int) spec.Object {
 }
 
 // ended is an exit as described by an engine unaware of an OOM kill.
-func ended(code int32, finished time.Time) spec.Object {
-	reason := spec.ReasonError
+func ended(code int32, finished time.Time) model.Object {
+	reason := model.ReasonError
 	if code == 0 {
 		reason = "Completed"
 	}
 
-	return spec.Object{Container: &spec.Container{
+	return model.Object{Container: &model.Container{
 		ID:         "c",
 		CreatedAt:  at(1),
 		StartedAt:  at(100),
@@ -131,7 +131,7 @@ func TestOOMFromTheKernel(t *testing.T) {
 func TestOOMReportedLate(t *testing.T) {
 	v, oom := withOOM(t)
 	v.refreshed(ended(137, at(200)))
-	if got := reason(t, v); got != spec.ReasonError {
+	if got := reason(t, v); got != model.ReasonError {
 		t.Fatalf("without a report: %s", got)
 	}
 

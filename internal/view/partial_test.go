@@ -13,7 +13,6 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // partial is an engine with hanging or failing parts. Its containers are those of all.
@@ -59,24 +58,24 @@ func (p *partial) call(ctx context.Context, name string) error {
 	return err
 }
 
-func (p *partial) Host(ctx context.Context) (spec.Host, error) {
-	return spec.Host{EngineVersion: "1"}, p.call(ctx, "host")
+func (p *partial) Host(ctx context.Context) (model.Host, error) {
+	return model.Host{EngineVersion: "1"}, p.call(ctx, "host")
 }
 
 func (p *partial) Ping(ctx context.Context) error { return p.call(ctx, "ping") }
 
-func (p *partial) Images(ctx context.Context) ([]*spec.Image, error) {
-	return []*spec.Image{{ID: "sha256:1"}}, p.call(ctx, "images")
+func (p *partial) Images(ctx context.Context) ([]*model.Image, error) {
+	return []*model.Image{{ID: "sha256:1"}}, p.call(ctx, "images")
 }
 
 // Image implements Source.
-func (p *partial) Image(ctx context.Context, ref string) (*spec.Image, error) {
-	return &spec.Image{ID: model.ImageID(ref), RepoTags: []string{"app:1"}}, p.call(ctx, "image")
+func (p *partial) Image(ctx context.Context, ref string) (*model.Image, error) {
+	return &model.Image{ID: model.ImageID(ref), RepoTags: []string{"app:1"}}, p.call(ctx, "image")
 }
 
 // Objects takes as long as with a real engine: hanging objects are Unread, with the properties from
 // the list.
-func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
+func (p *partial) Objects(ctx context.Context) (out []model.Object, err error) {
 	if err := p.call(ctx, "objects"); err != nil {
 		return nil, err
 	}
@@ -85,7 +84,7 @@ func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
 	defer p.mu.Unlock()
 
 	for _, id := range p.all {
-		o := spec.Object{Sandbox: &spec.Sandbox{
+		o := model.Object{Sandbox: &model.Sandbox{
 			ID:        id,
 			Running:   true,
 			CreatedAt: time.Unix(1, 0),
@@ -101,7 +100,7 @@ func (p *partial) Objects(ctx context.Context) (out []spec.Object, err error) {
 	return out, nil
 }
 
-func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error) {
+func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (model.Object, error) {
 	p.mu.Lock()
 	p.calls["inspect "+string(id)]++
 	hangs := p.hanging[id]
@@ -110,10 +109,10 @@ func (p *partial) Inspect(ctx context.Context, id model.ContainerID) (spec.Objec
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // as with a real engine
 		defer cancel()
 		<-ctx.Done()
-		return spec.Object{}, ctx.Err()
+		return model.Object{}, ctx.Err()
 	}
 
-	return spec.Object{Sandbox: &spec.Sandbox{
+	return model.Object{Sandbox: &model.Sandbox{
 		ID:        id,
 		Name:      "read",
 		Running:   true,

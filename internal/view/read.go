@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 const (
@@ -175,7 +174,7 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 }
 
 // acceptLocked stores the result of an inspection.
-func (v *View) acceptLocked(id model.ContainerID, o spec.Object, ticket uint64) {
+func (v *View) acceptLocked(id model.ContainerID, o model.Object, ticket uint64) {
 	o = v.addExitLocked(o)
 	v.publishLocked(v.store.put(id, o, ticket))
 	v.watchKernelLocked(o)

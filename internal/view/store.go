@@ -7,7 +7,6 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // killedCode is the exit code of a process that was killed by SIGKILL (128 + 9), by the engine or
@@ -24,15 +23,15 @@ type store struct {
 	tickets uint64 // the number of started inspections
 	entries map[model.ContainerID]*entry
 
-	sortedSandboxes  []*spec.Sandbox // nil: must be built
-	sortedContainers []*spec.Container
+	sortedSandboxes  []*model.Sandbox // nil: must be built
+	sortedContainers []*model.Container
 }
 
 // entry is the state of one object. It remains for a while after the object's removal, so that a
 // late result cannot restore the object.
 type entry struct {
 	// empty: the object does not exist, or was not found by the last inspection
-	object    spec.Object
+	object    model.Object
 	inspected uint64 // ticket of the last accepted inspection
 	// ticket of the last inspection started before the object was updated
 	updated uint64
@@ -49,8 +48,8 @@ type exitReason struct{ outOfMemory, killed bool }
 // engine's event, which follows all other events of the object, or once a later full read confirms
 // it.
 type removing struct {
-	object spec.Object
-	last   *spec.Sandbox
+	object model.Object
+	last   *model.Sandbox
 }
 
 func newStore() store { return store{entries: map[model.ContainerID]*entry{}} }
@@ -62,15 +61,15 @@ func (s *store) beginInspection() uint64 {
 }
 
 // object returns the record of an object, or an empty one.
-func (s *store) object(id model.ContainerID) spec.Object {
+func (s *store) object(id model.ContainerID) model.Object {
 	if e := s.entries[id]; e != nil {
 		return e.object
 	}
-	return spec.Object{}
+	return model.Object{}
 }
 
 // put takes the result of an inspection. An empty object does not exist, or is not managed.
-func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transition {
+func (s *store) put(id model.ContainerID, o model.Object, ticket uint64) []transition {
 	e := s.entries[id]
 	if e == nil {
 		e = &entry{}
@@ -97,7 +96,7 @@ func (s *store) put(id model.ContainerID, o spec.Object, ticket uint64) []transi
 }
 
 // isNewer reports whether the entry is newer than the result of an inspection.
-func (e *entry) isNewer(o spec.Object, ticket uint64) bool {
+func (e *entry) isNewer(o model.Object, ticket uint64) bool {
 	if ticket > e.updated {
 		return false
 	}
@@ -105,11 +104,11 @@ func (e *entry) isNewer(o spec.Object, ticket uint64) bool {
 	return c < 0 || c == 0 && ticket < e.inspected
 }
 
-func isEmpty(o spec.Object) bool { return o.Sandbox == nil && o.Container == nil }
+func isEmpty(o model.Object) bool { return o.Sandbox == nil && o.Container == nil }
 
 // set replaces the record of an entry.
-func (s *store) set(e *entry, o spec.Object) {
-	e.object = spec.Object{Sandbox: o.Sandbox, Container: o.Container}
+func (s *store) set(e *entry, o model.Object) {
+	e.object = model.Object{Sandbox: o.Sandbox, Container: o.Container}
 	s.sortedSandboxes, s.sortedContainers = nil, nil
 }
 
@@ -158,20 +157,20 @@ func (s *store) apply(event engine.Event) []transition {
 }
 
 // advance returns the object after a start or an exit.
-func (e *entry) advance(o spec.Object, event engine.Event) (next spec.Object, changed bool) {
+func (e *entry) advance(o model.Object, event engine.Event) (next model.Object, changed bool) {
 	l := lifecycleOf(o)
 	switch event.Kind {
 	case engine.Started:
 		// A running sandbox needs its PID, available only from an inspection.
 		if l.started.IsZero() && !l.exited && (e.removing != nil || o.Sandbox == nil) {
-			return o.Begun(event.At), true
+			return o.WithStart(event.At), true
 		}
 
 	case engine.Died:
 		// Docker may report an out-of-memory after the exit that it caused.
 		certain := event.ExitCode != killedCode || e.pending != (exitReason{}) || e.removing != nil
 		if l.isRunning() && event.At.After(l.started) && certain {
-			return o.Ended(event.At, event.ExitCode, e.pending.outOfMemory), true
+			return o.WithExit(event.At, event.ExitCode, e.pending.outOfMemory), true
 		}
 	}
 
@@ -179,7 +178,7 @@ func (e *entry) advance(o spec.Object, event engine.Event) (next spec.Object, ch
 }
 
 // sandboxOf returns the sandbox of an object, or nil if it is unknown.
-func (s *store) sandboxOf(o spec.Object) *spec.Sandbox {
+func (s *store) sandboxOf(o model.Object) *model.Sandbox {
 	if o.Sandbox != nil {
 		return o.Sandbox
 	}
@@ -187,7 +186,7 @@ func (s *store) sandboxOf(o spec.Object) *spec.Sandbox {
 }
 
 // label sets the object and the pod in transitions.
-func label(id model.ContainerID, o spec.Object, last *spec.Sandbox, transitions []transition) []transition {
+func label(id model.ContainerID, o model.Object, last *model.Sandbox, transitions []transition) []transition {
 	for i := range transitions {
 		transitions[i].id, transitions[i].pod, transitions[i].last = id, id, last
 		if o.Container != nil {
@@ -199,7 +198,7 @@ func label(id model.ContainerID, o spec.Object, last *spec.Sandbox, transitions 
 
 // remove records a confirmed removal, at a time if known. It counts as an inspection.
 func (s *store) remove(id model.ContainerID, at time.Time) []transition {
-	s.put(id, spec.Object{}, s.beginInspection())
+	s.put(id, model.Object{}, s.beginInspection())
 	e := s.entries[id]
 	if e.removing == nil {
 		return nil
@@ -212,9 +211,9 @@ func (s *store) remove(id model.ContainerID, at time.Time) []transition {
 }
 
 // replace takes the result of a full read.
-func (s *store) replace(objects []spec.Object, ticket uint64) []transition {
+func (s *store) replace(objects []model.Object, ticket uint64) []transition {
 	found := map[model.ContainerID]bool{}
-	var sandboxes, containers []spec.Object
+	var sandboxes, containers []model.Object
 	for _, o := range objects {
 		id := o.ID()
 		found[id] = true
@@ -266,9 +265,9 @@ func (s *store) removeMissing(found map[model.ContainerID]bool, ticket uint64) [
 }
 
 // containersOf returns the containers of a sandbox, newest first.
-func (s *store) containersOf(sandboxID model.ContainerID) []*spec.Container {
+func (s *store) containersOf(sandboxID model.ContainerID) []*model.Container {
 	s.sort()
-	var out []*spec.Container
+	var out []*model.Container
 	for _, c := range s.sortedContainers {
 		if c.SandboxID == sandboxID {
 			out = append(out, c)
@@ -284,7 +283,7 @@ func (s *store) sort() {
 		return
 	}
 
-	s.sortedSandboxes, s.sortedContainers = []*spec.Sandbox{}, []*spec.Container{}
+	s.sortedSandboxes, s.sortedContainers = []*model.Sandbox{}, []*model.Container{}
 	for _, e := range s.entries {
 		if e.object.Sandbox != nil {
 			s.sortedSandboxes = append(s.sortedSandboxes, e.object.Sandbox)
@@ -294,10 +293,10 @@ func (s *store) sort() {
 		}
 	}
 
-	slices.SortFunc(s.sortedSandboxes, func(a, b *spec.Sandbox) int {
+	slices.SortFunc(s.sortedSandboxes, func(a, b *model.Sandbox) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
-	slices.SortFunc(s.sortedContainers, func(a, b *spec.Container) int {
+	slices.SortFunc(s.sortedContainers, func(a, b *model.Container) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
 }

@@ -15,24 +15,23 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // Source is the part of the engine that the view reads.
 type Source interface {
 	// Host connects and describes the engine.
-	Host(ctx context.Context) (spec.Host, error)
+	Host(ctx context.Context) (model.Host, error)
 	// Ping fails if the engine does not answer before ctx ends.
 	Ping(ctx context.Context) error
 	// Objects reads all managed containers. An object that cannot be described in time is Unread.
-	Objects(ctx context.Context) ([]spec.Object, error)
+	Objects(ctx context.Context) ([]model.Object, error)
 	// Inspect reads one container. It returns NotFound if the container does not exist, and an
 	// empty object if it is not managed by this daemon.
-	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
+	Inspect(ctx context.Context, id model.ContainerID) (model.Object, error)
 	// Images reads all images. An image that is not described in time is Stale.
-	Images(ctx context.Context) ([]*spec.Image, error)
+	Images(ctx context.Context) ([]*model.Image, error)
 	// Image reads one image by its name or ID. It returns NotFound if there is none.
-	Image(ctx context.Context, ref string) (*spec.Image, error)
+	Image(ctx context.Context, ref string) (*model.Image, error)
 	// EventsBetween returns the events of a period that the engine remembers, in the same form as
 	// Events.
 	EventsBetween(ctx context.Context, since, until time.Time) ([]engine.Event, error)
@@ -49,7 +48,7 @@ type EngineState struct {
 	Connected bool
 	Ready     bool   // events arrive and the view is complete
 	Reason    string // why the engine is not ready; "" when Ready
-	Host      spec.Host
+	Host      model.Host
 }
 
 // View is the state of the node. It is safe for concurrent use.
@@ -124,7 +123,7 @@ func (v *View) Changed() <-chan struct{} {
 
 // setConnected publishes the description of the engine before the first read of its containers. A
 // ready view stays ready.
-func (v *View) setConnected(host spec.Host) {
+func (v *View) setConnected(host model.Host) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := v.state
@@ -132,7 +131,7 @@ func (v *View) setConnected(host spec.Host) {
 	v.setStateLocked(s)
 }
 
-func (v *View) setReady(host spec.Host) {
+func (v *View) setReady(host model.Host) {
 	v.mu.Lock()
 	v.setStateLocked(EngineState{Attempted: true, Connected: true, Ready: true, Host: host})
 	v.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -37,11 +37,11 @@ func run(t *testing.T, src Source) *View {
 
 func makePod(t *testing.T, f *enginetest.Fake, name string) string {
 	t.Helper()
-	c, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+	c, err := translate.NewSandbox(&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
 		Name:      name,
 		Namespace: "default",
 		Uid:       name,
-	}}, spec.SandboxOptions{NetworkMode: "none"})
+	}}, translate.SandboxOptions{NetworkMode: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,14 +179,14 @@ func TestEngineGoesAndComes(t *testing.T) {
 func TestOlderInspectionNeverWins(t *testing.T) {
 	s := newStore()
 	first, everything, last := s.beginInspection(), s.beginInspection(), s.beginInspection()
-	old, young := &spec.Sandbox{ID: "a", Running: true}, &spec.Sandbox{
+	old, young := &model.Sandbox{ID: "a", Running: true}, &model.Sandbox{
 		ID:      "a",
 		Running: true,
 		Labels:  map[string]string{"young": ""},
 	}
 
-	s.put("a", spec.Object{Sandbox: young}, last)
-	s.put("a", spec.Object{Sandbox: old}, first)
+	s.put("a", model.Object{Sandbox: young}, last)
+	s.put("a", model.Object{Sandbox: old}, first)
 	if s.object("a").Sandbox != young {
 		t.Error("an older inspection won")
 	}
@@ -196,15 +196,15 @@ func TestOlderInspectionNeverWins(t *testing.T) {
 		t.Error("an older list removed the result of a later inspection")
 	}
 
-	ended := &spec.Sandbox{ID: "a"}
-	s.put("a", spec.Object{Sandbox: ended}, first)
+	ended := &model.Sandbox{ID: "a"}
+	s.put("a", model.Object{Sandbox: ended}, first)
 	if s.object("a").Sandbox != ended {
 		t.Error("a long inspection with the exit was dropped")
 	}
 
 	late := s.beginInspection()
 	s.replace(nil, s.beginInspection())
-	s.put("a", spec.Object{Sandbox: ended}, late)
+	s.put("a", model.Object{Sandbox: ended}, late)
 	if s.object("a").Sandbox != nil {
 		t.Error("an older inspection restored a removed object")
 	}
@@ -219,8 +219,8 @@ func TestLookup(t *testing.T) {
 	v := New(nil, discard)
 	for i, id := range []string{"aaaa11", "aaaa22", "bbbb11"} {
 		v.store.put(model.ContainerID(id),
-			spec.Object{Sandbox: &spec.Sandbox{ID: model.ContainerID(id), CreatedAt: time.Unix(int64(i), 0)}}, 1)
-		v.store.put(model.ContainerID("c"+id), spec.Object{Container: &spec.Container{
+			model.Object{Sandbox: &model.Sandbox{ID: model.ContainerID(id), CreatedAt: time.Unix(int64(i), 0)}}, 1)
+		v.store.put(model.ContainerID("c"+id), model.Object{Container: &model.Container{
 			ID:        model.ContainerID("c" + id),
 			SandboxID: model.ContainerID(id),
 			CreatedAt: time.Unix(5, 0),
@@ -264,20 +264,20 @@ func TestLookup(t *testing.T) {
 // down is a source without a working engine.
 type down struct{ tries int }
 
-func (d *down) Host(context.Context) (spec.Host, error) {
+func (d *down) Host(context.Context) (model.Host, error) {
 	d.tries++
-	return spec.Host{}, errdefs.ErrUnavailable
+	return model.Host{}, errdefs.ErrUnavailable
 }
 func (*down) Ping(context.Context) error { return nil }
 func (*down) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
 	return nil, nil
 }
-func (*down) Objects(context.Context) ([]spec.Object, error) { return nil, nil }
-func (*down) Inspect(context.Context, model.ContainerID) (spec.Object, error) {
-	return spec.Object{}, nil
+func (*down) Objects(context.Context) ([]model.Object, error) { return nil, nil }
+func (*down) Inspect(context.Context, model.ContainerID) (model.Object, error) {
+	return model.Object{}, nil
 }
-func (*down) Images(context.Context) ([]*spec.Image, error)               { return nil, nil }
-func (*down) Image(context.Context, string) (*spec.Image, error)          { return nil, errdefs.ErrNotFound }
+func (*down) Images(context.Context) ([]*model.Image, error)              { return nil, nil }
+func (*down) Image(context.Context, string) (*model.Image, error)         { return nil, errdefs.ErrNotFound }
 func (*down) Events(context.Context, func(engine.Event)) (_ <-chan error) { return nil }
 
 func TestBackoff(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 // watchBuffer is the number of changes that a watch holds for a busy reader. It exceeds the changes
@@ -21,8 +20,8 @@ var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailabl
 
 // Pod is the state of a pod at one moment.
 type Pod struct {
-	Sandbox    *spec.Sandbox     // the last known record; in a Change nil if there was none
-	Containers []*spec.Container // newest first
+	Sandbox    *model.Sandbox     // the last known record; in a Change nil if there was none
+	Containers []*model.Container // newest first
 	// At orders the states of pods. It grows with each published state, and no two are equal. A
 	// kubelet keeps the latest (KEP-3386).
 	At time.Time

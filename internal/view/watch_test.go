@@ -15,7 +15,6 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
 )
 
 func word(k runtimeapi.ContainerEventType) string {
@@ -140,9 +139,9 @@ func TestRemovedPodIsPublished(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 
-	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
-	c := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: time.Unix(3, 0)}
-	v.publishLocked(v.store.replace([]spec.Object{{Container: c}, {Sandbox: s}}, v.beginInspection()))
+	s := &model.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
+	c := &model.Container{ID: "c", SandboxID: "s", CreatedAt: time.Unix(3, 0)}
+	v.publishLocked(v.store.replace([]model.Object{{Container: c}, {Sandbox: s}}, v.beginInspection()))
 	expect(t, w, "s", "created started")
 	if got := expect(t, w, "c", "created")[0]; got.Sandbox != s || len(got.Containers) != 1 {
 		t.Errorf("change: %+v", got)
@@ -164,14 +163,14 @@ func TestMissedRestarts(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 
-	for _, c := range []spec.Container{
+	for _, c := range []model.Container{
 		{State: running, CreatedAt: at(1), StartedAt: at(2)},
 		{State: running, CreatedAt: at(1), StartedAt: at(4)},
 		{State: over, CreatedAt: at(1), StartedAt: at(6), FinishedAt: at(7)},
 		{State: over, CreatedAt: at(1), StartedAt: at(8), FinishedAt: at(9)},
 	} {
 		c.ID = "c"
-		v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
+		v.publishLocked(v.store.put("c", model.Object{Container: &c}, v.beginInspection()))
 	}
 
 	expect(t, w, "c", "created started stopped started stopped started stopped started stopped")
@@ -183,11 +182,11 @@ func TestStartThatFailed(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 
-	c := spec.Container{ID: "c", CreatedAt: time.Unix(1, 0)}
-	v.publishLocked(v.store.put("c", spec.Object{Container: &c}, v.beginInspection()))
+	c := model.Container{ID: "c", CreatedAt: time.Unix(1, 0)}
+	v.publishLocked(v.store.put("c", model.Object{Container: &c}, v.beginInspection()))
 	failed := c
 	failed.State, failed.FinishedAt = runtimeapi.ContainerState_CONTAINER_EXITED, time.Unix(1, 0)
-	v.publishLocked(v.store.put("c", spec.Object{Container: &failed}, v.beginInspection()))
+	v.publishLocked(v.store.put("c", model.Object{Container: &failed}, v.beginInspection()))
 	v.publishLocked(v.store.remove("c", time.Unix(3, 0)))
 	expect(t, w, "c", "created stopped deleted")
 }
@@ -230,8 +229,8 @@ func (m *fakeEngine) deliver() {
 
 // record returns the current container, nil after its removal. The engine reports starts and exits
 // a little later than it records them.
-func (m *fakeEngine) record() *spec.Container {
-	c := &spec.Container{ID: "c", SandboxID: "s"}
+func (m *fakeEngine) record() *model.Container {
+	c := &model.Container{ID: "c", SandboxID: "s"}
 	for i, k := range m.kinds[:m.at] {
 		at := time.Unix(int64(i+1), 0).Add(-time.Millisecond)
 		switch k {
@@ -268,14 +267,14 @@ func (m *fakeEngine) finish(r *rand.Rand) {
 	}
 
 	m.inspections = slices.Delete(m.inspections, i, i+1)
-	o := spec.Object{Container: l.found}
+	o := model.Object{Container: l.found}
 	switch {
 	case !l.everything:
 		m.v.publishLocked(m.v.store.put("c", o, l.ticket))
 	case l.found == nil:
 		m.v.publishLocked(m.v.store.replace(nil, l.ticket))
 	default:
-		m.v.publishLocked(m.v.store.replace([]spec.Object{o}, l.ticket))
+		m.v.publishLocked(m.v.store.replace([]model.Object{o}, l.ticket))
 	}
 }
 
@@ -291,7 +290,7 @@ type inspection struct {
 	ticket     uint64
 	everything bool
 	answered   bool
-	found      *spec.Container
+	found      *model.Container
 }
 
 // TestEveryInterleaving runs inspections, events and the lifecycle itself in thousands of orders. A
@@ -463,8 +462,8 @@ func TestLaterIsNewer(t *testing.T) {
 	w := v.Watch()
 	defer w.Stop()
 
-	s := &spec.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
-	v.publishLocked(v.store.put("s", spec.Object{Sandbox: s}, v.beginInspection()))
+	s := &model.Sandbox{ID: "s", CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0), Running: true}
+	v.publishLocked(v.store.put("s", model.Object{Sandbox: s}, v.beginInspection()))
 	expect(t, w, "s", "created started")
 	before := time.Now()
 	status, err := v.Pod("s")
@@ -474,7 +473,7 @@ func TestLaterIsNewer(t *testing.T) {
 
 	ended := *s
 	ended.Running, ended.FinishedAt = false, before
-	v.publishLocked(v.store.put("s", spec.Object{Sandbox: &ended}, v.beginInspection()))
+	v.publishLocked(v.store.put("s", model.Object{Sandbox: &ended}, v.beginInspection()))
 	c := expect(t, w, "s", "stopped")[0]
 	if !c.At.After(status.At) || c.At.After(time.Now()) {
 		t.Errorf("published with %s after a status of %s", c.At, status.At)
@@ -496,8 +495,8 @@ func TestEventsWithoutInspections(t *testing.T) {
 	defer w.Stop()
 
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
-	created := &spec.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
-	v.publishLocked(v.store.put("c", spec.Object{Container: created}, v.beginInspection()))
+	created := &model.Container{ID: "c", SandboxID: "s", CreatedAt: at(1)}
+	v.publishLocked(v.store.put("c", model.Object{Container: created}, v.beginInspection()))
 	for _, e := range []engine.Event{
 		{
 			ID:   "c",
@@ -530,7 +529,7 @@ func TestEventsWithoutInspections(t *testing.T) {
 		t.Error("a shared record was modified")
 	}
 
-	exact := &spec.Container{
+	exact := &model.Container{
 		ID:         "c",
 		SandboxID:  "s",
 		CreatedAt:  at(1),
@@ -539,7 +538,7 @@ func TestEventsWithoutInspections(t *testing.T) {
 		State:      runtimeapi.ContainerState_CONTAINER_EXITED,
 	}
 
-	v.publishLocked(v.store.put("c", spec.Object{Container: exact}, v.beginInspection()))
+	v.publishLocked(v.store.put("c", model.Object{Container: exact}, v.beginInspection()))
 	if c, err := v.Container("c"); err != nil || c != exact || len(w.changes) != 0 {
 		t.Errorf("after an inspection: %+v, %v, %d more changes", c, err, len(w.changes))
 	}
@@ -552,7 +551,7 @@ func TestKilledMayBeOutOfMemory(t *testing.T) {
 	for asked, want := range map[bool]string{true: "created started stopped", false: "created started"} {
 		v := New(nil, discard)
 		w := v.Watch()
-		v.publishLocked(v.store.put("c", spec.Object{Container: &spec.Container{ID: "c", CreatedAt: at(1)}},
+		v.publishLocked(v.store.put("c", model.Object{Container: &model.Container{ID: "c", CreatedAt: at(1)}},
 			v.beginInspection()))
 		v.observe(engine.Event{ID: "c", Kind: engine.Started, At: at(2)})
 		if asked {

@@ -19,8 +19,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // options are the options of the measuring process.
@@ -82,8 +83,8 @@ type measurement struct {
 	options
 	runtime runtimeapi.RuntimeServiceClient
 	docker  *client.Client
-	host    spec.Host
-	pause   spec.PauseImage
+	host    model.Host
+	pause   model.PauseImage
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
 	results results
@@ -374,7 +375,7 @@ func (m *measurement) ours(ctx context.Context, name string) error {
 func (m *measurement) start(
 	ctx context.Context, name, mode string, create, start operation,
 ) (id string, remove func(), err error) {
-	c, err := spec.NewSandbox(podConfig(name), spec.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
+	c, err := translate.NewSandbox(podConfig(name), translate.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
 	if err != nil {
 		return "", nil, err
 	}

@@ -12,29 +12,29 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // Engine is the subject of the contract: the operations on containers used by cri and node.
 type Engine interface {
 	Images
-	Host(ctx context.Context) (spec.Host, error)
-	Create(ctx context.Context, c *spec.Create) (model.ContainerID, error)
+	Host(ctx context.Context) (model.Host, error)
+	Create(ctx context.Context, c *translate.Create) (model.ContainerID, error)
 	Start(ctx context.Context, id model.ContainerID) error
 	Stop(ctx context.Context, id model.ContainerID, grace time.Duration) error
 	Remove(ctx context.Context, id model.ContainerID) error
-	Inspect(ctx context.Context, id model.ContainerID) (spec.Object, error)
-	FindByName(ctx context.Context, name string) (model.ContainerID, spec.Object, error)
-	Objects(ctx context.Context) ([]spec.Object, error)
+	Inspect(ctx context.Context, id model.ContainerID) (model.Object, error)
+	FindByName(ctx context.Context, name string) (model.ContainerID, model.Object, error)
+	Objects(ctx context.Context) ([]model.Object, error)
 	Events(ctx context.Context, changed func(engine.Event)) <-chan error
 	Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (int, error)
 }
 
 // Images are the operations of an Engine on images.
 type Images interface {
-	PauseImage(ctx context.Context) (spec.PauseImage, error)
-	Images(ctx context.Context) ([]*spec.Image, error)
-	Image(ctx context.Context, ref string) (*spec.Image, error)
+	PauseImage(ctx context.Context) (model.PauseImage, error)
+	Images(ctx context.Context) ([]*model.Image, error)
+	Image(ctx context.Context, ref string) (*model.Image, error)
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
 	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
@@ -71,14 +71,14 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 	done := e.Events(watch, func(ev engine.Event) { events <- ev })
 	defer func() { stop(); <-done }()
 
-	create, err := spec.NewSandbox(&runtimeapi.PodSandboxConfig{
+	create, err := translate.NewSandbox(&runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{
 			Name:      "contract",
 			Namespace: "default",
 			Uid:       "contract",
 		},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: cgroupParent},
-	}, spec.SandboxOptions{
+	}, translate.SandboxOptions{
 		Host:        host,
 		Image:       pause,
 		NetworkMode: "none",
@@ -94,7 +94,7 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 
 // testHold holds an image twice and releases it twice. Engines without layer information return an
 // error and must not keep anything.
-func testHold(t *testing.T, e Engine, host spec.Host, ref string) {
+func testHold(t *testing.T, e Engine, host model.Host, ref string) {
 	t.Helper()
 	image, err := e.Image(t.Context(), ref)
 	if err != nil {
@@ -133,7 +133,7 @@ func testPinned(t *testing.T, e Engine, ref string) {
 	}
 
 	for _, i := range images {
-		if i.Named(ref) {
+		if i.HasName(ref) {
 			if !i.Pinned || i.ID == "" {
 				t.Errorf("pause image is not pinned: %+v", i)
 			}
@@ -145,7 +145,7 @@ func testPinned(t *testing.T, e Engine, ref string) {
 }
 
 // testLifecycle takes one container from its creation to its removal.
-func testLifecycle(t *testing.T, e Engine, create *spec.Create, events <-chan engine.Event) {
+func testLifecycle(t *testing.T, e Engine, create *translate.Create, events <-chan engine.Event) {
 	t.Helper()
 	ctx := t.Context()
 	id, err := e.Create(ctx, create)
@@ -173,7 +173,7 @@ func testLifecycle(t *testing.T, e Engine, create *spec.Create, events <-chan en
 		t.Errorf("ImageUsers: %v, %v", users, err)
 	}
 
-	sandbox := func() *spec.Sandbox {
+	sandbox := func() *model.Sandbox {
 		t.Helper()
 		o, err := e.Inspect(ctx, id)
 		if err != nil || o.Sandbox == nil {
@@ -222,7 +222,7 @@ func testLifecycle(t *testing.T, e Engine, create *spec.Create, events <-chan en
 	}
 }
 
-func hasSandbox(all []spec.Object, id model.ContainerID) bool {
+func hasSandbox(all []model.Object, id model.ContainerID) bool {
 	for _, o := range all {
 		if o.Sandbox != nil && o.Sandbox.ID == id {
 			return true

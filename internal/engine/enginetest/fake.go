@@ -21,13 +21,13 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/spec"
+	"cri-dockerd/internal/translate"
 )
 
 // PauseRef is the name of the sandbox image of a Fake.
 const PauseRef = "fake.local/pause:1"
 
-// Fake is an in-memory engine. Its containers pass through spec.Read, like the responses of a real
+// Fake is an in-memory engine. Its containers pass through translate.Read, like the responses of a real
 // engine.
 type Fake struct {
 	// Fault is called before and after each operation ("create", "start", …). If it returns an
@@ -45,9 +45,9 @@ type Fake struct {
 
 	mu         sync.Mutex // guards the fields below
 	containers map[model.ContainerID]*container.InspectResponse
-	images     map[string]*spec.Image // by name
+	images     map[string]*model.Image // by name
 	held       map[model.ImageID]bool
-	limits     map[model.ContainerID]spec.KernelLimits
+	limits     map[model.ContainerID]model.KernelLimits
 	limited    map[model.ContainerID]int // PID at the last LimitStarted
 	watchers   []chan engine.Event
 	created    int                       // number of created containers
@@ -62,9 +62,9 @@ type Fake struct {
 func NewFake(images ...string) *Fake {
 	f := &Fake{
 		containers: map[model.ContainerID]*container.InspectResponse{},
-		images:     map[string]*spec.Image{},
+		images:     map[string]*model.Image{},
 		held:       map[model.ImageID]bool{},
-		limits:     map[model.ContainerID]spec.KernelLimits{},
+		limits:     map[model.ContainerID]model.KernelLimits{},
 		limited:    map[model.ContainerID]int{},
 		forgotten:  map[model.ContainerID]int{},
 		pids:       1000,
@@ -77,8 +77,8 @@ func NewFake(images ...string) *Fake {
 	return f
 }
 
-func (f *Fake) addImage(ref string, pinned bool) *spec.Image {
-	i, err := spec.ReadImage(image.Summary{
+func (f *Fake) addImage(ref string, pinned bool) *model.Image {
+	i, err := translate.ReadImage(image.Summary{
 		ID:       "sha256:" + digest("image "+ref),
 		RepoTags: []string{ref},
 		Size:     1 << 20,
@@ -133,7 +133,7 @@ func (f *Fake) find(id model.ContainerID) (*container.InspectResponse, error) {
 }
 
 // Create implements cri.Engine.
-func (f *Fake) Create(ctx context.Context, c *spec.Create) (id model.ContainerID, err error) {
+func (f *Fake) Create(ctx context.Context, c *translate.Create) (id model.ContainerID, err error) {
 	err = f.do(ctx, "create", func() error {
 		for _, other := range f.containers {
 			if other.Name == "/"+c.Name {
@@ -182,19 +182,19 @@ func (f *Fake) merge(c *container.Config) *container.Config {
 }
 
 // read translates the inspect response of a container.
-func (f *Fake) read(c *container.InspectResponse) (spec.Object, error) {
+func (f *Fake) read(c *container.InspectResponse) (model.Object, error) {
 	in := *c
 	if f.Distort != nil {
 		state := *c.State
 		in.State = &state
 		f.Distort(&in)
 	}
-	return spec.Read(in, f.imageLabels(c))
+	return translate.Read(in, f.imageLabels(c))
 }
 
 // AddImage adds an image with the given list entry and inspect response.
 func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
-	i, err := spec.ReadImage(s, in)
+	i, err := translate.ReadImage(s, in)
 	if err != nil {
 		return err
 	}
@@ -209,13 +209,13 @@ func (f *Fake) AddImage(s image.Summary, in image.InspectResponse) error {
 }
 
 // imageLabels returns the labels inherited from the image of a container.
-func (f *Fake) imageLabels(c *container.InspectResponse) spec.ImageLabels {
+func (f *Fake) imageLabels(c *container.InspectResponse) model.ImageLabels {
 	for _, i := range f.images {
 		if string(i.ID) == c.Image {
-			return i.Brings()
+			return i.InheritedLabels()
 		}
 	}
-	return spec.ImageLabels{Unknown: true}
+	return model.ImageLabels{Unknown: true}
 }
 
 func (f *Fake) imageID(ref string) model.ImageID {
@@ -314,7 +314,7 @@ func (f *Fake) KillForgotten(ctx context.Context, id model.ContainerID) (killed 
 }
 
 // Update implements cri.Engine.
-func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *spec.Update) error {
+func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *translate.Update) error {
 	return f.do(ctx, "update", func() error {
 		c, err := f.find(id)
 		if err == nil {
@@ -327,7 +327,7 @@ func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *spec.Update)
 }
 
 // Limit implements cri.Engine. It records the limits.
-func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
+func (f *Fake) Limit(c *model.Container, l model.KernelLimits) error {
 	if l.Empty() {
 		return nil
 	}
@@ -347,7 +347,7 @@ func (f *Fake) Limit(c *spec.Container, l spec.KernelLimits) error {
 }
 
 // LimitStarted implements cri.Engine.
-func (f *Fake) LimitStarted(c *spec.Container) error {
+func (f *Fake) LimitStarted(c *model.Container) error {
 	f.mu.Lock()
 	done := f.limited[c.ID] == c.Pid
 	f.mu.Unlock()
@@ -367,14 +367,14 @@ func (f *Fake) LimitStarted(c *spec.Container) error {
 }
 
 // Limits returns the argument of the last call of Limit for a container.
-func (f *Fake) Limits(id model.ContainerID) spec.KernelLimits {
+func (f *Fake) Limits(id model.ContainerID) model.KernelLimits {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.limits[id]
 }
 
 // FindByName implements cri.Engine.
-func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerID, o spec.Object, err error) {
+func (f *Fake) FindByName(ctx context.Context, name string) (id model.ContainerID, o model.Object, err error) {
 	err = f.do(ctx, "find", func() error {
 		for _, c := range f.containers {
 			if c.Name == "/"+name {
@@ -429,7 +429,7 @@ func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (i
 // Pull implements cri.Engine.
 func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id model.ImageID, err error) {
 	err = f.do(ctx, "pull", func() error {
-		id = f.addImage(spec.Familiar(ref), false).ID
+		id = f.addImage(model.FamiliarName(ref), false).ID
 		f.notifyImageLocked()
 		return nil
 	})
@@ -438,7 +438,7 @@ func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (
 }
 
 // Image implements view.Source.
-func (f *Fake) Image(ctx context.Context, ref string) (image *spec.Image, err error) {
+func (f *Fake) Image(ctx context.Context, ref string) (image *model.Image, err error) {
 	err = f.do(ctx, "find image", func() error {
 		for _, i := range f.images {
 			if i.Is(ref) {
@@ -505,17 +505,17 @@ func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) 
 }
 
 // PauseImage implements cri.Engine.
-func (f *Fake) PauseImage(ctx context.Context) (spec.PauseImage, error) {
-	return spec.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error {
+func (f *Fake) PauseImage(ctx context.Context) (model.PauseImage, error) {
+	return model.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error {
 		f.addImage(PauseRef, true)
 		return nil
 	})
 }
 
 // Host implements view.Source.
-func (f *Fake) Host(ctx context.Context) (h spec.Host, err error) {
+func (f *Fake) Host(ctx context.Context) (h model.Host, err error) {
 	err = f.do(ctx, "host", func() error {
-		h = spec.Host{
+		h = model.Host{
 			EngineVersion:   "29.0.0-fake",
 			APIVersion:      "1.52",
 			OperatingSystem: "linux",
@@ -541,7 +541,7 @@ func (f *Fake) Ping(ctx context.Context) error {
 }
 
 // Objects implements view.Source.
-func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
+func (f *Fake) Objects(ctx context.Context) (out []model.Object, err error) {
 	err = f.do(ctx, "objects", func() error {
 		for _, c := range f.containers {
 			o, err := f.read(c)
@@ -558,7 +558,7 @@ func (f *Fake) Objects(ctx context.Context) (out []spec.Object, err error) {
 }
 
 // Inspect implements view.Source.
-func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object, err error) {
+func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o model.Object, err error) {
 	err = f.do(ctx, "inspect", func() error {
 		c, err := f.find(id)
 		if err == nil {
@@ -571,7 +571,7 @@ func (f *Fake) Inspect(ctx context.Context, id model.ContainerID) (o spec.Object
 }
 
 // Images implements view.Source.
-func (f *Fake) Images(ctx context.Context) (out []*spec.Image, err error) {
+func (f *Fake) Images(ctx context.Context) (out []*model.Image, err error) {
 	err = f.do(ctx, "images", func() error {
 		for _, i := range f.images {
 			out = append(out, i)

@@ -1,0 +1,105 @@
+package model
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Container is the record of one container. It is shared and must not be changed.
+type Container struct {
+	ID            ContainerID
+	Name          string // the container's name, without slash
+	SandboxID     ContainerID
+	Metadata      *runtimeapi.ContainerMetadata
+	Labels        map[string]string
+	Annotations   map[string]string
+	Image         string // as named at creation: a name or an ID
+	ImageID       ImageID
+	ImageRef      string // the image's name with digest; its ID if it has none
+	State         runtimeapi.ContainerState
+	CreatedAt     time.Time
+	StartedAt     time.Time // zero before the start
+	FinishedAt    time.Time // zero before the exit
+	ExitCode      int32
+	Reason        string // one of the Reason constants; "" before the exit
+	Message       string
+	Pid           int    // 0 if it does not run
+	LogPath       string // <LogDirectory>/<LogPath> of CRI; "" without a log
+	EngineLogPath string // the engine's own log file (json-file); "" with other drivers
+	LogDriver     string
+	Mounts        []*runtimeapi.Mount
+	ImageVolumes  []ImageVolume
+	Resources     *runtimeapi.ContainerResources
+	Kernel        KernelLimits // to be written at the start
+	User          *runtimeapi.ContainerUser
+	StopSignal    runtimeapi.Signal
+	TTY           bool
+	Stdin         bool
+	StdinOnce     bool
+	Stale         bool // from the engine's list alone: no process, limits, mounts or times
+}
+
+// LogConfig selects the engine's log driver for a container.
+type LogConfig struct {
+	Driver  string            // e.g. "json-file"
+	Options map[string]string // driver options
+}
+
+// KernelLimits are resources without a field in Docker's API. They are written to the kernel while
+// the container runs.
+type KernelLimits struct {
+	OOMScoreAdj int                   `json:"-"`                   // of every process; 0 changes nothing
+	Hugepages   map[PageSize]uint64   `json:"hugepages,omitempty"` // bytes
+	Unified     map[UnifiedKey]string `json:"unified,omitempty"`   // file of cgroup v2: value
+}
+
+// Empty reports whether there is nothing to write.
+func (l KernelLimits) Empty() bool {
+	return l.OOMScoreAdj == 0 && len(l.Hugepages) == 0 && len(l.Unified) == 0
+}
+
+// SetOn replaces the huge page limits and unified values of r.
+func (l KernelLimits) SetOn(r *runtimeapi.LinuxContainerResources) {
+	r.Unified, r.HugepageLimits = nil, nil
+	for key, value := range l.Unified {
+		if r.Unified == nil {
+			r.Unified = map[string]string{}
+		}
+		r.Unified[string(key)] = value
+	}
+
+	for _, size := range slices.Sorted(maps.Keys(l.Hugepages)) {
+		r.HugepageLimits = append(r.HugepageLimits,
+			&runtimeapi.HugepageLimit{PageSize: string(size), Limit: l.Hugepages[size]})
+	}
+}
+
+// SetMeasured replaces the requested limits of a running container by the kernel's actual ones. The
+// record must not be shared yet.
+func (c *Container) SetMeasured(l KernelLimits) {
+	r := c.Resources.GetLinux()
+	r.OomScoreAdj = int64(l.OOMScoreAdj)
+	l.SetOn(r)
+}
+
+// ImageVolume is an image mounted into a container (CRI Mount.image). It is part of the container's
+// record on disk.
+type ImageVolume struct {
+	ImageID ImageID `json:"image"`
+	Target  string  `json:"target"`            // clean absolute path in the container
+	SubPath string  `json:"subPath,omitempty"` // local path in the image
+	// Path is the mount point of the image on the node, including the sub-path. It is "" if the
+	// engine mounts images itself.
+	Path string `json:"-"`
+	// Ref is the image's name with digest. It is "" for an image without a digest and in records
+	// of older releases.
+	Ref string `json:"ref,omitempty"`
+}
+
+// MountsImage reports whether the container mounts this image.
+func (c *Container) MountsImage(imageID ImageID) bool {
+	return slices.ContainsFunc(c.ImageVolumes, func(v ImageVolume) bool { return v.ImageID == imageID })
+}

@@ -1,0 +1,216 @@
+package translate
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/validate"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// hosts are the engines that golden files name.
+var hosts = map[string]model.Host{
+	"20.10": {
+		EngineVersion:   "20.10.24",
+		APIVersion:      "1.41",
+		CgroupDriver:    "cgroupfs",
+		CgroupVersion:   "1",
+		Runtimes:        []string{"runc"},
+		SecurityOptions: []string{"seccomp"},
+		MinOOMScoreAdj:  0,
+	},
+	"29": {
+		EngineVersion:   "29.0.0",
+		CDI:             true,
+		ContainerdStore: true,
+		APIVersion:      "1.52",
+		CgroupDriver:    "systemd",
+		CgroupVersion:   "2",
+		Runtimes:        []string{"crun", "runc"},
+		SecurityOptions: []string{"apparmor", "seccomp", "selinux"},
+		MinOOMScoreAdj:  -1000,
+	},
+}
+
+// TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts),
+// "request.json" (a RunPodSandboxRequest or CreateContainerRequest) and "docker.json" or "error",
+// which -update writes.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) < 6 {
+		t.Fatalf("golden files: %v, %v", files, err)
+	}
+
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			a, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			in := map[string]string{}
+			var kept []txtar.File
+			for _, f := range a.Files {
+				in[f.Name] = string(f.Data)
+				if f.Name == "host" || f.Name == "request.json" {
+					kept = append(kept, f)
+				}
+			}
+
+			host, ok := hosts[strings.TrimSpace(in["host"])]
+			if !ok {
+				t.Fatalf("unknown host %q", in["host"])
+			}
+
+			name, got := translate(t, in["request.json"], host)
+			if *update {
+				a.Files = append(kept, txtar.File{Name: name, Data: []byte(got)})
+				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+
+			if diff := cmp.Diff(in[name], got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", name, diff)
+			}
+		})
+	}
+}
+
+// translate is the golden file's last part: what Docker is told without what is empty, or the
+// refusal.
+func translate(t *testing.T, request string, h model.Host) (file, content string) {
+	t.Helper()
+	var c *Create
+	var err error
+	if strings.Contains(request, `"pod_sandbox_id"`) {
+		r := &runtimeapi.CreateContainerRequest{}
+		if err := json.Unmarshal([]byte(request), r); err != nil {
+			t.Fatal(err)
+		}
+
+		if err = validate.Request(r); err == nil {
+			sb := &model.Sandbox{
+				ID:           model.ContainerID(r.PodSandboxId),
+				Name:         SandboxName(r.SandboxConfig.GetMetadata()),
+				Metadata:     r.SandboxConfig.GetMetadata(),
+				Namespaces:   r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+				CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
+			}
+
+			volumes := map[int]model.ImageVolume{}
+			for i, m := range r.Config.GetMounts() {
+				if m.GetImage().GetImage() != "" {
+					v := model.ImageVolume{
+						ImageID: "sha256:beef",
+						Target:  m.ContainerPath,
+						SubPath: m.ImageSubPath,
+					}
+					if !h.NativeImageVolumes() {
+						v.Path = "/run/image-volumes/beef/" + m.ImageSubPath
+					}
+					volumes[i] = v
+				}
+			}
+
+			image := &model.Image{ID: "sha256:cafe"}
+			if err = validate.Container(r.Config, sb, image, h); err == nil {
+				c, err = NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
+					Host:           h,
+					Sandbox:        sb,
+					Log:            model.LogConfig{Driver: "json-file"},
+					Image:          image,
+					SeccompProfile: "{}",
+					ImageVolumes:   volumes,
+				})
+			}
+		}
+	} else {
+		r := &runtimeapi.RunPodSandboxRequest{}
+		if err := json.Unmarshal([]byte(request), r); err != nil {
+			t.Fatal(err)
+		}
+
+		if err = validate.Request(r); err == nil {
+			err = validate.Sandbox(r, h)
+		}
+
+		if err == nil {
+			c, err = NewSandbox(r.Config, SandboxOptions{
+				Host:           h,
+				Image:          model.PauseImage{Source: "pause:1", Name: "pause:1"},
+				RuntimeHandler: r.RuntimeHandler,
+				NetworkMode:    "none",
+			})
+		}
+	}
+
+	if err != nil {
+		return "error", err.Error() + "\n"
+	}
+
+	b, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		t.Fatal(err)
+	}
+
+	if b, err = json.MarshalIndent(withoutEmpty(v), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+
+	return "docker.json", string(b) + "\n"
+}
+
+// withoutEmpty leaves out zero values, but not empty lists: to Docker they differ from none.
+func withoutEmpty(v any) any {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return v
+	}
+
+	for k, x := range m {
+		x = withoutEmpty(x)
+		m[k] = x
+		switch y := x.(type) {
+		case nil:
+			delete(m, k)
+		case string:
+			if y == "" {
+				delete(m, k)
+			}
+
+		case float64:
+			if y == 0 {
+				delete(m, k)
+			}
+
+		case bool:
+			if !y {
+				delete(m, k)
+			}
+
+		case map[string]any:
+			if len(y) == 0 {
+				delete(m, k)
+			}
+		}
+	}
+
+	return m
+}

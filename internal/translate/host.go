@@ -1,0 +1,51 @@
+package translate
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/system"
+
+	"cri-dockerd/internal/model"
+)
+
+// ReadHost translates the engine's response to GET /info. minOOM is the lowest oom_score_adj that
+// this machine permits.
+func ReadHost(in system.Info, apiVersion string, minOOM int) model.Host {
+	h := model.Host{
+		EngineVersion:   in.ServerVersion,
+		APIVersion:      apiVersion,
+		OperatingSystem: in.OSType,
+		Architecture:    in.Architecture,
+		CgroupDriver:    in.CgroupDriver,
+		CgroupVersion:   in.CgroupVersion,
+		StorageDriver:   in.Driver,
+		RootDir:         in.DockerRootDir,
+		DefaultRuntime:  in.DefaultRuntime,
+		LiveRestore:     in.LiveRestoreEnabled,
+		LogDriver:       in.LoggingDriver,
+		MinOOMScoreAdj:  minOOM,
+		CDI:             len(in.CDISpecDirs) > 0,
+	}
+
+	for _, kv := range in.DriverStatus { // ["driver-type", "io.containerd.snapshotter.v1"]
+		h.ContainerdStore = h.ContainerdStore || strings.HasPrefix(kv[1], "io.containerd.snapshotter.")
+	}
+
+	if h.CgroupVersion == "" {
+		h.CgroupVersion = "1" // engines before API 1.41 support no other
+	}
+
+	for r := range in.Runtimes {
+		h.Runtimes = append(h.Runtimes, r)
+	}
+
+	slices.Sort(h.Runtimes)
+	for _, o := range in.SecurityOptions {
+		// "name=seccomp,profile=default"; very old engines give the bare name
+		first, _, _ := strings.Cut(strings.TrimPrefix(o, "name="), ",")
+		h.SecurityOptions = append(h.SecurityOptions, first)
+	}
+
+	return h
+}

@@ -1,0 +1,68 @@
+package validate
+
+import (
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
+)
+
+// securityContext holds the common fields of the security contexts of sandboxes and containers.
+type securityContext struct {
+	user, group *runtimeapi.Int64Value
+	username    string
+	policy      runtimeapi.SupplementalGroupsPolicy
+}
+
+// user checks the user and groups of a process. Docker has no group without a user
+// (Config.User, "user[:group]").
+func (p *problems) user(field string, sc securityContext) {
+	if sc.group != nil && sc.user == nil && sc.username == "" {
+		p.add(field+".run_as_group", "needs run_as_user or run_as_username")
+	}
+	if sc.policy == runtimeapi.SupplementalGroupsPolicy_Strict {
+		p.add(field+".supplemental_groups_policy", "Strict is not supported on this runtime; use Merge")
+	}
+}
+
+func (p *problems) namespaces(field string, o *runtimeapi.NamespaceOption) {
+	enum(p, field+".network", runtimeapi.NamespaceMode_name, o.GetNetwork())
+	enum(p, field+".pid", runtimeapi.NamespaceMode_name, o.GetPid())
+	enum(p, field+".ipc", runtimeapi.NamespaceMode_name, o.GetIpc())
+	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
+		p.id(field+".target_id", o.GetTargetId())
+	}
+
+	p.podOrNode(field+".network", o.GetNetwork())
+	p.podOrNode(field+".ipc", o.GetIpc())
+	if u := o.GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
+		p.add(field+".userns_options", "user namespaces are not supported on this runtime; set hostUsers: true")
+	}
+}
+
+// podOrNode requires the mode of a namespace shared by all containers of a pod (CRI
+// NamespaceOption: network and ipc are POD or NODE).
+func (p *problems) podOrNode(field string, m runtimeapi.NamespaceMode) {
+	if m == runtimeapi.NamespaceMode_CONTAINER || m == runtimeapi.NamespaceMode_TARGET {
+		p.add(field, "%v is not allowed, it must be POD or NODE", m)
+	}
+}
+
+func (p *problems) profile(field string, s *runtimeapi.SecurityProfile) {
+	enum(p, field+".profile_type", runtimeapi.SecurityProfile_ProfileType_name, s.GetProfileType())
+	if s.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+		p.required(field+".localhost_ref", s.GetLocalhostRef())
+	}
+}
+
+// profileString checks the string form of a profile.
+func (p *problems) profileString(field, s string) {
+	profile, err := model.ParseProfile(s)
+	if err != nil {
+		p.wrap(field, err)
+		return
+	}
+
+	if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+		p.required(field, profile.GetLocalhostRef())
+	}
+}

@@ -1,0 +1,173 @@
+package validate
+
+import (
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestUnknownRequestsPass(t *testing.T) {
+	for _, r := range []any{
+		nil, &runtimeapi.VersionRequest{}, (*runtimeapi.StatusRequest)(nil), &runtimeapi.ListPodSandboxRequest{},
+	} {
+		if err := Request(r); err != nil {
+			t.Errorf("%T: %v", r, err)
+		}
+	}
+}
+
+func pod() *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u"},
+		Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
+	}
+}
+
+func container() *runtimeapi.CreateContainerRequest {
+	return &runtimeapi.CreateContainerRequest{
+		PodSandboxId: "0123456789ab",
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+			Image:    &runtimeapi.ImageSpec{Image: "web:1"},
+			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{}},
+		},
+		SandboxConfig: pod(),
+	}
+}
+
+func TestNames(t *testing.T) {
+	checkField(t, Request(&runtimeapi.RunPodSandboxRequest{Config: pod()}), "")
+	checkField(t, Request(container()), "")
+	for _, bad := range []string{
+		"", "a_b", "a/b", "a\x00b", "a\nb", "ä", " ", "..", "-a", strings.Repeat("x", 254), "\xff",
+	} {
+		for field, set := range map[string]func(*runtimeapi.PodSandboxMetadata){
+			"config.metadata.name":      func(m *runtimeapi.PodSandboxMetadata) { m.Name = bad },
+			"config.metadata.namespace": func(m *runtimeapi.PodSandboxMetadata) { m.Namespace = bad },
+			"config.metadata.uid":       func(m *runtimeapi.PodSandboxMetadata) { m.Uid = bad },
+		} {
+			t.Run(field+" "+bad, func(t *testing.T) {
+				cfg := pod()
+				set(cfg.Metadata)
+				checkField(t, Request(&runtimeapi.RunPodSandboxRequest{Config: cfg}), field)
+			})
+		}
+
+		t.Run("container "+bad, func(t *testing.T) {
+			r := container()
+			r.Config.Metadata.Name = bad
+			checkField(t, Request(r), "config.metadata.name")
+		})
+	}
+}
+
+func TestSandboxRules(t *testing.T) {
+	const node = runtimeapi.NamespaceMode_NODE
+	hostNetwork := func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: node}
+	}
+
+	for name, test := range map[string]struct {
+		change func(*runtimeapi.PodSandboxConfig)
+		field  string
+	}{
+		"sysctl": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.Sysctls = map[string]string{"net.core.somaxconn": "1", "net/core/somaxconn": "1"}
+		}, ""},
+		"sysctl of the node": {func(c *runtimeapi.PodSandboxConfig) {
+			hostNetwork(c)
+			c.Linux.Sysctls = map[string]string{"net.core.somaxconn": "1"}
+		}, "config.linux.sysctls[net.core.somaxconn]"},
+		"sysctl of the node with slashes": {func(c *runtimeapi.PodSandboxConfig) {
+			hostNetwork(c)
+			c.Linux.Sysctls = map[string]string{"net/core/somaxconn": "1"}
+		}, "config.linux.sysctls[net/core/somaxconn]"},
+		"another sysctl on the host network": {func(c *runtimeapi.PodSandboxConfig) {
+			hostNetwork(c)
+			c.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1"}
+		}, ""},
+		"host IP": {func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 80, HostIp: "node"}}
+		}, "config.port_mappings[0].host_ip"},
+		"unused host IP": {func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostIp: "node"}}
+		}, ""},
+		"group without user": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
+		}, "config.linux.security_context.run_as_group"},
+		"strict groups": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+		}, "config.linux.security_context.supplemental_groups_policy"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := pod()
+			test.change(cfg)
+			checkField(t, Request(&runtimeapi.RunPodSandboxRequest{Config: cfg}), test.field)
+		})
+	}
+}
+
+// TestKernelLimits checks that a limit cannot name another file.
+func TestKernelLimits(t *testing.T) {
+	for _, test := range []struct {
+		field     string
+		resources *runtimeapi.LinuxContainerResources
+	}{
+		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"cgroup.procs": "1"}}},
+		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high/../../x": "1"}}},
+		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"../../memory.max": "1"}}},
+		{"linux.unified", &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory..high": "1"}}},
+		{"linux.unified", &runtimeapi.LinuxContainerResources{
+			Unified: map[string]string{strings.Repeat("a", 1<<20): "1"},
+		}},
+		{"linux.hugepage_limits[0].page_size", &runtimeapi.LinuxContainerResources{
+			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "../2MB"}},
+		}},
+		{"linux.hugepage_limits[0].page_size", &runtimeapi.LinuxContainerResources{
+			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "99999999999MB"}},
+		}},
+		{"linux.hugepage_limits[0].page_size", &runtimeapi.LinuxContainerResources{
+			HugepageLimits: []*runtimeapi.HugepageLimit{nil},
+		}},
+		{"linux.oom_score_adj", &runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}},
+		{"linux.cpu_quota", &runtimeapi.LinuxContainerResources{CpuQuota: -2}},
+	} {
+		err := Request(&runtimeapi.UpdateContainerResourcesRequest{ContainerId: "c", Linux: test.resources})
+		checkField(t, err, test.field)
+		if len(err.Error()) > 1000 {
+			t.Errorf("%s: the error has %d bytes", test.field, len(err.Error()))
+		}
+	}
+}
+
+func TestMountRules(t *testing.T) {
+	image := func(change func(*runtimeapi.Mount)) *runtimeapi.Mount {
+		m := &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "web:1"}}
+		change(m)
+		return m
+	}
+
+	const field = "config.mounts[0]"
+	for name, test := range map[string]struct {
+		mount *runtimeapi.Mount
+		field string
+	}{
+		"bind":             {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v"}, ""},
+		"relative":         {&runtimeapi.Mount{HostPath: "a", ContainerPath: "/v"}, field + ".host_path"},
+		"root":             {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v/.."}, field + ".container_path"},
+		"image":            {image(func(*runtimeapi.Mount) {}), ""},
+		"image, sub-path":  {image(func(m *runtimeapi.Mount) { m.ImageSubPath = "a/b" }), ""},
+		"image, up":        {image(func(m *runtimeapi.Mount) { m.ImageSubPath = "../up" }), field + ".image_sub_path"},
+		"image, absolute":  {image(func(m *runtimeapi.Mount) { m.ImageSubPath = "/abs" }), field + ".image_sub_path"},
+		"image, host path": {image(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), field + ".host_path"},
+		"image, writable":  {image(func(m *runtimeapi.Mount) { m.Readonly = false }), field + ".readonly"},
+		"image, shared":    {image(func(m *runtimeapi.Mount) { m.Propagation = 1 }), field + ".propagation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := container()
+			r.Config.Mounts = []*runtimeapi.Mount{test.mount}
+			checkField(t, Request(r), test.field)
+		})
+	}
+}
