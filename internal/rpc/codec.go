@@ -9,15 +9,15 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// codec is protobuf's. Answers that are encoded already are sent without a copy; the codec takes
+// codec is the protobuf codec. It sends encoded responses (package wire) without a copy and takes
 // ownership of their memory.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
 
-// Marshal encodes an answer.
+// Marshal encodes a response.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	held, ok := v.(*heldAnswer)
+	held, ok := v.(*heldResponse)
 	if !ok {
 		return c.marshal(v, nil)
 	}
@@ -30,7 +30,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return out, err
 }
 
-// marshal encodes an answer. It calls release, which may be nil, when the result was written.
+// marshal encodes a response and calls release when the result was written. release may be nil.
 func (c codec) marshal(v any, release func()) (mem.BufferSlice, error) {
 	m, ok := v.(proto.Message)
 	if !ok {
@@ -46,7 +46,7 @@ func (c codec) marshal(v any, release func()) (mem.BufferSlice, error) {
 		if !changed {
 			return nil, err
 		}
-		// One text that is not UTF-8 must not cost the answer.
+		// One invalid UTF-8 text must not fail the response.
 		if out, err = c.CodecV2.Marshal(valid); err != nil {
 			return nil, err
 		}
@@ -60,10 +60,10 @@ func (c codec) marshal(v any, release func()) (mem.BufferSlice, error) {
 	return pooled(out.Materialize(), release), nil
 }
 
-// pooled returns data as a buffer that is released when gRPC has written it.
+// pooled returns data as a buffer. It is released when gRPC has written it.
 func pooled(data []byte, release func()) mem.BufferSlice {
 	if release != nil && mem.IsBelowBufferPoolingThreshold(cap(data)) {
-		release() // gRPC does not return so little to a pool
+		release() // gRPC does not return small buffers to a pool
 	}
-	return mem.BufferSlice{mem.NewBuffer(&data, answerPool{release})}
+	return mem.BufferSlice{mem.NewBuffer(&data, responsePool{release})}
 }

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -13,10 +12,10 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// carrier answers lists with items that are encoded already, of the length that a filter asks for.
+// carrier returns lists of encoded items. The filter's ID sets their length.
 type carrier struct{ service }
 
-func (c *carrier) answer(id string) []byte {
+func (c *carrier) items(id string) []byte {
 	b := wire.NewBuffer(len(id) + 20)
 	for range 3 {
 		var err error
@@ -31,25 +30,23 @@ func (c *carrier) answer(id string) []byte {
 func (c *carrier) ListPodSandbox(
 	_ context.Context, r *runtimeapi.ListPodSandboxRequest,
 ) (*runtimeapi.ListPodSandboxResponse, error) {
-	return wire.WithEncoded(&runtimeapi.ListPodSandboxResponse{}, c.answer(r.Filter.Id)), nil
+	return wire.WithEncoded(&runtimeapi.ListPodSandboxResponse{}, c.items(r.Filter.Id)), nil
 }
 
 func (c *carrier) StreamPodSandboxes(
 	r *runtimeapi.StreamPodSandboxesRequest, out runtimeapi.RuntimeService_StreamPodSandboxesServer,
 ) error {
-	items := c.answer(r.Filter.Id)
+	items := c.items(r.Filter.Id)
 	return wire.SendPages(items, len(items)/2, func(page []byte) error {
 		return out.Send(wire.WithEncoded(&runtimeapi.StreamPodSandboxesResponse{}, page))
 	})
 }
 
-// TestCarriedAnswers: answers whose memory is used again and again arrive as they were, also beside
-// each other, and beside usual ones.
-func TestCarriedAnswers(t *testing.T) {
+// TestEncodedResponses checks that concurrent responses in reused memory arrive unchanged, together
+// with ordinary responses.
+func TestEncodedResponses(t *testing.T) {
 	c := &carrier{}
-	conn, _ := serve(t, Services{Runtime: c, Image: c, Validate: func(any) error {
-		return nil
-	}, Log: slog.New(slog.DiscardHandler)})
+	conn, _ := serve(t, Services{Runtime: c, Image: c, Validate: func(any) error { return nil }, Log: quiet()})
 	runtime, image := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	var clients sync.WaitGroup
 	for client := range 8 {
@@ -78,7 +75,7 @@ func TestCarriedAnswers(t *testing.T) {
 
 				if p, err := image.PullImage(t.Context(), &runtimeapi.PullImageRequest{}); err != nil ||
 					p.ImageRef != "sha256:1" {
-					t.Errorf("a usual answer: %v, %v", p, err)
+					t.Errorf("ordinary response: %v, %v", p, err)
 				}
 
 				_, _ = s.Recv()

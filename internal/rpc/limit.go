@@ -13,24 +13,23 @@ import (
 )
 
 const (
-	// handshakeTimeout bounds TLS and the beginning of HTTP/2.
+	// handshakeTimeout limits the TLS handshake and the HTTP/2 preface.
 	handshakeTimeout = 10 * time.Second
-	// idleTimeout ends connections without calls. Clients of gRPC connect again when they need to.
+	// idleTimeout closes connections without calls. gRPC clients reconnect on demand.
 	idleTimeout = 5 * time.Minute
-	// pingInterval and pingTimeout find clients that are gone without a word.
+	// pingInterval and pingTimeout detect dead clients.
 	pingInterval = time.Minute
 	pingTimeout  = 20 * time.Second
-	// minPingInterval is how often clients may ask in turn.
+	// minPingInterval is the minimum interval between pings of a client.
 	minPingInterval = 10 * time.Second
-	// maxStreams bounds the calls under way of one connection. The kubelet has one per pod and a
-	// few more; further ones wait.
+	// maxStreams limits concurrent calls of a connection. The kubelet needs one per pod and a few
+	// more. Further calls wait.
 	maxStreams = 1000
-	// maxHeaderList bounds the metadata of a call in bytes.
+	// maxHeaderList limits the metadata of a call in bytes.
 	maxHeaderList = 64 << 10
 )
 
-// tcpLimits bound the connections of a TCP endpoint. Those that have completed the handshake are
-// kept.
+// tcpLimits limits the connections of a TCP endpoint. A connection is kept after its handshake.
 var tcpLimits = connlimit.Limits{
 	Pending:        128,
 	PendingPerPeer: 64,
@@ -38,8 +37,8 @@ var tcpLimits = connlimit.Limits{
 	KeptPerPeer:    128,
 }
 
-// bounds are the limits of the server for all of its clients.
-func bounds() []grpc.ServerOption {
+// limits returns the server's limits for all clients.
+func limits() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -56,12 +55,13 @@ func bounds() []grpc.ServerOption {
 	}
 }
 
-// limited is a TCP listener with limits, and with TLS if there is a configuration.
+// limited is a TCP listener with limits, and with TLS if configured.
 type limited struct {
 	*connlimit.Listener
-	tls *tls.Config
+	tls *tls.Config // nil for plain text
 }
 
+// Accept implements net.Listener.
 func (l limited) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
 	if err != nil {
@@ -76,14 +76,15 @@ func (l limited) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// provenConn is kept from its first byte on, which over TLS comes after the client's certificate
-// has been verified.
+// provenConn keeps a connection from its first byte on. With TLS the first byte follows the
+// verification of the client's certificate.
 type provenConn struct {
 	net.Conn
 	place *connlimit.Conn
 	once  sync.Once
 }
 
+// Read implements net.Conn.
 func (c *provenConn) Read(p []byte) (n int, err error) {
 	n, err = c.Conn.Read(p)
 	if n > 0 {
@@ -92,7 +93,7 @@ func (c *provenConn) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// keep closes a connection for which there is no room.
+// keep keeps the connection, or closes it if the limit is reached.
 func (c *provenConn) keep(err error) error {
 	if limit := c.place.Keep(); limit != nil {
 		c.Close()

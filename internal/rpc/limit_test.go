@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
-	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -25,9 +24,7 @@ func serveTCP(t *testing.T, files TLSFiles) string {
 	}
 
 	s := &service{}
-	srv := New(Services{Runtime: s, Image: s, Validate: func(any) error {
-		return nil
-	}, Log: slog.New(slog.DiscardHandler)})
+	srv := New(Services{Runtime: s, Image: s, Validate: func(any) error { return nil }, Log: quiet()})
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	t.Cleanup(func() {
@@ -40,7 +37,7 @@ func serveTCP(t *testing.T, files TLSFiles) string {
 	return l.Addr().String()
 }
 
-// pull makes a call on a connection of its own.
+// pull sends a call on a new connection.
 func pull(t *testing.T, addr string, creds grpccreds.TransportCredentials) error {
 	t.Helper()
 	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
@@ -57,17 +54,17 @@ func pull(t *testing.T, addr string, creds grpccreds.TransportCredentials) error
 	return err
 }
 
-// TestHostileConnections: connections that are silent, or send what is no HTTP/2, do not keep a
-// client out, and end.
+// TestHostileConnections checks that silent connections, and connections with other data than
+// HTTP/2, do not lock out a client and are closed.
 func TestHostileConnections(t *testing.T) {
-	files, client := authority(t)
+	files, client := newCertificate(t)
 	for name, test := range map[string]struct {
 		files TLSFiles
 		creds grpccreds.TransportCredentials
 	}{
 		"plain": {TLSFiles{}, insecure.NewCredentials()},
 		"TLS": {files, grpccreds.NewTLS(&tls.Config{
-			InsecureSkipVerify: true, //nolint:gosec // the server is not what is tested
+			InsecureSkipVerify: true, //nolint:gosec // this test does not verify the server
 			Certificates:       []tls.Certificate{client},
 		})},
 	} {
@@ -90,22 +87,22 @@ func TestHostileConnections(t *testing.T) {
 			}
 
 			if err := pull(t, addr, test.creds); err != nil {
-				t.Errorf("a client beside silent ones: %v", err)
+				t.Errorf("client next to silent connections: %v", err)
 			}
 
 			deadline := time.Now().Add(handshakeTimeout + 5*time.Second)
 			for _, c := range conns {
 				_ = c.SetReadDeadline(deadline)
 				if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
-					t.Fatalf("a silent connection is still open: %v", err)
+					t.Fatalf("silent connection still open: %v", err)
 				}
 			}
 		})
 	}
 }
 
-// TestKeptConnectionsAreBounded: one address has so many connections that work, and no more.
-func TestKeptConnectionsAreBounded(t *testing.T) {
+// TestConnectionLimit checks the limit of connections per address.
+func TestConnectionLimit(t *testing.T) {
 	addr := serveTCP(t, TLSFiles{})
 	var last *grpc.ClientConn
 	for range tcpLimits.KeptPerPeer {
@@ -124,13 +121,13 @@ func TestKeptConnectionsAreBounded(t *testing.T) {
 	}
 
 	if err := pull(t, addr, insecure.NewCredentials()); err == nil {
-		t.Error("a connection beyond the limit works")
+		t.Error("connection over the limit accepted")
 	}
 
 	last.Close()
 	for deadline := time.Now().Add(5 * time.Second); pull(t, addr, insecure.NewCredentials()) != nil; {
 		if time.Now().After(deadline) {
-			t.Fatal("the place of a closed connection is not given to another")
+			t.Fatal("the closed connection still counts against the limit")
 		}
 	}
 }

@@ -21,19 +21,19 @@ import (
 	"cri-dockerd/internal/safefs"
 )
 
-// maxCertificates bounds a file of certificates, in bytes.
+// maxCertificates is the maximum size of a certificate file in bytes.
 const maxCertificates = 1 << 20
 
-// TLSFiles are the files of mutual TLS; all or none are given.
+// TLSFiles are the files for mutual TLS. All or none are set.
 type TLSFiles struct{ Cert, Key, ClientCA string }
 
 const (
 	socketMode  = 0o660
-	socketGroup = "docker" // who may use Docker may use this socket: either makes root of a user
+	socketGroup = "docker" // access to Docker's socket is equivalent: either grants root
 )
 
-// Listen opens an endpoint: unix:///path or a path, fd:// for the socket that systemd passes,
-// tcp://host:port, which needs mutual TLS beyond loopback.
+// Listen opens an endpoint: unix:///path or a path, fd:// for the socket from systemd, or
+// tcp://host:port. Beyond loopback TCP requires mutual TLS.
 func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil {
@@ -42,7 +42,7 @@ func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 
 	switch u.Scheme {
 	case "", "unix":
-		if l, err := passed(u.Path); l != nil || err != nil {
+		if l, err := inheritedAt(u.Path); l != nil || err != nil {
 			return l, err
 		}
 		return ListenUnix("--container-runtime-endpoint", u.Path)
@@ -56,8 +56,7 @@ func Listen(endpoint string, files TLSFiles) (net.Listener, error) {
 	return nil, fmt.Errorf("--container-runtime-endpoint %q: use unix:///path, fd:// or tcp://host:port", endpoint)
 }
 
-// inherited is the socket that systemd passed (sd_listen_fds(3)). A TCP socket obeys the same rule
-// as one of ours.
+// inherited returns the socket from systemd (sd_listen_fds(3)). The rules for TCP apply to it too.
 func inherited(files TLSFiles) (net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil {
@@ -78,9 +77,9 @@ func inherited(files TLSFiles) (net.Listener, error) {
 		"cri-docker.socket, or give unix:///var/run/cri-dockerd.sock")
 }
 
-// passed is the socket at path if systemd has it and has passed it, as units do that have a socket
-// unit and name the path all the same; else nil.
-func passed(path string) (net.Listener, error) {
+// inheritedAt returns the socket from systemd at path, nil if there is none. Some service units
+// have a socket unit and set the path of its socket instead of fd://.
+func inheritedAt(path string) (net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("--container-runtime-endpoint unix://%s: systemd's socket: %w", path, err)
@@ -91,12 +90,12 @@ func passed(path string) (net.Listener, error) {
 			continue
 		}
 
-		given, err := os.Stat(l.Addr().String())
+		inherited, err := os.Stat(l.Addr().String())
 		if err != nil {
 			continue
 		}
 
-		if wanted, err := os.Stat(path); err == nil && os.SameFile(given, wanted) { // /var/run is a link to /run
+		if wanted, err := os.Stat(path); err == nil && os.SameFile(inherited, wanted) { // /var/run is a link to /run
 			return l, nil
 		}
 	}
@@ -104,19 +103,19 @@ func passed(path string) (net.Listener, error) {
 	return nil, nil
 }
 
-// ListenUnix makes a socket for root and the group docker (mode 0660). What a dead daemon left is
-// replaced; a living one is not. Errors name the flag that chose the path.
+// ListenUnix creates a socket for root and the group docker (mode 0660). It replaces the socket of
+// a dead daemon, and fails if a server answers on it. Errors name the flag for the path.
 func ListenUnix(flag, path string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%s %q: the path must be absolute, as in unix:///var/run/cri-dockerd.sock", flag, path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make the socket's folder: %w", err)
+		return nil, fmt.Errorf("create the directory of the socket: %w", err)
 	}
 
 	if st, err := os.Lstat(path); err == nil {
 		if st.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s is there and is no socket; remove it or choose another %s", path, flag)
+			return nil, fmt.Errorf("%s exists and is not a socket; remove it or choose another %s", path, flag)
 		}
 
 		c, err := net.DialTimeout("unix", path, time.Second)
@@ -124,7 +123,7 @@ func ListenUnix(flag, path string) (net.Listener, error) {
 			c.Close()
 		}
 
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) { // busy is alive, too
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) { // a busy server is alive, too
 			return nil, fmt.Errorf("another server answers on %s; stop it or choose another %s", path, flag)
 		}
 
@@ -133,7 +132,7 @@ func ListenUnix(flag, path string) (net.Listener, error) {
 		}
 	}
 
-	// Made with no access for others from the start, not tightened afterwards.
+	// The umask denies access by others from the start.
 	old := syscall.Umask(0o177)
 	l, err := net.Listen("unix", path)
 	syscall.Umask(old)
@@ -149,12 +148,12 @@ func ListenUnix(flag, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// share gives the socket to the group docker, if there is one.
+// share grants the group docker access to the socket, if the group exists.
 func share(path string) error {
 	if g, err := user.LookupGroup(socketGroup); err == nil {
 		if gid, err := strconv.Atoi(g.Gid); err == nil {
 			if err := os.Chown(path, -1, gid); err != nil && !errors.Is(err, os.ErrPermission) {
-				return fmt.Errorf("give %s to group %s: %w", path, socketGroup, err)
+				return fmt.Errorf("change the group of %s to %s: %w", path, socketGroup, err)
 			}
 		}
 	}
@@ -162,10 +161,10 @@ func share(path string) error {
 	return os.Chmod(path, socketMode)
 }
 
-// listenTCP listens on loopback in plain text, and elsewhere only with certificates on both sides:
-// whoever reaches the CRI is root here.
+// listenTCP listens on loopback in plain text, and on other addresses only with certificates on
+// both sides: access to the CRI is equivalent to root.
 func listenTCP(addr string, files TLSFiles) (net.Listener, error) {
-	if err := permitted(addr, files); err != nil {
+	if err := checkTLS(addr, files); err != nil {
 		return nil, err
 	}
 
@@ -177,8 +176,8 @@ func listenTCP(addr string, files TLSFiles) (net.Listener, error) {
 	return secure(l, files)
 }
 
-// permitted refuses an address beyond loopback without certificates.
-func permitted(addr string, files TLSFiles) error {
+// checkTLS rejects an address beyond loopback without certificates.
+func checkTLS(addr string, files TLSFiles) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("--container-runtime-endpoint tcp://%s: %w", addr, err)
@@ -186,17 +185,17 @@ func permitted(addr string, files TLSFiles) error {
 
 	ip, err := netip.ParseAddr(host)
 	if loopback := host == "localhost" || err == nil && ip.IsLoopback(); !loopback && files == (TLSFiles{}) {
-		return fmt.Errorf("--container-runtime-endpoint tcp://%s: beyond loopback mutual TLS is needed; give "+
+		return fmt.Errorf("--container-runtime-endpoint tcp://%s: mutual TLS is required beyond loopback; set "+
 			"--tls-cert-file, --tls-key-file and --tls-client-ca-file", addr)
 	}
 
 	return nil
 }
 
-// secure puts mutual TLS on a TCP listener if certificates are given, and closes one that must not
-// be open without.
+// secure adds mutual TLS to a TCP listener if certificates are set. It closes the listener if they
+// are missing.
 func secure(l net.Listener, files TLSFiles) (net.Listener, error) {
-	if err := permitted(l.Addr().String(), files); err != nil {
+	if err := checkTLS(l.Addr().String(), files); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 
@@ -204,7 +203,7 @@ func secure(l net.Listener, files TLSFiles) (net.Listener, error) {
 		return limited{connlimit.New(l, tcpLimits), nil}, nil
 	}
 
-	cfg, err := mutual(files)
+	cfg, err := tlsConfig(files)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -212,7 +211,8 @@ func secure(l net.Listener, files TLSFiles) (net.Listener, error) {
 	return limited{connlimit.New(l, tcpLimits), cfg}, nil
 }
 
-func mutual(files TLSFiles) (*tls.Config, error) {
+// tlsConfig returns the configuration for mutual TLS.
+func tlsConfig(files TLSFiles) (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
 	if err != nil {
 		return nil, fmt.Errorf("--tls-cert-file, --tls-key-file: %w", err)
@@ -225,7 +225,7 @@ func mutual(files TLSFiles) (*tls.Config, error) {
 
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--tls-client-ca-file %s: no certificate in it", files.ClientCA)
+		return nil, fmt.Errorf("--tls-client-ca-file %s: the file contains no certificate", files.ClientCA)
 	}
 
 	return &tls.Config{

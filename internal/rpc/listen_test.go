@@ -36,17 +36,17 @@ func TestUnixSocket(t *testing.T) {
 
 		if _, err := Listen(prefix+file, TLSFiles{}); err == nil ||
 			!strings.Contains(err.Error(), "--container-runtime-endpoint") {
-			t.Errorf("a second daemon on a live socket: %v", err)
+			t.Errorf("second daemon on the same socket: %v", err)
 		}
 
 		l.Close()
 		if _, err := os.Lstat(file); !os.IsNotExist(err) {
-			t.Errorf("the socket is still there after Close: %v", err)
+			t.Errorf("the socket exists after Close: %v", err)
 		}
 	}
 }
 
-func TestStaleSocketIsReplaced(t *testing.T) {
+func TestReplaceStaleSocket(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cri.sock")
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
 	if err != nil {
@@ -69,10 +69,11 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	c.Close()
 }
 
-// inheritEnv makes this program greet one client at the endpoint in it.
+// inheritEnv makes the test program serve one client at the endpoint in its value.
 const inheritEnv = "TEST_INHERIT"
 
-func greet(endpoint string) {
+// sendHello accepts one client and sends a greeting.
+func sendHello(endpoint string) {
 	l, err := Listen(endpoint, TLSFiles{})
 	if err != nil {
 		fmt.Println(err)
@@ -90,9 +91,9 @@ func greet(endpoint string) {
 	}
 }
 
-// TestPassedSocket: systemd's socket is used for fd://, and also where the unit names its path,
-// through a link or not. It stays for the next process. A socket for something else is none of it.
-func TestPassedSocket(t *testing.T) {
+// TestInheritedSocket checks that systemd's socket is used for fd:// and for its path, also through
+// a link, and that it remains for the next process. A socket for another path is not used.
+func TestInheritedSocket(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
@@ -112,23 +113,25 @@ func TestPassedSocket(t *testing.T) {
 	defer passed.Close()
 
 	for endpoint, path := range map[string]string{
-		"fd://": file, "unix://" + file: file, filepath.Join(dir, "link", "cri.sock"): file,
+		"fd://":                                file,
+		"unix://" + file:                       file,
+		filepath.Join(dir, "link", "cri.sock"): file,
 		"unix://" + filepath.Join(dir, "other.sock"): filepath.Join(dir, "other.sock"),
 	} {
 		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
 		cmd.Env = append(os.Environ(), inheritEnv+"="+endpoint, "LISTEN_FDS=1")
 		cmd.ExtraFiles = []*os.File{passed}
-		said := &strings.Builder{}
-		cmd.Stdout, cmd.Stderr = said, said
+		output := &strings.Builder{}
+		cmd.Stdout, cmd.Stderr = output, output
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 
-		if got := greeting(t, path); got != "hello" {
+		if got := readHello(t, path); got != "hello" {
 			t.Errorf("%s: %q", endpoint, got)
 		}
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("%s: %v: %s", endpoint, err, said)
+			t.Errorf("%s: %v: %s", endpoint, err, output)
 		}
 
 		if _, err := os.Lstat(file); err != nil {
@@ -137,8 +140,8 @@ func TestPassedSocket(t *testing.T) {
 	}
 }
 
-// greeting is what a server at path says, as soon as there is one.
-func greeting(t *testing.T, path string) string {
+// readHello waits for a server at path and reads its greeting.
+func readHello(t *testing.T, path string) string {
 	t.Helper()
 	for deadline, tick := time.Now().Add(20*time.Second), time.NewTicker(5*time.Millisecond); ; <-tick.C {
 		c, err := net.Dial("unix", path)
@@ -164,14 +167,14 @@ func greeting(t *testing.T, path string) string {
 	}
 }
 
-func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {
+func TestKeepOtherFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "precious")
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
 	if _, err := Listen("unix://"+file, TLSFiles{}); err == nil {
-		t.Error("listens in the place of a file")
+		t.Error("the endpoint replaced a file")
 	}
 
 	if b, err := os.ReadFile(file); err != nil || string(b) != "x" {
@@ -179,7 +182,7 @@ func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestRefusedEndpoints(t *testing.T) {
+func TestInvalidEndpoints(t *testing.T) {
 	for endpoint, want := range map[string]string{
 		"tcp://0.0.0.0:0":       "--tls-client-ca-file",
 		"tcp://:0":              "--tls-client-ca-file",
@@ -188,7 +191,7 @@ func TestRefusedEndpoints(t *testing.T) {
 		"fd://":                 "cri-docker.socket",
 		"npipe:////./pipe/x":    "unix:///",
 		"relative/path":         "absolute",
-		"unix://" + t.TempDir(): "is no socket",
+		"unix://" + t.TempDir(): "is not a socket",
 	} {
 		l, err := Listen(endpoint, TLSFiles{})
 		if err == nil {
@@ -200,7 +203,7 @@ func TestRefusedEndpoints(t *testing.T) {
 	}
 }
 
-func TestLoopbackNeedsNoCertificates(t *testing.T) {
+func TestLoopbackWithoutCertificates(t *testing.T) {
 	l, err := Listen("tcp://127.0.0.1:0", TLSFiles{})
 	if err != nil {
 		t.Fatal(err)
@@ -208,9 +211,9 @@ func TestLoopbackNeedsNoCertificates(t *testing.T) {
 	l.Close()
 }
 
-// authority writes a self-signed certificate that serves as authority, server and client, and
-// returns its files.
-func authority(t *testing.T) (TLSFiles, tls.Certificate) {
+// newCertificate writes a self-signed certificate for authority, server and client and returns its
+// files.
+func newCertificate(t *testing.T) (TLSFiles, tls.Certificate) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -258,7 +261,7 @@ func authority(t *testing.T) (TLSFiles, tls.Certificate) {
 }
 
 func TestMutualTLS(t *testing.T) {
-	files, client := authority(t)
+	files, client := newCertificate(t)
 	l, err := Listen("tcp://0.0.0.0:0", files)
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +277,7 @@ func TestMutualTLS(t *testing.T) {
 			if err != nil {
 				return
 			}
-			c.Write([]byte("hello")) //nolint:errcheck // a client without a certificate gets none
+			c.Write([]byte("hello")) //nolint:errcheck // fails for a client without a certificate
 			c.Close()
 		}
 	}()
@@ -283,19 +286,22 @@ func TestMutualTLS(t *testing.T) {
 	for name, test := range map[string]struct {
 		certs []tls.Certificate
 		ok    bool
-	}{"with certificate": {[]tls.Certificate{client}, true}, "without": {nil, false}} {
+	}{
+		"with certificate":    {[]tls.Certificate{client}, true},
+		"without certificate": {nil, false},
+	} {
 		c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{
 			InsecureSkipVerify: true,
 			Certificates:       test.certs,
 			NextProtos:         []string{"h2"},
-		}) //nolint:gosec // the server is not what is tested
+		}) //nolint:gosec // this test does not verify the server
 		if err == nil {
-			_, err = c.Read(make([]byte, 5)) // TLS 1.3 tells the refusal with the first read
+			_, err = c.Read(make([]byte, 5)) // TLS 1.3 reports a rejection with the first read
 			c.Close()
 		}
 
 		if (err == nil) != test.ok {
-			t.Errorf("client %s: %v", name, err)
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 
@@ -304,7 +310,7 @@ func TestMutualTLS(t *testing.T) {
 }
 
 func TestBrokenCertificates(t *testing.T) {
-	files, _ := authority(t)
+	files, _ := newCertificate(t)
 	for flag, broken := range map[string]TLSFiles{
 		"--tls-cert-file":      {Cert: "/nonexistent", Key: files.Key, ClientCA: files.ClientCA},
 		"--tls-client-ca-file": {Cert: files.Cert, Key: files.Key, ClientCA: files.Key},

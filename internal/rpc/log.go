@@ -2,10 +2,8 @@ package rpc
 
 import (
 	"context"
-	"encoding/base64"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,20 +15,21 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// write makes the call's log line: calls that change something at info, the polling at debug. Of a
-// request only names and IDs are logged: the rest holds credentials and environments.
+// write logs a call: at info if it changes something, otherwise at debug. Only names and IDs of a
+// request are logged, because other fields hold credentials and environments.
 func (i interceptor) write(ctx context.Context, method string, req, resp any, took time.Duration, err error) {
 	level := slog.LevelDebug
-	if mutates(method) {
+	if isMutating(method) {
 		level = slog.LevelInfo
 	}
 
-	attrs := slices.Concat(subject(req), made(resp), []slog.Attr{slog.Duration("took", took.Round(time.Microsecond))})
+	duration := slog.Duration("took", took.Round(time.Microsecond))
+	attrs := slices.Concat(subject(req), created(resp), []slog.Attr{duration})
 	if err != nil {
 		code, text := status.Code(err), status.Convert(err).Message()
 		attrs = append(attrs, slog.String("code", code.String()), slog.String("err", text))
 		if (code == codes.Internal || code == codes.Unknown) &&
-			(mutates(method) || i.repeats.news(method, text, time.Now())) {
+			(isMutating(method) || i.repeats.isNew(method, text, time.Now())) {
 			level = slog.LevelError
 		}
 	}
@@ -38,11 +37,10 @@ func (i interceptor) write(ctx context.Context, method string, req, resp any, to
 	i.log.LogAttrs(ctx, level, method, attrs...)
 }
 
-// sayAgain is how often an error of a polling call that stays the same is logged.
-const sayAgain = 10 * time.Minute
+// repeatInterval is the interval between log lines for an unchanged error of a polling call.
+const repeatInterval = 10 * time.Minute
 
-// repeats knows what polling calls have failed with, since a kubelet asks every second: what nobody
-// has read yet need not be said again.
+// repeats suppresses repeated errors of polling calls. A kubelet polls every second.
 type repeats struct {
 	mu   sync.Mutex
 	last map[string]failure // by method
@@ -53,18 +51,18 @@ type failure struct {
 	at   time.Time
 }
 
-// news says whether a failure is another one than the last, or long enough ago.
-func (r *repeats) news(method, text string, now time.Time) bool {
+// isNew reports whether an error differs from the previous one, or repeatInterval has passed.
+func (r *repeats) isNew(method, text string, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old, ok := r.last[method]; ok && old.text == text && now.Sub(old.at) < sayAgain {
+	if old, ok := r.last[method]; ok && old.text == text && now.Sub(old.at) < repeatInterval {
 		return false
 	}
 	r.last[method] = failure{text, now}
 	return true
 }
 
-// subject is what a request is about.
+// subject returns the names and IDs in a request.
 func subject(req any) []slog.Attr {
 	var a attrs
 	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
@@ -89,8 +87,8 @@ func subject(req any) []slog.Attr {
 	return a
 }
 
-// made is what an answer says has been made.
-func made(resp any) []slog.Attr {
+// created returns the IDs of created objects in a response.
+func created(resp any) []slog.Attr {
 	var a attrs
 	switch r := resp.(type) {
 	case *runtimeapi.RunPodSandboxResponse:
@@ -112,21 +110,22 @@ func (a *attrs) add(key, value string) {
 	}
 }
 
-// mutates says whether a method changes something on the node, or gives somebody a way into a
+// isMutating reports whether a method changes something on the node, or gives access to a
 // container.
-func mutates(method string) bool {
+func isMutating(method string) bool {
 	return slices.Contains([]string{
-		"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer",
-		"RemoveContainer",
-		"UpdateContainerResources", "UpdatePodSandboxResources", "UpdateRuntimeConfig", "PullImage", "RemoveImage",
-		"ReopenContainerLog",
-		"CheckpointContainer", "CheckpointPod", "RestorePod", "Exec", "Attach", "PortForward",
+		"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "UpdatePodSandboxResources",
+		"CreateContainer", "StartContainer", "StopContainer", "RemoveContainer", "UpdateContainerResources",
+		"PullImage", "RemoveImage",
+		"ReopenContainerLog", "UpdateRuntimeConfig",
+		"CheckpointContainer", "CheckpointPod", "RestorePod",
+		"Exec", "Attach", "PortForward",
 	}, method)
 }
 
-// discreet is an error that carries a status, without secrets: neither those of the request nor
-// what has the form of one, since engines pass on what registries answered.
-func discreet(err error, req any) error {
+// maskSecrets masks the secrets in the text of a status error: those of the request, and any text
+// in the form of a credential. Engines forward responses of registries.
+func maskSecrets(err error, req any) error {
 	if err == nil {
 		return nil
 	}
@@ -140,24 +139,18 @@ func discreet(err error, req any) error {
 	return status.Error(s.Code(), text)
 }
 
-// credentials are the secrets of a request (CRI AuthConfig), also as they are sent on.
+// credentials returns the secrets of a request (CRI AuthConfig).
 func credentials(req any) []string {
 	r, ok := req.(*runtimeapi.PullImageRequest)
 	if !ok || r.GetAuth() == nil {
 		return nil
 	}
 
-	a := r.GetAuth()
-	known := []string{a.GetPassword(), a.GetAuth(), a.GetIdentityToken(), a.GetRegistryToken()}
-	if a.GetPassword() != "" {
-		known = append(known, base64.StdEncoding.EncodeToString([]byte(a.GetUsername()+":"+a.GetPassword())))
-	}
-
-	if plain, err := base64.StdEncoding.DecodeString(a.GetAuth()); err == nil {
-		if _, password, ok := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":"); ok {
-			known = append(known, password)
-		}
-	}
-
-	return known
+	return secret.Login{
+		Username:      r.GetAuth().GetUsername(),
+		Password:      r.GetAuth().GetPassword(),
+		Auth:          r.GetAuth().GetAuth(),
+		IdentityToken: r.GetAuth().GetIdentityToken(),
+		RegistryToken: r.GetAuth().GetRegistryToken(),
+	}.Secrets()
 }

@@ -20,11 +20,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestCallsAreCounted(t *testing.T) {
-	entered, leave := make(chan struct{}), make(chan struct{})
+func TestCallMetrics(t *testing.T) {
+	entered, finish := make(chan struct{}), make(chan struct{})
 	c, _, srv := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		entered <- struct{}{}
-		<-leave
+		<-finish
 		return nil, fmt.Errorf("stop: %w", errdefs.ErrNotFound)
 	}}, nil)
 
@@ -39,22 +39,22 @@ func TestCallsAreCounted(t *testing.T) {
 		t.Errorf("%v calls in flight", n)
 	}
 
-	leave <- struct{}{}
+	finish <- struct{}{}
 	if err := <-result; status.Code(err) != codes.NotFound {
 		t.Error(err)
 	}
 
 	if n := testutil.ToFloat64(srv.metrics.inFlight.WithLabelValues("StopPodSandbox")); n != 0 {
-		t.Errorf("%v calls in flight after the end", n)
+		t.Errorf("%v calls in flight after the call", n)
 	}
 	if !srv.metrics.seconds.DeleteLabelValues("StopPodSandbox", "NotFound") {
-		t.Error("no figures of the call")
+		t.Error("no metrics of the call")
 	}
 }
 
-// TestErrorsKeepSecrets: what a registry answers may tell the credentials that it got, in every
-// form.
-func TestErrorsKeepSecrets(t *testing.T) {
+// TestErrorsMaskSecrets checks errors with the response of a registry that repeats its credentials
+// in every form.
+func TestErrorsMaskSecrets(t *testing.T) {
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	for name, auth := range map[string]*runtimeapi.AuthConfig{
 		"password":       {Username: "bob", Password: "s3cret-word"},
@@ -63,19 +63,19 @@ func TestErrorsKeepSecrets(t *testing.T) {
 		"registry token": {RegistryToken: "s3cret-registry"},
 	} {
 		secrets := []string{"s3cret", b64("bob:s3cret-word")}
-		said := fmt.Sprintf("refused %s %s %s %s %s; Get \"https://bob:s3cret-url@registry.test/v2/\"; "+
+		message := fmt.Sprintf("rejected %s %s %s %s %s; Get \"https://bob:s3cret-url@registry.test/v2/\"; "+
 			"Authorization: Bearer s3cret-bearer",
 			auth.Password, auth.Auth, b64("bob:"+auth.Password), auth.IdentityToken, auth.RegistryToken)
 		if auth.Auth != "" {
-			said += " s3cret-word"
+			message += " s3cret-word"
 		}
 
 		for kind, err := range map[string]error{
-			"kind":   fmt.Errorf("%s: %w", said, errdefs.ErrPermissionDenied),
-			"none":   errors.New(said),
-			"status": status.Error(codes.NotFound, said),
+			"kind":   fmt.Errorf("%s: %w", message, errdefs.ErrPermissionDenied),
+			"none":   errors.New(message),
+			"status": status.Error(codes.NotFound, message),
 		} {
-			got := discreet(toStatus(err), &runtimeapi.PullImageRequest{Auth: auth})
+			got := maskSecrets(toStatus(err), &runtimeapi.PullImageRequest{Auth: auth})
 			for _, s := range secrets {
 				if strings.Contains(got.Error(), s) {
 					t.Errorf("%s, %s: %v", name, kind, got)
@@ -89,14 +89,13 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 
 	plain := status.Error(codes.NotFound, "manifest unknown")
-	if got := discreet(plain, nil); got != plain { //nolint:errorlint // the same one
+	if got := maskSecrets(plain, nil); got != plain { //nolint:errorlint // the same error
 		t.Errorf("%v", got)
 	}
 }
 
-// TestPollingDoesNotFloodTheLog: a kubelet that asks every second gets an error every second; the
-// log has it once.
-func TestPollingDoesNotFloodTheLog(t *testing.T) {
+// TestRepeatedErrorsAreLoggedOnce checks that the same error of a polling kubelet is logged once.
+func TestRepeatedErrorsAreLoggedOnce(t *testing.T) {
 	log := &lockedBuffer{}
 	i := newInterceptor(nil, slog.New(slog.NewTextHandler(log, nil)))
 	list := func(err error) {
@@ -104,24 +103,25 @@ func TestPollingDoesNotFloodTheLog(t *testing.T) {
 	}
 	for range 100 {
 		list(nil)
-		list(status.Error(codes.Unavailable, "Docker does not answer"))
+		list(status.Error(codes.Unavailable, "Docker does not respond"))
 		list(status.Error(codes.Internal, "broken"))
 	}
 
-	list(status.Error(codes.Internal, "broken otherwise"))
+	list(status.Error(codes.Internal, "broken differently"))
 	if n := strings.Count(log.String(), "\n"); n != 2 {
 		t.Errorf("%d lines:\n%s", n, log)
 	}
 
 	now := time.Now()
 	r := &repeats{last: map[string]failure{}}
-	if !r.news("m", "x", now) || r.news("m", "x", now.Add(sayAgain-1)) || !r.news("m", "x", now.Add(sayAgain)) ||
-		!r.news("other", "x", now) {
-		t.Error("an error is told too often, or never again")
+	if !r.isNew("m", "x", now) || r.isNew("m", "x", now.Add(repeatInterval-1)) ||
+		!r.isNew("m", "x", now.Add(repeatInterval)) ||
+		!r.isNew("other", "x", now) {
+		t.Error("an error is logged too often, or never again")
 	}
 }
 
-func TestLogHasWhatWasMade(t *testing.T) {
+func TestLogHasCreatedID(t *testing.T) {
 	c, log, _ := start(t, &service{}, nil)
 	if _, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(),
 		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "app:1"}}); err != nil {
@@ -134,8 +134,8 @@ func TestLogHasWhatWasMade(t *testing.T) {
 	}
 }
 
-// TestSpansAreChildrenOfTheCallers takes the W3C header of a kubelet that traces.
-func TestSpansAreChildrenOfTheCallers(t *testing.T) {
+// TestSpanParent checks that a span is a child of the span in the caller's W3C header.
+func TestSpanParent(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	c, srv := serve(t, Services{
 		Runtime: &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
@@ -155,7 +155,7 @@ func TestSpansAreChildrenOfTheCallers(t *testing.T) {
 		t.Fatal("no error")
 	}
 
-	// nobody traces it
+	// a call without a trace
 	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err == nil {
 		t.Fatal("no error")
 	}
@@ -174,6 +174,6 @@ func TestSpansAreChildrenOfTheCallers(t *testing.T) {
 
 	if text := fmt.Sprint(s.Status(), s.Attributes(), s.Events()); strings.Contains(text, "s3cret") ||
 		!strings.Contains(text, "Authorization") {
-		t.Errorf("the span tells %s", text)
+		t.Errorf("span: %s", text)
 	}
 }

@@ -1,6 +1,6 @@
-// Package rpc is the gRPC side of the CRI: the server with its one interceptor (panics, validation,
-// log, metrics, status codes, secrets), its traces, and the listeners. It is the only package that
-// knows gRPC's server side.
+// Package rpc is the gRPC side of the CRI: the server, its traces and its listeners. One
+// interceptor handles panics, validation, logs, metrics, status codes and secrets. No other package
+// uses gRPC's server side.
 package rpc
 
 import (
@@ -22,21 +22,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// maxMessage is the largest message in bytes that is taken and sent: what the kubelet's client
-// takes (its maxMsgSize).
+// maxMessage is the maximum size in bytes of requests and responses: the limit of the kubelet's
+// client (its maxMsgSize).
 const maxMessage = 16 << 20
 
-// Services are what is served.
+// Services are the services of a Server, and the functions around their methods.
 type Services struct {
 	Runtime  runtimeapi.RuntimeServiceServer
 	Image    runtimeapi.ImageServiceServer
-	Validate func(req any) error // asked before any method
-	// Hold keeps a call of this method back until it can be answered; nil keeps none. It returns
-	// ctx's error.
+	Validate func(req any) error // checks each request before its method
+	// Hold delays a call until its method can be served, or returns the error of ctx. nil delays no
+	// call.
 	Hold func(ctx context.Context, method string) error
 	Log  *slog.Logger
-	// Traces gets a span for every call, a child of the caller's if it tells one (W3C Trace
-	// Context); nil for none.
+	// Traces records a span for every call, as a child of the caller's span if there is one (W3C
+	// Trace Context). nil disables traces.
 	Traces trace.TracerProvider
 }
 
@@ -52,16 +52,21 @@ func New(s Services) *Server {
 	i := newInterceptor(s.Validate, s.Log)
 	i.hold = s.Hold
 	options := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(i.unary),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
-		grpc.ForceServerCodecV2(newCodec()), grpc.StatsHandler(tagger{}),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.StatsHandler(tagger{}),
 	}
 
-	options = append(options, bounds()...)
+	options = append(options, limits()...)
 	if s.Traces != nil {
 		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(
-			otelgrpc.WithTracerProvider(s.Traces), otelgrpc.WithPropagators(propagation.TraceContext{}),
-			otelgrpc.WithMeterProvider(noop.MeterProvider{}))))
+			otelgrpc.WithTracerProvider(s.Traces),
+			otelgrpc.WithPropagators(propagation.TraceContext{}),
+			otelgrpc.WithMeterProvider(noop.MeterProvider{}),
+		)))
 	}
 
 	g := grpc.NewServer(options...)
@@ -71,7 +76,7 @@ func New(s Services) *Server {
 	return &Server{grpc: g, metrics: i.metrics, log: s.Log}
 }
 
-// Serve answers on the listener until Stop; then, and when Stop came first, it returns nil.
+// Serve serves the listener until Stop. It returns nil after Stop, also if Stop was called before.
 func (s *Server) Serve(l net.Listener) error {
 	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
@@ -79,23 +84,23 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Stop lets calls under way finish for at most grace, then breaks them off.
+// Stop waits for running calls for at most grace and then cancels them.
 func (s *Server) Stop(grace time.Duration) {
 	done := make(chan struct{})
 	go func() { s.grpc.GracefulStop(); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(grace):
-		s.log.Warn("calls are still under way, breaking them off", "after", grace)
+		s.log.Warn("canceling calls still running after the grace period", "grace", grace)
 		s.grpc.Stop()
 		<-done
 	}
 }
 
-// interceptor is what happens around every call.
+// interceptor wraps every call.
 type interceptor struct {
 	validate func(any) error
-	hold     func(ctx context.Context, method string) error // nil: none
+	hold     func(ctx context.Context, method string) error // may be nil
 	log      *slog.Logger
 	metrics  rpcMetrics
 	repeats  *repeats
@@ -110,12 +115,12 @@ func newInterceptor(validate func(any) error, log *slog.Logger) interceptor {
 	}
 }
 
-// end is what happens after a call: its error gets a code and loses secrets, and it is counted and
-// logged.
+// end completes a call: it adds a code to its error and masks secrets, and it counts and logs the
+// call.
 func (i interceptor) end(
 	ctx context.Context, name string, req, resp any, count func(time.Duration, error), took time.Duration, err error,
 ) error {
-	err = bounded(discreet(toStatus(err), req))
+	err = limitText(maskSecrets(toStatus(err), req))
 	count(took, err)
 	i.write(ctx, name, req, resp, took, err)
 	return err
@@ -132,7 +137,7 @@ func (i interceptor) unary(
 			resp, err = nil, status.Errorf(codes.Internal, "%s panicked: %v", name, p)
 		}
 		if err = i.end(ctx, name, req, resp, count, time.Since(begin), err); err != nil {
-			resp = nil // never an answer together with an error
+			resp = nil // an error excludes a response
 		}
 	}()
 
@@ -147,16 +152,16 @@ func (i interceptor) unary(
 		return nil, err
 	}
 
-	return i.answer(ctx, req, name, handler)
+	return i.respond(ctx, req, name, handler)
 }
 
-// answer calls the handler, with a slot for its answer if the answer is or can be large.
-func (i interceptor) answer(
+// respond calls the handler, with a slot for responses that are or may be large.
+func (i interceptor) respond(
 	ctx context.Context, req any, name string, handler grpc.UnaryHandler,
 ) (resp any, err error) {
 	var release func()
 	if isList(name) {
-		if release, err = acquireAnswer(ctx); err != nil {
+		if release, err = acquireSlot(ctx); err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -166,20 +171,19 @@ func (i interceptor) answer(
 		}()
 	}
 
-	answer, err := handler(ctx, req)
+	unheld, err := handler(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 
-	if err := i.fits(name, answer); err != nil {
+	if err := i.checkSize(name, unheld); err != nil {
 		return nil, err
 	}
 
-	return holdAnswer(ctx, name, answer, release)
+	return holdResponse(ctx, name, unheld, release)
 }
 
-// await keeps a call back until it can be answered. A call whose caller has gone meanwhile is not
-// made.
+// await delays a call until it can be served. It fails if the caller cancels the call meanwhile.
 func (i interceptor) await(ctx context.Context, method string) error {
 	if i.hold == nil {
 		return nil
@@ -209,7 +213,7 @@ func (i interceptor) stream(
 	}
 
 	if isList(name) {
-		release, err := acquireAnswer(s.Context())
+		release, err := acquireSlot(s.Context())
 		if err != nil {
 			return err
 		}
@@ -220,7 +224,7 @@ func (i interceptor) stream(
 }
 
 // validated checks the request of a streaming call when the generated code reads it, and the size
-// of what is sent.
+// of each response.
 type validated struct {
 	grpc.ServerStream
 	interceptor
@@ -239,11 +243,11 @@ func (v *validated) RecvMsg(m any) error {
 
 // SendMsg implements grpc.ServerStream.
 func (v *validated) SendMsg(m any) error {
-	if err := v.fits(v.name, m); err != nil {
+	if err := v.checkSize(v.name, m); err != nil {
 		return err
 	}
 	return v.ServerStream.SendMsg(m)
 }
 
-// method is the last part of /runtime.v1.RuntimeService/RunPodSandbox.
+// method returns the last part of a full name, as in /runtime.v1.RuntimeService/RunPodSandbox.
 func method(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }

@@ -25,13 +25,13 @@ import (
 
 func TestMain(m *testing.M) {
 	if endpoint := os.Getenv(inheritEnv); endpoint != "" {
-		greet(endpoint)
+		sendHello(endpoint)
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// service answers what a test wants and is unimplemented otherwise.
+// service implements two methods for tests.
 type service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
@@ -48,7 +48,7 @@ func (s *service) PullImage(context.Context, *runtimeapi.PullImageRequest) (*run
 	return &runtimeapi.PullImageResponse{ImageRef: "sha256:1"}, nil
 }
 
-// lockedBuffer is a log that a test reads while a server writes it.
+// lockedBuffer is a log for concurrent reads and writes.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -66,7 +66,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// start serves s and returns a client and the log.
+// start serves s until the test ends. It returns a client and the log.
 func start(t *testing.T, s *service, validate func(any) error) (*grpc.ClientConn, *lockedBuffer, *Server) {
 	t.Helper()
 	log := &lockedBuffer{}
@@ -77,7 +77,7 @@ func start(t *testing.T, s *service, validate func(any) error) (*grpc.ClientConn
 	return c, log, srv
 }
 
-// serve serves until the test ends.
+// serve serves s until the test ends. It returns a client.
 func serve(t *testing.T, s Services) (*grpc.ClientConn, *Server) {
 	t.Helper()
 	srv := New(s)
@@ -106,19 +106,19 @@ func TestPanicIsInternal(t *testing.T) {
 		panic("boom")
 	}}, nil)
 	client := runtimeapi.NewRuntimeServiceClient(c)
-	for range 2 { // the server goes on
+	for range 2 { // the server survives
 		if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); status.Code(err) !=
 			codes.Internal || !strings.Contains(err.Error(), "StopPodSandbox") {
-			t.Errorf("a panic gives %v", err)
+			t.Errorf("error %v, want Internal", err)
 		}
 	}
 
 	if !strings.Contains(log.String(), "server_test.go") {
-		t.Errorf("the log has no stack:\n%s", log)
+		t.Errorf("no stack in the log:\n%s", log)
 	}
 }
 
-func TestStatusOfErrors(t *testing.T) {
+func TestToStatus(t *testing.T) {
 	for want, err := range map[codes.Code]error{
 		codes.InvalidArgument:    errdefs.ErrInvalidArgument,
 		codes.NotFound:           errdefs.ErrNotFound,
@@ -135,28 +135,29 @@ func TestStatusOfErrors(t *testing.T) {
 		codes.DataLoss:           errdefs.ErrDataLoss,
 		codes.DeadlineExceeded:   context.DeadlineExceeded,
 		codes.Canceled:           errors.Join(context.Canceled, errdefs.ErrNotFound),
-		codes.Unknown:            errors.New("of no kind"),
-		codes.Code(77):           status.Error(77, "has a code already"),
+		codes.Unknown:            errors.New("without a kind"),
+		codes.Code(77):           status.Error(77, "with a code"),
 	} {
-		wrapped := fmt.Errorf("stop sandbox x: %w", err)
-		got := toStatus(wrapped)
-		if status.Code(got) != want || !strings.Contains(status.Convert(got).Message(), "stop sandbox x") {
-			t.Errorf("%v gives %v, want code %v", wrapped, got, want)
-		}
+		t.Run(want.String(), func(t *testing.T) {
+			got := toStatus(fmt.Errorf("stop sandbox x: %w", err))
+			if status.Code(got) != want || !strings.Contains(status.Convert(got).Message(), "stop sandbox x") {
+				t.Errorf("status %v, want code %v", got, want)
+			}
+		})
 	}
 
 	if err := toStatus(nil); err != nil {
-		t.Errorf("no error gives %v", err)
+		t.Errorf("status of nil: %v", err)
 	}
 }
 
-func TestNeverAnAnswerWithAnError(t *testing.T) {
+func TestErrorExcludesResponse(t *testing.T) {
 	i := newInterceptor(func(any) error { return nil }, slog.New(slog.DiscardHandler))
 	resp, err := i.unary(t.Context(), &runtimeapi.VersionRequest{},
 		&grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/Version"},
 		func(context.Context, any) (any, error) { return &runtimeapi.VersionResponse{}, errdefs.ErrNotFound })
 	if resp != nil || status.Code(err) != codes.NotFound {
-		t.Errorf("answer %v, error %v", resp, err)
+		t.Errorf("response %v, error %v", resp, err)
 	}
 }
 
@@ -166,18 +167,18 @@ func TestNilRequest(t *testing.T) {
 		_, err := i.unary(t.Context(), req, &grpc.UnaryServerInfo{FullMethod: "/s/Version"},
 			func(context.Context, any) (any, error) { panic("handled") })
 		if status.Code(err) != codes.InvalidArgument {
-			t.Errorf("%#v gives %v", req, err)
+			t.Errorf("%#v: error %v, want InvalidArgument", req, err)
 		}
 	}
 }
 
-// TestUnimplementedSayTheirName calls every method of both services on servers that have none.
-func TestUnimplementedSayTheirName(t *testing.T) {
+// TestUnimplementedErrorsNameMethod calls every unimplemented method of both services.
+func TestUnimplementedErrorsNameMethod(t *testing.T) {
 	c, _, _ := start(t, &service{}, nil)
-	own := map[string]bool{"StopPodSandbox": true, "PullImage": true}
+	implemented := map[string]bool{"StopPodSandbox": true, "PullImage": true}
 	for _, d := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
 		for _, m := range d.Methods {
-			if own[m.MethodName] {
+			if implemented[m.MethodName] {
 				continue
 			}
 
@@ -197,7 +198,7 @@ func TestUnimplementedSayTheirName(t *testing.T) {
 	}
 }
 
-// openStream sends an empty request on a streaming method and returns what ends it.
+// openStream sends an empty request on a streaming method and returns the final error.
 func openStream(t *testing.T, c *grpc.ClientConn, service string, d grpc.StreamDesc) error {
 	t.Helper()
 	s, err := c.NewStream(t.Context(), &d, "/"+service+"/"+d.StreamName)
@@ -217,10 +218,10 @@ func openStream(t *testing.T, c *grpc.ClientConn, service string, d grpc.StreamD
 }
 
 func TestValidationComesFirst(t *testing.T) {
-	refuse := func(req any) error { return fmt.Errorf("id of %T: %w", req, errdefs.ErrInvalidArgument) }
+	reject := func(req any) error { return fmt.Errorf("id of %T: %w", req, errdefs.ErrInvalidArgument) }
 	c, _, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		panic("called")
-	}}, refuse)
+	}}, reject)
 	if _, err := runtimeapi.NewRuntimeServiceClient(c).StopPodSandbox(t.Context(),
 		&runtimeapi.StopPodSandboxRequest{}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("unary: %v", err)
@@ -232,7 +233,7 @@ func TestValidationComesFirst(t *testing.T) {
 	}
 }
 
-func TestLogHasTheSubjectAndNoSecrets(t *testing.T) {
+func TestLogOfCalls(t *testing.T) {
 	c, log, _ := start(t, &service{}, nil)
 	_, err := runtimeapi.NewImageServiceClient(c).PullImage(t.Context(), &runtimeapi.PullImageRequest{
 		Image: &runtimeapi.ImageSpec{Image: "example.test/app:1"},
@@ -252,20 +253,20 @@ func TestLogHasTheSubjectAndNoSecrets(t *testing.T) {
 
 	for _, want := range []string{"PullImage", "example.test/app:1", "took=", "CreateContainer", "sandbox=abc"} {
 		if !strings.Contains(log.String(), want) {
-			t.Errorf("the log lacks %q:\n%s", want, log)
+			t.Errorf("%q is missing in the log:\n%s", want, log)
 		}
 	}
 
 	if strings.Contains(log.String(), "in-secret") {
-		t.Errorf("the log tells secrets:\n%s", log)
+		t.Errorf("the log contains secrets:\n%s", log)
 	}
 }
 
-func TestStopWaitsForCallsUnderWay(t *testing.T) {
-	entered, leave := make(chan struct{}), make(chan struct{})
+func TestStopWaitsForRunningCalls(t *testing.T) {
+	entered, finish := make(chan struct{}), make(chan struct{})
 	c, _, srv := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		close(entered)
-		<-leave
+		<-finish
 		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}}, nil)
 
@@ -278,15 +279,15 @@ func TestStopWaitsForCallsUnderWay(t *testing.T) {
 	<-entered
 	stopped := make(chan struct{})
 	go func() { srv.Stop(time.Minute); close(stopped) }()
-	close(leave)
+	close(finish)
 	if err := <-result; err != nil {
-		t.Errorf("a call under way: %v", err)
+		t.Errorf("running call: %v", err)
 	}
 
 	<-stopped
 }
 
-func TestStopBreaksOffAfterItsGrace(t *testing.T) {
+func TestStopCancelsCallsAfterGrace(t *testing.T) {
 	entered := make(chan struct{})
 	c, _, srv := start(t, &service{stop: func(ctx context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		close(entered)
@@ -303,15 +304,15 @@ func TestStopBreaksOffAfterItsGrace(t *testing.T) {
 	<-entered
 	srv.Stop(time.Millisecond)
 	if err := <-result; err == nil {
-		t.Error("the call was not broken off")
+		t.Error("the call was not canceled")
 	}
 }
 
-// TestHeldCalls: a call that is held back is not answered before, nor made when its caller has
-// gone.
-func TestHeldCalls(t *testing.T) {
-	goOn := make(chan struct{})
-	left := make(chan struct{}, 3) // calls that the server has given up
+// TestHold checks that Hold delays calls, and that a call canceled during the delay does not reach
+// its method.
+func TestHold(t *testing.T) {
+	proceed := make(chan struct{})
+	canceled := make(chan struct{}, 3)
 	called := make(chan struct{}, 3)
 	s := &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
 		called <- struct{}{}
@@ -325,10 +326,10 @@ func TestHeldCalls(t *testing.T) {
 		Log:      slog.New(slog.DiscardHandler),
 		Hold: func(ctx context.Context, method string) error {
 			select {
-			case <-goOn:
+			case <-proceed:
 				return nil
 			case <-ctx.Done():
-				left <- struct{}{}
+				canceled <- struct{}{}
 				return fmt.Errorf("%s: %w", method, ctx.Err())
 			}
 		},
@@ -340,7 +341,7 @@ func TestHeldCalls(t *testing.T) {
 
 	if _, err := client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{}); status.Code(err) !=
 		codes.DeadlineExceeded || len(called) > 0 {
-		t.Errorf("held back: %v, %d calls", err, len(called))
+		t.Errorf("delayed call: %v, %d calls", err, len(called))
 	}
 
 	events, err := client.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
@@ -349,13 +350,13 @@ func TestHeldCalls(t *testing.T) {
 	}
 
 	if status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a stream that is held back: %v", err)
+		t.Errorf("delayed stream: %v", err)
 	}
 
-	<-left // the client's deadline ends before the server's
-	close(goOn)
+	<-canceled // the client's deadline expires before the server's
+	close(proceed)
 	if _, err := client.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{}); err != nil ||
 		len(called) != 1 {
-		t.Errorf("afterwards: %v, %d calls", err, len(called))
+		t.Errorf("call after the delay: %v, %d calls", err, len(called))
 	}
 }

@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// exhausted is a listener that has no descriptor for its first connections.
+// exhausted is a listener without descriptors for its first connections.
 type exhausted struct {
 	net.Listener
 	fails atomic.Int32
@@ -28,8 +28,8 @@ func (l *exhausted) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestAcceptWithoutDescriptors: the server goes on to accept when descriptors were used up, and
-// does not spin meanwhile.
+// TestAcceptWithoutDescriptors checks that the server backs off when it runs out of descriptors,
+// and resumes accepting.
 func TestAcceptWithoutDescriptors(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	inner, err := net.Listen("unix", socket)
@@ -38,7 +38,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	}
 
 	l := &exhausted{Listener: inner}
-	l.fails.Store(6) // 5, 10, … 160 ms of waiting
+	l.fails.Store(6) // delays of 5, 10, … 160 ms
 	s := New(Services{
 		Runtime:  &service{},
 		Image:    &service{},

@@ -9,15 +9,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// toStatus gives an error its gRPC code by its kind. Status errors pass as they are; what has no
-// kind is Unknown, as for other runtimes.
+// toStatus returns a status error with the gRPC code for the kind of err. Status errors pass
+// unchanged. Errors without a kind are Unknown, as in other runtimes.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
 
 	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok &&
-		s.GRPCStatus() != nil { //nolint:errorlint // a wrapped one must keep the words around it
+		s.GRPCStatus() != nil { //nolint:errorlint // a wrapped status error must keep the text around it
 		return err
 	}
 
@@ -29,7 +29,7 @@ func code(err error) codes.Code {
 		is   func(error) bool
 		code codes.Code
 	}{
-		// The context comes first: an engine's error may only be its consequence.
+		// The context comes first: an engine's error may be its consequence.
 		{func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, codes.DeadlineExceeded},
 		{func(err error) bool { return errors.Is(err, context.Canceled) }, codes.Canceled},
 		{errdefs.IsInvalidArgument, codes.InvalidArgument},
@@ -45,7 +45,7 @@ func code(err error) codes.Code {
 		{errdefs.IsOutOfRange, codes.OutOfRange},
 		{errdefs.IsAborted, codes.Aborted},
 		{errdefs.IsDataLoss, codes.DataLoss},
-		{errdefs.IsInternal, codes.Internal}, // what the engine answers with 500
+		{errdefs.IsInternal, codes.Internal}, // the engine's status 500
 	} {
 		if k.is(err) {
 			return k.code

@@ -19,7 +19,7 @@ import (
 	"cri-dockerd/internal/wire"
 )
 
-// largeService gives large answers and counts its calls.
+// largeService returns large responses and counts its calls.
 type largeService struct {
 	service
 	lists, statuses atomic.Int32
@@ -33,7 +33,7 @@ func (l *largeService) ListContainers(
 ) (*runtimeapi.ListContainersResponse, error) {
 	l.lists.Add(1)
 	if l.fail.Load() {
-		panic("a list fails")
+		panic("failed list")
 	}
 	b, err := wire.AppendItem(nil, &runtimeapi.Container{Id: largeID})
 	return wire.WithEncoded(&runtimeapi.ListContainersResponse{}, b), err
@@ -59,24 +59,24 @@ func (l *largeService) ContainerStatus(
 	return &runtimeapi.ContainerStatusResponse{Info: map[string]string{"info": largeID}}, nil
 }
 
-// deafConn delivers nothing between deaf and heard.
-type deafConn struct {
+// stalledConn stops reading when stalled is set, until resume is closed.
+type stalledConn struct {
 	net.Conn
-	deaf  *atomic.Bool
-	heard chan struct{}
+	stalled *atomic.Bool
+	resume  chan struct{}
 }
 
-func (c deafConn) Read(p []byte) (int, error) {
+func (c stalledConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if c.deaf.Load() {
-		<-c.heard
+	if c.stalled.Load() {
+		<-c.resume
 	}
 	return n, err
 }
 
-// TestDeafClient makes calls with large answers on a connection that nobody reads. Only a few
-// answers may be made, and all calls end when the client reads again.
-func TestDeafClient(t *testing.T) {
+// TestStalledClient sends calls with large responses on a connection without a reader. The service
+// may run only a few of them, and all calls return when the client reads again.
+func TestStalledClient(t *testing.T) {
 	l := &largeService{}
 	srv := New(Services{Runtime: l, Image: l, Validate: func(any) error { return nil }, Log: quiet()})
 	listener := bufconn.Listen(1 << 20)
@@ -85,11 +85,11 @@ func TestDeafClient(t *testing.T) {
 	defer serving.Wait()
 	defer srv.Stop(time.Second)
 
-	var deaf atomic.Bool
-	heard := make(chan struct{})
+	var stalled atomic.Bool
+	resume := make(chan struct{})
 	conn := dial(t, func(ctx context.Context) (net.Conn, error) {
 		nc, err := listener.DialContext(ctx)
-		return deafConn{nc, &deaf, heard}, err
+		return stalledConn{nc, &stalled, resume}, err
 	})
 
 	other := dial(t, listener.DialContext)
@@ -98,41 +98,41 @@ func TestDeafClient(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	deaf.Store(true)
+	stalled.Store(true)
 	var calls sync.WaitGroup
 	for range 20 {
 		calls.Go(func() {
-			a, err := r.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
-			if err != nil || len(a.Containers) != 1 || a.Containers[0].Id != largeID {
+			resp, err := r.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+			if err != nil || len(resp.Containers) != 1 || resp.Containers[0].Id != largeID {
 				t.Errorf("ListContainers: %v", err)
 			}
 		})
 
 		calls.Go(func() {
-			a, err := images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
-			if err != nil || len(a.Images) != 1 || a.Images[0].Id != largeID {
+			resp, err := images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+			if err != nil || len(resp.Images) != 1 || resp.Images[0].Id != largeID {
 				t.Errorf("ListImages: %v", err)
 			}
 		})
 	}
 
-	eventually(t, func() bool { return l.lists.Load() >= largeAnswers })
-	time.Sleep(100 * time.Millisecond) // more calls would begin within this time
-	if n := l.lists.Load(); n > largeAnswers+1 {
-		t.Errorf("%d large answers were made for a client that does not read, want at most %d", n, largeAnswers+1)
+	eventually(t, func() bool { return l.lists.Load() >= responseSlots })
+	time.Sleep(100 * time.Millisecond) // further calls would start within this time
+	if n := l.lists.Load(); n > responseSlots+1 {
+		t.Errorf("%d large responses for a stalled client, want at most %d", n, responseSlots+1)
 	}
 
 	if _, err := runtimeapi.NewRuntimeServiceClient(other).ListContainers(t.Context(),
 		&runtimeapi.ListContainersRequest{}); err != nil {
-		t.Errorf("another client: %v", err)
+		t.Errorf("other client: %v", err)
 	}
 
-	deaf.Store(false)
-	close(heard)
+	stalled.Store(false)
+	close(resume)
 	calls.Wait()
 }
 
-// dial returns a client of connections that dialer makes.
+// dial returns a client with connections from dialer.
 func dial(t *testing.T, dialer func(context.Context) (net.Conn, error)) *grpc.ClientConn {
 	t.Helper()
 	c, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -146,42 +146,42 @@ func dial(t *testing.T, dialer func(context.Context) (net.Conn, error)) *grpc.Cl
 	return c
 }
 
-// TestLargeAnswersWaitForASlot: other calls with large answers fail if the client does not read,
-// and get a slot if it does.
-func TestLargeAnswersWaitForASlot(t *testing.T) {
-	slots := make(chan struct{}, largeAnswers)
+// TestLargeResponsesWaitForSlot checks that large responses of other calls fail if all slots remain
+// in use.
+func TestLargeResponsesWaitForSlot(t *testing.T) {
+	slots := make(chan struct{}, responseSlots)
 	ctx := context.WithValue(t.Context(), connectionKey{}, slots)
 	large := &runtimeapi.ContainerStatusResponse{Info: map[string]string{"info": largeID}}
-	for range largeAnswers {
-		if _, err := holdAnswer(ctx, "ContainerStatus", large, nil); err != nil {
+	for range responseSlots {
+		if _, err := holdResponse(ctx, "ContainerStatus", large, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	if _, err := holdAnswer(ctx, "ContainerStatus", &runtimeapi.ContainerStatusResponse{}, nil); err != nil {
-		t.Errorf("a small answer: %v", err)
+	if _, err := holdResponse(ctx, "ContainerStatus", &runtimeapi.ContainerStatusResponse{}, nil); err != nil {
+		t.Errorf("small response: %v", err)
 	}
 
 	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
 
-	if _, err := holdAnswer(short, "ContainerStatus", large, nil); status.Code(err) != codes.ResourceExhausted {
+	if _, err := holdResponse(short, "ContainerStatus", large, nil); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("no slot: %v, want ResourceExhausted", err)
 	}
 }
 
-// TestSlotsReturn makes more calls of every kind than there are slots, also some that fail.
-func TestSlotsReturn(t *testing.T) {
+// TestSlotsAreReleased sends more calls of every kind than there are slots, including failing ones.
+func TestSlotsAreReleased(t *testing.T) {
 	l := &largeService{}
 	conn, _ := serve(t, Services{Runtime: l, Image: l, Validate: func(any) error { return nil }, Log: quiet()})
 	r, images := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 
-	for range 2 * largeAnswers {
+	for range 2 * responseSlots {
 		l.fail.Store(true)
 		if _, err := r.ListContainers(ctx, &runtimeapi.ListContainersRequest{}); status.Code(err) != codes.Internal {
-			t.Fatalf("a list that fails: %v", err)
+			t.Fatalf("failing list: %v", err)
 		}
 
 		l.fail.Store(false)
@@ -197,12 +197,12 @@ func TestSlotsReturn(t *testing.T) {
 	}
 }
 
-// eventually waits until a condition holds.
-func eventually(t *testing.T, holds func() bool) {
+// eventually waits until a condition is met.
+func eventually(t *testing.T, isMet func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !isMet(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("not in time")
+			t.Fatal("timeout")
 		}
 	}
 }

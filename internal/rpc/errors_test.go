@@ -16,27 +16,27 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// answers is a service with an answer of its own to one call of each kind.
-type answers struct {
+// sizedService is a service with configurable responses to a unary and a streaming call.
+type sizedService struct {
 	service
 	version string
 	page    string
 }
 
-func (a *answers) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{Version: a.version}, nil
+func (s *sizedService) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{Version: s.version}, nil
 }
 
-func (a *answers) StreamContainers(
+func (s *sizedService) StreamContainers(
 	_ *runtimeapi.StreamContainersRequest, out runtimeapi.RuntimeService_StreamContainersServer,
 ) error {
-	return out.Send(&runtimeapi.StreamContainersResponse{Containers: []*runtimeapi.Container{{Id: a.page}}})
+	return out.Send(&runtimeapi.StreamContainersResponse{Containers: []*runtimeapi.Container{{Id: s.page}}})
 }
 
-// TestAnswersFitTheKubelet: one byte more than a kubelet takes is an error with words, of one
-// answer and of a stream.
-func TestAnswersFitTheKubelet(t *testing.T) {
-	a := &answers{version: strings.Repeat("v", maxMessage-5), page: strings.Repeat("p", maxMessage-10)}
+// TestResponseLimit checks that a response of one byte over the kubelet's limit is a clear error,
+// for unary calls and streams.
+func TestResponseLimit(t *testing.T) {
+	a := &sizedService{version: strings.Repeat("v", maxMessage-5), page: strings.Repeat("p", maxMessage-10)}
 	conn, srv := serve(t, Services{Runtime: a, Image: a, Validate: func(any) error { return nil }, Log: quiet()})
 	client := runtimeapi.NewRuntimeServiceClient(conn)
 	limit := grpc.MaxCallRecvMsgSize(maxMessage)
@@ -49,11 +49,11 @@ func TestAnswersFitTheKubelet(t *testing.T) {
 		return err
 	}
 	if _, err := client.Version(t.Context(), &runtimeapi.VersionRequest{}, limit); err != nil {
-		t.Errorf("an answer of 16 MiB: %v", err)
+		t.Errorf("response of 16 MiB: %v", err)
 	}
 
 	if err := stream(); err != nil {
-		t.Errorf("a page of 16 MiB: %v", err)
+		t.Errorf("page of 16 MiB: %v", err)
 	}
 
 	a.version, a.page = a.version+"v", a.page+"p"
@@ -66,13 +66,13 @@ func TestAnswersFitTheKubelet(t *testing.T) {
 	}
 
 	if n := testutil.ToFloat64(srv.metrics.oversized); n != 2 {
-		t.Errorf("%v answers were counted", n)
+		t.Errorf("%v oversized responses counted, want 2", n)
 	}
 }
 
-// TestInvalidTextsAreAnswered: a text that is not UTF-8 costs no answer.
-func TestInvalidTextsAreAnswered(t *testing.T) {
-	a := &answers{version: "1\xff", page: "\xc3"}
+// TestInvalidUTF8 checks that invalid UTF-8 does not fail a response.
+func TestInvalidUTF8(t *testing.T) {
+	a := &sizedService{version: "1\xff", page: "\xc3"}
 	conn, _ := serve(t, Services{Runtime: a, Image: a, Validate: func(any) error { return nil }, Log: quiet()})
 	client := runtimeapi.NewRuntimeServiceClient(conn)
 	if v, err := client.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || v.Version != "1\uFFFD" {
@@ -89,11 +89,13 @@ func TestInvalidTextsAreAnswered(t *testing.T) {
 	}
 }
 
-// TestErrorsAreBounded: an error of any text reaches the kubelet as one that it can store.
-func TestErrorsAreBounded(t *testing.T) {
-	for _, said := range []string{strings.Repeat("\xff\x00", 10<<20), strings.Repeat("e", 20<<20), "\x1b[2J", "plain"} {
+// TestErrorTextLimit checks that the kubelet gets a short and valid text for any error.
+func TestErrorTextLimit(t *testing.T) {
+	for _, message := range []string{
+		strings.Repeat("\xff\x00", 10<<20), strings.Repeat("e", 20<<20), "\x1b[2J", "plain",
+	} {
 		conn, log, _ := start(t, &service{stop: func(context.Context) (*runtimeapi.StopPodSandboxResponse, error) {
-			return nil, errors.New(said)
+			return nil, errors.New(message)
 		}}, nil)
 		_, err := runtimeapi.NewRuntimeServiceClient(conn).StopPodSandbox(t.Context(),
 			&runtimeapi.StopPodSandboxRequest{PodSandboxId: strings.Repeat("i", 1<<20)})
@@ -104,13 +106,13 @@ func TestErrorsAreBounded(t *testing.T) {
 		}
 
 		if n := len(log.String()); n > 4*maxErrorText {
-			t.Errorf("a log of %d bytes", n)
+			t.Errorf("the log has %d bytes", n)
 		}
 	}
 }
 
-// TestPanicsKeepSecrets: neither the log nor the error of a panic has the request's credentials.
-func TestPanicsKeepSecrets(t *testing.T) {
+// TestPanicsMaskSecrets checks that the log and the error of a panic have no credentials.
+func TestPanicsMaskSecrets(t *testing.T) {
 	const password = "hunter/two=\"x\""
 	i := newInterceptor(func(any) error { return nil }, quiet())
 	log := &lockedBuffer{}
@@ -129,8 +131,8 @@ func TestPanicsKeepSecrets(t *testing.T) {
 	}
 }
 
-// TestRequestsAreBounded: a request that is larger than any kubelet's is refused before it is read.
-func TestRequestsAreBounded(t *testing.T) {
+// TestRequestLimit checks that an oversized request is rejected before it is read.
+func TestRequestLimit(t *testing.T) {
 	conn, _, _ := start(t, &service{}, nil)
 	_, err := runtimeapi.NewRuntimeServiceClient(conn).StopPodSandbox(t.Context(),
 		&runtimeapi.StopPodSandboxRequest{PodSandboxId: strings.Repeat("i", maxMessage+1)})
@@ -141,7 +143,7 @@ func TestRequestsAreBounded(t *testing.T) {
 	_, err = runtimeapi.NewRuntimeServiceClient(conn).StopPodSandbox(t.Context(),
 		&runtimeapi.StopPodSandboxRequest{PodSandboxId: "\xff"})
 	if err == nil {
-		t.Error("a request that is not UTF-8 was sent")
+		t.Error("a request with invalid UTF-8 was sent")
 	}
 }
 
