@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -99,9 +100,11 @@ func process(k Kernel, pid int, file string) string {
 func TestAnotherProcessIsNotTheContainer(t *testing.T) {
 	k, _ := v1(t)
 	for pid, container := range map[int]string{7: "beef", 10: id, 99: id, 0: ""} {
-		if _, err := k.Of(pid, container); !errdefs.IsNotFound(err) {
-			t.Errorf("process %d as container %q: error %v, want NotFound", pid, container, err)
-		}
+		t.Run(fmt.Sprint(pid, container), func(t *testing.T) {
+			if _, err := k.Of(pid, container); !errdefs.IsNotFound(err) {
+				t.Errorf("process %d as container %q: error %v, want NotFound", pid, container, err)
+			}
+		})
 	}
 }
 

@@ -56,9 +56,11 @@ func TestOwnPath(t *testing.T) {
 		"c0ffee":                                        "",
 		"/" + strings.Repeat("deep/", 100) + "c0ffee/x": "/" + strings.Repeat("deep/", 100) + "c0ffee",
 	} {
-		if got, ok := ownPath(path, id); ok != (want != "") || ok && got != want {
-			t.Errorf("path %q: %q, want %q", path, got, want)
-		}
+		t.Run(path, func(t *testing.T) {
+			if got, ok := ownPath(path, id); ok != (want != "") || ok && got != want {
+				t.Errorf("path %q: %q, want %q", path, got, want)
+			}
+		})
 	}
 }
 

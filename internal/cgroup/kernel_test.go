@@ -75,30 +75,32 @@ func TestProcessThatMovesItself(t *testing.T) {
 		"a group below its own":             {toChild, base + "/pod1/" + own},
 		"a group of its own name elsewhere": {toSame, base + "/pod2/" + other + "/" + own},
 	} {
-		c.move(attacker)
-		g, err := k.Of(attacker, own)
-		if err != nil || g.Path() != c.path {
-			t.Errorf("%s: %v, %v", name, g, err)
-			continue
-		}
+		t.Run(name, func(t *testing.T) {
+			c.move(attacker)
+			g, err := k.Of(attacker, own)
+			if err != nil || g.Path() != c.path {
+				t.Errorf("group %v, %v", g, err)
+				return
+			}
 
-		if pids, err := g.PIDs(); err != nil || len(pids) != 1 || pids[0] != attacker {
-			t.Errorf("%s: processes %v, %v", name, pids, err)
-		}
+			if pids, err := g.PIDs(); err != nil || len(pids) != 1 || pids[0] != attacker {
+				t.Errorf("processes %v, %v", pids, err)
+			}
 
-		must(t, g.SetOOMScoreAdj(500))
-		if score(attacker) != "500" || score(victim) != before {
-			t.Errorf("%s: scores %s and %s", name, score(attacker), score(victim))
-		}
+			must(t, g.SetOOMScoreAdj(500))
+			if score(attacker) != "500" || score(victim) != before {
+				t.Errorf("scores %s and %s", score(attacker), score(victim))
+			}
 
-		toOther(attacker) // and away again, while the group is open
-		if err := g.SetOOMScoreAdj(600); err != nil || score(attacker) != "500" || score(victim) != before {
-			t.Errorf("%s: after it has moved on: %v, scores %s and %s", name, err, score(attacker), score(victim))
-		}
+			toOther(attacker) // and away again, while the group is open
+			if err := g.SetOOMScoreAdj(600); err != nil || score(attacker) != "500" || score(victim) != before {
+				t.Errorf("after it has moved on: %v, scores %s and %s", err, score(attacker), score(victim))
+			}
 
-		g.Close()
-		if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
-			t.Errorf("Of returned the other container's group: %v", g)
-		}
+			g.Close()
+			if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
+				t.Errorf("Of returned the other container's group: %v", g)
+			}
+		})
 	}
 }

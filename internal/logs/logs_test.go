@@ -283,12 +283,14 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 // disconnect.
 func TestOneFailureIsRetried(t *testing.T) {
 	for _, mode := range []string{ModeAuto, ModeCRI} {
-		w := &world{running: true, reach: fmt.Errorf("connection reset: %w", errdefs.ErrUnavailable)}
-		inBubble(t, mode, w, func(t *testing.T, l *Logs) {
-			settle()
-			w.setReach(nil)
-			time.Sleep(retryUnavailable)
-			expect(t, l, ModeCRI, "", driver.Name)
+		t.Run(mode, func(t *testing.T) {
+			w := &world{running: true, reach: fmt.Errorf("connection reset: %w", errdefs.ErrUnavailable)}
+			inBubble(t, mode, w, func(t *testing.T, l *Logs) {
+				settle()
+				w.setReach(nil)
+				time.Sleep(retryUnavailable)
+				expect(t, l, ModeCRI, "", driver.Name)
+			})
 		})
 	}
 }

@@ -288,32 +288,34 @@ func TestPlantedLinks(t *testing.T) {
 // TestPlantedDirectories expects a link in the place of a directory not to be followed.
 func TestPlantedDirectories(t *testing.T) {
 	for _, up := range []string{"..", "../.."} {
-		c := newContainer(t)
-		s, outside := newLinks(c), t.TempDir()
-		link := filepath.Join(c.LogPath, up)
-		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(up, func(t *testing.T) {
+			c := newContainer(t)
+			s, outside := newLinks(c), t.TempDir()
+			link := filepath.Join(c.LogPath, up)
+			if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+				t.Fatal(err)
+			}
 
-		if err := os.Symlink(outside, link); err != nil {
-			t.Fatal(err)
-		}
+			if err := os.Symlink(outside, link); err != nil {
+				t.Fatal(err)
+			}
 
-		if err := s.started(t.Context(), c); err == nil || !strings.Contains(err.Error(), link) {
-			t.Errorf("started: %v", err)
-		}
+			if err := s.started(t.Context(), c); err == nil || !strings.Contains(err.Error(), link) {
+				t.Errorf("started: %v", err)
+			}
 
-		if err := s.reopen(t.Context(), c); err == nil {
-			t.Error("reopen: no error")
-		}
+			if err := s.reopen(t.Context(), c); err == nil {
+				t.Error("reopen: no error")
+			}
 
-		if err := s.removed(t.Context(), c); err != nil {
-			t.Error(err)
-		}
+			if err := s.removed(t.Context(), c); err != nil {
+				t.Error(err)
+			}
 
-		if files, _ := os.ReadDir(outside); len(files) > 0 {
-			t.Errorf("files outside: %v", files)
-		}
+			if files, _ := os.ReadDir(outside); len(files) > 0 {
+				t.Errorf("files outside: %v", files)
+			}
+		})
 	}
 }
 
@@ -341,31 +343,33 @@ func TestEngineLogElsewhere(t *testing.T) {
 	for _, path := range []string{
 		foreign, "/etc/shadow", "relative", other, root, dir + "/../../../../foreign", link, hard, fifo,
 	} {
-		c := *good
-		c.EngineLogPath = path
-		s := newLinks(good)
-		renamed := c.LogPath + ".20260101"
-		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(path, func(t *testing.T) {
+			c := *good
+			c.EngineLogPath = path
+			s := newLinks(good)
+			renamed := c.LogPath + ".20260101"
+			if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+				t.Fatal(err)
+			}
 
-		_ = os.Remove(renamed)
-		if err := os.Symlink(path, renamed); err != nil {
-			t.Fatal(err)
-		}
+			_ = os.Remove(renamed)
+			if err := os.Symlink(path, renamed); err != nil {
+				t.Fatal(err)
+			}
 
-		if err := s.reopen(t.Context(), &c); err == nil {
-			t.Errorf("%s is accepted", path)
-		}
+			if err := s.reopen(t.Context(), &c); err == nil {
+				t.Errorf("%s is accepted", path)
+			}
 
-		own := slices.Contains([]string{link, hard, fifo}, path)
-		if err := s.started(t.Context(), &c); err == nil && !own {
-			t.Errorf("%s is linked", path)
-		}
+			own := slices.Contains([]string{link, hard, fifo}, path)
+			if err := s.started(t.Context(), &c); err == nil && !own {
+				t.Errorf("%s is linked", path)
+			}
 
-		if target, err := os.Readlink(renamed); err != nil || target != path {
-			t.Errorf("%s: the renamed link has target %q, %v", path, target, err)
-		}
+			if target, err := os.Readlink(renamed); err != nil || target != path {
+				t.Errorf("%s: the renamed link has target %q, %v", path, target, err)
+			}
+		})
 	}
 
 	s := newLinks(good)

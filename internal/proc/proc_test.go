@@ -232,34 +232,36 @@ func TestForeign(t *testing.T) {
 	}
 
 	for ns, want := range map[string]string{"mnt": "mount", "pid": "PID", "user": "user"} {
-		f := tree(t, nil)
-		if err := os.Mkdir(filepath.Join(f.root, "1"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(ns, func(t *testing.T) {
+			f := tree(t, nil)
+			if err := os.Mkdir(filepath.Join(f.root, "1"), 0o755); err != nil {
+				t.Fatal(err)
+			}
 
-		if err := os.CopyFS(filepath.Join(f.root, "1"), os.DirFS(filepath.Join(f.root, "self"))); err != nil {
-			t.Fatal(err)
-		}
+			if err := os.CopyFS(filepath.Join(f.root, "1"), os.DirFS(filepath.Join(f.root, "self"))); err != nil {
+				t.Fatal(err)
+			}
 
-		if got := f.Foreign(); got != "" {
-			t.Errorf("the same namespaces: %q", got)
-		}
+			if got := f.Foreign(); got != "" {
+				t.Errorf("the same namespaces: %q", got)
+			}
 
-		link := filepath.Join(f.root, "1/ns", ns)
-		if err := errors.Join(os.Remove(link), os.Symlink(ns+":[2]", link)); err != nil {
-			t.Fatal(err)
-		}
+			link := filepath.Join(f.root, "1/ns", ns)
+			if err := errors.Join(os.Remove(link), os.Symlink(ns+":[2]", link)); err != nil {
+				t.Fatal(err)
+			}
 
-		if got := f.Foreign(); got != "it does not run in the "+want+" namespace of process 1" {
-			t.Errorf("%s: %q", ns, got)
-		}
-		if err := os.Remove(link); err != nil {
-			t.Fatal(err)
-		}
+			if got := f.Foreign(); got != "it does not run in the "+want+" namespace of process 1" {
+				t.Errorf("%s: %q", ns, got)
+			}
+			if err := os.Remove(link); err != nil {
+				t.Fatal(err)
+			}
 
-		if got := f.Foreign(); got != "the namespaces of process 1 cannot be read" {
-			t.Errorf("%s: %q", ns, got)
-		}
+			if got := f.Foreign(); got != "the namespaces of process 1 cannot be read" {
+				t.Errorf("%s: %q", ns, got)
+			}
+		})
 	}
 }
 

@@ -60,17 +60,19 @@ func TestRenameRemovesTheTemporaryFile(t *testing.T) {
 	defer dir.Close()
 
 	for name, fails := range map[string]bool{"name": false, "missing/name": true} {
-		tmp := TemporaryName()
-		if err := os.WriteFile(filepath.Join(dir.Name(), tmp), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(name, func(t *testing.T) {
+			tmp := TemporaryName()
+			if err := os.WriteFile(filepath.Join(dir.Name(), tmp), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
 
-		if err := Rename(dir, tmp, name); (err != nil) != fails {
-			t.Errorf("%s: error %v", name, err)
-		}
+			if err := Rename(dir, tmp, name); (err != nil) != fails {
+				t.Errorf("%s: error %v", name, err)
+			}
 
-		if _, err := os.Lstat(filepath.Join(dir.Name(), tmp)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s: the temporary file still exists: %v", name, err)
-		}
+			if _, err := os.Lstat(filepath.Join(dir.Name(), tmp)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: the temporary file still exists: %v", name, err)
+			}
+		})
 	}
 }

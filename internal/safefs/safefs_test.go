@@ -62,9 +62,11 @@ func TestOpenRegular(t *testing.T) {
 		"sub":           errdefs.ErrFailedPrecondition,
 		"missing":       os.ErrNotExist,
 	} {
-		if f, err := OpenRegular(dir, name); !errors.Is(err, want) {
-			t.Errorf("%s: %v, %v; want %v", name, f, err, want)
-		}
+		t.Run(name, func(t *testing.T) {
+			if f, err := OpenRegular(dir, name); !errors.Is(err, want) {
+				t.Errorf("%s: %v, %v; want %v", name, f, err, want)
+			}
+		})
 	}
 }
 

@@ -198,9 +198,11 @@ func TestIsPodGroup(t *testing.T) {
 		"pod":                               false,
 		"":                                  false,
 	} {
-		if got := isPodGroup(name, "0a-1b"); got != want {
-			t.Errorf("%q: %v", name, got)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got := isPodGroup(name, "0a-1b"); got != want {
+				t.Errorf("%q: %v", name, got)
+			}
+		})
 	}
 }
 

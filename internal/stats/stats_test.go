@@ -135,9 +135,11 @@ func TestPod(t *testing.T) {
 	}
 
 	for _, other := range []string{"", "ffff"} {
-		if _, err := r.Pod(id, 7, other); !errors.Is(err, ErrNoPodGroup) {
-			t.Errorf("UID %q: %v", other, err)
-		}
+		t.Run(other, func(t *testing.T) {
+			if _, err := r.Pod(id, 7, other); !errors.Is(err, ErrNoPodGroup) {
+				t.Errorf("UID %q: %v", other, err)
+			}
+		})
 	}
 }
 
@@ -291,9 +293,11 @@ func TestDisks(t *testing.T) {
 	m.write("proc/partitions", "major minor  #blocks  name\n\n   8        0  488386584 sda\n   8        1     "+
 		"524288 sda1\n 259        0  500107608 nvme0n1\n")
 	for want, number := range map[string][2]uint32{"/dev/sda1": {8, 1}, "/dev/nvme0n1": {259, 0}, "": {0, 31}} {
-		if got := r.Device(number[0], number[1]); got != want {
-			t.Errorf("device %v: %q, want %q", number, got, want)
-		}
+		t.Run(want, func(t *testing.T) {
+			if got := r.Device(number[0], number[1]); got != want {
+				t.Errorf("device %v: %q, want %q", number, got, want)
+			}
+		})
 	}
 
 	fs, err := r.FileSystem(m.dir)

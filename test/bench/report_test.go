@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -9,9 +10,11 @@ import (
 func TestQuantile(t *testing.T) {
 	d := []time.Duration{4, 1, 3, 2, 5}
 	for q, want := range map[int]time.Duration{1: 1, 50: 3, 99: 5, 100: 5} {
-		if got := quantile(d, q); got != want {
-			t.Errorf("quantile %d is %d, want %d", q, got, want)
-		}
+		t.Run(fmt.Sprint(q), func(t *testing.T) {
+			if got := quantile(d, q); got != want {
+				t.Errorf("quantile %d is %d, want %d", q, got, want)
+			}
+		})
 	}
 
 	if quantile(nil, 50) != 0 {

@@ -71,11 +71,14 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 	}
 
 	for _, body := range []string{"", "{", `{"File":"x"}`, `{"File":"/x","Info":{}}`} {
-		w := httptest.NewRecorder()
-		e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/LogDriver.StartLogging", strings.NewReader(body)))
-		if !strings.Contains(w.Body.String(), `"Err":"`) || strings.Contains(w.Body.String(), `"Err":""`) {
-			t.Errorf("%q: %s", body, w.Body)
-		}
+		t.Run(body, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest(http.MethodPost, "/LogDriver.StartLogging", strings.NewReader(body))
+			e.http.ServeHTTP(w, r)
+			if !strings.Contains(w.Body.String(), `"Err":"`) || strings.Contains(w.Body.String(), `"Err":""`) {
+				t.Errorf("%q: %s", body, w.Body)
+			}
+		})
 	}
 }
 
@@ -166,11 +169,13 @@ func TestPluginProtocol(t *testing.T) {
 		"/Plugin.Activate":        `{"Implements":["LogDriver"]}`,
 		"/LogDriver.Capabilities": `{"Cap":{"ReadLogs":true}}`,
 	} {
-		w := httptest.NewRecorder()
-		e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
-		if got := strings.TrimSpace(w.Body.String()); got != want {
-			t.Errorf("%s: %s", path, got)
-		}
+		t.Run(path, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
+			if got := strings.TrimSpace(w.Body.String()); got != want {
+				t.Errorf("%s: %s", path, got)
+			}
+		})
 	}
 
 	w := httptest.NewRecorder()
